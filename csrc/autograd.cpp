@@ -1,0 +1,104 @@
+// autograd.cpp: gradients, generator state, optimizer steps and attention, where gotch's C layer lacks an argument
+// that libtorch has.
+#include "internal.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/grad_mode.h>
+
+using namespace conquer;
+
+int cq_backward(const cq_tensor *outputs, const cq_tensor *seeds, int n, const cq_tensor *inputs, int n_inputs,
+                int keep_graph) {
+  return guarded([&] {
+    torch::autograd::backward(tensors_of(outputs, n), tensors_of(seeds, n), keep_graph != 0, /*create_graph=*/false,
+                              tensors_of(inputs, n_inputs));
+    return 0;
+  });
+}
+
+int cq_set_grad_enabled(int on) {
+  bool was = at::GradMode::is_enabled();
+  at::GradMode::set_enabled(on != 0);
+  return was;
+}
+
+void cq_clear_grad(cq_tensor t) { static_cast<at::Tensor *>(t)->mutable_grad().reset(); }
+
+int cq_set_grad(cq_tensor t, cq_tensor grad) {
+  return guarded([&] {
+    static_cast<at::Tensor *>(t)->mutable_grad() = tensor_of(grad);
+    return 0;
+  });
+}
+
+int cq_set_data(cq_tensor t, cq_tensor src) {
+  return guarded([&] {
+    static_cast<at::Tensor *>(t)->set_data(tensor_of(src).detach());
+    return 0;
+  });
+}
+
+static at::Generator generator_of(int device) {
+  return at::globalContext().defaultGenerator(device < 0 ? at::Device(at::kCPU) : at::Device(at::kCUDA, device));
+}
+
+int cq_rng_state(int device, cq_tensor *out) {
+  return guarded([&] {
+    at::Generator generator = generator_of(device);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    return give(out, generator.get_state());
+  });
+}
+
+int cq_set_rng_state(int device, cq_tensor state) {
+  return guarded([&] {
+    at::Generator generator = generator_of(device);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_state(tensor_of(state));
+    return 0;
+  });
+}
+
+int cq_adamw(const cq_tensor *params, const cq_tensor *grads, const cq_tensor *exp_avgs, const cq_tensor *exp_avg_sqs,
+             const cq_tensor *steps, int n, double lr, double beta1, double beta2, double weight_decay, double eps) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    auto step_list = tensors_of(steps, n);
+    at::_foreach_add_(step_list, 1);
+    at::_fused_adamw_(tensors_of(params, n), tensors_of(grads, n), tensors_of(exp_avgs, n), tensors_of(exp_avg_sqs, n),
+                      /*max_exp_avg_sqs=*/{}, step_list, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
+                      /*maximize=*/false);
+    return 0;
+  });
+}
+
+int cq_global_norm(const cq_tensor *tensors, int n, cq_tensor *out) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    if (n == 0)
+      return give(out, at::zeros({}, at::kFloat));
+    auto norms = at::_foreach_norm(tensors_of(tensors, n), 2, at::kFloat);
+    return give(out, at::linalg_vector_norm(at::stack(norms)));
+  });
+}
+
+int cq_scale_all(const cq_tensor *tensors, int n, cq_tensor factor) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    if (n)
+      at::_foreach_mul_(tensors_of(tensors, n), tensor_of(factor));
+    return 0;
+  });
+}
+
+int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropout, int causal, double scale,
+            cq_tensor *out) {
+  return guarded([&] {
+    const at::Tensor query = tensor_of(q), key = tensor_of(k);
+    bool grouped = query.size(-3) != key.size(-3);
+    return give(out, at::scaled_dot_product_attention(query, key, tensor_of(v), optional_of(mask), dropout, causal != 0,
+                                                      scale > 0 ? std::optional<double>(scale) : std::nullopt, grouped));
+  });
+}

@@ -1,0 +1,125 @@
+/* conquer.h is the one door between Go and the project's C++: every function that the Go packages call through cgo
+ * and that gotch's C layer does not offer.
+ *
+ * Conventions
+ *   - cq_tensor is an at::Tensor*, the same handle that gotch's C layer uses, so a tensor made by one is used by the other.
+ *   - A function that can fail returns 0 on success and 1 on failure; cq_last_error() then holds the reason
+ *     (for the calling thread, until its next failure).
+ *   - A tensor handed back through an `out` pointer already belongs to the innermost open scope of the calling thread.
+ *   - A tensor argument that may be absent says so ("or NULL").
+ *   - Shapes use the field's letters: B batch, L sequence, H heads, K key/value heads, P head dimension, D model width,
+ *     V vocabulary.
+ *   - dtypes are c10::ScalarType numbers; a device is -1 for the CPU and the index of a CUDA device otherwise.
+ */
+#ifndef CONQUER_H
+#define CONQUER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef void *cq_tensor;
+
+/* ---- errors ---------------------------------------------------------------------------------------------------- */
+
+/* The message of the calling thread's last failure; owned by the library, valid until the thread's next failure. */
+const char *cq_last_error(void);
+
+/* ---- scopes: deterministic freeing of tensor handles (runtime.cpp) ------------------------------------------------ */
+
+/* Opens a scope on the calling thread; tensors made from now on belong to it. */
+void cq_scope_open(void);
+/* Closes the innermost scope and frees what belongs to it. */
+void cq_scope_close(void);
+/* Gives a fresh handle (from gotch) to the innermost scope. Fails when no scope is open; the handle is then freed. */
+int cq_scope_adopt(cq_tensor t);
+/* Moves a handle of the innermost scope to the scope outside. Fails when it does not belong to the innermost scope, or
+ * when there is no scope outside. */
+int cq_scope_keep(cq_tensor t);
+/* Takes a handle out of every scope: the caller frees it with cq_tensor_free. Fails when no open scope holds it. */
+int cq_scope_release(cq_tensor t);
+/* Frees a released handle. */
+void cq_tensor_free(cq_tensor t);
+/* How many handles this process holds, over all threads: for leak tests. */
+int64_t cq_live_tensors(void);
+/* How many scopes the calling thread has open. */
+int cq_scope_depth(void);
+
+/* ---- tensors ----------------------------------------------------------------------------------------------------- */
+
+/* Rank, dtype, device and, for at most `room` dimensions, the sizes of t, in one call. */
+void cq_tensor_describe(cq_tensor t, int *rank, int *dtype, int *device, int64_t *sizes, int room);
+/* The bytes of a contiguous CPU tensor, copied from or to `data`; fails when the length does not match. */
+int cq_tensor_read(cq_tensor t, void *data, size_t bytes);
+/* A new CPU tensor holding a copy of `data`. */
+int cq_tensor_from(const void *data, size_t bytes, const int64_t *sizes, int rank, int dtype, cq_tensor *out);
+
+/* A file mapped into memory, privately: writing to a view of it changes this process's copy of the page alone. The
+ * mapping lives until it is closed and the last tensor that views it is gone. */
+typedef struct cq_mapping cq_mapping;
+int cq_map_open(const char *path, cq_mapping **out, const uint8_t **data, size_t *bytes);
+void cq_map_close(cq_mapping *map);
+/* A tensor over bytes [offset, offset + size of the tensor) of the mapping, without copying. */
+int cq_map_tensor(cq_mapping *map, size_t offset, const int64_t *sizes, int rank, int dtype, cq_tensor *out);
+
+/* ---- autograd and randomness --------------------------------------------------------------------------------------- */
+
+/* Accumulates into each input's .grad the gradient of sum_i <outputs_i, seeds_i>; with n_inputs 0 every leaf reached
+ * gets its gradient. A seed may be NULL for a scalar output (it is then one). */
+int cq_backward(const cq_tensor *outputs, const cq_tensor *seeds, int n, const cq_tensor *inputs, int n_inputs,
+                int keep_graph);
+/* Switches gradient recording on the calling thread; returns what it was. */
+int cq_set_grad_enabled(int on);
+/* Drops t's .grad. */
+void cq_clear_grad(cq_tensor t);
+/* Makes `grad` t's .grad (sharing storage). */
+int cq_set_grad(cq_tensor t, cq_tensor grad);
+/* t shares src's storage, shape and dtype from now on (autograd's view of t is untouched: a parameter stays a leaf). */
+int cq_set_data(cq_tensor t, cq_tensor src);
+/* The state of the default generator of a device, as a uint8 CPU tensor. */
+int cq_rng_state(int device, cq_tensor *out);
+int cq_set_rng_state(int device, cq_tensor state);
+
+/* ---- optimizer steps ------------------------------------------------------------------------------------------------ */
+
+/* libtorch's fused AdamW over n parameters of one device and dtype: params, grads, exp_avgs and exp_avg_sqs in place;
+ * `steps` are float32 scalars that the call increments first. */
+int cq_adamw(const cq_tensor *params, const cq_tensor *grads, const cq_tensor *exp_avgs, const cq_tensor *exp_avg_sqs,
+             const cq_tensor *steps, int n, double lr, double beta1, double beta2, double weight_decay, double eps);
+/* The global 2-norm of n tensors, accumulated in float32 (a float32 scalar on their device). */
+int cq_global_norm(const cq_tensor *tensors, int n, cq_tensor *out);
+/* tensors_i *= factor, factor a float32 scalar tensor on the same device. */
+int cq_scale_all(const cq_tensor *tensors, int n, cq_tensor factor);
+
+/* ---- attention -------------------------------------------------------------------------------------------------------- */
+
+/* Scaled dot-product attention with grouped queries. q [B,H,L,P], k and v [B,K,S,P] with K dividing H; mask NULL, or
+ * boolean / q's dtype and broadcastable to [B,H,L,S]; causal masks the upper triangle aligned to the top left. */
+int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropout, int causal, double scale,
+            cq_tensor *out);
+
+/* ---- CUDA (cuda/), loaded at run time ---------------------------------------------------------------------------------- */
+
+/* Loads libtorch's CUDA part and the project's own from the folder of this library; must run before the first CUDA query
+ * of the process. Idempotent. Fails, with the reason, where there is no driver or the library does not load. */
+int cq_cuda_load(void);
+/* Devices that can be used (0 until cq_cuda_load succeeded). */
+int cq_cuda_device_count(void);
+typedef struct {
+  char name[256];
+  int major, minor, multiprocessors;
+  int64_t total_bytes, free_bytes, allocated_bytes, peak_allocated_bytes;
+} cq_cuda_info;
+int cq_cuda_describe(int device, cq_cuda_info *info);
+int cq_cuda_reset_peak(int device);
+int cq_cuda_synchronize(int device);
+/* Returns cached blocks to the driver. */
+int cq_cuda_empty_cache(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

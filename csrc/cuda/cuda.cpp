@@ -1,0 +1,66 @@
+// cuda.cpp: what needs CUDA's headers and libraries, compiled with the plain C++ compiler into libconquer_cuda.so. No nvcc
+// and no GPU are needed to build it; loader.cpp opens it where a driver is present.
+#include "../internal.h"
+
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+
+using namespace conquer;
+
+namespace {
+
+int device_count() { return c10::cuda::device_count(); }
+
+int describe(int device, cq_cuda_info *info) {
+  return guarded([&] {
+    cudaDeviceProp properties;
+    C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+    std::strncpy(info->name, properties.name, sizeof info->name - 1);
+    info->name[sizeof info->name - 1] = 0;
+    info->major = properties.major;
+    info->minor = properties.minor;
+    info->multiprocessors = properties.multiProcessorCount;
+    c10::cuda::CUDAGuard guard(device);
+    size_t free_bytes = 0, total_bytes = 0;
+    C10_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+    info->free_bytes = static_cast<int64_t>(free_bytes);
+    info->total_bytes = static_cast<int64_t>(total_bytes);
+    auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device);
+    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    info->allocated_bytes = stats.allocated_bytes[all].current;
+    info->peak_allocated_bytes = stats.allocated_bytes[all].peak;
+    return 0;
+  });
+}
+
+int reset_peak(int device) {
+  return guarded([&] {
+    c10::cuda::CUDACachingAllocator::resetPeakStats(device);
+    return 0;
+  });
+}
+
+int synchronize(int device) {
+  return guarded([&] {
+    c10::cuda::CUDAGuard guard(device);
+    c10::cuda::device_synchronize();
+    return 0;
+  });
+}
+
+int empty_cache() {
+  return guarded([&] {
+    c10::cuda::CUDACachingAllocator::emptyCache();
+    return 0;
+  });
+}
+
+} // namespace
+
+extern "C" void cq_cuda_fill_table(CudaTable *table) {
+  *table = CudaTable{describe, reset_peak, synchronize, empty_cache, device_count};
+}

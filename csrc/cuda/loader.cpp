@@ -1,0 +1,68 @@
+// loader.cpp: turns a CPU process into a CUDA one at run time. It lives in libconquer.so, which needs no CUDA itself:
+// libtorch_cuda.so and then libconquer_cuda.so (cuda.cpp) are opened when a GPU is asked for. The order matters: one CUDA
+// query before libtorch_cuda is loaded, and libtorch remembers "no CUDA" for the life of the process.
+#include "../internal.h"
+
+#include <dlfcn.h>
+
+#include <mutex>
+
+using namespace conquer;
+
+static CudaTable table{};
+static bool loaded = false;
+
+// Opens a library of the folder that holds this one, or by the loader's ordinary search.
+static void *open_beside(const char *name) {
+  Dl_info self;
+  if (dladdr(reinterpret_cast<void *>(&cq_cuda_load), &self) && self.dli_fname) {
+    std::string path(self.dli_fname);
+    path = path.substr(0, path.find_last_of('/') + 1) + name;
+    if (void *handle = dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL))
+      return handle;
+  }
+  return dlopen(name, RTLD_NOW | RTLD_GLOBAL);
+}
+
+int cq_cuda_load(void) {
+  static std::once_flag once;
+  static std::string reason;
+  std::call_once(once, [] {
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
+    if (!driver) {
+      reason = "no NVIDIA driver here (libcuda.so.1 does not load)";
+      return;
+    }
+    // libtorch_cuda.so is found through this library's own search path.
+    if (!dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) {
+      reason = std::string("libtorch's CUDA part does not load: ") + dlerror();
+      return;
+    }
+    void *ours = open_beside("libconquer_cuda.so");
+    if (!ours) {
+      reason = std::string("libconquer_cuda.so does not load: ") + dlerror();
+      return;
+    }
+    auto fill = reinterpret_cast<void (*)(CudaTable *)>(dlsym(ours, "cq_cuda_fill_table"));
+    if (!fill) {
+      reason = "libconquer_cuda.so is of another version than this program";
+      return;
+    }
+    fill(&table);
+    if (table.device_count() < 1) {
+      reason = "the NVIDIA driver finds no device";
+      return;
+    }
+    loaded = true;
+  });
+  return loaded ? 0 : fail(reason);
+}
+
+int cq_cuda_device_count(void) { return loaded ? table.device_count() : 0; }
+
+static int need_cuda() { return loaded ? 0 : fail("CUDA was not loaded"); }
+
+int cq_cuda_describe(int device, cq_cuda_info *info) { return need_cuda() || table.describe(device, info); }
+int cq_cuda_reset_peak(int device) { return need_cuda() || table.reset_peak(device); }
+int cq_cuda_synchronize(int device) { return need_cuda() || table.synchronize(device); }
+int cq_cuda_empty_cache(void) { return need_cuda() || table.empty_cache(); }

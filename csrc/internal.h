@@ -1,0 +1,48 @@
+// internal.h: what the C++ files of this folder share.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <exception>
+#include <string>
+
+#include "conquer.h"
+
+namespace conquer {
+
+// Records the reason of a failure for cq_last_error and returns 1.
+int fail(const std::string &reason);
+
+// The tensor behind a handle, or an undefined tensor for NULL.
+inline at::Tensor tensor_of(cq_tensor t) { return t ? *static_cast<at::Tensor *>(t) : at::Tensor(); }
+inline std::optional<at::Tensor> optional_of(cq_tensor t) {
+  return t ? std::optional<at::Tensor>(*static_cast<at::Tensor *>(t)) : std::nullopt;
+}
+std::vector<at::Tensor> tensors_of(const cq_tensor *ts, int n);
+
+// Makes a handle that belongs to the calling thread's innermost scope.
+int give(cq_tensor *out, at::Tensor t);
+
+// Runs f, turning an exception into a recorded failure. f returns 0 or 1 as the C functions do.
+template <class F> int guarded(F &&f) noexcept {
+  try {
+    return f();
+  } catch (const c10::Error &e) {
+    return fail(e.what_without_backtrace());
+  } catch (const std::exception &e) {
+    return fail(e.what());
+  } catch (...) {
+    return fail("unknown C++ exception");
+  }
+}
+
+// What the CUDA library offers; filled in by cq_cuda_load (see cuda/loader.cpp).
+struct CudaTable {
+  int (*describe)(int, cq_cuda_info *);
+  int (*reset_peak)(int);
+  int (*synchronize)(int);
+  int (*empty_cache)();
+  int (*device_count)();
+};
+
+} // namespace conquer
