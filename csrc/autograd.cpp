@@ -4,6 +4,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/grad_mode.h>
 
@@ -39,6 +40,16 @@ int cq_set_data(cq_tensor t, cq_tensor src) {
     return 0;
   });
 }
+
+int cq_manual_seed(int64_t seed) {
+  return guarded([&] {
+    at::manual_seed(static_cast<uint64_t>(seed));
+    return 0;
+  });
+}
+
+void cq_set_threads(int n) { at::set_num_threads(n); }
+int cq_threads(void) { return at::get_num_threads(); }
 
 static at::Generator generator_of(int device) {
   return at::globalContext().defaultGenerator(device < 0 ? at::Device(at::kCPU) : at::Device(at::kCUDA, device));

@@ -79,9 +79,15 @@ void cq_clear_grad(cq_tensor t);
 int cq_set_grad(cq_tensor t, cq_tensor grad);
 /* t shares src's storage, shape and dtype from now on (autograd's view of t is untouched: a parameter stays a leaf). */
 int cq_set_data(cq_tensor t, cq_tensor src);
+/* Seeds the generators of all devices. */
+int cq_manual_seed(int64_t seed);
 /* The state of the default generator of a device, as a uint8 CPU tensor. */
 int cq_rng_state(int device, cq_tensor *out);
 int cq_set_rng_state(int device, cq_tensor state);
+
+/* How many threads an operation on the CPU may use. */
+void cq_set_threads(int n);
+int cq_threads(void);
 
 /* ---- optimizer steps ------------------------------------------------------------------------------------------------ */
 
@@ -100,6 +106,16 @@ int cq_scale_all(const cq_tensor *tensors, int n, cq_tensor factor);
  * boolean / q's dtype and broadcastable to [B,H,L,S]; causal masks the upper triangle aligned to the top left. */
 int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropout, int causal, double scale,
             cq_tensor *out);
+
+/* ---- kernels ------------------------------------------------------------------------------------------------------------ *
+ * The operations that a Llama spends its time in, with kernels of our own on the CPU (cpu/). Elements are float32, bfloat16
+ * or float16; sums are float32. Gradients are recorded where an input asks for one. Each cq_x has a cq_x_reference beside it:
+ * the same mathematics written with libtorch alone, which serves other devices and which tests hold the kernel against. */
+
+/* x [..., D] times weight [N, D] transposed, plus bias [N] (or NULL): [..., N]. Up to eight rows without gradients stream
+ * the weight at memory speed; more go to libtorch. */
+int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
+int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 
 /* ---- CUDA (cuda/), loaded at run time ---------------------------------------------------------------------------------- */
 

@@ -1,0 +1,102 @@
+package torch
+
+// #include "conquer.h"
+import "C"
+
+import "github.com/sugarme/gotch/libtch"
+
+// GradEnabled reports whether operations on this thread are recorded for a backward pass.
+func GradEnabled() bool {
+	was := C.cq_set_grad_enabled(1)
+	C.cq_set_grad_enabled(was)
+	return was != 0
+}
+
+func setGrad(on bool) bool {
+	c := C.int(0)
+	if on {
+		c = 1
+	}
+	return C.cq_set_grad_enabled(c) != 0
+}
+
+// NoGrad calls f with gradient recording off on this thread.
+func NoGrad(f func()) {
+	was := setGrad(false)
+	defer setGrad(was)
+	f()
+}
+
+// WithGrad calls f with gradient recording on on this thread.
+func WithGrad(f func()) {
+	was := setGrad(true)
+	defer setGrad(was)
+	f()
+}
+
+// RequireGrad makes t a leaf whose gradient a backward pass computes (or not any more), and returns t.
+func (t Tensor) RequireGrad(on bool) Tensor {
+	c := begin()
+	r := int32(0)
+	if on {
+		r = 1
+	}
+	libtch.AtgSetRequiresGrad(&c.out[0], t.c, r)
+	c.end("requires_grad", t)
+	return t
+}
+
+// RequiresGrad reports whether a backward pass reaches t.
+func (t Tensor) RequiresGrad() bool { return libtch.AtRequiresGrad(t.c) }
+
+// Detach returns t's values cut off from what computed them, sharing storage.
+func (t Tensor) Detach() Tensor {
+	c := begin()
+	libtch.AtgDetach(&c.out[0], t.c)
+	return c.end("detach", t)
+}
+
+// Grad returns t's accumulated gradient, or no tensor.
+func (t Tensor) Grad() Tensor {
+	c := begin()
+	libtch.AtgGrad(&c.out[0], t.c)
+	grad := c.end("grad", t)
+	if !libtch.AtDefined(grad.c) {
+		return Tensor{}
+	}
+	return grad
+}
+
+// SetGrad makes grad t's gradient, sharing storage.
+func (t Tensor) SetGrad(grad Tensor) { check(C.cq_set_grad(t.handle(), grad.handle()), "set grad", t, grad) }
+
+// ClearGrad drops t's gradient.
+func (t Tensor) ClearGrad() { C.cq_clear_grad(t.handle()) }
+
+// SetData makes t share src's storage, shape and dtype; t stays the leaf it was.
+func (t Tensor) SetData(src Tensor) { check(C.cq_set_data(t.handle(), src.handle()), "set data", t, src) }
+
+// Backward adds to each leaf's gradient what it contributes to the scalar t.
+func (t Tensor) Backward() { Backward([]Tensor{t}, []Tensor{{}}) }
+
+// Backward adds to the gradients of inputs, or of every leaf reached when none are named, the gradient of
+// sum_i <outputs_i, seeds_i>. The seed of a scalar output may be no tensor.
+func Backward(outputs, seeds []Tensor, inputs ...Tensor) {
+	check(C.cq_backward(handles(outputs), handles(seeds), C.int(len(outputs)), handles(inputs), C.int(len(inputs)), 0),
+		"backward", outputs...)
+}
+
+// ManualSeed seeds the generators of all devices.
+func ManualSeed(seed int64) { check(C.cq_manual_seed(C.int64_t(seed)), "manual_seed") }
+
+// RNGState returns the state of d's generator as bytes (a uint8 CPU tensor).
+func RNGState(d Device) Tensor {
+	var out C.cq_tensor
+	check(C.cq_rng_state(C.int(d), &out), "rng state of "+d.String())
+	return Tensor{libtch.Ctensor(out)}
+}
+
+// SetRNGState puts d's generator back to a state that RNGState returned.
+func SetRNGState(d Device, state Tensor) {
+	check(C.cq_set_rng_state(C.int(d), state.handle()), "set rng state of "+d.String(), state)
+}

@@ -1,0 +1,10 @@
+package torch
+
+// #cgo LDFLAGS: -lconquer
+// #cgo noescape cq_scope_adopt
+// #cgo nocallback cq_scope_adopt
+// #cgo noescape cq_tensor_describe
+// #cgo nocallback cq_tensor_describe
+// #include <stdlib.h>
+// #include "conquer.h"
+import "C"

@@ -1,0 +1,110 @@
+package torch
+
+// #include "conquer.h"
+import "C"
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Device is where a tensor lives: CPU, or a CUDA device by index.
+type Device int
+
+// CPU is the processor's memory.
+const CPU Device = -1
+
+// CUDA is the GPU of the given index.
+func CUDA(index int) Device { return Device(index) }
+
+// IsCUDA reports whether d is a GPU.
+func (d Device) IsCUDA() bool { return d >= 0 }
+
+func (d Device) String() string {
+	if d == CPU {
+		return "cpu"
+	}
+	return "cuda:" + strconv.Itoa(int(d))
+}
+
+// LoadCUDA makes GPUs available. It must come before anything else that asks for one, because libtorch remembers the first
+// answer; it is cheap to call again. The error says what is missing: the driver, a library, a device.
+func LoadCUDA() error {
+	if C.cq_cuda_load() != 0 {
+		return fmt.Errorf("no CUDA device can be used: %s", C.GoString(C.cq_last_error()))
+	}
+	return nil
+}
+
+// ParseDevice reads "cpu", "cuda", "cuda:1", or "" (a GPU where one can be used, else the CPU), loading CUDA if needed.
+func ParseDevice(name string) (Device, error) {
+	switch {
+	case name == "cpu":
+		return CPU, nil
+	case name == "":
+		if LoadCUDA() == nil {
+			return CUDA(0), nil
+		}
+		return CPU, nil
+	case name == "cuda" || strings.HasPrefix(name, "cuda:"):
+		if err := LoadCUDA(); err != nil {
+			return CPU, err
+		}
+		index := 0
+		if suffix, ok := strings.CutPrefix(name, "cuda:"); ok {
+			var err error
+			if index, err = strconv.Atoi(suffix); err != nil || index < 0 {
+				return CPU, fmt.Errorf("unknown device %q: use cpu, cuda or cuda:N", name)
+			}
+		}
+		if count := int(C.cq_cuda_device_count()); index >= count {
+			return CPU, fmt.Errorf("there is no device %s: this machine has %d", name, count)
+		}
+		return CUDA(index), nil
+	}
+	return CPU, fmt.Errorf("unknown device %q: use cpu, cuda or cuda:N", name)
+}
+
+// DeviceInfo describes a GPU. Memory is in bytes; Allocated and Peak count what libtorch's allocator handed out in this
+// process.
+type DeviceInfo struct {
+	Name                         string
+	Major, Minor                 int // compute capability
+	Multiprocessors              int
+	Total, Free, Allocated, Peak int64
+}
+
+// Devices lists the GPUs that can be used: none before LoadCUDA succeeded.
+func Devices() []DeviceInfo {
+	list := make([]DeviceInfo, int(C.cq_cuda_device_count()))
+	for i := range list {
+		list[i] = Device(i).Info()
+	}
+	return list
+}
+
+// Info describes a GPU.
+func (d Device) Info() DeviceInfo {
+	var info C.cq_cuda_info
+	check(C.cq_cuda_describe(C.int(d), &info), "describe "+d.String())
+	return DeviceInfo{
+		Name: C.GoString(&info.name[0]), Major: int(info.major), Minor: int(info.minor),
+		Multiprocessors: int(info.multiprocessors), Total: int64(info.total_bytes), Free: int64(info.free_bytes),
+		Allocated: int64(info.allocated_bytes), Peak: int64(info.peak_allocated_bytes),
+	}
+}
+
+// Synchronize waits until everything queued on d is done; on the CPU nothing is ever queued.
+func (d Device) Synchronize() {
+	if d.IsCUDA() {
+		check(C.cq_cuda_synchronize(C.int(d)), "synchronize "+d.String())
+	}
+}
+
+// ResetPeak starts a new measurement of a GPU's peak memory.
+func (d Device) ResetPeak() {
+	if d.IsCUDA() {
+		check(C.cq_cuda_reset_peak(C.int(d)), "reset peak "+d.String())
+	}
+}

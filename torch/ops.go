@@ -1,0 +1,567 @@
+package torch
+
+import (
+	"math"
+
+	"github.com/sugarme/gotch/libtch"
+)
+
+func flag(on bool) int32 {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+// keepDType is what gotch's C layer takes for "the input's own dtype".
+const keepDType = -1
+
+// scalar calls f with a libtorch scalar.
+func scalar(value float64, f func(s libtch.Cscalar)) {
+	var s libtch.Cscalar
+	if value == math.Trunc(value) && math.Abs(value) < 1<<53 {
+		s = libtch.AtsInt(int64(value)) // a whole number does not turn integers into floats
+	} else {
+		s = libtch.AtsFloat(value)
+	}
+	f(s)
+	libtch.AtsFree(s)
+}
+
+// ---- creation ----
+
+// Empty makes a tensor with arbitrary contents.
+func Empty(shape []int, dtype DType, device Device) Tensor {
+	c := begin()
+	dims, n := c.sizes(shape)
+	libtch.AtgEmpty(&c.out[0], dims, n, int32(dtype), int32(device))
+	return c.end("empty")
+}
+
+// Zeros makes a tensor of zeros.
+func Zeros(shape []int, dtype DType, device Device) Tensor {
+	c := begin()
+	dims, n := c.sizes(shape)
+	libtch.AtgZeros(&c.out[0], dims, n, int32(dtype), int32(device))
+	return c.end("zeros")
+}
+
+// Full makes a tensor of one value.
+func Full(shape []int, value float64, dtype DType, device Device) Tensor {
+	c := begin()
+	dims, n := c.sizes(shape)
+	scalar(value, func(s libtch.Cscalar) { libtch.AtgFull(&c.out[0], dims, n, s, int32(dtype), int32(device)) })
+	return c.end("full")
+}
+
+// Ones makes a tensor of ones.
+func Ones(shape []int, dtype DType, device Device) Tensor { return Full(shape, 1, dtype, device) }
+
+// Randn draws from the standard normal distribution.
+func Randn(shape []int, dtype DType, device Device) Tensor {
+	c := begin()
+	dims, n := c.sizes(shape)
+	libtch.AtgRandn(&c.out[0], dims, n, int32(dtype), int32(device))
+	return c.end("randn")
+}
+
+// Rand draws uniformly from [0, 1).
+func Rand(shape []int, dtype DType, device Device) Tensor {
+	c := begin()
+	dims, n := c.sizes(shape)
+	libtch.AtgRand(&c.out[0], dims, n, int32(dtype), int32(device))
+	return c.end("rand")
+}
+
+// RandInt draws int64 numbers uniformly from [0, high).
+func RandInt(high int, shape []int, device Device) Tensor {
+	c := begin()
+	dims, n := c.sizes(shape)
+	libtch.AtgRandint(&c.out[0], int64(high), dims, n, int32(Int64), int32(device))
+	return c.end("randint")
+}
+
+// Arange counts from start up to, not including, end.
+func Arange(start, end int, dtype DType, device Device) Tensor {
+	c := begin()
+	from, to := libtch.AtsInt(int64(start)), libtch.AtsInt(int64(end))
+	libtch.AtgArangeStart(&c.out[0], from, to, int32(dtype), int32(device))
+	libtch.AtsFree(from)
+	libtch.AtsFree(to)
+	return c.end("arange")
+}
+
+// ZerosLike makes zeros of t's shape, dtype and device.
+func (t Tensor) ZerosLike() Tensor {
+	c := begin()
+	libtch.AtgZerosLike(&c.out[0], t.c)
+	return c.end("zeros_like", t)
+}
+
+// ---- conversion and copying ----
+
+// To converts t's elements to dtype; t itself if they are of it already.
+func (t Tensor) To(dtype DType) Tensor {
+	c := begin()
+	libtch.AtgToDtype(&c.out[0], t.c, int32(dtype), 0, 0)
+	return c.end("to", t)
+}
+
+// ToDevice moves t to a device; t itself if it is there already.
+func (t Tensor) ToDevice(d Device) Tensor {
+	c := begin()
+	libtch.AtgTo(&c.out[0], t.c, int32(d))
+	return c.end("to", t)
+}
+
+// Clone copies t into memory of its own.
+func (t Tensor) Clone() Tensor {
+	c := begin()
+	libtch.AtgToDtype(&c.out[0], t.c, int32(t.DType()), 0, 1)
+	return c.end("clone", t)
+}
+
+// Copy overwrites t with src, converting dtype and device.
+func (t Tensor) Copy(src Tensor) Tensor {
+	libtch.AtCopy_(t.c, src.c)
+	if message := takeGotchError(); message != "" {
+		panic(newError("copy_", message, []Tensor{t, src}))
+	}
+	return t
+}
+
+// Contiguous returns t laid out in row-major order; t itself if it is already.
+func (t Tensor) Contiguous() Tensor {
+	c := begin()
+	libtch.AtgContiguous(&c.out[0], t.c)
+	return c.end("contiguous", t)
+}
+
+// Zero overwrites t with zeros.
+func (t Tensor) Zero() Tensor {
+	c := begin()
+	libtch.AtgZero_(&c.out[0], t.c)
+	c.end("zero_", t)
+	return t
+}
+
+// Normal overwrites t with draws from a normal distribution.
+func (t Tensor) Normal(mean, std float64) Tensor {
+	c := begin()
+	libtch.AtgNormal_(&c.out[0], t.c, mean, std)
+	c.end("normal_", t)
+	return t
+}
+
+// Uniform overwrites t with draws from [low, high).
+func (t Tensor) Uniform(low, high float64) Tensor {
+	c := begin()
+	libtch.AtgUniform_(&c.out[0], t.c, low, high)
+	c.end("uniform_", t)
+	return t
+}
+
+// ---- shape ----
+
+// View reinterprets t's shape without copying; one dimension may be -1.
+func (t Tensor) View(shape ...int) Tensor {
+	c := begin()
+	dims, n := c.sizes(shape)
+	libtch.AtgView(&c.out[0], t.c, dims, n)
+	return c.end("view", t)
+}
+
+// Reshape is View that copies when it must.
+func (t Tensor) Reshape(shape ...int) Tensor {
+	c := begin()
+	dims, n := c.sizes(shape)
+	libtch.AtgReshape(&c.out[0], t.c, dims, n)
+	return c.end("reshape", t)
+}
+
+// Expand repeats dimensions of size 1 without copying.
+func (t Tensor) Expand(shape ...int) Tensor {
+	c := begin()
+	dims, n := c.sizes(shape)
+	libtch.AtgExpand(&c.out[0], t.c, dims, n, 0)
+	return c.end("expand", t)
+}
+
+// Transpose swaps two dimensions without copying.
+func (t Tensor) Transpose(dim0, dim1 int) Tensor {
+	c := begin()
+	libtch.AtgTranspose(&c.out[0], t.c, int64(dim0), int64(dim1))
+	return c.end("transpose", t)
+}
+
+// Permute reorders the dimensions without copying.
+func (t Tensor) Permute(order ...int) Tensor {
+	c := begin()
+	dims, n := c.sizes(order)
+	libtch.AtgPermute(&c.out[0], t.c, dims, n)
+	return c.end("permute", t)
+}
+
+// Unsqueeze inserts a dimension of size 1.
+func (t Tensor) Unsqueeze(dim int) Tensor {
+	c := begin()
+	libtch.AtgUnsqueeze(&c.out[0], t.c, int64(dim))
+	return c.end("unsqueeze", t)
+}
+
+// Squeeze drops dimension dim, of size 1.
+func (t Tensor) Squeeze(dim int) Tensor {
+	c := begin()
+	libtch.AtgSqueezeDim(&c.out[0], t.c, int64(dim))
+	return c.end("squeeze", t)
+}
+
+// Narrow views length elements from start along dim.
+func (t Tensor) Narrow(dim, start, length int) Tensor {
+	c := begin()
+	libtch.AtgNarrow(&c.out[0], t.c, int64(dim), int64(start), int64(length))
+	return c.end("narrow", t)
+}
+
+// Select views the index-th slice along dim, dropping that dimension.
+func (t Tensor) Select(dim, index int) Tensor {
+	c := begin()
+	libtch.AtgSelect(&c.out[0], t.c, int64(dim), int64(index))
+	return c.end("select", t)
+}
+
+// Split views t in pieces of the given sizes along dim.
+func (t Tensor) Split(dim int, sizes ...int) []Tensor {
+	parts := make([]Tensor, len(sizes))
+	start := 0
+	for i, size := range sizes {
+		parts[i] = t.Narrow(dim, start, size)
+		start += size
+	}
+	return parts
+}
+
+// Cat joins tensors along dim.
+func Cat(dim int, ts ...Tensor) Tensor {
+	c := begin()
+	libtch.AtgCat(&c.out[0], c.list(ts), len(ts), int64(dim))
+	return c.end("cat", ts...)
+}
+
+// Stack joins tensors along a new dimension.
+func Stack(dim int, ts ...Tensor) Tensor {
+	c := begin()
+	libtch.AtgStack(&c.out[0], c.list(ts), len(ts), int64(dim))
+	return c.end("stack", ts...)
+}
+
+// ---- arithmetic ----
+
+// Add is t + o.
+func (t Tensor) Add(o Tensor) Tensor {
+	c := begin()
+	libtch.AtgAdd(&c.out[0], t.c, o.c)
+	return c.end("add", t, o)
+}
+
+// AddTo adds o to t in place.
+func (t Tensor) AddTo(o Tensor) Tensor {
+	c := begin()
+	libtch.AtgAdd_(&c.out[0], t.c, o.c)
+	c.end("add_", t, o)
+	return t
+}
+
+// Sub is t - o.
+func (t Tensor) Sub(o Tensor) Tensor {
+	c := begin()
+	libtch.AtgSub(&c.out[0], t.c, o.c)
+	return c.end("sub", t, o)
+}
+
+// Mul is t · o, element by element.
+func (t Tensor) Mul(o Tensor) Tensor {
+	c := begin()
+	libtch.AtgMul(&c.out[0], t.c, o.c)
+	return c.end("mul", t, o)
+}
+
+// Div is t / o.
+func (t Tensor) Div(o Tensor) Tensor {
+	c := begin()
+	libtch.AtgDiv(&c.out[0], t.c, o.c)
+	return c.end("div", t, o)
+}
+
+// AddScalar is t + value.
+func (t Tensor) AddScalar(value float64) Tensor {
+	c := begin()
+	scalar(value, func(s libtch.Cscalar) { libtch.AtgAddScalar(&c.out[0], t.c, s) })
+	return c.end("add", t)
+}
+
+// MulScalar is t · value.
+func (t Tensor) MulScalar(value float64) Tensor {
+	c := begin()
+	scalar(value, func(s libtch.Cscalar) { libtch.AtgMulScalar(&c.out[0], t.c, s) })
+	return c.end("mul", t)
+}
+
+// PowScalar is t to the power of value.
+func (t Tensor) PowScalar(value float64) Tensor {
+	c := begin()
+	scalar(value, func(s libtch.Cscalar) { libtch.AtgPowTensorScalar(&c.out[0], t.c, s) })
+	return c.end("pow", t)
+}
+
+// Neg is -t.
+func (t Tensor) Neg() Tensor {
+	c := begin()
+	libtch.AtgNeg(&c.out[0], t.c)
+	return c.end("neg", t)
+}
+
+// Exp is e to the power of t.
+func (t Tensor) Exp() Tensor {
+	c := begin()
+	libtch.AtgExp(&c.out[0], t.c)
+	return c.end("exp", t)
+}
+
+// Log is the natural logarithm.
+func (t Tensor) Log() Tensor {
+	c := begin()
+	libtch.AtgLog(&c.out[0], t.c)
+	return c.end("log", t)
+}
+
+// Abs is |t|.
+func (t Tensor) Abs() Tensor {
+	c := begin()
+	libtch.AtgAbs(&c.out[0], t.c)
+	return c.end("abs", t)
+}
+
+// Rsqrt is 1 / √t.
+func (t Tensor) Rsqrt() Tensor {
+	c := begin()
+	libtch.AtgRsqrt(&c.out[0], t.c)
+	return c.end("rsqrt", t)
+}
+
+// Cos is the cosine.
+func (t Tensor) Cos() Tensor {
+	c := begin()
+	libtch.AtgCos(&c.out[0], t.c)
+	return c.end("cos", t)
+}
+
+// Sin is the sine.
+func (t Tensor) Sin() Tensor {
+	c := begin()
+	libtch.AtgSin(&c.out[0], t.c)
+	return c.end("sin", t)
+}
+
+// Silu is t · sigmoid(t).
+func (t Tensor) Silu() Tensor {
+	c := begin()
+	libtch.AtgSilu(&c.out[0], t.c)
+	return c.end("silu", t)
+}
+
+// Softplus is log(1 + e^t).
+func (t Tensor) Softplus() Tensor {
+	c := begin()
+	libtch.AtgSoftplus(&c.out[0], t.c)
+	return c.end("softplus", t)
+}
+
+// Clamp limits t to [low, high].
+func (t Tensor) Clamp(low, high float64) Tensor {
+	c := begin()
+	scalar(low, func(lo libtch.Cscalar) {
+		scalar(high, func(hi libtch.Cscalar) { libtch.AtgClamp(&c.out[0], t.c, lo, hi) })
+	})
+	return c.end("clamp", t)
+}
+
+// Matmul is the matrix product over the last two dimensions, broadcasting the others.
+func (t Tensor) Matmul(o Tensor) Tensor {
+	c := begin()
+	libtch.AtgMatmul(&c.out[0], t.c, o.c)
+	return c.end("matmul", t, o)
+}
+
+// ---- reductions ----
+
+// Sum adds all elements.
+func (t Tensor) Sum() Tensor {
+	c := begin()
+	libtch.AtgSum(&c.out[0], t.c, keepDType)
+	return c.end("sum", t)
+}
+
+// SumDim adds along dim.
+func (t Tensor) SumDim(dim int, keep bool) Tensor {
+	c := begin()
+	dims, _ := c.sizes([]int{dim})
+	libtch.AtgSumDimIntlist(&c.out[0], t.c, dims, 1, flag(keep), keepDType)
+	return c.end("sum", t)
+}
+
+// Mean averages all elements.
+func (t Tensor) Mean() Tensor {
+	c := begin()
+	libtch.AtgMean(&c.out[0], t.c, keepDType)
+	return c.end("mean", t)
+}
+
+// Max is the largest element.
+func (t Tensor) Max() Tensor {
+	c := begin()
+	libtch.AtgMax(&c.out[0], t.c)
+	return c.end("max", t)
+}
+
+// MaxDim returns the largest elements along dim and their indices.
+func (t Tensor) MaxDim(dim int, keep bool) (values, indices Tensor) {
+	c := begin()
+	libtch.AtgMaxDim(&c.out[0], t.c, int64(dim), flag(keep))
+	return c.end2("max", t)
+}
+
+// Argmax is the index of the largest element along dim; the first of equals.
+func (t Tensor) Argmax(dim int) Tensor {
+	c := begin()
+	libtch.AtgArgmax(&c.out[0], t.c, int64(dim), 0, 0)
+	return c.end("argmax", t)
+}
+
+// Cumsum adds up along dim.
+func (t Tensor) Cumsum(dim int) Tensor {
+	c := begin()
+	libtch.AtgCumsum(&c.out[0], t.c, int64(dim), keepDType)
+	return c.end("cumsum", t)
+}
+
+// Softmax normalizes e^t along dim.
+func (t Tensor) Softmax(dim int) Tensor {
+	c := begin()
+	libtch.AtgSoftmax(&c.out[0], t.c, int64(dim), keepDType)
+	return c.end("softmax", t)
+}
+
+// LogSoftmax is the logarithm of Softmax, computed without it.
+func (t Tensor) LogSoftmax(dim int) Tensor {
+	c := begin()
+	libtch.AtgLogSoftmax(&c.out[0], t.c, int64(dim), keepDType)
+	return c.end("log_softmax", t)
+}
+
+// Sort orders along dim and returns where each element came from.
+func (t Tensor) Sort(dim int, descending bool) (values, indices Tensor) {
+	c := begin()
+	libtch.AtgSort(&c.out[0], t.c, int64(dim), flag(descending))
+	return c.end2("sort", t)
+}
+
+// TopK returns the k largest elements along dim, largest first, and their indices.
+func (t Tensor) TopK(k, dim int) (values, indices Tensor) {
+	c := begin()
+	libtch.AtgTopk(&c.out[0], t.c, int64(k), int64(dim), 1, 1)
+	return c.end2("topk", t)
+}
+
+// Multinomial draws n indices along the last dimension, with the weights given by t.
+func (t Tensor) Multinomial(n int) Tensor {
+	c := begin()
+	libtch.AtgMultinomial(&c.out[0], t.c, int64(n), 0)
+	return c.end("multinomial", t)
+}
+
+// ---- indexing, comparison, masks ----
+
+// IndexSelect picks the slices along dim that index (int64, rank 1) names.
+func (t Tensor) IndexSelect(dim int, index Tensor) Tensor {
+	c := begin()
+	libtch.AtgIndexSelect(&c.out[0], t.c, int64(dim), index.c)
+	return c.end("index_select", t, index)
+}
+
+// Gather picks elements along dim by index.
+func (t Tensor) Gather(dim int, index Tensor) Tensor {
+	c := begin()
+	libtch.AtgGather(&c.out[0], t.c, int64(dim), index.c, 0)
+	return c.end("gather", t, index)
+}
+
+// Scatter returns t with src's elements put along dim where index says.
+func (t Tensor) Scatter(dim int, index, src Tensor) Tensor {
+	c := begin()
+	libtch.AtgScatter(&c.out[0], t.c, int64(dim), index.c, src.c)
+	return c.end("scatter", t, index, src)
+}
+
+// MaskedFill returns t with value where mask is true.
+func (t Tensor) MaskedFill(mask Tensor, value float64) Tensor {
+	c := begin()
+	scalar(value, func(s libtch.Cscalar) { libtch.AtgMaskedFill(&c.out[0], t.c, mask.c, s) })
+	return c.end("masked_fill", t, mask)
+}
+
+// Where picks from a where condition is true and from b elsewhere.
+func Where(condition, a, b Tensor) Tensor {
+	c := begin()
+	libtch.AtgWhereSelf(&c.out[0], condition.c, a.c, b.c)
+	return c.end("where", condition, a, b)
+}
+
+// Equal compares element by element.
+func (t Tensor) Equal(o Tensor) Tensor {
+	c := begin()
+	libtch.AtgEqTensor(&c.out[0], t.c, o.c)
+	return c.end("eq", t, o)
+}
+
+// Less is t < o, element by element.
+func (t Tensor) Less(o Tensor) Tensor {
+	c := begin()
+	libtch.AtgLtTensor(&c.out[0], t.c, o.c)
+	return c.end("lt", t, o)
+}
+
+// LessEqual is t <= o, element by element.
+func (t Tensor) LessEqual(o Tensor) Tensor {
+	c := begin()
+	libtch.AtgLeTensor(&c.out[0], t.c, o.c)
+	return c.end("le", t, o)
+}
+
+// And is the logical and of two boolean tensors.
+func (t Tensor) And(o Tensor) Tensor {
+	c := begin()
+	libtch.AtgLogicalAnd(&c.out[0], t.c, o.c)
+	return c.end("logical_and", t, o)
+}
+
+// Tril keeps the lower triangle, up to the given diagonal.
+func (t Tensor) Tril(diagonal int) Tensor {
+	c := begin()
+	libtch.AtgTril(&c.out[0], t.c, int64(diagonal))
+	return c.end("tril", t)
+}
+
+// Dropout zeroes elements with probability p and scales the rest by 1/(1-p).
+func (t Tensor) Dropout(p float64) Tensor {
+	c := begin()
+	libtch.AtgDropout(&c.out[0], t.c, p, 1)
+	return c.end("dropout", t)
+}
+
+// Embedding looks up rows of weight [V, D] by ids (int64, any shape).
+func Embedding(weight, ids Tensor) Tensor {
+	c := begin()
+	libtch.AtgEmbedding(&c.out[0], weight.c, ids.c, -1, 0, 0)
+	return c.end("embedding", weight, ids)
+}

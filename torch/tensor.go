@@ -1,0 +1,189 @@
+// Package torch is libtorch for Go: tensors, autograd, devices and the project's own kernels, over gotch's C layer and
+// the C++ in csrc.
+//
+// # Scopes
+//
+// A tensor that an operation makes belongs to the innermost open scope of the thread that made it, and is freed when that
+// scope closes. [Run] opens the outermost one, [Scoped] an inner one; [Tensor.Keep] hands a tensor to the scope outside,
+// [Tensor.Own] takes it out of all scopes (weights). Nothing waits for a garbage collector.
+//
+// # Errors
+//
+// An operation does not return an error: it panics with an [*Error] that names the operation, the shapes and libtorch's
+// reason, so that an expression reads as the formula does. [Run] turns that panic into an error again.
+//
+// # Threads
+//
+// libtorch keeps its modes (gradient recording, current device) and this package its scopes per operating-system thread.
+// [Run] locks the goroutine to its thread; every operation happens inside a Run.
+package torch
+
+// #include "conquer.h"
+import "C"
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"unsafe"
+
+	"github.com/sugarme/gotch/libtch"
+)
+
+// Tensor is a handle on a libtorch tensor: a small value, passed by value. The zero Tensor is "no tensor"; functions with
+// an optional argument accept it.
+type Tensor struct{ c libtch.Ctensor }
+
+// Defined reports whether t is a tensor at all.
+func (t Tensor) Defined() bool { return t.c != nil }
+
+// handle is t as the C functions of csrc take it.
+func (t Tensor) handle() C.cq_tensor { return C.cq_tensor(t.c) }
+
+const maxRank = 12
+
+// describe reads rank, sizes, dtype and device in one call.
+func (t Tensor) describe() (sizes [maxRank]int64, rank int, dtype DType, device Device) {
+	var crank, cdtype, cdevice C.int
+	C.cq_tensor_describe(t.handle(), &crank, &cdtype, &cdevice, (*C.int64_t)(unsafe.Pointer(&sizes[0])), maxRank)
+	return sizes, int(crank), DType(cdtype), Device(cdevice)
+}
+
+// Shape returns the sizes of t's dimensions.
+func (t Tensor) Shape() []int {
+	sizes, rank, _, _ := t.describe()
+	shape := make([]int, rank)
+	for i := range shape {
+		shape[i] = int(sizes[i])
+	}
+	return shape
+}
+
+// Size returns the size of dimension dim; a negative dim counts from the last.
+func (t Tensor) Size(dim int) int {
+	sizes, rank, _, _ := t.describe()
+	if dim < 0 {
+		dim += rank
+	}
+	if dim < 0 || dim >= rank {
+		panic(&Error{Op: "size", Shapes: shapesOf(t), Message: fmt.Sprintf("there is no dimension %d", dim)})
+	}
+	return int(sizes[dim])
+}
+
+// Rank returns the number of dimensions.
+func (t Tensor) Rank() int { _, rank, _, _ := t.describe(); return rank }
+
+// Numel returns the number of elements.
+func (t Tensor) Numel() int {
+	sizes, rank, _, _ := t.describe()
+	n := 1
+	for _, s := range sizes[:rank] {
+		n *= int(s)
+	}
+	return n
+}
+
+// Bytes returns the size of t's elements in bytes.
+func (t Tensor) Bytes() int { return t.Numel() * t.DType().Size() }
+
+// DType returns the type of t's elements.
+func (t Tensor) DType() DType { _, _, dtype, _ := t.describe(); return dtype }
+
+// Device returns where t lives.
+func (t Tensor) Device() Device { _, _, _, device := t.describe(); return device }
+
+// String describes t: dtype, shape and device, not its contents.
+func (t Tensor) String() string {
+	if !t.Defined() {
+		return "no tensor"
+	}
+	return fmt.Sprintf("%v%v on %v", t.DType(), t.Shape(), t.Device())
+}
+
+// call holds what one call into gotch's C layer needs in memory that the garbage collector may move nothing in: the slots
+// for results and the dimension lists. Calls are pooled, so that an operation allocates nothing.
+type call struct {
+	out     [4]libtch.Ctensor
+	dims    [maxRank]int64
+	tensors []libtch.Ctensor
+}
+
+var calls = sync.Pool{New: func() any { return new(call) }}
+
+func begin() *call { return calls.Get().(*call) }
+
+// sizes puts a shape into the call. gotch takes the slice and its length apart, and reads the slice's first element even
+// when the length is 0.
+func (c *call) sizes(shape []int) ([]int64, int) {
+	if len(shape) > maxRank {
+		panic(&Error{Op: "shape", Message: fmt.Sprintf("%d dimensions are more than the %d supported", len(shape), maxRank)})
+	}
+	for i, s := range shape {
+		c.dims[i] = int64(s)
+	}
+	return c.dims[:], len(shape)
+}
+
+// list puts a list of tensors into the call.
+func (c *call) list(ts []Tensor) []libtch.Ctensor {
+	c.tensors = c.tensors[:0]
+	for _, t := range ts {
+		c.tensors = append(c.tensors, t.c)
+	}
+	return c.tensors
+}
+
+// end returns the call's first result, which from now on belongs to the innermost scope, and panics if there is none.
+func (c *call) end(op string, in ...Tensor) Tensor {
+	t := c.take(0, op, in)
+	calls.Put(c)
+	return t
+}
+
+// end2 is end for operations with two results.
+func (c *call) end2(op string, in ...Tensor) (Tensor, Tensor) {
+	a := c.take(0, op, in)
+	b := c.take(1, op, in)
+	calls.Put(c)
+	return a, b
+}
+
+func (c *call) take(i int, op string, in []Tensor) Tensor {
+	t := Tensor{c.out[i]}
+	c.out[i] = nil
+	if t.c == nil {
+		panic(newError(op, takeGotchError(), in))
+	}
+	if C.cq_scope_adopt(t.handle()) != 0 {
+		panic(newError(op, C.GoString(C.cq_last_error()), nil))
+	}
+	return t
+}
+
+// check panics with csrc's reason when a C function failed.
+func check(failed C.int, op string, in ...Tensor) {
+	if failed != 0 {
+		panic(newError(op, C.GoString(C.cq_last_error()), in))
+	}
+}
+
+// handles lists tensors for a C function; a nil pointer for none.
+func handles(ts []Tensor) *C.cq_tensor {
+	if len(ts) == 0 {
+		return nil
+	}
+	list := make([]C.cq_tensor, len(ts))
+	for i, t := range ts {
+		list[i] = t.handle()
+	}
+	return &list[0]
+}
+
+func shapesOf(ts ...Tensor) string {
+	var parts []string
+	for _, t := range ts {
+		parts = append(parts, t.String())
+	}
+	return strings.Join(parts, ", ")
+}
