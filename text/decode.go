@@ -65,7 +65,7 @@ func hexByte(s string) (b byte, ok bool) {
 		case '0' <= c && c <= '9':
 			b = b<<4 | (c - '0')
 		case 'a' <= c|0x20 && c|0x20 <= 'f':
-			b = b<<4 | (c|0x20 - 'a' + 10)
+			b = b<<4 | (c | 0x20 - 'a' + 10)
 		default:
 			return 0, false
 		}

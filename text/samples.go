@@ -1,0 +1,177 @@
+package text
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+const assistantRole = "assistant"
+
+// The prompts that Stanford's Alpaca was tuned with.
+const (
+	alpacaPrompt = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n" +
+		"### Instruction:\n%s\n\n### Response:\n"
+	alpacaInputPrompt = "Below is an instruction that describes a task, paired with an input that provides further context. " +
+		"Write a response that appropriately completes the request.\n\n### Instruction:\n%s\n\n### Input:\n%s\n\n### Response:\n"
+)
+
+// InstructionPrompt is the text that a model tuned on instruction records of
+// this tokenizer expects before its answer: the chat template's, or Alpaca's.
+// addSpecial is what Encode is to be called with for it.
+func (t *Tokenizer) InstructionPrompt(instruction, input string) (prompt string, addSpecial bool, err error) {
+	if t.template == "" {
+		if input == "" {
+			return fmt.Sprintf(alpacaPrompt, instruction), true, nil
+		}
+		return fmt.Sprintf(alpacaInputPrompt, instruction, input), true, nil
+	}
+	prompt, err = t.Chat([]Message{{"user", joinInput(instruction, input)}}, true)
+	return prompt, false, err
+}
+
+func joinInput(instruction, input string) string {
+	if input == "" {
+		return instruction
+	}
+	return instruction + "\n\n" + input
+}
+
+// samples encodes a record.
+func (r *record) samples(tok *Tokenizer, maxLength int) ([]Sample, error) {
+	switch {
+	case r.layout == RawText:
+		return rawSamples(tok, r.text, maxLength), nil
+	case r.layout == Instruction && tok.template == "":
+		return []Sample{alpacaSample(tok, r)}, nil
+	case r.layout == Instruction:
+		messages := slices.Clone(r.messages)
+		user := &messages[len(messages)-2]
+		user.Content = joinInput(user.Content, r.input)
+		return chatSamples(tok, messages)
+	case tok.template == "":
+		return nil, fmt.Errorf("a chat needs a tokenizer with a chat template, and this one has none")
+	}
+	return chatSamples(tok, r.messages)
+}
+
+// rawSamples cuts a text into samples of maxLength; the last ends with the
+// end-of-text token. Each begins with the last token of the one before, whose
+// own first label bears no loss, so every token of the text is learned once.
+func rawSamples(tok *Tokenizer, text string, maxLength int) (samples []Sample) {
+	ids := withEOS(tok, tok.Encode(text, true))
+	if maxLength <= 0 {
+		maxLength = len(ids)
+	}
+	for start := 0; ; start += max(maxLength-1, 1) {
+		chunk := ids[start:min(start+maxLength, len(ids))]
+		samples = append(samples, Sample{slices.Clone(chunk), slices.Clone(chunk)})
+		if start+maxLength >= len(ids) {
+			return samples
+		}
+	}
+}
+
+func withEOS(tok *Tokenizer, ids []int32) []int32 {
+	if len(tok.eos) > 0 && (len(ids) == 0 || !slices.Contains(tok.eos, ids[len(ids)-1])) {
+		ids = append(ids, tok.eos[0])
+	}
+	return ids
+}
+
+func alpacaSample(tok *Tokenizer, r *record) Sample {
+	n := len(r.messages)
+	prompt, _, _ := tok.InstructionPrompt(r.messages[n-2].Content, r.input) // fails with a template only
+	if n > 2 {
+		prompt = r.messages[0].Content + "\n\n" + prompt
+	}
+	ids := withEOS(tok, tok.Encode(prompt+r.messages[n-1].Content, true))
+	s := Sample{IDs: ids, Labels: ignored(len(ids))}
+	start := commonPrefix(tok.Encode(prompt, true), ids)
+	copy(s.Labels[start:], ids[start:])
+	return s
+}
+
+func ignored(n int) []int32 {
+	return slices.Repeat([]int32{IgnoreLabel}, n)
+}
+
+func commonPrefix[T comparable](a, b []T) int {
+	n := 0
+	for n < len(a) && n < len(b) && a[n] == b[n] {
+		n++
+	}
+	return n
+}
+
+// chatSamples renders a conversation and labels the assistant's turns.
+//
+// Some templates render a turn differently once others follow it (they drop
+// its reasoning, say). Then each turn becomes a sample of its own, rendered as
+// the last of its conversation.
+func chatSamples(tok *Tokenizer, messages []Message) ([]Sample, error) {
+	s, missing, err := labelTurns(tok, messages, 0)
+	if err != nil || missing < 0 {
+		return []Sample{s}, err
+	}
+	var samples []Sample
+	for i, m := range messages {
+		if m.Role != assistantRole {
+			continue
+		}
+		s, missing, err := labelTurns(tok, messages[:i+1], i)
+		if err != nil {
+			return nil, err
+		}
+		if missing >= 0 {
+			return nil, fmt.Errorf("the chat template does not render message %d, %.40q, after its prompt", i, m.Content)
+		}
+		samples = append(samples, s)
+	}
+	return samples, nil
+}
+
+// labelTurns labels the assistant's turns from message first on: from where the
+// prompt for a turn ends to where the turn does. The ids are those of the whole
+// text, so they are what the model meets when the same conversation is encoded;
+// a token that reaches over the border belongs to the answer. missing is the
+// first turn that is not found whole in the text, or -1.
+func labelTurns(tok *Tokenizer, messages []Message, first int) (s Sample, missing int, err error) {
+	whole, err := tok.Chat(messages, false)
+	if err != nil {
+		return s, -1, err
+	}
+	ids := tok.Encode(whole, false)
+	s = Sample{IDs: ids, Labels: ignored(len(ids))}
+	for i := first; i < len(messages); i++ {
+		if messages[i].Role != assistantRole {
+			continue
+		}
+		before, err := tok.Chat(messages[:i], true)
+		if err != nil {
+			return s, -1, err
+		}
+		until := whole
+		if i+1 < len(messages) {
+			if until, err = tok.Chat(messages[:i+1], false); err != nil {
+				return s, -1, err
+			}
+		}
+		start := commonPrefix([]byte(before), []byte(whole))
+		end := max(start, commonPrefix([]byte(until), []byte(whole)))
+		if !strings.Contains(whole[start:end], strings.TrimSpace(messages[i].Content)) {
+			return s, i, nil
+		}
+		from := commonPrefix(tok.Encode(whole[:start], false), ids)
+		to := max(from, commonPrefix(tok.Encode(whole[:end], false), ids))
+		// What a template puts behind the token that ends a turn is never generated.
+		for j := to; j > from; j-- {
+			if slices.Contains(tok.eos, ids[j-1]) {
+				to = j
+				break
+			}
+		}
+		copy(s.Labels[from:to], ids[from:to])
+	}
+	return s, -1, nil
+}
