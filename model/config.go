@@ -1,0 +1,136 @@
+package model
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+)
+
+// Config is a Hugging Face config.json. The typed readers report the first field that is missing or of the wrong type.
+type Config map[string]any
+
+// ParseConfig reads a config.json.
+func ParseConfig(data []byte) (Config, error) {
+	var c Config
+	if err := json.Unmarshal(data, &c); err != nil {
+		return nil, fmt.Errorf("not a JSON object: %w", err)
+	}
+	return c, nil
+}
+
+// Clone copies the config, one level deep.
+func (c Config) Clone() Config {
+	clone := make(Config, len(c))
+	for k, v := range c {
+		clone[k] = v
+	}
+	return clone
+}
+
+// Reader reads typed fields of a Config; the first problem is kept in Err.
+type Reader struct {
+	Config Config
+	Err    error
+}
+
+func (r *Reader) fail(key, want string) {
+	if r.Err == nil {
+		if v, ok := r.Config[key]; ok {
+			r.Err = fmt.Errorf("config.json: %q is %v, expected %s", key, v, want)
+		} else {
+			r.Err = fmt.Errorf("config.json: %q is missing, expected %s", key, want)
+		}
+	}
+}
+
+func number(v any) (float64, bool) {
+	switch n := v.(type) {
+	case float64:
+		return n, true
+	case int:
+		return float64(n), true
+	case int64:
+		return float64(n), true
+	case uint32:
+		return float64(n), true
+	}
+	return 0, false
+}
+
+// Has reports whether the field is there and not null.
+func (r *Reader) Has(key string) bool { return r.Config[key] != nil }
+
+// Int reads a positive whole number.
+func (r *Reader) Int(key string) int {
+	n, ok := number(r.Config[key])
+	if !ok || n != math.Trunc(n) || n < 1 || n > 1<<40 {
+		r.fail(key, "a positive whole number")
+		return 1
+	}
+	return int(n)
+}
+
+// IntOr is Int with a default for a field that is absent or null.
+func (r *Reader) IntOr(key string, otherwise int) int {
+	if !r.Has(key) {
+		return otherwise
+	}
+	return r.Int(key)
+}
+
+// Float reads a number.
+func (r *Reader) Float(key string) float64 {
+	n, ok := number(r.Config[key])
+	if !ok || math.IsNaN(n) || math.IsInf(n, 0) {
+		r.fail(key, "a number")
+		return 1
+	}
+	return n
+}
+
+// FloatOr is Float with a default for a field that is absent or null.
+func (r *Reader) FloatOr(key string, otherwise float64) float64 {
+	if !r.Has(key) {
+		return otherwise
+	}
+	return r.Float(key)
+}
+
+// BoolOr reads true or false, with a default for a field that is absent or null.
+func (r *Reader) BoolOr(key string, otherwise bool) bool {
+	if !r.Has(key) {
+		return otherwise
+	}
+	b, ok := r.Config[key].(bool)
+	if !ok {
+		r.fail(key, "true or false")
+	}
+	return b
+}
+
+// StringOr reads a string, with a default for a field that is absent or null.
+func (r *Reader) StringOr(key, otherwise string) string {
+	if !r.Has(key) {
+		return otherwise
+	}
+	s, ok := r.Config[key].(string)
+	if !ok {
+		r.fail(key, "a string")
+	}
+	return s
+}
+
+// Object reads a nested object: an empty one when it is absent or null.
+func (r *Reader) Object(key string) *Reader {
+	if !r.Has(key) {
+		return &Reader{Config: Config{}}
+	}
+	switch o := r.Config[key].(type) {
+	case map[string]any:
+		return &Reader{Config: o}
+	case Config:
+		return &Reader{Config: o}
+	}
+	r.fail(key, "an object")
+	return &Reader{Config: Config{}}
+}

@@ -1,0 +1,240 @@
+// Package model is what every architecture has in common: the interface that training and generation work through, the
+// caches, and the registry that opens a checkpoint as the right architecture.
+package model
+
+import (
+	"fmt"
+
+	"conquer/torch"
+	"conquer/torch/nn"
+)
+
+// Model is a causal language model as training and generation see it: a row of blocks between an embedding and a head.
+// B is the batch, L the length of the input, D the model's width.
+type Model interface {
+	// Architecture is the name in the registry, e.g. "llama".
+	Architecture() string
+	// Config is the model's Hugging Face config.json.
+	Config() Config
+	// Begin prepares what all blocks share for one pass over seq: rotary tables, masks.
+	Begin(seq Sequence) *Pass
+	// Embed maps ids (int64 [B,L]) to [B,L,D].
+	Embed(ids torch.Tensor) torch.Tensor
+	// Blocks lists the blocks, first to last.
+	Blocks() []Block
+	// Norm is the normalization before the head: [B,L,D] to [B,L,D].
+	Norm(x torch.Tensor) torch.Tensor
+	// Head is the projection to the vocabulary, [V,D]; tied to the embedding where the config says so.
+	Head() *nn.Param
+	// NewCache makes empty caches for batch sequences of at most capacity positions.
+	NewCache(batch, capacity int, dtype torch.DType, device torch.Device) *Cache
+	// MaxLength is the most positions that the model was made for.
+	MaxLength() int
+}
+
+// Block is one layer of a model. layer holds the block's cache, nil when there is none.
+type Block interface {
+	// Forward maps x [B,L,D] to [B,L,D].
+	Forward(x torch.Tensor, pass *Pass, layer *LayerCache) torch.Tensor
+}
+
+// Sequence is the input of one pass.
+type Sequence struct {
+	IDs torch.Tensor // int64 [B,L]
+	// Positions (int64 [B,L], all below Limit) where they are not simply 0, 1, … after what the cache holds.
+	Positions torch.Tensor
+	Limit     int
+	// Segments (int64 [B,L]) numbers the samples packed into a row from 1; tokens see their own segment only, 0 is padding.
+	// No tensor: each row is one sample.
+	Segments torch.Tensor
+	Cache    *Cache
+}
+
+// Pass is what the blocks share during one pass.
+type Pass struct {
+	Cos, Sin torch.Tensor // [B or 1, L, R/2], float32
+	Mask     torch.Tensor // boolean [B or 1, 1, L, S], or no tensor
+	Causal   bool         // hide the columns after each row
+	Segments torch.Tensor // as in Sequence
+	Cache    *Cache
+	Start    int // the column that the pass's first token takes in the cache
+	// One token a sequence: the columns [Starts, Lengths) of the cache are attended to.
+	Lengths, Starts torch.Tensor
+}
+
+// Cache is what a model remembers of the tokens it has seen. All sequences of a batch fill the same columns; a shorter one
+// is padded on the left and begins at its column of Starts.
+type Cache struct {
+	Layers   []LayerCache
+	Length   int // columns filled
+	Capacity int
+	Starts   []int // first valid column of each sequence; nil when all begin at 0
+}
+
+// LayerCache is one block's part of a Cache; a block uses the fields that it needs.
+type LayerCache struct {
+	Keys, Values torch.Tensor // [B,K,S,P]
+	Conv         torch.Tensor // [B, width, channels]: the last inputs of a causal convolution
+	State        torch.Tensor // [B,H,P,N]: a state-space layer's state, float32
+}
+
+// Layer returns the cache of block i, nil for a nil cache.
+func (c *Cache) Layer(i int) *LayerCache {
+	if c == nil {
+		return nil
+	}
+	return &c.Layers[i]
+}
+
+// Free frees the cache's tensors.
+func (c *Cache) Free() {
+	for i := range c.Layers {
+		layer := &c.Layers[i]
+		layer.Keys.Free()
+		layer.Values.Free()
+		layer.Conv.Free()
+		layer.State.Free()
+	}
+	c.Layers = nil
+}
+
+// NewPass prepares a pass over seq: positions, the rotary table's rows (rotary may be nil) and the attention mask for a
+// sliding window of the given number of positions (0: none).
+func NewPass(seq Sequence, rotary *nn.Rotary, window int) *Pass {
+	length, device := seq.IDs.Size(1), seq.IDs.Device()
+	pass := &Pass{Cache: seq.Cache, Segments: seq.Segments, Causal: true}
+	if c := seq.Cache; c != nil {
+		pass.Start = c.Length
+		if c.Length+length > c.Capacity {
+			panic(&torch.Error{Op: "cache", Message: fmt.Sprintf("%d positions do not fit a cache of %d", c.Length+length, c.Capacity)})
+		}
+	}
+	var starts torch.Tensor // int64 [B,1]
+	if c := seq.Cache; c != nil && c.Starts != nil {
+		list := make([]int64, len(c.Starts))
+		for i, s := range c.Starts {
+			list[i] = int64(s)
+		}
+		starts = torch.From(list, len(list), 1).ToDevice(device)
+	}
+	if rotary != nil {
+		switch {
+		case seq.Positions.Defined():
+			pass.Cos, pass.Sin = rotary.At(seq.Positions, seq.Limit)
+		case starts.Defined():
+			columns := torch.Arange(pass.Start, pass.Start+length, torch.Int64, device).Unsqueeze(0)
+			pass.Cos, pass.Sin = rotary.At(columns.Sub(starts).Clamp(0, 1<<31), pass.Start+length)
+		default:
+			pass.Cos, pass.Sin = rotary.Range(pass.Start, length, device)
+		}
+	}
+	pass.mask(seq, starts, window)
+	return pass
+}
+
+// mask chooses the cheapest description of which columns each token sees.
+func (p *Pass) mask(seq Sequence, starts torch.Tensor, window int) {
+	batch, length, device := seq.IDs.Size(0), seq.IDs.Size(1), seq.IDs.Device()
+	end := p.Start + length
+	windowed := window > 0 && end > window
+	if seq.Cache != nil && length == 1 {
+		p.Lengths = torch.Full([]int{batch}, float64(end), torch.Int64, device)
+		if starts.Defined() {
+			p.Starts = starts.View(batch)
+		}
+		if windowed {
+			first := torch.Full([]int{batch}, float64(end-window), torch.Int64, device)
+			if starts.Defined() {
+				first = torch.Where(first.Less(p.Starts), p.Starts, first)
+			}
+			p.Starts = first
+		}
+		return
+	}
+	if !windowed && !starts.Defined() && !seq.Segments.Defined() && p.Start == 0 {
+		return // plainly causal
+	}
+	rows := torch.Arange(p.Start, end, torch.Int64, device).Unsqueeze(1)
+	columns := torch.Arange(0, end, torch.Int64, device).Unsqueeze(0)
+	mask := columns.LessEqual(rows).View(1, 1, length, end)
+	if windowed {
+		mask = mask.And(rows.Sub(columns).Less(torch.Full([]int{1}, float64(window), torch.Int64, device)))
+	}
+	if starts.Defined() {
+		// Padding must see something, or its softmax has nothing to divide by: it sees itself.
+		valid := starts.View(batch, 1, 1, 1).LessEqual(columns)
+		mask = torch.Where(rows.Equal(columns), columns.Equal(columns), mask.And(valid))
+	}
+	if seq.Segments.Defined() {
+		mask = mask.And(seq.Segments.Unsqueeze(2).Equal(seq.Segments.Unsqueeze(1)).Unsqueeze(1))
+	}
+	p.Mask, p.Causal = mask, false
+}
+
+// Attend is attention of q [B,H,L,P] over k and v [B,K,L,P] and what layer remembers, to which they are added: [B,H,L,P].
+func (p *Pass) Attend(q, k, v torch.Tensor, layer *LayerCache) torch.Tensor {
+	if layer == nil {
+		return torch.Attention(q, k, v, p.Mask, p.Causal)
+	}
+	length := q.Size(2)
+	layer.Keys.Narrow(2, p.Start, length).Copy(k)
+	layer.Values.Narrow(2, p.Start, length).Copy(v)
+	if length == 1 {
+		return torch.DecodeAttention(q, layer.Keys, layer.Values, p.Starts, p.Lengths)
+	}
+	if p.Start > 0 {
+		k, v = layer.Keys.Narrow(2, 0, p.Start+length), layer.Values.Narrow(2, 0, p.Start+length)
+	}
+	return torch.Attention(q, k, v, p.Mask, p.Causal)
+}
+
+// Hidden runs the blocks over seq and returns the normalized hidden states [B,L,D]; the cache, if any, moves on.
+func Hidden(m Model, seq Sequence) torch.Tensor {
+	pass := m.Begin(seq)
+	x := m.Embed(seq.IDs)
+	for i, block := range m.Blocks() {
+		layer := seq.Cache.Layer(i)
+		x = torch.Scoped1(func() torch.Tensor { return block.Forward(x, pass, layer) })
+	}
+	if seq.Cache != nil {
+		seq.Cache.Length += seq.IDs.Size(1)
+	}
+	return m.Norm(x)
+}
+
+// Logits runs the model over seq: [B,L,V].
+func Logits(m Model, seq Sequence) torch.Tensor {
+	return torch.Linear(Hidden(m, seq), m.Head().Tensor, torch.Tensor{})
+}
+
+// LastLogits is Logits at the last position alone: [B,V].
+func LastLogits(m Model, seq Sequence) torch.Tensor {
+	hidden := Hidden(m, seq)
+	return torch.Linear(hidden.Select(1, hidden.Size(1)-1), m.Head().Tensor, torch.Tensor{})
+}
+
+// Parameters counts a model's weights.
+func Parameters(m Model) int {
+	total := 0
+	for _, p := range nn.Params(m) {
+		n := 1
+		for _, size := range p.Shape {
+			n *= size
+		}
+		total += n
+	}
+	return total
+}
+
+// Device returns where a loaded model lives.
+func Device(m Model) torch.Device { return m.Head().Device() }
+
+// DType returns the dtype of a loaded model's weights.
+func DType(m Model) torch.DType { return m.Head().DType() }
+
+// Free frees a model's weights.
+func Free(m Model) {
+	for _, p := range nn.Params(m) {
+		p.Tensor.Free()
+	}
+}

@@ -1,0 +1,139 @@
+// Package nn holds the layers that architectures are made of. A layer declares its weights in struct tags; [Walk] finds
+// them, by the names that Hugging Face checkpoints give them, for loading, saving, counting and training.
+package nn
+
+import (
+	"conquer/torch"
+)
+
+// Param is a weight. Shape is declared when the layer is made; the tensor exists once it was loaded or initialized.
+// Where a layer fuses several weights of a checkpoint into one, they lie below each other: piece i has Rows[i] rows.
+type Param struct {
+	torch.Tensor
+	Shape []int
+	Rows  []int
+	// Fill says how the weight begins when it is not loaded: Normal draws, or ones, or zeros.
+	Fill Fill
+}
+
+// Fill is how a fresh weight begins.
+type Fill int
+
+const (
+	Normal Fill = iota // draws with the architecture's initializer range
+	Ones
+	Zeros
+)
+
+func newParam(fill Fill, rows []int, rest ...int) *Param {
+	total := 0
+	for _, r := range rows {
+		total += r
+	}
+	return &Param{Shape: append([]int{total}, rest...), Rows: rows, Fill: fill}
+}
+
+// NewParam declares a weight that checkpoints store whole.
+func NewParam(fill Fill, shape ...int) *Param { return &Param{Shape: shape, Rows: shape[:1], Fill: fill} }
+
+// Linear is y = x Wᵀ + b, with low-rank adapters when it is being tuned that way. Fused linears (q, k and v, say) are one
+// Linear whose output holds the parts side by side.
+type Linear struct {
+	Weight *Param `weight:"weight"` // [sum of Rows, D]
+	Bias   *Param `weight:"bias"`   // [sum of Rows], or nil
+	Rows   []int
+	LoRA   []*LoRA // one for each part, nil where a part is not adapted; empty without adapters
+}
+
+// NewLinear declares a linear layer of the given input width whose output is the parts of the given widths side by side.
+func NewLinear(in int, bias bool, rows ...int) *Linear {
+	l := &Linear{Weight: newParam(Normal, rows, in), Rows: rows}
+	if bias {
+		l.Bias = newParam(Zeros, rows)
+	}
+	return l
+}
+
+// Forward maps x [..., D] to [..., N].
+func (l *Linear) Forward(x torch.Tensor) torch.Tensor {
+	var bias torch.Tensor
+	if l.Bias != nil {
+		bias = l.Bias.Tensor
+	}
+	y := torch.Linear(x, l.Weight.Tensor, bias)
+	if len(l.LoRA) == 0 {
+		return y
+	}
+	parts := y.Split(-1, l.Rows...)
+	for i, adapter := range l.LoRA {
+		if adapter != nil {
+			parts[i] = parts[i].Add(adapter.Forward(x))
+		}
+	}
+	return torch.Cat(-1, parts...)
+}
+
+// LoRA is a low-rank addition to one part of a linear layer: scale · (dropout(x) Aᵀ) Bᵀ (Hu et al., arXiv 2106.09685).
+type LoRA struct {
+	Name    string // the adapted part's name, e.g. model.layers.0.self_attn.q_proj
+	A       *Param // [r, D]
+	B       *Param // [N, r]
+	Scale   float64
+	Dropout float64 // applied while gradients are recorded
+}
+
+// Forward maps x [..., D] to the addition [..., N].
+func (a *LoRA) Forward(x torch.Tensor) torch.Tensor {
+	if a.Dropout > 0 && torch.GradEnabled() {
+		x = x.Dropout(a.Dropout)
+	}
+	low := torch.Linear(x.To(a.A.DType()), a.A.Tensor, torch.Tensor{})
+	return torch.Linear(low, a.B.Tensor, torch.Tensor{}).MulScalar(a.Scale).To(x.DType())
+}
+
+// Embedding maps ids (int64) to rows of its weight.
+type Embedding struct {
+	Weight *Param `weight:"weight"` // [V, D]
+}
+
+// NewEmbedding declares an embedding of vocabulary rows.
+func NewEmbedding(vocabulary, width int) *Embedding {
+	return &Embedding{Weight: NewParam(Normal, vocabulary, width)}
+}
+
+// Forward maps ids [...] to [..., D].
+func (e *Embedding) Forward(ids torch.Tensor) torch.Tensor {
+	return torch.Embedding(e.Weight.Tensor, ids)
+}
+
+// RMSNorm is root-mean-square normalization with a weight.
+type RMSNorm struct {
+	Weight *Param `weight:"weight"` // [D]
+	Eps    float64
+}
+
+// NewRMSNorm declares a normalization over a last dimension of the given width.
+func NewRMSNorm(width int, eps float64) *RMSNorm {
+	return &RMSNorm{Weight: NewParam(Ones, width), Eps: eps}
+}
+
+// Forward normalizes x [..., D].
+func (n *RMSNorm) Forward(x torch.Tensor) torch.Tensor {
+	return torch.RMSNorm(x, n.Weight.Tensor, n.Eps)
+}
+
+// SwiGLU is the feed-forward layer down(silu(gate(x)) · up(x)), gate and up fused.
+type SwiGLU struct {
+	GateUp *Linear `weight:"gate_proj+up_proj"`
+	Down   *Linear `weight:"down_proj"`
+}
+
+// NewSwiGLU declares a feed-forward layer of the given widths.
+func NewSwiGLU(width, inner int, bias bool) *SwiGLU {
+	return &SwiGLU{GateUp: NewLinear(width, bias, inner, inner), Down: NewLinear(inner, bias, width)}
+}
+
+// Forward maps x [..., D] to [..., D].
+func (m *SwiGLU) Forward(x torch.Tensor) torch.Tensor {
+	return m.Down.Forward(torch.SwiGLU(m.GateUp.Forward(x)))
+}

@@ -1,0 +1,118 @@
+package nn
+
+import (
+	"reflect"
+	"strconv"
+	"strings"
+)
+
+// Piece is one weight as a checkpoint names and stores it: rows [Start, Start+Rows) of a Param.
+type Piece struct {
+	Name        string
+	Param       *Param
+	Start, Rows int
+}
+
+// Shape returns the piece's shape.
+func (p Piece) Shape() []int { return append([]int{p.Rows}, p.Param.Shape[1:]...) }
+
+// Whole reports whether the piece is all of its Param.
+func (p Piece) Whole() bool { return p.Rows == p.Param.Shape[0] }
+
+// Walk visits the pieces of every Param below root, a pointer to a struct, in declaration order. A field is visited when it
+// has a `weight` tag: the name it contributes. "a+b" names the parts of a fused layer; elements of a slice are numbered; a
+// nil pointer is a weight that this model does not have.
+func Walk(root any, visit func(Piece)) { walk(reflect.ValueOf(root), []string{""}, visit) }
+
+var paramType = reflect.TypeFor[*Param]()
+
+func walk(v reflect.Value, names []string, visit func(Piece)) {
+	if v.Kind() == reflect.Interface {
+		v = v.Elem()
+	}
+	if !v.IsValid() || (v.Kind() == reflect.Pointer && v.IsNil()) {
+		return
+	}
+	if v.Type() == paramType {
+		param := v.Interface().(*Param)
+		start := 0
+		for i, rows := range param.Rows {
+			visit(Piece{Name: names[min(i, len(names)-1)], Param: param, Start: start, Rows: rows})
+			start += rows
+		}
+		return
+	}
+	switch v = reflect.Indirect(v); v.Kind() {
+	case reflect.Slice:
+		for i := range v.Len() {
+			walk(v.Index(i), join(names, strconv.Itoa(i)), visit)
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if tag, ok := v.Type().Field(i).Tag.Lookup("weight"); ok {
+				walk(v.Field(i), join(names, tag), visit)
+			}
+		}
+	}
+}
+
+// join appends a tag to every prefix; a fused tag makes a prefix for each of its parts.
+func join(prefixes []string, tag string) []string {
+	var names []string
+	for _, prefix := range prefixes {
+		for part := range strings.SplitSeq(tag, "+") {
+			if prefix != "" && part != "" {
+				part = "." + part
+			}
+			names = append(names, prefix+part)
+		}
+	}
+	return names
+}
+
+// Params lists the Params below root, each once.
+func Params(root any) []*Param {
+	var params []*Param
+	seen := map[*Param]bool{}
+	Walk(root, func(p Piece) {
+		if !seen[p.Param] {
+			seen[p.Param] = true
+			params = append(params, p.Param)
+		}
+	})
+	return params
+}
+
+// Linears visits every Linear below root with the names of its parts, for adapters.
+func Linears(root any, visit func(names []string, l *Linear)) {
+	byWeight := map[*Param][]string{}
+	Walk(root, func(p Piece) {
+		byWeight[p.Param] = append(byWeight[p.Param], strings.TrimSuffix(p.Name, ".weight"))
+	})
+	var find func(v reflect.Value)
+	find = func(v reflect.Value) {
+		if v.Kind() == reflect.Interface {
+			v = v.Elem()
+		}
+		if !v.IsValid() || (v.Kind() == reflect.Pointer && v.IsNil()) || v.Type() == paramType {
+			return
+		}
+		if l, ok := v.Interface().(*Linear); ok {
+			visit(byWeight[l.Weight], l)
+			return
+		}
+		switch v = reflect.Indirect(v); v.Kind() {
+		case reflect.Slice:
+			for i := range v.Len() {
+				find(v.Index(i))
+			}
+		case reflect.Struct:
+			for i := range v.NumField() {
+				if _, ok := v.Type().Field(i).Tag.Lookup("weight"); ok {
+					find(v.Field(i))
+				}
+			}
+		}
+	}
+	find(reflect.ValueOf(root))
+}
