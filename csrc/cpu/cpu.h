@@ -1,0 +1,40 @@
+// cpu.h: what the tensor half of the CPU operations shares.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+
+#include "../internal.h"
+#include "kernels.h"
+
+namespace conquer {
+
+inline bool has_kernel_type(const at::Tensor &t) {
+  auto type = t.scalar_type();
+  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf;
+}
+
+// Calls f with a value of the element type that the kernels use for `type`.
+template <class F> auto with_type(at::ScalarType type, F &&f) {
+  switch (type) {
+  case at::kFloat:
+    return f(float{});
+  case at::kBFloat16:
+    return f(bf16{});
+  case at::kHalf:
+    return f(f16{});
+  default:
+    TORCH_CHECK(false, "no kernel for elements of type ", type, ": float32, bfloat16 and float16 have one");
+  }
+}
+
+template <class T> const T *data_of(const at::Tensor &t) { return static_cast<const T *>(t.const_data_ptr()); }
+template <class T> T *mutable_data_of(const at::Tensor &t) { return static_cast<T *>(t.mutable_data_ptr()); }
+
+// Whether a gradient may be asked of an operation on these tensors.
+template <class... Ts> bool records_grad(const Ts &...tensors) {
+  return at::GradMode::is_enabled() && ((tensors.defined() && tensors.requires_grad()) || ...);
+}
+
+} // namespace conquer

@@ -1,0 +1,27 @@
+// isa.h: compiles every kernel for one instruction set. An isa_*.cpp sets the compiler's target, defines CONQUER_ISA (a
+// namespace) and the CONQUER_AVX* it may use, and includes this. The standard headers come before the target is set
+//, so no inline function of the library is ever compiled for a processor that may not be there.
+#include "kernels.h"
+
+namespace conquer {
+namespace CONQUER_ISA {
+
+#include "vec.h"
+
+#include "linear.inl"
+
+template <class T> constexpr Kernels<T> table() {
+  Kernels<T> t{};
+  t.linear = linear<T>;
+  t.widen = widen<T>;
+  return t;
+}
+
+} // namespace CONQUER_ISA
+
+#define CONQUER_SET_(name) kernels_##name
+#define CONQUER_SET(name) CONQUER_SET_(name)
+extern const KernelSet CONQUER_SET(CONQUER_ISA) = {CONQUER_ISA::table<float>(), CONQUER_ISA::table<bf16>(),
+                                                   CONQUER_ISA::table<f16>()};
+
+} // namespace conquer

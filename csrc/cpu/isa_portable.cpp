@@ -1,0 +1,8 @@
+// The kernels for any processor: what the compiler's baseline offers (SSE2 on x86-64, NEON on arm64).
+#include <string.h>
+
+#include <algorithm>
+#include <cmath>
+
+#define CONQUER_ISA portable
+#include "isa.h"

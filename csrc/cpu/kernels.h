@@ -1,0 +1,48 @@
+// kernels.h: the table of inner loops that exists once for each instruction set.
+//
+// Every operation here has two halves. The half that knows tensors (linear.cpp, norm.cpp, ...) checks shapes, splits the
+// work over threads and records gradients. The half that knows vectors (*.inl) runs over plain pointers, on one thread,
+// and is compiled once for each instruction set by isa_*.cpp, from the same source. kernels<T>() hands out the best table
+// that this processor can run, so one binary serves a plain x86-64, an AVX2 and an AVX-512 machine, and other processors
+// get the portable one.
+//
+// T is the element type in memory. Arithmetic is float32 throughout; T is widened when loaded and rounded (to nearest,
+// ties to even) when stored.
+#pragma once
+
+#include <stdint.h>
+
+namespace conquer {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+template <class T> struct Kernels {
+  // y[m, r] = <weight[r], x[m]> + bias[r] for r < rows, m < n. The rows of weight lie `depth` apart, those of x too
+  // (float32, whatever T), those of y `y_stride`. bias may be null. See linear.inl.
+  void (*linear)(const T *weight, const T *bias, const float *x, int64_t rows, int64_t depth, int64_t n, T *y,
+                 int64_t y_stride);
+  // Widens n elements.
+  void (*widen)(const T *x, int64_t n, float *y);
+};
+
+template <class T> const Kernels<T> &kernels();
+
+// The tables of each instruction set; kernels.cpp chooses among them.
+struct KernelSet {
+  Kernels<float> f32;
+  Kernels<bf16> b16;
+  Kernels<f16> h16;
+};
+extern const KernelSet kernels_portable;
+#if defined(__x86_64__)
+extern const KernelSet kernels_avx2;
+extern const KernelSet kernels_avx512;
+extern const KernelSet kernels_avx512_bf16;
+#endif
+
+} // namespace conquer
