@@ -1,0 +1,356 @@
+// Package checkpoint reads and writes the files that hold a model's weights.
+//
+// [Open] takes a Hugging Face folder (config.json beside model.safetensors, or beside shards with an index), one
+// .safetensors file, or one .gguf file, and gives a [Checkpoint]: tensors by their Hugging Face names, whatever the source
+// called them, and the config that describes the model. Files are mapped into memory: opening reads the headers alone,
+// and a tensor that is stored plainly is a view of the file. Quantized tensors are decoded when they are asked for.
+//
+//	c, err := checkpoint.Open("SmolLM2-135M-Instruct.Q4_1.gguf")
+//	if err != nil { … }
+//	defer c.Close()
+//	w, err := c.Tensor("model.embed_tokens.weight")
+//
+// [Save] writes any [Source], a Checkpoint or a model in training, as a Hugging Face folder. Whatever this package writes
+// takes its place in one step when it is complete and on the disk: see [WriteFile].
+//
+// Files come from strangers. Every length, count and offset is checked before it is used; what does not add up gives an
+// error that names the file and the tensor.
+package checkpoint
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"conquer/torch"
+)
+
+// Info describes a tensor of a [Source].
+type Info struct {
+	DType  torch.DType // what Tensor gives: float32 for a quantized tensor, [Unsupported] if Tensor fails
+	Shape  []int
+	Stored string // the type in the file, by its name there: "BF16", "Q4_1"; empty for a tensor that lies in no file
+	File   string // the path of that file
+	Bytes  int    // how many it takes there
+}
+
+// Unsupported is the dtype of a stored type that libtorch or this package has no tensors of, such as F8_E4M3 or IQ4_XS.
+const Unsupported torch.DType = -1
+
+// A Source gives tensors by their Hugging Face names. Its methods may be called from several goroutines.
+type Source interface {
+	// Names lists the tensors, in the order of the files.
+	Names() []string
+	// Info describes a tensor without reading it; false when there is none of that name.
+	Info(name string) (Info, bool)
+	// Tensor gives a contiguous CPU tensor that belongs to the innermost open scope. It may share memory with the source:
+	// a caller that writes to it changes what the next caller sees.
+	Tensor(name string) (torch.Tensor, error)
+}
+
+// The formats of a [Checkpoint].
+const (
+	SafeTensors = "safetensors"
+	GGUF        = "gguf"
+)
+
+// A Checkpoint is an open set of weight files. Tensors taken from it stay valid after Close.
+type Checkpoint struct {
+	Path   string // as given to Open
+	Format string // SafeTensors or GGUF
+
+	config, generation []byte
+	gguf               map[string]any
+	files              []*mappedFile
+	names              []string
+	tensors            map[string]*stored
+}
+
+var _ Source = (*Checkpoint)(nil)
+
+type mappedFile struct {
+	path    string
+	mapping *torch.Mapping
+}
+
+// stored is a tensor's place, and the rotary rows to reorder if it comes from a llama-type GGUF file.
+type stored struct {
+	record
+	file     *mappedFile
+	headRows int // rows per head to unpermute, or 0
+}
+
+// safetensorsTorch maps safetensors' and ggml's names of plain types to libtorch's dtypes.
+var safetensorsTorch = map[string]torch.DType{
+	"F64": torch.Float64, "F32": torch.Float32, "F16": torch.Float16, "BF16": torch.BFloat16,
+	"I64": torch.Int64, "I32": torch.Int32, "U8": torch.Uint8, "BOOL": torch.Bool,
+}
+
+// Open opens the checkpoint at path: a folder with model.safetensors or model.safetensors.index.json, a .safetensors
+// file, or a .gguf file. It reads no weights. The error names the file and, where there is one, the tensor.
+func Open(path string) (*Checkpoint, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	c := &Checkpoint{Path: path, Format: SafeTensors, tensors: map[string]*stored{}}
+	if info.IsDir() {
+		err = c.openFolder(path)
+	} else {
+		err = c.openFile(path)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Checkpoint) openFile(path string) error {
+	file, err := c.mapFile(path)
+	if err != nil {
+		return err
+	}
+	data := file.mapping.Bytes()
+	if strings.HasSuffix(path, ".gguf") || strings.HasPrefix(string(data[:min(len(data), 4)]), "GGUF") {
+		if err := c.addGGUF(file); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		return nil
+	}
+	if err := c.addSafetensors(file, nil); err != nil {
+		return err
+	}
+	return c.readConfigs(filepath.Dir(path))
+}
+
+func (c *Checkpoint) mapFile(path string) (*mappedFile, error) {
+	mapping, err := torch.OpenMapping(path)
+	if err != nil {
+		return nil, err
+	}
+	file := &mappedFile{path, mapping}
+	c.files = append(c.files, file)
+	return file, nil
+}
+
+// addSafetensors adds a file's tensors: all, or those wanted.
+func (c *Checkpoint) addSafetensors(file *mappedFile, wanted map[string]bool) error {
+	records, _, err := parseSafetensors(file.mapping.Bytes())
+	if err != nil {
+		return fmt.Errorf("%s: %w", file.path, err)
+	}
+	for _, r := range records {
+		if wanted == nil || wanted[r.name] {
+			c.add(&stored{record: r, file: file})
+		}
+	}
+	return nil
+}
+
+func (c *Checkpoint) add(s *stored) {
+	c.names = append(c.names, s.name)
+	c.tensors[s.name] = s
+}
+
+// addGGUF adds a GGUF file's tensors under Hugging Face's names, and its metadata as a config.
+func (c *Checkpoint) addGGUF(file *mappedFile) error {
+	c.Format = GGUF
+	data := file.mapping.Bytes()
+	f, err := parseGGUF(data)
+	if err != nil {
+		return err
+	}
+	c.gguf = f.metadata
+	var ropeFactors []float32
+	for _, r := range f.records {
+		if r.name == "rope_freqs.weight" && r.dtype == "F32" {
+			ropeFactors = make([]float32, r.bytes/4)
+			decodeF32(ropeFactors, data[r.offset:r.offset+r.bytes])
+		}
+	}
+	config, generation, err := f.config(ropeFactors)
+	if err != nil {
+		return err
+	}
+	if c.config, err = jsonText(config); err != nil {
+		return err
+	}
+	if c.generation, err = jsonText(generation); err != nil {
+		return err
+	}
+	architecture := f.metadata["general.architecture"].(string)
+	heads, kvHeads := config["num_attention_heads"].(int), config["num_key_value_heads"].(int)
+	for _, r := range f.records {
+		if r.name == "rope_freqs.weight" { // part of the config by now
+			continue
+		}
+		s := &stored{record: r, file: file}
+		if heads := permutedHeads(architecture, r.name, heads, kvHeads); heads > 0 && len(r.shape) > 0 {
+			if r.shape[0]%(2*heads) != 0 {
+				return fmt.Errorf("tensor %.80q has %d rows, expected a multiple of twice its %d heads", r.name, r.shape[0], heads)
+			}
+			s.headRows = r.shape[0] / heads
+		}
+		var ok bool
+		if s.name, ok = hfName(r.name); !ok {
+			return fmt.Errorf("tensor %.80q is none that a %s model has", r.name, architecture)
+		}
+		c.add(s)
+	}
+	return nil
+}
+
+// Names lists the tensors by their Hugging Face names, in the order in which they lie in the files.
+func (c *Checkpoint) Names() []string { return slices.Clone(c.names) }
+
+// Info describes a tensor.
+func (c *Checkpoint) Info(name string) (Info, bool) {
+	s, ok := c.tensors[name]
+	if !ok {
+		return Info{}, false
+	}
+	return Info{DType: s.torchDType(), Shape: slices.Clone(s.shape), Stored: s.dtype, File: s.file.path, Bytes: s.bytes}, true
+}
+
+// torchDType is the dtype of the tensor that stands for s.
+func (s *stored) torchDType() torch.DType {
+	if d, ok := safetensorsTorch[s.dtype]; ok {
+		return d
+	}
+	if _, ok := decoders[s.dtype]; ok {
+		return torch.Float32
+	}
+	return Unsupported
+}
+
+// Tensor gives a tensor by its Hugging Face name. One that is stored plainly is a view of the mapped file, which writing
+// to it does not change; a quantized one is decoded to float32 anew at each call; a query or key matrix of a llama-type
+// GGUF file is copied to put its rows in Hugging Face's order.
+func (c *Checkpoint) Tensor(name string) (torch.Tensor, error) {
+	s, err := c.find(name)
+	if err != nil {
+		return torch.Tensor{}, err
+	}
+	dtype := s.torchDType()
+	_, quantized := decoders[s.dtype]
+	if _, plain := safetensorsTorch[s.dtype]; plain && s.headRows == 0 {
+		if s.offset%dtype.Size() == 0 {
+			return s.file.mapping.Tensor(s.offset, dtype, s.shape), nil
+		}
+		// The format allows any offset, processors do not care for all of them.
+		return torch.FromBytes(s.data(), dtype, s.shape), nil
+	} else if !plain && !quantized {
+		return torch.Tensor{}, s.unsupported()
+	}
+	t := torch.Empty(s.shape, dtype, torch.CPU)
+	return t, s.decode(t.Data(), dtype)
+}
+
+// TensorAs gives a tensor as dtype: float32, bfloat16 or float16 without a float32 copy where the file holds a quantized
+// one, what [Checkpoint.Tensor] gives otherwise, converted where it must be.
+func (c *Checkpoint) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
+	s, err := c.find(name)
+	if err != nil {
+		return torch.Tensor{}, err
+	}
+	_, plain := safetensorsTorch[s.dtype]
+	if _, ok := decoders[s.dtype]; ok && !plain && (dtype == torch.BFloat16 || dtype == torch.Float16) {
+		t := torch.Empty(s.shape, dtype, torch.CPU)
+		return t, s.decode(t.Data(), dtype)
+	}
+	t, err := c.Tensor(name)
+	if err != nil || t.DType() == dtype {
+		return t, err
+	}
+	return t.To(dtype), nil
+}
+
+func (c *Checkpoint) find(name string) (*stored, error) {
+	s, ok := c.tensors[name]
+	if !ok {
+		return nil, fmt.Errorf("%s: there is no tensor %.120q", c.Path, name)
+	}
+	if c.files == nil {
+		return nil, fmt.Errorf("%s: closed before tensor %.120q was read", c.Path, name)
+	}
+	return s, nil
+}
+
+func (s *stored) unsupported() error {
+	return fmt.Errorf("%s: tensor %.120q is stored as %s, which is not supported: expected one of F64, F32, F16, BF16, "+
+		"I64, I32, U8, BOOL, or in GGUF files Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K", s.file.path, s.name, s.dtype)
+}
+
+// data is the stored bytes, in the mapping.
+func (s *stored) data() []byte { return s.file.mapping.Bytes()[s.offset : s.offset+s.bytes] }
+
+// decode fills dst with s as dtype, rows in Hugging Face's order.
+func (s *stored) decode(dst []byte, dtype torch.DType) error {
+	rows, columns := 1, 1
+	for i, n := range s.shape {
+		if i < len(s.shape)-1 || s.headRows > 0 && i == 0 { // the bias of a permuted matrix has rows of one number
+			rows *= n
+		} else {
+			columns *= n
+		}
+	}
+	var source func(int) int
+	if s.headRows > 0 {
+		source = unpermute(s.headRows)
+	}
+	if plain, ok := safetensorsTorch[s.dtype]; ok && plain == dtype {
+		copyRows(dst, s.data(), rows, source)
+		return nil
+	}
+	name := map[torch.DType]string{torch.Float32: "F32", torch.BFloat16: "BF16", torch.Float16: "F16"}[dtype]
+	if err := dequantize(dst, name, s.data(), s.dtype, rows, columns, source); err != nil {
+		return fmt.Errorf("%s: tensor %.120q: %w", s.file.path, s.name, err)
+	}
+	return nil
+}
+
+// ConfigJSON returns the text of config.json, or what it would be for a GGUF file; nil if there is none.
+func (c *Checkpoint) ConfigJSON() []byte { return slices.Clone(c.config) }
+
+// Config returns config.json as encoding/json decodes it, numbers as float64; nil if there is none.
+func (c *Checkpoint) Config() map[string]any { return decoded(c.config) }
+
+// GenerationConfigJSON returns the text of generation_config.json, or what it would be for a GGUF file; nil if there is
+// none.
+func (c *Checkpoint) GenerationConfigJSON() []byte { return slices.Clone(c.generation) }
+
+// GenerationConfig returns generation_config.json as encoding/json decodes it; nil if there is none.
+func (c *Checkpoint) GenerationConfig() map[string]any { return decoded(c.generation) }
+
+func decoded(text []byte) map[string]any {
+	var m map[string]any
+	if text == nil || json.Unmarshal(text, &m) != nil { // readConfigs has checked it
+		return nil
+	}
+	return m
+}
+
+// GGUFMetadata returns a GGUF file's metadata, nil for other formats. A value has the Go type of its width (uint32,
+// float32, string, …), an array is a slice of it. The caller must not change it.
+func (c *Checkpoint) GGUFMetadata() map[string]any { return c.gguf }
+
+// Files lists the paths of the weight files.
+func (c *Checkpoint) Files() []string {
+	paths := make([]string, len(c.files))
+	for i, f := range c.files {
+		paths[i] = f.path
+	}
+	return paths
+}
+
+// Close gives the files back. Tensors taken from the checkpoint stay valid; Tensor fails from now on.
+func (c *Checkpoint) Close() {
+	for _, f := range c.files {
+		f.mapping.Close()
+	}
+	c.files = nil
+}

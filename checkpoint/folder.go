@@ -1,0 +1,162 @@
+package checkpoint
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// The names of a Hugging Face folder's files.
+const (
+	weightsFile    = "model.safetensors"
+	indexFile      = "model.safetensors.index.json"
+	configFile     = "config.json"
+	generationFile = "generation_config.json"
+)
+
+// A config or an index longer than this is not read.
+const maxJSONFile = 100_000_000
+
+// openFolder opens a Hugging Face folder. As in transformers, model.safetensors is taken before an index.
+func (c *Checkpoint) openFolder(dir string) error {
+	if err := c.readConfigs(dir); err != nil {
+		return err
+	}
+	path := filepath.Join(dir, weightsFile)
+	if _, err := os.Stat(path); err == nil {
+		file, err := c.mapFile(path)
+		if err != nil {
+			return err
+		}
+		return c.addSafetensors(file, nil)
+	}
+	index := filepath.Join(dir, indexFile)
+	text, err := readJSONFile(index)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: expected %s or %s%s", dir, weightsFile, indexFile, whatElse(dir))
+	}
+	if err != nil {
+		return err
+	}
+	return c.openShards(dir, index, text)
+}
+
+// whatElse says what a folder without the expected weights holds instead.
+func whatElse(dir string) string {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		switch filepath.Ext(e.Name()) {
+		case ".gguf", ".safetensors":
+			return fmt.Sprintf("; it holds %s: give the path of that file", e.Name())
+		case ".bin", ".pth", ".pt":
+			return fmt.Sprintf("; it holds %s, which must be converted to safetensors first", e.Name())
+		}
+	}
+	return ""
+}
+
+// openShards opens the files an index names: {"metadata": …, "weight_map": {tensor: file}}. A tensor that lies in a shard
+// but not in the index is left out, as the index is what says which of a folder's files make the model.
+func (c *Checkpoint) openShards(dir, index string, text []byte) error {
+	var shards []string
+	wanted := map[string]map[string]bool{}
+	hasMap := false
+	err := strictObject(text, func(d *json.Decoder, key string) error {
+		if key != "weight_map" {
+			return skipValue(d)
+		}
+		hasMap = true
+		return eachKey(d, key, func(tensor string) error {
+			shard, err := stringValue(d, fmt.Sprintf("weight_map: tensor %.80q", tensor))
+			if err != nil {
+				return err
+			}
+			if shard == "" || shard != filepath.Base(shard) || !filepath.IsLocal(shard) || strings.ContainsAny(shard, "\\\x00") {
+				return fmt.Errorf("weight_map: tensor %.80q: %.80q is not the name of a file in this folder", tensor, shard)
+			}
+			if wanted[shard] == nil {
+				wanted[shard] = map[string]bool{}
+				shards = append(shards, shard)
+			}
+			wanted[shard][tensor] = true
+			return nil
+		})
+	})
+	if err == nil && !hasMap {
+		err = fmt.Errorf("expected a key \"weight_map\"")
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", index, err)
+	}
+	for _, shard := range shards {
+		path := filepath.Join(dir, shard)
+		file, err := c.mapFile(path)
+		if err != nil {
+			return fmt.Errorf("%w (%s names it for tensor %q)", err, index, first(wanted[shard]))
+		}
+		if err := c.addSafetensors(file, wanted[shard]); err != nil {
+			return err
+		}
+		for tensor := range wanted[shard] {
+			if c.tensors[tensor] == nil {
+				return fmt.Errorf("%s: tensor %.80q is not in this file, where %s says it is", path, tensor, index)
+			}
+		}
+	}
+	return nil
+}
+
+// first returns the least of a set's names.
+func first(set map[string]bool) string {
+	least := ""
+	for name := range set {
+		if least == "" || name < least {
+			least = name
+		}
+	}
+	return least
+}
+
+// skipValue consumes any value.
+func skipValue(d *json.Decoder) error {
+	var ignored json.RawMessage
+	if err := d.Decode(&ignored); err != nil {
+		return fmt.Errorf("JSON at byte %d: %w", d.InputOffset(), err)
+	}
+	return nil
+}
+
+// readConfigs reads config.json and generation_config.json, either of which may be missing.
+func (c *Checkpoint) readConfigs(dir string) error {
+	for name, to := range map[string]*[]byte{configFile: &c.config, generationFile: &c.generation} {
+		path := filepath.Join(dir, name)
+		text, err := readJSONFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		var object map[string]any
+		if err := json.Unmarshal(text, &object); err != nil {
+			return fmt.Errorf("%s: expected a JSON object: %w", path, err)
+		}
+		*to = text
+	}
+	return nil
+}
+
+func readJSONFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxJSONFile {
+		return nil, fmt.Errorf("%s: expected a regular file of at most %d bytes", path, maxJSONFile)
+	}
+	return os.ReadFile(path)
+}

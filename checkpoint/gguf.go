@@ -1,0 +1,344 @@
+package checkpoint
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/bits"
+	"slices"
+)
+
+// The types of GGUF metadata values.
+const (
+	ggufUint8 = iota
+	ggufInt8
+	ggufUint16
+	ggufInt16
+	ggufUint32
+	ggufInt32
+	ggufFloat32
+	ggufBool
+	ggufString
+	ggufArray
+	ggufUint64
+	ggufInt64
+	ggufFloat64
+)
+
+// How deep arrays of arrays may go. Files in use have none at all; ggml refuses them.
+const maxGGUFNesting = 4
+
+// A ggufFile is what stands before the tensor data of a GGUF file.
+type ggufFile struct {
+	version  uint32
+	metadata map[string]any
+	records  []record // names and dtypes as ggml has them, shapes in PyTorch's order: rows first
+}
+
+// parseGGUF reads a GGUF file, version 2 or 3 and little-endian, that lies in data:
+// https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count is held against the bytes that are left before
+// anything is allocated for it, so that memory stays proportional to the file.
+func parseGGUF(data []byte) (*ggufFile, error) {
+	r := &ggufReader{data: data}
+	if string(r.take(4)) != "GGUF" {
+		return nil, fmt.Errorf("the file does not begin with GGUF")
+	}
+	f := &ggufFile{version: r.uint32(), metadata: map[string]any{}}
+	if r.err == nil && f.version != 2 && f.version != 3 {
+		if swapped := bits.ReverseBytes32(f.version); swapped == 2 || swapped == 3 {
+			return nil, fmt.Errorf("the file is big-endian, expected little-endian")
+		}
+		return nil, fmt.Errorf("GGUF version %d, expected 2 or 3", f.version)
+	}
+	tensors := r.count("tensors", 24) // name length, rank, type and offset
+	pairs := r.count("metadata", 13)  // key length, type and one byte
+	for i := 0; i < pairs && r.err == nil; i++ {
+		at := r.at
+		key := r.string()
+		value := r.value(r.uint32(), 0)
+		if r.err != nil {
+			return nil, fmt.Errorf("metadata %d of %d (%.80q) at byte %d: %w", i+1, pairs, key, at, r.err)
+		}
+		if _, twice := f.metadata[key]; twice {
+			return nil, fmt.Errorf("the metadata key %.80q appears twice", key)
+		}
+		f.metadata[key] = value
+	}
+	names := map[string]bool{}
+	for i := 0; i < tensors && r.err == nil; i++ {
+		at := r.at
+		t := r.tensor()
+		if r.err != nil {
+			return nil, fmt.Errorf("tensor %.80q (%d of %d, described at byte %d): %w", t.name, i+1, tensors, at, r.err)
+		}
+		if names[t.name] {
+			return nil, fmt.Errorf("tensor %.80q appears twice", t.name)
+		}
+		names[t.name] = true
+		f.records = append(f.records, t)
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return f, f.place(r.at, len(data))
+}
+
+// place turns the records' offsets, relative to the data section, into offsets in the file, and checks that the data is
+// aligned, inside the file and not shared. headerEnd is where the descriptions end.
+func (f *ggufFile) place(headerEnd, size int) error {
+	alignment := 32
+	if v, ok := f.metadata["general.alignment"]; ok {
+		n, ok := v.(uint32)
+		if !ok || n < 8 || n > 1<<20 || n&(n-1) != 0 {
+			return fmt.Errorf("general.alignment is %v, expected a power of two from 8 to 2^20", v)
+		}
+		alignment = int(n)
+	}
+	start := (headerEnd + alignment - 1) / alignment * alignment
+	for i := range f.records {
+		t := &f.records[i]
+		if t.offset%alignment != 0 {
+			return fmt.Errorf("tensor %.80q: its offset %d is no multiple of the alignment %d", t.name, t.offset, alignment)
+		}
+		if start > size || t.offset > size-start || t.bytes > size-start-t.offset {
+			return fmt.Errorf("tensor %.80q: its %d bytes at offset %d of the data end behind the file, whose data has %d bytes: truncated?",
+				t.name, t.bytes, t.offset, max(size-start, 0))
+		}
+		t.offset += start
+	}
+	ordered := slices.Clone(f.records)
+	slices.SortStableFunc(ordered, func(a, b record) int { return cmp.Compare(a.offset, b.offset) })
+	for i := 1; i < len(ordered); i++ {
+		if before, t := ordered[i-1], ordered[i]; before.offset+before.bytes > t.offset {
+			return fmt.Errorf("tensor %.80q: its data overlaps that of %.80q", t.name, before.name)
+		}
+	}
+	return nil
+}
+
+// A ggufReader walks through a file's bytes. After the first failure it holds the reason and returns zeros.
+type ggufReader struct {
+	data []byte
+	at   int
+	err  error
+}
+
+func (r *ggufReader) fail(format string, args ...any) {
+	if r.err == nil {
+		r.err = fmt.Errorf(format, args...)
+	}
+}
+
+func (r *ggufReader) left() int { return len(r.data) - r.at }
+
+// take returns the next n bytes of the file itself, or nil.
+func (r *ggufReader) take(n int) []byte {
+	if r.err == nil && n > r.left() {
+		r.fail("the file ends at byte %d, expected %d more bytes at byte %d: truncated?", len(r.data), n, r.at)
+	}
+	if r.err != nil {
+		return nil
+	}
+	b := r.data[r.at : r.at+n]
+	r.at += n
+	return b
+}
+
+func (r *ggufReader) uint32() uint32 {
+	if b := r.take(4); b != nil {
+		return binary.LittleEndian.Uint32(b)
+	}
+	return 0
+}
+
+func (r *ggufReader) uint64() uint64 {
+	if b := r.take(8); b != nil {
+		return binary.LittleEndian.Uint64(b)
+	}
+	return 0
+}
+
+// count reads a number of things that take at least `least` bytes each.
+func (r *ggufReader) count(what string, least int) int {
+	n := r.uint64()
+	if r.err == nil && n > uint64(r.left()/least) {
+		r.fail("%s: a count of %d cannot fit in the %d bytes left: truncated?", what, n, r.left())
+	}
+	if r.err != nil {
+		return 0
+	}
+	return int(n)
+}
+
+func (r *ggufReader) string() string {
+	return string(r.take(r.count("string", 1)))
+}
+
+// tensor reads one description; its offset is still relative to the data section.
+func (r *ggufReader) tensor() record {
+	t := record{name: r.string()}
+	rank := r.uint32()
+	if rank > 4 {
+		r.fail("%d dimensions, expected at most 4", rank)
+		return t
+	}
+	t.shape = make([]int, rank)
+	for i := range t.shape {
+		n := r.uint64()
+		if n == 0 && r.err == nil || n > 1<<62 {
+			r.fail("dimension %d is %d, expected 1 to 2^62", i, n)
+		}
+		t.shape[len(t.shape)-1-i] = int(n)
+	}
+	number, offset := r.uint32(), r.uint64()
+	if r.err != nil {
+		return t
+	}
+	kind, ok := ggmlTypes[number]
+	if !ok {
+		r.fail("unknown type %d", number)
+		return t
+	}
+	t.dtype = kind.name
+	row := 1
+	if rank > 0 {
+		row = t.shape[rank-1]
+	}
+	if row%kind.block != 0 {
+		r.fail("rows of %d, expected a multiple of %d for %s", row, kind.block, kind.name)
+		return t
+	}
+	size, ok := sizeInBits(t.shape, 8*kind.bytes)
+	if !ok || offset > 1<<62 {
+		r.fail("%s of shape %v at offset %d exceeds 2^62 bits", kind.name, t.shape, offset)
+		return t
+	}
+	t.offset, t.bytes = int(offset), size/8/kind.block
+	return t
+}
+
+// value reads a metadata value as the Go type of its width; arrays become slices of it, and arrays of arrays []any.
+func (r *ggufReader) value(kind uint32, depth int) any {
+	switch kind {
+	case ggufBool:
+		if b := r.take(1); b != nil {
+			if b[0] > 1 {
+				r.fail("a bool is %d, expected 0 or 1", b[0])
+			}
+			return b[0] == 1
+		}
+		return false
+	case ggufString:
+		return r.string()
+	case ggufArray:
+		return r.array(depth)
+	}
+	width := ggufWidth(kind)
+	if width == 0 {
+		r.fail("unknown value type %d", kind)
+		return nil
+	}
+	b := r.take(width)
+	if b == nil {
+		return nil
+	}
+	switch kind {
+	case ggufUint8:
+		return b[0]
+	case ggufInt8:
+		return int8(b[0])
+	case ggufUint16:
+		return binary.LittleEndian.Uint16(b)
+	case ggufInt16:
+		return int16(binary.LittleEndian.Uint16(b))
+	case ggufUint32:
+		return binary.LittleEndian.Uint32(b)
+	case ggufInt32:
+		return int32(binary.LittleEndian.Uint32(b))
+	case ggufFloat32:
+		return math.Float32frombits(binary.LittleEndian.Uint32(b))
+	case ggufUint64:
+		return binary.LittleEndian.Uint64(b)
+	case ggufInt64:
+		return int64(binary.LittleEndian.Uint64(b))
+	default:
+		return math.Float64frombits(binary.LittleEndian.Uint64(b))
+	}
+}
+
+// ggufWidth is the bytes of a number or bool, 0 for the other types.
+func ggufWidth(kind uint32) int {
+	switch kind {
+	case ggufUint8, ggufInt8, ggufBool:
+		return 1
+	case ggufUint16, ggufInt16:
+		return 2
+	case ggufUint32, ggufInt32, ggufFloat32:
+		return 4
+	case ggufUint64, ggufInt64, ggufFloat64:
+		return 8
+	}
+	return 0
+}
+
+func (r *ggufReader) array(depth int) any {
+	kind := r.uint32()
+	if depth == maxGGUFNesting {
+		r.fail("arrays are nested more than %d deep", maxGGUFNesting)
+	}
+	least := ggufWidth(kind)
+	switch {
+	case kind == ggufString:
+		least = 8
+	case kind == ggufArray:
+		least = 12
+	case least == 0:
+		r.fail("unknown value type %d in an array", kind)
+	}
+	if r.err != nil {
+		return nil
+	}
+	n := r.count("array", least)
+	switch kind {
+	case ggufUint8:
+		return ggufList[uint8](r, kind, n, depth)
+	case ggufInt8:
+		return ggufList[int8](r, kind, n, depth)
+	case ggufUint16:
+		return ggufList[uint16](r, kind, n, depth)
+	case ggufInt16:
+		return ggufList[int16](r, kind, n, depth)
+	case ggufUint32:
+		return ggufList[uint32](r, kind, n, depth)
+	case ggufInt32:
+		return ggufList[int32](r, kind, n, depth)
+	case ggufFloat32:
+		return ggufList[float32](r, kind, n, depth)
+	case ggufBool:
+		return ggufList[bool](r, kind, n, depth)
+	case ggufString:
+		return ggufList[string](r, kind, n, depth)
+	case ggufUint64:
+		return ggufList[uint64](r, kind, n, depth)
+	case ggufInt64:
+		return ggufList[int64](r, kind, n, depth)
+	case ggufFloat64:
+		return ggufList[float64](r, kind, n, depth)
+	default:
+		return ggufList[any](r, kind, n, depth)
+	}
+}
+
+// ggufList reads n values whose Go type is T.
+func ggufList[T any](r *ggufReader, kind uint32, n, depth int) []T {
+	list := make([]T, 0, n)
+	for i := 0; i < n; i++ {
+		v, _ := r.value(kind, depth+1).(T)
+		if r.err != nil {
+			return nil
+		}
+		list = append(list, v)
+	}
+	return list
+}

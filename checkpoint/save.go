@@ -1,0 +1,353 @@
+package checkpoint
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"conquer/torch"
+)
+
+// DefaultShardBytes is the size beyond which [Save] begins a new file, the Hugging Face Hub's customary 5 GB.
+const DefaultShardBytes = 5_000_000_000
+
+// Options say how [Save] writes.
+type Options struct {
+	// DType, when not nil, is what floating-point tensors are converted to; others stay as they are.
+	DType *torch.DType
+	// ShardBytes is the most that one file's tensors take, DefaultShardBytes if 0; a larger tensor gets a file of its own.
+	ShardBytes int
+	// Config and GenerationConfig are the JSON of config.json and generation_config.json; nil writes none. The config's
+	// torch_dtype (or dtype) is set to that of the tensors written.
+	Config, GenerationConfig []byte
+	// TokenizerFrom, when not empty, is a folder whose tokenizer files are copied.
+	TokenizerFrom string
+	// Also, when not nil, writes more files into the folder it is given, which become part of the result with the rest.
+	Also func(dir string) error
+}
+
+// tokenizerFiles are the files of a Hugging Face folder that make up its tokenizer.
+var tokenizerFiles = []string{"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+	"added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"}
+
+// Save writes the tensors of source into the folder dir as Hugging Face's libraries do: model.safetensors, or shards
+// model-00001-of-00003.safetensors with model.safetensors.index.json, beside the configs. One tensor is in memory at a
+// time.
+//
+// Everything is first written to a folder of its own and brought to the disk. A dir that did not exist then appears in
+// one step; in one that did, the files are replaced one by one, the index last, and weight files of an earlier save that
+// are no longer part of the model are removed. When anything fails before that, what was there is untouched and what was
+// written is removed.
+func Save(dir string, source Source, options Options) error {
+	dir = filepath.Clean(dir)
+	stage, existed, err := openStage(dir)
+	if err != nil {
+		return explain(dir, err)
+	}
+	defer stage.Close()
+	err = torch.Run(func() error { return fillStage(stage.Name(), source, options) })
+	if err == nil {
+		err = syncFolder(stage.Name())
+	}
+	if err == nil && existed {
+		err = moveFiles(stage.Name(), dir)
+	} else if err == nil {
+		err = os.Rename(stage.Name(), dir)
+	}
+	if err != nil {
+		os.RemoveAll(stage.Name())
+		return explain(dir, err)
+	}
+	if !existed {
+		return explain(dir, syncFolder(filepath.Dir(dir)))
+	}
+	return explain(dir, os.RemoveAll(stage.Name()))
+}
+
+// openStage makes the empty folder that a save is written to, and reports whether dir existed: beside dir if not, inside
+// it if it did, where renaming cannot cross file systems.
+func openStage(dir string) (stage *os.File, existed bool, err error) {
+	name := dir + partial
+	if info, err := os.Stat(dir); err == nil {
+		if !info.IsDir() {
+			return nil, false, fmt.Errorf("it is a file, expected a folder")
+		}
+		name, existed = filepath.Join(dir, partial), true
+	} else if err := os.MkdirAll(filepath.Dir(dir), 0o777); err != nil {
+		return nil, false, err
+	}
+	if err := os.Mkdir(name, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, false, err
+	}
+	if stage, err = os.Open(name); err != nil {
+		return nil, false, err
+	}
+	if err = lock(stage); err == nil {
+		err = emptyFolder(name)
+	}
+	if err != nil {
+		stage.Close()
+		return nil, false, err
+	}
+	return stage, existed, nil
+}
+
+// emptyFolder removes what a killed save left behind.
+func emptyFolder(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fillStage writes every file of the checkpoint into dir.
+func fillStage(dir string, source Source, options Options) error {
+	shards, err := plan(source, options)
+	if err != nil {
+		return err
+	}
+	weightMap, total := map[string]string{}, 0
+	for i, records := range shards {
+		name := weightsFile
+		if len(shards) > 1 {
+			name = fmt.Sprintf("model-%05d-of-%05d.safetensors", i+1, len(shards))
+		}
+		for _, r := range records {
+			weightMap[r.name] = name
+			total += r.bytes
+		}
+		if err := writeNew(filepath.Join(dir, name), func(w io.Writer) error { return writeSafetensors(w, source, records) }); err != nil {
+			return err
+		}
+	}
+	texts := map[string][]byte{generationFile: options.GenerationConfig}
+	if texts[configFile], err = configFor(options.Config, shards); err != nil {
+		return err
+	}
+	if len(shards) > 1 {
+		index := map[string]any{"metadata": map[string]any{"total_size": total}, "weight_map": weightMap}
+		if texts[indexFile], err = jsonText(index); err != nil {
+			return err
+		}
+	}
+	if options.TokenizerFrom != "" {
+		for _, name := range tokenizerFiles {
+			text, err := os.ReadFile(filepath.Join(options.TokenizerFrom, name))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			texts[name] = text
+		}
+	}
+	for name, text := range texts {
+		if text == nil {
+			continue
+		}
+		if err := writeNew(filepath.Join(dir, name), func(w io.Writer) error { _, err := w.Write(text); return err }); err != nil {
+			return err
+		}
+	}
+	if options.Also != nil {
+		return options.Also(dir)
+	}
+	return nil
+}
+
+// writeNew writes a file inside the stage, which makes renaming unnecessary.
+func writeNew(path string, write func(io.Writer) error) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return err
+	}
+	if err := fill(f, write); err != nil {
+		f.Close()
+		return err
+	}
+	return f.Close()
+}
+
+// plan divides the source's tensors into files. Inside a file they are ordered by the width of their elements, so that
+// each lies on a multiple of it.
+func plan(source Source, options Options) ([][]record, error) {
+	most := options.ShardBytes
+	if most <= 0 {
+		most = DefaultShardBytes
+	}
+	var shards [][]record
+	filled := 0
+	for _, name := range source.Names() {
+		info, ok := source.Info(name)
+		if !ok {
+			return nil, fmt.Errorf("tensor %.120q: the source names it but does not describe it", name)
+		}
+		dtype := info.DType
+		if options.DType != nil && dtype.Floating() {
+			dtype = *options.DType
+		}
+		r := record{name: name, dtype: safetensorsName(dtype), shape: info.Shape}
+		if r.dtype == "" {
+			return nil, fmt.Errorf("tensor %.120q: %s cannot be written to safetensors", name, cmp.Or(info.Stored, dtype.String()))
+		}
+		size, ok := sizeInBits(r.shape, 8*dtype.Size())
+		if !ok {
+			return nil, fmt.Errorf("tensor %.120q: the shape %v is too large", name, r.shape)
+		}
+		r.bytes = size / 8
+		if len(shards) == 0 || filled+r.bytes > most && filled > 0 {
+			shards, filled = append(shards, nil), 0
+		}
+		shards[len(shards)-1] = append(shards[len(shards)-1], r)
+		filled += r.bytes
+	}
+	if len(shards) == 0 {
+		shards = [][]record{nil}
+	}
+	for _, records := range shards {
+		slices.SortStableFunc(records, func(a, b record) int { return safetensorsBits[b.dtype] - safetensorsBits[a.dtype] })
+	}
+	return shards, nil
+}
+
+func safetensorsName(dtype torch.DType) string {
+	for name, d := range safetensorsTorch {
+		if d == dtype {
+			return name
+		}
+	}
+	return ""
+}
+
+// caster is a source that decodes to a dtype without a detour.
+type caster interface {
+	TensorAs(name string, dtype torch.DType) (torch.Tensor, error)
+}
+
+// writeSafetensors writes one file: the header, then each tensor in a scope of its own.
+func writeSafetensors(w io.Writer, source Source, records []record) error {
+	header, err := safetensorsHeader(records)
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(header); err != nil {
+		return err
+	}
+	for _, r := range records {
+		torch.Scoped(func() {
+			dtype := safetensorsTorch[r.dtype]
+			var t torch.Tensor
+			if c, ok := source.(caster); ok {
+				t, err = c.TensorAs(r.name, dtype)
+			} else {
+				t, err = source.Tensor(r.name)
+			}
+			if err != nil {
+				return
+			}
+			if !slices.Equal(t.Shape(), r.shape) {
+				err = fmt.Errorf("tensor %.120q has the shape %v, the source said %v", r.name, t.Shape(), r.shape)
+				return
+			}
+			_, err = w.Write(t.To(dtype).ToDevice(torch.CPU).Contiguous().Data())
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// configFor returns the config with torch_dtype set to the dtype that most of the bytes have, its other keys, numbers
+// included, as they are.
+func configFor(config []byte, shards [][]record) ([]byte, error) {
+	if config == nil {
+		return nil, nil
+	}
+	var object map[string]any
+	d := json.NewDecoder(bytes.NewReader(config))
+	d.UseNumber()
+	if err := d.Decode(&object); err != nil {
+		return nil, fmt.Errorf("%s: expected a JSON object: %w", configFile, err)
+	}
+	sizes := map[string]int{}
+	for _, records := range shards {
+		for _, r := range records {
+			sizes[r.dtype] += r.bytes
+		}
+	}
+	best := ""
+	for _, name := range []string{"F32", "BF16", "F16", "F64"} {
+		if sizes[name] > sizes[best] {
+			best = name
+		}
+	}
+	key := "torch_dtype"
+	if _, ok := object["dtype"]; ok {
+		key = "dtype" // transformers 5 calls it so
+	}
+	if name := safetensorsTorch[best].String(); best != "" && object[key] != name {
+		object[key] = name
+		return jsonText(object)
+	}
+	return config, nil
+}
+
+// moveFiles moves a finished stage's files into dir, the small ones after the weights and the index last of all, and
+// removes weight files that the new checkpoint does not have.
+func moveFiles(stage, dir string) error {
+	entries, err := os.ReadDir(stage)
+	if err != nil {
+		return err
+	}
+	rank := func(name string) int {
+		switch {
+		case name == indexFile:
+			return 2
+		case strings.HasSuffix(name, ".safetensors"):
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(entries, func(a, b os.DirEntry) int { return rank(a.Name()) - rank(b.Name()) })
+	// Shards of two models under one index would go unnoticed; a folder without an index does not open.
+	if len(entries) > 0 && entries[len(entries)-1].Name() == indexFile {
+		if err := os.Remove(filepath.Join(dir, indexFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	moved := map[string]bool{}
+	for _, e := range entries {
+		if err := os.Rename(filepath.Join(stage, e.Name()), filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+		moved[e.Name()] = true
+	}
+	if err := syncFolder(dir); err != nil {
+		return err
+	}
+	if entries, err = os.ReadDir(dir); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		shard, _ := filepath.Match("model-*-of-*.safetensors", e.Name())
+		if (shard || e.Name() == weightsFile || e.Name() == indexFile) && !moved[e.Name()] {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return syncFolder(dir)
+}
