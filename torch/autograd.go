@@ -68,13 +68,17 @@ func (t Tensor) Grad() Tensor {
 }
 
 // SetGrad makes grad t's gradient, sharing storage.
-func (t Tensor) SetGrad(grad Tensor) { check(C.cq_set_grad(t.handle(), grad.handle()), "set grad", t, grad) }
+func (t Tensor) SetGrad(grad Tensor) {
+	check(C.cq_set_grad(t.handle(), grad.handle()), "set grad", t, grad)
+}
 
 // ClearGrad drops t's gradient.
 func (t Tensor) ClearGrad() { C.cq_clear_grad(t.handle()) }
 
 // SetData makes t share src's storage, shape and dtype; t stays the leaf it was.
-func (t Tensor) SetData(src Tensor) { check(C.cq_set_data(t.handle(), src.handle()), "set data", t, src) }
+func (t Tensor) SetData(src Tensor) {
+	check(C.cq_set_data(t.handle(), src.handle()), "set data", t, src)
+}
 
 // Backward adds to each leaf's gradient what it contributes to the scalar t.
 func (t Tensor) Backward() { Backward([]Tensor{t}, []Tensor{{}}) }

@@ -34,7 +34,9 @@ func newParam(fill Fill, rows []int, rest ...int) *Param {
 }
 
 // NewParam declares a weight that checkpoints store whole.
-func NewParam(fill Fill, shape ...int) *Param { return &Param{Shape: shape, Rows: shape[:1], Fill: fill} }
+func NewParam(fill Fill, shape ...int) *Param {
+	return &Param{Shape: shape, Rows: shape[:1], Fill: fill}
+}
 
 // Linear is y = x Wᵀ + b, with low-rank adapters when it is being tuned that way. Fused linears (q, k and v, say) are one
 // Linear whose output holds the parts side by side.

@@ -1,0 +1,155 @@
+// Command conquer fine-tunes Llama, generates with it, and exports checkpoints that other programs load.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+
+	_ "conquer/llama"
+)
+
+// version is set when the binary is linked.
+var version = "unknown"
+
+// command is one subcommand: its flags and what it does. Files of this folder define one each.
+type command struct {
+	name    string
+	summary string // one line for the list of commands
+	example string // lines to copy
+	// setup declares the flags and returns the function that runs once they are parsed; args are what is not a flag.
+	setup func(flags *pflag.FlagSet) func(ctx context.Context, args []string) error
+}
+
+// commands lists the subcommands in the order of the help.
+func commands() []command {
+	return []command{trainCommand, generateCommand, chatCommand, scoreCommand, exportCommand, infoCommand, completionCommand, versionCommand}
+}
+
+// usageError is a mistake in how the program was called: exit code 2.
+type usageError struct{ error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		overview(stderr)
+		return 2
+	}
+	switch args[0] {
+	case "help", "--help", "-h":
+		if len(args) > 1 {
+			args = []string{args[1], "--help"}
+			break
+		}
+		overview(stdout)
+		return 0
+	case "--version":
+		args = []string{"version"}
+	}
+	for _, c := range commands() {
+		if c.name == args[0] {
+			return c.run(args[1:], stdout, stderr)
+		}
+	}
+	fmt.Fprintf(stderr, "conquer: there is no command %q%s; `conquer help` lists them\n", args[0], suggestion(args[0]))
+	return 2
+}
+
+func (c command) run(args []string, stdout, stderr io.Writer) int {
+	flags := newFlags(c.name)
+	run := c.setup(flags)
+	switch err := flags.Parse(args); {
+	case errors.Is(err, pflag.ErrHelp):
+		c.help(stdout, flags)
+		return 0
+	case err != nil:
+		fmt.Fprintf(stderr, "conquer %s: %v; `conquer %s --help` lists the flags\n", c.name, err, c.name)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, flags.Args())
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "conquer %s: %v\n", c.name, err)
+		return 2
+	case errors.Is(err, context.Canceled):
+		return 130
+	}
+	fmt.Fprintf(stderr, "conquer %s: %v\n", c.name, err)
+	return 1
+}
+
+// newFlags makes a flag set in which a dash works for each underscore.
+func newFlags(name string) *pflag.FlagSet {
+	flags := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.Usage = func() {}
+	flags.SortFlags = false
+	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		return pflag.NormalizedName(strings.ReplaceAll(name, "-", "_"))
+	})
+	return flags
+}
+
+func (c command) help(w io.Writer, flags *pflag.FlagSet) {
+	fmt.Fprintf(w, "%s\n\nExamples:\n%s\n", c.summary, indent(c.example))
+	if usages := flags.FlagUsagesWrapped(100); usages != "" {
+		fmt.Fprintf(w, "\nFlags:\n%s", usages)
+	}
+}
+
+func overview(w io.Writer) {
+	fmt.Fprint(w, "conquer fine-tunes Llama, generates with it, and exports checkpoints that other programs load.\n\nCommands:\n")
+	for _, c := range commands() {
+		fmt.Fprintf(w, "  %-11s %s\n", c.name, c.summary)
+	}
+	fmt.Fprint(w, "\nFirst steps:\n"+indent("conquer generate --model_path smollm2-135m --prompt 'Why is the sky blue?' --max_new_tokens 60\n"+
+		"conquer help train")+"\n")
+}
+
+func indent(text string) string { return "  " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ") }
+
+// suggestion names the command that a typo probably meant.
+func suggestion(typo string) string {
+	for _, c := range commands() {
+		if distance(typo, c.name) <= 2 {
+			return fmt.Sprintf(", did you mean %q?", c.name)
+		}
+	}
+	return ""
+}
+
+// distance is the Levenshtein distance.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		previous := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := previous
+			if a[i] != b[j] {
+				cost++
+			}
+			previous = row[j+1]
+			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,30 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/pflag"
+)
+
+var versionCommand = command{
+	name:    "version",
+	summary: "Print the version of conquer, Go and the libraries it was built with.",
+	example: "conquer version",
+	setup: func(*pflag.FlagSet) func(context.Context, []string) error {
+		return func(context.Context, []string) error {
+			fmt.Fprintf(os.Stdout, "conquer %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			if info, ok := debug.ReadBuildInfo(); ok {
+				for _, dep := range info.Deps {
+					if dep.Path == "github.com/sugarme/gotch" {
+						fmt.Fprintf(os.Stdout, "gotch %s, libtorch 2.11.0\n", dep.Version)
+					}
+				}
+			}
+			return nil
+		}
+	},
+}

@@ -1,0 +1,138 @@
+package model
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"conquer/checkpoint"
+	"conquer/torch"
+	"conquer/torch/nn"
+)
+
+// Open opens the checkpoint at path, a Hugging Face folder or a .gguf file, as the architecture that it is of, with its
+// weights as dtype on device. The caller frees the model with Free.
+func Open(path string, dtype torch.DType, device torch.Device) (m Model, err error) {
+	err = torch.Run(func() error {
+		source, err := checkpoint.Open(path)
+		if err != nil {
+			return err
+		}
+		defer source.Close()
+		m, err = FromCheckpoint(source, dtype, device)
+		return err
+	})
+	return m, err
+}
+
+// FromCheckpoint is Open for a checkpoint that is open already.
+func FromCheckpoint(source *checkpoint.Checkpoint, dtype torch.DType, device torch.Device) (Model, error) {
+	config := Config(source.Config())
+	if config == nil {
+		return nil, fmt.Errorf("%s: there is no config.json beside the weights", source.Path)
+	}
+	m, err := New(config)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", source.Path, err)
+	}
+	if err := Load(m, source, dtype, device); err != nil {
+		Free(m)
+		return nil, err
+	}
+	return m, nil
+}
+
+// TensorSource is a checkpoint to load from.
+type TensorSource interface {
+	Info(name string) (checkpoint.Info, bool)
+	TensorAs(name string, dtype torch.DType) (torch.Tensor, error)
+}
+
+// Load fills m's weights from source. A weight that is stored plainly in the wanted dtype stays a view of the mapped file;
+// others are converted, and fused ones put together, one at a time.
+func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
+	var missing []string
+	var failed error
+	nn.Walk(m, func(p nn.Piece) {
+		info, ok := source.Info(p.Name)
+		switch {
+		case failed != nil:
+		case !ok:
+			missing = append(missing, p.Name)
+		case !slices.Equal(info.Shape, p.Shape()):
+			failed = fmt.Errorf("%s: tensor %q has shape %v, config.json asks for %v", info.File, p.Name, info.Shape, p.Shape())
+		default:
+			torch.Scoped(func() { failed = loadPiece(p, source, dtype, device) })
+		}
+	})
+	if failed != nil {
+		return failed
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("the checkpoint lacks %d of the tensors that config.json asks for: %s", len(missing), abbreviate(missing))
+	}
+	return nil
+}
+
+func loadPiece(p nn.Piece, source TensorSource, dtype torch.DType, device torch.Device) error {
+	t, err := source.TensorAs(p.Name, dtype)
+	if err != nil {
+		return err
+	}
+	t = t.ToDevice(device)
+	if p.Whole() {
+		p.Param.Tensor.Free()
+		p.Param.Tensor = t.Own()
+		return nil
+	}
+	if !p.Param.Tensor.Defined() {
+		p.Param.Tensor = torch.Empty(p.Param.Shape, dtype, device).Own()
+	}
+	p.Param.Tensor.Narrow(0, p.Start, p.Rows).Copy(t)
+	return nil
+}
+
+func abbreviate(names []string) string {
+	if len(names) > 4 {
+		names = append(slices.Clone(names[:4]), "…")
+	}
+	return strings.Join(names, ", ")
+}
+
+// source gives a model's weights to checkpoint.Save, unfused and under their Hugging Face names.
+type source struct {
+	pieces map[string]nn.Piece
+	names  []string
+}
+
+// Weights presents m's weights as a checkpoint to save.
+func Weights(m Model) checkpoint.Source {
+	s := &source{pieces: map[string]nn.Piece{}}
+	nn.Walk(m, func(p nn.Piece) {
+		s.pieces[p.Name] = p
+		s.names = append(s.names, p.Name)
+	})
+	return s
+}
+
+func (s *source) Names() []string { return s.names }
+
+func (s *source) Info(name string) (checkpoint.Info, bool) {
+	p, ok := s.pieces[name]
+	if !ok {
+		return checkpoint.Info{}, false
+	}
+	bytes := p.Param.DType().Size()
+	for _, size := range p.Shape() {
+		bytes *= size
+	}
+	return checkpoint.Info{DType: p.Param.DType(), Shape: p.Shape(), Bytes: bytes}, true
+}
+
+func (s *source) Tensor(name string) (torch.Tensor, error) {
+	p, ok := s.pieces[name]
+	if !ok {
+		return torch.Tensor{}, fmt.Errorf("the model has no weight %q", name)
+	}
+	return p.Param.Tensor.Detach().Narrow(0, p.Start, p.Rows).ToDevice(torch.CPU).Contiguous(), nil
+}

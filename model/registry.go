@@ -1,0 +1,93 @@
+package model
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"conquer/torch"
+	"conquer/torch/nn"
+)
+
+// Architecture is an entry of the registry.
+type Architecture struct {
+	Name string
+	// ModelTypes lists the model_type values of config.json that are of this architecture.
+	ModelTypes []string
+	// New makes a model without weights from a config.
+	New func(Config) (Model, error)
+	// Variants are configs by name, for training from scratch.
+	Variants map[string]Config
+}
+
+var registry struct {
+	sync.RWMutex
+	architectures []Architecture
+}
+
+// Register adds an architecture; packages of architectures call it when they are imported.
+func Register(a Architecture) {
+	registry.Lock()
+	defer registry.Unlock()
+	registry.architectures = append(registry.architectures, a)
+}
+
+// Architectures lists the registered architectures by name.
+func Architectures() []Architecture {
+	registry.RLock()
+	defer registry.RUnlock()
+	list := slices.Clone(registry.architectures)
+	slices.SortFunc(list, func(a, b Architecture) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+// New makes a model without weights from a config, by its model_type.
+func New(config Config) (Model, error) {
+	kind, _ := config["model_type"].(string)
+	var known []string
+	for _, a := range Architectures() {
+		if slices.Contains(a.ModelTypes, kind) {
+			return a.New(config)
+		}
+		known = append(known, a.ModelTypes...)
+	}
+	return nil, fmt.Errorf("config.json: model_type %q is not supported: expected one of %s", kind, strings.Join(known, ", "))
+}
+
+// Variant returns the config of a named variant of an architecture, for a model that begins with fresh weights.
+func Variant(architecture, variant string) (Config, error) {
+	var names []string
+	for _, a := range Architectures() {
+		if a.Name == architecture {
+			if config, ok := a.Variants[variant]; ok {
+				return config.Clone(), nil
+			}
+			for name := range a.Variants {
+				names = append(names, name)
+			}
+			slices.Sort(names)
+			return nil, fmt.Errorf("architecture %q has no variant %q: choose one of %s", architecture, variant, strings.Join(names, ", "))
+		}
+		names = append(names, a.Name)
+	}
+	return nil, fmt.Errorf("unknown architecture %q: choose one of %s", architecture, strings.Join(names, ", "))
+}
+
+// Initialize gives m fresh weights: normal draws with the config's initializer_range, ones for normalizations.
+func Initialize(m Model, dtype torch.DType, device torch.Device) {
+	r := Reader{Config: m.Config()}
+	std := r.FloatOr("initializer_range", 0.02)
+	for _, p := range nn.Params(m) {
+		torch.Scoped(func() {
+			switch p.Fill {
+			case nn.Normal:
+				p.Tensor = torch.Empty(p.Shape, torch.Float32, device).Normal(0, std).To(dtype).Own()
+			case nn.Ones:
+				p.Tensor = torch.Ones(p.Shape, dtype, device).Own()
+			default:
+				p.Tensor = torch.Zeros(p.Shape, dtype, device).Own()
+			}
+		})
+	}
+}
