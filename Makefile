@@ -1,50 +1,79 @@
 # The front door over CMake (csrc) and go. `make help` lists the targets.
-CACHE     ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/conquer
-# A folder that holds torch/lib: the cache by default, or the site-packages folder of an installed PyTorch 2.11.
-LIBTORCH  ?= $(CACHE)/libtorch-2.11.0
-PREFIX    ?= $(HOME)/.local
-PYTHON    ?= python3
-JOBS      ?= $(shell nproc)
-ROOT      := $(CURDIR)
-BUILD     := $(ROOT)/build
+CACHE    ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/conquer
+# A folder that holds torch/lib: fetched into the cache, or the site-packages folder of an installed PyTorch 2.11.
+LIBTORCH ?= $(CACHE)/libtorch-2.11.0
+PREFIX   ?= $(HOME)/.local
+PYTHON   ?= python3
+GO       ?= go
+JOBS     ?= $(shell nproc)
+BUILD    ?= $(CURDIR)/build
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-# What cgo needs. The folders go through the compiler's own path variables rather than flags, because flags are part of
-# Go's cache key: gotch's C++, two minutes of compiling, is then reused by every clone on the machine.
+# What cgo needs. Folders go through the compiler's own path variables rather than flags, because flags are part of Go's
+# cache key: gotch's C++, two minutes of compiling, is then reused by every clone on a machine.
 export CGO_CXXFLAGS       := -include gotch_libtorch_2.11.h
 export CGO_LDFLAGS        := -Wl,--allow-shlib-undefined -Wl,--as-needed
-export CPLUS_INCLUDE_PATH := $(ROOT)/csrc/gotch:$(LIBTORCH)/torch/include:$(LIBTORCH)/torch/include/torch/csrc/api/include
+export CPLUS_INCLUDE_PATH := $(CURDIR)/csrc/gotch:$(LIBTORCH)/torch/include:$(LIBTORCH)/torch/include/torch/csrc/api/include
+export C_INCLUDE_PATH     := $(CURDIR)/csrc
 export LIBRARY_PATH       := $(BUILD)/lib/conquer:$(LIBTORCH)/torch/lib:$(BUILD)/lib/empty
-export C_INCLUDE_PATH     := $(ROOT)/csrc
-# A binary finds its libraries beside itself, wherever the tree is moved; tests run from temporary folders.
-RPATH     := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
-TESTPATH  := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
-GO        ?= go
-VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# The binary finds its libraries beside itself, wherever the folder is moved; tests run from temporary folders.
+RPATH    := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
+TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
-.PHONY: help build demo test lint fmt install clean parity csrc libtorch env bench
+.PHONY: help build demo test lint format install clean parity bench csrc gotch libtorch env
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-libtorch: $(LIBTORCH)/torch/lib/libtorch_cpu.so
-$(LIBTORCH)/torch/lib/libtorch_cpu.so:
-	@tools/fetch-libtorch.sh "$(LIBTORCH)" "$(PYTHON)"
+libtorch:
+	@cmake -DDESTINATION=$(LIBTORCH) -DPYTHON=$(PYTHON) -P cmake/fetch_libtorch.cmake
 
-csrc: libtorch ## the C++ half: CPU kernels, CUDA loader
-	@cmake -S . -B $(BUILD) -DLIBTORCH=$(LIBTORCH) > $(BUILD).log 2>&1 || { cat $(BUILD).log; rm -f $(BUILD).log; exit 1; }
-	@rm -f $(BUILD).log
-	@$(MAKE) --no-print-directory -C $(BUILD) -j$(JOBS) | grep -vE '^\[|Consolidate|^make' || true
-	@test -e $(BUILD)/lib/conquer/libconquer_cuda.so
+# gotch's C++ compiles on one core; csrc takes the other meanwhile.
+gotch: libtorch
+	@[ "$$($(GO) list -f '{{.Stale}}' github.com/sugarme/gotch/libtch)" = false ] || \
+		echo "compiling gotch's C++ bindings: 2 to 3 minutes, once per machine ..."
+	@$(GO) build github.com/sugarme/gotch/libtch
 
-build: csrc ## build/bin/conquer
-	@tools/gotch-notice.sh
+csrc: libtorch ## the C++ half: CPU kernels and the CUDA part
+	@mkdir -p $(BUILD)
+	@cmake -S . -B $(BUILD) -DLIBTORCH=$(LIBTORCH) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
+	@echo "compiling csrc ..."
+	@cmake --build $(BUILD) -j $(JOBS) > $(BUILD)/csrc.log 2>&1 || { cat $(BUILD)/csrc.log; exit 1; }
+
+build: libtorch ## build/bin/conquer
+	@$(MAKE) --no-print-directory -j2 gotch csrc
 	@$(GO) build -ldflags '-r $(RPATH) -X main.version=$(VERSION)' -o $(BUILD)/bin/conquer ./cmd/conquer
-	@echo "built build/bin/conquer"
+	@echo "built $(patsubst $(CURDIR)/%,%,$(BUILD)/bin/conquer)"
 
-test: csrc ## every test that runs without a GPU
-	@tools/gotch-notice.sh
-	@$(GO) vet ./... && $(GO) test -ldflags '-r $(TESTPATH)' ./...
+test: build ## every test that runs without a GPU
+	@$(GO) vet ./...
+	@$(GO) test -ldflags '-r $(TESTPATH)' ./...
 
-env: ## prints what to eval before calling go by hand: eval "$$(make env)"
+demo: build ## tunes SmolLM2-135M on examples/lighthouse and exports it: about 4 minutes on 2 cores
+	@tools/demo.sh $(BUILD)/bin/conquer
+
+bench: build ## the speed table of docs/performance.md (needs `make parity`'s Python environment)
+	@tools/bench-cpu.sh $(BUILD)/bin/conquer $(CACHE)/parity
+
+install: build ## one binary and its libraries under PREFIX (~/.local)
+	@cmake -DBUILD=$(BUILD) -DPREFIX=$(DESTDIR)$(PREFIX) -DLIBTORCH=$(LIBTORCH) -P cmake/install.cmake
+
+lint: csrc ## gofmt, go vet, staticcheck, clang-format
+	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
+	@$(GO) vet ./...
+	@$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.7.0 ./...
+	@tools/clang-format.sh $(CACHE) $(PYTHON) --dry-run -Werror
+
+format: ## rewrites Go and C++ in the project's format
+	@gofmt -w .
+	@tools/clang-format.sh $(CACHE) $(PYTHON) -i
+
+parity: build ## compares with transformers, tokenizers, peft and llama.cpp, in a Python environment of its own
+	@tools/parity/run.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
+
+env: ## what to set before calling go by hand: eval "$$(make env)"
 	@echo 'export CGO_CXXFLAGS="$(CGO_CXXFLAGS)" CGO_LDFLAGS="$(CGO_LDFLAGS)"'
 	@echo 'export CPLUS_INCLUDE_PATH="$(CPLUS_INCLUDE_PATH)" C_INCLUDE_PATH="$(C_INCLUDE_PATH)"'
 	@echo 'export LIBRARY_PATH="$(LIBRARY_PATH)" LD_LIBRARY_PATH="$(TESTPATH)"'
+
+clean: ## removes build/ (libtorch and Go's cache stay)
+	@rm -rf $(CURDIR)/build

@@ -129,85 +129,140 @@ def from_gguf(meta):
     return tok
 
 
+def run_go(work, job, texts, verbose=False):
+    """Encode texts with the Go package; one answer for each text, id list and chat."""
+    json.dump(job, open(os.path.join(work, "job.json"), "w"))
+    json.dump(texts, open(os.path.join(work, "texts.json"), "w"))
+    subprocess.run(
+        ["go", "test", "-count=1", "-run", "^TestParityWithHuggingFace$", "./text"],
+        cwd=ROOT, check=True, env=dict(os.environ, TEXT_PARITY=work), stdout=None if verbose else subprocess.DEVNULL,
+    )
+    return [json.loads(line) for line in open(os.path.join(work, "go.jsonl"))]
+
+
 def check(path, count, seed, verbose):
-    from transformers import AutoTokenizer
-
+    """Compare one tokenizer; prints a line and returns whether all is equal."""
     rng = random.Random(seed)
-    with tempfile.TemporaryDirectory() as work:
-        job = {"Save": os.path.join(work, "saved")}
-        hf = None
-        if path.endswith(".gguf"):
-            meta = gguf_meta(path)
-            job["GGUF"] = os.path.join(work, "meta.json")
-            json.dump(meta, open(job["GGUF"], "w"))
-            tok = from_gguf(meta)
-        elif os.path.exists(os.path.join(path, "tokenizer.json")) or path.endswith(".json"):
-            job["Open"] = os.path.abspath(path)
-            tok = Tokenizer.from_file(path if path.endswith(".json") else os.path.join(path, "tokenizer.json"))
-        else:
-            # transformers' own conversion of a tokenizer.model, as released models have it
-            job["Open"] = os.path.abspath(path)
-            tok = from_sentencepiece(path)
-        added = [t.content for t in tok.get_added_tokens_decoder().values()]
-        texts = strings(rng, tok, added, count)
-        size = tok.get_vocab_size()
-        job["IDs"] = [[rng.randrange(size) for _ in range(rng.randint(1, 20))] for _ in range(count // 4)]
-        job["Chat"] = CHATS
-        json.dump(job, open(os.path.join(work, "job.json"), "w"))
-        json.dump(texts, open(os.path.join(work, "texts.json"), "w"))
-        subprocess.run(
-            ["go", "test", "-count=1", "-run", "^TestParityWithHuggingFace$", "./text"],
-            cwd=ROOT, check=True, env=dict(os.environ, TEXT_PARITY=work), stdout=subprocess.DEVNULL if not verbose else None,
-        )
-        got = [json.loads(line) for line in open(os.path.join(work, "go.jsonl"))]
-        bad = {"ids": 0, "decoded": 0, "random ids decoded": 0, "reloaded": 0, "chat": 0}
-        shown = 0
+    work = tempfile.mkdtemp()
+    job = {"Open": os.path.abspath(path), "Save": os.path.join(work, "saved"), "Chat": CHATS}
+    file = path
+    for name in ("tokenizer.model", "tokenizer.json"):
+        if os.path.exists(os.path.join(path, name)):
+            file = os.path.join(path, name)
+    if path.endswith(".gguf"):
+        meta = gguf_meta(path)
+        job["GGUF"] = os.path.join(work, "meta.json")
+        json.dump(meta, open(job["GGUF"], "w"))
+        tok = from_gguf(meta)
+    elif file.endswith(".json"):
+        tok = Tokenizer.from_file(file)
+    else:
+        tok = from_sentencepiece(file)
+    added = [t.content for t in tok.get_added_tokens_decoder().values()]
+    texts = strings(rng, tok, added, count)
+    size = tok.get_vocab_size()
+    job["IDs"] = [[rng.randrange(size) for _ in range(rng.randint(1, 20))] for _ in range(count // 4)]
+    got = run_go(work, job, texts, verbose)
 
-        def differ(kind, *what):
-            nonlocal shown
-            bad[kind] += 1
-            if shown < 8:
-                shown += 1
-                print("   ", kind, *[repr(w)[:300] for w in what])
+    line, bad = [], 0
 
-        for s, g in zip(texts, got):
-            plain, special = tok.encode(s, add_special_tokens=False).ids, tok.encode(s).ids
-            if plain != g["plain"] or special != g["special"]:
-                differ("ids", s, plain, g["plain"], special == g["special"])
-            elif tok.decode(special, skip_special_tokens=False) != g["text"] or tok.decode(special) != g["skipped"]:
-                differ("decoded", special, tok.decode(special, skip_special_tokens=False), g["text"])
-        for ids, g in zip(job["IDs"], got[len(texts):]):
-            if tok.decode(ids, skip_special_tokens=False) != g["text"] or tok.decode(ids) != g["skipped"]:
-                differ("random ids decoded", ids, tok.decode(ids, skip_special_tokens=False), g["text"])
-        try:
-            hf = AutoTokenizer.from_pretrained(job["Save"])
-        except Exception as e:
-            print("    AutoTokenizer:", str(e)[:200])
-        if hf is not None:
-            for s, g in zip(texts[:2000], got):
-                if hf.encode(s, add_special_tokens=False) != g["plain"] or hf.encode(s) != g["special"]:
-                    differ("reloaded", s, hf.encode(s), g["special"])
-        chats = got[len(texts) + len(job["IDs"]):]
-        if hf is not None and hf.chat_template:
-            want = []
+    def tally(kind, cases, shown=4):
+        nonlocal bad
+        total = wrong = 0
+        for want, have, what in cases:
+            total += 1
+            if want != have:
+                wrong += 1
+                if wrong <= shown:
+                    print("   ", kind, *[repr(w)[:400] for w in (what, want, have)])
+        bad += wrong
+        line.append(f"{kind} {total - wrong}/{total}")
+
+    def both(s):
+        return [tok.encode(s, add_special_tokens=False).ids, tok.encode(s).ids]
+
+    def decoded(ids):
+        return [tok.decode(ids, skip_special_tokens=False), tok.decode(ids)]
+
+    tally("ids", ((both(s), [g["plain"], g["special"]], s) for s, g in zip(texts, got)))
+    tally("decoded", ((decoded(g["special"]), [g["text"], g["skipped"]], s) for s, g in zip(texts, got)))
+    tally("random ids decoded", ((decoded(ids), [g["text"], g["skipped"]], ids) for ids, g in zip(job["IDs"], got[count:])))
+    if file.endswith(".json"):
+        folder = os.path.dirname(file)
+        tally("files copied", (
+            (open(os.path.join(folder, name), "rb").read(), open(os.path.join(job["Save"], name), "rb").read(), name)
+            for name in ("tokenizer.json", "tokenizer_config.json") if os.path.exists(os.path.join(folder, name))
+        ))
+    else:
+        from transformers import AutoTokenizer
+
+        hf = AutoTokenizer.from_pretrained(job["Save"])
+        tally("AutoTokenizer on the saved folder", (
+            ([hf.encode(s, add_special_tokens=False), hf.encode(s)], [g["plain"], g["special"]], s)
+            for s, g in zip(texts[:4000], got)
+        ))
+    chats = iter(got[count + len(job["IDs"]):])
+    template = None
+    if os.path.exists(os.path.join(job["Save"], "tokenizer_config.json")):
+        from transformers import AutoTokenizer
+
+        hf = AutoTokenizer.from_pretrained(job["Save"])
+        template = hf.chat_template
+    if template:
+        def rendered():
             for c in CHATS:
                 for generate in (False, True):
+                    have = next(chats)
                     try:
-                        want.append(hf.apply_chat_template(c, tokenize=False, add_generation_prompt=generate))
+                        want = hf.apply_chat_template(c, tokenize=False, add_generation_prompt=generate)
                     except Exception as e:
-                        want.append("error: " + str(e))
-            for w, g in zip(want, chats):
-                if w != g and not (w.startswith("error") and g.startswith("error")):
-                    differ("chat", w, g)
-        n, r, c = len(texts), len(job["IDs"]), 2 * len(CHATS)
-        loaded = "not loaded" if hf is None else f"{min(2000, n) - bad['reloaded']}/{min(2000, n)}"
-        chat = "none" if hf is None or not hf.chat_template else f"{c - bad['chat']}/{c}"
-        print(
-            f"{path}: ids {n - bad['ids']}/{n}, decoded {n - bad['decoded']}/{n}, "
-            f"random ids decoded {r - bad['random ids decoded']}/{r}, AutoTokenizer {loaded}, chat {chat}",
-            flush=True,
-        )
-        return sum(bad.values()) == 0
+                        want, have = "error", have[:5] if have.startswith("error") else f"{have} instead of {e}"
+                    yield want, have, c
+        tally("chats", rendered())
+    if file.endswith(".json") or file != path or path.endswith((".v1", ".model")):
+        meta = as_gguf(file, tok)
+        if meta:
+            job = {"GGUF": os.path.join(work, "meta.json")}
+            json.dump(meta, open(job["GGUF"], "w"))
+            part = texts[:5000]
+            again = run_go(work, job, part)
+            tally("as GGUF", ((tok.encode(s, add_special_tokens=False).ids, g["plain"], s) for s, g in zip(part, again)))
+    if file.endswith((".model", ".v1")):
+        from sentencepiece import SentencePieceProcessor
+
+        sp = SentencePieceProcessor(model_file=file)
+        part = [(s, g) for s, g in zip(texts, got) if s and "\0" not in s and not any(a in s for a in added)]
+        tally("sentencepiece itself", ((sp.encode(s), g["plain"], s) for s, g in part))
+    print(f"{path}: " + ", ".join(line), flush=True)
+    return bad == 0
+
+
+def as_gguf(file, tok):
+    """The metadata that llama.cpp's converter writes for a tokenizer, as far as it is read."""
+    tokens = [tok.id_to_token(i) for i in range(tok.get_vocab_size())]
+    if None in tokens:
+        return None
+    added = tok.get_added_tokens_decoder()
+    types = [(3 if added[i].special else 4) if i in added else 1 for i in range(len(tokens))]
+    meta = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types, "tokenizer.ggml.add_bos_token": False}
+    if not file.endswith(".json"):
+        from sentencepiece import sentencepiece_model_pb2 as pb
+
+        proto = pb.ModelProto()
+        proto.ParseFromString(open(file, "rb").read())
+        meta["tokenizer.ggml.model"] = "llama"
+        meta["tokenizer.ggml.token_type"] = [p.type for p in proto.pieces]
+        meta["tokenizer.ggml.scores"] = [p.score + 0.5 - 0.5 for p in proto.pieces]
+        return meta
+    spec = json.load(open(file))
+    pre = json.dumps(spec["pre_tokenizer"])
+    names = {"{1,3}| ?[^": "llama-bpe", "N}| ?[^": "qwen2", '"Digits"': "smollm"}
+    if '"ByteLevel"' not in pre or "一" in pre or any(t.lstrip or t.rstrip or t.single_word or t.normalized for t in added.values()):
+        return None
+    meta["tokenizer.ggml.model"] = "gpt2"
+    meta["tokenizer.ggml.pre"] = next((name for part, name in names.items() if part in pre), "gpt-2")
+    meta["tokenizer.ggml.merges"] = [m if isinstance(m, str) else " ".join(m) for m in spec["model"]["merges"]]
+    return meta
 
 
 def from_sentencepiece(path):
@@ -216,9 +271,8 @@ def from_sentencepiece(path):
     from tokenizers import normalizers, processors
     from transformers.convert_slow_tokenizer import generate_merges
 
-    model = path if path.endswith(".model") else os.path.join(path, "tokenizer.model")
     proto = pb.ModelProto()
-    proto.ParseFromString(open(model, "rb").read())
+    proto.ParseFromString(open(path, "rb").read())
     vocab = {p.piece: i for i, p in enumerate(proto.pieces)}
     scores = {p.piece: p.score for p in proto.pieces}
     skip = [p.piece for p in proto.pieces if p.type not in (1, 4)]
