@@ -99,8 +99,7 @@ func explain(path string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("no space left on %s for %s: free some and try again; what was there is unchanged (%w)",
-			filepath.Dir(path), filepath.Base(path), err)
+		return fmt.Errorf("no space left on the disk of %s: free some and try again; what was there is unchanged (%w)", path, err)
 	}
 	return fmt.Errorf("writing %s: %w", path, err)
 }

@@ -266,7 +266,24 @@ func (f *ggufFile) config(ropeFactors []float32) (config, generation map[string]
 	if id, ok := integers(f.metadata["tokenizer.ggml.eot_token_id"]); ok && config["eos_token_id"] != nil && id[0] != config["eos_token_id"] {
 		generation["eos_token_id"] = []int{config["eos_token_id"].(int), id[0]}
 	}
+	asDecimals(config)
+	if scaling != nil {
+		asDecimals(scaling)
+	}
 	return config, generation, nil
+}
+
+// asDecimals turns an object's fractions into text that stays a fraction for Python's readers: 100000.0, 1e-05.
+func asDecimals(object map[string]any) {
+	for key, value := range object {
+		if f, ok := value.(float64); ok {
+			text := strconv.FormatFloat(f, 'g', -1, 64)
+			if !strings.ContainsAny(text, ".e") {
+				text += ".0"
+			}
+			object[key] = json.Number(text)
+		}
+	}
 }
 
 // ggufDtype is the dtype that most of a file's matrix bytes turn into, by PyTorch's name.

@@ -1,0 +1,258 @@
+package checkpoint
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"conquer/torch"
+)
+
+const fixtures = "../testdata/checkpoint"
+
+// facts is what the Python packages say of a tensor.
+type facts struct {
+	Stored string            `json:"stored"`
+	Shape  []int             `json:"shape"`
+	SHA256 map[string]string `json:"sha256"`
+	First  []any             `json:"first"`
+}
+
+func readFacts(t *testing.T, name string) map[string]facts {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(fixtures, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all map[string]facts
+	if err := json.Unmarshal(text, &all); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func mustOpen(t testing.TB, path string) *Checkpoint {
+	t.Helper()
+	c, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// inTorch runs f at a boundary and fails the test when it panics with a torch error.
+func inTorch(t testing.TB, f func()) {
+	t.Helper()
+	if err := torch.Run(func() error { f(); return nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+func TestEveryGGUFTypeDecodesToTheBitsOfThePythonPackage(t *testing.T) {
+	c := mustOpen(t, filepath.Join(fixtures, "types.gguf"))
+	expected := readFacts(t, "types.json")
+	if len(expected) != len(c.Names()) {
+		t.Errorf("%d tensors, expected %d", len(c.Names()), len(expected))
+	}
+	kinds := map[string]bool{}
+	inTorch(t, func() {
+		for name, want := range expected {
+			info, ok := c.Info(name)
+			if !ok || !slices.Equal(info.Shape, want.Shape) || info.Stored != want.Stored {
+				t.Errorf("%s: %+v, expected %s of %v", name, info, want.Stored, want.Shape)
+				continue
+			}
+			kinds[info.Stored] = true
+			own, err := c.Tensor(name)
+			if err != nil || own.DType() != info.DType {
+				t.Errorf("%s: %v, %v, expected %v", name, err, own.DType(), info.DType)
+				continue
+			}
+			for dtype, sum := range want.SHA256 {
+				got := own
+				if dtype != "own" {
+					parsed, err := torch.ParseDType(dtype)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got, err = c.TensorAs(name, parsed); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if digest(got.Data()) != sum {
+					t.Errorf("%s (%s) as %s differs: begins %v, expected %v", name, want.Stored, dtype,
+						torch.Values[float64](got)[:4], want.First)
+				}
+			}
+		}
+	})
+	for _, kind := range []string{"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"} {
+		if !kinds[kind] {
+			t.Errorf("the fixture has no %s", kind)
+		}
+	}
+}
+
+func TestEverySafetensorsDTypeIsReadAsThePythonPackageWroteIt(t *testing.T) {
+	c := mustOpen(t, filepath.Join(fixtures, "dtypes.safetensors"))
+	inTorch(t, func() {
+		for name, want := range readFacts(t, "dtypes.json") {
+			got, err := c.Tensor(name)
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			if !slices.Equal(got.Shape(), want.Shape) || digest(got.Data()) != want.SHA256["own"] {
+				t.Errorf("%s: %v differs", name, got)
+			}
+		}
+		for name, stored := range map[string]string{"i8": "I8", "f8": "F8_E4M3"} {
+			if info, _ := c.Info(name); info.DType != Unsupported || info.Stored != stored {
+				t.Errorf("%s: %+v, expected unsupported %s", name, info, stored)
+			}
+			_, err := c.Tensor(name)
+			wantError(t, err, "dtypes.safetensors", name, stored, "not supported")
+		}
+	})
+}
+
+func TestShardsAreOneCheckpointWithItsConfigs(t *testing.T) {
+	c := mustOpen(t, filepath.Join(fixtures, "sharded"))
+	if len(c.Names()) != 21 || len(c.Files()) != 3 {
+		t.Errorf("%d tensors in %d files, expected 21 in 3", len(c.Names()), len(c.Files()))
+	}
+	if c.Config()["hidden_size"] != 16.0 || c.GenerationConfig()["eos_token_id"] != 2.0 {
+		t.Errorf("configs: %v, %v", c.Config(), c.GenerationConfig())
+	}
+	info, ok := c.Info("model.layers.1.mlp.up_proj.weight")
+	if !ok || info.DType != torch.BFloat16 || !slices.Equal(info.Shape, []int{24, 16}) || info.Bytes != 768 || info.File == "" {
+		t.Errorf("%+v", info)
+	}
+}
+
+func TestAPlainTensorIsAViewOfTheFileThatWritingDoesNotChange(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.safetensors")
+	copyFile(t, filepath.Join(fixtures, "dtypes.safetensors"), path)
+	before, _ := os.ReadFile(path)
+	c := mustOpen(t, path)
+	live := torch.LiveTensors()
+	inTorch(t, func() {
+		a, err := c.Tensor("f32")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := c.Tensor("f32")
+		if unsafe.SliceData(a.Data()) != unsafe.SliceData(b.Data()) {
+			t.Error("two views of one tensor are two copies")
+		}
+		c.Close()
+		a.Data()[0]++ // stays valid after Close
+		if _, err := c.Tensor("f32"); err == nil {
+			t.Error("a tensor was read from a closed checkpoint")
+		}
+	})
+	if after, _ := os.ReadFile(path); string(after) != string(before) {
+		t.Error("the file changed")
+	}
+	if torch.LiveTensors() != live {
+		t.Errorf("%d tensors are left over", torch.LiveTensors()-live)
+	}
+}
+
+func TestUnalignedDataIsReadByCopying(t *testing.T) {
+	header := `{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}`
+	header += strings.Repeat(" ", (8-len(header)%8)%8) + "   " // data begins 3 bytes behind a multiple of 8
+	path := writeFile(t, "u.safetensors", safetensorsFile(header, "\x00\x00\x80\x3f\x00\x00\x00\x40"))
+	c := mustOpen(t, path)
+	inTorch(t, func() {
+		a, err := c.Tensor("a")
+		if err != nil || !slices.Equal(torch.Values[float32](a), []float32{1, 2}) {
+			t.Errorf("%v, %v", err, a)
+		}
+	})
+}
+
+func TestBadFoldersAreNamedWithWhatWasExpected(t *testing.T) {
+	one := safetensorsFile(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, "x")
+	for name, test := range map[string]struct {
+		files map[string]string
+		want  []string
+	}{
+		"empty":               {nil, []string{"expected model.safetensors or model.safetensors.index.json"}},
+		"gguf inside":         {map[string]string{"m.gguf": "x"}, []string{"it holds m.gguf"}},
+		"pickles inside":      {map[string]string{"pytorch_model.bin": "x"}, []string{"pytorch_model.bin", "converted"}},
+		"broken config":       {map[string]string{"config.json": "[1]", weightsFile: one}, []string{"config.json", "JSON object"}},
+		"index not JSON":      {map[string]string{indexFile: "{"}, []string{indexFile, "ends in the middle"}},
+		"index without map":   {map[string]string{indexFile: "{}"}, []string{indexFile, "weight_map"}},
+		"shard missing":       {map[string]string{indexFile: `{"weight_map":{"a":"s.safetensors"}}`}, []string{"s.safetensors", indexFile, `"a"`}},
+		"shard outside":       {map[string]string{indexFile: `{"weight_map":{"a":"../s.safetensors"}}`}, []string{indexFile, `"a"`, "../s"}},
+		"shard is a number":   {map[string]string{indexFile: `{"weight_map":{"a":3}}`}, []string{indexFile, `"a"`, "string"}},
+		"tensor twice":        {map[string]string{indexFile: `{"weight_map":{"a":"s","a":"s"}}`, "s": one}, []string{indexFile, `"a"`, "twice"}},
+		"tensor not in shard": {map[string]string{indexFile: `{"weight_map":{"b":"s"}}`, "s": one}, []string{"/s", `"b"`, indexFile}},
+		"deep nesting":        {map[string]string{indexFile: `{"x":` + strings.Repeat("[", 1e6)}, []string{indexFile, "depth"}},
+		"deep config":         {map[string]string{configFile: strings.Repeat(`{"a":`, 1e6), weightsFile: one}, []string{configFile, "depth"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for file, text := range test.files {
+				if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, err := Open(dir)
+			wantError(t, err, append(test.want, dir)...)
+		})
+	}
+	if _, err := Open(filepath.Join(t.TempDir(), "none")); !os.IsNotExist(err) {
+		t.Errorf("a missing path: %v", err)
+	}
+}
+
+// wantError fails unless err contains every part, on one line.
+func wantError(t testing.TB, err error, parts ...string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("no error, expected one with %q", parts)
+		return
+	}
+	for _, part := range parts {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("error %q lacks %q", err, part)
+		}
+	}
+	if strings.Contains(err.Error(), "\n") || len(err.Error()) > 1000 {
+		t.Errorf("error %q is not one short line", err)
+	}
+}
+
+func writeFile(t testing.TB, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func copyFile(t testing.TB, from, to string) {
+	t.Helper()
+	text, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, text, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}

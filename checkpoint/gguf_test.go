@@ -1,0 +1,406 @@
+package checkpoint
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"conquer/torch"
+)
+
+// A ggufBuilder lays out GGUF files, right ones and wrong ones.
+type ggufBuilder struct{ bytes.Buffer }
+
+func (b *ggufBuilder) put(values ...any) *ggufBuilder {
+	for _, v := range values {
+		switch v := v.(type) {
+		case string:
+			b.put(uint64(len(v)))
+			b.WriteString(v)
+		default:
+			binary.Write(b, binary.LittleEndian, v)
+		}
+	}
+	return b
+}
+
+func (b *ggufBuilder) head(tensors, pairs uint64) *ggufBuilder {
+	b.WriteString("GGUF")
+	return b.put(uint32(3), tensors, pairs)
+}
+
+type ggufTensor struct {
+	name   string
+	kind   uint32
+	dims   []uint64 // columns first, as in the file
+	offset uint64
+}
+
+func (b *ggufBuilder) tensors(ts ...ggufTensor) *ggufBuilder {
+	for _, t := range ts {
+		b.put(t.name, uint32(len(t.dims)), t.dims, t.kind, t.offset)
+	}
+	return b
+}
+
+// data pads to the alignment and adds bytes.
+func (b *ggufBuilder) data(n int) string {
+	b.Write(make([]byte, (32-b.Len()%32)%32+n))
+	return b.String()
+}
+
+// ggufModel lays out a file with this metadata and F32 tensors (shapes rows first) that count 0, 1, 2, … each.
+func ggufModel(metadata map[string]any, tensors map[string][]int) string {
+	b := new(ggufBuilder).head(uint64(len(tensors)), uint64(len(metadata)))
+	for _, key := range slices.Sorted(maps.Keys(metadata)) {
+		b.put(key)
+		switch v := metadata[key].(type) {
+		case string:
+			b.put(uint32(ggufString), v)
+		case uint32:
+			b.put(uint32(ggufUint32), v)
+		case float32:
+			b.put(uint32(ggufFloat32), v)
+		case []int32:
+			b.put(uint32(ggufArray), uint32(ggufInt32), uint64(len(v)), v)
+		default:
+			panic(v)
+		}
+	}
+	var offset uint64
+	var values []float32
+	for _, name := range slices.Sorted(maps.Keys(tensors)) {
+		t := ggufTensor{name: name, offset: offset}
+		count := 1
+		for _, n := range slices.Backward(tensors[name]) {
+			t.dims = append(t.dims, uint64(n))
+			count *= n
+		}
+		b.tensors(t)
+		padded := (count + 7) / 8 * 8
+		for i := range padded {
+			values = append(values, float32(i))
+		}
+		offset += uint64(padded * 4)
+	}
+	b.data(0)
+	b.put(values)
+	return b.String()
+}
+
+// tinyMetadata describes a llama with 2 heads of 8, one of them for keys, and one layer.
+func tinyMetadata(architecture string, change map[string]any) map[string]any {
+	m := map[string]any{"general.architecture": architecture}
+	for key, value := range map[string]any{"embedding_length": uint32(16), "block_count": uint32(1), "feed_forward_length": uint32(4),
+		"attention.head_count": uint32(2), "attention.head_count_kv": uint32(1), "context_length": uint32(64),
+		"attention.layer_norm_rms_epsilon": float32(1e-6), "rope.freq_base": float32(500000)} {
+		m[architecture+"."+key] = value
+	}
+	for key, value := range change {
+		m[key] = value
+		if value == nil {
+			delete(m, key)
+		}
+	}
+	return m
+}
+
+func tinyTensors(change map[string][]int) map[string][]int {
+	m := map[string][]int{"token_embd.weight": {3, 16}, "output_norm.weight": {16}, "blk.0.attn_norm.weight": {16},
+		"blk.0.attn_q.weight": {16, 16}, "blk.0.attn_k.weight": {8, 16}}
+	maps.Copy(m, change)
+	return m
+}
+
+func TestGGUFMetadataIsTranslatedToTheConfigOfItsArchitecture(t *testing.T) {
+	for name, test := range map[string]struct {
+		architecture string
+		metadata     map[string]any
+		tensors      map[string][]int
+		want         map[string]any
+	}{
+		"llama": {"llama", map[string]any{"tokenizer.ggml.bos_token_id": uint32(1)}, nil, map[string]any{
+			"architectures": []any{"LlamaForCausalLM"}, "model_type": "llama", "hidden_size": 16., "intermediate_size": 4.,
+			"num_hidden_layers": 1., "num_attention_heads": 2., "num_key_value_heads": 1., "head_dim": 8., "vocab_size": 3.,
+			"max_position_embeddings": 64., "rms_norm_eps": 1e-6, "rope_theta": 500000., "rope_scaling": nil, "hidden_act": "silu",
+			"tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false, "bos_token_id": 1., "torch_dtype": "float32"}},
+		"heads listed by layer": {"llama", map[string]any{"llama.attention.head_count": []int32{2, 2}}, nil,
+			map[string]any{"num_attention_heads": 2.}},
+		"no key heads": {"llama", map[string]any{"llama.attention.head_count_kv": nil}, map[string][]int{"blk.0.attn_k.weight": {16, 16}},
+			map[string]any{"num_key_value_heads": 2.}},
+		"untied with biases": {"llama", nil, map[string][]int{"output.weight": {3, 16}, "blk.0.attn_q.bias": {16}},
+			map[string]any{"tie_word_embeddings": false, "attention_bias": true}},
+		"explicit head": {"llama", map[string]any{"llama.attention.key_length": uint32(4), "llama.attention.value_length": uint32(4)}, nil,
+			map[string]any{"head_dim": 4.}},
+		"linear scaling": {"llama", map[string]any{"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": float32(2.5)}, nil,
+			map[string]any{"rope_scaling": map[string]any{"rope_type": "linear", "factor": 2.5}}},
+		"old linear scaling": {"llama", map[string]any{"llama.rope.scale_linear": float32(4)}, nil,
+			map[string]any{"rope_scaling": map[string]any{"rope_type": "linear", "factor": 4.}}},
+		"sliding window": {"llama", map[string]any{"llama.attention.sliding_window": uint32(32)}, nil,
+			map[string]any{"architectures": []any{"MistralForCausalLM"}, "model_type": "mistral", "sliding_window": 32.}},
+		"qwen2": {"qwen2", nil, map[string][]int{"blk.0.attn_q.bias": {16}},
+			map[string]any{"architectures": []any{"Qwen2ForCausalLM"}, "model_type": "qwen2", "sliding_window": nil, "use_sliding_window": false}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := mustOpen(t, writeFile(t, "m.gguf", ggufModel(tinyMetadata(test.architecture, test.metadata), tinyTensors(test.tensors))))
+			config := c.Config()
+			for key, want := range test.want {
+				if got, ok := config[key]; !ok || !reflect.DeepEqual(got, want) {
+					t.Errorf("%s is %v, expected %v", key, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestLlama3ScalingIsFoundFromItsDivisors(t *testing.T) {
+	// As convert_hf_to_gguf.py computes them for Llama 3.1 and 3.2.
+	divisors := func(factor float64) []float32 {
+		list := make([]float32, 64)
+		for i := range list {
+			wavelength := 2 * math.Pi * math.Pow(500000, float64(i)/64)
+			list[i] = 1
+			if wavelength > 8192 {
+				list[i] = float32(factor)
+			} else if wavelength >= 8192/4 {
+				smooth := (8192/wavelength - 1) / 3
+				list[i] = float32(1 / ((1-smooth)/factor + smooth))
+			}
+		}
+		return list
+	}
+	for _, factor := range []float64{8, 32, 1} {
+		h := &hyperparameters{}
+		got := h.llama3Scaling(map[string]any{"rope_theta": 500000., "head_dim": 128}, divisors(factor))
+		if h.err != nil || factor == 1 && got != nil || factor > 1 && (got["factor"] != factor || got["rope_type"] != "llama3") {
+			t.Errorf("factor %v: %v, %v", factor, got, h.err)
+		}
+	}
+	other := divisors(8)
+	other[40] = 3
+	h := &hyperparameters{}
+	if got := h.llama3Scaling(map[string]any{"rope_theta": 500000., "head_dim": 128}, other); got != nil {
+		t.Errorf("unknown divisors give %v", got)
+	}
+	wantError(t, h.err, "rope_freqs.weight")
+}
+
+func TestLlamaFilesHaveTheirQueryAndKeyRowsPutBack(t *testing.T) {
+	tensors := tinyTensors(map[string][]int{"blk.0.attn_q.bias": {16}, "blk.0.attn_v.bias": {16}})
+	// Row 2i of a head of 8 is its row i, row 2i+1 its row 4+i.
+	heads := []float32{0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15}
+	straight := []float32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+	for architecture, want := range map[string][]float32{"llama": heads, "qwen2": straight} {
+		c := mustOpen(t, writeFile(t, "m.gguf", ggufModel(tinyMetadata(architecture, nil), tensors)))
+		inTorch(t, func() {
+			for name, want := range map[string][]float32{"q_proj.bias": want, "v_proj.bias": straight} {
+				bias, err := c.Tensor("model.layers.0.self_attn." + name)
+				if err != nil || !slices.Equal(torch.Values[float32](bias), want) {
+					t.Errorf("%s %s: %v, %v, expected %v", architecture, name, err, torch.Values[float32](bias), want)
+				}
+			}
+			matrix, err := c.TensorAs("model.layers.0.self_attn.k_proj.weight", torch.Float64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for row, first := range torch.Values[float32](matrix.Narrow(1, 0, 1)) {
+				if first != 16*want[row] {
+					t.Errorf("%s: row %d begins with %v, expected %v", architecture, row, first, 16*want[row])
+				}
+			}
+		})
+	}
+}
+
+func TestMetadataKeepsTheTypesOfTheFile(t *testing.T) {
+	c := mustOpen(t, filepath.Join(fixtures, "types.gguf"))
+	m := c.GGUFMetadata()
+	tokens, _ := m["tokenizer.ggml.tokens"].([]string)
+	types, _ := m["tokenizer.ggml.token_type"].([]int32)
+	if len(tokens) != 48 || tokens[2] != "</s>" || len(types) != 48 || types[1] != 3 || m["llama.block_count"] != uint32(2) {
+		t.Errorf("%v", m)
+	}
+}
+
+func TestHostileGGUFIsRefusedByFileAndTensor(t *testing.T) {
+	file := func() *ggufBuilder { return new(ggufBuilder) }
+	one := func(t ggufTensor, bytes int) string { return file().head(1, 0).tensors(t).data(bytes) }
+	nested := func(depth int) string {
+		b := file().head(0, 1).put("k", uint32(ggufArray))
+		for range depth {
+			b.put(uint32(ggufArray), uint64(1))
+		}
+		b.put(uint32(ggufUint8), uint64(0))
+		return b.String()
+	}
+	model := func(metadata map[string]any, tensors map[string][]int) string {
+		return ggufModel(tinyMetadata("llama", metadata), tinyTensors(tensors))
+	}
+	huge := uint64(math.MaxUint64)
+	for name, test := range map[string]struct {
+		file string
+		want []string
+	}{
+		"empty":                {"", []string{"begin with GGUF"}},
+		"other magic":          {"GGML1234567890123456789012345678", []string{"GGUF"}},
+		"only magic":           {"GGUF", []string{"byte 4", "truncated"}},
+		"version 1":            {"GGUF\x01\x00\x00\x00", []string{"version 1"}},
+		"big-endian":           {"GGUF\x00\x00\x00\x03", []string{"big-endian"}},
+		"absurd tensor count":  {file().head(huge, 0).String(), []string{"tensors", "18446744073709551615"}},
+		"absurd pair count":    {file().head(0, 1<<40).data(100), []string{"metadata", "1099511627776"}},
+		"absurd key":           {file().head(0, 1).put(huge).data(100), []string{"metadata 1", "18446744073709551615"}},
+		"absurd string":        {file().head(0, 1).put("k", uint32(ggufString), huge).data(100), []string{`"k"`, "string"}},
+		"absurd array":         {file().head(0, 1).put("k", uint32(ggufArray), uint32(ggufUint8), huge).data(100), []string{`"k"`, "array"}},
+		"array just too long":  {file().head(0, 1).put("k", uint32(ggufArray), uint32(ggufUint32), uint64(40)).data(100), []string{`"k"`, "array"}},
+		"array of unknown":     {file().head(0, 1).put("k", uint32(ggufArray), uint32(77), uint64(1)).data(100), []string{`"k"`, "type 77"}},
+		"unknown value":        {file().head(0, 1).put("k", uint32(13)).data(100), []string{`"k"`, "type 13"}},
+		"nested arrays":        {nested(5), []string{`"k"`, "nested"}},
+		"very nested arrays":   {nested(1e6), []string{`"k"`, "nested"}},
+		"bool of 2":            {file().head(0, 1).put("k", uint32(ggufBool), uint8(2)).data(100), []string{`"k"`, "bool"}},
+		"key twice":            {file().head(0, 2).put("k", uint32(ggufUint8), uint8(2), "k", uint32(ggufUint8), uint8(2)).data(0), []string{`"k"`, "twice"}},
+		"alignment of 7":       {file().head(0, 1).put("general.alignment", uint32(ggufUint32), uint32(7)).data(0), []string{"alignment", "7"}},
+		"alignment of 0":       {file().head(0, 1).put("general.alignment", uint32(ggufUint32), uint32(0)).data(0), []string{"alignment", "0"}},
+		"tensor twice":         {file().head(2, 0).tensors(ggufTensor{"w", 0, []uint64{8}, 0}, ggufTensor{"w", 0, []uint64{8}, 32}).data(64), []string{`"w"`, "twice"}},
+		"overlap":              {file().head(2, 0).tensors(ggufTensor{"v", 0, []uint64{16}, 0}, ggufTensor{"w", 0, []uint64{8}, 32}).data(64), []string{`"w"`, `"v"`, "overlaps"}},
+		"five dimensions":      {one(ggufTensor{"w", 0, []uint64{1, 1, 1, 1, 1}, 0}, 32), []string{`"w"`, "5 dimensions"}},
+		"absurd rank":          {file().head(1, 0).put("w", uint32(math.MaxUint32)).data(100), []string{`"w"`, "4294967295"}},
+		"no dimension":         {one(ggufTensor{"w", 0, []uint64{0}, 0}, 32), []string{`"w"`, "dimension"}},
+		"overflowing product":  {one(ggufTensor{"w", 0, []uint64{1 << 40, 1 << 40}, 0}, 32), []string{`"w"`, "2^62"}},
+		"overflowing to small": {one(ggufTensor{"w", 0, []uint64{1 << 32, 1 << 32, 4}, 0}, 32), []string{`"w"`, "2^62"}},
+		"negative dimension":   {one(ggufTensor{"w", 0, []uint64{huge}, 0}, 32), []string{`"w"`, "dimension"}},
+		"unknown type":         {one(ggufTensor{"w", 1000, []uint64{8}, 0}, 32), []string{`"w"`, "type 1000"}},
+		"half a block":         {one(ggufTensor{"w", 2, []uint64{16}, 0}, 32), []string{`"w"`, "multiple of 32", "Q4_0"}},
+		"unaligned offset":     {one(ggufTensor{"w", 0, []uint64{8}, 4}, 64), []string{`"w"`, "alignment"}},
+		"offset behind":        {one(ggufTensor{"w", 0, []uint64{8}, 64}, 32), []string{`"w"`, "behind the file"}},
+		"absurd offset":        {one(ggufTensor{"w", 0, []uint64{8}, huge - 31}, 32), []string{`"w"`, "offset"}},
+		"data cut":             {one(ggufTensor{"w", 0, []uint64{8}, 0}, 31), []string{`"w"`, "truncated"}},
+		"descriptions cut":     {one(ggufTensor{"w", 0, []uint64{8}, 0}, 32)[:40], []string{"tensor"}},
+		"no architecture":      {file().head(0, 0).data(0), []string{"general.architecture"}},
+		"other architecture":   {model(map[string]any{"general.architecture": "bert"}, nil), []string{`"bert"`, "llama"}},
+		"no embedding":         {ggufModel(tinyMetadata("llama", nil), map[string][]int{"output.weight": {3, 16}}), []string{"token_embd.weight"}},
+		"no layers":            {model(map[string]any{"llama.block_count": nil}, nil), []string{"llama.block_count"}},
+		"too many layers":      {model(map[string]any{"llama.block_count": uint32(math.MaxUint32)}, nil), []string{"blk.4294967294.attn_norm.weight", "missing"}},
+		"zero heads":           {model(map[string]any{"llama.attention.head_count": uint32(0)}, nil), []string{"attention.head_count", "positive"}},
+		"heads that differ":    {model(map[string]any{"llama.attention.head_count_kv": []int32{1, 2}}, nil), []string{"head_count_kv", "all layers"}},
+		"heads as text":        {model(map[string]any{"llama.attention.head_count": "2"}, nil), []string{"attention.head_count"}},
+		"infinite theta":       {model(map[string]any{"llama.rope.freq_base": float32(math.Inf(1))}, nil), []string{"rope.freq_base", "finite"}},
+		"partial rotation":     {model(map[string]any{"llama.rope.dimension_count": uint32(4)}, nil), []string{"rope.dimension_count"}},
+		"unknown scaling":      {model(map[string]any{"llama.rope.scaling.type": "spiral"}, nil), []string{`"spiral"`}},
+		"odd rows":             {model(nil, map[string][]int{"blk.0.attn_q.weight": {6, 16}}), []string{`"blk.0.attn_q.weight"`, "6 rows"}},
+		"experts":              {model(nil, map[string][]int{"blk.0.ffn_gate_exps.weight": {6, 16}}), []string{`"blk.0.ffn_gate_exps.weight"`, "llama"}},
+		"layer 01":             {model(nil, map[string][]int{"blk.01.ffn_up.weight": {6, 16}}), []string{`"blk.01.ffn_up.weight"`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := writeFile(t, "bad.gguf", test.file)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, err := Open(path)
+			runtime.ReadMemStats(&after)
+			wantError(t, err, append(test.want, path)...)
+			if grown := after.TotalAlloc - before.TotalAlloc; grown > 1<<20 {
+				t.Errorf("%d bytes were allocated for a file of %d", grown, len(test.file))
+			}
+		})
+	}
+}
+
+func TestATypeThatIsNotDecodedIsNamedWhenItIsRead(t *testing.T) {
+	b := new(ggufBuilder)
+	metadata := tinyMetadata("llama", nil)
+	whole := ggufModel(metadata, tinyTensors(map[string][]int{"output.weight": {3, 256}}))
+	// The last tensor in the table becomes Q2_K: 3 rows of 84 bytes in the room of 3 × 256 × 4.
+	at := strings.Index(whole, "output.weight") + len("output.weight") + 4 + 16
+	b.WriteString(whole)
+	copied := []byte(b.String())
+	binary.LittleEndian.PutUint32(copied[at:], 10)
+	c := mustOpen(t, writeFile(t, "m.gguf", string(copied)))
+	info, _ := c.Info("lm_head.weight")
+	if info.Stored != "Q2_K" || info.DType != Unsupported || info.Bytes != 3*84 {
+		t.Errorf("%+v", info)
+	}
+	inTorch(t, func() {
+		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
+			_, err := c.TensorAs("lm_head.weight", dtype)
+			wantError(t, err, "m.gguf", "lm_head.weight", "Q2_K", "Q4_K")
+		}
+	})
+}
+
+// Whatever opens must describe tensors inside the file, and decode without a crash.
+func FuzzGGUF(f *testing.F) {
+	small, err := os.ReadFile(filepath.Join(fixtures, "types.gguf"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(small[:8192])
+	f.Add([]byte(ggufModel(tinyMetadata("llama", nil), tinyTensors(nil))))
+	f.Add([]byte(ggufModel(tinyMetadata("qwen2", map[string]any{"qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": float32(2)}), tinyTensors(nil))))
+	f.Add([]byte(ggufModel(tinyMetadata("llama", nil), tinyTensors(map[string][]int{"rope_freqs.weight": {4}}))))
+	f.Add([]byte(new(ggufBuilder).head(1, 1).put("k", uint32(ggufArray), uint32(ggufString), uint64(1), "x").
+		tensors(ggufTensor{"token_embd.weight", 12, []uint64{256, 2}, 0}).data(288)))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		file, err := parseGGUF(data)
+		if err != nil {
+			return
+		}
+		for _, r := range file.records {
+			if r.offset < 0 || r.bytes < 0 || r.offset+r.bytes > len(data) {
+				t.Fatalf("%+v lies outside %d bytes", r, len(data))
+			}
+			kind, columns := ggmlByName[r.dtype], 1
+			if len(r.shape) > 0 {
+				columns = r.shape[len(r.shape)-1]
+			}
+			if rows := r.bytes / kind.bytes * kind.block / columns; decoders[r.dtype] != nil && rows*columns < 1<<20 {
+				dst := make([]byte, 4*rows*columns)
+				if err := dequantize(dst, "F32", data[r.offset:r.offset+r.bytes], r.dtype, rows, columns, nil); err != nil {
+					t.Fatalf("%+v: %v", r, err)
+				}
+			}
+		}
+		config, generation, err := file.config([]float32{1, 1, 2, 8})
+		if err != nil {
+			return
+		}
+		if _, err := json.Marshal([]any{config, generation}); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range file.records {
+			hfName(r.name)
+		}
+	})
+}
+
+// SmolLM2-135M's file, when CONQUER_GGUF names it: every weight, in the dtype that a model is loaded in.
+func BenchmarkReadGGUF(b *testing.B) {
+	path := os.Getenv("CONQUER_GGUF")
+	if path == "" {
+		b.Skip("CONQUER_GGUF names no file")
+	}
+	c := mustOpen(b, path)
+	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16, torch.Float16} {
+		b.Run(fmt.Sprint(dtype), func(b *testing.B) {
+			for b.Loop() {
+				inTorch(b, func() {
+					for _, name := range c.Names() {
+						torch.Scoped(func() {
+							if _, err := c.TensorAs(name, dtype); err != nil {
+								b.Fatal(err)
+							}
+						})
+					}
+				})
+			}
+		})
+	}
+}
