@@ -127,6 +127,9 @@ func (d *Decoder) Next(id int32) string {
 		piece = strings.ReplaceAll(piece, spec.mark, with)
 	}
 	if spec.byteLevel {
+		if len(d.pending) == 0 && utf8.ValidString(piece) {
+			return piece
+		}
 		d.pending = append(d.pending, piece...)
 		return d.validPrefix(false)
 	}
@@ -173,16 +176,12 @@ func (d *Decoder) stripped(s string) string {
 func (d *Decoder) validPrefix(atEnd bool) string {
 	p := d.pending
 	var out []byte
-	for len(p) > 0 {
+	for len(p) > 0 && (atEnd || utf8.FullRune(p)) {
 		if r, size := utf8.DecodeRune(p); r != utf8.RuneError || size > 1 {
 			out, p = append(out, p[:size]...), p[size:]
 			continue
 		}
-		n := characterStart(p)
-		if n == len(p) && !atEnd && !(n == 1 && !utf8.RuneStart(p[0])) && utf8.RuneStart(p[0]) && !utf8.FullRune(p) {
-			break
-		}
-		out, p = append(out, "\uFFFD"...), p[n:]
+		out, p = append(out, "\uFFFD"...), p[characterStart(p):]
 	}
 	d.pending = append(d.pending[:0], p...)
 	return string(out)

@@ -42,7 +42,7 @@ func splitByPattern(pattern string, behavior string, invert bool) (preStep, erro
 			return preStep{next: func(s string) int { return nextLlama3(s, 1) }}, nil
 		}
 	}
-	re, err := regexp2.Compile(pattern, regexp2.None)
+	re, err := regexp2.Compile(withUnicode16(pattern), regexp2.None)
 	if err != nil {
 		return preStep{}, fmt.Errorf("pre-tokenizer pattern %q: %w", pattern, err)
 	}

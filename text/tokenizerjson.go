@@ -8,8 +8,6 @@ import (
 	"slices"
 	"sort"
 	"strings"
-
-	"golang.org/x/text/unicode/norm"
 )
 
 // fileSpec is a tokenizer.json, the format of Hugging Face's tokenizers.
@@ -230,13 +228,9 @@ func (spec *fileSpec) buildNormalizer(t *Tokenizer) error {
 		var f func(string) string
 		switch c.Type {
 		case "NFC":
-			f = norm.NFC.String
+			f = nfc
 		case "NFD":
-			f = norm.NFD.String
-		case "NFKC":
-			f = norm.NFKC.String
-		case "NFKD":
-			f = norm.NFKD.String
+			f = nfd
 		case "Prepend":
 			prefix := c.Prepend
 			f = func(s string) string {
@@ -252,7 +246,7 @@ func (spec *fileSpec) buildNormalizer(t *Tokenizer) error {
 			from, to := *c.Pattern.String, c.Content
 			f = func(s string) string { return strings.ReplaceAll(s, from, to) }
 		default:
-			return unsupported(c.Type, "NFC, NFD, NFKC, NFKD, Prepend, Replace, Sequence")
+			return unsupported(c.Type, "NFC, NFD, Prepend, Replace, Sequence")
 		}
 		t.normalize = append(t.normalize, f)
 		return nil
@@ -331,8 +325,9 @@ func metaspace(c *component) (step preStep, err error) {
 	return step, nil
 }
 
-// buildAdded gives every added token its id. A token that the model has keeps
-// the model's id; the ids of the others must be those the file gives.
+// buildAdded gives every added token its id: the model's, if the model has the
+// token, else the next free one. That is the id the file gives, unless the file
+// was edited by hand; Hugging Face goes by the count as well.
 func (spec *fileSpec) buildAdded(t *Tokenizer) error {
 	t.ids = make(map[string]int32, len(t.model.ids)+len(spec.AddedTokens))
 	for token, id := range t.model.ids {
@@ -341,6 +336,7 @@ func (spec *fileSpec) buildAdded(t *Tokenizer) error {
 	t.tokens = slices.Clone(t.model.tokens)
 	t.rawAdded, t.normAdded = newMatcher(), newMatcher()
 	normalized, special := map[int32]string{}, map[string]bool{}
+	next := int32(len(t.model.ids))
 	for i := range spec.AddedTokens {
 		token := &spec.AddedTokens[i]
 		if token.Content == "" {
@@ -348,14 +344,12 @@ func (spec *fileSpec) buildAdded(t *Tokenizer) error {
 		}
 		if id, ok := t.ids[token.Content]; ok {
 			token.ID = id
-		} else if token.ID < 0 || token.ID >= maxVocab {
-			return fmt.Errorf("added token %q has id %d, expected 0 to %d", token.Content, token.ID, maxVocab-1)
+		} else {
+			token.ID = next
+			next++
 		}
 		for int(token.ID) >= len(t.tokens) {
 			t.tokens = append(t.tokens, "")
-		}
-		if have := t.tokens[token.ID]; have != "" && have != token.Content {
-			return fmt.Errorf("tokens %q and %q both have id %d", have, token.Content, token.ID)
 		}
 		t.tokens[token.ID], t.ids[token.Content] = token.Content, token.ID
 		if token.Special {
