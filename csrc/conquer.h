@@ -117,6 +117,67 @@ int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropou
 int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 
+/* ---- state-space scan (cpu/ssd*.cpp, cuda/ssd*.cpp) ------------------------------------------------------------------- */
+
+/* Mamba-2's scan (arXiv 2405.21060), with gradients for every floating-point input. N is the state's width, G the groups.
+ *   dt = clamp(softplus(dt + dt_bias), dt_min, dt_max)      (softplus where dt_softplus is not 0)
+ *   h_t = exp(dt_t*A)*h_{t-1} + dt_t*B_t (x) x_t,   y_t = C_t*h_t + D*x_t,   and with z: y_t*silu(z_t)
+ * x and z [B,L,H,P], dt [B,L,H], A and D and dt_bias [H], B and C [B,L,G,N], initial_state [B,H,P,N], seq_idx int32
+ * [B,L]; D, z, dt_bias, initial_state and seq_idx may be NULL. Where seq_idx changes the state starts from zero; the
+ * initial state goes to the first sequence. float32, bfloat16 or float16; the state is float32.
+ * chunk_size is a power of two from 16 to 256. `window` is the number of chunks that state is carried across: negative
+ * for all, 0 for none (each chunk starts from zero), k for the k chunks before a token's own; the initial state counts as
+ * the chunk before the first. With a negative window the result does not depend on chunk_size.
+ * y has x's shape and dtype. final_state (may be NULL) [B,H,P,N] float32 is the state after the last token as that token's
+ * own chunk sees it. */
+int cq_ssd_scan(cq_tensor x, cq_tensor dt, cq_tensor a, cq_tensor b, cq_tensor c, cq_tensor d, cq_tensor z,
+                cq_tensor dt_bias, cq_tensor initial_state, cq_tensor seq_idx, int64_t chunk_size, int64_t window,
+                int dt_softplus, double dt_min, double dt_max, cq_tensor *y, cq_tensor *final_state);
+
+/* One token of the same recurrence, without gradients: state [B,H,P,N] is updated in place (float32, bfloat16 or
+ * float16); x and z [B,H,P], dt [B,H], B and C [B,G,N]; D, z and dt_bias may be NULL. y has x's shape and dtype. */
+int cq_ssd_step(cq_tensor state, cq_tensor x, cq_tensor dt, cq_tensor a, cq_tensor b, cq_tensor c, cq_tensor d,
+                cq_tensor z, cq_tensor dt_bias, int dt_softplus, double dt_min, double dt_max, cq_tensor *y);
+
+/* Causal depthwise convolution, with gradients: y[t] = bias + sum_k weight[:,k]*x[t-(W-1)+k], then SiLU where silu is not
+ * 0. x [B,L,D], weight [D,W] with W from 2 to 4, bias [D] or NULL, initial_state [B,W-1,D] or NULL (the inputs before the
+ * first, oldest first), seq_idx int32 [B,L] or NULL (no tap reaches into another sequence; the initial state goes to the
+ * first). final_state (may be NULL) receives the last W-1 inputs, [B,W-1,D], without a gradient. */
+int cq_causal_conv1d(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor initial_state, cq_tensor seq_idx,
+                     int silu, cq_tensor *y, cq_tensor *final_state);
+/* One step of it, without gradients: x [B,D]; state [B,W-1,D] is updated in place. */
+int cq_conv1d_step(cq_tensor state, cq_tensor x, cq_tensor weight, cq_tensor bias, int silu, cq_tensor *y);
+
+/* norm(x*silu(z))*weight over the last dimension, in groups of group_size channels (0: all of them), with gradients; norm
+ * divides by the root of the mean square plus eps. z NULL: no gate. weight [D]. */
+int cq_gated_rms_norm(cq_tensor x, cq_tensor z, cq_tensor weight, double eps, int64_t group_size, cq_tensor *y);
+
+/* x [..., D] scaled to a root mean square of one, times weight [D]; rounded as Hugging Face's LlamaRMSNorm does. */
+int cq_rms_norm(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out);
+int cq_rms_norm_reference(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out);
+/* out_sum = x + residual, out_norm = rms_norm(out_sum), in one pass. */
+int cq_add_rms_norm(cq_tensor x, cq_tensor residual, cq_tensor weight, double eps, cq_tensor *out_sum,
+                    cq_tensor *out_norm);
+int cq_add_rms_norm_reference(cq_tensor x, cq_tensor residual, cq_tensor weight, double eps, cq_tensor *out_sum,
+                              cq_tensor *out_norm);
+
+/* Rotary position embedding in the half-split convention of Hugging Face, and the transposition to attention's layout:
+ * q [B,L,H,P] and k [B,L,K,P] (views will do) become contiguous [B,H,L,P] and [B,K,L,P]. cos and sin are float32
+ * [B or 1, L, R/2], one entry for each angle (not Hugging Face's doubled table); the first R <= P elements of a head turn,
+ * the rest passes. Computed in float32 and rounded once. cos and sin get no gradient. */
+int cq_rope(cq_tensor q, cq_tensor k, cq_tensor cos, cq_tensor sin, cq_tensor *q_out, cq_tensor *k_out);
+int cq_rope_reference(cq_tensor q, cq_tensor k, cq_tensor cos, cq_tensor sin, cq_tensor *q_out, cq_tensor *k_out);
+/* The same from the result of a fused projection, qkv [B,L,(H+2K)P]; v_out [B,K,L,P] is v moved without turning. The
+ * backward yields one gradient for qkv. */
+int cq_rope_qkv(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_tensor cos, cq_tensor sin, cq_tensor *q_out,
+                cq_tensor *k_out, cq_tensor *v_out);
+int cq_rope_qkv_reference(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_tensor cos, cq_tensor sin,
+                          cq_tensor *q_out, cq_tensor *k_out, cq_tensor *v_out);
+
+/* gate_up [..., 2F], gate first: silu(gate) * up [..., F]. */
+int cq_swiglu(cq_tensor gate_up, cq_tensor *out);
+int cq_swiglu_reference(cq_tensor gate_up, cq_tensor *out);
+
 /* ---- CUDA (cuda/), loaded at run time ---------------------------------------------------------------------------------- */
 
 /* Loads libtorch's CUDA part and the project's own from the folder of this library; must run before the first CUDA query

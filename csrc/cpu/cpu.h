@@ -37,4 +37,14 @@ template <class... Ts> bool records_grad(const Ts &...tensors) {
   return at::GradMode::is_enabled() && ((tensors.defined() && tensors.requires_grad()) || ...);
 }
 
+inline int give_all(std::initializer_list<std::pair<cq_tensor *, at::Tensor>> results) {
+  for (auto &[out, t] : results)
+    if (give(out, t))
+      return 1;
+  return 0;
+}
+
+// How many rows of `width` elements make up a share of work worth waking a thread for (some 2 us).
+inline int64_t rows_per_share(int64_t width) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1)); }
+
 } // namespace conquer

@@ -9,11 +9,19 @@ namespace CONQUER_ISA {
 #include "vec.h"
 
 #include "linear.inl"
+#include "norm.inl"
+#include "rope.inl"
+#include "swiglu.inl"
 
 template <class T> constexpr Kernels<T> table() {
   Kernels<T> t{};
   t.linear = linear<T>;
   t.widen = widen<T>;
+  t.rms_norm = rms_norm<T>;
+  t.rms_norm_backward = rms_norm_backward<T>;
+  t.swiglu = swiglu<T>;
+  t.swiglu_backward = swiglu_backward<T>;
+  t.rotate = rotate<T>;
   return t;
 }
 

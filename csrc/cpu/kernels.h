@@ -28,6 +28,15 @@ template <class T> struct Kernels {
                  int64_t y_stride);
   // Widens n elements.
   void (*widen)(const T *x, int64_t n, float *y);
+  // See norm.inl, swiglu.inl and rope.inl.
+  void (*rms_norm)(const T *x, const T *residual, const T *weight, float eps, int64_t rows, int64_t depth, T *total, T *y,
+                   float *rstd);
+  void (*rms_norm_backward)(const T *dy, const T *dtotal, const T *x, const T *weight, const float *rstd, int64_t rows,
+                            int64_t depth, T *dx, float *dweight);
+  void (*swiglu)(const T *x, int64_t rows, int64_t width, T *y);
+  void (*swiglu_backward)(const T *dy, const T *x, int64_t rows, int64_t width, T *dx);
+  void (*rotate)(const T *x, int64_t x_stride, int64_t heads, int64_t width, const float *cos, const float *sin,
+                 int64_t half, float direction, T *y, int64_t y_stride);
 };
 
 template <class T> const Kernels<T> &kernels();

@@ -117,7 +117,7 @@ struct Device {
 
 const Device &cpu_device();
 // The device of a tensor; throws where the CUDA library is not loaded.
-const Device &device_of(const at::Tensor &);
+const Device &face_of(const at::Tensor &);
 void register_cuda(const Device *);
 
 } // namespace conquer::ssd

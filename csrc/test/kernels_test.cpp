@@ -2,6 +2,8 @@
 //   csrc_test [check|time] [family]
 #include <cstring>
 
+#include <torch/csrc/autograd/autograd.h>
+
 #include "harness.h"
 
 namespace {
@@ -48,12 +50,121 @@ void time_linear() {
       }
 }
 
+// Runs ours and the reference on the same inputs and holds the results and all gradients against each other. The
+// reference runs in float32 on the same (rounded) inputs when `wide`, so that its own rounding is not held against us.
+using Op = std::function<std::vector<at::Tensor>(std::vector<at::Tensor> &)>;
+void check_op(const std::string &what, std::vector<at::Tensor> inputs, Op ours, Op reference, double tol, bool wide = false,
+              size_t differentiable = 100) {
+  auto leaves = [&](bool widen) {
+    std::vector<at::Tensor> result;
+    for (size_t i = 0; i < inputs.size(); i++) {
+      at::Tensor t = inputs[i].detach().clone(at::MemoryFormat::Preserve);
+      if (widen && at::isFloatingType(t.scalar_type()))
+        t = t.to(at::kFloat);
+      if (i < differentiable)
+        t.requires_grad_(true);
+      result.push_back(t);
+    }
+    return result;
+  };
+  auto a = leaves(false), b = leaves(wide);
+  auto got = ours(a), want = reference(b);
+  std::vector<at::Tensor> plain;
+  {
+    at::NoGradGuard no_grad;
+    plain = ours(a);
+  }
+  std::vector<at::Tensor> seeds, wide_seeds;
+  for (size_t i = 0; i < want.size(); i++) {
+    check(what + " result " + std::to_string(i), got[i], want[i], tol);
+    check(what + " result without grad " + std::to_string(i), plain[i], got[i], 0);
+    seeds.push_back(at::randn_like(got[i]));
+    wide_seeds.push_back(seeds.back().to(want[i].scalar_type()));
+  }
+  torch::autograd::backward(got, seeds);
+  torch::autograd::backward(want, wide_seeds);
+  for (size_t i = 0; i < a.size() && i < differentiable; i++)
+    check(what + " gradient " + std::to_string(i), a[i].grad(), b[i].grad(), tol);
+}
+
+void check_norm() {
+  for (auto type : types)
+    for (auto shape : std::vector<std::vector<int64_t>>{{1, 1, 576}, {2, 37, 576}, {3, 5}, {1, 3}, {200, 100}}) {
+      auto x = at::randn(shape).to(type), r = at::randn(shape).to(type), w = (at::randn({shape.back()}) * 0.2 + 1).to(type);
+      check_op("rms_norm", {x, w},
+               [](auto &in) { return call(1, [&](cq_tensor *o) { return cq_rms_norm(Arg{in[0]}, Arg{in[1]}, 1e-5, o); }); },
+               [](auto &in) { return call(1, [&](cq_tensor *o) { return cq_rms_norm_reference(Arg{in[0]}, Arg{in[1]}, 1e-5, o); }); },
+               tolerance(type), true);
+      check_op("add_rms_norm", {x, r, w},
+               [](auto &in) { return call(2, [&](cq_tensor *o) { return cq_add_rms_norm(Arg{in[0]}, Arg{in[1]}, Arg{in[2]}, 1e-5, o, o + 1); }); },
+               [](auto &in) { return call(2, [&](cq_tensor *o) { return cq_add_rms_norm_reference(Arg{in[0]}, Arg{in[1]}, Arg{in[2]}, 1e-5, o, o + 1); }); },
+               tolerance(type), true);
+      at::NoGradGuard no_grad; // the rounding is the reference's own, bit for bit, but where the mean's last bit tips it
+      auto got = call(1, [&](cq_tensor *o) { return cq_rms_norm(Arg{x}, Arg{w}, 1e-5, o); })[0];
+      auto want = call(1, [&](cq_tensor *o) { return cq_rms_norm_reference(Arg{x}, Arg{w}, 1e-5, o); })[0];
+      double same = at::eq(got, want).to(at::kFloat).mean().item<double>();
+      if (type != at::kFloat && same < 0.99) {
+        std::printf("FAIL rms_norm rounding: %.4f of the elements equal\n", same);
+        failures++;
+      }
+    }
+  report("rms_norm, add_rms_norm");
+}
+
+void check_swiglu() {
+  for (auto type : types)
+    for (auto shape : std::vector<std::vector<int64_t>>{{1, 1, 3072}, {2, 37, 3072}, {3, 10}, {1, 2}, {200, 100}}) {
+      auto x = (at::randn(shape) * 4).to(type);
+      auto reference = [](auto &in) { return call(1, [&](cq_tensor *o) { return cq_swiglu_reference(Arg{in[0]}, o); }); };
+      auto ours = [](auto &in) { return call(1, [&](cq_tensor *o) { return cq_swiglu(Arg{in[0]}, o); }); };
+      check_op("swiglu", {x}, ours, reference, tolerance(type), true);
+      std::vector<at::Tensor> in{x};
+      double same = at::eq(ours(in)[0], reference(in)[0]).to(at::kFloat).mean().template item<double>();
+      if (type != at::kFloat && same < 0.99) {
+        std::printf("FAIL swiglu rounding: %.4f of the elements equal\n", same);
+        failures++;
+      }
+    }
+  auto extreme = at::tensor({-1e30f, -200.f, -88.f, 0.f, 88.f, 200.f, 1e30f, -0.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f});
+  check("swiglu of extremes", call(1, [&](cq_tensor *o) { return cq_swiglu(Arg{extreme}, o); })[0],
+        call(1, [&](cq_tensor *o) { return cq_swiglu_reference(Arg{extreme}, o); })[0], 1e-6);
+  report("swiglu");
+}
+
+void check_rope() {
+  for (auto type : types)
+    for (int64_t B : {1, 2})
+      for (int64_t L : {1, 5, 33})
+        for (auto [H, K, P, R] : std::vector<std::array<int64_t, 4>>{{9, 3, 64, 64}, {4, 4, 64, 32}, {2, 1, 10, 6}, {2, 1, 128, 128}})
+          for (int64_t TB : {int64_t(1), B}) {
+            auto angle = at::rand({TB, L, R / 2}) * 6;
+            auto cos = angle.cos(), sin = angle.sin();
+            auto qkv = at::randn({B, L, (H + 2 * K) * P}).to(type);
+            auto split = [H = H, K = K, P = P](at::Tensor x) {
+              auto heads = x.unflatten(-1, {H + 2 * K, P});
+              return std::pair{heads.narrow(2, 0, H), heads.narrow(2, H, K)};
+            };
+            check_op("rope", {qkv},
+                     [&](auto &in) { auto [q, k] = split(in[0]); return call(2, [&, q = q, k = k](cq_tensor *o) { return cq_rope(Arg{q}, Arg{k}, Arg{cos}, Arg{sin}, o, o + 1); }); },
+                     [&](auto &in) { auto [q, k] = split(in[0]); return call(2, [&, q = q, k = k](cq_tensor *o) { return cq_rope_reference(Arg{q}, Arg{k}, Arg{cos}, Arg{sin}, o, o + 1); }); },
+                     tolerance(type, 1e-6) / 2, true);
+            check_op("rope_qkv", {qkv},
+                     [&, H = H, K = K](auto &in) { return call(3, [&](cq_tensor *o) { return cq_rope_qkv(Arg{in[0]}, H, K, Arg{cos}, Arg{sin}, o, o + 1, o + 2); }); },
+                     [&, H = H, K = K](auto &in) { return call(3, [&](cq_tensor *o) { return cq_rope_qkv_reference(Arg{in[0]}, H, K, Arg{cos}, Arg{sin}, o, o + 1, o + 2); }); },
+                     tolerance(type, 1e-6) / 2, true);
+          }
+  report("rope, rope_qkv");
+}
+
 struct Family {
   const char *name;
   void (*check)(), (*time)();
 };
 const Family families[] = {
     {"linear", check_linear, time_linear},
+    {"norm", check_norm, nullptr},
+    {"swiglu", check_swiglu, nullptr},
+    {"rope", check_rope, nullptr},
 };
 
 } // namespace

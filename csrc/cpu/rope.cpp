@@ -1,0 +1,188 @@
+// rope.cpp: cq_rope and cq_rope_qkv.
+//
+// Attention wants [B,H,L,P]; a projection leaves [B,L,H,P]. Turning reads and writes every element anyway, so it writes
+// them where attention wants them, and the transposition costs nothing of its own. The fused form goes one further: its
+// backward writes the three gradients straight into one [B,L,(H+2K)P] tensor, where slicing the projection's result by
+// autograd would fill three with zeros and add them up.
+#include "cpu.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+namespace conquer {
+
+namespace {
+
+at::Tensor rotate_reference(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin) {
+  const int64_t half = cos.size(-1), width = x.size(-1);
+  at::Tensor wide = x.transpose(1, 2).to(at::kFloat), c = cos.unsqueeze(1), s = sin.unsqueeze(1);
+  at::Tensor a = wide.narrow(-1, 0, half), b = wide.narrow(-1, half, half), rest = wide.narrow(-1, 2 * half, width - 2 * half);
+  return at::cat({a * c - b * s, b * c + a * s, rest}, -1).to(x.scalar_type());
+}
+
+// Turns x [B,L,N,P] into y [B,L,N,P]; both may be strided but for P. With cos undefined it copies.
+void rotate(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin, float direction, const at::Tensor &y) {
+  const int64_t B = x.size(0), L = x.size(1), N = x.size(2), P = x.size(3), half = cos.defined() ? cos.size(-1) : 0;
+  const int64_t xb = x.stride(0), xl = x.stride(1), xn = x.stride(2), yb = y.stride(0), yl = y.stride(1), yn = y.stride(2);
+  const int64_t table_b = half && cos.size(0) > 1 ? L * half : 0;
+  const float *c = half ? data_of<float>(cos) : nullptr, *s = half ? data_of<float>(sin) : nullptr;
+  with_type(x.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    const T *in = data_of<T>(x);
+    T *out = mutable_data_of<T>(y);
+    at::parallel_for(0, B * L, rows_per_share(N * P), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t b = i / L, l = i % L, table = b * table_b + l * half;
+        kernels<T>().rotate(in + b * xb + l * xl, xn, N, P, c + table, s + table, half, direction, out + b * yb + l * yl, yn);
+      }
+    });
+  });
+}
+
+// x with its last dimension contiguous.
+at::Tensor dense_heads(const at::Tensor &x) { return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous(); }
+
+// [B,L,N,P] turned, as [B,N,L,P].
+at::Tensor rotated(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin) {
+  at::Tensor y = at::empty({x.size(0), x.size(2), x.size(1), x.size(3)}, x.options());
+  rotate(dense_heads(x), cos, sin, 1, y.transpose(1, 2));
+  return y;
+}
+
+// The gradient [B,N,L,P] of a turned tensor turned back into `into` [B,L,N,P]; none at all is zero.
+void rotate_back(const at::Tensor &grad, const at::Tensor &cos, const at::Tensor &sin, at::Tensor into) {
+  if (grad.defined())
+    rotate(dense_heads(grad).transpose(1, 2), cos, sin, -1, into);
+  else
+    into.zero_();
+}
+
+class Rope : public torch::autograd::Function<Rope> {
+public:
+  static variable_list forward(AutogradContext *ctx, const at::Tensor &q, const at::Tensor &k, const at::Tensor &cos,
+                               const at::Tensor &sin) {
+    ctx->save_for_backward({cos, sin});
+    ctx->set_materialize_grads(false);
+    return {rotated(q, cos, sin), rotated(k, cos, sin)};
+  }
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    auto saved = ctx->get_saved_variables();
+    variable_list result(4);
+    for (int i = 0; i < 2; i++)
+      if (grads[i].defined() && ctx->needs_input_grad(i)) {
+        const at::Tensor &g = grads[i];
+        result[i] = at::empty({g.size(0), g.size(2), g.size(1), g.size(3)}, g.options());
+        rotate_back(g, saved[0], saved[1], result[i]);
+      }
+    return result;
+  }
+};
+
+// The three parts of qkv [B,L,(H+2K)P], each [B,L,N,P].
+std::array<at::Tensor, 3> parts_of(const at::Tensor &qkv, int64_t H, int64_t K, int64_t P) {
+  at::Tensor heads = qkv.unflatten(-1, {H + 2 * K, P});
+  return {heads.narrow(2, 0, H), heads.narrow(2, H, K), heads.narrow(2, H + K, K)};
+}
+
+variable_list rope_qkv(const at::Tensor &qkv, int64_t H, int64_t K, int64_t P, const at::Tensor &cos,
+                       const at::Tensor &sin) {
+  auto parts = parts_of(qkv, H, K, P);
+  return {rotated(parts[0], cos, sin), rotated(parts[1], cos, sin), rotated(parts[2], {}, {})};
+}
+
+class RopeQKV : public torch::autograd::Function<RopeQKV> {
+public:
+  static variable_list forward(AutogradContext *ctx, const at::Tensor &qkv, int64_t H, int64_t K, int64_t P,
+                               const at::Tensor &cos, const at::Tensor &sin) {
+    ctx->save_for_backward({cos, sin});
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["H"] = H;
+    ctx->saved_data["K"] = K;
+    ctx->saved_data["P"] = P;
+    ctx->saved_data["sizes"] = qkv.sizes().vec();
+    ctx->saved_data["type"] = qkv.scalar_type();
+    return rope_qkv(qkv, H, K, P, cos, sin);
+  }
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    auto saved = ctx->get_saved_variables();
+    at::Tensor dqkv = at::empty(ctx->saved_data["sizes"].toIntVector(), saved[0].options().dtype(ctx->saved_data["type"].toScalarType()));
+    auto parts = parts_of(dqkv, ctx->saved_data["H"].toInt(), ctx->saved_data["K"].toInt(), ctx->saved_data["P"].toInt());
+    rotate_back(grads[0], saved[0], saved[1], parts[0]);
+    rotate_back(grads[1], saved[0], saved[1], parts[1]);
+    rotate_back(grads[2], {}, {}, parts[2]);
+    return {dqkv, {}, {}, {}, {}, {}};
+  }
+};
+
+void check_table(const at::Tensor &cos, const at::Tensor &sin, int64_t B, int64_t L, int64_t P) {
+  TORCH_CHECK(cos.dim() == 3 && cos.sizes() == sin.sizes() && (cos.size(0) == B || cos.size(0) == 1) && cos.size(1) == L &&
+                  2 * cos.size(2) <= P && cos.scalar_type() == at::kFloat && sin.scalar_type() == at::kFloat,
+              "rope: cos and sin must be float32 [", B, " or 1, ", L, ", at most ", P / 2, "], not ", cos.sizes(), " and ",
+              sin.sizes());
+}
+
+} // namespace
+
+} // namespace conquer
+
+using namespace conquer;
+
+static int rope_reference(const at::Tensor &q, const at::Tensor &k, const at::Tensor &cos, const at::Tensor &sin,
+                          cq_tensor *q_out, cq_tensor *k_out) {
+  return give_all({{q_out, rotate_reference(q, cos, sin)}, {k_out, rotate_reference(k, cos, sin)}});
+}
+
+int cq_rope(cq_tensor q, cq_tensor k, cq_tensor cos, cq_tensor sin, cq_tensor *q_out, cq_tensor *k_out) {
+  return guarded([&] {
+    const at::Tensor query = tensor_of(q), key = tensor_of(k), c = tensor_of(cos), s = tensor_of(sin);
+    TORCH_CHECK(query.dim() == 4 && key.dim() == 4, "rope: q and k must be [B,L,heads,P], not ", query.sizes(), " and ",
+                key.sizes());
+    check_table(c, s, query.size(0), query.size(1), query.size(3));
+    check_table(c, s, key.size(0), key.size(1), key.size(3));
+    if (!query.is_cpu() || !has_kernel_type(query) || !has_kernel_type(key))
+      return rope_reference(query, key, c, s, q_out, k_out);
+    if (records_grad(query, key)) {
+      auto both = Rope::apply(query, key, c.contiguous(), s.contiguous());
+      return give_all({{q_out, both[0]}, {k_out, both[1]}});
+    }
+    return give_all({{q_out, rotated(query, c.contiguous(), s.contiguous())}, {k_out, rotated(key, c.contiguous(), s.contiguous())}});
+  });
+}
+
+int cq_rope_reference(cq_tensor q, cq_tensor k, cq_tensor cos, cq_tensor sin, cq_tensor *q_out, cq_tensor *k_out) {
+  return guarded([&] { return rope_reference(tensor_of(q), tensor_of(k), tensor_of(cos), tensor_of(sin), q_out, k_out); });
+}
+
+static int rope_qkv_reference(const at::Tensor &qkv, int64_t H, int64_t K, const at::Tensor &cos, const at::Tensor &sin,
+                              cq_tensor *q_out, cq_tensor *k_out, cq_tensor *v_out) {
+  auto parts = parts_of(qkv, H, K, qkv.size(-1) / (H + 2 * K));
+  if (rope_reference(parts[0], parts[1], cos, sin, q_out, k_out))
+    return 1;
+  return give(v_out, parts[2].transpose(1, 2).contiguous());
+}
+
+int cq_rope_qkv(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_tensor cos, cq_tensor sin, cq_tensor *q_out,
+                cq_tensor *k_out, cq_tensor *v_out) {
+  return guarded([&] {
+    const at::Tensor x = tensor_of(qkv), c = tensor_of(cos), s = tensor_of(sin);
+    const int64_t all = heads + 2 * kv_heads;
+    TORCH_CHECK(x.dim() == 3 && heads > 0 && kv_heads > 0 && x.size(2) % all == 0, "rope: qkv ", x.sizes(), " does not hold ",
+                heads, " + 2 * ", kv_heads, " heads");
+    const int64_t P = x.size(2) / all;
+    check_table(c, s, x.size(0), x.size(1), P);
+    if (!x.is_cpu() || !has_kernel_type(x))
+      return rope_qkv_reference(x, heads, kv_heads, c, s, q_out, k_out, v_out);
+    auto three = records_grad(x) ? RopeQKV::apply(x, heads, kv_heads, P, c.contiguous(), s.contiguous())
+                                 : rope_qkv(x, heads, kv_heads, P, c.contiguous(), s.contiguous());
+    return give_all({{q_out, three[0]}, {k_out, three[1]}, {v_out, three[2]}});
+  });
+}
+
+int cq_rope_qkv_reference(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_tensor cos, cq_tensor sin,
+                          cq_tensor *q_out, cq_tensor *k_out, cq_tensor *v_out) {
+  return guarded([&] {
+    return rope_qkv_reference(tensor_of(qkv), heads, kv_heads, tensor_of(cos), tensor_of(sin), q_out, k_out, v_out);
+  });
+}

@@ -1,0 +1,292 @@
+// ssd_test.cpp: holds the state-space operations of conquer.h against a token-by-token recurrence in float64, forward and
+// every gradient, over random shapes; on the CPU, or on a GPU with the argument "cuda". A second argument is a seed, a
+// third the number of random cases. Prints the largest relative error ‖out - ref‖ / ‖ref‖ of each quantity and exits 1
+// where one is too large.
+#include "../internal.h"
+
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/generated/variable_factories.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+
+using at::Tensor;
+
+static at::Device device = at::kCPU;
+static std::map<std::string, double> worst; // by dtype and quantity
+static int failures = 0;
+
+static Tensor random(at::IntArrayRef size, double scale = 1) { return torch::randn(size, at::kDouble) * scale; }
+
+static void check(const std::string &name, const char *what, const Tensor &got, const Tensor &want, at::ScalarType type) {
+  Tensor g = got.detach().to(at::kCPU).to(at::kDouble), w = want.detach();
+  double size = w.norm().item<double>(), error = (g - w).norm().item<double>() / (size > 0 ? size : 1);
+  double limit = type == at::kFloat ? 1e-5 : type == at::kHalf ? 2e-3 : 1e-2;
+  auto &most = worst[std::string(c10::toString(type)) + " " + what];
+  if (!(error <= most))
+    most = error;
+  if (!(error < limit) || g.sizes() != w.sizes()) {
+    failures++;
+    std::printf("FAIL %s: %s %.3g\n", name.c_str(), what, error);
+  }
+}
+
+static void require(int code) {
+  if (code) {
+    std::printf("error: %s\n", cq_last_error());
+    std::exit(1);
+  }
+}
+
+// A leaf on the device in `type`, and the float64 leaf with the same values.
+struct Leaf {
+  Tensor real, exact;
+  Leaf() = default;
+  Leaf(const Tensor &value, at::ScalarType type) {
+    real = value.to(type).to(device).set_requires_grad(true);
+    exact = value.to(type).to(at::kDouble).detach().set_requires_grad(true);
+  }
+  cq_tensor handle() { return real.defined() ? &real : nullptr; }
+};
+
+struct Case {
+  int64_t batch, length, heads, p, n, groups, chunk, window;
+  bool d, z, bias, initial, seq, softplus, limits;
+  at::ScalarType type;
+  std::string name() const {
+    char text[256];
+    std::snprintf(text, sizeof text, "B%ld L%ld H%ld P%ld N%ld G%ld chunk%ld window%ld%s%s%s%s%s%s%s %s", batch, length,
+                  heads, p, n, groups, chunk, window, d ? " D" : "", z ? " z" : "", bias ? " bias" : "",
+                  initial ? " initial" : "", seq ? " seq" : "", softplus ? "" : " raw", limits ? " clamp" : "",
+                  c10::toString(type));
+    return text;
+  }
+};
+
+// The recurrence, with one state for each chunk of the window: row j of `parts` is what chunk j contributed.
+static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tensor dt, const Tensor &a, const Tensor &b,
+                                            const Tensor &cc, const Tensor &d, const Tensor &z, const Tensor &bias,
+                                            const Tensor &initial, const Tensor &seq, double lo, double hi) {
+  if (bias.defined())
+    dt = dt + bias;
+  if (c.softplus)
+    dt = at::softplus(dt);
+  dt = dt.clamp(lo, hi);
+  int64_t repeat = c.heads / c.groups, chunks = (c.length + c.chunk - 1) / c.chunk;
+  Tensor bh = b.repeat_interleave(repeat, 2), ch = cc.repeat_interleave(repeat, 2);
+  Tensor zero = torch::zeros({c.batch, c.heads, c.p, c.n}, at::kDouble);
+  std::vector<Tensor> parts(chunks + 1), ys; // parts[j + 1] is chunk j's, parts[0] the initial state
+  parts[0] = initial.defined() ? initial : zero;
+  auto seen = [&](int64_t chunk) {
+    Tensor sum = zero;
+    for (int64_t j = c.window < 0 ? 0 : std::max<int64_t>(0, chunk + 1 - c.window); j <= chunk + 1; j++)
+      if (parts[j].defined())
+        sum = sum + parts[j];
+    return sum;
+  };
+  for (int64_t t = 0; t < c.length; t++) {
+    int64_t chunk = t / c.chunk;
+    Tensor decay = (dt.select(1, t) * a).exp().view({c.batch, c.heads, 1, 1});
+    if (seq.defined() && t > 0)
+      decay = decay * seq.select(1, t).eq(seq.select(1, t - 1)).view({c.batch, 1, 1, 1});
+    for (auto &part : parts)
+      if (part.defined())
+        part = part * decay;
+    Tensor u = (x.select(1, t) * dt.select(1, t).unsqueeze(-1)).unsqueeze(-1) * bh.select(1, t).unsqueeze(2);
+    auto &own = parts[chunk + 1];
+    own = own.defined() ? own + u : u;
+    Tensor y = (seen(chunk) * ch.select(1, t).unsqueeze(2)).sum(-1);
+    if (d.defined())
+      y = y + x.select(1, t) * d.unsqueeze(-1);
+    ys.push_back(y);
+  }
+  Tensor y = at::stack(ys, 1);
+  if (z.defined())
+    y = y * at::silu(z);
+  return {y, seen(chunks - 1)};
+}
+
+static void gradients(const std::string &name, at::ScalarType type, const std::vector<std::pair<const char *, Leaf *>> &of,
+                      const std::vector<Tensor> &outs, const std::vector<Tensor> &refs) {
+  std::vector<Tensor> seeds, exact_seeds;
+  for (size_t i = 0; i < outs.size(); i++) {
+    Tensor seed = random(refs[i].sizes()).to(outs[i].scalar_type());
+    seeds.push_back(seed.to(device));
+    exact_seeds.push_back(seed.to(at::kDouble));
+  }
+  torch::autograd::backward(outs, seeds);
+  torch::autograd::backward(refs, exact_seeds);
+  for (auto &[what, leaf] : of)
+    if (leaf->real.defined())
+      check(name, what, leaf->real.grad(), leaf->exact.grad(), type);
+}
+
+static void scan(const Case &c) {
+  auto half = c.type;
+  Leaf x(random({c.batch, c.length, c.heads, c.p}), half), dt(random({c.batch, c.length, c.heads}), half),
+      a(-torch::rand({c.heads}, at::kDouble) * 15 - 0.05, at::kFloat),
+      b(random({c.batch, c.length, c.groups, c.n}), half), cc(random({c.batch, c.length, c.groups, c.n}), half), d, z, bias,
+      initial;
+  if (!c.softplus)
+    dt = Leaf(torch::rand({c.batch, c.length, c.heads}, at::kDouble) * 0.2, half);
+  if (c.d)
+    d = Leaf(random({c.heads}), at::kFloat);
+  if (c.z)
+    z = Leaf(random({c.batch, c.length, c.heads, c.p}), half);
+  if (c.bias)
+    bias = Leaf(torch::rand({c.heads}, at::kDouble) - 4, at::kFloat);
+  if (c.initial)
+    initial = Leaf(random({c.batch, c.heads, c.p, c.n}), at::kFloat);
+  Tensor seq, seq_device;
+  if (c.seq) {
+    seq = torch::randint(0, 10, {c.batch, c.length}, at::kInt).eq(0).cumsum(1, at::kInt).remainder(3).to(at::kInt);
+    seq_device = seq.to(device);
+  }
+  double lo = c.limits ? 0.01 : 0, hi = c.limits ? 0.1 : INFINITY;
+  cq_scope_open();
+  cq_tensor y, last;
+  require(cq_ssd_scan(x.handle(), dt.handle(), a.handle(), b.handle(), cc.handle(), d.handle(), z.handle(), bias.handle(),
+                      initial.handle(), c.seq ? &seq_device : nullptr, c.chunk, c.window, c.softplus, lo, hi, &y, &last));
+  auto [ref, ref_last] = recurrence(c, x.exact, dt.exact, a.exact, b.exact, cc.exact, d.exact, z.exact, bias.exact,
+                                    initial.exact, seq, lo, hi);
+  Tensor out = *static_cast<Tensor *>(y), out_last = *static_cast<Tensor *>(last);
+  check(c.name(), "y", out, ref, c.type);
+  check(c.name(), "final", out_last, ref_last, c.type);
+  gradients(c.name(), c.type,
+            {{"dx", &x}, {"ddt", &dt}, {"dA", &a}, {"dB", &b}, {"dC", &cc}, {"dD", &d}, {"dz", &z}, {"dbias", &bias},
+             {"dinitial", &initial}},
+            {out, out_last}, {ref, ref_last});
+  cq_scope_close();
+}
+
+static void step(int64_t batch, int64_t heads, int64_t p, int64_t n, int64_t groups, at::ScalarType type,
+                 at::ScalarType state_type) {
+  Leaf x(random({batch, heads, p}), type), dt(random({batch, heads}), type),
+      a(-torch::rand({heads}, at::kDouble) * 15 - 1, at::kFloat), b(random({batch, groups, n}), type),
+      c(random({batch, groups, n}), type), d(random({heads}), at::kFloat), z(random({batch, heads, p}), type),
+      bias(torch::rand({heads}, at::kDouble) - 4, at::kFloat), state(random({batch, heads, p, n}), state_type);
+  Tensor h = state.real.detach().clone();
+  cq_scope_open();
+  cq_tensor y;
+  require(cq_ssd_step(&h, x.handle(), dt.handle(), a.handle(), b.handle(), c.handle(), d.handle(), z.handle(),
+                      bias.handle(), 1, 0, INFINITY, &y));
+  int64_t repeat = heads / groups;
+  Tensor step = at::softplus(dt.exact + bias.exact), bh = b.exact.repeat_interleave(repeat, 1),
+         ch = c.exact.repeat_interleave(repeat, 1);
+  Tensor want = state.exact * (step * a.exact).exp().view({batch, heads, 1, 1}) +
+                (x.exact * step.unsqueeze(-1)).unsqueeze(-1) * bh.unsqueeze(2);
+  Tensor out = ((want * ch.unsqueeze(2)).sum(-1) + x.exact * d.exact.unsqueeze(-1)) * at::silu(z.exact);
+  auto loose = type == at::kFloat && state_type == at::kFloat ? at::kFloat : at::kBFloat16;
+  check("step", "step y", *static_cast<Tensor *>(y), out, loose);
+  check("step", "step state", h, want, loose);
+  cq_scope_close();
+}
+
+static void conv(int64_t batch, int64_t length, int64_t dim, int64_t width, bool has_bias, bool silu, bool has_initial,
+                 bool has_seq, at::ScalarType type) {
+  Leaf x(random({batch, length, dim}), type), w(random({dim, width}, 0.5), type), bias, initial;
+  if (has_bias)
+    bias = Leaf(random({dim}), type);
+  if (has_initial)
+    initial = Leaf(random({batch, width - 1, dim}), type);
+  Tensor seq, seq_device;
+  if (has_seq) {
+    seq = torch::randint(0, 4, {batch, length}, at::kInt).eq(0).cumsum(1, at::kInt).to(at::kInt);
+    seq_device = seq.to(device);
+  }
+  cq_scope_open();
+  cq_tensor y, state;
+  require(cq_causal_conv1d(x.handle(), w.handle(), bias.handle(), initial.handle(), has_seq ? &seq_device : nullptr, silu,
+                           &y, &state));
+  Tensor before = has_initial ? initial.exact : torch::zeros({batch, width - 1, dim}, at::kDouble);
+  Tensor padded = at::cat({before, x.exact}, 1), out = torch::zeros({batch, length, dim}, at::kDouble);
+  if (has_bias)
+    out = out + bias.exact;
+  for (int64_t k = 0; k < width; k++) {
+    Tensor tap = padded.slice(1, k, k + length) * w.exact.select(1, k);
+    if (has_seq)
+      tap = tap * at::cat({seq.slice(1, 0, 1).expand({batch, width - 1}), seq}, 1).slice(1, k, k + length).eq(seq).unsqueeze(2);
+    out = out + tap;
+  }
+  if (silu)
+    out = at::silu(out);
+  check("conv", "conv y", *static_cast<Tensor *>(y), out, type);
+  check("conv", "conv state", *static_cast<Tensor *>(state), padded.slice(1, length), type);
+  Tensor history = before.detach().to(type).to(device).clone(), stepped = torch::zeros_like(out.detach());
+  if (!has_seq) {
+    for (int64_t t = 0; t < length; t++) {
+      Tensor token = x.real.detach().select(1, t).contiguous();
+      cq_tensor one;
+      require(cq_conv1d_step(&history, &token, w.handle(), bias.handle(), silu, &one));
+      stepped.select(1, t).copy_(static_cast<Tensor *>(one)->to(at::kCPU));
+    }
+    check("conv", "conv step", stepped, out, type);
+    check("conv", "conv step state", history, padded.slice(1, length), type);
+  }
+  gradients("conv", type, {{"conv dx", &x}, {"conv dw", &w}, {"conv dbias", &bias}, {"conv dinitial", &initial}},
+            {*static_cast<Tensor *>(y)}, {out});
+  cq_scope_close();
+}
+
+static void norm(int64_t rows, int64_t dim, int64_t group, bool gated, at::ScalarType type) {
+  Leaf x(random({rows, dim}), type), w(random({dim}), type), z;
+  if (gated)
+    z = Leaf(random({rows, dim}), type);
+  cq_scope_open();
+  cq_tensor y;
+  require(cq_gated_rms_norm(x.handle(), z.handle(), w.handle(), 1e-5, group, &y));
+  Tensor v = gated ? x.exact * at::silu(z.exact) : x.exact, grouped = v.view({rows, -1, group ? group : dim});
+  Tensor out = (grouped * (grouped.pow(2).mean(-1, true) + 1e-5).rsqrt()).view({rows, dim}) * w.exact;
+  check("norm", "norm y", *static_cast<Tensor *>(y), out, type);
+  gradients("norm", type, {{"norm dx", &x}, {"norm dz", &z}, {"norm dw", &w}}, {*static_cast<Tensor *>(y)}, {out});
+  cq_scope_close();
+}
+
+static int64_t pick(std::initializer_list<int64_t> of) { return of.begin()[std::rand() % of.size()]; }
+
+int main(int argc, char **argv) {
+  std::string where = argc > 1 ? argv[1] : "cpu";
+  int seed = argc > 2 ? std::atoi(argv[2]) : 1, count = argc > 3 ? std::atoi(argv[3]) : 40;
+  bool gpu = where == "cuda";
+  if (gpu) {
+    require(cq_cuda_load());
+    device = at::Device(at::kCUDA, 0);
+  }
+  at::manual_seed(seed);
+  std::srand(seed);
+  for (int i = 0; i < count; i++) {
+    Case c;
+    c.type = i % 2 ? at::kFloat : i % 4 ? at::kBFloat16 : i % 8 ? at::kHalf : at::kFloat;
+    c.groups = pick({1, 1, 2, 3});
+    c.heads = c.groups * pick({1, 1, 2, 4});
+    c.batch = pick({1, 1, 2, 3});
+    c.length = pick({1, 2, 15, 16, 17, 63, 64, 65, 100, 128, 130, 200, 257, 300});
+    c.p = gpu ? pick({64, 64, 64, 128, 16, 48}) : pick({16, 20, 32, 64, 64, 128});
+    c.n = gpu ? pick({128, 128, 128, 64, 16, 100}) : pick({16, 24, 32, 64, 128, 256});
+    c.chunk = pick({16, 32, 64, 128, 256});
+    c.window = pick({-1, -1, -1, 0, 0, 1, 2, 3, 5});
+    c.d = pick({0, 1}), c.z = pick({0, 0, 1}), c.bias = pick({0, 1, 1}), c.initial = pick({0, 1}), c.seq = pick({0, 0, 1});
+    c.softplus = pick({1, 1, 1, 0}), c.limits = pick({0, 0, 0, 1});
+    scan(c);
+  }
+  for (auto type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (auto state : {type, at::kFloat}) {
+      step(1, 4, 64, 128, 1, type, state);
+      step(3, 6, 64, 128, 3, type, state);
+    }
+    for (int64_t width = 2; width <= 4; width++) {
+      conv(1, 1, 24, width, true, true, false, false, type);
+      conv(2, 37, 80, width, true, true, true, false, type);
+      conv(2, 50, 33, width, false, false, width % 2, true, type);
+      conv(1, 130, 300, width, width % 2, true, true, true, type);
+    }
+    norm(5, 256, 0, true, type);
+    norm(70, 96, 32, true, type);
+    norm(3, 1000, 0, false, type);
+  }
+  for (auto &[what, error] : worst)
+    std::printf("%-24s %.2e\n", what.c_str(), error);
+  std::printf(failures ? "%d failures\n" : "all within limits\n", failures);
+  return failures ? 1 : 0;
+}
