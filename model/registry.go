@@ -74,16 +74,21 @@ func Variant(architecture, variant string) (Config, error) {
 	return nil, fmt.Errorf("unknown architecture %q: choose one of %s", architecture, strings.Join(names, ", "))
 }
 
-// Initialize gives m fresh weights: normal draws with the config's initializer_range, ones for normalizations.
+// Initialize gives m fresh weights: normal draws with the config's initializer_range, ones for normalizations, and what a
+// layer draws for itself.
 func Initialize(m Model, dtype torch.DType, device torch.Device) {
 	r := Reader{Config: m.Config()}
 	std := r.FloatOr("initializer_range", 0.02)
 	for _, p := range nn.Params(m) {
 		torch.Scoped(func() {
-			switch p.Fill {
-			case nn.Normal:
+			switch {
+			case p.Draw != nil:
+				fresh := torch.Empty(p.Shape, torch.Float32, device)
+				p.Draw(fresh)
+				p.Tensor = fresh.To(dtype).Own()
+			case p.Fill == nn.Normal:
 				p.Tensor = torch.Empty(p.Shape, torch.Float32, device).Normal(0, std).To(dtype).Own()
-			case nn.Ones:
+			case p.Fill == nn.Ones:
 				p.Tensor = torch.Ones(p.Shape, dtype, device).Own()
 			default:
 				p.Tensor = torch.Zeros(p.Shape, dtype, device).Own()

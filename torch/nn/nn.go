@@ -14,6 +14,8 @@ type Param struct {
 	Rows  []int
 	// Fill says how the weight begins when it is not loaded: Normal draws, or ones, or zeros.
 	Fill Fill
+	// Draw, where a layer has a distribution of its own, overwrites a fresh float32 tensor instead.
+	Draw func(t torch.Tensor)
 }
 
 // Fill is how a fresh weight begins.
