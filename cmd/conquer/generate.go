@@ -1,0 +1,377 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"conquer/generate"
+	"conquer/text"
+)
+
+var generateCommand = command{
+	name:    "generate",
+	summary: "Continue a text, or answer a question, with a model.",
+	example: `# continue a text
+conquer generate --model_path smollm2-135m --prompt "Once upon a time" --max_new_tokens 40
+# ask a model that was tuned on chats, and sample the answer
+conquer generate --model_path smollm2-135m --chat --prompt "Why is the sky blue?" --temperature 0.7 --top_p 0.9 --seed 1
+# the same for a program to read: one JSON object a prompt
+conquer generate --model_path my-model --prompts_file questions.txt --chat --json`,
+	setup: setupGenerate,
+}
+
+// samplingFlags are the flags of the commands that sample.
+type samplingFlags struct {
+	options generate.Options
+	seed    int64
+	noEOS   bool
+}
+
+func (f *samplingFlags) declare(flags *pflag.FlagSet, maxNewTokens int, temperature, topP float64) {
+	o := &f.options
+	flags.IntVar(&o.MaxNewTokens, "max_new_tokens", maxNewTokens, "most `tokens` to make")
+	flags.Float64Var(&o.Temperature, "temperature", temperature, "how freely to sample; 0 takes the likeliest token each time")
+	flags.IntVar(&o.TopK, "top_k", 0, "sample from the `k` likeliest tokens; 0: from all")
+	flags.Float64Var(&o.TopP, "top_p", topP, "sample from the likeliest tokens that have this `probability` together")
+	flags.Float64Var(&o.MinP, "min_p", 0, "sample from tokens at least this `fraction` as likely as the likeliest")
+	flags.Float64Var(&o.RepetitionPenalty, "repetition_penalty", 1, "make tokens that were there already less likely by this `factor`")
+	flags.Int64Var(&f.seed, "seed", -1, "`number` that sampling begins from: the same one gives the same text; -1: a new one each time")
+	flags.StringArrayVar(&o.Stop, "stop", nil, "end before this `text`; may be repeated")
+	flags.BoolVar(&o.IgnoreEOS, "ignore_eos", false, "go on after a token that ends the text")
+}
+
+// read checks the flags and chooses a seed where none was given.
+func (f *samplingFlags) read() error {
+	o := f.options
+	for _, c := range []struct {
+		wrong bool
+		flag  string
+		value any
+		want  string
+	}{
+		{o.MaxNewTokens < 1, "max_new_tokens", o.MaxNewTokens, "1 or more"},
+		{!(o.Temperature >= 0) || math.IsInf(o.Temperature, 0), "temperature", o.Temperature, "0 or more"},
+		{o.TopK < 0, "top_k", o.TopK, "0 or more"},
+		{!(o.TopP > 0 && o.TopP <= 1), "top_p", o.TopP, "more than 0, at most 1"},
+		{!(o.MinP >= 0 && o.MinP <= 1), "min_p", o.MinP, "from 0 to 1"},
+		{!(o.RepetitionPenalty > 0) || math.IsInf(o.RepetitionPenalty, 0), "repetition_penalty", o.RepetitionPenalty, "more than 0"},
+	} {
+		if c.wrong {
+			return usagef("--%s is %v, expected %s", c.flag, c.value, c.want)
+		}
+	}
+	if f.seed < 0 {
+		f.seed = rand.Int64N(1 << 31)
+	}
+	f.options.Seed = uint64(f.seed)
+	return nil
+}
+
+// generateOutput is what --json prints for each prompt.
+type generateOutput struct {
+	Text             string  `json:"text"`
+	TokenIDs         []int32 `json:"token_ids"`
+	Prompt           string  `json:"prompt,omitempty"`
+	FinishReason     string  `json:"finish_reason"`
+	Seed             int64   `json:"seed"`
+	PromptTokens     int     `json:"prompt_tokens"`
+	NewTokens        int     `json:"new_tokens"`
+	FirstTokenMS     float64 `json:"first_token_ms"`
+	PrefillPerSecond float64 `json:"prefill_tokens_per_second"`
+	DecodePerSecond  float64 `json:"decode_tokens_per_second"`
+	LoadMS           float64 `json:"load_ms"`
+}
+
+type generateFlags struct {
+	modelFlags
+	samplingFlags
+	prompts     []string
+	promptsFile string
+	tokenIDs    []string
+	chat        bool
+	system      string
+	useCache    bool
+	batchSize   int
+	json        bool
+}
+
+func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
+	var f generateFlags
+	f.modelFlags.declare(flags)
+	flags.StringArrayVar(&f.prompts, "prompt", nil, "the `text` to continue; may be repeated")
+	flags.StringVar(&f.promptsFile, "prompts_file", "", "`file` of prompts, one a line; in a .jsonl file strings, or objects with a field prompt")
+	flags.StringArrayVar(&f.tokenIDs, "token_ids", nil, "a prompt as token `ids`, such as 1,2,3; needs no tokenizer; may be repeated")
+	flags.BoolVar(&f.chat, "chat", false, "put each prompt as a question, through the model's chat template")
+	flags.StringVar(&f.system, "system", "", "with --chat: `instructions` that come before the question")
+	f.samplingFlags.declare(flags, 128, 0, 1)
+	flags.IntVar(&f.batchSize, "batch_size", 8, "how many prompts are worked on at once")
+	flags.BoolVar(&f.useCache, "use_cache", true, "keep keys and values of earlier tokens; =false computes them anew at each step")
+	flags.BoolVar(&f.json, "json", false, "print a JSON object for each prompt, with text, token_ids and timings")
+	return func(ctx context.Context, args []string) error {
+		if len(args) > 0 {
+			return usagef("unexpected %q: a prompt is given with --prompt", args[0])
+		}
+		return f.run(ctx)
+	}
+}
+
+func (f *generateFlags) run(ctx context.Context) error {
+	if err := f.read(); err != nil {
+		return err
+	}
+	if f.batchSize < 1 {
+		return usagef("--batch_size is %d, expected 1 or more", f.batchSize)
+	}
+	texts, err := f.readPrompts()
+	if err != nil {
+		return err
+	}
+	ids, err := parseIDs(f.tokenIDs)
+	if err != nil {
+		return err
+	}
+	switch {
+	case len(texts)+len(ids) == 0:
+		return usagef("there is nothing to continue: give --prompt, --prompts_file or --token_ids")
+	case len(texts) > 0 && len(ids) > 0:
+		return usagef("--token_ids stands in place of --prompt and --prompts_file: give one or the other")
+	case len(ids) > 0 && f.chat:
+		return usagef("--chat renders text: it does not go with --token_ids")
+	case f.system != "" && !f.chat:
+		return usagef("--system goes with --chat")
+	}
+	f.options.NoCache = !f.useCache
+	began := time.Now()
+	o, err := f.open()
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	load := time.Since(began)
+	for _, prompt := range texts {
+		list, err := f.encode(o, prompt)
+		if err != nil {
+			return err
+		}
+		ids = append(ids, list)
+	}
+	f.advise(o, ids)
+	for start := 0; start < len(ids); start += f.batchSize {
+		end := min(start+f.batchSize, len(ids))
+		var names []string
+		if len(texts) > 0 {
+			names = texts[start:end]
+		}
+		if err := f.batch(ctx, o, ids[start:end], names, len(ids) == 1, load); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// encode turns a prompt into ids.
+func (f *generateFlags) encode(o *opened, prompt string) ([]int32, error) {
+	if o.tokenizer == nil {
+		return nil, fmt.Errorf("%s has no tokenizer: give one with --tokenizer, or the prompt as --token_ids", o.path)
+	}
+	if f.chat {
+		return encodeChat(o, append(systemMessage(f.system), text.Message{Role: "user", Content: prompt}))
+	}
+	ids := o.tokenizer.Encode(prompt, true)
+	if bos, ok := o.tokenizer.BOS(); ok && len(ids) == 0 {
+		ids = []int32{bos} // an empty prompt: begin a text
+	}
+	if len(ids) == 0 {
+		return nil, usagef("--prompt is empty")
+	}
+	return ids, nil
+}
+
+func systemMessage(system string) []text.Message {
+	if system == "" {
+		return nil
+	}
+	return []text.Message{{Role: "system", Content: system}}
+}
+
+// encodeChat renders a conversation up to where the assistant is to speak.
+func encodeChat(o *opened, messages []text.Message) ([]int32, error) {
+	if o.tokenizer == nil {
+		return nil, fmt.Errorf("%s has no tokenizer, which a chat needs: give one with --tokenizer", o.path)
+	}
+	rendered, err := o.tokenizer.Chat(messages, true)
+	if errors.Is(err, text.ErrNoChatTemplate) {
+		return nil, fmt.Errorf("%s has no chat template: use `conquer generate --prompt`, or a model tuned on chats", o.path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.path, err)
+	}
+	return o.tokenizer.Encode(rendered, false), nil
+}
+
+// advise tells a person what they may not expect.
+func (f *generateFlags) advise(o *opened, ids [][]int32) {
+	longest := 0
+	for _, list := range ids {
+		longest = max(longest, len(list))
+	}
+	if room := o.model.MaxLength() - longest; room > 0 && room < f.options.MaxNewTokens {
+		fmt.Fprintf(os.Stderr, "conquer generate: the model's context of %d leaves room for %d new tokens after a prompt of %d, not %d\n",
+			o.model.MaxLength(), room, longest, f.options.MaxNewTokens)
+	}
+	if !f.json && !f.chat && isTerminal(os.Stderr) && o.tokenizer != nil && o.tokenizer.ChatTemplate() != "" {
+		fmt.Fprintln(os.Stderr, "(this model was tuned on chats; --chat asks it a question)")
+	}
+}
+
+// batch continues some prompts and prints what came of them. names are the prompts as text, or nil.
+func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, names []string, single bool, load time.Duration) error {
+	var show func(int, string)
+	out := bufio.NewWriter(os.Stdout)
+	defer out.Flush()
+	if !f.json && single {
+		show = func(_ int, piece string) {
+			out.WriteString(piece)
+			out.Flush()
+		}
+	}
+	results, stats, err := generate.Generate(ctx, o.model, o.tokenizer, ids, f.options, show)
+	if results == nil {
+		return err
+	}
+	for i, r := range results {
+		switch {
+		case f.json:
+			line := generateOutput{
+				Text: r.Text, TokenIDs: append([]int32{}, r.Tokens...), FinishReason: string(r.Finish), Seed: f.seed,
+				PromptTokens: r.PromptTokens, NewTokens: len(r.Tokens), FirstTokenMS: milliseconds(stats.Prefill),
+				PrefillPerSecond: round(stats.PrefillRate()), DecodePerSecond: round(stats.DecodeRate()), LoadMS: milliseconds(load),
+			}
+			if names != nil {
+				line.Prompt = names[i]
+			}
+			if err := printJSON(out, line); err != nil {
+				return err
+			}
+		case o.tokenizer == nil:
+			fmt.Fprintln(out, joinIDs(r.Tokens))
+		case single:
+			fmt.Fprintln(out)
+		default:
+			fmt.Fprintf(out, "> %s\n%s\n\n", strings.TrimSpace(names[i]), r.Text)
+		}
+	}
+	if !f.json && isTerminal(os.Stderr) {
+		out.Flush()
+		printStats(stats, load)
+	}
+	return err
+}
+
+func printStats(s generate.Stats, load time.Duration) {
+	line := fmt.Sprintf("%d prompt tokens at %.0f tok/s, %d new", s.PromptTokens-s.Reused, s.PrefillRate(), s.NewTokens)
+	if s.DecodeRate() > 0 {
+		line += fmt.Sprintf(" at %.1f tok/s", s.DecodeRate())
+	}
+	if load > 0 {
+		line += fmt.Sprintf(", first after %.2f s", (load + s.Prefill).Seconds())
+	}
+	fmt.Fprintf(os.Stderr, "(%s)\n", line)
+}
+
+// readPrompts collects --prompt and --prompts_file.
+func (f *generateFlags) readPrompts() ([]string, error) {
+	prompts := f.prompts
+	if f.promptsFile == "" {
+		return prompts, nil
+	}
+	data, err := os.ReadFile(f.promptsFile)
+	if err != nil {
+		return nil, fmt.Errorf("--prompts_file: %w", err)
+	}
+	found := false
+	for i, line := range strings.Split(string(data), "\n") {
+		line = strings.TrimSuffix(line, "\r")
+		if strings.TrimSpace(line) == "" {
+			continue
+		}
+		if filepath.Ext(f.promptsFile) == ".jsonl" {
+			if line, err = promptOf(line); err != nil {
+				return nil, fmt.Errorf("%s:%d: %w", f.promptsFile, i+1, err)
+			}
+		}
+		prompts = append(prompts, line)
+		found = true
+	}
+	if !found {
+		return nil, fmt.Errorf("--prompts_file: %s holds no prompt", f.promptsFile)
+	}
+	return prompts, nil
+}
+
+// promptOf reads a line of a .jsonl file.
+func promptOf(line string) (string, error) {
+	var prompt string
+	if json.Unmarshal([]byte(line), &prompt) == nil {
+		return prompt, nil
+	}
+	var object struct {
+		Prompt *string `json:"prompt"`
+	}
+	if err := json.Unmarshal([]byte(line), &object); err != nil || object.Prompt == nil {
+		return "", errors.New(`expected a JSON string, or an object with the field "prompt"`)
+	}
+	return *object.Prompt, nil
+}
+
+// parseIDs reads lists such as 1,2,3.
+func parseIDs(lists []string) ([][]int32, error) {
+	var all [][]int32
+	for _, list := range lists {
+		var ids []int32
+		for field := range strings.SplitSeq(list, ",") {
+			id, err := strconv.ParseInt(strings.TrimSpace(field), 10, 32)
+			if err != nil || id < 0 {
+				return nil, usagef("--token_ids: %q is not a token id; expected a list such as 1,2,3", field)
+			}
+			ids = append(ids, int32(id))
+		}
+		all = append(all, ids)
+	}
+	return all, nil
+}
+
+func joinIDs(ids []int32) string {
+	fields := make([]string, len(ids))
+	for i, id := range ids {
+		fields[i] = strconv.Itoa(int(id))
+	}
+	return strings.Join(fields, ",")
+}
+
+// printJSON prints one value on one line, with < and > as they are.
+func printJSON(w io.Writer, value any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	return e.Encode(value)
+}
+
+func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+
+func milliseconds(d time.Duration) float64 { return round(float64(d.Microseconds()) / 1000) }
+
+func round(v float64) float64 { return math.Round(v*1000) / 1000 }

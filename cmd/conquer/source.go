@@ -1,0 +1,201 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"conquer/checkpoint"
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+)
+
+// modelFlags are the flags of every command that runs a model.
+type modelFlags struct {
+	path, tokenizer, dtype, device string
+	threads                        int
+}
+
+const modelPathUsage = "a Hugging Face `folder`, a .gguf file, or the name smollm2-135m, which is downloaded once"
+
+func (f *modelFlags) declare(flags *pflag.FlagSet) {
+	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
+	flags.StringVar(&f.tokenizer, "tokenizer", "", "tokenizer `folder` or file where it is not the model's own, or char_tokenizer")
+	flags.StringVar(&f.dtype, "dtype", "", "`type` of the weights: float32, bfloat16 or float16 (default: as stored; quantized ones become float32 on the CPU, bfloat16 on a GPU)")
+	flags.StringVar(&f.device, "device", "", "cpu, cuda or cuda:`N` (default: a GPU where one can be used)")
+	flags.IntVar(&f.threads, "threads", 0, "`number` of CPU threads (default: one for each core)")
+}
+
+// opened is a model ready to run.
+type opened struct {
+	path       string // of the files
+	checkpoint *checkpoint.Checkpoint
+	model      model.Model
+	tokenizer  *text.Tokenizer // nil when there is none
+}
+
+func (o *opened) Close() {
+	if o.model != nil {
+		model.Free(o.model)
+	}
+	o.checkpoint.Close()
+}
+
+// open opens the model that the flags name.
+func (f *modelFlags) open() (*opened, error) {
+	if f.threads < 0 {
+		return nil, usagef("--threads is %d, expected a positive number", f.threads)
+	}
+	dtype, err := parseDType(f.dtype)
+	if err != nil {
+		return nil, err
+	}
+	device, err := parseDevice(f.device)
+	if err != nil {
+		return nil, err
+	}
+	if f.threads > 0 {
+		torch.SetThreads(f.threads)
+	}
+	o := &opened{}
+	if o.path, o.checkpoint, err = openCheckpoint(f.path); err != nil {
+		return nil, err
+	}
+	if o.tokenizer, err = openTokenizer(f.tokenizer, o.path, o.checkpoint); err == nil {
+		if dtype == nil {
+			stored := storedDType(o.checkpoint, device)
+			dtype = &stored
+		}
+		err = torch.Run(func() error {
+			o.model, err = model.FromCheckpoint(o.checkpoint, *dtype, device)
+			return err
+		})
+	}
+	if err == nil {
+		err = checkVocabulary(o)
+	}
+	if err != nil {
+		o.Close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// parseDType reads --dtype: nil when it was not given.
+func parseDType(name string) (*torch.DType, error) {
+	if name == "" {
+		return nil, nil
+	}
+	dtype, err := torch.ParseDType(name)
+	if err == nil && dtype == torch.Float64 {
+		err = fmt.Errorf("unknown dtype %q: use float32, bfloat16 or float16", name)
+	}
+	if err != nil {
+		return nil, usagef("--dtype: %w", err)
+	}
+	return &dtype, nil
+}
+
+// parseDevice reads --device. A device that is named and cannot be used is a failure, one that does not exist at all a
+// usage error.
+func parseDevice(name string) (torch.Device, error) {
+	if name != "" && name != "cpu" && name != "cuda" && !strings.HasPrefix(name, "cuda:") {
+		return torch.CPU, usagef("--device: unknown device %q: use cpu, cuda or cuda:N", name)
+	}
+	device, err := torch.ParseDevice(name)
+	if err != nil {
+		return device, fmt.Errorf("--device %s: %w", name, err)
+	}
+	return device, nil
+}
+
+// openCheckpoint opens what --model_path names and returns where that is.
+func openCheckpoint(name string) (string, *checkpoint.Checkpoint, error) {
+	if name == "" {
+		return "", nil, usagef("--model_path is missing: give a Hugging Face folder, a .gguf file or smollm2-135m")
+	}
+	path := name
+	c, err := checkpoint.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, statErr := os.Stat(path); statErr != nil {
+			return "", nil, fmt.Errorf("--model_path: there is no file or folder %s, and no model of that name (known: smollm2-135m)", name)
+		}
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	return path, c, nil
+}
+
+// storedDType is the dtype that most of the weights have in the files.
+func storedDType(c *checkpoint.Checkpoint, device torch.Device) torch.DType {
+	sizes := map[torch.DType]int{}
+	quantized := 0
+	for _, name := range c.Names() {
+		switch info, _ := c.Info(name); info.Stored {
+		case "F32", "F16", "BF16", "F64":
+			sizes[info.DType] += info.Bytes
+		default:
+			quantized += info.Bytes
+		}
+	}
+	best, most := torch.Float32, 0
+	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16, torch.Float16} {
+		if sizes[dtype] > most {
+			best, most = dtype, sizes[dtype]
+		}
+	}
+	if quantized <= most {
+		return best
+	}
+	if device.IsCUDA() {
+		return torch.BFloat16
+	}
+	return torch.Float32
+}
+
+// openTokenizer opens the tokenizer at path or, where path is empty, the model's own: nil if it has none.
+func openTokenizer(path, modelPath string, c *checkpoint.Checkpoint) (*text.Tokenizer, error) {
+	if path != "" {
+		return text.Open(path)
+	}
+	if c.Format == checkpoint.GGUF {
+		meta := c.GGUFMetadata()
+		if meta["tokenizer.ggml.model"] == nil {
+			return nil, nil
+		}
+		t, err := text.FromGGUF(meta)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", modelPath, err)
+		}
+		return t, nil
+	}
+	folder := modelPath
+	if info, err := os.Stat(modelPath); err == nil && !info.IsDir() {
+		folder = filepath.Dir(modelPath)
+	}
+	for _, name := range []string{"tokenizer.json", "tokenizer.model"} {
+		if _, err := os.Stat(filepath.Join(folder, name)); err == nil {
+			return text.Open(folder)
+		}
+	}
+	return nil, nil
+}
+
+// checkVocabulary refuses a tokenizer that can give ids which the model does not have.
+func checkVocabulary(o *opened) error {
+	if o.tokenizer == nil {
+		return nil
+	}
+	if rows := o.model.Head().Shape[0]; o.tokenizer.VocabSize() > rows {
+		return fmt.Errorf("vocabulary mismatch: the tokenizer has %d tokens, but %s has rows for %d: give the tokenizer that belongs to the model with --tokenizer",
+			o.tokenizer.VocabSize(), o.path, rows)
+	}
+	return nil
+}
