@@ -243,15 +243,21 @@ func (t Tensor) Split(dim int, sizes ...int) []Tensor {
 
 // Cat joins tensors along dim.
 func Cat(dim int, ts ...Tensor) Tensor {
+	if len(ts) == 0 {
+		panic(&Error{Op: "cat", Message: "there is nothing to join"})
+	}
 	c := begin()
-	libtch.AtgCat(&c.out[0], c.list(ts), len(ts), int64(dim))
+	libtch.AtgCat(&c.out[0], list(ts), len(ts), int64(dim))
 	return c.end("cat", ts...)
 }
 
 // Stack joins tensors along a new dimension.
 func Stack(dim int, ts ...Tensor) Tensor {
+	if len(ts) == 0 {
+		panic(&Error{Op: "stack", Message: "there is nothing to join"})
+	}
 	c := begin()
-	libtch.AtgStack(&c.out[0], c.list(ts), len(ts), int64(dim))
+	libtch.AtgStack(&c.out[0], list(ts), len(ts), int64(dim))
 	return c.end("stack", ts...)
 }
 

@@ -102,11 +102,11 @@ func (t Tensor) String() string {
 }
 
 // call holds what one call into gotch's C layer needs in memory that the garbage collector may move nothing in: the slots
-// for results and the dimension lists. Calls are pooled, so that an operation allocates nothing.
+// for results and the dimension lists (and no Go pointer: cgo forbids that). Calls are pooled, so that an operation
+// allocates nothing.
 type call struct {
-	out     [4]libtch.Ctensor
-	dims    [maxRank]int64
-	tensors []libtch.Ctensor
+	out  [4]libtch.Ctensor
+	dims [maxRank]int64
 }
 
 var calls = sync.Pool{New: func() any { return new(call) }}
@@ -125,13 +125,13 @@ func (c *call) sizes(shape []int) ([]int64, int) {
 	return c.dims[:], len(shape)
 }
 
-// list puts a list of tensors into the call.
-func (c *call) list(ts []Tensor) []libtch.Ctensor {
-	c.tensors = c.tensors[:0]
-	for _, t := range ts {
-		c.tensors = append(c.tensors, t.c)
+// list is a list of tensors as gotch takes it.
+func list(ts []Tensor) []libtch.Ctensor {
+	list := make([]libtch.Ctensor, len(ts))
+	for i, t := range ts {
+		list[i] = t.c
 	}
-	return c.tensors
+	return list
 }
 
 // end returns the call's first result, which from now on belongs to the innermost scope, and panics if there is none.
