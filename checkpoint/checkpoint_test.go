@@ -14,8 +14,6 @@ import (
 	"conquer/torch"
 )
 
-const fixtures = "../testdata/checkpoint"
-
 // facts is what the Python packages say of a tensor.
 type facts struct {
 	Stored string            `json:"stored"`
