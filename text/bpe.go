@@ -38,9 +38,9 @@ type bpe struct {
 
 const (
 	noRank     = int32(1<<31 - 1)
-	spaceMark  = "▁" // U+2581, SentencePiece's space
-	maxVocab   = 1 << 22
-	linearMax  = 96 // longest word, in symbols, that is merged without a heap
+	spaceMark  = "▁"     // U+2581, SentencePiece's space
+	maxVocab   = 1 << 21 // far above any real vocabulary; bounds what a damaged file can ask for
+	linearMax  = 96      // longest word, in symbols, that is merged without a heap
 	cacheSlots = 1 << 13
 )
 

@@ -185,6 +185,11 @@ func fromGGUF(meta ggufMeta) (*Tokenizer, error) {
 			if scores == nil {
 				return nil, fmt.Errorf("tokenizer.ggml.model is llama, but there are neither scores nor merges")
 			}
+			for i, piece := range tokens {
+				if len(piece) > maxPiece {
+					return nil, fmt.Errorf("tokenizer.ggml.tokens, entry %d has %d bytes, expected at most %d", i, len(piece), maxPiece)
+				}
+			}
 			spec.Model.Merges = mergesFromScores(tokens, scores, func(i int) bool {
 				return types != nil && types[i] != 1 && types[i] != ggufUserDefined
 			})

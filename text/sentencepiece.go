@@ -38,6 +38,10 @@ const (
 	pieceByte   = 6
 )
 
+// maxPiece is the longest piece that is read, in bytes: looking for its splits
+// takes the square of that.
+const maxPiece = 1024
+
 // fields calls f for each field of a message, with its bytes or its number.
 func fields(message []byte, f func(n protowire.Number, data []byte, value uint64) error) error {
 	for len(message) > 0 {
@@ -102,8 +106,8 @@ func (about *folderInfo) specFromSentencePiece(data []byte) (*fileSpec, error) {
 				}
 				return nil
 			})
-			if err != nil || piece == "" || !utf8.ValidString(piece) {
-				return fmt.Errorf("piece %d is %q, expected a token", len(tokens), piece)
+			if err != nil || piece == "" || len(piece) > maxPiece || !utf8.ValidString(piece) {
+				return fmt.Errorf("piece %d is %.40q, expected a token of 1 to %d bytes", len(tokens), piece, maxPiece)
 			}
 			tokens, scores, types = append(tokens, piece), append(scores, score), append(types, kind)
 		case modelTrainer:
