@@ -156,7 +156,7 @@ func (f *generateFlags) run(ctx context.Context) error {
 	}
 	f.options.NoCache = !f.useCache
 	began := time.Now()
-	o, err := f.open()
+	o, err := f.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -259,7 +259,7 @@ func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, nam
 			line := generateOutput{
 				Text: r.Text, TokenIDs: append([]int32{}, r.Tokens...), FinishReason: string(r.Finish), Seed: f.seed,
 				PromptTokens: r.PromptTokens, NewTokens: len(r.Tokens), FirstTokenMS: milliseconds(stats.Prefill),
-				PrefillPerSecond: round(stats.PrefillRate()), DecodePerSecond: round(stats.DecodeRate()), LoadMS: milliseconds(load),
+				PrefillPerSecond: roundThousandth(stats.PrefillRate()), DecodePerSecond: roundThousandth(stats.DecodeRate()), LoadMS: milliseconds(load),
 			}
 			if names != nil {
 				line.Prompt = names[i]
@@ -372,6 +372,6 @@ func printJSON(w io.Writer, value any) error {
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
-func milliseconds(d time.Duration) float64 { return round(float64(d.Microseconds()) / 1000) }
+func milliseconds(d time.Duration) float64 { return roundThousandth(float64(d.Microseconds()) / 1000) }
 
-func round(v float64) float64 { return math.Round(v*1000) / 1000 }
+func roundThousandth(v float64) float64 { return math.Round(v*1000) / 1000 }

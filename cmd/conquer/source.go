@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,10 +9,12 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/pflag"
 
 	"conquer/checkpoint"
 	"conquer/model"
+	"conquer/model/hub"
 	"conquer/text"
 	"conquer/torch"
 )
@@ -48,7 +51,7 @@ func (o *opened) Close() {
 }
 
 // open opens the model that the flags name.
-func (f *modelFlags) open() (*opened, error) {
+func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	if f.threads < 0 {
 		return nil, usagef("--threads is %d, expected a positive number", f.threads)
 	}
@@ -64,7 +67,7 @@ func (f *modelFlags) open() (*opened, error) {
 		torch.SetThreads(f.threads)
 	}
 	o := &opened{}
-	if o.path, o.checkpoint, err = openCheckpoint(f.path); err != nil {
+	if o.path, o.checkpoint, err = openCheckpoint(ctx, f.path); err != nil {
 		return nil, err
 	}
 	if o.tokenizer, err = openTokenizer(f.tokenizer, o.path, o.checkpoint); err == nil {
@@ -115,22 +118,33 @@ func parseDevice(name string) (torch.Device, error) {
 	return device, nil
 }
 
-// openCheckpoint opens what --model_path names and returns where that is.
-func openCheckpoint(name string) (string, *checkpoint.Checkpoint, error) {
+// openCheckpoint opens what --model_path names, fetching it first where it is a model's name, and returns where it is.
+func openCheckpoint(ctx context.Context, name string) (string, *checkpoint.Checkpoint, error) {
 	if name == "" {
 		return "", nil, usagef("--model_path is missing: give a Hugging Face folder, a .gguf file or smollm2-135m")
 	}
 	path := name
-	c, err := checkpoint.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if _, statErr := os.Stat(path); statErr != nil {
-			return "", nil, fmt.Errorf("--model_path: there is no file or folder %s, and no model of that name (known: smollm2-135m)", name)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		var bar *progressbar.ProgressBar
+		path, err = hub.Fetch(ctx, name, func(done, total int64) {
+			if bar == nil {
+				bar = newBar(total, "downloading "+name)
+			}
+			bar.Set64(done)
+		})
+		if errors.Is(err, hub.ErrUnknown) {
+			var known []string
+			for _, m := range hub.Models {
+				known = append(known, m.Name)
+			}
+			return "", nil, fmt.Errorf("--model_path: there is no file or folder %s, and no model of that name (known: %s)", name, strings.Join(known, ", "))
+		}
+		if err != nil {
+			return "", nil, err
 		}
 	}
-	if err != nil {
-		return "", nil, err
-	}
-	return path, c, nil
+	c, err := checkpoint.Open(path)
+	return path, c, err
 }
 
 // storedDType is the dtype that most of the weights have in the files.

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+
+	"conquer/checkpoint"
+	"conquer/generate"
+	"conquer/text"
+)
+
+var chatCommand = command{
+	name:    "chat",
+	summary: "Talk with a model that was tuned on chats.",
+	example: `conquer chat --model_path smollm2-135m
+conquer chat --model_path my-model --system "Answer in one sentence."
+# one question a line, from a file
+conquer chat --model_path smollm2-135m --temperature 0 < questions.txt`,
+	setup: setupChat,
+}
+
+const chatHelp = `/reset  forget the conversation
+/help   show this
+/exit   leave (Ctrl-D does, too)
+Ctrl-C ends an answer early; a line that ends in \ goes on in the next.`
+
+func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
+	var f struct {
+		modelFlags
+		samplingFlags
+	}
+	f.modelFlags.declare(flags)
+	system := flags.String("system", "", "`instructions` that come before the conversation")
+	f.samplingFlags.declare(flags, 1024, 0.6, 0.9)
+	return func(ctx context.Context, args []string) error {
+		if len(args) > 0 {
+			return usagef("unexpected %q: questions are typed, or come from standard input", args[0])
+		}
+		if err := f.read(); err != nil {
+			return err
+		}
+		o, err := f.open(ctx)
+		if err != nil {
+			return err
+		}
+		defer o.Close()
+		suggest(o.checkpoint, flags, &f.options)
+		c := &conversation{opened: o, options: f.options, system: systemMessage(*system), out: os.Stdout, person: isTerminal(os.Stdin)}
+		c.session = generate.NewSession(o.model, o.tokenizer)
+		defer c.session.Close()
+		c.reset()
+		if _, err := encodeChat(o, append(c.messages, text.Message{Role: "user", Content: "?"})); err != nil {
+			return err
+		}
+		return c.run(os.Stdin)
+	}
+}
+
+// suggest takes sampling options that were not given from the model's generation_config.json.
+func suggest(c *checkpoint.Checkpoint, flags *pflag.FlagSet, o *generate.Options) {
+	config := c.GenerationConfig()
+	if on, _ := config["do_sample"].(bool); !on {
+		return
+	}
+	for name, put := range map[string]func(float64){
+		"temperature":        func(v float64) { o.Temperature = v },
+		"top_p":              func(v float64) { o.TopP = v },
+		"top_k":              func(v float64) { o.TopK = int(v) },
+		"min_p":              func(v float64) { o.MinP = v },
+		"repetition_penalty": func(v float64) { o.RepetitionPenalty = v },
+	} {
+		if v, ok := config[name].(float64); ok && !flags.Changed(name) {
+			put(v)
+		}
+	}
+}
+
+// conversation is a chat going on.
+type conversation struct {
+	*opened
+	options  generate.Options
+	system   []text.Message
+	messages []text.Message
+	session  *generate.Session
+	out      io.Writer
+	person   bool // somebody types
+}
+
+func (c *conversation) reset() {
+	c.session.Reset()
+	c.messages = append([]text.Message{}, c.system...)
+}
+
+// run answers line after line until the input ends. Ctrl-C ends an answer, and the program when there is none.
+func (c *conversation) run(in io.Reader) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	lines := make(chan string)
+	var failed error
+	go func() {
+		failed = read(in, lines)
+		close(lines)
+	}()
+	if c.person {
+		fmt.Fprintf(c.out, "Talking with %s. /help shows what else can be typed.\n", c.path)
+	}
+	for {
+		if c.person {
+			fmt.Fprint(c.out, "\n> ")
+		}
+		select {
+		case <-signals:
+			fmt.Fprintln(c.out)
+			return nil
+		case line, ok := <-lines:
+			if !ok {
+				if c.person {
+					fmt.Fprintln(c.out)
+				}
+				return failed
+			}
+			switch line = strings.TrimSpace(line); {
+			case line == "":
+			case line == "/exit" || line == "/quit":
+				return nil
+			case line == "/reset":
+				c.reset()
+			case line == "/help":
+				fmt.Fprintln(c.out, chatHelp)
+			case c.person && strings.HasPrefix(line, "/") && !strings.Contains(line, " "):
+				fmt.Fprintf(c.out, "There is no command %s.\n%s\n", line, chatHelp)
+			default:
+				if stop, err := c.answer(line, signals); stop || err != nil {
+					return err
+				}
+			}
+		}
+	}
+}
+
+// read sends the input's lines; a backslash at the end of one joins it with the next.
+func read(in io.Reader, lines chan<- string) error {
+	scanner := bufio.NewScanner(in)
+	scanner.Buffer(nil, 16<<20)
+	held := ""
+	for scanner.Scan() {
+		line := held + scanner.Text()
+		if rest, ok := strings.CutSuffix(line, `\`); ok {
+			held = rest + "\n"
+			continue
+		}
+		held = ""
+		lines <- line
+	}
+	if held != "" {
+		lines <- held
+	}
+	return scanner.Err()
+}
+
+// answer puts a question and prints the answer while it is made. stop is true when the program was asked to end.
+func (c *conversation) answer(question string, signals <-chan os.Signal) (stop bool, err error) {
+	c.messages = append(c.messages, text.Message{Role: "user", Content: question})
+	prompt, err := c.fit()
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	asked := make(chan bool, 1)
+	go func() {
+		select {
+		case s := <-signals:
+			asked <- s != os.Interrupt
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	result, stats, err := c.session.Generate(ctx, prompt, c.options, func(piece string) { io.WriteString(c.out, piece) })
+	if err != nil && ctx.Err() == nil {
+		return false, err
+	}
+	fmt.Fprintln(c.out)
+	select {
+	case stop = <-asked:
+	default:
+	}
+	c.messages = append(c.messages, text.Message{Role: "assistant", Content: result.Text})
+	if c.person && isTerminal(os.Stderr) {
+		printStats(stats, 0)
+	}
+	return stop, nil
+}
+
+// fit renders the conversation. When it leaves too little room for an answer, the oldest question and answer go.
+func (c *conversation) fit() ([]int32, error) {
+	room := min(c.options.MaxNewTokens, c.model.MaxLength()/4)
+	for {
+		prompt, err := encodeChat(c.opened, c.messages)
+		if err != nil || len(prompt)+room <= c.model.MaxLength() {
+			return prompt, err
+		}
+		first := len(c.system)
+		if len(c.messages)-first < 3 {
+			if len(prompt) >= c.model.MaxLength() {
+				return nil, fmt.Errorf("the question has %d tokens; the model's context is %d: shorten it", len(prompt), c.model.MaxLength())
+			}
+			return prompt, nil
+		}
+		if c.person {
+			fmt.Fprintln(os.Stderr, "(the context is full: the oldest question and its answer are forgotten)")
+		}
+		c.messages = append(c.messages[:first], c.messages[first+2:]...)
+	}
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/pflag"
+
+	"conquer/checkpoint"
+	"conquer/model"
+	"conquer/torch"
+	"conquer/torch/nn"
+)
+
+var exportCommand = command{
+	name:    "export",
+	summary: "Write a model as a Hugging Face folder, which transformers, vLLM and llama.cpp's converter load.",
+	example: `# a GGUF file becomes a folder for transformers
+conquer export --model_path smollm2-135m --output_path smollm2-hf --dtype bfloat16
+# in files of at most 2 GB
+conquer export --model_path my-model --output_path my-model-hf --shard_size 2GB`,
+	setup: setupExport,
+}
+
+func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
+	path := flags.String("model_path", "", modelPathUsage)
+	tokenizer := flags.String("tokenizer", "", "tokenizer `folder` or file where it is not the model's own")
+	output := flags.String("output_path", "", "`folder` to write")
+	format := flags.String("format", "hf", "`layout` to write: hf")
+	dtypeName := flags.String("dtype", "", "`type` to convert the weights to: float32, bfloat16 or float16 (default: as stored; quantized ones become float32)")
+	shard := flags.String("shard_size", "5GB", "largest `size` of a file, such as 500MB or 5GB")
+	overwrite := flags.Bool("overwrite", false, "write into a folder that is not empty; a model in it is replaced")
+	return func(ctx context.Context, args []string) error {
+		switch {
+		case len(args) > 0:
+			return usagef("unexpected %q: the folder to write is given with --output_path", args[0])
+		case *output == "":
+			return usagef("--output_path is missing: name the folder to write")
+		case *format != "hf":
+			return usagef("--format: unknown format %q: use hf", *format)
+		}
+		dtype, err := parseDType(*dtypeName)
+		if err != nil {
+			return err
+		}
+		bytes, err := parseSize(*shard)
+		if err != nil {
+			return usagef("--shard_size: %w", err)
+		}
+		if err := checkOutput(*output, *overwrite); err != nil {
+			return err
+		}
+		where, c, err := openCheckpoint(ctx, *path)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		tok, err := openTokenizer(*tokenizer, where, c)
+		if err != nil {
+			return err
+		}
+		if err := checkComplete(c); err != nil {
+			return fmt.Errorf("%s: %w", where, err)
+		}
+		source := newCountedSource(ctx, c, dtype)
+		options := checkpoint.Options{
+			DType: dtype, ShardBytes: bytes, Config: c.ConfigJSON(), GenerationConfig: c.GenerationConfigJSON(),
+		}
+		if tok != nil {
+			options.Also = tok.Save
+		}
+		if err := checkpoint.Save(*output, source, options); err != nil {
+			return err
+		}
+		source.bar.Finish()
+		if isTerminal(os.Stderr) {
+			fmt.Fprintf(os.Stderr, "\nwrote %s; load it with AutoModelForCausalLM.from_pretrained(%q), or conquer generate --model_path %s\n",
+				*output, *output, *output)
+		}
+		return nil
+	}
+}
+
+// checkOutput refuses a folder that holds something.
+func checkOutput(dir string, overwrite bool) error {
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("--output_path: %w", err)
+	case len(entries) > 0 && !overwrite:
+		return fmt.Errorf("--output_path: %s is not empty: choose another folder, or give --overwrite", dir)
+	}
+	return nil
+}
+
+// checkComplete fails unless c holds every tensor that its config asks for, in the right shape.
+func checkComplete(c *checkpoint.Checkpoint) error {
+	config := model.Config(c.Config())
+	if config == nil {
+		return errors.New("there is no config.json beside the weights")
+	}
+	m, err := model.New(config)
+	if err != nil {
+		return err
+	}
+	nn.Walk(m, func(p nn.Piece) {
+		info, ok := c.Info(p.Name)
+		switch {
+		case err != nil:
+		case !ok:
+			err = fmt.Errorf("the tensor %q, which config.json asks for, is missing", p.Name)
+		case fmt.Sprint(info.Shape) != fmt.Sprint(p.Shape()):
+			err = fmt.Errorf("tensor %q has shape %v, config.json asks for %v", p.Name, info.Shape, p.Shape())
+		}
+	})
+	return err
+}
+
+// parseSize reads a number of bytes with a decimal unit, as transformers' max_shard_size.
+func parseSize(s string) (int, error) {
+	units := []struct {
+		suffix string
+		factor float64
+	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1}}
+	text, factor := strings.TrimSpace(s), 1.0
+	for _, u := range units {
+		if n := len(text) - len(u.suffix); n > 0 && strings.EqualFold(text[n:], u.suffix) {
+			text, factor = strings.TrimSpace(text[:n]), u.factor
+			break
+		}
+	}
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(n*factor >= 1) || n*factor > math.MaxInt64/2 {
+		return 0, fmt.Errorf("%q is not a size; expected something like 500MB or 5GB", s)
+	}
+	return int(n * factor), nil
+}
+
+// countedSource is a checkpoint that shows how much of it has been read, and stops when the program is interrupted.
+type countedSource struct {
+	*checkpoint.Checkpoint
+	ctx context.Context
+	bar *progressbar.ProgressBar
+}
+
+func newCountedSource(ctx context.Context, c *checkpoint.Checkpoint, dtype *torch.DType) *countedSource {
+	total := 0
+	for _, name := range c.Names() {
+		total += tensorBytes(c, name, dtype)
+	}
+	p := &countedSource{Checkpoint: c, ctx: ctx}
+	p.bar = newBar(int64(total), "writing "+filepath.Base(c.Path))
+	return p
+}
+
+// newBar is a progress bar over bytes on stderr; it shows nothing where stderr is not a terminal.
+func newBar(total int64, what string) *progressbar.ProgressBar {
+	if !isTerminal(os.Stderr) {
+		return progressbar.DefaultBytesSilent(total, what)
+	}
+	return progressbar.NewOptions64(total, progressbar.OptionSetDescription(what), progressbar.OptionSetWriter(os.Stderr),
+		progressbar.OptionShowBytes(true), progressbar.OptionSetWidth(30), progressbar.OptionUseANSICodes(true))
+}
+
+// tensorBytes is what a tensor takes when it is written.
+func tensorBytes(c *checkpoint.Checkpoint, name string, dtype *torch.DType) int {
+	info, _ := c.Info(name)
+	bytes := info.DType.Size()
+	if dtype != nil && info.DType.Floating() {
+		bytes = dtype.Size()
+	}
+	for _, size := range info.Shape {
+		bytes *= size
+	}
+	return bytes
+}
+
+// TensorAs is the checkpoint's, counted.
+func (p *countedSource) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
+	if err := p.ctx.Err(); err != nil {
+		return torch.Tensor{}, err
+	}
+	t, err := p.Checkpoint.TensorAs(name, dtype)
+	if err == nil {
+		p.bar.Add(t.Bytes())
+	}
+	return t, err
+}

@@ -1,0 +1,306 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"conquer/checkpoint"
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+)
+
+var infoCommand = command{
+	name:    "info",
+	summary: "Show what is in a checkpoint, or what this machine offers.",
+	example: `conquer info --model_path smollm2-135m
+conquer info --model_path my-model --tensors
+# the processor, the GPUs and the libraries in use
+conquer info --device`,
+	setup: setupInfo,
+}
+
+// modelInfo is what --json prints about a checkpoint.
+type modelInfo struct {
+	Path           string         `json:"path"`
+	Format         string         `json:"format"`
+	Architecture   string         `json:"architecture,omitempty"`
+	ModelType      string         `json:"model_type"`
+	Parameters     int            `json:"parameters"`
+	Types          map[string]int `json:"types"` // stored type → parameters
+	Bytes          int64          `json:"bytes"`
+	Files          []fileInfo     `json:"files"`
+	ContextLength  int            `json:"context_length,omitempty"`
+	VocabularySize int            `json:"vocabulary_size,omitempty"`
+	Layers         any            `json:"layers,omitempty"`
+	Width          any            `json:"hidden_size,omitempty"`
+	Heads          any            `json:"attention_heads,omitempty"`
+	KeyValueHeads  any            `json:"key_value_heads,omitempty"`
+	Inner          any            `json:"intermediate_size,omitempty"`
+	Tokenizer      *tokenizerInfo `json:"tokenizer"`
+	Tensors        []tensorInfo   `json:"tensors,omitempty"`
+	Problem        string         `json:"problem,omitempty"`
+}
+
+type fileInfo struct {
+	Name  string `json:"name"`
+	Bytes int64  `json:"bytes"`
+}
+
+type tokenizerInfo struct {
+	Kind         string  `json:"kind"`
+	Tokens       int     `json:"tokens"`
+	BOS          *int32  `json:"bos"`
+	EOS          []int32 `json:"eos"`
+	ChatTemplate bool    `json:"chat_template"`
+}
+
+type tensorInfo struct {
+	Name   string `json:"name"`
+	Shape  []int  `json:"shape"`
+	Stored string `json:"stored"`
+	Bytes  int    `json:"bytes"`
+	File   string `json:"file"`
+}
+
+func setupInfo(flags *pflag.FlagSet) func(context.Context, []string) error {
+	path := flags.String("model_path", "", modelPathUsage)
+	tensors := flags.Bool("tensors", false, "list every tensor")
+	device := flags.Bool("device", false, "show the processor, the GPUs and the libraries instead")
+	asJSON := flags.Bool("json", false, "print a JSON object")
+	return func(ctx context.Context, args []string) error {
+		if len(args) == 1 && *path == "" {
+			*path, args = args[0], nil
+		}
+		if len(args) > 0 {
+			return usagef("unexpected %q", args[len(args)-1])
+		}
+		if *device {
+			return showMachine(os.Stdout, *asJSON)
+		}
+		info, err := describe(ctx, *path, *tensors)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return printJSON(os.Stdout, info)
+		}
+		out := bufio.NewWriter(os.Stdout)
+		defer out.Flush()
+		info.print(out)
+		return nil
+	}
+}
+
+// describe reads everything but the weights. What is wrong with a checkpoint that opens is part of the description.
+func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error) {
+	path, c, err := openCheckpoint(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	info := &modelInfo{Path: path, Format: c.Format, Types: map[string]int{}}
+	for _, file := range c.Files() {
+		if stat, err := os.Stat(file); err == nil {
+			info.Files = append(info.Files, fileInfo{filepath.Base(file), stat.Size()})
+			info.Bytes += stat.Size()
+		}
+	}
+	for _, name := range c.Names() {
+		t, _ := c.Info(name)
+		n := 1
+		for _, size := range t.Shape {
+			n *= size
+		}
+		info.Parameters += n
+		info.Types[t.Stored] += n
+		if tensors {
+			info.Tensors = append(info.Tensors, tensorInfo{name, t.Shape, t.Stored, t.Bytes, filepath.Base(t.File)})
+		}
+	}
+	config := model.Config(c.Config())
+	info.ModelType, _ = config["model_type"].(string)
+	info.Layers, info.Width, info.Inner = config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]
+	info.Heads, info.KeyValueHeads = config["num_attention_heads"], config["num_key_value_heads"]
+	if err := checkComplete(c); err != nil {
+		info.Problem = err.Error()
+	}
+	if m, err := model.New(config); config != nil && err == nil {
+		info.Architecture, info.ContextLength, info.VocabularySize = m.Architecture(), m.MaxLength(), m.Head().Shape[0]
+	}
+	tok, err := openTokenizer("", path, c)
+	if err != nil {
+		info.Problem = strings.TrimPrefix(info.Problem+"; "+err.Error(), "; ")
+	}
+	if tok != nil {
+		info.Tokenizer = describeTokenizer(tok, c)
+		if info.VocabularySize > 0 && tok.VocabSize() > info.VocabularySize {
+			info.Problem = strings.TrimPrefix(fmt.Sprintf("%s; the tokenizer has %d tokens, the model %d", info.Problem, tok.VocabSize(), info.VocabularySize), "; ")
+		}
+	}
+	return info, nil
+}
+
+func describeTokenizer(tok *text.Tokenizer, c *checkpoint.Checkpoint) *tokenizerInfo {
+	info := &tokenizerInfo{Kind: "byte-level BPE", Tokens: tok.VocabSize(), EOS: tok.EOS(), ChatTemplate: tok.ChatTemplate() != ""}
+	if _, ok := tok.ID("<0x0A>"); ok {
+		info.Kind = "SentencePiece BPE with byte fallback"
+	}
+	if bos, ok := tok.BOS(); ok {
+		info.BOS = &bos
+	}
+	if c.Format == checkpoint.GGUF {
+		info.Kind += ", from the GGUF file"
+	}
+	return info
+}
+
+func (m *modelInfo) print(w io.Writer) {
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%-14s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("path", "%s (%s)", m.Path, m.Format)
+	row("architecture", "%s", cmp.Or(m.Architecture, "not supported")+" (model_type "+cmp.Or(m.ModelType, "unknown")+")")
+	row("parameters", "%s", formatCount(m.Parameters))
+	var types []string
+	for name := range m.Types {
+		types = append(types, name)
+	}
+	slices.SortFunc(types, func(a, b string) int { return m.Types[b] - m.Types[a] })
+	for i, name := range types {
+		types[i] = fmt.Sprintf("%s %.1f %%", name, 100*float64(m.Types[name])/float64(max(m.Parameters, 1)))
+	}
+	row("stored as", "%s", strings.Join(types, ", "))
+	for i, f := range m.Files {
+		row([]string{"files", ""}[min(i, 1)], "%s, %s", f.Name, formatBytes(f.Bytes))
+	}
+	if m.Layers != nil {
+		row("shape", "%v layers, %v wide, %v inside, %v heads, %v for keys and values", m.Layers, m.Width, m.Inner, m.Heads, cmp.Or(m.KeyValueHeads, m.Heads))
+	}
+	if m.ContextLength > 0 {
+		row("context", "%d tokens", m.ContextLength)
+		row("vocabulary", "%d", m.VocabularySize)
+	}
+	if t := m.Tokenizer; t != nil {
+		chat := "no chat template"
+		if t.ChatTemplate {
+			chat = "chat template"
+		}
+		row("tokenizer", "%s, %d tokens, %s", t.Kind, t.Tokens, chat)
+	} else {
+		row("tokenizer", "none")
+	}
+	if m.Problem != "" {
+		row("PROBLEM", "%s", m.Problem)
+	}
+	if m.Tensors != nil {
+		fmt.Fprintln(w)
+	}
+	for _, t := range m.Tensors {
+		fmt.Fprintf(w, "%-56s %-8s %-18s %s\n", t.Name, t.Stored, strings.ReplaceAll(fmt.Sprint(t.Shape), " ", "×"), formatBytes(int64(t.Bytes)))
+	}
+}
+
+func formatCount(n int) string {
+	switch {
+	case n >= 1e9:
+		return fmt.Sprintf("%.2f billion (%d)", float64(n)/1e9, n)
+	case n >= 1e6:
+		return fmt.Sprintf("%.1f million (%d)", float64(n)/1e6, n)
+	}
+	return fmt.Sprint(n)
+}
+
+func formatBytes(n int64) string {
+	switch {
+	case n >= 1e9:
+		return fmt.Sprintf("%.2f GB", float64(n)/1e9)
+	case n >= 1e6:
+		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
+	case n >= 1e3:
+		return fmt.Sprintf("%.1f kB", float64(n)/1e3)
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+// machineInfo is what --device shows.
+type machineInfo struct {
+	Version   string    `json:"version"`
+	Go        string    `json:"go"`
+	Libtorch  string    `json:"libtorch"`
+	Processor string    `json:"processor"`
+	Cores     int       `json:"cores"`
+	Threads   int       `json:"threads"`
+	Driver    string    `json:"driver,omitempty"`
+	GPUs      []gpuInfo `json:"gpus"`
+	NoGPU     string    `json:"no_gpu,omitempty"` // why
+}
+
+type gpuInfo struct {
+	Name            string `json:"name"`
+	Capability      string `json:"compute_capability"`
+	Multiprocessors int    `json:"multiprocessors"`
+	TotalBytes      int64  `json:"total_bytes"`
+	FreeBytes       int64  `json:"free_bytes"`
+}
+
+func showMachine(w io.Writer, asJSON bool) error {
+	m := machineInfo{
+		Version: version, Go: runtime.Version(), Libtorch: "2.11.0", Processor: processor(), Cores: runtime.NumCPU(), GPUs: []gpuInfo{},
+	}
+	err := torch.Run(func() error {
+		m.Threads = torch.Threads()
+		if err := torch.LoadCUDA(); err != nil {
+			m.NoGPU = err.Error()
+			return nil
+		}
+		for _, d := range torch.Devices() {
+			m.GPUs = append(m.GPUs, gpuInfo{d.Name, fmt.Sprintf("%d.%d", d.Major, d.Minor), d.Multiprocessors, d.Total, d.Free})
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if data, err := os.ReadFile("/proc/driver/nvidia/version"); err == nil {
+		line, _, _ := strings.Cut(string(data), "\n")
+		m.Driver = strings.TrimSpace(strings.TrimPrefix(line, "NVRM version:"))
+	}
+	if asJSON {
+		return printJSON(w, m)
+	}
+	fmt.Fprintf(w, "conquer    %s (%s, libtorch %s)\n", m.Version, m.Go, m.Libtorch)
+	fmt.Fprintf(w, "processor  %s, %d cores, %d threads used\n", m.Processor, m.Cores, m.Threads)
+	for _, g := range m.GPUs {
+		fmt.Fprintf(w, "GPU        %s, compute capability %s, %d multiprocessors, %s, %s free\n",
+			g.Name, g.Capability, g.Multiprocessors, formatBytes(g.TotalBytes), formatBytes(g.FreeBytes))
+	}
+	if m.Driver != "" {
+		fmt.Fprintf(w, "driver     %s\n", m.Driver)
+	}
+	if m.NoGPU != "" {
+		fmt.Fprintf(w, "GPU        none: %s\n", m.NoGPU)
+	}
+	return nil
+}
+
+// processor is the name of the CPU.
+func processor() string {
+	data, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(data)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return runtime.GOARCH
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"conquer/generate"
+)
+
+var scoreCommand = command{
+	name:    "score",
+	summary: "Measure how well a model predicts a text: log-likelihood and perplexity.",
+	example: `conquer score --model_path smollm2-135m --text "The sky is blue."
+# every token's negative log-likelihood, for a program to read
+conquer score --model_path my-model --text_file book.txt --json`,
+	setup: setupScore,
+}
+
+// scoreOutput is what --json prints. Tokens counts those that were predicted: all but the first.
+type scoreOutput struct {
+	Tokens     int       `json:"tokens"`
+	NLL        float64   `json:"nll"`
+	Perplexity float64   `json:"perplexity"`
+	TokenNLL   []float64 `json:"token_nll"`
+}
+
+func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
+	var f modelFlags
+	f.declare(flags)
+	file := flags.String("text_file", "", "`file` whose text is scored")
+	given := flags.String("text", "", "the `text` to score")
+	idList := flags.String("token_ids", "", "token `ids` to score, such as 1,2,3; needs no tokenizer")
+	asJSON := flags.Bool("json", false, "print a JSON object with tokens, nll (the mean, in nats), perplexity and token_nll")
+	return func(ctx context.Context, args []string) error {
+		if len(args) > 0 {
+			return usagef("unexpected %q: a text is given with --text or --text_file", args[0])
+		}
+		sources := 0
+		for _, name := range []string{"text_file", "text", "token_ids"} {
+			if flags.Changed(name) {
+				sources++
+			}
+		}
+		if sources != 1 {
+			return usagef("give one of --text_file, --text and --token_ids")
+		}
+		var ids []int32
+		if flags.Changed("token_ids") {
+			lists, err := parseIDs([]string{*idList})
+			if err != nil {
+				return err
+			}
+			ids = lists[0]
+		}
+		if flags.Changed("text_file") {
+			data, err := os.ReadFile(*file)
+			if err != nil {
+				return fmt.Errorf("--text_file: %w", err)
+			}
+			*given = string(data)
+		}
+		o, err := f.open(ctx)
+		if err != nil {
+			return err
+		}
+		defer o.Close()
+		if ids == nil {
+			if o.tokenizer == nil {
+				return fmt.Errorf("%s has no tokenizer: give one with --tokenizer, or the text as --token_ids", o.path)
+			}
+			ids = o.tokenizer.Encode(*given, true)
+		}
+		began := time.Now()
+		s, err := generate.Score(ctx, o.model, ids)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return printJSON(os.Stdout, scoreOutput{Tokens: len(s.TokenNLL), NLL: s.NLL, Perplexity: s.Perplexity, TokenNLL: s.TokenNLL})
+		}
+		fmt.Printf("perplexity %.4f, %.5f nats a token over %d predicted tokens\n", s.Perplexity, s.NLL, len(s.TokenNLL))
+		if isTerminal(os.Stderr) {
+			fmt.Fprintf(os.Stderr, "(%.0f tok/s)\n", float64(len(ids))/time.Since(began).Seconds())
+		}
+		return nil
+	}
+}

