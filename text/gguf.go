@@ -130,7 +130,7 @@ func fromGGUF(meta ggufMeta) (*Tokenizer, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec := &fileSpec{Version: "1.0", Model: modelSpec{Type: "BPE", Vocab: make(vocab, len(tokens))}}
+	spec := newSpec(len(tokens))
 	token := func(id int32) string {
 		if id < 0 || int(id) >= len(tokens) {
 			return ""
@@ -194,7 +194,7 @@ func fromGGUF(meta ggufMeta) (*Tokenizer, error) {
 				return types != nil && types[i] != 1 && types[i] != ggufUserDefined
 			})
 		}
-		spec.setSentencePiece(meta.flag("add_space_prefix", true))
+		spec.setSentencePiece(meta.flag("add_space_prefix", true), true)
 		addBOS = true
 	default:
 		return nil, fmt.Errorf("tokenizer.ggml.model is %q; known are gpt2 and llama", kind)

@@ -117,7 +117,7 @@ type folderInfo struct {
 	bosID, padID       *int32
 	eosIDs             []int32
 	addBOS, addEOS     *bool
-	legacyOff          bool
+	legacyOff          bool // of a tokenizer.model: see setSentencePiece
 	template           string
 }
 
@@ -290,12 +290,10 @@ func (t *Tokenizer) addEOS(id int32) {
 // codes of 256 and more; 2 begins and 3 ends a text (ASCII's STX and ETX).
 func openChars() (*Tokenizer, error) {
 	zero := "\x00"
-	spec := &fileSpec{
-		Version:       "1.0",
-		Decoder:       json.RawMessage(`{"type":"Fuse"}`),
-		PostProcessor: templateProcessing("\x02", 2, "", 0),
-		Model:         modelSpec{Type: "BPE", UnkToken: &zero, Vocab: vocab{}, Merges: []mergePair{}},
-	}
+	spec := newSpec(256)
+	spec.Decoder = json.RawMessage(`{"type":"Fuse"}`)
+	spec.PostProcessor = templateProcessing("\x02", 2, "", 0)
+	spec.Model.UnkToken = &zero
 	for c := range int32(256) {
 		spec.Model.Vocab[string(rune(c))] = c
 	}

@@ -151,7 +151,7 @@ func (about *folderInfo) specFromSentencePiece(data []byte) (*fileSpec, error) {
 		return nil, fmt.Errorf("SentencePiece model that rewrites text (normalization %q, remove_extra_whitespaces %t); only Llama's kind, identity, is supported: convert it to a tokenizer.json", normalizer.name, normalizer.removeExtra)
 	}
 
-	spec := &fileSpec{Version: "1.0", Model: modelSpec{Type: "BPE", Vocab: make(vocab, len(tokens))}}
+	spec := newSpec(len(tokens))
 	special := map[string]*int32{}
 	for i, token := range tokens {
 		if _, double := spec.Model.Vocab[token]; double {
@@ -171,7 +171,7 @@ func (about *folderInfo) specFromSentencePiece(data []byte) (*fileSpec, error) {
 	spec.Model.Merges = mergesFromScores(tokens, scores, func(i int) bool {
 		return types[i] != pieceNormal && types[i] != ggufUserDefined
 	})
-	spec.setSentencePiece(normalizer.dummyPrefix)
+	spec.setSentencePiece(normalizer.dummyPrefix, !about.legacyOff)
 	spec.Model.ByteFallback = byteFallback
 	// The tokens' roles are not in the pieces; these are the names every
 	// SentencePiece Llama gives them.
@@ -192,15 +192,23 @@ func (about *folderInfo) specFromSentencePiece(data []byte) (*fileSpec, error) {
 	return spec, nil
 }
 
-// setSentencePiece gives a file the normalizer and decoder of Llama 2's.
-func (spec *fileSpec) setSentencePiece(prefixSpace bool) {
+// setSentencePiece gives a file the normalizer and decoder of Llama 2's. A space
+// is put in front of the text after each special token too, as the first
+// conversions had it; with legacy false at the beginning of the text only.
+func (spec *fileSpec) setSentencePiece(prefixSpace, legacy bool) {
 	replace := `{"type":"Replace","pattern":{"String":" "},"content":"▁"}`
 	back := `{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"}`
+	scheme := "never"
 	if prefixSpace {
 		replace = `{"type":"Prepend","prepend":"▁"},` + replace
 		back += `,{"type":"Strip","content":" ","start":1,"stop":0}`
+		scheme = "first"
 	}
-	spec.Normalizer = json.RawMessage(`{"type":"Sequence","normalizers":[` + replace + `]}`)
+	if legacy {
+		spec.Normalizer = json.RawMessage(`{"type":"Sequence","normalizers":[` + replace + `]}`)
+	} else {
+		spec.PreTokenizer = json.RawMessage(`{"type":"Metaspace","replacement":"▁","prepend_scheme":"` + scheme + `","split":false}`)
+	}
 	spec.Decoder = json.RawMessage(`{"type":"Sequence","decoders":[` + back + `]}`)
 	spec.Model.FuseUnk, spec.Model.ByteFallback = true, true
 }

@@ -284,6 +284,46 @@ func TestCharacterTokensAreTheirCodes(t *testing.T) {
 	}
 }
 
+func TestLegacyFalsePutsASpaceInFrontOfTheTextOnly(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join(fixtures, "sentencepiece", "tokenizer.model"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for legacy, want := range map[string]string{"true": "▁a</s>▁a", "false": "▁a</s>a"} {
+		path := writeTestFile(t, "tokenizer.model", string(data))
+		os.WriteFile(filepath.Join(filepath.Dir(path), "tokenizer_config.json"), []byte(`{"legacy": `+legacy+`, "add_bos_token": false}`), 0o666)
+		tok, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, id := range tok.Encode("a</s>a", true) {
+			got += tok.Token(id)
+		}
+		if got != want {
+			t.Errorf("legacy %s: %s, want %s", legacy, got, want)
+		}
+	}
+}
+
+func TestTheCharacterTokenizerCanBeSaved(t *testing.T) {
+	dir := t.TempDir()
+	if err := chars(t, "").Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	// transformers refuses null where a list is expected
+	if data, _ := os.ReadFile(filepath.Join(dir, "tokenizer.json")); !bytes.Contains(data, []byte(`"added_tokens": []`)) || !bytes.Contains(data, []byte(`"merges": []`)) {
+		t.Error("empty lists are not written as []")
+	}
+	tok, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := tok.Encode("aé", true), []int32{2, 'a', 0xe9}; !slices.Equal(got, want) {
+		t.Errorf("ids %v, want %v", got, want)
+	}
+}
+
 func TestInvalidUTF8IsReadAsReplacementCharacters(t *testing.T) {
 	tok, err := Open(filepath.Join(fixtures, "llama3"))
 	if err != nil {

@@ -36,6 +36,15 @@ type modelSpec struct {
 	Merges       []mergePair `json:"merges"`
 }
 
+// newSpec is a file to be filled; lists that stay empty are written as [].
+func newSpec(size int) *fileSpec {
+	return &fileSpec{
+		Version:     "1.0",
+		AddedTokens: []addedToken{},
+		Model:       modelSpec{Type: "BPE", Vocab: make(vocab, size), Merges: []mergePair{}},
+	}
+}
+
 // vocab maps tokens to ids; it is written in the order of the ids.
 type vocab map[string]int32
 
