@@ -14,7 +14,8 @@
 // takes its place in one step when it is complete and on the disk: see [WriteFile].
 //
 // Files come from strangers. Every length, count and offset is checked before it is used; what does not add up gives an
-// error that names the file and the tensor.
+// error that names the file and the tensor. An open file may be replaced, as this package does it, but must not be
+// shortened in place: the system then ends a process that touches the missing part.
 package checkpoint
 
 import (

@@ -41,6 +41,8 @@ func TestGGUFMetadataIsTranslatedToTheConfigOfItsArchitecture(t *testing.T) {
 			map[string]any{"rope_scaling": map[string]any{"rope_type": "linear", "factor": 4.}}},
 		"sliding window": {"llama", map[string]any{"llama.attention.sliding_window": uint32(32)}, nil,
 			map[string]any{"architectures": []any{"MistralForCausalLM"}, "model_type": "mistral", "sliding_window": 32.}},
+		"odd token ids": {"llama", map[string]any{"tokenizer.ggml.bos_token_id": []int32{}, "tokenizer.ggml.eos_token_id": []int32{2, 1},
+			"tokenizer.ggml.padding_token_id": uint32(3), "llama.attention.sliding_window": []int32{}}, nil, map[string]any{"model_type": "llama"}},
 		"qwen2": {"qwen2", nil, map[string][]int{"blk.0.attn_q.bias": {16}},
 			map[string]any{"architectures": []any{"Qwen2ForCausalLM"}, "model_type": "qwen2", "sliding_window": nil, "use_sliding_window": false}},
 	} {
@@ -191,6 +193,7 @@ func TestHostileGGUFIsRefusedByFileAndTensor(t *testing.T) {
 		"unknown scaling":      {model(map[string]any{"llama.rope.scaling.type": "spiral"}, nil), []string{`"spiral"`}},
 		"odd rows":             {model(nil, map[string][]int{"blk.0.attn_q.weight": {6, 16}}), []string{`"blk.0.attn_q.weight"`, "6 rows"}},
 		"experts":              {model(nil, map[string][]int{"blk.0.ffn_gate_exps.weight": {6, 16}}), []string{`"blk.0.ffn_gate_exps.weight"`, "llama"}},
+		"one of several":       {model(map[string]any{"split.count": uint32(3)}, nil), []string{"one of 3", "merge"}},
 		"layer 01":             {model(nil, map[string][]int{"blk.01.ffn_up.weight": {6, 16}}), []string{`"blk.01.ffn_up.weight"`}},
 	} {
 		t.Run(name, func(t *testing.T) {

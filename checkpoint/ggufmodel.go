@@ -118,6 +118,14 @@ func (h *hyperparameters) integer(key string, fallback int) int {
 	return list[0]
 }
 
+// natural reads one integer by its full key; -1 if there is none, or it is negative.
+func (h *hyperparameters) natural(key string) int {
+	if list, ok := integers(h.metadata[key]); ok && len(list) == 1 && list[0] >= 0 {
+		return list[0]
+	}
+	return -1
+}
+
 // number reads a finite number in its shortest decimal form, so that a float32 1e-5 is 1e-5 again.
 func (h *hyperparameters) number(key string, fallback float64) float64 {
 	value, ok := h.metadata[h.prefix+key]
@@ -185,6 +193,10 @@ func (f *ggufFile) config(ropeFactors []float32) (config, generation map[string]
 	if !ok {
 		return nil, nil, fmt.Errorf("general.architecture is %.40q, expected llama, mistral or qwen2", architecture)
 	}
+	h := &hyperparameters{metadata: f.metadata, prefix: architecture + "."}
+	if n := h.natural("split.count"); n > 1 {
+		return nil, nil, fmt.Errorf("the file is one of %d that a model was split into: merge them first (llama-gguf-split --merge)", n)
+	}
 	has := map[string]bool{}
 	vocabulary, dtypes := 0, map[string]int{}
 	for _, r := range f.records {
@@ -199,7 +211,6 @@ func (f *ggufFile) config(ropeFactors []float32) (config, generation map[string]
 	if vocabulary == 0 {
 		return nil, nil, fmt.Errorf("tensor \"token_embd.weight\" is missing or not a matrix")
 	}
-	h := &hyperparameters{metadata: f.metadata, prefix: architecture + "."}
 	hidden, heads := h.integer("embedding_length", 0), h.integer("attention.head_count", 0)
 	headDim := h.integer("attention.key_length", max(hidden/max(heads, 1), 1))
 	config = map[string]any{
@@ -244,27 +255,29 @@ func (f *ggufFile) config(ropeFactors []float32) (config, generation map[string]
 		config["attention_bias"] = has["blk.0.attn_q.bias"]
 		config["mlp_bias"] = has["blk.0.ffn_gate.bias"]
 		config["pretraining_tp"] = 1
-		if window, ok := integers(f.metadata["llama.attention.sliding_window"]); ok && window[0] > 0 {
+		if window := h.natural("llama.attention.sliding_window"); window > 0 {
 			// Only Mistral has one, and GGUF calls Mistral llama.
 			config["architectures"], config["model_type"] = []string{"MistralForCausalLM"}, "mistral"
-			config["sliding_window"] = window[0]
+			config["sliding_window"] = window
 		}
 	case "mistral":
 		config["sliding_window"] = nil
-		if window, ok := integers(f.metadata["mistral.attention.sliding_window"]); ok && window[0] > 0 {
-			config["sliding_window"] = window[0]
+		if window := h.natural("mistral.attention.sliding_window"); window > 0 {
+			config["sliding_window"] = window
 		}
 	case "qwen2":
 		config["use_sliding_window"], config["sliding_window"] = false, nil
 	}
 	generation = map[string]any{"_from_model_config": true}
 	for key, to := range map[string]string{"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"} {
-		if id, ok := integers(f.metadata["tokenizer.ggml."+key+"_token_id"]); ok && id[0] < vocabulary {
-			config[to], generation[to] = id[0], id[0]
+		if id := h.natural("tokenizer.ggml." + key + "_token_id"); id >= 0 && id < vocabulary {
+			config[to], generation[to] = id, id
 		}
 	}
-	if id, ok := integers(f.metadata["tokenizer.ggml.eot_token_id"]); ok && config["eos_token_id"] != nil && id[0] != config["eos_token_id"] {
-		generation["eos_token_id"] = []int{config["eos_token_id"].(int), id[0]}
+	// A chat ends at another token than a text does.
+	eos, hasEOS := config["eos_token_id"].(int)
+	if id := h.natural("tokenizer.ggml.eot_token_id"); hasEOS && id >= 0 && id < vocabulary && id != eos {
+		generation["eos_token_id"] = []int{eos, id}
 	}
 	asDecimals(config)
 	if scaling != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,6 +71,18 @@ func Save(dir string, source Source, options Options) error {
 		return explain(dir, syncFolder(filepath.Dir(dir)))
 	}
 	return explain(dir, os.RemoveAll(stage.Name()))
+}
+
+// WriteTensors makes or replaces one safetensors file with every tensor of source, in one step as [WriteFile] does: for
+// adapters, optimizer states and whatever else is no model by itself. One tensor is in memory at a time.
+func WriteTensors(path string, source Source) error {
+	shards, err := plan(source, Options{ShardBytes: math.MaxInt})
+	if err != nil {
+		return explain(path, err)
+	}
+	return WriteFile(path, func(w io.Writer) error {
+		return torch.Run(func() error { return writeSafetensors(w, source, shards[0]) })
+	})
 }
 
 // openStage makes the empty folder that a save is written to, and reports whether dir existed: beside dir if not, inside
@@ -188,8 +201,12 @@ func plan(source Source, options Options) ([][]record, error) {
 		most = DefaultShardBytes
 	}
 	var shards [][]record
-	filled := 0
+	filled, seen := 0, map[string]bool{"__metadata__": true} // not a name that the format has for tensors
 	for _, name := range source.Names() {
+		if seen[name] {
+			return nil, fmt.Errorf("tensor %.120q: the source has this name twice, or it is the format's own", name)
+		}
+		seen[name] = true
 		info, ok := source.Info(name)
 		if !ok {
 			return nil, fmt.Errorf("tensor %.120q: the source names it but does not describe it", name)
@@ -207,7 +224,7 @@ func plan(source Source, options Options) ([][]record, error) {
 			return nil, fmt.Errorf("tensor %.120q: the shape %v is too large", name, r.shape)
 		}
 		r.bytes = size / 8
-		if len(shards) == 0 || filled+r.bytes > most && filled > 0 {
+		if len(shards) == 0 || r.bytes > most-filled && filled > 0 {
 			shards, filled = append(shards, nil), 0
 		}
 		shards[len(shards)-1] = append(shards[len(shards)-1], r)
