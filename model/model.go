@@ -4,6 +4,7 @@ package model
 
 import (
 	"fmt"
+	"slices"
 
 	"conquer/torch"
 	"conquer/torch/nn"
@@ -56,6 +57,7 @@ type Pass struct {
 	Mask     torch.Tensor // boolean [B or 1, 1, L, S], or no tensor
 	Causal   bool         // hide the columns after each row
 	Segments torch.Tensor // as in Sequence
+	Padding  torch.Tensor // boolean [B,L]: the tokens that only fill a row up on the left; no tensor where there are none
 	Cache    *Cache
 	Start    int // the column that the pass's first token takes in the cache
 	// One token a sequence: the columns [Starts, Lengths) of the cache are attended to.
@@ -98,8 +100,8 @@ func (c *Cache) Free() {
 	c.Layers = nil
 }
 
-// NewPass prepares a pass over seq: positions, the rotary table's rows (rotary may be nil) and the attention mask for a
-// sliding window of the given number of positions (0: none).
+// NewPass prepares a pass over seq: positions, the rotary table's rows and the attention mask for a sliding window of the
+// given number of positions (0: none). A model without attention passes no rotary table and gets no mask.
 func NewPass(seq Sequence, rotary *nn.Rotary, window int) *Pass {
 	length, device := seq.IDs.Size(1), seq.IDs.Device()
 	pass := &Pass{Cache: seq.Cache, Segments: seq.Segments, Causal: true}
@@ -117,18 +119,24 @@ func NewPass(seq Sequence, rotary *nn.Rotary, window int) *Pass {
 		}
 		starts = torch.From(list, len(list), 1).ToDevice(device)
 	}
+	var columns torch.Tensor // int64 [1,L]
+	if starts.Defined() {
+		columns = torch.Arange(pass.Start, pass.Start+length, torch.Int64, device).Unsqueeze(0)
+		if slices.Max(seq.Cache.Starts) > pass.Start {
+			pass.Padding = columns.Less(starts)
+		}
+	}
 	if rotary != nil {
 		switch {
 		case seq.Positions.Defined():
 			pass.Cos, pass.Sin = rotary.At(seq.Positions, seq.Limit)
 		case starts.Defined():
-			columns := torch.Arange(pass.Start, pass.Start+length, torch.Int64, device).Unsqueeze(0)
 			pass.Cos, pass.Sin = rotary.At(columns.Sub(starts).Clamp(0, 1<<31), pass.Start+length)
 		default:
 			pass.Cos, pass.Sin = rotary.Range(pass.Start, length, device)
 		}
+		pass.mask(seq, starts, window)
 	}
-	pass.mask(seq, starts, window)
 	return pass
 }
 
