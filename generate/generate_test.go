@@ -1,0 +1,391 @@
+package generate_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"conquer/generate"
+	"conquer/llama"
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+)
+
+// tiny is a random model whose vocabulary fits testdata/text/smollm; more changes its config.
+func tiny(t testing.TB, more model.Config) model.Model {
+	t.Helper()
+	config := model.Config{
+		"model_type": "llama", "vocab_size": 700.0, "hidden_size": 48.0, "intermediate_size": 96.0, "num_hidden_layers": 2.0,
+		"num_attention_heads": 6.0, "num_key_value_heads": 2.0, "max_position_embeddings": 96.0, "initializer_range": 0.4,
+	}
+	for k, v := range more {
+		config[k] = v
+	}
+	m, err := llama.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := torch.Run(func() error {
+		torch.ManualSeed(1)
+		model.Initialize(m, torch.Float32, torch.CPU)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { model.Free(m) })
+	return m
+}
+
+func tokenizer(t testing.TB) *text.Tokenizer {
+	t.Helper()
+	tok, err := text.Open("../testdata/text/smollm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
+func mustGenerate(t testing.TB, m model.Model, tok *text.Tokenizer, prompts [][]int32, o generate.Options) []generate.Result {
+	t.Helper()
+	results, _, err := generate.Generate(context.Background(), m, tok, prompts, o, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return results
+}
+
+var prompts = [][]int32{{5, 6, 7, 8, 9, 10, 11}, {300}, {20, 400, 3, 77}, {5, 6, 7}}
+
+func TestTheCacheDoesNotChangeTheResult(t *testing.T) {
+	for name, config := range map[string]model.Config{
+		"llama":   nil,
+		"tied":    {"tie_word_embeddings": true},
+		"mistral": {"model_type": "mistral", "sliding_window": 5.0},
+		"qwen2":   {"model_type": "qwen2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := tiny(t, config)
+			o := generate.Options{MaxNewTokens: 24, IgnoreEOS: true}
+			cached := mustGenerate(t, m, nil, prompts, o)
+			o.NoCache = true
+			for i, r := range mustGenerate(t, m, nil, prompts, o) {
+				if !slices.Equal(r.Tokens, cached[i].Tokens) {
+					t.Errorf("prompt %d: without a cache %v, with one %v", i, r.Tokens, cached[i].Tokens)
+				}
+			}
+		})
+	}
+}
+
+func TestAPromptGivesTheSameInABatchAsAlone(t *testing.T) {
+	for name, config := range map[string]model.Config{"full": nil, "window": {"model_type": "mistral", "sliding_window": 4.0}} {
+		m := tiny(t, config)
+		for _, o := range []generate.Options{
+			{MaxNewTokens: 24, IgnoreEOS: true},
+			{MaxNewTokens: 24, IgnoreEOS: true, Temperature: 0.8, TopK: 40, Seed: 3},
+			{MaxNewTokens: 24, IgnoreEOS: true, RepetitionPenalty: 1.3},
+		} {
+			batch := mustGenerate(t, m, nil, prompts, o)
+			for i, p := range prompts {
+				alone := mustGenerate(t, m, nil, [][]int32{p}, o)[0]
+				if !slices.Equal(alone.Tokens, batch[i].Tokens) {
+					t.Errorf("%s, prompt %d, %+v: alone %v, in a batch %v", name, i, o, alone.Tokens, batch[i].Tokens)
+				}
+			}
+		}
+	}
+}
+
+func TestTheSameSeedGivesTheSameTextAndAnotherOneAnother(t *testing.T) {
+	m := tiny(t, nil)
+	sample := func(seed uint64) []int32 {
+		return mustGenerate(t, m, nil, prompts[:1], generate.Options{MaxNewTokens: 24, IgnoreEOS: true, Temperature: 1, Seed: seed})[0].Tokens
+	}
+	first := sample(7)
+	torch.Run(func() error { torch.ManualSeed(99); return nil })
+	if again := sample(7); !slices.Equal(first, again) {
+		t.Errorf("seed 7 gave %v, then %v", first, again)
+	}
+	if slices.Equal(first, sample(8)) {
+		t.Error("seeds 7 and 8 gave the same text")
+	}
+}
+
+func TestEqualPromptsInABatchAreSampledApart(t *testing.T) {
+	m := tiny(t, nil)
+	r := mustGenerate(t, m, nil, [][]int32{prompts[0], prompts[0]}, generate.Options{MaxNewTokens: 24, IgnoreEOS: true, Temperature: 1})
+	if slices.Equal(r[0].Tokens, r[1].Tokens) {
+		t.Error("both gave the same text")
+	}
+}
+
+func TestStreamedPiecesAreWholeCharactersAndMakeUpTheText(t *testing.T) {
+	m, tok := tiny(t, nil), tokenizer(t)
+	prompt := tok.Encode("Grüße, 世界 🙂", false)
+	for seed := range uint64(20) {
+		var pieces []string
+		o := generate.Options{MaxNewTokens: 40, Temperature: 2, Seed: seed, IgnoreEOS: true}
+		results, _, err := generate.Generate(context.Background(), m, tok, [][]int32{prompt}, o, func(_ int, piece string) { pieces = append(pieces, piece) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, piece := range pieces {
+			if !utf8.ValidString(piece) {
+				t.Errorf("seed %d: the piece %q is not whole", seed, piece)
+			}
+		}
+		want := tok.Decode(results[0].Tokens, true)
+		if got := strings.Join(pieces, ""); got != want || results[0].Text != want {
+			t.Errorf("seed %d: streamed %q, result %q, decoded %q", seed, got, results[0].Text, want)
+		}
+	}
+}
+
+func TestTextEndsBeforeAStopStringNoPartOfWhichIsShown(t *testing.T) {
+	m, tok := tiny(t, nil), tokenizer(t)
+	prompt := tok.Encode("hello", false)
+	o := generate.Options{MaxNewTokens: 40, IgnoreEOS: true}
+	whole := mustGenerate(t, m, tok, [][]int32{prompt}, o)[0]
+	runes := []rune(whole.Text)
+	if len(runes) < 20 {
+		t.Fatalf("the text %q is too short to look into", whole.Text)
+	}
+	for from := range len(runes) - 4 {
+		stop := string(runes[from : from+4])
+		o.Stop = []string{"never there", stop}
+		shown := ""
+		results, _, err := generate.Generate(context.Background(), m, tok, [][]int32{prompt}, o, func(_ int, piece string) { shown += piece })
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, _, _ := strings.Cut(whole.Text, stop)
+		if r := results[0]; r.Text != want || shown != want || r.Finish != generate.FinishStop {
+			t.Errorf("stop %q: text %q, shown %q, finish %q; want %q", stop, r.Text, shown, r.Finish, want)
+		}
+		if n := len(results[0].Tokens); n > len(whole.Tokens) || !slices.Equal(results[0].Tokens, whole.Tokens[:n]) {
+			t.Errorf("stop %q changed the tokens", stop)
+		}
+	}
+}
+
+func TestAnEndTokenEndsTheRowUnlessIgnored(t *testing.T) {
+	m := tiny(t, nil)
+	o := generate.Options{MaxNewTokens: 12, EOS: []int32{}}
+	long := mustGenerate(t, m, nil, prompts[:1], o)[0]
+	if long.Finish != generate.FinishLength || len(long.Tokens) != 12 {
+		t.Fatalf("without end tokens: %+v", long)
+	}
+	o.EOS = long.Tokens[4:5]
+	first := slices.Index(long.Tokens, long.Tokens[4])
+	short := mustGenerate(t, m, nil, prompts[:1], o)[0]
+	if short.Finish != generate.FinishEOS || !slices.Equal(short.Tokens, long.Tokens[:first+1]) {
+		t.Errorf("got %+v, want the first %d of %v", short, first+1, long.Tokens)
+	}
+	o.IgnoreEOS = true
+	if again := mustGenerate(t, m, nil, prompts[:1], o)[0]; !slices.Equal(again.Tokens, long.Tokens) {
+		t.Errorf("ignoring the end: %v, want %v", again.Tokens, long.Tokens)
+	}
+}
+
+func TestACancelledContextReturnsWhatWasMade(t *testing.T) {
+	m, tok := tiny(t, nil), tokenizer(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	pieces := 0
+	results, _, err := generate.Generate(ctx, m, tok, prompts[:1], generate.Options{MaxNewTokens: 80, IgnoreEOS: true}, func(int, string) {
+		if pieces++; pieces == 3 {
+			cancel()
+		}
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatalf("error %v", err)
+	}
+	if r := results[0]; len(r.Tokens) < 3 || len(r.Tokens) == 80 || r.Finish != generate.FinishInterrupted || r.Text != tok.Decode(r.Tokens, true) {
+		t.Errorf("got %+v", r)
+	}
+}
+
+func TestGenerationEndsWhereTheContextDoes(t *testing.T) {
+	m := tiny(t, model.Config{"max_position_embeddings": 16.0})
+	o := generate.Options{MaxNewTokens: 50, IgnoreEOS: true}
+	for i, r := range mustGenerate(t, m, nil, prompts, o) {
+		if want := 16 - len(prompts[i]); len(r.Tokens) != want || r.Finish != generate.FinishContext {
+			t.Errorf("prompt %d of %d: %d tokens, finish %s; want %d", i, len(prompts[i]), len(r.Tokens), r.Finish, want)
+		}
+	}
+	_, _, err := generate.Generate(context.Background(), m, nil, [][]int32{make([]int32, 16)}, o, nil)
+	if err == nil || !strings.Contains(err.Error(), "16") {
+		t.Errorf("a prompt that fills the context: error %v", err)
+	}
+}
+
+func TestWrongInputIsRefused(t *testing.T) {
+	m := tiny(t, nil)
+	for want, c := range map[string]struct {
+		prompt []int32
+		o      generate.Options
+	}{
+		"vocabulary":     {[]int32{1, 700}, generate.Options{MaxNewTokens: 1}},
+		"no tokens":      {nil, generate.Options{MaxNewTokens: 1}},
+		"max_new_tokens": {[]int32{1}, generate.Options{}},
+		"temperature":    {[]int32{1}, generate.Options{MaxNewTokens: 1, Temperature: math.NaN()}},
+		"top_p":          {[]int32{1}, generate.Options{MaxNewTokens: 1, TopP: 2}},
+		"stop strings":   {[]int32{1}, generate.Options{MaxNewTokens: 1, Stop: []string{"x"}}},
+	} {
+		_, _, err := generate.Generate(context.Background(), m, nil, [][]int32{c.prompt}, c.o, nil)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v", want, err)
+		}
+	}
+}
+
+func TestWeightsThatAreNotNumbersGiveAnErrorNotText(t *testing.T) {
+	m := tiny(t, nil)
+	torch.Run(func() error { m.Head().Copy(m.Head().MulScalar(math.NaN())); return nil })
+	for _, o := range []generate.Options{{MaxNewTokens: 2}, {MaxNewTokens: 2, Temperature: 1}, {MaxNewTokens: 2, RepetitionPenalty: 2}} {
+		if _, _, err := generate.Generate(context.Background(), m, nil, prompts[:1], o, nil); err == nil || !strings.Contains(err.Error(), "not a number") {
+			t.Errorf("%+v: error %v", o, err)
+		}
+	}
+}
+
+func TestNothingIsLeftBehind(t *testing.T) {
+	m, tok := tiny(t, nil), tokenizer(t)
+	o := generate.Options{MaxNewTokens: 6, IgnoreEOS: true, Temperature: 1, RepetitionPenalty: 1.1}
+	mustGenerate(t, m, tok, prompts, o) // rotary tables are made once
+	live := torch.LiveTensors()
+	mustGenerate(t, m, tok, prompts, o)
+	o.NoCache = true
+	mustGenerate(t, m, tok, prompts, o)
+	if _, err := generate.Score(context.Background(), m, prompts[0]); err != nil {
+		t.Fatal(err)
+	}
+	s := generate.NewSession(m, tok)
+	o.NoCache = false
+	if _, _, err := s.Generate(context.Background(), prompts[0], o, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if now := torch.LiveTensors(); now != live {
+		t.Errorf("live tensors went from %d to %d", live, now)
+	}
+}
+
+func TestASessionReadsOnlyWhatIsNewAndAnswersAsIfItReadAll(t *testing.T) {
+	m := tiny(t, model.Config{"max_position_embeddings": 4096.0})
+	s := generate.NewSession(m, nil)
+	defer s.Close()
+	o := generate.Options{MaxNewTokens: 10, IgnoreEOS: true}
+	dialogue := slices.Clone(prompts[0])
+	for turn := range 4 {
+		r, stats, err := s.Generate(context.Background(), dialogue, o, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := mustGenerate(t, m, nil, [][]int32{dialogue}, o)[0]; !slices.Equal(r.Tokens, want.Tokens) {
+			t.Errorf("turn %d: %v, want %v", turn, r.Tokens, want.Tokens)
+		}
+		if fresh := stats.PromptTokens - stats.Reused; turn > 0 && fresh != 601 {
+			t.Errorf("turn %d read %d tokens, want 601", turn, fresh)
+		}
+		dialogue = append(dialogue, r.Tokens...)
+		for i := range 600 { // the cache has to grow on the way
+			dialogue = append(dialogue, int32(i*7+turn)%700)
+		}
+	}
+	// A text that parts from the last one goes back to where they part.
+	other := append(slices.Clone(dialogue[:20]), 1, 2, 3)
+	r, stats, err := s.Generate(context.Background(), other, o, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := mustGenerate(t, m, nil, [][]int32{other}, o)[0]; !slices.Equal(r.Tokens, want.Tokens) || stats.Reused != 20 {
+		t.Errorf("after going back: %v with %d reused, want %v with 20", r.Tokens, stats.Reused, want.Tokens)
+	}
+}
+
+func TestScoresAreTheLogProbabilitiesOfTheTokens(t *testing.T) {
+	m := tiny(t, model.Config{"max_position_embeddings": 5000.0})
+	ids := make([]int32, 4500) // more than one chunk
+	for i := range ids {
+		ids[i] = int32(i*i+3*i) % 700
+	}
+	got, err := generate.Score(context.Background(), m, ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.TokenNLL) != len(ids)-1 {
+		t.Fatalf("%d values for %d tokens", len(got.TokenNLL), len(ids))
+	}
+	sum := 0.0
+	err = torch.Run(func() error {
+		torch.NoGrad(func() {
+			input := torch.From(ids, 1, len(ids)).To(torch.Int64)
+			likely := model.Logits(m, model.Sequence{IDs: input}).LogSoftmax(-1).Squeeze(0)
+			for i, nll := range got.TokenNLL {
+				torch.Scoped(func() {
+					if i%97 == 0 || i > 4400 {
+						want := -torch.Item[float64](likely.Select(0, i).Select(0, int(ids[i+1])))
+						if math.Abs(nll-want) > 1e-4*math.Max(1, want) {
+							t.Errorf("token %d: %v, want %v", i+1, nll, want)
+						}
+					}
+				})
+				sum += nll
+			}
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mean := sum / float64(len(ids)-1); math.Abs(got.NLL-mean) > 1e-9 || math.Abs(got.Perplexity-math.Exp(mean)) > 1e-6*got.Perplexity {
+		t.Errorf("mean %v, perplexity %v; want %v and its exponential", got.NLL, got.Perplexity, mean)
+	}
+}
+
+func TestATextLongerThanTheContextIsScoredInWindows(t *testing.T) {
+	m := tiny(t, model.Config{"max_position_embeddings": 32.0})
+	ids := make([]int32, 80)
+	for i := range ids {
+		ids[i] = int32(i * 13 % 700)
+	}
+	got, err := generate.Score(context.Background(), m, ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := generate.Score(context.Background(), m, ids[31:63])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.TokenNLL) != 79 || !slices.Equal(got.TokenNLL[31:62], second.TokenNLL) {
+		t.Errorf("%d values; the second window gives %v by itself and %v here", len(got.TokenNLL), second.TokenNLL, got.TokenNLL[31:62])
+	}
+	if _, err := generate.Score(context.Background(), m, ids[:1]); err == nil {
+		t.Error("one token was scored")
+	}
+}
+
+// The overhead outside the model, with the vocabulary of Llama 3.
+func BenchmarkSampling(b *testing.B) {
+	for _, o := range []generate.Options{
+		{Temperature: 0}, {Temperature: 1}, {Temperature: 1, TopK: 50}, {Temperature: 0.7, TopP: 0.9}, {Temperature: 1, MinP: 0.05},
+		{Temperature: 0, RepetitionPenalty: 1.1},
+	} {
+		b.Run(fmt.Sprintf("T=%v,k=%d,p=%v,min=%v,rep=%v", o.Temperature, o.TopK, o.TopP, o.MinP, o.RepetitionPenalty), func(b *testing.B) {
+			m := tiny(b, model.Config{"vocab_size": 128256.0, "hidden_size": 8.0, "intermediate_size": 8.0, "num_hidden_layers": 1.0,
+				"num_attention_heads": 1.0, "num_key_value_heads": 1.0, "max_position_embeddings": 1e9, "initializer_range": 0.7})
+			o.MaxNewTokens, o.IgnoreEOS = b.N+1, true
+			b.ReportAllocs()
+			if _, _, err := generate.Generate(context.Background(), m, nil, [][]int32{{1}}, o, nil); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}
