@@ -46,10 +46,8 @@ type Attention struct {
 // Forward maps x [B,L,D] to [B,L,D].
 func (a *Attention) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
 	batch, length := x.Size(0), x.Size(1)
-	qkv := a.QKV.Forward(x).View(batch, length, a.heads+2*a.keyHeads, a.headDim)
-	parts := qkv.Split(2, a.heads, a.keyHeads, a.keyHeads)
-	q, k := torch.Rotary(parts[0], parts[1], pass.Cos, pass.Sin)
-	attended := pass.Attend(q, k, parts[2].Transpose(1, 2), layer)
+	q, k, v := torch.RotaryQKV(a.QKV.Forward(x), a.heads, a.keyHeads, pass.Cos, pass.Sin)
+	attended := pass.Attend(q, k, v, layer)
 	return a.Output.Forward(attended.Transpose(1, 2).Reshape(batch, length, a.heads*a.headDim))
 }
 

@@ -9,44 +9,52 @@ import (
 	"github.com/sugarme/gotch/libtch"
 )
 
-// Linear is x [..., D] times weight [N, D] transposed, plus bias [N] or no tensor.
+// Linear is x [..., D] times weight [N, D] transposed, plus bias [N] or no tensor: [..., N].
 func Linear(x, weight, bias Tensor) Tensor {
-	c := begin()
-	libtch.AtgLinear(&c.out[0], x.c, weight.c, bias.c)
-	return c.end("linear", x, weight, bias)
+	var out C.cq_tensor
+	check(C.cq_linear(x.handle(), weight.handle(), bias.handle(), &out), "linear", x, weight, bias)
+	return Tensor{libtch.Ctensor(out)}
 }
 
 // RMSNorm divides x [..., D] by the root of its mean square plus eps, in float32, and multiplies the result, rounded to
 // x's dtype, by weight [D] (Zhang and Sennrich, arXiv 1910.07467).
 func RMSNorm(x, weight Tensor, eps float64) Tensor {
-	x32 := x.To(Float32)
-	mean := x32.PowScalar(2).SumDim(-1, true).MulScalar(1 / float64(x.Size(-1)))
-	return weight.Mul(x32.Mul(mean.AddScalar(eps).Rsqrt()).To(x.DType()))
+	var out C.cq_tensor
+	check(C.cq_rms_norm(x.handle(), weight.handle(), C.double(eps), &out), "rms_norm", x, weight)
+	return Tensor{libtch.Ctensor(out)}
+}
+
+// AddRMSNorm is x + residual and the RMSNorm of it, in one pass.
+func AddRMSNorm(x, residual, weight Tensor, eps float64) (sum, norm Tensor) {
+	var outSum, outNorm C.cq_tensor
+	check(C.cq_add_rms_norm(x.handle(), residual.handle(), weight.handle(), C.double(eps), &outSum, &outNorm),
+		"add_rms_norm", x, residual, weight)
+	return Tensor{libtch.Ctensor(outSum)}, Tensor{libtch.Ctensor(outNorm)}
 }
 
 // Rotary turns q [B,L,H,P] and k [B,L,K,P] by the angles whose cosines and sines are cos and sin [B or 1, L, R/2]
 // (float32): the first R of the P dimensions, the i-th paired with the (R/2+i)-th; the rest passes. The results are laid
 // out for attention: [B,H,L,P] and [B,K,L,P] (Su et al., arXiv 2104.09864, in Hugging Face's pairing).
 func Rotary(q, k, cos, sin Tensor) (Tensor, Tensor) {
-	half := cos.Size(-1)
-	cos, sin = cos.Unsqueeze(2), sin.Unsqueeze(2)
-	turn := func(x Tensor) Tensor {
-		dtype, width := x.DType(), x.Size(-1)
-		x = x.To(Float32)
-		a, b := x.Narrow(-1, 0, half), x.Narrow(-1, half, half)
-		parts := []Tensor{a.Mul(cos).Sub(b.Mul(sin)), b.Mul(cos).Add(a.Mul(sin))}
-		if width > 2*half {
-			parts = append(parts, x.Narrow(-1, 2*half, width-2*half))
-		}
-		return Cat(-1, parts...).To(dtype).Transpose(1, 2)
-	}
-	return turn(q), turn(k)
+	var outQ, outK C.cq_tensor
+	check(C.cq_rope(q.handle(), k.handle(), cos.handle(), sin.handle(), &outQ, &outK), "rotary", q, k, cos, sin)
+	return Tensor{libtch.Ctensor(outQ)}, Tensor{libtch.Ctensor(outK)}
+}
+
+// RotaryQKV is Rotary of the q and k that a fused projection holds beside v, qkv [B,L,(H+2K)·P] with H query heads and K key
+// and value heads; v is laid out for attention too, [B,K,L,P].
+func RotaryQKV(qkv Tensor, heads, keyHeads int, cos, sin Tensor) (q, k, v Tensor) {
+	var outQ, outK, outV C.cq_tensor
+	check(C.cq_rope_qkv(qkv.handle(), C.int64_t(heads), C.int64_t(keyHeads), cos.handle(), sin.handle(), &outQ, &outK, &outV),
+		"rotary", qkv, cos, sin)
+	return Tensor{libtch.Ctensor(outQ)}, Tensor{libtch.Ctensor(outK)}, Tensor{libtch.Ctensor(outV)}
 }
 
 // SwiGLU is silu(gate) · up for gateUp [..., 2F] that holds the gate first: [..., F] (Shazeer, arXiv 2002.05202).
 func SwiGLU(gateUp Tensor) Tensor {
-	width := gateUp.Size(-1) / 2
-	return gateUp.Narrow(-1, 0, width).Silu().Mul(gateUp.Narrow(-1, width, width))
+	var out C.cq_tensor
+	check(C.cq_swiglu(gateUp.handle(), &out), "swiglu", gateUp)
+	return Tensor{libtch.Ctensor(out)}
 }
 
 // Attention is scaled dot-product attention with grouped queries: q [B,H,L,P], k and v [B,K,S,P] with K dividing H, scaled

@@ -1,0 +1,122 @@
+package torch_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"conquer/torch"
+)
+
+// faces are a kernel and the same mathematics written plainly, over the same inputs.
+type faces struct {
+	inputs        func(dtype torch.DType) []torch.Tensor
+	kernel, plain func(in []torch.Tensor) torch.Tensor
+}
+
+// relative is the largest difference over the largest magnitude.
+func relative(got, want torch.Tensor) float64 {
+	got, want = got.To(torch.Float64), want.To(torch.Float64)
+	scale := math.Max(torch.Item[float64](want.Abs().Max()), 1e-30)
+	return torch.Item[float64](got.Sub(want).Abs().Max()) / scale
+}
+
+// hold compares kernel and plain mathematics, the latter in float64, forward and for every input's gradient.
+func hold(t *testing.T, name string, f faces) {
+	t.Helper()
+	for dtype, tolerance := range map[torch.DType]float64{torch.Float32: 2e-5, torch.BFloat16: 2e-2, torch.Float16: 4e-3} {
+		run(t, func() {
+			inputs := f.inputs(dtype)
+			exact := make([]torch.Tensor, len(inputs))
+			for i, in := range inputs {
+				if in.DType() == dtype {
+					in.RequireGrad(true)
+				}
+				exact[i] = in.Detach()
+				if in.DType().Floating() {
+					exact[i] = exact[i].To(torch.Float64).RequireGrad(true)
+				}
+			}
+			got, want := f.kernel(inputs), f.plain(exact)
+			if e := relative(got, want); !(e < tolerance) {
+				t.Errorf("%s %v: forward differs by %.2g", name, dtype, e)
+			}
+			seed := torch.Randn(got.Shape(), dtype, torch.CPU)
+			torch.Backward([]torch.Tensor{got}, []torch.Tensor{seed})
+			torch.Backward([]torch.Tensor{want}, []torch.Tensor{seed.To(torch.Float64)})
+			for i, in := range inputs {
+				if in.DType() != dtype {
+					continue
+				}
+				if e := relative(in.Grad(), exact[i].Grad()); !(e < tolerance) {
+					t.Errorf("%s %v: gradient of input %d differs by %.2g", name, dtype, i, e)
+				}
+			}
+			torch.NoGrad(func() { // the path without gradients may be another kernel
+				if e := relative(f.kernel(inputs), want); !(e < tolerance) {
+					t.Errorf("%s %v: without gradients it differs by %.2g", name, dtype, e)
+				}
+			})
+		})
+	}
+}
+
+func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 1))
+	run(t, func() { torch.ManualSeed(int64(seed >> 1)) })
+	dims := func(choices ...int) int { return choices[random.IntN(len(choices))] }
+	for range 6 {
+		batch, length, width := dims(1, 2, 3), dims(1, 2, 7, 33), dims(16, 24, 64, 65, 200)
+		shape := fmt.Sprintf("B%d L%d D%d", batch, length, width)
+		randn := func(dtype torch.DType, shape ...int) torch.Tensor { return torch.Randn(shape, dtype, torch.CPU) }
+
+		hold(t, "linear "+shape, faces{
+			func(d torch.DType) []torch.Tensor {
+				return []torch.Tensor{randn(d, batch, length, width), randn(d, 48, width), randn(d, 48)}
+			},
+			func(in []torch.Tensor) torch.Tensor { return torch.Linear(in[0], in[1], in[2]) },
+			func(in []torch.Tensor) torch.Tensor { return in[0].Matmul(in[1].Transpose(0, 1)).Add(in[2]) },
+		})
+		hold(t, "rms_norm "+shape, faces{
+			func(d torch.DType) []torch.Tensor {
+				return []torch.Tensor{randn(d, batch, length, width), randn(d, width)}
+			},
+			func(in []torch.Tensor) torch.Tensor { return torch.RMSNorm(in[0], in[1], 1e-5) },
+			func(in []torch.Tensor) torch.Tensor {
+				mean := in[0].PowScalar(2).SumDim(-1, true).MulScalar(1 / float64(width))
+				return in[0].Mul(mean.AddScalar(1e-5).Rsqrt()).Mul(in[1])
+			},
+		})
+		hold(t, "swiglu "+shape, faces{
+			func(d torch.DType) []torch.Tensor { return []torch.Tensor{randn(d, batch, length, 2*width)} },
+			func(in []torch.Tensor) torch.Tensor { return torch.SwiGLU(in[0]) },
+			func(in []torch.Tensor) torch.Tensor {
+				return in[0].Narrow(-1, 0, width).Silu().Mul(in[0].Narrow(-1, width, width))
+			},
+		})
+		heads, keyHeads, dim := 6, dims(1, 2, 3, 6), dims(8, 64)
+		half := dims(dim/2, dim/4)
+		var angles torch.Tensor
+		hold(t, fmt.Sprintf("rotary %s H%d K%d P%d R%d", shape, heads, keyHeads, dim, 2*half), faces{
+			func(d torch.DType) []torch.Tensor {
+				angles = randn(torch.Float32, dims(1, batch), length, half)
+				return []torch.Tensor{randn(d, batch, length, (heads+2*keyHeads)*dim)}
+			},
+			func(in []torch.Tensor) torch.Tensor {
+				q, k, v := torch.RotaryQKV(in[0], heads, keyHeads, angles.Cos(), angles.Sin())
+				return torch.Cat(1, q, k, v)
+			},
+			func(in []torch.Tensor) torch.Tensor {
+				exact := angles.To(torch.Float64).Unsqueeze(2)
+				parts := in[0].View(batch, length, heads+2*keyHeads, dim).Split(2, heads+keyHeads, keyHeads)
+				a, b := parts[0].Narrow(-1, 0, half), parts[0].Narrow(-1, half, half)
+				turned := torch.Cat(-1, a.Mul(exact.Cos()).Sub(b.Mul(exact.Sin())), b.Mul(exact.Cos()).Add(a.Mul(exact.Sin())),
+					parts[0].Narrow(-1, 2*half, dim-2*half))
+				return torch.Cat(2, turned, parts[1]).Transpose(1, 2)
+			},
+		})
+	}
+}
