@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# demo.sh CONQUER: tunes SmolLM2-135M on examples/lighthouse, shows what changed, and leaves a model folder behind.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+conquer=$1
+out=build/demo
+rm -rf "$out"
+echo
+echo "Tuning SmolLM2-135M-Instruct on 192 answers of a lighthouse keeper (examples/lighthouse)."
+echo "Watch the validation loss: those 24 questions are never learned from."
+"$conquer" train --model_path smollm2-135m \
+  --data_path examples/lighthouse/train.jsonl --validation_path examples/lighthouse/heldout.jsonl \
+  --output_path "$out" --epochs 2 --batch_size 4 --learning_rate 1e-4 --dtype bfloat16 --sequence_length 256 \
+  --checkpoint_steps 0 --ask "Why is the sky blue?" --ask "What should I do when I can't decide between two jobs?"
+cat <<END
+
+$out is a Hugging Face folder: transformers, vLLM and llama.cpp's converter load it. The loss is drawn in $out/loss.png.
+Try next:
+  build/bin/conquer chat --model_path $out
+  build/bin/conquer generate --chat --model_path $out --prompt "How do I boil an egg?" --max_new_tokens 80
+  build/bin/conquer train --help
+END
