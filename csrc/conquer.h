@@ -178,6 +178,17 @@ int cq_rope_qkv_reference(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_ten
 int cq_swiglu(cq_tensor gate_up, cq_tensor *out);
 int cq_swiglu_reference(cq_tensor gate_up, cq_tensor *out);
 
+/* Attention of one new position to a static cache: q [B,H,1,P], caches [B,K,S,P] (rows of P contiguous) with K dividing H,
+ * lengths int64 [B]: positions from starts[b] (0 where starts is NULL) to lengths[b] - 1 count. out [B,H,1,P]. Reads the
+ * counted positions alone. Without gradients; where one is asked for, the reference runs. */
+int cq_decode_attention(cq_tensor q, cq_tensor k_cache, cq_tensor v_cache, cq_tensor lengths, cq_tensor starts,
+                        double scale, cq_tensor *out);
+int cq_decode_attention_reference(cq_tensor q, cq_tensor k_cache, cq_tensor v_cache, cq_tensor lengths,
+                                  cq_tensor starts, double scale, cq_tensor *out);
+/* cache[b,:,positions[b,l],:] = fresh[b,:,l,:] in place: cache [B,K,S,P], fresh [B,K,L,P], positions int64 [B or 1, L]. */
+int cq_cache_write(cq_tensor cache, cq_tensor fresh, cq_tensor positions);
+int cq_cache_write_reference(cq_tensor cache, cq_tensor fresh, cq_tensor positions);
+
 /* ---- CUDA (cuda/), loaded at run time ---------------------------------------------------------------------------------- */
 
 /* Loads libtorch's CUDA part and the project's own from the folder of this library; must run before the first CUDA query

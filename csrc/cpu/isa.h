@@ -8,6 +8,7 @@ namespace CONQUER_ISA {
 
 #include "vec.h"
 
+#include "attention.inl"
 #include "linear.inl"
 #include "norm.inl"
 #include "rope.inl"
@@ -17,11 +18,13 @@ template <class T> constexpr Kernels<T> table() {
   Kernels<T> t{};
   t.linear = linear<T>;
   t.widen = widen<T>;
+  t.round = round<T>;
   t.rms_norm = rms_norm<T>;
   t.rms_norm_backward = rms_norm_backward<T>;
   t.swiglu = swiglu<T>;
   t.swiglu_backward = swiglu_backward<T>;
   t.rotate = rotate<T>;
+  t.attend = attend<T>;
   return t;
 }
 

@@ -28,6 +28,8 @@ template <class T> struct Kernels {
                  int64_t y_stride);
   // Widens n elements.
   void (*widen)(const T *x, int64_t n, float *y);
+  // Rounds n elements.
+  void (*round)(const float *x, int64_t n, T *y);
   // See norm.inl, swiglu.inl and rope.inl.
   void (*rms_norm)(const T *x, const T *residual, const T *weight, float eps, int64_t rows, int64_t depth, T *total, T *y,
                    float *rstd);
@@ -37,6 +39,9 @@ template <class T> struct Kernels {
   void (*swiglu_backward)(const T *dy, const T *x, int64_t rows, int64_t width, T *dx);
   void (*rotate)(const T *x, int64_t x_stride, int64_t heads, int64_t width, const float *cos, const float *sin,
                  int64_t half, float direction, T *y, int64_t y_stride);
+  // See attention.inl.
+  void (*attend)(const float *q, int64_t heads, const T *k, const T *v, int64_t k_stride, int64_t v_stride, int64_t n,
+                 int64_t width, float *top, float *mass, float *out);
 };
 
 template <class T> const Kernels<T> &kernels();

@@ -55,3 +55,7 @@ void linear(const T *weight, const T *bias, const float *x, int64_t rows, int64_
 template <class T> void widen(const T *x, int64_t n, float *y) {
   for_vectors(n, [&](int64_t d, int64_t k) __attribute__((always_inline)) { store_some(y + d, load_some(x + d, k), k); });
 }
+
+template <class T> void round(const float *x, int64_t n, T *y) {
+  for_vectors(n, [&](int64_t d, int64_t k) __attribute__((always_inline)) { store_some(y + d, load_some(x + d, k), k); });
+}

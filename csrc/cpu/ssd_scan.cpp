@@ -57,11 +57,16 @@ ScanInput input_of(const variable_list &t) {
   return {t[X], t[DT], t[A], t[B], t[C], t[D], t[DT_BIAS], t[INITIAL], t[SEGMENT]};
 }
 
+// Autograd takes an absent tensor as an empty optional.
+using Maybe = std::optional<at::Tensor>;
+Maybe maybe(const at::Tensor &t) { return t.defined() ? Maybe(t) : std::nullopt; }
+at::Tensor or_none(const Maybe &t) { return t ? *t : at::Tensor(); }
+
 struct ScanFunction : torch::autograd::Function<ScanFunction> {
   static variable_list forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &dt, const at::Tensor &a,
-                               const at::Tensor &b, const at::Tensor &c, const at::Tensor &d, const at::Tensor &dt_bias,
-                               const at::Tensor &initial, const at::Tensor &segment, const ScanOptions &options) {
-    variable_list inputs = {x, dt, a, b, c, d, dt_bias, initial, segment};
+                               const at::Tensor &b, const at::Tensor &c, const Maybe &d, const Maybe &dt_bias,
+                               const Maybe &initial, const Maybe &segment, const ScanOptions &options) {
+    variable_list inputs = {x, dt, a, b, c, or_none(d), or_none(dt_bias), or_none(initial), or_none(segment)};
     at::Tensor y, final_state;
     variable_list saved;
     face_of(x).forward(input_of(inputs), options, y, final_state, saved);
@@ -91,11 +96,12 @@ struct ScanFunction : torch::autograd::Function<ScanFunction> {
 };
 
 struct ConvFunction : torch::autograd::Function<ConvFunction> {
-  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias,
-                            const at::Tensor &initial, const at::Tensor &segment, bool silu) {
-    ctx->save_for_backward({x, weight, bias, initial, segment});
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &weight, const Maybe &bias,
+                            const Maybe &initial, const Maybe &segment, bool silu) {
+    variable_list t = {x, weight, or_none(bias), or_none(initial), or_none(segment)};
+    ctx->save_for_backward(t);
     ctx->saved_data["silu"] = silu;
-    return face_of(x).conv(x, weight, bias, initial, segment, silu);
+    return face_of(x).conv(x, weight, t[2], t[3], t[4], silu);
   }
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
     auto t = ctx->get_saved_variables();
@@ -107,12 +113,12 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
 };
 
 struct NormFunction : torch::autograd::Function<NormFunction> {
-  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &z, const at::Tensor &weight,
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const Maybe &z, const at::Tensor &weight,
                             double eps, int64_t group) {
-    ctx->save_for_backward({x, z, weight});
+    ctx->save_for_backward({x, or_none(z), weight});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["group"] = group;
-    return face_of(x).norm(x, z, weight, eps, group);
+    return face_of(x).norm(x, or_none(z), weight, eps, group);
   }
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
     auto t = ctx->get_saved_variables();
@@ -172,7 +178,7 @@ int cq_ssd_scan(cq_tensor x_, cq_tensor dt_, cq_tensor a_, cq_tensor b_, cq_tens
     int64_t chunks = (x.size(1) + chunk_size - 1) / chunk_size;
     if (window >= chunks)
       window = -1; // nothing, the initial state included, is further back than that
-    auto out = ScanFunction::apply(x, dt, a, b, c, d, dt_bias, initial, segments_of(seq_idx),
+    auto out = ScanFunction::apply(x, dt, a, b, c, maybe(d), maybe(dt_bias), maybe(initial), maybe(segments_of(seq_idx)),
                                    ScanOptions{chunk_size, window < 0 ? -1 : window, dt_softplus != 0, dt_min, dt_max});
     at::Tensor y = z.defined() ? out[0] * at::silu(z) : out[0];
     if (final_out && give(final_out, out[1]))
@@ -237,7 +243,8 @@ int cq_causal_conv1d(cq_tensor x_, cq_tensor weight_, cq_tensor bias_, cq_tensor
       if (give(state_out, tail.detach().clone()))
         return 1;
     }
-    return give(y_out, ConvFunction::apply(x, weight, bias, initial, segments_of(seq_idx), silu != 0));
+    return give(y_out, ConvFunction::apply(x, weight, maybe(bias), maybe(initial), maybe(segments_of(seq_idx)),
+                                            silu != 0));
   });
 }
 
@@ -261,6 +268,6 @@ int cq_gated_rms_norm(cq_tensor x_, cq_tensor z_, cq_tensor weight_, double eps,
     TORCH_CHECK(dim % group == 0, "groups of ", group, " do not divide ", dim, " channels");
     check_shape("z", z, x.sizes(), x);
     check_shape("the weight", weight, {dim}, x);
-    return give(y_out, NormFunction::apply(x, z, weight, eps, group));
+    return give(y_out, NormFunction::apply(x, maybe(z), weight, eps, group));
   });
 }

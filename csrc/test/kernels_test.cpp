@@ -156,6 +156,48 @@ void check_rope() {
   report("rope, rope_qkv");
 }
 
+void check_attention() {
+  at::NoGradGuard no_grad;
+  for (auto type : types)
+    for (auto [B, H, K, P, S] : std::vector<std::array<int64_t, 5>>{{1, 9, 3, 64, 700}, {1, 1, 1, 64, 5000}, {3, 10, 2, 40, 130}, {2, 32, 8, 128, 65}, {1, 8, 1, 7, 3}, {4, 2, 2, 16, 1}})
+      for (bool from : {false, true}) {
+        auto q = at::randn({B, H, 1, P}).to(type) * 2, k = at::randn({B, K, S, P}).to(type), v = at::randn({B, K, S, P}).to(type);
+        auto lengths = at::randint(1, S + 1, {B}, at::kLong);
+        auto starts = from ? at::minimum(at::randint(0, S, {B}, at::kLong), lengths - 1) : at::Tensor();
+        auto got = call(1, [&](cq_tensor *o) { return cq_decode_attention(Arg{q}, Arg{k}, Arg{v}, Arg{lengths}, Arg{starts}, 0.125, o); })[0];
+        auto want = call(1, [&](cq_tensor *o) {
+          return cq_decode_attention_reference(Arg{q.to(at::kFloat)}, Arg{k.to(at::kFloat)}, Arg{v.to(at::kFloat)}, Arg{lengths}, Arg{starts}, 0.125, o);
+        })[0];
+        check("decode_attention", got, want, tolerance(type) / 2);
+
+        int64_t L = std::min<int64_t>(S, 5);
+        auto fresh = at::randn({B, L, K, P}).to(type).transpose(1, 2);
+        auto positions = at::rand({from ? B : 1, S}).argsort(int64_t(1)).narrow(1, 0, L);
+        auto a = k.clone(), b = k.clone();
+        cq_cache_write(Arg{a}, Arg{fresh}, Arg{positions});
+        cq_cache_write_reference(Arg{b}, Arg{fresh}, Arg{positions});
+        check("cache_write", a, b, 0);
+      }
+  report("decode_attention, cache_write");
+}
+
+void time_attention() {
+  at::NoGradGuard no_grad;
+  for (auto type : {at::kFloat, at::kBFloat16})
+    for (int64_t n : {50, 200, 1000, 4000}) {
+      std::vector<at::Tensor> ks, vs; // thirty layers, as a model has
+      for (int i = 0; i < 30; i++) {
+        ks.push_back(at::randn({1, 3, 4096, 64}).to(type));
+        vs.push_back(at::randn({1, 3, 4096, 64}).to(type));
+      }
+      auto q = at::randn({1, 9, 1, 64}).to(type), lengths = at::full({1}, n, at::kLong);
+      auto t = race(20, {[&] { for (int i = 0; i < 30; i++) call(1, [&](cq_tensor *o) { return cq_decode_attention(Arg{q}, Arg{ks[i]}, Arg{vs[i]}, Arg{lengths}, nullptr, 0.125, o); }); },
+                        [&] { for (int i = 0; i < 30; i++) at::scaled_dot_product_attention(q, ks[i].narrow(2, 0, n), vs[i].narrow(2, 0, n), {}, 0, false, 0.125, true); }});
+      std::printf("%-9s attention to %4ld positions %7.1f us %6.1f GB/s, sdpa %7.1f us %5.2fx\n", c10::toString(type), n, t[0] / 30 * 1e3,
+                  2. * 3 * n * 64 * c10::elementSize(type) * 30 / t[0] / 1e6, t[1] / 30 * 1e3, t[1] / t[0]);
+    }
+}
+
 struct Family {
   const char *name;
   void (*check)(), (*time)();
@@ -165,6 +207,7 @@ const Family families[] = {
     {"norm", check_norm, nullptr},
     {"swiglu", check_swiglu, nullptr},
     {"rope", check_rope, nullptr},
+    {"attention", check_attention, time_attention},
 };
 
 } // namespace
