@@ -1,0 +1,342 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"conquer/generate"
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+	"conquer/train"
+)
+
+var trainCommand = command{
+	name:    "train",
+	summary: "Tune a model on instructions, chats or text: all its weights, a LoRA adapter, or its head.",
+	example: `# all weights, on instructions; the result is a folder that transformers, vLLM and others load
+conquer train --model_path smollm2-135m --data_path examples/lighthouse/train.jsonl --output_path tuned
+# a LoRA adapter in PEFT's format, with a look at unseen data and at an answer before and after
+conquer train --model_path smollm2-135m --data_path train.jsonl --validation_path heldout.jsonl --output_path adapter \
+  --lora_rank 16 --ask "Why is the sky blue?"
+# stop it with Ctrl-C or lose the machine's power, and go on
+conquer train --model_path smollm2-135m --data_path train.jsonl --output_path tuned --checkpoint_steps 100 --resume
+# a small model from nothing, on plain text
+conquer train --architecture llama --variant micro --tokenizer tokenizer.json --data_path books --pack --output_path mine`,
+	setup: setupTrain,
+}
+
+type trainFlags struct {
+	modelFlags
+	train.Options
+	architecture, variant string
+	data, validation      []string
+	fraction              float64
+	output                string
+	report                int
+	recompute             string
+	lora                  train.LoRA
+	merge                 bool
+	ask                   []string
+}
+
+func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
+	var f trainFlags
+	o := &f.Options
+	f.modelFlags.declare(flags)
+	flags.StringVar(&f.architecture, "architecture", "", "with --variant, in place of --model_path: begin with fresh weights")
+	flags.StringVar(&f.variant, "variant", "", "the size of a fresh model, such as micro")
+	flags.StringSliceVar(&f.data, "data_path", nil, "`files` or folders to learn from: instructions (.json, .jsonl), chats (.jsonl), text; may be repeated")
+	flags.StringSliceVar(&f.validation, "validation_path", nil, "`files` or folders that are not learned from, to measure the loss on")
+	flags.Float64Var(&f.fraction, "validation_fraction", 0, "in place of --validation_path: the `part` of the data to hold out, or how many samples")
+	flags.StringVar(&f.output, "output_path", "", "`folder` for the result, metrics.jsonl and loss.png")
+
+	flags.IntVar(&o.Epochs, "epochs", 0, "passes over the data (default 3, unless --steps is given)")
+	flags.IntVar(&o.Steps, "steps", 0, "steps to take")
+	flags.IntVar(&o.BatchSize, "batch_size", 8, "samples of one forward pass, or rows with --pack")
+	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes of one step")
+	flags.IntVar(&o.SequenceLength, "sequence_length", 512, "most `tokens` of a sample, or tokens of a row with --pack")
+	flags.BoolVar(&o.Pack, "pack", false, "put several samples in a row; they do not see each other")
+
+	flags.Float64Var(&o.Rate, "learning_rate", 0, "peak `rate` (default 1e-4; 5e-4 for LoRA and --head_only)")
+	flags.StringVar(&o.Schedule, "schedule", "cosine", "how the rate falls after the warm-up: cosine, linear or constant")
+	flags.IntVar(&o.WarmupSteps, "warmup_steps", -1, "steps over which the rate rises (default: a twentieth of the run)")
+	flags.Float64Var(&o.MinRate, "min_learning_rate", 0, "what the `rate` falls to")
+	flags.Float64Var(&o.Decay, "weight_decay", 0.01, "AdamW's weight decay, of matrices only")
+	flags.Float64Var(&o.Beta1, "beta1", 0.9, "AdamW's decay of the mean gradient")
+	flags.Float64Var(&o.Beta2, "beta2", 0.999, "AdamW's decay of the mean squared gradient")
+	flags.Float64Var(&o.Clip, "clip", 1, "largest `norm` of a step's gradients; 0: any")
+	flags.Int64Var(&o.Seed, "seed", 1, "`number` that order, dropout and fresh weights begin from")
+	flags.StringVar(&f.recompute, "recompute", "none", "block: keep each block's input alone and compute the rest again, for less memory; none")
+
+	flags.IntVar(&f.lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
+	flags.Float64Var(&f.lora.Alpha, "lora_alpha", 0, "the adapter's scale times its rank (default: twice the rank)")
+	flags.Float64Var(&f.lora.Dropout, "lora_dropout", 0, "`part` of an adapter's inputs to drop")
+	flags.StringSliceVar(&f.lora.Targets, "lora_targets", []string{train.AllLinear}, "`layers` to adapt, such as q_proj,v_proj, or all-linear")
+	flags.BoolVar(&f.merge, "merge", false, "write the model with the adapter folded in, instead of the adapter")
+	flags.BoolVar(&o.HeadOnly, "head_only", false, "tune the projection to the vocabulary alone")
+
+	flags.IntVar(&f.report, "report_steps", 10, "steps between two lines of metrics")
+	flags.IntVar(&o.ValidateSteps, "validate_steps", 0, "steps between two looks at the validation set (default: a tenth of the run)")
+	flags.IntVar(&o.CheckpointSteps, "checkpoint_steps", 500, "steps between two checkpoints; 0: when the run is stopped only")
+	flags.StringVar(&o.CheckpointPath, "checkpoint_path", "", "`folder` for checkpoints (default: checkpoints in the output folder)")
+	flags.IntVar(&o.Keep, "keep", 2, "how many of the last checkpoints stay")
+	flags.BoolVar(&o.Resume, "resume", false, "go on from the last checkpoint, if there is one")
+	flags.BoolVar(&o.TensorBoard, "tensorboard", false, "write event files for TensorBoard, in tensorboard in the output folder")
+	flags.StringArrayVar(&f.ask, "ask", nil, "a `question` to answer before and after; may be repeated")
+	return func(ctx context.Context, args []string) error {
+		if len(args) > 0 {
+			return usagef("unexpected %q: data is given with --data_path", args[0])
+		}
+		if err := f.check(); err != nil {
+			return err
+		}
+		return f.run(ctx)
+	}
+}
+
+// check reports flags that contradict each other and fills in defaults that depend on others.
+func (f *trainFlags) check() error {
+	switch {
+	case (f.path == "") == (f.architecture == "" && f.variant == ""):
+		return usagef("give --model_path to tune a model, or --architecture and --variant to begin with fresh weights")
+	case f.path == "" && (f.architecture == "" || f.variant == ""):
+		return usagef("--architecture and --variant belong together")
+	case f.path == "" && f.tokenizer == "":
+		return usagef("a model with fresh weights needs --tokenizer")
+	case len(f.data) == 0:
+		return usagef("--data_path is missing: give a file such as examples/lighthouse/train.jsonl")
+	case f.output == "":
+		return usagef("--output_path is missing: give a folder for the result")
+	case len(f.validation) > 0 && f.fraction != 0:
+		return usagef("give --validation_path or --validation_fraction, not both")
+	case f.Steps != 0 && f.Epochs != 0:
+		return usagef("give --steps or --epochs, not both")
+	case f.merge && f.lora.Rank == 0:
+		return usagef("--merge goes with --lora_rank")
+	case f.report < 1:
+		return usagef("--report_steps is %d, expected 1 or more", f.report)
+	case f.dtype == "float16" || f.dtype == "fp16" || f.dtype == "half":
+		return usagef("--dtype float16: its range is too small for gradients, use bfloat16 or float32")
+	}
+	if f.Steps == 0 && f.Epochs == 0 {
+		f.Epochs = 3
+	}
+	if f.lora.Rank != 0 {
+		f.LoRA = &f.lora
+		if f.lora.Alpha == 0 {
+			f.lora.Alpha = 2 * float64(f.lora.Rank)
+		}
+	}
+	if f.Rate == 0 {
+		f.Rate = 1e-4
+		if f.LoRA != nil || f.HeadOnly {
+			f.Rate = 5e-4
+		}
+	}
+	f.Recompute = train.Recompute(f.recompute)
+	if f.CheckpointPath == "" {
+		f.CheckpointPath = filepath.Join(f.output, "checkpoints")
+	}
+	f.LogPath, f.BaseModel = f.output, f.path
+	return nil
+}
+
+func (f *trainFlags) run(ctx context.Context) error {
+	o, err := f.openModel(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		model.Free(o.model)
+		if o.checkpoint != nil {
+			o.checkpoint.Close()
+		}
+	}()
+	f.SequenceLength = min(f.SequenceLength, o.model.MaxLength())
+	data, validation, err := f.load(o.tokenizer)
+	if err != nil {
+		return err
+	}
+	f.Tokenizer = o.tokenizer
+	t, err := train.New(o.model, data, validation, f.Options)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	o.model = t.Model()
+	fmt.Printf("tuning %s of %s weights for %d steps\n", thousands(t.Trained()), thousands(model.Parameters(o.model)), t.Steps())
+	if f.Resume {
+		if t.Done() > 0 {
+			fmt.Printf("resuming after step %d\n", t.Done())
+		} else {
+			fmt.Println("there is no checkpoint yet: beginning with step 1")
+		}
+	}
+	if err := f.answer(ctx, o, "before"); err != nil {
+		return err
+	}
+	console := train.NewConsole(os.Stderr, f.report, t.Done(), t.Steps())
+	t.Listen(console)
+	err = t.Run(ctx)
+	console.Close()
+	if err != nil {
+		return err
+	}
+	if err := f.answer(ctx, o, "after"); err != nil {
+		return err
+	}
+	return f.finish(t)
+}
+
+// openModel opens the model to tune, or makes one with fresh weights.
+func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
+	if f.path != "" {
+		o, err := f.open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case o.tokenizer == nil:
+			err = fmt.Errorf("%s has no tokenizer: give one with --tokenizer", o.path)
+		case model.DType(o.model) == torch.Float16:
+			err = fmt.Errorf("%s is stored as float16, whose range is too small for gradients: give --dtype bfloat16 or float32", o.path)
+		}
+		if err != nil {
+			o.Close()
+			return nil, err
+		}
+		f.GenerationConfig = o.checkpoint.GenerationConfigJSON()
+		return o, nil
+	}
+	return f.freshModel()
+}
+
+// freshModel makes a model of --architecture and --variant with fresh weights.
+func (f *trainFlags) freshModel() (*opened, error) {
+	config, err := model.Variant(f.architecture, f.variant)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	dtype := torch.Float32
+	if given, err := parseDType(f.dtype); err != nil {
+		return nil, err
+	} else if given != nil {
+		dtype = *given
+	}
+	device, err := parseDevice(f.device)
+	if err != nil {
+		return nil, err
+	}
+	if f.threads > 0 {
+		torch.SetThreads(f.threads)
+	}
+	o := &opened{path: f.variant}
+	if o.tokenizer, err = text.Open(f.tokenizer); err != nil {
+		return nil, err
+	}
+	if o.model, err = model.New(config); err != nil {
+		return nil, err
+	}
+	if o.model.Head().Shape[0] < o.tokenizer.VocabSize() {
+		return nil, checkVocabulary(o)
+	}
+	return o, torch.Run(func() error {
+		torch.ManualSeed(f.Seed)
+		model.Initialize(o.model, dtype, device)
+		return nil
+	})
+}
+
+// load reads and encodes the data sets.
+func (f *trainFlags) load(tok *text.Tokenizer) (data, validation *text.Dataset, err error) {
+	if data, err = f.loadAll(f.data, "data", tok); err != nil {
+		return nil, nil, err
+	}
+	if len(f.validation) > 0 {
+		validation, err = f.loadAll(f.validation, "validation", tok)
+	} else if f.fraction != 0 {
+		if !(f.fraction > 0) {
+			return nil, nil, usagef("--validation_fraction is %g, expected more than 0", f.fraction)
+		}
+		data, validation, err = data.Split(f.fraction, uint64(f.Seed))
+	}
+	return data, validation, err
+}
+
+func (f *trainFlags) loadAll(paths []string, what string, tok *text.Tokenizer) (*text.Dataset, error) {
+	all := &text.Dataset{}
+	for _, path := range paths {
+		d, err := text.LoadDataset(path, tok, text.DatasetOptions{MaxLength: f.SequenceLength})
+		if err != nil {
+			return nil, err
+		}
+		all.Samples = append(all.Samples, d.Samples...)
+		fmt.Printf("%s %s: %s\n", what, path, d.Report)
+	}
+	return all, nil
+}
+
+// answer lets the model answer the questions of --ask.
+func (f *trainFlags) answer(ctx context.Context, o *opened, when string) error {
+	for _, question := range f.ask {
+		prompt, special, err := o.tokenizer.InstructionPrompt(question, "")
+		if err != nil {
+			return err
+		}
+		ids := o.tokenizer.Encode(prompt, special)
+		results, _, err := generate.Generate(ctx, o.model, o.tokenizer, [][]int32{ids}, generate.Options{MaxNewTokens: 80}, nil)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("\n%s tuning: %s\n  %s\n", when, question, strings.ReplaceAll(strings.TrimSpace(results[0].Text), "\n", "\n  "))
+	}
+	if len(f.ask) > 0 {
+		fmt.Println()
+	}
+	return nil
+}
+
+// finish writes the result and says where it is and what to do with it.
+func (f *trainFlags) finish(t *train.Trainer) error {
+	export := t.Export
+	if f.merge {
+		export = t.ExportMerged
+	}
+	if err := export(f.output); err != nil {
+		return err
+	}
+	picture := filepath.Join(f.output, "loss.png")
+	if err := train.PlotLoss(filepath.Join(f.output, train.MetricsFile), picture); err != nil {
+		return err
+	}
+	fmt.Printf("peak memory %.2f GB\nwrote %s (losses in %s)\ntry:\n", float64(t.PeakMemory())/1e9, f.output, picture)
+	question := "Why is the sky blue?"
+	if len(f.ask) > 0 {
+		question = f.ask[0]
+	}
+	if f.LoRA != nil && !f.merge {
+		fmt.Printf("  conquer generate --model_path %s --adapter_path %s --chat --prompt %q\n", f.path, f.output, question)
+		return nil
+	}
+	fmt.Printf("  conquer generate --model_path %s --chat --prompt %q\n", f.output, question)
+	return nil
+}
+
+// thousands writes a count for people: 134.5M.
+func thousands(n int) string {
+	switch {
+	case n >= 1e9:
+		return fmt.Sprintf("%.2fB", float64(n)/1e9)
+	case n >= 1e6:
+		return fmt.Sprintf("%.1fM", float64(n)/1e6)
+	case n >= 1e3:
+		return fmt.Sprintf("%.1fk", float64(n)/1e3)
+	}
+	return fmt.Sprint(n)
+}

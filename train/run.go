@@ -1,0 +1,162 @@
+package train
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"conquer/text"
+	"conquer/torch"
+	"conquer/torch/optim"
+)
+
+// mostSkipped is how many steps in a row may have gradients that are no finite numbers.
+const mostSkipped = 10
+
+// Run takes the steps that are left. When ctx is cancelled it finishes the step that it is in, writes a checkpoint and
+// returns ctx's error.
+func (t *Trainer) Run(ctx context.Context) error {
+	return torch.Run(func() error {
+		for {
+			// A look that a stop cut short is taken by the run that resumes, so it comes before anything else.
+			if t.valid != nil && t.validated < t.step && t.looksAt(t.step) && ctx.Err() == nil {
+				if err := t.look(ctx); err != nil && ctx.Err() == nil {
+					return err
+				}
+			}
+			if ctx.Err() != nil {
+				return t.stop(ctx)
+			}
+			if t.step > 0 && t.options.CheckpointSteps > 0 && t.step%t.options.CheckpointSteps == 0 && t.step < t.options.Steps {
+				if err := t.Save(); err != nil {
+					return err
+				}
+			}
+			if t.step >= t.options.Steps {
+				return nil
+			}
+			if err := t.next(); err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// looksAt reports whether the validation set is looked at after a step.
+func (t *Trainer) looksAt(step int) bool {
+	return step%t.options.ValidateSteps == 0 || step == t.options.Steps
+}
+
+func (t *Trainer) stop(ctx context.Context) error {
+	if t.options.CheckpointPath == "" {
+		t.notice(fmt.Sprintf("stopped after step %d of %d", t.step, t.options.Steps))
+		return ctx.Err()
+	}
+	if err := t.Save(); err != nil {
+		return err
+	}
+	t.notice(fmt.Sprintf("stopped after step %d of %d; the same command with --resume goes on from there", t.step, t.options.Steps))
+	return ctx.Err()
+}
+
+// next takes one step: Accumulate forward and backward passes, then the optimizer's.
+func (t *Trainer) next() (err error) {
+	begin := time.Now()
+	step := Step{Step: t.step + 1, Rate: t.schedule.Rate(t.step)}
+	torch.Scoped(func() {
+		// The divisor is the number of labels of all passes, so that accumulation gives what one large batch would.
+		list, divisor := make([]text.Batch, t.options.Accumulate), 0
+		for i := range list {
+			list[i] = t.batches.Next()
+			divisor += targets(list[i])
+			step.Tokens += list[i].Tokens
+		}
+		step.Epoch = t.epoch()
+		for _, b := range list {
+			if targets(b) > 0 {
+				torch.Scoped(func() {
+					step.Loss += t.net.gradients(newMicroBatch(b, t.params[0].Device()), float64(divisor))
+				})
+			}
+		}
+		step.Norm = optim.Clip(t.adam.Gradients(), t.options.Clip)
+		step.Skipped = !optim.Finite(step.Norm) || !optim.Finite(step.Loss)
+	})
+	if !step.Skipped {
+		t.adam.Step(step.Rate)
+		t.skipped = 0
+	} else if t.skipped++; t.skipped >= mostSkipped {
+		return fmt.Errorf("step %d: loss %v and gradient norm %v, no finite numbers for %d steps in a row: lower the learning rate, or use bfloat16 rather than float16",
+			step.Step, step.Loss, step.Norm, t.skipped)
+	}
+	t.adam.ClearGradients()
+	t.step++
+	t.params[0].Device().Synchronize()
+	step.Seconds = time.Since(begin).Seconds()
+	step.Memory, _ = memory(t.params[0].Device())
+	return t.tell(func(l Listener) error { return l.Step(step) })
+}
+
+// epoch is how often the data was passed over.
+func (t *Trainer) epoch() float64 {
+	at := t.batches.State()
+	return float64(at.Epoch) + float64(at.Index)/float64(t.batches.Batches(at.Epoch)*t.options.BatchSize)
+}
+
+// Evaluate is the mean loss, in nats, over every label of a data set.
+func (t *Trainer) Evaluate(ctx context.Context, data *text.Dataset) (loss float64, err error) {
+	err = torch.Run(func() (err error) {
+		loss, err = t.evaluate(ctx, data)
+		return err
+	})
+	return loss, err
+}
+
+func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) (float64, error) {
+	batches, err := text.NewBatcher(data, text.BatchOptions{Rows: t.options.BatchSize, Length: t.options.SequenceLength, InOrder: true})
+	if err != nil {
+		return 0, err
+	}
+	sum, labels := 0.0, 0
+	for {
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+		b := batches.Next()
+		if n := targets(b); n > 0 {
+			torch.Scoped(func() { sum += t.net.evaluate(newMicroBatch(b, t.params[0].Device())) })
+			labels += n
+		}
+		if b.Last {
+			break
+		}
+	}
+	return sum / float64(max(1, labels)), nil
+}
+
+// look measures the validation loss.
+func (t *Trainer) look(ctx context.Context) error {
+	begin := time.Now()
+	loss, err := t.evaluate(ctx, t.valid)
+	if err != nil {
+		return err
+	}
+	t.validated = t.step
+	v := Validation{Step: t.step, Loss: loss, Seconds: time.Since(begin).Seconds()}
+	return t.tell(func(l Listener) error { return l.Validation(v) })
+}
+
+func (t *Trainer) tell(what func(Listener) error) error {
+	for _, l := range t.listeners {
+		if err := what(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *Trainer) notice(message string) {
+	for _, l := range t.listeners {
+		l.Notice(message)
+	}
+}

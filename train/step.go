@@ -1,0 +1,189 @@
+package train
+
+import (
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+)
+
+// microBatch is a batch as tensors, cut to what its rows use.
+type microBatch struct {
+	seq model.Sequence
+	// Of the B·L positions, those that predict a counted label, and these labels (int64 [N]). The head works on them alone.
+	rows, labels torch.Tensor
+	targets      int // N
+}
+
+// newMicroBatch makes the tensors of b on device. Labels are as Hugging Face has them, at the token they are: the position
+// before predicts them.
+func newMicroBatch(b text.Batch, device torch.Device) microBatch {
+	used, packed := 0, false
+	for i, segment := range b.Segments {
+		if segment > 0 {
+			used = max(used, i%b.Length+1)
+		}
+		packed = packed || segment > 1
+	}
+	used = max(used, 1)
+	cut := func(values []int32) torch.Tensor {
+		list := make([]int64, 0, b.Rows*used)
+		for r := range b.Rows {
+			for _, v := range values[r*b.Length : r*b.Length+used] {
+				list = append(list, int64(v))
+			}
+		}
+		return torch.From(list, b.Rows, used).ToDevice(device)
+	}
+	var rows, labels []int64
+	for r := range b.Rows {
+		for i := 1; i < used; i++ {
+			if label := b.Labels[r*b.Length+i]; label != text.IgnoreLabel {
+				rows, labels = append(rows, int64(r*used+i-1)), append(labels, int64(label))
+			}
+		}
+	}
+	mb := microBatch{seq: model.Sequence{IDs: cut(b.IDs)}, targets: len(rows)}
+	mb.rows, mb.labels = torch.From(rows, len(rows)).ToDevice(device), torch.From(labels, len(labels)).ToDevice(device)
+	if packed {
+		// A row with one sample needs neither: padding comes last, where no token looks.
+		mb.seq.Positions, mb.seq.Limit, mb.seq.Segments = cut(b.Positions), used, cut(b.Segments)
+	}
+	return mb
+}
+
+// targets counts the labels of b that bear loss.
+func targets(b text.Batch) int {
+	n := 0
+	for i, label := range b.Labels {
+		if i%b.Length > 0 && label != text.IgnoreLabel {
+			n++
+		}
+	}
+	return n
+}
+
+// network is a model divided where gradients are cut: the embedding, the blocks, the head.
+type network struct {
+	model  model.Model
+	blocks []model.Block
+	// lowest is the first part with weights to train: -1 the embedding, i block i, len(blocks) the head. What lies below
+	// runs without gradients.
+	lowest    int
+	recompute Recompute
+	dropout   bool // whether a forward pass draws random numbers
+}
+
+// gradients runs one micro-batch forward and back, adds to the gradient of every trained weight, and returns the summed
+// negative log-likelihood of its labels divided by divisor.
+//
+// The pass is cut between the blocks. The input of each is a leaf that shares its values with the output of the one below;
+// once the block's own backward pass is done, the leaf's gradient is what the block below starts from. So one block's graph
+// is all that exists during its backward pass when blocks are recomputed, and whatever must happen before a block is used or
+// after its gradients are complete has its place in this function.
+func (n *network) gradients(mb microBatch, divisor float64) float64 {
+	count, device := len(n.blocks), mb.seq.IDs.Device()
+	inputs, outputs := make([]torch.Tensor, count+1), make([]torch.Tensor, count+1)
+	generator := make([]torch.Tensor, count+1)
+	var seed torch.Tensor
+	defer func() { // an operation may panic half way
+		seed.Free()
+		for i := range inputs {
+			inputs[i].Free()
+			outputs[i].Free()
+			generator[i].Free()
+		}
+	}()
+	var pass *model.Pass
+	torch.NoGrad(func() { pass = n.model.Begin(mb.seq) })
+	forward := func(i int, grad bool) torch.Tensor {
+		return owned(grad, func() torch.Tensor { return n.blocks[i].Forward(inputs[i], pass, nil) })
+	}
+
+	// Forward. outputs[i] is what the embedding (0) or block i-1 gives, inputs[i] the leaf that block i, or the head, takes.
+	outputs[0] = owned(n.lowest < 0, func() torch.Tensor { return n.model.Embed(mb.seq.IDs) })
+	for i := range n.blocks {
+		inputs[i] = leaf(outputs[i], n.lowest < i)
+		again := n.recompute == RecomputeBlock && n.lowest <= i
+		if again && n.dropout {
+			generator[i] = owned(false, func() torch.Tensor { return torch.RNGState(device) })
+		}
+		outputs[i+1] = forward(i, n.lowest <= i && !again)
+	}
+
+	// The head, on the rows that predict something.
+	inputs[count] = leaf(outputs[count], n.lowest < count)
+	loss := 0.0
+	torch.WithGrad(func() {
+		torch.Scoped(func() {
+			total := n.nll(inputs[count], mb, divisor)
+			loss = float64(torch.Item[float32](total.Detach()))
+			total.Backward()
+		})
+	})
+
+	// Backward.
+	if n.recompute == RecomputeBlock && n.dropout {
+		generator[count] = owned(false, func() torch.Tensor { return torch.RNGState(device) })
+	}
+	for i := count - 1; i >= n.lowest && i >= 0; i-- {
+		seed.Free()
+		seed = inputs[i+1].Grad().Own()
+		inputs[i+1].Free()
+		if n.recompute == RecomputeBlock {
+			outputs[i+1].Free()
+			if generator[i].Defined() {
+				torch.SetRNGState(device, generator[i])
+			}
+			outputs[i+1] = forward(i, true)
+		}
+		torch.Backward([]torch.Tensor{outputs[i+1]}, []torch.Tensor{seed})
+		outputs[i+1].Free()
+	}
+	if n.lowest < 0 {
+		torch.Backward([]torch.Tensor{outputs[0]}, []torch.Tensor{inputs[0].Grad()})
+	}
+	if generator[count].Defined() {
+		torch.SetRNGState(device, generator[count])
+	}
+	return loss
+}
+
+// nll is the summed negative log-likelihood, divided by divisor, of a micro-batch's labels under hidden states [B,L,D].
+func (n *network) nll(hidden torch.Tensor, mb microBatch, divisor float64) torch.Tensor {
+	picked := hidden.View(-1, hidden.Size(-1)).IndexSelect(0, mb.rows).Unsqueeze(0)
+	return torch.HeadCrossEntropy(n.model.Norm(picked).Squeeze(0), n.model.Head().Tensor, mb.labels, divisor)
+}
+
+// evaluate returns the summed negative log-likelihood of a micro-batch's labels.
+func (n *network) evaluate(mb microBatch) (sum float64) {
+	torch.NoGrad(func() {
+		torch.Scoped(func() {
+			pass := n.model.Begin(mb.seq)
+			x := owned(false, func() torch.Tensor { return n.model.Embed(mb.seq.IDs) })
+			defer func() { x.Free() }()
+			for _, block := range n.blocks {
+				next := owned(false, func() torch.Tensor { return block.Forward(x, pass, nil) })
+				x.Free()
+				x = next
+			}
+			sum = float64(torch.Item[float32](n.nll(x, mb, 1)))
+		})
+	})
+	return sum
+}
+
+// leaf is x's values as a tensor that a backward pass ends at, with a gradient of its own if grad.
+func leaf(x torch.Tensor, grad bool) torch.Tensor {
+	return owned(false, func() torch.Tensor { return x.Detach().RequireGrad(grad) })
+}
+
+// owned is f's result, computed with or without recording gradients, that lives until it is freed; all else that f made is
+// freed, but for what a backward pass needs.
+func owned(grad bool, f func() torch.Tensor) (result torch.Tensor) {
+	mode := torch.NoGrad
+	if grad {
+		mode = torch.WithGrad
+	}
+	mode(func() { torch.Scoped(func() { result = f().Own() }) })
+	return result
+}

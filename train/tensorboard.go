@@ -1,0 +1,86 @@
+package train
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// events writes a TensorBoard event file: TFRecord frames, each holding a protobuf Event
+// (https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto). The few fields used are
+// written by number.
+type events struct{ file *os.File }
+
+// openEvents begins a new file in dir. TensorBoard reads a folder's files as one run and, at the start of one that says it
+// goes on after `done` steps, forgets what it was told about later ones.
+func openEvents(dir string, done int) (*events, error) {
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return nil, err
+	}
+	host, _ := os.Hostname()
+	now := time.Now()
+	name := fmt.Sprintf("events.out.tfevents.%d.%s.%d.%d", now.Unix(), host, os.Getpid(), now.Nanosecond())
+	f, err := os.Create(filepath.Join(dir, name))
+	if err != nil {
+		return nil, err
+	}
+	e := &events{f}
+	if err = e.record(0, appendBytes(nil, 3, []byte("brain.Event:2"))); err == nil && done > 0 {
+		start := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 1) // SessionLog.status = START
+		err = e.record(done+1, appendBytes(nil, 7, start))
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *events) close() { e.file.Close() }
+
+// scalars writes values of one step.
+func (e *events) scalars(step int, values map[string]float64) error {
+	var summary []byte
+	for _, tag := range slices.Sorted(maps.Keys(values)) {
+		value := appendBytes(nil, 1, []byte(tag))
+		value = protowire.AppendFixed32(protowire.AppendTag(value, 2, protowire.Fixed32Type), math.Float32bits(float32(values[tag])))
+		summary = appendBytes(summary, 1, value)
+	}
+	return e.record(step, appendBytes(nil, 5, summary))
+}
+
+func appendBytes(b []byte, field protowire.Number, content []byte) []byte {
+	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), content)
+}
+
+// record writes an Event of the given content in a frame: length, its checksum, the event, its checksum.
+func (e *events) record(step int, content []byte) error {
+	seconds := float64(time.Now().UnixNano()) / 1e9
+	event := protowire.AppendFixed64(protowire.AppendTag(nil, 1, protowire.Fixed64Type), math.Float64bits(seconds))
+	event = protowire.AppendVarint(protowire.AppendTag(event, 2, protowire.VarintType), uint64(step))
+	event = append(event, content...)
+	frame := binary.LittleEndian.AppendUint64(nil, uint64(len(event)))
+	frame = binary.LittleEndian.AppendUint32(frame, masked(frame))
+	frame = append(frame, event...)
+	frame = binary.LittleEndian.AppendUint32(frame, masked(event))
+	if _, err := e.file.Write(frame); err != nil {
+		return fmt.Errorf("writing TensorBoard's events: %w", err)
+	}
+	return nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// masked is TFRecord's checksum, a CRC-32C turned and shifted so that it may itself lie in checked data.
+func masked(data []byte) uint32 {
+	sum := crc32.Checksum(data, castagnoli)
+	return (sum>>15 | sum<<17) + 0xa282ead8
+}

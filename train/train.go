@@ -1,0 +1,362 @@
+// Package train fine-tunes a causal language model: all of its weights, low-rank additions to them (LoRA), or its head.
+//
+//	t, err := train.New(m, data, validation, train.Options{Steps: 100, BatchSize: 4, SequenceLength: 512, Rate: 1e-4})
+//	if err != nil { … }
+//	defer t.Close()
+//	if err := t.Run(ctx); err != nil { … }
+//	err = t.Export("tuned")
+//
+// A step is visible in one function, network.gradients: the model runs block by block, with gradients cut in between.
+//
+// A run with a checkpoint path writes its whole state there every so many steps and when it is stopped. A later run with
+// the same options and Resume goes on from the last one; on the CPU with equally many threads its losses are, bit for bit,
+// those that the first run would have gone on to.
+package train
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+	"conquer/torch/nn"
+	"conquer/torch/optim"
+)
+
+// Recompute says what a forward pass keeps for the backward pass.
+type Recompute string
+
+const (
+	RecomputeNone  Recompute = "none"  // every intermediate result
+	RecomputeBlock Recompute = "block" // each block's input; the block runs again when its gradients are due
+)
+
+// Options say how a model is tuned. Those with a JSON name are what a resumed run must have in common with the first.
+type Options struct {
+	// Steps is how many steps the run has; 0 for as many as Epochs passes over the data take.
+	Steps  int `json:"steps,omitempty"`
+	Epochs int `json:"-"`
+
+	BatchSize      int  `json:"batch_size"`      // rows of a forward pass
+	SequenceLength int  `json:"sequence_length"` // tokens of a row at the most
+	Accumulate     int  `json:"accumulate"`      // forward passes of a step; 0 means 1
+	Pack           bool `json:"pack"`            // several samples a row, which do not see each other
+
+	Schedule    string  `json:"schedule"` // optim.Constant, optim.Linear or optim.Cosine, which "" means
+	Rate        float64 `json:"learning_rate"`
+	MinRate     float64 `json:"min_learning_rate"`
+	WarmupSteps int     `json:"warmup_steps"` // -1 for a twentieth of the run
+	Beta1       float64 `json:"beta1"`        // 0 means 0.9
+	Beta2       float64 `json:"beta2"`        // 0 means 0.999
+	Decay       float64 `json:"weight_decay"`
+	Clip        float64 `json:"clip"` // the largest norm of a step's gradients; 0 for any
+
+	LoRA      *LoRA     `json:"lora,omitempty"`
+	HeadOnly  bool      `json:"head_only"`
+	Seed      int64     `json:"seed"`
+	Recompute Recompute `json:"-"` // "" means RecomputeNone
+
+	// ValidateSteps is how many steps lie between two looks at the validation set; 0 for a tenth of the run. The first look
+	// is before the first step, the last after the last.
+	ValidateSteps int `json:"-"`
+
+	// CheckpointPath is the folder for checkpoints; without one none are written.
+	CheckpointPath  string `json:"-"`
+	CheckpointSteps int    `json:"-"` // 0: when the run is stopped only
+	Keep            int    `json:"-"` // how many of the last ones stay; 0 means 2
+	Resume          bool   `json:"-"` // go on from the last checkpoint, if there is one
+
+	// LogPath is the folder for metrics.jsonl and, where TensorBoard is set, event files; without one none are written.
+	LogPath     string `json:"-"`
+	TensorBoard bool   `json:"-"`
+
+	// Tokenizer, when not nil, is written beside the weights.
+	Tokenizer *text.Tokenizer `json:"-"`
+	// BaseModel is the name or path of the model that an adapter belongs to.
+	BaseModel string `json:"-"`
+	// GenerationConfig is the text of the model's generation_config.json, to be written beside the weights; nil for none.
+	GenerationConfig []byte `json:"-"`
+}
+
+// Listener hears how a run goes. A run ends with the first error that it is given back.
+type Listener interface {
+	Step(Step) error
+	Validation(Validation) error
+	Notice(message string)
+}
+
+// Trainer is one run of tuning. It serves one goroutine.
+type Trainer struct {
+	options   Options
+	net       network
+	batches   *text.Batcher
+	valid     *text.Dataset
+	params    []optim.Param
+	adam      *optim.AdamW
+	schedule  optim.Schedule
+	listeners []Listener
+	log       *logFiles
+	lock      *folderLock
+
+	step      int // steps done
+	validated int // the last step after which the validation set was looked at, -1 for none
+	saved     int // the step of the last checkpoint, -1 for none
+	skipped   int // steps skipped in a row
+	print     fingerprint
+	started   time.Time
+}
+
+// New prepares a run that tunes m, a model with weights, on data. validation may be nil. The Trainer changes m, and for
+// HeadOnly with a head that is tied to the embedding moves its weights into a model in which it is not. Model is the one to
+// use and to free in either case.
+func New(m model.Model, data, validation *text.Dataset, o Options) (*Trainer, error) {
+	var t *Trainer
+	err := torch.Run(func() (err error) {
+		t, err = newTrainer(m, data, validation, o)
+		return err
+	})
+	return t, err
+}
+
+func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (t *Trainer, err error) {
+	if o, err = o.complete(m); err != nil {
+		return nil, err
+	}
+	if err := checkVocabulary(m, data, validation); err != nil {
+		return nil, err
+	}
+	pad := int32(0)
+	if o.Tokenizer != nil {
+		if id, ok := o.Tokenizer.Pad(); ok {
+			pad = id
+		}
+	}
+	batches, err := text.NewBatcher(data, text.BatchOptions{
+		Rows: o.BatchSize, Length: o.SequenceLength, Pack: o.Pack, Pad: pad, Seed: uint64(o.Seed),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if o.Steps == 0 {
+		total := 0
+		for epoch := range o.Epochs {
+			total += batches.Batches(epoch)
+		}
+		o.Steps = (total + o.Accumulate - 1) / o.Accumulate
+	}
+	if o.WarmupSteps < 0 {
+		o.WarmupSteps = o.Steps / 20
+	}
+	if o.ValidateSteps == 0 {
+		o.ValidateSteps = max(1, o.Steps/10)
+	}
+	t = &Trainer{options: o, batches: batches, valid: validation, validated: -1, saved: -1, started: time.Now()}
+	t.schedule = optim.Schedule{Kind: o.Schedule, Peak: o.Rate, Min: o.MinRate, Warmup: o.WarmupSteps, Steps: o.Steps}
+	if err := t.schedule.Check(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			t.Close()
+		}
+	}()
+	if t.lock, err = lockFolder(o.CheckpointPath); err != nil {
+		return nil, err
+	}
+	torch.ManualSeed(o.Seed)
+	if err := t.prepare(m, data, validation); err != nil {
+		return nil, err
+	}
+	if err := t.resume(); err != nil {
+		return nil, err
+	}
+	if o.LogPath != "" {
+		if t.log, err = openLog(o.LogPath, o.TensorBoard, t.step); err != nil {
+			return nil, err
+		}
+		t.listeners = append(t.listeners, t.log)
+	}
+	return t, nil
+}
+
+// complete fills the defaults in and reports the first option that makes no sense.
+func (o Options) complete(m model.Model) (Options, error) {
+	otherwise(&o.Accumulate, 1)
+	otherwise(&o.Schedule, optim.Cosine)
+	otherwise(&o.Beta1, 0.9)
+	otherwise(&o.Beta2, 0.999)
+	otherwise(&o.Recompute, RecomputeNone)
+	otherwise(&o.Keep, 2)
+	switch {
+	case o.Steps < 0 || o.Epochs < 0 || (o.Steps == 0) == (o.Epochs == 0):
+		return o, fmt.Errorf("%d steps and %d epochs: give one of the two", o.Steps, o.Epochs)
+	case o.BatchSize < 1 || o.Accumulate < 1:
+		return o, fmt.Errorf("batch size %d, accumulated %d times: both must be at least 1", o.BatchSize, o.Accumulate)
+	case o.SequenceLength > m.MaxLength():
+		return o, fmt.Errorf("sequence length %d is beyond the model's %d", o.SequenceLength, m.MaxLength())
+	case !(o.Beta1 >= 0 && o.Beta1 < 1) || !(o.Beta2 >= 0 && o.Beta2 < 1):
+		return o, fmt.Errorf("betas %g and %g: they must be at least 0 and below 1", o.Beta1, o.Beta2)
+	case !(o.Decay >= 0) || !(o.Clip >= 0) || math.IsInf(o.Decay, 0):
+		return o, fmt.Errorf("weight decay %g and clipping at %g: neither can be negative", o.Decay, o.Clip)
+	case o.Recompute != RecomputeNone && o.Recompute != RecomputeBlock:
+		return o, fmt.Errorf("unknown recompute %q: choose %s or %s", o.Recompute, RecomputeNone, RecomputeBlock)
+	case o.LoRA != nil && o.HeadOnly:
+		return o, fmt.Errorf("LoRA tunes the blocks and head_only the head: choose one")
+	case o.ValidateSteps < 0 || o.CheckpointSteps < 0 || o.Keep < 1:
+		return o, fmt.Errorf("steps between validations and checkpoints cannot be negative, and at least 1 checkpoint is kept")
+	}
+	return o, nil
+}
+
+func otherwise[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// checkVocabulary reports a token that the model has no embedding for.
+func checkVocabulary(m model.Model, sets ...*text.Dataset) error {
+	for _, set := range sets {
+		if set == nil {
+			continue
+		}
+		for i, s := range set.Samples {
+			for _, id := range s.IDs {
+				if id < 0 || int(id) >= m.Head().Shape[0] {
+					return fmt.Errorf("sample %d holds token %d, the model's vocabulary has %d: the tokenizer is not this model's",
+						i+1, id, m.Head().Shape[0])
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// prepare decides which weights are trained and where the backward pass ends.
+func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err error) {
+	o := t.options
+	if o.HeadOnly {
+		if m, err = untie(m); err != nil {
+			return err
+		}
+	}
+	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute}
+	t.print = fingerprintOf(m, data, validation, o)
+	names := map[*nn.Param][]string{}
+	nn.Walk(m, func(p nn.Piece) { names[p.Param] = append(names[p.Param], p.Name) })
+	for _, p := range nn.Params(m) {
+		p.RequireGrad(false)
+	}
+	train := func(name string, p *nn.Param) {
+		// Memory of its own: a view of a mapped file is not aligned, which changes the last bits of products.
+		torch.NoGrad(func() {
+			torch.Scoped(func() {
+				own := p.Detach().Clone().Own()
+				p.Tensor.Free()
+				p.Tensor = own
+			})
+		})
+		p.RequireGrad(true)
+		t.params = append(t.params, optim.Param{Name: name, Tensor: p.Tensor})
+	}
+	switch {
+	case o.LoRA != nil:
+		if err := AddAdapters(m, *o.LoRA); err != nil {
+			return err
+		}
+		t.net.lowest, t.net.dropout = lowestAdapted(t.net.blocks), o.LoRA.Dropout > 0
+		for _, a := range adapters(m) {
+			train(a.Name+".lora_A", a.A)
+			train(a.Name+".lora_B", a.B)
+		}
+	case o.HeadOnly:
+		t.net.lowest = len(t.net.blocks)
+		train("lm_head", m.Head())
+	default:
+		for _, p := range nn.Params(m) {
+			train(strings.Join(names[p], "+"), p)
+		}
+	}
+	t.adam = optim.NewAdamW(t.params, optim.AdamWOptions{Beta1: o.Beta1, Beta2: o.Beta2, Decay: o.Decay})
+	return nil
+}
+
+// lowestAdapted is the first block with an adapter.
+func lowestAdapted(blocks []model.Block) int {
+	for i, block := range blocks {
+		adapted := false
+		nn.Linears(block, func(_ []string, l *nn.Linear) { adapted = adapted || len(l.LoRA) > 0 })
+		if adapted {
+			return i
+		}
+	}
+	return len(blocks)
+}
+
+// untie gives a model whose head shares the embedding's weights a head of its own: tuning the head alone must leave the
+// embedding as it is. The result takes m's weights over.
+func untie(m model.Model) (model.Model, error) {
+	byName := map[string]*nn.Param{}
+	tied := false
+	nn.Walk(m, func(p nn.Piece) {
+		byName[p.Name] = p.Param
+		tied = tied || p.Param == m.Head() && p.Name != "lm_head.weight"
+	})
+	if !tied {
+		return m, nil
+	}
+	config := m.Config().Clone()
+	config["tie_word_embeddings"] = false
+	apart, err := model.New(config)
+	if err != nil {
+		return nil, err
+	}
+	nn.Walk(apart, func(p nn.Piece) {
+		if from := byName[p.Name]; from != nil {
+			p.Param.Tensor = from.Tensor
+			return
+		}
+		torch.Scoped(func() { p.Param.Tensor = m.Head().Detach().Clone().Own() })
+	})
+	for _, p := range nn.Params(m) {
+		p.Tensor = torch.Tensor{}
+	}
+	return apart, nil
+}
+
+// Listen makes l hear how the run goes.
+func (t *Trainer) Listen(l Listener) { t.listeners = append(t.listeners, l) }
+
+// Model is the model being tuned.
+func (t *Trainer) Model() model.Model { return t.net.model }
+
+// Steps is how many steps the run has in all; Done is how many of them are done.
+func (t *Trainer) Steps() int { return t.options.Steps }
+
+// Done is how many steps are done, those of the runs that this one resumed included.
+func (t *Trainer) Done() int { return t.step }
+
+// Trained counts the weights that are tuned.
+func (t *Trainer) Trained() int {
+	n := 0
+	for _, p := range t.params {
+		n += p.Numel()
+	}
+	return n
+}
+
+// Close frees what the run needed, not the model.
+func (t *Trainer) Close() {
+	if t.adam != nil {
+		t.adam.ClearGradients()
+		t.adam.Free()
+	}
+	if t.log != nil {
+		t.log.close()
+	}
+	t.lock.release()
+}
