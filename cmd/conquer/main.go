@@ -121,7 +121,9 @@ func overview(w io.Writer) {
 		"conquer help train")+"\n")
 }
 
-func indent(text string) string { return "  " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ") }
+func indent(text string) string {
+	return "  " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ")
+}
 
 // suggestion names the command that a typo probably meant.
 func suggestion(typo string) string {
