@@ -84,13 +84,11 @@ func Open(path string) (*Tokenizer, error) {
 
 // parseFile reads a tokenizer.json or tokenizer.model.
 func parseFile(data []byte, about *folderInfo) (*Tokenizer, error) {
-	spec, generated, err := (*fileSpec)(nil), false, error(nil)
-	if looksLikeJSON(data) {
-		spec, err = parseSpec(data)
-	} else {
-		spec, err = about.specFromSentencePiece(data)
-		generated = true
+	read, isJSON := about.specFromSentencePiece, looksLikeJSON(data)
+	if isJSON {
+		read = parseSpec
 	}
+	spec, err := read(data)
 	if err != nil {
 		return nil, err
 	}
@@ -98,8 +96,8 @@ func parseFile(data []byte, about *folderInfo) (*Tokenizer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if generated {
-		t.source.spec = spec
+	if !isJSON {
+		t.source.spec = spec // there is no tokenizer.json to copy
 	}
 	about.apply(t)
 	return t, nil

@@ -283,7 +283,7 @@ def from_sentencepiece(path):
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
     )
     tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tok.add_special_tokens([AddedToken(p.piece, special=True, normalized=False) for p in proto.pieces if p.type in (2, 3)])
+    tok.add_tokens([AddedToken(p.piece, special=p.type != 4, normalized=False) for p in proto.pieces if p.type in (2, 3, 4)])
     return tok
 
 
