@@ -98,6 +98,11 @@ func float32s(b []byte) []float32 {
 	return unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/4)
 }
 
+// uint16s views bytes that lie on a multiple of 2.
+func uint16s(b []byte) []uint16 {
+	return unsafe.Slice((*uint16)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/2)
+}
+
 // half reads a float16, keeping every bit of a NaN.
 func half(b []byte) float32 {
 	h := uint32(binary.LittleEndian.Uint16(b))
@@ -112,36 +117,44 @@ func half(b []byte) float32 {
 	return math.Float32frombits(sign | math.Float32bits(f))
 }
 
+// roundBF16 rounds to nearest, ties to even, as libtorch does.
 func roundBF16(dst []byte, src []float32) {
+	out := uint16s(dst)[:len(src)]
 	for i, f := range src {
 		b := math.Float32bits(f)
+		rounded := (b + 0x7fff + b>>16&1) >> 16
 		if f != f {
-			b = 0x7fc00000
-		} else {
-			b += 0x7fff + b>>16&1
+			rounded = 0x7fc0
 		}
-		binary.LittleEndian.PutUint16(dst[2*i:], uint16(b>>16))
+		out[i] = uint16(rounded)
 	}
 }
 
+// roundF16 rounds to nearest, ties to even, as libtorch does.
 func roundF16(dst []byte, src []float32) {
+	out := uint16s(dst)[:len(src)]
 	for i, f := range src {
 		b := math.Float32bits(f)
-		sign := uint16(b >> 16 & 0x8000)
+		sign := b >> 16 & 0x8000
 		b &= 0x7fffffff
-		var h uint16
-		switch {
-		case b > 0x7f800000: // NaN
-			h = 0x7e00
-		case b >= 0x47800000: // 65536 and above
-			h = 0x7c00
-		case b < 0x38800000: // subnormal: adding a half lines the bits up and rounds them
-			h = uint16(math.Float32bits(math.Float32frombits(b)+0.5) - 0x3f000000)
-		default: // 112 is the difference of the exponents' biases
-			h = uint16((b + 0xfff + b>>13&1 - 112<<23) >> 13)
+		h := (b + 0xfff + b>>13&1 - 112<<23) >> 13 // 112 is the difference of the exponents' biases
+		if b-0x38800000 >= 0x47800000-0x38800000 {
+			h = specialF16(b)
 		}
-		binary.LittleEndian.PutUint16(dst[2*i:], sign|h)
+		out[i] = uint16(sign | h)
 	}
+}
+
+// specialF16 rounds the magnitudes that have no normal float16.
+func specialF16(b uint32) uint32 {
+	switch {
+	case b > 0x7f800000: // NaN
+		return 0x7e00
+	case b >= 0x47800000: // 65536 and above
+		return 0x7c00
+	}
+	// Below 2^-14 they are subnormal: adding a half lines the bits up and rounds them.
+	return math.Float32bits(math.Float32frombits(b)+0.5) - 0x3f000000
 }
 
 func decodeF32(dst []float32, src []byte) {
