@@ -211,13 +211,10 @@ func TestHostileGGUFIsRefusedByFileAndTensor(t *testing.T) {
 }
 
 func TestATypeThatIsNotDecodedIsNamedWhenItIsRead(t *testing.T) {
-	b := new(ggufBuilder)
-	metadata := tinyMetadata("llama", nil)
-	whole := ggufModel(metadata, tinyTensors(map[string][]int{"output.weight": {3, 256}}))
+	whole := ggufModel(tinyMetadata("llama", nil), tinyTensors(map[string][]int{"output.weight": {3, 256}}))
 	// The last tensor in the table becomes Q2_K: 3 rows of 84 bytes in the room of 3 × 256 × 4.
 	at := strings.Index(whole, "output.weight") + len("output.weight") + 4 + 16
-	b.WriteString(whole)
-	copied := []byte(b.String())
+	copied := []byte(whole)
 	binary.LittleEndian.PutUint32(copied[at:], 10)
 	c := mustOpen(t, writeFile(t, "m.gguf", string(copied)))
 	info, _ := c.Info("lm_head.weight")
