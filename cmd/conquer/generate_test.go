@@ -1,0 +1,372 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"conquer/checkpoint"
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+)
+
+// invoke runs the program with standard input, and returns what it printed and its exit code.
+func invoke(t testing.TB, input string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	dir := t.TempDir()
+	files := make([]*os.File, 3)
+	for i, name := range []string{"in", "out", "err"} {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files[i] = f
+	}
+	io.WriteString(files[0], input)
+	files[0].Seek(0, io.SeekStart)
+	stdin, out, err := os.Stdin, os.Stdout, os.Stderr
+	os.Stdin, os.Stdout, os.Stderr = files[0], files[1], files[2]
+	defer func() { os.Stdin, os.Stdout, os.Stderr = stdin, out, err }()
+	code = run(args, os.Stdout, os.Stderr)
+	printed, _ := os.ReadFile(files[1].Name())
+	complained, _ := os.ReadFile(files[2].Name())
+	return string(printed), string(complained), code
+}
+
+// succeed is invoke for a call that must work without a complaint.
+func succeed(t testing.TB, args ...string) string {
+	t.Helper()
+	stdout, stderr, code := invoke(t, "", args...)
+	if code != 0 || stderr != "" {
+		t.Fatalf("conquer %s: exit %d\n%s", strings.Join(args, " "), code, stderr)
+	}
+	return stdout
+}
+
+// decode reads one JSON object from what succeed printed.
+func decode[T any](t testing.TB, printed string) T {
+	t.Helper()
+	var v T
+	d := json.NewDecoder(strings.NewReader(printed))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&v); err != nil {
+		t.Fatalf("%v in %s", err, printed)
+	}
+	if d.More() {
+		t.Fatalf("more than one object in %s", printed)
+	}
+	return v
+}
+
+// writeModel writes a random model of the given vocabulary with the tokenizer of testdata/text/smollm, which has 700
+// tokens, or without one.
+func writeModel(t testing.TB, vocabulary int, withTokenizer bool) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "model")
+	config := model.Config{
+		"architectures": []any{"LlamaForCausalLM"}, "model_type": "llama", "vocab_size": float64(vocabulary), "hidden_size": 32.0,
+		"intermediate_size": 48.0, "num_hidden_layers": 2.0, "num_attention_heads": 4.0, "num_key_value_heads": 2.0,
+		"max_position_embeddings": 256.0, "initializer_range": 0.4, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+	}
+	m, err := model.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer model.Free(m)
+	err = torch.Run(func() error {
+		torch.ManualSeed(2)
+		model.Initialize(m, torch.Float32, torch.CPU)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := json.Marshal(config)
+	options := checkpoint.Options{Config: text, GenerationConfig: []byte(`{"_from_model_config": true}`)}
+	if withTokenizer {
+		options.TokenizerFrom = "../../testdata/text/smollm"
+	}
+	if err := checkpoint.Save(dir, model.Weights(m), options); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestGeneratePrintsOneObjectWithTextAndIDs(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	args := []string{"generate", "--model_path", dir, "--prompt", "hello there", "--max_new_tokens", "12", "--temperature", "0", "--json", "--ignore_eos"}
+	got := decode[generateOutput](t, succeed(t, args...))
+	tok, err := text.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.TokenIDs) != 12 || got.Text != tok.Decode(got.TokenIDs, true) || got.PromptTokens != len(tok.Encode("hello there", true)) {
+		t.Errorf("got %+v", got)
+	}
+	// A dash works for an underscore, without the cache nothing changes, and ids do as well as text.
+	again := decode[generateOutput](t, succeed(t, "generate", "--model-path", dir, "--token-ids", joinIDs(tok.Encode("hello there", true)),
+		"--max-new-tokens", "12", "--json", "--ignore-eos", "--use-cache=false"))
+	if !slices.Equal(again.TokenIDs, got.TokenIDs) {
+		t.Errorf("from ids %v, from text %v", again.TokenIDs, got.TokenIDs)
+	}
+}
+
+func TestGenerateStreamsPlainText(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	args := []string{"generate", "--model_path", dir, "--prompt", "hello", "--max_new_tokens", "10", "--ignore_eos"}
+	want := decode[generateOutput](t, succeed(t, append(args, "--json")...)).Text
+	if got := succeed(t, args...); got != want+"\n" {
+		t.Errorf("printed %q, want %q", got, want)
+	}
+}
+
+func TestPromptsComeFromFilesToo(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	folder := t.TempDir()
+	plain, lines := filepath.Join(folder, "p.txt"), filepath.Join(folder, "p.jsonl")
+	os.WriteFile(plain, []byte("one\n\ntwo three\r\n"), 0o644)
+	os.WriteFile(lines, []byte("\"one\"\n{\"prompt\": \"two three\"}\n"), 0o644)
+	var outputs []string
+	for _, args := range [][]string{{"--prompts_file", plain}, {"--prompts_file", lines, "--batch_size", "1"}, {"--prompt", "one", "--prompt", "two three"}} {
+		printed := succeed(t, append([]string{"generate", "--model_path", dir, "--max_new_tokens", "6", "--json"}, args...)...)
+		texts := ""
+		for line := range strings.Lines(printed) {
+			o := decode[generateOutput](t, line)
+			texts += o.Prompt + ":" + joinIDs(o.TokenIDs) + ";"
+		}
+		outputs = append(outputs, texts)
+	}
+	if outputs[0] != outputs[1] || outputs[0] != outputs[2] || strings.Count(outputs[0], ";") != 2 {
+		t.Errorf("outputs differ: %q", outputs)
+	}
+}
+
+func TestAModelWithoutATokenizerTakesIDs(t *testing.T) {
+	dir := writeModel(t, 50, false)
+	if got := succeed(t, "generate", "--model_path", dir, "--token_ids", "1,2,3", "--max_new_tokens", "5"); strings.Count(got, ",") != 4 {
+		t.Errorf("printed %q", got)
+	}
+	got := decode[generateOutput](t, succeed(t, "generate", "--model_path", dir, "--token_ids", "1,2,3", "--max_new_tokens", "5", "--json"))
+	if len(got.TokenIDs) != 5 || got.Text != "" {
+		t.Errorf("got %+v", got)
+	}
+	scores := decode[scoreOutput](t, succeed(t, "score", "--model_path", dir, "--token_ids", "1,2,3", "--json"))
+	if scores.Tokens != 2 || len(scores.TokenNLL) != 2 {
+		t.Errorf("got %+v", scores)
+	}
+}
+
+func TestScorePrintsTheMeanAndEachToken(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	file := filepath.Join(t.TempDir(), "text")
+	os.WriteFile(file, []byte("some words, and more of them"), 0o644)
+	got := decode[scoreOutput](t, succeed(t, "score", "--model_path", dir, "--text_file", file, "--json"))
+	sum := 0.0
+	for _, v := range got.TokenNLL {
+		sum += v
+	}
+	if got.Tokens != len(got.TokenNLL) || math.Abs(got.NLL-sum/float64(got.Tokens)) > 1e-9 || math.Abs(got.Perplexity/math.Exp(got.NLL)-1) > 1e-9 {
+		t.Errorf("got %+v", got)
+	}
+	if same := decode[scoreOutput](t, succeed(t, "score", "--model_path", dir, "--text", "some words, and more of them", "--json")); same.NLL != got.NLL {
+		t.Errorf("the same text scores %v and %v", got.NLL, same.NLL)
+	}
+}
+
+func TestChatAnswersEachLineAndRemembers(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	args := []string{"chat", "--model_path", dir, "--max_new_tokens", "8", "--temperature", "0"}
+	stdout, stderr, code := invoke(t, "hello\n/reset\nhello\nagain\n/exit\nnever\n", args...)
+	if code != 0 || stderr != "" {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	tok, err := text.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := ""
+	var messages []text.Message
+	for _, question := range []string{"hello", "", "hello", "again"} {
+		if question == "" {
+			messages = nil
+			continue
+		}
+		messages = append(messages, text.Message{Role: "user", Content: question})
+		prompt, err := tok.Chat(messages, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer := decode[generateOutput](t, succeed(t, "generate", "--model_path", dir, "--max_new_tokens", "8", "--json", "--token_ids", joinIDs(tok.Encode(prompt, false)))).Text
+		want += answer + "\n"
+		messages = append(messages, text.Message{Role: "assistant", Content: answer})
+	}
+	if stdout != want {
+		t.Errorf("printed %q, want %q", stdout, want)
+	}
+}
+
+func TestExportKeepsEveryBitAndTheTokenizer(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	first, second := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
+	succeed(t, "export", "--model_path", dir, "--output_path", first, "--shard_size", "40KB")
+	succeed(t, "export", "--model_path", first, "--output_path", second)
+	for _, name := range []string{"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"} {
+		a, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(filepath.Join(second, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "model.safetensors" && !sameTensors(t, dir, second) {
+			t.Error("the weights differ")
+		}
+		if name != "model.safetensors" && name != "config.json" && !bytes.Equal(a, b) {
+			t.Errorf("%s differs", name)
+		}
+	}
+	if shards, _ := filepath.Glob(filepath.Join(first, "model-*-of-*.safetensors")); len(shards) < 3 {
+		t.Errorf("shards of 40 KB: %v", shards)
+	}
+	half := filepath.Join(t.TempDir(), "half")
+	succeed(t, "export", "--model_path", dir, "--output_path", half, "--dtype", "bfloat16")
+	info := decode[modelInfo](t, succeed(t, "info", "--model_path", half, "--json"))
+	if len(info.Types) != 1 || info.Types["BF16"] != info.Parameters {
+		t.Errorf("exported as bfloat16: %v", info.Types)
+	}
+}
+
+func sameTensors(t *testing.T, a, b string) (same bool) {
+	first, err := checkpoint.Open(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	second, err := checkpoint.Open(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	same = len(first.Names()) == len(second.Names())
+	err = torch.Run(func() error {
+		for _, name := range first.Names() {
+			x, err := first.Tensor(name)
+			if err != nil {
+				return err
+			}
+			y, err := second.Tensor(name)
+			if err != nil {
+				return err
+			}
+			same = same && x.DType() == y.DType() && bytes.Equal(x.Contiguous().Data(), y.Contiguous().Data())
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return same
+}
+
+func TestInfoDescribesModelAndMachine(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	info := decode[modelInfo](t, succeed(t, "info", "--model_path", dir, "--tensors", "--json"))
+	if info.Architecture != "llama" || info.VocabularySize != 704 || info.ContextLength != 256 || info.Problem != "" ||
+		info.Tokenizer == nil || info.Tokenizer.Tokens != 700 || !info.Tokenizer.ChatTemplate || len(info.Tensors) != 21 {
+		t.Errorf("got %+v", info)
+	}
+	if plain := succeed(t, "info", "--model_path", dir, "--tensors"); !strings.Contains(plain, "model.layers.1.self_attn.q_proj.weight") {
+		t.Errorf("printed %s", plain)
+	}
+	machine := decode[machineInfo](t, succeed(t, "info", "--device", "--json"))
+	if machine.Cores < 1 || machine.Threads < 1 || machine.Processor == "" || (len(machine.GPUs) == 0) != (machine.NoGPU != "") {
+		t.Errorf("got %+v", machine)
+	}
+}
+
+func TestCompletionKnowsCommandsAndFlags(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		script := succeed(t, "completion", shell)
+		for _, want := range []string{"generate", "max_new_tokens", "bfloat16", "completion"} {
+			if !strings.Contains(script, want) {
+				t.Errorf("%s: there is no %s in it", shell, want)
+			}
+		}
+	}
+}
+
+func TestHelpTeachesWithAnExample(t *testing.T) {
+	for _, name := range []string{"generate", "chat", "score", "info", "export", "completion"} {
+		if help := succeed(t, name, "--help"); !strings.Contains(help, "Examples:\n") || !strings.Contains(help, "conquer "+name) {
+			t.Errorf("%s: %s", name, help)
+		}
+	}
+}
+
+func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
+	good, bare, small := writeModel(t, 704, true), writeModel(t, 50, false), writeModel(t, 60, true)
+	folder := t.TempDir()
+	full := filepath.Join(folder, "full")
+	os.Mkdir(full, 0o755)
+	os.WriteFile(filepath.Join(full, "precious"), nil, 0o644)
+	broken := filepath.Join(folder, "broken")
+	os.Mkdir(broken, 0o755)
+	os.WriteFile(filepath.Join(broken, "model.safetensors"), []byte("\xff\xff\xff\xff\xff\xff\xff\x7f{"), 0o644)
+	os.WriteFile(filepath.Join(broken, "config.json"), []byte("{}"), 0o644)
+	lines := filepath.Join(folder, "bad.jsonl")
+	os.WriteFile(lines, []byte("\"fine\"\n{\"text\": 1}\n"), 0o644)
+	generate := func(model string, more ...string) []string {
+		return append([]string{"generate", "--model_path", model}, more...)
+	}
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"no model":              {[]string{"generate", "--prompt", "x"}, 2, "--model_path"},
+		"no such model":         {generate("/nowhere/at/all", "--prompt", "x"), 1, "/nowhere/at/all"},
+		"a broken file":         {generate(broken, "--prompt", "x"), 1, "model.safetensors"},
+		"nothing to do":         {generate(good), 2, "--prompt"},
+		"text and ids":          {generate(good, "--prompt", "x", "--token_ids", "1"), 2, "--token_ids"},
+		"unknown flag":          {generate(good, "--promt", "x"), 2, "promt"},
+		"unknown dtype":         {generate(good, "--prompt", "x", "--dtype", "int3"), 2, "--dtype"},
+		"unknown device":        {generate(good, "--prompt", "x", "--device", "tpu"), 2, "--device"},
+		"a device out of reach": {generate(good, "--prompt", "x", "--device", "cuda:977"), 1, "--device"},
+		"negative temperature":  {generate(good, "--prompt", "x", "--temperature", "-1"), 2, "--temperature"},
+		"top_p of 2":            {generate(good, "--prompt", "x", "--top_p", "2"), 2, "--top_p"},
+		"no new tokens":         {generate(good, "--prompt", "x", "--max_new_tokens", "0"), 2, "--max_new_tokens"},
+		"not a number":          {generate(good, "--prompt", "x", "--max_new_tokens", "many"), 2, "max_new_tokens"},
+		"ids that are words":    {generate(good, "--token_ids", "1,two"), 2, `"two"`},
+		"ids out of range":      {generate(bare, "--token_ids", "1,50"), 1, "0 to 49"},
+		"vocabulary mismatch":   {generate(small, "--prompt", "x"), 1, "700 tokens"},
+		"no tokenizer":          {generate(bare, "--prompt", "x"), 1, "--tokenizer"},
+		"no chat template":      {[]string{"chat", "--model_path", bare}, 1, "--tokenizer"},
+		"beyond the context":    {generate(bare, "--token_ids", strings.Repeat("1,", 256)+"1"), 1, "256"},
+		"no prompts file":       {generate(good, "--prompts_file", "/nowhere.txt"), 1, "/nowhere.txt"},
+		"a bad line":            {generate(good, "--prompts_file", lines), 1, "bad.jsonl:2"},
+		"stop without text":     {generate(bare, "--token_ids", "1", "--stop", "x"), 1, "tokenizer"},
+		"no text":               {[]string{"score", "--model_path", good}, 2, "--text_file"},
+		"no text file":          {[]string{"score", "--model_path", good, "--text_file", "/nowhere"}, 1, "/nowhere"},
+		"one token":             {[]string{"score", "--model_path", bare, "--token_ids", "1"}, 1, "two"},
+		"no output":             {[]string{"export", "--model_path", good}, 2, "--output_path"},
+		"a folder in use":       {[]string{"export", "--model_path", good, "--output_path", full}, 1, "--overwrite"},
+		"an unknown format":     {[]string{"export", "--model_path", good, "--output_path", folder + "/x", "--format", "onnx"}, 2, "onnx"},
+		"a strange size":        {[]string{"export", "--model_path", good, "--output_path", folder + "/x", "--shard_size", "big"}, 2, "--shard_size"},
+		"an unknown shell":      {[]string{"completion", "csh"}, 2, "csh"},
+		"info of nothing":       {[]string{"info", "--model_path", "/nowhere"}, 1, "/nowhere"},
+	} {
+		stdout, stderr, code := invoke(t, "", c.args...)
+		if code != c.code || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") != 1 || stdout != "" {
+			t.Errorf("%s: exit %d, want %d and one line with %q\nstdout: %s\nstderr: %s", name, code, c.code, c.want, stdout, stderr)
+		}
+	}
+}
