@@ -59,7 +59,8 @@ type Pass struct {
 	Segments torch.Tensor // as in Sequence
 	Padding  torch.Tensor // boolean [B,L]: the tokens that only fill a row up on the left; no tensor where there are none
 	Cache    *Cache
-	Start    int // the column that the pass's first token takes in the cache
+	Start    int          // the column that the pass's first token takes in the cache
+	Columns  torch.Tensor // int64 [1,L]: the columns that its tokens take
 	// One token a sequence: the columns [Starts, Lengths) of the cache are attended to.
 	Lengths, Starts torch.Tensor
 }
@@ -107,6 +108,7 @@ func NewPass(seq Sequence, rotary *nn.Rotary, window int) *Pass {
 	pass := &Pass{Cache: seq.Cache, Segments: seq.Segments, Causal: true}
 	if c := seq.Cache; c != nil {
 		pass.Start = c.Length
+		pass.Columns = torch.Arange(c.Length, c.Length+length, torch.Int64, device).Unsqueeze(0)
 		if c.Length+length > c.Capacity {
 			panic(&torch.Error{Op: "cache", Message: fmt.Sprintf("%d positions do not fit a cache of %d", c.Length+length, c.Capacity)})
 		}
@@ -185,8 +187,8 @@ func (p *Pass) Attend(q, k, v torch.Tensor, layer *LayerCache) torch.Tensor {
 		return torch.Attention(q, k, v, p.Mask, p.Causal)
 	}
 	length := q.Size(2)
-	layer.Keys.Narrow(2, p.Start, length).Copy(k)
-	layer.Values.Narrow(2, p.Start, length).Copy(v)
+	torch.CacheWrite(layer.Keys, k, p.Columns)
+	torch.CacheWrite(layer.Values, v, p.Columns)
 	if length == 1 {
 		return torch.DecodeAttention(q, layer.Keys, layer.Values, p.Starts, p.Lengths)
 	}

@@ -66,14 +66,17 @@ func Attention(q, k, v, mask Tensor, causal bool) Tensor {
 }
 
 // DecodeAttention is Attention for one query position a sequence, q [B,H,1,P], over the columns [starts, lengths) of static
-// caches [B,K,S,P]; starts and lengths are int64 [B] on the CPU's or the caches' device, starts may be no tensor.
+// caches [B,K,S,P]; starts and lengths are int64 [B], starts may be no tensor (0 for all). Other columns are not read.
 func DecodeAttention(q, keys, values, starts, lengths Tensor) Tensor {
-	columns := Arange(0, keys.Size(2), Int64, q.Device()).Unsqueeze(0)
-	mask := columns.Less(lengths.Unsqueeze(1))
-	if starts.Defined() {
-		mask = mask.And(starts.Unsqueeze(1).LessEqual(columns))
-	}
-	return Attention(q, keys, values, mask.Unsqueeze(1).Unsqueeze(1), false)
+	var out C.cq_tensor
+	check(C.cq_decode_attention(q.handle(), keys.handle(), values.handle(), lengths.handle(), starts.handle(),
+		C.double(1/math.Sqrt(float64(q.Size(-1)))), &out), "decode attention", q, keys, values, lengths)
+	return Tensor{libtch.Ctensor(out)}
+}
+
+// CacheWrite puts fresh [B,K,L,P] into cache [B,K,S,P] at the given columns (int64 [B or 1, L]), in place.
+func CacheWrite(cache, fresh, columns Tensor) {
+	check(C.cq_cache_write(cache.handle(), fresh.handle(), columns.handle()), "cache write", cache, fresh, columns)
 }
 
 // HeadCrossEntropy is the mean negative log-likelihood, in nats, of labels (int64 [N], -100 = not counted) under the logits
