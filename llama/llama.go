@@ -188,6 +188,9 @@ func (m *Llama) Head() *nn.Param {
 	return m.Output.Weight
 }
 
+// FreeTables frees the rotary table, which grows again when it is used.
+func (m *Llama) FreeTables() { m.rotary.Free() }
+
 // MaxLength is max_position_embeddings.
 func (m *Llama) MaxLength() int { return m.hyper.maxLength }
 

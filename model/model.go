@@ -242,9 +242,21 @@ func Device(m Model) torch.Device { return m.Head().Device() }
 // DType returns the dtype of a loaded model's weights.
 func DType(m Model) torch.DType { return m.Head().DType() }
 
-// Free frees a model's weights.
+// Free frees a model's weights, the adapters on them, and the tables that it made for itself.
 func Free(m Model) {
 	for _, p := range nn.Params(m) {
 		p.Tensor.Free()
+	}
+	nn.Linears(m, func(_ []string, l *nn.Linear) {
+		for _, adapter := range l.LoRA {
+			if adapter != nil {
+				adapter.A.Tensor.Free()
+				adapter.B.Tensor.Free()
+			}
+		}
+		l.LoRA = nil
+	})
+	if tables, ok := m.(interface{ FreeTables() }); ok {
+		tables.FreeTables()
 	}
 }
