@@ -38,6 +38,7 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 		samplingFlags
 	}
 	f.modelFlags.declare(flags)
+	f.modelFlags.declareAdapter(flags)
 	system := flags.String("system", "", "`instructions` that come before the conversation")
 	f.samplingFlags.declare(flags, 1024, 0.6, 0.9)
 	return func(ctx context.Context, args []string) error {

@@ -26,13 +26,16 @@ var exportCommand = command{
 	example: `# a GGUF file becomes a folder for transformers
 conquer export --model_path smollm2-135m --output_path smollm2-hf --dtype bfloat16
 # in files of at most 2 GB
-conquer export --model_path my-model --output_path my-model-hf --shard_size 2GB`,
+conquer export --model_path my-model --output_path my-model-hf --shard_size 2GB
+# with an adapter folded in
+conquer export --model_path smollm2-135m --adapter_path my-adapter --output_path tuned`,
 	setup: setupExport,
 }
 
 func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 	path := flags.String("model_path", "", modelPathUsage)
 	tokenizer := flags.String("tokenizer", "", "tokenizer `folder` or file where it is not the model's own")
+	adapter := flags.String("adapter_path", "", "`folder` of a LoRA adapter in PEFT's format to fold into the weights")
 	output := flags.String("output_path", "", "`folder` to write")
 	format := flags.String("format", "hf", "`layout` to write: hf")
 	dtypeName := flags.String("dtype", "", "`type` to convert the weights to: float32, bfloat16 or float16 (default: as stored; quantized ones become float32)")
@@ -70,7 +73,16 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if err := checkComplete(c); err != nil {
 			return fmt.Errorf("%s: %w", where, err)
 		}
-		source := newCountedSource(ctx, c, dtype)
+		weights := checkpoint.Source(c)
+		if *adapter != "" {
+			m, err := folded(c, dtype, *adapter)
+			if err != nil {
+				return err
+			}
+			defer model.Free(m)
+			weights = model.Weights(m)
+		}
+		source := newCountedSource(ctx, weights, dtype, filepath.Base(*output))
 		options := checkpoint.Options{
 			DType: dtype, ShardBytes: bytes, Config: c.ConfigJSON(), GenerationConfig: c.GenerationConfigJSON(),
 		}
@@ -146,21 +158,39 @@ func parseSize(s string) (int, error) {
 	return int(n * factor), nil
 }
 
-// countedSource is a checkpoint that shows how much of it has been read, and stops when the program is interrupted.
+// folded opens c with an adapter added to its weights, which have the dtype that is to be written.
+func folded(c *checkpoint.Checkpoint, dtype *torch.DType, adapter string) (m model.Model, err error) {
+	if dtype == nil {
+		stored := storedDType(c, torch.CPU)
+		dtype = &stored
+	}
+	err = torch.Run(func() error {
+		m, err = model.FromCheckpoint(c, *dtype, torch.CPU)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := foldAdapter(m, adapter); err != nil {
+		model.Free(m)
+		return nil, err
+	}
+	return m, nil
+}
+
+// countedSource shows how much of a source has been read, and stops when the program is interrupted.
 type countedSource struct {
-	*checkpoint.Checkpoint
+	checkpoint.Source
 	ctx context.Context
 	bar *progressbar.ProgressBar
 }
 
-func newCountedSource(ctx context.Context, c *checkpoint.Checkpoint, dtype *torch.DType) *countedSource {
+func newCountedSource(ctx context.Context, source checkpoint.Source, dtype *torch.DType, name string) *countedSource {
 	total := 0
-	for _, name := range c.Names() {
-		total += tensorBytes(c, name, dtype)
+	for _, name := range source.Names() {
+		total += tensorBytes(source, name, dtype)
 	}
-	p := &countedSource{Checkpoint: c, ctx: ctx}
-	p.bar = newBar(int64(total), "writing "+filepath.Base(c.Path))
-	return p
+	return &countedSource{Source: source, ctx: ctx, bar: newBar(int64(total), "writing "+name)}
 }
 
 // newBar is a progress bar over bytes on stderr; it shows nothing where stderr is not a terminal.
@@ -173,7 +203,7 @@ func newBar(total int64, what string) *progressbar.ProgressBar {
 }
 
 // tensorBytes is what a tensor takes when it is written.
-func tensorBytes(c *checkpoint.Checkpoint, name string, dtype *torch.DType) int {
+func tensorBytes(c checkpoint.Source, name string, dtype *torch.DType) int {
 	info, _ := c.Info(name)
 	bytes := info.DType.Size()
 	if dtype != nil && info.DType.Floating() {
@@ -185,14 +215,18 @@ func tensorBytes(c *checkpoint.Checkpoint, name string, dtype *torch.DType) int 
 	return bytes
 }
 
-// TensorAs is the checkpoint's, counted.
-func (p *countedSource) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
-	if err := p.ctx.Err(); err != nil {
-		return torch.Tensor{}, err
+// TensorAs is the source's, counted.
+func (s *countedSource) TensorAs(name string, dtype torch.DType) (t torch.Tensor, err error) {
+	if err = s.ctx.Err(); err != nil {
+		return t, err
 	}
-	t, err := p.Checkpoint.TensorAs(name, dtype)
+	if c, ok := s.Source.(*checkpoint.Checkpoint); ok {
+		t, err = c.TensorAs(name, dtype)
+	} else if t, err = s.Tensor(name); err == nil {
+		t = t.To(dtype)
+	}
 	if err == nil {
-		p.bar.Add(t.Bytes())
+		s.bar.Add(t.Bytes())
 	}
 	return t, err
 }

@@ -112,6 +112,7 @@ type generateFlags struct {
 func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f generateFlags
 	f.modelFlags.declare(flags)
+	f.modelFlags.declareAdapter(flags)
 	flags.StringArrayVar(&f.prompts, "prompt", nil, "the `text` to continue; may be repeated")
 	flags.StringVar(&f.promptsFile, "prompts_file", "", "`file` of prompts, one a line; in a .jsonl file strings, or objects with a field prompt")
 	flags.StringArrayVar(&f.tokenIDs, "token_ids", nil, "a prompt as token `ids`, such as 1,2,3; needs no tokenizer; may be repeated")

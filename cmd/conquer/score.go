@@ -31,6 +31,7 @@ type scoreOutput struct {
 func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f modelFlags
 	f.declare(flags)
+	f.declareAdapter(flags)
 	file := flags.String("text_file", "", "`file` whose text is scored")
 	given := flags.String("text", "", "the `text` to score")
 	idList := flags.String("token_ids", "", "token `ids` to score, such as 1,2,3; needs no tokenizer")

@@ -17,12 +17,13 @@ import (
 	"conquer/model/hub"
 	"conquer/text"
 	"conquer/torch"
+	"conquer/train"
 )
 
 // modelFlags are the flags of every command that runs a model.
 type modelFlags struct {
-	path, tokenizer, dtype, device string
-	threads                        int
+	path, tokenizer, dtype, device, adapter string
+	threads                                 int
 }
 
 const modelPathUsage = "a Hugging Face `folder`, a .gguf file, or the name smollm2-135m, which is downloaded once"
@@ -33,6 +34,11 @@ func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.dtype, "dtype", "", "`type` of the weights: float32, bfloat16 or float16 (default: as stored; quantized ones become float32 on the CPU, bfloat16 on a GPU)")
 	flags.StringVar(&f.device, "device", "", "cpu, cuda or cuda:`N` (default: a GPU where one can be used)")
 	flags.IntVar(&f.threads, "threads", 0, "`number` of CPU threads (default: one for each core)")
+}
+
+// declareAdapter adds the flag of the commands that only run a model.
+func (f *modelFlags) declareAdapter(flags *pflag.FlagSet) {
+	flags.StringVar(&f.adapter, "adapter_path", "", "`folder` of a LoRA adapter in PEFT's format, as conquer train writes it, to fold into the model")
 }
 
 // opened is a model ready to run.
@@ -82,6 +88,9 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	}
 	if err == nil {
 		err = checkVocabulary(o)
+	}
+	if err == nil && f.adapter != "" {
+		err = foldAdapter(o.model, f.adapter)
 	}
 	if err != nil {
 		o.Close()
@@ -200,6 +209,14 @@ func openTokenizer(path, modelPath string, c *checkpoint.Checkpoint) (*text.Toke
 		}
 	}
 	return nil, nil
+}
+
+// foldAdapter adds an adapter to a model's weights.
+func foldAdapter(m model.Model, dir string) error {
+	if err := train.LoadAdapter(m, dir); err != nil {
+		return fmt.Errorf("--adapter_path: %w", err)
+	}
+	return train.MergeAdapter(m)
 }
 
 // checkVocabulary refuses a tokenizer that can give ids which the model does not have.
