@@ -99,6 +99,9 @@ func (t *Trainer) settings() (json.RawMessage, error) {
 
 // Save writes a checkpoint of the current step, unless the last one is of it, and then removes all but the last Keep.
 func (t *Trainer) Save() error {
+	if t.options.CheckpointPath == "" {
+		return fmt.Errorf("there is no checkpoint path to write to")
+	}
 	if t.saved == t.step {
 		return nil
 	}
@@ -421,6 +424,7 @@ func lockFolder(path string) (*folderLock, error) {
 
 func (l *folderLock) release() {
 	if l != nil {
+		os.Remove(l.dir.Name()) // which does nothing to a folder that holds something
 		l.dir.Close()
 	}
 }

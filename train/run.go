@@ -27,7 +27,7 @@ func (t *Trainer) Run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return t.stop(ctx)
 			}
-			if t.step > 0 && t.options.CheckpointSteps > 0 && t.step%t.options.CheckpointSteps == 0 && t.step < t.options.Steps {
+			if t.savesAt(t.step) {
 				if err := t.Save(); err != nil {
 					return err
 				}
@@ -45,6 +45,12 @@ func (t *Trainer) Run(ctx context.Context) error {
 // looksAt reports whether the validation set is looked at after a step.
 func (t *Trainer) looksAt(step int) bool {
 	return step%t.options.ValidateSteps == 0 || step == t.options.Steps
+}
+
+// savesAt reports whether a checkpoint is written after a step. After the last there is the result itself.
+func (t *Trainer) savesAt(step int) bool {
+	o := t.options
+	return o.CheckpointPath != "" && o.CheckpointSteps > 0 && step%o.CheckpointSteps == 0 && step > 0 && step < o.Steps
 }
 
 func (t *Trainer) stop(ctx context.Context) error {

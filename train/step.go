@@ -107,7 +107,10 @@ func (n *network) gradients(mb microBatch, divisor float64) float64 {
 		if again && n.dropout {
 			generator[i] = owned(false, func() torch.Tensor { return torch.RNGState(device) })
 		}
-		outputs[i+1] = forward(i, n.lowest <= i && !again)
+		outputs[i+1] = forward(i, n.lowest <= i)
+		if again { // drop what was recorded, now that the block has run just as it will when it runs again
+			outputs[i+1] = detached(outputs[i+1])
+		}
 	}
 
 	// The head, on the rows that predict something.
@@ -175,6 +178,13 @@ func (n *network) evaluate(mb microBatch) (sum float64) {
 // leaf is x's values as a tensor that a backward pass ends at, with a gradient of its own if grad.
 func leaf(x torch.Tensor, grad bool) torch.Tensor {
 	return owned(false, func() torch.Tensor { return x.Detach().RequireGrad(grad) })
+}
+
+// detached is x without what a backward pass through it would need, in x's place.
+func detached(x torch.Tensor) torch.Tensor {
+	values := leaf(x, false)
+	x.Free()
+	return values
 }
 
 // owned is f's result, computed with or without recording gradients, that lives until it is freed; all else that f made is

@@ -121,7 +121,7 @@ func New(m model.Model, data, validation *text.Dataset, o Options) (*Trainer, er
 	return t, err
 }
 
-func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (t *Trainer, err error) {
+func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Trainer, err error) {
 	if o, err = o.complete(m); err != nil {
 		return nil, err
 	}
@@ -153,7 +153,7 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (t *Tr
 	if o.ValidateSteps == 0 {
 		o.ValidateSteps = max(1, o.Steps/10)
 	}
-	t = &Trainer{options: o, batches: batches, valid: validation, validated: -1, saved: -1, started: time.Now()}
+	t := &Trainer{options: o, batches: batches, valid: validation, validated: -1, saved: -1, started: time.Now()}
 	t.schedule = optim.Schedule{Kind: o.Schedule, Peak: o.Rate, Min: o.MinRate, Warmup: o.WarmupSteps, Steps: o.Steps}
 	if err := t.schedule.Check(); err != nil {
 		return nil, err
@@ -325,6 +325,7 @@ func untie(m model.Model) (model.Model, error) {
 	for _, p := range nn.Params(m) {
 		p.Tensor = torch.Tensor{}
 	}
+	model.Free(m)
 	return apart, nil
 }
 

@@ -1,0 +1,151 @@
+package train
+
+import (
+	"bytes"
+	"encoding/binary"
+	"hash/crc32"
+	"image/png"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"conquer/torch"
+)
+
+func TestTheLossPlotIsAPictureOfBothLosses(t *testing.T) {
+	noLeaks(t)
+	o := options()
+	o.Steps, o.LogPath = 30, t.TempDir()
+	train(t, tiny(t, true, torch.Float32), samples(32, 1), samples(5, 2), o, nil)
+	path := filepath.Join(t.TempDir(), "loss.png")
+	if err := PlotLoss(filepath.Join(o.LogPath, MetricsFile), path); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	picture, err := png.Decode(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blue, orange := 0, 0
+	for y := range picture.Bounds().Dy() {
+		for x := range picture.Bounds().Dx() {
+			switch r, g, b, _ := picture.At(x, y).RGBA(); {
+			case r>>8 < 80 && g>>8 < 130 && b>>8 > 130:
+				blue++
+			case r>>8 > 190 && g>>8 < 130 && b>>8 < 80:
+				orange++
+			}
+		}
+	}
+	if blue < 500 || orange < 500 {
+		t.Errorf("%d blue and %d orange pixels: a line is missing", blue, orange)
+	}
+	if err := PlotLoss(filepath.Join(t.TempDir(), "none"), path); err == nil {
+		t.Error("nothing was plotted without an error")
+	}
+}
+
+func TestTheConsoleTellsEarlyAndThenEverySoManySteps(t *testing.T) {
+	var out bytes.Buffer
+	c := NewConsole(&out, 2, 0, 4)
+	c.Validation(Validation{Loss: 3})
+	for i := 1; i <= 4; i++ {
+		c.Step(Step{Step: i, Loss: float64(i), Norm: 1, Rate: 1e-4, Tokens: 100, Seconds: 0.5, Memory: 1e9, Skipped: i == 3})
+	}
+	c.Close()
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	for i, want := range []string{"validation loss 3.0000", "step 1/4", "step 2/4", "step 3 skipped", "step 4/4"} {
+		if i >= len(lines) || !strings.Contains(lines[i], want) {
+			t.Fatalf("line %d of %q lacks %q", i, lines, want)
+		}
+	}
+	for _, want := range []string{"loss 3.5000", "rate 1.00e-04", "norm 1.000", "200 tok/s", "1.00 GB"} {
+		if !strings.Contains(lines[4], want) {
+			t.Errorf("%q lacks %q", lines[4], want)
+		}
+	}
+}
+
+func TestEventFilesHoldTheScalarsInTensorBoardsFrames(t *testing.T) {
+	noLeaks(t)
+	o := options()
+	o.LogPath, o.TensorBoard = t.TempDir(), true
+	want := train(t, tiny(t, true, torch.Float32), samples(16, 1), samples(5, 2), o, nil)
+	files, err := filepath.Glob(filepath.Join(o.LogPath, "tensorboard", "events.out.tfevents.*"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v event files, %v", files, err)
+	}
+	data, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	losses := map[uint64]float32{}
+	for first := true; len(data) > 0; first = false {
+		length := binary.LittleEndian.Uint64(data)
+		checkFrame(t, data[:8], data[8:12])
+		event := data[12 : 12+length]
+		checkFrame(t, event, data[12+length:16+length])
+		data = data[16+length:]
+		if first {
+			if !bytes.Contains(event, []byte("brain.Event:2")) {
+				t.Error("the file does not begin with its version")
+			}
+			continue
+		}
+		fields := protoFields(t, event)
+		for _, value := range fields[5] {
+			for _, v := range protoFields(t, value.([]byte))[1] {
+				scalar := protoFields(t, v.([]byte))
+				if string(scalar[1][0].([]byte)) == "train/loss" {
+					losses[fields[2][0].(uint64)] = math.Float32frombits(scalar[2][0].(uint32))
+				}
+			}
+		}
+	}
+	for _, s := range want.steps {
+		if losses[uint64(s.Step)] != float32(s.Loss) {
+			t.Errorf("step %d has loss %v, want %v", s.Step, losses[uint64(s.Step)], s.Loss)
+		}
+	}
+}
+
+func checkFrame(t *testing.T, content, sum []byte) {
+	t.Helper()
+	crc := crc32.Checksum(content, crc32.MakeTable(crc32.Castagnoli))
+	if want := (crc>>15 | crc<<17) + 0xa282ead8; binary.LittleEndian.Uint32(sum) != want {
+		t.Fatal("a frame's checksum is wrong")
+	}
+}
+
+// protoFields reads the fields of a protobuf message.
+func protoFields(t *testing.T, b []byte) map[protowire.Number][]any {
+	t.Helper()
+	fields := map[protowire.Number][]any{}
+	for len(b) > 0 {
+		number, kind, n := protowire.ConsumeTag(b)
+		if b = b[n:]; n < 0 {
+			t.Fatal("not a message")
+		}
+		var value any
+		switch kind {
+		case protowire.VarintType:
+			value, n = protowire.ConsumeVarint(b)
+		case protowire.Fixed32Type:
+			value, n = protowire.ConsumeFixed32(b)
+		case protowire.Fixed64Type:
+			value, n = protowire.ConsumeFixed64(b)
+		default:
+			value, n = protowire.ConsumeBytes(b)
+		}
+		fields[number], b = append(fields[number], value), b[n:]
+	}
+	return fields
+}

@@ -1,0 +1,303 @@
+package train
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+)
+
+// interrupted runs until a number of steps are done, stops the run there as Ctrl-C does, and returns its losses.
+func interrupted(t testing.TB, m model.Model, data, validation *text.Dataset, o Options, after int) *recorder {
+	t.Helper()
+	tr, err := New(m, data, validation, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		tr.Close()
+		free(tr.Model())
+	}()
+	ctx, stop := context.WithCancel(context.Background())
+	r := &recorder{after: func(s Step) {
+		if s.Step == after {
+			stop()
+		}
+	}}
+	tr.Listen(r)
+	if err := tr.Run(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatalf("a stopped run returned %v", err)
+	}
+	return r
+}
+
+func TestAResumedRunContinuesToBitEqualLosses(t *testing.T) {
+	noLeaks(t)
+	for name, change := range map[string]func(*Options){
+		"all weights":  func(o *Options) {},
+		"packed":       func(o *Options) { o.Pack, o.Recompute, o.Accumulate = true, RecomputeBlock, 2 },
+		"head":         func(o *Options) { o.HeadOnly = true },
+		"LoRA dropout": func(o *Options) { o.LoRA = lora(); o.LoRA.Dropout = 0.3 },
+	} {
+		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
+			data, valid := samples(22, 1), samples(5, 2)
+			o := options()
+			o.Steps, o.ValidateSteps = 12, 4
+			change(&o)
+			want := train(t, tiny(t, true, dtype), data, valid, o, nil)
+
+			o.CheckpointPath, o.LogPath, o.CheckpointSteps, o.Keep = filepath.Join(t.TempDir(), "c"), t.TempDir(), 5, 1
+			o.Resume = true
+			first := interrupted(t, tiny(t, true, dtype), data, valid, o, 7)
+			second := train(t, tiny(t, true, dtype), data, valid, o, nil)
+			steps, looks := append(first.steps, second.steps...), append(first.looks, second.looks...)
+			if len(steps) != 12 || len(looks) != len(want.looks) {
+				t.Fatalf("%s: %d steps and %d looks, want 12 and %d", name, len(steps), len(looks), len(want.looks))
+			}
+			for i, s := range steps {
+				if w := want.steps[i]; s.Loss != w.Loss || s.Norm != w.Norm || s.Rate != w.Rate || s.Epoch != w.Epoch {
+					t.Errorf("%s %v: step %d gave %+v, undisturbed %+v", name, dtype, i+1, s, w)
+				}
+			}
+			for i, v := range looks {
+				if v.Loss != want.looks[i].Loss || v.Step != want.looks[i].Step {
+					t.Errorf("%s %v: look %d gave %+v, undisturbed %+v", name, dtype, i, v, want.looks[i])
+				}
+			}
+			if entries, _ := filepath.Glob(filepath.Join(o.CheckpointPath, "step-*")); len(entries) != 1 {
+				t.Errorf("%s: %d checkpoints are left, want the last one", name, len(entries))
+			}
+			checkMetrics(t, o.LogPath, want)
+		}
+	}
+}
+
+// checkMetrics demands that metrics.jsonl has each step and each look once, with the losses of want.
+func checkMetrics(t testing.TB, dir string, want *recorder) {
+	t.Helper()
+	steps, validation, err := readLosses(filepath.Join(dir, MetricsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(steps) != len(want.steps) || len(validation) != len(want.looks) {
+		t.Fatalf("metrics of %d steps and %d looks, want %d and %d", len(steps), len(validation), len(want.steps), len(want.looks))
+	}
+	for i, s := range steps {
+		if int(s.X) != i+1 || s.Y != want.steps[i].Loss {
+			t.Errorf("line of step %v has loss %v, want step %d and %v", s.X, s.Y, i+1, want.steps[i].Loss)
+		}
+	}
+	for i, v := range validation {
+		if int(v.X) != want.looks[i].Step || v.Y != want.looks[i].Loss {
+			t.Errorf("look at step %v has loss %v, want %+v", v.X, v.Y, want.looks[i])
+		}
+	}
+}
+
+func TestARunThatDiffersIsNotResumedAndTheDifferenceNamed(t *testing.T) {
+	noLeaks(t)
+	data, valid := samples(16, 1), samples(5, 2)
+	o := options()
+	o.CheckpointPath = filepath.Join(t.TempDir(), "c")
+	interrupted(t, tiny(t, true, torch.Float32), data, valid, o, 2)
+	attempt := func(m model.Model, data, valid *text.Dataset, o Options) error {
+		tr, err := New(m, data, valid, o)
+		if err == nil {
+			tr.Close()
+			m = tr.Model()
+		}
+		free(m)
+		return err
+	}
+	if err := attempt(tiny(t, true, torch.Float32), data, valid, o); err == nil || !strings.Contains(err.Error(), "resume it") {
+		t.Errorf("a second run into the same folder gave %v", err)
+	}
+	o.Resume = true
+	for want, change := range map[string]func(o *Options){
+		"batch_size 4 (now 2)":         func(o *Options) { o.BatchSize = 2 },
+		"learning_rate 0.003 (now 1)":  func(o *Options) { o.Rate = 1 },
+		"steps 6 (now 7)":              func(o *Options) { o.Steps = 7 },
+		"lora none (now {\"rank\":4":   func(o *Options) { o.LoRA = lora() },
+		"schedule \"cosine\" (now \"l": func(o *Options) { o.Schedule = "linear" },
+	} {
+		changed := o
+		change(&changed)
+		if err := attempt(tiny(t, true, torch.Float32), data, valid, changed); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want an error with %q", err, want)
+		}
+	}
+	for want, err := range map[string]error{
+		"other data":                      attempt(tiny(t, true, torch.Float32), samples(16, 9), valid, o),
+		"other validation data":           attempt(tiny(t, true, torch.Float32), data, samples(5, 9), o),
+		"dtype float32 (now bfloat16)":    attempt(tiny(t, true, torch.BFloat16), data, valid, o),
+		"tie_word_embeddings true (now f": attempt(tiny(t, false, torch.Float32), data, valid, o),
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want an error with %q", err, want)
+		}
+	}
+	if err := attempt(tiny(t, true, torch.Float32), data, valid, o); err != nil {
+		t.Errorf("the same run was not resumed: %v", err)
+	}
+}
+
+func TestAnAdapterIsNotResumedOnOtherWeights(t *testing.T) {
+	noLeaks(t)
+	o := options()
+	o.CheckpointPath, o.LoRA, o.Resume = filepath.Join(t.TempDir(), "c"), lora(), true
+	interrupted(t, tiny(t, true, torch.Float32), samples(16, 1), nil, o, 2)
+	m := tiny(t, true, torch.Float32)
+	defer free(m)
+	torch.Run(func() error { torch.NoGrad(func() { m.Head().Select(0, 0).Zero() }); return nil })
+	if tr, err := New(m, samples(16, 1), nil, o); err == nil || !strings.Contains(err.Error(), "base model's weights") {
+		tr.Close()
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestTwoRunsCannotShareAFolder(t *testing.T) {
+	noLeaks(t)
+	o := options()
+	o.CheckpointPath = filepath.Join(t.TempDir(), "c")
+	m := tiny(t, true, torch.Float32)
+	defer free(m)
+	tr, err := New(m, samples(16, 1), nil, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	if _, err := New(m, samples(16, 1), nil, o); err == nil || !strings.Contains(err.Error(), "another run") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAFullDiskLeavesTheOlderCheckpoint(t *testing.T) {
+	noLeaks(t)
+	disk := t.TempDir()
+	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=700k"); err != nil {
+		t.Skip("needs a small file system: ", err)
+	}
+	defer syscall.Unmount(disk, syscall.MNT_DETACH)
+	data := samples(16, 1)
+	o := options()
+	o.CheckpointPath, o.CheckpointSteps, o.Resume = filepath.Join(disk, "c"), 2, true
+	m := tiny(t, true, torch.Float32)
+	tr, err := New(m, data, nil, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &recorder{after: func(s Step) {
+		if s.Step == 3 { // leave too little for a second checkpoint
+			os.WriteFile(filepath.Join(disk, "filler"), make([]byte, 350<<10), 0o666)
+		}
+	}}
+	tr.Listen(r)
+	err = tr.Run(context.Background())
+	tr.Close()
+	free(m)
+	if err == nil || !strings.Contains(err.Error(), "no space left") || strings.Contains(err.Error(), "\n") {
+		t.Fatalf("a full disk gave %v", err)
+	}
+	os.Remove(filepath.Join(disk, "filler"))
+	want := train(t, tiny(t, true, torch.Float32), data, nil, options(), nil)
+	again := train(t, tiny(t, true, torch.Float32), data, nil, o, nil)
+	if first := again.steps[0]; first.Step != 3 || first.Loss != want.steps[2].Loss {
+		t.Errorf("resumed at %+v, want step 3 with loss %v", first, want.steps[2].Loss)
+	}
+}
+
+// A child process trains in the folder that this variable names until it is done or killed: see TestMain.
+const childVariable = "CONQUER_TRAIN_TEST_CHILD"
+
+func childOptions(dir string) Options {
+	o := options()
+	o.Steps, o.ValidateSteps, o.CheckpointSteps, o.Keep, o.Resume = 400, 50, 7, 2, true
+	o.CheckpointPath, o.LogPath = filepath.Join(dir, "checkpoints"), filepath.Join(dir, "log")
+	return o
+}
+
+func childRun(dir string) {
+	tr, err := New(tiny(&testing.T{}, true, torch.Float32), samples(22, 1), samples(5, 2), childOptions(dir))
+	if err == nil {
+		err = tr.Run(context.Background())
+		tr.Close()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func TestAKillAtAnyMomentLeavesACheckpointThatResumes(t *testing.T) {
+	undisturbed := childOptions("")
+	undisturbed.CheckpointPath, undisturbed.LogPath, undisturbed.Resume = "", "", false
+	want := train(t, tiny(t, true, torch.Float32), samples(22, 1), samples(5, 2), undisturbed, nil)
+
+	dir := t.TempDir()
+	draw := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	kills := 0
+	for attempt := 0; ; attempt++ {
+		if attempt > 400 {
+			t.Fatal("the run does not get to its end")
+		}
+		child := exec.Command(os.Args[0], "-test.run=none")
+		child.Env = append(os.Environ(), childVariable+"="+dir)
+		var output bytes.Buffer
+		child.Stderr = &output
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- child.Wait() }()
+		if kills < 15 {
+			waitForProgress(dir, ended, draw)
+			child.Process.Kill()
+		}
+		err := <-ended
+		var exit *exec.ExitError
+		switch {
+		case err == nil:
+			if kills < 15 {
+				t.Fatalf("the run ended after %d kills, too few to trust", kills)
+			}
+			checkMetrics(t, childOptions(dir).LogPath, want)
+			return
+		case errors.As(err, &exit) && exit.ProcessState.Sys().(syscall.WaitStatus).Signaled():
+			kills++
+		default:
+			t.Fatalf("after %d kills the run failed: %s", kills, output.String())
+		}
+	}
+}
+
+// waitForProgress waits until a child has written something, then for a moment more, up to what a few checkpoints take.
+func waitForProgress(dir string, ended <-chan error, draw *rand.Rand) {
+	size := func() int64 {
+		info, err := os.Stat(filepath.Join(dir, "log", MetricsFile))
+		if err != nil {
+			return 0
+		}
+		return info.ModTime().UnixNano()
+	}
+	before := size()
+	for range 2000 {
+		if size() != before {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	time.Sleep(time.Duration(math.Pow(draw.Float64(), 2) * float64(250*time.Millisecond)))
+}

@@ -1,0 +1,421 @@
+package train
+
+import (
+	"context"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	_ "conquer/llama"
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+	"conquer/torch/nn"
+)
+
+const vocabulary = 61
+
+// tiny makes a Llama of a few thousand weights.
+func tiny(t testing.TB, tied bool, dtype torch.DType) model.Model {
+	t.Helper()
+	m, err := model.New(model.Config{
+		"model_type": "llama", "architectures": []any{"LlamaForCausalLM"}, "vocab_size": float64(vocabulary), "hidden_size": 32.0,
+		"intermediate_size": 48.0, "num_hidden_layers": 3.0, "num_attention_heads": 4.0, "num_key_value_heads": 2.0,
+		"max_position_embeddings": 64.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": tied, "initializer_range": 0.2,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := torch.Run(func() error {
+		torch.ManualSeed(11)
+		model.Initialize(m, dtype, torch.CPU)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// samples makes texts of 4 to 20 tokens that count upwards from an arbitrary token, with loss on their later part.
+func samples(n int, seed uint64) *text.Dataset {
+	draw := rand.New(rand.NewPCG(seed, 0))
+	d := &text.Dataset{}
+	for range n {
+		length, first := 4+draw.IntN(17), draw.IntN(vocabulary)
+		var s text.Sample
+		for i := range length {
+			id := int32((first + i) % vocabulary)
+			s.IDs = append(s.IDs, id)
+			if i < length/3 {
+				id = text.IgnoreLabel
+			}
+			s.Labels = append(s.Labels, id)
+		}
+		d.Samples = append(d.Samples, s)
+	}
+	return d
+}
+
+func options() Options {
+	return Options{Steps: 6, BatchSize: 4, SequenceLength: 24, Rate: 3e-3, Decay: 0.01, Clip: 1, Seed: 5}
+}
+
+// recorder is a Listener that remembers.
+type recorder struct {
+	steps  []Step
+	looks  []Validation
+	after  func(Step)
+	notice []string
+}
+
+func (r *recorder) Step(s Step) error {
+	r.steps = append(r.steps, s)
+	if r.after != nil {
+		r.after(s)
+	}
+	return nil
+}
+func (r *recorder) Validation(v Validation) error { r.looks = append(r.looks, v); return nil }
+func (r *recorder) Notice(message string)         { r.notice = append(r.notice, message) }
+
+func (r *recorder) losses() (list []float64) {
+	for _, s := range r.steps {
+		list = append(list, s.Loss)
+	}
+	return list
+}
+
+// train runs a whole run and returns what it reported; the model it tuned is freed.
+func train(t testing.TB, m model.Model, data, validation *text.Dataset, o Options, use func(*Trainer)) *recorder {
+	t.Helper()
+	tr, err := New(m, data, validation, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		tr.Close()
+		RemoveAdapter(tr.Model())
+		model.Free(tr.Model())
+	}()
+	r := &recorder{}
+	tr.Listen(r)
+	if err := tr.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if use != nil {
+		if err := torch.Run(func() error { use(tr); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r
+}
+
+// noLeaks demands that a test leaves no tensors behind.
+func noLeaks(t *testing.T) {
+	before := torch.LiveTensors()
+	t.Cleanup(func() {
+		if after := torch.LiveTensors(); after != before {
+			t.Errorf("%d tensors are left", after-before)
+		}
+	})
+}
+
+// near reports the largest difference of two lists, relative to the largest element.
+func near(t testing.TB, what string, got, want []float32, tolerance float64) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Fatalf("%s: %d values, want %d", what, len(got), len(want))
+	}
+	scale, worst := 1e-12, 0.0
+	for i := range want {
+		scale = max(scale, math.Abs(float64(want[i])))
+		worst = max(worst, math.Abs(float64(got[i]-want[i])))
+	}
+	if !(worst <= tolerance*scale) {
+		t.Errorf("%s differs by %g of %g", what, worst, scale)
+	}
+}
+
+func batchOf(t testing.TB, d *text.Dataset, rows int, pack bool) text.Batch {
+	t.Helper()
+	b, err := text.NewBatcher(d, text.BatchOptions{Rows: rows, Length: 40, Pack: pack, InOrder: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.Next()
+}
+
+// plainLoss is the mean loss of a batch, over the whole model at once and sample by sample.
+func plainLoss(m model.Model, d *text.Dataset, n int) torch.Tensor {
+	var total torch.Tensor
+	labels := 0
+	for _, s := range d.Samples[:n] {
+		ids, targets, rows := []int64{}, []int64{}, []int64{}
+		for i, id := range s.IDs {
+			ids = append(ids, int64(id))
+			if i > 0 && s.Labels[i] != text.IgnoreLabel {
+				targets, rows = append(targets, int64(s.Labels[i])), append(rows, int64(i-1))
+			}
+		}
+		logits := model.Logits(m, model.Sequence{IDs: torch.From(ids, 1, len(ids))}).Squeeze(0).To(torch.Float32)
+		nll := logits.LogSoftmax(-1).IndexSelect(0, torch.From(rows, len(rows))).
+			Gather(1, torch.From(targets, len(targets), 1)).Sum().Neg()
+		if labels += len(rows); total.Defined() {
+			nll = total.Add(nll)
+		}
+		total = nll
+	}
+	return total.MulScalar(1 / float64(labels))
+}
+
+func TestBlockByBlockGradientsAreThoseOfTheWholeModel(t *testing.T) {
+	noLeaks(t)
+	data := samples(6, 1)
+	for _, tied := range []bool{false, true} {
+		for _, recompute := range []Recompute{RecomputeNone, RecomputeBlock} {
+			for _, pack := range []bool{false, true} {
+				m := tiny(t, tied, torch.Float32)
+				err := torch.Run(func() error {
+					for _, p := range nn.Params(m) {
+						p.RequireGrad(true)
+					}
+					loss := plainLoss(m, data, len(data.Samples))
+					loss.Backward()
+					want := map[*nn.Param][]float32{}
+					for _, p := range nn.Params(m) {
+						want[p] = torch.Values[float32](p.Grad())
+						p.ClearGrad()
+					}
+					b := batchOf(t, data, 6, pack)
+					net := network{model: m, blocks: m.Blocks(), lowest: -1, recompute: recompute}
+					got := net.gradients(newMicroBatch(b, torch.CPU), float64(targets(b)))
+					if want := torch.Item[float64](loss.Detach()); math.Abs(got-want) > 1e-5 {
+						t.Errorf("loss %v, want %v", got, want)
+					}
+					nn.Walk(m, func(p nn.Piece) {
+						near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()), want[p.Param], 2e-5)
+					})
+					return nil
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				model.Free(m)
+				if t.Failed() {
+					t.Fatalf("with tied %v, recompute %v, pack %v", tied, recompute, pack)
+				}
+			}
+		}
+	}
+}
+
+func TestAccumulatedPassesEqualOneLargeBatch(t *testing.T) {
+	noLeaks(t)
+	data := samples(24, 2)
+	weights := func(batch, accumulate int) (list [][]float32, r *recorder) {
+		o := options()
+		o.BatchSize, o.Accumulate = batch, accumulate
+		r = train(t, tiny(t, true, torch.Float32), data, nil, o, func(tr *Trainer) {
+			for _, p := range nn.Params(tr.Model()) {
+				list = append(list, torch.Values[float32](p.Detach()))
+			}
+		})
+		return list, r
+	}
+	want, once := weights(4, 1)
+	for _, batch := range []int{1, 2} {
+		got, r := weights(batch, 4/batch)
+		for i := range once.steps {
+			if math.Abs(r.steps[i].Loss-once.steps[i].Loss) > 1e-5 || math.Abs(r.steps[i].Norm-once.steps[i].Norm) > 1e-4*once.steps[i].Norm {
+				t.Errorf("step %d in passes of %d: loss %v norm %v, want %v and %v", i+1, batch, r.steps[i].Loss, r.steps[i].Norm,
+					once.steps[i].Loss, once.steps[i].Norm)
+			}
+		}
+		for i := range want {
+			near(t, "weight", got[i], want[i], 1e-3)
+		}
+	}
+}
+
+func TestTuningLowersTheLossOnUnseenSamples(t *testing.T) {
+	noLeaks(t)
+	for _, change := range []func(*Options){
+		func(*Options) {},
+		func(o *Options) { o.LoRA = &LoRA{Rank: 8, Alpha: 16, Targets: []string{AllLinear}} },
+		func(o *Options) { o.HeadOnly = true },
+		func(o *Options) { o.Pack = true; o.Recompute = RecomputeBlock },
+	} {
+		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
+			o := options()
+			o.Steps, o.Rate = 40, 1e-2
+			change(&o)
+			r := train(t, tiny(t, true, dtype), samples(64, 3), samples(8, 4), o, nil)
+			if len(r.looks) != 11 {
+				t.Errorf("%d looks at the validation set, want one before and one after each tenth", len(r.looks))
+			}
+			first, last := r.looks[0].Loss, r.looks[len(r.looks)-1].Loss
+			if !(last < 0.8*first) {
+				t.Errorf("%+v %v: validation loss went from %v to %v", o, dtype, first, last)
+			}
+		}
+	}
+}
+
+func TestValidationLossIsTheMeanOverAllLabels(t *testing.T) {
+	noLeaks(t)
+	valid := samples(7, 8)
+	m := tiny(t, false, torch.Float32)
+	want := 0.0
+	torch.Run(func() error {
+		torch.NoGrad(func() { want = torch.Item[float64](plainLoss(m, valid, 7)) })
+		return nil
+	})
+	r := train(t, m, samples(8, 1), valid, options(), nil)
+	if math.Abs(r.looks[0].Loss-want) > 1e-5 {
+		t.Errorf("validation loss %v, want %v", r.looks[0].Loss, want)
+	}
+}
+
+func TestTuningTheHeadAloneLeavesATiedEmbeddingAsItIs(t *testing.T) {
+	noLeaks(t)
+	m := tiny(t, true, torch.Float32)
+	var before []float32
+	torch.Run(func() error { before = torch.Values[float32](m.Head().Tensor); return nil })
+	o := options()
+	o.HeadOnly = true
+	dir := filepath.Join(t.TempDir(), "out")
+	train(t, m, samples(16, 1), nil, o, func(tr *Trainer) {
+		if n := tr.Trained(); n != vocabulary*32 {
+			t.Errorf("%d weights are tuned, want the head's", n)
+		}
+		if err := tr.Export(dir); err != nil {
+			t.Fatal(err)
+		}
+	})
+	back, err := model.Open(dir, torch.Float32, torch.CPU)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer model.Free(back)
+	torch.Run(func() error {
+		nn.Walk(back, func(p nn.Piece) {
+			switch p.Name {
+			case "model.embed_tokens.weight":
+				near(t, "the embedding", torch.Values[float32](p.Param.Tensor), before, 0)
+			case "lm_head.weight":
+				if slices.Equal(torch.Values[float32](p.Param.Tensor), before) {
+					t.Error("the head did not change")
+				}
+			}
+		})
+		return nil
+	})
+}
+
+func TestGradientsThatAreNoNumbersSkipTheStep(t *testing.T) {
+	noLeaks(t)
+	m := tiny(t, true, torch.Float32)
+	o := options()
+	o.Rate, o.Clip, o.Steps, o.Schedule = 1e30, 0, 40, "constant"
+	tr, err := New(m, samples(16, 1), nil, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer model.Free(m)
+	defer tr.Close()
+	r := &recorder{}
+	tr.Listen(r)
+	err = tr.Run(context.Background())
+	if err == nil || !strings.Contains(err.Error(), "in a row") || !strings.Contains(err.Error(), "learning rate") {
+		t.Errorf("got %v, want an error that says what to do", err)
+	}
+	if last := r.steps[len(r.steps)-1]; !last.Skipped {
+		t.Errorf("the last step was taken: %+v", last)
+	}
+}
+
+func TestManyStepsHoldMemoryAndTensorsFlat(t *testing.T) {
+	noLeaks(t)
+	o := options()
+	o.Steps, o.Recompute, o.LoRA = 300, RecomputeBlock, &LoRA{Rank: 2, Alpha: 4, Dropout: 0.1, Targets: []string{AllLinear}}
+	tr, err := New(tiny(t, true, torch.Float32), samples(32, 1), nil, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		tr.Close()
+		RemoveAdapter(tr.Model())
+		model.Free(tr.Model())
+	}()
+	var live int
+	var resident int64
+	tr.Listen(&recorder{after: func(s Step) {
+		if s.Step != 100 && s.Step != 300 {
+			return
+		}
+		runtime.GC()
+		now, _ := memory(torch.CPU)
+		if s.Step == 100 {
+			live, resident = torch.LiveTensors(), now
+			return
+		}
+		if after := torch.LiveTensors(); after != live {
+			t.Errorf("live tensors went from %d to %d", live, after)
+		}
+		if grown := now - resident; grown > 8<<20 {
+			t.Errorf("resident memory grew by %d KiB", grown>>10)
+		}
+	}})
+	if err := tr.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
+	noLeaks(t)
+	for want, change := range map[string]func(*Options){
+		"give one of the two":    func(o *Options) { o.Epochs = 2 },
+		"batch size 0":           func(o *Options) { o.BatchSize = 0 },
+		"beyond the model's 64":  func(o *Options) { o.SequenceLength = 65 },
+		"sample 0 has":           func(o *Options) { o.SequenceLength = 3 },
+		"unknown recompute":      func(o *Options) { o.Recompute = "some" },
+		"unknown schedule":       func(o *Options) { o.Schedule = "step" },
+		"learning rate 0":        func(o *Options) { o.Rate = 0 },
+		"choose one":             func(o *Options) { o.HeadOnly, o.LoRA = true, &LoRA{Rank: 1, Alpha: 1, Targets: []string{"q_proj"}} },
+		"names no layer":         func(o *Options) { o.LoRA = &LoRA{Rank: 1, Alpha: 1, Targets: []string{"qproj"}} },
+		"at least 1":             func(o *Options) { o.LoRA = &LoRA{Rank: -1, Alpha: 1, Targets: []string{AllLinear}} },
+		"there is no checkpoint": func(o *Options) { o.Resume = true },
+	} {
+		m := tiny(t, true, torch.Float32)
+		o := options()
+		change(&o)
+		if tr, err := New(m, samples(8, 1), nil, o); err == nil {
+			tr.Close()
+			t.Errorf("nothing refused what should give %q", want)
+		} else if !strings.Contains(err.Error(), want) {
+			t.Errorf("got %q, want an error with %q", err, want)
+		}
+		model.Free(m)
+	}
+	m := tiny(t, true, torch.Float32)
+	defer model.Free(m)
+	bad := samples(4, 1)
+	bad.Samples[2].IDs[1] = vocabulary
+	if _, err := New(m, bad, nil, options()); err == nil || !strings.Contains(err.Error(), "tokenizer") {
+		t.Errorf("a token outside the vocabulary gave %v", err)
+	}
+}
+
+func TestMain(m *testing.M) {
+	torch.SetThreads(1)
+	if dir := os.Getenv(childVariable); dir != "" {
+		childRun(dir)
+		return
+	}
+	os.Exit(m.Run())
+}
