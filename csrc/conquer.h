@@ -189,6 +189,16 @@ int cq_decode_attention_reference(cq_tensor q, cq_tensor k_cache, cq_tensor v_ca
 int cq_cache_write(cq_tensor cache, cq_tensor fresh, cq_tensor positions);
 int cq_cache_write_reference(cq_tensor cache, cq_tensor fresh, cq_tensor positions);
 
+/* The head's product and its cross-entropy, a chunk of rows at a time: hidden [N,D], weight [V,D], labels int64 [N] (-100:
+ * not counted). out_loss is a float32 scalar, the sum over counted rows divided by `divisor`, or by their number where
+ * divisor is 0 (with no counted row the loss is 0). out_nll (or NULL) is float32 [N], zero where not counted, without a
+ * gradient. Gradients are computed with the forward (for the weight only where it asks for one), so one backward is
+ * all that the result has to give. */
+int cq_cross_entropy_head(cq_tensor hidden, cq_tensor weight, cq_tensor labels, double divisor, cq_tensor *out_loss,
+                          cq_tensor *out_nll);
+int cq_cross_entropy_head_reference(cq_tensor hidden, cq_tensor weight, cq_tensor labels, double divisor,
+                                    cq_tensor *out_loss, cq_tensor *out_nll);
+
 /* ---- CUDA (cuda/), loaded at run time ---------------------------------------------------------------------------------- */
 
 /* Loads libtorch's CUDA part and the project's own from the folder of this library; must run before the first CUDA query

@@ -9,6 +9,7 @@ namespace CONQUER_ISA {
 #include "vec.h"
 
 #include "attention.inl"
+#include "cross_entropy.inl"
 #include "linear.inl"
 #include "norm.inl"
 #include "rope.inl"
@@ -25,6 +26,7 @@ template <class T> constexpr Kernels<T> table() {
   t.swiglu_backward = swiglu_backward<T>;
   t.rotate = rotate<T>;
   t.attend = attend<T>;
+  t.cross_entropy = cross_entropy<T>;
   return t;
 }
 

@@ -42,6 +42,8 @@ template <class T> struct Kernels {
   // See attention.inl.
   void (*attend)(const float *q, int64_t heads, const T *k, const T *v, int64_t k_stride, int64_t v_stride, int64_t n,
                  int64_t width, float *top, float *mass, float *out);
+  // See cross_entropy.inl.
+  void (*cross_entropy)(T *logits, int64_t rows, int64_t width, const int64_t *labels, float scale, float *nll);
 };
 
 template <class T> const Kernels<T> &kernels();

@@ -198,6 +198,65 @@ void time_attention() {
     }
 }
 
+using HeadFunction = int (*)(cq_tensor, cq_tensor, cq_tensor, double, cq_tensor *, cq_tensor *);
+
+void check_cross_entropy() {
+  for (auto type : types)
+    for (auto [N, D, V] : std::vector<std::array<int64_t, 3>>{{1, 16, 33}, {40, 64, 1000}, {7, 3, 5}, {1500, 8, 70}, {70, 8, 200'000}})
+      for (double divisor : {0., 37.})
+        for (double ignore : {0., 0.4, 1.}) {
+          auto hidden = at::randn({N, D}).to(type), weight = (at::randn({V, D}) / std::sqrt(double(D)) * 2).to(type);
+          auto labels = at::randint(0, V, {N}, at::kLong);
+          labels.masked_fill_(at::rand({N}) < ignore, -100);
+          auto run = [&](HeadFunction f, bool wide, bool train_weight) {
+            auto kind = wide ? at::kFloat : type;
+            auto h = hidden.to(kind).clone().requires_grad_(true), w = weight.to(kind).clone().requires_grad_(train_weight);
+            auto out = call(2, [&](cq_tensor *o) { return f(Arg{h}, Arg{w}, Arg{labels}, divisor, o, o + 1); });
+            torch::autograd::backward({out[0]}, {at::full({}, 0.5)});
+            return std::vector<at::Tensor>{out[0], out[1], h.grad(), train_weight ? w.grad() : at::Tensor()};
+          };
+          auto got = run(cq_cross_entropy_head, false, true), want = run(cq_cross_entropy_head_reference, true, true);
+          double tol = tolerance(type, 1e-5);
+          const char *names[] = {"loss", "nll", "gradient of hidden", "gradient of weight"};
+          for (int i = 0; i < 4; i++)
+            check(std::string("cross_entropy_head ") + names[i], got[i], want[i], i < 2 ? tol / 2 : 2 * tol);
+          auto frozen = run(cq_cross_entropy_head, false, false);
+          for (int i = 0; i < 3; i++)
+            check(std::string("cross_entropy_head, frozen weight, ") + names[i], frozen[i], got[i], 0);
+          at::NoGradGuard no_grad;
+          auto plain = call(2, [&](cq_tensor *o) { return cq_cross_entropy_head(Arg{hidden}, Arg{weight}, Arg{labels}, divisor, o, o + 1); });
+          check("cross_entropy_head without grad", plain[1], got[1], 0);
+          // against float32 softmax of the very same logits
+          auto same = at::cross_entropy_loss(at::mm(hidden, weight.t()).to(at::kFloat), labels, {}, at::Reduction::Sum, -100);
+          check("cross_entropy_head against the same logits", plain[1].sum(), same, type == at::kFloat ? 1e-5 : 1e-3);
+        }
+  report("cross_entropy_head");
+}
+
+void time_cross_entropy() {
+  for (auto type : {at::kFloat, at::kBFloat16}) {
+    auto hidden = at::randn({512, 576}).to(type).requires_grad_(true), weight = (at::randn({49152, 576}) / 24).to(type).requires_grad_(true);
+    auto labels = at::randint(0, 49152, {512}, at::kLong);
+    auto run = [&](HeadFunction f) {
+      hidden.mutable_grad().reset();
+      weight.mutable_grad().reset();
+      auto out = call(2, [&](cq_tensor *o) { return f(Arg{hidden}, Arg{weight}, Arg{labels}, 0, o, o + 1); });
+      torch::autograd::backward({out[0]}, {});
+    };
+    auto t = race(4, {[&] { run(cq_cross_entropy_head); }, [&] { run(cq_cross_entropy_head_reference); }});
+    std::printf("%-9s head and loss, 512 rows, forward and backward %7.1f ms, libtorch %7.1f ms %5.2fx\n", c10::toString(type), t[0], t[1], t[1] / t[0]);
+    at::NoGradGuard no_grad;
+    auto buffer = at::empty({512, 49152}, hidden.options()), dw = at::empty({49152, 576}, hidden.options());
+    for (int64_t n : {64, 128, 256, 512}) {
+      auto x = hidden.narrow(0, 0, n);
+      auto b = buffer.narrow(0, 0, n);
+      auto p = race(3, {[&] { at::mm_out(b, x, weight.t()); }, [&] { at::mm(b, weight); }, [&] { at::mm_out(dw, b.t(), x); }, [&] { dw.addmm_(b.t(), x); }});
+      std::printf("   %3ld rows, GFLOP/s: logits %.0f, hidden's gradient %.0f, weight's %.0f (added on: %.0f)\n", n, 2e-6 * n * 49152 * 576 / p[0],
+                  2e-6 * n * 49152 * 576 / p[1], 2e-6 * n * 49152 * 576 / p[2], 2e-6 * n * 49152 * 576 / p[3]);
+    }
+  }
+}
+
 struct Family {
   const char *name;
   void (*check)(), (*time)();
@@ -208,6 +267,7 @@ const Family families[] = {
     {"swiglu", check_swiglu, nullptr},
     {"rope", check_rope, nullptr},
     {"attention", check_attention, time_attention},
+    {"cross_entropy", check_cross_entropy, time_cross_entropy},
 };
 
 } // namespace

@@ -19,9 +19,10 @@ static int failures = 0;
 
 static Tensor random(at::IntArrayRef size, double scale = 1) { return torch::randn(size, at::kDouble) * scale; }
 
-static void check(const std::string &name, const char *what, const Tensor &got, const Tensor &want, at::ScalarType type) {
+static void check(const std::string &name, const char *what, const Tensor &got, const Tensor &want, at::ScalarType type,
+                  double at_least = 0) {
   Tensor g = got.detach().to(at::kCPU).to(at::kDouble), w = want.detach();
-  double size = w.norm().item<double>(), error = (g - w).norm().item<double>() / (size > 0 ? size : 1);
+  double size = std::max(w.norm().item<double>(), at_least), error = (g - w).norm().item<double>() / (size > 0 ? size : 1);
   double limit = type == at::kFloat ? 1e-5 : type == at::kHalf ? 2e-3 : 1e-2;
   auto &most = worst[std::string(c10::toString(type)) + " " + what];
   if (!(error <= most))
@@ -39,9 +40,18 @@ static void require(int code) {
   }
 }
 
-// A leaf on the device in `type`, and the float64 leaf with the same values.
+// A leaf on the device in `type`, and the float64 leaf with the same values. The gradient of a parameter of a head is a sum
+// over tokens of either sign; where those cancel, what its error is measured by is the size of the terms: `terms` is the
+// parameter once for each token.
 struct Leaf {
-  Tensor real, exact;
+  Tensor real, exact, terms;
+  const Tensor &each(int64_t batch, int64_t length) {
+    if (exact.defined()) {
+      terms = exact.expand({batch, length, exact.size(0)});
+      terms.retain_grad();
+    }
+    return terms;
+  }
   Leaf() = default;
   Leaf(const Tensor &value, at::ScalarType type) {
     real = value.to(type).to(device).set_requires_grad(true);
@@ -64,7 +74,7 @@ struct Case {
   }
 };
 
-// The recurrence, with one state for each chunk of the window: row j of `parts` is what chunk j contributed.
+// The recurrence (a, d and bias once for each token), with one state for each chunk of the window: row j of `parts` is what chunk j contributed.
 static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tensor dt, const Tensor &a, const Tensor &b,
                                             const Tensor &cc, const Tensor &d, const Tensor &z, const Tensor &bias,
                                             const Tensor &initial, const Tensor &seq, double lo, double hi) {
@@ -87,7 +97,7 @@ static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tens
   };
   for (int64_t t = 0; t < c.length; t++) {
     int64_t chunk = t / c.chunk;
-    Tensor decay = (dt.select(1, t) * a).exp().view({c.batch, c.heads, 1, 1});
+    Tensor decay = (dt.select(1, t) * a.select(1, t)).exp().view({c.batch, c.heads, 1, 1});
     if (seq.defined() && t > 0)
       decay = decay * seq.select(1, t).eq(seq.select(1, t - 1)).view({c.batch, 1, 1, 1});
     for (auto &part : parts)
@@ -98,7 +108,7 @@ static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tens
     own = own.defined() ? own + u : u;
     Tensor y = (seen(chunk) * ch.select(1, t).unsqueeze(2)).sum(-1);
     if (d.defined())
-      y = y + x.select(1, t) * d.unsqueeze(-1);
+      y = y + x.select(1, t) * d.select(1, t).unsqueeze(-1);
     ys.push_back(y);
   }
   Tensor y = at::stack(ys, 1);
@@ -119,8 +129,9 @@ static void gradients(const std::string &name, at::ScalarType type, const std::v
   torch::autograd::backward(refs, exact_seeds);
   for (auto &[what, leaf] : of)
     if (leaf->real.defined()) { // an input that the result does not depend on may have no gradient
-      auto grad = [](const Tensor &t) { return t.grad().defined() ? t.grad() : at::zeros_like(t); };
-      check(name, what, grad(leaf->real), grad(leaf->exact), type);
+      auto grad = [](const Tensor &t) { return t.grad().defined() ? t.grad() : at::zeros_like(t, at::kDouble); };
+      double terms = leaf->terms.defined() && leaf->terms.grad().defined() ? leaf->terms.grad().norm().item<double>() : 0;
+      check(name, what, grad(leaf->real), grad(leaf->exact), type, terms);
     }
 }
 
@@ -150,8 +161,9 @@ static void scan(const Case &c) {
   cq_tensor y, last;
   require(cq_ssd_scan(x.handle(), dt.handle(), a.handle(), b.handle(), cc.handle(), d.handle(), z.handle(), bias.handle(),
                       initial.handle(), c.seq ? &seq_device : nullptr, c.chunk, c.window, c.softplus, lo, hi, &y, &last));
-  auto [ref, ref_last] = recurrence(c, x.exact, dt.exact, a.exact, b.exact, cc.exact, d.exact, z.exact, bias.exact,
-                                    initial.exact, seq, lo, hi);
+  auto [ref, ref_last] = recurrence(c, x.exact, dt.exact, a.each(c.batch, c.length), b.exact, cc.exact,
+                                    d.each(c.batch, c.length), z.exact, bias.each(c.batch, c.length), initial.exact, seq, lo,
+                                    hi);
   Tensor out = *static_cast<Tensor *>(y), out_last = *static_cast<Tensor *>(last);
   check(c.name(), "y", out, ref, c.type);
   check(c.name(), "final", out_last, ref_last, c.type);

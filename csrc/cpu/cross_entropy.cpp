@@ -1,0 +1,166 @@
+// cross_entropy.cpp: cq_cross_entropy_head, the last product of a language model and its loss in one operation.
+//
+// The logits of a whole batch are the largest tensor of a training step: 2 x 256 tokens by 49,152 words are 100 MB in
+// float32, and softmax, its log and their gradients would each hold as much again. Here a chunk of rows at a time goes
+// through the product, the loss and (where gradients are wanted) both products of the backward, while it is at hand; the
+// backward proper only scales what the forward left. Rows whose label is ignored are dropped first: they would cost as
+// much as the others and contribute nothing. Per counted row: 2 V D operations for the loss, 4 V D more for both gradients.
+#include "cpu.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <numeric>
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+namespace conquer {
+
+namespace {
+
+constexpr int64_t ignored = -100;
+
+// A chunk must be tall enough for the products to run at speed and for the weight's gradient, read and written once a
+// chunk, not to matter; beyond that more rows only take memory.
+int64_t rows_per_chunk(int64_t vocabulary, int64_t element_size) {
+  return std::clamp<int64_t>((int64_t(64) << 20) / (vocabulary * element_size) / 64 * 64, 64, 1024);
+}
+
+struct Head {
+  at::Tensor loss, nll, dhidden, dweight;
+};
+
+Head head_reference(const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor &labels, double divisor) {
+  at::Tensor logits = at::linear(hidden, weight).to(at::kFloat);
+  at::Tensor nll = at::cross_entropy_loss(logits, labels, {}, at::Reduction::None, ignored);
+  at::Tensor count = divisor > 0 ? at::full({}, divisor, nll.options()) : (labels != ignored).sum().clamp_min(1);
+  return {nll.sum() / count, nll.detach(), {}, {}};
+}
+
+Head head(const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor &labels, double divisor,
+          bool wants_dhidden, bool wants_dweight) {
+  const int64_t N = hidden.size(0), D = hidden.size(1), V = weight.size(0);
+  const auto options = hidden.options();
+  const int64_t *label = data_of<int64_t>(labels);
+  std::vector<int64_t> rows, targets;
+  for (int64_t i = 0; i < N; i++)
+    if (label[i] != ignored) {
+      TORCH_CHECK(label[i] >= 0 && label[i] < V, "cross_entropy_head: label ", label[i], " of row ", i,
+                  " is outside the vocabulary of ", V);
+      rows.push_back(i);
+      targets.push_back(label[i]);
+    }
+  const int64_t counted = rows.size();
+  const bool all = counted == N;
+  const at::Tensor index = at::from_blob(rows.data(), {counted}, at::kLong);
+  const at::Tensor input = all ? hidden : hidden.index_select(0, index);
+
+  if (divisor <= 0)
+    divisor = std::max<int64_t>(counted, 1);
+  // float16 would lose (softmax - onehot) / divisor below its smallest number, so there the division comes afterwards.
+  const double inside = hidden.scalar_type() == at::kHalf ? 1 : 1 / divisor, after = 1 / divisor / inside;
+  const bool wants_gradient = wants_dhidden || wants_dweight;
+
+  Head result;
+  at::Tensor dinput = wants_dhidden ? at::empty({counted, D}, options) : at::Tensor();
+  if (wants_dweight)
+    result.dweight = counted ? at::empty({V, D}, options) : at::zeros({V, D}, options);
+  std::vector<float> nll(counted);
+  const int64_t chunk = std::min(counted, rows_per_chunk(V, hidden.element_size()));
+  at::Tensor buffer = at::empty({chunk, V}, options);
+  for (int64_t begin = 0; begin < counted; begin += chunk) {
+    const int64_t n = std::min(chunk, counted - begin);
+    const at::Tensor x = input.narrow(0, begin, n);
+    at::Tensor logits = buffer.narrow(0, 0, n);
+    at::mm_out(logits, x, weight.t());
+    with_type(hidden.scalar_type(), [&](auto element) {
+      using T = decltype(element);
+      T *data = mutable_data_of<T>(logits);
+      at::parallel_for(0, n, 1, [&](int64_t from, int64_t to) {
+        kernels<T>().cross_entropy(data + from * V, to - from, V, targets.data() + begin + from,
+                                   wants_gradient ? float(inside) : 0.f, nll.data() + begin + from);
+      });
+    });
+    if (wants_dhidden) {
+      at::Tensor into = dinput.narrow(0, begin, n);
+      at::mm_out(into, logits, weight);
+    }
+    if (wants_dweight) {
+      if (begin == 0)
+        at::mm_out(result.dweight, logits.t(), x);
+      else
+        result.dweight.addmm_(logits.t(), x);
+    }
+  }
+
+  if (wants_dhidden) {
+    if (after != 1)
+      dinput.mul_(after);
+    result.dhidden = all ? dinput : at::zeros({N, D}, options).index_copy_(0, index, dinput);
+  }
+  if (wants_dweight && after != 1)
+    result.dweight.mul_(after);
+  result.loss = at::full({}, std::accumulate(nll.begin(), nll.end(), 0.) / divisor, options.dtype(at::kFloat));
+  result.nll = at::zeros({N}, options.dtype(at::kFloat));
+  for (int64_t i = 0; i < counted; i++)
+    mutable_data_of<float>(result.nll)[rows[i]] = nll[i];
+  return result;
+}
+
+class CrossEntropyHead : public torch::autograd::Function<CrossEntropyHead> {
+public:
+  static variable_list forward(AutogradContext *ctx, const at::Tensor &hidden, const at::Tensor &weight,
+                               const at::Tensor &labels, double divisor) {
+    Head done = head(hidden, weight, labels, divisor, hidden.requires_grad(), weight.requires_grad());
+    // Kept outside save_for_backward: the backward hands them over, and a gradient that nobody else holds becomes the
+    // parameter's without a copy.
+    ctx->saved_data["dhidden"] = done.dhidden;
+    ctx->saved_data["dweight"] = done.dweight;
+    ctx->mark_non_differentiable({done.nll});
+    return {done.loss, done.nll};
+  }
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    TORCH_CHECK(!ctx->saved_data.empty(), "cross_entropy_head: its gradients were handed out by an earlier backward");
+    at::Tensor dhidden = ctx->saved_data["dhidden"].toTensor(), dweight = ctx->saved_data["dweight"].toTensor();
+    ctx->saved_data.clear();
+    const double scale = grads[0].item<double>();
+    for (at::Tensor *t : {&dhidden, &dweight})
+      if (t->defined() && scale != 1)
+        t->mul_(scale);
+    return {dhidden, dweight, {}, {}};
+  }
+};
+
+} // namespace
+
+} // namespace conquer
+
+using namespace conquer;
+
+static int give_head(const Head &head, cq_tensor *out_loss, cq_tensor *out_nll) {
+  return give(out_loss, head.loss) || (out_nll && give(out_nll, head.nll));
+}
+
+int cq_cross_entropy_head(cq_tensor hidden, cq_tensor weight, cq_tensor labels, double divisor, cq_tensor *out_loss,
+                          cq_tensor *out_nll) {
+  return guarded([&] {
+    const at::Tensor x = tensor_of(hidden), w = tensor_of(weight), target = tensor_of(labels);
+    TORCH_CHECK(x.dim() == 2 && w.dim() == 2 && x.size(1) == w.size(1) && target.dim() == 1 && target.size(0) == x.size(0) &&
+                    target.scalar_type() == at::kLong,
+                "cross_entropy_head: hidden must be [N,D], weight [V,D] and labels int64 [N], not ", x.sizes(), ", ", w.sizes(),
+                " and ", target.sizes());
+    if (!x.is_cpu() || !w.is_cpu() || !has_kernel_type(x) || w.scalar_type() != x.scalar_type())
+      return give_head(head_reference(x, w, target, divisor), out_loss, out_nll);
+    if (!records_grad(x, w))
+      return give_head(head(x.contiguous(), w.contiguous(), target.contiguous(), divisor, false, false), out_loss, out_nll);
+    auto both = CrossEntropyHead::apply(x.contiguous(), w.contiguous(), target.contiguous(), divisor);
+    return give_head({both[0], both[1], {}, {}}, out_loss, out_nll);
+  });
+}
+
+int cq_cross_entropy_head_reference(cq_tensor hidden, cq_tensor weight, cq_tensor labels, double divisor,
+                                    cq_tensor *out_loss, cq_tensor *out_nll) {
+  return guarded([&] {
+    return give_head(head_reference(tensor_of(hidden), tensor_of(weight), tensor_of(labels), divisor), out_loss, out_nll);
+  });
+}
