@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""Hold conquer's generated text, scores, exports and adapters against transformers and PEFT.
+
+    python tools/parity/generate_greedy.py [--conquer build/bin/conquer] [--model smollm2-135m] [--seeds 1]
+
+Random small models of every kind in tools/fixtures/llama.py: the same greedy tokens, each token's log-likelihood within
+1e-4, the same with a random PEFT adapter and with that adapter merged by `conquer export`. The real model: the exported
+folder loads in transformers, generates the same greedy text with and without the chat template, one by one and as a
+batch, and scores a text within 1e-3; exporting the export changes no bit. Needs torch, transformers, peft, safetensors.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools" / "fixtures"))
+import llama as fixtures  # noqa: E402
+
+PROMPTS = ["Once upon a time", "The three primary colours are", "def fibonacci(n):\n", "Ünïcödé 世界 🙂 and",
+           "Water boils at", "List of countries:\n1."]
+failures = []
+
+
+def check(what, ok, detail=""):
+    print(("ok    " if ok else "FAIL  ") + what + (f"  {detail}" if detail else ""), flush=True)
+    if not ok:
+        failures.append(what)
+
+
+def conquer(*args):
+    done = subprocess.run([args_.conquer, *map(str, args)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"conquer {' '.join(map(str, args))}: exit {done.returncode}\n{done.stderr}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def token_nll(model, ids):
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, :-1].float()
+    return -logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def scores_agree(what, model, ids, *flags, tolerance=1e-4):
+    want = token_nll(model, ids)
+    got = torch.tensor(conquer("score", "--token_ids", ",".join(map(str, ids)), "--device", "cpu", "--json", *flags)[0]["token_nll"])
+    worst = ((got - want).abs() / want.abs().clamp(min=1)).max().item()
+    check(what, worst < tolerance, f"worst {worst:.1e}")
+
+
+def greedy(model, ids, n, **more):
+    x = torch.tensor([ids])
+    with torch.no_grad():
+        out = model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=n, do_sample=False, **more)
+    return out[0, len(ids):].tolist()
+
+
+def small(folder, kind, seed):
+    fixtures.write(folder, kind, seed, vary=seed > 0)
+    expected = load_file(folder / "expected.safetensors")
+    (folder / "expected.safetensors").unlink()
+    ids = expected["ids"].tolist()
+    name = f"{kind}, seed {seed}"
+    text = ",".join(map(str, ids))
+    got = conquer("generate", "--model_path", folder, "--token_ids", text, "--max_new_tokens", len(expected["greedy"]), "--device", "cpu", "--json")
+    check(f"{name}: greedy tokens", got[0]["token_ids"] == expected["greedy"].tolist())
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    long = torch.randint(0, model.config.vocab_size, (100,)).tolist()
+    scores_agree(f"{name}: log-likelihoods", model, long, "--model_path", folder)
+
+    from peft import LoraConfig, get_peft_model
+    modules = ["q_proj", "v_proj", "down_proj"] if seed % 2 else "all-linear"
+    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM")).eval()
+    with torch.no_grad():
+        for n, p in tuned.named_parameters():
+            if "lora_" in n:
+                p.normal_(0, 0.2)
+    tuned.save_pretrained(folder / "adapter")
+    scores_agree(f"{name}: with an adapter", tuned, long, "--model_path", folder, "--adapter_path", folder / "adapter")
+    conquer("export", "--model_path", folder, "--adapter_path", folder / "adapter", "--output_path", folder / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32)
+    worst = (merged(torch.tensor([long])).logits - tuned(torch.tensor([long])).logits).abs().max().item()
+    check(f"{name}: exported with the adapter merged", worst < 1e-3, f"worst logit {worst:.1e}")
+
+
+def real(folder):
+    first, second = folder / "first", folder / "second"
+    conquer("export", "--model_path", args_.model, "--output_path", first, "--shard_size", "200MB")
+    conquer("export", "--model_path", first, "--output_path", second, "--shard_size", "200MB")
+    same = all((second / f.name).read_bytes() == f.read_bytes() for f in first.iterdir())
+    check("exporting the export changes no bit", same and len(list(first.iterdir())) == len(list(second.iterdir())))
+
+    model = AutoModelForCausalLM.from_pretrained(first, dtype=torch.float32)
+    tok = AutoTokenizer.from_pretrained(first)
+    flags = [f for p in PROMPTS for f in ("--prompt", p)]
+    batch = conquer("generate", "--model_path", args_.model, "--dtype", "float32", "--device", "cpu", "--max_new_tokens", 32, "--json", *flags)
+    for prompt, got in zip(PROMPTS, batch):
+        ids = tok(prompt)["input_ids"]
+        want = greedy(model, ids, 32)
+        check(f"greedy after {prompt!r}, in a batch", got["token_ids"] == want and got["prompt_tokens"] == len(ids))
+        check("  its text", got["text"] == tok.decode(want, skip_special_tokens=True))
+    for i, prompt in enumerate(PROMPTS[:2]):
+        alone = conquer("generate", "--model_path", first, "--device", "cpu", "--prompt", prompt, "--max_new_tokens", 32, "--json", f"--use_cache={'false' if i else 'true'}")
+        check(f"greedy after {prompt!r}, alone, from the exported folder", alone[0]["token_ids"] == batch[i]["token_ids"])
+    penalty = conquer("generate", "--model_path", first, "--device", "cpu", "--prompt", PROMPTS[0], "--max_new_tokens", 32, "--json", "--repetition_penalty", 1.3)
+    check("greedy with a repetition penalty", penalty[0]["token_ids"] == greedy(model, tok(PROMPTS[0])["input_ids"], 32, repetition_penalty=1.3))
+    if tok.chat_template:
+        question = "What is the capital of France?"
+        ids = tok.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False)
+        got = conquer("generate", "--model_path", args_.model, "--dtype", "float32", "--device", "cpu", "--chat", "--prompt", question, "--max_new_tokens", 32, "--json")
+        check("greedy answer through the chat template", got[0]["token_ids"] == greedy(model, ids, 32))
+    text = (ROOT / "tools" / "parity" / "generate_greedy.py").read_text()[:4000]
+    file = folder / "text.txt"
+    file.write_text(text)
+    got = conquer("score", "--model_path", args_.model, "--dtype", "float32", "--device", "cpu", "--text_file", file, "--json")[0]
+    x = tok(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        loss = model(x, labels=x).loss.item()
+    check("score of a text", abs(got["nll"] - loss) < 1e-3 and got["tokens"] == x.shape[1] - 1, f"{got['nll']:.6f} and {loss:.6f}")
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for seed in range(args_.seeds):
+            for kind in fixtures.KINDS:
+                small(folder / f"{kind}-{seed}", kind, seed)
+        if args_.model:
+            real(folder)
+    sys.exit(f"{len(failures)} comparisons failed" if failures else None)
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--conquer", default=str(ROOT / "build" / "bin" / "conquer"))
+    p.add_argument("--model", default="smollm2-135m", help="empty: none")
+    p.add_argument("--seeds", type=int, default=1)
+    args_ = p.parse_args()
+    main()
