@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	_ "conquer/bamba"
 	_ "conquer/llama"
 )
 

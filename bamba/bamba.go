@@ -1,0 +1,189 @@
+// Package bamba is Bamba, Mamba-2 state-space layers with a few attention layers among them, and the plain Mamba-2 stack;
+// the chunked scan that both live on; and the strategies by which its chunks share their states.
+//
+// [Bamba] and [Mamba2] are the models, [Mixer] is the layer, [SSD] is the scan on one page, [Chunking] chooses how it runs.
+package bamba
+
+import (
+	"slices"
+
+	"conquer/model"
+	"conquer/torch"
+	"conquer/torch/nn"
+)
+
+// Bamba is a stack of blocks between an embedding and a head: Hugging Face's BambaForCausalLM. Without attention layers
+// it is a Mamba-2 stack with feed-forward layers.
+type Bamba struct {
+	Embedding *nn.Embedding `weight:"model.embed_tokens"`
+	Layers    []*Block      `weight:"model.layers"`
+	FinalNorm *nn.RMSNorm   `weight:"model.final_layernorm"`
+	Output    *nn.Linear    `weight:"lm_head"` // nil when tied to the embedding
+
+	hyper    hyper
+	rotary   *nn.Rotary // nil without attention layers
+	chunking *Chunking
+}
+
+// Block is a state-space layer or attention, then a feed-forward layer, each after a normalization and added to its input.
+type Block struct {
+	MixerNorm *nn.RMSNorm `weight:"input_layernorm"`
+	Mixer     *Mixer      `weight:"mamba"`     // nil in an attention layer
+	Attention *Attention  `weight:"self_attn"` // nil in a state-space layer
+	MLPNorm   *nn.RMSNorm `weight:"pre_ff_layernorm"`
+	MLP       *nn.SwiGLU  `weight:"feed_forward"`
+}
+
+// Forward maps x [B,L,D] to [B,L,D].
+func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
+	normalized := b.MixerNorm.Forward(x)
+	if b.Mixer != nil {
+		x = x.Add(b.Mixer.Forward(normalized, pass, layer))
+	} else {
+		x = x.Add(b.Attention.Forward(normalized, pass, layer))
+	}
+	return x.Add(b.MLP.Forward(b.MLPNorm.Forward(x)))
+}
+
+// Attention is attention with grouped queries, H query heads sharing K key and value heads of P dimensions, of which only
+// the first are turned by position.
+type Attention struct {
+	QKV    *nn.Linear `weight:"q_proj+k_proj+v_proj"`
+	Output *nn.Linear `weight:"o_proj"`
+
+	heads, keyHeads, headDim int
+}
+
+// Forward maps x [B,L,D] to [B,L,D].
+func (a *Attention) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
+	batch, length := x.Size(0), x.Size(1)
+	qkv := a.QKV.Forward(x).View(batch, length, a.heads+2*a.keyHeads, a.headDim)
+	parts := qkv.Split(2, a.heads, a.keyHeads, a.keyHeads)
+	q, k := torch.Rotary(parts[0], parts[1], pass.Cos, pass.Sin)
+	attended := pass.Attend(q, k, parts[2].Transpose(1, 2), layer)
+	return a.Output.Forward(attended.Transpose(1, 2).Reshape(batch, length, a.heads*a.headDim))
+}
+
+// New makes a model without weights from a Hugging Face config of model_type "bamba".
+func New(config model.Config) (model.Model, error) {
+	h, err := read(config)
+	if err != nil {
+		return nil, err
+	}
+	m := &Bamba{
+		Embedding: nn.NewEmbedding(h.vocabulary, h.width),
+		FinalNorm: nn.NewRMSNorm(h.width, h.eps),
+		hyper:     h,
+		chunking:  &Chunking{Strategy: Default, ChunkSize: h.chunk, Optimized: true},
+	}
+	if !h.tied {
+		m.Output = nn.NewLinear(h.width, false, h.vocabulary)
+	}
+	if len(h.attentionLayers) > 0 {
+		if m.rotary, err = nn.NewRotary(h.rotary); err != nil {
+			return nil, err
+		}
+	}
+	for i := range h.layers {
+		block := &Block{
+			MixerNorm: nn.NewRMSNorm(h.width, h.eps),
+			MLPNorm:   nn.NewRMSNorm(h.width, h.eps),
+			MLP:       nn.NewSwiGLU(h.width, h.inner, h.mlpBias),
+		}
+		if slices.Contains(h.attentionLayers, i) {
+			q, kv := h.heads*h.headDim, h.keyHeads*h.headDim
+			block.Attention = &Attention{
+				QKV: nn.NewLinear(h.width, h.attentionBias, q, kv, kv), Output: nn.NewLinear(q, h.attentionBias, h.width),
+				heads: h.heads, keyHeads: h.keyHeads, headDim: h.headDim,
+			}
+		} else {
+			block.Mixer = newMixer(h.width, h.mixer, m.chunking)
+		}
+		m.Layers = append(m.Layers, block)
+	}
+	return m, nil
+}
+
+// Architecture is "bamba".
+func (m *Bamba) Architecture() string { return "bamba" }
+
+// Config is the config.json that the model was made from.
+func (m *Bamba) Config() model.Config { return m.hyper.config }
+
+// Begin prepares the rotary tables, the mask, and what the state-space layers know about segments and padding.
+func (m *Bamba) Begin(seq model.Sequence) *model.Pass { return begin(seq, m.rotary) }
+
+// Embed maps ids (int64 [B,L]) to [B,L,D].
+func (m *Bamba) Embed(ids torch.Tensor) torch.Tensor { return m.Embedding.Forward(ids) }
+
+// Blocks lists the blocks.
+func (m *Bamba) Blocks() []model.Block {
+	blocks := make([]model.Block, len(m.Layers))
+	for i, layer := range m.Layers {
+		blocks[i] = layer
+	}
+	return blocks
+}
+
+// Norm is the normalization before the head.
+func (m *Bamba) Norm(x torch.Tensor) torch.Tensor { return m.FinalNorm.Forward(x) }
+
+// Head is the projection to the vocabulary [V,D].
+func (m *Bamba) Head() *nn.Param {
+	if m.Output == nil {
+		return m.Embedding.Weight
+	}
+	return m.Output.Weight
+}
+
+// FreeTables frees the rotary table, which grows again when it is used.
+func (m *Bamba) FreeTables() {
+	if m.rotary != nil {
+		m.rotary.Free()
+	}
+}
+
+// MaxLength is max_position_embeddings.
+func (m *Bamba) MaxLength() int { return m.hyper.maxLength }
+
+// NewCache makes empty key and value caches for the attention layers and empty states for the others.
+func (m *Bamba) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) *model.Cache {
+	cache := &model.Cache{Layers: make([]model.LayerCache, len(m.Layers)), Capacity: capacity}
+	shape := []int{batch, m.hyper.keyHeads, capacity, m.hyper.headDim}
+	for i, block := range m.Layers {
+		layer := &cache.Layers[i]
+		if block.Mixer != nil {
+			layer.Conv, layer.State = m.hyper.mixer.newState(batch, dtype, device)
+			continue
+		}
+		layer.Keys = torch.Zeros(shape, dtype, device).Own()
+		layer.Values = torch.Zeros(shape, dtype, device).Own()
+	}
+	return cache
+}
+
+// Chunked is a model whose state-space layers' chunking can be chosen: [Bamba] and [Mamba2].
+type Chunked interface {
+	model.Model
+	// Chunking returns the current choice; a new model's is default-optimized with its config's chunk size.
+	Chunking() Chunking
+	// SetChunking changes it for the passes that follow.
+	SetChunking(Chunking) error
+}
+
+// Chunking returns how the state-space layers scan.
+func (m *Bamba) Chunking() Chunking { return *m.chunking }
+
+// SetChunking changes how the state-space layers scan, from the next pass on.
+func (m *Bamba) SetChunking(c Chunking) error { return m.chunking.set(c, m.hyper.chunk) }
+
+func (c *Chunking) set(to Chunking, size int) error {
+	if err := to.Check(); err != nil {
+		return err
+	}
+	if to.ChunkSize == 0 {
+		to.ChunkSize = size
+	}
+	*c = to
+	return nil
+}
