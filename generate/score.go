@@ -17,10 +17,7 @@ type Scores struct {
 	NLL, Perplexity float64
 }
 
-const (
-	scoreChunk = 2048 // tokens that go through the blocks at once
-	scoreRows  = 128  // of these, how many go through the head at once: their logits are V wide
-)
+const scoreChunk = 2048 // tokens that go through the blocks at once
 
 // Score computes the likelihood of ids, at least two. A text longer than the model's context is read in windows of that
 // length that share one token, so that every token but the first is predicted once; the first ones of a window have
@@ -71,16 +68,8 @@ func (s *Scores) window(ctx context.Context, m model.Model, ids []int32) error {
 		torch.Scoped(func() {
 			input := tensor(m, ids[start:end])
 			hidden := model.Hidden(m, model.Sequence{IDs: input.Unsqueeze(0), Cache: cache}).Squeeze(0)
-			for from := start; from < end; from += scoreRows {
-				n := min(scoreRows, end-from)
-				torch.Scoped(func() {
-					logits := torch.Linear(hidden.Narrow(0, from-start, n), m.Head().Tensor, torch.Tensor{})
-					likely := logits.To(torch.Float32).LogSoftmax(-1).Gather(-1, tensor(m, ids[from+1:from+1+n]).Unsqueeze(-1))
-					for _, v := range torch.Values[float64](likely) {
-						s.TokenNLL = append(s.TokenNLL, -v)
-					}
-				})
-			}
+			nll := torch.HeadNLL(hidden, m.Head().Tensor, tensor(m, ids[start+1:end+1]))
+			s.TokenNLL = append(s.TokenNLL, torch.Values[float64](nll)...)
 		})
 	}
 	return nil

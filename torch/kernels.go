@@ -80,15 +80,21 @@ func CacheWrite(cache, fresh, columns Tensor) {
 }
 
 // HeadCrossEntropy is the mean negative log-likelihood, in nats, of labels (int64 [N], -100 = not counted) under the logits
-// hidden [N,D] · weight [V,D] transposed, as a float32 scalar, without holding all logits at once. divisor replaces the
-// number of counted labels where it is not 0 (gradient accumulation).
+// hidden [N,D] · weight [V,D] transposed: a float32 scalar. It goes through the rows a chunk at a time, so that the logits of
+// a batch are never held, and computes the gradients with the forward: one backward is all that the result has to give.
+// divisor replaces the number of counted labels where it is not 0 (gradient accumulation).
 func HeadCrossEntropy(hidden, weight, labels Tensor, divisor float64) Tensor {
-	logits := Linear(hidden, weight, Tensor{}).To(Float32).LogSoftmax(-1)
-	counted := labels.ZerosLike().LessEqual(labels).To(Float32)
-	nll := logits.Gather(-1, labels.Clamp(0, math.MaxInt32).Unsqueeze(-1)).Squeeze(-1).Neg()
-	total := nll.Mul(counted).Sum()
-	if divisor == 0 {
-		return total.Div(counted.Sum())
-	}
-	return total.MulScalar(1 / divisor)
+	var loss C.cq_tensor
+	check(C.cq_cross_entropy_head(hidden.handle(), weight.handle(), labels.handle(), C.double(divisor), &loss, nil),
+		"head cross-entropy", hidden, weight, labels)
+	return Tensor{libtch.Ctensor(loss)}
+}
+
+// HeadNLL is the negative log-likelihood, in nats, of each label (int64 [N], 0 for -100) under the logits hidden [N,D] ·
+// weight [V,D] transposed: float32 [N], without a gradient.
+func HeadNLL(hidden, weight, labels Tensor) Tensor {
+	var loss, nll C.cq_tensor
+	check(C.cq_cross_entropy_head(hidden.Detach().handle(), weight.Detach().handle(), labels.handle(), 0, &loss, &nll),
+		"head nll", hidden, weight, labels)
+	return Tensor{libtch.Ctensor(nll)}
 }

@@ -97,6 +97,33 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				return in[0].Narrow(-1, 0, width).Silu().Mul(in[0].Narrow(-1, width, width))
 			},
 		})
+		divisor := float64(dims(0, 100))
+		var labels torch.Tensor
+		hold(t, "head cross-entropy "+shape, faces{
+			func(d torch.DType) []torch.Tensor {
+				list := make([]int64, batch*length)
+				for i := range list {
+					if list[i] = int64(random.IntN(300)); i > 0 && random.IntN(4) == 0 {
+						list[i] = -100
+					}
+				}
+				labels = torch.From(list, len(list))
+				// Logits of about 1, as a model has them: bfloat16 ones of 40 would be wrong by a tenth before any kernel.
+				return []torch.Tensor{randn(d, batch*length, width), randn(d, 300, width).MulScalar(1 / math.Sqrt(float64(width)))}
+			},
+			func(in []torch.Tensor) torch.Tensor {
+				return torch.HeadCrossEntropy(in[0], in[1], labels, divisor).To(in[0].DType())
+			},
+			func(in []torch.Tensor) torch.Tensor {
+				likely := in[0].Matmul(in[1].Transpose(0, 1)).LogSoftmax(-1).Gather(-1, labels.Clamp(0, 300).Unsqueeze(-1)).Squeeze(-1)
+				counted := labels.ZerosLike().LessEqual(labels).To(torch.Float64)
+				by := divisor
+				if by == 0 {
+					by = torch.Item[float64](counted.Sum())
+				}
+				return likely.Mul(counted).Sum().MulScalar(-1 / by)
+			},
+		})
 		heads, keyHeads, dim := 6, dims(1, 2, 3, 6), dims(8, 64)
 		half := dims(dim/2, dim/4)
 		var angles torch.Tensor
