@@ -138,6 +138,9 @@ func Generate(ctx context.Context, m model.Model, tok *text.Tokenizer, prompts [
 		})
 		return err
 	})
+	if err != nil && ctx.Err() == nil {
+		return nil, g.stats, err
+	}
 	return g.results(), g.stats, err
 }
 

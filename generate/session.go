@@ -60,6 +60,7 @@ func (s *Session) Generate(ctx context.Context, prompt []int32, o Options, onTex
 	}
 	if err != nil && ctx.Err() == nil {
 		s.Reset() // a step that failed half-way leaves a cache that nothing is known of
+		return Result{}, g.stats, err
 	}
 	return g.results()[0], g.stats, err
 }

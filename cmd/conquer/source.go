@@ -32,7 +32,7 @@ func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
 	flags.StringVar(&f.tokenizer, "tokenizer", "", "tokenizer `folder` or file where it is not the model's own, or char_tokenizer")
 	flags.StringVar(&f.dtype, "dtype", "", "`type` of the weights: float32, bfloat16 or float16 (default: as stored; quantized ones become float32 on the CPU, bfloat16 on a GPU)")
-	flags.StringVar(&f.device, "device", "", "cpu, cuda or cuda:`N` (default: a GPU where one can be used)")
+	flags.StringVar(&f.device, "device", "", "`name` of the device: cpu, cuda or cuda:N (default: a GPU where one can be used)")
 	flags.IntVar(&f.threads, "threads", 0, "`number` of CPU threads (default: one for each core)")
 }
 
@@ -76,15 +76,23 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	if o.path, o.checkpoint, err = openCheckpoint(ctx, f.path); err != nil {
 		return nil, err
 	}
-	if o.tokenizer, err = openTokenizer(f.tokenizer, o.path, o.checkpoint); err == nil {
-		if dtype == nil {
-			stored := storedDType(o.checkpoint, device)
-			dtype = &stored
-		}
-		err = torch.Run(func() error {
-			o.model, err = model.FromCheckpoint(o.checkpoint, *dtype, device)
-			return err
-		})
+	// A vocabulary takes as long to read as a small model's weights: side by side.
+	tokenizer := make(chan error, 1)
+	go func() {
+		var err error
+		o.tokenizer, err = openTokenizer(f.tokenizer, o.path, o.checkpoint)
+		tokenizer <- err
+	}()
+	if dtype == nil {
+		stored := storedDType(o.checkpoint, device)
+		dtype = &stored
+	}
+	err = torch.Run(func() error {
+		o.model, err = model.FromCheckpoint(o.checkpoint, *dtype, device)
+		return err
+	})
+	if failed := <-tokenizer; err == nil {
+		err = failed
 	}
 	if err == nil {
 		err = checkVocabulary(o)
