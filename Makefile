@@ -52,7 +52,7 @@ demo: build ## tunes SmolLM2-135M on examples/lighthouse and exports it: about 4
 	@tools/demo.sh $(BUILD)/bin/conquer
 
 bench: build ## the speed table of docs/performance.md (needs `make parity`'s Python environment)
-	@tools/bench-cpu.sh $(BUILD)/bin/conquer $(CACHE)/parity
+	@tools/bench-cpu.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
 
 install: build ## one binary and its libraries under PREFIX (~/.local)
 	@cmake -DBUILD=$(BUILD) -DPREFIX=$(DESTDIR)$(PREFIX) -DLIBTORCH=$(LIBTORCH) -P cmake/install.cmake

@@ -26,11 +26,11 @@ def conquer_generate(binary, model, dtype, ids, threads):
 def conquer_train(binary, model, dtype, threads, text):
     with tempfile.TemporaryDirectory() as folder:
         command = [binary, "train", "--model_path", model, "--data_path", text, "--output_path", folder + "/out",
-                   "--checkpoint_path", folder + "/run", "--steps", str(STEPS), "--batch_size", str(ROWS),
+                   "--steps", str(STEPS), "--batch_size", str(ROWS),
                    "--sequence_length", str(LENGTH), "--pack", "--dtype", dtype, "--device", "cpu", "--threads", str(threads),
                    "--report_steps", "1", "--checkpoint_steps", "0", "--validation_fraction", "0"]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        rows = [json.loads(line) for line in open(folder + "/run/metrics.jsonl")]
+        rows = [json.loads(line) for line in open(folder + "/out/metrics.jsonl")]
     rates = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
     return statistics.median(rates[2:])
 

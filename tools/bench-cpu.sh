@@ -1,0 +1,7 @@
+#!/bin/sh
+# bench-cpu.sh CONQUER ENVIRONMENT PYTHON [ARGUMENT...]: the speed table against transformers (tools/bench/cpu.py).
+set -e
+cd "$(dirname "$0")/.."
+conquer=$1 environment=$2 python=$3; shift 3
+tools/parity/environment.sh "$environment" "$python"
+exec "$environment/bin/python" tools/bench/cpu.py "$conquer" "$@"

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# run.sh CONQUER ENVIRONMENT PYTHON: makes the Python environment (once; PyTorch with all of CUDA, some 6 GB) and runs every
+# comparison in this folder. The Go environment must be that of `make env`; `make parity` sees to it.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+conquer=$1 environment=$2 python=$3
+tools/parity/environment.sh "$environment" "$python"
+py=$environment/bin/python
+model=$("$conquer" info --model_path smollm2-135m --json | "$py" -c 'import json, sys; print(json.load(sys.stdin)["path"])')
+
+status=0
+compare() {
+  echo "== $*"
+  "$py" "$@" || { echo "FAILED: $*"; status=1; }
+}
+compare tools/parity/text_tokenizers.py "$model"
+compare tools/parity/checkpoint_files.py "$model"
+compare tools/parity/generate_greedy.py --conquer "$conquer"
+compare tools/parity/train_losses.py --conquer "$conquer"
+compare tools/parity/train_lora.py --conquer "$conquer"
+compare tools/parity/bamba_logits.py
+exit $status
