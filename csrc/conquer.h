@@ -199,6 +199,12 @@ int cq_cross_entropy_head(cq_tensor hidden, cq_tensor weight, cq_tensor labels, 
 int cq_cross_entropy_head_reference(cq_tensor hidden, cq_tensor weight, cq_tensor labels, double divisor,
                                     cq_tensor *out_loss, cq_tensor *out_nll);
 
+/* Rows ids (int64, any shape) of weight [V,D]. On the CPU the backward adds the rows' gradients straight to weight.grad where
+ * there is one already, and makes a dense gradient where there is none; so it is for gradients that accumulate into .grad,
+ * as those of cq_backward do. */
+int cq_embedding(cq_tensor weight, cq_tensor ids, cq_tensor *out);
+int cq_embedding_reference(cq_tensor weight, cq_tensor ids, cq_tensor *out);
+
 /* ---- CUDA (cuda/), loaded at run time ---------------------------------------------------------------------------------- */
 
 /* Loads libtorch's CUDA part and the project's own from the folder of this library; must run before the first CUDA query

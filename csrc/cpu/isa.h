@@ -10,6 +10,7 @@ namespace CONQUER_ISA {
 
 #include "attention.inl"
 #include "cross_entropy.inl"
+#include "embedding.inl"
 #include "linear.inl"
 #include "norm.inl"
 #include "rope.inl"
@@ -26,6 +27,7 @@ template <class T> constexpr Kernels<T> table() {
   t.swiglu_backward = swiglu_backward<T>;
   t.rotate = rotate<T>;
   t.attend = attend<T>;
+  t.add_rows = add_rows<T>;
   t.cross_entropy = cross_entropy<T>;
   return t;
 }

@@ -44,6 +44,8 @@ template <class T> struct Kernels {
                  int64_t width, float *top, float *mass, float *out);
   // See cross_entropy.inl.
   void (*cross_entropy)(T *logits, int64_t rows, int64_t width, const int64_t *labels, float scale, float *nll);
+  // into += the sum of rows[which[i]] over i < n. See embedding.inl.
+  void (*add_rows)(const T *rows, const int64_t *which, int64_t n, int64_t width, T *into);
 };
 
 template <class T> const Kernels<T> &kernels();

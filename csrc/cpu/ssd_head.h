@@ -406,8 +406,10 @@ static void backward_head(const Scan &s, const ScanGrad &grad, const SliceGrad &
           w[r] = l[r] * cb[t * q + r];
           dcb[t * q + r] += l[r] * m_row[r];
           m_row[r] *= w[r];
-          columns[r] += m_row[r];
         }
+        m_row[t] = 0; // a token's own product passes no decay, and would drown the others in its rounding
+        for (int64_t r = 0; r < width; r++)
+          columns[r] += m_row[r];
         for (int64_t r = width; r < q; r++)
           w[r] = 0;
         for (int64_t r = 0; r < width; r++)

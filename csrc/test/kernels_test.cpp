@@ -1,5 +1,7 @@
 // Holds each CPU kernel against its libtorch reference over dtypes and edge sizes, and (with `time`) races the two.
 //   csrc_test [check|time] [family]
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include <torch/csrc/autograd/autograd.h>
@@ -257,6 +259,150 @@ void time_cross_entropy() {
   }
 }
 
+void check_embedding() {
+  for (auto type : types)
+    for (auto [V, D, N] : std::vector<std::array<int64_t, 3>>{{1000, 576, 600}, {5, 7, 40}, {50, 100, 1}})
+      for (bool there : {false, true}) {
+        auto weight = at::randn({V, D}).to(type), ids = at::randint(0, V, {1, N}, at::kLong), already = at::randn({V, D}).to(type);
+        auto dy = at::randn({1, N, D}).to(type);
+        auto run = [&](decltype(cq_embedding) *f, bool wide) {
+          auto kind = wide ? at::kFloat : type;
+          auto w = weight.to(kind).clone().requires_grad_(true);
+          if (there)
+            w.mutable_grad() = already.to(kind).clone();
+          auto out = call(1, [&](cq_tensor *o) { return f(Arg{w}, Arg{ids}, o); });
+          torch::autograd::backward(out, {dy.to(kind)});
+          return std::vector<at::Tensor>{out[0], w.grad()};
+        };
+        auto got = run(cq_embedding, false), want = run(cq_embedding_reference, true);
+        check("embedding", got[0], want[0], 0);
+        check("embedding's gradient", got[1], want[1], tolerance(type, 1e-6) / 2);
+      }
+  report("embedding");
+}
+
+// A whole decode step of SmolLM2-135M's shape with random weights: what the kernels reach together, against the time that
+// reading the weights alone takes, and where the rest goes.
+void time_decode() {
+  at::NoGradGuard no_grad;
+  const int64_t layers = 30, D = 576, H = 9, K = 3, P = 64, F = 1536, V = 49152, S = 1024, position = 200;
+  for (auto type : {at::kFloat, at::kBFloat16}) {
+    auto make = [&](std::vector<int64_t> shape) { return (at::randn(shape) / 24).to(type); };
+    struct Layer {
+      Arg norm1, qkv, o, norm2, gate_up, down, k, v;
+    };
+    std::vector<Layer> model;
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < layers; i++) {
+      model.push_back({{at::ones({D}).to(type)}, {make({(H + 2 * K) * P, D})}, {make({D, H * P})}, {at::ones({D}).to(type)},
+                       {make({2 * F, D})}, {make({D, F})}, {make({1, K, S, P})}, {make({1, K, S, P})}});
+      auto &l = model.back();
+      for (auto *w : {&l.qkv, &l.o, &l.gate_up, &l.down})
+        bytes += w->t.nbytes();
+    }
+    Arg head{make({V, D})}, norm{at::ones({D}).to(type)};
+    bytes += head.t.nbytes();
+    Arg cos{at::ones({1, 1, P / 2})}, sin{at::zeros({1, 1, P / 2})}, where{at::full({1, 1}, position, at::kLong)},
+        lengths{at::full({1}, position + 1, at::kLong)}, start{make({1, 1, D})};
+
+    // A shared machine stretches some calls; the fifth percentile over layers and rounds is what a call takes undisturbed.
+    const char *names[] = {"norms", "qkv", "rope", "cache", "attention", "o", "gate_up", "swiglu", "down", "head"};
+    std::vector<std::vector<double>> spent(10);
+    auto step = [&] {
+      auto mark = std::chrono::steady_clock::now();
+      auto lap = [&](int i) {
+        auto now = std::chrono::steady_clock::now();
+        spent[i].push_back(std::chrono::duration<double, std::milli>(now - mark).count());
+        mark = std::chrono::steady_clock::now();
+      };
+      cq_scope_open();
+      cq_tensor h = start, delta = nullptr, x, qkv, q, k, v, a;
+      auto add_norm = [&](cq_tensor weight) {
+        if (delta)
+          cq_add_rms_norm(delta, h, weight, 1e-5, &h, &x);
+        else
+          cq_rms_norm(h, weight, 1e-5, &x);
+        lap(0);
+      };
+      for (auto &l : model) {
+        add_norm(l.norm1);
+        cq_linear(x, l.qkv, nullptr, &qkv), lap(1);
+        cq_rope_qkv(qkv, H, K, cos, sin, &q, &k, &v), lap(2);
+        cq_cache_write(l.k, k, where), cq_cache_write(l.v, v, where), lap(3);
+        cq_decode_attention(q, l.k, l.v, lengths, nullptr, 0.125, &a), lap(4);
+        Arg flat{static_cast<at::Tensor *>(a)->view({1, 1, H * P})};
+        cq_linear(flat, l.o, nullptr, &delta), lap(5);
+        add_norm(l.norm2);
+        cq_linear(x, l.gate_up, nullptr, &a), lap(6);
+        cq_swiglu(a, &a), lap(7);
+        cq_linear(a, l.down, nullptr, &delta), lap(8);
+      }
+      add_norm(norm);
+      cq_linear(x, head, nullptr, &a), lap(9);
+      cq_scope_close();
+    };
+    // The floor: summing every weight, on all threads.
+    auto sweep = [&](const at::Tensor &t) {
+      const uint64_t *p = static_cast<const uint64_t *>(t.const_data_ptr());
+      std::atomic<uint64_t> all{0};
+      at::parallel_for(0, int64_t(t.nbytes() / 8), 1, [&](int64_t a, int64_t b) {
+        uint64_t s = 0;
+        for (int64_t i = a; i < b; i++)
+          s += p[i];
+        all += s;
+      });
+      return all.load();
+    };
+    uint64_t sink = 0;
+    auto floor = [&] {
+      for (auto &l : model)
+        for (auto *w : {&l.qkv, &l.o, &l.gate_up, &l.down})
+          sink += sweep(w->t);
+      sink += sweep(head.t);
+    };
+    // libtorch's products alone, which is what a program without kernels of its own cannot go below.
+    auto products = [&] {
+      auto x = start.t, wide = make({1, 1, F});
+      for (auto &l : model)
+        at::linear(x, l.qkv.t), at::linear(x, l.o.t), at::linear(x, l.gate_up.t), at::linear(wide, l.down.t);
+      at::linear(x, head.t);
+    };
+    const int rounds = 30;
+    auto t = race(rounds, {step, floor, products});
+    std::printf("%-9s decode step %6.2f ms (%.1f tok/s, %.1f GB/s); reading alone %.2f ms (%.1f GB/s); libtorch's products %.2f ms  [%d]\n",
+                c10::toString(type), t[0], 1e3 / t[0], bytes / t[0] / 1e6, t[1], bytes / t[1] / 1e6, t[2], int(sink & 1));
+    double undisturbed = 0;
+    for (int i = 0; i < 10; i++) {
+      std::sort(spent[i].begin(), spent[i].end());
+      double typical = spent[i][spent[i].size() / 20] * spent[i].size() / rounds;
+      std::printf("   %-9s %6.3f ms\n", names[i], typical);
+      undisturbed += typical;
+    }
+    std::printf("   undisturbed %.2f ms (%.1f tok/s)\n", undisturbed, 1e3 / undisturbed);
+  }
+}
+
+// Optimizer and embedding as libtorch has them, against the time their bytes take.
+void time_training() {
+  at::NoGradGuard no_grad;
+  const int64_t n = 20'000'000;
+  for (auto type : {at::kFloat, at::kBFloat16}) {
+    auto p = at::randn({n}).to(type), g = at::randn({n}).to(type), m = at::zeros({n}).to(type), v = at::zeros({n}).to(type);
+    auto copy = at::empty({n}).to(type), step = at::zeros({});
+    Arg ap{p}, ag{g}, am{m}, av{v}, as{step};
+    cq_tensor tp = ap, tg = ag, tm = am, tv = av, ts = as;
+    auto weight = at::randn({49152, 576}).to(type), grad = at::zeros({49152, 576}).to(type), dy = at::randn({512, 576}).to(type);
+    auto ids = at::randint(0, 49152, {512}, at::kLong);
+    auto t = race(5, {[&] { cq_adamw(&tp, &tg, &tm, &tv, &ts, 1, 1e-3, 0.9, 0.999, 0.01, 1e-8); },
+                      [&] { copy.copy_(p); },
+                      [&] { grad.add_(at::embedding_backward(dy, ids, 49152, -1, false, false)); },
+                      [&] { grad.index_add_(0, ids, dy); }});
+    double bytes = double(n) * c10::elementSize(type);
+    std::printf("%-9s adamw %6.1f ms, %.1f GB/s (copy %.1f); embedding's dense gradient, added %6.1f ms; index_add %6.2f ms\n", c10::toString(type),
+                t[0], 7 * bytes / t[0] / 1e6, 2 * bytes / t[1] / 1e6, t[2], t[3]);
+  }
+}
+
 struct Family {
   const char *name;
   void (*check)(), (*time)();
@@ -268,6 +414,9 @@ const Family families[] = {
     {"rope", check_rope, nullptr},
     {"attention", check_attention, time_attention},
     {"cross_entropy", check_cross_entropy, time_cross_entropy},
+    {"embedding", check_embedding, nullptr},
+    {"decode", nullptr, time_decode},
+    {"training", nullptr, time_training},
 };
 
 } // namespace
@@ -279,7 +428,7 @@ int main(int argc, char **argv) {
     if (argc <= 2 || !std::strcmp(argv[2], family.name)) {
       if (timing && family.time)
         family.time();
-      else if (!timing)
+      else if (!timing && family.check)
         family.check();
     }
   if (failures)

@@ -1,6 +1,6 @@
 // ssd_test.cpp: holds the state-space operations of conquer.h against a token-by-token recurrence in float64, forward and
 // every gradient, over random shapes; on the CPU, or on a GPU with the argument "cuda". A second argument is a seed, a
-// third the number of random cases. Prints the largest relative error ‖out - ref‖ / ‖ref‖ of each quantity and exits 1
+// third the number of random cases; "full" as the fourth takes every shape on a GPU too (TRITON_FULL). Prints the largest relative error ‖out - ref‖ / ‖ref‖ of each quantity and exits 1
 // where one is too large.
 #include "../internal.h"
 
@@ -262,7 +262,8 @@ static int64_t pick(std::initializer_list<int64_t> of) { return of.begin()[std::
 int main(int argc, char **argv) {
   std::string where = argc > 1 ? argv[1] : "cpu";
   int seed = argc > 2 ? std::atoi(argv[2]) : 1, count = argc > 3 ? std::atoi(argv[3]) : 40;
-  bool gpu = where == "cuda";
+  bool gpu = where == "cuda", full = argc > 4 && std::string(argv[4]) == "full";
+  bool usual = gpu && !full; // only the shapes of the plain set of kernels
   if (gpu) {
     require(cq_cuda_load());
     device = at::Device(at::kCUDA, 0);
@@ -276,10 +277,12 @@ int main(int argc, char **argv) {
     c.heads = c.groups * pick({1, 1, 2, 4});
     c.batch = pick({1, 1, 2, 3});
     c.length = pick({1, 2, 15, 16, 17, 63, 64, 65, 100, 128, 130, 200, 257, 300});
-    c.p = gpu ? pick({64, 64, 64, 128, 16, 48}) : pick({16, 20, 32, 64, 64, 128});
-    c.n = gpu ? pick({128, 128, 128, 64, 16, 100}) : pick({16, 24, 32, 64, 128, 256});
+    c.p = usual ? 64 : pick({16, 20, 32, 64, 64, 128});
+    c.n = usual ? 128 : pick({16, 24, 32, 64, 128, 256});
     c.chunk = pick({16, 32, 64, 128, 256});
     c.window = pick({-1, -1, -1, 0, 0, 1, 2, 3, 5});
+    if (usual && c.window > 0)
+      c.chunk = std::max<int64_t>(c.chunk, 64);
     c.d = pick({0, 1}), c.z = pick({0, 0, 1}), c.bias = pick({0, 1, 1}), c.initial = pick({0, 1}), c.seq = pick({0, 0, 1});
     c.softplus = pick({1, 1, 1, 0}), c.limits = pick({0, 0, 0, 1});
     scan(c);
@@ -288,6 +291,16 @@ int main(int argc, char **argv) {
     for (auto state : {type, at::kFloat}) {
       step(1, 4, 64, 128, 1, type, state);
       step(3, 6, 64, 128, 3, type, state);
+    }
+    if (usual) {
+      conv(1, 1, 64, 4, true, true, false, false, type);
+      conv(2, 130, 320, 4, true, true, true, false, type);
+      conv(2, 77, 144, 4, false, true, true, true, type);
+      conv(2, 33, 144, 4, false, true, false, true, type);
+      norm(70, 96, 32, true, type);
+      norm(5, 4096, 0, true, type);
+      norm(3, 8192, 0, false, type);
+      continue;
     }
     for (int64_t width = 2; width <= 4; width++) {
       conv(1, 1, 24, width, true, true, false, false, type);
