@@ -1,0 +1,198 @@
+// ssd_rows.cpp: the GPU face of what surrounds the scan: launches the kernels of ../triton/rows.py.
+#include "../cpu/ssd.h"
+#include "triton.h"
+
+#include <c10/cuda/CUDAGuard.h>
+
+namespace conquer::ssd {
+
+namespace {
+
+using triton::Arguments;
+using triton::launch;
+
+constexpr int64_t tile_rows = 32, tile_columns = 128, step_rows = 16;
+
+const char *dtype_name(at::ScalarType t) {
+  return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32";
+}
+int64_t power_of_two(int64_t n, int64_t least) {
+  int64_t p = least;
+  while (p < n)
+    p *= 2;
+  return p;
+}
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+const void *ptr(const at::Tensor &t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+// Contiguous, on 16 bytes.
+at::Tensor plain(const at::Tensor &t, at::ScalarType type) {
+  if (!t.defined())
+    return t;
+  at::Tensor r = t.detach().to(type).contiguous();
+  return reinterpret_cast<uintptr_t>(r.const_data_ptr()) % 16 ? r.clone() : r;
+}
+
+std::string key(const std::string &name, const std::string &dtype, std::initializer_list<int64_t> constants) {
+  std::string k = name + "_" + dtype;
+  for (int64_t c : constants)
+    k += "_" + std::to_string(c);
+  return k;
+}
+
+dim3 grid(int64_t x, int64_t y = 1, int64_t z = 1) {
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+}
+
+void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, const ScanOptions &o, at::Tensor &y) {
+  c10::cuda::CUDAGuard guard(state.device());
+  auto type = in.x.scalar_type();
+  at::Tensor x = plain(in.x, type), dt = plain(in.dt, type), b = plain(in.b, type), c = plain(in.c, type),
+             z = plain(z_, type), a = plain(in.a, at::kFloat);
+  int64_t batch = x.size(0), heads = x.size(1), p = x.size(2), groups = b.size(1), n = b.size(2);
+  at::Tensor d = in.d.defined() ? plain(in.d, at::kFloat) : at::zeros({heads}, a.options());
+  at::Tensor bias = in.dt_bias.defined() ? plain(in.dt_bias, at::kFloat) : at::zeros({heads}, a.options());
+  bool direct = state.is_contiguous() && (state.scalar_type() == type || state.scalar_type() == at::kFloat);
+  at::Tensor h = direct ? state : state.to(at::kFloat).contiguous();
+  y = at::empty_like(x);
+  Arguments args;
+  args << ptr(h) << ptr(x) << ptr(dt) << ptr(a) << ptr(b) << ptr(c) << ptr(d) << ptr(z) << ptr(bias) << ptr(y) << heads
+       << heads / groups << p << n << static_cast<float>(o.dt_min) << static_cast<float>(o.dt_max);
+  std::string types = std::string(dtype_name(type)) + "-" + dtype_name(h.scalar_type());
+  launch(key("state_step", types, {z.defined(), o.dt_softplus, step_rows, power_of_two(n, 16)}),
+         grid(batch * heads, ceil_div(p, step_rows)), args);
+  if (!direct)
+    state.copy_(h);
+}
+
+struct ConvArguments {
+  at::Tensor x, weight, bias, initial, seg;
+  int64_t batch, length, dim, width, mask;
+  std::string type;
+  ConvArguments(const at::Tensor &x_, const at::Tensor &weight_, const at::Tensor &bias_, const at::Tensor &initial_,
+                const at::Tensor &seg_)
+      : weight(weight_.detach().to(at::kFloat).t().contiguous()), seg(seg_) {
+    auto dtype = x_.scalar_type();
+    type = dtype_name(dtype);
+    x = x_.detach();
+    batch = x.size(0), length = x.size(1), dim = x.size(2), width = weight.size(0);
+    if (x.stride(2) != 1 || reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16)
+      x = x.clone(at::MemoryFormat::Contiguous);
+    bias = bias_.defined() ? plain(bias_, at::kFloat) : at::zeros({dim}, weight.options());
+    initial = plain(initial_, dtype);
+    mask = dim % 16 || x.stride(0) % 16 || x.stride(1) % 16;
+  }
+  int64_t tiles() const { return ceil_div(length, tile_rows); }
+  dim3 blocks() const { return grid(tiles(), ceil_div(dim, tile_columns), batch); }
+  std::string variant(const char *name, bool silu) const {
+    return key(name, type, {silu, width, initial.defined(), seg.defined(), tile_rows, tile_columns, mask});
+  }
+};
+
+at::Tensor conv(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias, const at::Tensor &initial,
+                const at::Tensor &segment, bool silu) {
+  c10::cuda::CUDAGuard guard(x.device());
+  ConvArguments a(x, weight, bias, initial, segment);
+  at::Tensor y = at::empty({a.batch, a.length, a.dim}, x.options());
+  Arguments args;
+  args << ptr(a.x) << ptr(a.weight) << ptr(a.bias) << ptr(a.initial) << ptr(a.seg) << ptr(y) << a.length << a.dim
+       << a.x.stride(0) << a.x.stride(1);
+  launch(a.variant("conv", silu), a.blocks(), args);
+  return y;
+}
+
+void conv_grad(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias, const at::Tensor &initial,
+               const at::Tensor &segment, bool silu, const at::Tensor &dy_, at::Tensor &dx, at::Tensor &dweight,
+               at::Tensor &dbias, at::Tensor &dinitial) {
+  c10::cuda::CUDAGuard guard(x.device());
+  ConvArguments a(x, weight, bias, initial, segment);
+  at::Tensor dy = plain(dy_, x.scalar_type()), dpre = at::empty({a.batch, a.length, a.dim}, a.weight.options());
+  at::Tensor part = at::empty({a.batch, a.tiles(), a.width + 1, a.dim}, a.weight.options());
+  Arguments args;
+  args << ptr(a.x) << ptr(a.weight) << ptr(a.bias) << ptr(a.initial) << ptr(a.seg) << ptr(dy) << ptr(dpre) << ptr(part)
+       << a.length << a.dim << a.x.stride(0) << a.x.stride(1);
+  launch(a.variant("conv_grad_pre", silu), a.blocks(), args);
+  dx = at::empty({a.batch, a.length, a.dim}, x.options());
+  Arguments more;
+  more << ptr(dpre) << ptr(a.weight) << ptr(a.seg) << ptr(dx) << a.length << a.dim;
+  launch(key("conv_grad_x", a.type, {a.width, a.seg.defined(), tile_rows, tile_columns, a.mask}), a.blocks(), more);
+  at::Tensor sums = part.sum(at::IntArrayRef{0, 1});
+  dweight = sums.slice(0, 0, a.width).t().contiguous().to(weight.scalar_type());
+  if (bias.defined())
+    dbias = sums.select(0, a.width).to(bias.scalar_type()).clone();
+  if (!initial.defined())
+    return;
+  // Row j of the initial state meets weight k at token j - k: a few rows, in plain operations.
+  int64_t history = a.width - 1;
+  at::Tensor grad = at::zeros({a.batch, history, a.dim}, a.weight.options());
+  for (int64_t j = 0; j < history; j++)
+    for (int64_t k = 0; k <= j; k++) {
+      int64_t t = j - k;
+      if (t >= a.length)
+        continue;
+      at::Tensor term = dpre.select(1, t) * a.weight[k];
+      if (segment.defined())
+        term = term * segment.select(1, t).eq(segment.select(1, 0)).unsqueeze(1);
+      grad.select(1, j).add_(term);
+    }
+  dinitial = grad.to(initial.scalar_type());
+}
+
+at::Tensor conv_step(const at::Tensor &state, const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias,
+                     bool silu) {
+  at::Tensor y = conv(x.unsqueeze(1), weight, bias, state, {}, silu).squeeze(1);
+  int64_t history = state.size(1);
+  if (history > 1)
+    state.slice(1, 0, history - 1).copy_(state.slice(1, 1).clone());
+  state.select(1, history - 1).copy_(x);
+  return y;
+}
+
+struct NormArguments {
+  at::Tensor x, z, weight;
+  int64_t dim, group, rows, mask;
+  std::string variant;
+  NormArguments(const char *name, const at::Tensor &x_, const at::Tensor &z_, const at::Tensor &w, int64_t group)
+      : x(plain(x_, x_.scalar_type())), z(plain(z_, x_.scalar_type())), weight(plain(w, at::kFloat)), dim(x.size(-1)),
+        group(group), rows(x.numel() / dim), mask(dim % 16 || group % 16) {
+    // Two sizes serve most widths; the full set has every one.
+    int64_t block = mask || group > 8192 ? power_of_two(group, 256) : group <= 1024 ? 1024 : 8192;
+    variant = key(name, dtype_name(x.scalar_type()), {z.defined(), block, mask});
+  }
+};
+
+at::Tensor norm(const at::Tensor &x, const at::Tensor &z, const at::Tensor &weight, double eps, int64_t group) {
+  c10::cuda::CUDAGuard guard(x.device());
+  NormArguments a("norm", x, z, weight, group);
+  at::Tensor y = at::empty_like(a.x);
+  Arguments args;
+  args << ptr(a.x) << ptr(a.z) << ptr(a.weight) << ptr(y) << a.dim << a.group << static_cast<float>(eps);
+  launch(a.variant, grid(a.rows, a.dim / a.group), args);
+  return y;
+}
+
+void norm_grad(const at::Tensor &x, const at::Tensor &z, const at::Tensor &weight, double eps, int64_t group,
+               const at::Tensor &dy_, at::Tensor &dx, at::Tensor &dz, at::Tensor &dweight) {
+  c10::cuda::CUDAGuard guard(x.device());
+  NormArguments a("norm_grad", x, z, weight, group);
+  at::Tensor dy = plain(dy_, x.scalar_type());
+  dx = at::empty_like(a.x);
+  if (z.defined())
+    dz = at::empty_like(a.x);
+  int64_t programs = std::min<int64_t>(a.rows, 528);
+  at::Tensor part = at::empty({programs, a.dim}, a.weight.options());
+  Arguments args;
+  args << ptr(a.x) << ptr(a.z) << ptr(a.weight) << ptr(dy) << ptr(dx) << ptr(dz) << ptr(part) << a.rows << a.dim << a.group
+       << static_cast<float>(eps);
+  launch(a.variant, grid(programs, a.dim / a.group), args);
+  dweight = part.sum(0).to(weight.scalar_type());
+}
+
+} // namespace
+
+const Device &cuda_rows() {
+  static const Device device = {nullptr, nullptr, step, conv, conv_grad, conv_step, norm, norm_grad};
+  return device;
+}
+
+} // namespace conquer::ssd

@@ -1,0 +1,340 @@
+// ssd_triton.cpp: the GPU face of the state-space operations: allocates, chooses how the sequence is cut, and launches the
+// kernels of ../triton in the order that ssd_forward.py and ssd_backward.py describe. It registers itself with
+// ../cpu/ssd_scan.cpp when this library is opened.
+#include "../cpu/ssd.h"
+#include "triton.h"
+
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+
+namespace conquer::ssd {
+
+namespace {
+
+using triton::Arguments;
+using triton::launch;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t power_of_two(int64_t n, int64_t least = 16) {
+  int64_t p = least;
+  while (p < n)
+    p *= 2;
+  return p;
+}
+
+const char *dtype_name(at::ScalarType t) {
+  return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32";
+}
+
+at::Tensor as_float(const at::Tensor &t) { return t.defined() ? t.detach().to(at::kFloat).contiguous() : t; }
+const void *ptr(const at::Tensor &t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+bool starts_aligned(const at::Tensor &t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
+
+// The kernels take tensors of one dtype whose dimensions past the first two are contiguous; whole rows may be apart, as in
+// a view of a wider projection.
+at::Tensor rows_of(const at::Tensor &t, at::ScalarType type) {
+  at::Tensor r = t.detach().to(type);
+  int64_t inner = 1;
+  bool good = starts_aligned(r);
+  for (int64_t i = r.dim() - 1; i >= 2; i--) {
+    good = good && (r.size(i) == 1 || r.stride(i) == inner);
+    inner *= r.size(i);
+  }
+  for (int64_t i = 0; i < 2 && i < r.dim(); i++)
+    good = good && (r.size(i) == 1 || r.stride(i) % 16 == 0);
+  return good ? r : r.contiguous().clone(at::MemoryFormat::Contiguous);
+}
+
+std::string key(const std::string &name, const std::string &dtype, std::initializer_list<int64_t> constants) {
+  std::string k = name + "_" + dtype;
+  for (int64_t c : constants)
+    k += "_" + std::to_string(c);
+  return k;
+}
+
+constexpr int64_t heads_a_program = 16, join_block = 1024;
+
+// One scan: shapes, how it is cut, and what every kernel is given.
+struct Plan {
+  ScanInput in;
+  ScanOptions options;
+  at::Tensor x, dt, a, b, c, d, bias, initial, seg;
+  int64_t batch, length, heads, p, groups, n, per_group;
+  int64_t block, blocks, span, segments, reset, programs;
+  bool exact, joins, mask;
+  std::string type, precision;
+
+  Plan(const ScanInput &in, const ScanOptions &o) : in(in), options(o) {
+    auto t = in.x.scalar_type();
+    exact = t == at::kFloat;
+    type = dtype_name(t);
+    precision = exact ? "tf32x3" : "tf32";
+    x = rows_of(in.x, t);
+    b = rows_of(in.b, t);
+    c = rows_of(in.c, t);
+    dt = in.dt.detach().to(t);
+    if (dt.stride(2) != 1 || !starts_aligned(dt))
+      dt = dt.clone(at::MemoryFormat::Contiguous);
+    batch = x.size(0), length = x.size(1), heads = x.size(2), p = x.size(3), groups = b.size(2), n = b.size(3);
+    per_group = heads / groups;
+    a = as_float(in.a);
+    auto floats = a.options();
+    d = in.d.defined() ? as_float(in.d) : at::zeros({heads}, floats);
+    bias = in.dt_bias.defined() ? as_float(in.dt_bias) : at::zeros({heads}, floats);
+    initial = as_float(in.initial);
+    seg = in.segment;
+    block = exact ? 32 : 64;
+    if (o.window > 0)
+      block = std::min(block, o.chunk_size);
+    if (o.window == 0 && o.chunk_size < block) { // chunks smaller than a block are sequences of their own
+      at::Tensor own = at::arange(length, floats.dtype(at::kInt)).floor_divide(o.chunk_size).to(at::kInt).unsqueeze(0);
+      seg = (seg.defined() ? seg + own * 2 : own.expand({batch, length})).contiguous();
+      seg = seg.to(at::kInt);
+    }
+    blocks = ceil_div(length, block);
+    int processors = 0; // each holds two programs of scan
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, x.get_device()));
+    programs = 2 * processors;
+    if (o.window > 0) {
+      span = o.chunk_size / block;
+    } else {
+      span = ceil_div(blocks, std::max<int64_t>(1, std::min(blocks, programs / (batch * heads))));
+      int64_t each = std::max<int64_t>(1, o.chunk_size / block);
+      if (o.window == 0)
+        span = ceil_div(span, each) * each;
+    }
+    segments = ceil_div(blocks, span);
+    reset = o.window == 0 ? std::max<int64_t>(1, o.chunk_size / block) : 0;
+    joins = o.window > 0 || (o.window < 0 && (segments > 1 || initial.defined()));
+    mask = power_of_two(p) != p || power_of_two(n) != n || x.stride(1) % 16 || x.stride(0) % 16 || b.stride(1) % 16 ||
+           b.stride(0) % 16 || c.stride(1) % 16 || c.stride(0) % 16;
+  }
+
+  at::Tensor floats(at::IntArrayRef size) const { return at::empty(size, a.options()); }
+  at::Tensor line() const { return floats({batch, heads, blocks * block}); }
+  at::Tensor like_x(at::IntArrayRef size) const { return at::empty(size, x.options()); }
+  std::string sized(const std::string &name, std::initializer_list<int64_t> flags, bool wide_p, bool wide_n,
+                    bool fetch) const {
+    std::string k = key(name, type, flags);
+    k += "_" + std::to_string(block);
+    if (wide_p)
+      k += "_" + std::to_string(power_of_two(p));
+    if (wide_n)
+      k += "_" + std::to_string(power_of_two(n));
+    k += std::string(mask ? "_1_" : "_0_") + precision;
+    return fetch ? k + "_1" : k;
+  }
+  dim3 by_head() const {
+    return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(ceil_div(heads, heads_a_program)),
+                static_cast<unsigned>(batch));
+  }
+  dim3 by_segment(int64_t segments) const {
+    return dim3(static_cast<unsigned>(batch * heads), static_cast<unsigned>(segments));
+  }
+};
+
+struct Prepared {
+  at::Tensor step, sums, rest, enter, leave, weight, through, cb, entry;
+};
+
+void strides(Arguments &args, std::initializer_list<const at::Tensor *> of) {
+  for (const at::Tensor *t : of)
+    args << t->stride(0) << t->stride(1);
+}
+
+// ends and decays of the segments, walked over x (dy in reverse) and b (c).
+void walk_ends(const Plan &s, const Prepared &w, const at::Tensor &x, const at::Tensor &b, const at::Tensor &weight,
+               bool reverse, bool every, at::Tensor &ends, at::Tensor &decays) {
+  ends = s.floats({s.batch, s.heads, s.segments, s.p, s.n});
+  decays = s.floats({s.batch, s.heads, s.segments});
+  int64_t count = s.segments - (every ? 0 : 1), skip = reverse && !every ? 1 : 0;
+  Arguments args;
+  args << ptr(x) << ptr(b) << ptr(weight) << ptr(w.through) << ptr({}) << ptr({}) << ptr(ends) << ptr(decays) << s.length
+       << s.heads << s.per_group << s.blocks << s.segments << skip << s.span << s.p << s.n;
+  strides(args, {&x, &b});
+  launch(s.sized("walk", {reverse, 0, 0, 1}, true, true, true), s.by_segment(count), args);
+}
+
+void join(const Plan &s, const at::Tensor &ends, const at::Tensor &decays, const at::Tensor &start, bool reverse,
+          at::Tensor &entry, at::Tensor &last) {
+  entry = at::empty_like(ends);
+  last = s.floats({s.batch, s.heads, s.p, s.n});
+  Arguments args;
+  args << ptr(ends) << ptr(decays) << ptr(start) << ptr(entry) << ptr(last) << s.segments << s.p * s.n << s.options.window;
+  launch(key("join", "fp32", {reverse, start.defined(), 1, join_block}),
+         dim3(static_cast<unsigned>(s.batch * s.heads), static_cast<unsigned>(ceil_div(s.p * s.n, join_block))), args);
+}
+
+Prepared prepare(const Plan &s) {
+  Prepared w;
+  w.step = s.line(), w.sums = s.line(), w.enter = s.line(), w.leave = s.line(), w.weight = s.line();
+  w.rest = s.exact ? s.line() : w.step;
+  w.through = s.floats({s.batch, s.heads, s.blocks});
+  w.cb = s.like_x({s.batch, s.groups, s.blocks, s.block, s.block});
+  Arguments args;
+  args << ptr(s.dt) << ptr(s.bias) << ptr(s.a) << ptr(s.seg) << ptr(w.step) << ptr(w.sums) << ptr(w.rest) << ptr(w.enter)
+       << ptr(w.leave) << ptr(w.weight) << ptr(w.through) << s.length << s.heads << s.blocks << s.dt.stride(0)
+       << s.dt.stride(1) << s.reset << static_cast<float>(s.options.dt_min) << static_cast<float>(s.options.dt_max);
+  launch(key("prepare", s.type, {1, s.seg.defined(), s.options.dt_softplus, s.exact, s.block, heads_a_program}),
+         s.by_head(), args);
+  Arguments more;
+  more << ptr(s.b) << ptr(s.c) << ptr(w.cb) << s.length << s.groups << s.blocks << s.n;
+  strides(more, {&s.b, &s.c});
+  launch(s.sized("products", {}, false, true, false),
+         dim3(static_cast<unsigned>(s.blocks), static_cast<unsigned>(s.groups), static_cast<unsigned>(s.batch)), more);
+  if (s.joins) {
+    at::Tensor ends, decays, last;
+    walk_ends(s, w, s.x, s.b, w.weight, false, s.options.window > 0, ends, decays);
+    join(s, ends, decays, s.initial, false, w.entry, last);
+  }
+  return w;
+}
+
+void forward(const ScanInput &in, const ScanOptions &o, at::Tensor &y, at::Tensor &final_state,
+             std::vector<at::Tensor> &saved) {
+  c10::cuda::CUDAGuard guard(in.x.device());
+  Plan s(in, o);
+  Prepared w = prepare(s);
+  y = s.like_x({s.batch, s.length, s.heads, s.p});
+  final_state = s.floats({s.batch, s.heads, s.p, s.n});
+  Arguments args;
+  args << ptr(s.x) << ptr(s.b) << ptr(s.c) << ptr(w.cb) << ptr(w.step) << ptr(w.sums) << ptr(w.rest) << ptr(w.enter)
+       << ptr(w.weight) << ptr(w.through) << ptr(w.entry) << ptr(s.d) << ptr(s.seg) << ptr(y) << ptr(final_state)
+       << s.length << s.heads << s.per_group << s.blocks << s.span << s.p << s.n;
+  strides(args, {&s.x, &s.b, &s.c});
+  launch(s.sized("scan", {1, s.seg.defined(), s.joins, s.exact}, true, true, true), s.by_segment(s.segments), args);
+  saved = {w.step, w.sums, w.rest, w.enter, w.leave, w.weight, w.through, w.cb, w.entry};
+}
+
+// The window strategy: what a chunk gets back comes from the chunks of its window alone; the sums over pairs of chunks that
+// pass a third telescope, and replace what grad_x counts of pairs too far apart.
+void window_back(const Plan &s, const Prepared &w, const at::Tensor &dy, const at::Tensor &dfinal, at::Tensor &dentry,
+                 at::Tensor &dinitial, at::Tensor &fixes) {
+  at::Tensor back, decays, ends, unused;
+  walk_ends(s, w, dy, s.c, w.enter, true, true, back, decays);
+  walk_ends(s, w, s.x, s.b, w.weight, false, true, ends, unused);
+  if (dfinal.defined())
+    back.select(2, s.segments - 1).add_(decays.select(2, s.segments - 1).unsqueeze(-1).unsqueeze(-1) * dfinal);
+  join(s, back, decays, {}, true, dentry, dinitial);
+  auto inner = [](const at::Tensor &u, const at::Tensor &v) { return (u * v).sum(at::IntArrayRef{-1, -2}).to(at::kDouble); };
+  at::Tensor sent = inner(ends, dentry), net = inner(w.entry, back) - sent;
+  at::Tensor crossing = net.flip(2).cumsum(2).flip(2), after = at::zeros_like(crossing);
+  after.slice(2, 0, s.segments - 1).copy_(crossing.slice(2, 1));
+  fixes = (after - sent - decays * inner(dentry, w.entry)).to(at::kFloat).contiguous();
+  if (dfinal.defined())
+    dentry.select(2, s.segments - 1).add_(dfinal);
+}
+
+void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::Tensor> &k, const at::Tensor &dy_,
+              const at::Tensor &dfinal_, ScanGradients &g) {
+  c10::cuda::CUDAGuard guard(in.x.device());
+  Plan s(in, o);
+  Prepared w{k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8]};
+  at::Tensor dy = rows_of(dy_.contiguous(), in.x.scalar_type()), dfinal = as_float(dfinal_);
+  if (!dy.is_contiguous())
+    dy = dy.contiguous();
+  at::Tensor dentry, dinitial, fixes;
+  if (o.window > 0) {
+    window_back(s, w, dy, dfinal, dentry, dinitial, fixes);
+  } else if (s.joins) {
+    at::Tensor ends, decays;
+    walk_ends(s, w, dy, s.c, w.enter, true, s.initial.defined(), ends, decays);
+    join(s, ends, decays, dfinal, true, dentry, dinitial);
+  } else if (dfinal.defined()) {
+    dentry = at::zeros({s.batch, s.heads, s.segments, s.p, s.n}, s.a.options());
+    dentry.select(2, s.segments - 1).copy_(dfinal);
+  }
+
+  at::IntArrayRef state_size = {s.batch, s.heads, s.blocks, s.p, s.n};
+  at::Tensor states = s.like_x(state_size), dstates = s.like_x(state_size), dx = s.like_x({s.batch, s.length, s.heads, s.p});
+  at::Tensor along = s.line(), enters = s.line(), leaves = s.line(), margins = s.line();
+  at::Tensor passing = at::empty_like(w.through), skips = s.floats({s.batch, s.heads, s.segments});
+  {
+    Arguments args;
+    args << ptr(s.x) << ptr(s.b) << ptr(w.weight) << ptr(w.through) << ptr(w.entry) << ptr(states) << ptr({}) << ptr({})
+         << s.length << s.heads << s.per_group << s.blocks << s.segments << 0 << s.span << s.p << s.n;
+    strides(args, {&s.x, &s.b});
+    launch(s.sized("walk", {0, s.joins, 1, 0}, true, true, true), s.by_segment(s.segments), args);
+  }
+  {
+    Arguments args;
+    args << ptr(s.x) << ptr(dy) << ptr(s.b) << ptr(s.c) << ptr(w.cb) << ptr(w.step) << ptr(w.sums) << ptr(w.rest)
+         << ptr(w.enter) << ptr(w.leave) << ptr(w.through) << ptr(dentry) << ptr(states) << ptr(s.d) << ptr(s.seg) << ptr(dx)
+         << ptr(dstates) << ptr(along) << ptr(passing) << ptr(skips) << s.length << s.heads << s.per_group << s.blocks
+         << s.span << s.p << s.n;
+    strides(args, {&s.x, &s.b, &s.c});
+    launch(s.sized("grad_x", {1, s.seg.defined(), dentry.defined(), s.exact}, true, true, true), s.by_segment(s.segments),
+           args);
+  }
+  // Enough slices of a group's heads to fill the device.
+  int64_t slices = std::max<int64_t>(1, std::min(s.per_group, ceil_div(2 * s.programs, s.blocks * s.batch * s.groups)));
+  at::Tensor part_b = s.floats({slices, s.batch, s.length, s.groups, s.n}), part_c = at::empty_like(part_b);
+  at::Tensor part_cb = s.floats({slices, s.batch, s.groups, s.blocks, s.block, s.block});
+  dim3 grid(static_cast<unsigned>(s.blocks), static_cast<unsigned>(s.groups * slices), static_cast<unsigned>(s.batch));
+  auto through_states = [&](const at::Tensor &x, const at::Tensor &weight, const at::Tensor &states, const at::Tensor &b,
+                            const at::Tensor &part, const at::Tensor &dots) {
+    Arguments args;
+    args << ptr(x) << ptr(weight) << ptr(states) << ptr(b) << ptr(part) << ptr(dots) << s.length << s.heads << s.groups
+         << s.per_group << s.blocks << s.p << s.n;
+    strides(args, {&x, &b});
+    args << slices;
+    launch(s.sized("grad_bc", {}, true, true, false), grid, args);
+  };
+  through_states(s.x, w.weight, dstates, s.b, part_b, leaves);
+  through_states(dy, w.enter, states, s.c, part_c, enters);
+  {
+    Arguments args;
+    args << ptr(s.x) << ptr(dy) << ptr(w.cb) << ptr(w.step) << ptr(w.sums) << ptr(w.rest) << ptr(s.seg) << ptr(part_cb)
+         << ptr(margins) << s.length << s.heads << s.groups << s.per_group << s.blocks << s.p;
+    strides(args, {&s.x});
+    args << slices;
+    launch(s.sized("grad_cb", {s.seg.defined(), s.exact}, true, false, false), grid, args);
+  }
+  g.b = s.like_x({s.batch, s.length, s.groups, s.n});
+  g.c = at::empty_like(g.b);
+  {
+    Arguments args;
+    args << ptr(s.b) << ptr(s.c) << ptr(part_b) << ptr(part_c) << ptr(part_cb) << ptr(g.b) << ptr(g.c) << s.length
+         << s.groups << s.blocks << s.n << slices << slices;
+    strides(args, {&s.b, &s.c});
+    launch(s.sized("finish_bc", {}, false, true, false),
+           dim3(static_cast<unsigned>(s.blocks), static_cast<unsigned>(s.groups), static_cast<unsigned>(s.batch)), args);
+  }
+  at::Tensor ddt = s.like_x({s.batch, s.length, s.heads});
+  at::Tensor part_a = s.floats({s.batch, s.blocks, s.heads}), part_bias = at::empty_like(part_a);
+  {
+    Arguments args;
+    args << ptr(s.dt) << ptr(s.bias) << ptr(s.a) << ptr(w.step) << ptr(along) << ptr(enters) << ptr(leaves) << ptr(margins)
+         << ptr(passing) << ptr(fixes) << ptr(ddt) << ptr(part_a) << ptr(part_bias) << s.length << s.heads << s.blocks
+         << s.segments << s.span << s.dt.stride(0) << s.dt.stride(1) << static_cast<float>(o.dt_min)
+         << static_cast<float>(o.dt_max);
+    launch(key("finish_dt", s.type, {1, o.dt_softplus, fixes.defined(), s.block, heads_a_program}), s.by_head(), args);
+  }
+  g.x = dx;
+  g.dt = ddt.to(in.dt.scalar_type());
+  g.b = g.b.to(in.b.scalar_type());
+  g.c = g.c.to(in.c.scalar_type());
+  g.a = part_a.sum(at::IntArrayRef{0, 1}).to(in.a.scalar_type());
+  if (in.d.defined())
+    g.d = skips.sum(at::IntArrayRef{0, 2}).to(in.d.scalar_type());
+  if (in.dt_bias.defined())
+    g.dt_bias = part_bias.sum(at::IntArrayRef{0, 1}).to(in.dt_bias.scalar_type());
+  if (in.initial.defined())
+    g.initial = o.window == 0 ? at::zeros_like(in.initial) : dinitial.to(in.initial.scalar_type());
+}
+
+} // namespace
+
+const Device &cuda_rows(); // ssd_rows.cpp
+
+static const bool registered = [] {
+  static Device device = cuda_rows();
+  device.forward = forward;
+  device.backward = backward;
+  register_cuda(&device);
+  return true;
+}();
+
+} // namespace conquer::ssd

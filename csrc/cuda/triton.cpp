@@ -1,0 +1,133 @@
+// triton.cpp: finds, loads and launches Triton kernels without Triton: cubins for this device's architecture, or else PTX
+// that the driver finishes. A variant is loaded the first time that it is asked for, and stays loaded.
+#include "triton.h"
+
+#include "../internal.h"
+
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAStream.h>
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <sstream>
+#include <unordered_map>
+
+namespace conquer::triton {
+
+Arguments &Arguments::operator<<(int64_t v) {
+  TORCH_CHECK(v >= INT32_MIN && v <= INT32_MAX, "a kernel argument of ", v, " does not fit 32 bits: the tensor is too large");
+  return add(static_cast<uint32_t>(static_cast<int32_t>(v)));
+}
+
+std::vector<void *> Arguments::pointers() {
+  values.insert(values.end(), {0, 0}); // scratch
+  std::vector<void *> out;
+  for (auto &v : values)
+    out.push_back(&v);
+  return out;
+}
+
+namespace {
+
+struct Variant {
+  std::string file, name;
+  int shared, warps;
+  cudaKernel_t kernel = nullptr;
+};
+
+// The kernels for one device.
+struct Set {
+  int device;
+  std::string folder;
+  std::unordered_map<std::string, Variant> variants;
+};
+
+// The folder `kernels` beside this library, or $CONQUER_KERNELS.
+std::string kernel_folder() {
+  if (const char *set = std::getenv("CONQUER_KERNELS"))
+    return set;
+  Dl_info self;
+  if (!dladdr(reinterpret_cast<void *>(&launch), &self) || !self.dli_fname)
+    return "kernels";
+  std::string path(self.dli_fname);
+  return path.substr(0, path.find_last_of('/') + 1) + "kernels";
+}
+
+bool read_manifest(Set &set, const std::string &folder) {
+  std::ifstream file(folder + "/manifest");
+  std::string line;
+  while (std::getline(file, line)) {
+    std::istringstream fields(line);
+    std::string key;
+    Variant v;
+    if (fields >> key >> v.file >> v.name >> v.shared >> v.warps)
+      set.variants.emplace(key, v);
+  }
+  set.folder = folder;
+  return !set.variants.empty();
+}
+
+// A cubin runs on its own architecture and on later ones of the same generation.
+Set load_set(int device) {
+  Set set;
+  set.device = device;
+  int major = 0, minor = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  std::string root = kernel_folder();
+  for (int m = minor; m >= 0; m--)
+    if (read_manifest(set, root + "/sm_" + std::to_string(major * 10 + m)))
+      return set;
+  read_manifest(set, root + "/ptx");
+  return set;
+}
+
+std::string read_file(const std::string &path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream bytes;
+  bytes << file.rdbuf();
+  TORCH_CHECK(file, "cannot read the kernel ", path);
+  return bytes.str();
+}
+
+void load(const Set &set, Variant &v) {
+  std::string code = read_file(set.folder + "/" + v.file);
+  cudaLibrary_t library;
+  C10_CUDA_CHECK(cudaLibraryLoadData(&library, code.c_str(), nullptr, nullptr, 0, nullptr, nullptr, 0));
+  C10_CUDA_CHECK(cudaLibraryGetKernel(&v.kernel, library, v.name.c_str()));
+  if (v.shared > 48 * 1024)
+    C10_CUDA_CHECK(cudaKernelSetAttributeForDevice(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, v.shared,
+                                                   set.device));
+}
+
+} // namespace
+
+void launch(const std::string &key, dim3 grid, Arguments arguments) {
+  static std::mutex mutex;
+  static std::map<int, Set> sets;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0)
+    return;
+  Variant variant;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    int device = c10::cuda::current_device();
+    auto set = sets.find(device);
+    if (set == sets.end())
+      set = sets.emplace(device, load_set(device)).first;
+    auto found = set->second.variants.find(key);
+    TORCH_CHECK(found != set->second.variants.end(), "no compiled kernel ", key, " in ", kernel_folder(),
+                ": build the target triton_kernels for this GPU, with TRITON_FULL=ON for unusual shapes");
+    if (!found->second.kernel)
+      load(set->second, found->second);
+    variant = found->second;
+  }
+  auto pointers = arguments.pointers();
+  C10_CUDA_CHECK(cudaLaunchKernel(reinterpret_cast<const void *>(variant.kernel), grid, dim3(variant.warps * 32),
+                                  pointers.data(), variant.shared, c10::cuda::getCurrentCUDAStream()));
+}
+
+} // namespace conquer::triton

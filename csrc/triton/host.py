@@ -1,0 +1,178 @@
+"""The launches of the scan in Python, as csrc/cuda/ssd_triton.cpp makes them: for check.py alone."""
+import math
+
+import torch
+import triton
+
+import ssd_backward as bw
+import ssd_forward as fw
+
+# Warps and pipeline depth of each kernel (see compile.py, which bakes them into the cubins).
+TUNING = {
+    "prepare": (4, 1), "products": (4, 1), "walk": (4, 3), "join": (4, 1), "scan": (4, 2),
+    "grad_x": (4, 1), "grad_bc": (4, 2), "grad_cb": (4, 2), "finish_bc": (4, 1), "finish_dt": (4, 1),
+}
+PROGRAMS = {"cuda": 528, "cpu": 8}
+
+
+def launch(kernel, grid, *arguments, **constants):
+    warps, stages = TUNING[kernel.__name__ if hasattr(kernel, "__name__") else kernel.fn.__name__]
+    kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
+
+
+def cdiv(a, b):
+    return (a + b - 1) // b
+
+
+class Scan:
+    def __init__(self, x, dt, a, b, c, d=None, bias=None, initial=None, seg=None, chunk=64, window=-1, softplus=True,
+                 dt_min=0.0, dt_max=math.inf, block=None, programs=None):
+        self.args = (x, dt, a, b, c, d, bias, initial, seg)
+        self.B, self.L, self.H, self.P = x.shape
+        self.G, self.N = b.shape[2:]
+        self.softplus, self.dt_min, self.dt_max, self.window = softplus, dt_min, dt_max, window
+        exact = x.dtype == torch.float32
+        self.Q = block or (32 if exact else 64)
+        if window >= 0:
+            self.Q = min(self.Q, chunk)
+        self.blocks = cdiv(self.L, self.Q)
+        rows = self.B * self.H
+        if window > 0:
+            self.span = chunk // self.Q
+        else:
+            programs = programs or PROGRAMS[x.device.type]
+            self.span = cdiv(self.blocks, max(1, min(self.blocks, programs // rows)))
+            if window == 0:
+                each = chunk // self.Q
+                self.span = cdiv(self.span, each) * each
+        self.segments = cdiv(self.blocks, self.span)
+        self.reset = chunk // self.Q if window == 0 else 0
+        self.shape = dict(Q=self.Q, BN=max(16, triton.next_power_of_2(self.N)),
+                          MASK=triton.next_power_of_2(self.N) != self.N or triton.next_power_of_2(self.P) != self.P,
+                          PRECISION="tf32x3" if exact else "tf32")
+        self.wide = dict(BP=max(16, triton.next_power_of_2(self.P)), **self.shape)
+        self.long = dict(FETCH=x.device.type == "cuda", **self.wide)
+        self.exact = exact
+        self.joins = window > 0 or (window < 0 and (self.segments > 1 or initial is not None))
+
+    def empty(self, *shape, dtype=torch.float32):
+        return torch.empty(shape, dtype=dtype, device=self.args[0].device)
+
+    def strides(self, *ts):
+        return [s for t in ts for s in t.stride()[:2]]
+
+    def forward(self):
+        x, dt, a, b, c, d, bias, initial, seg = self.args
+        B, L, H, P, G, N, Q = self.B, self.L, self.H, self.P, self.G, self.N, self.Q
+        line = (B, H, self.blocks * Q)
+        self.step, self.sums, self.enter, self.leave, self.weight = (self.empty(*line) for _ in range(5))
+        self.rest = self.empty(*line) if self.exact else self.step
+        self.through = self.empty(B, H, self.blocks)
+        heads = 16
+        launch(fw.prepare, (self.blocks, cdiv(H, heads), B), dt, bias, a, seg, self.step, self.sums, self.rest, self.enter,
+               self.leave, self.weight, self.through, L, H, self.blocks, *self.strides(dt), self.reset, self.dt_min,
+               self.dt_max, HAS_BIAS=bias is not None, HAS_SEQ=seg is not None, SOFTPLUS=self.softplus, REST=self.exact,
+               Q=Q, HEADS=heads)
+        self.cb = self.empty(B, G, self.blocks, Q, Q, dtype=x.dtype)
+        launch(fw.products, (self.blocks, G, B), b, c, self.cb, L, G, self.blocks, N, *self.strides(b, c), **self.shape)
+        self.entry = self.joined(x, b, self.weight, initial, False)[0]
+        y, final = self.empty(B, L, H, P, dtype=x.dtype), self.empty(B, H, P, N)
+        launch(fw.scan, (B * H, self.segments), x, b, c, self.cb, self.step, self.sums, self.rest, self.enter, self.weight,
+               self.through, self.entry, d, seg, y, final, L, H, H // G, self.blocks, self.span, P, N,
+               *self.strides(x, b, c), HAS_D=d is not None, HAS_SEQ=seg is not None, HAS_ENTRY=self.joins, REST=self.exact,
+               **self.long)
+        return y, final
+
+    def joined(self, x, b, weight, initial, reverse):
+        """What enters each segment, what would enter one further, the segments' own ends and their decays."""
+        if not self.joins:
+            return None, None, None, None
+        B, H, P, N, segments = self.B, self.H, self.P, self.N, self.segments
+        ends, decays = self.empty(B, H, segments, P, N), self.empty(B, H, segments)
+        every = self.window > 0 or (reverse and self.args[7] is not None)  # else nobody reads the outermost segment's
+        if every or segments > 1:
+            launch(fw.walk, (B * H, segments - (not every)), x, b, weight, self.through, None, None, ends, decays, self.L, H,
+                   H // self.G, self.blocks, segments, int(reverse and not every), self.span, P, N, *self.strides(x, b),
+                   REVERSE=reverse, HAS_ENTRY=False, STORE=False, END=True, **self.long)
+        entry, last = torch.empty_like(ends), self.empty(B, H, P, N)
+        launch(fw.join, (B * H, cdiv(P * N, 1024)), ends, decays, initial, entry, last, segments, P * N, self.window,
+               REVERSE=reverse, HAS_INITIAL=initial is not None, LAST=every, BLOCK=1024)
+        return entry, last, ends, decays
+
+    def backward(self, dy, dfinal=None):
+        x, dt, a, b, c, d, bias, initial, seg = self.args
+        B, L, H, P, G, N, Q = self.B, self.L, self.H, self.P, self.G, self.N, self.Q
+        line = (B, H, self.blocks * Q)
+        fixes, dinitial = None, None
+        if self.window > 0:
+            dentry, dinitial, fixes = self.windowed(dy, dfinal)
+        else:
+            dentry, dinitial, _, _ = self.joined(dy, c, self.enter, dfinal, True)
+            if not self.joins and dfinal is not None:
+                dentry = torch.zeros(B, H, self.segments, P, N, device=x.device)
+                dentry[:, :, -1] = dfinal
+            if self.window == 0 and initial is not None:
+                dinitial = torch.zeros_like(initial)
+        states, dstates = (self.empty(B, H, self.blocks, P, N, dtype=x.dtype) for _ in range(2))
+        launch(fw.walk, (B * H, self.segments), x, b, self.weight, self.through, self.entry, states, None, None, L, H,
+               H // G, self.blocks, self.segments, 0, self.span, P, N, *self.strides(x, b), REVERSE=False, HAS_ENTRY=self.joins, STORE=True,
+               END=False, **self.long)
+        dx = self.empty(B, L, H, P, dtype=x.dtype)
+        along, enters, leaves, margins = (self.empty(*line) for _ in range(4))
+        passing, skips = torch.empty_like(self.through), self.empty(B, H, self.segments)
+        launch(bw.grad_x, (B * H, self.segments), x, dy, b, c, self.cb, self.step, self.sums, self.rest, self.enter,
+               self.leave, self.through, dentry, states, d, seg, dx, dstates, along, passing, skips, L, H, H // G,
+               self.blocks, self.span, P, N, *self.strides(x, b, c), HAS_D=d is not None, HAS_SEQ=seg is not None,
+               HAS_ENTRY=dentry is not None, REST=self.exact, **self.long)
+        slices = max(1, min(H // G, cdiv(PROGRAMS[x.device.type], self.blocks * B * G)))
+        part_b, part_c = (self.empty(slices, B, L, G, N) for _ in range(2))
+        part_cb = self.empty(slices, B, G, self.blocks, Q, Q)
+        grid = (self.blocks, G * slices, B)
+        launch(bw.grad_bc, grid, x, self.weight, dstates, b, part_b, leaves, L, H, G, H // G, self.blocks, P, N,
+               *self.strides(x, b), slices, **self.wide)
+        launch(bw.grad_bc, grid, dy, self.enter, states, c, part_c, enters, L, H, G, H // G, self.blocks, P, N,
+               *self.strides(dy, c), slices, **self.wide)
+        narrow = {k: v for k, v in self.wide.items() if k != "BN"}
+        launch(bw.grad_cb, grid, x, dy, self.cb, self.step, self.sums, self.rest, seg, part_cb, margins, L, H, G, H // G,
+               self.blocks, P, *self.strides(x), slices, HAS_SEQ=seg is not None, REST=self.exact, **narrow)
+        db, dc = torch.empty_like(b, memory_format=torch.contiguous_format), torch.empty_like(c, memory_format=torch.contiguous_format)
+        launch(bw.finish_bc, (self.blocks, G, B), b, c, part_b, part_c, part_cb, db, dc, L, G, self.blocks, N, slices,
+               slices, *self.strides(b, c), **self.shape)
+        ddt = self.empty(B, L, H, dtype=dt.dtype)
+        part_a, part_bias = self.empty(B, self.blocks, H), self.empty(B, self.blocks, H)
+        heads = 16
+        launch(bw.finish_dt, (self.blocks, cdiv(H, heads), B), dt, bias, a, self.step, along, enters, leaves, margins,
+               passing, fixes, ddt, part_a, part_bias, L, H, self.blocks, self.segments, self.span, *self.strides(dt),
+               self.dt_min, self.dt_max, HAS_BIAS=bias is not None, SOFTPLUS=self.softplus, HAS_FIX=fixes is not None, Q=Q,
+               HEADS=heads)
+        return dict(x=dx, dt=ddt, a=part_a.sum((0, 1)), b=db, c=dc, d=skips.sum((0, 2)) if d is not None else None,
+                    bias=part_bias.sum((0, 1)) if bias is not None else None,
+                    initial=dinitial if initial is not None else None)
+
+    def windowed(self, dy, dfinal):
+        """The window strategy: a segment is a chunk, what it gets back comes from the window's chunks alone, and the sums
+        over pairs of chunks that pass a third are taken by telescoping."""
+        x, dt, a, b, c, d, bias, initial, seg = self.args
+        dends_entry, dinitial, back, decays = self.joined(dy, c, self.enter, None, True)
+        _, _, ends, _ = self.joined(x, b, self.weight, None, False)
+        received = (self.entry * back).sum((-1, -2)).double()
+        sent = (ends * dends_entry).sum((-1, -2)).double()
+        if dfinal is not None:
+            # The last chunk hands the final state's gradient on to the chunks in its window; joined again with it.
+            last = self.segments - 1
+            back = back.clone()
+            back[:, :, last] += decays[:, :, last, None, None] * dfinal
+            received[:, :, last] += (decays[:, :, last, None, None] * dfinal * self.entry[:, :, last]).sum((-1, -2))
+            entry, out = torch.empty_like(back), torch.empty_like(dinitial)
+            launch(fw.join, (self.B * self.H, cdiv(self.P * self.N, 1024)), back, decays, None, entry, out, self.segments,
+                   self.P * self.N, self.window, REVERSE=True, HAS_INITIAL=False, LAST=True, BLOCK=1024)
+            dends_entry, dinitial = entry, out
+            sent = (ends * dends_entry).sum((-1, -2)).double()
+        net = received - sent
+        crossing = net.flip(2).cumsum(2).flip(2)  # pairs on either side of the boundary before each chunk
+        after = torch.zeros_like(crossing)
+        after[:, :, :-1] = crossing[:, :, 1:]
+        fixes = after - sent - decays * (dends_entry * self.entry).sum((-1, -2))
+        if dfinal is not None:
+            dends_entry[:, :, -1] += dfinal
+        return dends_entry, dinitial, fixes.float().contiguous()

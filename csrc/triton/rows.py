@@ -1,0 +1,171 @@
+"""What surrounds the scan in a Mamba-2 layer, each bound by the bytes it moves: one token's state update, the causal
+depthwise convolution with its SiLU, the gated RMS norm. Sums are float32; a result is the same each time.
+MASK says that rows may start anywhere, not on 16 elements; the compiler then gives up wide accesses."""
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def softplus(v):
+    x = tl.exp(tl.minimum(v, 20.0))
+    return tl.where(v > 20.0, v, tl.where(x < 1e-3, x - x * x * 0.5, tl.log(1.0 + x)))
+
+
+@triton.jit
+def state_step(state, x, dt, a, b_, c_, d, z, bias, y, H, per_group, P, N, dt_min, dt_max, HAS_Z: tl.constexpr,
+               SOFTPLUS: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr):
+    """state [B,H,P,N] in place, read and written once: that is all the traffic there is."""
+    row = tl.program_id(0)
+    h = row % H
+    b = row // H
+    p = tl.program_id(1) * BP + tl.arange(0, BP)
+    n = tl.arange(0, BN)
+    at = row.to(tl.int64) * P * N + p[:, None] * N + n[None, :]
+    whole = (p[:, None] < P) & (n[None, :] < N)
+    s = tl.load(state + at, mask=whole, other=0.0).to(tl.float32)
+    xt = tl.load(x + row * P + p, mask=p < P, other=0.0).to(tl.float32)
+    group = (b * (H // per_group) + h // per_group) * N
+    bt = tl.load(b_ + group + n, mask=n < N, other=0.0).to(tl.float32)
+    ct = tl.load(c_ + group + n, mask=n < N, other=0.0).to(tl.float32)
+    v = tl.load(dt + row).to(tl.float32) + tl.load(bias + h)
+    if SOFTPLUS:
+        v = softplus(v)
+    v = tl.minimum(tl.maximum(v, dt_min), dt_max)
+    s = s * tl.exp(v * tl.load(a + h)) + (v * xt)[:, None] * bt[None, :]
+    tl.store(state + at, s.to(state.dtype.element_ty), mask=whole)
+    out = tl.sum(s * ct[None, :], axis=1) + tl.load(d + h) * xt
+    if HAS_Z:
+        zt = tl.load(z + row * P + p, mask=p < P, other=0.0).to(tl.float32)
+        out = out * zt / (1.0 + tl.exp(-zt))
+    tl.store(y + row * P + p, out.to(y.dtype.element_ty), mask=p < P)
+
+
+@triton.jit
+def tap(x, initial, seg, b, t, k, c, L, D, stride_b, stride_l, W: tl.constexpr, HAS_INITIAL: tl.constexpr,
+        HAS_SEQ: tl.constexpr):
+    """The inputs that weight k meets at the tokens t."""
+    u = t - (W - 1) + k
+    inside = (t < L) & (u >= 0)
+    if HAS_SEQ:
+        own = tl.load(seg + b * L + t, mask=t < L, other=-1)
+        other = tl.load(seg + b * L + tl.maximum(u, 0), mask=t < L, other=-1)
+        inside = inside & (own == other)
+    v = tl.load(x + b * stride_b + u[:, None].to(tl.int64) * stride_l + c[None, :],
+                mask=inside[:, None] & (c[None, :] < D), other=0.0).to(tl.float32)
+    if HAS_INITIAL:
+        before = (u < 0) & (t < L)
+        if HAS_SEQ:
+            before = before & (own == other)
+        v += tl.load(initial + (b * (W - 1) + u[:, None] + W - 1) * D + c[None, :],
+                     mask=before[:, None] & (c[None, :] < D), other=0.0).to(tl.float32)
+    return v
+
+
+@triton.jit
+def conv(x, weight, bias, initial, seg, y, L, D, stride_b, stride_l, SILU: tl.constexpr, W: tl.constexpr,
+         HAS_INITIAL: tl.constexpr, HAS_SEQ: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
+         MASK: tl.constexpr):
+    """y [B,L,D]; weight [W,D] and bias [D] float32. The taps of a tile overlap in the first-level cache."""
+    t = tl.program_id(0) * T + tl.arange(0, T)
+    c = tl.program_id(1) * BD + tl.arange(0, BD)
+    b = tl.program_id(2).to(tl.int64)
+    acc = tl.zeros((T, BD), tl.float32) + tl.load(bias + c, mask=c < D, other=0.0)[None, :]
+    for k in tl.static_range(W):
+        w = tl.load(weight + k * D + c, mask=c < D, other=0.0)
+        acc += w[None, :] * tap(x, initial, seg, b, t, k, c, L, D, stride_b, stride_l, W, HAS_INITIAL, HAS_SEQ)
+    if SILU:
+        acc = acc / (1.0 + tl.exp(-acc))
+    tl.store(y + (b * L + t[:, None].to(tl.int64)) * D + c[None, :], acc.to(y.dtype.element_ty),
+             mask=(t[:, None] < L) & (c[None, :] < D))
+
+
+@triton.jit
+def conv_grad_pre(x, weight, bias, initial, seg, dy, dpre, part, L, D, stride_b, stride_l, SILU: tl.constexpr,
+                  W: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_SEQ: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
+         MASK: tl.constexpr):
+    """dpre [B,L,D] float32, the gradient before the SiLU; part [B,tiles,W+1,D], the tile's sums for each weight and the bias."""
+    tile = tl.program_id(0)
+    t = tile * T + tl.arange(0, T)
+    c = tl.program_id(1) * BD + tl.arange(0, BD)
+    b = tl.program_id(2).to(tl.int64)
+    at = (b * L + t[:, None].to(tl.int64)) * D + c[None, :]
+    inside = (t[:, None] < L) & (c[None, :] < D)
+    g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+    if SILU:
+        acc = tl.zeros((T, BD), tl.float32) + tl.load(bias + c, mask=c < D, other=0.0)[None, :]
+        for k in tl.static_range(W):
+            w = tl.load(weight + k * D + c, mask=c < D, other=0.0)
+            acc += w[None, :] * tap(x, initial, seg, b, t, k, c, L, D, stride_b, stride_l, W, HAS_INITIAL, HAS_SEQ)
+        s = 1.0 / (1.0 + tl.exp(-acc))
+        g = g * s * (1.0 + acc * (1.0 - s))
+    tl.store(dpre + at, g, mask=inside)
+    to = part + (b * tl.num_programs(0) + tile) * (W + 1) * D + c
+    for k in tl.static_range(W):
+        v = tap(x, initial, seg, b, t, k, c, L, D, stride_b, stride_l, W, HAS_INITIAL, HAS_SEQ)
+        tl.store(to + k * D, tl.sum(v * g, axis=0), mask=c < D)
+    tl.store(to + W * D, tl.sum(g, axis=0), mask=c < D)
+
+
+@triton.jit
+def conv_grad_x(dpre, weight, seg, dx, L, D, W: tl.constexpr, HAS_SEQ: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
+         MASK: tl.constexpr):
+    """dx [B,L,D]: each input meets weight k at the token W-1-k later."""
+    t = tl.program_id(0) * T + tl.arange(0, T)
+    c = tl.program_id(1) * BD + tl.arange(0, BD)
+    b = tl.program_id(2).to(tl.int64)
+    acc = tl.zeros((T, BD), tl.float32)
+    for k in tl.static_range(W):
+        u = t + (W - 1) - k
+        inside = u < L
+        if HAS_SEQ:
+            own = tl.load(seg + b * L + t, mask=t < L, other=-1)
+            inside = inside & (own == tl.load(seg + b * L + u, mask=inside, other=-2))
+        w = tl.load(weight + k * D + c, mask=c < D, other=0.0)
+        acc += w[None, :] * tl.load(dpre + (b * L + u[:, None].to(tl.int64)) * D + c[None, :],
+                                    mask=inside[:, None] & (c[None, :] < D), other=0.0)
+    tl.store(dx + (b * L + t[:, None].to(tl.int64)) * D + c[None, :], acc.to(dx.dtype.element_ty),
+             mask=(t[:, None] < L) & (c[None, :] < D))
+
+
+@triton.jit
+def norm(x, z, weight, y, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr):
+    """y = norm(x·silu(z))·weight; one program a row and group."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    c = tl.program_id(1) * group + i
+    at = row * D + c
+    inside = i < group
+    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_Z:
+        zt = tl.load(z + at, mask=inside, other=0.0).to(tl.float32)
+        v = v * zt / (1.0 + tl.exp(-zt))
+    r = tl.rsqrt(tl.sum(v * v, axis=0) / group + eps)
+    tl.store(y + at, (v * r * tl.load(weight + c, mask=inside, other=0.0)).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def norm_grad(x, z, weight, dy, dx, dz, part, rows, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr):
+    """dx, dz; part [programs,D], a program's sum for the weight over its rows. dv = r·e - v·r³·mean(e·v) with e = dy·weight."""
+    i = tl.arange(0, BLOCK)
+    c = tl.program_id(1) * group + i
+    inside = i < group
+    w = tl.load(weight + c, mask=inside, other=0.0)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        at = row * D.to(tl.int64) + c
+        u = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+        v = u
+        if HAS_Z:
+            zt = tl.load(z + at, mask=inside, other=0.0).to(tl.float32)
+            s = 1.0 / (1.0 + tl.exp(-zt))
+            v = u * zt * s
+        r = tl.rsqrt(tl.sum(v * v, axis=0) / group + eps)
+        acc += g * v * r
+        e = g * w
+        dv = r * e - v * (r * r * r) * (tl.sum(e * v, axis=0) / group)
+        if HAS_Z:
+            tl.store(dz + at, (dv * u * s * (1.0 + zt * (1.0 - s))).to(dz.dtype.element_ty), mask=inside)
+            dv = dv * zt * s
+        tl.store(dx + at, dv.to(dx.dtype.element_ty), mask=inside)
+    tl.store(part + tl.program_id(0) * D + c, acc, mask=inside)

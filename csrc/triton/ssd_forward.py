@@ -1,0 +1,292 @@
+"""Mamba-2's chunked scan (Dao and Gu, arXiv 2405.21060), forward.
+
+For one head with scalar decay, u_t = dt_t·x_t and a block of Q tokens that the state H [P,N] enters,
+    s_t = A·(dt_1 + … + dt_t)
+    y_t = Σ_{r≤t} exp(s_t - s_r)·(C_t·B_r)·u_r + exp(s_t)·H·C_t + D·x_t
+    H'  = exp(s_Q)·H + Σ_r exp(s_Q - s_r)·u_r ⊗ B_r
+The sequence is cut into segments of whole blocks, so that few heads still fill the chip:
+    prepare   everything that depends on dt alone, a few floats for each token and head
+    products  C·Bᵀ of each block, once for a group rather than once for each of its heads
+    walk      each segment's own contribution to the state (all but the last segment)
+    join      the state that enters each segment, from those contributions
+    scan      each segment from its entering state: y, and the final state
+x is read twice (the second time for the segments but the last) and y written once; per block and head only Q·Q + 4·Q
+numbers come besides. Those few are asked for a block ahead (FETCH) and loaded at a block's start, since a trip to memory in
+the middle of a block is as long as its products. The state stays in registers along a segment; nothing of it is written but at segment ends.
+
+What resets the state (a new sequence, a chunk of the `independent` strategy) is a zero in `enter` or `through`, made by
+`prepare`; the other kernels know nothing of strategies. With the window strategy a segment is one chunk.
+
+Arrays over tokens and heads are [B,H,blocks·Q] float32. Decays are kept in powers of two. For float32 inputs the sums s_t
+carry a second float with what the first lost, so that differences inside a block are good to the last bit.
+"""
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def softplus(v):
+    """log(1 + exp(v)) with a relative error of float32 also where exp(v) is small."""
+    x = tl.exp(tl.minimum(v, 20.0))
+    s = x / (2.0 + x)
+    q = s * s
+    small = 2.0 * s * (1.0 + q * (1.0 / 3 + q * (1.0 / 5 + q * (1.0 / 7 + q * (1.0 / 9)))))
+    return tl.where(v > 20.0, v, tl.where(x < 0.5, small, tl.log(1.0 + x)))
+
+
+@triton.jit
+def fetch_ahead(pointers):
+    """Asks the second-level cache for what the next block reads: the loads themselves, in the layouts that the products
+    want, would take registers for a whole block."""
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], dtype=tl.int32,
+                              is_pure=False, pack=1)
+
+
+@triton.jit
+def prepare(dt, bias, a, seg, step, sums, rest, enter, leave, weight, through, L, H, blocks, stride_b, stride_l, reset,
+            dt_min, dt_max, HAS_BIAS: tl.constexpr, HAS_SEQ: tl.constexpr, SOFTPLUS: tl.constexpr, REST: tl.constexpr,
+            Q: tl.constexpr, HEADS: tl.constexpr):
+    """step: dt processed. sums: s_t / ln 2 (rest: its low part). enter: from the state that enters the block to the token.
+    leave: from the token to the state that leaves; weight = step·leave. through [B,H,blocks]: across the block.
+    reset: the state starts from zero every that many blocks (0: never)."""
+    k = tl.program_id(0)
+    b = tl.program_id(2).to(tl.int64)
+    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    t = k * Q + tl.arange(0, Q)
+    inside = (t[:, None] < L) & (h[None, :] < H)
+    v = tl.load(dt + b * stride_b + t[:, None].to(tl.int64) * stride_l + h[None, :], mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        v += tl.load(bias + h, mask=h < H, other=0.0).to(tl.float32)[None, :]
+    if SOFTPLUS:
+        v = softplus(v)
+    v = tl.where(inside, tl.minimum(tl.maximum(v, dt_min), dt_max), 0.0)
+    rate = tl.load(a + h, mask=h < H, other=0.0).to(tl.float64) * 1.4426950408889634
+    logs = v.to(tl.float64) * rate[None, :]
+    s = tl.cumsum(logs, axis=0)
+    total = tl.sum(logs, axis=0)
+    high = s.to(tl.float32)
+    into = tl.exp2(high)
+    out = tl.exp2((total[None, :] - s).to(tl.float32))
+    across = tl.exp2(total.to(tl.float32))
+    if HAS_SEQ:
+        own = tl.load(seg + b * L + t, mask=t < L, other=-1)
+        before = tl.load(seg + b * L + tl.maximum(k * Q - 1, 0))
+        after = tl.load(seg + b * L + tl.minimum(k * Q + Q, L) - 1)
+        into = tl.where(own[:, None] == before, into, 0.0)
+        out = tl.where(own[:, None] == after, out, 0.0)
+        across = tl.where(before == after, across, 0.0)
+    if reset > 0:
+        if k % reset == 0:
+            into = tl.zeros_like(into)
+            across = tl.zeros_like(across)
+    row = b * H + h
+    at = row[None, :] * (blocks * Q) + t[:, None]
+    real = tl.broadcast_to(h[None, :] < H, (Q, HEADS))
+    tl.store(step + at, v, mask=real)
+    tl.store(sums + at, high, mask=real)
+    if REST:
+        tl.store(rest + at, (s - high.to(tl.float64)).to(tl.float32), mask=real)
+    tl.store(enter + at, into, mask=real)
+    tl.store(leave + at, out, mask=real)
+    tl.store(weight + at, v * out, mask=real)
+    tl.store(through + row * blocks + k, across, mask=h < H)
+
+
+@triton.jit
+def products(b_, c_, cb, L, G, blocks, N, stride_bb, stride_bl, stride_cb, stride_cl, Q: tl.constexpr, BN: tl.constexpr,
+             MASK: tl.constexpr, PRECISION: tl.constexpr):
+    """cb [B,G,blocks,Q,Q] = C·Bᵀ of each block, in B's dtype."""
+    k = tl.program_id(0)
+    g = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    i = tl.arange(0, Q)
+    n = tl.arange(0, BN)
+    t = k * Q + i
+    inside = t[:, None] < L
+    if MASK:
+        inside = inside & (n[None, :] < N)
+    column = g * N + n[None, :]
+    bt = tl.load(b_ + b * stride_bb + t[:, None].to(tl.int64) * stride_bl + column, mask=inside, other=0.0)
+    ct = tl.load(c_ + b * stride_cb + t[:, None].to(tl.int64) * stride_cl + column, mask=inside, other=0.0)
+    p = tl.dot(ct, tl.trans(bt), input_precision=PRECISION)
+    tl.store(cb + ((b * G + g) * blocks + k) * Q * Q + i[:, None] * Q + i[None, :], p.to(cb.dtype.element_ty))
+
+
+@triton.jit
+def walk(x, b_, weight, through, entry, states, ends, decays, L, H, per_group, blocks, segments, skip, span, P, N,
+         stride_xb, stride_xl, stride_bb, stride_bl, REVERSE: tl.constexpr, HAS_ENTRY: tl.constexpr, STORE: tl.constexpr, END: tl.constexpr,
+         Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
+         FETCH: tl.constexpr):
+    """Carries a state through each segment's blocks: S ← through·S + Σ_t weight_t·x_t ⊗ B_t, from `entry` [B,H,segments,P,N]
+    or zero. STORE: writes the state that meets each block into `states` [B,H,blocks,P,N]. END: writes the state after the
+    segment into `ends` [B,H,segments,P,N] and the segment's decay into `decays` [B,H,segments].
+    REVERSE walks from the last block to the first; with dy for x, C for B and `enter` for weight it carries the gradient
+    of the state. The first `skip` segments are left out."""
+    row = tl.program_id(0)
+    z = tl.program_id(1) + skip
+    b = (row // H).to(tl.int64)
+    h = row % H
+    i = tl.arange(0, Q)
+    p = tl.arange(0, BP)
+    n = tl.arange(0, BN)
+    x += b * stride_xb + h * P
+    b_ += b * stride_bb + (h // per_group) * N
+    weight += row.to(tl.int64) * blocks * Q
+    through += row * blocks
+    at = p[:, None] * N + n[None, :]
+    whole = (p[:, None] < P) & (n[None, :] < N)
+    segment = row.to(tl.int64) * segments + z
+    if HAS_ENTRY:
+        state = tl.load(entry + segment * P * N + at, mask=whole, other=0.0)
+    else:
+        state = tl.zeros((BP, BN), tl.float32)
+    decay = 1.0
+    first = z * span
+    count = tl.minimum(span, blocks - first)
+    for j in range(0, count):
+        k = first + j
+        ahead = tl.minimum(k + 1, blocks - 1)
+        if REVERSE:
+            k = first + count - 1 - j
+            ahead = tl.maximum(k - 1, 0)
+        t = k * Q + i
+        w = tl.load(weight + t)
+        g = tl.load(through + k)
+        if FETCH:
+            fetch_ahead(weight + ahead * Q + i)
+        xin = t[:, None] < L
+        bin = t[:, None] < L
+        if MASK:
+            xin = xin & (p[None, :] < P)
+            bin = bin & (n[None, :] < N)
+        xt = tl.load(x + t[:, None].to(tl.int64) * stride_xl + p[None, :], mask=xin, other=0.0)
+        bt = tl.load(b_ + t[:, None].to(tl.int64) * stride_bl + n[None, :], mask=bin, other=0.0)
+        if STORE:
+            tl.store(states + (row.to(tl.int64) * blocks + k) * P * N + at, state.to(states.dtype.element_ty), mask=whole)
+        xw = (xt.to(tl.float32) * w[:, None]).to(bt.dtype)
+        state = tl.dot(tl.trans(xw), bt, state * g, input_precision=PRECISION)
+        decay *= g
+    if END:
+        tl.store(ends + segment * P * N + at, state, mask=whole)
+        tl.store(decays + segment, decay)
+
+
+@triton.jit
+def join(ends, decays, initial, entry, last, segments, size, window, REVERSE: tl.constexpr, HAS_INITIAL: tl.constexpr,
+         LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """entry [B,H,segments,size]: what the segments before each one (after it, in REVERSE) hand on, from their `ends` and
+    `decays`: entry_z = Σ_j (decay_{j+1}·…·decay_{z-1})·ends_j over the window's segments j < z (all for window < 0); the
+    initial state is segment -1. LAST: writes what would enter one segment further (the gradient of the initial state)."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    ends += row * segments * size
+    entry += row * segments * size
+    decays += row * segments
+    start = tl.zeros((BLOCK,), tl.float32)
+    if HAS_INITIAL:
+        start = tl.load(initial + row * size + at, mask=inside, other=0.0).to(tl.float32)
+    if window < 0:
+        state = start
+        for j in range(0, segments):
+            z = j
+            if REVERSE:
+                z = segments - 1 - j
+            e = tl.load(ends + z * size + at, mask=inside, other=0.0)
+            tl.store(entry + z * size + at, state, mask=inside)
+            state = state * tl.load(decays + z) + e
+        if LAST:
+            tl.store(last + row * size + at, state, mask=inside)
+    else:
+        for j in range(0, segments + 1):
+            state = tl.zeros((BLOCK,), tl.float32)
+            decay = 1.0
+            for i in range(1, tl.minimum(window, j) + 1):
+                z = j - i
+                if REVERSE:
+                    z = segments - 1 - z
+                state += decay * tl.load(ends + z * size + at, mask=inside, other=0.0)
+                decay *= tl.load(decays + z)
+            if window > j:
+                state += decay * start
+            if j < segments:
+                z = j
+                if REVERSE:
+                    z = segments - 1 - j
+                tl.store(entry + z * size + at, state, mask=inside)
+            elif LAST:
+                tl.store(last + row * size + at, state, mask=inside)
+
+
+@triton.jit
+def scan(x, b_, c_, cb, step, sums, rest, enter, weight, through, entry, d, seg, y, final, L, H, per_group, blocks, span, P,
+         N, stride_xb, stride_xl, stride_bb, stride_bl, stride_cb, stride_cl, HAS_D: tl.constexpr, HAS_SEQ: tl.constexpr,
+         HAS_ENTRY: tl.constexpr, REST: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+         MASK: tl.constexpr, PRECISION: tl.constexpr, FETCH: tl.constexpr):
+    """y [B,L,H,P] and final [B,H,P,N]: each segment from its entering state, block by block."""
+    row = tl.program_id(0)
+    z = tl.program_id(1)
+    segments = tl.num_programs(1)
+    b = (row // H).to(tl.int64)
+    h = row % H
+    g = h // per_group
+    i = tl.arange(0, Q)
+    p = tl.arange(0, BP)
+    n = tl.arange(0, BN)
+    x += b * stride_xb + h * P
+    y += b * L * H * P + h * P
+    b_ += b * stride_bb + g * N
+    c_ += b * stride_cb + g * N
+    cb += (b * (H // per_group) + g) * blocks * Q * Q + i[:, None] * Q + i[None, :]
+    line = row.to(tl.int64) * blocks * Q
+    at = p[:, None] * N + n[None, :]
+    whole = (p[:, None] < P) & (n[None, :] < N)
+    segment = row.to(tl.int64) * segments + z
+    if HAS_ENTRY:
+        state = tl.load(entry + segment * P * N + at, mask=whole, other=0.0)
+    else:
+        state = tl.zeros((BP, BN), tl.float32)
+    skip = 0.0
+    if HAS_D:
+        skip = tl.load(d + h).to(tl.float32)
+    first = z * span
+    for k in range(first, tl.minimum(first + span, blocks)):
+        t = k * Q + i
+        s = tl.load(sums + line + t)
+        dt = tl.load(step + line + t)
+        into = tl.load(enter + line + t)
+        w = tl.load(weight + line + t)
+        across = tl.load(through + row * blocks + k)
+        if FETCH:
+            then = line + tl.minimum(k + 1, blocks - 1) * Q + i
+            fetch_ahead(sums + then)
+            fetch_ahead(step + then)
+            fetch_ahead(enter + then)
+            fetch_ahead(weight + then)
+        xin = t[:, None] < L
+        bin = t[:, None] < L
+        if MASK:
+            xin = xin & (p[None, :] < P)
+            bin = bin & (n[None, :] < N)
+        xt = tl.load(x + t[:, None].to(tl.int64) * stride_xl + p[None, :], mask=xin, other=0.0)
+        bt = tl.load(b_ + t[:, None].to(tl.int64) * stride_bl + n[None, :], mask=bin, other=0.0)
+        ct = tl.load(c_ + t[:, None].to(tl.int64) * stride_cl + n[None, :], mask=bin, other=0.0)
+        m = tl.load(cb + k * (Q * Q)).to(tl.float32)
+        away = s[:, None] - s[None, :]
+        if REST:
+            low = tl.load(rest + line + t)
+            away += low[:, None] - low[None, :]
+        seen = i[:, None] >= i[None, :]
+        if HAS_SEQ:
+            own = tl.load(seg + b * L + t, mask=t < L, other=-1)
+            seen = seen & (own[:, None] == own[None, :])
+        m = tl.where(seen, m * tl.exp2(away) * dt[None, :], 0.0)
+        if HAS_D:
+            m = tl.where(i[:, None] == i[None, :], m + skip, m)  # D·x_t is the diagonal's business
+        out = tl.dot(ct, tl.trans(state.to(bt.dtype)), input_precision=PRECISION) * into[:, None]
+        out = tl.dot(m.to(bt.dtype), xt, out, input_precision=PRECISION)
+        tl.store(y + t[:, None].to(tl.int64) * (H * P) + p[None, :], out.to(y.dtype.element_ty), mask=xin)
+        xw = (xt.to(tl.float32) * w[:, None]).to(bt.dtype)
+        state = tl.dot(tl.trans(xw), bt, state * across, input_precision=PRECISION)
+    if z == segments - 1:
+        tl.store(final + row.to(tl.int64) * P * N + at, state, mask=whole)

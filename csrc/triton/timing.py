@@ -1,0 +1,105 @@
+"""Times the scan's kernels on a GPU through CUDA graphs, beside mamba_ssm's where that package can be imported
+(check.py --time). `--sweep` tries warps, pipeline depths, block sizes and segment counts instead."""
+import itertools
+import sys
+
+import torch
+from triton.testing import do_bench_cudagraph
+
+import host
+
+DEVICE = "cuda"
+
+
+def median(f, rep=60):
+    f()
+    return do_bench_cudagraph(f, rep=rep, return_mode="median")
+
+
+def inputs(B, L, H=128, P=64, N=128, G=1, dtype=torch.bfloat16):
+    r = lambda *s: torch.randn(*s, dtype=dtype, device=DEVICE)
+    return dict(x=r(B, L, H, P), dt=r(B, L, H), a=-torch.rand(H, device=DEVICE) * 15 - 1, b=r(B, L, G, N), c=r(B, L, G, N),
+                d=torch.ones(H, device=DEVICE), bias=torch.rand(H, device=DEVICE) - 4)
+
+
+def by_kernel(f):
+    """Microseconds of each kernel of one call."""
+    from torch.profiler import ProfilerActivity, profile
+    f()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as p:
+        for _ in range(5):
+            f()
+        torch.cuda.synchronize()
+    return {e.key[:24]: round(e.self_device_time_total / 5, 1) for e in p.key_averages() if e.self_device_time_total > 5}
+
+
+def mamba():
+    try:
+        sys.path.insert(0, ".probe/mamba")
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+        return mamba_chunk_scan_combined
+    except Exception as e:
+        print("mamba_ssm does not import:", repr(e)[:200])
+
+
+def sweep():
+    for B, L in [(1, 4096), (1, 16384)]:
+        v = inputs(B, L)
+        results = []
+        for (w, s), Q, programs in itertools.product([(4, 1), (4, 2), (4, 3), (8, 1), (8, 2), (8, 3)], (64, 128), (264, 528, 1056)):
+            if programs != 528 and (w, s) not in [(4, 2), (8, 2)]:
+                continue
+            host.TUNING["scan"] = (w, s)
+            try:
+                one = host.Scan(**v, block=Q, programs=programs)
+                results.append((median(one.forward, 30), f"scan w{w} s{s} Q{Q} programs{programs}"))
+            except Exception as e:
+                print("scan", w, s, Q, programs, repr(e)[:100])
+        for t, name in sorted(results)[:12]:
+            print(f"L{L} {name} {t:.4f}", flush=True)
+        best = sorted(results)[0][1].split()
+        host.TUNING["scan"] = (int(best[1][1:]), int(best[2][1:]))
+        Q, programs = int(best[3][1:]), int(best[4][8:])
+        for w, s in itertools.product((4, 8), (1, 2, 3, 4)):
+            host.TUNING["walk"] = (w, s)
+            one = host.Scan(**v, block=Q, programs=programs)
+            print("walk", w, s, f"{median(one.forward, 30):.4f}", by_kernel(one.forward) if s == 3 else "", flush=True)
+
+
+def main():
+    if "--sweep" in sys.argv:
+        return sweep()
+    theirs = mamba()
+    for B, L in [(1, 256), (1, 1024), (1, 4096), (1, 16384), (8, 2048), (1, 65536)]:
+        v = inputs(B, L)
+        one = host.Scan(**v)
+        ours = median(one.forward)
+        line = f"B{B} L{L} forward {ours:.4f} ms"
+        if theirs:
+            call = lambda v: theirs(v["x"], v["dt"], v["a"], v["b"], v["c"], 256, D=v["d"], dt_bias=v["bias"], dt_softplus=True,
+                                    return_final_states=True)
+            with torch.no_grad():
+                peer = median(lambda: call(v))
+                y, final = one.forward()
+                ry, rf = call(v)
+                line += f" mamba_ssm {peer:.4f} ratio {peer / ours:.2f} differ {((y - ry).norm() / ry.norm()).item():.1e}"
+        print(line, by_kernel(one.forward) if L in (1024, 16384) else "", flush=True)
+        if L > 16384:
+            continue
+        dy = torch.randn_like(v["x"])
+        ours = median(lambda: one.backward(dy))
+        line = f"B{B} L{L} backward {ours:.4f} ms"
+        if theirs and L >= 1024:
+            g = {k: t.detach().clone().requires_grad_() for k, t in v.items()}
+            out, _ = call(g)
+            from triton.testing import do_bench
+            back = lambda: torch.autograd.grad(out, list(g.values()), dy, retain_graph=True)
+            peer = do_bench(back, warmup=30, rep=100, return_mode="median")
+            theirs_grads = dict(zip(g, back()))
+            mine = one.backward(dy)
+            worst = max((k, ((mine[k].float() - theirs_grads[k].float()).norm() / theirs_grads[k].float().norm()).item()) for k in g)
+            line += f" mamba_ssm {peer:.4f} ratio {peer / ours:.2f} differ {worst}"
+            del out, g
+        print(line, by_kernel(lambda: one.backward(dy)) if L in (1024, 16384) else "", flush=True)
+        del one
