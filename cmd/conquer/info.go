@@ -264,7 +264,6 @@ func showMachine(w io.Writer, asJSON bool) error {
 			m.NoGPU = err.Error()
 			return nil
 		}
-		torch.Zeros([]int{1}, torch.Uint8, torch.CUDA(0)) // libtorch counts memory from its first tensor on
 		for _, d := range torch.Devices() {
 			m.GPUs = append(m.GPUs, gpuInfo{d.Name, fmt.Sprintf("%d.%d", d.Major, d.Minor), d.Multiprocessors, d.Total, d.Free})
 		}

@@ -118,7 +118,7 @@ func overview(w io.Writer) {
 	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-11s %s\n", c.name, c.summary)
 	}
-	fmt.Fprint(w, "\nFirst steps:\n"+indent("conquer generate --model_path smollm2-135m --prompt 'Why is the sky blue?' --max_new_tokens 60\n"+
+	fmt.Fprint(w, "\nFirst steps:\n"+indent("conquer generate --model_path smollm2-135m --chat --prompt 'Why is the sky blue?' --max_new_tokens 60\n"+
 		"conquer help train")+"\n")
 }
 

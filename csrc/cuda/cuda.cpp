@@ -2,6 +2,7 @@
 // and no GPU are needed to build it; loader.cpp opens it where a driver is present.
 #include "../internal.h"
 
+#include <ATen/Context.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -29,6 +30,7 @@ int describe(int device, cq_cuda_info *info) {
     C10_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     info->free_bytes = static_cast<int64_t>(free_bytes);
     info->total_bytes = static_cast<int64_t>(total_bytes);
+    at::globalContext().lazyInitDevice(c10::DeviceType::CUDA); // the allocator counts nothing before
     auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device);
     constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     info->allocated_bytes = stats.allocated_bytes[all].current;
