@@ -3,6 +3,7 @@ package train
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -134,6 +135,37 @@ func TestAMergedModelGivesTheAdaptedModelsLogits(t *testing.T) {
 		t.Error("adapters are left after merging")
 	}
 	near(t, "logits", logits(t, m), want, 1e-5)
+}
+
+func TestTheMergedModelOfARunIsTheAdapterOnItsBase(t *testing.T) {
+	noLeaks(t)
+	o := options()
+	o.LoRA, o.Rate = lora(), 1e-2
+	dir := t.TempDir()
+	adapter, merged := filepath.Join(dir, "adapter"), filepath.Join(dir, "merged")
+	train(t, tiny(t, true, torch.Float32), samples(16, 1), nil, o, func(tr *Trainer) {
+		if err := tr.Export(adapter); err != nil {
+			t.Fatal(err)
+		}
+		if err := tr.ExportMerged(merged); err != nil {
+			t.Fatal(err)
+		}
+	})
+	base := tiny(t, true, torch.Float32)
+	defer free(base)
+	before := logits(t, base)
+	if err := LoadAdapter(base, adapter); err != nil {
+		t.Fatal(err)
+	}
+	m, err := model.Open(merged, torch.Float32, torch.CPU)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer free(m)
+	near(t, "logits", logits(t, m), logits(t, base), 1e-5)
+	if slices.Equal(before, logits(t, base)) {
+		t.Error("the adapter does nothing")
+	}
 }
 
 func TestAnAdapterComesBackFromItsFolder(t *testing.T) {

@@ -188,6 +188,6 @@ func memory(d torch.Device) (now, peak int64) {
 
 // PeakMemory is the most memory used so far on the trained model's device, in bytes.
 func (t *Trainer) PeakMemory() int64 {
-	_, peak := memory(t.params[0].Device())
+	_, peak := memory(t.device)
 	return peak
 }

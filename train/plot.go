@@ -34,7 +34,7 @@ func PlotLoss(metrics, path string) error {
 		*size = vg.Points(15)
 	}
 	p.Title.Padding, p.X.Padding, p.Y.Padding = vg.Points(8), vg.Points(4), vg.Points(4)
-	p.Legend.Top, p.Legend.Padding = true, vg.Points(4)
+	p.Legend.Top, p.Legend.Padding, p.Legend.XOffs = true, vg.Points(4), -vg.Points(12)
 	p.Add(plotter.NewGrid())
 	var failed error
 	line := func(name string, points plotter.XYs, c color.Color, width float64, marks bool) {

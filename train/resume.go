@@ -182,6 +182,7 @@ func (t *Trainer) Export(dir string) error {
 
 // ExportMerged folds the adapters into the model, which ends the run, and writes it as a Hugging Face folder.
 func (t *Trainer) ExportMerged(dir string) error {
+	t.freeOptimizer()
 	if err := MergeAdapter(t.net.model); err != nil {
 		return err
 	}
@@ -193,7 +194,7 @@ func (t *Trainer) optimizerState() *tensorList {
 	for _, p := range t.adam.State() {
 		list.add(p.Name, p.Tensor)
 	}
-	list.add(generatorName, torch.RNGState(t.params[0].Device()))
+	list.add(generatorName, torch.RNGState(t.device))
 	return list
 }
 
@@ -357,7 +358,7 @@ func (t *Trainer) restore(dir string, s state) (err error) {
 	if err != nil {
 		return err
 	}
-	torch.SetRNGState(t.params[0].Device(), generator.Clone())
+	torch.SetRNGState(t.device, generator.Clone())
 	return t.batches.Restore(s.Data)
 }
 

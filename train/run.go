@@ -81,7 +81,7 @@ func (t *Trainer) next() (err error) {
 		for _, b := range list {
 			if targets(b) > 0 {
 				torch.Scoped(func() {
-					step.Loss += t.net.gradients(newMicroBatch(b, t.params[0].Device()), float64(divisor))
+					step.Loss += t.net.gradients(newMicroBatch(b, t.device), float64(divisor))
 				})
 			}
 		}
@@ -97,9 +97,9 @@ func (t *Trainer) next() (err error) {
 	}
 	t.adam.ClearGradients()
 	t.step++
-	t.params[0].Device().Synchronize()
+	t.device.Synchronize()
 	step.Seconds = time.Since(begin).Seconds()
-	step.Memory, _ = memory(t.params[0].Device())
+	step.Memory, _ = memory(t.device)
 	return t.tell(func(l Listener) error { return l.Step(step) })
 }
 
@@ -130,7 +130,7 @@ func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) (float64, er
 		}
 		b := batches.Next()
 		if n := targets(b); n > 0 {
-			torch.Scoped(func() { sum += t.net.evaluate(newMicroBatch(b, t.params[0].Device())) })
+			torch.Scoped(func() { sum += t.net.evaluate(newMicroBatch(b, t.device)) })
 			labels += n
 		}
 		if b.Last {

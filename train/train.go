@@ -94,6 +94,7 @@ type Trainer struct {
 	net       network
 	batches   *text.Batcher
 	valid     *text.Dataset
+	device    torch.Device
 	params    []optim.Param
 	adam      *optim.AdamW
 	schedule  optim.Schedule
@@ -244,6 +245,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 			return err
 		}
 	}
+	t.device = model.Device(m)
 	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute}
 	t.print = fingerprintOf(m, data, validation, o)
 	names := map[*nn.Param][]string{}
@@ -350,14 +352,19 @@ func (t *Trainer) Trained() int {
 	return n
 }
 
-// Close frees what the run needed, not the model.
+// Close frees what the run needed, not the model, which must still be there.
 func (t *Trainer) Close() {
-	if t.adam != nil {
-		t.adam.ClearGradients()
-		t.adam.Free()
-	}
+	t.freeOptimizer()
 	if t.log != nil {
 		t.log.close()
 	}
 	t.lock.release()
+}
+
+func (t *Trainer) freeOptimizer() {
+	if t.adam != nil {
+		t.adam.ClearGradients()
+		t.adam.Free()
+	}
+	t.adam, t.params = nil, nil
 }
