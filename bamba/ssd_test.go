@@ -518,3 +518,30 @@ func TestChunkingsAreReadByName(t *testing.T) {
 		t.Error("a chunk size of 100 was accepted")
 	}
 }
+
+func BenchmarkScan(b *testing.B) {
+	for _, name := range []string{"default", "default-optimized", "independent-optimized"} {
+		b.Run(name, func(b *testing.B) {
+			c, err := ParseChunking(name)
+			if err != nil {
+				b.Fatal(err)
+			}
+			c.ChunkSize = 256
+			err = torch.Run(func() error {
+				draw := func(shape ...int) torch.Tensor { return torch.Randn(shape, torch.Float32, torch.CPU) }
+				const length, heads = 2048, 32
+				in := torch.SSDInput{
+					X: draw(1, length, heads, 64), DT: draw(1, length, heads), A: draw(heads).Exp().Neg(), B: draw(1, length, 1, 128),
+					C: draw(1, length, 1, 128), D: draw(heads), Softplus: true, DTMax: math.Inf(1),
+				}
+				for b.Loop() {
+					torch.Scoped(func() { c.Scan(in) })
+				}
+				return nil
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}
