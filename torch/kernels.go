@@ -16,6 +16,14 @@ func Linear(x, weight, bias Tensor) Tensor {
 	return Tensor{libtch.Ctensor(out)}
 }
 
+// Embedding picks the rows ids (int64, any shape) of weight [V,D]: [..., D]. Its backward adds to the weight's gradient where
+// there is one, so it is for gradients that accumulate, as those of [Backward] do.
+func Embedding(weight, ids Tensor) Tensor {
+	var out C.cq_tensor
+	check(C.cq_embedding(weight.handle(), ids.handle(), &out), "embedding", weight, ids)
+	return Tensor{libtch.Ctensor(out)}
+}
+
 // RMSNorm divides x [..., D] by the root of its mean square plus eps, in float32, and multiplies the result, rounded to
 // x's dtype, by weight [D] (Zhang and Sennrich, arXiv 1910.07467).
 func RMSNorm(x, weight Tensor, eps float64) Tensor {

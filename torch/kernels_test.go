@@ -80,6 +80,21 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 			func(in []torch.Tensor) torch.Tensor { return torch.Linear(in[0], in[1], in[2]) },
 			func(in []torch.Tensor) torch.Tensor { return in[0].Matmul(in[1].Transpose(0, 1)).Add(in[2]) },
 		})
+		var ids torch.Tensor
+		hold(t, "embedding "+shape, faces{
+			func(d torch.DType) []torch.Tensor {
+				ids = torch.RandInt(20, []int{batch, length}, torch.CPU)
+				weight := randn(d, 20, width)
+				if random.IntN(2) == 0 { // a tied head has left its gradient already
+					weight.RequireGrad(true).SetGrad(weight.ZerosLike())
+				}
+				return []torch.Tensor{weight}
+			},
+			func(in []torch.Tensor) torch.Tensor { return torch.Embedding(in[0], ids) },
+			func(in []torch.Tensor) torch.Tensor {
+				return in[0].IndexSelect(0, ids.View(-1)).View(batch, length, width)
+			},
+		})
 		hold(t, "rms_norm "+shape, faces{
 			func(d torch.DType) []torch.Tensor {
 				return []torch.Tensor{randn(d, batch, length, width), randn(d, width)}

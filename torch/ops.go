@@ -564,10 +564,3 @@ func (t Tensor) Dropout(p float64) Tensor {
 	libtch.AtgDropout(&c.out[0], t.c, p, 1)
 	return c.end("dropout", t)
 }
-
-// Embedding looks up rows of weight [V, D] by ids (int64, any shape).
-func Embedding(weight, ids Tensor) Tensor {
-	c := begin()
-	libtch.AtgEmbedding(&c.out[0], weight.c, ids.c, -1, 0, 0)
-	return c.end("embedding", weight, ids)
-}
