@@ -46,7 +46,7 @@ build: libtorch ## build/bin/conquer
 
 test: build ## every test that runs without a GPU
 	@$(GO) vet ./...
-	@$(GO) test -ldflags '-r $(TESTPATH)' ./...
+	@OMP_WAIT_POLICY=passive $(GO) test -ldflags '-r $(TESTPATH)' ./... # packages share the cores: threads that wait must not spin
 
 demo: build ## tunes SmolLM2-135M on examples/lighthouse and exports it: about 4 minutes on 2 cores
 	@tools/demo.sh $(BUILD)/bin/conquer

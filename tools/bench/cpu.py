@@ -31,7 +31,7 @@ def conquer_train(binary, model, dtype, threads, text):
                    "--report_steps", "1", "--checkpoint_steps", "0", "--validation_fraction", "0"]
         subprocess.run(command, check=True, capture_output=True, text=True)
         rows = [json.loads(line) for line in open(folder + "/out/metrics.jsonl")]
-    rates = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
+    rates = [row["tokens"] / row["seconds"] for row in rows if "loss" in row]
     return statistics.median(rates[2:])
 
 
