@@ -112,8 +112,8 @@ int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropou
  * or float16; sums are float32. Gradients are recorded where an input asks for one. Each cq_x has a cq_x_reference beside it:
  * the same mathematics written with libtorch alone, which serves other devices and which tests hold the kernel against. */
 
-/* x [..., D] times weight [N, D] transposed, plus bias [N] (or NULL): [..., N]. Up to eight rows without gradients stream
- * the weight at memory speed; more go to libtorch. */
+/* x [..., D] times weight [N, D] transposed, plus bias [N] (or NULL): [..., N]. A few rows (up to 8; 16 in float32)
+ * without gradients stream the weight at memory speed; more go to libtorch. */
 int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 

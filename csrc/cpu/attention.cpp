@@ -14,7 +14,7 @@ namespace conquer {
 namespace {
 
 // Multiply-adds that one thread does in the time it takes to wake another.
-constexpr int64_t one_thread = 64 * 1024;
+constexpr int64_t one_thread = 32 * 1024;
 
 at::Tensor decode_attention_reference(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
                                       const at::Tensor &lengths, const at::Tensor &starts, double scale) {

@@ -14,17 +14,30 @@ constexpr int vector_block = W == 16 ? 4 : 2;
 // scores[g][s] = <q[g], k[s]> for s < n, G heads. Scores beyond n become -inf, up to the tile's end.
 template <class T, int G>
 inline void tile_scores(const float *q, const T *k, int64_t stride, int64_t n, int64_t width, float (*scores)[tile]) {
-  for (int64_t s = 0; s < n; s++) {
-    const T *key = k + s * stride;
-    Vec dot[G] = {};
+  int64_t s = 0;
+  for (; s + 4 <= n; s += 4) {
+    Vec dot[G][4] = {};
     for_vectors(width, [&](int64_t d, int64_t m) __attribute__((always_inline)) {
-      Vec x = load_some(key + d, m);
-      for (int g = 0; g < G; g++)
-        dot[g] = fma(x, load_some(q + g * width + d, m), dot[g]);
+      Vec xs[4];
+      for (int i = 0; i < 4; i++)
+        xs[i] = load_some(k + (s + i) * stride + d, m);
+      for (int g = 0; g < G; g++) {
+        Vec y = load_some(q + g * width + d, m);
+        for (int i = 0; i < 4; i++)
+          dot[g][i] = fma(xs[i], y, dot[g][i]);
+      }
     });
     for (int g = 0; g < G; g++)
-      scores[g][s] = sum(dot[g]);
+      sum_four(dot[g], scores[g] + s);
   }
+  for (; s < n; s++)
+    for (int g = 0; g < G; g++) {
+      Vec dot = {};
+      for_vectors(width, [&](int64_t d, int64_t m) __attribute__((always_inline)) {
+        dot = fma(load_some(k + s * stride + d, m), load_some(q + g * width + d, m), dot);
+      });
+      scores[g][s] = sum(dot);
+    }
   for (int g = 0; g < G; g++)
     for (int64_t s = n; s < tile; s++)
       scores[g][s] = -INFINITY;

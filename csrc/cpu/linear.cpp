@@ -7,9 +7,12 @@ namespace conquer {
 
 namespace {
 
-// From how many rows on libtorch's blocked products win, and below how many multiplications one thread is faster than
-// waking a second (some 2 us against 20 G multiply-adds a second from the cache).
-constexpr int64_t few_rows = 8;
+// Up to how many rows these kernels win over libtorch's blocked products: fewer in bfloat16, where those
+// have the processor's own dot products.
+int64_t few_rows(at::ScalarType type) { return type == at::kFloat ? 16 : 8; }
+
+// Below how many multiplications one thread is faster than waking a second: some 2 us against 20 G multiply-adds a second
+// from the cache.
 constexpr int64_t one_thread = 32 * 1024;
 
 at::Tensor linear_few(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias) {
@@ -42,7 +45,7 @@ at::Tensor linear_few(const at::Tensor &x, const at::Tensor &weight, const at::T
 
 at::Tensor linear(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias) {
   bool few = x.dim() >= 1 && weight.dim() == 2 && x.size(-1) == weight.size(1) && x.numel() > 0 && weight.size(0) > 0 &&
-             x.numel() <= few_rows * weight.size(1);
+             x.numel() <= few_rows(x.scalar_type()) * weight.size(1);
   if (few && x.is_cpu() && weight.is_cpu() && has_kernel_type(x) && weight.scalar_type() == x.scalar_type() &&
       weight.is_contiguous() && !records_grad(x, weight, bias) &&
       (!bias.defined() || (bias.is_contiguous() && bias.numel() == weight.size(0) && bias.scalar_type() == x.scalar_type())))

@@ -58,6 +58,25 @@ inline float sum(Vec a) {
 #endif
 }
 
+// out[i] = the sum of a[i]'s lanes, for four vectors at once: a third of the shuffles that four sums would take.
+inline void sum_four(const Vec *a, float *out) {
+#if defined(CONQUER_AVX512)
+  __m512 b[4] = {(__m512)a[0], (__m512)a[1], (__m512)a[2], (__m512)a[3]};
+  // In each quarter: x0+x2, y0+y2, x1+x3, y1+y3.
+  __m512 p = _mm512_add_ps(_mm512_unpacklo_ps(b[0], b[1]), _mm512_unpackhi_ps(b[0], b[1]));
+  __m512 q = _mm512_add_ps(_mm512_unpacklo_ps(b[2], b[3]), _mm512_unpackhi_ps(b[2], b[3]));
+  __m512 s = _mm512_add_ps(_mm512_shuffle_ps(p, q, 0x44), _mm512_shuffle_ps(p, q, 0xee));
+  __m256 half = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(CONQUER_AVX2)
+  __m256 s = _mm256_hadd_ps(_mm256_hadd_ps((__m256)a[0], (__m256)a[1]), _mm256_hadd_ps((__m256)a[2], (__m256)a[3]));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+#else
+  for (int i = 0; i < 4; i++)
+    out[i] = sum(a[i]);
+#endif
+}
+
 inline float largest(Vec a) {
 #if defined(CONQUER_AVX512)
   return _mm512_reduce_max_ps((__m512)a);

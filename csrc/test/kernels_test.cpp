@@ -23,7 +23,7 @@ at::Tensor our_linear(at::Tensor x, at::Tensor w, at::Tensor b = {}) {
 void check_linear() {
   at::NoGradGuard no_grad;
   for (auto type : types)
-    for (int64_t n : {1, 2, 3, 5, 8, 9})
+    for (int64_t n : {1, 2, 3, 5, 8, 9, 16, 17})
       for (auto [rows, depth] : std::vector<std::pair<int64_t, int64_t>>{{960, 576}, {577, 1536}, {5, 7}, {1, 1}, {33, 100}})
         for (bool bias : {false, true}) {
           auto x = at::randn({n, depth}).to(type), w = (at::randn({rows, depth}) / std::sqrt(double(depth))).to(type);
