@@ -72,14 +72,13 @@ struct ConvArguments {
   ConvArguments(const at::Tensor &x_, const at::Tensor &weight_, const at::Tensor &bias_, const at::Tensor &initial_,
                 const at::Tensor &seg_)
       : weight(weight_.detach().to(at::kFloat).t().contiguous()), seg(seg_) {
-    auto dtype = x_.scalar_type();
-    type = dtype_name(dtype);
+    type = dtype_name(x_.scalar_type());
     x = x_.detach();
     batch = x.size(0), length = x.size(1), dim = x.size(2), width = weight.size(0);
     if (x.stride(2) != 1 || reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16)
       x = x.clone(at::MemoryFormat::Contiguous);
     bias = bias_.defined() ? plain(bias_, at::kFloat) : at::zeros({dim}, weight.options());
-    initial = plain(initial_, dtype);
+    initial = plain(initial_, at::kFloat);
     mask = dim % 16 || x.stride(0) % 16 || x.stride(1) % 16;
   }
   int64_t tiles() const { return ceil_div(length, tile_rows); }

@@ -55,6 +55,8 @@ std::string key(const std::string &name, const std::string &dtype, std::initiali
 }
 
 constexpr int64_t heads_a_program = 16, join_block = 1024;
+// In blocks: joining shorter segments costs more than more programs gain.
+constexpr int64_t shortest_segment = 32, pieces_a_segment = 2;
 
 // One scan: shapes, how it is cut, and what every kernel is given.
 struct Plan {
@@ -62,7 +64,8 @@ struct Plan {
   ScanOptions options;
   at::Tensor x, dt, a, b, c, d, bias, initial, seg;
   int64_t batch, length, heads, p, groups, n, per_group;
-  int64_t block, blocks, span, segments, reset, programs;
+  // The scan takes few long segments, everything else the `ratio` pieces of each.
+  int64_t block, blocks, span, segments, ratio = 1, scan_span, reset, programs;
   bool exact, joins, mask;
   std::string type, precision;
 
@@ -101,9 +104,16 @@ struct Plan {
       span = o.chunk_size / block;
     } else {
       span = ceil_div(blocks, std::max<int64_t>(1, std::min(blocks, programs / (batch * heads))));
+      span = std::max(span, std::min(blocks, shortest_segment));
       int64_t each = std::max<int64_t>(1, o.chunk_size / block);
       if (o.window == 0)
         span = ceil_div(span, each) * each;
+    }
+    scan_span = span;
+    if (o.window < 0 && span < blocks) {
+      ratio = std::min<int64_t>(span, pieces_a_segment);
+      span = ceil_div(span, ratio);
+      scan_span = span * ratio;
     }
     segments = ceil_div(blocks, span);
     reset = o.window == 0 ? std::max<int64_t>(1, o.chunk_size / block) : 0;
@@ -136,7 +146,7 @@ struct Plan {
 };
 
 struct Prepared {
-  at::Tensor step, sums, rest, enter, leave, weight, through, cb, entry;
+  at::Tensor step, sums, columns, rest, rest_columns, enter, leave, weight, through, cb, entry;
 };
 
 void strides(Arguments &args, std::initializer_list<const at::Tensor *> of) {
@@ -144,12 +154,15 @@ void strides(Arguments &args, std::initializer_list<const at::Tensor *> of) {
     args << t->stride(0) << t->stride(1);
 }
 
-// ends and decays of the segments, walked over x (dy in reverse) and b (c).
+// ends and decays of the segments, walked over x (dy in reverse) and b (c). every: also of the segment that nothing comes
+// after. coarse: only what enters the scan's segments is wanted.
 void walk_ends(const Plan &s, const Prepared &w, const at::Tensor &x, const at::Tensor &b, const at::Tensor &weight,
-               bool reverse, bool every, at::Tensor &ends, at::Tensor &decays) {
+               bool reverse, bool every, bool coarse, at::Tensor &ends, at::Tensor &decays) {
   ends = s.floats({s.batch, s.heads, s.segments, s.p, s.n});
   decays = s.floats({s.batch, s.heads, s.segments});
   int64_t count = s.segments - (every ? 0 : 1), skip = reverse && !every ? 1 : 0;
+  if (coarse)
+    count = (ceil_div(s.blocks, s.scan_span) - 1) * s.ratio;
   Arguments args;
   args << ptr(x) << ptr(b) << ptr(weight) << ptr(w.through) << ptr({}) << ptr({}) << ptr(ends) << ptr(decays) << s.length
        << s.heads << s.per_group << s.blocks << s.segments << skip << s.span << s.p << s.n;
@@ -167,15 +180,17 @@ void join(const Plan &s, const at::Tensor &ends, const at::Tensor &decays, const
          dim3(static_cast<unsigned>(s.batch * s.heads), static_cast<unsigned>(ceil_div(s.p * s.n, join_block))), args);
 }
 
-Prepared prepare(const Plan &s) {
+Prepared prepare(const Plan &s, bool keep) {
   Prepared w;
-  w.step = s.line(), w.sums = s.line(), w.enter = s.line(), w.leave = s.line(), w.weight = s.line();
+  w.step = s.line(), w.sums = s.line(), w.columns = s.line(), w.enter = s.line(), w.leave = s.line(), w.weight = s.line();
   w.rest = s.exact ? s.line() : w.step;
+  w.rest_columns = s.exact ? s.line() : w.step;
   w.through = s.floats({s.batch, s.heads, s.blocks});
   w.cb = s.like_x({s.batch, s.groups, s.blocks, s.block, s.block});
   Arguments args;
-  args << ptr(s.dt) << ptr(s.bias) << ptr(s.a) << ptr(s.seg) << ptr(w.step) << ptr(w.sums) << ptr(w.rest) << ptr(w.enter)
-       << ptr(w.leave) << ptr(w.weight) << ptr(w.through) << s.length << s.heads << s.blocks << s.dt.stride(0)
+  args << ptr(s.dt) << ptr(s.bias) << ptr(s.a) << ptr(s.seg) << ptr(w.step) << ptr(w.sums) << ptr(w.columns)
+       << ptr(w.rest) << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.leave) << ptr(w.weight) << ptr(w.through) << s.length
+       << s.heads << s.blocks << s.dt.stride(0)
        << s.dt.stride(1) << s.reset << static_cast<float>(s.options.dt_min) << static_cast<float>(s.options.dt_max);
   launch(key("prepare", s.type, {1, s.seg.defined(), s.options.dt_softplus, s.exact, s.block, heads_a_program}),
          s.by_head(), args);
@@ -186,7 +201,7 @@ Prepared prepare(const Plan &s) {
          dim3(static_cast<unsigned>(s.blocks), static_cast<unsigned>(s.groups), static_cast<unsigned>(s.batch)), more);
   if (s.joins) {
     at::Tensor ends, decays, last;
-    walk_ends(s, w, s.x, s.b, w.weight, false, s.options.window > 0, ends, decays);
+    walk_ends(s, w, s.x, s.b, w.weight, false, s.options.window > 0, !keep && s.options.window < 0, ends, decays);
     join(s, ends, decays, s.initial, false, w.entry, last);
   }
   return w;
@@ -196,16 +211,20 @@ void forward(const ScanInput &in, const ScanOptions &o, at::Tensor &y, at::Tenso
              std::vector<at::Tensor> &saved) {
   c10::cuda::CUDAGuard guard(in.x.device());
   Plan s(in, o);
-  Prepared w = prepare(s);
+  bool keep = false; // for a backward
+  for (const at::Tensor *t : {&in.x, &in.dt, &in.a, &in.b, &in.c, &in.d, &in.dt_bias, &in.initial})
+    keep = keep || (t->defined() && t->requires_grad());
+  Prepared w = prepare(s, keep);
   y = s.like_x({s.batch, s.length, s.heads, s.p});
   final_state = s.floats({s.batch, s.heads, s.p, s.n});
   Arguments args;
-  args << ptr(s.x) << ptr(s.b) << ptr(s.c) << ptr(w.cb) << ptr(w.step) << ptr(w.sums) << ptr(w.rest) << ptr(w.enter)
-       << ptr(w.weight) << ptr(w.through) << ptr(w.entry) << ptr(s.d) << ptr(s.seg) << ptr(y) << ptr(final_state)
-       << s.length << s.heads << s.per_group << s.blocks << s.span << s.p << s.n;
+  args << ptr(s.x) << ptr(s.b) << ptr(s.c) << ptr(w.cb) << ptr(w.sums) << ptr(w.columns) << ptr(w.rest)
+       << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.weight) << ptr(w.through) << ptr(w.entry) << ptr(s.d) << ptr(s.seg) << ptr(y) << ptr(final_state)
+       << s.length << s.heads << s.per_group << s.blocks << s.scan_span << s.segments << s.ratio << s.p << s.n;
   strides(args, {&s.x, &s.b, &s.c});
-  launch(s.sized("scan", {1, s.seg.defined(), s.joins, s.exact}, true, true, true), s.by_segment(s.segments), args);
-  saved = {w.step, w.sums, w.rest, w.enter, w.leave, w.weight, w.through, w.cb, w.entry};
+  launch(s.sized("scan", {1, s.seg.defined(), s.joins, s.exact}, true, true, true),
+         s.by_segment(ceil_div(s.blocks, s.scan_span)), args);
+  saved = {w.step, w.sums, {}, w.rest, {}, w.enter, w.leave, w.weight, w.through, w.cb, w.entry};
 }
 
 // The window strategy: what a chunk gets back comes from the chunks of its window alone; the sums over pairs of chunks that
@@ -213,8 +232,8 @@ void forward(const ScanInput &in, const ScanOptions &o, at::Tensor &y, at::Tenso
 void window_back(const Plan &s, const Prepared &w, const at::Tensor &dy, const at::Tensor &dfinal, at::Tensor &dentry,
                  at::Tensor &dinitial, at::Tensor &fixes) {
   at::Tensor back, decays, ends, unused;
-  walk_ends(s, w, dy, s.c, w.enter, true, true, back, decays);
-  walk_ends(s, w, s.x, s.b, w.weight, false, true, ends, unused);
+  walk_ends(s, w, dy, s.c, w.enter, true, true, false, back, decays);
+  walk_ends(s, w, s.x, s.b, w.weight, false, true, false, ends, unused);
   if (dfinal.defined())
     back.select(2, s.segments - 1).add_(decays.select(2, s.segments - 1).unsqueeze(-1).unsqueeze(-1) * dfinal);
   join(s, back, decays, {}, true, dentry, dinitial);
@@ -231,7 +250,7 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
               const at::Tensor &dfinal_, ScanGradients &g) {
   c10::cuda::CUDAGuard guard(in.x.device());
   Plan s(in, o);
-  Prepared w{k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8]};
+  Prepared w{k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10]};
   at::Tensor dy = rows_of(dy_.contiguous(), in.x.scalar_type()), dfinal = as_float(dfinal_);
   if (!dy.is_contiguous())
     dy = dy.contiguous();
@@ -240,14 +259,14 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
     window_back(s, w, dy, dfinal, dentry, dinitial, fixes);
   } else if (s.joins) {
     at::Tensor ends, decays;
-    walk_ends(s, w, dy, s.c, w.enter, true, s.initial.defined(), ends, decays);
+    walk_ends(s, w, dy, s.c, w.enter, true, s.initial.defined(), false, ends, decays);
     join(s, ends, decays, dfinal, true, dentry, dinitial);
   } else if (dfinal.defined()) {
     dentry = at::zeros({s.batch, s.heads, s.segments, s.p, s.n}, s.a.options());
     dentry.select(2, s.segments - 1).copy_(dfinal);
   }
 
-  at::IntArrayRef state_size = {s.batch, s.heads, s.blocks, s.p, s.n};
+  std::vector<int64_t> state_size = {s.batch, s.heads, s.blocks, s.p, s.n};
   at::Tensor states = s.like_x(state_size), dstates = s.like_x(state_size), dx = s.like_x({s.batch, s.length, s.heads, s.p});
   at::Tensor along = s.line(), enters = s.line(), leaves = s.line(), margins = s.line();
   at::Tensor passing = at::empty_like(w.through), skips = s.floats({s.batch, s.heads, s.segments});

@@ -2,7 +2,8 @@
 
     TRITON_INTERPRET=1 python check.py [seed] [cases]      on the CPU, in float32
     python check.py [seed] [cases]                         on a GPU, in float32, bfloat16 and float16
-    python check.py --time                                 on a GPU: times, beside mamba_ssm's kernels where they import
+    python check.py --time [--backward]                    on a GPU: times, beside mamba_ssm's kernels where they import
+                                                           (--backward: of its gradient too, minutes of tuning)
 """
 import os
 import random

@@ -22,7 +22,7 @@ TUNING = {
 }
 # Pointers to the inputs' dtype, to float32 (all others) and to int32; scalars that are float32.
 DATA = {"x", "b_", "c_", "cb", "dy", "y", "dx", "states", "dstates", "db", "dc", "dt", "ddt", "z", "dz"}
-SCALARS = {"L", "H", "G", "D", "P", "N", "per_group", "blocks", "segments", "skip", "span", "size", "window", "reset", "slices",
+SCALARS = {"L", "H", "G", "D", "P", "N", "per_group", "blocks", "segments", "skip", "span", "size", "window", "reset", "pieces", "ratio", "slices",
            "slices_cb", "group", "rows"}
 FLOATS = {"dt_min", "dt_max", "eps"}
 
@@ -149,12 +149,14 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--archs", default="90")
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", default="", help="kernels to compile, separated by commas (all)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     archs = sorted(int(a) for a in options.archs.split(","))
     for folder in [f"sm_{a}" for a in archs] + ["ptx"]:
         os.makedirs(os.path.join(options.out, folder), exist_ok=True)
-    jobs = [(arch, *v, options.out, arch == archs[0]) for arch in archs for v in variants(options.full)]
+    jobs = [(arch, *v, options.out, arch == archs[0]) for arch in archs for v in variants(options.full)
+            if not options.only or v[0] in options.only.split(",")]
     manifests = {}
     with ProcessPoolExecutor(options.jobs) as pool:
         for lines in pool.map(build, jobs, chunksize=4):

@@ -10,9 +10,11 @@ import ssd_forward as fw
 # Warps and pipeline depth of each kernel (see compile.py, which bakes them into the cubins).
 TUNING = {
     "prepare": (4, 1), "products": (4, 1), "walk": (4, 3), "join": (4, 1), "scan": (4, 2),
-    "grad_x": (4, 1), "grad_bc": (4, 2), "grad_cb": (4, 2), "finish_bc": (4, 1), "finish_dt": (4, 1),
+    "grad_x": (4, 2), "grad_bc": (4, 3), "grad_cb": (4, 3), "finish_bc": (4, 1), "finish_dt": (4, 1),
 }
-PROGRAMS = {"cuda": 528, "cpu": 8}
+RATIO = 2
+SHORTEST = 32  # blocks in a segment: joining shorter ones costs more than it gains
+PROGRAMS = {"cuda": 264, "cpu": 4}
 
 
 def launch(kernel, grid, *arguments, **constants):
@@ -40,11 +42,20 @@ class Scan:
         if window > 0:
             self.span = chunk // self.Q
         else:
+            programs_given = programs is not None
             programs = programs or PROGRAMS[x.device.type]
             self.span = cdiv(self.blocks, max(1, min(self.blocks, programs // rows)))
+            if not programs_given:
+                self.span = max(self.span, min(SHORTEST, self.blocks))
             if window == 0:
                 each = chunk // self.Q
                 self.span = cdiv(self.span, each) * each
+        # The scan takes few long segments, everything else pieces of them.
+        self.scan_span, self.ratio = self.span, 1
+        if window < 0 and self.span < self.blocks:
+            self.ratio = min(self.span, RATIO)
+            self.span = cdiv(self.span, self.ratio)
+            self.scan_span = self.span * self.ratio
         self.segments = cdiv(self.blocks, self.span)
         self.reset = chunk // self.Q if window == 0 else 0
         self.shape = dict(Q=self.Q, BN=max(16, triton.next_power_of_2(self.N)),
@@ -61,37 +72,41 @@ class Scan:
     def strides(self, *ts):
         return [s for t in ts for s in t.stride()[:2]]
 
-    def forward(self):
+    def forward(self, grad=True):
         x, dt, a, b, c, d, bias, initial, seg = self.args
         B, L, H, P, G, N, Q = self.B, self.L, self.H, self.P, self.G, self.N, self.Q
         line = (B, H, self.blocks * Q)
-        self.step, self.sums, self.enter, self.leave, self.weight = (self.empty(*line) for _ in range(5))
-        self.rest = self.empty(*line) if self.exact else self.step
+        self.step, self.sums, self.columns, self.enter, self.leave, self.weight = (self.empty(*line) for _ in range(6))
+        self.rest, self.rest_columns = (self.empty(*line) if self.exact else self.step for _ in range(2))
         self.through = self.empty(B, H, self.blocks)
         heads = 16
-        launch(fw.prepare, (self.blocks, cdiv(H, heads), B), dt, bias, a, seg, self.step, self.sums, self.rest, self.enter,
-               self.leave, self.weight, self.through, L, H, self.blocks, *self.strides(dt), self.reset, self.dt_min,
+        launch(fw.prepare, (self.blocks, cdiv(H, heads), B), dt, bias, a, seg, self.step, self.sums, self.columns,
+               self.rest, self.rest_columns, self.enter, self.leave, self.weight, self.through, L, H, self.blocks, *self.strides(dt), self.reset, self.dt_min,
                self.dt_max, HAS_BIAS=bias is not None, HAS_SEQ=seg is not None, SOFTPLUS=self.softplus, REST=self.exact,
                Q=Q, HEADS=heads)
         self.cb = self.empty(B, G, self.blocks, Q, Q, dtype=x.dtype)
         launch(fw.products, (self.blocks, G, B), b, c, self.cb, L, G, self.blocks, N, *self.strides(b, c), **self.shape)
-        self.entry = self.joined(x, b, self.weight, initial, False)[0]
+        self.entry = self.joined(x, b, self.weight, initial, False, not grad and self.window < 0)[0]
         y, final = self.empty(B, L, H, P, dtype=x.dtype), self.empty(B, H, P, N)
-        launch(fw.scan, (B * H, self.segments), x, b, c, self.cb, self.step, self.sums, self.rest, self.enter, self.weight,
-               self.through, self.entry, d, seg, y, final, L, H, H // G, self.blocks, self.span, P, N,
+        launch(fw.scan, (B * H, cdiv(self.blocks, self.scan_span)), x, b, c, self.cb, self.sums, self.columns, self.rest,
+               self.rest_columns, self.enter, self.weight, self.through, self.entry, d, seg, y, final, L, H, H // G,
+               self.blocks, self.scan_span, self.segments, self.ratio, P, N,
                *self.strides(x, b, c), HAS_D=d is not None, HAS_SEQ=seg is not None, HAS_ENTRY=self.joins, REST=self.exact,
                **self.long)
         return y, final
 
-    def joined(self, x, b, weight, initial, reverse):
+    def joined(self, x, b, weight, initial, reverse, coarse=False):
         """What enters each segment, what would enter one further, the segments' own ends and their decays."""
         if not self.joins:
             return None, None, None, None
         B, H, P, N, segments = self.B, self.H, self.P, self.N, self.segments
         ends, decays = self.empty(B, H, segments, P, N), self.empty(B, H, segments)
         every = self.window > 0 or (reverse and self.args[7] is not None)  # else nobody reads the outermost segment's
-        if every or segments > 1:
-            launch(fw.walk, (B * H, segments - (not every)), x, b, weight, self.through, None, None, ends, decays, self.L, H,
+        count = segments - (not every)
+        if coarse:  # only what enters the scan's segments is wanted
+            count = (cdiv(self.blocks, self.scan_span) - 1) * self.ratio
+        if count:
+            launch(fw.walk, (B * H, count), x, b, weight, self.through, None, None, ends, decays, self.L, H,
                    H // self.G, self.blocks, segments, int(reverse and not every), self.span, P, N, *self.strides(x, b),
                    REVERSE=reverse, HAS_ENTRY=False, STORE=False, END=True, **self.long)
         entry, last = torch.empty_like(ends), self.empty(B, H, P, N)

@@ -65,7 +65,7 @@ def tap(x, initial, seg, b, t, k, c, L, D, stride_b, stride_l, W: tl.constexpr, 
 def conv(x, weight, bias, initial, seg, y, L, D, stride_b, stride_l, SILU: tl.constexpr, W: tl.constexpr,
          HAS_INITIAL: tl.constexpr, HAS_SEQ: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
          MASK: tl.constexpr):
-    """y [B,L,D]; weight [W,D] and bias [D] float32. The taps of a tile overlap in the first-level cache."""
+    """y [B,L,D]; weight [W,D], bias [D] and initial [B,W-1,D] float32. The taps of a tile overlap in the first-level cache."""
     t = tl.program_id(0) * T + tl.arange(0, T)
     c = tl.program_id(1) * BD + tl.arange(0, BD)
     b = tl.program_id(2).to(tl.int64)

@@ -89,11 +89,11 @@ def grad_x(x, dy, b_, c_, cb, step, sums, rest, enter, leave, through, entry, st
         if REST:
             low = tl.load(rest + line + t)
             away += low[:, None] - low[None, :]
-        seen = i[:, None] >= i[None, :]
+        m = m * tl.exp2(tl.minimum(away, 0.0))  # cb is zero above the diagonal
         if HAS_SEQ:
             own = tl.load(seg + b * L + t, mask=t < L, other=-1)
-            seen = seen & (own[:, None] == own[None, :])
-        m = tl.where(seen, m * tl.exp2(away), 0.0).to(bt.dtype)
+            m = tl.where(own[:, None] == own[None, :], m, 0.0)
+        m = m.to(bt.dtype)
         rounded = dstate.to(bt.dtype)
         state = (row.to(tl.int64) * blocks + k) * P * N + at
         tl.store(dstates + state, rounded, mask=whole)

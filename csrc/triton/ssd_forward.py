@@ -43,10 +43,11 @@ def fetch_ahead(pointers):
 
 
 @triton.jit
-def prepare(dt, bias, a, seg, step, sums, rest, enter, leave, weight, through, L, H, blocks, stride_b, stride_l, reset,
+def prepare(dt, bias, a, seg, step, sums, columns, rest, rest_columns, enter, leave, weight, through, L, H, blocks, stride_b, stride_l, reset,
             dt_min, dt_max, HAS_BIAS: tl.constexpr, HAS_SEQ: tl.constexpr, SOFTPLUS: tl.constexpr, REST: tl.constexpr,
             Q: tl.constexpr, HEADS: tl.constexpr):
-    """step: dt processed. sums: s_t / ln 2 (rest: its low part). enter: from the state that enters the block to the token.
+    """step: dt processed. sums: s_t / ln 2, and columns: log2(step) - sums, so that exp2(sums_t + columns_r) is
+    exp(s_t - s_r)·dt_r; rest and rest_columns: their low parts. enter: from the state that enters the block to the token.
     leave: from the token to the state that leaves; weight = step·leave. through [B,H,blocks]: across the block.
     reset: the state starts from zero every that many blocks (0: never)."""
     k = tl.program_id(0)
@@ -82,10 +83,14 @@ def prepare(dt, bias, a, seg, step, sums, rest, enter, leave, weight, through, L
     row = b * H + h
     at = row[None, :] * (blocks * Q) + t[:, None]
     real = tl.broadcast_to(h[None, :] < H, (Q, HEADS))
+    column = tl.log2(v).to(tl.float64) - s
+    column_high = column.to(tl.float32)
+    tl.store(columns + at, column_high, mask=real)
     tl.store(step + at, v, mask=real)
     tl.store(sums + at, high, mask=real)
     if REST:
         tl.store(rest + at, (s - high.to(tl.float64)).to(tl.float32), mask=real)
+        tl.store(rest_columns + at, tl.where(v > 0.0, column - column_high.to(tl.float64), 0.0).to(tl.float32), mask=real)
     tl.store(enter + at, into, mask=real)
     tl.store(leave + at, out, mask=real)
     tl.store(weight + at, v * out, mask=real)
@@ -95,7 +100,8 @@ def prepare(dt, bias, a, seg, step, sums, rest, enter, leave, weight, through, L
 @triton.jit
 def products(b_, c_, cb, L, G, blocks, N, stride_bb, stride_bl, stride_cb, stride_cl, Q: tl.constexpr, BN: tl.constexpr,
              MASK: tl.constexpr, PRECISION: tl.constexpr):
-    """cb [B,G,blocks,Q,Q] = C·Bᵀ of each block, in B's dtype."""
+    """cb [B,G,blocks,Q,Q] = C·Bᵀ of each block, in B's dtype, with zeros above the diagonal: masking once for a group is
+    masking once for all of its heads."""
     k = tl.program_id(0)
     g = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
@@ -109,6 +115,7 @@ def products(b_, c_, cb, L, G, blocks, N, stride_bb, stride_bl, stride_cb, strid
     bt = tl.load(b_ + b * stride_bb + t[:, None].to(tl.int64) * stride_bl + column, mask=inside, other=0.0)
     ct = tl.load(c_ + b * stride_cb + t[:, None].to(tl.int64) * stride_cl + column, mask=inside, other=0.0)
     p = tl.dot(ct, tl.trans(bt), input_precision=PRECISION)
+    p = tl.where(i[:, None] >= i[None, :], p, 0.0)
     tl.store(cb + ((b * G + g) * blocks + k) * Q * Q + i[:, None] * Q + i[None, :], p.to(cb.dtype.element_ty))
 
 
@@ -188,13 +195,23 @@ def join(ends, decays, initial, entry, last, segments, size, window, REVERSE: tl
         start = tl.load(initial + row * size + at, mask=inside, other=0.0).to(tl.float32)
     if window < 0:
         state = start
+        z = 0
+        if REVERSE:
+            z = segments - 1
+        e_next = tl.load(ends + z * size + at, mask=inside, other=0.0)
+        decay_next = tl.load(decays + z)
         for j in range(0, segments):
             z = j
+            ahead = tl.minimum(j + 1, segments - 1)
             if REVERSE:
                 z = segments - 1 - j
-            e = tl.load(ends + z * size + at, mask=inside, other=0.0)
+                ahead = tl.maximum(z - 1, 0)
+            e = e_next
+            decay = decay_next
+            e_next = tl.load(ends + ahead * size + at, mask=inside, other=0.0)  # before the store, which loads may not pass
+            decay_next = tl.load(decays + ahead)
             tl.store(entry + z * size + at, state, mask=inside)
-            state = state * tl.load(decays + z) + e
+            state = state * decay + e
         if LAST:
             tl.store(last + row * size + at, state, mask=inside)
     else:
@@ -219,11 +236,12 @@ def join(ends, decays, initial, entry, last, segments, size, window, REVERSE: tl
 
 
 @triton.jit
-def scan(x, b_, c_, cb, step, sums, rest, enter, weight, through, entry, d, seg, y, final, L, H, per_group, blocks, span, P,
-         N, stride_xb, stride_xl, stride_bb, stride_bl, stride_cb, stride_cl, HAS_D: tl.constexpr, HAS_SEQ: tl.constexpr,
+def scan(x, b_, c_, cb, sums, columns, rest, rest_columns, enter, weight, through, entry, d, seg, y, final, L, H, per_group,
+         blocks, span, pieces, ratio, P, N, stride_xb, stride_xl, stride_bb, stride_bl, stride_cb, stride_cl, HAS_D: tl.constexpr, HAS_SEQ: tl.constexpr,
          HAS_ENTRY: tl.constexpr, REST: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
          MASK: tl.constexpr, PRECISION: tl.constexpr, FETCH: tl.constexpr):
-    """y [B,L,H,P] and final [B,H,P,N]: each segment from its entering state, block by block."""
+    """y [B,L,H,P] and final [B,H,P,N]: each segment from its entering state, block by block. A segment here is `ratio` of the
+    `pieces` that entry [B,H,pieces,P,N] was made for."""
     row = tl.program_id(0)
     z = tl.program_id(1)
     segments = tl.num_programs(1)
@@ -241,7 +259,7 @@ def scan(x, b_, c_, cb, step, sums, rest, enter, weight, through, entry, d, seg,
     line = row.to(tl.int64) * blocks * Q
     at = p[:, None] * N + n[None, :]
     whole = (p[:, None] < P) & (n[None, :] < N)
-    segment = row.to(tl.int64) * segments + z
+    segment = row.to(tl.int64) * pieces + z * ratio
     if HAS_ENTRY:
         state = tl.load(entry + segment * P * N + at, mask=whole, other=0.0)
     else:
@@ -253,14 +271,14 @@ def scan(x, b_, c_, cb, step, sums, rest, enter, weight, through, entry, d, seg,
     for k in range(first, tl.minimum(first + span, blocks)):
         t = k * Q + i
         s = tl.load(sums + line + t)
-        dt = tl.load(step + line + t)
+        column = tl.load(columns + line + t)
         into = tl.load(enter + line + t)
         w = tl.load(weight + line + t)
         across = tl.load(through + row * blocks + k)
         if FETCH:
             then = line + tl.minimum(k + 1, blocks - 1) * Q + i
             fetch_ahead(sums + then)
-            fetch_ahead(step + then)
+            fetch_ahead(columns + then)
             fetch_ahead(enter + then)
             fetch_ahead(weight + then)
         xin = t[:, None] < L
@@ -272,15 +290,13 @@ def scan(x, b_, c_, cb, step, sums, rest, enter, weight, through, entry, d, seg,
         bt = tl.load(b_ + t[:, None].to(tl.int64) * stride_bl + n[None, :], mask=bin, other=0.0)
         ct = tl.load(c_ + t[:, None].to(tl.int64) * stride_cl + n[None, :], mask=bin, other=0.0)
         m = tl.load(cb + k * (Q * Q)).to(tl.float32)
-        away = s[:, None] - s[None, :]
+        away = s[:, None] + column[None, :]
         if REST:
-            low = tl.load(rest + line + t)
-            away += low[:, None] - low[None, :]
-        seen = i[:, None] >= i[None, :]
+            away += tl.load(rest + line + t)[:, None] + tl.load(rest_columns + line + t)[None, :]
+        m = m * tl.exp2(tl.minimum(away, 126.0))  # finite, where cb is zero
         if HAS_SEQ:
             own = tl.load(seg + b * L + t, mask=t < L, other=-1)
-            seen = seen & (own[:, None] == own[None, :])
-        m = tl.where(seen, m * tl.exp2(away) * dt[None, :], 0.0)
+            m = tl.where(own[:, None] == own[None, :], m, 0.0)
         if HAS_D:
             m = tl.where(i[:, None] == i[None, :], m + skip, m)  # D·x_t is the diagonal's business
         out = tl.dot(ct, tl.trans(state.to(bt.dtype)), input_precision=PRECISION) * into[:, None]

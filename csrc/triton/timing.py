@@ -71,26 +71,26 @@ def main():
     if "--sweep" in sys.argv:
         return sweep()
     theirs = mamba()
-    for B, L in [(1, 256), (1, 1024), (1, 4096), (1, 16384), (8, 2048), (1, 65536)]:
+    for B, L in [(1, 256), (1, 1024), (1, 4096), (1, 16384), (1, 65536), (8, 2048)]:
         v = inputs(B, L)
         one = host.Scan(**v)
-        ours = median(one.forward)
+        ours = median(lambda: one.forward(False))
         line = f"B{B} L{L} forward {ours:.4f} ms"
         if theirs:
             call = lambda v: theirs(v["x"], v["dt"], v["a"], v["b"], v["c"], 256, D=v["d"], dt_bias=v["bias"], dt_softplus=True,
                                     return_final_states=True)
             with torch.no_grad():
                 peer = median(lambda: call(v))
-                y, final = one.forward()
+                y, final = one.forward(False)
                 ry, rf = call(v)
                 line += f" mamba_ssm {peer:.4f} ratio {peer / ours:.2f} differ {((y - ry).norm() / ry.norm()).item():.1e}"
-        print(line, by_kernel(one.forward) if L in (1024, 16384) else "", flush=True)
+        print(line, by_kernel(lambda: one.forward(False)) if L in (1024, 16384) else "", flush=True)
         if L > 16384:
             continue
         dy = torch.randn_like(v["x"])
         ours = median(lambda: one.backward(dy))
         line = f"B{B} L{L} backward {ours:.4f} ms"
-        if theirs and L >= 1024:
+        if theirs and L >= 1024 and "--backward" in sys.argv:  # its kernels tune themselves for minutes
             g = {k: t.detach().clone().requires_grad_() for k, t in v.items()}
             out, _ = call(g)
             from triton.testing import do_bench
@@ -103,3 +103,33 @@ def main():
             del out, g
         print(line, by_kernel(lambda: one.backward(dy)) if L in (1024, 16384) else "", flush=True)
         del one
+    step()
+
+
+def step(H=128, P=64, N=128):
+    """The single-token update; the peer's arguments as its own model passes them."""
+    import triton
+
+    import rows
+    try:
+        from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+    except Exception:
+        selective_state_update = None
+    for B in (1, 8, 64):
+        r = lambda *s: torch.randn(*s, dtype=torch.bfloat16, device=DEVICE)
+        state, x, dt, b, c = r(B, H, P, N), r(B, H, P), r(B, H), r(B, 1, N), r(B, 1, N)
+        a, d, bias = -torch.rand(H, device=DEVICE), torch.ones(H, device=DEVICE), torch.rand(H, device=DEVICE)
+        y = torch.empty_like(x)
+        results = []
+        for rows_a_program, warps in ((4, 1), (8, 1), (8, 2), (16, 2), (16, 4), (32, 4), (64, 4)):
+            f = lambda: rows.state_step[(B * H, P // rows_a_program)](state, x, dt, a, b, c, d, None, bias, y, H, H, P, N, 0.0,
+                                                                    float("inf"), HAS_Z=False, SOFTPLUS=True,
+                                                                    BP=rows_a_program, BN=N, num_warps=warps)
+            results.append((median(f, 30) * 1e3, f"BP{rows_a_program} warps{warps}"))
+        line = f"step B{B} us " + ", ".join(f"{n} {t:.2f}" for t, n in sorted(results)[:3])
+        if selective_state_update:
+            peer = median(lambda: selective_state_update(
+                state, x, dt[:, :, None].expand(B, H, P), a[:, None, None].expand(H, P, N), b, c,
+                D=d[:, None].expand(H, P), dt_bias=bias[:, None].expand(H, P), dt_softplus=True), 30) * 1e3
+            line += f" mamba_ssm {peer:.2f} ratio {peer / min(results)[0]:.2f}"
+        print(line, flush=True)
