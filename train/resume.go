@@ -1,9 +1,6 @@
 package train
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,11 +12,9 @@ import (
 	"syscall"
 
 	"conquer/checkpoint"
-	"conquer/model"
 	"conquer/text"
 	"conquer/torch"
 	"conquer/torch/nn"
-	"conquer/torch/optim"
 )
 
 // A checkpoint is a folder step-00000100 that appears in one step: the model as a Hugging Face folder (or the adapter as
@@ -41,60 +36,6 @@ type state struct {
 	Data      text.State      `json:"data"`
 	Settings  json.RawMessage `json:"settings"`
 	Print     fingerprint     `json:"made_from"`
-}
-
-// fingerprint tells whether a run resumes with what it began with.
-type fingerprint struct {
-	Config     model.Config `json:"config"`
-	Data       string       `json:"data"`
-	Validation string       `json:"validation,omitempty"`
-	// Weights is of a part of each of the model's weights as they are now, where they do not change.
-	Weights string `json:"weights,omitempty"`
-	DType   string `json:"dtype"`
-}
-
-func fingerprintOf(m model.Model, data, validation *text.Dataset, o Options) fingerprint {
-	f := fingerprint{Config: m.Config(), Data: hashSamples(data), DType: model.DType(m).String()}
-	if validation != nil {
-		f.Validation = hashSamples(validation)
-	}
-	if o.LoRA != nil || o.HeadOnly {
-		f.Weights = hashWeights(m)
-	}
-	return f
-}
-
-func hashSamples(d *text.Dataset) string {
-	h := sha256.New()
-	for _, s := range d.Samples {
-		binary.Write(h, binary.LittleEndian, int64(len(s.IDs)))
-		binary.Write(h, binary.LittleEndian, s.IDs)
-		binary.Write(h, binary.LittleEndian, s.Labels)
-	}
-	return hex.EncodeToString(h.Sum(nil))
-}
-
-func hashWeights(m model.Model) string {
-	h := sha256.New()
-	for _, p := range nn.Params(m) {
-		torch.Scoped(func() {
-			flat := p.Detach().Reshape(-1)
-			n := min(flat.Numel(), 1024)
-			for _, part := range []torch.Tensor{flat.Narrow(0, 0, n), flat.Narrow(0, flat.Numel()-n, n)} {
-				binary.Write(h, binary.LittleEndian, torch.Values[float32](part))
-			}
-		})
-	}
-	return hex.EncodeToString(h.Sum(nil))
-}
-
-// settings are the options that a resumed run must share, as JSON.
-func (t *Trainer) settings() (json.RawMessage, error) {
-	o := t.options
-	if o.Schedule == optim.Constant {
-		o.Steps = 0 // the rates do not depend on where the run ends
-	}
-	return json.Marshal(o)
 }
 
 // Save writes a checkpoint of the current step, unless the last one is of it, and then removes all but the last Keep.
@@ -145,50 +86,6 @@ func (t *Trainer) Save() error {
 	})
 }
 
-// write writes what is tuned into the folder dir, together with what also writes.
-func (t *Trainer) write(dir string, also func(stage string) error) error {
-	o, m := t.options, t.net.model
-	if o.LoRA != nil {
-		return SaveAdapter(m, dir, o.BaseModel, *o.LoRA, also)
-	}
-	return t.writeModel(dir, also)
-}
-
-func (t *Trainer) writeModel(dir string, also func(stage string) error) error {
-	o, m := t.options, t.net.model
-	config, err := json.MarshalIndent(m.Config(), "", "  ")
-	if err != nil {
-		return err
-	}
-	return checkpoint.Save(dir, model.Weights(m), checkpoint.Options{
-		Config: config, GenerationConfig: o.GenerationConfig, Also: func(stage string) error {
-			if o.Tokenizer != nil {
-				if err := o.Tokenizer.Save(stage); err != nil {
-					return err
-				}
-			}
-			if also == nil {
-				return nil
-			}
-			return also(stage)
-		},
-	})
-}
-
-// Export writes the tuned model into the folder dir as a Hugging Face folder, or the adapter as PEFT's.
-func (t *Trainer) Export(dir string) error {
-	return torch.Run(func() error { return t.write(dir, nil) })
-}
-
-// ExportMerged folds the adapters into the model, which ends the run, and writes it as a Hugging Face folder.
-func (t *Trainer) ExportMerged(dir string) error {
-	t.freeOptimizer()
-	if err := MergeAdapter(t.net.model); err != nil {
-		return err
-	}
-	return torch.Run(func() error { return t.writeModel(dir, nil) })
-}
-
 func (t *Trainer) optimizerState() *tensorList {
 	list := &tensorList{}
 	for _, p := range t.adam.State() {
@@ -237,9 +134,6 @@ func (t *Trainer) prune() error {
 func (t *Trainer) resume() error {
 	root := t.options.CheckpointPath
 	if root == "" {
-		if t.options.Resume {
-			return fmt.Errorf("nothing to resume from: there is no checkpoint path")
-		}
 		return nil
 	}
 	pointer, err := os.ReadFile(filepath.Join(root, latestFile))
@@ -272,72 +166,6 @@ func (t *Trainer) resume() error {
 	}
 	t.step, t.validated, t.saved = s.Step, s.Validated, s.Step
 	return nil
-}
-
-// compare names what differs between the run that wrote s and this one.
-func (t *Trainer) compare(s state) error {
-	now, err := t.settings()
-	if err != nil {
-		return err
-	}
-	differences := differ(s.Settings, now)
-	then, _ := json.Marshal(s.Print.Config)
-	current, _ := json.Marshal(t.print.Config)
-	for _, d := range differ(then, current) {
-		differences = append(differences, "the model's "+d)
-	}
-	for what, values := range map[string][2]string{
-		"data": {s.Print.Data, t.print.Data}, "validation data": {s.Print.Validation, t.print.Validation},
-		"base model's weights": {s.Print.Weights, t.print.Weights},
-	} {
-		if values[0] != values[1] {
-			differences = append(differences, "other "+what)
-		}
-	}
-	if s.Print.DType != t.print.DType {
-		differences = append(differences, fmt.Sprintf("dtype %s (now %s)", s.Print.DType, t.print.DType))
-	}
-	if len(differences) > 0 {
-		slices.Sort(differences)
-		return fmt.Errorf("this run differs from the one to resume, which had %s", strings.Join(differences, ", "))
-	}
-	return nil
-}
-
-// differ lists the keys in which two JSON objects differ, with both values.
-func differ(then, now json.RawMessage) []string {
-	var a, b map[string]json.RawMessage
-	if json.Unmarshal(then, &a) != nil || json.Unmarshal(now, &b) != nil {
-		return []string{"unreadable settings"}
-	}
-	show := func(v json.RawMessage) string {
-		if v == nil {
-			return "none"
-		}
-		return string(v)
-	}
-	var list []string
-	for key := range a {
-		if b[key] == nil {
-			b[key] = nil
-		}
-	}
-	for key, value := range b {
-		if compact(a[key]) != compact(value) {
-			list = append(list, fmt.Sprintf("%s %s (now %s)", key, show(a[key]), show(value)))
-		}
-	}
-	return list
-}
-
-// compact is JSON with its keys sorted and its spaces gone.
-func compact(v json.RawMessage) string {
-	var any any
-	if json.Unmarshal(v, &any) != nil {
-		return string(v)
-	}
-	text, _ := json.Marshal(any)
-	return string(text)
 }
 
 // restore takes weights, optimizer, data position and generator from the checkpoint dir.

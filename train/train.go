@@ -123,8 +123,11 @@ func New(m model.Model, data, validation *text.Dataset, o Options) (*Trainer, er
 }
 
 func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Trainer, err error) {
-	if o, err = o.complete(m); err != nil {
+	if err := o.Check(); err != nil {
 		return nil, err
+	}
+	if o = o.complete(); o.SequenceLength > m.MaxLength() {
+		return nil, fmt.Errorf("sequence length %d is beyond the model's %d", o.SequenceLength, m.MaxLength())
 	}
 	if err := checkVocabulary(m, data, validation); err != nil {
 		return nil, err
@@ -156,9 +159,6 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 	}
 	t := &Trainer{options: o, batches: batches, valid: validation, validated: -1, saved: -1, started: time.Now()}
 	t.schedule = optim.Schedule{Kind: o.Schedule, Peak: o.Rate, Min: o.MinRate, Warmup: o.WarmupSteps, Steps: o.Steps}
-	if err := t.schedule.Check(); err != nil {
-		return nil, err
-	}
 	defer func() {
 		if err != nil {
 			t.Close()
@@ -183,33 +183,46 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 	return t, nil
 }
 
-// complete fills the defaults in and reports the first option that makes no sense.
-func (o Options) complete(m model.Model) (Options, error) {
+// complete is o with its defaults filled in.
+func (o Options) complete() Options {
 	otherwise(&o.Accumulate, 1)
 	otherwise(&o.Schedule, optim.Cosine)
 	otherwise(&o.Beta1, 0.9)
 	otherwise(&o.Beta2, 0.999)
 	otherwise(&o.Recompute, RecomputeNone)
 	otherwise(&o.Keep, 2)
+	return o
+}
+
+// Check reports the first option that makes no sense whatever the model and the data are; New checks as well.
+func (o Options) Check() error {
+	o = o.complete()
 	switch {
 	case o.Steps < 0 || o.Epochs < 0 || (o.Steps == 0) == (o.Epochs == 0):
-		return o, fmt.Errorf("%d steps and %d epochs: give one of the two", o.Steps, o.Epochs)
+		return fmt.Errorf("%d steps and %d epochs: give one of the two", o.Steps, o.Epochs)
 	case o.BatchSize < 1 || o.Accumulate < 1:
-		return o, fmt.Errorf("batch size %d, accumulated %d times: both must be at least 1", o.BatchSize, o.Accumulate)
-	case o.SequenceLength > m.MaxLength():
-		return o, fmt.Errorf("sequence length %d is beyond the model's %d", o.SequenceLength, m.MaxLength())
+		return fmt.Errorf("batch size %d, accumulated %d times: both must be at least 1", o.BatchSize, o.Accumulate)
+	case o.SequenceLength < 2:
+		return fmt.Errorf("sequence length %d: it must be at least 2", o.SequenceLength)
 	case !(o.Beta1 >= 0 && o.Beta1 < 1) || !(o.Beta2 >= 0 && o.Beta2 < 1):
-		return o, fmt.Errorf("betas %g and %g: they must be at least 0 and below 1", o.Beta1, o.Beta2)
+		return fmt.Errorf("betas %g and %g: they must be at least 0 and below 1", o.Beta1, o.Beta2)
 	case !(o.Decay >= 0) || !(o.Clip >= 0) || math.IsInf(o.Decay, 0):
-		return o, fmt.Errorf("weight decay %g and clipping at %g: neither can be negative", o.Decay, o.Clip)
+		return fmt.Errorf("weight decay %g and clipping at %g: neither can be negative", o.Decay, o.Clip)
 	case o.Recompute != RecomputeNone && o.Recompute != RecomputeBlock:
-		return o, fmt.Errorf("unknown recompute %q: choose %s or %s", o.Recompute, RecomputeNone, RecomputeBlock)
+		return fmt.Errorf("unknown recompute %q: choose %s or %s", o.Recompute, RecomputeNone, RecomputeBlock)
 	case o.LoRA != nil && o.HeadOnly:
-		return o, fmt.Errorf("LoRA tunes the blocks and head_only the head: choose one")
+		return fmt.Errorf("LoRA tunes the blocks and head_only the head: choose one")
 	case o.ValidateSteps < 0 || o.CheckpointSteps < 0 || o.Keep < 1:
-		return o, fmt.Errorf("steps between validations and checkpoints cannot be negative, and at least 1 checkpoint is kept")
+		return fmt.Errorf("steps between validations and checkpoints cannot be negative, and at least 1 checkpoint is kept")
+	case o.Resume && o.CheckpointPath == "":
+		return fmt.Errorf("nothing to resume from: there is no checkpoint path")
 	}
-	return o, nil
+	if o.LoRA != nil {
+		if err := o.LoRA.check(); err != nil {
+			return err
+		}
+	}
+	return optim.Schedule{Kind: o.Schedule, Peak: o.Rate, Min: o.MinRate, Warmup: max(0, o.WarmupSteps)}.Check()
 }
 
 func otherwise[T comparable](field *T, value T) {

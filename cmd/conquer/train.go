@@ -144,6 +144,9 @@ func (f *trainFlags) check() error {
 		f.CheckpointPath = filepath.Join(f.output, "checkpoints")
 	}
 	f.LogPath, f.BaseModel = f.output, f.path
+	if err := f.Options.Check(); err != nil {
+		return usageError{err}
+	}
 	return nil
 }
 
