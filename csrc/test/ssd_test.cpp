@@ -1,12 +1,15 @@
 // ssd_test.cpp: holds the state-space operations of conquer.h against a token-by-token recurrence in float64, forward and
 // every gradient, over random shapes; on the CPU, or on a GPU with the argument "cuda". A second argument is a seed, a
 // third the number of random cases; "full" as the fourth takes every shape on a GPU too (TRITON_FULL). Prints the largest relative error ‖out - ref‖ / ‖ref‖ of each quantity and exits 1
-// where one is too large.
+// where one is too large. With "times" for the seed it prints times on the CPU instead.
 #include "../internal.h"
 
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/generated/variable_factories.h>
 
+#include <sys/resource.h>
+
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -259,6 +262,33 @@ static void norm(int64_t rows, int64_t dim, int64_t group, bool gated, at::Scala
 
 static int64_t pick(std::initializer_list<int64_t> of) { return of.begin()[std::rand() % of.size()]; }
 
+// Milliseconds of the scan forward and backward at growing lengths, the best of five, and the process's largest memory.
+static void times(at::ScalarType type) {
+  for (int64_t length : {512, 1024, 2048, 4096, 8192}) {
+    Leaf x(random({1, length, 16, 64}), type), dt(random({1, length, 16}), type), a(-torch::rand({16}, at::kDouble) * 15 - 1, at::kFloat),
+        b(random({1, length, 1, 128}), type), c(random({1, length, 1, 128}), type);
+    double best[2] = {1e9, 1e9};
+    for (int i = 0; i < 5; i++) {
+      cq_scope_open();
+      cq_tensor y;
+      auto start = std::chrono::steady_clock::now();
+      require(cq_ssd_scan(x.handle(), dt.handle(), a.handle(), b.handle(), c.handle(), nullptr, nullptr, nullptr, nullptr,
+                          nullptr, 256, -1, 1, 0, INFINITY, &y, nullptr));
+      auto middle = std::chrono::steady_clock::now();
+      Tensor out = *static_cast<Tensor *>(y);
+      torch::autograd::backward({out}, {at::ones_like(out)});
+      auto end = std::chrono::steady_clock::now();
+      best[0] = std::min(best[0], std::chrono::duration<double, std::milli>(middle - start).count());
+      best[1] = std::min(best[1], std::chrono::duration<double, std::milli>(end - middle).count());
+      cq_scope_close();
+    }
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    std::printf("%s L%ld H16 P64 N128: forward %.2f ms, backward %.2f ms, peak %ld MB\n", c10::toString(type), length, best[0],
+                best[1], usage.ru_maxrss / 1024);
+  }
+}
+
 int main(int argc, char **argv) {
   std::string where = argc > 1 ? argv[1] : "cpu";
   int seed = argc > 2 ? std::atoi(argv[2]) : 1, count = argc > 3 ? std::atoi(argv[3]) : 40;
@@ -267,6 +297,11 @@ int main(int argc, char **argv) {
   if (gpu) {
     require(cq_cuda_load());
     device = at::Device(at::kCUDA, 0);
+  }
+  if (argc > 2 && std::string(argv[2]) == "times") {
+    times(at::kFloat);
+    times(at::kBFloat16);
+    return 0;
   }
   at::manual_seed(seed);
   std::srand(seed);
