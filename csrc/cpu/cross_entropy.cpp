@@ -66,7 +66,8 @@ Head head(const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor &
   if (wants_dweight)
     result.dweight = counted ? at::empty({V, D}, options) : at::zeros({V, D}, options);
   std::vector<float> nll(counted);
-  const int64_t chunk = std::min(counted, rows_per_chunk(V, hidden.element_size()));
+  const int64_t most = rows_per_chunk(V, hidden.element_size()), chunks = (counted + most - 1) / most;
+  const int64_t chunk = chunks ? (counted + chunks - 1) / chunks : 0; // of equal height: a short last one would run slower
   at::Tensor buffer = at::empty({chunk, V}, options);
   for (int64_t begin = 0; begin < counted; begin += chunk) {
     const int64_t n = std::min(chunk, counted - begin);
