@@ -1,9 +1,9 @@
 // attention.cpp: cq_decode_attention and cq_cache_write.
 //
-// The valid positions of all batches and key/value heads are laid end to end and cut into equal shares, one a thread, so
-// a long context and a short one, three heads and two threads, all balance. A share that begins or ends inside a
-// head's positions leaves a partial result; partials combine at the end. Share t's result for head i (counting heads over
-// the batch) lies in slot i + t: shares follow one another, so that is one slot for each pair that meets, and
+// The valid positions of all batches and key/value heads are laid end to end and cut into equal shares, one a thread,
+// so a long context and a short one, three heads and two threads, all balance. A share that begins or ends inside a
+// head's positions leaves a partial result; partials combine at the end. Share t's result for head i (counting heads
+// over the batch) lies in slot i + t: shares follow one another, so that is one slot for each pair that meets, and
 // heads + shares slots hold all of them.
 #include "cpu.h"
 
@@ -29,7 +29,8 @@ at::Tensor decode_attention_reference(const at::Tensor &q, const at::Tensor &k, 
 at::Tensor decode_attention(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
                             const at::Tensor &starts, double scale) {
   const int64_t B = q.size(0), H = q.size(1), P = q.size(3), K = k.size(1), S = k.size(2), G = H / K, heads = B * K;
-  std::vector<int64_t> begin(B), before(heads + 1); // where valid positions begin; how many positions precede each head's
+  std::vector<int64_t> begin(B),
+      before(heads + 1); // where valid positions begin; how many positions precede each head's
   const int64_t *length = data_of<int64_t>(lengths), *start = starts.defined() ? data_of<int64_t>(starts) : nullptr;
   for (int64_t b = 0; b < B; b++) {
     begin[b] = start ? start[b] : 0;
@@ -39,7 +40,8 @@ at::Tensor decode_attention(const at::Tensor &q, const at::Tensor &k, const at::
       before[h + 1] = before[h] + std::max<int64_t>(0, length[b] - begin[b]);
   }
   const int64_t total = before[heads];
-  const int64_t shares = at::in_parallel_region() ? 1 : std::clamp<int64_t>(total * G * P / one_thread, 1, at::get_num_threads());
+  const int64_t shares =
+      at::in_parallel_region() ? 1 : std::clamp<int64_t>(total * G * P / one_thread, 1, at::get_num_threads());
   const int64_t slots = heads + shares;
   at::Tensor scratch = at::empty({B * H * P + slots * G * (P + 2)}, q.options().dtype(at::kFloat));
   float *query = mutable_data_of<float>(scratch), *sums = query + B * H * P, *tops = sums + slots * G * P,
@@ -62,8 +64,8 @@ at::Tensor decode_attention(const at::Tensor &q, const at::Tensor &k, const at::
             continue;
           const int64_t b = h / K, s = begin[b] + a - before[h], slot = h + t;
           kernels<T>().attend(query + h * G * P, G, keys + b * k.stride(0) + h % K * k.stride(1) + s * k.stride(2),
-                              values + b * v.stride(0) + h % K * v.stride(1) + s * v.stride(2), k.stride(2), v.stride(2), n,
-                              P, tops + slot * G, masses + slot * G, sums + slot * G * P);
+                              values + b * v.stride(0) + h % K * v.stride(1) + s * v.stride(2), k.stride(2),
+                              v.stride(2), n, P, tops + slot * G, masses + slot * G, sums + slot * G * P);
         }
       }
     });
@@ -78,7 +80,8 @@ at::Tensor decode_attention(const at::Tensor &q, const at::Tensor &k, const at::
         for (int64_t t = 0; t < shares; t++)
           if (std::max(total * t / shares, before[h]) < std::min(total * (t + 1) / shares, before[h + 1])) {
             const int64_t slot = (h + t) * G + g;
-            const float next = std::max(top, tops[slot]), old = std::exp(top - next), fresh = std::exp(tops[slot] - next);
+            const float next = std::max(top, tops[slot]), old = std::exp(top - next),
+                        fresh = std::exp(tops[slot] - next);
             for (int64_t d = 0; d < P; d++)
               row[d] = row[d] * old + sums[slot * P + d] * fresh;
             mass = mass * old + masses[slot] * fresh;
@@ -106,8 +109,8 @@ int cq_decode_attention(cq_tensor q, cq_tensor k_cache, cq_tensor v_cache, cq_te
                      from = tensor_of(starts);
     TORCH_CHECK(query.dim() == 4 && query.size(2) == 1 && k.dim() == 4 && k.sizes() == v.sizes() &&
                     k.size(0) == query.size(0) && k.size(3) == query.size(3) && query.size(1) % k.size(1) == 0,
-                "decode_attention: q must be [B,H,1,P] and the caches [B,K,S,P] with K dividing H, not ", query.sizes(), ", ",
-                k.sizes(), " and ", v.sizes());
+                "decode_attention: q must be [B,H,1,P] and the caches [B,K,S,P] with K dividing H, not ", query.sizes(),
+                ", ", k.sizes(), " and ", v.sizes());
     TORCH_CHECK(valid.scalar_type() == at::kLong && valid.numel() == query.size(0) &&
                     (!from.defined() || (from.scalar_type() == at::kLong && from.numel() == query.size(0))),
                 "decode_attention: lengths and starts must be int64 [", query.size(0), "]");
@@ -122,8 +125,8 @@ int cq_decode_attention(cq_tensor q, cq_tensor k_cache, cq_tensor v_cache, cq_te
 int cq_decode_attention_reference(cq_tensor q, cq_tensor k_cache, cq_tensor v_cache, cq_tensor lengths,
                                   cq_tensor starts, double scale, cq_tensor *out) {
   return guarded([&] {
-    return give(out, decode_attention_reference(tensor_of(q), tensor_of(k_cache), tensor_of(v_cache), tensor_of(lengths),
-                                                tensor_of(starts), scale));
+    return give(out, decode_attention_reference(tensor_of(q), tensor_of(k_cache), tensor_of(v_cache),
+                                                tensor_of(lengths), tensor_of(starts), scale));
   });
 }
 
@@ -133,8 +136,8 @@ int cq_cache_write(cq_tensor cache, cq_tensor fresh, cq_tensor positions) {
     const at::Tensor into = tensor_of(cache), from = tensor_of(fresh), where = tensor_of(positions);
     TORCH_CHECK(into.dim() == 4 && from.dim() == 4 && into.size(0) == from.size(0) && into.size(1) == from.size(1) &&
                     into.size(3) == from.size(3) && into.scalar_type() == from.scalar_type(),
-                "cache_write: ", from.sizes(), " of ", from.scalar_type(), " does not go into a cache ", into.sizes(), " of ",
-                into.scalar_type());
+                "cache_write: ", from.sizes(), " of ", from.scalar_type(), " does not go into a cache ", into.sizes(),
+                " of ", into.scalar_type());
     const int64_t B = from.size(0), K = from.size(1), L = from.size(2), P = from.size(3), S = into.size(2);
     TORCH_CHECK(where.scalar_type() == at::kLong && where.dim() == 2 && (where.size(0) == B || where.size(0) == 1) &&
                     where.size(1) == L,

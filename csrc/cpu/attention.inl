@@ -1,11 +1,11 @@
 // attention.inl: one new position's attention to a cache of keys and values.
 //
-// The bytes are those of the valid keys and values, each read once for the G query heads that share them; the arithmetic
-// is 4 G P operations a position. Positions come in tiles whose keys and values (tile * P elements of each) stay in the
-// first-level cache while they are used: first the scores of the tile, then one vectorized exponential over them, then
-// the weighted sum of the values, with up to four query heads' accumulators in registers. The softmax is online: `top`
-// is the largest score so far, `mass` the sum of exp(score - top), `sum` the values weighted likewise; partial results
-// over different stretches of the cache combine by the same rule.
+// The bytes are those of the valid keys and values, each read once for the G query heads that share them; the
+// arithmetic is 4 G P operations a position. Positions come in tiles whose keys and values (tile * P elements of each)
+// stay in the first-level cache while they are used: first the scores of the tile, then one vectorized exponential over
+// them, then the weighted sum of the values, with up to four query heads' accumulators in registers. The softmax is
+// online: `top` is the largest score so far, `mass` the sum of exp(score - top), `sum` the values weighted likewise;
+// partial results over different stretches of the cache combine by the same rule.
 
 constexpr int64_t tile = 64;
 constexpr int head_block = 4;
@@ -102,8 +102,9 @@ void attend_heads(const float *q, const T *k, const T *v, int64_t k_stride, int6
 template <class T>
 void attend(const float *q, int64_t heads, const T *k, const T *v, int64_t k_stride, int64_t v_stride, int64_t n,
             int64_t width, float *top, float *mass, float *out) {
-  constexpr void (*by_heads[])(const float *, const T *, const T *, int64_t, int64_t, int64_t, int64_t, float *, float *,
-                               float *) = {attend_heads<T, 1>, attend_heads<T, 2>, attend_heads<T, 3>, attend_heads<T, 4>};
+  constexpr void (*by_heads[])(const float *, const T *, const T *, int64_t, int64_t, int64_t, int64_t, float *,
+                               float *, float *) = {attend_heads<T, 1>, attend_heads<T, 2>, attend_heads<T, 3>,
+                                                    attend_heads<T, 4>};
   for (int64_t h = 0; h < heads; h += head_block)
     by_heads[std::min<int64_t>(head_block, heads - h) - 1](q + h * width, k, v, k_stride, v_stride, n, width, top + h,
                                                            mass + h, out + h * width);

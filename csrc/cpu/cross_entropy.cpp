@@ -2,9 +2,10 @@
 //
 // The logits of a whole batch are the largest tensor of a training step: 2 x 256 tokens by 49,152 words are 100 MB in
 // float32, and softmax, its log and their gradients would each hold as much again. Here a chunk of rows at a time goes
-// through the product, the loss and (where gradients are wanted) both products of the backward, while it is at hand; the
-// backward proper only scales what the forward left. Rows whose label is ignored are dropped first: they would cost as
-// much as the others and contribute nothing. Per counted row: 2 V D operations for the loss, 4 V D more for both gradients.
+// through the product, the loss and (where gradients are wanted) both products of the backward, while it is at hand;
+// the backward proper only scales what the forward left. Rows whose label is ignored are dropped first: they would cost
+// as much as the others and contribute nothing. Per counted row: 2 V D operations for the loss, 4 V D more for both
+// gradients.
 #include "cpu.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -67,7 +68,8 @@ Head head(const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor &
     result.dweight = counted ? at::empty({V, D}, options) : at::zeros({V, D}, options);
   std::vector<float> nll(counted);
   const int64_t most = rows_per_chunk(V, hidden.element_size()), chunks = (counted + most - 1) / most;
-  const int64_t chunk = chunks ? (counted + chunks - 1) / chunks : 0; // of equal height: a short last one would run slower
+  const int64_t chunk =
+      chunks ? (counted + chunks - 1) / chunks : 0; // of equal height: a short last one would run slower
   at::Tensor buffer = at::empty({chunk, V}, options);
   for (int64_t begin = 0; begin < counted; begin += chunk) {
     const int64_t n = std::min(chunk, counted - begin);
@@ -146,14 +148,15 @@ int cq_cross_entropy_head(cq_tensor hidden, cq_tensor weight, cq_tensor labels, 
                           cq_tensor *out_nll) {
   return guarded([&] {
     const at::Tensor x = tensor_of(hidden), w = tensor_of(weight), target = tensor_of(labels);
-    TORCH_CHECK(x.dim() == 2 && w.dim() == 2 && x.size(1) == w.size(1) && target.dim() == 1 && target.size(0) == x.size(0) &&
-                    target.scalar_type() == at::kLong,
-                "cross_entropy_head: hidden must be [N,D], weight [V,D] and labels int64 [N], not ", x.sizes(), ", ", w.sizes(),
-                " and ", target.sizes());
+    TORCH_CHECK(x.dim() == 2 && w.dim() == 2 && x.size(1) == w.size(1) && target.dim() == 1 &&
+                    target.size(0) == x.size(0) && target.scalar_type() == at::kLong,
+                "cross_entropy_head: hidden must be [N,D], weight [V,D] and labels int64 [N], not ", x.sizes(), ", ",
+                w.sizes(), " and ", target.sizes());
     if (!x.is_cpu() || !w.is_cpu() || !has_kernel_type(x) || w.scalar_type() != x.scalar_type())
       return give_head(head_reference(x, w, target, divisor), out_loss, out_nll);
     if (!records_grad(x, w))
-      return give_head(head(x.contiguous(), w.contiguous(), target.contiguous(), divisor, false, false), out_loss, out_nll);
+      return give_head(head(x.contiguous(), w.contiguous(), target.contiguous(), divisor, false, false), out_loss,
+                       out_nll);
     auto both = CrossEntropyHead::apply(x.contiguous(), w.contiguous(), target.contiguous(), divisor);
     return give_head({both[0], both[1], {}, {}}, out_loss, out_nll);
   });
@@ -162,6 +165,7 @@ int cq_cross_entropy_head(cq_tensor hidden, cq_tensor weight, cq_tensor labels, 
 int cq_cross_entropy_head_reference(cq_tensor hidden, cq_tensor weight, cq_tensor labels, double divisor,
                                     cq_tensor *out_loss, cq_tensor *out_nll) {
   return guarded([&] {
-    return give_head(head_reference(tensor_of(hidden), tensor_of(weight), tensor_of(labels), divisor), out_loss, out_nll);
+    return give_head(head_reference(tensor_of(hidden), tensor_of(weight), tensor_of(labels), divisor), out_loss,
+                     out_nll);
   });
 }

@@ -16,12 +16,17 @@ void cross_entropy(T *logits, int64_t rows, int64_t width, const int64_t *labels
     for (; d < width; d++)
       top = std::max(top, widened(logits[d]));
 
-    Vec total = {};
-    for (d = 0; d + W <= width; d += W)
-      total += exp(load(logits + d) - top);
-    float mass = sum(total);
+    // Summed in stretches, so that a vocabulary of 200,000 loses no more than one of 1,000.
+    double all = 0;
+    for (d = 0; d + W <= width;) {
+      Vec part = {};
+      for (int64_t stop = std::min(width - W, d + 63 * W); d <= stop; d += W)
+        part += exp(load(logits + d) - top);
+      all += sum(part);
+    }
     for (; d < width; d++)
-      mass += std::exp(widened(logits[d]) - top);
+      all += std::exp(widened(logits[d]) - top);
+    const float mass = float(all);
 
     const float target = widened(logits[labels[r]]);
     nll[r] = std::log(mass) + (top - target);

@@ -1,7 +1,7 @@
 // embedding.cpp: cq_embedding.
 //
-// libtorch's dense gradient of an embedding fills a [V,D] tensor with zeros, adds the few rows that were looked up, and is
-// then added whole to a gradient that is already there (an embedding tied to the head has one from the loss, and so
+// libtorch's dense gradient of an embedding fills a [V,D] tensor with zeros, adds the few rows that were looked up, and
+// is then added whole to a gradient that is already there (an embedding tied to the head has one from the loss, and so
 // has a second micro-batch): four passes over V D elements for the sake of B L D. Here the rows go straight into the
 // gradient that is there.
 #include "cpu.h"
@@ -35,7 +35,8 @@ void add_to_rows(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor
     T *into = mutable_data_of<T>(grad);
     at::parallel_for(0, distinct, rows_per_share(D), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++)
-        kernels<T>().add_rows(rows, order.data() + first[i], first[i + 1] - first[i], D, into + id[order[first[i]]] * D);
+        kernels<T>().add_rows(rows, order.data() + first[i], first[i + 1] - first[i], D,
+                              into + id[order[first[i]]] * D);
     });
   });
 }

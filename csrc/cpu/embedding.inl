@@ -1,5 +1,5 @@
-// embedding.inl: the sum of a few rows, added to another: the gradient of one embedding row that `n` positions looked up.
-// Summed in float32 and rounded once, however often the row was used.
+// embedding.inl: the sum of a few rows, added to another: the gradient of one embedding row that `n` positions looked
+// up. Summed in float32 and rounded once, however often the row was used.
 template <class T> void add_rows(const T *rows, const int64_t *which, int64_t n, int64_t width, T *into) {
   for_vectors(width, [&](int64_t d, int64_t m) __attribute__((always_inline)) {
     Vec total = {};

@@ -13,7 +13,10 @@ static const KernelSet &choose() {
   const char *limit = std::getenv("CONQUER_CPU");
   int level = 3;
   if (limit)
-    level = !std::strcmp(limit, "portable") ? 0 : !std::strcmp(limit, "avx2") ? 1 : !std::strcmp(limit, "avx512") ? 2 : 3;
+    level = !std::strcmp(limit, "portable") ? 0
+            : !std::strcmp(limit, "avx2")   ? 1
+            : !std::strcmp(limit, "avx512") ? 2
+                                            : 3;
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -1,10 +1,10 @@
 // kernels.h: the table of inner loops that exists once for each instruction set.
 //
-// Every operation here has two halves. The half that knows tensors (linear.cpp, norm.cpp, ...) checks shapes, splits the
-// work over threads and records gradients. The half that knows vectors (*.inl) runs over plain pointers, on one thread,
-// and is compiled once for each instruction set by isa_*.cpp, from the same source. kernels<T>() hands out the best table
-// that this processor can run, so one binary serves a plain x86-64, an AVX2 and an AVX-512 machine, and other processors
-// get the portable one.
+// Every operation here has two halves. The half that knows tensors (linear.cpp, norm.cpp, ...) checks shapes, splits
+// the work over threads and records gradients. The half that knows vectors (*.inl) runs over plain pointers, on one
+// thread, and is compiled once for each instruction set by isa_*.cpp, from the same source. kernels<T>() hands out the
+// best table that this processor can run, so one binary serves a plain x86-64, an AVX2 and an AVX-512 machine, and
+// other processors get the portable one.
 //
 // T is the element type in memory. Arithmetic is float32 throughout; T is widened when loaded and rounded (to nearest,
 // ties to even) when stored.
@@ -31,8 +31,8 @@ template <class T> struct Kernels {
   // Rounds n elements.
   void (*round)(const float *x, int64_t n, T *y);
   // See norm.inl, swiglu.inl and rope.inl.
-  void (*rms_norm)(const T *x, const T *residual, const T *weight, float eps, int64_t rows, int64_t depth, T *total, T *y,
-                   float *rstd);
+  void (*rms_norm)(const T *x, const T *residual, const T *weight, float eps, int64_t rows, int64_t depth, T *total,
+                   T *y, float *rstd);
   void (*rms_norm_backward)(const T *dy, const T *dtotal, const T *x, const T *weight, const float *rstd, int64_t rows,
                             int64_t depth, T *dx, float *dweight);
   void (*swiglu)(const T *x, int64_t rows, int64_t width, T *y);

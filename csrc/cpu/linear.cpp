@@ -1,6 +1,6 @@
 // linear.cpp: cq_linear. A decode step multiplies one row (a batch of prompts: a few) by every weight of the model, and
-// a product with so few rows is bound by reading the weight. libtorch's products are made for many rows and reach a third
-// of memory speed there; linear.inl is made for few.
+// a product with so few rows is bound by reading the weight. libtorch's products are made for many rows and reach a
+// third of memory speed there; linear.inl is made for few.
 #include "cpu.h"
 
 namespace conquer {
@@ -11,8 +11,8 @@ namespace {
 // have the processor's own dot products.
 int64_t few_rows(at::ScalarType type) { return type == at::kFloat ? 16 : 8; }
 
-// Below how many multiplications one thread is faster than waking a second: some 2 us against 20 G multiply-adds a second
-// from the cache.
+// Below how many multiplications one thread is faster than waking a second: some 2 us against 20 G multiply-adds a
+// second from the cache.
 constexpr int64_t one_thread = 32 * 1024;
 
 at::Tensor linear_few(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias) {
@@ -48,7 +48,8 @@ at::Tensor linear(const at::Tensor &x, const at::Tensor &weight, const at::Tenso
              x.numel() <= few_rows(x.scalar_type()) * weight.size(1);
   if (few && x.is_cpu() && weight.is_cpu() && has_kernel_type(x) && weight.scalar_type() == x.scalar_type() &&
       weight.is_contiguous() && !records_grad(x, weight, bias) &&
-      (!bias.defined() || (bias.is_contiguous() && bias.numel() == weight.size(0) && bias.scalar_type() == x.scalar_type())))
+      (!bias.defined() ||
+       (bias.is_contiguous() && bias.numel() == weight.size(0) && bias.scalar_type() == x.scalar_type())))
     return linear_few(x, weight, bias);
   return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
 }

@@ -56,8 +56,8 @@ std::pair<at::Tensor, at::Tensor> backward(const at::Tensor &dy, const at::Tenso
     float *dw = wants_dweight ? mutable_data_of<float>(shares) : nullptr;
     at::parallel_for(0, rows, rows_per_share(depth), [&](int64_t begin, int64_t end) {
       int64_t at = begin * depth;
-      kernels<T>().rms_norm_backward(g + at, direct ? direct + at : nullptr, in + at, w, scale + begin, end - begin, depth,
-                                     out + at, dw ? dw + at::get_thread_num() * depth : nullptr);
+      kernels<T>().rms_norm_backward(g + at, direct ? direct + at : nullptr, in + at, w, scale + begin, end - begin,
+                                     depth, out + at, dw ? dw + at::get_thread_num() * depth : nullptr);
     });
   });
   return {dx, wants_dweight ? shares.sum(0).to(weight.scalar_type()) : at::Tensor()};
@@ -91,8 +91,9 @@ public:
     auto saved = ctx->get_saved_variables();
     if (!grads[1].defined()) // the norm was not used
       return {grads[0], grads[0], {}, {}};
-    auto [dx, dweight] = conquer::backward(grads[1].contiguous(), grads[0].defined() ? grads[0].contiguous() : at::Tensor(),
-                                           saved[0], saved[1], saved[2], ctx->needs_input_grad(2));
+    auto [dx, dweight] =
+        conquer::backward(grads[1].contiguous(), grads[0].defined() ? grads[0].contiguous() : at::Tensor(), saved[0],
+                          saved[1], saved[2], ctx->needs_input_grad(2));
     return {dx, dx, dweight, {}};
   }
 };
@@ -103,7 +104,8 @@ void check_norm(const at::Tensor &x, const at::Tensor &weight) {
 }
 
 bool takes(const at::Tensor &x, const at::Tensor &weight) {
-  return x.is_cpu() && weight.is_cpu() && has_kernel_type(x) && weight.scalar_type() == x.scalar_type() && x.numel() > 0;
+  return x.is_cpu() && weight.is_cpu() && has_kernel_type(x) && weight.scalar_type() == x.scalar_type() &&
+         x.numel() > 0;
 }
 
 } // namespace
@@ -133,7 +135,8 @@ int cq_add_rms_norm(cq_tensor x, cq_tensor residual, cq_tensor weight, double ep
   return guarded([&] {
     const at::Tensor input = tensor_of(x), other = tensor_of(residual), w = tensor_of(weight);
     check_norm(input, w);
-    if (!takes(input, w) || other.sizes() != input.sizes() || other.scalar_type() != input.scalar_type() || !other.is_cpu()) {
+    if (!takes(input, w) || other.sizes() != input.sizes() || other.scalar_type() != input.scalar_type() ||
+        !other.is_cpu()) {
       at::Tensor total = input + other;
       return give_all({{out_sum, total}, {out_norm, rms_norm_reference(total, w, eps)}});
     }

@@ -18,14 +18,16 @@ namespace {
 at::Tensor rotate_reference(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin) {
   const int64_t half = cos.size(-1), width = x.size(-1);
   at::Tensor wide = x.transpose(1, 2).to(at::kFloat), c = cos.unsqueeze(1), s = sin.unsqueeze(1);
-  at::Tensor a = wide.narrow(-1, 0, half), b = wide.narrow(-1, half, half), rest = wide.narrow(-1, 2 * half, width - 2 * half);
+  at::Tensor a = wide.narrow(-1, 0, half), b = wide.narrow(-1, half, half),
+             rest = wide.narrow(-1, 2 * half, width - 2 * half);
   return at::cat({a * c - b * s, b * c + a * s, rest}, -1).to(x.scalar_type());
 }
 
 // Turns x [B,L,N,P] into y [B,L,N,P]; both may be strided but for P. With cos undefined it copies.
 void rotate(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin, float direction, const at::Tensor &y) {
   const int64_t B = x.size(0), L = x.size(1), N = x.size(2), P = x.size(3), half = cos.defined() ? cos.size(-1) : 0;
-  const int64_t xb = x.stride(0), xl = x.stride(1), xn = x.stride(2), yb = y.stride(0), yl = y.stride(1), yn = y.stride(2);
+  const int64_t xb = x.stride(0), xl = x.stride(1), xn = x.stride(2), yb = y.stride(0), yl = y.stride(1),
+                yn = y.stride(2);
   const int64_t table_b = half && cos.size(0) > 1 ? L * half : 0;
   const float *c = half ? data_of<float>(cos) : nullptr, *s = half ? data_of<float>(sin) : nullptr;
   with_type(x.scalar_type(), [&](auto element) {
@@ -35,7 +37,8 @@ void rotate(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin, f
     at::parallel_for(0, B * L, rows_per_share(N * P), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
         const int64_t b = i / L, l = i % L, table = b * table_b + l * half;
-        kernels<T>().rotate(in + b * xb + l * xl, xn, N, P, c + table, s + table, half, direction, out + b * yb + l * yl, yn);
+        kernels<T>().rotate(in + b * xb + l * xl, xn, N, P, c + table, s + table, half, direction,
+                            out + b * yb + l * yl, yn);
       }
     });
   });
@@ -107,8 +110,10 @@ public:
   }
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
     auto saved = ctx->get_saved_variables();
-    at::Tensor dqkv = at::empty(ctx->saved_data["sizes"].toIntVector(), saved[0].options().dtype(ctx->saved_data["type"].toScalarType()));
-    auto parts = parts_of(dqkv, ctx->saved_data["H"].toInt(), ctx->saved_data["K"].toInt(), ctx->saved_data["P"].toInt());
+    at::Tensor dqkv = at::empty(ctx->saved_data["sizes"].toIntVector(),
+                                saved[0].options().dtype(ctx->saved_data["type"].toScalarType()));
+    auto parts =
+        parts_of(dqkv, ctx->saved_data["H"].toInt(), ctx->saved_data["K"].toInt(), ctx->saved_data["P"].toInt());
     rotate_back(grads[0], saved[0], saved[1], parts[0]);
     rotate_back(grads[1], saved[0], saved[1], parts[1]);
     rotate_back(grads[2], {}, {}, parts[2]);
@@ -117,10 +122,11 @@ public:
 };
 
 void check_table(const at::Tensor &cos, const at::Tensor &sin, int64_t B, int64_t L, int64_t P) {
-  TORCH_CHECK(cos.dim() == 3 && cos.sizes() == sin.sizes() && (cos.size(0) == B || cos.size(0) == 1) && cos.size(1) == L &&
-                  2 * cos.size(2) <= P && cos.scalar_type() == at::kFloat && sin.scalar_type() == at::kFloat,
-              "rope: cos and sin must be float32 [", B, " or 1, ", L, ", at most ", P / 2, "], not ", cos.sizes(), " and ",
-              sin.sizes());
+  TORCH_CHECK(cos.dim() == 3 && cos.sizes() == sin.sizes() && (cos.size(0) == B || cos.size(0) == 1) &&
+                  cos.size(1) == L && 2 * cos.size(2) <= P && cos.scalar_type() == at::kFloat &&
+                  sin.scalar_type() == at::kFloat,
+              "rope: cos and sin must be float32 [", B, " or 1, ", L, ", at most ", P / 2, "], not ", cos.sizes(),
+              " and ", sin.sizes());
 }
 
 } // namespace
@@ -147,12 +153,14 @@ int cq_rope(cq_tensor q, cq_tensor k, cq_tensor cos, cq_tensor sin, cq_tensor *q
       auto both = Rope::apply(query, key, c.contiguous(), s.contiguous());
       return give_all({{q_out, both[0]}, {k_out, both[1]}});
     }
-    return give_all({{q_out, rotated(query, c.contiguous(), s.contiguous())}, {k_out, rotated(key, c.contiguous(), s.contiguous())}});
+    return give_all({{q_out, rotated(query, c.contiguous(), s.contiguous())},
+                     {k_out, rotated(key, c.contiguous(), s.contiguous())}});
   });
 }
 
 int cq_rope_reference(cq_tensor q, cq_tensor k, cq_tensor cos, cq_tensor sin, cq_tensor *q_out, cq_tensor *k_out) {
-  return guarded([&] { return rope_reference(tensor_of(q), tensor_of(k), tensor_of(cos), tensor_of(sin), q_out, k_out); });
+  return guarded(
+      [&] { return rope_reference(tensor_of(q), tensor_of(k), tensor_of(cos), tensor_of(sin), q_out, k_out); });
 }
 
 static int rope_qkv_reference(const at::Tensor &qkv, int64_t H, int64_t K, const at::Tensor &cos, const at::Tensor &sin,
@@ -168,8 +176,8 @@ int cq_rope_qkv(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_tensor cos, c
   return guarded([&] {
     const at::Tensor x = tensor_of(qkv), c = tensor_of(cos), s = tensor_of(sin);
     const int64_t all = heads + 2 * kv_heads;
-    TORCH_CHECK(x.dim() == 3 && heads > 0 && kv_heads > 0 && x.size(2) % all == 0, "rope: qkv ", x.sizes(), " does not hold ",
-                heads, " + 2 * ", kv_heads, " heads");
+    TORCH_CHECK(x.dim() == 3 && heads > 0 && kv_heads > 0 && x.size(2) % all == 0, "rope: qkv ", x.sizes(),
+                " does not hold ", heads, " + 2 * ", kv_heads, " heads");
     const int64_t P = x.size(2) / all;
     check_table(c, s, x.size(0), x.size(1), P);
     if (!x.is_cpu() || !has_kernel_type(x))

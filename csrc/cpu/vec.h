@@ -1,6 +1,7 @@
 // vec.h: one float32 vector as wide as the instruction set of the including file, and what the kernels need of it.
-// Included by isa_*.cpp alone, inside its own namespace; the compiler's vector types supply + - * and comparisons on every
-// processor, so only what they lack (fused multiply-add, half precision, sums across lanes) is spelled out for each.
+// Included by isa_*.cpp alone, inside its own namespace; the compiler's vector types supply + - * and comparisons on
+// every processor, so only what they lack (fused multiply-add, half precision, sums across lanes) is spelled out for
+// each.
 
 template <int N> struct Lanes {
   typedef float F __attribute__((vector_size(4 * N)));
@@ -88,7 +89,8 @@ inline float largest(Vec a) {
 #endif
 }
 
-// ---- memory ----------------------------------------------------------------------------------------------------------
+// ---- memory
+// ----------------------------------------------------------------------------------------------------------
 
 inline Vec load(const float *p) { return (Vec) * reinterpret_cast<const Lanes<W>::UnalignedF *>(p); }
 inline void store(float *p, Vec a) { *reinterpret_cast<Lanes<W>::UnalignedF *>(p) = a; }
@@ -208,7 +210,8 @@ template <class F> inline __attribute__((always_inline)) void for_vectors(int64_
 template <class T> inline Vec load_some(const T *p, int64_t n) { return n == W ? load(p) : load_first(p, n); }
 template <class T> inline void store_some(T *p, Vec a, int64_t n) { n == W ? store(p, a) : store_first(p, a, n); }
 
-// ---- exp -------------------------------------------------------------------------------------------------------------
+// ---- exp
+// -------------------------------------------------------------------------------------------------------------
 
 // e^x to within 2 ulp for x <= 88; below -87 it goes to 0 (gradually flushed, never negative), NaN stays NaN.
 // x = n ln 2 + r with |r| <= ln 2 / 2, e^r by the degree-6 polynomial of Cephes, 2^n through the exponent bits.

@@ -70,7 +70,8 @@ inline std::vector<double> race(int rounds, std::vector<std::function<void()>> f
     for (size_t i = 0; i < fs.size(); i++) {
       auto start = std::chrono::steady_clock::now();
       fs[i]();
-      best[i] = std::min(best[i], std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+      best[i] = std::min(best[i],
+                         std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
     }
   return best;
 }

@@ -24,7 +24,8 @@ void check_linear() {
   at::NoGradGuard no_grad;
   for (auto type : types)
     for (int64_t n : {1, 2, 3, 5, 8, 9, 16, 17})
-      for (auto [rows, depth] : std::vector<std::pair<int64_t, int64_t>>{{960, 576}, {577, 1536}, {5, 7}, {1, 1}, {33, 100}})
+      for (auto [rows, depth] :
+           std::vector<std::pair<int64_t, int64_t>>{{960, 576}, {577, 1536}, {5, 7}, {1, 1}, {33, 100}})
         for (bool bias : {false, true}) {
           auto x = at::randn({n, depth}).to(type), w = (at::randn({rows, depth}) / std::sqrt(double(depth))).to(type);
           auto b = bias ? at::randn({rows}).to(type) : at::Tensor();
@@ -38,25 +39,33 @@ void time_linear() {
   at::NoGradGuard no_grad;
   for (auto type : {at::kFloat, at::kBFloat16})
     for (int64_t n : {1, 4, 8, 16})
-      for (auto [rows, depth] : std::vector<std::pair<int64_t, int64_t>>{{960, 576}, {3072, 576}, {576, 1536}, {49152, 576}}) {
+      for (auto [rows, depth] :
+           std::vector<std::pair<int64_t, int64_t>>{{960, 576}, {3072, 576}, {576, 1536}, {49152, 576}}) {
         // Enough copies that none is still in a cache when its turn comes.
         int copies = std::max<int64_t>(1, 80'000'000 / (rows * depth * 4));
         std::vector<at::Tensor> ws;
         for (int i = 0; i < copies; i++)
           ws.push_back((at::randn({rows, depth}) / 24).to(type));
         auto x = at::randn({n, depth}).to(type);
-        auto t = race(5, {[&] { for (auto &w : ws) our_linear(x, w); }, [&] { for (auto &w : ws) at::linear(x, w); }});
+        auto t = race(5, {[&] {
+                            for (auto &w : ws)
+                              our_linear(x, w);
+                          },
+                          [&] {
+                            for (auto &w : ws)
+                              at::linear(x, w);
+                          }});
         double bytes = double(copies) * rows * depth * c10::elementSize(type);
-        std::printf("%-9s n=%2ld %6ldx%4ld  %8.1f us %6.1f GB/s   at::linear %8.1f us  %5.2fx\n", c10::toString(type), n, rows,
-                    depth, t[0] / copies * 1e3, bytes / t[0] / 1e6, t[1] / copies * 1e3, t[1] / t[0]);
+        std::printf("%-9s n=%2ld %6ldx%4ld  %8.1f us %6.1f GB/s   at::linear %8.1f us  %5.2fx\n", c10::toString(type),
+                    n, rows, depth, t[0] / copies * 1e3, bytes / t[0] / 1e6, t[1] / copies * 1e3, t[1] / t[0]);
       }
 }
 
 // Runs ours and the reference on the same inputs and holds the results and all gradients against each other. The
 // reference runs in float32 on the same (rounded) inputs when `wide`, so that its own rounding is not held against us.
 using Op = std::function<std::vector<at::Tensor>(std::vector<at::Tensor> &)>;
-void check_op(const std::string &what, std::vector<at::Tensor> inputs, Op ours, Op reference, double tol, bool wide = false,
-              size_t differentiable = 100) {
+void check_op(const std::string &what, std::vector<at::Tensor> inputs, Op ours, Op reference, double tol,
+              bool wide = false, size_t differentiable = 100) {
   auto leaves = [&](bool widen) {
     std::vector<at::Tensor> result;
     for (size_t i = 0; i < inputs.size(); i++) {
@@ -92,16 +101,29 @@ void check_op(const std::string &what, std::vector<at::Tensor> inputs, Op ours, 
 void check_norm() {
   for (auto type : types)
     for (auto shape : std::vector<std::vector<int64_t>>{{1, 1, 576}, {2, 37, 576}, {3, 5}, {1, 3}, {200, 100}}) {
-      auto x = at::randn(shape).to(type), r = at::randn(shape).to(type), w = (at::randn({shape.back()}) * 0.2 + 1).to(type);
-      check_op("rms_norm", {x, w},
-               [](auto &in) { return call(1, [&](cq_tensor *o) { return cq_rms_norm(Arg{in[0]}, Arg{in[1]}, 1e-5, o); }); },
-               [](auto &in) { return call(1, [&](cq_tensor *o) { return cq_rms_norm_reference(Arg{in[0]}, Arg{in[1]}, 1e-5, o); }); },
-               tolerance(type), true);
-      check_op("add_rms_norm", {x, r, w},
-               [](auto &in) { return call(2, [&](cq_tensor *o) { return cq_add_rms_norm(Arg{in[0]}, Arg{in[1]}, Arg{in[2]}, 1e-5, o, o + 1); }); },
-               [](auto &in) { return call(2, [&](cq_tensor *o) { return cq_add_rms_norm_reference(Arg{in[0]}, Arg{in[1]}, Arg{in[2]}, 1e-5, o, o + 1); }); },
-               tolerance(type), true);
-      at::NoGradGuard no_grad; // the rounding is the reference's own, bit for bit, but where the mean's last bit tips it
+      auto x = at::randn(shape).to(type), r = at::randn(shape).to(type),
+           w = (at::randn({shape.back()}) * 0.2 + 1).to(type);
+      check_op(
+          "rms_norm", {x, w},
+          [](auto &in) { return call(1, [&](cq_tensor *o) { return cq_rms_norm(Arg{in[0]}, Arg{in[1]}, 1e-5, o); }); },
+          [](auto &in) {
+            return call(1, [&](cq_tensor *o) { return cq_rms_norm_reference(Arg{in[0]}, Arg{in[1]}, 1e-5, o); });
+          },
+          tolerance(type), true);
+      check_op(
+          "add_rms_norm", {x, r, w},
+          [](auto &in) {
+            return call(
+                2, [&](cq_tensor *o) { return cq_add_rms_norm(Arg{in[0]}, Arg{in[1]}, Arg{in[2]}, 1e-5, o, o + 1); });
+          },
+          [](auto &in) {
+            return call(2, [&](cq_tensor *o) {
+              return cq_add_rms_norm_reference(Arg{in[0]}, Arg{in[1]}, Arg{in[2]}, 1e-5, o, o + 1);
+            });
+          },
+          tolerance(type), true);
+      at::NoGradGuard
+          no_grad; // the rounding is the reference's own, bit for bit, but where the mean's last bit tips it
       auto got = call(1, [&](cq_tensor *o) { return cq_rms_norm(Arg{x}, Arg{w}, 1e-5, o); })[0];
       auto want = call(1, [&](cq_tensor *o) { return cq_rms_norm_reference(Arg{x}, Arg{w}, 1e-5, o); })[0];
       double same = at::eq(got, want).to(at::kFloat).mean().item<double>();
@@ -117,7 +139,9 @@ void check_swiglu() {
   for (auto type : types)
     for (auto shape : std::vector<std::vector<int64_t>>{{1, 1, 3072}, {2, 37, 3072}, {3, 10}, {1, 2}, {200, 100}}) {
       auto x = (at::randn(shape) * 4).to(type);
-      auto reference = [](auto &in) { return call(1, [&](cq_tensor *o) { return cq_swiglu_reference(Arg{in[0]}, o); }); };
+      auto reference = [](auto &in) {
+        return call(1, [&](cq_tensor *o) { return cq_swiglu_reference(Arg{in[0]}, o); });
+      };
       auto ours = [](auto &in) { return call(1, [&](cq_tensor *o) { return cq_swiglu(Arg{in[0]}, o); }); };
       check_op("swiglu", {x}, ours, reference, tolerance(type), true);
       std::vector<at::Tensor> in{x};
@@ -127,7 +151,8 @@ void check_swiglu() {
         failures++;
       }
     }
-  auto extreme = at::tensor({-1e30f, -200.f, -88.f, 0.f, 88.f, 200.f, 1e30f, -0.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f});
+  auto extreme =
+      at::tensor({-1e30f, -200.f, -88.f, 0.f, 88.f, 200.f, 1e30f, -0.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f});
   check("swiglu of extremes", call(1, [&](cq_tensor *o) { return cq_swiglu(Arg{extreme}, o); })[0],
         call(1, [&](cq_tensor *o) { return cq_swiglu_reference(Arg{extreme}, o); })[0], 1e-6);
   report("swiglu");
@@ -137,7 +162,8 @@ void check_rope() {
   for (auto type : types)
     for (int64_t B : {1, 2})
       for (int64_t L : {1, 5, 33})
-        for (auto [H, K, P, R] : std::vector<std::array<int64_t, 4>>{{9, 3, 64, 64}, {4, 4, 64, 32}, {2, 1, 10, 6}, {2, 1, 128, 128}})
+        for (auto [H, K, P, R] :
+             std::vector<std::array<int64_t, 4>>{{9, 3, 64, 64}, {4, 4, 64, 32}, {2, 1, 10, 6}, {2, 1, 128, 128}})
           for (int64_t TB : {int64_t(1), B}) {
             auto angle = at::rand({TB, L, R / 2}) * 6;
             auto cos = angle.cos(), sin = angle.sin();
@@ -146,14 +172,34 @@ void check_rope() {
               auto heads = x.unflatten(-1, {H + 2 * K, P});
               return std::pair{heads.narrow(2, 0, H), heads.narrow(2, H, K)};
             };
-            check_op("rope", {qkv},
-                     [&](auto &in) { auto [q, k] = split(in[0]); return call(2, [&, q = q, k = k](cq_tensor *o) { return cq_rope(Arg{q}, Arg{k}, Arg{cos}, Arg{sin}, o, o + 1); }); },
-                     [&](auto &in) { auto [q, k] = split(in[0]); return call(2, [&, q = q, k = k](cq_tensor *o) { return cq_rope_reference(Arg{q}, Arg{k}, Arg{cos}, Arg{sin}, o, o + 1); }); },
-                     tolerance(type, 1e-6) / 2, true);
-            check_op("rope_qkv", {qkv},
-                     [&, H = H, K = K](auto &in) { return call(3, [&](cq_tensor *o) { return cq_rope_qkv(Arg{in[0]}, H, K, Arg{cos}, Arg{sin}, o, o + 1, o + 2); }); },
-                     [&, H = H, K = K](auto &in) { return call(3, [&](cq_tensor *o) { return cq_rope_qkv_reference(Arg{in[0]}, H, K, Arg{cos}, Arg{sin}, o, o + 1, o + 2); }); },
-                     tolerance(type, 1e-6) / 2, true);
+            check_op(
+                "rope", {qkv},
+                [&](auto &in) {
+                  auto [q, k] = split(in[0]);
+                  return call(2, [&, q = q, k = k](cq_tensor *o) {
+                    return cq_rope(Arg{q}, Arg{k}, Arg{cos}, Arg{sin}, o, o + 1);
+                  });
+                },
+                [&](auto &in) {
+                  auto [q, k] = split(in[0]);
+                  return call(2, [&, q = q, k = k](cq_tensor *o) {
+                    return cq_rope_reference(Arg{q}, Arg{k}, Arg{cos}, Arg{sin}, o, o + 1);
+                  });
+                },
+                tolerance(type, 1e-6) / 2, true);
+            check_op(
+                "rope_qkv", {qkv},
+                [&, H = H, K = K](auto &in) {
+                  return call(3, [&](cq_tensor *o) {
+                    return cq_rope_qkv(Arg{in[0]}, H, K, Arg{cos}, Arg{sin}, o, o + 1, o + 2);
+                  });
+                },
+                [&, H = H, K = K](auto &in) {
+                  return call(3, [&](cq_tensor *o) {
+                    return cq_rope_qkv_reference(Arg{in[0]}, H, K, Arg{cos}, Arg{sin}, o, o + 1, o + 2);
+                  });
+                },
+                tolerance(type, 1e-6) / 2, true);
           }
   report("rope, rope_qkv");
 }
@@ -161,14 +207,23 @@ void check_rope() {
 void check_attention() {
   at::NoGradGuard no_grad;
   for (auto type : types)
-    for (auto [B, H, K, P, S] : std::vector<std::array<int64_t, 5>>{{1, 9, 3, 64, 700}, {1, 1, 1, 64, 5000}, {3, 10, 2, 40, 130}, {2, 32, 8, 128, 65}, {1, 8, 1, 7, 3}, {4, 2, 2, 16, 1}})
+    for (auto [B, H, K, P, S] : std::vector<std::array<int64_t, 5>>{{1, 9, 3, 64, 700},
+                                                                    {1, 1, 1, 64, 5000},
+                                                                    {3, 10, 2, 40, 130},
+                                                                    {2, 32, 8, 128, 65},
+                                                                    {1, 8, 1, 7, 3},
+                                                                    {4, 2, 2, 16, 1}})
       for (bool from : {false, true}) {
-        auto q = at::randn({B, H, 1, P}).to(type) * 2, k = at::randn({B, K, S, P}).to(type), v = at::randn({B, K, S, P}).to(type);
+        auto q = at::randn({B, H, 1, P}).to(type) * 2, k = at::randn({B, K, S, P}).to(type),
+             v = at::randn({B, K, S, P}).to(type);
         auto lengths = at::randint(1, S + 1, {B}, at::kLong);
         auto starts = from ? at::minimum(at::randint(0, S, {B}, at::kLong), lengths - 1) : at::Tensor();
-        auto got = call(1, [&](cq_tensor *o) { return cq_decode_attention(Arg{q}, Arg{k}, Arg{v}, Arg{lengths}, Arg{starts}, 0.125, o); })[0];
+        auto got = call(1, [&](cq_tensor *o) {
+          return cq_decode_attention(Arg{q}, Arg{k}, Arg{v}, Arg{lengths}, Arg{starts}, 0.125, o);
+        })[0];
         auto want = call(1, [&](cq_tensor *o) {
-          return cq_decode_attention_reference(Arg{q.to(at::kFloat)}, Arg{k.to(at::kFloat)}, Arg{v.to(at::kFloat)}, Arg{lengths}, Arg{starts}, 0.125, o);
+          return cq_decode_attention_reference(Arg{q.to(at::kFloat)}, Arg{k.to(at::kFloat)}, Arg{v.to(at::kFloat)},
+                                               Arg{lengths}, Arg{starts}, 0.125, o);
         })[0];
         check("decode_attention", got, want, tolerance(type) / 2);
 
@@ -193,10 +248,21 @@ void time_attention() {
         vs.push_back(at::randn({1, 3, 4096, 64}).to(type));
       }
       auto q = at::randn({1, 9, 1, 64}).to(type), lengths = at::full({1}, n, at::kLong);
-      auto t = race(20, {[&] { for (int i = 0; i < 30; i++) call(1, [&](cq_tensor *o) { return cq_decode_attention(Arg{q}, Arg{ks[i]}, Arg{vs[i]}, Arg{lengths}, nullptr, 0.125, o); }); },
-                        [&] { for (int i = 0; i < 30; i++) at::scaled_dot_product_attention(q, ks[i].narrow(2, 0, n), vs[i].narrow(2, 0, n), {}, 0, false, 0.125, true); }});
-      std::printf("%-9s attention to %4ld positions %7.1f us %6.1f GB/s, sdpa %7.1f us %5.2fx\n", c10::toString(type), n, t[0] / 30 * 1e3,
-                  2. * 3 * n * 64 * c10::elementSize(type) * 30 / t[0] / 1e6, t[1] / 30 * 1e3, t[1] / t[0]);
+      auto t =
+          race(20, {[&] {
+                      for (int i = 0; i < 30; i++)
+                        call(1, [&](cq_tensor *o) {
+                          return cq_decode_attention(Arg{q}, Arg{ks[i]}, Arg{vs[i]}, Arg{lengths}, nullptr, 0.125, o);
+                        });
+                    },
+                    [&] {
+                      for (int i = 0; i < 30; i++)
+                        at::scaled_dot_product_attention(q, ks[i].narrow(2, 0, n), vs[i].narrow(2, 0, n), {}, 0, false,
+                                                         0.125, true);
+                    }});
+      std::printf("%-9s attention to %4ld positions %7.1f us %6.1f GB/s, sdpa %7.1f us %5.2fx\n", c10::toString(type),
+                  n, t[0] / 30 * 1e3, 2. * 3 * n * 64 * c10::elementSize(type) * 30 / t[0] / 1e6, t[1] / 30 * 1e3,
+                  t[1] / t[0]);
     }
 }
 
@@ -204,7 +270,8 @@ using HeadFunction = int (*)(cq_tensor, cq_tensor, cq_tensor, double, cq_tensor 
 
 void check_cross_entropy() {
   for (auto type : types)
-    for (auto [N, D, V] : std::vector<std::array<int64_t, 3>>{{1, 16, 33}, {40, 64, 1000}, {7, 3, 5}, {1500, 8, 70}, {70, 8, 200'000}})
+    for (auto [N, D, V] :
+         std::vector<std::array<int64_t, 3>>{{1, 16, 33}, {40, 64, 1000}, {7, 3, 5}, {1500, 8, 70}, {70, 8, 200'000}})
       for (double divisor : {0., 37.})
         for (double ignore : {0., 0.4, 1.}) {
           auto hidden = at::randn({N, D}).to(type), weight = (at::randn({V, D}) / std::sqrt(double(D)) * 2).to(type);
@@ -212,7 +279,8 @@ void check_cross_entropy() {
           labels.masked_fill_(at::rand({N}) < ignore, -100);
           auto run = [&](HeadFunction f, bool wide, bool train_weight) {
             auto kind = wide ? at::kFloat : type;
-            auto h = hidden.to(kind).clone().requires_grad_(true), w = weight.to(kind).clone().requires_grad_(train_weight);
+            auto h = hidden.to(kind).clone().requires_grad_(true),
+                 w = weight.to(kind).clone().requires_grad_(train_weight);
             auto out = call(2, [&](cq_tensor *o) { return f(Arg{h}, Arg{w}, Arg{labels}, divisor, o, o + 1); });
             torch::autograd::backward({out[0]}, {at::full({}, 0.5)});
             return std::vector<at::Tensor>{out[0], out[1], h.grad(), train_weight ? w.grad() : at::Tensor()};
@@ -226,10 +294,13 @@ void check_cross_entropy() {
           for (int i = 0; i < 3; i++)
             check(std::string("cross_entropy_head, frozen weight, ") + names[i], frozen[i], got[i], 0);
           at::NoGradGuard no_grad;
-          auto plain = call(2, [&](cq_tensor *o) { return cq_cross_entropy_head(Arg{hidden}, Arg{weight}, Arg{labels}, divisor, o, o + 1); });
+          auto plain = call(2, [&](cq_tensor *o) {
+            return cq_cross_entropy_head(Arg{hidden}, Arg{weight}, Arg{labels}, divisor, o, o + 1);
+          });
           check("cross_entropy_head without grad", plain[1], got[1], 0);
           // against float32 softmax of the very same logits
-          auto same = at::cross_entropy_loss(at::mm(hidden, weight.t()).to(at::kFloat), labels, {}, at::Reduction::Sum, -100);
+          auto same =
+              at::cross_entropy_loss(at::mm(hidden, weight.t()).to(at::kFloat), labels, {}, at::Reduction::Sum, -100);
           check("cross_entropy_head against the same logits", plain[1].sum(), same, type == at::kFloat ? 1e-5 : 1e-3);
         }
   report("cross_entropy_head");
@@ -237,7 +308,8 @@ void check_cross_entropy() {
 
 void time_cross_entropy() {
   for (auto type : {at::kFloat, at::kBFloat16}) {
-    auto hidden = at::randn({512, 576}).to(type).requires_grad_(true), weight = (at::randn({49152, 576}) / 24).to(type).requires_grad_(true);
+    auto hidden = at::randn({512, 576}).to(type).requires_grad_(true),
+         weight = (at::randn({49152, 576}) / 24).to(type).requires_grad_(true);
     auto labels = at::randint(0, 49152, {512}, at::kLong);
     auto run = [&](HeadFunction f) {
       hidden.mutable_grad().reset();
@@ -246,15 +318,18 @@ void time_cross_entropy() {
       torch::autograd::backward({out[0]}, {});
     };
     auto t = race(4, {[&] { run(cq_cross_entropy_head); }, [&] { run(cq_cross_entropy_head_reference); }});
-    std::printf("%-9s head and loss, 512 rows, forward and backward %7.1f ms, libtorch %7.1f ms %5.2fx\n", c10::toString(type), t[0], t[1], t[1] / t[0]);
+    std::printf("%-9s head and loss, 512 rows, forward and backward %7.1f ms, libtorch %7.1f ms %5.2fx\n",
+                c10::toString(type), t[0], t[1], t[1] / t[0]);
     at::NoGradGuard no_grad;
     auto buffer = at::empty({512, 49152}, hidden.options()), dw = at::empty({49152, 576}, hidden.options());
     for (int64_t n : {64, 128, 256, 512}) {
       auto x = hidden.narrow(0, 0, n);
       auto b = buffer.narrow(0, 0, n);
-      auto p = race(3, {[&] { at::mm_out(b, x, weight.t()); }, [&] { at::mm(b, weight); }, [&] { at::mm_out(dw, b.t(), x); }, [&] { dw.addmm_(b.t(), x); }});
-      std::printf("   %3ld rows, GFLOP/s: logits %.0f, hidden's gradient %.0f, weight's %.0f (added on: %.0f)\n", n, 2e-6 * n * 49152 * 576 / p[0],
-                  2e-6 * n * 49152 * 576 / p[1], 2e-6 * n * 49152 * 576 / p[2], 2e-6 * n * 49152 * 576 / p[3]);
+      auto p = race(3, {[&] { at::mm_out(b, x, weight.t()); }, [&] { at::mm(b, weight); },
+                        [&] { at::mm_out(dw, b.t(), x); }, [&] { dw.addmm_(b.t(), x); }});
+      std::printf("   %3ld rows, GFLOP/s: logits %.0f, hidden's gradient %.0f, weight's %.0f (added on: %.0f)\n", n,
+                  2e-6 * n * 49152 * 576 / p[0], 2e-6 * n * 49152 * 576 / p[1], 2e-6 * n * 49152 * 576 / p[2],
+                  2e-6 * n * 49152 * 576 / p[3]);
     }
   }
 }
@@ -263,7 +338,8 @@ void check_embedding() {
   for (auto type : types)
     for (auto [V, D, N] : std::vector<std::array<int64_t, 3>>{{1000, 576, 600}, {5, 7, 40}, {50, 100, 1}})
       for (bool there : {false, true}) {
-        auto weight = at::randn({V, D}).to(type), ids = at::randint(0, V, {1, N}, at::kLong), already = at::randn({V, D}).to(type);
+        auto weight = at::randn({V, D}).to(type), ids = at::randint(0, V, {1, N}, at::kLong),
+             already = at::randn({V, D}).to(type);
         auto dy = at::randn({1, N, D}).to(type);
         auto run = [&](decltype(cq_embedding) *f, bool wide) {
           auto kind = wide ? at::kFloat : type;
@@ -281,8 +357,8 @@ void check_embedding() {
   report("embedding");
 }
 
-// A whole decode step of SmolLM2-135M's shape with random weights: what the kernels reach together, against the time that
-// reading the weights alone takes, and where the rest goes.
+// A whole decode step of SmolLM2-135M's shape with random weights: what the kernels reach together, against the time
+// that reading the weights alone takes, and where the rest goes.
 void time_decode() {
   at::NoGradGuard no_grad;
   const int64_t layers = 30, D = 576, H = 9, K = 3, P = 64, F = 1536, V = 49152, S = 1024, position = 200;
@@ -294,8 +370,14 @@ void time_decode() {
     std::vector<Layer> model;
     int64_t bytes = 0;
     for (int64_t i = 0; i < layers; i++) {
-      model.push_back({{at::ones({D}).to(type)}, {make({(H + 2 * K) * P, D})}, {make({D, H * P})}, {at::ones({D}).to(type)},
-                       {make({2 * F, D})}, {make({D, F})}, {make({1, K, S, P})}, {make({1, K, S, P})}});
+      model.push_back({{at::ones({D}).to(type)},
+                       {make({(H + 2 * K) * P, D})},
+                       {make({D, H * P})},
+                       {at::ones({D}).to(type)},
+                       {make({2 * F, D})},
+                       {make({D, F})},
+                       {make({1, K, S, P})},
+                       {make({1, K, S, P})}});
       auto &l = model.back();
       for (auto *w : {&l.qkv, &l.o, &l.gate_up, &l.down})
         bytes += w->t.nbytes();
@@ -305,7 +387,8 @@ void time_decode() {
     Arg cos{at::ones({1, 1, P / 2})}, sin{at::zeros({1, 1, P / 2})}, where{at::full({1, 1}, position, at::kLong)},
         lengths{at::full({1}, position + 1, at::kLong)}, start{make({1, 1, D})};
 
-    // A shared machine stretches some calls; the fifth percentile over layers and rounds is what a call takes undisturbed.
+    // A shared machine stretches some calls; the fifth percentile over layers and rounds is what a call takes
+    // undisturbed.
     const char *names[] = {"norms", "qkv", "rope", "cache", "attention", "o", "gate_up", "swiglu", "down", "head"};
     std::vector<std::vector<double>> spent(10);
     auto step = [&] {
@@ -369,8 +452,10 @@ void time_decode() {
     };
     const int rounds = 30;
     auto t = race(rounds, {step, floor, products});
-    std::printf("%-9s decode step %6.2f ms (%.1f tok/s, %.1f GB/s); reading alone %.2f ms (%.1f GB/s); libtorch's products %.2f ms  [%d]\n",
-                c10::toString(type), t[0], 1e3 / t[0], bytes / t[0] / 1e6, t[1], bytes / t[1] / 1e6, t[2], int(sink & 1));
+    std::printf("%-9s decode step %6.2f ms (%.1f tok/s, %.1f GB/s); reading alone %.2f ms (%.1f GB/s); libtorch's "
+                "products %.2f ms  [%d]\n",
+                c10::toString(type), t[0], 1e3 / t[0], bytes / t[0] / 1e6, t[1], bytes / t[1] / 1e6, t[2],
+                int(sink & 1));
     double undisturbed = 0;
     for (int i = 0; i < 10; i++) {
       std::sort(spent[i].begin(), spent[i].end());
@@ -387,19 +472,22 @@ void time_training() {
   at::NoGradGuard no_grad;
   const int64_t n = 20'000'000;
   for (auto type : {at::kFloat, at::kBFloat16}) {
-    auto p = at::randn({n}).to(type), g = at::randn({n}).to(type), m = at::zeros({n}).to(type), v = at::zeros({n}).to(type);
+    auto p = at::randn({n}).to(type), g = at::randn({n}).to(type), m = at::zeros({n}).to(type),
+         v = at::zeros({n}).to(type);
     auto copy = at::empty({n}).to(type), step = at::zeros({});
     Arg ap{p}, ag{g}, am{m}, av{v}, as{step};
     cq_tensor tp = ap, tg = ag, tm = am, tv = av, ts = as;
-    auto weight = at::randn({49152, 576}).to(type), grad = at::zeros({49152, 576}).to(type), dy = at::randn({512, 576}).to(type);
+    auto weight = at::randn({49152, 576}).to(type), grad = at::zeros({49152, 576}).to(type),
+         dy = at::randn({512, 576}).to(type);
     auto ids = at::randint(0, 49152, {512}, at::kLong);
-    auto t = race(5, {[&] { cq_adamw(&tp, &tg, &tm, &tv, &ts, 1, 1e-3, 0.9, 0.999, 0.01, 1e-8); },
-                      [&] { copy.copy_(p); },
-                      [&] { grad.add_(at::embedding_backward(dy, ids, 49152, -1, false, false)); },
-                      [&] { grad.index_add_(0, ids, dy); }});
+    auto t =
+        race(5, {[&] { cq_adamw(&tp, &tg, &tm, &tv, &ts, 1, 1e-3, 0.9, 0.999, 0.01, 1e-8); }, [&] { copy.copy_(p); },
+                 [&] { grad.add_(at::embedding_backward(dy, ids, 49152, -1, false, false)); },
+                 [&] { grad.index_add_(0, ids, dy); }});
     double bytes = double(n) * c10::elementSize(type);
-    std::printf("%-9s adamw %6.1f ms, %.1f GB/s (copy %.1f); embedding's dense gradient, added %6.1f ms; index_add %6.2f ms\n", c10::toString(type),
-                t[0], 7 * bytes / t[0] / 1e6, 2 * bytes / t[1] / 1e6, t[2], t[3]);
+    std::printf(
+        "%-9s adamw %6.1f ms, %.1f GB/s (copy %.1f); embedding's dense gradient, added %6.1f ms; index_add %6.2f ms\n",
+        c10::toString(type), t[0], 7 * bytes / t[0] / 1e6, 2 * bytes / t[1] / 1e6, t[2], t[3]);
   }
 }
 
