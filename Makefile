@@ -20,7 +20,7 @@ export LIBRARY_PATH       := $(BUILD)/lib/conquer:$(LIBTORCH)/torch/lib:$(BUILD)
 RPATH    := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
 TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
-.PHONY: help build demo test lint format install clean parity bench csrc gotch libtorch env
+.PHONY: help build demo test lint format install clean parity bench csrc kernels gotch libtorch env
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -35,12 +35,19 @@ gotch: libtorch
 
 csrc: libtorch ## the C++ half: CPU kernels and the CUDA part
 	@mkdir -p $(BUILD)
-	@cmake -S . -B $(BUILD) -DLIBTORCH=$(LIBTORCH) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
+	@cmake -S . -B $(BUILD) -DLIBTORCH=$(LIBTORCH) -DPYTHON=$(PYTHON) \
+		-DTRITON_HOME=$(CACHE)/triton-3.6.0 > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
 	@echo "compiling csrc ..."
 	@cmake --build $(BUILD) -j $(JOBS) > $(BUILD)/csrc.log 2>&1 || { cat $(BUILD)/csrc.log; exit 1; }
 
+# A machine without a GPU compiles them too, so that the same files run where there is one.
+kernels: csrc
+	@[ -e $(BUILD)/lib/conquer/kernels/stamp ] || echo "compiling the Triton kernels (and fetching triton, 190 MB, once per machine) ..."
+	@cmake --build $(BUILD) --target triton_kernels > $(BUILD)/kernels.log 2>&1 || \
+		{ tail -n 3 $(BUILD)/kernels.log; echo "the Triton kernels were NOT compiled (build/kernels.log): state-space models will not run on a GPU"; }
+
 build: libtorch ## build/bin/conquer
-	@$(MAKE) --no-print-directory -j2 gotch csrc
+	@$(MAKE) --no-print-directory -j2 gotch kernels
 	@$(GO) build -ldflags '-r $(RPATH) -X main.version=$(VERSION)' -o $(BUILD)/bin/conquer ./cmd/conquer
 	@echo "built $(patsubst $(CURDIR)/%,%,$(BUILD)/bin/conquer)"
 
