@@ -2,8 +2,8 @@
  * and that gotch's C layer does not offer.
  *
  * Conventions
- *   - cq_tensor is an at::Tensor*, the same handle that gotch's C layer uses, so a tensor made by one is used by the
- * other.
+ *   - cq_tensor is an at::Tensor*, the same handle that gotch's C layer uses, so each can use
+ *     what the other made.
  *   - A function that can fail returns 0 on success and 1 on failure; cq_last_error() then holds the reason
  *     (for the calling thread, until its next failure).
  *   - A tensor handed back through an `out` pointer already belongs to the innermost open scope of the calling thread.
@@ -24,13 +24,12 @@ extern "C" {
 
 typedef void *cq_tensor;
 
-/* ---- errors ---------------------------------------------------------------------------------------------------- */
+/* ---- errors -------------------------------------------------------------------------------------------------- */
 
 /* The message of the calling thread's last failure; owned by the library, valid until the thread's next failure. */
 const char *cq_last_error(void);
 
-/* ---- scopes: deterministic freeing of tensor handles (runtime.cpp) ------------------------------------------------
- */
+/* ---- scopes: deterministic freeing of tensor handles (runtime.cpp) ------------------------------------------- */
 
 /* Opens a scope on the calling thread; tensors made from now on belong to it. */
 void cq_scope_open(void);
@@ -50,7 +49,7 @@ int64_t cq_live_tensors(void);
 /* How many scopes the calling thread has open. */
 int cq_scope_depth(void);
 
-/* ---- tensors ----------------------------------------------------------------------------------------------------- */
+/* ---- tensors ------------------------------------------------------------------------------------------------- */
 
 /* Rank, dtype, device and, for at most `room` dimensions, the sizes of t, in one call. */
 void cq_tensor_describe(cq_tensor t, int *rank, int *dtype, int *device, int64_t *sizes, int room);
@@ -67,8 +66,7 @@ void cq_map_close(cq_mapping *map);
 /* A tensor over bytes [offset, offset + size of the tensor) of the mapping, without copying. */
 int cq_map_tensor(cq_mapping *map, size_t offset, const int64_t *sizes, int rank, int dtype, cq_tensor *out);
 
-/* ---- autograd and randomness ---------------------------------------------------------------------------------------
- */
+/* ---- autograd and randomness --------------------------------------------------------------------------------- */
 
 /* Accumulates into each input's .grad the gradient of sum_i <outputs_i, seeds_i>; with n_inputs 0 every leaf reached
  * gets its gradient. A seed may be NULL for a scalar output (it is then one). */
@@ -92,8 +90,7 @@ int cq_set_rng_state(int device, cq_tensor state);
 void cq_set_threads(int n);
 int cq_threads(void);
 
-/* ---- optimizer steps ------------------------------------------------------------------------------------------------
- */
+/* ---- optimizer steps ----------------------------------------------------------------------------------------- */
 
 /* libtorch's fused AdamW over n parameters of one device and dtype: params, grads, exp_avgs and exp_avg_sqs in place;
  * `steps` are float32 scalars that the call increments first. */
@@ -104,60 +101,24 @@ int cq_global_norm(const cq_tensor *tensors, int n, cq_tensor *out);
 /* tensors_i *= factor, factor a float32 scalar tensor on the same device. */
 int cq_scale_all(const cq_tensor *tensors, int n, cq_tensor factor);
 
-/* ---- attention
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- attention ----------------------------------------------------------------------------------------------- */
 
 /* Scaled dot-product attention with grouped queries. q [B,H,L,P], k and v [B,K,S,P] with K dividing H; mask NULL, or
  * boolean / q's dtype and broadcastable to [B,H,L,S]; causal masks the upper triangle aligned to the top left. */
 int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropout, int causal, double scale,
             cq_tensor *out);
 
-/* ---- kernels
- * ------------------------------------------------------------------------------------------------------------ * The
- * operations that a Llama spends its time in, with kernels of our own on the CPU (cpu/). Elements are float32, bfloat16
- * or float16; sums are float32. Gradients are recorded where an input asks for one. Each cq_x has a cq_x_reference
- * beside it: the same mathematics written with libtorch alone, which serves other devices and which tests hold the
- * kernel against. */
+/* ---- kernels ------------------------------------------------------------------------------------------------- */
+
+/* The operations that a Llama spends its time in, with kernels of our own on the CPU (cpu/). Elements are float32,
+ * bfloat16 or float16; sums are float32. Gradients are recorded where an input asks for one. Each cq_x has a
+ * cq_x_reference beside it: the same mathematics written with libtorch alone, which serves other devices and which
+ * tests hold the kernel against. */
 
 /* x [..., D] times weight [N, D] transposed, plus bias [N] (or NULL): [..., N]. A few rows (up to 8; 16 in float32)
  * without gradients stream the weight at memory speed; more go to libtorch. */
 int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
-
-/* ---- state-space scan (cpu/ssd*.cpp, cuda/ssd*.cpp)
- * ------------------------------------------------------------------- */
-
-/* Mamba-2's scan (arXiv 2405.21060), with gradients for every floating-point input. N is the state's width, G the
- * groups. dt = clamp(softplus(dt + dt_bias), dt_min, dt_max)      (softplus where dt_softplus is not 0) h_t =
- * exp(dt_t*A)*h_{t-1} + dt_t*B_t (x) x_t,   y_t = C_t*h_t + D*x_t,   and with z: y_t*silu(z_t) x and z [B,L,H,P], dt
- * [B,L,H], A and D and dt_bias [H], B and C [B,L,G,N], initial_state [B,H,P,N], seq_idx int32 [B,L]; D, z, dt_bias,
- * initial_state and seq_idx may be NULL. Where seq_idx changes the state starts from zero; the initial state goes to
- * the first sequence. float32, bfloat16 or float16; the state is float32. chunk_size is a power of two from 16 to 256.
- * `window` is the number of chunks that state is carried across: negative for all, 0 for none (each chunk starts from
- * zero), k for the k chunks before a token's own; the initial state counts as the chunk before the first. With a
- * negative window the result does not depend on chunk_size. y has x's shape and dtype. final_state (may be NULL)
- * [B,H,P,N] float32 is the state after the last token as that token's own chunk sees it. */
-int cq_ssd_scan(cq_tensor x, cq_tensor dt, cq_tensor a, cq_tensor b, cq_tensor c, cq_tensor d, cq_tensor z,
-                cq_tensor dt_bias, cq_tensor initial_state, cq_tensor seq_idx, int64_t chunk_size, int64_t window,
-                int dt_softplus, double dt_min, double dt_max, cq_tensor *y, cq_tensor *final_state);
-
-/* One token of the same recurrence, without gradients: state [B,H,P,N] is updated in place (float32, bfloat16 or
- * float16); x and z [B,H,P], dt [B,H], B and C [B,G,N]; D, z and dt_bias may be NULL. y has x's shape and dtype. */
-int cq_ssd_step(cq_tensor state, cq_tensor x, cq_tensor dt, cq_tensor a, cq_tensor b, cq_tensor c, cq_tensor d,
-                cq_tensor z, cq_tensor dt_bias, int dt_softplus, double dt_min, double dt_max, cq_tensor *y);
-
-/* Causal depthwise convolution, with gradients: y[t] = bias + sum_k weight[:,k]*x[t-(W-1)+k], then SiLU where silu is
- * not 0. x [B,L,D], weight [D,W] with W from 2 to 4, bias [D] or NULL, initial_state [B,W-1,D] or NULL (the inputs
- * before the first, oldest first), seq_idx int32 [B,L] or NULL (no tap reaches into another sequence; the initial state
- * goes to the first). final_state (may be NULL) receives the last W-1 inputs, [B,W-1,D], without a gradient. */
-int cq_causal_conv1d(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor initial_state, cq_tensor seq_idx,
-                     int silu, cq_tensor *y, cq_tensor *final_state);
-/* One step of it, without gradients: x [B,D]; state [B,W-1,D] is updated in place. */
-int cq_conv1d_step(cq_tensor state, cq_tensor x, cq_tensor weight, cq_tensor bias, int silu, cq_tensor *y);
-
-/* norm(x*silu(z))*weight over the last dimension, in groups of group_size channels (0: all of them), with gradients;
- * norm divides by the root of the mean square plus eps. z NULL: no gate. weight [D]. */
-int cq_gated_rms_norm(cq_tensor x, cq_tensor z, cq_tensor weight, double eps, int64_t group_size, cq_tensor *y);
 
 /* x [..., D] scaled to a root mean square of one, times weight [D]; rounded as Hugging Face's LlamaRMSNorm does. */
 int cq_rms_norm(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out);
@@ -213,8 +174,43 @@ int cq_cross_entropy_head_reference(cq_tensor hidden, cq_tensor weight, cq_tenso
 int cq_embedding(cq_tensor weight, cq_tensor ids, cq_tensor *out);
 int cq_embedding_reference(cq_tensor weight, cq_tensor ids, cq_tensor *out);
 
-/* ---- CUDA (cuda/), loaded at run time
- * ---------------------------------------------------------------------------------- */
+/* ---- state-space scan (cpu/ssd*.cpp, cuda/ssd*.cpp) ---------------------------------------------------------- */
+
+/* Mamba-2's scan (arXiv 2405.21060), with gradients for every floating-point input. N is the state's width, G the
+ * groups.
+ *   dt = clamp(softplus(dt + dt_bias), dt_min, dt_max)      (softplus where dt_softplus is not 0)
+ *   h_t = exp(dt_t*A)*h_{t-1} + dt_t*B_t (x) x_t,   y_t = C_t*h_t + D*x_t,   and with z: y_t*silu(z_t)
+ * x and z [B,L,H,P], dt [B,L,H], A and D and dt_bias [H], B and C [B,L,G,N], initial_state [B,H,P,N], seq_idx int32
+ * [B,L]; D, z, dt_bias, initial_state and seq_idx may be NULL. Where seq_idx changes the state starts from zero; the
+ * initial state goes to the first sequence. float32, bfloat16 or float16; the state is float32.
+ * chunk_size is a power of two from 16 to 256. `window` is the number of chunks that state is carried across: negative
+ * for all, 0 for none (each chunk starts from zero), k for the k chunks before a token's own; the initial state counts
+ * as the chunk before the first. With a negative window the result does not depend on chunk_size.
+ * y has x's shape and dtype. final_state (may be NULL) [B,H,P,N] float32 is the state after the last token as that
+ * token's own chunk sees it. */
+int cq_ssd_scan(cq_tensor x, cq_tensor dt, cq_tensor a, cq_tensor b, cq_tensor c, cq_tensor d, cq_tensor z,
+                cq_tensor dt_bias, cq_tensor initial_state, cq_tensor seq_idx, int64_t chunk_size, int64_t window,
+                int dt_softplus, double dt_min, double dt_max, cq_tensor *y, cq_tensor *final_state);
+
+/* One token of the same recurrence, without gradients: state [B,H,P,N] is updated in place (float32, bfloat16 or
+ * float16); x and z [B,H,P], dt [B,H], B and C [B,G,N]; D, z and dt_bias may be NULL. y has x's shape and dtype. */
+int cq_ssd_step(cq_tensor state, cq_tensor x, cq_tensor dt, cq_tensor a, cq_tensor b, cq_tensor c, cq_tensor d,
+                cq_tensor z, cq_tensor dt_bias, int dt_softplus, double dt_min, double dt_max, cq_tensor *y);
+
+/* Causal depthwise convolution, with gradients: y[t] = bias + sum_k weight[:,k]*x[t-(W-1)+k], then SiLU where silu is
+ * not 0. x [B,L,D], weight [D,W] with W from 2 to 4, bias [D] or NULL, initial_state [B,W-1,D] or NULL (the inputs
+ * before the first, oldest first), seq_idx int32 [B,L] or NULL (no tap reaches into another sequence; the initial state
+ * goes to the first). final_state (may be NULL) receives the last W-1 inputs, [B,W-1,D], without a gradient. */
+int cq_causal_conv1d(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor initial_state, cq_tensor seq_idx,
+                     int silu, cq_tensor *y, cq_tensor *final_state);
+/* One step of it, without gradients: x [B,D]; state [B,W-1,D] is updated in place. */
+int cq_conv1d_step(cq_tensor state, cq_tensor x, cq_tensor weight, cq_tensor bias, int silu, cq_tensor *y);
+
+/* norm(x*silu(z))*weight over the last dimension, in groups of group_size channels (0: all of them), with gradients;
+ * norm divides by the root of the mean square plus eps. z NULL: no gate. weight [D]. */
+int cq_gated_rms_norm(cq_tensor x, cq_tensor z, cq_tensor weight, double eps, int64_t group_size, cq_tensor *y);
+
+/* ---- CUDA (cuda/), loaded at run time ------------------------------------------------------------------------ */
 
 /* Loads libtorch's CUDA part and the project's own from the folder of this library; must run before the first CUDA
  * query of the process. Idempotent. Fails, with the reason, where there is no driver or the library does not load. */
