@@ -109,7 +109,8 @@ int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropou
   return guarded([&] {
     const at::Tensor query = tensor_of(q), key = tensor_of(k);
     bool grouped = query.size(-3) != key.size(-3);
-    return give(out, at::scaled_dot_product_attention(query, key, tensor_of(v), optional_of(mask), dropout, causal != 0,
-                                                      scale > 0 ? std::optional<double>(scale) : std::nullopt, grouped));
+    return give(out,
+                at::scaled_dot_product_attention(query, key, tensor_of(v), optional_of(mask), dropout, causal != 0,
+                                                 scale > 0 ? std::optional<double>(scale) : std::nullopt, grouped));
   });
 }

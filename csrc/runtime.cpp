@@ -117,7 +117,8 @@ int64_t cq_live_tensors(void) { return live_tensors.load(std::memory_order_relax
 
 int cq_scope_depth(void) { return static_cast<int>(scopes.marks.size()); }
 
-// ---- tensors ---------------------------------------------------------------------------------------------------------
+// ---- tensors
+// ---------------------------------------------------------------------------------------------------------
 
 void cq_tensor_describe(cq_tensor t, int *rank, int *dtype, int *device, int64_t *sizes, int room) {
   const auto &tensor = *static_cast<at::Tensor *>(t);
@@ -217,7 +218,8 @@ int cq_map_tensor(cq_mapping *map, size_t offset, const int64_t *sizes, int rank
     if (bytes == 0)
       return give(out, at::empty(at::IntArrayRef(sizes, rank), at::TensorOptions().dtype(type)));
     auto holder = file; // the deleter's copy keeps the mapping alive
-    return give(out, at::from_blob(file->data + offset, at::IntArrayRef(sizes, rank),
-                                   [holder](void *) {}, at::TensorOptions().dtype(type)));
+    return give(out, at::from_blob(
+                         file->data + offset, at::IntArrayRef(sizes, rank), [holder](void *) {},
+                         at::TensorOptions().dtype(type)));
   });
 }

@@ -250,7 +250,7 @@ func (spec *fileSpec) buildNormalizer(t *Tokenizer) error {
 			}
 		case "Replace":
 			if c.Pattern.String == nil || *c.Pattern.String == "" {
-				return fmt.Errorf("Replace is supported for a string that is not empty, not for a regular expression")
+				return fmt.Errorf("the normalizer Replace is supported for a string that is not empty, not for a regular expression")
 			}
 			from, to := *c.Pattern.String, c.Content
 			f = func(s string) string { return strings.ReplaceAll(s, from, to) }
@@ -319,7 +319,7 @@ func (c *component) scheme() string {
 func metaspace(c *component) (step preStep, err error) {
 	mark, scheme := c.Replacement, c.scheme()
 	if mark == "" || !slices.Contains([]string{"always", "first", "never"}, scheme) {
-		return step, fmt.Errorf("Metaspace has replacement %q and prepend_scheme %q; expected a character, and always, first or never", mark, scheme)
+		return step, fmt.Errorf("the pre-tokenizer Metaspace has replacement %q and prepend_scheme %q; expected a character, and always, first or never", mark, scheme)
 	}
 	step.rewrite = func(s string, first bool) string {
 		s = strings.ReplaceAll(s, " ", mark)
@@ -396,14 +396,14 @@ func (spec *fileSpec) buildDecoder(t *Tokenizer) error {
 		case "Fuse":
 		case "Replace":
 			if c.Pattern.String == nil || *c.Pattern.String == "" {
-				return fmt.Errorf("Replace is supported for a string that is not empty, not for a regular expression")
+				return fmt.Errorf("the normalizer Replace is supported for a string that is not empty, not for a regular expression")
 			}
 			d.replace = append(d.replace, [2]string{*c.Pattern.String, c.Content})
 		case "Metaspace":
 			d.mark, d.markKept = c.Replacement, c.scheme() == "never"
 		case "Strip":
 			if c.Stop != 0 || c.Content == "" {
-				return fmt.Errorf("Strip is supported at the start of a text, not at its end")
+				return fmt.Errorf("the normalizer Strip is supported at the start of a text, not at its end")
 			}
 			d.strip, d.stripCount = c.Content, c.Start
 		default:

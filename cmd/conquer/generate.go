@@ -38,7 +38,6 @@ conquer generate --model_path my-model --prompts_file questions.txt --chat --jso
 type samplingFlags struct {
 	options generate.Options
 	seed    int64
-	noEOS   bool
 }
 
 func (f *samplingFlags) declare(flags *pflag.FlagSet, maxNewTokens int, temperature, topP float64) {

@@ -1,5 +1,6 @@
 // ssd.h: what the state-space scan's files share: the argument blocks of one scan, the table of functions that each
-// instruction set provides (ssd_head.h, compiled once for each), and the hook through which the CUDA library adds its face.
+// instruction set provides (ssd_head.h, compiled once for each), and the hook through which the CUDA library adds its
+// face.
 #pragma once
 
 #include "../internal.h"
@@ -15,17 +16,17 @@ namespace conquer::ssd {
 // blocks (chunk_blocks), or, when state flows everywhere (window < 0), the whole sequence is one chunk.
 struct Scan {
   int64_t batch, length, heads, head_dim, groups, state;
-  int64_t block;        // tokens in a block, a power of two from 16 to 64
-  int64_t blocks;       // blocks in the sequence
-  int64_t chunk_blocks; // blocks in a chunk
-  int64_t window;       // chunks that state is carried across; negative: all
-  const float *x;       // [B,L,H,P]
-  const float *dt;      // [B,H,L]
-  const float *a;       // [H]
-  const float *b, *c;   // [B,L,G,N]
-  const float *d;       // [H] or null
-  const float *cb;      // [B,G,blocks,block,block]: C_t·B_s within each block
-  const float *initial; // [B,H,P,N] or null
+  int64_t block;          // tokens in a block, a power of two from 16 to 64
+  int64_t blocks;         // blocks in the sequence
+  int64_t chunk_blocks;   // blocks in a chunk
+  int64_t window;         // chunks that state is carried across; negative: all
+  const float *x;         // [B,L,H,P]
+  const float *dt;        // [B,H,L]
+  const float *a;         // [H]
+  const float *b, *c;     // [B,L,G,N]
+  const float *d;         // [H] or null
+  const float *cb;        // [B,G,blocks,block,block]: C_t·B_s within each block
+  const float *initial;   // [B,H,P,N] or null
   const int32_t *segment; // [B,L] or null: the number of sequence changes before each token
 };
 
@@ -60,8 +61,8 @@ struct Kernels {
   // One token: state [P,N] in place; y [P].
   void (*step)(int64_t p, int64_t n, float decay, float dt, float d, const float *x, const float *b, const float *c,
                float *state, float *y);
-  // Rows [t0,t1) of a causal depthwise convolution over [L,D]; `history` holds the width-1 rows before the sequence or is
-  // null. weight is [W,D]. `pre` (or null) receives the sums before the SiLU.
+  // Rows [t0,t1) of a causal depthwise convolution over [L,D]; `history` holds the width-1 rows before the sequence or
+  // is null. weight is [W,D]. `pre` (or null) receives the sums before the SiLU.
   void (*conv)(int64_t t0, int64_t t1, int64_t dim, int64_t width, const float *x, const float *weight,
                const float *bias, const float *history, const int32_t *segment, bool silu, float *y, float *pre);
   // dpre = dy·silu'(pre), over n values.
@@ -74,11 +75,12 @@ struct Kernels {
 };
 
 const Kernels &kernels_generic();
-const Kernels *kernels_avx2();   // null where the processor or the compiler lacks it
+const Kernels *kernels_avx2(); // null where the processor or the compiler lacks it
 const Kernels *kernels_avx512();
 const Kernels &kernels(); // the best of them, chosen once
 
-// ---- what the C entry points hand to a device ------------------------------------------------------------------------
+// ---- what the C entry points hand to a device
+// ------------------------------------------------------------------------
 
 struct ScanOptions {
   int64_t chunk_size, window;

@@ -1,5 +1,5 @@
-// The state-space kernels for AVX2 and FMA. The target is set for the kernels' own code alone, after every header, so no
-// inline function of a library is compiled for it and then shared with a processor that lacks it.
+// The state-space kernels for AVX2 and FMA. The target is set for the kernels' own code alone, after every header, so
+// no inline function of a library is compiled for it and then shared with a processor that lacks it.
 #include "ssd_prelude.h"
 
 #if defined(__x86_64__)

@@ -11,8 +11,8 @@
 #pragma GCC pop_options
 
 const conquer::ssd::Kernels *conquer::ssd::kernels_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-                 __builtin_cpu_supports("avx512dq")
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
              ? &avx512::table
              : nullptr;
 }

@@ -1,5 +1,5 @@
-// ssd_cpu.cpp: the CPU face of the state-space operations: converts to float32, splits the work over threads and calls the
-// kernels of ssd_head.h and ssd_rows.h that this processor can run.
+// ssd_cpu.cpp: the CPU face of the state-space operations: converts to float32, splits the work over threads and calls
+// the kernels of ssd_head.h and ssd_rows.h that this processor can run.
 #include "ssd_prelude.h"
 
 #include <ATen/Parallel.h>

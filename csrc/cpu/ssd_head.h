@@ -1,15 +1,16 @@
 // ssd_head.h: the chunked scan of one head, forward and backward, for the instruction set that the including file sets
 // (SSD_SPACE names it, SSD_LANES is its width in floats).
 //
-// The recurrence, for one head with scalar decay (Dao and Gu, arXiv 2405.21060; N state, P head dimension, u_t = dt_t·x_t):
+// The recurrence, for one head with scalar decay (Dao and Gu, arXiv 2405.21060; N state, P head dimension, u_t =
+// dt_t·x_t):
 //     h_t = exp(dt_t·A)·h_{t-1} + B_t ⊗ u_t          y_t = C_t·h_t + D·x_t
 // For a block of Q tokens with s_t = A·(dt_1 + … + dt_t), H the state that enters it and H' the one that leaves:
 //     y_t = Σ_{r≤t} exp(s_t - s_r)·(C_t·B_r)·u_r + exp(s_t)·C_t·H
 //     H'  = exp(s_Q)·H + Σ_r exp(s_Q - s_r)·B_r ⊗ u_r
 // which is three products a block: [Q,Q]·[Q,P], [Q,N]·[N,P] and [N,Q]·[Q,P]. C·Bᵀ does not depend on the head and is
 // computed once for a group. Operations for a token and head: 4·N·P for the states and Q·P for the block (its lower
-// triangle), so a block of 64 spends a fifth on the triangle at N = 128 and keeps U, P, Y (16 KB each) and H (32 KB) in a
-// core's second-level cache. Bytes: x read once, y written once, B and C read once a head out of the outer caches.
+// triangle), so a block of 64 spends a fifth on the triangle at N = 128 and keeps U, P, Y (16 KB each) and H (32 KB) in
+// a core's second-level cache. Bytes: x read once, y written once, B and C read once a head out of the outer caches.
 //
 // s is summed in double and kept as two floats, so the difference of two far-apart sums is still good to a float's last
 // bit: with A = -16 and long steps s reaches thousands inside a block.
@@ -19,8 +20,8 @@
 //     dH   = exp(s_Q)·dH' + Σ_t exp(s_t)·C_t ⊗ dy_t          dB_r += exp(s_Q - s_r)·dH'·u_r
 // and the gradient of a step's decay a_t = dt_t·A is the sum over every pair (r before t, t' at or after t) of their
 // product: suffix sums of M's row sums minus its column sums, suffix sums of exp(s_t)·dy_t·(C_t·H), prefix sums of
-// u_r·(its gradient through H'), and exp(s_Q)·<H,dH'>. Row and column sums come from the same M, so they cancel exactly.
-// States that enter blocks are recomputed, one head at a time, which is N/Q of x's size for each thread.
+// u_r·(its gradient through H'), and exp(s_Q)·<H,dH'>. Row and column sums come from the same M, so they cancel
+// exactly. States that enter blocks are recomputed, one head at a time, which is N/Q of x's size for each thread.
 
 namespace conquer::ssd::SSD_SPACE {
 
@@ -213,8 +214,8 @@ static void cb_block(const Scan &s, int64_t b, int64_t g, float *cb) {
   }
 }
 
-// The states of one head as they pass the blocks: `total` is what a block sees; where the window is finite, `own` is the
-// part that the present chunk added and the rest came in from before.
+// The states of one head as they pass the blocks: `total` is what a block sees; where the window is finite, `own` is
+// the part that the present chunk added and the rest came in from before.
 struct Carry {
   const Scan &s;
   int64_t pp, size; // P padded, N·P padded
@@ -349,8 +350,8 @@ static void backward_head(const Scan &s, const ScanGrad &grad, const SliceGrad &
     }
   }
 
-  // dstate: the gradient of the state that leaves the block, from what follows in its chunk; dadded: the further gradient,
-  // from later chunks, of what this chunk added.
+  // dstate: the gradient of the state that leaves the block, from what follows in its chunk; dadded: the further
+  // gradient, from later chunks, of what this chunk added.
   Floats dstate(size), dadded, both;
   std::unique_ptr<Window> window;
   if (split) {

@@ -1,5 +1,5 @@
-// ssd_prelude.h: the headers of ssd_head.h and ssd_rows.h, which include none themselves because they are compiled under a
-// target of their own.
+// ssd_prelude.h: the headers of ssd_head.h and ssd_rows.h, which include none themselves because they are compiled
+// under a target of their own.
 #pragma once
 
 #include "ssd.h"

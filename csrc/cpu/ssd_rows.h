@@ -1,5 +1,5 @@
-// ssd_rows.h: the operations around the scan that work row by row (one token's state update, the causal convolution, the
-// gated RMS norm), for the instruction set of the including file, and the table of all of them.
+// ssd_rows.h: the operations around the scan that work row by row (one token's state update, the causal convolution,
+// the gated RMS norm), for the instruction set of the including file, and the table of all of them.
 
 namespace conquer::ssd::SSD_SPACE {
 

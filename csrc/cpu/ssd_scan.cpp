@@ -1,6 +1,6 @@
-// ssd_scan.cpp: the C entry points of the state-space operations and their place in autograd. Each checks its arguments,
-// then calls the face of the tensors' device: the C++ kernels beside this file or the Triton kernels of ../cuda. Models and
-// gradients do not know which.
+// ssd_scan.cpp: the C entry points of the state-space operations and their place in autograd. Each checks its
+// arguments, then calls the face of the tensors' device: the C++ kernels beside this file or the Triton kernels of
+// ../cuda. Models and gradients do not know which.
 #include "ssd.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -107,7 +107,7 @@ struct ConvFunction : torch::autograd::Function<ConvFunction> {
     auto t = ctx->get_saved_variables();
     at::Tensor dx, dweight, dbias, dinitial;
     face_of(t[0]).conv_grad(t[0], t[1], t[2], t[3], t[4], ctx->saved_data["silu"].toBool(), grads[0], dx, dweight,
-                              dbias, dinitial);
+                            dbias, dinitial);
     return {dx, dweight, dbias, dinitial, at::Tensor(), at::Tensor()};
   }
 };
@@ -124,7 +124,7 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     auto t = ctx->get_saved_variables();
     at::Tensor dx, dz, dweight;
     face_of(t[0]).norm_grad(t[0], t[1], t[2], ctx->saved_data["eps"].toDouble(), ctx->saved_data["group"].toInt(),
-                              grads[0], dx, dz, dweight);
+                            grads[0], dx, dz, dweight);
     return {dx, dz, dweight, at::Tensor(), at::Tensor()};
   }
 };
@@ -178,8 +178,9 @@ int cq_ssd_scan(cq_tensor x_, cq_tensor dt_, cq_tensor a_, cq_tensor b_, cq_tens
     int64_t chunks = (x.size(1) + chunk_size - 1) / chunk_size;
     if (window >= chunks)
       window = -1; // nothing, the initial state included, is further back than that
-    auto out = ScanFunction::apply(x, dt, a, b, c, maybe(d), maybe(dt_bias), maybe(initial), maybe(segments_of(seq_idx)),
-                                   ScanOptions{chunk_size, window < 0 ? -1 : window, dt_softplus != 0, dt_min, dt_max});
+    auto out =
+        ScanFunction::apply(x, dt, a, b, c, maybe(d), maybe(dt_bias), maybe(initial), maybe(segments_of(seq_idx)),
+                            ScanOptions{chunk_size, window < 0 ? -1 : window, dt_softplus != 0, dt_min, dt_max});
     at::Tensor y = z.defined() ? out[0] * at::silu(z) : out[0];
     if (final_out && give(final_out, out[1]))
       return 1;
@@ -192,14 +193,7 @@ int cq_ssd_step(cq_tensor state_, cq_tensor x_, cq_tensor dt_, cq_tensor a_, cq_
   return guarded([&] {
     at::NoGradGuard no_grad;
     at::Tensor state = tensor_of(state_), x = tensor_of(x_), z = tensor_of(z_), y;
-    ScanInput in{x,
-                 tensor_of(dt_),
-                 tensor_of(a_),
-                 tensor_of(b_),
-                 tensor_of(c_),
-                 tensor_of(d_),
-                 tensor_of(dt_bias_),
-                 {},
+    ScanInput in{x, tensor_of(dt_), tensor_of(a_), tensor_of(b_), tensor_of(c_), tensor_of(d_), tensor_of(dt_bias_), {},
                  {}};
     TORCH_CHECK(x.dim() == 3, "x has shape ", shape_of(x), ", expected [batch, heads, head dimension]");
     TORCH_CHECK(in.b.dim() == 3, "B has shape ", shape_of(in.b), ", expected [batch, groups, state]");
@@ -243,8 +237,8 @@ int cq_causal_conv1d(cq_tensor x_, cq_tensor weight_, cq_tensor bias_, cq_tensor
       if (give(state_out, tail.detach().clone()))
         return 1;
     }
-    return give(y_out, ConvFunction::apply(x, weight, maybe(bias), maybe(initial), maybe(segments_of(seq_idx)),
-                                            silu != 0));
+    return give(y_out,
+                ConvFunction::apply(x, weight, maybe(bias), maybe(initial), maybe(segments_of(seq_idx)), silu != 0));
   });
 }
 

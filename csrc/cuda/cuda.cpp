@@ -1,5 +1,5 @@
-// cuda.cpp: what needs CUDA's headers and libraries, compiled with the plain C++ compiler into libconquer_cuda.so. No nvcc
-// and no GPU are needed to build it; loader.cpp opens it where a driver is present.
+// cuda.cpp: what needs CUDA's headers and libraries, compiled with the plain C++ compiler into libconquer_cuda.so. No
+// nvcc and no GPU are needed to build it; loader.cpp opens it where a driver is present.
 #include "../internal.h"
 
 #include <ATen/Context.h>

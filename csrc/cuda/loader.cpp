@@ -1,6 +1,6 @@
 // loader.cpp: turns a CPU process into a CUDA one at run time. It lives in libconquer.so, which needs no CUDA itself:
-// libtorch_cuda.so and then libconquer_cuda.so (cuda.cpp) are opened when a GPU is asked for. The order matters: one CUDA
-// query before libtorch_cuda is loaded, and libtorch remembers "no CUDA" for the life of the process.
+// libtorch_cuda.so and then libconquer_cuda.so (cuda.cpp) are opened when a GPU is asked for. The order matters: one
+// CUDA query before libtorch_cuda is loaded, and libtorch remembers "no CUDA" for the life of the process.
 #include "../internal.h"
 
 #include <dlfcn.h>

@@ -13,9 +13,7 @@ using triton::launch;
 
 constexpr int64_t tile_rows = 32, tile_columns = 128, step_rows = 16;
 
-const char *dtype_name(at::ScalarType t) {
-  return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32";
-}
+const char *dtype_name(at::ScalarType t) { return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32"; }
 int64_t power_of_two(int64_t n, int64_t least) {
   int64_t p = least;
   while (p < n)
@@ -181,8 +179,8 @@ void norm_grad(const at::Tensor &x, const at::Tensor &z, const at::Tensor &weigh
   int64_t programs = std::min<int64_t>(a.rows, 528);
   at::Tensor part = at::empty({programs, a.dim}, a.weight.options());
   Arguments args;
-  args << ptr(a.x) << ptr(a.z) << ptr(a.weight) << ptr(dy) << ptr(dx) << ptr(dz) << ptr(part) << a.rows << a.dim << a.group
-       << static_cast<float>(eps);
+  args << ptr(a.x) << ptr(a.z) << ptr(a.weight) << ptr(dy) << ptr(dx) << ptr(dz) << ptr(part) << a.rows << a.dim
+       << a.group << static_cast<float>(eps);
   launch(a.variant, grid(programs, a.dim / a.group), args);
   dweight = part.sum(0).to(weight.scalar_type());
 }

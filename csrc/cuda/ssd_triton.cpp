@@ -1,5 +1,5 @@
-// ssd_triton.cpp: the GPU face of the state-space operations: allocates, chooses how the sequence is cut, and launches the
-// kernels of ../triton in the order that ssd_forward.py and ssd_backward.py describe. It registers itself with
+// ssd_triton.cpp: the GPU face of the state-space operations: allocates, chooses how the sequence is cut, and launches
+// the kernels of ../triton in the order that ssd_forward.py and ssd_backward.py describe. It registers itself with
 // ../cpu/ssd_scan.cpp when this library is opened.
 #include "../cpu/ssd.h"
 #include "triton.h"
@@ -23,17 +23,15 @@ int64_t power_of_two(int64_t n, int64_t least = 16) {
   return p;
 }
 
-const char *dtype_name(at::ScalarType t) {
-  return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32";
-}
+const char *dtype_name(at::ScalarType t) { return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32"; }
 
 at::Tensor as_float(const at::Tensor &t) { return t.defined() ? t.detach().to(at::kFloat).contiguous() : t; }
 const void *ptr(const at::Tensor &t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 
 bool starts_aligned(const at::Tensor &t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
 
-// The kernels take tensors of one dtype whose dimensions past the first two are contiguous; whole rows may be apart, as in
-// a view of a wider projection.
+// The kernels take tensors of one dtype whose dimensions past the first two are contiguous; whole rows may be apart, as
+// in a view of a wider projection.
 at::Tensor rows_of(const at::Tensor &t, at::ScalarType type) {
   at::Tensor r = t.detach().to(type);
   int64_t inner = 1;
@@ -154,8 +152,8 @@ void strides(Arguments &args, std::initializer_list<const at::Tensor *> of) {
     args << t->stride(0) << t->stride(1);
 }
 
-// ends and decays of the segments, walked over x (dy in reverse) and b (c). every: also of the segment that nothing comes
-// after. coarse: only what enters the scan's segments is wanted.
+// ends and decays of the segments, walked over x (dy in reverse) and b (c). every: also of the segment that nothing
+// comes after. coarse: only what enters the scan's segments is wanted.
 void walk_ends(const Plan &s, const Prepared &w, const at::Tensor &x, const at::Tensor &b, const at::Tensor &weight,
                bool reverse, bool every, bool coarse, at::Tensor &ends, at::Tensor &decays) {
   ends = s.floats({s.batch, s.heads, s.segments, s.p, s.n});
@@ -164,8 +162,8 @@ void walk_ends(const Plan &s, const Prepared &w, const at::Tensor &x, const at::
   if (coarse)
     count = (ceil_div(s.blocks, s.scan_span) - 1) * s.ratio;
   Arguments args;
-  args << ptr(x) << ptr(b) << ptr(weight) << ptr(w.through) << ptr({}) << ptr({}) << ptr(ends) << ptr(decays) << s.length
-       << s.heads << s.per_group << s.blocks << s.segments << skip << s.span << s.p << s.n;
+  args << ptr(x) << ptr(b) << ptr(weight) << ptr(w.through) << ptr({}) << ptr({}) << ptr(ends) << ptr(decays)
+       << s.length << s.heads << s.per_group << s.blocks << s.segments << skip << s.span << s.p << s.n;
   strides(args, {&x, &b});
   launch(s.sized("walk", {reverse, 0, 0, 1}, true, true, true), s.by_segment(count), args);
 }
@@ -175,23 +173,25 @@ void join(const Plan &s, const at::Tensor &ends, const at::Tensor &decays, const
   entry = at::empty_like(ends);
   last = s.floats({s.batch, s.heads, s.p, s.n});
   Arguments args;
-  args << ptr(ends) << ptr(decays) << ptr(start) << ptr(entry) << ptr(last) << s.segments << s.p * s.n << s.options.window;
+  args << ptr(ends) << ptr(decays) << ptr(start) << ptr(entry) << ptr(last) << s.segments << s.p * s.n
+       << s.options.window;
   launch(key("join", "fp32", {reverse, start.defined(), 1, join_block}),
          dim3(static_cast<unsigned>(s.batch * s.heads), static_cast<unsigned>(ceil_div(s.p * s.n, join_block))), args);
 }
 
 Prepared prepare(const Plan &s, bool keep) {
   Prepared w;
-  w.step = s.line(), w.sums = s.line(), w.columns = s.line(), w.enter = s.line(), w.leave = s.line(), w.weight = s.line();
+  w.step = s.line(), w.sums = s.line(), w.columns = s.line(), w.enter = s.line(), w.leave = s.line(),
+  w.weight = s.line();
   w.rest = s.exact ? s.line() : w.step;
   w.rest_columns = s.exact ? s.line() : w.step;
   w.through = s.floats({s.batch, s.heads, s.blocks});
   w.cb = s.like_x({s.batch, s.groups, s.blocks, s.block, s.block});
   Arguments args;
   args << ptr(s.dt) << ptr(s.bias) << ptr(s.a) << ptr(s.seg) << ptr(w.step) << ptr(w.sums) << ptr(w.columns)
-       << ptr(w.rest) << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.leave) << ptr(w.weight) << ptr(w.through) << s.length
-       << s.heads << s.blocks << s.dt.stride(0)
-       << s.dt.stride(1) << s.reset << static_cast<float>(s.options.dt_min) << static_cast<float>(s.options.dt_max);
+       << ptr(w.rest) << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.leave) << ptr(w.weight) << ptr(w.through)
+       << s.length << s.heads << s.blocks << s.dt.stride(0) << s.dt.stride(1) << s.reset
+       << static_cast<float>(s.options.dt_min) << static_cast<float>(s.options.dt_max);
   launch(key("prepare", s.type, {1, s.seg.defined(), s.options.dt_softplus, s.exact, s.block, heads_a_program}),
          s.by_head(), args);
   Arguments more;
@@ -219,16 +219,17 @@ void forward(const ScanInput &in, const ScanOptions &o, at::Tensor &y, at::Tenso
   final_state = s.floats({s.batch, s.heads, s.p, s.n});
   Arguments args;
   args << ptr(s.x) << ptr(s.b) << ptr(s.c) << ptr(w.cb) << ptr(w.sums) << ptr(w.columns) << ptr(w.rest)
-       << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.weight) << ptr(w.through) << ptr(w.entry) << ptr(s.d) << ptr(s.seg) << ptr(y) << ptr(final_state)
-       << s.length << s.heads << s.per_group << s.blocks << s.scan_span << s.segments << s.ratio << s.p << s.n;
+       << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.weight) << ptr(w.through) << ptr(w.entry) << ptr(s.d)
+       << ptr(s.seg) << ptr(y) << ptr(final_state) << s.length << s.heads << s.per_group << s.blocks << s.scan_span
+       << s.segments << s.ratio << s.p << s.n;
   strides(args, {&s.x, &s.b, &s.c});
   launch(s.sized("scan", {1, s.seg.defined(), s.joins, s.exact}, true, true, true),
          s.by_segment(ceil_div(s.blocks, s.scan_span)), args);
   saved = {w.step, w.sums, {}, w.rest, {}, w.enter, w.leave, w.weight, w.through, w.cb, w.entry};
 }
 
-// The window strategy: what a chunk gets back comes from the chunks of its window alone; the sums over pairs of chunks that
-// pass a third telescope, and replace what grad_x counts of pairs too far apart.
+// The window strategy: what a chunk gets back comes from the chunks of its window alone; the sums over pairs of chunks
+// that pass a third telescope, and replace what grad_x counts of pairs too far apart.
 void window_back(const Plan &s, const Prepared &w, const at::Tensor &dy, const at::Tensor &dfinal, at::Tensor &dentry,
                  at::Tensor &dinitial, at::Tensor &fixes) {
   at::Tensor back, decays, ends, unused;
@@ -237,7 +238,9 @@ void window_back(const Plan &s, const Prepared &w, const at::Tensor &dy, const a
   if (dfinal.defined())
     back.select(2, s.segments - 1).add_(decays.select(2, s.segments - 1).unsqueeze(-1).unsqueeze(-1) * dfinal);
   join(s, back, decays, {}, true, dentry, dinitial);
-  auto inner = [](const at::Tensor &u, const at::Tensor &v) { return (u * v).sum(at::IntArrayRef{-1, -2}).to(at::kDouble); };
+  auto inner = [](const at::Tensor &u, const at::Tensor &v) {
+    return (u * v).sum(at::IntArrayRef{-1, -2}).to(at::kDouble);
+  };
   at::Tensor sent = inner(ends, dentry), net = inner(w.entry, back) - sent;
   at::Tensor crossing = net.flip(2).cumsum(2).flip(2), after = at::zeros_like(crossing);
   after.slice(2, 0, s.segments - 1).copy_(crossing.slice(2, 1));
@@ -267,7 +270,8 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
   }
 
   std::vector<int64_t> state_size = {s.batch, s.heads, s.blocks, s.p, s.n};
-  at::Tensor states = s.like_x(state_size), dstates = s.like_x(state_size), dx = s.like_x({s.batch, s.length, s.heads, s.p});
+  at::Tensor states = s.like_x(state_size), dstates = s.like_x(state_size),
+             dx = s.like_x({s.batch, s.length, s.heads, s.p});
   at::Tensor along = s.line(), enters = s.line(), leaves = s.line(), margins = s.line();
   at::Tensor passing = at::empty_like(w.through), skips = s.floats({s.batch, s.heads, s.segments});
   {
@@ -280,20 +284,20 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
   {
     Arguments args;
     args << ptr(s.x) << ptr(dy) << ptr(s.b) << ptr(s.c) << ptr(w.cb) << ptr(w.step) << ptr(w.sums) << ptr(w.rest)
-         << ptr(w.enter) << ptr(w.leave) << ptr(w.through) << ptr(dentry) << ptr(states) << ptr(s.d) << ptr(s.seg) << ptr(dx)
-         << ptr(dstates) << ptr(along) << ptr(passing) << ptr(skips) << s.length << s.heads << s.per_group << s.blocks
-         << s.span << s.p << s.n;
+         << ptr(w.enter) << ptr(w.leave) << ptr(w.through) << ptr(dentry) << ptr(states) << ptr(s.d) << ptr(s.seg)
+         << ptr(dx) << ptr(dstates) << ptr(along) << ptr(passing) << ptr(skips) << s.length << s.heads << s.per_group
+         << s.blocks << s.span << s.p << s.n;
     strides(args, {&s.x, &s.b, &s.c});
-    launch(s.sized("grad_x", {1, s.seg.defined(), dentry.defined(), s.exact}, true, true, true), s.by_segment(s.segments),
-           args);
+    launch(s.sized("grad_x", {1, s.seg.defined(), dentry.defined(), s.exact}, true, true, true),
+           s.by_segment(s.segments), args);
   }
   // Enough slices of a group's heads to fill the device.
   int64_t slices = std::max<int64_t>(1, std::min(s.per_group, ceil_div(2 * s.programs, s.blocks * s.batch * s.groups)));
   at::Tensor part_b = s.floats({slices, s.batch, s.length, s.groups, s.n}), part_c = at::empty_like(part_b);
   at::Tensor part_cb = s.floats({slices, s.batch, s.groups, s.blocks, s.block, s.block});
   dim3 grid(static_cast<unsigned>(s.blocks), static_cast<unsigned>(s.groups * slices), static_cast<unsigned>(s.batch));
-  auto through_states = [&](const at::Tensor &x, const at::Tensor &weight, const at::Tensor &states, const at::Tensor &b,
-                            const at::Tensor &part, const at::Tensor &dots) {
+  auto through_states = [&](const at::Tensor &x, const at::Tensor &weight, const at::Tensor &states,
+                            const at::Tensor &b, const at::Tensor &part, const at::Tensor &dots) {
     Arguments args;
     args << ptr(x) << ptr(weight) << ptr(states) << ptr(b) << ptr(part) << ptr(dots) << s.length << s.heads << s.groups
          << s.per_group << s.blocks << s.p << s.n;
@@ -319,16 +323,17 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
          << s.groups << s.blocks << s.n << slices << slices;
     strides(args, {&s.b, &s.c});
     launch(s.sized("finish_bc", {}, false, true, false),
-           dim3(static_cast<unsigned>(s.blocks), static_cast<unsigned>(s.groups), static_cast<unsigned>(s.batch)), args);
+           dim3(static_cast<unsigned>(s.blocks), static_cast<unsigned>(s.groups), static_cast<unsigned>(s.batch)),
+           args);
   }
   at::Tensor ddt = s.like_x({s.batch, s.length, s.heads});
   at::Tensor part_a = s.floats({s.batch, s.blocks, s.heads}), part_bias = at::empty_like(part_a);
   {
     Arguments args;
-    args << ptr(s.dt) << ptr(s.bias) << ptr(s.a) << ptr(w.step) << ptr(along) << ptr(enters) << ptr(leaves) << ptr(margins)
-         << ptr(passing) << ptr(fixes) << ptr(ddt) << ptr(part_a) << ptr(part_bias) << s.length << s.heads << s.blocks
-         << s.segments << s.span << s.dt.stride(0) << s.dt.stride(1) << static_cast<float>(o.dt_min)
-         << static_cast<float>(o.dt_max);
+    args << ptr(s.dt) << ptr(s.bias) << ptr(s.a) << ptr(w.step) << ptr(along) << ptr(enters) << ptr(leaves)
+         << ptr(margins) << ptr(passing) << ptr(fixes) << ptr(ddt) << ptr(part_a) << ptr(part_bias) << s.length
+         << s.heads << s.blocks << s.segments << s.span << s.dt.stride(0) << s.dt.stride(1)
+         << static_cast<float>(o.dt_min) << static_cast<float>(o.dt_max);
     launch(key("finish_dt", s.type, {1, o.dt_softplus, fixes.defined(), s.block, heads_a_program}), s.by_head(), args);
   }
   g.x = dx;

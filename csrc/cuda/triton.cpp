@@ -1,5 +1,5 @@
-// triton.cpp: finds, loads and launches Triton kernels without Triton: cubins for this device's architecture, or else PTX
-// that the driver finishes. A variant is loaded the first time that it is asked for, and stays loaded.
+// triton.cpp: finds, loads and launches Triton kernels without Triton: cubins for this device's architecture, or else
+// PTX that the driver finishes. A variant is loaded the first time that it is asked for, and stays loaded.
 #include "triton.h"
 
 #include "../internal.h"
@@ -19,7 +19,8 @@
 namespace conquer::triton {
 
 Arguments &Arguments::operator<<(int64_t v) {
-  TORCH_CHECK(v >= INT32_MIN && v <= INT32_MAX, "a kernel argument of ", v, " does not fit 32 bits: the tensor is too large");
+  TORCH_CHECK(v >= INT32_MIN && v <= INT32_MAX, "a kernel argument of ", v,
+              " does not fit 32 bits: the tensor is too large");
   return add(static_cast<uint32_t>(static_cast<int32_t>(v)));
 }
 
@@ -100,8 +101,8 @@ void load(const Set &set, Variant &v) {
   C10_CUDA_CHECK(cudaLibraryLoadData(&library, code.c_str(), nullptr, nullptr, 0, nullptr, nullptr, 0));
   C10_CUDA_CHECK(cudaLibraryGetKernel(&v.kernel, library, v.name.c_str()));
   if (v.shared > 48 * 1024)
-    C10_CUDA_CHECK(cudaKernelSetAttributeForDevice(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, v.shared,
-                                                   set.device));
+    C10_CUDA_CHECK(
+        cudaKernelSetAttributeForDevice(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, v.shared, set.device));
 }
 
 } // namespace

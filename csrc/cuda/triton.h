@@ -10,8 +10,8 @@
 
 namespace conquer::triton {
 
-// A variant's arguments in the order of the kernel's signature: device pointers, 32-bit integers and floats. Triton appends
-// two scratch pointers, which these kernels do not use.
+// A variant's arguments in the order of the kernel's signature: device pointers, 32-bit integers and floats. Triton
+// appends two scratch pointers, which these kernels do not use.
 class Arguments {
 public:
   Arguments &operator<<(const void *p) { return add(reinterpret_cast<uint64_t>(p)); }
@@ -33,8 +33,8 @@ private:
   std::vector<uint64_t> values; // little-endian: a 32-bit value is the first half of its slot
 };
 
-// Launches variant `key` (see compile.py) on the current device and stream. Throws a c10::Error where the variant was not
-// compiled, or where the launch fails.
+// Launches variant `key` (see compile.py) on the current device and stream. Throws a c10::Error where the variant was
+// not compiled, or where the launch fails.
 void launch(const std::string &key, dim3 grid, Arguments arguments);
 
 } // namespace conquer::triton

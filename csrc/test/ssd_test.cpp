@@ -1,7 +1,8 @@
-// ssd_test.cpp: holds the state-space operations of conquer.h against a token-by-token recurrence in float64, forward and
-// every gradient, over random shapes; on the CPU, or on a GPU with the argument "cuda". A second argument is a seed, a
-// third the number of random cases; "full" as the fourth takes every shape on a GPU too (TRITON_FULL). Prints the largest relative error ‖out - ref‖ / ‖ref‖ of each quantity and exits 1
-// where one is too large. With "times" for the seed it prints times on the CPU instead.
+// ssd_test.cpp: holds the state-space operations of conquer.h against a token-by-token recurrence in float64, forward
+// and every gradient, over random shapes; on the CPU, or on a GPU with the argument "cuda". A second argument is a
+// seed, a third the number of random cases; "full" as the fourth takes every shape on a GPU too (TRITON_FULL). Prints
+// the largest relative error ‖out - ref‖ / ‖ref‖ of each quantity and exits 1 where one is too large. With "times" for
+// the seed it prints times on the CPU instead.
 #include "../internal.h"
 
 #include <torch/csrc/autograd/autograd.h>
@@ -25,7 +26,8 @@ static Tensor random(at::IntArrayRef size, double scale = 1) { return torch::ran
 static void check(const std::string &name, const char *what, const Tensor &got, const Tensor &want, at::ScalarType type,
                   double at_least = 0) {
   Tensor g = got.detach().to(at::kCPU).to(at::kDouble), w = want.detach();
-  double size = std::max(w.norm().item<double>(), at_least), error = (g - w).norm().item<double>() / (size > 0 ? size : 1);
+  double size = std::max(w.norm().item<double>(), at_least),
+         error = (g - w).norm().item<double>() / (size > 0 ? size : 1);
   double limit = type == at::kFloat ? 1e-5 : type == at::kHalf ? 2e-3 : 1e-2;
   auto &most = worst[std::string(c10::toString(type)) + " " + what];
   if (!(error <= most))
@@ -43,9 +45,9 @@ static void require(int code) {
   }
 }
 
-// A leaf on the device in `type`, and the float64 leaf with the same values. The gradient of a parameter of a head is a sum
-// over tokens of either sign; where those cancel, what its error is measured by is the size of the terms: `terms` is the
-// parameter once for each token.
+// A leaf on the device in `type`, and the float64 leaf with the same values. The gradient of a parameter of a head is a
+// sum over tokens of either sign; where those cancel, what its error is measured by is the size of the terms: `terms`
+// is the parameter once for each token.
 struct Leaf {
   Tensor real, exact, terms;
   const Tensor &each(int64_t batch, int64_t length) {
@@ -77,7 +79,8 @@ struct Case {
   }
 };
 
-// The recurrence (a, d and bias once for each token), with one state for each chunk of the window: row j of `parts` is what chunk j contributed.
+// The recurrence (a, d and bias once for each token), with one state for each chunk of the window: row j of `parts` is
+// what chunk j contributed.
 static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tensor dt, const Tensor &a, const Tensor &b,
                                             const Tensor &cc, const Tensor &d, const Tensor &z, const Tensor &bias,
                                             const Tensor &initial, const Tensor &seq, double lo, double hi) {
@@ -120,8 +123,9 @@ static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tens
   return {y, seen(chunks - 1)};
 }
 
-static void gradients(const std::string &name, at::ScalarType type, const std::vector<std::pair<const char *, Leaf *>> &of,
-                      const std::vector<Tensor> &outs, const std::vector<Tensor> &refs) {
+static void gradients(const std::string &name, at::ScalarType type,
+                      const std::vector<std::pair<const char *, Leaf *>> &of, const std::vector<Tensor> &outs,
+                      const std::vector<Tensor> &refs) {
   std::vector<Tensor> seeds, exact_seeds;
   for (size_t i = 0; i < outs.size(); i++) {
     Tensor seed = random(refs[i].sizes()).to(outs[i].scalar_type());
@@ -133,7 +137,8 @@ static void gradients(const std::string &name, at::ScalarType type, const std::v
   for (auto &[what, leaf] : of)
     if (leaf->real.defined()) { // an input that the result does not depend on may have no gradient
       auto grad = [](const Tensor &t) { return t.grad().defined() ? t.grad() : at::zeros_like(t, at::kDouble); };
-      double terms = leaf->terms.defined() && leaf->terms.grad().defined() ? leaf->terms.grad().norm().item<double>() : 0;
+      double terms =
+          leaf->terms.defined() && leaf->terms.grad().defined() ? leaf->terms.grad().norm().item<double>() : 0;
       check(name, what, grad(leaf->real), grad(leaf->exact), type, terms);
     }
 }
@@ -142,8 +147,8 @@ static void scan(const Case &c) {
   auto half = c.type;
   Leaf x(random({c.batch, c.length, c.heads, c.p}), half), dt(random({c.batch, c.length, c.heads}), half),
       a(-torch::rand({c.heads}, at::kDouble) * 15 - 0.05, at::kFloat),
-      b(random({c.batch, c.length, c.groups, c.n}), half), cc(random({c.batch, c.length, c.groups, c.n}), half), d, z, bias,
-      initial;
+      b(random({c.batch, c.length, c.groups, c.n}), half), cc(random({c.batch, c.length, c.groups, c.n}), half), d, z,
+      bias, initial;
   if (!c.softplus)
     dt = Leaf(torch::rand({c.batch, c.length, c.heads}, at::kDouble) * 0.2, half);
   if (c.d)
@@ -162,16 +167,24 @@ static void scan(const Case &c) {
   double lo = c.limits ? 0.01 : 0, hi = c.limits ? 0.1 : INFINITY;
   cq_scope_open();
   cq_tensor y, last;
-  require(cq_ssd_scan(x.handle(), dt.handle(), a.handle(), b.handle(), cc.handle(), d.handle(), z.handle(), bias.handle(),
-                      initial.handle(), c.seq ? &seq_device : nullptr, c.chunk, c.window, c.softplus, lo, hi, &y, &last));
-  auto [ref, ref_last] = recurrence(c, x.exact, dt.exact, a.each(c.batch, c.length), b.exact, cc.exact,
-                                    d.each(c.batch, c.length), z.exact, bias.each(c.batch, c.length), initial.exact, seq, lo,
-                                    hi);
+  require(cq_ssd_scan(x.handle(), dt.handle(), a.handle(), b.handle(), cc.handle(), d.handle(), z.handle(),
+                      bias.handle(), initial.handle(), c.seq ? &seq_device : nullptr, c.chunk, c.window, c.softplus, lo,
+                      hi, &y, &last));
+  auto [ref, ref_last] =
+      recurrence(c, x.exact, dt.exact, a.each(c.batch, c.length), b.exact, cc.exact, d.each(c.batch, c.length), z.exact,
+                 bias.each(c.batch, c.length), initial.exact, seq, lo, hi);
   Tensor out = *static_cast<Tensor *>(y), out_last = *static_cast<Tensor *>(last);
   check(c.name(), "y", out, ref, c.type);
   check(c.name(), "final", out_last, ref_last, c.type);
   gradients(c.name(), c.type,
-            {{"dx", &x}, {"ddt", &dt}, {"dA", &a}, {"dB", &b}, {"dC", &cc}, {"dD", &d}, {"dz", &z}, {"dbias", &bias},
+            {{"dx", &x},
+             {"ddt", &dt},
+             {"dA", &a},
+             {"dB", &b},
+             {"dC", &cc},
+             {"dD", &d},
+             {"dz", &z},
+             {"dbias", &bias},
              {"dinitial", &initial}},
             {out, out_last}, {ref, ref_last});
   cq_scope_close();
@@ -214,8 +227,8 @@ static void conv(int64_t batch, int64_t length, int64_t dim, int64_t width, bool
   }
   cq_scope_open();
   cq_tensor y, state;
-  require(cq_causal_conv1d(x.handle(), w.handle(), bias.handle(), initial.handle(), has_seq ? &seq_device : nullptr, silu,
-                           &y, &state));
+  require(cq_causal_conv1d(x.handle(), w.handle(), bias.handle(), initial.handle(), has_seq ? &seq_device : nullptr,
+                           silu, &y, &state));
   Tensor before = has_initial ? initial.exact : torch::zeros({batch, width - 1, dim}, at::kDouble);
   Tensor padded = at::cat({before, x.exact}, 1), out = torch::zeros({batch, length, dim}, at::kDouble);
   if (has_bias)
@@ -223,7 +236,9 @@ static void conv(int64_t batch, int64_t length, int64_t dim, int64_t width, bool
   for (int64_t k = 0; k < width; k++) {
     Tensor tap = padded.slice(1, k, k + length) * w.exact.select(1, k);
     if (has_seq)
-      tap = tap * at::cat({seq.slice(1, 0, 1).expand({batch, width - 1}), seq}, 1).slice(1, k, k + length).eq(seq).unsqueeze(2);
+      tap =
+          tap *
+          at::cat({seq.slice(1, 0, 1).expand({batch, width - 1}), seq}, 1).slice(1, k, k + length).eq(seq).unsqueeze(2);
     out = out + tap;
   }
   if (silu)
@@ -265,15 +280,16 @@ static int64_t pick(std::initializer_list<int64_t> of) { return of.begin()[std::
 // Milliseconds of the scan forward and backward at growing lengths, the best of five, and the process's largest memory.
 static void times(at::ScalarType type) {
   for (int64_t length : {512, 1024, 2048, 4096, 8192}) {
-    Leaf x(random({1, length, 16, 64}), type), dt(random({1, length, 16}), type), a(-torch::rand({16}, at::kDouble) * 15 - 1, at::kFloat),
-        b(random({1, length, 1, 128}), type), c(random({1, length, 1, 128}), type);
+    Leaf x(random({1, length, 16, 64}), type), dt(random({1, length, 16}), type),
+        a(-torch::rand({16}, at::kDouble) * 15 - 1, at::kFloat), b(random({1, length, 1, 128}), type),
+        c(random({1, length, 1, 128}), type);
     double best[2] = {1e9, 1e9};
     for (int i = 0; i < 5; i++) {
       cq_scope_open();
       cq_tensor y;
       auto start = std::chrono::steady_clock::now();
-      require(cq_ssd_scan(x.handle(), dt.handle(), a.handle(), b.handle(), c.handle(), nullptr, nullptr, nullptr, nullptr,
-                          nullptr, 256, -1, 1, 0, INFINITY, &y, nullptr));
+      require(cq_ssd_scan(x.handle(), dt.handle(), a.handle(), b.handle(), c.handle(), nullptr, nullptr, nullptr,
+                          nullptr, nullptr, 256, -1, 1, 0, INFINITY, &y, nullptr));
       auto middle = std::chrono::steady_clock::now();
       Tensor out = *static_cast<Tensor *>(y);
       torch::autograd::backward({out}, {at::ones_like(out)});
@@ -284,8 +300,8 @@ static void times(at::ScalarType type) {
     }
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    std::printf("%s L%ld H16 P64 N128: forward %.2f ms, backward %.2f ms, peak %ld MB\n", c10::toString(type), length, best[0],
-                best[1], usage.ru_maxrss / 1024);
+    std::printf("%s L%ld H16 P64 N128: forward %.2f ms, backward %.2f ms, peak %ld MB\n", c10::toString(type), length,
+                best[0], best[1], usage.ru_maxrss / 1024);
   }
 }
 
@@ -318,7 +334,8 @@ int main(int argc, char **argv) {
     c.window = pick({-1, -1, -1, 0, 0, 1, 2, 3, 5});
     if (usual && c.window > 0)
       c.chunk = std::max<int64_t>(c.chunk, 64);
-    c.d = pick({0, 1}), c.z = pick({0, 0, 1}), c.bias = pick({0, 1, 1}), c.initial = pick({0, 1}), c.seq = pick({0, 0, 1});
+    c.d = pick({0, 1}), c.z = pick({0, 0, 1}), c.bias = pick({0, 1, 1}), c.initial = pick({0, 1}),
+    c.seq = pick({0, 0, 1});
     c.softplus = pick({1, 1, 1, 0}), c.limits = pick({0, 0, 0, 1});
     scan(c);
   }
