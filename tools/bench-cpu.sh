@@ -4,4 +4,5 @@ set -e
 cd "$(dirname "$0")/.."
 conquer=$1 environment=$2 python=$3; shift 3
 tools/parity/environment.sh "$environment" "$python"
-exec "$environment/bin/python" tools/bench/cpu.py "$conquer" "$@"
+go test -c -ldflags "-r $PWD/build/lib/conquer:$PWD/build/lib/conquer/torch/lib" -o build/bin/generate.test ./generate
+exec "$environment/bin/python" tools/bench/cpu.py "$conquer" build/bin/generate.test "$@"
