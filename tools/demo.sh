@@ -14,7 +14,7 @@ echo "Watch the validation loss: those 24 questions are never learned from."
   --checkpoint_steps 0 --ask "Why is the sky blue?" --ask "What should I do when I can't decide between two jobs?"
 cat <<END
 
-$out is a Hugging Face folder: transformers, vLLM and llama.cpp's converter load it. The loss is drawn in $out/loss.png.
+$out is a Hugging Face folder, which transformers loads. The loss is drawn in $out/loss.png.
 Try next:
   build/bin/conquer chat --model_path $out
   build/bin/conquer generate --chat --model_path $out --prompt "How do I boil an egg?" --max_new_tokens 80

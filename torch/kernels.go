@@ -32,14 +32,6 @@ func RMSNorm(x, weight Tensor, eps float64) Tensor {
 	return Tensor{libtch.Ctensor(out)}
 }
 
-// AddRMSNorm is x + residual and the RMSNorm of it, in one pass.
-func AddRMSNorm(x, residual, weight Tensor, eps float64) (sum, norm Tensor) {
-	var outSum, outNorm C.cq_tensor
-	check(C.cq_add_rms_norm(x.handle(), residual.handle(), weight.handle(), C.double(eps), &outSum, &outNorm),
-		"add_rms_norm", x, residual, weight)
-	return Tensor{libtch.Ctensor(outSum)}, Tensor{libtch.Ctensor(outNorm)}
-}
-
 // Rotary turns q [B,L,H,P] and k [B,L,K,P] by the angles whose cosines and sines are cos and sin [B or 1, L, R/2]
 // (float32): the first R of the P dimensions, the i-th paired with the (R/2+i)-th; the rest passes. The results are laid
 // out for attention: [B,H,L,P] and [B,K,L,P] (Su et al., arXiv 2104.09864, in Hugging Face's pairing).

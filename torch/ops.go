@@ -65,14 +65,6 @@ func Randn(shape []int, dtype DType, device Device) Tensor {
 	return c.end("randn")
 }
 
-// Rand draws uniformly from [0, 1).
-func Rand(shape []int, dtype DType, device Device) Tensor {
-	c := begin()
-	dims, n := c.sizes(shape)
-	libtch.AtgRand(&c.out[0], dims, n, int32(dtype), int32(device))
-	return c.end("rand")
-}
-
 // RandInt draws int64 numbers uniformly from [0, high).
 func RandInt(high int, shape []int, device Device) Tensor {
 	c := begin()
@@ -500,13 +492,6 @@ func (t Tensor) Gather(dim int, index Tensor) Tensor {
 	c := begin()
 	libtch.AtgGather(&c.out[0], t.c, int64(dim), index.c, 0)
 	return c.end("gather", t, index)
-}
-
-// Scatter returns t with src's elements put along dim where index says.
-func (t Tensor) Scatter(dim int, index, src Tensor) Tensor {
-	c := begin()
-	libtch.AtgScatter(&c.out[0], t.c, int64(dim), index.c, src.c)
-	return c.end("scatter", t, index, src)
 }
 
 // MaskedFill returns t with value where mask is true.

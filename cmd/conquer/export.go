@@ -22,7 +22,7 @@ import (
 
 var exportCommand = command{
 	name:    "export",
-	summary: "Write a model as a Hugging Face folder, which transformers, vLLM and llama.cpp's converter load.",
+	summary: "Write a model as a Hugging Face folder, which transformers loads.",
 	example: `# a GGUF file becomes a folder for transformers
 conquer export --model_path smollm2-135m --output_path smollm2-hf --dtype bfloat16
 # in files of at most 2 GB

@@ -19,7 +19,7 @@ import (
 var trainCommand = command{
 	name:    "train",
 	summary: "Tune a model on instructions, chats or text: all its weights, a LoRA adapter, or its head.",
-	example: `# all weights, on instructions; the result is a folder that transformers, vLLM and others load
+	example: `# all weights, on instructions; the result is a folder that transformers loads
 conquer train --model_path smollm2-135m --data_path examples/lighthouse/train.jsonl --output_path tuned
 # a LoRA adapter in PEFT's format, with a look at unseen data and at an answer before and after
 conquer train --model_path smollm2-135m --data_path train.jsonl --validation_path heldout.jsonl --output_path adapter \
