@@ -246,45 +246,55 @@ func TestAKillAtAnyMomentLeavesACheckpointThatResumes(t *testing.T) {
 	undisturbed.CheckpointPath, undisturbed.LogPath, undisturbed.Resume = "", "", false
 	want := train(t, tiny(t, true, torch.Float32), samples(22, 1), samples(5, 2), undisturbed, nil)
 
-	dir := t.TempDir()
 	draw := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
-	kills := 0
-	for attempt := 0; ; attempt++ {
-		if attempt > 400 {
-			t.Fatal("the run does not get to its end")
+	const enough = 15
+	// A fast machine gets to the run's end in fewer kills than that: then another run begins.
+	for kills, runs := 0, 0; kills < enough; runs++ {
+		if runs == 20 {
+			t.Fatalf("%d runs met only %d kills", runs, kills)
 		}
-		child := exec.Command(os.Args[0], "-test.run=none")
-		child.Env = append(os.Environ(), childVariable+"="+dir)
-		var output bytes.Buffer
-		child.Stderr = &output
-		if err := child.Start(); err != nil {
-			t.Fatal(err)
-		}
-		ended := make(chan error, 1)
-		go func() { ended <- child.Wait() }()
-		if kills < 15 {
-			waitForProgress(dir, ended, draw)
-			child.Process.Kill()
-		}
-		err := <-ended
-		var exit *exec.ExitError
-		switch {
-		case err == nil:
-			if kills < 15 {
-				t.Fatalf("the run ended after %d kills, too few to trust", kills)
+		dir := t.TempDir()
+		for ended := false; !ended; {
+			if err := killedRun(dir, kills < enough, draw); err == errKilled {
+				kills++
+			} else if err != nil {
+				t.Fatalf("after %d kills the run failed: %v", kills, err)
+			} else {
+				ended = true
 			}
-			checkMetrics(t, childOptions(dir).LogPath, want)
-			return
-		case errors.As(err, &exit) && exit.ProcessState.Sys().(syscall.WaitStatus).Signaled():
-			kills++
-		default:
-			t.Fatalf("after %d kills the run failed: %s", kills, output.String())
 		}
+		checkMetrics(t, childOptions(dir).LogPath, want)
 	}
 }
 
+var errKilled = errors.New("killed")
+
+// killedRun runs a child in dir and, if kill is set, kills it at a moment of draw's choice: errKilled if that came before the end.
+func killedRun(dir string, kill bool, draw *rand.Rand) error {
+	child := exec.Command(os.Args[0], "-test.run=none")
+	child.Env = append(os.Environ(), childVariable+"="+dir)
+	var output bytes.Buffer
+	child.Stderr = &output
+	if err := child.Start(); err != nil {
+		return err
+	}
+	if kill {
+		waitForProgress(dir, draw)
+		child.Process.Kill()
+	}
+	err := child.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if exit.ProcessState.Sys().(syscall.WaitStatus).Signaled() {
+			return errKilled
+		}
+		return errors.New(output.String())
+	}
+	return err
+}
+
 // waitForProgress waits until a child has written something, then for a moment more, up to what a few checkpoints take.
-func waitForProgress(dir string, ended <-chan error, draw *rand.Rand) {
+func waitForProgress(dir string, draw *rand.Rand) {
 	size := func() int64 {
 		info, err := os.Stat(filepath.Join(dir, "log", MetricsFile))
 		if err != nil {
