@@ -174,6 +174,17 @@ int cq_cross_entropy_head_reference(cq_tensor hidden, cq_tensor weight, cq_tenso
 int cq_embedding(cq_tensor weight, cq_tensor ids, cq_tensor *out);
 int cq_embedding_reference(cq_tensor weight, cq_tensor ids, cq_tensor *out);
 
+/* The next token of each row of logits [B,V]: int64 [B], -1 where the logits are no numbers. The filters are those of
+ * transformers, in its order: repetition penalty over the tokens marked in seen (bool [B,V], or NULL), temperature (0: the
+ * likeliest token, the first of equals), top-k (0: all; equals of the k-th stay), top-p (0 or 1: all), min-p (0: all).
+ * uniform (float64 [B], from [0,1); not looked at where temperature is 0) decides where in the remaining mass the token
+ * lies: in the order of the ids without a filter, the likeliest first with one. */
+typedef struct {
+  double repetition_penalty, temperature, top_p, min_p;
+  int64_t top_k;
+} cq_sampling;
+int cq_choose(cq_tensor logits, cq_tensor seen, cq_tensor uniform, const cq_sampling *options, cq_tensor *out);
+
 /* ---- state-space scan (cpu/ssd*.cpp, cuda/ssd*.cpp) ---------------------------------------------------------- */
 
 /* Mamba-2's scan (arXiv 2405.21060), with gradients for every floating-point input. N is the state's width, G the
@@ -227,6 +238,24 @@ int cq_cuda_reset_peak(int device);
 int cq_cuda_synchronize(int device);
 /* Returns cached blocks to the driver. */
 int cq_cuda_empty_cache(void);
+
+/* A stretch of work recorded once and replayed: a CUDA graph. Between cq_graph_begin and cq_graph_end the calling
+ * thread's operations on `device` are recorded instead of run; what they allocate comes from memory that all graphs of
+ * the process share, so results must be copied, within the recording, to tensors that were there before. A failure while
+ * recording ends with cq_graph_abandon. */
+typedef struct cq_graph cq_graph;
+int cq_graph_begin(int device, cq_graph **out);
+int cq_graph_end(cq_graph *graph);
+int cq_graph_replay(cq_graph *graph);
+void cq_graph_abandon(cq_graph *graph);
+/* Waits for the device, so that nothing frees what a replay still uses. */
+void cq_graph_free(cq_graph *graph);
+
+/* A copy of a small tensor on its way to the host: started behind what is queued on the tensor's device, and waited for
+ * when its bytes are wanted (cq_fetch_end also frees it; data may be NULL). On the CPU the copy is made at once. */
+typedef struct cq_fetch cq_fetch;
+int cq_fetch_begin(cq_tensor t, cq_fetch **out);
+int cq_fetch_end(cq_fetch *fetch, void *data, size_t bytes);
 
 #ifdef __cplusplus
 }

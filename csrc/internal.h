@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <exception>
+#include <memory>
 #include <string>
 
 #include "conquer.h"
@@ -43,6 +44,16 @@ struct CudaTable {
   int (*synchronize)(int);
   int (*empty_cache)();
   int (*device_count)();
+  int (*graph_begin)(int, cq_graph **);
+  int (*graph_end)(cq_graph *);
+  int (*graph_replay)(cq_graph *);
+  void (*graph_abandon)(cq_graph *);
+  void (*graph_free)(cq_graph *);
+  // Starts a copy of t into pinned memory; `done` waits for it.
+  at::Tensor (*fetch)(const at::Tensor &t, std::shared_ptr<void> &event);
+  void (*wait)(const std::shared_ptr<void> &event);
 };
+
+const CudaTable &cuda_table(); // empty until cq_cuda_load succeeded
 
 } // namespace conquer

@@ -50,6 +50,9 @@ type Options struct {
 	IgnoreEOS bool
 	// NoCache recomputes every token from the beginning at each step. The result is the same; it is there to check that.
 	NoCache bool
+	// Compile says how steps are launched; "" is CompileGraph on a GPU and CompileNone on the CPU. It changes the speed, and
+	// nothing of the result but for the rounding of logits.
+	Compile Compile
 }
 
 // Finish is why a row ended.
@@ -134,7 +137,14 @@ func Generate(ctx context.Context, m model.Model, tok *text.Tokenizer, prompts [
 			cache := m.NewCache(len(g.rows), g.capacity(), model.DType(m), model.Device(m))
 			defer cache.Free()
 			cache.Starts = g.starts()
-			err = g.loop(ctx, func() torch.Tensor { return g.cached(cache, 0) })
+			logits := func() torch.Tensor { return g.cached(cache, 0) }
+			if !o.compiled(model.Device(m)) {
+				err = g.loop(ctx, logits)
+				return
+			}
+			d := newDecoder(m, cache, len(g.rows), o)
+			defer d.free()
+			err = g.decode(ctx, d, logits)
 		})
 		return err
 	})
@@ -285,36 +295,16 @@ func (g *generation) loop(ctx context.Context, logits func() torch.Tensor) (err 
 		if err != nil {
 			return err
 		}
-		now := time.Now()
-		if step == 0 {
-			g.stats.Prefill = now.Sub(began)
-		} else {
-			g.stats.Decode += now.Sub(began)
+		g.clock(&began, step)
+		tokens := make([]int64, len(g.next))
+		for i, id := range g.next {
+			tokens[i] = int64(id)
 		}
-		began = now
-		going := false
-		for i, r := range g.rows {
-			if r.finish != "" {
-				continue
-			}
-			g.stats.NewTokens++
-			if step > 0 {
-				g.stats.decoded++
-			}
-			if r.accept(g.next[i], !g.options.IgnoreEOS && slices.Contains(g.eos, g.next[i])); r.finish == "" {
-				going = true
-			}
-		}
-		if !going {
-			break
+		if going, err := g.take(tokens, step); err != nil || !going {
+			return err
 		}
 	}
-	for _, r := range g.rows {
-		if r.finish == "" {
-			r.end(FinishInterrupted)
-		}
-	}
-	return err
+	return g.interrupt(err)
 }
 
 // accept adds a token to the row and ends the row where that is due.

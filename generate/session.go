@@ -16,6 +16,8 @@ type Session struct {
 	tok   *text.Tokenizer
 	cache *model.Cache
 	held  []int32 // the tokens that the cache has read
+	// Takes the steps where they are recorded; serves every text of this cache that is sampled in the same way.
+	decoder *decoder
 }
 
 // NewSession begins an empty text; tok may be nil. The caller ends it with Close.
@@ -26,6 +28,8 @@ func (s *Session) Close() { s.Reset() }
 
 // Reset forgets the text so far.
 func (s *Session) Reset() {
+	s.decoder.free()
+	s.decoder = nil
 	if s.cache != nil {
 		s.cache.Free()
 		s.cache = nil
@@ -51,7 +55,16 @@ func (s *Session) Generate(ctx context.Context, prompt []int32, o Options, onTex
 		torch.NoGrad(func() {
 			kept := s.prepare(prompt, g.capacity())
 			g.stats.Reused = kept
-			err = g.loop(ctx, func() torch.Tensor { return g.cached(s.cache, kept) })
+			logits := func() torch.Tensor { return g.cached(s.cache, kept) }
+			if !o.compiled(model.Device(s.model)) {
+				err = g.loop(ctx, logits)
+				return
+			}
+			if s.decoder == nil || s.decoder.cache != s.cache || s.decoder.sampling != o.sampling() {
+				s.decoder.free()
+				s.decoder = newDecoder(s.model, s.cache, 1, o)
+			}
+			err = g.decode(ctx, s.decoder, logits)
 		})
 		return err
 	})

@@ -72,6 +72,9 @@ type Cache struct {
 	Length   int // columns filled
 	Capacity int
 	Starts   []int // first valid column of each sequence; nil when all begin at 0
+	// Position (int64 [1] on the device), where it is a tensor, is what passes over a single token read in place of Length, so
+	// that a recorded pass serves every position.
+	Position torch.Tensor
 }
 
 // LayerCache is one block's part of a Cache; a block uses the fields that it needs.
@@ -106,6 +109,10 @@ func (c *Cache) Free() {
 func NewPass(seq Sequence, rotary *nn.Rotary, window int) *Pass {
 	length, device := seq.IDs.Size(1), seq.IDs.Device()
 	pass := &Pass{Cache: seq.Cache, Segments: seq.Segments, Causal: true}
+	if seq.Cache != nil && seq.Cache.Position.Defined() && length == 1 {
+		pass.anywhere(seq, rotary, window)
+		return pass
+	}
 	if c := seq.Cache; c != nil {
 		pass.Start = c.Length
 		pass.Columns = torch.Arange(c.Length, c.Length+length, torch.Int64, device).Unsqueeze(0)
@@ -140,6 +147,39 @@ func NewPass(seq Sequence, rotary *nn.Rotary, window int) *Pass {
 		pass.mask(seq, starts, window)
 	}
 	return pass
+}
+
+// anywhere prepares a pass over one token whose position only the device knows.
+func (p *Pass) anywhere(seq Sequence, rotary *nn.Rotary, window int) {
+	cache, batch, device := seq.Cache, seq.IDs.Size(0), seq.IDs.Device()
+	p.Start = cache.Length
+	p.Columns = cache.Position.View(1, 1)
+	if rotary == nil {
+		return
+	}
+	positions, end := p.Columns, cache.Position.AddScalar(1)
+	p.Lengths = end.Expand(batch).Contiguous()
+	if cache.Starts != nil {
+		p.Starts = startsOf(cache, device)
+		positions = p.Columns.Sub(p.Starts.View(batch, 1))
+	}
+	if window > 0 {
+		first := end.AddScalar(-float64(window)).Clamp(0, 1<<31).Expand(batch)
+		if p.Starts.Defined() {
+			first = torch.Where(first.Less(p.Starts), p.Starts, first)
+		}
+		p.Starts = first.Contiguous()
+	}
+	p.Cos, p.Sin = rotary.At(positions, cache.Capacity)
+}
+
+// startsOf is the cache's Starts as a tensor, int64 [B], made where it is: a recorded pass may not wait for the host.
+func startsOf(c *Cache, device torch.Device) torch.Tensor {
+	parts := make([]torch.Tensor, len(c.Starts))
+	for i, s := range c.Starts {
+		parts[i] = torch.Full([]int{1}, float64(s), torch.Int64, device)
+	}
+	return torch.Cat(0, parts...)
 }
 
 // mask chooses the cheapest description of which columns each token sees.

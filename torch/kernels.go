@@ -98,3 +98,23 @@ func HeadNLL(hidden, weight, labels Tensor) Tensor {
 		"head nll", hidden, weight, labels)
 	return Tensor{libtch.Ctensor(nll)}
 }
+
+// Sampling says how [Choose] chooses; see csrc/conquer.h for what each filter does. The zero value takes the likeliest token.
+type Sampling struct {
+	Temperature, TopP, MinP float64
+	TopK                    int
+	RepetitionPenalty       float64 // of the tokens marked as seen
+}
+
+// Choose picks the next token of each row of logits [B,V] where they are: int64 [B], -1 where the logits are no numbers. seen
+// (bool [B,V]) marks the tokens that the repetition penalty is for, or is no tensor; uniform (float64 [B], each from [0,1))
+// decides which token is drawn, and may be no tensor where Temperature is 0.
+func Choose(logits, seen, uniform Tensor, o Sampling) Tensor {
+	options := C.cq_sampling{
+		repetition_penalty: C.double(o.RepetitionPenalty), temperature: C.double(o.Temperature), top_p: C.double(o.TopP),
+		min_p: C.double(o.MinP), top_k: C.int64_t(o.TopK),
+	}
+	var out C.cq_tensor
+	check(C.cq_choose(logits.handle(), seen.handle(), uniform.handle(), &options, &out), "choose", logits)
+	return Tensor{libtch.Ctensor(out)}
+}

@@ -529,6 +529,16 @@ func (t Tensor) LessEqual(o Tensor) Tensor {
 	return c.end("le", t, o)
 }
 
+// Mark sets the elements of a boolean t along its last dimension that index (int64) names to true, in place.
+func (t Tensor) Mark(index Tensor) Tensor {
+	scalar(1, func(s libtch.Cscalar) {
+		c := begin()
+		libtch.AtgScatterValue_(&c.out[0], t.c, -1, index.c, s)
+		c.end("scatter_", t, index)
+	})
+	return t
+}
+
 // And is the logical and of two boolean tensors.
 func (t Tensor) And(o Tensor) Tensor {
 	c := begin()

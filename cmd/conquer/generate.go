@@ -38,6 +38,7 @@ conquer generate --model_path my-model --prompts_file questions.txt --chat --jso
 type samplingFlags struct {
 	options generate.Options
 	seed    int64
+	compile string
 }
 
 func (f *samplingFlags) declare(flags *pflag.FlagSet, maxNewTokens int, temperature, topP float64) {
@@ -51,6 +52,7 @@ func (f *samplingFlags) declare(flags *pflag.FlagSet, maxNewTokens int, temperat
 	flags.Int64Var(&f.seed, "seed", -1, "`number` that sampling begins from: the same one gives the same text; -1: a new one each time")
 	flags.StringArrayVar(&o.Stop, "stop", nil, "end before this `text`; may be repeated")
 	flags.BoolVar(&o.IgnoreEOS, "ignore_eos", false, "go on after a token that ends the text")
+	flags.StringVar(&f.compile, "compile", "", "graph: record a decoding step and replay it; none: launch its operations one by one (default: graph on a GPU)")
 }
 
 // read checks the flags and chooses a seed where none was given.
@@ -73,6 +75,11 @@ func (f *samplingFlags) read() error {
 			return usagef("--%s is %v, expected %s", c.flag, c.value, c.want)
 		}
 	}
+	compile, err := generate.ParseCompile(f.compile)
+	if err != nil {
+		return usagef("--compile: %w", err)
+	}
+	f.options.Compile = compile
 	if f.seed < 0 {
 		f.seed = rand.Int64N(1 << 31)
 	}

@@ -63,6 +63,11 @@ int empty_cache() {
 
 } // namespace
 
+namespace conquer {
+void fill_graph(CudaTable &); // graph.cpp
+}
+
 extern "C" void cq_cuda_fill_table(CudaTable *table) {
   *table = CudaTable{describe, reset_peak, synchronize, empty_cache, device_count};
+  fill_graph(*table);
 }

@@ -5,6 +5,7 @@
 
 #include <dlfcn.h>
 
+#include <cstring>
 #include <mutex>
 
 using namespace conquer;
@@ -66,3 +67,41 @@ int cq_cuda_describe(int device, cq_cuda_info *info) { return need_cuda() || tab
 int cq_cuda_reset_peak(int device) { return need_cuda() || table.reset_peak(device); }
 int cq_cuda_synchronize(int device) { return need_cuda() || table.synchronize(device); }
 int cq_cuda_empty_cache(void) { return need_cuda() || table.empty_cache(); }
+
+int cq_graph_begin(int device, cq_graph **out) { return need_cuda() || table.graph_begin(device, out); }
+int cq_graph_end(cq_graph *graph) { return table.graph_end(graph); }
+int cq_graph_replay(cq_graph *graph) { return table.graph_replay(graph); }
+void cq_graph_abandon(cq_graph *graph) { table.graph_abandon(graph); }
+void cq_graph_free(cq_graph *graph) { table.graph_free(graph); }
+
+const CudaTable &conquer::cuda_table() { return table; }
+
+struct cq_fetch {
+  at::Tensor copy;
+  std::shared_ptr<void> event; // none on the CPU
+};
+
+int cq_fetch_begin(cq_tensor t, cq_fetch **out) {
+  return guarded([&] {
+    at::Tensor source = tensor_of(t).detach();
+    auto fetch = std::make_unique<cq_fetch>();
+    fetch->copy = source.is_cuda() ? table.fetch(source, fetch->event) : source.clone(at::MemoryFormat::Contiguous);
+    *out = fetch.release();
+    return 0;
+  });
+}
+
+int cq_fetch_end(cq_fetch *fetch, void *data, size_t bytes) {
+  std::unique_ptr<cq_fetch> owned(fetch);
+  return guarded([&] {
+    if (fetch->event)
+      table.wait(fetch->event);
+    if (!data)
+      return 0;
+    if (fetch->copy.nbytes() != bytes)
+      return fail("the tensor has " + std::to_string(fetch->copy.nbytes()) + " bytes, the buffer " +
+                  std::to_string(bytes));
+    std::memcpy(data, fetch->copy.const_data_ptr(), bytes);
+    return 0;
+  });
+}

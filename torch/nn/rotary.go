@@ -25,6 +25,9 @@ type Rotary struct {
 	cos, sin    torch.Tensor
 	length      int
 	device      torch.Device
+	// Tables that larger ones took the place of: a recorded step may still read them. Together they are no larger than the
+	// one in use.
+	outgrown []torch.Tensor
 }
 
 // NewRotary makes the embedding of a config.
@@ -82,7 +85,9 @@ func (r *Rotary) grow(length int, device torch.Device) {
 	if r.length >= length && r.device == device && r.cos.Defined() {
 		return
 	}
-	r.Free()
+	if r.cos.Defined() {
+		r.outgrown = append(r.outgrown, r.cos, r.sin)
+	}
 	r.length, r.device = max(256, 1<<bits(length-1)), device
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
@@ -104,5 +109,8 @@ func bits(n int) (b int) {
 func (r *Rotary) Free() {
 	r.cos.Free()
 	r.sin.Free()
-	r.length = 0
+	for i := range r.outgrown {
+		r.outgrown[i].Free()
+	}
+	r.outgrown, r.length = nil, 0
 }

@@ -1,0 +1,143 @@
+// graph.cpp: CUDA graphs, and copies to the host that do not wait. Work is recorded on a stream of its own, because the
+// default stream cannot be recorded, and replayed on the thread's current one.
+#include "../internal.h"
+
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDAEvent.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include <map>
+#include <mutex>
+
+using namespace conquer;
+
+namespace {
+
+// One pool of memory for all graphs of a device that live at the same time: replays follow each other, so each may use
+// what the last one did. libtorch does not let a pool come back once its last graph is gone; then there is a new one.
+struct Pool {
+  c10::MempoolId_t id;
+  int graphs = 0;
+};
+std::mutex pools_mutex;
+std::map<int, Pool> pools;
+
+c10::MempoolId_t take_pool(int device) {
+  std::lock_guard<std::mutex> lock(pools_mutex);
+  Pool &pool = pools[device];
+  if (pool.graphs++ == 0)
+    pool.id = at::cuda::graph_pool_handle();
+  return pool.id;
+}
+
+void leave_pool(int device) {
+  std::lock_guard<std::mutex> lock(pools_mutex);
+  pools[device].graphs--;
+}
+
+} // namespace
+
+struct cq_graph {
+  int device;
+  c10::MempoolId_t pool;
+  at::cuda::CUDAGraph graph;
+  std::optional<c10::cuda::CUDAStream> before; // the thread's stream while this one is being recorded
+
+  explicit cq_graph(int device) : device(device), pool(take_pool(device)) {}
+  ~cq_graph() {
+    graph.reset();
+    leave_pool(device);
+  }
+};
+
+namespace {
+
+int graph_begin(int device, cq_graph **out) {
+  return guarded([&] {
+    auto graph = std::make_unique<cq_graph>(device);
+    auto current = c10::cuda::getCurrentCUDAStream(device);
+    auto side = c10::cuda::getStreamFromPool(false, device);
+    c10::cuda::CUDAEvent ready;
+    ready.record(current);
+    ready.block(side);
+    graph->before = current;
+    c10::cuda::setCurrentCUDAStream(side);
+    try {
+      graph->graph.capture_begin(graph->pool, cudaStreamCaptureModeThreadLocal);
+    } catch (...) {
+      c10::cuda::setCurrentCUDAStream(current);
+      throw;
+    }
+    *out = graph.release();
+    return 0;
+  });
+}
+
+int graph_end(cq_graph *graph) {
+  return guarded([&] {
+    struct Restore {
+      c10::cuda::CUDAStream stream;
+      ~Restore() { c10::cuda::setCurrentCUDAStream(stream); }
+    } restore{*graph->before};
+    graph->graph.capture_end();
+    return 0;
+  });
+}
+
+int graph_replay(cq_graph *graph) {
+  return guarded([&] {
+    c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(graph->device));
+    graph->graph.replay();
+    return 0;
+  });
+}
+
+void graph_abandon(cq_graph *graph) {
+  guarded([&] {
+    std::unique_ptr<cq_graph> owned(graph);
+    try {
+      graph->graph.capture_end(); // leaves recording; an invalidated one throws
+    } catch (const std::exception &) {
+    }
+    cudaGetLastError(); // what invalidated the recording is known already
+    c10::cuda::setCurrentCUDAStream(*graph->before);
+    return 0;
+  });
+}
+
+void graph_free(cq_graph *graph) {
+  guarded([&] {
+    std::unique_ptr<cq_graph> owned(graph);
+    c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(graph->device));
+    c10::cuda::device_synchronize();
+    return 0;
+  });
+}
+
+at::Tensor fetch(const at::Tensor &t, std::shared_ptr<void> &event) {
+  c10::cuda::CUDAGuard guard(t.device());
+  at::Tensor copy = at::empty(t.sizes(), t.options().device(at::kCPU).pinned_memory(true));
+  copy.copy_(t, /*non_blocking=*/true);
+  auto recorded = std::make_shared<c10::cuda::CUDAEvent>(cudaEventDisableTiming);
+  recorded->record(c10::cuda::getCurrentCUDAStream(t.get_device()));
+  event = recorded;
+  return copy;
+}
+
+void wait(const std::shared_ptr<void> &event) { static_cast<c10::cuda::CUDAEvent *>(event.get())->synchronize(); }
+
+} // namespace
+
+namespace conquer {
+
+void fill_graph(CudaTable &table) {
+  table.graph_begin = graph_begin;
+  table.graph_end = graph_end;
+  table.graph_replay = graph_replay;
+  table.graph_abandon = graph_abandon;
+  table.graph_free = graph_free;
+  table.fetch = fetch;
+  table.wait = wait;
+}
+
+} // namespace conquer

@@ -1,0 +1,57 @@
+// sample.cpp: cq_choose, the choice of a next token where the logits are, written with libtorch alone so that it can be
+// recorded into a CUDA graph: nothing of it depends on the host seeing a value.
+#include "internal.h"
+
+#include <ATen/core/grad_mode.h>
+
+using namespace conquer;
+
+namespace {
+
+// The index of the first column of w [B,V] at which the running sum passes a share u [B] of the whole.
+at::Tensor draw(const at::Tensor &w, const at::Tensor &u) {
+  at::Tensor sums = w.cumsum(-1);
+  at::Tensor target = u.unsqueeze(1) * sums.narrow(-1, w.size(1) - 1, 1);
+  return at::searchsorted(sums, target, /*out_int32=*/false, /*right=*/true).clamp_max(w.size(1) - 1);
+}
+
+at::Tensor choose(at::Tensor logits, const at::Tensor &seen, const at::Tensor &uniform, const cq_sampling &o) {
+  logits = logits.to(at::kFloat);
+  if (seen.defined()) {
+    at::Tensor less = at::where(logits > 0, logits / o.repetition_penalty, logits * o.repetition_penalty);
+    logits = at::where(seen, less, logits);
+  }
+  if (o.temperature == 0) {
+    auto [most, id] = logits.max(-1);
+    return id.masked_fill(most.isnan(), -1);
+  }
+  at::Tensor p = (logits * (1 / o.temperature)).softmax(-1);
+  at::Tensor broken = p.select(-1, 0).isnan();
+  const bool by_mass = o.top_p > 0 && o.top_p < 1;
+  if (o.top_k == 0 && !by_mass && o.min_p == 0)
+    return draw(p.to(at::kDouble), uniform).squeeze(1).masked_fill(broken, -1);
+  // The likeliest first, equals by id.
+  auto [sorted, ids] = p.sort(/*stable=*/true, -1, /*descending=*/true);
+  at::Tensor mass = sorted.to(at::kDouble), keep = at::ones_like(sorted, at::kBool), total;
+  if (o.top_k > 0) {
+    keep = sorted >= sorted.narrow(-1, std::min<int64_t>(o.top_k, sorted.size(-1)) - 1, 1);
+    total = mass.masked_fill(keep.logical_not(), 0).sum(-1, true);
+  }
+  if (by_mass) {
+    at::Tensor before = mass.cumsum(-1) - mass;
+    keep = keep & (before < (total.defined() ? total * o.top_p : at::full({}, o.top_p, mass.options())));
+  }
+  if (o.min_p > 0)
+    keep = keep & (sorted >= sorted.narrow(-1, 0, 1) * static_cast<float>(o.min_p));
+  at::Tensor column = draw(mass.masked_fill(keep.logical_not(), 0), uniform);
+  return ids.gather(-1, column).squeeze(1).masked_fill(broken, -1);
+}
+
+} // namespace
+
+int cq_choose(cq_tensor logits, cq_tensor seen, cq_tensor uniform, const cq_sampling *options, cq_tensor *out) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    return give(out, choose(tensor_of(logits), tensor_of(seen), tensor_of(uniform), *options));
+  });
+}

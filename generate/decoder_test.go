@@ -1,0 +1,145 @@
+package generate_test
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"testing"
+
+	"conquer/bamba"
+	"conquer/generate"
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+)
+
+// hybrid is a random model with state-space and attention layers.
+func hybrid(t testing.TB) model.Model {
+	t.Helper()
+	config, err := model.Variant("bamba", "tiny")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config["vocab_size"], config["initializer_range"] = 700.0, 0.4
+	m, err := bamba.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := torch.Run(func() error {
+		torch.ManualSeed(1)
+		model.Initialize(m, torch.Float32, torch.CPU)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { model.Free(m) })
+	return m
+}
+
+// A recorded step must give what the operations give one by one: on the CPU the same code runs without being recorded.
+func TestARecordedStepGivesTheSameTokens(t *testing.T) {
+	models := map[string]model.Model{
+		"llama": tiny(t, nil), "window": tiny(t, model.Config{"model_type": "mistral", "sliding_window": 5.0}), "hybrid": hybrid(t),
+	}
+	for name, m := range models {
+		for _, o := range []generate.Options{
+			{}, {RepetitionPenalty: 1.4}, {Temperature: 0.9, Seed: 3}, {Temperature: 1.2, TopK: 30, Seed: 4},
+			{Temperature: 1, TopP: 0.8, Seed: 5}, {Temperature: 1.5, TopK: 200, TopP: 0.7, MinP: 0.02, RepetitionPenalty: 1.2, Seed: 6},
+			{Temperature: 1, MinP: 0.1, Seed: 7},
+		} {
+			o.MaxNewTokens, o.IgnoreEOS, o.Compile = 24, true, generate.CompileNone
+			for _, batch := range [][][]int32{prompts, prompts[:1]} {
+				want := mustGenerate(t, m, nil, batch, o)
+				recorded := o
+				recorded.Compile = generate.CompileGraph
+				for i, r := range mustGenerate(t, m, nil, batch, recorded) {
+					if !slices.Equal(r.Tokens, want[i].Tokens) || r.Finish != want[i].Finish {
+						t.Errorf("%s %+v, prompt %d of %d: recorded %v (%s), one by one %v (%s)",
+							name, o, i, len(batch), r.Tokens, r.Finish, want[i].Tokens, want[i].Finish)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestARecordedStepEndsWhereTheTextEnds(t *testing.T) {
+	m, tok := tiny(t, nil), tokenizer(t)
+	plain := mustGenerate(t, m, tok, prompts, generate.Options{MaxNewTokens: 30, IgnoreEOS: true, Compile: generate.CompileNone})
+	for _, o := range []generate.Options{
+		{MaxNewTokens: 30, EOS: plain[0].Tokens[4:5]}, {MaxNewTokens: 1, IgnoreEOS: true}, {MaxNewTokens: 2, IgnoreEOS: true},
+		{MaxNewTokens: 200, IgnoreEOS: true}, {MaxNewTokens: 30, IgnoreEOS: true, Stop: []string{plain[0].Text[3:5]}},
+	} {
+		o.Compile = generate.CompileNone
+		want := mustGenerate(t, m, tok, prompts, o)
+		o.Compile = generate.CompileGraph
+		for i, r := range mustGenerate(t, m, tok, prompts, o) {
+			if fmt.Sprint(r) != fmt.Sprint(want[i]) {
+				t.Errorf("%+v, prompt %d: recorded %+v, one by one %+v", o, i, r, want[i])
+			}
+		}
+	}
+}
+
+// A conversation's next turn must go on from what the cache holds, one step past the token that ended the last one included.
+func TestASessionOfRecordedStepsGoesOn(t *testing.T) {
+	for name, m := range map[string]model.Model{"llama": tiny(t, nil), "hybrid": hybrid(t)} {
+		sampled := generate.Options{MaxNewTokens: 12, Temperature: 0.8, Seed: 2, IgnoreEOS: true}
+		for _, o := range []generate.Options{{MaxNewTokens: 12}, {MaxNewTokens: 9, IgnoreEOS: true}, sampled} {
+			run := func(compile generate.Compile) (all [][]int32) {
+				s := generate.NewSession(m, nil)
+				defer s.Close()
+				ids := slices.Clone(prompts[0])
+				for turn := range 4 {
+					o := o
+					o.Compile = compile
+					if !o.IgnoreEOS {
+						o.EOS = []int32{int32(100 + turn), 511, 3, 17, 42, 68, 99, 210, 305, 404, 602}
+					}
+					r, _, err := s.Generate(context.Background(), ids, o, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					all = append(all, r.Tokens)
+					ids = append(append(ids, r.Tokens...), int32(30+turn))
+				}
+				return all
+			}
+			if want, got := run(generate.CompileNone), run(generate.CompileGraph); fmt.Sprint(want) != fmt.Sprint(got) {
+				t.Errorf("%s %+v: recorded %v, one by one %v", name, o, got, want)
+			}
+		}
+	}
+}
+
+func TestARecordedStepReportsLogitsThatAreNoNumbers(t *testing.T) {
+	m := tiny(t, nil)
+	if err := torch.Run(func() error {
+		m.Head().Tensor.Copy(torch.Full([]int{1}, math.NaN(), torch.Float32, torch.CPU))
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, temperature := range []float64{0, 1} {
+		o := generate.Options{MaxNewTokens: 4, Temperature: temperature, Compile: generate.CompileGraph}
+		if _, _, err := generate.Generate(context.Background(), m, nil, prompts, o, nil); err == nil {
+			t.Error("logits that are no numbers gave a text")
+		}
+	}
+}
+
+func TestAnInterruptedRecordedTextIsKept(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var tok *text.Tokenizer = tokenizer(t)
+	pieces := 0
+	results, _, err := generate.Generate(ctx, tiny(t, nil), tok, prompts[:1],
+		generate.Options{MaxNewTokens: 40, IgnoreEOS: true, Compile: generate.CompileGraph}, func(int, string) {
+			if pieces++; pieces == 5 {
+				cancel()
+			}
+		})
+	if err == nil || len(results) != 1 || results[0].Finish != generate.FinishInterrupted || len(results[0].Tokens) < 5 {
+		t.Errorf("%v, %+v", err, results)
+	}
+}
