@@ -72,38 +72,6 @@ int cq_set_rng_state(int device, cq_tensor state) {
   });
 }
 
-int cq_adamw(const cq_tensor *params, const cq_tensor *grads, const cq_tensor *exp_avgs, const cq_tensor *exp_avg_sqs,
-             const cq_tensor *steps, int n, double lr, double beta1, double beta2, double weight_decay, double eps) {
-  return guarded([&] {
-    at::NoGradGuard no_grad;
-    auto step_list = tensors_of(steps, n);
-    at::_foreach_add_(step_list, 1);
-    at::_fused_adamw_(tensors_of(params, n), tensors_of(grads, n), tensors_of(exp_avgs, n), tensors_of(exp_avg_sqs, n),
-                      /*max_exp_avg_sqs=*/{}, step_list, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
-                      /*maximize=*/false);
-    return 0;
-  });
-}
-
-int cq_global_norm(const cq_tensor *tensors, int n, cq_tensor *out) {
-  return guarded([&] {
-    at::NoGradGuard no_grad;
-    if (n == 0)
-      return give(out, at::zeros({}, at::kFloat));
-    auto norms = at::_foreach_norm(tensors_of(tensors, n), 2, at::kFloat);
-    return give(out, at::linalg_vector_norm(at::stack(norms)));
-  });
-}
-
-int cq_scale_all(const cq_tensor *tensors, int n, cq_tensor factor) {
-  return guarded([&] {
-    at::NoGradGuard no_grad;
-    if (n)
-      at::_foreach_mul_(tensors_of(tensors, n), tensor_of(factor));
-    return 0;
-  });
-}
-
 int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropout, int causal, double scale,
             cq_tensor *out) {
   return guarded([&] {

@@ -92,14 +92,15 @@ int cq_threads(void);
 
 /* ---- optimizer steps ----------------------------------------------------------------------------------------- */
 
-/* libtorch's fused AdamW over n parameters of one device and dtype: params, grads, exp_avgs and exp_avg_sqs in place;
- * `steps` are float32 scalars that the call increments first. */
-int cq_adamw(const cq_tensor *params, const cq_tensor *grads, const cq_tensor *exp_avgs, const cq_tensor *exp_avg_sqs,
-             const cq_tensor *steps, int n, double lr, double beta1, double beta2, double weight_decay, double eps);
-/* The global 2-norm of n tensors, accumulated in float32 (a float32 scalar on their device). */
-int cq_global_norm(const cq_tensor *tensors, int n, cq_tensor *out);
-/* tensors_i *= factor, factor a float32 scalar tensor on the same device. */
-int cq_scale_all(const cq_tensor *tensors, int n, cq_tensor factor);
+/* One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101) over n weights of one device, in place; it is the
+ * step'th, the first is 1. originals, means and squares are float32 tensors of the weights' shapes; a 16-bit weight is
+ * rounded from its original, a float32 one is its own. Each gradient is multiplied by `scale` as it is read; decays
+ * holds each weight's decay. */
+int cq_adamw(const cq_tensor *weights, const cq_tensor *originals, const cq_tensor *gradients, const cq_tensor *means,
+             const cq_tensor *squares, const double *decays, int n, int64_t step, double scale, double rate,
+             double beta1, double beta2, double eps);
+/* The 2-norm of all elements of n tensors of one device. */
+int cq_global_norm(const cq_tensor *tensors, int n, double *out);
 
 /* ---- attention ----------------------------------------------------------------------------------------------- */
 

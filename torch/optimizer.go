@@ -3,24 +3,30 @@ package torch
 // #include "conquer.h"
 import "C"
 
-import "github.com/sugarme/gotch/libtch"
-
-// AdamWStep is one step of AdamW (Loshchilov and Hutter, arXiv 1711.05101), libtorch's fused kernel, over parameters of one
-// device and dtype, in place: means and squares are the running averages of the gradients and of their squares, steps
-// float32 scalars that count the steps taken and are increased first. All lists have the same length.
-func AdamWStep(params, grads, means, squares, steps []Tensor, rate, beta1, beta2, decay, eps float64) {
-	check(C.cq_adamw(handles(params), handles(grads), handles(means), handles(squares), handles(steps), C.int(len(params)),
-		C.double(rate), C.double(beta1), C.double(beta2), C.double(decay), C.double(eps)), "adamw", params...)
+// AdamWStep is one step of AdamW (Loshchilov and Hutter, arXiv 1711.05101) over weights of one device, in place.
+type AdamWStep struct {
+	// Weights, the float32 tensors that 16-bit ones are rounded from (float32 weights are their own originals), gradients in
+	// the weights' dtype, and the float32 running averages of the gradients and of their squares: lists of one length.
+	Weights, Originals, Gradients, Means, Squares []Tensor
+	Decays                                        []float64 // each weight's decay
+	Step                                          int       // which step this is, from 1
+	Scale                                         float64   // what the gradients are multiplied by
+	Rate, Beta1, Beta2, Eps                       float64
 }
 
-// GlobalNorm is the 2-norm of all the elements of ts together, a float32 scalar.
-func GlobalNorm(ts []Tensor) Tensor {
-	var out C.cq_tensor
+// Take takes the step.
+func (s AdamWStep) Take() {
+	if len(s.Weights) == 0 {
+		return
+	}
+	check(C.cq_adamw(handles(s.Weights), handles(s.Originals), handles(s.Gradients), handles(s.Means), handles(s.Squares),
+		(*C.double)(&s.Decays[0]), C.int(len(s.Weights)), C.int64_t(s.Step), C.double(s.Scale), C.double(s.Rate),
+		C.double(s.Beta1), C.double(s.Beta2), C.double(s.Eps)), "adamw", s.Weights...)
+}
+
+// GlobalNorm is the 2-norm of all the elements of ts together.
+func GlobalNorm(ts []Tensor) float64 {
+	var out C.double
 	check(C.cq_global_norm(handles(ts), C.int(len(ts)), &out), "global norm", ts...)
-	return Tensor{libtch.Ctensor(out)}
-}
-
-// ScaleAll multiplies every tensor of ts by factor, a scalar tensor on their device, in place.
-func ScaleAll(ts []Tensor, factor Tensor) {
-	check(C.cq_scale_all(handles(ts), C.int(len(ts)), factor.handle()), "scale all", factor)
+	return float64(out)
 }

@@ -85,11 +85,11 @@ func (t *Trainer) next() (err error) {
 				})
 			}
 		}
-		step.Norm = optim.Clip(t.adam.Gradients(), t.options.Clip)
+		step.Norm = optim.Norm(t.adam.Gradients())
 		step.Skipped = !optim.Finite(step.Norm) || !optim.Finite(step.Loss)
 	})
 	if !step.Skipped {
-		t.adam.Step(step.Rate)
+		t.adam.Step(step.Rate, optim.Factor(step.Norm, t.options.Clip))
 		t.skipped = 0
 	} else if t.skipped++; t.skipped >= mostSkipped {
 		return fmt.Errorf("step %d: loss %v and gradient norm %v, no finite numbers for %d steps in a row: lower the learning rate, or use bfloat16 rather than float16",

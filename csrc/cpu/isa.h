@@ -13,6 +13,7 @@ namespace CONQUER_ISA {
 #include "embedding.inl"
 #include "linear.inl"
 #include "norm.inl"
+#include "optimizer.inl"
 #include "rope.inl"
 #include "swiglu.inl"
 
@@ -29,6 +30,8 @@ template <class T> constexpr Kernels<T> table() {
   t.attend = attend<T>;
   t.add_rows = add_rows<T>;
   t.cross_entropy = cross_entropy<T>;
+  t.adamw = adamw<T>;
+  t.sum_of_squares = sum_of_squares<T>;
   return t;
 }
 

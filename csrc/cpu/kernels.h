@@ -21,6 +21,15 @@ struct f16 {
   uint16_t bits;
 };
 
+// The constants of one step of AdamW, see optimizer.inl.
+struct AdamWStep {
+  float gradient_scale, beta1, beta2;
+  float keep;              // 1 - rate * decay
+  float rate;              // the rate over the mean's correction
+  float square_correction; // what the square's root is multiplied by
+  float eps;
+};
+
 template <class T> struct Kernels {
   // y[m, r] = <weight[r], x[m]> + bias[r] for r < rows, m < n. The rows of weight lie `depth` apart, those of x too
   // (float32, whatever T), those of y `y_stride`. bias may be null. See linear.inl.
@@ -46,6 +55,10 @@ template <class T> struct Kernels {
   void (*cross_entropy)(T *logits, int64_t rows, int64_t width, const int64_t *labels, float scale, float *nll);
   // into += the sum of rows[which[i]] over i < n. See embedding.inl.
   void (*add_rows)(const T *rows, const int64_t *which, int64_t n, int64_t width, T *into);
+  // See optimizer.inl.
+  void (*adamw)(T *weight, float *original, const T *gradient, float *mean, float *square, int64_t n,
+                const AdamWStep &s);
+  float (*sum_of_squares)(const T *x, int64_t n);
 };
 
 template <class T> const Kernels<T> &kernels();

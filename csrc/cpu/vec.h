@@ -47,6 +47,18 @@ inline Vec maximum(Vec a, Vec b) {
 #endif
 }
 
+inline Vec sqrt(Vec a) {
+#if defined(CONQUER_AVX512)
+  return (Vec)_mm512_sqrt_ps((__m512)a);
+#elif defined(CONQUER_AVX2)
+  return (Vec)_mm256_sqrt_ps((__m256)a);
+#else
+  for (int i = 0; i < W; i++)
+    a[i] = __builtin_sqrtf(a[i]);
+  return a;
+#endif
+}
+
 inline float sum(Vec a) {
 #if defined(CONQUER_AVX512)
   return _mm512_reduce_add_ps((__m512)a);

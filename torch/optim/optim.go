@@ -4,9 +4,9 @@
 //	defer adam.Free()
 //	for step := range steps {
 //		… // a backward pass
-//		norm := optim.Clip(adam.Gradients(), 1)
+//		norm := optim.Norm(adam.Gradients())
 //		if optim.Finite(norm) {
-//			adam.Step(schedule.Rate(step))
+//			adam.Step(schedule.Rate(step), optim.Factor(norm, 1))
 //		}
 //		adam.ClearGradients()
 //	}
@@ -47,8 +47,8 @@ type AdamW struct {
 }
 
 type state struct {
-	mean, square, step torch.Tensor
-	original           torch.Tensor // float32, no tensor where the weight is float32 itself
+	mean, square torch.Tensor
+	original     torch.Tensor // float32, no tensor where the weight is float32 itself
 }
 
 // NewAdamW prepares to optimize params. The state is freed with Free.
@@ -63,7 +63,6 @@ func NewAdamW(params []Param, options AdamWOptions) *AdamW {
 				s := &a.states[i]
 				s.mean = torch.Zeros(p.Shape(), torch.Float32, p.Device()).Own()
 				s.square = torch.Zeros(p.Shape(), torch.Float32, p.Device()).Own()
-				s.step = torch.Zeros(nil, torch.Float32, p.Device()).Own()
 				if p.DType() != torch.Float32 {
 					s.original = p.Detach().To(torch.Float32).Own()
 				}
@@ -79,7 +78,6 @@ func (a *AdamW) Free() {
 		s := &a.states[i]
 		s.mean.Free()
 		s.square.Free()
-		s.step.Free()
 		s.original.Free()
 	}
 	a.states = nil
@@ -103,74 +101,34 @@ func (a *AdamW) ClearGradients() {
 	}
 }
 
-// together is how many elements one call of the fused step gets at the most, beyond a single weight: what bounds the
-// memory for gradients that must be widened to float32 first.
-const together = 1 << 25
-
-// Step takes one step at the given learning rate. A weight without a gradient stays as it is, decay included.
-func (a *AdamW) Step(rate float64) {
-	torch.NoGrad(func() {
-		var pending [2]batch // without and with weight decay
-		for i, p := range a.params {
-			b := &pending[0]
-			if p.Rank() > 1 {
-				b = &pending[1]
-			}
-			if n := p.Numel(); b.elements > 0 && b.elements+n > together {
-				a.apply(b, rate)
-			}
-			b.add(i, p)
-		}
-		a.apply(&pending[0], rate)
-		a.apply(&pending[1], rate)
-	})
+// Step takes one step at the given learning rate, with every gradient multiplied by scale (1, or what Factor says). A weight
+// without a gradient stays as it is, decay included.
+func (a *AdamW) Step(rate, scale float64) {
 	a.taken++
-}
-
-// batch is a list of weights, by index, of one decay.
-type batch struct {
-	indices  []int
-	elements int
-	decays   bool
-}
-
-func (b *batch) add(i int, p Param) {
-	b.indices = append(b.indices, i)
-	b.elements += p.Numel()
-	b.decays = p.Rank() > 1
-}
-
-func (a *AdamW) apply(b *batch, rate float64) {
-	torch.Scoped(func() {
-		var params, grads, means, squares, steps []torch.Tensor
-		for _, i := range b.indices {
-			p, s := a.params[i], a.states[i]
-			g := p.Grad()
-			if !g.Defined() {
-				continue
+	torch.NoGrad(func() {
+		torch.Scoped(func() {
+			step := torch.AdamWStep{Step: a.taken, Scale: scale, Rate: rate,
+				Beta1: a.options.Beta1, Beta2: a.options.Beta2, Eps: a.options.Eps}
+			for i, p := range a.params {
+				g := p.Grad()
+				if !g.Defined() {
+					continue
+				}
+				s, decay := a.states[i], 0.0
+				original := s.original
+				if !original.Defined() {
+					original = p.Tensor
+				}
+				if p.Rank() > 1 {
+					decay = a.options.Decay
+				}
+				step.Weights, step.Originals = append(step.Weights, p.Tensor), append(step.Originals, original.Detach())
+				step.Gradients, step.Decays = append(step.Gradients, g), append(step.Decays, decay)
+				step.Means, step.Squares = append(step.Means, s.mean), append(step.Squares, s.square)
 			}
-			weight := p.Detach()
-			if s.original.Defined() {
-				weight = s.original
-			}
-			params, grads = append(params, weight), append(grads, g.To(torch.Float32))
-			means, squares, steps = append(means, s.mean), append(squares, s.square), append(steps, s.step)
-		}
-		if len(params) == 0 {
-			return
-		}
-		decay := 0.0
-		if b.decays {
-			decay = a.options.Decay
-		}
-		torch.AdamWStep(params, grads, means, squares, steps, rate, a.options.Beta1, a.options.Beta2, decay, a.options.Eps)
-		for _, i := range b.indices {
-			if original := a.states[i].original; original.Defined() {
-				a.params[i].Detach().Copy(original)
-			}
-		}
+			step.Take()
+		})
 	})
-	*b = batch{}
 }
 
 // Taken is how many steps were taken.
@@ -209,29 +167,19 @@ func (a *AdamW) Restore(taken int, tensor func(name string) (torch.Tensor, error
 			return failed
 		}
 	}
-	torch.NoGrad(func() {
-		for i := range a.states {
-			torch.Scoped(func() {
-				a.states[i].step.Copy(torch.Full(nil, float64(taken), torch.Float32, torch.CPU))
-			})
-		}
-	})
 	a.taken = taken
 	return nil
 }
 
-// Clip scales grads in place so that their global norm is at most limit, and returns the norm that they had. A limit of 0
-// does not clip; a norm that is no finite number leaves the gradients as they are.
-func Clip(grads []torch.Tensor, limit float64) float64 {
-	norm := 0.0
-	torch.Scoped(func() {
-		norm = float64(torch.Item[float32](torch.GlobalNorm(grads)))
-		if limit > 0 && Finite(norm) && norm > limit {
-			factor := torch.Scalar(float32(limit / (norm + 1e-6)))
-			torch.ScaleAll(grads, factor.ToDevice(grads[0].Device()))
-		}
-	})
-	return norm
+// Norm is the 2-norm of all the elements of grads together.
+func Norm(grads []torch.Tensor) float64 { return torch.GlobalNorm(grads) }
+
+// Factor is what to multiply gradients of a global norm by so that it is at most limit. A limit of 0 does not clip.
+func Factor(norm, limit float64) float64 {
+	if limit > 0 && norm > limit {
+		return limit / (norm + 1e-6)
+	}
+	return 1
 }
 
 // Finite reports whether x is a number, and not an infinite one.

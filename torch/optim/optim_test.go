@@ -74,7 +74,7 @@ func TestAdamWFollowsThePaperAndDecaysMatricesOnly(t *testing.T) {
 					}
 					refs[i].step(gradient(p, step), step, 0.01, 0.9, 0.99, decay)
 				}
-				adam.Step(0.01)
+				adam.Step(0.01, 1)
 				adam.ClearGradients()
 			})
 		}
@@ -97,7 +97,7 @@ func TestStepsTooSmallForBFloat16AreNotLost(t *testing.T) {
 		for range 1000 {
 			torch.Scoped(func() {
 				p.SetGrad(torch.Ones([]int{4, 4}, torch.BFloat16, torch.CPU))
-				adam.Step(1e-4)
+				adam.Step(1e-4, 1)
 				adam.ClearGradients()
 			})
 		}
@@ -121,7 +121,7 @@ func TestAnOptimizerGoesOnExactlyFromASavedState(t *testing.T) {
 						for _, p := range list {
 							gradient(p, step)
 						}
-						a.Step(0.003)
+						a.Step(0.003, 1)
 						a.ClearGradients()
 					})
 				}
@@ -160,18 +160,62 @@ func TestAnOptimizerGoesOnExactlyFromASavedState(t *testing.T) {
 func TestClippingScalesAllGradientsByOneFactor(t *testing.T) {
 	run(t, func() {
 		grads := []torch.Tensor{torch.From([]float32{3, 0}, 2), torch.From([]float32{0, 4}, 2, 1)}
-		if norm := optim.Clip(grads, 10); norm != 5 || torch.Values[float32](grads[0])[0] != 3 {
-			t.Errorf("norm %v, want 5, and nothing scaled", norm)
-		}
-		if norm := optim.Clip(grads, 1); norm != 5 {
+		if norm := optim.Norm(grads); norm != 5 {
 			t.Errorf("norm %v, want 5", norm)
 		}
-		if a, b := torch.Values[float32](grads[0])[0], torch.Values[float32](grads[1])[1]; math.Abs(float64(a)-0.6) > 1e-6 || math.Abs(float64(b)-0.8) > 1e-6 {
-			t.Errorf("clipped to %v and %v, want 0.6 and 0.8", a, b)
+		if f := optim.Factor(5, 10); f != 1 {
+			t.Errorf("a norm within the limit is scaled by %v", f)
+		}
+		if f := optim.Factor(5, 1); math.Abs(5*f-1) > 1e-6 {
+			t.Errorf("a norm of 5 becomes %v, want 1", 5*f)
 		}
 		bad := []torch.Tensor{torch.From([]float32{float32(math.Inf(1))}, 1), torch.From([]float32{1}, 1)}
-		if norm := optim.Clip(bad, 1); optim.Finite(norm) || torch.Values[float32](bad[1])[0] != 1 {
-			t.Errorf("norm %v of an infinite gradient, scaled to %v", norm, torch.Values[float32](bad[1])[0])
+		if norm := optim.Norm(bad); optim.Finite(norm) {
+			t.Errorf("norm %v of an infinite gradient", norm)
+		}
+
+		// A step with a factor is the step with gradients that were scaled before.
+		var ends [2][]float32
+		for i, scale := range []float64{0.25, 1} {
+			torch.ManualSeed(3)
+			list, _ := params(torch.Float32)
+			adam := optim.NewAdamW(list, optim.AdamWOptions{Beta1: 0.9, Beta2: 0.999, Decay: 0.1})
+			for step := range 3 {
+				for _, p := range list {
+					gradient(p, step)
+					if scale == 1 {
+						p.SetGrad(p.Grad().MulScalar(0.25))
+					}
+				}
+				adam.Step(0.01, scale)
+			}
+			ends[i] = torch.Values[float32](list[0].Detach())
+			adam.Free()
+		}
+		for j := range ends[0] {
+			if ends[0][j] != ends[1][j] {
+				t.Fatalf("weight %d: %v and %v", j, ends[0][j], ends[1][j])
+			}
+		}
+	})
+}
+
+// The norm of many elements, of every dtype, against a sum in float64.
+func TestTheNormIsThatOfAllElements(t *testing.T) {
+	run(t, func() {
+		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16, torch.Float16} {
+			var grads []torch.Tensor
+			want := 0.0
+			for _, n := range []int{1, 17, 100_003} {
+				g := torch.Randn([]int{n}, torch.Float32, torch.CPU).To(dtype)
+				for _, v := range torch.Values[float64](g) {
+					want += v * v
+				}
+				grads = append(grads, g)
+			}
+			if got := optim.Norm(grads); math.Abs(got/math.Sqrt(want)-1) > 1e-5 {
+				t.Errorf("%v: norm %v, want %v", dtype, got, math.Sqrt(want))
+			}
 		}
 	})
 }
