@@ -6,7 +6,10 @@ func init() {
 	model.Register(model.Architecture{
 		Name: "bamba", ModelTypes: []string{"bamba"}, New: New,
 		Variants: map[string]model.Config{
-			"tiny":  bambaVariant(49152, 64, 128, 4, 4, 2, []any{2.0}, 8, 16, 16, 32, model.Config{"tie_word_embeddings": true}),
+			"tiny": bambaVariant(49152, 64, 128, 4, 4, 2, []any{2.0}, 8, 16, 16, 32, model.Config{"tie_word_embeddings": true}),
+			// For char_tokenizer: it learns within minutes on a CPU. Without attention layers, what lies before a chunk is
+			// known through the states alone; short chunks and few layers make that matter.
+			"bytes": bambaVariant(256, 192, 384, 2, 6, 2, []any{}, 12, 32, 64, 16, model.Config{"tie_word_embeddings": true}),
 			"small": bambaVariant(49152, 256, 704, 8, 8, 2, []any{5.0}, 16, 32, 64, 64, model.Config{"tie_word_embeddings": true}),
 			// ibm-ai-platform/Bamba-9B
 			"9b": bambaVariant(128256, 4096, 14336, 32, 32, 8, []any{9.0, 18.0, 27.0}, 128, 64, 128, 256, model.Config{

@@ -27,7 +27,10 @@ conquer train --model_path smollm2-135m --data_path train.jsonl --validation_pat
 # stop it with Ctrl-C or lose the machine's power, and go on
 conquer train --model_path smollm2-135m --data_path train.jsonl --output_path tuned --checkpoint_steps 100 --resume
 # a small model from nothing, on plain text
-conquer train --architecture llama --variant micro --tokenizer tokenizer.json --data_path books --pack --output_path mine`,
+conquer train --architecture llama --variant micro --tokenizer tokenizer.json --data_path books --pack --output_path mine
+# one that reads characters, from a folder of sources
+conquer train --architecture bamba --variant bytes --tokenizer char_tokenizer --data_path src --pack --sequence_length 1024 \
+  --batch_size 4 --steps 500 --learning_rate 6e-3 --beta2 0.98 --output_path mine`,
 	setup: setupTrain,
 }
 
@@ -325,6 +328,10 @@ func (f *trainFlags) finish(t *train.Trainer) error {
 	}
 	if f.LoRA != nil && !f.merge {
 		fmt.Printf("  conquer generate --model_path %s --adapter_path %s --chat --prompt %q\n", f.path, f.output, question)
+		return nil
+	}
+	if f.path == "" && len(f.ask) == 0 { // a model that learned from nothing but this data continues texts
+		fmt.Printf("  conquer generate --model_path %s --temperature 0.7 --prompt %q\n", f.output, "The ")
 		return nil
 	}
 	fmt.Printf("  conquer generate --model_path %s --chat --prompt %q\n", f.output, question)

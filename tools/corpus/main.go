@@ -1,0 +1,165 @@
+// Command corpus gathers the texts of `make experiment` from the Go sources that every Go toolchain brings along:
+//
+//	corpus "$(go env GOROOT)/src" OUT
+//
+// It writes OUT/train and OUT/heldout, which share no package; OUT/validation, a few of the held-out files to watch while
+// training; and OUT/prompts.json, passages of held-out files with what follows them. The same toolchain gives the same
+// files.
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Packages of the standard library that read like what people write. A folder stands for all below it.
+var packages = []string{"archive", "bufio", "bytes", "compress", "container", "context", "crypto", "database/sql", "debug",
+	"encoding", "errors", "expvar", "flag", "fmt", "go", "hash", "html", "image", "index", "io", "log", "maps", "math", "mime",
+	"net", "os", "path", "reflect", "regexp", "slices", "sort", "strconv", "strings", "sync", "testing", "text", "time"}
+
+// heldOut are never learned from. None has a twin among the others, as strings has in bytes.
+var heldOut = []string{"archive/zip", "bufio", "container", "encoding/csv", "go/doc", "net/textproto", "regexp/syntax", "text/template"}
+
+// watched are the held-out files of OUT/validation.
+var watched = []string{"bufio/scan.go", "container/heap/heap.go", "encoding/csv/reader.go"}
+
+// promptLengths are what a prompt may have, in characters. Twice as many characters as the longest stay within what a model
+// of short contexts was trained for.
+var promptLengths = []int{256, 512, 1024, 2048}
+
+const (
+	promptsPerLength = 8
+	answerLength     = 96      // characters of the text that follows a prompt
+	chunkSize        = 64      // the model's: num_chunks counts these
+	largest          = 100_000 // bytes; larger files are tables for the most part
+)
+
+type prompt struct {
+	Prompt    string `json:"prompt"`
+	Answer    string `json:"answer"`
+	TokenLen  int    `json:"token_len"`
+	NumChunks int    `json:"num_chunks"`
+}
+
+func main() {
+	if len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, `usage: corpus "$(go env GOROOT)/src" OUT`)
+		os.Exit(2)
+	}
+	if err := gather(os.Args[1], os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, "corpus:", err)
+		os.Exit(1)
+	}
+}
+
+func gather(src, out string) error {
+	for _, sub := range []string{"train", "heldout", "validation", "prompts.json"} {
+		if err := os.RemoveAll(filepath.Join(out, sub)); err != nil {
+			return err
+		}
+	}
+	sizes := map[string]int{}
+	var unseen []string // the held-out files' texts
+	for _, pkg := range packages {
+		err := filepath.WalkDir(filepath.Join(src, pkg), func(path string, entry fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			if entry.IsDir() {
+				if entry.Name() == "testdata" || entry.Name() == "vendor" {
+					return fs.SkipDir
+				}
+				return nil
+			}
+			data, ok, err := source(path)
+			if !ok || err != nil {
+				return err
+			}
+			name, err := filepath.Rel(src, path)
+			if err != nil {
+				return err
+			}
+			name = filepath.ToSlash(name)
+			sets := []string{"train"}
+			if below(name, heldOut) {
+				sets = []string{"heldout"}
+				unseen = append(unseen, string(data))
+				if slices.Contains(watched, name) {
+					sets = append(sets, "validation")
+				}
+			}
+			for _, set := range sets {
+				sizes[set] += len(data)
+				if err := write(filepath.Join(out, set, name), data); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	prompts := passages(unseen)
+	if want := promptsPerLength * len(promptLengths); len(prompts) < want || sizes["train"] < 1<<20 || sizes["validation"] == 0 {
+		return fmt.Errorf("%s does not hold the sources of Go's standard library", src)
+	}
+	data, err := json.MarshalIndent(prompts, "", " ")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%.1f MB of Go to learn from, %.2f MB of other packages held out, %d prompts from these\n",
+		float64(sizes["train"])/1e6, float64(sizes["heldout"])/1e6, len(prompts))
+	return write(filepath.Join(out, "prompts.json"), data)
+}
+
+// source reads a Go file that a person wrote and that is no test.
+func source(path string) ([]byte, bool, error) {
+	if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+		return nil, false, nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil || len(data) > largest {
+		return nil, false, err
+	}
+	head, _, _ := bytes.Cut(data, []byte("\npackage "))
+	return data, !bytes.Contains(head, []byte("DO NOT EDIT")), nil
+}
+
+func below(name string, folders []string) bool {
+	return slices.ContainsFunc(folders, func(folder string) bool { return strings.HasPrefix(name, folder+"/") })
+}
+
+func write(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o666)
+}
+
+// passages takes prompts of each length, from as many files as there are. A prompt begins with a line and is followed by
+// the answer. Texts outside ASCII, in which a character is not a byte, are passed over.
+func passages(files []string) []prompt {
+	var prompts []prompt
+	next := 0
+	for _, length := range promptLengths {
+		for taken, tried := 0, 0; taken < promptsPerLength && tried < len(files); tried++ {
+			text := files[next%len(files)]
+			next++
+			start := strings.Index(text[len(text)/3:], "\n") + 1 + len(text)/3
+			end := start + length + answerLength
+			if end > len(text) || strings.ContainsFunc(text[start:end], func(r rune) bool { return r > 127 }) {
+				continue
+			}
+			prompts = append(prompts, prompt{text[start : start+length], text[start+length : end], length, (length + chunkSize - 1) / chunkSize})
+			taken++
+		}
+	}
+	return prompts
+}

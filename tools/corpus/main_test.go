@@ -1,0 +1,104 @@
+package main
+
+import (
+	"encoding/json"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// gathered lists what gather made of the installed toolchain: names and contents.
+func gathered(t *testing.T) (string, map[string]string) {
+	t.Helper()
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := t.TempDir()
+	if err := gather(filepath.Join(strings.TrimSpace(string(root)), "src"), out); err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{}
+	err = filepath.WalkDir(out, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		name, _ := filepath.Rel(out, path)
+		data, err := os.ReadFile(path)
+		files[filepath.ToSlash(name)] = string(data)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out, files
+}
+
+func TestTheSameToolchainGivesTheSameFilesAndSharesNoPackage(t *testing.T) {
+	_, files := gathered(t)
+	_, again := gathered(t)
+	if len(files) != len(again) {
+		t.Fatalf("%d files, then %d", len(files), len(again))
+	}
+	learned := map[string]string{}
+	for name, text := range files {
+		if again[name] != text {
+			t.Errorf("%s differs from one call to the next", name)
+		}
+		if strings.HasPrefix(name, "train/") {
+			learned[text] = name
+			for _, pkg := range heldOut {
+				if strings.HasPrefix(name, "train/"+pkg+"/") {
+					t.Errorf("%s is learned from and held out", name)
+				}
+			}
+		}
+	}
+	for name, text := range files {
+		if twin := learned[text]; strings.HasPrefix(name, "heldout/") && twin != "" {
+			t.Errorf("%s has the same text as %s", name, twin)
+		}
+	}
+	for _, name := range watched {
+		if files["validation/"+name] == "" || files["validation/"+name] != files["heldout/"+name] {
+			t.Errorf("%s is not held out to be watched", name)
+		}
+	}
+}
+
+func TestPromptsAreFollowedByTheirAnswers(t *testing.T) {
+	_, files := gathered(t)
+	var prompts []prompt
+	if err := json.Unmarshal([]byte(files["prompts.json"]), &prompts); err != nil {
+		t.Fatal(err)
+	}
+	lengths := map[int]int{}
+	for i, p := range prompts {
+		lengths[len(p.Prompt)]++
+		found := false
+		for name, text := range files {
+			found = found || strings.HasPrefix(name, "heldout/") && strings.Contains(text, p.Prompt+p.Answer)
+		}
+		if !found || len(p.Answer) != answerLength || p.TokenLen != len(p.Prompt) || p.NumChunks != p.TokenLen/chunkSize {
+			t.Errorf("prompt %d: found %v, %d characters, %+v", i, found, len(p.Prompt), p)
+		}
+	}
+	for _, length := range promptLengths {
+		if lengths[length] != promptsPerLength {
+			t.Errorf("%d prompts of %d characters, expected %d", lengths[length], length, promptsPerLength)
+		}
+	}
+	if !slices.IsSorted(promptLengths) {
+		t.Error("the lengths are not in order")
+	}
+}
+
+func TestAFolderThatIsNoToolchainIsRefused(t *testing.T) {
+	if err := gather(t.TempDir(), t.TempDir()); err == nil {
+		t.Error("an empty folder was taken for the sources of a toolchain")
+	}
+}
