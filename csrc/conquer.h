@@ -66,6 +66,9 @@ void cq_map_close(cq_mapping *map);
 /* A tensor over bytes [offset, offset + size of the tensor) of the mapping, without copying. */
 int cq_map_tensor(cq_mapping *map, size_t offset, const int64_t *sizes, int rank, int dtype, cq_tensor *out);
 
+/* What one addition and its scope take without Go, in nanoseconds, over n repetitions: what Go's side is measured by. */
+double cq_time_add(cq_tensor a, cq_tensor b, int64_t n);
+
 /* ---- autograd and randomness --------------------------------------------------------------------------------- */
 
 /* Accumulates into each input's .grad the gradient of sum_i <outputs_i, seeds_i>; with n_inputs 0 every leaf reached

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -222,4 +223,16 @@ int cq_map_tensor(cq_mapping *map, size_t offset, const int64_t *sizes, int rank
                          file->data + offset, at::IntArrayRef(sizes, rank), [holder](void *) {},
                          at::TensorOptions().dtype(type)));
   });
+}
+
+double cq_time_add(cq_tensor a, cq_tensor b, int64_t n) {
+  const at::Tensor &x = tensor_of(a), &y = tensor_of(b);
+  const auto begin = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < n; i++) {
+    cq_scope_open();
+    cq_tensor out;
+    guarded([&] { return give(&out, at::add(x, y)); });
+    cq_scope_close();
+  }
+  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count() / n;
 }

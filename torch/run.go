@@ -124,3 +124,8 @@ func SetThreads(n int) { C.cq_set_threads(C.int(n)) }
 
 // Threads returns how many threads an operation on the CPU may use.
 func Threads() int { return int(C.cq_threads()) }
+
+// timeAdd is what one addition and its scope take when C++ does both, in nanoseconds, over n repetitions.
+func timeAdd(a, b Tensor, n int) float64 {
+	return float64(C.cq_time_add(a.handle(), b.handle(), C.int64_t(n)))
+}
