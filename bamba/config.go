@@ -47,7 +47,9 @@ func read(config model.Config) (hyper, error) {
 	} else {
 		h.mixer.headDim = r.Int("mamba_d_head")
 	}
-	h.readRotary(r)
+	// Half of a head is turned unless rope_parameters says otherwise. transformers' Bamba goes by nothing else either, whatever
+	// partial_rotary_factor or attn_rotary_emb older files carry beside it.
+	h.rotary = r.Rotary(h.headDim, 0.5)
 	switch list, ok := config["attn_layer_indices"].([]any); {
 	case ok:
 		for _, v := range list {
@@ -67,33 +69,6 @@ func read(config model.Config) (hyper, error) {
 		return h, fmt.Errorf("config.json: num_key_value_heads %d does not divide num_attention_heads %d", h.keyHeads, h.heads)
 	}
 	return h, h.mixer.check(r, inner, [4]string{"mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_d_conv"})
-}
-
-// readRotary reads which part of a head is turned: half of it unless rope_parameters says otherwise. transformers' Bamba
-// goes by nothing else either, whatever partial_rotary_factor or attn_rotary_emb older files carry beside it.
-func (h *hyper) readRotary(r *model.Reader) {
-	scaling := r.Object("rope_scaling")
-	if r.Has("rope_parameters") {
-		scaling = r.Object("rope_parameters")
-	}
-	part := scaling.FloatOr("partial_rotary_factor", 0.5)
-	h.rotary = nn.RotaryConfig{
-		Dims:    int(float64(h.headDim) * part),
-		Theta:   scaling.FloatOr("rope_theta", r.FloatOr("rope_theta", 10000)),
-		Scaling: scaling.StringOr("rope_type", scaling.StringOr("type", "")),
-	}
-	switch h.rotary.Scaling {
-	case "linear":
-		h.rotary.Factor = scaling.Float("factor")
-	case "llama3":
-		h.rotary.Factor = scaling.Float("factor")
-		h.rotary.LowFreqFactor = scaling.Float("low_freq_factor")
-		h.rotary.HighFreqFactor = scaling.Float("high_freq_factor")
-		h.rotary.OriginalPosition = scaling.Int("original_max_position_embeddings")
-	}
-	if r.Err == nil {
-		r.Err = scaling.Err
-	}
 }
 
 // check finishes reading the Mamba-2 layers' part of a config and says what the kernels could not run; names are the

@@ -126,27 +126,9 @@ func read(config model.Config) (hyper, error) {
 	if act := r.StringOr("hidden_act", "silu"); act != "silu" {
 		return h, fmt.Errorf("config.json: hidden_act %q is not supported, expected silu", act)
 	}
-	scaling := r.Object("rope_scaling")
-	if r.Has("rope_parameters") { // transformers 5 keeps theta and scaling together
-		scaling = r.Object("rope_parameters")
-	}
-	h.rotary = nn.RotaryConfig{
-		Dims: h.headDim, Theta: scaling.FloatOr("rope_theta", r.FloatOr("rope_theta", 10000)),
-		Scaling: scaling.StringOr("rope_type", scaling.StringOr("type", "")),
-	}
-	switch h.rotary.Scaling {
-	case "linear":
-		h.rotary.Factor = scaling.Float("factor")
-	case "llama3":
-		h.rotary.Factor = scaling.Float("factor")
-		h.rotary.LowFreqFactor = scaling.Float("low_freq_factor")
-		h.rotary.HighFreqFactor = scaling.Float("high_freq_factor")
-		h.rotary.OriginalPosition = scaling.Int("original_max_position_embeddings")
-	}
-	for _, reader := range []*model.Reader{r, scaling} {
-		if reader.Err != nil {
-			return h, reader.Err
-		}
+	h.rotary = r.Rotary(h.headDim, 1)
+	if r.Err != nil {
+		return h, r.Err
 	}
 	if h.heads%h.keyHeads != 0 {
 		return h, fmt.Errorf("config.json: num_key_value_heads %d does not divide num_attention_heads %d", h.keyHeads, h.heads)

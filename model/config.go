@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+
+	"conquer/torch/nn"
 )
 
 // Config is a Hugging Face config.json. The typed readers report the first field that is missing or of the wrong type.
@@ -133,4 +135,31 @@ func (r *Reader) Object(key string) *Reader {
 	}
 	r.fail(key, "an object")
 	return &Reader{Config: Config{}}
+}
+
+// Rotary reads how the heads' first dimensions are turned: rope_theta and rope_scaling, or rope_parameters, where
+// transformers 5 keeps both. share is the part of a head that is turned unless partial_rotary_factor says otherwise.
+func (r *Reader) Rotary(headDim int, share float64) nn.RotaryConfig {
+	scaling := r.Object("rope_scaling")
+	if r.Has("rope_parameters") {
+		scaling = r.Object("rope_parameters")
+	}
+	c := nn.RotaryConfig{
+		Dims:    int(float64(headDim) * scaling.FloatOr("partial_rotary_factor", share)),
+		Theta:   scaling.FloatOr("rope_theta", r.FloatOr("rope_theta", 10000)),
+		Scaling: scaling.StringOr("rope_type", scaling.StringOr("type", "")),
+	}
+	switch c.Scaling {
+	case "linear":
+		c.Factor = scaling.Float("factor")
+	case "llama3":
+		c.Factor = scaling.Float("factor")
+		c.LowFreqFactor = scaling.Float("low_freq_factor")
+		c.HighFreqFactor = scaling.Float("high_freq_factor")
+		c.OriginalPosition = scaling.Int("original_max_position_embeddings")
+	}
+	if r.Err == nil {
+		r.Err = scaling.Err
+	}
+	return c
 }

@@ -12,11 +12,5 @@ echo "Watch the validation loss: those 24 questions are never learned from."
   --data_path examples/lighthouse/train.jsonl --validation_path examples/lighthouse/heldout.jsonl \
   --output_path "$out" --epochs 2 --batch_size 4 --learning_rate 1e-4 --dtype bfloat16 --sequence_length 256 \
   --checkpoint_steps 0 --ask "Why is the sky blue?" --ask "What should I do when I can't decide between two jobs?"
-cat <<END
-
-$out is a Hugging Face folder, which transformers loads. The loss is drawn in $out/loss.png.
-Try next:
-  build/bin/conquer chat --model_path $out
-  build/bin/conquer generate --chat --model_path $out --prompt "How do I boil an egg?" --max_new_tokens 80
-  build/bin/conquer train --help
-END
+echo "  build/bin/conquer chat --model_path $out"
+echo "$out is a Hugging Face folder, which transformers loads too; 'build/bin/conquer help' lists what else there is."
