@@ -93,6 +93,10 @@ int cq_set_rng_state(int device, cq_tensor state);
 void cq_set_threads(int n);
 int cq_threads(void);
 
+/* The bytes that tensors on the CPU hold now, views of mapped files aside, and the most since the last reset. */
+void cq_cpu_memory(int64_t *now, int64_t *most);
+void cq_cpu_reset_peak(void);
+
 /* ---- optimizer steps ----------------------------------------------------------------------------------------- */
 
 /* One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101) over n weights of one device, in place; it is the

@@ -102,9 +102,23 @@ func (d Device) Synchronize() {
 	}
 }
 
-// ResetPeak starts a new measurement of a GPU's peak memory.
+// Memory is how many bytes tensors on d hold now, and the most since the process began or ResetPeak. Views of mapped files
+// do not count.
+func (d Device) Memory() (now, peak int64) {
+	if d.IsCUDA() {
+		info := d.Info()
+		return info.Allocated, info.Peak
+	}
+	var n, m C.int64_t
+	C.cq_cpu_memory(&n, &m)
+	return int64(n), int64(m)
+}
+
+// ResetPeak starts a new measurement of d's peak memory.
 func (d Device) ResetPeak() {
 	if d.IsCUDA() {
 		check(C.cq_cuda_reset_peak(C.int(d)), "reset peak "+d.String())
+		return
 	}
+	C.cq_cpu_reset_peak()
 }

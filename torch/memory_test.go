@@ -57,3 +57,21 @@ func TestBlocksOfMemoryNeverOverlap(t *testing.T) {
 	}
 	workers.Wait()
 }
+
+func TestMemoryCountsWhatTensorsHold(t *testing.T) {
+	run(t, func() {
+		before, _ := torch.CPU.Memory()
+		torch.CPU.ResetPeak()
+		torch.Scoped(func() {
+			torch.Zeros([]int{1 << 20}, torch.Float32, torch.CPU)
+			torch.Zeros([]int{100}, torch.Float32, torch.CPU)
+		})
+		after, peak := torch.CPU.Memory()
+		if after != before {
+			t.Errorf("%d bytes are still held", after-before)
+		}
+		if held := peak - before; held < 4<<20+400 || held > 4<<20+8192 {
+			t.Errorf("the peak was %d bytes, want some more than 4 MiB and 400", held)
+		}
+	})
+}

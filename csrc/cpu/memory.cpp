@@ -11,6 +11,7 @@
 #include <malloc.h>
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -29,11 +30,23 @@ constexpr size_t always_kept = 512 << 20; // how much free memory is kept whatev
 
 size_t rounded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
+// Bytes that tensors on the CPU hold, glibc's blocks included, and the most since the last reset.
+std::atomic<int64_t> held{0}, most_held{0};
+
+void hold(int64_t bytes) {
+  const int64_t now = held.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+  int64_t most = most_held.load(std::memory_order_relaxed);
+  while (now > most && !most_held.compare_exchange_weak(most, now, std::memory_order_relaxed)) {
+  }
+}
+
 class BlockAllocator final : public c10::Allocator {
 public:
   c10::DataPtr allocate(size_t n) override {
     void *data = n < least ? std::aligned_alloc(alignment, rounded(n, alignment)) : take(rounded(n, step));
     TORCH_CHECK(data || n == 0, "out of memory: no ", n, " bytes are left");
+    if (n < least)
+      hold(malloc_usable_size(data));
     return {data, data, &release, c10::Device(c10::kCPU)};
   }
 
@@ -74,6 +87,7 @@ private:
     block.free = false;
     used_ += n;
     unused_ -= n;
+    hold(n);
     return at->first;
   }
 
@@ -102,6 +116,7 @@ private:
     auto at = blocks_.find(static_cast<char *>(data));
     if (at == blocks_.end())
       return false;
+    hold(-int64_t(at->second.size));
     used_ -= at->second.size;
     unused_ += at->second.size;
     at->second.free = true;
@@ -139,8 +154,10 @@ BlockAllocator &allocator() {
 }
 
 void BlockAllocator::release(void *data) {
-  if (data && !allocator().give_back(data))
+  if (data && !allocator().give_back(data)) {
+    hold(-int64_t(malloc_usable_size(data)));
     std::free(data);
+  }
 }
 
 // Before main, and before any tensor. oneDNN's scratch memory comes from glibc, which is told to keep it.
@@ -154,3 +171,10 @@ const bool installed = [] {
 } // namespace
 
 } // namespace conquer
+
+void cq_cpu_memory(int64_t *now, int64_t *most) {
+  *now = conquer::held;
+  *most = conquer::most_held;
+}
+
+void cq_cpu_reset_peak(void) { conquer::most_held = conquer::held.load(); }
