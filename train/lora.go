@@ -37,6 +37,11 @@ func (l LoRA) check() error {
 	return nil
 }
 
+// adapts reports whether p gets an adapter.
+func (l LoRA) adapts(p part) bool {
+	return slices.Equal(l.Targets, []string{AllLinear}) || slices.Contains(l.Targets, lastPart(p.name))
+}
+
 // part is one of the side-by-side parts of a linear layer.
 type part struct {
 	layer *nn.Linear
@@ -100,18 +105,14 @@ func AddAdapters(m model.Model, l LoRA) error {
 			known = append(known, name)
 		}
 	}
-	targets := l.Targets
-	if slices.Equal(targets, []string{AllLinear}) {
-		targets = known
-	}
-	for _, t := range targets {
-		if !slices.Contains(known, t) {
+	for _, t := range l.Targets {
+		if !slices.Contains(known, t) && len(l.Targets) > 1 || !slices.Contains(append(known, AllLinear), t) {
 			return fmt.Errorf("LoRA target %q names no layer: choose %s or among %s", t, AllLinear, strings.Join(known, ", "))
 		}
 	}
 	return torch.Run(func() error {
 		for _, p := range all {
-			if !slices.Contains(targets, lastPart(p.name)) {
+			if !l.adapts(p) {
 				continue
 			}
 			a := p.newAdapter(l.Rank, l.Alpha/float64(l.Rank), l.Dropout)

@@ -305,7 +305,7 @@ func TestCompletionKnowsCommandsAndFlags(t *testing.T) {
 }
 
 func TestHelpTeachesWithAnExample(t *testing.T) {
-	for _, name := range []string{"generate", "chat", "score", "info", "export", "completion"} {
+	for _, name := range []string{"generate", "chat", "score", "info", "export", "plan", "completion"} {
 		if help := succeed(t, name, "--help"); !strings.Contains(help, "Examples:\n") || !strings.Contains(help, "conquer "+name) {
 			t.Errorf("%s: %s", name, help)
 		}
@@ -362,6 +362,8 @@ func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"an unknown format":     {[]string{"export", "--model_path", good, "--output_path", folder + "/x", "--format", "onnx"}, 2, "onnx"},
 		"a strange size":        {[]string{"export", "--model_path", good, "--output_path", folder + "/x", "--shard_size", "big"}, 2, "--shard_size"},
 		"an unknown shell":      {[]string{"completion", "csh"}, 2, "csh"},
+		"a plan of nothing":     {[]string{"plan"}, 2, "--architecture"},
+		"a plan for half hosts": {[]string{"plan", "--architecture", "llama", "--variant", "7b", "--gpus", "12"}, 2, "hosts of 8"},
 		"info of nothing":       {[]string{"info", "--model_path", "/nowhere"}, 1, "/nowhere"},
 	} {
 		stdout, stderr, code := invoke(t, "", c.args...)

@@ -31,7 +31,7 @@ type command struct {
 
 // commands lists the subcommands in the order of the help.
 func commands() []command {
-	return []command{trainCommand, generateCommand, chatCommand, scoreCommand, exportCommand, infoCommand, completionCommand, versionCommand}
+	return []command{trainCommand, generateCommand, chatCommand, scoreCommand, exportCommand, infoCommand, planCommand, completionCommand, versionCommand}
 }
 
 // usageError is a mistake in how the program was called: exit code 2.

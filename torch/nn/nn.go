@@ -64,17 +64,18 @@ func (l *Linear) Forward(x torch.Tensor) torch.Tensor {
 	if l.Bias != nil {
 		bias = l.Bias.Tensor
 	}
-	y := torch.Linear(x, l.Weight.Tensor, bias)
 	if len(l.LoRA) == 0 {
-		return y
+		return torch.Linear(x, l.Weight.Tensor, bias)
 	}
-	parts := y.Split(-1, l.Rows...)
-	for i, adapter := range l.LoRA {
-		if adapter != nil {
-			parts[i] = parts[i].Add(adapter.Forward(x))
+	return torch.Scoped1(func() torch.Tensor { // so that the parts go at once, rather than with the block
+		parts := torch.Linear(x, l.Weight.Tensor, bias).Split(-1, l.Rows...)
+		for i, adapter := range l.LoRA {
+			if adapter != nil {
+				parts[i] = parts[i].Add(adapter.Forward(x))
+			}
 		}
-	}
-	return torch.Cat(-1, parts...)
+		return torch.Cat(-1, parts...)
+	})
 }
 
 // LoRA is a low-rank addition to one part of a linear layer: scale · (dropout(x) Aᵀ) Bᵀ (Hu et al., arXiv 2106.09685).
@@ -92,7 +93,7 @@ func (a *LoRA) Forward(x torch.Tensor) torch.Tensor {
 		x = x.Dropout(a.Dropout)
 	}
 	low := torch.Linear(x.To(a.A.DType()), a.A.Tensor, torch.Tensor{})
-	return torch.Linear(low, a.B.Tensor, torch.Tensor{}).MulScalar(a.Scale).To(x.DType())
+	return torch.Linear(low.MulScalar(a.Scale), a.B.Tensor, torch.Tensor{}).To(x.DType())
 }
 
 // Embedding maps ids (int64) to rows of its weight.

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/pflag"
+
+	"conquer/model"
+	"conquer/train"
+)
+
+var planCommand = command{
+	name:    "plan",
+	summary: "Predict the memory and the time that training takes on GPUs, for each way to share the work.",
+	example: `conquer plan --architecture llama --variant 70b --gpus 64
+# a model of yours on one GPU of 24 GB
+conquer plan --model_path smollm2-135m --memory_gb 24 --batch_size 8 --recompute block
+# slower links, and what a LoRA adapter would take
+conquer plan --architecture llama --variant 7b --gpus 8 --link_gb_s 25 --lora_rank 16 --json`,
+	setup: setupPlan,
+}
+
+// planReport is what --json prints.
+type planReport struct {
+	Model      string        `json:"model"`
+	Parameters int           `json:"parameters"`
+	Machine    train.Machine `json:"machine"`
+	Plans      []train.Plan  `json:"plans"`
+}
+
+func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
+	var o train.PlanOptions
+	var machine train.Machine
+	lora := train.LoRA{Targets: []string{train.AllLinear}}
+	path := flags.String("model_path", "", modelPathUsage)
+	architecture := flags.String("architecture", "", "with --variant, in place of --model_path: a model by its shape, such as llama")
+	variant := flags.String("variant", "", "the `size`, such as 70b")
+	flags.IntVar(&machine.GPUs, "gpus", 1, "`number` of GPUs in all")
+	flags.IntVar(&machine.PerHost, "gpus_per_host", 8, "`number` of GPUs that share the fast link")
+	flags.Float64Var(&machine.Memory, "memory_gb", 80, "memory of one GPU, in 1e9 bytes")
+	flags.Float64Var(&machine.Rate, "tflops", 600, "products of one GPU, in 1e12 operations a second: what long ones reach")
+	flags.Float64Var(&machine.Transfer, "memory_gb_s", 3000, "how fast a GPU reads its memory")
+	flags.Float64Var(&machine.Link, "link_gb_s", 300, "between two GPUs of a host, each way")
+	flags.Float64Var(&machine.Network, "network_gb_s", 40, "between hosts, for one GPU's share, each way")
+	flags.IntVar(&o.BatchSize, "batch_size", 4, "samples of one forward pass of one GPU (of the host under tp)")
+	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "`tokens` of a sample")
+	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes of one step")
+	dtype := flags.String("dtype", "bfloat16", "`type` of the weights: float32, bfloat16 or float16")
+	recompute := flags.String("recompute", "none", "block: keep each block's input alone and compute the rest again; none")
+	flags.IntVar(&lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
+	flags.BoolVar(&o.HeadOnly, "head_only", false, "tune the projection to the vocabulary alone")
+	asJSON := flags.Bool("json", false, "print a JSON object")
+	return func(ctx context.Context, args []string) error {
+		if len(args) > 0 {
+			return usagef("unexpected %q", args[0])
+		}
+		t, err := parseDType(*dtype)
+		if err != nil {
+			return err
+		}
+		if t == nil {
+			return usagef("--dtype is empty: use float32, bfloat16 or float16")
+		}
+		o.DType = *t
+		o.Recompute = train.Recompute(*recompute)
+		if lora.Rank < 0 {
+			return usagef("--lora_rank is %d, expected a positive number", lora.Rank)
+		}
+		if lora.Rank > 0 {
+			o.LoRA = &lora
+		}
+		m, name, err := shape(ctx, *path, *architecture, *variant)
+		if err != nil {
+			return err
+		}
+		machine.PerHost = min(machine.PerHost, max(1, machine.GPUs))
+		plans, err := train.Plans(m, o, machine)
+		if err != nil {
+			return usageError{err}
+		}
+		report := planReport{Model: name, Parameters: model.Parameters(m), Machine: machine, Plans: plans}
+		if *asJSON {
+			return printJSON(os.Stdout, report)
+		}
+		report.print()
+		return nil
+	}
+}
+
+// shape makes the model that the flags name, without weights.
+func shape(ctx context.Context, path, architecture, variant string) (model.Model, string, error) {
+	var config model.Config
+	name := path
+	switch {
+	case (path == "") != (architecture != "" && variant != ""), path != "" && architecture+variant != "":
+		return nil, "", usagef("give --model_path, or both --architecture and --variant")
+	case path == "":
+		var err error
+		if config, err = model.Variant(architecture, variant); err != nil {
+			return nil, "", usageError{err}
+		}
+		name = architecture + " " + variant
+	default:
+		_, c, err := openCheckpoint(ctx, path)
+		if err != nil {
+			return nil, "", err
+		}
+		defer c.Close()
+		config = c.Config()
+	}
+	m, err := model.New(config)
+	return m, name, err
+}
+
+func (r planReport) print() {
+	gpus := "one GPU"
+	if r.Machine.GPUs > 1 {
+		gpus = fmt.Sprintf("%d GPUs", r.Machine.GPUs)
+	}
+	fmt.Printf("%s, %s parameters, on %s; GB of each GPU, seconds of a step, tokens a second of all\n\n", r.Model, thousands(r.Parameters), gpus)
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "\tweights\tgradients\toptimizer\tactivations\tbuffers\tpeak\tcompute\tcommunication\tstep\ttok/s\t")
+	var full []string
+	for _, p := range r.Plans {
+		fmt.Fprintf(w, "%s\t", p.Strategy)
+		for _, bytes := range []float64{p.Weights, p.Gradients, p.Optimizer, p.Activations, p.Buffers, p.Peak} {
+			fmt.Fprintf(w, "%.2f\t", bytes/1e9)
+		}
+		fmt.Fprintf(w, "%.3f\t%.3f\t%.3f\t%.0f\t\n", p.Compute, p.Communication, p.Step, p.Tokens)
+		if !p.Fits {
+			full = append(full, p.Strategy)
+		}
+	}
+	w.Flush()
+	if len(full) > 0 {
+		fmt.Printf("\ntoo much for %g GB: %s\n", r.Machine.Memory, strings.Join(full, ", "))
+		fmt.Println("less memory: --recompute block, a smaller --batch_size with --accumulate, --lora_rank, or more GPUs with fsdp")
+	}
+}

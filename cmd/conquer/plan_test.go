@@ -1,0 +1,28 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+func TestAPlanNamesItsStrategiesAndCountsTheWeights(t *testing.T) {
+	var report planReport
+	if err := json.Unmarshal([]byte(succeed(t, "plan", "--architecture", "llama", "--variant", "7b", "--gpus", "16", "--json")), &report); err != nil {
+		t.Fatal(err)
+	}
+	if report.Parameters != 6738415616 { // Llama 2 7B's, from its paper's sizes
+		t.Errorf("%d parameters", report.Parameters)
+	}
+	names := ""
+	for _, p := range report.Plans {
+		names += p.Strategy + " "
+	}
+	if names != "ddp fsdp hsdp tp " {
+		t.Errorf("plans for %s", names)
+	}
+	own := writeModel(t, 704, true)
+	if out := succeed(t, "plan", "--model_path", own, "--memory_gb", "0.000001"); !strings.Contains(out, "too much for 1e-06 GB: none, fsdp") {
+		t.Error(out)
+	}
+}

@@ -1,0 +1,277 @@
+package train
+
+import (
+	"fmt"
+	"math"
+
+	"conquer/model"
+	"conquer/torch"
+	"conquer/torch/nn"
+)
+
+// Machine is what a plan reckons with. Rates are what a long product or copy reaches, not what a data sheet says.
+type Machine struct {
+	GPUs     int     `json:"gpus"`          // all of them
+	PerHost  int     `json:"gpus_per_host"` // that share the fast link
+	Memory   float64 `json:"memory_gb"`     // of one, 1e9 bytes
+	Rate     float64 `json:"tflops"`        // products, 1e12 operations a second
+	Transfer float64 `json:"memory_gb_s"`   // its memory, 1e9 bytes a second
+	Link     float64 `json:"link_gb_s"`     // between two of one host, each way
+	Network  float64 `json:"network_gb_s"`  // between hosts, for one GPU's share, each way
+}
+
+// Plan is what a step of training asks of each GPU under one strategy, predicted from bytes and operations. Memory is in
+// bytes, time in seconds.
+type Plan struct {
+	Strategy    string  `json:"strategy"`
+	Weights     float64 `json:"weights"`
+	Gradients   float64 `json:"gradients"`
+	Optimizer   float64 `json:"optimizer"`
+	Activations float64 `json:"activations"`
+	// Buffers are what comes and goes: weights gathered for use, the loss's logits, gradients inside a block.
+	Buffers float64 `json:"buffers"`
+	// Peak is the most that is held at one moment. It is less than the sum of the parts: while gradients come, activations go.
+	Peak float64 `json:"peak"`
+	Fits bool    `json:"fits"`
+
+	Compute       float64 `json:"compute_s"`       // products, recomputing included, and the optimizer's traffic
+	Communication float64 `json:"communication_s"` // if it overlapped with nothing
+	Step          float64 `json:"step_s"`
+	Tokens        float64 `json:"tokens_per_second"` // of all GPUs
+}
+
+// PlanOptions are what of a run a plan depends on.
+type PlanOptions struct {
+	BatchSize      int // rows of a GPU's forward pass; of the group's, under tp
+	SequenceLength int
+	Accumulate     int
+	DType          torch.DType
+	Recompute      Recompute
+	LoRA           *LoRA // nil to tune all weights
+	HeadOnly       bool
+}
+
+// Strategies that a plan can be made for: each GPU holds everything; the same with gradients averaged; weights, gradients
+// and optimizer sharded over all; sharded inside a host and repeated on each; each matrix cut over a host's GPUs.
+var planned = []string{"none", "ddp", "fsdp", "hsdp", "tp"}
+
+// sizes are counts of a model's elements.
+type sizes struct {
+	all, trained   float64 // weights
+	block          float64 // weights of the largest block
+	outside        float64 // weights of embedding, final norm and head
+	head           float64 // trained weights of the head
+	blocks, active int     // all, and those that a backward pass goes through
+	products       float64 // weights that a token is multiplied by
+	width          float64
+	vocabulary     float64
+	// activation is what one token leaves in one block for the backward pass, averaged over the blocks.
+	activation float64
+	// working is the widest layer's input and output, for one token.
+	working float64
+	outputs float64 // of all of a block's layers, for one token
+}
+
+// Plans predicts what tuning m, a model whose weights need not exist, takes on each GPU, for every strategy that the
+// machine's GPUs allow.
+//
+// What a block leaves for its backward pass is counted from its layers: the input of every product, the output of those that
+// do not go straight into the residual stream (what follows them needs it), the two normalizations' inputs, and in a
+// state-space layer what the convolution and the scan give.
+func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
+	switch {
+	case o.BatchSize < 1 || o.SequenceLength < 1:
+		return nil, fmt.Errorf("batch size %d and sequence length %d: both must be at least 1", o.BatchSize, o.SequenceLength)
+	case o.Recompute != "" && o.Recompute != RecomputeNone && o.Recompute != RecomputeBlock:
+		return nil, fmt.Errorf("unknown recompute %q: choose %s or %s", o.Recompute, RecomputeNone, RecomputeBlock)
+	case machine.GPUs < 1:
+		return nil, fmt.Errorf("%d GPUs: a plan needs at least 1", machine.GPUs)
+	case machine.PerHost < 1 || machine.GPUs > machine.PerHost && machine.GPUs%machine.PerHost != 0:
+		return nil, fmt.Errorf("%d GPUs do not fill hosts of %d", machine.GPUs, machine.PerHost)
+	}
+	for name, rate := range map[string]float64{"memory_gb": machine.Memory, "tflops": machine.Rate,
+		"memory_gb_s": machine.Transfer, "link_gb_s": machine.Link, "network_gb_s": machine.Network} {
+		if !(rate > 0) {
+			return nil, fmt.Errorf("%s is %v, expected a positive number", name, rate)
+		}
+	}
+	s := measure(m, o)
+	var plans []Plan
+	for _, strategy := range planned {
+		if (strategy == "none") == (machine.GPUs == 1) || strategy == "fsdp" && machine.GPUs == 1 {
+			if strategy == "hsdp" && machine.GPUs <= machine.PerHost {
+				continue // the same as fsdp
+			}
+			plans = append(plans, s.plan(strategy, o, machine))
+		}
+	}
+	return plans, nil
+}
+
+func measure(m model.Model, o PlanOptions) sizes {
+	s := sizes{blocks: len(m.Blocks()), width: float64(m.Head().Shape[1]), vocabulary: float64(m.Head().Shape[0])}
+	count := func(root any) (n float64) {
+		for _, p := range nn.Params(root) {
+			n += elements(p)
+		}
+		return n
+	}
+	s.all = count(m)
+	s.active = s.blocks
+	inBlocks := 0.0
+	for _, block := range m.Blocks() {
+		n := count(block)
+		inBlocks += n
+		s.block = math.Max(s.block, n)
+		s.activation += activation(block, s.width) / float64(s.blocks)
+		nn.Linears(block, func(_ []string, l *nn.Linear) {
+			s.outputs += float64(l.Weight.Shape[0]) / float64(s.blocks)
+			s.working = math.Max(s.working, float64(l.Weight.Shape[0]+l.Weight.Shape[1]))
+		})
+	}
+	s.outside = s.all - inBlocks
+	s.products = inBlocks + elements(m.Head())
+	switch {
+	case o.HeadOnly:
+		s.trained, s.head, s.active = elements(m.Head()), elements(m.Head()), 0
+	case o.LoRA != nil:
+		for _, p := range parts(m) {
+			if o.LoRA.adapts(p) {
+				s.trained += float64(o.LoRA.Rank * (p.layer.Rows[p.index] + p.layer.Weight.Shape[1]))
+			}
+		}
+	default:
+		s.trained, s.head = s.all, elements(m.Head())
+	}
+	return s
+}
+
+func elements(p *nn.Param) float64 {
+	n := 1.0
+	for _, d := range p.Shape {
+		n *= float64(d)
+	}
+	return n
+}
+
+// activation counts the elements that one token leaves in a block.
+func activation(block model.Block, width float64) float64 {
+	n := 2 * width // the normalizations' inputs
+	nn.Linears(block, func(_ []string, l *nn.Linear) {
+		out, in := float64(l.Weight.Shape[0]), float64(l.Weight.Shape[1])
+		n += in
+		if out != width {
+			n += out
+		}
+	})
+	nn.Walk(block, func(p nn.Piece) {
+		if len(p.Param.Shape) == 3 { // a convolution [channels, 1, taps]: what it gives, and what the scan makes of it
+			n += float64(p.Param.Shape[0])
+		}
+		if len(p.Param.Shape) == 1 && p.Start == 0 && float64(p.Param.Shape[0]) != width && p.Name == "mamba.norm.weight" {
+			n += float64(p.Param.Shape[0])
+		}
+	})
+	return n
+}
+
+func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
+	w, tokens := float64(o.DType.Size()), float64(o.BatchSize*o.SequenceLength)
+	n, inHost := float64(c.GPUs), float64(min(c.GPUs, c.PerHost))
+	hosts := n / inHost
+	// Over how many GPUs the state is divided, and over how many a layer's own work is.
+	shards, split := 1.0, 1.0
+	switch strategy {
+	case "fsdp":
+		shards = n
+	case "hsdp":
+		shards = inHost
+	case "tp":
+		shards, split = inHost, inHost
+	}
+	p := Plan{Strategy: strategy}
+	trainedSize := w
+	if o.LoRA != nil {
+		trainedSize = 4 // adapters are float32 whatever the weights are
+	}
+	p.Weights = s.all * w / shards
+	if o.LoRA != nil {
+		p.Weights += s.trained * trainedSize / shards
+	}
+	p.Gradients = s.trained * trainedSize / shards
+	p.Optimizer = s.trained * 8 / shards
+	if trainedSize < 4 {
+		p.Optimizer += s.trained * 4 / shards // the float32 originals
+	}
+	blockwise := tokens * s.activation * w / split
+	p.Activations = blockwise * float64(s.active)
+	if o.Recompute == RecomputeBlock {
+		p.Activations = tokens * s.width * w * float64(s.active)
+	}
+	// What comes and goes: the loss's logits; a block that runs again, or without recording, while it runs; the gradients
+	// inside a block; a block in use and the next one on its way.
+	logits := math.Min(min(tokens, 1024)*s.vocabulary*w, math.Max(64<<20, 64*s.vocabulary*w))/split + 4*tokens*s.width*w
+	running, unrecorded, backward := 0.0, 0.0, 0.0
+	if o.Recompute == RecomputeBlock {
+		running = blockwise
+	}
+	if s.active < s.blocks {
+		unrecorded = blockwise + tokens*s.outputs*w/split
+	}
+	if s.active > 0 {
+		backward = 1.5 * tokens * s.working * w / split
+	}
+	if o.LoRA != nil { // the parts of a layer, their additions, and the sums
+		backward *= 2
+	}
+	gathered := 0.0
+	if shards > 1 && split == 1 {
+		gathered = 2 * math.Max(s.block, s.outside) * w
+	}
+	// The moments that may be the fullest: the loss, the first block of the backward pass, and the last one, by when gradients
+	// have come and activations gone. A later forward pass of the same step meets all gradients.
+	headGradient, blockGradient := s.head*w/shards, s.block*trainedSize*math.Min(1, s.trained/s.all)
+	early := math.Max(logits, math.Max(unrecorded, running+backward+blockGradient))
+	late := p.Gradients + math.Min(blockwise, p.Activations+running) + backward
+	fullest := math.Max(p.Activations+headGradient+early, late)
+	if o.Accumulate > 1 {
+		fullest = p.Activations + p.Gradients + math.Max(logits, running+backward)
+	}
+	p.Buffers = gathered + early
+	p.Peak = p.Weights + p.Optimizer + gathered + fullest
+	p.Fits = p.Peak <= c.Memory*1e9
+
+	// Two operations a weight forward; as many for the gradient that goes on, and again for the weights' own; attention's
+	// products over the sequence are left out: below 1 % per 1,000 tokens at the width of a 7B model.
+	passes := 1 + float64(s.active)/math.Max(1, float64(s.blocks)) + math.Min(1, s.trained/s.all)
+	if o.Recompute == RecomputeBlock {
+		passes++
+	}
+	micro := float64(max(1, o.Accumulate))
+	p.Compute = micro*passes*2*s.products*tokens/split/(c.Rate*1e12) + 28*s.trained/shards/(c.Transfer*1e9)
+	exposed := 0.0
+	inside, between := c.Link*1e9, c.Network*1e9
+	slowest := inside
+	if hosts > 1 {
+		slowest = between
+	}
+	share := func(k float64) float64 { return (k - 1) / k }
+	switch strategy {
+	case "ddp":
+		p.Communication = 2 * share(n) * s.trained * w / slowest
+	case "fsdp": // gathered twice, gradients scattered once, each micro-batch
+		p.Communication = micro * share(n) * (2*s.all + s.trained) * w / slowest
+	case "hsdp":
+		p.Communication = micro*share(inHost)*(2*s.all+s.trained)*w/inside + 2*share(hosts)*s.trained/inHost*w/between
+	case "tp": // two sums over activations a block forward, two back, which nothing overlaps
+		p.Communication = micro * 4 * float64(s.blocks) * 2 * share(inHost) * tokens * s.width * w / inside
+		exposed = p.Communication
+		if hosts > 1 {
+			gradients := 2 * share(hosts) * s.trained / inHost * w / between
+			p.Communication += gradients
+		}
+	}
+	p.Step = math.Max(p.Compute, p.Communication-exposed) + exposed
+	p.Tokens = micro * tokens * n / split / p.Step
+	return p
+}

@@ -1,0 +1,116 @@
+package train
+
+import (
+	"fmt"
+	"math"
+	"testing"
+
+	_ "conquer/bamba"
+	"conquer/model"
+	"conquer/torch"
+)
+
+func plannedModel(t *testing.T, architecture string, tied bool) model.Model {
+	t.Helper()
+	config := model.Config{
+		"model_type": "llama", "architectures": []any{"LlamaForCausalLM"}, "vocab_size": 2000.0, "hidden_size": 256.0,
+		"intermediate_size": 704.0, "num_hidden_layers": 6.0, "num_attention_heads": 8.0, "num_key_value_heads": 4.0,
+		"max_position_embeddings": 512.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": tied, "initializer_range": 0.02,
+	}
+	if architecture == "bamba" {
+		config["model_type"], config["architectures"] = "bamba", []any{"BambaForCausalLM"}
+		for key, value := range map[string]any{"mamba_expand": 2.0, "mamba_n_heads": 8.0, "mamba_d_head": 64.0, "mamba_d_state": 32.0,
+			"mamba_n_groups": 1.0, "mamba_d_conv": 4.0, "mamba_chunk_size": 64.0, "attn_layer_indices": []any{3.0}} {
+			config[key] = value
+		}
+	}
+	m, err := model.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// What a plan says about one device is what a run holds there, within a tenth.
+func TestThePlanOfOneDeviceIsWhatARunHolds(t *testing.T) {
+	noLeaks(t)
+	const rows, length = 4, 256
+	for _, c := range []struct {
+		architecture string
+		tied         bool
+		dtype        torch.DType
+		options      Options
+	}{
+		{"llama", false, torch.Float32, Options{}},
+		{"llama", true, torch.BFloat16, Options{}},
+		{"llama", false, torch.BFloat16, Options{Accumulate: 2}},
+		{"llama", false, torch.Float32, Options{Recompute: RecomputeBlock}},
+		{"llama", false, torch.Float32, Options{LoRA: &LoRA{Rank: 8, Alpha: 8, Targets: []string{AllLinear}}}},
+		{"llama", false, torch.Float32, Options{HeadOnly: true}},
+		{"bamba", false, torch.Float32, Options{}},
+		{"bamba", false, torch.BFloat16, Options{Recompute: RecomputeBlock}},
+	} {
+		name := fmt.Sprintf("%s tied=%v %v accumulate=%d recompute=%s lora=%v head_only=%v", c.architecture, c.tied, c.dtype,
+			c.options.Accumulate, c.options.Recompute, c.options.LoRA != nil, c.options.HeadOnly)
+		t.Run(name, func(t *testing.T) {
+			m := plannedModel(t, c.architecture, c.tied)
+			plans, err := Plans(m, PlanOptions{BatchSize: rows, SequenceLength: length, Accumulate: c.options.Accumulate, DType: c.dtype,
+				Recompute: c.options.Recompute, LoRA: c.options.LoRA, HeadOnly: c.options.HeadOnly},
+				Machine{GPUs: 1, PerHost: 1, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			before, _ := torch.CPU.Memory()
+			if err := torch.Run(func() error { model.Initialize(m, c.dtype, torch.CPU); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			o := c.options
+			o.Steps, o.BatchSize, o.SequenceLength, o.Rate, o.Pack = 2, rows, length, 1e-4, true
+			torch.CPU.ResetPeak()
+			train(t, m, samples(2000, 1), nil, o, nil)
+			_, peak := torch.CPU.Memory()
+			held, plan := float64(peak-before), plans[0]
+			t.Logf("held %.1f MB, planned %.1f MB: %+v", held/1e6, plan.Peak/1e6, plan)
+			if math.Abs(plan.Peak/held-1) > 0.1 {
+				t.Errorf("a run held %.1f MB, the plan says %.1f MB", held/1e6, plan.Peak/1e6)
+			}
+		})
+	}
+}
+
+func TestAPlanOfManyDevicesSharesWhatTheStrategyShares(t *testing.T) {
+	m := plannedModel(t, "llama", false)
+	machine := Machine{GPUs: 16, PerHost: 8, Memory: 80, Rate: 600, Transfer: 3000, Link: 300, Network: 40}
+	options := PlanOptions{BatchSize: 2, SequenceLength: 128, DType: torch.BFloat16}
+	plans, err := Plans(m, options, machine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	weights := float64(model.Parameters(m) * 2)
+	shares := map[string]float64{"ddp": 1, "fsdp": 16, "hsdp": 8, "tp": 8}
+	for _, p := range plans {
+		if p.Weights != weights/shares[p.Strategy] || p.Optimizer != 6*weights/shares[p.Strategy] {
+			t.Errorf("%s: weights %v, optimizer %v of %v", p.Strategy, p.Weights, p.Optimizer, weights)
+		}
+		if p.Step < p.Compute || p.Communication <= 0 || p.Peak < p.Weights+p.Optimizer {
+			t.Errorf("%s: %+v", p.Strategy, p)
+		}
+		delete(shares, p.Strategy)
+	}
+	if len(shares) > 0 {
+		t.Errorf("no plan for %v", shares)
+	}
+	for name, spoil := range map[string]func(*PlanOptions, *Machine){
+		"batch":   func(o *PlanOptions, _ *Machine) { o.BatchSize = 0 },
+		"hosts":   func(_ *PlanOptions, c *Machine) { c.GPUs = 12 },
+		"memory":  func(_ *PlanOptions, c *Machine) { c.Memory = 0 },
+		"link":    func(_ *PlanOptions, c *Machine) { c.Link = math.NaN() },
+		"compute": func(o *PlanOptions, _ *Machine) { o.Recompute = "some" },
+	} {
+		o, c := options, machine
+		spoil(&o, &c)
+		if _, err := Plans(m, o, c); err == nil {
+			t.Errorf("a spoiled %s was planned with", name)
+		}
+	}
+}
