@@ -66,7 +66,8 @@ void cq_map_close(cq_mapping *map);
 /* A tensor over bytes [offset, offset + size of the tensor) of the mapping, without copying. */
 int cq_map_tensor(cq_mapping *map, size_t offset, const int64_t *sizes, int rank, int dtype, cq_tensor *out);
 
-/* What one addition and its scope take without Go, in nanoseconds, over n repetitions: what Go's side is measured by. */
+/* What one addition and its scope take without Go, in nanoseconds, over n repetitions: what Go's side is measured by.
+ */
 double cq_time_add(cq_tensor a, cq_tensor b, int64_t n);
 
 /* ---- autograd and randomness --------------------------------------------------------------------------------- */
@@ -93,9 +94,18 @@ int cq_set_rng_state(int device, cq_tensor state);
 void cq_set_threads(int n);
 int cq_threads(void);
 
-/* The bytes that tensors on the CPU hold now, views of mapped files aside, and the most since the last reset. */
+/* The bytes that tensors on the CPU and the scan's kernels hold now, views of mapped files aside, and the most since
+ * the last reset. */
 void cq_cpu_memory(int64_t *now, int64_t *most);
 void cq_cpu_reset_peak(void);
+
+/* Where the calling thread's time goes between begin and end: how long each operation took without those that it
+ * called, under libtorch's name or conquer::<function of this header without cq_>. With a device (-1: the CPU) it is
+ * waited for before and after each operation, so that the time is the operation's own. cq_profile_entry gives the i'th
+ * in no particular order, and fails past the last. */
+int cq_profile_begin(int device);
+void cq_profile_end(void);
+int cq_profile_entry(int i, const char **name, double *seconds, int64_t *calls);
 
 /* ---- optimizer steps ----------------------------------------------------------------------------------------- */
 
@@ -183,10 +193,10 @@ int cq_embedding(cq_tensor weight, cq_tensor ids, cq_tensor *out);
 int cq_embedding_reference(cq_tensor weight, cq_tensor ids, cq_tensor *out);
 
 /* The next token of each row of logits [B,V]: int64 [B], -1 where the logits are no numbers. The filters are those of
- * transformers, in its order: repetition penalty over the tokens marked in seen (bool [B,V], or NULL), temperature (0: the
- * likeliest token, the first of equals), top-k (0: all; equals of the k-th stay), top-p (0 or 1: all), min-p (0: all).
- * uniform (float64 [B], from [0,1); not looked at where temperature is 0) decides where in the remaining mass the token
- * lies: in the order of the ids without a filter, the likeliest first with one. */
+ * transformers, in its order: repetition penalty over the tokens marked in seen (bool [B,V], or NULL), temperature (0:
+ * the likeliest token, the first of equals), top-k (0: all; equals of the k-th stay), top-p (0 or 1: all), min-p (0:
+ * all). uniform (float64 [B], from [0,1); not looked at where temperature is 0) decides where in the remaining mass the
+ * token lies: in the order of the ids without a filter, the likeliest first with one. */
 typedef struct {
   double repetition_penalty, temperature, top_p, min_p;
   int64_t top_k;
@@ -249,8 +259,8 @@ int cq_cuda_empty_cache(void);
 
 /* A stretch of work recorded once and replayed: a CUDA graph. Between cq_graph_begin and cq_graph_end the calling
  * thread's operations on `device` are recorded instead of run; what they allocate comes from memory that all graphs of
- * the process share, so results must be copied, within the recording, to tensors that were there before. A failure while
- * recording ends with cq_graph_abandon. */
+ * the process share, so results must be copied, within the recording, to tensors that were there before. A failure
+ * while recording ends with cq_graph_abandon. */
 typedef struct cq_graph cq_graph;
 int cq_graph_begin(int device, cq_graph **out);
 int cq_graph_end(cq_graph *graph);

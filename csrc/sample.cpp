@@ -3,6 +3,7 @@
 #include "internal.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/record_function.h>
 
 using namespace conquer;
 
@@ -51,6 +52,7 @@ at::Tensor choose(at::Tensor logits, const at::Tensor &seen, const at::Tensor &u
 
 int cq_choose(cq_tensor logits, cq_tensor seen, cq_tensor uniform, const cq_sampling *options, cq_tensor *out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::choose");
     at::NoGradGuard no_grad;
     return give(out, choose(tensor_of(logits), tensor_of(seen), tensor_of(uniform), *options));
   });

@@ -105,6 +105,7 @@ using namespace conquer;
 int cq_decode_attention(cq_tensor q, cq_tensor k_cache, cq_tensor v_cache, cq_tensor lengths, cq_tensor starts,
                         double scale, cq_tensor *out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::decode_attention");
     const at::Tensor query = tensor_of(q), k = tensor_of(k_cache), v = tensor_of(v_cache), valid = tensor_of(lengths),
                      from = tensor_of(starts);
     TORCH_CHECK(query.dim() == 4 && query.size(2) == 1 && k.dim() == 4 && k.sizes() == v.sizes() &&
@@ -132,6 +133,7 @@ int cq_decode_attention_reference(cq_tensor q, cq_tensor k_cache, cq_tensor v_ca
 
 int cq_cache_write(cq_tensor cache, cq_tensor fresh, cq_tensor positions) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::cache_write");
     at::NoGradGuard no_grad;
     const at::Tensor into = tensor_of(cache), from = tensor_of(fresh), where = tensor_of(positions);
     TORCH_CHECK(into.dim() == 4 && from.dim() == 4 && into.size(0) == from.size(0) && into.size(1) == from.size(1) &&

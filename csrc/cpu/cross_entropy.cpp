@@ -147,6 +147,7 @@ static int give_head(const Head &head, cq_tensor *out_loss, cq_tensor *out_nll) 
 int cq_cross_entropy_head(cq_tensor hidden, cq_tensor weight, cq_tensor labels, double divisor, cq_tensor *out_loss,
                           cq_tensor *out_nll) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::cross_entropy_head");
     const at::Tensor x = tensor_of(hidden), w = tensor_of(weight), target = tensor_of(labels);
     TORCH_CHECK(x.dim() == 2 && w.dim() == 2 && x.size(1) == w.size(1) && target.dim() == 1 &&
                     target.size(0) == x.size(0) && target.scalar_type() == at::kLong,

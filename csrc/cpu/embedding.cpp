@@ -73,6 +73,7 @@ using namespace conquer;
 
 int cq_embedding(cq_tensor weight, cq_tensor ids, cq_tensor *out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::embedding");
     const at::Tensor w = tensor_of(weight), index = tensor_of(ids);
     if (w.is_cpu() && w.dim() == 2 && has_kernel_type(w) && index.scalar_type() == at::kLong && records_grad(w))
       return give(out, Embedding::apply(w, index));

@@ -61,7 +61,10 @@ at::Tensor linear(const at::Tensor &x, const at::Tensor &weight, const at::Tenso
 using namespace conquer;
 
 int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out) {
-  return guarded([&] { return give(out, linear(tensor_of(x), tensor_of(weight), tensor_of(bias))); });
+  return guarded([&] {
+    RECORD_USER_SCOPE("conquer::linear");
+    return give(out, linear(tensor_of(x), tensor_of(weight), tensor_of(bias)));
+  });
 }
 
 int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out) {

@@ -30,7 +30,7 @@ constexpr size_t always_kept = 512 << 20; // how much free memory is kept whatev
 
 size_t rounded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-// Bytes that tensors on the CPU hold, glibc's blocks included, and the most since the last reset.
+// Bytes that tensors on the CPU and kernels hold, glibc's blocks included, and the most since the last reset.
 std::atomic<int64_t> held{0}, most_held{0};
 
 void hold(int64_t bytes) {
@@ -43,12 +43,20 @@ void hold(int64_t bytes) {
 class BlockAllocator final : public c10::Allocator {
 public:
   c10::DataPtr allocate(size_t n) override {
-    void *data = n < least ? std::aligned_alloc(alignment, rounded(n, alignment)) : take(rounded(n, step));
-    TORCH_CHECK(data || n == 0, "out of memory: no ", n, " bytes are left");
-    if (n < least)
-      hold(malloc_usable_size(data));
+    void *data = block(n);
     return {data, data, &release, c10::Device(c10::kCPU)};
   }
+
+  void *block(size_t n) {
+    if (n >= least)
+      return take(rounded(n, step));
+    void *data = std::aligned_alloc(alignment, rounded(n, alignment));
+    TORCH_CHECK(data || n == 0, "out of memory: no ", n, " bytes are left");
+    hold(malloc_usable_size(data));
+    return data;
+  }
+
+  static void release(void *data);
 
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
 
@@ -67,8 +75,6 @@ private:
   std::map<char *, size_t> regions_;         // their sizes
   std::set<std::pair<size_t, char *>> free_; // by size, then by address
   size_t used_ = 0, unused_ = 0;             // bytes in blocks that are taken, and that are free
-
-  static void release(void *data);
 
   void *take(size_t n) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -169,6 +175,9 @@ const bool installed = [] {
 }();
 
 } // namespace
+
+void *take_scratch(size_t n) { return allocator().block(n); }
+void give_scratch(void *data) { BlockAllocator::release(data); }
 
 } // namespace conquer
 

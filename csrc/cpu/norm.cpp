@@ -116,6 +116,7 @@ using namespace conquer;
 
 int cq_rms_norm(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::rms_norm");
     const at::Tensor input = tensor_of(x), w = tensor_of(weight);
     check_norm(input, w);
     if (!takes(input, w))
@@ -133,6 +134,7 @@ int cq_rms_norm_reference(cq_tensor x, cq_tensor weight, double eps, cq_tensor *
 int cq_add_rms_norm(cq_tensor x, cq_tensor residual, cq_tensor weight, double eps, cq_tensor *out_sum,
                     cq_tensor *out_norm) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::add_rms_norm");
     const at::Tensor input = tensor_of(x), other = tensor_of(residual), w = tensor_of(weight);
     check_norm(input, w);
     if (!takes(input, w) || other.sizes() != input.sizes() || other.scalar_type() != input.scalar_type() ||

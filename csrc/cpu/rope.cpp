@@ -142,6 +142,7 @@ static int rope_reference(const at::Tensor &q, const at::Tensor &k, const at::Te
 
 int cq_rope(cq_tensor q, cq_tensor k, cq_tensor cos, cq_tensor sin, cq_tensor *q_out, cq_tensor *k_out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::rope");
     const at::Tensor query = tensor_of(q), key = tensor_of(k), c = tensor_of(cos), s = tensor_of(sin);
     TORCH_CHECK(query.dim() == 4 && key.dim() == 4, "rope: q and k must be [B,L,heads,P], not ", query.sizes(), " and ",
                 key.sizes());
@@ -174,6 +175,7 @@ static int rope_qkv_reference(const at::Tensor &qkv, int64_t H, int64_t K, const
 int cq_rope_qkv(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_tensor cos, cq_tensor sin, cq_tensor *q_out,
                 cq_tensor *k_out, cq_tensor *v_out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::rope_qkv");
     const at::Tensor x = tensor_of(qkv), c = tensor_of(cos), s = tensor_of(sin);
     const int64_t all = heads + 2 * kv_heads;
     TORCH_CHECK(x.dim() == 3 && heads > 0 && kv_heads > 0 && x.size(2) % all == 0, "rope: qkv ", x.sizes(),

@@ -6,10 +6,17 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
+
+namespace conquer {
+
+// Memory for a kernel's own use, from where tensors live (memory.cpp), so that it counts as they do.
+void *take_scratch(size_t bytes);
+void give_scratch(void *data);
+
+} // namespace conquer
 
 namespace conquer::ssd {
 
@@ -19,13 +26,12 @@ struct Floats {
   Floats() = default;
   explicit Floats(size_t n) { allocate(n); }
   Floats(const Floats &) = delete;
-  ~Floats() { std::free(data); }
+  ~Floats() { give_scratch(data); }
   void allocate(size_t n) {
-    std::free(data);
+    give_scratch(data);
+    data = nullptr;
     size_t bytes = (n * sizeof(float) + 63) / 64 * 64 + 64;
-    data = static_cast<float *>(std::aligned_alloc(64, bytes));
-    if (!data)
-      throw std::bad_alloc();
+    data = static_cast<float *>(take_scratch(bytes));
     std::memset(data, 0, bytes);
   }
   operator float *() const { return data; }

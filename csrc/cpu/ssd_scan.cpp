@@ -3,6 +3,7 @@
 // ../cuda. Models and gradients do not know which.
 #include "ssd.h"
 
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <atomic>
@@ -163,6 +164,7 @@ int cq_ssd_scan(cq_tensor x_, cq_tensor dt_, cq_tensor a_, cq_tensor b_, cq_tens
                 cq_tensor dt_bias_, cq_tensor initial_, cq_tensor seq_idx_, int64_t chunk_size, int64_t window,
                 int dt_softplus, double dt_min, double dt_max, cq_tensor *y_out, cq_tensor *final_out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::ssd_scan");
     at::Tensor x = tensor_of(x_), dt = tensor_of(dt_), a = tensor_of(a_), b = tensor_of(b_), c = tensor_of(c_),
                d = tensor_of(d_), z = tensor_of(z_), dt_bias = tensor_of(dt_bias_), initial = tensor_of(initial_),
                seq_idx = tensor_of(seq_idx_);
@@ -191,6 +193,7 @@ int cq_ssd_scan(cq_tensor x_, cq_tensor dt_, cq_tensor a_, cq_tensor b_, cq_tens
 int cq_ssd_step(cq_tensor state_, cq_tensor x_, cq_tensor dt_, cq_tensor a_, cq_tensor b_, cq_tensor c_, cq_tensor d_,
                 cq_tensor z_, cq_tensor dt_bias_, int dt_softplus, double dt_min, double dt_max, cq_tensor *y_out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::ssd_step");
     at::NoGradGuard no_grad;
     at::Tensor state = tensor_of(state_), x = tensor_of(x_), z = tensor_of(z_), y;
     ScanInput in{x, tensor_of(dt_), tensor_of(a_), tensor_of(b_), tensor_of(c_), tensor_of(d_), tensor_of(dt_bias_), {},
@@ -220,6 +223,7 @@ static void check_conv(const at::Tensor &x, const at::Tensor &weight, const at::
 int cq_causal_conv1d(cq_tensor x_, cq_tensor weight_, cq_tensor bias_, cq_tensor initial_, cq_tensor seq_idx_, int silu,
                      cq_tensor *y_out, cq_tensor *state_out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::causal_conv1d");
     at::Tensor x = tensor_of(x_), weight = tensor_of(weight_), bias = tensor_of(bias_), initial = tensor_of(initial_),
                seq_idx = tensor_of(seq_idx_);
     TORCH_CHECK(x.dim() == 3 && x.numel() > 0, "x has shape ", shape_of(x), ", expected [batch, length, channels]");
@@ -244,6 +248,7 @@ int cq_causal_conv1d(cq_tensor x_, cq_tensor weight_, cq_tensor bias_, cq_tensor
 
 int cq_conv1d_step(cq_tensor state_, cq_tensor x_, cq_tensor weight_, cq_tensor bias_, int silu, cq_tensor *y_out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::conv1d_step");
     at::NoGradGuard no_grad;
     at::Tensor state = tensor_of(state_), x = tensor_of(x_), weight = tensor_of(weight_), bias = tensor_of(bias_);
     TORCH_CHECK(x.dim() == 2 && x.numel() > 0, "x has shape ", shape_of(x), ", expected [batch, channels]");
@@ -255,6 +260,7 @@ int cq_conv1d_step(cq_tensor state_, cq_tensor x_, cq_tensor weight_, cq_tensor 
 
 int cq_gated_rms_norm(cq_tensor x_, cq_tensor z_, cq_tensor weight_, double eps, int64_t group_size, cq_tensor *y_out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::gated_rms_norm");
     at::Tensor x = tensor_of(x_), z = tensor_of(z_), weight = tensor_of(weight_);
     TORCH_CHECK(x.dim() >= 1 && x.numel() > 0, "x has shape ", shape_of(x), ": there is nothing to normalize");
     check_dtype("x", x);

@@ -62,6 +62,7 @@ using namespace conquer;
 
 int cq_swiglu(cq_tensor gate_up, cq_tensor *out) {
   return guarded([&] {
+    RECORD_USER_SCOPE("conquer::swiglu");
     const at::Tensor x = tensor_of(gate_up);
     TORCH_CHECK(x.dim() >= 1 && x.size(-1) % 2 == 0, "swiglu: the last dimension of ", x.sizes(),
                 " must hold gate and up side by side");
