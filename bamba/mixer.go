@@ -54,6 +54,11 @@ func newMixer(width int, c mixerConfig, chunking *Chunking) *Mixer {
 	return m
 }
 
+// Sizes are the layer's H, P, G and N.
+func (m *Mixer) Sizes() (heads, headDim, groups, state int) {
+	return m.heads, m.headDim, m.groups, m.state
+}
+
 // Forward maps x [B,L,D] to [B,L,D].
 func (m *Mixer) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
 	batch, length := x.Size(0), x.Size(1)

@@ -57,11 +57,18 @@ func takesPath(flag string) bool {
 	return false
 }
 
-// visitFlags calls each every command with its flags.
+// visitFlags calls each for every command with its flags, those of the commands within it together.
 func visitFlags(each func(c command, flags []*pflag.Flag)) {
 	for _, c := range commands() {
 		set := newFlags(c.name)
-		c.setup(set)
+		if c.setup != nil {
+			c.setup(set)
+		}
+		for _, part := range c.parts {
+			own := newFlags(part.name)
+			part.setup(own)
+			set.AddFlagSet(own)
+		}
 		var list []*pflag.Flag
 		set.VisitAll(func(f *pflag.Flag) { list = append(list, f) })
 		each(c, list)
@@ -85,9 +92,7 @@ func bashCompletion(w io.Writer) error {
 				fmt.Fprintf(&valueCases, "    --%s) COMPREPLY=($(compgen -f -- \"$current\")); compopt -o filenames; return ;;\n", f.Name)
 			}
 		}
-		if c.name == "completion" {
-			words += " bash zsh fish"
-		}
+		words = c.words() + words
 		fmt.Fprintf(&cases, "    %s) words='%s --help' ;;\n", c.name, strings.TrimSpace(words))
 	})
 	_, err := fmt.Fprintf(w, `# bash completion for conquer
@@ -129,8 +134,8 @@ func zshCompletion(w io.Writer) error {
 			}
 			cases.WriteString("'")
 		}
-		if c.name == "completion" {
-			cases.WriteString(" '1:shell:(bash zsh fish)'")
+		if words := c.words(); words != "" {
+			fmt.Fprintf(&cases, " '1:what:(%s)'", words)
 		}
 		cases.WriteString(" \\\n        '--help[show the help]' ;;\n")
 	})
@@ -178,8 +183,10 @@ func fishCompletion(w io.Writer) error {
 			}
 			b.WriteString("\n")
 		}
+		if words := c.words(); words != "" {
+			fmt.Fprintf(&b, "complete -c conquer -n '__fish_seen_subcommand_from %s' -a '%s'\n", c.name, words)
+		}
 	})
-	b.WriteString("complete -c conquer -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'\n")
 	_, err := io.WriteString(w, b.String())
 	return err
 }

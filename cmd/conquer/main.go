@@ -27,11 +27,13 @@ type command struct {
 	example string // lines to copy
 	// setup declares the flags and returns the function that runs once they are parsed; args are what is not a flag.
 	setup func(flags *pflag.FlagSet) func(ctx context.Context, args []string) error
+	// parts are the commands within this one, in place of setup; their names begin with its own.
+	parts []command
 }
 
 // commands lists the subcommands in the order of the help.
 func commands() []command {
-	return []command{trainCommand, generateCommand, chatCommand, scoreCommand, exportCommand, infoCommand, planCommand, completionCommand, versionCommand}
+	return []command{trainCommand, generateCommand, chatCommand, scoreCommand, exportCommand, benchCommand, infoCommand, planCommand, completionCommand, versionCommand}
 }
 
 // usageError is a mistake in how the program was called: exit code 2.
@@ -49,7 +51,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	switch args[0] {
 	case "help", "--help", "-h":
 		if len(args) > 1 {
-			args = []string{args[1], "--help"}
+			args = append(args[1:], "--help")
 			break
 		}
 		overview(stdout)
@@ -62,11 +64,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 			return c.run(args[1:], stdout, stderr)
 		}
 	}
-	fmt.Fprintf(stderr, "conquer: there is no command %q%s; `conquer help` lists them\n", args[0], suggestion(args[0]))
+	fmt.Fprintf(stderr, "conquer: there is no command %q%s; `conquer help` lists them\n", args[0], suggestion(args[0], commands()))
 	return 2
 }
 
 func (c command) run(args []string, stdout, stderr io.Writer) int {
+	if c.parts != nil {
+		return c.runPart(args, stdout, stderr)
+	}
 	flags := newFlags(c.name)
 	run := c.setup(flags)
 	switch err := flags.Parse(args); {
@@ -92,6 +97,48 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintf(stderr, "conquer %s: %v\n", c.name, err)
 	return 1
+}
+
+// runPart runs the command within c that the first argument names.
+func (c command) runPart(args []string, stdout, stderr io.Writer) int {
+	name := ""
+	if len(args) > 0 {
+		name = args[0]
+	}
+	if name == "help" && len(args) > 1 {
+		args = []string{args[1], "--help"}
+		name = args[0]
+	}
+	for _, part := range c.parts {
+		if part.name == c.name+" "+name {
+			return part.run(args[1:], stdout, stderr)
+		}
+	}
+	switch name {
+	case "help", "--help", "-h":
+		fmt.Fprintf(stdout, "%s\n\nExamples:\n%s\n\nCommands:\n", c.summary, indent(c.example))
+		for _, part := range c.parts {
+			fmt.Fprintf(stdout, "  %-16s %s\n", part.name, part.summary)
+		}
+		return 0
+	case "":
+		fmt.Fprintf(stderr, "conquer %s: name one of its commands: %s; `conquer %s --help` explains them\n", c.name, strings.ReplaceAll(c.words(), " ", ", "), c.name)
+		return 2
+	}
+	fmt.Fprintf(stderr, "conquer %s: there is no command %q%s; `conquer %s --help` lists them\n", c.name, name, suggestion(c.name+" "+name, c.parts), c.name)
+	return 2
+}
+
+// words are what may follow the command's name beside flags.
+func (c command) words() string {
+	if c.name == "completion" {
+		return "bash zsh fish"
+	}
+	var names []string
+	for _, part := range c.parts {
+		names = append(names, strings.TrimPrefix(part.name, c.name+" "))
+	}
+	return strings.Join(names, " ")
 }
 
 // newFlags makes a flag set in which a dash works for each underscore.
@@ -127,8 +174,8 @@ func indent(text string) string {
 }
 
 // suggestion names the command that a typo probably meant.
-func suggestion(typo string) string {
-	for _, c := range commands() {
+func suggestion(typo string, among []command) string {
+	for _, c := range among {
 		if distance(typo, c.name) <= 2 {
 			return fmt.Sprintf(", did you mean %q?", c.name)
 		}

@@ -1,0 +1,76 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"conquer/generate"
+	"conquer/model"
+	"conquer/torch"
+)
+
+// RunAccuracy answers each prompt under each strategy, the likeliest token at a time and with no more tokens than the
+// reference has, and takes the perplexity of the reference after the prompt. each gets every row as it is finished, with how
+// many there will be.
+func RunAccuracy(ctx context.Context, s Subject, each func(row AccuracyRow, total int)) error {
+	if s.Tokenizer == nil {
+		return errors.New("the model has no tokenizer, and texts are compared: give one with --tokenizer")
+	}
+	before := s.Model.Chunking()
+	defer s.Model.SetChunking(before)
+	for _, c := range s.Strategies {
+		if err := s.Model.SetChunking(c); err != nil {
+			return err
+		}
+		for id, p := range s.Prompts {
+			prompt, reference := s.Tokenizer.Encode(p.Prompt, true), s.Tokenizer.Encode(p.Answer, false)
+			if len(prompt) == 0 || len(reference) == 0 {
+				return fmt.Errorf("prompt %d or its answer has no tokens", id)
+			}
+			if n := len(prompt) + len(reference); n > s.Model.MaxLength() {
+				return fmt.Errorf("prompt %d and its answer have %d tokens, the model's context is %d", id, n, s.Model.MaxLength())
+			}
+			options := generate.Options{MaxNewTokens: len(reference), NoCache: !s.UseCache}
+			results, _, err := generate.Generate(ctx, s.Model, s.Tokenizer, [][]int32{prompt}, options, nil)
+			if err != nil {
+				return fmt.Errorf("prompt %d: %w", id, err)
+			}
+			nll, err := meanNLL(s.Model, prompt, reference)
+			if err != nil {
+				return fmt.Errorf("prompt %d: %w", id, err)
+			}
+			each(AccuracyRow{
+				ID: id, Strategy: s.Model.Chunking().String(), ChunkSize: chunkSize(s.Model), PromptTokens: len(prompt), ReferenceTokens: len(reference),
+				NLL: nll, Perplexity: math.Exp(nll), Prediction: results[0].Text,
+			}, len(s.Strategies)*len(s.Prompts))
+		}
+	}
+	return nil
+}
+
+// meanNLL is the mean negative log-likelihood of target's tokens after those of given, in nats. All of them go through the
+// model in one pass, so that a strategy's chunks lie as they would without this cut.
+func meanNLL(m model.Model, given, target []int32) (mean float64, err error) {
+	ids := append(append([]int32{}, given...), target...)
+	if err := generate.CheckIDs(m, ids); err != nil {
+		return 0, err
+	}
+	err = torch.Run(func() error {
+		torch.NoGrad(func() {
+			all := torch.From(ids, 1, len(ids)).To(torch.Int64).ToDevice(model.Device(m))
+			hidden := model.Hidden(m, model.Sequence{IDs: all.Narrow(1, 0, len(ids)-1)})
+			last := hidden.Select(0, 0).Narrow(0, len(given)-1, len(target))
+			labels := all.Select(0, 0).Narrow(0, len(given), len(target))
+			for _, nll := range torch.Values[float64](torch.HeadNLL(last, m.Head().Tensor, labels)) {
+				mean += nll / float64(len(target))
+			}
+		})
+		return nil
+	})
+	if err == nil && (math.IsNaN(mean) || math.IsInf(mean, 0)) {
+		err = errors.New("the model's probabilities are no numbers")
+	}
+	return mean, err
+}

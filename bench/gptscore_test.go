@@ -1,0 +1,148 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"conquer/generate"
+)
+
+func TestPredictionsComeBackAsTheyWereWritten(t *testing.T) {
+	list := []Prediction{
+		{0, "plain", "text", "here"}, {7, "tabs\tand\nlines\r\n", `back\slash \n \t \\`, ""}, {-3, "ünï 漢 🜁", "\\", "\\\\t\t"},
+	}
+	path := filepath.Join(t.TempDir(), "p.tsv")
+	if err := WritePredictions(path, list); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadPredictions(path); err != nil || !reflect.DeepEqual(got, list) {
+		t.Errorf("%+v %v", got, err)
+	}
+	for _, name := range []string{"default", "windowed:12-optimized", "independent-optimized"} {
+		if got := strategyOf("/x/" + PredictionsName(name)); got != name {
+			t.Errorf("%s comes back as %q", name, got)
+		}
+	}
+	if got := strategyOf("mine.tsv"); got != "" {
+		t.Errorf("a file of one's own has the strategy %q", got)
+	}
+}
+
+func TestMalformedPredictionsAreNamedByLine(t *testing.T) {
+	for text, words := range map[string]string{
+		"":                       ":1: there are no predictions",
+		predictionsHeader + "\n": ":1: there are no predictions",
+		predictionsHeader + "\n1\ta\tb\tc\n1\ta\tb": ":3: 3 columns",
+		"1\ta\tb\tc\td\n":            ":1: 5 columns",
+		"1\ta\tb\tc\n\n1\ta\tb\tc\n": ":2: 1 columns",
+		"one\ta\tb\tc\n":             `:1: the id is "one"`,
+	} {
+		path := filepath.Join(t.TempDir(), "p.tsv")
+		os.WriteFile(path, []byte(text), 0o644)
+		if list, err := ReadPredictions(path); err == nil || !strings.Contains(err.Error(), path+words) {
+			t.Errorf("%q: %v %v, want %q", text, list, err, words)
+		}
+	}
+}
+
+func FuzzPredictions(f *testing.F) {
+	f.Add([]byte(predictionsHeader + "\n1\ta\\tb\tc\\\\\td\n"))
+	f.Add([]byte("1\t\t\t\r\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		list, line, err := parsePredictions(data)
+		if err != nil {
+			if line < 1 {
+				t.Fatalf("line %d: %v", line, err)
+			}
+			return
+		}
+		path := filepath.Join(t.TempDir(), "p.tsv")
+		if err := WritePredictions(path, list); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := ReadPredictions(path); err != nil || !reflect.DeepEqual(again, list) {
+			t.Fatalf("%q was read as %+v and, written again, as %+v (%v)", data, list, again, err)
+		}
+	})
+}
+
+// The score is recomputed here from the probability of every token of the whole text, by another way through the model.
+func TestGPTScoreIsTheMeanLogLikelihoodBothWays(t *testing.T) {
+	m, tok := small(t, "mamba2"), characters(t)
+	dir := t.TempDir()
+	list := []Prediction{{4, "p", "the lamp is lit", "a lamp, lit"}, {9, "p", "fog", "no sight of land"}}
+	path := filepath.Join(dir, PredictionsName("windowed:2"))
+	if err := WritePredictions(path, list); err != nil {
+		t.Fatal(err)
+	}
+	aspects, err := ParseAspects([]string{"none", "fluency"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	score := func(instruction, given, target string) float64 {
+		front := tok.Encode(instruction+given+" In other words,", true)
+		s, err := generate.Score(context.Background(), m, append(slices.Clone(front), tok.Encode(" "+target, false)...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := 0.0
+		for _, nll := range s.TokenNLL[len(front)-1:] {
+			sum -= nll
+		}
+		return sum / float64(len(s.TokenNLL)-len(front)+1)
+	}
+	var rows []GPTScoreRow
+	if err := RunGPTScore(context.Background(), m, tok, []string{path}, aspects, func(row GPTScoreRow, total int) { rows = append(rows, row) }); err != nil {
+		t.Fatal(err)
+	}
+	if len(rows) != 4 {
+		t.Fatalf("%+v", rows)
+	}
+	for i, r := range rows {
+		p := list[i/2]
+		instruction := ""
+		if r.Aspect == "fluency" {
+			instruction = aspects[1].Instruction + "\n"
+		}
+		forth, back := score(instruction, p.Reference, p.Prediction), score(instruction, p.Prediction, p.Reference)
+		harmonic := 2 / (1/forth + 1/back)
+		for name, pair := range map[string][2]float64{
+			"hypo given ref": {r.HypoGivenRef, forth}, "ref given hypo": {r.RefGivenHypo, back}, "average": {r.Average, (forth + back) / 2},
+			"harmonic mean": {r.HarmonicMean, harmonic},
+		} {
+			if !(math.Abs(pair[0]-pair[1]) < 1e-4*math.Abs(pair[1])) {
+				t.Errorf("%d %s, %s: %g, want %g", r.ID, r.Aspect, name, pair[0], pair[1])
+			}
+		}
+		if r.ID != p.ID || r.Source != "accuracy_windowed_2.tsv" || r.Strategy != "windowed:2" || r.HypoGivenRef >= 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+	if rows[0].Average == rows[1].Average {
+		t.Error("the instruction changes nothing")
+	}
+}
+
+func TestScoringIsRefusedBeforeItBegins(t *testing.T) {
+	m, tok := small(t, "bamba"), characters(t)
+	long := filepath.Join(t.TempDir(), "long.tsv")
+	text := fmt.Sprintf("1\tp\tshort\tfine\n2\tp\t%s\tfine\n", strings.Repeat("x", m.MaxLength()))
+	os.WriteFile(long, []byte(text), 0o644)
+	never := func(GPTScoreRow, int) { t.Error("a row was scored") }
+	if err := RunGPTScore(context.Background(), m, nil, []string{long}, Aspects, never); err == nil || !strings.Contains(err.Error(), "tokenizer") {
+		t.Error(err)
+	}
+	if err := RunGPTScore(context.Background(), m, tok, []string{long}, Aspects, never); err == nil || !strings.Contains(err.Error(), "id 2") {
+		t.Error(err)
+	}
+	if _, err := ParseAspects([]string{"beauty"}); err == nil || !strings.Contains(err.Error(), "fluency") {
+		t.Error(err)
+	}
+}

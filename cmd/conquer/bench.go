@@ -1,0 +1,124 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/pflag"
+
+	"conquer/bamba"
+	"conquer/bench"
+	"conquer/torch"
+)
+
+var benchCommand = command{
+	name:    "bench",
+	summary: "Measure how a model's chunks should share their states: speed, memory, accuracy.",
+	example: `conquer bench ssd --length 1024,4096
+conquer bench chunks --variant small --prompts examples/prompts/prompts.json
+conquer bench accuracy --model_path my-bamba --prompts examples/prompts/prompts.json
+conquer bench gptscore --model_path smollm2-135m results/accuracy_*.tsv`,
+	parts: []command{benchSSDCommand, benchChunksCommand, benchAccuracyCommand, benchGPTScoreCommand},
+}
+
+// benchFlags are those of every benchmark.
+type benchFlags struct {
+	output  string
+	json    bool
+	threads int
+}
+
+func (f *benchFlags) declare(flags *pflag.FlagSet, kind string) {
+	flags.StringVar(&f.output, "output_path", "results", fmt.Sprintf("`folder` for %s.json and %s.csv", kind, kind))
+	flags.BoolVar(&f.json, "json", false, "print the JSON instead of a table")
+}
+
+// declareChunking adds the flags that choose strategies.
+func declareChunking(flags *pflag.FlagSet, chunking *[]string, otherwise ...string) {
+	flags.StringSliceVar(chunking, "chunking", otherwise, "`strategies` by which chunks share states: default, independent, windowed:k for k chunks; with -optimized for the kernels")
+}
+
+func parseStrategies(names []string) ([]bamba.Chunking, error) {
+	var list []bamba.Chunking
+	for _, name := range names {
+		c, err := bamba.ParseChunking(name)
+		if err != nil {
+			return nil, usagef("--chunking: %w", err)
+		}
+		list = append(list, c)
+	}
+	if list == nil {
+		return nil, usagef("--chunking names no strategy")
+	}
+	return list, nil
+}
+
+// begin prepares the results: the command line and the machine.
+func (f *benchFlags) begin(kind string, device torch.Device, rates bool) (*bench.Results, error) {
+	r, err := bench.New(kind, commandLine(), version, device)
+	if err == nil && rates {
+		r.Machine.Ceilings, err = bench.MeasureCeilings(device)
+	}
+	return r, err
+}
+
+// commandLine is how this process was called, as a shell would read it.
+func commandLine() string {
+	words := []string{"conquer"}
+	for _, arg := range os.Args[1:] {
+		if arg == "" || strings.ContainsAny(arg, " \t\n'\"\\$`*?[]{}()<>|&;#~!") {
+			arg = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+		}
+		words = append(words, arg)
+	}
+	return strings.Join(words, " ")
+}
+
+// finish writes what there is and prints it; runErr is what ended the benchmark early, if anything.
+func (f *benchFlags) finish(r *bench.Results, rows int, runErr error, print func(w io.Writer)) error {
+	if rows == 0 && runErr != nil {
+		return runErr
+	}
+	if err := r.Save(f.output); err != nil {
+		return err
+	}
+	if runErr != nil {
+		fmt.Fprintf(os.Stderr, "%d finished rows are in %s\n", rows, filepath.Join(f.output, r.Kind+".json"))
+		return runErr
+	}
+	if f.json {
+		return printJSON(os.Stdout, r)
+	}
+	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	print(table)
+	table.Flush()
+	fmt.Printf("written to %s and .csv\n", filepath.Join(f.output, r.Kind+".json"))
+	return nil
+}
+
+// newCounter is a progress bar over steps on stderr; it shows nothing where stderr is not a terminal.
+func newCounter(total int, what string) *progressbar.ProgressBar {
+	if !isTerminal(os.Stderr) {
+		return progressbar.DefaultSilent(int64(total), what)
+	}
+	return progressbar.NewOptions(total, progressbar.OptionSetDescription(what), progressbar.OptionSetWriter(os.Stderr),
+		progressbar.OptionShowCount(), progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish(), progressbar.OptionUseANSICodes(true))
+}
+
+// formatMS writes milliseconds with three digits.
+func formatMS(ms float64) string {
+	switch {
+	case ms >= 100:
+		return fmt.Sprintf("%.0f", ms)
+	case ms >= 10:
+		return fmt.Sprintf("%.1f", ms)
+	case ms >= 1:
+		return fmt.Sprintf("%.2f", ms)
+	}
+	return fmt.Sprintf("%.4f", ms)
+}

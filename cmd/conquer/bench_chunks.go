@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"conquer/bamba"
+	"conquer/bench"
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+)
+
+var benchChunksCommand = command{
+	name:    "bench chunks",
+	summary: "Time a model over prompts of growing length, by how its chunks share states.",
+	example: `# random weights of a named size, four layers, no cache; tokens are drawn where there is no tokenizer
+conquer bench chunks --variant small --prompts examples/prompts/prompts.json
+# a model of one's own, and what launching costs beside what the scan costs
+conquer bench chunks --model_path my-bamba --prompts prompts.json --chunking default,independent --compile eager,kernels,graph,both`,
+	setup: setupBenchChunks,
+}
+
+// subjectFlags choose a state-space model, prompts and strategies.
+type subjectFlags struct {
+	modelFlags
+	architecture, variant, prompts, size string
+	chunking                             []string
+	layers                               int
+	useCache                             bool
+}
+
+func (f *subjectFlags) declare(flags *pflag.FlagSet, layers int, useCache bool, chunking ...string) {
+	flags.StringVar(&f.prompts, "prompts", "", "JSON `file`: a list of objects with prompt, answer, token_len and num_chunks")
+	f.modelFlags.declare(flags)
+	flags.StringVar(&f.architecture, "architecture", "bamba", "with --variant, where there is no --model_path: bamba or mamba2")
+	flags.StringVar(&f.variant, "variant", "", "the size of a model with random weights, such as small or 9b")
+	declareChunking(flags, &f.chunking, chunking...)
+	flags.StringVar(&f.size, "chunk_size", "", "`size` of a chunk in tokens: a power of two from 16 to 256, or auto (default: the model's own)")
+	flags.IntVar(&f.layers, "layers", layers, "`number` of layers to run, from the first on; 0 for all")
+	flags.BoolVar(&f.useCache, "use_cache", useCache, "remember what was read; without, each new token is computed from the beginning")
+}
+
+// open opens the model and reads the prompts. The caller frees the model.
+func (f *subjectFlags) open(ctx context.Context, layersGiven bool) (s bench.Subject, err error) {
+	if f.prompts == "" {
+		return s, usagef("--prompts is missing: give a JSON file such as examples/prompts/prompts.json")
+	}
+	if (f.path == "") == (f.variant == "") {
+		return s, usagef("give --model_path for a model with weights, or --variant for one with random weights")
+	}
+	if f.layers < 0 {
+		return s, usagef("--layers is %d, expected 0 (all) or more", f.layers)
+	}
+	if s.Strategies, err = parseStrategies(f.chunking); err != nil {
+		return s, err
+	}
+	if f.size != "" {
+		size, err := bamba.ParseChunkSize(f.size)
+		if err != nil {
+			return s, usagef("--chunk_size: %w", err)
+		}
+		for i := range s.Strategies {
+			s.Strategies[i].ChunkSize = size
+		}
+	}
+	if s.Prompts, err = bench.ReadPrompts(f.prompts); err != nil {
+		return s, err
+	}
+	s.UseCache = f.useCache
+	o, err := f.openLayers(ctx, layersGiven)
+	if err != nil {
+		return s, err
+	}
+	m, ok := o.model.(bamba.Chunked)
+	if !ok {
+		model.Free(o.model)
+		return s, fmt.Errorf("%s is a %s, which has no chunks: a bamba or mamba2 model is needed", o.path, o.model.Architecture())
+	}
+	s.Model, s.Tokenizer = m, o.tokenizer
+	return s, nil
+}
+
+// openLayers opens the first layers of --model_path, or draws those of --variant.
+func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *opened, err error) {
+	dtype, err := parseDType(f.dtype)
+	if err != nil {
+		return nil, err
+	}
+	device, err := parseDevice(f.device)
+	if err != nil {
+		return nil, err
+	}
+	if f.threads > 0 {
+		torch.SetThreads(f.threads)
+	}
+	o = &opened{path: f.variant}
+	var config model.Config
+	if f.path != "" {
+		if o.path, o.checkpoint, err = openCheckpoint(ctx, f.path); err != nil {
+			return nil, err
+		}
+		defer o.checkpoint.Close()
+		if config = model.Config(o.checkpoint.Config()).Clone(); len(config) == 0 {
+			return nil, fmt.Errorf("%s: there is no config.json beside the weights", o.path)
+		}
+		if o.tokenizer, err = openTokenizer(f.tokenizer, o.path, o.checkpoint); err != nil {
+			return nil, err
+		}
+	} else {
+		if config, err = model.Variant(f.architecture, f.variant); err != nil {
+			return nil, usageError{err}
+		}
+		if f.tokenizer != "" {
+			if o.tokenizer, err = text.Open(f.tokenizer); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := f.cut(config, layersGiven); err != nil {
+		return nil, err
+	}
+	if o.model, err = model.New(config); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.path, err)
+	}
+	if err := checkVocabulary(o); err != nil {
+		return nil, err
+	}
+	if dtype == nil {
+		stored := torch.Float32
+		if o.checkpoint != nil {
+			stored = storedDType(o.checkpoint, device)
+		} else if device.IsCUDA() {
+			stored = torch.BFloat16
+		}
+		dtype = &stored
+	}
+	err = torch.Run(func() error {
+		if o.checkpoint != nil {
+			return model.Load(o.model, o.checkpoint, *dtype, device)
+		}
+		fmt.Fprintf(os.Stderr, "the weights of %s %s are random: there is no --model_path\n", f.architecture, f.variant)
+		torch.ManualSeed(time.Now().UnixNano())
+		model.Initialize(o.model, *dtype, device)
+		return nil
+	})
+	if err != nil {
+		model.Free(o.model)
+		return nil, err
+	}
+	return o, nil
+}
+
+// cut leaves the config its first --layers layers. A model that has fewer keeps them all, unless more were asked for.
+func (f *subjectFlags) cut(config model.Config, given bool) error {
+	all, ok := config["num_hidden_layers"].(float64)
+	if !ok || f.layers == 0 || float64(f.layers) == all {
+		return nil
+	}
+	if float64(f.layers) > all {
+		if given {
+			return usagef("--layers is %d, but the model has %.0f", f.layers, all)
+		}
+		return nil
+	}
+	config["num_hidden_layers"] = float64(f.layers)
+	if attention, ok := config["attn_layer_indices"].([]any); ok {
+		config["attn_layer_indices"] = slices.DeleteFunc(slices.Clone(attention), func(v any) bool {
+			i, ok := v.(float64)
+			return ok && i >= float64(f.layers)
+		})
+	}
+	return nil
+}
+
+func setupBenchChunks(flags *pflag.FlagSet) func(context.Context, []string) error {
+	var f benchFlags
+	var s subjectFlags
+	var o bench.ChunksOptions
+	s.declare(flags, 4, false, "default", "default-optimized", "independent", "independent-optimized")
+	flags.StringSliceVar(&o.Compile, "compile", nil, "`ways` to run each strategy: eager (the plain page), kernels, graph (eager, recorded as a CUDA graph), both (default: as --chunking says)")
+	flags.IntVar(&o.MaxNewTokens, "max_new_tokens", 4, "`number` of tokens to make after each prompt")
+	flags.IntVar(&o.Repeats, "repeats", 3, "timed runs of each row, after a warm-up")
+	f.declare(flags, bench.Chunks)
+	return func(ctx context.Context, args []string) error {
+		if len(args) > 0 {
+			return usagef("unexpected %q", args[0])
+		}
+		if err := o.Check(); err != nil {
+			return usageError{err}
+		}
+		var err error
+		if o.Subject, err = s.open(ctx, flags.Changed("layers")); err != nil {
+			return err
+		}
+		defer model.Free(o.Model)
+		if o.Tokenizer == nil {
+			fmt.Fprintln(os.Stderr, "there is no --tokenizer: prompts are random tokens, as many as token_len says")
+		}
+		results, err := f.begin(bench.Chunks, model.Device(o.Model), true)
+		if err != nil {
+			return err
+		}
+		rows := []bench.ChunksRow{}
+		bar := newCounter(0, "timing")
+		err = bench.RunChunks(ctx, o, func(row bench.ChunksRow, total int) {
+			rows = append(rows, row)
+			bar.ChangeMax(total)
+			bar.Add(1)
+		})
+		bar.Finish()
+		failures := map[string]bool{}
+		for _, r := range rows {
+			if r.Failed != "" && !failures[r.Compile+r.Failed] {
+				failures[r.Compile+r.Failed] = true
+				fmt.Fprintf(os.Stderr, "prompt %d, %s, %s: %s\n", r.ID, r.Strategy, r.Compile, r.Failed)
+			}
+		}
+		results.Rows = rows
+		return f.finish(results, len(rows), err, func(w io.Writer) { printChunks(w, rows) })
+	}
+}
+
+func printChunks(w io.Writer, rows []bench.ChunksRow) {
+	fmt.Fprintln(w, "id\ttokens\tstrategy\tcompile\ttotal ms\tquartiles\tfirst ms\tbetween ms\ttok/s\tpeak\tGB/s\tGFLOP/s\tCPU\tGPU\tcostliest\t")
+	for _, r := range rows {
+		if r.Failed != "" {
+			fmt.Fprintf(w, "%d\t%d\t%s\t%s\t—\t\n", r.ID, r.PromptTokens, r.Strategy, r.Compile)
+			continue
+		}
+		gpu := "—"
+		if r.GPUUtilization != nil {
+			gpu = fmt.Sprintf("%.0f %%", 100**r.GPUUtilization)
+		}
+		var costly []string
+		for _, o := range r.TopOperations[:min(2, len(r.TopOperations))] {
+			costly = append(costly, fmt.Sprintf("%s %.0f %%", o.Name, 100*o.Share))
+		}
+		fmt.Fprintf(w, "%d\t%d\t%s\t%s\t%s\t%s–%s\t%s\t%s\t%.1f\t%s\t%.2f\t%.1f\t%.0f %%\t%s\t%s\t\n", r.ID, r.PromptTokens, r.Strategy, r.Compile,
+			formatMS(r.TotalMS), formatMS(r.LowMS), formatMS(r.HighMS), formatMS(r.FirstTokenMS), formatMS(r.BetweenTokensMS), r.TokensPerS,
+			formatBytes(r.PeakBytes), r.GBPerS, r.GFlopPerS, 100*r.CPUUtilization, gpu, strings.Join(costly, ", "))
+	}
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/pflag"
+
+	"conquer/bamba"
+	"conquer/bench"
+	"conquer/torch"
+)
+
+var benchSSDCommand = command{
+	name:    "bench ssd",
+	summary: "Time the state-space scan and what stands around it, against the machine's ceilings.",
+	example: `conquer bench ssd --length 1024,4096,16384
+# how far state must reach, forward alone
+conquer bench ssd --pass forward --chunking default-optimized,windowed:1-optimized,windowed:4-optimized,independent-optimized
+# the plain page beside the kernels, in bfloat16, at Bamba-9B's width
+conquer bench ssd --heads 128 --dtype bfloat16 --chunking default,default-optimized --chunk_size 64,256`,
+	setup: setupBenchSSD,
+}
+
+func setupBenchSSD(flags *pflag.FlagSet) func(context.Context, []string) error {
+	var f benchFlags
+	var o bench.SSDOptions
+	var strategies, sizes []string
+	flags.StringSliceVar(&o.Passes, "pass", bench.Passes, "`passes` to time: forward, backward, step, conv, norm")
+	declareChunking(flags, &strategies, "default", "default-optimized", "independent", "independent-optimized")
+	flags.StringSliceVar(&sizes, "chunk_size", []string{"64"}, "`sizes` of a chunk in tokens: powers of two from 16 to 256, or auto")
+	flags.IntSliceVar(&o.Lengths, "length", []int{256, 1024, 2048}, "`lengths` of the sequences in tokens")
+	flags.IntSliceVar(&o.Batches, "batch_size", []int{1}, "`numbers` of sequences")
+	flags.IntVar(&o.Shape.Heads, "heads", 16, "`number` of heads (Bamba-9B has 128)")
+	flags.IntVar(&o.Shape.HeadDim, "head_dim", 64, "`dimensions` of a head, 16 to 128")
+	flags.IntVar(&o.Shape.State, "state", 128, "`width` of the state, 16 to 256")
+	flags.IntVar(&o.Shape.Groups, "groups", 1, "`number` of groups of heads that share B and C")
+	dtype := flags.String("dtype", "float32", "`type` of the inputs: float32, bfloat16 or float16")
+	device := flags.String("device", "", "`name` of the device: cpu, cuda or cuda:N (default: a GPU where one can be used)")
+	flags.IntVar(&o.Repeats, "repeats", 10, "timed runs of each row, after a warm-up")
+	flags.IntVar(&f.threads, "threads", 0, "`number` of CPU threads (default: one for each core)")
+	f.declare(flags, bench.SSD)
+	return func(ctx context.Context, args []string) error {
+		if len(args) > 0 {
+			return usagef("unexpected %q", args[0])
+		}
+		var err error
+		if o.Strategies, err = parseStrategies(strategies); err != nil {
+			return err
+		}
+		for _, text := range sizes {
+			size, err := bamba.ParseChunkSize(text)
+			if err != nil {
+				return usagef("--chunk_size: %w", err)
+			}
+			o.ChunkSizes = append(o.ChunkSizes, size)
+		}
+		given, err := parseDType(*dtype)
+		if err != nil {
+			return err
+		}
+		if given == nil {
+			return usagef("--dtype is empty: use float32, bfloat16 or float16")
+		}
+		o.DType = *given
+		if err := o.Check(); err != nil {
+			return usageError{err}
+		}
+		if o.Device, err = parseDevice(*device); err != nil {
+			return err
+		}
+		if f.threads > 0 {
+			torch.SetThreads(f.threads)
+		}
+		results, err := f.begin(bench.SSD, o.Device, true)
+		if err != nil {
+			return err
+		}
+		o.Ceilings = results.Machine.Ceilings
+		rows := []bench.SSDRow{}
+		bar := newCounter(0, "timing")
+		err = bench.RunSSD(ctx, o, func(row bench.SSDRow, total int) {
+			rows = append(rows, row)
+			bar.ChangeMax(total)
+			bar.Add(1)
+		})
+		bar.Finish()
+		results.Rows = rows
+		return f.finish(results, len(rows), err, func(w io.Writer) { printSSD(w, results.Machine, rows) })
+	}
+}
+
+// printSSD writes one line a row. The last column is how many times as fast as the plain default a strategy is.
+func printSSD(w io.Writer, m bench.Machine, rows []bench.SSDRow) {
+	type shape struct {
+		pass                 string
+		batch, length, chunk int
+	}
+	plain := map[shape]float64{}
+	for _, r := range rows {
+		if r.Strategy == bamba.Default && r.Failed == "" {
+			plain[shape{r.Pass, r.Batch, r.Length, r.ChunkSize}] = r.MedianMS
+		}
+	}
+	where := m.CPU
+	if m.GPU != "" {
+		where = m.GPU
+	}
+	fmt.Fprintf(w, "%s: reads %.1f GB/s, multiplies %.0f GFLOP/s in float32 and %.0f in bfloat16\n\n", where, m.Ceilings.ReadGBPerS, m.Ceilings.F32GFlopPerS, m.Ceilings.BF16GFlopPerS)
+	fmt.Fprintln(w, "pass\tstrategy\tB\tL\tchunk\tms\tquartiles\tGB/s\tof read\tGFLOP/s\tof rate\tpeak\terror\t× default\t")
+	for _, r := range rows {
+		chunk, ratio := "", ""
+		if r.ChunkSize > 0 {
+			chunk = fmt.Sprint(r.ChunkSize)
+		}
+		if r.Failed != "" {
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t\n", r.Pass, r.Strategy, r.Batch, r.Length, chunk, r.Failed)
+			continue
+		}
+		if base := plain[shape{r.Pass, r.Batch, r.Length, r.ChunkSize}]; base > 0 {
+			ratio = fmt.Sprintf("%.2f", base/r.MedianMS)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s–%s\t%.2f\t%.0f %%\t%.1f\t%.0f %%\t%s\t%.1e\t%s\t\n", r.Pass, r.Strategy, r.Batch, r.Length, chunk,
+			formatMS(r.MedianMS), formatMS(r.LowMS), formatMS(r.HighMS), r.GBPerS, 100*r.OfBandwidth, r.GFlopPerS, 100*r.OfRate, formatBytes(r.PeakBytes), r.Error, ratio)
+	}
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"conquer/bench"
+	"conquer/checkpoint"
+	"conquer/model"
+	"conquer/torch"
+)
+
+// readRows reads what a benchmark wrote.
+func readRows[Row any](t *testing.T, dir, kind string) []Row {
+	t.Helper()
+	r, err := bench.Read(filepath.Join(dir, kind+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Machine.Cores < 1 || r.Machine.CPU == "" || r.Versions.Go == "" || r.Command == "" || r.Time.IsZero() {
+		t.Errorf("%s: %+v", kind, r)
+	}
+	if data, err := os.ReadFile(filepath.Join(dir, kind+".csv")); err != nil || strings.Count(string(data), "\n") <= 1 {
+		t.Errorf("%s.csv: %v %s", kind, err, data)
+	}
+	return r.Rows.([]Row)
+}
+
+func TestBenchSSDPrintsWhatItWrites(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "results")
+	args := []string{"bench", "ssd", "--length", "40", "--heads", "2", "--head_dim", "16", "--state", "16", "--repeats", "2", "--device", "cpu",
+		"--chunking", "default,windowed:1-optimized", "--chunk_size", "16", "--output_path", dir}
+	table := succeed(t, args...)
+	rows := readRows[bench.SSDRow](t, dir, "ssd")
+	if len(rows) != 2*2+3 || strings.Count(table, "\n") != len(rows)+4 || !strings.Contains(table, "windowed:1-optimized") {
+		t.Errorf("%d rows, and the table\n%s", len(rows), table)
+	}
+	again := decode[bench.Results](t, succeed(t, append(args, "--json", "--pass", "forward")...))
+	if now := readRows[bench.SSDRow](t, dir, "ssd"); len(now) != 2 || len(again.Rows.([]any)) != 2 || again.Machine.Ceilings.ReadGBPerS <= 0 ||
+		again.Machine.Ceilings.F32GFlopPerS <= 0 || again.Machine.Ceilings.BF16GFlopPerS <= 0 {
+		t.Errorf("%d rows, printed %+v", len(now), again)
+	}
+}
+
+// writePrompts writes a prompts file of two short entries.
+func writePrompts(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "prompts.json")
+	text := `[{"prompt": "the sea is calm and the lamp is lit, what", "answer": "is seen", "token_len": 41, "num_chunks": 1},
+		{"prompt": "fog", "answer": " again", "token_len": 3, "num_chunks": 1}]`
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestBenchChunksTimesAModelWithOrWithoutWeights(t *testing.T) {
+	prompts, dir := writePrompts(t), t.TempDir()
+	args := []string{"bench", "chunks", "--prompts", prompts, "--variant", "bytes", "--repeats", "1", "--max_new_tokens", "2", "--device", "cpu",
+		"--chunking", "default,independent-optimized", "--chunk_size", "16", "--output_path", dir}
+	table, complaints, code := invoke(t, "", args...)
+	if code != 0 || !strings.Contains(complaints, "random: there is no --model_path") || !strings.Contains(complaints, "there is no --tokenizer") || strings.Count(complaints, "\n") != 2 {
+		t.Fatalf("exit %d: %s", code, complaints)
+	}
+	rows := readRows[bench.ChunksRow](t, dir, "chunks")
+	if len(rows) != 4 || strings.Count(table, "\n") != 6 {
+		t.Fatalf("%d rows, and the table\n%s", len(rows), table)
+	}
+	for i, r := range rows {
+		if want := []int{41, 3}[i/2]; r.PromptTokens != want || r.ChunkSize != 16 || r.Layers != 2 || r.UseCache || r.TotalMS <= 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+	// A model of one's own, cut to its first layer; what cannot be recorded here is one line.
+	model := writeBamba(t)
+	table, complaints, code = invoke(t, "", "bench", "chunks", "--prompts", prompts, "--model_path", model, "--tokenizer", "char_tokenizer", "--layers", "1", "--repeats", "1",
+		"--chunking", "default", "--compile", "eager,kernels,graph,both", "--use_cache", "--device", "cpu", "--output_path", dir, "--max_new_tokens", "1")
+	if code != 0 || strings.Count(complaints, "\n") != 2 || strings.Count(complaints, "there is no graph on the CPU") != 2 || !strings.Contains(table, "kernels") {
+		t.Fatalf("exit %d: %s", code, complaints)
+	}
+	if rows = readRows[bench.ChunksRow](t, dir, "chunks"); len(rows) != 8 || rows[0].Layers != 1 || !rows[0].UseCache || rows[1].TotalMS <= 0 || rows[2].Failed == "" {
+		t.Errorf("%+v", rows)
+	}
+}
+
+// writeBamba writes a small random Bamba over characters, without a tokenizer.
+func writeBamba(t *testing.T) string {
+	t.Helper()
+	config, err := model.Variant("bamba", "tiny")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config["vocab_size"], config["initializer_range"] = 256.0, 0.3
+	m, err := model.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer model.Free(m)
+	err = torch.Run(func() error {
+		model.Initialize(m, torch.Float32, torch.CPU)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "bamba")
+	text, _ := json.Marshal(config)
+	if err := checkpoint.Save(dir, model.Weights(m), checkpoint.Options{Config: text}); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestBenchAccuracyAndGPTScoreGoTogether(t *testing.T) {
+	prompts, dir := writePrompts(t), t.TempDir()
+	table := succeed(t, "bench", "accuracy", "--prompts", prompts, "--model_path", writeBamba(t), "--tokenizer", "char_tokenizer", "--device", "cpu",
+		"--chunking", "default-optimized,windowed:1", "--chunk_size", "16", "--output_path", dir)
+	rows := readRows[bench.AccuracyRow](t, dir, "accuracy")
+	if len(rows) != 4 || !strings.Contains(table, "accuracy_windowed_1.tsv") {
+		t.Fatalf("%d rows, and the table\n%s", len(rows), table)
+	}
+	var files []string
+	for _, strategy := range []string{"default-optimized", "windowed:1"} {
+		path := filepath.Join(dir, bench.PredictionsName(strategy))
+		list, err := bench.ReadPredictions(path)
+		if err != nil || len(list) != 2 || list[1].Prompt != "fog" || list[1].Reference != " again" {
+			t.Errorf("%s: %+v %v", path, list, err)
+		}
+		files = append(files, path)
+	}
+	args := append([]string{"bench", "gptscore", "--model_path", writeModel(t, 704, true), "--device", "cpu", "--aspect", "none,fluency", "--output_path", dir}, files...)
+	succeed(t, args...)
+	scores := readRows[bench.GPTScoreRow](t, dir, "gptscore")
+	if len(scores) != 2*2*2 || scores[7].Strategy != "windowed:1" || scores[7].Aspect != "fluency" || !(scores[7].Average < 0) {
+		t.Errorf("%+v", scores)
+	}
+}
+
+func TestBenchExplainsItsParts(t *testing.T) {
+	help := succeed(t, "bench", "--help")
+	if !reflect.DeepEqual(help, succeed(t, "help", "bench")) {
+		t.Error("two ways to ask for help give two answers")
+	}
+	for _, part := range benchCommand.parts {
+		own := succeed(t, append(strings.Fields(part.name), "--help")...)
+		if !strings.Contains(help, part.name) || !strings.Contains(own, "Examples:") || !strings.Contains(own, "conquer "+part.name) ||
+			own != succeed(t, append([]string{"help"}, strings.Fields(part.name)...)...) {
+			t.Errorf("%s: %s", part.name, own)
+		}
+	}
+}
+
+func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
+	prompts, llama, bare := writePrompts(t), writeModel(t, 704, true), writeModel(t, 50, false)
+	folder := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	missing := write("missing.json", `[{"prompt": "p", "answer": "a", "token_len": 1, "num_chunks": 1}, {"prompt": "p", "token_len": 1, "num_chunks": 1}]`)
+	good, malformed := write("good.tsv", "1\tp\ta\tb\n"), write("bad.tsv", "1\tp\ta\tb\n2\tp\ta\n")
+	chunks := func(more ...string) []string {
+		return append([]string{"chunks", "--variant", "bytes", "--device", "cpu"}, more...)
+	}
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"no benchmark":           {[]string{}, 2, "ssd"},
+		"an unknown benchmark":   {[]string{"sdd"}, 2, `"bench ssd"`},
+		"an unknown strategy":    {[]string{"ssd", "--chunking", "sideways"}, 2, "sideways"},
+		"a window without k":     {[]string{"ssd", "--chunking", "windowed"}, 2, "windowed:k"},
+		"no power of two":        {[]string{"ssd", "--chunk_size", "48"}, 2, "power of two"},
+		"N out of range":         {[]string{"ssd", "--state", "512"}, 2, "16 to 256"},
+		"groups and heads":       {[]string{"ssd", "--groups", "3"}, 2, "divide"},
+		"an unknown pass":        {[]string{"ssd", "--pass", "sideways"}, 2, "sideways"},
+		"a length of nothing":    {[]string{"ssd", "--length", "0"}, 2, "length"},
+		"a length that is words": {[]string{"ssd", "--length", "long"}, 2, "length"},
+		"no prompts":             {chunks(), 2, "--prompts"},
+		"prompts that lack":      {chunks("--prompts", missing), 1, `entry 1 has no "answer"`},
+		"prompts not there":      {chunks("--prompts", "/nowhere.json"), 1, "/nowhere.json"},
+		"no model":               {[]string{"chunks", "--prompts", prompts}, 2, "--variant"},
+		"an unknown variant":     {[]string{"chunks", "--prompts", prompts, "--variant", "huge"}, 2, "huge"},
+		"a model without chunks": {[]string{"chunks", "--prompts", prompts, "--model_path", llama}, 1, "llama"},
+		"a chunk of 100":         {chunks("--prompts", prompts, "--chunk_size", "100"), 2, "power of two"},
+		"more layers than all":   {chunks("--prompts", prompts, "--layers", "3"), 2, "has 2"},
+		"an unknown way":         {chunks("--prompts", prompts, "--compile", "jit"), 2, "jit"},
+		"no new tokens":          {chunks("--prompts", prompts, "--max_new_tokens", "0"), 2, "max_new_tokens"},
+		"answers without words":  {[]string{"accuracy", "--prompts", prompts, "--model_path", writeBamba(t), "--device", "cpu"}, 1, "no tokenizer"},
+		"no predictions":         {[]string{"gptscore", "--model_path", llama}, 2, "predictions"},
+		"a malformed line":       {[]string{"gptscore", "--model_path", llama, good, malformed}, 1, "bad.tsv:2"},
+		"an unknown aspect":      {[]string{"gptscore", "--model_path", llama, "--aspect", "beauty", good}, 2, "beauty"},
+		"a scorer without words": {[]string{"gptscore", "--model_path", bare, "--device", "cpu", good}, 1, "no tokenizer"},
+		"an unknown dtype":       {[]string{"ssd", "--dtype", "int8"}, 2, "--dtype"},
+	} {
+		stdout, stderr, code := invoke(t, "", append([]string{"bench"}, c.args...)...)
+		if code != c.code || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") != 1 || stdout != "" {
+			t.Errorf("%s: exit %d, want %d and one line with %q\nstdout: %s\nstderr: %s", name, code, c.code, c.want, stdout, stderr)
+		}
+	}
+}
