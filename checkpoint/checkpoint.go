@@ -1,17 +1,18 @@
 // Package checkpoint reads and writes the files that hold a model's weights.
 //
-// [Open] takes a Hugging Face folder (config.json beside model.safetensors, or beside shards with an index), one
-// .safetensors file, or one .gguf file, and gives a [Checkpoint]: tensors by their Hugging Face names, whatever the source
-// called them, and the config that describes the model. Files are mapped into memory: opening reads the headers alone,
-// and a tensor that is stored plainly is a view of the file. Quantized tensors are decoded when they are asked for.
+// [Open] takes a Hugging Face folder (config.json beside model.safetensors or pytorch_model.bin, or beside shards with an
+// index), a folder of Meta's (params.json beside consolidated.NN.pth), one .safetensors, .bin or .pth file, or one .gguf
+// file, and gives a [Checkpoint]: tensors by their Hugging Face names, whatever the source called them, and the config that
+// describes the model. Files are mapped into memory: opening reads the headers alone, and a tensor that is stored plainly
+// is a view of the file. Quantized tensors are decoded when they are asked for. Pickles are read without running them.
 //
 //	c, err := checkpoint.Open("SmolLM2-135M-Instruct.Q4_1.gguf")
 //	if err != nil { … }
 //	defer c.Close()
 //	w, err := c.Tensor("model.embed_tokens.weight")
 //
-// [Save] writes any [Source], a Checkpoint or a model in training, as a Hugging Face folder. Whatever this package writes
-// takes its place in one step when it is complete and on the disk: see [WriteFile].
+// [Save] writes any [Source], a Checkpoint or a model in training, as a Hugging Face folder, and [Formats] lists the other
+// layouts. Whatever this package writes takes its place in one step when it is complete and on the disk: see [WriteFile].
 //
 // Files come from strangers. Every length, count and offset is checked before it is used; what does not add up gives an
 // error that names the file and the tensor. An open file may be replaced, as this package does it, but must not be
@@ -55,13 +56,15 @@ type Source interface {
 // The formats of a [Checkpoint].
 const (
 	SafeTensors = "safetensors"
+	PyTorch     = "pytorch" // pickles in Hugging Face's layout
+	Meta        = "meta"    // consolidated.NN.pth
 	GGUF        = "gguf"
 )
 
 // A Checkpoint is an open set of weight files. Tensors taken from it stay valid after Close.
 type Checkpoint struct {
 	Path   string // as given to Open
-	Format string // SafeTensors or GGUF
+	Format string // SafeTensors, PyTorch, Meta or GGUF
 
 	config, generation []byte
 	gguf               map[string]any
@@ -77,11 +80,13 @@ type mappedFile struct {
 	mapping *torch.Mapping
 }
 
-// stored is a tensor's place, and the rotary rows to reorder if it comes from a llama-type GGUF file.
+// stored is a tensor's place, and the rotary rows to reorder if it comes from a llama-type GGUF file or one of Meta's.
 type stored struct {
 	record
 	file     *mappedFile
-	headRows int // rows per head to unpermute, or 0
+	headRows int       // rows per head to unpermute, or 0
+	parts    []*stored // of a tensor that several model-parallel files share, else nil
+	joined   int       // the dimension, 0 or 1, along which the parts lie side by side
 }
 
 // safetensorsTorch maps safetensors' and ggml's names of plain types to libtorch's dtypes.
@@ -90,8 +95,8 @@ var safetensorsTorch = map[string]torch.DType{
 	"I64": torch.Int64, "I32": torch.Int32, "U8": torch.Uint8, "BOOL": torch.Bool,
 }
 
-// Open opens the checkpoint at path: a folder with model.safetensors or model.safetensors.index.json, a .safetensors
-// file, or a .gguf file. It reads no weights. The error names the file and, where there is one, the tensor.
+// Open opens the checkpoint at path: a folder as Hugging Face or Meta lays it out, a .safetensors, .bin or .pth file, or a
+// .gguf file. It reads no weights. The error names the file and, where there is one, the tensor.
 func Open(path string) (*Checkpoint, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -122,7 +127,11 @@ func (c *Checkpoint) openFile(path string) error {
 		}
 		return nil
 	}
-	if err := c.addSafetensors(file, nil); err != nil {
+	if isMetaPart(filepath.Base(path)) {
+		c.closeFiles()
+		return c.openMeta(filepath.Dir(path))
+	}
+	if err := c.addFile(file, nil); err != nil {
 		return err
 	}
 	return c.readConfigs(filepath.Dir(path))
@@ -138,9 +147,17 @@ func (c *Checkpoint) mapFile(path string) (*mappedFile, error) {
 	return file, nil
 }
 
-// addSafetensors adds a file's tensors: all, or those wanted.
-func (c *Checkpoint) addSafetensors(file *mappedFile, wanted map[string]bool) error {
-	records, _, err := parseSafetensors(file.mapping.Bytes())
+// addFile adds the tensors of a safetensors or PyTorch file: all, or those wanted.
+func (c *Checkpoint) addFile(file *mappedFile, wanted map[string]bool) error {
+	data := file.mapping.Bytes()
+	var records []record
+	var err error
+	if isTorchFile(file.path, data) {
+		c.Format = PyTorch
+		records, err = parseTorch(data)
+	} else {
+		records, _, err = parseSafetensors(data)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", file.path, err)
 	}
@@ -197,7 +214,7 @@ func (c *Checkpoint) addGGUF(file *mappedFile) error {
 			s.headRows = r.shape[0] / heads
 		}
 		var ok bool
-		if s.name, ok = hfName(r.name); !ok {
+		if s.name, ok = hfName(r.name, "blk.", ggufNames); !ok {
 			return fmt.Errorf("tensor %.80q is none that a %s model has", r.name, architecture)
 		}
 		c.add(s)
@@ -230,7 +247,7 @@ func (s *stored) torchDType() torch.DType {
 
 // Tensor gives a tensor by its Hugging Face name. One that is stored plainly is a view of the mapped file, which writing
 // to it does not change; a quantized one is decoded to float32 anew at each call; a query or key matrix of a llama-type
-// GGUF file is copied to put its rows in Hugging Face's order.
+// GGUF file, or of Meta's, is copied to put its rows in Hugging Face's order.
 func (c *Checkpoint) Tensor(name string) (torch.Tensor, error) {
 	s, err := c.find(name)
 	if err != nil {
@@ -241,9 +258,9 @@ func (c *Checkpoint) Tensor(name string) (torch.Tensor, error) {
 	switch {
 	case dtype == Unsupported:
 		return torch.Tensor{}, s.unsupported()
-	case plain && s.headRows == 0 && s.offset%dtype.Size() == 0:
+	case plain && s.whole() && s.offset%dtype.Size() == 0:
 		return s.file.mapping.Tensor(s.offset, dtype, s.shape), nil
-	case plain && s.headRows == 0: // the format allows any offset, processors do not care for all of them
+	case plain && s.whole(): // the format allows any offset, processors do not care for all of them
 		return torch.FromBytes(s.data(), dtype, s.shape), nil
 	}
 	t := torch.Empty(s.shape, dtype, torch.CPU)
@@ -285,8 +302,33 @@ func (s *stored) unsupported() error {
 		"I64, I32, U8, BOOL, or in GGUF files Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K", s.file.path, s.name, s.dtype)
 }
 
-// data is the stored bytes, in the mapping.
-func (s *stored) data() []byte { return s.file.mapping.Bytes()[s.offset : s.offset+s.bytes] }
+// whole tells a tensor whose bytes lie in one file in the order they are wanted in.
+func (s *stored) whole() bool { return s.headRows == 0 && s.parts == nil && s.strides == nil }
+
+// data is the stored bytes: in the mapping, or put together from where they lie.
+func (s *stored) data() []byte {
+	if s.parts == nil && s.strides == nil {
+		return s.file.mapping.Bytes()[s.offset : s.offset+s.bytes]
+	}
+	all := make([]byte, s.bytes)
+	if s.parts == nil {
+		copyStrided(all, s.file.mapping.Bytes()[s.offset:], safetensorsBits[s.dtype]/8, s.shape, s.strides)
+		return all
+	}
+	// A row of the whole is the parts' rows side by side; where they are joined by rows, the whole counts as one.
+	rows, at := 1, 0
+	if s.joined == 1 {
+		rows = s.shape[0]
+	}
+	for _, p := range s.parts {
+		from, size := p.data(), p.bytes/max(rows, 1)
+		for r := range rows {
+			copy(all[r*s.bytes/rows+at:], from[r*size:(r+1)*size])
+		}
+		at += size
+	}
+	return all
+}
 
 // decode fills dst with s as dtype, rows in Hugging Face's order.
 func (s *stored) decode(dst []byte, dtype torch.DType) error {
@@ -303,7 +345,11 @@ func (s *stored) decode(dst []byte, dtype torch.DType) error {
 		source = unpermute(s.headRows)
 	}
 	if plain, ok := safetensorsTorch[s.dtype]; ok && plain == dtype {
-		copyRows(dst, s.data(), rows, source)
+		if source == nil {
+			copy(dst, s.data())
+		} else {
+			copyRows(dst, s.data(), rows, source)
+		}
 		return nil
 	}
 	name := map[torch.DType]string{torch.Float32: "F32", torch.BFloat16: "BF16", torch.Float16: "F16"}[dtype]
@@ -348,7 +394,9 @@ func (c *Checkpoint) Files() []string {
 }
 
 // Close gives the files back. Tensors taken from the checkpoint stay valid; Tensor fails from now on.
-func (c *Checkpoint) Close() {
+func (c *Checkpoint) Close() { c.closeFiles() }
+
+func (c *Checkpoint) closeFiles() {
 	for _, f := range c.files {
 		f.mapping.Close()
 	}

@@ -188,9 +188,9 @@ func TestBadFoldersAreNamedWithWhatWasExpected(t *testing.T) {
 		files map[string]string
 		want  []string
 	}{
-		"empty":               {nil, []string{"expected model.safetensors or model.safetensors.index.json"}},
+		"empty":               {nil, []string{"expected model.safetensors, model.safetensors.index.json", "pytorch_model.bin", "params.json"}},
 		"gguf inside":         {map[string]string{"m.gguf": "x"}, []string{"it holds m.gguf"}},
-		"pickles inside":      {map[string]string{"pytorch_model.bin": "x"}, []string{"pytorch_model.bin", "converted"}},
+		"pickles inside":      {map[string]string{"pytorch_model.bin": "x"}, []string{"pytorch_model.bin", "zip archive"}},
 		"broken config":       {map[string]string{"config.json": "[1]", weightsFile: one}, []string{"config.json", "JSON object"}},
 		"index not JSON":      {map[string]string{indexFile: "{"}, []string{indexFile, "ends in the middle"}},
 		"index without map":   {map[string]string{indexFile: "{}"}, []string{indexFile, "weight_map"}},

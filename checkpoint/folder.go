@@ -14,6 +14,8 @@ import (
 const (
 	weightsFile    = "model.safetensors"
 	indexFile      = "model.safetensors.index.json"
+	pickleFile     = "pytorch_model.bin"
+	pickleIndex    = "pytorch_model.bin.index.json"
 	configFile     = "config.json"
 	generationFile = "generation_config.json"
 )
@@ -21,28 +23,34 @@ const (
 // A config or an index longer than this is not read.
 const maxJSONFile = 100_000_000
 
-// openFolder opens a Hugging Face folder. As in transformers, model.safetensors is taken before an index.
+// openFolder opens a folder of Hugging Face's or Meta's layout. As in transformers, model.safetensors is taken before an
+// index, and safetensors before pickles; Meta's files, which some models have besides, come last.
 func (c *Checkpoint) openFolder(dir string) error {
 	if err := c.readConfigs(dir); err != nil {
 		return err
 	}
-	path := filepath.Join(dir, weightsFile)
-	if _, err := os.Stat(path); err == nil {
-		file, err := c.mapFile(path)
-		if err != nil {
+	for _, names := range [][2]string{{weightsFile, indexFile}, {pickleFile, pickleIndex}} {
+		path, index := filepath.Join(dir, names[0]), filepath.Join(dir, names[1])
+		if _, err := os.Stat(path); err == nil {
+			file, err := c.mapFile(path)
+			if err != nil {
+				return err
+			}
+			return c.addFile(file, nil)
+		}
+		text, err := readJSONFile(index)
+		if err == nil {
+			return c.openShards(dir, index, text)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		return c.addSafetensors(file, nil)
 	}
-	index := filepath.Join(dir, indexFile)
-	text, err := readJSONFile(index)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s: expected %s or %s%s", dir, weightsFile, indexFile, whatElse(dir))
+	if _, err := os.Stat(filepath.Join(dir, paramsFile)); err == nil {
+		return c.openMeta(dir)
 	}
-	if err != nil {
-		return err
-	}
-	return c.openShards(dir, index, text)
+	return fmt.Errorf("%s: expected %s, %s or %s (or their index), or %s beside consolidated.00.pth%s", dir, weightsFile, indexFile,
+		pickleFile, paramsFile, whatElse(dir))
 }
 
 // whatElse says what a folder without the expected weights holds instead.
@@ -50,13 +58,20 @@ func whatElse(dir string) string {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
 		switch filepath.Ext(e.Name()) {
-		case ".gguf", ".safetensors":
+		case ".gguf", ".safetensors", ".bin", ".pth", ".pt":
 			return fmt.Sprintf("; it holds %s: give the path of that file", e.Name())
-		case ".bin", ".pth", ".pt":
-			return fmt.Sprintf("; it holds %s, which must be converted to safetensors first", e.Name())
 		}
 	}
 	return ""
+}
+
+// isTorchFile tells PyTorch's files, zip archives with any name, from safetensors.
+func isTorchFile(path string, data []byte) bool {
+	switch filepath.Ext(path) {
+	case ".bin", ".pth", ".pt":
+		return true
+	}
+	return strings.HasPrefix(string(data[:min(len(data), 4)]), "PK\x03\x04")
 }
 
 // openShards opens the files an index names: {"metadata": …, "weight_map": {tensor: file}}. A tensor that lies in a shard
@@ -98,7 +113,7 @@ func (c *Checkpoint) openShards(dir, index string, text []byte) error {
 		if err != nil {
 			return fmt.Errorf("%w (%s names it for tensor %q)", err, index, first(wanted[shard]))
 		}
-		if err := c.addSafetensors(file, wanted[shard]); err != nil {
+		if err := c.addFile(file, wanted[shard]); err != nil {
 			return err
 		}
 		for tensor := range wanted[shard] {

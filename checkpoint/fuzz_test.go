@@ -192,7 +192,7 @@ func FuzzGGUF(f *testing.F) {
 			t.Fatal(err)
 		}
 		for _, r := range file.records {
-			hfName(r.name)
+			hfName(r.name, "blk.", ggufNames)
 		}
 	})
 }

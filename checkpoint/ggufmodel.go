@@ -28,26 +28,49 @@ var ggufNames = map[string]string{
 	"ffn_down":    "mlp.down_proj",
 }
 
-// hfName gives the Hugging Face name of a GGUF tensor.
-func hfName(name string) (string, bool) {
+// hfName gives the Hugging Face name of another layout's tensor: names maps stems, those of a block behind the prefix
+// blocks and the block's number.
+func hfName(name, blocks string, names map[string]string) (string, bool) {
 	stem, kind, ok := cutLast(name, ".")
 	if !ok || kind != "weight" && kind != "bias" {
 		return "", false
 	}
 	prefix := ""
-	if rest, ok := strings.CutPrefix(stem, "blk."); ok {
+	if rest, ok := strings.CutPrefix(stem, blocks); ok {
 		layer, part, ok := strings.Cut(rest, ".")
 		if n, err := strconv.Atoi(layer); !ok || err != nil || n < 0 || strconv.Itoa(n) != layer {
 			return "", false
 		}
 		prefix, stem = "model.layers."+layer+".", part
 	}
-	mapped, ok := ggufNames[stem]
+	mapped, ok := names[stem]
 	whole := strings.HasPrefix(mapped, "model.") || mapped == "lm_head"
 	if !ok || whole != (prefix == "") {
 		return "", false
 	}
 	return prefix + mapped + "." + kind, true
+}
+
+// foreignName is the inverse of hfName.
+func foreignName(name, blocks string, names map[string]string) (string, bool) {
+	stem, kind, ok := cutLast(name, ".")
+	if !ok || kind != "weight" && kind != "bias" {
+		return "", false
+	}
+	prefix := ""
+	if rest, ok := strings.CutPrefix(stem, "model.layers."); ok {
+		layer, part, ok := strings.Cut(rest, ".")
+		if n, err := strconv.Atoi(layer); !ok || err != nil || n < 0 || strconv.Itoa(n) != layer {
+			return "", false
+		}
+		prefix, stem = blocks+layer+".", part
+	}
+	for foreign, hf := range names {
+		if hf == stem {
+			return prefix + foreign + "." + kind, true
+		}
+	}
+	return "", false
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {

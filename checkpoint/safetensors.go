@@ -32,6 +32,8 @@ type record struct {
 	shape  []int
 	offset int // of the first byte in the file
 	bytes  int
+
+	strides []int // of a PyTorch file's tensor whose elements do not lie one after another, else nil
 }
 
 // parseSafetensors reads the header of a safetensors file that lies in data, and checks it against the length of data

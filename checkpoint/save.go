@@ -29,6 +29,8 @@ type Options struct {
 	// Config and GenerationConfig are the JSON of config.json and generation_config.json; nil writes none. The config's
 	// torch_dtype (or dtype) is set to that of the tensors written.
 	Config, GenerationConfig []byte
+	// Parts is the number of files, one for each process, that [SaveMeta] cuts a model into: 1 if 0.
+	Parts int
 	// TokenizerFrom, when not empty, is a folder whose tokenizer files are copied.
 	TokenizerFrom string
 	// Also, when not nil, writes more files into the folder it is given, which become part of the result with the rest.
@@ -48,13 +50,18 @@ var tokenizerFiles = []string{"tokenizer.json", "tokenizer_config.json", "tokeni
 // are no longer part of the model are removed. When anything fails before that, what was there is untouched and what was
 // written is removed.
 func Save(dir string, source Source, options Options) error {
+	return saveFolder(dir, func(stage string) error { return fillStage(stage, source, options) })
+}
+
+// saveFolder makes dir, or what is in it, of what fill writes into another folder.
+func saveFolder(dir string, fill func(stage string) error) error {
 	dir = filepath.Clean(dir)
 	stage, existed, err := openStage(dir)
 	if err != nil {
 		return explain(dir, err)
 	}
 	defer stage.Close()
-	err = torch.Run(func() error { return fillStage(stage.Name(), source, options) })
+	err = torch.Run(func() error { return fill(stage.Name()) })
 	if err == nil {
 		err = syncFolder(stage.Name())
 	}
@@ -157,6 +164,12 @@ func fillStage(dir string, source Source, options Options) error {
 			return err
 		}
 	}
+	return writeTexts(dir, texts, options)
+}
+
+// writeTexts writes the small files of a checkpoint: those of texts that are not nil, the tokenizer's, and what options.Also
+// writes.
+func writeTexts(dir string, texts map[string][]byte, options Options) error {
 	if options.TokenizerFrom != "" {
 		for _, name := range tokenizerFiles {
 			text, err := os.ReadFile(filepath.Join(options.TokenizerFrom, name))
@@ -264,27 +277,33 @@ func writeSafetensors(w io.Writer, source Source, records []record) error {
 	}
 	for _, r := range records {
 		torch.Scoped(func() {
-			dtype := safetensorsTorch[r.dtype]
 			var t torch.Tensor
-			if c, ok := source.(caster); ok {
-				t, err = c.TensorAs(r.name, dtype)
-			} else {
-				t, err = source.Tensor(r.name)
+			if t, err = readAs(source, r); err == nil {
+				_, err = w.Write(t.Data())
 			}
-			if err != nil {
-				return
-			}
-			if !slices.Equal(t.Shape(), r.shape) {
-				err = fmt.Errorf("tensor %.120q has the shape %v, the source said %v", r.name, t.Shape(), r.shape)
-				return
-			}
-			_, err = w.Write(t.To(dtype).ToDevice(torch.CPU).Contiguous().Data())
 		})
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// readAs reads a tensor as r describes it: contiguous, on the CPU.
+func readAs(source Source, r record) (t torch.Tensor, err error) {
+	dtype := safetensorsTorch[r.dtype]
+	if c, ok := source.(caster); ok {
+		t, err = c.TensorAs(r.name, dtype)
+	} else {
+		t, err = source.Tensor(r.name)
+	}
+	if err != nil {
+		return t, err
+	}
+	if !slices.Equal(t.Shape(), r.shape) {
+		return t, fmt.Errorf("tensor %.120q has the shape %v, the source said %v", r.name, t.Shape(), r.shape)
+	}
+	return t.To(dtype).ToDevice(torch.CPU).Contiguous(), nil
 }
 
 // configFor returns the config with torch_dtype set to the dtype that most of the bytes have, its other keys, numbers
@@ -331,17 +350,17 @@ func moveFiles(stage, dir string) error {
 	}
 	rank := func(name string) int {
 		switch {
-		case name == indexFile:
+		case name == indexFile || name == paramsFile:
 			return 2
-		case strings.HasSuffix(name, ".safetensors"):
+		case strings.HasSuffix(name, ".safetensors") || isMetaPart(name):
 			return 0
 		}
 		return 1
 	}
 	slices.SortStableFunc(entries, func(a, b os.DirEntry) int { return rank(a.Name()) - rank(b.Name()) })
 	// Shards of two models under one index would go unnoticed; a folder without an index does not open.
-	if len(entries) > 0 && entries[len(entries)-1].Name() == indexFile {
-		if err := os.Remove(filepath.Join(dir, indexFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if last := len(entries) - 1; last >= 0 && rank(entries[last].Name()) == 2 {
+		if err := os.Remove(filepath.Join(dir, entries[last].Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -360,7 +379,7 @@ func moveFiles(stage, dir string) error {
 	}
 	for _, e := range entries {
 		shard, _ := filepath.Match("model-*-of-*.safetensors", e.Name())
-		if (shard || e.Name() == weightsFile || e.Name() == indexFile) && !moved[e.Name()] {
+		if (shard || e.Name() == weightsFile || e.Name() == indexFile || isMetaPart(e.Name()) || e.Name() == paramsFile) && !moved[e.Name()] {
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 				return err
 			}

@@ -22,11 +22,13 @@ import (
 
 var exportCommand = command{
 	name:    "export",
-	summary: "Write a model as a Hugging Face folder, which transformers loads.",
+	summary: "Write a model in another format: a Hugging Face folder or Meta's files.",
 	example: `# a GGUF file becomes a folder for transformers
 conquer export --model_path smollm2-135m --output_path smollm2-hf --dtype bfloat16
 # in files of at most 2 GB
 conquer export --model_path my-model --output_path my-model-hf --shard_size 2GB
+# params.json and consolidated.NN.pth for two processes of Meta's code
+conquer export --model_path my-model --output_path my-model-meta --format meta --shards 2
 # with an adapter folded in
 conquer export --model_path smollm2-135m --adapter_path my-adapter --output_path tuned`,
 	setup: setupExport,
@@ -37,18 +39,24 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 	tokenizer := flags.String("tokenizer", "", "tokenizer `folder` or file where it is not the model's own")
 	adapter := flags.String("adapter_path", "", "`folder` of a LoRA adapter in PEFT's format to fold into the weights")
 	output := flags.String("output_path", "", "`folder` to write")
-	format := flags.String("format", "hf", "`layout` to write: hf")
+	formatName := flags.String("format", "hf", "`layout` to write: "+formatList())
 	dtypeName := flags.String("dtype", "", "`type` to convert the weights to: float32, bfloat16 or float16 (default: as stored; quantized ones become float32)")
-	shard := flags.String("shard_size", "5GB", "largest `size` of a file, such as 500MB or 5GB")
+	shard := flags.String("shard_size", "5GB", "largest `size` of a file, such as 500MB or 5GB (format hf)")
+	parts := flags.Int("shards", 1, "`number` of processes that a model is cut for (format meta)")
 	overwrite := flags.Bool("overwrite", false, "write into a folder that is not empty; a model in it is replaced")
 	return func(ctx context.Context, args []string) error {
+		format, known := findFormat(*formatName)
 		switch {
 		case len(args) > 0:
 			return usagef("unexpected %q: the folder to write is given with --output_path", args[0])
 		case *output == "":
 			return usagef("--output_path is missing: name the folder to write")
-		case *format != "hf":
-			return usagef("--format: unknown format %q: use hf", *format)
+		case !known:
+			return usagef("--format: unknown format %q: use one of %s", *formatName, formatNames())
+		case *parts < 1 || *parts > 100:
+			return usagef("--shards is %d, expected 1 to 100", *parts)
+		case *parts > 1 && format.Name != "meta":
+			return usagef("--shards cuts a model for Meta's code: give --format meta with it")
 		}
 		dtype, err := parseDType(*dtypeName)
 		if err != nil {
@@ -82,23 +90,48 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 			defer model.Free(m)
 			weights = model.Weights(m)
 		}
-		source := newCountedSource(ctx, weights, dtype, filepath.Base(*output))
+		source := newCountedSource(ctx, weights, dtype, *parts, filepath.Base(*output))
 		options := checkpoint.Options{
-			DType: dtype, ShardBytes: bytes, Config: c.ConfigJSON(), GenerationConfig: c.GenerationConfigJSON(),
+			DType: dtype, ShardBytes: bytes, Parts: *parts, Config: c.ConfigJSON(), GenerationConfig: c.GenerationConfigJSON(),
 		}
 		if tok != nil {
 			options.Also = tok.Save
 		}
-		if err := checkpoint.Save(*output, source, options); err != nil {
+		if err := format.Save(*output, source, options); err != nil {
 			return err
 		}
 		source.bar.Finish()
 		if isTerminal(os.Stderr) {
-			fmt.Fprintf(os.Stderr, "\nwrote %s; load it with AutoModelForCausalLM.from_pretrained(%q), or conquer generate --model_path %s\n",
-				*output, *output, *output)
+			fmt.Fprintf(os.Stderr, "\nwrote %s, %s; also for conquer generate --model_path %s\n", *output, format.Summary, *output)
 		}
 		return nil
 	}
+}
+
+func findFormat(name string) (checkpoint.Format, bool) {
+	for _, f := range checkpoint.Formats {
+		if f.Name == name {
+			return f, true
+		}
+	}
+	return checkpoint.Format{}, false
+}
+
+func formatNames() string {
+	var names []string
+	for _, f := range checkpoint.Formats {
+		names = append(names, f.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// formatList says what the formats are.
+func formatList() string {
+	var list []string
+	for _, f := range checkpoint.Formats {
+		list = append(list, f.Name+" ("+f.Summary+")")
+	}
+	return strings.Join(list, ", ")
 }
 
 // checkOutput refuses a folder that holds something.
@@ -185,12 +218,12 @@ type countedSource struct {
 	bar *progressbar.ProgressBar
 }
 
-func newCountedSource(ctx context.Context, source checkpoint.Source, dtype *torch.DType, name string) *countedSource {
+func newCountedSource(ctx context.Context, source checkpoint.Source, dtype *torch.DType, passes int, name string) *countedSource {
 	total := 0
 	for _, name := range source.Names() {
 		total += tensorBytes(source, name, dtype)
 	}
-	return &countedSource{Source: source, ctx: ctx, bar: newBar(int64(total), "writing "+name)}
+	return &countedSource{Source: source, ctx: ctx, bar: newBar(int64(total*passes), "writing "+name)}
 }
 
 // newBar is a progress bar over bytes on stderr; it shows nothing where stderr is not a terminal.

@@ -26,7 +26,7 @@ type modelFlags struct {
 	threads                                 int
 }
 
-const modelPathUsage = "a Hugging Face `folder`, a .gguf file, or the name smollm2-135m, which is downloaded once"
+const modelPathUsage = "a `folder` of Hugging Face's or Meta's, a .gguf file, or the name smollm2-135m, which is downloaded once"
 
 func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.path, "model_path", "", modelPathUsage)

@@ -8,6 +8,9 @@
   dtypes.safetensors, dtypes.json
                   a tensor of each dtype, written by the safetensors package; the same facts
   sharded/        a tiny Llama written by transformers in several shards
+  pickles/, pickles.json
+                  what torch.save writes, in two shards with an index: each dtype, slices and transposes of shared storage,
+                  a module's state_dict, parameters, two protocols; the same facts
 
 Needs gguf 0.19, safetensors 0.8, torch 2.11, transformers 5.23, numpy.
 """
@@ -142,6 +145,30 @@ def sharded():
     model.save_pretrained(folder, max_shard_size="4KB")
 
 
+def pickles():
+    torch.manual_seed(5)
+    folder = os.path.join(HERE, "pickles")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    base = torch.randn(6, 10)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    first = {
+        "f64": torch.randn(2, 3, dtype=torch.float64), "f16": torch.randn(7).half(), "bf16": torch.randn(3, 1, 3).bfloat16(),
+        "i64": torch.tensor([-1, 2**62]), "i32": torch.tensor([[-(2**31), 7]], dtype=torch.int32), "u8": torch.arange(5, dtype=torch.uint8),
+        "bool": torch.tensor([True, False, True]), "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4), "base": base,
+        "transposed": base.t(), "slice": base[2:4, 3:8], "turned": base.view(2, 3, 10)[1:, :, ::3].permute(2, 0, 1), "row": base[4],
+        "parameter": torch.nn.Parameter(torch.randn(4)), "step": 7, "note": "not a tensor",
+    }
+    second = module.state_dict()
+    files = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    torch.save(first, os.path.join(folder, files[0]))
+    torch.save({"epoch": 3, "lr": 1e-3, "state_dict": second}, os.path.join(folder, files[1]), pickle_protocol=4)
+    expected = {k: facts(v.detach()) for d in (first, second) for k, v in d.items() if isinstance(v, torch.Tensor)}
+    with open(os.path.join(folder, "pytorch_model.bin.index.json"), "w") as f:
+        json.dump({"metadata": {}, "weight_map": {k: files[k in second] for k in expected}}, f, indent=1)
+    dump("pickles.json", expected)
+
+
 def dump(name, value):
     with open(os.path.join(HERE, name), "w") as f:
         json.dump(value, f, indent=1)
@@ -151,3 +178,4 @@ def dump(name, value):
 types()
 dtypes()
 sharded()
+pickles()

@@ -1,0 +1,179 @@
+package checkpoint
+
+import (
+	"archive/zip"
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+)
+
+// The longest description of tensors that is read from a PyTorch file; a model of 100,000 tensors takes a fifth of it.
+const maxPickle = 100_000_000
+
+// parseTorch reads what torch.save wrote of a dictionary of tensors: a zip archive that holds a pickle, which describes
+// the tensors, and a file for each storage, not compressed, so that tensors lie in the file as they are. The pickle is
+// not executed: see [unpickle]. Records come in the dictionary's order; strides are set where a tensor's elements do not
+// lie one after another.
+func parseTorch(data []byte) ([]record, error) {
+	if !bytes.HasPrefix(data, []byte("PK")) {
+		return nil, fmt.Errorf("it is not a zip archive, as PyTorch writes since 1.6: truncated, or older? torch.load and torch.save it again")
+	}
+	archive, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		return nil, fmt.Errorf("%w: truncated?", err)
+	}
+	prefix, files := "", map[string]span{}
+	var order []span
+	for _, f := range archive.File {
+		if files[f.Name].name != "" {
+			return nil, fmt.Errorf("the file %.80q is in the archive twice", f.Name)
+		}
+		offset, err := f.DataOffset()
+		if err != nil {
+			return nil, fmt.Errorf("%.80q: %w", f.Name, err)
+		}
+		if f.CompressedSize64 > uint64(len(data)) || offset < 0 || uint64(offset) > uint64(len(data))-f.CompressedSize64 {
+			return nil, fmt.Errorf("%.80q: its %d bytes at %d end behind the file, which has %d: truncated?", f.Name, f.CompressedSize64, offset, len(data))
+		}
+		s := span{f.Name, int(offset), int(f.CompressedSize64), f.Method == zip.Store && f.CompressedSize64 == f.UncompressedSize64}
+		files[f.Name] = s
+		order = append(order, s)
+		if base := path.Base(f.Name); base == "data.pkl" {
+			if prefix != "" {
+				return nil, fmt.Errorf("the archive has two files data.pkl")
+			}
+			prefix = strings.TrimSuffix(f.Name, base)
+		} else if base == "constants.pkl" {
+			return nil, fmt.Errorf("it is a TorchScript program, expected a dictionary of tensors")
+		}
+	}
+	slices.SortFunc(order, func(a, b span) int { return cmp.Compare(a.offset, b.offset) })
+	for i := 1; i < len(order); i++ {
+		if before := order[i-1]; before.offset+before.bytes > order[i].offset {
+			return nil, fmt.Errorf("the files %.80q and %.80q overlap", before.name, order[i].name)
+		}
+	}
+	text, err := readMember(archive, prefix+"data.pkl", maxPickle)
+	if err != nil {
+		return nil, err
+	}
+	if order, err := readMember(archive, prefix+"byteorder", 16); err == nil && string(order) != "little" {
+		return nil, fmt.Errorf("its numbers are %.10q-endian, expected little", order)
+	}
+	value, err := unpickle(text)
+	if err != nil {
+		return nil, err
+	}
+	return torchRecords(value, prefix, files)
+}
+
+// span is where a file of an archive lies.
+type span struct {
+	name          string
+	offset, bytes int
+	plain         bool // not compressed
+}
+
+func readMember(archive *zip.Reader, name string, most int64) ([]byte, error) {
+	f, err := archive.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("the archive has no file %s: not written by torch.save?", path.Base(name))
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(text)) > most {
+		err = errors.New("it is too long")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path.Base(name), err)
+	}
+	return text, nil
+}
+
+// torchRecords places the tensors of an unpickled dictionary, or of the one that a training program wrapped in another
+// under "state_dict" or "model".
+func torchRecords(value any, prefix string, files map[string]span) ([]record, error) {
+	d, ok := value.(*pickleDict)
+	if !ok {
+		return nil, fmt.Errorf("it holds no dictionary of tensors")
+	}
+	for _, key := range []string{"state_dict", "model"} {
+		if inner, ok := d.values[key].(*pickleDict); ok {
+			d = inner
+			break
+		}
+	}
+	var records []record
+	for _, name := range d.keys {
+		t, ok := d.values[name].(*pickleTensor)
+		if !ok {
+			continue
+		}
+		r, err := t.place(name, prefix, files)
+		if err != nil {
+			return nil, fmt.Errorf("tensor %.80q: %w", name, err)
+		}
+		records = append(records, r)
+	}
+	if len(records) == 0 {
+		return nil, fmt.Errorf("there are no tensors in it")
+	}
+	return records, nil
+}
+
+// place finds the tensor's bytes in the file and checks that it stays inside its storage.
+func (t *pickleTensor) place(name, prefix string, files map[string]span) (record, error) {
+	r := record{name: name, dtype: t.storage.dtype, shape: t.shape}
+	file, ok := files[prefix+"data/"+t.storage.key]
+	width := safetensorsBits[r.dtype] / 8
+	switch {
+	case !ok:
+		return r, fmt.Errorf("the archive has no file data/%.40s for it", t.storage.key)
+	case !file.plain:
+		return r, fmt.Errorf("its file data/%.40s is compressed, which torch.save does not do", t.storage.key)
+	case file.bytes/width != t.storage.count || file.bytes%width != 0:
+		return r, fmt.Errorf("its file data/%.40s has %d bytes, expected %d numbers of %s", t.storage.key, file.bytes, t.storage.count, r.dtype)
+	}
+	bits, ok := sizeInBits(t.shape, 8*width)
+	if !ok || bits/8 > file.bytes {
+		return r, fmt.Errorf("%s of shape %v does not fit in its storage of %d numbers", r.dtype, t.shape, t.storage.count)
+	}
+	r.bytes = bits / 8
+	last, expected := t.offset, 1
+	for i := len(t.shape) - 1; i >= 0 && r.bytes > 0; i-- {
+		n, stride := t.shape[i], t.strides[i]
+		if n == 1 {
+			continue
+		}
+		if stride == 0 || stride > t.storage.count || (n-1) > (t.storage.count-1)/stride {
+			last = t.storage.count // beyond the end, whatever the rest says
+			break
+		}
+		last += (n - 1) * stride
+		if stride != expected {
+			r.strides = t.strides
+		}
+		expected *= n
+	}
+	if t.offset > t.storage.count || r.bytes > 0 && last >= t.storage.count {
+		return r, fmt.Errorf("shape %v with strides %v from number %d on leaves its storage of %d numbers", t.shape, t.strides, t.offset, t.storage.count)
+	}
+	r.offset = file.offset + t.offset*width
+	return r, nil
+}
+
+// copyStrided writes to dst the elements, width bytes each, that lie at the strides in src, last dimension fastest.
+func copyStrided(dst, src []byte, width int, shape, strides []int) []byte {
+	if len(shape) == 0 {
+		return dst[copy(dst, src[:width]):]
+	}
+	for i := range shape[0] {
+		dst = copyStrided(dst, src[i*strides[0]*width:], width, shape[1:], strides[1:])
+	}
+	return dst
+}
