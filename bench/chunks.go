@@ -152,11 +152,17 @@ func (o ChunksOptions) row(ctx context.Context, id int, ids []int32, compile str
 	if _, err := once(); err != nil { // warm-up
 		return r, err
 	}
-	r.PeakBytes = peakOf(device, func() { _, failed = once() })
+	err := torch.Run(func() error {
+		r.PeakBytes = peak(device, func() { _, failed = once() })
+		return failed
+	})
+	if err != nil {
+		return r, err
+	}
 	u := watch(device)
 	for range o.Repeats {
-		one, err := once()
-		if failed = errors.Join(failed, err); failed != nil {
+		var one run
+		if one, failed = once(); failed != nil {
 			break
 		}
 		runs = append(runs, one)
@@ -179,7 +185,6 @@ func (o ChunksOptions) row(ctx context.Context, id int, ids []int32, compile str
 	r.TokensPerS = fraction(1000*float64(o.MaxNewTokens), r.TotalMS)
 	r.BytesMoved, r.Flops = generationCost(o.Model, len(ids), o.MaxNewTokens, o.UseCache)
 	r.GBPerS, r.GFlopPerS = fraction(float64(r.BytesMoved)/1e6, r.TotalMS), fraction(float64(r.Flops)/1e6, r.TotalMS)
-	var err error
 	r.TopOperations, err = o.operations(ctx, ids)
 	return r, err
 }
@@ -281,15 +286,6 @@ func (g *recording) free() {
 		pass.Free()
 	}
 	g.ids.Free()
-}
-
-// peakOf is peak outside of a scope.
-func peakOf(device torch.Device, f func()) (bytes int64) {
-	torch.Run(func() error {
-		bytes = peak(device, f)
-		return nil
-	})
-	return bytes
 }
 
 // chunkSize is the size that the model's current chunking comes to.

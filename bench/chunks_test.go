@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"math"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -257,11 +256,7 @@ func TestTheExamplesPromptsAreWhatTheySay(t *testing.T) {
 }
 
 func FuzzPrompts(f *testing.F) {
-	data, err := os.ReadFile("../examples/prompts/prompts.json")
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(data)
+	f.Add([]byte(`[{"prompt": "\u00e4\n", "answer": "b", "token_len": 1e3, "num_chunks": 4, "more": [1]}]`))
 	f.Add([]byte(`[{"prompt": "p", "answer": "a", "token_len": 3, "num_chunks": 1}, {}]`))
 	f.Add([]byte(`[{"prompt": null}, null]`))
 	f.Fuzz(func(t *testing.T, data []byte) {

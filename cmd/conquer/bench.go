@@ -28,9 +28,8 @@ conquer bench gptscore --model_path smollm2-135m results/accuracy_*.tsv`,
 
 // benchFlags are those of every benchmark.
 type benchFlags struct {
-	output  string
-	json    bool
-	threads int
+	output string
+	json   bool
 }
 
 func (f *benchFlags) declare(flags *pflag.FlagSet, kind string) {

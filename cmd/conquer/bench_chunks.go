@@ -98,8 +98,8 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 	if err != nil {
 		return nil, err
 	}
-	if f.threads > 0 {
-		torch.SetThreads(f.threads)
+	if err := setThreads(f.threads); err != nil {
+		return nil, err
 	}
 	o = &opened{path: f.variant}
 	var config model.Config

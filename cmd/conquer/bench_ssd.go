@@ -9,7 +9,6 @@ import (
 
 	"conquer/bamba"
 	"conquer/bench"
-	"conquer/torch"
 )
 
 var benchSSDCommand = command{
@@ -27,6 +26,7 @@ func setupBenchSSD(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f benchFlags
 	var o bench.SSDOptions
 	var strategies, sizes []string
+	var threads int
 	flags.StringSliceVar(&o.Passes, "pass", bench.Passes, "`passes` to time: forward, backward, step, conv, norm")
 	declareChunking(flags, &strategies, "default", "default-optimized", "independent", "independent-optimized")
 	flags.StringSliceVar(&sizes, "chunk_size", []string{"64"}, "`sizes` of a chunk in tokens: powers of two from 16 to 256, or auto")
@@ -39,7 +39,7 @@ func setupBenchSSD(flags *pflag.FlagSet) func(context.Context, []string) error {
 	dtype := flags.String("dtype", "float32", "`type` of the inputs: float32, bfloat16 or float16")
 	device := flags.String("device", "", "`name` of the device: cpu, cuda or cuda:N (default: a GPU where one can be used)")
 	flags.IntVar(&o.Repeats, "repeats", 10, "timed runs of each row, after a warm-up")
-	flags.IntVar(&f.threads, "threads", 0, "`number` of CPU threads (default: one for each core)")
+	flags.IntVar(&threads, "threads", 0, "`number` of CPU threads (default: one for each core)")
 	f.declare(flags, bench.SSD)
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
@@ -70,8 +70,8 @@ func setupBenchSSD(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if o.Device, err = parseDevice(*device); err != nil {
 			return err
 		}
-		if f.threads > 0 {
-			torch.SetThreads(f.threads)
+		if err := setThreads(threads); err != nil {
+			return err
 		}
 		results, err := f.begin(bench.SSD, o.Device, true)
 		if err != nil {

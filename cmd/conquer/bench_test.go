@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -84,6 +86,37 @@ func TestBenchChunksTimesAModelWithOrWithoutWeights(t *testing.T) {
 	}
 	if rows = readRows[bench.ChunksRow](t, dir, "chunks"); len(rows) != 8 || rows[0].Layers != 1 || !rows[0].UseCache || rows[1].TotalMS <= 0 || rows[2].Failed == "" {
 		t.Errorf("%+v", rows)
+	}
+}
+
+func TestWhatABenchmarkFinishedBeforeItEndedIsKept(t *testing.T) {
+	dir := t.TempDir()
+	f := benchFlags{output: dir}
+	r, err := f.begin(bench.SSD, torch.CPU, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	rows := []bench.SSDRow{}
+	strategies, err := parseStrategies([]string{"default", "independent"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := bench.SSDOptions{
+		Passes: []string{"forward", "norm"}, Strategies: strategies, ChunkSizes: []int{16}, Lengths: []int{8}, Batches: []int{1},
+		Shape: bench.ScanShape{Heads: 1, HeadDim: 16, State: 16, Groups: 1}, DType: torch.Float32, Device: torch.CPU, Repeats: 1,
+	}
+	err = bench.RunSSD(ctx, o, func(row bench.SSDRow, _ int) {
+		if rows = append(rows, row); len(rows) == 2 {
+			stop() // as Ctrl-C does
+		}
+	})
+	r.Rows = rows
+	if err = f.finish(r, len(rows), err, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("ended with %v", err)
+	}
+	if got := readRows[bench.SSDRow](t, dir, "ssd"); len(got) != 2 || got[1].Strategy != "independent" {
+		t.Errorf("%+v", got)
 	}
 }
 
@@ -199,6 +232,7 @@ func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"a malformed line":       {[]string{"gptscore", "--model_path", llama, good, malformed}, 1, "bad.tsv:2"},
 		"an unknown aspect":      {[]string{"gptscore", "--model_path", llama, "--aspect", "beauty", good}, 2, "beauty"},
 		"a scorer without words": {[]string{"gptscore", "--model_path", bare, "--device", "cpu", good}, 1, "no tokenizer"},
+		"threads below none":     {[]string{"ssd", "--threads", "-1"}, 2, "--threads"},
 		"an unknown dtype":       {[]string{"ssd", "--dtype", "int8"}, 2, "--dtype"},
 	} {
 		stdout, stderr, code := invoke(t, "", append([]string{"bench"}, c.args...)...)

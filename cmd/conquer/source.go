@@ -58,8 +58,8 @@ func (o *opened) Close() {
 
 // open opens the model that the flags name.
 func (f *modelFlags) open(ctx context.Context) (*opened, error) {
-	if f.threads < 0 {
-		return nil, usagef("--threads is %d, expected a positive number", f.threads)
+	if err := setThreads(f.threads); err != nil {
+		return nil, err
 	}
 	dtype, err := parseDType(f.dtype)
 	if err != nil {
@@ -68,9 +68,6 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	device, err := parseDevice(f.device)
 	if err != nil {
 		return nil, err
-	}
-	if f.threads > 0 {
-		torch.SetThreads(f.threads)
 	}
 	o := &opened{}
 	if o.path, o.checkpoint, err = openCheckpoint(ctx, f.path); err != nil {
@@ -105,6 +102,17 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 		return nil, err
 	}
 	return o, nil
+}
+
+// setThreads obeys --threads; 0 leaves it to libtorch.
+func setThreads(n int) error {
+	if n < 0 {
+		return usagef("--threads is %d, expected a positive number", n)
+	}
+	if n > 0 {
+		torch.SetThreads(n)
+	}
+	return nil
 }
 
 // parseDType reads --dtype: nil when it was not given.
