@@ -187,3 +187,9 @@ func TestQuartilesAreThoseOfTheSamples(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+func TestTheDriversSamplesAreReadToTheEnd(t *testing.T) {
+	if got := percentages(strings.NewReader("37\n 100 \n[N/A]\n\n0\n")); len(got) != 3 || got[0] != 37 || got[1] != 100 || got[2] != 0 {
+		t.Errorf("got %v", got)
+	}
+}

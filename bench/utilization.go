@@ -3,6 +3,7 @@ package bench
 import (
 	"bufio"
 	"io"
+	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
@@ -44,7 +45,7 @@ func (u *usage) stop() (cpu float64, gpu *float64) {
 	if u.sampler == nil {
 		return cpu, nil
 	}
-	u.sampler.Process.Signal(syscall.SIGTERM)
+	u.sampler.Process.Signal(os.Interrupt)
 	samples := <-u.samples
 	u.sampler.Wait()
 	if len(samples) == 0 {

@@ -9,6 +9,7 @@ import (
 
 	"conquer/bamba"
 	"conquer/bench"
+	"conquer/torch"
 )
 
 var benchSSDCommand = command{
@@ -30,13 +31,13 @@ func setupBenchSSD(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.StringSliceVar(&o.Passes, "pass", bench.Passes, "`passes` to time: forward, backward, step, conv, norm")
 	declareChunking(flags, &strategies, "default", "default-optimized", "independent", "independent-optimized")
 	flags.StringSliceVar(&sizes, "chunk_size", []string{"64"}, "`sizes` of a chunk in tokens: powers of two from 16 to 256, or auto")
-	flags.IntSliceVar(&o.Lengths, "length", []int{256, 1024, 2048}, "`lengths` of the sequences in tokens")
+	flags.IntSliceVar(&o.Lengths, "length", nil, "`lengths` of the sequences in tokens (default: 256,1024,2048 on the CPU, 1024,4096,16384 on a GPU)")
 	flags.IntSliceVar(&o.Batches, "batch_size", []int{1}, "`numbers` of sequences")
-	flags.IntVar(&o.Shape.Heads, "heads", 16, "`number` of heads (Bamba-9B has 128)")
+	flags.IntVar(&o.Shape.Heads, "heads", 0, "`number` of heads (default: 16 on the CPU, 128 as in Bamba-9B on a GPU)")
 	flags.IntVar(&o.Shape.HeadDim, "head_dim", 64, "`dimensions` of a head, 16 to 128")
 	flags.IntVar(&o.Shape.State, "state", 128, "`width` of the state, 16 to 256")
 	flags.IntVar(&o.Shape.Groups, "groups", 1, "`number` of groups of heads that share B and C")
-	dtype := flags.String("dtype", "float32", "`type` of the inputs: float32, bfloat16 or float16")
+	dtype := flags.String("dtype", "", "`type` of the inputs: float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on a GPU)")
 	device := flags.String("device", "", "`name` of the device: cpu, cuda or cuda:N (default: a GPU where one can be used)")
 	flags.IntVar(&o.Repeats, "repeats", 10, "timed runs of each row, after a warm-up")
 	flags.IntVar(&threads, "threads", 0, "`number` of CPU threads (default: one for each core)")
@@ -60,15 +61,25 @@ func setupBenchSSD(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if err != nil {
 			return err
 		}
-		if given == nil {
-			return usagef("--dtype is empty: use float32, bfloat16 or float16")
-		}
-		o.DType = *given
-		if err := o.Check(); err != nil {
-			return usageError{err}
-		}
 		if o.Device, err = parseDevice(*device); err != nil {
 			return err
+		}
+		heads, lengths := 16, []int{256, 1024, 2048}
+		o.DType = torch.Float32
+		if o.Device.IsCUDA() {
+			heads, lengths, o.DType = 128, []int{1024, 4096, 16384}, torch.BFloat16
+		}
+		if given != nil {
+			o.DType = *given
+		}
+		if !flags.Changed("heads") {
+			o.Shape.Heads = heads
+		}
+		if !flags.Changed("length") {
+			o.Lengths = lengths
+		}
+		if err := o.Check(); err != nil {
+			return usageError{err}
 		}
 		if err := setThreads(threads); err != nil {
 			return err
