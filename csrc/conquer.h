@@ -239,6 +239,49 @@ int cq_conv1d_step(cq_tensor state, cq_tensor x, cq_tensor weight, cq_tensor bia
  * norm divides by the root of the mean square plus eps. z NULL: no gate. weight [D]. */
 int cq_gated_rms_norm(cq_tensor x, cq_tensor z, cq_tensor weight, double eps, int64_t group_size, cq_tensor *y);
 
+/* ---- distributed (dist.cpp) ----------------------------------------------------------------------------------- */
+
+/* A key-value store in one process that others reach over TCP: where the processes of a run meet. The process with
+ * `server` set holds it (port 0: any free one); the others wait up to `seconds` for it to appear. A connection serves
+ * one call at a time, so a call that waits holds the others up. */
+typedef struct cq_store cq_store;
+int cq_store_open(const char *host, int port, int server, double seconds, cq_store **out);
+int cq_store_port(cq_store *store);
+void cq_store_close(cq_store *store);
+int cq_store_set(cq_store *store, const char *key, const void *data, size_t bytes);
+/* Waits up to `seconds` for the key; the caller frees *data with free. */
+int cq_store_get(cq_store *store, const char *key, double seconds, void **data, size_t *bytes);
+int cq_store_has(cq_store *store, const char *key, int *out);
+int cq_store_add(cq_store *store, const char *key, int64_t amount, int64_t *out);
+
+/* A group of processes that take part in collectives, met under `name` in the store: Gloo's on the CPU, NCCL's on a
+ * CUDA device. All of its members call the same operations in the same order. `address` (or "") is the address of this
+ * machine that Gloo listens at. An operation that a member does not join fails after `seconds`. */
+typedef struct cq_group cq_group;
+int cq_group_new(cq_store *store, const char *name, int rank, int size, int device, const char *address,
+                 double seconds, cq_group **out);
+void cq_group_free(cq_group *group);
+
+/* Operations start and hand back a cq_work, which ends with cq_work_wait (it frees the work; on a GPU it makes the
+ * current stream wait, not the host) or cq_work_forget. Tensors are contiguous. */
+typedef struct cq_work cq_work;
+enum { CQ_SUM, CQ_MAX };
+int cq_all_reduce(cq_group *group, cq_tensor tensor, int op, cq_work **out);
+/* output holds the inputs of all ranks, one behind the other. */
+int cq_all_gather(cq_group *group, cq_tensor output, cq_tensor input, cq_work **out);
+/* output is this rank's equal part of the reduced input. */
+int cq_reduce_scatter(cq_group *group, cq_tensor output, cq_tensor input, int op, cq_work **out);
+int cq_broadcast(cq_group *group, cq_tensor tensor, int root, cq_work **out);
+int cq_send(cq_group *group, cq_tensor tensor, int to, int tag, cq_work **out);
+int cq_recv(cq_group *group, cq_tensor tensor, int from, int tag, cq_work **out);
+int cq_work_wait(cq_work *work);
+int cq_work_done(cq_work *work);
+void cq_work_forget(cq_work *work);
+
+/* Gives the memory behind t, and behind every tensor that shares it, back (bytes 0) or takes it anew, with undefined
+ * contents. Tensors over it stay what they are, but may be read only while the memory is there. */
+int cq_storage_resize(cq_tensor t, size_t bytes);
+
 /* ---- CUDA (cuda/), loaded at run time ------------------------------------------------------------------------ */
 
 /* Loads libtorch's CUDA part and the project's own from the folder of this library; must run before the first CUDA

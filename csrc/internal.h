@@ -3,11 +3,19 @@
 
 #include <ATen/ATen.h>
 
+#include <c10/util/intrusive_ptr.h>
+
+#include <chrono>
 #include <exception>
 #include <memory>
 #include <string>
 
 #include "conquer.h"
+
+namespace c10d {
+class Backend;
+class Store;
+} // namespace c10d
 
 namespace conquer {
 
@@ -52,6 +60,9 @@ struct CudaTable {
   // Starts a copy of t into pinned memory; `done` waits for it.
   at::Tensor (*fetch)(const at::Tensor &t, std::shared_ptr<void> &event);
   void (*wait)(const std::shared_ptr<void> &event);
+  // A group of NCCL's; null in a build without NCCL.
+  c10::intrusive_ptr<c10d::Backend> (*nccl_group)(const c10::intrusive_ptr<c10d::Store> &store, int rank, int size,
+                                                  int device, std::chrono::milliseconds timeout);
 };
 
 const CudaTable &cuda_table(); // empty until cq_cuda_load succeeded

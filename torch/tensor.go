@@ -187,3 +187,6 @@ func shapesOf(ts ...Tensor) string {
 	}
 	return strings.Join(parts, ", ")
 }
+
+// Handle is the at::Tensor behind t, for packages that have C functions of their own.
+func (t Tensor) Handle() unsafe.Pointer { return unsafe.Pointer(t.c) }

@@ -1,0 +1,20 @@
+// nccl.cpp: groups of processes with a GPU each, libtorch's ProcessGroupNCCL. It needs nccl.h, which an installed PyTorch
+// has beside it and the libtorch that `make` fetches has not; CMakeLists.txt leaves this file out where there is none.
+#include "../internal.h"
+
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+
+namespace conquer {
+
+static c10::intrusive_ptr<c10d::Backend> nccl_group(const c10::intrusive_ptr<c10d::Store> &store, int rank, int size,
+                                                    int device, std::chrono::milliseconds timeout) {
+  auto options = c10d::ProcessGroupNCCL::Options::create();
+  options->timeout = timeout;
+  auto group = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, rank, size, options);
+  group->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
+  return group;
+}
+
+void fill_nccl(CudaTable &table) { table.nccl_group = nccl_group; }
+
+} // namespace conquer

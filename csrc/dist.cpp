@@ -1,0 +1,213 @@
+// dist.cpp: libtorch's distributed engine, c10d, behind the C header: a key-value store that processes meet at, and groups
+// of processes with collectives. Groups on the CPU are Gloo's; those on GPUs are NCCL's and come from the CUDA library.
+#include "internal.h"
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include <c10/util/Logging.h>
+
+#include <cstdlib>
+#include <cstring>
+
+using namespace conquer;
+
+struct cq_store {
+  c10::intrusive_ptr<c10d::TCPStore> store;
+};
+
+struct cq_group {
+  c10::intrusive_ptr<c10d::Backend> backend;
+};
+
+struct cq_work {
+  c10::intrusive_ptr<c10d::Work> work;
+  std::vector<at::Tensor> tensors; // that the operation reads or writes
+};
+
+namespace {
+
+std::chrono::milliseconds milliseconds(double seconds) {
+  return std::chrono::milliseconds(std::max<int64_t>(1, int64_t(seconds * 1000)));
+}
+
+c10d::ReduceOp reduction(int op) {
+  switch (op) {
+  case CQ_SUM:
+    return c10d::ReduceOp::SUM;
+  case CQ_MAX:
+    return c10d::ReduceOp::MAX;
+  }
+  TORCH_CHECK(false, "unknown reduction ", op);
+}
+
+// The elements of t, in a row; what gradients are recorded for plays no part here.
+at::Tensor plain(cq_tensor t) {
+  at::Tensor tensor = tensor_of(t).detach();
+  TORCH_CHECK(tensor.is_contiguous(), "a collective takes contiguous tensors, not one of sizes ", tensor.sizes(),
+              " and strides ", tensor.strides());
+  return tensor.view({-1});
+}
+
+int give(cq_work **out, c10::intrusive_ptr<c10d::Work> work, std::vector<at::Tensor> tensors) {
+  *out = new cq_work{std::move(work), std::move(tensors)};
+  return 0;
+}
+
+} // namespace
+
+// ---- store
+
+int cq_store_open(const char *host, int port, int server, double seconds, cq_store **out) {
+  return guarded([&] {
+    // What goes wrong is in the error that is handed back; c10d would print it too, with where in C++ it was raised.
+    if (!std::getenv("TORCH_CPP_LOG_LEVEL"))
+      FLAGS_caffe2_log_level = c10::GLOG_FATAL;
+    c10d::TCPStoreOptions options;
+    options.port = static_cast<std::uint16_t>(port);
+    options.isServer = server != 0;
+    options.waitWorkers = false;
+    options.timeout = milliseconds(seconds);
+    *out = new cq_store{c10::make_intrusive<c10d::TCPStore>(host, options)};
+    return 0;
+  });
+}
+
+int cq_store_port(cq_store *store) { return store->store->getPort(); }
+
+void cq_store_close(cq_store *store) { delete store; }
+
+int cq_store_set(cq_store *store, const char *key, const void *data, size_t bytes) {
+  return guarded([&] {
+    const auto *from = static_cast<const uint8_t *>(data);
+    store->store->set(key, std::vector<uint8_t>(from, from + bytes));
+    return 0;
+  });
+}
+
+int cq_store_get(cq_store *store, const char *key, double seconds, void **data, size_t *bytes) {
+  return guarded([&] {
+    store->store->wait({key}, milliseconds(seconds));
+    const std::vector<uint8_t> value = store->store->get(key);
+    *data = std::malloc(std::max<size_t>(1, value.size()));
+    *bytes = value.size();
+    if (!value.empty())
+      std::memcpy(*data, value.data(), value.size());
+    return 0;
+  });
+}
+
+int cq_store_has(cq_store *store, const char *key, int *out) {
+  return guarded([&] {
+    *out = store->store->check({key});
+    return 0;
+  });
+}
+
+int cq_store_add(cq_store *store, const char *key, int64_t amount, int64_t *out) {
+  return guarded([&] {
+    *out = store->store->add(key, amount);
+    return 0;
+  });
+}
+
+// ---- groups
+
+int cq_group_new(cq_store *store, const char *name, int rank, int size, int device, const char *address,
+                 double seconds, cq_group **out) {
+  return guarded([&] {
+    auto within = c10::make_intrusive<c10d::PrefixStore>(name, store->store);
+    if (device >= 0) {
+      TORCH_CHECK(cuda_table().nccl_group, "this build's CUDA part has no NCCL: build with LIBTORCH set to the "
+                                           "site-packages folder of an installed PyTorch 2.11");
+      *out = new cq_group{cuda_table().nccl_group(within, rank, size, device, milliseconds(seconds))};
+      return 0;
+    }
+    auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(seconds));
+    if (const char *interface = std::getenv("GLOO_SOCKET_IFNAME"))
+      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(interface));
+    else if (*address)
+      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
+    else
+      options->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
+    *out = new cq_group{c10::make_intrusive<c10d::ProcessGroupGloo>(within, rank, size, options)};
+    return 0;
+  });
+}
+
+void cq_group_free(cq_group *group) { delete group; }
+
+int cq_all_reduce(cq_group *group, cq_tensor tensor, int op, cq_work **out) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{plain(tensor)};
+    c10d::AllreduceOptions options;
+    options.reduceOp = reduction(op);
+    return give(out, group->backend->allreduce(tensors, options), tensors);
+  });
+}
+
+int cq_all_gather(cq_group *group, cq_tensor output, cq_tensor input, cq_work **out) {
+  return guarded([&] {
+    at::Tensor to = plain(output), from = plain(input);
+    return give(out, group->backend->_allgather_base(to, from), {to, from});
+  });
+}
+
+int cq_reduce_scatter(cq_group *group, cq_tensor output, cq_tensor input, int op, cq_work **out) {
+  return guarded([&] {
+    at::Tensor to = plain(output), from = plain(input);
+    c10d::ReduceScatterOptions options;
+    options.reduceOp = reduction(op);
+    return give(out, group->backend->_reduce_scatter_base(to, from, options), {to, from});
+  });
+}
+
+int cq_broadcast(cq_group *group, cq_tensor tensor, int root, cq_work **out) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{plain(tensor)};
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    return give(out, group->backend->broadcast(tensors, options), tensors);
+  });
+}
+
+int cq_send(cq_group *group, cq_tensor tensor, int to, int tag, cq_work **out) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{plain(tensor)};
+    return give(out, group->backend->send(tensors, to, tag), tensors);
+  });
+}
+
+int cq_recv(cq_group *group, cq_tensor tensor, int from, int tag, cq_work **out) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{plain(tensor)};
+    return give(out, group->backend->recv(tensors, from, tag), tensors);
+  });
+}
+
+int cq_work_wait(cq_work *work) {
+  std::unique_ptr<cq_work> owned(work);
+  return guarded([&] {
+    TORCH_CHECK(work->work->wait(), "the operation was ended");
+    return 0;
+  });
+}
+
+int cq_work_done(cq_work *work) { return work->work->isCompleted(); }
+
+void cq_work_forget(cq_work *work) { delete work; }
+
+// ---- memory that comes and goes
+
+int cq_storage_resize(cq_tensor t, size_t bytes) {
+  return guarded([&] {
+    c10::StorageImpl *storage = tensor_of(t).storage().unsafeGetStorageImpl();
+    if (storage->nbytes() == bytes)
+      return 0;
+    at::DataPtr data = bytes ? storage->allocator()->allocate(bytes) : at::DataPtr(nullptr, storage->device());
+    storage->set_data_ptr_noswap(std::move(data));
+    storage->set_nbytes(bytes);
+    return 0;
+  });
+}

@@ -1,0 +1,268 @@
+package dist
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"conquer/torch"
+)
+
+// A child process plays the scenario that this variable names.
+const scenarioVariable = "CONQUER_DIST_TEST_SCENARIO"
+
+// scenarios are what the processes of a test do; what they print is what the test looks at.
+var scenarios = map[string]func(w *World) error{
+	"operations": operations,
+	"mesh":       mesh,
+	"laggard": func(w *World) error { // the last rank does something else than all others
+		w.All.Barrier()
+		w.At("step %d", 3)
+		if w.Rank == w.Size-1 {
+			w.At("asleep")
+			time.Sleep(time.Hour)
+		}
+		w.All.AllReduce(torch.Ones([]int{4}, torch.Float32, torch.CPU), Sum).Wait()
+		return nil
+	},
+	"death": func(w *World) error {
+		w.All.Barrier()
+		if w.Rank == 1 {
+			os.Exit(7)
+		}
+		w.At("step %d", 5)
+		w.All.AllReduce(torch.Ones([]int{4}, torch.Float32, torch.CPU), Sum).Wait()
+		return nil
+	},
+}
+
+func TestMain(m *testing.M) {
+	torch.SetThreads(1)
+	name := os.Getenv(scenarioVariable)
+	if name == "" {
+		os.Exit(m.Run())
+	}
+	timeout := time.Minute
+	if name == "laggard" {
+		timeout = 4 * time.Second
+	}
+	place, err := FromEnvironment()
+	if err == nil {
+		var w *World
+		if w, err = Join(place, torch.CPU, timeout); err == nil {
+			err = torch.Run(func() error { return scenarios[name](w) })
+			w.Leave()
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// outcome is how a child process ended.
+type outcome struct {
+	code           int
+	stdout, stderr string
+}
+
+// play runs a scenario in a world of n processes. Once one has failed, the others have a while to end by themselves.
+func play(t *testing.T, scenario string, n int) []outcome {
+	t.Helper()
+	store, err := OpenStore("127.0.0.1", 0, true, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	ends := make([]outcome, n)
+	var ending sync.WaitGroup
+	children := make([]*exec.Cmd, n)
+	for rank := range n {
+		child := exec.Command(os.Args[0], "-test.run=none")
+		child.Env = append(os.Environ(), scenarioVariable+"="+scenario, fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", n),
+			fmt.Sprint("LOCAL_RANK=", rank), fmt.Sprint("LOCAL_WORLD_SIZE=", n), "MASTER_ADDR=127.0.0.1",
+			fmt.Sprint("MASTER_PORT=", store.Port()), "TORCHELASTIC_USE_AGENT_STORE=True", "OMP_NUM_THREADS=1")
+		var stdout, stderr bytes.Buffer
+		child.Stdout, child.Stderr = &stdout, &stderr
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		children[rank] = child
+		ending.Add(1)
+		go func() {
+			defer ending.Done()
+			child.Wait()
+			ends[rank] = outcome{child.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+			if scenario == "laggard" && rank == 0 {
+				children[n-1].Process.Kill()
+			}
+		}()
+	}
+	ending.Wait()
+	return ends
+}
+
+func operations(w *World) error {
+	g, n := w.All, w.Size
+	draw := func(rank int, sizes ...int) torch.Tensor { // what a rank contributes: every rank can tell
+		r := rand.New(rand.NewPCG(uint64(os.Getppid()), uint64(rank)))
+		total := 1
+		for _, s := range sizes {
+			total *= s
+		}
+		values := make([]float32, total)
+		for i := range values {
+			values[i] = float32(r.IntN(64)) // sums are exact, in bfloat16 too
+		}
+		return torch.From(values, sizes...)
+	}
+	equal := func(what string, got, want torch.Tensor) error {
+		a, b := torch.Values[float32](got), torch.Values[float32](want)
+		for i := range b {
+			if a[i] != b[i] {
+				return fmt.Errorf("%s: element %d is %v, want %v", what, i, a[i], b[i])
+			}
+		}
+		return nil
+	}
+	sum := draw(0, n, 3)
+	for r := 1; r < n; r++ {
+		sum = sum.Add(draw(r, n, 3))
+	}
+	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
+		mine := draw(w.Rank, n, 3).To(dtype)
+		reduced := mine.Clone()
+		g.AllReduce(reduced, Sum).Wait()
+		if err := equal("all-reduce", reduced, sum); err != nil {
+			return err
+		}
+		part := torch.Empty([]int{1, 3}, dtype, torch.CPU)
+		g.ReduceScatter(part, mine, Sum).Wait()
+		if err := equal("reduce-scatter", part, sum.Narrow(0, w.Rank, 1)); err != nil {
+			return err
+		}
+		all := torch.Empty([]int{n, n, 3}, dtype, torch.CPU)
+		works := []*Work{g.AllGather(all, mine)}
+		copied := mine.Clone()
+		works = append(works, g.Broadcast(copied, n-1)) // two under way at once
+		for _, work := range works {
+			work.Wait()
+		}
+		for r := range n {
+			if err := equal("all-gather", all.Select(0, r), draw(r, n, 3)); err != nil {
+				return err
+			}
+		}
+		if err := equal("broadcast", copied, draw(n-1, n, 3)); err != nil {
+			return err
+		}
+		if n > 1 { // around a ring
+			got := torch.Empty([]int{n, 3}, dtype, torch.CPU)
+			work := g.Receive(got, (w.Rank+n-1)%n, 1)
+			g.Send(mine, (w.Rank+1)%n, 1).Wait()
+			work.Wait()
+			if err := equal("receive", got, draw((w.Rank+n-1)%n, n, 3)); err != nil {
+				return err
+			}
+		}
+	}
+	largest := torch.From([]float32{float32(w.Rank)}, 1)
+	g.AllReduce(largest, Max).Wait()
+	if got := torch.Item[float32](largest); got != float32(n-1) {
+		return fmt.Errorf("the largest rank is %v, want %d", got, n-1)
+	}
+	if sums := g.Sums(1, float64(w.Rank)); sums[0] != float64(n) || sums[1] != float64(n*(n-1)/2) {
+		return fmt.Errorf("sums %v of %d ranks", sums, n)
+	}
+	return nil
+}
+
+func mesh(w *World) error {
+	m, err := w.NewMesh(2)
+	if err != nil {
+		return err
+	}
+	row, column := m.Row.Sums(float64(w.Rank))[0], m.Column.Sums(float64(w.Rank))[0]
+	fmt.Printf("row %v column %v", row, column)
+	return nil
+}
+
+func TestEveryOperationGivesWhatEachRankContributed(t *testing.T) {
+	for _, n := range []int{1, 2, 4} {
+		for rank, end := range play(t, "operations", n) {
+			if end.code != 0 {
+				t.Errorf("rank %d of %d ended with %d: %s", rank, n, end.code, end.stderr)
+			}
+		}
+	}
+}
+
+func TestAMeshHasRowsAndColumns(t *testing.T) {
+	want := []string{"row 1 column 2", "row 1 column 4", "row 5 column 2", "row 5 column 4"}
+	for rank, end := range play(t, "mesh", 4) {
+		if end.stdout != want[rank] {
+			t.Errorf("rank %d: %q, want %q (%s)", rank, end.stdout, want[rank], end.stderr)
+		}
+	}
+}
+
+func TestAnOperationThatARankDoesNotJoinFailsAndNamesIt(t *testing.T) {
+	ends := play(t, "laggard", 3)
+	message := ends[0].stderr
+	for _, want := range []string{"all-reduce 2 of group world (step 3)", "rank 2 is behind, after all-reduce 1 (asleep)"} {
+		if ends[0].code != 1 || !strings.Contains(message, want) || strings.Count(message, "\n") != 1 {
+			t.Errorf("rank 0 ended with %d and %q, want a line with %q", ends[0].code, message, want)
+		}
+	}
+}
+
+func TestTheDeathOfARankEndsTheOthersAtOnceAndIsNamed(t *testing.T) {
+	begin := time.Now()
+	ends := play(t, "death", 3)
+	if ends[0].code != 1 || !strings.Contains(ends[0].stderr, "rank 1 is gone") || !strings.Contains(ends[0].stderr, "step 5") {
+		t.Errorf("rank 0 ended with %d and %q", ends[0].code, ends[0].stderr)
+	}
+	if took := time.Since(begin); took > 50*time.Second { // the timeout is a minute
+		t.Errorf("that took %v", took)
+	}
+}
+
+func TestThePlaceIsFoundInEachLaunchersVariables(t *testing.T) {
+	torchrun := map[string]string{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "host",
+		"MASTER_PORT": "29400", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "2"}
+	slurm := map[string]string{"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "11", "SLURM_PROCID": "9", "SLURM_LOCALID": "1",
+		"SLURM_NODEID": "2", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_STEP_NODELIST": "gpu[07-08,12],big3", "SLURM_JOB_ID": "1234567"}
+	job := map[string]string{"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}
+	for i, c := range []struct {
+		variables map[string]string
+		want      Place
+	}{
+		{nil, Alone},
+		{map[string]string{"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, Alone}, // sbatch without srun
+		{torchrun, Place{Rank: 5, Size: 8, LocalRank: 1, LocalSize: 4, Address: "host", Port: 29400, StoreElsewhere: true, Attempt: "2"}},
+		{slurm, Place{Rank: 9, Size: 11, LocalRank: 1, LocalSize: 3, Address: "gpu07", Port: 24567, Attempt: "0"}},
+		{job, Place{Rank: 1, Size: 2, LocalSize: 1, Address: "job-master-0", Port: 23456, Attempt: "0"}},
+	} {
+		got, err := placeFrom(func(name string) string { return c.variables[name] })
+		if err != nil || got != c.want {
+			t.Errorf("case %d: %+v and %v, want %+v", i, got, err, c.want)
+		}
+	}
+	for name, value := range map[string]string{"RANK": "8", "WORLD_SIZE": "two", "MASTER_ADDR": "", "MASTER_PORT": "99999"} {
+		_, err := placeFrom(func(n string) string {
+			if n == name {
+				return value
+			}
+			return torchrun[n]
+		})
+		if err == nil || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s=%q gave %v", name, value, err)
+		}
+	}
+}
