@@ -18,20 +18,24 @@ func RunAccuracy(ctx context.Context, s Subject, each func(row AccuracyRow, tota
 	if s.Tokenizer == nil {
 		return errors.New("the model has no tokenizer, and texts are compared: give one with --tokenizer")
 	}
+	prompts, references := make([][]int32, len(s.Prompts)), make([][]int32, len(s.Prompts))
+	for id, p := range s.Prompts {
+		prompts[id], references[id] = s.Tokenizer.Encode(p.Prompt, true), s.Tokenizer.Encode(p.Answer, false)
+		if len(prompts[id]) == 0 || len(references[id]) == 0 {
+			return fmt.Errorf("prompt %d or its answer has no tokens", id)
+		}
+		if n := len(prompts[id]) + len(references[id]); n > s.Model.MaxLength() {
+			return fmt.Errorf("prompt %d and its answer have %d tokens, the model's context is %d", id, n, s.Model.MaxLength())
+		}
+	}
 	before := s.Model.Chunking()
 	defer s.Model.SetChunking(before)
 	for _, c := range s.Strategies {
 		if err := s.Model.SetChunking(c); err != nil {
 			return err
 		}
-		for id, p := range s.Prompts {
-			prompt, reference := s.Tokenizer.Encode(p.Prompt, true), s.Tokenizer.Encode(p.Answer, false)
-			if len(prompt) == 0 || len(reference) == 0 {
-				return fmt.Errorf("prompt %d or its answer has no tokens", id)
-			}
-			if n := len(prompt) + len(reference); n > s.Model.MaxLength() {
-				return fmt.Errorf("prompt %d and its answer have %d tokens, the model's context is %d", id, n, s.Model.MaxLength())
-			}
+		for id, prompt := range prompts {
+			reference := references[id]
 			options := generate.Options{MaxNewTokens: len(reference), NoCache: !s.UseCache}
 			results, _, err := generate.Generate(ctx, s.Model, s.Tokenizer, [][]int32{prompt}, options, nil)
 			if err != nil {

@@ -96,11 +96,17 @@ func RunChunks(ctx context.Context, o ChunksOptions, each func(row ChunksRow, to
 		return err
 	}
 	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	prompts := make([][]int32, len(o.Prompts))
+	for id, p := range o.Prompts {
+		prompts[id] = o.encode(p, random)
+		if n := len(prompts[id]) + o.MaxNewTokens; n > o.Model.MaxLength() {
+			return fmt.Errorf("prompt %d and its new tokens come to %d, the model's context is %d", id, n, o.Model.MaxLength())
+		}
+	}
 	list, compile := o.variants()
 	before := o.Model.Chunking()
 	defer o.Model.SetChunking(before)
-	for id, p := range o.Prompts {
-		ids := o.encode(p, random)
+	for id, ids := range prompts {
 		for i, c := range list {
 			if err := o.Model.SetChunking(c); err != nil {
 				return err
@@ -113,7 +119,7 @@ func RunChunks(ctx context.Context, o ChunksOptions, each func(row ChunksRow, to
 				}
 				row.Failed = reason
 			}
-			each(row, len(o.Prompts)*len(list))
+			each(row, len(prompts)*len(list))
 		}
 	}
 	return nil
@@ -130,9 +136,6 @@ func (o ChunksOptions) row(ctx context.Context, id int, ids []int32, compile str
 		NewTokens: o.MaxNewTokens, Repeats: o.Repeats, TopOperations: []Operation{},
 	}
 	r.NumChunks = (len(ids) + r.ChunkSize - 1) / r.ChunkSize
-	if len(ids)+o.MaxNewTokens > o.Model.MaxLength() {
-		return r, fmt.Errorf("%d tokens and %d new ones exceed the model's context of %d", len(ids), o.MaxNewTokens, o.Model.MaxLength())
-	}
 	recorded := compile == Graph || compile == Both
 	if recorded && !device.IsCUDA() {
 		r.Failed = "there is no graph on the CPU: it records launches, and the CPU has none to save"

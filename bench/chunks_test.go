@@ -155,6 +155,18 @@ func TestWithoutAGraphTheRowSaysSo(t *testing.T) {
 	}
 }
 
+func TestAPromptBeyondTheContextIsRefusedBeforeAnyIsRun(t *testing.T) {
+	s := subject(t, "default-optimized")
+	s.Prompts = append(s.Prompts, Prompt{Prompt: strings.Repeat("x", s.Model.MaxLength()), Answer: "y", TokenLen: 1, NumChunks: 1})
+	err := RunChunks(context.Background(), ChunksOptions{Subject: s, MaxNewTokens: 1, Repeats: 1}, func(ChunksRow, int) { t.Error("a row was measured") })
+	if err == nil || !strings.Contains(err.Error(), "prompt 2") {
+		t.Error(err)
+	}
+	if err = RunAccuracy(context.Background(), s, func(AccuracyRow, int) { t.Error("a prompt was answered") }); err == nil || !strings.Contains(err.Error(), "prompt 2") {
+		t.Error(err)
+	}
+}
+
 func TestPromptsWithoutATokenizerAreDrawnToLength(t *testing.T) {
 	o := ChunksOptions{Subject: subject(t, "independent-optimized"), MaxNewTokens: 1, Repeats: 1}
 	o.Tokenizer = nil

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -48,6 +49,9 @@ func parseStrategies(names []string) ([]bamba.Chunking, error) {
 		c, err := bamba.ParseChunking(name)
 		if err != nil {
 			return nil, usagef("--chunking: %w", err)
+		}
+		if slices.Contains(list, c) {
+			return nil, usagef("--chunking names %s twice", c)
 		}
 		list = append(list, c)
 	}

@@ -210,6 +210,7 @@ func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"no benchmark":           {[]string{}, 2, "ssd"},
 		"an unknown benchmark":   {[]string{"sdd"}, 2, `"bench ssd"`},
 		"an unknown strategy":    {[]string{"ssd", "--chunking", "sideways"}, 2, "sideways"},
+		"a strategy twice":       {[]string{"ssd", "--chunking", "default,independent,default"}, 2, "twice"},
 		"a window without k":     {[]string{"ssd", "--chunking", "windowed"}, 2, "windowed:k"},
 		"no power of two":        {[]string{"ssd", "--chunk_size", "48"}, 2, "power of two"},
 		"N out of range":         {[]string{"ssd", "--state", "512"}, 2, "16 to 256"},
