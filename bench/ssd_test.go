@@ -44,7 +44,7 @@ func TestEveryPassIsTimedAndAgreesWithFloat64(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, r := range rows {
-			limit := 1e-5
+			limit := 1e-4 // a gradient of a single token can be the small rest of large terms
 			if dtype == torch.BFloat16 {
 				limit = 1e-2
 			}
@@ -67,6 +67,7 @@ func TestAScanByAnotherStrategyIsNoticed(t *testing.T) {
 	list := strategies(t, "default", "independent", "windowed:1")
 	err := torch.Run(func() error {
 		in := o.inputs(1, 64)
+		in.A = torch.Full([]int{2}, -1, torch.Float32, torch.CPU) // heads that remember
 		for _, c := range list {
 			c.ChunkSize = 16
 			y, _ := c.Scan(in)
