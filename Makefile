@@ -20,7 +20,7 @@ export LIBRARY_PATH       := $(BUILD)/lib/conquer:$(LIBTORCH)/torch/lib:$(BUILD)
 RPATH    := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
 TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
-.PHONY: help build demo test lint format install clean parity bench csrc kernels gotch libtorch env
+.PHONY: help build demo experiment test lint format install clean parity bench csrc kernels gotch libtorch env
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -57,6 +57,9 @@ test: build ## every test that runs without a GPU
 
 demo: build ## tunes SmolLM2-135M on examples/lighthouse and exports it: about 4 minutes on 2 cores
 	@tools/demo.sh $(BUILD)/bin/conquer
+
+experiment: build ## trains a small Bamba, compares the chunking strategies, draws a report: under 10 minutes on 2 cores
+	@GO=$(GO) tools/experiment.sh $(BUILD)/bin/conquer
 
 bench: build ## the speed table of docs/performance.md (needs `make parity`'s Python environment)
 	@tools/bench-cpu.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)

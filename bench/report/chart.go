@@ -252,6 +252,10 @@ func (c *chart) logX() {
 	if x.Min == x.Max {
 		x.Min, x.Max = x.Min/2, x.Max*2
 	}
+	// 257 tokens, 256 and the one that begins a text, still are at the tick of 256.
+	if below := math.Exp2(math.Floor(math.Log2(x.Min))); x.Min < 1.03*below {
+		x.Min = below
+	}
 	x.Scale = plot.LogScale{}
 	x.Tick.Marker = plot.TickerFunc(func(low, high float64) (ticks []plot.Tick) {
 		every := int(math.Log2(high/low)/8) + 1
@@ -271,15 +275,15 @@ func (c *chart) logY() {
 	y.Tick.Marker = plot.TickerFunc(logTicks)
 }
 
-// logTicks are 1, 2 and 5 in each decade, or 1 alone where there are many.
+// logTicks are 1, 2 and 5 in each decade, 1 alone where there are many, and more where there is hardly one.
 func logTicks(low, high float64) (ticks []plot.Tick) {
 	steps := []float64{1, 2, 5}
 	decades := math.Log10(high / low)
 	if decades > 3.2 {
 		steps = []float64{1}
 	}
-	if decades < 0.8 {
-		steps = []float64{1, 1.5, 2, 3, 4, 5, 6, 8}
+	if decades < 1.3 {
+		steps = []float64{1, 1.5, 2, 3, 4, 5, 7}
 	}
 	for e := math.Floor(math.Log10(low)); e <= math.Ceil(math.Log10(high)); e++ {
 		for _, s := range steps {

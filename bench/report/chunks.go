@@ -30,6 +30,9 @@ func (s setting) String() string {
 // ways are the ways to launch in the order of their bars.
 var ways = []string{"eager", "kernels", "graph", "both"}
 
+var wayMeans = map[string]string{"eager": "libtorch's operations one by one", "kernels": "this project's kernels in their place",
+	"graph": "libtorch's operations, recorded once and replayed", "both": "the kernels, recorded and replayed"}
+
 // chunks shows what each strategy costs in time and memory over prompts of several lengths, and what each way to launch
 // gives.
 func chunks(p *page, r *bench.Results, l *looks) section {
@@ -263,8 +266,12 @@ func (s *section) compilations(rows []bench.ChunksRow, set setting, suffix strin
 		t.Rows = append(t.Rows, append([]string{name}, cells[name]...))
 	}
 	names := make([]string, len(used))
+	var meanings []string
 	for i, way := range used {
 		names[i] = brief(way)
+		if meaning := wayMeans[way]; meaning != "" {
+			meanings = append(meanings, way+": "+meaning)
+		}
 	}
 	c := newChart("What compiling gives", "", "prompt to last token (ms)")
 	if err := c.bars(names, strategies, values); err != nil {
@@ -273,9 +280,8 @@ func (s *section) compilations(rows []bench.ChunksRow, set setting, suffix strin
 	}
 	c.zeroY()
 	s.Figures = append(s.Figures, figure{Name: "compile" + suffix, chart: c, Table: t,
-		Alt: "Bars of latency, a group for each way to launch, a bar for each strategy; the numbers are in the table.",
-		Caption: fmt.Sprintf("At the longest prompts, %s tokens. eager: libtorch's operations one by one; kernels: this project's; graph: recorded once and replayed; both. %s.",
-			longest, set)})
+		Alt:     "Bars of latency, a group for each way to launch, a bar for each strategy; the numbers are in the table.",
+		Caption: fmt.Sprintf("At the longest prompts, %s tokens; %s. %s.", longest, set, strings.Join(meanings, "; "))})
 }
 
 // operations lists the most expensive operations at the longest prompts.

@@ -23,8 +23,9 @@ var benchCommand = command{
 	example: `conquer bench ssd --length 1024,4096
 conquer bench chunks --variant small --prompts examples/prompts/prompts.json
 conquer bench accuracy --model_path my-bamba --prompts examples/prompts/prompts.json
-conquer bench gptscore --model_path smollm2-135m results/accuracy_*.tsv`,
-	parts: []command{benchSSDCommand, benchChunksCommand, benchAccuracyCommand, benchGPTScoreCommand},
+conquer bench gptscore --model_path smollm2-135m results/accuracy_*.tsv
+conquer bench report`,
+	parts: []command{benchSSDCommand, benchChunksCommand, benchAccuracyCommand, benchGPTScoreCommand, benchReportCommand},
 }
 
 // benchFlags are those of every benchmark.

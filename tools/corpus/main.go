@@ -3,8 +3,8 @@
 //	corpus "$(go env GOROOT)/src" OUT
 //
 // It writes OUT/train and OUT/heldout, which share no package; OUT/validation, a few of the held-out files to watch while
-// training; and OUT/prompts.json, passages of held-out files with what follows them. The same toolchain gives the same
-// files.
+// training; OUT/prompts.json, passages of held-out files with what follows them; and OUT/lengths.json, one of each length
+// to measure speed with. The same toolchain gives the same files.
 package main
 
 import (
@@ -29,14 +29,16 @@ var heldOut = []string{"archive/zip", "bufio", "container", "encoding/csv", "go/
 // watched are the held-out files of OUT/validation.
 var watched = []string{"bufio/scan.go", "container/heap/heap.go", "encoding/csv/reader.go"}
 
-// promptLengths are what a prompt may have, in characters. Twice as many characters as the longest stay within what a model
-// of short contexts was trained for.
-var promptLengths = []int{256, 512, 1024, 2048}
+// What the passages have, in characters: the model is trained on texts of 1024.
+var (
+	promptLengths = []int{256, 512, 1024, 2048}
+	speedLengths  = []int{256, 512, 1024, 2048, 4096}
+)
 
 const (
-	promptsPerLength = 8
-	answerLength     = 96      // characters of the text that follows a prompt
-	chunkSize        = 64      // the model's: num_chunks counts these
+	promptsPerLength = 12
+	answerLength     = 128     // characters of the text that follows a prompt
+	chunkSize        = 16      // that of the variant "bytes": num_chunks counts these
 	largest          = 100_000 // bytes; larger files are tables for the most part
 )
 
@@ -59,7 +61,7 @@ func main() {
 }
 
 func gather(src, out string) error {
-	for _, sub := range []string{"train", "heldout", "validation", "prompts.json"} {
+	for _, sub := range []string{"train", "heldout", "validation", "prompts.json", "lengths.json"} {
 		if err := os.RemoveAll(filepath.Join(out, sub)); err != nil {
 			return err
 		}
@@ -106,17 +108,22 @@ func gather(src, out string) error {
 			return err
 		}
 	}
-	prompts := passages(unseen)
-	if want := promptsPerLength * len(promptLengths); len(prompts) < want || sizes["train"] < 1<<20 || sizes["validation"] == 0 {
+	prompts, lengths := passages(unseen, promptLengths, promptsPerLength), passages(unseen, speedLengths, 1)
+	if len(prompts) < promptsPerLength*len(promptLengths) || len(lengths) < len(speedLengths) || sizes["train"] < 1<<20 || sizes["validation"] == 0 {
 		return fmt.Errorf("%s does not hold the sources of Go's standard library", src)
 	}
-	data, err := json.MarshalIndent(prompts, "", " ")
-	if err != nil {
-		return err
+	for name, list := range map[string][]prompt{"prompts.json": prompts, "lengths.json": lengths} {
+		data, err := json.MarshalIndent(list, "", " ")
+		if err != nil {
+			return err
+		}
+		if err := write(filepath.Join(out, name), data); err != nil {
+			return err
+		}
 	}
 	fmt.Printf("%.1f MB of Go to learn from, %.2f MB of other packages held out, %d prompts from these\n",
 		float64(sizes["train"])/1e6, float64(sizes["heldout"])/1e6, len(prompts))
-	return write(filepath.Join(out, "prompts.json"), data)
+	return nil
 }
 
 // source reads a Go file that a person wrote and that is no test.
@@ -143,13 +150,13 @@ func write(path string, data []byte) error {
 	return os.WriteFile(path, data, 0o666)
 }
 
-// passages takes prompts of each length, from as many files as there are. A prompt begins with a line and is followed by
+// passages takes a number of prompts of each length, from as many files as there are. A prompt begins with a line and is followed by
 // the answer. Texts outside ASCII, in which a character is not a byte, are passed over.
-func passages(files []string) []prompt {
+func passages(files []string, lengths []int, each int) []prompt {
 	var prompts []prompt
 	next := 0
-	for _, length := range promptLengths {
-		for taken, tried := 0, 0; taken < promptsPerLength && tried < len(files); tried++ {
+	for _, length := range lengths {
+		for taken, tried := 0, 0; taken < each && tried < len(files); tried++ {
 			text := files[next%len(files)]
 			next++
 			start := strings.Index(text[len(text)/3:], "\n") + 1 + len(text)/3

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/pflag"
+
+	"conquer/bench/report"
+)
+
+var benchReportCommand = command{
+	name:    "bench report",
+	summary: "Draw what the benchmarks gave: one HTML page, and an SVG and a PNG file of every plot.",
+	example: `conquer bench report
+# of some results, to a page of one's own; the plots go to site/plots
+conquer bench report --results_path build/experiment/results --output_path site/report.html`,
+	setup: setupBenchReport,
+}
+
+// reportOutput is what --json prints.
+type reportOutput struct {
+	Page    string   `json:"page"`
+	Plots   []string `json:"plots"`
+	Missing []string `json:"missing"`
+}
+
+func setupBenchReport(flags *pflag.FlagSet) func(context.Context, []string) error {
+	results := flags.String("results_path", "results", "`folder` with what the benchmarks wrote: ssd.json, chunks.json, accuracy.json and gptscore.json, those that are there")
+	output := flags.String("output_path", "report.html", "the `page`; the plots go to the folder plots beside it")
+	asJSON := flags.Bool("json", false, "print a JSON object with page, plots and missing")
+	return func(_ context.Context, args []string) error {
+		if len(args) > 0 {
+			return usagef("unexpected %q: results are given with --results_path", args[0])
+		}
+		if info, err := os.Stat(*output); err == nil && info.IsDir() {
+			return usagef("--output_path %s is a folder, expected the page's name, such as %s", *output, filepath.Join(*output, "report.html"))
+		}
+		r, err := report.Write(*results, *output)
+		if r == nil {
+			return err
+		}
+		if *asJSON {
+			if failed := printJSON(os.Stdout, reportOutput{r.Page, r.Plots, append([]string{}, r.Notes...)}); failed != nil {
+				return failed
+			}
+			return err
+		}
+		for _, note := range r.Notes {
+			fmt.Fprintln(os.Stderr, note)
+		}
+		fmt.Printf("wrote %s and %d plots in %s\n", r.Page, len(r.Plots)/2, filepath.Join(filepath.Dir(r.Page), "plots"))
+		return err
+	}
+}
