@@ -28,3 +28,13 @@ var ggmlByName = func() map[string]ggmlType {
 	}
 	return m
 }()
+
+// ggmlNumber is a type's number in the file.
+func ggmlNumber(name string) uint32 {
+	for number, t := range ggmlTypes {
+		if t.name == name {
+			return number
+		}
+	}
+	panic("no type " + name)
+}

@@ -366,9 +366,10 @@ func (h *hyperparameters) ropeScaling(config map[string]any, factors []float32) 
 }
 
 // llama3Scaling finds the parameters that give the divisors in factors. Llama 3.1 and 3.2 use the same ones but for the
-// factor; others are not guessed.
+// factor; files of this package name others; they are not guessed.
 func (h *hyperparameters) llama3Scaling(config map[string]any, factors []float32) map[string]any {
-	const lowFreq, highFreq, original = 1.0, 4.0, 8192.0
+	low, high := h.number("rope.scaling.low_freq_factor", 1), h.number("rope.scaling.high_freq_factor", 4)
+	original := h.integer("rope.scaling.original_context_length", 8192)
 	base, headDim := config["rope_theta"].(float64), config["head_dim"].(int)
 	if len(factors) != headDim/2 {
 		h.err = cmp.Or(h.err, fmt.Errorf("tensor \"rope_freqs.weight\" has %d numbers, expected half a head's %d", len(factors), headDim))
@@ -377,15 +378,7 @@ func (h *hyperparameters) llama3Scaling(config map[string]any, factors []float32
 	// Factors in use are whole or nearly so; float32 division has blurred the last digits.
 	factor := math.Round(float64(slices.Max(factors))*1e4) / 1e4
 	for i, stored := range factors {
-		wavelength := 2 * math.Pi * math.Pow(base, 2*float64(i)/float64(headDim))
-		expected := 1.0
-		switch {
-		case wavelength > original/lowFreq:
-			expected = factor
-		case wavelength >= original/highFreq:
-			smooth := (original/wavelength - lowFreq) / (highFreq - lowFreq)
-			expected = 1 / ((1-smooth)/factor + smooth)
-		}
+		expected := llama3Divisor(base, headDim, i, factor, low, high, float64(original))
 		if !(math.Abs(float64(stored)-expected) <= 1e-3*expected) {
 			h.err = cmp.Or(h.err, fmt.Errorf("tensor \"rope_freqs.weight\" holds %v at %d, but Llama 3's scaling by %v gives %v",
 				stored, i, factor, expected))
@@ -395,8 +388,8 @@ func (h *hyperparameters) llama3Scaling(config map[string]any, factors []float32
 	if factor == 1 {
 		return nil
 	}
-	return map[string]any{"rope_type": "llama3", "factor": factor, "low_freq_factor": lowFreq,
-		"high_freq_factor": highFreq, "original_max_position_embeddings": int(original)}
+	return map[string]any{"rope_type": "llama3", "factor": factor, "low_freq_factor": low,
+		"high_freq_factor": high, "original_max_position_embeddings": original}
 }
 
 // jsonText lays a value out as Hugging Face's JSON files are.

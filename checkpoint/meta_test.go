@@ -139,6 +139,113 @@ func TestMetasLayoutBringsBackTheSameBits(t *testing.T) {
 	}
 }
 
+func TestAWayThroughEveryFormatChangesNoBit(t *testing.T) {
+	for kind := range llamaKinds {
+		seed := rand.Uint64()
+		source, config := randomLlama(t, kind, torch.Float32, seed)
+		dir := t.TempDir()
+		meta, gguf, hf := filepath.Join(dir, "meta"), filepath.Join(dir, "m.gguf"), filepath.Join(dir, "hf")
+		if err := SaveMeta(meta, source, Options{Config: config, Parts: 2}); err != nil {
+			t.Fatalf("%s, seed %d: %v", kind, seed, err)
+		}
+		c := mustOpen(t, meta)
+		live := torch.LiveTensors()
+		metadata := map[string]any{"tokenizer.ggml.tokens": []string{"a", ""}, "tokenizer.ggml.scores": []float32{1, 2}, "x": true}
+		if err := SaveGGUF(gguf, c, Options{Config: c.ConfigJSON(), Metadata: metadata}); err != nil {
+			t.Fatalf("%s, seed %d: %v", kind, seed, err)
+		}
+		if torch.LiveTensors() != live {
+			t.Errorf("%d tensors are left over", torch.LiveTensors()-live)
+		}
+		c = mustOpen(t, gguf)
+		if got := c.GGUFMetadata(); !slices.Equal(got["tokenizer.ggml.tokens"].([]string), []string{"a", ""}) || got["x"] != true {
+			t.Errorf("metadata %v", got)
+		}
+		if err := Save(hf, c, Options{Config: c.ConfigJSON()}); err != nil {
+			t.Fatal(err)
+		}
+		last := mustOpen(t, hf)
+		wantSame(t, last, source)
+		first, err := parseLlamaConfig(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := parseLlamaConfig(last.ConfigJSON())
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The same said in another way.
+		first.Scaling.Theta, first.Parameters, first.UseWindow = 0, ropeScaling{}, nil
+		back.Parameters, back.UseWindow = ropeScaling{}, nil
+		if kind == "qwen2" {
+			first.Bias, back.Bias = false, false
+		}
+		if *first != *back {
+			t.Errorf("%s: config %+v, expected %+v", kind, *back, *first)
+		}
+	}
+}
+
+func TestQuantizedTypesHaveTheBitsOfGGML(t *testing.T) {
+	c := mustOpen(t, filepath.Join(fixtures, "quantized.safetensors"))
+	inTorch(t, func() {
+		input, err := c.Tensor("input")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, kind := range GGUFTypes {
+			got, err := quantize(kind, torch.Values[float32](input))
+			want, err2 := c.Tensor(kind)
+			if err != nil || err2 != nil {
+				t.Fatal(err, err2)
+			}
+			if !bytes.Equal(got, want.Data()) {
+				t.Errorf("%s differs", kind)
+			}
+		}
+	})
+}
+
+func TestAGGUFFileHasTheTypesAskedFor(t *testing.T) {
+	source, config := randomLlama(t, "llama", torch.BFloat16, rand.Uint64())
+	f16 := torch.Float16
+	for _, test := range []struct {
+		options     Options
+		matrix, emb string
+	}{
+		{Options{}, "BF16", "BF16"}, {Options{DType: &f16}, "F16", "F16"}, {Options{Encoding: "Q8_0"}, "Q8_0", "Q8_0"}, {Options{Encoding: "Q4_0"}, "Q4_0", "Q8_0"},
+	} {
+		test.options.Config = config
+		path := filepath.Join(t.TempDir(), "m.gguf")
+		if err := SaveGGUF(path, source, test.options); err != nil {
+			t.Fatal(err)
+		}
+		c := mustOpen(t, path)
+		for name, want := range map[string]string{"model.embed_tokens.weight": test.emb, "model.layers.0.self_attn.q_proj.weight": test.matrix, "model.norm.weight": "F32"} {
+			if info, _ := c.Info(name); info.Stored != want {
+				t.Errorf("%s is %s, expected %s", name, info.Stored, want)
+			}
+		}
+		inTorch(t, func() { // the rows came back in order: a quantized number is near the number
+			got, err := c.TensorAs("model.layers.0.self_attn.k_proj.weight", torch.Float32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, _ := source.Tensor("model.layers.0.self_attn.k_proj.weight")
+			if worst := torch.Item[float64](got.Sub(want.To(torch.Float32)).Abs().Max()); worst > 0.3 {
+				t.Errorf("%s: off by %g", test.matrix, worst)
+			}
+		})
+	}
+	path := filepath.Join(t.TempDir(), "m.gguf")
+	wantError(t, SaveGGUF(path, source, Options{Config: []byte(`{"model_type":"bamba"}`)}), path, "bamba", "--format hf")
+	source.fail = fmt.Errorf("the source broke")
+	wantError(t, SaveGGUF(path, source, Options{Config: config}), path, "the source broke")
+	if left := entries(t, filepath.Dir(path)); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 func TestTheFeedForwardSizeIsWhatMetasCodeComputes(t *testing.T) {
 	for range 2000 {
 		width, inner := 1+rand.IntN(9000), 1+rand.IntN(40000)

@@ -29,6 +29,11 @@ type Options struct {
 	// Config and GenerationConfig are the JSON of config.json and generation_config.json; nil writes none. The config's
 	// torch_dtype (or dtype) is set to that of the tensors written.
 	Config, GenerationConfig []byte
+	// Encoding, when not empty, is the type of [GGUFTypes] that [SaveGGUF] writes matrices as.
+	Encoding string
+	// Metadata is what [SaveGGUF] writes beside the model's own: the tokenizer. Values are uint32, float32, bool, string or
+	// slices of string, int32 and float32.
+	Metadata map[string]any
 	// Parts is the number of files, one for each process, that [SaveMeta] cuts a model into: 1 if 0.
 	Parts int
 	// TokenizerFrom, when not empty, is a folder whose tokenizer files are copied.

@@ -10,6 +10,8 @@ const (
 	ggufUnknown     = 2
 	ggufControl     = 3
 	ggufUserDefined = 4
+	ggufUnused      = 5
+	ggufByte        = 6
 )
 
 // Pre-tokenizers by the family that GGUF's tokenizer.ggml.pre names.
@@ -139,15 +141,18 @@ func fromGGUF(meta ggufMeta) (*Tokenizer, error) {
 	}
 	unk := meta.id("unknown")
 	for i, content := range tokens {
+		kind := int32(0)
+		if types != nil {
+			kind = types[i]
+		}
+		if kind == ggufUnused && content == paddingToken(i) {
+			continue // no token, but a row of an embedding that is larger than the vocabulary
+		}
 		if _, double := spec.Model.Vocab[content]; double {
 			// Padding of the vocabulary repeats names in some files; the first counts.
 			continue
 		}
 		spec.Model.Vocab[content] = int32(i)
-		kind := int32(0)
-		if types != nil {
-			kind = types[i]
-		}
 		switch kind {
 		case ggufUnknown, ggufControl, ggufUserDefined:
 			spec.AddedTokens = append(spec.AddedTokens, addedToken{ID: int32(i), Content: content, Special: kind != ggufUserDefined})

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,17 +17,20 @@ import (
 
 	"conquer/checkpoint"
 	"conquer/model"
+	"conquer/text"
 	"conquer/torch"
 	"conquer/torch/nn"
 )
 
 var exportCommand = command{
 	name:    "export",
-	summary: "Write a model in another format: a Hugging Face folder or Meta's files.",
+	summary: "Write a model in another format: a Hugging Face folder, a GGUF file or Meta's files.",
 	example: `# a GGUF file becomes a folder for transformers
 conquer export --model_path smollm2-135m --output_path smollm2-hf --dtype bfloat16
 # in files of at most 2 GB
 conquer export --model_path my-model --output_path my-model-hf --shard_size 2GB
+# one file for llama.cpp, in 8 bits
+conquer export --model_path my-model --output_path my-model.gguf --format gguf --dtype q8_0
 # params.json and consolidated.NN.pth for two processes of Meta's code
 conquer export --model_path my-model --output_path my-model-meta --format meta --shards 2
 # with an adapter folded in
@@ -38,25 +42,29 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 	path := flags.String("model_path", "", modelPathUsage)
 	tokenizer := flags.String("tokenizer", "", "tokenizer `folder` or file where it is not the model's own")
 	adapter := flags.String("adapter_path", "", "`folder` of a LoRA adapter in PEFT's format to fold into the weights")
-	output := flags.String("output_path", "", "`folder` to write")
+	output := flags.String("output_path", "", "`folder` to write, or the file for gguf")
 	formatName := flags.String("format", "hf", "`layout` to write: "+formatList())
-	dtypeName := flags.String("dtype", "", "`type` to convert the weights to: float32, bfloat16 or float16 (default: as stored; quantized ones become float32)")
+	dtypeName := flags.String("dtype", "", "`type` to convert the weights to: float32, bfloat16 or float16, and for gguf q8_0 or q4_0 (default: as stored; quantized ones become float32)")
 	shard := flags.String("shard_size", "5GB", "largest `size` of a file, such as 500MB or 5GB (format hf)")
 	parts := flags.Int("shards", 1, "`number` of processes that a model is cut for (format meta)")
-	overwrite := flags.Bool("overwrite", false, "write into a folder that is not empty; a model in it is replaced")
+	overwrite := flags.Bool("overwrite", false, "write into a folder that is not empty, or over a file; a model there is replaced")
 	return func(ctx context.Context, args []string) error {
 		format, known := findFormat(*formatName)
 		switch {
 		case len(args) > 0:
 			return usagef("unexpected %q: the folder to write is given with --output_path", args[0])
 		case *output == "":
-			return usagef("--output_path is missing: name the folder to write")
+			return usagef("--output_path is missing: name the folder or file to write")
 		case !known:
 			return usagef("--format: unknown format %q: use one of %s", *formatName, formatNames())
 		case *parts < 1 || *parts > 100:
 			return usagef("--shards is %d, expected 1 to 100", *parts)
 		case *parts > 1 && format.Name != "meta":
 			return usagef("--shards cuts a model for Meta's code: give --format meta with it")
+		}
+		encoding := ""
+		if format.File && slices.Contains(checkpoint.GGUFTypes, strings.ToUpper(*dtypeName)) {
+			encoding, *dtypeName = strings.ToUpper(*dtypeName), "float32"
 		}
 		dtype, err := parseDType(*dtypeName)
 		if err != nil {
@@ -66,7 +74,7 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if err != nil {
 			return usagef("--shard_size: %w", err)
 		}
-		if err := checkOutput(*output, *overwrite); err != nil {
+		if err := checkOutput(*output, format.File, *overwrite); err != nil {
 			return err
 		}
 		where, c, err := openCheckpoint(ctx, *path)
@@ -94,7 +102,13 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		options := checkpoint.Options{
 			DType: dtype, ShardBytes: bytes, Parts: *parts, Config: c.ConfigJSON(), GenerationConfig: c.GenerationConfigJSON(),
 		}
-		if tok != nil {
+		switch {
+		case format.File:
+			options.Encoding = encoding
+			if options.Metadata, err = ggufTokenizer(tok, c); err != nil {
+				return err
+			}
+		case tok != nil:
 			options.Also = tok.Save
 		}
 		if err := format.Save(*output, source, options); err != nil {
@@ -106,6 +120,19 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		return nil
 	}
+}
+
+// noVocabulary is how a GGUF file says that it has no tokenizer.
+const noVocabulary = "no_vocab"
+
+// ggufTokenizer is a tokenizer as metadata of a GGUF file with c's model.
+func ggufTokenizer(tok *text.Tokenizer, c *checkpoint.Checkpoint) (map[string]any, error) {
+	if tok == nil {
+		fmt.Fprintln(os.Stderr, "conquer export: the model has no tokenizer: the file will take token ids alone (give one with --tokenizer)")
+		return map[string]any{"tokenizer.ggml.model": noVocabulary}, nil
+	}
+	rows, _ := c.Config()["vocab_size"].(float64)
+	return tok.GGUF(int(rows))
 }
 
 func findFormat(name string) (checkpoint.Format, bool) {
@@ -134,8 +161,17 @@ func formatList() string {
 	return strings.Join(list, ", ")
 }
 
-// checkOutput refuses a folder that holds something.
-func checkOutput(dir string, overwrite bool) error {
+// checkOutput refuses a folder that holds something, and a file that exists.
+func checkOutput(dir string, file, overwrite bool) error {
+	if info, err := os.Stat(dir); file && err == nil {
+		switch {
+		case info.IsDir():
+			return fmt.Errorf("--output_path: %s is a folder: name a file in it, such as model.gguf", dir)
+		case !overwrite:
+			return fmt.Errorf("--output_path: %s exists: choose another name, or give --overwrite", dir)
+		}
+		return nil
+	}
 	entries, err := os.ReadDir(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

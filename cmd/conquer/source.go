@@ -206,7 +206,7 @@ func openTokenizer(path, modelPath string, c *checkpoint.Checkpoint) (*text.Toke
 	}
 	if c.Format == checkpoint.GGUF {
 		meta := c.GGUFMetadata()
-		if meta["tokenizer.ggml.model"] == nil {
+		if kind := meta["tokenizer.ggml.model"]; kind == nil || kind == noVocabulary {
 			return nil, nil
 		}
 		t, err := text.FromGGUF(meta)

@@ -12,6 +12,9 @@
                   what torch.save writes, in two shards with an index: each dtype, slices and transposes of shared storage,
                   a module's state_dict, parameters, two protocols; the same facts
 
+  quantized.safetensors
+                  numbers of many magnitudes, ties among them, and what the gguf package quantizes them to
+
 Needs gguf 0.19, safetensors 0.8, torch 2.11, transformers 5.23, numpy.
 """
 
@@ -169,6 +172,15 @@ def pickles():
     dump("pickles.json", expected)
 
 
+def quantized():
+    r = np.random.default_rng(6)
+    rows = [r.standard_normal((40, 64)) * 2.0 ** r.integers(-30, 12, (40, 1)), r.integers(-8, 9, (12, 64)) / 4, r.integers(-127, 128, (8, 64)),
+            np.zeros((1, 64)), np.full((1, 64), -3.0), np.full((1, 64), 1e-30)]
+    values = np.concatenate(rows).astype(np.float32)
+    tensors = {"input": torch.tensor(values)} | {k.name: torch.tensor(gguf.quantize(values, k)) for k in (T.Q8_0, T.Q4_0)}
+    save_file(tensors, os.path.join(HERE, "quantized.safetensors"), metadata={"format": "pt"})
+
+
 def dump(name, value):
     with open(os.path.join(HERE, name), "w") as f:
         json.dump(value, f, indent=1)
@@ -179,3 +191,4 @@ types()
 dtypes()
 sharded()
 pickles()
+quantized()

@@ -16,6 +16,7 @@ compare() {
 compare tools/parity/text_tokenizers.py "$model"
 compare tools/parity/checkpoint_files.py "$model"
 compare tools/parity/generate_greedy.py --conquer "$conquer"
+compare tools/parity/export_formats.py --conquer "$conquer"
 compare tools/parity/train_losses.py --conquer "$conquer"
 compare tools/parity/train_lora.py --conquer "$conquer"
 compare tools/parity/bamba_logits.py

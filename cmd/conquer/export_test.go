@@ -1,0 +1,88 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"conquer/checkpoint"
+)
+
+func TestAModelTravelsThroughEveryFormatWithItsTokenizer(t *testing.T) {
+	dir, work := writeModel(t, 704, true), t.TempDir()
+	at := dir
+	for _, step := range [][]string{{"meta", "m"}, {"gguf", "m.gguf"}, {"hf", "back"}} {
+		to := filepath.Join(work, step[1])
+		succeed(t, "export", "--model_path", at, "--output_path", to, "--format", step[0])
+		at = to
+		if info := decode[modelInfo](t, succeed(t, "info", "--model_path", at, "--json")); info.Problem != "" || info.Tokenizer == nil || info.Tokenizer.Tokens != 700 {
+			t.Errorf("%s: %+v", step[0], info)
+		}
+	}
+	if !sameTensors(t, dir, at) {
+		t.Error("the weights differ after the round trip")
+	}
+	ask := func(path string) string {
+		return succeed(t, "generate", "--model_path", path, "--prompt", "hello there", "--max_new_tokens", "8", "--ignore_eos", "--json")
+	}
+	if a, b := decode[generateOutput](t, ask(dir)), decode[generateOutput](t, ask(filepath.Join(work, "m.gguf"))); a.Text != b.Text || !slices.Equal(a.TokenIDs, b.TokenIDs) {
+		t.Errorf("%+v, expected %+v", b, a)
+	}
+	quantized := filepath.Join(work, "q.gguf")
+	succeed(t, "export", "--model_path", dir, "--output_path", quantized, "--format", "gguf", "--dtype", "q8_0")
+	if info := decode[modelInfo](t, succeed(t, "info", "--model_path", quantized, "--json")); info.Types["Q8_0"] == 0 || info.Types["BF16"] != 0 {
+		t.Errorf("types %v", info.Types)
+	}
+}
+
+func TestAModelWithoutATokenizerTakesIDsFromGGUFToo(t *testing.T) {
+	dir, out := writeModel(t, 50, false), filepath.Join(t.TempDir(), "m.gguf")
+	_, stderr, code := invoke(t, "", "export", "--model_path", dir, "--output_path", out, "--format", "gguf")
+	if code != 0 || !strings.Contains(stderr, "no tokenizer") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	a := succeed(t, "generate", "--model_path", dir, "--token_ids", "1,2,3", "--max_new_tokens", "5")
+	if b := succeed(t, "generate", "--model_path", out, "--token_ids", "1,2,3", "--max_new_tokens", "5"); a != b {
+		t.Errorf("%q, expected %q", b, a)
+	}
+}
+
+func TestExportSaysWhatItCannotDo(t *testing.T) {
+	dir, work := writeModel(t, 704, true), t.TempDir()
+	there := filepath.Join(work, "there.gguf")
+	os.WriteFile(there, []byte("mine"), 0o644)
+	bin := filepath.Join(work, "pytorch_model.bin")
+	os.WriteFile(bin, []byte("not a model"), 0o644)
+	for _, test := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "onnx"}, 2, "hf, meta, gguf"},
+		{[]string{"--model_path", dir, "--output_path", work + "/x", "--dtype", "q8_0"}, 2, "q8_0"},
+		{[]string{"--model_path", dir, "--output_path", work + "/x", "--shards", "2"}, 2, "--format meta"},
+		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "meta", "--shards", "3"}, 1, "divisor"},
+		{[]string{"--model_path", dir, "--output_path", there, "--format", "gguf"}, 1, "--overwrite"},
+		{[]string{"--model_path", dir, "--output_path", work, "--format", "gguf"}, 1, "model.gguf"},
+		{[]string{"--model_path", bin, "--output_path", work + "/x"}, 1, "zip archive"},
+		{[]string{"--model_path", "../../testdata/bamba/hybrid", "--output_path", work + "/x", "--format", "gguf"}, 1, "bamba"},
+	} {
+		_, stderr, code := invoke(t, "", append([]string{"export"}, test.args...)...)
+		if code != test.code || !strings.Contains(stderr, test.want) {
+			t.Errorf("%v: exit %d, %s; expected %d with %q", test.args, code, stderr, test.code, test.want)
+		}
+	}
+	if left, _ := os.ReadDir(work); len(left) != 2 {
+		t.Errorf("left behind: %v", left)
+	}
+	if text, _ := os.ReadFile(there); string(text) != "mine" {
+		t.Error("a file was written over")
+	}
+	for _, f := range checkpoint.Formats {
+		if help := succeed(t, "export", "--help"); !strings.Contains(help, f.Name+" (") {
+			t.Errorf("the help lacks %s", f.Name)
+		}
+	}
+}
