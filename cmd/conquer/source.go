@@ -26,7 +26,7 @@ type modelFlags struct {
 	threads                                 int
 }
 
-const modelPathUsage = "a `folder` of Hugging Face's or Meta's, a .gguf file, or the name smollm2-135m, which is downloaded once"
+const modelPathUsage = "a `folder` of Hugging Face's or Meta's, a .gguf file, hf://org/name[@revision] on the Hugging Face Hub, or the name smollm2-135m; what has a name is downloaded once"
 
 func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
@@ -151,7 +151,11 @@ func openCheckpoint(ctx context.Context, name string) (string, *checkpoint.Check
 	path := name
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		var bar *progressbar.ProgressBar
-		path, err = hub.Fetch(ctx, name, func(done, total int64) {
+		fetch := hub.Fetch
+		if strings.HasPrefix(name, hub.Scheme) {
+			fetch = hub.FetchModel
+		}
+		path, err = fetch(ctx, name, func(done, total int64) {
 			if bar == nil {
 				bar = newBar(total, "downloading "+name)
 			}

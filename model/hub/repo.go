@@ -1,0 +1,368 @@
+package hub
+
+import (
+	"context"
+	"crypto/sha1"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"conquer/checkpoint"
+)
+
+// Scheme begins the name of a repository on the Hugging Face Hub.
+const Scheme = "hf://"
+
+// A Repo is a repository on the Hugging Face Hub, or on the server that HF_ENDPOINT names.
+type Repo struct {
+	Kind     string // "models" or "datasets"
+	Name     string // organization/name
+	File     string // one file of it, or "" for what is needed
+	Revision string // a branch, a tag or a commit
+}
+
+var (
+	repoName  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$`)
+	commitSum = regexp.MustCompile(`^[0-9a-f]{40}$`)
+)
+
+// Parse reads hf://organization/name[/file][@revision] of a kind.
+func Parse(kind, ref string) (Repo, error) {
+	rest, ok := strings.CutPrefix(ref, Scheme)
+	rest, revision, given := strings.Cut(rest, "@")
+	r := Repo{Kind: kind, Name: rest, Revision: "main"}
+	if given {
+		r.Revision = revision
+	}
+	if parts := strings.SplitN(rest, "/", 3); len(parts) == 3 {
+		r.Name, r.File = parts[0]+"/"+parts[1], parts[2]
+	}
+	if !ok || !repoName.MatchString(r.Name) || r.Revision == "" || r.File != "" && !filepath.IsLocal(r.File) {
+		return r, fmt.Errorf("%.120q is not a name on the hub: expected hf://organization/name, with @revision behind it for another than main", ref)
+	}
+	return r, nil
+}
+
+// A repoFile is a file as the hub lists it.
+type repoFile struct {
+	Name string `json:"rfilename"`
+	Size int64  `json:"size"`
+	Blob string `json:"blobId"` // git's SHA-1 of a small file
+	LFS  *struct {
+		SHA256 string `json:"sha256"`
+		Size   int64  `json:"size"`
+	} `json:"lfs"`
+}
+
+func (f *repoFile) size() int64 {
+	if f.LFS != nil {
+		return f.LFS.Size
+	}
+	return f.Size
+}
+
+// listing is what the hub says about a revision.
+type listing struct {
+	Commit string     `json:"sha"`
+	Files  []repoFile `json:"siblings"`
+}
+
+// FetchModel brings a model from the hub and returns the folder that [checkpoint.Open] opens, or the path of the .gguf file
+// that ref names or that is the only one. Of a repository only weights in safetensors or GGUF, configs and tokenizers are
+// taken. progress is told how many of how many bytes are there. What arrived stays for the next call when a download breaks
+// off; a file takes its place when its hash is the hub's.
+func FetchModel(ctx context.Context, ref string, progress func(done, total int64)) (string, error) {
+	r, err := Parse("models", ref)
+	if err != nil {
+		return "", err
+	}
+	file := r.File
+	dir, err := r.Snapshot(ctx, func(files []string) ([]string, error) {
+		wanted, err := modelFiles(files, r)
+		if err == nil && len(wanted) == 1 && strings.HasSuffix(wanted[0], ".gguf") {
+			file = wanted[0]
+		}
+		return wanted, err
+	}, progress)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, filepath.FromSlash(file)), nil
+}
+
+// modelFiles chooses among a repository's files those that make a model.
+func modelFiles(files []string, r Repo) ([]string, error) {
+	if r.File != "" {
+		if !slices.Contains(files, r.File) {
+			return nil, fmt.Errorf("%s%s has no file %s", Scheme, r.Name, r.File)
+		}
+		return []string{r.File}, nil
+	}
+	var weights, ggufs, small []string
+	for _, name := range files {
+		switch {
+		case strings.Contains(name, "/"):
+		case strings.HasSuffix(name, ".gguf"):
+			ggufs = append(ggufs, name)
+		case name == "adapter_model.safetensors", strings.HasPrefix(name, "model") && (strings.HasSuffix(name, ".safetensors") || strings.HasSuffix(name, ".safetensors.index.json")):
+			weights = append(weights, name)
+		case slices.Contains(smallFiles, name):
+			small = append(small, name)
+		}
+	}
+	switch {
+	case len(weights) > 0:
+		return append(small, weights...), nil
+	case len(ggufs) == 1:
+		return ggufs, nil
+	case len(ggufs) > 1:
+		return nil, fmt.Errorf("%s%s holds several GGUF files: name one, such as %s%s/%s, of %s", Scheme, r.Name, Scheme, r.Name, ggufs[0], strings.Join(ggufs, ", "))
+	}
+	return nil, fmt.Errorf("%s%s holds no model in safetensors or GGUF", Scheme, r.Name)
+}
+
+// smallFiles are what belongs to a model beside its weights.
+var smallFiles = []string{"config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
+	"tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"}
+
+// listFile keeps the hub's listing beside the files, so that a commit that is there whole needs no network.
+const listFile = ".listing.json"
+
+// Snapshot brings the files that choose picks from the repository's names, and returns the folder that they lie in:
+// below $XDG_CACHE_HOME/conquer/hub, or ~/.cache/conquer/hub, by kind, name and commit.
+func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]string, error), progress func(done, total int64)) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no folder to keep models in: %w; set XDG_CACHE_HOME", err)
+	}
+	base := filepath.Join(cache, "conquer", "hub", r.Kind, filepath.FromSlash(r.Name))
+	list, err := r.list(ctx, base)
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(base, list.Commit)
+	byName := map[string]repoFile{}
+	var names []string
+	for _, f := range list.Files {
+		byName[f.Name] = f
+		names = append(names, f.Name)
+	}
+	wanted, err := choose(names)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return "", err
+	}
+	unlock, err := lock(filepath.Join(dir, ".lock"))
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	var total, done int64
+	for _, name := range wanted {
+		f := byName[name]
+		total += f.size()
+	}
+	for _, name := range wanted {
+		f := byName[name]
+		if !filepath.IsLocal(filepath.FromSlash(name)) || strings.ContainsAny(name, "\\\x00") || f.size() < 0 {
+			return "", fmt.Errorf("%s%s lists a file %.80q, which is no name for one", Scheme, r.Name, name)
+		}
+		before := done
+		err := r.fetch(ctx, list.Commit, f, filepath.Join(dir, filepath.FromSlash(name)), func(n int64) {
+			if progress != nil {
+				progress(before+n, total)
+			}
+		})
+		if err != nil {
+			return "", fmt.Errorf("%s%s: %s: %w", Scheme, r.Name, name, err)
+		}
+		if done += f.size(); progress != nil {
+			progress(done, total)
+		}
+	}
+	text, err := json.Marshal(list)
+	if err != nil {
+		return "", err
+	}
+	return dir, checkpoint.WriteFile(filepath.Join(dir, listFile), func(w io.Writer) error { _, err := w.Write(text); return err })
+}
+
+// list asks the hub what the revision holds. A commit that was fetched before is not asked for: it cannot change.
+func (r Repo) list(ctx context.Context, base string) (*listing, error) {
+	list := new(listing)
+	if commitSum.MatchString(r.Revision) {
+		text, err := os.ReadFile(filepath.Join(base, r.Revision, listFile))
+		if err == nil && json.Unmarshal(text, list) == nil && list.Commit == r.Revision {
+			return list, nil
+		}
+	}
+	address := fmt.Sprintf("%s/api/%s/%s/revision/%s?blobs=true", endpoint(), r.Kind, r.Name, url.PathEscape(r.Revision))
+	var text []byte
+	err := retry(ctx, func() (bool, error) {
+		response, err := getWith(ctx, address, 0, authorization())
+		if err != nil {
+			return false, err
+		}
+		defer response.Body.Close()
+		text, err = io.ReadAll(io.LimitReader(response.Body, 64<<20))
+		return false, plain(err)
+	})
+	if err != nil {
+		return nil, r.explain(err, base)
+	}
+	if err := json.Unmarshal(text, list); err != nil || !commitSum.MatchString(list.Commit) {
+		return nil, fmt.Errorf("%s does not answer as the hub does: expected a commit and its files (HF_ENDPOINT names the server)", address)
+	}
+	return list, nil
+}
+
+// explain says what an answer of the hub means for the one who asked.
+func (r Repo) explain(err error, base string) error {
+	var status *statusError
+	name := Scheme + r.Name
+	if !errors.As(err, &status) {
+		if copies, _ := filepath.Glob(filepath.Join(base, "*", listFile)); len(copies) > 0 {
+			return fmt.Errorf("%s: the hub is out of reach: %w; a copy fetched before can be named: %s@%s", name, err, name, filepath.Base(filepath.Dir(copies[0])))
+		}
+		return fmt.Errorf("%s: the hub is out of reach: %w", name, err)
+	}
+	switch status.code {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		if os.Getenv("HF_TOKEN") == "" {
+			return fmt.Errorf("%s does not exist, is private, or asks for its terms to be accepted at %s/%s: set HF_TOKEN to a token that may read it (%w)", name, endpoint(), r.Name, err)
+		}
+		return fmt.Errorf("%s may not be read with the token in HF_TOKEN: is it right, and are the terms at %s/%s accepted? (%w)", name, endpoint(), r.Name, err)
+	case http.StatusNotFound:
+		return fmt.Errorf("%s has no revision %s at %s, or does not exist (%w)", name, r.Revision, endpoint(), err)
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
+// fetch brings one file to its place, unless it is there.
+func (r Repo) fetch(ctx context.Context, commit string, f repoFile, to string, progress func(done int64)) error {
+	if info, err := os.Stat(to); err == nil && info.Size() == f.size() {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o777); err != nil {
+		return err
+	}
+	prefix := ""
+	if r.Kind != "models" {
+		prefix = r.Kind + "/"
+	}
+	var escaped []string
+	for _, part := range strings.Split(path.Clean(f.Name), "/") {
+		escaped = append(escaped, url.PathEscape(part))
+	}
+	address := fmt.Sprintf("%s/%s%s/resolve/%s/%s", endpoint(), prefix, r.Name, commit, strings.Join(escaped, "/"))
+	arrived := to + ".arrived"
+	defer os.Remove(arrived)
+	last := int64(-1)
+	err := retry(ctx, func() (bool, error) {
+		reached := int64(0)
+		err := fetchTo(ctx, address, arrived, authorization(), func(done, _ int64) {
+			reached = done
+			progress(min(done, f.size()))
+		})
+		moved := reached > last // a connection that brings something each time is worth another try
+		last = max(last, reached)
+		return moved, err
+	})
+	if err != nil {
+		return err
+	}
+	if err := f.verify(arrived); err != nil {
+		return err
+	}
+	return os.Rename(arrived, to)
+}
+
+// verify compares a file with the hub's hash: SHA-256 of a large file, git's SHA-1 of a small one.
+func (f *repoFile) verify(name string) error {
+	file, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	var h hash.Hash
+	want, what := f.Blob, "SHA-1"
+	if f.LFS != nil {
+		h, want, what = sha256.New(), f.LFS.SHA256, "SHA-256"
+	} else {
+		h = sha1.New()
+		fmt.Fprintf(h, "blob %d\x00", info.Size())
+	}
+	if _, err := io.Copy(h, file); err != nil {
+		return err
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); info.Size() != f.size() || got != want {
+		return fmt.Errorf("%d bytes with the %s %s arrived, the hub lists %d with %s: the download is damaged, and was removed", info.Size(), what, got, f.size(), want)
+	}
+	return nil
+}
+
+// endpoint is the hub's address.
+func endpoint() string {
+	if e := strings.TrimSuffix(os.Getenv("HF_ENDPOINT"), "/"); e != "" {
+		return e
+	}
+	return "https://huggingface.co"
+}
+
+// authorization is the header that HF_TOKEN asks for. net/http does not hand it on to another host that the hub redirects to.
+func authorization() http.Header {
+	if token := strings.TrimSpace(os.Getenv("HF_TOKEN")); token != "" {
+		return http.Header{"Authorization": {"Bearer " + token}}
+	}
+	return nil
+}
+
+// pause is the wait before the second try; it doubles with each.
+var pause = time.Second
+
+// retry calls f again after a failure of the network or the server, at most five times in a row without progress.
+func retry(ctx context.Context, f func() (moved bool, err error)) error {
+	wait := pause
+	for failures := 0; ; {
+		moved, err := f()
+		if err != nil && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		var status *statusError
+		if err == nil || errors.As(err, &status) && status.code < 500 && status.code != http.StatusTooManyRequests {
+			return err
+		}
+		var local *os.PathError
+		if failures++; moved {
+			failures, wait = 1, pause
+		}
+		if errors.As(err, &local) || failures == 5 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, 30*time.Second)
+	}
+}
