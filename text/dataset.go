@@ -1,9 +1,13 @@
 package text
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 )
 
@@ -19,10 +23,37 @@ type Sample struct {
 	Labels []int32
 }
 
-// Dataset is a list of samples in a fixed order.
+// Dataset is a list of samples in a fixed order: either Samples, or what
+// LoadDataset found in files, which may be more than memory holds. Of those it
+// keeps where each one lies and how long it is, 24 bytes; At reads it.
+// At and NewBatcher leave it as it is and may be called by several goroutines.
 type Dataset struct {
 	Samples []Sample
 	Report  Report
+
+	refs    []ref
+	shards  []*shard
+	hash    [sha256.Size]byte // of all samples in refs
+	largest int32             // of the token ids in refs
+	at      string            // where that one is
+}
+
+// ref is a sample in a file.
+type ref struct {
+	at    int64  // the record, as in file
+	shard uint32 // the file
+	piece uint32 // which sample of the record
+
+	length, targets int32
+}
+
+// shard is a file, what its records are encoded with, and where those that were
+// encoded last are kept.
+type shard struct {
+	file
+	tok       *Tokenizer
+	maxLength int
+	kept      *kept
 }
 
 // Report says what became of the input.
@@ -64,6 +95,9 @@ const (
 	// RawText is text with loss on every token: whole files, or records with
 	// the field text.
 	RawText Layout = "text"
+	// Tokens records have the field tokens, a text's ids: encoded already. Loss
+	// is on every token.
+	Tokens Layout = "tokens"
 )
 
 // DatasetOptions says how records become samples.
@@ -75,70 +109,295 @@ type DatasetOptions struct {
 	Layout Layout
 }
 
-// LoadDataset reads path and encodes it with tok. path is one of
+// LoadDataset finds the samples in path, as tok encodes them. path is one of
 //
 //   - a .json file: an array of records;
 //   - a .jsonl file: one record a line;
+//   - a .arrow file of record batches, or a stream of them: one record a row.
+//     Where the column tokens holds integers rather than lists, each batch is
+//     one document, as in foundation-model-stack's shards;
+//   - a .parquet file: one record a row;
 //   - a .tar.gz or .tgz archive: each file in it as if it lay in a folder;
-//   - a folder: every file in it, in the order of the names; .json and .jsonl
-//     hold records, anything else that is UTF-8 text is one text. Names that
-//     begin with a dot are passed over;
+//   - a folder: every file in it, in the order of the names; anything that holds
+//     no records and is UTF-8 text is one text. Names that begin with a dot are
+//     passed over, and everything but .arrow and .parquet where there are any;
 //   - any other file: one text.
 //
 // Instructions are rendered with the tokenizer's chat template as one user turn
 // (instruction, a blank line, input) and one assistant turn, or, where there is
 // no template, with the prompt of Stanford's Alpaca; the answer then ends with
-// the end-of-text token. An error names the file, the line and what was
-// expected.
+// the end-of-text token. So do texts and documents of tokens.
+//
+// Everything is read and encoded once, so that an error comes before anything
+// else does: it names the file, the line or row and what was expected. The files
+// stay mapped into memory and must not change; archives, Parquet files and Arrow
+// streams are unpacked into the folder for temporary files (TMPDIR).
 func LoadDataset(path string, tok *Tokenizer, opts DatasetOptions) (*Dataset, error) {
-	records, skipped, err := readRecords(path, opts.Layout)
+	files, skipped, err := openFiles(path, opts.Layout)
 	if err != nil {
 		return nil, fmt.Errorf("data set: %w", err)
 	}
-	// Encoding dominates, so it is spread over the cores; results keep the
-	// order of the records.
-	made := make([][]Sample, len(records))
-	failed := make([]error, len(records))
-	var wg sync.WaitGroup
-	workers := max(1, min(runtime.GOMAXPROCS(0), len(records)))
-	for w := range workers {
-		wg.Go(func() {
-			for i := w; i < len(records); i += workers {
-				made[i], failed[i] = records[i].samples(tok, opts.MaxLength)
-			}
-		})
-	}
-	wg.Wait()
-	d := &Dataset{Report: Report{Records: len(records), Skipped: skipped}}
-	for i, samples := range made {
-		if failed[i] != nil {
-			return nil, fmt.Errorf("data set: %s: %w", records[i].where, failed[i])
-		}
-		for _, s := range samples {
-			d.add(s, opts.MaxLength)
+	d := &Dataset{Report: Report{Skipped: skipped}}
+	kept := new(kept)
+	for _, f := range files {
+		d.shards = append(d.shards, &shard{f, tok, opts.MaxLength, kept})
+		if err := d.index(); err != nil {
+			return nil, fmt.Errorf("data set: %w", err)
 		}
 	}
-	if len(d.Samples) == 0 {
+	if len(d.refs) == 0 {
 		return nil, fmt.Errorf("data set: %s: no sample to learn from (%s)", path, d.Report)
 	}
 	return d, nil
 }
 
-// add cuts a sample to length and keeps it if anything can be learned from it.
-func (d *Dataset) add(s Sample, maxLength int) {
-	if maxLength > 0 && len(s.IDs) > maxLength {
-		s.IDs, s.Labels = s.IDs[:maxLength], s.Labels[:maxLength]
-		d.Report.Truncated++
+// index finds the samples of the last file.
+func (d *Dataset) index() error {
+	s := d.shards[len(d.shards)-1]
+	// Encoding dominates, so it is spread over the cores; results keep the order
+	// of the records.
+	type result struct {
+		unit
+		hash [sha256.Size]byte
+		err  error
 	}
-	targets := countTargets(s.Labels)
-	if targets == 0 {
-		d.Report.Dropped++
+	total := sha256.New()
+	total.Write(d.hash[:])
+	positions := make([]int64, 0, 256)
+	flush := func() error {
+		results := make([]result, len(positions))
+		var wg sync.WaitGroup
+		workers := max(1, min(runtime.GOMAXPROCS(0), len(positions)))
+		for w := range workers {
+			wg.Go(func() {
+				for i := w; i < len(positions); i += workers {
+					r := &results[i]
+					if r.unit, r.err = s.read(positions[i]); r.err == nil {
+						r.hash = hashSamples(r.samples)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for i, r := range results {
+			if r.err != nil {
+				return r.err
+			}
+			total.Write(r.hash[:])
+			if !r.continued {
+				d.Report.Records++
+			}
+			d.Report.Truncated += r.truncated
+			for piece, sample := range r.samples {
+				if !d.Report.add(sample) {
+					continue
+				}
+				d.refs = append(d.refs, ref{positions[i], uint32(len(d.shards) - 1), uint32(piece), int32(len(sample.IDs)), int32(countTargets(sample.Labels))})
+				if id := slices.Max(sample.IDs); id > d.largest {
+					d.largest, d.at = id, s.where(positions[i])
+				}
+			}
+		}
+		positions = positions[:0]
+		return nil
+	}
+	err := guarded(func() error {
+		return s.scan(func(at int64) error {
+			if positions = append(positions, at); len(positions) < cap(positions) {
+				return nil
+			}
+			return flush()
+		})
+	})
+	if err == nil {
+		err = flush()
+	}
+	total.Sum(d.hash[:0])
+	return err
+}
+
+// unit is what a record was encoded to.
+type unit struct {
+	samples   []Sample
+	truncated int
+	continued bool // from the record before
+}
+
+// read returns the samples of a record.
+func (s *shard) read(at int64) (u unit, err error) {
+	if u, ok := s.kept.get(s, at); ok {
+		return u, nil
+	}
+	err = guarded(func() error {
+		r, err := s.record(at)
+		if err != nil {
+			return err
+		}
+		u.continued = r.lead != ""
+		if u.samples, err = r.samples(s.tok, s.maxLength); err != nil {
+			return err
+		}
+		for i, sample := range u.samples {
+			if s.maxLength > 0 && len(sample.IDs) > s.maxLength {
+				u.samples[i] = Sample{sample.IDs[:s.maxLength], sample.Labels[:s.maxLength]}
+				u.truncated++
+			}
+		}
+		if r.layout != Tokens { // which are as quickly read again
+			s.kept.put(s, at, u)
+		}
+		return nil
+	})
+	if err != nil {
+		return u, fmt.Errorf("%s: %w", s.where(at), err)
+	}
+	return u, nil
+}
+
+// kept holds the records that were encoded last, so that a data set that fits
+// is encoded once.
+type kept struct {
+	mu     sync.Mutex
+	units  map[place]unit
+	tokens int
+}
+
+type place struct {
+	shard *shard
+	at    int64
+}
+
+// mostKept is how many tokens are kept, at 8 bytes each.
+const mostKept = 1 << 24
+
+func (k *kept) get(s *shard, at int64) (unit, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	u, ok := k.units[place{s, at}]
+	return u, ok
+}
+
+func (k *kept) put(s *shard, at int64, u unit) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.units == nil {
+		k.units = map[place]unit{}
+	}
+	if _, ok := k.units[place{s, at}]; ok {
 		return
 	}
-	d.Samples = append(d.Samples, s)
-	d.Report.Samples++
-	d.Report.Tokens += len(s.IDs)
-	d.Report.Targets += targets
+	k.units[place{s, at}] = u
+	k.tokens += u.tokens()
+	for p, other := range k.units { // in no order, which is as good as any when samples are
+		if k.tokens <= mostKept {
+			break
+		}
+		k.tokens -= other.tokens()
+		delete(k.units, p)
+	}
+}
+
+func (u unit) tokens() (n int) {
+	for _, s := range u.samples {
+		n += len(s.IDs)
+	}
+	return n
+}
+
+// add counts a sample, and reports whether anything can be learned from it.
+func (r *Report) add(s Sample) bool {
+	targets := countTargets(s.Labels)
+	if targets == 0 {
+		r.Dropped++
+		return false
+	}
+	r.Samples++
+	r.Tokens += len(s.IDs)
+	r.Targets += targets
+	return true
+}
+
+// Len is how many samples there are.
+func (d *Dataset) Len() int { return max(len(d.Samples), len(d.refs)) }
+
+// length is how many tokens sample i has.
+func (d *Dataset) length(i int) int {
+	if d.refs == nil {
+		return len(d.Samples[i].IDs)
+	}
+	return int(d.refs[i].length)
+}
+
+// At returns sample i, which is not to be changed.
+func (d *Dataset) At(i int) (Sample, error) {
+	if d.refs == nil {
+		return d.Samples[i], nil
+	}
+	r := d.refs[i]
+	s := d.shards[r.shard]
+	u, err := s.read(r.at)
+	if err == nil && (int(r.piece) >= len(u.samples) || len(u.samples[r.piece].IDs) != int(r.length)) {
+		err = fmt.Errorf("%s: changed while it was in use", s.where(r.at))
+	}
+	if err != nil {
+		return Sample{}, fmt.Errorf("data set: %w", err)
+	}
+	return u.samples[r.piece], nil
+}
+
+// Append puts the samples of other behind those of d. Either both come from
+// files or neither does.
+func (d *Dataset) Append(other *Dataset) {
+	d.Samples = append(d.Samples, other.Samples...)
+	for _, r := range other.refs {
+		r.shard += uint32(len(d.shards))
+		d.refs = append(d.refs, r)
+	}
+	d.shards = append(d.shards, other.shards...)
+	if other.largest > d.largest {
+		d.largest, d.at = other.largest, other.at
+	}
+	d.hash = sha256.Sum256(append(d.hash[:], other.hash[:]...))
+	a, b := &d.Report, other.Report
+	a.Records, a.Samples, a.Tokens, a.Targets = a.Records+b.Records, a.Samples+b.Samples, a.Tokens+b.Tokens, a.Targets+b.Targets
+	a.Truncated, a.Dropped, a.Skipped = a.Truncated+b.Truncated, a.Dropped+b.Dropped, a.Skipped+b.Skipped
+}
+
+// Hash tells data sets apart: it depends on every token and label.
+func (d *Dataset) Hash() string {
+	h := hashSamples(d.Samples)
+	if d.refs != nil {
+		h = d.hash
+	}
+	return hex.EncodeToString(h[:])
+}
+
+func hashSamples(samples []Sample) (sum [sha256.Size]byte) {
+	h := sha256.New()
+	for _, s := range samples {
+		var length [8]byte
+		binary.LittleEndian.PutUint64(length[:], uint64(len(s.IDs)))
+		h.Write(length[:])
+		binary.Write(h, binary.LittleEndian, s.IDs)
+		binary.Write(h, binary.LittleEndian, s.Labels)
+	}
+	h.Sum(sum[:0])
+	return sum
+}
+
+// CheckVocabulary reports a token that a vocabulary of size ids lacks.
+func (d *Dataset) CheckVocabulary(size int) error {
+	if int(d.largest) >= size {
+		return fmt.Errorf("data set: %s holds token %d, the model's vocabulary has %d: the tokenizer is not this model's", d.at, d.largest, size)
+	}
+	for i, s := range d.Samples {
+		for _, id := range s.IDs {
+			if id < 0 || int(id) >= size {
+				return fmt.Errorf("sample %d holds token %d, the model's vocabulary has %d: the tokenizer is not this model's", i+1, id, size)
+			}
+		}
+	}
+	return nil
 }
 
 // countTargets counts the labels that bear loss. The first never does: there
@@ -156,42 +415,58 @@ func countTargets(labels []int32) (n int) {
 // validation is below 1, else that many. Which ones depends on seed alone; both
 // parts keep the order of d. Neither may come out empty.
 func (d *Dataset) Split(validation float64, seed uint64) (train, valid *Dataset, err error) {
+	total := d.Len()
 	n := int(validation)
 	if validation < 1 {
-		n = max(int(validation*float64(len(d.Samples))+0.5), 1)
+		n = max(int(validation*float64(total)+0.5), 1)
 	}
-	if !(validation > 0) || n >= len(d.Samples) {
-		return nil, nil, fmt.Errorf("data set: cannot take %g of %d samples for validation; expected a fraction below 1 or a smaller number", validation, len(d.Samples))
+	if !(validation > 0) || n >= total {
+		return nil, nil, fmt.Errorf("data set: cannot take %g of %d samples for validation; expected a fraction below 1 or a smaller number", validation, total)
 	}
-	chosen := make([]bool, len(d.Samples))
-	for _, i := range shuffled(len(d.Samples), seed, 1<<63)[:n] {
+	chosen := make([]bool, total)
+	for _, i := range shuffled(total, seed, 1<<63)[:n] {
 		chosen[i] = true
 	}
-	train, valid = new(Dataset), new(Dataset)
-	for i, s := range d.Samples {
-		to := train
-		if chosen[i] {
-			to = valid
+	part := func(what string, valid bool) *Dataset {
+		// The rest is told from the whole by what was asked for.
+		p := &Dataset{shards: d.shards, largest: d.largest, at: d.at}
+		p.hash = sha256.Sum256(fmt.Appendf(nil, "%x: %s, %d of %d, seed %d", d.hash, what, n, total, seed))
+		for i, c := range chosen {
+			if c != valid {
+				continue
+			}
+			if d.refs == nil {
+				p.Samples = append(p.Samples, d.Samples[i])
+				p.Report.add(d.Samples[i])
+				continue
+			}
+			p.refs = append(p.refs, d.refs[i])
+			p.Report.Samples++
+			p.Report.Tokens += int(d.refs[i].length)
+			p.Report.Targets += int(d.refs[i].targets)
 		}
-		to.add(s, 0)
+		p.Report.Records = p.Len()
+		return p
 	}
-	for _, part := range []*Dataset{train, valid} {
-		part.Report.Records = len(part.Samples)
-	}
-	return train, valid, nil
+	return part("train", false), part("validation", true), nil
 }
 
 // shuffled is a permutation of 0 … n-1 that depends on seed and stream alone,
 // in every version of Go: a run that is resumed years later sees the same order.
-func shuffled(n int, seed, stream uint64) []int {
-	order := make([]int, n)
-	for i := range order {
-		order[i] = i
-	}
+func shuffled(n int, seed, stream uint64) []uint32 {
+	order := inOrder(n)
 	source := rand.NewPCG(seed, stream)
 	for i := n - 1; i > 0; i-- {
 		j := int(source.Uint64() % uint64(i+1))
 		order[i], order[j] = order[j], order[i]
+	}
+	return order
+}
+
+func inOrder(n int) []uint32 {
+	order := make([]uint32, n)
+	for i := range order {
+		order[i] = uint32(i)
 	}
 	return order
 }

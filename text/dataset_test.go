@@ -33,13 +33,37 @@ func writeTestFile(t testing.TB, name, content string) string {
 	return path
 }
 
-func load(t *testing.T, path string, tok *Tokenizer, opts DatasetOptions) *Dataset {
+func load(t testing.TB, path string, tok *Tokenizer, opts DatasetOptions) *Dataset {
 	t.Helper()
 	d, err := LoadDataset(path, tok, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return d
+	return inMemory(t, d)
+}
+
+// inMemory reads all of a data set.
+func inMemory(t testing.TB, d *Dataset) *Dataset {
+	t.Helper()
+	all := &Dataset{Report: d.Report}
+	for i := range d.Len() {
+		s, err := d.At(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Samples = append(all.Samples, s)
+	}
+	return all
+}
+
+// next is the next batch.
+func next(t testing.TB, b *Batcher) Batch {
+	t.Helper()
+	batch, err := b.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return batch
 }
 
 // learned is the text that bears loss, with | where it is interrupted.
@@ -236,7 +260,7 @@ func numbered(n, max int) *Dataset {
 		for len(ids) < 2+i%(max-1) {
 			ids = append(ids, int32(len(ids)))
 		}
-		d.add(Sample{ids, slices.Clone(ids)}, 0)
+		d.Samples = append(d.Samples, Sample{ids, slices.Clone(ids)})
 	}
 	return d
 }
@@ -251,7 +275,7 @@ func TestEpochsHandOutEverySampleOnceWithoutCrossTalk(t *testing.T) {
 		var orders [2][]int32
 		for epoch := range orders {
 			for n := 1; ; n++ {
-				batch := b.Next()
+				batch := next(t, b)
 				if batch.Epoch != epoch {
 					t.Fatalf("batch of epoch %d in epoch %d", batch.Epoch, epoch)
 				}
@@ -304,7 +328,7 @@ func TestPackingFillsRows(t *testing.T) {
 	}
 	tokens := 0
 	for range b.Batches(0) {
-		tokens += b.Next().Tokens
+		tokens += next(t, b).Tokens
 	}
 	if fill := float64(tokens) / float64(512*b.Batches(0)); fill < 0.97 {
 		t.Errorf("rows are %.1f %% full", 100*fill)
@@ -316,7 +340,7 @@ func TestARestoredBatcherGoesOnWhereTheOtherStopped(t *testing.T) {
 	opts := BatchOptions{Rows: 3, Length: 16, Pack: true, Seed: 3}
 	a, _ := NewBatcher(d, opts)
 	for range a.Batches(0) + 2 {
-		a.Next()
+		next(t, a)
 	}
 	state := a.State()
 	b, _ := NewBatcher(d, opts)
@@ -324,7 +348,7 @@ func TestARestoredBatcherGoesOnWhereTheOtherStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 20 {
-		if x, y := a.Next(), b.Next(); !slices.Equal(x.IDs, y.IDs) || x.Epoch != y.Epoch {
+		if x, y := next(t, a), next(t, b); !slices.Equal(x.IDs, y.IDs) || x.Epoch != y.Epoch {
 			t.Fatal("batches differ after Restore")
 		}
 	}
@@ -336,10 +360,10 @@ func TestARestoredBatcherGoesOnWhereTheOtherStopped(t *testing.T) {
 func TestShardsTogetherMakeTheBatchesOfOne(t *testing.T) {
 	d := numbered(37, 9)
 	one, _ := NewBatcher(d, BatchOptions{Rows: 4, Length: 16, Seed: 1})
-	a, _ := NewBatcher(d, BatchOptions{Rows: 2, Length: 16, Seed: 1, Shard: 0, Shards: 2})
-	b, _ := NewBatcher(d, BatchOptions{Rows: 2, Length: 16, Seed: 1, Shard: 1, Shards: 2})
+	a, _ := NewBatcher(d, BatchOptions{Rows: 2, Length: 16, Seed: 1, Rank: 0, World: 2})
+	b, _ := NewBatcher(d, BatchOptions{Rows: 2, Length: 16, Seed: 1, Rank: 1, World: 2})
 	for range 30 {
-		x, y, z := one.Next(), a.Next(), b.Next()
+		x, y, z := next(t, one), next(t, a), next(t, b)
 		if !slices.Equal(x.IDs, append(y.IDs, z.IDs...)) || x.Last != y.Last || y.Last != z.Last || one.State() != b.State() {
 			t.Fatal("shards do not add up")
 		}
@@ -351,22 +375,4 @@ func TestSamplesLongerThanARowAreRefused(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "MaxLength 8") {
 		t.Errorf("error %v", err)
 	}
-}
-
-func FuzzRecords(f *testing.F) {
-	for _, s := range []string{`[{"text":"x"},{"instruction":"a","output":"b"}]`, `{"messages":[{"role":"assistant","content":"x"}]}`, "[", "{}\n{", "[{\"text\":null}]"} {
-		f.Add("a.json", []byte(s))
-		f.Add("a.jsonl", []byte(s))
-	}
-	f.Fuzz(func(t *testing.T, name string, data []byte) {
-		records, _, err := parseRecords(name, data, AnyLayout)
-		if err != nil && !strings.HasPrefix(err.Error(), name) {
-			t.Errorf("error does not name the file: %v", err)
-		}
-		for _, r := range records {
-			if r.layout == AnyLayout {
-				t.Error("a record without a layout")
-			}
-		}
-	})
 }

@@ -75,7 +75,10 @@ func ExampleNewBatcher() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	b := batches.Next()
+	b, err := batches.Next()
+	if err != nil {
+		log.Fatal(err)
+	}
 	fmt.Println(b.IDs)
 	fmt.Println(b.Labels)
 	fmt.Println(b.Positions)

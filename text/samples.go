@@ -41,7 +41,17 @@ func joinInput(instruction, input string) string {
 func (r *record) samples(tok *Tokenizer, maxLength int) ([]Sample, error) {
 	switch {
 	case r.layout == RawText:
-		return rawSamples(tok, r.text, maxLength), nil
+		return cut(rawIDs(tok, r), maxLength), nil
+	case r.layout == Tokens:
+		for i, id := range r.ids {
+			if id < 0 || int(id) >= tok.VocabSize() {
+				return nil, fmt.Errorf("token %d is %d, the tokenizer's vocabulary has %d: the data was not made with it", i+1, id, tok.VocabSize())
+			}
+		}
+		if len(r.ids) == 0 {
+			return nil, nil
+		}
+		return cut(withEOS(tok, r.ids), maxLength), nil
 	case r.layout == Instruction && tok.template == "":
 		return []Sample{alpacaSample(tok, r)}, nil
 	case r.layout == Instruction:
@@ -55,17 +65,32 @@ func (r *record) samples(tok *Tokenizer, maxLength int) ([]Sample, error) {
 	return chatSamples(tok, r.messages)
 }
 
-// rawSamples cuts a text into samples of maxLength; the last ends with the
-// end-of-text token. Each begins with the last token of the one before, whose
-// own first label bears no loss, so every token of the text is learned once.
-func rawSamples(tok *Tokenizer, text string, maxLength int) (samples []Sample) {
-	ids := withEOS(tok, tok.Encode(text, true))
+// rawIDs encodes a text, or a part of one: what begins it goes before the
+// first part, what ends it after the last, and every other part begins with the
+// last token of the one before.
+func rawIDs(tok *Tokenizer, r *record) []int32 {
+	ids := tok.Encode(r.text, r.lead == "")
+	if !r.open {
+		ids = withEOS(tok, ids)
+	} else if r.lead == "" {
+		ids = ids[:len(ids)-len(tok.suffix)]
+	}
+	if before := tok.Encode(r.lead, false); r.lead != "" && len(before) > 0 {
+		ids = slices.Insert(ids, 0, before[len(before)-1])
+	}
+	return ids
+}
+
+// cut makes samples of maxLength of a text's tokens. Each begins with the last
+// token of the one before, whose own first label bears no loss, so every token
+// of the text is learned once.
+func cut(ids []int32, maxLength int) (samples []Sample) {
 	if maxLength <= 0 {
 		maxLength = len(ids)
 	}
 	for start := 0; ; start += max(maxLength-1, 1) {
 		chunk := ids[start:min(start+maxLength, len(ids))]
-		samples = append(samples, Sample{slices.Clone(chunk), slices.Clone(chunk)})
+		samples = append(samples, Sample{chunk, chunk})
 		if start+maxLength >= len(ids) {
 			return samples
 		}

@@ -27,24 +27,14 @@ type fingerprint struct {
 }
 
 func fingerprintOf(m model.Model, data, validation *text.Dataset, o Options) fingerprint {
-	f := fingerprint{Config: m.Config(), Data: hashSamples(data), DType: model.DType(m).String()}
+	f := fingerprint{Config: m.Config(), Data: data.Hash(), DType: model.DType(m).String()}
 	if validation != nil {
-		f.Validation = hashSamples(validation)
+		f.Validation = validation.Hash()
 	}
 	if o.LoRA != nil || o.HeadOnly {
 		f.Weights = hashWeights(m)
 	}
 	return f
-}
-
-func hashSamples(d *text.Dataset) string {
-	h := sha256.New()
-	for _, s := range d.Samples {
-		binary.Write(h, binary.LittleEndian, int64(len(s.IDs)))
-		binary.Write(h, binary.LittleEndian, s.IDs)
-		binary.Write(h, binary.LittleEndian, s.Labels)
-	}
-	return hex.EncodeToString(h.Sum(nil))
 }
 
 func hashWeights(m model.Model) string {

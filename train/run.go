@@ -69,15 +69,17 @@ func (t *Trainer) stop(ctx context.Context) error {
 func (t *Trainer) next() (err error) {
 	begin := time.Now()
 	step := Step{Step: t.step + 1, Rate: t.schedule.Rate(t.step)}
-	torch.Scoped(func() {
-		// The divisor is the number of labels of all passes, so that accumulation gives what one large batch would.
-		list, divisor := make([]text.Batch, t.options.Accumulate), 0
-		for i := range list {
-			list[i] = t.batches.Next()
-			divisor += targets(list[i])
-			step.Tokens += list[i].Tokens
+	// The divisor is the number of labels of all passes, so that accumulation gives what one large batch would.
+	list, divisor := make([]text.Batch, t.options.Accumulate), 0
+	for i := range list {
+		if list[i], err = t.batches.Next(); err != nil {
+			return err
 		}
-		step.Epoch = t.epoch()
+		divisor += targets(list[i])
+		step.Tokens += list[i].Tokens
+	}
+	step.Epoch = t.batches.Progress()
+	torch.Scoped(func() {
 		for _, b := range list {
 			if targets(b) > 0 {
 				torch.Scoped(func() {
@@ -103,12 +105,6 @@ func (t *Trainer) next() (err error) {
 	return t.tell(func(l Listener) error { return l.Step(step) })
 }
 
-// epoch is how often the data was passed over.
-func (t *Trainer) epoch() float64 {
-	at := t.batches.State()
-	return float64(at.Epoch) + float64(at.Index)/float64(t.batches.Batches(at.Epoch)*t.options.BatchSize)
-}
-
 // Evaluate is the mean loss, in nats, over every label of a data set.
 func (t *Trainer) Evaluate(ctx context.Context, data *text.Dataset) (loss float64, err error) {
 	err = torch.Run(func() (err error) {
@@ -128,7 +124,10 @@ func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) (float64, er
 		if ctx.Err() != nil {
 			return 0, ctx.Err()
 		}
-		b := batches.Next()
+		b, err := batches.Next()
+		if err != nil {
+			return 0, err
+		}
 		if n := targets(b); n > 0 {
 			torch.Scoped(func() { sum += t.net.evaluate(newMicroBatch(b, t.device)) })
 			labels += n

@@ -129,8 +129,12 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 	if o = o.complete(); o.SequenceLength > m.MaxLength() {
 		return nil, fmt.Errorf("sequence length %d is beyond the model's %d", o.SequenceLength, m.MaxLength())
 	}
-	if err := checkVocabulary(m, data, validation); err != nil {
-		return nil, err
+	for _, set := range []*text.Dataset{data, validation} {
+		if set != nil {
+			if err := set.CheckVocabulary(m.Head().Shape[0]); err != nil {
+				return nil, err
+			}
+		}
 	}
 	pad := int32(0)
 	if o.Tokenizer != nil {
@@ -139,7 +143,7 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 		}
 	}
 	batches, err := text.NewBatcher(data, text.BatchOptions{
-		Rows: o.BatchSize, Length: o.SequenceLength, Pack: o.Pack, Pad: pad, Seed: uint64(o.Seed),
+		Rows: o.BatchSize, Length: o.SequenceLength, Pack: o.Pack, Pad: pad, Seed: uint64(o.Seed), Passes: o.Accumulate,
 	})
 	if err != nil {
 		return nil, err
@@ -149,7 +153,7 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 		for epoch := range o.Epochs {
 			total += batches.Batches(epoch)
 		}
-		o.Steps = (total + o.Accumulate - 1) / o.Accumulate
+		o.Steps = total / o.Accumulate
 	}
 	if o.WarmupSteps < 0 {
 		o.WarmupSteps = o.Steps / 20
@@ -230,24 +234,6 @@ func otherwise[T comparable](field *T, value T) {
 	if *field == zero {
 		*field = value
 	}
-}
-
-// checkVocabulary reports a token that the model has no embedding for.
-func checkVocabulary(m model.Model, sets ...*text.Dataset) error {
-	for _, set := range sets {
-		if set == nil {
-			continue
-		}
-		for i, s := range set.Samples {
-			for _, id := range s.IDs {
-				if id < 0 || int(id) >= m.Head().Shape[0] {
-					return fmt.Errorf("sample %d holds token %d, the model's vocabulary has %d: the tokenizer is not this model's",
-						i+1, id, m.Head().Shape[0])
-				}
-			}
-		}
-	}
-	return nil
 }
 
 // prepare decides which weights are trained and where the backward pass ends.

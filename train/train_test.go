@@ -147,7 +147,11 @@ func batchOf(t testing.TB, d *text.Dataset, rows int, pack bool) text.Batch {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return b.Next()
+	batch, err := b.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return batch
 }
 
 // plainLoss is the mean loss of a batch, over the whole model at once and sample by sample.

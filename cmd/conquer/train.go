@@ -282,7 +282,7 @@ func (f *trainFlags) loadAll(paths []string, what string, tok *text.Tokenizer) (
 		if err != nil {
 			return nil, err
 		}
-		all.Samples = append(all.Samples, d.Samples...)
+		all.Append(d)
 		fmt.Printf("%s %s: %s\n", what, path, d.Report)
 	}
 	return all, nil
