@@ -258,8 +258,8 @@ int cq_store_add(cq_store *store, const char *key, int64_t amount, int64_t *out)
  * CUDA device. All of its members call the same operations in the same order. `address` (or "") is the address of this
  * machine that Gloo listens at. An operation that a member does not join fails after `seconds`. */
 typedef struct cq_group cq_group;
-int cq_group_new(cq_store *store, const char *name, int rank, int size, int device, const char *address,
-                 double seconds, cq_group **out);
+int cq_group_new(cq_store *store, const char *name, int rank, int size, int device, const char *address, double seconds,
+                 cq_group **out);
 void cq_group_free(cq_group *group);
 
 /* Operations start and hand back a cq_work, which ends with cq_work_wait (it frees the work; on a GPU it makes the

@@ -1,5 +1,6 @@
-// dist.cpp: libtorch's distributed engine, c10d, behind the C header: a key-value store that processes meet at, and groups
-// of processes with collectives. Groups on the CPU are Gloo's; those on GPUs are NCCL's and come from the CUDA library.
+// dist.cpp: libtorch's distributed engine, c10d, behind the C header: a key-value store that processes meet at, and
+// groups of processes with collectives. Groups on the CPU are Gloo's; those on GPUs are NCCL's and come from the CUDA
+// library.
 #include "internal.h"
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -114,8 +115,8 @@ int cq_store_add(cq_store *store, const char *key, int64_t amount, int64_t *out)
 
 // ---- groups
 
-int cq_group_new(cq_store *store, const char *name, int rank, int size, int device, const char *address,
-                 double seconds, cq_group **out) {
+int cq_group_new(cq_store *store, const char *name, int rank, int size, int device, const char *address, double seconds,
+                 cq_group **out) {
   return guarded([&] {
     auto within = c10::make_intrusive<c10d::PrefixStore>(name, store->store);
     if (device >= 0) {

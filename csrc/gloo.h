@@ -1,5 +1,6 @@
-// gloo.h: of Gloo, the library under libtorch's collectives on the CPU, what c10d's ProcessGroupGloo.hpp names. libtorch
-// carries Gloo itself but not its headers. Nothing here is called or made: only pointers to these classes pass by.
+// gloo.h: of Gloo, the library under libtorch's collectives on the CPU, what c10d's ProcessGroupGloo.hpp names.
+// libtorch carries Gloo itself but not its headers. Nothing here is called or made: only pointers to these classes pass
+// by.
 #pragma once
 
 #include <chrono>

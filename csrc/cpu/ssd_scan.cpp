@@ -180,10 +180,20 @@ int cq_ssd_scan(cq_tensor x_, cq_tensor dt_, cq_tensor a_, cq_tensor b_, cq_tens
     int64_t chunks = (x.size(1) + chunk_size - 1) / chunk_size;
     if (window >= chunks)
       window = -1; // nothing, the initial state included, is further back than that
+    // A gate's gradient multiplies y, and y's is the gate's times what comes back: rounding either to 16 bits before
+    // the other meets it costs more than the result may err, so a gated scan is computed in float32 throughout. Bamba
+    // and Mamba-2 gate in their norm instead.
+    const auto dtype = x.scalar_type();
+    if (z.defined() && dtype != at::kFloat) {
+      x = x.to(at::kFloat);
+      b = b.to(at::kFloat);
+      c = c.to(at::kFloat);
+      z = z.to(at::kFloat);
+    }
     auto out =
         ScanFunction::apply(x, dt, a, b, c, maybe(d), maybe(dt_bias), maybe(initial), maybe(segments_of(seq_idx)),
                             ScanOptions{chunk_size, window < 0 ? -1 : window, dt_softplus != 0, dt_min, dt_max});
-    at::Tensor y = z.defined() ? out[0] * at::silu(z) : out[0];
+    at::Tensor y = z.defined() ? (out[0] * at::silu(z)).to(dtype) : out[0];
     if (final_out && give(final_out, out[1]))
       return 1;
     return give(y_out, y);

@@ -68,7 +68,7 @@ void fill_graph(CudaTable &); // graph.cpp
 #ifdef USE_C10D_NCCL
 void fill_nccl(CudaTable &); // nccl.cpp
 #endif
-}
+} // namespace conquer
 
 extern "C" void cq_cuda_fill_table(CudaTable *table) {
   *table = CudaTable{describe, reset_peak, synchronize, empty_cache, device_count};

@@ -1,5 +1,6 @@
-// nccl.cpp: groups of processes with a GPU each, libtorch's ProcessGroupNCCL. It needs nccl.h, which an installed PyTorch
-// has beside it and the libtorch that `make` fetches has not; CMakeLists.txt leaves this file out where there is none.
+// nccl.cpp: groups of processes with a GPU each, libtorch's ProcessGroupNCCL. It needs nccl.h, which an installed
+// PyTorch has beside it and the libtorch that `make` fetches has not; CMakeLists.txt leaves this file out where there
+// is none.
 #include "../internal.h"
 
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
