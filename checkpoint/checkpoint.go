@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"conquer/torch"
 )
@@ -391,6 +392,28 @@ func (c *Checkpoint) Files() []string {
 		paths[i] = f.path
 	}
 	return paths
+}
+
+// Release lets the system take back the memory in which a tensor's part of the file lies; it is read anew when it is wanted.
+// What was written to a view of the tensor is lost, so it is for those who only read, once: with it a model larger than the
+// memory passes through a program without being counted as that program's.
+func (c *Checkpoint) Release(name string) {
+	s, ok := c.tensors[name]
+	if !ok || c.files == nil {
+		return
+	}
+	parts := s.parts
+	if parts == nil {
+		parts = []*stored{s}
+	}
+	page := os.Getpagesize()
+	for _, p := range parts {
+		data := p.file.mapping.Bytes()
+		first, last := (p.offset+page-1)/page*page, (p.offset+p.bytes)/page*page // whole pages: neighbours may be in use
+		if p.strides == nil && first < last {
+			syscall.Madvise(data[first:last], syscall.MADV_DONTNEED) // a hint: that it fails changes nothing
+		}
+	}
 }
 
 // Close gives the files back. Tensors taken from the checkpoint stay valid; Tensor fails from now on.

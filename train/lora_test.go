@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"conquer/checkpoint"
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/nn"
@@ -217,5 +218,80 @@ func TestAnAdapterThatIsNotForTheModelIsRefused(t *testing.T) {
 	}
 	if err := LoadAdapter(m, t.TempDir()); err == nil {
 		t.Error("an empty folder is no adapter")
+	}
+}
+
+// Folding an adapter in while a checkpoint is copied gives the bits that merging it in a loaded model gives, and taking it
+// out brings the weights back but for rounding.
+func TestAnAdapterIsFoldedIntoACheckpointAndTakenOut(t *testing.T) {
+	noLeaks(t)
+	l := LoRA{Rank: 4, Alpha: 6, Targets: []string{"q_proj", "down_proj"}}
+	m := adapted(t, l)
+	defer free(m)
+	dir := t.TempDir()
+	adapter := filepath.Join(dir, "adapter")
+	if err := SaveAdapter(m, adapter, "base", l, nil); err != nil {
+		t.Fatal(err)
+	}
+	save := func(name string, source checkpoint.Source) *checkpoint.Checkpoint {
+		path := filepath.Join(dir, name)
+		if err := checkpoint.Save(path, source, checkpoint.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		c, err := checkpoint.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.Close)
+		return c
+	}
+	base := save("base", model.Weights(m))
+	through := func(name string, from *checkpoint.Checkpoint, unmerge bool) *checkpoint.Checkpoint {
+		s, err := Adapted(from, adapter, unmerge)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		return save(name, s)
+	}
+	folded := through("folded", base, false)
+	back := through("back", folded, true)
+	if err := MergeAdapter(m); err != nil {
+		t.Fatal(err)
+	}
+	merged, changed := model.Weights(m), 0
+	if err := torch.Run(func() error {
+		for _, name := range base.Names() {
+			values := func(s checkpoint.Source) []float32 {
+				x, err := s.Tensor(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return torch.Values[float32](x)
+			}
+			if !slices.Equal(values(folded), values(merged)) {
+				t.Errorf("%s differs from the merged model's", name)
+			}
+			near(t, name, values(back), values(base), 1e-5)
+			if !slices.Equal(values(folded), values(base)) {
+				changed++
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if want := 2 * len(m.Blocks()); changed != want {
+		t.Errorf("%d weights changed, expected %d", changed, want)
+	}
+	other := model.Config{"model_type": "llama", "vocab_size": 64.0, "hidden_size": 8.0, "intermediate_size": 8.0, "num_hidden_layers": 2.0, "num_attention_heads": 2.0}
+	stranger, err := model.New(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer free(stranger)
+	torch.Run(func() error { model.Initialize(stranger, torch.Float32, torch.CPU); return nil })
+	if _, err := Adapted(save("stranger", model.Weights(stranger)), adapter, false); err == nil || !strings.Contains(err.Error(), adapter) {
+		t.Errorf("error %v", err)
 	}
 }

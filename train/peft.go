@@ -144,11 +144,16 @@ func readAdapterConfig(dir string) (peftConfig, error) {
 	return config, nil
 }
 
-func attachAll(m model.Model, c *checkpoint.Checkpoint, config peftConfig) error {
-	scale := config.Alpha / float64(config.Rank)
-	if config.RSLoRA {
-		scale = config.Alpha / math.Sqrt(float64(config.Rank))
+// scale is what the product of B and A is multiplied by.
+func (c peftConfig) scale() float64 {
+	if c.RSLoRA {
+		return c.Alpha / math.Sqrt(float64(c.Rank))
 	}
+	return c.Alpha / float64(c.Rank)
+}
+
+func attachAll(m model.Model, c *checkpoint.Checkpoint, config peftConfig) error {
+	scale := config.scale()
 	byName := map[string]part{}
 	for _, p := range parts(m) {
 		byName[p.name] = p
@@ -190,3 +195,97 @@ func attachAll(m model.Model, c *checkpoint.Checkpoint, config peftConfig) error
 	}
 	return nil
 }
+
+// Adapted presents source's weights with the adapter in the folder dir, in PEFT's format, folded in, or with its addition
+// taken out where unmerge is true. A weight is computed in float32 when it is asked for, and rounded once; taking out what
+// was rounded does not bring back every bit. No model is built and one weight is in memory at a time. Close gives the
+// adapter's file back.
+func Adapted(source *checkpoint.Checkpoint, dir string, unmerge bool) (weights *AdaptedSource, err error) {
+	config, err := readAdapterConfig(dir)
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, adapterWeights)
+	c, err := checkpoint.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &AdaptedSource{Checkpoint: source, adapter: c, scale: config.scale(), layers: map[string][2]string{}}
+	if unmerge {
+		s.scale = -s.scale
+	}
+	if err := s.match(config.Rank); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return s, nil
+}
+
+// AdaptedSource is what [Adapted] returns.
+type AdaptedSource struct {
+	*checkpoint.Checkpoint
+	adapter *checkpoint.Checkpoint
+	scale   float64
+	layers  map[string][2]string // the tensors A and B of a weight
+}
+
+// match finds the weight that each tensor of the adapter belongs to.
+func (s *AdaptedSource) match(rank int) error {
+	for _, name := range s.adapter.Names() {
+		layer, isB := strings.CutSuffix(strings.TrimPrefix(name, adapterPrefix), suffixB)
+		layer, isA := strings.CutSuffix(layer, suffixA)
+		weight, ok := s.Checkpoint.Info(layer + ".weight")
+		if !ok || isA == isB || len(weight.Shape) != 2 {
+			return fmt.Errorf("tensor %q belongs to no linear layer of this model", name)
+		}
+		want, at := []int{rank, weight.Shape[1]}, 0
+		if isB {
+			want, at = []int{weight.Shape[0], rank}, 1
+		}
+		if info, _ := s.adapter.Info(name); !slices.Equal(info.Shape, want) {
+			return fmt.Errorf("tensor %q has shape %v, this model and rank %d ask for %v", name, info.Shape, rank, want)
+		}
+		pair := s.layers[layer+".weight"]
+		pair[at] = name
+		s.layers[layer+".weight"] = pair
+	}
+	if len(s.layers) == 0 {
+		return fmt.Errorf("there are no adapters in it")
+	}
+	for name, pair := range s.layers {
+		if pair[0] == "" || pair[1] == "" {
+			return fmt.Errorf("layer %q has one half of an adapter only", strings.TrimSuffix(name, ".weight"))
+		}
+	}
+	return nil
+}
+
+// Tensor gives a weight in the dtype that it is stored in.
+func (s *AdaptedSource) Tensor(name string) (torch.Tensor, error) {
+	info, _ := s.Info(name)
+	return s.TensorAs(name, info.DType)
+}
+
+// TensorAs gives a weight as dtype.
+func (s *AdaptedSource) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
+	pair, ok := s.layers[name]
+	if !ok {
+		return s.Checkpoint.TensorAs(name, dtype)
+	}
+	w, err := s.Checkpoint.TensorAs(name, torch.Float32)
+	if err != nil {
+		return w, err
+	}
+	a, err := s.adapter.TensorAs(pair[0], torch.Float32)
+	if err != nil {
+		return a, err
+	}
+	b, err := s.adapter.TensorAs(pair[1], torch.Float32)
+	if err != nil {
+		return b, err
+	}
+	return w.Add(b.Matmul(a).MulScalar(s.scale)).To(dtype), nil
+}
+
+// Close gives the adapter's file back, not the model's.
+func (s *AdaptedSource) Close() { s.adapter.Close() }

@@ -20,6 +20,7 @@ import (
 	"conquer/text"
 	"conquer/torch"
 	"conquer/torch/nn"
+	"conquer/train"
 )
 
 var exportCommand = command{
@@ -34,7 +35,9 @@ conquer export --model_path my-model --output_path my-model.gguf --format gguf -
 # params.json and consolidated.NN.pth for two processes of Meta's code
 conquer export --model_path my-model --output_path my-model-meta --format meta --shards 2
 # with an adapter folded in
-conquer export --model_path smollm2-135m --adapter_path my-adapter --output_path tuned`,
+conquer export --model_path smollm2-135m --adapter_path my-adapter --output_path tuned
+# and taken out again
+conquer export --model_path tuned --adapter_path my-adapter --unmerge --output_path untuned`,
 	setup: setupExport,
 }
 
@@ -42,6 +45,7 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 	path := flags.String("model_path", "", modelPathUsage)
 	tokenizer := flags.String("tokenizer", "", "tokenizer `folder` or file where it is not the model's own")
 	adapter := flags.String("adapter_path", "", "`folder` of a LoRA adapter in PEFT's format to fold into the weights")
+	unmerge := flags.Bool("unmerge", false, "take the adapter out of a model that it was folded into; the weights come back but for rounding, not bit by bit")
 	output := flags.String("output_path", "", "`folder` to write, or the file for gguf")
 	formatName := flags.String("format", "hf", "`layout` to write: "+formatList())
 	dtypeName := flags.String("dtype", "", "`type` to convert the weights to: float32, bfloat16 or float16, and for gguf q8_0 or q4_0 (default: as stored; quantized ones become float32)")
@@ -55,6 +59,8 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 			return usagef("unexpected %q: the folder to write is given with --output_path", args[0])
 		case *output == "":
 			return usagef("--output_path is missing: name the folder or file to write")
+		case *unmerge && *adapter == "":
+			return usagef("--unmerge takes an adapter out: name it with --adapter_path")
 		case !known:
 			return usagef("--format: unknown format %q: use one of %s", *formatName, formatNames())
 		case *parts < 1 || *parts > 100:
@@ -89,16 +95,16 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if err := checkComplete(c); err != nil {
 			return fmt.Errorf("%s: %w", where, err)
 		}
-		weights := checkpoint.Source(c)
+		from := weights(c)
 		if *adapter != "" {
-			m, err := folded(c, dtype, *adapter)
+			adapted, err := train.Adapted(c, *adapter, *unmerge)
 			if err != nil {
-				return err
+				return fmt.Errorf("--adapter_path: %w", err)
 			}
-			defer model.Free(m)
-			weights = model.Weights(m)
+			defer adapted.Close()
+			from = adapted
 		}
-		source := newCountedSource(ctx, weights, dtype, *parts, filepath.Base(*output))
+		source := newCountedSource(ctx, from, dtype, *parts, filepath.Base(*output))
 		options := checkpoint.Options{
 			DType: dtype, ShardBytes: bytes, Parts: *parts, Config: c.ConfigJSON(), GenerationConfig: c.GenerationConfigJSON(),
 		}
@@ -227,39 +233,27 @@ func parseSize(s string) (int, error) {
 	return int(n * factor), nil
 }
 
-// folded opens c with an adapter added to its weights, which have the dtype that is to be written.
-func folded(c *checkpoint.Checkpoint, dtype *torch.DType, adapter string) (m model.Model, err error) {
-	if dtype == nil {
-		stored := storedDType(c, torch.CPU)
-		dtype = &stored
-	}
-	err = torch.Run(func() error {
-		m, err = model.FromCheckpoint(c, *dtype, torch.CPU)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	if err := foldAdapter(m, adapter); err != nil {
-		model.Free(m)
-		return nil, err
-	}
-	return m, nil
-}
-
 // countedSource shows how much of a source has been read, and stops when the program is interrupted.
 type countedSource struct {
-	checkpoint.Source
-	ctx context.Context
-	bar *progressbar.ProgressBar
+	weights
+	ctx  context.Context
+	bar  *progressbar.ProgressBar
+	last string // the tensor read last
 }
 
-func newCountedSource(ctx context.Context, source checkpoint.Source, dtype *torch.DType, passes int, name string) *countedSource {
+// weights is what export needs of a checkpoint, with an adapter or without.
+type weights interface {
+	checkpoint.Source
+	TensorAs(name string, dtype torch.DType) (torch.Tensor, error)
+	Release(name string)
+}
+
+func newCountedSource(ctx context.Context, source weights, dtype *torch.DType, passes int, name string) *countedSource {
 	total := 0
 	for _, name := range source.Names() {
 		total += tensorBytes(source, name, dtype)
 	}
-	return &countedSource{Source: source, ctx: ctx, bar: newBar(int64(total*passes), "writing "+name)}
+	return &countedSource{weights: source, ctx: ctx, bar: newBar(int64(total*passes), "writing "+name)}
 }
 
 // newBar is a progress bar over bytes on stderr; it shows nothing where stderr is not a terminal.
@@ -284,17 +278,16 @@ func tensorBytes(c checkpoint.Source, name string, dtype *torch.DType) int {
 	return bytes
 }
 
-// TensorAs is the source's, counted.
+// TensorAs is the source's, counted. What was read before is given back: a tensor is read once for each file written.
 func (s *countedSource) TensorAs(name string, dtype torch.DType) (t torch.Tensor, err error) {
 	if err = s.ctx.Err(); err != nil {
 		return t, err
 	}
-	if c, ok := s.Source.(*checkpoint.Checkpoint); ok {
-		t, err = c.TensorAs(name, dtype)
-	} else if t, err = s.Tensor(name); err == nil {
-		t = t.To(dtype)
+	if s.last != "" && s.last != name {
+		s.Release(s.last)
 	}
-	if err == nil {
+	s.last = name
+	if t, err = s.weights.TensorAs(name, dtype); err == nil {
 		s.bar.Add(t.Bytes())
 	}
 	return t, err
