@@ -509,3 +509,51 @@ func FuzzTorchArchive(f *testing.F) {
 		}
 	})
 }
+
+// Whatever is written to a GGUF file must be read back as it was: metadata of every type and tensors of every shape.
+func FuzzGGUFRoundTrip(f *testing.F) {
+	f.Add("general.name", "text", uint32(7), float32(0.5), true, []byte{1, 2, 3}, 3, 32)
+	f.Add("", "", uint32(0), float32(0), false, []byte{}, 1, 1)
+	f.Fuzz(func(t *testing.T, key, text string, n uint32, x float32, yes bool, list []byte, rows, columns int) {
+		if rows < 1 || columns < 1 || rows > 64 || columns > 512 || x != x || key == "general.alignment" {
+			return
+		}
+		w := &ggufWriter{metadata: map[string]any{}}
+		var strings []string
+		var ints []int32
+		var numbers []float32
+		for _, b := range list {
+			strings, ints, numbers = append(strings, text[:min(int(b), len(text))]), append(ints, int32(b)-128), append(numbers, float32(b)*x)
+		}
+		for i, value := range []any{text, n, x, yes, strings, ints, numbers} {
+			w.set(fmt.Sprint(key, i), value)
+		}
+		values := make([]float32, rows*columns)
+		for i := range values {
+			values[i] = float32(i) * x
+		}
+		for i := range 2 {
+			w.tensors = append(w.tensors, ggufEntry{name: fmt.Sprint(key, i), kind: "F32", record: record{shape: []int{rows, columns}}, values: values, size: 4 * len(values)})
+		}
+		var b bytes.Buffer
+		if err := w.write(&b, nil); err != nil {
+			t.Fatal(err)
+		}
+		file, err := parseGGUF(b.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range w.keys {
+			if fmt.Sprint(file.metadata[k]) != fmt.Sprint(w.metadata[k]) {
+				t.Errorf("%q is %v, expected %v", k, file.metadata[k], w.metadata[k])
+			}
+		}
+		for i, r := range file.records {
+			got := make([]float32, len(values))
+			decodeF32(got, b.Bytes()[r.offset:])
+			if r.name != w.tensors[i].name || !slices.Equal(r.shape, []int{rows, columns}) || fmt.Sprint(got) != fmt.Sprint(values) {
+				t.Errorf("%+v differs", r)
+			}
+		}
+	})
+}
