@@ -65,13 +65,14 @@ const (
 // A Checkpoint is an open set of weight files. Tensors taken from it stay valid after Close.
 type Checkpoint struct {
 	Path   string // as given to Open
-	Format string // SafeTensors, PyTorch, Meta or GGUF
+	Format string // SafeTensors, PyTorch, Meta, GGUF or Native
 
 	config, generation []byte
 	gguf               map[string]any
 	files              []*mappedFile
 	names              []string
 	tensors            map[string]*stored
+	native             map[string]*nativeTensor // of a native checkpoint
 }
 
 var _ Source = (*Checkpoint)(nil)
@@ -253,6 +254,9 @@ func (c *Checkpoint) Tensor(name string) (torch.Tensor, error) {
 	s, err := c.find(name)
 	if err != nil {
 		return torch.Tensor{}, err
+	}
+	if c.native != nil {
+		return c.nativeWeight(name)
 	}
 	dtype := s.torchDType()
 	_, plain := safetensorsTorch[s.dtype]

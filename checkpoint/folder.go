@@ -29,6 +29,11 @@ func (c *Checkpoint) openFolder(dir string) error {
 	if err := c.readConfigs(dir); err != nil {
 		return err
 	}
+	if text, err := readJSONFile(filepath.Join(dir, NativeFile)); err == nil {
+		return c.openNative(dir, text)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	for _, names := range [][2]string{{weightsFile, indexFile}, {pickleFile, pickleIndex}} {
 		path, index := filepath.Join(dir, names[0]), filepath.Join(dir, names[1])
 		if _, err := os.Stat(path); err == nil {

@@ -2,6 +2,7 @@ package train
 
 import (
 	"encoding/json"
+	"fmt"
 
 	"conquer/checkpoint"
 	"conquer/model"
@@ -40,14 +41,46 @@ func (t *Trainer) writeModel(dir string, also func(stage string) error) error {
 
 // Export writes the tuned model into the folder dir as a Hugging Face folder, or the adapter as PEFT's.
 func (t *Trainer) Export(dir string) error {
-	return torch.Run(func() error { return t.write(dir, nil) })
+	return t.Whole(func() error { return t.write(dir, nil) })
+}
+
+// Whole calls f on rank 0 while every process holds all of the model's weights, and returns what went wrong on any. All
+// processes of a run call it. What f does to the weights is lost where they are sharded.
+func (t *Trainer) Whole(f func() error) error {
+	return torch.Run(func() error {
+		s := t.net.strategy
+		units := len(t.net.blocks) + 2
+		for u := range units {
+			s.use(u, -1)
+		}
+		var err error
+		if t.options.rank() == 0 {
+			err = f()
+		}
+		if world := t.options.World; world != nil && world.Size > 1 {
+			failed := 0.0
+			if err != nil {
+				failed = 1
+			}
+			t.at("waiting for rank 0, which works alone")
+			if world.All.Sums(failed)[0] > 0 && err == nil {
+				err = fmt.Errorf("rank 0 failed")
+			}
+		}
+		for u := range units {
+			s.leave(u, false)
+		}
+		return err
+	})
 }
 
 // ExportMerged folds the adapters into the model, which ends the run, and writes it as a Hugging Face folder.
 func (t *Trainer) ExportMerged(dir string) error {
 	t.freeOptimizer()
-	if err := MergeAdapter(t.net.model); err != nil {
-		return err
-	}
-	return torch.Run(func() error { return t.writeModel(dir, nil) })
+	return t.Whole(func() error {
+		if err := MergeAdapter(t.net.model); err != nil {
+			return err
+		}
+		return t.writeModel(dir, nil)
+	})
 }

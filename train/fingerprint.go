@@ -54,6 +54,8 @@ func hashWeights(m model.Model) string {
 // settings are the options that a resumed run must share, as JSON.
 func (t *Trainer) settings() (json.RawMessage, error) {
 	o := t.options
+	// What a step learns from counts, not who passes over which part of it.
+	o.BatchSize, o.Accumulate = o.BatchSize*o.Accumulate*o.processes(), 1
 	if o.Schedule == optim.Constant {
 		o.Steps = 0 // the rates do not depend on where the run ends
 	}

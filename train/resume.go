@@ -51,6 +51,9 @@ func (t *Trainer) Save() error {
 		if err != nil {
 			return err
 		}
+		if err := t.settle(); err != nil {
+			return err
+		}
 		s := state{Step: t.step, Taken: t.adam.Taken(), Validated: t.validated, Data: t.batches.State(), Settings: settings, Print: t.print}
 		text, err := json.MarshalIndent(s, "", "  ")
 		if err != nil {
@@ -60,6 +63,9 @@ func (t *Trainer) Save() error {
 			if err := t.log.sync(); err != nil {
 				return err
 			}
+		}
+		if t.options.CheckpointFormat == FormatNative {
+			return t.saveNative(append(text, '\n'))
 		}
 		root := t.options.CheckpointPath
 		name := fmt.Sprintf("%s%08d", stepPrefix, t.step)
@@ -82,7 +88,7 @@ func (t *Trainer) Save() error {
 		}
 		t.saved = t.step
 		t.notice(fmt.Sprintf("checkpoint %s", dir))
-		return t.prune()
+		return t.prune(t.step)
 	})
 }
 
@@ -96,7 +102,7 @@ func (t *Trainer) optimizerState() *tensorList {
 }
 
 // prune removes all checkpoints but the last Keep, and what killed runs left unfinished.
-func (t *Trainer) prune() error {
+func (t *Trainer) prune(step int) error {
 	root := t.options.CheckpointPath
 	entries, err := os.ReadDir(root)
 	if err != nil {
@@ -116,7 +122,7 @@ func (t *Trainer) prune() error {
 		complete = append(complete, e.Name())
 	}
 	// A folder of a later step is one that the pointer never reached.
-	current := fmt.Sprintf("%s%08d", stepPrefix, t.step)
+	current := fmt.Sprintf("%s%08d", stepPrefix, step)
 	slices.Sort(complete)
 	at := slices.Index(complete, current)
 	for i, name := range complete {
@@ -161,7 +167,14 @@ func (t *Trainer) resume() error {
 	if err := t.compare(s); err != nil {
 		return fmt.Errorf("%s: %w", dir, err)
 	}
-	if err := t.restore(dir, s); err != nil {
+	restore := t.restore
+	if _, err := os.Stat(filepath.Join(dir, checkpoint.NativeFile)); err == nil {
+		restore = t.restoreNative
+	} else if _, alone := t.net.strategy.(*local); !alone {
+		return fmt.Errorf("%s was written by one process in the format %s: resume it with one process, or begin anew with --checkpoint_format %s",
+			dir, FormatHF, FormatNative)
+	}
+	if err := restore(dir, s); err != nil {
 		return err
 	}
 	t.step, t.validated, t.saved = s.Step, s.Validated, s.Step

@@ -18,13 +18,21 @@ const mostSkipped = 10
 func (t *Trainer) Run(ctx context.Context) error {
 	return torch.Run(func() error {
 		for {
+			stopped, err := t.stopped(ctx)
+			if err != nil {
+				return err
+			}
 			// A look that a stop cut short is taken by the run that resumes, so it comes before anything else.
-			if t.valid != nil && t.validated < t.step && t.looksAt(t.step) && ctx.Err() == nil {
-				if err := t.look(ctx); err != nil && ctx.Err() == nil {
+			if t.valid != nil && t.validated < t.step && t.looksAt(t.step) && !stopped {
+				err := t.look(ctx)
+				switch {
+				case ctx.Err() != nil && t.options.processes() == 1:
+					stopped = true
+				case err != nil:
 					return err
 				}
 			}
-			if ctx.Err() != nil {
+			if stopped {
 				return t.stop(ctx)
 			}
 			if t.savesAt(t.step) {
@@ -33,13 +41,21 @@ func (t *Trainer) Run(ctx context.Context) error {
 				}
 			}
 			if t.step >= t.options.Steps {
-				return nil
+				return t.settle()
 			}
 			if err := t.next(); err != nil {
 				return err
 			}
 		}
 	})
+}
+
+// ended is why a run was stopped, where another process may have been the one to hear of it.
+func ended(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return context.Canceled
 }
 
 // looksAt reports whether the validation set is looked at after a step.
@@ -53,16 +69,40 @@ func (t *Trainer) savesAt(step int) bool {
 	return o.CheckpointPath != "" && o.CheckpointSteps > 0 && step%o.CheckpointSteps == 0 && step > 0 && step < o.Steps
 }
 
+// stopped reports whether the run is to end here. The processes of a run agree on it: they hear of a signal at different steps.
+func (t *Trainer) stopped(ctx context.Context) (bool, error) {
+	stop := ctx.Err() != nil
+	if t.options.processes() == 1 {
+		return stop, nil
+	}
+	votes := 0.0
+	if stop {
+		votes = 1
+	}
+	t.at("between steps %d and %d", t.step, t.step+1)
+	return t.options.World.All.Sums(votes)[0] > 0, nil
+}
+
+// at says where the run is, for the errors of other processes.
+func (t *Trainer) at(format string, args ...any) {
+	if t.options.World != nil {
+		t.options.World.At(format, args...)
+	}
+}
+
 func (t *Trainer) stop(ctx context.Context) error {
 	if t.options.CheckpointPath == "" {
 		t.notice(fmt.Sprintf("stopped after step %d of %d", t.step, t.options.Steps))
-		return ctx.Err()
+		return ended(ctx)
 	}
 	if err := t.Save(); err != nil {
 		return err
 	}
+	if err := t.settle(); err != nil {
+		return err
+	}
 	t.notice(fmt.Sprintf("stopped after step %d of %d; the same command with --resume goes on from there", t.step, t.options.Steps))
-	return ctx.Err()
+	return ended(ctx)
 }
 
 // next takes one step: Accumulate forward and backward passes, then the optimizer's.
@@ -70,24 +110,34 @@ func (t *Trainer) next() (err error) {
 	begin := time.Now()
 	step := Step{Step: t.step + 1, Rate: t.schedule.Rate(t.step)}
 	// The divisor is the number of labels of all passes, so that accumulation gives what one large batch would.
-	list, divisor := make([]text.Batch, t.options.Accumulate), 0
+	list, labels := make([]text.Batch, t.options.Accumulate), make([]float64, t.options.Accumulate)
 	for i := range list {
 		if list[i], err = t.batches.Next(); err != nil {
 			return err
 		}
-		divisor += targets(list[i])
+		labels[i] = float64(targets(list[i]))
 		step.Tokens += list[i].Tokens
 	}
 	step.Epoch = t.batches.Progress()
+	t.at("step %d", step.Step)
 	torch.Scoped(func() {
-		for _, b := range list {
-			if targets(b) > 0 {
-				torch.Scoped(func() {
-					step.Loss += t.net.gradients(newMicroBatch(b, t.device), float64(divisor))
-				})
+		if world := t.options.World; world != nil {
+			sums := world.All.Sums(append(labels, float64(step.Tokens))...)
+			labels, step.Tokens = sums[:len(list)], int(sums[len(list)])
+		}
+		divisor, last := 0.0, -1
+		for i, n := range labels {
+			if divisor += n; n > 0 {
+				last = i
 			}
 		}
-		step.Norm = optim.Norm(t.adam.Gradients())
+		for i, b := range list {
+			if labels[i] > 0 {
+				torch.Scoped(func() { step.Loss += t.net.gradients(newMicroBatch(b, t.device), divisor, i == last) })
+			}
+		}
+		t.net.strategy.finish()
+		step.Loss, step.Norm = t.net.strategy.agree(step.Loss, optim.Norm(t.adam.Gradients()))
 		step.Skipped = !optim.Finite(step.Norm) || !optim.Finite(step.Loss)
 	})
 	if !step.Skipped {
@@ -98,6 +148,7 @@ func (t *Trainer) next() (err error) {
 			step.Step, step.Loss, step.Norm, t.skipped)
 	}
 	t.adam.ClearGradients()
+	t.net.strategy.updated()
 	t.step++
 	t.device.Synchronize()
 	step.Seconds = time.Since(begin).Seconds()
@@ -115,20 +166,21 @@ func (t *Trainer) Evaluate(ctx context.Context, data *text.Dataset) (loss float6
 }
 
 func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) (float64, error) {
-	batches, err := text.NewBatcher(data, text.BatchOptions{Rows: t.options.BatchSize, Length: t.options.SequenceLength, InOrder: true})
+	batches, err := text.NewBatcher(data, text.BatchOptions{Rows: t.options.BatchSize, Length: t.options.SequenceLength, InOrder: true,
+		Rank: t.options.rank(), World: t.options.processes()})
 	if err != nil {
 		return 0, err
 	}
 	sum, labels := 0.0, 0
 	for {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && t.options.processes() == 1 { // others would wait for this process
 			return 0, ctx.Err()
 		}
 		b, err := batches.Next()
 		if err != nil {
 			return 0, err
 		}
-		if n := targets(b); n > 0 {
+		if n := targets(b); n > 0 || t.options.processes() > 1 {
 			torch.Scoped(func() { sum += t.net.evaluate(newMicroBatch(b, t.device)) })
 			labels += n
 		}
@@ -136,12 +188,17 @@ func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) (float64, er
 			break
 		}
 	}
+	if world := t.options.World; world != nil {
+		sums := world.All.Sums(sum, float64(labels))
+		sum, labels = sums[0], int(sums[1])
+	}
 	return sum / float64(max(1, labels)), nil
 }
 
 // look measures the validation loss.
 func (t *Trainer) look(ctx context.Context) error {
 	begin := time.Now()
+	t.at("validation after step %d", t.step)
 	loss, err := t.evaluate(ctx, t.valid)
 	if err != nil {
 		return err

@@ -43,6 +43,9 @@ func newMicroBatch(b text.Batch, device torch.Device) microBatch {
 		}
 	}
 	mb := microBatch{seq: model.Sequence{IDs: cut(b.IDs)}, targets: len(rows)}
+	if len(rows) == 0 { // other processes' rows have labels: this one goes through the pass with them
+		rows, labels = []int64{0}, []int64{int64(text.IgnoreLabel)}
+	}
 	mb.rows, mb.labels = torch.From(rows, len(rows)).ToDevice(device), torch.From(labels, len(labels)).ToDevice(device)
 	if packed {
 		// A row with one sample needs neither: padding comes last, where no token looks.
@@ -70,18 +73,21 @@ type network struct {
 	// runs without gradients.
 	lowest    int
 	recompute Recompute
+	strategy  strategy
 	dropout   bool // whether a forward pass draws random numbers
 }
 
 // gradients runs one micro-batch forward and back, adds to the gradient of every trained weight, and returns the summed
-// negative log-likelihood of its labels divided by divisor.
+// negative log-likelihood of its labels divided by divisor. last says that no other micro-batch of the step follows.
 //
 // The pass is cut between the blocks. The input of each is a leaf that shares its values with the output of the one below;
 // once the block's own backward pass is done, the leaf's gradient is what the block below starts from. So one block's graph
 // is all that exists during its backward pass when blocks are recomputed, and whatever must happen before a block is used or
-// after its gradients are complete has its place in this function.
-func (n *network) gradients(mb microBatch, divisor float64) float64 {
+// after its gradients are complete has its place in this function: that is where the strategy comes in. Its units are the
+// embedding and whatever else is outside the blocks (0), block i (i+1), and the head.
+func (n *network) gradients(mb microBatch, divisor float64, last bool) float64 {
 	count, device := len(n.blocks), mb.seq.IDs.Device()
+	s, head := n.strategy, len(n.blocks)+1
 	inputs, outputs := make([]torch.Tensor, count+1), make([]torch.Tensor, count+1)
 	generator := make([]torch.Tensor, count+1)
 	var seed torch.Tensor
@@ -100,8 +106,10 @@ func (n *network) gradients(mb microBatch, divisor float64) float64 {
 	}
 
 	// Forward. outputs[i] is what the embedding (0) or block i-1 gives, inputs[i] the leaf that block i, or the head, takes.
+	s.use(0, 1)
 	outputs[0] = owned(n.lowest < 0, func() torch.Tensor { return n.model.Embed(mb.seq.IDs) })
 	for i := range n.blocks {
+		s.use(i+1, i+2)
 		inputs[i] = leaf(outputs[i], n.lowest < i)
 		again := n.recompute == RecomputeBlock && n.lowest <= i
 		if again && n.dropout {
@@ -111,9 +119,13 @@ func (n *network) gradients(mb microBatch, divisor float64) float64 {
 		if again { // drop what was recorded, now that the block has run just as it will when it runs again
 			outputs[i+1] = detached(outputs[i+1])
 		}
+		if backward := n.lowest <= i; !backward || i < count-1 { // the last block goes backward at once
+			s.leave(i+1, backward)
+		}
 	}
 
 	// The head, on the rows that predict something.
+	s.use(head, -1)
 	inputs[count] = leaf(outputs[count], n.lowest < count)
 	loss := 0.0
 	torch.WithGrad(func() {
@@ -123,12 +135,19 @@ func (n *network) gradients(mb microBatch, divisor float64) float64 {
 			total.Backward()
 		})
 	})
+	s.reduce(head, last)
+	s.leave(head, false)
 
 	// Backward.
 	if n.recompute == RecomputeBlock && n.dropout {
 		generator[count] = owned(false, func() torch.Tensor { return torch.RNGState(device) })
 	}
 	for i := count - 1; i >= n.lowest && i >= 0; i-- {
+		next := i // the unit of the block below
+		if i == 0 || i == n.lowest {
+			next = -1
+		}
+		s.use(i+1, next)
 		seed.Free()
 		seed = inputs[i+1].Grad().Own()
 		inputs[i+1].Free()
@@ -141,10 +160,14 @@ func (n *network) gradients(mb microBatch, divisor float64) float64 {
 		}
 		torch.Backward([]torch.Tensor{outputs[i+1]}, []torch.Tensor{seed})
 		outputs[i+1].Free()
+		s.reduce(i+1, last)
+		s.leave(i+1, false)
 	}
 	if n.lowest < 0 {
 		torch.Backward([]torch.Tensor{outputs[0]}, []torch.Tensor{inputs[0].Grad()})
 	}
+	s.reduce(0, last)
+	s.leave(0, false)
 	if generator[count].Defined() {
 		torch.SetRNGState(device, generator[count])
 	}
@@ -162,14 +185,20 @@ func (n *network) evaluate(mb microBatch) (sum float64) {
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
 			pass := n.model.Begin(mb.seq)
+			n.strategy.use(0, 1)
 			x := owned(false, func() torch.Tensor { return n.model.Embed(mb.seq.IDs) })
 			defer func() { x.Free() }()
-			for _, block := range n.blocks {
+			for i, block := range n.blocks {
+				n.strategy.use(i+1, i+2)
 				next := owned(false, func() torch.Tensor { return block.Forward(x, pass, nil) })
 				x.Free()
 				x = next
+				n.strategy.leave(i+1, false)
 			}
+			n.strategy.use(len(n.blocks)+1, -1)
 			sum = float64(torch.Item[float32](n.nll(x, mb, 1)))
+			n.strategy.leave(len(n.blocks)+1, false)
+			n.strategy.leave(0, false)
 		})
 	})
 	return sum

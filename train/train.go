@@ -14,6 +14,7 @@
 package train
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"conquer/model"
 	"conquer/text"
 	"conquer/torch"
+	"conquer/torch/dist"
 	"conquer/torch/nn"
 	"conquer/torch/optim"
 )
@@ -66,12 +68,23 @@ type Options struct {
 	// CheckpointPath is the folder for checkpoints; without one none are written.
 	CheckpointPath  string `json:"-"`
 	CheckpointSteps int    `json:"-"` // 0: when the run is stopped only
-	Keep            int    `json:"-"` // how many of the last ones stay; 0 means 2
-	Resume          bool   `json:"-"` // go on from the last checkpoint, if there is one
+	// CheckpointFormat is FormatHF or FormatNative; "" for FormatNative where several processes write, else FormatHF.
+	CheckpointFormat string `json:"-"`
+	Keep             int    `json:"-"` // how many of the last ones stay; 0 means 2
+	Resume           bool   `json:"-"` // go on from the last checkpoint, if there is one
 
 	// LogPath is the folder for metrics.jsonl and, where TensorBoard is set, event files; without one none are written.
 	LogPath     string `json:"-"`
 	TensorBoard bool   `json:"-"`
+
+	// World is the processes that take part in the run, nil for this one alone, and Distributed how they share its work: one of
+	// Strategies, "" means None. BatchSize is each process's.
+	World       *dist.World `json:"-"`
+	Distributed string      `json:"-"`
+	ShardSize   int         `json:"-"` // hsdp: how many processes divide the weights among them; 0 for those of a machine
+	// KeepGathered keeps a block's weights whole from its forward to its backward pass, with fsdp and hsdp.
+	KeepGathered bool   `json:"-"`
+	ReduceDType  string `json:"-"` // in what gradients are summed: "float32", which "" means, or "same", the weights' own
 
 	// Tokenizer, when not nil, is written beside the weights.
 	Tokenizer *text.Tokenizer `json:"-"`
@@ -96,17 +109,20 @@ type Trainer struct {
 	valid     *text.Dataset
 	device    torch.Device
 	params    []optim.Param
+	held      []piece // what params are of the weights
 	adam      *optim.AdamW
 	schedule  optim.Schedule
 	listeners []Listener
 	log       *logFiles
 	lock      *folderLock
 
-	step      int // steps done
-	validated int // the last step after which the validation set was looked at, -1 for none
-	saved     int // the step of the last checkpoint, -1 for none
-	skipped   int // steps skipped in a row
+	step      int      // steps done
+	validated int      // the last step after which the validation set was looked at, -1 for none
+	saved     int      // the step of the last checkpoint, -1 for none
+	skipped   int      // steps skipped in a row
+	writing   *writing // a native checkpoint that is being written, or nil
 	print     fingerprint
+	began     string // with which weights, where other processes must begin with the same
 	started   time.Time
 }
 
@@ -142,8 +158,12 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 			pad = id
 		}
 	}
+	if err := o.checkDistributed(); err != nil {
+		return nil, err
+	}
 	batches, err := text.NewBatcher(data, text.BatchOptions{
 		Rows: o.BatchSize, Length: o.SequenceLength, Pack: o.Pack, Pad: pad, Seed: uint64(o.Seed), Passes: o.Accumulate,
+		Rank: o.rank(), World: o.processes(),
 	})
 	if err != nil {
 		return nil, err
@@ -168,17 +188,22 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 			t.Close()
 		}
 	}()
-	if t.lock, err = lockFolder(o.CheckpointPath); err != nil {
-		return nil, err
+	if o.rank() == 0 {
+		if t.lock, err = lockFolder(o.CheckpointPath); err != nil {
+			return nil, err
+		}
 	}
 	torch.ManualSeed(o.Seed)
 	if err := t.prepare(m, data, validation); err != nil {
 		return nil, err
 	}
+	if err := t.alike(); err != nil {
+		return nil, err
+	}
 	if err := t.resume(); err != nil {
 		return nil, err
 	}
-	if o.LogPath != "" {
+	if o.LogPath != "" && o.rank() == 0 {
 		if t.log, err = openLog(o.LogPath, o.TensorBoard, t.step); err != nil {
 			return nil, err
 		}
@@ -195,7 +220,31 @@ func (o Options) complete() Options {
 	otherwise(&o.Beta2, 0.999)
 	otherwise(&o.Recompute, RecomputeNone)
 	otherwise(&o.Keep, 2)
+	otherwise(&o.Distributed, None)
+	if o.World != nil {
+		otherwise(&o.ShardSize, o.World.LocalSize)
+	}
+	if o.processes() > 1 {
+		otherwise(&o.CheckpointFormat, FormatNative)
+	}
+	otherwise(&o.CheckpointFormat, FormatHF)
 	return o
+}
+
+// rank is this process's among those of the run.
+func (o Options) rank() int {
+	if o.World == nil {
+		return 0
+	}
+	return o.World.Rank
+}
+
+// processes is how many take part in the run.
+func (o Options) processes() int {
+	if o.World == nil {
+		return 1
+	}
+	return o.World.Size
 }
 
 // Check reports the first option that makes no sense whatever the model and the data are; New checks as well.
@@ -247,11 +296,15 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 	t.device = model.Device(m)
 	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute}
 	t.print = fingerprintOf(m, data, validation, o)
+	if o.processes() > 1 {
+		t.began = hashWeights(m)
+	}
 	names := map[*nn.Param][]string{}
 	nn.Walk(m, func(p nn.Piece) { names[p.Param] = append(names[p.Param], p.Name) })
 	for _, p := range nn.Params(m) {
 		p.RequireGrad(false)
 	}
+	trained := map[*nn.Param]string{}
 	train := func(name string, p *nn.Param) {
 		// Memory of its own: a view of a mapped file is not aligned, which changes the last bits of products.
 		torch.NoGrad(func() {
@@ -262,7 +315,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 			})
 		})
 		p.RequireGrad(true)
-		t.params = append(t.params, optim.Param{Name: name, Tensor: p.Tensor})
+		trained[p] = name
 	}
 	switch {
 	case o.LoRA != nil:
@@ -282,7 +335,49 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 			train(strings.Join(names[p], "+"), p)
 		}
 	}
+	if o.processes() > 1 { // what is dropped from a row must not depend on what is dropped from another
+		torch.ManualSeed(o.Seed + 1_000_003*int64(o.rank()))
+	}
+	if t.net.strategy, err = newStrategy(m, o); err != nil {
+		return err
+	}
+	t.params, t.held = parameters(t.net.strategy, trained)
 	t.adam = optim.NewAdamW(t.params, optim.AdamWOptions{Beta1: o.Beta1, Beta2: o.Beta2, Decay: o.Decay})
+	return nil
+}
+
+// alike makes sure that all processes are about to do the same.
+func (t *Trainer) alike() error {
+	world := t.options.World
+	if world == nil || world.Size == 1 {
+		return nil
+	}
+	settings, err := t.settings()
+	if err != nil {
+		return err
+	}
+	resumable := t.print
+	defer func() { t.print = resumable }()
+	t.print.Weights = t.began
+	mine, err := json.Marshal(state{Settings: settings, Print: t.print})
+	if err != nil {
+		return err
+	}
+	if world.Rank == 0 {
+		return world.Store().Set("run", mine)
+	}
+	world.At("waiting for rank 0 to be ready")
+	text, err := world.Store().Get("run", world.Timeout())
+	if err != nil {
+		return fmt.Errorf("rank 0 did not get ready within %v: %w", world.Timeout(), err)
+	}
+	var first state
+	if err := json.Unmarshal(text, &first); err != nil {
+		return err
+	}
+	if err := t.compare(first); err != nil {
+		return fmt.Errorf("rank %d is not of rank 0's run: %w", world.Rank, err)
+	}
 	return nil
 }
 
@@ -345,15 +440,26 @@ func (t *Trainer) Done() int { return t.step }
 // Trained counts the weights that are tuned.
 func (t *Trainer) Trained() int {
 	n := 0
-	for _, p := range t.params {
-		n += p.Numel()
+	for _, unit := range unitsOf(t.net.model) {
+		for _, p := range unit {
+			if p.RequiresGrad() {
+				n += p.Numel()
+			}
+		}
 	}
 	return n
 }
 
 // Close frees what the run needed, not the model, which must still be there.
 func (t *Trainer) Close() {
+	if t.writing != nil && t.options.processes() == 1 { // of a run that failed; another rank may be gone
+		<-t.writing.done
+		t.writing = nil
+	}
 	t.freeOptimizer()
+	if t.net.strategy != nil {
+		t.net.strategy.free()
+	}
 	if t.log != nil {
 		t.log.close()
 	}
@@ -365,5 +471,5 @@ func (t *Trainer) freeOptimizer() {
 		t.adam.ClearGradients()
 		t.adam.Free()
 	}
-	t.adam, t.params = nil, nil
+	t.adam, t.params, t.held = nil, nil, nil
 }

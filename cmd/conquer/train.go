@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -13,6 +14,7 @@ import (
 	"conquer/model"
 	"conquer/text"
 	"conquer/torch"
+	"conquer/torch/dist"
 	"conquer/train"
 )
 
@@ -24,6 +26,8 @@ conquer train --model_path smollm2-135m --data_path examples/lighthouse/train.js
 # a LoRA adapter in PEFT's format, with a look at unseen data and at an answer before and after
 conquer train --model_path smollm2-135m --data_path train.jsonl --validation_path heldout.jsonl --output_path adapter \
   --lora_rank 16 --ask "Why is the sky blue?"
+# on two GPUs of this machine, or two processes on its cores, each with a part of the weights; docs/training.md has more
+conquer train --nproc 2 --distributed fsdp --model_path smollm2-135m --data_path train.jsonl --output_path tuned
 # stop it with Ctrl-C or lose the machine's power, and go on
 conquer train --model_path smollm2-135m --data_path train.jsonl --output_path tuned --checkpoint_steps 100 --resume
 # a small model from nothing, on plain text
@@ -36,6 +40,7 @@ conquer train --architecture bamba --variant bytes --tokenizer char_tokenizer --
 
 type trainFlags struct {
 	modelFlags
+	worldFlags
 	train.Options
 	architecture, variant string
 	data, validation      []string
@@ -90,7 +95,9 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.StringVar(&o.CheckpointPath, "checkpoint_path", "", "`folder` for checkpoints (default: checkpoints in the output folder)")
 	flags.IntVar(&o.Keep, "keep", 2, "how many of the last checkpoints stay")
 	flags.BoolVar(&o.Resume, "resume", false, "go on from the last checkpoint, if there is one")
+	flags.StringVar(&o.CheckpointFormat, "checkpoint_format", "", "hf: a folder for transformers, which one process writes; native: every process writes its part while training goes on (default: hf for one process, native for several)")
 	flags.BoolVar(&o.TensorBoard, "tensorboard", false, "write event files for TensorBoard, in tensorboard in the output folder")
+	f.worldFlags.declare(flags, o)
 	flags.StringArrayVar(&f.ask, "ask", nil, "a `question` to answer before and after; may be repeated")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
@@ -98,6 +105,11 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		if err := f.check(); err != nil {
 			return err
+		}
+		if place, err := dist.FromEnvironment(); err != nil {
+			return err
+		} else if f.processes > 1 && place.Size == 1 {
+			return f.launch(ctx)
 		}
 		return f.run(ctx)
 	}
@@ -122,6 +134,10 @@ func (f *trainFlags) check() error {
 		return usagef("give --steps or --epochs, not both")
 	case f.merge && f.lora.Rank == 0:
 		return usagef("--merge goes with --lora_rank")
+	case f.processes < 1 || f.restarts < 0 || f.timeout <= 0:
+		return usagef("--nproc %d, --max_restarts %d, --timeout %v: expected at least 1 process, no negative number and a positive time", f.processes, f.restarts, f.timeout)
+	case f.Distributed != "" && !slices.Contains(train.Strategies, f.Distributed):
+		return usagef("--distributed: unknown strategy %q: choose one of %s", f.Distributed, strings.Join(train.Strategies, ", "))
 	case f.report < 1:
 		return usagef("--report_steps is %d, expected 1 or more", f.report)
 	case f.dtype == "float16" || f.dtype == "fp16" || f.dtype == "half":
@@ -154,8 +170,24 @@ func (f *trainFlags) check() error {
 }
 
 func (f *trainFlags) run(ctx context.Context) error {
+	world, err := f.join()
+	if err != nil {
+		return err
+	}
+	defer world.Leave()
+	fetched := func() error { return nil }
+	if world != nil {
+		if _, err := os.Stat(f.path); f.path != "" && err != nil { // the first process of a machine downloads it for all
+			if fetched, err = world.First("opening the model"); err != nil {
+				return err
+			}
+		}
+	}
 	o, err := f.openModel(ctx)
 	if err != nil {
+		return err
+	}
+	if err := fetched(); err != nil {
 		return err
 	}
 	defer func() {
@@ -184,17 +216,18 @@ func (f *trainFlags) run(ctx context.Context) error {
 			fmt.Println("there is no checkpoint yet: beginning with step 1")
 		}
 	}
-	if err := f.answer(ctx, o, "before"); err != nil {
+	if err := f.answer(ctx, t, o, "before"); err != nil {
 		return err
 	}
-	console := train.NewConsole(os.Stderr, f.report, t.Done(), t.Steps())
-	t.Listen(console)
-	err = t.Run(ctx)
-	console.Close()
-	if err != nil {
+	if world == nil || world.Rank == 0 {
+		console := train.NewConsole(os.Stderr, f.report, t.Done(), t.Steps())
+		defer console.Close()
+		t.Listen(console)
+	}
+	if err := t.Run(ctx); err != nil {
 		return err
 	}
-	if err := f.answer(ctx, o, "after"); err != nil {
+	if err := f.answer(ctx, t, o, "after"); err != nil {
 		return err
 	}
 	return f.finish(t)
@@ -289,7 +322,14 @@ func (f *trainFlags) loadAll(paths []string, what string, tok *text.Tokenizer) (
 }
 
 // answer lets the model answer the questions of --ask.
-func (f *trainFlags) answer(ctx context.Context, o *opened, when string) error {
+func (f *trainFlags) answer(ctx context.Context, t *train.Trainer, o *opened, when string) error {
+	if len(f.ask) == 0 {
+		return nil
+	}
+	return t.Whole(func() error { return f.answerAll(ctx, o, when) })
+}
+
+func (f *trainFlags) answerAll(ctx context.Context, o *opened, when string) error {
 	for _, question := range f.ask {
 		prompt, special, err := o.tokenizer.InstructionPrompt(question, "")
 		if err != nil {
@@ -302,9 +342,7 @@ func (f *trainFlags) answer(ctx context.Context, o *opened, when string) error {
 		}
 		fmt.Printf("\n%s tuning: %s\n  %s\n", when, question, strings.ReplaceAll(strings.TrimSpace(results[0].Text), "\n", "\n  "))
 	}
-	if len(f.ask) > 0 {
-		fmt.Println()
-	}
+	fmt.Println()
 	return nil
 }
 
@@ -314,7 +352,7 @@ func (f *trainFlags) finish(t *train.Trainer) error {
 	if f.merge {
 		export = t.ExportMerged
 	}
-	if err := export(f.output); err != nil {
+	if err := export(f.output); err != nil || f.World != nil && f.World.Rank > 0 {
 		return err
 	}
 	picture := filepath.Join(f.output, "loss.png")

@@ -30,6 +30,8 @@ type beat struct {
 	Count int             `json:"count"` // goes up as long as the process lives
 	Where string          `json:"where,omitempty"`
 	Ops   map[string]step `json:"ops"` // by group
+	// GaveUp says that an operation failed here, which ends the process, whatever the reason was.
+	GaveUp bool `json:"gave_up,omitempty"`
 }
 
 // step is the last operation that a process began in a group.
@@ -122,7 +124,9 @@ func (p *pulse) explain(name string, g *Group, seq int, reason string) string {
 	if p.where != "" {
 		where = " (" + fmt.Sprintf(p.where, p.args...) + ")"
 	}
+	p.now.GaveUp = true
 	p.mutex.Unlock()
+	p.send()
 	what := fmt.Sprintf("%s %d of group %s%s failed", name, seq, g.Name, where)
 	if seq < 0 {
 		what = fmt.Sprintf("meeting as group %s failed", g.Name)
@@ -150,6 +154,8 @@ func (p *pulse) explain(name string, g *Group, seq int, reason string) string {
 		switch last := b.Ops[g.Name]; {
 		case err != nil:
 			return fmt.Sprintf("%s: the store is gone, so the process that held it has ended (%s)", what, reason)
+		case ok && b.GaveUp:
+			arrived = append(arrived, rank)
 		case !ok || b.Count == before[rank].Count:
 			gone = append(gone, rank)
 		case last.Seq >= seq && seq >= 0:

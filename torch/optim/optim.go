@@ -23,6 +23,16 @@ import (
 type Param struct {
 	Name string
 	torch.Tensor
+	// Whole is the shape of the weight that Tensor is a stretch of; nil where it is the weight itself.
+	Whole []int
+}
+
+// matrix reports whether the weight has more than one dimension.
+func (p Param) matrix() bool {
+	if p.Whole != nil {
+		return len(p.Whole) > 1
+	}
+	return p.Rank() > 1
 }
 
 // AdamWOptions are the constants of AdamW. Eps 0 means 1e-8.
@@ -119,7 +129,7 @@ func (a *AdamW) Step(rate, scale float64) {
 				if !original.Defined() {
 					original = p.Tensor
 				}
-				if p.Rank() > 1 {
+				if p.matrix() {
 					decay = a.options.Decay
 				}
 				step.Weights, step.Originals = append(step.Weights, p.Tensor), append(step.Originals, original.Detach())
@@ -140,13 +150,23 @@ func (a *AdamW) State() []Param {
 	var list []Param
 	for i, p := range a.params {
 		s := a.states[i]
-		list = append(list, Param{p.Name + ".mean", s.mean}, Param{p.Name + ".square", s.square})
+		list = append(list, Param{Name: p.Name + ".mean", Tensor: s.mean}, Param{Name: p.Name + ".square", Tensor: s.square})
 		if s.original.Defined() {
-			list = append(list, Param{p.Name + ".original", s.original})
+			list = append(list, Param{Name: p.Name + ".original", Tensor: s.original})
 		}
 	}
 	return list
 }
+
+// Of gives the state of the i'th weight: the running averages of its gradient and of the gradient's square, and its float32
+// original, no tensor where the weight is float32. They are the state itself.
+func (a *AdamW) Of(i int) (mean, square, original torch.Tensor) {
+	s := a.states[i]
+	return s.mean, s.square, s.original
+}
+
+// SetTaken says how many steps a state that was put into place by other means has seen.
+func (a *AdamW) SetTaken(n int) { a.taken = n }
 
 // Restore goes back to a state: tensor gives the saved tensor of a name of State, taken is what Taken was.
 func (a *AdamW) Restore(taken int, tensor func(name string) (torch.Tensor, error)) error {

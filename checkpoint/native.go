@@ -1,0 +1,302 @@
+package checkpoint
+
+import (
+	"encoding/json"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"conquer/torch"
+)
+
+// Native is this project's own format for a run of several processes: a folder to which each of them has written the
+// stretches of tensors that it held, in a safetensors file of its own, beside native.json, which says what lies where and has
+// each file's checksum. Any number of processes can read it, each what it needs. Beside weights it holds what a run needs
+// to go on; a tensor whose name has a colon in it is no weight.
+const (
+	Native     = "native"
+	NativeFile = "native.json"
+)
+
+// Stretch is a run of a tensor's elements, in row-major order.
+type Stretch struct {
+	Name  string       // of the tensor
+	Start int          // the place of the first
+	Data  torch.Tensor // contiguous, on the CPU
+}
+
+// NativePart is a process's file in a native checkpoint.
+type NativePart struct {
+	File      string         `json:"name"`
+	Bytes     int64          `json:"bytes"`
+	CRC       uint32         `json:"crc32c"`
+	Stretches []nativeRecord `json:"stretches"`
+}
+
+type nativeRecord struct {
+	Name   string `json:"name"`
+	Start  int    `json:"start"`
+	Length int    `json:"length"`
+	DType  string `json:"dtype"`
+}
+
+func (r nativeRecord) key() string { return fmt.Sprintf("%s@%d", r.Name, r.Start) }
+
+// NativeTensor says what the stretches of a name are parts of.
+type NativeTensor struct {
+	Shape []int `json:"shape"`
+	// DType is what the tensor is in the model; its stretches may be float32 originals of that.
+	DType string `json:"dtype"`
+}
+
+type nativeIndex struct {
+	Version int                     `json:"version"`
+	Files   []NativePart            `json:"files"`
+	Tensors map[string]NativeTensor `json:"tensors"`
+}
+
+// TensorType describes a tensor of a native checkpoint.
+func TensorType(dtype torch.DType, shape []int) NativeTensor {
+	return NativeTensor{Shape: append([]int{}, shape...), DType: safetensorsName(dtype)}
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// WriteStretches writes the file of process rank of ranks into dir, to the disk, and describes it.
+func WriteStretches(dir string, rank, ranks int, list []Stretch) (NativePart, error) {
+	part := NativePart{File: fmt.Sprintf("rank-%05d-of-%05d.safetensors", rank, ranks)}
+	list = slices.Clone(list)
+	slices.SortStableFunc(list, func(a, b Stretch) int { return b.Data.DType().Size() - a.Data.DType().Size() })
+	var records []record
+	for _, s := range list {
+		r := nativeRecord{s.Name, s.Start, s.Data.Numel(), safetensorsName(s.Data.DType())}
+		part.Stretches = append(part.Stretches, r)
+		records = append(records, record{name: r.key(), dtype: r.DType, shape: []int{r.Length}, bytes: s.Data.Bytes()})
+	}
+	path := filepath.Join(dir, part.File)
+	header, err := safetensorsHeader(records)
+	if err != nil {
+		return part, explain(path, err)
+	}
+	sum := crc32.New(castagnoli)
+	err = writeNew(path, func(w io.Writer) error {
+		w = io.MultiWriter(w, sum)
+		n, err := w.Write(header)
+		part.Bytes = int64(n)
+		for _, s := range list {
+			if err != nil {
+				break
+			}
+			n, err = w.Write(s.Data.Data())
+			part.Bytes += int64(n)
+		}
+		return err
+	})
+	part.CRC = sum.Sum32()
+	return part, explain(path, err)
+}
+
+// WriteNativeIndex writes native.json into dir, which makes a checkpoint of the files that the parts describe.
+func WriteNativeIndex(dir string, parts []NativePart, tensors map[string]NativeTensor) error {
+	text, err := json.Marshal(nativeIndex{Version: 1, Files: parts, Tensors: tensors})
+	if err != nil {
+		return err
+	}
+	return WriteFile(filepath.Join(dir, NativeFile), func(w io.Writer) error { _, err := w.Write(text); return err })
+}
+
+// Commit gives the finished folder dir.partial the name dir, in one step, once all of it is on the disk.
+func Commit(dir string) error {
+	if err := syncFolder(dir + partial); err != nil {
+		return explain(dir, err)
+	}
+	if err := os.Rename(dir+partial, dir); err != nil {
+		return explain(dir, err)
+	}
+	return explain(dir, syncFolder(filepath.Dir(dir)))
+}
+
+// Partial is what the folder dir is called until [Commit].
+func Partial(dir string) string { return dir + partial }
+
+// nativeFile is an open file of a native checkpoint.
+type nativeFile struct {
+	*mappedFile
+	part    NativePart
+	checked sync.Once
+	bad     error
+}
+
+// check compares the file with its checksum, once.
+func (f *nativeFile) check() error {
+	f.checked.Do(func() {
+		if crc32.Checksum(f.mapping.Bytes(), castagnoli) != f.part.CRC {
+			f.bad = fmt.Errorf("%s does not have the checksum that %s gives it: it is damaged, or of another run", f.path, NativeFile)
+		}
+	})
+	return f.bad
+}
+
+// nativeTensor is a tensor and where its stretches lie.
+type nativeTensor struct {
+	NativeTensor
+	stretches []nativeStretch // in order, without holes
+}
+
+type nativeStretch struct {
+	start, length, offset int
+	file                  *nativeFile
+}
+
+// openNative opens a native checkpoint, checking that each tensor is there from its first element to its last.
+func (c *Checkpoint) openNative(dir string, text []byte) error {
+	path := filepath.Join(dir, NativeFile)
+	var index nativeIndex
+	if err := json.Unmarshal(text, &index); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if index.Version != 1 {
+		return fmt.Errorf("%s has version %d, expected 1", path, index.Version)
+	}
+	c.Format, c.native = Native, map[string]*nativeTensor{}
+	for name, t := range index.Tensors {
+		dtype, known := safetensorsTorch[t.DType]
+		if _, ok := sizeInBits(t.Shape, 64); !known || !ok || slices.ContainsFunc(t.Shape, func(n int) bool { return n < 0 }) {
+			return fmt.Errorf("%s: tensor %.120q is %.20q of shape %v, which is none", path, name, t.DType, t.Shape)
+		}
+		c.native[name] = &nativeTensor{NativeTensor: t}
+		if !strings.Contains(name, ":") {
+			c.names = append(c.names, name)
+			c.tensors[name] = &stored{record: record{name: name, dtype: t.DType, shape: t.Shape, bytes: numel(t.Shape) * dtype.Size()},
+				file: &mappedFile{path: path}}
+		}
+	}
+	slices.Sort(c.names)
+	for _, part := range index.Files {
+		if err := c.addPart(dir, part); err != nil {
+			return err
+		}
+	}
+	for name, t := range c.native {
+		slices.SortFunc(t.stretches, func(a, b nativeStretch) int { return a.start - b.start })
+		next := 0
+		for _, s := range t.stretches {
+			if s.start != next {
+				return fmt.Errorf("%s: tensor %.120q goes on at element %d, expected %d: a part is missing, or there twice", path, name, s.start, next)
+			}
+			next += s.length
+		}
+		if next != numel(t.Shape) {
+			return fmt.Errorf("%s: tensor %.120q ends after %d of its %d elements: a part is missing", path, name, next, numel(t.Shape))
+		}
+	}
+	return nil
+}
+
+func numel(shape []int) int {
+	n := 1
+	for _, s := range shape {
+		n *= s
+	}
+	return n
+}
+
+// addPart opens a process's file and finds the stretches in it.
+func (c *Checkpoint) addPart(dir string, part NativePart) error {
+	index := filepath.Join(dir, NativeFile)
+	if part.File == "" || part.File != filepath.Base(part.File) || !filepath.IsLocal(part.File) {
+		return fmt.Errorf("%s: %.80q is not the name of a file in this folder", index, part.File)
+	}
+	path := filepath.Join(dir, part.File)
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("%w: %s names it, and nothing can be read without it", err, index)
+	}
+	if info.Size() != part.Bytes {
+		return fmt.Errorf("%s has %d bytes, expected %d: it is truncated, or of another run", path, info.Size(), part.Bytes)
+	}
+	mapped, err := c.mapFile(path)
+	if err != nil {
+		return err
+	}
+	file := &nativeFile{mappedFile: mapped, part: part}
+	records, _, err := parseSafetensors(mapped.mapping.Bytes())
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	there := map[string]record{}
+	for _, r := range records {
+		there[r.name] = r
+	}
+	for _, s := range part.Stretches {
+		t, r := c.native[s.Name], there[s.key()]
+		dtype, plain := safetensorsTorch[s.DType]
+		switch {
+		case t == nil:
+			return fmt.Errorf("%s: %s holds a part of tensor %.120q, which it does not describe", index, part.File, s.Name)
+		case r.name == "" || r.dtype != s.DType || !plain || len(r.shape) != 1 || r.shape[0] != s.Length || s.Start < 0 || r.offset%dtype.Size() != 0:
+			return fmt.Errorf("%s does not hold elements %d to %d of tensor %.120q as %s: it is of another run", path, s.Start, s.Start+s.Length, s.Name, s.DType)
+		case len(t.stretches) > 0 && t.stretches[0].file.dtypeOf(s.Name) != s.DType:
+			return fmt.Errorf("%s: the parts of tensor %.120q have several dtypes", index, s.Name)
+		}
+		t.stretches = append(t.stretches, nativeStretch{s.Start, s.Length, r.offset, file})
+	}
+	return nil
+}
+
+func (f *nativeFile) dtypeOf(name string) string {
+	for _, s := range f.part.Stretches {
+		if s.Name == name {
+			return s.DType
+		}
+	}
+	return ""
+}
+
+// Range gives elements [start, start+length) of a tensor of a native checkpoint, weight or not, in row-major order and in the
+// dtype that they are stored in. It reads the files that hold them alone.
+func (c *Checkpoint) Range(name string, start, length int) (torch.Tensor, error) {
+	t := c.native[name]
+	if t == nil {
+		return torch.Tensor{}, fmt.Errorf("%s: there is no tensor %.120q", filepath.Join(c.Path, NativeFile), name)
+	}
+	if start < 0 || length < 0 || start+length > numel(t.Shape) {
+		return torch.Tensor{}, fmt.Errorf("%s: tensor %.120q has %d elements, not %d to %d", c.Path, name, numel(t.Shape), start, start+length)
+	}
+	if length == 0 {
+		return torch.Empty([]int{0}, safetensorsTorch[t.DType], torch.CPU), nil
+	}
+	dtype := safetensorsTorch[t.stretches[0].file.dtypeOf(name)]
+	result := torch.Empty([]int{length}, dtype, torch.CPU)
+	into, size := result.Data(), dtype.Size()
+	for _, s := range t.stretches {
+		from, to := max(start, s.start), min(start+length, s.start+s.length)
+		if from >= to {
+			continue
+		}
+		if err := s.file.check(); err != nil {
+			return torch.Tensor{}, err
+		}
+		at := s.offset + (from-s.start)*size
+		copy(into[(from-start)*size:(to-start)*size], s.file.mapping.Bytes()[at:at+(to-from)*size])
+	}
+	return result, nil
+}
+
+// HasRange reports whether a native checkpoint has a tensor of that name.
+func (c *Checkpoint) HasRange(name string) bool { return c.native[name] != nil }
+
+// nativeWeight puts a weight together, as the model has it.
+func (c *Checkpoint) nativeWeight(name string) (torch.Tensor, error) {
+	t := c.native[name]
+	all, err := c.Range(name, 0, numel(t.Shape))
+	if err != nil {
+		return all, err
+	}
+	return all.To(safetensorsTorch[t.DType]).View(t.Shape...), nil
+}

@@ -1,0 +1,144 @@
+package checkpoint
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"conquer/torch"
+)
+
+// writeNative writes tensors of a few shapes, cut at random among ranks, and returns their values.
+func writeNative(t testing.TB, dir string, ranks int, draw *rand.Rand) map[string][]float32 {
+	t.Helper()
+	values, tensors := map[string][]float32{}, map[string]NativeTensor{}
+	parts := make([][]Stretch, ranks)
+	err := torch.Run(func() error {
+		for i, shape := range [][]int{{7, 5}, {1}, {64}, {2, 3, 4}, {0, 3}} {
+			name := fmt.Sprintf("t%d.weight", i)
+			list := make([]float32, numel(shape))
+			for j := range list {
+				list[j] = draw.Float32()
+			}
+			values[name], tensors[name] = list, TensorType(torch.Float32, shape)
+			cuts := []int{0, len(list)}
+			for range ranks - 1 {
+				cuts = append(cuts, draw.IntN(len(list)+1))
+			}
+			slices.Sort(cuts)
+			for r := range ranks {
+				if part := list[cuts[r]:cuts[r+1]]; len(part) > 0 {
+					parts[r] = append(parts[r], Stretch{name, cuts[r], torch.From(part, len(part))})
+				}
+			}
+		}
+		var written []NativePart
+		for r, list := range parts {
+			part, err := WriteStretches(dir, r, ranks, list)
+			if err != nil {
+				return err
+			}
+			written = append(written, part)
+		}
+		return WriteNativeIndex(dir, written, tensors)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return values
+}
+
+func TestAnyRangeOfANativeTensorIsReadWhoeverWroteIt(t *testing.T) {
+	draw := rand.New(rand.NewPCG(rand.Uint64(), 1))
+	for _, ranks := range []int{1, 2, 5} {
+		dir := t.TempDir()
+		values := writeNative(t, dir, ranks, draw)
+		c, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = torch.Run(func() error {
+			for name, want := range values {
+				for range 20 {
+					from := draw.IntN(len(want) + 1)
+					to := from + draw.IntN(len(want)-from+1)
+					got, err := c.Range(name, from, to-from)
+					if err != nil {
+						return err
+					}
+					if !slices.Equal(torch.Values[float32](got), want[from:to]) {
+						t.Errorf("%d ranks: elements %d to %d of %s differ", ranks, from, to, name)
+					}
+				}
+				whole, err := c.Tensor(name)
+				if err != nil {
+					return err
+				}
+				if info, _ := c.Info(name); !slices.Equal(whole.Shape(), info.Shape) || !slices.Equal(torch.Values[float32](whole), want) {
+					t.Errorf("%d ranks: %s is %v, want shape %v", ranks, name, whole, info.Shape)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+}
+
+func TestANativeIndexThatDoesNotAddUpIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	writeNative(t, dir, 2, rand.New(rand.NewPCG(3, 4)))
+	path := filepath.Join(dir, NativeFile)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string][2]string{
+		"expected 1":                 {`"version":1`, `"version":2`},
+		"not the name of a file":     {`"name":"rank-00001`, `"name":"../rank-00001`},
+		"which is none":              {`"shape":[7,5]`, `"shape":[7,-5]`},
+		"a part is missing":          {`"shape":[7,5]`, `"shape":[8,5]`},
+		"which it does not describe": {`"t3.weight":{`, `"t9.weight":{`},
+	} {
+		changed := strings.ReplaceAll(string(text), change[0], change[1])
+		if changed == string(text) {
+			t.Fatalf("%q is not in the index", change[0])
+		}
+		os.WriteFile(path, []byte(changed), 0o666)
+		if c, err := Open(dir); err == nil {
+			c.Close()
+			t.Errorf("nothing refused what should give %q", want)
+		} else if !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+func FuzzNativeIndex(f *testing.F) {
+	dir := f.TempDir()
+	writeNative(f, dir, 2, rand.New(rand.NewPCG(5, 6)))
+	text, err := os.ReadFile(filepath.Join(dir, NativeFile))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c := &Checkpoint{Path: dir, tensors: map[string]*stored{}}
+		defer c.Close()
+		if c.openNative(dir, text) != nil {
+			return
+		}
+		torch.Run(func() error {
+			for _, name := range c.Names() {
+				c.Tensor(name)
+			}
+			return nil
+		})
+	})
+}

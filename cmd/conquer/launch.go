@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"conquer/torch"
+	"conquer/torch/dist"
+	"conquer/train"
+)
+
+// worldFlags are the flags of a run of several processes.
+type worldFlags struct {
+	processes, restarts int
+	timeout             time.Duration
+}
+
+func (f *worldFlags) declare(flags *pflag.FlagSet, o *train.Options) {
+	flags.IntVar(&f.processes, "nproc", 1, "processes to run on this machine, one a GPU, or sharing the CPU's cores")
+	flags.StringVar(&o.Distributed, "distributed", "", "how processes share the work: none, ddp, fsdp or hsdp (default: none for one process, ddp for several)")
+	flags.IntVar(&o.ShardSize, "hsdp_size", 0, "with hsdp, how many processes divide the weights among them (default: those of a machine)")
+	flags.BoolVar(&o.KeepGathered, "keep_gathered", false, "with fsdp and hsdp, keep weights whole from the forward to the backward pass: faster, for more memory")
+	flags.StringVar(&o.ReduceDType, "reduce_dtype", "float32", "`type` in which processes sum gradients: float32, or same for the weights' own")
+	flags.IntVar(&f.restarts, "max_restarts", 0, "with --nproc, how often to begin again from the last checkpoint when a process fails")
+	flags.DurationVar(&f.timeout, "timeout", 10*time.Minute, "how long a process waits for the others before it gives up and names them")
+}
+
+// join makes this process part of the run that its environment describes: nil when there is none.
+func (f *trainFlags) join() (*dist.World, error) {
+	place, err := dist.FromEnvironment()
+	if err != nil {
+		return nil, err
+	}
+	if place.Size == 1 && (f.Distributed == "" || f.Distributed == train.None) {
+		return nil, nil
+	}
+	if f.Distributed == "" {
+		f.Distributed = train.DDP
+	}
+	if f.threads == 0 {
+		f.threads = max(1, runtime.NumCPU()/place.LocalSize)
+	}
+	if f.modelFlags.device == "cuda" || f.modelFlags.device == "" && torch.LoadCUDA() == nil {
+		f.modelFlags.device = fmt.Sprintf("cuda:%d", place.LocalRank)
+	}
+	device, err := parseDevice(f.modelFlags.device)
+	if err != nil {
+		return nil, err
+	}
+	if place.Rank > 0 { // rank 0 speaks for all
+		if os.Stdout, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
+			return nil, err
+		}
+	}
+	f.World, err = dist.Join(place, device, f.timeout)
+	return f.World, err
+}
+
+// launch runs this command in several processes of this machine, and again from the last checkpoint when one of them fails.
+func (f *worldFlags) launch(ctx context.Context) error {
+	store, err := dist.OpenStore("127.0.0.1", 0, true, time.Minute)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	for attempt := 0; ; attempt++ {
+		err := f.attempt(ctx, store.Port(), attempt)
+		var usage usageError
+		if err == nil || ctx.Err() != nil || errors.As(err, &usage) || attempt >= f.restarts {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "conquer train: %v\nbeginning again from the last checkpoint (%d of %d times)\n", err, attempt+1, f.restarts)
+	}
+}
+
+// attempt runs the processes once. The first to fail ends the others; its error is what is returned.
+func (f *worldFlags) attempt(ctx context.Context, port, attempt int) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	args := os.Args[1:]
+	if attempt > 0 {
+		args = append(args[:len(args):len(args)], "--resume")
+	}
+	type end struct {
+		rank int
+		err  error
+	}
+	children, complaints := make([]*exec.Cmd, 0, f.processes), make([]bytes.Buffer, f.processes)
+	ends := make(chan end, f.processes)
+	kill := func() {
+		for _, c := range children {
+			c.Process.Kill()
+		}
+	}
+	for rank := range f.processes {
+		c := exec.Command(self, args...)
+		c.Env = append(os.Environ(), fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", f.processes), fmt.Sprint("LOCAL_RANK=", rank),
+			fmt.Sprint("LOCAL_WORLD_SIZE=", f.processes), "MASTER_ADDR=127.0.0.1", fmt.Sprint("MASTER_PORT=", port),
+			"TORCHELASTIC_USE_AGENT_STORE=True", fmt.Sprint("TORCHELASTIC_RESTART_COUNT=", attempt))
+		c.Stdout, c.Stderr = os.Stdout, os.Stderr
+		if rank > 0 {
+			c.Stdout, c.Stderr = nil, &complaints[rank]
+		}
+		// A process whose launcher dies must not live on.
+		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := c.Start(); err != nil {
+			kill()
+			return err
+		}
+		children = append(children, c)
+		go func() { ends <- end{rank, c.Wait()} }()
+	}
+	stopping := ctx.Done()
+	var first error
+	for left := f.processes; left > 0; {
+		select {
+		case <-stopping:
+			stopping = nil
+			for _, c := range children {
+				c.Process.Signal(syscall.SIGTERM)
+			}
+		case e := <-ends:
+			left--
+			if e.err == nil || first != nil || ctx.Err() != nil {
+				continue
+			}
+			if code := children[e.rank].ProcessState.ExitCode(); code == 130 { // one of them was told to stop, and told the others
+				first = context.Canceled
+				continue
+			}
+			first = failure(e.rank, children[e.rank].ProcessState, complaints[e.rank].String())
+			kill()
+		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return first
+}
+
+// failure says how a process failed: in its own words, of which rank 0's are on stderr already.
+func failure(rank int, state *os.ProcessState, complaint string) error {
+	lines := strings.Split(strings.TrimSpace(complaint), "\n")
+	last := strings.TrimPrefix(lines[len(lines)-1], "conquer train: ")
+	if last == "" {
+		last = "it ended with " + state.String()
+		if rank == 0 && state.ExitCode() > 0 {
+			last = "its error is above"
+		}
+	}
+	err := fmt.Errorf("rank %d failed, so all were ended: %s", rank, last)
+	if state.ExitCode() == 2 {
+		return usageError{err}
+	}
+	return err
+}

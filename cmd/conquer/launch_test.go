@@ -1,0 +1,132 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"conquer/train"
+)
+
+// With this variable set, the test binary is the program itself, which starts itself again for each process of a run.
+const programVariable = "CONQUER_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(programVariable) != "" {
+		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+// program prepares to run conquer as a process of its own.
+func program(args ...string) (*exec.Cmd, *bytes.Buffer, *bytes.Buffer) {
+	c := exec.Command(os.Args[0], args...)
+	c.Env = append(os.Environ(), programVariable+"=1", "OMP_NUM_THREADS=1")
+	var stdout, stderr bytes.Buffer
+	c.Stdout, c.Stderr = &stdout, &stderr
+	return c, &stdout, &stderr
+}
+
+// smallRun are the arguments of a run of a few steps into out.
+func smallRun(t *testing.T, out string, more ...string) []string {
+	t.Helper()
+	data := filepath.Join(t.TempDir(), "poem.txt")
+	if err := os.WriteFile(data, []byte(strings.Repeat("round and round the tower the gulls go round\n", 60)), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	return append([]string{"train", "--architecture", "bamba", "--variant", "bytes", "--tokenizer", "char_tokenizer", "--data_path", data,
+		"--output_path", out, "--pack", "--sequence_length", "32", "--batch_size", "1", "--learning_rate", "0.01", "--device", "cpu"}, more...)
+}
+
+func TestTwoProcessesTuneOneModelAndReportOnce(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "out")
+	c, stdout, stderr := program(smallRun(t, out, "--nproc", "2", "--distributed", "fsdp", "--steps", "4", "--report_steps", "1")...)
+	if err := c.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, stderr)
+	}
+	if n := strings.Count(stderr.String(), "step 4/4  epoch"); n != 1 {
+		t.Errorf("the last step is reported %d times\n%s", n, stderr)
+	}
+	if n := strings.Count(stdout.String(), "tuning "); n != 1 {
+		t.Errorf("the beginning is reported %d times\n%s", n, stdout)
+	}
+	if text := succeed(t, "generate", "--model_path", out, "--prompt", "round", "--max_new_tokens", "4", "--ignore_eos"); len(text) < 4 {
+		t.Errorf("the result continues with %q", text)
+	}
+}
+
+// ranksOf finds the processes that a launcher started, by rank.
+func ranksOf(launcher int) map[string]*os.Process {
+	found := map[string]*os.Process{}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		stat, _ := os.ReadFile(path)
+		environment, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "environ"))
+		var pid, parent int
+		var state string
+		_, after, _ := strings.Cut(string(stat), ") ")
+		fmt.Sscan(after, &state, &parent)
+		fmt.Sscan(string(stat), &pid)
+		for _, v := range strings.Split(string(environment), "\x00") {
+			if rank, ok := strings.CutPrefix(v, "RANK="); ok && parent == launcher {
+				found[rank], _ = os.FindProcess(pid)
+			}
+		}
+	}
+	return found
+}
+
+// killRank waits for a run's first checkpoint and kills a rank.
+func killRank(t *testing.T, launcher *exec.Cmd, checkpoints, rank string) {
+	t.Helper()
+	for range 6000 {
+		if _, err := os.Stat(filepath.Join(checkpoints, "latest")); err == nil {
+			if p := ranksOf(launcher.Process.Pid)[rank]; p != nil {
+				p.Kill()
+				return
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("there was no checkpoint, or no process of that rank")
+}
+
+func TestAKilledRankEndsTheRunAndARestartGoesOn(t *testing.T) {
+	for _, restarts := range []string{"0", "1"} {
+		out := filepath.Join(t.TempDir(), "out")
+		c, _, stderr := program(smallRun(t, out, "--nproc", "2", "--distributed", "ddp", "--steps", "150", "--checkpoint_steps", "2",
+			"--max_restarts", restarts)...)
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		killRank(t, c, filepath.Join(out, "checkpoints"), "1")
+		c.Wait()
+		message := "rank 1 failed, so all were ended: it ended with signal: killed"
+		if !strings.Contains(stderr.String(), message) {
+			t.Errorf("a killed rank is not named\n%s", stderr)
+		}
+		if code := c.ProcessState.ExitCode(); (code == 0) != (restarts == "1") {
+			t.Errorf("with %s restarts the exit code is %d\n%s", restarts, code, stderr)
+		}
+		if restarts == "0" {
+			continue
+		}
+		metrics, err := os.ReadFile(filepath.Join(out, train.MetricsFile))
+		if err != nil || bytes.Count(metrics, []byte("gradient_norm")) != 150 {
+			t.Errorf("%d steps are in the metrics, want 150 (%v)", bytes.Count(metrics, []byte("gradient_norm")), err)
+		}
+	}
+}
+
+func TestTheMistakeOfEveryRankIsReportedOnce(t *testing.T) {
+	c, _, stderr := program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "2", "--steps", "4", "--distributed", "hsdp", "--hsdp_size", "3")...)
+	c.Run()
+	if code := c.ProcessState.ExitCode(); code == 0 || !strings.Contains(stderr.String(), "that does not divide the 2 processes") {
+		t.Errorf("exit code %d and\n%s", code, stderr)
+	}
+}

@@ -1,0 +1,304 @@
+package train
+
+import (
+	"math"
+
+	"conquer/torch"
+	"conquer/torch/dist"
+	"conquer/torch/nn"
+)
+
+// sharded is the strategies fsdp and hsdp. The weights of a unit lie one behind the other in a flat buffer, of which each
+// rank of the shard group keeps an equal part. Before a unit runs, the ranks put the parts together; behind it, the memory of
+// the whole goes back. Gradients go the other way: summed over the ranks, each rank receives those of its part.
+//
+//	use(u, next)   wait for the weights of u; begin to gather those of next, which come while u computes
+//	leave(u)       the memory of u's weights goes back
+//	reduce(u)      u's gradients, flat, begin to be summed and scattered; those of the unit before are added up
+//
+// With hsdp, the parts' gradients are then summed over the ranks of the other groups that hold the same part.
+type sharded struct {
+	units    [][]*flat
+	shard    *dist.Group
+	copies   *dist.Group // the ranks that hold the same parts; nil for fsdp
+	keep     bool        // keep gathered weights from the forward pass to the backward pass
+	wide     bool        // sum gradients in float32
+	underway []scatter
+}
+
+// flat is the weights of one unit that have one dtype and are all trained or all frozen.
+type flat struct {
+	params []*nn.Param
+	starts []int
+	length int // of a rank's part; the whole is a little longer than the weights, so that the parts are equal
+
+	// whole [ranks · length] is what the weights are views of; its memory is there while they are used. part is this rank's
+	// part of it.
+	whole, part torch.Tensor
+	// Where they are trained: the float32 original of part (part itself if that is float32) and the sum of its gradients.
+	original, gradient torch.Tensor
+	trained, there     bool
+	gather             *dist.Work
+	views              []piece
+}
+
+// scatter is gradients on their way to the ranks that hold their weights.
+type scatter struct {
+	to         *flat
+	input, sum torch.Tensor
+	work       *dist.Work
+}
+
+func newSharded(units [][]*nn.Param, shard, copies *dist.Group, o Options, wide bool) *sharded {
+	s := &sharded{shard: shard, copies: copies, keep: o.KeepGathered, wide: wide}
+	torch.NoGrad(func() {
+		for _, unit := range units {
+			var flats []*flat
+			for _, group := range alike(unit) {
+				flats = append(flats, newFlat(group, shard))
+			}
+			s.units = append(s.units, flats)
+		}
+	})
+	return s
+}
+
+// alike groups weights that one buffer can hold.
+func alike(params []*nn.Param) (groups [][]*nn.Param) {
+	type kind struct {
+		dtype   torch.DType
+		trained bool
+	}
+	at := map[kind]int{}
+	for _, p := range params {
+		k := kind{p.DType(), p.RequiresGrad()}
+		i, ok := at[k]
+		if !ok {
+			i = len(groups)
+			at[k] = i
+			groups = append(groups, nil)
+		}
+		groups[i] = append(groups[i], p)
+	}
+	return groups
+}
+
+// newFlat moves weights into a buffer and keeps this rank's part of it.
+func newFlat(params []*nn.Param, group *dist.Group) *flat {
+	f := &flat{params: params, trained: params[0].RequiresGrad()}
+	total := 0
+	for _, p := range params {
+		f.starts = append(f.starts, total)
+		total += p.Numel()
+	}
+	const multiple = 16 // so that parts begin where vector loads like it
+	f.length = (total + group.Size*multiple - 1) / (group.Size * multiple) * multiple
+	dtype, device := params[0].DType(), params[0].Device()
+	torch.Scoped(func() {
+		f.whole = torch.Zeros([]int{group.Size * f.length}, dtype, device).Own()
+		for i, p := range params {
+			view := f.whole.Narrow(0, f.starts[i], p.Numel()).View(p.Shape...)
+			view.Copy(p.Detach())
+			p.SetData(view)
+		}
+		if group.Size == 1 { // nothing to gather, ever
+			f.part, f.there = f.whole.Narrow(0, 0, f.length).Own(), true
+		} else {
+			f.part = f.whole.Narrow(0, group.Rank*f.length, f.length).Clone().Own()
+			dist.Resize(f.whole, 0)
+		}
+		if !f.trained {
+			return
+		}
+		if dtype == torch.Float32 {
+			f.original = f.part.Detach().Own()
+		} else {
+			f.original = f.part.To(torch.Float32).Own()
+		}
+		f.gradient = torch.Zeros([]int{f.length}, torch.Float32, device).Own()
+	})
+	// The weights' stretches that lie in this rank's part.
+	first, end := group.Rank*f.length, (group.Rank+1)*f.length
+	for i, p := range params {
+		from, to := max(first, f.starts[i]), min(end, f.starts[i]+p.Numel())
+		if from >= to {
+			continue
+		}
+		source := f.part
+		if f.trained {
+			source = f.original
+		}
+		torch.Scoped(func() {
+			f.views = append(f.views, piece{p, from - f.starts[i], source.Narrow(0, from-first, to-from).Own()})
+		})
+	}
+	return f
+}
+
+// fetch begins to gather a unit's weights, unless they are there or coming.
+func (s *sharded) fetch(u int) {
+	for _, f := range s.units[u] {
+		if f.there || f.gather != nil {
+			continue
+		}
+		dist.Resize(f.whole, f.whole.Numel()*f.whole.DType().Size())
+		f.gather = s.shard.AllGather(f.whole, f.part)
+	}
+}
+
+func (s *sharded) use(u, next int) {
+	s.fetch(u)
+	for _, f := range s.units[u] {
+		if f.gather != nil {
+			f.gather.Wait()
+			f.gather, f.there = nil, true
+		}
+	}
+	if next >= 0 {
+		s.fetch(next)
+	}
+}
+
+func (s *sharded) leave(u int, again bool) {
+	if s.shard.Size == 1 || s.keep && again {
+		return
+	}
+	for _, f := range s.units[u] {
+		if f.there {
+			dist.Resize(f.whole, 0)
+			f.there = false
+		}
+	}
+}
+
+func (s *sharded) reduce(u int, last bool) {
+	for _, f := range s.units[u] {
+		if !f.trained {
+			continue
+		}
+		next := scatter{to: f}
+		torch.NoGrad(func() {
+			torch.Scoped(func() {
+				next.input = torch.Zeros([]int{s.shard.Size * f.length}, reducedAs(f.params[0], s.wide), f.whole.Device()).Own()
+				for i, p := range f.params {
+					if g := p.Grad(); g.Defined() {
+						next.input.Narrow(0, f.starts[i], p.Numel()).Copy(g.Reshape(-1))
+						p.ClearGrad()
+					}
+				}
+				next.sum = torch.Empty([]int{f.length}, next.input.DType(), f.whole.Device()).Own()
+			})
+		})
+		next.work = s.shard.ReduceScatter(next.sum, next.input, dist.Sum)
+		s.settle()
+		s.underway = append(s.underway, next)
+	}
+}
+
+// settle waits for the gradients that are under way and adds them up.
+func (s *sharded) settle() {
+	for i := range s.underway {
+		g := &s.underway[i]
+		g.work.Wait()
+		if s.copies != nil {
+			s.copies.AllReduce(g.sum, dist.Sum).Wait()
+		}
+		torch.NoGrad(func() { torch.Scoped(func() { g.to.gradient.AddTo(g.sum) }) })
+		g.input.Free()
+		g.sum.Free()
+	}
+	s.underway = nil
+}
+
+// finish hands the gradients to the pieces that are optimized.
+func (s *sharded) finish() {
+	s.settle()
+	for _, unit := range s.units {
+		for _, f := range unit {
+			first := s.shard.Rank * f.length
+			for _, v := range f.views {
+				if f.trained {
+					at := f.starts[indexOf(f.params, v.param)] + v.start - first
+					torch.Scoped(func() { v.tensor.SetGrad(f.gradient.Narrow(0, at, v.tensor.Numel())) })
+				}
+			}
+		}
+	}
+}
+
+func indexOf(params []*nn.Param, p *nn.Param) int {
+	for i := range params {
+		if params[i] == p {
+			return i
+		}
+	}
+	return -1
+}
+
+// agree sums over the whole run. Ranks that hold the same part bring the same norm.
+func (s *sharded) agree(loss, norm float64) (float64, float64) {
+	sums := s.shard.Sums(loss, norm*norm)
+	if s.copies != nil {
+		sums[0] = s.copies.Sums(sums[0])[0]
+	}
+	return sums[0], math.Sqrt(sums[1])
+}
+
+func (s *sharded) updated() {
+	torch.NoGrad(func() {
+		for _, unit := range s.units {
+			for _, f := range unit {
+				if !f.trained {
+					continue
+				}
+				torch.Scoped(func() {
+					f.gradient.Zero()
+					if f.part.DType() != torch.Float32 {
+						f.part.Copy(f.original)
+					}
+				})
+			}
+		}
+	})
+}
+
+func (s *sharded) pieces() (list []piece) {
+	for _, trained := range []bool{true, false} {
+		for _, unit := range s.units {
+			for _, f := range unit {
+				if f.trained == trained {
+					list = append(list, f.views...)
+				}
+			}
+		}
+	}
+	return list
+}
+
+func (s *sharded) replicas() (int, int) {
+	if s.copies == nil {
+		return 1, 0
+	}
+	return s.copies.Size, s.copies.Rank
+}
+
+func (s *sharded) free() {
+	for i := range s.underway { // of a step that failed
+		s.underway[i].work.Forget()
+		s.underway[i].input.Free()
+		s.underway[i].sum.Free()
+	}
+	for _, unit := range s.units {
+		for _, f := range unit {
+			f.gather.Forget()
+			for i := range f.views {
+				f.views[i].tensor.Free()
+			}
+			f.whole.Free()
+			f.part.Free()
+			f.original.Free()
+			f.gradient.Free()
+		}
+	}
+	s.units = nil
+}

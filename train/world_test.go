@@ -1,0 +1,430 @@
+package train
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	_ "conquer/bamba"
+	"conquer/checkpoint"
+	"conquer/model"
+	"conquer/torch"
+	"conquer/torch/dist"
+)
+
+// A child process takes part in the run that the JSON in this variable describes: see TestMain.
+const worldVariable = "CONQUER_TRAIN_TEST_WORLD"
+
+// runSpec is a run of several processes.
+type runSpec struct {
+	Architecture, DType string
+	Tied                bool
+	Options             Options // as far as it has JSON names
+	Distributed         string
+	ShardSize           int
+	Keep                bool   // gathered weights
+	Checkpoints         string // folder
+	Every               int
+	Resume              bool
+	Recompute           Recompute
+	KillRank, KillAt    int // this rank dies when it has done so many steps
+	StopAt              int // rank 1 is told to stop then
+	Timeout             time.Duration
+	Result              string // file for what rank 0 reports
+}
+
+// result is what rank 0 reports.
+type result struct {
+	Losses, Norms, Looks []float64
+	First                int
+	Weights              map[string][]float32
+}
+
+func (s runSpec) options() Options {
+	o := s.Options
+	o.Distributed, o.ShardSize, o.KeepGathered, o.Recompute = s.Distributed, s.ShardSize, s.Keep, s.Recompute
+	o.CheckpointPath, o.CheckpointSteps, o.Resume = s.Checkpoints, s.Every, s.Resume
+	return o
+}
+
+func (s runSpec) model() (model.Model, error) {
+	dtype, err := torch.ParseDType(s.DType)
+	if err != nil {
+		return nil, err
+	}
+	if s.Architecture == "llama" {
+		return tiny(&testing.T{}, s.Tied, dtype), nil
+	}
+	m, err := model.New(model.Config{
+		"model_type": "bamba", "architectures": []any{"BambaForCausalLM"}, "vocab_size": float64(vocabulary), "hidden_size": 32.0,
+		"intermediate_size": 48.0, "num_hidden_layers": 3.0, "num_attention_heads": 4.0, "num_key_value_heads": 2.0,
+		"attn_layer_indices": []any{1.0}, "attn_rotary_emb": 4.0, "mamba_n_heads": 4.0, "mamba_d_head": 16.0, "mamba_n_groups": 1.0,
+		"mamba_d_state": 16.0, "mamba_d_conv": 4.0, "mamba_expand": 2.0, "mamba_chunk_size": 16.0, "mamba_conv_bias": true,
+		"mamba_proj_bias": false, "max_position_embeddings": 64.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": s.Tied,
+		"initializer_range": 0.2, "hidden_act": "silu", "partial_rotary_factor": 0.5, "rope_theta": 10000.0,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return m, torch.Run(func() error {
+		torch.ManualSeed(11)
+		model.Initialize(m, dtype, torch.CPU)
+		return nil
+	})
+}
+
+// run takes part in the run as the environment's rank.
+func (s runSpec) run(world *dist.World) (r result, err error) {
+	m, err := s.model()
+	if err != nil {
+		return r, err
+	}
+	o := s.options()
+	o.World = world
+	tr, err := New(m, samples(60, 1), samples(7, 2), o)
+	if err != nil {
+		model.Free(m)
+		return r, err
+	}
+	defer func() {
+		tr.Close()
+		RemoveAdapter(tr.Model())
+		model.Free(tr.Model())
+	}()
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	heard := &recorder{after: func(step Step) {
+		if s.KillAt == step.Step && s.KillRank == o.rank() {
+			os.Exit(9)
+		}
+		if s.StopAt == step.Step && o.rank() == o.processes()-1 {
+			stop()
+		}
+	}}
+	tr.Listen(heard)
+	r.First = tr.Done()
+	if err := tr.Run(ctx); err != nil {
+		return r, err
+	}
+	for _, step := range heard.steps {
+		r.Losses, r.Norms = append(r.Losses, step.Loss), append(r.Norms, step.Norm)
+	}
+	for _, look := range heard.looks {
+		r.Looks = append(r.Looks, look.Loss)
+	}
+	r.Weights = map[string][]float32{}
+	return r, tr.Whole(func() error {
+		for param, stretches := range named(tr.Model()) {
+			all := torch.Values[float32](param.Detach())
+			for _, n := range stretches {
+				r.Weights[n.name] = all[n.start : n.start+n.count]
+			}
+		}
+		return nil
+	})
+}
+
+// childOfWorld is a child process's whole life.
+func childOfWorld(text string) error {
+	var s runSpec
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		return err
+	}
+	place, err := dist.FromEnvironment()
+	if err != nil {
+		return err
+	}
+	world, err := dist.Join(place, torch.CPU, s.Timeout)
+	if err != nil {
+		return err
+	}
+	defer world.Leave()
+	r, err := s.run(world)
+	if err != nil || world.Rank > 0 {
+		return err
+	}
+	out, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(s.Result, out, 0o666)
+}
+
+// ended is how a rank of a world ended.
+type ending struct {
+	code   int
+	stderr string
+}
+
+// launch runs s in a world of n processes.
+func launch(t testing.TB, s runSpec, n int) (r result, ends []ending) {
+	t.Helper()
+	s.Result = filepath.Join(t.TempDir(), "result.json")
+	if s.Timeout == 0 {
+		s.Timeout = 2 * time.Minute
+	}
+	text, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := dist.OpenStore("127.0.0.1", 0, true, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	ends = make([]ending, n)
+	var all sync.WaitGroup
+	for rank := range n {
+		child := exec.Command(os.Args[0], "-test.run=none")
+		child.Env = append(os.Environ(), worldVariable+"="+string(text), fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", n),
+			fmt.Sprint("LOCAL_RANK=", rank), fmt.Sprint("LOCAL_WORLD_SIZE=", n), "MASTER_ADDR=127.0.0.1",
+			fmt.Sprint("MASTER_PORT=", store.Port()), "TORCHELASTIC_USE_AGENT_STORE=True", "OMP_NUM_THREADS=1")
+		var stderr bytes.Buffer
+		child.Stderr = &stderr
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			child.Wait()
+			ends[rank] = ending{child.ProcessState.ExitCode(), stderr.String()}
+		}()
+	}
+	all.Wait()
+	if out, err := os.ReadFile(s.Result); err == nil {
+		if err := json.Unmarshal(out, &r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r, ends
+}
+
+// succeedIn is launch of a run that must succeed.
+func succeedIn(t testing.TB, s runSpec, n int) result {
+	t.Helper()
+	r, ends := launch(t, s, n)
+	for rank, e := range ends {
+		if e.code != 0 {
+			t.Fatalf("rank %d of %d ended with %d: %s", rank, n, e.code, e.stderr)
+		}
+	}
+	return r
+}
+
+// alone runs s in this process, with batches of all n processes' rows.
+func alone(t testing.TB, s runSpec, n int) result {
+	t.Helper()
+	s.Distributed, s.Checkpoints, s.Every, s.Resume = None, "", 0, false
+	s.Options.BatchSize *= n
+	r, err := s.run(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// same demands that two runs agree to float32's noise, from a step on.
+func same(t testing.TB, what string, got, want result, tolerance float64) {
+	t.Helper()
+	compare := func(kind string, got, want []float64) {
+		if len(got) != len(want) {
+			t.Errorf("%s: %d of %s, want %d", what, len(got), kind, len(want))
+			return
+		}
+		for i := range want {
+			if !(math.Abs(got[i]-want[i]) <= tolerance*math.Abs(want[i])) {
+				t.Errorf("%s: %s %d is %v, alone %v", what, kind, i, got[i], want[i])
+				return
+			}
+		}
+	}
+	compare("losses", got.Losses, want.Losses[got.First:])
+	compare("norms", got.Norms, want.Norms[got.First:])
+	if got.First == 0 {
+		compare("validation losses", got.Looks, want.Looks)
+	}
+	if len(got.Weights) != len(want.Weights) {
+		t.Errorf("%s: %d weights, want %d", what, len(got.Weights), len(want.Weights))
+	}
+	for name, w := range want.Weights {
+		near(t, what+": "+name, got.Weights[name], w, 50*tolerance)
+	}
+}
+
+func spec() runSpec {
+	return runSpec{Architecture: "llama", DType: "float32", Tied: true, Options: Options{
+		Steps: 20, BatchSize: 2, Accumulate: 2, SequenceLength: 24, Rate: 3e-3, Decay: 0.01, Clip: 0.5, Seed: 5}}
+}
+
+func TestEveryStrategyLearnsWhatOneProcessLearns(t *testing.T) {
+	for what, c := range map[string]struct {
+		world  int
+		change func(*runSpec)
+	}{
+		"ddp 2 llama":             {2, func(s *runSpec) { s.Distributed = DDP }},
+		"ddp 4 bamba untied":      {4, func(s *runSpec) { s.Distributed, s.Architecture, s.Tied = DDP, "bamba", false }},
+		"fsdp 1 llama":            {1, func(s *runSpec) { s.Distributed = FSDP }},
+		"fsdp 2 llama packed":     {2, func(s *runSpec) { s.Distributed, s.Options.Pack, s.Recompute = FSDP, true, RecomputeBlock }},
+		"fsdp 4 bamba":            {4, func(s *runSpec) { s.Distributed, s.Architecture = FSDP, "bamba" }},
+		"fsdp 2 llama untied":     {2, func(s *runSpec) { s.Distributed, s.Tied, s.Keep = FSDP, false, true }},
+		"hsdp 4 llama":            {4, func(s *runSpec) { s.Distributed, s.ShardSize = HSDP, 2 }},
+		"ddp 2 llama LoRA":        {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = DDP, lora() }},
+		"fsdp 2 llama LoRA":       {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = FSDP, lora() }},
+		"fsdp 2 llama head alone": {2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = FSDP, true }},
+		"ddp 2 llama head alone":  {2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = DDP, true }},
+	} {
+		t.Run(what, func(t *testing.T) {
+			s := spec()
+			c.change(&s)
+			same(t, what, succeedIn(t, s, c.world), alone(t, s, c.world), 2e-4)
+		})
+	}
+}
+
+// Weights of 16 bits are rounded in other places than one process rounds them, so that only their course is the same.
+func TestShardedBfloat16FollowsOneProcess(t *testing.T) {
+	s := spec()
+	s.DType, s.Distributed = "bfloat16", FSDP
+	got, want := succeedIn(t, s, 2), alone(t, s, 2)
+	for i := range want.Losses {
+		if math.Abs(got.Losses[i]-want.Losses[i]) > 0.03*want.Losses[i] {
+			t.Errorf("loss %d is %v, alone %v", i, got.Losses[i], want.Losses[i])
+		}
+	}
+}
+
+// Four processes are stopped, two go on, and one ends it: each with another strategy, at the losses of one process.
+func TestARunGoesOnInAWorldOfAnotherSize(t *testing.T) {
+	for _, architecture := range []string{"llama", "bamba"} {
+		s := spec()
+		s.Architecture, s.Checkpoints, s.Every, s.Resume = architecture, filepath.Join(t.TempDir(), "c"), 5, true
+		s.Options.BatchSize, s.Options.Accumulate = 1, 2
+		want := alone(t, s, 4)
+
+		s.Distributed, s.KillRank, s.KillAt, s.Timeout = FSDP, 2, 8, 20*time.Second
+		_, ends := launch(t, s, 4)
+		if ends[2].code != 9 || ends[0].code != 1 || !strings.Contains(ends[0].stderr, "rank 2 is gone") {
+			t.Fatalf("a killed rank ended the others with %+v", ends)
+		}
+		s.KillAt = 0
+		s.Distributed, s.Options.BatchSize, s.StopAt = HSDP, 2, 12
+		s.ShardSize = 2
+		if _, ends = launch(t, s, 2); !strings.Contains(ends[0].stderr, "canceled") {
+			t.Fatalf("a stopped run ended with %+v", ends)
+		}
+		s.StopAt, s.Distributed, s.Options.Accumulate = 0, None, 4
+		last, err := s.run(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last.First != 12 {
+			t.Errorf("the last run began after step %d, want 12", last.First)
+		}
+		same(t, architecture, last, want, 2e-4)
+	}
+}
+
+// nativeCheckpoint makes a native checkpoint of two processes and returns its folder.
+func nativeCheckpoint(t testing.TB, change func(*runSpec)) (runSpec, string) {
+	s := spec()
+	s.Distributed, s.Checkpoints, s.Every, s.Options.Steps = FSDP, filepath.Join(t.TempDir(), "c"), 2, 3
+	change(&s)
+	succeedIn(t, s, 2)
+	return s, filepath.Join(s.Checkpoints, "step-00000002")
+}
+
+func TestANativeCheckpointIsAModel(t *testing.T) {
+	noLeaks(t)
+	s, dir := nativeCheckpoint(t, func(s *runSpec) { s.DType = "bfloat16" })
+	c, err := checkpoint.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	out := filepath.Join(t.TempDir(), "hf")
+	if err := checkpoint.Save(out, c, checkpoint.Options{Config: c.ConfigJSON()}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := model.Open(out, torch.BFloat16, torch.CPU)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer model.Free(m)
+	// What the run had after two steps.
+	s.Checkpoints, s.Every, s.Options.Steps, s.Options.Schedule = "", 0, 2, ""
+	want := succeedIn(t, s, 2)
+	torch.Run(func() error {
+		for param, stretches := range named(m) {
+			all := torch.Values[float32](param.Tensor)
+			for _, n := range stretches {
+				near(t, n.name, all[n.start:n.start+n.count], want.Weights[n.name], 0.02)
+			}
+		}
+		return nil
+	})
+}
+
+func TestADamagedNativeCheckpointIsRefusedInOneLine(t *testing.T) {
+	s, dir := nativeCheckpoint(t, func(*runSpec) {})
+	_, other := nativeCheckpoint(t, func(s *runSpec) { s.Options.Seed = 6 })
+	file := filepath.Join(dir, "rank-00001-of-00002.safetensors")
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := os.ReadFile(filepath.Join(other, filepath.Base(file)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipped := bytes.Clone(whole)
+	flipped[len(flipped)-9] ^= 1
+	s.Resume, s.Options.BatchSize = true, 4
+	for want, content := range map[string][]byte{
+		"no such file":                  nil,
+		"truncated":                     whole[:len(whole)-1],
+		"damaged, or of another run":    foreign,
+		"does not have the checksum th": flipped,
+	} {
+		os.Remove(file)
+		if content != nil {
+			os.WriteFile(file, content, 0o666)
+		}
+		s.Distributed = None
+		_, err := s.run(nil)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), file) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("got %v, want %q and the file's name in one line", err, want)
+		}
+	}
+	os.WriteFile(file, whole, 0o666)
+	if r, err := s.run(nil); err != nil || r.First != 2 {
+		t.Errorf("undamaged, it resumes after step %d with %v", r.First, err)
+	}
+}
+
+func TestProcessesThatDoNotDoTheSameAreToldApart(t *testing.T) {
+	s := spec()
+	s.Distributed, s.Options.LoRA, s.Timeout = DDP, nil, 20*time.Second
+	o := s.options()
+	for want, change := range map[string]func(*Options){
+		"unknown strategy": func(o *Options) { o.Distributed = "dpd" },
+		"no run to take":   func(o *Options) { o.Distributed = FSDP },
+	} {
+		changed := o
+		change(&changed)
+		m := tiny(t, true, torch.Float32)
+		if _, err := New(m, samples(8, 1), nil, changed); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+		model.Free(m)
+	}
+}
