@@ -276,6 +276,24 @@ func TestAFullDiskIsNamedAndLeavesWhatWasThere(t *testing.T) {
 			t.Errorf("left behind: %v", after)
 		}
 	}
+	llama, config := randomLlama(t, "llama", torch.Float32, 1)
+	wide := newMemory().add("model.embed_tokens.weight", torch.Float32, 10000, 32)
+	for _, save := range []func(path string, source Source) error{
+		func(path string, s Source) error { return SaveMeta(path, s, Options{Config: config}) },
+		func(path string, s Source) error { return SaveGGUF(path+".gguf", s, Options{Config: config}) },
+	} {
+		before := entries(t, disk)
+		wantError(t, save(filepath.Join(disk, "n"), wide), "no space left on", disk)
+		if after := entries(t, disk); !slices.Equal(before, after) {
+			t.Errorf("left behind: %v", after)
+		}
+		if err := save(filepath.Join(disk, "small"), llama); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, save(filepath.Join(disk, "small"), wide), "no space left on", disk)
+	}
+	wantSame(t, mustOpen(t, filepath.Join(disk, "small")), llama)
+	wantSame(t, mustOpen(t, filepath.Join(disk, "small.gguf")), llama)
 	path := filepath.Join(disk, "log")
 	if err := WriteFile(path, func(w io.Writer) error { _, err := io.WriteString(w, "old"); return err }); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package text
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -51,6 +52,14 @@ func TestATokenizerComesBackFromGGUFMetadata(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := tok.GGUF(tok.VocabSize() - 1); err == nil || !strings.Contains(err.Error(), "rows") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestLlama3sListOfRanksIsNamed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tokenizer.model")
+	os.WriteFile(path, []byte("IQ== 0\nIg== 1\nIw== 2\n"), 0o644)
+	if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "Llama 3") || !strings.Contains(err.Error(), path) {
 		t.Errorf("error %v", err)
 	}
 }

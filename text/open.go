@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 )
 
@@ -84,6 +85,9 @@ func Open(path string) (*Tokenizer, error) {
 
 // parseFile reads a tokenizer.json or tokenizer.model.
 func parseFile(data []byte, about *folderInfo) (*Tokenizer, error) {
+	if tiktokenLine.Match(data) {
+		return nil, fmt.Errorf("it is a list of ranks as Llama 3 has it, which is not read: give the folder of the model's tokenizer.json with --tokenizer")
+	}
 	read, isJSON := about.specFromSentencePiece, looksLikeJSON(data)
 	if isJSON {
 		read = parseSpec
@@ -102,6 +106,9 @@ func parseFile(data []byte, about *folderInfo) (*Tokenizer, error) {
 	about.apply(t)
 	return t, nil
 }
+
+// tiktokenLine is how the file begins that Meta gives Llama 3: a token in base64 and its rank.
+var tiktokenLine = regexp.MustCompile(`^[A-Za-z0-9+/]+={0,2} [0-9]+\n`)
 
 // looksLikeJSON tells a tokenizer.json from a tokenizer.model, which begins with
 // the tag of its first piece, the byte 0x0A.

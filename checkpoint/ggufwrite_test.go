@@ -1,0 +1,167 @@
+package checkpoint
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"conquer/torch"
+)
+
+func TestAWayThroughEveryFormatChangesNoBit(t *testing.T) {
+	for kind := range llamaKinds {
+		seed := rand.Uint64()
+		source, config := randomLlama(t, kind, torch.Float32, seed)
+		dir := t.TempDir()
+		meta, gguf, hf := filepath.Join(dir, "meta"), filepath.Join(dir, "m.gguf"), filepath.Join(dir, "hf")
+		if err := SaveMeta(meta, source, Options{Config: config, Parts: 2}); err != nil {
+			t.Fatalf("%s, seed %d: %v", kind, seed, err)
+		}
+		c := mustOpen(t, meta)
+		live := torch.LiveTensors()
+		metadata := map[string]any{"tokenizer.ggml.tokens": []string{"a", ""}, "tokenizer.ggml.scores": []float32{1, 2}, "x": true}
+		if err := SaveGGUF(gguf, c, Options{Config: c.ConfigJSON(), Metadata: metadata}); err != nil {
+			t.Fatalf("%s, seed %d: %v", kind, seed, err)
+		}
+		if torch.LiveTensors() != live {
+			t.Errorf("%d tensors are left over", torch.LiveTensors()-live)
+		}
+		c = mustOpen(t, gguf)
+		if got := c.GGUFMetadata(); !slices.Equal(got["tokenizer.ggml.tokens"].([]string), []string{"a", ""}) || got["x"] != true {
+			t.Errorf("metadata %v", got)
+		}
+		if err := Save(hf, c, Options{Config: c.ConfigJSON()}); err != nil {
+			t.Fatal(err)
+		}
+		last := mustOpen(t, hf)
+		wantSame(t, last, source)
+		first, err := parseLlamaConfig(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := parseLlamaConfig(last.ConfigJSON())
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The same said in another way.
+		first.Scaling.Theta, first.Parameters, first.UseWindow = 0, ropeScaling{}, nil
+		back.Parameters, back.UseWindow = ropeScaling{}, nil
+		if kind == "qwen2" {
+			first.Bias, back.Bias = false, false
+		}
+		if *first != *back {
+			t.Errorf("%s: config %+v, expected %+v", kind, *back, *first)
+		}
+	}
+}
+
+func TestQuantizedTypesHaveTheBitsOfGGML(t *testing.T) {
+	c := mustOpen(t, filepath.Join(fixtures, "quantized.safetensors"))
+	inTorch(t, func() {
+		input, err := c.Tensor("input")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, kind := range GGUFTypes {
+			got, err := quantize(kind, torch.Values[float32](input))
+			want, err2 := c.Tensor(kind)
+			if err != nil || err2 != nil {
+				t.Fatal(err, err2)
+			}
+			if !bytes.Equal(got, want.Data()) {
+				t.Errorf("%s differs", kind)
+			}
+		}
+	})
+}
+
+func TestAGGUFFileHasTheTypesAskedFor(t *testing.T) {
+	source, config := randomLlama(t, "llama", torch.BFloat16, rand.Uint64())
+	f16 := torch.Float16
+	for _, test := range []struct {
+		options     Options
+		matrix, emb string
+	}{
+		{Options{}, "BF16", "BF16"}, {Options{DType: &f16}, "F16", "F16"}, {Options{Encoding: "Q8_0"}, "Q8_0", "Q8_0"}, {Options{Encoding: "Q4_0"}, "Q4_0", "Q8_0"},
+	} {
+		test.options.Config = config
+		path := filepath.Join(t.TempDir(), "m.gguf")
+		if err := SaveGGUF(path, source, test.options); err != nil {
+			t.Fatal(err)
+		}
+		c := mustOpen(t, path)
+		for name, want := range map[string]string{"model.embed_tokens.weight": test.emb, "model.layers.0.self_attn.q_proj.weight": test.matrix, "model.norm.weight": "F32"} {
+			if info, _ := c.Info(name); info.Stored != want {
+				t.Errorf("%s is %s, expected %s", name, info.Stored, want)
+			}
+		}
+		inTorch(t, func() { // the rows came back in order: a quantized number is near the number
+			got, err := c.TensorAs("model.layers.0.self_attn.k_proj.weight", torch.Float32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, _ := source.Tensor("model.layers.0.self_attn.k_proj.weight")
+			if worst := torch.Item[float64](got.Sub(want.To(torch.Float32)).Abs().Max()); worst > 0.3 {
+				t.Errorf("%s: off by %g", test.matrix, worst)
+			}
+		})
+	}
+	path := filepath.Join(t.TempDir(), "m.gguf")
+	wantError(t, SaveGGUF(path, source, Options{Config: []byte(`{"model_type":"bamba"}`)}), path, "bamba", "--format hf")
+	source.fail = fmt.Errorf("the source broke")
+	wantError(t, SaveGGUF(path, source, Options{Config: config}), path, "the source broke")
+	if left := entries(t, filepath.Dir(path)); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// Whatever is written to a GGUF file must be read back as it was: metadata of every type and tensors of every shape.
+func FuzzGGUFRoundTrip(f *testing.F) {
+	f.Add("general.name", "text", uint32(7), float32(0.5), true, []byte{1, 2, 3}, 3, 32)
+	f.Add("", "", uint32(0), float32(0), false, []byte{}, 1, 1)
+	f.Fuzz(func(t *testing.T, key, text string, n uint32, x float32, yes bool, list []byte, rows, columns int) {
+		if rows < 1 || columns < 1 || rows > 64 || columns > 512 || x != x || key == "general.alignment" {
+			return
+		}
+		w := &ggufWriter{metadata: map[string]any{}}
+		var strings []string
+		var ints []int32
+		var numbers []float32
+		for _, b := range list {
+			strings, ints, numbers = append(strings, text[:min(int(b), len(text))]), append(ints, int32(b)-128), append(numbers, float32(b)*x)
+		}
+		for i, value := range []any{text, n, x, yes, strings, ints, numbers} {
+			w.set(fmt.Sprint(key, i), value)
+		}
+		values := make([]float32, rows*columns)
+		for i := range values {
+			values[i] = float32(i) * x
+		}
+		for i := range 2 {
+			w.tensors = append(w.tensors, ggufEntry{name: fmt.Sprint(key, i), kind: "F32", record: record{shape: []int{rows, columns}}, values: values, size: 4 * len(values)})
+		}
+		var b bytes.Buffer
+		if err := w.write(&b, nil); err != nil {
+			t.Fatal(err)
+		}
+		file, err := parseGGUF(b.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range w.keys {
+			if fmt.Sprint(file.metadata[k]) != fmt.Sprint(w.metadata[k]) {
+				t.Errorf("%q is %v, expected %v", k, file.metadata[k], w.metadata[k])
+			}
+		}
+		for i, r := range file.records {
+			got := make([]float32, len(values))
+			decodeF32(got, b.Bytes()[r.offset:])
+			if r.name != w.tensors[i].name || !slices.Equal(r.shape, []int{rows, columns}) || fmt.Sprint(got) != fmt.Sprint(values) {
+				t.Errorf("%+v differs", r)
+			}
+		}
+	})
+}
