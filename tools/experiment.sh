@@ -10,6 +10,10 @@ model=$out/model
 results=$out/results
 mkdir -p "$results"
 
+# A benchmark that is interrupted writes the rows that it has: they are not the step's result.
+unfinished=
+trap 'rm -f "$unfinished"; exit 130' INT TERM
+
 # step FILE WHAT COMMAND...: says what is done and does it, unless FILE is there.
 step() {
   local file=$1 what=$2
@@ -19,7 +23,9 @@ step() {
     return
   fi
   printf '\n== %s (after %d s)\n   %s\n' "$what" "$SECONDS" "$*"
-  "$@"
+  unfinished=$file
+  "$@" || { local code=$?; rm -f "$file"; exit $code; }
+  unfinished=
 }
 
 # table FILE COMMAND...: keeps the command's table in FILE and shows its last line.

@@ -112,12 +112,15 @@ func gather(src, out string) error {
 	if len(prompts) < promptsPerLength*len(promptLengths) || len(lengths) < len(speedLengths) || sizes["train"] < 1<<20 || sizes["validation"] == 0 {
 		return fmt.Errorf("%s does not hold the sources of Go's standard library", src)
 	}
-	for name, list := range map[string][]prompt{"prompts.json": prompts, "lengths.json": lengths} {
-		data, err := json.MarshalIndent(list, "", " ")
+	for _, file := range []struct { // prompts.json last: once it is there, all is
+		name string
+		list []prompt
+	}{{"lengths.json", lengths}, {"prompts.json", prompts}} {
+		data, err := json.MarshalIndent(file.list, "", " ")
 		if err != nil {
 			return err
 		}
-		if err := write(filepath.Join(out, name), data); err != nil {
+		if err := write(filepath.Join(out, file.name), data); err != nil {
 			return err
 		}
 	}
