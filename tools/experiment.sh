@@ -22,7 +22,9 @@ step() {
     printf '\n== %s: done before (%s)\n' "$what" "$file"
     return
   fi
-  printf '\n== %s (after %d s)\n   %s\n' "$what" "$SECONDS" "$*"
+  local shown=$*
+  [ "$1" = table ] && shown="${*:3} > $2"
+  printf '\n== %s (after %d s)\n   %s\n' "$what" "$SECONDS" "$shown"
   unfinished=$file
   "$@" || { local code=$?; rm -f "$file"; exit $code; }
   unfinished=
@@ -66,4 +68,4 @@ step $results/ssd.json "Time the scan alone, in the shape that the model has" \
 
 printf '\n== Draw the report (after %d s)\n' $SECONDS
 "$conquer" bench report --results_path $results --output_path $out/report.html
-printf '\nAll of it took %d s. Open %s in a browser; the plots lie beside it in %s.\n' $SECONDS "$PWD/$out/report.html" $out/plots
+printf '\nDone after %d s. Open %s in a browser; the plots lie beside it in %s.\n' $SECONDS "$PWD/$out/report.html" $out/plots
