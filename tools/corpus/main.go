@@ -4,7 +4,8 @@
 //
 // It writes OUT/train and OUT/heldout, which share no package; OUT/validation, a few of the held-out files to watch while
 // training; OUT/prompts.json, passages of held-out files with what follows them; and OUT/lengths.json, one of each length
-// to measure speed with. The same toolchain gives the same files.
+// to measure speed with. The same toolchain gives the same files. The sources' names end with .txt, so that go vet ./... and
+// the like do not take them for packages of this module.
 package main
 
 import (
@@ -98,7 +99,7 @@ func gather(src, out string) error {
 			}
 			for _, set := range sets {
 				sizes[set] += len(data)
-				if err := write(filepath.Join(out, set, name), data); err != nil {
+				if err := write(filepath.Join(out, set, name+".txt"), data); err != nil {
 					return err
 				}
 			}

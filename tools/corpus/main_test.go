@@ -48,6 +48,9 @@ func TestTheSameToolchainGivesTheSameFilesAndSharesNoPackage(t *testing.T) {
 		if again[name] != text {
 			t.Errorf("%s differs from one call to the next", name)
 		}
+		if strings.HasSuffix(name, ".go") {
+			t.Errorf("%s looks like a part of this module's packages", name)
+		}
 		if strings.HasPrefix(name, "train/") {
 			learned[text] = name
 			for _, pkg := range heldOut {
@@ -63,7 +66,7 @@ func TestTheSameToolchainGivesTheSameFilesAndSharesNoPackage(t *testing.T) {
 		}
 	}
 	for _, name := range watched {
-		if files["validation/"+name] == "" || files["validation/"+name] != files["heldout/"+name] {
+		if name += ".txt"; files["validation/"+name] == "" || files["validation/"+name] != files["heldout/"+name] {
 			t.Errorf("%s is not held out to be watched", name)
 		}
 	}
