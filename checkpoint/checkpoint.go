@@ -412,6 +412,9 @@ func (c *Checkpoint) Release(name string) {
 	}
 	page := os.Getpagesize()
 	for _, p := range parts {
+		if p.file.mapping == nil { // of a native checkpoint, which puts tensors together from many files
+			continue
+		}
 		data := p.file.mapping.Bytes()
 		first, last := (p.offset+page-1)/page*page, (p.offset+p.bytes)/page*page // whole pages: neighbours may be in use
 		if p.strides == nil && first < last {

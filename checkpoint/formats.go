@@ -13,5 +13,6 @@ type Format struct {
 var Formats = []Format{
 	{Name: "hf", Summary: "a Hugging Face folder, for transformers and vLLM", Save: Save},
 	{Name: "meta", Summary: "params.json and consolidated.NN.pth, for Meta's own code", Save: SaveMeta},
+	{Name: "native", Summary: "this program's own, which every process of a run reads its part of", Save: SaveNative},
 	{Name: "gguf", Summary: "one file, for llama.cpp and ollama", File: true, Save: SaveGGUF},
 }

@@ -16,7 +16,7 @@ func TestAWayThroughEveryFormatChangesNoBit(t *testing.T) {
 		seed := rand.Uint64()
 		source, config := randomLlama(t, kind, torch.Float32, seed)
 		dir := t.TempDir()
-		meta, gguf, hf := filepath.Join(dir, "meta"), filepath.Join(dir, "m.gguf"), filepath.Join(dir, "hf")
+		meta, gguf, native, hf := filepath.Join(dir, "meta"), filepath.Join(dir, "m.gguf"), filepath.Join(dir, "native"), filepath.Join(dir, "hf")
 		if err := SaveMeta(meta, source, Options{Config: config, Parts: 2}); err != nil {
 			t.Fatalf("%s, seed %d: %v", kind, seed, err)
 		}
@@ -32,6 +32,13 @@ func TestAWayThroughEveryFormatChangesNoBit(t *testing.T) {
 		c = mustOpen(t, gguf)
 		if got := c.GGUFMetadata(); !slices.Equal(got["tokenizer.ggml.tokens"].([]string), []string{"a", ""}) || got["x"] != true {
 			t.Errorf("metadata %v", got)
+		}
+		if err := SaveNative(native, c, Options{Config: c.ConfigJSON(), ShardBytes: 5000}); err != nil {
+			t.Fatal(err)
+		}
+		c = mustOpen(t, native)
+		if c.Format != Native || len(c.Files()) < 2 {
+			t.Errorf("format %s, files %v", c.Format, c.Files())
 		}
 		if err := Save(hf, c, Options{Config: c.ConfigJSON()}); err != nil {
 			t.Fatal(err)

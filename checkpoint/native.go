@@ -300,3 +300,44 @@ func (c *Checkpoint) nativeWeight(name string) (torch.Tensor, error) {
 	}
 	return all.To(safetensorsTorch[t.DType]).View(t.Shape...), nil
 }
+
+// SaveNative writes source into the folder dir as a native checkpoint of whole tensors, in files of at most
+// options.ShardBytes, beside the configs. As [Save] does, it replaces what was there in one step; it holds one file's tensors
+// at a time.
+func SaveNative(dir string, source Source, options Options) error {
+	return saveFolder(dir, func(stage string) error {
+		shards, err := plan(source, options)
+		if err != nil {
+			return err
+		}
+		tensors := map[string]NativeTensor{}
+		var parts []NativePart
+		for i, records := range shards {
+			torch.Scoped(func() {
+				var list []Stretch
+				for _, r := range records {
+					var t torch.Tensor
+					if t, err = readAs(source, r); err != nil {
+						return
+					}
+					tensors[r.name] = TensorType(safetensorsTorch[r.dtype], r.shape)
+					list = append(list, Stretch{Name: r.name, Data: t.Reshape(-1)})
+				}
+				var part NativePart
+				part, err = WriteStretches(stage, i, len(shards), list)
+				parts = append(parts, part)
+			})
+			if err != nil {
+				return err
+			}
+		}
+		if err := WriteNativeIndex(stage, parts, tensors); err != nil {
+			return err
+		}
+		texts := map[string][]byte{generationFile: options.GenerationConfig}
+		if texts[configFile], err = configFor(options.Config, shards); err != nil {
+			return err
+		}
+		return writeTexts(stage, texts, options)
+	})
+}

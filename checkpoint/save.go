@@ -355,7 +355,7 @@ func moveFiles(stage, dir string) error {
 	}
 	rank := func(name string) int {
 		switch {
-		case name == indexFile || name == paramsFile:
+		case name == indexFile || name == paramsFile || name == NativeFile:
 			return 2
 		case strings.HasSuffix(name, ".safetensors") || isMetaPart(name):
 			return 0
@@ -384,7 +384,9 @@ func moveFiles(stage, dir string) error {
 	}
 	for _, e := range entries {
 		shard, _ := filepath.Match("model-*-of-*.safetensors", e.Name())
-		if (shard || e.Name() == weightsFile || e.Name() == indexFile || isMetaPart(e.Name()) || e.Name() == paramsFile) && !moved[e.Name()] {
+		rank, _ := filepath.Match("rank-*-of-*.safetensors", e.Name())
+		if (shard || e.Name() == weightsFile || e.Name() == indexFile || isMetaPart(e.Name()) || e.Name() == paramsFile ||
+			rank || e.Name() == NativeFile) && !moved[e.Name()] {
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 				return err
 			}

@@ -13,7 +13,7 @@ import (
 func TestAModelTravelsThroughEveryFormatWithItsTokenizer(t *testing.T) {
 	dir, work := writeModel(t, 704, true), t.TempDir()
 	at := dir
-	for _, step := range [][]string{{"meta", "m"}, {"gguf", "m.gguf"}, {"hf", "back"}} {
+	for _, step := range [][]string{{"meta", "m"}, {"gguf", "m.gguf"}, {"native", "n"}, {"hf", "back"}} {
 		to := filepath.Join(work, step[1])
 		succeed(t, "export", "--model_path", at, "--output_path", to, "--format", step[0])
 		at = to
@@ -60,7 +60,7 @@ func TestExportSaysWhatItCannotDo(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "onnx"}, 2, "hf, meta, gguf"},
+		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "onnx"}, 2, "hf, meta, native, gguf"},
 		{[]string{"--model_path", dir, "--output_path", work + "/x", "--dtype", "q8_0"}, 2, "q8_0"},
 		{[]string{"--model_path", dir, "--output_path", work + "/x", "--shards", "2"}, 2, "--format meta"},
 		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "meta", "--shards", "3"}, 1, "divisor"},
