@@ -1,11 +1,15 @@
 package text
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/apache/arrow-go/v18/arrow"
 )
 
 // benchTokenizer is the tokenizer to measure: the one TEXT_BENCH names (a path
@@ -75,5 +79,75 @@ func BenchmarkChat(b *testing.B) {
 		if _, err := tok.Chat(messages, true); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkBatches reads a data set of each kind, 4 MB of text or its tokens,
+// that does not fit in what is kept: MB/s of the file's content.
+func BenchmarkBatches(b *testing.B) {
+	tok := benchTokenizer(b)
+	source := strings.Split(goSource(b), "\n\n")
+	var records, listed, flat strings.Builder
+	var flats []string
+	var content strings.Builder
+	tokens := 0
+	for i := 0; content.Len() < 4<<20; i++ {
+		text := source[i%len(source)]
+		content.WriteString(text)
+		line, _ := json.Marshal(map[string]string{"text": text})
+		records.Write(append(line, '\n'))
+		ids := tok.Encode(text, false)
+		tokens += len(ids)
+		line, _ = json.Marshal(map[string][]int32{"tokens": ids})
+		listed.Write(append(line, '\n'))
+		flat.Reset()
+		for _, id := range ids {
+			fmt.Fprintf(&flat, ",{\"tokens\":%d}", id)
+		}
+		if flat.Len() > 0 {
+			flats = append(flats, "["+flat.String()[1:]+"]")
+		}
+	}
+	asList := func(lines string) string { return "[" + strings.ReplaceAll(strings.TrimSpace(lines), "\n", ",") + "]" }
+	text, list := schemaOf(column("text", arrow.BinaryTypes.String)), schemaOf(column("tokens", arrow.ListOf(arrow.PrimitiveTypes.Int32)))
+	for _, c := range []struct {
+		name, data string
+		bytes      int
+	}{
+		{"text.txt", content.String(), content.Len()},
+		{"text.jsonl", records.String(), content.Len()},
+		{"text.arrow", string(arrowBytes(b, false, text, asList(records.String()))), content.Len()},
+		{"text.parquet", string(parquetBytes(b, text, asList(records.String()))), content.Len()},
+		{"tokens.arrow", string(arrowBytes(b, false, list, asList(listed.String()))), 4 * tokens},
+		{"shard.arrow", string(arrowBytes(b, false, schemaOf(column("tokens", arrow.PrimitiveTypes.Uint32)), flats...)), 4 * tokens},
+	} {
+		path := writeTestFile(b, c.name, c.data)
+		b.Run("open/"+c.name, func(b *testing.B) {
+			b.SetBytes(int64(c.bytes))
+			for b.Loop() {
+				if _, err := LoadDataset(path, tok, DatasetOptions{MaxLength: 512}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run("epoch/"+c.name, func(b *testing.B) {
+			d, err := LoadDataset(path, tok, DatasetOptions{MaxLength: 512})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.SetBytes(int64(c.bytes))
+			for b.Loop() {
+				d.shards[0].kept.units, d.shards[0].kept.tokens = nil, mostKept
+				batches, err := NewBatcher(d, BatchOptions{Rows: 8, Length: 512, Pack: true})
+				if err != nil {
+					b.Fatal(err)
+				}
+				for batch := (Batch{}); !batch.Last; {
+					if batch, err = batches.Next(); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		})
 	}
 }

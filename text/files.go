@@ -172,6 +172,10 @@ func guarded(read func() error) (err error) {
 	return read()
 }
 
+// leastMapped is the size from which on a file is mapped: a process can have
+// some 65,000 mappings, and a folder more files.
+const leastMapped = 1 << 16
+
 // mapFile maps a file into memory, for as long as the process lives.
 func mapFile(name string) ([]byte, error) {
 	f, err := os.Open(name)
@@ -184,11 +188,16 @@ func mapFile(name string) ([]byte, error) {
 
 func mapped(f *os.File) ([]byte, error) {
 	info, err := f.Stat()
-	if err != nil || info.Size() == 0 {
+	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() { // such as a pipe
 		return io.ReadAll(f)
+	}
+	if info.Size() < leastMapped {
+		data := make([]byte, info.Size())
+		_, err := f.ReadAt(data, 0)
+		return data, err
 	}
 	data, err := syscall.Mmap(int(f.Fd()), 0, int(info.Size()), syscall.PROT_READ, syscall.MAP_SHARED)
 	if err != nil {

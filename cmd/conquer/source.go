@@ -150,17 +150,11 @@ func openCheckpoint(ctx context.Context, name string) (string, *checkpoint.Check
 	}
 	path := name
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		var bar *progressbar.ProgressBar
 		fetch := hub.Fetch
 		if strings.HasPrefix(name, hub.Scheme) {
 			fetch = hub.FetchModel
 		}
-		path, err = fetch(ctx, name, func(done, total int64) {
-			if bar == nil {
-				bar = newBar(total, "downloading "+name)
-			}
-			bar.Set64(done)
-		})
+		path, err = fetch(ctx, name, downloadBar(name))
 		if errors.Is(err, hub.ErrUnknown) {
 			var known []string
 			for _, m := range hub.Models {
@@ -174,6 +168,17 @@ func openCheckpoint(ctx context.Context, name string) (string, *checkpoint.Check
 	}
 	c, err := checkpoint.Open(path)
 	return path, c, err
+}
+
+// downloadBar shows how far a download is.
+func downloadBar(name string) func(done, total int64) {
+	var bar *progressbar.ProgressBar
+	return func(done, total int64) {
+		if bar == nil {
+			bar = newBar(total, "downloading "+name)
+		}
+		bar.Set64(done)
+	}
 }
 
 // storedDType is the dtype that most of the weights have in the files.

@@ -12,6 +12,7 @@ import (
 
 	"conquer/generate"
 	"conquer/model"
+	"conquer/model/hub"
 	"conquer/text"
 	"conquer/torch"
 	"conquer/torch/dist"
@@ -32,6 +33,9 @@ conquer train --nproc 2 --distributed fsdp --model_path smollm2-135m --data_path
 conquer train --model_path smollm2-135m --data_path train.jsonl --output_path tuned --checkpoint_steps 100 --resume
 # a small model from nothing, on plain text
 conquer train --architecture llama --variant micro --tokenizer tokenizer.json --data_path books --pack --output_path mine
+# on a data set of the Hugging Face Hub, or on folders of token shards in Arrow, which may be larger than memory
+conquer train --model_path smollm2-135m --data_path hf://datasets/tatsu-lab/alpaca --output_path tuned
+conquer train --model_path smollm2-135m --data_path shards --pack --steps 1000 --output_path tuned
 # one that reads characters, from a folder of sources
 conquer train --architecture bamba --variant bytes --tokenizer char_tokenizer --data_path src --pack --sequence_length 1024 \
   --batch_size 4 --steps 500 --learning_rate 6e-3 --beta2 0.98 --output_path mine`,
@@ -59,7 +63,7 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	f.modelFlags.declare(flags)
 	flags.StringVar(&f.architecture, "architecture", "", "with --variant, in place of --model_path: begin with fresh weights")
 	flags.StringVar(&f.variant, "variant", "", "the size of a fresh model, such as micro")
-	flags.StringSliceVar(&f.data, "data_path", nil, "`files` or folders to learn from: instructions (.json, .jsonl), chats (.jsonl), text; may be repeated")
+	flags.StringSliceVar(&f.data, "data_path", nil, "`files`, folders or .tar.gz archives to learn from: instructions, chats, texts or tokens (.json, .jsonl, .parquet, .arrow), plain text, or hf://datasets/org/name[@revision][:glob]; may be repeated")
 	flags.StringSliceVar(&f.validation, "validation_path", nil, "`files` or folders that are not learned from, to measure the loss on")
 	flags.Float64Var(&f.fraction, "validation_fraction", 0, "in place of --validation_path: the `part` of the data to hold out, or how many samples")
 	flags.StringVar(&f.output, "output_path", "", "`folder` for the result, metrics.jsonl and loss.png")
@@ -197,7 +201,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 		}
 	}()
 	f.SequenceLength = min(f.SequenceLength, o.model.MaxLength())
-	data, validation, err := f.load(o.tokenizer)
+	data, validation, err := f.load(ctx, o.tokenizer)
 	if err != nil {
 		return err
 	}
@@ -293,12 +297,12 @@ func (f *trainFlags) freshModel() (*opened, error) {
 }
 
 // load reads and encodes the data sets.
-func (f *trainFlags) load(tok *text.Tokenizer) (data, validation *text.Dataset, err error) {
-	if data, err = f.loadAll(f.data, "data", tok); err != nil {
+func (f *trainFlags) load(ctx context.Context, tok *text.Tokenizer) (data, validation *text.Dataset, err error) {
+	if data, err = f.loadAll(ctx, f.data, "data", tok); err != nil {
 		return nil, nil, err
 	}
 	if len(f.validation) > 0 {
-		validation, err = f.loadAll(f.validation, "validation", tok)
+		validation, err = f.loadAll(ctx, f.validation, "validation", tok)
 	} else if f.fraction != 0 {
 		if !(f.fraction > 0) {
 			return nil, nil, usagef("--validation_fraction is %g, expected more than 0", f.fraction)
@@ -308,9 +312,21 @@ func (f *trainFlags) load(tok *text.Tokenizer) (data, validation *text.Dataset, 
 	return data, validation, err
 }
 
-func (f *trainFlags) loadAll(paths []string, what string, tok *text.Tokenizer) (*text.Dataset, error) {
+func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string, tok *text.Tokenizer) (*text.Dataset, error) {
 	all := &text.Dataset{}
+	var files []string
 	for _, path := range paths {
+		if !strings.HasPrefix(path, hub.DataScheme) {
+			files = append(files, path)
+			continue
+		}
+		fetched, err := hub.FetchData(ctx, path, downloadBar(path))
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, fetched...)
+	}
+	for _, path := range files {
 		d, err := text.LoadDataset(path, tok, text.DatasetOptions{MaxLength: f.SequenceLength})
 		if err != nil {
 			return nil, err

@@ -63,7 +63,9 @@ func (h *hubServer) serve(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "Invalid credentials", http.StatusUnauthorized)
 		return
 	}
-	if r.URL.Path == "/api/models/org/name/revision/main" || r.URL.Path == "/api/models/org/name/revision/"+h.commit {
+	// A data set is served in the same way under another prefix.
+	path := strings.TrimPrefix(strings.Replace(r.URL.Path, "/api/datasets/", "/api/models/", 1), "/datasets")
+	if path == "/api/models/org/name/revision/main" || path == "/api/models/org/name/revision/"+h.commit {
 		var siblings []map[string]any
 		for name, data := range h.files {
 			s := map[string]any{"rfilename": name, "size": len(data)}
@@ -79,7 +81,7 @@ func (h *hubServer) serve(w http.ResponseWriter, r *http.Request) {
 		json.NewEncoder(w).Encode(map[string]any{"id": "org/name", "sha": h.commit, "siblings": siblings})
 		return
 	}
-	name, ok := strings.CutPrefix(r.URL.Path, "/org/name/resolve/"+h.commit+"/")
+	name, ok := strings.CutPrefix(path, "/org/name/resolve/"+h.commit+"/")
 	data, there := h.files[name]
 	if !ok || !there {
 		http.NotFound(w, r)
