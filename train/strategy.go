@@ -213,6 +213,9 @@ func (d *ddp) send() {
 				}
 				b.sum = torch.Cat(0, flat...).Own()
 			})
+			for _, p := range b.params { // they are in the bucket now
+				p.ClearGrad()
+			}
 		})
 		b.work = d.group.AllReduce(b.sum, dist.Sum)
 		d.buckets = append(d.buckets, b)

@@ -307,13 +307,16 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 	trained := map[*nn.Param]string{}
 	train := func(name string, p *nn.Param) {
 		// Memory of its own: a view of a mapped file is not aligned, which changes the last bits of products.
-		torch.NoGrad(func() {
-			torch.Scoped(func() {
-				own := p.Detach().Clone().Own()
-				p.Tensor.Free()
-				p.Tensor = own
+		// Sharded ones are about to get it.
+		if o.Distributed != FSDP && o.Distributed != HSDP {
+			torch.NoGrad(func() {
+				torch.Scoped(func() {
+					own := p.Detach().Clone().Own()
+					p.Tensor.Free()
+					p.Tensor = own
+				})
 			})
-		})
+		}
 		p.RequireGrad(true)
 		trained[p] = name
 	}
