@@ -64,7 +64,7 @@ func (p piece) each(names map[*nn.Param][]stretchOf, from, to int, f func(n stre
 	}
 }
 
-// held lists the pieces to write: without the frozen weights where there are adapters, which do not change them.
+// written lists the pieces to write: without the frozen weights where there are adapters, which do not change them.
 func (t *Trainer) written() []piece {
 	if t.options.LoRA == nil {
 		return t.net.strategy.pieces()
@@ -183,6 +183,9 @@ func (t *Trainer) saveNative(text []byte) error {
 		}
 		if err == nil && o.rank() == 0 {
 			err = t.commit(dir, step, part, tensors, text)
+		}
+		if err != nil && o.rank() == 0 { // whose disk may be full of it
+			os.RemoveAll(stage)
 		}
 		w.done <- err
 	}()

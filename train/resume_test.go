@@ -185,6 +185,12 @@ func TestTwoRunsCannotShareAFolder(t *testing.T) {
 }
 
 func TestAFullDiskLeavesTheOlderCheckpoint(t *testing.T) {
+	for _, format := range []string{FormatHF, FormatNative} {
+		t.Run(format, func(t *testing.T) { fillDisk(t, format) })
+	}
+}
+
+func fillDisk(t *testing.T, format string) {
 	noLeaks(t)
 	disk := t.TempDir()
 	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=700k"); err != nil {
@@ -193,7 +199,7 @@ func TestAFullDiskLeavesTheOlderCheckpoint(t *testing.T) {
 	defer syscall.Unmount(disk, syscall.MNT_DETACH)
 	data := samples(16, 1)
 	o := options()
-	o.CheckpointPath, o.CheckpointSteps, o.Resume = filepath.Join(disk, "c"), 2, true
+	o.CheckpointPath, o.CheckpointSteps, o.Resume, o.CheckpointFormat = filepath.Join(disk, "c"), 2, true, format
 	m := tiny(t, true, torch.Float32)
 	tr, err := New(m, data, nil, o)
 	if err != nil {
@@ -201,6 +207,9 @@ func TestAFullDiskLeavesTheOlderCheckpoint(t *testing.T) {
 	}
 	r := &recorder{after: func(s Step) {
 		if s.Step == 3 { // leave too little for a second checkpoint
+			if err := tr.settle(); err != nil {
+				t.Error(err)
+			}
 			os.WriteFile(filepath.Join(disk, "filler"), make([]byte, 350<<10), 0o666)
 		}
 	}}

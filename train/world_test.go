@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +41,8 @@ type runSpec struct {
 	StopAt              int // rank 1 is told to stop then
 	Timeout             time.Duration
 	Result              string // file for what rank 0 reports
+
+	KillAll time.Duration `json:"-"` // all ranks are killed after that time
 }
 
 // result is what rank 0 reports.
@@ -199,6 +202,7 @@ func launch(t testing.TB, s runSpec, n int) (r result, ends []ending) {
 	defer store.Close()
 	ends = make([]ending, n)
 	var all sync.WaitGroup
+	var children []*exec.Cmd
 	for rank := range n {
 		child := exec.Command(os.Args[0], "-test.run=none")
 		child.Env = append(os.Environ(), worldVariable+"="+string(text), fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", n),
@@ -209,12 +213,19 @@ func launch(t testing.TB, s runSpec, n int) (r result, ends []ending) {
 		if err := child.Start(); err != nil {
 			t.Fatal(err)
 		}
+		children = append(children, child)
 		all.Add(1)
 		go func() {
 			defer all.Done()
 			child.Wait()
 			ends[rank] = ending{child.ProcessState.ExitCode(), stderr.String()}
 		}()
+	}
+	if s.KillAll > 0 {
+		time.Sleep(s.KillAll)
+		for _, c := range children {
+			c.Process.Kill()
+		}
 	}
 	all.Wait()
 	if out, err := os.ReadFile(s.Result); err == nil {
@@ -369,6 +380,25 @@ func TestARunGoesOnInAWorldOfAnotherSize(t *testing.T) {
 		t.Errorf("the last run began after step %d, want 12", last.First)
 	}
 	same(t, "the last run", last, want, 2e-4)
+}
+
+func TestKillingAllRanksAtAnyMomentLeavesACheckpointThatResumes(t *testing.T) {
+	s := spec()
+	s.Options.Steps, s.Every, s.Resume, s.Checkpoints, s.Distributed = 80, 1, true, filepath.Join(t.TempDir(), "c"), FSDP
+	want := alone(t, s, 2)
+	for range 4 {
+		s.KillAll = 300*time.Millisecond + rand.N(1200*time.Millisecond)
+		_, ends := launch(t, s, 2)
+		for _, e := range ends {
+			if e.code > 0 && !strings.Contains(e.stderr, "gone") { // killed itself, or by the other's death
+				t.Fatalf("before it was killed a rank ended with %+v", e)
+			}
+		}
+	}
+	s.KillAll = 0
+	last := succeedIn(t, s, 2)
+	t.Logf("the last run began after step %d", last.First)
+	same(t, "the last run", last, want, 2e-3)
 }
 
 func TestATunedAdapterGoesOnInAnotherWorld(t *testing.T) {

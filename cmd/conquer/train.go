@@ -179,19 +179,8 @@ func (f *trainFlags) run(ctx context.Context) error {
 		return err
 	}
 	defer world.Leave()
-	fetched := func() error { return nil }
-	if world != nil {
-		if _, err := os.Stat(f.path); f.path != "" && err != nil { // the first process of a machine downloads it for all
-			if fetched, err = world.First("opening the model"); err != nil {
-				return err
-			}
-		}
-	}
 	o, err := f.openModel(ctx)
 	if err != nil {
-		return err
-	}
-	if err := fetched(); err != nil {
 		return err
 	}
 	defer func() {

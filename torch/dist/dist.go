@@ -104,22 +104,6 @@ func (w *World) Device() torch.Device { return w.device }
 // Timeout is how long an operation waits for its members.
 func (w *World) Timeout() time.Duration { return w.timeout }
 
-// First lets the first process of each machine do something before its others: those wait in First until the first calls
-// what First returned to it.
-func (w *World) First(what string) (done func() error, err error) {
-	key := fmt.Sprintf("first/%s/%d", what, w.Rank-w.LocalRank)
-	if w.LocalRank == 0 {
-		return func() error { return w.store.Set(key, []byte{1}) }, nil
-	}
-	w.At("waiting for the first process of this machine: %s", what)
-	for { // it may take longer than an operation, and says where it is
-		if has, err := w.store.Has(key); err != nil || has {
-			return func() error { return nil }, err
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
-}
-
 // Store is the key-value store that the processes share.
 func (w *World) Store() *Store { return w.store }
 
