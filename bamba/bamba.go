@@ -36,13 +36,12 @@ type Block struct {
 
 // Forward maps x [B,L,D] to [B,L,D].
 func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	normalized := b.MixerNorm.Forward(x)
 	if b.Mixer != nil {
-		x = x.Add(b.Mixer.Forward(normalized, pass, layer))
+		x = b.Mixer.ForwardAdd(b.MixerNorm, x, pass, layer)
 	} else {
-		x = x.Add(b.Attention.Forward(normalized, pass, layer))
+		x = b.Attention.ForwardAdd(b.MixerNorm, x, pass, layer)
 	}
-	return x.Add(b.MLP.Forward(b.MLPNorm.Forward(x)))
+	return b.MLP.ForwardAdd(b.MLPNorm, x)
 }
 
 // Attention is attention with grouped queries, H query heads sharing K key and value heads of P dimensions, of which only
@@ -51,17 +50,12 @@ type Attention struct {
 	QKV    *nn.Linear `weight:"q_proj+k_proj+v_proj"`
 	Output *nn.Linear `weight:"o_proj"`
 
-	heads, keyHeads, headDim int
+	heads, keyHeads int
 }
 
-// Forward maps x [B,L,D] to [B,L,D].
-func (a *Attention) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	batch, length := x.Size(0), x.Size(1)
-	qkv := a.QKV.Forward(x).View(batch, length, a.heads+2*a.keyHeads, a.headDim)
-	parts := qkv.Split(2, a.heads, a.keyHeads, a.keyHeads)
-	q, k := torch.Rotary(parts[0], parts[1], pass.Cos, pass.Sin)
-	attended := pass.Attend(q, k, parts[2].Transpose(1, 2), layer)
-	return a.Output.Forward(attended.Transpose(1, 2).Reshape(batch, length, a.heads*a.headDim))
+// ForwardAdd is x plus the attention of x normalized by n, all [B,L,D].
+func (a *Attention) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
+	return a.Output.ForwardAdd(pass.Attend(a.QKV.ForwardNormed(n, x), a.heads, a.keyHeads, layer), x)
 }
 
 // New makes a model without weights from a Hugging Face config of model_type "bamba".
@@ -94,7 +88,7 @@ func New(config model.Config) (model.Model, error) {
 			q, kv := h.heads*h.headDim, h.keyHeads*h.headDim
 			block.Attention = &Attention{
 				QKV: nn.NewLinear(h.width, h.attentionBias, q, kv, kv), Output: nn.NewLinear(q, h.attentionBias, h.width),
-				heads: h.heads, keyHeads: h.keyHeads, headDim: h.headDim,
+				heads: h.heads, keyHeads: h.keyHeads,
 			}
 		} else {
 			block.Mixer = newMixer(h.width, h.mixer, m.chunking)

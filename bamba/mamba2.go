@@ -30,7 +30,7 @@ type Mamba2Block struct {
 // Forward maps x [B,L,D] to [B,L,D], of x's dtype: where the config asks for residual_in_fp32 that is float32, whatever the
 // weights are.
 func (b *Mamba2Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	return x.Add(b.Mixer.Forward(b.Norm.Forward(x.To(b.Norm.Weight.DType())), pass, layer))
+	return b.Mixer.ForwardAdd(b.Norm, x, pass, layer)
 }
 
 // NewMamba2 makes a model without weights from a Hugging Face config of model_type "mamba2".

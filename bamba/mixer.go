@@ -59,11 +59,12 @@ func (m *Mixer) Sizes() (heads, headDim, groups, state int) {
 	return m.heads, m.headDim, m.groups, m.state
 }
 
-// Forward maps x [B,L,D] to [B,L,D].
-func (m *Mixer) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
+// ForwardAdd is x plus what the layer maps x, normalized by n, to: all [B,L,D], of x's dtype, which may be wider than the
+// layer's.
+func (m *Mixer) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
 	batch, length := x.Size(0), x.Size(1)
 	inner, shared := m.heads*m.headDim, m.groups*m.state
-	parts := m.In.Forward(x).Split(2, inner, inner+2*shared, m.heads)
+	parts := m.In.ForwardNormed(n, x.To(n.Weight.DType())).Split(2, inner, inner+2*shared, m.heads)
 	gate, xBC, dt := parts[0], parts[1], parts[2]
 
 	var before, state torch.Tensor // what the cache remembers: [B,W-1,HP+2GN] and [B,H,P,N]
@@ -102,7 +103,7 @@ func (m *Mixer) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCach
 			state.Copy(final.Detach())
 		}
 	}
-	return m.Out.Forward(m.Norm.Forward(y.Reshape(batch, length, inner), gate))
+	return m.Out.ForwardAdd(m.Norm.Forward(y.Reshape(batch, length, inner), gate), x)
 }
 
 func withoutPadding(x torch.Tensor, pass *model.Pass) torch.Tensor {

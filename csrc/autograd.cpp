@@ -2,9 +2,12 @@
 // that libtorch has.
 #include "internal.h"
 
+#include <atomic>
+
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <ATen/SDPBackend.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/grad_mode.h>
 
@@ -72,13 +75,40 @@ int cq_set_rng_state(int device, cq_tensor state) {
   });
 }
 
+// Which of libtorch's attention kernels a GPU tries first. cuDNN's are the fastest, half again as fast as flash's, but
+// plan anew for each shape: training has few shapes, prompts have any.
+static void choose_attention(bool training) {
+  static std::atomic<int> chosen{-1};
+  if (chosen.exchange(training) == training)
+    return;
+  using at::SDPBackend;
+  std::vector<int64_t> order;
+  for (auto backend : training ? std::vector<SDPBackend>{SDPBackend::cudnn_attention, SDPBackend::flash_attention}
+                               : std::vector<SDPBackend>{SDPBackend::flash_attention, SDPBackend::cudnn_attention})
+    order.push_back(static_cast<int64_t>(backend));
+  order.push_back(static_cast<int64_t>(SDPBackend::efficient_attention));
+  order.push_back(static_cast<int64_t>(SDPBackend::math));
+  order.push_back(static_cast<int64_t>(SDPBackend::overrideable));
+  at::globalContext().setSDPPriorityOrder(order);
+}
+
 int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropout, int causal, double scale,
             cq_tensor *out) {
   return guarded([&] {
-    const at::Tensor query = tensor_of(q), key = tensor_of(k);
+    const at::Tensor query = tensor_of(q);
+    at::Tensor key = tensor_of(k);
+    at::Tensor value = tensor_of(v);
     bool grouped = query.size(-3) != key.size(-3);
+    if (query.is_cuda()) {
+      choose_attention(at::GradMode::is_enabled() && query.requires_grad());
+      if (grouped && mask) { // no kernel takes both: the plain one that would be left holds all L x S weights
+        key = key.repeat_interleave(query.size(-3) / key.size(-3), -3);
+        value = value.repeat_interleave(query.size(-3) / value.size(-3), -3);
+        grouped = false;
+      }
+    }
     return give(out,
-                at::scaled_dot_product_attention(query, key, tensor_of(v), optional_of(mask), dropout, causal != 0,
+                at::scaled_dot_product_attention(query, key, value, optional_of(mask), dropout, causal != 0,
                                                  scale > 0 ? std::optional<double>(scale) : std::nullopt, grouped));
   });
 }

@@ -112,10 +112,12 @@ int cq_profile_entry(int i, const char **name, double *seconds, int64_t *calls);
 /* One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101) over n weights of one device, in place; it is the
  * step'th, the first is 1. originals, means and squares are float32 tensors of the weights' shapes; a 16-bit weight is
  * rounded from its original, a float32 one is its own. Each gradient is multiplied by `scale` as it is read; decays
- * holds each weight's decay. */
+ * holds each weight's decay. Where originals is NULL there are none, and the averages are of the weights' dtype: all
+ * three are then rounded at random, so that what a step is too small to change it changes with the right probability;
+ * `seed` decides how. */
 int cq_adamw(const cq_tensor *weights, const cq_tensor *originals, const cq_tensor *gradients, const cq_tensor *means,
              const cq_tensor *squares, const double *decays, int n, int64_t step, double scale, double rate,
-             double beta1, double beta2, double eps);
+             double beta1, double beta2, double eps, int64_t seed);
 /* The 2-norm of all elements of n tensors of one device. */
 int cq_global_norm(const cq_tensor *tensors, int n, double *out);
 
@@ -138,6 +140,13 @@ int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropou
 int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 
+/* residual [..., N] plus cq_linear. */
+int cq_linear_add(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor residual, cq_tensor *out);
+/* cq_linear of cq_rms_norm of x with the weight norm [D]; and cq_swiglu of that: weight [2F, D] then holds the gate
+ * first, and the result is [..., F]. */
+int cq_norm_linear(cq_tensor x, cq_tensor norm, double eps, cq_tensor weight, cq_tensor bias, cq_tensor *out);
+int cq_norm_linear_swiglu(cq_tensor x, cq_tensor norm, double eps, cq_tensor weight, cq_tensor bias, cq_tensor *out);
+
 /* x [..., D] scaled to a root mean square of one, times weight [D]; rounded as Hugging Face's LlamaRMSNorm does. */
 int cq_rms_norm(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out);
 int cq_rms_norm_reference(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out);
@@ -159,6 +168,11 @@ int cq_rope_qkv(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_tensor cos, c
                 cq_tensor *k_out, cq_tensor *v_out);
 int cq_rope_qkv_reference(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_tensor cos, cq_tensor sin,
                           cq_tensor *q_out, cq_tensor *k_out, cq_tensor *v_out);
+
+/* cq_rope_qkv whose k and v go into caches [B,K,S,P] (K from their shape), at the positions columns (int64 [B or 1,
+ * L]), in place. Without gradients for k and v. */
+int cq_rope_qkv_cache(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin, cq_tensor columns, cq_tensor k_cache,
+                      cq_tensor v_cache, cq_tensor *q_out);
 
 /* gate_up [..., 2F], gate first: silu(gate) * up [..., F]. */
 int cq_swiglu(cq_tensor gate_up, cq_tensor *out);
@@ -281,6 +295,14 @@ void cq_work_forget(cq_work *work);
 /* Gives the memory behind t, and behind every tensor that shares it, back (bytes 0) or takes it anew, with undefined
  * contents. Tensors over it stay what they are, but may be read only while the memory is there. */
 int cq_storage_resize(cq_tensor t, size_t bytes);
+
+/* ---- trace (trace.cpp) --------------------------------------------------------------------------------------- */
+
+/* Records the operations of the calling thread, and of what it starts, until cq_trace_end, on the same thread, writes
+ * them to `path` as a Chrome trace. table then holds a line an operation: "cpu" or "gpu", calls, nanoseconds in all and
+ * without the operations inside, name, with tabs between; it is valid until the thread's next trace. */
+int cq_trace_begin(void);
+int cq_trace_end(const char *path, const char **table);
 
 /* ---- CUDA (cuda/), loaded at run time ------------------------------------------------------------------------ */
 

@@ -189,6 +189,7 @@ func (g *generation) clock(began *time.Time, step int) {
 		g.stats.Prefill = now.Sub(*began)
 	} else {
 		g.stats.Decode += now.Sub(*began)
+		g.stats.Steps = append(g.stats.Steps, now.Sub(*began))
 	}
 	*began = now
 }

@@ -79,7 +79,10 @@ type Stats struct {
 	PromptTokens, Reused int // Reused were remembered from an earlier turn
 	NewTokens            int
 	Prefill, Decode      time.Duration
-	decoded              int // new tokens but for the first of each prompt
+	// Steps is how long each decoding step took, the first of which is launched operation by operation and the second
+	// recorded where steps are recorded.
+	Steps   []time.Duration
+	decoded int // new tokens but for the first of each prompt
 }
 
 // PrefillRate is how many tokens of the prompts were read in a second.

@@ -31,8 +31,8 @@ type Block struct {
 
 // Forward maps x [B,L,D] to [B,L,D].
 func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	x = x.Add(b.Attention.Forward(b.AttentionNorm.Forward(x), pass, layer))
-	return x.Add(b.MLP.Forward(b.MLPNorm.Forward(x)))
+	x = b.Attention.ForwardAdd(b.AttentionNorm, x, pass, layer)
+	return b.MLP.ForwardAdd(b.MLPNorm, x)
 }
 
 // Attention is attention with grouped queries: H query heads share K key and value heads of P dimensions.
@@ -40,15 +40,12 @@ type Attention struct {
 	QKV    *nn.Linear `weight:"q_proj+k_proj+v_proj"`
 	Output *nn.Linear `weight:"o_proj"`
 
-	heads, keyHeads, headDim int
+	heads, keyHeads int
 }
 
-// Forward maps x [B,L,D] to [B,L,D].
-func (a *Attention) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	batch, length := x.Size(0), x.Size(1)
-	q, k, v := torch.RotaryQKV(a.QKV.Forward(x), a.heads, a.keyHeads, pass.Cos, pass.Sin)
-	attended := pass.Attend(q, k, v, layer)
-	return a.Output.Forward(attended.Transpose(1, 2).Reshape(batch, length, a.heads*a.headDim))
+// ForwardAdd is x plus the attention of x normalized by n, all [B,L,D].
+func (a *Attention) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
+	return a.Output.ForwardAdd(pass.Attend(a.QKV.ForwardNormed(n, x), a.heads, a.keyHeads, layer), x)
 }
 
 // hyper is what the config says, read and checked.
@@ -87,7 +84,7 @@ func New(config model.Config) (model.Model, error) {
 			AttentionNorm: nn.NewRMSNorm(h.width, h.eps),
 			Attention: &Attention{
 				QKV: nn.NewLinear(h.width, h.qkvBias, q, kv, kv), Output: nn.NewLinear(q, h.outputBias, h.width),
-				heads: h.heads, keyHeads: h.keyHeads, headDim: h.headDim,
+				heads: h.heads, keyHeads: h.keyHeads,
 			},
 			MLPNorm: nn.NewRMSNorm(h.width, h.eps),
 			MLP:     nn.NewSwiGLU(h.width, h.inner, h.mlpBias),

@@ -221,19 +221,25 @@ func (p *Pass) mask(seq Sequence, starts torch.Tensor, window int) {
 	p.Mask, p.Causal = mask, false
 }
 
-// Attend is attention of q [B,H,L,P] over k and v [B,K,L,P] and what layer remembers, to which they are added: [B,H,L,P].
-func (p *Pass) Attend(q, k, v torch.Tensor, layer *LayerCache) torch.Tensor {
-	if layer == nil {
-		return torch.Attention(q, k, v, p.Mask, p.Causal)
-	}
-	length := q.Size(2)
-	torch.CacheWrite(layer.Keys, k, p.Columns)
-	torch.CacheWrite(layer.Values, v, p.Columns)
-	if length == 1 {
+// Attend is attention of the queries over the keys and values that qkv [B,L,(H+2K)·P] holds after them, turned by their
+// positions, and those that layer remembers, to which they are added: [B,L,H·P].
+func (p *Pass) Attend(qkv torch.Tensor, heads, keyHeads int, layer *LayerCache) torch.Tensor {
+	batch, length := qkv.Size(0), qkv.Size(1)
+	return p.attend(qkv, heads, keyHeads, length, layer).Transpose(1, 2).Reshape(batch, length, qkv.Size(2)/(heads+2*keyHeads)*heads)
+}
+
+func (p *Pass) attend(qkv torch.Tensor, heads, keyHeads, length int, layer *LayerCache) torch.Tensor {
+	if layer != nil && length == 1 {
+		q := torch.RotaryQKVCache(qkv, heads, p.Cos, p.Sin, p.Columns, layer.Keys, layer.Values)
 		return torch.DecodeAttention(q, layer.Keys, layer.Values, p.Starts, p.Lengths)
 	}
-	if p.Start > 0 {
-		k, v = layer.Keys.Narrow(2, 0, p.Start+length), layer.Values.Narrow(2, 0, p.Start+length)
+	q, k, v := torch.RotaryQKV(qkv, heads, keyHeads, p.Cos, p.Sin)
+	if layer != nil {
+		torch.CacheWrite(layer.Keys, k, p.Columns)
+		torch.CacheWrite(layer.Values, v, p.Columns)
+		if p.Start > 0 {
+			k, v = layer.Keys.Narrow(2, 0, p.Start+length), layer.Values.Narrow(2, 0, p.Start+length)
+		}
 	}
 	return torch.Attention(q, k, v, p.Mask, p.Causal)
 }

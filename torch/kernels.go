@@ -16,6 +16,27 @@ func Linear(x, weight, bias Tensor) Tensor {
 	return Tensor{libtch.Ctensor(out)}
 }
 
+// LinearAdd is residual [..., N] plus Linear.
+func LinearAdd(x, weight, bias, residual Tensor) Tensor {
+	var out C.cq_tensor
+	check(C.cq_linear_add(x.handle(), weight.handle(), bias.handle(), residual.handle(), &out), "linear add", x, weight, bias, residual)
+	return Tensor{libtch.Ctensor(out)}
+}
+
+// NormLinear is Linear of RMSNorm of x with the weight norm [D].
+func NormLinear(x, norm Tensor, eps float64, weight, bias Tensor) Tensor {
+	var out C.cq_tensor
+	check(C.cq_norm_linear(x.handle(), norm.handle(), C.double(eps), weight.handle(), bias.handle(), &out), "norm linear", x, norm, weight, bias)
+	return Tensor{libtch.Ctensor(out)}
+}
+
+// NormLinearSwiGLU is SwiGLU of NormLinear: weight [2F,D] holds the gate first, the result is [..., F].
+func NormLinearSwiGLU(x, norm Tensor, eps float64, weight, bias Tensor) Tensor {
+	var out C.cq_tensor
+	check(C.cq_norm_linear_swiglu(x.handle(), norm.handle(), C.double(eps), weight.handle(), bias.handle(), &out), "norm linear swiglu", x, norm, weight, bias)
+	return Tensor{libtch.Ctensor(out)}
+}
+
 // Embedding picks the rows ids (int64, any shape) of weight [V,D]: [..., D]. Its backward adds to the weight's gradient where
 // there is one, so it is for gradients that accumulate, as those of [Backward] do.
 func Embedding(weight, ids Tensor) Tensor {
@@ -48,6 +69,15 @@ func RotaryQKV(qkv Tensor, heads, keyHeads int, cos, sin Tensor) (q, k, v Tensor
 	check(C.cq_rope_qkv(qkv.handle(), C.int64_t(heads), C.int64_t(keyHeads), cos.handle(), sin.handle(), &outQ, &outK, &outV),
 		"rotary", qkv, cos, sin)
 	return Tensor{libtch.Ctensor(outQ)}, Tensor{libtch.Ctensor(outK)}, Tensor{libtch.Ctensor(outV)}
+}
+
+// RotaryQKVCache is RotaryQKV that writes k and v into caches [B,K,S,P], in place, at the given columns (int64 [B or 1, L]),
+// and returns q; without gradients.
+func RotaryQKVCache(qkv Tensor, heads int, cos, sin, columns, keys, values Tensor) (q Tensor) {
+	var out C.cq_tensor
+	check(C.cq_rope_qkv_cache(qkv.handle(), C.int64_t(heads), cos.handle(), sin.handle(), columns.handle(), keys.handle(),
+		values.handle(), &out), "rotary", qkv, cos, sin, columns, keys, values)
+	return Tensor{libtch.Ctensor(out)}
 }
 
 // SwiGLU is silu(gate) · up for gateUp [..., 2F] that holds the gate first: [..., F] (Shazeer, arXiv 2002.05202).

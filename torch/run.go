@@ -7,6 +7,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"runtime"
 	"strings"
 	"unsafe"
@@ -35,6 +36,21 @@ func (e *Error) Error() string {
 func (e *Error) Is(target error) bool {
 	return target == ErrOutOfMemory && (strings.Contains(e.Message, "out of memory") ||
 		strings.Contains(e.Message, "can't allocate memory"))
+}
+
+var (
+	triedToAllocate = regexp.MustCompile(`Tried to allocate ([0-9.]+ [KMGT]iB)`)
+	ofWhichFree     = regexp.MustCompile(`total capacity of ([0-9.]+ [KMGT]iB) of which ([0-9.]+ [KMGT]iB) is free`)
+)
+
+// OutOfMemory says of an error that is ErrOutOfMemory what there was no room for, in a few words.
+func (e *Error) OutOfMemory() string {
+	tried, free := triedToAllocate.FindStringSubmatch(e.Message), ofWhichFree.FindStringSubmatch(e.Message)
+	if tried == nil || free == nil {
+		first, _, _ := strings.Cut(e.Message, "\n")
+		return "out of memory: " + strings.TrimPrefix(first, "out of memory: ")
+	}
+	return fmt.Sprintf("out of memory: %s needs %s, and %s of the GPU's %s are free", e.Op, tried[1], free[2], free[1])
 }
 
 func newError(op, message string, in []Tensor) *Error {

@@ -25,6 +25,9 @@ func newMicroBatch(b text.Batch, device torch.Device) microBatch {
 		packed = packed || segment > 1
 	}
 	used = max(used, 1)
+	if device.IsCUDA() { // few lengths: attention plans for each anew, and memory is kept by size
+		used = min((used+63)/64*64, b.Length)
+	}
 	cut := func(values []int32) torch.Tensor {
 		list := make([]int64, 0, b.Rows*used)
 		for r := range b.Rows {
@@ -91,7 +94,9 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) float64 {
 	inputs, outputs := make([]torch.Tensor, count+1), make([]torch.Tensor, count+1)
 	generator := make([]torch.Tensor, count+1)
 	var seed torch.Tensor
+	var loss *torch.Fetch[float32]
 	defer func() { // an operation may panic half way
+		loss.Drop()
 		seed.Free()
 		for i := range inputs {
 			inputs[i].Free()
@@ -127,11 +132,10 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) float64 {
 	// The head, on the rows that predict something.
 	s.use(head, -1)
 	inputs[count] = leaf(outputs[count], n.lowest < count)
-	loss := 0.0
 	torch.WithGrad(func() {
 		torch.Scoped(func() {
 			total := n.nll(inputs[count], mb, divisor)
-			loss = float64(torch.Item[float32](total.Detach()))
+			loss = torch.StartFetch[float32](total.Detach())
 			total.Backward()
 		})
 	})
@@ -171,7 +175,7 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) float64 {
 	if generator[count].Defined() {
 		torch.SetRNGState(device, generator[count])
 	}
-	return loss
+	return float64(loss.Values()[0]) // waited for now that everything else is on its way
 }
 
 // nll is the summed negative log-likelihood, divided by divisor, of a micro-batch's labels under hidden states [B,L,D].

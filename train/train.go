@@ -56,10 +56,12 @@ type Options struct {
 	Decay       float64 `json:"weight_decay"`
 	Clip        float64 `json:"clip"` // the largest norm of a step's gradients; 0 for any
 
-	LoRA      *LoRA     `json:"lora,omitempty"`
-	HeadOnly  bool      `json:"head_only"`
-	Seed      int64     `json:"seed"`
-	Recompute Recompute `json:"-"` // "" means RecomputeNone
+	LoRA     *LoRA `json:"lora,omitempty"`
+	HeadOnly bool  `json:"head_only"`
+	// Stochastic keeps bfloat16 weights without float32 originals, see optim.AdamWOptions.
+	Stochastic bool      `json:"stochastic_rounding,omitempty"`
+	Seed       int64     `json:"seed"`
+	Recompute  Recompute `json:"-"` // "" means RecomputeNone
 
 	// ValidateSteps is how many steps lie between two looks at the validation set; 0 for a tenth of the run. The first look
 	// is before the first step, the last after the last.
@@ -345,7 +347,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 		return err
 	}
 	t.params, t.held = parameters(t.net.strategy, trained)
-	t.adam = optim.NewAdamW(t.params, optim.AdamWOptions{Beta1: o.Beta1, Beta2: o.Beta2, Decay: o.Decay})
+	t.adam = optim.NewAdamW(t.params, optim.AdamWOptions{Beta1: o.Beta1, Beta2: o.Beta2, Decay: o.Decay, Stochastic: o.Stochastic, Seed: int(o.Seed)})
 	return nil
 }
 

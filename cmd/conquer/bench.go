@@ -19,13 +19,14 @@ import (
 
 var benchCommand = command{
 	name:    "bench",
-	summary: "Measure how a model's chunks should share their states: speed, memory, accuracy.",
+	summary: "Measure speed, memory and accuracy: of the ways that chunks share their states, of generation, of training.",
 	example: `conquer bench ssd --length 1024,4096
 conquer bench chunks --variant small --prompts examples/prompts/prompts.json
 conquer bench accuracy --model_path my-bamba --prompts examples/prompts/prompts.json
 conquer bench gptscore --model_path smollm2-135m results/accuracy_*.tsv
+conquer bench inference --model_path smollm2-135m --seq_len 512 --max_new_tokens 64
 conquer bench report`,
-	parts: []command{benchSSDCommand, benchChunksCommand, benchAccuracyCommand, benchGPTScoreCommand, benchReportCommand},
+	parts: []command{benchSSDCommand, benchChunksCommand, benchAccuracyCommand, benchGPTScoreCommand, benchInferenceCommand, benchTrainCommand, benchReportCommand},
 }
 
 // benchFlags are those of every benchmark.

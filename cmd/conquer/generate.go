@@ -113,6 +113,7 @@ type generateFlags struct {
 	useCache    bool
 	batchSize   int
 	json        bool
+	profileFlag
 }
 
 func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
@@ -127,6 +128,7 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 	f.samplingFlags.declare(flags, 128, 0, 1)
 	flags.IntVar(&f.batchSize, "batch_size", 8, "how many prompts are worked on at once")
 	flags.BoolVar(&f.useCache, "use_cache", true, "keep keys and values of earlier tokens; =false computes them anew at each step")
+	f.declareProfile(flags)
 	flags.BoolVar(&f.json, "json", false, "print a JSON object for each prompt, with text, token_ids and timings")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
@@ -177,17 +179,19 @@ func (f *generateFlags) run(ctx context.Context) error {
 		ids = append(ids, list)
 	}
 	f.advise(o, ids)
-	for start := 0; start < len(ids); start += f.batchSize {
-		end := min(start+f.batchSize, len(ids))
-		var names []string
-		if len(texts) > 0 {
-			names = texts[start:end]
+	return f.profiled(func() error {
+		for start := 0; start < len(ids); start += f.batchSize {
+			end := min(start+f.batchSize, len(ids))
+			var names []string
+			if len(texts) > 0 {
+				names = texts[start:end]
+			}
+			if err := f.batch(ctx, o, ids[start:end], names, len(ids) == 1, load); err != nil {
+				return err
+			}
 		}
-		if err := f.batch(ctx, o, ids[start:end], names, len(ids) == 1, load); err != nil {
-			return err
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // encode turns a prompt into ids.

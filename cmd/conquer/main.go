@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -15,6 +16,7 @@ import (
 
 	_ "conquer/bamba"
 	_ "conquer/llama"
+	"conquer/torch"
 )
 
 // version is set when the binary is linked.
@@ -40,6 +42,9 @@ func commands() []command {
 type usageError struct{ error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// The profiler wants to start on the thread that the program began on.
+func init() { runtime.LockOSThread() }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
@@ -95,7 +100,7 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, context.Canceled):
 		return 130
 	}
-	fmt.Fprintf(stderr, "conquer %s: %v\n", c.name, err)
+	fmt.Fprintf(stderr, "conquer %s: %v\n", c.name, explained(err))
 	return 1
 }
 
@@ -139,6 +144,15 @@ func (c command) words() string {
 		names = append(names, strings.TrimPrefix(part.name, c.name+" "))
 	}
 	return strings.Join(names, " ")
+}
+
+// explained says in one line what to do about memory that ran out; other errors are what they are.
+func explained(err error) error {
+	var failed *torch.Error
+	if !errors.Is(err, torch.ErrOutOfMemory) || !errors.As(err, &failed) {
+		return err
+	}
+	return fmt.Errorf("%s; use a smaller --batch_size or --sequence_length, --recompute block, a --dtype of 16 bits, or a smaller model", failed.OutOfMemory())
 }
 
 // newFlags makes a flag set in which a dash works for each underscore.

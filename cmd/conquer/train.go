@@ -55,6 +55,7 @@ type trainFlags struct {
 	lora                  train.LoRA
 	merge                 bool
 	ask                   []string
+	profileFlag
 }
 
 func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
@@ -83,6 +84,7 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.Float64Var(&o.Beta1, "beta1", 0.9, "AdamW's decay of the mean gradient")
 	flags.Float64Var(&o.Beta2, "beta2", 0.999, "AdamW's decay of the mean squared gradient")
 	flags.Float64Var(&o.Clip, "clip", 1, "largest `norm` of a step's gradients; 0: any")
+	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "keep bfloat16 weights without float32 originals, AdamW's averages in bfloat16 too, and round them at random: 8 bytes a weight in place of 16")
 	flags.Int64Var(&o.Seed, "seed", 1, "`number` that order, dropout and fresh weights begin from")
 	flags.StringVar(&f.recompute, "recompute", "none", "block: keep each block's input alone and compute the rest again, for less memory; none")
 
@@ -102,6 +104,7 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.StringVar(&o.CheckpointFormat, "checkpoint_format", "", "hf: a folder for transformers, which one process writes; native: every process writes its part while training goes on (default: hf for one process, native for several)")
 	flags.BoolVar(&o.TensorBoard, "tensorboard", false, "write event files for TensorBoard, in tensorboard in the output folder")
 	f.worldFlags.declare(flags, o)
+	f.declareProfile(flags)
 	flags.StringArrayVar(&f.ask, "ask", nil, "a `question` to answer before and after; may be repeated")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
@@ -217,7 +220,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 		defer console.Close()
 		t.Listen(console)
 	}
-	if err := t.Run(ctx); err != nil {
+	if err := f.profiled(func() error { return t.Run(ctx) }); err != nil {
 		return err
 	}
 	if err := f.answer(ctx, t, o, "after"); err != nil {
@@ -251,11 +254,24 @@ func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
 
 // freshModel makes a model of --architecture and --variant with fresh weights.
 func (f *trainFlags) freshModel() (*opened, error) {
-	config, err := model.Variant(f.architecture, f.variant)
+	tok, err := text.Open(f.tokenizer)
+	if err != nil {
+		return nil, err
+	}
+	m, err := f.fresh(f.architecture, f.variant, torch.Float32, f.Seed, tok.VocabSize())
+	if err != nil {
+		return nil, err
+	}
+	return &opened{path: f.variant, model: m, tokenizer: tok}, nil
+}
+
+// fresh makes a variant of an architecture with fresh weights, on the flags' device; its vocabulary must have room for so
+// many tokens.
+func (f *modelFlags) fresh(architecture, variant string, dtype torch.DType, seed int64, tokens int) (model.Model, error) {
+	config, err := model.Variant(architecture, variant)
 	if err != nil {
 		return nil, usageError{err}
 	}
-	dtype := torch.Float32
 	if given, err := parseDType(f.dtype); err != nil {
 		return nil, err
 	} else if given != nil {
@@ -268,21 +284,23 @@ func (f *trainFlags) freshModel() (*opened, error) {
 	if f.threads > 0 {
 		torch.SetThreads(f.threads)
 	}
-	o := &opened{path: f.variant}
-	if o.tokenizer, err = text.Open(f.tokenizer); err != nil {
+	m, err := model.New(config)
+	if err != nil {
 		return nil, err
 	}
-	if o.model, err = model.New(config); err != nil {
-		return nil, err
+	if rows := m.Head().Shape[0]; rows < tokens {
+		return nil, fmt.Errorf("vocabulary mismatch: the tokenizer has %d tokens, but %s has rows for %d", tokens, variant, rows)
 	}
-	if o.model.Head().Shape[0] < o.tokenizer.VocabSize() {
-		return nil, checkVocabulary(o)
-	}
-	return o, torch.Run(func() error {
-		torch.ManualSeed(f.Seed)
-		model.Initialize(o.model, dtype, device)
+	err = torch.Run(func() error {
+		torch.ManualSeed(seed)
+		model.Initialize(m, dtype, device)
 		return nil
 	})
+	if err != nil {
+		model.Free(m)
+		return nil, err
+	}
+	return m, nil
 }
 
 // load reads and encodes the data sets.

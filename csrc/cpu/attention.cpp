@@ -115,6 +115,12 @@ int cq_decode_attention(cq_tensor q, cq_tensor k_cache, cq_tensor v_cache, cq_te
     TORCH_CHECK(valid.scalar_type() == at::kLong && valid.numel() == query.size(0) &&
                     (!from.defined() || (from.scalar_type() == at::kLong && from.numel() == query.size(0))),
                 "decode_attention: lengths and starts must be int64 [", query.size(0), "]");
+    const Face *face = face_of(query);
+    if (face && face_of(k) && face_of(v) && k.scalar_type() == query.scalar_type() &&
+        v.scalar_type() == query.scalar_type() && k.stride(3) == 1 && v.stride(3) == 1 && query.size(3) % 16 == 0 &&
+        query.size(3) <= 128 && query.size(1) / k.size(1) <= 16 && !records_grad(query, k, v))
+      return give(out, face->decode_attention(query.contiguous(), k, v, valid.contiguous(),
+                                              from.defined() ? from.contiguous() : from, scale));
     if (query.is_cpu() && k.is_cpu() && has_kernel_type(query) && k.scalar_type() == query.scalar_type() &&
         v.scalar_type() == query.scalar_type() && k.stride(3) == 1 && v.stride(3) == 1 && !records_grad(query, k, v))
       return give(out, decode_attention(query.contiguous(), k, v, valid.contiguous(),

@@ -6,6 +6,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
 
+#include "../face.h"
 #include "../internal.h"
 #include "kernels.h"
 
@@ -44,6 +45,12 @@ inline int give_all(std::initializer_list<std::pair<cq_tensor *, at::Tensor>> re
       return 1;
   return 0;
 }
+
+// cq_swiglu of a tensor, with its gradient where one is asked for (swiglu.cpp).
+at::Tensor gated(const at::Tensor &gate_up);
+
+// cq_rms_norm likewise (norm.cpp).
+at::Tensor normalized(const at::Tensor &x, const at::Tensor &weight, double eps);
 
 // How many rows of `width` elements make up a share of work worth waking a thread for (some 2 us).
 inline int64_t rows_per_share(int64_t width) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1)); }

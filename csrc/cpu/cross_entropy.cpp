@@ -110,11 +110,62 @@ Head head(const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor &
   return result;
 }
 
+// The same on another device: labels stay where they are, so ignored rows are computed like the others and count
+// nothing.
+Head head_elsewhere(const Face &face, const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor &labels,
+                    double divisor, bool wants_dhidden, bool wants_dweight) {
+  const int64_t N = hidden.size(0), D = hidden.size(1), V = weight.size(0);
+  const auto options = hidden.options();
+  const bool wants_gradient = wants_dhidden || wants_dweight;
+  at::Tensor count = divisor > 0 ? at::Tensor() : (labels != ignored).sum().clamp_min(1);
+  // Where only the device knows the divisor, the gradients are divided at the end.
+  const double inside = divisor > 0 ? 1 / divisor : 1;
+
+  Head result;
+  if (wants_dhidden)
+    result.dhidden = at::empty({N, D}, options);
+  if (wants_dweight)
+    result.dweight = at::empty({V, D}, options);
+  result.nll = at::empty({N}, options.dtype(at::kFloat));
+  // Taller chunks than the CPU's: a product must fill the device.
+  const int64_t most = std::clamp<int64_t>((int64_t(1) << 29) / (V * hidden.element_size()) / 256 * 256, 256, 4096);
+  const int64_t chunks = (N + most - 1) / most, chunk = (N + chunks - 1) / chunks;
+  at::Tensor buffer = at::empty({chunk, V}, options);
+  for (int64_t begin = 0; begin < N; begin += chunk) {
+    const int64_t n = std::min(chunk, N - begin);
+    const at::Tensor x = hidden.narrow(0, begin, n);
+    at::Tensor logits = buffer.narrow(0, 0, n);
+    at::mm_out(logits, x, weight.t());
+    face.cross_entropy(logits, labels.narrow(0, begin, n), inside, wants_gradient, result.nll.narrow(0, begin, n));
+    if (wants_dhidden) {
+      at::Tensor into = result.dhidden.narrow(0, begin, n);
+      at::mm_out(into, logits, weight);
+    }
+    if (wants_dweight) {
+      if (begin == 0)
+        at::mm_out(result.dweight, logits.t(), x);
+      else
+        result.dweight.addmm_(logits.t(), x);
+    }
+  }
+  result.loss = result.nll.sum() * inside;
+  if (count.defined()) {
+    result.loss = result.loss / count;
+    for (at::Tensor *t : {&result.dhidden, &result.dweight})
+      if (t->defined())
+        t->div_(count);
+  }
+  return result;
+}
+
 class CrossEntropyHead : public torch::autograd::Function<CrossEntropyHead> {
 public:
   static variable_list forward(AutogradContext *ctx, const at::Tensor &hidden, const at::Tensor &weight,
                                const at::Tensor &labels, double divisor) {
-    Head done = head(hidden, weight, labels, divisor, hidden.requires_grad(), weight.requires_grad());
+    const Face *face = face_of(hidden);
+    Head done =
+        face ? head_elsewhere(*face, hidden, weight, labels, divisor, hidden.requires_grad(), weight.requires_grad())
+             : head(hidden, weight, labels, divisor, hidden.requires_grad(), weight.requires_grad());
     // Kept outside save_for_backward: the backward hands them over, and a gradient that nobody else holds becomes the
     // parameter's without a copy.
     ctx->saved_data["dhidden"] = done.dhidden;
@@ -126,6 +177,14 @@ public:
     TORCH_CHECK(!ctx->saved_data.empty(), "cross_entropy_head: its gradients were handed out by an earlier backward");
     at::Tensor dhidden = ctx->saved_data["dhidden"].toTensor(), dweight = ctx->saved_data["dweight"].toTensor();
     ctx->saved_data.clear();
+    // A GPU's scale is not waited for: what calls this differentiates the loss itself, and a product with one is cheap
+    // beside a stop of the queue.
+    if (!grads[0].is_cpu()) {
+      for (at::Tensor *t : {&dhidden, &dweight})
+        if (t->defined())
+          t->mul_(grads[0]);
+      return {dhidden, dweight, {}, {}};
+    }
     const double scale = grads[0].item<double>();
     for (at::Tensor *t : {&dhidden, &dweight})
       if (t->defined() && scale != 1)
@@ -153,8 +212,14 @@ int cq_cross_entropy_head(cq_tensor hidden, cq_tensor weight, cq_tensor labels, 
                     target.size(0) == x.size(0) && target.scalar_type() == at::kLong,
                 "cross_entropy_head: hidden must be [N,D], weight [V,D] and labels int64 [N], not ", x.sizes(), ", ",
                 w.sizes(), " and ", target.sizes());
-    if (!x.is_cpu() || !w.is_cpu() || !has_kernel_type(x) || w.scalar_type() != x.scalar_type())
+    const Face *face = face_of(w) ? face_of(x) : nullptr;
+    const bool served = x.is_cpu() ? w.is_cpu() : face && !(records_grad(x, w) && x.scalar_type() == at::kHalf);
+    if (!served || !has_kernel_type(x) || w.scalar_type() != x.scalar_type())
       return give_head(head_reference(x, w, target, divisor), out_loss, out_nll);
+    if (face && !records_grad(x, w))
+      return give_head(
+          head_elsewhere(*face, x.contiguous(), w.contiguous(), target.contiguous(), divisor, false, false), out_loss,
+          out_nll);
     if (!records_grad(x, w))
       return give_head(head(x.contiguous(), w.contiguous(), target.contiguous(), divisor, false, false), out_loss,
                        out_nll);

@@ -19,6 +19,10 @@ namespace {
 
 // grad[ids[i]] += dy[i]; positions of the same id are summed first, and each id belongs to one thread.
 void add_to_rows(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &dy) {
+  if (const Face *face = face_of(grad)) {
+    face->add_rows(grad, ids, dy);
+    return;
+  }
   const int64_t n = ids.numel(), D = grad.size(1);
   const int64_t *id = data_of<int64_t>(ids);
   std::vector<int64_t> order(n), first; // positions by id; where each id's positions begin
@@ -55,7 +59,7 @@ public:
     const at::Tensor weight = ctx->saved_data["weight"].toTensor(), ids = ctx->get_saved_variables()[0].contiguous();
     const at::Tensor dy = grads[0].contiguous();
     at::Tensor there = weight.is_leaf() ? weight.grad() : at::Tensor();
-    if (there.defined() && there.is_contiguous() && there.scalar_type() == dy.scalar_type() && there.is_cpu()) {
+    if (there.defined() && there.is_contiguous() && there.scalar_type() == dy.scalar_type()) {
       add_to_rows(there, ids, dy);
       return {{}, {}};
     }
@@ -75,7 +79,8 @@ int cq_embedding(cq_tensor weight, cq_tensor ids, cq_tensor *out) {
   return guarded([&] {
     RECORD_USER_SCOPE("conquer::embedding");
     const at::Tensor w = tensor_of(weight), index = tensor_of(ids);
-    if (w.is_cpu() && w.dim() == 2 && has_kernel_type(w) && index.scalar_type() == at::kLong && records_grad(w))
+    const bool served = w.is_cpu() || (face_of(w) && w.scalar_type() != at::kHalf && w.size(-1) % 16 == 0);
+    if (served && w.dim() == 2 && has_kernel_type(w) && index.scalar_type() == at::kLong && records_grad(w))
       return give(out, Embedding::apply(w, index));
     return give(out, at::embedding(w, index));
   });

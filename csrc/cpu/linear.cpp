@@ -43,7 +43,30 @@ at::Tensor linear_few(const at::Tensor &x, const at::Tensor &weight, const at::T
   return out;
 }
 
+// Another device's kernels for x and weight, where they take a product with so few rows and no gradient is asked for.
+const Face *face_for(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias) {
+  const Face *face = face_of(x);
+  return face && weight.dim() == 2 && x.dim() >= 1 && x.size(-1) == weight.size(1) && weight.size(0) > 0 &&
+                 x.numel() <= face->few_rows * weight.size(1) && face_of(weight) && weight.is_contiguous() &&
+                 weight.scalar_type() == x.scalar_type() && weight.size(1) % 16 == 0 &&
+                 !records_grad(x, weight, bias) &&
+                 (!bias.defined() ||
+                  (bias.is_contiguous() && bias.numel() == weight.size(0) && bias.scalar_type() == x.scalar_type()))
+             ? face
+             : nullptr;
+}
+
+at::Tensor rows_of(const at::Tensor &x) { return x.contiguous().view({-1, x.size(-1)}); }
+
+at::Tensor shaped(const at::Tensor &y, const at::Tensor &x) {
+  auto shape = x.sizes().vec();
+  shape.back() = y.size(-1);
+  return y.view(shape);
+}
+
 at::Tensor linear(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias) {
+  if (const Face *face = face_for(x, weight, bias))
+    return shaped(face->linear(rows_of(x), {}, 0, weight, bias, {}), x);
   bool few = x.dim() >= 1 && weight.dim() == 2 && x.size(-1) == weight.size(1) && x.numel() > 0 && weight.size(0) > 0 &&
              x.numel() <= few_rows(x.scalar_type()) * weight.size(1);
   if (few && x.is_cpu() && weight.is_cpu() && has_kernel_type(x) && weight.scalar_type() == x.scalar_type() &&
@@ -54,11 +77,64 @@ at::Tensor linear(const at::Tensor &x, const at::Tensor &weight, const at::Tenso
   return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
 }
 
+at::Tensor linear_add(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias,
+                      const at::Tensor &residual) {
+  if (residual.is_cuda() && residual.scalar_type() == x.scalar_type() && residual.is_contiguous()) {
+    const Face *face = face_for(x, weight, bias);
+    if (face && !records_grad(residual))
+      return shaped(face->linear(rows_of(x), {}, 0, weight, bias, rows_of(residual)), x);
+    if (!bias.defined() && x.scalar_type() == weight.scalar_type()) // added as the product is stored
+      return shaped(at::addmm(residual.view({-1, residual.size(-1)}), x.reshape({-1, x.size(-1)}), weight.t()), x);
+  }
+  return residual + linear(x, weight, bias);
+}
+
+// Whether another device's product normalizes its input by the way.
+bool normalizes(const at::Tensor &x, const at::Tensor &norm) {
+  return norm.dim() == 1 && norm.numel() == x.size(-1) && norm.numel() <= 8192 && face_of(norm) &&
+         norm.is_contiguous() && norm.scalar_type() == x.scalar_type() && !records_grad(norm);
+}
+
+at::Tensor norm_linear(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
+                       const at::Tensor &bias) {
+  const Face *face = face_for(x, weight, bias);
+  if (face && normalizes(x, norm))
+    return shaped(face->linear(rows_of(x), norm, eps, weight, bias, {}), x);
+  return linear(normalized(x, norm, eps), weight, bias);
+}
+
+at::Tensor norm_linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
+                              const at::Tensor &bias) {
+  const Face *face = face_for(x, weight, bias);
+  if (face && weight.size(0) % 32 == 0 && normalizes(x, norm))
+    return shaped(face->linear_swiglu(rows_of(x), norm, eps, weight, bias), x);
+  return gated(linear(normalized(x, norm, eps), weight, bias));
+}
+
 } // namespace
 
 } // namespace conquer
 
 using namespace conquer;
+
+int cq_linear_add(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor residual, cq_tensor *out) {
+  return guarded(
+      [&] { return give(out, linear_add(tensor_of(x), tensor_of(weight), tensor_of(bias), tensor_of(residual))); });
+}
+
+int cq_norm_linear(cq_tensor x, cq_tensor norm, double eps, cq_tensor weight, cq_tensor bias, cq_tensor *out) {
+  return guarded([&] {
+    RECORD_USER_SCOPE("conquer::norm_linear");
+    return give(out, norm_linear(tensor_of(x), tensor_of(norm), eps, tensor_of(weight), tensor_of(bias)));
+  });
+}
+
+int cq_norm_linear_swiglu(cq_tensor x, cq_tensor norm, double eps, cq_tensor weight, cq_tensor bias, cq_tensor *out) {
+  return guarded([&] {
+    RECORD_USER_SCOPE("conquer::norm_linear_swiglu");
+    return give(out, norm_linear_swiglu(tensor_of(x), tensor_of(norm), eps, tensor_of(weight), tensor_of(bias)));
+  });
+}
 
 int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out) {
   return guarded([&] {

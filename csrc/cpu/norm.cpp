@@ -24,6 +24,13 @@ struct Norm {
 Norm forward(const at::Tensor &x, const at::Tensor &residual, const at::Tensor &weight, double eps, bool keep_rstd) {
   const int64_t depth = weight.numel(), rows = x.numel() / depth;
   const bool adds = residual.defined();
+  if (const Face *face = face_of(x)) {
+    at::Tensor total = adds ? x + residual : x;
+    Norm norm{adds ? total : at::Tensor(), at::empty(x.sizes(), x.options()),
+              keep_rstd ? at::empty({rows}, x.options().dtype(at::kFloat)) : at::Tensor()};
+    face->rms_norm(total, weight, eps, norm.y, norm.rstd);
+    return norm;
+  }
   Norm norm{adds ? at::empty(x.sizes(), x.options()) : at::Tensor(), at::empty(x.sizes(), x.options()),
             keep_rstd ? at::empty({rows}, x.options().dtype(at::kFloat)) : at::Tensor()};
   with_type(x.scalar_type(), [&](auto element) {
@@ -45,6 +52,10 @@ std::pair<at::Tensor, at::Tensor> backward(const at::Tensor &dy, const at::Tenso
                                            const at::Tensor &weight, const at::Tensor &rstd, bool wants_dweight) {
   const int64_t depth = weight.numel(), rows = x.numel() / depth;
   at::Tensor dx = at::empty(x.sizes(), x.options()), shares;
+  if (const Face *face = face_of(x)) {
+    at::Tensor dweight = face->rms_norm_grad(dy, x, weight, rstd, wants_dweight, dx);
+    return {dtotal.defined() ? dx.add_(dtotal) : dx, dweight};
+  }
   if (wants_dweight)
     shares = at::zeros({at::get_num_threads(), depth}, x.options().dtype(at::kFloat));
   with_type(x.scalar_type(), [&](auto element) {
@@ -104,8 +115,11 @@ void check_norm(const at::Tensor &x, const at::Tensor &weight) {
 }
 
 bool takes(const at::Tensor &x, const at::Tensor &weight) {
-  return x.is_cpu() && weight.is_cpu() && has_kernel_type(x) && weight.scalar_type() == x.scalar_type() &&
-         x.numel() > 0;
+  if (!has_kernel_type(x) || weight.scalar_type() != x.scalar_type() || x.numel() == 0)
+    return false;
+  return x.is_cpu() ? weight.is_cpu()
+                    : face_of(x) && face_of(weight) && weight.numel() % 16 == 0 && weight.numel() <= 8192 &&
+                          !(records_grad(x, weight) && x.scalar_type() == at::kHalf);
 }
 
 } // namespace
@@ -114,16 +128,19 @@ bool takes(const at::Tensor &x, const at::Tensor &weight) {
 
 using namespace conquer;
 
+at::Tensor conquer::normalized(const at::Tensor &x, const at::Tensor &weight, double eps) {
+  check_norm(x, weight);
+  if (!takes(x, weight))
+    return rms_norm_reference(x, weight, eps);
+  if (records_grad(x, weight))
+    return RmsNorm::apply(x.contiguous(), weight.contiguous(), eps);
+  return forward(x.contiguous(), {}, weight.contiguous(), eps, false).y;
+}
+
 int cq_rms_norm(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out) {
   return guarded([&] {
     RECORD_USER_SCOPE("conquer::rms_norm");
-    const at::Tensor input = tensor_of(x), w = tensor_of(weight);
-    check_norm(input, w);
-    if (!takes(input, w))
-      return give(out, rms_norm_reference(input, w, eps));
-    if (records_grad(input, w))
-      return give(out, RmsNorm::apply(input.contiguous(), w.contiguous(), eps));
-    return give(out, forward(input.contiguous(), {}, w.contiguous(), eps, false).y);
+    return give(out, normalized(tensor_of(x), tensor_of(weight), eps));
   });
 }
 
@@ -138,7 +155,7 @@ int cq_add_rms_norm(cq_tensor x, cq_tensor residual, cq_tensor weight, double ep
     const at::Tensor input = tensor_of(x), other = tensor_of(residual), w = tensor_of(weight);
     check_norm(input, w);
     if (!takes(input, w) || other.sizes() != input.sizes() || other.scalar_type() != input.scalar_type() ||
-        !other.is_cpu()) {
+        other.device() != input.device()) {
       at::Tensor total = input + other;
       return give_all({{out_sum, total}, {out_norm, rms_norm_reference(total, w, eps)}});
     }

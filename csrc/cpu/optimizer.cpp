@@ -59,6 +59,52 @@ void adamw_of_libtorch(const std::vector<at::Tensor> &weights, const std::vector
   }
 }
 
+// Rounded up or down to T's 16 bits with the probabilities that keep the mean.
+void round_at_random(const at::Tensor &into, const at::Tensor &wide) {
+  at::Tensor bits = wide.contiguous().view(at::kInt);
+  into.copy_((bits + at::randint(0, 1 << 16, bits.sizes(), bits.options())).bitwise_and(~0xFFFF).view(at::kFloat));
+}
+
+// Without originals, by libtorch: weights and averages in bfloat16.
+void adamw_stochastic(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor> &gradients,
+                      const std::vector<at::Tensor> &means, const std::vector<at::Tensor> &squares,
+                      const double *decays, int64_t step, double scale, double rate, double beta1, double beta2,
+                      double eps) {
+  at::NoGradGuard no_grad;
+  const double correction1 = 1 - std::pow(beta1, step), correction2 = std::sqrt(1 - std::pow(beta2, step));
+  for (size_t i = 0; i < weights.size(); i++) {
+    at::Tensor g = gradients[i].to(at::kFloat) * scale;
+    at::Tensor m = means[i].to(at::kFloat) * beta1 + g * (1 - beta1);
+    at::Tensor s = squares[i].to(at::kFloat) * beta2 + g * g * (1 - beta2);
+    at::Tensor w = weights[i].to(at::kFloat) * (1 - rate * decays[i]);
+    w = w - (m * (rate / correction1)) / (s.sqrt() / correction2 + eps);
+    round_at_random(means[i], m);
+    round_at_random(squares[i], s);
+    round_at_random(weights[i], w);
+  }
+}
+
+// Another device's step over all weights at once, where its kernels take every one of them.
+bool adamw_elsewhere(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor> &originals,
+                     const std::vector<at::Tensor> &gradients, const std::vector<at::Tensor> &means,
+                     const std::vector<at::Tensor> &squares, const double *decays, int64_t step, double scale,
+                     double rate, double beta1, double beta2, double eps, int64_t seed) {
+  const Face *face = face_of(weights[0]);
+  const auto type = weights[0].scalar_type();
+  if (!face || type == at::kHalf)
+    return false;
+  for (size_t i = 0; i < weights.size(); i++)
+    for (const at::Tensor *t : {&weights[i], &gradients[i], &means[i], &squares[i]})
+      if (!t->is_contiguous() || t->numel() % 16 || !face_of(*t) ||
+          (t == &weights[i] || t == &gradients[i] ? t->scalar_type() != type : false))
+        return false;
+  at::NoGradGuard no_grad;
+  const bool own = type == at::kFloat; // a float32 weight is its own original
+  face->adamw(weights, own ? std::vector<at::Tensor>{} : originals, gradients, means, squares, decays, rate, beta1,
+              beta2, eps, scale, step, originals.empty(), seed);
+  return true;
+}
+
 void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor> &originals,
            const std::vector<at::Tensor> &gradients, const std::vector<at::Tensor> &means,
            const std::vector<at::Tensor> &squares, const double *decays, int64_t step, double scale, double rate,
@@ -125,16 +171,26 @@ using namespace conquer;
 
 int cq_adamw(const cq_tensor *weights, const cq_tensor *originals, const cq_tensor *gradients, const cq_tensor *means,
              const cq_tensor *squares, const double *decays, int n, int64_t step, double scale, double rate,
-             double beta1, double beta2, double eps) {
+             double beta1, double beta2, double eps, int64_t seed) {
   return guarded([&] {
     if (n == 0)
       return 0;
     auto w = tensors_of(weights, n);
     for (auto &t : w)
       t = t.detach();
-    const auto run = w[0].is_cpu() ? adamw : adamw_of_libtorch;
-    run(w, tensors_of(originals, n), tensors_of(gradients, n), tensors_of(means, n), tensors_of(squares, n), decays,
-        step, scale, rate, beta1, beta2, eps);
+    auto o = originals ? tensors_of(originals, n) : std::vector<at::Tensor>{};
+    auto g = tensors_of(gradients, n), m = tensors_of(means, n), s = tensors_of(squares, n);
+    if (!originals)
+      for (int i = 0; i < n; i++)
+        TORCH_CHECK(w[i].scalar_type() == at::kBFloat16 && m[i].scalar_type() == at::kBFloat16 &&
+                        s[i].scalar_type() == at::kBFloat16,
+                    "adamw: weight ", i, " is ", w[i].scalar_type(), "; without originals all must be bfloat16");
+    if (adamw_elsewhere(w, o, g, m, s, decays, step, scale, rate, beta1, beta2, eps, seed))
+      return 0;
+    if (!originals)
+      adamw_stochastic(w, g, m, s, decays, step, scale, rate, beta1, beta2, eps);
+    else
+      (w[0].is_cpu() ? adamw : adamw_of_libtorch)(w, o, g, m, s, decays, step, scale, rate, beta1, beta2, eps);
     return 0;
   });
 }

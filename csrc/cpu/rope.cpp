@@ -89,8 +89,24 @@ std::array<at::Tensor, 3> parts_of(const at::Tensor &qkv, int64_t H, int64_t K, 
   return {heads.narrow(2, 0, H), heads.narrow(2, H, K), heads.narrow(2, H + K, K)};
 }
 
+// Another device's kernels for qkv, where they take it.
+const Face *face_for(const at::Tensor &qkv, int64_t P, const at::Tensor &cos) {
+  const Face *face = face_of(qkv);
+  return face && P % 16 == 0 && cos.size(-1) % 16 == 0 && cos.size(-1) <= 128 &&
+                 !(records_grad(qkv) && qkv.scalar_type() == at::kHalf)
+             ? face
+             : nullptr;
+}
+
 variable_list rope_qkv(const at::Tensor &qkv, int64_t H, int64_t K, int64_t P, const at::Tensor &cos,
                        const at::Tensor &sin) {
+  if (const Face *face = face_for(qkv, P, cos)) {
+    const int64_t B = qkv.size(0), L = qkv.size(1);
+    variable_list out = {at::empty({B, H, L, P}, qkv.options()), at::empty({B, K, L, P}, qkv.options()),
+                         at::empty({B, K, L, P}, qkv.options())};
+    face->rope_qkv(qkv.contiguous(), cos, sin, {}, out[0], out[1], out[2]);
+    return out;
+  }
   auto parts = parts_of(qkv, H, K, P);
   return {rotated(parts[0], cos, sin), rotated(parts[1], cos, sin), rotated(parts[2], {}, {})};
 }
@@ -112,8 +128,18 @@ public:
     auto saved = ctx->get_saved_variables();
     at::Tensor dqkv = at::empty(ctx->saved_data["sizes"].toIntVector(),
                                 saved[0].options().dtype(ctx->saved_data["type"].toScalarType()));
-    auto parts =
-        parts_of(dqkv, ctx->saved_data["H"].toInt(), ctx->saved_data["K"].toInt(), ctx->saved_data["P"].toInt());
+    const int64_t H = ctx->saved_data["H"].toInt(), K = ctx->saved_data["K"].toInt(), P = ctx->saved_data["P"].toInt();
+    if (const Face *face = face_for(dqkv, P, saved[0])) {
+      const int64_t B = dqkv.size(0), L = dqkv.size(1);
+      for (int i = 0; i < 3; i++) {
+        if (!grads[i].defined())
+          grads[i] = at::zeros({B, i ? K : H, L, P}, dqkv.options());
+        grads[i] = dense_heads(grads[i]);
+      }
+      face->rope_qkv_grad(grads[0], grads[1], grads[2], saved[0], saved[1], dqkv);
+      return {dqkv, {}, {}, {}, {}, {}};
+    }
+    auto parts = parts_of(dqkv, H, K, P);
     rotate_back(grads[0], saved[0], saved[1], parts[0]);
     rotate_back(grads[1], saved[0], saved[1], parts[1]);
     rotate_back(grads[2], {}, {}, parts[2]);
@@ -182,11 +208,39 @@ int cq_rope_qkv(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_tensor cos, c
                 " does not hold ", heads, " + 2 * ", kv_heads, " heads");
     const int64_t P = x.size(2) / all;
     check_table(c, s, x.size(0), x.size(1), P);
-    if (!x.is_cpu() || !has_kernel_type(x))
+    if (!has_kernel_type(x) || (!x.is_cpu() && !face_for(x, P, c)))
       return rope_qkv_reference(x, heads, kv_heads, c, s, q_out, k_out, v_out);
     auto three = records_grad(x) ? RopeQKV::apply(x, heads, kv_heads, P, c.contiguous(), s.contiguous())
                                  : rope_qkv(x, heads, kv_heads, P, c.contiguous(), s.contiguous());
     return give_all({{q_out, three[0]}, {k_out, three[1]}, {v_out, three[2]}});
+  });
+}
+
+int cq_rope_qkv_cache(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin, cq_tensor columns, cq_tensor k_cache,
+                      cq_tensor v_cache, cq_tensor *q_out) {
+  return guarded([&] {
+    RECORD_USER_SCOPE("conquer::rope_qkv_cache");
+    const at::Tensor x = tensor_of(qkv), c = tensor_of(cos), s = tensor_of(sin), where = tensor_of(columns),
+                     k = tensor_of(k_cache), v = tensor_of(v_cache);
+    TORCH_CHECK(k.dim() == 4 && k.sizes() == v.sizes() && k.scalar_type() == x.scalar_type(),
+                "rope: the caches must be [B,K,S,P] of ", x.scalar_type(), ", not ", k.sizes(), " and ", v.sizes());
+    const int64_t K = k.size(1), P = k.size(3);
+    TORCH_CHECK(x.dim() == 3 && x.size(2) == (heads + 2 * K) * P && x.size(0) == k.size(0), "rope: qkv ", x.sizes(),
+                " does not hold ", heads, " heads and what goes into caches of ", k.sizes());
+    const int64_t B = x.size(0), L = x.size(1);
+    check_table(c, s, B, L, P);
+    TORCH_CHECK(where.scalar_type() == at::kLong && where.dim() == 2 && (where.size(0) == B || where.size(0) == 1) &&
+                    where.size(1) == L,
+                "rope: columns must be int64 [", B, " or 1, ", L, "], not ", where.sizes());
+    const Face *face = face_for(x, P, c);
+    if (face && face_of(k) && face_of(v) && k.stride(3) == 1 && k.strides() == v.strides() && !records_grad(x)) {
+      at::Tensor q = at::empty({B, heads, L, P}, x.options());
+      face->rope_qkv(x.contiguous(), c.contiguous(), s.contiguous(), where.contiguous(), q, k, v);
+      return give(q_out, q);
+    }
+    cq_tensor fresh_k, fresh_v;
+    return int(cq_rope_qkv(qkv, heads, K, cos, sin, q_out, &fresh_k, &fresh_v) ||
+               cq_cache_write(k_cache, fresh_k, columns) || cq_cache_write(v_cache, fresh_v, columns));
   });
 }
 

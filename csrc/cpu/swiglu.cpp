@@ -20,6 +20,10 @@ at::Tensor swiglu(const at::Tensor &gate_up) {
   auto shape = gate_up.sizes().vec();
   shape.back() = width;
   at::Tensor out = at::empty(shape, gate_up.options());
+  if (const Face *face = face_of(gate_up)) {
+    face->swiglu(gate_up, out);
+    return out;
+  }
   with_type(gate_up.scalar_type(), [&](auto element) {
     using T = decltype(element);
     const T *x = data_of<T>(gate_up);
@@ -41,6 +45,10 @@ public:
     const at::Tensor gate_up = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
     const int64_t width = dy.size(-1), rows = dy.numel() / width;
     at::Tensor dx = at::empty(gate_up.sizes(), gate_up.options());
+    if (const Face *face = face_of(gate_up)) {
+      face->swiglu_grad(dy, gate_up, dx);
+      return {dx};
+    }
     with_type(dy.scalar_type(), [&](auto element) {
       using T = decltype(element);
       const T *g = data_of<T>(dy), *x = data_of<T>(gate_up);
@@ -54,7 +62,20 @@ public:
   }
 };
 
+// Whether there are kernels for x: the CPU's, or another device's, whose float16 has no backward.
+bool takes(const at::Tensor &x) {
+  if (!has_kernel_type(x) || x.numel() == 0)
+    return false;
+  return x.is_cpu() || (face_of(x) && x.size(-1) % 32 == 0 && !(records_grad(x) && x.scalar_type() == at::kHalf));
+}
+
 } // namespace
+
+at::Tensor gated(const at::Tensor &x) {
+  if (!takes(x))
+    return swiglu_reference(x);
+  return records_grad(x) ? SwiGLU::apply(x.contiguous()) : swiglu(x.contiguous());
+}
 
 } // namespace conquer
 
@@ -66,9 +87,7 @@ int cq_swiglu(cq_tensor gate_up, cq_tensor *out) {
     const at::Tensor x = tensor_of(gate_up);
     TORCH_CHECK(x.dim() >= 1 && x.size(-1) % 2 == 0, "swiglu: the last dimension of ", x.sizes(),
                 " must hold gate and up side by side");
-    if (!x.is_cpu() || !has_kernel_type(x) || x.numel() == 0)
-      return give(out, swiglu_reference(x));
-    return give(out, records_grad(x) ? SwiGLU::apply(x.contiguous()) : swiglu(x.contiguous()));
+    return give(out, gated(x));
   });
 }
 

@@ -9,6 +9,8 @@
 #include <cuda_runtime_api.h>
 
 #include <cstring>
+#include <map>
+#include <mutex>
 
 using namespace conquer;
 
@@ -16,10 +18,23 @@ namespace {
 
 int device_count() { return c10::cuda::device_count(); }
 
-int describe(int device, cq_cuda_info *info) {
-  return guarded([&] {
+// Asked for once: the driver takes a millisecond.
+const cudaDeviceProp &properties_of(int device) {
+  static std::mutex mutex;
+  static std::map<int, cudaDeviceProp> known;
+  std::lock_guard<std::mutex> lock(mutex);
+  auto found = known.find(device);
+  if (found == known.end()) {
     cudaDeviceProp properties;
     C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+    found = known.emplace(device, properties).first;
+  }
+  return found->second;
+}
+
+int describe(int device, cq_cuda_info *info) {
+  return guarded([&] {
+    const cudaDeviceProp &properties = properties_of(device);
     std::strncpy(info->name, properties.name, sizeof info->name - 1);
     info->name[sizeof info->name - 1] = 0;
     info->major = properties.major;

@@ -5,6 +5,8 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
+
 #include <cstring>
 #include <mutex>
 
@@ -25,6 +27,33 @@ static void *open_beside(const char *name) {
   return dlopen(name, RTLD_NOW | RTLD_GLOBAL);
 }
 
+// Why the driver or its devices do not fit this build of libtorch, which is for CUDA 13; "" where they do.
+static std::string unfit(void *driver) {
+  auto call = [&](const char *name, auto... arguments) {
+    auto f = reinterpret_cast<int (*)(decltype(arguments)...)>(dlsym(driver, name));
+    return f ? f(arguments...) : -1;
+  };
+  int version = 0, count = 0;
+  call("cuDriverGetVersion", &version);
+  if (version < 13000)
+    return c10::str("the NVIDIA driver is for CUDA ", version / 1000, ".", version % 1000 / 10,
+                    ", libtorch needs 13.0: update the driver");
+  if (int code = call("cuInit", 0u))
+    return c10::str("the NVIDIA driver does not start (error ", code, "): no GPU is there, or none may be used");
+  call("cuDeviceGetCount", &count);
+  int best = 0;
+  for (int i = 0; i < count; i++) {
+    int device = 0, major = 0, minor = 0;
+    call("cuDeviceGet", &device, i);
+    call("cuDeviceGetAttribute", &major, 75, device); // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+    call("cuDeviceGetAttribute", &minor, 76, device);
+    best = std::max(best, major * 10 + minor);
+  }
+  if (count > 0 && best < 75)
+    return c10::str("the GPU is of compute capability ", best / 10, ".", best % 10, ", libtorch needs 7.5 or later");
+  return "";
+}
+
 int cq_cuda_load(void) {
   static std::once_flag once;
   static std::string reason;
@@ -34,6 +63,8 @@ int cq_cuda_load(void) {
       reason = "no NVIDIA driver here (libcuda.so.1 does not load)";
       return;
     }
+    if (!(reason = unfit(driver)).empty())
+      return;
     // libtorch_cuda.so is found through this library's own search path.
     if (!dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) {
       reason = std::string("libtorch's CUDA part does not load: ") + dlerror();

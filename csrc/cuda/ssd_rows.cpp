@@ -48,8 +48,8 @@ void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, co
   at::Tensor x = plain(in.x, type), dt = plain(in.dt, type), b = plain(in.b, type), c = plain(in.c, type),
              z = plain(z_, type), a = plain(in.a, at::kFloat);
   int64_t batch = x.size(0), heads = x.size(1), p = x.size(2), groups = b.size(1), n = b.size(2);
-  at::Tensor d = in.d.defined() ? plain(in.d, at::kFloat) : at::zeros({heads}, a.options());
-  at::Tensor bias = in.dt_bias.defined() ? plain(in.dt_bias, at::kFloat) : at::zeros({heads}, a.options());
+  at::Tensor d = in.d.defined() ? plain(in.d, type) : at::zeros({heads}, x.options());
+  at::Tensor bias = in.dt_bias.defined() ? plain(in.dt_bias, type) : at::zeros({heads}, x.options());
   bool direct = state.is_contiguous() && (state.scalar_type() == type || state.scalar_type() == at::kFloat);
   at::Tensor h = direct ? state : state.to(at::kFloat).contiguous();
   y = at::empty_like(x);
@@ -69,14 +69,15 @@ struct ConvArguments {
   std::string type;
   ConvArguments(const at::Tensor &x_, const at::Tensor &weight_, const at::Tensor &bias_, const at::Tensor &initial_,
                 const at::Tensor &seg_)
-      : weight(weight_.detach().to(at::kFloat).t().contiguous()), seg(seg_) {
+      : weight(plain(weight_, x_.scalar_type())), seg(seg_) {
     type = dtype_name(x_.scalar_type());
     x = x_.detach();
-    batch = x.size(0), length = x.size(1), dim = x.size(2), width = weight.size(0);
-    if (x.stride(2) != 1 || reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16)
+    batch = x.size(0), length = x.size(1), dim = x.size(2), width = weight.size(1);
+    bool rows_aligned = x.stride(0) % 16 == 0 && x.stride(1) % 16 == 0;
+    if (x.stride(2) != 1 || reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 || (dim % 16 == 0 && !rows_aligned))
       x = x.clone(at::MemoryFormat::Contiguous);
-    bias = bias_.defined() ? plain(bias_, at::kFloat) : at::zeros({dim}, weight.options());
-    initial = plain(initial_, at::kFloat);
+    bias = bias_.defined() ? plain(bias_, x.scalar_type()) : at::zeros({dim}, x.options());
+    initial = plain(initial_, x.scalar_type());
     mask = dim % 16 || x.stride(0) % 16 || x.stride(1) % 16;
   }
   int64_t tiles() const { return ceil_div(length, tile_rows); }
@@ -103,8 +104,9 @@ void conv_grad(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &
                at::Tensor &dbias, at::Tensor &dinitial) {
   c10::cuda::CUDAGuard guard(x.device());
   ConvArguments a(x, weight, bias, initial, segment);
-  at::Tensor dy = plain(dy_, x.scalar_type()), dpre = at::empty({a.batch, a.length, a.dim}, a.weight.options());
-  at::Tensor part = at::empty({a.batch, a.tiles(), a.width + 1, a.dim}, a.weight.options());
+  at::Tensor dy = plain(dy_, x.scalar_type()),
+             dpre = at::empty({a.batch, a.length, a.dim}, x.options().dtype(at::kFloat));
+  at::Tensor part = at::empty({a.batch, a.tiles(), a.width + 1, a.dim}, dpre.options());
   Arguments args;
   args << ptr(a.x) << ptr(a.weight) << ptr(a.bias) << ptr(a.initial) << ptr(a.seg) << ptr(dy) << ptr(dpre) << ptr(part)
        << a.length << a.dim << a.x.stride(0) << a.x.stride(1);
@@ -121,13 +123,13 @@ void conv_grad(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &
     return;
   // Row j of the initial state meets weight k at token j - k: a few rows, in plain operations.
   int64_t history = a.width - 1;
-  at::Tensor grad = at::zeros({a.batch, history, a.dim}, a.weight.options());
+  at::Tensor grad = at::zeros({a.batch, history, a.dim}, dpre.options());
   for (int64_t j = 0; j < history; j++)
     for (int64_t k = 0; k <= j; k++) {
       int64_t t = j - k;
       if (t >= a.length)
         continue;
-      at::Tensor term = dpre.select(1, t) * a.weight[k];
+      at::Tensor term = dpre.select(1, t) * a.weight.select(1, k);
       if (segment.defined())
         term = term * segment.select(1, t).eq(segment.select(1, 0)).unsqueeze(1);
       grad.select(1, j).add_(term);
@@ -135,13 +137,21 @@ void conv_grad(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &
   dinitial = grad.to(initial.scalar_type());
 }
 
-at::Tensor conv_step(const at::Tensor &state, const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias,
+at::Tensor conv_step(const at::Tensor &state, const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias_,
                      bool silu) {
-  at::Tensor y = conv(x.unsqueeze(1), weight, bias, state, {}, silu).squeeze(1);
-  int64_t history = state.size(1);
-  if (history > 1)
-    state.slice(1, 0, history - 1).copy_(state.slice(1, 1).clone());
-  state.select(1, history - 1).copy_(x);
+  c10::cuda::CUDAGuard guard(state.device());
+  auto type = x.scalar_type();
+  int64_t batch = x.size(0), dim = x.size(1);
+  at::Tensor rows = x.stride(1) == 1 ? x : x.contiguous(), w = plain(weight, type),
+             y = at::empty({batch, dim}, x.options());
+  at::Tensor bias = bias_.defined() ? plain(bias_, type) : at::zeros({dim}, x.options());
+  bool direct = state.is_contiguous() && state.scalar_type() == type;
+  at::Tensor held = direct ? state : state.to(type).contiguous();
+  Arguments args;
+  args << ptr(held) << ptr(rows) << ptr(w) << ptr(bias) << ptr(y) << dim << rows.stride(0);
+  launch(key("conv_step", dtype_name(type), {silu, w.size(1), 256}), grid(ceil_div(dim, 256), batch), args);
+  if (!direct)
+    state.copy_(held);
   return y;
 }
 
@@ -150,8 +160,8 @@ struct NormArguments {
   int64_t dim, group, rows, mask;
   std::string variant;
   NormArguments(const char *name, const at::Tensor &x_, const at::Tensor &z_, const at::Tensor &w, int64_t group)
-      : x(plain(x_, x_.scalar_type())), z(plain(z_, x_.scalar_type())), weight(plain(w, at::kFloat)), dim(x.size(-1)),
-        group(group), rows(x.numel() / dim), mask(dim % 16 || group % 16) {
+      : x(plain(x_, x_.scalar_type())), z(plain(z_, x_.scalar_type())), weight(plain(w, x_.scalar_type())),
+        dim(x.size(-1)), group(group), rows(x.numel() / dim), mask(dim % 16 || group % 16) {
     // Two sizes serve most widths; the full set has every one.
     int64_t block = mask || group > 8192 ? power_of_two(group, 256) : group <= 1024 ? 1024 : 8192;
     variant = key(name, dtype_name(x.scalar_type()), {z.defined(), block, mask});
@@ -177,7 +187,7 @@ void norm_grad(const at::Tensor &x, const at::Tensor &z, const at::Tensor &weigh
   if (z.defined())
     dz = at::empty_like(a.x);
   int64_t programs = std::min<int64_t>(a.rows, 528);
-  at::Tensor part = at::empty({programs, a.dim}, a.weight.options());
+  at::Tensor part = at::empty({programs, a.dim}, a.x.options().dtype(at::kFloat));
   Arguments args;
   args << ptr(a.x) << ptr(a.z) << ptr(a.weight) << ptr(dy) << ptr(dx) << ptr(dz) << ptr(part) << a.rows << a.dim
        << a.group << static_cast<float>(eps);

@@ -4,11 +4,13 @@
 
 #include "../internal.h"
 
+#include <ATen/core/grad_mode.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 #include <dlfcn.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <map>
@@ -37,6 +39,7 @@ namespace {
 struct Variant {
   std::string file, name;
   int shared, warps;
+  bool early = false; // may begin before the kernel in front has ended
   cudaKernel_t kernel = nullptr;
 };
 
@@ -65,7 +68,7 @@ bool read_manifest(Set &set, const std::string &folder) {
     std::istringstream fields(line);
     std::string key;
     Variant v;
-    if (fields >> key >> v.file >> v.name >> v.shared >> v.warps)
+    if (fields >> key >> v.file >> v.name >> v.shared >> v.warps >> v.early)
       set.variants.emplace(key, v);
   }
   set.folder = folder;
@@ -105,30 +108,64 @@ void load(const Set &set, Variant &v) {
         cudaKernelSetAttributeForDevice(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, v.shared, set.device));
 }
 
+std::mutex mutex;
+
+// The kernels for the current device. The mutex is held.
+Set &current_set() {
+  static std::map<int, Set> sets;
+  int device = c10::cuda::current_device();
+  auto set = sets.find(device);
+  if (set == sets.end())
+    set = sets.emplace(device, load_set(device)).first;
+  return set->second;
+}
+
 } // namespace
 
+bool available() {
+  std::lock_guard<std::mutex> lock(mutex);
+  static bool told = false;
+  bool any = !current_set().variants.empty();
+  if (!any && !told) {
+    std::fprintf(stderr,
+                 "conquer: there are no compiled kernels in %s: libtorch's own do the work, slower; `make kernels` "
+                 "compiles them\n",
+                 kernel_folder().c_str());
+    told = true;
+  }
+  return any;
+}
+
 void launch(const std::string &key, dim3 grid, Arguments arguments) {
-  static std::mutex mutex;
-  static std::map<int, Set> sets;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0)
     return;
   Variant variant;
   {
     std::lock_guard<std::mutex> lock(mutex);
-    int device = c10::cuda::current_device();
-    auto set = sets.find(device);
-    if (set == sets.end())
-      set = sets.emplace(device, load_set(device)).first;
-    auto found = set->second.variants.find(key);
-    TORCH_CHECK(found != set->second.variants.end(), "no compiled kernel ", key, " in ", kernel_folder(),
+    Set &set = current_set();
+    auto found = set.variants.find(key);
+    TORCH_CHECK(found != set.variants.end(), "no compiled kernel ", key, " in ", kernel_folder(),
                 ": build the target triton_kernels for this GPU, with TRITON_FULL=ON for unusual shapes");
     if (!found->second.kernel)
-      load(set->second, found->second);
+      load(set, found->second);
     variant = found->second;
   }
   auto pointers = arguments.pointers();
-  C10_CUDA_CHECK(cudaLaunchKernel(reinterpret_cast<const void *>(variant.kernel), grid, dim3(variant.warps * 32),
-                                  pointers.data(), variant.shared, c10::cuda::getCurrentCUDAStream()));
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(variant.warps * 32);
+  config.dynamicSmemBytes = variant.shared;
+  config.stream = c10::cuda::getCurrentCUDAStream();
+  // An early kernel reads weights before the one in front has ended, which is right as long as none is being written:
+  // without gradients, none is.
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  if (variant.early && !at::GradMode::is_enabled()) {
+    config.attrs = &early;
+    config.numAttrs = 1;
+  }
+  C10_CUDA_CHECK(cudaLaunchKernelExC(&config, reinterpret_cast<const void *>(variant.kernel), pointers.data()));
 }
 
 } // namespace conquer::triton

@@ -37,4 +37,8 @@ private:
 // not compiled, or where the launch fails.
 void launch(const std::string &key, dim3 grid, Arguments arguments);
 
+// Whether there are compiled kernels for the current device at all. Where there are none, one line on standard error
+// says so, once.
+bool available();
+
 } // namespace conquer::triton

@@ -3,7 +3,7 @@
     compile.py OUT [--archs 90,80,...] [--full] [--jobs N]
 
 writes OUT/sm_XX/*.cubin and OUT/sm_XX/manifest, and the same for PTX of the oldest architecture, which any newer driver
-can finish, into OUT/ptx. A line of the manifest is a variant's key, its file, shared bytes and warps; the key is what
+can finish, into OUT/ptx. A line of the manifest is a variant's key, its file, name, shared bytes, warps, and whether it may begin early (1 or 0); the key is what
 ../cuda/ssd_triton.cpp asks for: the kernel's name, the dtype, and its constants in the order of its signature.
 
 The plain set holds Mamba-2's and Bamba's layer (head dimension 64, state 128); --full adds every head dimension and state
@@ -12,26 +12,36 @@ The plain set holds Mamba-2's and Bamba's layer (head dimension 64, state 128); 
 import argparse
 import itertools
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
 # Warps and pipeline depth, by measurement (docs/kernels.md).
 TUNING = {
     "prepare": (4, 1), "products": (4, 1), "walk": (4, 3), "join": (4, 1), "scan": (4, 2),
     "grad_x": (4, 2), "grad_bc": (4, 3), "grad_cb": (4, 3), "finish_bc": (4, 1), "finish_dt": (4, 1),
-    "state_step": (4, 1), "conv": (4, 1), "conv_grad_pre": (4, 1), "conv_grad_x": (4, 1), "norm": (8, 1), "norm_grad": (8, 1),
+    "state_step": (4, 1), "conv": (4, 1), "conv_step": (4, 1), "conv_grad_pre": (4, 1), "conv_grad_x": (4, 1), "norm": (8, 1), "norm_grad": (8, 1),
+    "rms_norm": (4, 1), "rms_norm_grad": (8, 1), "rope_qkv": (4, 1), "rope_qkv_grad": (4, 1), "swiglu": (4, 1), "swiglu_grad": (4, 1),
+    "cross_entropy": (8, 1), "attend": (4, 3), "attend_join": (4, 1), "matvec": (4, 1), "matvec_swiglu": (4, 1), "few_rows": (4, 5),
+    "join_rows": (4, 1), "join_swiglu": (4, 1), "add_rows": (4, 1), "adamw": (4, 1),
 }
+# The tile of a weight (rows, columns) that a program of `matvec` holds, for 1, 2 and 4 rows of x; `matvec_swiglu` holds two.
+TILES = {1: (4, 1024), 2: (4, 1024), 4: (4, 512)}
+GATED_TILES = {1: (2, 2048), 2: (4, 512)}
 # Pointers to the inputs' dtype, to float32 (all others) and to int32; scalars that are float32.
 DATA = {"x", "b_", "c_", "cb", "dy", "y", "dx", "states", "dstates", "db", "dc", "dt", "ddt", "z", "dz"}
 SCALARS = {"L", "H", "G", "D", "P", "N", "per_group", "blocks", "segments", "skip", "span", "size", "window", "reset", "pieces", "ratio", "slices",
-           "slices_cb", "group", "rows"}
-FLOATS = {"dt_min", "dt_max", "eps"}
+           "slices_cb", "group", "rows",
+           "KH", "half", "table_b", "cached", "columns_b", "F", "V", "M", "splits", "shares", "count", "seed", "keep", "has_bias", "has_residual",
+           "has_starts"}
+FLOATS = {"dt_min", "dt_max", "eps", "scale", "rate", "beta1", "beta2", "correct1", "correct2"}
 
 
 def modules():
+    import dense
     import rows
     import ssd_backward
     import ssd_forward
-    return [ssd_forward, ssd_backward, rows]
+    return [ssd_forward, ssd_backward, rows, dense]
 
 
 def kernel_of(name):
@@ -45,6 +55,44 @@ def kernel_of(name):
 def each(**options):
     for values in itertools.product(*options.values()):
         yield dict(zip(options, values))
+
+
+def dense_variants():
+    out = []
+    for dtype in ("bf16", "fp16", "fp32"):
+        trains, exact = dtype != "fp16", dtype == "fp32"
+        add = lambda name, **constants: out.append((name, dtype, constants))
+        for block in (1024, 2048, 4096, 8192):
+            add("rms_norm", BLOCK=block)
+            for weight in (False, True) if trains else ():
+                add("rms_norm_grad", WEIGHT=weight, BLOCK=block)
+        for half in (32, 64, 128):
+            add("rope_qkv", HEADS=8, BH=half)
+            if trains:
+                add("rope_qkv_grad", HEADS=8, BH=half)
+        add("swiglu", BLOCK=1024)
+        for grad, wide in itertools.product((False, True) if trains else (False,), (False, True)):
+            add("cross_entropy", GRAD=grad, BLOCK=2048, WIDE=wide)
+        if trains:
+            add("swiglu_grad", BLOCK=1024)
+            add("add_rows", BLOCK=1024)
+            add("adamw", ORIGINAL=not exact, STOCHASTIC=False, SPAN=1 << 15, BLOCK=1024)
+        if dtype == "bf16":
+            add("adamw", ORIGINAL=False, STOCHASTIC=True, SPAN=1 << 15, BLOCK=1024)
+        for p in (64, 128):
+            add("attend", G=16, BP=p, BS=64 if not exact else 32, PRECISION="ieee" if exact else "tf32")
+            for splits in (16, 64):
+                add("attend_join", G=16, BP=p, SPLITS=splits)
+        for m, (rows, columns) in TILES.items():
+            for norm in (False, True):
+                add("matvec", M=m, NORM=norm, BN=rows, BK=columns // 2 if exact else columns)
+        for m, (rows, columns) in GATED_TILES.items():
+            for norm in (False, True):
+                add("matvec_swiglu", M=m, NORM=norm, BN=rows, BK=columns // 2 if exact else columns)
+        add("few_rows", BM=16, BN=64, BK=64 if exact else 128, PRECISION="ieee" if exact else "tf32")
+        add("join_rows", BLOCK=512)
+        add("join_swiglu", BLOCK=512)
+    return out
 
 
 def variants(full):
@@ -89,8 +137,13 @@ def variants(full):
             out += [("conv", dtype, c), ("conv_grad_pre", dtype, c)]
             if silu and not initial:
                 out.append(("conv_grad_x", dtype, dict(W=w, HAS_SEQ=seq, T=32, BD=128, MASK=mask)))
+        for w in (2, 3, 4) if full else (4,):
+            out.append(("conv_step", dtype, dict(SILU=True, W=w, BD=256)))
+            if full:
+                out.append(("conv_step", dtype, dict(SILU=False, W=w, BD=256)))
         for z, block, mask in itertools.product(both, (256, 512, 1024, 2048, 4096, 8192, 16384) if full else (1024, 8192), masks):
             out += [("norm", dtype, dict(HAS_Z=z, BLOCK=block, MASK=mask)), ("norm_grad", dtype, dict(HAS_Z=z, BLOCK=block, MASK=mask))]
+    out += dense_variants()
     out += [("join", "fp32", e) for e in each(REVERSE=both, HAS_INITIAL=both, LAST=yes, BLOCK=(1024,))]
     return out
 
@@ -102,7 +155,11 @@ def key_of(name, dtype, constants, order):
 
 def signature_of(fn, name, dtype, constants):
     data, _, state = dtype.partition("-")
-    aligned = constants.get("MASK") is False
+    module = sys.modules[fn.fn.__module__]
+    numbers = getattr(module, "ALIGNED", {"P", "N", "D", "group"} if constants.get("MASK") is False else set())
+    strides = numbers != set()
+    if constants.get("WIDE"):
+        numbers = {"V"}
     signature, attributes = {}, {}
     for i, n in enumerate(fn.arg_names):
         if n in constants:
@@ -111,13 +168,15 @@ def signature_of(fn, name, dtype, constants):
             signature[n] = "fp32"
         elif n.startswith("stride_") or n in SCALARS:
             signature[n] = "i32"
-            if aligned and (n.startswith("stride_") or n in ("P", "N", "D", "group")):
+            if strides and n.startswith("stride_") or n in numbers:
                 attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             # `conv`'s y and the like are data; `state` has a dtype of its own; in `join` everything is float32.
-            kind = "i32" if n == "seg" else (state or data) if n == "state" else data if n in DATA else "fp32"
+            long = n in getattr(module, "LONGS", ())
+            kind = "i64" if long else "i32" if n == "seg" else (state or data) if n == "state" else data if n in getattr(module, "DATA", DATA) else "fp32"
             signature[n] = "*" + kind
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            if not long:
+                attributes[(i,)] = [["tt.divisibility", 16]]
     return signature, attributes
 
 
@@ -126,6 +185,9 @@ def build(job):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
     fn = kernel_of(name)
+    key = key_of(name, dtype, constants, fn.arg_names)
+    if "PDL" in fn.arg_names:  # programmatic dependent launch: not a variant but what the architecture offers
+        constants = constants | {"PDL": arch >= 90}
     signature, attributes = signature_of(fn, name, dtype, constants)
     warps, stages = TUNING[name]
     size = constants.get("BP", 0) * constants.get("BN", 0)
@@ -133,14 +195,13 @@ def build(job):
         warps, stages = 8, 1
     source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
     compiled = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": stages})
-    key = key_of(name, dtype, constants, fn.arg_names)
     lines = []
     for folder, kind in [(f"sm_{arch}", "cubin")] + ([("ptx", "ptx")] if ptx else []):
         file = f"{key}.{kind}"
         mode = "wb" if kind == "cubin" else "w"
         with open(os.path.join(out, folder, file), mode) as f:
             f.write(compiled.asm[kind])
-        lines.append((folder, f"{key} {file} {name} {compiled.metadata.shared} {warps}"))
+        lines.append((folder, f"{key} {file} {name} {compiled.metadata.shared} {warps} {int(constants.get('PDL', False))}"))
     return lines
 
 

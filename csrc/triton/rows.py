@@ -4,6 +4,9 @@ MASK says that rows may start anywhere, not on 16 elements; the compiler then gi
 import triton
 import triton.language as tl
 
+# For compile.py: the arguments of the data's dtype.
+DATA = {"x", "b_", "c_", "dy", "y", "dx", "dt", "z", "dz", "d", "bias", "weight", "initial"}
+
 
 @triton.jit
 def softplus(v):
@@ -27,13 +30,13 @@ def state_step(state, x, dt, a, b_, c_, d, z, bias, y, H, per_group, P, N, dt_mi
     group = (b * (H // per_group) + h // per_group) * N
     bt = tl.load(b_ + group + n, mask=n < N, other=0.0).to(tl.float32)
     ct = tl.load(c_ + group + n, mask=n < N, other=0.0).to(tl.float32)
-    v = tl.load(dt + row).to(tl.float32) + tl.load(bias + h)
+    v = tl.load(dt + row).to(tl.float32) + tl.load(bias + h).to(tl.float32)
     if SOFTPLUS:
         v = softplus(v)
     v = tl.minimum(tl.maximum(v, dt_min), dt_max)
     s = s * tl.exp(v * tl.load(a + h)) + (v * xt)[:, None] * bt[None, :]
     tl.store(state + at, s.to(state.dtype.element_ty), mask=whole)
-    out = tl.sum(s * ct[None, :], axis=1) + tl.load(d + h) * xt
+    out = tl.sum(s * ct[None, :], axis=1) + tl.load(d + h).to(tl.float32) * xt
     if HAS_Z:
         zt = tl.load(z + row * P + p, mask=p < P, other=0.0).to(tl.float32)
         out = out * zt / (1.0 + tl.exp(-zt))
@@ -65,18 +68,39 @@ def tap(x, initial, seg, b, t, k, c, L, D, stride_b, stride_l, W: tl.constexpr, 
 def conv(x, weight, bias, initial, seg, y, L, D, stride_b, stride_l, SILU: tl.constexpr, W: tl.constexpr,
          HAS_INITIAL: tl.constexpr, HAS_SEQ: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
          MASK: tl.constexpr):
-    """y [B,L,D]; weight [W,D], bias [D] and initial [B,W-1,D] float32. The taps of a tile overlap in the first-level cache."""
+    """y [B,L,D]; weight [D,W], bias [D], initial [B,W-1,D]. The taps of a tile overlap in the first-level cache."""
     t = tl.program_id(0) * T + tl.arange(0, T)
     c = tl.program_id(1) * BD + tl.arange(0, BD)
     b = tl.program_id(2).to(tl.int64)
-    acc = tl.zeros((T, BD), tl.float32) + tl.load(bias + c, mask=c < D, other=0.0)[None, :]
+    acc = tl.zeros((T, BD), tl.float32) + tl.load(bias + c, mask=c < D, other=0.0).to(tl.float32)[None, :]
     for k in tl.static_range(W):
-        w = tl.load(weight + k * D + c, mask=c < D, other=0.0)
+        w = tl.load(weight + c * W + k, mask=c < D, other=0.0).to(tl.float32)
         acc += w[None, :] * tap(x, initial, seg, b, t, k, c, L, D, stride_b, stride_l, W, HAS_INITIAL, HAS_SEQ)
     if SILU:
         acc = acc / (1.0 + tl.exp(-acc))
     tl.store(y + (b * L + t[:, None].to(tl.int64)) * D + c[None, :], acc.to(y.dtype.element_ty),
              mask=(t[:, None] < L) & (c[None, :] < D))
+
+
+@triton.jit
+def conv_step(state, x, weight, bias, y, D, stride_b, SILU: tl.constexpr, W: tl.constexpr, BD: tl.constexpr):
+    """One token, x [B,D] whose rows are stride_b apart: y [B,D], and the state [B,W-1,D] moves on by it."""
+    c = tl.program_id(0) * BD + tl.arange(0, BD)
+    b = tl.program_id(1).to(tl.int64)
+    inside = c < D
+    fresh = tl.load(x + b * stride_b + c, mask=inside, other=0.0)
+    acc = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    acc += fresh.to(tl.float32) * tl.load(weight + c * W + W - 1, mask=inside, other=0.0).to(tl.float32)
+    at = state + b * (W - 1) * D + c
+    for k in tl.static_range(W - 1):
+        held = tl.load(at + k * D, mask=inside, other=0.0)
+        acc += held.to(tl.float32) * tl.load(weight + c * W + k, mask=inside, other=0.0).to(tl.float32)
+        if k > 0:
+            tl.store(at + (k - 1) * D, held, mask=inside)
+    tl.store(at + (W - 2) * D, fresh, mask=inside)
+    if SILU:
+        acc = acc / (1.0 + tl.exp(-acc))
+    tl.store(y + b * D + c, acc.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -92,9 +116,9 @@ def conv_grad_pre(x, weight, bias, initial, seg, dy, dpre, part, L, D, stride_b,
     inside = (t[:, None] < L) & (c[None, :] < D)
     g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
     if SILU:
-        acc = tl.zeros((T, BD), tl.float32) + tl.load(bias + c, mask=c < D, other=0.0)[None, :]
+        acc = tl.zeros((T, BD), tl.float32) + tl.load(bias + c, mask=c < D, other=0.0).to(tl.float32)[None, :]
         for k in tl.static_range(W):
-            w = tl.load(weight + k * D + c, mask=c < D, other=0.0)
+            w = tl.load(weight + c * W + k, mask=c < D, other=0.0).to(tl.float32)
             acc += w[None, :] * tap(x, initial, seg, b, t, k, c, L, D, stride_b, stride_l, W, HAS_INITIAL, HAS_SEQ)
         s = 1.0 / (1.0 + tl.exp(-acc))
         g = g * s * (1.0 + acc * (1.0 - s))
@@ -120,7 +144,7 @@ def conv_grad_x(dpre, weight, seg, dx, L, D, W: tl.constexpr, HAS_SEQ: tl.conste
         if HAS_SEQ:
             own = tl.load(seg + b * L + t, mask=t < L, other=-1)
             inside = inside & (own == tl.load(seg + b * L + u, mask=inside, other=-2))
-        w = tl.load(weight + k * D + c, mask=c < D, other=0.0)
+        w = tl.load(weight + c * W + k, mask=c < D, other=0.0).to(tl.float32)
         acc += w[None, :] * tl.load(dpre + (b * L + u[:, None].to(tl.int64)) * D + c[None, :],
                                     mask=inside[:, None] & (c[None, :] < D), other=0.0)
     tl.store(dx + (b * L + t[:, None].to(tl.int64)) * D + c[None, :], acc.to(dx.dtype.element_ty),
@@ -140,7 +164,7 @@ def norm(x, z, weight, y, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.constexp
         zt = tl.load(z + at, mask=inside, other=0.0).to(tl.float32)
         v = v * zt / (1.0 + tl.exp(-zt))
     r = tl.rsqrt(tl.sum(v * v, axis=0) / group + eps)
-    tl.store(y + at, (v * r * tl.load(weight + c, mask=inside, other=0.0)).to(y.dtype.element_ty), mask=inside)
+    tl.store(y + at, (v * r * tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -149,7 +173,7 @@ def norm_grad(x, z, weight, dy, dx, dz, part, rows, D, group, eps, HAS_Z: tl.con
     i = tl.arange(0, BLOCK)
     c = tl.program_id(1) * group + i
     inside = i < group
-    w = tl.load(weight + c, mask=inside, other=0.0)
+    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
     acc = tl.zeros((BLOCK,), tl.float32)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         at = row * D.to(tl.int64) + c

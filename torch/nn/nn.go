@@ -60,15 +60,11 @@ func NewLinear(in int, bias bool, rows ...int) *Linear {
 
 // Forward maps x [..., D] to [..., N].
 func (l *Linear) Forward(x torch.Tensor) torch.Tensor {
-	var bias torch.Tensor
-	if l.Bias != nil {
-		bias = l.Bias.Tensor
-	}
 	if len(l.LoRA) == 0 {
-		return torch.Linear(x, l.Weight.Tensor, bias)
+		return torch.Linear(x, l.Weight.Tensor, l.bias())
 	}
 	return torch.Scoped1(func() torch.Tensor { // so that the parts go at once, rather than with the block
-		parts := torch.Linear(x, l.Weight.Tensor, bias).Split(-1, l.Rows...)
+		parts := torch.Linear(x, l.Weight.Tensor, l.bias()).Split(-1, l.Rows...)
 		for i, adapter := range l.LoRA {
 			if adapter != nil {
 				parts[i] = parts[i].Add(adapter.Forward(x))
@@ -76,6 +72,29 @@ func (l *Linear) Forward(x torch.Tensor) torch.Tensor {
 		}
 		return torch.Cat(-1, parts...)
 	})
+}
+
+// ForwardNormed is Forward of x normalized by n.
+func (l *Linear) ForwardNormed(n *RMSNorm, x torch.Tensor) torch.Tensor {
+	if len(l.LoRA) > 0 {
+		return l.Forward(n.Forward(x))
+	}
+	return torch.NormLinear(x, n.Weight.Tensor, n.Eps, l.Weight.Tensor, l.bias())
+}
+
+// ForwardAdd is residual [..., N] plus Forward.
+func (l *Linear) ForwardAdd(x, residual torch.Tensor) torch.Tensor {
+	if len(l.LoRA) > 0 {
+		return residual.Add(l.Forward(x))
+	}
+	return torch.LinearAdd(x, l.Weight.Tensor, l.bias(), residual)
+}
+
+func (l *Linear) bias() (bias torch.Tensor) {
+	if l.Bias != nil {
+		bias = l.Bias.Tensor
+	}
+	return bias
 }
 
 // LoRA is a low-rank addition to one part of a linear layer: scale · (dropout(x) Aᵀ) Bᵀ (Hu et al., arXiv 2106.09685).
@@ -138,7 +157,10 @@ func NewSwiGLU(width, inner int, bias bool) *SwiGLU {
 	return &SwiGLU{GateUp: NewLinear(width, bias, inner, inner), Down: NewLinear(inner, bias, width)}
 }
 
-// Forward maps x [..., D] to [..., D].
-func (m *SwiGLU) Forward(x torch.Tensor) torch.Tensor {
-	return m.Down.Forward(torch.SwiGLU(m.GateUp.Forward(x)))
+// ForwardAdd is x plus what the layer maps x, normalized by n, to: all [..., D].
+func (m *SwiGLU) ForwardAdd(n *RMSNorm, x torch.Tensor) torch.Tensor {
+	if len(m.GateUp.LoRA) > 0 {
+		return m.Down.ForwardAdd(torch.SwiGLU(m.GateUp.Forward(n.Forward(x))), x)
+	}
+	return m.Down.ForwardAdd(torch.NormLinearSwiGLU(x, n.Weight.Tensor, n.Eps, m.GateUp.Weight.Tensor, m.GateUp.bias()), x)
 }

@@ -40,6 +40,11 @@ type AdamWOptions struct {
 	Beta1, Beta2, Eps float64
 	// Decay is the weight decay of matrices. Vectors (normalizations, biases) have none.
 	Decay float64
+	// Stochastic keeps no float32 originals, and the averages in bfloat16 as the weights are: half the memory. All three are
+	// rounded up or down at random, with the probabilities that keep their means. Weights that are not bfloat16 are treated as
+	// without it. Seed decides how is rounded.
+	Stochastic bool
+	Seed       int
 }
 
 // AdamW is Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101).
@@ -70,10 +75,13 @@ func NewAdamW(params []Param, options AdamWOptions) *AdamW {
 	torch.NoGrad(func() {
 		for i, p := range params {
 			torch.Scoped(func() {
-				s := &a.states[i]
-				s.mean = torch.Zeros(p.Shape(), torch.Float32, p.Device()).Own()
-				s.square = torch.Zeros(p.Shape(), torch.Float32, p.Device()).Own()
-				if p.DType() != torch.Float32 {
+				s, dtype := &a.states[i], torch.Float32
+				if a.stochastic(p) {
+					dtype = torch.BFloat16
+				}
+				s.mean = torch.Zeros(p.Shape(), dtype, p.Device()).Own()
+				s.square = torch.Zeros(p.Shape(), dtype, p.Device()).Own()
+				if p.DType() != torch.Float32 && !a.stochastic(p) {
 					s.original = p.Detach().To(torch.Float32).Own()
 				}
 			})
@@ -81,6 +89,8 @@ func NewAdamW(params []Param, options AdamWOptions) *AdamW {
 	})
 	return a
 }
+
+func (a *AdamW) stochastic(p Param) bool { return a.options.Stochastic && p.DType() == torch.BFloat16 }
 
 // Free frees the state, not the weights.
 func (a *AdamW) Free() {
@@ -117,26 +127,34 @@ func (a *AdamW) Step(rate, scale float64) {
 	a.taken++
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
-			step := torch.AdamWStep{Step: a.taken, Scale: scale, Rate: rate,
-				Beta1: a.options.Beta1, Beta2: a.options.Beta2, Eps: a.options.Eps}
+			// Those with an original, and those that are rounded at random.
+			var steps [2]torch.AdamWStep
 			for i, p := range a.params {
 				g := p.Grad()
 				if !g.Defined() {
 					continue
 				}
 				s, decay := a.states[i], 0.0
-				original := s.original
-				if !original.Defined() {
-					original = p.Tensor
-				}
 				if p.matrix() {
 					decay = a.options.Decay
 				}
-				step.Weights, step.Originals = append(step.Weights, p.Tensor), append(step.Originals, original.Detach())
-				step.Gradients, step.Decays = append(step.Gradients, g), append(step.Decays, decay)
+				step := &steps[0]
+				if a.stochastic(p) {
+					step = &steps[1]
+				} else if original := s.original; original.Defined() {
+					step.Originals = append(step.Originals, original.Detach())
+				} else {
+					step.Originals = append(step.Originals, p.Detach())
+				}
+				step.Weights, step.Gradients = append(step.Weights, p.Tensor), append(step.Gradients, g)
+				step.Decays = append(step.Decays, decay)
 				step.Means, step.Squares = append(step.Means, s.mean), append(step.Squares, s.square)
 			}
-			step.Take()
+			for _, step := range steps {
+				step.Step, step.Scale, step.Rate, step.Seed = a.taken, scale, rate, a.options.Seed
+				step.Beta1, step.Beta2, step.Eps = a.options.Beta1, a.options.Beta2, a.options.Eps
+				step.Take()
+			}
 		})
 	})
 }

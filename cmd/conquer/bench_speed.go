@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/pflag"
+
+	"conquer/bench"
+	"conquer/model"
+	"conquer/torch"
+	"conquer/train"
+)
+
+var benchInferenceCommand = command{
+	name:    "bench inference",
+	summary: "Time generation: operation by operation and recorded, with and without a cache, one token and end to end.",
+	example: `conquer bench inference --model_path smollm2-135m --seq_len 512 --max_new_tokens 64 --batch_size 1
+# a size without its weights, on a GPU
+conquer bench inference --architecture llama --variant 7b --dtype bfloat16 --seq_len 1024 --max_new_tokens 256 --batch_size 1 --json`,
+	setup: setupBenchInference,
+}
+
+var benchTrainCommand = command{
+	name:    "bench train",
+	summary: "Time training steps on random tokens.",
+	example: `conquer bench train --model_path smollm2-135m --batch_size 2 --sequence_length 256 --steps 5
+conquer bench train --architecture llama --variant 3.2-1b --dtype bfloat16 --batch_size 4 --sequence_length 2048 --json`,
+	setup: setupBenchTrain,
+}
+
+// speedFlags name the model of a benchmark: a checkpoint, or an architecture with fresh weights.
+type speedFlags struct {
+	modelFlags
+	architecture, variant string
+	seed                  int64
+	json                  bool
+	profileFlag
+}
+
+func (f *speedFlags) declare(flags *pflag.FlagSet) {
+	f.modelFlags.declare(flags)
+	flags.StringVar(&f.architecture, "architecture", "", "with --variant, in place of --model_path: fresh weights")
+	flags.StringVar(&f.variant, "variant", "", "the size of a fresh model, such as 7b")
+	flags.Int64Var(&f.seed, "seed", 1, "`number` that fresh weights and random tokens begin from")
+	flags.BoolVar(&f.json, "json", false, "print a JSON object for each row")
+	f.declareProfile(flags)
+}
+
+// model opens the model, or makes it. The function returned frees it.
+func (f *speedFlags) model(ctx context.Context) (model.Model, func(), error) {
+	if (f.path == "") == (f.architecture == "" || f.variant == "") {
+		return nil, nil, usagef("give --model_path, or --architecture and --variant for fresh weights")
+	}
+	if f.path != "" {
+		o, err := f.open(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		return o.model, func() { o.checkpoint.Close() }, nil
+	}
+	dtype := torch.Float32
+	if f.device != "cpu" {
+		dtype = torch.BFloat16
+	}
+	m, err := f.fresh(f.architecture, f.variant, dtype, f.seed, 0)
+	return m, func() {}, err
+}
+
+func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) error {
+	var f speedFlags
+	o := bench.InferenceOptions{}
+	var skip [4]bool
+	f.declare(flags)
+	flags.IntVar(&o.Batch, "batch_size", 2, "prompts at once")
+	flags.IntVar(&o.Length, "seq_len", 512, "`tokens` of a prompt")
+	flags.IntVar(&o.NewTokens, "max_new_tokens", 256, "`tokens` to make after it")
+	flags.IntVar(&o.Repeats, "repeat", 3, "measured calls, after one that is not")
+	flags.BoolVar(&skip[0], "skip_eager_runs", false, "leave out operations launched one by one")
+	flags.BoolVar(&skip[1], "skip_compile_runs", false, "leave out recorded steps")
+	flags.BoolVar(&skip[2], "skip_kvcache_runs", false, "leave out runs with a cache")
+	flags.BoolVar(&skip[3], "skip_nokvcache_runs", false, "leave out runs without a cache, which compute every token anew at each step")
+	return func(ctx context.Context, args []string) error {
+		switch {
+		case len(args) > 0:
+			return usagef("unexpected %q", args[0])
+		case o.Batch < 1 || o.Length < 1 || o.NewTokens < 2 || o.Repeats < 1:
+			return usagef("--batch_size, --seq_len and --repeat must be at least 1, --max_new_tokens at least 2")
+		}
+		o.Eager, o.Compiled, o.Cache, o.NoCache, o.Seed = !skip[0], !skip[1], !skip[2], !skip[3], uint64(f.seed)
+		m, done, err := f.model(ctx)
+		if err != nil {
+			return err
+		}
+		defer done()
+		defer model.Free(m)
+		if room := m.MaxLength() - o.Length; room < o.NewTokens {
+			return usagef("--seq_len %d and --max_new_tokens %d do not fit the model's context of %d", o.Length, o.NewTokens, m.MaxLength())
+		}
+		o.Done = func(r bench.InferenceRow) {
+			if f.json {
+				printJSON(os.Stdout, r)
+				return
+			}
+			printInference(os.Stdout, r)
+		}
+		return f.profiled(func() error {
+			_, err := bench.Inference(ctx, m, o)
+			return err
+		})
+	}
+}
+
+func printInference(w io.Writer, r bench.InferenceRow) {
+	how := map[string]string{"none": "eager", "graph": "compiled"}[r.Compile]
+	fmt.Fprintf(w, "%s, use_cache=%t, batch %d, %d + %d tokens, %s on %s\n", how, r.UseCache, r.Batch, r.Length, r.NewTokens, r.DType, r.Device)
+	fmt.Fprintf(w, "  first token  %10.2f ms\n  single token %10.3f ms\n  end to end   %10.2f ms, %.3f ms per token, %.1f tok/s\n",
+		r.FirstTokenMS, r.SingleMS, r.TotalMS, r.PerTokenMS, r.TokensPerS)
+	if r.PeakBytes > 0 {
+		fmt.Fprintf(w, "  peak memory  %10s\n", formatBytes(r.PeakBytes))
+	}
+}
+
+func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
+	var f speedFlags
+	o := train.Options{Rate: 1e-5, Schedule: "constant", Decay: 0.01}
+	var lora train.LoRA
+	var recompute string
+	f.declare(flags)
+	flags.IntVar(&o.BatchSize, "batch_size", 4, "rows of a forward pass")
+	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "tokens of a row")
+	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes of one step")
+	flags.IntVar(&o.Steps, "steps", 6, "steps to measure, after two that are not")
+	flags.StringVar(&recompute, "recompute", "none", "block: keep each block's input alone and compute the rest again; none")
+	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "as in conquer train")
+	flags.IntVar(&lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` on all linear layers instead of the weights")
+	return func(ctx context.Context, args []string) error {
+		if len(args) > 0 {
+			return usagef("unexpected %q", args[0])
+		}
+		o.Recompute, o.Seed, o.Clip = train.Recompute(recompute), f.seed, 1
+		if lora.Rank > 0 {
+			lora.Alpha, lora.Targets = float64(2*lora.Rank), []string{train.AllLinear}
+			o.LoRA = &lora
+		}
+		if err := o.Check(); err != nil {
+			return usageError{err}
+		}
+		m, done, err := f.model(ctx)
+		if err != nil {
+			return err
+		}
+		defer done()
+		defer func() { model.Free(m) }()
+		return f.profiled(func() error {
+			var row bench.TrainRow
+			if row, m, err = bench.Train(ctx, m, o); err != nil {
+				return err
+			}
+			if f.json {
+				return printJSON(os.Stdout, row)
+			}
+			fmt.Printf("%s of %s weights, batch %d × %d tokens, %s on %s\n", thousands(row.Trained), thousands(row.Parameters), row.Batch, row.Length, row.DType, row.Device)
+			fmt.Printf("  step         %10.2f ms (%.2f to %.2f; the first %.0f)\n  speed        %10.1f tok/s, %.1f TFLOP/s\n  peak memory  %10s\n",
+				row.StepMS, row.LowMS, row.HighMS, row.FirstStepMS, row.TokensPerS, row.TFlopPerS, formatBytes(row.PeakBytes))
+			return nil
+		})
+	}
+}

@@ -1,0 +1,283 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"conquer/bench"
+	"conquer/generate"
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+	"conquer/torch/nn"
+	"conquer/train"
+)
+
+// The GPU's suite: `make test-gpu`. What a GPU computes must be what the CPU does.
+
+// needGPU skips where there is no GPU, and says why.
+func needGPU(t testing.TB) torch.Device {
+	t.Helper()
+	if err := torch.LoadCUDA(); err != nil {
+		t.Skip("SKIPPED, this needs a GPU: ", err)
+	}
+	return torch.CUDA(0)
+}
+
+// sized is a config of a size at which every kernel is used.
+func sized(t testing.TB, architecture string) model.Config {
+	t.Helper()
+	variant := map[string]string{"llama": "micro", "bamba": "small"}[architecture]
+	config, err := model.Variant(architecture, variant)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config["vocab_size"], config["num_hidden_layers"], config["initializer_range"] = 1024.0, 4.0, 0.08
+	if architecture == "bamba" {
+		config["attn_layer_indices"] = []any{2.0}
+		config["hidden_size"], config["mamba_d_head"], config["mamba_d_state"], config["mamba_n_heads"] = 512.0, 64.0, 128.0, 16.0
+	}
+	return config
+}
+
+// random makes a model of a config with the same weights on each device.
+func random(t testing.TB, config model.Config, dtype torch.DType, device torch.Device) model.Model {
+	t.Helper()
+	m, err := model.New(config.Clone())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := torch.Run(func() error {
+		torch.ManualSeed(5)
+		model.Initialize(m, torch.Float32, torch.CPU)
+		for _, p := range nn.Params(m) {
+			moved := p.To(dtype).ToDevice(device).Clone().Own()
+			p.Tensor.Free()
+			p.Tensor = moved
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { model.Free(m) })
+	return m
+}
+
+var gpuPrompts = [][]int32{{5, 6, 7, 8, 9, 10, 11, 500, 3}, {300}, {20, 400, 3, 77}, slices.Repeat([]int32{9, 800, 31, 7}, 40)}
+
+func TestGPUGivesTheCPUsText(t *testing.T) {
+	device := needGPU(t)
+	for _, architecture := range []string{"llama", "bamba"} {
+		t.Run(architecture, func(t *testing.T) {
+			config := sized(t, architecture)
+			cpu, gpu := random(t, config, torch.Float32, torch.CPU), random(t, config, torch.Float32, device)
+			for _, o := range []generate.Options{{}, {Temperature: 0.8, TopK: 40, TopP: 0.9, Seed: 3, RepetitionPenalty: 1.2}} {
+				o.MaxNewTokens, o.IgnoreEOS, o.Compile = 40, true, generate.CompileNone
+				for _, batch := range [][][]int32{gpuPrompts, gpuPrompts[:1], gpuPrompts[3:]} {
+					want := mustGenerate(t, cpu, batch, o)
+					for _, compile := range []generate.Compile{generate.CompileNone, generate.CompileGraph} {
+						o := o
+						o.Compile = compile
+						for i, r := range mustGenerate(t, gpu, batch, o) {
+							if !slices.Equal(r.Tokens, want[i].Tokens) {
+								t.Errorf("%s, temperature %v, prompt %d of %d: the GPU gave %v, the CPU %v", compile, o.Temperature, i, len(batch), r.Tokens, want[i].Tokens)
+							}
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestGPUReplaysGiveWhatLaunchesGiveInBFloat16(t *testing.T) {
+	device := needGPU(t)
+	for _, architecture := range []string{"llama", "bamba"} {
+		m := random(t, sized(t, architecture), torch.BFloat16, device)
+		o := generate.Options{MaxNewTokens: 60, IgnoreEOS: true, Compile: generate.CompileNone}
+		want := mustGenerate(t, m, gpuPrompts[3:], o)[0].Tokens
+		o.Compile = generate.CompileGraph
+		if got := mustGenerate(t, m, gpuPrompts[3:], o)[0].Tokens; !slices.Equal(got, want) {
+			t.Errorf("%s: recorded %v, one by one %v", architecture, got, want)
+		}
+		s := generate.NewSession(m, nil)
+		defer s.Close()
+		ids := slices.Clone(gpuPrompts[0])
+		for range 3 { // the recording serves the turns that follow
+			r, _, err := s.Generate(context.Background(), ids, generate.Options{MaxNewTokens: 20, IgnoreEOS: true}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			alone := mustGenerate(t, m, [][]int32{ids}, generate.Options{MaxNewTokens: 20, IgnoreEOS: true, Compile: generate.CompileNone})[0]
+			if architecture == "llama" && !slices.Equal(alone.Tokens, r.Tokens) {
+				t.Errorf("%s: a session gave %v, alone %v", architecture, r.Tokens, alone.Tokens)
+			}
+			ids = append(append(ids, r.Tokens...), 17)
+		}
+	}
+}
+
+func TestGPULogitsAreNearTheCPUs(t *testing.T) {
+	device := needGPU(t)
+	for _, architecture := range []string{"llama", "bamba"} {
+		for dtype, limit := range map[torch.DType]float64{torch.Float32: 1e-3, torch.BFloat16: 5e-2} {
+			config := sized(t, architecture)
+			cpu, gpu := random(t, config, torch.Float32, torch.CPU), random(t, config, dtype, device)
+			if err := torch.Run(func() error {
+				torch.NoGrad(func() {
+					ids := torch.RandInt(1024, []int{2, 200}, torch.CPU)
+					want := torch.Values[float32](model.Logits(cpu, model.Sequence{IDs: ids}))
+					got := torch.Values[float32](model.Logits(gpu, model.Sequence{IDs: ids.ToDevice(device)}).ToDevice(torch.CPU))
+					if d := distanceOf(got, want); !(d < limit) {
+						t.Errorf("%s in %v: logits differ by %.2g of their norm", architecture, dtype, d)
+					}
+				})
+				return nil
+			}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+func distanceOf(got, want []float32) float64 {
+	var d, n float64
+	for i := range want {
+		d += math.Pow(float64(got[i]-want[i]), 2)
+		n += math.Pow(float64(want[i]), 2)
+	}
+	return math.Sqrt(d / n)
+}
+
+func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
+	device := needGPU(t)
+	data := &text.Dataset{}
+	for i := range 16 {
+		var s text.Sample
+		for j := range 40 + 3*i {
+			s.IDs = append(s.IDs, int32((i*37+j*j)%1024))
+		}
+		s.Labels = slices.Clone(s.IDs)
+		s.Labels[0], s.Labels[1] = text.IgnoreLabel, text.IgnoreLabel
+		data.Samples = append(data.Samples, s)
+	}
+	losses := func(architecture string, dtype torch.DType, d torch.Device, o train.Options) []float64 {
+		m := random(t, sized(t, architecture), dtype, d)
+		o.Steps, o.BatchSize, o.SequenceLength, o.Rate, o.Clip, o.Seed = 50, 4, 96, 1e-3, 1, 1
+		tr, err := train.New(m, data, nil, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tr.Close()
+		var list []float64
+		tr.Listen(listener(func(s train.Step) { list = append(list, s.Loss) }))
+		if err := tr.Run(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	for _, c := range []struct {
+		name, architecture string
+		dtype              torch.DType
+		limit              float64
+		options            train.Options
+	}{
+		{"llama", "llama", torch.Float32, 2e-3, train.Options{}},
+		{"llama packed", "llama", torch.Float32, 2e-3, train.Options{Pack: true}},
+		{"llama recomputed", "llama", torch.BFloat16, 3e-2, train.Options{Recompute: train.RecomputeBlock}},
+		{"llama rounded at random", "llama", torch.BFloat16, 6e-2, train.Options{Stochastic: true}},
+		{"llama lora", "llama", torch.BFloat16, 3e-2, train.Options{LoRA: &train.LoRA{Rank: 8, Alpha: 16, Targets: []string{train.AllLinear}}}},
+		{"bamba", "bamba", torch.Float32, 5e-3, train.Options{}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			want, got := losses(c.architecture, torch.Float32, torch.CPU, c.options), losses(c.architecture, c.dtype, device, c.options)
+			worst := 0.0
+			for i := range want {
+				worst = max(worst, math.Abs(got[i]-want[i])/max(want[i], 0.5))
+			}
+			t.Logf("first %.4f and %.4f, last %.4f and %.4f, largest difference %.2g", want[0], got[0], want[49], got[49], worst)
+			if !(worst < c.limit) {
+				t.Errorf("the losses differ by %.2g: CPU %.4f, GPU %.4f", worst, want, got)
+			}
+		})
+	}
+}
+
+type listener func(train.Step)
+
+func (f listener) Step(s train.Step) error         { f(s); return nil }
+func (listener) Validation(train.Validation) error { return nil }
+func (listener) Notice(string)                     {}
+
+func TestGPUWithoutRoomSaysSoAndServesTheNext(t *testing.T) {
+	device := needGPU(t)
+	m := random(t, sized(t, "llama"), torch.BFloat16, device)
+	before := torch.LiveTensors()
+	err := torch.Run(func() error {
+		for {
+			torch.Zeros([]int{1 << 34}, torch.Float32, device)
+		}
+	})
+	if !errors.Is(err, torch.ErrOutOfMemory) {
+		t.Fatalf("64 GiB a time, for ever: %v", err)
+	}
+	line := explained(err).Error()
+	if strings.Contains(line, "\n") || !strings.Contains(line, "out of memory") || !strings.Contains(line, "GiB are free") {
+		t.Errorf("not one clear line: %s", line)
+	}
+	if after := torch.LiveTensors(); after != before {
+		t.Errorf("%d tensors before, %d after", before, after)
+	}
+	mustGenerate(t, m, gpuPrompts[:1], generate.Options{MaxNewTokens: 5, IgnoreEOS: true})
+}
+
+func TestGPUProfileNamesKernels(t *testing.T) {
+	device := needGPU(t)
+	m := random(t, sized(t, "llama"), torch.BFloat16, device)
+	path := filepath.Join(t.TempDir(), "trace.json")
+	rows, err := torch.Trace(path, func() error {
+		_, _, err := generate.Generate(context.Background(), m, nil, gpuPrompts[:1], generate.Options{MaxNewTokens: 5, IgnoreEOS: true, Compile: generate.CompileNone}, nil)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(rows, func(r torch.Traced) bool { return r.GPU && strings.Contains(r.Name, "matvec") }) {
+		t.Errorf("no kernel of ours in %v", rows[:min(8, len(rows))])
+	}
+	data, err := os.ReadFile(path)
+	if err != nil || !json.Valid(data) {
+		t.Errorf("the trace is no JSON: %v", err)
+	}
+}
+
+func TestGPUBenchmarksRun(t *testing.T) {
+	needGPU(t)
+	printed := succeed(t, "bench", "inference", "--architecture", "llama", "--variant", "micro", "--device", "cuda", "--seq_len", "64",
+		"--max_new_tokens", "16", "--batch_size", "2", "--repeat", "1", "--json")
+	if rows := strings.Count(printed, "\n"); rows != 3 {
+		t.Errorf("%d rows, expected 3:\n%s", rows, printed)
+	}
+	row := decode[bench.TrainRow](t, succeed(t, "bench", "train", "--architecture", "llama", "--variant", "micro", "--device", "cuda",
+		"--sequence_length", "128", "--batch_size", "2", "--steps", "2", "--json"))
+	if !(row.TokensPerS > 0) || row.PeakBytes == 0 {
+		t.Error(fmt.Sprint(row))
+	}
+}
+
+func mustGenerate(t testing.TB, m model.Model, prompts [][]int32, o generate.Options) []generate.Result {
+	t.Helper()
+	results, _, err := generate.Generate(context.Background(), m, nil, prompts, o, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return results
+}

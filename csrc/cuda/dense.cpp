@@ -1,0 +1,267 @@
+// dense.cpp: the GPU face of a transformer's operations: launches the kernels of ../triton/dense.py.
+#include "../face.h"
+#include "triton.h"
+
+#include <c10/cuda/CUDAGuard.h>
+
+namespace conquer {
+
+namespace {
+
+using triton::Arguments;
+using triton::launch;
+
+const char *dtype_name(at::ScalarType t) { return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32"; }
+bool exact(const at::Tensor &t) { return t.scalar_type() == at::kFloat; }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+const void *ptr(const at::Tensor &t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+dim3 grid(int64_t x, int64_t y = 1) { return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)); }
+
+std::string key(const char *name, const at::Tensor &t, std::initializer_list<int64_t> constants,
+                const char *last = "") {
+  std::string k = std::string(name) + "_" + dtype_name(t.scalar_type());
+  for (int64_t c : constants)
+    k += "_" + std::to_string(c);
+  return k + last;
+}
+
+// The smallest of 1,024, 2,048, 4,096 and 8,192 that a row fits.
+int64_t row_block(int64_t width) {
+  int64_t block = 1024;
+  while (block < width)
+    block *= 2;
+  return block;
+}
+int64_t half_block(int64_t half) { return half <= 32 ? 32 : half <= 64 ? 64 : 128; }
+
+constexpr int64_t heads_a_program = 8, elements_a_program = 1024, query_rows = 16;
+
+// What the compiled variants take: whole 16-byte steps. A width beyond 8,192 of a norm is looked at there.
+bool takes(const at::Tensor &t) {
+  auto type = t.scalar_type();
+  return (type == at::kBFloat16 || type == at::kHalf || type == at::kFloat) && t.numel() > 0 &&
+         reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 && triton::available();
+}
+
+void rms_norm(const at::Tensor &x, const at::Tensor &weight, double eps, const at::Tensor &y, const at::Tensor &rstd) {
+  c10::cuda::CUDAGuard guard(x.device());
+  int64_t width = weight.numel();
+  Arguments args;
+  args << ptr(x) << ptr(weight) << ptr(y) << ptr(rstd) << width << static_cast<float>(eps) << int64_t(rstd.defined());
+  launch(key("rms_norm", x, {row_block(width)}), grid(x.numel() / width), args);
+}
+
+at::Tensor rms_norm_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &weight, const at::Tensor &rstd,
+                         bool wants_dweight, const at::Tensor &dx) {
+  c10::cuda::CUDAGuard guard(x.device());
+  int64_t width = weight.numel(), rows = x.numel() / width, programs = std::min<int64_t>(rows, 528);
+  at::Tensor part;
+  if (wants_dweight)
+    part = at::empty({programs, width}, x.options().dtype(at::kFloat));
+  Arguments args;
+  args << ptr(dy) << ptr(x) << ptr(weight) << ptr(rstd) << ptr(dx) << ptr(part) << rows << width;
+  launch(key("rms_norm_grad", x, {wants_dweight, row_block(width)}), grid(programs), args);
+  return wants_dweight ? part.sum(0).to(weight.scalar_type()) : part;
+}
+
+void rope_qkv(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin, const at::Tensor &columns,
+              const at::Tensor &q, const at::Tensor &k, const at::Tensor &v) {
+  c10::cuda::CUDAGuard guard(qkv.device());
+  int64_t batch = qkv.size(0), length = qkv.size(1), heads = q.size(1), key_heads = k.size(1), width = q.size(3),
+          half = cos.size(2);
+  Arguments args;
+  args << ptr(qkv) << ptr(cos) << ptr(sin) << ptr(q) << ptr(k) << ptr(v) << ptr(columns) << heads << key_heads << length
+       << width << half << (cos.size(0) > 1 ? length * half : 0) << int64_t(columns.defined())
+       << (columns.defined() && columns.size(0) > 1 ? length : 0) << k.stride(0) << k.stride(1) << k.stride(2);
+  launch(key("rope_qkv", qkv, {heads_a_program, half_block(half)}),
+         grid(batch * length, ceil_div(heads + 2 * key_heads, heads_a_program)), args);
+}
+
+void rope_qkv_grad(const at::Tensor &dq, const at::Tensor &dk, const at::Tensor &dv, const at::Tensor &cos,
+                   const at::Tensor &sin, const at::Tensor &dqkv) {
+  c10::cuda::CUDAGuard guard(dqkv.device());
+  int64_t batch = dqkv.size(0), length = dqkv.size(1), heads = dq.size(1), key_heads = dk.size(1), half = cos.size(2);
+  Arguments args;
+  args << ptr(dq) << ptr(dk) << ptr(dv) << ptr(cos) << ptr(sin) << ptr(dqkv) << heads << key_heads << length
+       << dq.size(3) << half << (cos.size(0) > 1 ? length * half : 0);
+  for (const at::Tensor *t : {&dq, &dk, &dv})
+    args << t->stride(0) << t->stride(1) << t->stride(2);
+  launch(key("rope_qkv_grad", dqkv, {heads_a_program, half_block(half)}),
+         grid(batch * length, ceil_div(heads + 2 * key_heads, heads_a_program)), args);
+}
+
+void swiglu(const at::Tensor &x, const at::Tensor &y) {
+  c10::cuda::CUDAGuard guard(x.device());
+  int64_t width = y.size(-1);
+  Arguments args;
+  args << ptr(x) << ptr(y) << width;
+  launch(key("swiglu", x, {elements_a_program}), grid(y.numel() / width, ceil_div(width, elements_a_program)), args);
+}
+
+void swiglu_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &dx) {
+  c10::cuda::CUDAGuard guard(x.device());
+  int64_t width = dy.size(-1);
+  Arguments args;
+  args << ptr(dy) << ptr(x) << ptr(dx) << width;
+  launch(key("swiglu_grad", x, {elements_a_program}), grid(dy.numel() / width, ceil_div(width, elements_a_program)),
+         args);
+}
+
+void cross_entropy(const at::Tensor &logits, const at::Tensor &targets, double scale, bool grad,
+                   const at::Tensor &nll) {
+  c10::cuda::CUDAGuard guard(logits.device());
+  int64_t vocabulary = logits.size(1);
+  Arguments args;
+  args << ptr(logits) << ptr(targets) << ptr(nll) << vocabulary << static_cast<float>(scale);
+  launch(key("cross_entropy", logits, {grad, 2048, vocabulary % 16 == 0}), grid(logits.size(0)), args);
+}
+
+// The tile of a weight that a program of matvec works on: compile.py's TILES and GATED_TILES.
+struct Tile {
+  int64_t rows, columns;
+};
+Tile tile_of(int64_t m, bool gated, const at::Tensor &t) {
+  Tile tile = gated && m == 1 ? Tile{2, 2048} : gated || m > 2 ? Tile{4, 512} : Tile{4, 1024};
+  if (exact(t))
+    tile.columns /= 2;
+  return tile;
+}
+
+at::Tensor normalized(const at::Tensor &x, const at::Tensor &weight, double eps) {
+  at::Tensor y = at::empty_like(x);
+  rms_norm(x, weight, eps, y, {});
+  return y;
+}
+
+// A product with up to 16 rows through the matrix units, the inner dimension in shares so that every processor has
+// work: float32 [shares, M, N].
+at::Tensor shares_of(const at::Tensor &x, const at::Tensor &weight) {
+  int64_t m = x.size(0), depth = x.size(1), width = weight.size(0), tile = exact(x) ? 64 : 128;
+  int64_t blocks = ceil_div(width, 64), wanted = std::max<int64_t>(1, 132 / blocks);
+  int64_t span = ceil_div(ceil_div(depth, wanted), tile) * tile, shares = ceil_div(depth, span);
+  at::Tensor part = at::empty({shares, m, width}, x.options().dtype(at::kFloat));
+  Arguments args;
+  args << ptr(x) << ptr(weight) << ptr(part) << m << width << depth << span;
+  launch(key("few_rows", x, {16, 64, tile}, exact(x) ? "_ieee" : "_tf32"), grid(blocks, shares), args);
+  return part;
+}
+
+at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
+                  const at::Tensor &bias, const at::Tensor &residual) {
+  c10::cuda::CUDAGuard guard(x.device());
+  int64_t m = x.size(0), width = weight.size(0);
+  at::Tensor y = at::empty({m, width}, x.options());
+  Arguments args;
+  if (m == 1 || m == 2 || m == 4) {
+    Tile tile = tile_of(m, false, x);
+    args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(residual) << ptr(y) << width << x.size(1)
+         << static_cast<float>(eps) << int64_t(bias.defined()) << int64_t(residual.defined());
+    launch(key("matvec", x, {m, norm.defined(), tile.rows, tile.columns}), grid(ceil_div(width, tile.rows)), args);
+    return y;
+  }
+  at::Tensor part = shares_of(norm.defined() ? normalized(x, norm, eps) : x, weight);
+  args << ptr(part) << ptr(bias) << ptr(residual) << ptr(y) << m << width << part.size(0) << int64_t(bias.defined())
+       << int64_t(residual.defined());
+  launch(key("join_rows", x, {512}), grid(m, ceil_div(width, 512)), args);
+  return y;
+}
+
+at::Tensor linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
+                         const at::Tensor &bias) {
+  c10::cuda::CUDAGuard guard(x.device());
+  int64_t m = x.size(0), width = weight.size(0) / 2;
+  at::Tensor y = at::empty({m, width}, x.options());
+  Arguments args;
+  if (m <= 2) {
+    Tile tile = tile_of(m, true, x);
+    args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(y) << width << x.size(1) << static_cast<float>(eps)
+         << int64_t(bias.defined());
+    launch(key("matvec_swiglu", x, {m, norm.defined(), tile.rows, tile.columns}), grid(ceil_div(width, tile.rows)),
+           args);
+    return y;
+  }
+  at::Tensor part = shares_of(norm.defined() ? normalized(x, norm, eps) : x, weight);
+  args << ptr(part) << ptr(bias) << ptr(y) << m << width << part.size(0) << int64_t(bias.defined());
+  launch(key("join_swiglu", x, {512}), grid(m, ceil_div(width, 512)), args);
+  return y;
+}
+
+at::Tensor decode_attention(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
+                            const at::Tensor &starts, double scale) {
+  c10::cuda::CUDAGuard guard(q.device());
+  int64_t batch = q.size(0), heads = q.size(1), width = q.size(3), key_heads = k.size(1), rows = batch * key_heads;
+  // Four programs a processor, but no share of fewer than 64 positions of a full cache. The capacity decides, not the
+  // length, so that one recording serves every length.
+  int64_t splits = std::clamp<int64_t>(std::min(ceil_div(528, rows), ceil_div(k.size(2), 64)), 1, 64);
+  auto floats = q.options().dtype(at::kFloat);
+  at::Tensor part = at::empty({rows, splits, query_rows, width}, floats),
+             top = at::empty({rows, splits, query_rows}, floats), mass = at::empty_like(top), y = at::empty_like(q);
+  int64_t block = width <= 64 ? 64 : 128;
+  Arguments args;
+  args << ptr(q) << ptr(k) << ptr(v) << ptr(lengths) << ptr(starts) << ptr(part) << ptr(top) << ptr(mass) << heads
+       << key_heads << width << static_cast<float>(scale) << splits << int64_t(starts.defined()) << k.stride(0)
+       << k.stride(1) << k.stride(2) << v.stride(0) << v.stride(1) << v.stride(2);
+  launch(key("attend", q, {query_rows, block, exact(q) ? 32 : 64}, exact(q) ? "_ieee" : "_tf32"), grid(rows, splits),
+         args);
+  Arguments more;
+  more << ptr(part) << ptr(top) << ptr(mass) << ptr(y) << heads << key_heads << width << splits;
+  launch(key("attend_join", q, {query_rows, block, splits <= 16 ? 16 : 64}), grid(batch * heads), more);
+  return y;
+}
+
+void add_rows(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &dy) {
+  c10::cuda::CUDAGuard guard(grad.device());
+  auto [sorted, order] = ids.reshape(-1).sort(/*stable=*/true, 0, false);
+  int64_t width = grad.size(1);
+  Arguments args;
+  args << ptr(dy) << ptr(sorted) << ptr(order) << ptr(grad) << sorted.numel() << width;
+  launch(key("add_rows", grad, {elements_a_program}), grid(sorted.numel(), ceil_div(width, elements_a_program)), args);
+}
+
+void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor> &originals,
+           const std::vector<at::Tensor> &grads, const std::vector<at::Tensor> &means,
+           const std::vector<at::Tensor> &squares, const double *decays, double rate, double beta1, double beta2,
+           double eps, double scale, int64_t step, bool stochastic, int64_t seed) {
+  c10::cuda::CUDAGuard guard(weights[0].device());
+  constexpr int64_t span = 1 << 15;
+  int64_t count = static_cast<int64_t>(weights.size()), pieces = 0;
+  for (auto &w : weights)
+    pieces += ceil_div(w.numel(), span);
+  // The table and the list of pieces travel in one buffer.
+  at::Tensor host = at::empty({count * 8 + pieces * 2}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
+  int64_t *entry = host.mutable_data_ptr<int64_t>(), *piece = entry + count * 8;
+  auto address = [](const at::Tensor &t) {
+    return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.const_data_ptr()));
+  };
+  for (int64_t i = 0; i < count; i++, entry += 8) {
+    float shrink = static_cast<float>(rate * decays[i]);
+    int32_t bits;
+    std::memcpy(&bits, &shrink, 4);
+    entry[0] = address(weights[i]), entry[1] = address(grads[i]), entry[2] = address(means[i]);
+    entry[3] = address(squares[i]), entry[4] = originals.empty() ? 0 : address(originals[i]);
+    entry[5] = weights[i].numel(), entry[6] = bits, entry[7] = 0;
+    for (int64_t start = 0; start < weights[i].numel(); start += span)
+      *piece++ = i, *piece++ = start;
+  }
+  at::Tensor table = host.to(weights[0].device(), /*non_blocking=*/true);
+  Arguments args;
+  args << ptr(table) << static_cast<const void *>(table.const_data_ptr<int64_t>() + count * 8) << ptr(weights[0])
+       << static_cast<float>(scale) << static_cast<float>(rate) << static_cast<float>(beta1)
+       << static_cast<float>(beta2) << static_cast<float>(eps) << static_cast<float>(1 - std::pow(beta1, step))
+       << static_cast<float>(std::sqrt(1 - std::pow(beta2, step)))
+       << static_cast<int64_t>(static_cast<int32_t>(seed * 1000003 + step));
+  launch(key("adamw", weights[0], {!originals.empty(), stochastic, span, 1024}), grid(pieces), args);
+}
+
+} // namespace
+
+static const bool registered = [] {
+  static const Face face = {takes,         rms_norm,         rms_norm_grad, rope_qkv, rope_qkv_grad,
+                            swiglu,        swiglu_grad,      cross_entropy, 16,       linear,
+                            linear_swiglu, decode_attention, add_rows,      adamw};
+  register_face(&face);
+  return true;
+}();
+
+} // namespace conquer

@@ -1,0 +1,303 @@
+// gpu_test.cpp: every operation of conquer.h on a GPU against the same operation written with libtorch, in float64 on
+// the CPU, forward and backward, over random shapes.
+//   csrc_gpu_test [seed] [rounds]
+#include "harness.h"
+
+#include <cmath>
+#include <random>
+
+namespace {
+
+std::mt19937_64 rng;
+int64_t pick(std::initializer_list<int64_t> list) { return *(list.begin() + rng() % list.size()); }
+bool maybe() { return rng() % 2; }
+
+double tolerance(at::ScalarType type) { return type == at::kFloat ? 1e-5 : type == at::kHalf ? 4e-3 : 3e-2; }
+
+at::Tensor random(at::IntArrayRef shape, at::ScalarType type) { return at::randn(shape).to(type).to(at::kCUDA); }
+at::Tensor exact(const at::Tensor &t) { return t.detach().to(at::kCPU).to(at::kDouble); }
+
+// Runs the operation with gradients on the GPU, and its plain form in float64 on the CPU; compares results and
+// gradients.
+using Op = std::function<std::vector<at::Tensor>(const std::vector<at::Tensor> &)>;
+void compare(const std::string &what, std::vector<at::Tensor> inputs, const Op &fast, const Op &plain, bool gradients) {
+  auto type = inputs[0].scalar_type();
+  std::vector<at::Tensor> doubles;
+  for (auto &t : inputs)
+    doubles.push_back(exact(t).requires_grad_(gradients));
+  auto want = plain(doubles);
+  if (gradients)
+    for (auto &t : inputs)
+      t.requires_grad_(true);
+  std::vector<at::Tensor> got;
+  if (gradients) {
+    got = fast(inputs);
+  } else {
+    at::NoGradGuard no_grad;
+    got = fast(inputs);
+  }
+  for (size_t i = 0; i < want.size(); i++)
+    check(what + " result " + std::to_string(i), got[i].defined() ? exact(got[i]) : got[i], want[i].detach(),
+          tolerance(type));
+  if (!gradients || !got[0].defined())
+    return;
+  at::Tensor sum, exact_sum;
+  for (size_t i = 0; i < want.size(); i++) {
+    if (!got[i].requires_grad())
+      continue;
+    at::Tensor seed = random(got[i].sizes(), got[i].scalar_type());
+    at::Tensor part = (got[i] * seed).sum(), exact_part = (want[i] * exact(seed)).sum();
+    sum = sum.defined() ? sum + part : part;
+    exact_sum = exact_sum.defined() ? exact_sum + exact_part : exact_part;
+  }
+  sum.backward();
+  exact_sum.backward();
+  for (size_t i = 0; i < inputs.size(); i++)
+    if (doubles[i].grad().defined())
+      check(what + " gradient " + std::to_string(i),
+            inputs[i].grad().defined() ? exact(inputs[i].grad()) : at::Tensor(), doubles[i].grad(),
+            2 * tolerance(type));
+}
+
+at::Tensor normalized(const at::Tensor &x, const at::Tensor &w) {
+  return w * (x * at::rsqrt(x.pow(2).mean(-1, true) + 1e-5));
+}
+at::Tensor gate(const at::Tensor &x) {
+  auto halves = x.chunk(2, -1);
+  return at::silu(halves[0]) * halves[1];
+}
+
+void norms(at::ScalarType type) {
+  int64_t rows = pick({1, 3, 40}), width = pick({48, 576, 2048, 4096, 5120, 8192});
+  std::vector<at::Tensor> in = {random({rows, width}, type), random({width}, type)};
+  compare(
+      "rms_norm " + c10::str(in[0].sizes()), in,
+      [](auto &t) {
+        Arg x{t[0]}, w{t[1]};
+        return call(1, [&](cq_tensor *out) { return cq_rms_norm(x, w, 1e-5, out); });
+      },
+      [](auto &t) { return std::vector<at::Tensor>{normalized(t[0], t[1])}; }, maybe());
+  for (auto &t : in)
+    t = t.detach().clone();
+  in.push_back(random({rows, width}, type));
+  compare(
+      "add_rms_norm", in,
+      [](auto &t) {
+        Arg x{t[0]}, w{t[1]}, r{t[2]};
+        return call(2, [&](cq_tensor *out) { return cq_add_rms_norm(x, r, w, 1e-5, out, out + 1); });
+      },
+      [](auto &t) {
+        at::Tensor total = t[0] + t[2];
+        return std::vector<at::Tensor>{total, normalized(total, t[1])};
+      },
+      maybe());
+}
+
+at::Tensor turned(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin) {
+  int64_t half = cos.size(-1);
+  at::Tensor t = x.transpose(1, 2), c = cos.unsqueeze(1), s = sin.unsqueeze(1);
+  at::Tensor a = t.narrow(-1, 0, half), b = t.narrow(-1, half, half);
+  return at::cat({a * c - b * s, b * c + a * s, t.narrow(-1, 2 * half, t.size(-1) - 2 * half)}, -1);
+}
+
+void ropes(at::ScalarType type) {
+  int64_t B = pick({1, 3}), L = pick({1, 2, 33}), K = pick({1, 2, 8}), H = K * pick({1, 4}),
+          P = pick({32, 64, 80, 128}), half = pick({16, P / 2 / 16 * 16});
+  at::Tensor angles = at::rand({maybe() ? B : 1, L, half}) * 6;
+  at::Tensor cos = angles.cos().to(at::kCUDA), sin = angles.sin().to(at::kCUDA);
+  std::vector<at::Tensor> in = {random({B, L, (H + 2 * K) * P}, type)};
+  auto plain = [=](auto &t) {
+    auto heads = t[0].unflatten(-1, {H + 2 * K, P});
+    at::Tensor c = exact(cos), s = exact(sin);
+    return std::vector<at::Tensor>{turned(heads.narrow(2, 0, H), c, s), turned(heads.narrow(2, H, K), c, s),
+                                   heads.narrow(2, H + K, K).transpose(1, 2)};
+  };
+  compare(
+      "rope_qkv " + c10::str(in[0].sizes()), in,
+      [=](auto &t) {
+        Arg x{t[0]}, c{cos}, s{sin};
+        return call(3, [&](cq_tensor *out) { return cq_rope_qkv(x, H, K, c, s, out, out + 1, out + 2); });
+      },
+      plain, maybe());
+  int64_t S = L + 5;
+  compare(
+      "rope_qkv_cache", in,
+      [=](auto &t) {
+        Arg x{t[0].detach()}, c{cos}, s{sin}, k{at::full({B, K, S, P}, NAN, t[0].options())},
+            v{at::full_like(k.t, NAN)}, at{at::arange(L, cos.options().dtype(at::kLong)).unsqueeze(0) + 3};
+        auto q = call(1, [&](cq_tensor *out) { return cq_rope_qkv_cache(x, H, c, s, at, k, v, out); });
+        if (!k.t.narrow(2, 0, 3).isnan().all().template item<bool>() ||
+            !k.t.narrow(2, 3 + L, 2).isnan().all().template item<bool>()) {
+          std::printf("FAIL rope_qkv_cache wrote beside its columns\n");
+          failures++;
+        }
+        return std::vector<at::Tensor>{q[0], k.t.narrow(2, 3, L), v.t.narrow(2, 3, L)};
+      },
+      plain, false);
+}
+
+void products(at::ScalarType type) {
+  int64_t rows = pick({1, 2, 3, 4, 7, 8, 16, 17, 40}), depth = pick({48, 512, 1040, 4096}),
+          width = 2 * pick({16, 48, 500, 4096});
+  bool has_bias = maybe(), gradients = maybe();
+  std::vector<at::Tensor> in = {random({rows, depth}, type), random({width, depth}, type), random({rows, width}, type)};
+  in[1].mul_(1 / std::sqrt(double(depth)));
+  if (has_bias)
+    in.push_back(random({width}, type));
+  std::string name = c10::str(rows, "x", depth, "x", width, has_bias ? " bias" : "");
+  auto bias = [=](auto &t) { return has_bias ? t[3] : at::Tensor(); };
+  auto product = [=](auto &t) {
+    return at::linear(t[0], t[1], has_bias ? std::optional<at::Tensor>(t[3]) : std::nullopt);
+  };
+  compare(
+      "linear " + name, in,
+      [=](auto &t) {
+        Arg x{t[0]}, w{t[1]}, b{bias(t)};
+        return call(1, [&](cq_tensor *out) { return cq_linear(x, w, b, out); });
+      },
+      [=](auto &t) { return std::vector<at::Tensor>{product(t)}; }, false);
+  compare(
+      "linear_add " + name, in,
+      [=](auto &t) {
+        Arg x{t[0]}, w{t[1]}, r{t[2]}, b{bias(t)};
+        return call(1, [&](cq_tensor *out) { return cq_linear_add(x, w, b, r, out); });
+      },
+      [=](auto &t) { return std::vector<at::Tensor>{product(t) + t[2]}; }, gradients);
+  for (auto &t : in)
+    t = t.detach().clone();
+  in[2] = random({depth}, type);
+  auto normed = [=](auto &t) {
+    return at::linear(normalized(t[0], t[2]), t[1], has_bias ? std::optional<at::Tensor>(t[3]) : std::nullopt);
+  };
+  compare(
+      "norm_linear " + name, in,
+      [=](auto &t) {
+        Arg x{t[0]}, n{t[2]}, w{t[1]}, b{bias(t)};
+        return call(1, [&](cq_tensor *out) { return cq_norm_linear(x, n, 1e-5, w, b, out); });
+      },
+      [=](auto &t) { return std::vector<at::Tensor>{normed(t)}; }, gradients);
+  for (auto &t : in)
+    t = t.detach().clone();
+  compare(
+      "norm_linear_swiglu " + name, in,
+      [=](auto &t) {
+        Arg x{t[0]}, n{t[2]}, w{t[1]}, b{bias(t)};
+        return call(1, [&](cq_tensor *out) { return cq_norm_linear_swiglu(x, n, 1e-5, w, b, out); });
+      },
+      [=](auto &t) { return std::vector<at::Tensor>{gate(normed(t))}; }, gradients);
+}
+
+void attention(at::ScalarType type) {
+  int64_t B = pick({1, 3}), K = pick({1, 2, 8, 32}), H = K * pick({1, 4, 8}), P = pick({16, 64, 80, 128}),
+          S = pick({1, 70, 500, 3000});
+  at::Tensor lengths = at::randint(1, S + 1, {B}, at::kLong),
+             starts = maybe() ? (at::rand({B}) * lengths).to(at::kLong) : at::Tensor();
+  std::vector<at::Tensor> in = {random({B, H, 1, P}, type), random({B, K, S, P}, type), random({B, K, S, P}, type)};
+  compare(
+      c10::str("decode_attention B", B, " H", H, " K", K, " S", S, " P", P), in,
+      [=](auto &t) {
+        Arg q{t[0]}, k{t[1]}, v{t[2]}, n{lengths.to(at::kCUDA)}, s{starts.defined() ? starts.to(at::kCUDA) : starts};
+        return call(1,
+                    [&](cq_tensor *out) { return cq_decode_attention(q, k, v, n, s, 1 / std::sqrt(double(P)), out); });
+      },
+      [=](auto &t) {
+        at::Tensor at = at::arange(S), mask = at < lengths.unsqueeze(1);
+        if (starts.defined())
+          mask = mask & (at >= starts.unsqueeze(1));
+        return std::vector<at::Tensor>{at::scaled_dot_product_attention(
+            t[0], t[1], t[2], mask.unsqueeze(1).unsqueeze(1), 0, false, std::nullopt, true)};
+      },
+      false);
+  // Attention of whole sequences, through libtorch's kernels.
+  int64_t L = pick({2, 65, 256});
+  if (type == at::kFloat)
+    return;
+  std::vector<at::Tensor> whole = {random({B, H, L, P}, type), random({B, K, L, P}, type), random({B, K, L, P}, type)};
+  compare(
+      "sdpa", whole,
+      [=](auto &t) {
+        Arg q{t[0]}, k{t[1]}, v{t[2]};
+        return call(1, [&](cq_tensor *out) { return cq_sdpa(q, k, v, nullptr, 0, 1, 0, out); });
+      },
+      [=](auto &t) {
+        return std::vector<at::Tensor>{
+            at::scaled_dot_product_attention(t[0], t[1], t[2], {}, 0, true, std::nullopt, true)};
+      },
+      true);
+}
+
+void losses(at::ScalarType type) {
+  int64_t N = pick({1, 9, 300}), D = pick({48, 512}), V = pick({101, 512, 32000});
+  at::Tensor labels = at::randint(0, V, {N}, at::kLong);
+  if (N > 1)
+    labels[0] = -100;
+  double divisor = maybe() ? 0 : 7;
+  std::vector<at::Tensor> in = {random({N, D}, type), random({V, D}, type)};
+  in[1].mul_(1 / std::sqrt(double(D)));
+  compare(
+      c10::str("cross_entropy_head ", N, "x", D, "x", V), in,
+      [=](auto &t) {
+        Arg h{t[0]}, w{t[1]}, l{labels.to(at::kCUDA)};
+        return call(2, [&](cq_tensor *out) { return cq_cross_entropy_head(h, w, l, divisor, out, out + 1); });
+      },
+      [=](auto &t) {
+        at::Tensor nll = at::cross_entropy_loss(at::linear(t[0], t[1]), labels, {}, at::Reduction::None, -100);
+        double count = divisor ? divisor : std::max<int64_t>(1, (labels >= 0).sum().template item<int64_t>());
+        return std::vector<at::Tensor>{nll.sum() / count, nll};
+      },
+      maybe());
+}
+
+void elementwise(at::ScalarType type) {
+  std::vector<at::Tensor> in = {random({pick({1, 30}), 2 * pick({48, 1536, 11008})}, type)};
+  compare(
+      "swiglu", in,
+      [](auto &t) {
+        Arg x{t[0]};
+        return call(1, [&](cq_tensor *out) { return cq_swiglu(x, out); });
+      },
+      [](auto &t) { return std::vector<at::Tensor>{gate(t[0])}; }, true);
+  int64_t V = pick({5, 300}), n = pick({1, 70});
+  at::Tensor ids = at::randint(0, V, {n}, at::kLong);
+  compare(
+      "embedding", {random({V, pick({48, 1040})}, type)},
+      [=](auto &t) {
+        Arg w{t[0]}, i{ids.to(at::kCUDA)};
+        return call(1, [&](cq_tensor *out) { return cq_embedding(w, i, out); });
+      },
+      [=](auto &t) { return std::vector<at::Tensor>{at::embedding(t[0], ids)}; }, true);
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+  if (cq_cuda_load()) {
+    std::printf("SKIPPED: %s\n", cq_last_error());
+    return 0;
+  }
+  uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
+  int rounds = argc > 2 ? std::atoi(argv[2]) : 6;
+  rng.seed(seed);
+  at::manual_seed(seed);
+  struct Family {
+    const char *name;
+    void (*run)(at::ScalarType);
+  } families[] = {{"norms", norms},         {"ropes", ropes},   {"products", products},
+                  {"attention", attention}, {"losses", losses}, {"elementwise", elementwise}};
+  for (auto &family : families)
+    for (auto type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+      int before = failures;
+      worst = 0;
+      for (int i = 0; i < rounds; i++)
+        try {
+          family.run(type);
+        } catch (const std::exception &e) {
+          std::printf("FAIL %s: %s\n", family.name, std::string(e.what()).substr(0, 300).c_str());
+          failures++;
+        }
+      std::printf("%-12s %-9s largest difference %.2e%s\n", family.name, c10::toString(type), worst,
+                  failures > before ? "  FAILED" : "");
+    }
+  std::printf(failures ? "%d FAILURES (seed %llu)\n" : "all within limits\n", failures, (unsigned long long)seed);
+  return failures != 0;
+}

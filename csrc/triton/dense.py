@@ -1,0 +1,520 @@
+"""The operations of a transformer's blocks: ../conquer.h says what each computes, ../cuda/dense.cpp launches them. Sums are
+float32, and values are rounded where the CPU's kernels round them. All of them are bound by the bytes they move.
+
+PDL: the kernel may begin while the one before it still runs (programmatic dependent launch). What precedes `wait` may then
+touch weights alone, which no kernel of a decoding step writes; `wait` returns when the one before is done."""
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+# For compile.py: the arguments of the data's dtype and those of int64; other tensors are float32.
+DATA = {"x", "norm", "residual", "weight", "y", "dy", "dx", "qkv", "q", "k", "v", "dq", "dk", "dv", "dqkv", "logits", "w", "bias", "grad", "like"}
+LONGS = {"columns", "targets", "lengths", "starts", "ids", "order", "table", "chunks"}
+# Numbers that are multiples of 16, so that rows start where wide accesses may.
+ALIGNED = {"D", "F", "P", "span", "half"}
+
+
+@triton.jit
+def wait(PDL: tl.constexpr):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+@triton.jit
+def rms_norm(x, weight, y, rstd, D, eps, keep, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """A program a row. Where keep is not 0: rstd [rows] for the backward."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    inside = i < D
+    w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
+    wait(PDL)
+    v = tl.load(x + row * D + i, mask=inside, other=0.0).to(tl.float32)
+    r = tl.rsqrt(tl.sum(v * v, axis=0) / D + eps)
+    h = (v * r).to(y.dtype.element_ty).to(tl.float32)
+    tl.store(y + row * D + i, (h * w).to(y.dtype.element_ty), mask=inside)
+    tl.store(rstd + row, r, mask=keep != 0)
+
+
+@triton.jit
+def rms_norm_grad(dy, x, weight, rstd, dx, part, rows, D, WEIGHT: tl.constexpr, BLOCK: tl.constexpr):
+    """Few programs, each over many rows: part [programs,D] holds a program's sum for the weight. With h = x·rstd and
+    g = dy·weight: dx = rstd·(g - h·mean(g·h))."""
+    i = tl.arange(0, BLOCK)
+    inside = i < D
+    w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        at = row * D.to(tl.int64) + i
+        r = tl.load(rstd + row)
+        h = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * r
+        g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+        if WEIGHT:
+            acc += g * h.to(dx.dtype.element_ty).to(tl.float32)
+        g = g * w
+        d = (g - h * (tl.sum(g * h, axis=0) / D)) * r
+        tl.store(dx + at, d.to(dx.dtype.element_ty), mask=inside)
+    if WEIGHT:
+        tl.store(part + tl.program_id(0).to(tl.int64) * D + i, acc, mask=inside)
+
+
+@triton.jit
+def rope_qkv(qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, cached, columns_b, stride_kb, stride_kh, stride_ks,
+             HEADS: tl.constexpr, BH: tl.constexpr, PDL: tl.constexpr):
+    """qkv [B,L,(H+2KH)·P]; q [B,H,L,P] contiguous; k and v at the strides given for (batch, head, position), the position
+    l or, where cached is not 0, columns[b,l]. A program turns HEADS heads of one token."""
+    token = tl.program_id(0).to(tl.int64)
+    b = token // L
+    l = token % L
+    n = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    i = tl.arange(0, BH)
+    wait(PDL)
+    c = tl.load(cos + b * table_b + l * half + i, mask=i < half, other=1.0)[None, :]
+    s = tl.load(sin + b * table_b + l * half + i, mask=i < half, other=0.0)[None, :]
+    turned = (n < H + KH)[:, None]
+    c = tl.where(turned, c, 1.0)
+    s = tl.where(turned, s, 0.0)
+    row = qkv + (token * (H + 2 * KH) + n[:, None]) * P
+    whole = (n < H + 2 * KH)[:, None] & (i < half)[None, :]
+    a = tl.load(row + i[None, :], mask=whole, other=0.0).to(tl.float32)
+    e = tl.load(row + half + i[None, :], mask=whole, other=0.0).to(tl.float32)
+    to = tl.where(cached != 0, tl.load(columns + b * columns_b + l, mask=cached != 0, other=0), l)
+    of_q = whole & (n < H)[:, None]
+    of_k = whole & ((n >= H) & (n < H + KH))[:, None]
+    of_v = whole & (n >= H + KH)[:, None]
+    to_q = q + ((b * H + n[:, None]) * L + l) * P
+    to_k = k + b * stride_kb + (n[:, None] - H).to(tl.int64) * stride_kh + to * stride_ks
+    to_v = v + b * stride_kb + (n[:, None] - H - KH).to(tl.int64) * stride_kh + to * stride_ks
+    first = (a * c - e * s).to(q.dtype.element_ty)
+    second = (e * c + a * s).to(q.dtype.element_ty)
+    tl.store(to_q + i[None, :], first, mask=of_q)
+    tl.store(to_q + half + i[None, :], second, mask=of_q)
+    tl.store(to_k + i[None, :], first, mask=of_k)
+    tl.store(to_k + half + i[None, :], second, mask=of_k)
+    tl.store(to_v + i[None, :], first, mask=of_v)
+    tl.store(to_v + half + i[None, :], second, mask=of_v)
+    for from_ in range(2 * half, P, BH):  # what lies beyond the turned part
+        j = (from_ + i)[None, :]
+        rest = (n < H + 2 * KH)[:, None] & (j < P)
+        u = tl.load(row + j, mask=rest, other=0.0)
+        tl.store(to_q + j, u, mask=rest & (n < H)[:, None])
+        tl.store(to_k + j, u, mask=rest & ((n >= H) & (n < H + KH))[:, None])
+        tl.store(to_v + j, u, mask=rest & (n >= H + KH)[:, None])
+
+
+@triton.jit
+def rope_qkv_grad(dq, dk, dv, cos, sin, dqkv, H, KH, L, P, half, table_b, stride_qb, stride_qh, stride_ql, stride_kb,
+                  stride_kh, stride_kl, stride_vb, stride_vh, stride_vl, HEADS: tl.constexpr, BH: tl.constexpr):
+    """The gradients of q, k and v, each at its own strides, turned back into dqkv [B,L,(H+2KH)·P]."""
+    token = tl.program_id(0).to(tl.int64)
+    b = token // L
+    l = token % L
+    n = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    i = tl.arange(0, BH)
+    c = tl.load(cos + b * table_b + l * half + i, mask=i < half, other=1.0)[None, :]
+    s = tl.load(sin + b * table_b + l * half + i, mask=i < half, other=0.0)[None, :]
+    turned = (n < H + KH)[:, None]
+    c = tl.where(turned, c, 1.0)
+    s = tl.where(turned, s, 0.0)
+    of_q = (n < H)[:, None]
+    of_k = ((n >= H) & (n < H + KH))[:, None]
+    of_v = ((n >= H + KH) & (n < H + 2 * KH))[:, None]
+    at_q = dq + b * stride_qb + n[:, None].to(tl.int64) * stride_qh + l * stride_ql
+    at_k = dk + b * stride_kb + (n[:, None] - H).to(tl.int64) * stride_kh + l * stride_kl
+    at_v = dv + b * stride_vb + (n[:, None] - H - KH).to(tl.int64) * stride_vh + l * stride_vl
+    row = dqkv + (token * (H + 2 * KH) + n[:, None]) * P
+    whole = (n < H + 2 * KH)[:, None] & (i < half)[None, :]
+    j = i[None, :]
+    a = tl.load(at_q + j, mask=whole & of_q, other=0.0).to(tl.float32)
+    a += tl.load(at_k + j, mask=whole & of_k, other=0.0).to(tl.float32)
+    a += tl.load(at_v + j, mask=whole & of_v, other=0.0).to(tl.float32)
+    j = half + i[None, :]
+    e = tl.load(at_q + j, mask=whole & of_q, other=0.0).to(tl.float32)
+    e += tl.load(at_k + j, mask=whole & of_k, other=0.0).to(tl.float32)
+    e += tl.load(at_v + j, mask=whole & of_v, other=0.0).to(tl.float32)
+    tl.store(row + i[None, :], (a * c + e * s).to(dqkv.dtype.element_ty), mask=whole)
+    tl.store(row + j, (e * c - a * s).to(dqkv.dtype.element_ty), mask=whole)
+    for from_ in range(2 * half, P, BH):
+        j = (from_ + i)[None, :]
+        rest = (n < H + 2 * KH)[:, None] & (j < P)
+        u = tl.load(at_q + j, mask=rest & of_q, other=0.0) + tl.load(at_k + j, mask=rest & of_k, other=0.0)
+        u += tl.load(at_v + j, mask=rest & of_v, other=0.0)
+        tl.store(row + j, u, mask=rest)
+
+
+@triton.jit
+def swiglu(x, y, F, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """x [rows,2F], gate first; y [rows,F]."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < F
+    wait(PDL)
+    g = tl.load(x + row * 2 * F + i, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(x + row * 2 * F + F + i, mask=inside, other=0.0).to(tl.float32)
+    s = (g / (1.0 + tl.exp(-g))).to(y.dtype.element_ty).to(tl.float32)
+    tl.store(y + row * F + i, (s * u).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def swiglu_grad(dy, x, dx, F, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < F
+    g = tl.load(x + row * 2 * F + i, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(x + row * 2 * F + F + i, mask=inside, other=0.0).to(tl.float32)
+    d = tl.load(dy + row * F + i, mask=inside, other=0.0).to(tl.float32)
+    s = 1.0 / (1.0 + tl.exp(-g))
+    du = (d * u).to(dx.dtype.element_ty).to(tl.float32)
+    silu = (g * s).to(dx.dtype.element_ty).to(tl.float32)
+    tl.store(dx + row * 2 * F + i, (du * s * (1.0 + g * (1.0 - s))).to(dx.dtype.element_ty), mask=inside)
+    tl.store(dx + row * 2 * F + F + i, (d * silu).to(dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def cross_entropy(logits, targets, nll, V, scale, GRAD: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """A program a row of logits [rows,V]: nll [rows], 0 for a target below 0; where GRAD the logits become their gradient,
+    (softmax - onehot)·scale, or 0. The second reading finds most of a row in the second-level cache.
+    WIDE: V is a multiple of 16."""
+    row = tl.program_id(0).to(tl.int64)
+    base = logits + row * V
+    target = tl.load(targets + row)
+    i = tl.arange(0, BLOCK)
+    top = tl.full((BLOCK,), -1e30, tl.float32)
+    mass = tl.zeros((BLOCK,), tl.float32)
+    for c in range(0, V, BLOCK):
+        v = tl.load(base + c + i, mask=c + i < V, other=-1e30).to(tl.float32)
+        next_ = tl.maximum(top, v)
+        mass = mass * tl.exp(top - next_) + tl.exp(v - next_)
+        top = next_
+    most = tl.max(top, axis=0)
+    log_sum = most + tl.log(tl.sum(mass * tl.exp(top - most), axis=0))
+    counted = target >= 0
+    hit = tl.load(base + tl.maximum(target, 0)).to(tl.float32)
+    tl.store(nll + row, tl.where(counted, log_sum - hit, 0.0))
+    if GRAD:
+        tl.debug_barrier()  # the target's logit is read before it is overwritten
+        factor = tl.where(counted, scale, 0.0)
+        for c in range(0, V, BLOCK):
+            v = tl.load(base + c + i, mask=c + i < V, other=-1e30).to(tl.float32)
+            g = (tl.exp(v - log_sum) - tl.where(c + i == target, 1.0, 0.0)) * factor
+            tl.store(base + c + i, g.to(logits.dtype.element_ty), mask=c + i < V)
+
+
+@triton.jit
+def attend(q, k, v, lengths, starts, part, top, mass, H, KH, P, scale, splits, has_starts, stride_kb, stride_kh,
+           stride_ks, stride_vb, stride_vh, stride_vs, G: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr,
+           PRECISION: tl.constexpr, PDL: tl.constexpr):
+    """One of `splits` shares of the valid positions of a key/value head, for the H/KH (at most G) queries that share it:
+    part [B·KH, splits, G, P], top and mass [B·KH, splits, G], which `attend_join` puts together."""
+    row = tl.program_id(0)
+    split = tl.program_id(1)
+    b = row // KH
+    h = row % KH
+    queries = H // KH
+    g = tl.arange(0, G)
+    p = tl.arange(0, BP)
+    s = tl.arange(0, BS)
+    wait(PDL)
+    end = tl.load(lengths + b).to(tl.int32)
+    begin = tl.load(starts + b, mask=has_starts != 0, other=0).to(tl.int32)
+    share = (end - begin + splits * BS - 1) // (splits * BS) * BS
+    first = begin + split * share
+    last = tl.minimum(first + share, end)
+    qt = tl.load(q + (b * H + h * queries + g[:, None]) * P + p[None, :], mask=(g < queries)[:, None] & (p < P)[None, :],
+                 other=0.0)
+    keys = k + b.to(tl.int64) * stride_kb + h.to(tl.int64) * stride_kh
+    values = v + b.to(tl.int64) * stride_vb + h.to(tl.int64) * stride_vh
+    most = tl.full((G,), -1e30, tl.float32)
+    total = tl.zeros((G,), tl.float32)
+    acc = tl.zeros((G, BP), tl.float32)
+    for at in range(first, last, BS):
+        t = (at + s).to(tl.int64)
+        valid = (t < last)[:, None] & (p < P)[None, :]
+        kt = tl.load(keys + t[:, None] * stride_ks + p[None, :], mask=valid, other=0.0)
+        w = tl.dot(qt, tl.trans(kt), input_precision=PRECISION) * scale
+        w = tl.where((t < last)[None, :], w, -1e30)
+        next_ = tl.maximum(most, tl.max(w, axis=1))
+        fade = tl.exp(most - next_)
+        w = tl.exp(w - next_[:, None])
+        vt = tl.load(values + t[:, None] * stride_vs + p[None, :], mask=valid, other=0.0)
+        total = total * fade + tl.sum(w, axis=1)
+        acc = acc * fade[:, None] + tl.dot(w.to(vt.dtype), vt, input_precision=PRECISION)
+        most = next_
+    to = (row * splits + split) * G + g
+    tl.store(part + to[:, None].to(tl.int64) * P + p[None, :], acc, mask=(p < P)[None, :])
+    tl.store(top + to, most)
+    tl.store(mass + to, total)
+
+
+@triton.jit
+def attend_join(part, top, mass, y, H, KH, P, splits, G: tl.constexpr, BP: tl.constexpr, SPLITS: tl.constexpr,
+                PDL: tl.constexpr):
+    """y [B·H,P] from the shares; no valid position gives zero."""
+    head = tl.program_id(0)
+    queries = H // KH
+    row = head // queries
+    g = head % queries
+    p = tl.arange(0, BP)
+    i = tl.arange(0, SPLITS)
+    at = (row * splits + i) * G + g
+    wait(PDL)
+    t = tl.load(top + at, mask=i < splits, other=-1e30)
+    weight = tl.exp(t - tl.max(t, axis=0))
+    share = tl.load(mass + at, mask=i < splits, other=0.0) * weight
+    total = tl.sum(share, axis=0)
+    rows = tl.load(part + at[:, None].to(tl.int64) * P + p[None, :], mask=(i < splits)[:, None] & (p < P)[None, :], other=0.0)
+    acc = tl.sum(rows * weight[:, None], axis=0)
+    out = tl.where(total > 0.0, acc / tl.where(total > 0.0, total, 1.0), 0.0)
+    tl.store(y + head * P + p, out.to(y.dtype.element_ty), mask=p < P)
+
+
+@triton.jit
+def rounded(v, y):
+    return v.to(y.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def finish(acc, n, m, bias, residual, y, N, has_bias, has_residual):
+    """Adds the bias and what the product is added to, where they are there, and stores row m of y [M,N]."""
+    inside = n < N
+    acc += tl.load(bias + n, mask=inside & (has_bias != 0), other=0.0).to(tl.float32)
+    acc = rounded(acc, y) + tl.load(residual + m * N + n, mask=inside & (has_residual != 0), other=0.0).to(tl.float32)
+    tl.store(y + m * N + n, acc.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def part_of(x, norm, i, D, squares, NORM: tl.constexpr):
+    """Elements i of a row as a product takes them, and the squares so far: where NORM the row is to be normalized, which
+    needs the sum of all squares, so that the division comes after the product."""
+    v = tl.load(x + i, mask=i < D, other=0.0).to(tl.float32)
+    if NORM:
+        squares += v * v
+        v = v * tl.load(norm + i, mask=i < D, other=0.0).to(tl.float32)
+    return v[None, :], squares
+
+
+@triton.jit
+def scaled(acc, squares, D, eps, NORM: tl.constexpr):
+    total = tl.sum(acc, axis=1)
+    if NORM:
+        total = total * tl.rsqrt(tl.sum(squares, axis=0) / D + eps)
+    return total
+
+
+@triton.jit
+def matvec(x, norm, w, bias, residual, y, N, D, eps, has_bias, has_residual, M: tl.constexpr, NORM: tl.constexpr,
+           BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr):
+    """y [M,N] = x [M,D] · w [N,D] transposed, M 1, 2 or 4: each weight is read once, and a tile of it is on its way while
+    the one before is used; the first is asked for before the kernel that makes x has ended. NORM: x is rms_norm of what is
+    given, with the weight norm [D]."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    rows = w + n[:, None].to(tl.int64) * D
+    inside = (n < N)[:, None]
+    tile = tl.load(rows + k[None, :], mask=inside & (k < D)[None, :], other=0.0, eviction_policy="evict_first")
+    wait(PDL)
+    acc0 = tl.zeros((BN, BK), tl.float32)
+    acc1 = acc0
+    acc2 = acc0
+    acc3 = acc0
+    s0 = tl.zeros((BK,), tl.float32)
+    s1 = s0
+    s2 = s0
+    s3 = s0
+    for at in range(0, D, BK):
+        i = at + BK + k
+        following = tl.load(rows + i[None, :], mask=inside & (i < D)[None, :], other=0.0, eviction_policy="evict_first")
+        wide = tile.to(tl.float32)
+        i = at + k
+        v, s0 = part_of(x, norm, i, D, s0, NORM)
+        acc0 += wide * v
+        if M > 1:
+            v, s1 = part_of(x + D, norm, i, D, s1, NORM)
+            acc1 += wide * v
+        if M > 2:
+            v, s2 = part_of(x + 2 * D, norm, i, D, s2, NORM)
+            acc2 += wide * v
+            v, s3 = part_of(x + 3 * D, norm, i, D, s3, NORM)
+            acc3 += wide * v
+        tile = following
+    finish(scaled(acc0, s0, D, eps, NORM), n, 0, bias, residual, y, N, has_bias, has_residual)
+    if M > 1:
+        finish(scaled(acc1, s1, D, eps, NORM), n, 1, bias, residual, y, N, has_bias, has_residual)
+    if M > 2:
+        finish(scaled(acc2, s2, D, eps, NORM), n, 2, bias, residual, y, N, has_bias, has_residual)
+        finish(scaled(acc3, s3, D, eps, NORM), n, 3, bias, residual, y, N, has_bias, has_residual)
+
+
+@triton.jit
+def gated(g, u, n, m, bias, y, F, has_bias):
+    inside = n < F
+    g += tl.load(bias + n, mask=inside & (has_bias != 0), other=0.0).to(tl.float32)
+    u += tl.load(bias + F + n, mask=inside & (has_bias != 0), other=0.0).to(tl.float32)
+    g = rounded(g, y)
+    tl.store(y + m * F + n, (rounded(g / (1.0 + tl.exp(-g)), y) * rounded(u, y)).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def matvec_swiglu(x, norm, w, bias, y, F, D, eps, has_bias, M: tl.constexpr, NORM: tl.constexpr, BN: tl.constexpr,
+                  BK: tl.constexpr, PDL: tl.constexpr):
+    """y [M,F] = silu(gate)·up, gate and up the products of x [M,D] with the first and the last F rows of w [2F,D]; M 1 or 2.
+    NORM as in matvec."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    gates = w + n[:, None].to(tl.int64) * D
+    ups = gates + F.to(tl.int64) * D
+    inside = (n < F)[:, None]
+    gate = tl.load(gates + k[None, :], mask=inside & (k < D)[None, :], other=0.0, eviction_policy="evict_first")
+    up = tl.load(ups + k[None, :], mask=inside & (k < D)[None, :], other=0.0, eviction_policy="evict_first")
+    wait(PDL)
+    g0 = tl.zeros((BN, BK), tl.float32)
+    u0 = g0
+    g1 = g0
+    u1 = g0
+    s0 = tl.zeros((BK,), tl.float32)
+    s1 = s0
+    for at in range(0, D, BK):
+        i = at + BK + k
+        next_gate = tl.load(gates + i[None, :], mask=inside & (i < D)[None, :], other=0.0, eviction_policy="evict_first")
+        next_up = tl.load(ups + i[None, :], mask=inside & (i < D)[None, :], other=0.0, eviction_policy="evict_first")
+        i = at + k
+        v, s0 = part_of(x, norm, i, D, s0, NORM)
+        g0 += gate.to(tl.float32) * v
+        u0 += up.to(tl.float32) * v
+        if M > 1:
+            v, s1 = part_of(x + D, norm, i, D, s1, NORM)
+            g1 += gate.to(tl.float32) * v
+            u1 += up.to(tl.float32) * v
+        gate = next_gate
+        up = next_up
+    gated(scaled(g0, s0, D, eps, NORM), scaled(u0, s0, D, eps, NORM), n, 0, bias, y, F, has_bias)
+    if M > 1:
+        gated(scaled(g1, s1, D, eps, NORM), scaled(u1, s1, D, eps, NORM), n, 1, bias, y, F, has_bias)
+
+
+@triton.jit
+def few_rows(x, w, part, M, N, D, span, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+             PDL: tl.constexpr):
+    """A share, `span` wide, of the inner dimension of x [M,D] · w [N,D] transposed, for up to BM rows: part [shares,M,N]."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    m = tl.arange(0, BM)
+    k = tl.arange(0, BK)
+    first = tl.program_id(1) * span
+    last = tl.minimum(first + span, D)
+    rows = w + n[:, None].to(tl.int64) * D
+    inside = (n < N)[:, None]
+    wait(PDL)
+    acc = tl.zeros((BN, BM), tl.float32)
+    for at in range(first, last, BK):
+        i = at + k
+        tile = tl.load(rows + i[None, :], mask=inside & (i < last)[None, :], other=0.0)
+        v = tl.load(x + m[None, :] * D + i[:, None], mask=(m < M)[None, :] & (i < last)[:, None], other=0.0)
+        acc += tl.dot(tile, v, input_precision=PRECISION)
+    to = (tl.program_id(1) * M + m[None, :]) * N + n[:, None]
+    tl.store(part + to, acc, mask=inside & (m < M)[None, :])
+
+
+@triton.jit
+def join_rows(part, bias, residual, y, M, N, shares, has_bias, has_residual,
+              BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """y [M,N] from few_rows' shares."""
+    m = tl.program_id(0)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    wait(PDL)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for share in range(0, shares):
+        acc += tl.load(part + (share * M + m) * N + n, mask=n < N, other=0.0)
+    finish(acc, n, m, bias, residual, y, N, has_bias, has_residual)
+
+
+@triton.jit
+def join_swiglu(part, bias, y, M, F, shares, has_bias, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """y [M,F] from few_rows' shares of a product with 2F columns."""
+    m = tl.program_id(0)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    wait(PDL)
+    g = tl.zeros((BLOCK,), tl.float32)
+    u = g
+    for share in range(0, shares):
+        at = part + (share * M + m) * 2 * F + n
+        g += tl.load(at, mask=n < F, other=0.0)
+        u += tl.load(at + F, mask=n < F, other=0.0)
+    gated(g, u, n, m, bias, y, F, has_bias)
+
+
+@triton.jit
+def add_rows(dy, ids, order, grad, count, D, BLOCK: tl.constexpr):
+    """grad[ids[i]] += the sum of dy's rows order[j] over the j with that id; ids [count] sorted. The program at the first of
+    equal ids does the work of all, so that the sum's order is fixed."""
+    i = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    id = tl.load(ids + i)
+    before = tl.load(ids + tl.maximum(i - 1, 0))
+    if (i == 0) | (before != id):
+        acc = tl.zeros((BLOCK,), tl.float32)
+        j = i
+        here = id
+        while here == id:
+            row = tl.load(order + j)
+            acc += tl.load(dy + row * D + c, mask=c < D, other=0.0).to(tl.float32)
+            j += 1
+            here = tl.load(ids + j, mask=j < count, other=-1)
+        at = grad + id * D + c
+        acc += tl.load(at, mask=c < D, other=0.0).to(tl.float32)
+        tl.store(at, acc.to(grad.dtype.element_ty), mask=c < D)
+
+
+@triton.jit
+def stochastic(v, bits):
+    """v as bfloat16, up or down with the probabilities that keep its mean: 16 random bits carry into the upper half."""
+    raw = v.to(tl.uint32, bitcast=True) + (bits & 0xFFFF)
+    return (raw & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct2, seed, ORIGINAL: tl.constexpr,
+          STOCHASTIC: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+    """A step of AdamW over many tensors in one launch. chunks: which tensor a program works on, and from which element;
+    table: a tensor's addresses (weight, gradient, mean, square, float32 original), its length, and its decay times the rate
+    as bits of a float32; gradients are multiplied by scale; lengths are multiples of 16 and addresses of 16 bytes. The weight and the gradient are of the dtype of `like`, which is not read; so are the moments where
+    STOCHASTIC; the moments and the original are float32 otherwise."""
+    which = tl.load(chunks + tl.program_id(0) * 2)
+    start = tl.multiple_of(tl.load(chunks + tl.program_id(0) * 2 + 1), 16)
+    entry = table + which * 8
+    T = like.dtype.element_ty
+    weight = tl.multiple_of(tl.load(entry).to(tl.pointer_type(T)), 16)
+    grad = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(T)), 16)
+    count = tl.multiple_of(tl.load(entry + 5), 16)
+    shrink = 1.0 - tl.load(entry + 6).to(tl.int32).to(tl.float32, bitcast=True)
+    for at in range(0, SPAN, BLOCK):
+        i = start + at + tl.arange(0, BLOCK).to(tl.int64)
+        inside = i < count
+        g = tl.load(grad + i, mask=inside, other=0.0).to(tl.float32) * scale
+        if STOCHASTIC:
+            mean = tl.multiple_of(tl.load(entry + 2).to(tl.pointer_type(T)), 16)
+            square = tl.multiple_of(tl.load(entry + 3).to(tl.pointer_type(T)), 16)
+        else:
+            mean = tl.multiple_of(tl.load(entry + 2).to(tl.pointer_type(tl.float32)), 16)
+            square = tl.multiple_of(tl.load(entry + 3).to(tl.pointer_type(tl.float32)), 16)
+        m = tl.load(mean + i, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(square + i, mask=inside, other=0.0).to(tl.float32)
+        m = beta1 * m + (1.0 - beta1) * g
+        v = beta2 * v + (1.0 - beta2) * g * g
+        if ORIGINAL:
+            original = tl.multiple_of(tl.load(entry + 4).to(tl.pointer_type(tl.float32)), 16)
+            w = tl.load(original + i, mask=inside, other=0.0)
+        else:
+            w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
+        w = w * shrink - rate * (m / correct1) / (tl.sqrt(v) / correct2 + eps)
+        if STOCHASTIC:
+            # Three draws an element, from a stream that is the tensor's and the step's own.
+            r0, r1, r2, r3 = tl.randint4x(seed + which.to(tl.int32) * 7919, i.to(tl.int32))
+            tl.store(mean + i, stochastic(m, r0.to(tl.uint32, bitcast=True)).to(T), mask=inside)
+            tl.store(square + i, stochastic(v, r1.to(tl.uint32, bitcast=True)).to(T), mask=inside)
+            tl.store(weight + i, stochastic(w, r2.to(tl.uint32, bitcast=True)).to(T), mask=inside)
+        else:
+            tl.store(mean + i, m, mask=inside)
+            tl.store(square + i, v, mask=inside)
+            if ORIGINAL:
+                tl.store(original + i, w, mask=inside)
+            tl.store(weight + i, w.to(T), mask=inside)

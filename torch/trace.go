@@ -1,0 +1,60 @@
+package torch
+
+// #include <stdlib.h>
+// #include "conquer.h"
+import "C"
+
+import (
+	"fmt"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unsafe"
+)
+
+// Traced is the time that one operation took during a trace.
+type Traced struct {
+	Name  string
+	GPU   bool // a kernel or a copy on a GPU, or what the host did
+	Calls int
+	Total time.Duration
+	Own   time.Duration // without the operations that it called
+}
+
+// Trace calls f, writes what libtorch did on this goroutine, and on the threads that it started, to path as a trace that
+// chrome://tracing and ui.perfetto.dev open, and returns the time by operation, most first. The trace is written whatever
+// f's error is, which is returned.
+func Trace(path string, f func() error) ([]Traced, error) {
+	runtime.LockOSThread() // the profiler belongs to the thread
+	defer runtime.UnlockOSThread()
+	if C.cq_trace_begin() != 0 {
+		return nil, fmt.Errorf("the profiler does not start: %s", C.GoString(C.cq_last_error()))
+	}
+	failed := f()
+	cpath := C.CString(path)
+	defer C.free(unsafe.Pointer(cpath))
+	var table *C.char
+	if C.cq_trace_end(cpath, &table) != 0 {
+		return nil, fmt.Errorf("%s: the trace was not written: %s", path, C.GoString(C.cq_last_error()))
+	}
+	return parseTrace(C.GoString(table)), failed
+}
+
+func parseTrace(table string) []Traced {
+	var rows []Traced
+	for line := range strings.Lines(table) {
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), "\t", 5)
+		if len(fields) < 5 {
+			continue
+		}
+		number := func(s string) int64 { n, _ := strconv.ParseInt(s, 10, 64); return n }
+		rows = append(rows, Traced{
+			Name: fields[4], GPU: fields[0] == "gpu", Calls: int(number(fields[1])),
+			Total: time.Duration(number(fields[2])), Own: time.Duration(number(fields[3])),
+		})
+	}
+	slices.SortStableFunc(rows, func(a, b Traced) int { return int(b.Own - a.Own) })
+	return rows
+}
