@@ -20,7 +20,7 @@ export LIBRARY_PATH       := $(BUILD)/lib/conquer:$(LIBTORCH)/torch/lib:$(BUILD)
 RPATH    := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
 TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
-.PHONY: help build demo experiment test lint format install clean parity bench csrc kernels gotch libtorch env
+.PHONY: help build demo experiment test test-gpu bench-gpu lint format install clean parity bench csrc kernels gotch libtorch env
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -55,6 +55,11 @@ test: build ## every test that runs without a GPU
 	@$(GO) vet ./...
 	@OMP_WAIT_POLICY=passive $(GO) test -ldflags '-r $(TESTPATH)' ./... # packages share the cores: threads that wait must not spin
 
+test-gpu: build ## the tests that need a GPU; without one each says that it was skipped
+	@cmake --build $(BUILD) --target csrc_gpu_test > $(BUILD)/csrc.log 2>&1 || { cat $(BUILD)/csrc.log; exit 1; }
+	@$(BUILD)/csrc_gpu_test
+	@$(GO) test -count 1 -v -run GPU -ldflags '-r $(TESTPATH)' ./cmd/conquer
+
 demo: build ## tunes SmolLM2-135M on examples/lighthouse and exports it: about 4 minutes on 2 cores
 	@tools/demo.sh $(BUILD)/bin/conquer
 
@@ -63,6 +68,9 @@ experiment: build ## trains a small Bamba, compares the chunking strategies, dra
 
 bench: build ## the speed table of docs/performance.md (needs `make parity`'s Python environment)
 	@tools/bench-cpu.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
+
+bench-gpu: build ## conquer beside transformers on this machine's GPU (PYTHON has torch for CUDA, transformers and peft)
+	@tools/bench-gpu.sh $(BUILD)/bin/conquer $(PYTHON)
 
 install: build ## one binary and its libraries under PREFIX (~/.local)
 	@cmake -DBUILD=$(BUILD) -DPREFIX=$(DESTDIR)$(PREFIX) -DLIBTORCH=$(LIBTORCH) -P cmake/install.cmake

@@ -250,3 +250,27 @@ func TestASenselessScheduleIsRefused(t *testing.T) {
 		}
 	}
 }
+
+// Steps far smaller than the distance between neighbouring bfloat16 numbers must add up, on average, without originals.
+func TestRoundingAtRandomKeepsWhatRoundingWouldLose(t *testing.T) {
+	run(t, func() {
+		torch.ManualSeed(3)
+		const n, steps, rate = 1 << 14, 60, 1e-4
+		p := torch.Ones([]int{n}, torch.BFloat16, torch.CPU).RequireGrad(true)
+		adam := optim.NewAdamW([]optim.Param{{Name: "p", Tensor: p}}, optim.AdamWOptions{Beta1: 0.9, Beta2: 0.99, Stochastic: true})
+		defer adam.Free()
+		for range steps {
+			p.SetGrad(torch.Full([]int{n}, 0.5, torch.BFloat16, torch.CPU))
+			adam.Step(rate, 1)
+		}
+		mean := torch.Item[float64](p.Detach().To(torch.Float32).Mean())
+		if want := 1 - steps*rate; math.Abs(mean-want) > 0.03*steps*rate {
+			t.Errorf("the mean is %.6f after %d steps of %g, expected %.6f", mean, steps, rate, want)
+		}
+		for _, s := range adam.State() {
+			if s.DType() != torch.BFloat16 || strings.HasSuffix(s.Name, ".original") {
+				t.Errorf("the state holds %s, %v", s.Name, s.Tensor)
+			}
+		}
+	})
+}

@@ -1,0 +1,7 @@
+#!/bin/sh
+# bench-gpu.sh BINARY PYTHON [ARGUMENT...]: conquer beside transformers on this machine's GPU. PYTHON has torch 2.11 for CUDA,
+# transformers and peft; the arguments are gpu.py's.
+set -e
+binary=$1; python=$2; shift 2
+"$binary" info --device
+exec "$python" "$(dirname "$0")/bench/gpu.py" "$binary" "$@"
