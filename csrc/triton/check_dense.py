@@ -1,4 +1,4 @@
-"""Checks the kernels of dense.py against plain PyTorch.
+"""Checks the kernels of dense.py, and of rows.py but for the state update, against plain PyTorch.
 
     TRITON_INTERPRET=1 python check_dense.py [seed]      on the CPU, in float32
     python check_dense.py [seed]                         on a GPU, in float32, bfloat16 and float16
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import dense
+import rows
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRET else "cuda"
@@ -208,6 +209,51 @@ def embedding(rng, r, dtype, limit):
     check("add_rows", grad, want, limit)
 
 
+def convolution(rng, r, dtype, limit):
+    B, L, D, W = rng.choice([1, 2]), rng.choice([1, 2, 5, 70]), rng.choice([48, 144]), 4
+    x, w, bias, held, dy = r(B, L, D), r(D, W), r(D), r(B, W - 1, D), r(B, L, D)
+    leaves = [t.double().requires_grad_() for t in (x, w, bias)]
+    past = torch.cat([held.double(), leaves[0]], 1)
+    want = F.silu(sum(past[:, k:k + L] * leaves[1][:, k] for k in range(W)) + leaves[2])
+    (want * dy.double()).sum().backward()
+    tiles = (cdiv(L, 32), cdiv(D, 128), B)
+    y, dx = torch.full_like(x, float("nan")), torch.full_like(x, float("nan"))
+    shape = dict(SILU=True, W=W, HAS_INITIAL=True, HAS_SEQ=False, T=32, BD=128, MASK=False)
+    rows.conv[tiles](x, w, bias, held, None, y, L, D, L * D, D, **shape)
+    check("conv", y, want.detach(), limit)
+    dpre, part = torch.empty(B, L, D, device=DEVICE), torch.empty(B, tiles[0], W + 1, D, device=DEVICE)
+    rows.conv_grad_pre[tiles](x, w, bias, held, None, dy, dpre, part, L, D, L * D, D, **shape)
+    rows.conv_grad_x[tiles](dpre, w, None, dx, L, D, W=W, HAS_SEQ=False, T=32, BD=128, MASK=False)
+    check("conv dx", dx, leaves[0].grad, limit)
+    check("conv dweight", part[:, :, :W].sum((0, 1)).t(), leaves[1].grad, limit)
+    check("conv dbias", part[:, :, W].sum((0, 1)), leaves[2].grad, limit)
+    for t in range(L):
+        step_through(held, x, w, bias, y, t)
+    check("conv_step", y, want.detach(), limit)
+    check("conv_step state", held, past[:, -(W - 1):].detach(), 0 if dtype == torch.float32 else limit)
+
+
+def step_through(held, x, w, bias, y, t):
+    fresh = torch.empty(x.shape[0], x.shape[2], dtype=x.dtype, device=DEVICE)
+    rows.conv_step[(cdiv(x.shape[2], 32), x.shape[0])](held, x[:, t], w, bias, fresh, x.shape[2], x.stride(0), SILU=True, W=4, BD=32)
+    y[:, t] = fresh
+
+
+def gated_norm(rng, r, dtype, limit):
+    n, D, groups = rng.choice([1, 5]), 96, rng.choice([1, 3])
+    x, z, w, dy = r(n, D), r(n, D), r(D), r(n, D)
+    leaves = [t.double().requires_grad_() for t in (x, z, w)]
+    v = (leaves[0] * F.silu(leaves[1])).view(n, groups, -1)
+    want = (v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + 1e-5)).view(n, D) * leaves[2]
+    (want * dy.double()).sum().backward()
+    y, dx, dz = (torch.full_like(x, float("nan")) for _ in range(3))
+    rows.norm[(n, groups)](x, z, w, y, D, D // groups, 1e-5, HAS_Z=True, BLOCK=128, MASK=False)
+    part = torch.empty(2, D, device=DEVICE)
+    rows.norm_grad[(2, groups)](x, z, w, dy, dx, dz, part, n, D, D // groups, 1e-5, HAS_Z=True, BLOCK=128, MASK=False)
+    for name, got, wanted in (("", y, want.detach()), (" dx", dx, leaves[0].grad), (" dz", dz, leaves[1].grad), (" dweight", part.sum(0), leaves[2].grad)):
+        check("gated norm" + name, got, wanted, limit)
+
+
 def optimizer(rng, r, dtype, limit):
     """Against torch.optim.AdamW in float64, for three steps; stochastic rounding against the mean of many."""
     sizes, span = [16, 304, 80], 128
@@ -256,7 +302,7 @@ def main():
     for dtype in (torch.float32,) if INTERPRET else (torch.float32, torch.bfloat16, torch.float16):
         limit = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
         r = lambda *s: torch.randn(*s, dtype=torch.float64).to(dtype).to(DEVICE)
-        for test in (norm, rope, gated, loss, attention, products, embedding, optimizer):
+        for test in (norm, rope, gated, loss, attention, products, embedding, convolution, gated_norm, optimizer):
             for _ in range(2 if INTERPRET else 4):
                 before = bad
                 test(rng, r, dtype, limit)
