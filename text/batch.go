@@ -221,22 +221,41 @@ func (b *Batcher) batch(s State) (Batch, error) {
 		Epoch: s.Epoch,
 	}
 	first := s.Index + b.opts.Rank*n
-	for r := range min(n, max(0, rows.rows()-first)) {
-		at := r * length
-		for k, i := range rows.row(first + r) {
-			sample, err := b.data.At(int(i))
-			if err != nil {
-				return out, err
+	used := min(n, max(0, rows.rows()-first))
+	// Reading may mean encoding, so rows are read side by side.
+	failed := make([]error, used)
+	var wg sync.WaitGroup
+	for r := range used {
+		wg.Go(func() {
+			at := r * length
+			for k, i := range rows.row(first + r) {
+				sample, err := b.data.At(int(i))
+				if err != nil {
+					failed[r] = err
+					return
+				}
+				copy(out.IDs[at:], sample.IDs)
+				copy(out.Labels[at+1:], sample.Labels[1:])
+				for p := range sample.IDs {
+					out.Positions[at+p], out.Segments[at+p] = int32(p), int32(k+1)
+				}
+				at += len(sample.IDs)
 			}
-			copy(out.IDs[at:], sample.IDs)
-			copy(out.Labels[at+1:], sample.Labels[1:])
-			for p := range sample.IDs {
-				out.Positions[at+p], out.Segments[at+p] = int32(p), int32(k+1)
-			}
-			out.Samples++
-			out.Tokens += len(sample.IDs)
-			out.Targets += countTargets(sample.Labels)
-			at += len(sample.IDs)
+		})
+	}
+	wg.Wait()
+	for r, err := range failed {
+		if err != nil {
+			return out, err
+		}
+		out.Samples += len(rows.row(first + r))
+	}
+	for i, segment := range out.Segments {
+		if segment > 0 {
+			out.Tokens++
+		}
+		if out.Labels[i] != IgnoreLabel {
+			out.Targets++
 		}
 	}
 	return out, nil

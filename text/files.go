@@ -308,6 +308,16 @@ func openArchive(path string, layout Layout) (files []file, skipped int, err err
 	return files, skipped, nil
 }
 
+// lineAt numbers the line that a byte is on; where the file was cut short since,
+// the byte has to do.
+func lineAt(name string, data []byte, at int64) string {
+	n := 1
+	if guarded(func() error { n += bytes.Count(data[:at], []byte("\n")); return nil }) != nil {
+		return fmt.Sprintf("%s byte %d", strings.TrimSuffix(name, " row "), at)
+	}
+	return fmt.Sprintf("%s%d", name, n)
+}
+
 // lines is a file of one JSON record a line; a Parquet file is unpacked into
 // one, with a line for each row.
 type lines struct {
@@ -338,11 +348,10 @@ func (l *lines) line(at int) []byte {
 func (l *lines) record(at int64) (record, error) { return parseRecord(l.line(int(at)), l.layout) }
 
 func (l *lines) where(at int64) string {
-	n := 1 + bytes.Count(l.data[:at], []byte("\n"))
 	if l.rows {
-		return fmt.Sprintf("%s: row %d", l.name, n)
+		return lineAt(l.name+": row ", l.data, at)
 	}
-	return fmt.Sprintf("%s:%d", l.name, n)
+	return lineAt(l.name+":", l.data, at)
 }
 
 // array is a file with a JSON array of records.
@@ -395,7 +404,7 @@ func (a *array) record(at int64) (r record, err error) {
 }
 
 func (a *array) where(at int64) string {
-	return fmt.Sprintf("%s:%d", a.name, 1+bytes.Count(a.data[:at], []byte("\n")))
+	return lineAt(a.name+":", a.data, at)
 }
 
 // plain is one text. It is read in blocks, which end with a line where that is
@@ -405,7 +414,7 @@ type plain struct {
 	data []byte
 }
 
-const blockBytes = 128 << 10
+const blockBytes = 64 << 10
 
 // seam is where block k begins.
 func (p *plain) seam(k int) int {
@@ -455,5 +464,5 @@ func (p *plain) record(at int64) (record, error) {
 }
 
 func (p *plain) where(at int64) string {
-	return fmt.Sprintf("%s:%d", p.name, 1+bytes.Count(p.data[:p.seam(int(at))], []byte("\n")))
+	return lineAt(p.name+":", p.data, min(at*blockBytes, int64(len(p.data)))) // at most half a block after its first line
 }
