@@ -2,7 +2,9 @@ package text
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -13,6 +15,7 @@ import (
 	arrays "github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/ipc"
 	"github.com/apache/arrow-go/v18/arrow/memory"
+	flatbuffers "github.com/google/flatbuffers/go"
 )
 
 // arrowFile is a file of Arrow record batches, read where it lies in memory.
@@ -63,6 +66,9 @@ func openArrow(name string, data []byte, layout Layout) (file, error) {
 			return nil, err
 		}
 	}
+	if err := checkFooter(data); err != nil {
+		return nil, err
+	}
 	r, err := ipc.NewMappedFileReader(data, ipc.WithAllocator(bounded))
 	if err != nil {
 		return nil, err
@@ -88,7 +94,62 @@ func openArrow(name string, data []byte, layout Layout) (file, error) {
 	return f, nil
 }
 
+// checkFooter checks the schema in a file's footer.
+func checkFooter(data []byte) error {
+	const tail = 4 + 6 // the footer's length, ARROW1
+	if len(data) < tail {
+		return errors.New("not an Arrow file")
+	}
+	size := int(binary.LittleEndian.Uint32(data[len(data)-tail:]))
+	if size < 4 || size > len(data)-tail {
+		return errors.New("not an Arrow file, or cut short")
+	}
+	return checkSchema(data[len(data)-tail-size:len(data)-tail], 6)
+}
+
+// checkSchema follows the schema in slot of the flatbuffer in data, for the
+// decoder believes what it says about lengths. It panics where that points
+// outside.
+func checkSchema(data []byte, slot flatbuffers.VOffsetT) error {
+	fields := 0
+	var check func(t flatbuffers.Table, lists ...flatbuffers.VOffsetT) error
+	check = func(t flatbuffers.Table, lists ...flatbuffers.VOffsetT) error {
+		for i, list := range lists {
+			at := flatbuffers.UOffsetT(t.Offset(list))
+			if at == 0 {
+				continue
+			}
+			n := t.VectorLen(at)
+			if fields += n; n < 0 || fields > len(data)/4 {
+				return fmt.Errorf("the file is damaged: its schema has a list of %d", n)
+			}
+			for k := range n {
+				item := flatbuffers.Table{Bytes: data, Pos: t.Indirect(t.Vector(at) + flatbuffers.UOffsetT(4*k))}
+				if i > 0 { // metadata
+					continue
+				}
+				if err := check(item, 14, 16); err != nil { // a field's children, its metadata
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	root := flatbuffers.Table{Bytes: data, Pos: flatbuffers.GetUOffsetT(data)}
+	if at := flatbuffers.UOffsetT(root.Offset(slot)); at != 0 {
+		return check(flatbuffers.Table{Bytes: data, Pos: root.Indirect(root.Pos + at)}, 6, 8) // the schema's fields, its metadata
+	}
+	return nil
+}
+
 func fromStream(data []byte, to io.Writer) error {
+	const head = 4 + 4 // a mark, the schema's length
+	if len(data) < head || int(binary.LittleEndian.Uint32(data[4:])) > len(data)-head {
+		return errors.New("not an Arrow stream, or cut short")
+	}
+	if err := checkSchema(data[head:head+int(binary.LittleEndian.Uint32(data[4:]))], 8); err != nil {
+		return err
+	}
 	r, err := ipc.NewReader(bytes.NewReader(data), ipc.WithAllocator(bounded))
 	if err != nil {
 		return err

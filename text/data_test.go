@@ -383,6 +383,25 @@ func fuzzFile(t *testing.T, tok *Tokenizer, name string, data []byte) {
 	}
 }
 
+// Decoders that believe a damaged file ask for more memory than there is, which no recover catches.
+func TestColumnsWithAFewBytesChangedGiveErrorsAtMost(t *testing.T) {
+	list, chat := schemaOf(column("tokens", arrow.ListOf(arrow.PrimitiveTypes.Int32))), schemaOf(column("messages", messagesType))
+	rows, turns := `[{"tokens":[65,66]},{"tokens":[]}]`, `[{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}]`
+	tok := chars(t, chatML)
+	for name, data := range map[string][]byte{
+		"list.arrow": arrowBytes(t, false, list, rows), "stream.arrow": arrowBytes(t, true, list, rows), "chat.arrow": arrowBytes(t, false, chat, turns),
+		"list.parquet": parquetBytes(t, list, rows), "chat.parquet": parquetBytes(t, chat, turns),
+	} {
+		for range 150 {
+			changed := slices.Clone(data)
+			for range 1 + rand.IntN(4) {
+				changed[rand.IntN(len(changed))] = []byte{0, 1, 127, 255, byte(rand.Uint32())}[rand.IntN(5)]
+			}
+			fuzzFile(t, tok, name, changed)
+		}
+	}
+}
+
 func FuzzRecords(f *testing.F) {
 	for _, s := range []string{`[{"text":"x"},{"instruction":"a","output":"b"}]`, `{"messages":[{"role":"assistant","content":"x"}]}`, "[", "{}\n{", "[{\"text\":null}]", `{"tokens":[1,2]}`} {
 		f.Add(0, []byte(s))
