@@ -313,6 +313,30 @@ static void forward_head(const Scan &s, const ScanOut &out, int64_t b, int64_t h
   transpose(n, p, carry.total, pp, out.final_ + (b * s.heads + h) * p * n, n);
 }
 
+// The sum over pairs of chunks j < c < i at most `window` apart of what i makes of what j added, which all of chunk c's
+// decays have a part in: c's decay times Σ_a <what chunk c-a added, as it enters c; Σ_{b≤window-a} the gradient of
+// chunk c+b, as it leaves c>. A running sum over the boundaries would need no loop here, but keeps the rounding of
+// large pairs long after they have left, and what remains where states fade quickly is small.
+static float passing(const Scan &s, int64_t c, int64_t chunks, int64_t size, const float *added, const float *initial,
+                     const float *pulled, const std::vector<float> &decays, float *gradient) {
+  std::vector<float> fading(s.window, 1); // [a]: from the end of chunk c-a to the beginning of c
+  for (int64_t a = 2; a < s.window; a++)
+    fading[a] = c - a + 1 >= 0 ? fading[a - 1] * decays[c - a + 1] : 0;
+  std::memset(gradient, 0, size * sizeof(float));
+  float sum = 0, back = 1;
+  for (int64_t b = 1; b < s.window && c + b < chunks; b++) {
+    const float *from = pulled + (c + b) * size;
+    for (int64_t i = 0; i < size; i++)
+      gradient[i] += back * from[i];
+    back *= decays[c + b];
+    const int64_t a = s.window - b;
+    for (int64_t first = c + b + 1 < chunks ? a : 1, at = a; at >= first; at--) // at the end, all nearer chunks as well
+      if (c - at >= -1 && fading[at] != 0)
+        sum += fading[at] * dot(size, c - at >= 0 ? added + (c - at) * size : initial, gradient);
+  }
+  return sum * decays[c];
+}
+
 static void backward_head(const Scan &s, const ScanGrad &grad, const SliceGrad &slice, int64_t b, int64_t h) {
   int64_t q = s.block, p = s.head_dim, pp = pad16(p), n = s.state, np = pad16(n), g = h / (s.heads / s.groups);
   int64_t ld = s.groups * n, ldx = s.heads * p, size = n * pp;
@@ -322,7 +346,7 @@ static void backward_head(const Scan &s, const ScanGrad &grad, const SliceGrad &
   Decays d;
 
   // The states that enter the blocks (and, of them, what the present chunk added; and what each chunk added in all).
-  Floats entering(s.blocks * size), own, added;
+  Floats entering(s.blocks * size), own, added, pulled, initial;
   bool split = s.window > 0;
   std::vector<float> chunk_decays(chunks, 1);
   {
@@ -331,6 +355,9 @@ static void backward_head(const Scan &s, const ScanGrad &grad, const SliceGrad &
     if (split) {
       own.allocate(s.blocks * size);
       added.allocate(chunks * size);
+      pulled.allocate(chunks * size); // the gradient of the state that enters each chunk, from that chunk alone
+      initial.allocate(size);
+      std::memcpy(initial, carry.total, size * sizeof(float));
     }
     float chunk_decay = 1;
     for (int64_t k = 0; k < s.blocks; k++) {
@@ -361,8 +388,9 @@ static void backward_head(const Scan &s, const ScanGrad &grad, const SliceGrad &
   }
   if (grad.dfinal)
     transpose(p, n, grad.dfinal + (b * s.heads + h) * p * n, n, dstate, pp);
-  double da = 0, dd = 0, crossing = 0; // crossing: the sum over pairs of chunks on either side of a boundary
-  float across = 0;                    // the sum over pairs that pass the present chunk entirely
+  double da = 0, dd = 0;
+  float across =
+      0; // the sum over pairs of a chunk before the present one and a chunk behind it, near enough to each other
   for (int64_t k = s.blocks - 1; k >= 0; k--) {
     int64_t t0 = k * q, row = b * s.length + t0, chunk = k / s.chunk_blocks;
     d.set(s, b, h, t0);
@@ -375,9 +403,7 @@ static void backward_head(const Scan &s, const ScanGrad &grad, const SliceGrad &
       std::memset(dstate, 0, size * sizeof(float));
     if (split && last_of_chunk) {
       window->query(dadded);
-      double own_share = dot(size, added + chunk * size, dadded);
-      across = static_cast<float>(crossing - own_share);
-      crossing -= own_share;
+      across = passing(s, chunk, chunks, size, added, initial, pulled, chunk_decays, both);
     }
     const float *leaving = dstate;
     if (split) {
@@ -477,7 +503,7 @@ static void backward_head(const Scan &s, const ScanGrad &grad, const SliceGrad &
       for (int64_t i = 0; i < size; i++)
         dadded[i] *= d.through;
       if (k % s.chunk_blocks == 0) {
-        crossing += dot(size, state, dstate);
+        std::memcpy(pulled + chunk * size, dstate, size * sizeof(float));
         window->push(dstate, chunk_decays[chunk]);
       }
     }
