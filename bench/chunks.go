@@ -142,21 +142,27 @@ func (o ChunksOptions) row(ctx context.Context, id int, ids []int32, compile str
 		return r, nil
 	}
 	once := func() (run, error) { return o.generate(ctx, ids, recorded) }
-	if recorded && !o.UseCache {
-		g, err := record(o.Model, ids, o.MaxNewTokens)
-		if err != nil {
-			return r, err
-		}
-		defer g.free()
-		once = g.run
-	}
+	release := func() {}
+	defer func() { release() }()
 	var runs []run
 	var failed error
-	if _, err := once(); err != nil { // warm-up
-		return r, err
+	warm := func() { _, failed = once() }
+	if recorded && !o.UseCache {
+		// What a recording holds it holds from then on: its peak is that of being made.
+		warm = func() {
+			var g *recording
+			if g, failed = record(o.Model, ids, o.MaxNewTokens); failed == nil {
+				once = g.run
+				release = g.free
+				_, failed = once()
+			}
+		}
 	}
 	err := torch.Run(func() error {
-		r.PeakBytes = peak(device, func() { _, failed = once() })
+		r.PeakBytes = peak(device, warm)
+		if failed == nil && !recorded { // without what a first run loads
+			r.PeakBytes = peak(device, warm)
+		}
 		return failed
 	})
 	if err != nil {

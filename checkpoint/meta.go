@@ -393,7 +393,7 @@ func SaveMeta(dir string, source Source, options Options) error {
 func fillMeta(dir string, source Source, options Options) error {
 	config, err := parseLlamaConfig(options.Config)
 	if err != nil {
-		return fmt.Errorf("Meta's layout: %w", err)
+		return fmt.Errorf("for Meta's layout: %w", err)
 	}
 	params := paramsFor(config)
 	shards, err := plan(source, Options{DType: options.DType, ShardBytes: math.MaxInt})
