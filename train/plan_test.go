@@ -34,6 +34,8 @@ func plannedModel(t *testing.T, architecture string, tied bool) model.Model {
 // What a plan says about one device is what a run holds there, within a tenth.
 func TestThePlanOfOneDeviceIsWhatARunHolds(t *testing.T) {
 	noLeaks(t)
+	defer torch.SetThreads(torch.Threads())
+	torch.SetThreads(2) // each has some memory of its own
 	const rows, length = 4, 256
 	for _, c := range []struct {
 		architecture string
