@@ -26,15 +26,7 @@ func hybrid(t testing.TB) model.Model {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := torch.Run(func() error {
-		torch.ManualSeed(1)
-		model.Initialize(m, torch.Float32, torch.CPU)
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { model.Free(m) })
-	return m
+	return initialized(t, m)
 }
 
 // A recorded step must give what the operations give one by one: on the CPU the same code runs without being recorded.

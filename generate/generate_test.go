@@ -31,6 +31,12 @@ func tiny(t testing.TB, more model.Config) model.Model {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return initialized(t, m)
+}
+
+// initialized gives m fresh weights for the length of the test.
+func initialized(t testing.TB, m model.Model) model.Model {
+	t.Helper()
 	if err := torch.Run(func() error {
 		torch.ManualSeed(1)
 		model.Initialize(m, torch.Float32, torch.CPU)

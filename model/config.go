@@ -1,7 +1,6 @@
 package model
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
 
@@ -10,15 +9,6 @@ import (
 
 // Config is a Hugging Face config.json. The typed readers report the first field that is missing or of the wrong type.
 type Config map[string]any
-
-// ParseConfig reads a config.json.
-func ParseConfig(data []byte) (Config, error) {
-	var c Config
-	if err := json.Unmarshal(data, &c); err != nil {
-		return nil, fmt.Errorf("not a JSON object: %w", err)
-	}
-	return c, nil
-}
 
 // Clone copies the config, one level deep.
 func (c Config) Clone() Config {

@@ -38,9 +38,6 @@ func From[E Element](data []E, shape ...int) Tensor {
 		dtypeOf[E](), shape)
 }
 
-// Scalar makes a CPU tensor of rank 0.
-func Scalar[E Element](value E) Tensor { return From([]E{value}) }
-
 // FromBytes makes a CPU tensor holding a copy of data, the elements' bytes in row-major order.
 func FromBytes(data []byte, dtype DType, shape []int) Tensor {
 	sizes := make([]int64, len(shape)+1)

@@ -53,17 +53,10 @@ func RMSNorm(x, weight Tensor, eps float64) Tensor {
 	return Tensor{libtch.Ctensor(out)}
 }
 
-// Rotary turns q [B,L,H,P] and k [B,L,K,P] by the angles whose cosines and sines are cos and sin [B or 1, L, R/2]
-// (float32): the first R of the P dimensions, the i-th paired with the (R/2+i)-th; the rest passes. The results are laid
-// out for attention: [B,H,L,P] and [B,K,L,P] (Su et al., arXiv 2104.09864, in Hugging Face's pairing).
-func Rotary(q, k, cos, sin Tensor) (Tensor, Tensor) {
-	var outQ, outK C.cq_tensor
-	check(C.cq_rope(q.handle(), k.handle(), cos.handle(), sin.handle(), &outQ, &outK), "rotary", q, k, cos, sin)
-	return Tensor{libtch.Ctensor(outQ)}, Tensor{libtch.Ctensor(outK)}
-}
-
-// RotaryQKV is Rotary of the q and k that a fused projection holds beside v, qkv [B,L,(H+2K)·P] with H query heads and K key
-// and value heads; v is laid out for attention too, [B,K,L,P].
+// RotaryQKV takes q, k and v out of a fused projection, qkv [B,L,(H+2K)·P] with H query heads and K key and value heads, and
+// turns q and k by the angles whose cosines and sines are cos and sin [B or 1, L, R/2] (float32): the first R of the P
+// dimensions, the i-th paired with the (R/2+i)-th; the rest passes (Su et al., arXiv 2104.09864, in Hugging Face's pairing).
+// The results are laid out for attention: [B,H,L,P], [B,K,L,P] and [B,K,L,P].
 func RotaryQKV(qkv Tensor, heads, keyHeads int, cos, sin Tensor) (q, k, v Tensor) {
 	var outQ, outK, outV C.cq_tensor
 	check(C.cq_rope_qkv(qkv.handle(), C.int64_t(heads), C.int64_t(keyHeads), cos.handle(), sin.handle(), &outQ, &outK, &outV),

@@ -1,4 +1,4 @@
-// Command conquer fine-tunes Llama, generates with it, and exports checkpoints that other programs load.
+// Command conquer fine-tunes Llama, runs and measures Bamba's chunked scan, and exports checkpoints that other programs load.
 package main
 
 import (
@@ -175,7 +175,7 @@ func (c command) help(w io.Writer, flags *pflag.FlagSet) {
 }
 
 func overview(w io.Writer) {
-	fmt.Fprint(w, "conquer fine-tunes Llama, generates with it, and exports checkpoints that other programs load.\n\nCommands:\n")
+	fmt.Fprint(w, "conquer fine-tunes Llama, runs and measures Bamba's chunked scan, and exports checkpoints that other programs load.\n\nCommands:\n")
 	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-11s %s\n", c.name, c.summary)
 	}
