@@ -72,7 +72,8 @@ func TestEveryWeightGetsItsGradient(t *testing.T) {
 				}
 				loss := func() torch.Tensor {
 					hidden := model.Hidden(m, model.Sequence{IDs: ids.Narrow(1, 0, 40), Segments: torch.From(segments, 2, 40)})
-					return torch.HeadCrossEntropy(hidden.Reshape(80, 64), m.Head().Tensor, ids.Narrow(1, 1, 40).Reshape(80), 0)
+					loss, _ := torch.HeadCrossEntropy(hidden.Reshape(80, 64), m.Head().Tensor, ids.Narrow(1, 1, 40).Reshape(80), torch.Loss{})
+					return loss
 				}
 				gradients := func(optimized bool) map[string][]float64 {
 					if err := m.SetChunking(bamba.Chunking{Strategy: bamba.Default, Optimized: optimized}); err != nil {

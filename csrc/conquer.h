@@ -190,15 +190,21 @@ int cq_decode_attention_reference(cq_tensor q, cq_tensor k_cache, cq_tensor v_ca
 int cq_cache_write(cq_tensor cache, cq_tensor fresh, cq_tensor positions);
 int cq_cache_write_reference(cq_tensor cache, cq_tensor fresh, cq_tensor positions);
 
-/* The head's product and its cross-entropy, a chunk of rows at a time: hidden [N,D], weight [V,D], labels int64 [N]
- * (-100: not counted). out_loss is a float32 scalar, the sum over counted rows divided by `divisor`, or by their number
- * where divisor is 0 (with no counted row the loss is 0). out_nll (or NULL) is float32 [N], zero where not counted,
- * without a gradient. Gradients are computed with the forward (for the weight only where it asks for one), so one
- * backward is all that the result has to give. */
-int cq_cross_entropy_head(cq_tensor hidden, cq_tensor weight, cq_tensor labels, double divisor, cq_tensor *out_loss,
-                          cq_tensor *out_nll);
-int cq_cross_entropy_head_reference(cq_tensor hidden, cq_tensor weight, cq_tensor labels, double divisor,
-                                    cq_tensor *out_loss, cq_tensor *out_nll);
+/* The head's product and its loss, a chunk of rows at a time: hidden [N,D], weight [V,D], labels int64 [N] (-100: not
+ * counted). With the logits x = hidden weight^T of a row, its label y and lse = log sum exp x, the row's loss is
+ *   (1 - label_smoothing) (lse - x_y) + label_smoothing (lse - mean x) + z_loss lse^2
+ * times its entry in row_weights (float32 [N], no gradient; NULL: 1). out_loss is a float32 scalar, the sum over
+ * counted rows divided by `divisor`, or by their number where divisor is 0 (with no counted row the loss is 0). out_nll
+ * (or NULL) is float32 [N], lse - x_y whatever the options, zero where not counted, without a gradient. Gradients are
+ * computed with the forward (for the weight only where it asks for one), so one backward is all that the result has to
+ * give. */
+typedef struct {
+  double divisor, label_smoothing, z_loss;
+} cq_loss;
+int cq_cross_entropy_head(cq_tensor hidden, cq_tensor weight, cq_tensor labels, cq_tensor row_weights,
+                          const cq_loss *loss, cq_tensor *out_loss, cq_tensor *out_nll);
+int cq_cross_entropy_head_reference(cq_tensor hidden, cq_tensor weight, cq_tensor labels, cq_tensor row_weights,
+                                    const cq_loss *loss, cq_tensor *out_loss, cq_tensor *out_nll);
 
 /* Rows ids (int64, any shape) of weight [V,D]. On the CPU the backward adds the rows' gradients straight to weight.grad
  * where there is one already, and makes a dense gradient where there is none; so it is for gradients that accumulate

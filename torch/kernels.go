@@ -102,24 +102,35 @@ func CacheWrite(cache, fresh, columns Tensor) {
 	check(C.cq_cache_write(cache.handle(), fresh.handle(), columns.handle()), "cache write", cache, fresh, columns)
 }
 
-// HeadCrossEntropy is the mean negative log-likelihood, in nats, of labels (int64 [N], -100 = not counted) under the logits
-// hidden [N,D] · weight [V,D] transposed: a float32 scalar. It goes through the rows a chunk at a time, so that the logits of
-// a batch are never held, and computes the gradients with the forward: one backward is all that the result has to give.
-// divisor replaces the number of counted labels where it is not 0 (gradient accumulation).
-func HeadCrossEntropy(hidden, weight, labels Tensor, divisor float64) Tensor {
-	var loss C.cq_tensor
-	check(C.cq_cross_entropy_head(hidden.handle(), weight.handle(), labels.handle(), C.double(divisor), &loss, nil),
+// Loss says what [HeadCrossEntropy] computes; the zero value is the mean cross-entropy.
+type Loss struct {
+	// Divisor is what the sum over the counted labels is divided by; 0 for their number.
+	Divisor float64
+	// LabelSmoothing is the part of a label that is spread evenly over the vocabulary (Szegedy et al., arXiv 1512.00567).
+	LabelSmoothing float64
+	// ZLoss is the coefficient of the squared logarithm of the softmax's denominator (Chowdhery et al., arXiv 2204.02311).
+	ZLoss float64
+	// Weights (float32 [N], no gradient) is what each label's loss counts; no tensor: 1.
+	Weights Tensor
+}
+
+// HeadCrossEntropy is the loss of labels (int64 [N], -100 = not counted) under the logits hidden [N,D] · weight [V,D]
+// transposed, a float32 scalar, and each label's plain negative log-likelihood in nats, float32 [N], 0 where it is not
+// counted, without a gradient. It goes through the rows a chunk at a time, so that the logits of a batch are never held, and
+// computes the gradients with the forward: one backward is all that the result has to give.
+func HeadCrossEntropy(hidden, weight, labels Tensor, o Loss) (loss, nll Tensor) {
+	var out, each C.cq_tensor
+	options := C.cq_loss{divisor: C.double(o.Divisor), label_smoothing: C.double(o.LabelSmoothing), z_loss: C.double(o.ZLoss)}
+	check(C.cq_cross_entropy_head(hidden.handle(), weight.handle(), labels.handle(), o.Weights.handle(), &options, &out, &each),
 		"head cross-entropy", hidden, weight, labels)
-	return Tensor{libtch.Ctensor(loss)}
+	return Tensor{libtch.Ctensor(out)}, Tensor{libtch.Ctensor(each)}
 }
 
 // HeadNLL is the negative log-likelihood, in nats, of each label (int64 [N], 0 for -100) under the logits hidden [N,D] ·
 // weight [V,D] transposed: float32 [N], without a gradient.
 func HeadNLL(hidden, weight, labels Tensor) Tensor {
-	var loss, nll C.cq_tensor
-	check(C.cq_cross_entropy_head(hidden.Detach().handle(), weight.Detach().handle(), labels.handle(), 0, &loss, &nll),
-		"head nll", hidden, weight, labels)
-	return Tensor{libtch.Ctensor(nll)}
+	_, nll := HeadCrossEntropy(hidden.Detach(), weight.Detach(), labels, Loss{})
+	return nll
 }
 
 // Sampling says how [Choose] chooses; see csrc/conquer.h for what each filter does. The zero value takes the likeliest token.

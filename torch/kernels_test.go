@@ -25,7 +25,7 @@ func relative(got, want torch.Tensor) float64 {
 // hold compares kernel and plain mathematics, the latter in float64, forward and for every input's gradient.
 func hold(t *testing.T, name string, f faces) {
 	t.Helper()
-	for dtype, tolerance := range map[torch.DType]float64{torch.Float32: 2e-5, torch.BFloat16: 2e-2, torch.Float16: 4e-3} {
+	for dtype, tolerance := range map[torch.DType]float64{torch.Float64: 2e-5, torch.Float32: 2e-5, torch.BFloat16: 2e-2, torch.Float16: 4e-3} {
 		run(t, func() {
 			inputs := f.inputs(dtype)
 			exact := make([]torch.Tensor, len(inputs))
@@ -112,7 +112,16 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				return in[0].Narrow(-1, 0, width).Silu().Mul(in[0].Narrow(-1, width, width))
 			},
 		})
-		divisor := float64(dims(0, 100))
+		loss := torch.Loss{Divisor: float64(dims(0, 100))}
+		if random.IntN(2) == 0 {
+			loss.LabelSmoothing, loss.ZLoss = random.Float64(), random.Float64()
+		}
+		var weights []float32
+		if random.IntN(2) == 0 {
+			for range batch * length {
+				weights = append(weights, float32(random.NormFloat64()))
+			}
+		}
 		var labels torch.Tensor
 		hold(t, "head cross-entropy "+shape, faces{
 			func(d torch.DType) []torch.Tensor {
@@ -127,16 +136,28 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				return []torch.Tensor{randn(d, batch*length, width), randn(d, 300, width).MulScalar(1 / math.Sqrt(float64(width)))}
 			},
 			func(in []torch.Tensor) torch.Tensor {
-				return torch.HeadCrossEntropy(in[0], in[1], labels, divisor).To(in[0].DType())
+				o := loss
+				if weights != nil {
+					o.Weights = torch.From(weights, len(weights))
+				}
+				total, _ := torch.HeadCrossEntropy(in[0], in[1], labels, o)
+				return total.To(in[0].DType())
 			},
 			func(in []torch.Tensor) torch.Tensor {
-				likely := in[0].Matmul(in[1].Transpose(0, 1)).LogSoftmax(-1).Gather(-1, labels.Clamp(0, 300).Unsqueeze(-1)).Squeeze(-1)
+				logits := in[0].Matmul(in[1].Transpose(0, 1))
+				likely := logits.LogSoftmax(-1).Gather(-1, labels.Clamp(0, 300).Unsqueeze(-1)).Squeeze(-1)
+				even := logits.LogSoftmax(-1).SumDim(-1, false).MulScalar(1. / 300)
+				z := logits.Exp().SumDim(-1, false).Log().PowScalar(2)
 				counted := labels.ZerosLike().LessEqual(labels).To(torch.Float64)
-				by := divisor
+				by := loss.Divisor
 				if by == 0 {
 					by = torch.Item[float64](counted.Sum())
 				}
-				return likely.Mul(counted).Sum().MulScalar(-1 / by)
+				each := likely.MulScalar(loss.LabelSmoothing - 1).Sub(even.MulScalar(loss.LabelSmoothing)).Add(z.MulScalar(loss.ZLoss))
+				if weights != nil {
+					each = each.Mul(torch.From(weights, len(weights)).To(torch.Float64))
+				}
+				return each.Mul(counted).Sum().MulScalar(1 / by)
 			},
 		})
 		heads, keyHeads, dim := 6, dims(1, 2, 3, 6), dims(8, 64)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -21,6 +22,7 @@ type Console struct {
 	tokens int
 	second float64
 	steps  int
+	more   []Measure // summed likewise
 }
 
 // NewConsole makes a Console that writes to out a line every so many steps of a run of total steps, done of which are done.
@@ -38,13 +40,23 @@ func NewConsole(out io.Writer, every, done, total int) *Console {
 // Step counts a step; every so many, and for the first, it writes a line of their means.
 func (c *Console) Step(s Step) error {
 	c.loss, c.tokens, c.second, c.steps = c.loss+s.Loss, c.tokens+s.Tokens, c.second+s.Seconds, c.steps+1
+	for i, m := range s.Measures {
+		if len(c.more) <= i {
+			c.more = append(c.more, Measure{Name: m.Name})
+		}
+		c.more[i].Value += m.Value
+	}
 	if s.Skipped {
 		c.Notice(fmt.Sprintf("step %d skipped: its gradients are no finite numbers (norm %v)", s.Step, s.Norm))
 	}
 	if s.Step == 1 || s.Step%c.every == 0 || s.Step == c.total {
-		c.line(fmt.Sprintf("step %*d/%d  epoch %.2f  loss %.4f  rate %.2e  norm %.3f  %.0f tok/s  %s", digits(c.total), s.Step, c.total,
-			s.Epoch, c.loss/float64(c.steps), s.Rate, s.Norm, float64(c.tokens)/c.second, gigabytes(s.Memory)))
-		c.loss, c.tokens, c.second, c.steps = 0, 0, 0, 0
+		more := ""
+		for _, m := range c.more {
+			more += fmt.Sprintf("  %s %.4f", strings.ReplaceAll(m.Name, "_", " "), m.Value/float64(c.steps))
+		}
+		c.line(fmt.Sprintf("step %*d/%d  epoch %.2f  loss %.4f%s  rate %.2e  norm %.3f  %.0f tok/s  %s", digits(c.total), s.Step, c.total,
+			s.Epoch, c.loss/float64(c.steps), more, s.Rate, s.Norm, float64(c.tokens)/c.second, gigabytes(s.Memory)))
+		c.loss, c.tokens, c.second, c.steps, c.more = 0, 0, 0, 0, nil
 	}
 	if c.bar != nil {
 		c.bar.Describe(fmt.Sprintf("loss %.3f", s.Loss))

@@ -236,12 +236,13 @@ func indexOf(params []*nn.Param, p *nn.Param) int {
 }
 
 // agree sums over the whole run. Ranks that hold the same part bring the same norm.
-func (s *sharded) agree(loss, norm float64) (float64, float64) {
-	sums := s.shard.Sums(loss, norm*norm)
+func (s *sharded) agree(sums []float64, norm float64) ([]float64, float64) {
+	all := s.shard.Sums(append(sums, norm*norm)...)
+	sums, norm = all[:len(sums)], math.Sqrt(all[len(sums)])
 	if s.copies != nil {
-		sums[0] = s.copies.Sums(sums[0])[0]
+		sums = s.copies.Sums(sums...)
 	}
-	return sums[0], math.Sqrt(sums[1])
+	return sums, norm
 }
 
 func (s *sharded) updated() {

@@ -28,6 +28,8 @@ type Step struct {
 	Tokens  int     // that are not padding
 	Seconds float64
 	Memory  int64 // bytes that the process has resident, or that libtorch has allocated on the GPU
+	// Measures are what else the objective tells: "objective" is the loss with label smoothing and z-loss, which Loss is without.
+	Measures []Measure
 }
 
 // Validation is a look at the validation set after a step; 0 is before the first.
@@ -115,10 +117,15 @@ func truncateMetrics(path string, done int) error {
 	return writeFile(path, kept.Bytes())
 }
 
-func (l *logFiles) write(r record) error {
+// write writes a line, with measures as further fields of it.
+func (l *logFiles) write(r record, measures []Measure) error {
 	line, err := json.Marshal(r)
 	if err != nil {
 		return err
+	}
+	for _, m := range measures {
+		value, _ := numberOf(m.Value).MarshalJSON()
+		line = fmt.Appendf(line[:len(line)-1], ",%q:%s}", m.Name, value)
 	}
 	if _, err := l.metrics.Write(append(line, '\n')); err != nil {
 		return fmt.Errorf("writing the metrics: %w", err)
@@ -129,16 +136,19 @@ func (l *logFiles) write(r record) error {
 // Step writes a step's line.
 func (l *logFiles) Step(s Step) error {
 	if l.events != nil {
-		err := l.events.scalars(s.Step, map[string]float64{
+		values := map[string]float64{
 			"train/loss": s.Loss, "train/learning_rate": s.Rate, "train/gradient_norm": s.Norm,
 			"train/tokens_per_second": float64(s.Tokens) / s.Seconds, "train/memory_bytes": float64(s.Memory),
-		})
-		if err != nil {
+		}
+		for _, m := range s.Measures {
+			values["train/"+m.Name] = m.Value
+		}
+		if err := l.events.scalars(s.Step, values); err != nil {
 			return err
 		}
 	}
 	return l.write(record{Step: s.Step, Epoch: s.Epoch, Loss: numberOf(s.Loss), Rate: numberOf(s.Rate), Norm: numberOf(s.Norm),
-		Skipped: s.Skipped, Tokens: s.Tokens, Seconds: s.Seconds, Memory: s.Memory})
+		Skipped: s.Skipped, Tokens: s.Tokens, Seconds: s.Seconds, Memory: s.Memory}, s.Measures)
 }
 
 // Validation writes a validation's line.
@@ -148,7 +158,7 @@ func (l *logFiles) Validation(v Validation) error {
 			return err
 		}
 	}
-	return l.write(record{Step: v.Step, Validation: numberOf(v.Loss), Seconds: v.Seconds})
+	return l.write(record{Step: v.Step, Validation: numberOf(v.Loss), Seconds: v.Seconds}, nil)
 }
 
 // Notice is not written.

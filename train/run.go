@@ -17,6 +17,9 @@ const mostSkipped = 10
 // returns ctx's error.
 func (t *Trainer) Run(ctx context.Context) error {
 	return torch.Run(func() error {
+		if o := t.options; t.device.IsCUDA() && len(o.measured()) > 0 {
+			t.notice("label smoothing and z-loss are not in this device's kernels: the loss is computed by libtorch, a chunk of rows at a time")
+		}
 		for {
 			stopped, err := t.stopped(ctx)
 			if err != nil {
@@ -120,6 +123,7 @@ func (t *Trainer) next() (err error) {
 	}
 	step.Epoch = t.batches.Progress()
 	t.at("step %d", step.Step)
+	numbers := make([]float64, 1+len(t.options.measured()))
 	torch.Scoped(func() {
 		if world := t.options.World; world != nil {
 			sums := world.All.Sums(append(labels, float64(step.Tokens))...)
@@ -133,11 +137,16 @@ func (t *Trainer) next() (err error) {
 		}
 		for i, b := range list {
 			if labels[i] > 0 {
-				torch.Scoped(func() { step.Loss += t.net.gradients(newMicroBatch(b, t.device), divisor, i == last) })
+				torch.Scoped(func() {
+					for i, v := range t.net.gradients(newMicroBatch(b, t.device), divisor, i == last) {
+						numbers[i] += v
+					}
+				})
 			}
 		}
 		t.net.strategy.finish()
-		step.Loss, step.Norm = t.net.strategy.agree(step.Loss, optim.Norm(t.adam.Gradients()))
+		numbers, step.Norm = t.net.strategy.agree(numbers, optim.Norm(t.adam.Gradients()))
+		step.Loss, step.Measures = numbers[0], t.options.named(numbers)
 		step.Skipped = !optim.Finite(step.Norm) || !optim.Finite(step.Loss)
 	})
 	if !step.Skipped {

@@ -78,25 +78,27 @@ type network struct {
 	recompute Recompute
 	strategy  strategy
 	dropout   bool // whether a forward pass draws random numbers
+	// What the loss is besides the labels' negative log-likelihood, see Options.
+	smoothing, zLoss float64
 }
 
-// gradients runs one micro-batch forward and back, adds to the gradient of every trained weight, and returns the summed
-// negative log-likelihood of its labels divided by divisor. last says that no other micro-batch of the step follows.
+// gradients runs one micro-batch forward and back, adds to the gradient of every trained weight, and returns the numbers of
+// network.loss. last says that no other micro-batch of the step follows.
 //
 // The pass is cut between the blocks. The input of each is a leaf that shares its values with the output of the one below;
 // once the block's own backward pass is done, the leaf's gradient is what the block below starts from. So one block's graph
 // is all that exists during its backward pass when blocks are recomputed, and whatever must happen before a block is used or
 // after its gradients are complete has its place in this function: that is where the strategy comes in. Its units are the
 // embedding and whatever else is outside the blocks (0), block i (i+1), and the head.
-func (n *network) gradients(mb microBatch, divisor float64, last bool) float64 {
+func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64 {
 	count, device := len(n.blocks), mb.seq.IDs.Device()
 	s, head := n.strategy, len(n.blocks)+1
 	inputs, outputs := make([]torch.Tensor, count+1), make([]torch.Tensor, count+1)
 	generator := make([]torch.Tensor, count+1)
 	var seed torch.Tensor
-	var loss *torch.Fetch[float32]
+	var told *torch.Fetch[float32]
 	defer func() { // an operation may panic half way
-		loss.Drop()
+		told.Drop()
 		seed.Free()
 		for i := range inputs {
 			inputs[i].Free()
@@ -134,9 +136,9 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) float64 {
 	inputs[count] = leaf(outputs[count], n.lowest < count)
 	torch.WithGrad(func() {
 		torch.Scoped(func() {
-			total := n.nll(inputs[count], mb, divisor)
-			loss = torch.StartFetch[float32](total.Detach())
-			total.Backward()
+			loss, numbers := n.loss(inputs[count], mb, divisor)
+			told = torch.StartFetch[float32](numbers)
+			loss.Backward()
 		})
 	})
 	s.reduce(head, last)
@@ -175,13 +177,11 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) float64 {
 	if generator[count].Defined() {
 		torch.SetRNGState(device, generator[count])
 	}
-	return float64(loss.Values()[0]) // waited for now that everything else is on its way
-}
-
-// nll is the summed negative log-likelihood, divided by divisor, of a micro-batch's labels under hidden states [B,L,D].
-func (n *network) nll(hidden torch.Tensor, mb microBatch, divisor float64) torch.Tensor {
-	picked := hidden.View(-1, hidden.Size(-1)).IndexSelect(0, mb.rows).Unsqueeze(0)
-	return torch.HeadCrossEntropy(n.model.Norm(picked).Squeeze(0), n.model.Head().Tensor, mb.labels, divisor)
+	list := make([]float64, 0, 2)
+	for _, v := range told.Values() { // waited for now that everything else is on its way
+		list = append(list, float64(v))
+	}
+	return list
 }
 
 // evaluate returns the summed negative log-likelihood of a micro-batch's labels.
@@ -200,7 +200,8 @@ func (n *network) evaluate(mb microBatch) (sum float64) {
 				n.strategy.leave(i+1, false)
 			}
 			n.strategy.use(len(n.blocks)+1, -1)
-			sum = float64(torch.Item[float32](n.nll(x, mb, 1)))
+			all, _ := torch.HeadCrossEntropy(n.rows(x, mb), n.model.Head().Tensor, mb.labels, torch.Loss{Divisor: 1})
+			sum = torch.Item[float64](all)
 			n.strategy.leave(len(n.blocks)+1, false)
 			n.strategy.leave(0, false)
 		})

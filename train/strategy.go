@@ -35,8 +35,8 @@ type strategy interface {
 	reduce(u int, last bool)
 	// finish waits until the gradients of what this rank optimizes are those of the run.
 	finish()
-	// agree makes this rank's part of a step's loss and its gradients' norm those of the run.
-	agree(loss, norm float64) (float64, float64)
+	// agree makes this rank's part of a step's loss, and of what else is summed, and its gradients' norm those of the run.
+	agree(sums []float64, norm float64) ([]float64, float64)
 	// updated is told that the optimizer has changed the weights, or a checkpoint has.
 	updated()
 	// pieces lists the parts of weights that this rank holds, the trained ones first.
@@ -131,14 +131,14 @@ func (o Options) checkDistributed() error {
 // local is the strategy none: the weights are all here, and so are the gradients.
 type local struct{ units [][]*nn.Param }
 
-func (l *local) use(int, int)                                {}
-func (l *local) leave(int, bool)                             {}
-func (l *local) reduce(int, bool)                            {}
-func (l *local) finish()                                     {}
-func (l *local) agree(loss, norm float64) (float64, float64) { return loss, norm }
-func (l *local) updated()                                    {}
-func (l *local) replicas() (int, int)                        { return 1, 0 }
-func (l *local) free()                                       {}
+func (l *local) use(int, int)                                            {}
+func (l *local) leave(int, bool)                                         {}
+func (l *local) reduce(int, bool)                                        {}
+func (l *local) finish()                                                 {}
+func (l *local) agree(sums []float64, norm float64) ([]float64, float64) { return sums, norm }
+func (l *local) updated()                                                {}
+func (l *local) replicas() (int, int)                                    { return 1, 0 }
+func (l *local) free()                                                   {}
 
 func (l *local) pieces() (list []piece) {
 	for _, trained := range []bool{true, false} {
@@ -240,8 +240,10 @@ func (d *ddp) finish() {
 	d.buckets = nil
 }
 
-func (d *ddp) agree(loss, norm float64) (float64, float64) { return d.group.Sums(loss)[0], norm }
-func (d *ddp) replicas() (int, int)                        { return d.group.Size, d.group.Rank }
+func (d *ddp) agree(sums []float64, norm float64) ([]float64, float64) {
+	return d.group.Sums(sums...), norm
+}
+func (d *ddp) replicas() (int, int) { return d.group.Size, d.group.Rank }
 
 func (d *ddp) free() {
 	for i := range d.buckets { // of a step that failed

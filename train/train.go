@@ -57,6 +57,9 @@ type Options struct {
 	Decay       float64 `json:"weight_decay"`
 	Clip        float64 `json:"clip"` // the largest norm of a step's gradients; 0 for any
 
+	LabelSmoothing float64 `json:"label_smoothing,omitempty"` // the part of a label that is spread over the vocabulary
+	ZLoss          float64 `json:"z_loss,omitempty"`          // the coefficient of the squared log of the softmax's denominator
+
 	LoRA     *LoRA `json:"lora,omitempty"`
 	HeadOnly bool  `json:"head_only"`
 	// Stochastic keeps bfloat16 weights without float32 originals, see optim.AdamWOptions.
@@ -278,6 +281,9 @@ func (o Options) Check() error {
 			return err
 		}
 	}
+	if err := o.checkObjective(); err != nil {
+		return err
+	}
 	return optim.Schedule{Kind: o.Schedule, Peak: o.Rate, Min: o.MinRate, Warmup: max(0, o.WarmupSteps)}.Check()
 }
 
@@ -297,7 +303,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 		}
 	}
 	t.device = model.Device(m)
-	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute}
+	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute, smoothing: o.LabelSmoothing, zLoss: o.ZLoss}
 	t.print = fingerprintOf(m, data, validation, o)
 	if o.processes() > 1 {
 		t.began = hashWeights(m)

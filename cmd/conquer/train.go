@@ -84,6 +84,8 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.Float64Var(&o.Beta1, "beta1", 0.9, "AdamW's decay of the mean gradient")
 	flags.Float64Var(&o.Beta2, "beta2", 0.999, "AdamW's decay of the mean squared gradient")
 	flags.Float64Var(&o.Clip, "clip", 1, "largest `norm` of a step's gradients; 0: any")
+	flags.Float64Var(&o.LabelSmoothing, "label_smoothing", 0, "`part` of each label to spread evenly over the vocabulary, such as 0.1")
+	flags.Float64Var(&o.ZLoss, "z_loss", 0, "`coefficient`, such as 1e-4, of the squared logarithm of the softmax's denominator, which keeps logits from drifting")
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "keep bfloat16 weights without float32 originals, AdamW's averages in bfloat16 too, and round them at random: 8 bytes a weight in place of 16")
 	flags.Int64Var(&o.Seed, "seed", 1, "`number` that order, dropout and fresh weights begin from")
 	flags.StringVar(&f.recompute, "recompute", "none", "block: keep each block's input alone and compute the rest again, for less memory; none")

@@ -30,6 +30,11 @@ struct AdamWStep {
   float eps;
 };
 
+// What is added to a row's cross-entropy, see cross_entropy.inl.
+struct Penalties {
+  float smoothing, z;
+};
+
 template <class T> struct Kernels {
   // y[m, r] = <weight[r], x[m]> + bias[r] for r < rows, m < n. The rows of weight lie `depth` apart, those of x too
   // (float32, whatever T), those of y `y_stride`. bias may be null. See linear.inl.
@@ -52,7 +57,8 @@ template <class T> struct Kernels {
   void (*attend)(const float *q, int64_t heads, const T *k, const T *v, int64_t k_stride, int64_t v_stride, int64_t n,
                  int64_t width, float *top, float *mass, float *out);
   // See cross_entropy.inl.
-  void (*cross_entropy)(T *logits, int64_t rows, int64_t width, const int64_t *labels, float scale, float *nll);
+  void (*cross_entropy)(T *logits, int64_t rows, int64_t width, const int64_t *labels, const float *scales,
+                        const Penalties &p, float *nll, float *penalty);
   // into += the sum of rows[which[i]] over i < n. See embedding.inl.
   void (*add_rows)(const T *rows, const int64_t *which, int64_t n, int64_t width, T *into);
   // See optimizer.inl.

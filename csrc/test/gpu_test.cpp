@@ -231,19 +231,24 @@ void losses(at::ScalarType type) {
   at::Tensor labels = at::randint(0, V, {N}, at::kLong);
   if (N > 1)
     labels[0] = -100;
-  double divisor = maybe() ? 0 : 7;
+  const bool penalized = maybe(); // by libtorch, a chunk at a time
+  const cq_loss loss{maybe() ? 0. : 7., penalized ? 0.1 : 0, penalized ? 0.01 : 0};
+  at::Tensor by = maybe() ? at::rand({N}) : at::Tensor();
   std::vector<at::Tensor> in = {random({N, D}, type), random({V, D}, type)};
   in[1].mul_(1 / std::sqrt(double(D)));
   compare(
       c10::str("cross_entropy_head ", N, "x", D, "x", V), in,
       [=](auto &t) {
-        Arg h{t[0]}, w{t[1]}, l{labels.to(at::kCUDA)};
-        return call(2, [&](cq_tensor *out) { return cq_cross_entropy_head(h, w, l, divisor, out, out + 1); });
+        Arg h{t[0]}, w{t[1]}, l{labels.to(at::kCUDA)}, b{by.defined() ? by.to(at::kCUDA) : by};
+        return call(2, [&](cq_tensor *out) { return cq_cross_entropy_head(h, w, l, b, &loss, out, out + 1); });
       },
       [=](auto &t) {
-        at::Tensor nll = at::cross_entropy_loss(at::linear(t[0], t[1]), labels, {}, at::Reduction::None, -100);
-        double count = divisor ? divisor : std::max<int64_t>(1, (labels >= 0).sum().template item<int64_t>());
-        return std::vector<at::Tensor>{nll.sum() / count, nll};
+        at::Tensor logits = at::linear(t[0], t[1]);
+        at::Tensor nll = at::cross_entropy_loss(logits, labels, {}, at::Reduction::None, -100);
+        at::Tensor total = at::cross_entropy_loss(logits, labels, {}, at::Reduction::None, -100, loss.label_smoothing) +
+                           loss.z_loss * logits.logsumexp(1).square() * (labels >= 0);
+        double count = loss.divisor ? loss.divisor : std::max<int64_t>(1, (labels >= 0).sum().template item<int64_t>());
+        return std::vector<at::Tensor>{(by.defined() ? total * by : total).sum() / count, nll};
       },
       maybe());
 }

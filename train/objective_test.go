@@ -1,0 +1,127 @@
+package train
+
+import (
+	"encoding/json"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+	"conquer/torch/nn"
+)
+
+// The formulas, over the whole model at once and sample by sample: the mean over the labels of (1-e)(lse - x_y) +
+// e(lse - mean x) + z lse^2, and of the first without e.
+func plainObjective(m model.Model, d *text.Dataset, smoothing, z float64) (objective, plain torch.Tensor) {
+	var totals [2]torch.Tensor
+	labels := 0.0
+	for _, s := range d.Samples {
+		var ids, targets, rows []int64
+		for i, id := range s.IDs {
+			ids = append(ids, int64(id))
+			if i > 0 && s.Labels[i] != text.IgnoreLabel {
+				targets, rows = append(targets, int64(s.Labels[i])), append(rows, int64(i-1))
+			}
+		}
+		logits := model.Logits(m, model.Sequence{IDs: torch.From(ids, 1, len(ids))}).Squeeze(0).To(torch.Float64).IndexSelect(0, torch.From(rows, len(rows)))
+		lse := logits.Exp().SumDim(-1, false).Log()
+		nll := lse.Sub(logits.Gather(1, torch.From(targets, len(targets), 1)).Squeeze(1))
+		even := lse.Sub(logits.SumDim(-1, false).MulScalar(1. / vocabulary))
+		each := nll.MulScalar(1 - smoothing).Add(even.MulScalar(smoothing)).Add(lse.Mul(lse).MulScalar(z))
+		for i, sum := range []torch.Tensor{each.Sum(), nll.Sum()} {
+			if totals[i].Defined() {
+				sum = totals[i].Add(sum)
+			}
+			totals[i] = sum
+		}
+		labels += float64(len(rows))
+	}
+	return totals[0].MulScalar(1 / labels), totals[1].MulScalar(1 / labels)
+}
+
+func TestLabelSmoothingAndZLossAreTheirFormulas(t *testing.T) {
+	noLeaks(t)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	draw := rand.New(rand.NewPCG(seed, 0))
+	data := samples(6, seed)
+	for _, pack := range []bool{false, true} {
+		m := tiny(t, pack, torch.Float32)
+		smoothing, z := draw.Float64(), draw.Float64()
+		err := torch.Run(func() error {
+			for _, p := range nn.Params(m) {
+				p.RequireGrad(true)
+			}
+			objective, plain := plainObjective(m, data, smoothing, z)
+			objective.Backward()
+			want := map[*nn.Param][]float32{}
+			for _, p := range nn.Params(m) {
+				want[p] = torch.Values[float32](p.Grad())
+				p.ClearGrad()
+			}
+			b := batchOf(t, data, 6, pack)
+			net := network{model: m, blocks: m.Blocks(), lowest: -1, strategy: &local{}, smoothing: smoothing, zLoss: z}
+			got := net.gradients(newMicroBatch(b, torch.CPU), float64(targets(b)), true)
+			for i, number := range []torch.Tensor{plain, objective} {
+				if want := torch.Item[float64](number.Detach()); len(got) != 2 || math.Abs(got[i]-want) > 1e-5*want {
+					t.Errorf("number %d of %v, want %v", i, got, want)
+				}
+			}
+			nn.Walk(m, func(p nn.Piece) {
+				near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()), want[p.Param], 2e-5)
+			})
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		model.Free(m)
+	}
+}
+
+// The objective is told beside the plain loss; validation stays plain, and what is told of a plain run is as it was.
+func TestPenaltiesAreToldBesideThePlainLoss(t *testing.T) {
+	noLeaks(t)
+	plain := train(t, tiny(t, true, torch.Float32), samples(16, 1), samples(5, 2), options(), nil)
+	if plain.steps[0].Measures != nil {
+		t.Errorf("a plain run tells %v", plain.steps[0].Measures)
+	}
+	o := options()
+	o.LabelSmoothing, o.ZLoss, o.LogPath, o.TensorBoard = 0.2, 1e-3, t.TempDir(), true
+	r := train(t, tiny(t, true, torch.Float32), samples(16, 1), samples(5, 2), o, nil)
+	if r.looks[0].Loss != plain.looks[0].Loss || math.Abs(r.steps[0].Loss-plain.steps[0].Loss) > 1e-6 || r.looks[1].Loss == plain.looks[1].Loss {
+		t.Errorf("penalties changed the plain loss: %v and %v", r.looks, plain.looks)
+	}
+	first := r.steps[0]
+	if len(first.Measures) != 1 || first.Measures[0].Name != "objective" || !(first.Measures[0].Value > first.Loss) {
+		t.Errorf("a step told loss %v and %v", first.Loss, first.Measures)
+	}
+	written, err := os.ReadFile(filepath.Join(o.LogPath, MetricsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(written)) {
+		var fields map[string]float64
+		if err := json.Unmarshal([]byte(line), &fields); err != nil {
+			t.Fatalf("%v in %q", err, line)
+		}
+		if _, step := fields["loss"]; step && fields["objective"] != r.steps[int(fields["step"])-1].Measures[0].Value {
+			t.Errorf("line %q lacks the objective", line)
+		}
+	}
+	for name, spoil := range map[string]func(*Options){
+		"smoothing": func(o *Options) { o.LabelSmoothing = 1 },
+		"z-loss":    func(o *Options) { o.ZLoss = math.NaN() },
+	} {
+		o := options()
+		spoil(&o)
+		if err := o.Check(); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
