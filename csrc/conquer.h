@@ -289,7 +289,8 @@ enum { CQ_SUM, CQ_MAX };
 int cq_all_reduce(cq_group *group, cq_tensor tensor, int op, cq_work **out);
 /* output holds the inputs of all ranks, one behind the other. */
 int cq_all_gather(cq_group *group, cq_tensor output, cq_tensor input, cq_work **out);
-/* output is this rank's equal part of the reduced input. */
+/* output receives this rank's equal part of the reduced input; it may be that part of the input itself, which then
+ * holds nothing of use elsewhere, and no copy is made. */
 int cq_reduce_scatter(cq_group *group, cq_tensor output, cq_tensor input, int op, cq_work **out);
 int cq_broadcast(cq_group *group, cq_tensor tensor, int root, cq_work **out);
 int cq_send(cq_group *group, cq_tensor tensor, int to, int tag, cq_work **out);

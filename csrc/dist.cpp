@@ -9,6 +9,7 @@
 
 #include <c10/util/Logging.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -23,7 +24,7 @@ struct cq_group {
 };
 
 struct cq_work {
-  c10::intrusive_ptr<c10d::Work> work;
+  std::vector<c10::intrusive_ptr<c10d::Work>> parts;
   std::vector<at::Tensor> tensors; // that the operation reads or writes
 };
 
@@ -52,8 +53,14 @@ at::Tensor plain(cq_tensor t) {
 }
 
 int give(cq_work **out, c10::intrusive_ptr<c10d::Work> work, std::vector<at::Tensor> tensors) {
-  *out = new cq_work{std::move(work), std::move(tensors)};
+  *out = new cq_work{{std::move(work)}, std::move(tensors)};
   return 0;
+}
+
+// Whether output is this rank's part of input.
+bool is_part(const at::Tensor &output, const at::Tensor &input, int rank) {
+  return output.numel() > 0 && output.dtype() == input.dtype() &&
+         output.const_data_ptr() == input.narrow(0, rank * output.numel(), output.numel()).const_data_ptr();
 }
 
 } // namespace
@@ -151,13 +158,45 @@ int cq_all_reduce(cq_group *group, cq_tensor tensor, int op, cq_work **out) {
 int cq_all_gather(cq_group *group, cq_tensor output, cq_tensor input, cq_work **out) {
   return guarded([&] {
     at::Tensor to = plain(output), from = plain(input);
-    return give(out, group->backend->_allgather_base(to, from), {to, from});
+    if (to.is_cuda() || from.numel() == 0)
+      return give(out, group->backend->_allgather_base(to, from), {to, from});
+    // Gloo's own works on a copy of the output. Each rank's part, sent to all others, goes where it belongs.
+    const int64_t n = from.numel();
+    const int size = group->backend->getSize();
+    TORCH_CHECK(to.numel() == n * size && to.dtype() == from.dtype(), "an all-gather of ", n, " elements from each of ",
+                size, " ranks into ", to.numel());
+    to.narrow(0, group->backend->getRank() * n, n).copy_(from);
+    auto work = std::make_unique<cq_work>();
+    work->tensors = {to};
+    for (int rank = 0; rank < size; rank++) {
+      std::vector<at::Tensor> part{to.narrow(0, rank * n, n)};
+      c10d::BroadcastOptions options;
+      options.rootRank = rank;
+      work->parts.push_back(group->backend->broadcast(part, options));
+    }
+    *out = work.release();
+    return 0;
   });
 }
 
 int cq_reduce_scatter(cq_group *group, cq_tensor output, cq_tensor input, int op, cq_work **out) {
   return guarded([&] {
     at::Tensor to = plain(output), from = plain(input);
+    if (!to.is_cuda() && is_part(to, from, group->backend->getRank())) {
+      // Gloo's own sums a copy of the input, all of it for every rank. Here each rank's part is summed in place.
+      const int64_t n = to.numel();
+      auto work = std::make_unique<cq_work>();
+      work->tensors = {from};
+      for (int rank = 0; rank < group->backend->getSize(); rank++) {
+        std::vector<at::Tensor> part{from.narrow(0, rank * n, n)};
+        c10d::ReduceOptions options;
+        options.reduceOp = reduction(op);
+        options.rootRank = rank;
+        work->parts.push_back(group->backend->reduce(part, options));
+      }
+      *out = work.release();
+      return 0;
+    }
     c10d::ReduceScatterOptions options;
     options.reduceOp = reduction(op);
     return give(out, group->backend->_reduce_scatter_base(to, from, options), {to, from});
@@ -190,12 +229,15 @@ int cq_recv(cq_group *group, cq_tensor tensor, int from, int tag, cq_work **out)
 int cq_work_wait(cq_work *work) {
   std::unique_ptr<cq_work> owned(work);
   return guarded([&] {
-    TORCH_CHECK(work->work->wait(), "the operation was ended");
+    for (auto &part : work->parts)
+      TORCH_CHECK(part->wait(), "the operation was ended");
     return 0;
   });
 }
 
-int cq_work_done(cq_work *work) { return work->work->isCompleted(); }
+int cq_work_done(cq_work *work) {
+  return std::all_of(work->parts.begin(), work->parts.end(), [](auto &part) { return part->isCompleted(); });
+}
 
 void cq_work_forget(cq_work *work) { delete work; }
 

@@ -14,7 +14,7 @@ import (
 //
 //	use(u, next)   wait for the weights of u; begin to gather those of next, which come while u computes
 //	leave(u)       the memory of u's weights goes back
-//	reduce(u)      u's gradients, flat, begin to be summed and scattered; those of the unit before are added up
+//	reduce(u)      u's gradients, flat, begin to be summed and scattered, once those of the unit before are
 //
 // With hsdp, the parts' gradients are then summed over the ranks of the other groups that hold the same part.
 type sharded struct {
@@ -45,7 +45,7 @@ type flat struct {
 // scatter is gradients on their way to the ranks that hold their weights.
 type scatter struct {
 	to         *flat
-	input, sum torch.Tensor
+	input, sum torch.Tensor // sum is this rank's part of input
 	work       *dist.Work
 }
 
@@ -172,6 +172,7 @@ func (s *sharded) leave(u int, again bool) {
 }
 
 func (s *sharded) reduce(u int, last bool) {
+	s.settle() // one unit at a time is on its way
 	for _, f := range s.units[u] {
 		if !f.trained {
 			continue
@@ -186,11 +187,10 @@ func (s *sharded) reduce(u int, last bool) {
 						p.ClearGrad()
 					}
 				}
-				next.sum = torch.Empty([]int{f.length}, next.input.DType(), f.whole.Device()).Own()
+				next.sum = next.input.Narrow(0, s.shard.Rank*f.length, f.length).Own()
 			})
 		})
 		next.work = s.shard.ReduceScatter(next.sum, next.input, dist.Sum)
-		s.settle()
 		s.underway = append(s.underway, next)
 	}
 }

@@ -3,6 +3,7 @@ package train
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"conquer/model"
 	"conquer/torch"
@@ -59,7 +60,8 @@ var planned = []string{"none", "ddp", "fsdp", "hsdp", "tp"}
 type sizes struct {
 	all, trained   float64 // weights
 	block          float64 // weights of the largest block
-	outside        float64 // weights of embedding, final norm and head
+	embedding      float64 // weights of the embedding
+	after          float64 // weights of final norm and head that are not the embedding's too
 	head           float64 // trained weights of the head
 	blocks, active int     // all, and those that a backward pass goes through
 	products       float64 // weights that a token is multiplied by
@@ -129,7 +131,11 @@ func measure(m model.Model, o PlanOptions) sizes {
 			s.working = math.Max(s.working, float64(l.Weight.Shape[0]+l.Weight.Shape[1]))
 		})
 	}
-	s.outside = s.all - inBlocks
+	s.embedding, s.after = s.all-inBlocks, 0
+	if !isTied(m) {
+		s.embedding = elements(m.Head())
+		s.after = s.all - inBlocks - s.embedding
+	}
 	s.products = inBlocks + elements(m.Head())
 	switch {
 	case o.HeadOnly:
@@ -175,6 +181,36 @@ func activation(block model.Block, width float64) float64 {
 	return n
 }
 
+// shardedBuffers is the most that a sharded process holds besides its parts and the activations of a whole forward pass: of
+// the weights, those that are gathered; of the gradients, those that no other process has been given yet, as they are and as
+// they are sent.
+func (s sizes) shardedBuffers(activations, blockwise, logits, unrecorded, backward, w, trainedSize float64) float64 {
+	share := math.Min(1, s.trained/s.all)
+	block, head := s.block*w, s.after*w
+	blockGradient, blockSent := s.block*share*trainedSize, s.block*share*4
+	headGradient, headSent := s.head*w, s.head*4
+	waits := 0.0 // for the embedding's gradient
+	if s.after == 0 {
+		head, waits, headSent = s.embedding*w, headGradient, 0
+	}
+	passing := 0.0
+	if s.active > 0 {
+		passing = math.Min(activations, blockwise)
+	}
+	moments := []float64{
+		2*block + unrecorded,                                                           // forward
+		block + head + headGradient + logits,                                           // the loss
+		block + headGradient + headSent,                                                // its gradient is sent
+		2*block + waits + headSent + backward + blockGradient,                          // the last block goes backward
+		block + waits + blockGradient + blockSent,                                      // its gradient is sent
+		block + waits + blockSent + backward + blockGradient - (activations - passing), // the first block
+	}
+	if s.trained == s.all { // last of all, the embedding's
+		moments = append(moments, s.embedding*(w+4)-activations)
+	}
+	return slices.Max(moments)
+}
+
 func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	w, tokens := float64(o.DType.Size()), float64(o.BatchSize*o.SequenceLength)
 	n, inHost := float64(c.GPUs), float64(min(c.GPUs, c.PerHost))
@@ -199,6 +235,9 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 		p.Weights += s.trained * trainedSize / shards
 	}
 	p.Gradients = s.trained * trainedSize / shards
+	if strategy == DDP || strategy == FSDP || strategy == HSDP {
+		p.Gradients = s.trained * 4 / shards // summed in float32
+	}
 	p.Optimizer = s.trained * 8 / shards
 	if trainedSize < 4 {
 		p.Optimizer += s.trained * 4 / shards // the float32 originals
@@ -224,21 +263,25 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	if o.LoRA != nil { // the parts of a layer, their additions, and the sums
 		backward *= 2
 	}
-	gathered := 0.0
-	if shards > 1 && split == 1 {
-		gathered = 2 * math.Max(s.block, s.outside) * w
-	}
 	// The moments that may be the fullest: the loss, the first block of the backward pass, and the last one, by when gradients
 	// have come and activations gone. A later forward pass of the same step meets all gradients.
-	headGradient, blockGradient := s.head*w/shards, s.block*trainedSize*math.Min(1, s.trained/s.all)
+	headGradient, blockGradient := s.head*w/split, s.block*trainedSize*math.Min(1, s.trained/s.all)
 	early := math.Max(logits, math.Max(unrecorded, running+backward+blockGradient))
 	late := p.Gradients + math.Min(blockwise, p.Activations+running) + backward
 	fullest := math.Max(p.Activations+headGradient+early, late)
-	if o.Accumulate > 1 {
-		fullest = p.Activations + p.Gradients + math.Max(logits, running+backward)
+	if strategy == DDP { // a bucket fills while the gradients of the next are there
+		late += math.Min(bucketBytes/4+s.block, s.trained) * trainedSize
+		fullest = math.Max(fullest, late)
 	}
-	p.Buffers = gathered + early
-	p.Peak = p.Weights + p.Optimizer + gathered + fullest
+	if o.Accumulate > 1 {
+		fullest = math.Max(late, p.Activations+s.trained*trainedSize/split+math.Max(logits, running+backward))
+	}
+	p.Buffers = early
+	if strategy == FSDP || strategy == HSDP {
+		p.Buffers = s.shardedBuffers(p.Activations, blockwise, logits, unrecorded, running+backward, w, trainedSize)
+		fullest = p.Gradients + p.Activations + p.Buffers
+	}
+	p.Peak = p.Weights + p.Optimizer + fullest
 	p.Fits = p.Peak <= c.Memory*1e9
 
 	// Two operations a weight forward; as many for the gradient that goes on, and again for the weights' own; attention's

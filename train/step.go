@@ -77,9 +77,18 @@ type network struct {
 	lowest    int
 	recompute Recompute
 	strategy  strategy
+	head      int  // the unit of the head's weights
 	dropout   bool // whether a forward pass draws random numbers
 	// What the loss is besides the labels' negative log-likelihood, see Options.
 	smoothing, zLoss float64
+}
+
+// after is the unit that is used after block i in a forward pass.
+func (n *network) after(i int) int {
+	if i == len(n.blocks)-1 {
+		return n.head
+	}
+	return i + 2
 }
 
 // gradients runs one micro-batch forward and back, adds to the gradient of every trained weight, and returns the numbers of
@@ -89,10 +98,10 @@ type network struct {
 // once the block's own backward pass is done, the leaf's gradient is what the block below starts from. So one block's graph
 // is all that exists during its backward pass when blocks are recomputed, and whatever must happen before a block is used or
 // after its gradients are complete has its place in this function: that is where the strategy comes in. Its units are the
-// embedding and whatever else is outside the blocks (0), block i (i+1), and the head.
+// embedding (0), block i (i+1), and the head.
 func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64 {
 	count, device := len(n.blocks), mb.seq.IDs.Device()
-	s, head := n.strategy, len(n.blocks)+1
+	s, head := n.strategy, n.head
 	inputs, outputs := make([]torch.Tensor, count+1), make([]torch.Tensor, count+1)
 	generator := make([]torch.Tensor, count+1)
 	var seed torch.Tensor
@@ -115,8 +124,9 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64
 	// Forward. outputs[i] is what the embedding (0) or block i-1 gives, inputs[i] the leaf that block i, or the head, takes.
 	s.use(0, 1)
 	outputs[0] = owned(n.lowest < 0, func() torch.Tensor { return n.model.Embed(mb.seq.IDs) })
+	s.leave(0, head == 0)
 	for i := range n.blocks {
-		s.use(i+1, i+2)
+		s.use(i+1, n.after(i))
 		inputs[i] = leaf(outputs[i], n.lowest < i)
 		again := n.recompute == RecomputeBlock && n.lowest <= i
 		if again && n.dropout {
@@ -141,8 +151,10 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64
 			loss.Backward()
 		})
 	})
-	s.reduce(head, last)
 	s.leave(head, false)
+	if head > 0 { // else the embedding's gradients are to come
+		s.reduce(head, last)
+	}
 
 	// Backward.
 	if n.recompute == RecomputeBlock && n.dropout {
@@ -166,14 +178,13 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64
 		}
 		torch.Backward([]torch.Tensor{outputs[i+1]}, []torch.Tensor{seed})
 		outputs[i+1].Free()
-		s.reduce(i+1, last)
 		s.leave(i+1, false)
+		s.reduce(i+1, last)
 	}
 	if n.lowest < 0 {
 		torch.Backward([]torch.Tensor{outputs[0]}, []torch.Tensor{inputs[0].Grad()})
 	}
 	s.reduce(0, last)
-	s.leave(0, false)
 	if generator[count].Defined() {
 		torch.SetRNGState(device, generator[count])
 	}
@@ -191,19 +202,19 @@ func (n *network) evaluate(mb microBatch) (sum float64) {
 			pass := n.model.Begin(mb.seq)
 			n.strategy.use(0, 1)
 			x := owned(false, func() torch.Tensor { return n.model.Embed(mb.seq.IDs) })
+			n.strategy.leave(0, n.head == 0)
 			defer func() { x.Free() }()
 			for i, block := range n.blocks {
-				n.strategy.use(i+1, i+2)
+				n.strategy.use(i+1, n.after(i))
 				next := owned(false, func() torch.Tensor { return block.Forward(x, pass, nil) })
 				x.Free()
 				x = next
 				n.strategy.leave(i+1, false)
 			}
-			n.strategy.use(len(n.blocks)+1, -1)
+			n.strategy.use(n.head, -1)
 			all, _ := torch.HeadCrossEntropy(n.rows(x, mb), n.model.Head().Tensor, mb.labels, torch.Loss{Divisor: 1})
 			sum = torch.Item[float64](all)
-			n.strategy.leave(len(n.blocks)+1, false)
-			n.strategy.leave(0, false)
+			n.strategy.leave(n.head, false)
 		})
 	})
 	return sum

@@ -54,8 +54,9 @@ type piece struct {
 	tensor torch.Tensor
 }
 
-// unitsOf divides m's weights, and the adapters on them, into units that are needed at the same time: 0 is what lies outside
-// the blocks, 1 to n are the blocks, n+1 the head where its weights are its own.
+// unitsOf divides m's weights, and the adapters on them, into units that are needed at the same time: 0 is the embedding, 1 to n
+// are the blocks, n+1 is what comes after them. Where the head's weights are the embedding's, all that is outside the blocks is
+// in unit 0.
 func unitsOf(m model.Model) [][]*nn.Param {
 	blocks := m.Blocks()
 	list := make([][]*nn.Param, len(blocks)+2)
@@ -74,18 +75,31 @@ func unitsOf(m model.Model) [][]*nn.Param {
 		}
 		list[i+1] = params
 	}
-	tied := true
-	nn.Walk(m, func(p nn.Piece) { tied = tied && !(p.Param == m.Head() && p.Name == "lm_head.weight") })
 	for _, p := range nn.Params(m) {
 		switch {
 		case inside[p]:
-		case p == m.Head() && !tied:
-			list[len(blocks)+1] = append(list[len(blocks)+1], p)
-		default:
+		case isTied(m), p != m.Head() && slices.Equal(p.Shape, m.Head().Shape):
 			list[0] = append(list[0], p)
+		default:
+			list[len(blocks)+1] = append(list[len(blocks)+1], p)
 		}
 	}
 	return list
+}
+
+// isTied reports whether m's head shares the embedding's weights.
+func isTied(m model.Model) bool {
+	tied := true
+	nn.Walk(m, func(p nn.Piece) { tied = tied && !(p.Param == m.Head() && p.Name == "lm_head.weight") })
+	return tied
+}
+
+// headUnit is the unit with the head's weights.
+func headUnit(m model.Model) int {
+	if isTied(m) {
+		return 0
+	}
+	return len(m.Blocks()) + 1
 }
 
 // newStrategy chooses the strategy that the options name, for a model whose trained weights are known by now.
@@ -205,17 +219,20 @@ func (d *ddp) send() {
 	d.filling, d.bytes = nil, 0
 	for _, dtype := range order {
 		b := bucket{params: byType[dtype]}
+		total := 0
+		for _, p := range b.params {
+			total += p.Numel()
+		}
 		torch.NoGrad(func() {
 			torch.Scoped(func() {
-				var flat []torch.Tensor
+				b.sum = torch.Empty([]int{total}, dtype, b.params[0].Device()).Own()
+				at := 0
 				for _, p := range b.params {
-					flat = append(flat, gradientOf(p).Reshape(-1).To(dtype))
+					b.sum.Narrow(0, at, p.Numel()).Copy(gradientOf(p).Reshape(-1))
+					p.ClearGrad() // it is in the bucket now
+					at += p.Numel()
 				}
-				b.sum = torch.Cat(0, flat...).Own()
 			})
-			for _, p := range b.params { // they are in the bucket now
-				p.ClearGrad()
-			}
 		})
 		b.work = d.group.AllReduce(b.sum, dist.Sum)
 		d.buckets = append(d.buckets, b)

@@ -303,7 +303,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 		}
 	}
 	t.device = model.Device(m)
-	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute, smoothing: o.LabelSmoothing, zLoss: o.ZLoss}
+	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute, head: headUnit(m), smoothing: o.LabelSmoothing, zLoss: o.ZLoss}
 	t.print = fingerprintOf(m, data, validation, o)
 	if o.processes() > 1 {
 		t.began = hashWeights(m)

@@ -209,6 +209,7 @@ func (g *Group) AllGather(output, input torch.Tensor) *Work {
 }
 
 // ReduceScatter fills output with this rank's part, the Rank'th of Size equal ones, of the reduction of all ranks' inputs.
+// Where output is that part of input itself, no further memory is taken, and the rest of input is spoiled.
 func (g *Group) ReduceScatter(output, input torch.Tensor, r Reduction) *Work {
 	return g.start("reduce-scatter", func(work **C.cq_work) C.int {
 		return C.cq_reduce_scatter(g.c, handle(output), handle(input), C.int(r), work)

@@ -147,6 +147,12 @@ func operations(w *World) error {
 		if err := equal("reduce-scatter", part, sum.Narrow(0, w.Rank, 1)); err != nil {
 			return err
 		}
+		spoiled := mine.Clone() // in place
+		part = spoiled.Narrow(0, w.Rank, 1)
+		g.ReduceScatter(part, spoiled, Sum).Wait()
+		if err := equal("reduce-scatter in place", part, sum.Narrow(0, w.Rank, 1)); err != nil {
+			return err
+		}
 		all := torch.Empty([]int{n, n, 3}, dtype, torch.CPU)
 		works := []*Work{g.AllGather(all, mine)}
 		copied := mine.Clone()
