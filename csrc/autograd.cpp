@@ -51,9 +51,6 @@ int cq_manual_seed(int64_t seed) {
   });
 }
 
-void cq_set_threads(int n) { at::set_num_threads(n); }
-int cq_threads(void) { return at::get_num_threads(); }
-
 static at::Generator generator_of(int device) {
   return at::globalContext().defaultGenerator(device < 0 ? at::Device(at::kCPU) : at::Device(at::kCUDA, device));
 }

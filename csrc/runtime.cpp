@@ -3,6 +3,8 @@
 // something else still uses.
 #include "internal.h"
 
+#include <ATen/Parallel.h>
+
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -62,7 +64,27 @@ using namespace conquer;
 
 const char *cq_last_error(void) { return last_error.c_str(); }
 
-void cq_scope_open(void) { scopes.marks.push_back(scopes.handles.size()); }
+// OpenMP keeps its number of threads for each thread of the process, libtorch asks it once a thread, and a goroutine moves from
+// thread to thread: each takes on the number at its next scope. Two threads of unlike numbers would cut sums differently.
+static std::atomic<int> named_threads{0};
+
+static void follow_threads() {
+  thread_local int mine = 0;
+  if (int n = named_threads.load(std::memory_order_relaxed); n != mine)
+    at::set_num_threads(mine = n);
+}
+
+void cq_set_threads(int n) {
+  named_threads = n;
+  follow_threads();
+}
+
+int cq_threads(void) { return at::get_num_threads(); }
+
+void cq_scope_open(void) {
+  follow_threads();
+  scopes.marks.push_back(scopes.handles.size());
+}
 
 void cq_scope_close(void) {
   if (scopes.marks.empty())

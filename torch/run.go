@@ -135,11 +135,11 @@ func (t *Tensor) Free() {
 // LiveTensors counts the tensor handles that exist in this process, over all threads.
 func LiveTensors() int { return int(C.cq_live_tensors()) }
 
-// SetThreads sets how many threads an operation on the CPU may use. It ends MKL's own choice, and with it the certainty that the
-// same products have the same last bits in every run.
+// SetThreads sets how many threads an operation on the CPU may use, in every scope that opens from now on, whichever thread of
+// the process it opens on.
 func SetThreads(n int) { C.cq_set_threads(C.int(n)) }
 
-// Threads returns how many threads an operation on the CPU may use.
+// Threads returns how many threads an operation on the CPU may use in this scope.
 func Threads() int { return int(C.cq_threads()) }
 
 // timeAdd is what one addition and its scope take when C++ does both, in nanoseconds, over n repetitions.

@@ -277,3 +277,32 @@ func BenchmarkAdd(b *testing.B) {
 		return nil
 	})
 }
+
+// Both threads have used libtorch before the number changes: it reads OpenMP's number once a thread.
+func TestTheNumberOfThreadsIsTheSameOnEveryThread(t *testing.T) {
+	before := torch.Threads()
+	defer torch.SetThreads(before)
+	ask, answer := make(chan bool), make(chan int)
+	go func() {
+		runtime.LockOSThread()
+		for range ask {
+			torch.Run(func() error {
+				torch.Arange(0, 4, torch.Float32, torch.CPU).Sum()
+				answer <- torch.Threads()
+				return nil
+			})
+		}
+	}()
+	defer close(ask)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for _, n := range []int{1, 3, 2} {
+		ask <- true
+		<-answer
+		torch.SetThreads(n)
+		ask <- true
+		if other := <-answer; torch.Threads() != n || other != n {
+			t.Errorf("%d threads gave %d here and %d on another thread", n, torch.Threads(), other)
+		}
+	}
+}

@@ -10,8 +10,7 @@
 //
 // A run with a checkpoint path writes its whole state there every so many steps and when it is stopped. A later run with
 // the same options and Resume goes on from the last one; on the CPU with equally many threads its losses are, bit for bit,
-// those that the first run would have gone on to, unless [torch.SetThreads] was called: MKL then divides products in ways that
-// may differ in the last bit from run to run.
+// those that the first run would have gone on to.
 package train
 
 import (
