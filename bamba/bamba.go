@@ -50,12 +50,18 @@ type Attention struct {
 	QKV    *nn.Linear `weight:"q_proj+k_proj+v_proj"`
 	Output *nn.Linear `weight:"o_proj"`
 
-	heads, keyHeads int
+	headDim, share int // P, H/K
+}
+
+// Sizes are the layer's H, K and P.
+func (a *Attention) Sizes() (heads, keyHeads, headDim int) {
+	keyHeads = a.QKV.Weight.Local()[0] / a.headDim / (a.share + 2)
+	return keyHeads * a.share, keyHeads, a.headDim
 }
 
 // ForwardAdd is x plus the attention of x normalized by n, all [B,L,D].
 func (a *Attention) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	return a.Output.ForwardAdd(pass.Attend(a.QKV.ForwardNormed(n, x), a.heads, a.keyHeads, layer), x)
+	return a.Output.ForwardAdd(pass.Attend(a.QKV.ForwardNormed(n, x), a.headDim, a.share, layer), x)
 }
 
 // New makes a model without weights from a Hugging Face config of model_type "bamba".
@@ -88,7 +94,7 @@ func New(config model.Config) (model.Model, error) {
 			q, kv := h.heads*h.headDim, h.keyHeads*h.headDim
 			block.Attention = &Attention{
 				QKV: nn.NewLinear(h.width, h.attentionBias, q, kv, kv), Output: nn.NewLinear(q, h.attentionBias, h.width),
-				heads: h.heads, keyHeads: h.keyHeads,
+				headDim: h.headDim, share: h.heads / h.keyHeads,
 			}
 		} else {
 			block.Mixer = newMixer(h.width, h.mixer, m.chunking)
@@ -143,13 +149,14 @@ func (m *Bamba) MaxLength() int { return m.hyper.maxLength }
 // NewCache makes empty key and value caches for the attention layers and empty states for the others.
 func (m *Bamba) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) *model.Cache {
 	cache := &model.Cache{Layers: make([]model.LayerCache, len(m.Layers)), Capacity: capacity}
-	shape := []int{batch, m.hyper.keyHeads, capacity, m.hyper.headDim}
 	for i, block := range m.Layers {
 		layer := &cache.Layers[i]
 		if block.Mixer != nil {
-			layer.Conv, layer.State = m.hyper.mixer.newState(batch, dtype, device)
+			layer.Conv, layer.State = block.Mixer.newState(batch, dtype, device)
 			continue
 		}
+		_, keyHeads, headDim := block.Attention.Sizes()
+		shape := []int{batch, keyHeads, capacity, headDim}
 		layer.Keys = torch.Zeros(shape, dtype, device).Own()
 		layer.Values = torch.Zeros(shape, dtype, device).Own()
 	}

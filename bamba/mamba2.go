@@ -108,7 +108,7 @@ func (m *Mamba2) MaxLength() int { return 1 << 20 }
 func (m *Mamba2) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) *model.Cache {
 	cache := &model.Cache{Layers: make([]model.LayerCache, len(m.Layers)), Capacity: capacity}
 	for i := range cache.Layers {
-		cache.Layers[i].Conv, cache.Layers[i].State = m.mixer.newState(batch, dtype, device)
+		cache.Layers[i].Conv, cache.Layers[i].State = m.Layers[i].Mixer.newState(batch, dtype, device)
 	}
 	return cache
 }

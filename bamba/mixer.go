@@ -56,15 +56,17 @@ func newMixer(width int, c mixerConfig, chunking *Chunking) *Mixer {
 
 // Sizes are the layer's H, P, G and N.
 func (m *Mixer) Sizes() (heads, headDim, groups, state int) {
-	return m.heads, m.headDim, m.groups, m.state
+	heads = m.D.Local()[0]
+	return heads, m.headDim, (m.Conv.Weight.Local()[0] - heads*m.headDim) / (2 * m.state), m.state
 }
 
 // ForwardAdd is x plus what the layer maps x, normalized by n, to: all [B,L,D], of x's dtype, which may be wider than the
 // layer's.
 func (m *Mixer) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
 	batch, length := x.Size(0), x.Size(1)
-	inner, shared := m.heads*m.headDim, m.groups*m.state
-	parts := m.In.ForwardNormed(n, x.To(n.Weight.DType())).Split(2, inner, inner+2*shared, m.heads)
+	heads, headDim, groups, states := m.Sizes()
+	inner, shared := heads*headDim, groups*states
+	parts := m.In.ForwardNormed(n, x.To(n.Weight.DType())).Split(2, inner, inner+2*shared, heads)
 	gate, xBC, dt := parts[0], parts[1], parts[2]
 
 	var before, state torch.Tensor // what the cache remembers: [B,W-1,HP+2GN] and [B,H,P,N]
@@ -86,9 +88,9 @@ func (m *Mixer) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, laye
 	parts = withoutPadding(xBC, pass).Split(2, inner, shared, shared)
 
 	in := torch.SSDInput{
-		X: parts[0].View(batch, length, m.heads, m.headDim), DT: dt,
+		X: parts[0].View(batch, length, heads, headDim), DT: dt,
 		A: m.ALog.To(torch.Float32).Exp().Neg(),
-		B: parts[1].View(batch, length, m.groups, m.state), C: parts[2].View(batch, length, m.groups, m.state),
+		B: parts[1].View(batch, length, groups, states), C: parts[2].View(batch, length, groups, states),
 		D: m.D.Tensor, DTBias: m.DTBias.Tensor, Softplus: true, DTMin: m.dtMin, DTMax: m.dtMax,
 		InitialState: state, Segments: pass.Segments,
 	}
@@ -114,10 +116,10 @@ func withoutPadding(x torch.Tensor, pass *model.Pass) torch.Tensor {
 }
 
 // newState makes a layer's empty conv and state-space states.
-func (c mixerConfig) newState(batch int, dtype torch.DType, device torch.Device) (conv, state torch.Tensor) {
-	channels := c.heads*c.headDim + 2*c.groups*c.state
-	return torch.Zeros([]int{batch, c.taps - 1, channels}, dtype, device).Own(),
-		torch.Zeros([]int{batch, c.heads, c.headDim, c.state}, torch.Float32, device).Own()
+func (m *Mixer) newState(batch int, dtype torch.DType, device torch.Device) (conv, state torch.Tensor) {
+	heads, headDim, _, states := m.Sizes()
+	return torch.Zeros([]int{batch, m.taps - 1, m.Conv.Weight.Local()[0]}, dtype, device).Own(),
+		torch.Zeros([]int{batch, heads, headDim, states}, torch.Float32, device).Own()
 }
 
 // begin prepares a pass: rotary is nil for a model without attention.

@@ -23,11 +23,13 @@ const (
 	NativeFile = "native.json"
 )
 
-// Stretch is a run of a tensor's elements, in row-major order.
+// Stretch is a run of a tensor's elements, in row-major order, or some of a matrix's columns over some of its rows: Run
+// elements, then as many again Every elements, a row, after the first, and so on.
 type Stretch struct {
-	Name  string       // of the tensor
-	Start int          // the place of the first
-	Data  torch.Tensor // contiguous, on the CPU
+	Name       string // of the tensor
+	Start      int    // the place of the first
+	Run, Every int
+	Data       torch.Tensor // contiguous, on the CPU
 }
 
 // NativePart is a process's file in a native checkpoint.
@@ -42,6 +44,8 @@ type nativeRecord struct {
 	Name   string `json:"name"`
 	Start  int    `json:"start"`
 	Length int    `json:"length"`
+	Run    int    `json:"run,omitempty"`
+	Every  int    `json:"every,omitempty"`
 	DType  string `json:"dtype"`
 }
 
@@ -74,7 +78,7 @@ func WriteStretches(dir string, rank, ranks int, list []Stretch) (NativePart, er
 	slices.SortStableFunc(list, func(a, b Stretch) int { return b.Data.DType().Size() - a.Data.DType().Size() })
 	var records []record
 	for _, s := range list {
-		r := nativeRecord{s.Name, s.Start, s.Data.Numel(), safetensorsName(s.Data.DType())}
+		r := nativeRecord{s.Name, s.Start, s.Data.Numel(), s.Run, s.Every, safetensorsName(s.Data.DType())}
 		part.Stretches = append(part.Stretches, r)
 		records = append(records, record{name: r.key(), dtype: r.DType, shape: []int{r.Length}, bytes: s.Data.Bytes()})
 	}
@@ -150,6 +154,7 @@ type nativeTensor struct {
 
 type nativeStretch struct {
 	start, length, offset int
+	run, every            int // as in Stretch
 	file                  *nativeFile
 }
 
@@ -184,6 +189,12 @@ func (c *Checkpoint) openNative(dir string, text []byte) error {
 	}
 	for name, t := range c.native {
 		slices.SortFunc(t.stretches, func(a, b nativeStretch) int { return a.start - b.start })
+		if slices.ContainsFunc(t.stretches, func(s nativeStretch) bool { return s.every != 0 }) {
+			if !t.tiled() {
+				return fmt.Errorf("%s: the parts of tensor %.120q do not make it up: one is missing, or there twice", path, name)
+			}
+			continue
+		}
 		next := 0
 		for _, s := range t.stretches {
 			if s.start != next {
@@ -196,6 +207,58 @@ func (c *Checkpoint) openNative(dir string, text []byte) error {
 		}
 	}
 	return nil
+}
+
+// tile is rows [top, bottom) and columns [left, right) of a matrix.
+type tile struct{ top, bottom, left, right int }
+
+// tiled reports whether the stretches, of which some are columns, cover the tensor, each element once: whether they are tiles
+// of a matrix that have its area together and do not overlap.
+func (t *nativeTensor) tiled() bool {
+	all, width := numel(t.Shape), 0
+	for _, s := range t.stretches {
+		width = max(width, s.every)
+	}
+	if width < 1 || width > all || all%width != 0 {
+		return false
+	}
+	var tiles []tile
+	area := 0
+	for _, s := range t.stretches {
+		area += s.length
+		if s.length > all || s.start > all {
+			return false
+		}
+		if s.every != 0 {
+			if s.every != width || s.run < 1 || s.start%width+s.run > width || s.length%s.run != 0 {
+				return false
+			}
+			row := s.start / width
+			tiles = append(tiles, tile{row, row + s.length/s.run, s.start % width, s.start%width + s.run})
+			continue
+		}
+		for at, end := s.start, s.start+s.length; at < end; {
+			row, column := at/width, at%width
+			n := min(width-column, end-at)
+			rows := 1
+			if n == width {
+				rows = (end - at) / width
+			}
+			tiles = append(tiles, tile{row, row + rows, column, column + n})
+			at += n * rows
+		}
+	}
+	for i, a := range tiles {
+		if a.bottom > all/width {
+			return false
+		}
+		for _, b := range tiles[:i] {
+			if a.top < b.bottom && b.top < a.bottom && a.left < b.right && b.left < a.right {
+				return false
+			}
+		}
+	}
+	return area == all
 }
 
 func numel(shape []int) int {
@@ -239,12 +302,12 @@ func (c *Checkpoint) addPart(dir string, part NativePart) error {
 		switch {
 		case t == nil:
 			return fmt.Errorf("%s: %s holds a part of tensor %.120q, which it does not describe", index, part.File, s.Name)
-		case r.name == "" || r.dtype != s.DType || !plain || len(r.shape) != 1 || r.shape[0] != s.Length || s.Start < 0 || r.offset%dtype.Size() != 0:
+		case r.name == "" || r.dtype != s.DType || !plain || len(r.shape) != 1 || r.shape[0] != s.Length || s.Start < 0 || s.Run < 0 || s.Every < 0 || r.offset%dtype.Size() != 0:
 			return fmt.Errorf("%s does not hold elements %d to %d of tensor %.120q as %s: it is of another run", path, s.Start, s.Start+s.Length, s.Name, s.DType)
 		case len(t.stretches) > 0 && t.stretches[0].file.dtypeOf(s.Name) != s.DType:
 			return fmt.Errorf("%s: the parts of tensor %.120q have several dtypes", index, s.Name)
 		}
-		t.stretches = append(t.stretches, nativeStretch{s.Start, s.Length, r.offset, file})
+		t.stretches = append(t.stretches, nativeStretch{s.Start, s.Length, r.offset, s.Run, s.Every, file})
 	}
 	return nil
 }
@@ -275,15 +338,22 @@ func (c *Checkpoint) Range(name string, start, length int) (torch.Tensor, error)
 	result := torch.Empty([]int{length}, dtype, torch.CPU)
 	into, size := result.Data(), dtype.Size()
 	for _, s := range t.stretches {
-		from, to := max(start, s.start), min(start+length, s.start+s.length)
-		if from >= to {
-			continue
+		runs, run := 1, s.length
+		if s.every != 0 {
+			runs, run = s.length/s.run, s.run
 		}
-		if err := s.file.check(); err != nil {
-			return torch.Tensor{}, err
+		for i := range runs {
+			first := s.start + i*s.every
+			from, to := max(start, first), min(start+length, first+run)
+			if from >= to {
+				continue
+			}
+			if err := s.file.check(); err != nil {
+				return torch.Tensor{}, err
+			}
+			at := s.offset + (i*run+from-first)*size
+			copy(into[(from-start)*size:(to-start)*size], s.file.mapping.Bytes()[at:at+(to-from)*size])
 		}
-		at := s.offset + (from-s.start)*size
-		copy(into[(from-start)*size:(to-start)*size], s.file.mapping.Bytes()[at:at+(to-from)*size])
 	}
 	return result, nil
 }

@@ -32,7 +32,7 @@ func writeNative(t testing.TB, dir string, ranks int, draw *rand.Rand) map[strin
 			slices.Sort(cuts)
 			for r := range ranks {
 				if part := list[cuts[r]:cuts[r+1]]; len(part) > 0 {
-					parts[r] = append(parts[r], Stretch{name, cuts[r], torch.From(part, len(part))})
+					parts[r] = append(parts[r], Stretch{Name: name, Start: cuts[r], Data: torch.From(part, len(part))})
 				}
 			}
 		}

@@ -299,6 +299,28 @@ int cq_work_wait(cq_work *work);
 int cq_work_done(cq_work *work);
 void cq_work_forget(cq_work *work);
 
+/* ---- layers divided over a group (parallel.cpp) ---------------------------------------------------------------- */
+
+/* Replaces a contiguous tensor by its sum over the processes of a group, which is what `group` stands for to the caller
+ * of cq_set_group_sum; returns NULL, or why it failed, which the callee frees. Called on the threads that autograd runs
+ * on, too. */
+typedef char *(*cq_group_sum)(uintptr_t group, cq_tensor tensor);
+void cq_set_group_sum(cq_group_sum sum);
+/* x as it is; its gradient is the sum of those of all processes. */
+int cq_group_spread(cq_tensor x, uintptr_t group, cq_tensor *out);
+/* The sum of all processes' x, whose gradient goes to each of them. It takes x's memory: x must not be used again. */
+int cq_group_collect(cq_tensor x, uintptr_t group, cq_tensor *out);
+/* cq_cross_entropy_head where the processes of a group hold the rows of the weight: this one, the rank'th of size, has
+ * those of [whole,D] from `first` on, and all hold the other arguments. What comes out is the same everywhere; hidden's
+ * gradient is this process's part of a sum. The logits are never put together. */
+typedef struct {
+  uintptr_t group;
+  int rank, size;
+  int64_t first, whole;
+} cq_group_part;
+int cq_group_cross_entropy(cq_tensor hidden, cq_tensor weight, cq_tensor labels, cq_tensor row_weights,
+                           const cq_loss *loss, const cq_group_part *part, cq_tensor *out_loss, cq_tensor *out_nll);
+
 /* Gives the memory behind t, and behind every tensor that shares it, back (bytes 0) or takes it anew, with undefined
  * contents. Tensors over it stay what they are, but may be read only while the memory is there. */
 int cq_storage_resize(cq_tensor t, size_t bytes);

@@ -379,7 +379,7 @@ func (g *generation) whole() torch.Tensor {
 	for i, r := range g.rows {
 		last[i] = hidden.Select(0, i).Select(0, len(r.ids)-1)
 	}
-	return torch.Linear(torch.Stack(0, last...), g.model.Head().Tensor, torch.Tensor{})
+	return g.model.Head().Logits(torch.Stack(0, last...))
 }
 
 // choose picks a token for each row from logits [B,V].

@@ -40,12 +40,18 @@ type Attention struct {
 	QKV    *nn.Linear `weight:"q_proj+k_proj+v_proj"`
 	Output *nn.Linear `weight:"o_proj"`
 
-	heads, keyHeads int
+	headDim, share int // P, H/K
+}
+
+// Sizes are the layer's H, K and P.
+func (a *Attention) Sizes() (heads, keyHeads, headDim int) {
+	keyHeads = a.QKV.Weight.Local()[0] / a.headDim / (a.share + 2)
+	return keyHeads * a.share, keyHeads, a.headDim
 }
 
 // ForwardAdd is x plus the attention of x normalized by n, all [B,L,D].
 func (a *Attention) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	return a.Output.ForwardAdd(pass.Attend(a.QKV.ForwardNormed(n, x), a.heads, a.keyHeads, layer), x)
+	return a.Output.ForwardAdd(pass.Attend(a.QKV.ForwardNormed(n, x), a.headDim, a.share, layer), x)
 }
 
 // hyper is what the config says, read and checked.
@@ -84,7 +90,7 @@ func New(config model.Config) (model.Model, error) {
 			AttentionNorm: nn.NewRMSNorm(h.width, h.eps),
 			Attention: &Attention{
 				QKV: nn.NewLinear(h.width, h.qkvBias, q, kv, kv), Output: nn.NewLinear(q, h.outputBias, h.width),
-				heads: h.heads, keyHeads: h.keyHeads,
+				headDim: h.headDim, share: h.heads / h.keyHeads,
 			},
 			MLPNorm: nn.NewRMSNorm(h.width, h.eps),
 			MLP:     nn.NewSwiGLU(h.width, h.inner, h.mlpBias),
@@ -176,8 +182,9 @@ func (m *Llama) MaxLength() int { return m.hyper.maxLength }
 // NewCache makes empty key and value caches.
 func (m *Llama) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) *model.Cache {
 	cache := &model.Cache{Layers: make([]model.LayerCache, len(m.Layers)), Capacity: capacity}
-	shape := []int{batch, m.hyper.keyHeads, capacity, m.hyper.headDim}
 	for i := range cache.Layers {
+		_, keyHeads, headDim := m.Layers[i].Attention.Sizes()
+		shape := []int{batch, keyHeads, capacity, headDim}
 		cache.Layers[i].Keys = torch.Zeros(shape, dtype, device).Own()
 		cache.Layers[i].Values = torch.Zeros(shape, dtype, device).Own()
 	}

@@ -222,10 +222,11 @@ func (p *Pass) mask(seq Sequence, starts torch.Tensor, window int) {
 }
 
 // Attend is attention of the queries over the keys and values that qkv [B,L,(H+2K)·P] holds after them, turned by their
-// positions, and those that layer remembers, to which they are added: [B,L,H·P].
-func (p *Pass) Attend(qkv torch.Tensor, heads, keyHeads int, layer *LayerCache) torch.Tensor {
-	batch, length := qkv.Size(0), qkv.Size(1)
-	return p.attend(qkv, heads, keyHeads, length, layer).Transpose(1, 2).Reshape(batch, length, qkv.Size(2)/(heads+2*keyHeads)*heads)
+// positions, and those that layer remembers, to which they are added: [B,L,H·P]. share is H/K, how many heads of queries each
+// head of keys and values serves.
+func (p *Pass) Attend(qkv torch.Tensor, headDim, share int, layer *LayerCache) torch.Tensor {
+	batch, length, keyHeads := qkv.Size(0), qkv.Size(1), qkv.Size(2)/headDim/(share+2)
+	return p.attend(qkv, keyHeads*share, keyHeads, length, layer).Transpose(1, 2).Reshape(batch, length, keyHeads*share*headDim)
 }
 
 func (p *Pass) attend(qkv torch.Tensor, heads, keyHeads, length int, layer *LayerCache) torch.Tensor {
@@ -260,13 +261,13 @@ func Hidden(m Model, seq Sequence) torch.Tensor {
 
 // Logits runs the model over seq: [B,L,V].
 func Logits(m Model, seq Sequence) torch.Tensor {
-	return torch.Linear(Hidden(m, seq), m.Head().Tensor, torch.Tensor{})
+	return m.Head().Logits(Hidden(m, seq))
 }
 
 // LastLogits is Logits at the last position alone: [B,V].
 func LastLogits(m Model, seq Sequence) torch.Tensor {
 	hidden := Hidden(m, seq)
-	return torch.Linear(hidden.Select(1, hidden.Size(1)-1), m.Head().Tensor, torch.Tensor{})
+	return m.Head().Logits(hidden.Select(1, hidden.Size(1)-1))
 }
 
 // Parameters counts a model's weights.

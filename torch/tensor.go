@@ -190,3 +190,6 @@ func shapesOf(ts ...Tensor) string {
 
 // Handle is the at::Tensor behind t, for packages that have C functions of their own.
 func (t Tensor) Handle() unsafe.Pointer { return unsafe.Pointer(t.c) }
+
+// FromHandle is the tensor behind a handle that such a function gave, which belongs to a scope already.
+func FromHandle(handle unsafe.Pointer) Tensor { return Tensor{libtch.Ctensor(handle)} }

@@ -53,9 +53,16 @@ func (t *Trainer) Whole(f func() error) error {
 		for u := range units {
 			s.use(u, -1)
 		}
+		divided, _ := s.(*tensorParallel)
+		if divided != nil {
+			divided.division.Whole(t.options.rank() == 0)
+		}
 		var err error
 		if t.options.rank() == 0 {
 			err = f()
+		}
+		if divided != nil {
+			divided.division.Part()
 		}
 		if world := t.options.World; world != nil && world.Size > 1 {
 			failed := 0.0

@@ -55,7 +55,8 @@ func hashWeights(m model.Model) string {
 func (t *Trainer) settings() (json.RawMessage, error) {
 	o := t.options
 	// What a step learns from counts, not who passes over which part of it.
-	o.BatchSize, o.Accumulate = o.BatchSize*o.Accumulate*o.processes(), 1
+	_, parts := o.rowGroup()
+	o.BatchSize, o.Accumulate = o.BatchSize*o.Accumulate*parts, 1
 	if o.Schedule == optim.Constant {
 		o.Steps = 0 // the rates do not depend on where the run ends
 	}

@@ -68,10 +68,11 @@ func alike(params []*nn.Param) (groups [][]*nn.Param) {
 	type kind struct {
 		dtype   torch.DType
 		trained bool
+		shared  bool // with processes that divide the layers, whose buffers must be like this one's
 	}
 	at := map[kind]int{}
 	for _, p := range params {
-		k := kind{p.DType(), p.RequiresGrad()}
+		k := kind{p.DType(), p.RequiresGrad(), p.Part.Shared()}
 		i, ok := at[k]
 		if !ok {
 			i = len(groups)
@@ -97,7 +98,7 @@ func newFlat(params []*nn.Param, group *dist.Group) *flat {
 	torch.Scoped(func() {
 		f.whole = torch.Zeros([]int{group.Size * f.length}, dtype, device).Own()
 		for i, p := range params {
-			view := f.whole.Narrow(0, f.starts[i], p.Numel()).View(p.Shape...)
+			view := f.whole.Narrow(0, f.starts[i], p.Numel()).View(p.Local()...)
 			view.Copy(p.Detach())
 			p.SetData(view)
 		}

@@ -54,14 +54,24 @@ func named(m model.Model) map[*nn.Param][]stretchOf {
 	return names
 }
 
-// each calls f for every named stretch of a piece: elements [from, to) of the piece are those of the name from start on.
-func (p piece) each(names map[*nn.Param][]stretchOf, from, to int, f func(n stretchOf, start, from, to int)) {
-	for _, n := range names[p.param] {
-		first, end := max(p.start+from, n.start), min(p.start+to, n.start+n.count)
-		if first < end {
-			f(n, first-n.start, first-p.start, end-p.start)
+// place is where in a tensor a process's elements lie: from start on, in a row; or run of them, as many again `every` elements
+// after the first, and so on.
+type place struct{ start, run, every int }
+
+// each calls f for every named stretch of a piece: elements [from, to) of the piece are those of the name at a place.
+func (p piece) each(names map[*nn.Param][]stretchOf, from, to int, f func(n stretchOf, at place, from, to int)) {
+	p.places(from, to, func(at place, from, to int) {
+		if at.every > 0 { // columns: of a weight with one name
+			f(names[p.param][0], at, from, to)
+			return
 		}
-	}
+		for _, n := range names[p.param] {
+			first, end := max(at.start, n.start), min(at.start+to-from, n.start+n.count)
+			if first < end {
+				f(n, place{start: first - n.start}, from+first-at.start, from+end-at.start)
+			}
+		}
+	})
 }
 
 // written lists the pieces to write: without the frozen weights where there are adapters, which do not change them.
@@ -89,32 +99,35 @@ func (t *Trainer) stretches() (list []checkpoint.Stretch, tensors map[string]che
 		}
 	}
 	copies, index := t.net.strategy.replicas()
-	add := func(name string, start int, from torch.Tensor, first, end int) {
+	add := func(name string, at place, from torch.Tensor, first, end int) {
 		torch.Scoped(func() {
 			data := from.Detach().Reshape(-1).Narrow(0, first, end-first).ToDevice(torch.CPU).Clone().Own()
-			list = append(list, checkpoint.Stretch{Name: name, Start: start, Data: data})
+			list = append(list, checkpoint.Stretch{Name: name, Start: at.start, Run: at.run, Every: at.every, Data: data})
 		})
 	}
 	torch.NoGrad(func() {
 		for i, p := range t.written() {
 			n := p.tensor.Numel()
-			p.each(names, n*index/copies, n*(index+1)/copies, func(s stretchOf, start, first, end int) {
+			p.each(names, n*index/copies, n*(index+1)/copies, func(s stretchOf, at place, first, end int) {
+				if !p.mine(first) {
+					return
+				}
 				if i >= len(t.held) {
-					add(s.name, start, p.tensor, first, end)
+					add(s.name, at, p.tensor, first, end)
 					return
 				}
 				mean, square, original := t.adam.Of(i)
 				if !original.Defined() {
 					original = p.tensor
 				}
-				add(s.name, start, original, first, end)
-				add(meanPrefix+s.name, start, mean, first, end)
-				add(squarePrefix+s.name, start, square, first, end)
+				add(s.name, at, original, first, end)
+				add(meanPrefix+s.name, at, mean, first, end)
+				add(squarePrefix+s.name, at, square, first, end)
 			})
 		}
 		torch.Scoped(func() {
 			generator := torch.RNGState(t.device)
-			add(t.generator(), 0, generator, 0, generator.Numel())
+			add(t.generator(), place{}, generator, 0, generator.Numel())
 			for rank := range t.options.processes() {
 				tensors[fmt.Sprint(generatorPrefix, rank)] = checkpoint.TensorType(torch.Uint8, generator.Shape())
 			}
@@ -269,13 +282,13 @@ func (t *Trainer) restoreNative(dir string, s state) error {
 	}
 	defer c.Close()
 	names := named(t.net.model)
-	take := func(name string, start int, to torch.Tensor, first, end int) {
+	take := func(name string, at place, to torch.Tensor, first, end int) {
 		if err != nil {
 			return
 		}
 		torch.Scoped(func() {
 			var from torch.Tensor
-			if from, err = c.Range(name, start, end-first); err == nil {
+			if from, err = at.read(c, name, end-first); err == nil {
 				to.Detach().View(-1).Narrow(0, first, end-first).Copy(from)
 			}
 		})
@@ -287,10 +300,10 @@ func (t *Trainer) restoreNative(dir string, s state) error {
 			if !original.Defined() {
 				weight = p.tensor
 			}
-			p.each(names, 0, p.tensor.Numel(), func(s stretchOf, start, first, end int) {
-				take(s.name, start, weight, first, end)
-				take(meanPrefix+s.name, start, mean, first, end)
-				take(squarePrefix+s.name, start, square, first, end)
+			p.each(names, 0, p.tensor.Numel(), func(s stretchOf, at place, first, end int) {
+				take(s.name, at, weight, first, end)
+				take(meanPrefix+s.name, at, mean, first, end)
+				take(squarePrefix+s.name, at, square, first, end)
 			})
 			if original.Defined() {
 				torch.Scoped(func() { p.tensor.Detach().Copy(original) })
@@ -310,7 +323,8 @@ func (t *Trainer) restoreNative(dir string, s state) error {
 		}
 		torch.SetRNGState(t.device, generator)
 	} else {
-		torch.ManualSeed(t.options.Seed ^ int64(s.Step)<<20 ^ int64(t.options.rank())*math.MaxInt32)
+		rows, _ := t.options.rowGroup()
+		torch.ManualSeed(t.options.Seed ^ int64(s.Step)<<20 ^ int64(rows)*math.MaxInt32)
 	}
 	return t.batches.Restore(s.Data)
 }

@@ -42,7 +42,7 @@ func (o Options) named(numbers []float64) (list []Measure) {
 // rows are the hidden states, of [B,L,D], that predict a micro-batch's labels, ready for the head: [N,D].
 func (n *network) rows(hidden torch.Tensor, mb microBatch) torch.Tensor {
 	picked := hidden.View(-1, hidden.Size(-1)).IndexSelect(0, mb.rows).Unsqueeze(0)
-	return n.model.Norm(picked).Squeeze(0)
+	return n.model.Norm(n.model.Head().Spread(picked)).Squeeze(0)
 }
 
 // loss is what a backward pass begins from, for hidden states [B,L,D], and the numbers that a step reports (float32): the sum
@@ -50,7 +50,7 @@ func (n *network) rows(hidden torch.Tensor, mb microBatch) torch.Tensor {
 // smoothing or z-loss can be compared with those without.
 func (n *network) loss(hidden torch.Tensor, mb microBatch, divisor float64) (loss, numbers torch.Tensor) {
 	o := torch.Loss{Divisor: divisor, LabelSmoothing: n.smoothing, ZLoss: n.zLoss}
-	loss, nll := torch.HeadCrossEntropy(n.rows(hidden, mb), n.model.Head().Tensor, mb.labels, o)
+	loss, nll := n.model.Head().Loss(n.rows(hidden, mb), mb.labels, o)
 	if n.smoothing == 0 && n.zLoss == 0 {
 		return loss, loss.Detach().View(1)
 	}

@@ -127,6 +127,9 @@ func (t *Trainer) next() (err error) {
 	torch.Scoped(func() {
 		if world := t.options.World; world != nil {
 			sums := world.All.Sums(append(labels, float64(step.Tokens))...)
+			for i := range sums { // once for all processes that take the same rows
+				sums[i] /= float64(t.options.tensorSize())
+			}
 			labels, step.Tokens = sums[:len(list)], int(sums[len(list)])
 		}
 		divisor, last := 0.0, -1
@@ -175,8 +178,9 @@ func (t *Trainer) Evaluate(ctx context.Context, data *text.Dataset) (loss float6
 }
 
 func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) (float64, error) {
+	index, parts := t.options.rowGroup()
 	batches, err := text.NewBatcher(data, text.BatchOptions{Rows: t.options.BatchSize, Length: t.options.SequenceLength, InOrder: true,
-		Rank: t.options.rank(), World: t.options.processes()})
+		Rank: index, World: parts})
 	if err != nil {
 		return 0, err
 	}

@@ -212,7 +212,7 @@ func (n *network) evaluate(mb microBatch) (sum float64) {
 				n.strategy.leave(i+1, false)
 			}
 			n.strategy.use(n.head, -1)
-			all, _ := torch.HeadCrossEntropy(n.rows(x, mb), n.model.Head().Tensor, mb.labels, torch.Loss{Divisor: 1})
+			all, _ := n.model.Head().Loss(n.rows(x, mb), mb.labels, torch.Loss{Divisor: 1})
 			sum = torch.Item[float64](all)
 			n.strategy.leave(n.head, false)
 		})

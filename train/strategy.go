@@ -22,7 +22,7 @@ const (
 )
 
 // Strategies lists them.
-var Strategies = []string{None, DDP, FSDP, HSDP}
+var Strategies = []string{None, DDP, FSDP, HSDP, TP}
 
 // strategy is how a process's weights and gradients become those of the run. The network calls it unit by unit (see
 // unitsOf), in an order that is the same on every rank; model files know nothing of it.
@@ -106,6 +106,9 @@ func headUnit(m model.Model) int {
 func newStrategy(m model.Model, o Options) (strategy, error) {
 	units := unitsOf(m)
 	wide := o.ReduceDType != "same"
+	if o.TensorSize > 0 {
+		return newTensorParallel(m, o, wide)
+	}
 	switch o.Distributed {
 	case DDP:
 		return &ddp{local: local{units: units}, group: o.World.All, wide: wide}, nil
@@ -129,9 +132,13 @@ func (o Options) checkDistributed() error {
 	case o.Distributed != None && o.World == nil:
 		return fmt.Errorf("strategy %s is for the processes of a run, and there is no run to take part in", o.Distributed)
 	case o.Distributed == None && o.World != nil && o.World.Size > 1:
-		return fmt.Errorf("%d processes without a strategy would each tune a model of their own: choose ddp, fsdp or hsdp", o.World.Size)
+		return fmt.Errorf("%d processes without a strategy would each tune a model of their own: choose ddp, fsdp, hsdp or tp", o.World.Size)
 	case o.Distributed == HSDP && (o.ShardSize < 1 || o.World.Size%o.ShardSize != 0):
 		return fmt.Errorf("hsdp with groups of %d: that does not divide the %d processes", o.ShardSize, o.World.Size)
+	case o.TensorSize < 0 || o.World != nil && o.World.Size%o.tensorSize() != 0:
+		return fmt.Errorf("layers divided over %d: that does not divide the %d processes", o.TensorSize, o.World.Size)
+	case o.TensorSize > 0 && (o.Distributed == None || o.Distributed == HSDP):
+		return fmt.Errorf("layers are divided over processes with tp, ddp or fsdp, not with %s", o.Distributed)
 	case o.ReduceDType != "" && o.ReduceDType != "float32" && o.ReduceDType != "same":
 		return fmt.Errorf("gradients cannot be summed in %q: choose float32 or same, the weights' own", o.ReduceDType)
 	case o.CheckpointFormat != "" && o.CheckpointFormat != FormatHF && o.CheckpointFormat != FormatNative:

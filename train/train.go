@@ -87,6 +87,9 @@ type Options struct {
 	World       *dist.World `json:"-"`
 	Distributed string      `json:"-"`
 	ShardSize   int         `json:"-"` // hsdp: how many processes divide the weights among them; 0 for those of a machine
+	// TensorSize is how many processes divide each layer among them, with TP, ddp and fsdp; 0 for none, but for those of a
+	// machine with TP. BatchSize is theirs together.
+	TensorSize int `json:"-"`
 	// KeepGathered keeps a block's weights whole from its forward to its backward pass, with fsdp and hsdp.
 	KeepGathered bool   `json:"-"`
 	ReduceDType  string `json:"-"` // in what gradients are summed: "float32", which "" means, or "same", the weights' own
@@ -166,9 +169,10 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 	if err := o.checkDistributed(); err != nil {
 		return nil, err
 	}
+	rows, parts := o.rowGroup()
 	batches, err := text.NewBatcher(data, text.BatchOptions{
 		Rows: o.BatchSize, Length: o.SequenceLength, Pack: o.Pack, Pad: pad, Seed: uint64(o.Seed), Passes: o.Accumulate,
-		Rank: o.rank(), World: o.processes(),
+		Rank: rows, World: parts,
 	})
 	if err != nil {
 		return nil, err
@@ -228,6 +232,9 @@ func (o Options) complete() Options {
 	otherwise(&o.Distributed, None)
 	if o.World != nil {
 		otherwise(&o.ShardSize, o.World.LocalSize)
+		if o.Distributed == TP {
+			otherwise(&o.TensorSize, o.World.LocalSize)
+		}
 	}
 	if o.processes() > 1 {
 		otherwise(&o.CheckpointFormat, FormatNative)
@@ -302,6 +309,9 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 		}
 	}
 	t.device = model.Device(m)
+	if o.TensorSize > 0 {
+		t.device = o.World.Device() // where the parts go
+	}
 	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute, head: headUnit(m), smoothing: o.LabelSmoothing, zLoss: o.ZLoss}
 	t.print = fingerprintOf(m, data, validation, o)
 	if o.processes() > 1 {
@@ -315,8 +325,8 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 	trained := map[*nn.Param]string{}
 	train := func(name string, p *nn.Param) {
 		// Memory of its own: a view of a mapped file is not aligned, which changes the last bits of products.
-		// Sharded ones are about to get it.
-		if o.Distributed != FSDP && o.Distributed != HSDP {
+		// Sharded and divided ones are about to get it.
+		if o.Distributed != FSDP && o.Distributed != HSDP && o.TensorSize == 0 {
 			torch.NoGrad(func() {
 				torch.Scoped(func() {
 					own := p.Detach().Clone().Own()
@@ -347,7 +357,8 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 		}
 	}
 	if o.processes() > 1 { // what is dropped from a row must not depend on what is dropped from another
-		torch.ManualSeed(o.Seed + 1_000_003*int64(o.rank()))
+		rows, _ := o.rowGroup()
+		torch.ManualSeed(o.Seed + 1_000_003*int64(rows))
 	}
 	if t.net.strategy, err = newStrategy(m, o); err != nil {
 		return err
@@ -454,7 +465,7 @@ func (t *Trainer) Trained() int {
 	for _, unit := range unitsOf(t.net.model) {
 		for _, p := range unit {
 			if p.RequiresGrad() {
-				n += p.Numel()
+				n += elementsOf(p.Shape)
 			}
 		}
 	}

@@ -32,6 +32,7 @@ type runSpec struct {
 	Options             Options // as far as it has JSON names
 	Distributed         string
 	ShardSize           int
+	TensorSize          int
 	Keep                bool   // gathered weights
 	Checkpoints         string // folder
 	Every               int
@@ -56,6 +57,7 @@ type result struct {
 func (s runSpec) options() Options {
 	o := s.Options
 	o.Distributed, o.ShardSize, o.KeepGathered, o.Recompute = s.Distributed, s.ShardSize, s.Keep, s.Recompute
+	o.TensorSize = s.TensorSize
 	o.CheckpointPath, o.CheckpointSteps, o.Resume = s.Checkpoints, s.Every, s.Resume
 	return o
 }
@@ -257,7 +259,7 @@ func succeedIn(t testing.TB, s runSpec, n int) result {
 // alone runs s in this process, with batches of all n processes' rows.
 func alone(t testing.TB, s runSpec, n int) result {
 	t.Helper()
-	s.Distributed, s.Checkpoints, s.Every, s.Resume = None, "", 0, false
+	s.Distributed, s.TensorSize, s.Checkpoints, s.Every, s.Resume = None, 0, "", 0, false
 	s.Options.BatchSize *= n
 	r, err := s.run(nil)
 	if err != nil {

@@ -27,8 +27,9 @@ type worldFlags struct {
 
 func (f *worldFlags) declare(flags *pflag.FlagSet, o *train.Options) {
 	flags.IntVar(&f.processes, "nproc", 1, "processes to run on this machine, one a GPU, or sharing the CPU's cores")
-	flags.StringVar(&o.Distributed, "distributed", "", "how processes share the work: none, ddp, fsdp or hsdp (default: none for one process, ddp for several)")
+	flags.StringVar(&o.Distributed, "distributed", "", "how processes share the work: none, ddp, fsdp, hsdp or tp (default: none for one process, ddp for several)")
 	flags.IntVar(&o.ShardSize, "hsdp_size", 0, "with hsdp, how many processes divide the weights among them (default: those of a machine)")
+	flags.IntVar(&o.TensorSize, "tp_size", 0, "with tp, ddp and fsdp, how many processes divide each layer among them and take the same samples (default: with tp those of a machine, otherwise none)")
 	flags.BoolVar(&o.KeepGathered, "keep_gathered", false, "with fsdp and hsdp, keep weights whole from the forward to the backward pass: faster, for more memory")
 	flags.StringVar(&o.ReduceDType, "reduce_dtype", "float32", "`type` in which processes sum gradients: float32, or same for the weights' own")
 	flags.IntVar(&f.restarts, "max_restarts", 0, "with --nproc, how often to begin again from the last checkpoint when a process fails")
@@ -61,6 +62,9 @@ func (f *trainFlags) join() (*dist.World, error) {
 		if os.Stdout, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
 			return nil, err
 		}
+	}
+	if f.TensorSize > 0 || f.Distributed == train.TP { // the parts alone go to the device
+		f.modelFlags.device = "cpu"
 	}
 	f.World, err = dist.Join(place, device, f.timeout)
 	return f.World, err

@@ -21,6 +21,7 @@ import "C"
 
 import (
 	"fmt"
+	"runtime/cgo"
 	"slices"
 	"time"
 	"unsafe"
@@ -90,6 +91,7 @@ func (w *World) Leave() {
 	w.pulse.stop()
 	for _, g := range w.groups {
 		C.cq_group_free(g.c)
+		g.self.Delete()
 	}
 	w.groups = nil
 	w.store.Close()
@@ -116,7 +118,8 @@ type Group struct {
 
 	world *World
 	c     *C.cq_group
-	seq   int // operations started
+	self  cgo.Handle // what C calls it by
+	seq   int        // operations started
 }
 
 // NewGroup makes the group of the given ranks of the world. All of them call it; name tells the groups of a rank apart.
@@ -138,7 +141,7 @@ func (w *World) NewGroup(name string, ranks []int) (*Group, error) {
 		reason := C.GoString(C.cq_last_error())
 		return nil, fmt.Errorf("rank %d: %s", w.Rank, w.pulse.explain("meeting", g, -1, reason))
 	}
-	g.c = c
+	g.c, g.self = c, cgo.NewHandle(g)
 	w.groups = append(w.groups, g)
 	return g, nil
 }

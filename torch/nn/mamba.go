@@ -64,5 +64,8 @@ func NewGatedRMSNorm(width, groups int, eps float64) *GatedRMSNorm {
 
 // Forward normalizes x [..., D] gated by z [..., D].
 func (n *GatedRMSNorm) Forward(x, z torch.Tensor) torch.Tensor {
+	if n.Group > x.Size(-1) { // other processes hold the rest of the group
+		return n.together(x, z)
+	}
 	return torch.GatedRMSNorm(x, z, n.Weight.Tensor, n.Eps, n.Group)
 }

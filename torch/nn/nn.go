@@ -16,6 +16,8 @@ type Param struct {
 	Fill Fill
 	// Draw, where a layer has a distribution of its own, overwrites a fresh float32 tensor instead.
 	Draw func(t torch.Tensor)
+	// Part, where several processes have divided the weight, is what of it the tensor holds; Shape and Rows are the whole's.
+	Part *Part
 }
 
 // Fill is how a fresh weight begins.
@@ -58,13 +60,18 @@ func NewLinear(in int, bias bool, rows ...int) *Linear {
 	return l
 }
 
-// Forward maps x [..., D] to [..., N].
+// Forward maps x [..., D] to [..., N]. A process that holds some of the weight's rows makes those of the N outputs; one that
+// holds some of its columns takes those of the D inputs.
 func (l *Linear) Forward(x torch.Tensor) torch.Tensor {
+	return l.Weight.collect(l.product(l.Weight.Spread(x)))
+}
+
+func (l *Linear) product(x torch.Tensor) torch.Tensor {
 	if len(l.LoRA) == 0 {
 		return torch.Linear(x, l.Weight.Tensor, l.bias())
 	}
 	return torch.Scoped1(func() torch.Tensor { // so that the parts go at once, rather than with the block
-		parts := torch.Linear(x, l.Weight.Tensor, l.bias()).Split(-1, l.Rows...)
+		parts := torch.Linear(x, l.Weight.Tensor, l.bias()).Split(-1, l.Weight.heldRows()...)
 		for i, adapter := range l.LoRA {
 			if adapter != nil {
 				parts[i] = parts[i].Add(adapter.Forward(x))
@@ -76,22 +83,24 @@ func (l *Linear) Forward(x torch.Tensor) torch.Tensor {
 
 // ForwardNormed is Forward of x normalized by n.
 func (l *Linear) ForwardNormed(n *RMSNorm, x torch.Tensor) torch.Tensor {
+	x = l.Weight.Spread(x)
 	if len(l.LoRA) > 0 {
-		return l.Forward(n.Forward(x))
+		return l.product(n.Forward(x))
 	}
 	return torch.NormLinear(x, n.Weight.Tensor, n.Eps, l.Weight.Tensor, l.bias())
 }
 
 // ForwardAdd is residual [..., N] plus Forward.
 func (l *Linear) ForwardAdd(x, residual torch.Tensor) torch.Tensor {
-	if len(l.LoRA) > 0 {
+	if len(l.LoRA) > 0 || l.Weight.Part != nil {
 		return residual.Add(l.Forward(x))
 	}
 	return torch.LinearAdd(x, l.Weight.Tensor, l.bias(), residual)
 }
 
 func (l *Linear) bias() (bias torch.Tensor) {
-	if l.Bias != nil {
+	// Of a sum over processes, one adds the bias.
+	if l.Bias != nil && (l.Weight.Part == nil || l.Weight.Part.Dim == 0 || l.Weight.Part.Group.Rank == 0) {
 		bias = l.Bias.Tensor
 	}
 	return bias
@@ -127,6 +136,9 @@ func NewEmbedding(vocabulary, width int) *Embedding {
 
 // Forward maps ids [...] to [..., D].
 func (e *Embedding) Forward(ids torch.Tensor) torch.Tensor {
+	if e.Weight.Part != nil {
+		return e.Weight.lookup(ids)
+	}
 	return torch.Embedding(e.Weight.Tensor, ids)
 }
 
@@ -160,7 +172,7 @@ func NewSwiGLU(width, inner int, bias bool) *SwiGLU {
 // ForwardAdd is x plus what the layer maps x, normalized by n, to: all [..., D].
 func (m *SwiGLU) ForwardAdd(n *RMSNorm, x torch.Tensor) torch.Tensor {
 	if len(m.GateUp.LoRA) > 0 {
-		return m.Down.ForwardAdd(torch.SwiGLU(m.GateUp.Forward(n.Forward(x))), x)
+		return m.Down.ForwardAdd(torch.SwiGLU(m.GateUp.ForwardNormed(n, x)), x)
 	}
-	return m.Down.ForwardAdd(torch.NormLinearSwiGLU(x, n.Weight.Tensor, n.Eps, m.GateUp.Weight.Tensor, m.GateUp.bias()), x)
+	return m.Down.ForwardAdd(torch.NormLinearSwiGLU(m.GateUp.Weight.Spread(x), n.Weight.Tensor, n.Eps, m.GateUp.Weight.Tensor, m.GateUp.bias()), x)
 }

@@ -89,30 +89,37 @@ func Linears(root any, visit func(names []string, l *Linear)) {
 	Walk(root, func(p Piece) {
 		byWeight[p.Param] = append(byWeight[p.Param], strings.TrimSuffix(p.Name, ".weight"))
 	})
-	var find func(v reflect.Value)
-	find = func(v reflect.Value) {
-		if v.Kind() == reflect.Interface {
-			v = v.Elem()
-		}
-		if !v.IsValid() || (v.Kind() == reflect.Pointer && v.IsNil()) || v.Type() == paramType {
-			return
-		}
-		if l, ok := v.Interface().(*Linear); ok {
+	Layers(root, func(_ string, layer any) {
+		if l, ok := layer.(*Linear); ok {
 			visit(byWeight[l.Weight], l)
-			return
 		}
-		switch v = reflect.Indirect(v); v.Kind() {
-		case reflect.Slice:
-			for i := range v.Len() {
-				find(v.Index(i))
-			}
-		case reflect.Struct:
-			for i := range v.NumField() {
-				if _, ok := v.Type().Field(i).Tag.Lookup("weight"); ok {
-					find(v.Field(i))
-				}
+	})
+}
+
+// Layers visits every layer below root, and root itself, by name, each before those that it consists of: the pointers to
+// structs that Walk passes through.
+func Layers(root any, visit func(name string, layer any)) { layers(reflect.ValueOf(root), "", visit) }
+
+func layers(v reflect.Value, name string, visit func(name string, layer any)) {
+	if v.Kind() == reflect.Interface {
+		v = v.Elem()
+	}
+	if !v.IsValid() || (v.Kind() == reflect.Pointer && v.IsNil()) || v.Type() == paramType {
+		return
+	}
+	if v.Kind() == reflect.Pointer {
+		visit(name, v.Interface())
+	}
+	switch v = reflect.Indirect(v); v.Kind() {
+	case reflect.Slice:
+		for i := range v.Len() {
+			layers(v.Index(i), join([]string{name}, strconv.Itoa(i))[0], visit)
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if tag, ok := v.Type().Field(i).Tag.Lookup("weight"); ok {
+				layers(v.Field(i), join([]string{name}, tag)[0], visit)
 			}
 		}
 	}
-	find(reflect.ValueOf(root))
 }

@@ -1,0 +1,69 @@
+package dist
+
+// #include <stdlib.h>
+// #include "conquer.h"
+// extern char *conquerGroupSum(uintptr_t group, cq_tensor tensor);
+import "C"
+
+import (
+	"fmt"
+	"runtime/cgo"
+	"unsafe"
+
+	"conquer/torch"
+)
+
+// Operations of layers whose weights the processes of a group have divided among them. They work in a model's pass and, by
+// autograd, in the pass back, and wait for the others.
+
+func init() { C.cq_set_group_sum(C.cq_group_sum(C.conquerGroupSum)) }
+
+//export conquerGroupSum
+func conquerGroupSum(group C.uintptr_t, tensor C.cq_tensor) (reason *C.char) {
+	defer func() {
+		if p := recover(); p != nil {
+			message := fmt.Sprint(p)
+			if e, ok := p.(*torch.Error); ok {
+				message = e.Message
+			}
+			reason = C.CString(message)
+		}
+	}()
+	g := cgo.Handle(group).Value().(*Group)
+	g.start("all-reduce", func(work **C.cq_work) C.int { return C.cq_all_reduce(g.c, tensor, C.CQ_SUM, work) }).Wait()
+	return nil
+}
+
+// result is what a C function that takes the group gave.
+func (g *Group) result(failed C.int, out C.cq_tensor) torch.Tensor {
+	if failed != 0 {
+		panic(&torch.Error{Op: fmt.Sprintf("rank %d", g.world.Rank), Message: C.GoString(C.cq_last_error())})
+	}
+	return torch.FromHandle(unsafe.Pointer(out))
+}
+
+// Spread is x, which every process holds, as the input of layers of which each process computes a part: the gradient that
+// comes back is the sum of theirs.
+func (g *Group) Spread(x torch.Tensor) torch.Tensor {
+	var out C.cq_tensor
+	failed := C.cq_group_spread(handle(x), C.uintptr_t(g.self), &out)
+	return g.result(failed, out)
+}
+
+// Collect is the sum of every process's x, with gradients. It takes x's memory: x is not to be used again.
+func (g *Group) Collect(x torch.Tensor) torch.Tensor {
+	var out C.cq_tensor
+	failed := C.cq_group_collect(handle(x), C.uintptr_t(g.self), &out)
+	return g.result(failed, out)
+}
+
+// HeadCrossEntropy is [torch.HeadCrossEntropy] where this process's weight is the rows from first on of one of vocabulary
+// rows, and hidden and labels are the same in every process. Each receives the same loss; the logits are never put together.
+func (g *Group) HeadCrossEntropy(hidden, weight, labels torch.Tensor, first, vocabulary int, o torch.Loss) (loss, nll torch.Tensor) {
+	var out, each C.cq_tensor
+	options := C.cq_loss{divisor: C.double(o.Divisor), label_smoothing: C.double(o.LabelSmoothing), z_loss: C.double(o.ZLoss)}
+	part := C.cq_group_part{group: C.uintptr_t(g.self), rank: C.int(g.Rank), size: C.int(g.Size), first: C.int64_t(first),
+		whole: C.int64_t(vocabulary)}
+	failed := C.cq_group_cross_entropy(handle(hidden), handle(weight), handle(labels), handle(o.Weights), &options, &part, &out, &each)
+	return g.result(failed, out), g.result(failed, each)
+}

@@ -1,0 +1,177 @@
+package nn
+
+import (
+	"slices"
+
+	"conquer/torch"
+	"conquer/torch/dist"
+)
+
+// Part is what this process holds of a weight that the processes of a group have divided among them (Shoeybi et al., arXiv
+// 1909.08053): some of its rows, of which each makes an output, or some of its columns, of which each takes an input. Layers
+// look at nothing else: one that has rows alone is handed the whole input ([Param.Spread]), one that has columns gives a
+// part of a sum (collect).
+//
+// The gradient that a pass leaves at elements that are Shared is a part, too: it must be summed over the group. So it is in
+// a norm before a layer that is divided, whose own input is handed out.
+type Part struct {
+	Group *dist.Group
+	Dim   int         // 0: rows are divided, 1: columns are
+	Held  [][]Section // by rank of the group, what each holds, one behind the other
+}
+
+// Section is the rows or columns [First, First+Count) of a weight. Where it is Shared, all processes hold it.
+type Section struct {
+	First, Count int
+	Shared       bool
+}
+
+// Mine are the sections that this process holds.
+func (p *Part) Mine() []Section { return p.Held[p.Group.Rank] }
+
+// Count is how many rows or columns the group's rank holds.
+func (p *Part) Count(rank int) (n int) {
+	for _, s := range p.Held[rank] {
+		n += s.Count
+	}
+	return n
+}
+
+// Shared reports whether all processes of the group hold something of the weight.
+func (p *Part) Shared() bool {
+	return p != nil && slices.ContainsFunc(p.Mine(), func(s Section) bool { return s.Shared })
+}
+
+// Local is the shape of the tensor: Shape, or its part's.
+func (p *Param) Local() []int {
+	if p.Part == nil {
+		return p.Shape
+	}
+	return p.Part.shape(p, p.Part.Group.Rank)
+}
+
+func (part *Part) shape(p *Param, rank int) []int {
+	shape := slices.Clone(p.Shape)
+	shape[part.Dim] = part.Count(rank)
+	return shape
+}
+
+// heldRows are the rows that this process holds of each of the pieces that a fused weight consists of.
+func (p *Param) heldRows() []int {
+	if p.Part == nil || p.Part.Dim != 0 {
+		return p.Rows
+	}
+	held, start := make([]int, len(p.Rows)), 0
+	for i, rows := range p.Rows {
+		for _, s := range p.Part.Mine() {
+			held[i] += max(0, min(s.First+s.Count, start+rows)-max(s.First, start))
+		}
+		start += rows
+	}
+	return held
+}
+
+// Divide keeps, of p's tensor, what part says, in memory of its own on device. p remains a leaf if it was one.
+func (p *Param) Divide(part *Part, device torch.Device) {
+	torch.NoGrad(func() {
+		torch.Scoped(func() {
+			var held []torch.Tensor
+			for _, s := range part.Mine() {
+				held = append(held, p.Detach().Narrow(part.Dim, s.First, s.Count))
+			}
+			own, trained := torch.Cat(part.Dim, held...).ToDevice(device).Contiguous().Own(), p.RequiresGrad()
+			p.Tensor.Free()
+			p.Tensor, p.Part = own, part
+			p.RequireGrad(trained)
+		})
+	})
+}
+
+// Gather puts the whole weight together, on every process of the group, in memory of its own.
+func (p *Param) Gather() (whole torch.Tensor) {
+	part := p.Part
+	torch.NoGrad(func() {
+		torch.Scoped(func() {
+			longest := 0
+			for rank := range part.Held {
+				longest = max(longest, count(part.shape(p, rank)))
+			}
+			mine := torch.Zeros([]int{longest}, p.DType(), p.Device())
+			mine.Narrow(0, 0, p.Numel()).Copy(p.Detach().Reshape(-1))
+			all := torch.Empty([]int{len(part.Held), longest}, p.DType(), p.Device())
+			part.Group.AllGather(all, mine).Wait()
+			whole = torch.Empty(p.Shape, p.DType(), p.Device()).Own()
+			for rank, sections := range part.Held {
+				shape, start := part.shape(p, rank), 0
+				from := all.Select(0, rank).Narrow(0, 0, count(shape)).View(shape...)
+				for _, s := range sections {
+					whole.Narrow(part.Dim, s.First, s.Count).Copy(from.Narrow(part.Dim, start, s.Count))
+					start += s.Count
+				}
+			}
+		})
+	})
+	return whole
+}
+
+func count(shape []int) int {
+	n := 1
+	for _, size := range shape {
+		n *= size
+	}
+	return n
+}
+
+// Spread is x as the input of a product with p, or of a norm before it.
+func (p *Param) Spread(x torch.Tensor) torch.Tensor {
+	if p.Part == nil || p.Part.Dim != 0 {
+		return x
+	}
+	return p.Part.Group.Spread(x)
+}
+
+// collect is what p's product made of the input, y, as the whole weight's would have.
+func (p *Param) collect(y torch.Tensor) torch.Tensor {
+	if p.Part == nil || p.Part.Dim != 1 {
+		return y
+	}
+	return p.Part.Group.Collect(y)
+}
+
+// lookup picks the rows ids of an embedding whose rows are divided: those that are not here are zero, and others' to give.
+func (p *Param) lookup(ids torch.Tensor) torch.Tensor {
+	s := p.Part.Mine()[0]
+	local := ids.AddScalar(-float64(s.First))
+	row := local.Clamp(0, float64(s.Count-1))
+	here := local.Equal(row).Unsqueeze(-1).To(p.DType())
+	return p.Part.Group.Collect(torch.Embedding(p.Tensor, row).Mul(here))
+}
+
+// Logits is hidden [..., D] times the head p [V,D] transposed: [..., V], on every process that holds a part of the head.
+func (p *Param) Logits(hidden torch.Tensor) torch.Tensor {
+	logits := torch.Linear(hidden, p.Tensor, torch.Tensor{})
+	if p.Part == nil {
+		return logits
+	}
+	part, s := p.Part, p.Part.Mine()[0]
+	all := torch.Zeros(append(hidden.Shape()[:hidden.Rank()-1], p.Shape[0]), logits.DType(), logits.Device())
+	all.Narrow(-1, s.First, s.Count).Copy(logits)
+	return part.Group.Collect(all)
+}
+
+// Loss is [torch.HeadCrossEntropy] of the head p. Where p is divided, hidden comes from [Param.Spread].
+func (p *Param) Loss(hidden, labels torch.Tensor, o torch.Loss) (loss, nll torch.Tensor) {
+	if p.Part == nil {
+		return torch.HeadCrossEntropy(hidden, p.Tensor, labels, o)
+	}
+	return p.Part.Group.HeadCrossEntropy(hidden, p.Tensor, labels, p.Part.Mine()[0].First, p.Shape[0], o)
+}
+
+// together is Forward where each process has some of the channels that are normalized together.
+func (n *GatedRMSNorm) together(x, z torch.Tensor) torch.Tensor {
+	gated := x.To(torch.Float32).Mul(z.To(torch.Float32).Silu())
+	// Every process's channels depend on the sum, so that its gradient, too, is a sum over all.
+	group := n.Weight.Part.Group
+	mean := group.Spread(group.Collect(gated.Mul(gated).SumDim(-1, true))).MulScalar(1 / float64(n.Group))
+	return gated.Mul(mean.AddScalar(n.Eps).Rsqrt()).To(x.DType()).Mul(n.Weight.Tensor)
+}
