@@ -331,6 +331,9 @@ int cq_storage_resize(cq_tensor t, size_t bytes);
  * them to `path` as a Chrome trace. table then holds a line an operation: "cpu" or "gpu", calls, nanoseconds in all and
  * without the operations inside, name, with tabs between; it is valid until the thread's next trace. */
 int cq_trace_begin(void);
+/* Between the two, what the calling thread does is shown under a name. */
+int cq_span_begin(const char *name);
+void cq_span_end(void);
 int cq_trace_end(const char *path, const char **table);
 
 /* ---- CUDA (cuda/), loaded at run time ------------------------------------------------------------------------ */

@@ -10,6 +10,7 @@
 #include <c10/util/Logging.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -21,11 +22,14 @@ struct cq_store {
 
 struct cq_group {
   c10::intrusive_ptr<c10d::Backend> backend;
+  bool gpu;
 };
 
 struct cq_work {
   std::vector<c10::intrusive_ptr<c10d::Work>> parts;
-  std::vector<at::Tensor> tensors; // that the operation reads or writes
+  std::vector<at::Tensor> tensors;        // that the operation reads or writes
+  bool point_to_point = false;            // whose end is known to those alone who wait for it
+  std::function<void()> traced = nullptr; // ends the operation's stretch of a trace, where nothing else does
 };
 
 namespace {
@@ -52,8 +56,21 @@ at::Tensor plain(cq_tensor t) {
   return tensor.view({-1});
 }
 
-int give(cq_work **out, c10::intrusive_ptr<c10d::Work> work, std::vector<at::Tensor> tensors) {
-  *out = new cq_work{{std::move(work)}, std::move(tensors)};
+// Starts an operation and hands it out. A trace shows it until it is done; what NCCL does is in a trace by itself.
+template <class F> int start(cq_group *group, cq_work **out, const char *name, F &&begin) {
+  std::function<void()> traced = group->gpu ? nullptr : traced_aside(name);
+  auto work = std::make_unique<cq_work>(begin());
+  if (traced && work->point_to_point)
+    work->traced = traced;
+  else if (traced) {
+    auto left = std::make_shared<std::atomic<size_t>>(work->parts.size());
+    for (auto &part : work->parts)
+      part->getFuture()->addCallback([left, traced](c10::ivalue::Future &) {
+        if (--*left == 0)
+          traced();
+      });
+  }
+  *out = work.release();
   return 0;
 }
 
@@ -129,7 +146,7 @@ int cq_group_new(cq_store *store, const char *name, int rank, int size, int devi
     if (device >= 0) {
       TORCH_CHECK(cuda_table().nccl_group, "this build's CUDA part has no NCCL: build with LIBTORCH set to the "
                                            "site-packages folder of an installed PyTorch 2.11");
-      *out = new cq_group{cuda_table().nccl_group(within, rank, size, device, milliseconds(seconds))};
+      *out = new cq_group{cuda_table().nccl_group(within, rank, size, device, milliseconds(seconds)), true};
       return 0;
     }
     auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(seconds));
@@ -139,7 +156,7 @@ int cq_group_new(cq_store *store, const char *name, int rank, int size, int devi
       options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
     else
       options->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
-    *out = new cq_group{c10::make_intrusive<c10d::ProcessGroupGloo>(within, rank, size, options)};
+    *out = new cq_group{c10::make_intrusive<c10d::ProcessGroupGloo>(within, rank, size, options), false};
     return 0;
   });
 }
@@ -151,7 +168,8 @@ int cq_all_reduce(cq_group *group, cq_tensor tensor, int op, cq_work **out) {
     std::vector<at::Tensor> tensors{plain(tensor)};
     c10d::AllreduceOptions options;
     options.reduceOp = reduction(op);
-    return give(out, group->backend->allreduce(tensors, options), tensors);
+    return start(group, out, "all-reduce",
+                 [&] { return cq_work{{group->backend->allreduce(tensors, options)}, tensors}; });
   });
 }
 
@@ -159,23 +177,24 @@ int cq_all_gather(cq_group *group, cq_tensor output, cq_tensor input, cq_work **
   return guarded([&] {
     at::Tensor to = plain(output), from = plain(input);
     if (to.is_cuda() || from.numel() == 0)
-      return give(out, group->backend->_allgather_base(to, from), {to, from});
+      return start(group, out, "all-gather",
+                   [&] { return cq_work{{group->backend->_allgather_base(to, from)}, {to, from}}; });
     // Gloo's own works on a copy of the output. Each rank's part, sent to all others, goes where it belongs.
     const int64_t n = from.numel();
     const int size = group->backend->getSize();
     TORCH_CHECK(to.numel() == n * size && to.dtype() == from.dtype(), "an all-gather of ", n, " elements from each of ",
                 size, " ranks into ", to.numel());
     to.narrow(0, group->backend->getRank() * n, n).copy_(from);
-    auto work = std::make_unique<cq_work>();
-    work->tensors = {to};
-    for (int rank = 0; rank < size; rank++) {
-      std::vector<at::Tensor> part{to.narrow(0, rank * n, n)};
-      c10d::BroadcastOptions options;
-      options.rootRank = rank;
-      work->parts.push_back(group->backend->broadcast(part, options));
-    }
-    *out = work.release();
-    return 0;
+    return start(group, out, "all-gather", [&] {
+      cq_work work{{}, {to}};
+      for (int rank = 0; rank < size; rank++) {
+        std::vector<at::Tensor> part{to.narrow(0, rank * n, n)};
+        c10d::BroadcastOptions options;
+        options.rootRank = rank;
+        work.parts.push_back(group->backend->broadcast(part, options));
+      }
+      return work;
+    });
   });
 }
 
@@ -185,21 +204,22 @@ int cq_reduce_scatter(cq_group *group, cq_tensor output, cq_tensor input, int op
     if (!to.is_cuda() && is_part(to, from, group->backend->getRank())) {
       // Gloo's own sums a copy of the input, all of it for every rank. Here each rank's part is summed in place.
       const int64_t n = to.numel();
-      auto work = std::make_unique<cq_work>();
-      work->tensors = {from};
-      for (int rank = 0; rank < group->backend->getSize(); rank++) {
-        std::vector<at::Tensor> part{from.narrow(0, rank * n, n)};
-        c10d::ReduceOptions options;
-        options.reduceOp = reduction(op);
-        options.rootRank = rank;
-        work->parts.push_back(group->backend->reduce(part, options));
-      }
-      *out = work.release();
-      return 0;
+      return start(group, out, "reduce-scatter", [&] {
+        cq_work work{{}, {from}};
+        for (int rank = 0; rank < group->backend->getSize(); rank++) {
+          std::vector<at::Tensor> part{from.narrow(0, rank * n, n)};
+          c10d::ReduceOptions options;
+          options.reduceOp = reduction(op);
+          options.rootRank = rank;
+          work.parts.push_back(group->backend->reduce(part, options));
+        }
+        return work;
+      });
     }
     c10d::ReduceScatterOptions options;
     options.reduceOp = reduction(op);
-    return give(out, group->backend->_reduce_scatter_base(to, from, options), {to, from});
+    return start(group, out, "reduce-scatter",
+                 [&] { return cq_work{{group->backend->_reduce_scatter_base(to, from, options)}, {to, from}}; });
   });
 }
 
@@ -208,21 +228,23 @@ int cq_broadcast(cq_group *group, cq_tensor tensor, int root, cq_work **out) {
     std::vector<at::Tensor> tensors{plain(tensor)};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    return give(out, group->backend->broadcast(tensors, options), tensors);
+    return start(group, out, "broadcast",
+                 [&] { return cq_work{{group->backend->broadcast(tensors, options)}, tensors}; });
   });
 }
 
 int cq_send(cq_group *group, cq_tensor tensor, int to, int tag, cq_work **out) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{plain(tensor)};
-    return give(out, group->backend->send(tensors, to, tag), tensors);
+    return start(group, out, "send", [&] { return cq_work{{group->backend->send(tensors, to, tag)}, tensors, true}; });
   });
 }
 
 int cq_recv(cq_group *group, cq_tensor tensor, int from, int tag, cq_work **out) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{plain(tensor)};
-    return give(out, group->backend->recv(tensors, from, tag), tensors);
+    return start(group, out, "receive",
+                 [&] { return cq_work{{group->backend->recv(tensors, from, tag)}, tensors, true}; });
   });
 }
 
@@ -231,6 +253,8 @@ int cq_work_wait(cq_work *work) {
   return guarded([&] {
     for (auto &part : work->parts)
       TORCH_CHECK(part->wait(), "the operation was ended");
+    if (work->traced)
+      work->traced();
     return 0;
   });
 }

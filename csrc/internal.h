@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -44,6 +45,10 @@ template <class F> int guarded(F &&f) noexcept {
     return fail("unknown C++ exception");
   }
 }
+
+// While a trace is recorded, begins a stretch of it that runs beside the calling thread's own, named after the thread's
+// innermost cq_span, or `otherwise`; what is returned ends it, on any thread. Empty while none is recorded.
+std::function<void()> traced_aside(const std::string &otherwise);
 
 // What the CUDA library offers; filled in by cq_cuda_load (see cuda/loader.cpp).
 struct CudaTable {

@@ -3,9 +3,15 @@
 
 #include <torch/csrc/autograd/profiler_kineto.h>
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <map>
+#include <mutex>
+#include <sstream>
 
 using namespace conquer;
 namespace profiler = torch::autograd::profiler;
@@ -62,7 +68,103 @@ std::set<ActivityType> activities() {
   return set;
 }
 
+thread_local std::vector<std::pair<std::string, std::unique_ptr<at::RecordFunction>>> open_spans;
+
+// What runs beside the traced thread: communication, on threads of c10d's that the profiler sees only pieces of. Those
+// that overlap get rows of their own.
+struct Asides {
+  struct Event {
+    std::string name;
+    size_t row;
+    int64_t start, end; // nanoseconds of the system's clock, which the profiler's events have too; end 0: under way
+  };
+  std::mutex mutex;
+  bool on = false;
+  int recording = 0; // which trace: an event may end after its own
+  std::vector<Event> events;
+  std::vector<bool> taken; // rows
+};
+
+Asides &asides() {
+  static auto *a = new Asides; // threads may end an event as the program exits
+  return *a;
+}
+
+int64_t now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+std::string quoted(const std::string &text) {
+  std::string s = "\"";
+  for (char c : text)
+    if (c == '"' || c == '\\')
+      (s += '\\') += c;
+    else
+      s += static_cast<unsigned char>(c) < ' ' ? ' ' : c;
+  return s + '"';
+}
+
+// Puts the events into the trace that the profiler has written.
+void add_asides(const char *path, const std::vector<Asides::Event> &events) {
+  if (events.empty())
+    return;
+  std::stringstream file;
+  file << std::ifstream(path, std::ios::binary).rdbuf();
+  const std::string text = file.str(), base = "\"baseTimeNanoseconds\":", list = "\"traceEvents\": [";
+  const size_t at = text.find(base), begin = text.find(list);
+  TORCH_CHECK(at != text.npos && begin != text.npos, "the profiler's file has another form than expected");
+  const int64_t zero = std::strtoll(text.c_str() + at + base.size(), nullptr, 10);
+  std::ostringstream added;
+  added << std::fixed;
+  added.precision(3);
+  size_t rows = 0;
+  for (auto &e : events) {
+    rows = std::max(rows, e.row + 1);
+    added << "\n{\"ph\":\"X\",\"cat\":\"communication\",\"name\":" << quoted(e.name) << ",\"pid\":" << getpid()
+          << ",\"tid\":" << (1 << 30) + e.row << ",\"ts\":" << (e.start - zero) / 1e3
+          << ",\"dur\":" << (e.end - e.start) / 1e3 << "},";
+  }
+  for (size_t row = 0; row < rows; row++)
+    added << "\n{\"ph\":\"M\",\"name\":\"thread_name\",\"pid\":" << getpid() << ",\"tid\":" << (1 << 30) + row
+          << ",\"args\":{\"name\":\"communication " << row + 1 << "\"}},";
+  std::ofstream out(path, std::ios::binary);
+  out << text.substr(0, begin + list.size()) << added.str() << text.substr(begin + list.size());
+  TORCH_CHECK(out.flush(), "could not be written");
+}
+
 } // namespace
+
+std::function<void()> conquer::traced_aside(const std::string &otherwise) {
+  Asides &a = asides();
+  std::lock_guard<std::mutex> lock(a.mutex);
+  if (!a.on)
+    return nullptr;
+  const size_t row = std::find(a.taken.begin(), a.taken.end(), false) - a.taken.begin(), index = a.events.size();
+  if (row == a.taken.size())
+    a.taken.push_back(false);
+  a.taken[row] = true;
+  a.events.push_back({open_spans.empty() ? otherwise : open_spans.back().first, row, now(), 0});
+  return [&a, row, index, recording = a.recording] {
+    std::lock_guard<std::mutex> lock(a.mutex);
+    if (recording == a.recording && a.on) {
+      a.events[index].end = now();
+      a.taken[row] = false;
+    }
+  };
+}
+
+int cq_span_begin(const char *name) {
+  return guarded([&] {
+    auto record = std::make_unique<at::RecordFunction>(at::RecordScope::USER_SCOPE);
+    if (record->isActive())
+      record->before(std::string(name));
+    open_spans.emplace_back(name, std::move(record));
+    return 0;
+  });
+}
+
+void cq_span_end(void) { open_spans.pop_back(); }
 
 int cq_trace_begin(void) {
   return guarded([&] {
@@ -70,6 +172,12 @@ int cq_trace_begin(void) {
     ProfilerConfig config(ProfilerState::KINETO);
     profiler::prepareProfiler(config, activities());
     profiler::enableProfiler(config, activities(), {at::RecordScope::FUNCTION, at::RecordScope::USER_SCOPE});
+    Asides &a = asides();
+    std::lock_guard<std::mutex> lock(a.mutex);
+    a.events.clear();
+    a.taken.clear();
+    a.recording++;
+    a.on = true;
     return 0;
   });
 }
@@ -79,8 +187,19 @@ int cq_trace_end(const char *path, const char **table) {
   return guarded([&] {
     if (cq_cuda_device_count() > 0 && cq_cuda_synchronize(0))
       return 1;
+    std::vector<Asides::Event> events;
+    {
+      Asides &a = asides();
+      std::lock_guard<std::mutex> lock(a.mutex);
+      a.on = false;
+      events = std::move(a.events);
+    }
+    for (auto &e : events)
+      if (!e.end)
+        e.end = now();
     auto result = profiler::disableProfiler();
     result->save(path);
+    add_asides(path, events);
     text = table_of(result->events());
     *table = text.c_str();
     return 0;

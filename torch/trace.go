@@ -10,9 +10,26 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unsafe"
 )
+
+var tracing atomic.Bool
+
+// Span calls f, as one stretch of the trace that is being recorded, if one is, under the given name. Operations of torch/dist
+// that begin in it have its name on the rows of communication.
+func Span(f func(), format string, args ...any) {
+	if !tracing.Load() {
+		f()
+		return
+	}
+	name := C.CString(fmt.Sprintf(format, args...))
+	defer C.free(unsafe.Pointer(name))
+	check(C.cq_span_begin(name), "span")
+	defer C.cq_span_end()
+	f()
+}
 
 // Traced is the time that one operation took during a trace.
 type Traced struct {
@@ -32,7 +49,9 @@ func Trace(path string, f func() error) ([]Traced, error) {
 	if C.cq_trace_begin() != 0 {
 		return nil, fmt.Errorf("the profiler does not start: %s", C.GoString(C.cq_last_error()))
 	}
+	tracing.Store(true)
 	failed := f()
+	tracing.Store(false)
 	cpath := C.CString(path)
 	defer C.free(unsafe.Pointer(cpath))
 	var table *C.char

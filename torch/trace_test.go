@@ -17,8 +17,8 @@ func TestATraceNamesWhatRanAndIsAChromeTrace(t *testing.T) {
 	rows, err := torch.Trace(path, func() error {
 		return errors.Join(failure, torch.Run(func() error {
 			a := torch.Randn([]int{400, 400}, torch.Float32, torch.CPU)
-			for range 3 {
-				torch.RMSNorm(a.Matmul(a), a.Select(0, 0), 1e-5)
+			for i := range 3 {
+				torch.Span(func() { torch.RMSNorm(a.Matmul(a), a.Select(0, 0), 1e-5) }, "round %d", i)
 			}
 			return nil
 		}))
@@ -47,7 +47,7 @@ func TestATraceNamesWhatRanAndIsAChromeTrace(t *testing.T) {
 	for _, e := range trace.TraceEvents {
 		names += e.Name + " "
 	}
-	if err != nil || strings.Count(names, "aten::mm ") != 3 {
+	if err != nil || strings.Count(names, "aten::mm ") != 3 || strings.Count(names, "round ") != 3 {
 		t.Errorf("%v; the file's events: %.300s", err, names)
 	}
 }

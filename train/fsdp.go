@@ -1,6 +1,7 @@
 package train
 
 import (
+	"fmt"
 	"math"
 
 	"conquer/torch"
@@ -136,6 +137,17 @@ func newFlat(params []*nn.Param, group *dist.Group) *flat {
 	return f
 }
 
+// name is what a trace calls a unit.
+func (s *sharded) name(u int) string {
+	switch u {
+	case 0:
+		return "embedding"
+	case len(s.units) - 1:
+		return "head"
+	}
+	return fmt.Sprintf("block %d", u-1)
+}
+
 // fetch begins to gather a unit's weights, unless they are there or coming.
 func (s *sharded) fetch(u int) {
 	for _, f := range s.units[u] {
@@ -143,7 +155,7 @@ func (s *sharded) fetch(u int) {
 			continue
 		}
 		dist.Resize(f.whole, f.whole.Numel()*f.whole.DType().Size())
-		f.gather = s.shard.AllGather(f.whole, f.part)
+		torch.Span(func() { f.gather = s.shard.AllGather(f.whole, f.part) }, "gather %s", s.name(u))
 	}
 }
 
@@ -191,7 +203,7 @@ func (s *sharded) reduce(u int, last bool) {
 				next.sum = next.input.Narrow(0, s.shard.Rank*f.length, f.length).Own()
 			})
 		})
-		next.work = s.shard.ReduceScatter(next.sum, next.input, dist.Sum)
+		torch.Span(func() { next.work = s.shard.ReduceScatter(next.sum, next.input, dist.Sum) }, "sum gradients of %s", s.name(u))
 		s.underway = append(s.underway, next)
 	}
 }

@@ -117,8 +117,11 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64
 	}()
 	var pass *model.Pass
 	torch.NoGrad(func() { pass = n.model.Begin(mb.seq) })
-	forward := func(i int, grad bool) torch.Tensor {
-		return owned(grad, func() torch.Tensor { return n.blocks[i].Forward(inputs[i], pass, nil) })
+	forward := func(i int, grad bool) (out torch.Tensor) {
+		torch.Span(func() {
+			out = owned(grad, func() torch.Tensor { return n.blocks[i].Forward(inputs[i], pass, nil) })
+		}, "block %d forward", i)
+		return out
 	}
 
 	// Forward. outputs[i] is what the embedding (0) or block i-1 gives, inputs[i] the leaf that block i, or the head, takes.
@@ -176,7 +179,7 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64
 			}
 			outputs[i+1] = forward(i, true)
 		}
-		torch.Backward([]torch.Tensor{outputs[i+1]}, []torch.Tensor{seed})
+		torch.Span(func() { torch.Backward([]torch.Tensor{outputs[i+1]}, []torch.Tensor{seed}) }, "block %d backward", i)
 		outputs[i+1].Free()
 		s.leave(i+1, false)
 		s.reduce(i+1, last)

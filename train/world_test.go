@@ -42,6 +42,7 @@ type runSpec struct {
 	StopAt              int // rank 1 is told to stop then
 	Timeout             time.Duration
 	Result              string // file for what rank 0 reports
+	Trace               string // file for rank 0's trace
 
 	KillAll time.Duration `json:"-"` // all ranks are killed after that time
 }
@@ -132,7 +133,13 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 	tr.Listen(heard)
 	r.First = tr.Done()
 	torch.CPU.ResetPeak()
-	if err := tr.Run(ctx); err != nil {
+	run := func() error { return tr.Run(ctx) }
+	if s.Trace != "" && o.rank() == 0 {
+		_, err = torch.Trace(s.Trace, run)
+	} else {
+		err = run()
+	}
+	if err != nil {
 		return r, err
 	}
 	held, peak := torch.CPU.Memory()
@@ -383,6 +390,75 @@ func TestThePlanOfManyProcessesIsWhatEachHolds(t *testing.T) {
 		if math.Abs(plan.Peak/r.Peak-1) > 0.1 {
 			t.Errorf("%s: each process holds %.2f MB at most, the plan says %.2f MB", what, r.Peak/1e6, plan.Peak/1e6)
 		}
+	}
+}
+
+// While a block computes, the weights of the next one come, and the gradients of the one before go: a trace of rank 0 shows it.
+func TestATraceShowsCommunicationBesideComputation(t *testing.T) {
+	s := plannedSpec()
+	s.Options.Steps = 3
+	s.Trace = filepath.Join(t.TempDir(), "trace.json")
+	succeedIn(t, s, 2)
+	var trace struct {
+		TraceEvents []struct {
+			Name, Cat string
+			TS, Dur   float64
+		} `json:"traceEvents"`
+	}
+	data, err := os.ReadFile(s.Trace)
+	if err == nil {
+		err = json.Unmarshal(data, &trace)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	type stretch struct{ from, to float64 }
+	block, aside := map[string][]stretch{}, map[string][]stretch{}
+	for _, e := range trace.TraceEvents {
+		switch e.Cat {
+		case "user_annotation":
+			block[e.Name] = append(block[e.Name], stretch{e.TS, e.TS + e.Dur})
+		case "communication":
+			aside[e.Name] = append(aside[e.Name], stretch{e.TS, e.TS + e.Dur})
+		}
+	}
+	// How often a transfer began just before a block did, that is, behind the block before it, and was still under way then.
+	beside := func(computing, communicating string) (began, overlapped int) {
+		for _, b := range block[computing] {
+			before := 0.0
+			for name, list := range block {
+				for _, other := range list {
+					if strings.HasPrefix(name, "block ") && other.to < b.from {
+						before = max(before, other.to)
+					}
+				}
+			}
+			for _, a := range aside[communicating] {
+				if a.from > before && a.from < b.from {
+					began++
+					if a.to > b.from {
+						overlapped++
+					}
+				}
+			}
+		}
+		return began, overlapped
+	}
+	gathers, sums, steps := 0, 0, s.Options.Steps
+	const blocks = 6
+	for i := range blocks - 1 {
+		began, overlapped := beside(fmt.Sprintf("block %d forward", i), fmt.Sprintf("gather block %d", i+1))
+		if gathers += overlapped; began != steps {
+			t.Errorf("block %d was gathered before block %d ran in %d of %d steps", i+1, i, began, steps)
+		}
+		began, overlapped = beside(fmt.Sprintf("block %d backward", i), fmt.Sprintf("sum gradients of block %d", i+1))
+		if sums += overlapped; began != steps {
+			t.Errorf("the gradients of block %d went before block %d ran backward in %d of %d steps", i+1, i, began, steps)
+		}
+	}
+	t.Logf("of %d times each: %d gathers and %d sums overlapped with computation", steps*(blocks-1), gathers, sums)
+	if gathers == 0 || sums == 0 {
+		t.Errorf("%d gathers and %d sums overlapped with computation", gathers, sums)
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 type profileFlag struct{ profile string }
 
 func (f *profileFlag) declareProfile(flags *pflag.FlagSet) {
-	flags.StringVar(&f.profile, "profile", "", "`file` for a trace of every operation, which chrome://tracing and ui.perfetto.dev open; the most expensive ones are printed")
+	flags.StringVar(&f.profile, "profile", "", "`file` for a trace of every operation, which chrome://tracing and ui.perfetto.dev open, of rank 0 where there are several; the most expensive ones are printed")
 }
 
 // profiled runs f, under the profiler where --profile asks for it.

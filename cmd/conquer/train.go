@@ -222,6 +222,9 @@ func (f *trainFlags) run(ctx context.Context) error {
 		defer console.Close()
 		t.Listen(console)
 	}
+	if world != nil && world.Rank > 0 {
+		f.profile = ""
+	}
 	if err := f.profiled(func() error { return t.Run(ctx) }); err != nil {
 		return err
 	}
