@@ -34,8 +34,12 @@ type arrowFile struct {
 	batch  arrow.RecordBatch
 }
 
-// recordColumns are the columns that records are made of.
-var recordColumns = []string{"messages", "instruction", "input", "output", "system", "tokens", "text"}
+// The columns that records are made of, and pairs.
+var (
+	recordColumns = []string{"messages", "instruction", "input", "output", "system", "tokens", "text"}
+	pairColumns   = []string{"prompt", "chosen", "rejected", "system"}
+	chatColumns   = []string{"messages", "prompt", "chosen", "rejected"} // of messages, where they are lists
+)
 
 // mostBuffer is the largest buffer that a decoder is given: a damaged file may
 // ask for any.
@@ -75,7 +79,7 @@ func openArrow(name string, data []byte, layout Layout) (file, error) {
 	}
 	f := &arrowFile{name: name, layout: layout, reader: r, number: -1}
 	fields := r.Schema().Fields()
-	if f.columns, err = pickColumns(len(fields), func(i int) string { return fields[i].Name }); err != nil {
+	if f.columns, err = pickColumns(layout, len(fields), func(i int) string { return fields[i].Name }); err != nil {
 		return nil, err
 	}
 	for _, i := range f.columns {
@@ -170,16 +174,22 @@ func fromStream(data []byte, to io.Writer) error {
 }
 
 // pickColumns finds the columns of a record.
-func pickColumns(n int, name func(int) string) (picked []int, err error) {
+func pickColumns(layout Layout, n int, name func(int) string) (picked []int, err error) {
 	var names []string
 	for i := range n {
 		names = append(names, name(i))
-		if slices.Contains(recordColumns, name(i)) {
+	}
+	columns := recordColumns
+	found := layoutOf(layout, func(name string) bool { return slices.Contains(names, name) })
+	if found == Preference {
+		columns = pairColumns
+	}
+	for i, name := range names {
+		if slices.Contains(columns, name) {
 			picked = append(picked, i)
 		}
 	}
-	has := func(name string) bool { return slices.Contains(names, name) }
-	if layoutOf(has) == AnyLayout {
+	if found == AnyLayout {
 		return nil, fmt.Errorf("no known layout has the columns %q; %s", names, knownLayouts)
 	}
 	return picked, nil
@@ -244,7 +254,7 @@ func (f *arrowFile) record(at int64) (r record, err error) {
 			object[name] = value
 		}
 	}
-	if layoutOf(func(name string) bool { _, ok := object[name]; return ok }) == Tokens && (f.layout == AnyLayout || f.layout == Tokens) {
+	if layoutOf(f.layout, func(name string) bool { _, ok := object[name]; return ok }) == Tokens && (f.layout == AnyLayout || f.layout == Tokens) {
 		return r, nil
 	}
 	text, err := json.Marshal(object)

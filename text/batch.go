@@ -17,9 +17,12 @@ type Batch struct {
 	Labels []int32
 	// Positions count from 0 in each sample.
 	Positions []int32
-	// Segments number the samples of a row from 1; 0 is padding. A token may
-	// attend to tokens of its own segment only.
+	// Segments number the samples of a row from 1, or the texts where samples
+	// are pairs; 0 is padding. A token may attend to tokens of its own segment
+	// only.
 	Segments []int32
+	// Sources is, for each row, which samples of the data set are in it.
+	Sources [][]uint32
 
 	Samples int // samples in the batch
 	Tokens  int // tokens that are not padding
@@ -218,17 +221,20 @@ func (b *Batcher) batch(s State) (Batch, error) {
 		Rows: n, Length: length,
 		IDs: slices.Repeat([]int32{b.opts.Pad}, n*length), Labels: ignored(n * length),
 		Positions: make([]int32, n*length), Segments: make([]int32, n*length),
-		Epoch: s.Epoch,
+		Epoch: s.Epoch, Sources: make([][]uint32, n),
 	}
 	first := s.Index + b.opts.Rank*n
 	used := min(n, max(0, rows.rows()-first))
 	// Reading may mean encoding, so rows are read side by side.
 	failed := make([]error, used)
+	for r := range used {
+		out.Sources[r] = rows.row(first + r)
+	}
 	var wg sync.WaitGroup
 	for r := range used {
 		wg.Go(func() {
-			at := r * length
-			for k, i := range rows.row(first + r) {
+			at, segment := r*length, int32(0)
+			for _, i := range out.Sources[r] {
 				sample, err := b.data.At(int(i))
 				if err != nil {
 					failed[r] = err
@@ -236,8 +242,14 @@ func (b *Batcher) batch(s State) (Batch, error) {
 				}
 				copy(out.IDs[at:], sample.IDs)
 				copy(out.Labels[at+1:], sample.Labels[1:])
-				for p := range sample.IDs {
-					out.Positions[at+p], out.Segments[at+p] = int32(p), int32(k+1)
+				start := 0
+				for _, end := range sample.texts() {
+					out.Labels[at+start] = IgnoreLabel
+					segment++
+					for p := start; p < end; p++ {
+						out.Positions[at+p], out.Segments[at+p] = int32(p-start), segment
+					}
+					start = end
 				}
 				at += len(sample.IDs)
 			}
@@ -248,7 +260,7 @@ func (b *Batcher) batch(s State) (Batch, error) {
 		if err != nil {
 			return out, err
 		}
-		out.Samples += len(rows.row(first + r))
+		out.Samples += len(out.Sources[r])
 	}
 	for i, segment := range out.Segments {
 		if segment > 0 {

@@ -142,7 +142,7 @@ func TestABatchOfTokensIsADocument(t *testing.T) {
 	d := load(t, dir, chars(t, ""), DatasetOptions{MaxLength: 3})
 	want := &Dataset{}
 	for _, ids := range [][]int32{{65, 66, 67}, {67, 3}, {68, 3}} {
-		want.Samples = append(want.Samples, Sample{ids, ids})
+		want.Samples = append(want.Samples, Sample{IDs: ids, Labels: ids})
 	}
 	sameSamples(t, "documents", d, want)
 	if d.Report.Records != 2 || d.Report.Skipped != 1 {

@@ -18,9 +18,21 @@ const IgnoreLabel int32 = -100
 // aligned with it, not shifted: Labels[i] is IDs[i], or IgnoreLabel where
 // nothing is to be learned. Whoever computes the loss compares the prediction
 // made at i with Labels[i+1].
+//
+// A pair of answers is one sample: the preferred text, and from Second on the
+// other.
 type Sample struct {
 	IDs    []int32
 	Labels []int32
+	Second int // where the second text of a pair begins; 0 for a sample that is one text
+}
+
+// texts is where each text of the sample ends.
+func (s Sample) texts() []int {
+	if s.Second > 0 {
+		return []int{s.Second, len(s.IDs)}
+	}
+	return []int{len(s.IDs)}
 }
 
 // Dataset is a list of samples in a fixed order: either Samples, or what
@@ -60,6 +72,7 @@ type shard struct {
 type Report struct {
 	Records   int // instructions, conversations or texts read
 	Samples   int // samples made of them
+	Pairs     int // of these, pairs of texts
 	Tokens    int // tokens in the samples
 	Targets   int // tokens that bear loss
 	Truncated int // samples cut at MaxLength
@@ -68,7 +81,11 @@ type Report struct {
 }
 
 func (r Report) String() string {
-	s := fmt.Sprintf("%d samples from %d records, %d tokens, %d of them targets", r.Samples, r.Records, r.Tokens, r.Targets)
+	what := "samples"
+	if r.Pairs > 0 {
+		what = "pairs"
+	}
+	s := fmt.Sprintf("%d %s from %d records, %d tokens, %d of them targets", r.Samples, what, r.Records, r.Tokens, r.Targets)
 	for _, part := range []struct {
 		n    int
 		what string
@@ -98,6 +115,10 @@ const (
 	// Tokens records have the field tokens, a text's ids: encoded already. Loss
 	// is on every token.
 	Tokens Layout = "tokens"
+	// Preference records have the fields prompt, chosen and rejected: strings,
+	// or lists of messages as Chat has them. Each becomes a sample of two texts,
+	// with labels on the answers.
+	Preference Layout = "preference"
 )
 
 // DatasetOptions says how records become samples.
@@ -106,7 +127,10 @@ type DatasetOptions struct {
 	// and chats are cut there; raw text goes on in a further sample.
 	MaxLength int
 	// Layout insists on one layout; RawText also reads JSON files as plain text.
+	// Pairs are read where Preference is insisted on alone.
 	Layout Layout
+	// Progress, where it is not nil, hears how many bytes of all have been read.
+	Progress func(done, total int64)
 }
 
 // LoadDataset finds the samples in path, as tok encodes them. path is one of
@@ -126,7 +150,8 @@ type DatasetOptions struct {
 // Instructions are rendered with the tokenizer's chat template as one user turn
 // (instruction, a blank line, input) and one assistant turn, or, where there is
 // no template, with the prompt of Stanford's Alpaca; the answer then ends with
-// the end-of-text token. So do texts and documents of tokens.
+// the end-of-text token. So do texts and documents of tokens. Both answers of a
+// preference record are rendered so.
 //
 // Everything is read and encoded once, so that an error comes before anything
 // else does: it names the file, the line or row and what was expected. The files
@@ -192,7 +217,7 @@ func (d *Dataset) index() error {
 				if !d.Report.add(sample) {
 					continue
 				}
-				d.refs = append(d.refs, ref{positions[i], uint32(len(d.shards) - 1), uint32(piece), int32(len(sample.IDs)), int32(countTargets(sample.Labels))})
+				d.refs = append(d.refs, ref{positions[i], uint32(len(d.shards) - 1), uint32(piece), int32(len(sample.IDs)), int32(sample.targets())})
 				if id := slices.Max(sample.IDs); id > d.largest {
 					d.largest, d.at = id, s.where(positions[i])
 				}
@@ -234,12 +259,20 @@ func (s *shard) read(at int64) (u unit, err error) {
 			return err
 		}
 		u.continued = r.lead != ""
-		if u.samples, err = r.samples(s.tok, s.maxLength); err != nil {
+		if r.layout == Preference {
+			pair, truncated, err := pairSample(s.tok, &r.pair, s.maxLength)
+			if err != nil {
+				return err
+			}
+			if u.samples = []Sample{pair}; truncated {
+				u.truncated++
+			}
+		} else if u.samples, err = r.samples(s.tok, s.maxLength); err != nil {
 			return err
 		}
 		for i, sample := range u.samples {
-			if s.maxLength > 0 && len(sample.IDs) > s.maxLength {
-				u.samples[i] = Sample{sample.IDs[:s.maxLength], sample.Labels[:s.maxLength]}
+			if s.maxLength > 0 && len(sample.IDs) > s.maxLength && sample.Second == 0 {
+				u.samples[i] = Sample{IDs: sample.IDs[:s.maxLength], Labels: sample.Labels[:s.maxLength]}
 				u.truncated++
 			}
 		}
@@ -306,12 +339,15 @@ func (u unit) tokens() (n int) {
 
 // add counts a sample, and reports whether anything can be learned from it.
 func (r *Report) add(s Sample) bool {
-	targets := countTargets(s.Labels)
+	targets := s.targets()
 	if targets == 0 {
 		r.Dropped++
 		return false
 	}
 	r.Samples++
+	if s.Second > 0 {
+		r.Pairs++
+	}
 	r.Tokens += len(s.IDs)
 	r.Targets += targets
 	return true
@@ -319,6 +355,17 @@ func (r *Report) add(s Sample) bool {
 
 // Len is how many samples there are.
 func (d *Dataset) Len() int { return max(len(d.Samples), len(d.refs)) }
+
+// Pairs is how many of the samples are pairs of texts.
+func (d *Dataset) Pairs() (n int) {
+	if d.refs != nil {
+		return d.Report.Pairs
+	}
+	for _, s := range d.Samples {
+		n += min(1, s.Second)
+	}
+	return n
+}
 
 // length is how many tokens sample i has.
 func (d *Dataset) length(i int) int {
@@ -360,6 +407,7 @@ func (d *Dataset) Append(other *Dataset) {
 	d.hash = sha256.Sum256(append(d.hash[:], other.hash[:]...))
 	a, b := &d.Report, other.Report
 	a.Records, a.Samples, a.Tokens, a.Targets = a.Records+b.Records, a.Samples+b.Samples, a.Tokens+b.Tokens, a.Targets+b.Targets
+	a.Pairs += b.Pairs
 	a.Truncated, a.Dropped, a.Skipped = a.Truncated+b.Truncated, a.Dropped+b.Dropped, a.Skipped+b.Skipped
 }
 
@@ -380,6 +428,9 @@ func hashSamples(samples []Sample) (sum [sha256.Size]byte) {
 		h.Write(length[:])
 		binary.Write(h, binary.LittleEndian, s.IDs)
 		binary.Write(h, binary.LittleEndian, s.Labels)
+		if s.Second > 0 {
+			binary.Write(h, binary.LittleEndian, int64(s.Second))
+		}
 	}
 	h.Sum(sum[:0])
 	return sum
@@ -400,10 +451,19 @@ func (d *Dataset) CheckVocabulary(size int) error {
 	return nil
 }
 
-// countTargets counts the labels that bear loss. The first never does: there
-// is nothing in front of it to predict it from.
-func countTargets(labels []int32) (n int) {
-	for i, l := range labels {
+// targets counts the labels that bear loss. The first never does: there is
+// nothing in front of it to predict it from. A pair whose texts are the same, or
+// of which one has no label, teaches nothing.
+func (s Sample) targets() (n int) {
+	if s.Second > 0 {
+		first := Sample{IDs: s.IDs[:s.Second], Labels: s.Labels[:s.Second]}
+		second := Sample{IDs: s.IDs[s.Second:], Labels: s.Labels[s.Second:]}
+		if a, b := first.targets(), second.targets(); a > 0 && b > 0 && !slices.Equal(first.IDs, second.IDs) {
+			return a + b
+		}
+		return 0
+	}
+	for i, l := range s.Labels {
 		if i > 0 && l != IgnoreLabel {
 			n++
 		}
@@ -442,6 +502,7 @@ func (d *Dataset) Split(validation float64, seed uint64) (train, valid *Dataset,
 			}
 			p.refs = append(p.refs, d.refs[i])
 			p.Report.Samples++
+			p.Report.Pairs += min(1, d.Report.Pairs) // all are, or none
 			p.Report.Tokens += int(d.refs[i].length)
 			p.Report.Targets += int(d.refs[i].targets)
 		}

@@ -260,7 +260,7 @@ func numbered(n, max int) *Dataset {
 		for len(ids) < 2+i%(max-1) {
 			ids = append(ids, int32(len(ids)))
 		}
-		d.Samples = append(d.Samples, Sample{ids, slices.Clone(ids)})
+		d.Samples = append(d.Samples, Sample{IDs: ids, Labels: slices.Clone(ids)})
 	}
 	return d
 }

@@ -42,9 +42,9 @@ const (
 // counts the files that hold no data.
 func openFiles(path string, layout Layout) (files []file, skipped int, err error) {
 	switch layout {
-	case AnyLayout, Instruction, Chat, RawText, Tokens:
+	case AnyLayout, Instruction, Chat, RawText, Tokens, Preference:
 	default:
-		return nil, 0, fmt.Errorf("layout %q is not known; known are %s, %s, %s and %s", layout, Instruction, Chat, RawText, Tokens)
+		return nil, 0, fmt.Errorf("layout %q is not known; known are %s, %s, %s, %s and %s", layout, Instruction, Chat, RawText, Tokens, Preference)
 	}
 	info, err := os.Stat(path)
 	if err != nil {

@@ -19,21 +19,21 @@ import (
 // openParquet unpacks a Parquet file into JSON lines: its pages are compressed,
 // so no row of it can be read alone.
 func openParquet(name string, data []byte, layout Layout) (file, error) {
-	unpackedData, err := unpacked(len(data), func(w io.Writer) error { return parquetToLines(data, w) })
+	unpackedData, err := unpacked(len(data), func(w io.Writer) error { return parquetToLines(data, layout, w) })
 	if err != nil {
 		return nil, err
 	}
 	return &lines{name: name, data: unpackedData, layout: layout, rows: true}, nil
 }
 
-func parquetToLines(data []byte, w io.Writer) error {
+func parquetToLines(data []byte, layout Layout, w io.Writer) error {
 	r, err := parquetfile.NewParquetReader(bytes.NewReader(data), parquetfile.WithReadProps(parquet.NewReaderProperties(bounded)))
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	s := r.MetaData().Schema
-	picked, err := pickColumns(s.NumColumns(), func(i int) string { return s.Column(i).ColumnPath()[0] })
+	picked, err := pickColumns(layout, s.NumColumns(), func(i int) string { return s.Column(i).ColumnPath()[0] })
 	if err != nil {
 		return err
 	}
@@ -41,7 +41,7 @@ func parquetToLines(data []byte, w io.Writer) error {
 	for g := range r.NumRowGroups() {
 		var columns []*leaf
 		for _, i := range picked {
-			if c := s.Column(i); c.ColumnPath()[0] != "messages" || c.Name() == "role" || c.Name() == "content" {
+			if c := s.Column(i); len(c.ColumnPath()) == 1 || !slices.Contains(chatColumns, c.ColumnPath()[0]) || c.Name() == "role" || c.Name() == "content" {
 				columns = append(columns, &leaf{desc: c})
 				if columns[len(columns)-1].chunk, err = r.RowGroup(g).Column(i); err != nil {
 					return err
@@ -72,7 +72,7 @@ func parquetToLines(data []byte, w io.Writer) error {
 // rowJSON is the next row of a row group, io.EOF after the last.
 func rowJSON(columns []*leaf) ([]byte, error) {
 	object := map[string]json.RawMessage{}
-	messages := map[string][]string{}
+	messages := map[string]map[string][]string{} // column, role or content
 	ended := 0
 	for _, c := range columns {
 		values, err := c.next()
@@ -85,8 +85,11 @@ func rowJSON(columns []*leaf) ([]byte, error) {
 		}
 		top, value := c.desc.ColumnPath()[0], strings.Join(values, ",")
 		switch {
-		case top == "messages" && c.desc.MaxRepetitionLevel() == 1:
-			messages[c.desc.Name()] = values
+		case c.desc.MaxRepetitionLevel() == 1 && slices.Contains(chatColumns, top):
+			if messages[top] == nil {
+				messages[top] = map[string][]string{}
+			}
+			messages[top][c.desc.Name()] = values
 			continue
 		case c.desc.MaxRepetitionLevel() == 0 && len(c.desc.ColumnPath()) == 1:
 		case c.desc.MaxRepetitionLevel() > 1 || top != "tokens":
@@ -106,16 +109,16 @@ func rowJSON(columns []*leaf) ([]byte, error) {
 	if ended > 0 {
 		return nil, errors.New("the file is damaged: its columns differ in length")
 	}
-	if len(messages) > 0 {
-		roles, contents := messages["role"], messages["content"]
+	for column, parts := range messages {
+		roles, contents := parts["role"], parts["content"]
 		if len(roles) != len(contents) {
-			return nil, fmt.Errorf("messages have %d roles and %d contents", len(roles), len(contents))
+			return nil, fmt.Errorf("%s have %d roles and %d contents", column, len(roles), len(contents))
 		}
 		var list []string
 		for i := range roles {
 			list = append(list, fmt.Sprintf(`{"role":%s,"content":%s}`, roles[i], contents[i]))
 		}
-		object["messages"] = json.RawMessage("[" + strings.Join(list, ",") + "]")
+		object[column] = json.RawMessage("[" + strings.Join(list, ",") + "]")
 	}
 	return json.Marshal(object)
 }

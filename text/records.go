@@ -19,6 +19,7 @@ type record struct {
 	input    string    // of Instruction
 	messages []Message // of Instruction and Chat
 	ids      []int32   // of Tokens
+	pair     preference
 }
 
 func jsonProblem(err error) error {
@@ -30,9 +31,13 @@ func jsonProblem(err error) error {
 
 const knownLayouts = "known are instruction (instruction, input, output), chat (messages of role and content), text (text) and tokens (tokens)"
 
-// layoutOf tells a record's layout from the fields it has.
-func layoutOf(has func(field string) bool) Layout {
+// layoutOf tells a record's layout from the fields it has. Where pairs are
+// wanted, other fields may stand beside them.
+func layoutOf(wanted Layout, has func(field string) bool) Layout {
+	pair := has("chosen") && has("rejected")
 	switch {
+	case pair && wanted == Preference:
+		return Preference
 	case has("messages"):
 		return Chat
 	case has("instruction"):
@@ -41,6 +46,8 @@ func layoutOf(has func(field string) bool) Layout {
 		return Tokens
 	case has("text"):
 		return RawText
+	case pair:
+		return Preference
 	}
 	return AnyLayout
 }
@@ -54,10 +61,16 @@ func parseRecord(data []byte, layout Layout) (r record, err error) {
 		}
 		return r, jsonProblem(err)
 	}
-	found := layoutOf(func(name string) bool { _, ok := fields[name]; return ok })
+	found := layoutOf(layout, func(name string) bool { _, ok := fields[name]; return ok })
 	if found == AnyLayout {
 		names := slices.Sorted(maps.Keys(fields))
 		return r, fmt.Errorf("no known layout has the fields %q; %s", names, knownLayouts)
+	}
+	if found == Preference && layout != Preference {
+		return r, errors.New("a pair of answers, chosen and rejected, which only preference tuning learns from (--objective dpo)")
+	}
+	if layout == Preference && found != Preference {
+		return r, fmt.Errorf("a record of layout %s, expected a pair: prompt, chosen and rejected", found)
 	}
 	if layout != AnyLayout && layout != found {
 		return r, fmt.Errorf("a record of layout %s, expected %s", found, layout)
@@ -78,7 +91,11 @@ func parseRecord(data []byte, layout Layout) (r record, err error) {
 	}
 	switch found {
 	case Chat:
-		r.messages, err = parseMessages(fields["messages"])
+		if r.messages, err = parseMessages("messages", fields["messages"]); err == nil && !slices.ContainsFunc(r.messages, Message.answers) {
+			err = fmt.Errorf("none of %d messages has the role %q, so there is nothing to learn", len(r.messages), assistantRole)
+		}
+	case Preference:
+		r.pair, err = parsePair(fields)
 	case Instruction:
 		question := text("instruction", true)
 		if input := text("input", false); strings.TrimSpace(input) != "" {
@@ -104,26 +121,22 @@ func parseRecord(data []byte, layout Layout) (r record, err error) {
 	return r, err
 }
 
-func parseMessages(raw json.RawMessage) ([]Message, error) {
+func (m Message) answers() bool { return m.Role == assistantRole }
+
+func parseMessages(field string, raw json.RawMessage) ([]Message, error) {
 	var list []struct {
 		Role    *string
 		Content *string
 	}
 	if err := json.Unmarshal(raw, &list); err != nil {
-		return nil, fmt.Errorf("field \"messages\" is %.60s, expected a list of {\"role\": string, \"content\": string}", raw)
+		return nil, fmt.Errorf("field %q is %.60s, expected a list of {\"role\": string, \"content\": string}", field, raw)
 	}
-	messages, answers := make([]Message, len(list)), 0
+	messages := make([]Message, len(list))
 	for i, m := range list {
 		if m.Role == nil || m.Content == nil {
-			return nil, fmt.Errorf("message %d lacks role or content, expected {\"role\": string, \"content\": string}", i)
+			return nil, fmt.Errorf("message %d lacks role or content, expected %q to be a list of {\"role\": string, \"content\": string}", i, field)
 		}
 		messages[i] = Message{*m.Role, *m.Content}
-		if *m.Role == assistantRole {
-			answers++
-		}
-	}
-	if answers == 0 {
-		return nil, fmt.Errorf("none of %d messages has the role %q, so there is nothing to learn", len(list), assistantRole)
 	}
 	return messages, nil
 }

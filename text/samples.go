@@ -1,6 +1,7 @@
 package text
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -37,7 +38,7 @@ func joinInput(instruction, input string) string {
 	return instruction + "\n\n" + input
 }
 
-// samples encodes a record.
+// samples encodes a record of any layout but Preference.
 func (r *record) samples(tok *Tokenizer, maxLength int) ([]Sample, error) {
 	switch {
 	case r.layout == RawText:
@@ -53,17 +54,19 @@ func (r *record) samples(tok *Tokenizer, maxLength int) ([]Sample, error) {
 		}
 		return cut(withEOS(tok, r.ids), maxLength), nil
 	case r.layout == Instruction && tok.template == "":
-		return []Sample{alpacaSample(tok, r)}, nil
+		return []Sample{alpacaSample(tok, r.messages, r.input)}, nil
 	case r.layout == Instruction:
 		messages := slices.Clone(r.messages)
 		user := &messages[len(messages)-2]
 		user.Content = joinInput(user.Content, r.input)
 		return chatSamples(tok, messages)
 	case tok.template == "":
-		return nil, fmt.Errorf("a chat needs a tokenizer with a chat template, and this one has none")
+		return nil, errNoTemplate
 	}
 	return chatSamples(tok, r.messages)
 }
+
+var errNoTemplate = errors.New("a chat needs a tokenizer with a chat template, and this one has none")
 
 // rawIDs encodes a text, or a part of one: what begins it goes before the
 // first part, what ends it after the last, and every other part begins with the
@@ -90,7 +93,7 @@ func cut(ids []int32, maxLength int) (samples []Sample) {
 	}
 	for start := 0; ; start += max(maxLength-1, 1) {
 		chunk := ids[start:min(start+maxLength, len(ids))]
-		samples = append(samples, Sample{chunk, chunk})
+		samples = append(samples, Sample{IDs: chunk, Labels: chunk})
 		if start+maxLength >= len(ids) {
 			return samples
 		}
@@ -104,13 +107,15 @@ func withEOS(tok *Tokenizer, ids []int32) []int32 {
 	return ids
 }
 
-func alpacaSample(tok *Tokenizer, r *record) Sample {
-	n := len(r.messages)
-	prompt, _, _ := tok.InstructionPrompt(r.messages[n-2].Content, r.input) // fails with a template only
+// alpacaSample encodes a question and its answer, with a system's message in
+// front or without.
+func alpacaSample(tok *Tokenizer, messages []Message, input string) Sample {
+	n := len(messages)
+	prompt, _, _ := tok.InstructionPrompt(messages[n-2].Content, input) // fails with a template only
 	if n > 2 {
-		prompt = r.messages[0].Content + "\n\n" + prompt
+		prompt = messages[0].Content + "\n\n" + prompt
 	}
-	ids := withEOS(tok, tok.Encode(prompt+r.messages[n-1].Content, true))
+	ids := withEOS(tok, tok.Encode(prompt+messages[n-1].Content, true))
 	s := Sample{IDs: ids, Labels: ignored(len(ids))}
 	start := commonPrefix(tok.Encode(prompt, true), ids)
 	copy(s.Labels[start:], ids[start:])

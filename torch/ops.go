@@ -487,6 +487,13 @@ func (t Tensor) IndexSelect(dim int, index Tensor) Tensor {
 	return c.end("index_select", t, index)
 }
 
+// IndexAdd is t with the slices of source along dim added to those of t that index (int64, rank 1) names.
+func (t Tensor) IndexAdd(dim int, index, source Tensor) Tensor {
+	c := begin()
+	libtch.AtgIndexAdd(&c.out[0], t.c, int64(dim), index.c, source.c)
+	return c.end("index_add", t, index, source)
+}
+
 // Gather picks elements along dim by index.
 func (t Tensor) Gather(dim int, index Tensor) Tensor {
 	c := begin()

@@ -50,10 +50,7 @@ func (c *Console) Step(s Step) error {
 		c.Notice(fmt.Sprintf("step %d skipped: its gradients are no finite numbers (norm %v)", s.Step, s.Norm))
 	}
 	if s.Step == 1 || s.Step%c.every == 0 || s.Step == c.total {
-		more := ""
-		for _, m := range c.more {
-			more += fmt.Sprintf("  %s %.4f", strings.ReplaceAll(m.Name, "_", " "), m.Value/float64(c.steps))
-		}
+		more := spelled(c.more, c.steps)
 		c.line(fmt.Sprintf("step %*d/%d  epoch %.2f  loss %.4f%s  rate %.2e  norm %.3f  %.0f tok/s  %s", digits(c.total), s.Step, c.total,
 			s.Epoch, c.loss/float64(c.steps), more, s.Rate, s.Norm, float64(c.tokens)/c.second, gigabytes(s.Memory)))
 		c.loss, c.tokens, c.second, c.steps, c.more = 0, 0, 0, 0, nil
@@ -67,8 +64,16 @@ func (c *Console) Step(s Step) error {
 
 // Validation writes a line.
 func (c *Console) Validation(v Validation) error {
-	c.line(fmt.Sprintf("step %*d/%d  validation loss %.4f  (%.1f s)", digits(c.total), v.Step, c.total, v.Loss, v.Seconds))
+	c.line(fmt.Sprintf("step %*d/%d  validation loss %.4f%s  (%.1f s)", digits(c.total), v.Step, c.total, v.Loss, spelled(v.Measures, 1), v.Seconds))
 	return nil
+}
+
+// spelled writes measures, summed over n steps, for people.
+func spelled(measures []Measure, n int) (text string) {
+	for _, m := range measures {
+		text += fmt.Sprintf("  %s %.4f", strings.ReplaceAll(m.Name, "_", " "), m.Value/float64(n))
+	}
+	return text
 }
 
 // Notice writes a line.

@@ -21,7 +21,7 @@ type fingerprint struct {
 	Config     model.Config `json:"config"`
 	Data       string       `json:"data"`
 	Validation string       `json:"validation,omitempty"`
-	// Weights is of a part of each of the model's weights as they are now, where they do not change.
+	// Weights is of a part of each of the model's weights as they are now, where they do not change or are compared with.
 	Weights string `json:"weights,omitempty"`
 	DType   string `json:"dtype"`
 }
@@ -31,7 +31,7 @@ func fingerprintOf(m model.Model, data, validation *text.Dataset, o Options) fin
 	if validation != nil {
 		f.Validation = validation.Hash()
 	}
-	if o.LoRA != nil || o.HeadOnly {
+	if o.LoRA != nil || o.HeadOnly || o.Objective == DPO {
 		f.Weights = hashWeights(m)
 	}
 	return f
@@ -57,6 +57,9 @@ func (t *Trainer) settings() (json.RawMessage, error) {
 	// What a step learns from counts, not who passes over which part of it.
 	_, parts := o.rowGroup()
 	o.BatchSize, o.Accumulate = o.BatchSize*o.Accumulate*parts, 1
+	if o.Objective == SFT {
+		o.Objective = "" // as before there was another
+	}
 	if o.Schedule == optim.Constant {
 		o.Steps = 0 // the rates do not depend on where the run ends
 	}

@@ -28,15 +28,19 @@ type Step struct {
 	Tokens  int     // that are not padding
 	Seconds float64
 	Memory  int64 // bytes that the process has resident, or that libtorch has allocated on the GPU
-	// Measures are what else the objective tells: "objective" is the loss with label smoothing and z-loss, which Loss is without.
+	// Measures are what else the objective tells. "objective" is the loss with label smoothing and z-loss, which Loss is
+	// without. DPO's Loss is a mean over pairs, as are "reward_chosen" and "reward_rejected" (beta times how far the answers'
+	// log-probabilities are from the reference's), "reward_margin" (their difference) and "accuracy" (how often it is positive).
 	Measures []Measure
 }
 
 // Validation is a look at the validation set after a step; 0 is before the first.
 type Validation struct {
 	Step    int
-	Loss    float64 // mean over the labels, nats
+	Loss    float64 // mean over the labels, or pairs, nats
 	Seconds float64
+	// Measures are DPO's, as in Step.
+	Measures []Measure
 }
 
 // record is a line of metrics.jsonl. Loss and norm are null where they are no finite numbers.
@@ -154,11 +158,15 @@ func (l *logFiles) Step(s Step) error {
 // Validation writes a validation's line.
 func (l *logFiles) Validation(v Validation) error {
 	if l.events != nil {
-		if err := l.events.scalars(v.Step, map[string]float64{"validation/loss": v.Loss}); err != nil {
+		values := map[string]float64{"validation/loss": v.Loss}
+		for _, m := range v.Measures {
+			values["validation/"+m.Name] = m.Value
+		}
+		if err := l.events.scalars(v.Step, values); err != nil {
 			return err
 		}
 	}
-	return l.write(record{Step: v.Step, Validation: numberOf(v.Loss), Seconds: v.Seconds}, nil)
+	return l.write(record{Step: v.Step, Validation: numberOf(v.Loss), Seconds: v.Seconds}, v.Measures)
 }
 
 // Notice is not written.

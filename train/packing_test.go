@@ -63,17 +63,17 @@ func TestSamplesPackedIntoRowsLoseWhatTheyLoseAlone(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				torch.Scoped(func() { alone += net.evaluate(newMicroBatch(one, torch.CPU)) })
+				torch.Scoped(func() { alone += net.evaluate(newMicroBatch(one, torch.CPU))[0] })
 				labels += one.Targets
 			}
 			torch.Scoped(func() {
 				mb := newMicroBatch(packed, torch.CPU)
-				together := net.evaluate(mb)
+				together := net.evaluate(mb)[0]
 				if mb.targets != labels || math.Abs(together-alone) > 2e-5*alone {
 					t.Errorf("seed %d, %s: %d labels lose %v in rows, %d lose %v alone", seed, name, mb.targets, together, labels, alone)
 				}
 				mb.seq.Segments = torch.Tensor{}
-				if mixed := net.evaluate(mb); math.Abs(mixed-together) < 1e-6*alone { // by chance the sums may lie close
+				if mixed := net.evaluate(mb)[0]; math.Abs(mixed-together) < 1e-6*alone { // by chance the sums may lie close
 					t.Errorf("seed %d, %s: samples that see each other lose %v, alone %v: this test tells nothing", seed, name, mixed, alone)
 				}
 			})

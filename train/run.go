@@ -17,7 +17,7 @@ const mostSkipped = 10
 // returns ctx's error.
 func (t *Trainer) Run(ctx context.Context) error {
 	return torch.Run(func() error {
-		if o := t.options; t.device.IsCUDA() && len(o.measured()) > 0 {
+		if o := t.options; t.device.IsCUDA() && (o.LabelSmoothing != 0 || o.ZLoss != 0) {
 			t.notice("label smoothing and z-loss are not in this device's kernels: the loss is computed by libtorch, a chunk of rows at a time")
 		}
 		for {
@@ -112,13 +112,13 @@ func (t *Trainer) stop(ctx context.Context) error {
 func (t *Trainer) next() (err error) {
 	begin := time.Now()
 	step := Step{Step: t.step + 1, Rate: t.schedule.Rate(t.step)}
-	// The divisor is the number of labels of all passes, so that accumulation gives what one large batch would.
+	// The divisor is the number of labels (or pairs) of all passes, so that accumulation gives what one large batch would.
 	list, labels := make([]text.Batch, t.options.Accumulate), make([]float64, t.options.Accumulate)
 	for i := range list {
 		if list[i], err = t.batches.Next(); err != nil {
 			return err
 		}
-		labels[i] = float64(targets(list[i]))
+		labels[i] = float64(t.options.count(list[i]))
 		step.Tokens += list[i].Tokens
 	}
 	step.Epoch = t.batches.Progress()
@@ -141,7 +141,7 @@ func (t *Trainer) next() (err error) {
 		for i, b := range list {
 			if labels[i] > 0 {
 				torch.Scoped(func() {
-					for i, v := range t.net.gradients(newMicroBatch(b, t.device), divisor, i == last) {
+					for i, v := range t.net.gradients(t.microBatch(b, t.reference[t.data]), divisor, i == last) {
 						numbers[i] += v
 					}
 				})
@@ -168,56 +168,72 @@ func (t *Trainer) next() (err error) {
 	return t.tell(func(l Listener) error { return l.Step(step) })
 }
 
-// Evaluate is the mean loss, in nats, over every label of a data set.
+// Evaluate is the mean loss, in nats, over every label of a data set, or over the pairs of one that the run was given.
 func (t *Trainer) Evaluate(ctx context.Context, data *text.Dataset) (loss float64, err error) {
 	err = torch.Run(func() (err error) {
-		loss, err = t.evaluate(ctx, data)
+		numbers, err := t.evaluate(ctx, data)
+		loss = numbers[0]
 		return err
 	})
 	return loss, err
 }
 
-func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) (float64, error) {
-	index, parts := t.options.rowGroup()
-	batches, err := text.NewBatcher(data, text.BatchOptions{Rows: t.options.BatchSize, Length: t.options.SequenceLength, InOrder: true,
-		Rank: index, World: parts})
-	if err != nil {
-		return 0, err
+// evaluate gives the numbers of network.evaluate for a data set, divided by the number of its labels or pairs.
+func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) ([]float64, error) {
+	numbers, count := []float64{0}, 0.0
+	if t.options.Objective == DPO {
+		numbers = make([]float64, 1+len(t.options.measured()))
+		if t.reference[data] == nil {
+			return numbers, fmt.Errorf("what the reference says of this data set is not known")
+		}
 	}
-	sum, labels := 0.0, 0
+	batches, err := text.NewBatcher(data, t.options.layout(text.BatchOptions{InOrder: true}))
+	if err != nil {
+		return numbers, err
+	}
 	for {
 		if ctx.Err() != nil && t.options.processes() == 1 { // others would wait for this process
-			return 0, ctx.Err()
+			return numbers, ctx.Err()
 		}
 		b, err := batches.Next()
 		if err != nil {
-			return 0, err
+			return numbers, err
 		}
-		if n := targets(b); n > 0 || t.options.processes() > 1 {
-			torch.Scoped(func() { sum += t.net.evaluate(newMicroBatch(b, t.device)) })
-			labels += n
+		if n := t.options.count(b); n > 0 || t.options.processes() > 1 {
+			torch.Scoped(func() {
+				for i, v := range t.net.evaluate(t.microBatch(b, t.reference[data])) {
+					numbers[i] += v
+				}
+			})
+			count += float64(n)
 		}
 		if b.Last {
 			break
 		}
 	}
 	if world := t.options.World; world != nil {
-		sums := world.All.Sums(sum, float64(labels))
-		sum, labels = sums[0], int(sums[1])
+		sums := world.All.Sums(append(numbers, count)...)
+		numbers, count = sums[:len(numbers)], sums[len(numbers)]
 	}
-	return sum / float64(max(1, labels)), nil
+	for i := range numbers {
+		numbers[i] /= max(1, count)
+	}
+	return numbers, nil
 }
 
 // look measures the validation loss.
 func (t *Trainer) look(ctx context.Context) error {
 	begin := time.Now()
 	t.at("validation after step %d", t.step)
-	loss, err := t.evaluate(ctx, t.valid)
+	numbers, err := t.evaluate(ctx, t.valid)
 	if err != nil {
 		return err
 	}
 	t.validated = t.step
-	v := Validation{Step: t.step, Loss: loss, Seconds: time.Since(begin).Seconds()}
+	v := Validation{Step: t.step, Loss: numbers[0], Seconds: time.Since(begin).Seconds()}
+	if t.options.Objective == DPO {
+		v.Measures = t.options.named(numbers)
+	}
 	return t.tell(func(l Listener) error { return l.Validation(v) })
 }
 

@@ -12,6 +12,7 @@ type microBatch struct {
 	// Of the B·L positions, those that predict a counted label, and these labels (int64 [N]). The head works on them alone.
 	rows, labels torch.Tensor
 	targets      int // N
+	pairing          // of a batch of pairs
 }
 
 // newMicroBatch makes the tensors of b on device. Labels are as Hugging Face has them, at the token they are: the position
@@ -81,6 +82,7 @@ type network struct {
 	dropout   bool // whether a forward pass draws random numbers
 	// What the loss is besides the labels' negative log-likelihood, see Options.
 	smoothing, zLoss float64
+	beta             float64 // DPO's; 0 where the objective is another
 }
 
 // after is the unit that is used after block i in a forward pass.
@@ -191,15 +193,16 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64
 	if generator[count].Defined() {
 		torch.SetRNGState(device, generator[count])
 	}
-	list := make([]float64, 0, 2)
+	var list []float64
 	for _, v := range told.Values() { // waited for now that everything else is on its way
 		list = append(list, float64(v))
 	}
 	return list
 }
 
-// evaluate returns the summed negative log-likelihood of a micro-batch's labels.
-func (n *network) evaluate(mb microBatch) (sum float64) {
+// infer runs a micro-batch forward without gradients, and calls head with the last hidden states [B,L,D] while the head's
+// weights are there.
+func (n *network) infer(mb microBatch, head func(hidden torch.Tensor)) {
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
 			pass := n.model.Begin(mb.seq)
@@ -215,12 +218,10 @@ func (n *network) evaluate(mb microBatch) (sum float64) {
 				n.strategy.leave(i+1, false)
 			}
 			n.strategy.use(n.head, -1)
-			all, _ := n.model.Head().Loss(n.rows(x, mb), mb.labels, torch.Loss{Divisor: 1})
-			sum = torch.Item[float64](all)
+			head(x)
 			n.strategy.leave(n.head, false)
 		})
 	})
-	return sum
 }
 
 // leaf is x's values as a tensor that a backward pass ends at, with a gradient of its own if grad.

@@ -19,6 +19,8 @@ func TestDividedLayersLearnWhatOneProcessLearns(t *testing.T) {
 		"2 bamba LoRA":                       {2, 2, func(s *runSpec) { s.Architecture, s.Options.LoRA = "bamba", lora() }},
 		"2x2 fsdp llama LoRA":                {4, 2, func(s *runSpec) { s.Distributed, s.Options.LoRA = FSDP, lora() }},
 		"2 llama head alone":                 {2, 2, func(s *runSpec) { s.Options.HeadOnly = true }},
+		"2 llama preferences":                {2, 2, func(s *runSpec) { s.Options.Objective, s.Tied = DPO, false }},
+		"2x2 fsdp bamba preferences":         {4, 2, func(s *runSpec) { s.Distributed, s.Architecture, s.Options.Objective = FSDP, "bamba", DPO }},
 		"2 llama smoothed":                   {2, 2, func(s *runSpec) { s.Options.LabelSmoothing, s.Options.ZLoss = 0.1, 1e-2 }},
 	} {
 		t.Run(what, func(t *testing.T) {

@@ -56,6 +56,11 @@ type Options struct {
 	Decay       float64 `json:"weight_decay"`
 	Clip        float64 `json:"clip"` // the largest norm of a step's gradients; 0 for any
 
+	Objective string  `json:"objective,omitempty"` // SFT, which "" means, or DPO
+	Beta      float64 `json:"dpo_beta,omitempty"`  // DPO's: how dear it is to leave the reference; 0 means 0.1
+	// Progress, where it is not nil, hears how far the work before the first step is, and can end it with an error.
+	Progress func(what string, done, total int) error `json:"-"`
+
 	LabelSmoothing float64 `json:"label_smoothing,omitempty"` // the part of a label that is spread over the vocabulary
 	ZLoss          float64 `json:"z_loss,omitempty"`          // the coefficient of the squared log of the softmax's denominator
 
@@ -114,7 +119,9 @@ type Trainer struct {
 	options   Options
 	net       network
 	batches   *text.Batcher
+	data      *text.Dataset
 	valid     *text.Dataset
+	reference map[*text.Dataset]reference // DPO
 	device    torch.Device
 	params    []optim.Param
 	held      []piece // what params are of the weights
@@ -158,6 +165,9 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 			if err := set.CheckVocabulary(m.Head().Shape[0]); err != nil {
 				return nil, err
 			}
+			if pairs := set.Pairs(); o.Objective == DPO && pairs < set.Len() || o.Objective != DPO && pairs > 0 {
+				return nil, fmt.Errorf("%d of %d samples are pairs of answers, which are for the objective %s alone", pairs, set.Len(), DPO)
+			}
 		}
 	}
 	pad := int32(0)
@@ -169,11 +179,7 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 	if err := o.checkDistributed(); err != nil {
 		return nil, err
 	}
-	rows, parts := o.rowGroup()
-	batches, err := text.NewBatcher(data, text.BatchOptions{
-		Rows: o.BatchSize, Length: o.SequenceLength, Pack: o.Pack, Pad: pad, Seed: uint64(o.Seed), Passes: o.Accumulate,
-		Rank: rows, World: parts,
-	})
+	batches, err := text.NewBatcher(data, o.layout(text.BatchOptions{Pack: o.Pack, Pad: pad, Seed: uint64(o.Seed), Passes: o.Accumulate}))
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +196,7 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 	if o.ValidateSteps == 0 {
 		o.ValidateSteps = max(1, o.Steps/10)
 	}
-	t := &Trainer{options: o, batches: batches, valid: validation, validated: -1, saved: -1, started: time.Now()}
+	t := &Trainer{options: o, batches: batches, data: data, valid: validation, validated: -1, saved: -1, started: time.Now()}
 	t.schedule = optim.Schedule{Kind: o.Schedule, Peak: o.Rate, Min: o.MinRate, Warmup: o.WarmupSteps, Steps: o.Steps}
 	defer func() {
 		if err != nil {
@@ -207,6 +213,9 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 		return nil, err
 	}
 	if err := t.alike(); err != nil {
+		return nil, err
+	}
+	if err := t.refer(data, validation); err != nil {
 		return nil, err
 	}
 	if err := t.resume(); err != nil {
@@ -228,6 +237,10 @@ func (o Options) complete() Options {
 	otherwise(&o.Beta1, 0.9)
 	otherwise(&o.Beta2, 0.999)
 	otherwise(&o.Recompute, RecomputeNone)
+	otherwise(&o.Objective, SFT)
+	if o.Objective == DPO {
+		otherwise(&o.Beta, 0.1)
+	}
 	otherwise(&o.Keep, 2)
 	otherwise(&o.Distributed, None)
 	if o.World != nil {
@@ -312,7 +325,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 	if o.TensorSize > 0 {
 		t.device = o.World.Device() // where the parts go
 	}
-	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute, head: headUnit(m), smoothing: o.LabelSmoothing, zLoss: o.ZLoss}
+	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute, head: headUnit(m), smoothing: o.LabelSmoothing, zLoss: o.ZLoss, beta: o.Beta}
 	t.print = fingerprintOf(m, data, validation, o)
 	if o.processes() > 1 {
 		t.began = hashWeights(m)

@@ -107,6 +107,9 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 	o := s.options()
 	o.World = world
 	data, validation := samples(60, 1), samples(7, 2)
+	if s.Options.Objective == DPO {
+		data, validation = pairs(60, 1), pairs(7, 2)
+	}
 	if strings.HasPrefix(s.Architecture, "planned ") {
 		data, validation = samples(2000, 1), nil
 	}
@@ -313,17 +316,19 @@ func TestEveryStrategyLearnsWhatOneProcessLearns(t *testing.T) {
 		world  int
 		change func(*runSpec)
 	}{
-		"ddp 2 llama":             {2, func(s *runSpec) { s.Distributed = DDP }},
-		"ddp 4 bamba untied":      {4, func(s *runSpec) { s.Distributed, s.Architecture, s.Tied = DDP, "bamba", false }},
-		"fsdp 1 llama":            {1, func(s *runSpec) { s.Distributed = FSDP }},
-		"fsdp 2 llama packed":     {2, func(s *runSpec) { s.Distributed, s.Options.Pack, s.Recompute = FSDP, true, RecomputeBlock }},
-		"fsdp 4 bamba":            {4, func(s *runSpec) { s.Distributed, s.Architecture = FSDP, "bamba" }},
-		"fsdp 2 llama untied":     {2, func(s *runSpec) { s.Distributed, s.Tied, s.Keep = FSDP, false, true }},
-		"hsdp 4 llama":            {4, func(s *runSpec) { s.Distributed, s.ShardSize = HSDP, 2 }},
-		"ddp 2 llama LoRA":        {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = DDP, lora() }},
-		"fsdp 2 llama LoRA":       {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = FSDP, lora() }},
-		"fsdp 2 llama head alone": {2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = FSDP, true }},
-		"ddp 2 llama head alone":  {2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = DDP, true }},
+		"ddp 2 llama":              {2, func(s *runSpec) { s.Distributed = DDP }},
+		"ddp 4 bamba untied":       {4, func(s *runSpec) { s.Distributed, s.Architecture, s.Tied = DDP, "bamba", false }},
+		"fsdp 1 llama":             {1, func(s *runSpec) { s.Distributed = FSDP }},
+		"fsdp 2 llama packed":      {2, func(s *runSpec) { s.Distributed, s.Options.Pack, s.Recompute = FSDP, true, RecomputeBlock }},
+		"fsdp 4 bamba":             {4, func(s *runSpec) { s.Distributed, s.Architecture = FSDP, "bamba" }},
+		"fsdp 2 llama untied":      {2, func(s *runSpec) { s.Distributed, s.Tied, s.Keep = FSDP, false, true }},
+		"hsdp 4 llama":             {4, func(s *runSpec) { s.Distributed, s.ShardSize = HSDP, 2 }},
+		"ddp 2 llama LoRA":         {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = DDP, lora() }},
+		"ddp 2 llama preferences":  {2, func(s *runSpec) { s.Distributed, s.Options.Objective, s.Options.Pack = DDP, DPO, true }},
+		"fsdp 2 bamba preferences": {2, func(s *runSpec) { s.Distributed, s.Architecture, s.Options.Objective = FSDP, "bamba", DPO }},
+		"fsdp 2 llama LoRA":        {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = FSDP, lora() }},
+		"fsdp 2 llama head alone":  {2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = FSDP, true }},
+		"ddp 2 llama head alone":   {2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = DDP, true }},
 	} {
 		t.Run(what, func(t *testing.T) {
 			s := spec()

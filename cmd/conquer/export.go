@@ -265,6 +265,22 @@ func newBar(total int64, what string) *progressbar.ProgressBar {
 		progressbar.OptionShowBytes(true), progressbar.OptionSetWidth(30), progressbar.OptionUseANSICodes(true))
 }
 
+// countBar shows how much of something is done, one bar after the other, where a person watches.
+func countBar() func(what string, done, total int) {
+	var bar *progressbar.ProgressBar
+	current := ""
+	return func(what string, done, total int) {
+		if !isTerminal(os.Stderr) {
+			return
+		}
+		if what != current {
+			current, bar = what, progressbar.NewOptions(total, progressbar.OptionSetDescription(what), progressbar.OptionSetWriter(os.Stderr),
+				progressbar.OptionShowCount(), progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish())
+		}
+		bar.Set(done)
+	}
+}
+
 // tensorBytes is what a tensor takes when it is written.
 func tensorBytes(c checkpoint.Source, name string, dtype *torch.DType) int {
 	info, _ := c.Info(name)

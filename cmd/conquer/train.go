@@ -36,6 +36,8 @@ conquer train --architecture llama --variant micro --tokenizer tokenizer.json --
 # on a data set of the Hugging Face Hub, or on folders of token shards in Arrow, which may be larger than memory
 conquer train --model_path smollm2-135m --data_path hf://datasets/tatsu-lab/alpaca --output_path tuned
 conquer train --model_path smollm2-135m --data_path shards --pack --steps 1000 --output_path tuned
+# teach it which of two answers is the better one
+conquer train --objective dpo --model_path tuned --data_path examples/preferences/train.jsonl --output_path preferring
 # one that reads characters, from a folder of sources
 conquer train --architecture bamba --variant bytes --tokenizer char_tokenizer --data_path src --pack --sequence_length 1024 \
   --batch_size 4 --steps 500 --learning_rate 6e-3 --beta2 0.98 --output_path mine`,
@@ -73,10 +75,10 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.IntVar(&o.Steps, "steps", 0, "steps to take")
 	flags.IntVar(&o.BatchSize, "batch_size", 8, "samples of one forward pass, or rows with --pack")
 	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes of one step")
-	flags.IntVar(&o.SequenceLength, "sequence_length", 512, "most `tokens` of a sample, or tokens of a row with --pack")
+	flags.IntVar(&o.SequenceLength, "sequence_length", 512, "most `tokens` of a sample, or of each answer with its prompt with --objective dpo, or tokens of a row with --pack")
 	flags.BoolVar(&o.Pack, "pack", false, "put several samples in a row; they do not see each other")
 
-	flags.Float64Var(&o.Rate, "learning_rate", 0, "peak `rate` (default 1e-4; 5e-4 for LoRA and --head_only)")
+	flags.Float64Var(&o.Rate, "learning_rate", 0, "peak `rate` (default 1e-4; 5e-4 for LoRA and --head_only; a twentieth of these for dpo)")
 	flags.StringVar(&o.Schedule, "schedule", "cosine", "how the rate falls after the warm-up: cosine, linear or constant")
 	flags.IntVar(&o.WarmupSteps, "warmup_steps", -1, "steps over which the rate rises (default: a twentieth of the run)")
 	flags.Float64Var(&o.MinRate, "min_learning_rate", 0, "what the `rate` falls to")
@@ -84,6 +86,8 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.Float64Var(&o.Beta1, "beta1", 0.9, "AdamW's decay of the mean gradient")
 	flags.Float64Var(&o.Beta2, "beta2", 0.999, "AdamW's decay of the mean squared gradient")
 	flags.Float64Var(&o.Clip, "clip", 1, "largest `norm` of a step's gradients; 0: any")
+	flags.StringVar(&o.Objective, "objective", train.SFT, "what to learn: sft, texts and answers; dpo, to prefer one answer of a pair (records of prompt, chosen and rejected)")
+	flags.Float64Var(&o.Beta, "dpo_beta", 0, "with --objective dpo: how dear it is to leave what the model said before (default 0.1)")
 	flags.Float64Var(&o.LabelSmoothing, "label_smoothing", 0, "`part` of each label to spread evenly over the vocabulary, such as 0.1")
 	flags.Float64Var(&o.ZLoss, "z_loss", 0, "`coefficient`, such as 1e-4, of the squared logarithm of the softmax's denominator, which keeps logits from drifting")
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "keep bfloat16 weights without float32 originals, AdamW's averages in bfloat16 too, and round them at random: 8 bytes a weight in place of 16")
@@ -127,6 +131,8 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 // check reports flags that contradict each other and fills in defaults that depend on others.
 func (f *trainFlags) check() error {
 	switch {
+	case !slices.Contains(train.Objectives, f.Objective):
+		return usagef("--objective: unknown objective %q: choose one of %s", f.Objective, strings.Join(train.Objectives, ", "))
 	case (f.path == "") == (f.architecture == "" && f.variant == ""):
 		return usagef("give --model_path to tune a model, or --architecture and --variant to begin with fresh weights")
 	case f.path == "" && (f.architecture == "" || f.variant == ""):
@@ -166,6 +172,9 @@ func (f *trainFlags) check() error {
 		if f.LoRA != nil || f.HeadOnly {
 			f.Rate = 5e-4
 		}
+		if f.Objective == train.DPO {
+			f.Rate /= 20
+		}
 	}
 	f.Recompute = train.Recompute(f.recompute)
 	if f.CheckpointPath == "" {
@@ -200,6 +209,13 @@ func (f *trainFlags) run(ctx context.Context) error {
 		return err
 	}
 	f.Tokenizer = o.tokenizer
+	bar := countBar()
+	f.Progress = func(what string, done, total int) error {
+		if world == nil || world.Rank == 0 {
+			bar(what, done, total)
+		}
+		return ctx.Err()
+	}
 	t, err := train.New(o.model, data, validation, f.Options)
 	if err != nil {
 		return err
@@ -339,7 +355,11 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string, t
 		files = append(files, fetched...)
 	}
 	for _, path := range files {
-		d, err := text.LoadDataset(path, tok, text.DatasetOptions{MaxLength: f.SequenceLength})
+		o := text.DatasetOptions{MaxLength: f.SequenceLength}
+		if f.Objective == train.DPO {
+			o.Layout = text.Preference
+		}
+		d, err := text.LoadDataset(path, tok, o)
 		if err != nil {
 			return nil, err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -36,5 +37,55 @@ func TestAModelOfCharactersIsTrainedFromNothingAndContinuesText(t *testing.T) {
 	score := decode[scoreOutput](t, succeed(t, "score", "--model_path", out, "--text", "round the tower", "--json"))
 	if score.Tokens != len("round the tower") || !(score.Perplexity > 1 && score.Perplexity < 100) {
 		t.Errorf("scores %+v", score)
+	}
+}
+
+func TestAPreferenceIsLearnedFromPairsAndABadPairIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	pairs := filepath.Join(dir, "pairs.jsonl")
+	var lines strings.Builder
+	for i := range 8 {
+		fmt.Fprintf(&lines, `{"prompt":"%d","chosen":"aaa","rejected":"bbbb"}`+"\n", i)
+	}
+	if err := os.WriteFile(pairs, []byte(lines.String()), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	args := func(data, out string, more ...string) []string {
+		return append([]string{"train", "--architecture", "bamba", "--variant", "bytes", "--tokenizer", "char_tokenizer", "--data_path", data,
+			"--output_path", filepath.Join(dir, out), "--batch_size", "4", "--steps", "4", "--learning_rate", "1e-3", "--checkpoint_steps", "3"}, more...)
+	}
+	if _, stderr, code := invoke(t, "", args(pairs, "out", "--objective", "dpo", "--validation_path", pairs)...); code != 0 {
+		t.Fatalf("exit %d\n%s", code, stderr)
+	}
+	metrics, err := os.ReadFile(filepath.Join(dir, "out", "metrics.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	looks := regexp.MustCompile(`"validation_loss":([0-9.]+).*"reward_margin":([-0-9.e]+),"accuracy":([0-9.]+)}`).FindAllStringSubmatch(string(metrics), -1)
+	if len(looks) < 2 || !strings.HasPrefix(looks[0][1], "0.69") || looks[len(looks)-1][1] > "0.6" || looks[len(looks)-1][3] != "1" {
+		t.Errorf("the looks are %v of\n%s", looks, metrics)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "out", "checkpoints", "reference.json")); err != nil {
+		t.Error(err)
+	}
+	for name, c := range map[string]struct {
+		line, want string
+		more       []string
+		code       int
+	}{
+		"bad":      {`{"prompt":"x","chosen":3,"rejected":"y"}`, `:9: field "chosen" is 3`, []string{"--objective", "dpo"}, 1},
+		"no pair":  {`{"text":"x"}`, ":9: a record of layout text, expected a pair", []string{"--objective", "dpo"}, 1},
+		"no dpo":   {"", ":1: a pair of answers", nil, 1},
+		"unknown":  {"", "unknown objective", []string{"--objective", "ppo"}, 2},
+		"negative": {"", "it must be positive", []string{"--objective", "dpo", "--dpo_beta", "-1"}, 2},
+	} {
+		path := filepath.Join(dir, "bad.jsonl")
+		if err := os.WriteFile(path, []byte(lines.String()+c.line), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		_, stderr, code := invoke(t, "", args(path, "none", c.more...)...)
+		if code != c.code || !strings.Contains(stderr, c.want) || strings.Count(strings.TrimSpace(stderr), "\n") > 0 {
+			t.Errorf("%s: exit %d\n%s", name, code, stderr)
+		}
 	}
 }
