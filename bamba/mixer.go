@@ -89,21 +89,23 @@ func (m *Mixer) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, laye
 
 	in := torch.SSDInput{
 		X: parts[0].View(batch, length, heads, headDim), DT: dt,
-		A: m.ALog.To(torch.Float32).Exp().Neg(),
 		B: parts[1].View(batch, length, groups, states), C: parts[2].View(batch, length, groups, states),
 		D: m.D.Tensor, DTBias: m.DTBias.Tensor, Softplus: true, DTMin: m.dtMin, DTMax: m.dtMax,
 		InitialState: state, Segments: pass.Segments,
 	}
-	var y torch.Tensor
 	if layer != nil && length == 1 {
-		in.X, in.DT, in.B, in.C = in.X.Squeeze(1), in.DT.Squeeze(1), in.B.Squeeze(1), in.C.Squeeze(1)
-		y = torch.SSDStep(state, in)
-	} else {
-		var final torch.Tensor
-		y, final = m.chunking.Scan(in)
-		if layer != nil {
-			state.Copy(final.Detach())
+		in.X, in.DT, in.B, in.C, in.ALog = in.X.Squeeze(1), in.DT.Squeeze(1), in.B.Squeeze(1), in.C.Squeeze(1), m.ALog.Tensor
+		if m.Norm.Group == inner && m.Out.Weight.Part == nil { // the step opens the gate, and the last product normalizes
+			in.Z = gate.Reshape(batch, heads, headDim)
+			return m.Out.ForwardNormedAdd(m.Norm.Weight, m.Norm.Eps, torch.SSDStep(state, in).Reshape(batch, 1, inner), x)
 		}
+		y := torch.SSDStep(state, in)
+		return m.Out.ForwardAdd(m.Norm.Forward(y.Reshape(batch, length, inner), gate), x)
+	}
+	in.A = m.ALog.To(torch.Float32).Exp().Neg()
+	y, final := m.chunking.Scan(in)
+	if layer != nil {
+		state.Copy(final.Detach())
 	}
 	return m.Out.ForwardAdd(m.Norm.Forward(y.Reshape(batch, length, inner), gate), x)
 }

@@ -451,6 +451,9 @@ func TestStepsAreTheScan(t *testing.T) {
 			var ys []torch.Tensor
 			for i := range p.length {
 				token := in
+				if i%2 == 1 {
+					token.A, token.ALog = torch.Tensor{}, in.A.Neg().Log()
+				}
 				for _, t := range []*torch.Tensor{&token.X, &token.DT, &token.B, &token.C, &token.Z} {
 					if t.Defined() {
 						*t = t.Select(1, i)

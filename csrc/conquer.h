@@ -145,6 +145,9 @@ int cq_linear_add(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor resid
 /* cq_linear of cq_rms_norm of x with the weight norm [D]; and cq_swiglu of that: weight [2F, D] then holds the gate
  * first, and the result is [..., F]. */
 int cq_norm_linear(cq_tensor x, cq_tensor norm, double eps, cq_tensor weight, cq_tensor bias, cq_tensor *out);
+/* residual [..., N] plus cq_norm_linear. */
+int cq_norm_linear_add(cq_tensor x, cq_tensor norm, double eps, cq_tensor weight, cq_tensor bias, cq_tensor residual,
+                       cq_tensor *out);
 int cq_norm_linear_swiglu(cq_tensor x, cq_tensor norm, double eps, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 
 /* x [..., D] scaled to a root mean square of one, times weight [D]; rounded as Hugging Face's LlamaRMSNorm does. */
@@ -242,9 +245,11 @@ int cq_ssd_scan(cq_tensor x, cq_tensor dt, cq_tensor a, cq_tensor b, cq_tensor c
                 int dt_softplus, double dt_min, double dt_max, cq_tensor *y, cq_tensor *final_state);
 
 /* One token of the same recurrence, without gradients: state [B,H,P,N] is updated in place (float32, bfloat16 or
- * float16); x and z [B,H,P], dt [B,H], B and C [B,G,N]; D, z and dt_bias may be NULL. y has x's shape and dtype. */
-int cq_ssd_step(cq_tensor state, cq_tensor x, cq_tensor dt, cq_tensor a, cq_tensor b, cq_tensor c, cq_tensor d,
-                cq_tensor z, cq_tensor dt_bias, int dt_softplus, double dt_min, double dt_max, cq_tensor *y);
+ * float16); x and z [B,H,P], dt [B,H], B and C [B,G,N]; D, z and dt_bias may be NULL. Where a_log is not 0, a holds
+ * log(-A), as models keep it. y has x's shape and dtype. */
+int cq_ssd_step(cq_tensor state, cq_tensor x, cq_tensor dt, cq_tensor a, int a_log, cq_tensor b, cq_tensor c,
+                cq_tensor d, cq_tensor z, cq_tensor dt_bias, int dt_softplus, double dt_min, double dt_max,
+                cq_tensor *y);
 
 /* Causal depthwise convolution, with gradients: y[t] = bias + sum_k weight[:,k]*x[t-(W-1)+k], then SiLU where silu is
  * not 0. x [B,L,D], weight [D,W] with W from 2 to 4, bias [D] or NULL, initial_state [B,W-1,D] or NULL (the inputs

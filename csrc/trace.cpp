@@ -1,6 +1,7 @@
 // trace.cpp: libtorch's profiler (Kineto): a trace that Chrome and Perfetto open, and the time by operation.
 #include "internal.h"
 
+#include <kineto/ActivityType.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <unistd.h>
@@ -30,7 +31,8 @@ std::string table_of(const std::vector<profiler::KinetoEvent> &events) {
   std::map<std::pair<bool, std::string>, Row> rows; // on a GPU or not, name
   std::map<uint64_t, std::vector<const profiler::KinetoEvent *>> threads;
   for (const auto &e : events) {
-    if (e.isAsync())
+    // A named range of the host shows again on the GPU that works for it, over the kernels that are counted anyhow.
+    if (e.isAsync() || e.activityType() == static_cast<uint8_t>(libkineto::ActivityType::GPU_USER_ANNOTATION))
       continue;
     if (e.deviceType() == c10::DeviceType::CPU) {
       threads[e.startThreadId()].push_back(&e);

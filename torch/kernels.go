@@ -30,6 +30,14 @@ func NormLinear(x, norm Tensor, eps float64, weight, bias Tensor) Tensor {
 	return Tensor{libtch.Ctensor(out)}
 }
 
+// NormLinearAdd is residual [..., N] plus NormLinear.
+func NormLinearAdd(x, norm Tensor, eps float64, weight, bias, residual Tensor) Tensor {
+	var out C.cq_tensor
+	check(C.cq_norm_linear_add(x.handle(), norm.handle(), C.double(eps), weight.handle(), bias.handle(), residual.handle(), &out),
+		"norm linear add", x, norm, weight, bias, residual)
+	return Tensor{libtch.Ctensor(out)}
+}
+
 // NormLinearSwiGLU is SwiGLU of NormLinear: weight [2F,D] holds the gate first, the result is [..., F].
 func NormLinearSwiGLU(x, norm Tensor, eps float64, weight, bias Tensor) Tensor {
 	var out C.cq_tensor

@@ -17,6 +17,7 @@ type SSDInput struct {
 	X            Tensor // [B,L,H,P]
 	DT           Tensor // [B,L,H]
 	A            Tensor // [H], negative
+	ALog         Tensor // [H], log(-A) in A's place, for a single step
 	B, C         Tensor // [B,L,G,N], G dividing H
 	D            Tensor // [H], or no tensor
 	Z            Tensor // [B,L,H,P], or no tensor
@@ -46,8 +47,12 @@ func SSDScan(in SSDInput, chunkSize, window int) (y, final Tensor) {
 // SSDStep runs the recurrence for one token, in.X [B,H,P] and the other fields without L likewise, updating state
 // [B,H,P,N] in place, without gradients: y [B,H,P]. InitialState and Segments are not looked at.
 func SSDStep(state Tensor, in SSDInput) Tensor {
+	a, log := in.A, in.ALog.Defined()
+	if log {
+		a = in.ALog
+	}
 	var y C.cq_tensor
-	check(C.cq_ssd_step(state.handle(), in.X.handle(), in.DT.handle(), in.A.handle(), in.B.handle(), in.C.handle(),
+	check(C.cq_ssd_step(state.handle(), in.X.handle(), in.DT.handle(), a.handle(), C.int(flag(log)), in.B.handle(), in.C.handle(),
 		in.D.handle(), in.Z.handle(), in.DTBias.handle(), C.int(flag(in.Softplus)), C.double(in.DTMin),
 		C.double(in.DTMax), &y), "ssd step", state, in.X, in.DT, in.A, in.B, in.C)
 	return Tensor{libtch.Ctensor(y)}

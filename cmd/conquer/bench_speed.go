@@ -49,8 +49,9 @@ func (f *speedFlags) declare(flags *pflag.FlagSet) {
 	f.declareProfile(flags)
 }
 
-// model opens the model, or makes it. The function returned frees it.
-func (f *speedFlags) model(ctx context.Context) (model.Model, func(), error) {
+// model opens the model, or makes it, with room for at least so many positions: fresh weights have no context of their own.
+// The function returned frees what it was read from.
+func (f *speedFlags) model(ctx context.Context, positions int) (model.Model, func(), error) {
 	if (f.path == "") == (f.architecture == "" || f.variant == "") {
 		return nil, nil, usagef("give --model_path, or --architecture and --variant for fresh weights")
 	}
@@ -65,7 +66,7 @@ func (f *speedFlags) model(ctx context.Context) (model.Model, func(), error) {
 	if f.device != "cpu" {
 		dtype = torch.BFloat16
 	}
-	m, err := f.fresh(f.architecture, f.variant, dtype, f.seed, 0)
+	m, err := f.fresh(f.architecture, f.variant, dtype, f.seed, 0, positions)
 	return m, func() {}, err
 }
 
@@ -90,7 +91,7 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 			return usagef("--batch_size, --seq_len and --repeat must be at least 1, --max_new_tokens at least 2")
 		}
 		o.Eager, o.Compiled, o.Cache, o.NoCache, o.Seed = !skip[0], !skip[1], !skip[2], !skip[3], uint64(f.seed)
-		m, done, err := f.model(ctx)
+		m, done, err := f.model(ctx, o.Length+o.NewTokens)
 		if err != nil {
 			return err
 		}
@@ -148,7 +149,7 @@ func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error
 		if err := o.Check(); err != nil {
 			return usageError{err}
 		}
-		m, done, err := f.model(ctx)
+		m, done, err := f.model(ctx, o.SequenceLength)
 		if err != nil {
 			return err
 		}

@@ -108,20 +108,27 @@ func TestGPUReplaysGiveWhatLaunchesGiveInBFloat16(t *testing.T) {
 		if got := mustGenerate(t, m, gpuPrompts[3:], o)[0].Tokens; !slices.Equal(got, want) {
 			t.Errorf("%s: recorded %v, one by one %v", architecture, got, want)
 		}
-		s := generate.NewSession(m, nil)
-		defer s.Close()
-		ids := slices.Clone(gpuPrompts[0])
-		for range 3 { // the recording serves the turns that follow
-			r, _, err := s.Generate(context.Background(), ids, generate.Options{MaxNewTokens: 20, IgnoreEOS: true}, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			alone := mustGenerate(t, m, [][]int32{ids}, generate.Options{MaxNewTokens: 20, IgnoreEOS: true, Compile: generate.CompileNone})[0]
-			if architecture == "llama" && !slices.Equal(alone.Tokens, r.Tokens) {
-				t.Errorf("%s: a session gave %v, alone %v", architecture, r.Tokens, alone.Tokens)
-			}
-			ids = append(append(ids, r.Tokens...), 17)
+	}
+}
+
+// A session's cache has more room than one generation's and holds the turns before, so that sums are cut elsewhere: what it
+// says may differ where two tokens are nearly as likely, which float32 does not see.
+func TestGPUSessionGivesWhatATurnAloneGives(t *testing.T) {
+	device := needGPU(t)
+	m := random(t, sized(t, "llama"), torch.Float32, device)
+	s := generate.NewSession(m, nil)
+	defer s.Close()
+	ids := slices.Clone(gpuPrompts[0])
+	for range 3 { // the recording serves the turns that follow
+		r, _, err := s.Generate(context.Background(), ids, generate.Options{MaxNewTokens: 20, IgnoreEOS: true}, nil)
+		if err != nil {
+			t.Fatal(err)
 		}
+		alone := mustGenerate(t, m, [][]int32{ids}, generate.Options{MaxNewTokens: 20, IgnoreEOS: true, Compile: generate.CompileNone})[0]
+		if !slices.Equal(alone.Tokens, r.Tokens) {
+			t.Errorf("a session gave %v, alone %v", r.Tokens, alone.Tokens)
+		}
+		ids = append(append(ids, r.Tokens...), 17)
 	}
 }
 
@@ -157,8 +164,9 @@ func distanceOf(got, want []float32) float64 {
 	return math.Sqrt(d / n)
 }
 
-func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
-	device := needGPU(t)
+// losses are those of fifty steps from the same weights over the same samples.
+func losses(t *testing.T, architecture string, dtype torch.DType, d torch.Device, o train.Options) []float64 {
+	t.Helper()
 	data := &text.Dataset{}
 	for i := range 16 {
 		var s text.Sample
@@ -169,40 +177,61 @@ func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
 		s.Labels[0], s.Labels[1] = text.IgnoreLabel, text.IgnoreLabel
 		data.Samples = append(data.Samples, s)
 	}
-	losses := func(architecture string, dtype torch.DType, d torch.Device, o train.Options) []float64 {
-		m := random(t, sized(t, architecture), dtype, d)
-		o.Steps, o.BatchSize, o.SequenceLength, o.Rate, o.Clip, o.Seed = 50, 4, 96, 1e-3, 1, 1
-		tr, err := train.New(m, data, nil, o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer tr.Close()
-		var list []float64
-		tr.Listen(listener(func(s train.Step) { list = append(list, s.Loss) }))
-		if err := tr.Run(context.Background()); err != nil {
-			t.Fatal(err)
-		}
-		return list
+	m := random(t, sized(t, architecture), dtype, d)
+	o.Steps, o.BatchSize, o.SequenceLength, o.Rate, o.Clip, o.Seed = 50, 4, 96, 1e-3, 1, 1
+	tr, err := train.New(m, data, nil, o)
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer tr.Close()
+	var list []float64
+	tr.Listen(listener(func(s train.Step) { list = append(list, s.Loss) }))
+	if err := tr.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// apart is the largest difference of two runs' losses, as a share of the loss.
+func apart(got, want []float64) (worst float64) {
+	for i := range want {
+		worst = max(worst, math.Abs(got[i]-want[i])/max(want[i], 0.5))
+	}
+	return worst
+}
+
+// What is computed again is the same computation: only sums whose order the GPU leaves open may differ.
+func TestGPURecomputedBlocksGiveTheSameLosses(t *testing.T) {
+	device := needGPU(t)
+	for _, architecture := range []string{"llama", "bamba"} {
+		want := losses(t, architecture, torch.BFloat16, device, train.Options{})
+		got := losses(t, architecture, torch.BFloat16, device, train.Options{Recompute: train.RecomputeBlock})
+		t.Logf("%s: largest difference %.2g", architecture, apart(got, want))
+		if !(apart(got, want) < 3e-3) {
+			t.Errorf("%s: recomputed %.4f, kept %.4f", architecture, got, want)
+		}
+	}
+}
+
+func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
+	device := needGPU(t)
 	for _, c := range []struct {
 		name, architecture string
 		dtype              torch.DType
 		limit              float64
 		options            train.Options
 	}{
-		{"llama", "llama", torch.Float32, 2e-3, train.Options{}},
-		{"llama packed", "llama", torch.Float32, 2e-3, train.Options{Pack: true}},
-		{"llama recomputed", "llama", torch.BFloat16, 3e-2, train.Options{Recompute: train.RecomputeBlock}},
-		{"llama rounded at random", "llama", torch.BFloat16, 6e-2, train.Options{Stochastic: true}},
-		{"llama lora", "llama", torch.BFloat16, 3e-2, train.Options{LoRA: &train.LoRA{Rank: 8, Alpha: 16, Targets: []string{train.AllLinear}}}},
-		{"bamba", "bamba", torch.Float32, 5e-3, train.Options{}},
+		{"llama", "llama", torch.Float32, 2e-4, train.Options{}},
+		{"llama packed", "llama", torch.Float32, 2e-4, train.Options{Pack: true}},
+		{"llama recomputed", "llama", torch.BFloat16, 2e-2, train.Options{Recompute: train.RecomputeBlock}},
+		{"llama rounded at random", "llama", torch.BFloat16, 2.5e-2, train.Options{Stochastic: true}},
+		{"llama lora", "llama", torch.BFloat16, 2e-2, train.Options{LoRA: &train.LoRA{Rank: 8, Alpha: 16, Targets: []string{train.AllLinear}}}},
+		{"bamba", "bamba", torch.Float32, 1e-3, train.Options{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			want, got := losses(c.architecture, torch.Float32, torch.CPU, c.options), losses(c.architecture, c.dtype, device, c.options)
-			worst := 0.0
-			for i := range want {
-				worst = max(worst, math.Abs(got[i]-want[i])/max(want[i], 0.5))
-			}
+			want := losses(t, c.architecture, torch.Float32, torch.CPU, c.options)
+			got := losses(t, c.architecture, c.dtype, device, c.options)
+			worst := apart(got, want)
 			t.Logf("first %.4f and %.4f, last %.4f and %.4f, largest difference %.2g", want[0], got[0], want[49], got[49], worst)
 			if !(worst < c.limit) {
 				t.Errorf("the losses differ by %.2g: CPU %.4f, GPU %.4f", worst, want, got)

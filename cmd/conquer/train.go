@@ -279,7 +279,7 @@ func (f *trainFlags) freshModel() (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := f.fresh(f.architecture, f.variant, torch.Float32, f.Seed, tok.VocabSize())
+	m, err := f.fresh(f.architecture, f.variant, torch.Float32, f.Seed, tok.VocabSize(), 0)
 	if err != nil {
 		return nil, err
 	}
@@ -287,11 +287,14 @@ func (f *trainFlags) freshModel() (*opened, error) {
 }
 
 // fresh makes a variant of an architecture with fresh weights, on the flags' device; its vocabulary must have room for so
-// many tokens.
-func (f *modelFlags) fresh(architecture, variant string, dtype torch.DType, seed int64, tokens int) (model.Model, error) {
+// many tokens, and its context for so many positions.
+func (f *modelFlags) fresh(architecture, variant string, dtype torch.DType, seed int64, tokens, positions int) (model.Model, error) {
 	config, err := model.Variant(architecture, variant)
 	if err != nil {
 		return nil, usageError{err}
+	}
+	if most, ok := config["max_position_embeddings"].(float64); ok && most < float64(positions) {
+		config["max_position_embeddings"] = float64(positions)
 	}
 	if given, err := parseDType(f.dtype); err != nil {
 		return nil, err

@@ -103,6 +103,15 @@ at::Tensor norm_linear(const at::Tensor &x, const at::Tensor &norm, double eps, 
   return linear(normalized(x, norm, eps), weight, bias);
 }
 
+at::Tensor norm_linear_add(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
+                           const at::Tensor &bias, const at::Tensor &residual) {
+  const Face *face = face_for(x, weight, bias);
+  if (face && normalizes(x, norm) && residual.scalar_type() == x.scalar_type() && residual.is_contiguous() &&
+      !records_grad(residual))
+    return shaped(face->linear(rows_of(x), norm, eps, weight, bias, rows_of(residual)), x);
+  return linear_add(normalized(x, norm, eps), weight, bias, residual);
+}
+
 at::Tensor norm_linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
                               const at::Tensor &bias) {
   const Face *face = face_for(x, weight, bias);
@@ -126,6 +135,15 @@ int cq_norm_linear(cq_tensor x, cq_tensor norm, double eps, cq_tensor weight, cq
   return guarded([&] {
     RECORD_USER_SCOPE("conquer::norm_linear");
     return give(out, norm_linear(tensor_of(x), tensor_of(norm), eps, tensor_of(weight), tensor_of(bias)));
+  });
+}
+
+int cq_norm_linear_add(cq_tensor x, cq_tensor norm, double eps, cq_tensor weight, cq_tensor bias, cq_tensor residual,
+                       cq_tensor *out) {
+  return guarded([&] {
+    RECORD_USER_SCOPE("conquer::norm_linear_add");
+    return give(out, norm_linear_add(tensor_of(x), tensor_of(norm), eps, tensor_of(weight), tensor_of(bias),
+                                     tensor_of(residual)));
   });
 }
 

@@ -86,6 +86,7 @@ struct ScanOptions {
   int64_t chunk_size, window;
   bool dt_softplus;
   double dt_min, dt_max;
+  bool a_log = false; // of a step: a is log(-A)
 };
 
 struct ScanInput {

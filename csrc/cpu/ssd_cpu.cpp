@@ -151,6 +151,8 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
 void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z, const ScanOptions &o, at::Tensor &y) {
   at::Tensor x = as_float(in.x), dt = processed_dt(in.dt, in.dt_bias, o).contiguous(), a = as_float(in.a),
              b = as_float(in.b), c = as_float(in.c), d = as_float(in.d);
+  if (o.a_log)
+    a = a.exp().neg_();
   bool direct = state.scalar_type() == at::kFloat && state.is_contiguous();
   at::Tensor h = direct ? state : state.to(at::kFloat).contiguous();
   int64_t heads = x.size(1), p = x.size(2), groups = b.size(1), n = b.size(2);

@@ -200,8 +200,9 @@ int cq_ssd_scan(cq_tensor x_, cq_tensor dt_, cq_tensor a_, cq_tensor b_, cq_tens
   });
 }
 
-int cq_ssd_step(cq_tensor state_, cq_tensor x_, cq_tensor dt_, cq_tensor a_, cq_tensor b_, cq_tensor c_, cq_tensor d_,
-                cq_tensor z_, cq_tensor dt_bias_, int dt_softplus, double dt_min, double dt_max, cq_tensor *y_out) {
+int cq_ssd_step(cq_tensor state_, cq_tensor x_, cq_tensor dt_, cq_tensor a_, int a_log, cq_tensor b_, cq_tensor c_,
+                cq_tensor d_, cq_tensor z_, cq_tensor dt_bias_, int dt_softplus, double dt_min, double dt_max,
+                cq_tensor *y_out) {
   return guarded([&] {
     RECORD_USER_SCOPE("conquer::ssd_step");
     at::NoGradGuard no_grad;
@@ -215,7 +216,7 @@ int cq_ssd_step(cq_tensor state_, cq_tensor x_, cq_tensor dt_, cq_tensor a_, cq_
     check_shape("z", z, x.sizes(), x);
     check_shape("the state", state, {x.size(0), x.size(1), x.size(2), in.b.size(2)}, x);
     check_dtype("the state", state);
-    face_of(x).step(state, in, z, ScanOptions{0, -1, dt_softplus != 0, dt_min, dt_max}, y);
+    face_of(x).step(state, in, z, ScanOptions{0, -1, dt_softplus != 0, dt_min, dt_max, a_log != 0}, y);
     return give(y_out, y);
   });
 }

@@ -4,12 +4,15 @@
 
 #include <c10/cuda/CUDAGuard.h>
 
+#include <cmath>
+
 namespace conquer {
 
 namespace {
 
 using triton::Arguments;
 using triton::launch;
+using triton::processors;
 
 const char *dtype_name(at::ScalarType t) { return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32"; }
 bool exact(const at::Tensor &t) { return t.scalar_type() == at::kFloat; }
@@ -55,7 +58,7 @@ void rms_norm(const at::Tensor &x, const at::Tensor &weight, double eps, const a
 at::Tensor rms_norm_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &weight, const at::Tensor &rstd,
                          bool wants_dweight, const at::Tensor &dx) {
   c10::cuda::CUDAGuard guard(x.device());
-  int64_t width = weight.numel(), rows = x.numel() / width, programs = std::min<int64_t>(rows, 528);
+  int64_t width = weight.numel(), rows = x.numel() / width, programs = std::min<int64_t>(rows, 4 * processors());
   at::Tensor part;
   if (wants_dweight)
     part = at::empty({programs, width}, x.options().dtype(at::kFloat));
@@ -122,7 +125,7 @@ struct Tile {
   int64_t rows, columns;
 };
 Tile tile_of(int64_t m, bool gated, const at::Tensor &t) {
-  Tile tile = gated && m == 1 ? Tile{2, 2048} : gated || m > 2 ? Tile{4, 512} : Tile{4, 1024};
+  Tile tile = gated ? (m == 1 ? Tile{1, 2048} : Tile{2, 1024}) : m == 1 ? Tile{4, 2048} : Tile{4, 1024};
   if (exact(t))
     tile.columns /= 2;
   return tile;
@@ -138,7 +141,7 @@ at::Tensor normalized(const at::Tensor &x, const at::Tensor &weight, double eps)
 // work: float32 [shares, M, N].
 at::Tensor shares_of(const at::Tensor &x, const at::Tensor &weight) {
   int64_t m = x.size(0), depth = x.size(1), width = weight.size(0), tile = exact(x) ? 64 : 128;
-  int64_t blocks = ceil_div(width, 64), wanted = std::max<int64_t>(1, 132 / blocks);
+  int64_t blocks = ceil_div(width, 64), wanted = std::max<int64_t>(1, processors() / blocks);
   int64_t span = ceil_div(ceil_div(depth, wanted), tile) * tile, shares = ceil_div(depth, span);
   at::Tensor part = at::empty({shares, m, width}, x.options().dtype(at::kFloat));
   Arguments args;
@@ -187,13 +190,26 @@ at::Tensor linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps
   return y;
 }
 
+// Into how many shares each row's positions are cut. A processor holds three programs at a time: the fewest shares with
+// which these come out even to a tenth, but none of fewer than 64 positions of a full cache. The capacity decides, not
+// the length, so that one recording serves every length.
+int64_t shares_of_cache(int64_t rows, int64_t capacity) {
+  const double together = 3 * processors();
+  int64_t most = std::clamp<int64_t>(ceil_div(capacity, 64), 1, 64), best = 1;
+  double highest = 0;
+  for (int64_t splits = 1; splits <= most && highest < 0.9; splits++) {
+    double rounds = rows * splits / together, full = rounds / std::ceil(rounds);
+    if (full > highest)
+      highest = full, best = splits;
+  }
+  return best;
+}
+
 at::Tensor decode_attention(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
                             const at::Tensor &starts, double scale) {
   c10::cuda::CUDAGuard guard(q.device());
   int64_t batch = q.size(0), heads = q.size(1), width = q.size(3), key_heads = k.size(1), rows = batch * key_heads;
-  // Four programs a processor, but no share of fewer than 64 positions of a full cache. The capacity decides, not the
-  // length, so that one recording serves every length.
-  int64_t splits = std::clamp<int64_t>(std::min(ceil_div(528, rows), ceil_div(k.size(2), 64)), 1, 64);
+  int64_t splits = shares_of_cache(rows, k.size(2));
   auto floats = q.options().dtype(at::kFloat);
   at::Tensor part = at::empty({rows, splits, query_rows, width}, floats),
              top = at::empty({rows, splits, query_rows}, floats), mass = at::empty_like(top), y = at::empty_like(q);

@@ -46,7 +46,7 @@ void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, co
   c10::cuda::CUDAGuard guard(state.device());
   auto type = in.x.scalar_type();
   at::Tensor x = plain(in.x, type), dt = plain(in.dt, type), b = plain(in.b, type), c = plain(in.c, type),
-             z = plain(z_, type), a = plain(in.a, at::kFloat);
+             z = plain(z_, type), a = plain(in.a, o.a_log ? type : at::kFloat);
   int64_t batch = x.size(0), heads = x.size(1), p = x.size(2), groups = b.size(1), n = b.size(2);
   at::Tensor d = in.d.defined() ? plain(in.d, type) : at::zeros({heads}, x.options());
   at::Tensor bias = in.dt_bias.defined() ? plain(in.dt_bias, type) : at::zeros({heads}, x.options());
@@ -54,10 +54,11 @@ void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, co
   at::Tensor h = direct ? state : state.to(at::kFloat).contiguous();
   y = at::empty_like(x);
   Arguments args;
-  args << ptr(h) << ptr(x) << ptr(dt) << ptr(a) << ptr(b) << ptr(c) << ptr(d) << ptr(z) << ptr(bias) << ptr(y) << heads
-       << heads / groups << p << n << static_cast<float>(o.dt_min) << static_cast<float>(o.dt_max);
+  args << ptr(h) << ptr(x) << ptr(dt) << (o.a_log ? nullptr : ptr(a)) << (o.a_log ? ptr(a) : nullptr) << ptr(b)
+       << ptr(c) << ptr(d) << ptr(z) << ptr(bias) << ptr(y) << heads << heads / groups << p << n
+       << static_cast<float>(o.dt_min) << static_cast<float>(o.dt_max);
   std::string types = std::string(dtype_name(type)) + "-" + dtype_name(h.scalar_type());
-  launch(key("state_step", types, {z.defined(), o.dt_softplus, step_rows, power_of_two(n, 16)}),
+  launch(key("state_step", types, {z.defined(), o.dt_softplus, o.a_log, step_rows, power_of_two(n, 16)}),
          grid(batch * heads, ceil_div(p, step_rows)), args);
   if (!direct)
     state.copy_(h);

@@ -136,6 +136,12 @@ bool available() {
   return any;
 }
 
+int processors() {
+  int count = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
+  return count;
+}
+
 void launch(const std::string &key, dim3 grid, Arguments arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0)
     return;

@@ -41,4 +41,7 @@ void launch(const std::string &key, dim3 grid, Arguments arguments);
 // says so, once.
 bool available();
 
+// Multiprocessors of the current device.
+int processors();
+
 } // namespace conquer::triton

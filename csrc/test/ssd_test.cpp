@@ -193,18 +193,21 @@ static void scan(const Case &c) {
 static void step(int64_t batch, int64_t heads, int64_t p, int64_t n, int64_t groups, at::ScalarType type,
                  at::ScalarType state_type) {
   Leaf x(random({batch, heads, p}), type), dt(random({batch, heads}), type),
-      a(-torch::rand({heads}, at::kDouble) * 15 - 1, at::kFloat), b(random({batch, groups, n}), type),
+      a(-torch::rand({heads}, at::kDouble) * 15 - 1, at::kFloat),
+      a_log((torch::rand({heads}, at::kDouble) * 15 + 1).log(), type), b(random({batch, groups, n}), type),
       c(random({batch, groups, n}), type), d(random({heads}), at::kFloat), z(random({batch, heads, p}), type),
       bias(torch::rand({heads}, at::kDouble) - 4, at::kFloat), state(random({batch, heads, p, n}), state_type);
   Tensor h = state.real.detach().clone();
+  static bool log = false;
+  log = !log;
   cq_scope_open();
   cq_tensor y;
-  require(cq_ssd_step(&h, x.handle(), dt.handle(), a.handle(), b.handle(), c.handle(), d.handle(), z.handle(),
-                      bias.handle(), 1, 0, INFINITY, &y));
+  require(cq_ssd_step(&h, x.handle(), dt.handle(), log ? a_log.handle() : a.handle(), log, b.handle(), c.handle(),
+                      d.handle(), z.handle(), bias.handle(), 1, 0, INFINITY, &y));
   int64_t repeat = heads / groups;
   Tensor step = at::softplus(dt.exact + bias.exact), bh = b.exact.repeat_interleave(repeat, 1),
          ch = c.exact.repeat_interleave(repeat, 1);
-  Tensor want = state.exact * (step * a.exact).exp().view({batch, heads, 1, 1}) +
+  Tensor want = state.exact * (step * (log ? -a_log.exact.exp() : a.exact)).exp().view({batch, heads, 1, 1}) +
                 (x.exact * step.unsqueeze(-1)).unsqueeze(-1) * bh.unsqueeze(2);
   Tensor out = ((want * ch.unsqueeze(2)).sum(-1) + x.exact * d.exact.unsqueeze(-1)) * at::silu(z.exact);
   auto loose = type == at::kFloat && state_type == at::kFloat ? at::kFloat : at::kBFloat16;

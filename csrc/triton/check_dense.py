@@ -235,7 +235,7 @@ def convolution(rng, r, dtype, limit):
 
 def step_through(held, x, w, bias, y, t):
     fresh = torch.empty(x.shape[0], x.shape[2], dtype=x.dtype, device=DEVICE)
-    rows.conv_step[(cdiv(x.shape[2], 32), x.shape[0])](held, x[:, t], w, bias, fresh, x.shape[2], x.stride(0), SILU=True, W=4, BD=32)
+    rows.conv_step[(cdiv(x.shape[2], 32), x.shape[0])](held, x[:, t], w, bias, fresh, x.shape[2], x.stride(0), SILU=True, W=4, BD=32, PDL=PDL)
     y[:, t] = fresh
 
 

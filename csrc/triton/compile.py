@@ -25,8 +25,9 @@ TUNING = {
     "join_rows": (4, 1), "join_swiglu": (4, 1), "add_rows": (4, 1), "adamw": (4, 1),
 }
 # The tile of a weight (rows, columns) that a program of `matvec` holds, for 1, 2 and 4 rows of x; `matvec_swiglu` holds two.
-TILES = {1: (4, 1024), 2: (4, 1024), 4: (4, 512)}
-GATED_TILES = {1: (2, 2048), 2: (4, 512)}
+# A warp takes 256 columns at a time, so that a thread reads 16 bytes (half as many columns in float32).
+TILES = {1: (4, 2048), 2: (4, 1024), 4: (4, 1024)}
+GATED_TILES = {1: (1, 2048), 2: (2, 1024)}
 # Pointers to the inputs' dtype, to float32 (all others) and to int32; scalars that are float32.
 DATA = {"x", "b_", "c_", "cb", "dy", "y", "dx", "states", "dstates", "db", "dc", "dt", "ddt", "z", "dz"}
 SCALARS = {"L", "H", "G", "D", "P", "N", "per_group", "blocks", "segments", "skip", "span", "size", "window", "reset", "pieces", "ratio", "slices",
@@ -127,9 +128,9 @@ def variants(full):
                 out += [("grad_bc", dtype, e) for e in each(**wide)]
                 if n == shapes[0][1]:
                     out += [("grad_cb", dtype, e) for e in each(HAS_SEQ=both, REST=(exact,), **narrow)]
-        for state, z, soft in itertools.product(("fp32", dtype) if not exact else ("fp32",), both, both):
+        for state, z, soft, log in itertools.product(("fp32", dtype) if not exact else ("fp32",), both, both, both):
             for n in (16, 32, 64, 128, 256) if full else (128,):
-                out.append(("state_step", f"{dtype}-{state}", dict(HAS_Z=z, SOFTPLUS=soft, BP=16, BN=n)))
+                out.append(("state_step", f"{dtype}-{state}", dict(HAS_Z=z, SOFTPLUS=soft, LOG=log, BP=16, BN=n)))
         masks = both if full else (False,)
         for w, silu, initial, seq, mask in itertools.product((2, 3, 4) if full else (4,), both if full else (True,), both,
                                                              both, masks):
@@ -190,6 +191,8 @@ def build(job):
         constants = constants | {"PDL": arch >= 90}
     signature, attributes = signature_of(fn, name, dtype, constants)
     warps, stages = TUNING[name]
+    if name == "matvec" and constants["M"] == 1:
+        warps = 8
     size = constants.get("BP", 0) * constants.get("BN", 0)
     if size > 8192 and name in ("walk", "scan", "grad_x", "grad_bc"):
         warps, stages = 8, 1

@@ -217,7 +217,7 @@ def attend(q, k, v, lengths, starts, part, top, mass, H, KH, P, scale, splits, h
     wait(PDL)
     end = tl.load(lengths + b).to(tl.int32)
     begin = tl.load(starts + b, mask=has_starts != 0, other=0).to(tl.int32)
-    share = (end - begin + splits * BS - 1) // (splits * BS) * BS
+    share = (end - begin + splits * 16 - 1) // (splits * 16) * 16
     first = begin + split * share
     last = tl.minimum(first + share, end)
     qt = tl.load(q + (b * H + h * queries + g[:, None]) * P + p[None, :], mask=(g < queries)[:, None] & (p < P)[None, :],
@@ -283,21 +283,28 @@ def finish(acc, n, m, bias, residual, y, N, has_bias, has_residual):
 
 
 @triton.jit
-def part_of(x, norm, i, D, squares, NORM: tl.constexpr):
-    """Elements i of a row as a product takes them, and the squares so far: where NORM the row is to be normalized, which
-    needs the sum of all squares, so that the division comes after the product."""
+def folded(v, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
+    """The sums of WIDE neighbours of v [ROWS,COLUMNS], which one thread holds: an eighth of the registers, without a word
+    between threads."""
+    return tl.sum(tl.reshape(v, (ROWS, COLUMNS // WIDE, WIDE)), axis=2)
+
+
+@triton.jit
+def part_of(x, norm, i, D, squares, NORM: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr):
+    """Elements i [1,BK] of a row as a product takes them, and the squares so far: where NORM the row is to be normalized,
+    which needs the sum of all squares, so that the division comes after the product."""
     v = tl.load(x + i, mask=i < D, other=0.0).to(tl.float32)
     if NORM:
-        squares += v * v
+        squares += folded(v * v, 1, BK, WIDE)
         v = v * tl.load(norm + i, mask=i < D, other=0.0).to(tl.float32)
-    return v[None, :], squares
+    return v, squares
 
 
 @triton.jit
 def scaled(acc, squares, D, eps, NORM: tl.constexpr):
     total = tl.sum(acc, axis=1)
     if NORM:
-        total = total * tl.rsqrt(tl.sum(squares, axis=0) / D + eps)
+        total = total * tl.rsqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / D + eps)
     return total
 
 
@@ -307,35 +314,36 @@ def matvec(x, norm, w, bias, residual, y, N, D, eps, has_bias, has_residual, M: 
     """y [M,N] = x [M,D] · w [N,D] transposed, M 1, 2 or 4: each weight is read once, and a tile of it is on its way while
     the one before is used; the first is asked for before the kernel that makes x has ended. NORM: x is rms_norm of what is
     given, with the weight norm [D]."""
+    WIDE: tl.constexpr = 128 // w.dtype.element_ty.primitive_bitwidth
     n = tl.program_id(0) * BN + tl.arange(0, BN)
-    k = tl.arange(0, BK)
+    k = tl.arange(0, BK)[None, :]
     rows = w + n[:, None].to(tl.int64) * D
     inside = (n < N)[:, None]
-    tile = tl.load(rows + k[None, :], mask=inside & (k < D)[None, :], other=0.0, eviction_policy="evict_first")
+    tile = tl.load(rows + k, mask=inside & (k < D), other=0.0, eviction_policy="evict_first")
     wait(PDL)
-    acc0 = tl.zeros((BN, BK), tl.float32)
+    acc0 = tl.zeros((BN, BK // WIDE), tl.float32)
     acc1 = acc0
     acc2 = acc0
     acc3 = acc0
-    s0 = tl.zeros((BK,), tl.float32)
+    s0 = tl.zeros((1, BK // WIDE), tl.float32)
     s1 = s0
     s2 = s0
     s3 = s0
     for at in range(0, D, BK):
         i = at + BK + k
-        following = tl.load(rows + i[None, :], mask=inside & (i < D)[None, :], other=0.0, eviction_policy="evict_first")
+        following = tl.load(rows + i, mask=inside & (i < D), other=0.0, eviction_policy="evict_first")
         wide = tile.to(tl.float32)
         i = at + k
-        v, s0 = part_of(x, norm, i, D, s0, NORM)
-        acc0 += wide * v
+        v, s0 = part_of(x, norm, i, D, s0, NORM, BK, WIDE)
+        acc0 += folded(wide * v, BN, BK, WIDE)
         if M > 1:
-            v, s1 = part_of(x + D, norm, i, D, s1, NORM)
-            acc1 += wide * v
+            v, s1 = part_of(x + D, norm, i, D, s1, NORM, BK, WIDE)
+            acc1 += folded(wide * v, BN, BK, WIDE)
         if M > 2:
-            v, s2 = part_of(x + 2 * D, norm, i, D, s2, NORM)
-            acc2 += wide * v
-            v, s3 = part_of(x + 3 * D, norm, i, D, s3, NORM)
-            acc3 += wide * v
+            v, s2 = part_of(x + 2 * D, norm, i, D, s2, NORM, BK, WIDE)
+            acc2 += folded(wide * v, BN, BK, WIDE)
+            v, s3 = part_of(x + 3 * D, norm, i, D, s3, NORM, BK, WIDE)
+            acc3 += folded(wide * v, BN, BK, WIDE)
         tile = following
     finish(scaled(acc0, s0, D, eps, NORM), n, 0, bias, residual, y, N, has_bias, has_residual)
     if M > 1:
@@ -359,32 +367,33 @@ def matvec_swiglu(x, norm, w, bias, y, F, D, eps, has_bias, M: tl.constexpr, NOR
                   BK: tl.constexpr, PDL: tl.constexpr):
     """y [M,F] = silu(gate)·up, gate and up the products of x [M,D] with the first and the last F rows of w [2F,D]; M 1 or 2.
     NORM as in matvec."""
+    WIDE: tl.constexpr = 128 // w.dtype.element_ty.primitive_bitwidth
     n = tl.program_id(0) * BN + tl.arange(0, BN)
-    k = tl.arange(0, BK)
+    k = tl.arange(0, BK)[None, :]
     gates = w + n[:, None].to(tl.int64) * D
     ups = gates + F.to(tl.int64) * D
     inside = (n < F)[:, None]
-    gate = tl.load(gates + k[None, :], mask=inside & (k < D)[None, :], other=0.0, eviction_policy="evict_first")
-    up = tl.load(ups + k[None, :], mask=inside & (k < D)[None, :], other=0.0, eviction_policy="evict_first")
+    gate = tl.load(gates + k, mask=inside & (k < D), other=0.0, eviction_policy="evict_first")
+    up = tl.load(ups + k, mask=inside & (k < D), other=0.0, eviction_policy="evict_first")
     wait(PDL)
-    g0 = tl.zeros((BN, BK), tl.float32)
+    g0 = tl.zeros((BN, BK // WIDE), tl.float32)
     u0 = g0
     g1 = g0
     u1 = g0
-    s0 = tl.zeros((BK,), tl.float32)
+    s0 = tl.zeros((1, BK // WIDE), tl.float32)
     s1 = s0
     for at in range(0, D, BK):
         i = at + BK + k
-        next_gate = tl.load(gates + i[None, :], mask=inside & (i < D)[None, :], other=0.0, eviction_policy="evict_first")
-        next_up = tl.load(ups + i[None, :], mask=inside & (i < D)[None, :], other=0.0, eviction_policy="evict_first")
+        next_gate = tl.load(gates + i, mask=inside & (i < D), other=0.0, eviction_policy="evict_first")
+        next_up = tl.load(ups + i, mask=inside & (i < D), other=0.0, eviction_policy="evict_first")
         i = at + k
-        v, s0 = part_of(x, norm, i, D, s0, NORM)
-        g0 += gate.to(tl.float32) * v
-        u0 += up.to(tl.float32) * v
+        v, s0 = part_of(x, norm, i, D, s0, NORM, BK, WIDE)
+        g0 += folded(gate.to(tl.float32) * v, BN, BK, WIDE)
+        u0 += folded(up.to(tl.float32) * v, BN, BK, WIDE)
         if M > 1:
-            v, s1 = part_of(x + D, norm, i, D, s1, NORM)
-            g1 += gate.to(tl.float32) * v
-            u1 += up.to(tl.float32) * v
+            v, s1 = part_of(x + D, norm, i, D, s1, NORM, BK, WIDE)
+            g1 += folded(gate.to(tl.float32) * v, BN, BK, WIDE)
+            u1 += folded(up.to(tl.float32) * v, BN, BK, WIDE)
         gate = next_gate
         up = next_up
     gated(scaled(g0, s0, D, eps, NORM), scaled(u0, s0, D, eps, NORM), n, 0, bias, y, F, has_bias)

@@ -4,8 +4,10 @@ MASK says that rows may start anywhere, not on 16 elements; the compiler then gi
 import triton
 import triton.language as tl
 
+from dense import wait
+
 # For compile.py: the arguments of the data's dtype.
-DATA = {"x", "b_", "c_", "dy", "y", "dx", "dt", "z", "dz", "d", "bias", "weight", "initial"}
+DATA = {"x", "b_", "c_", "dy", "y", "dx", "dt", "z", "dz", "d", "bias", "weight", "initial", "a_log"}
 
 
 @triton.jit
@@ -15,9 +17,9 @@ def softplus(v):
 
 
 @triton.jit
-def state_step(state, x, dt, a, b_, c_, d, z, bias, y, H, per_group, P, N, dt_min, dt_max, HAS_Z: tl.constexpr,
-               SOFTPLUS: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr):
-    """state [B,H,P,N] in place, read and written once: that is all the traffic there is."""
+def state_step(state, x, dt, a, a_log, b_, c_, d, z, bias, y, H, per_group, P, N, dt_min, dt_max, HAS_Z: tl.constexpr,
+               SOFTPLUS: tl.constexpr, LOG: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, PDL: tl.constexpr):
+    """state [B,H,P,N] in place, read and written once: that is all the traffic there is. LOG: A is -exp(a_log), else a."""
     row = tl.program_id(0)
     h = row % H
     b = row // H
@@ -25,18 +27,25 @@ def state_step(state, x, dt, a, b_, c_, d, z, bias, y, H, per_group, P, N, dt_mi
     n = tl.arange(0, BN)
     at = row.to(tl.int64) * P * N + p[:, None] * N + n[None, :]
     whole = (p[:, None] < P) & (n[None, :] < N)
+    if LOG:
+        rate = -tl.exp(tl.load(a_log + h).to(tl.float32))
+    else:
+        rate = tl.load(a + h)
+    skip = tl.load(d + h).to(tl.float32)
+    shift = tl.load(bias + h).to(tl.float32)
+    wait(PDL)
     s = tl.load(state + at, mask=whole, other=0.0).to(tl.float32)
     xt = tl.load(x + row * P + p, mask=p < P, other=0.0).to(tl.float32)
     group = (b * (H // per_group) + h // per_group) * N
     bt = tl.load(b_ + group + n, mask=n < N, other=0.0).to(tl.float32)
     ct = tl.load(c_ + group + n, mask=n < N, other=0.0).to(tl.float32)
-    v = tl.load(dt + row).to(tl.float32) + tl.load(bias + h).to(tl.float32)
+    v = tl.load(dt + row).to(tl.float32) + shift
     if SOFTPLUS:
         v = softplus(v)
     v = tl.minimum(tl.maximum(v, dt_min), dt_max)
-    s = s * tl.exp(v * tl.load(a + h)) + (v * xt)[:, None] * bt[None, :]
+    s = s * tl.exp(v * rate) + (v * xt)[:, None] * bt[None, :]
     tl.store(state + at, s.to(state.dtype.element_ty), mask=whole)
-    out = tl.sum(s * ct[None, :], axis=1) + tl.load(d + h).to(tl.float32) * xt
+    out = tl.sum(s * ct[None, :], axis=1) + skip * xt
     if HAS_Z:
         zt = tl.load(z + row * P + p, mask=p < P, other=0.0).to(tl.float32)
         out = out * zt / (1.0 + tl.exp(-zt))
@@ -83,13 +92,15 @@ def conv(x, weight, bias, initial, seg, y, L, D, stride_b, stride_l, SILU: tl.co
 
 
 @triton.jit
-def conv_step(state, x, weight, bias, y, D, stride_b, SILU: tl.constexpr, W: tl.constexpr, BD: tl.constexpr):
+def conv_step(state, x, weight, bias, y, D, stride_b, SILU: tl.constexpr, W: tl.constexpr, BD: tl.constexpr,
+              PDL: tl.constexpr):
     """One token, x [B,D] whose rows are stride_b apart: y [B,D], and the state [B,W-1,D] moves on by it."""
     c = tl.program_id(0) * BD + tl.arange(0, BD)
     b = tl.program_id(1).to(tl.int64)
     inside = c < D
-    fresh = tl.load(x + b * stride_b + c, mask=inside, other=0.0)
     acc = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    wait(PDL)
+    fresh = tl.load(x + b * stride_b + c, mask=inside, other=0.0)
     acc += fresh.to(tl.float32) * tl.load(weight + c * W + W - 1, mask=inside, other=0.0).to(tl.float32)
     at = state + b * (W - 1) * D + c
     for k in tl.static_range(W - 1):

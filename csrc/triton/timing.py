@@ -122,9 +122,9 @@ def step(H=128, P=64, N=128):
         y = torch.empty_like(x)
         results = []
         for rows_a_program, warps in ((4, 1), (8, 1), (8, 2), (16, 2), (16, 4), (32, 4), (64, 4)):
-            f = lambda: rows.state_step[(B * H, P // rows_a_program)](state, x, dt, a, b, c, d, None, bias, y, H, H, P, N, 0.0,
-                                                                    float("inf"), HAS_Z=False, SOFTPLUS=True,
-                                                                    BP=rows_a_program, BN=N, num_warps=warps)
+            f = lambda: rows.state_step[(B * H, P // rows_a_program)](state, x, dt, a, None, b, c, d, None, bias, y, H, H, P, N, 0.0,
+                                                                    float("inf"), HAS_Z=False, SOFTPLUS=True, LOG=False,
+                                                                    BP=rows_a_program, BN=N, PDL=False, num_warps=warps)
             results.append((median(f, 30) * 1e3, f"BP{rows_a_program} warps{warps}"))
         line = f"step B{B} us " + ", ".join(f"{n} {t:.2f}" for t, n in sorted(results)[:3])
         if selective_state_update:
