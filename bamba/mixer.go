@@ -95,7 +95,7 @@ func (m *Mixer) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, laye
 	}
 	if layer != nil && length == 1 {
 		in.X, in.DT, in.B, in.C, in.ALog = in.X.Squeeze(1), in.DT.Squeeze(1), in.B.Squeeze(1), in.C.Squeeze(1), m.ALog.Tensor
-		if m.Norm.Group == inner && m.Out.Weight.Part == nil { // the step opens the gate, and the last product normalizes
+		if m.Norm.Group == inner { // the step opens the gate, and the last product normalizes
 			in.Z = gate.Reshape(batch, heads, headDim)
 			return m.Out.ForwardNormedAdd(m.Norm.Weight, m.Norm.Eps, torch.SSDStep(state, in).Reshape(batch, 1, inner), x)
 		}

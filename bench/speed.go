@@ -10,6 +10,7 @@ import (
 	"conquer/generate"
 	"conquer/model"
 	"conquer/text"
+	"conquer/torch/dist"
 	"conquer/train"
 )
 
@@ -20,6 +21,7 @@ type InferenceOptions struct {
 	Compiled, Eager          bool // recorded steps; operations launched one by one
 	Cache, NoCache           bool
 	Seed                     uint64
+	Group                    *dist.Group        // of the processes that have divided the model, which do not record steps; nil for none
 	Done                     func(InferenceRow) // called with each row as soon as it is measured; may be nil
 }
 
@@ -33,6 +35,7 @@ type InferenceRow struct {
 	Length       int     `json:"length"` // of each prompt
 	NewTokens    int     `json:"new_tokens"`
 	Repeats      int     `json:"repeats"`
+	Processes    int     `json:"processes,omitempty"` // that have divided the model
 	FirstTokenMS float64 `json:"first_token_ms"`      // from the call to the first new token
 	SingleMS     float64 `json:"single_token_ms"`     // a step after the prompt, the recording of steps left out
 	TotalMS      float64 `json:"end_to_end_ms"`       // from the call to the last new token
@@ -46,6 +49,9 @@ func Inference(ctx context.Context, m model.Model, o InferenceOptions) ([]Infere
 	var rows []InferenceRow
 	for _, cache := range []bool{true, false} {
 		for _, compile := range []generate.Compile{generate.CompileNone, generate.CompileGraph} {
+			if compile == generate.CompileGraph && o.Group != nil {
+				continue
+			}
 			wanted := (cache && o.Cache || !cache && o.NoCache) && (compile == generate.CompileNone && o.Eager || compile == generate.CompileGraph && o.Compiled)
 			if !wanted || !cache && compile == generate.CompileGraph { // without a cache every step has another shape
 				continue
@@ -69,6 +75,9 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 		Compile: string(compile), UseCache: cache, Device: device.String(), DType: model.DType(m).String(), Batch: o.Batch,
 		Length: o.Length, NewTokens: o.NewTokens, Repeats: o.Repeats,
 	}
+	if o.Group != nil {
+		row.Processes = o.Group.Size
+	}
 	random := rand.New(rand.NewPCG(o.Seed, 1))
 	prompts := make([][]int32, o.Batch)
 	for i := range prompts {
@@ -79,7 +88,7 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 	var first, single, total []float64
 	device.ResetPeak()
 	for repeat := range o.Repeats + 1 {
-		options := generate.Options{MaxNewTokens: o.NewTokens, IgnoreEOS: true, NoCache: !cache, Compile: compile}
+		options := generate.Options{MaxNewTokens: o.NewTokens, IgnoreEOS: true, NoCache: !cache, Compile: compile, Group: o.Group}
 		began := time.Now()
 		_, stats, err := generate.Generate(ctx, m, nil, prompts, options, nil)
 		if err != nil {

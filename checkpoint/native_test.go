@@ -36,6 +36,20 @@ func writeNative(t testing.TB, dir string, ranks int, draw *rand.Rand) map[strin
 				}
 			}
 		}
+		// A matrix of which each rank has some columns: rows of them, or whole rows that another rank then lacks.
+		rows, columns := 6, 3*ranks
+		matrix := torch.Randn([]int{rows, columns}, torch.Float32, torch.CPU)
+		values["matrix.weight"], tensors["matrix.weight"] = torch.Values[float32](matrix), TensorType(torch.Float32, []int{rows, columns})
+		top := draw.IntN(rows)
+		for r := range ranks {
+			for _, part := range [][2]int{{0, top}, {top, rows - 1}} {
+				if first, end := part[0], part[1]; first < end {
+					tile := matrix.Narrow(0, first, end-first).Narrow(1, 3*r, 3).Reshape(-1)
+					parts[r] = append(parts[r], Stretch{Name: "matrix.weight", Start: first*columns + 3*r, Run: 3, Every: columns, Data: tile})
+				}
+			}
+		}
+		parts[0] = append(parts[0], Stretch{Name: "matrix.weight", Start: (rows - 1) * columns, Data: matrix.Select(0, rows-1)})
 		var written []NativePart
 		for r, list := range parts {
 			part, err := WriteStretches(dir, r, ranks, list)
@@ -105,6 +119,9 @@ func TestANativeIndexThatDoesNotAddUpIsRefused(t *testing.T) {
 		"which is none":              {`"shape":[7,5]`, `"shape":[7,-5]`},
 		"a part is missing":          {`"shape":[7,5]`, `"shape":[8,5]`},
 		"which it does not describe": {`"t3.weight":{`, `"t9.weight":{`},
+		"do not make it up":          {`"run":3,"every":6`, `"run":3,"every":5`},
+		"one is missing":             {`"shape":[6,6]`, `"shape":[7,6]`},
+		"or there twice":             {`"run":3,`, `"run":2,`},
 	} {
 		changed := strings.ReplaceAll(string(text), change[0], change[1])
 		if changed == string(text) {

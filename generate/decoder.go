@@ -21,9 +21,9 @@ const (
 	CompileGraph Compile = "graph"
 )
 
-// compiled resolves the default: recorded steps on a GPU.
+// compiled resolves the default: recorded steps on a GPU, where it has the model to itself.
 func (o Options) compiled(device torch.Device) bool {
-	return o.Compile == CompileGraph || o.Compile == "" && device.IsCUDA()
+	return o.Compile == CompileGraph || o.Compile == "" && device.IsCUDA() && o.Group == nil
 }
 
 // decoder takes decoding steps over one cache without the host in between.

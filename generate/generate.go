@@ -22,6 +22,7 @@ import (
 	"conquer/model"
 	"conquer/text"
 	"conquer/torch"
+	"conquer/torch/dist"
 )
 
 // Options say how tokens are chosen and when to stop. The order and meaning of the filters are those of transformers:
@@ -53,6 +54,9 @@ type Options struct {
 	// Compile says how steps are launched; "" is CompileGraph on a GPU and CompileNone on the CPU. It changes the speed, and
 	// nothing of the result but for the rounding of logits.
 	Compile Compile
+	// Group is the processes that have divided the model among them, nil for none. All of them make the same calls; the
+	// tokens are those that the first one chooses, and its context is the one that counts. Steps are not recorded.
+	Group *dist.Group
 }
 
 // Finish is why a row ended.
@@ -117,6 +121,8 @@ func (o Options) check(tok *text.Tokenizer) error {
 		return errors.New("stop strings need a tokenizer, and there is none")
 	case slices.Contains(o.Stop, ""):
 		return errors.New("a stop string is empty")
+	case o.Group != nil && o.Compile == CompileGraph:
+		return fmt.Errorf("a step of a model that %d processes have divided cannot be recorded: choose %s", o.Group.Size, CompileNone)
 	}
 	return nil
 }
@@ -151,7 +157,7 @@ func Generate(ctx context.Context, m model.Model, tok *text.Tokenizer, prompts [
 		})
 		return err
 	})
-	if err != nil && ctx.Err() == nil {
+	if err != nil && !errors.Is(err, context.Canceled) && ctx.Err() == nil {
 		return nil, g.stats, err
 	}
 	return g.results(), g.stats, err
@@ -164,6 +170,7 @@ type generation struct {
 	eos     []int32
 	rows    []*row
 	next    []int32 // the token just chosen for each row
+	stop    bool    // what the first of several processes said
 	stats   Stats
 }
 
@@ -291,13 +298,14 @@ func (g *generation) starts() []int {
 func (g *generation) loop(ctx context.Context, logits func() torch.Tensor) (err error) {
 	began := time.Now()
 	for step := 0; ; step++ {
-		if err = ctx.Err(); err != nil {
+		if err = g.ended(ctx); err != nil {
 			break
 		}
 		torch.Scoped(func() { err = g.choose(logits()) })
 		if err != nil {
 			return err
 		}
+		g.agree(ctx)
 		g.clock(&began, step)
 		tokens := make([]int64, len(g.next))
 		for i, id := range g.next {
@@ -308,6 +316,40 @@ func (g *generation) loop(ctx context.Context, logits func() torch.Tensor) (err 
 		}
 	}
 	return g.interrupt(err)
+}
+
+// agree makes the first process's tokens those of all that run the model together, and tells them whether it is to stop.
+func (g *generation) agree(ctx context.Context) {
+	if g.options.Group == nil {
+		return
+	}
+	torch.Scoped(func() {
+		told := make([]int64, len(g.next)+1)
+		for i, id := range g.next {
+			told[i] = int64(id)
+		}
+		if ctx.Err() != nil {
+			told[len(g.next)] = 1
+		}
+		t := torch.From(told, len(told)).ToDevice(model.Device(g.model))
+		g.options.Group.Broadcast(t, 0).Wait()
+		told = torch.Values[int64](t)
+		for i := range g.next {
+			g.next[i] = int32(told[i])
+		}
+		g.stop = told[len(g.next)] != 0
+	})
+}
+
+// ended is why no further token is made: the context's error, here or in the process that speaks for all.
+func (g *generation) ended(ctx context.Context) error {
+	if g.options.Group == nil {
+		return ctx.Err()
+	}
+	if g.stop {
+		return context.Canceled
+	}
+	return nil
 }
 
 // accept adds a token to the row and ends the row where that is due.

@@ -27,6 +27,19 @@ func Open(path string, dtype torch.DType, device torch.Device) (m Model, err err
 
 // FromCheckpoint is Open for a checkpoint that is open already.
 func FromCheckpoint(source *checkpoint.Checkpoint, dtype torch.DType, device torch.Device) (Model, error) {
+	m, err := Declare(source)
+	if err != nil {
+		return nil, err
+	}
+	if err := Load(m, source, dtype, device); err != nil {
+		Free(m)
+		return nil, err
+	}
+	return m, nil
+}
+
+// Declare makes the model that a checkpoint is of, without its weights.
+func Declare(source *checkpoint.Checkpoint) (Model, error) {
 	config := Config(source.Config())
 	if config == nil {
 		return nil, fmt.Errorf("%s: there is no config.json beside the weights", source.Path)
@@ -34,10 +47,6 @@ func FromCheckpoint(source *checkpoint.Checkpoint, dtype torch.DType, device tor
 	m, err := New(config)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", source.Path, err)
-	}
-	if err := Load(m, source, dtype, device); err != nil {
-		Free(m)
-		return nil, err
 	}
 	return m, nil
 }
@@ -49,7 +58,7 @@ type TensorSource interface {
 }
 
 // Load fills m's weights from source. A weight that is stored plainly in the wanted dtype stays a view of the mapped file;
-// others are converted, and fused ones put together, one at a time.
+// others are converted, and fused ones put together, one at a time. Of one that processes have divided, this one's part is kept.
 func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
 	var missing []string
 	var failed error
@@ -79,16 +88,15 @@ func loadPiece(p nn.Piece, source TensorSource, dtype torch.DType, device torch.
 	if err != nil {
 		return err
 	}
-	t = t.ToDevice(device)
-	if p.Whole() {
+	if p.Whole() && p.Param.Part == nil {
 		p.Param.Tensor.Free()
-		p.Param.Tensor = t.Own()
+		p.Param.Tensor = t.ToDevice(device).Own()
 		return nil
 	}
 	if !p.Param.Tensor.Defined() {
-		p.Param.Tensor = torch.Empty(p.Param.Shape, dtype, device).Own()
+		p.Param.Tensor = torch.Empty(p.Param.Local(), dtype, device).Own()
 	}
-	p.Param.Tensor.Narrow(0, p.Start, p.Rows).Copy(t)
+	p.Param.Store(p.Start, t)
 	return nil
 }
 

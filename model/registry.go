@@ -75,7 +75,7 @@ func Variant(architecture, variant string) (Config, error) {
 }
 
 // Initialize gives m fresh weights: normal draws with the config's initializer_range, ones for normalizations, and what a
-// layer draws for itself.
+// layer draws for itself. Of weights that processes have divided, each draws all and keeps its part.
 func Initialize(m Model, dtype torch.DType, device torch.Device) {
 	r := Reader{Config: m.Config()}
 	std := r.FloatOr("initializer_range", 0.02)
@@ -92,6 +92,9 @@ func Initialize(m Model, dtype torch.DType, device torch.Device) {
 				p.Tensor = torch.Ones(p.Shape, dtype, device).Own()
 			default:
 				p.Tensor = torch.Zeros(p.Shape, dtype, device).Own()
+			}
+			if p.Part != nil {
+				p.Divide(p.Part, device)
 			}
 		})
 	}

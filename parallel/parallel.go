@@ -31,8 +31,8 @@ type Division struct {
 	aside []torch.Tensor
 }
 
-// Divide leaves of each of m's weights, adapters included, this process's part in memory of its own on device. All
-// processes of the group call it, with equal weights.
+// Divide leaves of each of m's weights, adapters included, this process's part in memory of its own on device. Of a model
+// without weights it says which part is to be loaded. All processes of the group call it, with equal weights.
 func Divide(m model.Model, group *dist.Group, device torch.Device) (*Division, error) {
 	d := &Division{Group: group, parts: map[*nn.Param]*nn.Part{}}
 	if err := d.plan(m); err != nil {
@@ -40,7 +40,11 @@ func Divide(m model.Model, group *dist.Group, device torch.Device) (*Division, e
 	}
 	return d, torch.Run(func() error {
 		for _, p := range d.params {
-			p.Divide(d.parts[p], device)
+			if p.Defined() {
+				p.Divide(d.parts[p], device)
+			} else {
+				p.Part = d.parts[p]
+			}
 		}
 		return nil
 	})
@@ -114,7 +118,7 @@ func (d *Division) attention(qkv, output *nn.Linear, l interface {
 }) error {
 	heads, keyHeads, headDim := l.Sizes()
 	if keyHeads < d.Group.Size {
-		return fmt.Errorf("%d heads of keys and values cannot be divided over %d processes: choose --tp_size %d or less", keyHeads, d.Group.Size, keyHeads)
+		return fmt.Errorf("%d heads of keys and values cannot be divided over %d processes: choose %d or fewer", keyHeads, d.Group.Size, keyHeads)
 	}
 	queries, keys := headDim*heads/keyHeads, headDim*keyHeads
 	d.outputs(qkv, d.each(section{0, keyHeads, queries}, section{keyHeads * queries, keyHeads, headDim}, section{keyHeads*queries + keys, keyHeads, headDim}))
@@ -131,7 +135,7 @@ func (d *Division) mixer(l *bamba.Mixer) error {
 		units, common = heads, func(start int) section { return section{start, state, 0} }
 	}
 	if units < d.Group.Size {
-		return fmt.Errorf("%d heads in %d groups cannot be divided over %d processes: choose --tp_size %d or less", heads, groups, d.Group.Size, units)
+		return fmt.Errorf("%d heads in %d groups cannot be divided over %d processes: choose %d or fewer", heads, groups, d.Group.Size, units)
 	}
 	channels := func(start int) section { return section{start, units, inner / units} }
 	perHead := func(start int) section { return section{start, units, heads / units} }

@@ -11,6 +11,7 @@ import (
 	"conquer/bench"
 	"conquer/model"
 	"conquer/torch"
+	"conquer/torch/dist"
 	"conquer/train"
 )
 
@@ -19,7 +20,9 @@ var benchInferenceCommand = command{
 	summary: "Time generation: operation by operation and recorded, with and without a cache, one token and end to end.",
 	example: `conquer bench inference --model_path smollm2-135m --seq_len 512 --max_new_tokens 64 --batch_size 1
 # a size without its weights, on a GPU
-conquer bench inference --architecture llama --variant 7b --dtype bfloat16 --seq_len 1024 --max_new_tokens 256 --batch_size 1 --json`,
+conquer bench inference --architecture llama --variant 7b --dtype bfloat16 --seq_len 1024 --max_new_tokens 256 --batch_size 1 --json
+# divided over two
+conquer bench inference --nproc 2 --architecture llama --variant 13b --dtype bfloat16 --skip_nokvcache_runs`,
 	setup: setupBenchInference,
 }
 
@@ -72,9 +75,11 @@ func (f *speedFlags) model(ctx context.Context, positions int) (model.Model, fun
 
 func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f speedFlags
+	var p processFlags
 	o := bench.InferenceOptions{}
 	var skip [4]bool
 	f.declare(flags)
+	p.declareProcesses(flags)
 	flags.IntVar(&o.Batch, "batch_size", 2, "prompts at once")
 	flags.IntVar(&o.Length, "seq_len", 512, "`tokens` of a prompt")
 	flags.IntVar(&o.NewTokens, "max_new_tokens", 256, "`tokens` to make after it")
@@ -90,7 +95,28 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 		case o.Batch < 1 || o.Length < 1 || o.NewTokens < 2 || o.Repeats < 1:
 			return usagef("--batch_size, --seq_len and --repeat must be at least 1, --max_new_tokens at least 2")
 		}
+		if err := p.checkProcesses(); err != nil {
+			return err
+		}
 		o.Eager, o.Compiled, o.Cache, o.NoCache, o.Seed = !skip[0], !skip[1], !skip[2], !skip[3], uint64(f.seed)
+		place, err := dist.FromEnvironment()
+		switch {
+		case err != nil:
+			return err
+		case place.Size == 1 && p.processes > 1:
+			if o.Compiled {
+				fmt.Fprintln(os.Stderr, "(steps are not recorded where processes divide the model: the compiled runs are left out)")
+			}
+			return p.launch(ctx, 0)
+		case place.Size > 1:
+			if f.world, err = p.join(place, &f.modelFlags); err != nil {
+				return err
+			}
+			defer f.world.Leave()
+			if o.Group = f.world.All; place.Rank > 0 {
+				f.profile = ""
+			}
+		}
 		m, done, err := f.model(ctx, o.Length+o.NewTokens)
 		if err != nil {
 			return err

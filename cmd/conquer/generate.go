@@ -20,6 +20,7 @@ import (
 
 	"conquer/generate"
 	"conquer/text"
+	"conquer/torch/dist"
 )
 
 var generateCommand = command{
@@ -30,7 +31,9 @@ conquer generate --model_path smollm2-135m --prompt "Once upon a time" --max_new
 # ask a model that was tuned on chats, and sample the answer
 conquer generate --model_path smollm2-135m --chat --prompt "Why is the sky blue?" --temperature 0.7 --top_p 0.9 --seed 1
 # the same for a program to read: one JSON object a prompt
-conquer generate --model_path my-model --prompts_file questions.txt --chat --json`,
+conquer generate --model_path my-model --prompts_file questions.txt --chat --json
+# a model that is too large for one GPU: each of two holds half of every layer
+conquer generate --nproc 2 --model_path llama-3.1-8b --prompt "Once upon a time"`,
 	setup: setupGenerate,
 }
 
@@ -105,6 +108,7 @@ type generateOutput struct {
 type generateFlags struct {
 	modelFlags
 	samplingFlags
+	processFlags
 	prompts     []string
 	promptsFile string
 	tokenIDs    []string
@@ -128,11 +132,20 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 	f.samplingFlags.declare(flags, 128, 0, 1)
 	flags.IntVar(&f.batchSize, "batch_size", 8, "how many prompts are worked on at once")
 	flags.BoolVar(&f.useCache, "use_cache", true, "keep keys and values of earlier tokens; =false computes them anew at each step")
+	f.declareProcesses(flags)
 	f.declareProfile(flags)
 	flags.BoolVar(&f.json, "json", false, "print a JSON object for each prompt, with text, token_ids and timings")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q: a prompt is given with --prompt", args[0])
+		}
+		if err := f.checkProcesses(); err != nil {
+			return err
+		}
+		if place, err := dist.FromEnvironment(); err != nil {
+			return err
+		} else if f.processes > 1 && place.Size == 1 {
+			return f.launch(ctx, 0)
 		}
 		return f.run(ctx)
 	}
@@ -164,6 +177,19 @@ func (f *generateFlags) run(ctx context.Context) error {
 		return usagef("--system goes with --chat")
 	}
 	f.options.NoCache = !f.useCache
+	if place, err := dist.FromEnvironment(); err == nil && place.Size > 1 {
+		if f.options.Compile == generate.CompileGraph {
+			return usagef("--compile %s records steps for one process: leave it out with several", generate.CompileGraph)
+		}
+		if f.world, err = f.join(place, &f.modelFlags); err != nil {
+			return err
+		}
+		defer f.world.Leave()
+		f.options.Group = f.world.All
+		if place.Rank > 0 {
+			f.profile = ""
+		}
+	}
 	began := time.Now()
 	o, err := f.open(ctx)
 	if err != nil {

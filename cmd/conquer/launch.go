@@ -19,21 +19,38 @@ import (
 	"conquer/train"
 )
 
+// processFlags are the flags of a command that several processes run together.
+type processFlags struct {
+	processes int
+	timeout   time.Duration
+}
+
+func (f *processFlags) declareProcesses(flags *pflag.FlagSet) {
+	flags.IntVar(&f.processes, "nproc", 1, "processes to run on this machine, one a GPU, or sharing the CPU's cores")
+	flags.DurationVar(&f.timeout, "timeout", 10*time.Minute, "how long a process waits for the others before it gives up and names them")
+}
+
+func (f *processFlags) checkProcesses() error {
+	if f.processes < 1 || f.timeout <= 0 {
+		return usagef("--nproc %d, --timeout %v: expected at least 1 process and a positive time", f.processes, f.timeout)
+	}
+	return nil
+}
+
 // worldFlags are the flags of a run of several processes.
 type worldFlags struct {
-	processes, restarts int
-	timeout             time.Duration
+	processFlags
+	restarts int
 }
 
 func (f *worldFlags) declare(flags *pflag.FlagSet, o *train.Options) {
-	flags.IntVar(&f.processes, "nproc", 1, "processes to run on this machine, one a GPU, or sharing the CPU's cores")
+	f.declareProcesses(flags)
 	flags.StringVar(&o.Distributed, "distributed", "", "how processes share the work: none, ddp, fsdp, hsdp or tp (default: none for one process, ddp for several)")
 	flags.IntVar(&o.ShardSize, "hsdp_size", 0, "with hsdp, how many processes divide the weights among them (default: those of a machine)")
 	flags.IntVar(&o.TensorSize, "tp_size", 0, "with tp, ddp and fsdp, how many processes divide each layer among them and take the same samples (default: with tp those of a machine, otherwise none)")
 	flags.BoolVar(&o.KeepGathered, "keep_gathered", false, "with fsdp and hsdp, keep weights whole from the forward to the backward pass: faster, for more memory")
 	flags.StringVar(&o.ReduceDType, "reduce_dtype", "float32", "`type` in which processes sum gradients: float32, or same for the weights' own")
 	flags.IntVar(&f.restarts, "max_restarts", 0, "with --nproc, how often to begin again from the last checkpoint when a process fails")
-	flags.DurationVar(&f.timeout, "timeout", 10*time.Minute, "how long a process waits for the others before it gives up and names them")
 }
 
 // join makes this process part of the run that its environment describes: nil when there is none.
@@ -48,13 +65,20 @@ func (f *trainFlags) join() (*dist.World, error) {
 	if f.Distributed == "" {
 		f.Distributed = train.DDP
 	}
-	if f.threads == 0 {
-		f.threads = max(1, runtime.NumCPU()/place.LocalSize)
+	f.onHost = f.TensorSize > 0 || f.Distributed == train.TP // the parts alone go to the device
+	f.World, err = f.processFlags.join(place, &f.modelFlags)
+	return f.World, err
+}
+
+// join makes this process the one of the run at a place, with a device of its own, or its share of the cores.
+func (f *processFlags) join(place dist.Place, m *modelFlags) (*dist.World, error) {
+	if m.threads == 0 {
+		m.threads = max(1, runtime.NumCPU()/place.LocalSize)
 	}
-	if f.modelFlags.device == "cuda" || f.modelFlags.device == "" && torch.LoadCUDA() == nil {
-		f.modelFlags.device = fmt.Sprintf("cuda:%d", place.LocalRank)
+	if m.device == "cuda" || m.device == "" && torch.LoadCUDA() == nil {
+		m.device = fmt.Sprintf("cuda:%d", place.LocalRank)
 	}
-	device, err := parseDevice(f.modelFlags.device)
+	device, err := parseDevice(m.device)
 	if err != nil {
 		return nil, err
 	}
@@ -63,15 +87,12 @@ func (f *trainFlags) join() (*dist.World, error) {
 			return nil, err
 		}
 	}
-	if f.TensorSize > 0 || f.Distributed == train.TP { // the parts alone go to the device
-		f.modelFlags.device = "cpu"
-	}
-	f.World, err = dist.Join(place, device, f.timeout)
-	return f.World, err
+	return dist.Join(place, device, f.timeout)
 }
 
-// launch runs this command in several processes of this machine, and again from the last checkpoint when one of them fails.
-func (f *worldFlags) launch(ctx context.Context) error {
+// launch runs this command in several processes of this machine, and so many times again from the last checkpoint when one of
+// them fails.
+func (f *processFlags) launch(ctx context.Context, restarts int) error {
 	store, err := dist.OpenStore("127.0.0.1", 0, true, time.Minute)
 	if err != nil {
 		return err
@@ -80,15 +101,15 @@ func (f *worldFlags) launch(ctx context.Context) error {
 	for attempt := 0; ; attempt++ {
 		err := f.attempt(ctx, store.Port(), attempt)
 		var usage usageError
-		if err == nil || ctx.Err() != nil || errors.As(err, &usage) || attempt >= f.restarts {
+		if err == nil || ctx.Err() != nil || errors.As(err, &usage) || attempt >= restarts {
 			return err
 		}
-		fmt.Fprintf(os.Stderr, "conquer train: %v\nbeginning again from the last checkpoint (%d of %d times)\n", err, attempt+1, f.restarts)
+		fmt.Fprintf(os.Stderr, "conquer train: %v\nbeginning again from the last checkpoint (%d of %d times)\n", err, attempt+1, restarts)
 	}
 }
 
 // attempt runs the processes once. The first to fail ends the others; its error is what is returned.
-func (f *worldFlags) attempt(ctx context.Context, port, attempt int) error {
+func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -157,7 +178,10 @@ func (f *worldFlags) attempt(ctx context.Context, port, attempt int) error {
 // failure says how a process failed: in its own words, of which rank 0's are on stderr already.
 func failure(rank int, state *os.ProcessState, complaint string) error {
 	lines := strings.Split(strings.TrimSpace(complaint), "\n")
-	last := strings.TrimPrefix(lines[len(lines)-1], "conquer train: ")
+	last := lines[len(lines)-1]
+	if named, ok := strings.CutPrefix(last, "conquer "); ok {
+		_, last, _ = strings.Cut(named, ": ")
+	}
 	if last == "" {
 		last = "it ended with " + state.String()
 		if rank == 0 && state.ExitCode() > 0 {

@@ -130,3 +130,35 @@ func TestTheMistakeOfEveryRankIsReportedOnce(t *testing.T) {
 		t.Errorf("exit code %d and\n%s", code, stderr)
 	}
 }
+
+func TestProcessesThatDivideAModelMakeTheTextOfOne(t *testing.T) {
+	for _, c := range []struct {
+		model, processes string
+	}{{"llama/llama3", "2"}, {"bamba/hybrid", "2"}, {"llama/head_dim", "4"}} {
+		args := []string{"generate", "--model_path", "../../testdata/" + c.model, "--token_ids", "1,2,3,4", "--token_ids", "9,8", "--max_new_tokens", "10",
+			"--ignore_eos", "--device", "cpu"}
+		want := succeed(t, args...)
+		p, stdout, stderr := program(append(args, "--nproc", c.processes)...)
+		if err := p.Run(); err != nil || stdout.String() != want {
+			t.Errorf("%s in %s processes: %v and %q, want %q\n%s", c.model, c.processes, err, stdout, want, stderr)
+		}
+	}
+	// What they cannot divide is said once, and so is what they cannot do.
+	for want, more := range map[string][]string{
+		"2 heads of keys and values cannot be divided over 3 processes": {"--nproc", "3"},
+		"--compile graph records steps for one process":                 {"--nproc", "2", "--compile", "graph"},
+	} {
+		p, stdout, stderr := program(append([]string{"generate", "--model_path", "../../testdata/llama/llama", "--token_ids", "1", "--device", "cpu"}, more...)...)
+		if p.Run() == nil || !strings.Contains(stderr.String(), want) || stdout.Len() > 0 {
+			t.Errorf("%q printed %q and %q, want %q", more, stdout, stderr, want)
+		}
+	}
+}
+
+func TestABenchmarkOfADividedModelNamesItsProcesses(t *testing.T) {
+	p, stdout, stderr := program("bench", "inference", "--nproc", "2", "--architecture", "bamba", "--variant", "tiny", "--batch_size", "1", "--seq_len", "8",
+		"--max_new_tokens", "3", "--repeat", "1", "--json", "--device", "cpu")
+	if err := p.Run(); err != nil || strings.Count(stdout.String(), `"processes":2`) != 2 {
+		t.Errorf("%v and %q\n%s", err, stdout, stderr)
+	}
+}

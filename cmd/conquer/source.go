@@ -15,8 +15,10 @@ import (
 	"conquer/checkpoint"
 	"conquer/model"
 	"conquer/model/hub"
+	"conquer/parallel"
 	"conquer/text"
 	"conquer/torch"
+	"conquer/torch/dist"
 	"conquer/train"
 )
 
@@ -24,6 +26,8 @@ import (
 type modelFlags struct {
 	path, tokenizer, dtype, device, adapter string
 	threads                                 int
+	onHost                                  bool        // leave the weights in the host's memory
+	world                                   *dist.World // the processes that divide the model among them, or nil
 }
 
 const modelPathUsage = "a `folder` of Hugging Face's or Meta's, a .gguf file, hf://org/name[@revision] on the Hugging Face Hub, or the name smollm2-135m; what has a name is downloaded once"
@@ -85,7 +89,7 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 		dtype = &stored
 	}
 	err = torch.Run(func() error {
-		o.model, err = model.FromCheckpoint(o.checkpoint, *dtype, device)
+		o.model, err = f.load(o.checkpoint, *dtype, device)
 		return err
 	})
 	if failed := <-tokenizer; err == nil {
@@ -96,12 +100,38 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	}
 	if err == nil && f.adapter != "" {
 		err = foldAdapter(o.model, f.adapter)
+		if f.world != nil && err == nil {
+			_, err = parallel.Divide(o.model, f.world.All, device)
+		}
 	}
 	if err != nil {
 		o.Close()
 		return nil, err
 	}
 	return o, nil
+}
+
+// load makes the model and reads its weights, or, where processes divide it, this one's part of them. An adapter is folded into
+// whole weights first.
+func (f *modelFlags) load(c *checkpoint.Checkpoint, dtype torch.DType, device torch.Device) (model.Model, error) {
+	if f.onHost || f.world != nil && f.adapter != "" {
+		return model.FromCheckpoint(c, dtype, torch.CPU)
+	}
+	if f.world == nil {
+		return model.FromCheckpoint(c, dtype, device)
+	}
+	m, err := model.Declare(c)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = parallel.Divide(m, f.world.All, device); err == nil {
+		err = model.Load(m, c, dtype, device)
+	}
+	if err != nil {
+		model.Free(m)
+		return nil, err
+	}
+	return m, nil
 }
 
 // setThreads obeys --threads; 0 leaves it to libtorch.

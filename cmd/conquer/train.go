@@ -13,6 +13,7 @@ import (
 	"conquer/generate"
 	"conquer/model"
 	"conquer/model/hub"
+	"conquer/parallel"
 	"conquer/text"
 	"conquer/torch"
 	"conquer/torch/dist"
@@ -122,7 +123,7 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if place, err := dist.FromEnvironment(); err != nil {
 			return err
 		} else if f.processes > 1 && place.Size == 1 {
-			return f.launch(ctx)
+			return f.launch(ctx, f.restarts)
 		}
 		return f.run(ctx)
 	}
@@ -149,14 +150,17 @@ func (f *trainFlags) check() error {
 		return usagef("give --steps or --epochs, not both")
 	case f.merge && f.lora.Rank == 0:
 		return usagef("--merge goes with --lora_rank")
-	case f.processes < 1 || f.restarts < 0 || f.timeout <= 0:
-		return usagef("--nproc %d, --max_restarts %d, --timeout %v: expected at least 1 process, no negative number and a positive time", f.processes, f.restarts, f.timeout)
+	case f.restarts < 0:
+		return usagef("--max_restarts is %d, expected 0 or more", f.restarts)
 	case f.Distributed != "" && !slices.Contains(train.Strategies, f.Distributed):
 		return usagef("--distributed: unknown strategy %q: choose one of %s", f.Distributed, strings.Join(train.Strategies, ", "))
 	case f.report < 1:
 		return usagef("--report_steps is %d, expected 1 or more", f.report)
 	case f.dtype == "float16" || f.dtype == "fp16" || f.dtype == "half":
 		return usagef("--dtype float16: its range is too small for gradients, use bfloat16 or float32")
+	}
+	if err := f.checkProcesses(); err != nil {
+		return err
 	}
 	if f.Steps == 0 && f.Epochs == 0 {
 		f.Epochs = 3
@@ -308,12 +312,20 @@ func (f *modelFlags) fresh(architecture, variant string, dtype torch.DType, seed
 	if f.threads > 0 {
 		torch.SetThreads(f.threads)
 	}
+	if f.onHost {
+		device = torch.CPU
+	}
 	m, err := model.New(config)
 	if err != nil {
 		return nil, err
 	}
 	if rows := m.Head().Shape[0]; rows < tokens {
 		return nil, fmt.Errorf("vocabulary mismatch: the tokenizer has %d tokens, but %s has rows for %d", tokens, variant, rows)
+	}
+	if f.world != nil {
+		if _, err := parallel.Divide(m, f.world.All, device); err != nil {
+			return nil, err
+		}
 	}
 	err = torch.Run(func() error {
 		torch.ManualSeed(seed)

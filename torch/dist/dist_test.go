@@ -3,6 +3,7 @@ package dist
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -31,6 +32,18 @@ var scenarios = map[string]func(w *World) error{
 		w.All.AllReduce(torch.Ones([]int{4}, torch.Float32, torch.CPU), Sum).Wait()
 		return nil
 	},
+	"laggard backward": func(w *World) error { // the same in the middle of a backward pass
+		x := torch.Ones([]int{4}, torch.Float32, torch.CPU).RequireGrad(true)
+		loss := w.All.Spread(x).Sum()
+		w.At("step %d", 3)
+		if w.Rank == w.Size-1 {
+			w.At("asleep")
+			time.Sleep(time.Hour)
+		}
+		loss.Backward()
+		return nil
+	},
+	"divided": divided,
 	"death": func(w *World) error {
 		w.All.Barrier()
 		if w.Rank == 1 {
@@ -49,7 +62,7 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	timeout := time.Minute
-	if name == "laggard" {
+	if strings.HasPrefix(name, "laggard") {
 		timeout = 4 * time.Second
 	}
 	place, err := FromEnvironment()
@@ -99,7 +112,7 @@ func play(t *testing.T, scenario string, n int) []outcome {
 			defer ending.Done()
 			child.Wait()
 			ends[rank] = outcome{child.ProcessState.ExitCode(), stdout.String(), stderr.String()}
-			if scenario == "laggard" && rank == 0 {
+			if strings.HasPrefix(scenario, "laggard") && rank == 0 {
 				children[n-1].Process.Kill()
 			}
 		}()
@@ -219,11 +232,107 @@ func TestAMeshHasRowsAndColumns(t *testing.T) {
 }
 
 func TestAnOperationThatARankDoesNotJoinFailsAndNamesIt(t *testing.T) {
-	ends := play(t, "laggard", 3)
-	message := ends[0].stderr
-	for _, want := range []string{"all-reduce 2 of group world (step 3)", "rank 2 is behind, after all-reduce 1 (asleep)"} {
-		if ends[0].code != 1 || !strings.Contains(message, want) || strings.Count(message, "\n") != 1 {
-			t.Errorf("rank 0 ended with %d and %q, want a line with %q", ends[0].code, message, want)
+	for scenario, wanted := range map[string][]string{
+		"laggard":          {"all-reduce 2 of group world (step 3)", "rank 2 is behind, after all-reduce 1 (asleep)"},
+		"laggard backward": {"all-reduce 1 of group world (step 3)", "rank 2 has not begun any operation of it (asleep)"},
+	} {
+		ends := play(t, scenario, 3)
+		message := ends[0].stderr
+		for _, want := range wanted {
+			if ends[0].code != 1 || !strings.Contains(message, want) || strings.Count(message, "\n") != 1 {
+				t.Errorf("%s: rank 0 ended with %d and %q, want a line with %q", scenario, ends[0].code, message, want)
+			}
+		}
+	}
+}
+
+// divided holds the operations of divided layers to what one process computes: their results, and the gradients of a sum.
+func divided(w *World) error {
+	r := rand.New(rand.NewPCG(uint64(os.Getppid()), 7))
+	random := func(sizes ...int) torch.Tensor {
+		total := 1
+		for _, s := range sizes {
+			total *= s
+		}
+		values := make([]float32, total)
+		for i := range values {
+			values[i] = float32(r.NormFloat64())
+		}
+		return torch.From(values, sizes...)
+	}
+	near := func(what string, got, want torch.Tensor) error {
+		a, b := torch.Values[float32](got), torch.Values[float32](want)
+		for i := range b {
+			if d := math.Abs(float64(a[i] - b[i])); !(d <= 1e-5*max(1, math.Abs(float64(b[i])))) {
+				return fmt.Errorf("%s: element %d is %v, want %v", what, i, a[i], b[i])
+			}
+		}
+		return nil
+	}
+	// Two layers, the first divided by what it makes, the second by what it takes: y = W (V x), with unequal parts.
+	const inner = 13
+	first, count := inner*w.Rank/w.Size, inner*(w.Rank+1)/w.Size-inner*w.Rank/w.Size
+	x, up, down, seed := random(5, 6), random(inner, 6), random(4, inner), random(5, 4)
+	pass := func(whole bool) (y, dx torch.Tensor) {
+		x := x.Clone().RequireGrad(true)
+		if whole {
+			y = torch.Linear(torch.Linear(x, up, torch.Tensor{}), down, torch.Tensor{})
+		} else {
+			h := torch.Linear(w.All.Spread(x), up.Narrow(0, first, count), torch.Tensor{})
+			y = w.All.Collect(torch.Linear(h, down.Narrow(1, first, count).Contiguous(), torch.Tensor{}))
+		}
+		torch.Backward([]torch.Tensor{y}, []torch.Tensor{seed})
+		return y.Detach(), x.Grad()
+	}
+	wantY, wantX := pass(true)
+	gotY, gotX := pass(false)
+	if err := near("outputs", gotY, wantY); err != nil {
+		return err
+	}
+	if err := near("the input's gradient", gotX, wantX); err != nil {
+		return err
+	}
+	// A head over more rows than one chunk has, some not counted, some labels nobody's but one process's.
+	const vocabulary = 41
+	rows := 1100
+	labels := make([]int64, rows)
+	for i := range labels {
+		if labels[i] = int64(r.IntN(vocabulary)); r.IntN(4) == 0 {
+			labels[i] = -100
+		}
+	}
+	first, count = vocabulary*w.Rank/w.Size, vocabulary*(w.Rank+1)/w.Size-vocabulary*w.Rank/w.Size
+	hidden, head, target := random(rows, 8), random(vocabulary, 8), torch.From(labels, rows)
+	for _, o := range []torch.Loss{{}, {Divisor: 3}, {LabelSmoothing: 0.2, ZLoss: 0.01, Weights: random(rows).Abs()}} {
+		h, weight := hidden.Clone().RequireGrad(true), head.Clone().RequireGrad(true)
+		want, wantEach := torch.HeadCrossEntropy(h, weight, target, o)
+		want.Backward()
+		mine, part := hidden.Clone().RequireGrad(true), head.Narrow(0, first, count).Clone().RequireGrad(true)
+		got, each := w.All.HeadCrossEntropy(w.All.Spread(mine), part, target, first, vocabulary, o)
+		got.Backward()
+		for what, pair := range map[string][2]torch.Tensor{
+			"loss": {got.Detach(), want.Detach()}, "each label's": {each, wantEach}, "gradient of hidden": {mine.Grad(), h.Grad()},
+			"gradient of the head": {part.Grad(), weight.Grad().Narrow(0, first, count)},
+		} {
+			if err := near(fmt.Sprintf("%+v: %s", o, what), pair[0], pair[1]); err != nil {
+				return err
+			}
+		}
+		var plain torch.Tensor
+		torch.NoGrad(func() { plain, _ = w.All.HeadCrossEntropy(hidden, part.Detach(), target, first, vocabulary, o) })
+		if err := near("without gradients", plain, got.Detach()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestDividedLayersAndLossesGiveWhatOneProcessGives(t *testing.T) {
+	for _, n := range []int{1, 2, 4} {
+		for rank, end := range play(t, "divided", n) {
+			if end.code != 0 {
+				t.Errorf("rank %d of %d ended with %d: %s", rank, n, end.code, end.stderr)
+			}
 		}
 	}
 }

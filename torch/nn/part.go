@@ -87,6 +87,26 @@ func (p *Param) Divide(part *Part, device torch.Device) {
 	})
 }
 
+// Store copies rows [start, start+t.Size(0)) of the whole weight into the tensor, as far as they are here.
+func (p *Param) Store(start int, t torch.Tensor) {
+	rows := t.Size(0)
+	if p.Part == nil {
+		p.Narrow(0, start, rows).Copy(t)
+		return
+	}
+	at := 0
+	for _, s := range p.Part.Mine() {
+		first, end := max(s.First, start), min(s.First+s.Count, start+rows)
+		switch {
+		case p.Part.Dim == 1:
+			p.Narrow(0, start, rows).Narrow(1, at, s.Count).Copy(t.Narrow(1, s.First, s.Count))
+		case first < end:
+			p.Narrow(0, at+first-s.First, end-first).Copy(t.Narrow(0, first-start, end-first))
+		}
+		at += s.Count
+	}
+}
+
 // Gather puts the whole weight together, on every process of the group, in memory of its own.
 func (p *Param) Gather() (whole torch.Tensor) {
 	part := p.Part
