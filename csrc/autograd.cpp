@@ -95,6 +95,8 @@ int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropou
     const at::Tensor query = tensor_of(q);
     at::Tensor key = tensor_of(k);
     at::Tensor value = tensor_of(v);
+    if (dropout == 0 && flash_serves(query, key, value, tensor_of(mask)))
+      return give(out, flash_attention(query, key, value, tensor_of(mask), causal != 0, scale));
     bool grouped = query.size(-3) != key.size(-3);
     if (query.is_cuda()) {
       choose_attention(at::GradMode::is_enabled() && query.requires_grad());

@@ -124,7 +124,9 @@ int cq_global_norm(const cq_tensor *tensors, int n, double *out);
 /* ---- attention ----------------------------------------------------------------------------------------------- */
 
 /* Scaled dot-product attention with grouped queries. q [B,H,L,P], k and v [B,K,S,P] with K dividing H; mask NULL, or
- * boolean / q's dtype and broadcastable to [B,H,L,S]; causal masks the upper triangle aligned to the top left. */
+ * boolean / q's dtype and broadcastable to [B,H,L,S]; causal masks the upper triangle aligned to the top left. On the CPU
+ * kernels of our own (cpu/flash.cpp) serve P in multiples of 16 without dropout or an added mask, libtorch the rest; a
+ * row that sees nothing gives zeros there. */
 int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropout, int causal, double scale,
             cq_tensor *out);
 
@@ -136,7 +138,7 @@ int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropou
  * tests hold the kernel against. */
 
 /* x [..., D] times weight [N, D] transposed, plus bias [N] (or NULL): [..., N]. A few rows (up to 8; 16 in float32)
- * without gradients stream the weight at memory speed; more go to libtorch. */
+ * without gradients stream the weight at memory speed; more go to oneDNN (cpu/product.cpp). */
 int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 

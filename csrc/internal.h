@@ -70,6 +70,11 @@ struct CudaTable {
                                                   int device, std::chrono::milliseconds timeout);
 };
 
+// Attention by the CPU's own kernels, and whether they take these tensors; see cq_sdpa and cpu/flash.cpp.
+bool flash_serves(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const at::Tensor &mask);
+at::Tensor flash_attention(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const at::Tensor &mask,
+                           bool causal, double scale);
+
 const CudaTable &cuda_table(); // empty until cq_cuda_load succeeded
 
 } // namespace conquer

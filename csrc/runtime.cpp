@@ -64,8 +64,9 @@ using namespace conquer;
 
 const char *cq_last_error(void) { return last_error.c_str(); }
 
-// OpenMP keeps its number of threads for each thread of the process, libtorch asks it once a thread, and a goroutine moves from
-// thread to thread: each takes on the number at its next scope. Two threads of unlike numbers would cut sums differently.
+// OpenMP keeps its number of threads for each thread of the process, libtorch asks it once a thread, and a goroutine
+// moves from thread to thread: each takes on the number at its next scope. Two threads of unlike numbers would cut sums
+// differently.
 static std::atomic<int> named_threads{0};
 
 static void follow_threads() {

@@ -112,6 +112,36 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				return in[0].Narrow(-1, 0, width).Silu().Mul(in[0].Narrow(-1, width, width))
 			},
 		})
+		heads, keys, span, causal := dims(1, 2), dims(1, 3), dims(1, 30, 70, 150), random.IntN(2) == 0
+		wide := 16 * dims(1, 2, 3)
+		var mask torch.Tensor
+		hold(t, fmt.Sprintf("attention of %d heads to %d, B%d L%d P%d", heads*keys, keys, batch, span, wide), faces{
+			func(d torch.DType) []torch.Tensor {
+				mask = torch.Tensor{}
+				if random.IntN(2) == 0 {
+					mask = torch.RandInt(4, []int{batch, 1, span, span}, torch.CPU).LessEqual(torch.Zeros([]int{1}, torch.Int64, torch.CPU))
+				}
+				lying := func(n int) torch.Tensor { return randn(d, batch, span, n, wide).Transpose(1, 2).Detach() }
+				return []torch.Tensor{lying(heads * keys), lying(keys), lying(keys)}
+			},
+			func(in []torch.Tensor) torch.Tensor { return torch.Attention(in[0], in[1], in[2], mask, causal) },
+			func(in []torch.Tensor) torch.Tensor {
+				q := in[0].Reshape(batch, keys, heads*span, wide)
+				scores := q.Matmul(in[1].Transpose(2, 3)).MulScalar(1/math.Sqrt(float64(wide))).View(batch, keys, heads, span, span)
+				places := torch.Arange(0, span, torch.Int64, torch.CPU)
+				seen := torch.Ones([]int{1, 1, span, span}, torch.Float64, torch.CPU)
+				if causal {
+					seen = seen.Mul(places.View(1, span).LessEqual(places.View(span, 1)).To(torch.Float64))
+				}
+				if mask.Defined() {
+					seen = seen.Mul(mask.To(torch.Float64))
+				}
+				weights := scores.Exp().Mul(seen.Unsqueeze(1))
+				total := weights.SumDim(-1, true)
+				weights = weights.Div(total.Add(total.LessEqual(total.ZerosLike()).To(torch.Float64))) // a row that sees nothing: zero
+				return weights.View(batch, keys, heads*span, span).Matmul(in[2]).View(batch, keys*heads, span, wide)
+			},
+		})
 		loss := torch.Loss{Divisor: float64(dims(0, 100))}
 		if random.IntN(2) == 0 {
 			loss.LabelSmoothing, loss.ZLoss = random.Float64(), random.Float64()

@@ -52,6 +52,13 @@ at::Tensor gated(const at::Tensor &gate_up);
 // cq_rms_norm likewise (norm.cpp).
 at::Tensor normalized(const at::Tensor &x, const at::Tensor &weight, double eps);
 
+// a [M, D] times b [D, N], without gradients; and the same added to `into`, in its dtype (product.cpp).
+at::Tensor product(const at::Tensor &a, const at::Tensor &b);
+void add_product(at::Tensor &into, const at::Tensor &a, const at::Tensor &b);
+
+// at::linear, with its gradients.
+at::Tensor linear_many(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias);
+
 // How many rows of `width` elements make up a share of work worth waking a thread for (some 2 us).
 inline int64_t rows_per_share(int64_t width) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1)); }
 

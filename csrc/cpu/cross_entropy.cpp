@@ -87,18 +87,16 @@ Head head(const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor &
 
   Head result;
   at::Tensor dinput = wanted.dhidden ? at::empty({counted, D}, options) : at::Tensor();
-  if (wanted.dweight)
-    result.dweight = counted ? at::empty({V, D}, options) : at::zeros({V, D}, options);
+  if (wanted.dweight && !counted)
+    result.dweight = at::zeros({V, D}, options);
   std::vector<float> nll(counted), penalty(counted);
   const int64_t most = rows_per_chunk(V, hidden.element_size()), chunks = (counted + most - 1) / most;
   const int64_t chunk =
       chunks ? (counted + chunks - 1) / chunks : 0; // of equal height: a short last one would run slower
-  at::Tensor buffer = at::empty({chunk, V}, options);
   for (int64_t begin = 0; begin < counted; begin += chunk) {
     const int64_t n = std::min(chunk, counted - begin);
     const at::Tensor x = input.narrow(0, begin, n);
-    at::Tensor logits = buffer.narrow(0, 0, n);
-    at::mm_out(logits, x, weight.t());
+    at::Tensor logits = product(x, weight.t());
     with_type(hidden.scalar_type(), [&](auto element) {
       using T = decltype(element);
       T *data = mutable_data_of<T>(logits);
@@ -109,15 +107,13 @@ Head head(const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor &
                                    penalty.data() + at);
       });
     });
-    if (wanted.dhidden) {
-      at::Tensor into = dinput.narrow(0, begin, n);
-      at::mm_out(into, logits, weight);
-    }
+    if (wanted.dhidden)
+      dinput.narrow(0, begin, n).copy_(product(logits, weight));
     if (wanted.dweight) {
       if (begin == 0)
-        at::mm_out(result.dweight, logits.t(), x);
+        result.dweight = product(logits.t(), x);
       else
-        result.dweight.addmm_(logits.t(), x);
+        add_product(result.dweight, logits.t(), x);
     }
   }
 

@@ -11,6 +11,7 @@ namespace CONQUER_ISA {
 #include "attention.inl"
 #include "cross_entropy.inl"
 #include "embedding.inl"
+#include "flash.inl"
 #include "linear.inl"
 #include "norm.inl"
 #include "optimizer.inl"
@@ -28,6 +29,9 @@ template <class T> constexpr Kernels<T> table() {
   t.swiglu_backward = swiglu_backward<T>;
   t.rotate = rotate<T>;
   t.attend = attend<T>;
+  t.flash = flash<T>;
+  t.flash_backward = flash_backward<T>;
+  t.transpose_keys = transpose_keys<T>;
   t.add_rows = add_rows<T>;
   t.cross_entropy = cross_entropy<T>;
   t.adamw = adamw<T>;

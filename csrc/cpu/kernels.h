@@ -35,6 +35,28 @@ struct Penalties {
   float smoothing, z;
 };
 
+// One head's attention, see flash.inl. Rows of q, k, v and out hold P elements, a multiple of 16, and lie *_row apart.
+template <class T> struct FlashHead {
+  static constexpr int64_t keys = 64; // at once
+  const T *q, *k, *v;
+  int64_t q_row, k_row, v_row;
+  const T *kt;      // k by transpose_keys
+  const bool *mask; // [L, S] of what may be seen, or null
+  int64_t mask_row;
+  bool causal; // query i sees keys 0 to i
+  float scale;
+  int64_t L, S, P;
+  T *out;
+  int64_t out_row;
+  float *lse; // [L]: the logarithm of the sum of a row's exponentials
+};
+template <class T> struct FlashGradients {
+  const T *dy, *vt; // vt: v by transpose_keys
+  T *dq;
+  int64_t dy_row, dq_row;
+  float *dk, *dv; // dense
+};
+
 template <class T> struct Kernels {
   // y[m, r] = <weight[r], x[m]> + bias[r] for r < rows, m < n. The rows of weight lie `depth` apart, those of x too
   // (float32, whatever T), those of y `y_stride`. bias may be null. See linear.inl.
@@ -56,6 +78,10 @@ template <class T> struct Kernels {
   // See attention.inl.
   void (*attend)(const float *q, int64_t heads, const T *k, const T *v, int64_t k_stride, int64_t v_stride, int64_t n,
                  int64_t width, float *top, float *mass, float *out);
+  // See flash.inl.
+  void (*flash)(const FlashHead<T> &h, int64_t row, int64_t rows, float *scratch);
+  void (*flash_backward)(const FlashHead<T> &h, const FlashGradients<T> &g, int64_t block, float *scratch);
+  void (*transpose_keys)(const T *from, int64_t from_row, int64_t n, int64_t width, T *to);
   // See cross_entropy.inl.
   void (*cross_entropy)(T *logits, int64_t rows, int64_t width, const int64_t *labels, const float *scales,
                         const Penalties &p, float *nll, float *penalty);

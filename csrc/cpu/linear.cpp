@@ -74,7 +74,7 @@ at::Tensor linear(const at::Tensor &x, const at::Tensor &weight, const at::Tenso
       (!bias.defined() ||
        (bias.is_contiguous() && bias.numel() == weight.size(0) && bias.scalar_type() == x.scalar_type())))
     return linear_few(x, weight, bias);
-  return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+  return linear_many(x, weight, bias);
 }
 
 at::Tensor linear_add(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias,

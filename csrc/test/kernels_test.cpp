@@ -204,7 +204,7 @@ void check_rope() {
   report("rope, rope_qkv");
 }
 
-void check_attention() {
+void check_decode_attention() {
   at::NoGradGuard no_grad;
   for (auto type : types)
     for (auto [B, H, K, P, S] : std::vector<std::array<int64_t, 5>>{{1, 9, 3, 64, 700},
@@ -238,7 +238,7 @@ void check_attention() {
   report("decode_attention, cache_write");
 }
 
-void time_attention() {
+void time_decode_attention() {
   at::NoGradGuard no_grad;
   for (auto type : {at::kFloat, at::kBFloat16})
     for (int64_t n : {50, 200, 1000, 4000}) {
@@ -266,6 +266,107 @@ void time_attention() {
     }
 }
 
+// Grouped heads, masks of every broadcastable shape (rows that see nothing too), lengths that fill no block.
+void check_sdpa() {
+  auto draw = [](int64_t low, int64_t high) { return at::randint(low, high + 1, {1}).item<int64_t>(); };
+  for (auto type : types)
+    for (int i = 0; i < 24; i++) {
+      const int64_t B = draw(1, 2), K = draw(1, 3), H = K * draw(1, 3), L = draw(1, 230), P = 16 * draw(1, 8),
+                    S = i % 3 ? L : draw(1, 300);
+      auto rows = [&](int64_t heads, int64_t n) { return at::randn({B, n, heads, P}).to(type).transpose(1, 2); };
+      const bool causal = i % 2 == 0;
+      at::Tensor mask;
+      if (i % 4 == 3)
+        mask = at::rand({draw(0, 1) ? B : 1, draw(0, 1) ? H : 1, L, S}) < 0.1;
+      else if (i % 4 == 1 && L == S) { // packed samples
+        auto sample = at::arange(S).div(100, "floor");
+        mask = (sample.unsqueeze(1) == sample).tril();
+      }
+      check_op(
+          "attention", {rows(H, L), rows(K, S), rows(K, S)},
+          [&](auto &in) {
+            return call(1, [&](cq_tensor *o) {
+              return cq_sdpa(Arg{in[0]}, Arg{in[1]}, Arg{in[2]}, Arg{mask}, 0, causal, 0, o);
+            });
+          },
+          [&](auto &in) -> std::vector<at::Tensor> {
+            auto q = in[0].to(at::kDouble), k = in[1].to(at::kDouble).repeat_interleave(H / K, 1),
+                 v = in[2].to(at::kDouble).repeat_interleave(H / K, 1);
+            auto scores = q.matmul(k.transpose(-1, -2)) / std::sqrt(double(P));
+            auto hidden = at::zeros({L, S}, at::kBool);
+            if (causal)
+              hidden = at::ones({L, S}, at::kBool).triu(1);
+            if (mask.defined())
+              hidden = hidden | ~mask;
+            auto weights = scores.masked_fill(hidden, -1e300).softmax(-1).masked_fill(hidden, 0);
+            return {weights.matmul(v).to(in[0].scalar_type())};
+          },
+          tolerance(type), true);
+    }
+  report("attention");
+}
+
+void time_sdpa() {
+  for (auto type : {at::kFloat, at::kBFloat16})
+    for (int64_t L : {256, 512, 2048}) {
+      auto rows = [&](int64_t heads) { return at::randn({1, L, heads, 64}).to(type).transpose(1, 2).requires_grad_(); };
+      auto q = rows(9), k = rows(3), v = rows(3), dy = at::randn({1, 9, L, 64}).to(type);
+      auto run = [&](bool ours, bool backward) {
+        at::AutoGradMode mode(backward);
+        auto y = ours ? call(1, [&](cq_tensor *o) { return cq_sdpa(Arg{q}, Arg{k}, Arg{v}, nullptr, 0, 1, 0, o); })[0]
+                      : at::scaled_dot_product_attention(q, k, v, {}, 0, true, {}, true);
+        if (backward)
+          torch::autograd::backward({y}, {dy});
+      };
+      auto t = race(5, {[&] { run(true, false); }, [&] { run(false, false); }, [&] { run(true, true); },
+                        [&] { run(false, true); }});
+      std::printf(
+          "%-9s causal attention of %4ld %7.2f ms, libtorch %7.2f ms %5.2fx; with backward %7.2f, %7.2f %5.2fx\n",
+          c10::toString(type), L, t[0], t[1], t[1] / t[0], t[2], t[3], t[3] / t[2]);
+    }
+}
+
+void check_linear_many() {
+  for (auto type : types)
+    for (auto [n, rows, depth] :
+         std::vector<std::array<int64_t, 3>>{{40, 96, 64}, {512, 33, 100}, {9, 5, 7}, {10, 1, 1}})
+      for (bool bias : {false, true}) {
+        std::vector<at::Tensor> in = {at::randn({2, n, depth}).to(type),
+                                      (at::randn({rows, depth}) / std::sqrt(double(depth))).to(type)};
+        if (bias)
+          in.push_back(at::randn({rows}).to(type));
+        auto get = [](auto &in) { return in.size() > 2 ? in[2] : at::Tensor(); };
+        check_op(
+            "linear of many rows", in,
+            [&](auto &in) {
+              return call(1, [&](cq_tensor *o) { return cq_linear(Arg{in[0]}, Arg{in[1]}, Arg{get(in)}, o); });
+            },
+            [&](auto &in) {
+              return call(1,
+                          [&](cq_tensor *o) { return cq_linear_reference(Arg{in[0]}, Arg{in[1]}, Arg{get(in)}, o); });
+            },
+            tolerance(type), true);
+      }
+  report("linear of many rows");
+}
+
+void time_linear_many() {
+  for (auto type : {at::kFloat, at::kBFloat16})
+    for (auto [rows, depth] : std::vector<std::pair<int64_t, int64_t>>{{960, 576}, {3072, 576}, {576, 1536}}) {
+      auto x = at::randn({512, depth}).to(type).requires_grad_(),
+           w = at::randn({rows, depth}).to(type).requires_grad_(), dy = at::randn({512, rows}).to(type);
+      auto run = [&](bool ours) {
+        auto y =
+            ours ? call(1, [&](cq_tensor *o) { return cq_linear(Arg{x}, Arg{w}, nullptr, o); })[0] : at::linear(x, w);
+        torch::autograd::grad({y}, {x, w}, {dy});
+      };
+      auto t = race(8, {[&] { run(true); }, [&] { run(false); }});
+      const double flops = 6. * 512 * rows * depth;
+      std::printf("%-9s 512 rows by %ldx%ld with gradients %7.2f ms %4.0f GFLOP/s, at::linear %7.2f ms %4.0f %5.2fx\n",
+                  c10::toString(type), rows, depth, t[0], flops / t[0] / 1e6, t[1], flops / t[1] / 1e6, t[1] / t[0]);
+    }
+}
+
 using HeadFunction = int (*)(cq_tensor, cq_tensor, cq_tensor, cq_tensor, const cq_loss *, cq_tensor *, cq_tensor *);
 
 void check_cross_entropy() {
@@ -281,7 +382,7 @@ void check_cross_entropy() {
           const cq_loss loss{divisor, penalized ? 0.1 : 0, penalized ? 0.01 : 0};
           const at::Tensor by = weighted ? at::rand({N}) + 0.1 : at::Tensor();
           auto run = [&](HeadFunction f, bool wide, bool train_weight) {
-            auto kind = wide ? at::kFloat : type;
+            auto kind = wide ? at::kDouble : type; // sums of 200,000 terms tell float32's order of adding
             auto h = hidden.to(kind).clone().requires_grad_(true),
                  w = weight.to(kind).clone().requires_grad_(train_weight);
             auto out = call(2, [&](cq_tensor *o) { return f(Arg{h}, Arg{w}, Arg{labels}, Arg{by}, &loss, o, o + 1); });
@@ -506,14 +607,11 @@ struct Family {
   void (*check)(), (*time)();
 };
 const Family families[] = {
-    {"linear", check_linear, time_linear},
-    {"norm", check_norm, nullptr},
-    {"swiglu", check_swiglu, nullptr},
-    {"rope", check_rope, nullptr},
-    {"attention", check_attention, time_attention},
-    {"cross_entropy", check_cross_entropy, time_cross_entropy},
-    {"embedding", check_embedding, nullptr},
-    {"decode", nullptr, time_decode},
+    {"linear", check_linear, time_linear},   {"many", check_linear_many, time_linear_many},
+    {"norm", check_norm, nullptr},           {"swiglu", check_swiglu, nullptr},
+    {"rope", check_rope, nullptr},           {"decode_attention", check_decode_attention, time_decode_attention},
+    {"attention", check_sdpa, time_sdpa},    {"cross_entropy", check_cross_entropy, time_cross_entropy},
+    {"embedding", check_embedding, nullptr}, {"decode", nullptr, time_decode},
     {"training", nullptr, time_training},
 };
 
