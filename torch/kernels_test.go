@@ -112,7 +112,7 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				return in[0].Narrow(-1, 0, width).Silu().Mul(in[0].Narrow(-1, width, width))
 			},
 		})
-		heads, keys, span, causal := dims(1, 2), dims(1, 3), dims(1, 30, 70, 150), random.IntN(2) == 0
+		heads, keys, span, causal := dims(1, 2), dims(1, 3), dims(30, 70, 150), random.IntN(2) == 0
 		wide := 16 * dims(1, 2, 3)
 		var mask torch.Tensor
 		hold(t, fmt.Sprintf("attention of %d heads to %d, B%d L%d P%d", heads*keys, keys, batch, span, wide), faces{
