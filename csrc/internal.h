@@ -65,7 +65,7 @@ struct CudaTable {
   // Starts a copy of t into pinned memory; `done` waits for it.
   at::Tensor (*fetch)(const at::Tensor &t, std::shared_ptr<void> &event);
   void (*wait)(const std::shared_ptr<void> &event);
-  // A group of NCCL's; null in a build without NCCL.
+  // A group of NCCL's.
   c10::intrusive_ptr<c10d::Backend> (*nccl_group)(const c10::intrusive_ptr<c10d::Store> &store, int rank, int size,
                                                   int device, std::chrono::milliseconds timeout);
 };

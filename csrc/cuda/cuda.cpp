@@ -80,15 +80,11 @@ int empty_cache() {
 
 namespace conquer {
 void fill_graph(CudaTable &); // graph.cpp
-#ifdef USE_C10D_NCCL
-void fill_nccl(CudaTable &); // nccl.cpp
-#endif
+void fill_nccl(CudaTable &);  // nccl.cpp
 } // namespace conquer
 
 extern "C" void cq_cuda_fill_table(CudaTable *table) {
   *table = CudaTable{describe, reset_peak, synchronize, empty_cache, device_count};
   fill_graph(*table);
-#ifdef USE_C10D_NCCL
   fill_nccl(*table);
-#endif
 }

@@ -1,6 +1,5 @@
-// nccl.cpp: groups of processes with a GPU each, libtorch's ProcessGroupNCCL. It needs nccl.h, which an installed
-// PyTorch has beside it and the libtorch that `make` fetches has not; CMakeLists.txt leaves this file out where there
-// is none.
+// nccl.cpp: groups of processes with a GPU each, libtorch's ProcessGroupNCCL. NCCL itself comes with libtorch's CUDA
+// part, whose symbols this library finds when it is opened.
 #include "../internal.h"
 
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
