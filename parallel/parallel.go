@@ -231,6 +231,13 @@ func (d *Division) Part() {
 	d.aside = nil
 }
 
+// Forget lets a model without weights, whose parts were only to be looked at, be whole again.
+func (d *Division) Forget() {
+	for _, p := range d.params {
+		p.Part = nil
+	}
+}
+
 // Even reports whether the processes hold equally much of every weight of which they share a part.
 func (d *Division) Even() bool {
 	for _, part := range d.parts {

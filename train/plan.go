@@ -34,6 +34,8 @@ type Plan struct {
 	// Peak is the most that is held at one moment. It is less than the sum of the parts: while gradients come, activations go.
 	Peak float64 `json:"peak"`
 	Fits bool    `json:"fits"`
+	// Refused is why the model cannot be trained so; the other numbers are then 0.
+	Refused string `json:"refused,omitempty"`
 
 	Compute       float64 `json:"compute_s"`       // products, recomputing included, and the optimizer's traffic
 	Communication float64 `json:"communication_s"` // if it overlapped with nothing
@@ -43,18 +45,19 @@ type Plan struct {
 
 // PlanOptions are what of a run a plan depends on.
 type PlanOptions struct {
-	BatchSize      int // rows of a GPU's forward pass; of the group's, under tp
+	BatchSize      int // rows of a GPU's forward pass; of a group's, where a group divides the layers
 	SequenceLength int
 	Accumulate     int
 	DType          torch.DType
 	Recompute      Recompute
 	LoRA           *LoRA // nil to tune all weights
 	HeadOnly       bool
+	TensorSize     int // how many GPUs divide the layers among them, with tp; 0 for those of a host
 }
 
 // Strategies that a plan can be made for: each GPU holds everything; the same with gradients averaged; weights, gradients
-// and optimizer sharded over all; sharded inside a host and repeated on each; each matrix cut over a host's GPUs.
-var planned = []string{"none", "ddp", "fsdp", "hsdp", "tp"}
+// and optimizer sharded over all; sharded inside a host and repeated on each. Plans of GPUs that divide layers follow.
+var planned = []string{None, DDP, FSDP, HSDP}
 
 // sizes are counts of a model's elements.
 type sizes struct {
@@ -72,6 +75,7 @@ type sizes struct {
 	// working is the widest layer's input and output, for one token.
 	working float64
 	outputs float64 // of all of a block's layers, for one token
+	divided bool    // all of these are of a process that holds a part of each layer
 }
 
 // Plans predicts what tuning m, a model whose weights need not exist, takes on each GPU, for every strategy that the
@@ -86,6 +90,8 @@ func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
 		return nil, fmt.Errorf("batch size %d and sequence length %d: both must be at least 1", o.BatchSize, o.SequenceLength)
 	case o.Recompute != "" && o.Recompute != RecomputeNone && o.Recompute != RecomputeBlock:
 		return nil, fmt.Errorf("unknown recompute %q: choose %s or %s", o.Recompute, RecomputeNone, RecomputeBlock)
+	case o.TensorSize < 0 || o.TensorSize > 0 && (machine.GPUs%o.TensorSize != 0 || machine.PerHost%o.TensorSize != 0):
+		return nil, fmt.Errorf("layers divided over %d GPUs: that does not divide %d, or hosts of %d", o.TensorSize, machine.GPUs, machine.PerHost)
 	case machine.GPUs < 1:
 		return nil, fmt.Errorf("%d GPUs: a plan needs at least 1", machine.GPUs)
 	case machine.PerHost < 1 || machine.GPUs > machine.PerHost && machine.GPUs%machine.PerHost != 0:
@@ -107,11 +113,11 @@ func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
 			plans = append(plans, s.plan(strategy, o, machine))
 		}
 	}
-	return plans, nil
+	return append(plans, dividedPlans(m, o, machine)...), nil
 }
 
 func measure(m model.Model, o PlanOptions) sizes {
-	s := sizes{blocks: len(m.Blocks()), width: float64(m.Head().Shape[1]), vocabulary: float64(m.Head().Shape[0])}
+	s := sizes{blocks: len(m.Blocks()), width: float64(m.Head().Shape[1]), vocabulary: float64(m.Head().Local()[0]), divided: m.Head().Part != nil}
 	count := func(root any) (n float64) {
 		for _, p := range nn.Params(root) {
 			n += elements(p)
@@ -127,8 +133,9 @@ func measure(m model.Model, o PlanOptions) sizes {
 		s.block = math.Max(s.block, n)
 		s.activation += activation(block, s.width) / float64(s.blocks)
 		nn.Linears(block, func(_ []string, l *nn.Linear) {
-			s.outputs += float64(l.Weight.Shape[0]) / float64(s.blocks)
-			s.working = math.Max(s.working, float64(l.Weight.Shape[0]+l.Weight.Shape[1]))
+			out, in := float64(l.Weight.Local()[0]), float64(l.Weight.Local()[1])
+			s.outputs += out / float64(s.blocks)
+			s.working = math.Max(s.working, out+in)
 		})
 	}
 	s.embedding, s.after = s.all-inBlocks, 0
@@ -143,7 +150,8 @@ func measure(m model.Model, o PlanOptions) sizes {
 	case o.LoRA != nil:
 		for _, p := range parts(m) {
 			if o.LoRA.adapts(p) {
-				s.trained += float64(o.LoRA.Rank * (p.layer.Rows[p.index] + p.layer.Weight.Shape[1]))
+				whole, local := p.layer.Weight.Shape, p.layer.Weight.Local()
+				s.trained += float64(o.LoRA.Rank * (p.layer.Rows[p.index]*local[0]/whole[0] + local[1]))
 			}
 		}
 	default:
@@ -153,29 +161,25 @@ func measure(m model.Model, o PlanOptions) sizes {
 }
 
 func elements(p *nn.Param) float64 {
-	n := 1.0
-	for _, d := range p.Shape {
-		n *= float64(d)
-	}
-	return n
+	return float64(elementsOf(p.Local()))
 }
 
 // activation counts the elements that one token leaves in a block.
 func activation(block model.Block, width float64) float64 {
 	n := 2 * width // the normalizations' inputs
 	nn.Linears(block, func(_ []string, l *nn.Linear) {
-		out, in := float64(l.Weight.Shape[0]), float64(l.Weight.Shape[1])
-		n += in
-		if out != width {
-			n += out
+		local := l.Weight.Local()
+		n += float64(local[1])
+		if float64(l.Weight.Shape[0]) != width {
+			n += float64(local[0])
 		}
 	})
 	nn.Walk(block, func(p nn.Piece) {
 		if len(p.Param.Shape) == 3 { // a convolution [channels, 1, taps]: what it gives, and what the scan makes of it
-			n += float64(p.Param.Shape[0])
+			n += float64(p.Param.Local()[0])
 		}
 		if len(p.Param.Shape) == 1 && p.Start == 0 && float64(p.Param.Shape[0]) != width && p.Name == "mamba.norm.weight" {
-			n += float64(p.Param.Shape[0])
+			n += float64(p.Param.Local()[0])
 		}
 	})
 	return n
@@ -215,15 +219,12 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	w, tokens := float64(o.DType.Size()), float64(o.BatchSize*o.SequenceLength)
 	n, inHost := float64(c.GPUs), float64(min(c.GPUs, c.PerHost))
 	hosts := n / inHost
-	// Over how many GPUs the state is divided, and over how many a layer's own work is.
-	shards, split := 1.0, 1.0
+	shards := 1.0 // over how many GPUs the state is divided
 	switch strategy {
-	case "fsdp":
+	case FSDP:
 		shards = n
-	case "hsdp":
+	case HSDP:
 		shards = inHost
-	case "tp":
-		shards, split = inHost, inHost
 	}
 	p := Plan{Strategy: strategy}
 	trainedSize := w
@@ -242,30 +243,33 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	if trainedSize < 4 {
 		p.Optimizer += s.trained * 4 / shards // the float32 originals
 	}
-	blockwise := tokens * s.activation * w / split
+	blockwise := tokens * s.activation * w
 	p.Activations = blockwise * float64(s.active)
 	if o.Recompute == RecomputeBlock {
 		p.Activations = tokens * s.width * w * float64(s.active)
 	}
 	// What comes and goes: the loss's logits; a block that runs again, or without recording, while it runs; the gradients
 	// inside a block; a block in use and the next one on its way.
-	logits := math.Min(min(tokens, 1024)*s.vocabulary*w, math.Max(64<<20, 64*s.vocabulary*w))/split + 4*tokens*s.width*w
+	logits := math.Min(min(tokens, 1024)*s.vocabulary*w, math.Max(64<<20, 64*s.vocabulary*w)) + 4*tokens*s.width*w
+	if s.divided { // in float32, twice
+		logits = 2*math.Min(min(tokens, 1024)*s.vocabulary*4, math.Max(64<<20, 64*s.vocabulary*4)) + 4*tokens*s.width*w
+	}
 	running, unrecorded, backward := 0.0, 0.0, 0.0
 	if o.Recompute == RecomputeBlock {
 		running = blockwise
 	}
 	if s.active < s.blocks {
-		unrecorded = blockwise + tokens*s.outputs*w/split
+		unrecorded = blockwise + tokens*s.outputs*w
 	}
 	if s.active > 0 {
-		backward = 1.5 * tokens * s.working * w / split
+		backward = 1.5 * tokens * s.working * w
 	}
 	if o.LoRA != nil { // the parts of a layer, their additions, and the sums
 		backward *= 2
 	}
 	// The moments that may be the fullest: the loss, the first block of the backward pass, and the last one, by when gradients
 	// have come and activations gone. A later forward pass of the same step meets all gradients.
-	headGradient, blockGradient := s.head*w/split, s.block*trainedSize*math.Min(1, s.trained/s.all)
+	headGradient, blockGradient := s.head*w, s.block*trainedSize*math.Min(1, s.trained/s.all)
 	early := math.Max(logits, math.Max(unrecorded, running+backward+blockGradient))
 	late := p.Gradients + math.Min(blockwise, p.Activations+running) + backward
 	fullest := math.Max(p.Activations+headGradient+early, late)
@@ -274,7 +278,7 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 		fullest = math.Max(fullest, late)
 	}
 	if o.Accumulate > 1 {
-		fullest = math.Max(late, p.Activations+s.trained*trainedSize/split+math.Max(logits, running+backward))
+		fullest = math.Max(late, p.Activations+s.trained*trainedSize+math.Max(logits, running+backward))
 	}
 	p.Buffers = early
 	if strategy == FSDP || strategy == HSDP {
@@ -291,8 +295,7 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 		passes++
 	}
 	micro := float64(max(1, o.Accumulate))
-	p.Compute = micro*passes*2*s.products*tokens/split/(c.Rate*1e12) + 28*s.trained/shards/(c.Transfer*1e9)
-	exposed := 0.0
+	p.Compute = micro*passes*2*s.products*tokens/(c.Rate*1e12) + 28*s.trained/shards/(c.Transfer*1e9)
 	inside, between := c.Link*1e9, c.Network*1e9
 	slowest := inside
 	if hosts > 1 {
@@ -306,15 +309,8 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 		p.Communication = micro * share(n) * (2*s.all + s.trained) * w / slowest
 	case "hsdp":
 		p.Communication = micro*share(inHost)*(2*s.all+s.trained)*w/inside + 2*share(hosts)*s.trained/inHost*w/between
-	case "tp": // two sums over activations a block forward, two back, which nothing overlaps
-		p.Communication = micro * 4 * float64(s.blocks) * 2 * share(inHost) * tokens * s.width * w / inside
-		exposed = p.Communication
-		if hosts > 1 {
-			gradients := 2 * share(hosts) * s.trained / inHost * w / between
-			p.Communication += gradients
-		}
 	}
-	p.Step = math.Max(p.Compute, p.Communication-exposed) + exposed
-	p.Tokens = micro * tokens * n / split / p.Step
+	p.Step = math.Max(p.Compute, p.Communication)
+	p.Tokens = micro * tokens * n / p.Step
 	return p
 }

@@ -9,6 +9,7 @@ import (
 	"conquer/parallel"
 	"conquer/torch"
 	"conquer/torch/dist"
+	"conquer/torch/nn"
 )
 
 // TP is the strategy by which the processes of a group divide each layer among them, see package parallel, and take the same
@@ -176,4 +177,62 @@ func (at place) read(c *checkpoint.Checkpoint, name string, length int) (torch.T
 		return all, err
 	}
 	return all.View(rows, at.every).Narrow(1, at.start-first, at.run).Reshape(-1), nil
+}
+
+// dividedPlans are the plans of a machine's GPUs where TensorSize of them divide the layers, none where that is not for the
+// machine: alone or with ddp across groups, and with fsdp across groups. What a GPU holds and computes is
+// counted from the parts that [parallel.Divide] would give it.
+func dividedPlans(m model.Model, o PlanOptions, machine Machine) (plans []Plan) {
+	size := o.TensorSize
+	if size == 0 {
+		size = min(machine.GPUs, machine.PerHost)
+	}
+	if size < 2 || machine.GPUs%size != 0 || machine.PerHost%size != 0 {
+		return nil
+	}
+	division, err := parallel.Divide(m, &dist.Group{Size: size}, torch.CPU)
+	if err != nil {
+		return []Plan{{Strategy: TP, Refused: err.Error()}}
+	}
+	defer division.Forget()
+	s := measure(m, o)
+	sums := map[bool]float64{} // over the group, each of a hidden state: those of all blocks, and those that go backward
+	for i, block := range m.Blocks() {
+		nn.Linears(block, func(_ []string, l *nn.Linear) {
+			if l.Weight.Part.Dim == 1 {
+				sums[false]++
+				if i >= s.blocks-s.active {
+					sums[true]++
+				}
+			}
+		})
+	}
+	count := sums[false] + 1 // the embedding's
+	if s.active > 0 {
+		count += sums[true] + 1 // the head's
+	}
+	if o.Recompute == RecomputeBlock {
+		count += sums[true]
+	}
+	hidden := float64(o.BatchSize*o.SequenceLength*m.Head().Shape[1]) * float64(o.DType.Size())
+	seconds := float64(max(1, o.Accumulate)) * count * 2 * float64(size-1) / float64(size) * hidden / (machine.Link * 1e9)
+	groups := machine
+	groups.GPUs, groups.PerHost = machine.GPUs/size, machine.PerHost/size
+	across := map[string]string{DDP: TP, FSDP: FSDP + "+" + TP}
+	for _, strategy := range []string{DDP, FSDP} {
+		if groups.GPUs == 1 && strategy == FSDP {
+			continue
+		}
+		name := across[strategy]
+		if groups.GPUs == 1 {
+			strategy = None
+		}
+		p := s.plan(strategy, o, groups)
+		p.Strategy = name
+		p.Communication += seconds
+		p.Step += seconds // nothing overlaps it
+		p.Tokens = float64(max(1, o.Accumulate)*o.BatchSize*o.SequenceLength*groups.GPUs) / p.Step
+		plans = append(plans, p)
+	}
+	return plans
 }

@@ -1,6 +1,9 @@
 package train
 
 import (
+	"math"
+	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -29,5 +32,75 @@ func TestDividedLayersLearnWhatOneProcessLearns(t *testing.T) {
 			c.change(&s)
 			same(t, what, succeedIn(t, s, c.world), alone(t, s, c.world/c.tensor), 2e-4)
 		})
+	}
+}
+
+// One run, begun by four processes that shard, goes on in two that divide the layers, in four that do both, and ends in one.
+func TestARunGoesOnUnderAnotherDivisionOfItsLayers(t *testing.T) {
+	for what, change := range map[string]func(*runSpec){
+		"llama bfloat16": func(s *runSpec) { s.DType = "bfloat16" },
+		"bamba untied":   func(s *runSpec) { s.Architecture, s.Tied = "bamba", false },
+		"llama LoRA":     func(s *runSpec) { s.Options.LoRA = lora() },
+	} {
+		t.Run(what, func(t *testing.T) {
+			s := spec()
+			change(&s)
+			s.Checkpoints, s.Every, s.Resume, s.Options.Accumulate = filepath.Join(t.TempDir(), "c"), 100, true, 1
+			s.Options.BatchSize = 4
+			want := alone(t, s, 1)
+			for _, part := range []struct {
+				world, tensor, rows, stop int
+				strategy                  string
+			}{{4, 0, 1, 5, FSDP}, {2, 2, 4, 9, TP}, {4, 2, 2, 13, FSDP}, {4, 2, 2, 17, TP}} {
+				s.Distributed, s.TensorSize, s.Options.BatchSize, s.StopAt = part.strategy, part.tensor, part.rows, part.stop
+				if _, ends := launch(t, s, part.world); !strings.Contains(ends[0].stderr, "canceled") {
+					t.Fatalf("%+v ended with %+v", part, ends)
+				}
+			}
+			s.Distributed, s.TensorSize, s.Options.BatchSize, s.StopAt = None, 0, 4, 0
+			last, err := s.run(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if last.First != 17 {
+				t.Errorf("the last run began after step %d, want 17", last.First)
+			}
+			tolerance := 2e-4
+			if s.DType == "bfloat16" {
+				tolerance = 0.03
+			}
+			same(t, what, last, want, tolerance)
+		})
+	}
+}
+
+// What a process of those that divide the layers holds is what the plan says of it, within a tenth: between two steps, and at
+// most.
+func TestThePlanOfDividedLayersIsWhatEachProcessHolds(t *testing.T) {
+	for what, c := range map[string]struct {
+		world  int
+		change func(*runSpec)
+	}{
+		"2":                   {2, func(s *runSpec) {}},
+		"4 bfloat16":          {4, func(s *runSpec) { s.TensorSize, s.DType = 4, "bfloat16" }},
+		"2 bamba recomputed":  {2, func(s *runSpec) { s.Architecture, s.Recompute = "planned bamba", RecomputeBlock }},
+		"2 tied, accumulated": {2, func(s *runSpec) { s.Tied, s.Options.Accumulate = true, 2 }},
+		"2x2 fsdp":            {4, func(s *runSpec) { s.Distributed = FSDP }},
+	} {
+		s := plannedSpec()
+		s.Distributed, s.TensorSize = TP, 2
+		c.change(&s)
+		r, plan := s.besidePlan(t, c.world)
+		t.Logf("%s: %.1f MB, at most %.1f MB; planned at most %.1f MB", what, r.Held/1e6, r.Peak/1e6, plan.Peak/1e6)
+		planned := plan.Weights + plan.Optimizer
+		if s.Distributed == FSDP {
+			planned += plan.Gradients
+		}
+		if math.Abs(planned/r.Held-1) > 0.1 {
+			t.Errorf("%s: between steps each process holds %.2f MB, the plan says %.2f MB", what, r.Held/1e6, planned/1e6)
+		}
+		if math.Abs(plan.Peak/r.Peak-1) > 0.1 {
+			t.Errorf("%s: each process holds %.2f MB at most, the plan says %.2f MB", what, r.Peak/1e6, plan.Peak/1e6)
+		}
 	}
 }

@@ -358,13 +358,17 @@ func (s runSpec) besidePlan(t *testing.T, n int) (result, Plan) {
 	o := s.Options
 	plans, err := Plans(plannedModel(t, strings.TrimPrefix(s.Architecture, "planned "), s.Tied),
 		PlanOptions{BatchSize: o.BatchSize, SequenceLength: o.SequenceLength, Accumulate: o.Accumulate, DType: dtype,
-			Recompute: s.Recompute, LoRA: o.LoRA, HeadOnly: o.HeadOnly},
+			Recompute: s.Recompute, LoRA: o.LoRA, HeadOnly: o.HeadOnly, TensorSize: s.TensorSize},
 		Machine{GPUs: n, PerHost: perHost, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
+	name := s.Distributed
+	if s.TensorSize > 0 && name != TP {
+		name += "+" + TP
+	}
 	for _, plan := range plans {
-		if plan.Strategy == s.Distributed {
+		if plan.Strategy == name {
 			return succeedIn(t, s, n), plan
 		}
 	}

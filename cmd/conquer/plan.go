@@ -46,9 +46,10 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.Float64Var(&machine.Transfer, "memory_gb_s", 3000, "how fast a GPU reads its memory")
 	flags.Float64Var(&machine.Link, "link_gb_s", 300, "between two GPUs of a host, each way")
 	flags.Float64Var(&machine.Network, "network_gb_s", 40, "between hosts, for one GPU's share, each way")
-	flags.IntVar(&o.BatchSize, "batch_size", 4, "samples of one forward pass of one GPU (of the host under tp)")
+	flags.IntVar(&o.BatchSize, "batch_size", 4, "samples of one forward pass of one GPU, or of the GPUs that divide the layers")
 	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "`tokens` of a sample")
 	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes of one step")
+	flags.IntVar(&o.TensorSize, "tp_size", 0, "how many GPUs divide the layers, in the plans that do so (default: those of a host)")
 	dtype := flags.String("dtype", "bfloat16", "`type` of the weights: float32, bfloat16 or float16")
 	recompute := flags.String("recompute", "none", "block: keep each block's input alone and compute the rest again; none")
 	flags.IntVar(&lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
@@ -126,6 +127,9 @@ func (r planReport) print() {
 	fmt.Fprintln(w, "\tweights\tgradients\toptimizer\tactivations\tbuffers\tpeak\tcompute\tcommunication\tstep\ttok/s\t")
 	var full []string
 	for _, p := range r.Plans {
+		if p.Refused != "" {
+			continue
+		}
 		fmt.Fprintf(w, "%s\t", p.Strategy)
 		for _, bytes := range []float64{p.Weights, p.Gradients, p.Optimizer, p.Activations, p.Buffers, p.Peak} {
 			fmt.Fprintf(w, "%.2f\t", bytes/1e9)
@@ -136,6 +140,11 @@ func (r planReport) print() {
 		}
 	}
 	w.Flush()
+	for _, p := range r.Plans {
+		if p.Refused != "" {
+			fmt.Printf("\nnot %s: %s\n", p.Strategy, p.Refused)
+		}
+	}
 	if len(full) > 0 {
 		fmt.Printf("\ntoo much for %g GB: %s\n", r.Machine.Memory, strings.Join(full, ", "))
 		fmt.Println("less memory: --recompute block, a smaller --batch_size with --accumulate, --lora_rank, or more GPUs with fsdp")

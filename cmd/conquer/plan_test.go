@@ -18,7 +18,7 @@ func TestAPlanNamesItsStrategiesAndCountsTheWeights(t *testing.T) {
 	for _, p := range report.Plans {
 		names += p.Strategy + " "
 	}
-	if names != "ddp fsdp hsdp tp " {
+	if names != "ddp fsdp hsdp tp fsdp+tp " {
 		t.Errorf("plans for %s", names)
 	}
 	own := writeModel(t, 704, true)
