@@ -58,7 +58,7 @@ test: build ## every test that runs without a GPU
 test-gpu: build ## the tests that need a GPU; without one each says that it was skipped
 	@cmake --build $(BUILD) --target csrc_gpu_test > $(BUILD)/csrc.log 2>&1 || { cat $(BUILD)/csrc.log; exit 1; }
 	@$(BUILD)/csrc_gpu_test
-	@$(GO) test -count 1 -v -run GPU -ldflags '-r $(TESTPATH)' ./cmd/conquer
+	@$(GO) test -count 1 -v -run GPU -ldflags '-r $(TESTPATH)' ./cmd/conquer ./torch/dist
 
 demo: build ## tunes SmolLM2-135M on examples/lighthouse and exports it: about 4 minutes on 2 cores
 	@tools/demo.sh $(BUILD)/bin/conquer

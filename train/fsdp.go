@@ -50,7 +50,20 @@ type scatter struct {
 	work       *dist.Work
 }
 
-func newSharded(units [][]*nn.Param, shard, copies *dist.Group, o Options, wide bool) *sharded {
+// sharded reports whether weights are moved to where a strategy keeps them.
+func (o Options) sharded() bool {
+	return o.TensorSize > 0 || o.Distributed == FSDP && o.processes() > 1 || o.Distributed == HSDP && o.ShardSize > 1
+}
+
+// newSharded is the strategy of a rank among those that shard the units and those that hold the same parts. One rank alone
+// shares nothing with any: it has no buffers then.
+func newSharded(units [][]*nn.Param, shard, copies *dist.Group, o Options, wide bool) strategy {
+	switch {
+	case shard.Size == 1 && copies != nil && copies.Size > 1:
+		return &ddp{local: local{units: units}, group: copies, wide: wide}
+	case shard.Size == 1:
+		return &local{units: units}
+	}
 	s := &sharded{shard: shard, copies: copies, keep: o.KeepGathered, wide: wide}
 	torch.NoGrad(func() {
 		for _, unit := range units {
@@ -103,12 +116,8 @@ func newFlat(params []*nn.Param, group *dist.Group) *flat {
 			view.Copy(p.Detach())
 			p.SetData(view)
 		}
-		if group.Size == 1 { // nothing to gather, ever
-			f.part, f.there = f.whole.Narrow(0, 0, f.length).Own(), true
-		} else {
-			f.part = f.whole.Narrow(0, group.Rank*f.length, f.length).Clone().Own()
-			dist.Resize(f.whole, 0)
-		}
+		f.part = f.whole.Narrow(0, group.Rank*f.length, f.length).Clone().Own()
+		dist.Resize(f.whole, 0)
 		if !f.trained {
 			return
 		}
@@ -173,7 +182,7 @@ func (s *sharded) use(u, next int) {
 }
 
 func (s *sharded) leave(u int, again bool) {
-	if s.shard.Size == 1 || s.keep && again {
+	if s.keep && again {
 		return
 	}
 	for _, f := range s.units[u] {

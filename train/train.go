@@ -339,7 +339,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 	train := func(name string, p *nn.Param) {
 		// Memory of its own: a view of a mapped file is not aligned, which changes the last bits of products.
 		// Sharded and divided ones are about to get it.
-		if o.Distributed != FSDP && o.Distributed != HSDP && o.TensorSize == 0 {
+		if !o.sharded() {
 			torch.NoGrad(func() {
 				torch.Scoped(func() {
 					own := p.Detach().Clone().Own()

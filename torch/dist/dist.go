@@ -246,6 +246,9 @@ func (g *Group) Barrier() { g.Sums(0) }
 // Sums returns, for each value, its sum over all ranks, which must give equally many. It waits.
 func (g *Group) Sums(values ...float64) []float64 {
 	sums := values
+	if g.Size == 1 {
+		return sums
+	}
 	torch.Scoped(func() {
 		t := torch.From(values, len(values)).ToDevice(g.world.device)
 		g.AllReduce(t, Sum).Wait()

@@ -18,6 +18,9 @@ import (
 // A child process plays the scenario that this variable names.
 const scenarioVariable = "CONQUER_DIST_TEST_SCENARIO"
 
+// Where it is set, the child's tensors are on a GPU.
+const deviceVariable = "CONQUER_DIST_TEST_GPU"
+
 // scenarios are what the processes of a test do; what they print is what the test looks at.
 var scenarios = map[string]func(w *World) error{
 	"operations": operations,
@@ -66,9 +69,14 @@ func TestMain(m *testing.M) {
 		timeout = 4 * time.Second
 	}
 	place, err := FromEnvironment()
+	device := torch.CPU
+	if err == nil && os.Getenv(deviceVariable) != "" {
+		err = torch.LoadCUDA()
+		device = torch.CUDA(place.LocalRank)
+	}
 	if err == nil {
 		var w *World
-		if w, err = Join(place, torch.CPU, timeout); err == nil {
+		if w, err = Join(place, device, timeout); err == nil {
 			err = torch.Run(func() error { return scenarios[name](w) })
 			w.Leave()
 		}
@@ -133,7 +141,7 @@ func operations(w *World) error {
 		for i := range values {
 			values[i] = float32(r.IntN(64)) // sums are exact, in bfloat16 too
 		}
-		return torch.From(values, sizes...)
+		return torch.From(values, sizes...).ToDevice(w.Device())
 	}
 	equal := func(what string, got, want torch.Tensor) error {
 		a, b := torch.Values[float32](got), torch.Values[float32](want)
@@ -155,7 +163,7 @@ func operations(w *World) error {
 		if err := equal("all-reduce", reduced, sum); err != nil {
 			return err
 		}
-		part := torch.Empty([]int{1, 3}, dtype, torch.CPU)
+		part := torch.Empty([]int{1, 3}, dtype, w.Device())
 		g.ReduceScatter(part, mine, Sum).Wait()
 		if err := equal("reduce-scatter", part, sum.Narrow(0, w.Rank, 1)); err != nil {
 			return err
@@ -166,7 +174,7 @@ func operations(w *World) error {
 		if err := equal("reduce-scatter in place", part, sum.Narrow(0, w.Rank, 1)); err != nil {
 			return err
 		}
-		all := torch.Empty([]int{n, n, 3}, dtype, torch.CPU)
+		all := torch.Empty([]int{n, n, 3}, dtype, w.Device())
 		works := []*Work{g.AllGather(all, mine)}
 		copied := mine.Clone()
 		works = append(works, g.Broadcast(copied, n-1)) // two under way at once
@@ -182,7 +190,7 @@ func operations(w *World) error {
 			return err
 		}
 		if n > 1 { // around a ring
-			got := torch.Empty([]int{n, 3}, dtype, torch.CPU)
+			got := torch.Empty([]int{n, 3}, dtype, w.Device())
 			work := g.Receive(got, (w.Rank+n-1)%n, 1)
 			g.Send(mine, (w.Rank+1)%n, 1).Wait()
 			work.Wait()
@@ -191,7 +199,7 @@ func operations(w *World) error {
 			}
 		}
 	}
-	largest := torch.From([]float32{float32(w.Rank)}, 1)
+	largest := torch.From([]float32{float32(w.Rank)}, 1).ToDevice(w.Device())
 	g.AllReduce(largest, Max).Wait()
 	if got := torch.Item[float32](largest); got != float32(n-1) {
 		return fmt.Errorf("the largest rank is %v, want %d", got, n-1)
@@ -218,6 +226,19 @@ func TestEveryOperationGivesWhatEachRankContributed(t *testing.T) {
 			if end.code != 0 {
 				t.Errorf("rank %d of %d ended with %d: %s", rank, n, end.code, end.stderr)
 			}
+		}
+	}
+}
+
+// Over NCCL, in a world of all of this machine's GPUs.
+func TestGPUOperationsGiveWhatEachRankContributed(t *testing.T) {
+	if err := torch.LoadCUDA(); err != nil {
+		t.Skip(err)
+	}
+	t.Setenv(deviceVariable, "1")
+	for rank, end := range play(t, "operations", len(torch.Devices())) {
+		if end.code != 0 {
+			t.Errorf("rank %d ended with %d: %s", rank, end.code, end.stderr)
 		}
 	}
 }
