@@ -63,11 +63,11 @@ func (m *Mixer) Sizes() (heads, headDim, groups, state int) {
 // ForwardAdd is x plus what the layer maps x, normalized by n, to: all [B,L,D], of x's dtype, which may be wider than the
 // layer's.
 func (m *Mixer) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	batch, length := x.Size(0), x.Size(1)
 	heads, headDim, groups, states := m.Sizes()
 	inner, shared := heads*headDim, groups*states
 	parts := m.In.ForwardNormed(n, x.To(n.Weight.DType())).Split(2, inner, inner+2*shared, heads)
 	gate, xBC, dt := parts[0], parts[1], parts[2]
+	batch, length := gate.Size(0), gate.Size(1)
 
 	var before, state torch.Tensor // what the cache remembers: [B,W-1,HP+2GN] and [B,H,P,N]
 	if layer != nil {

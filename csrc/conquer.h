@@ -308,15 +308,21 @@ void cq_work_forget(cq_work *work);
 
 /* ---- layers divided over a group (parallel.cpp) ---------------------------------------------------------------- */
 
-/* Replaces a contiguous tensor by its sum over the processes of a group, which is what `group` stands for to the caller
- * of cq_set_group_sum; returns NULL, or why it failed, which the callee frees. Called on the threads that autograd runs
- * on, too. */
-typedef char *(*cq_group_sum)(uintptr_t group, cq_tensor tensor);
-void cq_set_group_sum(cq_group_sum sum);
+/* Runs an operation of a group, which is what `group` stands for to the caller of cq_set_group_run, and waits for it.
+ * Tensors are contiguous; those of a sum are one. Returns NULL, or why it failed, for the caller to free. Called on the
+ * threads that autograd runs on, too. */
+enum { CQ_GROUP_SUM, CQ_GROUP_GATHER, CQ_GROUP_SCATTER };
+typedef char *(*cq_group_run)(uintptr_t group, int what, cq_tensor output, cq_tensor input);
+void cq_set_group_run(cq_group_run run);
 /* x as it is; its gradient is the sum of those of all processes. */
 int cq_group_spread(cq_tensor x, uintptr_t group, cq_tensor *out);
 /* The sum of all processes' x, whose gradient goes to each of them. It takes x's memory: x must not be used again. */
 int cq_group_collect(cq_tensor x, uintptr_t group, cq_tensor *out);
+/* Of x [N,D], of which each of `size` processes has other rows, all rows, in order of the processes: [size N,D]. The
+ * gradient is this process's rows of the sum of all processes'. */
+int cq_group_gather(cq_tensor x, int size, uintptr_t group, cq_tensor *out);
+/* This process's rows [N,D] of the sum of all processes' x [size N,D]. The gradient is the rows' of all processes. */
+int cq_group_scatter(cq_tensor x, int size, uintptr_t group, cq_tensor *out);
 /* cq_cross_entropy_head where the processes of a group hold the rows of the weight: this one, the rank'th of size, has
  * those of [whole,D] from `first` on, and all hold the other arguments. What comes out is the same everywhere; hidden's
  * gradient is this process's part of a sum. The logits are never put together. */

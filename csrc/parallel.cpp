@@ -2,8 +2,8 @@
 // group in one direction of a pass or the other, and the cross-entropy of logits of which each process has some
 // columns.
 //
-// A sum over the group goes through the function that Go has given (cq_set_group_sum), forward and backward alike, so
-// that an operation that fails is explained in one place.
+// Operations of the group go through the function that Go has given (cq_set_group_run), forward and backward alike, so
+// that one that fails is explained in one place.
 #include "internal.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -16,19 +16,40 @@ using namespace conquer;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-static cq_group_sum group_sum;
+static cq_group_run group_run;
 
-void cq_set_group_sum(cq_group_sum sum) { group_sum = sum; }
+void cq_set_group_run(cq_group_run run) { group_run = run; }
 
 namespace {
 
-// Replaces t, which is contiguous, by the sum of all processes' t.
-void sum_over(int64_t group, at::Tensor t) {
-  if (char *reason = group_sum(static_cast<uintptr_t>(group), &t)) {
+void run(int64_t group, int what, at::Tensor output, at::Tensor input) {
+  if (char *reason = group_run(static_cast<uintptr_t>(group), what, &output, &input)) {
     std::string message = reason;
     std::free(reason);
     TORCH_CHECK(false, message);
   }
+}
+
+// Replaces t, which is contiguous, by the sum of all processes' t.
+void sum_over(int64_t group, const at::Tensor &t) { run(group, CQ_GROUP_SUM, t, t); }
+
+// All processes' rows of t [N, ...].
+at::Tensor gathered(const at::Tensor &t, int64_t size, int64_t group) {
+  std::vector<int64_t> shape = t.sizes().vec();
+  shape[0] *= size;
+  at::Tensor all = at::empty(shape, t.options().requires_grad(false));
+  run(group, CQ_GROUP_GATHER, all, t.contiguous());
+  return all;
+}
+
+// This process's rows of the sum of all processes' t.
+at::Tensor scattered(const at::Tensor &t, int64_t size, int64_t group) {
+  std::vector<int64_t> shape = t.sizes().vec();
+  TORCH_CHECK(shape[0] % size == 0, size, " processes cannot have equal parts of ", shape[0], " rows");
+  shape[0] /= size;
+  at::Tensor rows = at::empty(shape, t.options().requires_grad(false));
+  run(group, CQ_GROUP_SCATTER, rows, t.contiguous());
+  return rows;
 }
 
 // A tensor that may be written to: t itself where nobody else holds its memory.
@@ -66,6 +87,30 @@ public:
     return y;
   }
   static variable_list backward(AutogradContext *, variable_list grads) { return {grads[0], {}}; }
+};
+
+class Gather : public torch::autograd::Function<Gather> {
+public:
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, int64_t size, int64_t group) {
+    ctx->saved_data["size"] = size;
+    ctx->saved_data["group"] = group;
+    return gathered(x, size, group);
+  }
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    return {scattered(grads[0], ctx->saved_data["size"].toInt(), ctx->saved_data["group"].toInt()), {}, {}};
+  }
+};
+
+class Scatter : public torch::autograd::Function<Scatter> {
+public:
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, int64_t size, int64_t group) {
+    ctx->saved_data["size"] = size;
+    ctx->saved_data["group"] = group;
+    return scattered(x, size, group);
+  }
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    return {gathered(grads[0], ctx->saved_data["size"].toInt(), ctx->saved_data["group"].toInt()), {}, {}};
+  }
 };
 
 constexpr int64_t ignored = -100;
@@ -182,6 +227,22 @@ int cq_group_collect(cq_tensor x, uintptr_t group, cq_tensor *out) {
   return guarded([&] {
     const at::Tensor input = tensor_of(x);
     return give(out, records(input) ? Collect::apply(input, int64_t(group)) : summed(input, int64_t(group)));
+  });
+}
+
+int cq_group_gather(cq_tensor x, int size, uintptr_t group, cq_tensor *out) {
+  return guarded([&] {
+    const at::Tensor input = tensor_of(x);
+    return give(out, records(input) ? Gather::apply(input, int64_t(size), int64_t(group))
+                                    : gathered(input, size, int64_t(group)));
+  });
+}
+
+int cq_group_scatter(cq_tensor x, int size, uintptr_t group, cq_tensor *out) {
+  return guarded([&] {
+    const at::Tensor input = tensor_of(x);
+    return give(out, records(input) ? Scatter::apply(input, int64_t(size), int64_t(group))
+                                    : scattered(input, size, int64_t(group)));
   });
 }
 

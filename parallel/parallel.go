@@ -202,6 +202,15 @@ func (d *Division) cut(p *nn.Param, dim int, held [][]nn.Section) {
 	}
 }
 
+// DivideTokens divides the hidden states between the layers, too, see [nn.Tokens]: for training, on batches whose tokens the
+// group's size divides.
+func (d *Division) DivideTokens() {
+	tokens := &nn.Tokens{}
+	for _, part := range d.parts {
+		part.Tokens = tokens
+	}
+}
+
 // Whole makes the weights whole again, on every process where keep is set; the others only give their parts. Until Part, the
 // model is one that no processes have divided. All processes call it.
 func (d *Division) Whole(keep bool) {

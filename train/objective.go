@@ -74,8 +74,7 @@ func (o Options) layout(b text.BatchOptions) text.BatchOptions {
 
 // rows are the hidden states, of [B,L,D], that predict a micro-batch's labels, ready for the head: [N,D].
 func (n *network) rows(hidden torch.Tensor, mb microBatch) torch.Tensor {
-	picked := hidden.View(-1, hidden.Size(-1)).IndexSelect(0, mb.rows).Unsqueeze(0)
-	return n.model.Norm(n.model.Head().Spread(picked)).Squeeze(0)
+	return n.model.Norm(n.model.Head().Pick(hidden, mb.rows).Unsqueeze(0)).Squeeze(0)
 }
 
 // loss is what a backward pass begins from, for hidden states [B,L,D], and the numbers that a step reports (float32): the sum

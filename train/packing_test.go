@@ -63,11 +63,11 @@ func TestSamplesPackedIntoRowsLoseWhatTheyLoseAlone(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				torch.Scoped(func() { alone += net.evaluate(newMicroBatch(one, torch.CPU))[0] })
+				torch.Scoped(func() { alone += net.evaluate(newMicroBatch(one, torch.CPU, 1))[0] })
 				labels += one.Targets
 			}
 			torch.Scoped(func() {
-				mb := newMicroBatch(packed, torch.CPU)
+				mb := newMicroBatch(packed, torch.CPU, 1)
 				together := net.evaluate(mb)[0]
 				if mb.targets != labels || math.Abs(together-alone) > 2e-5*alone {
 					t.Errorf("seed %d, %s: %d labels lose %v in rows, %d lose %v alone", seed, name, mb.targets, together, labels, alone)

@@ -69,6 +69,7 @@ type sizes struct {
 	blocks, active int     // all, and those that a backward pass goes through
 	products       float64 // weights that a token is multiplied by
 	width          float64
+	stream         float64 // of a token's hidden state between layers, what is held
 	vocabulary     float64
 	// activation is what one token leaves in one block for the backward pass, averaged over the blocks.
 	activation float64
@@ -118,6 +119,10 @@ func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
 
 func measure(m model.Model, o PlanOptions) sizes {
 	s := sizes{blocks: len(m.Blocks()), width: float64(m.Head().Shape[1]), vocabulary: float64(m.Head().Local()[0]), divided: m.Head().Part != nil}
+	s.stream = s.width
+	if part := m.Head().Part; part != nil {
+		s.stream /= float64(part.Group.Size)
+	}
 	count := func(root any) (n float64) {
 		for _, p := range nn.Params(root) {
 			n += elements(p)
@@ -131,7 +136,7 @@ func measure(m model.Model, o PlanOptions) sizes {
 		n := count(block)
 		inBlocks += n
 		s.block = math.Max(s.block, n)
-		s.activation += activation(block, s.width) / float64(s.blocks)
+		s.activation += activation(block, s.width, s.stream) / float64(s.blocks)
 		nn.Linears(block, func(_ []string, l *nn.Linear) {
 			out, in := float64(l.Weight.Local()[0]), float64(l.Weight.Local()[1])
 			s.outputs += out / float64(s.blocks)
@@ -165,8 +170,8 @@ func elements(p *nn.Param) float64 {
 }
 
 // activation counts the elements that one token leaves in a block.
-func activation(block model.Block, width float64) float64 {
-	n := 2 * width // the normalizations' inputs
+func activation(block model.Block, width, stream float64) float64 {
+	n := 2 * stream // the normalizations' inputs
 	nn.Linears(block, func(_ []string, l *nn.Linear) {
 		local := l.Weight.Local()
 		n += float64(local[1])
@@ -246,7 +251,7 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	blockwise := tokens * s.activation * w
 	p.Activations = blockwise * float64(s.active)
 	if o.Recompute == RecomputeBlock {
-		p.Activations = tokens * s.width * w * float64(s.active)
+		p.Activations = tokens * s.stream * w * float64(s.active)
 	}
 	// What comes and goes: the loss's logits; a block that runs again, or without recording, while it runs; the gradients
 	// inside a block; a block in use and the next one on its way.

@@ -156,7 +156,7 @@ func (p pairing) likelihoods(nll torch.Tensor) torch.Tensor {
 // microBatch makes the tensors of a batch: of samples, or of pairs, whose reference may be nil.
 func (t *Trainer) microBatch(b text.Batch, known reference) microBatch {
 	if t.options.Objective != DPO {
-		return newMicroBatch(b, t.device)
+		return newMicroBatch(b, t.device, t.options.tensorSize())
 	}
 	var p pairing
 	first := make([]int, b.Rows) // pairs in the rows before
@@ -188,7 +188,7 @@ func (t *Trainer) microBatch(b text.Batch, known reference) microBatch {
 	if !t.options.Pack {
 		b = apart(b)
 	}
-	mb := newMicroBatch(b, t.device)
+	mb := newMicroBatch(b, t.device, t.options.tensorSize())
 	mb.pairing = p
 	return mb
 }

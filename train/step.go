@@ -16,8 +16,8 @@ type microBatch struct {
 }
 
 // newMicroBatch makes the tensors of b on device. Labels are as Hugging Face has them, at the token they are: the position
-// before predicts them.
-func newMicroBatch(b text.Batch, device torch.Device) microBatch {
+// before predicts them. Where processes divide the tokens, their number is a multiple of parts.
+func newMicroBatch(b text.Batch, device torch.Device, parts int) microBatch {
 	used, packed := 0, false
 	for i, segment := range b.Segments {
 		if segment > 0 {
@@ -29,18 +29,21 @@ func newMicroBatch(b text.Batch, device torch.Device) microBatch {
 	if device.IsCUDA() { // few lengths: attention plans for each anew, and memory is kept by size
 		used = min((used+63)/64*64, b.Length)
 	}
+	for b.Rows*used%parts != 0 {
+		used++
+	}
 	cut := func(values []int32) torch.Tensor {
-		list := make([]int64, 0, b.Rows*used)
+		list := make([]int64, b.Rows*used)
 		for r := range b.Rows {
-			for _, v := range values[r*b.Length : r*b.Length+used] {
-				list = append(list, int64(v))
+			for i, v := range values[r*b.Length : r*b.Length+min(used, b.Length)] {
+				list[r*used+i] = int64(v)
 			}
 		}
 		return torch.From(list, b.Rows, used).ToDevice(device)
 	}
 	var rows, labels []int64
 	for r := range b.Rows {
-		for i := 1; i < used; i++ {
+		for i := 1; i < min(used, b.Length); i++ {
 			if label := b.Labels[r*b.Length+i]; label != text.IgnoreLabel {
 				rows, labels = append(rows, int64(r*used+i-1)), append(labels, int64(label))
 			}

@@ -33,6 +33,7 @@ func newTensorParallel(m model.Model, o Options, wide bool) (strategy, error) {
 	if t.division, err = parallel.Divide(m, mesh.Row, o.World.Device()); err != nil {
 		return nil, err
 	}
+	t.division.DivideTokens()
 	units := unitsOf(m)
 	switch {
 	case o.Distributed == FSDP && !t.division.Even():
@@ -196,7 +197,9 @@ func dividedPlans(m model.Model, o PlanOptions, machine Machine) (plans []Plan) 
 	}
 	defer division.Forget()
 	s := measure(m, o)
-	sums := map[bool]float64{} // over the group, each of a hidden state: those of all blocks, and those that go backward
+	// Hidden states are put together and added up over the group, a half each of a sum's transfers: so often in all blocks, and
+	// so often in those that go backward.
+	sums := map[bool]float64{}
 	for i, block := range m.Blocks() {
 		nn.Linears(block, func(_ []string, l *nn.Linear) {
 			if l.Weight.Part.Dim == 1 {

@@ -79,9 +79,13 @@ func (s runSpec) model() (model.Model, error) {
 	if s.Architecture == "llama" {
 		return tiny(&testing.T{}, s.Tied, dtype), nil
 	}
+	keyHeads := 2.0
+	if s.Architecture == "bamba with 4 key heads" {
+		keyHeads = 4
+	}
 	m, err := model.New(model.Config{
 		"model_type": "bamba", "architectures": []any{"BambaForCausalLM"}, "vocab_size": float64(vocabulary), "hidden_size": 32.0,
-		"intermediate_size": 48.0, "num_hidden_layers": 3.0, "num_attention_heads": 4.0, "num_key_value_heads": 2.0,
+		"intermediate_size": 48.0, "num_hidden_layers": 3.0, "num_attention_heads": 4.0, "num_key_value_heads": keyHeads,
 		"attn_layer_indices": []any{1.0}, "attn_rotary_emb": 4.0, "mamba_n_heads": 4.0, "mamba_d_head": 16.0, "mamba_n_groups": 1.0,
 		"mamba_d_state": 16.0, "mamba_d_conv": 4.0, "mamba_expand": 2.0, "mamba_chunk_size": 16.0, "mamba_conv_bias": true,
 		"mamba_proj_bias": false, "max_position_embeddings": 64.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": s.Tied,

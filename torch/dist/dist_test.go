@@ -313,6 +313,22 @@ func divided(w *World) error {
 	if err := near("the input's gradient", gotX, wantX); err != nil {
 		return err
 	}
+	// The same where each process has other rows of x, and gets other rows of y.
+	mine := random(3*w.Size, 6)
+	stretch := func(t torch.Tensor) torch.Tensor { return t.Narrow(0, 3*w.Rank, 3) }
+	seed = random(3*w.Size, 4)
+	all, some := mine.Clone().RequireGrad(true), stretch(mine).Clone().RequireGrad(true)
+	want := torch.Linear(torch.Linear(all, up, torch.Tensor{}), down, torch.Tensor{})
+	torch.Backward([]torch.Tensor{want}, []torch.Tensor{seed})
+	h := torch.Linear(w.All.Gather(some), up.Narrow(0, first, count), torch.Tensor{})
+	got := w.All.Scatter(torch.Linear(h, down.Narrow(1, first, count).Contiguous(), torch.Tensor{}))
+	torch.Backward([]torch.Tensor{got}, []torch.Tensor{stretch(seed).Contiguous()})
+	if err := near("rows of outputs", got.Detach(), stretch(want.Detach())); err != nil {
+		return err
+	}
+	if err := near("the rows' gradient", some.Grad(), stretch(all.Grad())); err != nil {
+		return err
+	}
 	// A head over more rows than one chunk has, some not counted, some labels nobody's but one process's.
 	const vocabulary = 41
 	rows := 1100

@@ -2,7 +2,7 @@ package dist
 
 // #include <stdlib.h>
 // #include "conquer.h"
-// extern char *conquerGroupSum(uintptr_t group, cq_tensor tensor);
+// extern char *conquerGroupRun(uintptr_t group, int what, cq_tensor output, cq_tensor input);
 import "C"
 
 import (
@@ -16,10 +16,10 @@ import (
 // Operations of layers whose weights the processes of a group have divided among them. They work in a model's pass and, by
 // autograd, in the pass back, and wait for the others.
 
-func init() { C.cq_set_group_sum(C.cq_group_sum(C.conquerGroupSum)) }
+func init() { C.cq_set_group_run(C.cq_group_run(C.conquerGroupRun)) }
 
-//export conquerGroupSum
-func conquerGroupSum(group C.uintptr_t, tensor C.cq_tensor) (reason *C.char) {
+//export conquerGroupRun
+func conquerGroupRun(group C.uintptr_t, what C.int, output, input C.cq_tensor) (reason *C.char) {
 	defer func() {
 		if p := recover(); p != nil {
 			message := fmt.Sprint(p)
@@ -30,7 +30,16 @@ func conquerGroupSum(group C.uintptr_t, tensor C.cq_tensor) (reason *C.char) {
 		}
 	}()
 	g := cgo.Handle(group).Value().(*Group)
-	g.start("all-reduce", func(work **C.cq_work) C.int { return C.cq_all_reduce(g.c, tensor, C.CQ_SUM, work) }).Wait()
+	name := map[C.int]string{C.CQ_GROUP_SUM: "all-reduce", C.CQ_GROUP_GATHER: "all-gather", C.CQ_GROUP_SCATTER: "reduce-scatter"}[what]
+	g.start(name, func(work **C.cq_work) C.int {
+		switch what {
+		case C.CQ_GROUP_GATHER:
+			return C.cq_all_gather(g.c, output, input, work)
+		case C.CQ_GROUP_SCATTER:
+			return C.cq_reduce_scatter(g.c, output, input, C.CQ_SUM, work)
+		}
+		return C.cq_all_reduce(g.c, output, C.CQ_SUM, work)
+	}).Wait()
 	return nil
 }
 
@@ -54,6 +63,21 @@ func (g *Group) Spread(x torch.Tensor) torch.Tensor {
 func (g *Group) Collect(x torch.Tensor) torch.Tensor {
 	var out C.cq_tensor
 	failed := C.cq_group_collect(handle(x), C.uintptr_t(g.self), &out)
+	return g.result(failed, out)
+}
+
+// Gather is all rows of x [N,D], of which each process has others: [Size·N,D]. The gradient that comes back is the sum of what
+// the processes compute from the rows.
+func (g *Group) Gather(x torch.Tensor) torch.Tensor {
+	var out C.cq_tensor
+	failed := C.cq_group_gather(handle(x), C.int(g.Size), C.uintptr_t(g.self), &out)
+	return g.result(failed, out)
+}
+
+// Scatter is this process's rows [N,D] of the sum of every process's x [Size·N,D], with gradients.
+func (g *Group) Scatter(x torch.Tensor) torch.Tensor {
+	var out C.cq_tensor
+	failed := C.cq_group_scatter(handle(x), C.int(g.Size), C.uintptr_t(g.self), &out)
 	return g.result(failed, out)
 }
 

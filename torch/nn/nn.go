@@ -63,7 +63,7 @@ func NewLinear(in int, bias bool, rows ...int) *Linear {
 // Forward maps x [..., D] to [..., N]. A process that holds some of the weight's rows makes those of the N outputs; one that
 // holds some of its columns takes those of the D inputs.
 func (l *Linear) Forward(x torch.Tensor) torch.Tensor {
-	return l.Weight.collect(l.product(l.Weight.Spread(x)))
+	return l.Weight.collect(l.product(l.Weight.spread(x)))
 }
 
 func (l *Linear) product(x torch.Tensor) torch.Tensor {
@@ -83,7 +83,10 @@ func (l *Linear) product(x torch.Tensor) torch.Tensor {
 
 // ForwardNormed is Forward of x normalized by n.
 func (l *Linear) ForwardNormed(n *RMSNorm, x torch.Tensor) torch.Tensor {
-	x = l.Weight.Spread(x)
+	if l.Weight.tokens() { // each process normalizes its own
+		return l.Forward(n.Forward(x))
+	}
+	x = l.Weight.spread(x)
 	if len(l.LoRA) > 0 {
 		return l.product(n.Forward(x))
 	}
@@ -179,8 +182,8 @@ func NewSwiGLU(width, inner int, bias bool) *SwiGLU {
 
 // ForwardAdd is x plus what the layer maps x, normalized by n, to: all [..., D].
 func (m *SwiGLU) ForwardAdd(n *RMSNorm, x torch.Tensor) torch.Tensor {
-	if len(m.GateUp.LoRA) > 0 {
+	if len(m.GateUp.LoRA) > 0 || m.GateUp.Weight.tokens() {
 		return m.Down.ForwardAdd(torch.SwiGLU(m.GateUp.ForwardNormed(n, x)), x)
 	}
-	return m.Down.ForwardAdd(torch.NormLinearSwiGLU(m.GateUp.Weight.Spread(x), n.Weight.Tensor, n.Eps, m.GateUp.Weight.Tensor, m.GateUp.bias()), x)
+	return m.Down.ForwardAdd(torch.NormLinearSwiGLU(m.GateUp.Weight.spread(x), n.Weight.Tensor, n.Eps, m.GateUp.Weight.Tensor, m.GateUp.bias()), x)
 }

@@ -9,16 +9,23 @@ import (
 
 // Part is what this process holds of a weight that the processes of a group have divided among them (Shoeybi et al., arXiv
 // 1909.08053): some of its rows, of which each makes an output, or some of its columns, of which each takes an input. Layers
-// look at nothing else: one that has rows alone is handed the whole input ([Param.Spread]), one that has columns gives a
-// part of a sum (collect).
+// look at nothing else: one that has rows alone is handed the whole input (spread), one that has columns gives a part of a
+// sum (collect).
 //
 // The gradient that a pass leaves at elements that are Shared is a part, too: it must be summed over the group. So it is in
 // a norm before a layer that is divided, whose own input is handed out.
 type Part struct {
-	Group *dist.Group
-	Dim   int         // 0: rows are divided, 1: columns are
-	Held  [][]Section // by rank of the group, what each holds, one behind the other
+	Group  *dist.Group
+	Dim    int         // 0: rows are divided, 1: columns are
+	Held   [][]Section // by rank of the group, what each holds, one behind the other
+	Tokens *Tokens     // where the hidden states between the layers are divided as well, else nil
 }
+
+// Tokens is the batch that a model's layers work on, [Batch,Length] tokens. Between the layers each process has the hidden
+// states of an equal stretch of all of them, [1,N,D], and normalizes those (sequence parallelism: Korthikanti et al., arXiv
+// 2205.05198): the input of a layer is put together, and its output, a part of a sum, is added up and given out. The embedding
+// sets the numbers; Batch·Length must be a multiple of the number of processes. It is for passes without a cache.
+type Tokens struct{ Batch, Length int }
 
 // Section is the rows or columns [First, First+Count) of a weight. Where it is Shared, all processes hold it.
 type Section struct {
@@ -142,20 +149,45 @@ func count(shape []int) int {
 	return n
 }
 
-// Spread is x as the input of a product with p, or of a norm before it.
-func (p *Param) Spread(x torch.Tensor) torch.Tensor {
-	if p.Part == nil || p.Part.Dim != 0 {
+// spread is hidden states x as the input of a product with p, or of a norm before it.
+func (p *Param) spread(x torch.Tensor) torch.Tensor {
+	switch part := p.Part; {
+	case part == nil || part.Dim != 0:
 		return x
+	case part.Tokens != nil:
+		width := x.Size(-1)
+		return part.Group.Gather(x.View(-1, width)).View(part.Tokens.Batch, part.Tokens.Length, width)
+	default:
+		return part.Group.Spread(x)
 	}
-	return p.Part.Group.Spread(x)
 }
 
 // collect is what p's product made of the input, y, as the whole weight's would have.
 func (p *Param) collect(y torch.Tensor) torch.Tensor {
-	if p.Part == nil || p.Part.Dim != 1 {
+	switch part := p.Part; {
+	case part == nil || part.Dim != 1:
 		return y
+	case part.Tokens != nil:
+		return part.Group.Scatter(y.Reshape(-1, y.Size(-1))).Unsqueeze(0)
+	default:
+		return part.Group.Collect(y)
 	}
-	return p.Part.Group.Collect(y)
+}
+
+// tokens reports whether the hidden states, too, are divided.
+func (p *Param) tokens() bool { return p.Part != nil && p.Part.Tokens != nil }
+
+// Pick takes rows (int64 [N]) of hidden states [B,L,D], counted over all of their tokens, as the input of the head p or of a
+// norm before it: [N,D].
+func (p *Param) Pick(hidden, rows torch.Tensor) torch.Tensor {
+	if p.tokens() { // some are another's
+		hidden = p.spread(hidden)
+	}
+	picked := hidden.View(-1, hidden.Size(-1)).IndexSelect(0, rows)
+	if p.tokens() {
+		return picked
+	}
+	return p.spread(picked)
 }
 
 // lookup picks the rows ids of an embedding whose rows are divided: those that are not here are zero, and others' to give.
@@ -164,7 +196,12 @@ func (p *Param) lookup(ids torch.Tensor) torch.Tensor {
 	local := ids.AddScalar(-float64(s.First))
 	row := local.Clamp(0, float64(s.Count-1))
 	here := local.Equal(row).Unsqueeze(-1).To(p.DType())
-	return p.Part.Group.Collect(torch.Embedding(p.Tensor, row).Mul(here))
+	part := torch.Embedding(p.Tensor, row).Mul(here)
+	if t := p.Part.Tokens; t != nil {
+		t.Batch, t.Length = ids.Size(0), ids.Size(1)
+		return p.Part.Group.Scatter(part.View(-1, part.Size(-1))).Unsqueeze(0)
+	}
+	return p.Part.Group.Collect(part)
 }
 
 // Logits is hidden [..., D] times the head p [V,D] transposed: [..., V], on every process that holds a part of the head.
@@ -179,7 +216,7 @@ func (p *Param) Logits(hidden torch.Tensor) torch.Tensor {
 	return part.Group.Collect(all)
 }
 
-// Loss is [torch.HeadCrossEntropy] of the head p. Where p is divided, hidden comes from [Param.Spread].
+// Loss is [torch.HeadCrossEntropy] of the head p. Where p is divided, hidden comes from [Param.Pick].
 func (p *Param) Loss(hidden, labels torch.Tensor, o torch.Loss) (loss, nll torch.Tensor) {
 	if p.Part == nil {
 		return torch.HeadCrossEntropy(hidden, p.Tensor, labels, o)
