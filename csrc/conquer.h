@@ -114,19 +114,33 @@ int cq_profile_entry(int i, const char **name, double *seconds, int64_t *calls);
  * rounded from its original, a float32 one is its own. Each gradient is multiplied by `scale` as it is read; decays
  * holds each weight's decay. Where originals is NULL there are none, and the averages are of the weights' dtype: all
  * three are then rounded at random, so that what a step is too small to change it changes with the right probability;
- * `seed` decides how. */
+ * `seed` decides how. With originals the averages may be smaller than float32 on the CPU, and are then rounded at
+ * random likewise: bfloat16, or uint8 with `exponents` (else NULL), uint8 [2, ceil(elements/256)] a weight. */
 int cq_adamw(const cq_tensor *weights, const cq_tensor *originals, const cq_tensor *gradients, const cq_tensor *means,
-             const cq_tensor *squares, const double *decays, int n, int64_t step, double scale, double rate,
-             double beta1, double beta2, double eps, int64_t seed);
+             const cq_tensor *squares, const cq_tensor *exponents, const double *decays, int n, int64_t step,
+             double scale, double rate, double beta1, double beta2, double eps, int64_t seed);
+/* An average of 8 bits: a float of 3 bits behind the point whose exponents are counted down from the largest of each
+ * 256 elements: means have a sign and 15 octaves, squares (which = 1) none and 31. cq_average_unpack gives the values
+ * as bfloat16, which holds them exactly; cq_average_pack rounds to the nearest, so that what was unpacked is packed to
+ * the same values. exponents is the weight's. */
+int cq_average_unpack(cq_tensor codes, cq_tensor exponents, int which, cq_tensor *out);
+int cq_average_pack(cq_tensor values, cq_tensor codes, cq_tensor exponents, int which);
+/* One step of Lion (Chen et al., arXiv 2302.06675): weights, originals (required), gradients, scale and decays as in
+ * cq_adamw, means float32. */
+int cq_lion(const cq_tensor *weights, const cq_tensor *originals, const cq_tensor *gradients, const cq_tensor *means,
+            const double *decays, int n, double scale, double rate, double beta1, double beta2);
+int cq_lion_reference(const cq_tensor *weights, const cq_tensor *originals, const cq_tensor *gradients,
+                      const cq_tensor *means, const double *decays, int n, double scale, double rate, double beta1,
+                      double beta2);
 /* The 2-norm of all elements of n tensors of one device. */
 int cq_global_norm(const cq_tensor *tensors, int n, double *out);
 
 /* ---- attention ----------------------------------------------------------------------------------------------- */
 
 /* Scaled dot-product attention with grouped queries. q [B,H,L,P], k and v [B,K,S,P] with K dividing H; mask NULL, or
- * boolean / q's dtype and broadcastable to [B,H,L,S]; causal masks the upper triangle aligned to the top left. On the CPU
- * kernels of our own (cpu/flash.cpp) serve P in multiples of 16 without dropout or an added mask, libtorch the rest; a
- * row that sees nothing gives zeros there. */
+ * boolean / q's dtype and broadcastable to [B,H,L,S]; causal masks the upper triangle aligned to the top left. On the
+ * CPU kernels of our own (cpu/flash.cpp) serve P in multiples of 16 without dropout or an added mask, libtorch the
+ * rest; a row that sees nothing gives zeros there. */
 int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropout, int causal, double scale,
             cq_tensor *out);
 

@@ -60,6 +60,15 @@ func (t *Trainer) settings() (json.RawMessage, error) {
 	if o.Objective == SFT {
 		o.Objective = "" // as before there was another
 	}
+	if o.Optimizer == optim.AdamW {
+		o.Optimizer = ""
+	}
+	if o.Moments == optim.Float32 {
+		o.Moments = ""
+	}
+	if slices.Equal(o.NoDecay, []string{"norm", "bias"}) {
+		o.NoDecay = nil
+	}
 	if o.Schedule == optim.Constant {
 		o.Steps = 0 // the rates do not depend on where the run ends
 	}

@@ -12,6 +12,7 @@ import (
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/nn"
+	"conquer/torch/optim"
 )
 
 // The formats of a run's checkpoints. In FormatHF the model is a Hugging Face folder, or PEFT's, that one process writes. In
@@ -24,9 +25,7 @@ const (
 
 // The names of what a native checkpoint holds besides weights.
 const (
-	meanPrefix      = "mean:"
-	squarePrefix    = "square:"
-	generatorPrefix = "generator:"
+	generatorPrefix = "generator:" // of a rank; the optimizer's averages are mean:NAME and square:NAME
 )
 
 // stretchOf is where a weight, or part of a fused one, lies under its Hugging Face name.
@@ -93,8 +92,10 @@ func (t *Trainer) stretches() (list []checkpoint.Stretch, tensors map[string]che
 		for _, n := range stretches {
 			tensors[n.name] = checkpoint.TensorType(param.DType(), n.shape)
 			if param.RequiresGrad() {
-				tensors[meanPrefix+n.name] = checkpoint.TensorType(torch.Float32, n.shape)
-				tensors[squarePrefix+n.name] = checkpoint.TensorType(torch.Float32, n.shape)
+				averages, dtype := t.optimizer.AverageNames(param.DType())
+				for _, a := range averages {
+					tensors[a+":"+n.name] = checkpoint.TensorType(dtype, n.shape)
+				}
 			}
 		}
 	}
@@ -108,21 +109,24 @@ func (t *Trainer) stretches() (list []checkpoint.Stretch, tensors map[string]che
 	torch.NoGrad(func() {
 		for i, p := range t.written() {
 			n := p.tensor.Numel()
-			p.each(names, n*index/copies, n*(index+1)/copies, func(s stretchOf, at place, first, end int) {
-				if !p.mine(first) {
-					return
+			torch.Scoped(func() {
+				original := p.tensor
+				var averages []optim.Average
+				if i < len(t.held) {
+					averages = t.optimizer.Averages(i)
+					if o := t.optimizer.Original(i); o.Defined() {
+						original = o
+					}
 				}
-				if i >= len(t.held) {
-					add(s.name, at, p.tensor, first, end)
-					return
-				}
-				mean, square, original := t.adam.Of(i)
-				if !original.Defined() {
-					original = p.tensor
-				}
-				add(s.name, at, original, first, end)
-				add(meanPrefix+s.name, at, mean, first, end)
-				add(squarePrefix+s.name, at, square, first, end)
+				p.each(names, n*index/copies, n*(index+1)/copies, func(s stretchOf, at place, first, end int) {
+					if !p.mine(first) {
+						return
+					}
+					add(s.name, at, original, first, end)
+					for _, a := range averages {
+						add(a.Name+":"+s.name, at, a.Tensor, first, end)
+					}
+				})
 			})
 		}
 		torch.Scoped(func() {
@@ -295,25 +299,29 @@ func (t *Trainer) restoreNative(dir string, s state) error {
 	}
 	torch.NoGrad(func() {
 		for i, p := range t.held {
-			mean, square, original := t.adam.Of(i)
-			weight := original
-			if !original.Defined() {
-				weight = p.tensor
-			}
-			p.each(names, 0, p.tensor.Numel(), func(s stretchOf, at place, first, end int) {
-				take(s.name, at, weight, first, end)
-				take(meanPrefix+s.name, at, mean, first, end)
-				take(squarePrefix+s.name, at, square, first, end)
+			torch.Scoped(func() {
+				original, averages := t.optimizer.Original(i), t.optimizer.Averages(i)
+				weight := original
+				if !original.Defined() {
+					weight = p.tensor
+				}
+				p.each(names, 0, p.tensor.Numel(), func(s stretchOf, at place, first, end int) {
+					take(s.name, at, weight, first, end)
+					for _, a := range averages {
+						take(a.Name+":"+s.name, at, a.Tensor, first, end)
+					}
+				})
+				t.optimizer.SetAverages(i, averages)
+				if original.Defined() {
+					p.tensor.Detach().Copy(original)
+				}
 			})
-			if original.Defined() {
-				torch.Scoped(func() { p.tensor.Detach().Copy(original) })
-			}
 		}
 	})
 	if err != nil {
 		return err
 	}
-	t.adam.SetTaken(s.Taken)
+	t.optimizer.SetTaken(s.Taken)
 	t.net.strategy.updated()
 	// The generators are those of as many ranks as wrote them; any other number draws anew, from here on.
 	if !c.HasRange(fmt.Sprint(generatorPrefix, t.options.processes())) && c.HasRange(fmt.Sprint(generatorPrefix, t.options.processes()-1)) {

@@ -8,6 +8,7 @@ import (
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/nn"
+	"conquer/torch/optim"
 )
 
 // Machine is what a plan reckons with. Rates are what a long product or copy reaches, not what a data sheet says.
@@ -52,7 +53,9 @@ type PlanOptions struct {
 	Recompute      Recompute
 	LoRA           *LoRA // nil to tune all weights
 	HeadOnly       bool
-	TensorSize     int // how many GPUs divide the layers among them, with tp; 0 for those of a host
+	TensorSize     int    // how many GPUs divide the layers among them, with tp; 0 for those of a host
+	Optimizer      string // as in Options
+	Moments        string
 }
 
 // Strategies that a plan can be made for: each GPU holds everything; the same with gradients averaged; weights, gradients
@@ -103,6 +106,10 @@ func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
 		if !(rate > 0) {
 			return nil, fmt.Errorf("%s is %v, expected a positive number", name, rate)
 		}
+	}
+	run := Options{Optimizer: o.Optimizer, Moments: o.Moments}.complete()
+	if err := run.checkOptimizer(); err != nil {
+		return nil, err
 	}
 	s := measure(m, o)
 	var plans []Plan
@@ -244,7 +251,8 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	if strategy == DDP || strategy == FSDP || strategy == HSDP {
 		p.Gradients = s.trained * 4 / shards // summed in float32
 	}
-	p.Optimizer = s.trained * 8 / shards
+	averages := optim.AverageBytes(o.Optimizer, o.Moments, s.trained)
+	p.Optimizer = averages / shards
 	if trainedSize < 4 {
 		p.Optimizer += s.trained * 4 / shards // the float32 originals
 	}
@@ -300,7 +308,7 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 		passes++
 	}
 	micro := float64(max(1, o.Accumulate))
-	p.Compute = micro*passes*2*s.products*tokens/(c.Rate*1e12) + 28*s.trained/shards/(c.Transfer*1e9)
+	p.Compute = micro*passes*2*s.products*tokens/(c.Rate*1e12) + (12*s.trained+2*averages)/shards/(c.Transfer*1e9)
 	inside, between := c.Link*1e9, c.Network*1e9
 	slowest := inside
 	if hosts > 1 {

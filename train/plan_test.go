@@ -9,6 +9,7 @@ import (
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/nn"
+	"conquer/torch/optim"
 )
 
 func plannedModel(t *testing.T, architecture string, tied bool) model.Model {
@@ -48,15 +49,17 @@ func TestThePlanOfOneDeviceIsWhatARunHolds(t *testing.T) {
 		{"llama", false, torch.Float32, Options{Recompute: RecomputeBlock}},
 		{"llama", false, torch.Float32, Options{LoRA: &LoRA{Rank: 8, Alpha: 8, Targets: []string{AllLinear}}}},
 		{"llama", false, torch.Float32, Options{HeadOnly: true}},
+		{"llama", false, torch.BFloat16, Options{Moments: optim.Int8}},
+		{"llama", false, torch.Float32, Options{Optimizer: optim.Lion}},
 		{"bamba", false, torch.Float32, Options{}},
 		{"bamba", false, torch.BFloat16, Options{Recompute: RecomputeBlock}},
 	} {
-		name := fmt.Sprintf("%s tied=%v %v accumulate=%d recompute=%s lora=%v head_only=%v", c.architecture, c.tied, c.dtype,
+		name := fmt.Sprintf("%s tied=%v %v %s%s accumulate=%d recompute=%s lora=%v head_only=%v", c.architecture, c.tied, c.dtype, c.options.Optimizer, c.options.Moments,
 			c.options.Accumulate, c.options.Recompute, c.options.LoRA != nil, c.options.HeadOnly)
 		t.Run(name, func(t *testing.T) {
 			m := plannedModel(t, c.architecture, c.tied)
 			plans, err := Plans(m, PlanOptions{BatchSize: rows, SequenceLength: length, Accumulate: c.options.Accumulate, DType: c.dtype,
-				Recompute: c.options.Recompute, LoRA: c.options.LoRA, HeadOnly: c.options.HeadOnly},
+				Recompute: c.options.Recompute, LoRA: c.options.LoRA, HeadOnly: c.options.HeadOnly, Optimizer: c.options.Optimizer, Moments: c.options.Moments},
 				Machine{GPUs: 1, PerHost: 1, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1})
 			if err != nil {
 				t.Fatal(err)

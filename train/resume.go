@@ -54,7 +54,7 @@ func (t *Trainer) Save() error {
 		if err := t.settle(); err != nil {
 			return err
 		}
-		s := state{Step: t.step, Taken: t.adam.Taken(), Validated: t.validated, Data: t.batches.State(), Settings: settings, Print: t.print}
+		s := state{Step: t.step, Taken: t.optimizer.Taken(), Validated: t.validated, Data: t.batches.State(), Settings: settings, Print: t.print}
 		text, err := json.MarshalIndent(s, "", "  ")
 		if err != nil {
 			return err
@@ -94,7 +94,7 @@ func (t *Trainer) Save() error {
 
 func (t *Trainer) optimizerState() *tensorList {
 	list := &tensorList{}
-	for _, p := range t.adam.State() {
+	for _, p := range t.optimizer.State() {
 		list.add(p.Name, p.Tensor)
 	}
 	list.add(generatorName, torch.RNGState(t.device))
@@ -192,7 +192,7 @@ func (t *Trainer) restore(dir string, s state) (err error) {
 		return err
 	}
 	defer c.Close()
-	if err := t.adam.Restore(s.Taken, c.Tensor); err != nil {
+	if err := t.optimizer.Restore(s.Taken, c.Tensor); err != nil {
 		return fmt.Errorf("%s: %w", c.Path, err)
 	}
 	generator, err := c.Tensor(generatorName)

@@ -148,18 +148,18 @@ func (t *Trainer) next() (err error) {
 			}
 		}
 		t.net.strategy.finish()
-		numbers, step.Norm = t.net.strategy.agree(numbers, optim.Norm(t.adam.Gradients()))
+		numbers, step.Norm = t.net.strategy.agree(numbers, optim.Norm(t.optimizer.Gradients()))
 		step.Loss, step.Measures = numbers[0], t.options.named(numbers)
 		step.Skipped = !optim.Finite(step.Norm) || !optim.Finite(step.Loss)
 	})
 	if !step.Skipped {
-		t.adam.Step(step.Rate, optim.Factor(step.Norm, t.options.Clip))
+		t.optimizer.Step(step.Rate, optim.Factor(step.Norm, t.options.Clip))
 		t.skipped = 0
 	} else if t.skipped++; t.skipped >= mostSkipped {
 		return fmt.Errorf("step %d: loss %v and gradient norm %v, no finite numbers for %d steps in a row: lower the learning rate, or use bfloat16 rather than float16",
 			step.Step, step.Loss, step.Norm, t.skipped)
 	}
-	t.adam.ClearGradients()
+	t.optimizer.ClearGradients()
 	t.net.strategy.updated()
 	t.step++
 	t.device.Synchronize()

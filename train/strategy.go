@@ -293,10 +293,10 @@ func gradientOf(p *nn.Param) torch.Tensor {
 }
 
 // parameters names the optimizer's share of the weights: the trained pieces, each under its weight's name.
-func parameters(s strategy, names map[*nn.Param]string) (list []optim.Param, held []piece) {
+func parameters(s strategy, names map[*nn.Param]string, o Options) (list []optim.Param, held []piece) {
 	for _, p := range s.pieces() {
 		if name, ok := names[p.param]; ok {
-			list = append(list, optim.Param{Name: name, Tensor: p.tensor, Whole: p.param.Shape})
+			list = append(list, optim.Param{Name: name, Tensor: p.tensor, NoDecay: o.spares(name, p.param.Shape)})
 			held = append(held, p)
 		}
 	}

@@ -50,11 +50,15 @@ type Options struct {
 	Schedule    string  `json:"schedule"` // optim.Constant, optim.Linear or optim.Cosine, which "" means
 	Rate        float64 `json:"learning_rate"`
 	MinRate     float64 `json:"min_learning_rate"`
-	WarmupSteps int     `json:"warmup_steps"` // -1 for a twentieth of the run
-	Beta1       float64 `json:"beta1"`        // 0 means 0.9
-	Beta2       float64 `json:"beta2"`        // 0 means 0.999
+	WarmupSteps int     `json:"warmup_steps"`        // -1 for a twentieth of the run
+	Optimizer   string  `json:"optimizer,omitempty"` // optim.AdamW, which "" means, or optim.Lion
+	Moments     string  `json:"moments,omitempty"`   // what AdamW keeps its averages in: optim.Float32, which "" means, BFloat16 or Int8
+	Beta1       float64 `json:"beta1"`               // 0 means 0.9
+	Beta2       float64 `json:"beta2"`               // 0 means 0.999, with Lion 0.99
 	Decay       float64 `json:"weight_decay"`
-	Clip        float64 `json:"clip"` // the largest norm of a step's gradients; 0 for any
+	// NoDecay is which weights do not decay: some of Undecayed; nil for norms and biases.
+	NoDecay []string `json:"no_decay,omitempty"`
+	Clip    float64  `json:"clip"` // the largest norm of a step's gradients; 0 for any
 
 	Objective string  `json:"objective,omitempty"` // SFT, which "" means, or DPO
 	Beta      float64 `json:"dpo_beta,omitempty"`  // DPO's: how dear it is to leave the reference; 0 means 0.1
@@ -66,7 +70,7 @@ type Options struct {
 
 	LoRA     *LoRA `json:"lora,omitempty"`
 	HeadOnly bool  `json:"head_only"`
-	// Stochastic keeps bfloat16 weights without float32 originals, see optim.AdamWOptions.
+	// Stochastic keeps bfloat16 weights without float32 originals, see optim.Options.
 	Stochastic bool      `json:"stochastic_rounding,omitempty"`
 	Seed       int64     `json:"seed"`
 	Recompute  Recompute `json:"-"` // "" means RecomputeNone
@@ -125,7 +129,7 @@ type Trainer struct {
 	device    torch.Device
 	params    []optim.Param
 	held      []piece // what params are of the weights
-	adam      *optim.AdamW
+	optimizer *optim.Optimizer
 	schedule  optim.Schedule
 	listeners []Listener
 	log       *logFiles
@@ -235,7 +239,15 @@ func (o Options) complete() Options {
 	otherwise(&o.Accumulate, 1)
 	otherwise(&o.Schedule, optim.Cosine)
 	otherwise(&o.Beta1, 0.9)
+	otherwise(&o.Optimizer, optim.AdamW)
+	otherwise(&o.Moments, optim.Float32)
+	if o.Optimizer == optim.Lion {
+		otherwise(&o.Beta2, 0.99)
+	}
 	otherwise(&o.Beta2, 0.999)
+	if o.NoDecay == nil {
+		o.NoDecay = []string{"norm", "bias"}
+	}
 	otherwise(&o.Recompute, RecomputeNone)
 	otherwise(&o.Objective, SFT)
 	if o.Objective == DPO {
@@ -301,6 +313,9 @@ func (o Options) Check() error {
 		}
 	}
 	if err := o.checkObjective(); err != nil {
+		return err
+	}
+	if err := o.checkOptimizer(); err != nil {
 		return err
 	}
 	return optim.Schedule{Kind: o.Schedule, Peak: o.Rate, Min: o.MinRate, Warmup: max(0, o.WarmupSteps)}.Check()
@@ -376,8 +391,12 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 	if t.net.strategy, err = newStrategy(m, o); err != nil {
 		return err
 	}
-	t.params, t.held = parameters(t.net.strategy, trained)
-	t.adam = optim.NewAdamW(t.params, optim.AdamWOptions{Beta1: o.Beta1, Beta2: o.Beta2, Decay: o.Decay, Stochastic: o.Stochastic, Seed: int(o.Seed)})
+	t.params, t.held = parameters(t.net.strategy, trained, o)
+	if t.device.IsCUDA() && o.Moments != optim.Float32 {
+		return fmt.Errorf("moments in %s are for the CPU so far; on a GPU stochastic rounding keeps bfloat16 weights' moments in bfloat16, without float32 originals", o.Moments)
+	}
+	t.optimizer = optim.New(t.params, optim.Options{Method: o.Optimizer, Moments: o.Moments, Beta1: o.Beta1, Beta2: o.Beta2, Decay: o.Decay,
+		Stochastic: o.Stochastic, Seed: int(o.Seed)})
 	return nil
 }
 
@@ -502,9 +521,9 @@ func (t *Trainer) Close() {
 }
 
 func (t *Trainer) freeOptimizer() {
-	if t.adam != nil {
-		t.adam.ClearGradients()
-		t.adam.Free()
+	if t.optimizer != nil {
+		t.optimizer.ClearGradients()
+		t.optimizer.Free()
 	}
-	t.adam, t.params, t.held = nil, nil, nil
+	t.optimizer, t.params, t.held = nil, nil, nil
 }

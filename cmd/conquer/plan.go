@@ -53,6 +53,8 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 	dtype := flags.String("dtype", "bfloat16", "`type` of the weights: float32, bfloat16 or float16")
 	recompute := flags.String("recompute", "none", "block: keep each block's input alone and compute the rest again; none")
 	flags.IntVar(&lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
+	flags.StringVar(&o.Optimizer, "optimizer", "adamw", "adamw or lion")
+	flags.StringVar(&o.Moments, "moments", "float32", "what AdamW keeps its averages in: float32, bfloat16 or int8")
 	flags.BoolVar(&o.HeadOnly, "head_only", false, "tune the projection to the vocabulary alone")
 	asJSON := flags.Bool("json", false, "print a JSON object")
 	return func(ctx context.Context, args []string) error {

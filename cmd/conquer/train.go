@@ -17,6 +17,7 @@ import (
 	"conquer/text"
 	"conquer/torch"
 	"conquer/torch/dist"
+	"conquer/torch/optim"
 	"conquer/train"
 )
 
@@ -79,13 +80,16 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.IntVar(&o.SequenceLength, "sequence_length", 512, "most `tokens` of a sample, or of each answer with its prompt with --objective dpo, or tokens of a row with --pack")
 	flags.BoolVar(&o.Pack, "pack", false, "put several samples in a row; they do not see each other")
 
-	flags.Float64Var(&o.Rate, "learning_rate", 0, "peak `rate` (default 1e-4; 5e-4 for LoRA and --head_only; a twentieth of these for dpo)")
+	flags.Float64Var(&o.Rate, "learning_rate", 0, "peak `rate` (default 1e-4; 5e-4 for LoRA and --head_only; a twentieth of these for dpo, a fifth for lion)")
 	flags.StringVar(&o.Schedule, "schedule", "cosine", "how the rate falls after the warm-up: cosine, linear or constant")
 	flags.IntVar(&o.WarmupSteps, "warmup_steps", -1, "steps over which the rate rises (default: a twentieth of the run)")
 	flags.Float64Var(&o.MinRate, "min_learning_rate", 0, "what the `rate` falls to")
-	flags.Float64Var(&o.Decay, "weight_decay", 0.01, "AdamW's weight decay, of matrices only")
-	flags.Float64Var(&o.Beta1, "beta1", 0.9, "AdamW's decay of the mean gradient")
-	flags.Float64Var(&o.Beta2, "beta2", 0.999, "AdamW's decay of the mean squared gradient")
+	flags.StringVar(&o.Optimizer, "optimizer", "adamw", "adamw, or lion, which keeps one average a weight in place of two")
+	flags.StringVar(&o.Moments, "moments", "float32", "what AdamW keeps its averages in: float32, bfloat16 or int8 (8, 4 and 2 bytes a weight for both; on the CPU)")
+	flags.Float64Var(&o.Decay, "weight_decay", 0.01, "how much weights decay, times the learning rate, each step")
+	flags.StringSliceVar(&o.NoDecay, "no_decay", nil, "`kinds` of weights that do not decay: norm, bias, embedding, or none (default norm,bias)")
+	flags.Float64Var(&o.Beta1, "beta1", 0.9, "the optimizer's decay of the mean gradient")
+	flags.Float64Var(&o.Beta2, "beta2", 0, "AdamW's decay of the mean squared gradient (default 0.999), or Lion's of the mean it keeps (0.99)")
 	flags.Float64Var(&o.Clip, "clip", 1, "largest `norm` of a step's gradients; 0: any")
 	flags.StringVar(&o.Objective, "objective", train.SFT, "what to learn: sft, texts and answers; dpo, to prefer one answer of a pair (records of prompt, chosen and rejected)")
 	flags.Float64Var(&o.Beta, "dpo_beta", 0, "with --objective dpo: how dear it is to leave what the model said before (default 0.1)")
@@ -178,6 +182,9 @@ func (f *trainFlags) check() error {
 		}
 		if f.Objective == train.DPO {
 			f.Rate /= 20
+		}
+		if f.Optimizer == optim.Lion {
+			f.Rate /= 5
 		}
 	}
 	f.Recompute = train.Recompute(f.recompute)

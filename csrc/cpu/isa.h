@@ -35,6 +35,9 @@ template <class T> constexpr Kernels<T> table() {
   t.add_rows = add_rows<T>;
   t.cross_entropy = cross_entropy<T>;
   t.adamw = adamw<T>;
+  t.adamw_bf16 = adamw_bf16<T>;
+  t.adamw_8bit = adamw_8bit<T>;
+  t.lion = lion<T>;
   t.sum_of_squares = sum_of_squares<T>;
   return t;
 }

@@ -57,6 +57,21 @@ template <class T> struct FlashGradients {
   float *dk, *dv; // dense
 };
 
+// And of Lion.
+struct LionStep {
+  float gradient_scale, beta1, beta2, keep, rate;
+};
+
+// Averages of 8 bits, see conquer.h. The code of a value is the upper 12 bits of its float32 (without the sign) less a
+// base, which the largest of a block decides; code 0 is zero. Its exponent is taken of the largest rounded up, so that
+// no rounding leads beyond it.
+constexpr int64_t average_block = 256;
+inline uint32_t average_exponent(float largest) {
+  uint32_t bits = __builtin_bit_cast(uint32_t, largest), exponent = (bits + 0xFFFFF) >> 23;
+  return exponent < 31 ? 31 : exponent > 253 ? 253 : exponent;
+}
+inline uint32_t average_base(uint32_t exponent, bool square) { return 8 * exponent + 7 - (square ? 255 : 127); }
+
 template <class T> struct Kernels {
   // y[m, r] = <weight[r], x[m]> + bias[r] for r < rows, m < n. The rows of weight lie `depth` apart, those of x too
   // (float32, whatever T), those of y `y_stride`. bias may be null. See linear.inl.
@@ -90,6 +105,12 @@ template <class T> struct Kernels {
   // See optimizer.inl.
   void (*adamw)(T *weight, float *original, const T *gradient, float *mean, float *square, int64_t n,
                 const AdamWStep &s);
+  void (*adamw_bf16)(T *weight, float *original, const T *gradient, bf16 *mean, bf16 *square, int64_t from, int64_t n,
+                     uint32_t key, const AdamWStep &s);
+  void (*adamw_8bit)(T *weight, float *original, const T *gradient, uint8_t *mean, uint8_t *square,
+                     uint8_t *mean_exponents, uint8_t *square_exponents, int64_t from, int64_t n, uint32_t key,
+                     const AdamWStep &s);
+  void (*lion)(T *weight, float *original, const T *gradient, float *mean, int64_t n, const LionStep &s);
   float (*sum_of_squares)(const T *x, int64_t n);
 };
 

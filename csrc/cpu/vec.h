@@ -10,6 +10,7 @@ template <int N> struct Lanes {
   typedef uint32_t U __attribute__((vector_size(4 * N)));
   typedef uint16_t H __attribute__((vector_size(2 * N)));
   typedef uint16_t UnalignedH __attribute__((vector_size(2 * N), aligned(2), may_alias));
+  typedef uint8_t B __attribute__((vector_size(N)));
 };
 
 #if defined(CONQUER_AVX512)
@@ -24,6 +25,7 @@ using Vec = Lanes<W>::F;
 using VecI = Lanes<W>::I;
 using VecU = Lanes<W>::U;
 using VecH = Lanes<W>::H;
+using VecB = Lanes<W>::B;
 
 inline Vec splat(float x) { return x - Vec{}; }
 

@@ -587,7 +587,7 @@ void time_training() {
          dy = at::randn({512, 576}).to(type);
     auto ids = at::randint(0, 49152, {512}, at::kLong);
     auto t =
-        race(5, {[&] { cq_adamw(&tp, &to, &tg, &tm, &tv, &decay, 1, 1, 1, 1e-3, 0.9, 0.999, 1e-8, 0); },
+        race(5, {[&] { cq_adamw(&tp, &to, &tg, &tm, &tv, nullptr, &decay, 1, 1, 1, 1e-3, 0.9, 0.999, 1e-8, 0); },
                  [&] {
                    at::_fused_adamw_({original}, {g.to(at::kFloat)}, {m}, {v}, {}, {step}, 1e-3, 0.9, 0.999, 0.01, 1e-8,
                                      false, false);

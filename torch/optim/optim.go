@@ -1,14 +1,14 @@
-// Package optim changes weights along their gradients: AdamW, learning-rate schedules, and clipping by the global norm.
+// Package optim changes weights along their gradients: AdamW and Lion, learning-rate schedules, and clipping by the global norm.
 //
-//	adam := optim.NewAdamW(params, optim.AdamWOptions{Beta1: 0.9, Beta2: 0.999, Decay: 0.01})
-//	defer adam.Free()
+//	optimizer := optim.New(params, optim.Options{Beta1: 0.9, Beta2: 0.999, Decay: 0.01})
+//	defer optimizer.Free()
 //	for step := range steps {
 //		… // a backward pass
-//		norm := optim.Norm(adam.Gradients())
+//		norm := optim.Norm(optimizer.Gradients())
 //		if optim.Finite(norm) {
-//			adam.Step(schedule.Rate(step), optim.Factor(norm, 1))
+//			optimizer.Step(schedule.Rate(step), optim.Factor(norm, 1))
 //		}
-//		adam.ClearGradients()
+//		optimizer.ClearGradients()
 //	}
 package optim
 
@@ -19,94 +19,137 @@ import (
 	"conquer/torch"
 )
 
-// Param is a weight to optimize, by the name under which its state is saved.
+// Param is a weight to optimize, or a stretch of one, by the name under which its state is saved.
 type Param struct {
 	Name string
 	torch.Tensor
-	// Whole is the shape of the weight that Tensor is a stretch of; nil where it is the weight itself.
-	Whole []int
+	NoDecay bool // the weight does not decay
 }
 
-// matrix reports whether the weight has more than one dimension.
-func (p Param) matrix() bool {
-	if p.Whole != nil {
-		return len(p.Whole) > 1
+// The methods.
+const (
+	AdamW = "adamw" // Loshchilov and Hutter, arXiv 1711.05101
+	Lion  = "lion"  // Chen et al., arXiv 2302.06675: the sign of an average of the gradients is the step
+)
+
+// Methods lists them.
+var Methods = []string{AdamW, Lion}
+
+// What AdamW keeps its running averages (moments) in. Those smaller than float32 are rounded at random, with the probabilities
+// that keep their means: the average of the squares changes by a thousandth a step, which rounding to the nearest would lose.
+const (
+	Float32  = "float32"
+	BFloat16 = "bfloat16"
+	Int8     = "int8" // 8 bits: a small float, and an exponent for each 256 of them
+)
+
+// Moments lists them.
+var Moments = []string{Float32, BFloat16, Int8}
+
+// AverageBytes is what the running averages of n weights take.
+func AverageBytes(method, moments string, n float64) float64 {
+	switch {
+	case method == Lion:
+		return 4 * n
+	case moments == BFloat16:
+		return 4 * n
+	case moments == Int8:
+		return 2 * (n + math.Ceil(n/torch.AverageBlock))
 	}
-	return p.Rank() > 1
+	return 8 * n
 }
 
-// AdamWOptions are the constants of AdamW. Eps 0 means 1e-8.
-type AdamWOptions struct {
+// Options are a method and its constants.
+type Options struct {
+	Method            string // "" means AdamW
+	Moments           string // of AdamW; "" means Float32
 	Beta1, Beta2, Eps float64
-	// Decay is the weight decay of matrices. Vectors (normalizations, biases) have none.
-	Decay float64
-	// Stochastic keeps no float32 originals, and the averages in bfloat16 as the weights are: half the memory. All three are
-	// rounded up or down at random, with the probabilities that keep their means. Weights that are not bfloat16 are treated as
-	// without it. Seed decides how is rounded.
+	Decay             float64 // of the weights that decay
+	// Stochastic keeps no float32 originals, and AdamW's averages in bfloat16 as the weights are: half the memory. All three
+	// are rounded at random. Weights that are not bfloat16 are treated as without it.
 	Stochastic bool
-	Seed       int
+	Seed       int // decides how is rounded at random
 }
 
-// AdamW is Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101).
+// Optimizer is AdamW or Lion, over some weights.
 //
-// Its state is float32 whatever the weights are. Weights of 16 bits have a float32 original that the steps are added to
-// and that they are rounded from after each one: a step of learning rate 1e-4 is smaller than half the distance between
-// neighbouring bfloat16 numbers above 0.05, so that without an original most of what is learned would be rounded away. An
-// epoch over examples/lighthouse took SmolLM2-135M from a validation loss of 4.09 to 2.27 this way, and to 2.91 with weights
-// and moments in bfloat16 alone, at the same speed; the price is 16 bytes a weight in place of 8.
-type AdamW struct {
-	options AdamWOptions
+// Its state is float32 whatever the weights are, unless the options say otherwise. Weights of 16 bits have a float32 original
+// that the steps are added to and that they are rounded from after each one: a step of learning rate 1e-4 is smaller than half
+// the distance between neighbouring bfloat16 numbers above 0.05, so that without an original most of what is learned would be
+// rounded away. An epoch over examples/lighthouse took SmolLM2-135M from a validation loss of 4.09 to 2.27 this way, and to
+// 2.91 with weights and moments in bfloat16 alone, at the same speed; the price is 16 bytes a weight in place of 8.
+type Optimizer struct {
+	options Options
 	params  []Param
 	states  []state
 	taken   int
 }
 
 type state struct {
-	mean, square torch.Tensor
+	mean, square torch.Tensor // square: no tensor with Lion
+	exponents    torch.Tensor // of averages of 8 bits
 	original     torch.Tensor // float32, no tensor where the weight is float32 itself
 }
 
-// NewAdamW prepares to optimize params. The state is freed with Free.
-func NewAdamW(params []Param, options AdamWOptions) *AdamW {
+// New prepares to optimize params. The state is freed with Free.
+func New(params []Param, options Options) *Optimizer {
 	if options.Eps == 0 {
 		options.Eps = 1e-8
 	}
-	a := &AdamW{options: options, params: params, states: make([]state, len(params))}
+	o := &Optimizer{options: options, params: params, states: make([]state, len(params))}
 	torch.NoGrad(func() {
 		for i, p := range params {
 			torch.Scoped(func() {
-				s, dtype := &a.states[i], torch.Float32
-				if a.stochastic(p) {
-					dtype = torch.BFloat16
-				}
+				s, dtype := &o.states[i], o.averages(p.DType())
 				s.mean = torch.Zeros(p.Shape(), dtype, p.Device()).Own()
-				s.square = torch.Zeros(p.Shape(), dtype, p.Device()).Own()
-				if p.DType() != torch.Float32 && !a.stochastic(p) {
+				if options.Method != Lion {
+					s.square = torch.Zeros(p.Shape(), dtype, p.Device()).Own()
+				}
+				if dtype == torch.Uint8 {
+					s.exponents = torch.Zeros([]int{2, (p.Numel() + torch.AverageBlock - 1) / torch.AverageBlock}, dtype, p.Device()).Own()
+				}
+				if p.DType() != torch.Float32 && !o.stochastic(p.DType()) {
 					s.original = p.Detach().To(torch.Float32).Own()
 				}
 			})
 		}
 	})
-	return a
+	return o
 }
 
-func (a *AdamW) stochastic(p Param) bool { return a.options.Stochastic && p.DType() == torch.BFloat16 }
+func (o *Optimizer) stochastic(weight torch.DType) bool {
+	return o.options.Stochastic && weight == torch.BFloat16
+}
+
+// averages is what the averages of weights of a dtype are kept in.
+func (o *Optimizer) averages(weight torch.DType) torch.DType {
+	switch {
+	case o.options.Method == Lion:
+		return torch.Float32
+	case o.stochastic(weight), o.options.Moments == BFloat16:
+		return torch.BFloat16
+	case o.options.Moments == Int8:
+		return torch.Uint8
+	}
+	return torch.Float32
+}
 
 // Free frees the state, not the weights.
-func (a *AdamW) Free() {
-	for i := range a.states {
-		s := &a.states[i]
+func (o *Optimizer) Free() {
+	for i := range o.states {
+		s := &o.states[i]
 		s.mean.Free()
 		s.square.Free()
+		s.exponents.Free()
 		s.original.Free()
 	}
-	a.states = nil
+	o.states = nil
 }
 
 // Gradients lists the gradients that the weights have now. They belong to the innermost scope.
-func (a *AdamW) Gradients() []torch.Tensor {
+func (o *Optimizer) Gradients() []torch.Tensor {
 	var grads []torch.Tensor
-	for _, p := range a.params {
+	for _, p := range o.params {
 		if g := p.Grad(); g.Defined() {
 			grads = append(grads, g)
 		}
@@ -115,31 +158,31 @@ func (a *AdamW) Gradients() []torch.Tensor {
 }
 
 // ClearGradients drops the weights' gradients.
-func (a *AdamW) ClearGradients() {
-	for _, p := range a.params {
+func (o *Optimizer) ClearGradients() {
+	for _, p := range o.params {
 		p.ClearGrad()
 	}
 }
 
 // Step takes one step at the given learning rate, with every gradient multiplied by scale (1, or what Factor says). A weight
 // without a gradient stays as it is, decay included.
-func (a *AdamW) Step(rate, scale float64) {
-	a.taken++
+func (o *Optimizer) Step(rate, scale float64) {
+	o.taken++
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
 			// Those with an original, and those that are rounded at random.
 			var steps [2]torch.AdamWStep
-			for i, p := range a.params {
+			for i, p := range o.params {
 				g := p.Grad()
 				if !g.Defined() {
 					continue
 				}
-				s, decay := a.states[i], 0.0
-				if p.matrix() {
-					decay = a.options.Decay
+				s, decay := o.states[i], o.options.Decay
+				if p.NoDecay {
+					decay = 0
 				}
 				step := &steps[0]
-				if a.stochastic(p) {
+				if o.stochastic(p.DType()) {
 					step = &steps[1]
 				} else if original := s.original; original.Defined() {
 					step.Originals = append(step.Originals, original.Detach())
@@ -149,10 +192,18 @@ func (a *AdamW) Step(rate, scale float64) {
 				step.Weights, step.Gradients = append(step.Weights, p.Tensor), append(step.Gradients, g)
 				step.Decays = append(step.Decays, decay)
 				step.Means, step.Squares = append(step.Means, s.mean), append(step.Squares, s.square)
+				if s.exponents.Defined() {
+					step.Exponents = append(step.Exponents, s.exponents)
+				}
 			}
 			for _, step := range steps {
-				step.Step, step.Scale, step.Rate, step.Seed = a.taken, scale, rate, a.options.Seed
-				step.Beta1, step.Beta2, step.Eps = a.options.Beta1, a.options.Beta2, a.options.Eps
+				if o.options.Method == Lion {
+					torch.LionStep{Weights: step.Weights, Originals: step.Originals, Gradients: step.Gradients, Means: step.Means,
+						Decays: step.Decays, Scale: scale, Rate: rate, Beta1: o.options.Beta1, Beta2: o.options.Beta2}.Take()
+					continue
+				}
+				step.Step, step.Scale, step.Rate, step.Seed = o.taken, scale, rate, o.options.Seed
+				step.Beta1, step.Beta2, step.Eps = o.options.Beta1, o.options.Beta2, o.options.Eps
 				step.Take()
 			}
 		})
@@ -160,35 +211,76 @@ func (a *AdamW) Step(rate, scale float64) {
 }
 
 // Taken is how many steps were taken.
-func (a *AdamW) Taken() int { return a.taken }
+func (o *Optimizer) Taken() int { return o.taken }
 
 // State lists the tensors that a later run needs to go on exactly, besides the weights and Taken, each named after its
-// weight and what it is to it: mean, square, original. They are the state itself, not copies.
-func (a *AdamW) State() []Param {
+// weight and what it is to it: mean, square, exponents, original. They are the state itself, not copies.
+func (o *Optimizer) State() []Param {
 	var list []Param
-	for i, p := range a.params {
-		s := a.states[i]
-		list = append(list, Param{Name: p.Name + ".mean", Tensor: s.mean}, Param{Name: p.Name + ".square", Tensor: s.square})
-		if s.original.Defined() {
-			list = append(list, Param{Name: p.Name + ".original", Tensor: s.original})
+	for i, p := range o.params {
+		s := o.states[i]
+		for _, part := range []Param{{Name: ".mean", Tensor: s.mean}, {Name: ".square", Tensor: s.square},
+			{Name: ".exponents", Tensor: s.exponents}, {Name: ".original", Tensor: s.original}} {
+			if part.Defined() {
+				list = append(list, Param{Name: p.Name + part.Name, Tensor: part.Tensor})
+			}
 		}
 	}
 	return list
 }
 
-// Of gives the state of the i'th weight: the running averages of its gradient and of the gradient's square, and its float32
-// original, no tensor where the weight is float32. They are the state itself.
-func (a *AdamW) Of(i int) (mean, square, original torch.Tensor) {
-	s := a.states[i]
-	return s.mean, s.square, s.original
+// Original is the i'th weight's float32 original, no tensor where the weight is its own.
+func (o *Optimizer) Original(i int) torch.Tensor { return o.states[i].original }
+
+// Average is a running average of a weight, element for element: "mean", of its gradients, or "square", of their squares.
+type Average struct {
+	Name string
+	torch.Tensor
+}
+
+// Averages gives the running averages of the i'th weight as float32 or bfloat16: the state itself, or where that has 8 bits a
+// copy with the same values, which belongs to the innermost scope.
+func (o *Optimizer) Averages(i int) (list []Average) {
+	s := o.states[i]
+	for which, a := range []Average{{"mean", s.mean}, {"square", s.square}} {
+		if !a.Defined() {
+			continue
+		}
+		if s.exponents.Defined() {
+			a.Tensor = torch.UnpackAverage(a.Tensor, s.exponents, which == 1)
+		}
+		list = append(list, a)
+	}
+	return list
+}
+
+// AverageNames lists the averages that a weight of a dtype has, and their dtype in Averages.
+func (o *Optimizer) AverageNames(weight torch.DType) (names []string, dtype torch.DType) {
+	if dtype = o.averages(weight); dtype == torch.Uint8 {
+		dtype = torch.BFloat16
+	}
+	if o.options.Method == Lion {
+		return []string{"mean"}, dtype
+	}
+	return []string{"mean", "square"}, dtype
+}
+
+// SetAverages takes over what was changed of the i'th weight's Averages.
+func (o *Optimizer) SetAverages(i int, list []Average) {
+	s := o.states[i]
+	if !s.exponents.Defined() {
+		return
+	}
+	torch.PackAverage(list[0].Tensor, s.mean, s.exponents, false)
+	torch.PackAverage(list[1].Tensor, s.square, s.exponents, true)
 }
 
 // SetTaken says how many steps a state that was put into place by other means has seen.
-func (a *AdamW) SetTaken(n int) { a.taken = n }
+func (o *Optimizer) SetTaken(n int) { o.taken = n }
 
 // Restore goes back to a state: tensor gives the saved tensor of a name of State, taken is what Taken was.
-func (a *AdamW) Restore(taken int, tensor func(name string) (torch.Tensor, error)) error {
-	for _, s := range a.State() {
+func (o *Optimizer) Restore(taken int, tensor func(name string) (torch.Tensor, error)) error {
+	for _, s := range o.State() {
 		var failed error
 		torch.Scoped(func() {
 			saved, err := tensor(s.Name)
@@ -205,7 +297,7 @@ func (a *AdamW) Restore(taken int, tensor func(name string) (torch.Tensor, error
 			return failed
 		}
 	}
-	a.taken = taken
+	o.taken = taken
 	return nil
 }
 

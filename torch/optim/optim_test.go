@@ -41,7 +41,7 @@ func params(dtype torch.DType) ([]optim.Param, []*reference) {
 	var refs []*reference
 	for i, shape := range [][]int{{5, 7}, {9}} {
 		p := torch.Randn(shape, torch.Float32, torch.CPU).To(dtype).RequireGrad(true)
-		list = append(list, optim.Param{Name: fmt.Sprint("p", i), Tensor: p})
+		list = append(list, optim.Param{Name: fmt.Sprint("p", i), Tensor: p, NoDecay: len(shape) == 1})
 		n := p.Numel()
 		refs = append(refs, &reference{torch.Values[float64](p.Detach()), make([]float64, n), make([]float64, n)})
 	}
@@ -59,11 +59,11 @@ func gradient(p optim.Param, step int) []float64 {
 	return torch.Values[float64](g)
 }
 
-func TestAdamWFollowsThePaperAndDecaysMatricesOnly(t *testing.T) {
+func TestAdamWFollowsThePaperAndDecaysWhatIsToDecay(t *testing.T) {
 	run(t, func() {
 		torch.ManualSeed(1)
 		list, refs := params(torch.Float32)
-		adam := optim.NewAdamW(list, optim.AdamWOptions{Beta1: 0.9, Beta2: 0.99, Decay: 0.1})
+		adam := optim.New(list, optim.Options{Beta1: 0.9, Beta2: 0.99, Decay: 0.1})
 		defer adam.Free()
 		for step := 1; step <= 50; step++ {
 			torch.Scoped(func() {
@@ -92,7 +92,7 @@ func TestAdamWFollowsThePaperAndDecaysMatricesOnly(t *testing.T) {
 func TestStepsTooSmallForBFloat16AreNotLost(t *testing.T) {
 	run(t, func() {
 		p := optim.Param{Name: "w", Tensor: torch.Ones([]int{4, 4}, torch.BFloat16, torch.CPU).RequireGrad(true)}
-		adam := optim.NewAdamW([]optim.Param{p}, optim.AdamWOptions{Beta1: 0.9, Beta2: 0.999})
+		adam := optim.New([]optim.Param{p}, optim.Options{Beta1: 0.9, Beta2: 0.999})
 		defer adam.Free()
 		for range 1000 {
 			torch.Scoped(func() {
@@ -108,53 +108,59 @@ func TestStepsTooSmallForBFloat16AreNotLost(t *testing.T) {
 }
 
 func TestAnOptimizerGoesOnExactlyFromASavedState(t *testing.T) {
-	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
-		run(t, func() {
-			torch.ManualSeed(2)
-			list, _ := params(dtype)
-			options := optim.AdamWOptions{Beta1: 0.9, Beta2: 0.999, Decay: 0.01}
-			first := optim.NewAdamW(list, options)
-			defer first.Free()
-			steps := func(a *optim.AdamW, list []optim.Param, from, to int) {
-				for step := from; step < to; step++ {
-					torch.Scoped(func() {
-						for _, p := range list {
-							gradient(p, step)
-						}
-						a.Step(0.003, 1)
-						a.ClearGradients()
-					})
-				}
-			}
-			steps(first, list, 0, 5)
-			saved := map[string]torch.Tensor{}
-			for _, s := range first.State() {
-				saved[s.Name] = s.Tensor.Clone()
-			}
-			var copies []optim.Param
-			for _, p := range list {
-				copies = append(copies, optim.Param{Name: p.Name, Tensor: p.Detach().Clone().RequireGrad(true)})
-			}
-			steps(first, list, 5, 10)
-			second := optim.NewAdamW(copies, options)
-			defer second.Free()
-			if err := second.Restore(5, func(name string) (torch.Tensor, error) { return saved[name], nil }); err != nil {
-				t.Fatal(err)
-			}
-			steps(second, copies, 5, 10)
-			if second.Taken() != first.Taken() {
-				t.Errorf("%d steps taken, want %d", second.Taken(), first.Taken())
-			}
-			for i := range list {
-				a, b := torch.Values[float32](list[i].Detach()), torch.Values[float32](copies[i].Detach())
-				for j := range a {
-					if a[j] != b[j] {
-						t.Fatalf("%v: weight %d is %v after a restore, want %v", dtype, j, b[j], a[j])
-					}
-				}
-			}
-		})
+	for _, options := range []optim.Options{{}, {Moments: optim.BFloat16}, {Moments: optim.Int8}, {Stochastic: true}, {Method: optim.Lion}} {
+		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
+			goesOn(t, dtype, options)
+		}
 	}
+}
+
+func goesOn(t *testing.T, dtype torch.DType, options optim.Options) {
+	options.Beta1, options.Beta2, options.Decay = 0.9, 0.999, 0.01
+	run(t, func() {
+		torch.ManualSeed(2)
+		list, _ := params(dtype)
+		first := optim.New(list, options)
+		defer first.Free()
+		steps := func(a *optim.Optimizer, list []optim.Param, from, to int) {
+			for step := from; step < to; step++ {
+				torch.Scoped(func() {
+					for _, p := range list {
+						gradient(p, step)
+					}
+					a.Step(0.003, 1)
+					a.ClearGradients()
+				})
+			}
+		}
+		steps(first, list, 0, 5)
+		saved := map[string]torch.Tensor{}
+		for _, s := range first.State() {
+			saved[s.Name] = s.Tensor.Clone()
+		}
+		var copies []optim.Param
+		for _, p := range list {
+			copies = append(copies, optim.Param{Name: p.Name, NoDecay: p.NoDecay, Tensor: p.Detach().Clone().RequireGrad(true)})
+		}
+		steps(first, list, 5, 10)
+		second := optim.New(copies, options)
+		defer second.Free()
+		if err := second.Restore(5, func(name string) (torch.Tensor, error) { return saved[name], nil }); err != nil {
+			t.Fatal(err)
+		}
+		steps(second, copies, 5, 10)
+		if second.Taken() != first.Taken() {
+			t.Errorf("%d steps taken, want %d", second.Taken(), first.Taken())
+		}
+		for i := range list {
+			a, b := torch.Values[float32](list[i].Detach()), torch.Values[float32](copies[i].Detach())
+			for j := range a {
+				if a[j] != b[j] {
+					t.Fatalf("%v %+v: weight %d is %v after a restore, want %v", dtype, options, j, b[j], a[j])
+				}
+			}
+		}
+	})
 }
 
 func TestClippingScalesAllGradientsByOneFactor(t *testing.T) {
@@ -179,7 +185,7 @@ func TestClippingScalesAllGradientsByOneFactor(t *testing.T) {
 		for i, scale := range []float64{0.25, 1} {
 			torch.ManualSeed(3)
 			list, _ := params(torch.Float32)
-			adam := optim.NewAdamW(list, optim.AdamWOptions{Beta1: 0.9, Beta2: 0.999, Decay: 0.1})
+			adam := optim.New(list, optim.Options{Beta1: 0.9, Beta2: 0.999, Decay: 0.1})
 			for step := range 3 {
 				for _, p := range list {
 					gradient(p, step)
@@ -257,7 +263,7 @@ func TestRoundingAtRandomKeepsWhatRoundingWouldLose(t *testing.T) {
 		torch.ManualSeed(3)
 		const n, steps, rate = 1 << 14, 60, 1e-4
 		p := torch.Ones([]int{n}, torch.BFloat16, torch.CPU).RequireGrad(true)
-		adam := optim.NewAdamW([]optim.Param{{Name: "p", Tensor: p}}, optim.AdamWOptions{Beta1: 0.9, Beta2: 0.99, Stochastic: true})
+		adam := optim.New([]optim.Param{{Name: "p", Tensor: p}}, optim.Options{Beta1: 0.9, Beta2: 0.99, Stochastic: true})
 		defer adam.Free()
 		for range steps {
 			p.SetGrad(torch.Full([]int{n}, 0.5, torch.BFloat16, torch.CPU))
@@ -271,6 +277,154 @@ func TestRoundingAtRandomKeepsWhatRoundingWouldLose(t *testing.T) {
 			if s.DType() != torch.BFloat16 || strings.HasSuffix(s.Name, ".original") {
 				t.Errorf("the state holds %s, %v", s.Name, s.Tensor)
 			}
+		}
+	})
+}
+
+// Lion as its paper's algorithm 2 has it, in float64.
+func TestLionFollowsThePaper(t *testing.T) {
+	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
+		run(t, func() {
+			torch.ManualSeed(5)
+			list, refs := params(dtype)
+			lion := optim.New(list, optim.Options{Method: optim.Lion, Beta1: 0.9, Beta2: 0.99, Decay: 0.1})
+			defer lion.Free()
+			const rate = 1e-3
+			for step := 1; step <= 50; step++ {
+				torch.Scoped(func() {
+					for i, p := range list {
+						r, decay := refs[i], []float64{0.1, 0}[i]
+						for j, g := range gradient(p, step) {
+							c := 0.9*r.mean[j] + 0.1*g
+							sign := 0.0
+							if c != 0 {
+								sign = math.Copysign(1, c)
+							}
+							r.weight[j] -= rate * (sign + decay*r.weight[j])
+							r.mean[j] = 0.99*r.mean[j] + 0.01*g
+						}
+					}
+					lion.Step(rate, 1)
+					lion.ClearGradients()
+				})
+			}
+			for i, p := range list {
+				got := lion.Original(i)
+				if dtype == torch.Float32 {
+					got = p.Detach()
+				}
+				for j, v := range torch.Values[float64](got) {
+					if want := refs[i].weight[j]; math.Abs(v-want) > 1e-5*(1+math.Abs(want)) {
+						t.Fatalf("%v: weight %d of %s is %v, want %v", dtype, j, p.Name, v, want)
+					}
+				}
+				for j, v := range torch.Values[float64](lion.Averages(i)[0].Tensor) {
+					if want := refs[i].mean[j]; math.Abs(v-want) > 1e-5*(1+math.Abs(want)) {
+						t.Fatalf("%v: mean %d of %s is %v, want %v", dtype, j, p.Name, v, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+// A value of 8 bits is within half a step of an eighth of its octave, unless it is tiny beside its block's largest; what was
+// unpacked is packed to the same values, also where blocks lie otherwise.
+func TestAveragesOf8BitsAreNearAndStayWhatTheyAre(t *testing.T) {
+	run(t, func() {
+		for _, squares := range []bool{false, true} {
+			const n = 3*torch.AverageBlock + 77
+			x := torch.Randn([]int{n}, torch.Float32, torch.CPU)
+			x = x.Mul(torch.Randn([]int{n}, torch.Float32, torch.CPU).MulScalar(2).Exp())
+			x.Narrow(0, 0, 2).Zero()
+			if squares {
+				x = x.Mul(x)
+			}
+			pack := func(x torch.Tensor) torch.Tensor {
+				codes := torch.Zeros(x.Shape(), torch.Uint8, torch.CPU)
+				exponents := torch.Zeros([]int{2, (x.Numel() + torch.AverageBlock - 1) / torch.AverageBlock}, torch.Uint8, torch.CPU)
+				torch.PackAverage(x, codes, exponents, squares)
+				return torch.UnpackAverage(codes, exponents, squares)
+			}
+			once := pack(x)
+			want, got := torch.Values[float64](x), torch.Values[float64](once)
+			tiny := torch.Item[float64](x.Abs().Max()) / (1 << 14) // of a mean; squares have twice the octaves
+			if squares {
+				tiny /= 1 << 16
+			}
+			for i := range want {
+				if !(math.Abs(got[i]-want[i]) <= max(math.Abs(want[i])/16, tiny)) || squares && want[i] > 0 && got[i] == 0 {
+					t.Errorf("squares %v: %v became %v", squares, want[i], got[i])
+				}
+			}
+			for what, again := range map[string]torch.Tensor{"again": pack(once), "in other blocks": torch.Cat(0, pack(once.Narrow(0, 0, 100).Contiguous()), pack(once.Narrow(0, 100, n-100).Contiguous()))} {
+				for i, v := range torch.Values[float64](again) {
+					if v != got[i] && (what == "again" || math.Abs(got[i]) > tiny) {
+						t.Fatalf("squares %v: %v became %v when packed %s", squares, got[i], v, what)
+					}
+				}
+			}
+		}
+	})
+}
+
+// Over many steps with one gradient, averages that are rounded at random go where float32 ones go, without a bias.
+func TestSmallMomentsFollowTheAverages(t *testing.T) {
+	for _, moments := range []string{optim.BFloat16, optim.Int8} {
+		run(t, func() {
+			const n, steps = 1 << 14, 200
+			g := torch.Randn([]int{n}, torch.Float32, torch.CPU).MulScalar(0.01).AddScalar(0.05)
+			p := optim.Param{Name: "p", Tensor: torch.Zeros([]int{n}, torch.Float32, torch.CPU).RequireGrad(true)}
+			o := optim.New([]optim.Param{p}, optim.Options{Moments: moments, Beta1: 0.9, Beta2: 0.999, Seed: 3})
+			defer o.Free()
+			for range steps {
+				p.SetGrad(g)
+				o.Step(1e-3, 1)
+			}
+			for i, a := range o.Averages(0) {
+				beta, value := []float64{0.9, 0.999}[i], g
+				if i == 1 {
+					value = g.Mul(g)
+				}
+				want := torch.Item[float64](value.Mean()) * (1 - math.Pow(beta, steps))
+				if got := torch.Item[float64](a.To(torch.Float32).Mean()); math.Abs(got-want) > 0.01*want {
+					t.Errorf("%s: the average %s is %v on average, want %v", moments, a.Name, got, want)
+				}
+			}
+			// A constant gradient's steps are the rate each.
+			if got := torch.Item[float64](p.Detach().Mean()); math.Abs(got+steps*1e-3) > 0.02*steps*1e-3 {
+				t.Errorf("%s: the weights went to %v, want %v", moments, got, -steps*1e-3)
+			}
+			bytes := 0
+			for _, s := range o.State() {
+				bytes += s.Bytes()
+			}
+			if want := optim.AverageBytes(optim.AdamW, moments, n); float64(bytes) != want || want > 4*n {
+				t.Errorf("%s: the state takes %d bytes, said to be %v", moments, bytes, want)
+			}
+		})
+	}
+}
+
+// A square that is tiny beside its block's largest must not become zero, or its weight would leap.
+func TestAnOutlierInABlockDoesNotMakeItsNeighboursLeap(t *testing.T) {
+	run(t, func() {
+		const n = 256
+		values := make([]float32, n)
+		for i := range values {
+			values[i] = 1e-9
+		}
+		values[7] = 1e6
+		g := torch.From(values, n)
+		p := optim.Param{Name: "p", Tensor: torch.Zeros([]int{n}, torch.Float32, torch.CPU).RequireGrad(true)}
+		o := optim.New([]optim.Param{p}, optim.Options{Moments: optim.Int8, Beta1: 0.9, Beta2: 0.999})
+		defer o.Free()
+		for range 20 {
+			p.SetGrad(g)
+			o.Step(1e-3, 1)
+		}
+		if most := torch.Item[float64](p.Detach().Abs().Max()); !(most < 20*1.2e-3) {
+			t.Errorf("20 steps of 1e-3 led to %v", most)
 		}
 	})
 }

@@ -1,0 +1,150 @@
+package train
+
+import (
+	"fmt"
+	"math"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"conquer/torch"
+	"conquer/torch/optim"
+)
+
+// Where the averages are small, 50 steps end within 3 % of where float32 ones lead, from a loss four times as far away as the
+// end is; Lion learns too.
+func TestSmallMomentsLearnWhatFloat32Learns(t *testing.T) {
+	noLeaks(t)
+	data, valid := samples(200, 1), samples(20, 2)
+	end := func(change func(*Options), dtype torch.DType) (first, last float64) {
+		o := options()
+		o.Steps = 50
+		change(&o)
+		r := train(t, tiny(t, true, dtype), data, valid, o, nil)
+		return r.looks[0].Loss, r.looks[len(r.looks)-1].Loss
+	}
+	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
+		first, want := end(func(*Options) {}, dtype)
+		for _, moments := range []string{optim.BFloat16, optim.Int8} {
+			_, got := end(func(o *Options) { o.Moments = moments }, dtype)
+			if t.Logf("%v: from %.4f to %.4f, with moments in %s to %.4f", dtype, first, want, moments, got); math.Abs(got-want) > 0.03*want {
+				t.Errorf("%v: moments in %s lead from %v to %v, float32 to %v", dtype, moments, first, got, want)
+			}
+		}
+		_, got := end(func(o *Options) { o.Optimizer, o.Rate = optim.Lion, 1e-3 }, dtype)
+		if t.Logf("%v: with Lion to %.4f", dtype, got); got > first-0.5*(first-want) {
+			t.Errorf("%v: Lion leads from %v to %v, AdamW to %v", dtype, first, got, want)
+		}
+	}
+}
+
+// Each optimizer's state is saved and found again to the last bit, in both formats.
+func TestEveryOptimizerResumesToBitEqualLosses(t *testing.T) {
+	noLeaks(t)
+	data := samples(22, 1)
+	for _, format := range []string{FormatHF, FormatNative} {
+		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
+			for name, change := range map[string]func(*Options){
+				"bfloat16":   func(o *Options) { o.Moments = optim.BFloat16 },
+				"int8":       func(o *Options) { o.Moments = optim.Int8 },
+				"LoRA, int8": func(o *Options) { o.LoRA, o.Moments = lora(), optim.Int8 },
+				"lion":       func(o *Options) { o.Optimizer, o.Rate = optim.Lion, 1e-3 },
+				"stochastic": func(o *Options) { o.Stochastic = true },
+			} {
+				what := fmt.Sprint(name, " ", dtype, " ", format)
+				o := options()
+				o.Steps = 9
+				change(&o)
+				want := train(t, tiny(t, true, dtype), data, nil, o, nil)
+				o.CheckpointPath, o.CheckpointFormat, o.Resume = filepath.Join(t.TempDir(), "c"), format, true
+				steps := interrupted(t, tiny(t, true, dtype), data, nil, o, 5).steps
+				steps = append(steps, train(t, tiny(t, true, dtype), data, nil, o, nil).steps...)
+				for i, s := range steps {
+					if w := want.steps[i]; s.Loss != w.Loss || s.Norm != w.Norm {
+						t.Errorf("%s: step %d gave %v and %v, undisturbed %v and %v", what, i+1, s.Loss, s.Norm, w.Loss, w.Norm)
+						break
+					}
+				}
+				o.Optimizer, o.Moments, o.Stochastic = optim.AdamW, optim.Float32, false
+				m := tiny(t, true, dtype)
+				if _, err := New(m, data, nil, o); err == nil || !strings.Contains(err.Error(), "differs from the one to resume") {
+					t.Errorf("%s: another optimizer resumed: %v", what, err)
+				}
+				free(m)
+			}
+		}
+	}
+}
+
+// A sharded run with moments of 8 bits goes on bit by bit in a world of the same size, and nearly so in another.
+func TestSmallMomentsOfASharedRunResume(t *testing.T) {
+	s := spec()
+	s.Distributed, s.Options.Moments, s.Options.Steps = FSDP, optim.Int8, 12
+	want := succeedIn(t, s, 2)
+	s.Checkpoints, s.StopAt = filepath.Join(t.TempDir(), "c"), 6
+	launch(t, s, 2)
+	s.StopAt, s.Resume = 0, true
+	same(t, "int8 in a world of 2", succeedIn(t, s, 2), want, 0)
+
+	s.Options.BatchSize /= 2
+	s.Checkpoints, s.Resume, s.StopAt = filepath.Join(t.TempDir(), "c"), false, 6
+	launch(t, s, 4)
+	s.Options.BatchSize *= 2
+	s.StopAt, s.Resume = 0, true
+	r := succeedIn(t, s, 2)
+	if r.First != 6 {
+		t.Fatalf("resumed after step %d", r.First)
+	}
+	for i, loss := range r.Losses {
+		if math.Abs(loss-want.Losses[6+i]) > 0.05*want.Losses[6+i] {
+			t.Errorf("step %d gave %v, the run of one world %v", 7+i, loss, want.Losses[6+i])
+		}
+	}
+}
+
+func TestWhatDecaysIsByKind(t *testing.T) {
+	noLeaks(t)
+	decaying := func(architecture string, kinds []string) (list []string) {
+		m, err := runSpec{Architecture: architecture, DType: "float32", Tied: true}.model()
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := options()
+		o.NoDecay, o.Steps = kinds, 1
+		train(t, m, samples(8, 1), nil, o, func(tr *Trainer) {
+			for _, p := range tr.params {
+				if !p.NoDecay {
+					list = append(list, p.Name)
+				}
+			}
+		})
+		slices.Sort(list)
+		return list
+	}
+	has := func(list []string, part string) bool {
+		return slices.ContainsFunc(list, func(name string) bool { return strings.Contains(name, part) })
+	}
+	for _, architecture := range []string{"llama", "bamba"} {
+		all, usual, matrices := decaying(architecture, []string{"none"}), decaying(architecture, nil), decaying(architecture, []string{"norm", "bias", "embedding"})
+		if !has(all, "norm") || has(usual, "norm") || !has(usual, "embed_tokens") || has(matrices, "embed_tokens") || !has(matrices, "q_proj") {
+			t.Errorf("%s: what decays is %v, %v, %v", architecture, all, usual, matrices)
+		}
+		if architecture == "bamba" && (!has(all, "A_log") || has(usual, "A_log") || has(usual, "dt_bias") || !has(usual, "conv1d.weight")) {
+			t.Errorf("%s: what decays is %v, %v", architecture, all, usual)
+		}
+	}
+	for want, spoil := range map[string]func(*Options){
+		"unknown optimizer \"sgd\"": func(o *Options) { o.Optimizer = "sgd" },
+		"unknown moments \"int4\"":  func(o *Options) { o.Moments = "int4" },
+		"are for adamw":             func(o *Options) { o.Optimizer, o.Moments = optim.Lion, optim.Int8 },
+		"stochastic rounding is":    func(o *Options) { o.Stochastic, o.Moments = true, optim.Int8 },
+		"no decay of \"head\"":      func(o *Options) { o.NoDecay = []string{"norm", "head"} },
+	} {
+		o := options()
+		spoil(&o)
+		if err := o.Check(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
+}
