@@ -26,6 +26,7 @@ type arrowFile struct {
 	name    string
 	layout  Layout
 	reader  *ipc.FileReader
+	bytes   int64   // the file's size
 	columns []int   // those of a record
 	starts  []int64 // the first row of each batch, and how many rows there are; nil where a batch is a document
 
@@ -63,10 +64,10 @@ func (b boundedMemory) Reallocate(size int, old []byte) []byte {
 
 var bounded = boundedMemory{memory.NewGoAllocator()}
 
-func openArrow(name string, data []byte, layout Layout) (file, error) {
+func openArrow(name string, data []byte, layout Layout, maps *mappings) (file, error) {
 	if bytes.HasPrefix(data, []byte("\xFF\xFF\xFF\xFF")) { // a stream, which has no index: Hugging Face's data sets are kept so
 		var err error
-		if data, err = unpacked(len(data), func(w io.Writer) error { return fromStream(data, w) }); err != nil {
+		if data, err = maps.unpacked(len(data), func(w io.Writer) error { return fromStream(data, w) }); err != nil {
 			return nil, err
 		}
 	}
@@ -77,7 +78,7 @@ func openArrow(name string, data []byte, layout Layout) (file, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &arrowFile{name: name, layout: layout, reader: r, number: -1}
+	f := &arrowFile{name: name, layout: layout, reader: r, bytes: int64(len(data)), number: -1}
 	fields := r.Schema().Fields()
 	if f.columns, err = pickColumns(layout, len(fields), func(i int) string { return fields[i].Name }); err != nil {
 		return nil, err
@@ -210,16 +211,29 @@ func (f *arrowFile) readBatch(i int) (batch arrow.RecordBatch, err error) {
 }
 
 func (f *arrowFile) scan(take func(at int64) error) error {
-	n := int64(f.reader.NumRecords())
-	if f.starts != nil {
-		n = f.starts[n]
-	}
-	for at := range n {
+	for at := range f.documents() {
 		if err := take(at); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// documents is how many there are.
+func (f *arrowFile) documents() int64 {
+	n := int64(f.reader.NumRecords())
+	if f.starts != nil {
+		n = f.starts[n]
+	}
+	return n
+}
+
+// passed takes all documents to be of one size.
+func (f *arrowFile) passed(at int64) int64 {
+	if at < 0 {
+		return f.bytes
+	}
+	return f.bytes / max(1, f.documents()) * at
 }
 
 func (f *arrowFile) where(at int64) string { return fmt.Sprintf("%s: row %d", f.name, at+1) }

@@ -442,3 +442,72 @@ func FuzzArchive(f *testing.F) {
 	tok := chars(f, chatML)
 	f.Fuzz(func(t *testing.T, data []byte) { fuzzFile(t, tok, "a.tar.gz", data) })
 }
+
+// Progress rises to the size of all files, whatever they are; once a data set is closed its files are unmapped, and reading says
+// so, also what was split from it, while a batch that is being read ahead is let finish.
+func TestADataSetSaysHowFarItIsAndLetsGoOfItsFiles(t *testing.T) {
+	tok := chars(t, chatML)
+	dir := t.TempDir()
+	var lines, list []string
+	for i := range 3000 {
+		line := fmt.Sprintf(`{"text":"%d %s"}`, i, strings.Repeat("x", 40))
+		lines, list = append(lines, line), append(list, line)
+	}
+	schema := schemaOf(column("text", arrow.BinaryTypes.String))
+	batch := "[" + strings.Join(list, ",") + "]"
+	for name, content := range map[string]string{
+		"a.jsonl": strings.Join(lines, "\n"), "b.json": batch, "c.txt": strings.Repeat("a line of text\n", 20000),
+		"d.arrow": string(arrowBytes(t, false, schema, batch)), "e.parquet": string(parquetBytes(t, schema, batch)),
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		mapped := func() int {
+			maps, err := os.ReadFile("/proc/self/maps")
+			if err != nil {
+				t.Skip(err)
+			}
+			return strings.Count(string(maps), path) + strings.Count(string(maps), "conquer-data-")
+		}
+		last, total, calls := int64(0), int64(0), 0
+		d, err := LoadDataset(path, tok, DatasetOptions{MaxLength: 100, Progress: func(done, of int64) {
+			if done < last || done > of || total != 0 && of != total {
+				t.Errorf("%s: %d of %d after %d of %d", name, done, of, last, total)
+			}
+			last, total, calls = done, of, calls+1
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last != total || total == 0 || calls < 2 {
+			t.Errorf("%s: ends at %d of %d, told %d times", name, last, total, calls)
+		}
+		if mapped() == 0 {
+			t.Errorf("%s is not mapped", name)
+		}
+		part, _, err := d.Split(0.5, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := NewBatcher(part, BatchOptions{Rows: 8, Length: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		next(t, b)
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		if n := mapped(); n != 0 {
+			t.Errorf("%s: %d mappings are left", name, n)
+		}
+		for _, set := range []*Dataset{d, part} {
+			if _, err := set.At(0); err == nil || !strings.Contains(err.Error(), "closed") {
+				t.Errorf("%s: a closed data set gave %v", name, err)
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

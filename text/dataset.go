@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -45,6 +46,7 @@ type Dataset struct {
 
 	refs    []ref
 	shards  []*shard
+	maps    []*mappings
 	hash    [sha256.Size]byte // of all samples in refs
 	largest int32             // of the token ids in refs
 	at      string            // where that one is
@@ -66,6 +68,7 @@ type shard struct {
 	tok       *Tokenizer
 	maxLength int
 	kept      *kept
+	maps      *mappings
 }
 
 // Report says what became of the input.
@@ -155,29 +158,59 @@ type DatasetOptions struct {
 //
 // Everything is read and encoded once, so that an error comes before anything
 // else does: it names the file, the line or row and what was expected. The files
-// stay mapped into memory and must not change; archives, Parquet files and Arrow
+// stay mapped into memory until Close and must not change; archives, Parquet files and Arrow
 // streams are unpacked into the folder for temporary files (TMPDIR).
 func LoadDataset(path string, tok *Tokenizer, opts DatasetOptions) (*Dataset, error) {
-	files, skipped, err := openFiles(path, opts.Layout)
+	maps := new(mappings)
+	d, err := loadDataset(path, tok, opts, maps)
 	if err != nil {
+		maps.close()
 		return nil, fmt.Errorf("data set: %w", err)
-	}
-	d := &Dataset{Report: Report{Skipped: skipped}}
-	kept := new(kept)
-	for _, f := range files {
-		d.shards = append(d.shards, &shard{f, tok, opts.MaxLength, kept})
-		if err := d.index(); err != nil {
-			return nil, fmt.Errorf("data set: %w", err)
-		}
-	}
-	if len(d.refs) == 0 {
-		return nil, fmt.Errorf("data set: %s: no sample to learn from (%s)", path, d.Report)
 	}
 	return d, nil
 }
 
-// index finds the samples of the last file.
-func (d *Dataset) index() error {
+func loadDataset(path string, tok *Tokenizer, opts DatasetOptions, maps *mappings) (*Dataset, error) {
+	files, skipped, err := openFiles(path, opts.Layout, maps)
+	if err != nil {
+		return nil, err
+	}
+	d := &Dataset{Report: Report{Skipped: skipped}, maps: []*mappings{maps}}
+	done, total := int64(0), int64(0)
+	for _, f := range files {
+		total += f.passed(-1)
+	}
+	kept := new(kept)
+	for _, f := range files {
+		d.shards = append(d.shards, &shard{f, tok, opts.MaxLength, kept, maps})
+		progress := func(at int64) {
+			if opts.Progress != nil {
+				opts.Progress(done+f.passed(at), total)
+			}
+		}
+		if err := d.index(progress); err != nil {
+			return nil, err
+		}
+		progress(-1)
+		done += f.passed(-1)
+	}
+	if len(d.refs) == 0 {
+		return nil, fmt.Errorf("%s: no sample to learn from (%s)", path, d.Report)
+	}
+	return d, nil
+}
+
+// Close lets go of the files. The data set's samples cannot be read from then on,
+// nor those of data sets that were split from it or that it was appended to.
+func (d *Dataset) Close() (err error) {
+	for _, m := range d.maps {
+		err = errors.Join(err, m.close())
+	}
+	return err
+}
+
+// index finds the samples of the last file, and says how far it is in it.
+func (d *Dataset) index(progress func(at int64)) error {
 	s := d.shards[len(d.shards)-1]
 	// Encoding dominates, so it is spread over the cores; results keep the order
 	// of the records.
@@ -223,6 +256,9 @@ func (d *Dataset) index() error {
 				}
 			}
 		}
+		if len(positions) > 0 {
+			progress(positions[len(positions)-1])
+		}
 		positions = positions[:0]
 		return nil
 	}
@@ -250,41 +286,56 @@ type unit struct {
 
 // read returns the samples of a record.
 func (s *shard) read(at int64) (u unit, err error) {
-	if u, ok := s.kept.get(s, at); ok {
-		return u, nil
-	}
-	err = guarded(func() error {
-		r, err := s.record(at)
-		if err != nil {
-			return err
+	err = s.maps.during(func() error {
+		known := false
+		if u, known = s.kept.get(s, at); known {
+			return nil
 		}
-		u.continued = r.lead != ""
-		if r.layout == Preference {
-			pair, truncated, err := pairSample(s.tok, &r.pair, s.maxLength)
-			if err != nil {
-				return err
-			}
-			if u.samples = []Sample{pair}; truncated {
-				u.truncated++
-			}
-		} else if u.samples, err = r.samples(s.tok, s.maxLength); err != nil {
-			return err
-		}
-		for i, sample := range u.samples {
-			if s.maxLength > 0 && len(sample.IDs) > s.maxLength && sample.Second == 0 {
-				u.samples[i] = Sample{IDs: sample.IDs[:s.maxLength], Labels: sample.Labels[:s.maxLength]}
-				u.truncated++
-			}
-		}
-		if r.layout != Tokens { // which are as quickly read again
-			s.kept.put(s, at, u)
-		}
-		return nil
+		return guarded(func() (err error) { u, err = s.encode(at); return err })
 	})
 	if err != nil {
-		return u, fmt.Errorf("%s: %w", s.where(at), err)
+		return u, s.failed(at, err)
 	}
 	return u, nil
+}
+
+// encode reads a record and encodes it.
+func (s *shard) encode(at int64) (u unit, err error) {
+	r, err := s.record(at)
+	if err != nil {
+		return u, err
+	}
+	u.continued = r.lead != ""
+	if r.layout == Preference {
+		pair, truncated, err := pairSample(s.tok, &r.pair, s.maxLength)
+		if err != nil {
+			return u, err
+		}
+		if u.samples = []Sample{pair}; truncated {
+			u.truncated++
+		}
+	} else if u.samples, err = r.samples(s.tok, s.maxLength); err != nil {
+		return u, err
+	}
+	for i, sample := range u.samples {
+		if s.maxLength > 0 && len(sample.IDs) > s.maxLength && sample.Second == 0 {
+			u.samples[i] = Sample{IDs: sample.IDs[:s.maxLength], Labels: sample.Labels[:s.maxLength]}
+			u.truncated++
+		}
+	}
+	if r.layout != Tokens { // which are as quickly read again
+		s.kept.put(s, at, u)
+	}
+	return u, nil
+}
+
+// failed says of an error where it was met.
+func (s *shard) failed(at int64, err error) error {
+	place := ""
+	if s.maps.during(func() error { place = s.where(at); return nil }) != nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w", place, err)
 }
 
 // kept holds the records that were encoded last, so that a data set that fits
@@ -384,7 +435,7 @@ func (d *Dataset) At(i int) (Sample, error) {
 	s := d.shards[r.shard]
 	u, err := s.read(r.at)
 	if err == nil && (int(r.piece) >= len(u.samples) || len(u.samples[r.piece].IDs) != int(r.length)) {
-		err = fmt.Errorf("%s: changed while it was in use", s.where(r.at))
+		err = s.failed(r.at, errors.New("changed while it was in use"))
 	}
 	if err != nil {
 		return Sample{}, fmt.Errorf("data set: %w", err)
@@ -401,6 +452,7 @@ func (d *Dataset) Append(other *Dataset) {
 		d.refs = append(d.refs, r)
 	}
 	d.shards = append(d.shards, other.shards...)
+	d.maps = append(d.maps, other.maps...)
 	if other.largest > d.largest {
 		d.largest, d.at = other.largest, other.at
 	}
@@ -489,7 +541,7 @@ func (d *Dataset) Split(validation float64, seed uint64) (train, valid *Dataset,
 	}
 	part := func(what string, valid bool) *Dataset {
 		// The rest is told from the whole by what was asked for.
-		p := &Dataset{shards: d.shards, largest: d.largest, at: d.at}
+		p := &Dataset{shards: d.shards, maps: d.maps, largest: d.largest, at: d.at}
 		p.hash = sha256.Sum256(fmt.Appendf(nil, "%x: %s, %d of %d, seed %d", d.hash, what, n, total, seed))
 		for i, c := range chosen {
 			if c != valid {

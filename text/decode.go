@@ -1,6 +1,7 @@
 package text
 
 import (
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -47,8 +48,8 @@ func (t *Tokenizer) setDecoding(normalized map[int32]string, special map[string]
 			token = strings.ReplaceAll(token, r[0], r[1])
 		}
 		if d.byteFallback && len(token) == 6 && strings.HasPrefix(token, "<0x") && token[5] == '>' {
-			if b, ok := hexByte(token[3:5]); ok && kind != specialPiece {
-				kind, token = bytePiece, string([]byte{b})
+			if b, err := strconv.ParseUint(token[3:5], 16, 8); err == nil && kind != specialPiece {
+				kind, token = bytePiece, string([]byte{byte(b)})
 			}
 		}
 		if raw, ok := byteLevelBytes(token); ok && d.byteLevel {
@@ -56,21 +57,6 @@ func (t *Tokenizer) setDecoding(normalized map[int32]string, special map[string]
 		}
 		t.decodeKind[id], t.decodeText[id] = kind, token
 	}
-}
-
-func hexByte(s string) (b byte, ok bool) {
-	for i := range len(s) {
-		c := s[i]
-		switch {
-		case '0' <= c && c <= '9':
-			b = b<<4 | (c - '0')
-		case 'a' <= c|0x20 && c|0x20 <= 'f':
-			b = b<<4 | (c | 0x20 - 'a' + 10)
-		default:
-			return 0, false
-		}
-	}
-	return b, true
 }
 
 // Decode returns the text of ids. With skipSpecial, special tokens are left

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 	"unicode/utf8"
 
@@ -28,6 +29,36 @@ type file interface {
 	record(at int64) (record, error)
 	// where names it for people.
 	where(at int64) string
+	// passed is how many bytes lie before a position, or in the whole file for -1.
+	passed(at int64) int64
+}
+
+// mappings are the files that a data set has mapped into memory. Its records
+// are read while it is held open.
+type mappings struct {
+	mu     sync.RWMutex
+	closed bool
+	list   [][]byte
+}
+
+// during calls read while the files are there.
+func (m *mappings) during(read func() error) error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return errors.New("the data set is closed")
+	}
+	return read()
+}
+
+func (m *mappings) close() (err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, data := range m.list {
+		err = errors.Join(err, syscall.Munmap(data))
+	}
+	m.closed, m.list = true, nil
+	return err
 }
 
 // An archive or a Parquet file is unpacked before it is read, and what a small
@@ -40,7 +71,7 @@ const (
 
 // openFiles opens what lies at path: a file, a folder or an archive. skipped
 // counts the files that hold no data.
-func openFiles(path string, layout Layout) (files []file, skipped int, err error) {
+func openFiles(path string, layout Layout, maps *mappings) (files []file, skipped int, err error) {
 	switch layout {
 	case AnyLayout, Instruction, Chat, RawText, Tokens, Preference:
 	default:
@@ -61,7 +92,7 @@ func openFiles(path string, layout Layout) (files []file, skipped int, err error
 		columns = columns || isColumns(name)
 	}
 	for _, name := range names {
-		data, err := mapFile(name)
+		data, err := maps.mapFile(name)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -69,13 +100,13 @@ func openFiles(path string, layout Layout) (files []file, skipped int, err error
 		case columns && !isColumns(name):
 			skipped++
 		case !info.IsDir() && (strings.HasSuffix(name, ".tar.gz") || strings.HasSuffix(name, ".tgz")):
-			members, n, err := openArchive(name, layout)
+			members, n, err := openArchive(name, layout, maps)
 			if err != nil {
 				return nil, 0, err
 			}
 			files, skipped = append(files, members...), skipped+n
 		default:
-			f, err := openFile(name, data, layout)
+			f, err := openFile(name, data, layout, maps)
 			if errors.Is(err, errNotText) && info.IsDir() {
 				skipped++
 			} else if err != nil {
@@ -117,7 +148,7 @@ func filesIn(folder string) (names []string, err error) {
 var errNotText = errors.New("not a text file in UTF-8")
 
 // openFile opens a file with the given name and content.
-func openFile(name string, data []byte, layout Layout) (f file, err error) {
+func openFile(name string, data []byte, layout Layout, maps *mappings) (f file, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%s: %w", name, err)
@@ -127,9 +158,9 @@ func openFile(name string, data []byte, layout Layout) (f file, err error) {
 	if isColumns(name) {
 		err = guarded(func() (err error) {
 			if ext == ".parquet" {
-				f, err = openParquet(name, data, layout)
+				f, err = openParquet(name, data, layout, maps)
 			} else {
-				f, err = openArrow(name, data, layout)
+				f, err = openArrow(name, data, layout, maps)
 			}
 			return err
 		})
@@ -176,17 +207,17 @@ func guarded(read func() error) (err error) {
 // some 65,000 mappings, and a folder more files.
 const leastMapped = 1 << 16
 
-// mapFile maps a file into memory, for as long as the process lives.
-func mapFile(name string) ([]byte, error) {
+// mapFile maps a file into memory.
+func (m *mappings) mapFile(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return mapped(f)
+	return m.mapped(f)
 }
 
-func mapped(f *os.File) ([]byte, error) {
+func (m *mappings) mapped(f *os.File) ([]byte, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -203,13 +234,14 @@ func mapped(f *os.File) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: cannot be mapped into memory: %w", f.Name(), err)
 	}
+	m.list = append(m.list, data)
 	return data, nil
 }
 
 // unpacked maps what write writes. It lies in a file of the folder for
-// temporary files that has no name and is gone when the process is. packed is
+// temporary files that has no name and is gone when it is unmapped. packed is
 // the size of what it comes from.
-func unpacked(packed int, write func(io.Writer) error) ([]byte, error) {
+func (m *mappings) unpacked(packed int, write func(io.Writer) error) ([]byte, error) {
 	f, err := os.CreateTemp("", "conquer-data-*")
 	if err != nil {
 		return nil, err
@@ -223,7 +255,7 @@ func unpacked(packed int, write func(io.Writer) error) ([]byte, error) {
 	if err := w.Flush(); err != nil {
 		return nil, err
 	}
-	return mapped(f)
+	return m.mapped(f)
 }
 
 // limited is a file that refuses to grow beyond a size.
@@ -245,7 +277,7 @@ func (l *limited) Write(p []byte) (int, error) {
 
 // openArchive opens the files in a .tar.gz. Their names are for people alone:
 // nothing is written under them.
-func openArchive(path string, layout Layout) (files []file, skipped int, err error) {
+func openArchive(path string, layout Layout, maps *mappings) (files []file, skipped int, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, 0, err
@@ -256,7 +288,7 @@ func openArchive(path string, layout Layout) (files []file, skipped int, err err
 	}
 	var members []member
 	columns := false
-	data, err := unpacked(int(info.Size()), func(w io.Writer) error {
+	data, err := maps.unpacked(int(info.Size()), func(w io.Writer) error {
 		r, err := tgz.OpenFile(path)
 		if err != nil {
 			return err
@@ -296,7 +328,7 @@ func openArchive(path string, layout Layout) (files []file, skipped int, err err
 			skipped++
 			continue
 		}
-		f, err := openFile(path+":"+m.name, data[m.start:m.end:m.end], layout)
+		f, err := openFile(path+":"+m.name, data[m.start:m.end:m.end], layout, maps)
 		if errors.Is(err, errNotText) {
 			skipped++
 		} else if err != nil {
@@ -354,6 +386,16 @@ func (l *lines) where(at int64) string {
 	return lineAt(l.name+":", l.data, at)
 }
 
+func (l *lines) passed(at int64) int64 { return passed(at, l.data) }
+
+// passed is a position that is a byte's, or the length of the data.
+func passed(at int64, data []byte) int64 {
+	if at < 0 {
+		return int64(len(data))
+	}
+	return at
+}
+
 // array is a file with a JSON array of records.
 type array struct {
 	name   string
@@ -406,6 +448,8 @@ func (a *array) record(at int64) (r record, err error) {
 func (a *array) where(at int64) string {
 	return lineAt(a.name+":", a.data, at)
 }
+
+func (a *array) passed(at int64) int64 { return passed(at, a.data) }
 
 // plain is one text. It is read in blocks, which end with a line where that is
 // possible: a sample out of a long text takes a block's encoding, not all of it.
@@ -466,3 +510,5 @@ func (p *plain) record(at int64) (record, error) {
 func (p *plain) where(at int64) string {
 	return lineAt(p.name+":", p.data, min(at*blockBytes, int64(len(p.data)))) // at most half a block after its first line
 }
+
+func (p *plain) passed(at int64) int64 { return passed(at*blockBytes, p.data) }

@@ -18,8 +18,8 @@ import (
 
 // openParquet unpacks a Parquet file into JSON lines: its pages are compressed,
 // so no row of it can be read alone.
-func openParquet(name string, data []byte, layout Layout) (file, error) {
-	unpackedData, err := unpacked(len(data), func(w io.Writer) error { return parquetToLines(data, layout, w) })
+func openParquet(name string, data []byte, layout Layout, maps *mappings) (file, error) {
+	unpackedData, err := maps.unpacked(len(data), func(w io.Writer) error { return parquetToLines(data, layout, w) })
 	if err != nil {
 		return nil, err
 	}

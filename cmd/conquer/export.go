@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/pflag"
@@ -265,19 +266,21 @@ func newBar(total int64, what string) *progressbar.ProgressBar {
 		progressbar.OptionShowBytes(true), progressbar.OptionSetWidth(30), progressbar.OptionUseANSICodes(true))
 }
 
-// countBar shows how much of something is done, one bar after the other, where a person watches.
-func countBar() func(what string, done, total int) {
+// passingBar shows how much of something is done where a person watches, one bar after the other, and takes each away when its
+// work is done.
+func passingBar(options ...progressbar.Option) func(what string, done, total int64) {
 	var bar *progressbar.ProgressBar
 	current := ""
-	return func(what string, done, total int) {
+	return func(what string, done, total int64) {
 		if !isTerminal(os.Stderr) {
 			return
 		}
 		if what != current {
-			current, bar = what, progressbar.NewOptions(total, progressbar.OptionSetDescription(what), progressbar.OptionSetWriter(os.Stderr),
-				progressbar.OptionShowCount(), progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish())
+			current = what
+			bar = progressbar.NewOptions64(total, append(options, progressbar.OptionSetDescription(what), progressbar.OptionSetWriter(os.Stderr),
+				progressbar.OptionSetWidth(30), progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())...)
 		}
-		bar.Set(done)
+		bar.Set64(done)
 	}
 }
 

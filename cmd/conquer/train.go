@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/pflag"
 
 	"conquer/generate"
@@ -219,11 +220,15 @@ func (f *trainFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer data.Close()
+	if validation != nil {
+		defer validation.Close()
+	}
 	f.Tokenizer = o.tokenizer
-	bar := countBar()
+	bar := passingBar(progressbar.OptionShowCount())
 	f.Progress = func(what string, done, total int) error {
 		if world == nil || world.Rank == 0 {
-			bar(what, done, total)
+			bar(what, int64(done), int64(total))
 		}
 		return ctx.Err()
 	}
@@ -377,7 +382,12 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string, t
 		files = append(files, fetched...)
 	}
 	for _, path := range files {
-		o := text.DatasetOptions{MaxLength: f.SequenceLength}
+		bar := passingBar(progressbar.OptionShowBytes(true))
+		o := text.DatasetOptions{MaxLength: f.SequenceLength, Progress: func(done, total int64) {
+			if f.World == nil || f.World.Rank == 0 {
+				bar("reading "+path, done, total)
+			}
+		}}
 		if f.Objective == train.DPO {
 			o.Layout = text.Preference
 		}
