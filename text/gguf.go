@@ -3,6 +3,7 @@ package text
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 )
 
 // GGUF's token types, from ggml's gguf specification.
@@ -72,24 +73,12 @@ func (m ggufMeta) flag(key string, missing bool) bool {
 
 // id returns tokenizer.ggml.<key>_token_id, or -1.
 func (m ggufMeta) id(key string) int32 {
-	var n int64
-	switch v := m["tokenizer.ggml."+key+"_token_id"].(type) {
-	case uint32:
-		n = int64(v)
-	case int32:
-		n = int64(v)
-	case int64:
-		n = v
-	case uint64:
-		n = int64(v)
-	case int:
-		n = int64(v)
-	case uint8:
-		n = int64(v)
-	case uint16:
-		n = int64(v)
-	default:
-		return -1
+	n := int64(-1)
+	switch v := reflect.ValueOf(m["tokenizer.ggml."+key+"_token_id"]); {
+	case v.CanInt():
+		n = v.Int()
+	case v.CanUint():
+		n = int64(v.Uint())
 	}
 	if n < 0 || n >= maxVocab {
 		return -1
