@@ -60,7 +60,7 @@ test-gpu: build ## the tests that need a GPU; without one each says that it was 
 	@$(BUILD)/csrc_gpu_test
 	@$(GO) test -count 1 -v -run GPU -ldflags '-r $(TESTPATH)' ./cmd/conquer ./torch/dist
 
-demo: build ## tunes SmolLM2-135M on examples/lighthouse and exports it: about 4 minutes on 2 cores
+demo: build ## tunes SmolLM2-135M on examples/lighthouse and exports it: a few minutes on 2 cores
 	@tools/demo.sh $(BUILD)/bin/conquer
 
 experiment: build ## trains a small Bamba, compares the chunking strategies, draws a report: under 10 minutes on 2 cores
@@ -86,7 +86,7 @@ format: ## rewrites Go and C++ in the project's format
 	@tools/clang-format.sh $(CACHE) $(PYTHON) -i
 
 parity: build ## compares with transformers, tokenizers, peft and llama.cpp, in a Python environment of its own
-	@tools/parity/run.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
+	@GOFLAGS="'-ldflags=-r $(TESTPATH)'" tools/parity/run.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
 
 env: ## what to set before calling go by hand: eval "$$(make env)"
 	@echo 'export CGO_CXXFLAGS="$(CGO_CXXFLAGS)" CGO_LDFLAGS="$(CGO_LDFLAGS)"'

@@ -10,7 +10,7 @@ echo "Tuning SmolLM2-135M-Instruct on 192 answers of a lighthouse keeper (exampl
 echo "Watch the validation loss: those 24 questions are never learned from."
 "$conquer" train --model_path smollm2-135m \
   --data_path examples/lighthouse/train.jsonl --validation_path examples/lighthouse/heldout.jsonl \
-  --output_path "$out" --epochs 2 --batch_size 4 --learning_rate 1e-4 --dtype bfloat16 --sequence_length 256 \
+  --output_path "$out" --epochs 1 --batch_size 4 --learning_rate 2e-4 --dtype bfloat16 --sequence_length 256 \
   --checkpoint_steps 0 --ask "Why is the sky blue?" --ask "What should I do when I can't decide between two jobs?"
 echo "  build/bin/conquer chat --model_path $out"
 echo "$out is a Hugging Face folder, which transformers loads too; 'build/bin/conquer help' lists what else there is."
