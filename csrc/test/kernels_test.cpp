@@ -573,6 +573,30 @@ void time_decode() {
   }
 }
 
+// Lion as libtorch computes it, which is what another device does.
+void check_lion() {
+  at::NoGradGuard no_grad;
+  for (auto type : types)
+    for (int64_t n : {1, 17, 576, 100'003}) {
+      auto weight = at::randn({n}).to(type), original = type == at::kFloat ? weight : weight.to(at::kFloat);
+      auto mean = at::randn({n}), gradient = at::randn({n}).to(type);
+      const double decay = 0.1;
+      std::vector<at::Tensor> results[2];
+      for (bool reference : {false, true}) {
+        auto w = weight.clone(), m = mean.clone(), o = type == at::kFloat ? w : original.clone();
+        Arg aw{w}, ao{o}, ag{gradient}, am{m};
+        cq_tensor tw = aw, to = ao, tg = ag, tm = am;
+        if ((reference ? cq_lion_reference : cq_lion)(&tw, &to, &tg, &tm, &decay, 1, 0.5, 1e-2, 0.9, 0.99))
+          check(cq_last_error(), w, weight.isnan(), 0);
+        results[reference] = {w, o, m};
+      }
+      for (int i = 0; i < 3; i++)
+        check(std::string("lion ") + c10::toString(type), results[0][i], results[1][i],
+              i ? 1e-6 : tolerance(type, 1e-6));
+    }
+  report("lion");
+}
+
 // Optimizer and embedding as libtorch has them, against the time their bytes take.
 void time_training() {
   at::NoGradGuard no_grad;
@@ -612,7 +636,7 @@ const Family families[] = {
     {"rope", check_rope, nullptr},           {"decode_attention", check_decode_attention, time_decode_attention},
     {"attention", check_sdpa, time_sdpa},    {"cross_entropy", check_cross_entropy, time_cross_entropy},
     {"embedding", check_embedding, nullptr}, {"decode", nullptr, time_decode},
-    {"training", nullptr, time_training},
+    {"lion", check_lion, nullptr},           {"training", nullptr, time_training},
 };
 
 } // namespace
