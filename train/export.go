@@ -57,12 +57,19 @@ func (t *Trainer) Whole(f func() error) error {
 		if divided != nil {
 			divided.division.Whole(t.options.rank() == 0)
 		}
+		stage, _ := s.(*pipeline)
+		if stage != nil {
+			stage.whole()
+		}
 		var err error
 		if t.options.rank() == 0 {
 			err = f()
 		}
 		if divided != nil {
 			divided.division.Part()
+		}
+		if stage != nil {
+			stage.part()
 		}
 		if world := t.options.World; world != nil && world.Size > 1 {
 			failed := 0.0

@@ -52,7 +52,7 @@ type scatter struct {
 
 // sharded reports whether weights are moved to where a strategy keeps them.
 func (o Options) sharded() bool {
-	return o.TensorSize > 0 || o.Distributed == FSDP && o.processes() > 1 || o.Distributed == HSDP && o.ShardSize > 1
+	return o.TensorSize > 0 || o.processes() > 1 && o.Distributed == MP || o.Distributed == FSDP && o.processes() > 1 || o.Distributed == HSDP && o.ShardSize > 1
 }
 
 // newSharded is the strategy of a rank among those that shard the units and those that hold the same parts. One rank alone
@@ -140,7 +140,7 @@ func newFlat(params []*nn.Param, group *dist.Group) *flat {
 			source = f.original
 		}
 		torch.Scoped(func() {
-			f.views = append(f.views, piece{p, from - f.starts[i], source.Narrow(0, from-first, to-from).Own()})
+			f.views = append(f.views, piece{param: p, start: from - f.starts[i], tensor: source.Narrow(0, from-first, to-from).Own()})
 		})
 	}
 	return f

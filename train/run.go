@@ -20,6 +20,10 @@ func (t *Trainer) Run(ctx context.Context) error {
 		if o := t.options; t.device.IsCUDA() && (o.LabelSmoothing != 0 || o.ZLoss != 0) {
 			t.notice("label smoothing and z-loss are not in this device's kernels: the loss is computed by libtorch, a chunk of rows at a time")
 		}
+		if p, ok := t.net.strategy.(*pipeline); ok && t.options.Accumulate < p.all.Size {
+			t.notice(fmt.Sprintf("%d micro-batches a step keep %d processes of a pipeline waiting for each other: --accumulate %d, with a smaller --batch_size, is faster",
+				t.options.Accumulate, p.all.Size, 4*p.all.Size))
+		}
 		for {
 			stopped, err := t.stopped(ctx)
 			if err != nil {
@@ -128,7 +132,7 @@ func (t *Trainer) next() (err error) {
 		if world := t.options.World; world != nil {
 			sums := world.All.Sums(append(labels, float64(step.Tokens))...)
 			for i := range sums { // once for all processes that take the same rows
-				sums[i] /= float64(t.options.tensorSize())
+				sums[i] /= float64(t.options.sameRows())
 			}
 			labels, step.Tokens = sums[:len(list)], int(sums[len(list)])
 		}
@@ -138,14 +142,24 @@ func (t *Trainer) next() (err error) {
 				last = i
 			}
 		}
-		for i, b := range list {
-			if labels[i] > 0 {
-				torch.Scoped(func() {
-					for i, v := range t.net.gradients(t.microBatch(b, t.reference[t.data]), divisor, i == last) {
-						numbers[i] += v
-					}
-				})
+		add := func(pass []float64) {
+			for i, v := range pass {
+				numbers[i] += v
 			}
+		}
+		stage, pipelined := t.net.strategy.(*pipeline)
+		var together []microBatch
+		for i, b := range list {
+			switch {
+			case labels[i] == 0:
+			case pipelined:
+				together = append(together, t.microBatch(b, t.reference[t.data]))
+			default:
+				torch.Scoped(func() { add(t.net.gradients(t.microBatch(b, t.reference[t.data]), divisor, i == last)) })
+			}
+		}
+		if pipelined {
+			add(stage.step(&t.net, together, divisor))
 		}
 		t.net.strategy.finish()
 		numbers, step.Norm = t.net.strategy.agree(numbers, optim.Norm(t.optimizer.Gradients()))
@@ -201,11 +215,14 @@ func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) ([]float64, 
 		}
 		if n := t.options.count(b); n > 0 || t.options.processes() > 1 {
 			torch.Scoped(func() {
-				for i, v := range t.net.evaluate(t.microBatch(b, t.reference[data])) {
+				sums := t.net.evaluate(t.microBatch(b, t.reference[data]))
+				for i, v := range sums {
 					numbers[i] += v
 				}
+				if sums != nil { // else another process has the head
+					count += float64(n)
+				}
 			})
-			count += float64(n)
 		}
 		if b.Last {
 			break

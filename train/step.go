@@ -98,114 +98,165 @@ func (n *network) after(i int) int {
 
 // gradients runs one micro-batch forward and back, adds to the gradient of every trained weight, and returns the numbers of
 // network.loss. last says that no other micro-batch of the step follows.
+func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64 {
+	f, count := n.begin(mb), len(n.blocks)
+	defer f.free() // an operation may panic half way
+	f.embed()
+	f.forward(0, count)
+	f.score(divisor, last)
+	f.backward(count, 0, last)
+	f.arrive(last)
+	return f.numbers()
+}
+
+// flight is a micro-batch on its way through the network, forward and back.
 //
-// The pass is cut between the blocks. The input of each is a leaf that shares its values with the output of the one below;
+// The way is cut between the blocks. The input of each is a leaf that shares its values with the output of the one below;
 // once the block's own backward pass is done, the leaf's gradient is what the block below starts from. So one block's graph
 // is all that exists during its backward pass when blocks are recomputed, and whatever must happen before a block is used or
-// after its gradients are complete has its place in this function: that is where the strategy comes in. Its units are the
-// embedding (0), block i (i+1), and the head.
-func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64 {
-	count, device := len(n.blocks), mb.seq.IDs.Device()
-	s, head := n.strategy, n.head
-	inputs, outputs := make([]torch.Tensor, count+1), make([]torch.Tensor, count+1)
-	generator := make([]torch.Tensor, count+1)
-	var seed torch.Tensor
-	var told *torch.Fetch[float32]
-	defer func() { // an operation may panic half way
-		told.Drop()
-		seed.Free()
-		for i := range inputs {
-			inputs[i].Free()
-			outputs[i].Free()
-			generator[i].Free()
-		}
-	}()
-	var pass *model.Pass
-	torch.NoGrad(func() { pass = n.model.Begin(mb.seq) })
-	forward := func(i int, grad bool) (out torch.Tensor) {
-		torch.Span(func() {
-			out = owned(grad, func() torch.Tensor { return n.blocks[i].Forward(inputs[i], pass, nil) })
-		}, "block %d forward", i)
-		return out
-	}
+// after its gradients are complete has its place here: that is where the strategy comes in. Its units are the embedding (0),
+// block i (i+1), and the head.
+type flight struct {
+	n    *network
+	mb   microBatch
+	pass *model.Pass
+	// outputs[i] is what the embedding (0) or block i-1 gives, inputs[i] the leaf that block i, or the head, takes.
+	inputs, outputs []torch.Tensor
+	generator       []torch.Tensor // its state before each block that will run again
+	told            *torch.Fetch[float32]
+}
 
-	// Forward. outputs[i] is what the embedding (0) or block i-1 gives, inputs[i] the leaf that block i, or the head, takes.
-	s.use(0, 1)
-	outputs[0] = owned(n.lowest < 0, func() torch.Tensor { return n.model.Embed(mb.seq.IDs) })
-	s.leave(0, head == 0)
-	for i := range n.blocks {
-		s.use(i+1, n.after(i))
-		inputs[i] = leaf(outputs[i], n.lowest < i)
-		again := n.recompute == RecomputeBlock && n.lowest <= i
-		if again && n.dropout {
-			generator[i] = owned(false, func() torch.Tensor { return torch.RNGState(device) })
+// begin takes a micro-batch up. What its blocks share belongs to the innermost scope.
+func (n *network) begin(mb microBatch) *flight {
+	count := len(n.blocks)
+	f := &flight{n: n, mb: mb, inputs: make([]torch.Tensor, count+1), outputs: make([]torch.Tensor, count+1), generator: make([]torch.Tensor, count)}
+	torch.NoGrad(func() { f.pass = n.model.Begin(mb.seq) })
+	return f
+}
+
+func (f *flight) free() {
+	f.told.Drop()
+	for i := range f.inputs {
+		f.inputs[i].Free()
+		f.outputs[i].Free()
+	}
+	for i := range f.generator {
+		f.generator[i].Free()
+	}
+}
+
+// embed makes outputs[0].
+func (f *flight) embed() {
+	n := f.n
+	n.strategy.use(0, 1)
+	f.outputs[0] = owned(n.lowest < 0, func() torch.Tensor { return n.model.Embed(f.mb.seq.IDs) })
+	n.strategy.leave(0, n.head == 0)
+}
+
+func (f *flight) block(i int, grad bool) (out torch.Tensor) {
+	torch.Span(func() {
+		out = owned(grad, func() torch.Tensor { return f.n.blocks[i].Forward(f.inputs[i], f.pass, nil) })
+	}, "block %d forward", i)
+	return out
+}
+
+// recomputed reports whether block i runs again in the backward pass.
+func (n *network) recomputed(i int) bool { return n.recompute == RecomputeBlock && n.lowest <= i }
+
+// forward goes from outputs[from] to outputs[to].
+func (f *flight) forward(from, to int) {
+	n := f.n
+	for i := from; i < to; i++ {
+		n.strategy.use(i+1, n.after(i))
+		f.inputs[i] = leaf(f.outputs[i], n.lowest < i)
+		if n.recomputed(i) && n.dropout {
+			f.generator[i] = owned(false, func() torch.Tensor { return torch.RNGState(f.mb.seq.IDs.Device()) })
 		}
-		outputs[i+1] = forward(i, n.lowest <= i)
-		if again { // drop what was recorded, now that the block has run just as it will when it runs again
-			outputs[i+1] = detached(outputs[i+1])
+		f.outputs[i+1] = f.block(i, n.lowest <= i)
+		if n.recomputed(i) { // drop what was recorded, now that the block has run just as it will when it runs again
+			f.outputs[i+1] = detached(f.outputs[i+1])
 		}
-		if backward := n.lowest <= i; !backward || i < count-1 { // the last block goes backward at once
-			s.leave(i+1, backward)
+		if backward := n.lowest <= i; !backward || i < len(n.blocks)-1 { // the last block goes backward at once
+			n.strategy.leave(i+1, backward)
 		}
 	}
+}
 
-	// The head, on the rows that predict something.
-	s.use(head, -1)
-	inputs[count] = leaf(outputs[count], n.lowest < count)
+// score is the head, on the rows that predict something, forward and back.
+func (f *flight) score(divisor float64, last bool) {
+	n, count := f.n, len(f.n.blocks)
+	n.strategy.use(n.head, -1)
+	f.inputs[count] = leaf(f.outputs[count], n.lowest < count)
 	torch.WithGrad(func() {
 		torch.Scoped(func() {
-			loss, numbers := n.loss(inputs[count], mb, divisor)
-			told = torch.StartFetch[float32](numbers)
+			loss, numbers := n.loss(f.inputs[count], f.mb, divisor)
+			f.told = torch.StartFetch[float32](numbers)
 			loss.Backward()
 		})
 	})
-	s.leave(head, false)
-	if head > 0 { // else the embedding's gradients are to come
-		s.reduce(head, last)
+	n.strategy.leave(n.head, false)
+	if n.head > 0 { // else the embedding's gradients are to come
+		n.strategy.reduce(n.head, last)
 	}
+}
 
-	// Backward.
+// backward goes from the gradient of inputs[from] down to that of inputs[to], as far as there is something to train below.
+func (f *flight) backward(from, to int, last bool) {
+	n, device := f.n, f.mb.seq.IDs.Device()
+	var seed, generator torch.Tensor
+	defer func() { seed.Free(); generator.Free() }()
 	if n.recompute == RecomputeBlock && n.dropout {
-		generator[count] = owned(false, func() torch.Tensor { return torch.RNGState(device) })
+		generator = owned(false, func() torch.Tensor { return torch.RNGState(device) })
 	}
-	for i := count - 1; i >= n.lowest && i >= 0; i-- {
+	for i := from - 1; i >= max(n.lowest, to); i-- {
 		next := i // the unit of the block below
 		if i == 0 || i == n.lowest {
 			next = -1
 		}
-		s.use(i+1, next)
+		n.strategy.use(i+1, next)
 		seed.Free()
-		seed = inputs[i+1].Grad().Own()
-		inputs[i+1].Free()
+		seed = f.inputs[i+1].Grad().Own()
+		f.inputs[i+1].Free()
 		if n.recompute == RecomputeBlock {
-			outputs[i+1].Free()
-			if generator[i].Defined() {
-				torch.SetRNGState(device, generator[i])
+			f.outputs[i+1].Free()
+			if f.generator[i].Defined() {
+				torch.SetRNGState(device, f.generator[i])
 			}
-			outputs[i+1] = forward(i, true)
+			f.outputs[i+1] = f.block(i, true)
 		}
-		torch.Span(func() { torch.Backward([]torch.Tensor{outputs[i+1]}, []torch.Tensor{seed}) }, "block %d backward", i)
-		outputs[i+1].Free()
-		s.leave(i+1, false)
-		s.reduce(i+1, last)
+		torch.Span(func() { torch.Backward([]torch.Tensor{f.outputs[i+1]}, []torch.Tensor{seed}) }, "block %d backward", i)
+		f.outputs[i+1].Free()
+		n.strategy.leave(i+1, false)
+		n.strategy.reduce(i+1, last)
 	}
-	if n.lowest < 0 {
-		torch.Backward([]torch.Tensor{outputs[0]}, []torch.Tensor{inputs[0].Grad()})
+	if generator.Defined() {
+		torch.SetRNGState(device, generator)
 	}
-	s.reduce(0, last)
-	if generator[count].Defined() {
-		torch.SetRNGState(device, generator[count])
+}
+
+// arrive ends the way back, at the embedding.
+func (f *flight) arrive(last bool) {
+	if f.n.lowest < 0 {
+		torch.Scoped(func() { torch.Backward([]torch.Tensor{f.outputs[0]}, []torch.Tensor{f.inputs[0].Grad()}) })
 	}
-	var list []float64
-	for _, v := range told.Values() { // waited for now that everything else is on its way
+	f.n.strategy.reduce(0, last)
+}
+
+// numbers are those of score, waited for now that everything else is on its way.
+func (f *flight) numbers() (list []float64) {
+	for _, v := range f.told.Values() {
 		list = append(list, float64(v))
 	}
 	return list
 }
 
 // infer runs a micro-batch forward without gradients, and calls head with the last hidden states [B,L,D] while the head's
-// weights are there.
+// weights are there: with mp, on the last process alone.
 func (n *network) infer(mb microBatch, head func(hidden torch.Tensor)) {
+	if p, ok := n.strategy.(*pipeline); ok {
+		p.infer(n, mb, head)
+		return
+	}
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
 			pass := n.model.Begin(mb.seq)

@@ -22,7 +22,7 @@ const (
 )
 
 // Strategies lists them.
-var Strategies = []string{None, DDP, FSDP, HSDP, TP}
+var Strategies = []string{None, DDP, FSDP, HSDP, TP, MP}
 
 // strategy is how a process's weights and gradients become those of the run. The network calls it unit by unit (see
 // unitsOf), in an order that is the same on every rank; model files know nothing of it.
@@ -52,6 +52,7 @@ type piece struct {
 	start int // the first element's place in the weight
 	// tensor holds them: float32 where the optimizer works on a float32 original, flat but for a whole weight.
 	tensor torch.Tensor
+	copied bool // another rank, which holds them too, writes them
 }
 
 // unitsOf divides m's weights, and the adapters on them, into units that are needed at the same time: 0 is the embedding, 1 to n
@@ -120,6 +121,10 @@ func newStrategy(m model.Model, o Options) (strategy, error) {
 			return nil, err
 		}
 		return newSharded(units, mesh.Row, mesh.Column, o, wide), nil
+	case MP:
+		if o.processes() > 1 {
+			return newPipeline(m, o)
+		}
 	}
 	return &local{units: units}, nil
 }
@@ -132,12 +137,12 @@ func (o Options) checkDistributed() error {
 	case o.Distributed != None && o.World == nil:
 		return fmt.Errorf("strategy %s is for the processes of a run, and there is no run to take part in", o.Distributed)
 	case o.Distributed == None && o.World != nil && o.World.Size > 1:
-		return fmt.Errorf("%d processes without a strategy would each tune a model of their own: choose ddp, fsdp, hsdp or tp", o.World.Size)
+		return fmt.Errorf("%d processes without a strategy would each tune a model of their own: choose ddp, fsdp, hsdp, tp or mp", o.World.Size)
 	case o.Distributed == HSDP && (o.ShardSize < 1 || o.World.Size%o.ShardSize != 0):
 		return fmt.Errorf("hsdp with groups of %d: that does not divide the %d processes", o.ShardSize, o.World.Size)
 	case o.TensorSize < 0 || o.World != nil && o.World.Size%o.tensorSize() != 0:
 		return fmt.Errorf("layers divided over %d: that does not divide the %d processes", o.TensorSize, o.World.Size)
-	case o.TensorSize > 0 && (o.Distributed == None || o.Distributed == HSDP):
+	case o.TensorSize > 0 && (o.Distributed == None || o.Distributed == HSDP || o.Distributed == MP):
 		return fmt.Errorf("layers are divided over processes with tp, ddp or fsdp, not with %s", o.Distributed)
 	case o.ReduceDType != "" && o.ReduceDType != "float32" && o.ReduceDType != "same":
 		return fmt.Errorf("gradients cannot be summed in %q: choose float32 or same, the weights' own", o.ReduceDType)
@@ -166,7 +171,7 @@ func (l *local) pieces() (list []piece) {
 		for _, unit := range l.units {
 			for _, p := range unit {
 				if p.RequiresGrad() == trained {
-					list = append(list, piece{p, 0, p.Tensor})
+					list = append(list, piece{param: p, tensor: p.Tensor})
 				}
 			}
 		}

@@ -51,9 +51,17 @@ func newTensorParallel(m model.Model, o Options, wide bool) (strategy, error) {
 // tensorSize is how many processes divide each layer among them, and take the same rows.
 func (o Options) tensorSize() int { return max(1, o.TensorSize) }
 
+// sameRows is how many processes take the same rows.
+func (o Options) sameRows() int {
+	if o.Distributed == MP {
+		return o.processes()
+	}
+	return o.tensorSize()
+}
+
 // rowGroup is which rows of a step this process takes: the index'th of count parts.
 func (o Options) rowGroup() (index, count int) {
-	return o.rank() / o.tensorSize(), o.processes() / o.tensorSize()
+	return o.rank() / o.sameRows(), o.processes() / o.sameRows()
 }
 
 // finish sums what the group's processes have of the gradients of weights that all of them hold. What each has alone is
@@ -154,6 +162,9 @@ func (p piece) places(from, to int, f func(at place, from, to int)) {
 // processes of a group hold, the first one writes.
 func (p piece) mine(element int) bool {
 	part := p.param.Part
+	if p.copied {
+		return false
+	}
 	if part == nil || part.Dim != 0 || part.Group.Rank == 0 {
 		return true
 	}

@@ -337,7 +337,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 		}
 	}
 	t.device = model.Device(m)
-	if o.TensorSize > 0 {
+	if o.TensorSize > 0 || o.Distributed == MP {
 		t.device = o.World.Device() // where the parts go
 	}
 	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute, head: headUnit(m), smoothing: o.LabelSmoothing, zLoss: o.ZLoss, beta: o.Beta}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/dist"
+	"conquer/torch/nn"
 )
 
 // A child process takes part in the run that the JSON in this variable describes: see TestMain.
@@ -70,6 +72,25 @@ func (s runSpec) model() (model.Model, error) {
 	}
 	if of, ok := strings.CutPrefix(s.Architecture, "planned "); ok {
 		m := plannedModel(&testing.T{}, of, s.Tied)
+		return m, torch.Run(func() error {
+			torch.ManualSeed(11)
+			model.Initialize(m, dtype, torch.CPU)
+			return nil
+		})
+	}
+	if of, ok := strings.CutPrefix(s.Architecture, "deep "); ok { // five layers in place of three
+		s.Architecture = of
+		shallow, err := s.model()
+		if err != nil {
+			return nil, err
+		}
+		config := shallow.Config().Clone()
+		config["num_hidden_layers"] = 5.0
+		model.Free(shallow)
+		m, err := model.New(config)
+		if err != nil {
+			return nil, err
+		}
 		return m, torch.Run(func() error {
 			torch.ManualSeed(11)
 			model.Initialize(m, dtype, torch.CPU)
@@ -320,14 +341,22 @@ func TestEveryStrategyLearnsWhatOneProcessLearns(t *testing.T) {
 		world  int
 		change func(*runSpec)
 	}{
-		"ddp 2 llama":              {2, func(s *runSpec) { s.Distributed = DDP }},
-		"ddp 4 bamba untied":       {4, func(s *runSpec) { s.Distributed, s.Architecture, s.Tied = DDP, "bamba", false }},
-		"fsdp 1 llama":             {1, func(s *runSpec) { s.Distributed = FSDP }},
-		"fsdp 2 llama packed":      {2, func(s *runSpec) { s.Distributed, s.Options.Pack, s.Recompute = FSDP, true, RecomputeBlock }},
-		"fsdp 4 bamba":             {4, func(s *runSpec) { s.Distributed, s.Architecture = FSDP, "bamba" }},
-		"fsdp 2 llama untied":      {2, func(s *runSpec) { s.Distributed, s.Tied, s.Keep = FSDP, false, true }},
-		"hsdp 4 llama":             {4, func(s *runSpec) { s.Distributed, s.ShardSize = HSDP, 2 }},
-		"ddp 2 llama LoRA":         {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = DDP, lora() }},
+		"ddp 2 llama":         {2, func(s *runSpec) { s.Distributed = DDP }},
+		"ddp 4 bamba untied":  {4, func(s *runSpec) { s.Distributed, s.Architecture, s.Tied = DDP, "bamba", false }},
+		"fsdp 1 llama":        {1, func(s *runSpec) { s.Distributed = FSDP }},
+		"fsdp 2 llama packed": {2, func(s *runSpec) { s.Distributed, s.Options.Pack, s.Recompute = FSDP, true, RecomputeBlock }},
+		"fsdp 4 bamba":        {4, func(s *runSpec) { s.Distributed, s.Architecture = FSDP, "bamba" }},
+		"fsdp 2 llama untied": {2, func(s *runSpec) { s.Distributed, s.Tied, s.Keep = FSDP, false, true }},
+		"hsdp 4 llama":        {4, func(s *runSpec) { s.Distributed, s.ShardSize = HSDP, 2 }},
+		"ddp 2 llama LoRA":    {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = DDP, lora() }},
+		"mp 2 llama":          {2, func(s *runSpec) { s.Distributed, s.Options.Accumulate = MP, 4 }},
+		"mp 4 bamba untied": {4, func(s *runSpec) {
+			s.Distributed, s.Architecture, s.Tied, s.Recompute = MP, "deep bamba", false, RecomputeBlock
+		}},
+		"mp 4 llama packed":        {4, func(s *runSpec) { s.Distributed, s.Architecture, s.Options.Pack = MP, "deep llama", true }},
+		"mp 2 llama LoRA":          {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = MP, lora() }},
+		"mp 2 bamba head alone":    {2, func(s *runSpec) { s.Distributed, s.Architecture, s.Options.HeadOnly = MP, "bamba", true }},
+		"mp 2 llama preferences":   {2, func(s *runSpec) { s.Distributed, s.Options.Objective = MP, DPO }},
 		"ddp 2 llama preferences":  {2, func(s *runSpec) { s.Distributed, s.Options.Objective, s.Options.Pack = DDP, DPO, true }},
 		"fsdp 2 bamba preferences": {2, func(s *runSpec) { s.Distributed, s.Architecture, s.Options.Objective = FSDP, "bamba", DPO }},
 		"fsdp 2 llama LoRA":        {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = FSDP, lora() }},
@@ -337,7 +366,11 @@ func TestEveryStrategyLearnsWhatOneProcessLearns(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			s := spec()
 			c.change(&s)
-			same(t, what, succeedIn(t, s, c.world), alone(t, s, c.world), 2e-4)
+			parts := c.world
+			if s.Distributed == MP {
+				parts = 1
+			}
+			same(t, what, succeedIn(t, s, c.world), alone(t, s, parts), 2e-4)
 		})
 	}
 }
@@ -532,6 +565,75 @@ func TestKillingAllRanksAtAnyMomentLeavesACheckpointThatResumes(t *testing.T) {
 	last := succeedIn(t, s, 2)
 	t.Logf("the last run began after step %d", last.First)
 	same(t, "the last run", last, want, 2e-3)
+}
+
+// Of a pipeline of four processes one is killed; what it left goes on in one of two, and then in one process.
+func TestAPipelineGoesOnInAWorldOfAnotherSize(t *testing.T) {
+	s := spec()
+	s.Architecture, s.Checkpoints, s.Every, s.Resume = "deep llama", filepath.Join(t.TempDir(), "c"), 5, true
+	want := alone(t, s, 1)
+	s.Distributed, s.KillRank, s.KillAt = MP, 2, 8
+	if _, ends := launch(t, s, 4); ends[2].code != 9 || ends[0].code != 1 || !strings.Contains(ends[0].stderr, "rank 2 is gone") {
+		t.Fatalf("a killed rank ended the others with %+v", ends)
+	}
+	s.KillAt, s.StopAt = 0, 12
+	if _, ends := launch(t, s, 2); !strings.Contains(ends[0].stderr, "canceled") {
+		t.Fatalf("a stopped run ended with %+v", ends)
+	}
+	s.StopAt, s.Distributed = 0, None
+	last, err := s.run(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last.First != 12 {
+		t.Errorf("the last run began after step %d, want 12", last.First)
+	}
+	same(t, "the last run", last, want, 2e-4)
+}
+
+// A stage holds its own layers, and the activations of no more micro-batches than there are stages behind it, itself included.
+func TestAStageOfAPipelineHoldsItsPart(t *testing.T) {
+	s := plannedSpec()
+	s.Distributed, s.Options.Accumulate = MP, 3
+	few := succeedIn(t, s, 2)
+	s.Options.Accumulate = 8
+	many := succeedIn(t, s, 2)
+	whole := float64(16 * model.Parameters(plannedModel(t, "llama", false)))
+	// Weights and both averages of the first of two stages; the second has the head.
+	if part := few.Held / (whole * 3 / 4); part < 0.4 || part > 0.6 {
+		t.Errorf("the first of two stages holds %.1f MB of %.1f MB", few.Held/1e6, whole*3/4e6)
+	}
+	t.Logf("at most %.1f MB with 3 micro-batches, %.1f MB with 8", few.Peak/1e6, many.Peak/1e6)
+	if many.Peak > 1.05*few.Peak {
+		t.Errorf("with 8 micro-batches a stage holds %.1f MB at most, with 3 %.1f MB", many.Peak/1e6, few.Peak/1e6)
+	}
+}
+
+func TestBlocksAreDividedOverStages(t *testing.T) {
+	unit := func(n int) []*nn.Param { return []*nn.Param{nn.NewParam(nn.Zeros, n, 1)} }
+	for _, c := range []struct {
+		blocks []int
+		head   int
+		want   []int
+	}{
+		{[]int{1, 1, 1, 1}, 0, []int{0, 2, 4}},
+		{[]int{1, 1, 1, 1}, 2, []int{0, 3, 4}},
+		{[]int{1, 1, 1, 1}, 100, []int{0, 1, 2, 3, 4}},
+		{[]int{100, 1, 1, 1}, 0, []int{0, 1, 2, 4}},
+		{[]int{1, 1, 1, 1, 1, 1, 1, 1}, 0, []int{0, 2, 4, 6, 8}},
+	} {
+		units := [][]*nn.Param{nil}
+		for _, n := range c.blocks {
+			units = append(units, unit(n))
+		}
+		got, err := stages(append(units, nil), c.head, len(c.want)-1)
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%v and a head of %d: %v, %v, want %v", c.blocks, c.head, got, err, c.want)
+		}
+	}
+	if _, err := stages(make([][]*nn.Param, 5), 0, 4); err == nil || !strings.Contains(err.Error(), "3 layers") {
+		t.Errorf("3 layers over 4 processes: %v", err)
+	}
 }
 
 func TestATunedAdapterGoesOnInAnotherWorld(t *testing.T) {

@@ -44,19 +44,21 @@ func smallRun(t *testing.T, out string, more ...string) []string {
 }
 
 func TestTwoProcessesTuneOneModelAndReportOnce(t *testing.T) {
-	out := filepath.Join(t.TempDir(), "out")
-	c, stdout, stderr := program(smallRun(t, out, "--nproc", "2", "--distributed", "fsdp", "--steps", "4", "--report_steps", "1")...)
-	if err := c.Run(); err != nil {
-		t.Fatalf("%v\n%s", err, stderr)
-	}
-	if n := strings.Count(stderr.String(), "step 4/4  epoch"); n != 1 {
-		t.Errorf("the last step is reported %d times\n%s", n, stderr)
-	}
-	if n := strings.Count(stdout.String(), "tuning "); n != 1 {
-		t.Errorf("the beginning is reported %d times\n%s", n, stdout)
-	}
-	if text := succeed(t, "generate", "--model_path", out, "--prompt", "round", "--max_new_tokens", "4", "--ignore_eos"); len(text) < 4 {
-		t.Errorf("the result continues with %q", text)
+	for _, strategy := range [][]string{{"fsdp"}, {"mp", "--accumulate", "2"}} {
+		out := filepath.Join(t.TempDir(), "out")
+		c, stdout, stderr := program(smallRun(t, out, append([]string{"--nproc", "2", "--steps", "4", "--report_steps", "1", "--distributed"}, strategy...)...)...)
+		if err := c.Run(); err != nil {
+			t.Fatalf("%v: %v\n%s", strategy, err, stderr)
+		}
+		if n := strings.Count(stderr.String(), "step 4/4  epoch"); n != 1 {
+			t.Errorf("%v: the last step is reported %d times\n%s", strategy, n, stderr)
+		}
+		if n := strings.Count(stdout.String(), "tuning "); n != 1 {
+			t.Errorf("%v: the beginning is reported %d times\n%s", strategy, n, stdout)
+		}
+		if text := succeed(t, "generate", "--model_path", out, "--prompt", "round", "--max_new_tokens", "4", "--ignore_eos"); len(text) < 4 {
+			t.Errorf("%v: the result continues with %q", strategy, text)
+		}
 	}
 }
 
