@@ -87,6 +87,14 @@ func TestSmallMomentsOfASharedRunResume(t *testing.T) {
 	s.StopAt, s.Resume = 0, true
 	same(t, "int8 in a world of 2", succeedIn(t, s, 2), want, 0)
 
+	d := spec()
+	d.Distributed, d.TensorSize, d.Options.Moments, d.Options.Steps = TP, 2, optim.Int8, 8
+	divided := succeedIn(t, d, 2)
+	d.Checkpoints, d.StopAt = filepath.Join(t.TempDir(), "c"), 4
+	launch(t, d, 2)
+	d.StopAt, d.Resume = 0, true
+	same(t, "int8 of divided layers", succeedIn(t, d, 2), divided, 0)
+
 	s.Options.BatchSize /= 2
 	s.Checkpoints, s.Resume, s.StopAt = filepath.Join(t.TempDir(), "c"), false, 6
 	launch(t, s, 4)

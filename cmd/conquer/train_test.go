@@ -89,3 +89,36 @@ func TestAPreferenceIsLearnedFromPairsAndABadPairIsNamed(t *testing.T) {
 		}
 	}
 }
+
+func TestTheOptimizerIsChosenByItsFlags(t *testing.T) {
+	dir := t.TempDir()
+	data := filepath.Join(dir, "poem.txt")
+	if err := os.WriteFile(data, []byte(strings.Repeat("round and round the tower the gulls go round\n", 30)), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	args := func(out string, more ...string) []string {
+		return append([]string{"train", "--architecture", "bamba", "--variant", "bytes", "--tokenizer", "char_tokenizer", "--data_path", data,
+			"--output_path", filepath.Join(dir, out), "--pack", "--sequence_length", "64", "--batch_size", "2", "--steps", "3"}, more...)
+	}
+	for name, more := range map[string][]string{
+		"lion":     {"--optimizer", "lion", "--no_decay", "norm,bias,embedding", "--weight_decay", "0.1"},
+		"int8":     {"--moments", "int8", "--checkpoint_steps", "2", "--checkpoint_format", "native"},
+		"bfloat16": {"--moments", "bfloat16", "--no-decay", "none"},
+	} {
+		if _, stderr, code := invoke(t, "", args(name, more...)...); code != 0 {
+			t.Errorf("%s: exit %d\n%s", name, code, stderr)
+		}
+	}
+	for want, more := range map[string][]string{
+		`unknown optimizer "sgd"`:               {"--optimizer", "sgd"},
+		`unknown moments "int4"`:                {"--moments", "int4"},
+		"moments in int8 are for adamw":         {"--optimizer", "lion", "--moments", "int8"},
+		`no decay of "head": choose among norm`: {"--no_decay", "head"},
+		"label smoothing 2":                     {"--label_smoothing", "2"},
+	} {
+		_, stderr, code := invoke(t, "", args("none", more...)...)
+		if code != 2 || !strings.Contains(stderr, want) || strings.Count(strings.TrimSpace(stderr), "\n") > 0 {
+			t.Errorf("%v: exit %d\n%s", more, code, stderr)
+		}
+	}
+}
