@@ -35,6 +35,9 @@ func milliseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1
 // the end, do not count.
 const sampleMS = 2
 
+// How long a GPU works before it is timed: at rest it lowers its clock, and takes a while to raise it.
+const warmUp = 300 * time.Millisecond
+
 // measure times call, whose argument counts the calls, `repeats` times after a warm-up. On a GPU the calls of a sample are
 // replayed from a CUDA graph, so that what is measured is the device's work, not the host's launches.
 func measure(ctx context.Context, device torch.Device, repeats int, call func(i int)) (timing, error) {
@@ -55,6 +58,10 @@ func measure(ctx context.Context, device torch.Device, repeats int, call func(i 
 	defer sample.Free()
 	for device.IsCUDA() && !sample.Recorded() {
 		sample.Run()
+	}
+	for began = time.Now(); device.IsCUDA() && time.Since(began) < warmUp; {
+		sample.Run()
+		device.Synchronize()
 	}
 	device.Synchronize()
 	samples := make([]float64, repeats)

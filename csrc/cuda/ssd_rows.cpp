@@ -11,7 +11,7 @@ namespace {
 using triton::Arguments;
 using triton::launch;
 
-constexpr int64_t tile_rows = 32, tile_columns = 128, step_rows = 16;
+constexpr int64_t tile_rows = 32, tile_columns = 128;
 
 const char *dtype_name(at::ScalarType t) { return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32"; }
 int64_t power_of_two(int64_t n, int64_t least) {
@@ -48,8 +48,13 @@ void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, co
   at::Tensor x = plain(in.x, type), dt = plain(in.dt, type), b = plain(in.b, type), c = plain(in.c, type),
              z = plain(z_, type), a = plain(in.a, o.a_log ? type : at::kFloat);
   int64_t batch = x.size(0), heads = x.size(1), p = x.size(2), groups = b.size(1), n = b.size(2);
-  at::Tensor d = in.d.defined() ? plain(in.d, type) : at::zeros({heads}, x.options());
-  at::Tensor bias = in.dt_bias.defined() ? plain(in.dt_bias, type) : at::zeros({heads}, x.options());
+  // D and the bias as they are where they are of one kind, since turning them to another takes as long as the step.
+  auto of = [&](at::ScalarType t) {
+    return (!in.d.defined() || in.d.scalar_type() == t) && (!in.dt_bias.defined() || in.dt_bias.scalar_type() == t);
+  };
+  auto params = of(type) ? type : at::kFloat;
+  at::Tensor d = in.d.defined() ? plain(in.d, params) : at::zeros({heads}, x.options().dtype(params));
+  at::Tensor bias = in.dt_bias.defined() ? plain(in.dt_bias, params) : at::zeros({heads}, x.options().dtype(params));
   bool direct = state.is_contiguous() && (state.scalar_type() == type || state.scalar_type() == at::kFloat);
   at::Tensor h = direct ? state : state.to(at::kFloat).contiguous();
   y = at::empty_like(x);
@@ -57,9 +62,11 @@ void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, co
   args << ptr(h) << ptr(x) << ptr(dt) << (o.a_log ? nullptr : ptr(a)) << (o.a_log ? ptr(a) : nullptr) << ptr(b)
        << ptr(c) << ptr(d) << ptr(z) << ptr(bias) << ptr(y) << heads << heads / groups << p << n
        << static_cast<float>(o.dt_min) << static_cast<float>(o.dt_max);
-  std::string types = std::string(dtype_name(type)) + "-" + dtype_name(h.scalar_type());
-  launch(key("state_step", types, {z.defined(), o.dt_softplus, o.a_log, step_rows, power_of_two(n, 16)}),
-         grid(batch * heads, ceil_div(p, step_rows)), args);
+  std::string types = std::string(dtype_name(type)) + "-" + dtype_name(h.scalar_type()) + "-" + dtype_name(params);
+  bool mask = p % 16 || power_of_two(n, 16) != n;
+  int64_t rows = batch * heads > 512 && p % 64 == 0 ? 64 : 4; // few: many small programs start sooner
+  launch(key("state_step", types, {z.defined(), o.dt_softplus, o.a_log, rows, power_of_two(n, 16), mask}),
+         grid(batch * heads, ceil_div(p, rows)), args);
   if (!direct)
     state.copy_(h);
 }

@@ -4,7 +4,6 @@
 #include "../cpu/ssd.h"
 #include "triton.h"
 
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
 namespace conquer::ssd {
@@ -12,6 +11,7 @@ namespace conquer::ssd {
 namespace {
 
 using triton::Arguments;
+using triton::Boxes;
 using triton::launch;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -41,7 +41,7 @@ at::Tensor rows_of(const at::Tensor &t, at::ScalarType type) {
     inner *= r.size(i);
   }
   for (int64_t i = 0; i < 2 && i < r.dim(); i++)
-    good = good && (r.size(i) == 1 || r.stride(i) % 16 == 0);
+    good = good && (r.size(i) == 1 || (r.stride(i) > 0 && r.stride(i) % 16 == 0));
   return good ? r : r.contiguous().clone(at::MemoryFormat::Contiguous);
 }
 
@@ -52,7 +52,7 @@ std::string key(const std::string &name, const std::string &dtype, std::initiali
   return k;
 }
 
-constexpr int64_t heads_a_program = 16, join_block = 1024;
+constexpr int64_t heads_a_program = 16, join_block = 1024, hopper_block = 64, hopper_stages = 4;
 // In blocks: joining shorter segments costs more than more programs gain.
 constexpr int64_t shortest_segment = 32, pieces_a_segment = 2;
 
@@ -63,11 +63,12 @@ struct Plan {
   at::Tensor x, dt, a, b, c, d, bias, initial, seg;
   int64_t batch, length, heads, p, groups, n, per_group;
   // The scan takes few long segments, everything else the `ratio` pieces of each.
-  int64_t block, blocks, span, segments, ratio = 1, scan_span, reset, programs;
-  bool exact, joins, mask;
+  int64_t block, blocks, span, segments, ratio = 1, scan_span, reset, processors, programs;
+  bool exact, joins, mask, keep, hopper;
   std::string type, precision;
 
-  Plan(const ScanInput &in, const ScanOptions &o) : in(in), options(o) {
+  // keep: a backward follows, which cuts the sequence the same way.
+  Plan(const ScanInput &in, const ScanOptions &o, bool keep) : in(in), options(o), keep(keep) {
     auto t = in.x.scalar_type();
     exact = t == at::kFloat;
     type = dtype_name(t);
@@ -95,9 +96,13 @@ struct Plan {
       seg = seg.to(at::kInt);
     }
     blocks = ceil_div(length, block);
-    int processors = 0; // each holds two programs of scan
-    C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, x.get_device()));
-    programs = 2 * processors;
+    processors = triton::processors();
+    mask = power_of_two(p) != p || power_of_two(n) != n || x.stride(1) % 16 || x.stride(0) % 16 || b.stride(1) % 16 ||
+           b.stride(0) % 16 || c.stride(1) % 16 || c.stride(0) % 16;
+    // scan_hopper takes a processor for itself, and is compiled for Hopper GPUs and the shape of Mamba-2's layers alone; of
+    // scan and the backward's kernels a processor holds two programs.
+    hopper = !mask && block == hopper_block && triton::has(hopper_scan(true));
+    programs = (hopper && !keep ? 1 : 2) * processors;
     if (o.window > 0) {
       span = o.chunk_size / block;
     } else {
@@ -116,8 +121,10 @@ struct Plan {
     segments = ceil_div(blocks, span);
     reset = o.window == 0 ? std::max<int64_t>(1, o.chunk_size / block) : 0;
     joins = o.window > 0 || (o.window < 0 && (segments > 1 || initial.defined()));
-    mask = power_of_two(p) != p || power_of_two(n) != n || x.stride(1) % 16 || x.stride(0) % 16 || b.stride(1) % 16 ||
-           b.stride(0) % 16 || c.stride(1) % 16 || c.stride(0) % 16;
+  }
+
+  std::string hopper_scan(bool joined) const {
+    return key("scan_hopper", type, {1, seg.defined(), joined, hopper_block, p, n, hopper_stages});
   }
 
   at::Tensor floats(at::IntArrayRef size) const { return at::empty(size, a.options()); }
@@ -179,21 +186,22 @@ void join(const Plan &s, const at::Tensor &ends, const at::Tensor &decays, const
          dim3(static_cast<unsigned>(s.batch * s.heads), static_cast<unsigned>(ceil_div(s.p * s.n, join_block))), args);
 }
 
-Prepared prepare(const Plan &s, bool keep) {
+Prepared prepare(const Plan &s) {
   Prepared w;
-  w.step = s.line(), w.sums = s.line(), w.columns = s.line(), w.enter = s.line(), w.leave = s.line(),
-  w.weight = s.line();
-  w.rest = s.exact ? s.line() : w.step;
-  w.rest_columns = s.exact ? s.line() : w.step;
+  w.sums = s.line(), w.columns = s.line(), w.enter = s.line(), w.weight = s.line();
+  if (s.keep)
+    w.step = s.line(), w.leave = s.line();
+  w.rest = s.exact ? s.line() : w.sums;
+  w.rest_columns = s.exact ? s.line() : w.sums;
   w.through = s.floats({s.batch, s.heads, s.blocks});
-  w.cb = s.like_x({s.batch, s.groups, s.blocks, s.block, s.block});
   Arguments args;
   args << ptr(s.dt) << ptr(s.bias) << ptr(s.a) << ptr(s.seg) << ptr(w.step) << ptr(w.sums) << ptr(w.columns)
        << ptr(w.rest) << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.leave) << ptr(w.weight) << ptr(w.through)
        << s.length << s.heads << s.blocks << s.dt.stride(0) << s.dt.stride(1) << s.reset
        << static_cast<float>(s.options.dt_min) << static_cast<float>(s.options.dt_max);
-  launch(key("prepare", s.type, {1, s.seg.defined(), s.options.dt_softplus, s.exact, s.block, heads_a_program}),
+  launch(key("prepare", s.type, {1, s.seg.defined(), s.options.dt_softplus, s.exact, s.keep, s.block, heads_a_program}),
          s.by_head(), args);
+  w.cb = s.like_x({s.batch, s.groups, s.blocks, s.block, s.block});
   Arguments more;
   more << ptr(s.b) << ptr(s.c) << ptr(w.cb) << s.length << s.groups << s.blocks << s.n;
   strides(more, {&s.b, &s.c});
@@ -201,7 +209,7 @@ Prepared prepare(const Plan &s, bool keep) {
          dim3(static_cast<unsigned>(s.blocks), static_cast<unsigned>(s.groups), static_cast<unsigned>(s.batch)), more);
   if (s.joins) {
     at::Tensor ends, decays, last;
-    walk_ends(s, w, s.x, s.b, w.weight, false, s.options.window > 0, !keep && s.options.window < 0, ends, decays);
+    walk_ends(s, w, s.x, s.b, w.weight, false, s.options.window > 0, !s.keep && s.options.window < 0, ends, decays);
     join(s, ends, decays, s.initial, false, w.entry, last);
   }
   return w;
@@ -210,21 +218,38 @@ Prepared prepare(const Plan &s, bool keep) {
 void forward(const ScanInput &in, const ScanOptions &o, at::Tensor &y, at::Tensor &final_state,
              std::vector<at::Tensor> &saved) {
   c10::cuda::CUDAGuard guard(in.x.device());
-  Plan s(in, o);
   bool keep = false; // for a backward
   for (const at::Tensor *t : {&in.x, &in.dt, &in.a, &in.b, &in.c, &in.d, &in.dt_bias, &in.initial})
     keep = keep || (t->defined() && t->requires_grad());
-  Prepared w = prepare(s, keep);
+  Plan s(in, o, keep);
+  Prepared w = prepare(s);
   y = s.like_x({s.batch, s.length, s.heads, s.p});
   final_state = s.floats({s.batch, s.heads, s.p, s.n});
+  int64_t segments = ceil_div(s.blocks, s.scan_span);
   Arguments args;
-  args << ptr(s.x) << ptr(s.b) << ptr(s.c) << ptr(w.cb) << ptr(w.sums) << ptr(w.columns) << ptr(w.rest)
-       << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.weight) << ptr(w.through) << ptr(w.entry) << ptr(s.d)
-       << ptr(s.seg) << ptr(y) << ptr(final_state) << s.length << s.heads << s.per_group << s.blocks << s.scan_span
-       << s.segments << s.ratio << s.p << s.n;
-  strides(args, {&s.x, &s.b, &s.c});
-  launch(s.sized("scan", {1, s.seg.defined(), s.joins, s.exact}, true, true, true),
-         s.by_segment(ceil_div(s.blocks, s.scan_span)), args);
+  if (s.hopper) {
+    auto boxes = [&](const at::Tensor &t) {
+      return Boxes{t, {s.batch, s.length, t.size(2) * t.size(3)},
+                   {s.batch > 1 ? t.stride(0) : s.length * t.stride(1), t.stride(1)}, s.block};
+    };
+    int64_t rows = s.batch * s.heads, items = rows * segments;
+    args << boxes(s.x) << boxes(s.b) << boxes(s.c) << boxes(y)
+         << Boxes{w.cb, {s.batch * s.groups, s.blocks * s.block, s.block},
+                  {s.blocks * s.block * s.block, s.block}, s.block}
+         << ptr(w.sums) << ptr(w.columns) << ptr(w.enter) << ptr(w.weight) << ptr(w.entry) << ptr(s.d) << ptr(s.seg)
+         << ptr(final_state) << s.length << s.heads << s.per_group << s.blocks << rows << s.scan_span << segments
+         << s.segments << s.ratio;
+    // As many programs as leave none with one item less than most: then those of a group stay side by side.
+    int64_t programs = ceil_div(items, ceil_div(items, s.processors));
+    launch(s.hopper_scan(s.joins), dim3(static_cast<unsigned>(programs)), args);
+  } else {
+    args << ptr(s.x) << ptr(s.b) << ptr(s.c) << ptr(w.cb) << ptr(w.sums) << ptr(w.columns) << ptr(w.rest)
+         << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.weight) << ptr(w.through) << ptr(w.entry) << ptr(s.d)
+         << ptr(s.seg) << ptr(y) << ptr(final_state) << s.length << s.heads << s.per_group << s.blocks << s.scan_span
+         << s.segments << s.ratio << s.p << s.n;
+    strides(args, {&s.x, &s.b, &s.c});
+    launch(s.sized("scan", {1, s.seg.defined(), s.joins, s.exact}, true, true, true), s.by_segment(segments), args);
+  }
   saved = {w.step, w.sums, {}, w.rest, {}, w.enter, w.leave, w.weight, w.through, w.cb, w.entry};
 }
 
@@ -252,7 +277,7 @@ void window_back(const Plan &s, const Prepared &w, const at::Tensor &dy, const a
 void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::Tensor> &k, const at::Tensor &dy_,
               const at::Tensor &dfinal_, ScanGradients &g) {
   c10::cuda::CUDAGuard guard(in.x.device());
-  Plan s(in, o);
+  Plan s(in, o, true);
   Prepared w{k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10]};
   at::Tensor dy = rows_of(dy_.contiguous(), in.x.scalar_type()), dfinal = as_float(dfinal_);
   if (!dy.is_contiguous())

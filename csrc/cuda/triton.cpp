@@ -27,11 +27,41 @@ Arguments &Arguments::operator<<(int64_t v) {
 }
 
 std::vector<void *> Arguments::pointers() {
-  values.insert(values.end(), {0, 0}); // scratch
-  std::vector<void *> out;
-  for (auto &v : values)
-    out.push_back(&v);
-  return out;
+  add(0).add(0); // scratch
+  return order;
+}
+
+namespace {
+
+decltype(&cuTensorMapEncodeTiled) encoder() {
+  static const auto encode = [] {
+    void *f = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    C10_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found));
+    TORCH_CHECK(f, "the NVIDIA driver has no cuTensorMapEncodeTiled");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(f);
+  }();
+  return encode;
+}
+
+} // namespace
+
+Arguments &Arguments::operator<<(const Boxes &b) {
+  auto type = b.tensor.scalar_type() == at::kHalf ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  auto size = [](int64_t n) { return static_cast<cuuint64_t>(n); };
+  cuuint64_t shape[] = {size(b.shape[2]), size(b.shape[1]), size(b.shape[0])},
+             strides[] = {size(b.strides[1] * 2), size(b.strides[0] * 2)}; // in bytes
+  cuuint32_t box[] = {64, static_cast<cuuint32_t>(b.rows), 1}, steps[] = {1, 1, 1};
+  maps.emplace_back();
+  CUresult code = encoder()(&maps.back(), type, 3, b.tensor.data_ptr(), shape, strides, box, steps,
+                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                            CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  TORCH_CHECK(code == CUDA_SUCCESS, "the NVIDIA driver refuses a tensor map of [", b.shape[0], ",", b.shape[1], ",",
+              b.shape[2], "] (error ", static_cast<int>(code), ")");
+  order.push_back(&maps.back());
+  // Triton hands the kernel shape and strides besides, whether it reads them or not.
+  *this << b.shape[0] << b.shape[1] << b.shape[2];
+  return add(size(b.strides[0])).add(size(b.strides[1])).add(1);
 }
 
 namespace {
@@ -142,7 +172,12 @@ int processors() {
   return count;
 }
 
-void launch(const std::string &key, dim3 grid, Arguments arguments) {
+bool has(const std::string &key) {
+  std::lock_guard<std::mutex> lock(mutex);
+  return current_set().variants.count(key) > 0;
+}
+
+void launch(const std::string &key, dim3 grid, Arguments &arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0)
     return;
   Variant variant;

@@ -1,19 +1,31 @@
 // triton.h: launches the kernels that csrc/triton/compile.py compiled ahead of time.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <string>
 #include <vector>
 
 namespace conquer::triton {
 
-// A variant's arguments in the order of the kernel's signature: device pointers, 32-bit integers and floats. Triton
+// A tensor that the copy engine reads or writes box by box: [first, second, third] with the last dimension contiguous, the
+// other two strides (in elements) multiples of 16 bytes; boxes of [1, rows, 64]: wider ones are copied 64 columns at a time,
+// each laid out with a swizzle of 128 bytes, as the kernel's own layout of them says.
+struct Boxes {
+  const at::Tensor &tensor; // bfloat16 or float16
+  int64_t shape[3], strides[2], rows;
+};
+
+// A variant's arguments in the order of the kernel's signature: device pointers, 32-bit integers, floats and boxes. Triton
 // appends two scratch pointers, which these kernels do not use.
 class Arguments {
 public:
+  Arguments &operator<<(const Boxes &b);
   Arguments &operator<<(const void *p) { return add(reinterpret_cast<uint64_t>(p)); }
   Arguments &operator<<(int64_t v);
   Arguments &operator<<(int v) { return *this << static_cast<int64_t>(v); }
@@ -22,20 +34,28 @@ public:
     std::memcpy(&bits, &v, 4);
     return add(bits);
   }
+  Arguments() = default;
+  Arguments(const Arguments &) = delete;
   // Pointers into this object, for the launch.
   std::vector<void *> pointers();
 
 private:
   Arguments &add(uint64_t bits) {
     values.push_back(bits);
+    order.push_back(&values.back());
     return *this;
   }
-  std::vector<uint64_t> values; // little-endian: a 32-bit value is the first half of its slot
+  std::deque<uint64_t> values; // little-endian: a 32-bit value is the first half of its slot
+  std::deque<CUtensorMap> maps;
+  std::vector<void *> order;
 };
 
 // Launches variant `key` (see compile.py) on the current device and stream. Throws a c10::Error where the variant was
 // not compiled, or where the launch fails.
-void launch(const std::string &key, dim3 grid, Arguments arguments);
+void launch(const std::string &key, dim3 grid, Arguments &arguments);
+
+// Whether variant `key` was compiled for the current device.
+bool has(const std::string &key);
 
 // Whether there are compiled kernels for the current device at all. Where there are none, one line on standard error
 // says so, once.

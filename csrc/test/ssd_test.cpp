@@ -143,7 +143,9 @@ static void gradients(const std::string &name, at::ScalarType type,
     }
 }
 
-static void scan(const Case &c) {
+// back: with gradients; else only what is computed where none are asked for, which may be done by other kernels.
+static void scan(const Case &c, bool back = true) {
+  at::AutoGradMode grad(back);
   auto half = c.type;
   Leaf x(random({c.batch, c.length, c.heads, c.p}), half), dt(random({c.batch, c.length, c.heads}), half),
       a(-torch::rand({c.heads}, at::kDouble) * 15 - 0.05, at::kFloat),
@@ -167,12 +169,30 @@ static void scan(const Case &c) {
   double lo = c.limits ? 0.01 : 0, hi = c.limits ? 0.1 : INFINITY;
   cq_scope_open();
   cq_tensor y, last;
-  require(cq_ssd_scan(x.handle(), dt.handle(), a.handle(), b.handle(), cc.handle(), d.handle(), z.handle(),
-                      bias.handle(), initial.handle(), c.seq ? &seq_device : nullptr, c.chunk, c.window, c.softplus, lo,
-                      hi, &y, &last));
+  auto run = [&] {
+    require(cq_ssd_scan(x.handle(), dt.handle(), a.handle(), b.handle(), cc.handle(), d.handle(), z.handle(),
+                        bias.handle(), initial.handle(), c.seq ? &seq_device : nullptr, c.chunk, c.window, c.softplus,
+                        lo, hi, &y, &last));
+  };
   auto [ref, ref_last] =
       recurrence(c, x.exact, dt.exact, a.each(c.batch, c.length), b.exact, cc.exact, d.each(c.batch, c.length), z.exact,
                  bias.each(c.batch, c.length), initial.exact, seq, lo, hi);
+  auto leaves = {&x, &dt, &a, &b, &cc, &d, &z, &bias, &initial};
+  auto require_grad = [&](bool yes) {
+    for (Leaf *leaf : leaves)
+      if (leaf->real.defined())
+        leaf->real.set_requires_grad(yes);
+  };
+  require_grad(false);
+  run();
+  check(c.name() + " alone", "y", *static_cast<Tensor *>(y), ref, c.type);
+  check(c.name() + " alone", "final", *static_cast<Tensor *>(last), ref_last, c.type);
+  if (!back) {
+    cq_scope_close();
+    return;
+  }
+  require_grad(true);
+  run();
   Tensor out = *static_cast<Tensor *>(y), out_last = *static_cast<Tensor *>(last);
   check(c.name(), "y", out, ref, c.type);
   check(c.name(), "final", out_last, ref_last, c.type);
@@ -342,6 +362,11 @@ int main(int argc, char **argv) {
     c.softplus = pick({1, 1, 1, 0}), c.limits = pick({0, 0, 0, 1});
     scan(c);
   }
+  // Long enough to be cut into segments; more heads, and more segments, than a GPU has processors.
+  for (bool seq : {false, true})
+    scan({1, 4500, 2, 64, 128, 1, 64, -1, true, false, true, true, seq, true, false, at::kBFloat16}, false);
+  scan({2, 70, 80, 64, 128, 2, 64, -1, true, false, true, false, false, true, false, at::kHalf}, false);
+  scan({2, 200, 40, 64, 128, 1, 64, 1, true, false, true, true, false, true, false, at::kBFloat16}, false);
   for (auto type : {at::kFloat, at::kBFloat16, at::kHalf}) {
     for (auto state : {type, at::kFloat}) {
       step(1, 4, 64, 128, 1, type, state);

@@ -81,6 +81,7 @@ def case(rng, dtype, worst):
     s = host.Scan(*here, None if seg is None else seg.to(DEVICE), chunk, effective, softplus, *limits,
                   programs=pick([1, H * B * 2, 64]))
     y, final = s.forward()
+    alone = host.Scan(*here, None if seg is None else seg.to(DEVICE), chunk, effective, softplus, *limits, alone=True).forward(False)
     gy, gf = torch.randn(ref.shape).to(dtype), torch.randn(ref_final.shape)
     loss = (ref * gy.double()).sum() + ((ref_final * gf.double()).sum() if has["dfinal"] else 0)
     loss.backward()
@@ -88,7 +89,7 @@ def case(rng, dtype, worst):
     title = f"B{B} L{L} H{H} P{P} N{N} G{G} chunk{chunk} window{window} softplus{softplus} clamp{clamp} {has} spans{s.span} {dtype}"
     limit = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
     bad = 0
-    for name, got, want in [("y", y, ref), ("final", final, ref_final)] + [("d" + k, grads[k], v.grad) for k, v in exact.items()]:
+    for name, got, want in [("y", y, ref), ("final", final, ref_final), ("y alone", alone[0], ref), ("final alone", alone[1], ref_final)] + [("d" + k, grads[k], v.grad) for k, v in exact.items()]:
         want = torch.zeros_like(got, dtype=torch.float64) if want is None else want.detach()
         error = ((got.cpu().double() - want.cpu()).norm() / max(want.norm().item(), 1e-30)).item()
         if want.norm() == 0:

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 # Warps and pipeline depth, by measurement (docs/kernels.md).
 TUNING = {
-    "prepare": (4, 1), "products": (4, 1), "walk": (4, 3), "join": (4, 1), "scan": (4, 2),
+    "prepare": (4, 1), "products": (4, 1), "walk": (4, 3), "join": (4, 1), "scan": (4, 2), "scan_hopper": (4, 1),
     "grad_x": (4, 2), "grad_bc": (4, 3), "grad_cb": (4, 3), "finish_bc": (4, 1), "finish_dt": (4, 1),
     "state_step": (4, 1), "conv": (4, 1), "conv_step": (4, 1), "conv_grad_pre": (4, 1), "conv_grad_x": (4, 1), "norm": (8, 1), "norm_grad": (8, 1),
     "rms_norm": (4, 1), "rms_norm_grad": (8, 1), "rope_qkv": (4, 1), "rope_qkv_grad": (4, 1), "swiglu": (4, 1), "swiglu_grad": (4, 1),
@@ -42,7 +42,8 @@ def modules():
     import rows
     import ssd_backward
     import ssd_forward
-    return [ssd_forward, ssd_backward, rows, dense]
+    import ssd_hopper
+    return [ssd_forward, ssd_backward, ssd_hopper, rows, dense]
 
 
 def kernel_of(name):
@@ -106,7 +107,7 @@ def variants(full):
         blocks = sorted({usual, 32, 16}) if full else [usual]
         shapes = list(itertools.product((16, 32, 64, 128), (16, 32, 64, 128, 256))) if full else [(64, 128)]
         for q in blocks:
-            for e in each(HAS_BIAS=yes, HAS_SEQ=both, SOFTPLUS=both, REST=(exact,), Q=(q,), HEADS=(16,)):
+            for e in each(HAS_BIAS=yes, HAS_SEQ=both, SOFTPLUS=both, REST=(exact,), KEEP=both, Q=(q,), HEADS=(16,)):
                 out.append(("prepare", dtype, e))
             for e in each(HAS_BIAS=yes, SOFTPLUS=both, HAS_FIX=both, Q=(q,), HEADS=(16,)):
                 out.append(("finish_dt", dtype, e))
@@ -128,10 +129,15 @@ def variants(full):
                 out += [("grad_bc", dtype, e) for e in each(**wide)]
                 if n == shapes[0][1]:
                     out += [("grad_cb", dtype, e) for e in each(HAS_SEQ=both, REST=(exact,), **narrow)]
-        for state, z, soft, log in itertools.product(("fp32", dtype) if not exact else ("fp32",), both, both, both):
-            for n in (16, 32, 64, 128, 256) if full else (128,):
-                out.append(("state_step", f"{dtype}-{state}", dict(HAS_Z=z, SOFTPLUS=soft, LOG=log, BP=16, BN=n)))
+        if not exact:
+            for e in each(HAS_D=yes, HAS_SEQ=both, HAS_ENTRY=both, Q=(64,), P=(64,), N=(128,), STAGES=(4,)):
+                out.append(("scan_hopper", dtype, e))
         masks = both if full else (False,)
+        either = ("fp32", dtype) if not exact else ("fp32",)
+        for state, params, z, soft, log, mask, p in itertools.product(either, either, both, both, both, masks, (4, 64)):
+            for n in (16, 32, 64, 128, 256) if full else (128,):
+                c = dict(HAS_Z=z, SOFTPLUS=soft, LOG=log, BP=p, BN=n, MASK=mask)
+                out.append(("state_step", f"{dtype}-{state}-{params}", c))
         for w, silu, initial, seq, mask in itertools.product((2, 3, 4) if full else (4,), both if full else (True,), both,
                                                              both, masks):
             c = dict(SILU=silu, W=w, HAS_INITIAL=initial, HAS_SEQ=seq, T=32, BD=128, MASK=mask)
@@ -155,7 +161,7 @@ def key_of(name, dtype, constants, order):
 
 
 def signature_of(fn, name, dtype, constants):
-    data, _, state = dtype.partition("-")
+    data, state, params = (dtype.split("-") + 2 * [dtype])[:3]
     module = sys.modules[fn.fn.__module__]
     numbers = getattr(module, "ALIGNED", {"P", "N", "D", "group"} if constants.get("MASK") is False else set())
     strides = numbers != set()
@@ -171,20 +177,34 @@ def signature_of(fn, name, dtype, constants):
             signature[n] = "i32"
             if strides and n.startswith("stride_") or n in numbers:
                 attributes[(i,)] = [["tt.divisibility", 16]]
+        elif name == "scan_hopper" and n in BOXES:
+            signature[n] = box_type(dtype, constants["Q"], constants[BOXES[n]])
         else:
             # `conv`'s y and the like are data; `state` has a dtype of its own; in `join` everything is float32.
             long = n in getattr(module, "LONGS", ())
-            kind = "i64" if long else "i32" if n == "seg" else (state or data) if n == "state" else data if n in getattr(module, "DATA", DATA) else "fp32"
+            kind = "i64" if long else "i32" if n == "seg" else state if n == "state" else params if n in ("d", "bias") and name == "state_step" else data if n in getattr(module, "DATA", DATA) else "fp32"
             signature[n] = "*" + kind
             if not long:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     return signature, attributes
 
 
+# What `scan_hopper` reads and writes in boxes, and how wide those are.
+BOXES = {"x": "P", "y": "P", "b_": "N", "c_": "N", "cb": "Q"}
+
+
+def box_type(dtype, rows, columns):
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    return f"tensordesc<{dtype}[1, {rows}, {columns}],{NVMMASharedLayout(128, 16, rank=3)!r}>"
+
+
 def build(job):
     arch, name, dtype, constants, out, ptx = job
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
+    from triton.experimental.gluon._runtime import GluonASTSource
+    if name == "scan_hopper" and arch != 90:
+        return []
     fn = kernel_of(name)
     key = key_of(name, dtype, constants, fn.arg_names)
     if "PDL" in fn.arg_names:  # programmatic dependent launch: not a variant but what the architecture offers
@@ -196,15 +216,18 @@ def build(job):
     size = constants.get("BP", 0) * constants.get("BN", 0)
     if size > 8192 and name in ("walk", "scan", "grad_x", "grad_bc"):
         warps, stages = 8, 1
-    source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
+    if name == "state_step" and constants["BP"] == 4:
+        warps = 1
+    gluon = fn.is_gluon()  # for this architecture alone: no other's driver takes its PTX
+    source = (GluonASTSource if gluon else ASTSource)(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
     compiled = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": stages})
     lines = []
-    for folder, kind in [(f"sm_{arch}", "cubin")] + ([("ptx", "ptx")] if ptx else []):
+    for folder, kind in [(f"sm_{arch}", "cubin")] + ([("ptx", "ptx")] if ptx and not gluon else []):
         file = f"{key}.{kind}"
         mode = "wb" if kind == "cubin" else "w"
         with open(os.path.join(out, folder, file), mode) as f:
             f.write(compiled.asm[kind])
-        lines.append((folder, f"{key} {file} {name} {compiled.metadata.shared} {warps} {int(constants.get('PDL', False))}"))
+        lines.append((folder, f"{key} {file} {name} {compiled.metadata.shared} {compiled.metadata.num_warps} {int(constants.get('PDL', False))}"))
     return lines
 
 

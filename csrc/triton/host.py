@@ -6,10 +6,11 @@ import triton
 
 import ssd_backward as bw
 import ssd_forward as fw
+import ssd_hopper as hw
 
 # Warps and pipeline depth of each kernel (see compile.py, which bakes them into the cubins).
 TUNING = {
-    "prepare": (4, 1), "products": (4, 1), "walk": (4, 3), "join": (4, 1), "scan": (4, 2),
+    "prepare": (4, 1), "products": (4, 1), "walk": (4, 3), "join": (4, 1), "scan": (4, 2), "scan_hopper": (4, 1),
     "grad_x": (4, 2), "grad_bc": (4, 3), "grad_cb": (4, 3), "finish_bc": (4, 1), "finish_dt": (4, 1),
 }
 RATIO = 2
@@ -22,13 +23,22 @@ def launch(kernel, grid, *arguments, **constants):
     kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
 
 
+def box(t, q):
+    """A descriptor of [B,L,A,W] as [B,L,A·W], in boxes of q tokens of one a."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+    B, L, A, W = t.shape
+    return TensorDescriptor(t, [B, L, A * W], [t.stride(0) if B > 1 else L * t.stride(1), t.stride(1), 1], [1, q, W], NVMMASharedLayout(128, 16, rank=3))
+
+
 def cdiv(a, b):
     return (a + b - 1) // b
 
 
 class Scan:
     def __init__(self, x, dt, a, b, c, d=None, bias=None, initial=None, seg=None, chunk=64, window=-1, softplus=True,
-                 dt_min=0.0, dt_max=math.inf, block=None, programs=None):
+                 dt_min=0.0, dt_max=math.inf, block=None, programs=None, alone=False):
+        """alone: no backward follows, and the sequence is cut for the forward."""
         self.args = (x, dt, a, b, c, d, bias, initial, seg)
         self.B, self.L, self.H, self.P = x.shape
         self.G, self.N = b.shape[2:]
@@ -38,12 +48,15 @@ class Scan:
         if window >= 0:
             self.Q = min(self.Q, chunk)
         self.blocks = cdiv(self.L, self.Q)
+        aligned = all(t.data_ptr() % 16 == 0 and all(s % 8 == 0 for s in t.stride()[:2]) for t in (x, b, c))
+        self.fast = (x.device.type == "cuda" and torch.cuda.get_device_capability()[0] == 9 and not exact and aligned
+                     and (self.P, self.N, self.Q) == (64, 128, 64))
         rows = self.B * self.H
         if window > 0:
             self.span = chunk // self.Q
         else:
             programs_given = programs is not None
-            programs = programs or PROGRAMS[x.device.type]
+            programs = programs or PROGRAMS[x.device.type] // (2 if self.fast and alone else 1)
             self.span = cdiv(self.blocks, max(1, min(self.blocks, programs // rows)))
             if not programs_given:
                 self.span = max(self.span, min(SHORTEST, self.blocks))
@@ -83,11 +96,19 @@ class Scan:
         launch(fw.prepare, (self.blocks, cdiv(H, heads), B), dt, bias, a, seg, self.step, self.sums, self.columns,
                self.rest, self.rest_columns, self.enter, self.leave, self.weight, self.through, L, H, self.blocks, *self.strides(dt), self.reset, self.dt_min,
                self.dt_max, HAS_BIAS=bias is not None, HAS_SEQ=seg is not None, SOFTPLUS=self.softplus, REST=self.exact,
-               Q=Q, HEADS=heads)
+               KEEP=grad, Q=Q, HEADS=heads)
         self.cb = self.empty(B, G, self.blocks, Q, Q, dtype=x.dtype)
         launch(fw.products, (self.blocks, G, B), b, c, self.cb, L, G, self.blocks, N, *self.strides(b, c), **self.shape)
         self.entry = self.joined(x, b, self.weight, initial, False, not grad and self.window < 0)[0]
         y, final = self.empty(B, L, H, P, dtype=x.dtype), self.empty(B, H, P, N)
+        if self.fast:
+            rows, segments = B * H, cdiv(self.blocks, self.scan_span)
+            boxes = [box(t, Q) for t in (x, b, c, y, self.cb.view(B * G, self.blocks * Q, 1, Q))]
+            programs = cdiv(rows * segments, cdiv(rows * segments, PROGRAMS["cuda"] // 2))
+            launch(hw.scan_hopper, (programs,), *boxes, self.sums, self.columns, self.enter, self.weight, self.entry, d, seg, final, L, H,
+                   H // G, self.blocks, rows, self.scan_span, segments, self.segments, self.ratio, HAS_D=d is not None,
+                   HAS_SEQ=seg is not None, HAS_ENTRY=self.joins, Q=Q, P=P, N=N, STAGES=4)
+            return y, final
         launch(fw.scan, (B * H, cdiv(self.blocks, self.scan_span)), x, b, c, self.cb, self.sums, self.columns, self.rest,
                self.rest_columns, self.enter, self.weight, self.through, self.entry, d, seg, y, final, L, H, H // G,
                self.blocks, self.scan_span, self.segments, self.ratio, P, N,

@@ -1,6 +1,6 @@
 """What surrounds the scan in a Mamba-2 layer, each bound by the bytes it moves: one token's state update, the causal
 depthwise convolution with its SiLU, the gated RMS norm. Sums are float32; a result is the same each time.
-MASK says that rows may start anywhere, not on 16 elements; the compiler then gives up wide accesses."""
+MASK says that rows may start anywhere, not on 16 elements; the compiler then gives up wide accesses. PDL as in dense.py."""
 import triton
 import triton.language as tl
 
@@ -18,7 +18,7 @@ def softplus(v):
 
 @triton.jit
 def state_step(state, x, dt, a, a_log, b_, c_, d, z, bias, y, H, per_group, P, N, dt_min, dt_max, HAS_Z: tl.constexpr,
-               SOFTPLUS: tl.constexpr, LOG: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, PDL: tl.constexpr):
+               SOFTPLUS: tl.constexpr, LOG: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr, PDL: tl.constexpr):
     """state [B,H,P,N] in place, read and written once: that is all the traffic there is. LOG: A is -exp(a_log), else a."""
     row = tl.program_id(0)
     h = row % H
@@ -26,30 +26,33 @@ def state_step(state, x, dt, a, a_log, b_, c_, d, z, bias, y, H, per_group, P, N
     p = tl.program_id(1) * BP + tl.arange(0, BP)
     n = tl.arange(0, BN)
     at = row.to(tl.int64) * P * N + p[:, None] * N + n[None, :]
-    whole = (p[:, None] < P) & (n[None, :] < N)
+    whole = (p[:, None] < P) & (n[None, :] < N) if MASK else None
+    lines = p < P if MASK else None
+    columns = n < N if MASK else None
+    wait(PDL)  # first of all: parameters of another type were turned to this one just now
+    s = tl.load(state + at, mask=whole).to(tl.float32)
+    v = tl.load(dt + row).to(tl.float32) + tl.load(bias + h).to(tl.float32)
     if LOG:
         rate = -tl.exp(tl.load(a_log + h).to(tl.float32))
     else:
         rate = tl.load(a + h)
-    skip = tl.load(d + h).to(tl.float32)
-    shift = tl.load(bias + h).to(tl.float32)
-    wait(PDL)
-    s = tl.load(state + at, mask=whole, other=0.0).to(tl.float32)
-    xt = tl.load(x + row * P + p, mask=p < P, other=0.0).to(tl.float32)
+    xt = tl.load(x + row * P + p, mask=lines).to(tl.float32)
     group = (b * (H // per_group) + h // per_group) * N
-    bt = tl.load(b_ + group + n, mask=n < N, other=0.0).to(tl.float32)
-    ct = tl.load(c_ + group + n, mask=n < N, other=0.0).to(tl.float32)
-    v = tl.load(dt + row).to(tl.float32) + shift
+    bt = tl.load(b_ + group + n, mask=columns).to(tl.float32)
+    ct = tl.load(c_ + group + n, mask=columns).to(tl.float32)
     if SOFTPLUS:
         v = softplus(v)
     v = tl.minimum(tl.maximum(v, dt_min), dt_max)
     s = s * tl.exp(v * rate) + (v * xt)[:, None] * bt[None, :]
+    if MASK:
+        s = tl.where(whole, s, 0.0)
+        ct = tl.where(columns, ct, 0.0)
     tl.store(state + at, s.to(state.dtype.element_ty), mask=whole)
-    out = tl.sum(s * ct[None, :], axis=1) + skip * xt
+    out = tl.sum(s * ct[None, :], axis=1) + tl.load(d + h).to(tl.float32) * xt
     if HAS_Z:
-        zt = tl.load(z + row * P + p, mask=p < P, other=0.0).to(tl.float32)
+        zt = tl.load(z + row * P + p, mask=lines).to(tl.float32)
         out = out * zt / (1.0 + tl.exp(-zt))
-    tl.store(y + row * P + p, out.to(y.dtype.element_ty), mask=p < P)
+    tl.store(y + row * P + p, out.to(y.dtype.element_ty), mask=lines)
 
 
 @triton.jit

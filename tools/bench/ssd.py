@@ -1,26 +1,28 @@
 """The state-space layer beside its peers, same shapes, in one run: on a CPU transformers' own path for Bamba in PyTorch, on a GPU
 mamba_ssm's Triton kernels.
 
-usage: ssd.py CONQUER [--device cpu|cuda] [--mamba FOLDER] [--length N ...] [--heads N] [--dtype T] [--rounds N] [--repeats N] [--threads N]
+usage: ssd.py CONQUER [--device cpu|cuda] [--mamba FOLDER] [--pass P ...] [--batch N] [--length N ...] [--heads N] [--dtype T] [--rounds N] [--repeats N] [--threads N]
 
 CONQUER is the program; FOLDER holds the package mamba_ssm. Each round measures both sides one after the other; the table has
 the medians of the rounds' medians, and the ratio of peer to conquer: how many times as fast conquer is. `forward` and `backward` are
 the scan alone. `layer` (on the CPU) is the forward of a layer but its two projections: convolution, scan and gated norm; conquer
 times the three by themselves, and they are added up. `step` (on a GPU) is the scan over one token. On a GPU both sides replay
-forward and step from a CUDA graph.
+forward and step from a CUDA graph, with three sets of inputs in turns, so that neither finds them in the cache.
 """
 import argparse, json, statistics, subprocess, sys, tempfile, time
 
 import torch
 
 P, N, G, CHUNK = 64, 128, 1, 256
+SETS = 3
 
 
 def conquer(args, length):
     with tempfile.TemporaryDirectory() as folder:
         command = [args.conquer, "bench", "ssd", "--json", "--output_path", folder, "--device", args.device, "--dtype", args.dtype,
                    "--chunking", "default-optimized", "--length", str(length), "--heads", str(args.heads),
-                   "--head_dim", str(P), "--state", str(N), "--groups", str(G), "--repeats", str(args.repeats)]
+                   "--head_dim", str(P), "--state", str(N), "--groups", str(G), "--repeats", str(args.repeats),
+                   "--batch_size", str(args.batch), "--pass", ",".join(p for p in args.passes if p != "layer")]
         if args.threads:
             command += ["--threads", str(args.threads)]
         rows = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)["rows"]
@@ -28,7 +30,8 @@ def conquer(args, length):
         if row.get("failed"):
             sys.exit(f"conquer's {row['pass']} failed: {row['failed']}")
     result = {row["pass"]: row["median_ms"] for row in rows}
-    result["layer"] = result["forward"] + result["conv"] + result["norm"]
+    if "layer" in args.passes:
+        result["layer"] = result["forward"] + result["conv"] + result["norm"]
     return result
 
 
@@ -49,14 +52,22 @@ def median(args, f, prepare=lambda: None):
 def peer_scan(args, length, scan, timed):
     """Forward and backward of a function with the arguments of mamba_ssm's mamba_chunk_scan_combined."""
     H, draw = args.heads, lambda *shape: torch.randn(*shape, device=args.device).to(getattr(torch, args.dtype))
-    x, dt, B, C = draw(1, length, H, P), draw(1, length, H), draw(1, length, G, N), draw(1, length, G, N)
+    sets = [[draw(args.batch, length, *rest) for rest in ((H, P), (H,), (G, N), (G, N))] for _ in range(SETS)]
     A, D = -torch.rand(H, device=args.device) * 15 - 1, torch.randn(H, device=args.device)
     bias = torch.rand(H, device=args.device) * 2 - 5
-    run = lambda: scan(x, dt, A, B, C, CHUNK, D=D, dt_bias=bias, dt_softplus=True, return_final_states=True)[0]
-    with torch.no_grad():
-        run()
-        result = {"forward": timed(run)}
-    leaves = [t.requires_grad_() for t in (x, dt, B, C, A, D, bias)]
+
+    def run(i=0):
+        x, dt, B, C = sets[i]
+        return scan(x, dt, A, B, C, CHUNK, D=D, dt_bias=bias, dt_softplus=True, return_final_states=True)[0]
+
+    result = {}
+    if "forward" in args.passes:
+        with torch.no_grad():
+            run()
+            result["forward"] = timed(run)
+    if "backward" not in args.passes:
+        return result
+    leaves = [t.requires_grad_() for t in (*sets[0], A, D, bias)]
 
     def graph():
         for leaf in leaves:
@@ -79,7 +90,8 @@ def transformers_peer(args, length):
     x = torch.randn(1, length, mixer.in_proj.out_features).to(getattr(torch, args.dtype))
     mixer.in_proj, mixer.out_proj = torch.nn.Identity(), torch.nn.Identity()
     with torch.no_grad():
-        result["layer"] = median(args, lambda _: mixer(x))
+        if "layer" in args.passes:
+            result["layer"] = median(args, lambda _: mixer(x))
     return result
 
 
@@ -87,16 +99,18 @@ def mamba_peer(args, length):
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
     from triton.testing import do_bench_cudagraph
-    timed = lambda f: do_bench_cudagraph(f, rep=200, return_mode="median")
+    timed = lambda f: do_bench_cudagraph(lambda: [f(i) for i in range(SETS)], rep=200, return_mode="median") / SETS
     result = peer_scan(args, length, mamba_chunk_scan_combined, timed)
     H, draw = args.heads, lambda *shape: torch.randn(*shape, device="cuda").to(getattr(torch, args.dtype))
-    state, x, dt, B, C = torch.randn(1, H, P, N, device="cuda"), draw(1, H, P), draw(1, H), draw(1, G, N), draw(1, G, N)
+    states = [torch.randn(args.batch, H, P, N, device="cuda") for _ in range(SETS)]
+    x, dt, B, C = (draw(args.batch, *rest) for rest in ((H, P), (H,), (G, N), (G, N)))
     A, D, bias = -torch.rand(H, device="cuda") * 15 - 1, torch.randn(H, device="cuda"), torch.rand(H, device="cuda") * 2 - 5
-    step = lambda: selective_state_update(state, x, dt[:, :, None].expand(1, H, P), A[:, None, None].expand(H, P, N), B, C,
-                                          D=D[:, None].expand(H, P), dt_bias=bias[:, None].expand(H, P), dt_softplus=True)
-    with torch.no_grad():
-        step()
-        result["step"] = timed(step)
+    step = lambda i=0: selective_state_update(states[i], x, dt[:, :, None].expand(args.batch, H, P), A[:, None, None].expand(H, P, N),
+                                              B, C, D=D[:, None].expand(H, P), dt_bias=bias[:, None].expand(H, P), dt_softplus=True)
+    if "step" in args.passes:
+        with torch.no_grad():
+            step()
+            result["step"] = timed(step)
     return result
 
 
@@ -105,6 +119,8 @@ def main():
     parser.add_argument("conquer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--mamba", help="folder that holds the package mamba_ssm, for --device cuda")
+    parser.add_argument("--pass", dest="passes", nargs="+", help="of forward, backward, and layer on the CPU or step on a GPU")
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, nargs="+")
     parser.add_argument("--heads", type=int)
     parser.add_argument("--dtype")
@@ -118,6 +134,9 @@ def main():
     if gpu:
         sys.path.insert(0, args.mamba)
     args.heads = args.heads or (128 if gpu else 16)
+    args.passes = args.passes or ["forward", "backward", "step" if gpu else "layer"]
+    if "layer" in args.passes:
+        args.passes += ["conv", "norm"]
     args.dtype = args.dtype or ("bfloat16" if gpu else "float32")
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -125,9 +144,10 @@ def main():
     print(torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads", f"H {args.heads} P {P} N {N} G {G} {args.dtype}")
     for length in args.length or ([1024, 4096, 16384] if gpu else [512, 2048]):
         rounds = [(conquer(args, length), peer(args, length)) for _ in range(args.rounds)]
-        for key in rounds[0][1]:
+        for key in (p for p in rounds[0][1] if p in args.passes):
             ours, theirs = (statistics.median(r[side][key] for r in rounds) for side in (0, 1))
-            print(f"L {length:6}  {key:8}  conquer {ours:10.4f} ms  {name} {theirs:10.4f} ms  ratio {theirs / ours:6.2f}", flush=True)
+            print(f"B {args.batch}  L {length:6}  {key:8}  conquer {ours:10.4f} ms  {name} {theirs:10.4f} ms  ratio {theirs / ours:6.2f}", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
