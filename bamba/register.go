@@ -11,6 +11,8 @@ func init() {
 			// known through the states alone; short chunks and few layers make that matter.
 			"bytes": bambaVariant(256, 192, 384, 2, 6, 2, []any{}, 12, 32, 64, 16, model.Config{"tie_word_embeddings": true}),
 			"small": bambaVariant(49152, 256, 704, 8, 8, 2, []any{5.0}, 16, 32, 64, 64, model.Config{"tie_word_embeddings": true}),
+			// of Llama-3.2-1B's size
+			"1b": bambaVariant(128256, 2048, 5632, 16, 32, 8, []any{8.0}, 64, 64, 128, 256, model.Config{"tie_word_embeddings": true}),
 			// ibm-ai-platform/Bamba-9B
 			"9b": bambaVariant(128256, 4096, 14336, 32, 32, 8, []any{9.0, 18.0, 27.0}, 128, 64, 128, 256, model.Config{
 				"bos_token_id": 128000.0, "eos_token_id": 128001.0, "pad_token_id": 0.0}),

@@ -55,6 +55,8 @@ int cq_scope_depth(void);
 void cq_tensor_describe(cq_tensor t, int *rank, int *dtype, int *device, int64_t *sizes, int room);
 /* The bytes of a contiguous CPU tensor, copied from or to `data`; fails when the length does not match. */
 int cq_tensor_read(cq_tensor t, void *data, size_t bytes);
+/* A copy of a CPU tensor on a GPU, without a gradient; behind what is queued there, and not waited for. */
+int cq_upload(cq_tensor t, int device, cq_tensor *out);
 /* A new CPU tensor holding a copy of `data`. */
 int cq_tensor_from(const void *data, size_t bytes, const int64_t *sizes, int rank, int dtype, cq_tensor *out);
 

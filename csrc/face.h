@@ -18,8 +18,8 @@ struct Face {
   // Returns the weight's gradient where it is wanted.
   at::Tensor (*rms_norm_grad)(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &weight,
                               const at::Tensor &rstd, bool wants_dweight, const at::Tensor &dx);
-  // qkv [B,L,(H+2K)P] turned into q [B,H,L,P], k and v [B,K,S,P] (strided but for P), whose row is l, or columns[b,l]
-  // where columns (int64 [B or 1, L]) is there.
+  // qkv [B,L,(H+2K)P] turned into q [B,H,L,P] (strided but for P), k and v [B,K,S,P] (strided but for P), whose row is
+  // l, or columns[b,l] where columns (int64 [B or 1, L]) is there.
   void (*rope_qkv)(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin, const at::Tensor &columns,
                    const at::Tensor &q, const at::Tensor &k, const at::Tensor &v);
   // dq, dk and dv strided but for P.
@@ -44,6 +44,8 @@ struct Face {
                                  const at::Tensor &lengths, const at::Tensor &starts, double scale);
   // grad[ids[i]] += dy[i].
   void (*add_rows)(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &dy);
+  // y *= factor (a float32 scalar there), at no price where it is one.
+  void (*multiply)(const at::Tensor &y, const at::Tensor &factor);
   // A step over all tensors at once, as cq_adamw; every length a multiple of 16. originals is empty where the weights
   // are float32, and where stochastic is set.
   void (*adamw)(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor> &originals,

@@ -62,6 +62,8 @@ struct CudaTable {
   int (*graph_replay)(cq_graph *);
   void (*graph_abandon)(cq_graph *);
   void (*graph_free)(cq_graph *);
+  // A copy of a CPU tensor on a device.
+  at::Tensor (*upload)(const at::Tensor &t, int device);
   // Starts a copy of t into pinned memory; `done` waits for it.
   at::Tensor (*fetch)(const at::Tensor &t, std::shared_ptr<void> &event);
   void (*wait)(const std::shared_ptr<void> &event);

@@ -1,5 +1,8 @@
 package torch
 
+// #include "conquer.h"
+import "C"
+
 import (
 	"math"
 
@@ -101,6 +104,11 @@ func (t Tensor) To(dtype DType) Tensor {
 
 // ToDevice moves t to a device; t itself if it is there already.
 func (t Tensor) ToDevice(d Device) Tensor {
+	if d.IsCUDA() && !t.Device().IsCUDA() && !t.RequiresGrad() {
+		var out C.cq_tensor
+		check(C.cq_upload(t.handle(), C.int(d), &out), "to", t)
+		return Tensor{libtch.Ctensor(out)}
+	}
 	c := begin()
 	libtch.AtgTo(&c.out[0], t.c, int32(d))
 	return c.end("to", t)
@@ -267,6 +275,14 @@ func (t Tensor) AddTo(o Tensor) Tensor {
 	c := begin()
 	libtch.AtgAdd_(&c.out[0], t.c, o.c)
 	c.end("add_", t, o)
+	return t
+}
+
+// AddMatmul adds a [M,K] times b [K,N] to t [M,N] in place.
+func (t Tensor) AddMatmul(a, b Tensor) Tensor {
+	c := begin()
+	libtch.AtgAddmm_(&c.out[0], t.c, a.c, b.c)
+	c.end("addmm_", t, a, b)
 	return t
 }
 

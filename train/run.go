@@ -176,7 +176,7 @@ func (t *Trainer) next() (err error) {
 	t.optimizer.ClearGradients()
 	t.net.strategy.updated()
 	t.step++
-	t.device.Synchronize()
+	// The weights' step is not waited for: the host prepares the next pass meanwhile, and waits for that one's norm.
 	step.Seconds = time.Since(begin).Seconds()
 	step.Memory, _ = memory(t.device)
 	return t.tell(func(l Listener) error { return l.Step(step) })

@@ -241,11 +241,12 @@ public:
     TORCH_CHECK(!ctx->saved_data.empty(), "cross_entropy_head: its gradients were handed out by an earlier backward");
     at::Tensor dhidden = ctx->saved_data["dhidden"].toTensor(), dweight = ctx->saved_data["dweight"].toTensor();
     ctx->saved_data.clear();
-    // A GPU's scale is not waited for: what calls this differentiates the loss itself, and a product with one is cheap
-    // beside a stop of the queue.
+    // A GPU's scale is not waited for. It is one where the loss itself is differentiated.
     if (!grads[0].is_cpu()) {
       for (at::Tensor *t : {&dhidden, &dweight})
-        if (t->defined())
+        if (const Face *face = face_of(*t))
+          face->multiply(*t, grads[0].to(at::kFloat));
+        else if (t->defined())
           t->mul_(grads[0]);
       return {dhidden, dweight, {}, {}, {}};
     }

@@ -102,7 +102,8 @@ variable_list rope_qkv(const at::Tensor &qkv, int64_t H, int64_t K, int64_t P, c
                        const at::Tensor &sin) {
   if (const Face *face = face_for(qkv, P, cos)) {
     const int64_t B = qkv.size(0), L = qkv.size(1);
-    variable_list out = {at::empty({B, H, L, P}, qkv.options()), at::empty({B, K, L, P}, qkv.options()),
+    // Attention lays its result out as q is: so that the product behind it can read whole rows.
+    variable_list out = {at::empty({B, L, H, P}, qkv.options()).transpose(1, 2), at::empty({B, K, L, P}, qkv.options()),
                          at::empty({B, K, L, P}, qkv.options())};
     face->rope_qkv(qkv.contiguous(), cos, sin, {}, out[0], out[1], out[2]);
     return out;

@@ -79,12 +79,14 @@ int empty_cache() {
 } // namespace
 
 namespace conquer {
-void fill_graph(CudaTable &); // graph.cpp
-void fill_nccl(CudaTable &);  // nccl.cpp
+void fill_graph(CudaTable &);  // graph.cpp
+void fill_upload(CudaTable &); // upload.cpp
+void fill_nccl(CudaTable &);   // nccl.cpp
 } // namespace conquer
 
 extern "C" void cq_cuda_fill_table(CudaTable *table) {
   *table = CudaTable{describe, reset_peak, synchronize, empty_cache, device_count};
   fill_graph(*table);
+  fill_upload(*table);
   fill_nccl(*table);
 }

@@ -5,6 +5,8 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include <cmath>
+#include <map>
+#include <mutex>
 
 namespace conquer {
 
@@ -76,7 +78,8 @@ void rope_qkv(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &si
   Arguments args;
   args << ptr(qkv) << ptr(cos) << ptr(sin) << ptr(q) << ptr(k) << ptr(v) << ptr(columns) << heads << key_heads << length
        << width << half << (cos.size(0) > 1 ? length * half : 0) << int64_t(columns.defined())
-       << (columns.defined() && columns.size(0) > 1 ? length : 0) << k.stride(0) << k.stride(1) << k.stride(2);
+       << (columns.defined() && columns.size(0) > 1 ? length : 0) << q.stride(0) << q.stride(1) << q.stride(2)
+       << k.stride(0) << k.stride(1) << k.stride(2);
   launch(key("rope_qkv", qkv, {heads_a_program, half_block(half)}),
          grid(batch * length, ceil_div(heads + 2 * key_heads, heads_a_program)), args);
 }
@@ -235,18 +238,48 @@ void add_rows(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &d
   launch(key("add_rows", grad, {elements_a_program}), grid(sorted.numel(), ceil_div(width, elements_a_program)), args);
 }
 
+void multiply(const at::Tensor &y, const at::Tensor &factor) {
+  c10::cuda::CUDAGuard guard(y.device());
+  Arguments args;
+  args << ptr(y) << ptr(factor) << y.numel();
+  launch(key("multiply", y, {4096}), grid(ceil_div(y.numel(), 4096)), args);
+}
+
+// Which weight each program of adamw works on, and from which element: int64 [programs,2]. Tens of thousands of them,
+// the same in each step: the last ones are kept, since the GPU would stand still while the host lists them.
+at::Tensor pieces_of(const std::vector<at::Tensor> &weights, int64_t span) {
+  struct Kept {
+    std::vector<int64_t> lengths;
+    at::Tensor pieces;
+  };
+  static std::mutex mutex;
+  static auto &kept = *new std::map<int, Kept>; // by device; never freed: CUDA may be gone by then
+  std::lock_guard<std::mutex> lock(mutex);
+  Kept &last = kept[weights[0].get_device()];
+  std::vector<int64_t> lengths;
+  for (auto &w : weights)
+    lengths.push_back(w.numel());
+  if (last.lengths != lengths) {
+    std::vector<int64_t> list;
+    for (size_t i = 0; i < lengths.size(); i++)
+      for (int64_t start = 0; start < lengths[i]; start += span)
+        list.insert(list.end(), {static_cast<int64_t>(i), start});
+    last.pieces = at::tensor(list, at::kLong).view({-1, 2}).to(weights[0].device());
+    last.lengths = lengths;
+  }
+  return last.pieces;
+}
+
 void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor> &originals,
            const std::vector<at::Tensor> &grads, const std::vector<at::Tensor> &means,
            const std::vector<at::Tensor> &squares, const double *decays, double rate, double beta1, double beta2,
            double eps, double scale, int64_t step, bool stochastic, int64_t seed) {
   c10::cuda::CUDAGuard guard(weights[0].device());
   constexpr int64_t span = 1 << 15;
-  int64_t count = static_cast<int64_t>(weights.size()), pieces = 0;
-  for (auto &w : weights)
-    pieces += ceil_div(w.numel(), span);
-  // The table and the list of pieces travel in one buffer.
-  at::Tensor host = at::empty({count * 8 + pieces * 2}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
-  int64_t *entry = host.mutable_data_ptr<int64_t>(), *piece = entry + count * 8;
+  int64_t count = static_cast<int64_t>(weights.size());
+  at::Tensor pieces = pieces_of(weights, span);
+  at::Tensor host = at::empty({count * 8}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
+  int64_t *entry = host.mutable_data_ptr<int64_t>();
   auto address = [](const at::Tensor &t) {
     return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.const_data_ptr()));
   };
@@ -257,17 +290,14 @@ void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor>
     entry[0] = address(weights[i]), entry[1] = address(grads[i]), entry[2] = address(means[i]);
     entry[3] = address(squares[i]), entry[4] = originals.empty() ? 0 : address(originals[i]);
     entry[5] = weights[i].numel(), entry[6] = bits, entry[7] = 0;
-    for (int64_t start = 0; start < weights[i].numel(); start += span)
-      *piece++ = i, *piece++ = start;
   }
   at::Tensor table = host.to(weights[0].device(), /*non_blocking=*/true);
   Arguments args;
-  args << ptr(table) << static_cast<const void *>(table.const_data_ptr<int64_t>() + count * 8) << ptr(weights[0])
-       << static_cast<float>(scale) << static_cast<float>(rate) << static_cast<float>(beta1)
-       << static_cast<float>(beta2) << static_cast<float>(eps) << static_cast<float>(1 - std::pow(beta1, step))
-       << static_cast<float>(std::sqrt(1 - std::pow(beta2, step)))
+  args << ptr(table) << ptr(pieces) << ptr(weights[0]) << static_cast<float>(scale) << static_cast<float>(rate)
+       << static_cast<float>(beta1) << static_cast<float>(beta2) << static_cast<float>(eps)
+       << static_cast<float>(1 - std::pow(beta1, step)) << static_cast<float>(std::sqrt(1 - std::pow(beta2, step)))
        << static_cast<int64_t>(static_cast<int32_t>(seed * 1000003 + step));
-  launch(key("adamw", weights[0], {!originals.empty(), stochastic, span, 1024}), grid(pieces), args);
+  launch(key("adamw", weights[0], {!originals.empty(), stochastic, span, 1024}), grid(pieces.size(0)), args);
 }
 
 } // namespace
@@ -275,7 +305,7 @@ void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor>
 static const bool registered = [] {
   static const Face face = {takes,         rms_norm,         rms_norm_grad, rope_qkv, rope_qkv_grad,
                             swiglu,        swiglu_grad,      cross_entropy, 16,       linear,
-                            linear_swiglu, decode_attention, add_rows,      adamw};
+                            linear_swiglu, decode_attention, add_rows,      multiply, adamw};
   register_face(&face);
   return true;
 }();

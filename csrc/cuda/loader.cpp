@@ -107,6 +107,10 @@ void cq_graph_free(cq_graph *graph) { table.graph_free(graph); }
 
 const CudaTable &conquer::cuda_table() { return table; }
 
+int cq_upload(cq_tensor t, int device, cq_tensor *out) {
+  return need_cuda() || guarded([&] { return give(out, table.upload(tensor_of(t).detach(), device)); });
+}
+
 struct cq_fetch {
   at::Tensor copy;
   std::shared_ptr<void> event; // none on the CPU

@@ -86,10 +86,12 @@ def rope(rng, r, dtype, limit):
     for cached in (False, True):
         S = L + 9 if cached else L
         q, k, v = (torch.full((B, n, s, P), float("nan"), dtype=dtype, device=DEVICE) for n, s in ((H, L), (K, S), (K, S)))
+        if rng.random() < 0.5:
+            q = torch.full((B, L, H, P), float("nan"), dtype=dtype, device=DEVICE).transpose(1, 2)
         columns = torch.arange(L, device=DEVICE)[None] + 3
         dense.rope_qkv[(B * L, cdiv(H + 2 * K, heads))](
-            qkv, cos, sin, q, k, v, columns, H, K, L, P, half, L * half if per_row else 0, int(cached), 0, K * S * P,
-            S * P, P, HEADS=heads, BH=bh, PDL=PDL)
+            qkv, cos, sin, q, k, v, columns, H, K, L, P, half, L * half if per_row else 0, int(cached), 0, *q.stride()[:3],
+            K * S * P, S * P, P, HEADS=heads, BH=bh, PDL=PDL)
         at = slice(3, 3 + L) if cached else slice(0, L)
         for name, got, want in (("q", q, wants[0]), ("k", k[:, :, at], wants[1]), ("v", v[:, :, at], wants[2])):
             check(f"rope {name} {B, L, H, K, P, half, cached}", got, want, limit)
@@ -207,6 +209,10 @@ def embedding(rng, r, dtype, limit):
     sorted_ids, order = ids.sort(stable=True)
     dense.add_rows[(n, cdiv(D, 1024))](dy, sorted_ids, order, grad, n, D, BLOCK=1024)
     check("add_rows", grad, want, limit)
+    for factor in (1.0, -0.375):
+        y, by = grad.clone(), torch.full((1,), factor, device=DEVICE)
+        dense.multiply[(cdiv(y.numel(), 256),)](y, by, y.numel(), BLOCK=256)
+        check("multiply", y, grad.double() * factor, 0 if factor == 1 else limit)
 
 
 def convolution(rng, r, dtype, limit):

@@ -22,7 +22,7 @@ TUNING = {
     "state_step": (4, 1), "conv": (4, 1), "conv_step": (4, 1), "conv_grad_pre": (4, 1), "conv_grad_x": (4, 1), "norm": (8, 1), "norm_grad": (8, 1),
     "rms_norm": (4, 1), "rms_norm_grad": (8, 1), "rope_qkv": (4, 1), "rope_qkv_grad": (4, 1), "swiglu": (4, 1), "swiglu_grad": (4, 1),
     "cross_entropy": (8, 1), "attend": (4, 3), "attend_join": (4, 1), "matvec": (4, 1), "matvec_swiglu": (4, 1), "few_rows": (4, 5),
-    "join_rows": (4, 1), "join_swiglu": (4, 1), "add_rows": (4, 1), "adamw": (4, 1),
+    "join_rows": (4, 1), "join_swiglu": (4, 1), "add_rows": (4, 1), "multiply": (4, 1), "adamw": (4, 1),
 }
 # The tile of a weight (rows, columns) that a program of `matvec` holds, for 1, 2 and 4 rows of x; `matvec_swiglu` holds two.
 # A warp takes 256 columns at a time, so that a thread reads 16 bytes (half as many columns in float32).
@@ -78,6 +78,7 @@ def dense_variants():
         if trains:
             add("swiglu_grad", BLOCK=1024)
             add("add_rows", BLOCK=1024)
+            add("multiply", BLOCK=4096)
             add("adamw", ORIGINAL=not exact, STOCHASTIC=False, SPAN=1 << 15, BLOCK=1024)
         if dtype == "bf16":
             add("adamw", ORIGINAL=False, STOCHASTIC=True, SPAN=1 << 15, BLOCK=1024)

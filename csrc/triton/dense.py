@@ -59,9 +59,9 @@ def rms_norm_grad(dy, x, weight, rstd, dx, part, rows, D, WEIGHT: tl.constexpr, 
 
 
 @triton.jit
-def rope_qkv(qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, cached, columns_b, stride_kb, stride_kh, stride_ks,
-             HEADS: tl.constexpr, BH: tl.constexpr, PDL: tl.constexpr):
-    """qkv [B,L,(H+2KH)·P]; q [B,H,L,P] contiguous; k and v at the strides given for (batch, head, position), the position
+def rope_qkv(qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, cached, columns_b, stride_qb, stride_qh, stride_ql,
+             stride_kb, stride_kh, stride_ks, HEADS: tl.constexpr, BH: tl.constexpr, PDL: tl.constexpr):
+    """qkv [B,L,(H+2KH)·P]; q, k and v at the strides given for (batch, head, position), the position of k and v
     l or, where cached is not 0, columns[b,l]. A program turns HEADS heads of one token."""
     token = tl.program_id(0).to(tl.int64)
     b = token // L
@@ -82,7 +82,7 @@ def rope_qkv(qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, cached
     of_q = whole & (n < H)[:, None]
     of_k = whole & ((n >= H) & (n < H + KH))[:, None]
     of_v = whole & (n >= H + KH)[:, None]
-    to_q = q + ((b * H + n[:, None]) * L + l) * P
+    to_q = q + b * stride_qb + n[:, None].to(tl.int64) * stride_qh + l * stride_ql
     to_k = k + b * stride_kb + (n[:, None] - H).to(tl.int64) * stride_kh + to * stride_ks
     to_v = v + b * stride_kb + (n[:, None] - H - KH).to(tl.int64) * stride_kh + to * stride_ks
     first = (a * c - e * s).to(q.dtype.element_ty)
@@ -471,6 +471,16 @@ def add_rows(dy, ids, order, grad, count, D, BLOCK: tl.constexpr):
         at = grad + id * D + c
         acc += tl.load(at, mask=c < D, other=0.0).to(tl.float32)
         tl.store(at, acc.to(grad.dtype.element_ty), mask=c < D)
+
+
+@triton.jit
+def multiply(y, factor, count, BLOCK: tl.constexpr):
+    """y [count] times factor [1], float32, in place; where that is one, which only the device knows, nothing is read."""
+    f = tl.load(factor)
+    if f != 1.0:
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        v = tl.load(y + i, mask=i < count, other=0.0).to(tl.float32)
+        tl.store(y + i, (v * f).to(y.dtype.element_ty), mask=i < count)
 
 
 @triton.jit
