@@ -55,6 +55,8 @@ int cq_scope_depth(void);
 void cq_tensor_describe(cq_tensor t, int *rank, int *dtype, int *device, int64_t *sizes, int room);
 /* The bytes of a contiguous CPU tensor, copied from or to `data`; fails when the length does not match. */
 int cq_tensor_read(cq_tensor t, void *data, size_t bytes);
+/* t cut along dim into n stretches, which together are all of it: views. Their gradients come back in one copy. */
+int cq_split(cq_tensor t, int64_t dim, const int64_t *sizes, int n, cq_tensor *out);
 /* A copy of a CPU tensor on a GPU, without a gradient; behind what is queued there, and not waited for. */
 int cq_upload(cq_tensor t, int device, cq_tensor *out);
 /* A new CPU tensor holding a copy of `data`. */

@@ -164,6 +164,16 @@ int cq_tensor_read(cq_tensor t, void *data, size_t bytes) {
   });
 }
 
+int cq_split(cq_tensor t, int64_t dim, const int64_t *sizes, int n, cq_tensor *out) {
+  return guarded([&] {
+    auto parts = at::split_with_sizes(tensor_of(t), at::IntArrayRef(sizes, n), dim);
+    for (int i = 0; i < n; i++)
+      if (give(out + i, parts[i]))
+        return 1;
+    return 0;
+  });
+}
+
 int cq_tensor_from(const void *data, size_t bytes, const int64_t *sizes, int rank, int dtype, cq_tensor *out) {
   return guarded([&] {
     at::Tensor t = at::empty(at::IntArrayRef(sizes, rank), at::TensorOptions().dtype(at::ScalarType(dtype)));

@@ -5,6 +5,7 @@ import "C"
 
 import (
 	"math"
+	"unsafe"
 
 	"github.com/sugarme/gotch/libtch"
 )
@@ -232,11 +233,14 @@ func (t Tensor) Select(dim, index int) Tensor {
 
 // Split views t in pieces of the given sizes along dim.
 func (t Tensor) Split(dim int, sizes ...int) []Tensor {
-	parts := make([]Tensor, len(sizes))
-	start := 0
+	wide, handles := make([]C.int64_t, len(sizes)), make([]C.cq_tensor, len(sizes))
 	for i, size := range sizes {
-		parts[i] = t.Narrow(dim, start, size)
-		start += size
+		wide[i] = C.int64_t(size)
+	}
+	check(C.cq_split(t.handle(), C.int64_t(dim), unsafe.SliceData(wide), C.int(len(sizes)), unsafe.SliceData(handles)), "split", t)
+	parts := make([]Tensor, len(sizes))
+	for i, h := range handles {
+		parts[i] = Tensor{libtch.Ctensor(h)}
 	}
 	return parts
 }

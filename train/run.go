@@ -162,12 +162,14 @@ func (t *Trainer) next() (err error) {
 			add(stage.step(&t.net, together, divisor))
 		}
 		t.net.strategy.finish()
+		ready := t.optimizer.Prepare() // before the norm is waited for
 		numbers, step.Norm = t.net.strategy.agree(numbers, optim.Norm(t.optimizer.Gradients()))
 		step.Loss, step.Measures = numbers[0], t.options.named(numbers)
-		step.Skipped = !optim.Finite(step.Norm) || !optim.Finite(step.Loss)
+		if step.Skipped = !optim.Finite(step.Norm) || !optim.Finite(step.Loss); !step.Skipped {
+			ready.Take(step.Rate, optim.Factor(step.Norm, t.options.Clip))
+		}
 	})
 	if !step.Skipped {
-		t.optimizer.Step(step.Rate, optim.Factor(step.Norm, t.options.Clip))
 		t.skipped = 0
 	} else if t.skipped++; t.skipped >= mostSkipped {
 		return fmt.Errorf("step %d: loss %v and gradient norm %v, no finite numbers for %d steps in a row: lower the learning rate, or use bfloat16 rather than float16",

@@ -527,7 +527,7 @@ def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct
         w = w * shrink - rate * (m / correct1) / (tl.sqrt(v) / correct2 + eps)
         if STOCHASTIC:
             # Three draws an element, from a stream that is the tensor's and the step's own.
-            r0, r1, r2, r3 = tl.randint4x(seed + which.to(tl.int32) * 7919, i.to(tl.int32))
+            r0, r1, r2, r3 = tl.randint4x(seed + which.to(tl.int32) * 7919, i.to(tl.int32), n_rounds=7)
             tl.store(mean + i, stochastic(m, r0.to(tl.uint32, bitcast=True)).to(T), mask=inside)
             tl.store(square + i, stochastic(v, r1.to(tl.uint32, bitcast=True)).to(T), mask=inside)
             tl.store(weight + i, stochastic(w, r2.to(tl.uint32, bitcast=True)).to(T), mask=inside)

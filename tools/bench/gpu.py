@@ -1,6 +1,7 @@
 """Times conquer beside transformers on one GPU, in one run on one card: the table of docs/performance.md.
 
-    gpu.py BINARY [work ...]     work: decode7b decode7b-b8 bamba9b train1b lora7b train7b (default: all that fits the card)
+    gpu.py BINARY [work ...]     work: decode7b decode7b-b8 decode7b-b32 decode7b-16k bamba9b train1b lora7b train7b trainbamba1b
+                                 (default: all; what does not fit the card says so)
 
 Weights and tokens are random, of the sizes named; weights are bfloat16. Decoding: a prompt of 1,024 tokens,
 then 128; milliseconds a token are of the steps alone. transformers runs as installed (eager), and with a static cache and
@@ -21,6 +22,9 @@ LLAMA1B = dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_
                num_key_value_heads=8, head_dim=64, max_position_embeddings=8192, tie_word_embeddings=True)
 BAMBA9B = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
                num_key_value_heads=8, attn_layer_indices=[9, 18, 27])
+BAMBA1B = dict(vocab_size=128256, hidden_size=2048, intermediate_size=5632, num_hidden_layers=16, num_attention_heads=32,
+               num_key_value_heads=8, attn_layer_indices=[8], mamba_n_heads=64, mamba_d_head=64, mamba_d_state=128, mamba_expand=2,
+               tie_word_embeddings=True)
 rows = []
 
 
@@ -78,18 +82,19 @@ def free():
 
 
 def train(binary, work, variant, batch, *options):
-    for r in conquer(binary, "train", "--architecture", "llama", "--variant", variant, "--batch_size", batch, "--steps", 6, *options):
+    architecture = "bamba" if "bamba" in work else "llama"
+    for r in conquer(binary, "train", "--architecture", architecture, "--variant", variant, "--batch_size", batch, "--steps", 6, *options):
         report(work, "conquer", " ".join(o for o in options if o.startswith("--")) or "float32 originals", tok_per_s=r["tokens_per_s"],
                step_ms=r["step_ms"], peak_gb=r["peak_bytes"] / 1e9)
 
 
 def train_peer(work, config, batch, compiled, lora=False):
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import BambaConfig, BambaForCausalLM, LlamaConfig, LlamaForCausalLM
     torch.cuda.reset_peak_memory_stats()
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        model = LlamaForCausalLM(LlamaConfig(**config))
+        model = BambaForCausalLM(BambaConfig(**config)) if config is BAMBA1B else LlamaForCausalLM(LlamaConfig(**config))
     model.train()
     model.config.use_cache = False
     if lora:
@@ -154,16 +159,19 @@ def main():
         if o.no_peers:
             return
         train_peer(work, config, batch, False, lora)
-        if not o.no_compile and not lora:
+        if not o.no_compile and not lora and config is not BAMBA1B:
             train_peer(work, config, batch, True)
 
     works = {
         "decode7b": lambda: decoding("decode7b", "llama", "7b", 1, 1024, 128, llama),
         "decode7b-b8": lambda: decoding("decode7b-b8", "llama", "7b", 8, 1024, 128, llama),
+        "decode7b-b32": lambda: decoding("decode7b-b32", "llama", "7b", 32, 1024, 64, llama),
+        "decode7b-16k": lambda: decoding("decode7b-16k", "llama", "7b", 1, 16000, 64, llama),
         "bamba9b": lambda: decoding("bamba9b", "bamba", "9b", 1, 1024, 128, bamba),
         "train1b": lambda: training("train1b", "3.2-1b", LLAMA1B, 4, False, (), ("--stochastic_rounding",)),
         "lora7b": lambda: training("lora7b", "7b", LLAMA7B, 4, True, ("--lora_rank", "16")),
         "train7b": lambda: training("train7b", "7b", LLAMA7B, 2, False, ("--stochastic_rounding",)),
+        "trainbamba1b": lambda: training("trainbamba1b", "1b", BAMBA1B, 4, False, (), ("--stochastic_rounding",)),
     }
     import torch
     print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)

@@ -167,36 +167,55 @@ func (o *Optimizer) ClearGradients() {
 // Step takes one step at the given learning rate, with every gradient multiplied by scale (1, or what Factor says). A weight
 // without a gradient stays as it is, decay included.
 func (o *Optimizer) Step(rate, scale float64) {
+	torch.Scoped(func() { o.Prepare().Take(rate, scale) })
+}
+
+// Prepared is a step that only waits for its numbers.
+type Prepared struct {
+	optimizer *Optimizer
+	steps     [2]torch.AdamWStep // of weights with an original, and of those that are rounded at random
+}
+
+// Prepare gathers what a step works on, the gradients that the weights have now among it, so that the host has done its part
+// when the gradients' norm is known. What it gives belongs to the innermost scope.
+func (o *Optimizer) Prepare() *Prepared {
+	ready := &Prepared{optimizer: o}
+	torch.NoGrad(func() {
+		for i, p := range o.params {
+			g := p.Grad()
+			if !g.Defined() {
+				continue
+			}
+			s, decay := o.states[i], o.options.Decay
+			if p.NoDecay {
+				decay = 0
+			}
+			step := &ready.steps[0]
+			if o.stochastic(p.DType()) {
+				step = &ready.steps[1]
+			} else if original := s.original; original.Defined() {
+				step.Originals = append(step.Originals, original.Detach())
+			} else {
+				step.Originals = append(step.Originals, p.Detach())
+			}
+			step.Weights, step.Gradients = append(step.Weights, p.Tensor), append(step.Gradients, g)
+			step.Decays = append(step.Decays, decay)
+			step.Means, step.Squares = append(step.Means, s.mean), append(step.Squares, s.square)
+			if s.exponents.Defined() {
+				step.Exponents = append(step.Exponents, s.exponents)
+			}
+		}
+	})
+	return ready
+}
+
+// Take takes the step, as Optimizer.Step does.
+func (r *Prepared) Take(rate, scale float64) {
+	o := r.optimizer
 	o.taken++
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
-			// Those with an original, and those that are rounded at random.
-			var steps [2]torch.AdamWStep
-			for i, p := range o.params {
-				g := p.Grad()
-				if !g.Defined() {
-					continue
-				}
-				s, decay := o.states[i], o.options.Decay
-				if p.NoDecay {
-					decay = 0
-				}
-				step := &steps[0]
-				if o.stochastic(p.DType()) {
-					step = &steps[1]
-				} else if original := s.original; original.Defined() {
-					step.Originals = append(step.Originals, original.Detach())
-				} else {
-					step.Originals = append(step.Originals, p.Detach())
-				}
-				step.Weights, step.Gradients = append(step.Weights, p.Tensor), append(step.Gradients, g)
-				step.Decays = append(step.Decays, decay)
-				step.Means, step.Squares = append(step.Means, s.mean), append(step.Squares, s.square)
-				if s.exponents.Defined() {
-					step.Exponents = append(step.Exponents, s.exponents)
-				}
-			}
-			for _, step := range steps {
+			for _, step := range r.steps {
 				if o.options.Method == Lion {
 					torch.LionStep{Weights: step.Weights, Originals: step.Originals, Gradients: step.Gradients, Means: step.Means,
 						Decays: step.Decays, Scale: scale, Rate: rate, Beta1: o.options.Beta1, Beta2: o.options.Beta2}.Take()
