@@ -396,14 +396,14 @@ func (spec *fileSpec) buildDecoder(t *Tokenizer) error {
 		case "Fuse":
 		case "Replace":
 			if c.Pattern.String == nil || *c.Pattern.String == "" {
-				return fmt.Errorf("Replace is supported for a string that is not empty, not for a regular expression")
+				return fmt.Errorf("the decoder Replace is supported for a string that is not empty, not for a regular expression")
 			}
 			d.replace = append(d.replace, [2]string{*c.Pattern.String, c.Content})
 		case "Metaspace":
 			d.mark, d.markKept = c.Replacement, c.scheme() == "never"
 		case "Strip":
 			if c.Stop != 0 || c.Content == "" {
-				return fmt.Errorf("Strip is supported at the start of a text, not at its end")
+				return fmt.Errorf("the decoder Strip is supported at the start of a text, not at its end")
 			}
 			d.strip, d.stripCount = c.Content, c.Start
 		default:
