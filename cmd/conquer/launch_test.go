@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -162,5 +163,55 @@ func TestABenchmarkOfADividedModelNamesItsProcesses(t *testing.T) {
 		"--max_new_tokens", "3", "--repeat", "1", "--json", "--device", "cpu")
 	if err := p.Run(); err != nil || strings.Count(stdout.String(), `"processes":2`) != 2 {
 		t.Errorf("%v and %q\n%s", err, stdout, stderr)
+	}
+}
+
+// lossesIn reads the losses of a run's steps.
+func lossesIn(t *testing.T, out string) (list []float64) {
+	t.Helper()
+	metrics, err := os.ReadFile(filepath.Join(out, train.MetricsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(metrics)) {
+		if step := decode[map[string]float64](t, line); step["gradient_norm"] > 0 {
+			list = append(list, step["loss"])
+		}
+	}
+	return list
+}
+
+func TestProcessesThatDivideAModelTuneWhatOneTunes(t *testing.T) {
+	work := t.TempDir()
+	var all [][]float64
+	for out, more := range map[string][]string{
+		"one": nil, "tp": {"--nproc", "2", "--distributed", "tp"}, "fsdp+tp": {"--nproc", "2", "--distributed", "fsdp", "--tp_size", "2"},
+	} {
+		out = filepath.Join(work, out)
+		p, _, stderr := program(smallRun(t, out, append(more, "--steps", "4", "--checkpoint_steps", "2")...)...)
+		if err := p.Run(); err != nil {
+			t.Fatalf("%v\n%s", err, stderr)
+		}
+		all = append(all, lossesIn(t, out))
+	}
+	for _, got := range all[1:] {
+		if len(got) != 4 || len(all[0]) != 4 {
+			t.Fatalf("losses %v and %v", got, all[0])
+		}
+		for i, want := range all[0] {
+			if math.Abs(got[i]-want) > 1e-3*want {
+				t.Errorf("loss %d is %v, another way %v", i, got[i], want)
+			}
+		}
+	}
+	// What the processes wrote on the way is a model.
+	exported := filepath.Join(work, "exported")
+	succeed(t, "export", "--model_path", filepath.Join(work, "tp", "checkpoints", "step-00000002"), "--output_path", exported)
+	if text := succeed(t, "generate", "--model_path", exported, "--prompt", "round", "--max_new_tokens", "4", "--ignore_eos"); len(text) < 4 {
+		t.Errorf("the exported checkpoint continues with %q", text)
+	}
+	p, _, stderr := program(smallRun(t, filepath.Join(work, "none"), "--nproc", "2", "--distributed", "tp", "--tp_size", "3", "--steps", "4")...)
+	if p.Run() == nil || !strings.Contains(stderr.String(), "layers divided over 3: that does not divide the 2 processes") {
+		t.Errorf("2 processes as groups of 3: %s", stderr)
 	}
 }
