@@ -247,6 +247,18 @@ func (d *Division) Forget() {
 	}
 }
 
+// Mixed reports whether there is a weight of which every process holds some of its own and some that all hold.
+func (d *Division) Mixed() bool {
+	for _, part := range d.parts {
+		for _, s := range part.Mine() {
+			if s.Shared != part.Mine()[0].Shared {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Even reports whether the processes hold equally much of every weight of which they share a part.
 func (d *Division) Even() bool {
 	for _, part := range d.parts {

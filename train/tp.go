@@ -10,6 +10,7 @@ import (
 	"conquer/torch"
 	"conquer/torch/dist"
 	"conquer/torch/nn"
+	"conquer/torch/optim"
 )
 
 // TP is the strategy by which the processes of a group divide each layer among them, see package parallel, and take the same
@@ -36,6 +37,9 @@ func newTensorParallel(m model.Model, o Options, wide bool) (strategy, error) {
 	t.division.DivideTokens()
 	units := unitsOf(m)
 	switch {
+	// What all hold must stay the same in all. Roundings that depend on a weight's place, or on its neighbours, part it.
+	case t.division.Mixed() && (o.Moments == optim.Int8 || o.Stochastic && !t.division.Even()):
+		return nil, fmt.Errorf("moments of 8 bits and stochastic rounding are not for state-space layers whose B and C all of the %d processes hold: keep moments in float32 or bfloat16", o.TensorSize)
 	case o.Distributed == FSDP && !t.division.Even():
 		return nil, fmt.Errorf("%d processes do not divide the state-space layers' heads equally, which fsdp needs: choose another --tp_size", o.TensorSize)
 	case o.Distributed == FSDP:

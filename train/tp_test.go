@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"conquer/torch/optim"
 )
 
 func TestDividedLayersLearnWhatOneProcessLearns(t *testing.T) {
@@ -103,5 +105,13 @@ func TestThePlanOfDividedLayersIsWhatEachProcessHolds(t *testing.T) {
 		if math.Abs(plan.Peak/r.Peak-1) > 0.1 {
 			t.Errorf("%s: each process holds %.2f MB at most, the plan says %.2f MB", what, r.Peak/1e6, plan.Peak/1e6)
 		}
+	}
+}
+
+func TestCopiesThatWouldPartAreRefused(t *testing.T) {
+	s := spec()
+	s.Architecture, s.Distributed, s.TensorSize, s.Options.Moments = "bamba", TP, 2, optim.Int8
+	if _, ends := launch(t, s, 2); ends[0].code != 1 || !strings.Contains(ends[0].stderr, "moments of 8 bits and stochastic rounding are not for") {
+		t.Errorf("ended with %+v", ends)
 	}
 }
