@@ -36,8 +36,10 @@ type flat struct {
 	// whole [ranks · length] is what the weights are views of; its memory is there while they are used. part is this rank's
 	// part of it.
 	whole, part torch.Tensor
-	// Where they are trained: the float32 original of part (part itself if that is float32) and the sum of its gradients.
+	// Where they are trained: the float32 original of part (part itself, unless it is apart: for another dtype, or in the host's
+	// memory) and the sum of its gradients.
 	original, gradient torch.Tensor
+	apart              bool
 	trained, there     bool
 	gather             *dist.Work
 	views              []piece
@@ -52,13 +54,14 @@ type scatter struct {
 
 // sharded reports whether weights are moved to where a strategy keeps them.
 func (o Options) sharded() bool {
-	return o.TensorSize > 0 || o.processes() > 1 && o.Distributed == MP || o.Distributed == FSDP && o.processes() > 1 || o.Distributed == HSDP && o.ShardSize > 1
+	return o.TensorSize > 0 || o.OffloadOptimizer || o.processes() > 1 && o.Distributed == MP || o.Distributed == FSDP && o.processes() > 1 || o.Distributed == HSDP && o.ShardSize > 1
 }
 
 // newSharded is the strategy of a rank among those that shard the units and those that hold the same parts. One rank alone
-// shares nothing with any: it has no buffers then.
+// shares nothing with any: it has no buffers then, unless the optimizer's state is to be elsewhere.
 func newSharded(units [][]*nn.Param, shard, copies *dist.Group, o Options, wide bool) strategy {
 	switch {
+	case o.OffloadOptimizer:
 	case shard.Size == 1 && copies != nil && copies.Size > 1:
 		return &ddp{local: local{units: units}, group: copies, wide: wide}
 	case shard.Size == 1:
@@ -69,7 +72,7 @@ func newSharded(units [][]*nn.Param, shard, copies *dist.Group, o Options, wide 
 		for _, unit := range units {
 			var flats []*flat
 			for _, group := range alike(unit) {
-				flats = append(flats, newFlat(group, shard))
+				flats = append(flats, newFlat(group, shard, o.OffloadOptimizer))
 			}
 			s.units = append(s.units, flats)
 		}
@@ -98,8 +101,9 @@ func alike(params []*nn.Param) (groups [][]*nn.Param) {
 	return groups
 }
 
-// newFlat moves weights into a buffer and keeps this rank's part of it.
-func newFlat(params []*nn.Param, group *dist.Group) *flat {
+// newFlat moves weights into a buffer and keeps this rank's part of it; with offload, what the optimizer works on in the host's
+// memory.
+func newFlat(params []*nn.Param, group *dist.Group, offload bool) *flat {
 	f := &flat{params: params, trained: params[0].RequiresGrad()}
 	total := 0
 	for _, p := range params {
@@ -121,10 +125,13 @@ func newFlat(params []*nn.Param, group *dist.Group) *flat {
 		if !f.trained {
 			return
 		}
-		if dtype == torch.Float32 {
-			f.original = f.part.Detach().Own()
+		if offload {
+			device = torch.CPU
+		}
+		if f.apart = offload || dtype != torch.Float32; f.apart {
+			f.original = f.part.To(torch.Float32).ToDevice(device).Clone().Own()
 		} else {
-			f.original = f.part.To(torch.Float32).Own()
+			f.original = f.part.Detach().Own()
 		}
 		f.gradient = torch.Zeros([]int{f.length}, torch.Float32, device).Own()
 	})
@@ -225,7 +232,7 @@ func (s *sharded) settle() {
 		if s.copies != nil {
 			s.copies.AllReduce(g.sum, dist.Sum).Wait()
 		}
-		torch.NoGrad(func() { torch.Scoped(func() { g.to.gradient.AddTo(g.sum) }) })
+		torch.NoGrad(func() { torch.Scoped(func() { g.to.gradient.AddTo(g.sum.ToDevice(g.to.gradient.Device())) }) })
 		g.input.Free()
 		g.sum.Free()
 	}
@@ -276,7 +283,7 @@ func (s *sharded) updated() {
 				}
 				torch.Scoped(func() {
 					f.gradient.Zero()
-					if f.part.DType() != torch.Float32 {
+					if f.apart {
 						f.part.Copy(f.original)
 					}
 				})

@@ -144,10 +144,14 @@ func (o Options) checkDistributed() error {
 		return fmt.Errorf("layers divided over %d: that does not divide the %d processes", o.TensorSize, o.World.Size)
 	case o.TensorSize > 0 && (o.Distributed == None || o.Distributed == HSDP || o.Distributed == MP):
 		return fmt.Errorf("layers are divided over processes with tp, ddp or fsdp, not with %s", o.Distributed)
+	case o.OffloadOptimizer && o.Distributed != FSDP && o.Distributed != HSDP:
+		return fmt.Errorf("the optimizer's state goes to the host's memory with fsdp or hsdp, not with %s", o.Distributed)
 	case o.ReduceDType != "" && o.ReduceDType != "float32" && o.ReduceDType != "same":
 		return fmt.Errorf("gradients cannot be summed in %q: choose float32 or same, the weights' own", o.ReduceDType)
 	case o.CheckpointFormat != "" && o.CheckpointFormat != FormatHF && o.CheckpointFormat != FormatNative:
 		return fmt.Errorf("unknown checkpoint format %q: choose %s or %s", o.CheckpointFormat, FormatHF, FormatNative)
+	case o.CheckpointFormat == FormatHF && o.OffloadOptimizer:
+		return fmt.Errorf("with the optimizer's state in the host's memory, checkpoints have the format %s", FormatNative)
 	case o.CheckpointFormat == FormatHF && o.World != nil && o.World.Size > 1:
 		return fmt.Errorf("checkpoints of %d processes are written by all of them, in the format %s", o.World.Size, FormatNative)
 	}

@@ -100,8 +100,11 @@ type Options struct {
 	// machine with TP. BatchSize is theirs together.
 	TensorSize int `json:"-"`
 	// KeepGathered keeps a block's weights whole from its forward to its backward pass, with fsdp and hsdp.
-	KeepGathered bool   `json:"-"`
-	ReduceDType  string `json:"-"` // in what gradients are summed: "float32", which "" means, or "same", the weights' own
+	KeepGathered bool `json:"-"`
+	// OffloadOptimizer keeps, with fsdp and hsdp, the optimizer's state, the float32 originals of the weights and the sums of
+	// their gradients in the host's memory, where the steps are taken.
+	OffloadOptimizer bool   `json:"-"`
+	ReduceDType      string `json:"-"` // in what gradients are summed: "float32", which "" means, or "same", the weights' own
 
 	// Tokenizer, when not nil, is written beside the weights.
 	Tokenizer *text.Tokenizer `json:"-"`
@@ -261,7 +264,7 @@ func (o Options) complete() Options {
 			otherwise(&o.TensorSize, o.World.LocalSize)
 		}
 	}
-	if o.processes() > 1 {
+	if o.processes() > 1 || o.OffloadOptimizer {
 		otherwise(&o.CheckpointFormat, FormatNative)
 	}
 	otherwise(&o.CheckpointFormat, FormatHF)

@@ -35,7 +35,8 @@ type runSpec struct {
 	Distributed         string
 	ShardSize           int
 	TensorSize          int
-	Keep                bool   // gathered weights
+	Keep                bool // gathered weights
+	Offload             bool
 	Checkpoints         string // folder
 	Every               int
 	Resume              bool
@@ -61,6 +62,7 @@ func (s runSpec) options() Options {
 	o := s.Options
 	o.Distributed, o.ShardSize, o.KeepGathered, o.Recompute = s.Distributed, s.ShardSize, s.Keep, s.Recompute
 	o.TensorSize = s.TensorSize
+	o.OffloadOptimizer = s.Offload
 	o.CheckpointPath, o.CheckpointSteps, o.Resume = s.Checkpoints, s.Every, s.Resume
 	return o
 }
@@ -294,6 +296,7 @@ func succeedIn(t testing.TB, s runSpec, n int) result {
 // alone runs s in this process, with batches of all n processes' rows.
 func alone(t testing.TB, s runSpec, n int) result {
 	t.Helper()
+	s.Offload = false
 	s.Distributed, s.TensorSize, s.Checkpoints, s.Every, s.Resume = None, 0, "", 0, false
 	s.Options.BatchSize *= n
 	r, err := s.run(nil)

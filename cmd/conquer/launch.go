@@ -49,6 +49,7 @@ func (f *worldFlags) declare(flags *pflag.FlagSet, o *train.Options) {
 	flags.IntVar(&o.ShardSize, "hsdp_size", 0, "with hsdp, how many processes divide the weights among them (default: those of a machine)")
 	flags.IntVar(&o.TensorSize, "tp_size", 0, "with tp, ddp and fsdp, how many processes divide each layer among them and take the same samples (default: with tp those of a machine, otherwise none)")
 	flags.BoolVar(&o.KeepGathered, "keep_gathered", false, "with fsdp and hsdp, keep weights whole from the forward to the backward pass: faster, for more memory")
+	flags.BoolVar(&o.OffloadOptimizer, "offload_optimizer", false, "with fsdp and hsdp, keep the optimizer's state in the host's memory and take its steps there: 16 bytes a weight less on the GPUs together, for slower steps")
 	flags.StringVar(&o.ReduceDType, "reduce_dtype", "float32", "`type` in which processes sum gradients: float32, or same for the weights' own")
 	flags.IntVar(&f.restarts, "max_restarts", 0, "with --nproc, how often to begin again from the last checkpoint when a process fails")
 }
