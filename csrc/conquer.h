@@ -180,13 +180,10 @@ int cq_add_rms_norm_reference(cq_tensor x, cq_tensor residual, cq_tensor weight,
                               cq_tensor *out_norm);
 
 /* Rotary position embedding in the half-split convention of Hugging Face, and the transposition to attention's layout:
- * q [B,L,H,P] and k [B,L,K,P] (views will do) become contiguous [B,H,L,P] and [B,K,L,P]. cos and sin are float32
- * [B or 1, L, R/2], one entry for each angle (not Hugging Face's doubled table); the first R <= P elements of a head
- * turn, the rest passes. Computed in float32 and rounded once. cos and sin get no gradient. */
-int cq_rope(cq_tensor q, cq_tensor k, cq_tensor cos, cq_tensor sin, cq_tensor *q_out, cq_tensor *k_out);
-int cq_rope_reference(cq_tensor q, cq_tensor k, cq_tensor cos, cq_tensor sin, cq_tensor *q_out, cq_tensor *k_out);
-/* The same from the result of a fused projection, qkv [B,L,(H+2K)P]; v_out [B,K,L,P] is v moved without turning. The
- * backward yields one gradient for qkv. */
+ * the heads of a fused projection qkv [B,L,(H+2K)P] become contiguous [B,H,L,P], [B,K,L,P] and [B,K,L,P], where those
+ * of v are moved without turning. cos and sin are float32 [B or 1, L, R/2], one entry for each angle (not Hugging
+ * Face's doubled table); the first R <= P elements of a head turn, the rest passes. Computed in float32 and rounded
+ * once. The backward yields one gradient for qkv; cos and sin get none. */
 int cq_rope_qkv(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_tensor cos, cq_tensor sin, cq_tensor *q_out,
                 cq_tensor *k_out, cq_tensor *v_out);
 int cq_rope_qkv_reference(cq_tensor qkv, int64_t heads, int64_t kv_heads, cq_tensor cos, cq_tensor sin,
@@ -382,8 +379,6 @@ typedef struct {
 int cq_cuda_describe(int device, cq_cuda_info *info);
 int cq_cuda_reset_peak(int device);
 int cq_cuda_synchronize(int device);
-/* Returns cached blocks to the driver. */
-int cq_cuda_empty_cache(void);
 
 /* A stretch of work recorded once and replayed: a CUDA graph. Between cq_graph_begin and cq_graph_end the calling
  * thread's operations on `device` are recorded instead of run; what they allocate comes from memory that all graphs of

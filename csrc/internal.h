@@ -55,7 +55,6 @@ struct CudaTable {
   int (*describe)(int, cq_cuda_info *);
   int (*reset_peak)(int);
   int (*synchronize)(int);
-  int (*empty_cache)();
   int (*device_count)();
   int (*graph_begin)(int, cq_graph **);
   int (*graph_end)(cq_graph *);

@@ -43,7 +43,9 @@ struct Wanted {
 
 Head head_reference(const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor &labels,
                     const Wanted &wanted) {
-  at::Tensor logits = at::linear(hidden, weight).to(at::kFloat);
+  at::Tensor logits = at::linear(hidden, weight);
+  if (logits.scalar_type() != at::kDouble)
+    logits = logits.to(at::kFloat);
   at::Tensor nll = at::cross_entropy_loss(logits, labels, {}, at::Reduction::None, ignored), loss = nll;
   if (!wanted.plain()) {
     at::Tensor smooth =

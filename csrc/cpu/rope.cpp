@@ -1,9 +1,9 @@
-// rope.cpp: cq_rope and cq_rope_qkv.
+// rope.cpp: cq_rope_qkv.
 //
 // Attention wants [B,H,L,P]; a projection leaves [B,L,H,P]. Turning reads and writes every element anyway, so it writes
-// them where attention wants them, and the transposition costs nothing of its own. The fused form goes one further: its
-// backward writes the three gradients straight into one [B,L,(H+2K)P] tensor, where slicing the projection's result by
-// autograd would fill three with zeros and add them up.
+// them where attention wants them, and the transposition costs nothing of its own. The backward
+// writes the three gradients straight into one [B,L,(H+2K)P] tensor, where slicing the projection's result by autograd
+// would fill three with zeros and add them up.
 #include "cpu.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -61,27 +61,6 @@ void rotate_back(const at::Tensor &grad, const at::Tensor &cos, const at::Tensor
   else
     into.zero_();
 }
-
-class Rope : public torch::autograd::Function<Rope> {
-public:
-  static variable_list forward(AutogradContext *ctx, const at::Tensor &q, const at::Tensor &k, const at::Tensor &cos,
-                               const at::Tensor &sin) {
-    ctx->save_for_backward({cos, sin});
-    ctx->set_materialize_grads(false);
-    return {rotated(q, cos, sin), rotated(k, cos, sin)};
-  }
-  static variable_list backward(AutogradContext *ctx, variable_list grads) {
-    auto saved = ctx->get_saved_variables();
-    variable_list result(4);
-    for (int i = 0; i < 2; i++)
-      if (grads[i].defined() && ctx->needs_input_grad(i)) {
-        const at::Tensor &g = grads[i];
-        result[i] = at::empty({g.size(0), g.size(2), g.size(1), g.size(3)}, g.options());
-        rotate_back(g, saved[0], saved[1], result[i]);
-      }
-    return result;
-  }
-};
 
 // The three parts of qkv [B,L,(H+2K)P], each [B,L,N,P].
 std::array<at::Tensor, 3> parts_of(const at::Tensor &qkv, int64_t H, int64_t K, int64_t P) {
@@ -165,30 +144,6 @@ using namespace conquer;
 static int rope_reference(const at::Tensor &q, const at::Tensor &k, const at::Tensor &cos, const at::Tensor &sin,
                           cq_tensor *q_out, cq_tensor *k_out) {
   return give_all({{q_out, rotate_reference(q, cos, sin)}, {k_out, rotate_reference(k, cos, sin)}});
-}
-
-int cq_rope(cq_tensor q, cq_tensor k, cq_tensor cos, cq_tensor sin, cq_tensor *q_out, cq_tensor *k_out) {
-  return guarded([&] {
-    RECORD_USER_SCOPE("conquer::rope");
-    const at::Tensor query = tensor_of(q), key = tensor_of(k), c = tensor_of(cos), s = tensor_of(sin);
-    TORCH_CHECK(query.dim() == 4 && key.dim() == 4, "rope: q and k must be [B,L,heads,P], not ", query.sizes(), " and ",
-                key.sizes());
-    check_table(c, s, query.size(0), query.size(1), query.size(3));
-    check_table(c, s, key.size(0), key.size(1), key.size(3));
-    if (!query.is_cpu() || !has_kernel_type(query) || !has_kernel_type(key))
-      return rope_reference(query, key, c, s, q_out, k_out);
-    if (records_grad(query, key)) {
-      auto both = Rope::apply(query, key, c.contiguous(), s.contiguous());
-      return give_all({{q_out, both[0]}, {k_out, both[1]}});
-    }
-    return give_all({{q_out, rotated(query, c.contiguous(), s.contiguous())},
-                     {k_out, rotated(key, c.contiguous(), s.contiguous())}});
-  });
-}
-
-int cq_rope_reference(cq_tensor q, cq_tensor k, cq_tensor cos, cq_tensor sin, cq_tensor *q_out, cq_tensor *k_out) {
-  return guarded(
-      [&] { return rope_reference(tensor_of(q), tensor_of(k), tensor_of(cos), tensor_of(sin), q_out, k_out); });
 }
 
 static int rope_qkv_reference(const at::Tensor &qkv, int64_t H, int64_t K, const at::Tensor &cos, const at::Tensor &sin,

@@ -69,13 +69,6 @@ int synchronize(int device) {
   });
 }
 
-int empty_cache() {
-  return guarded([&] {
-    c10::cuda::CUDACachingAllocator::emptyCache();
-    return 0;
-  });
-}
-
 } // namespace
 
 namespace conquer {
@@ -85,7 +78,7 @@ void fill_nccl(CudaTable &);   // nccl.cpp
 } // namespace conquer
 
 extern "C" void cq_cuda_fill_table(CudaTable *table) {
-  *table = CudaTable{describe, reset_peak, synchronize, empty_cache, device_count};
+  *table = CudaTable{describe, reset_peak, synchronize, device_count};
   fill_graph(*table);
   fill_upload(*table);
   fill_nccl(*table);

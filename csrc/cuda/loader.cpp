@@ -97,7 +97,6 @@ static int need_cuda() { return loaded ? 0 : fail("CUDA was not loaded"); }
 int cq_cuda_describe(int device, cq_cuda_info *info) { return need_cuda() || table.describe(device, info); }
 int cq_cuda_reset_peak(int device) { return need_cuda() || table.reset_peak(device); }
 int cq_cuda_synchronize(int device) { return need_cuda() || table.synchronize(device); }
-int cq_cuda_empty_cache(void) { return need_cuda() || table.empty_cache(); }
 
 int cq_graph_begin(int device, cq_graph **out) { return need_cuda() || table.graph_begin(device, out); }
 int cq_graph_end(cq_graph *graph) { return table.graph_end(graph); }

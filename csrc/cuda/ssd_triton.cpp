@@ -99,8 +99,8 @@ struct Plan {
     processors = triton::processors();
     mask = power_of_two(p) != p || power_of_two(n) != n || x.stride(1) % 16 || x.stride(0) % 16 || b.stride(1) % 16 ||
            b.stride(0) % 16 || c.stride(1) % 16 || c.stride(0) % 16;
-    // scan_hopper takes a processor for itself, and is compiled for Hopper GPUs and the shape of Mamba-2's layers alone; of
-    // scan and the backward's kernels a processor holds two programs.
+    // scan_hopper takes a processor for itself, and is compiled for Hopper GPUs and the shape of Mamba-2's layers
+    // alone; of scan and the backward's kernels a processor holds two programs.
     hopper = !mask && block == hopper_block && triton::has(hopper_scan(true));
     programs = (hopper && !keep ? 1 : 2) * processors;
     if (o.window > 0) {
@@ -229,13 +229,17 @@ void forward(const ScanInput &in, const ScanOptions &o, at::Tensor &y, at::Tenso
   Arguments args;
   if (s.hopper) {
     auto boxes = [&](const at::Tensor &t) {
-      return Boxes{t, {s.batch, s.length, t.size(2) * t.size(3)},
-                   {s.batch > 1 ? t.stride(0) : s.length * t.stride(1), t.stride(1)}, s.block};
+      return Boxes{t,
+                   {s.batch, s.length, t.size(2) * t.size(3)},
+                   {s.batch > 1 ? t.stride(0) : s.length * t.stride(1), t.stride(1)},
+                   s.block};
     };
     int64_t rows = s.batch * s.heads, items = rows * segments;
     args << boxes(s.x) << boxes(s.b) << boxes(s.c) << boxes(y)
-         << Boxes{w.cb, {s.batch * s.groups, s.blocks * s.block, s.block},
-                  {s.blocks * s.block * s.block, s.block}, s.block}
+         << Boxes{w.cb,
+                  {s.batch * s.groups, s.blocks * s.block, s.block},
+                  {s.blocks * s.block * s.block, s.block},
+                  s.block}
          << ptr(w.sums) << ptr(w.columns) << ptr(w.enter) << ptr(w.weight) << ptr(w.entry) << ptr(s.d) << ptr(s.seg)
          << ptr(final_state) << s.length << s.heads << s.per_group << s.blocks << rows << s.scan_span << segments
          << s.segments << s.ratio;

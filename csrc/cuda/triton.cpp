@@ -53,9 +53,9 @@ Arguments &Arguments::operator<<(const Boxes &b) {
              strides[] = {size(b.strides[1] * 2), size(b.strides[0] * 2)}; // in bytes
   cuuint32_t box[] = {64, static_cast<cuuint32_t>(b.rows), 1}, steps[] = {1, 1, 1};
   maps.emplace_back();
-  CUresult code = encoder()(&maps.back(), type, 3, b.tensor.data_ptr(), shape, strides, box, steps,
-                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                            CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  CUresult code =
+      encoder()(&maps.back(), type, 3, b.tensor.data_ptr(), shape, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   TORCH_CHECK(code == CUDA_SUCCESS, "the NVIDIA driver refuses a tensor map of [", b.shape[0], ",", b.shape[1], ",",
               b.shape[2], "] (error ", static_cast<int>(code), ")");
   order.push_back(&maps.back());

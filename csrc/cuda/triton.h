@@ -13,16 +13,16 @@
 
 namespace conquer::triton {
 
-// A tensor that the copy engine reads or writes box by box: [first, second, third] with the last dimension contiguous, the
-// other two strides (in elements) multiples of 16 bytes; boxes of [1, rows, 64]: wider ones are copied 64 columns at a time,
-// each laid out with a swizzle of 128 bytes, as the kernel's own layout of them says.
+// A tensor that the copy engine reads or writes box by box: [first, second, third] with the last dimension contiguous,
+// the other two strides (in elements) multiples of 16 bytes; boxes of [1, rows, 64]: wider ones are copied 64 columns
+// at a time, each laid out with a swizzle of 128 bytes, as the kernel's own layout of them says.
 struct Boxes {
   const at::Tensor &tensor; // bfloat16 or float16
   int64_t shape[3], strides[2], rows;
 };
 
-// A variant's arguments in the order of the kernel's signature: device pointers, 32-bit integers, floats and boxes. Triton
-// appends two scratch pointers, which these kernels do not use.
+// A variant's arguments in the order of the kernel's signature: device pointers, 32-bit integers, floats and boxes.
+// Triton appends two scratch pointers, which these kernels do not use.
 class Arguments {
 public:
   Arguments &operator<<(const Boxes &b);

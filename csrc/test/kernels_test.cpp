@@ -168,25 +168,6 @@ void check_rope() {
             auto angle = at::rand({TB, L, R / 2}) * 6;
             auto cos = angle.cos(), sin = angle.sin();
             auto qkv = at::randn({B, L, (H + 2 * K) * P}).to(type);
-            auto split = [H = H, K = K, P = P](at::Tensor x) {
-              auto heads = x.unflatten(-1, {H + 2 * K, P});
-              return std::pair{heads.narrow(2, 0, H), heads.narrow(2, H, K)};
-            };
-            check_op(
-                "rope", {qkv},
-                [&](auto &in) {
-                  auto [q, k] = split(in[0]);
-                  return call(2, [&, q = q, k = k](cq_tensor *o) {
-                    return cq_rope(Arg{q}, Arg{k}, Arg{cos}, Arg{sin}, o, o + 1);
-                  });
-                },
-                [&](auto &in) {
-                  auto [q, k] = split(in[0]);
-                  return call(2, [&, q = q, k = k](cq_tensor *o) {
-                    return cq_rope_reference(Arg{q}, Arg{k}, Arg{cos}, Arg{sin}, o, o + 1);
-                  });
-                },
-                tolerance(type, 1e-6) / 2, true);
             check_op(
                 "rope_qkv", {qkv},
                 [&, H = H, K = K](auto &in) {
