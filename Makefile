@@ -60,7 +60,7 @@ test-gpu: build ## the tests that need a GPU; without one each says that it was 
 	@$(BUILD)/csrc_gpu_test
 	@$(GO) test -count 1 -v -run GPU -ldflags '-r $(TESTPATH)' ./cmd/conquer ./torch/dist
 
-demo: build ## tunes SmolLM2-135M on examples/lighthouse and exports it: a few minutes on 2 cores
+demo: build ## tunes SmolLM2-135M on examples/lighthouse and exports it: a minute on 2 cores, once all is built
 	@tools/demo.sh $(BUILD)/bin/conquer
 
 experiment: build ## trains a small Bamba, compares the chunking strategies, draws a report: under 10 minutes on 2 cores
