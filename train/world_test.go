@@ -351,6 +351,7 @@ func TestEveryStrategyLearnsWhatOneProcessLearns(t *testing.T) {
 		"fsdp 4 bamba":        {4, func(s *runSpec) { s.Distributed, s.Architecture = FSDP, "bamba" }},
 		"fsdp 2 llama untied": {2, func(s *runSpec) { s.Distributed, s.Tied, s.Keep = FSDP, false, true }},
 		"hsdp 4 llama":        {4, func(s *runSpec) { s.Distributed, s.ShardSize = HSDP, 2 }},
+		"hsdp 4 bamba untied": {4, func(s *runSpec) { s.Distributed, s.ShardSize, s.Architecture, s.Tied = HSDP, 2, "bamba", false }},
 		"ddp 2 llama LoRA":    {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = DDP, lora() }},
 		"mp 2 llama":          {2, func(s *runSpec) { s.Distributed, s.Options.Accumulate = MP, 4 }},
 		"mp 4 bamba untied": {4, func(s *runSpec) {
