@@ -34,9 +34,8 @@ def by_kernel(f):
     return {e.key[:24]: round(e.self_device_time_total / 5, 1) for e in p.key_averages() if e.self_device_time_total > 5}
 
 
-def mamba():
+def mamba():  # PYTHONPATH names the folder that holds mamba_ssm
     try:
-        sys.path.insert(0, ".probe/mamba")
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
         return mamba_chunk_scan_combined
     except Exception as e:
