@@ -27,11 +27,11 @@ type Bamba struct {
 
 // Block is a state-space layer or attention, then a feed-forward layer, each after a normalization and added to its input.
 type Block struct {
-	MixerNorm *nn.RMSNorm `weight:"input_layernorm"`
-	Mixer     *Mixer      `weight:"mamba"`     // nil in an attention layer
-	Attention *Attention  `weight:"self_attn"` // nil in a state-space layer
-	MLPNorm   *nn.RMSNorm `weight:"pre_ff_layernorm"`
-	MLP       *nn.SwiGLU  `weight:"feed_forward"`
+	MixerNorm *nn.RMSNorm      `weight:"input_layernorm"`
+	Mixer     *Mixer           `weight:"mamba"`     // nil in an attention layer
+	Attention *model.Attention `weight:"self_attn"` // nil in a state-space layer
+	MLPNorm   *nn.RMSNorm      `weight:"pre_ff_layernorm"`
+	MLP       *nn.SwiGLU       `weight:"feed_forward"`
 }
 
 // Forward maps x [B,L,D] to [B,L,D].
@@ -42,26 +42,6 @@ func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCach
 		x = b.Attention.ForwardAdd(b.MixerNorm, x, pass, layer)
 	}
 	return b.MLP.ForwardAdd(b.MLPNorm, x)
-}
-
-// Attention is attention with grouped queries, H query heads sharing K key and value heads of P dimensions, of which only
-// the first are turned by position.
-type Attention struct {
-	QKV    *nn.Linear `weight:"q_proj+k_proj+v_proj"`
-	Output *nn.Linear `weight:"o_proj"`
-
-	headDim, share int // P, H/K
-}
-
-// Sizes are the layer's H, K and P.
-func (a *Attention) Sizes() (heads, keyHeads, headDim int) {
-	keyHeads = a.QKV.Weight.Local()[0] / a.headDim / (a.share + 2)
-	return keyHeads * a.share, keyHeads, a.headDim
-}
-
-// ForwardAdd is x plus the attention of x normalized by n, all [B,L,D].
-func (a *Attention) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	return a.Output.ForwardAdd(pass.Attend(a.QKV.ForwardNormed(n, x), a.headDim, a.share, layer), x)
 }
 
 // New makes a model without weights from a Hugging Face config of model_type "bamba".
@@ -91,11 +71,7 @@ func New(config model.Config) (model.Model, error) {
 			MLP:       nn.NewSwiGLU(h.width, h.inner, h.mlpBias),
 		}
 		if slices.Contains(h.attentionLayers, i) {
-			q, kv := h.heads*h.headDim, h.keyHeads*h.headDim
-			block.Attention = &Attention{
-				QKV: nn.NewLinear(h.width, h.attentionBias, q, kv, kv), Output: nn.NewLinear(q, h.attentionBias, h.width),
-				headDim: h.headDim, share: h.heads / h.keyHeads,
-			}
+			block.Attention = model.NewAttention(h.width, h.heads, h.keyHeads, h.headDim, h.attentionBias, h.attentionBias)
 		} else {
 			block.Mixer = newMixer(h.width, h.mixer, m.chunking)
 		}

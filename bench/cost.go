@@ -40,7 +40,7 @@ func passCost(m bamba.Chunked, length, before int) (bytes, flops int64) {
 			bytes, flops = bytes+b, flops+f
 		}
 	}
-	attention := func(a *bamba.Attention) {
+	attention := func(a *model.Attention) {
 		product(a.QKV)
 		product(a.Output)
 		queries := int64(a.Output.Weight.Shape[1])              // HP

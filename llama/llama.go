@@ -23,35 +23,16 @@ type Llama struct {
 
 // Block is attention, then a feed-forward layer, each after a normalization and added to its input.
 type Block struct {
-	AttentionNorm *nn.RMSNorm `weight:"input_layernorm"`
-	Attention     *Attention  `weight:"self_attn"`
-	MLPNorm       *nn.RMSNorm `weight:"post_attention_layernorm"`
-	MLP           *nn.SwiGLU  `weight:"mlp"`
+	AttentionNorm *nn.RMSNorm      `weight:"input_layernorm"`
+	Attention     *model.Attention `weight:"self_attn"`
+	MLPNorm       *nn.RMSNorm      `weight:"post_attention_layernorm"`
+	MLP           *nn.SwiGLU       `weight:"mlp"`
 }
 
 // Forward maps x [B,L,D] to [B,L,D].
 func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
 	x = b.Attention.ForwardAdd(b.AttentionNorm, x, pass, layer)
 	return b.MLP.ForwardAdd(b.MLPNorm, x)
-}
-
-// Attention is attention with grouped queries: H query heads share K key and value heads of P dimensions.
-type Attention struct {
-	QKV    *nn.Linear `weight:"q_proj+k_proj+v_proj"`
-	Output *nn.Linear `weight:"o_proj"`
-
-	headDim, share int // P, H/K
-}
-
-// Sizes are the layer's H, K and P.
-func (a *Attention) Sizes() (heads, keyHeads, headDim int) {
-	keyHeads = a.QKV.Weight.Local()[0] / a.headDim / (a.share + 2)
-	return keyHeads * a.share, keyHeads, a.headDim
-}
-
-// ForwardAdd is x plus the attention of x normalized by n, all [B,L,D].
-func (a *Attention) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	return a.Output.ForwardAdd(pass.Attend(a.QKV.ForwardNormed(n, x), a.headDim, a.share, layer), x)
 }
 
 // hyper is what the config says, read and checked.
@@ -85,15 +66,11 @@ func New(config model.Config) (model.Model, error) {
 		m.Output = nn.NewLinear(h.width, false, h.vocabulary)
 	}
 	for range h.layers {
-		q, kv := h.heads*h.headDim, h.keyHeads*h.headDim
 		m.Layers = append(m.Layers, &Block{
 			AttentionNorm: nn.NewRMSNorm(h.width, h.eps),
-			Attention: &Attention{
-				QKV: nn.NewLinear(h.width, h.qkvBias, q, kv, kv), Output: nn.NewLinear(q, h.outputBias, h.width),
-				headDim: h.headDim, share: h.heads / h.keyHeads,
-			},
-			MLPNorm: nn.NewRMSNorm(h.width, h.eps),
-			MLP:     nn.NewSwiGLU(h.width, h.inner, h.mlpBias),
+			Attention:     model.NewAttention(h.width, h.heads, h.keyHeads, h.headDim, h.qkvBias, h.outputBias),
+			MLPNorm:       nn.NewRMSNorm(h.width, h.eps),
+			MLP:           nn.NewSwiGLU(h.width, h.inner, h.mlpBias),
 		})
 	}
 	return m, nil

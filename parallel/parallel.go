@@ -15,7 +15,6 @@ import (
 	"fmt"
 
 	"conquer/bamba"
-	"conquer/llama"
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/dist"
@@ -60,10 +59,8 @@ func (d *Division) plan(m model.Model) (err error) {
 		switch l := layer.(type) {
 		case *nn.Embedding:
 			d.rows(l.Weight, d.each(one(l.Weight.Shape[0])))
-		case *llama.Attention:
-			err = d.attention(l.QKV, l.Output, l)
-		case *bamba.Attention:
-			err = d.attention(l.QKV, l.Output, l)
+		case *model.Attention:
+			err = d.attention(l)
 		case *bamba.Mixer:
 			err = d.mixer(l)
 		case *nn.SwiGLU:
@@ -113,16 +110,14 @@ func (d *Division) each(sections ...section) [][]nn.Section {
 }
 
 // attention divides a layer by its key and value heads, with the queries that share them.
-func (d *Division) attention(qkv, output *nn.Linear, l interface {
-	Sizes() (heads, keyHeads, headDim int)
-}) error {
+func (d *Division) attention(l *model.Attention) error {
 	heads, keyHeads, headDim := l.Sizes()
 	if keyHeads < d.Group.Size {
 		return fmt.Errorf("%d heads of keys and values cannot be divided over %d processes: choose %d or fewer", keyHeads, d.Group.Size, keyHeads)
 	}
 	queries, keys := headDim*heads/keyHeads, headDim*keyHeads
-	d.outputs(qkv, d.each(section{0, keyHeads, queries}, section{keyHeads * queries, keyHeads, headDim}, section{keyHeads*queries + keys, keyHeads, headDim}))
-	d.inputs(output, d.each(section{0, keyHeads, queries}))
+	d.outputs(l.QKV, d.each(section{0, keyHeads, queries}, section{keyHeads * queries, keyHeads, headDim}, section{keyHeads*queries + keys, keyHeads, headDim}))
+	d.inputs(l.Output, d.each(section{0, keyHeads, queries}))
 	return nil
 }
 

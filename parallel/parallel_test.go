@@ -15,6 +15,7 @@ import (
 
 	"conquer/checkpoint"
 	"conquer/generate"
+	_ "conquer/llama"
 	"conquer/model"
 	"conquer/parallel"
 	"conquer/torch"

@@ -3,6 +3,7 @@ package train
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"conquer/torch"
 	"conquer/torch/dist"
@@ -247,21 +248,12 @@ func (s *sharded) finish() {
 			first := s.shard.Rank * f.length
 			for _, v := range f.views {
 				if f.trained {
-					at := f.starts[indexOf(f.params, v.param)] + v.start - first
+					at := f.starts[slices.Index(f.params, v.param)] + v.start - first
 					torch.Scoped(func() { v.tensor.SetGrad(f.gradient.Narrow(0, at, v.tensor.Numel())) })
 				}
 			}
 		}
 	}
-}
-
-func indexOf(params []*nn.Param, p *nn.Param) int {
-	for i := range params {
-		if params[i] == p {
-			return i
-		}
-	}
-	return -1
 }
 
 // agree sums over the whole run. Ranks that hold the same part bring the same norm.

@@ -1,0 +1,33 @@
+package model
+
+import (
+	"conquer/torch"
+	"conquer/torch/nn"
+)
+
+// Attention is attention with grouped queries: H query heads share K key and value heads of P dimensions. The pass turns as
+// much of a head by its position as its rotary table is wide.
+type Attention struct {
+	QKV    *nn.Linear `weight:"q_proj+k_proj+v_proj"`
+	Output *nn.Linear `weight:"o_proj"`
+
+	headDim, share int // P, H/K
+}
+
+// NewAttention declares a layer of the given width and heads, with biases of its two products where they are asked for.
+func NewAttention(width, heads, keyHeads, headDim int, qkvBias, outputBias bool) *Attention {
+	q, kv := heads*headDim, keyHeads*headDim
+	return &Attention{QKV: nn.NewLinear(width, qkvBias, q, kv, kv), Output: nn.NewLinear(q, outputBias, width),
+		headDim: headDim, share: heads / keyHeads}
+}
+
+// Sizes are the layer's H, K and P: in a process that holds a part of the heads, of that part.
+func (a *Attention) Sizes() (heads, keyHeads, headDim int) {
+	keyHeads = a.QKV.Weight.Local()[0] / a.headDim / (a.share + 2)
+	return keyHeads * a.share, keyHeads, a.headDim
+}
+
+// ForwardAdd is x plus the attention of x normalized by n, all [B,L,D].
+func (a *Attention) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *Pass, layer *LayerCache) torch.Tensor {
+	return a.Output.ForwardAdd(pass.Attend(a.QKV.ForwardNormed(n, x), a.headDim, a.share, layer), x)
+}
