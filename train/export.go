@@ -44,33 +44,16 @@ func (t *Trainer) Export(dir string) error {
 	return t.Whole(func() error { return t.write(dir, nil) })
 }
 
-// Whole calls f on rank 0 while every process holds all of the model's weights, and returns what went wrong on any. All
+// Whole calls f on rank 0 while that process holds all of the model's weights, and returns what went wrong on any. All
 // processes of a run call it. What f does to the weights is lost where they are sharded.
 func (t *Trainer) Whole(f func() error) error {
 	return torch.Run(func() error {
-		s := t.net.strategy
-		units := len(t.net.blocks) + 2
-		for u := range units {
-			s.use(u, -1)
-		}
-		divided, _ := s.(*tensorParallel)
-		if divided != nil {
-			divided.division.Whole(t.options.rank() == 0)
-		}
-		stage, _ := s.(*pipeline)
-		if stage != nil {
-			stage.whole()
-		}
 		var err error
+		t.net.strategy.whole(t.options.rank())
 		if t.options.rank() == 0 {
 			err = f()
 		}
-		if divided != nil {
-			divided.division.Part()
-		}
-		if stage != nil {
-			stage.part()
-		}
+		t.net.strategy.part()
 		if world := t.options.World; world != nil && world.Size > 1 {
 			failed := 0.0
 			if err != nil {
@@ -80,9 +63,6 @@ func (t *Trainer) Whole(f func() error) error {
 			if world.All.Sums(failed)[0] > 0 && err == nil {
 				err = fmt.Errorf("rank 0 failed")
 			}
-		}
-		for u := range units {
-			s.leave(u, false)
 		}
 		return err
 	})

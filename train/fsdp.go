@@ -284,6 +284,18 @@ func (s *sharded) updated() {
 	})
 }
 
+func (s *sharded) whole(int) {
+	for u := range s.units {
+		s.use(u, -1)
+	}
+}
+
+func (s *sharded) part() {
+	for u := range s.units {
+		s.leave(u, false)
+	}
+}
+
 func (s *sharded) pieces() (list []piece) {
 	for _, trained := range []bool{true, false} {
 		for _, unit := range s.units {

@@ -302,8 +302,7 @@ func (p *pipeline) pieces() (list []piece) {
 	return list
 }
 
-// whole gives rank 0 all weights; part takes them away again.
-func (p *pipeline) whole() {
+func (p *pipeline) whole(int) {
 	p.each(func(u int, param *nn.Param) {
 		t := param.Detach()
 		if p.isFirst() {

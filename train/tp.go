@@ -124,6 +124,16 @@ func (t *tensorParallel) agree(sums []float64, norm float64) ([]float64, float64
 	return sums, math.Sqrt(max(0, squares))
 }
 
+func (t *tensorParallel) whole(rank int) {
+	t.strategy.whole(rank)
+	t.division.Whole(rank == 0)
+}
+
+func (t *tensorParallel) part() {
+	t.division.Part()
+	t.strategy.part()
+}
+
 func elementsOf(shape []int) int {
 	n := 1
 	for _, size := range shape {
