@@ -3,9 +3,9 @@ package train
 import (
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 
-	_ "conquer/bamba"
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/nn"
@@ -138,6 +138,80 @@ func TestAPlanOfManyDevicesSharesWhatTheStrategyShares(t *testing.T) {
 		spoil(&o, &c)
 		if _, err := Plans(m, o, c); err == nil {
 			t.Errorf("a spoiled %s was planned with", name)
+		}
+	}
+}
+
+// plannedSpec is a run of the model that plans are held to.
+func plannedSpec() runSpec {
+	return runSpec{Architecture: "planned llama", DType: "float32", Distributed: FSDP,
+		Options: Options{Steps: 2, BatchSize: 1, SequenceLength: 128, Rate: 1e-4, Pack: true}}
+}
+
+// besidePlan runs s in a world of n processes, and plans it.
+func (s runSpec) besidePlan(t *testing.T, n int) (result, Plan) {
+	t.Helper()
+	dtype, err := torch.ParseDType(s.DType)
+	if err != nil {
+		t.Fatal(err)
+	}
+	perHost := n
+	if s.Distributed == HSDP {
+		perHost = s.ShardSize
+	}
+	o := s.Options
+	plans, err := Plans(plannedModel(t, strings.TrimPrefix(s.Architecture, "planned "), s.Tied),
+		PlanOptions{BatchSize: o.BatchSize, SequenceLength: o.SequenceLength, Accumulate: o.Accumulate, DType: dtype,
+			Recompute: s.Recompute, LoRA: o.LoRA, HeadOnly: o.HeadOnly, TensorSize: s.TensorSize},
+		Machine{GPUs: n, PerHost: perHost, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := s.Distributed
+	if s.TensorSize > 0 && name != TP {
+		name += "+" + TP
+	}
+	for _, plan := range plans {
+		if plan.Strategy == name {
+			return succeedIn(t, s, n), plan
+		}
+	}
+	t.Fatalf("there is no plan for %s", s.Distributed)
+	return result{}, Plan{}
+}
+
+// What a plan says about several processes is what each of them holds, within a tenth: between two steps, its part of the weights,
+// of the optimizer's state and, where they are sharded, of the gradients; and at most, with what comes and goes.
+func TestThePlanOfManyProcessesIsWhatEachHolds(t *testing.T) {
+	for what, c := range map[string]struct {
+		world  int
+		change func(*runSpec)
+	}{
+		"fsdp 2":                {2, func(s *runSpec) {}},
+		"fsdp 4 tied":           {4, func(s *runSpec) { s.Tied = true }},
+		"fsdp 2 bamba bfloat16": {2, func(s *runSpec) { s.Architecture, s.DType = "planned bamba", "bfloat16" }},
+		"ddp 2 bfloat16":        {2, func(s *runSpec) { s.Distributed, s.DType = DDP, "bfloat16" }},
+		"hsdp 4 recomputed":     {4, func(s *runSpec) { s.Distributed, s.ShardSize, s.Recompute = HSDP, 2, RecomputeBlock }},
+		"tp 4 bfloat16":         {4, func(s *runSpec) { s.Distributed, s.TensorSize, s.DType = TP, 4, "bfloat16" }},
+		"tp 2 bamba recomputed": {2, func(s *runSpec) {
+			s.Distributed, s.TensorSize, s.Architecture, s.Recompute = TP, 2, "planned bamba", RecomputeBlock
+		}},
+		"tp 2 tied, accumulated": {2, func(s *runSpec) { s.Distributed, s.TensorSize, s.Tied, s.Options.Accumulate = TP, 2, true, 2 }},
+		"fsdp and tp 2x2":        {4, func(s *runSpec) { s.TensorSize = 2 }},
+	} {
+		s := plannedSpec()
+		c.change(&s)
+		r, plan := s.besidePlan(t, c.world)
+		planned := plan.Weights + plan.Optimizer
+		if s.Distributed == FSDP || s.Distributed == HSDP {
+			planned += plan.Gradients
+		}
+		t.Logf("%s: %.1f MB between steps, planned %.1f MB; at most %.1f MB, planned %.1f MB", what, r.Held/1e6, planned/1e6, r.Peak/1e6, plan.Peak/1e6)
+		if math.Abs(planned/r.Held-1) > 0.1 {
+			t.Errorf("%s: between steps each process holds %.2f MB, the plan says %.2f MB", what, r.Held/1e6, planned/1e6)
+		}
+		if math.Abs(plan.Peak/r.Peak-1) > 0.1 {
+			t.Errorf("%s: each process holds %.2f MB at most, the plan says %.2f MB", what, r.Peak/1e6, plan.Peak/1e6)
 		}
 	}
 }
