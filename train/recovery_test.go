@@ -90,6 +90,33 @@ func TestARunGoesOnInAnotherWorld(t *testing.T) {
 	}
 }
 
+// What two processes wrote that divided the layers, two others go on from that shard them, to the losses that the first would
+// have gone on to.
+func TestDividedLayersGoOnSharded(t *testing.T) {
+	for _, dtype := range []string{"float32", "bfloat16"} {
+		const rows = 4
+		s := spec()
+		s.DType, s.Checkpoints, s.Resume, s.Options.BatchSize = dtype, filepath.Join(t.TempDir(), "c"), true, rows
+		s.goOn(t, leg{world: 2, strategy: TP, size: 2, stop: 7}, rows)
+		divided := s
+		divided.Distributed, divided.TensorSize, divided.Checkpoints = TP, 2, filepath.Join(t.TempDir(), "copy")
+		if err := os.CopyFS(divided.Checkpoints, os.DirFS(s.Checkpoints)); err != nil {
+			t.Fatal(err)
+		}
+		s.Distributed, s.Options.BatchSize = FSDP, rows/2
+		got, want := succeedIn(t, s, 2), succeedIn(t, divided, 2)
+		if got.First != 7 || want.First != 7 {
+			t.Fatalf("the runs went on after steps %d and %d, want 7", got.First, want.First)
+		}
+		tolerance := 2e-4
+		if dtype == "bfloat16" {
+			tolerance = 0.03
+		}
+		got.First = 0 // what is compared begins there
+		same(t, dtype, got, want, tolerance)
+	}
+}
+
 func TestKillingAllRanksAtAnyMomentLeavesACheckpointThatResumes(t *testing.T) {
 	s := spec()
 	s.Options.Steps, s.Every, s.Resume, s.Checkpoints, s.Distributed = 80, 1, true, filepath.Join(t.TempDir(), "c"), FSDP
