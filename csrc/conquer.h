@@ -173,11 +173,6 @@ int cq_norm_linear_swiglu(cq_tensor x, cq_tensor norm, double eps, cq_tensor wei
 /* x [..., D] scaled to a root mean square of one, times weight [D]; rounded as Hugging Face's LlamaRMSNorm does. */
 int cq_rms_norm(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out);
 int cq_rms_norm_reference(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out);
-/* out_sum = x + residual, out_norm = rms_norm(out_sum), in one pass. */
-int cq_add_rms_norm(cq_tensor x, cq_tensor residual, cq_tensor weight, double eps, cq_tensor *out_sum,
-                    cq_tensor *out_norm);
-int cq_add_rms_norm_reference(cq_tensor x, cq_tensor residual, cq_tensor weight, double eps, cq_tensor *out_sum,
-                              cq_tensor *out_norm);
 
 /* Rotary position embedding in the half-split convention of Hugging Face, and the transposition to attention's layout:
  * the heads of a fused projection qkv [B,L,(H+2K)P] become contiguous [B,H,L,P], [B,K,L,P] and [B,K,L,P], where those

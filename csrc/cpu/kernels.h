@@ -82,10 +82,9 @@ template <class T> struct Kernels {
   // Rounds n elements.
   void (*round)(const float *x, int64_t n, T *y);
   // See norm.inl, swiglu.inl and rope.inl.
-  void (*rms_norm)(const T *x, const T *residual, const T *weight, float eps, int64_t rows, int64_t depth, T *total,
-                   T *y, float *rstd);
-  void (*rms_norm_backward)(const T *dy, const T *dtotal, const T *x, const T *weight, const float *rstd, int64_t rows,
-                            int64_t depth, T *dx, float *dweight);
+  void (*rms_norm)(const T *x, const T *weight, float eps, int64_t rows, int64_t depth, T *y, float *rstd);
+  void (*rms_norm_backward)(const T *dy, const T *x, const T *weight, const float *rstd, int64_t rows, int64_t depth,
+                            T *dx, float *dweight);
   void (*swiglu)(const T *x, int64_t rows, int64_t width, T *y);
   void (*swiglu_backward)(const T *dy, const T *x, int64_t rows, int64_t width, T *dx);
   void (*rotate)(const T *x, int64_t x_stride, int64_t heads, int64_t width, const float *cos, const float *sin,

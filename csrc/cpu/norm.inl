@@ -4,44 +4,29 @@
 // Two passes over a row that the first pass leaves in the first-level cache: memory sees one read and one write. The
 // backward reads dy and x once from memory and writes dx; dweight stays in the cache as `depth` floats for each thread.
 
-// If residual is not null, x + residual is rounded to T, kept in `total`, and normalized in place of x.
 template <class T>
-void rms_norm(const T *x, const T *residual, const T *weight, float eps, int64_t rows, int64_t depth, T *total, T *y,
-              float *rstd) {
+void rms_norm(const T *x, const T *weight, float eps, int64_t rows, int64_t depth, T *y, float *rstd) {
   for (int64_t r = 0; r < rows; r++, x += depth, y += depth) {
     Vec squares = {};
-    if (residual) {
-      for_vectors(depth, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
-        Vec v = rounded_as<T>(load_some(x + d, n) + load_some(residual + d, n));
-        store_some(total + d, v, n);
-        squares = fma(v, v, squares);
-      });
-    } else {
-      for_vectors(depth, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
-        Vec v = load_some(x + d, n);
-        squares = fma(v, v, squares);
-      });
-    }
-    const float scale = 1.f / std::sqrt(sum(squares) / float(depth) + eps);
-    const T *source = residual ? total : x;
     for_vectors(depth, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
-      Vec v = rounded_as<T>(load_some(source + d, n) * scale);
+      Vec v = load_some(x + d, n);
+      squares = fma(v, v, squares);
+    });
+    const float scale = 1.f / std::sqrt(sum(squares) / float(depth) + eps);
+    for_vectors(depth, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
+      Vec v = rounded_as<T>(load_some(x + d, n) * scale);
       store_some(y + d, v * load_some(weight + d, n), n);
     });
     if (rstd)
       rstd[r] = scale;
-    if (residual) {
-      residual += depth;
-      total += depth;
-    }
   }
 }
 
 // With h = x * rstd and g = dy * weight: dx = rstd * (g - h * mean(g * h)), dweight = sum over rows of dy * h.
-// dtotal (or null) is a gradient that reached x beside the norm, added to dx; dweight (or null) is accumulated.
+// dweight (or null) is accumulated.
 template <class T>
-void rms_norm_backward(const T *dy, const T *dtotal, const T *x, const T *weight, const float *rstd, int64_t rows,
-                       int64_t depth, T *dx, float *dweight) {
+void rms_norm_backward(const T *dy, const T *x, const T *weight, const float *rstd, int64_t rows, int64_t depth, T *dx,
+                       float *dweight) {
   for (int64_t r = 0; r < rows; r++, x += depth, dy += depth, dx += depth) {
     const float scale = rstd[r];
     Vec products = {};
@@ -54,12 +39,7 @@ void rms_norm_backward(const T *dy, const T *dtotal, const T *x, const T *weight
     const float mean = sum(products) / float(depth);
     for_vectors(depth, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
       Vec h = load_some(x + d, n) * scale, g = load_some(dy + d, n) * load_some(weight + d, n);
-      Vec grad = (g - h * mean) * scale;
-      if (dtotal)
-        grad += load_some(dtotal + d, n);
-      store_some(dx + d, grad, n);
+      store_some(dx + d, (g - h * mean) * scale, n);
     });
-    if (dtotal)
-      dtotal += depth;
   }
 }

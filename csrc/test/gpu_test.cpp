@@ -77,20 +77,6 @@ void norms(at::ScalarType type) {
         return call(1, [&](cq_tensor *out) { return cq_rms_norm(x, w, 1e-5, out); });
       },
       [](auto &t) { return std::vector<at::Tensor>{normalized(t[0], t[1])}; }, maybe());
-  for (auto &t : in)
-    t = t.detach().clone();
-  in.push_back(random({rows, width}, type));
-  compare(
-      "add_rms_norm", in,
-      [](auto &t) {
-        Arg x{t[0]}, w{t[1]}, r{t[2]};
-        return call(2, [&](cq_tensor *out) { return cq_add_rms_norm(x, r, w, 1e-5, out, out + 1); });
-      },
-      [](auto &t) {
-        at::Tensor total = t[0] + t[2];
-        return std::vector<at::Tensor>{total, normalized(total, t[1])};
-      },
-      maybe());
 }
 
 at::Tensor turned(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin) {
