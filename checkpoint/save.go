@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -83,18 +82,6 @@ func saveFolder(dir string, fill func(stage string) error) error {
 		return explain(dir, syncFolder(filepath.Dir(dir)))
 	}
 	return explain(dir, os.RemoveAll(stage.Name()))
-}
-
-// WriteTensors makes or replaces one safetensors file with every tensor of source, in one step as [WriteFile] does: for
-// adapters, optimizer states and whatever else is no model by itself. One tensor is in memory at a time.
-func WriteTensors(path string, source Source) error {
-	shards, err := plan(source, Options{ShardBytes: math.MaxInt})
-	if err != nil {
-		return explain(path, err)
-	}
-	return WriteFile(path, func(w io.Writer) error {
-		return torch.Run(func() error { return writeSafetensors(w, source, shards[0]) })
-	})
 }
 
 // openStage makes the empty folder that a save is written to, and reports whether dir existed: beside dir if not, inside

@@ -393,23 +393,6 @@ func TestAKillWhileSavingLeavesAWholeModel(t *testing.T) {
 	}
 }
 
-func TestOneFileOfTensorsIsWrittenWhole(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "adapter_model.safetensors")
-	for range 2 {
-		if err := WriteTensors(path, someTensors()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	broken := someTensors()
-	broken.fail = errors.New("the source broke")
-	wantError(t, WriteTensors(path, broken), path, "the source broke")
-	wantError(t, WriteTensors(path, someTensors().add("flag", torch.Bool, 3)), path, `"flag"`, "twice")
-	wantSame(t, mustOpen(t, path), someTensors())
-	if left := entries(t, filepath.Dir(path)); len(left) != 1 {
-		t.Errorf("left behind: %v", left)
-	}
-}
-
 func TestTheIndexIsAsHuggingFaceWritesIt(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "m")
 	if err := Save(dir, someTensors(), Options{ShardBytes: 60}); err != nil {

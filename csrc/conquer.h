@@ -289,7 +289,6 @@ int cq_store_set(cq_store *store, const char *key, const void *data, size_t byte
 /* Waits up to `seconds` for the key; the caller frees *data with free. */
 int cq_store_get(cq_store *store, const char *key, double seconds, void **data, size_t *bytes);
 int cq_store_has(cq_store *store, const char *key, int *out);
-int cq_store_add(cq_store *store, const char *key, int64_t amount, int64_t *out);
 
 /* A group of processes that take part in collectives, met under `name` in the store: Gloo's on the CPU, NCCL's on a
  * CUDA device. All of its members call the same operations in the same order. `address` (or "") is the address of this
@@ -313,7 +312,6 @@ int cq_broadcast(cq_group *group, cq_tensor tensor, int root, cq_work **out);
 int cq_send(cq_group *group, cq_tensor tensor, int to, int tag, cq_work **out);
 int cq_recv(cq_group *group, cq_tensor tensor, int from, int tag, cq_work **out);
 int cq_work_wait(cq_work *work);
-int cq_work_done(cq_work *work);
 void cq_work_forget(cq_work *work);
 
 /* ---- layers divided over a group (parallel.cpp) ---------------------------------------------------------------- */

@@ -130,13 +130,6 @@ int cq_store_has(cq_store *store, const char *key, int *out) {
   });
 }
 
-int cq_store_add(cq_store *store, const char *key, int64_t amount, int64_t *out) {
-  return guarded([&] {
-    *out = store->store->add(key, amount);
-    return 0;
-  });
-}
-
 // ---- groups
 
 int cq_group_new(cq_store *store, const char *name, int rank, int size, int device, const char *address, double seconds,
@@ -255,10 +248,6 @@ int cq_work_wait(cq_work *work) {
       work->traced();
     return 0;
   });
-}
-
-int cq_work_done(cq_work *work) {
-  return std::all_of(work->parts.begin(), work->parts.end(), [](auto &part) { return part->isCompleted(); });
 }
 
 void cq_work_forget(cq_work *work) { delete work; }

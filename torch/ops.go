@@ -477,27 +477,6 @@ func (t Tensor) LogSoftmax(dim int) Tensor {
 	return c.end("log_softmax", t)
 }
 
-// Sort orders along dim and returns where each element came from.
-func (t Tensor) Sort(dim int, descending bool) (values, indices Tensor) {
-	c := begin()
-	libtch.AtgSort(&c.out[0], t.c, int64(dim), flag(descending))
-	return c.end2("sort", t)
-}
-
-// TopK returns the k largest elements along dim, largest first, and their indices.
-func (t Tensor) TopK(k, dim int) (values, indices Tensor) {
-	c := begin()
-	libtch.AtgTopk(&c.out[0], t.c, int64(k), int64(dim), 1, 1)
-	return c.end2("topk", t)
-}
-
-// Multinomial draws n indices along the last dimension, with the weights given by t.
-func (t Tensor) Multinomial(n int) Tensor {
-	c := begin()
-	libtch.AtgMultinomial(&c.out[0], t.c, int64(n), 0)
-	return c.end("multinomial", t)
-}
-
 // ---- indexing, comparison, masks ----
 
 // IndexSelect picks the slices along dim that index (int64, rank 1) names.

@@ -184,16 +184,6 @@ func (t *Trainer) next() (err error) {
 	return t.tell(func(l Listener) error { return l.Step(step) })
 }
 
-// Evaluate is the mean loss, in nats, over every label of a data set, or over the pairs of one that the run was given.
-func (t *Trainer) Evaluate(ctx context.Context, data *text.Dataset) (loss float64, err error) {
-	err = torch.Run(func() (err error) {
-		numbers, err := t.evaluate(ctx, data)
-		loss = numbers[0]
-		return err
-	})
-	return loss, err
-}
-
 // evaluate gives the numbers of network.evaluate for a data set, divided by the number of its labels or pairs.
 func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) ([]float64, error) {
 	numbers, count := []float64{0}, 0.0

@@ -184,9 +184,6 @@ func (w *Work) Wait() {
 	}
 }
 
-// Done reports whether Wait would return at once.
-func (w *Work) Done() bool { return w == nil || w.c == nil || C.cq_work_done(w.c) != 0 }
-
 // Forget lets go of an operation that nobody will wait for, because something else failed.
 func (w *Work) Forget() {
 	if w != nil && w.c != nil {

@@ -80,14 +80,3 @@ func (s *Store) Has(name string) (bool, error) {
 	}
 	return has != 0, nil
 }
-
-// Add adds to a number, which begins as 0, and returns the sum.
-func (s *Store) Add(name string, amount int) (int, error) {
-	key := s.key(name)
-	defer C.free(unsafe.Pointer(key))
-	var sum C.int64_t
-	if C.cq_store_add(s.c, key, C.int64_t(amount), &sum) != 0 {
-		return 0, lastError()
-	}
-	return int(sum), nil
-}
