@@ -12,12 +12,8 @@ same file; of the quantized ones it takes conquer's tokens for the best, or near
 quantizer makes the same bytes. Needs torch, transformers, gguf, safetensors and llama-cpp-python.
 """
 
-import argparse
 import json
-import pathlib
-import subprocess
 import sys
-import tempfile
 
 import gguf
 import numpy as np
@@ -25,30 +21,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools" / "fixtures"))
-import llama as fixtures  # noqa: E402
+from harness import check, conquer, options, run
+import llama as fixtures
 
 PROMPTS = ["Once upon a time", "The three primary colours are", "Water boils at", "The capital of France is"]
 META = {"q_proj": "attention.wq", "k_proj": "attention.wk", "v_proj": "attention.wv", "o_proj": "attention.wo", "gate_proj": "feed_forward.w1",
         "up_proj": "feed_forward.w3", "down_proj": "feed_forward.w2", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
         "embed_tokens": "tok_embeddings", "norm": "norm", "lm_head": "output"}
 COLUMNS = ("attention.wo.weight", "feed_forward.w2.weight", "tok_embeddings.weight")
-failures = []
-
-
-def check(what, ok, detail=""):
-    print(("ok    " if ok else "FAIL  ") + what + (f"  {detail}" if detail else ""), flush=True)
-    if not ok:
-        failures.append(what)
-
-
-def conquer(*args):
-    done = subprocess.run([args_.conquer, *map(str, args)], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"conquer {' '.join(map(str, args))}: exit {done.returncode}\n{done.stderr}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
 
 def same(a, b):
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
@@ -128,7 +108,7 @@ def real(folder):
         from llama_cpp import Llama
     except ImportError:
         sys.exit("pip install llama-cpp-python, or give --model ''")
-    conquer("export", "--model_path", args_.model, "--output_path", folder / "hf", "--dtype", "float32")
+    conquer("export", "--model_path", options.model, "--output_path", folder / "hf", "--dtype", "float32")
     tok = AutoTokenizer.from_pretrained(folder / "hf")
     for kind in ("float32", "float16", "q8_0", "q4_0"):
         path = folder / f"{kind}.gguf"
@@ -164,21 +144,5 @@ def real(folder):
     check("the real model comes back from GGUF", same(load_file(folder / "again" / "model.safetensors"), load_file(folder / "hf" / "model.safetensors")))
 
 
-def main():
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        for seed in range(args_.seeds):
-            for kind in fixtures.KINDS:
-                small(folder / f"{kind}-{seed}", kind, seed)
-        if args_.model:
-            real(folder)
-    sys.exit(f"{len(failures)} comparisons failed" if failures else None)
-
-
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--conquer", default=str(ROOT / "build" / "bin" / "conquer"))
-    p.add_argument("--model", default="smollm2-135m", help="empty: none")
-    p.add_argument("--seeds", type=int, default=1)
-    args_ = p.parse_args()
-    main()
+    run(__doc__, fixtures.KINDS, small, real)

@@ -9,38 +9,15 @@ folder loads in transformers, generates the same greedy text with and without th
 batch, and scores a text within 1e-3; exporting the export changes no bit. Needs torch, transformers, peft, safetensors.
 """
 
-import argparse
-import json
-import pathlib
-import subprocess
-import sys
-import tempfile
-
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools" / "fixtures"))
-import llama as fixtures  # noqa: E402
+from harness import check, conquer, options, run
+import llama as fixtures
 
 PROMPTS = ["Once upon a time", "The three primary colours are", "def fibonacci(n):\n", "Ünïcödé 世界 🙂 and",
            "Water boils at", "List of countries:\n1."]
-failures = []
-
-
-def check(what, ok, detail=""):
-    print(("ok    " if ok else "FAIL  ") + what + (f"  {detail}" if detail else ""), flush=True)
-    if not ok:
-        failures.append(what)
-
-
-def conquer(*args):
-    done = subprocess.run([args_.conquer, *map(str, args)], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"conquer {' '.join(map(str, args))}: exit {done.returncode}\n{done.stderr}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
 
 def token_nll(model, ids):
     with torch.no_grad():
@@ -92,7 +69,7 @@ def small(folder, kind, seed):
 
 def real(folder):
     first, second = folder / "first", folder / "second"
-    conquer("export", "--model_path", args_.model, "--output_path", first, "--shard_size", "200MB")
+    conquer("export", "--model_path", options.model, "--output_path", first, "--shard_size", "200MB")
     conquer("export", "--model_path", first, "--output_path", second, "--shard_size", "200MB")
     same = all((second / f.name).read_bytes() == f.read_bytes() for f in first.iterdir())
     check("exporting the export changes no bit", same and len(list(first.iterdir())) == len(list(second.iterdir())))
@@ -100,7 +77,7 @@ def real(folder):
     model = AutoModelForCausalLM.from_pretrained(first, dtype=torch.float32)
     tok = AutoTokenizer.from_pretrained(first)
     flags = [f for p in PROMPTS for f in ("--prompt", p)]
-    batch = conquer("generate", "--model_path", args_.model, "--dtype", "float32", "--device", "cpu", "--max_new_tokens", 32, "--json", *flags)
+    batch = conquer("generate", "--model_path", options.model, "--dtype", "float32", "--device", "cpu", "--max_new_tokens", 32, "--json", *flags)
     for prompt, got in zip(PROMPTS, batch):
         ids = tok(prompt)["input_ids"]
         want = greedy(model, ids, 32)
@@ -114,33 +91,17 @@ def real(folder):
     if tok.chat_template:
         question = "What is the capital of France?"
         ids = tok.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False)
-        got = conquer("generate", "--model_path", args_.model, "--dtype", "float32", "--device", "cpu", "--chat", "--prompt", question, "--max_new_tokens", 32, "--json")
+        got = conquer("generate", "--model_path", options.model, "--dtype", "float32", "--device", "cpu", "--chat", "--prompt", question, "--max_new_tokens", 32, "--json")
         check("greedy answer through the chat template", got[0]["token_ids"] == greedy(model, ids, 32))
-    text = (ROOT / "tools" / "parity" / "generate_greedy.py").read_text()[:4000]
+    text = open(__file__).read()[:4000]
     file = folder / "text.txt"
     file.write_text(text)
-    got = conquer("score", "--model_path", args_.model, "--dtype", "float32", "--device", "cpu", "--text_file", file, "--json")[0]
+    got = conquer("score", "--model_path", options.model, "--dtype", "float32", "--device", "cpu", "--text_file", file, "--json")[0]
     x = tok(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         loss = model(x, labels=x).loss.item()
     check("score of a text", abs(got["nll"] - loss) < 1e-3 and got["tokens"] == x.shape[1] - 1, f"{got['nll']:.6f} and {loss:.6f}")
 
 
-def main():
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        for seed in range(args_.seeds):
-            for kind in fixtures.KINDS:
-                small(folder / f"{kind}-{seed}", kind, seed)
-        if args_.model:
-            real(folder)
-    sys.exit(f"{len(failures)} comparisons failed" if failures else None)
-
-
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--conquer", default=str(ROOT / "build" / "bin" / "conquer"))
-    p.add_argument("--model", default="smollm2-135m", help="empty: none")
-    p.add_argument("--seeds", type=int, default=1)
-    args_ = p.parse_args()
-    main()
+    run(__doc__, fixtures.KINDS, small, real)
