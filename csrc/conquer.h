@@ -94,6 +94,16 @@ int cq_manual_seed(int64_t seed);
 int cq_rng_state(int device, cq_tensor *out);
 int cq_set_rng_state(int device, cq_tensor state);
 
+/* Results that are cheap to compute again (recompute.cpp): those of cq_rms_norm, cq_swiglu, cq_causal_conv1d and
+ * cq_gated_rms_norm, alone or on the way to a product. Between begin and end the calling thread notes how each comes
+ * about. cq_drop_end frees the memory of those that a backward pass will read, but for what `kept` (or NULL) shares; a
+ * backward pass that needs them follows cq_dropped_restore, which computes them again, to the same bits. */
+typedef struct cq_dropped cq_dropped;
+int cq_drop_begin(void);
+int cq_drop_end(cq_tensor kept, cq_dropped **out);
+int cq_dropped_restore(cq_dropped *dropped);
+void cq_dropped_free(cq_dropped *dropped);
+
 /* How many threads an operation on the CPU may use. */
 void cq_set_threads(int n);
 int cq_threads(void);

@@ -90,6 +90,44 @@ func Backward(outputs, seeds []Tensor, inputs ...Tensor) {
 		"backward", outputs...)
 }
 
+// Dropped is results whose memory was freed although a backward pass will read them.
+type Dropped struct{ c *C.cq_dropped }
+
+// DropCheap calls f and then frees, of what f's operations leave for a backward pass, the results that are cheap to compute
+// again from what is left besides: those of [RMSNorm], [SwiGLU], [GatedRMSNorm] and [CausalConv1D], alone or on the way to a
+// product. What f returns stays. Restore comes before the backward pass; every Dropped ends with Free.
+func DropCheap(f func() Tensor) (kept Tensor, dropped *Dropped) {
+	check(C.cq_drop_begin(), "drop")
+	dropped = &Dropped{}
+	done := false
+	defer func() {
+		failed := C.cq_drop_end(kept.handle(), &dropped.c)
+		if !done { // f panicked
+			dropped.Free()
+		} else {
+			check(failed, "drop")
+		}
+	}()
+	kept = f()
+	done = true
+	return kept, dropped
+}
+
+// Restore computes the results again, to the same bits.
+func (d *Dropped) Restore() {
+	if d != nil {
+		check(C.cq_dropped_restore(d.c), "restore")
+	}
+}
+
+// Free ends d, which may be nil; what was not restored stays without memory.
+func (d *Dropped) Free() {
+	if d != nil {
+		C.cq_dropped_free(d.c)
+		d.c = nil
+	}
+}
+
 // ManualSeed seeds the generators of all devices.
 func ManualSeed(seed int64) { check(C.cq_manual_seed(C.int64_t(seed)), "manual_seed") }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"conquer/torch"
@@ -211,5 +212,51 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				return torch.Cat(2, turned, parts[1]).Transpose(1, 2)
 			},
 		})
+	}
+}
+
+func TestDroppedResultsComeBack(t *testing.T) {
+	before := torch.LiveTensors()
+	err := torch.Run(func() error {
+		x, norm, w := torch.Randn([]int{40, 64}, torch.Float32, torch.CPU).RequireGrad(true), torch.Ones([]int{64}, torch.Float32, torch.CPU).RequireGrad(true), torch.Randn([]int{96, 64}, torch.Float32, torch.CPU).RequireGrad(true)
+		forward := func() torch.Tensor {
+			return torch.Linear(torch.SwiGLU(torch.NormLinear(x, norm, 1e-5, w, torch.Tensor{})), w.Narrow(0, 0, 48).Transpose(0, 1).Contiguous(), torch.Tensor{})
+		}
+		gradients := func(y torch.Tensor) (list []float32) {
+			torch.Backward([]torch.Tensor{y}, []torch.Tensor{y.Detach()})
+			for _, p := range []torch.Tensor{x, norm, w} {
+				list = append(list, torch.Values[float32](p.Grad())...)
+				p.ClearGrad()
+			}
+			return list
+		}
+		want := gradients(forward())
+		y, dropped := torch.DropCheap(forward)
+		dropped.Restore()
+		dropped.Restore() // nothing more
+		if got := gradients(y); !slices.Equal(got, want) {
+			t.Error("other gradients")
+		}
+		dropped.Free()
+		// What f returns stays, even where it is such a result.
+		plain := torch.Values[float32](torch.RMSNorm(x, norm, 1e-5).Detach())
+		z, dropped := torch.DropCheap(func() torch.Tensor { return torch.RMSNorm(x, norm, 1e-5) })
+		if !slices.Equal(torch.Values[float32](z.Detach()), plain) {
+			t.Error("the result is another one")
+		}
+		dropped.Free()
+		// A failure leaves nothing behind.
+		if err := torch.Run(func() error { torch.DropCheap(func() torch.Tensor { return torch.RMSNorm(x, w, 1e-5) }); return nil }); err == nil {
+			t.Error("a weight of two dimensions was taken")
+		}
+		_, dropped = torch.DropCheap(forward)
+		dropped.Free() // a backward pass never came
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after := torch.LiveTensors(); after != before {
+		t.Errorf("%d tensors before, %d after", before, after)
 	}
 }

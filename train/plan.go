@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"conquer/model"
 	"conquer/torch"
@@ -76,6 +77,7 @@ type sizes struct {
 	vocabulary     float64
 	// activation is what one token leaves in one block for the backward pass, averaged over the blocks.
 	activation float64
+	cheap      float64 // the part of activation that is computed again with RecomputeSelective
 	// working is the widest layer's input and output, for one token.
 	working float64
 	outputs float64 // of all of a block's layers, for one token
@@ -92,8 +94,8 @@ func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
 	switch {
 	case o.BatchSize < 1 || o.SequenceLength < 1:
 		return nil, fmt.Errorf("batch size %d and sequence length %d: both must be at least 1", o.BatchSize, o.SequenceLength)
-	case o.Recompute != "" && o.Recompute != RecomputeNone && o.Recompute != RecomputeBlock:
-		return nil, fmt.Errorf("unknown recompute %q: choose %s or %s", o.Recompute, RecomputeNone, RecomputeBlock)
+	case o.Recompute.check() != nil:
+		return nil, o.Recompute.check()
 	case o.TensorSize < 0 || o.TensorSize > 0 && (machine.GPUs%o.TensorSize != 0 || machine.PerHost%o.TensorSize != 0):
 		return nil, fmt.Errorf("layers divided over %d GPUs: that does not divide %d, or hosts of %d", o.TensorSize, machine.GPUs, machine.PerHost)
 	case machine.GPUs < 1:
@@ -143,7 +145,8 @@ func measure(m model.Model, o PlanOptions) sizes {
 		n := count(block)
 		inBlocks += n
 		s.block = math.Max(s.block, n)
-		s.activation += activation(block, s.width, s.stream) / float64(s.blocks)
+		left, cheap := activation(block, s.width, s.stream)
+		s.activation, s.cheap = s.activation+left/float64(s.blocks), s.cheap+cheap/float64(s.blocks)
 		nn.Linears(block, func(_ []string, l *nn.Linear) {
 			out, in := float64(l.Weight.Local()[0]), float64(l.Weight.Local()[1])
 			s.outputs += out / float64(s.blocks)
@@ -176,12 +179,17 @@ func elements(p *nn.Param) float64 {
 	return float64(elementsOf(p.Local()))
 }
 
-// activation counts the elements that one token leaves in a block.
-func activation(block model.Block, width, stream float64) float64 {
-	n := 2 * stream // the normalizations' inputs
-	nn.Linears(block, func(_ []string, l *nn.Linear) {
+// activation counts the elements that one token leaves in a block, and among them those that a normalization, SwiGLU or a
+// convolution made: the input of every product but the one behind attention, and but for what came from other processes.
+func activation(block model.Block, width, stream float64) (n, cheap float64) {
+	n = 2 * stream // the normalizations' inputs
+	nn.Linears(block, func(names []string, l *nn.Linear) {
 		local := l.Weight.Local()
 		n += float64(local[1])
+		gathered := l.Weight.Part != nil && l.Weight.Part.Dim == 0
+		if !gathered && !strings.HasSuffix(names[0], "o_proj") {
+			cheap += float64(local[1])
+		}
 		if float64(l.Weight.Shape[0]) != width {
 			n += float64(local[0])
 		}
@@ -189,18 +197,19 @@ func activation(block model.Block, width, stream float64) float64 {
 	nn.Walk(block, func(p nn.Piece) {
 		if len(p.Param.Shape) == 3 { // a convolution [channels, 1, taps]: what it gives, and what the scan makes of it
 			n += float64(p.Param.Local()[0])
+			cheap += float64(p.Param.Local()[0])
 		}
 		if len(p.Param.Shape) == 1 && p.Start == 0 && float64(p.Param.Shape[0]) != width && p.Name == "mamba.norm.weight" {
 			n += float64(p.Param.Local()[0])
 		}
 	})
-	return n
+	return n, cheap
 }
 
 // shardedBuffers is the most that a sharded process holds besides its parts and the activations of a whole forward pass: of
 // the weights, those that are gathered; of the gradients, those that no other process has been given yet, as they are and as
 // they are sent.
-func (s sizes) shardedBuffers(activations, blockwise, logits, unrecorded, backward, w, trainedSize float64) float64 {
+func (s sizes) shardedBuffers(activations, one, logits, unrecorded, backward, w, trainedSize float64) float64 {
 	share := math.Min(1, s.trained/s.all)
 	block, head := s.block*w, s.after*w
 	blockGradient, blockSent := s.block*share*trainedSize, s.block*share*4
@@ -211,7 +220,7 @@ func (s sizes) shardedBuffers(activations, blockwise, logits, unrecorded, backwa
 	}
 	passing := 0.0
 	if s.active > 0 {
-		passing = math.Min(activations, blockwise)
+		passing = math.Min(activations, one)
 	}
 	moments := []float64{
 		2*block + unrecorded,                                                           // forward
@@ -258,8 +267,13 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	}
 	blockwise := tokens * s.activation * w
 	p.Activations = blockwise * float64(s.active)
-	if o.Recompute == RecomputeBlock {
-		p.Activations = tokens * s.stream * w * float64(s.active)
+	again := 0.0 // of a block's activations, what its backward pass begins with making
+	switch o.Recompute {
+	case RecomputeBlock:
+		p.Activations, again = tokens*s.stream*w*float64(s.active), blockwise
+	case RecomputeSelective:
+		again = tokens * s.cheap * w
+		p.Activations -= again * float64(s.active)
 	}
 	// What comes and goes: the loss's logits; a block that runs again, or without recording, while it runs; the gradients
 	// inside a block; a block in use and the next one on its way.
@@ -267,10 +281,7 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	if s.divided { // in float32, twice
 		logits = 2*math.Min(min(tokens, 1024)*s.vocabulary*4, math.Max(64<<20, 64*s.vocabulary*4)) + 4*tokens*s.width*w
 	}
-	running, unrecorded, backward := 0.0, 0.0, 0.0
-	if o.Recompute == RecomputeBlock {
-		running = blockwise
-	}
+	unrecorded, backward := 0.0, 0.0
 	if s.active < s.blocks {
 		unrecorded = blockwise + tokens*s.outputs*w
 	}
@@ -283,19 +294,23 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	// The moments that may be the fullest: the loss, the first block of the backward pass, and the last one, by when gradients
 	// have come and activations gone. A later forward pass of the same step meets all gradients.
 	headGradient, blockGradient := s.head*w, s.block*trainedSize*math.Min(1, s.trained/s.all)
-	early := math.Max(logits, math.Max(unrecorded, running+backward+blockGradient))
-	late := p.Gradients + math.Min(blockwise, p.Activations+running) + backward
+	early := math.Max(logits, math.Max(unrecorded, again+backward+blockGradient))
+	late := p.Gradients + math.Min(blockwise, p.Activations+again) + backward
 	fullest := math.Max(p.Activations+headGradient+early, late)
 	if strategy == DDP { // a bucket fills while the gradients of the next are there
 		late += math.Min(bucketBytes/4+s.block, s.trained) * trainedSize
 		fullest = math.Max(fullest, late)
 	}
 	if o.Accumulate > 1 {
-		fullest = math.Max(late, p.Activations+s.trained*trainedSize+math.Max(logits, running+backward))
+		fullest = math.Max(late, p.Activations+s.trained*trainedSize+math.Max(logits, again+backward))
 	}
 	p.Buffers = early
 	if strategy == FSDP || strategy == HSDP {
-		p.Buffers = s.shardedBuffers(p.Activations, blockwise, logits, unrecorded, running+backward, w, trainedSize)
+		one := blockwise
+		if o.Recompute == RecomputeSelective {
+			one -= again
+		}
+		p.Buffers = s.shardedBuffers(p.Activations, one, logits, unrecorded, again+backward, w, trainedSize)
 		fullest = p.Gradients + p.Activations + p.Buffers
 	}
 	p.Peak = p.Weights + p.Optimizer + fullest
@@ -309,6 +324,9 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	}
 	micro := float64(max(1, o.Accumulate))
 	p.Compute = micro*passes*2*s.products*tokens/(c.Rate*1e12) + (12*s.trained+2*averages)/shards/(c.Transfer*1e9)
+	if o.Recompute == RecomputeSelective { // each is written, from as much or twice as much
+		p.Compute += micro * 3 * again * float64(s.active) / (c.Transfer * 1e9)
+	}
 	inside, between := c.Link*1e9, c.Network*1e9
 	slowest := inside
 	if hosts > 1 {

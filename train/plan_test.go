@@ -47,12 +47,16 @@ func TestThePlanOfOneDeviceIsWhatARunHolds(t *testing.T) {
 		{"llama", true, torch.BFloat16, Options{}},
 		{"llama", false, torch.BFloat16, Options{Accumulate: 2}},
 		{"llama", false, torch.Float32, Options{Recompute: RecomputeBlock}},
+		{"llama", false, torch.Float32, Options{Recompute: RecomputeSelective}},
+		{"llama", true, torch.BFloat16, Options{Recompute: RecomputeSelective, Accumulate: 2}},
+		{"llama", false, torch.Float32, Options{Recompute: RecomputeSelective, LoRA: &LoRA{Rank: 8, Alpha: 8, Targets: []string{AllLinear}}}},
 		{"llama", false, torch.Float32, Options{LoRA: &LoRA{Rank: 8, Alpha: 8, Targets: []string{AllLinear}}}},
 		{"llama", false, torch.Float32, Options{HeadOnly: true}},
 		{"llama", false, torch.BFloat16, Options{Moments: optim.Int8}},
 		{"llama", false, torch.Float32, Options{Optimizer: optim.Lion}},
 		{"bamba", false, torch.Float32, Options{}},
 		{"bamba", false, torch.BFloat16, Options{Recompute: RecomputeBlock}},
+		{"bamba", false, torch.Float32, Options{Recompute: RecomputeSelective}},
 	} {
 		name := fmt.Sprintf("%s tied=%v %v %s%s accumulate=%d recompute=%s lora=%v head_only=%v", c.architecture, c.tied, c.dtype, c.options.Optimizer, c.options.Moments,
 			c.options.Accumulate, c.options.Recompute, c.options.LoRA != nil, c.options.HeadOnly)
@@ -193,6 +197,8 @@ func TestThePlanOfManyProcessesIsWhatEachHolds(t *testing.T) {
 		"ddp 2 bfloat16":        {2, func(s *runSpec) { s.Distributed, s.DType = DDP, "bfloat16" }},
 		"hsdp 4 recomputed":     {4, func(s *runSpec) { s.Distributed, s.ShardSize, s.Recompute = HSDP, 2, RecomputeBlock }},
 		"tp 4 bfloat16":         {4, func(s *runSpec) { s.Distributed, s.TensorSize, s.DType = TP, 4, "bfloat16" }},
+		"fsdp 2 selective":      {2, func(s *runSpec) { s.Recompute = RecomputeSelective }},
+		"tp 2 selective":        {2, func(s *runSpec) { s.Distributed, s.TensorSize, s.Recompute = TP, 2, RecomputeSelective }},
 		"tp 2 bamba recomputed": {2, func(s *runSpec) {
 			s.Distributed, s.TensorSize, s.Architecture, s.Recompute = TP, 2, "planned bamba", RecomputeBlock
 		}},

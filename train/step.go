@@ -122,14 +122,15 @@ type flight struct {
 	pass *model.Pass
 	// outputs[i] is what the embedding (0) or block i-1 gives, inputs[i] the leaf that block i, or the head, takes.
 	inputs, outputs []torch.Tensor
-	generator       []torch.Tensor // its state before each block that will run again
+	generator       []torch.Tensor   // its state before each block that will run again
+	dropped         []*torch.Dropped // of each block, what is computed again
 	told            *torch.Fetch[float32]
 }
 
 // begin takes a micro-batch up. What its blocks share belongs to the innermost scope.
 func (n *network) begin(mb microBatch) *flight {
 	count := len(n.blocks)
-	f := &flight{n: n, mb: mb, inputs: make([]torch.Tensor, count+1), outputs: make([]torch.Tensor, count+1), generator: make([]torch.Tensor, count)}
+	f := &flight{n: n, mb: mb, inputs: make([]torch.Tensor, count+1), outputs: make([]torch.Tensor, count+1), generator: make([]torch.Tensor, count), dropped: make([]*torch.Dropped, count)}
 	torch.NoGrad(func() { f.pass = n.model.Begin(mb.seq) })
 	return f
 }
@@ -142,6 +143,7 @@ func (f *flight) free() {
 	}
 	for i := range f.generator {
 		f.generator[i].Free()
+		f.dropped[i].Free()
 	}
 }
 
@@ -172,7 +174,11 @@ func (f *flight) forward(from, to int) {
 		if n.recomputed(i) && n.dropout {
 			f.generator[i] = owned(false, func() torch.Tensor { return torch.RNGState(f.mb.seq.IDs.Device()) })
 		}
-		f.outputs[i+1] = f.block(i, n.lowest <= i)
+		if n.recompute == RecomputeSelective && n.lowest <= i {
+			f.outputs[i+1], f.dropped[i] = torch.DropCheap(func() torch.Tensor { return f.block(i, true) })
+		} else {
+			f.outputs[i+1] = f.block(i, n.lowest <= i)
+		}
 		if n.recomputed(i) { // drop what was recorded, now that the block has run just as it will when it runs again
 			f.outputs[i+1] = detached(f.outputs[i+1])
 		}
@@ -224,7 +230,10 @@ func (f *flight) backward(from, to int, last bool) {
 			}
 			f.outputs[i+1] = f.block(i, true)
 		}
-		torch.Span(func() { torch.Backward([]torch.Tensor{f.outputs[i+1]}, []torch.Tensor{seed}) }, "block %d backward", i)
+		torch.Span(func() {
+			f.dropped[i].Restore()
+			torch.Backward([]torch.Tensor{f.outputs[i+1]}, []torch.Tensor{seed})
+		}, "block %d backward", i)
 		f.outputs[i+1].Free()
 		n.strategy.leave(i+1, false)
 		n.strategy.reduce(i+1, last)

@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,7 +35,20 @@ type Recompute string
 const (
 	RecomputeNone  Recompute = "none"  // every intermediate result
 	RecomputeBlock Recompute = "block" // each block's input; the block runs again when its gradients are due
+	// RecomputeSelective keeps what products, attention and scans give. What comes between, normalizations, SwiGLU and
+	// convolutions, is computed again: a third of the memory for a few hundredths of the time.
+	RecomputeSelective Recompute = "selective"
 )
+
+// Recomputes lists them.
+var Recomputes = []Recompute{RecomputeNone, RecomputeSelective, RecomputeBlock}
+
+func (r Recompute) check() error {
+	if r != "" && !slices.Contains(Recomputes, r) {
+		return fmt.Errorf("unknown recompute %q: choose %s, %s or %s", r, RecomputeNone, RecomputeSelective, RecomputeBlock)
+	}
+	return nil
+}
 
 // Options say how a model is tuned. Those with a JSON name are what a resumed run must have in common with the first.
 type Options struct {
@@ -301,14 +315,15 @@ func (o Options) Check() error {
 		return fmt.Errorf("betas %g and %g: they must be at least 0 and below 1", o.Beta1, o.Beta2)
 	case !(o.Decay >= 0) || !(o.Clip >= 0) || math.IsInf(o.Decay, 0):
 		return fmt.Errorf("weight decay %g and clipping at %g: neither can be negative", o.Decay, o.Clip)
-	case o.Recompute != RecomputeNone && o.Recompute != RecomputeBlock:
-		return fmt.Errorf("unknown recompute %q: choose %s or %s", o.Recompute, RecomputeNone, RecomputeBlock)
 	case o.LoRA != nil && o.HeadOnly:
 		return fmt.Errorf("LoRA tunes the blocks and head_only the head: choose one")
 	case o.ValidateSteps < 0 || o.CheckpointSteps < 0 || o.Keep < 1:
 		return fmt.Errorf("steps between validations and checkpoints cannot be negative, and at least 1 checkpoint is kept")
 	case o.Resume && o.CheckpointPath == "":
 		return fmt.Errorf("nothing to resume from: there is no checkpoint path")
+	}
+	if err := o.Recompute.check(); err != nil {
+		return err
 	}
 	if o.LoRA != nil {
 		if err := o.LoRA.check(); err != nil {

@@ -182,7 +182,7 @@ func TestBlockByBlockGradientsAreThoseOfTheWholeModel(t *testing.T) {
 	noLeaks(t)
 	data := samples(6, 1)
 	for _, tied := range []bool{false, true} {
-		for _, recompute := range []Recompute{RecomputeNone, RecomputeBlock} {
+		for _, recompute := range Recomputes {
 			for _, pack := range []bool{false, true} {
 				m := tiny(t, tied, torch.Float32)
 				err := torch.Run(func() error {
@@ -216,6 +216,75 @@ func TestBlockByBlockGradientsAreThoseOfTheWholeModel(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// What is computed again is the same to the last bit, and between the passes a third of what blocks leave is not there.
+func TestSelectiveRecomputationChangesNothingButTheMemory(t *testing.T) {
+	noLeaks(t)
+	const rows, length = 4, 256
+	for name, c := range map[string]struct {
+		architecture string
+		dtype        torch.DType
+		lora         *LoRA
+		most         float64 // of the memory
+	}{
+		"llama":          {"llama", torch.Float32, nil, 0.72},
+		"llama bfloat16": {"llama", torch.BFloat16, nil, 0.72},
+		"llama LoRA":     {"llama", torch.Float32, &LoRA{Rank: 4, Alpha: 8, Dropout: 0.3, Targets: []string{AllLinear}}, 0.88}, // what was not dropped out stays
+		"bamba":          {"bamba", torch.Float32, nil, 0.66},
+		"bamba bfloat16": {"bamba", torch.BFloat16, nil, 0.66},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := Options{Steps: 3, BatchSize: rows, SequenceLength: length, Rate: 1e-3, Pack: true, LoRA: c.lora, Seed: 3, Clip: 1}
+			type outcome struct {
+				losses  []float64
+				weights map[string][]float32
+				left    int64 // bytes, between the forward and the backward pass
+			}
+			run := func(recompute Recompute) (r outcome) {
+				m := plannedModel(t, c.architecture, false)
+				if err := torch.Run(func() error { torch.ManualSeed(2); model.Initialize(m, c.dtype, torch.CPU); return nil }); err != nil {
+					t.Fatal(err)
+				}
+				o.Recompute, r.weights = recompute, map[string][]float32{}
+				r.losses = train(t, m, samples(400, 1), nil, o, func(tr *Trainer) {
+					if err := torch.Run(func() error {
+						for _, p := range tr.params {
+							r.weights[p.Name] = torch.Values[float32](p.Detach().To(torch.Float32))
+						}
+						b, err := tr.batches.Next()
+						if err != nil {
+							return err
+						}
+						before, _ := torch.CPU.Memory()
+						f := tr.net.begin(newMicroBatch(b, torch.CPU, 1))
+						defer f.free()
+						f.embed()
+						f.forward(0, len(tr.net.blocks))
+						after, _ := torch.CPU.Memory()
+						r.left = after - before
+						return nil
+					}); err != nil {
+						t.Error(err)
+					}
+				}).losses()
+				return r
+			}
+			kept, again := run(RecomputeNone), run(RecomputeSelective)
+			if !slices.Equal(kept.losses, again.losses) {
+				t.Errorf("losses %v, and %v where nothing is recomputed", again.losses, kept.losses)
+			}
+			for name, want := range kept.weights {
+				if !slices.Equal(again.weights[name], want) {
+					t.Errorf("%s is another one", name)
+				}
+			}
+			t.Logf("%.1f MB are left for the backward pass, %.1f MB where nothing is recomputed", float64(again.left)/1e6, float64(kept.left)/1e6)
+			if share := float64(again.left) / float64(kept.left); share > c.most {
+				t.Errorf("%d bytes are left for the backward pass, %d where nothing is recomputed", again.left, kept.left)
+			}
+		})
 	}
 }
 

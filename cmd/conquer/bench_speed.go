@@ -160,7 +160,7 @@ func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error
 	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "tokens of a row")
 	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes of one step")
 	flags.IntVar(&o.Steps, "steps", 6, "steps to measure, after two that are not")
-	flags.StringVar(&recompute, "recompute", "none", "block: keep each block's input alone and compute the rest again; none")
+	flags.StringVar(&recompute, "recompute", "none", recomputeUsage)
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "as in conquer train")
 	flags.IntVar(&lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` on all linear layers instead of the weights")
 	return func(ctx context.Context, args []string) error {

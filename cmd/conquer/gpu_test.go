@@ -201,14 +201,16 @@ func apart(got, want []float64) (worst float64) {
 }
 
 // What is computed again is the same computation: only sums whose order the GPU leaves open may differ.
-func TestGPURecomputedBlocksGiveTheSameLosses(t *testing.T) {
+func TestGPURecomputationGivesTheSameLosses(t *testing.T) {
 	device := needGPU(t)
 	for _, architecture := range []string{"llama", "bamba"} {
 		want := losses(t, architecture, torch.BFloat16, device, train.Options{})
-		got := losses(t, architecture, torch.BFloat16, device, train.Options{Recompute: train.RecomputeBlock})
-		t.Logf("%s: largest difference %.2g", architecture, apart(got, want))
-		if !(apart(got, want) < 3e-3) {
-			t.Errorf("%s: recomputed %.4f, kept %.4f", architecture, got, want)
+		for _, recompute := range []train.Recompute{train.RecomputeSelective, train.RecomputeBlock} {
+			got := losses(t, architecture, torch.BFloat16, device, train.Options{Recompute: recompute})
+			t.Logf("%s, %s: largest difference %.2g", architecture, recompute, apart(got, want))
+			if !(apart(got, want) < 3e-3) {
+				t.Errorf("%s, %s: recomputed %.4f, kept %.4f", architecture, recompute, got, want)
+			}
 		}
 	}
 }

@@ -152,7 +152,7 @@ func explained(err error) error {
 	if !errors.Is(err, torch.ErrOutOfMemory) || !errors.As(err, &failed) {
 		return err
 	}
-	return fmt.Errorf("%s; use a smaller --batch_size or --sequence_length, --recompute block, a --dtype of 16 bits, or a smaller model", failed.OutOfMemory())
+	return fmt.Errorf("%s; use a smaller --batch_size or --sequence_length, --recompute selective or block, a --dtype of 16 bits, or a smaller model", failed.OutOfMemory())
 }
 
 // newFlags makes a flag set in which a dash works for each underscore.

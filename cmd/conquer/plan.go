@@ -51,7 +51,7 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes of one step")
 	flags.IntVar(&o.TensorSize, "tp_size", 0, "how many GPUs divide the layers, in the plans that do so (default: those of a host)")
 	dtype := flags.String("dtype", "bfloat16", "`type` of the weights: float32, bfloat16 or float16")
-	recompute := flags.String("recompute", "none", "block: keep each block's input alone and compute the rest again; none")
+	recompute := flags.String("recompute", "none", recomputeUsage)
 	flags.IntVar(&lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
 	flags.StringVar(&o.Optimizer, "optimizer", "adamw", "adamw or lion")
 	flags.StringVar(&o.Moments, "moments", "float32", "what AdamW keeps its averages in: float32, bfloat16 or int8")
@@ -149,6 +149,6 @@ func (r planReport) print() {
 	}
 	if len(full) > 0 {
 		fmt.Printf("\ntoo much for %g GB: %s\n", r.Machine.Memory, strings.Join(full, ", "))
-		fmt.Println("less memory: --recompute block, a smaller --batch_size with --accumulate, --lora_rank, or more GPUs with fsdp")
+		fmt.Println("less memory: --recompute selective or block, a smaller --batch_size with --accumulate, --lora_rank, or more GPUs with fsdp")
 	}
 }

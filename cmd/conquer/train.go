@@ -47,6 +47,8 @@ conquer train --architecture bamba --variant bytes --tokenizer char_tokenizer --
 	setup: setupTrain,
 }
 
+const recomputeUsage = "selective: compute normalizations, SwiGLU and convolutions again, which spares a third of the activations for little time; block: keep each block's input alone and compute all else again; none"
+
 type trainFlags struct {
 	modelFlags
 	worldFlags
@@ -98,7 +100,7 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.Float64Var(&o.ZLoss, "z_loss", 0, "`coefficient`, such as 1e-4, of the squared logarithm of the softmax's denominator, which keeps logits from drifting")
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "keep bfloat16 weights without float32 originals, AdamW's averages in bfloat16 too, and round them at random: 8 bytes a weight in place of 16")
 	flags.Int64Var(&o.Seed, "seed", 1, "`number` that order, dropout and fresh weights begin from")
-	flags.StringVar(&f.recompute, "recompute", "none", "block: keep each block's input alone and compute the rest again, for less memory; none")
+	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
 
 	flags.IntVar(&f.lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
 	flags.Float64Var(&f.lora.Alpha, "lora_alpha", 0, "the adapter's scale times its rank (default: twice the rank)")

@@ -1,4 +1,5 @@
 // norm.cpp: cq_rms_norm.
+#include "../recompute.h"
 #include "cpu.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -102,11 +103,13 @@ using namespace conquer;
 
 at::Tensor conquer::normalized(const at::Tensor &x, const at::Tensor &weight, double eps) {
   check_norm(x, weight);
-  if (!takes(x, weight))
-    return rms_norm_reference(x, weight, eps);
-  if (records_grad(x, weight))
-    return RmsNorm::apply(x.contiguous(), weight.contiguous(), eps);
-  return forward(x.contiguous(), weight.contiguous(), eps, false).y;
+  return recomputable([=] {
+    if (!takes(x, weight))
+      return rms_norm_reference(x, weight, eps);
+    if (records_grad(x, weight))
+      return RmsNorm::apply(x.contiguous(), weight.contiguous(), eps);
+    return forward(x.contiguous(), weight.contiguous(), eps, false).y;
+  });
 }
 
 int cq_rms_norm(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out) {

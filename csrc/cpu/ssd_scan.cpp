@@ -1,6 +1,7 @@
 // ssd_scan.cpp: the C entry points of the state-space operations and their place in autograd. Each checks its
 // arguments, then calls the face of the tensors' device: the C++ kernels beside this file or the Triton kernels of
 // ../cuda. Models and gradients do not know which.
+#include "../recompute.h"
 #include "ssd.h"
 
 #include <ATen/record_function.h>
@@ -252,8 +253,10 @@ int cq_causal_conv1d(cq_tensor x_, cq_tensor weight_, cq_tensor bias_, cq_tensor
       if (give(state_out, tail.detach().clone()))
         return 1;
     }
-    return give(y_out,
-                ConvFunction::apply(x, weight, maybe(bias), maybe(initial), maybe(segments_of(seq_idx)), silu != 0));
+    const Maybe segments = maybe(segments_of(seq_idx));
+    return give(y_out, recomputable([=] {
+                  return ConvFunction::apply(x, weight, maybe(bias), maybe(initial), segments, silu != 0);
+                }));
   });
 }
 
@@ -279,6 +282,6 @@ int cq_gated_rms_norm(cq_tensor x_, cq_tensor z_, cq_tensor weight_, double eps,
     TORCH_CHECK(dim % group == 0, "groups of ", group, " do not divide ", dim, " channels");
     check_shape("z", z, x.sizes(), x);
     check_shape("the weight", weight, {dim}, x);
-    return give(y_out, NormFunction::apply(x, maybe(z), weight, eps, group));
+    return give(y_out, recomputable([=] { return NormFunction::apply(x, maybe(z), weight, eps, group); }));
   });
 }

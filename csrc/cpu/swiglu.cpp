@@ -1,4 +1,5 @@
 // swiglu.cpp: cq_swiglu.
+#include "../recompute.h"
 #include "cpu.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -72,9 +73,11 @@ bool takes(const at::Tensor &x) {
 } // namespace
 
 at::Tensor gated(const at::Tensor &x) {
-  if (!takes(x))
-    return swiglu_reference(x);
-  return records_grad(x) ? SwiGLU::apply(x.contiguous()) : swiglu(x.contiguous());
+  return recomputable([=] {
+    if (!takes(x))
+      return swiglu_reference(x);
+    return records_grad(x) ? SwiGLU::apply(x.contiguous()) : swiglu(x.contiguous());
+  });
 }
 
 } // namespace conquer
