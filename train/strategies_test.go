@@ -26,7 +26,7 @@ func TestEveryStrategyLearnsWhatOneProcessLearns(t *testing.T) {
 		"ddp 4 bamba untied":  {4, func(s *runSpec) { s.Distributed, s.Architecture, s.Tied = DDP, "bamba", false }},
 		"fsdp 1 llama":        {1, func(s *runSpec) { s.Distributed = FSDP }},
 		"fsdp 2 llama packed": {2, func(s *runSpec) { s.Distributed, s.Options.Pack, s.Recompute = FSDP, true, RecomputeBlock }},
-		"fsdp 4 bamba":        {4, func(s *runSpec) { s.Distributed, s.Architecture = FSDP, "bamba" }},
+		"fsdp 4 bamba":        {4, func(s *runSpec) { s.Distributed, s.Architecture, s.Recompute = FSDP, "bamba", RecomputeSelective }},
 		"fsdp 2 llama untied": {2, func(s *runSpec) { s.Distributed, s.Tied, s.Keep = FSDP, false, true }},
 		"hsdp 4 llama":        {4, func(s *runSpec) { s.Distributed, s.ShardSize = HSDP, 2 }},
 		"hsdp 4 bamba untied": {4, func(s *runSpec) { s.Distributed, s.ShardSize, s.Architecture, s.Tied = HSDP, 2, "bamba", false }},
@@ -35,7 +35,9 @@ func TestEveryStrategyLearnsWhatOneProcessLearns(t *testing.T) {
 		"mp 4 bamba untied": {4, func(s *runSpec) {
 			s.Distributed, s.Architecture, s.Tied, s.Recompute = MP, "deep bamba", false, RecomputeBlock
 		}},
-		"mp 4 llama packed":        {4, func(s *runSpec) { s.Distributed, s.Architecture, s.Options.Pack = MP, "deep llama", true }},
+		"mp 4 llama packed": {4, func(s *runSpec) {
+			s.Distributed, s.Architecture, s.Options.Pack, s.Recompute = MP, "deep llama", true, RecomputeSelective
+		}},
 		"mp 2 llama LoRA":          {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = MP, lora() }},
 		"mp 2 bamba head alone":    {2, func(s *runSpec) { s.Distributed, s.Architecture, s.Options.HeadOnly = MP, "bamba", true }},
 		"mp 2 llama preferences":   {2, func(s *runSpec) { s.Distributed, s.Options.Objective = MP, DPO }},
@@ -63,7 +65,7 @@ func TestDividedLayersLearnWhatOneProcessLearns(t *testing.T) {
 		change        func(*runSpec)
 	}{
 		"2 llama untied, packed, recomputed": {2, 2, func(s *runSpec) { s.Tied, s.Options.Pack, s.Recompute = false, true, RecomputeBlock }},
-		"4 bamba":                            {4, 4, func(s *runSpec) { s.Architecture = "bamba with 4 key heads" }},
+		"4 bamba":                            {4, 4, func(s *runSpec) { s.Architecture, s.Recompute = "bamba with 4 key heads", RecomputeSelective }},
 		"2x2 bamba untied":                   {4, 2, func(s *runSpec) { s.Architecture, s.Tied = "bamba", false }},
 		"2x2 fsdp llama":                     {4, 2, func(s *runSpec) { s.Distributed = FSDP }},
 		"2x2 fsdp bamba LoRA recomputed": {4, 2, func(s *runSpec) {
