@@ -339,3 +339,61 @@ func (p *pipeline) free() {
 	}
 	p.sent = nil
 }
+
+// stagePlans are the plans of a machine's GPUs where each has some of the layers.
+func stagePlans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
+	units, n := unitsOf(m), machine.GPUs
+	width := m.Head().Shape[1]
+	first, err := stages(units, m.Head().Shape[0]*width, n)
+	if err != nil {
+		return nil, err
+	}
+	plans := make([]Plan, n)
+	micro := max(1, o.Accumulate)
+	hidden := float64(o.BatchSize*o.SequenceLength*width) * float64(o.DType.Size())
+	for i := range plans {
+		s := measure(m, o, first[i], first[i+1])
+		s.flights = float64(min(n-i, micro))
+		plans[i] = s.plan(None, o, machine)
+		p := &plans[i]
+		p.Strategy = MP
+		sent := float64(min(2*n, micro)) * hidden // what was sent is let go of late, see pipeline.settle
+		p.Buffers += sent
+		p.Peak += sent
+		if isTied(m) && !o.HeadOnly && o.LoRA == nil && (i == 0 || i == n-1) && o.DType != torch.Float32 {
+			// The embedding's gradient is summed with the other end's at last, in float32.
+			p.Peak = math.Max(p.Peak, p.Weights+p.Optimizer+p.Gradients+6*s.embedding)
+		}
+		p.Fits = p.Peak <= machine.Memory*1e9
+	}
+	return plans, nil
+}
+
+// pipelinePlan is the plan of the fullest of the GPUs, at the pace of the slowest: that of micro-batches one behind the other,
+// which all stages are busy with but for the first and the last ones of a step.
+func pipelinePlan(m model.Model, o PlanOptions, machine Machine) Plan {
+	if o.OffloadOptimizer {
+		return Plan{Strategy: MP, Refused: offloadAlone}
+	}
+	all, err := stagePlans(m, o, machine)
+	if err != nil {
+		return Plan{Strategy: MP, Refused: err.Error()}
+	}
+	p, slowest := all[0], 0.0
+	for _, stage := range all {
+		if stage.Peak > p.Peak {
+			p = stage
+		}
+		slowest = math.Max(slowest, stage.Compute)
+	}
+	link, micro := machine.Link, float64(max(1, o.Accumulate))
+	if machine.GPUs > machine.PerHost {
+		link = machine.Network
+	}
+	tokens := float64(o.BatchSize * o.SequenceLength)
+	hidden := tokens * float64(m.Head().Shape[1]) * float64(o.DType.Size())
+	p.Compute, p.Communication = slowest, 2*micro*hidden/(link*1e9)
+	p.Step = math.Max(p.Compute, p.Communication) * (micro + float64(machine.GPUs-1)) / micro
+	p.Tokens = micro * tokens / p.Step
+	return p
+}

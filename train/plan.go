@@ -21,10 +21,11 @@ type Machine struct {
 	Transfer float64 `json:"memory_gb_s"`   // its memory, 1e9 bytes a second
 	Link     float64 `json:"link_gb_s"`     // between two of one host, each way
 	Network  float64 `json:"network_gb_s"`  // between hosts, for one GPU's share, each way
+	Host     float64 `json:"host_gb_s"`     // the host's memory, for one GPU's share, and the way to it
 }
 
 // Plan is what a step of training asks of each GPU under one strategy, predicted from bytes and operations. Memory is in
-// bytes, time in seconds.
+// bytes, time in seconds. Under mp, memory is that of the fullest GPU, computing that of the slowest.
 type Plan struct {
 	Strategy    string  `json:"strategy"`
 	Weights     float64 `json:"weights"`
@@ -36,6 +37,8 @@ type Plan struct {
 	// Peak is the most that is held at one moment. It is less than the sum of the parts: while gradients come, activations go.
 	Peak float64 `json:"peak"`
 	Fits bool    `json:"fits"`
+	// Host is what is kept in the host's memory, with PlanOptions.OffloadOptimizer.
+	Host float64 `json:"host,omitempty"`
 	// Refused is why the model cannot be trained so; the other numbers are then 0.
 	Refused string `json:"refused,omitempty"`
 
@@ -57,16 +60,22 @@ type PlanOptions struct {
 	TensorSize     int    // how many GPUs divide the layers among them, with tp; 0 for those of a host
 	Optimizer      string // as in Options
 	Moments        string
+	// OffloadOptimizer is as in Options: for fsdp and hsdp alone.
+	OffloadOptimizer bool
 }
 
 // Strategies that a plan can be made for: each GPU holds everything; the same with gradients averaged; weights, gradients
-// and optimizer sharded over all; sharded inside a host and repeated on each. Plans of GPUs that divide layers follow.
+// and optimizer sharded over all; sharded inside a host and repeated on each. Plans of GPUs that divide layers, and of GPUs with
+// layers of their own, follow.
 var planned = []string{None, DDP, FSDP, HSDP}
 
-// sizes are counts of a model's elements.
+const offloadAlone = "the optimizer's state goes to the host's memory with fsdp or hsdp alone"
+
+// sizes are counts of the elements of a model, or of a pipeline's stage.
 type sizes struct {
 	all, trained   float64 // weights
 	block          float64 // weights of the largest block
+	largest        float64 // of a block's weights
 	embedding      float64 // weights of the embedding
 	after          float64 // weights of final norm and head that are not the embedding's too
 	head           float64 // trained weights of the head
@@ -81,6 +90,7 @@ type sizes struct {
 	// working is the widest layer's input and output, for one token.
 	working float64
 	outputs float64 // of all of a block's layers, for one token
+	flights float64 // micro-batches whose activations are held at a time
 	divided bool    // all of these are of a process that holds a part of each layer
 }
 
@@ -104,7 +114,7 @@ func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
 		return nil, fmt.Errorf("%d GPUs do not fill hosts of %d", machine.GPUs, machine.PerHost)
 	}
 	for name, rate := range map[string]float64{"memory_gb": machine.Memory, "tflops": machine.Rate,
-		"memory_gb_s": machine.Transfer, "link_gb_s": machine.Link, "network_gb_s": machine.Network} {
+		"memory_gb_s": machine.Transfer, "link_gb_s": machine.Link, "network_gb_s": machine.Network, "host_gb_s": machine.Host} {
 		if !(rate > 0) {
 			return nil, fmt.Errorf("%s is %v, expected a positive number", name, rate)
 		}
@@ -113,21 +123,30 @@ func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
 	if err := run.checkOptimizer(); err != nil {
 		return nil, err
 	}
-	s := measure(m, o)
+	s := measure(m, o, 0, len(m.Blocks()))
 	var plans []Plan
 	for _, strategy := range planned {
-		if (strategy == "none") == (machine.GPUs == 1) || strategy == "fsdp" && machine.GPUs == 1 {
-			if strategy == "hsdp" && machine.GPUs <= machine.PerHost {
-				continue // the same as fsdp
-			}
+		switch alone := machine.GPUs == 1; {
+		case strategy == None && !alone, strategy == DDP && alone,
+			strategy == FSDP && alone && !o.OffloadOptimizer,    // the same as none
+			strategy == HSDP && machine.GPUs <= machine.PerHost: // the same as fsdp
+		default:
 			plans = append(plans, s.plan(strategy, o, machine))
 		}
 	}
-	return append(plans, dividedPlans(m, o, machine)...), nil
+	plans = append(plans, dividedPlans(m, o, machine)...)
+	if machine.GPUs > 1 {
+		plans = append(plans, pipelinePlan(m, o, machine))
+	}
+	return plans, nil
 }
 
-func measure(m model.Model, o PlanOptions) sizes {
-	s := sizes{blocks: len(m.Blocks()), width: float64(m.Head().Shape[1]), vocabulary: float64(m.Head().Local()[0]), divided: m.Head().Part != nil}
+// measure counts what a process with the blocks from low to below high has of m: the first ones come with the embedding, the
+// last ones with the head.
+func measure(m model.Model, o PlanOptions, low, high int) sizes {
+	blocks, units := m.Blocks()[low:high], unitsOf(m)
+	last := high == len(m.Blocks())
+	s := sizes{blocks: len(blocks), width: float64(m.Head().Shape[1]), flights: 1, divided: m.Head().Part != nil}
 	s.stream = s.width
 	if part := m.Head().Part; part != nil {
 		s.stream /= float64(part.Group.Size)
@@ -138,10 +157,10 @@ func measure(m model.Model, o PlanOptions) sizes {
 		}
 		return n
 	}
-	s.all = count(m)
 	s.active = s.blocks
 	inBlocks := 0.0
-	for _, block := range m.Blocks() {
+	inside := map[*nn.Linear]bool{}
+	for _, block := range blocks {
 		n := count(block)
 		inBlocks += n
 		s.block = math.Max(s.block, n)
@@ -150,27 +169,36 @@ func measure(m model.Model, o PlanOptions) sizes {
 		nn.Linears(block, func(_ []string, l *nn.Linear) {
 			out, in := float64(l.Weight.Local()[0]), float64(l.Weight.Local()[1])
 			s.outputs += out / float64(s.blocks)
-			s.working = math.Max(s.working, out+in)
+			s.working, s.largest = math.Max(s.working, out+in), math.Max(s.largest, out*in)
+			inside[l] = true
 		})
 	}
-	s.embedding, s.after = s.all-inBlocks, 0
-	if !isTied(m) {
-		s.embedding = elements(m.Head())
-		s.after = s.all - inBlocks - s.embedding
+	sum := func(unit []*nn.Param) (n float64) {
+		for _, p := range unit {
+			n += elements(p)
+		}
+		return n
 	}
-	s.products = inBlocks + elements(m.Head())
+	head := 0.0
+	if low == 0 || last && isTied(m) {
+		s.embedding = sum(units[0])
+	}
+	if last {
+		s.after, s.vocabulary, head = sum(units[len(units)-1]), float64(m.Head().Local()[0]), elements(m.Head())
+	}
+	s.all, s.products = s.embedding+inBlocks+s.after, inBlocks+head
 	switch {
 	case o.HeadOnly:
-		s.trained, s.head, s.active = elements(m.Head()), elements(m.Head()), 0
+		s.trained, s.head, s.active = head, head, 0
 	case o.LoRA != nil:
 		for _, p := range parts(m) {
-			if o.LoRA.adapts(p) {
+			if inside[p.layer] && o.LoRA.adapts(p) {
 				whole, local := p.layer.Weight.Shape, p.layer.Weight.Local()
 				s.trained += float64(o.LoRA.Rank * (p.layer.Rows[p.index]*local[0]/whole[0] + local[1]))
 			}
 		}
 	default:
-		s.trained, s.head = s.all, elements(m.Head())
+		s.trained, s.head = s.all, head
 	}
 	return s
 }
@@ -237,6 +265,9 @@ func (s sizes) shardedBuffers(activations, one, logits, unrecorded, backward, w,
 }
 
 func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
+	if o.OffloadOptimizer && strategy != FSDP && strategy != HSDP {
+		return Plan{Strategy: strategy, Refused: offloadAlone}
+	}
 	w, tokens := float64(o.DType.Size()), float64(o.BatchSize*o.SequenceLength)
 	n, inHost := float64(c.GPUs), float64(min(c.GPUs, c.PerHost))
 	hosts := n / inHost
@@ -265,21 +296,29 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	if trainedSize < 4 {
 		p.Optimizer += s.trained * 4 / shards // the float32 originals
 	}
+	if o.OffloadOptimizer {
+		p.Host = (8*s.trained + averages) / shards
+		p.Gradients, p.Optimizer = 0, 0
+	}
 	blockwise := tokens * s.activation * w
-	p.Activations = blockwise * float64(s.active)
-	again := 0.0 // of a block's activations, what its backward pass begins with making
+	flight := blockwise * float64(s.active) // a micro-batch's activations
+	again := 0.0                            // of a block's activations, what its backward pass begins with making
 	switch o.Recompute {
 	case RecomputeBlock:
-		p.Activations, again = tokens*s.stream*w*float64(s.active), blockwise
+		flight, again = tokens*s.stream*w*float64(s.active), blockwise
 	case RecomputeSelective:
 		again = tokens * s.cheap * w
-		p.Activations -= again * float64(s.active)
+		flight -= again * float64(s.active)
 	}
+	p.Activations = flight * s.flights
 	// What comes and goes: the loss's logits; a block that runs again, or without recording, while it runs; the gradients
 	// inside a block; a block in use and the next one on its way.
 	logits := math.Min(min(tokens, 1024)*s.vocabulary*w, math.Max(64<<20, 64*s.vocabulary*w)) + 4*tokens*s.width*w
 	if s.divided { // in float32, twice
 		logits = 2*math.Min(min(tokens, 1024)*s.vocabulary*4, math.Max(64<<20, 64*s.vocabulary*4)) + 4*tokens*s.width*w
+	}
+	if s.vocabulary == 0 { // another stage has the head
+		logits = 0
 	}
 	unrecorded, backward := 0.0, 0.0
 	if s.active < s.blocks {
@@ -302,7 +341,13 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 		fullest = math.Max(fullest, late)
 	}
 	if o.Accumulate > 1 {
-		fullest = math.Max(late, p.Activations+s.trained*trainedSize+math.Max(logits, again+backward))
+		// A weight's new gradient is whole before it is added to what has come.
+		later := s.trained*trainedSize + math.Max(logits+headGradient, again+backward+s.largest*trainedSize*math.Min(1, s.trained/s.all))
+		if float64(o.Accumulate) > s.flights {
+			fullest = math.Max(late, p.Activations+later)
+		} else { // all are on their way before the first gradients come
+			fullest = math.Max(fullest, p.Activations-flight+later)
+		}
 	}
 	p.Buffers = early
 	if strategy == FSDP || strategy == HSDP {
@@ -323,7 +368,10 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 		passes++
 	}
 	micro := float64(max(1, o.Accumulate))
-	p.Compute = micro*passes*2*s.products*tokens/(c.Rate*1e12) + (12*s.trained+2*averages)/shards/(c.Transfer*1e9)
+	p.Compute = micro * passes * 2 * s.products * tokens / (c.Rate * 1e12)
+	if !o.OffloadOptimizer {
+		p.Compute += (12*s.trained + 2*averages) / shards / (c.Transfer * 1e9)
+	}
 	if o.Recompute == RecomputeSelective { // each is written, from as much or twice as much
 		p.Compute += micro * 3 * again * float64(s.active) / (c.Transfer * 1e9)
 	}
@@ -342,6 +390,9 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 		p.Communication = micro*share(inHost)*(2*s.all+s.trained)*w/inside + 2*share(hosts)*s.trained/inHost*w/between
 	}
 	p.Step = math.Max(p.Compute, p.Communication)
+	if o.OffloadOptimizer { // gradients go there and weights come back; nothing overlaps it
+		p.Step += ((micro*4+w+12)*s.trained + 2*averages) / shards / (c.Host * 1e9)
+	}
 	p.Tokens = micro * tokens * n / p.Step
 	return p
 }

@@ -1,8 +1,10 @@
 package train
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -64,7 +66,7 @@ func TestThePlanOfOneDeviceIsWhatARunHolds(t *testing.T) {
 			m := plannedModel(t, c.architecture, c.tied)
 			plans, err := Plans(m, PlanOptions{BatchSize: rows, SequenceLength: length, Accumulate: c.options.Accumulate, DType: c.dtype,
 				Recompute: c.options.Recompute, LoRA: c.options.LoRA, HeadOnly: c.options.HeadOnly, Optimizer: c.options.Optimizer, Moments: c.options.Moments},
-				Machine{GPUs: 1, PerHost: 1, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1})
+				Machine{GPUs: 1, PerHost: 1, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1, Host: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -89,7 +91,7 @@ func TestThePlanOfOneDeviceIsWhatARunHolds(t *testing.T) {
 
 func TestAPlanOfManyDevicesSharesWhatTheStrategyShares(t *testing.T) {
 	m := plannedModel(t, "llama", false)
-	machine := Machine{GPUs: 16, PerHost: 8, Memory: 80, Rate: 600, Transfer: 3000, Link: 300, Network: 40}
+	machine := Machine{GPUs: 16, PerHost: 8, Memory: 80, Rate: 600, Transfer: 3000, Link: 300, Network: 40, Host: 20}
 	options := PlanOptions{BatchSize: 2, SequenceLength: 128, DType: torch.BFloat16}
 	plans, err := Plans(m, options, machine)
 	if err != nil {
@@ -98,7 +100,8 @@ func TestAPlanOfManyDevicesSharesWhatTheStrategyShares(t *testing.T) {
 	weights := float64(model.Parameters(m) * 2)
 	shares := map[string]float64{"ddp": 1, "fsdp": 16, "hsdp": 8}
 	for _, p := range plans {
-		if p.Strategy == TP { // over the 8 of a host, which its 4 heads of keys and values do not allow
+		// Over the 8 of a host, which its 4 heads of keys and values do not allow, and over all 16, for its 6 layers.
+		if p.Strategy == TP || p.Strategy == MP {
 			if p.Refused == "" {
 				t.Errorf("%+v", p)
 			}
@@ -152,22 +155,21 @@ func plannedSpec() runSpec {
 		Options: Options{Steps: 2, BatchSize: 1, SequenceLength: 128, Rate: 1e-4, Pack: true}}
 }
 
-// besidePlan runs s in a world of n processes, and plans it.
-func (s runSpec) besidePlan(t *testing.T, n int) (result, Plan) {
+// besidePlan runs s in a world of n processes, and plans it for each.
+func (s runSpec) besidePlan(t *testing.T, n int) (result, []Plan) {
 	t.Helper()
 	dtype, err := torch.ParseDType(s.DType)
 	if err != nil {
 		t.Fatal(err)
 	}
-	perHost := n
+	machine := Machine{GPUs: n, PerHost: n, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1, Host: 1}
 	if s.Distributed == HSDP {
-		perHost = s.ShardSize
+		machine.PerHost = s.ShardSize
 	}
-	o := s.Options
-	plans, err := Plans(plannedModel(t, strings.TrimPrefix(s.Architecture, "planned "), s.Tied),
-		PlanOptions{BatchSize: o.BatchSize, SequenceLength: o.SequenceLength, Accumulate: o.Accumulate, DType: dtype,
-			Recompute: s.Recompute, LoRA: o.LoRA, HeadOnly: o.HeadOnly, TensorSize: s.TensorSize},
-		Machine{GPUs: n, PerHost: perHost, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1})
+	m := plannedModel(t, strings.TrimPrefix(s.Architecture, "planned "), s.Tied)
+	o := PlanOptions{BatchSize: s.Options.BatchSize, SequenceLength: s.Options.SequenceLength, Accumulate: s.Options.Accumulate, DType: dtype,
+		Recompute: s.Recompute, LoRA: s.Options.LoRA, HeadOnly: s.Options.HeadOnly, TensorSize: s.TensorSize, OffloadOptimizer: s.Offload}
+	plans, err := Plans(m, o, machine)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,13 +177,21 @@ func (s runSpec) besidePlan(t *testing.T, n int) (result, Plan) {
 	if s.TensorSize > 0 && name != TP {
 		name += "+" + TP
 	}
-	for _, plan := range plans {
-		if plan.Strategy == name {
-			return succeedIn(t, s, n), plan
+	i := slices.IndexFunc(plans, func(p Plan) bool { return p.Strategy == name })
+	if i < 0 || plans[i].Refused != "" {
+		t.Fatalf("no plan for %s among %+v", name, plans)
+	}
+	each := slices.Repeat(plans[i:i+1], n)
+	if name == MP {
+		if each, err = stagePlans(m, o, machine); err != nil {
+			t.Fatal(err)
+		}
+		fullest := slices.MaxFunc(each, func(a, b Plan) int { return cmp.Compare(a.Peak, b.Peak) })
+		if plans[i].Peak != fullest.Peak || plans[i].Weights != fullest.Weights {
+			t.Errorf("the plan is %+v, that of the fullest stage %+v", plans[i], fullest)
 		}
 	}
-	t.Fatalf("there is no plan for %s", s.Distributed)
-	return result{}, Plan{}
+	return succeedIn(t, s, n), each
 }
 
 // What a plan says about several processes is what each of them holds, within a tenth: between two steps, its part of the weights,
@@ -204,20 +214,36 @@ func TestThePlanOfManyProcessesIsWhatEachHolds(t *testing.T) {
 		}},
 		"tp 2 tied, accumulated": {2, func(s *runSpec) { s.Distributed, s.TensorSize, s.Tied, s.Options.Accumulate = TP, 2, true, 2 }},
 		"fsdp and tp 2x2":        {4, func(s *runSpec) { s.TensorSize = 2 }},
+		"hsdp 4 bfloat16, offloaded, accumulated": {4, func(s *runSpec) {
+			s.Distributed, s.ShardSize, s.Offload, s.DType, s.Options.Accumulate = HSDP, 2, true, "bfloat16", 2
+		}},
+		"fsdp alone, offloaded":           {1, func(s *runSpec) { s.Offload = true }},
+		"mp 2":                            {2, func(s *runSpec) { s.Distributed = MP }},
+		"mp 2 accumulated twice":          {2, func(s *runSpec) { s.Distributed, s.Options.Accumulate = MP, 2 }},
+		"mp 2 tied bfloat16, accumulated": {2, func(s *runSpec) { s.Distributed, s.Tied, s.DType, s.Options.Accumulate = MP, true, "bfloat16", 6 }},
+		"mp 4 accumulated":                {4, func(s *runSpec) { s.Distributed, s.Options.Accumulate = MP, 8 }},
+		"mp 3 bamba recomputed, accumulated": {3, func(s *runSpec) {
+			s.Distributed, s.Architecture, s.Recompute, s.Options.Accumulate = MP, "planned bamba", RecomputeBlock, 4
+		}},
+		"mp 2 LoRA": {2, func(s *runSpec) {
+			s.Distributed, s.Options.LoRA, s.Options.Accumulate = MP, &LoRA{Rank: 8, Alpha: 8, Targets: []string{AllLinear}}, 4
+		}},
 	} {
 		s := plannedSpec()
 		c.change(&s)
-		r, plan := s.besidePlan(t, c.world)
-		planned := plan.Weights + plan.Optimizer
-		if s.Distributed == FSDP || s.Distributed == HSDP {
-			planned += plan.Gradients
-		}
-		t.Logf("%s: %.1f MB between steps, planned %.1f MB; at most %.1f MB, planned %.1f MB", what, r.Held/1e6, planned/1e6, r.Peak/1e6, plan.Peak/1e6)
-		if math.Abs(planned/r.Held-1) > 0.1 {
-			t.Errorf("%s: between steps each process holds %.2f MB, the plan says %.2f MB", what, r.Held/1e6, planned/1e6)
-		}
-		if math.Abs(plan.Peak/r.Peak-1) > 0.1 {
-			t.Errorf("%s: each process holds %.2f MB at most, the plan says %.2f MB", what, r.Peak/1e6, plan.Peak/1e6)
+		r, plans := s.besidePlan(t, c.world)
+		for rank, plan := range plans {
+			held, peak := plan.Weights+plan.Optimizer+plan.Host, plan.Peak+plan.Host
+			if s.Distributed == FSDP || s.Distributed == HSDP {
+				held += plan.Gradients
+			}
+			t.Logf("%s, rank %d: %.1f MB between steps, planned %.1f MB; at most %.1f MB, planned %.1f MB", what, rank, r.Held[rank]/1e6, held/1e6, r.Peak[rank]/1e6, peak/1e6)
+			if math.Abs(held/r.Held[rank]-1) > 0.1 {
+				t.Errorf("%s: between steps process %d holds %.2f MB, the plan says %.2f MB", what, rank, r.Held[rank]/1e6, held/1e6)
+			}
+			if math.Abs(peak/r.Peak[rank]-1) > 0.1 {
+				t.Errorf("%s: process %d holds %.2f MB at most, the plan says %.2f MB", what, rank, r.Peak[rank]/1e6, peak/1e6)
+			}
 		}
 	}
 }

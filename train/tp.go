@@ -221,7 +221,7 @@ func dividedPlans(m model.Model, o PlanOptions, machine Machine) (plans []Plan) 
 		return []Plan{{Strategy: TP, Refused: err.Error()}}
 	}
 	defer division.Forget()
-	s := measure(m, o)
+	s := measure(m, o, 0, len(m.Blocks()))
 	// Hidden states are put together and added up over the group, a half each of a sum's transfers: so often in all blocks, and
 	// so often in those that go backward.
 	sums := map[bool]float64{}
@@ -256,7 +256,10 @@ func dividedPlans(m model.Model, o PlanOptions, machine Machine) (plans []Plan) 
 			strategy = None
 		}
 		p := s.plan(strategy, o, groups)
-		p.Strategy = name
+		if p.Strategy = name; p.Refused != "" {
+			plans = append(plans, p)
+			continue
+		}
 		p.Communication += seconds
 		p.Step += seconds // nothing overlaps it
 		p.Tokens = float64(max(1, o.Accumulate)*o.BatchSize*o.SequenceLength*groups.GPUs) / p.Step

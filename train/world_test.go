@@ -49,7 +49,7 @@ type runSpec struct {
 type result struct {
 	Losses, Norms, Looks []float64
 	First                int
-	Held, Peak           float64 // bytes that tensors hold between two steps, and at most during one
+	Held, Peak           []float64 // bytes that each rank's tensors hold between two steps, and at most during one
 	Weights              map[string][]float32
 }
 
@@ -173,7 +173,16 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 		now, _ := torch.CPU.Memory()
 		held = min(held, now)
 	}
-	r.Held, r.Peak = float64(held-before), float64(peak-before)
+	r.Held, r.Peak = make([]float64, o.processes()), make([]float64, o.processes())
+	r.Held[o.rank()], r.Peak[o.rank()] = float64(held-before), float64(peak-before)
+	if world != nil {
+		if err := torch.Run(func() error {
+			r.Held, r.Peak = world.All.Sums(r.Held...), world.All.Sums(r.Peak...)
+			return nil
+		}); err != nil {
+			return r, err
+		}
+	}
 	for _, step := range heard.steps {
 		r.Losses, r.Norms = append(r.Losses, step.Loss), append(r.Norms, step.Norm)
 	}

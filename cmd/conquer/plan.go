@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -19,6 +20,10 @@ var planCommand = command{
 	example: `conquer plan --architecture llama --variant 70b --gpus 64
 # a model of yours on one GPU of 24 GB
 conquer plan --model_path smollm2-135m --memory_gb 24 --batch_size 8 --recompute block
+# layers one behind the other (mp) are kept busy by many passes a step
+conquer plan --architecture llama --variant 7b --gpus 4 --batch_size 1 --accumulate 16
+# the optimizer's state in the host's memory
+conquer plan --architecture llama --variant 7b --gpus 8 --memory_gb 40 --offload_optimizer
 # slower links, and what a LoRA adapter would take
 conquer plan --architecture llama --variant 7b --gpus 8 --link_gb_s 25 --lora_rank 16 --json`,
 	setup: setupPlan,
@@ -46,6 +51,7 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.Float64Var(&machine.Transfer, "memory_gb_s", 3000, "how fast a GPU reads its memory")
 	flags.Float64Var(&machine.Link, "link_gb_s", 300, "between two GPUs of a host, each way")
 	flags.Float64Var(&machine.Network, "network_gb_s", 40, "between hosts, for one GPU's share, each way")
+	flags.Float64Var(&machine.Host, "host_gb_s", 20, "the host's memory, for one GPU's share, and the way to it: for --offload_optimizer")
 	flags.IntVar(&o.BatchSize, "batch_size", 4, "samples of one forward pass of one GPU, or of the GPUs that divide the layers")
 	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "`tokens` of a sample")
 	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes of one step")
@@ -55,6 +61,7 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.IntVar(&lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
 	flags.StringVar(&o.Optimizer, "optimizer", "adamw", "adamw or lion")
 	flags.StringVar(&o.Moments, "moments", "float32", "what AdamW keeps its averages in: float32, bfloat16 or int8")
+	flags.BoolVar(&o.OffloadOptimizer, "offload_optimizer", false, "keep the optimizer's state in the host's memory and take its steps there: fsdp and hsdp")
 	flags.BoolVar(&o.HeadOnly, "head_only", false, "tune the projection to the vocabulary alone")
 	asJSON := flags.Bool("json", false, "print a JSON object")
 	return func(ctx context.Context, args []string) error {
@@ -126,7 +133,12 @@ func (r planReport) print() {
 	}
 	fmt.Printf("%s, %s parameters, on %s; GB of each GPU, seconds of a step, tokens a second of all\n\n", r.Model, thousands(r.Parameters), gpus)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "\tweights\tgradients\toptimizer\tactivations\tbuffers\tpeak\tcompute\tcommunication\tstep\ttok/s\t")
+	host := slices.ContainsFunc(r.Plans, func(p train.Plan) bool { return p.Host > 0 })
+	column := ""
+	if host {
+		column = "host\t"
+	}
+	fmt.Fprintln(w, "\tweights\tgradients\toptimizer\tactivations\tbuffers\tpeak\t"+column+"compute\tcommunication\tstep\ttok/s\t")
 	var full []string
 	for _, p := range r.Plans {
 		if p.Refused != "" {
@@ -136,16 +148,26 @@ func (r planReport) print() {
 		for _, bytes := range []float64{p.Weights, p.Gradients, p.Optimizer, p.Activations, p.Buffers, p.Peak} {
 			fmt.Fprintf(w, "%.2f\t", bytes/1e9)
 		}
+		if host {
+			fmt.Fprintf(w, "%.2f\t", p.Host/1e9)
+		}
 		fmt.Fprintf(w, "%.3f\t%.3f\t%.3f\t%.0f\t\n", p.Compute, p.Communication, p.Step, p.Tokens)
 		if !p.Fits {
 			full = append(full, p.Strategy)
 		}
 	}
 	w.Flush()
-	for _, p := range r.Plans {
-		if p.Refused != "" {
-			fmt.Printf("\nnot %s: %s\n", p.Strategy, p.Refused)
+	for i, p := range r.Plans {
+		if p.Refused == "" || slices.ContainsFunc(r.Plans[:i], func(q train.Plan) bool { return q.Refused == p.Refused }) {
+			continue
 		}
+		var refused []string
+		for _, q := range r.Plans {
+			if q.Refused == p.Refused {
+				refused = append(refused, q.Strategy)
+			}
+		}
+		fmt.Printf("\nnot %s: %s\n", strings.Join(refused, ", "), p.Refused)
 	}
 	if len(full) > 0 {
 		fmt.Printf("\ntoo much for %g GB: %s\n", r.Machine.Memory, strings.Join(full, ", "))

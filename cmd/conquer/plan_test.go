@@ -18,11 +18,15 @@ func TestAPlanNamesItsStrategiesAndCountsTheWeights(t *testing.T) {
 	for _, p := range report.Plans {
 		names += p.Strategy + " "
 	}
-	if names != "ddp fsdp hsdp tp fsdp+tp " {
+	if names != "ddp fsdp hsdp tp fsdp+tp mp " {
 		t.Errorf("plans for %s", names)
 	}
 	own := writeModel(t, 704, true)
-	if out := succeed(t, "plan", "--model_path", own, "--memory_gb", "0.000001"); !strings.Contains(out, "too much for 1e-06 GB: none, fsdp") {
+	if out := succeed(t, "plan", "--model_path", own, "--memory_gb", "0.000001"); !strings.Contains(out, "too much for 1e-06 GB: none\n") {
+		t.Error(out)
+	}
+	out := succeed(t, "plan", "--model_path", own, "--gpus", "2", "--offload_optimizer")
+	if !strings.Contains(out, "host") || !strings.Contains(out, "not ddp, tp, mp: the optimizer's state goes to the host's memory with fsdp or hsdp alone") {
 		t.Error(out)
 	}
 }
