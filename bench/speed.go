@@ -135,7 +135,8 @@ type TrainRow struct {
 	Trained     int     `json:"trained"`
 	LoRARank    int     `json:"lora_rank,omitempty"`
 	Recompute   string  `json:"recompute"`
-	StepMS      float64 `json:"step_ms"` // median
+	Recorded    bool    `json:"recorded"` // whether the measured steps were replayed
+	StepMS      float64 `json:"step_ms"`  // median
 	LowMS       float64 `json:"low_ms"`
 	HighMS      float64 `json:"high_ms"`
 	FirstStepMS float64 `json:"first_step_ms"` // which loads and plans
@@ -184,7 +185,7 @@ func Train(ctx context.Context, m model.Model, o train.Options) (TrainRow, model
 	}
 	row := TrainRow{
 		Device: device.String(), DType: model.DType(m).String(), Batch: o.BatchSize, Length: o.SequenceLength, Steps: steps,
-		Parameters: model.Parameters(m), Trained: t.Trained(), Recompute: string(o.Recompute), FirstStepMS: seen[0].Seconds * 1e3,
+		Parameters: model.Parameters(m), Trained: t.Trained(), Recompute: string(o.Recompute), Recorded: t.Recorded(), FirstStepMS: seen[0].Seconds * 1e3,
 		StepMS: median(times), PeakBytes: t.PeakMemory(), FirstLoss: seen[0].Loss, LastLoss: seen[len(seen)-1].Loss,
 	}
 	row.LowMS, row.HighMS = times[0], times[len(times)-1]

@@ -11,7 +11,8 @@ import "unsafe"
 //
 // The first run is an ordinary one: it loads the kernels and makes the workspaces that a recording could not. A step takes
 // its input from tensors made before, and leaves its results in such tensors ([Tensor.Copy], [Tensor.AddTo]); whatever else
-// it makes is freed, and its memory is shared with all other captures. It must launch the same work whatever the values are:
+// it makes is freed, and its memory is shared with all other captures. Gradients add to those that leaves have already, random
+// numbers are drawn anew each time. It must launch the same work whatever the values are:
 // a change of shape needs another Capture.
 type Capture struct {
 	device Device

@@ -127,9 +127,10 @@ func (p *pipeline) owner(u int) int {
 // step takes all micro-batches of a step forward and back.
 func (p *pipeline) step(n *network, list []microBatch, divisor float64) (numbers []float64) {
 	low, high := p.first[p.stage], p.first[p.stage+1]
-	flights := make([]*flight, len(list))
+	flights, told := make([]*flight, len(list)), make([]*torch.Fetch[float32], len(list))
 	defer func() {
-		for _, f := range flights {
+		for i, f := range flights {
+			told[i].Drop()
 			if f != nil {
 				f.free()
 			}
@@ -150,6 +151,7 @@ func (p *pipeline) step(n *network, list []microBatch, divisor float64) (numbers
 			f.forward(low, high)
 			if p.isLast() {
 				f.score(divisor, i == len(list)-1)
+				told[i] = torch.StartFetch[float32](f.numbers)
 			} else {
 				p.send(p.down, f.outputs[high], p.stage+1, tag+i)
 				f.inputs[high] = leaf(f.outputs[high], n.lowest < high)
@@ -170,11 +172,11 @@ func (p *pipeline) step(n *network, list []microBatch, divisor float64) (numbers
 				torch.Scoped(func() { p.send(p.up, f.inputs[low].Grad(), p.stage-1, tag+back) })
 			}
 			if p.isLast() {
-				pass := f.numbers()
-				for i, v := range numbers {
-					pass[i] += v
+				pass := told[back].Values()
+				numbers = append(numbers, make([]float64, len(pass)-len(numbers))...)
+				for k, v := range pass {
+					numbers[k] += float64(v)
 				}
-				numbers = pass
 			}
 			f.free()
 			flights[back] = nil

@@ -66,7 +66,7 @@ func TestLabelSmoothingAndZLossAreTheirFormulas(t *testing.T) {
 			}
 			b := batchOf(t, data, 6, pack)
 			net := network{model: m, blocks: m.Blocks(), lowest: -1, strategy: &local{}, smoothing: smoothing, zLoss: z}
-			got := net.gradients(newMicroBatch(b, torch.CPU, 1), float64(targets(b)), true)
+			got := torch.Values[float64](net.gradients(newMicroBatch(b, torch.CPU, 1), float64(targets(b)), true))
 			for i, number := range []torch.Tensor{plain, objective} {
 				if want := torch.Item[float64](number.Detach()); len(got) != 2 || math.Abs(got[i]-want) > 1e-5*want {
 					t.Errorf("number %d of %v, want %v", i, got, want)

@@ -106,7 +106,7 @@ func TestPreferencesAreLearnedByTheFormula(t *testing.T) {
 				if b.Samples != len(data.Samples) {
 					t.Fatalf("%d pairs in the batch", b.Samples)
 				}
-				got := net.gradients(tr.microBatch(b, known), n, true)
+				got := torch.Values[float64](net.gradients(tr.microBatch(b, known), n, true))
 				for i := range want {
 					if math.Abs(got[i]-want[i]) > 1e-5*(1+math.Abs(want[i])) {
 						t.Errorf("number %d is %v, want %v", i, got[i], want[i])

@@ -129,6 +129,12 @@ func (t *Trainer) next() (err error) {
 	t.at("step %d", step.Step)
 	numbers := make([]float64, 1+len(t.options.measured()))
 	torch.Scoped(func() {
+		var told []*torch.Fetch[float32] // the passes' numbers, on their way
+		defer func() {
+			for _, f := range told {
+				f.Drop()
+			}
+		}()
 		if world := t.options.World; world != nil {
 			sums := world.All.Sums(append(labels, float64(step.Tokens))...)
 			for i := range sums { // once for all processes that take the same rows
@@ -142,10 +148,9 @@ func (t *Trainer) next() (err error) {
 				last = i
 			}
 		}
-		add := func(pass []float64) {
-			for i, v := range pass {
-				numbers[i] += v
-			}
+		scale := 1.0
+		if t.replayer != nil {
+			divisor, scale = 1, 1/max(1, divisor)
 		}
 		stage, pipelined := t.net.strategy.(*pipeline)
 		var together []microBatch
@@ -155,18 +160,29 @@ func (t *Trainer) next() (err error) {
 			case pipelined:
 				together = append(together, t.microBatch(b, t.reference[t.data]))
 			default:
-				torch.Scoped(func() { add(t.net.gradients(t.microBatch(b, t.reference[t.data]), divisor, i == last)) })
+				torch.Scoped(func() {
+					mb, gradients := t.microBatch(b, t.reference[t.data]), t.replayer.run
+					if t.replayer == nil {
+						gradients = func(mb microBatch) torch.Tensor { return t.net.gradients(mb, divisor, i == last) }
+					}
+					told = append(told, torch.StartFetch[float32](gradients(mb)))
+				})
 			}
 		}
 		if pipelined {
-			add(stage.step(&t.net, together, divisor))
+			copy(numbers, stage.step(&t.net, together, divisor))
 		}
 		t.net.strategy.finish()
-		ready := t.optimizer.Prepare() // before the norm is waited for
-		numbers, step.Norm = t.net.strategy.agree(numbers, optim.Norm(t.optimizer.Gradients()))
+		ready, gradients := t.optimizer.Prepare(), t.optimizer.Gradients() // before anything is waited for
+		for _, f := range told {
+			for i, v := range f.Values() {
+				numbers[i] += float64(v) * scale
+			}
+		}
+		numbers, step.Norm = t.net.strategy.agree(numbers, scale*optim.Norm(gradients))
 		step.Loss, step.Measures = numbers[0], t.options.named(numbers)
-		if step.Skipped = !optim.Finite(step.Norm) || !optim.Finite(step.Loss); !step.Skipped {
-			ready.Take(step.Rate, optim.Factor(step.Norm, t.options.Clip))
+		if step.Skipped = !optim.Finite(step.Norm) || !optim.Finite(step.Loss); !step.Skipped && last >= 0 {
+			ready.Take(step.Rate, scale*optim.Factor(step.Norm, t.options.Clip))
 		}
 	})
 	if !step.Skipped {
@@ -175,7 +191,11 @@ func (t *Trainer) next() (err error) {
 		return fmt.Errorf("step %d: loss %v and gradient norm %v, no finite numbers for %d steps in a row: lower the learning rate, or use bfloat16 rather than float16",
 			step.Step, step.Loss, step.Norm, t.skipped)
 	}
-	t.optimizer.ClearGradients()
+	if t.replayer != nil {
+		t.replayer.clear()
+	} else {
+		t.optimizer.ClearGradients()
+	}
 	t.net.strategy.updated()
 	t.step++
 	// The weights' step is not waited for: the host prepares the next pass meanwhile, and waits for that one's norm.

@@ -97,8 +97,8 @@ func (n *network) after(i int) int {
 }
 
 // gradients runs one micro-batch forward and back, adds to the gradient of every trained weight, and returns the numbers of
-// network.loss. last says that no other micro-batch of the step follows.
-func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64 {
+// network.loss, float32 [K]. last says that no other micro-batch of the step follows.
+func (n *network) gradients(mb microBatch, divisor float64, last bool) torch.Tensor {
 	f, count := n.begin(mb), len(n.blocks)
 	defer f.free() // an operation may panic half way
 	f.embed()
@@ -106,7 +106,7 @@ func (n *network) gradients(mb microBatch, divisor float64, last bool) []float64
 	f.score(divisor, last)
 	f.backward(count, 0, last)
 	f.arrive(last)
-	return f.numbers()
+	return f.numbers.Detach()
 }
 
 // flight is a micro-batch on its way through the network, forward and back.
@@ -124,7 +124,7 @@ type flight struct {
 	inputs, outputs []torch.Tensor
 	generator       []torch.Tensor   // its state before each block that will run again
 	dropped         []*torch.Dropped // of each block, what is computed again
-	told            *torch.Fetch[float32]
+	numbers         torch.Tensor     // of network.loss
 }
 
 // begin takes a micro-batch up. What its blocks share belongs to the innermost scope.
@@ -136,7 +136,7 @@ func (n *network) begin(mb microBatch) *flight {
 }
 
 func (f *flight) free() {
-	f.told.Drop()
+	f.numbers.Free()
 	for i := range f.inputs {
 		f.inputs[i].Free()
 		f.outputs[i].Free()
@@ -196,7 +196,7 @@ func (f *flight) score(divisor float64, last bool) {
 	torch.WithGrad(func() {
 		torch.Scoped(func() {
 			loss, numbers := n.loss(f.inputs[count], f.mb, divisor)
-			f.told = torch.StartFetch[float32](numbers)
+			f.numbers = numbers.Own()
 			loss.Backward()
 		})
 	})
@@ -249,14 +249,6 @@ func (f *flight) arrive(last bool) {
 		torch.Scoped(func() { torch.Backward([]torch.Tensor{f.outputs[0]}, []torch.Tensor{f.inputs[0].Grad()}) })
 	}
 	f.n.strategy.reduce(0, last)
-}
-
-// numbers are those of score, waited for now that everything else is on its way.
-func (f *flight) numbers() (list []float64) {
-	for _, v := range f.told.Values() {
-		list = append(list, float64(v))
-	}
-	return list
 }
 
 // infer runs a micro-batch forward without gradients, and calls head with the last hidden states [B,L,D] while the head's

@@ -88,6 +88,9 @@ type Options struct {
 	Stochastic bool      `json:"stochastic_rounding,omitempty"`
 	Seed       int64     `json:"seed"`
 	Recompute  Recompute `json:"-"` // "" means RecomputeNone
+	// Compile says how passes are launched; "" is CompileGraph on a GPU that a micro-batch of this size does not keep busy, in
+	// one process, and else CompileNone. It changes the speed, and sums by their last bits.
+	Compile Compile `json:"-"`
 
 	// ValidateSteps is how many steps lie between two looks at the validation set; 0 for a tenth of the run. The first look
 	// is before the first step, the last after the last.
@@ -147,6 +150,7 @@ type Trainer struct {
 	params    []optim.Param
 	held      []piece // what params are of the weights
 	optimizer *optim.Optimizer
+	replayer  *replayer // nil where passes are launched operation by operation
 	schedule  optim.Schedule
 	listeners []Listener
 	log       *logFiles
@@ -325,6 +329,9 @@ func (o Options) Check() error {
 	if err := o.Recompute.check(); err != nil {
 		return err
 	}
+	if err := o.checkCompile(); err != nil {
+		return err
+	}
 	if o.LoRA != nil {
 		if err := o.LoRA.check(); err != nil {
 			return err
@@ -415,6 +422,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 	}
 	t.optimizer = optim.New(t.params, optim.Options{Method: o.Optimizer, Moments: o.Moments, Beta1: o.Beta1, Beta2: o.Beta2, Decay: o.Decay,
 		Stochastic: o.Stochastic, Seed: int(o.Seed)})
+	t.replayer = newReplayer(t)
 	return nil
 }
 
@@ -509,6 +517,9 @@ func (t *Trainer) Steps() int { return t.options.Steps }
 // Done is how many steps are done, those of the runs that this one resumed included.
 func (t *Trainer) Done() int { return t.step }
 
+// Recorded reports whether passes are replayed by now, see Compile.
+func (t *Trainer) Recorded() bool { return t.replayer.replays() }
+
 // Trained counts the weights that are tuned.
 func (t *Trainer) Trained() int {
 	n := 0
@@ -543,5 +554,6 @@ func (t *Trainer) freeOptimizer() {
 		t.optimizer.ClearGradients()
 		t.optimizer.Free()
 	}
-	t.optimizer, t.params, t.held = nil, nil, nil
+	t.replayer.free()
+	t.optimizer, t.params, t.held, t.replayer = nil, nil, nil, nil
 }

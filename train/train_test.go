@@ -198,7 +198,7 @@ func TestBlockByBlockGradientsAreThoseOfTheWholeModel(t *testing.T) {
 					}
 					b := batchOf(t, data, 6, pack)
 					net := network{model: m, blocks: m.Blocks(), lowest: -1, recompute: recompute, strategy: &local{}}
-					got := net.gradients(newMicroBatch(b, torch.CPU, 1), float64(targets(b)), true)
+					got := torch.Values[float64](net.gradients(newMicroBatch(b, torch.CPU, 1), float64(targets(b)), true))
 					if want := torch.Item[float64](loss.Detach()); len(got) != 1 || math.Abs(got[0]-want) > 1e-5 {
 						t.Errorf("loss %v, want %v", got, want)
 					}

@@ -161,6 +161,7 @@ func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error
 	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes of one step")
 	flags.IntVar(&o.Steps, "steps", 6, "steps to measure, after two that are not")
 	flags.StringVar(&recompute, "recompute", "none", recomputeUsage)
+	flags.StringVar((*string)(&o.Compile), "compile", "", compileTrainUsage)
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "as in conquer train")
 	flags.IntVar(&lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` on all linear layers instead of the weights")
 	return func(ctx context.Context, args []string) error {
@@ -189,7 +190,11 @@ func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error
 			if f.json {
 				return printJSON(os.Stdout, row)
 			}
-			fmt.Printf("%s of %s weights, batch %d × %d tokens, %s on %s\n", thousands(row.Trained), thousands(row.Parameters), row.Batch, row.Length, row.DType, row.Device)
+			how := ""
+			if row.Recorded {
+				how = ", recorded"
+			}
+			fmt.Printf("%s of %s weights, batch %d × %d tokens, %s on %s%s\n", thousands(row.Trained), thousands(row.Parameters), row.Batch, row.Length, row.DType, row.Device, how)
 			fmt.Printf("  step         %10.2f ms (%.2f to %.2f; the first %.0f)\n  speed        %10.1f tok/s, %.1f TFLOP/s\n  peak memory  %10s\n",
 				row.StepMS, row.LowMS, row.HighMS, row.FirstStepMS, row.TokensPerS, row.TFlopPerS, formatBytes(row.PeakBytes))
 			return nil

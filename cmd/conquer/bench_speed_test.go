@@ -34,7 +34,7 @@ func TestBenchInferenceTimesEveryWayToRun(t *testing.T) {
 func TestBenchTrainTimesSteps(t *testing.T) {
 	trace := filepath.Join(t.TempDir(), "trace.json")
 	args := []string{"bench", "train", "--architecture", "bamba", "--variant", "tiny", "--dtype", "bfloat16", "--device", "cpu", "--batch_size", "2",
-		"--sequence_length", "16", "--steps", "2", "--stochastic_rounding", "--json", "--profile", trace}
+		"--sequence_length", "16", "--steps", "2", "--stochastic_rounding", "--compile", "graph", "--recompute", "selective", "--json", "--profile", trace}
 	stdout, stderr, code := invoke(t, "", args...)
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, stderr)

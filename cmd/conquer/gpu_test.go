@@ -167,6 +167,13 @@ func distanceOf(got, want []float32) float64 {
 // losses are those of fifty steps from the same weights over the same samples.
 func losses(t *testing.T, architecture string, dtype torch.DType, d torch.Device, o train.Options) []float64 {
 	t.Helper()
+	list, _ := recordedLosses(t, architecture, dtype, d, o)
+	return list
+}
+
+// recordedLosses also says whether passes were replayed.
+func recordedLosses(t *testing.T, architecture string, dtype torch.DType, d torch.Device, o train.Options) ([]float64, bool) {
+	t.Helper()
 	data := &text.Dataset{}
 	for i := range 16 {
 		var s text.Sample
@@ -189,7 +196,7 @@ func losses(t *testing.T, architecture string, dtype torch.DType, d torch.Device
 	if err := tr.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	return list
+	return list, tr.Recorded()
 }
 
 // apart is the largest difference of two runs' losses, as a share of the loss.
@@ -237,6 +244,49 @@ func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
 			t.Logf("first %.4f and %.4f, last %.4f and %.4f, largest difference %.2g", want[0], got[0], want[49], got[49], worst)
 			if !(worst < c.limit) {
 				t.Errorf("the losses differ by %.2g: CPU %.4f, GPU %.4f", worst, want, got)
+			}
+		})
+	}
+}
+
+// The batches have rows of 64 and of 96 tokens in turns, and as many labels as come. With dropout, a recording must draw what
+// operations launched one by one draw.
+func TestGPURecordedStepsFollowThoseLaunchedOneByOne(t *testing.T) {
+	device := needGPU(t)
+	adapter := func(dropout float64) *train.LoRA {
+		return &train.LoRA{Rank: 8, Alpha: 16, Dropout: dropout, Targets: []string{train.AllLinear}}
+	}
+	for _, c := range []struct {
+		name, architecture string
+		dtype              torch.DType
+		limit              float64
+		options            train.Options
+	}{
+		{"llama", "llama", torch.Float32, 2e-4, train.Options{}},
+		{"llama accumulated", "llama", torch.Float32, 2e-4, train.Options{Accumulate: 3}},
+		{"llama packed, selective", "llama", torch.Float32, 2e-4, train.Options{Pack: true, Recompute: train.RecomputeSelective}},
+		{"llama block by block", "llama", torch.Float32, 2e-4, train.Options{Recompute: train.RecomputeBlock}},
+		{"llama lora, dropout", "llama", torch.Float32, 2e-4, train.Options{LoRA: adapter(0.2)}},
+		{"llama smoothed", "llama", torch.Float32, 2e-4, train.Options{LabelSmoothing: 0.1, ZLoss: 1e-3}},
+		{"llama bfloat16", "llama", torch.BFloat16, 2e-2, train.Options{}},
+		{"llama lora bfloat16", "llama", torch.BFloat16, 2e-2, train.Options{LoRA: adapter(0)}},
+		{"bamba", "bamba", torch.Float32, 1e-3, train.Options{}},
+		{"bamba packed bfloat16", "bamba", torch.BFloat16, 2e-2, train.Options{Pack: true}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.options.Compile = train.CompileNone
+			want, recorded := recordedLosses(t, c.architecture, c.dtype, device, c.options)
+			if recorded {
+				t.Error("passes were recorded although none should be")
+			}
+			c.options.Compile = train.CompileGraph
+			got, recorded := recordedLosses(t, c.architecture, c.dtype, device, c.options)
+			if !recorded {
+				t.Error("no pass was recorded")
+			}
+			t.Logf("last %.4f and %.4f, largest difference %.2g", want[49], got[49], apart(got, want))
+			if !(apart(got, want) < c.limit) {
+				t.Errorf("the losses differ by %.2g: launched one by one %.4f, recorded %.4f", apart(got, want), want, got)
 			}
 		})
 	}

@@ -48,6 +48,7 @@ conquer train --architecture bamba --variant bytes --tokenizer char_tokenizer --
 }
 
 const recomputeUsage = "selective: compute normalizations, SwiGLU and convolutions again, which spares a third of the activations for little time; block: keep each block's input alone and compute all else again; none"
+const compileTrainUsage = "graph: record forward and backward passes once for each shape and replay them; none: launch their operations one by one (default: graph on a GPU, in one process, where passes are so small that launching takes longer than computing)"
 
 type trainFlags struct {
 	modelFlags
@@ -100,6 +101,7 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.Float64Var(&o.ZLoss, "z_loss", 0, "`coefficient`, such as 1e-4, of the squared logarithm of the softmax's denominator, which keeps logits from drifting")
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "keep bfloat16 weights without float32 originals, AdamW's averages in bfloat16 too, and round them at random: 8 bytes a weight in place of 16")
 	flags.Int64Var(&o.Seed, "seed", 1, "`number` that order, dropout and fresh weights begin from")
+	flags.StringVar((*string)(&o.Compile), "compile", "", compileTrainUsage)
 	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
 
 	flags.IntVar(&f.lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
@@ -168,6 +170,9 @@ func (f *trainFlags) check() error {
 	}
 	if err := f.checkProcesses(); err != nil {
 		return err
+	}
+	if f.processes > 1 && f.Compile == train.CompileGraph {
+		return usagef("--compile %s records steps for one process: leave it out with several", train.CompileGraph)
 	}
 	if f.Steps == 0 && f.Epochs == 0 {
 		f.Epochs = 3

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -90,7 +91,7 @@ func TestAPreferenceIsLearnedFromPairsAndABadPairIsNamed(t *testing.T) {
 	}
 }
 
-func TestTheOptimizerIsChosenByItsFlags(t *testing.T) {
+func TestTheOptimizerAndHowAStepRunsAreChosenByFlags(t *testing.T) {
 	dir := t.TempDir()
 	data := filepath.Join(dir, "poem.txt")
 	if err := os.WriteFile(data, []byte(strings.Repeat("round and round the tower the gulls go round\n", 30)), 0o666); err != nil {
@@ -104,17 +105,28 @@ func TestTheOptimizerIsChosenByItsFlags(t *testing.T) {
 		"lion":     {"--optimizer", "lion", "--no_decay", "norm,bias,embedding", "--weight_decay", "0.1"},
 		"int8":     {"--moments", "int8", "--checkpoint_steps", "2", "--checkpoint_format", "native"},
 		"bfloat16": {"--moments", "bfloat16", "--no-decay", "none"},
+		"spare":    {"--recompute", "selective", "--compile", "none"},
+		"recorded": {"--recompute", "selective", "--compile", "graph"},
 	} {
 		if _, stderr, code := invoke(t, "", args(name, more...)...); code != 0 {
 			t.Errorf("%s: exit %d\n%s", name, code, stderr)
 		}
 	}
+	plain, recorded := lossesIn(t, filepath.Join(dir, "spare")), lossesIn(t, filepath.Join(dir, "recorded"))
+	for i := range 3 {
+		if math.Abs(plain[i]-recorded[i]) > 1e-4*plain[i] {
+			t.Errorf("losses %v, and %v with passes to be recorded", plain, recorded)
+		}
+	}
 	for want, more := range map[string][]string{
-		`unknown optimizer "sgd"`:               {"--optimizer", "sgd"},
-		`unknown moments "int4"`:                {"--moments", "int4"},
-		"moments in int8 are for adamw":         {"--optimizer", "lion", "--moments", "int8"},
-		`no decay of "head": choose among norm`: {"--no_decay", "head"},
-		"label smoothing 2":                     {"--label_smoothing", "2"},
+		`unknown recompute "some": choose none, selective or block`: {"--recompute", "some"},
+		`unknown way to compile "jit"`:                              {"--compile", "jit"},
+		"--compile graph records steps for one process":             {"--compile", "graph", "--nproc", "2", "--distributed", "ddp"},
+		`unknown optimizer "sgd"`:                                   {"--optimizer", "sgd"},
+		`unknown moments "int4"`:                                    {"--moments", "int4"},
+		"moments in int8 are for adamw":                             {"--optimizer", "lion", "--moments", "int8"},
+		`no decay of "head": choose among norm`:                     {"--no_decay", "head"},
+		"label smoothing 2":                                         {"--label_smoothing", "2"},
 	} {
 		_, stderr, code := invoke(t, "", args("none", more...)...)
 		if code != 2 || !strings.Contains(stderr, want) || strings.Count(strings.TrimSpace(stderr), "\n") > 0 {

@@ -52,11 +52,20 @@ struct cq_graph {
 
 namespace {
 
+// The stream that a thread records on, always the same for a device: cuBLAS keeps 32 MB for every stream that it meets.
+c10::cuda::CUDAStream recording_stream(int device) {
+  thread_local std::map<int, c10::cuda::CUDAStream> streams;
+  auto known = streams.find(device);
+  if (known == streams.end())
+    known = streams.emplace(device, c10::cuda::getStreamFromPool(false, static_cast<c10::DeviceIndex>(device))).first;
+  return known->second;
+}
+
 int graph_begin(int device, cq_graph **out) {
   return guarded([&] {
     auto graph = std::make_unique<cq_graph>(device);
     auto current = c10::cuda::getCurrentCUDAStream(device);
-    auto side = c10::cuda::getStreamFromPool(false, device);
+    auto side = recording_stream(device);
     c10::cuda::CUDAEvent ready;
     ready.record(current);
     ready.block(side);

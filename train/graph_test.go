@@ -1,0 +1,149 @@
+package train
+
+import (
+	"context"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+
+	"conquer/model"
+	"conquer/text"
+	"conquer/torch"
+	"conquer/torch/optim"
+)
+
+// On the CPU a recorded pass simply runs, on the tensors that a recording reads and with the gradients that it adds to: so it
+// must learn what operations launched one by one learn, whatever the shapes, the passes of a step and the objective.
+func TestStepsThatCanBeRecordedLearnTheSame(t *testing.T) {
+	noLeaks(t)
+	for name, change := range map[string]func(*Options){
+		"all weights": func(*Options) {},
+		"accumulated": func(o *Options) { o.BatchSize, o.Accumulate = 1, 3 },
+		"packed":      func(o *Options) { o.Pack = true },
+		"dropout": func(o *Options) {
+			o.LoRA = &LoRA{Rank: 4, Alpha: 8, Dropout: 0.3, Targets: []string{AllLinear}}
+			o.Recompute = RecomputeSelective
+		},
+		"head alone":  func(o *Options) { o.HeadOnly = true },
+		"recomputed":  func(o *Options) { o.Recompute, o.Clip = RecomputeBlock, 0.1 },
+		"smoothed":    func(o *Options) { o.LabelSmoothing, o.ZLoss = 0.1, 1e-2 },
+		"lion":        func(o *Options) { o.Optimizer, o.Rate = optim.Lion, 1e-4 },
+		"preferences": func(o *Options) { o.Objective, o.Rate = DPO, 1e-4 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			run := func(compile Compile) (r *recorder, shapes int) {
+				o := options()
+				o.Steps, o.Compile = 20, compile
+				change(&o)
+				data := samples(30, 3)
+				if o.Objective == DPO {
+					data = pairs(30, 3)
+				}
+				r = train(t, tiny(t, true, torch.Float32), data, nil, o, func(tr *Trainer) {
+					if tr.replayer != nil {
+						shapes = len(tr.replayer.recorded)
+					}
+				})
+				return r, shapes
+			}
+			want, none := run(CompileNone)
+			got, shapes := run(CompileGraph)
+			if none != 0 || shapes < 2 {
+				t.Errorf("%d and %d shapes were prepared for recording, expected none and several", none, shapes)
+			}
+			for i, w := range want.steps {
+				g := got.steps[i]
+				if math.Abs(g.Loss-w.Loss) > 1e-4*(1+w.Loss) || math.Abs(g.Norm-w.Norm) > 2e-3*w.Norm || g.Tokens != w.Tokens {
+					t.Errorf("step %d: %+v, launched one by one %+v", i+1, g, w)
+				}
+				for k, m := range w.Measures {
+					if math.Abs(g.Measures[k].Value-m.Value) > 1e-3*(1+math.Abs(m.Value)) {
+						t.Errorf("step %d: %v, launched one by one %v", i+1, g.Measures, w.Measures)
+					}
+				}
+			}
+		})
+	}
+}
+
+// There is no room for more shapes than some: the others run as they would without recording.
+func TestMoreShapesThanAreRecordedLearnTheSame(t *testing.T) {
+	noLeaks(t)
+	data := &text.Dataset{}
+	for length := 3; length < 60; length++ {
+		var s text.Sample
+		for i := range length {
+			s.IDs, s.Labels = append(s.IDs, int32(i*i%vocabulary)), append(s.Labels, int32(i*i%vocabulary))
+		}
+		data.Samples = append(data.Samples, s)
+	}
+	run := func(compile Compile) *recorder {
+		o := options()
+		o.Steps, o.BatchSize, o.SequenceLength, o.Compile = 50, 1, 60, compile
+		return train(t, tiny(t, false, torch.Float32), data, nil, o, func(tr *Trainer) {
+			if compile == CompileGraph && len(tr.replayer.recorded) != mostRecordings {
+				t.Errorf("%d shapes were prepared for recording", len(tr.replayer.recorded))
+			}
+		})
+	}
+	want, got := run(CompileNone), run(CompileGraph)
+	for i := range want.steps {
+		if math.Abs(got.steps[i].Loss-want.steps[i].Loss) > 1e-4*(1+want.steps[i].Loss) {
+			t.Errorf("step %d: loss %v, launched one by one %v", i+1, got.steps[i].Loss, want.steps[i].Loss)
+		}
+	}
+}
+
+// A step without labels leaves weights as they are, also where gradients are there, and zero.
+func TestAStepWithoutLabelsChangesNothing(t *testing.T) {
+	noLeaks(t)
+	for _, compile := range []Compile{CompileNone, CompileGraph} {
+		data := samples(2, 1)
+		for _, s := range data.Samples {
+			for i := range s.Labels {
+				s.Labels[i] = text.IgnoreLabel
+			}
+		}
+		m := tiny(t, true, torch.Float32)
+		o := options()
+		o.Steps, o.Decay, o.Compile = 2, 0.5, compile
+		weight := func() []float32 {
+			var list []float32
+			if err := torch.Run(func() error { list = torch.Values[float32](m.Head().Detach()); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			return list
+		}
+		want := weight()
+		tr, err := New(m, data, nil, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tr.Run(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(weight(), want) {
+			t.Errorf("compile %s: the weights changed", compile)
+		}
+		tr.Close()
+		model.Free(m)
+	}
+}
+
+func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
+	for want, change := range map[string]func(*Options){
+		"unknown way to compile":          func(o *Options) { o.Compile = "jit" },
+		"recorded in a process by itself": func(o *Options) { o.Distributed = DDP },
+		"draw the same random numbers twice": func(o *Options) {
+			o.Recompute, o.LoRA = RecomputeBlock, &LoRA{Rank: 2, Alpha: 2, Dropout: 0.1, Targets: []string{AllLinear}}
+		},
+	} {
+		o := options()
+		o.Compile = CompileGraph
+		change(&o)
+		if err := o.Check(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, expected %q", err, want)
+		}
+	}
+}
