@@ -19,9 +19,9 @@ const (
 )
 
 // launchBound is up to how many multiplications by the weights of one block, the tokens of a micro-batch times them, launching
-// a block's operations takes about as long as computing them does on an H100: 45 of them at 8 us, against 6 operations a
-// multiplication at 6e14 a second.
-const launchBound = 4e10
+// a block's operations takes about as long as computing them does on an H100: some 40 of them, forward and back, at 8 us each,
+// against 6 operations a multiplication at 6e14 a second.
+const launchBound = 3e10
 
 // mostRecordings is how many shapes are recorded. More are launched operation by operation.
 const mostRecordings = 16
