@@ -33,7 +33,7 @@ type pipeline struct {
 	sent   []*dist.Work // on their way
 }
 
-func newPipeline(m model.Model, o Options) (*pipeline, error) {
+func newPipeline(m model.Model, o Options) (strategy, error) {
 	units, w := unitsOf(m), o.World
 	p := &pipeline{units: units, stage: w.Rank, all: w.All, width: m.Head().Shape[1], dtype: model.DType(m)}
 	var err error

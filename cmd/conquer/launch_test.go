@@ -127,9 +127,9 @@ func TestAKilledRankEndsTheRunAndARestartGoesOn(t *testing.T) {
 }
 
 func TestTheMistakeOfEveryRankIsReportedOnce(t *testing.T) {
-	c, _, stderr := program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "2", "--steps", "4", "--distributed", "hsdp", "--hsdp_size", "3")...)
+	c, _, stderr := program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "3", "--steps", "4", "--distributed", "mp")...)
 	c.Run()
-	if code := c.ProcessState.ExitCode(); code == 0 || !strings.Contains(stderr.String(), "that does not divide the 2 processes") {
+	if code := c.ProcessState.ExitCode(); code == 0 || !strings.Contains(stderr.String(), "2 layers does not divide over 3 processes") {
 		t.Errorf("exit code %d and\n%s", code, stderr)
 	}
 }
