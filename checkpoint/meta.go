@@ -421,7 +421,11 @@ func fillMeta(dir string, source Source, options Options) error {
 				whole = e.heads
 			}
 			if len(r.shape) <= e.split || r.shape[e.split]%parts != 0 || whole%parts != 0 {
-				return fmt.Errorf("tensor %.120q of shape %v and %d heads cannot be cut in %d parts: choose a divisor", r.name, r.shape, e.heads, parts)
+				heads := ""
+				if e.heads > 0 {
+					heads = fmt.Sprintf(", of %d heads,", e.heads)
+				}
+				return fmt.Errorf("tensor %.120q of shape %v%s cannot be cut in %d equal parts: choose another number of shards", r.name, r.shape, heads, parts)
 			}
 			e.shape = slices.Clone(r.shape)
 			e.shape[e.split] /= parts
@@ -438,7 +442,7 @@ func fillMeta(dir string, source Source, options Options) error {
 			e.split = 0
 			e.shape = slices.Clone(shards[0][slices.IndexFunc(shards[0], func(r record) bool { return r.name == e.source })].shape)
 			if e.shape[0]%parts != 0 {
-				return fmt.Errorf("the vocabulary of %d cannot be cut in %d parts: choose a divisor", e.shape[0], parts)
+				return fmt.Errorf("the vocabulary of %d cannot be cut in %d equal parts: choose another number of shards", e.shape[0], parts)
 			}
 			e.shape[0] /= parts
 		}

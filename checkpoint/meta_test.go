@@ -210,7 +210,7 @@ func TestWhatMetasLayoutCannotHoldIsNamed(t *testing.T) {
 		want   string
 	}{
 		{`{"model_type":"bamba"}`, 1, "bamba"},
-		{string(config), 3, "divisor"},
+		{string(config), 3, "equal parts"},
 		{strings.Replace(string(config), `"num_hidden_layers"`, `"x"`, 1), 1, "num_hidden_layers"},
 	} {
 		dir := filepath.Join(t.TempDir(), "m")

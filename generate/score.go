@@ -2,7 +2,7 @@ package generate
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"math"
 
 	"conquer/model"
@@ -24,11 +24,11 @@ const scoreChunk = 2048 // tokens that go through the blocks at once
 // little before them to go by.
 func Score(ctx context.Context, m model.Model, ids []int32) (Scores, error) {
 	var s Scores
+	if len(ids) < 2 {
+		return s, fmt.Errorf("the text has %d tokens, of which none can be predicted: at least two are needed", len(ids))
+	}
 	if err := CheckIDs(m, ids); err != nil {
 		return s, err
-	}
-	if len(ids) < 2 {
-		return s, errors.New("a text of one token has no token to predict: at least two are needed")
 	}
 	window := max(2, m.MaxLength())
 	err := torch.Run(func() (err error) {

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 
@@ -28,7 +29,8 @@ type Reader struct {
 func (r *Reader) fail(key, want string) {
 	if r.Err == nil {
 		if v, ok := r.Config[key]; ok {
-			r.Err = fmt.Errorf("config.json: %q is %v, expected %s", key, v, want)
+			text, _ := json.Marshal(v)
+			r.Err = fmt.Errorf("config.json: %q is %.100s, expected %s", key, text, want)
 		} else {
 			r.Err = fmt.Errorf("config.json: %q is missing, expected %s", key, want)
 		}
@@ -56,7 +58,7 @@ func (r *Reader) Has(key string) bool { return r.Config[key] != nil }
 func (r *Reader) Int(key string) int {
 	n, ok := number(r.Config[key])
 	if !ok || n != math.Trunc(n) || n < 1 || n > 1<<40 {
-		r.fail(key, "a positive whole number")
+		r.fail(key, "a positive whole number below 2^40")
 		return 1
 	}
 	return int(n)

@@ -78,7 +78,11 @@ func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) 
 		return failed
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("the checkpoint lacks %d of the tensors that config.json asks for: %s", len(missing), abbreviate(missing))
+		where := "the checkpoint"
+		if c, ok := source.(*checkpoint.Checkpoint); ok {
+			where = c.Path
+		}
+		return fmt.Errorf("%s lacks %d of the tensors that config.json asks for: %s", where, len(missing), abbreviate(missing))
 	}
 	return nil
 }

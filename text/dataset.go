@@ -195,7 +195,11 @@ func loadDataset(path string, tok *Tokenizer, opts DatasetOptions, maps *mapping
 		done += f.passed(-1)
 	}
 	if len(d.refs) == 0 {
-		return nil, fmt.Errorf("%s: no sample to learn from (%s)", path, d.Report)
+		remedy := ""
+		if d.Report.Truncated > 0 {
+			remedy = fmt.Sprintf(": give samples more than %d tokens", opts.MaxLength)
+		}
+		return nil, fmt.Errorf("%s: no sample to learn from (%s)%s", path, d.Report, remedy)
 	}
 	return d, nil
 }

@@ -101,16 +101,21 @@ type sizes struct {
 // do not go straight into the residual stream (what follows them needs it), the two normalizations' inputs, and in a
 // state-space layer what the convolution and the scan give.
 func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
+	run := Options{Steps: 1, Rate: 1, BatchSize: o.BatchSize, SequenceLength: o.SequenceLength, Accumulate: o.Accumulate, Recompute: o.Recompute,
+		LoRA: o.LoRA, HeadOnly: o.HeadOnly, Optimizer: o.Optimizer, Moments: o.Moments}
+	if err := run.Check(); err != nil {
+		return nil, err
+	}
 	switch {
-	case o.BatchSize < 1 || o.SequenceLength < 1:
-		return nil, fmt.Errorf("batch size %d and sequence length %d: both must be at least 1", o.BatchSize, o.SequenceLength)
 	case o.Recompute.check() != nil:
 		return nil, o.Recompute.check()
 	case o.TensorSize < 0 || o.TensorSize > 0 && (machine.GPUs%o.TensorSize != 0 || machine.PerHost%o.TensorSize != 0):
 		return nil, fmt.Errorf("layers divided over %d GPUs: that does not divide %d, or hosts of %d", o.TensorSize, machine.GPUs, machine.PerHost)
 	case machine.GPUs < 1:
 		return nil, fmt.Errorf("%d GPUs: a plan needs at least 1", machine.GPUs)
-	case machine.PerHost < 1 || machine.GPUs > machine.PerHost && machine.GPUs%machine.PerHost != 0:
+	case machine.PerHost < 1:
+		return nil, fmt.Errorf("%d GPUs per host: expected at least 1", machine.PerHost)
+	case machine.GPUs > machine.PerHost && machine.GPUs%machine.PerHost != 0:
 		return nil, fmt.Errorf("%d GPUs do not fill hosts of %d", machine.GPUs, machine.PerHost)
 	}
 	for name, rate := range map[string]float64{"memory_gb": machine.Memory, "tflops": machine.Rate,
@@ -118,10 +123,6 @@ func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
 		if !(rate > 0) {
 			return nil, fmt.Errorf("%s is %v, expected a positive number", name, rate)
 		}
-	}
-	run := Options{Optimizer: o.Optimizer, Moments: o.Moments}.complete()
-	if err := run.checkOptimizer(); err != nil {
-		return nil, err
 	}
 	s := measure(m, o, 0, len(m.Blocks()))
 	var plans []Plan

@@ -132,6 +132,14 @@ func newStrategy(m model.Model, o Options) (strategy, error) {
 	return &local{units: units}, nil
 }
 
+// CheckPlace reports the first option that a run of the place's processes has no room for; New checks as well.
+func (o Options) CheckPlace(place dist.Place) error {
+	if place.Size > 1 || o.Distributed != "" && o.Distributed != None {
+		o.World = &dist.World{Place: place}
+	}
+	return o.complete().checkDistributed()
+}
+
 // checkDistributed reports a strategy that the world has no place for.
 func (o Options) checkDistributed() error {
 	switch {

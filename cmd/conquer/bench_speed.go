@@ -173,6 +173,9 @@ func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error
 			lora.Alpha, lora.Targets = float64(2*lora.Rank), []string{train.AllLinear}
 			o.LoRA = &lora
 		}
+		if o.Steps < 1 || lora.Rank < 0 {
+			return usagef("--steps %d, --lora_rank %d: expected at least 1 step and no negative rank", o.Steps, lora.Rank)
+		}
 		if err := o.Check(); err != nil {
 			return usageError{err}
 		}

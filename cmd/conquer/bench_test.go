@@ -218,6 +218,8 @@ func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"an unknown pass":        {[]string{"ssd", "--pass", "sideways"}, 2, "sideways"},
 		"a length of nothing":    {[]string{"ssd", "--length", "0"}, 2, "length"},
 		"a length that is words": {[]string{"ssd", "--length", "long"}, 2, "length"},
+		"half a length":          {[]string{"ssd", "--length", "1,2.5"}, 2, `"--length" flag: must be integers`},
+		"no steps":               {[]string{"train", "--model_path", llama, "--steps", "0"}, 2, "at least 1 step"},
 		"no prompts":             {chunks(), 2, "--prompts"},
 		"prompts that lack":      {chunks("--prompts", missing), 1, `entry 1 has no "answer"`},
 		"prompts not there":      {chunks("--prompts", "/nowhere.json"), 1, "/nowhere.json"},

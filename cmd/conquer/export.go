@@ -74,7 +74,12 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 			encoding, *dtypeName = strings.ToUpper(*dtypeName), "float32"
 		}
 		dtype, err := parseDType(*dtypeName)
-		if err != nil {
+		switch {
+		case err != nil && format.File:
+			return usagef("%w, %s", err, strings.ToLower(strings.Join(checkpoint.GGUFTypes, ", ")))
+		case err != nil && slices.Contains(checkpoint.GGUFTypes, strings.ToUpper(*dtypeName)):
+			return usagef("--dtype %s is for --format gguf", *dtypeName)
+		case err != nil:
 			return err
 		}
 		bytes, err := parseSize(*shard)

@@ -139,48 +139,55 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q: a prompt is given with --prompt", args[0])
 		}
-		if err := f.checkProcesses(); err != nil {
+		place, err := dist.FromEnvironment()
+		if err != nil {
 			return err
 		}
-		if place, err := dist.FromEnvironment(); err != nil {
+		texts, ids, err := f.check(max(f.processes, place.Size))
+		if err != nil {
 			return err
-		} else if f.processes > 1 && place.Size == 1 {
+		}
+		if f.processes > 1 && place.Size == 1 {
 			return f.launch(ctx, 0)
 		}
-		return f.run(ctx)
+		return f.run(ctx, place, texts, ids)
 	}
 }
 
-func (f *generateFlags) run(ctx context.Context) error {
+// check reads the flags, and the prompts as texts or as ids, for a run of so many processes.
+func (f *generateFlags) check(processes int) (texts []string, ids [][]int32, err error) {
+	if err := f.checkProcesses(); err != nil {
+		return nil, nil, err
+	}
 	if err := f.read(); err != nil {
-		return err
-	}
-	if f.batchSize < 1 {
-		return usagef("--batch_size is %d, expected 1 or more", f.batchSize)
-	}
-	texts, err := f.readPrompts()
-	if err != nil {
-		return err
-	}
-	ids, err := parseIDs(f.tokenIDs)
-	if err != nil {
-		return err
-	}
-	switch {
-	case len(texts)+len(ids) == 0:
-		return usagef("there is nothing to continue: give --prompt, --prompts_file or --token_ids")
-	case len(texts) > 0 && len(ids) > 0:
-		return usagef("--token_ids stands in place of --prompt and --prompts_file: give one or the other")
-	case len(ids) > 0 && f.chat:
-		return usagef("--chat renders text: it does not go with --token_ids")
-	case f.system != "" && !f.chat:
-		return usagef("--system goes with --chat")
+		return nil, nil, err
 	}
 	f.options.NoCache = !f.useCache
-	if place, err := dist.FromEnvironment(); err == nil && place.Size > 1 {
-		if f.options.Compile == generate.CompileGraph {
-			return usagef("--compile %s records steps for one process: leave it out with several", generate.CompileGraph)
-		}
+	if texts, err = f.readPrompts(); err != nil {
+		return nil, nil, err
+	}
+	if ids, err = parseIDs(f.tokenIDs); err != nil {
+		return nil, nil, err
+	}
+	switch {
+	case f.batchSize < 1:
+		err = usagef("--batch_size is %d, expected 1 or more", f.batchSize)
+	case len(texts)+len(ids) == 0:
+		err = usagef("there is nothing to continue: give --prompt, --prompts_file or --token_ids")
+	case len(texts) > 0 && len(ids) > 0:
+		err = usagef("--token_ids stands in place of --prompt and --prompts_file: give one or the other")
+	case len(ids) > 0 && f.chat:
+		err = usagef("--chat renders text: it does not go with --token_ids")
+	case f.system != "" && !f.chat:
+		err = usagef("--system goes with --chat")
+	case processes > 1 && f.options.Compile == generate.CompileGraph:
+		err = usagef("--compile %s records steps for one process: leave it out with several", generate.CompileGraph)
+	}
+	return texts, ids, err
+}
+
+func (f *generateFlags) run(ctx context.Context, place dist.Place, texts []string, ids [][]int32) (err error) {
+	if place.Size > 1 {
 		if f.world, err = f.join(place, &f.modelFlags); err != nil {
 			return err
 		}

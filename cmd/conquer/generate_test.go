@@ -322,6 +322,24 @@ func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 	os.Mkdir(broken, 0o755)
 	os.WriteFile(filepath.Join(broken, "model.safetensors"), []byte("\xff\xff\xff\xff\xff\xff\xff\x7f{"), 0o644)
 	os.WriteFile(filepath.Join(broken, "config.json"), []byte("{}"), 0o644)
+	// A folder whose config.json asks for something else than its weights are.
+	changed := func(key string, value any) string {
+		config := map[string]any{}
+		whole, _ := os.ReadFile(filepath.Join(bare, "config.json"))
+		weights, _ := os.ReadFile(filepath.Join(bare, "model.safetensors"))
+		if err := json.Unmarshal(whole, &config); err != nil {
+			t.Fatal(err)
+		}
+		config[key] = value
+		dir := filepath.Join(t.TempDir(), "changed")
+		os.Mkdir(dir, 0o755)
+		whole, _ = json.Marshal(config)
+		os.WriteFile(filepath.Join(dir, "config.json"), whole, 0o644)
+		os.WriteFile(filepath.Join(dir, "model.safetensors"), weights, 0o644)
+		return dir
+	}
+	empty := filepath.Join(folder, "empty.txt")
+	os.WriteFile(empty, nil, 0o644)
 	lines := filepath.Join(folder, "bad.jsonl")
 	os.WriteFile(lines, []byte("\"fine\"\n{\"text\": 1}\n"), 0o644)
 	generate := func(model string, more ...string) []string {
@@ -335,6 +353,15 @@ func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"no model":              {[]string{"generate", "--prompt", "x"}, 2, "--model_path"},
 		"no such model":         {generate("/nowhere/at/all", "--prompt", "x"), 1, "/nowhere/at/all"},
 		"a broken file":         {generate(broken, "--prompt", "x"), 1, "model.safetensors"},
+		"more layers":           {generate(changed("num_hidden_layers", 9), "--token_ids", "1"), 1, "changed lacks 63 of the tensors"},
+		"layers without end":    {generate(changed("num_hidden_layers", 1e18), "--token_ids", "1"), 1, "a positive whole number below 2^40"},
+		"a word for a number":   {generate(changed("num_attention_heads", "four"), "--token_ids", "1"), 1, `is "four", expected`},
+		"an empty text":         {[]string{"score", "--model_path", good, "--text_file", empty}, 1, "two"},
+		"a plan of both":        {[]string{"plan", "--architecture", "llama", "--variant", "7b", "--lora_rank", "4", "--head_only"}, 2, "choose one"},
+		"a plan of no passes":   {[]string{"plan", "--architecture", "llama", "--variant", "7b", "--accumulate", "-5"}, 2, "at least 1"},
+		"a plan without hosts":  {[]string{"plan", "--architecture", "llama", "--variant", "7b", "--gpus_per_host", "0"}, 2, "0 GPUs per host"},
+		"two wrong processes":   {generate(good, "--prompt", "x", "--nproc", "2", "--temperature", "-1"), 2, "--temperature"},
+		"two that record":       {generate(good, "--prompt", "x", "--nproc", "2", "--compile", "graph"), 2, "--compile graph records steps for one"},
 		"nothing to do":         {generate(good), 2, "--prompt"},
 		"text and ids":          {generate(good, "--prompt", "x", "--token_ids", "1"), 2, "--token_ids"},
 		"unknown flag":          {generate(good, "--promt", "x"), 2, "promt"},

@@ -63,9 +63,6 @@ func (f *trainFlags) join() (*dist.World, error) {
 	if place.Size == 1 && (f.Distributed == "" || f.Distributed == train.None) {
 		return nil, nil
 	}
-	if f.Distributed == "" {
-		f.Distributed = train.DDP
-	}
 	f.onHost = f.TensorSize > 0 || f.Distributed == train.TP || f.Distributed == train.MP // the parts alone go to the device
 	f.World, err = f.processFlags.join(place, &f.modelFlags)
 	return f.World, err

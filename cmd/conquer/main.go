@@ -84,7 +84,11 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 		c.help(stdout, flags)
 		return 0
 	case err != nil:
-		fmt.Fprintf(stderr, "conquer %s: %v; `conquer %s --help` lists the flags\n", c.name, err, c.name)
+		message, _, bare := strings.Cut(err.Error(), "strconv.") // of a list of numbers pflag says no more
+		if bare {
+			message += "must be integers with commas between them"
+		}
+		fmt.Fprintf(stderr, "conquer %s: %s; `conquer %s --help` lists the flags\n", c.name, message, c.name)
 		return 2
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

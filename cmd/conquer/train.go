@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -63,6 +64,7 @@ type trainFlags struct {
 	lora                  train.LoRA
 	merge                 bool
 	ask                   []string
+	lengthGiven           bool // --sequence_length
 	profileFlag
 }
 
@@ -126,20 +128,28 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q: data is given with --data_path", args[0])
 		}
-		if err := f.check(); err != nil {
+		place, err := dist.FromEnvironment()
+		if err != nil {
 			return err
 		}
-		if place, err := dist.FromEnvironment(); err != nil {
+		launching := f.processes > 1 && place.Size == 1
+		if launching {
+			place.Size, place.LocalSize = f.processes, f.processes
+		}
+		f.lengthGiven = flags.Changed("sequence_length")
+		if err := f.check(flags, place); err != nil {
 			return err
-		} else if f.processes > 1 && place.Size == 1 {
+		}
+		if launching {
 			return f.launch(ctx, f.restarts)
 		}
 		return f.run(ctx)
 	}
 }
 
-// check reports flags that contradict each other and fills in defaults that depend on others.
-func (f *trainFlags) check() error {
+// check reports flags that contradict each other, or that the processes of the run have no place for, and fills in defaults that
+// depend on others.
+func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	switch {
 	case !slices.Contains(train.Objectives, f.Objective):
 		return usagef("--objective: unknown objective %q: choose one of %s", f.Objective, strings.Join(train.Objectives, ", "))
@@ -159,8 +169,14 @@ func (f *trainFlags) check() error {
 		return usagef("give --steps or --epochs, not both")
 	case f.merge && f.lora.Rank == 0:
 		return usagef("--merge goes with --lora_rank")
+	case f.fraction > 1 && f.fraction != math.Trunc(f.fraction):
+		return usagef("--validation_fraction is %g, expected a part below 1 or a number of samples", f.fraction)
 	case f.restarts < 0:
 		return usagef("--max_restarts is %d, expected 0 or more", f.restarts)
+	case f.restarts > 0 && f.processes == 1:
+		return usagef("--max_restarts goes with --nproc")
+	case f.Keep < 1:
+		return usagef("--keep is %d, expected 1 or more", f.Keep)
 	case f.Distributed != "" && !slices.Contains(train.Strategies, f.Distributed):
 		return usagef("--distributed: unknown strategy %q: choose one of %s", f.Distributed, strings.Join(train.Strategies, ", "))
 	case f.report < 1:
@@ -200,7 +216,19 @@ func (f *trainFlags) check() error {
 		f.CheckpointPath = filepath.Join(f.output, "checkpoints")
 	}
 	f.LogPath, f.BaseModel = f.output, f.path
+	if f.Distributed == "" && place.Size > 1 {
+		f.Distributed = train.DDP
+	}
+	switch {
+	case flags.Changed("hsdp_size") && f.Distributed != train.HSDP:
+		return usagef("--hsdp_size goes with --distributed hsdp")
+	case f.KeepGathered && f.Distributed != train.FSDP && f.Distributed != train.HSDP:
+		return usagef("--keep_gathered goes with --distributed fsdp or hsdp")
+	}
 	if err := f.Options.Check(); err != nil {
+		return usageError{err}
+	}
+	if err := f.Options.CheckPlace(place); err != nil {
 		return usageError{err}
 	}
 	return nil
@@ -222,7 +250,12 @@ func (f *trainFlags) run(ctx context.Context) error {
 			o.checkpoint.Close()
 		}
 	}()
-	f.SequenceLength = min(f.SequenceLength, o.model.MaxLength())
+	if most := o.model.MaxLength(); f.SequenceLength > most {
+		if f.lengthGiven && (world == nil || world.Rank == 0) {
+			fmt.Fprintf(os.Stderr, "conquer train: the model's context of %d is what samples are cut to, not --sequence_length %d\n", most, f.SequenceLength)
+		}
+		f.SequenceLength = most
+	}
 	data, validation, err := f.load(ctx, o.tokenizer)
 	if err != nil {
 		return err

@@ -134,3 +134,57 @@ func TestTheOptimizerAndHowAStepRunsAreChosenByFlags(t *testing.T) {
 		}
 	}
 }
+
+// What is wrong with the flags is said before any process begins.
+func TestBadTrainInputGetsOneLineAndTheRightExitCode(t *testing.T) {
+	folder, good := t.TempDir(), writeModel(t, 704, true)
+	write := func(name, text string) string {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	data := write("data.jsonl", strings.Repeat(`{"instruction": "Why?", "output": "So."}`+"\n", 5))
+	out := filepath.Join(folder, "out")
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"no strategy for two":        {[]string{"--nproc", "2", "--distributed", "none"}, 2, "choose ddp"},
+		"three of two divide":        {[]string{"--nproc", "2", "--distributed", "tp", "--tp_size", "3"}, 2, "divide the 2 processes"},
+		"groups of three of two":     {[]string{"--nproc", "2", "--distributed", "hsdp", "--hsdp_size", "3"}, 2, "divide the 2 processes"},
+		"groups without hsdp":        {[]string{"--nproc", "2", "--distributed", "fsdp", "--hsdp_size", "2"}, 2, "--distributed hsdp"},
+		"gathered without shards":    {[]string{"--nproc", "2", "--keep_gathered"}, 2, "--keep_gathered"},
+		"a pipeline offloaded":       {[]string{"--nproc", "2", "--distributed", "mp", "--offload_optimizer"}, 2, "fsdp or hsdp"},
+		"one process offloaded":      {[]string{"--offload_optimizer"}, 2, "fsdp or hsdp"},
+		"an unknown format":          {[]string{"--checkpoint_format", "pt"}, 2, "hf or native"},
+		"hf of two":                  {[]string{"--nproc", "2", "--checkpoint_format", "hf"}, 2, "native"},
+		"sums in 8 bits":             {[]string{"--reduce_dtype", "float8"}, 2, "float32 or same"},
+		"restarts of nothing":        {[]string{"--max_restarts", "2"}, 2, "--nproc"},
+		"no checkpoint kept":         {[]string{"--keep", "0"}, 2, "--keep"},
+		"two samples and a half":     {[]string{"--validation_fraction", "2.5"}, 2, "2.5"},
+		"all samples held out":       {[]string{"--validation_fraction", "5"}, 1, "5 of 5 samples"},
+		"too short for an answer":    {[]string{"--sequence_length", "4"}, 1, "give samples more than 4 tokens"},
+		"no data":                    {[]string{"--data_path", filepath.Join(folder, "nowhere")}, 1, "nowhere"},
+		"a record that ends":         {[]string{"--data_path", write("cut.jsonl", `{"text": "a"}`+"\n"+`{"text": `)}, 1, "cut.jsonl:2"},
+		"an array that does not end": {[]string{"--data_path", write("cut.json", `[{"text": "a"}`)}, 1, "cut.json"},
+		"columns that are none":      {[]string{"--data_path", write("cut.parquet", "PAR1PAR1")}, 1, "cut.parquet"},
+		"an archive that is none":    {[]string{"--data_path", write("cut.tar.gz", "\x1f\x8b")}, 1, "cut.tar.gz"},
+		"an unknown field":           {[]string{"--data_path", write("odd.jsonl", `{"foo": 1}`)}, 1, "odd.jsonl:1"},
+	} {
+		_, stderr, code := invoke(t, "", append([]string{"train", "--model_path", good, "--data_path", data, "--output_path", out, "--device", "cpu"}, c.args...)...)
+		if code != c.code || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%s: exit %d, want %d and one line with %q\n%s", name, code, c.code, c.want, stderr)
+		}
+	}
+	if _, err := os.Stat(out); err == nil {
+		t.Error("a run that did not begin left a folder")
+	}
+	// More tokens than the model's context has are cut, and that is said.
+	if _, stderr, code := invoke(t, "", "train", "--model_path", good, "--data_path", data, "--output_path", out, "--device", "cpu", "--steps", "1",
+		"--sequence_length", "1000"); code != 0 || !strings.Contains(stderr, "context of 256 is what samples are cut to") {
+		t.Errorf("exit %d\n%s", code, stderr)
+	}
+}
