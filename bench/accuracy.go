@@ -67,7 +67,8 @@ func meanNLL(m model.Model, given, target []int32) (mean float64, err error) {
 			hidden := model.Hidden(m, model.Sequence{IDs: all.Narrow(1, 0, len(ids)-1)})
 			last := hidden.Select(0, 0).Narrow(0, len(given)-1, len(target))
 			labels := all.Select(0, 0).Narrow(0, len(given), len(target))
-			for _, nll := range torch.Values[float64](torch.HeadNLL(last, m.Head().Tensor, labels)) {
+			_, each := m.Head().Loss(last, labels, torch.Loss{})
+			for _, nll := range torch.Values[float64](each) {
 				mean += nll / float64(len(target))
 			}
 		})

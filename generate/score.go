@@ -21,7 +21,7 @@ const scoreChunk = 2048 // tokens that go through the blocks at once
 
 // Score computes the likelihood of ids, at least two. A text longer than the model's context is read in windows of that
 // length that share one token, so that every token but the first is predicted once; the first ones of a window have
-// little before them to go by.
+// little before them to go by. Where processes have divided the model, all of them call it and get the same.
 func Score(ctx context.Context, m model.Model, ids []int32) (Scores, error) {
 	var s Scores
 	if len(ids) < 2 {
@@ -68,7 +68,7 @@ func (s *Scores) window(ctx context.Context, m model.Model, ids []int32) error {
 		torch.Scoped(func() {
 			input := tensor(m, ids[start:end])
 			hidden := model.Hidden(m, model.Sequence{IDs: input.Unsqueeze(0), Cache: cache}).Squeeze(0)
-			nll := torch.HeadNLL(hidden, m.Head().Tensor, tensor(m, ids[start+1:end+1]))
+			_, nll := m.Head().Loss(hidden, tensor(m, ids[start+1:end+1]), torch.Loss{})
 			s.TokenNLL = append(s.TokenNLL, torch.Values[float64](nll)...)
 		})
 	}

@@ -134,13 +134,6 @@ func HeadCrossEntropy(hidden, weight, labels Tensor, o Loss) (loss, nll Tensor) 
 	return Tensor{libtch.Ctensor(out)}, Tensor{libtch.Ctensor(each)}
 }
 
-// HeadNLL is the negative log-likelihood, in nats, of each label (int64 [N], 0 for -100) under the logits hidden [N,D] ·
-// weight [V,D] transposed: float32 [N], without a gradient.
-func HeadNLL(hidden, weight, labels Tensor) Tensor {
-	_, nll := HeadCrossEntropy(hidden.Detach(), weight.Detach(), labels, Loss{})
-	return nll
-}
-
 // Sampling says how [Choose] chooses; see csrc/conquer.h for what each filter does. The zero value takes the likeliest token.
 type Sampling struct {
 	Temperature, TopP, MinP float64

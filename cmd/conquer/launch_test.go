@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -154,6 +155,32 @@ func TestProcessesThatDivideAModelMakeTheTextOfOne(t *testing.T) {
 		p, stdout, stderr := program(append([]string{"generate", "--model_path", "../../testdata/llama/llama", "--token_ids", "1", "--device", "cpu"}, more...)...)
 		if p.Run() == nil || !strings.Contains(stderr.String(), want) || stdout.Len() > 0 {
 			t.Errorf("%q printed %q and %q, want %q", more, stdout, stderr, want)
+		}
+	}
+}
+
+func TestProcessesThatDivideAModelScoreAsOne(t *testing.T) {
+	var ids []string
+	for range 200 { // more than the model's context
+		ids = append(ids, fmt.Sprint(rand.IntN(64)))
+	}
+	for _, c := range []struct {
+		model, processes string
+	}{{"llama/llama3", "2"}, {"bamba/hybrid", "2"}, {"llama/head_dim", "4"}} {
+		args := []string{"score", "--model_path", "../../testdata/" + c.model, "--token_ids", strings.Join(ids, ","), "--device", "cpu", "--json"}
+		want := decode[scoreOutput](t, succeed(t, args...))
+		p, stdout, stderr := program(append(args, "--nproc", c.processes)...)
+		if err := p.Run(); err != nil {
+			t.Fatalf("%s in %s processes: %v\n%s", c.model, c.processes, err, stderr)
+		}
+		got := decode[scoreOutput](t, stdout.String())
+		if got.Tokens != want.Tokens || len(got.TokenNLL) != got.Tokens {
+			t.Fatalf("%s in %s processes: %d tokens, want %d", c.model, c.processes, got.Tokens, want.Tokens)
+		}
+		for i, nll := range want.TokenNLL {
+			if math.Abs(got.TokenNLL[i]-nll) > 1e-4*math.Max(1, nll) {
+				t.Fatalf("%s in %s processes: token %d costs %v, in one %v", c.model, c.processes, i+1, got.TokenNLL[i], nll)
+			}
 		}
 	}
 }

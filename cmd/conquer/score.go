@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"conquer/generate"
+	"conquer/torch/dist"
 )
 
 var scoreCommand = command{
@@ -16,7 +17,9 @@ var scoreCommand = command{
 	summary: "Measure how well a model predicts a text: log-likelihood and perplexity.",
 	example: `conquer score --model_path smollm2-135m --text "The sky is blue."
 # every token's negative log-likelihood, for a program to read
-conquer score --model_path my-model --text_file book.txt --json`,
+conquer score --model_path my-model --text_file book.txt --json
+# a model that is too large for one GPU: each of two holds half of every layer
+conquer score --nproc 2 --model_path llama-3.1-8b --text_file book.txt`,
 	setup: setupScore,
 }
 
@@ -30,11 +33,13 @@ type scoreOutput struct {
 
 func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f modelFlags
+	var p processFlags
 	f.declare(flags)
 	f.declareAdapter(flags)
 	file := flags.String("text_file", "", "`file` whose text is scored")
 	given := flags.String("text", "", "the `text` to score")
 	idList := flags.String("token_ids", "", "token `ids` to score, such as 1,2,3; needs no tokenizer")
+	p.declareProcesses(flags)
 	asJSON := flags.Bool("json", false, "print a JSON object with tokens, nll (the mean, in nats), perplexity and token_nll")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
@@ -63,6 +68,21 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 				return fmt.Errorf("--text_file: %w", err)
 			}
 			*given = string(data)
+		}
+		if err := p.checkProcesses(); err != nil {
+			return err
+		}
+		place, err := dist.FromEnvironment()
+		switch {
+		case err != nil:
+			return err
+		case place.Size == 1 && p.processes > 1:
+			return p.launch(ctx, 0)
+		case place.Size > 1:
+			if f.world, err = p.join(place, &f); err != nil {
+				return err
+			}
+			defer f.world.Leave()
 		}
 		o, err := f.open(ctx)
 		if err != nil {
