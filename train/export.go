@@ -49,7 +49,7 @@ func (t *Trainer) Export(dir string) error {
 func (t *Trainer) Whole(f func() error) error {
 	return torch.Run(func() error {
 		var err error
-		t.net.strategy.whole(t.options.rank())
+		t.net.strategy.whole(t.options.rank() == 0)
 		if t.options.rank() == 0 {
 			err = f()
 		}

@@ -284,9 +284,11 @@ func (s *sharded) updated() {
 	})
 }
 
-func (s *sharded) whole(int) {
+func (s *sharded) whole(keep bool) {
 	for u := range s.units {
-		s.use(u, -1)
+		if s.use(u, -1); !keep {
+			s.leave(u, false)
+		}
 	}
 }
 

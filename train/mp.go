@@ -304,7 +304,7 @@ func (p *pipeline) pieces() (list []piece) {
 	return list
 }
 
-func (p *pipeline) whole(int) {
+func (p *pipeline) whole(bool) {
 	p.each(func(u int, param *nn.Param) {
 		t := param.Detach()
 		if p.isFirst() {

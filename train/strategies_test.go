@@ -184,6 +184,27 @@ func TestAStageOfAPipelineHoldsItsPart(t *testing.T) {
 	}
 }
 
+// For the export one process has all weights; the others have what they had, and what is on its way.
+func TestOneProcessHoldsTheWholeModelForTheExport(t *testing.T) {
+	for what, change := range map[string]func(*runSpec){
+		"fsdp": func(s *runSpec) {},
+		"tp":   func(s *runSpec) { s.Distributed, s.TensorSize = TP, 2 },
+		"mp":   func(s *runSpec) { s.Distributed = MP },
+	} {
+		s := plannedSpec()
+		change(&s)
+		r := succeedIn(t, s, 2)
+		whole := float64(4 * model.Parameters(plannedModel(t, "llama", false)))
+		t.Logf("%s: %.1f and %.1f MB between steps, %.1f and %.1f MB for the export of %.1f MB", what, r.Held[0]/1e6, r.Held[1]/1e6, r.Whole[0]/1e6, r.Whole[1]/1e6, whole/1e6)
+		if more := r.Whole[0] - r.Held[0]; more < whole/3 || more > 1.2*whole {
+			t.Errorf("%s: rank 0 takes %.1f MB more for the export of %.1f MB", what, more/1e6, whole/1e6)
+		}
+		if more := r.Whole[1] - r.Held[1]; more > whole/3 {
+			t.Errorf("%s: rank 1 takes %.1f MB more while rank 0 exports %.1f MB", what, more/1e6, whole/1e6)
+		}
+	}
+}
+
 func TestBlocksAreDividedOverStages(t *testing.T) {
 	unit := func(n int) []*nn.Param { return []*nn.Param{nn.NewParam(nn.Zeros, n, 1)} }
 	for _, c := range []struct {

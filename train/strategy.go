@@ -39,8 +39,9 @@ type strategy interface {
 	agree(sums []float64, norm float64) ([]float64, float64)
 	// updated is told that the optimizer has changed the weights, or a checkpoint has.
 	updated()
-	// whole gives rank 0 all weights, and where that is easier the others too; part takes away again what is not this rank's.
-	whole(rank int)
+	// whole gives all weights to the ranks that are to keep them, and where that is easier to others; part takes away again what
+	// is not this rank's.
+	whole(keep bool)
 	part()
 	// pieces lists the parts of weights that this rank holds, the trained ones first.
 	pieces() []piece
@@ -178,7 +179,7 @@ func (l *local) reduce(int, bool)                                        {}
 func (l *local) finish()                                                 {}
 func (l *local) agree(sums []float64, norm float64) ([]float64, float64) { return sums, norm }
 func (l *local) updated()                                                {}
-func (l *local) whole(int)                                               {}
+func (l *local) whole(bool)                                              {}
 func (l *local) part()                                                   {}
 func (l *local) replicas() (int, int)                                    { return 1, 0 }
 func (l *local) free()                                                   {}

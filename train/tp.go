@@ -124,9 +124,9 @@ func (t *tensorParallel) agree(sums []float64, norm float64) ([]float64, float64
 	return sums, math.Sqrt(max(0, squares))
 }
 
-func (t *tensorParallel) whole(rank int) {
-	t.strategy.whole(rank)
-	t.division.Whole(rank == 0)
+func (t *tensorParallel) whole(keep bool) {
+	t.strategy.whole(true) // each one's part of the layers is asked for
+	t.division.Whole(keep)
 }
 
 func (t *tensorParallel) part() {

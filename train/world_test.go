@@ -50,6 +50,7 @@ type result struct {
 	Losses, Norms, Looks []float64
 	First                int
 	Held, Peak           []float64 // bytes that each rank's tensors hold between two steps, and at most during one
+	Whole                []float64 // as Peak, while rank 0 has all weights
 	Weights              map[string][]float32
 }
 
@@ -173,15 +174,11 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 		now, _ := torch.CPU.Memory()
 		held = min(held, now)
 	}
-	r.Held, r.Peak = make([]float64, o.processes()), make([]float64, o.processes())
-	r.Held[o.rank()], r.Peak[o.rank()] = float64(held-before), float64(peak-before)
-	if world != nil {
-		if err := torch.Run(func() error {
-			r.Held, r.Peak = world.All.Sums(r.Held...), world.All.Sums(r.Peak...)
-			return nil
-		}); err != nil {
-			return r, err
-		}
+	if r.Held, err = everyones(o, float64(held-before)); err != nil {
+		return r, err
+	}
+	if r.Peak, err = everyones(o, float64(peak-before)); err != nil {
+		return r, err
 	}
 	for _, step := range heard.steps {
 		r.Losses, r.Norms = append(r.Losses, step.Loss), append(r.Norms, step.Norm)
@@ -190,7 +187,8 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 		r.Looks = append(r.Looks, look.Loss)
 	}
 	r.Weights = map[string][]float32{}
-	return r, tr.Whole(func() error {
+	torch.CPU.ResetPeak()
+	err = tr.Whole(func() error {
 		for param, stretches := range named(tr.Model()) {
 			all := torch.Values[float32](param.Detach())
 			for _, n := range stretches {
@@ -199,6 +197,23 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 		}
 		return nil
 	})
+	if err != nil {
+		return r, err
+	}
+	_, peak = torch.CPU.Memory()
+	r.Whole, err = everyones(o, float64(peak-before))
+	return r, err
+}
+
+// everyones lists every rank's number.
+func everyones(o Options, mine float64) (list []float64, err error) {
+	list = make([]float64, o.processes())
+	list[o.rank()] = mine
+	if o.World == nil {
+		return list, nil
+	}
+	err = torch.Run(func() error { list = o.World.All.Sums(list...); return nil })
+	return list, err
 }
 
 // childOfWorld is a child process's whole life.
