@@ -88,7 +88,7 @@ format: ## rewrites Go and C++ in the project's format
 parity: build ## compares with transformers, tokenizers, peft and llama.cpp, in a Python environment of its own
 	@GOFLAGS="'-ldflags=-r $(TESTPATH)'" tools/parity/run.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
 
-env: ## what to set before calling go by hand: eval "$$(make env)"
+env: ## what to set before calling go by hand: eval "$(make env)"
 	@echo 'export CGO_CXXFLAGS="$(CGO_CXXFLAGS)" CGO_LDFLAGS="$(CGO_LDFLAGS)"'
 	@echo 'export CPLUS_INCLUDE_PATH="$(CPLUS_INCLUDE_PATH)" C_INCLUDE_PATH="$(C_INCLUDE_PATH)"'
 	@echo 'export LIBRARY_PATH="$(LIBRARY_PATH)" LD_LIBRARY_PATH="$(TESTPATH)"'

@@ -388,6 +388,7 @@ func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"a folder in use":       {[]string{"export", "--model_path", good, "--output_path", full}, 1, "--overwrite"},
 		"an unknown format":     {[]string{"export", "--model_path", good, "--output_path", folder + "/x", "--format", "onnx"}, 2, "onnx"},
 		"a strange size":        {[]string{"export", "--model_path", good, "--output_path", folder + "/x", "--shard_size", "big"}, 2, "--shard_size"},
+		"a version of what":     {[]string{"version", "of", "what"}, 2, `"of"`},
 		"an unknown shell":      {[]string{"completion", "csh"}, 2, "csh"},
 		"a plan of nothing":     {[]string{"plan"}, 2, "--architecture"},
 		"a plan for half hosts": {[]string{"plan", "--architecture", "llama", "--variant", "7b", "--gpus", "12"}, 2, "hosts of 8"},

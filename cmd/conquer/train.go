@@ -89,6 +89,7 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.Float64Var(&o.Rate, "learning_rate", 0, "peak `rate` (default 1e-4; 5e-4 for LoRA and --head_only; a twentieth of these for dpo, a fifth for lion)")
 	flags.StringVar(&o.Schedule, "schedule", "cosine", "how the rate falls after the warm-up: cosine, linear or constant")
 	flags.IntVar(&o.WarmupSteps, "warmup_steps", -1, "steps over which the rate rises (default: a twentieth of the run)")
+	flags.Lookup("warmup_steps").DefValue = "0" // the help says what -1 stands for
 	flags.Float64Var(&o.MinRate, "min_learning_rate", 0, "what the `rate` falls to")
 	flags.StringVar(&o.Optimizer, "optimizer", "adamw", "adamw, or lion, which keeps one average a weight in place of two")
 	flags.StringVar(&o.Moments, "moments", "float32", "what AdamW keeps its averages in: float32, bfloat16 or int8 (8, 4 and 2 bytes a weight for both; on the CPU)")

@@ -15,7 +15,10 @@ var versionCommand = command{
 	summary: "Print the version of conquer, Go and the libraries it was built with.",
 	example: "conquer version",
 	setup: func(*pflag.FlagSet) func(context.Context, []string) error {
-		return func(context.Context, []string) error {
+		return func(_ context.Context, args []string) error {
+			if len(args) > 0 {
+				return usagef("unexpected %q", args[0])
+			}
 			fmt.Fprintf(os.Stdout, "conquer %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			if info, ok := debug.ReadBuildInfo(); ok {
 				for _, dep := range info.Deps {
