@@ -217,11 +217,11 @@ func TestThePlanOfManyProcessesIsWhatEachHolds(t *testing.T) {
 		"hsdp 4 bfloat16, offloaded, accumulated": {4, func(s *runSpec) {
 			s.Distributed, s.ShardSize, s.Offload, s.DType, s.Options.Accumulate = HSDP, 2, true, "bfloat16", 2
 		}},
-		"fsdp alone, offloaded":           {1, func(s *runSpec) { s.Offload = true }},
-		"mp 2":                            {2, func(s *runSpec) { s.Distributed = MP }},
-		"mp 2 accumulated twice":          {2, func(s *runSpec) { s.Distributed, s.Options.Accumulate = MP, 2 }},
-		"mp 2 tied bfloat16, accumulated": {2, func(s *runSpec) { s.Distributed, s.Tied, s.DType, s.Options.Accumulate = MP, true, "bfloat16", 6 }},
-		"mp 4 accumulated":                {4, func(s *runSpec) { s.Distributed, s.Options.Accumulate = MP, 8 }},
+		"fsdp alone, offloaded":             {1, func(s *runSpec) { s.Offload = true }},
+		"mp 2":                              {2, func(s *runSpec) { s.Distributed = MP }},
+		"mp 2 selective, accumulated twice": {2, func(s *runSpec) { s.Distributed, s.Recompute, s.Options.Accumulate = MP, RecomputeSelective, 2 }},
+		"mp 2 tied bfloat16, accumulated":   {2, func(s *runSpec) { s.Distributed, s.Tied, s.DType, s.Options.Accumulate = MP, true, "bfloat16", 6 }},
+		"mp 4 accumulated":                  {4, func(s *runSpec) { s.Distributed, s.Options.Accumulate = MP, 8 }},
 		"mp 3 bamba recomputed, accumulated": {3, func(s *runSpec) {
 			s.Distributed, s.Architecture, s.Recompute, s.Options.Accumulate = MP, "planned bamba", RecomputeBlock, 4
 		}},
