@@ -3,6 +3,7 @@
 #include "../internal.h"
 
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAEvent.h>
 #include <c10/cuda/CUDAGuard.h>
 
@@ -30,9 +31,12 @@ c10::MempoolId_t take_pool(int device) {
   return pool.id;
 }
 
+// The last one gives the pool's memory back: while another graph is being recorded, libtorch could not.
 void leave_pool(int device) {
   std::lock_guard<std::mutex> lock(pools_mutex);
-  pools[device].graphs--;
+  Pool &pool = pools[device];
+  if (--pool.graphs == 0)
+    c10::cuda::CUDACachingAllocator::emptyCache(pool.id);
 }
 
 } // namespace
