@@ -34,14 +34,25 @@ type Block struct {
 	MLP       *nn.SwiGLU       `weight:"feed_forward"`
 }
 
+// First is the mixer's first product.
+func (b *Block) First() nn.First {
+	if b.Mixer != nil {
+		return nn.First{Norm: b.MixerNorm, Product: b.Mixer.In}
+	}
+	return nn.First{Norm: b.MixerNorm, Product: b.Attention.QKV}
+}
+
 // Forward maps x [B,L,D] to [B,L,D].
 func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
+	first, tail := pass.First(b.First(), x), nn.Tail{MLPNorm: b.MLPNorm, MLP: b.MLP}
+	var mixed torch.Tensor
 	if b.Mixer != nil {
-		x = b.Mixer.ForwardAdd(b.MixerNorm, x, pass, layer)
+		mixed, tail.Norm = b.Mixer.Forward(first, pass, layer)
+		tail.Output = b.Mixer.Out
 	} else {
-		x = b.Attention.ForwardAdd(b.MixerNorm, x, pass, layer)
+		mixed, tail.Output = b.Attention.Forward(first, pass, layer), b.Attention.Output
 	}
-	return b.MLP.ForwardAdd(b.MLPNorm, x)
+	return pass.Finish(tail, x, mixed)
 }
 
 // New makes a model without weights from a Hugging Face config of model_type "bamba".

@@ -60,12 +60,12 @@ func (m *Mixer) Sizes() (heads, headDim, groups, state int) {
 	return heads, m.headDim, (m.Conv.Weight.Local()[0] - heads*m.headDim) / (2 * m.state), m.state
 }
 
-// ForwardAdd is x plus what the layer maps x, normalized by n, to: all [B,L,D], of x's dtype, which may be wider than the
-// layer's.
-func (m *Mixer) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
+// Forward is the layer without its two products: what In makes [B,L,2HP+2GN+H] to what Out takes, [B,L,HP]. Where norm is not
+// nil, Out takes it normalized by that.
+func (m *Mixer) Forward(first torch.Tensor, pass *model.Pass, layer *model.LayerCache) (mixed torch.Tensor, norm *nn.RMSNorm) {
 	heads, headDim, groups, states := m.Sizes()
 	inner, shared := heads*headDim, groups*states
-	parts := m.In.ForwardNormed(n, x.To(n.Weight.DType())).Split(2, inner, inner+2*shared, heads)
+	parts := first.Split(2, inner, inner+2*shared, heads)
 	gate, xBC, dt := parts[0], parts[1], parts[2]
 	batch, length := gate.Size(0), gate.Size(1)
 
@@ -97,17 +97,17 @@ func (m *Mixer) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *model.Pass, laye
 		in.X, in.DT, in.B, in.C, in.ALog = in.X.Squeeze(1), in.DT.Squeeze(1), in.B.Squeeze(1), in.C.Squeeze(1), m.ALog.Tensor
 		if m.Norm.Group == inner { // the step opens the gate, and the last product normalizes
 			in.Z = gate.Reshape(batch, heads, headDim)
-			return m.Out.ForwardNormedAdd(m.Norm.Weight, m.Norm.Eps, torch.SSDStep(state, in).Reshape(batch, 1, inner), x)
+			return torch.SSDStep(state, in).Reshape(batch, 1, inner), &nn.RMSNorm{Weight: m.Norm.Weight, Eps: m.Norm.Eps}
 		}
 		y := torch.SSDStep(state, in)
-		return m.Out.ForwardAdd(m.Norm.Forward(y.Reshape(batch, length, inner), gate), x)
+		return m.Norm.Forward(y.Reshape(batch, length, inner), gate), nil
 	}
 	in.A = m.ALog.To(torch.Float32).Exp().Neg()
 	y, final := m.chunking.Scan(in)
 	if layer != nil {
 		state.Copy(final.Detach())
 	}
-	return m.Out.ForwardAdd(m.Norm.Forward(y.Reshape(batch, length, inner), gate), x)
+	return m.Norm.Forward(y.Reshape(batch, length, inner), gate), nil
 }
 
 func withoutPadding(x torch.Tensor, pass *model.Pass) torch.Tensor {

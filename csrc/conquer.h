@@ -180,6 +180,18 @@ int cq_norm_linear_add(cq_tensor x, cq_tensor norm, double eps, cq_tensor weight
                        cq_tensor *out);
 int cq_norm_linear_swiglu(cq_tensor x, cq_tensor norm, double eps, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 
+/* What follows a block's mixer up to the next block's first product, of the block's input x [..., D] and the mixer's
+ * result [..., A]:
+ *   z = x + output rms_norm(mixed),  y = z + down swiglu(gate_up rms_norm(z)),  next = next rms_norm(y)
+ * output [D,A], gate_up [2F,D] (gate first), down [D,F], next [N,D]; norm [A] may be NULL (then mixed is taken as it
+ * is), and so may each bias and next; then *out_next is NULL. Where one kernel takes it (a single row on a Hopper GPU,
+ * without gradients) it does; otherwise it is the operations above, one after the other. */
+typedef struct {
+  cq_tensor norm, output, output_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias, next_norm, next, next_bias;
+  double eps, mlp_eps, next_eps;
+} cq_tail;
+int cq_block_tail(cq_tensor x, cq_tensor mixed, const cq_tail *tail, cq_tensor *out, cq_tensor *out_next);
+
 /* x [..., D] scaled to a root mean square of one, times weight [D]; rounded as Hugging Face's LlamaRMSNorm does. */
 int cq_rms_norm(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out);
 int cq_rms_norm_reference(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out);
@@ -203,13 +215,14 @@ int cq_rope_qkv_cache(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin
 int cq_swiglu(cq_tensor gate_up, cq_tensor *out);
 int cq_swiglu_reference(cq_tensor gate_up, cq_tensor *out);
 
-/* Attention of one new position to a static cache: q [B,H,1,P], caches [B,K,S,P] (rows of P contiguous) with K dividing
- * H, lengths int64 [B]: positions from starts[b] (0 where starts is NULL) to lengths[b] - 1 count. out [B,H,1,P]. Reads
- * the counted positions alone. Without gradients; where one is asked for, the reference runs. */
-int cq_decode_attention(cq_tensor q, cq_tensor k_cache, cq_tensor v_cache, cq_tensor lengths, cq_tensor starts,
-                        double scale, cq_tensor *out);
-int cq_decode_attention_reference(cq_tensor q, cq_tensor k_cache, cq_tensor v_cache, cq_tensor lengths,
-                                  cq_tensor starts, double scale, cq_tensor *out);
+/* Attention of one new position of each sequence to a static cache: cq_rope_qkv_cache of qkv [B,1,(H+2K)P] at the
+ * positions lengths - 1, and its queries over the positions from starts[b] (0 where starts is NULL) to lengths[b] - 1:
+ * out [B,1,HP]. caches [B,K,S,P] (rows of P contiguous) with K dividing H, lengths and starts int64 [B]. Reads the
+ * counted positions alone. Without gradients; where one is asked for, the reference runs. */
+int cq_decode_attention(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin, cq_tensor k_cache,
+                        cq_tensor v_cache, cq_tensor lengths, cq_tensor starts, double scale, cq_tensor *out);
+int cq_decode_attention_reference(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin, cq_tensor k_cache,
+                                  cq_tensor v_cache, cq_tensor lengths, cq_tensor starts, double scale, cq_tensor *out);
 /* cache[b,:,positions[b,l],:] = fresh[b,:,l,:] in place: cache [B,K,S,P], fresh [B,K,L,P], positions int64 [B or 1, L].
  */
 int cq_cache_write(cq_tensor cache, cq_tensor fresh, cq_tensor positions);

@@ -8,6 +8,12 @@
 namespace conquer {
 
 // Tensors are contiguous unless it says otherwise; results are allocated by the caller where they come as arguments.
+// cq_tail's tensors; those that are not there are undefined.
+struct Tail {
+  at::Tensor norm, output, output_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias, next_norm, next, next_bias;
+  double eps, mlp_eps, next_eps;
+};
+
 struct Face {
   // Whether the kernels serve elements of t: its dtype, rows of a width that they take, an address that they can start
   // at.
@@ -39,9 +45,15 @@ struct Face {
   // The same with a weight of 2F rows, gate first: silu(gate)·up [M,F].
   at::Tensor (*linear_swiglu)(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
                               const at::Tensor &bias);
-  // As cq_decode_attention; k and v strided but for P.
-  at::Tensor (*decode_attention)(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
-                                 const at::Tensor &lengths, const at::Tensor &starts, double scale);
+  // cq_block_tail over one row, where a kernel takes it: false, and nothing done, where none does. next stays undefined
+  // where there is none.
+  bool (*block_tail)(const at::Tensor &x, const at::Tensor &mixed, const Tail &tail, at::Tensor &y, at::Tensor &next);
+  // As cq_decode_attention; k and v strided but for P, and alike.
+  at::Tensor (*decode_attention)(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin,
+                                 const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
+                                 const at::Tensor &starts, double scale);
+  // int64 [B]: where the largest of logits [B,V] is, the first of equals, or -1 where one is no number.
+  at::Tensor (*likeliest)(const at::Tensor &logits);
   // grad[ids[i]] += dy[i].
   void (*add_rows)(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &dy);
   // y *= factor (a float32 scalar there), at no price where it is one.

@@ -1,5 +1,7 @@
 // sample.cpp: cq_choose, the choice of a next token where the logits are, written with libtorch alone so that it can be
-// recorded into a CUDA graph: nothing of it depends on the host seeing a value.
+// recorded into a CUDA graph: nothing of it depends on the host seeing a value. The commonest choice, the likeliest
+// token, has a kernel there.
+#include "face.h"
 #include "internal.h"
 
 #include <ATen/core/grad_mode.h>
@@ -17,6 +19,9 @@ at::Tensor draw(const at::Tensor &w, const at::Tensor &u) {
 }
 
 at::Tensor choose(at::Tensor logits, const at::Tensor &seen, const at::Tensor &uniform, const cq_sampling &o) {
+  const Face *face = face_of(logits);
+  if (face && o.temperature == 0 && !seen.defined() && logits.dim() == 2)
+    return face->likeliest(logits.contiguous());
   logits = logits.to(at::kFloat);
   if (seen.defined()) {
     at::Tensor less = at::where(logits > 0, logits / o.repetition_penalty, logits * o.repetition_penalty);

@@ -29,10 +29,13 @@ type Block struct {
 	MLP           *nn.SwiGLU       `weight:"mlp"`
 }
 
+// First is the product with queries, keys and values.
+func (b *Block) First() nn.First { return nn.First{Norm: b.AttentionNorm, Product: b.Attention.QKV} }
+
 // Forward maps x [B,L,D] to [B,L,D].
 func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	x = b.Attention.ForwardAdd(b.AttentionNorm, x, pass, layer)
-	return b.MLP.ForwardAdd(b.MLPNorm, x)
+	attended := b.Attention.Forward(pass.First(b.First(), x), pass, layer)
+	return pass.Finish(nn.Tail{Output: b.Attention.Output, MLPNorm: b.MLPNorm, MLP: b.MLP}, x, attended)
 }
 
 // hyper is what the config says, read and checked.

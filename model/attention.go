@@ -27,7 +27,7 @@ func (a *Attention) Sizes() (heads, keyHeads, headDim int) {
 	return keyHeads * a.share, keyHeads, a.headDim
 }
 
-// ForwardAdd is x plus the attention of x normalized by n, all [B,L,D].
-func (a *Attention) ForwardAdd(n *nn.RMSNorm, x torch.Tensor, pass *Pass, layer *LayerCache) torch.Tensor {
-	return a.Output.ForwardAdd(pass.Attend(a.QKV.ForwardNormed(n, x), a.headDim, a.share, layer), x)
+// Forward is attention without its two products: qkv [B,L,(H+2K)·P], what QKV makes, to [B,L,H·P], what Output takes.
+func (a *Attention) Forward(qkv torch.Tensor, pass *Pass, layer *LayerCache) torch.Tensor {
+	return pass.Attend(qkv, a.headDim, a.share, layer)
 }

@@ -33,9 +33,12 @@ type Model interface {
 	MaxLength() int
 }
 
-// Block is one layer of a model. layer holds the block's cache, nil when there is none.
+// Block is one layer of a model. It begins with a product, which it gets from [Pass.First]; one with a feed-forward layer ends
+// with [Pass.Finish].
 type Block interface {
-	// Forward maps x [B,L,D] to [B,L,D].
+	// First is the product that the block begins with.
+	First() nn.First
+	// Forward maps x [B,L,D] to [B,L,D]. layer holds the block's cache, nil when there is none.
 	Forward(x torch.Tensor, pass *Pass, layer *LayerCache) torch.Tensor
 }
 
@@ -63,6 +66,28 @@ type Pass struct {
 	Columns  torch.Tensor // int64 [1,L]: the columns that its tokens take
 	// One token a sequence: the columns [Starts, Lengths) of the cache are attended to.
 	Lengths, Starts torch.Tensor
+
+	next  *nn.First    // what the block after the one that runs begins with, where this one may make it
+	ahead torch.Tensor // and what came of it
+}
+
+// First is what first makes of a block's input x [B,L,D], unless the block before has made it already.
+func (p *Pass) First(first nn.First, x torch.Tensor) torch.Tensor {
+	if made := p.ahead; made.Defined() {
+		p.ahead = torch.Tensor{}
+		return made
+	}
+	return first.Forward(x)
+}
+
+// Finish is the end of a block with the input x [B,L,D], whose mixer came to mixed. With the product that the next block
+// begins with, nothing but products is left between one mixer and the next, which over a single token are one kernel.
+func (p *Pass) Finish(tail nn.Tail, x, mixed torch.Tensor) torch.Tensor {
+	y, ahead := tail.Forward(x, mixed, p.next)
+	if ahead.Defined() {
+		p.ahead = ahead.Keep()
+	}
+	return y
 }
 
 // Cache is what a model remembers of the tokens it has seen. All sequences of a batch fill the same columns; a shorter one
@@ -226,31 +251,31 @@ func (p *Pass) mask(seq Sequence, starts torch.Tensor, window int) {
 // head of keys and values serves.
 func (p *Pass) Attend(qkv torch.Tensor, headDim, share int, layer *LayerCache) torch.Tensor {
 	batch, length, keyHeads := qkv.Size(0), qkv.Size(1), qkv.Size(2)/headDim/(share+2)
-	return p.attend(qkv, keyHeads*share, keyHeads, length, layer).Transpose(1, 2).Reshape(batch, length, keyHeads*share*headDim)
-}
-
-func (p *Pass) attend(qkv torch.Tensor, heads, keyHeads, length int, layer *LayerCache) torch.Tensor {
+	heads := keyHeads * share
 	if layer != nil && length == 1 {
-		q := torch.RotaryQKVCache(qkv, heads, p.Cos, p.Sin, p.Columns, layer.Keys, layer.Values)
-		return torch.DecodeAttention(q, layer.Keys, layer.Values, p.Starts, p.Lengths)
+		return torch.DecodeAttention(qkv, heads, p.Cos, p.Sin, layer.Keys, layer.Values, p.Starts, p.Lengths)
 	}
-	q, k, v := torch.RotaryQKV(qkv, heads, keyHeads, p.Cos, p.Sin)
+	var q, k, v torch.Tensor
 	if layer != nil {
-		torch.CacheWrite(layer.Keys, k, p.Columns)
-		torch.CacheWrite(layer.Values, v, p.Columns)
-		if p.Start > 0 {
-			k, v = layer.Keys.Narrow(2, 0, p.Start+length), layer.Values.Narrow(2, 0, p.Start+length)
-		}
+		q = torch.RotaryQKVCache(qkv, heads, p.Cos, p.Sin, p.Columns, layer.Keys, layer.Values)
+		k, v = layer.Keys.Narrow(2, 0, p.Start+length), layer.Values.Narrow(2, 0, p.Start+length)
+	} else {
+		q, k, v = torch.RotaryQKV(qkv, heads, keyHeads, p.Cos, p.Sin)
 	}
-	return torch.Attention(q, k, v, p.Mask, p.Causal)
+	return torch.Attention(q, k, v, p.Mask, p.Causal).Transpose(1, 2).Reshape(batch, length, heads*headDim)
 }
 
 // Hidden runs the blocks over seq and returns the normalized hidden states [B,L,D]; the cache, if any, moves on.
 func Hidden(m Model, seq Sequence) torch.Tensor {
 	pass := m.Begin(seq)
 	x := m.Embed(seq.IDs)
-	for i, block := range m.Blocks() {
+	blocks := m.Blocks()
+	for i, block := range blocks {
 		layer := seq.Cache.Layer(i)
+		if pass.next = nil; i+1 < len(blocks) {
+			next := blocks[i+1].First()
+			pass.next = &next
+		}
 		x = torch.Scoped1(func() torch.Tensor { return block.Forward(x, pass, layer) })
 	}
 	if seq.Cache != nil {

@@ -45,6 +45,32 @@ func NormLinearSwiGLU(x, norm Tensor, eps float64, weight, bias Tensor) Tensor {
 	return Tensor{libtch.Ctensor(out)}
 }
 
+// Tail is what follows a block's mixer up to the next block's first product: A the width of the mixer's result, D the model's,
+// F the feed-forward layer's, N the next product's. Biases may be no tensors; so may Norm, and all of Next.
+type Tail struct {
+	Norm, Output, OutputBias Tensor // [A], [D,A], [D]
+	MLPNorm                  Tensor // [D]
+	GateUp, GateUpBias       Tensor // [2F,D], the gate first, [2F]
+	Down, DownBias           Tensor // [D,F], [D]
+	NextNorm, Next, NextBias Tensor // [D], [N,D], [N]
+	Eps, MLPEps, NextEps     float64
+}
+
+// BlockTail is, of a block's input x and its mixer's result [..., A], the block's output y [..., D] and the next product
+// [..., N]: z = x + Output·RMSNorm(mixed), where there is a Norm; y = z + Down·SwiGLU(GateUp·RMSNorm(z)); next =
+// Next·RMSNorm(y), no tensor where there is no Next. On a Hopper GPU a single row without gradients is one kernel.
+func BlockTail(x, mixed Tensor, t Tail) (y, next Tensor) {
+	in := C.cq_tail{
+		norm: t.Norm.handle(), output: t.Output.handle(), output_bias: t.OutputBias.handle(), mlp_norm: t.MLPNorm.handle(),
+		gate_up: t.GateUp.handle(), gate_up_bias: t.GateUpBias.handle(), down: t.Down.handle(), down_bias: t.DownBias.handle(),
+		next_norm: t.NextNorm.handle(), next: t.Next.handle(), next_bias: t.NextBias.handle(),
+		eps: C.double(t.Eps), mlp_eps: C.double(t.MLPEps), next_eps: C.double(t.NextEps),
+	}
+	var out, ahead C.cq_tensor
+	check(C.cq_block_tail(x.handle(), mixed.handle(), &in, &out, &ahead), "block tail", x, mixed, t.Output, t.GateUp, t.Down, t.Next)
+	return Tensor{libtch.Ctensor(out)}, Tensor{libtch.Ctensor(ahead)}
+}
+
 // Embedding picks the rows ids (int64, any shape) of weight [V,D]: [..., D]. Its backward adds to the weight's gradient where
 // there is one, so it is for gradients that accumulate, as those of [Backward] do.
 func Embedding(weight, ids Tensor) Tensor {
@@ -96,18 +122,14 @@ func Attention(q, k, v, mask Tensor, causal bool) Tensor {
 	return Tensor{libtch.Ctensor(out)}
 }
 
-// DecodeAttention is Attention for one query position a sequence, q [B,H,1,P], over the columns [starts, lengths) of static
-// caches [B,K,S,P]; starts and lengths are int64 [B], starts may be no tensor (0 for all). Other columns are not read.
-func DecodeAttention(q, keys, values, starts, lengths Tensor) Tensor {
+// DecodeAttention is attention of one new position of each sequence: [RotaryQKVCache] of qkv [B,1,(H+2K)·P] at the columns
+// lengths - 1, and Attention of its queries over the columns [starts, lengths) of the caches [B,K,S,P]: [B,1,H·P]. starts and
+// lengths are int64 [B], starts may be no tensor (0 for all). Other columns are not read.
+func DecodeAttention(qkv Tensor, heads int, cos, sin, keys, values, starts, lengths Tensor) Tensor {
 	var out C.cq_tensor
-	check(C.cq_decode_attention(q.handle(), keys.handle(), values.handle(), lengths.handle(), starts.handle(),
-		C.double(1/math.Sqrt(float64(q.Size(-1)))), &out), "decode attention", q, keys, values, lengths)
+	check(C.cq_decode_attention(qkv.handle(), C.int64_t(heads), cos.handle(), sin.handle(), keys.handle(), values.handle(), lengths.handle(),
+		starts.handle(), C.double(1/math.Sqrt(float64(keys.Size(-1)))), &out), "decode attention", qkv, cos, sin, keys, values, lengths)
 	return Tensor{libtch.Ctensor(out)}
-}
-
-// CacheWrite puts fresh [B,K,L,P] into cache [B,K,S,P] at the given columns (int64 [B or 1, L]), in place.
-func CacheWrite(cache, fresh, columns Tensor) {
-	check(C.cq_cache_write(cache.handle(), fresh.handle(), columns.handle()), "cache write", cache, fresh, columns)
 }
 
 // Loss says what [HeadCrossEntropy] computes; the zero value is the mean cross-entropy.

@@ -106,6 +106,31 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				return in[0].Mul(mean.AddScalar(1e-5).Rsqrt()).Mul(in[1])
 			},
 		})
+		hold(t, "block tail "+shape, faces{
+			func(d torch.DType) []torch.Tensor {
+				root := 1 / math.Sqrt(float64(width))
+				return []torch.Tensor{
+					randn(d, batch, length, width), randn(d, batch, length, 40), randn(d, 40), randn(d, width, 40).MulScalar(0.16), randn(d, width),
+					randn(d, 112, width).MulScalar(root), randn(d, width, 56).MulScalar(0.13), randn(d, width), randn(d, 24, width).MulScalar(root), randn(d, 24),
+				}
+			},
+			func(in []torch.Tensor) torch.Tensor {
+				y, next := torch.BlockTail(in[0], in[1], torch.Tail{Norm: in[2], Output: in[3], MLPNorm: in[4], GateUp: in[5], Down: in[6],
+					NextNorm: in[7], Next: in[8], NextBias: in[9], Eps: 1e-5, MLPEps: 1e-5, NextEps: 1e-5})
+				return torch.Cat(-1, y, next)
+			},
+			func(in []torch.Tensor) torch.Tensor {
+				norm := func(x, weight torch.Tensor) torch.Tensor {
+					mean := x.PowScalar(2).SumDim(-1, true).MulScalar(1 / float64(x.Size(-1)))
+					return x.Mul(mean.AddScalar(1e-5).Rsqrt()).Mul(weight)
+				}
+				product := func(x, weight torch.Tensor) torch.Tensor { return x.Matmul(weight.Transpose(0, 1)) }
+				z := in[0].Add(product(norm(in[1], in[2]), in[3]))
+				parts := product(norm(z, in[4]), in[5]).Split(-1, 56, 56)
+				y := z.Add(product(parts[0].Silu().Mul(parts[1]), in[6]))
+				return torch.Cat(-1, y, product(norm(y, in[7]), in[8]).Add(in[9]))
+			},
+		})
 		hold(t, "swiglu "+shape, faces{
 			func(d torch.DType) []torch.Tensor { return []torch.Tensor{randn(d, batch, length, 2*width)} },
 			func(in []torch.Tensor) torch.Tensor { return torch.SwiGLU(in[0]) },

@@ -271,7 +271,7 @@ func TestGPURecordedStepsFollowThoseLaunchedOneByOne(t *testing.T) {
 		{"llama bfloat16", "llama", torch.BFloat16, 2e-2, train.Options{}},
 		{"llama lora bfloat16", "llama", torch.BFloat16, 2e-2, train.Options{LoRA: adapter(0)}},
 		{"bamba", "bamba", torch.Float32, 1e-3, train.Options{}},
-		{"bamba packed bfloat16", "bamba", torch.BFloat16, 2e-2, train.Options{Pack: true}},
+		{"bamba packed bfloat16", "bamba", torch.BFloat16, 0.1, train.Options{Pack: true}}, // rounds sums of gradients in place of means
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.options.Compile = train.CompileNone

@@ -102,38 +102,57 @@ at::Tensor decode_attention(const at::Tensor &q, const at::Tensor &k, const at::
 
 using namespace conquer;
 
-int cq_decode_attention(cq_tensor q, cq_tensor k_cache, cq_tensor v_cache, cq_tensor lengths, cq_tensor starts,
-                        double scale, cq_tensor *out) {
+int cq_decode_attention(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin, cq_tensor k_cache,
+                        cq_tensor v_cache, cq_tensor lengths, cq_tensor starts, double scale, cq_tensor *out) {
   return guarded([&] {
     RECORD_USER_SCOPE("conquer::decode_attention");
-    const at::Tensor query = tensor_of(q), k = tensor_of(k_cache), v = tensor_of(v_cache), valid = tensor_of(lengths),
-                     from = tensor_of(starts);
-    TORCH_CHECK(query.dim() == 4 && query.size(2) == 1 && k.dim() == 4 && k.sizes() == v.sizes() &&
-                    k.size(0) == query.size(0) && k.size(3) == query.size(3) && query.size(1) % k.size(1) == 0,
-                "decode_attention: q must be [B,H,1,P] and the caches [B,K,S,P] with K dividing H, not ", query.sizes(),
-                ", ", k.sizes(), " and ", v.sizes());
-    TORCH_CHECK(valid.scalar_type() == at::kLong && valid.numel() == query.size(0) &&
-                    (!from.defined() || (from.scalar_type() == at::kLong && from.numel() == query.size(0))),
-                "decode_attention: lengths and starts must be int64 [", query.size(0), "]");
-    const Face *face = face_of(query);
-    if (face && face_of(k) && face_of(v) && k.scalar_type() == query.scalar_type() &&
-        v.scalar_type() == query.scalar_type() && k.stride(3) == 1 && v.stride(3) == 1 && query.size(3) % 16 == 0 &&
-        query.size(3) <= 128 && query.size(1) / k.size(1) <= 16 && !records_grad(query, k, v))
-      return give(out, face->decode_attention(query.contiguous(), k, v, valid.contiguous(),
+    const at::Tensor x = tensor_of(qkv), c = tensor_of(cos), s = tensor_of(sin), k = tensor_of(k_cache),
+                     v = tensor_of(v_cache), valid = tensor_of(lengths), from = tensor_of(starts);
+    TORCH_CHECK(x.dim() == 3 && x.size(1) == 1 && k.dim() == 4 && k.sizes() == v.sizes() && k.size(0) == x.size(0) &&
+                    heads % k.size(1) == 0 && x.size(2) == (heads + 2 * k.size(1)) * k.size(3),
+                "decode_attention: qkv must be [B,1,(H+2K)P] and the caches [B,K,S,P] with K dividing H, not ",
+                x.sizes(), " with ", heads, " heads, ", k.sizes(), " and ", v.sizes());
+    const int64_t B = x.size(0), K = k.size(1), P = k.size(3);
+    TORCH_CHECK(valid.scalar_type() == at::kLong && valid.numel() == B &&
+                    (!from.defined() || (from.scalar_type() == at::kLong && from.numel() == B)),
+                "decode_attention: lengths and starts must be int64 [", B, "]");
+    TORCH_CHECK(c.dim() == 3 && c.sizes() == s.sizes() && (c.size(0) == B || c.size(0) == 1) && c.size(1) == 1 &&
+                    2 * c.size(2) <= P && c.scalar_type() == at::kFloat && s.scalar_type() == at::kFloat,
+                "decode_attention: cos and sin must be float32 [", B, " or 1, 1, at most ", P / 2, "], not ",
+                c.sizes(), " and ", s.sizes());
+    const bool alike = k.scalar_type() == x.scalar_type() && v.scalar_type() == x.scalar_type() && k.stride(3) == 1 &&
+                       v.stride(3) == 1 && !records_grad(x, k, v);
+    const Face *face = face_of(x);
+    if (face && alike && face_of(k) && face_of(v) && k.strides() == v.strides() && P % 16 == 0 && P <= 128 &&
+        c.size(2) % 16 == 0 && heads / K <= 16)
+      return give(out, face->decode_attention(x.contiguous(), c.contiguous(), s.contiguous(), k, v, valid.contiguous(),
                                               from.defined() ? from.contiguous() : from, scale));
-    if (query.is_cpu() && k.is_cpu() && has_kernel_type(query) && k.scalar_type() == query.scalar_type() &&
-        v.scalar_type() == query.scalar_type() && k.stride(3) == 1 && v.stride(3) == 1 && !records_grad(query, k, v))
-      return give(out, decode_attention(query.contiguous(), k, v, valid.contiguous(),
-                                        from.defined() ? from.contiguous() : from, scale));
-    return give(out, decode_attention_reference(query, k, v, valid, from, scale));
+    const at::Tensor column = (valid - 1).view({B, 1});
+    cq_tensor q;
+    if (cq_rope_qkv_cache(qkv, heads, cos, sin, const_cast<at::Tensor *>(&column), k_cache, v_cache, &q))
+      return 1;
+    const at::Tensor query = tensor_of(q);
+    const at::Tensor y = query.is_cpu() && k.is_cpu() && has_kernel_type(query) && alike
+                             ? decode_attention(query.contiguous(), k, v, valid.contiguous(),
+                                                from.defined() ? from.contiguous() : from, scale)
+                             : decode_attention_reference(query, k, v, valid, from, scale);
+    return give(out, y.reshape({B, 1, heads * P}));
   });
 }
 
-int cq_decode_attention_reference(cq_tensor q, cq_tensor k_cache, cq_tensor v_cache, cq_tensor lengths,
-                                  cq_tensor starts, double scale, cq_tensor *out) {
+int cq_decode_attention_reference(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin, cq_tensor k_cache,
+                                  cq_tensor v_cache, cq_tensor lengths, cq_tensor starts, double scale,
+                                  cq_tensor *out) {
   return guarded([&] {
-    return give(out, decode_attention_reference(tensor_of(q), tensor_of(k_cache), tensor_of(v_cache),
-                                                tensor_of(lengths), tensor_of(starts), scale));
+    const at::Tensor k = tensor_of(k_cache), v = tensor_of(v_cache), valid = tensor_of(lengths),
+                     column = (valid - 1).view({-1, 1});
+    at::Tensor *at = const_cast<at::Tensor *>(&column);
+    cq_tensor q, fresh_k, fresh_v;
+    if (cq_rope_qkv_reference(qkv, heads, k.size(1), cos, sin, &q, &fresh_k, &fresh_v) ||
+        cq_cache_write_reference(k_cache, fresh_k, at) || cq_cache_write_reference(v_cache, fresh_v, at))
+      return 1;
+    const at::Tensor y = decode_attention_reference(tensor_of(q), k, v, valid, tensor_of(starts), scale);
+    return give(out, y.reshape({y.size(0), 1, -1}));
   });
 }
 

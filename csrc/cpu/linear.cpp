@@ -120,11 +120,40 @@ at::Tensor norm_linear_swiglu(const at::Tensor &x, const at::Tensor &norm, doubl
   return gated(linear(normalized(x, norm, eps), weight, bias));
 }
 
+void block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail &t, at::Tensor &y, at::Tensor &next) {
+  const Face *face = face_for(mixed, t.output, t.output_bias);
+  if (face && mixed.numel() == mixed.size(-1) && face_for(x, t.gate_up, t.gate_up_bias) &&
+      (!t.norm.defined() || normalizes(mixed, t.norm)) && normalizes(x, t.mlp_norm) && x.is_contiguous() &&
+      mixed.is_contiguous() && !records_grad(x, mixed, t.down, t.next) && face->block_tail(x, mixed, t, y, next))
+    return;
+  at::Tensor z = t.norm.defined() ? norm_linear_add(mixed, t.norm, t.eps, t.output, t.output_bias, x)
+                                  : linear_add(mixed, t.output, t.output_bias, x);
+  y = linear_add(norm_linear_swiglu(z, t.mlp_norm, t.mlp_eps, t.gate_up, t.gate_up_bias), t.down, t.down_bias, z);
+  if (t.next.defined())
+    next = norm_linear(y, t.next_norm, t.next_eps, t.next, t.next_bias);
+}
+
 } // namespace
 
 } // namespace conquer
 
 using namespace conquer;
+
+int cq_block_tail(cq_tensor x, cq_tensor mixed, const cq_tail *t, cq_tensor *out, cq_tensor *out_next) {
+  return guarded([&] {
+    RECORD_USER_SCOPE("conquer::block_tail");
+    auto get = [](cq_tensor c) { return c ? tensor_of(c) : at::Tensor(); };
+    Tail tail{get(t->norm),         get(t->output), get(t->output_bias), get(t->mlp_norm),  get(t->gate_up),
+              get(t->gate_up_bias), get(t->down),   get(t->down_bias),   get(t->next_norm), get(t->next),
+              get(t->next_bias),    t->eps,         t->mlp_eps,          t->next_eps};
+    at::Tensor y, next;
+    block_tail(tensor_of(x), tensor_of(mixed), tail, y, next);
+    *out_next = nullptr;
+    if (next.defined())
+      give(out_next, next);
+    return give(out, y);
+  });
+}
 
 int cq_linear_add(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor residual, cq_tensor *out) {
   return guarded(

@@ -190,7 +190,7 @@ int cq_rope_qkv_cache(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin
                 "rope: columns must be int64 [", B, " or 1, ", L, "], not ", where.sizes());
     const Face *face = face_for(x, P, c);
     if (face && face_of(k) && face_of(v) && k.stride(3) == 1 && k.strides() == v.strides() && !records_grad(x)) {
-      at::Tensor q = at::empty({B, heads, L, P}, x.options());
+      at::Tensor q = at::empty({B, L, heads, P}, x.options()).transpose(1, 2); // as in rope_qkv
       face->rope_qkv(x.contiguous(), c.contiguous(), s.contiguous(), where.contiguous(), q, k, v);
       return give(q_out, q);
     }

@@ -40,7 +40,7 @@ int64_t row_block(int64_t width) {
 }
 int64_t half_block(int64_t half) { return half <= 32 ? 32 : half <= 64 ? 64 : 128; }
 
-constexpr int64_t heads_a_program = 8, elements_a_program = 1024, query_rows = 16;
+constexpr int64_t heads_a_program = 8, elements_a_program = 1024;
 
 // What the compiled variants take: whole 16-byte steps. A width beyond 8,192 of a norm is looked at there.
 bool takes(const at::Tensor &t) {
@@ -193,11 +193,62 @@ at::Tensor linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps
   return y;
 }
 
-// Into how many shares each row's positions are cut. A processor holds three programs at a time: the fewest shares with
-// which these come out even to a tenth, but none of fewer than 64 positions of a full cache. The capacity decides, not
-// the length, so that one recording serves every length.
-int64_t shares_of_cache(int64_t rows, int64_t capacity) {
-  const double together = 3 * processors();
+// Counters through which programs of one kernel wait for each other; every kernel leaves them 0, or as it needs them.
+// One stream of a device works at a time.
+constexpr int64_t counters = 1 << 16;
+enum { meeting = 0, arrivals = 16 };
+int32_t *counters_of(const at::Tensor &like) {
+  static std::mutex mutex;
+  static auto &all = *new std::map<int, at::Tensor>; // never freed: CUDA may be gone by then
+  std::lock_guard<std::mutex> lock(mutex);
+  at::Tensor &t = all[like.get_device()];
+  if (!t.defined())
+    t = at::zeros({counters}, like.options().dtype(at::kInt));
+  return t.mutable_data_ptr<int32_t>();
+}
+
+bool block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail &t, at::Tensor &y, at::Tensor &next) {
+  c10::cuda::CUDAGuard guard(x.device());
+  int64_t from = mixed.numel(), width = x.numel(), inner = t.down.size(-1),
+          ahead = t.next.defined() ? t.next.size(0) : 0;
+  auto fits = [&](const at::Tensor &w, int64_t rows, int64_t columns) {
+    return w.dim() == 2 && w.size(0) == rows && w.size(1) == columns && rows % 16 == 0 && columns % 16 == 0 &&
+           w.scalar_type() == x.scalar_type() && w.is_contiguous() && takes(w);
+  };
+  auto weighs = [&](const at::Tensor &w, int64_t rows) {
+    return w.numel() == rows && w.scalar_type() == x.scalar_type() && w.is_contiguous() && takes(w);
+  };
+  if (exact(x) || from > 8192 || width > 8192 || inner > 16384 || t.output_bias.defined() || t.gate_up_bias.defined() ||
+      t.down_bias.defined() || !fits(t.output, width, from) || !fits(t.gate_up, 2 * inner, width) ||
+      !fits(t.down, width, inner) || !weighs(t.mlp_norm, width) || (t.norm.defined() && !weighs(t.norm, from)))
+    return false;
+  if (ahead > 0 && (!fits(t.next, ahead, width) || !weighs(t.next_norm, width) ||
+                    (t.next_bias.defined() && !weighs(t.next_bias, ahead))))
+    return false;
+  std::string variant = key("block_tail", x, {std::max(from, width) <= 4096 ? 4096 : 8192, 16384});
+  if (!triton::has(variant))
+    return false;
+  y = at::empty_like(x);
+  at::Tensor z = at::empty_like(x), h = at::empty({inner}, x.options());
+  if (ahead > 0) {
+    auto shape = x.sizes().vec();
+    shape.back() = ahead;
+    next = at::empty(shape, x.options());
+  }
+  Arguments args;
+  args << ptr(x) << ptr(mixed) << ptr(t.norm) << ptr(t.output) << ptr(t.mlp_norm) << ptr(t.gate_up) << ptr(t.down)
+       << ptr(t.next_norm) << ptr(t.next) << ptr(t.next_bias) << ptr(z) << ptr(h) << ptr(y) << ptr(next) << static_cast<const void *>(counters_of(x) + meeting)
+       << from << width << inner << ahead << static_cast<float>(t.eps) << static_cast<float>(t.mlp_eps)
+       << static_cast<float>(t.next_eps) << int64_t(t.norm.defined()) << int64_t(t.next_bias.defined());
+  launch(variant, grid(processors()), args);
+  return true;
+}
+
+// Into how many shares each row's positions are cut. A processor holds so many programs at a time: the fewest shares
+// with which these come out even to a tenth, but none of fewer than 64 positions of a full cache. The capacity decides,
+// not the length, so that one recording serves every length.
+int64_t shares_of_cache(int64_t rows, int64_t capacity, int64_t programs) {
+  const double together = programs * processors();
   int64_t most = std::clamp<int64_t>(ceil_div(capacity, 64), 1, 64), best = 1;
   double highest = 0;
   for (int64_t splits = 1; splits <= most && highest < 0.9; splits++) {
@@ -208,25 +259,39 @@ int64_t shares_of_cache(int64_t rows, int64_t capacity) {
   return best;
 }
 
-at::Tensor decode_attention(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
-                            const at::Tensor &starts, double scale) {
-  c10::cuda::CUDAGuard guard(q.device());
-  int64_t batch = q.size(0), heads = q.size(1), width = q.size(3), key_heads = k.size(1), rows = batch * key_heads;
-  int64_t splits = shares_of_cache(rows, k.size(2));
-  auto floats = q.options().dtype(at::kFloat);
-  at::Tensor part = at::empty({rows, splits, query_rows, width}, floats),
-             top = at::empty({rows, splits, query_rows}, floats), mass = at::empty_like(top), y = at::empty_like(q);
-  int64_t block = width <= 64 ? 64 : 128;
+at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin, const at::Tensor &k,
+                            const at::Tensor &v, const at::Tensor &lengths, const at::Tensor &starts, double scale) {
+  c10::cuda::CUDAGuard guard(qkv.device());
+  int64_t batch = k.size(0), key_heads = k.size(1), width = k.size(3), heads = qkv.size(2) / width - 2 * key_heads,
+          half = cos.size(2), rows = batch * key_heads, block = width <= 64 ? 64 : 128;
+  bool alone = heads == key_heads && rows <= processors(); // with more rows `attend` reads faster
+  int64_t splits = shares_of_cache(rows, k.size(2), alone ? 2 : 3), queries = alone ? 1 : 16;
+  TORCH_CHECK(rows <= counters - arrivals, "decode_attention: ", batch, " sequences with ", key_heads,
+              " heads of keys are more than ", counters - arrivals, " together");
+  auto floats = qkv.options().dtype(at::kFloat);
+  at::Tensor part = at::empty({rows, splits, queries, width}, floats), top = at::empty({rows, splits, queries}, floats),
+             mass = at::empty_like(top), y = at::empty({batch, 1, heads * width}, qkv.options());
   Arguments args;
-  args << ptr(q) << ptr(k) << ptr(v) << ptr(lengths) << ptr(starts) << ptr(part) << ptr(top) << ptr(mass) << heads
-       << key_heads << width << static_cast<float>(scale) << splits << int64_t(starts.defined()) << k.stride(0)
-       << k.stride(1) << k.stride(2) << v.stride(0) << v.stride(1) << v.stride(2);
-  launch(key("attend", q, {query_rows, block, exact(q) ? 32 : 64}, exact(q) ? "_ieee" : "_tf32"), grid(rows, splits),
-         args);
-  Arguments more;
-  more << ptr(part) << ptr(top) << ptr(mass) << ptr(y) << heads << key_heads << width << splits;
-  launch(key("attend_join", q, {query_rows, block, splits <= 16 ? 16 : 64}), grid(batch * heads), more);
+  args << ptr(qkv) << ptr(cos) << ptr(sin) << ptr(k) << ptr(v) << ptr(lengths) << ptr(starts) << ptr(part) << ptr(top)
+       << ptr(mass) << static_cast<const void *>(counters_of(qkv) + arrivals) << ptr(y) << heads;
+  if (!alone)
+    args << key_heads;
+  args << width << half << static_cast<float>(scale) << splits << int64_t(starts.defined())
+       << (cos.size(0) > 1 ? half : 0) << k.stride(0) << k.stride(1) << k.stride(2);
+  if (alone)
+    launch(key("attend_one", qkv, {block, 32}), grid(rows, splits), args);
+  else
+    launch(key("attend", qkv, {queries, block, exact(qkv) ? 32 : 64}, exact(qkv) ? "_ieee" : "_tf32"), grid(rows, splits), args);
   return y;
+}
+
+at::Tensor likeliest(const at::Tensor &logits) {
+  c10::cuda::CUDAGuard guard(logits.device());
+  at::Tensor ids = at::empty({logits.size(0)}, logits.options().dtype(at::kLong));
+  Arguments args;
+  args << ptr(logits) << ptr(ids) << logits.size(1);
+  launch(key("likeliest", logits, {4096}), grid(logits.size(0)), args);
+  return ids;
 }
 
 void add_rows(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &dy) {
@@ -303,9 +368,9 @@ void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor>
 } // namespace
 
 static const bool registered = [] {
-  static const Face face = {takes,         rms_norm,         rms_norm_grad, rope_qkv, rope_qkv_grad,
-                            swiglu,        swiglu_grad,      cross_entropy, 16,       linear,
-                            linear_swiglu, decode_attention, add_rows,      multiply, adamw};
+  static const Face face = {
+      takes, rms_norm, rms_norm_grad, rope_qkv,   rope_qkv_grad,    swiglu,   swiglu_grad, cross_entropy,
+      16,    linear,   linear_swiglu, block_tail, decode_attention, likeliest, add_rows, multiply,    adamw};
   register_face(&face);
   return true;
 }();

@@ -173,25 +173,95 @@ void products(at::ScalarType type) {
       [=](auto &t) { return std::vector<at::Tensor>{gate(normed(t))}; }, gradients);
 }
 
+void choices(at::ScalarType type) {
+  int64_t B = pick({1, 3}), V = pick({17, 32000, 128256});
+  at::Tensor logits = random({B, V}, type);
+  logits.select(1, at::randint(V, {1}).item<int64_t>()).fill_(9);
+  logits.select(1, at::randint(V, {1}).item<int64_t>()).fill_(9);
+  if (maybe())
+    logits[0][at::randint(V, {1}).item<int64_t>()] = NAN;
+  cq_sampling greedy = {1, 0, 0, 0, 0};
+  Arg here{logits}, there{logits.cpu()};
+  auto got = call(1, [&](cq_tensor *out) { return cq_choose(here, nullptr, nullptr, &greedy, out); });
+  auto want = call(1, [&](cq_tensor *out) { return cq_choose(there, nullptr, nullptr, &greedy, out); });
+  check("choose", exact(got[0]), exact(want[0]), 0);
+}
+
+// Several times each, since the programs of the kernel meet at a counter that each call leaves to the next.
+void tails(at::ScalarType type) {
+  int64_t A = pick({64, 1024, 4096, 8192}), D = pick({64, 576, 2048}), F = pick({16, 1536, 5632}),
+          N = pick({0, 48, 960, 6144}), M = pick({1, 1, 3});
+  auto weight = [&](int64_t rows, int64_t columns) { return random({rows, columns}, type) * std::pow(columns, -0.5); };
+  bool normed = maybe(), has_bias = N > 0 && maybe();
+  std::vector<at::Tensor> in = {random({M, D}, type),
+                                random({M, A}, type),
+                                random({A}, type),
+                                weight(D, A),
+                                random({D}, type),
+                                weight(2 * F, D),
+                                weight(D, F),
+                                random({D}, type),
+                                weight(std::max<int64_t>(N, 1), D),
+                                random({std::max<int64_t>(N, 1)}, type)};
+  auto plain = [=](auto &t) {
+    at::Tensor z = t[0] + at::linear(normed ? normalized(t[1], t[2]) : t[1], t[3]);
+    at::Tensor y = z + at::linear(gate(at::linear(normalized(z, t[4]), t[5])), t[6]);
+    std::vector<at::Tensor> out = {y};
+    if (N > 0)
+      out.push_back(at::linear(normalized(y, t[7]), t[8], has_bias ? std::optional<at::Tensor>(t[9]) : std::nullopt));
+    return out;
+  };
+  for (int i = 0; i < 3; i++) {
+    in[1] = random({M, A}, type);
+    compare(
+        "block_tail " + std::to_string(A) + " " + std::to_string(D) + " " + std::to_string(F) + " " + std::to_string(N),
+        in,
+        [=](auto &t) {
+          Arg x{t[0]}, mixed{t[1]}, norm{normed ? t[2] : at::Tensor()}, output{t[3]}, mlp_norm{t[4]}, gate_up{t[5]},
+              down{t[6]}, next_norm{t[7]}, next{N > 0 ? t[8] : at::Tensor()}, next_bias{has_bias ? t[9] : at::Tensor()};
+          cq_tail tail = {norm,    output,    nullptr, mlp_norm,  gate_up, nullptr, down,
+                          nullptr, next_norm, next,    next_bias, 1e-5,    1e-5,    1e-5};
+          return call(2, [&](cq_tensor *out) { return cq_block_tail(x, mixed, &tail, out, out + 1); });
+        },
+        plain, false);
+  }
+}
+
 void attention(at::ScalarType type) {
   int64_t B = pick({1, 3}), K = pick({1, 2, 8, 32}), H = K * pick({1, 4, 8}), P = pick({16, 64, 80, 128}),
           S = pick({1, 70, 500, 3000});
   at::Tensor lengths = at::randint(1, S + 1, {B}, at::kLong),
              starts = maybe() ? (at::rand({B}) * lengths).to(at::kLong) : at::Tensor();
-  std::vector<at::Tensor> in = {random({B, H, 1, P}, type), random({B, K, S, P}, type), random({B, K, S, P}, type)};
+  at::Tensor angles = at::rand({maybe() ? B : 1, 1, pick({P / 2, std::min(P / 2, 16 * ((P / 4 + 15) / 16))})}) * 6;
+  at::Tensor cos = angles.cos().to(at::kCUDA), sin = angles.sin().to(at::kCUDA);
+  std::vector<at::Tensor> in = {random({B, 1, (H + 2 * K) * P}, type), random({B, K, S, P}, type),
+                                random({B, K, S, P}, type)};
+  at::Tensor last = lengths - 1;
   compare(
       c10::str("decode_attention B", B, " H", H, " K", K, " S", S, " P", P), in,
       [=](auto &t) {
-        Arg q{t[0]}, k{t[1]}, v{t[2]}, n{lengths.to(at::kCUDA)}, s{starts.defined() ? starts.to(at::kCUDA) : starts};
-        return call(1,
-                    [&](cq_tensor *out) { return cq_decode_attention(q, k, v, n, s, 1 / std::sqrt(double(P)), out); });
+        Arg x{t[0]}, c{cos}, si{sin}, k{t[1].clone()}, v{t[2].clone()}, n{lengths.to(at::kCUDA)},
+            s{starts.defined() ? starts.to(at::kCUDA) : starts};
+        auto out = call(1, [&](cq_tensor *out) {
+          return cq_decode_attention(x, H, c, si, k, v, n, s, 1 / std::sqrt(double(P)), out);
+        });
+        out.insert(out.end(), {k.t, v.t});
+        return out;
       },
       [=](auto &t) {
+        auto heads = t[0].unflatten(-1, {H + 2 * K, P});
+        at::Tensor c = exact(cos), s = exact(sin), k = t[1].clone(), v = t[2].clone();
+        for (int64_t b = 0; b < B; b++) {
+          int64_t at = last[b].template item<int64_t>();
+          k.select(0, b).select(1, at).copy_(turned(heads.narrow(2, H, K), c, s).select(0, b).select(1, 0));
+          v.select(0, b).select(1, at).copy_(heads.select(0, b).select(0, 0).narrow(0, H + K, K));
+        }
         at::Tensor at = at::arange(S), mask = at < lengths.unsqueeze(1);
         if (starts.defined())
           mask = mask & (at >= starts.unsqueeze(1));
-        return std::vector<at::Tensor>{at::scaled_dot_product_attention(
-            t[0], t[1], t[2], mask.unsqueeze(1).unsqueeze(1), 0, false, std::nullopt, true)};
+        at::Tensor y = at::scaled_dot_product_attention(turned(heads.narrow(2, 0, H), c, s), k, v,
+                                                        mask.unsqueeze(1).unsqueeze(1), 0, false, std::nullopt, true);
+        return std::vector<at::Tensor>{y.reshape({B, 1, H * P}), k, v};
       },
       false);
   // Attention of whole sequences, through libtorch's kernels.
@@ -274,7 +344,8 @@ int main(int argc, char **argv) {
     const char *name;
     void (*run)(at::ScalarType);
   } families[] = {{"norms", norms},         {"ropes", ropes},   {"products", products},
-                  {"attention", attention}, {"losses", losses}, {"elementwise", elementwise}};
+                  {"attention", attention}, {"losses", losses}, {"elementwise", elementwise},
+                  {"tails", tails}, {"choices", choices}};
   for (auto &family : families)
     for (auto type : {at::kFloat, at::kBFloat16, at::kHalf}) {
       int before = failures;

@@ -182,18 +182,23 @@ void check_decode_attention() {
                                                                     {1, 8, 1, 7, 3},
                                                                     {4, 2, 2, 16, 1}})
       for (bool from : {false, true}) {
-        auto q = at::randn({B, H, 1, P}).to(type) * 2, k = at::randn({B, K, S, P}).to(type),
+        auto qkv = at::randn({B, 1, (H + 2 * K) * P}).to(type), k = at::randn({B, K, S, P}).to(type),
              v = at::randn({B, K, S, P}).to(type);
         auto lengths = at::randint(1, S + 1, {B}, at::kLong);
         auto starts = from ? at::minimum(at::randint(0, S, {B}, at::kLong), lengths - 1) : at::Tensor();
+        auto angles = at::rand({from ? B : 1, 1, P / 2}) * 6, cos = angles.cos(), sin = angles.sin();
+        auto wide_k = k.to(at::kFloat, false, true), wide_v = v.to(at::kFloat, false, true);
         auto got = call(1, [&](cq_tensor *o) {
-          return cq_decode_attention(Arg{q}, Arg{k}, Arg{v}, Arg{lengths}, Arg{starts}, 0.125, o);
+          return cq_decode_attention(Arg{qkv}, H, Arg{cos}, Arg{sin}, Arg{k}, Arg{v}, Arg{lengths}, Arg{starts}, 0.125,
+                                     o);
         })[0];
         auto want = call(1, [&](cq_tensor *o) {
-          return cq_decode_attention_reference(Arg{q.to(at::kFloat)}, Arg{k.to(at::kFloat)}, Arg{v.to(at::kFloat)},
+          return cq_decode_attention_reference(Arg{qkv.to(at::kFloat)}, H, Arg{cos}, Arg{sin}, Arg{wide_k}, Arg{wide_v},
                                                Arg{lengths}, Arg{starts}, 0.125, o);
         })[0];
         check("decode_attention", got, want, tolerance(type) / 2);
+        check("decode_attention's keys", k, wide_k, tolerance(type) / 2);
+        check("decode_attention's values", v, wide_v, 0);
 
         int64_t L = std::min<int64_t>(S, 5);
         auto fresh = at::randn({B, L, K, P}).to(type).transpose(1, 2);
@@ -215,12 +220,14 @@ void time_decode_attention() {
         ks.push_back(at::randn({1, 3, 4096, 64}).to(type));
         vs.push_back(at::randn({1, 3, 4096, 64}).to(type));
       }
-      auto q = at::randn({1, 9, 1, 64}).to(type), lengths = at::full({1}, n, at::kLong);
+      auto q = at::randn({1, 9, 1, 64}).to(type), qkv = at::randn({1, 1, 15 * 64}).to(type),
+           lengths = at::full({1}, n, at::kLong), cos = at::ones({1, 1, 32}), sin = at::zeros({1, 1, 32});
       auto t =
           race(20, {[&] {
                       for (int i = 0; i < 30; i++)
                         call(1, [&](cq_tensor *o) {
-                          return cq_decode_attention(Arg{q}, Arg{ks[i]}, Arg{vs[i]}, Arg{lengths}, nullptr, 0.125, o);
+                          return cq_decode_attention(Arg{qkv}, 9, Arg{cos}, Arg{sin}, Arg{ks[i]}, Arg{vs[i]},
+                                                     Arg{lengths}, nullptr, 0.125, o);
                         });
                     },
                     [&] {
@@ -458,13 +465,13 @@ void time_decode() {
     }
     Arg head{make({V, D})}, norm{at::ones({D}).to(type)};
     bytes += head.t.nbytes();
-    Arg cos{at::ones({1, 1, P / 2})}, sin{at::zeros({1, 1, P / 2})}, where{at::full({1, 1}, position, at::kLong)},
+    Arg cos{at::ones({1, 1, P / 2})}, sin{at::zeros({1, 1, P / 2})},
         lengths{at::full({1}, position + 1, at::kLong)}, start{make({1, 1, D})};
 
     // A shared machine stretches some calls; the fifth percentile over layers and rounds is what a call takes
     // undisturbed.
-    const char *names[] = {"norms", "qkv", "rope", "cache", "attention", "o", "gate_up", "swiglu", "down", "head"};
-    std::vector<std::vector<double>> spent(10);
+    const char *names[] = {"norms", "qkv", "attention", "o", "gate_up", "swiglu", "down", "head"};
+    std::vector<std::vector<double>> spent(8);
     auto step = [&] {
       auto mark = std::chrono::steady_clock::now();
       auto lap = [&](int i) {
@@ -473,22 +480,19 @@ void time_decode() {
         mark = std::chrono::steady_clock::now();
       };
       cq_scope_open();
-      cq_tensor h = start, x, qkv, q, k, v, a;
+      cq_tensor h = start, x, qkv, a;
       for (auto &l : model) {
         cq_rms_norm(h, l.norm1, 1e-5, &x), lap(0);
         cq_linear(x, l.qkv, nullptr, &qkv), lap(1);
-        cq_rope_qkv(qkv, H, K, cos, sin, &q, &k, &v), lap(2);
-        cq_cache_write(l.k, k, where), cq_cache_write(l.v, v, where), lap(3);
-        cq_decode_attention(q, l.k, l.v, lengths, nullptr, 0.125, &a), lap(4);
-        Arg flat{static_cast<at::Tensor *>(a)->view({1, 1, H * P})};
-        cq_linear_add(flat, l.o, nullptr, h, &h), lap(5);
+        cq_decode_attention(qkv, H, cos, sin, l.k, l.v, lengths, nullptr, 0.125, &a), lap(2);
+        cq_linear_add(a, l.o, nullptr, h, &h), lap(3);
         cq_rms_norm(h, l.norm2, 1e-5, &x), lap(0);
-        cq_linear(x, l.gate_up, nullptr, &a), lap(6);
-        cq_swiglu(a, &a), lap(7);
-        cq_linear_add(a, l.down, nullptr, h, &h), lap(8);
+        cq_linear(x, l.gate_up, nullptr, &a), lap(4);
+        cq_swiglu(a, &a), lap(5);
+        cq_linear_add(a, l.down, nullptr, h, &h), lap(6);
       }
       cq_rms_norm(h, norm, 1e-5, &x), lap(0);
-      cq_linear(x, head, nullptr, &a), lap(9);
+      cq_linear(x, head, nullptr, &a), lap(7);
       cq_scope_close();
     };
     // The floor: summing every weight, on all threads.
@@ -524,7 +528,7 @@ void time_decode() {
                 c10::toString(type), t[0], 1e3 / t[0], bytes / t[0] / 1e6, t[1], bytes / t[1] / 1e6, t[2],
                 int(sink & 1));
     double undisturbed = 0;
-    for (int i = 0; i < 10; i++) {
+    for (int i = 0; i < 8; i++) {
       std::sort(spent[i].begin(), spent[i].end());
       double typical = spent[i][spent[i].size() / 20] * spent[i].size() / rounds;
       std::printf("   %-9s %6.3f ms\n", names[i], typical);

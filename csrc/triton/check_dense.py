@@ -137,25 +137,49 @@ def loss(rng, r, dtype, limit):
 
 
 def attention(rng, r, dtype, limit):
-    B, K, G, P, S = rng.choice([1, 3]), rng.choice([1, 2]), rng.choice([1, 3, 8]), rng.choice([16, 64, 80]), rng.choice([5, 100, 300])
-    H, splits, BS = K * G, rng.choice([1, 3, 8]), 32
-    q, k, v = r(B, H, 1, P), r(B, K, S, P), r(B, K, S, P)
+    B, K, G, P, S = rng.choice([1, 3]), rng.choice([1, 2]), rng.choice([1, 1, 3, 8]), rng.choice([16, 64, 80]), rng.choice([5, 100, 300])
+    H, splits = K * G, rng.choice([1, 3, 8])
+    qkv, k, v, half = r(B, 1, (H + 2 * K) * P), r(B, K, S, P), r(B, K, S, P), rng.choice([n for n in (P // 2, P // 4) if n % 16 == 0] or [P // 2])
+    angles = torch.rand(rng.choice([1, B]), 1, half, device=DEVICE) * 6
+    cos, sin = angles.cos(), angles.sin()
     lengths = torch.randint(1, S + 1, (B,), device=DEVICE)
     starts = (torch.rand(B, device=DEVICE) * lengths).long() if rng.random() < 0.5 else None
-    rows, bp = B * K, power(P)
-    part, top, mass = (torch.empty(rows, splits, 16, n, device=DEVICE) for n in (P, 1, 1))
-    y = torch.full_like(q, float("nan"))
-    dense.attend[(rows, splits)](q, k, v, lengths, lengths if starts is None else starts, part, top, mass, H, K, P, P ** -0.5, splits,
-                                 int(starts is not None), *k.stride()[:3], *v.stride()[:3], G=16, BP=bp, BS=BS,
-                                 PRECISION="ieee" if dtype == torch.float32 else "tf32", PDL=PDL)
-    dense.attend_join[(B * H,)](part, top, mass, y, H, K, P, splits, G=16, BP=bp, SPLITS=power(splits), PDL=PDL)
+    parts = qkv.view(B, 1, H + 2 * K, P).split([H, K, K], 2)
+    q, keys, values = rotate(parts[0], cos, sin), k.double(), v.double()
+    for b in range(B):
+        keys[b, :, lengths[b] - 1], values[b, :, lengths[b] - 1] = rotate(parts[1], cos, sin)[b, :, 0], parts[2][b, 0].double()
     at = torch.arange(S, device=DEVICE)
     mask = at < lengths[:, None]
     if starts is not None:
         mask &= at >= starts[:, None]
-    want = F.scaled_dot_product_attention(q.double(), k.double().repeat_interleave(G, 1), v.double().repeat_interleave(G, 1),
-                                          mask[:, None, None])
-    check(f"attend {B, K, G, P, S, splits}", y, want, limit)
+    want = F.scaled_dot_product_attention(q, keys.repeat_interleave(G, 1), values.repeat_interleave(G, 1), mask[:, None, None])
+    for alone in (False, True)[:1 + (G == 1)]:
+        queries, cached_k, cached_v = 1 if alone else 16, k.clone(), v.clone()
+        part, top, mass = (torch.empty(B * K, splits, queries, n, device=DEVICE) for n in (P, 1, 1))
+        arrived = torch.zeros(B * K, dtype=torch.int32, device=DEVICE)
+        y = torch.full((B, 1, H * P), float("nan"), dtype=dtype, device=DEVICE)
+        first = qkv, cos, sin, cached_k, cached_v, lengths, lengths if starts is None else starts, part, top, mass, arrived, y, H
+        last = P, half, P ** -0.5, splits, int(starts is not None), half if len(cos) > 1 else 0, *k.stride()[:3]
+        if alone:
+            dense.attend_one[(B * K, splits)](*first, *last, BP=power(P), BS=rng.choice([16, 32]), PDL=PDL)
+        else:
+            dense.attend[(B * K, splits)](*first, K, *last, G=16, BP=power(P), BS=32, PRECISION="ieee" if dtype == torch.float32 else "tf32", PDL=PDL)
+        check(f"attend {B, K, G, P, S, splits, alone}", y, want.transpose(1, 2).reshape(B, 1, H * P), limit)
+        check("attend's keys", cached_k, keys, limit)
+        check("attend's values", cached_v, values, 0)
+        check("attend's counters", arrived, torch.zeros(B * K), 0)
+
+
+def choice(rng, r, dtype, limit):
+    rows, V = rng.choice([1, 3]), rng.choice([5, 1000, 3001])
+    logits, ids = r(rows, V), torch.full((rows,), -7, device=DEVICE)
+    logits[:, rng.randrange(V)] = logits[:, V // 2] = 9
+    broken = rng.random() < 0.3
+    if broken:
+        logits[0, rng.randrange(V)] = float("nan")
+    dense.likeliest[(rows,)](logits, ids, V, BLOCK=1024, PDL=PDL)
+    want = [-1 if broken and b == 0 else int((logits[b] == logits[b].max()).nonzero()[0]) for b in range(rows)]
+    check(f"likeliest {rows, V}", ids, torch.tensor(want), 0)
 
 
 def products(rng, r, dtype, limit):
@@ -308,7 +332,7 @@ def main():
     for dtype in (torch.float32,) if INTERPRET else (torch.float32, torch.bfloat16, torch.float16):
         limit = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
         r = lambda *s: torch.randn(*s, dtype=torch.float64).to(dtype).to(DEVICE)
-        for test in (norm, rope, gated, loss, attention, products, embedding, convolution, gated_norm, optimizer):
+        for test in (norm, rope, gated, loss, attention, choice, products, embedding, convolution, gated_norm, optimizer):
             for _ in range(2 if INTERPRET else 4):
                 before = bad
                 test(rng, r, dtype, limit)

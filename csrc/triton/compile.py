@@ -21,8 +21,8 @@ TUNING = {
     "grad_x": (4, 2), "grad_bc": (4, 3), "grad_cb": (4, 3), "finish_bc": (4, 1), "finish_dt": (4, 1),
     "state_step": (4, 1), "conv": (4, 1), "conv_step": (4, 1), "conv_grad_pre": (4, 1), "conv_grad_x": (4, 1), "norm": (8, 1), "norm_grad": (8, 1),
     "rms_norm": (4, 1), "rms_norm_grad": (8, 1), "rope_qkv": (4, 1), "rope_qkv_grad": (4, 1), "swiglu": (4, 1), "swiglu_grad": (4, 1),
-    "cross_entropy": (8, 1), "attend": (4, 3), "attend_join": (4, 1), "matvec": (4, 1), "matvec_swiglu": (4, 1), "few_rows": (4, 5),
-    "join_rows": (4, 1), "join_swiglu": (4, 1), "add_rows": (4, 1), "multiply": (4, 1), "adamw": (4, 1),
+    "cross_entropy": (8, 1), "attend": (4, 3), "attend_one": (8, 1), "likeliest": (16, 1), "matvec": (4, 1), "matvec_swiglu": (4, 1), "few_rows": (4, 5),
+    "block_tail": (8, 1), "join_rows": (4, 1), "join_swiglu": (4, 1), "add_rows": (4, 1), "multiply": (4, 1), "adamw": (4, 1),
 }
 # The tile of a weight (rows, columns) that a program of `matvec` holds, for 1, 2 and 4 rows of x; `matvec_swiglu` holds two.
 # A warp takes 256 columns at a time, so that a thread reads 16 bytes (half as many columns in float32).
@@ -33,8 +33,8 @@ DATA = {"x", "b_", "c_", "cb", "dy", "y", "dx", "states", "dstates", "db", "dc",
 SCALARS = {"L", "H", "G", "D", "P", "N", "per_group", "blocks", "segments", "skip", "span", "size", "window", "reset", "pieces", "ratio", "slices",
            "slices_cb", "group", "rows",
            "KH", "half", "table_b", "cached", "columns_b", "F", "V", "M", "splits", "shares", "count", "seed", "keep", "has_bias", "has_residual",
-           "has_starts"}
-FLOATS = {"dt_min", "dt_max", "eps", "scale", "rate", "beta1", "beta2", "correct1", "correct2"}
+           "has_starts", "has_norm", "A", "N"}
+FLOATS = {"dt_min", "dt_max", "eps", "mlp_eps", "next_eps", "scale", "rate", "beta1", "beta2", "correct1", "correct2"}
 
 
 def modules():
@@ -43,7 +43,8 @@ def modules():
     import ssd_backward
     import ssd_forward
     import ssd_hopper
-    return [ssd_forward, ssd_backward, ssd_hopper, rows, dense]
+    import tail_hopper
+    return [ssd_forward, ssd_backward, ssd_hopper, rows, dense, tail_hopper]
 
 
 def kernel_of(name):
@@ -84,15 +85,17 @@ def dense_variants():
             add("adamw", ORIGINAL=False, STOCHASTIC=True, SPAN=1 << 15, BLOCK=1024)
         for p in (64, 128):
             add("attend", G=16, BP=p, BS=64 if not exact else 32, PRECISION="ieee" if exact else "tf32")
-            for splits in (16, 64):
-                add("attend_join", G=16, BP=p, SPLITS=splits)
+            add("attend_one", BP=p, BS=32)
         for m, (rows, columns) in TILES.items():
             for norm in (False, True):
                 add("matvec", M=m, NORM=norm, BN=rows, BK=columns // 2 if exact else columns)
         for m, (rows, columns) in GATED_TILES.items():
             for norm in (False, True):
                 add("matvec_swiglu", M=m, NORM=norm, BN=rows, BK=columns // 2 if exact else columns)
+        for width in (4096, 8192) if not exact else ():
+            add("block_tail", WIDTH=width, INNER=16384)
         add("few_rows", BM=16, BN=64, BK=64 if exact else 128, PRECISION="ieee" if exact else "tf32")
+        add("likeliest", BLOCK=4096)
         add("join_rows", BLOCK=512)
         add("join_swiglu", BLOCK=512)
     return out
@@ -183,7 +186,7 @@ def signature_of(fn, name, dtype, constants):
         else:
             # `conv`'s y and the like are data; `state` has a dtype of its own; in `join` everything is float32.
             long = n in getattr(module, "LONGS", ())
-            kind = "i64" if long else "i32" if n == "seg" else state if n == "state" else params if n in ("d", "bias") and name == "state_step" else data if n in getattr(module, "DATA", DATA) else "fp32"
+            kind = "i64" if long else "i32" if n == "seg" or n in getattr(module, "INTS", ()) else state if n == "state" else params if n in ("d", "bias") and name == "state_step" else data if n in getattr(module, "DATA", DATA) else "fp32"
             signature[n] = "*" + kind
             if not long:
                 attributes[(i,)] = [["tt.divisibility", 16]]
@@ -204,26 +207,29 @@ def build(job):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
     from triton.experimental.gluon._runtime import GluonASTSource
-    if name == "scan_hopper" and arch != 90:
-        return []
     fn = kernel_of(name)
+    hopper = fn.fn.__module__.endswith("_hopper")  # no other architecture's driver takes its PTX
+    if hopper and arch != 90:
+        return []
     key = key_of(name, dtype, constants, fn.arg_names)
     if "PDL" in fn.arg_names:  # programmatic dependent launch: not a variant but what the architecture offers
         constants = constants | {"PDL": arch >= 90}
     signature, attributes = signature_of(fn, name, dtype, constants)
     warps, stages = TUNING[name]
-    if name == "matvec" and constants["M"] == 1:
+    if name == "matvec" and constants["M"] == 1 or name == "attend" and dtype == "fp32":
         warps = 8
     size = constants.get("BP", 0) * constants.get("BN", 0)
     if size > 8192 and name in ("walk", "scan", "grad_x", "grad_bc"):
         warps, stages = 8, 1
     if name == "state_step" and constants["BP"] == 4:
         warps = 1
-    gluon = fn.is_gluon()  # for this architecture alone: no other's driver takes its PTX
-    source = (GluonASTSource if gluon else ASTSource)(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": stages})
+    source = (GluonASTSource if fn.is_gluon() else ASTSource)(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": warps, "num_stages": stages}
+    if name == "block_tail":  # leaves room for the kernels in front, beside which it begins
+        options["maxnreg"] = 96
+    compiled = compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     lines = []
-    for folder, kind in [(f"sm_{arch}", "cubin")] + ([("ptx", "ptx")] if ptx and not gluon else []):
+    for folder, kind in [(f"sm_{arch}", "cubin")] + ([("ptx", "ptx")] if ptx and not hopper else []):
         file = f"{key}.{kind}"
         mode = "wb" if kind == "cubin" else "w"
         with open(os.path.join(out, folder, file), mode) as f:

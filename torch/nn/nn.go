@@ -142,18 +142,10 @@ func (l *Linear) ForwardNormed(n *RMSNorm, x torch.Tensor) torch.Tensor {
 
 // ForwardAdd is residual [..., N] plus Forward.
 func (l *Linear) ForwardAdd(x, residual torch.Tensor) torch.Tensor {
-	if len(l.LoRA) > 0 || l.Weight.Part != nil {
+	if !l.plain() {
 		return residual.Add(l.Forward(x))
 	}
 	return torch.LinearAdd(x, l.Weight.Tensor, l.bias(), residual)
-}
-
-// ForwardNormedAdd is residual [..., N] plus Forward of x, all of it here, normalized with the weight norm.
-func (l *Linear) ForwardNormedAdd(norm *Param, eps float64, x, residual torch.Tensor) torch.Tensor {
-	if len(l.LoRA) > 0 || l.Weight.Part != nil {
-		return residual.Add(l.Forward(torch.RMSNorm(x, norm.Tensor, eps)))
-	}
-	return torch.NormLinearAdd(x, norm.Tensor, eps, l.Weight.Tensor, l.bias(), residual)
 }
 
 func (l *Linear) bias() (bias torch.Tensor) {

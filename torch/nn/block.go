@@ -1,0 +1,63 @@
+package nn
+
+import "conquer/torch"
+
+// First is the product that a block begins with: of its normalized input.
+type First struct {
+	Norm    *RMSNorm
+	Product *Linear
+}
+
+// Forward maps x [..., D], which may be of a wider dtype than the weights, to [..., N].
+func (f First) Forward(x torch.Tensor) torch.Tensor {
+	return f.Product.ForwardNormed(f.Norm, x.To(f.Norm.Weight.DType()))
+}
+
+// Tail is what follows a block's mixer: the mixer's last product, and a feed-forward layer after a normalization, each
+// added to what it is given.
+type Tail struct {
+	Norm    *RMSNorm // of the mixer's result; nil where there is none
+	Output  *Linear
+	MLPNorm *RMSNorm
+	MLP     *SwiGLU
+}
+
+// Forward maps a block's input x [..., D] and its mixer's result to the block's output y [..., D]. Over a single token, without
+// gradients or adapters, it also makes what next, if any, makes of y: then all is one operation. Otherwise first is no tensor.
+func (t Tail) Forward(x, mixed torch.Tensor, next *First) (y, first torch.Tensor) {
+	if !t.fuses(x, mixed, next) {
+		return t.MLP.ForwardAdd(t.MLPNorm, t.Add(x, mixed)), torch.Tensor{}
+	}
+	in := torch.Tail{
+		Output: t.Output.Weight.Tensor, OutputBias: t.Output.bias(),
+		MLPNorm: t.MLPNorm.Weight.Tensor, MLPEps: t.MLPNorm.Eps,
+		GateUp: t.MLP.GateUp.Weight.Tensor, GateUpBias: t.MLP.GateUp.bias(),
+		Down: t.MLP.Down.Weight.Tensor, DownBias: t.MLP.Down.bias(),
+	}
+	if t.Norm != nil {
+		in.Norm, in.Eps = t.Norm.Weight.Tensor, t.Norm.Eps
+	}
+	if next != nil {
+		in.NextNorm, in.NextEps, in.Next, in.NextBias = next.Norm.Weight.Tensor, next.Norm.Eps, next.Product.Weight.Tensor, next.Product.bias()
+	}
+	return torch.BlockTail(x, mixed, in)
+}
+
+// Add is x plus the mixer's last product.
+func (t Tail) Add(x, mixed torch.Tensor) torch.Tensor {
+	switch {
+	case t.Norm == nil:
+		return t.Output.ForwardAdd(mixed, x)
+	case !t.Output.plain():
+		return t.Output.ForwardAdd(t.Norm.Forward(mixed), x)
+	}
+	return torch.NormLinearAdd(mixed, t.Norm.Weight.Tensor, t.Norm.Eps, t.Output.Weight.Tensor, t.Output.bias(), x)
+}
+
+func (t Tail) fuses(x, mixed torch.Tensor, next *First) bool {
+	return x.Numel() == x.Size(-1) && x.DType() == mixed.DType() && !torch.GradEnabled() &&
+		t.Output.plain() && t.MLP.GateUp.plain() && t.MLP.Down.plain() && (next == nil || next.Product.plain())
+}
+
+// plain reports whether the layer is its weight and bias alone, and all of them are here.
+func (l *Linear) plain() bool { return len(l.LoRA) == 0 && l.Weight.Part == nil }
