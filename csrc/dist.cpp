@@ -7,6 +7,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include <c10/core/DeviceGuard.h>
 #include <c10/util/Logging.h>
 
 #include <algorithm>
@@ -259,6 +260,7 @@ int cq_storage_resize(cq_tensor t, size_t bytes) {
     c10::StorageImpl *storage = tensor_of(t).storage().unsafeGetStorageImpl();
     if (storage->nbytes() == bytes)
       return 0;
+    c10::DeviceGuard guard(storage->device()); // a GPU's allocator gives memory of the current one
     at::DataPtr data = bytes ? storage->allocator()->allocate(bytes) : at::DataPtr(nullptr, storage->device());
     storage->set_data_ptr_noswap(std::move(data));
     storage->set_nbytes(bytes);

@@ -180,6 +180,11 @@ func failure(rank int, state *os.ProcessState, complaint string) error {
 	if named, ok := strings.CutPrefix(last, "conquer "); ok {
 		_, last, _ = strings.Cut(named, ": ")
 	}
+	for _, line := range lines { // libtorch ended the process: what it said, not where in C++ that was
+		if _, said, ok := strings.Cut(line, "what():"); ok {
+			last = strings.TrimSpace(said)
+		}
+	}
 	if last == "" {
 		last = "it ended with " + state.String()
 		if rank == 0 && state.ExitCode() > 0 {

@@ -242,3 +242,11 @@ func TestProcessesThatDivideAModelTuneWhatOneTunes(t *testing.T) {
 		t.Errorf("2 processes as groups of 3: %s", stderr)
 	}
 }
+
+func TestWhatLibtorchSaidIsNamedWhenItEndsARank(t *testing.T) {
+	err := failure(1, nil, "terminate called after throwing an instance of 'c10::DistBackendError'\n  what():  [Rank 1] CUDA error: out of luck\n"+
+		"Exception raised from query at CUDAEvent.h:111 (most recent call first):\nframe #4: <unknown function> + 0x129ecc (0x7fb2)\n")
+	if want := "rank 1 failed, so all were ended: [Rank 1] CUDA error: out of luck"; err.Error() != want {
+		t.Errorf("got %q, want %q", err, want)
+	}
+}

@@ -118,8 +118,8 @@ int cq_decode_attention(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor s
                 "decode_attention: lengths and starts must be int64 [", B, "]");
     TORCH_CHECK(c.dim() == 3 && c.sizes() == s.sizes() && (c.size(0) == B || c.size(0) == 1) && c.size(1) == 1 &&
                     2 * c.size(2) <= P && c.scalar_type() == at::kFloat && s.scalar_type() == at::kFloat,
-                "decode_attention: cos and sin must be float32 [", B, " or 1, 1, at most ", P / 2, "], not ",
-                c.sizes(), " and ", s.sizes());
+                "decode_attention: cos and sin must be float32 [", B, " or 1, 1, at most ", P / 2, "], not ", c.sizes(),
+                " and ", s.sizes());
     const bool alike = k.scalar_type() == x.scalar_type() && v.scalar_type() == x.scalar_type() && k.stride(3) == 1 &&
                        v.stride(3) == 1 && !records_grad(x, k, v);
     const Face *face = face_of(x);

@@ -237,9 +237,10 @@ bool block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail &t, at:
   }
   Arguments args;
   args << ptr(x) << ptr(mixed) << ptr(t.norm) << ptr(t.output) << ptr(t.mlp_norm) << ptr(t.gate_up) << ptr(t.down)
-       << ptr(t.next_norm) << ptr(t.next) << ptr(t.next_bias) << ptr(z) << ptr(h) << ptr(y) << ptr(next) << static_cast<const void *>(counters_of(x) + meeting)
-       << from << width << inner << ahead << static_cast<float>(t.eps) << static_cast<float>(t.mlp_eps)
-       << static_cast<float>(t.next_eps) << int64_t(t.norm.defined()) << int64_t(t.next_bias.defined());
+       << ptr(t.next_norm) << ptr(t.next) << ptr(t.next_bias) << ptr(z) << ptr(h) << ptr(y) << ptr(next)
+       << static_cast<const void *>(counters_of(x) + meeting) << from << width << inner << ahead
+       << static_cast<float>(t.eps) << static_cast<float>(t.mlp_eps) << static_cast<float>(t.next_eps)
+       << int64_t(t.norm.defined()) << int64_t(t.next_bias.defined());
   launch(variant, grid(processors()), args);
   return true;
 }
@@ -281,7 +282,8 @@ at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const 
   if (alone)
     launch(key("attend_one", qkv, {block, 32}), grid(rows, splits), args);
   else
-    launch(key("attend", qkv, {queries, block, exact(qkv) ? 32 : 64}, exact(qkv) ? "_ieee" : "_tf32"), grid(rows, splits), args);
+    launch(key("attend", qkv, {queries, block, exact(qkv) ? 32 : 64}, exact(qkv) ? "_ieee" : "_tf32"),
+           grid(rows, splits), args);
   return y;
 }
 
@@ -369,8 +371,8 @@ void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor>
 
 static const bool registered = [] {
   static const Face face = {
-      takes, rms_norm, rms_norm_grad, rope_qkv,   rope_qkv_grad,    swiglu,   swiglu_grad, cross_entropy,
-      16,    linear,   linear_swiglu, block_tail, decode_attention, likeliest, add_rows, multiply,    adamw};
+      takes,  rms_norm,      rms_norm_grad, rope_qkv,         rope_qkv_grad, swiglu,   swiglu_grad, cross_entropy, 16,
+      linear, linear_swiglu, block_tail,    decode_attention, likeliest,     add_rows, multiply,    adamw};
   register_face(&face);
   return true;
 }();

@@ -67,6 +67,7 @@ c10::cuda::CUDAStream recording_stream(int device) {
 
 int graph_begin(int device, cq_graph **out) {
   return guarded([&] {
+    c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device)); // libtorch records on the current device
     auto graph = std::make_unique<cq_graph>(device);
     auto current = c10::cuda::getCurrentCUDAStream(device);
     auto side = recording_stream(device);
@@ -92,6 +93,7 @@ int graph_end(cq_graph *graph) {
       c10::cuda::CUDAStream stream;
       ~Restore() { c10::cuda::setCurrentCUDAStream(stream); }
     } restore{*graph->before};
+    c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(graph->device));
     graph->graph.capture_end();
     return 0;
   });
@@ -108,6 +110,7 @@ int graph_replay(cq_graph *graph) {
 void graph_abandon(cq_graph *graph) {
   guarded([&] {
     std::unique_ptr<cq_graph> owned(graph);
+    c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(graph->device));
     try {
       graph->graph.capture_end(); // leaves recording; an invalidated one throws
     } catch (const std::exception &) {

@@ -343,9 +343,9 @@ int main(int argc, char **argv) {
   struct Family {
     const char *name;
     void (*run)(at::ScalarType);
-  } families[] = {{"norms", norms},         {"ropes", ropes},   {"products", products},
-                  {"attention", attention}, {"losses", losses}, {"elementwise", elementwise},
-                  {"tails", tails}, {"choices", choices}};
+  } families[] = {{"norms", norms},         {"ropes", ropes},    {"products", products},
+                  {"attention", attention}, {"losses", losses},  {"elementwise", elementwise},
+                  {"tails", tails},         {"choices", choices}};
   for (auto &family : families)
     for (auto type : {at::kFloat, at::kBFloat16, at::kHalf}) {
       int before = failures;

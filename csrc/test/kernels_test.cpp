@@ -222,19 +222,18 @@ void time_decode_attention() {
       }
       auto q = at::randn({1, 9, 1, 64}).to(type), qkv = at::randn({1, 1, 15 * 64}).to(type),
            lengths = at::full({1}, n, at::kLong), cos = at::ones({1, 1, 32}), sin = at::zeros({1, 1, 32});
-      auto t =
-          race(20, {[&] {
-                      for (int i = 0; i < 30; i++)
-                        call(1, [&](cq_tensor *o) {
-                          return cq_decode_attention(Arg{qkv}, 9, Arg{cos}, Arg{sin}, Arg{ks[i]}, Arg{vs[i]},
-                                                     Arg{lengths}, nullptr, 0.125, o);
-                        });
-                    },
-                    [&] {
-                      for (int i = 0; i < 30; i++)
-                        at::scaled_dot_product_attention(q, ks[i].narrow(2, 0, n), vs[i].narrow(2, 0, n), {}, 0, false,
-                                                         0.125, true);
-                    }});
+      auto t = race(20, {[&] {
+                           for (int i = 0; i < 30; i++)
+                             call(1, [&](cq_tensor *o) {
+                               return cq_decode_attention(Arg{qkv}, 9, Arg{cos}, Arg{sin}, Arg{ks[i]}, Arg{vs[i]},
+                                                          Arg{lengths}, nullptr, 0.125, o);
+                             });
+                         },
+                         [&] {
+                           for (int i = 0; i < 30; i++)
+                             at::scaled_dot_product_attention(q, ks[i].narrow(2, 0, n), vs[i].narrow(2, 0, n), {}, 0,
+                                                              false, 0.125, true);
+                         }});
       std::printf("%-9s attention to %4ld positions %7.1f us %6.1f GB/s, sdpa %7.1f us %5.2fx\n", c10::toString(type),
                   n, t[0] / 30 * 1e3, 2. * 3 * n * 64 * c10::elementSize(type) * 30 / t[0] / 1e6, t[1] / 30 * 1e3,
                   t[1] / t[0]);
@@ -465,8 +464,8 @@ void time_decode() {
     }
     Arg head{make({V, D})}, norm{at::ones({D}).to(type)};
     bytes += head.t.nbytes();
-    Arg cos{at::ones({1, 1, P / 2})}, sin{at::zeros({1, 1, P / 2})},
-        lengths{at::full({1}, position + 1, at::kLong)}, start{make({1, 1, D})};
+    Arg cos{at::ones({1, 1, P / 2})}, sin{at::zeros({1, 1, P / 2})}, lengths{at::full({1}, position + 1, at::kLong)},
+        start{make({1, 1, D})};
 
     // A shared machine stretches some calls; the fifth percentile over layers and rounds is what a call takes
     // undisturbed.
