@@ -27,7 +27,22 @@ func (a *Attention) Sizes() (heads, keyHeads, headDim int) {
 	return keyHeads * a.share, keyHeads, a.headDim
 }
 
-// Forward is attention without its two products: qkv [B,L,(H+2K)·P], what QKV makes, to [B,L,H·P], what Output takes.
+// Forward is attention without its two products: qkv [B,L,(H+2K)·P], what QKV makes, to [B,L,H·P], what Output takes. The
+// queries, turned by their positions, see the keys and values that qkv holds after them and those that layer remembers, to which
+// they are added.
 func (a *Attention) Forward(qkv torch.Tensor, pass *Pass, layer *LayerCache) torch.Tensor {
-	return pass.Attend(qkv, a.headDim, a.share, layer)
+	batch, length := qkv.Size(0), qkv.Size(1)
+	heads, keyHeads, headDim := a.Sizes()
+	if layer != nil && length == 1 {
+		return torch.DecodeAttention(qkv, heads, pass.Cos, pass.Sin, layer.Keys, layer.Values, pass.Starts, pass.Lengths)
+	}
+	var q, k, v torch.Tensor
+	if layer != nil {
+		end := pass.Start + length
+		q = torch.RotaryQKVCache(qkv, heads, pass.Cos, pass.Sin, pass.Columns, layer.Keys, layer.Values)
+		k, v = layer.Keys.Narrow(2, 0, end), layer.Values.Narrow(2, 0, end)
+	} else {
+		q, k, v = torch.RotaryQKV(qkv, heads, keyHeads, pass.Cos, pass.Sin)
+	}
+	return torch.Attention(q, k, v, pass.Mask, pass.Causal).Transpose(1, 2).Reshape(batch, length, heads*headDim)
 }

@@ -246,25 +246,6 @@ func (p *Pass) mask(seq Sequence, starts torch.Tensor, window int) {
 	p.Mask, p.Causal = mask, false
 }
 
-// Attend is attention of the queries over the keys and values that qkv [B,L,(H+2K)·P] holds after them, turned by their
-// positions, and those that layer remembers, to which they are added: [B,L,H·P]. share is H/K, how many heads of queries each
-// head of keys and values serves.
-func (p *Pass) Attend(qkv torch.Tensor, headDim, share int, layer *LayerCache) torch.Tensor {
-	batch, length, keyHeads := qkv.Size(0), qkv.Size(1), qkv.Size(2)/headDim/(share+2)
-	heads := keyHeads * share
-	if layer != nil && length == 1 {
-		return torch.DecodeAttention(qkv, heads, p.Cos, p.Sin, layer.Keys, layer.Values, p.Starts, p.Lengths)
-	}
-	var q, k, v torch.Tensor
-	if layer != nil {
-		q = torch.RotaryQKVCache(qkv, heads, p.Cos, p.Sin, p.Columns, layer.Keys, layer.Values)
-		k, v = layer.Keys.Narrow(2, 0, p.Start+length), layer.Values.Narrow(2, 0, p.Start+length)
-	} else {
-		q, k, v = torch.RotaryQKV(qkv, heads, keyHeads, p.Cos, p.Sin)
-	}
-	return torch.Attention(q, k, v, p.Mask, p.Causal).Transpose(1, 2).Reshape(batch, length, heads*headDim)
-}
-
 // Hidden runs the blocks over seq and returns the normalized hidden states [B,L,D]; the cache, if any, moves on.
 func Hidden(m Model, seq Sequence) torch.Tensor {
 	pass := m.Begin(seq)

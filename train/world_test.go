@@ -63,6 +63,15 @@ func (s runSpec) options() Options {
 	return o
 }
 
+// initialize draws the same weights in every process.
+func initialize(m model.Model, dtype torch.DType) error {
+	return torch.Run(func() error {
+		torch.ManualSeed(11)
+		model.Initialize(m, dtype, torch.CPU)
+		return nil
+	})
+}
+
 func (s runSpec) model() (model.Model, error) {
 	dtype, err := torch.ParseDType(s.DType)
 	if err != nil {
@@ -70,11 +79,7 @@ func (s runSpec) model() (model.Model, error) {
 	}
 	if of, ok := strings.CutPrefix(s.Architecture, "planned "); ok {
 		m := plannedModel(&testing.T{}, of, s.Tied)
-		return m, torch.Run(func() error {
-			torch.ManualSeed(11)
-			model.Initialize(m, dtype, torch.CPU)
-			return nil
-		})
+		return m, initialize(m, dtype)
 	}
 	if of, ok := strings.CutPrefix(s.Architecture, "deep "); ok { // five layers in place of three
 		s.Architecture = of
@@ -89,11 +94,7 @@ func (s runSpec) model() (model.Model, error) {
 		if err != nil {
 			return nil, err
 		}
-		return m, torch.Run(func() error {
-			torch.ManualSeed(11)
-			model.Initialize(m, dtype, torch.CPU)
-			return nil
-		})
+		return m, initialize(m, dtype)
 	}
 	if s.Architecture == "llama" {
 		return tiny(&testing.T{}, s.Tied, dtype), nil
@@ -113,11 +114,7 @@ func (s runSpec) model() (model.Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m, torch.Run(func() error {
-		torch.ManualSeed(11)
-		model.Initialize(m, dtype, torch.CPU)
-		return nil
-	})
+	return m, initialize(m, dtype)
 }
 
 // run takes part in the run as the environment's rank.
