@@ -1,4 +1,4 @@
-"""Checks the kernels of dense.py, and of rows.py but for the state update, against plain PyTorch.
+"""Checks the kernels of dense.py and attend.py, and of rows.py but for the state update, against plain PyTorch.
 
     TRITON_INTERPRET=1 python check_dense.py [seed]      on the CPU, in float32
     python check_dense.py [seed]                         on a GPU, in float32, bfloat16 and float16
@@ -10,6 +10,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
+import attend
 import dense
 import rows
 
@@ -161,9 +162,9 @@ def attention(rng, r, dtype, limit):
         first = qkv, cos, sin, cached_k, cached_v, lengths, lengths if starts is None else starts, part, top, mass, arrived, y, H
         last = P, half, P ** -0.5, splits, int(starts is not None), half if len(cos) > 1 else 0, *k.stride()[:3]
         if alone:
-            dense.attend_one[(B * K, splits)](*first, *last, BP=power(P), BS=rng.choice([16, 32]), PDL=PDL)
+            attend.attend_one[(B * K, splits)](*first, *last, BP=power(P), BS=rng.choice([16, 32]), PDL=PDL)
         else:
-            dense.attend[(B * K, splits)](*first, K, *last, G=16, BP=power(P), BS=32, PRECISION="ieee" if dtype == torch.float32 else "tf32", PDL=PDL)
+            attend.attend[(B * K, splits)](*first, K, *last, G=16, BP=power(P), BS=32, PRECISION="ieee" if dtype == torch.float32 else "tf32", PDL=PDL)
         check(f"attend {B, K, G, P, S, splits, alone}", y, want.transpose(1, 2).reshape(B, 1, H * P), limit)
         check("attend's keys", cached_k, keys, limit)
         check("attend's values", cached_v, values, 0)

@@ -38,13 +38,14 @@ FLOATS = {"dt_min", "dt_max", "eps", "mlp_eps", "next_eps", "scale", "rate", "be
 
 
 def modules():
+    import attend
     import dense
     import rows
     import ssd_backward
     import ssd_forward
     import ssd_hopper
     import tail_hopper
-    return [ssd_forward, ssd_backward, ssd_hopper, rows, dense, tail_hopper]
+    return [ssd_forward, ssd_backward, ssd_hopper, rows, dense, attend, tail_hopper]
 
 
 def kernel_of(name):
