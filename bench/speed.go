@@ -42,6 +42,8 @@ type InferenceRow struct {
 	PerTokenMS   float64 `json:"end_to_end_token_ms"` // the same over NewTokens
 	TokensPerS   float64 `json:"tokens_per_s"`        // of the whole batch, end to end
 	PeakBytes    int64   `json:"peak_bytes,omitempty"`
+	Fused        bool    `json:"fused,omitempty"`   // on a GPU: the blocks' ends were one kernel in the steps after the prompt
+	Unfused      string  `json:"unfused,omitempty"` // or why they were not
 }
 
 // Inference measures generation: eager and recorded, with and without a cache, as FMS's benchmark does.
@@ -97,6 +99,7 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 		if repeat == 0 {
 			continue
 		}
+		row.Fused, row.Unfused = stats.Fused, stats.Unfused
 		total = append(total, time.Since(began).Seconds()*1e3)
 		first = append(first, stats.Prefill.Seconds()*1e3)
 		steps := stats.Steps

@@ -185,12 +185,14 @@ int cq_norm_linear_swiglu(cq_tensor x, cq_tensor norm, double eps, cq_tensor wei
  *   z = x + output rms_norm(mixed),  y = z + down swiglu(gate_up rms_norm(z)),  next = next rms_norm(y)
  * output [D,A], gate_up [2F,D] (gate first), down [D,F], next [N,D]; norm [A] may be NULL (then mixed is taken as it
  * is), and so may each bias and next; then *out_next is NULL. Where one kernel takes it (a single row on a Hopper GPU,
- * without gradients) it does; otherwise it is the operations above, one after the other. */
+ * without gradients) it does, and *apart is NULL; otherwise it is the operations above, one after the other, and *apart
+ * says why, until this thread's next call. */
 typedef struct {
   cq_tensor norm, output, output_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias, next_norm, next, next_bias;
   double eps, mlp_eps, next_eps;
 } cq_tail;
-int cq_block_tail(cq_tensor x, cq_tensor mixed, const cq_tail *tail, cq_tensor *out, cq_tensor *out_next);
+int cq_block_tail(cq_tensor x, cq_tensor mixed, const cq_tail *tail, cq_tensor *out, cq_tensor *out_next,
+                  const char **apart);
 
 /* x [..., D] scaled to a root mean square of one, times weight [D]; rounded as Hugging Face's LlamaRMSNorm does. */
 int cq_rms_norm(cq_tensor x, cq_tensor weight, double eps, cq_tensor *out);

@@ -5,6 +5,8 @@
 
 #include <ATen/ATen.h>
 
+#include <string>
+
 namespace conquer {
 
 // Tensors are contiguous unless it says otherwise; results are allocated by the caller where they come as arguments.
@@ -45,9 +47,10 @@ struct Face {
   // The same with a weight of 2F rows, gate first: silu(gate)·up [M,F].
   at::Tensor (*linear_swiglu)(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
                               const at::Tensor &bias);
-  // cq_block_tail over one row, where a kernel takes it: false, and nothing done, where none does. next stays undefined
-  // where there is none.
-  bool (*block_tail)(const at::Tensor &x, const at::Tensor &mixed, const Tail &tail, at::Tensor &y, at::Tensor &next);
+  // cq_block_tail of what tail_apart has nothing against: empty where it is done, otherwise why this device has no
+  // kernel for it. next stays undefined where there is none.
+  std::string (*block_tail)(const at::Tensor &x, const at::Tensor &mixed, const Tail &tail, at::Tensor &y,
+                            at::Tensor &next);
   // As cq_decode_attention; k and v strided but for P, and alike.
   at::Tensor (*decode_attention)(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin,
                                  const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
@@ -65,6 +68,9 @@ struct Face {
                 const std::vector<at::Tensor> &squares, const double *decays, double rate, double beta1, double beta2,
                 double eps, double scale, int64_t step, bool stochastic, int64_t seed);
 };
+
+// Why the kernel block_tail cannot take these tensors, whatever the device: empty where it can (cpu/linear.cpp).
+std::string tail_apart(const at::Tensor &x, const at::Tensor &mixed, const Tail &tail);
 
 // The face of a tensor's device if it takes the tensor; nullptr for the CPU, and where libtorch has to do.
 const Face *face_of(const at::Tensor &t);

@@ -135,3 +135,33 @@ func TestAnInterruptedRecordedTextIsKept(t *testing.T) {
 		t.Errorf("%v, %+v", err, results)
 	}
 }
+
+// A cache knows how the steps over it ended their blocks; where that was on a CPU, nobody is told.
+func TestStepsSayWhyTheyAreNotFused(t *testing.T) {
+	for name, m := range map[string]model.Model{"llama": tiny(t, nil), "hybrid": hybrid(t)} {
+		for rows, want := range map[int]string{1: "it takes bfloat16 and float16, not float32", 3: "it takes one row, not 3"} {
+			err := torch.Run(func() error {
+				torch.NoGrad(func() {
+					cache := m.NewCache(rows, 8, torch.Float32, torch.CPU)
+					defer cache.Free()
+					model.LastLogits(m, model.Sequence{IDs: torch.Zeros([]int{rows, 4}, torch.Int64, torch.CPU), Cache: cache})
+					if cache.Fused || cache.Unfused != "" {
+						t.Errorf("%s, %d prompts: the prompt is no step: %q", name, rows, cache.Unfused)
+					}
+					model.LastLogits(m, model.Sequence{IDs: torch.Zeros([]int{rows, 1}, torch.Int64, torch.CPU), Cache: cache})
+					if cache.Fused || cache.Unfused != want {
+						t.Errorf("%s, %d prompts: %q, expected %q", name, rows, cache.Unfused, want)
+					}
+				})
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, stats, err := generate.Generate(context.Background(), m, nil, prompts, generate.Options{MaxNewTokens: 3, IgnoreEOS: true}, nil)
+		if err != nil || stats.Fused || stats.Unfused != "" {
+			t.Errorf("%s: %v, %+v", name, err, stats)
+		}
+	}
+}

@@ -85,8 +85,19 @@ type Stats struct {
 	Prefill, Decode      time.Duration
 	// Steps is how long each decoding step took, the first of which is launched operation by operation and the second
 	// recorded where steps are recorded.
-	Steps   []time.Duration
+	Steps []time.Duration
+	// On a GPU: whether the blocks' ends were the one kernel that is made for a single row, and why not where they were not.
+	// Both are empty where no step read a single token from a cache, and for models whose blocks have no feed-forward layer.
+	Fused   bool
+	Unfused string
 	decoded int // new tokens but for the first of each prompt
+}
+
+// fusion takes from a cache what is known of its steps. The CPU has kernels of its own, which serve whatever comes.
+func (s *Stats) fusion(m model.Model, c *model.Cache) {
+	if model.Device(m).IsCUDA() {
+		s.Fused, s.Unfused = c.Fused && c.Unfused == "", c.Unfused
+	}
 }
 
 // PrefillRate is how many tokens of the prompts were read in a second.
@@ -145,6 +156,7 @@ func Generate(ctx context.Context, m model.Model, tok *text.Tokenizer, prompts [
 			}
 			cache := m.NewCache(len(g.rows), g.capacity(), model.DType(m), model.Device(m))
 			defer cache.Free()
+			defer g.stats.fusion(m, cache)
 			cache.Starts = g.starts()
 			logits := func() torch.Tensor { return g.cached(cache, 0) }
 			if !o.compiled(model.Device(m)) {

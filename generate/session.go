@@ -69,6 +69,7 @@ func (s *Session) Generate(ctx context.Context, prompt []int32, o Options, onTex
 		return err
 	})
 	if s.cache != nil {
+		g.stats.fusion(s.model, s.cache)
 		s.held = append(s.held[:0], g.rows[0].ids[:s.cache.Length]...)
 	}
 	if err != nil && ctx.Err() == nil {

@@ -83,9 +83,16 @@ func (p *Pass) First(first nn.First, x torch.Tensor) torch.Tensor {
 // Finish is the end of a block with the input x [B,L,D], whose mixer came to mixed. With the product that the next block
 // begins with, nothing but products is left between one mixer and the next, which over a single token are one kernel.
 func (p *Pass) Finish(tail nn.Tail, x, mixed torch.Tensor) torch.Tensor {
-	y, ahead := tail.Forward(x, mixed, p.next)
+	y, ahead, apart := tail.Forward(x, mixed, p.next)
 	if ahead.Defined() {
 		p.ahead = ahead.Keep()
+	}
+	if p.Cache != nil && x.Size(1) == 1 {
+		if apart == "" {
+			p.Cache.Fused = true
+		} else if p.Cache.Unfused == "" {
+			p.Cache.Unfused = apart
+		}
 	}
 	return y
 }
@@ -100,6 +107,10 @@ type Cache struct {
 	// Position (int64 [1] on the device), where it is a tensor, is what passes over a single token read in place of Length, so
 	// that a recorded pass serves every position.
 	Position torch.Tensor
+	// What passes over a single token came to: whether a block ended in the GPU's one kernel for that (see [nn.Tail]), and why
+	// the first that did not went without.
+	Fused   bool
+	Unfused string
 }
 
 // LayerCache is one block's part of a Cache; a block uses the fields that it needs.

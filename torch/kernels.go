@@ -58,8 +58,9 @@ type Tail struct {
 
 // BlockTail is, of a block's input x and its mixer's result [..., A], the block's output y [..., D] and the next product
 // [..., N]: z = x + Output·RMSNorm(mixed), where there is a Norm; y = z + Down·SwiGLU(GateUp·RMSNorm(z)); next =
-// Next·RMSNorm(y), no tensor where there is no Next. On a Hopper GPU a single row without gradients is one kernel.
-func BlockTail(x, mixed Tensor, t Tail) (y, next Tensor) {
+// Next·RMSNorm(y), no tensor where there is no Next. On a Hopper GPU a single row without gradients is one kernel; where it is
+// not, apart says why.
+func BlockTail(x, mixed Tensor, t Tail) (y, next Tensor, apart string) {
 	in := C.cq_tail{
 		norm: t.Norm.handle(), output: t.Output.handle(), output_bias: t.OutputBias.handle(), mlp_norm: t.MLPNorm.handle(),
 		gate_up: t.GateUp.handle(), gate_up_bias: t.GateUpBias.handle(), down: t.Down.handle(), down_bias: t.DownBias.handle(),
@@ -67,8 +68,9 @@ func BlockTail(x, mixed Tensor, t Tail) (y, next Tensor) {
 		eps: C.double(t.Eps), mlp_eps: C.double(t.MLPEps), next_eps: C.double(t.NextEps),
 	}
 	var out, ahead C.cq_tensor
-	check(C.cq_block_tail(x.handle(), mixed.handle(), &in, &out, &ahead), "block tail", x, mixed, t.Output, t.GateUp, t.Down, t.Next)
-	return Tensor{libtch.Ctensor(out)}, Tensor{libtch.Ctensor(ahead)}
+	var why *C.char
+	check(C.cq_block_tail(x.handle(), mixed.handle(), &in, &out, &ahead, &why), "block tail", x, mixed, t.Output, t.GateUp, t.Down, t.Next)
+	return Tensor{libtch.Ctensor(out)}, Tensor{libtch.Ctensor(ahead)}, C.GoString(why)
 }
 
 // Embedding picks the rows ids (int64, any shape) of weight [V,D]: [..., D]. Its backward adds to the weight's gradient where

@@ -122,7 +122,7 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				}
 			},
 			func(in []torch.Tensor) torch.Tensor {
-				y, next := torch.BlockTail(in[0], in[1], torch.Tail{Norm: in[2], Output: in[3], MLPNorm: in[4], GateUp: in[5], Down: in[6],
+				y, next, _ := torch.BlockTail(in[0], in[1], torch.Tail{Norm: in[2], Output: in[3], MLPNorm: in[4], GateUp: in[5], Down: in[6],
 					NextNorm: in[7], Next: in[8], NextBias: in[9], Eps: 1e-5, MLPEps: 1e-5, NextEps: 1e-5})
 				return torch.Cat(-1, y, next)
 			},
@@ -290,5 +290,52 @@ func TestDroppedResultsComeBack(t *testing.T) {
 	}
 	if after := torch.LiveTensors(); after != before {
 		t.Errorf("%d tensors before, %d after", before, after)
+	}
+}
+
+// The reasons come from the condition that the kernel is chosen by; a CPU is the last of them.
+func TestBlockTailSaysWhyItIsNotOneKernel(t *testing.T) {
+	type shape struct {
+		rows, from, width, inner, ahead int
+		dtype                           torch.DType
+		change                          func(t *torch.Tail)
+		why                             string
+	}
+	bias := func(n int) torch.Tensor { return torch.Zeros([]int{n}, torch.BFloat16, torch.CPU) }
+	const taken = "there are no kernels for where the tensors are"
+	for _, s := range []shape{
+		{1, 32, 48, 80, 112, torch.BFloat16, nil, taken},
+		{1, 8192, 16, 16, 0, torch.Float16, func(t *torch.Tail) { t.Next, t.NextNorm = torch.Tensor{}, torch.Tensor{} }, taken},
+		{1, 32, 48, 80, 112, torch.BFloat16, func(t *torch.Tail) { t.NextBias = bias(112) }, taken},
+		{2, 32, 48, 80, 112, torch.BFloat16, nil, "it takes one row, not 2"},
+		{1, 32, 48, 80, 112, torch.Float32, nil, "it takes bfloat16 and float16, not float32"},
+		{1, 32, 48, 80, 112, torch.BFloat16, func(t *torch.Tail) { t.OutputBias = bias(48) }, "it takes no biases but that of queries, keys and values"},
+		{1, 32, 48, 80, 112, torch.BFloat16, func(t *torch.Tail) { t.DownBias = bias(48) }, "it takes no biases but that of queries, keys and values"},
+		{1, 8208, 16, 16, 16, torch.BFloat16, nil, "it takes rows of up to 8192 numbers, not 8208"},
+		{1, 16, 8208, 16, 16, torch.BFloat16, nil, "it takes rows of up to 8192 numbers, not 8208"},
+		{1, 16, 16, 16400, 16, torch.BFloat16, nil, "it takes feed-forward layers of up to 16384, not 16400"},
+		{1, 32, 48, 72, 112, torch.BFloat16, nil, "it takes widths that are multiples of 16, not 48 with 32, 72 and 112"},
+		{1, 32, 48, 80, 100, torch.BFloat16, nil, "it takes widths that are multiples of 16, not 48 with 32, 80 and 100"},
+		{1, 32, 48, 80, 112, torch.BFloat16, func(t *torch.Tail) { t.Down = t.Down.Transpose(0, 1).Contiguous().Transpose(0, 1) }, "it takes contiguous tensors of one dtype on one device"},
+	} {
+		run(t, func() {
+			randn := func(shape ...int) torch.Tensor { return torch.Randn(shape, s.dtype, torch.CPU) }
+			tail := torch.Tail{Output: randn(s.width, s.from), MLPNorm: randn(s.width), GateUp: randn(2*s.inner, s.width), Down: randn(s.width, s.inner), Eps: 1e-5, MLPEps: 1e-5}
+			if s.ahead > 0 {
+				tail.NextNorm, tail.Next, tail.NextEps = randn(s.width), randn(s.ahead, s.width), 1e-5
+			}
+			if s.change != nil {
+				s.change(&tail)
+			}
+			torch.NoGrad(func() {
+				if _, _, why := torch.BlockTail(randn(s.rows, 1, s.width), randn(s.rows, 1, s.from), tail); why != s.why {
+					t.Errorf("%+v: %q", s, why)
+				}
+			})
+			tail.Down.RequireGrad(true)
+			if _, _, why := torch.BlockTail(randn(1, 1, s.width), randn(1, 1, s.from), tail); s.why == taken && why != "gradients are recorded" {
+				t.Errorf("with a gradient: %q", why)
+			}
+		})
 	}
 }

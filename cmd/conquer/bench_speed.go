@@ -148,6 +148,12 @@ func printInference(w io.Writer, r bench.InferenceRow) {
 	if r.PeakBytes > 0 {
 		fmt.Fprintf(w, "  peak memory  %10s\n", formatBytes(r.PeakBytes))
 	}
+	switch {
+	case r.Fused:
+		fmt.Fprintln(w, "  layers       fused: one kernel from one mixer to the next")
+	case r.Unfused != "":
+		fmt.Fprintf(w, "  layers       not fused: %s\n", r.Unfused)
+	}
 }
 
 func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error {

@@ -244,3 +244,20 @@ func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		}
 	}
 }
+
+func TestBenchInferenceSaysWhetherLayersAreFused(t *testing.T) {
+	for _, c := range []struct {
+		row  bench.InferenceRow
+		want string
+	}{
+		{bench.InferenceRow{}, ""}, // the CPU has nothing to say
+		{bench.InferenceRow{Fused: true}, "  layers       fused: "},
+		{bench.InferenceRow{Unfused: "it takes one row, not 2"}, "  layers       not fused: it takes one row, not 2\n"},
+	} {
+		var text strings.Builder
+		printInference(&text, c.row)
+		if said := strings.Contains(text.String(), "layers"); said != (c.want != "") || !strings.Contains(text.String(), c.want) {
+			t.Errorf("%+v:\n%s", c.row, text.String())
+		}
+	}
+}

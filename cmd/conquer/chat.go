@@ -54,7 +54,7 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		defer o.Close()
 		suggest(o.checkpoint, flags, &f.options)
-		c := &conversation{opened: o, options: f.options, system: systemMessage(*system), out: os.Stdout, person: isTerminal(os.Stdin)}
+		c := &conversation{opened: o, samplingFlags: &f.samplingFlags, system: systemMessage(*system), out: os.Stdout, person: isTerminal(os.Stdin)}
 		c.session = generate.NewSession(o.model, o.tokenizer)
 		defer c.session.Close()
 		c.reset()
@@ -87,7 +87,7 @@ func suggest(c *checkpoint.Checkpoint, flags *pflag.FlagSet, o *generate.Options
 // conversation is a chat going on.
 type conversation struct {
 	*opened
-	options  generate.Options
+	*samplingFlags
 	system   []text.Message
 	messages []text.Message
 	session  *generate.Session
@@ -196,6 +196,7 @@ func (c *conversation) answer(question string, signals <-chan os.Signal) (stop b
 	default:
 	}
 	c.messages = append(c.messages, text.Message{Role: "assistant", Content: result.Text})
+	c.tell("chat", stats)
 	if c.person && isTerminal(os.Stderr) {
 		printStats(stats, 0)
 	}

@@ -42,6 +42,7 @@ type samplingFlags struct {
 	options generate.Options
 	seed    int64
 	compile string
+	told    bool // that steps are slower than they can be
 }
 
 func (f *samplingFlags) declare(flags *pflag.FlagSet, maxNewTokens int, temperature, topP float64) {
@@ -88,6 +89,14 @@ func (f *samplingFlags) read() error {
 	}
 	f.options.Seed = uint64(f.seed)
 	return nil
+}
+
+// tell says, once, why a GPU took the steps by more kernels than it has to.
+func (f *samplingFlags) tell(command string, s generate.Stats) {
+	if s.Unfused != "" && !f.told {
+		f.told = true
+		fmt.Fprintf(os.Stderr, "conquer %s: layers were decoded without the fused kernel, more slowly: %s\n", command, s.Unfused)
+	}
 }
 
 // generateOutput is what --json prints for each prompt.
@@ -194,7 +203,7 @@ func (f *generateFlags) run(ctx context.Context, place dist.Place, texts []strin
 		defer f.world.Leave()
 		f.options.Group = f.world.All
 		if place.Rank > 0 {
-			f.profile = ""
+			f.profile, f.told = "", true
 		}
 	}
 	began := time.Now()
@@ -319,8 +328,9 @@ func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, nam
 			fmt.Fprintf(out, "> %s\n%s\n\n", strings.TrimSpace(names[i]), r.Text)
 		}
 	}
+	out.Flush()
+	f.tell("generate", stats)
 	if !f.json && isTerminal(os.Stderr) {
-		out.Flush()
 		printStats(stats, load)
 	}
 	return err

@@ -324,8 +324,9 @@ func TestGPUProfileNamesKernels(t *testing.T) {
 	device := needGPU(t)
 	m := random(t, sized(t, "llama"), torch.BFloat16, device)
 	path := filepath.Join(t.TempDir(), "trace.json")
-	rows, err := torch.Trace(path, func() error {
-		_, _, err := generate.Generate(context.Background(), m, nil, gpuPrompts[:1], generate.Options{MaxNewTokens: 5, IgnoreEOS: true, Compile: generate.CompileNone}, nil)
+	var stats generate.Stats
+	rows, err := torch.Trace(path, func() (err error) {
+		_, stats, err = generate.Generate(context.Background(), m, nil, gpuPrompts[:1], generate.Options{MaxNewTokens: 5, IgnoreEOS: true, Compile: generate.CompileNone}, nil)
 		return err
 	})
 	if err != nil {
@@ -334,6 +335,11 @@ func TestGPUProfileNamesKernels(t *testing.T) {
 	kernels := []string{"matvec", "attend"}
 	if device.Info().Major == 9 { // else the operations that it is made of give the same
 		kernels = append(kernels, "block_tail")
+		if !stats.Fused || stats.Unfused != "" {
+			t.Errorf("the fused kernel is not spoken of: %+v", stats)
+		}
+	} else if want := fmt.Sprintf("there is none for a GPU of compute capability %d.", device.Info().Major); !strings.HasPrefix(stats.Unfused, want) || stats.Fused {
+		t.Errorf("nothing is said of the fused kernel that is not there: %+v", stats)
 	}
 	for _, kernel := range kernels {
 		if !slices.ContainsFunc(rows, func(r torch.Traced) bool { return r.GPU && strings.Contains(r.Name, kernel) }) {
@@ -352,6 +358,9 @@ func TestGPUBenchmarksRun(t *testing.T) {
 		"--max_new_tokens", "16", "--batch_size", "2", "--repeat", "1", "--json")
 	if rows := strings.Count(printed, "\n"); rows != 3 {
 		t.Errorf("%d rows, expected 3:\n%s", rows, printed)
+	}
+	if said := strings.Count(printed, `"unfused":"it takes one row, not 2"`); said != 2 { // the rows with a cache
+		t.Errorf("two rows are said to be more than the fused kernel takes %d times, expected 2:\n%s", said, printed)
 	}
 	row := decode[bench.TrainRow](t, succeed(t, "bench", "train", "--architecture", "llama", "--variant", "micro", "--device", "cuda",
 		"--sequence_length", "128", "--batch_size", "2", "--steps", "2", "--json"))

@@ -120,26 +120,65 @@ at::Tensor norm_linear_swiglu(const at::Tensor &x, const at::Tensor &norm, doubl
   return gated(linear(normalized(x, norm, eps), weight, bias));
 }
 
-void block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail &t, at::Tensor &y, at::Tensor &next) {
-  const Face *face = face_for(mixed, t.output, t.output_bias);
-  if (face && mixed.numel() == mixed.size(-1) && face_for(x, t.gate_up, t.gate_up_bias) &&
-      (!t.norm.defined() || normalizes(mixed, t.norm)) && normalizes(x, t.mlp_norm) && x.is_contiguous() &&
-      mixed.is_contiguous() && !records_grad(x, mixed, t.down, t.next) && face->block_tail(x, mixed, t, y, next))
-    return;
+// Returns why no kernel did it: empty where one did.
+std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail &t, at::Tensor &y, at::Tensor &next) {
+  std::string apart = tail_apart(x, mixed, t);
+  if (apart.empty()) {
+    const Face *face = face_of(x);
+    apart = face ? face->block_tail(x, mixed, t, y, next) : "there are no kernels for where the tensors are";
+  }
+  if (apart.empty())
+    return apart;
   at::Tensor z = t.norm.defined() ? norm_linear_add(mixed, t.norm, t.eps, t.output, t.output_bias, x)
                                   : linear_add(mixed, t.output, t.output_bias, x);
   y = linear_add(norm_linear_swiglu(z, t.mlp_norm, t.mlp_eps, t.gate_up, t.gate_up_bias), t.down, t.down_bias, z);
   if (t.next.defined())
     next = norm_linear(y, t.next_norm, t.next_eps, t.next, t.next_bias);
+  return apart;
 }
 
 } // namespace
+
+std::string tail_apart(const at::Tensor &x, const at::Tensor &mixed, const Tail &t) {
+  const int64_t from = mixed.numel(), width = x.numel(), inner = t.down.size(-1),
+                ahead = t.next.defined() ? t.next.size(0) : 0;
+  if (width != x.size(-1) || from != mixed.size(-1))
+    return c10::str("it takes one row, not ", width / std::max<int64_t>(1, x.size(-1)));
+  if (x.scalar_type() != at::kBFloat16 && x.scalar_type() != at::kHalf)
+    return c10::str("it takes bfloat16 and float16, not ",
+                    x.scalar_type() == at::kFloat ? "float32" : x.dtype().name());
+  if (records_grad(x, mixed, t.norm, t.output, t.mlp_norm, t.gate_up, t.down, t.next_norm, t.next, t.next_bias))
+    return "gradients are recorded";
+  if (t.output_bias.defined() || t.gate_up_bias.defined() || t.down_bias.defined())
+    return "it takes no biases but that of queries, keys and values";
+  for (int64_t w : {from, width})
+    if (w > 8192)
+      return c10::str("it takes rows of up to 8192 numbers, not ", w);
+  if (inner > 16384)
+    return c10::str("it takes feed-forward layers of up to 16384, not ", inner);
+  auto fits = [&](const at::Tensor &w, int64_t rows, int64_t columns) {
+    return w.dim() == 2 && w.size(0) == rows && w.size(1) == columns && rows % 16 == 0 && columns % 16 == 0;
+  };
+  auto weighs = [&](const at::Tensor &w, int64_t rows) { return w.numel() == rows; };
+  if (!fits(t.output, width, from) || !fits(t.gate_up, 2 * inner, width) || !fits(t.down, width, inner) ||
+      !weighs(t.mlp_norm, width) || (t.norm.defined() && !weighs(t.norm, from)) ||
+      (ahead > 0 && (!fits(t.next, ahead, width) || !weighs(t.next_norm, width) ||
+                     (t.next_bias.defined() && !weighs(t.next_bias, ahead)))))
+    return c10::str("it takes widths that are multiples of 16, not ", width, " with ", from, ", ", inner, " and ",
+                    ahead);
+  for (const at::Tensor *w :
+       {&x, &mixed, &t.norm, &t.output, &t.mlp_norm, &t.gate_up, &t.down, &t.next_norm, &t.next, &t.next_bias})
+    if (w->defined() && (w->scalar_type() != x.scalar_type() || w->device() != x.device() || !w->is_contiguous()))
+      return "it takes contiguous tensors of one dtype on one device";
+  return "";
+}
 
 } // namespace conquer
 
 using namespace conquer;
 
-int cq_block_tail(cq_tensor x, cq_tensor mixed, const cq_tail *t, cq_tensor *out, cq_tensor *out_next) {
+int cq_block_tail(cq_tensor x, cq_tensor mixed, const cq_tail *t, cq_tensor *out, cq_tensor *out_next,
+                  const char **apart) {
   return guarded([&] {
     RECORD_USER_SCOPE("conquer::block_tail");
     auto get = [](cq_tensor c) { return c ? tensor_of(c) : at::Tensor(); };
@@ -147,7 +186,9 @@ int cq_block_tail(cq_tensor x, cq_tensor mixed, const cq_tail *t, cq_tensor *out
               get(t->gate_up_bias), get(t->down),   get(t->down_bias),   get(t->next_norm), get(t->next),
               get(t->next_bias),    t->eps,         t->mlp_eps,          t->next_eps};
     at::Tensor y, next;
-    block_tail(tensor_of(x), tensor_of(mixed), tail, y, next);
+    thread_local std::string why;
+    why = block_tail(tensor_of(x), tensor_of(mixed), tail, y, next);
+    *apart = why.empty() ? nullptr : why.c_str();
     *out_next = nullptr;
     if (next.defined())
       give(out_next, next);

@@ -207,27 +207,18 @@ int32_t *counters_of(const at::Tensor &like) {
   return t.mutable_data_ptr<int32_t>();
 }
 
-bool block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail &t, at::Tensor &y, at::Tensor &next) {
+std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail &t, at::Tensor &y, at::Tensor &next) {
   c10::cuda::CUDAGuard guard(x.device());
+  for (const at::Tensor *w :
+       {&x, &mixed, &t.norm, &t.output, &t.mlp_norm, &t.gate_up, &t.down, &t.next_norm, &t.next, &t.next_bias})
+    if (w->defined() && !takes(*w))
+      return triton::available() ? "a tensor does not begin at a multiple of 16 bytes"
+                                 : "there are no compiled kernels";
   int64_t from = mixed.numel(), width = x.numel(), inner = t.down.size(-1),
           ahead = t.next.defined() ? t.next.size(0) : 0;
-  auto fits = [&](const at::Tensor &w, int64_t rows, int64_t columns) {
-    return w.dim() == 2 && w.size(0) == rows && w.size(1) == columns && rows % 16 == 0 && columns % 16 == 0 &&
-           w.scalar_type() == x.scalar_type() && w.is_contiguous() && takes(w);
-  };
-  auto weighs = [&](const at::Tensor &w, int64_t rows) {
-    return w.numel() == rows && w.scalar_type() == x.scalar_type() && w.is_contiguous() && takes(w);
-  };
-  if (exact(x) || from > 8192 || width > 8192 || inner > 16384 || t.output_bias.defined() || t.gate_up_bias.defined() ||
-      t.down_bias.defined() || !fits(t.output, width, from) || !fits(t.gate_up, 2 * inner, width) ||
-      !fits(t.down, width, inner) || !weighs(t.mlp_norm, width) || (t.norm.defined() && !weighs(t.norm, from)))
-    return false;
-  if (ahead > 0 && (!fits(t.next, ahead, width) || !weighs(t.next_norm, width) ||
-                    (t.next_bias.defined() && !weighs(t.next_bias, ahead))))
-    return false;
   std::string variant = key("block_tail", x, {std::max(from, width) <= 4096 ? 4096 : 8192, 16384});
   if (!triton::has(variant))
-    return false;
+    return "there is none for a GPU of compute capability " + triton::capability();
   y = at::empty_like(x);
   at::Tensor z = at::empty_like(x), h = at::empty({inner}, x.options());
   if (ahead > 0) {
@@ -242,7 +233,7 @@ bool block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail &t, at:
        << static_cast<float>(t.eps) << static_cast<float>(t.mlp_eps) << static_cast<float>(t.next_eps)
        << int64_t(t.norm.defined()) << int64_t(t.next_bias.defined());
   launch(variant, grid(processors()), args);
-  return true;
+  return "";
 }
 
 // Into how many shares each row's positions are cut. A processor holds so many programs at a time: the fewest shares

@@ -105,13 +105,18 @@ bool read_manifest(Set &set, const std::string &folder) {
   return !set.variants.empty();
 }
 
+std::pair<int, int> capability_of(int device) {
+  int major = 0, minor = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return {major, minor};
+}
+
 // A cubin runs on its own architecture and on later ones of the same generation.
 Set load_set(int device) {
   Set set;
   set.device = device;
-  int major = 0, minor = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  auto [major, minor] = capability_of(device);
   std::string root = kernel_folder();
   for (int m = minor; m >= 0; m--)
     if (read_manifest(set, root + "/sm_" + std::to_string(major * 10 + m)))
@@ -164,6 +169,11 @@ bool available() {
     told = true;
   }
   return any;
+}
+
+std::string capability() {
+  auto [major, minor] = capability_of(c10::cuda::current_device());
+  return std::to_string(major) + "." + std::to_string(minor);
 }
 
 int processors() {

@@ -61,6 +61,9 @@ bool has(const std::string &key);
 // says so, once.
 bool available();
 
+// The current device's compute capability, such as "9.0".
+std::string capability();
+
 // Multiprocessors of the current device.
 int processors();
 

@@ -221,7 +221,10 @@ void tails(at::ScalarType type) {
               down{t[6]}, next_norm{t[7]}, next{N > 0 ? t[8] : at::Tensor()}, next_bias{has_bias ? t[9] : at::Tensor()};
           cq_tail tail = {norm,    output,    nullptr, mlp_norm,  gate_up, nullptr, down,
                           nullptr, next_norm, next,    next_bias, 1e-5,    1e-5,    1e-5};
-          return call(2, [&](cq_tensor *out) { return cq_block_tail(x, mixed, &tail, out, out + 1); });
+          return call(2, [&](cq_tensor *out) {
+            const char *apart;
+            return cq_block_tail(x, mixed, &tail, out, out + 1, &apart);
+          });
         },
         plain, false);
   }

@@ -1,6 +1,10 @@
 package nn
 
-import "conquer/torch"
+import (
+	"fmt"
+
+	"conquer/torch"
+)
 
 // First is the product that a block begins with: of its normalized input.
 type First struct {
@@ -24,9 +28,10 @@ type Tail struct {
 
 // Forward maps a block's input x [..., D] and its mixer's result to the block's output y [..., D]. Over a single token, without
 // gradients or adapters, it also makes what next, if any, makes of y: then all is one operation. Otherwise first is no tensor.
-func (t Tail) Forward(x, mixed torch.Tensor, next *First) (y, first torch.Tensor) {
-	if !t.fuses(x, mixed, next) {
-		return t.MLP.ForwardAdd(t.MLPNorm, t.Add(x, mixed)), torch.Tensor{}
+// Where that was not the GPU's one kernel, apart says why.
+func (t Tail) Forward(x, mixed torch.Tensor, next *First) (y, first torch.Tensor, apart string) {
+	if apart = t.apart(x, mixed, next); apart != "" {
+		return t.MLP.ForwardAdd(t.MLPNorm, t.Add(x, mixed)), torch.Tensor{}, apart
 	}
 	in := torch.Tail{
 		Output: t.Output.Weight.Tensor, OutputBias: t.Output.bias(),
@@ -54,9 +59,30 @@ func (t Tail) Add(x, mixed torch.Tensor) torch.Tensor {
 	return torch.NormLinearAdd(mixed, t.Norm.Weight.Tensor, t.Norm.Eps, t.Output.Weight.Tensor, t.Output.bias(), x)
 }
 
-func (t Tail) fuses(x, mixed torch.Tensor, next *First) bool {
-	return x.Numel() == x.Size(-1) && x.DType() == mixed.DType() && !torch.GradEnabled() &&
-		t.Output.plain() && t.MLP.GateUp.plain() && t.MLP.Down.plain() && (next == nil || next.Product.plain())
+// apart is why Forward is several operations; "" where it is one.
+func (t Tail) apart(x, mixed torch.Tensor, next *First) string {
+	if torch.GradEnabled() {
+		return "gradients are recorded"
+	}
+	if rows := x.Numel() / x.Size(-1); rows != 1 {
+		return fmt.Sprintf("it takes one row, not %d", rows)
+	}
+	if x.DType() != mixed.DType() {
+		return fmt.Sprintf("it takes tensors of one dtype, not %v and %v", x.DType(), mixed.DType())
+	}
+	products := []*Linear{t.Output, t.MLP.GateUp, t.MLP.Down}
+	if next != nil {
+		products = append(products, next.Product)
+	}
+	for _, l := range products {
+		switch {
+		case l.Weight.Part != nil:
+			return "processes have divided the weights"
+		case !l.plain():
+			return "an adapter is not folded into the weights"
+		}
+	}
+	return ""
 }
 
 // plain reports whether the layer is its weight and bias alone, and all of them are here.

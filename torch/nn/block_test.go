@@ -1,0 +1,46 @@
+package nn
+
+import (
+	"testing"
+
+	"conquer/torch"
+)
+
+// What decides whether a block's end is one operation is what is said of it. What of that a GPU's kernel takes is torch's matter.
+func TestTailSaysWhyItIsSeveralOperations(t *testing.T) {
+	const width, inner = 32, 48
+	for _, c := range []struct {
+		rows  int
+		mixed torch.DType
+		spoil func(t *Tail, next *First)
+		why   string
+	}{
+		{1, torch.BFloat16, nil, ""},
+		{3, torch.BFloat16, nil, "it takes one row, not 3"},
+		{1, torch.Float32, nil, "it takes tensors of one dtype, not bfloat16 and float32"},
+		{1, torch.BFloat16, func(t *Tail, _ *First) { t.MLP.GateUp.LoRA = make([]*LoRA, 2) }, "an adapter is not folded into the weights"},
+		{1, torch.BFloat16, func(_ *Tail, next *First) { next.Product.LoRA = make([]*LoRA, 1) }, "an adapter is not folded into the weights"},
+		{1, torch.BFloat16, func(t *Tail, _ *First) { t.Output.Weight.Part = &Part{} }, "processes have divided the weights"},
+	} {
+		tail := Tail{Output: NewLinear(width, false, width), MLPNorm: NewRMSNorm(width, 1e-5), MLP: NewSwiGLU(width, inner, false)}
+		next := &First{Norm: NewRMSNorm(width, 1e-5), Product: NewLinear(width, false, 40)}
+		if c.spoil != nil {
+			c.spoil(&tail, next)
+		}
+		err := torch.Run(func() error {
+			x, mixed := torch.Zeros([]int{c.rows, 1, width}, torch.BFloat16, torch.CPU), torch.Zeros([]int{c.rows, 1, width}, c.mixed, torch.CPU)
+			if why := tail.apart(x, mixed, next); why != "gradients are recorded" {
+				t.Errorf("with gradients: %q", why)
+			}
+			torch.NoGrad(func() {
+				if why := tail.apart(x, mixed, next); why != c.why {
+					t.Errorf("%q, expected %q", why, c.why)
+				}
+			})
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
