@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -106,6 +107,23 @@ func (f *processFlags) launch(ctx context.Context, restarts int) error {
 	}
 }
 
+// reportVariable names the descriptor on which a process tells its launcher why it fails, so that it is said once.
+const reportVariable = "CONQUER_REPORT"
+
+// reportSize is the most that it tells: what a pipe takes without being read.
+const reportSize = 4096
+
+// tellLauncher hands err to the launcher of this process, if it has one.
+func tellLauncher(err error) bool {
+	descriptor, e := strconv.Atoi(os.Getenv(reportVariable))
+	if e != nil {
+		return false
+	}
+	said := err.Error()
+	_, e = os.NewFile(uintptr(descriptor), reportVariable).WriteString(said[:min(len(said), reportSize)])
+	return e == nil
+}
+
 // attempt runs the processes once. The first to fail ends the others; its error is what is returned.
 func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
 	self, err := os.Executable()
@@ -119,6 +137,7 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
 	type end struct {
 		rank int
 		err  error
+		said string // why, in its own words
 	}
 	children, complaints := make([]*exec.Cmd, 0, f.processes), make([]bytes.Buffer, f.processes)
 	ends := make(chan end, f.processes)
@@ -138,17 +157,35 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
 		}
 		// A process whose launcher dies must not live on.
 		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		if err := c.Start(); err != nil {
+		reports, report, err := os.Pipe()
+		if err == nil {
+			c.Env, c.ExtraFiles = append(c.Env, reportVariable+"=3"), []*os.File{report} // the first after stdin, stdout and stderr
+			err = c.Start()
+			report.Close()
+		}
+		if err != nil {
 			kill()
 			return err
 		}
 		children = append(children, c)
-		go func() { ends <- end{rank, c.Wait()} }()
+		go func() {
+			err := c.Wait()
+			said := make([]byte, reportSize)
+			reports.SetReadDeadline(time.Now().Add(time.Second)) // what it started itself may hold the pipe open
+			n, _ := reports.Read(said)
+			reports.Close()
+			ends <- end{rank, err, string(said[:n])}
+		}()
 	}
 	stopping := ctx.Done()
 	var first error
+	var failed end // the first to fail
+	alike := 0     // how many said what it said
+	var patience <-chan time.Time
 	for left := f.processes; left > 0; {
 		select {
+		case <-patience:
+			kill()
 		case <-stopping:
 			stopping = nil
 			for _, c := range children {
@@ -156,6 +193,9 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
 			}
 		case e := <-ends:
 			left--
+			if first != nil && e.said != "" && e.said == failed.said {
+				alike++
+			}
 			if e.err == nil || first != nil || ctx.Err() != nil {
 				continue
 			}
@@ -163,37 +203,50 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
 				first = context.Canceled
 				continue
 			}
-			first = failure(e.rank, children[e.rank].ProcessState, complaints[e.rank].String())
-			kill()
+			failed, alike = e, 1
+			if first = failure(e.rank, children[e.rank].ProcessState, e.said, complaints[e.rank].String()); e.said == "" {
+				kill()
+				continue
+			}
+			patience = time.After(500 * time.Millisecond) // for the others to find the same mistake, which is then nobody's own
 		}
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	if alike == f.processes {
+		first = inItsWords(failed.said, children[failed.rank].ProcessState)
+	}
 	return first
 }
 
-// failure says how a process failed: in its own words, of which rank 0's are on stderr already.
-func failure(rank int, state *os.ProcessState, complaint string) error {
+// failure says how a process failed: in the words in which it said why, or, where something ended it, in what it left on
+// stderr, where rank 0's is read already.
+func failure(rank int, state *os.ProcessState, said, complaint string) error {
+	const ended = "rank %d failed, so all were ended: %s"
+	if said != "" {
+		return inItsWords(fmt.Sprintf(ended, rank, said), state)
+	}
 	lines := strings.Split(strings.TrimSpace(complaint), "\n")
 	last := lines[len(lines)-1]
-	if named, ok := strings.CutPrefix(last, "conquer "); ok {
-		_, last, _ = strings.Cut(named, ": ")
-	}
 	for _, line := range lines { // libtorch ended the process: what it said, not where in C++ that was
-		if _, said, ok := strings.Cut(line, "what():"); ok {
-			last = strings.TrimSpace(said)
+		if _, what, ok := strings.Cut(line, "what():"); ok {
+			last = strings.TrimSpace(what)
 		}
 	}
 	if last == "" {
 		last = "it ended with " + state.String()
 		if rank == 0 && state.ExitCode() > 0 {
-			last = "its error is above"
+			last += ", and its error is above"
 		}
 	}
-	err := fmt.Errorf("rank %d failed, so all were ended: %s", rank, last)
+	return fmt.Errorf(ended, rank, last)
+}
+
+// inItsWords is the error of a process that ended with a state.
+func inItsWords(said string, state *os.ProcessState) error {
 	if state.ExitCode() == 2 {
-		return usageError{err}
+		return usageError{errors.New(said)}
 	}
-	return err
+	return errors.New(said)
 }

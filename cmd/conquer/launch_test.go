@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -130,8 +131,39 @@ func TestAKilledRankEndsTheRunAndARestartGoesOn(t *testing.T) {
 func TestTheMistakeOfEveryRankIsReportedOnce(t *testing.T) {
 	c, _, stderr := program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "3", "--steps", "4", "--distributed", "mp")...)
 	c.Run()
-	if code := c.ProcessState.ExitCode(); code == 0 || !strings.Contains(stderr.String(), "2 layers does not divide over 3 processes") {
+	if code := c.ProcessState.ExitCode(); code != 1 || strings.Count(stderr.String(), "2 layers does not divide over 3 processes") != 1 {
 		t.Errorf("exit code %d and\n%s", code, stderr)
+	}
+	data := filepath.Join(t.TempDir(), "bad.jsonl")
+	if err := os.WriteFile(data, []byte("{\"text\": \"fog\"}\n{\"text\": 5}\n"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	c, _, stderr = program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "2", "--steps", "4", "--data_path", data)...)
+	c.Run()
+	complaint, _ := strings.CutSuffix(stderr.String(), "bad.jsonl:2: field \"text\" is 5, expected a string\n")
+	if code := c.ProcessState.ExitCode(); code != 1 || !strings.HasPrefix(complaint, "conquer train: ") || strings.Contains(complaint, "\n") {
+		t.Errorf("exit code %d and\n%s", code, stderr)
+	}
+}
+
+// What one process alone finds is told with its rank, and a usage error stays one.
+func TestTheMistakeOfOneRankNamesIt(t *testing.T) {
+	state := func(code string) *os.ProcessState {
+		c := exec.Command("sh", "-c", "exit "+code)
+		c.Run()
+		return c.ProcessState
+	}
+	for code, usage := range map[string]bool{"1": false, "2": true} {
+		err := failure(3, state(code), "its disk is full", "a notice\n")
+		var wrong usageError
+		if err.Error() != "rank 3 failed, so all were ended: its disk is full" || errors.As(err, &wrong) != usage {
+			t.Errorf("exit %s: %#v", code, err)
+		}
+	}
+	// Go's own crashes end with 2, too.
+	var wrong usageError
+	if err := failure(0, state("2"), "", ""); err.Error() != "rank 0 failed, so all were ended: it ended with exit status 2, and its error is above" || errors.As(err, &wrong) {
+		t.Errorf("%#v", err)
 	}
 }
 
@@ -244,7 +276,7 @@ func TestProcessesThatDivideAModelTuneWhatOneTunes(t *testing.T) {
 }
 
 func TestWhatLibtorchSaidIsNamedWhenItEndsARank(t *testing.T) {
-	err := failure(1, nil, "terminate called after throwing an instance of 'c10::DistBackendError'\n  what():  [Rank 1] CUDA error: out of luck\n"+
+	err := failure(1, nil, "", "terminate called after throwing an instance of 'c10::DistBackendError'\n  what():  [Rank 1] CUDA error: out of luck\n"+
 		"Exception raised from query at CUDAEvent.h:111 (most recent call first):\nframe #4: <unknown function> + 0x129ecc (0x7fb2)\n")
 	if want := "rank 1 failed, so all were ended: [Rank 1] CUDA error: out of luck"; err.Error() != want {
 		t.Errorf("got %q, want %q", err, want)

@@ -94,18 +94,22 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, flags.Args())
+	code := 1
 	var usage usageError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "conquer %s: %v\n", c.name, err)
-		return 2
+		code = 2
 	case errors.Is(err, context.Canceled):
 		return 130
+	default:
+		err = explained(err)
 	}
-	fmt.Fprintf(stderr, "conquer %s: %v\n", c.name, explained(err))
-	return 1
+	if !tellLauncher(err) {
+		fmt.Fprintf(stderr, "conquer %s: %v\n", c.name, err)
+	}
+	return code
 }
 
 // runPart runs the command within c that the first argument names.
