@@ -85,12 +85,21 @@ func Open(path string) (*Tokenizer, error) {
 
 // parseFile reads a tokenizer.json or tokenizer.model.
 func parseFile(data []byte, about *folderInfo) (*Tokenizer, error) {
-	if tiktokenLine.Match(data) {
+	switch {
+	case len(data) == 0:
+		return nil, fmt.Errorf("the file is empty")
+	case bytes.HasPrefix(data, []byte("GGUF")):
+		return nil, fmt.Errorf("it is a GGUF file, whose tokenizer serves its own model alone: give a folder with a tokenizer.json or a tokenizer.model")
+	case bytes.HasPrefix(data, byteOrderMark):
+		return nil, fmt.Errorf("it begins with a byte order mark, which JSON does not have: save it without")
+	case tiktokenLine.Match(data):
 		return nil, fmt.Errorf("it is a list of ranks as Llama 3 has it, which is not read: give the folder of the model's tokenizer.json with --tokenizer")
 	}
 	read, isJSON := about.specFromSentencePiece, looksLikeJSON(data)
 	if isJSON {
 		read = parseSpec
+	} else if looksLikeText(data) {
+		return nil, fmt.Errorf("it is text that begins with %.40q, neither a tokenizer.json nor a SentencePiece model", data)
 	}
 	spec, err := read(data)
 	if err != nil {
@@ -110,10 +119,17 @@ func parseFile(data []byte, about *folderInfo) (*Tokenizer, error) {
 // tiktokenLine is how the file begins that Meta gives Llama 3: a token in base64 and its rank.
 var tiktokenLine = regexp.MustCompile(`^[A-Za-z0-9+/]+={0,2} [0-9]+\n`)
 
-// looksLikeJSON tells a tokenizer.json from a tokenizer.model, which begins with
-// the tag of its first piece, the byte 0x0A.
+var byteOrderMark = []byte("\xEF\xBB\xBF")
+
+// looksLikeJSON tells a tokenizer.json, whatever its name, from a tokenizer.model, which begins with the tag of its first
+// piece, a line feed.
 func looksLikeJSON(data []byte) bool {
-	return len(data) > 0 && data[0] != '\n' && bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n\xEF\xBB\xBF"), []byte("{"))
+	return bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{")) && (data[0] != '\n' || looksLikeText(data))
+}
+
+// looksLikeText reports that the beginning of data has no control characters, of which a tokenizer.model is full.
+func looksLikeText(data []byte) bool {
+	return !bytes.ContainsFunc(data[:min(len(data), 1024)], func(r rune) bool { return r < ' ' && r != '\n' && r != '\r' && r != '\t' })
 }
 
 // folderInfo is what the small files beside a tokenizer say.

@@ -2,7 +2,9 @@ package text
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"sort"
 	"unicode/utf8"
@@ -140,10 +142,12 @@ func (about *folderInfo) specFromSentencePiece(data []byte) (*fileSpec, error) {
 		return nil
 	})
 	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF) && len(tokens) > 0:
+		return nil, fmt.Errorf("it looks like a SentencePiece model that is cut off after %d pieces and %d bytes", len(tokens), len(data))
 	case err != nil:
-		return nil, fmt.Errorf("not a SentencePiece model: %w", err)
+		return nil, fmt.Errorf("it is neither JSON nor a SentencePiece model: %w", err)
 	case len(tokens) == 0:
-		return nil, fmt.Errorf("not a SentencePiece model: no pieces")
+		return nil, fmt.Errorf("it is neither JSON nor a SentencePiece model, which has pieces")
 	case modelType != 2:
 		name := map[uint64]string{1: "unigram", 3: "word", 4: "char"}[modelType]
 		return nil, fmt.Errorf("SentencePiece model of type %s; only bpe is supported", name)

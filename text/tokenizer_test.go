@@ -339,6 +339,10 @@ func TestErrorsNameTheFileAndTheProblem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	pieces, err := os.ReadFile(filepath.Join(fixtures, "sentencepiece", "tokenizer.model"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	edit := func(from, to string) string {
 		if !bytes.Contains(valid, []byte(from)) {
 			t.Fatalf("the fixture has no %q", from)
@@ -354,13 +358,27 @@ func TestErrorsNameTheFileAndTheProblem(t *testing.T) {
 		{"tokenizer.json", edit(`"merges":[`, `"merges":[["never","seen"],`), `merge 0 joins "never" and "seen"`},
 		{"tokenizer.json", edit(`"<s>":1`, `"<s>":2000000000`), `has id 2000000000`},
 		{"tokenizer.json", edit(`"merges":[`, `"merges":["a b c",`), `merge "a b c"`},
-		{"tokenizer.model", "hello", "not a SentencePiece model"},
-		{"tokenizer.model", "", "no pieces"},
+		{"tokenizer.model", "hello", `it is text that begins with "hello", neither a tokenizer.json nor a SentencePiece model`},
+		{"tokenizer.model", "", "the file is empty"},
+		{"tokenizer.model", "\x01\x02\x03", "neither JSON nor a SentencePiece model"},
+		{"tokenizer.model", "\x1a\x00", "neither JSON nor a SentencePiece model, which has pieces"},
+		{"tokenizer.model", string(pieces[:len(pieces)/2]), "a SentencePiece model that is cut off after"},
+		// What a file is does not depend on what it is called.
+		{"foo.model", string(valid[:2000]), "looks like a tokenizer.json, but is not JSON: unexpected end of JSON input (at byte 2000 of 2000)"},
+		{"tok.txt", "\n  " + string(valid[:1000]), "looks like a tokenizer.json, but is not JSON: unexpected end of JSON input (at byte 1003 of 1003)"},
+		{"foo.model", "\n{\n" + string(valid[1:1000]), "looks like a tokenizer.json, but is not JSON"},
+		{"foo.model", "\xEF\xBB\xBF" + string(valid), "byte order mark"},
+		{"vocab.json", `{"a": 1, "b": 2}`, "it is JSON, but not a tokenizer.json: it has no model with a vocabulary"},
+		{"merges.json", `["a b", "c d"]`, "it is text that begins with"},
+		{"model.gguf", "GGUF\x03\x00\x00\x00", "it is a GGUF file"},
 	} {
 		_, err := Open(writeTestFile(t, c.name, c.content))
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.name) {
 			t.Errorf("%s %.60q: error %v, want %q", c.name, c.content, err, c.want)
 		}
+	}
+	if _, err := Open(writeTestFile(t, "tok.txt", "\n\n"+string(valid))); err != nil {
+		t.Errorf("a whole tokenizer.json of another name: %v", err)
 	}
 	if _, err := Open(t.TempDir()); err == nil || !strings.Contains(err.Error(), "neither tokenizer.json nor tokenizer.model") {
 		t.Errorf("empty folder: %v", err)

@@ -171,9 +171,12 @@ func parseSpec(data []byte) (*fileSpec, error) {
 	if err := json.Unmarshal(data, spec); err != nil {
 		var syntax *json.SyntaxError
 		if errors.As(err, &syntax) {
-			return nil, fmt.Errorf("not JSON: %w (at byte %d)", err, syntax.Offset)
+			return nil, fmt.Errorf("it looks like a tokenizer.json, but is not JSON: %w (at byte %d of %d)", err, syntax.Offset, len(data))
 		}
-		return nil, fmt.Errorf("not a tokenizer.json: %w", err)
+		return nil, fmt.Errorf("it is JSON, but not a tokenizer.json: %w", err)
+	}
+	if m := &spec.Model; m.Type == "" && m.Vocab == nil {
+		return nil, fmt.Errorf("it is JSON, but not a tokenizer.json: it has no model with a vocabulary")
 	}
 	return spec, nil
 }
