@@ -72,7 +72,7 @@ func (s *Session) Generate(ctx context.Context, prompt []int32, o Options, onTex
 		g.stats.fusion(s.model, s.cache)
 		s.held = append(s.held[:0], g.rows[0].ids[:s.cache.Length]...)
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) { // which the first of several processes may say
 		s.Reset() // a step that failed half-way leaves a cache that nothing is known of
 		return Result{}, g.stats, err
 	}

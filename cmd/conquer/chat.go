@@ -3,18 +3,21 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 
 	"conquer/checkpoint"
 	"conquer/generate"
 	"conquer/text"
+	"conquer/torch/dist"
 )
 
 var chatCommand = command{
@@ -22,6 +25,8 @@ var chatCommand = command{
 	summary: "Talk with a model that was tuned on chats.",
 	example: `conquer chat --model_path smollm2-135m
 conquer chat --model_path my-model --system "Answer in one sentence."
+# a model that is too large for one GPU: each of two holds half of every layer
+conquer chat --nproc 2 --model_path llama-3.1-8b-instruct
 # one question a line, from a file
 conquer chat --model_path smollm2-135m --temperature 0 < questions.txt`,
 	setup: setupChat,
@@ -36,11 +41,13 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f struct {
 		modelFlags
 		samplingFlags
+		processFlags
 	}
 	f.modelFlags.declare(flags)
 	f.modelFlags.declareAdapter(flags)
 	system := flags.String("system", "", "`instructions` that come before the conversation")
 	f.samplingFlags.declare(flags, 1024, 0.6, 0.9)
+	f.declareProcesses(flags)
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q: questions are typed, or come from standard input", args[0])
@@ -48,18 +55,49 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if err := f.read(); err != nil {
 			return err
 		}
-		o, err := f.open(ctx)
+		if err := f.checkProcesses(); err != nil {
+			return err
+		}
+		place, err := dist.FromEnvironment()
 		if err != nil {
 			return err
 		}
-		defer o.Close()
-		suggest(o.checkpoint, flags, &f.options)
-		c := &conversation{opened: o, samplingFlags: &f.samplingFlags, system: systemMessage(*system), out: os.Stdout, person: isTerminal(os.Stdin)}
-		c.session = generate.NewSession(o.model, o.tokenizer)
+		if max(f.processes, place.Size) > 1 && f.options.Compile == generate.CompileGraph {
+			return usagef("--compile %s records steps for one process: leave it out with several", generate.CompileGraph)
+		}
+		if f.processes > 1 && place.Size == 1 {
+			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM) // Ctrl-C is the first process's to understand
+			defer stop()
+			return f.launch(ctx, 0)
+		}
+		c := &conversation{samplingFlags: &f.samplingFlags, system: systemMessage(*system), person: isTerminal(os.Stdin) && place.Rank == 0}
+		if place.Size > 1 {
+			if f.world, err = f.join(place, &f.modelFlags); err != nil {
+				return err
+			}
+			defer f.world.Leave()
+			c.world, c.options.Group, c.told = f.world, f.world.All, place.Rank > 0
+			if place.Rank == 0 {
+				defer c.share("")
+			}
+		}
+		if c.opened, err = f.open(ctx); err != nil {
+			return err
+		}
+		defer c.Close()
+		suggest(c.checkpoint, flags, &c.options)
+		c.out = os.Stdout
+		c.session = generate.NewSession(c.model, c.tokenizer)
 		defer c.session.Close()
 		c.reset()
-		if _, err := encodeChat(o, append(c.messages, text.Message{Role: "user", Content: "?"})); err != nil {
+		if _, err := encodeChat(c.opened, append(c.messages, text.Message{Role: "user", Content: "?"})); err != nil {
 			return err
+		}
+		switch {
+		case place.Rank > 0:
+			return c.follow()
+		case ctx.Err() != nil: // Ctrl-C while the model was read
+			return ctx.Err()
 		}
 		return c.run(os.Stdin)
 	}
@@ -92,7 +130,37 @@ type conversation struct {
 	messages []text.Message
 	session  *generate.Session
 	out      io.Writer
-	person   bool // somebody types
+	person   bool        // somebody types
+	world    *dist.World // of the processes that have divided the model; nil for one alone
+	shared   int         // what the first of them has told the others so far
+}
+
+// share tells the other processes, if any, a question, or /reset; nothing: that the conversation is over. It takes the run's
+// store rather than a broadcast, which would have to come in time while a person thinks.
+func (c *conversation) share(line string) error {
+	if c.world == nil {
+		return nil
+	}
+	c.shared++
+	return c.world.Store().Set(fmt.Sprint("chat/", c.shared), []byte(line))
+}
+
+// follow takes part in the answers to what the first process shares.
+func (c *conversation) follow() error {
+	for {
+		c.shared++
+		line, err := c.world.Store().Get(fmt.Sprint("chat/", c.shared), 1000*24*time.Hour)
+		switch {
+		case err != nil || len(line) == 0:
+			return err
+		case string(line) == "/reset":
+			c.reset()
+		default:
+			if _, err := c.answer(string(line), nil); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 func (c *conversation) reset() {
@@ -134,12 +202,18 @@ func (c *conversation) run(in io.Reader) error {
 			case line == "/exit" || line == "/quit":
 				return nil
 			case line == "/reset":
+				if err := c.share(line); err != nil {
+					return err
+				}
 				c.reset()
 			case line == "/help":
 				fmt.Fprintln(c.out, chatHelp)
 			case c.person && strings.HasPrefix(line, "/") && !strings.Contains(line, " "):
 				fmt.Fprintf(c.out, "There is no command %s.\n%s\n", line, chatHelp)
 			default:
+				if err := c.share(line); err != nil {
+					return err
+				}
 				if stop, err := c.answer(line, signals); stop || err != nil {
 					return err
 				}
@@ -187,7 +261,7 @@ func (c *conversation) answer(question string, signals <-chan os.Signal) (stop b
 		}
 	}()
 	result, stats, err := c.session.Generate(ctx, prompt, c.options, func(piece string) { io.WriteString(c.out, piece) })
-	if err != nil && ctx.Err() == nil {
+	if err != nil && !errors.Is(err, context.Canceled) {
 		return false, err
 	}
 	fmt.Fprintln(c.out)

@@ -152,7 +152,9 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
 			fmt.Sprint("LOCAL_WORLD_SIZE=", f.processes), "MASTER_ADDR=127.0.0.1", fmt.Sprint("MASTER_PORT=", port),
 			"TORCHELASTIC_USE_AGENT_STORE=True", fmt.Sprint("TORCHELASTIC_RESTART_COUNT=", attempt))
 		c.Stdout, c.Stderr = os.Stdout, os.Stderr
-		if rank > 0 {
+		if rank == 0 {
+			c.Stdin = os.Stdin
+		} else {
 			c.Stdout, c.Stderr = nil, &complaints[rank]
 		}
 		// A process whose launcher dies must not live on.

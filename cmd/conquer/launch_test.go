@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -213,6 +215,76 @@ func TestProcessesThatDivideAModelScoreAsOne(t *testing.T) {
 			if math.Abs(got.TokenNLL[i]-nll) > 1e-4*math.Max(1, nll) {
 				t.Fatalf("%s in %s processes: token %d costs %v, in one %v", c.model, c.processes, i+1, got.TokenNLL[i], nll)
 			}
+		}
+	}
+}
+
+// Rank 0 has the terminal; what it is asked, and that the conversation begins anew or is over, must reach the others.
+func TestProcessesThatDivideAModelChatAsOne(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	for _, sampling := range [][]string{{"--temperature", "0"}, {"--temperature", "0.9", "--seed", "7"}} {
+		args := append([]string{"chat", "--model_path", dir, "--max_new_tokens", "9", "--ignore_eos", "--device", "cpu"}, sampling...)
+		for _, typed := range []string{"hello\nagain\n\n/reset\n/help\nhello\n/exit\nnever\n", "two \\\nlines\nand the end", ""} {
+			want, _, code := invoke(t, typed, args...)
+			p, stdout, stderr := program(append(args, "--nproc", "2")...)
+			p.Stdin = strings.NewReader(typed)
+			if err := p.Run(); err != nil || code != 0 || stdout.String() != want || stderr.Len() > 0 {
+				t.Errorf("%q: %v and %q, want %q\n%s", typed, err, stdout, want, stderr)
+			}
+		}
+	}
+	// A question too long for the model is one line, and the end of all.
+	p, _, stderr := program("chat", "--model_path", dir, "--device", "cpu", "--nproc", "2")
+	p.Stdin = strings.NewReader(strings.Repeat("to and fro ", 200))
+	if p.Run() == nil || strings.Count(stderr.String(), "\n") != 1 || !strings.Contains(stderr.String(), "the model's context is 256") {
+		t.Errorf("printed %s", stderr)
+	}
+}
+
+// Ctrl-C reaches every process of a terminal; it ends an answer, and the program where there is none.
+func TestCtrlCEndsAnAnswerOfSeveralProcesses(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	config := filepath.Join(dir, "config.json")
+	data, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	longer := bytes.Replace(data, []byte(`"max_position_embeddings": 256`), []byte(`"max_position_embeddings": 100000`), 1)
+	if err := os.WriteFile(config, longer, 0o666); err != nil || bytes.Equal(data, longer) {
+		t.Fatalf("%v: %s", err, longer)
+	}
+	last := chatHelp[strings.LastIndex(chatHelp, "\n")+1:] + "\n"
+	for _, processes := range []string{"1", "2"} {
+		p, _, stderr := program("chat", "--model_path", dir, "--max_new_tokens", "90000", "--temperature", "0", "--ignore_eos", "--device", "cpu", "--nproc", processes)
+		p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		p.Stdout = nil
+		typed, _ := p.StdinPipe()
+		printed, _ := p.StdoutPipe()
+		if err := p.Start(); err != nil {
+			t.Fatal(err)
+		}
+		answers := bufio.NewReader(printed)
+		interrupt := func() { syscall.Kill(-p.Process.Pid, syscall.SIGINT) }
+		for _, question := range []string{"hello", "again"} { // the second goes on from what the first left in the caches
+			fmt.Fprintln(typed, question)
+			if _, err := answers.ReadByte(); err != nil {
+				t.Fatalf("no answer: %v\n%s", err, stderr)
+			}
+			interrupt()
+			fmt.Fprintln(typed, "/help") // shows that the answer is over
+			size := 0
+			for line := ""; line != last; size += len(line) {
+				if line, err = answers.ReadString('\n'); err != nil {
+					t.Fatalf("%v\n%s", err, stderr)
+				}
+			}
+			if size > 80000 { // more than a pipe holds, and less than 90,000 tokens
+				t.Errorf("%s processes: an answer of %d bytes was not ended", processes, size)
+			}
+		}
+		interrupt()
+		if err := p.Wait(); err != nil || stderr.Len() > 0 {
+			t.Errorf("%s processes: %v\n%s", processes, err, stderr)
 		}
 	}
 }
