@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -471,11 +472,12 @@ func TestADataSetSaysHowFarItIsAndLetsGoOfItsFiles(t *testing.T) {
 			return strings.Count(string(maps), path) + strings.Count(string(maps), "conquer-data-")
 		}
 		last, total, calls := int64(0), int64(0), 0
-		d, err := LoadDataset(path, tok, DatasetOptions{MaxLength: 100, Progress: func(done, of int64) {
+		d, err := LoadDataset(path, tok, DatasetOptions{MaxLength: 100, Progress: func(done, of int64) error {
 			if done < last || done > of || total != 0 && of != total {
 				t.Errorf("%s: %d of %d after %d of %d", name, done, of, last, total)
 			}
 			last, total, calls = done, of, calls+1
+			return nil
 		}})
 		if err != nil {
 			t.Fatal(err)
@@ -485,6 +487,10 @@ func TestADataSetSaysHowFarItIsAndLetsGoOfItsFiles(t *testing.T) {
 		}
 		if mapped() == 0 {
 			t.Errorf("%s is not mapped", name)
+		}
+		enough, heard := errors.New("enough"), 0
+		if d, err := LoadDataset(path, tok, DatasetOptions{MaxLength: 100, Progress: func(int64, int64) error { heard++; return enough }}); !errors.Is(err, enough) || heard != 1 {
+			t.Errorf("%s: told to stop %d times, reading gave %v and %v", name, heard, d, err)
 		}
 		part, _, err := d.Split(0.5, 1)
 		if err != nil {

@@ -132,8 +132,8 @@ type DatasetOptions struct {
 	// Layout insists on one layout; RawText also reads JSON files as plain text.
 	// Pairs are read where Preference is insisted on alone.
 	Layout Layout
-	// Progress, where it is not nil, hears how many bytes of all have been read.
-	Progress func(done, total int64)
+	// Progress, where it is not nil, hears how many bytes of all have been read, and can end the reading with an error.
+	Progress func(done, total int64) error
 }
 
 // LoadDataset finds the samples in path, as tok encodes them. path is one of
@@ -183,15 +183,18 @@ func loadDataset(path string, tok *Tokenizer, opts DatasetOptions, maps *mapping
 	kept := new(kept)
 	for _, f := range files {
 		d.shards = append(d.shards, &shard{f, tok, opts.MaxLength, kept, maps})
-		progress := func(at int64) {
-			if opts.Progress != nil {
-				opts.Progress(done+f.passed(at), total)
+		progress := func(at int64) error {
+			if opts.Progress == nil {
+				return nil
 			}
+			return opts.Progress(done+f.passed(at), total)
 		}
 		if err := d.index(progress); err != nil {
 			return nil, err
 		}
-		progress(-1)
+		if err := progress(-1); err != nil {
+			return nil, err
+		}
 		done += f.passed(-1)
 	}
 	if len(d.refs) == 0 {
@@ -214,7 +217,7 @@ func (d *Dataset) Close() (err error) {
 }
 
 // index finds the samples of the last file, and says how far it is in it.
-func (d *Dataset) index(progress func(at int64)) error {
+func (d *Dataset) index(progress func(at int64) error) error {
 	s := d.shards[len(d.shards)-1]
 	// Encoding dominates, so it is spread over the cores; results keep the order
 	// of the records.
@@ -260,11 +263,12 @@ func (d *Dataset) index(progress func(at int64)) error {
 				}
 			}
 		}
-		if len(positions) > 0 {
-			progress(positions[len(positions)-1])
+		if len(positions) == 0 {
+			return nil
 		}
+		last := positions[len(positions)-1]
 		positions = positions[:0]
-		return nil
+		return progress(last)
 	}
 	err := guarded(func() error {
 		return s.scan(func(at int64) error {

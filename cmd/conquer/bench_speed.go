@@ -58,6 +58,9 @@ func (f *speedFlags) model(ctx context.Context, positions int) (model.Model, fun
 	if (f.path == "") == (f.architecture == "" || f.variant == "") {
 		return nil, nil, usagef("give --model_path, or --architecture and --variant for fresh weights")
 	}
+	if err := f.checkProfile(); err != nil {
+		return nil, nil, err
+	}
 	if f.path != "" {
 		o, err := f.open(ctx)
 		if err != nil {

@@ -171,6 +171,9 @@ func (f *generateFlags) check(processes int) (texts []string, ids [][]int32, err
 	if err := f.read(); err != nil {
 		return nil, nil, err
 	}
+	if err := f.checkProfile(); err != nil {
+		return nil, nil, err
+	}
 	f.options.NoCache = !f.useCache
 	if texts, err = f.readPrompts(); err != nil {
 		return nil, nil, err

@@ -19,13 +19,18 @@ func (f *profileFlag) declareProfile(flags *pflag.FlagSet) {
 	flags.StringVar(&f.profile, "profile", "", "`file` for a trace of every operation, which chrome://tracing and ui.perfetto.dev open, of rank 0 where there are several; the most expensive ones are printed")
 }
 
+// checkProfile finds a folder that is not there before all else is done.
+func (f *profileFlag) checkProfile() error {
+	if info, err := os.Stat(filepath.Dir(f.profile)); f.profile != "" && (err != nil || !info.IsDir()) {
+		return usagef("--profile: there is no folder %s", filepath.Dir(f.profile))
+	}
+	return nil
+}
+
 // profiled runs f, under the profiler where --profile asks for it.
 func (f *profileFlag) profiled(run func() error) error {
 	if f.profile == "" {
 		return run()
-	}
-	if info, err := os.Stat(filepath.Dir(f.profile)); err != nil || !info.IsDir() {
-		return usagef("--profile: there is no folder %s", filepath.Dir(f.profile))
 	}
 	began := time.Now()
 	rows, err := torch.Trace(f.profile, run)

@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/pflag"
@@ -166,6 +169,8 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 		return usagef("--output_path is missing: give a folder for the result")
 	case len(f.validation) > 0 && f.fraction != 0:
 		return usagef("give --validation_path or --validation_fraction, not both")
+	case f.Steps < 0 || f.Epochs < 0:
+		return usagef("--steps %d, --epochs %d: neither can be negative", f.Steps, f.Epochs)
 	case f.Steps != 0 && f.Epochs != 0:
 		return usagef("give --steps or --epochs, not both")
 	case f.merge && f.lora.Rank == 0:
@@ -186,6 +191,9 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 		return usagef("--dtype float16: its range is too small for gradients, use bfloat16 or float32")
 	}
 	if err := f.checkProcesses(); err != nil {
+		return err
+	}
+	if err := f.checkPaths(place.Rank); err != nil {
 		return err
 	}
 	if f.processes > 1 && f.Compile == train.CompileGraph {
@@ -231,6 +239,48 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	}
 	if err := f.Options.CheckPlace(place); err != nil {
 		return usageError{err}
+	}
+	return nil
+}
+
+// checkPaths finds what is missing, or cannot be written, before a model and data are read, which can take long.
+func (f *trainFlags) checkPaths(rank int) error {
+	for flag, paths := range map[string][]string{"data_path": f.data, "validation_path": f.validation} {
+		for _, path := range paths {
+			if strings.HasPrefix(path, hub.DataScheme) {
+				continue
+			}
+			if _, err := os.Stat(path); err != nil {
+				return fmt.Errorf("--%s: %w", flag, err)
+			}
+		}
+	}
+	for flag, path := range map[string]string{"output_path": f.output, "checkpoint_path": f.CheckpointPath} {
+		if rank > 0 || path == "" { // other machines may have no such folder
+			continue
+		}
+		if err := checkFolder(path); err != nil {
+			return fmt.Errorf("--%s: %w", flag, err)
+		}
+	}
+	return f.checkProfile()
+}
+
+// checkFolder reports why files cannot be written in a folder, which need not be there yet.
+func checkFolder(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && path != filepath.Dir(path):
+		return checkFolder(filepath.Dir(path))
+	case errors.Is(err, syscall.ENOTDIR):
+		return checkFolder(filepath.Dir(path)) // where one on the way is a file
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return fmt.Errorf("%s is a file, expected a folder", path)
+	}
+	if err := syscall.Access(path, 2); err != nil { // W_OK
+		return fmt.Errorf("files cannot be written in %s: %w", path, err)
 	}
 	return nil
 }
@@ -424,10 +474,11 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string, t
 	}
 	for _, path := range files {
 		bar := passingBar(progressbar.OptionShowBytes(true))
-		o := text.DatasetOptions{MaxLength: f.SequenceLength, Progress: func(done, total int64) {
+		o := text.DatasetOptions{MaxLength: f.SequenceLength, Progress: func(done, total int64) error {
 			if f.World == nil || f.World.Rank == 0 {
 				bar("reading "+path, done, total)
 			}
+			return ctx.Err()
 		}}
 		if f.Objective == train.DPO {
 			o.Layout = text.Preference
