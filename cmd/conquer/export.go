@@ -32,7 +32,7 @@ conquer export --model_path smollm2-135m --output_path smollm2-hf --dtype bfloat
 # in files of at most 2 GB
 conquer export --model_path my-model --output_path my-model-hf --shard_size 2GB
 # one file for llama.cpp, in 8 bits
-conquer export --model_path my-model --output_path my-model.gguf --format gguf --dtype q8_0
+conquer export --model_path my-model --output_path my-model.gguf --dtype q8_0
 # params.json and consolidated.NN.pth for two processes of Meta's code
 conquer export --model_path my-model --output_path my-model-meta --format meta --shards 2
 # with an adapter folded in
@@ -48,12 +48,18 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 	adapter := flags.String("adapter_path", "", "`folder` of a LoRA adapter in PEFT's format to fold into the weights")
 	unmerge := flags.Bool("unmerge", false, "take the adapter out of a model that it was folded into; the weights come back but for rounding, not bit by bit")
 	output := flags.String("output_path", "", "`folder` to write, or the file for gguf")
-	formatName := flags.String("format", "hf", "`layout` to write: "+formatList())
+	formatName := flags.String("format", "", "`layout` to write: "+formatList()+" (default: gguf for a name that ends in .gguf, else hf)")
 	dtypeName := flags.String("dtype", "", "`type` to convert the weights to: float32, bfloat16 or float16, and for gguf q8_0 or q4_0 (default: as stored; quantized ones become float32)")
 	shard := flags.String("shard_size", "5GB", "largest `size` of a file, such as 500MB or 5GB (format hf)")
 	parts := flags.Int("shards", 1, "`number` of processes that a model is cut for (format meta)")
 	overwrite := flags.Bool("overwrite", false, "write into a folder that is not empty, or over a file; a model there is replaced")
 	return func(ctx context.Context, args []string) error {
+		if *formatName == "" {
+			*formatName = "hf"
+			if strings.HasSuffix(strings.ToLower(*output), ".gguf") {
+				*formatName = "gguf"
+			}
+		}
 		format, known := findFormat(*formatName)
 		switch {
 		case len(args) > 0:

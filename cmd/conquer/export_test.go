@@ -31,7 +31,7 @@ func TestAModelTravelsThroughEveryFormatWithItsTokenizer(t *testing.T) {
 		t.Errorf("%+v, expected %+v", b, a)
 	}
 	quantized := filepath.Join(work, "q.gguf")
-	succeed(t, "export", "--model_path", dir, "--output_path", quantized, "--format", "gguf", "--dtype", "q8_0")
+	succeed(t, "export", "--model_path", dir, "--output_path", quantized, "--dtype", "q8_0")
 	if info := decode[modelInfo](t, succeed(t, "info", "--model_path", quantized, "--json")); info.Types["Q8_0"] == 0 || info.Types["BF16"] != 0 {
 		t.Errorf("types %v", info.Types)
 	}

@@ -88,6 +88,9 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 		if bare {
 			message += "must be integers with commas between them"
 		}
+		if typo, unknown := strings.CutPrefix(message, "unknown flag: --"); unknown {
+			message += meant(typo, flags)
+		}
 		fmt.Fprintf(stderr, "conquer %s: %s; `conquer %s --help` lists the flags\n", c.name, message, c.name)
 		return 2
 	}
@@ -203,6 +206,25 @@ func suggestion(typo string, among []command) string {
 		}
 	}
 	return ""
+}
+
+// meant names the flag that was probably meant: one that begins so, or the one that looks most like it.
+func meant(typo string, flags *pflag.FlagSet) string {
+	typo = strings.ReplaceAll(typo, "-", "_")
+	best, name := 3, ""
+	flags.VisitAll(func(f *pflag.Flag) {
+		d := distance(typo, f.Name)
+		if strings.HasPrefix(f.Name, typo) {
+			d = min(d, 2)
+		}
+		if d < best {
+			best, name = d, f.Name
+		}
+	})
+	if name == "" {
+		return ""
+	}
+	return fmt.Sprintf(", did you mean --%s?", name)
 }
 
 // distance is the Levenshtein distance.
