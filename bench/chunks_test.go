@@ -235,9 +235,11 @@ func TestPromptsFilesAreCheckedByEntryAndField(t *testing.T) {
 		`[{"prompt": "p", "answer": "a", "token_len": 3}]`:                    `entry 0 has no "num_chunks"`,
 		`[{"prompt": 3, "answer": "a", "token_len": 3, "num_chunks": 1}]`:     `entry 0: "prompt" is no text`,
 		`[{"prompt": "p", "answer": "a", "token_len": "3", "num_chunks": 1}]`: `entry 0: "token_len" is no number`,
-		`[{"prompt": "p", "answer": null, "token_len": 3, "num_chunks": 1}]`:  `entry 0: "answer" is no text`,
-		`[{"prompt": "p", "answer": "", "token_len": 3, "num_chunks": 1}]`:    "entry 0 has an empty",
-		`[{"prompt": "p", "answer": "a", "token_len": 0, "num_chunks": 1}]`:   "1 or more",
+		`{"prompt": "p"}`: "expected a JSON list of objects with prompt, answer, token_len and num_chunks, not object in it (at byte 1)",
+		`["p"]`:           "not string in it (at byte 4)",
+		`[{"prompt": "p", "answer": null, "token_len": 3, "num_chunks": 1}]`: `entry 0: "answer" is no text`,
+		`[{"prompt": "p", "answer": "", "token_len": 3, "num_chunks": 1}]`:   "entry 0 has an empty",
+		`[{"prompt": "p", "answer": "a", "token_len": 0, "num_chunks": 1}]`:  "1 or more",
 	} {
 		if list, err := parsePrompts([]byte(text)); err == nil || !strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v, %v, want %q", text, list, err, words)

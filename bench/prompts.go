@@ -30,7 +30,12 @@ func ReadPrompts(path string) ([]Prompt, error) {
 func parsePrompts(data []byte) ([]Prompt, error) {
 	var entries []map[string]json.RawMessage
 	if err := json.Unmarshal(data, &entries); err != nil {
-		return nil, fmt.Errorf("not a JSON list of objects with prompt, answer, token_len and num_chunks: %w", err)
+		const want = "expected a JSON list of objects with prompt, answer, token_len and num_chunks"
+		var kind *json.UnmarshalTypeError
+		if errors.As(err, &kind) {
+			return nil, fmt.Errorf("%s, not %s in it (at byte %d)", want, kind.Value, kind.Offset)
+		}
+		return nil, fmt.Errorf("%s: %w", want, err)
 	}
 	if len(entries) == 0 {
 		return nil, errors.New("the list of prompts is empty")

@@ -35,12 +35,12 @@ type InferenceRow struct {
 	Length       int     `json:"length"` // of each prompt
 	NewTokens    int     `json:"new_tokens"`
 	Repeats      int     `json:"repeats"`
-	Processes    int     `json:"processes,omitempty"` // that have divided the model
-	FirstTokenMS float64 `json:"first_token_ms"`      // from the call to the first new token
-	SingleMS     float64 `json:"single_token_ms"`     // a step after the prompt, the recording of steps left out
-	TotalMS      float64 `json:"end_to_end_ms"`       // from the call to the last new token
-	PerTokenMS   float64 `json:"end_to_end_token_ms"` // the same over NewTokens
-	TokensPerS   float64 `json:"tokens_per_s"`        // of the whole batch, end to end
+	Processes    int     `json:"processes,omitempty"`       // that have divided the model
+	FirstTokenMS float64 `json:"first_token_ms"`            // from the call to the first new token
+	SingleMS     float64 `json:"single_token_ms,omitempty"` // a step after the prompt, the recording of steps left out; 0 where that leaves none
+	TotalMS      float64 `json:"end_to_end_ms"`             // from the call to the last new token
+	PerTokenMS   float64 `json:"end_to_end_token_ms"`       // the same over NewTokens
+	TokensPerS   float64 `json:"tokens_per_s"`              // of the whole batch, end to end
 	PeakBytes    int64   `json:"peak_bytes,omitempty"`
 	Fused        bool    `json:"fused,omitempty"`   // on a GPU: the blocks' ends were one kernel in the steps after the prompt
 	Unfused      string  `json:"unfused,omitempty"` // or why they were not
@@ -103,7 +103,7 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 		total = append(total, time.Since(began).Seconds()*1e3)
 		first = append(first, stats.Prefill.Seconds()*1e3)
 		steps := stats.Steps
-		if compile == generate.CompileGraph {
+		if compile == generate.CompileGraph && device.IsCUDA() {
 			steps = steps[min(len(steps), 2):]
 		}
 		for _, d := range steps {

@@ -42,7 +42,9 @@ func Write(results, output string) (*Report, error) {
 
 // compose makes the page's contents; there is none where no file could be read.
 func compose(results string) (_ *page, notes []string, _ error) {
-	if info, err := os.Stat(results); err != nil {
+	if info, err := os.Stat(results); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("there is no folder %s: `conquer bench chunks --output_path %s` makes it", results, results)
+	} else if err != nil {
 		return nil, nil, err
 	} else if !info.IsDir() {
 		return nil, nil, fmt.Errorf("%s is no folder: give the folder that the benchmarks wrote their results to", results)

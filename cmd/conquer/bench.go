@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -65,6 +66,9 @@ func parseStrategies(names []string) ([]bamba.Chunking, error) {
 
 // begin prepares the results: the command line and the machine.
 func (f *benchFlags) begin(kind string, device torch.Device, rates bool) (*bench.Results, error) {
+	if err := checkFolder(f.output); err != nil {
+		return nil, fmt.Errorf("--output_path: %w", err)
+	}
 	r, err := bench.New(kind, commandLine(), version, device)
 	if err == nil && rates {
 		r.Machine.Ceilings, err = bench.MeasureCeilings(device)
@@ -89,21 +93,21 @@ func (f *benchFlags) finish(r *bench.Results, rows int, runErr error, print func
 	if rows == 0 && runErr != nil {
 		return runErr
 	}
-	if err := r.Save(f.output); err != nil {
-		return err
-	}
-	if runErr != nil {
+	saved := r.Save(f.output)
+	if runErr != nil && saved == nil {
 		fmt.Fprintf(os.Stderr, "%d finished rows are in %s\n", rows, filepath.Join(f.output, r.Kind+".json"))
 		return runErr
 	}
 	if f.json {
-		return printJSON(os.Stdout, r)
+		return cmp.Or(printJSON(os.Stdout, r), saved)
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	print(table)
 	table.Flush()
-	fmt.Printf("written to %s and .csv\n", filepath.Join(f.output, r.Kind+".json"))
-	return nil
+	if saved == nil {
+		fmt.Printf("written to %s and .csv\n", filepath.Join(f.output, r.Kind+".json"))
+	}
+	return saved
 }
 
 // newCounter is a progress bar over steps on stderr; it shows nothing where stderr is not a terminal.

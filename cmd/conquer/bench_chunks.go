@@ -72,7 +72,7 @@ func (f *subjectFlags) open(ctx context.Context, layersGiven bool) (s bench.Subj
 		}
 	}
 	if s.Prompts, err = bench.ReadPrompts(f.prompts); err != nil {
-		return s, err
+		return s, fmt.Errorf("--prompts: %w", err)
 	}
 	s.UseCache = f.useCache
 	o, err := f.openLayers(ctx, layersGiven)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -95,6 +96,8 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 		switch {
 		case len(args) > 0:
 			return usagef("unexpected %q", args[0])
+		case skip[0] && (skip[1] || skip[2] || p.processes > 1) || skip[2] && skip[3]:
+			return usagef("nothing is left to measure: steps are recorded with a cache and in one process alone")
 		case o.Batch < 1 || o.Length < 1 || o.NewTokens < 2 || o.Repeats < 1:
 			return usagef("--batch_size, --seq_len and --repeat must be at least 1, --max_new_tokens at least 2")
 		}
@@ -129,16 +132,17 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 		if room := m.MaxLength() - o.Length; room < o.NewTokens {
 			return usagef("--seq_len %d and --max_new_tokens %d do not fit the model's context of %d", o.Length, o.NewTokens, m.MaxLength())
 		}
+		var unwritten error
 		o.Done = func(r bench.InferenceRow) {
 			if f.json {
-				printJSON(os.Stdout, r)
+				unwritten = cmp.Or(unwritten, printJSON(os.Stdout, r))
 				return
 			}
 			printInference(os.Stdout, r)
 		}
 		return f.profiled(func() error {
 			_, err := bench.Inference(ctx, m, o)
-			return err
+			return cmp.Or(err, unwritten)
 		})
 	}
 }
@@ -146,8 +150,11 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 func printInference(w io.Writer, r bench.InferenceRow) {
 	how := map[string]string{"none": "eager", "graph": "compiled"}[r.Compile]
 	fmt.Fprintf(w, "%s, use_cache=%t, batch %d, %d + %d tokens, %s on %s\n", how, r.UseCache, r.Batch, r.Length, r.NewTokens, r.DType, r.Device)
-	fmt.Fprintf(w, "  first token  %10.2f ms\n  single token %10.3f ms\n  end to end   %10.2f ms, %.3f ms per token, %.1f tok/s\n",
-		r.FirstTokenMS, r.SingleMS, r.TotalMS, r.PerTokenMS, r.TokensPerS)
+	fmt.Fprintf(w, "  first token  %10.2f ms\n", r.FirstTokenMS)
+	if r.SingleMS > 0 {
+		fmt.Fprintf(w, "  single token %10.3f ms\n", r.SingleMS)
+	}
+	fmt.Fprintf(w, "  end to end   %10.2f ms, %.3f ms per token, %.1f tok/s\n", r.TotalMS, r.PerTokenMS, r.TokensPerS)
 	if r.PeakBytes > 0 {
 		fmt.Fprintf(w, "  peak memory  %10s\n", formatBytes(r.PeakBytes))
 	}

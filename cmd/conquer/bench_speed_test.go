@@ -26,6 +26,12 @@ func TestBenchInferenceTimesEveryWayToRun(t *testing.T) {
 	if printed := succeed(t, append(args, "--skip_eager_runs", "--skip_nokvcache_runs")...); strings.Count(printed, "single token") != 1 || !strings.Contains(printed, "compiled, use_cache=true") {
 		t.Error(printed)
 	}
+	for _, nothing := range [][]string{{"--skip_eager_runs", "--skip_compile_runs"}, {"--skip_eager_runs", "--skip_kvcache_runs"},
+		{"--skip_kvcache_runs", "--skip_nokvcache_runs"}, {"--nproc", "2", "--skip_eager_runs"}} {
+		if _, stderr, code := invoke(t, "", append(args, nothing...)...); code != 2 || !strings.Contains(stderr, "nothing is left to measure") {
+			t.Errorf("%v: exit %d: %s", nothing, code, stderr)
+		}
+	}
 	if _, stderr, code := invoke(t, "", append(args, "--seq_len", "300")...); code != 2 || !strings.Contains(stderr, "context of 256") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}

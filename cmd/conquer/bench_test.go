@@ -120,6 +120,34 @@ func TestWhatABenchmarkFinishedBeforeItEndedIsKept(t *testing.T) {
 	}
 }
 
+// What a benchmark measured must not be lost with the place where it was to be written, nor be measured for such a place.
+func TestABenchmarkThatCannotWriteItsResults(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	f := benchFlags{output: filepath.Join(file, "results"), json: true}
+	if _, err := f.begin(bench.SSD, torch.CPU, false); err == nil || !strings.Contains(err.Error(), "--output_path: "+file+" is a file") {
+		t.Errorf("begins with %v", err)
+	}
+	f.output = t.TempDir()
+	r, err := f.begin(bench.SSD, torch.CPU, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.output = file // as if it had come while it was measured
+	r.Rows = []bench.SSDRow{{Strategy: "default", MedianMS: 1.25}}
+	output := os.Stdout
+	defer func() { os.Stdout = output }()
+	if os.Stdout, err = os.Create(filepath.Join(t.TempDir(), "printed")); err != nil {
+		t.Fatal(err)
+	}
+	err = f.finish(r, 1, nil, nil)
+	if printed, _ := os.ReadFile(os.Stdout.Name()); err == nil || !strings.Contains(string(printed), `"median_ms":1.25`) {
+		t.Errorf("ended with %v and printed %s", err, printed)
+	}
+}
+
 // writeBamba writes a small random Bamba over characters, without a tokenizer.
 func writeBamba(t *testing.T) string {
 	t.Helper()

@@ -336,6 +336,9 @@ func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, nam
 	if !f.json && isTerminal(os.Stderr) {
 		printStats(stats, load)
 	}
+	if unwritten := out.Flush(); err == nil {
+		err = unwritten
+	}
 	return err
 }
 

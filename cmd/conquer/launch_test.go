@@ -354,3 +354,25 @@ func TestWhatLibtorchSaidIsNamedWhenItEndsARank(t *testing.T) {
 		t.Errorf("got %q, want %q", err, want)
 	}
 }
+
+// /dev/full takes nothing, as a full disk does.
+func TestOutputThatCannotBeWrittenIsAFailure(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	for _, args := range [][]string{
+		{"generate", "--prompt", "hello", "--max_new_tokens", "3"}, {"generate", "--prompt", "hello", "--max_new_tokens", "3", "--json"},
+		{"score", "--text", "hello there"}, {"score", "--text", "hello there", "--json"}, {"info", "--json"},
+		{"bench", "inference", "--seq_len", "4", "--max_new_tokens", "3", "--repeat", "1", "--json"},
+	} {
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		if err != nil {
+			t.Skip(err)
+		}
+		p, _, stderr := program(append(args, "--model_path", dir)...)
+		p.Stdout = full
+		p.Run()
+		full.Close()
+		if code := p.ProcessState.ExitCode(); code != 1 || strings.Count(stderr.String(), "no space left") != 1 {
+			t.Errorf("%v: exit %d\n%s", args, code, stderr)
+		}
+	}
+}

@@ -103,7 +103,9 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if *asJSON {
 			return printJSON(os.Stdout, scoreOutput{Tokens: len(s.TokenNLL), NLL: s.NLL, Perplexity: s.Perplexity, TokenNLL: s.TokenNLL})
 		}
-		fmt.Printf("perplexity %.4f, %.5f nats a token over %d predicted tokens\n", s.Perplexity, s.NLL, len(s.TokenNLL))
+		if _, err := fmt.Printf("perplexity %.4f, %.5f nats a token over %d predicted tokens\n", s.Perplexity, s.NLL, len(s.TokenNLL)); err != nil {
+			return err
+		}
 		if isTerminal(os.Stderr) {
 			fmt.Fprintf(os.Stderr, "(%.0f tok/s)\n", float64(len(ids))/time.Since(began).Seconds())
 		}
