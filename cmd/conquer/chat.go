@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -211,6 +212,12 @@ func (c *conversation) run(in io.Reader) error {
 			case c.person && strings.HasPrefix(line, "/") && !strings.Contains(line, " "):
 				fmt.Fprintf(c.out, "There is no command %s.\n%s\n", line, chatHelp)
 			default:
+				if c.person { // who can ask otherwise
+					if _, _, err := c.fit(line); err != nil {
+						fmt.Fprintf(os.Stderr, "(%v)\n", err)
+						continue
+					}
+				}
 				if err := c.share(line); err != nil {
 					return err
 				}
@@ -244,11 +251,14 @@ func read(in io.Reader, lines chan<- string) error {
 
 // answer puts a question and prints the answer while it is made. stop is true when the program was asked to end.
 func (c *conversation) answer(question string, signals <-chan os.Signal) (stop bool, err error) {
-	c.messages = append(c.messages, text.Message{Role: "user", Content: question})
-	prompt, err := c.fit()
+	messages, prompt, err := c.fit(question)
 	if err != nil {
 		return false, err
 	}
+	if len(messages) <= len(c.messages) && c.person {
+		fmt.Fprintln(os.Stderr, "(the context is full: what was said first is forgotten)")
+	}
+	c.messages = messages
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	asked := make(chan bool, 1)
@@ -277,24 +287,23 @@ func (c *conversation) answer(question string, signals <-chan os.Signal) (stop b
 	return stop, nil
 }
 
-// fit renders the conversation. When it leaves too little room for an answer, the oldest question and answer go.
-func (c *conversation) fit() ([]int32, error) {
+// fit renders the conversation with a further question. When it leaves too little room for an answer, the oldest question and
+// answer go.
+func (c *conversation) fit(question string) (messages []text.Message, prompt []int32, err error) {
+	messages = append(slices.Clone(c.messages), text.Message{Role: "user", Content: question})
 	room := min(c.options.MaxNewTokens, c.model.MaxLength()/4)
 	for {
-		prompt, err := encodeChat(c.opened, c.messages)
+		prompt, err = encodeChat(c.opened, messages)
 		if err != nil || len(prompt)+room <= c.model.MaxLength() {
-			return prompt, err
+			return messages, prompt, err
 		}
 		first := len(c.system)
-		if len(c.messages)-first < 3 {
+		if len(messages)-first < 3 {
 			if len(prompt) >= c.model.MaxLength() {
-				return nil, fmt.Errorf("the question has %d tokens; the model's context is %d: shorten it", len(prompt), c.model.MaxLength())
+				err = fmt.Errorf("the question has %d tokens; the model's context is %d: shorten it", len(prompt), c.model.MaxLength())
 			}
-			return prompt, nil
+			return messages, prompt, err
 		}
-		if c.person {
-			fmt.Fprintln(os.Stderr, "(the context is full: the oldest question and its answer are forgotten)")
-		}
-		c.messages = append(c.messages[:first], c.messages[first+2:]...)
+		messages = slices.Delete(messages, first, first+2)
 	}
 }

@@ -328,7 +328,11 @@ func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, nam
 		case single:
 			fmt.Fprintln(out)
 		default:
-			fmt.Fprintf(out, "> %s\n%s\n\n", strings.TrimSpace(names[i]), r.Text)
+			prompt := joinIDs(ids[i])
+			if names != nil {
+				prompt = strings.TrimSpace(names[i])
+			}
+			fmt.Fprintf(out, "> %s\n%s\n\n", prompt, r.Text)
 		}
 	}
 	out.Flush()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"math"
@@ -12,6 +13,7 @@ import (
 	"testing"
 
 	"conquer/checkpoint"
+	"conquer/generate"
 	"conquer/model"
 	"conquer/text"
 	"conquer/torch"
@@ -126,6 +128,10 @@ func TestGenerateStreamsPlainText(t *testing.T) {
 	if got := succeed(t, args...); got != want+"\n" {
 		t.Errorf("printed %q, want %q", got, want)
 	}
+	// Several prompts are named, by their ids where these were given.
+	if got := succeed(t, "generate", "--model_path", dir, "--token_ids", "5,6", "--token_ids", "7", "--max_new_tokens", "3"); !strings.HasPrefix(got, "> 5,6\n") || !strings.Contains(got, "\n\n> 7\n") {
+		t.Errorf("printed %q", got)
+	}
 }
 
 func TestPromptsComeFromFilesToo(t *testing.T) {
@@ -210,6 +216,33 @@ func TestChatAnswersEachLineAndRemembers(t *testing.T) {
 	}
 	if stdout != want {
 		t.Errorf("printed %q, want %q", stdout, want)
+	}
+}
+
+// A person who asks too much is told so, and the conversation goes on; what was said first makes room for what comes.
+func TestAQuestionTooLongIsNotTheEndOfAConversation(t *testing.T) {
+	f := modelFlags{path: writeModel(t, 704, true), device: "cpu"}
+	o, err := f.open(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	var printed strings.Builder
+	c := &conversation{opened: o, samplingFlags: &samplingFlags{options: generate.Options{MaxNewTokens: 8, IgnoreEOS: true}}, out: &printed, person: true}
+	c.session = generate.NewSession(o.model, o.tokenizer)
+	defer c.session.Close()
+	questions := "hello\n" + strings.Repeat("to and fro ", 200) + "\n"
+	for range 20 { // more than the context has room for
+		questions += "and the sea, and the lamp?\n"
+	}
+	if err := c.run(strings.NewReader(questions)); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(printed.String(), "\n> "); n != 23 {
+		t.Errorf("asked %d times, expected 23:\n%s", n, printed.String())
+	}
+	if n := len(c.messages); n < 4 || n >= 42 || n%2 != 0 || c.messages[0].Content == "hello" || c.messages[n-2].Content != "and the sea, and the lamp?" {
+		t.Errorf("%d messages are remembered: %v", n, c.messages)
 	}
 }
 
@@ -365,6 +398,7 @@ func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"nothing to do":         {generate(good), 2, "--prompt"},
 		"text and ids":          {generate(good, "--prompt", "x", "--token_ids", "1"), 2, "--token_ids"},
 		"unknown flag":          {generate(good, "--promt", "x"), 2, "did you mean --prompt?"},
+		"a word for a flag":     {generate(good, "--prompt", "x", "--use_cache", "false"), 2, "--flag=false"},
 		"half a flag":           {generate(good, "--max", "3"), 2, "did you mean --max_new_tokens?"},
 		"no flag like it":       {generate(good, "--colour", "x"), 2, "unknown flag: --colour; `conquer"},
 		"unknown dtype":         {generate(good, "--prompt", "x", "--dtype", "int3"), 2, "--dtype"},

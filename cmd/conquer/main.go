@@ -94,6 +94,12 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "conquer %s: %s; `conquer %s --help` lists the flags\n", c.name, message, c.name)
 		return 2
 	}
+	for _, word := range flags.Args() {
+		if word == "true" || word == "false" {
+			fmt.Fprintf(stderr, "conquer %s: %q stands by itself: a flag that is true or false takes it after a =, as in --flag=%s\n", c.name, word, word)
+			return 2
+		}
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, flags.Args())
