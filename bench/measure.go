@@ -31,24 +31,26 @@ func timingOf(samples []float64) timing {
 
 func milliseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 
-// What one sample takes at least: a shorter call is made several times in it, so that the clock, and on a GPU the wait at
-// the end, do not count.
+// What one sample takes at least: a shorter call is made several times in it, so that the clock does not count, nor, where
+// the calls are one stretch, the wait for a GPU at the end.
 const sampleMS = 2
 
 // How long a GPU works before it is timed: at rest it lowers its clock, and takes a while to raise it.
 const warmUp = 300 * time.Millisecond
 
+// Calls before any is timed: the first loads kernels and touches memory, the last one says how long a call takes.
+const warmUps = 3
+
 // measure times call, whose argument counts the calls, `repeats` times after a warm-up. On a GPU the calls of a sample are
 // replayed from a CUDA graph, so that what is measured is the device's work, not the host's launches.
 func measure(ctx context.Context, device torch.Device, repeats int, call func(i int)) (timing, error) {
 	var began time.Time
-	for range 3 { // the first loads kernels and touches memory
+	for range warmUps {
 		began = time.Now()
 		torch.Scoped(func() { call(0) })
 		device.Synchronize()
 	}
-	calls := min(max(int(sampleMS/max(milliseconds(time.Since(began)), 1e-4)), 1), 200)
-	count := 0
+	count, calls := 0, 0
 	sample := torch.NewCapture(device, func() {
 		for range calls {
 			count++
@@ -56,23 +58,31 @@ func measure(ctx context.Context, device torch.Device, repeats int, call func(i 
 		}
 	})
 	defer sample.Free()
-	for device.IsCUDA() && !sample.Recorded() {
-		sample.Run()
-	}
-	for began = time.Now(); device.IsCUDA() && time.Since(began) < warmUp; {
+	return sampled(ctx, device, repeats, milliseconds(time.Since(began)), func(n int) float64 {
+		for calls = n; device.IsCUDA() && !sample.Recorded(); {
+			sample.Run()
+		}
+		device.Synchronize()
+		began := time.Now()
 		sample.Run()
 		device.Synchronize()
+		return milliseconds(time.Since(began))
+	})
+}
+
+// sampled takes `repeats` samples of a call that took so many milliseconds when it was warm. sample makes as many calls as it
+// is told, always the same number, and returns the milliseconds of all. A GPU works for a while before the first that counts.
+func sampled(ctx context.Context, device torch.Device, repeats int, took float64, sample func(calls int) float64) (timing, error) {
+	calls := min(max(int(sampleMS/max(took, 1e-4)), 1), 200)
+	for began := time.Now(); device.IsCUDA() && time.Since(began) < warmUp; {
+		sample(calls)
 	}
-	device.Synchronize()
 	samples := make([]float64, repeats)
 	for i := range samples {
 		if err := ctx.Err(); err != nil {
 			return timing{}, err
 		}
-		began := time.Now()
-		sample.Run()
-		device.Synchronize()
-		samples[i] = milliseconds(time.Since(began)) / float64(calls)
+		samples[i] = sample(calls) / float64(calls)
 	}
 	return timingOf(samples), nil
 }

@@ -41,9 +41,15 @@ func (s *headScan) advance(h []float64, t int) {
 	}
 }
 
+// sum is what terms add up to, which can be far smaller than they are and is as exact as they are: over a single token all of
+// y is x times one number, D and what the state adds to it, which may be of opposite signs.
+type sum struct{ value, squares float64 }
+
+func (s *sum) add(term float64) { s.value, s.squares = s.value+term, s.squares+term*term }
+
 // forward returns y [L,P]: y = C·h + D·x.
-func (s *headScan) forward() []float64 {
-	y := make([]float64, s.length*s.headDim)
+func (s *headScan) forward() []sum {
+	y := make([]sum, s.length*s.headDim)
 	h := make([]float64, s.headDim*s.state)
 	s.stretches(func(first, counted, end int) {
 		clear(h)
@@ -54,9 +60,9 @@ func (s *headScan) forward() []float64 {
 			}
 			for p := range s.headDim {
 				at := t*s.headDim + p
-				y[at] = s.d * s.x[at]
+				y[at].add(s.d * s.x[at])
 				for n := range s.state {
-					y[at] += h[p*s.state+n] * s.c[t*s.state+n]
+					y[at].add(h[p*s.state+n] * s.c[t*s.state+n])
 				}
 			}
 		}
@@ -64,10 +70,10 @@ func (s *headScan) forward() []float64 {
 	return y
 }
 
-// headGradients are the gradients of Σ dy·y. A, D and Bias hold their terms, one a token: what they add up to can be far
-// smaller than they are, and is as exact as they are.
+// headGradients are the gradients of Σ dy·y.
 type headGradients struct {
-	x, dt, b, c, a, d, bias []float64
+	x, dt, b, c []sum
+	a, d, bias  sum
 }
 
 const kept = 64 // tokens between the states that gradients() holds on to
@@ -78,10 +84,7 @@ const kept = 64 // tokens between the states that gradients() holds on to
 //	dA = dt·e^{dt·A}·⟨g, h_{t-1}⟩,  and then g = e^{dt·A}·g for the token before.
 func (s *headScan) gradients() headGradients {
 	P, N := s.headDim, s.state
-	out := headGradients{
-		x: make([]float64, s.length*P), dt: make([]float64, s.length), b: make([]float64, s.length*N), c: make([]float64, s.length*N),
-		a: make([]float64, s.length), d: make([]float64, s.length), bias: make([]float64, s.length),
-	}
+	out := headGradients{x: make([]sum, s.length*P), dt: make([]sum, s.length), b: make([]sum, s.length*N), c: make([]sum, s.length*N)}
 	s.stretches(func(first, counted, end int) {
 		h := make([]float64, P*N)
 		var begins [][]float64 // the state before every kept'th token
@@ -104,31 +107,30 @@ func (s *headScan) gradients() headGradients {
 			for t := stop - 1; t >= begin; t-- {
 				before, after := states[t-begin], states[t-begin+1]
 				dt := s.softplus(t)
-				decay := math.Exp(dt * s.a)
-				var ddt, through float64
+				decay, slope := math.Exp(dt*s.a), 1/(1+math.Exp(-s.dt[t]-s.bias)) // of softplus
+				toDT := func(term float64) {
+					out.dt[t].add(slope * term)
+					out.bias.add(slope * term)
+				}
 				for p := range P {
-					x, dy, gb := s.x[t*P+p], 0.0, 0.0
+					x, dy := s.x[t*P+p], 0.0
 					if t >= counted {
 						dy = s.dy[t*P+p]
-						out.d[t] += x * dy
-						out.x[t*P+p] += s.d * dy
+						out.d.add(x * dy)
+						out.x[t*P+p].add(s.d * dy)
 					}
 					for n := range N {
-						at := p*N + n
-						out.c[t*N+n] += dy * after[at]
+						at, b := p*N+n, s.b[t*N+n]
+						out.c[t*N+n].add(dy * after[at])
 						g[at] += dy * s.c[t*N+n]
-						gb += g[at] * s.b[t*N+n]
-						out.b[t*N+n] += dt * x * g[at]
-						through += g[at] * before[at]
+						out.x[t*P+p].add(dt * g[at] * b)
+						out.b[t*N+n].add(dt * x * g[at])
+						toDT(x * g[at] * b)
 						g[at] *= decay
+						out.a.add(dt * g[at] * before[at])
+						toDT(s.a * g[at] * before[at])
 					}
-					out.x[t*P+p] += dt * gb
-					ddt += x * gb
 				}
-				out.a[t] += dt * decay * through
-				raw := (ddt + s.a*decay*through) / (1 + math.Exp(-s.dt[t]-s.bias))
-				out.dt[t] += raw
-				out.bias[t] += raw
 			}
 		}
 	})
@@ -151,18 +153,18 @@ func distance(got, want []float64) float64 {
 	return math.Sqrt(difference / size)
 }
 
-// distanceOfSum is |got - Σ terms| beside the norm of the terms.
-func distanceOfSum(got float64, terms []float64) float64 {
-	var sum, size float64
-	for _, v := range terms {
-		sum += v
-		size += v * v
+// distanceOfSums is ‖got - sums‖ beside the norm of the sums' terms.
+func distanceOfSums(got []float64, want ...sum) float64 {
+	var difference, size float64
+	for i, w := range want {
+		difference += (got[i] - w.value) * (got[i] - w.value)
+		size += w.squares
 	}
 	switch {
-	case math.IsNaN(got):
+	case math.IsNaN(difference):
 		return math.Inf(1)
-	case got == sum:
+	case difference == 0:
 		return 0
 	}
-	return math.Abs(got-sum) / math.Sqrt(size)
+	return math.Sqrt(difference / size)
 }

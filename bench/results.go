@@ -68,7 +68,7 @@ type Versions struct {
 	Go       string `json:"go"`
 }
 
-// SSDRow is one shape, pass and strategy . Bytes and Flops are counted from the shapes, not measured.
+// SSDRow is one shape, pass and strategy. Bytes and Flops are counted from the shapes, not measured.
 type SSDRow struct {
 	Strategy    string  `json:"strategy"` // of the scan: default, windowed:2-optimized, …; kernel for the other passes
 	Pass        string  `json:"pass"`     // forward, backward, step, conv or norm
@@ -96,7 +96,7 @@ type SSDRow struct {
 	Failed      string  `json:"failed,omitempty"`
 }
 
-// ChunksRow is one prompt, strategy and way to launch . Bytes and operations are counted from the model's
+// ChunksRow is one prompt, strategy and way to launch. Bytes and operations are counted from the model's
 // shapes, not measured.
 type ChunksRow struct {
 	ID              int         `json:"id"` // the entry's place in the prompts file, from 0
@@ -135,7 +135,7 @@ type Operation struct {
 	Share float64 `json:"share"` // of all operations' time
 }
 
-// AccuracyRow is one prompt and strategy .
+// AccuracyRow is one prompt and strategy.
 type AccuracyRow struct {
 	ID              int     `json:"id"`
 	Strategy        string  `json:"strategy"`

@@ -10,6 +10,7 @@ import (
 	"conquer/generate"
 	"conquer/model"
 	"conquer/text"
+	"conquer/torch"
 	"conquer/torch/dist"
 	"conquer/train"
 )
@@ -18,7 +19,7 @@ import (
 type InferenceOptions struct {
 	Batch, Length, NewTokens int
 	Repeats                  int  // measured calls, after one that is not
-	Compiled, Eager          bool // recorded steps; operations launched one by one
+	Compiled, Eager          bool // recorded steps, which the CPU does not have; operations launched one by one
 	Cache, NoCache           bool
 	Seed                     uint64
 	Group                    *dist.Group        // of the processes that have divided the model, which do not record steps; nil for none
@@ -46,16 +47,43 @@ type InferenceRow struct {
 	Unfused      string  `json:"unfused,omitempty"` // or why they were not
 }
 
+// The first decoding steps that are launched one by one where steps are recorded: one to load, one to record.
+const unrecorded = 2
+
+// records reports whether recorded steps are measured: on a GPU, by a process with the whole model, and with a cache, since
+// without one every step has another shape.
+func (o InferenceOptions) records(device torch.Device) bool {
+	return o.Compiled && o.Cache && device.IsCUDA() && o.Group == nil
+}
+
+// Check reports what is wrong with the options for a model on the device, if anything.
+func (o InferenceOptions) Check(device torch.Device) error {
+	least := 2 // the first comes with the prompt
+	if o.records(device) {
+		least += unrecorded
+	}
+	switch {
+	case !o.records(device) && !(o.Eager && (o.Cache || o.NoCache)):
+		return fmt.Errorf("nothing is left to measure: steps are recorded on a GPU, in one process, with a cache")
+	case o.NewTokens < least:
+		return fmt.Errorf("max_new_tokens is %d, expected at least %d: no step would be left to time", o.NewTokens, least)
+	}
+	return checkPositive("batch_size, seq_len or repeat", o.Batch, o.Length, o.Repeats)
+}
+
 // Inference measures generation: eager and recorded, with and without a cache, as FMS's benchmark does.
 func Inference(ctx context.Context, m model.Model, o InferenceOptions) ([]InferenceRow, error) {
+	if err := o.Check(model.Device(m)); err != nil {
+		return nil, err
+	}
 	var rows []InferenceRow
 	for _, cache := range []bool{true, false} {
 		for _, compile := range []generate.Compile{generate.CompileNone, generate.CompileGraph} {
-			if compile == generate.CompileGraph && o.Group != nil {
-				continue
+			wanted := o.Eager && (cache && o.Cache || !cache && o.NoCache)
+			if compile == generate.CompileGraph {
+				wanted = cache && o.records(model.Device(m))
 			}
-			wanted := (cache && o.Cache || !cache && o.NoCache) && (compile == generate.CompileNone && o.Eager || compile == generate.CompileGraph && o.Compiled)
-			if !wanted || !cache && compile == generate.CompileGraph { // without a cache every step has another shape
+			if !wanted {
 				continue
 			}
 			row, err := inferenceRow(ctx, m, o, cache, compile)
@@ -103,8 +131,8 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 		total = append(total, time.Since(began).Seconds()*1e3)
 		first = append(first, stats.Prefill.Seconds()*1e3)
 		steps := stats.Steps
-		if compile == generate.CompileGraph && device.IsCUDA() {
-			steps = steps[min(len(steps), 2):]
+		if compile == generate.CompileGraph {
+			steps = steps[unrecorded:]
 		}
 		for _, d := range steps {
 			single = append(single, d.Seconds()*1e3)
@@ -131,9 +159,10 @@ func median(values []float64) float64 {
 type TrainRow struct {
 	Device      string  `json:"device"`
 	DType       string  `json:"dtype"`
-	Batch       int     `json:"batch"`
+	Batch       int     `json:"batch"` // rows of a forward pass
 	Length      int     `json:"length"`
-	Steps       int     `json:"steps"` // measured
+	Accumulate  int     `json:"accumulate"` // forward passes of a step
+	Steps       int     `json:"steps"`      // measured
 	Parameters  int     `json:"parameters"`
 	Trained     int     `json:"trained"`
 	LoRARank    int     `json:"lora_rank,omitempty"`
@@ -144,7 +173,7 @@ type TrainRow struct {
 	HighMS      float64 `json:"high_ms"`
 	FirstStepMS float64 `json:"first_step_ms"` // which loads and plans
 	TokensPerS  float64 `json:"tokens_per_s"`
-	TFlopPerS   float64 `json:"tflop_per_s"` // 6 operations a weight and token; attention and the scan not counted
+	TFlopPerS   float64 `json:"tflop_per_s"` // of the products with weights, as train.Operations counts them
 	PeakBytes   int64   `json:"peak_bytes"`
 	FirstLoss   float64 `json:"first_loss"`
 	LastLoss    float64 `json:"last_loss"`
@@ -158,10 +187,11 @@ func Train(ctx context.Context, m model.Model, o train.Options) (TrainRow, model
 		return TrainRow{}, m, fmt.Errorf("%d steps: at least 1 is measured", steps)
 	}
 	const warm = 2
-	o.Steps, o.Epochs, o.ValidateSteps = steps+warm, 0, steps+warm
+	o.Steps, o.Epochs, o.ValidateSteps, o.Accumulate = steps+warm, 0, steps+warm, max(1, o.Accumulate)
+	operations := train.Operations(m, train.PlanOptions{Recompute: o.Recompute, LoRA: o.LoRA, HeadOnly: o.HeadOnly})
 	random := rand.New(rand.NewPCG(uint64(o.Seed), 2))
 	data := &text.Dataset{}
-	for range o.BatchSize {
+	for range o.BatchSize * o.Accumulate { // an epoch is a step
 		var s text.Sample
 		for range o.SequenceLength {
 			id := random.Int32N(int32(m.Head().Shape[0]))
@@ -183,11 +213,15 @@ func Train(ctx context.Context, m model.Model, o train.Options) (TrainRow, model
 	}
 	m = t.Model()
 	var times []float64
+	tokens := o.BatchSize * o.Accumulate * o.SequenceLength
 	for _, s := range seen[warm:] {
+		if s.Tokens != tokens {
+			return TrainRow{}, m, fmt.Errorf("step %d had %d tokens, %d were to be timed", s.Step, s.Tokens, tokens)
+		}
 		times = append(times, s.Seconds*1e3)
 	}
 	row := TrainRow{
-		Device: device.String(), DType: model.DType(m).String(), Batch: o.BatchSize, Length: o.SequenceLength, Steps: steps,
+		Device: device.String(), DType: model.DType(m).String(), Batch: o.BatchSize, Length: o.SequenceLength, Accumulate: o.Accumulate, Steps: steps,
 		Parameters: model.Parameters(m), Trained: t.Trained(), Recompute: string(o.Recompute), Recorded: t.Recorded(), FirstStepMS: seen[0].Seconds * 1e3,
 		StepMS: median(times), PeakBytes: t.PeakMemory(), FirstLoss: seen[0].Loss, LastLoss: seen[len(seen)-1].Loss,
 	}
@@ -195,9 +229,8 @@ func Train(ctx context.Context, m model.Model, o train.Options) (TrainRow, model
 	if o.LoRA != nil {
 		row.LoRARank = o.LoRA.Rank
 	}
-	tokens := float64(o.BatchSize * o.SequenceLength)
-	row.TokensPerS = 1e3 * tokens / row.StepMS
-	row.TFlopPerS = 6 * float64(row.Parameters) * row.TokensPerS / 1e12
+	row.TokensPerS = 1e3 * float64(tokens) / row.StepMS
+	row.TFlopPerS = operations * row.TokensPerS / 1e12
 	return row, m, nil
 }
 

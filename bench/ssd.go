@@ -255,7 +255,7 @@ func (o SSDOptions) forward(ctx context.Context, r *SSDRow, c bamba.Chunking, ra
 	torch.Scoped(func() {
 		y, _ := c.Scan(in[0])
 		want := o.head(in[0], c, row, head).forward()
-		r.Error = distance(column(y, row, head, min(r.Length, checked)), want)
+		r.Error = distanceOfSums(column(y, row, head, min(r.Length, checked)), want...)
 	})
 	return nil
 }
@@ -281,19 +281,23 @@ func (o SSDOptions) backward(ctx context.Context, r *SSDRow, c bamba.Chunking, r
 		})
 		return took
 	}
-	fresh := func() torch.Tensor { return torch.Randn(in.X.Shape(), torch.Float32, o.Device).To(o.DType) }
-	samples := make([]float64, 0, o.Repeats)
-	for i := range o.Repeats + 2 { // two to warm up
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		torch.Scoped(func() {
-			if took := run(fresh()); i >= 2 {
-				samples = append(samples, took)
-			}
-		})
+	once := func() (took float64) {
+		torch.Scoped(func() { took = run(torch.Randn(in.X.Shape(), torch.Float32, o.Device).To(o.DType)) })
+		return took
 	}
-	r.set(timingOf(samples), nil)
+	took := 0.0
+	for range warmUps {
+		took = once()
+	}
+	err := r.set(sampled(ctx, o.Device, o.Repeats, took, func(calls int) (sum float64) {
+		for range calls {
+			sum += once()
+		}
+		return sum
+	}))
+	if err != nil {
+		return err
+	}
 
 	// One head's share of the gradients can be told apart where dy is zero for all others.
 	row, head, length := random.IntN(r.Batch), random.IntN(o.Shape.Heads), min(r.Length, checked)
@@ -305,11 +309,11 @@ func (o SSDOptions) backward(ctx context.Context, r *SSDRow, c bamba.Chunking, r
 	scan := o.head(in, c, row, head)
 	scan.dy = torch.Values[float64](alone)
 	want := scan.gradients()
-	at := func(leaf torch.Tensor) float64 { return torch.Values[float64](leaf.Grad())[head] }
+	at := func(leaf torch.Tensor) []float64 { return torch.Values[float64](leaf.Grad())[head:] }
 	r.Error = max(
-		distance(column(in.X.Grad(), row, head, length), want.x), distance(column(in.DT.Grad(), row, head, length), want.dt),
-		distance(column(in.B.Grad(), row, group, length), want.b), distance(column(in.C.Grad(), row, group, length), want.c),
-		distanceOfSum(at(in.A), want.a), distanceOfSum(at(in.D), want.d), distanceOfSum(at(in.DTBias), want.bias))
+		distanceOfSums(column(in.X.Grad(), row, head, length), want.x...), distanceOfSums(column(in.DT.Grad(), row, head, length), want.dt...),
+		distanceOfSums(column(in.B.Grad(), row, group, length), want.b...), distanceOfSums(column(in.C.Grad(), row, group, length), want.c...),
+		distanceOfSums(at(in.A), want.a), distanceOfSums(at(in.D), want.d), distanceOfSums(at(in.DTBias), want.bias))
 	for _, leaf := range leaves {
 		leaf.ClearGrad()
 	}

@@ -89,6 +89,25 @@ func TestThePlanOfOneDeviceIsWhatARunHolds(t *testing.T) {
 	}
 }
 
+func TestOperationsAreThoseOfTheProducts(t *testing.T) {
+	// Weights of q, k, v, o, gate, up and down in six blocks, and the head. An embedding of its own is no product.
+	const blocks, head = 6 * (2*256*256 + 2*256*128 + 3*256*704), 256 * 2000
+	adapter := &LoRA{Rank: 8, Alpha: 8, Targets: []string{AllLinear}}
+	for _, c := range []struct {
+		options PlanOptions
+		tied    bool
+		passes  float64
+	}{
+		{PlanOptions{}, false, 3}, {PlanOptions{}, true, 3}, {PlanOptions{Recompute: RecomputeBlock}, false, 4},
+		{PlanOptions{Recompute: RecomputeSelective}, false, 3}, {PlanOptions{LoRA: adapter}, false, 2},
+	} {
+		got, want := Operations(plannedModel(t, "llama", c.tied), c.options), 2*c.passes*(blocks+head)
+		if math.Abs(got-want) > 0.03*want { // the norms' weights; an adapter's own products
+			t.Errorf("%+v, tied=%v: %g operations a token, want %g", c.options, c.tied, got, want)
+		}
+	}
+}
+
 func TestAPlanOfManyDevicesSharesWhatTheStrategyShares(t *testing.T) {
 	m := plannedModel(t, "llama", false)
 	machine := Machine{GPUs: 16, PerHost: 8, Memory: 80, Rate: 600, Transfer: 3000, Link: 300, Network: 40, Host: 20}

@@ -18,7 +18,7 @@ import (
 
 var benchInferenceCommand = command{
 	name:    "bench inference",
-	summary: "Time generation: operation by operation and recorded, with and without a cache, one token and end to end.",
+	summary: "Time generation: operation by operation and, on a GPU, recorded; with and without a cache; one token and end to end.",
 	example: `conquer bench inference --model_path smollm2-135m --seq_len 512 --max_new_tokens 64 --batch_size 1
 # a size without its weights, on a GPU
 conquer bench inference --architecture llama --variant 7b --dtype bfloat16 --seq_len 1024 --max_new_tokens 256 --batch_size 1 --json
@@ -89,7 +89,7 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 	flags.IntVar(&o.NewTokens, "max_new_tokens", 256, "`tokens` to make after it")
 	flags.IntVar(&o.Repeats, "repeat", 3, "measured calls, after one that is not")
 	flags.BoolVar(&skip[0], "skip_eager_runs", false, "leave out operations launched one by one")
-	flags.BoolVar(&skip[1], "skip_compile_runs", false, "leave out recorded steps")
+	flags.BoolVar(&skip[1], "skip_compile_runs", false, "leave out recorded steps, which only a GPU has")
 	flags.BoolVar(&skip[2], "skip_kvcache_runs", false, "leave out runs with a cache")
 	flags.BoolVar(&skip[3], "skip_nokvcache_runs", false, "leave out runs without a cache, which compute every token anew at each step")
 	return func(ctx context.Context, args []string) error {
@@ -129,6 +129,12 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 		}
 		defer done()
 		defer model.Free(m)
+		if device := model.Device(m); o.Compiled && o.Group == nil && !device.IsCUDA() {
+			fmt.Fprintln(os.Stderr, "(steps are not recorded on the CPU, which has no launches to save: the compiled runs are left out)")
+		}
+		if err := o.Check(model.Device(m)); err != nil {
+			return usageError{err}
+		}
 		if room := m.MaxLength() - o.Length; room < o.NewTokens {
 			return usagef("--seq_len %d and --max_new_tokens %d do not fit the model's context of %d", o.Length, o.NewTokens, m.MaxLength())
 		}
@@ -210,8 +216,11 @@ func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error
 				return printJSON(os.Stdout, row)
 			}
 			how := ""
+			if row.Accumulate > 1 {
+				how = fmt.Sprintf(", %d passes a step", row.Accumulate)
+			}
 			if row.Recorded {
-				how = ", recorded"
+				how += ", recorded"
 			}
 			fmt.Printf("%s of %s weights, batch %d × %d tokens, %s on %s%s\n", thousands(row.Trained), thousands(row.Parameters), row.Batch, row.Length, row.DType, row.Device, how)
 			fmt.Printf("  step         %10.2f ms (%.2f to %.2f; the first %.0f)\n  speed        %10.1f tok/s, %.1f TFLOP/s\n  peak memory  %10s\n",
