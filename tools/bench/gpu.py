@@ -1,12 +1,13 @@
 """Times conquer beside transformers on one GPU, in one run on one card: the table of docs/performance.md.
 
-    gpu.py BINARY [work ...]     work: decode7b decode7b-b8 decode7b-b32 decode7b-16k bamba9b train1b lora7b train7b trainbamba1b
-                                 (default: all; what does not fit the card says so)
+    gpu.py BINARY [work ...]     work: decode7b decode7b-b8 decode7b-b32 decode7b-16k decode8b bamba9b train1b lora7b train7b
+                                 trainbamba1b (default: all; what does not fit the card says so)
 
 Weights and tokens are random, of the sizes named; weights are bfloat16. Decoding: a prompt of 1,024 tokens,
-then 128; milliseconds a token are of the steps alone. transformers runs as installed (eager), and with a static cache and
-torch.compile, as its documentation has it for speed; --no_compile leaves the latter out, which compiles for a minute. Training:
-AdamW on 4 x 2,048 tokens (train7b: 2), conquer with float32 originals and, where it says stochastic, without.
+then 128 (32 prompts, or one of 16,000: then 64); milliseconds a token are of the steps alone. transformers runs as installed
+(eager), and Llama with a static cache and torch.compile besides, as its documentation has it for speed; --no_compile leaves the
+latter out, which compiles for a minute. Training: AdamW on 4 x 2,048 tokens (train7b: 2), conquer with float32 originals and,
+where it says stochastic, without.
 """
 import argparse
 import gc
@@ -18,6 +19,8 @@ import time
 
 LLAMA7B = dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
                num_key_value_heads=32, max_position_embeddings=16384)
+LLAMA8B = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+               num_key_value_heads=8, max_position_embeddings=8192)
 LLAMA1B = dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
                num_key_value_heads=8, head_dim=64, max_position_embeddings=8192, tie_word_embeddings=True)
 BAMBA9B = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
@@ -120,12 +123,12 @@ def train_peer(work, config, batch, compiled, lora=False):
     free()
 
 
-def llama():
+def llama(config):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        return LlamaForCausalLM(LlamaConfig(**LLAMA7B)).eval()
+        return LlamaForCausalLM(LlamaConfig(**config)).eval()
 
 
 def bamba():
@@ -144,13 +147,14 @@ def main():
     parser.add_argument("--no_peers", action="store_true")
     o = parser.parse_args()
     static = {} if o.no_compile else dict(cache_implementation="static")
+    llama7b = lambda: llama(LLAMA7B)
 
     def decoding(work, architecture, variant, batch, length, new, make):
         decode(o.binary, work, architecture, variant, batch, length, new)
         if o.no_peers:
             return
         decode_peer(work, make, batch, length, min(new, 32) if make is bamba else new)
-        if static and make is llama:
+        if static and make is not bamba:
             decode_peer(work, make, batch, length, new, **static)
 
     def training(work, variant, config, batch, lora, *more):
@@ -163,10 +167,11 @@ def main():
             train_peer(work, config, batch, True)
 
     works = {
-        "decode7b": lambda: decoding("decode7b", "llama", "7b", 1, 1024, 128, llama),
-        "decode7b-b8": lambda: decoding("decode7b-b8", "llama", "7b", 8, 1024, 128, llama),
-        "decode7b-b32": lambda: decoding("decode7b-b32", "llama", "7b", 32, 1024, 64, llama),
-        "decode7b-16k": lambda: decoding("decode7b-16k", "llama", "7b", 1, 16000, 64, llama),
+        "decode7b": lambda: decoding("decode7b", "llama", "7b", 1, 1024, 128, llama7b),
+        "decode7b-b8": lambda: decoding("decode7b-b8", "llama", "7b", 8, 1024, 128, llama7b),
+        "decode7b-b32": lambda: decoding("decode7b-b32", "llama", "7b", 32, 1024, 64, llama7b),
+        "decode7b-16k": lambda: decoding("decode7b-16k", "llama", "7b", 1, 16000, 64, llama7b),
+        "decode8b": lambda: decoding("decode8b", "llama", "3-8b", 1, 1024, 128, lambda: llama(LLAMA8B)),
         "bamba9b": lambda: decoding("bamba9b", "bamba", "9b", 1, 1024, 128, bamba),
         "train1b": lambda: training("train1b", "3.2-1b", LLAMA1B, 4, False, (), ("--stochastic_rounding",)),
         "lora7b": lambda: training("lora7b", "7b", LLAMA7B, 4, True, ("--lora_rank", "16")),
