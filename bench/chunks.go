@@ -40,7 +40,7 @@ type ChunksOptions struct {
 	Subject
 	Compile      []string // empty: eager or kernels, as each strategy's name says
 	MaxNewTokens int
-	Repeats      int // timed runs of each row, after one to warm up
+	Repeats      int // timed runs of each row, after a warm-up
 }
 
 // Check reports what is wrong with the options, if anything.

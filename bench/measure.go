@@ -31,7 +31,7 @@ func timingOf(samples []float64) timing {
 
 func milliseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 
-// What one sample takes at least: a shorter call is made several times in it, so that the clock does not count, nor, where
+// What one sample is to take: of a shorter call as many as fit are made in it, so that the clock does not count, nor, where
 // the calls are one stretch, the wait for a GPU at the end.
 const sampleMS = 2
 

@@ -137,9 +137,10 @@ func TestReferenceGradientsAreSlopes(t *testing.T) {
 
 func TestCostsAreThoseOfTheShapes(t *testing.T) {
 	s := ScanShape{Heads: 128, HeadDim: 64, State: 128, Groups: 1}
-	// Bamba-9B's layer in bfloat16: x and y of 16,384 tokens are 537 MB, its products 86 G operations in blocks of 64.
+	// Bamba-9B's layer in bfloat16: x and y of 16,384 tokens are 537 of the 554 MB. Products are 69 G operations for the state, and
+	// 8.7 G for the causal halves of blocks of 64.
 	bytes, flops := scanCost("forward", s, 1, 16384, 64, 2, false)
-	if math.Abs(float64(bytes)/1e6-550) > 5 || math.Abs(float64(flops)/1e9-77.4) > 1 {
+	if math.Abs(float64(bytes)/1e6-553.6) > 1 || math.Abs(float64(flops)/1e9-77.4) > 1 {
 		t.Errorf("%d bytes, %d operations", bytes, flops)
 	}
 	if _, alone := scanCost("forward", s, 1, 16384, 64, 2, true); alone >= flops/5 {
