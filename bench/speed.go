@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"conquer/generate"
@@ -147,12 +146,12 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 	return row, nil
 }
 
+// median sorts values and takes the one in the middle, 0 where there are none.
 func median(values []float64) float64 {
 	if len(values) == 0 {
 		return 0
 	}
-	slices.Sort(values)
-	return values[len(values)/2]
+	return timingOf(values).median
 }
 
 // TrainRow is what [Train] measured.
