@@ -2,6 +2,8 @@
 CACHE    ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/conquer
 # A folder that holds torch/lib: fetched into the cache, or the site-packages folder of an installed PyTorch 2.11.
 LIBTORCH ?= $(CACHE)/libtorch-2.11.0
+# 1 fetches CUDA's libraries too (2 GB), 0 leaves them out; without either they come where an NVIDIA driver is.
+CUDA     ?=
 PREFIX   ?= $(HOME)/.local
 PYTHON   ?= python3
 GO       ?= go
@@ -25,7 +27,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 libtorch:
-	@cmake -DDESTINATION=$(LIBTORCH) -DPYTHON=$(PYTHON) -P cmake/fetch_libtorch.cmake
+	@cmake -DDESTINATION=$(LIBTORCH) -DPYTHON=$(PYTHON) -DCUDA=$(CUDA) -P cmake/fetch_libtorch.cmake
 
 # gotch's C++ compiles on one core; csrc takes the other meanwhile.
 gotch: libtorch

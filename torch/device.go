@@ -4,6 +4,7 @@ package torch
 import "C"
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -28,16 +29,23 @@ func (d Device) String() string {
 	return "cuda:" + strconv.Itoa(int(d))
 }
 
+// ErrNoDriver is what LoadCUDA's error wraps on a machine that has no NVIDIA driver, where nobody expects a GPU.
+var ErrNoDriver = errors.New("no NVIDIA driver here (libcuda.so.1 does not load)")
+
 // LoadCUDA makes GPUs available. It must come before anything else that asks for one, because libtorch remembers the first
 // answer; it is cheap to call again. The error says what is missing: the driver, a library, a device.
 func LoadCUDA() error {
-	if C.cq_cuda_load() != 0 {
-		return fmt.Errorf("no CUDA device can be used: %s", C.GoString(C.cq_last_error()))
+	switch C.cq_cuda_load() {
+	case 0:
+		return nil
+	case 2:
+		return fmt.Errorf("no CUDA device can be used: %w", ErrNoDriver)
 	}
-	return nil
+	return fmt.Errorf("no CUDA device can be used: %s", C.GoString(C.cq_last_error()))
 }
 
-// ParseDevice reads "cpu", "cuda", "cuda:1", or "" (a GPU where one can be used, else the CPU), loading CUDA if needed.
+// ParseDevice reads "cpu", "cuda", "cuda:1", or "" (a GPU where one can be used, else the CPU: LoadCUDA says why), loading
+// CUDA if needed.
 func ParseDevice(name string) (Device, error) {
 	switch {
 	case name == "cpu":

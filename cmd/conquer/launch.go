@@ -76,6 +76,8 @@ func (f *processFlags) join(place dist.Place, m *modelFlags) (*dist.World, error
 	}
 	if m.device == "cuda" || m.device == "" && torch.LoadCUDA() == nil {
 		m.device = fmt.Sprintf("cuda:%d", place.LocalRank)
+	} else if m.device == "" && place.Rank > 0 {
+		m.device = "cpu" // rank 0 says why
 	}
 	device, err := parseDevice(m.device)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/pflag"
@@ -160,11 +161,21 @@ func parseDType(name string) (*torch.DType, error) {
 	return &dtype, nil
 }
 
+// toldCPU is done once it was said why this process has no GPU, on a machine that has a driver for one.
+var toldCPU sync.Once
+
 // parseDevice reads --device. A device that is named and cannot be used is a failure, one that does not exist at all a
 // usage error.
 func parseDevice(name string) (torch.Device, error) {
 	if name != "" && name != "cpu" && name != "cuda" && !strings.HasPrefix(name, "cuda:") {
 		return torch.CPU, usagef("--device: unknown device %q: use cpu, cuda or cuda:N", name)
+	}
+	if name == "" {
+		toldCPU.Do(func() {
+			if err := torch.LoadCUDA(); err != nil && !errors.Is(err, torch.ErrNoDriver) {
+				fmt.Fprintf(os.Stderr, "conquer: the CPU does the work: %v\n", err)
+			}
+		})
 	}
 	device, err := torch.ParseDevice(name)
 	if err != nil {

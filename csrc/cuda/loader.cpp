@@ -4,6 +4,7 @@
 #include "../internal.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -54,20 +55,27 @@ static std::string unfit(void *driver) {
   return "";
 }
 
+// 2 tells a machine without a GPU's driver from one on which something is wrong: 1.
 int cq_cuda_load(void) {
   static std::once_flag once;
   static std::string reason;
+  static bool none = false;
   std::call_once(once, [] {
     void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
     if (!driver) {
-      reason = "no NVIDIA driver here (libcuda.so.1 does not load)";
+      none = access("/dev/nvidiactl", F_OK) != 0;
+      reason = none ? "no NVIDIA driver here (libcuda.so.1 does not load)"
+                    : "this machine has an NVIDIA driver, but libcuda.so.1 does not load: in a container, let it have "
+                      "the driver's libraries (NVIDIA_DRIVER_CAPABILITIES=compute,utility)";
       return;
     }
     if (!(reason = unfit(driver)).empty())
       return;
     // libtorch_cuda.so is found through this library's own search path.
     if (!dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) {
-      reason = std::string("libtorch's CUDA part does not load: ") + dlerror();
+      reason = std::string("libtorch's CUDA part does not load: ") + dlerror() +
+               "; build with `make build CUDA=1`, which fetches CUDA's libraries, or with LIBTORCH=<site-packages of a "
+               "PyTorch 2.11 for CUDA 13>";
       return;
     }
     void *ours = open_beside("libconquer_cuda.so");
@@ -87,7 +95,7 @@ int cq_cuda_load(void) {
     }
     loaded = true;
   });
-  return loaded ? 0 : fail(reason);
+  return loaded ? 0 : fail(reason) + none;
 }
 
 int cq_cuda_device_count(void) { return loaded ? table.device_count() : 0; }

@@ -163,8 +163,8 @@ bool available() {
   bool any = !current_set().variants.empty();
   if (!any && !told) {
     std::fprintf(stderr,
-                 "conquer: there are no compiled kernels in %s: libtorch's own do the work, slower; `make kernels` "
-                 "compiles them\n",
+                 "conquer: there are no compiled kernels in %s: libtorch's own do the work, slower, but for the "
+                 "state-space scan, which needs them; `make kernels` compiles them\n",
                  kernel_folder().c_str());
     told = true;
   }
