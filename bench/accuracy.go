@@ -18,13 +18,14 @@ func RunAccuracy(ctx context.Context, s Subject, each func(row AccuracyRow, tota
 	if s.Tokenizer == nil {
 		return errors.New("the model has no tokenizer, and texts are compared: give one with --tokenizer")
 	}
-	prompts, references := make([][]int32, len(s.Prompts)), make([][]int32, len(s.Prompts))
+	prompts, givens, references := make([][]int32, len(s.Prompts)), make([][]int32, len(s.Prompts)), make([][]int32, len(s.Prompts))
 	for id, p := range s.Prompts {
-		prompts[id], references[id] = s.Tokenizer.Encode(p.Prompt, true), s.Tokenizer.Encode(p.Answer, false)
-		if len(prompts[id]) == 0 || len(references[id]) == 0 {
+		prompts[id] = s.Tokenizer.Encode(p.Prompt, true)
+		givens[id], references[id] = s.Tokenizer.Continuation(p.Prompt, p.Answer)
+		if len(givens[id]) == 0 || len(references[id]) == 0 {
 			return fmt.Errorf("prompt %d or its answer has no tokens", id)
 		}
-		if n := len(prompts[id]) + len(references[id]); n > s.Model.MaxLength() {
+		if n := len(givens[id]) + len(references[id]); n > s.Model.MaxLength() {
 			return fmt.Errorf("prompt %d and its answer have %d tokens, the model's context is %d", id, n, s.Model.MaxLength())
 		}
 	}
@@ -41,7 +42,7 @@ func RunAccuracy(ctx context.Context, s Subject, each func(row AccuracyRow, tota
 			if err != nil {
 				return fmt.Errorf("prompt %d: %w", id, err)
 			}
-			nll, err := meanNLL(s.Model, prompt, reference)
+			nll, err := meanNLL(s.Model, givens[id], reference)
 			if err != nil {
 				return fmt.Errorf("prompt %d: %w", id, err)
 			}

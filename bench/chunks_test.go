@@ -15,13 +15,15 @@ import (
 )
 
 // small is a random model that reads characters, with weights large enough for its strategies to matter.
-func small(t testing.TB, architecture string) bamba.Chunked {
+func small(t testing.TB, architecture string) bamba.Chunked { return smallOf(t, architecture, 256) }
+
+func smallOf(t testing.TB, architecture string, vocabulary float64) bamba.Chunked {
 	t.Helper()
 	config, err := model.Variant(architecture, "tiny")
 	if err != nil {
 		t.Fatal(err)
 	}
-	config["vocab_size"], config["initializer_range"] = 256.0, 0.2
+	config["vocab_size"], config["initializer_range"] = vocabulary, 0.2
 	m, err := model.New(config)
 	if err != nil {
 		t.Fatal(err)

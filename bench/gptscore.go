@@ -77,8 +77,8 @@ func RunGPTScore(ctx context.Context, scorer model.Model, tok *text.Tokenizer, f
 			for _, a := range aspects {
 				t := task{row: GPTScoreRow{ID: p.ID, Source: filepath.Base(path), Strategy: strategyOf(path), Aspect: a.Name}}
 				reference, hypothesis := strings.TrimSpace(p.Reference), strings.TrimSpace(p.Prediction)
-				t.givenReference, t.hypothesis = tok.Encode(a.prefix(reference), true), tok.Encode(" "+hypothesis, false)
-				t.givenHypothesis, t.reference = tok.Encode(a.prefix(hypothesis), true), tok.Encode(" "+reference, false)
+				t.givenReference, t.hypothesis = tok.Continuation(a.prefix(reference), " "+hypothesis)
+				t.givenHypothesis, t.reference = tok.Continuation(a.prefix(hypothesis), " "+reference)
 				if len(t.hypothesis) == 0 || len(t.reference) == 0 {
 					return fmt.Errorf("%s: id %d: the prediction or the reference has no tokens", path, p.ID)
 				}

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"conquer/generate"
+	"conquer/text"
 )
 
 func TestPredictionsComeBackAsTheyWereWritten(t *testing.T) {
@@ -71,6 +72,62 @@ func FuzzPredictions(f *testing.F) {
 			t.Fatalf("%q was read as %+v and, written again, as %+v (%v)", data, list, again, err)
 		}
 	})
+}
+
+// A tokenizer that puts a space before a text must not put a second one before the text that is judged.
+func TestATargetIsScoredAsItStandsInTheText(t *testing.T) {
+	tok, err := text.Open("../testdata/text/llama2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := smallOf(t, "mamba2", 1024)
+	score := func(given, target string) float64 {
+		ids, front := tok.Encode(given+target, true), len(tok.Encode(given, true))
+		s, err := generate.Score(context.Background(), m, ids)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := 0.0
+		for _, nll := range s.TokenNLL[front-1:] {
+			sum += nll
+		}
+		return sum / float64(len(ids)-front)
+	}
+	near := func(got, want float64) bool { return math.Abs(got-want) < 1e-4*math.Abs(want) }
+
+	path := filepath.Join(t.TempDir(), "p.tsv")
+	if err := WritePredictions(path, []Prediction{{1, "p", "the lamp is lit", "a lamp"}}); err != nil {
+		t.Fatal(err)
+	}
+	aspects, _ := ParseAspects([]string{"none"})
+	err = RunGPTScore(context.Background(), m, tok, []string{path}, aspects, func(row GPTScoreRow, total int) {
+		if forth, back := -score("the lamp is lit In other words,", " a lamp"), -score("a lamp In other words,", " the lamp is lit"); !near(row.HypoGivenRef, forth) || !near(row.RefGivenHypo, back) {
+			t.Errorf("%+v, want %g and %g", row, forth, back)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := Subject{Model: m, Tokenizer: tok, Strategies: strategies(t, "default"), Prompts: []Prompt{{Prompt: "the lamp is", Answer: " lit", TokenLen: 4, NumChunks: 1}}}
+	err = RunAccuracy(context.Background(), s, func(row AccuracyRow, total int) {
+		if want := score("the lamp is", " lit"); !near(row.NLL, want) || row.ReferenceTokens != len(tok.Encode("the lamp is lit", true))-row.PromptTokens {
+			t.Errorf("%+v, want %g", row, want)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNvidiaSMIIsAskedForTheGPUThatIsUsed(t *testing.T) {
+	for _, c := range []struct {
+		device        int
+		visible, want string
+	}{{0, "", "0"}, {1, "", "1"}, {0, "3", "3"}, {1, "2, 5", "5"}, {0, "GPU-8932f937-d72c", "GPU-8932f937-d72c"}} {
+		if got := identifier(c.device, c.visible); got != c.want {
+			t.Errorf("device %d of %q is %q, want %q", c.device, c.visible, got, c.want)
+		}
+	}
 }
 
 // The score is recomputed here from the probability of every token of the whole text, by another way through the model.

@@ -27,7 +27,7 @@ func watch(device torch.Device) *usage {
 	u := &usage{}
 	if device.IsCUDA() {
 		u.sampler = exec.Command("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100",
-			"--id="+strconv.Itoa(int(device)))
+			"--id="+identifier(int(device), os.Getenv("CUDA_VISIBLE_DEVICES")))
 		if out, err := u.sampler.StdoutPipe(); err != nil || u.sampler.Start() != nil {
 			u.sampler = nil
 		} else {
@@ -37,6 +37,15 @@ func watch(device torch.Device) *usage {
 	}
 	u.began, u.cpu = time.Now(), processorTime()
 	return u
+}
+
+// identifier names a device for nvidia-smi, which counts all of a machine's GPUs, where CUDA counts those that are visible: an
+// index or a UUID. CUDA and nvidia-smi count alike where GPUs are, or CUDA_DEVICE_ORDER is PCI_BUS_ID.
+func identifier(device int, visible string) string {
+	if list := strings.Split(visible, ","); visible != "" && device < len(list) {
+		return strings.TrimSpace(list[device])
+	}
+	return strconv.Itoa(device)
 }
 
 // stop returns the shares, from 0 to 1: of all cores, and of the GPU (nil where the driver said nothing).

@@ -91,6 +91,19 @@ func (t *Tokenizer) Encode(s string, addSpecial bool) []int32 {
 	return out
 }
 
+// Continuation returns the ids of given and target, with what goes in front of a text, cut where target begins: target's are
+// those that it has after given, without the space that some tokenizers put before a text. A token that reaches over the
+// border is target's.
+func (t *Tokenizer) Continuation(given, target string) (before, after []int32) {
+	encode := func(s string) []int32 {
+		ids := t.Encode(s, true)
+		return ids[:len(ids)-len(t.suffix)]
+	}
+	ids := encode(given + target)
+	n := commonPrefix(encode(given), ids)
+	return ids[:n:n], ids[n:]
+}
+
 // encodeWords cuts s with the first of steps and hands each piece to the rest;
 // when none is left, s is a word and goes to the model.
 func (t *Tokenizer) encodeWords(out []int32, e *scratch, steps []preStep, s string, first bool) []int32 {

@@ -73,6 +73,23 @@ func TestIDsAndTextsAreHuggingFaces(t *testing.T) {
 	})
 }
 
+func TestAContinuationHasTheTokensOfTheWholeText(t *testing.T) {
+	const given, target = "In other words,", " round the tower"
+	eachFixture(t, func(t *testing.T, dir string, tok *Tokenizer, _ *goldenFile) {
+		before, after := tok.Continuation(given, target)
+		whole := tok.Encode(given+target, true)
+		if ids := append(slices.Clone(before), after...); !slices.Equal(ids, whole[:len(whole)-len(tok.suffix)]) {
+			t.Errorf("%v, of the whole text %v", ids, whole)
+		}
+		if got := tok.Decode(before, true); got != given {
+			t.Errorf("before the border lies %q", got)
+		}
+		if twice := slices.Equal(after, tok.Encode(target, false)); twice && (filepath.Base(dir) == "llama2" || filepath.Base(dir) == "sentencepiece") {
+			t.Errorf("%v has a second space", after)
+		}
+	})
+}
+
 func TestChatsAreRenderedAsTransformersDoes(t *testing.T) {
 	eachFixture(t, func(t *testing.T, _ string, tok *Tokenizer, golden *goldenFile) {
 		for _, c := range golden.Chats {
