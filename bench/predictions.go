@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"conquer/checkpoint"
+	"conquer/text"
 )
 
 // Prediction is one line of a predictions file.
@@ -48,7 +48,7 @@ func WritePredictions(path string, list []Prediction) error {
 // ReadPredictions reads what WritePredictions wrote, or any tab-separated file of those four columns; the line that names
 // them may be missing.
 func ReadPredictions(path string) ([]Prediction, error) {
-	data, err := os.ReadFile(path)
+	data, err := text.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}

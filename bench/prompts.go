@@ -4,7 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+
+	"conquer/text"
 )
 
 // Prompt is one entry of a prompts file.
@@ -16,7 +17,7 @@ type Prompt struct {
 
 // ReadPrompts reads a prompts file: a JSON list of objects with prompt, answer, token_len and num_chunks.
 func ReadPrompts(path string) ([]Prompt, error) {
-	data, err := os.ReadFile(path)
+	data, err := text.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"conquer/model"
+	"conquer/text"
 	"conquer/torch"
 )
 
@@ -25,7 +26,7 @@ const scoreChunk = 2048 // tokens that go through the blocks at once
 func Score(ctx context.Context, m model.Model, ids []int32) (Scores, error) {
 	var s Scores
 	if len(ids) < 2 {
-		return s, fmt.Errorf("the text has %d tokens, of which none can be predicted: at least two are needed", len(ids))
+		return s, fmt.Errorf("the text has %s, of which none can be predicted: at least two are needed", text.Count(len(ids), "token"))
 	}
 	if err := CheckIDs(m, ids); err != nil {
 		return s, err

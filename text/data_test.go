@@ -517,3 +517,36 @@ func TestADataSetSaysHowFarItIsAndLetsGoOfItsFiles(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatHasNoEndOrIsNotThereIsNamed(t *testing.T) {
+	if _, err := ReadFile("/dev/zero"); err == nil || err.Error() != "open /dev/zero: a device, expected a file or a pipe" {
+		t.Error(err)
+	}
+	if _, err := LoadDataset("/dev/zero", chars(t, ""), DatasetOptions{}); err == nil || !strings.Contains(err.Error(), "/dev/zero: a device") {
+		t.Error(err)
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	write.WriteString("through a pipe")
+	write.Close()
+	if text, err := ReadFile(fmt.Sprint("/dev/fd/", read.Fd())); err != nil || string(text) != "through a pipe" {
+		t.Errorf("%q, %v", text, err)
+	}
+	dir := t.TempDir()
+	link := filepath.Join(dir, "link.txt")
+	if err := os.Symlink("gone.txt", link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadDataset(dir, chars(t, ""), DatasetOptions{}); err == nil || !strings.Contains(err.Error(), link+" is a link to gone.txt, which is not there") {
+		t.Error(err)
+	}
+}
+
+func TestOneIsNotMany(t *testing.T) {
+	if got := (Report{Records: 1, Samples: 2, Tokens: 1, Skipped: 1}).String(); got != "2 samples from 1 record, 1 token, 0 of them targets, 1 file skipped (not text)" {
+		t.Error(got)
+	}
+}

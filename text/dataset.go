@@ -83,19 +83,30 @@ type Report struct {
 	Skipped   int // files that are not text
 }
 
-func (r Report) String() string {
-	what := "samples"
-	if r.Pairs > 0 {
-		what = "pairs"
+// Count says how many of something there are: "1 token", "2 tokens".
+func Count(n int, what string) string {
+	if n != 1 {
+		what += "s"
 	}
-	s := fmt.Sprintf("%d %s from %d records, %d tokens, %d of them targets", r.Samples, what, r.Records, r.Tokens, r.Targets)
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+func (r Report) String() string {
+	what := "sample"
+	if r.Pairs > 0 {
+		what = "pair"
+	}
+	s := fmt.Sprintf("%s from %s, %s, %d of them targets", Count(r.Samples, what), Count(r.Records, "record"), Count(r.Tokens, "token"), r.Targets)
 	for _, part := range []struct {
 		n    int
 		what string
-	}{{r.Truncated, "truncated"}, {r.Dropped, "dropped (nothing to learn)"}, {r.Skipped, "files skipped (not text)"}} {
+	}{{r.Truncated, "truncated"}, {r.Dropped, "dropped (nothing to learn)"}} {
 		if part.n > 0 {
 			s += fmt.Sprintf(", %d %s", part.n, part.what)
 		}
+	}
+	if r.Skipped > 0 {
+		s += ", " + Count(r.Skipped, "file") + " skipped (not text)"
 	}
 	return s
 }

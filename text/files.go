@@ -133,7 +133,12 @@ func filesIn(folder string) (names []string, err error) {
 			return nil
 		}
 		if entry.Type()&fs.ModeSymlink != 0 { // as in the folders of a hub's cache
-			if info, err := os.Stat(name); err != nil || !info.Mode().IsRegular() {
+			info, err := os.Stat(name)
+			if errors.Is(err, fs.ErrNotExist) {
+				target, _ := os.Readlink(name)
+				return fmt.Errorf("%s is a link to %s, which is not there", name, target)
+			}
+			if err != nil || !info.Mode().IsRegular() {
 				return err
 			}
 		} else if !entry.Type().IsRegular() {
@@ -207,9 +212,29 @@ func guarded(read func() error) (err error) {
 // some 65,000 mappings, and a folder more files.
 const leastMapped = 1 << 16
 
+// errDevice refuses what may have no end.
+var errDevice = errors.New("a device, expected a file or a pipe")
+
+// ReadFile reads all of a file or a pipe. A device, which may have no end, is refused.
+func ReadFile(name string) ([]byte, error) {
+	f, err := open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+func open(name string) (*os.File, error) {
+	if info, err := os.Stat(name); err == nil && info.Mode()&fs.ModeDevice != 0 {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: errDevice}
+	}
+	return os.Open(name)
+}
+
 // mapFile maps a file into memory.
 func (m *mappings) mapFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
+	f, err := open(name)
 	if err != nil {
 		return nil, err
 	}

@@ -92,7 +92,7 @@ func parseRecord(data []byte, layout Layout) (r record, err error) {
 	switch found {
 	case Chat:
 		if r.messages, err = parseMessages("messages", fields["messages"]); err == nil && !slices.ContainsFunc(r.messages, Message.answers) {
-			err = fmt.Errorf("none of %d messages has the role %q, so there is nothing to learn", len(r.messages), assistantRole)
+			err = fmt.Errorf("of %s none has the role %q, so there is nothing to learn", Count(len(r.messages), "message"), assistantRole)
 		}
 	case Preference:
 		r.pair, err = parsePair(fields)

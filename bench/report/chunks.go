@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"conquer/bench"
+	"conquer/text"
 )
 
 // setting is what the rows of one set of charts have in common.
@@ -20,11 +21,7 @@ func (s setting) String() string {
 	if s.cache {
 		cache = "with cache"
 	}
-	plural := "s"
-	if s.newTokens == 1 {
-		plural = ""
-	}
-	return fmt.Sprintf("%d layers, %s, %d new token%s, %s, %s", s.layers, cache, s.newTokens, plural, s.dtype, s.device)
+	return fmt.Sprintf("%s, %s, %s, %s, %s", text.Count(s.layers, "layer"), cache, text.Count(s.newTokens, "new token"), s.dtype, s.device)
 }
 
 // ways are the ways to launch in the order of their bars.

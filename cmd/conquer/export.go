@@ -95,6 +95,11 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if err := checkOutput(*output, format.File, *overwrite); err != nil {
 			return err
 		}
+		for flag, read := range map[string]string{"model_path": *path, "adapter_path": *adapter} {
+			if sameFile(read, *output) {
+				return fmt.Errorf("--output_path: %s is what is read from --%s: choose another name", *output, flag)
+			}
+		}
 		where, c, err := openCheckpoint(ctx, *path)
 		if err != nil {
 			return err
@@ -177,6 +182,16 @@ func formatList() string {
 		list = append(list, f.Name+" ("+f.Summary+")")
 	}
 	return strings.Join(list, ", ")
+}
+
+// sameFile reports whether two paths lead to one file or folder.
+func sameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other)
 }
 
 // checkOutput refuses a folder that holds something, and a file that exists.

@@ -88,3 +88,34 @@ func TestExportSaysWhatItCannotDo(t *testing.T) {
 		}
 	}
 }
+
+func TestAModelIsNotWrittenOverWhileItIsRead(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	contents := func() string {
+		all := ""
+		files, _ := filepath.Glob(filepath.Join(dir, "*"))
+		for _, name := range files {
+			data, _ := os.ReadFile(name)
+			all += name + "\n" + string(data)
+		}
+		return all
+	}
+	before := contents()
+	for _, args := range [][]string{
+		{"export", "--model_path", dir, "--output_path", dir, "--overwrite"},
+		{"export", "--model_path", dir, "--output_path", link, "--overwrite", "--dtype", "bfloat16"},
+		{"train", "--model_path", link, "--output_path", dir, "--data_path", filepath.Join(dir, "config.json")},
+	} {
+		_, stderr, code := invoke(t, "", args...)
+		if code != 1 || !strings.Contains(stderr, "--output_path: ") || !strings.Contains(stderr, "read from --model_path: choose another") {
+			t.Errorf("%v: exit %d, %s", args, code, stderr)
+		}
+	}
+	if contents() != before {
+		t.Error("the model's folder has changed")
+	}
+}

@@ -286,8 +286,8 @@ func (f *generateFlags) advise(o *opened, ids [][]int32) {
 		longest = max(longest, len(list))
 	}
 	if room := o.model.MaxLength() - longest; room > 0 && room < f.options.MaxNewTokens {
-		fmt.Fprintf(os.Stderr, "conquer generate: the model's context of %d leaves room for %d new tokens after a prompt of %d, not %d\n",
-			o.model.MaxLength(), room, longest, f.options.MaxNewTokens)
+		fmt.Fprintf(os.Stderr, "conquer generate: the model's context of %d leaves room for %s after a prompt of %d, not %d\n",
+			o.model.MaxLength(), text.Count(room, "new token"), longest, f.options.MaxNewTokens)
 	}
 	if !f.json && !f.chat && isTerminal(os.Stderr) && o.tokenizer != nil && o.tokenizer.ChatTemplate() != "" {
 		fmt.Fprintln(os.Stderr, "(this model was tuned on chats; --chat asks it a question)")
@@ -347,7 +347,7 @@ func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, nam
 }
 
 func printStats(s generate.Stats, load time.Duration) {
-	line := fmt.Sprintf("%d prompt tokens at %.0f tok/s, %d new", s.PromptTokens-s.Reused, s.PrefillRate(), s.NewTokens)
+	line := fmt.Sprintf("%s at %.0f tok/s, %d new", text.Count(s.PromptTokens-s.Reused, "prompt token"), s.PrefillRate(), s.NewTokens)
 	if s.DecodeRate() > 0 {
 		line += fmt.Sprintf(" at %.1f tok/s", s.DecodeRate())
 	}
@@ -363,7 +363,7 @@ func (f *generateFlags) readPrompts() ([]string, error) {
 	if f.promptsFile == "" {
 		return prompts, nil
 	}
-	data, err := os.ReadFile(f.promptsFile)
+	data, err := text.ReadFile(f.promptsFile)
 	if err != nil {
 		return nil, fmt.Errorf("--prompts_file: %w", err)
 	}

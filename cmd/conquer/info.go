@@ -280,7 +280,7 @@ func showMachine(w io.Writer, asJSON bool) error {
 		return printJSON(w, m)
 	}
 	fmt.Fprintf(w, "conquer    %s (%s, libtorch %s)\n", m.Version, m.Go, m.Libtorch)
-	fmt.Fprintf(w, "processor  %s, %d cores, %d threads used\n", m.Processor, m.Cores, m.Threads)
+	fmt.Fprintf(w, "processor  %s, %s, %s used\n", m.Processor, text.Count(m.Cores, "core"), text.Count(m.Threads, "thread"))
 	for _, g := range m.GPUs {
 		fmt.Fprintf(w, "GPU        %s, compute capability %s, %d multiprocessors, %s, %s free\n",
 			g.Name, g.Capability, g.Multiprocessors, formatBytes(g.TotalBytes), formatBytes(g.FreeBytes))

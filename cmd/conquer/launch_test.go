@@ -376,3 +376,43 @@ func TestOutputThatCannotBeWrittenIsAFailure(t *testing.T) {
 		}
 	}
 }
+
+// The first Ctrl-C asks for an end, which what waits for a pipe does not hear.
+func TestASecondInterruptEndsTheProgramAtOnce(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	c, _, _ := program("score", "--model_path", "none", "--text_file", pipe)
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Process.Kill()
+	// Opened once the program reads from it, and never closed before the program ends.
+	writer, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	for i := 0; err != nil && i < 2000; i++ {
+		time.Sleep(10 * time.Millisecond)
+		writer, err = os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- c.Wait() }()
+	c.Process.Signal(os.Interrupt)
+	select {
+	case err := <-ended:
+		t.Fatalf("the first ended it: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	c.Process.Signal(os.Interrupt)
+	select {
+	case <-ended:
+		if status := c.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGINT {
+			t.Errorf("it ended with %v", c.ProcessState)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the second did not end it")
+	}
+}

@@ -102,6 +102,9 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if os.Getenv("WORLD_SIZE") == "" { // a launcher may well pass on what the terminal has said already
+		context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
+	}
 	err := run(ctx, flags.Args())
 	code := 1
 	var usage usageError

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"conquer/generate"
+	"conquer/text"
 	"conquer/torch/dist"
 )
 
@@ -63,7 +64,7 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 			ids = lists[0]
 		}
 		if flags.Changed("text_file") {
-			data, err := os.ReadFile(*file)
+			data, err := text.ReadFile(*file)
 			if err != nil {
 				return fmt.Errorf("--text_file: %w", err)
 			}
@@ -103,7 +104,7 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if *asJSON {
 			return printJSON(os.Stdout, scoreOutput{Tokens: len(s.TokenNLL), NLL: s.NLL, Perplexity: s.Perplexity, TokenNLL: s.TokenNLL})
 		}
-		if _, err := fmt.Printf("perplexity %.4f, %.5f nats a token over %d predicted tokens\n", s.Perplexity, s.NLL, len(s.TokenNLL)); err != nil {
+		if _, err := fmt.Printf("perplexity %.4f, %.5f nats a token over %s\n", s.Perplexity, s.NLL, text.Count(len(s.TokenNLL), "predicted token")); err != nil {
 			return err
 		}
 		if isTerminal(os.Stderr) {

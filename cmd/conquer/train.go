@@ -255,6 +255,9 @@ func (f *trainFlags) checkPaths(rank int) error {
 			}
 		}
 	}
+	if rank == 0 && sameFile(f.path, f.output) {
+		return fmt.Errorf("--output_path: %s is the model that is read from --model_path: choose another folder", f.output)
+	}
 	for flag, path := range map[string]string{"output_path": f.output, "checkpoint_path": f.CheckpointPath} {
 		if rank > 0 || path == "" { // other machines may have no such folder
 			continue
@@ -329,7 +332,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 	}
 	defer t.Close()
 	o.model = t.Model()
-	fmt.Printf("tuning %s of %s weights for %d steps\n", thousands(t.Trained()), thousands(model.Parameters(o.model)), t.Steps())
+	fmt.Printf("tuning %s of %s weights for %s\n", thousands(t.Trained()), thousands(model.Parameters(o.model)), text.Count(t.Steps(), "step"))
 	if f.Resume {
 		if t.Done() > 0 {
 			fmt.Printf("resuming after step %d\n", t.Done())

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"conquer/checkpoint"
 )
@@ -84,7 +85,7 @@ func Fetch(ctx context.Context, name string, progress func(done, total int64)) (
 	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
 		return "", err
 	}
-	unlock, err := lock(filepath.Join(filepath.Dir(path), ".lock"))
+	unlock, err := lock(ctx, filepath.Join(filepath.Dir(path), ".lock"))
 	if err != nil {
 		return "", err
 	}
@@ -109,17 +110,30 @@ func Fetch(ctx context.Context, name string, progress func(done, total int64)) (
 	return path, os.Remove(wheel)
 }
 
-// lock waits until no other process fetches into the same folder.
-func lock(path string) (unlock func(), err error) {
+// lock waits until no other process fetches into the same folder, or ctx ends.
+func lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o666)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
-		f.Close()
-		return nil, err
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = nil
+			select {
+			case <-ctx.Done():
+				err = ctx.Err()
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+		if err != nil && !errors.Is(err, syscall.EINTR) {
+			f.Close()
+			return nil, err
+		}
 	}
-	return func() { f.Close() }, nil
 }
 
 func checkSum(path, want string) error {

@@ -156,3 +156,22 @@ func TestPipsConfigurationNamesTheIndex(t *testing.T) {
 		}
 	}
 }
+
+func TestWaitingForAnotherDownloadEndsWithTheContext(t *testing.T) {
+	path := filepath.Join(t.TempDir(), ".lock")
+	unlock, err := lock(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := lock(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	unlock()
+	again, err := lock(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}

@@ -167,7 +167,7 @@ func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]strin
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return "", err
 	}
-	unlock, err := lock(filepath.Join(dir, ".lock"))
+	unlock, err := lock(ctx, filepath.Join(dir, ".lock"))
 	if err != nil {
 		return "", err
 	}
