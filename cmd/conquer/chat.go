@@ -67,8 +67,9 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 			return usagef("--compile %s records steps for one process: leave it out with several", generate.CompileGraph)
 		}
 		if f.processes > 1 && place.Size == 1 {
-			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM) // Ctrl-C is the first process's to understand
+			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 			defer stop()
+			signal.Notify(make(chan os.Signal, 1), os.Interrupt) // Ctrl-C is the first process's to understand, each time
 			return f.launch(ctx, 0)
 		}
 		c := &conversation{samplingFlags: &f.samplingFlags, system: systemMessage(*system), person: isTerminal(os.Stdin) && place.Rank == 0}
