@@ -159,7 +159,7 @@ func fromStream(data []byte, to io.Writer) error {
 	if err != nil {
 		return err
 	}
-	w, err := ipc.NewFileWriter(to, ipc.WithSchema(r.Schema()))
+	w, err := ipc.NewFileWriter(to, ipc.WithSchema(r.Schema()), ipc.WithAllocator(bounded))
 	if err != nil {
 		return err
 	}

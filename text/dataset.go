@@ -240,6 +240,7 @@ func (d *Dataset) index(progress func(at int64) error) error {
 	total := sha256.New()
 	total.Write(d.hash[:])
 	positions := make([]int64, 0, 256)
+	reached := int64(0)
 	flush := func() error {
 		results := make([]result, len(positions))
 		var wg sync.WaitGroup
@@ -283,12 +284,16 @@ func (d *Dataset) index(progress func(at int64) error) error {
 	}
 	err := guarded(func() error {
 		return s.scan(func(at int64) error {
+			reached = at
 			if positions = append(positions, at); len(positions) < cap(positions) {
 				return nil
 			}
 			return flush()
 		})
 	})
+	if broken, ok := err.(damage); ok { // met by scan itself: what reads a record names it
+		return s.failed(reached, broken)
+	}
 	if err == nil {
 		err = flush()
 	}

@@ -196,13 +196,18 @@ func isColumns(name string) bool {
 	return ext == ".arrow" || ext == ".parquet"
 }
 
+// damage is what a file that cannot be read has led to.
+type damage string
+
+func (d damage) Error() string { return "the file is damaged: " + string(d) }
+
 // guarded turns what reading a damaged file leads to into an error: a panic
 // in a decoder, or a fault where a mapped file was cut short.
 func guarded(read func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("the file is damaged: %.200s", strings.Join(strings.Fields(fmt.Sprint(p)), " "))
+			err = damage(fmt.Sprintf("%.200s", strings.Join(strings.Fields(fmt.Sprint(p)), " ")))
 		}
 	}()
 	return read()
