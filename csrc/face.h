@@ -16,6 +16,14 @@ struct Tail {
   double eps, mlp_eps, next_eps;
 };
 
+// A key for what is drawn in an optimizer's step, in the tensor i.
+inline uint32_t key_of(int64_t seed, int64_t step, int i) {
+  uint64_t x = uint64_t(seed) * 0x9e3779b97f4a7c15u + uint64_t(step) * 0xbf58476d1ce4e5b9u + uint64_t(i);
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return uint32_t(x ^ x >> 31);
+}
+
 struct Face {
   // Whether the kernels serve elements of t: its dtype, rows of a width that they take, an address that they can start
   // at.

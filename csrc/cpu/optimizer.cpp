@@ -116,14 +116,6 @@ void check_step(const char *what, const std::vector<at::Tensor> &weights, const 
   }
 }
 
-// A key for what is drawn in a step, in the tensor i.
-uint32_t key_of(int64_t seed, int64_t step, int i) {
-  uint64_t x = uint64_t(seed) * 0x9e3779b97f4a7c15u + uint64_t(step) * 0xbf58476d1ce4e5b9u + uint64_t(i);
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return uint32_t(x ^ x >> 31);
-}
-
 // Originals may be empty where all is bfloat16; exponents are there where the averages have 8 bits.
 void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor> &originals,
            const std::vector<at::Tensor> &gradients, const std::vector<at::Tensor> &means,

@@ -347,14 +347,13 @@ void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor>
     std::memcpy(&bits, &shrink, 4);
     entry[0] = address(weights[i]), entry[1] = address(grads[i]), entry[2] = address(means[i]);
     entry[3] = address(squares[i]), entry[4] = originals.empty() ? 0 : address(originals[i]);
-    entry[5] = weights[i].numel(), entry[6] = bits, entry[7] = 0;
+    entry[5] = weights[i].numel(), entry[6] = bits, entry[7] = key_of(seed, step, static_cast<int>(i));
   }
   at::Tensor table = host.to(weights[0].device(), /*non_blocking=*/true);
   Arguments args;
   args << ptr(table) << ptr(pieces) << ptr(weights[0]) << static_cast<float>(scale) << static_cast<float>(rate)
        << static_cast<float>(beta1) << static_cast<float>(beta2) << static_cast<float>(eps)
-       << static_cast<float>(1 - std::pow(beta1, step)) << static_cast<float>(std::sqrt(1 - std::pow(beta2, step)))
-       << static_cast<int64_t>(static_cast<int32_t>(seed * 1000003 + step));
+       << static_cast<float>(1 - std::pow(beta1, step)) << static_cast<float>(std::sqrt(1 - std::pow(beta2, step)));
   launch(key("adamw", weights[0], {!originals.empty(), stochastic, span, 1024}), grid(pieces.size(0)), args);
 }
 

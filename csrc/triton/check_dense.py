@@ -318,11 +318,11 @@ def adam_launch(weights, grads, means, squares, originals, decays, rate, beta1, 
     table, pieces = [], []
     for t, (w, g, m, v, decay) in enumerate(zip(weights, grads, means, squares, decays)):
         bits = torch.tensor(rate * decay, dtype=torch.float32).view(torch.int32).item()
-        table += [w.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), originals[t].data_ptr() if originals else 0, w.numel(), bits, 0]
+        table += [w.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), originals[t].data_ptr() if originals else 0, w.numel(), bits, step * 40503 + t]
         pieces += [n for start in range(0, w.numel(), span) for n in (t, start)]
     table, pieces = torch.tensor(table, device=DEVICE), torch.tensor(pieces, device=DEVICE)
     dense.adamw[(pieces.numel() // 2,)](table, pieces, weights[0], 0.5, rate, beta1, beta2, 1e-8, 1 - beta1 ** step, (1 - beta2 ** step) ** 0.5,
-                                        step, ORIGINAL=originals is not None, STOCHASTIC=stochastic, SPAN=span, BLOCK=min(span, 1024))
+                                        ORIGINAL=originals is not None, STOCHASTIC=stochastic, SPAN=span, BLOCK=min(span, 1024))
 
 
 def main():

@@ -32,7 +32,7 @@ GATED_TILES = {1: (1, 2048), 2: (2, 1024)}
 DATA = {"x", "b_", "c_", "cb", "dy", "y", "dx", "states", "dstates", "db", "dc", "dt", "ddt", "z", "dz"}
 SCALARS = {"L", "H", "G", "D", "P", "N", "per_group", "blocks", "segments", "skip", "span", "size", "window", "reset", "pieces", "ratio", "slices",
            "slices_cb", "group", "rows",
-           "KH", "half", "table_b", "cached", "columns_b", "F", "V", "M", "splits", "shares", "count", "seed", "keep", "has_bias", "has_residual",
+           "KH", "half", "table_b", "cached", "columns_b", "F", "V", "M", "splits", "shares", "count", "keep", "has_bias", "has_residual",
            "has_starts", "has_norm", "A", "N"}
 FLOATS = {"dt_min", "dt_max", "eps", "mlp_eps", "next_eps", "scale", "rate", "beta1", "beta2", "correct1", "correct2"}
 

@@ -441,11 +441,12 @@ def stochastic(v, bits):
 
 
 @triton.jit
-def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct2, seed, ORIGINAL: tl.constexpr,
+def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct2, ORIGINAL: tl.constexpr,
           STOCHASTIC: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
     """A step of AdamW over many tensors in one launch. chunks: which tensor a program works on, and from which element;
-    table: a tensor's addresses (weight, gradient, mean, square, float32 original), its length, and its decay times the rate
-    as bits of a float32; gradients are multiplied by scale; lengths are multiples of 16 and addresses of 16 bytes. The weight and the gradient are of the dtype of `like`, which is not read; so are the moments where
+    table: a tensor's addresses (weight, gradient, mean, square, float32 original), its length, its decay times the rate
+    as bits of a float32, and a key for what is drawn; gradients are multiplied by scale; lengths are multiples of 16 and
+    addresses of 16 bytes. The weight and the gradient are of the dtype of `like`, which is not read; so are the moments where
     STOCHASTIC; the moments and the original are float32 otherwise."""
     which = tl.load(chunks + tl.program_id(0) * 2)
     start = tl.multiple_of(tl.load(chunks + tl.program_id(0) * 2 + 1), 16)
@@ -476,8 +477,8 @@ def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct
             w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
         w = w * shrink - rate * (m / correct1) / (tl.sqrt(v) / correct2 + eps)
         if STOCHASTIC:
-            # Three draws an element, from a stream that is the tensor's and the step's own.
-            r0, r1, r2, r3 = tl.randint4x(seed + which.to(tl.int32) * 7919, i.to(tl.int32), n_rounds=7)
+            # Three draws an element, from a stream that is the tensor's and the step's own: the key is made of both.
+            r0, r1, r2, r3 = tl.randint4x(tl.load(entry + 7).to(tl.int32), i.to(tl.int32), n_rounds=7)
             tl.store(mean + i, stochastic(m, r0.to(tl.uint32, bitcast=True)).to(T), mask=inside)
             tl.store(square + i, stochastic(v, r1.to(tl.uint32, bitcast=True)).to(T), mask=inside)
             tl.store(weight + i, stochastic(w, r2.to(tl.uint32, bitcast=True)).to(T), mask=inside)

@@ -101,8 +101,8 @@ def conv_step(state, x, weight, bias, y, D, stride_b, SILU: tl.constexpr, W: tl.
     c = tl.program_id(0) * BD + tl.arange(0, BD)
     b = tl.program_id(1).to(tl.int64)
     inside = c < D
+    wait(PDL)  # first of all: a bias that was absent, or of another type, was made just now
     acc = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
-    wait(PDL)
     fresh = tl.load(x + b * stride_b + c, mask=inside, other=0.0)
     acc += fresh.to(tl.float32) * tl.load(weight + c * W + W - 1, mask=inside, other=0.0).to(tl.float32)
     at = state + b * (W - 1) * D + c
