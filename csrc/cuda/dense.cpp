@@ -257,7 +257,7 @@ at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const 
   int64_t batch = k.size(0), key_heads = k.size(1), width = k.size(3), heads = qkv.size(2) / width - 2 * key_heads,
           half = cos.size(2), rows = batch * key_heads, block = width <= 64 ? 64 : 128;
   bool alone = heads == key_heads && rows <= processors(); // with more rows `attend` reads faster
-  int64_t splits = shares_of_cache(rows, k.size(2), alone ? 2 : 3), queries = alone ? 1 : 16;
+  int64_t splits = shares_of_cache(rows, k.size(2), alone ? 1 : 3), queries = alone ? 1 : 16;
   TORCH_CHECK(rows <= counters - arrivals, "decode_attention: ", batch, " sequences with ", key_heads,
               " heads of keys are more than ", counters - arrivals, " together");
   auto floats = qkv.options().dtype(at::kFloat);
@@ -271,7 +271,7 @@ at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const 
   args << width << half << static_cast<float>(scale) << splits << int64_t(starts.defined())
        << (cos.size(0) > 1 ? half : 0) << k.stride(0) << k.stride(1) << k.stride(2);
   if (alone)
-    launch(key("attend_one", qkv, {block, 32}), grid(rows, splits), args);
+    launch(key("attend_one", qkv, {block, 64}), grid(rows, splits), args);
   else
     launch(key("attend", qkv, {queries, block, exact(qkv) ? 32 : 64}, exact(qkv) ? "_ieee" : "_tf32"),
            grid(rows, splits), args);

@@ -134,8 +134,9 @@ def attend(qkv, cos, sin, k, v, lengths, starts, part, top, mass, arrived, y, H,
 def attend_one(qkv, cos, sin, k, v, lengths, starts, part, top, mass, arrived, y, H, P, half, scale, splits, has_starts, table_b,
                stride_kb, stride_kh, stride_ks, BP: tl.constexpr, BS: tl.constexpr, PDL: tl.constexpr):
     """`attend` where each query has a row of the caches to itself (KH = H): no product of matrices, but a softmax for each position
-    of a tile, with those that follow it a tile further on. A tile is on its way while the one before is used, and between the first
-    and the last no thread waits for another."""
+    of a tile, with those that follow it a tile further on. A tile is on its way while the one before is used, the first one while the
+    kernel in front ends, and between the first and the last no thread waits for another. Positions before the new one are of earlier
+    steps, and lengths are written between two steps: no kernel that may still run writes them."""
     row = tl.program_id(0)
     split = tl.program_id(1)
     b = row // H
@@ -149,10 +150,10 @@ def attend_one(qkv, cos, sin, k, v, lengths, starts, part, top, mass, arrived, y
     token = qkv + b.to(tl.int64) * 3 * H * P
     cos += b * table_b
     sin += b * table_b
-    wait(PDL)
     t = (first + s).to(tl.int64)[:, None]
     kt = tl.load(keys + t * stride_ks + p[None, :], mask=(t < last) & whole, other=0.0)
     vt = tl.load(values + t * stride_ks + p[None, :], mask=(t < last) & whole, other=0.0)
+    wait(PDL)
     one = tl.arange(0, 1)[:, None]
     qt = turned(token + (h + one) * P, one == 0, p[None, :], cos, sin, half, P).to(y.dtype.element_ty).to(tl.float32)
     mine = split == 0

@@ -21,7 +21,7 @@ TUNING = {
     "grad_x": (4, 2), "grad_bc": (4, 3), "grad_cb": (4, 3), "finish_bc": (4, 1), "finish_dt": (4, 1),
     "state_step": (4, 1), "conv": (4, 1), "conv_step": (4, 1), "conv_grad_pre": (4, 1), "conv_grad_x": (4, 1), "norm": (8, 1), "norm_grad": (8, 1),
     "rms_norm": (4, 1), "rms_norm_grad": (8, 1), "rope_qkv": (4, 1), "rope_qkv_grad": (4, 1), "swiglu": (4, 1), "swiglu_grad": (4, 1),
-    "cross_entropy": (8, 1), "attend": (4, 3), "attend_one": (8, 1), "likeliest": (16, 1), "matvec": (4, 1), "matvec_swiglu": (4, 1), "few_rows": (4, 5),
+    "cross_entropy": (8, 1), "attend": (4, 3), "attend_one": (16, 1), "likeliest": (16, 1), "matvec": (4, 1), "matvec_swiglu": (4, 1), "few_rows": (4, 5),
     "block_tail": (8, 1), "join_rows": (4, 1), "join_swiglu": (4, 1), "add_rows": (4, 1), "multiply": (4, 1), "adamw": (4, 1),
 }
 # The tile of a weight (rows, columns) that a program of `matvec` holds, for 1, 2 and 4 rows of x; `matvec_swiglu` holds two.
@@ -86,7 +86,7 @@ def dense_variants():
             add("adamw", ORIGINAL=False, STOCHASTIC=True, SPAN=1 << 15, BLOCK=1024)
         for p in (64, 128):
             add("attend", G=16, BP=p, BS=64 if not exact else 32, PRECISION="ieee" if exact else "tf32")
-            add("attend_one", BP=p, BS=32)
+            add("attend_one", BP=p, BS=64)
         for m, (rows, columns) in TILES.items():
             for norm in (False, True):
                 add("matvec", M=m, NORM=norm, BN=rows, BK=columns // 2 if exact else columns)
