@@ -37,8 +37,8 @@ type flat struct {
 	// whole [ranks · length] is what the weights are views of; its memory is there while they are used. part is this rank's
 	// part of it.
 	whole, part torch.Tensor
-	// Where they are trained: the float32 original of part (part itself, unless it is apart: for another dtype, or in the host's
-	// memory) and the sum of its gradients.
+	// Where they are trained: what is optimized and the sum of its gradients, in the same dtype. That is the float32 original of
+	// part, apart from it, or part itself: of float32, and of bfloat16 that is rounded at random.
 	original, gradient torch.Tensor
 	apart              bool
 	trained, there     bool
@@ -73,7 +73,7 @@ func newSharded(units [][]*nn.Param, shard, copies *dist.Group, o Options, wide 
 		for _, unit := range units {
 			var flats []*flat
 			for _, group := range alike(unit) {
-				flats = append(flats, newFlat(group, shard, o.OffloadOptimizer))
+				flats = append(flats, newFlat(group, shard, o))
 			}
 			s.units = append(s.units, flats)
 		}
@@ -102,9 +102,9 @@ func alike(params []*nn.Param) (groups [][]*nn.Param) {
 	return groups
 }
 
-// newFlat moves weights into a buffer and keeps this rank's part of it; with offload, what the optimizer works on in the host's
-// memory.
-func newFlat(params []*nn.Param, group *dist.Group, offload bool) *flat {
+// newFlat moves weights into a buffer and keeps this rank's part of it; where the options say so, what the optimizer works on in
+// the host's memory.
+func newFlat(params []*nn.Param, group *dist.Group, o Options) *flat {
 	f := &flat{params: params, trained: params[0].RequiresGrad()}
 	total := 0
 	for _, p := range params {
@@ -126,15 +126,16 @@ func newFlat(params []*nn.Param, group *dist.Group, offload bool) *flat {
 		if !f.trained {
 			return
 		}
-		if offload {
+		if o.OffloadOptimizer {
 			device = torch.CPU
 		}
-		if f.apart = offload || dtype != torch.Float32; f.apart {
+		random := o.Stochastic && dtype == torch.BFloat16
+		if f.apart = o.OffloadOptimizer || dtype != torch.Float32 && !random; f.apart {
 			f.original = f.part.To(torch.Float32).ToDevice(device).Clone().Own()
 		} else {
 			f.original = f.part.Detach().Own()
 		}
-		f.gradient = torch.Zeros([]int{f.length}, torch.Float32, device).Own()
+		f.gradient = torch.Zeros([]int{f.length}, f.original.DType(), device).Own()
 	})
 	// The weights' stretches that lie in this rank's part.
 	first, end := group.Rank*f.length, (group.Rank+1)*f.length

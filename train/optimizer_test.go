@@ -147,6 +147,7 @@ func TestWhatDecaysIsByKind(t *testing.T) {
 		"unknown moments \"int4\"":  func(o *Options) { o.Moments = "int4" },
 		"are for adamw":             func(o *Options) { o.Optimizer, o.Moments = optim.Lion, optim.Int8 },
 		"stochastic rounding is":    func(o *Options) { o.Stochastic, o.Moments = true, optim.Int8 },
+		"keeps float32 originals":   func(o *Options) { o.Stochastic, o.OffloadOptimizer = true, true },
 		"no decay of \"head\"":      func(o *Options) { o.NoDecay = []string{"norm", "head"} },
 	} {
 		o := options()

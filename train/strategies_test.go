@@ -166,6 +166,27 @@ func TestATraceShowsCommunicationBesideComputation(t *testing.T) {
 	}
 }
 
+// With originals and averages in float32, what is learned differs by the rounding alone.
+func TestShardedWeightsThatAreRoundedAtRandomHaveNoOriginals(t *testing.T) {
+	s := plannedSpec()
+	s.DType, s.Options.Steps = "bfloat16", 6
+	want := succeedIn(t, s, 2)
+	s.Options.Stochastic = true
+	got := succeedIn(t, s, 2)
+	for i, loss := range got.Losses {
+		if w := want.Losses[i]; !(math.Abs(loss-w) < 0.01*w) {
+			t.Errorf("step %d gave %v, with originals %v", i+1, loss, w)
+		}
+	}
+	// A weight's original (4 bytes), gradient (4) and averages (8), or gradient (2) and averages (4).
+	less := 10 * float64(model.Parameters(plannedModel(t, "llama", false))) / 2
+	for rank := range want.Held {
+		if saved := (want.Held[rank] - got.Held[rank]) / less; saved < 0.95 || saved > 1.05 {
+			t.Errorf("rank %d holds %.1f MB, with originals %.1f MB", rank, got.Held[rank]/1e6, want.Held[rank]/1e6)
+		}
+	}
+}
+
 // A stage holds its own layers, and the activations of no more micro-batches than there are stages behind it, itself included.
 func TestAStageOfAPipelineHoldsItsPart(t *testing.T) {
 	s := plannedSpec()
