@@ -223,7 +223,8 @@ func (g *Group) Broadcast(t torch.Tensor, root int) *Work {
 	})
 }
 
-// Send sends t to the group's rank `to`, which receives it with the same tag.
+// Send sends t to the group's rank `to`, which receives it with the same tag. On GPUs what two ranks of a group send each other
+// goes one after the other, in the order in which each begins it: where both have something to send, one must begin by receiving.
 func (g *Group) Send(t torch.Tensor, to, tag int) *Work {
 	return g.start(fmt.Sprintf("send to rank %d", g.Ranks[to]), func(work **C.cq_work) C.int {
 		return C.cq_send(g.c, handle(t), C.int(to), C.int(tag), work)
