@@ -60,6 +60,44 @@ type TensorSource interface {
 // Load fills m's weights from source. A weight that is stored plainly in the wanted dtype stays a view of the mapped file;
 // others are converted, and fused ones put together, one at a time. Of one that processes have divided, this one's part is kept.
 func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
+	failed := check(m, source)
+	nn.Walk(m, func(p nn.Piece) {
+		if failed == nil {
+			torch.Scoped(func() { failed = loadPiece(p, source, dtype, device) })
+		}
+	})
+	return failed
+}
+
+// Promise is Load for a model of which this process is to have a part alone: a weight is read when it is moved to where it
+// belongs ([nn.Param.Move]). Until then source must stay open.
+func Promise(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
+	if err := check(m, source); err != nil {
+		return err
+	}
+	pieces := map[*nn.Param][]nn.Piece{}
+	nn.Walk(m, func(p nn.Piece) { pieces[p.Param] = append(pieces[p.Param], p) })
+	for param, list := range pieces {
+		param.Promise(dtype, device, func(into *nn.Param) (err error) {
+			for _, p := range list {
+				torch.Scoped(func() {
+					var t torch.Tensor
+					if t, err = source.TensorAs(p.Name, dtype); err == nil {
+						into.Store(p.Start, t)
+					}
+				})
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return nil
+}
+
+// check reports tensors that m needs and source lacks, or has in another shape.
+func check(m Model, source TensorSource) error {
 	var missing []string
 	var failed error
 	nn.Walk(m, func(p nn.Piece) {
@@ -70,8 +108,6 @@ func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) 
 			missing = append(missing, p.Name)
 		case !slices.Equal(info.Shape, p.Shape()):
 			failed = fmt.Errorf("%s: tensor %q has shape %v, config.json asks for %v", info.File, p.Name, info.Shape, p.Shape())
-		default:
-			torch.Scoped(func() { failed = loadPiece(p, source, dtype, device) })
 		}
 	})
 	if failed != nil {

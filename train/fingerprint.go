@@ -26,29 +26,37 @@ type fingerprint struct {
 	DType   string `json:"dtype"`
 }
 
-func fingerprintOf(m model.Model, data, validation *text.Dataset, o Options) fingerprint {
+func fingerprintOf(m model.Model, data, validation *text.Dataset) fingerprint {
 	f := fingerprint{Config: m.Config(), Data: data.Hash(), DType: model.DType(m).String()}
 	if validation != nil {
 		f.Validation = validation.Hash()
 	}
-	if o.LoRA != nil || o.HeadOnly || o.Objective == DPO {
-		f.Weights = hashWeights(m)
-	}
 	return f
 }
 
-func hashWeights(m model.Model) string {
+// keepsWeights reports whether a run needs the weights that it began with: they do not change, or are compared with.
+func (o Options) keepsWeights() bool { return o.LoRA != nil || o.HeadOnly || o.Objective == DPO }
+
+// hashWeights has one weight at a time in memory, of those that are only promised.
+func hashWeights(m model.Model) (_ string, err error) {
 	h := sha256.New()
 	for _, p := range nn.Params(m) {
 		torch.Scoped(func() {
-			flat := p.Detach().Reshape(-1)
+			var all torch.Tensor
+			if all, err = p.Values(); err != nil {
+				return
+			}
+			flat := all.Reshape(-1)
 			n := min(flat.Numel(), 1024)
 			for _, part := range []torch.Tensor{flat.Narrow(0, 0, n), flat.Narrow(0, flat.Numel()-n, n)} {
 				binary.Write(h, binary.LittleEndian, torch.Values[float32](part))
 			}
 		})
+		if err != nil {
+			return "", err
+		}
 	}
-	return hex.EncodeToString(h.Sum(nil))
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // settings are the options that a resumed run must share, as JSON.

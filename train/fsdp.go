@@ -60,25 +60,36 @@ func (o Options) sharded() bool {
 
 // newSharded is the strategy of a rank among those that shard the units and those that hold the same parts. One rank alone
 // shares nothing with any: it has no buffers then, unless the optimizer's state is to be elsewhere.
-func newSharded(units [][]*nn.Param, shard, copies *dist.Group, o Options, wide bool) strategy {
+func newSharded(units [][]*nn.Param, shard, copies *dist.Group, o Options, wide bool) (strategy, error) {
 	switch {
 	case o.OffloadOptimizer:
 	case shard.Size == 1 && copies != nil && copies.Size > 1:
-		return &ddp{local: local{units: units}, group: copies, wide: wide}
+		return &ddp{local: local{units: units}, group: copies, wide: wide}, nil
 	case shard.Size == 1:
-		return &local{units: units}
+		return &local{units: units}, nil
 	}
 	s := &sharded{shard: shard, copies: copies, keep: o.KeepGathered, wide: wide}
-	torch.NoGrad(func() {
-		for _, unit := range units {
-			var flats []*flat
-			for _, group := range alike(unit) {
-				flats = append(flats, newFlat(group, shard, o))
+	var err error
+	torch.NoGrad(func() { err = s.fill(units, o) })
+	if err != nil {
+		s.free()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *sharded) fill(units [][]*nn.Param, o Options) error {
+	for u, unit := range units {
+		s.units = append(s.units, nil)
+		for _, group := range alike(unit) {
+			f, err := newFlat(group, s.shard, o)
+			s.units[u] = append(s.units[u], f)
+			if err != nil {
+				return err
 			}
-			s.units = append(s.units, flats)
 		}
-	})
-	return s
+	}
+	return nil
 }
 
 // alike groups weights that one buffer can hold.
@@ -102,10 +113,10 @@ func alike(params []*nn.Param) (groups [][]*nn.Param) {
 	return groups
 }
 
-// newFlat moves weights into a buffer and keeps this rank's part of it; where the options say so, what the optimizer works on in
-// the host's memory.
-func newFlat(params []*nn.Param, group *dist.Group, o Options) *flat {
-	f := &flat{params: params, trained: params[0].RequiresGrad()}
+// newFlat moves weights, one after the other, into a buffer and keeps this rank's part of it; where the options say so, what the
+// optimizer works on in the host's memory.
+func newFlat(params []*nn.Param, group *dist.Group, o Options) (f *flat, err error) {
+	f = &flat{params: params, trained: params[0].RequiresGrad()}
 	total := 0
 	for _, p := range params {
 		f.starts = append(f.starts, total)
@@ -118,8 +129,9 @@ func newFlat(params []*nn.Param, group *dist.Group, o Options) *flat {
 		f.whole = torch.Zeros([]int{group.Size * f.length}, dtype, device).Own()
 		for i, p := range params {
 			view := f.whole.Narrow(0, f.starts[i], p.Numel()).View(p.Local()...)
-			view.Copy(p.Detach())
-			p.SetData(view)
+			if err = p.Move(view); err != nil {
+				return
+			}
 		}
 		f.part = f.whole.Narrow(0, group.Rank*f.length, f.length).Clone().Own()
 		dist.Resize(f.whole, 0)
@@ -137,6 +149,9 @@ func newFlat(params []*nn.Param, group *dist.Group, o Options) *flat {
 		}
 		f.gradient = torch.Zeros([]int{f.length}, f.original.DType(), device).Own()
 	})
+	if err != nil {
+		return f, err
+	}
 	// The weights' stretches that lie in this rank's part.
 	first, end := group.Rank*f.length, (group.Rank+1)*f.length
 	for i, p := range params {
@@ -152,7 +167,7 @@ func newFlat(params []*nn.Param, group *dist.Group, o Options) *flat {
 			f.views = append(f.views, piece{param: p, start: from - f.starts[i], tensor: source.Narrow(0, from-first, to-from).Own()})
 		})
 	}
-	return f
+	return f, nil
 }
 
 // name is what a trace calls a unit.

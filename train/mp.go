@@ -62,17 +62,21 @@ func newPipeline(m model.Model, o Options) (strategy, error) {
 		for u, unit := range units {
 			for _, param := range unit {
 				torch.Scoped(func() {
-					if p.holds(u) {
-						param.SetData(param.Detach().ToDevice(w.Device()).Clone())
-						return
+					here := torch.Empty(param.Shape, param.DType(), w.Device())
+					switch {
+					case err != nil:
+					case p.holds(u):
+						err = param.Move(here)
+					default:
+						dist.Resize(here, 0)
+						param.SetData(here)
+						param.Later = nil // others read it
 					}
-					param.SetData(torch.Empty(param.Shape, param.DType(), w.Device()))
-					dist.Resize(param.Tensor, 0)
 				})
 			}
 		}
 	})
-	return p, nil
+	return p, err
 }
 
 // stages divides the blocks over n processes, with about as many weights each. The head counts as the last one's.

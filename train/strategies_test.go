@@ -2,6 +2,7 @@ package train
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -11,8 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"conquer/checkpoint"
 	"conquer/model"
 	"conquer/torch"
+	"conquer/torch/dist"
 	"conquer/torch/nn"
 	"conquer/torch/optim"
 )
@@ -54,7 +57,7 @@ func TestEveryStrategyLearnsWhatOneProcessLearns(t *testing.T) {
 			if s.Distributed == MP {
 				parts = 1
 			}
-			same(t, what, succeedIn(t, s, c.world), alone(t, s, parts), 2e-4)
+			same(t, what, succeedIn(t, s.fromFiles(t), c.world), alone(t, s, parts), 2e-4)
 		})
 	}
 }
@@ -80,8 +83,75 @@ func TestDividedLayersLearnWhatOneProcessLearns(t *testing.T) {
 			s := spec()
 			s.Distributed, s.TensorSize = TP, c.tensor
 			c.change(&s)
-			same(t, what, succeedIn(t, s, c.world), alone(t, s, c.world/c.tensor), 2e-4)
+			same(t, what, succeedIn(t, s.fromFiles(t), c.world), alone(t, s, c.world/c.tensor), 2e-4)
 		})
+	}
+}
+
+// Of a model that is read from files, a process never holds more than its part and one unit. Frozen weights show it, which have
+// no averages that would take more memory than reading does.
+func TestAProcessReadsItsPartOfTheFiles(t *testing.T) {
+	m := plannedModel(t, "llama", false)
+	whole, unit := float64(4*model.Parameters(m)), 0.0
+	for _, params := range unitsOf(m) {
+		size := 0
+		for _, p := range params {
+			size += 4 * elementsOf(p.Shape)
+		}
+		unit = max(unit, float64(size))
+	}
+	for what, change := range map[string]func(*runSpec){
+		"fsdp LoRA": func(s *runSpec) { s.Options.LoRA = lora() },
+		"fsdp head": func(s *runSpec) { s.Options.HeadOnly = true },
+		"tp LoRA":   func(s *runSpec) { s.Distributed, s.TensorSize, s.Options.LoRA = TP, 2, lora() },
+		"mp LoRA":   func(s *runSpec) { s.Distributed, s.Options.LoRA = MP, lora() },
+	} {
+		s := plannedSpec()
+		change(&s)
+		r := succeedIn(t, s.fromFiles(t), 2)
+		for rank, opened := range r.Opened {
+			t.Logf("%s: rank %d held %.1f MB while it opened a model of %.1f MB, and %.1f MB between steps", what, rank, opened/1e6, whole/1e6, r.Held[rank]/1e6)
+			if opened > r.Held[rank]+unit {
+				t.Errorf("%s: rank %d held %.1f MB to open a model of %.1f MB, of which it has %.1f MB, and a unit %.1f MB", what, rank, opened/1e6, whole/1e6, r.Held[rank]/1e6, unit/1e6)
+			}
+		}
+	}
+}
+
+func TestAWeightThatCannotBeReadIsAnError(t *testing.T) {
+	noLeaks(t)
+	m := tiny(t, true, torch.Float32)
+	defer model.Free(m)
+	params, gone := nn.Params(m), errors.New("the disk is gone")
+	err := torch.Run(func() error {
+		params[len(params)-1].Promise(torch.Float32, torch.CPU, func(*nn.Param) error { return gone })
+		_, err := newSharded(unitsOf(m), &dist.Group{Size: 2}, nil, Options{}, true)
+		return err
+	})
+	if !errors.Is(err, gone) {
+		t.Errorf("got %v, want %v", err, gone)
+	}
+}
+
+func TestAPromiseOfWeightsThatFilesLackIsRefused(t *testing.T) {
+	c, err := checkpoint.Open(spec().fromFiles(t).Files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for want, change := range map[string]func(model.Config){
+		"lacks 18 of the tensors": func(c model.Config) { c["num_hidden_layers"] = 5.0 },
+		"config.json asks for":    func(c model.Config) { c["intermediate_size"] = 40.0 },
+	} {
+		config := model.Config(c.Config()).Clone()
+		change(config)
+		m, err := model.New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := model.Promise(m, c, torch.Float32, torch.CPU); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
 	}
 }
 

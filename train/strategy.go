@@ -118,13 +118,13 @@ func newStrategy(m model.Model, o Options) (strategy, error) {
 	case DDP:
 		return &ddp{local: local{units: units}, group: o.World.All, wide: wide}, nil
 	case FSDP:
-		return newSharded(units, o.World.All, nil, o, wide), nil
+		return newSharded(units, o.World.All, nil, o, wide)
 	case HSDP:
 		mesh, err := o.World.NewMesh(o.ShardSize)
 		if err != nil {
 			return nil, err
 		}
-		return newSharded(units, mesh.Row, mesh.Column, o, wide), nil
+		return newSharded(units, mesh.Row, mesh.Column, o, wide)
 	case MP:
 		if o.processes() > 1 {
 			return newPipeline(m, o)

@@ -43,7 +43,9 @@ func newTensorParallel(m model.Model, o Options, wide bool) (strategy, error) {
 	case o.Distributed == FSDP && !t.division.Even():
 		return nil, fmt.Errorf("%d processes do not divide the state-space layers' heads equally, which fsdp needs: choose another --tp_size", o.TensorSize)
 	case o.Distributed == FSDP:
-		t.strategy = newSharded(units, mesh.Column, nil, o, wide)
+		if t.strategy, err = newSharded(units, mesh.Column, nil, o, wide); err != nil {
+			return nil, err
+		}
 	case mesh.Column.Size > 1:
 		t.strategy = &ddp{local: local{units: units}, group: mesh.Column, wide: wide}
 	default:

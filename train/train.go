@@ -166,9 +166,9 @@ type Trainer struct {
 	started   time.Time
 }
 
-// New prepares a run that tunes m, a model with weights, on data. validation may be nil. The Trainer changes m, and for
-// HeadOnly with a head that is tied to the embedding moves its weights into a model in which it is not. Model is the one to
-// use and to free in either case.
+// New prepares a run that tunes m, a model with weights or the promise of them ([model.Promise]), on data. validation may be
+// nil. The Trainer changes m, and for HeadOnly with a head that is tied to the embedding moves its weights into a model in
+// which it is not. Model is the one to use and to free in either case.
 func New(m model.Model, data, validation *text.Dataset, o Options) (*Trainer, error) {
 	var t *Trainer
 	err := torch.Run(func() (err error) {
@@ -366,9 +366,14 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 		t.device = o.World.Device() // where the parts go
 	}
 	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute, head: headUnit(m), smoothing: o.LabelSmoothing, zLoss: o.ZLoss, beta: o.Beta}
-	t.print = fingerprintOf(m, data, validation, o)
-	if o.processes() > 1 {
-		t.began = hashWeights(m)
+	t.print = fingerprintOf(m, data, validation)
+	if o.keepsWeights() || o.processes() > 1 {
+		if t.began, err = hashWeights(m); err != nil {
+			return err
+		}
+	}
+	if o.keepsWeights() {
+		t.print.Weights = t.began
 	}
 	names := map[*nn.Param][]string{}
 	nn.Walk(m, func(p nn.Piece) { names[p.Param] = append(names[p.Param], p.Name) })
@@ -379,7 +384,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 	train := func(name string, p *nn.Param) {
 		// Memory of its own: a view of a mapped file is not aligned, which changes the last bits of products.
 		// Sharded and divided ones are about to get it.
-		if !o.sharded() {
+		if !o.sharded() && p.Later == nil {
 			torch.NoGrad(func() {
 				torch.Scoped(func() {
 					own := p.Detach().Clone().Own()
@@ -415,6 +420,14 @@ func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err er
 	}
 	if t.net.strategy, err = newStrategy(m, o); err != nil {
 		return err
+	}
+	for _, p := range nn.Params(m) {
+		if p.Later != nil { // the strategy has left it where it is to be
+			torch.Scoped(func() { err = p.Move(torch.Empty(p.Local(), p.DType(), p.Device())) })
+		}
+		if err != nil {
+			return err
+		}
 	}
 	t.params, t.held = parameters(t.net.strategy, trained, o)
 	if t.device.IsCUDA() && o.Moments != optim.Float32 {
@@ -493,10 +506,15 @@ func untie(m model.Model) (model.Model, error) {
 	}
 	nn.Walk(apart, func(p nn.Piece) {
 		if from := byName[p.Name]; from != nil {
-			p.Param.Tensor = from.Tensor
+			p.Param.Tensor, p.Param.Later = from.Tensor, from.Later
 			return
 		}
-		torch.Scoped(func() { p.Param.Tensor = m.Head().Detach().Clone().Own() })
+		head := m.Head()
+		if head.Later != nil {
+			p.Param.Promise(head.DType(), head.Device(), head.Later)
+			return
+		}
+		torch.Scoped(func() { p.Param.Tensor = head.Detach().Clone().Own() })
 	})
 	for _, p := range nn.Params(m) {
 		p.Tensor = torch.Tensor{}

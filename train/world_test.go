@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"conquer/checkpoint"
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/dist"
@@ -39,6 +40,7 @@ type runSpec struct {
 	KillRank, KillAt    int // this rank dies when it has done so many steps
 	StopAt              int // rank 1 is told to stop then
 	Timeout             time.Duration
+	Files               string // folder to read the model from
 	Result              string // file for what rank 0 reports
 	Trace               string // file for rank 0's trace
 
@@ -49,6 +51,7 @@ type runSpec struct {
 type result struct {
 	Losses, Norms, Looks []float64
 	First                int
+	Opened               []float64 // bytes that each rank's tensors held at most while the run was prepared
 	Held, Peak           []float64 // bytes that each rank's tensors hold between two steps, and at most during one
 	Whole                []float64 // as Peak, while rank 0 has all weights
 	Weights              map[string][]float32
@@ -70,6 +73,49 @@ func initialize(m model.Model, dtype torch.DType) error {
 		model.Initialize(m, dtype, torch.CPU)
 		return nil
 	})
+}
+
+// open makes the model, or reads it from files: as each process needs it, where they divide it.
+func (s runSpec) open() (m model.Model, closeFiles func(), err error) {
+	if s.Files == "" {
+		m, err = s.model()
+		return m, func() {}, err
+	}
+	c, err := checkpoint.Open(s.Files)
+	if err != nil {
+		return nil, nil, err
+	}
+	if m, err = model.Declare(c); err != nil {
+		return nil, nil, err
+	}
+	read := model.Promise
+	if s.Distributed == DDP && s.TensorSize == 0 {
+		read = model.Load
+	}
+	dtype, err := torch.ParseDType(s.DType)
+	if err != nil {
+		return nil, nil, err
+	}
+	return m, c.Close, torch.Run(func() error { return read(m, c, dtype, torch.CPU) })
+}
+
+// fromFiles is s with its model in files.
+func (s runSpec) fromFiles(t testing.TB) runSpec {
+	t.Helper()
+	m, err := s.model()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer model.Free(m)
+	config, err := json.Marshal(m.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Files = filepath.Join(t.TempDir(), "model")
+	if err := checkpoint.Save(s.Files, model.Weights(m), checkpoint.Options{Config: config}); err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 func (s runSpec) model() (model.Model, error) {
@@ -120,10 +166,12 @@ func (s runSpec) model() (model.Model, error) {
 // run takes part in the run as the environment's rank.
 func (s runSpec) run(world *dist.World) (r result, err error) {
 	before, _ := torch.CPU.Memory()
-	m, err := s.model()
+	torch.CPU.ResetPeak()
+	m, closeFiles, err := s.open()
 	if err != nil {
 		return r, err
 	}
+	defer closeFiles()
 	o := s.options()
 	o.World = world
 	data, validation := samples(60, 1), samples(7, 2)
@@ -155,6 +203,7 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 	}}
 	tr.Listen(heard)
 	r.First = tr.Done()
+	_, opened := torch.CPU.Memory()
 	torch.CPU.ResetPeak()
 	run := func() error { return tr.Run(ctx) }
 	if s.Trace != "" && o.rank() == 0 {
@@ -172,6 +221,9 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 		held = min(held, now)
 	}
 	if r.Held, err = everyones(o, float64(held-before)); err != nil {
+		return r, err
+	}
+	if r.Opened, err = everyones(o, float64(opened-before)); err != nil {
 		return r, err
 	}
 	if r.Peak, err = everyones(o, float64(peak-before)); err != nil {
@@ -312,7 +364,7 @@ func succeedIn(t testing.TB, s runSpec, n int) result {
 // alone runs s in this process, with batches of all n processes' rows.
 func alone(t testing.TB, s runSpec, n int) result {
 	t.Helper()
-	s.Offload = false
+	s.Offload, s.Files = false, ""
 	s.Distributed, s.TensorSize, s.Checkpoints, s.Every, s.Resume = None, 0, "", 0, false
 	s.Options.BatchSize *= n
 	r, err := s.run(nil)

@@ -64,7 +64,8 @@ func (f *trainFlags) join() (*dist.World, error) {
 	if place.Size == 1 && (f.Distributed == "" || f.Distributed == train.None) {
 		return nil, nil
 	}
-	f.onHost = f.TensorSize > 0 || f.Distributed == train.TP || f.Distributed == train.MP // the parts alone go to the device
+	f.divided = f.TensorSize > 0 || f.Distributed != train.DDP
+	f.onHost = f.TensorSize > 0 || f.Distributed == train.TP || f.Distributed == train.MP // of fresh weights, too, the parts alone go to the device
 	f.World, err = f.processFlags.join(place, &f.modelFlags)
 	return f.World, err
 }

@@ -27,7 +27,8 @@ import (
 type modelFlags struct {
 	path, tokenizer, dtype, device, adapter string
 	threads                                 int
-	onHost                                  bool        // leave the weights in the host's memory
+	divided                                 bool        // the processes of a run divide the weights: read each when its part is taken
+	onHost                                  bool        // leave fresh weights in the host's memory
 	world                                   *dist.World // the processes that divide the model among them, or nil
 }
 
@@ -112,20 +113,22 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	return o, nil
 }
 
-// load makes the model and reads its weights, or, where processes divide it, this one's part of them. An adapter is folded into
-// whole weights first.
+// load makes the model and reads its weights, or, where processes divide it, this one's part of them, at once or when a run
+// takes it. An adapter is folded into whole weights first.
 func (f *modelFlags) load(c *checkpoint.Checkpoint, dtype torch.DType, device torch.Device) (model.Model, error) {
-	if f.onHost || f.world != nil && f.adapter != "" {
+	switch {
+	case f.world != nil && f.adapter != "":
 		return model.FromCheckpoint(c, dtype, torch.CPU)
-	}
-	if f.world == nil {
+	case f.world == nil && !f.divided:
 		return model.FromCheckpoint(c, dtype, device)
 	}
 	m, err := model.Declare(c)
 	if err != nil {
 		return nil, err
 	}
-	if _, err = parallel.Divide(m, f.world.All, device); err == nil {
+	if f.divided {
+		err = model.Promise(m, c, dtype, device)
+	} else if _, err = parallel.Divide(m, f.world.All, device); err == nil {
 		err = model.Load(m, c, dtype, device)
 	}
 	if err != nil {

@@ -20,6 +20,8 @@ type Param struct {
 	Draw func(t torch.Tensor)
 	// Part, where several processes have divided the weight, is what of it the tensor holds; Shape and Rows are the whole's.
 	Part *Part
+	// Later, where the values are only promised, reads them into a Param of the same shape, see Promise.
+	Later func(into *Param) error
 }
 
 // Fill is how a fresh weight begins.

@@ -78,8 +78,14 @@ func (p *Param) heldRows() []int {
 	return held
 }
 
-// Divide keeps, of p's tensor, what part says, in memory of its own on device. p remains a leaf if it was one.
+// Divide keeps, of p's tensor, what part says, in memory of its own on device; of values that are promised, the promise of
+// that. p remains a leaf if it was one.
 func (p *Param) Divide(part *Part, device torch.Device) {
+	if p.Later != nil {
+		p.Part = part
+		p.Promise(p.DType(), device, p.Later)
+		return
+	}
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
 			var held []torch.Tensor
@@ -98,7 +104,7 @@ func (p *Param) Divide(part *Part, device torch.Device) {
 func (p *Param) Store(start int, t torch.Tensor) {
 	rows := t.Size(0)
 	if p.Part == nil {
-		p.Narrow(0, start, rows).Copy(t.ToDevice(p.Device()))
+		p.Narrow(0, start, rows).Copy(t)
 		return
 	}
 	at := 0
