@@ -60,6 +60,7 @@ type PlanOptions struct {
 	TensorSize     int    // how many GPUs divide the layers among them, with tp; 0 for those of a host
 	Optimizer      string // as in Options
 	Moments        string
+	Stochastic     bool // bfloat16 weights are rounded at random, without originals: as in Options
 	// OffloadOptimizer is as in Options: for fsdp and hsdp alone.
 	OffloadOptimizer bool
 }
@@ -102,7 +103,8 @@ type sizes struct {
 // state-space layer what the convolution and the scan give.
 func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
 	run := Options{Steps: 1, Rate: 1, BatchSize: o.BatchSize, SequenceLength: o.SequenceLength, Accumulate: o.Accumulate, Recompute: o.Recompute,
-		LoRA: o.LoRA, HeadOnly: o.HeadOnly, Optimizer: o.Optimizer, Moments: o.Moments}
+		LoRA: o.LoRA, HeadOnly: o.HeadOnly, Optimizer: o.Optimizer, Moments: o.Moments, Stochastic: o.Stochastic,
+		OffloadOptimizer: o.OffloadOptimizer}
 	if err := run.Check(); err != nil {
 		return nil, err
 	}
@@ -136,7 +138,11 @@ func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
 		}
 	}
 	plans = append(plans, dividedPlans(m, o, machine)...)
-	if machine.GPUs > 1 {
+	switch {
+	case machine.GPUs == 1:
+	case o.Stochastic && isTied(m): // see newPipeline
+		plans = append(plans, Plan{Strategy: MP, Refused: "the first and the last GPU would round the embedding, which is the head too, each at random"})
+	default:
 		plans = append(plans, pipelinePlan(m, o, machine))
 	}
 	return plans, nil
@@ -305,13 +311,20 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 		p.Weights += s.trained * trainedSize / shards
 	}
 	p.Gradients = s.trained * trainedSize / shards
-	if strategy == DDP || strategy == FSDP || strategy == HSDP {
-		p.Gradients = s.trained * 4 / shards // summed in float32
+	random := o.Stochastic && o.DType == torch.BFloat16 && o.LoRA == nil
+	moments, stepped := o.Moments, 12.0 // stepped: bytes a weight that a step reads and writes besides the averages
+	if random {
+		moments, stepped = optim.BFloat16, 6
 	}
-	averages := optim.AverageBytes(o.Optimizer, o.Moments, s.trained)
+	averages := optim.AverageBytes(o.Optimizer, moments, s.trained)
 	p.Optimizer = averages / shards
-	if trainedSize < 4 {
+	if trainedSize < 4 && !random {
 		p.Optimizer += s.trained * 4 / shards // the float32 originals
+	}
+	switch sharded := strategy == FSDP || strategy == HSDP; {
+	case sharded && random: // added up in the weights' dtype, whatever each sum travels in
+	case sharded, strategy == DDP:
+		p.Gradients = s.trained * 4 / shards // summed in float32
 	}
 	if o.OffloadOptimizer {
 		p.Host = (8*s.trained + averages) / shards
@@ -381,7 +394,7 @@ func (s sizes) plan(strategy string, o PlanOptions, c Machine) Plan {
 	micro := float64(max(1, o.Accumulate))
 	p.Compute = micro * s.operations(o.Recompute) * tokens / (c.Rate * 1e12)
 	if !o.OffloadOptimizer {
-		p.Compute += (12*s.trained + 2*averages) / shards / (c.Transfer * 1e9)
+		p.Compute += (stepped*s.trained + 2*averages) / shards / (c.Transfer * 1e9)
 	}
 	if o.Recompute == RecomputeSelective { // each is written, from as much or twice as much
 		p.Compute += micro * 3 * again * float64(s.active) / (c.Transfer * 1e9)

@@ -55,17 +55,19 @@ func TestThePlanOfOneDeviceIsWhatARunHolds(t *testing.T) {
 		{"llama", false, torch.Float32, Options{LoRA: &LoRA{Rank: 8, Alpha: 8, Targets: []string{AllLinear}}}},
 		{"llama", false, torch.Float32, Options{HeadOnly: true}},
 		{"llama", false, torch.BFloat16, Options{Moments: optim.Int8}},
+		{"llama", true, torch.BFloat16, Options{Stochastic: true}},
+		{"llama", false, torch.BFloat16, Options{Stochastic: true, Accumulate: 2}},
 		{"llama", false, torch.Float32, Options{Optimizer: optim.Lion}},
 		{"bamba", false, torch.Float32, Options{}},
 		{"bamba", false, torch.BFloat16, Options{Recompute: RecomputeBlock}},
 		{"bamba", false, torch.Float32, Options{Recompute: RecomputeSelective}},
 	} {
-		name := fmt.Sprintf("%s tied=%v %v %s%s accumulate=%d recompute=%s lora=%v head_only=%v", c.architecture, c.tied, c.dtype, c.options.Optimizer, c.options.Moments,
-			c.options.Accumulate, c.options.Recompute, c.options.LoRA != nil, c.options.HeadOnly)
+		name := fmt.Sprintf("%s tied=%v %v %s%s stochastic=%v accumulate=%d recompute=%s lora=%v head_only=%v", c.architecture, c.tied, c.dtype, c.options.Optimizer, c.options.Moments,
+			c.options.Stochastic, c.options.Accumulate, c.options.Recompute, c.options.LoRA != nil, c.options.HeadOnly)
 		t.Run(name, func(t *testing.T) {
 			m := plannedModel(t, c.architecture, c.tied)
 			plans, err := Plans(m, PlanOptions{BatchSize: rows, SequenceLength: length, Accumulate: c.options.Accumulate, DType: c.dtype,
-				Recompute: c.options.Recompute, LoRA: c.options.LoRA, HeadOnly: c.options.HeadOnly, Optimizer: c.options.Optimizer, Moments: c.options.Moments},
+				Recompute: c.options.Recompute, LoRA: c.options.LoRA, HeadOnly: c.options.HeadOnly, Optimizer: c.options.Optimizer, Moments: c.options.Moments, Stochastic: c.options.Stochastic},
 				Machine{GPUs: 1, PerHost: 1, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1, Host: 1})
 			if err != nil {
 				t.Fatal(err)
@@ -159,6 +161,8 @@ func TestAPlanOfManyDevicesSharesWhatTheStrategyShares(t *testing.T) {
 		"link":    func(_ *PlanOptions, c *Machine) { c.Link = math.NaN() },
 		"groups":  func(o *PlanOptions, _ *Machine) { o.TensorSize = 3 },
 		"compute": func(o *PlanOptions, _ *Machine) { o.Recompute = "some" },
+		"moments": func(o *PlanOptions, _ *Machine) { o.Stochastic, o.Moments = true, optim.Int8 },
+		"host":    func(o *PlanOptions, _ *Machine) { o.Stochastic, o.OffloadOptimizer = true, true },
 	} {
 		o, c := options, machine
 		spoil(&o, &c)
@@ -187,7 +191,7 @@ func (s runSpec) besidePlan(t *testing.T, n int) (result, []Plan) {
 	}
 	m := plannedModel(t, strings.TrimPrefix(s.Architecture, "planned "), s.Tied)
 	o := PlanOptions{BatchSize: s.Options.BatchSize, SequenceLength: s.Options.SequenceLength, Accumulate: s.Options.Accumulate, DType: dtype,
-		Recompute: s.Recompute, LoRA: s.Options.LoRA, HeadOnly: s.Options.HeadOnly, TensorSize: s.TensorSize, OffloadOptimizer: s.Offload}
+		Recompute: s.Recompute, LoRA: s.Options.LoRA, HeadOnly: s.Options.HeadOnly, TensorSize: s.TensorSize, Stochastic: s.Options.Stochastic, OffloadOptimizer: s.Offload}
 	plans, err := Plans(m, o, machine)
 	if err != nil {
 		t.Fatal(err)
@@ -220,14 +224,16 @@ func TestThePlanOfManyProcessesIsWhatEachHolds(t *testing.T) {
 		world  int
 		change func(*runSpec)
 	}{
-		"fsdp 2":                {2, func(s *runSpec) {}},
-		"fsdp 4 tied":           {4, func(s *runSpec) { s.Tied = true }},
-		"fsdp 2 bamba bfloat16": {2, func(s *runSpec) { s.Architecture, s.DType = "planned bamba", "bfloat16" }},
-		"ddp 2 bfloat16":        {2, func(s *runSpec) { s.Distributed, s.DType = DDP, "bfloat16" }},
-		"hsdp 4 recomputed":     {4, func(s *runSpec) { s.Distributed, s.ShardSize, s.Recompute = HSDP, 2, RecomputeBlock }},
-		"tp 4 bfloat16":         {4, func(s *runSpec) { s.Distributed, s.TensorSize, s.DType = TP, 4, "bfloat16" }},
-		"fsdp 2 selective":      {2, func(s *runSpec) { s.Recompute = RecomputeSelective }},
-		"tp 2 selective":        {2, func(s *runSpec) { s.Distributed, s.TensorSize, s.Recompute = TP, 2, RecomputeSelective }},
+		"fsdp 2":                                {2, func(s *runSpec) {}},
+		"fsdp 4 tied":                           {4, func(s *runSpec) { s.Tied = true }},
+		"fsdp 2 bamba bfloat16":                 {2, func(s *runSpec) { s.Architecture, s.DType = "planned bamba", "bfloat16" }},
+		"fsdp 2 bfloat16 rounded at random":     {2, func(s *runSpec) { s.DType, s.Options.Stochastic = "bfloat16", true }},
+		"ddp 2 tied bfloat16 rounded at random": {2, func(s *runSpec) { s.Distributed, s.Tied, s.DType, s.Options.Stochastic = DDP, true, "bfloat16", true }},
+		"ddp 2 bfloat16":                        {2, func(s *runSpec) { s.Distributed, s.DType = DDP, "bfloat16" }},
+		"hsdp 4 recomputed":                     {4, func(s *runSpec) { s.Distributed, s.ShardSize, s.Recompute = HSDP, 2, RecomputeBlock }},
+		"tp 4 bfloat16":                         {4, func(s *runSpec) { s.Distributed, s.TensorSize, s.DType = TP, 4, "bfloat16" }},
+		"fsdp 2 selective":                      {2, func(s *runSpec) { s.Recompute = RecomputeSelective }},
+		"tp 2 selective":                        {2, func(s *runSpec) { s.Distributed, s.TensorSize, s.Recompute = TP, 2, RecomputeSelective }},
 		"tp 2 bamba recomputed": {2, func(s *runSpec) {
 			s.Distributed, s.TensorSize, s.Architecture, s.Recompute = TP, 2, "planned bamba", RecomputeBlock
 		}},

@@ -61,6 +61,7 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.IntVar(&lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
 	flags.StringVar(&o.Optimizer, "optimizer", "adamw", "adamw or lion")
 	flags.StringVar(&o.Moments, "moments", "float32", "what AdamW keeps its averages in: float32, bfloat16 or int8")
+	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "keep bfloat16 weights without float32 originals, and AdamW's averages in bfloat16")
 	flags.BoolVar(&o.OffloadOptimizer, "offload_optimizer", false, "keep the optimizer's state in the host's memory and take its steps there: fsdp and hsdp")
 	flags.BoolVar(&o.HeadOnly, "head_only", false, "tune the projection to the vocabulary alone")
 	asJSON := flags.Bool("json", false, "print a JSON object")

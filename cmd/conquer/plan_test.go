@@ -29,4 +29,8 @@ func TestAPlanNamesItsStrategiesAndCountsTheWeights(t *testing.T) {
 	if !strings.Contains(out, "host") || !strings.Contains(out, "not ddp, tp, mp: the optimizer's state goes to the host's memory with fsdp or hsdp alone") {
 		t.Error(out)
 	}
+	out = succeed(t, "plan", "--architecture", "llama", "--variant", "3.2-1b", "--gpus", "2", "--stochastic_rounding")
+	if !strings.Contains(out, "fsdp") || !strings.Contains(out, "not mp: the first and the last GPU would round the embedding") {
+		t.Error(out)
+	}
 }
