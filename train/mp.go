@@ -322,7 +322,11 @@ func (p *pipeline) whole(bool) {
 
 func (p *pipeline) part() {
 	if p.isFirst() {
-		p.each(func(_ int, param *nn.Param) { dist.Resize(param.Tensor, 0) })
+		p.each(func(_ int, param *nn.Param) {
+			if param.Defined() { // an adapter may be in its layer by now
+				dist.Resize(param.Tensor, 0)
+			}
+		})
 	}
 }
 

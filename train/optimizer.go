@@ -23,6 +23,8 @@ func (o Options) checkOptimizer() error {
 		return fmt.Errorf("moments in %s are for %s", o.Moments, optim.AdamW)
 	case o.Stochastic && (o.Moments != optim.Float32 || o.Optimizer != optim.AdamW):
 		return fmt.Errorf("stochastic rounding is for %s, and says itself what its moments are kept in", optim.AdamW)
+	case o.Stochastic && o.LoRA != nil:
+		return fmt.Errorf("stochastic rounding is for bfloat16 weights, and adapters are float32")
 	case o.Stochastic && o.OffloadOptimizer:
 		return fmt.Errorf("an optimizer in the host's memory keeps float32 originals there: give no --stochastic_rounding with it")
 	}

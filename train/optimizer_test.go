@@ -53,6 +53,9 @@ func TestEveryOptimizerResumesToBitEqualLosses(t *testing.T) {
 				"stochastic": func(o *Options) { o.Stochastic = true },
 			} {
 				what := fmt.Sprint(name, " ", dtype, " ", format)
+				if name == "stochastic" && dtype == torch.Float32 { // which has nothing to round
+					continue
+				}
 				o := options()
 				o.Steps = 9
 				change(&o)
@@ -147,6 +150,7 @@ func TestWhatDecaysIsByKind(t *testing.T) {
 		"unknown moments \"int4\"":  func(o *Options) { o.Moments = "int4" },
 		"are for adamw":             func(o *Options) { o.Optimizer, o.Moments = optim.Lion, optim.Int8 },
 		"stochastic rounding is":    func(o *Options) { o.Stochastic, o.Moments = true, optim.Int8 },
+		"adapters are float32":      func(o *Options) { o.Stochastic, o.LoRA = true, lora() },
 		"keeps float32 originals":   func(o *Options) { o.Stochastic, o.OffloadOptimizer = true, true },
 		"no decay of \"head\"":      func(o *Options) { o.NoDecay = []string{"norm", "head"} },
 	} {

@@ -320,3 +320,15 @@ func waitForProgress(dir string, draw *rand.Rand) {
 	}
 	time.Sleep(time.Duration(math.Pow(draw.Float64(), 2) * float64(250*time.Millisecond)))
 }
+
+// Machines without a shared disk would go on from different steps.
+func TestRanksThatResumeFromDifferentStepsAreRefused(t *testing.T) {
+	s := spec()
+	s.Distributed, s.Checkpoints, s.StopAt, s.Options.Steps = DDP, filepath.Join(t.TempDir(), "c"), 4, 8
+	launch(t, s, 2)
+	s.StopAt, s.Resume, s.Apart = 0, true, true
+	_, ends := launch(t, s, 2)
+	if want := "rank 1 goes on after step 0, rank 0 after step 4: "; ends[1].code != 1 || !strings.Contains(ends[1].stderr, want) {
+		t.Errorf("rank 1 ended with %d and %q", ends[1].code, ends[1].stderr)
+	}
+}

@@ -160,6 +160,8 @@ func (o Options) checkDistributed() error {
 		return fmt.Errorf("the optimizer's state goes to the host's memory with fsdp or hsdp, not with %s", o.Distributed)
 	case o.ReduceDType != "" && o.ReduceDType != "float32" && o.ReduceDType != "same":
 		return fmt.Errorf("gradients cannot be summed in %q: choose float32 or same, the weights' own", o.ReduceDType)
+	case o.ReduceDType == "same" && o.Distributed != DDP && o.Distributed != FSDP && o.Distributed != HSDP:
+		return fmt.Errorf("gradients are summed in the weights' own dtype with ddp, fsdp or hsdp, not with %s", o.Distributed)
 	case o.CheckpointFormat != "" && o.CheckpointFormat != FormatHF && o.CheckpointFormat != FormatNative:
 		return fmt.Errorf("unknown checkpoint format %q: choose %s or %s", o.CheckpointFormat, FormatHF, FormatNative)
 	case o.CheckpointFormat == FormatHF && o.OffloadOptimizer:

@@ -15,9 +15,11 @@ package train
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -221,6 +223,9 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 	if o.ValidateSteps == 0 {
 		o.ValidateSteps = max(1, o.Steps/10)
 	}
+	if o.Stochastic && !slices.ContainsFunc(nn.Params(m), func(p *nn.Param) bool { return p.DType() == torch.BFloat16 }) {
+		return nil, errors.New("stochastic rounding is for bfloat16 weights, and the model has none: give --dtype bfloat16")
+	}
 	t := &Trainer{options: o, batches: batches, data: data, valid: validation, validated: -1, saved: -1, started: time.Now()}
 	t.schedule = optim.Schedule{Kind: o.Schedule, Peak: o.Rate, Min: o.MinRate, Warmup: o.WarmupSteps, Steps: o.Steps}
 	defer func() {
@@ -244,6 +249,9 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 		return nil, err
 	}
 	if err := t.resume(); err != nil {
+		return nil, err
+	}
+	if err := t.abreast(); err != nil {
 		return nil, err
 	}
 	if o.LogPath != "" && o.rank() == 0 {
@@ -470,6 +478,27 @@ func (t *Trainer) alike() error {
 	}
 	if err := t.compare(first); err != nil {
 		return fmt.Errorf("rank %d is not of rank 0's run: %w", world.Rank, err)
+	}
+	return nil
+}
+
+// abreast makes sure that all processes go on from the same step: each has looked for checkpoints itself.
+func (t *Trainer) abreast() error {
+	world := t.options.World
+	if world == nil || world.Size == 1 || !t.options.Resume {
+		return nil
+	}
+	if world.Rank == 0 {
+		return world.Store().Set("resumed", []byte(strconv.Itoa(t.step)))
+	}
+	world.At("waiting for rank 0 to go back to its checkpoint")
+	first, err := world.Store().Get("resumed", world.Timeout())
+	if err != nil {
+		return fmt.Errorf("rank 0 did not go back to its checkpoint within %v: %w", world.Timeout(), err)
+	}
+	if mine := strconv.Itoa(t.step); mine != string(first) {
+		return fmt.Errorf("rank %d goes on after step %s, rank 0 after step %s: %s must be a folder that all machines share",
+			world.Rank, mine, first, t.options.CheckpointPath)
 	}
 	return nil
 }

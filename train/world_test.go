@@ -34,6 +34,7 @@ type runSpec struct {
 	Keep                bool // gathered weights
 	Offload             bool
 	Checkpoints         string // folder
+	Apart               bool   // ranks but the first have another
 	Every               int
 	Resume              bool
 	Recompute           Recompute
@@ -174,6 +175,9 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 	defer closeFiles()
 	o := s.options()
 	o.World = world
+	if s.Apart && world.Rank > 0 {
+		o.CheckpointPath += " elsewhere"
+	}
 	data, validation := samples(60, 1), samples(7, 2)
 	if s.Options.Objective == DPO {
 		data, validation = pairs(60, 1), pairs(7, 2)

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -101,9 +102,8 @@ func (f *processFlags) launch(ctx context.Context, restarts int) error {
 	}
 	defer store.Close()
 	for attempt := 0; ; attempt++ {
-		err := f.attempt(ctx, store.Port(), attempt)
-		var usage usageError
-		if err == nil || ctx.Err() != nil || errors.As(err, &usage) || attempt >= restarts {
+		begun, err := f.attempt(ctx, store.Port(), attempt)
+		if err == nil || ctx.Err() != nil || !begun || attempt >= restarts {
 			return err
 		}
 		fmt.Fprintf(os.Stderr, "conquer train: %v\nbeginning again from the last checkpoint (%d of %d times)\n", err, attempt+1, restarts)
@@ -116,31 +116,43 @@ const reportVariable = "CONQUER_REPORT"
 // reportSize is the most that it tells: what a pipe takes without being read.
 const reportSize = 4096
 
-// tellLauncher hands err to the launcher of this process, if it has one.
-func tellLauncher(err error) bool {
-	descriptor, e := strconv.Atoi(os.Getenv(reportVariable))
-	if e != nil {
+// begunMark comes first, once the process takes steps: what fails before would fail again.
+const begunMark = "begun\n"
+
+// launcher is where this process tells its launcher, nil without one.
+var launcher = sync.OnceValue(func() *os.File {
+	descriptor, err := strconv.Atoi(os.Getenv(reportVariable))
+	if err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(descriptor), reportVariable)
+})
+
+// tellLauncher hands a text to the launcher of this process, if it has one.
+func tellLauncher(text string) bool {
+	if launcher() == nil {
 		return false
 	}
-	said := err.Error()
-	_, e = os.NewFile(uintptr(descriptor), reportVariable).WriteString(said[:min(len(said), reportSize)])
-	return e == nil
+	_, err := launcher().WriteString(text[:min(len(text), reportSize-len(begunMark))])
+	return err == nil
 }
 
-// attempt runs the processes once. The first to fail ends the others; its error is what is returned.
-func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
+// attempt runs the processes once, and reports whether one had begun to take steps. The first to fail ends the others; its error is
+// what is returned.
+func (f *processFlags) attempt(ctx context.Context, port, attempt int) (begun bool, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return false, err
 	}
 	args := os.Args[1:]
 	if attempt > 0 {
 		args = append(args[:len(args):len(args)], "--resume")
 	}
 	type end struct {
-		rank int
-		err  error
-		said string // why, in its own words
+		rank  int
+		err   error
+		begun bool
+		said  string // why, in its own words
 	}
 	children, complaints := make([]*exec.Cmd, 0, f.processes), make([]bytes.Buffer, f.processes)
 	ends := make(chan end, f.processes)
@@ -170,7 +182,7 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
 		}
 		if err != nil {
 			kill()
-			return err
+			return false, err
 		}
 		children = append(children, c)
 		go func() {
@@ -179,7 +191,8 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
 			reports.SetReadDeadline(time.Now().Add(time.Second)) // what it started itself may hold the pipe open
 			n, _ := reports.Read(said)
 			reports.Close()
-			ends <- end{rank, err, string(said[:n])}
+			why, begun := strings.CutPrefix(string(said[:n]), begunMark)
+			ends <- end{rank, err, begun, why}
 		}()
 	}
 	stopping := ctx.Done()
@@ -198,6 +211,7 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
 			}
 		case e := <-ends:
 			left--
+			begun = begun || e.begun
 			if first != nil && e.said != "" && e.said == failed.said {
 				alike++
 			}
@@ -217,12 +231,12 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) error {
 		}
 	}
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return begun, ctx.Err()
 	}
 	if alike == f.processes {
 		first = inItsWords(failed.said, children[failed.rank].ProcessState)
 	}
-	return first
+	return begun, first
 }
 
 // failure says how a process failed: in the words in which it said why, or, where something ended it, in what it left on

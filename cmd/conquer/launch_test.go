@@ -130,6 +130,34 @@ func TestAKilledRankEndsTheRunAndARestartGoesOn(t *testing.T) {
 	}
 }
 
+// What fails before the first step would fail again; and a run's checkpoints are not another run's to go on from.
+func TestARunThatDidNotBeginIsNotBegunAgain(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "out")
+	run := func(more ...string) (string, int) {
+		c, _, stderr := program(smallRun(t, out, append(more, "--nproc", "2", "--steps", "4", "--checkpoint_steps", "2")...)...)
+		c.Run()
+		return stderr.String(), c.ProcessState.ExitCode()
+	}
+	if stderr, code := run(); code != 0 {
+		t.Fatal(stderr)
+	}
+	stderr, code := run("--max_restarts", "1")
+	if code != 1 || !strings.Contains(stderr, "holds a run's checkpoints") || strings.Contains(stderr, "beginning again") {
+		t.Errorf("exit code %d and\n%s", code, stderr)
+	}
+}
+
+func TestAPipelinesAdapterIsMergedIntoTheModel(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "out")
+	c, _, stderr := program(smallRun(t, out, "--nproc", "2", "--distributed", "mp", "--accumulate", "2", "--steps", "2", "--lora_rank", "2", "--merge")...)
+	if err := c.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, stderr)
+	}
+	if text := succeed(t, "generate", "--model_path", out, "--prompt", "round", "--max_new_tokens", "4", "--ignore_eos"); len(text) < 4 {
+		t.Errorf("the result continues with %q", text)
+	}
+}
+
 func TestTheMistakeOfEveryRankIsReportedOnce(t *testing.T) {
 	c, _, stderr := program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "3", "--steps", "4", "--distributed", "mp")...)
 	c.Run()

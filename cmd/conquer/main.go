@@ -118,7 +118,7 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	default:
 		err = explained(err)
 	}
-	if !tellLauncher(err) {
+	if !tellLauncher(err.Error()) {
 		fmt.Fprintf(stderr, "conquer %s: %v\n", c.name, err)
 	}
 	return code

@@ -175,6 +175,12 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 		return usagef("give --steps or --epochs, not both")
 	case f.merge && f.lora.Rank == 0:
 		return usagef("--merge goes with --lora_rank")
+	case f.lora.Rank == 0 && (flags.Changed("lora_alpha") || flags.Changed("lora_dropout") || flags.Changed("lora_targets")):
+		return usagef("--lora_alpha, --lora_dropout and --lora_targets go with --lora_rank")
+	case flags.Changed("warmup_steps") && f.WarmupSteps < 0:
+		return usagef("--warmup_steps is %d, expected 0 or more", f.WarmupSteps)
+	case flags.Changed("validate_steps") && len(f.validation) == 0 && f.fraction == 0:
+		return usagef("--validate_steps goes with --validation_path or --validation_fraction")
 	case f.fraction > 1 && f.fraction != math.Trunc(f.fraction):
 		return usagef("--validation_fraction is %g, expected a part below 1 or a number of samples", f.fraction)
 	case f.restarts < 0:
@@ -189,6 +195,11 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 		return usagef("--report_steps is %d, expected 1 or more", f.report)
 	case f.dtype == "float16" || f.dtype == "fp16" || f.dtype == "half":
 		return usagef("--dtype float16: its range is too small for gradients, use bfloat16 or float32")
+	}
+	for _, name := range []string{"learning_rate", "beta1", "beta2", "dpo_beta"} {
+		if flag := flags.Lookup(name); flag.Changed && flag.Value.String() == "0" {
+			return usagef("--%s is 0, expected a number above it", name)
+		}
 	}
 	if err := f.checkProcesses(); err != nil {
 		return err
@@ -351,6 +362,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 	if world != nil && world.Rank > 0 {
 		f.profile = ""
 	}
+	tellLauncher(begunMark)
 	if err := f.profiled(func() error { return t.Run(ctx) }); err != nil {
 		return err
 	}
@@ -415,8 +427,8 @@ func (f *modelFlags) fresh(architecture, variant string, dtype torch.DType, seed
 	if err != nil {
 		return nil, err
 	}
-	if f.threads > 0 {
-		torch.SetThreads(f.threads)
+	if err := setThreads(f.threads); err != nil {
+		return nil, err
 	}
 	if f.onHost {
 		device = torch.CPU

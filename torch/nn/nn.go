@@ -123,7 +123,7 @@ func (l *Linear) adapted(x torch.Tensor) torch.Tensor {
 		shape := x.Shape()
 		flat := x.Reshape(-1, shape[len(shape)-1])
 		y := torch.Linear(flat, l.Weight.Tensor, l.bias())
-		low := torch.Linear(flat, torch.Cat(0, down...), torch.Tensor{})
+		low := flat.Matmul(torch.Cat(0, down...).Transpose(0, 1)) // not Linear, whose kernel may begin before its weight was made
 		y.AddMatmul(low, torch.Cat(0, up...).Transpose(0, 1))
 		shape[len(shape)-1] = y.Size(1)
 		return y.View(shape...)
