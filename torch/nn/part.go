@@ -104,7 +104,7 @@ func (p *Param) Divide(part *Part, device torch.Device) {
 func (p *Param) Store(start int, t torch.Tensor) {
 	rows := t.Size(0)
 	if p.Part == nil {
-		p.Narrow(0, start, rows).Copy(t)
+		p.Narrow(0, start, rows).Copy(t.ToDevice(p.Device())) // by way of pinned memory
 		return
 	}
 	at := 0
