@@ -55,7 +55,7 @@ build: libtorch ## build/bin/conquer
 
 test: build ## every test that runs without a GPU
 	@$(GO) vet ./...
-	@OMP_WAIT_POLICY=passive $(GO) test -ldflags '-r $(TESTPATH)' ./... # packages share the cores: threads that wait must not spin
+	@OMP_WAIT_POLICY=passive $(GO) test -timeout 20m -ldflags '-r $(TESTPATH)' ./... # packages share the cores: threads that wait must not spin
 
 test-gpu: build ## the tests that need a GPU; without one each says that it was skipped
 	@cmake --build $(BUILD) --target csrc_gpu_test > $(BUILD)/csrc.log 2>&1 || { cat $(BUILD)/csrc.log; exit 1; }
