@@ -9,6 +9,7 @@ namespace conquer::ssd {
 namespace {
 
 using triton::Arguments;
+using triton::batch_stride;
 using triton::launch;
 
 constexpr int64_t tile_rows = 32, tile_columns = 128;
@@ -102,7 +103,7 @@ at::Tensor conv(const at::Tensor &x, const at::Tensor &weight, const at::Tensor 
   at::Tensor y = at::empty({a.batch, a.length, a.dim}, x.options());
   Arguments args;
   args << ptr(a.x) << ptr(a.weight) << ptr(a.bias) << ptr(a.initial) << ptr(a.seg) << ptr(y) << a.length << a.dim
-       << a.x.stride(0) << a.x.stride(1);
+       << batch_stride(a.x) << a.x.stride(1);
   launch(a.variant("conv", silu), a.blocks(), args);
   return y;
 }
@@ -117,7 +118,7 @@ void conv_grad(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &
   at::Tensor part = at::empty({a.batch, a.tiles(), a.width + 1, a.dim}, dpre.options());
   Arguments args;
   args << ptr(a.x) << ptr(a.weight) << ptr(a.bias) << ptr(a.initial) << ptr(a.seg) << ptr(dy) << ptr(dpre) << ptr(part)
-       << a.length << a.dim << a.x.stride(0) << a.x.stride(1);
+       << a.length << a.dim << batch_stride(a.x) << a.x.stride(1);
   launch(a.variant("conv_grad_pre", silu), a.blocks(), args);
   dx = at::empty({a.batch, a.length, a.dim}, x.options());
   Arguments more;

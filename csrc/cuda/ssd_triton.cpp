@@ -11,6 +11,7 @@ namespace conquer::ssd {
 namespace {
 
 using triton::Arguments;
+using triton::batch_stride;
 using triton::Boxes;
 using triton::launch;
 
@@ -156,7 +157,7 @@ struct Prepared {
 
 void strides(Arguments &args, std::initializer_list<const at::Tensor *> of) {
   for (const at::Tensor *t : of)
-    args << t->stride(0) << t->stride(1);
+    args << batch_stride(*t) << t->stride(1);
 }
 
 // ends and decays of the segments, walked over x (dy in reverse) and b (c). every: also of the segment that nothing
@@ -197,7 +198,7 @@ Prepared prepare(const Plan &s) {
   Arguments args;
   args << ptr(s.dt) << ptr(s.bias) << ptr(s.a) << ptr(s.seg) << ptr(w.step) << ptr(w.sums) << ptr(w.columns)
        << ptr(w.rest) << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.leave) << ptr(w.weight) << ptr(w.through)
-       << s.length << s.heads << s.blocks << s.dt.stride(0) << s.dt.stride(1) << s.reset
+       << s.length << s.heads << s.blocks << batch_stride(s.dt) << s.dt.stride(1) << s.reset
        << static_cast<float>(s.options.dt_min) << static_cast<float>(s.options.dt_max);
   launch(key("prepare", s.type, {1, s.seg.defined(), s.options.dt_softplus, s.exact, s.keep, s.block, heads_a_program}),
          s.by_head(), args);
@@ -361,7 +362,7 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
     Arguments args;
     args << ptr(s.dt) << ptr(s.bias) << ptr(s.a) << ptr(w.step) << ptr(along) << ptr(enters) << ptr(leaves)
          << ptr(margins) << ptr(passing) << ptr(fixes) << ptr(ddt) << ptr(part_a) << ptr(part_bias) << s.length
-         << s.heads << s.blocks << s.segments << s.span << s.dt.stride(0) << s.dt.stride(1)
+         << s.heads << s.blocks << s.segments << s.span << batch_stride(s.dt) << s.dt.stride(1)
          << static_cast<float>(o.dt_min) << static_cast<float>(o.dt_max);
     launch(key("finish_dt", s.type, {1, o.dt_softplus, fixes.defined(), s.block, heads_a_program}), s.by_head(), args);
   }

@@ -50,6 +50,9 @@ private:
   std::vector<void *> order;
 };
 
+// From one sequence of a batch to the next: of one alone, which may be too long for 32 bits, no matter.
+inline int64_t batch_stride(const at::Tensor &t) { return t.size(0) > 1 ? t.stride(0) : 0; }
+
 // Launches variant `key` (see compile.py) on the current device and stream. Throws a c10::Error where the variant was
 // not compiled, or where the launch fails.
 void launch(const std::string &key, dim3 grid, Arguments &arguments);
