@@ -456,6 +456,7 @@ def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct
     grad = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(T)), 16)
     count = tl.multiple_of(tl.load(entry + 5), 16)
     shrink = 1.0 - tl.load(entry + 6).to(tl.int32).to(tl.float32, bitcast=True)
+    key = tl.load(entry + 7).to(tl.int32)
     for at in range(0, SPAN, BLOCK):
         i = start + at + tl.arange(0, BLOCK).to(tl.int64)
         inside = i < count
@@ -478,7 +479,7 @@ def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct
         w = w * shrink - rate * (m / correct1) / (tl.sqrt(v) / correct2 + eps)
         if STOCHASTIC:
             # Three draws an element, from a stream that is the tensor's and the step's own: the key is made of both.
-            r0, r1, r2, r3 = tl.randint4x(tl.load(entry + 7).to(tl.int32), i.to(tl.int32), n_rounds=7)
+            r0, r1, r2, r3 = tl.randint4x(key, i.to(tl.int32), n_rounds=7)
             tl.store(mean + i, stochastic(m, r0.to(tl.uint32, bitcast=True)).to(T), mask=inside)
             tl.store(square + i, stochastic(v, r1.to(tl.uint32, bitcast=True)).to(T), mask=inside)
             tl.store(weight + i, stochastic(w, r2.to(tl.uint32, bitcast=True)).to(T), mask=inside)
