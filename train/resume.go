@@ -181,6 +181,24 @@ func (t *Trainer) resume() error {
 	return nil
 }
 
+// abreast makes sure that all processes go on from the same step: each has looked for checkpoints itself.
+func (t *Trainer) abreast() error {
+	world := t.options.World
+	if world == nil || world.Size == 1 || !t.options.Resume {
+		return nil
+	}
+	first := 0.0
+	if world.Rank == 0 {
+		first = float64(t.step)
+	}
+	t.at("comparing the steps to go on after")
+	if first = world.All.Sums(first)[0]; int(first) != t.step {
+		return fmt.Errorf("rank %d goes on after step %d, rank 0 after step %.0f: %s must be a folder that all machines share",
+			world.Rank, t.step, first, t.options.CheckpointPath)
+	}
+	return nil
+}
+
 // restore takes weights, optimizer, data position and generator from the checkpoint dir.
 func (t *Trainer) restore(dir string, s state) (err error) {
 	torch.NoGrad(func() { err = t.restoreWeights(dir) })

@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -478,27 +477,6 @@ func (t *Trainer) alike() error {
 	}
 	if err := t.compare(first); err != nil {
 		return fmt.Errorf("rank %d is not of rank 0's run: %w", world.Rank, err)
-	}
-	return nil
-}
-
-// abreast makes sure that all processes go on from the same step: each has looked for checkpoints itself.
-func (t *Trainer) abreast() error {
-	world := t.options.World
-	if world == nil || world.Size == 1 || !t.options.Resume {
-		return nil
-	}
-	if world.Rank == 0 {
-		return world.Store().Set("resumed", []byte(strconv.Itoa(t.step)))
-	}
-	world.At("waiting for rank 0 to go back to its checkpoint")
-	first, err := world.Store().Get("resumed", world.Timeout())
-	if err != nil {
-		return fmt.Errorf("rank 0 did not go back to its checkpoint within %v: %w", world.Timeout(), err)
-	}
-	if mine := strconv.Itoa(t.step); mine != string(first) {
-		return fmt.Errorf("rank %d goes on after step %s, rank 0 after step %s: %s must be a folder that all machines share",
-			world.Rank, mine, first, t.options.CheckpointPath)
 	}
 	return nil
 }
