@@ -329,6 +329,19 @@ func TestCopiesThatWouldPartAreRefused(t *testing.T) {
 	if _, ends := launch(t, s, 2); ends[0].code != 1 || !strings.Contains(ends[0].stderr, "moments of 8 bits and stochastic rounding are not for") {
 		t.Errorf("ended with %+v", ends)
 	}
+	m, err := s.model()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer free(m)
+	plans, err := Plans(m, PlanOptions{BatchSize: 1, SequenceLength: 24, DType: torch.Float32, TensorSize: 2, Moments: optim.Int8},
+		Machine{GPUs: 2, PerHost: 2, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1, Host: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := slices.IndexFunc(plans, func(p Plan) bool { return p.Strategy == TP }); i < 0 || !strings.Contains(plans[i].Refused, parted) {
+		t.Errorf("planned: %+v", plans)
+	}
 }
 
 func TestProcessesThatDoNotDoTheSameAreToldApart(t *testing.T) {

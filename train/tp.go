@@ -37,9 +37,8 @@ func newTensorParallel(m model.Model, o Options, wide bool) (strategy, error) {
 	t.division.DivideTokens()
 	units := unitsOf(m)
 	switch {
-	// What all hold must stay the same in all. Roundings that depend on a weight's place, or on its neighbours, part it.
-	case t.division.Mixed() && (o.Moments == optim.Int8 || o.Stochastic && !t.division.Even()):
-		return nil, fmt.Errorf("moments of 8 bits and stochastic rounding are not for state-space layers whose B and C all of the %d processes hold: keep moments in float32 or bfloat16", o.TensorSize)
+	case partsCopies(t.division, o.Moments, o.Stochastic):
+		return nil, fmt.Errorf("%s of the %d processes hold: keep moments in float32 or bfloat16", parted, o.TensorSize)
 	case o.Distributed == FSDP && !t.division.Even():
 		return nil, fmt.Errorf("%d processes do not divide the state-space layers' heads equally, which fsdp needs: choose another --tp_size", o.TensorSize)
 	case o.Distributed == FSDP:
@@ -207,6 +206,15 @@ func (at place) read(c *checkpoint.Checkpoint, name string, length int) (torch.T
 	return all.View(rows, at.every).Narrow(1, at.start-first, at.run).Reshape(-1), nil
 }
 
+// parted is what partsCopies is about.
+const parted = "moments of 8 bits and stochastic rounding are not for state-space layers whose B and C all"
+
+// partsCopies reports whether what all processes hold would not stay the same in all: roundings that depend on a weight's place,
+// or on its neighbours, part it.
+func partsCopies(d *parallel.Division, moments string, stochastic bool) bool {
+	return d.Mixed() && (moments == optim.Int8 || stochastic && !d.Even())
+}
+
 // dividedPlans are the plans of a machine's GPUs where TensorSize of them divide the layers, none where that is not for the
 // machine: alone or with ddp across groups, and with fsdp across groups. What a GPU holds and computes is
 // counted from the parts that [parallel.Divide] would give it.
@@ -223,6 +231,9 @@ func dividedPlans(m model.Model, o PlanOptions, machine Machine) (plans []Plan) 
 		return []Plan{{Strategy: TP, Refused: err.Error()}}
 	}
 	defer division.Forget()
+	if partsCopies(division, o.Moments, o.Stochastic) {
+		return []Plan{{Strategy: TP, Refused: fmt.Sprintf("%s GPUs hold", parted)}}
+	}
 	s := measure(m, o, 0, len(m.Blocks()))
 	// Hidden states are put together and added up over the group, a half each of a sum's transfers: so often in all blocks, and
 	// so often in those that go backward.
