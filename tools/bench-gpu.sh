@@ -4,4 +4,4 @@
 set -e
 binary=$1; python=$2; shift 2
 "$binary" info --device
-exec "$python" "$(dirname "$0")/bench/gpu.py" "$binary" "$@"
+exec "$python" "$(dirname "$0")/peers/gpu.py" "$binary" "$@"

@@ -1,4 +1,4 @@
-// dense.cpp: the GPU face of a transformer's operations: launches those kernels of ../triton that are not a scan.
+// dense.cpp: the GPU face of a transformer's operations: launches those kernels of ../triton/kernels that are not a scan.
 #include "../face.h"
 #include "triton.h"
 

@@ -1,4 +1,4 @@
-// ssd_rows.cpp: the GPU face of what surrounds the scan: launches the kernels of ../triton/rows.py.
+// ssd_rows.cpp: the GPU face of what surrounds the scan: launches the kernels of ../triton/kernels/rows.py.
 #include "../cpu/ssd.h"
 #include "triton.h"
 

@@ -1,5 +1,5 @@
 // ssd_triton.cpp: the GPU face of the state-space operations: allocates, chooses how the sequence is cut, and launches
-// the kernels of ../triton in the order that ssd_forward.py and ssd_backward.py describe. It registers itself with
+// the kernels of ../triton/kernels in the order that ssd_forward.py and ssd_backward.py describe. It registers itself with
 // ../cpu/ssd_scan.cpp when this library is opened.
 #include "../cpu/ssd.h"
 #include "triton.h"

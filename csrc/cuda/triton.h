@@ -1,4 +1,4 @@
-// triton.h: launches the kernels that csrc/triton/compile.py compiled ahead of time.
+// triton.h: launches the kernels that csrc/triton/build/compile.py compiled ahead of time.
 #pragma once
 
 #include <ATen/core/Tensor.h>

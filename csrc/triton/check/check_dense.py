@@ -4,15 +4,16 @@
     python check_dense.py [seed]                         on a GPU, in float32, bfloat16 and float16
 """
 import os
+import pathlib
 import random
 import sys
 
 import torch
 import torch.nn.functional as F
 
-import attend
-import dense
-import rows
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from kernels import attend, dense, rows  # noqa: E402
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRET else "cuda"

@@ -6,7 +6,7 @@ import sys
 import torch
 from triton.testing import do_bench_cudagraph
 
-import host
+from check import host
 
 DEVICE = "cuda"
 
@@ -111,7 +111,7 @@ def step(H=128, P=64, N=128):
     """The single-token update; the peer's arguments as its own model passes them."""
     import triton
 
-    import rows
+    from kernels import rows
     try:
         from mamba_ssm.ops.triton.selective_state_update import selective_state_update
     except Exception:

@@ -4,9 +4,9 @@ import math
 import torch
 import triton
 
-import ssd_backward as bw
-import ssd_forward as fw
-import ssd_hopper as hw
+from kernels import ssd_backward as bw
+from kernels import ssd_forward as fw
+from kernels import ssd_hopper as hw
 
 # Warps and pipeline depth of each kernel (see compile.py, which bakes them into the cubins).
 TUNING = {

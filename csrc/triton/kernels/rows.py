@@ -4,7 +4,7 @@ MASK says that rows may start anywhere, not on 16 elements; the compiler then gi
 import triton
 import triton.language as tl
 
-from dense import wait
+from .dense import wait
 
 # For compile.py: the arguments of the data's dtype.
 DATA = {"x", "b_", "c_", "dy", "y", "dx", "dt", "z", "dz", "d", "bias", "weight", "initial", "a_log"}

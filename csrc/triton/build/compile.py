@@ -1,10 +1,10 @@
-"""Compiles the kernels of this folder ahead of time; needs triton 3.6.0 and neither a GPU nor torch.
+"""Compiles the kernels of ../kernels ahead of time; needs triton 3.6.0 and neither a GPU nor torch.
 
     compile.py OUT [--archs 90,80,...] [--full] [--jobs N]
 
 writes OUT/sm_XX/*.cubin and OUT/sm_XX/manifest, and the same for PTX of the oldest architecture, which any newer driver
 can finish, into OUT/ptx. A line of the manifest is a variant's key, its file, name, shared bytes, warps, and whether it may begin early (1 or 0); the key is what
-../cuda/ssd_triton.cpp asks for: the kernel's name, the dtype, and its constants in the order of its signature.
+../../cuda/ssd_triton.cpp asks for: the kernel's name, the dtype, and its constants in the order of its signature.
 
 The plain set holds Mamba-2's and Bamba's layer (head dimension 64, state 128); --full adds every head dimension and state
 (padded to powers of two, with masks) and the small blocks that a window strategy over chunks of 16 or 32 tokens needs.
@@ -12,8 +12,11 @@ The plain set holds Mamba-2's and Bamba's layer (head dimension 64, state 128); 
 import argparse
 import itertools
 import os
+import pathlib
 import sys
 from concurrent.futures import ProcessPoolExecutor
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 # Warps and pipeline depth, by measurement (docs/kernels.md).
 TUNING = {
@@ -38,13 +41,7 @@ FLOATS = {"dt_min", "dt_max", "eps", "mlp_eps", "next_eps", "scale", "rate", "be
 
 
 def modules():
-    import attend
-    import dense
-    import rows
-    import ssd_backward
-    import ssd_forward
-    import ssd_hopper
-    import tail_hopper
+    from kernels import attend, dense, rows, ssd_backward, ssd_forward, ssd_hopper, tail_hopper
     return [ssd_forward, ssd_backward, ssd_hopper, rows, dense, attend, tail_hopper]
 
 

@@ -1,8 +1,8 @@
-"""Attention of one new position of each sequence to a cache: `cq_decode_attention` of ../conquer.h, launched by ../cuda/dense.cpp."""
+"""Attention of one new position of each sequence to a cache: `cq_decode_attention` of ../../conquer.h, launched by ../../cuda/dense.cpp."""
 import triton
 import triton.language as tl
 
-from dense import wait
+from .dense import wait
 
 # For compile.py, as in dense.py.
 DATA = {"qkv", "k", "v", "y"}

@@ -22,7 +22,7 @@ States meet blocks in the inputs' dtype; every sum is float32. No atomics: a res
 import triton
 import triton.language as tl
 
-from ssd_forward import fetch_ahead
+from .ssd_forward import fetch_ahead
 
 
 @triton.jit

@@ -3,6 +3,7 @@ launches them, one behind the other, where a kernel's end meets the next one's b
 
     python tune_dense.py            medians of microseconds, from CUDA graphs over weights that no cache holds
 """
+import pathlib
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -10,7 +11,9 @@ from multiprocessing import get_context
 import torch
 import torch.nn.functional as F
 
-import dense
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from kernels import dense  # noqa: E402
 
 BF16 = torch.bfloat16
 # A layer's products in their order: rows and columns of the weight, whether the input is normalized, whether the product is

@@ -6,12 +6,15 @@
                                                            (--backward: of its gradient too, minutes of tuning)
 """
 import os
+import pathlib
 import random
 import sys
 
 import torch
 
-import host
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from check import host  # noqa: E402
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRET else "cuda"
@@ -119,7 +122,7 @@ def main():
 
 if __name__ == "__main__":
     if "--time" in sys.argv:
-        import timing
+        from tune import timing
         timing.main()
     else:
         sys.exit(main())

@@ -1,4 +1,4 @@
-"""The operations of a transformer's blocks: ../conquer.h says what each computes, ../cuda/dense.cpp launches them. Sums are
+"""The operations of a transformer's blocks: ../../conquer.h says what each computes, ../../cuda/dense.cpp launches them. Sums are
 float32, and values are rounded where the CPU's kernels round them. All of them are bound by the bytes they move.
 
 PDL: the kernel may begin while the one before it still runs (programmatic dependent launch). What precedes `wait` may then

@@ -1,5 +1,5 @@
 """What follows a block's mixer in a decoding step, over one row, as one kernel for Hopper GPUs, in Gluon: `cq_block_tail` of
-../conquer.h. Four products follow each other, each of all that the one before made, and none does more than read its weight. As
+../../conquer.h. Four products follow each other, each of all that the one before made, and none does more than read its weight. As
 kernels of their own, each begins while memory stands still and ends so. Here all programs stay, one a processor, and two parties
 share each:
     fetch   four warps bring the weights of all four products into a ring in shared memory, as fast as places become free. No weight

@@ -1,0 +1,1 @@
+"""Checks of the kernels against plain PyTorch, and the scan's launches in Python."""

@@ -1,0 +1,1 @@
+"""The Triton kernels: one module per group of operators."""
