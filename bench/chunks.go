@@ -12,7 +12,7 @@ import (
 	"conquer/bamba"
 	"conquer/generate"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 )
 
@@ -28,7 +28,7 @@ const (
 // Subject is the model that a benchmark runs over prompts.
 type Subject struct {
 	Model     bamba.Chunked
-	Tokenizer *text.Tokenizer // may be nil for [RunChunks]: then tokens are drawn, as many as the prompt's entry says
+	Tokenizer *tokenizer.Tokenizer // may be nil for [RunChunks]: then tokens are drawn, as many as the prompt's entry says
 	Prompts   []Prompt
 	// Strategies with their chunk sizes. Where Compile is given, it decides which code runs, not their -optimized.
 	Strategies []bamba.Chunking

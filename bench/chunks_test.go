@@ -10,7 +10,7 @@ import (
 	"conquer/bamba"
 	"conquer/generate"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 )
 
@@ -40,9 +40,9 @@ func smallOf(t testing.TB, architecture string, vocabulary float64) bamba.Chunke
 	return m.(bamba.Chunked)
 }
 
-func characters(t testing.TB) *text.Tokenizer {
+func characters(t testing.TB) *tokenizer.Tokenizer {
 	t.Helper()
-	tok, err := text.Open("char_tokenizer")
+	tok, err := tokenizer.Open("char_tokenizer")
 	if err != nil {
 		t.Fatal(err)
 	}

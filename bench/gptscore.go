@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/tokenizer"
 )
 
 // Aspects are the instructions of GPTScore (Fu et al., arXiv 2302.04166) by name: what a scorer is told to do with the text
@@ -59,7 +59,7 @@ func (a Aspect) prefix(given string) string {
 // RunGPTScore scores the predictions of each file under each aspect. A score is the mean log-likelihood, in nats a token, of
 // one text after the other as the scorer sees it: how well it says the same. each gets every row as it is finished, with how
 // many there will be. Files and lengths are checked before the first text is scored.
-func RunGPTScore(ctx context.Context, scorer model.Model, tok *text.Tokenizer, files []string, aspects []Aspect, each func(row GPTScoreRow, total int)) error {
+func RunGPTScore(ctx context.Context, scorer model.Model, tok *tokenizer.Tokenizer, files []string, aspects []Aspect, each func(row GPTScoreRow, total int)) error {
 	if tok == nil {
 		return errors.New("the scorer has no tokenizer: give one with --tokenizer")
 	}

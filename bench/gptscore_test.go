@@ -12,7 +12,7 @@ import (
 	"testing"
 
 	"conquer/generate"
-	"conquer/text"
+	"conquer/text/tokenizer"
 )
 
 func TestPredictionsComeBackAsTheyWereWritten(t *testing.T) {
@@ -76,7 +76,7 @@ func FuzzPredictions(f *testing.F) {
 
 // A tokenizer that puts a space before a text must not put a second one before the text that is judged.
 func TestATargetIsScoredAsItStandsInTheText(t *testing.T) {
-	tok, err := text.Open("../testdata/text/llama2")
+	tok, err := tokenizer.Open("../text/tokenizer/testdata/llama2")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	"conquer/checkpoint"
-	"conquer/text"
+	"conquer/text/dataset"
 )
 
 // Prediction is one line of a predictions file.
@@ -48,7 +48,7 @@ func WritePredictions(path string, list []Prediction) error {
 // ReadPredictions reads what WritePredictions wrote, or any tab-separated file of those four columns; the line that names
 // them may be missing.
 func ReadPredictions(path string) ([]Prediction, error) {
-	data, err := text.ReadFile(path)
+	data, err := dataset.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"conquer/text"
+	"conquer/text/dataset"
 )
 
 // Prompt is one entry of a prompts file.
@@ -17,7 +17,7 @@ type Prompt struct {
 
 // ReadPrompts reads a prompts file: a JSON list of objects with prompt, answer, token_len and num_chunks.
 func ReadPrompts(path string) ([]Prompt, error) {
-	data, err := text.ReadFile(path)
+	data, err := dataset.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}

@@ -8,7 +8,7 @@ import (
 
 	"conquer/generate"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/dist"
 	"conquer/train"
@@ -189,9 +189,9 @@ func Train(ctx context.Context, m model.Model, o train.Options) (TrainRow, model
 	o.Steps, o.Epochs, o.ValidateSteps, o.Accumulate = steps+warm, 0, steps+warm, max(1, o.Accumulate)
 	operations := train.Operations(m, train.PlanOptions{Recompute: o.Recompute, LoRA: o.LoRA, HeadOnly: o.HeadOnly})
 	random := rand.New(rand.NewPCG(uint64(o.Seed), 2))
-	data := &text.Dataset{}
+	data := &dataset.Dataset{}
 	for range o.BatchSize * o.Accumulate { // an epoch is a step
-		var s text.Sample
+		var s dataset.Sample
 		for range o.SequenceLength {
 			id := random.Int32N(int32(m.Head().Shape[0]))
 			s.IDs, s.Labels = append(s.IDs, id), append(s.Labels, id)

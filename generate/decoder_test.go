@@ -10,7 +10,7 @@ import (
 	"conquer/bamba"
 	"conquer/generate"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 )
 
@@ -57,7 +57,7 @@ func TestARecordedStepGivesTheSameTokens(t *testing.T) {
 }
 
 func TestARecordedStepEndsWhereTheTextEnds(t *testing.T) {
-	m, tok := tiny(t, nil), tokenizer(t)
+	m, tok := tiny(t, nil), smollm(t)
 	plain := mustGenerate(t, m, tok, prompts, generate.Options{MaxNewTokens: 30, IgnoreEOS: true, Compile: generate.CompileNone})
 	for _, o := range []generate.Options{
 		{MaxNewTokens: 30, EOS: plain[0].Tokens[4:5]}, {MaxNewTokens: 1, IgnoreEOS: true}, {MaxNewTokens: 2, IgnoreEOS: true},
@@ -123,7 +123,7 @@ func TestARecordedStepReportsLogitsThatAreNoNumbers(t *testing.T) {
 
 func TestAnInterruptedRecordedTextIsKept(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
-	var tok *text.Tokenizer = tokenizer(t)
+	var tok *tokenizer.Tokenizer = smollm(t)
 	pieces := 0
 	results, _, err := generate.Generate(ctx, tiny(t, nil), tok, prompts[:1],
 		generate.Options{MaxNewTokens: 40, IgnoreEOS: true, Compile: generate.CompileGraph}, func(int, string) {

@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 	"conquer/torch/dist"
 )
@@ -114,7 +114,7 @@ func rate(n int, d time.Duration) float64 {
 }
 
 // check reports the first option that makes no sense.
-func (o Options) check(tok *text.Tokenizer) error {
+func (o Options) check(tok *tokenizer.Tokenizer) error {
 	switch {
 	case o.MaxNewTokens < 1:
 		return fmt.Errorf("max_new_tokens is %d, expected at least 1", o.MaxNewTokens)
@@ -142,7 +142,7 @@ func (o Options) check(tok *text.Tokenizer) error {
 // called with each piece of a row's text as soon as it is certain: never part of a character, never part of a stop string.
 //
 // When ctx is cancelled, Generate returns what was made until then together with ctx's error.
-func Generate(ctx context.Context, m model.Model, tok *text.Tokenizer, prompts [][]int32, o Options,
+func Generate(ctx context.Context, m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32, o Options,
 	onText func(row int, piece string)) ([]Result, Stats, error) {
 	g, err := begin(m, tok, prompts, o, onText)
 	if err != nil || len(prompts) == 0 {
@@ -197,7 +197,7 @@ type row struct {
 	stream *stream // nil without a tokenizer
 }
 
-func begin(m model.Model, tok *text.Tokenizer, prompts [][]int32, o Options, onText func(int, string)) (*generation, error) {
+func begin(m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32, o Options, onText func(int, string)) (*generation, error) {
 	if err := o.check(tok); err != nil {
 		return nil, err
 	}
@@ -253,7 +253,7 @@ func CheckIDs(m model.Model, ids []int32) error {
 func vocabulary(m model.Model) int { return m.Head().Shape[0] }
 
 // EOS lists the tokens that end a text: those that the tokenizer, which may be nil, and the model's config name.
-func EOS(m model.Model, tok *text.Tokenizer) []int32 {
+func EOS(m model.Model, tok *tokenizer.Tokenizer) []int32 {
 	var ids []int32
 	if tok != nil {
 		ids = tok.EOS()

@@ -13,11 +13,11 @@ import (
 	"conquer/generate"
 	"conquer/llama"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 )
 
-// tiny is a random model whose vocabulary fits testdata/text/smollm; more changes its config.
+// tiny is a random model whose vocabulary fits text/tokenizer/testdata/smollm; more changes its config.
 func tiny(t testing.TB, more model.Config) model.Model {
 	t.Helper()
 	config := model.Config{
@@ -48,16 +48,16 @@ func initialized(t testing.TB, m model.Model) model.Model {
 	return m
 }
 
-func tokenizer(t testing.TB) *text.Tokenizer {
+func smollm(t testing.TB) *tokenizer.Tokenizer {
 	t.Helper()
-	tok, err := text.Open("../testdata/text/smollm")
+	tok, err := tokenizer.Open("../text/tokenizer/testdata/smollm")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return tok
 }
 
-func mustGenerate(t testing.TB, m model.Model, tok *text.Tokenizer, prompts [][]int32, o generate.Options) []generate.Result {
+func mustGenerate(t testing.TB, m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32, o generate.Options) []generate.Result {
 	t.Helper()
 	results, _, err := generate.Generate(context.Background(), m, tok, prompts, o, nil)
 	if err != nil {
@@ -132,7 +132,7 @@ func TestEqualPromptsInABatchAreSampledApart(t *testing.T) {
 }
 
 func TestStreamedPiecesAreWholeCharactersAndMakeUpTheText(t *testing.T) {
-	m, tok := tiny(t, nil), tokenizer(t)
+	m, tok := tiny(t, nil), smollm(t)
 	prompt := tok.Encode("Grüße, 世界 🙂", false)
 	for seed := range uint64(20) {
 		var pieces []string
@@ -154,7 +154,7 @@ func TestStreamedPiecesAreWholeCharactersAndMakeUpTheText(t *testing.T) {
 }
 
 func TestTextEndsBeforeAStopStringNoPartOfWhichIsShown(t *testing.T) {
-	m, tok := tiny(t, nil), tokenizer(t)
+	m, tok := tiny(t, nil), smollm(t)
 	prompt := tok.Encode("hello", false)
 	o := generate.Options{MaxNewTokens: 40, IgnoreEOS: true}
 	whole := mustGenerate(t, m, tok, [][]int32{prompt}, o)[0]
@@ -200,7 +200,7 @@ func TestAnEndTokenEndsTheRowUnlessIgnored(t *testing.T) {
 }
 
 func TestACancelledContextReturnsWhatWasMade(t *testing.T) {
-	m, tok := tiny(t, nil), tokenizer(t)
+	m, tok := tiny(t, nil), smollm(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	pieces := 0
@@ -262,7 +262,7 @@ func TestWeightsThatAreNotNumbersGiveAnErrorNotText(t *testing.T) {
 }
 
 func TestNothingIsLeftBehind(t *testing.T) {
-	m, tok := tiny(t, nil), tokenizer(t)
+	m, tok := tiny(t, nil), smollm(t)
 	o := generate.Options{MaxNewTokens: 6, IgnoreEOS: true, Temperature: 1, RepetitionPenalty: 1.1}
 	mustGenerate(t, m, tok, prompts, o) // rotary tables are made once
 	live := torch.LiveTensors()

@@ -2,11 +2,10 @@ package generate
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"math"
 
 	"conquer/model"
-	"conquer/text"
 	"conquer/torch"
 )
 
@@ -26,7 +25,7 @@ const scoreChunk = 2048 // tokens that go through the blocks at once
 func Score(ctx context.Context, m model.Model, ids []int32) (Scores, error) {
 	var s Scores
 	if len(ids) < 2 {
-		return s, fmt.Errorf("the text has %s, of which none can be predicted: at least two are needed", text.Count(len(ids), "token"))
+		return s, errors.New("a text of fewer than two tokens has no token to predict: give at least two")
 	}
 	if err := CheckIDs(m, ids); err != nil {
 		return s, err

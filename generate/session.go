@@ -5,7 +5,7 @@ import (
 	"errors"
 
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 )
 
@@ -13,7 +13,7 @@ import (
 // prompt is read. It serves one goroutine at a time.
 type Session struct {
 	model model.Model
-	tok   *text.Tokenizer
+	tok   *tokenizer.Tokenizer
 	cache *model.Cache
 	held  []int32 // the tokens that the cache has read
 	// Takes the steps where they are recorded; serves every text of this cache that is sampled in the same way.
@@ -21,7 +21,9 @@ type Session struct {
 }
 
 // NewSession begins an empty text; tok may be nil. The caller ends it with Close.
-func NewSession(m model.Model, tok *text.Tokenizer) *Session { return &Session{model: m, tok: tok} }
+func NewSession(m model.Model, tok *tokenizer.Tokenizer) *Session {
+	return &Session{model: m, tok: tok}
+}
 
 // Close frees the cache.
 func (s *Session) Close() { s.Reset() }

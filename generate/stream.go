@@ -3,13 +3,13 @@ package generate
 import (
 	"strings"
 
-	"conquer/text"
+	"conquer/text/tokenizer"
 )
 
 // stream turns a row's tokens into text piece by piece and looks for the stop strings. What could become a stop string is
 // held back until that is decided.
 type stream struct {
-	decoder *text.Decoder
+	decoder *tokenizer.Decoder
 	stops   []string
 	held    string
 	text    strings.Builder

@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
 	"conquer/torch/optim"
@@ -26,7 +26,7 @@ type fingerprint struct {
 	DType   string `json:"dtype"`
 }
 
-func fingerprintOf(m model.Model, data, validation *text.Dataset) fingerprint {
+func fingerprintOf(m model.Model, data, validation *dataset.Dataset) fingerprint {
 	f := fingerprint{Config: m.Config(), Data: data.Hash(), DType: model.DType(m).String()}
 	if validation != nil {
 		f.Validation = validation.Hash()

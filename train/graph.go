@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/optim"
 )
@@ -245,7 +245,7 @@ func (mb microBatch) padded() microBatch {
 	device := mb.seq.IDs.Device()
 	torch.NoGrad(func() {
 		mb.rows = torch.Cat(0, mb.rows, torch.Arange(0, n, torch.Int64, device)) // of different positions: their gradients are added
-		mb.labels = torch.Cat(0, mb.labels, torch.Full([]int{n}, float64(text.IgnoreLabel), torch.Int64, device))
+		mb.labels = torch.Cat(0, mb.labels, torch.Full([]int{n}, float64(dataset.IgnoreLabel), torch.Int64, device))
 		if mb.owner.Defined() {
 			mb.owner = torch.Cat(0, mb.owner, torch.Zeros([]int{n}, torch.Int64, device))
 		}

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/optim"
 )
@@ -70,9 +70,9 @@ func TestStepsThatCanBeRecordedLearnTheSame(t *testing.T) {
 // There is no room for more shapes than some: the others run as they would without recording.
 func TestMoreShapesThanAreRecordedLearnTheSame(t *testing.T) {
 	noLeaks(t)
-	data := &text.Dataset{}
+	data := &dataset.Dataset{}
 	for length := 3; length < 60; length++ {
-		var s text.Sample
+		var s dataset.Sample
 		for i := range length {
 			s.IDs, s.Labels = append(s.IDs, int32(i*i%vocabulary)), append(s.Labels, int32(i*i%vocabulary))
 		}
@@ -102,7 +102,7 @@ func TestAStepWithoutLabelsChangesNothing(t *testing.T) {
 		data := samples(2, 1)
 		for _, s := range data.Samples {
 			for i := range s.Labels {
-				s.Labels[i] = text.IgnoreLabel
+				s.Labels[i] = dataset.IgnoreLabel
 			}
 		}
 		m := tiny(t, true, torch.Float32)

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 )
 
@@ -55,7 +55,7 @@ func (o Options) named(numbers []float64) (list []Measure) {
 }
 
 // count is how much of a batch a step's loss is the mean over: its labels, or its pairs.
-func (o Options) count(b text.Batch) int {
+func (o Options) count(b dataset.Batch) int {
 	if o.Objective == DPO {
 		return b.Samples
 	}
@@ -63,7 +63,7 @@ func (o Options) count(b text.Batch) int {
 }
 
 // layout is how batches are laid out, for every use of a data set but in what b says. A pair lies in one row.
-func (o Options) layout(b text.BatchOptions) text.BatchOptions {
+func (o Options) layout(b dataset.BatchOptions) dataset.BatchOptions {
 	b.Rows, b.Length = o.BatchSize, o.SequenceLength
 	b.Rank, b.World = o.rowGroup()
 	if o.Objective == DPO {

@@ -10,21 +10,21 @@ import (
 	"testing"
 
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
 )
 
 // The formulas, over the whole model at once and sample by sample: the mean over the labels of (1-e)(lse - x_y) +
 // e(lse - mean x) + z lse^2, and of the first without e.
-func plainObjective(m model.Model, d *text.Dataset, smoothing, z float64) (objective, plain torch.Tensor) {
+func plainObjective(m model.Model, d *dataset.Dataset, smoothing, z float64) (objective, plain torch.Tensor) {
 	var totals [2]torch.Tensor
 	labels := 0.0
 	for _, s := range d.Samples {
 		var ids, targets, rows []int64
 		for i, id := range s.IDs {
 			ids = append(ids, int64(id))
-			if i > 0 && s.Labels[i] != text.IgnoreLabel {
+			if i > 0 && s.Labels[i] != dataset.IgnoreLabel {
 				targets, rows = append(targets, int64(s.Labels[i])), append(rows, int64(i-1))
 			}
 		}

@@ -7,7 +7,7 @@ import (
 
 	_ "conquer/bamba"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 )
 
@@ -34,16 +34,16 @@ func TestSamplesPackedIntoRowsLoseWhatTheyLoseAlone(t *testing.T) {
 				return nil
 			})
 		}
-		d := &text.Dataset{}
+		d := &dataset.Dataset{}
 		for range 9 {
-			var s text.Sample
+			var s dataset.Sample
 			for range 2 + draw.IntN(40) {
 				s.IDs = append(s.IDs, draw.Int32N(vocabulary))
 			}
 			s.Labels = s.IDs
 			d.Samples = append(d.Samples, s)
 		}
-		batches, err := text.NewBatcher(d, text.BatchOptions{Rows: 9, Length: 64, Pack: true, InOrder: true})
+		batches, err := dataset.NewBatcher(d, dataset.BatchOptions{Rows: 9, Length: 64, Pack: true, InOrder: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -55,7 +55,7 @@ func TestSamplesPackedIntoRowsLoseWhatTheyLoseAlone(t *testing.T) {
 			net := network{model: m, blocks: m.Blocks(), lowest: -1, strategy: &local{}}
 			alone, labels := 0.0, 0
 			for _, s := range d.Samples {
-				b, err := text.NewBatcher(&text.Dataset{Samples: []text.Sample{s}}, text.BatchOptions{Rows: 1, Length: 64, InOrder: true})
+				b, err := dataset.NewBatcher(&dataset.Dataset{Samples: []dataset.Sample{s}}, dataset.BatchOptions{Rows: 1, Length: 64, InOrder: true})
 				if err != nil {
 					return err
 				}

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 )
 
@@ -37,7 +37,7 @@ type references struct {
 }
 
 // refer finds the reference's log-probabilities where an earlier run of the same left them, or computes them.
-func (t *Trainer) refer(data, validation *text.Dataset) error {
+func (t *Trainer) refer(data, validation *dataset.Dataset) error {
 	o, found := t.options, references{}
 	if o.Objective != DPO {
 		return nil
@@ -58,9 +58,9 @@ func (t *Trainer) refer(data, validation *text.Dataset) error {
 		t.at("looking for the reference's log-probabilities")
 		there = o.World.All.Sums(there)[0]
 	}
-	t.reference = map[*text.Dataset]reference{}
+	t.reference = map[*dataset.Dataset]reference{}
 	for _, set := range []struct {
-		data  *text.Dataset
+		data  *dataset.Dataset
 		found reference
 		what  string
 	}{{data, found.Data, "data"}, {validation, found.Validation, "validation data"}} {
@@ -99,9 +99,9 @@ func (t *Trainer) madeFromThis(r references) bool {
 }
 
 // logProbabilities is what the model as it is says of each pair of a data set, of which every process runs its part.
-func (t *Trainer) logProbabilities(data *text.Dataset, what string) (reference, error) {
+func (t *Trainer) logProbabilities(data *dataset.Dataset, what string) (reference, error) {
 	o := t.options
-	batches, err := text.NewBatcher(data, o.layout(text.BatchOptions{InOrder: true}))
+	batches, err := dataset.NewBatcher(data, o.layout(dataset.BatchOptions{InOrder: true}))
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +154,7 @@ func (p pairing) likelihoods(nll torch.Tensor) torch.Tensor {
 }
 
 // microBatch makes the tensors of a batch: of samples, or of pairs, whose reference may be nil.
-func (t *Trainer) microBatch(b text.Batch, known reference) microBatch {
+func (t *Trainer) microBatch(b dataset.Batch, known reference) microBatch {
 	if t.options.Objective != DPO {
 		return newMicroBatch(b, t.device, t.options.tensorSize())
 	}
@@ -168,7 +168,7 @@ func (t *Trainer) microBatch(b text.Batch, known reference) microBatch {
 	var owner []int64
 	for r := range b.Rows {
 		for i := r*b.Length + 1; i < (r+1)*b.Length; i++ {
-			if b.Labels[i] != text.IgnoreLabel {
+			if b.Labels[i] != dataset.IgnoreLabel {
 				s := int(b.Segments[i] - 1)
 				owner = append(owner, int64(first[r]+s/2+s%2*p.pairs))
 			}
@@ -194,7 +194,7 @@ func (t *Trainer) microBatch(b text.Batch, known reference) microBatch {
 }
 
 // apart gives both texts of the pair in each row a row of their own, so that attention needs no mask.
-func apart(b text.Batch) text.Batch {
+func apart(b dataset.Batch) dataset.Batch {
 	wide := b
 	wide.Rows, wide.Length = 2*b.Rows, 0
 	bounds := make([]int, b.Rows) // where the second text begins
@@ -225,7 +225,7 @@ func apart(b text.Batch) text.Batch {
 		}
 		return out
 	}
-	wide.IDs, wide.Labels = spread(b.IDs, 0), spread(b.Labels, text.IgnoreLabel)
+	wide.IDs, wide.Labels = spread(b.IDs, 0), spread(b.Labels, dataset.IgnoreLabel)
 	wide.Positions, wide.Segments = spread(b.Positions, 0), spread(b.Segments, 0)
 	for i, s := range wide.Segments {
 		wide.Segments[i] = min(s, 1)

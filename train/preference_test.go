@@ -10,22 +10,22 @@ import (
 	"testing"
 
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
 )
 
 // pairs makes pairs of texts that begin alike; the preferred one goes on counting upwards, the other downwards.
-func pairs(n int, seed uint64) *text.Dataset {
+func pairs(n int, seed uint64) *dataset.Dataset {
 	draw := rand.New(rand.NewPCG(seed, 1))
-	d := &text.Dataset{}
+	d := &dataset.Dataset{}
 	for range n {
-		var s text.Sample
+		var s dataset.Sample
 		prompt, first := 1+draw.IntN(5), draw.IntN(vocabulary)
 		for k, direction := range []int{1, vocabulary - 1} {
 			s.Second = len(s.IDs)
 			for i := range prompt {
-				s.IDs, s.Labels = append(s.IDs, int32((first+i)%vocabulary)), append(s.Labels, text.IgnoreLabel)
+				s.IDs, s.Labels = append(s.IDs, int32((first+i)%vocabulary)), append(s.Labels, dataset.IgnoreLabel)
 			}
 			for i := range 1 + draw.IntN(8) {
 				id := int32((first + prompt + (i+k)*direction) % vocabulary)
@@ -38,12 +38,12 @@ func pairs(n int, seed uint64) *text.Dataset {
 }
 
 // said is the log-probability of both texts of a pair, over the whole model at once, in float64 from the logits on.
-func said(m model.Model, s text.Sample) (chosen, rejected torch.Tensor) {
+func said(m model.Model, s dataset.Sample) (chosen, rejected torch.Tensor) {
 	of := func(from, to int) torch.Tensor {
 		var ids, targets, rows []int64
 		for i := from; i < to; i++ {
 			ids = append(ids, int64(s.IDs[i]))
-			if i > from && s.Labels[i] != text.IgnoreLabel {
+			if i > from && s.Labels[i] != dataset.IgnoreLabel {
 				targets, rows = append(targets, int64(s.Labels[i])), append(rows, int64(i-from-1))
 			}
 		}
@@ -229,7 +229,7 @@ func TestAResumedRunComparesWithTheSameReference(t *testing.T) {
 func TestWhatIsNoPreferenceRunIsRefused(t *testing.T) {
 	noLeaks(t)
 	for want, c := range map[string]struct {
-		data   *text.Dataset
+		data   *dataset.Dataset
 		change func(*Options)
 	}{
 		"0 of 9 samples are pairs":  {samples(9, 1), func(o *Options) {}},

@@ -12,7 +12,7 @@ import (
 	"syscall"
 
 	"conquer/checkpoint"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
 )
@@ -33,7 +33,7 @@ type state struct {
 	Step      int             `json:"step"`
 	Taken     int             `json:"optimizer_steps"`
 	Validated int             `json:"validated"`
-	Data      text.State      `json:"data"`
+	Data      dataset.State   `json:"data"`
 	Settings  json.RawMessage `json:"settings"`
 	Print     fingerprint     `json:"made_from"`
 }

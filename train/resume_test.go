@@ -16,12 +16,12 @@ import (
 	"time"
 
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 )
 
 // interrupted runs until a number of steps are done, stops the run there as Ctrl-C does, and returns its losses.
-func interrupted(t testing.TB, m model.Model, data, validation *text.Dataset, o Options, after int) *recorder {
+func interrupted(t testing.TB, m model.Model, data, validation *dataset.Dataset, o Options, after int) *recorder {
 	t.Helper()
 	tr, err := New(m, data, validation, o)
 	if err != nil {
@@ -113,7 +113,7 @@ func TestARunThatDiffersIsNotResumedAndTheDifferenceNamed(t *testing.T) {
 	o := options()
 	o.CheckpointPath = filepath.Join(t.TempDir(), "c")
 	interrupted(t, tiny(t, true, torch.Float32), data, valid, o, 2)
-	attempt := func(m model.Model, data, valid *text.Dataset, o Options) error {
+	attempt := func(m model.Model, data, valid *dataset.Dataset, o Options) error {
 		tr, err := New(m, data, valid, o)
 		if err == nil {
 			tr.Close()

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/optim"
 )
@@ -117,7 +117,7 @@ func (t *Trainer) next() (err error) {
 	begin := time.Now()
 	step := Step{Step: t.step + 1, Rate: t.schedule.Rate(t.step)}
 	// The divisor is the number of labels (or pairs) of all passes, so that accumulation gives what one large batch would.
-	list, labels := make([]text.Batch, t.options.Accumulate), make([]float64, t.options.Accumulate)
+	list, labels := make([]dataset.Batch, t.options.Accumulate), make([]float64, t.options.Accumulate)
 	for i := range list {
 		if list[i], err = t.batches.Next(); err != nil {
 			return err
@@ -205,7 +205,7 @@ func (t *Trainer) next() (err error) {
 }
 
 // evaluate gives the numbers of network.evaluate for a data set, divided by the number of its labels or pairs.
-func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) ([]float64, error) {
+func (t *Trainer) evaluate(ctx context.Context, data *dataset.Dataset) ([]float64, error) {
 	numbers, count := []float64{0}, 0.0
 	if t.options.Objective == DPO {
 		numbers = make([]float64, 1+len(t.options.measured()))
@@ -213,7 +213,7 @@ func (t *Trainer) evaluate(ctx context.Context, data *text.Dataset) ([]float64, 
 			return numbers, fmt.Errorf("what the reference says of this data set is not known")
 		}
 	}
-	batches, err := text.NewBatcher(data, t.options.layout(text.BatchOptions{InOrder: true}))
+	batches, err := dataset.NewBatcher(data, t.options.layout(dataset.BatchOptions{InOrder: true}))
 	if err != nil {
 		return numbers, err
 	}

@@ -2,7 +2,7 @@ package train
 
 import (
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 )
 
@@ -17,7 +17,7 @@ type microBatch struct {
 
 // newMicroBatch makes the tensors of b on device. Labels are as Hugging Face has them, at the token they are: the position
 // before predicts them. Where processes divide the tokens, their number is a multiple of parts.
-func newMicroBatch(b text.Batch, device torch.Device, parts int) microBatch {
+func newMicroBatch(b dataset.Batch, device torch.Device, parts int) microBatch {
 	used, packed := 0, false
 	for i, segment := range b.Segments {
 		if segment > 0 {
@@ -44,14 +44,14 @@ func newMicroBatch(b text.Batch, device torch.Device, parts int) microBatch {
 	var rows, labels []int64
 	for r := range b.Rows {
 		for i := 1; i < min(used, b.Length); i++ {
-			if label := b.Labels[r*b.Length+i]; label != text.IgnoreLabel {
+			if label := b.Labels[r*b.Length+i]; label != dataset.IgnoreLabel {
 				rows, labels = append(rows, int64(r*used+i-1)), append(labels, int64(label))
 			}
 		}
 	}
 	mb := microBatch{seq: model.Sequence{IDs: cut(b.IDs)}, targets: len(rows)}
 	if len(rows) == 0 { // other processes' rows have labels: this one goes through the pass with them
-		rows, labels = []int64{0}, []int64{int64(text.IgnoreLabel)}
+		rows, labels = []int64{0}, []int64{int64(dataset.IgnoreLabel)}
 	}
 	mb.rows, mb.labels = torch.From(rows, len(rows)).ToDevice(device), torch.From(labels, len(labels)).ToDevice(device)
 	if packed {
@@ -62,10 +62,10 @@ func newMicroBatch(b text.Batch, device torch.Device, parts int) microBatch {
 }
 
 // targets counts the labels of b that bear loss.
-func targets(b text.Batch) int {
+func targets(b dataset.Batch) int {
 	n := 0
 	for i, label := range b.Labels {
-		if i%b.Length > 0 && label != text.IgnoreLabel {
+		if i%b.Length > 0 && label != dataset.IgnoreLabel {
 			n++
 		}
 	}

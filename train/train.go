@@ -23,7 +23,8 @@ import (
 	"time"
 
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 	"conquer/torch/dist"
 	"conquer/torch/nn"
@@ -125,7 +126,7 @@ type Options struct {
 	ReduceDType      string `json:"-"` // in what gradients are summed: "float32", which "" means, or "same", the weights' own
 
 	// Tokenizer, when not nil, is written beside the weights.
-	Tokenizer *text.Tokenizer `json:"-"`
+	Tokenizer *tokenizer.Tokenizer `json:"-"`
 	// BaseModel is the name or path of the model that an adapter belongs to.
 	BaseModel string `json:"-"`
 	// GenerationConfig is the text of the model's generation_config.json, to be written beside the weights; nil for none.
@@ -143,10 +144,10 @@ type Listener interface {
 type Trainer struct {
 	options   Options
 	net       network
-	batches   *text.Batcher
-	data      *text.Dataset
-	valid     *text.Dataset
-	reference map[*text.Dataset]reference // DPO
+	batches   *dataset.Batcher
+	data      *dataset.Dataset
+	valid     *dataset.Dataset
+	reference map[*dataset.Dataset]reference // DPO
 	device    torch.Device
 	params    []optim.Param
 	held      []piece // what params are of the weights
@@ -170,7 +171,7 @@ type Trainer struct {
 // New prepares a run that tunes m, a model with weights or the promise of them ([model.Promise]), on data. validation may be
 // nil. The Trainer changes m, and for HeadOnly with a head that is tied to the embedding moves its weights into a model in
 // which it is not. Model is the one to use and to free in either case.
-func New(m model.Model, data, validation *text.Dataset, o Options) (*Trainer, error) {
+func New(m model.Model, data, validation *dataset.Dataset, o Options) (*Trainer, error) {
 	var t *Trainer
 	err := torch.Run(func() (err error) {
 		t, err = newTrainer(m, data, validation, o)
@@ -179,14 +180,14 @@ func New(m model.Model, data, validation *text.Dataset, o Options) (*Trainer, er
 	return t, err
 }
 
-func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Trainer, err error) {
+func newTrainer(m model.Model, data, validation *dataset.Dataset, o Options) (_ *Trainer, err error) {
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
 	if o = o.complete(); o.SequenceLength > m.MaxLength() {
 		return nil, fmt.Errorf("sequence length %d is beyond the model's %d", o.SequenceLength, m.MaxLength())
 	}
-	for _, set := range []*text.Dataset{data, validation} {
+	for _, set := range []*dataset.Dataset{data, validation} {
 		if set != nil {
 			if err := set.CheckVocabulary(m.Head().Shape[0]); err != nil {
 				return nil, err
@@ -205,7 +206,7 @@ func newTrainer(m model.Model, data, validation *text.Dataset, o Options) (_ *Tr
 	if err := o.checkDistributed(); err != nil {
 		return nil, err
 	}
-	batches, err := text.NewBatcher(data, o.layout(text.BatchOptions{Pack: o.Pack, Pad: pad, Seed: uint64(o.Seed), Passes: o.Accumulate}))
+	batches, err := dataset.NewBatcher(data, o.layout(dataset.BatchOptions{Pack: o.Pack, Pad: pad, Seed: uint64(o.Seed), Passes: o.Accumulate}))
 	if err != nil {
 		return nil, err
 	}
@@ -361,7 +362,7 @@ func otherwise[T comparable](field *T, value T) {
 }
 
 // prepare decides which weights are trained and where the backward pass ends.
-func (t *Trainer) prepare(m model.Model, data, validation *text.Dataset) (err error) {
+func (t *Trainer) prepare(m model.Model, data, validation *dataset.Dataset) (err error) {
 	o := t.options
 	if o.HeadOnly {
 		if m, err = untie(m); err != nil {

@@ -14,7 +14,7 @@ import (
 
 	_ "conquer/llama"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
 )
@@ -43,17 +43,17 @@ func tiny(t testing.TB, tied bool, dtype torch.DType) model.Model {
 }
 
 // samples makes texts of 4 to 20 tokens that count upwards from an arbitrary token, with loss on their later part.
-func samples(n int, seed uint64) *text.Dataset {
+func samples(n int, seed uint64) *dataset.Dataset {
 	draw := rand.New(rand.NewPCG(seed, 0))
-	d := &text.Dataset{}
+	d := &dataset.Dataset{}
 	for range n {
 		length, first := 4+draw.IntN(17), draw.IntN(vocabulary)
-		var s text.Sample
+		var s dataset.Sample
 		for i := range length {
 			id := int32((first + i) % vocabulary)
 			s.IDs = append(s.IDs, id)
 			if i < length/3 {
-				id = text.IgnoreLabel
+				id = dataset.IgnoreLabel
 			}
 			s.Labels = append(s.Labels, id)
 		}
@@ -92,7 +92,7 @@ func (r *recorder) losses() (list []float64) {
 }
 
 // train runs a whole run and returns what it reported; the model it tuned is freed.
-func train(t testing.TB, m model.Model, data, validation *text.Dataset, o Options, use func(*Trainer)) *recorder {
+func train(t testing.TB, m model.Model, data, validation *dataset.Dataset, o Options, use func(*Trainer)) *recorder {
 	t.Helper()
 	tr, err := New(m, data, validation, o)
 	if err != nil {
@@ -142,9 +142,9 @@ func near(t testing.TB, what string, got, want []float32, tolerance float64) {
 	}
 }
 
-func batchOf(t testing.TB, d *text.Dataset, rows int, pack bool) text.Batch {
+func batchOf(t testing.TB, d *dataset.Dataset, rows int, pack bool) dataset.Batch {
 	t.Helper()
-	b, err := text.NewBatcher(d, text.BatchOptions{Rows: rows, Length: 40, Pack: pack, InOrder: true})
+	b, err := dataset.NewBatcher(d, dataset.BatchOptions{Rows: rows, Length: 40, Pack: pack, InOrder: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,14 +156,14 @@ func batchOf(t testing.TB, d *text.Dataset, rows int, pack bool) text.Batch {
 }
 
 // plainLoss is the mean loss of a batch, over the whole model at once and sample by sample.
-func plainLoss(m model.Model, d *text.Dataset, n int) torch.Tensor {
+func plainLoss(m model.Model, d *dataset.Dataset, n int) torch.Tensor {
 	var total torch.Tensor
 	labels := 0
 	for _, s := range d.Samples[:n] {
 		ids, targets, rows := []int64{}, []int64{}, []int64{}
 		for i, id := range s.IDs {
 			ids = append(ids, int64(id))
-			if i > 0 && s.Labels[i] != text.IgnoreLabel {
+			if i > 0 && s.Labels[i] != dataset.IgnoreLabel {
 				targets, rows = append(targets, int64(s.Labels[i])), append(rows, int64(i-1))
 			}
 		}

@@ -9,7 +9,7 @@ import (
 	"gonum.org/v1/plot/plotter"
 
 	"conquer/bench"
-	"conquer/text"
+	"conquer/text/dataset"
 )
 
 // accuracy shows what each way of chunking costs in perplexity.
@@ -88,7 +88,7 @@ func accuracy(p *page, r *bench.Results, l *looks) section {
 	c.zeroY()
 	s.Figures = append(s.Figures, figure{Name: "perplexity", chart: c, Table: t,
 		Alt:     "Bars of perplexity by strategy: " + describe(names, values),
-		Caption: fmt.Sprintf("Perplexity over %s.", text.Count(len(distinct(rows, func(r bench.AccuracyRow) int { return r.ID })), "prompt"))})
+		Caption: fmt.Sprintf("Perplexity over %s.", dataset.Count(len(distinct(rows, func(r bench.AccuracyRow) int { return r.ID })), "prompt"))})
 
 	// In a sentence, for the smallest chunks: there the strategies differ most.
 	size := sizes[0]

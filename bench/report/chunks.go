@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"conquer/bench"
-	"conquer/text"
+	"conquer/text/dataset"
 )
 
 // setting is what the rows of one set of charts have in common.
@@ -21,7 +21,7 @@ func (s setting) String() string {
 	if s.cache {
 		cache = "with cache"
 	}
-	return fmt.Sprintf("%s, %s, %s, %s, %s", text.Count(s.layers, "layer"), cache, text.Count(s.newTokens, "new token"), s.dtype, s.device)
+	return fmt.Sprintf("%s, %s, %s, %s, %s", dataset.Count(s.layers, "layer"), cache, dataset.Count(s.newTokens, "new token"), s.dtype, s.device)
 }
 
 // ways are the ways to launch in the order of their bars.

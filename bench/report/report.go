@@ -15,7 +15,7 @@ import (
 	"conquer/bamba"
 	"conquer/bench"
 	"conquer/checkpoint"
-	"conquer/text"
+	"conquer/text/dataset"
 )
 
 // Report says what [Write] wrote.
@@ -143,7 +143,7 @@ func madeBy(title string, r *bench.Results) made {
 		}
 	}
 	add("measured", r.Time.Format("2 January 2006, 15:04 MST"))
-	add("processor", fmt.Sprintf("%s, %s, %s", r.Machine.CPU, text.Count(r.Machine.Cores, "core"), text.Count(r.Machine.Threads, "thread")))
+	add("processor", fmt.Sprintf("%s, %s, %s", r.Machine.CPU, dataset.Count(r.Machine.Cores, "core"), dataset.Count(r.Machine.Threads, "thread")))
 	add("memory", fmt.Sprintf("%.1f GB", float64(r.Machine.MemoryBytes)/1e9))
 	if r.Machine.GPU != "" {
 		add("GPU", fmt.Sprintf("%s, driver %s", r.Machine.GPU, r.Machine.Driver))

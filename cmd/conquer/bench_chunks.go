@@ -14,7 +14,7 @@ import (
 	"conquer/bamba"
 	"conquer/bench"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 )
 
@@ -119,7 +119,7 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 			return nil, usageError{err}
 		}
 		if f.tokenizer != "" {
-			if o.tokenizer, err = text.Open(f.tokenizer); err != nil {
+			if o.tokenizer, err = tokenizer.Open(f.tokenizer); err != nil {
 				return nil, err
 			}
 		}

@@ -17,7 +17,7 @@ import (
 
 	"conquer/checkpoint"
 	"conquer/generate"
-	"conquer/text"
+	"conquer/text/tokenizer"
 	"conquer/torch/dist"
 )
 
@@ -92,7 +92,7 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 		c.session = generate.NewSession(c.model, c.tokenizer)
 		defer c.session.Close()
 		c.reset()
-		if _, err := encodeChat(c.opened, append(c.messages, text.Message{Role: "user", Content: "?"})); err != nil {
+		if _, err := encodeChat(c.opened, append(c.messages, tokenizer.Message{Role: "user", Content: "?"})); err != nil {
 			return err
 		}
 		switch {
@@ -128,8 +128,8 @@ func suggest(c *checkpoint.Checkpoint, flags *pflag.FlagSet, o *generate.Options
 type conversation struct {
 	*opened
 	*samplingFlags
-	system   []text.Message
-	messages []text.Message
+	system   []tokenizer.Message
+	messages []tokenizer.Message
 	session  *generate.Session
 	out      io.Writer
 	person   bool        // somebody types
@@ -167,7 +167,7 @@ func (c *conversation) follow() error {
 
 func (c *conversation) reset() {
 	c.session.Reset()
-	c.messages = append([]text.Message{}, c.system...)
+	c.messages = append([]tokenizer.Message{}, c.system...)
 }
 
 // run answers line after line until the input ends. Ctrl-C ends an answer, and the program when there is none.
@@ -280,7 +280,7 @@ func (c *conversation) answer(question string, signals <-chan os.Signal) (stop b
 	case stop = <-asked:
 	default:
 	}
-	c.messages = append(c.messages, text.Message{Role: "assistant", Content: result.Text})
+	c.messages = append(c.messages, tokenizer.Message{Role: "assistant", Content: result.Text})
 	c.tell("chat", stats)
 	if c.person && isTerminal(os.Stderr) {
 		printStats(stats, 0)
@@ -290,8 +290,8 @@ func (c *conversation) answer(question string, signals <-chan os.Signal) (stop b
 
 // fit renders the conversation with a further question. When it leaves too little room for an answer, the oldest question and
 // answer go.
-func (c *conversation) fit(question string) (messages []text.Message, prompt []int32, err error) {
-	messages = append(slices.Clone(c.messages), text.Message{Role: "user", Content: question})
+func (c *conversation) fit(question string) (messages []tokenizer.Message, prompt []int32, err error) {
+	messages = append(slices.Clone(c.messages), tokenizer.Message{Role: "user", Content: question})
 	room := min(c.options.MaxNewTokens, c.model.MaxLength()/4)
 	for {
 		prompt, err = encodeChat(c.opened, messages)

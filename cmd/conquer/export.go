@@ -18,7 +18,7 @@ import (
 
 	"conquer/checkpoint"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 	"conquer/torch/nn"
 	"conquer/train"
@@ -44,7 +44,7 @@ conquer export --model_path tuned --adapter_path my-adapter --unmerge --output_p
 
 func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 	path := flags.String("model_path", "", modelPathUsage)
-	tokenizer := flags.String("tokenizer", "", "tokenizer `folder` or file where it is not the model's own")
+	tokenizerPath := flags.String("tokenizer", "", "tokenizer `folder` or file where it is not the model's own")
 	adapter := flags.String("adapter_path", "", "`folder` of a LoRA adapter in PEFT's format to fold into the weights")
 	unmerge := flags.Bool("unmerge", false, "take the adapter out of a model that it was folded into; the weights come back but for rounding, not bit by bit")
 	output := flags.String("output_path", "", "`folder` to write, or the file for gguf")
@@ -105,7 +105,7 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 			return err
 		}
 		defer c.Close()
-		tok, err := openTokenizer(*tokenizer, where, c)
+		tok, err := openTokenizer(*tokenizerPath, where, c)
 		if err != nil {
 			return err
 		}
@@ -149,7 +149,7 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 const noVocabulary = "no_vocab"
 
 // ggufTokenizer is a tokenizer as metadata of a GGUF file with c's model.
-func ggufTokenizer(tok *text.Tokenizer, c *checkpoint.Checkpoint) (map[string]any, error) {
+func ggufTokenizer(tok *tokenizer.Tokenizer, c *checkpoint.Checkpoint) (map[string]any, error) {
 	if tok == nil {
 		fmt.Fprintln(os.Stderr, "conquer export: the model has no tokenizer: the file will take token ids alone (give one with --tokenizer)")
 		return map[string]any{"tokenizer.ggml.model": noVocabulary}, nil

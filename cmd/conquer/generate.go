@@ -19,7 +19,8 @@ import (
 	"golang.org/x/term"
 
 	"conquer/generate"
-	"conquer/text"
+	"conquer/text/dataset"
+	"conquer/text/tokenizer"
 	"conquer/torch/dist"
 )
 
@@ -245,7 +246,7 @@ func (f *generateFlags) encode(o *opened, prompt string) ([]int32, error) {
 		return nil, fmt.Errorf("%s has no tokenizer: give one with --tokenizer, or the prompt as --token_ids", o.path)
 	}
 	if f.chat {
-		return encodeChat(o, append(systemMessage(f.system), text.Message{Role: "user", Content: prompt}))
+		return encodeChat(o, append(systemMessage(f.system), tokenizer.Message{Role: "user", Content: prompt}))
 	}
 	ids := o.tokenizer.Encode(prompt, true)
 	if bos, ok := o.tokenizer.BOS(); ok && len(ids) == 0 {
@@ -257,20 +258,20 @@ func (f *generateFlags) encode(o *opened, prompt string) ([]int32, error) {
 	return ids, nil
 }
 
-func systemMessage(system string) []text.Message {
+func systemMessage(system string) []tokenizer.Message {
 	if system == "" {
 		return nil
 	}
-	return []text.Message{{Role: "system", Content: system}}
+	return []tokenizer.Message{{Role: "system", Content: system}}
 }
 
 // encodeChat renders a conversation up to where the assistant is to speak.
-func encodeChat(o *opened, messages []text.Message) ([]int32, error) {
+func encodeChat(o *opened, messages []tokenizer.Message) ([]int32, error) {
 	if o.tokenizer == nil {
 		return nil, fmt.Errorf("%s has no tokenizer, which a chat needs: give one with --tokenizer", o.path)
 	}
 	rendered, err := o.tokenizer.Chat(messages, true)
-	if errors.Is(err, text.ErrNoChatTemplate) {
+	if errors.Is(err, tokenizer.ErrNoChatTemplate) {
 		return nil, fmt.Errorf("%s has no chat template: use `conquer generate --prompt`, or a model tuned on chats", o.path)
 	}
 	if err != nil {
@@ -287,7 +288,7 @@ func (f *generateFlags) advise(o *opened, ids [][]int32) {
 	}
 	if room := o.model.MaxLength() - longest; room > 0 && room < f.options.MaxNewTokens {
 		fmt.Fprintf(os.Stderr, "conquer generate: the model's context of %d leaves room for %s after a prompt of %d, not %d\n",
-			o.model.MaxLength(), text.Count(room, "new token"), longest, f.options.MaxNewTokens)
+			o.model.MaxLength(), dataset.Count(room, "new token"), longest, f.options.MaxNewTokens)
 	}
 	if !f.json && !f.chat && isTerminal(os.Stderr) && o.tokenizer != nil && o.tokenizer.ChatTemplate() != "" {
 		fmt.Fprintln(os.Stderr, "(this model was tuned on chats; --chat asks it a question)")
@@ -347,7 +348,7 @@ func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, nam
 }
 
 func printStats(s generate.Stats, load time.Duration) {
-	line := fmt.Sprintf("%s at %.0f tok/s, %d new", text.Count(s.PromptTokens-s.Reused, "prompt token"), s.PrefillRate(), s.NewTokens)
+	line := fmt.Sprintf("%s at %.0f tok/s, %d new", dataset.Count(s.PromptTokens-s.Reused, "prompt token"), s.PrefillRate(), s.NewTokens)
 	if s.DecodeRate() > 0 {
 		line += fmt.Sprintf(" at %.1f tok/s", s.DecodeRate())
 	}
@@ -363,7 +364,7 @@ func (f *generateFlags) readPrompts() ([]string, error) {
 	if f.promptsFile == "" {
 		return prompts, nil
 	}
-	data, err := text.ReadFile(f.promptsFile)
+	data, err := dataset.ReadFile(f.promptsFile)
 	if err != nil {
 		return nil, fmt.Errorf("--prompts_file: %w", err)
 	}

@@ -15,7 +15,7 @@ import (
 	"conquer/checkpoint"
 	"conquer/generate"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 )
 
@@ -68,7 +68,7 @@ func decode[T any](t testing.TB, printed string) T {
 	return v
 }
 
-// writeModel writes a random model of the given vocabulary with the tokenizer of testdata/text/smollm, which has 700
+// writeModel writes a random model of the given vocabulary with the tokenizer of text/tokenizer/testdata/smollm, which has 700
 // tokens, or without one.
 func writeModel(t testing.TB, vocabulary int, withTokenizer bool) string {
 	t.Helper()
@@ -94,7 +94,7 @@ func writeModel(t testing.TB, vocabulary int, withTokenizer bool) string {
 	text, _ := json.Marshal(config)
 	options := checkpoint.Options{Config: text, GenerationConfig: []byte(`{"_from_model_config": true}`)}
 	if withTokenizer {
-		options.TokenizerFrom = "../../testdata/text/smollm"
+		options.TokenizerFrom = "../../text/tokenizer/testdata/smollm"
 	}
 	if err := checkpoint.Save(dir, model.Weights(m), options); err != nil {
 		t.Fatal(err)
@@ -106,7 +106,7 @@ func TestGeneratePrintsOneObjectWithTextAndIDs(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	args := []string{"generate", "--model_path", dir, "--prompt", "hello there", "--max_new_tokens", "12", "--temperature", "0", "--json", "--ignore_eos"}
 	got := decode[generateOutput](t, succeed(t, args...))
-	tok, err := text.Open(dir)
+	tok, err := tokenizer.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,25 +194,25 @@ func TestChatAnswersEachLineAndRemembers(t *testing.T) {
 	if code != 0 || stderr != "" {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
-	tok, err := text.Open(dir)
+	tok, err := tokenizer.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := ""
-	var messages []text.Message
+	var messages []tokenizer.Message
 	for _, question := range []string{"hello", "", "hello", "again"} {
 		if question == "" {
 			messages = nil
 			continue
 		}
-		messages = append(messages, text.Message{Role: "user", Content: question})
+		messages = append(messages, tokenizer.Message{Role: "user", Content: question})
 		prompt, err := tok.Chat(messages, true)
 		if err != nil {
 			t.Fatal(err)
 		}
 		answer := decode[generateOutput](t, succeed(t, "generate", "--model_path", dir, "--max_new_tokens", "8", "--json", "--token_ids", joinIDs(tok.Encode(prompt, false)))).Text
 		want += answer + "\n"
-		messages = append(messages, text.Message{Role: "assistant", Content: answer})
+		messages = append(messages, tokenizer.Message{Role: "assistant", Content: answer})
 	}
 	if stdout != want {
 		t.Errorf("printed %q, want %q", stdout, want)

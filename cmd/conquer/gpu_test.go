@@ -15,7 +15,7 @@ import (
 	"conquer/bench"
 	"conquer/generate"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
 	"conquer/train"
@@ -174,14 +174,14 @@ func losses(t *testing.T, architecture string, dtype torch.DType, d torch.Device
 // recordedLosses also says whether passes were replayed.
 func recordedLosses(t *testing.T, architecture string, dtype torch.DType, d torch.Device, o train.Options) ([]float64, bool) {
 	t.Helper()
-	data := &text.Dataset{}
+	data := &dataset.Dataset{}
 	for i := range 16 {
-		var s text.Sample
+		var s dataset.Sample
 		for j := range 40 + 3*i {
 			s.IDs = append(s.IDs, int32((i*37+j*j)%1024))
 		}
 		s.Labels = slices.Clone(s.IDs)
-		s.Labels[0], s.Labels[1] = text.IgnoreLabel, text.IgnoreLabel
+		s.Labels[0], s.Labels[1] = dataset.IgnoreLabel, dataset.IgnoreLabel
 		data.Samples = append(data.Samples, s)
 	}
 	m := random(t, sized(t, architecture), dtype, d)

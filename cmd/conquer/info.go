@@ -16,7 +16,8 @@ import (
 
 	"conquer/checkpoint"
 	"conquer/model"
-	"conquer/text"
+	"conquer/text/dataset"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 )
 
@@ -151,7 +152,7 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 	return info, nil
 }
 
-func describeTokenizer(tok *text.Tokenizer, c *checkpoint.Checkpoint) *tokenizerInfo {
+func describeTokenizer(tok *tokenizer.Tokenizer, c *checkpoint.Checkpoint) *tokenizerInfo {
 	info := &tokenizerInfo{Kind: "byte-level BPE", Tokens: tok.VocabSize(), EOS: tok.EOS(), ChatTemplate: tok.ChatTemplate() != ""}
 	if _, ok := tok.ID("<0x0A>"); ok {
 		info.Kind = "SentencePiece BPE with byte fallback"
@@ -280,7 +281,7 @@ func showMachine(w io.Writer, asJSON bool) error {
 		return printJSON(w, m)
 	}
 	fmt.Fprintf(w, "conquer    %s (%s, libtorch %s)\n", m.Version, m.Go, m.Libtorch)
-	fmt.Fprintf(w, "processor  %s, %s, %s used\n", m.Processor, text.Count(m.Cores, "core"), text.Count(m.Threads, "thread"))
+	fmt.Fprintf(w, "processor  %s, %s, %s used\n", m.Processor, dataset.Count(m.Cores, "core"), dataset.Count(m.Threads, "thread"))
 	for _, g := range m.GPUs {
 		fmt.Fprintf(w, "GPU        %s, compute capability %s, %d multiprocessors, %s, %s free\n",
 			g.Name, g.Capability, g.Multiprocessors, formatBytes(g.TotalBytes), formatBytes(g.FreeBytes))

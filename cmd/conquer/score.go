@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"conquer/generate"
-	"conquer/text"
+	"conquer/text/dataset"
 	"conquer/torch/dist"
 )
 
@@ -64,7 +64,7 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 			ids = lists[0]
 		}
 		if flags.Changed("text_file") {
-			data, err := text.ReadFile(*file)
+			data, err := dataset.ReadFile(*file)
 			if err != nil {
 				return fmt.Errorf("--text_file: %w", err)
 			}
@@ -104,7 +104,7 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if *asJSON {
 			return printJSON(os.Stdout, scoreOutput{Tokens: len(s.TokenNLL), NLL: s.NLL, Perplexity: s.Perplexity, TokenNLL: s.TokenNLL})
 		}
-		if _, err := fmt.Printf("perplexity %.4f, %.5f nats a token over %s\n", s.Perplexity, s.NLL, text.Count(len(s.TokenNLL), "predicted token")); err != nil {
+		if _, err := fmt.Printf("perplexity %.4f, %.5f nats a token over %s\n", s.Perplexity, s.NLL, dataset.Count(len(s.TokenNLL), "predicted token")); err != nil {
 			return err
 		}
 		if isTerminal(os.Stderr) {

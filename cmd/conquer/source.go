@@ -17,7 +17,7 @@ import (
 	"conquer/model"
 	"conquer/model/hub"
 	"conquer/parallel"
-	"conquer/text"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 	"conquer/torch/dist"
 	"conquer/train"
@@ -52,7 +52,7 @@ type opened struct {
 	path       string // of the files
 	checkpoint *checkpoint.Checkpoint
 	model      model.Model
-	tokenizer  *text.Tokenizer // nil when there is none
+	tokenizer  *tokenizer.Tokenizer // nil when there is none
 }
 
 func (o *opened) Close() {
@@ -80,11 +80,11 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 		return nil, err
 	}
 	// A vocabulary takes as long to read as a small model's weights: side by side.
-	tokenizer := make(chan error, 1)
+	tokenizerDone := make(chan error, 1)
 	go func() {
 		var err error
 		o.tokenizer, err = openTokenizer(f.tokenizer, o.path, o.checkpoint)
-		tokenizer <- err
+		tokenizerDone <- err
 	}()
 	if dtype == nil {
 		stored := storedDType(o.checkpoint, device)
@@ -94,7 +94,7 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 		o.model, err = f.load(o.checkpoint, *dtype, device)
 		return err
 	})
-	if failed := <-tokenizer; err == nil {
+	if failed := <-tokenizerDone; err == nil {
 		err = failed
 	}
 	if err == nil {
@@ -253,16 +253,16 @@ func storedDType(c *checkpoint.Checkpoint, device torch.Device) torch.DType {
 }
 
 // openTokenizer opens the tokenizer at path or, where path is empty, the model's own: nil if it has none.
-func openTokenizer(path, modelPath string, c *checkpoint.Checkpoint) (*text.Tokenizer, error) {
+func openTokenizer(path, modelPath string, c *checkpoint.Checkpoint) (*tokenizer.Tokenizer, error) {
 	if path != "" {
-		return text.Open(path)
+		return tokenizer.Open(path)
 	}
 	if c.Format == checkpoint.GGUF {
 		meta := c.GGUFMetadata()
 		if kind := meta["tokenizer.ggml.model"]; kind == nil || kind == noVocabulary {
 			return nil, nil
 		}
-		t, err := text.FromGGUF(meta)
+		t, err := tokenizer.FromGGUF(meta)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", modelPath, err)
 		}
@@ -274,7 +274,7 @@ func openTokenizer(path, modelPath string, c *checkpoint.Checkpoint) (*text.Toke
 	}
 	for _, name := range []string{"tokenizer.json", "tokenizer.model"} {
 		if _, err := os.Stat(filepath.Join(folder, name)); err == nil {
-			return text.Open(folder)
+			return tokenizer.Open(folder)
 		}
 	}
 	return nil, nil

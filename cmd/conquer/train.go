@@ -19,7 +19,8 @@ import (
 	"conquer/model"
 	"conquer/model/hub"
 	"conquer/parallel"
-	"conquer/text"
+	"conquer/text/dataset"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 	"conquer/torch/dist"
 	"conquer/torch/optim"
@@ -343,7 +344,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 	}
 	defer t.Close()
 	o.model = t.Model()
-	fmt.Printf("tuning %s of %s weights for %s\n", thousands(t.Trained()), thousands(model.Parameters(o.model)), text.Count(t.Steps(), "step"))
+	fmt.Printf("tuning %s of %s weights for %s\n", thousands(t.Trained()), thousands(model.Parameters(o.model)), dataset.Count(t.Steps(), "step"))
 	if f.Resume {
 		if t.Done() > 0 {
 			fmt.Printf("resuming after step %d\n", t.Done())
@@ -397,7 +398,7 @@ func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
 
 // freshModel makes a model of --architecture and --variant with fresh weights.
 func (f *trainFlags) freshModel() (*opened, error) {
-	tok, err := text.Open(f.tokenizer)
+	tok, err := tokenizer.Open(f.tokenizer)
 	if err != nil {
 		return nil, err
 	}
@@ -458,7 +459,7 @@ func (f *modelFlags) fresh(architecture, variant string, dtype torch.DType, seed
 }
 
 // load reads and encodes the data sets.
-func (f *trainFlags) load(ctx context.Context, tok *text.Tokenizer) (data, validation *text.Dataset, err error) {
+func (f *trainFlags) load(ctx context.Context, tok *tokenizer.Tokenizer) (data, validation *dataset.Dataset, err error) {
 	if data, err = f.loadAll(ctx, f.data, "data", tok); err != nil {
 		return nil, nil, err
 	}
@@ -473,8 +474,8 @@ func (f *trainFlags) load(ctx context.Context, tok *text.Tokenizer) (data, valid
 	return data, validation, err
 }
 
-func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string, tok *text.Tokenizer) (*text.Dataset, error) {
-	all := &text.Dataset{}
+func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string, tok *tokenizer.Tokenizer) (*dataset.Dataset, error) {
+	all := &dataset.Dataset{}
 	var files []string
 	for _, path := range paths {
 		if !strings.HasPrefix(path, hub.DataScheme) {
@@ -489,16 +490,16 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string, t
 	}
 	for _, path := range files {
 		bar := passingBar(progressbar.OptionShowBytes(true))
-		o := text.DatasetOptions{MaxLength: f.SequenceLength, Progress: func(done, total int64) error {
+		o := dataset.Options{MaxLength: f.SequenceLength, Progress: func(done, total int64) error {
 			if f.World == nil || f.World.Rank == 0 {
 				bar("reading "+path, done, total)
 			}
 			return ctx.Err()
 		}}
 		if f.Objective == train.DPO {
-			o.Layout = text.Preference
+			o.Layout = dataset.Preference
 		}
-		d, err := text.LoadDataset(path, tok, o)
+		d, err := dataset.Load(path, tok, o)
 		if err != nil {
 			return nil, err
 		}
@@ -518,7 +519,7 @@ func (f *trainFlags) answer(ctx context.Context, t *train.Trainer, o *opened, wh
 
 func (f *trainFlags) answerAll(ctx context.Context, o *opened, when string) error {
 	for _, question := range f.ask {
-		prompt, special, err := o.tokenizer.InstructionPrompt(question, "")
+		prompt, special, err := dataset.InstructionPrompt(o.tokenizer, question, "")
 		if err != nil {
 			return err
 		}

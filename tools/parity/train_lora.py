@@ -44,7 +44,7 @@ def compare(work, name, folder, targets):
 
 def small(folder, kind, seed):
     torch.manual_seed(3 + seed)
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "testdata/text/smollm")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "text/tokenizer/testdata/smollm")
     LlamaForCausalLM(LlamaConfig(
         vocab_size=max(tokenizer.get_vocab().values()) + 1, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.05)).save_pretrained(folder / "model")

@@ -62,7 +62,7 @@ def compare(work, name, folder, texts, rate, *flags):
 
 def small(folder, kind, seed):
     torch.manual_seed(3 + seed)
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "testdata/text/smollm")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "text/tokenizer/testdata/smollm")
     model = folder / "model"
     LlamaForCausalLM(LlamaConfig(
         vocab_size=max(tokenizer.get_vocab().values()) + 1, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,

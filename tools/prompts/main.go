@@ -15,7 +15,7 @@ import (
 	"os"
 	"strings"
 
-	"conquer/text"
+	"conquer/text/tokenizer"
 )
 
 type prompt struct {
@@ -40,7 +40,7 @@ func main() {
 	if len(os.Args) != 2 {
 		log.Fatal("name one tokenizer: a folder or a file")
 	}
-	tok, err := text.Open(os.Args[1])
+	tok, err := tokenizer.Open(os.Args[1])
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func main() {
 }
 
 // page makes entries for as long as a question fits behind them.
-func page(r *rand.Rand, tok *text.Tokenizer, length, back int) prompt {
+func page(r *rand.Rand, tok *tokenizer.Tokenizer, length, back int) prompt {
 	type entry struct{ ship, cargo, port string }
 	var entries []entry
 	body := openings[r.IntN(len(openings))] + "\n\n"

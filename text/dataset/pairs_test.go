@@ -1,0 +1,172 @@
+package dataset
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/apache/arrow-go/v18/arrow"
+
+	"conquer/text/tokenizer"
+)
+
+// parts are the two texts of a pair, and what each learns.
+func parts(tok *tokenizer.Tokenizer, s Sample) (texts, learn [2]string) {
+	for i, part := range []Sample{{IDs: s.IDs[:s.Second], Labels: s.Labels[:s.Second]}, {IDs: s.IDs[s.Second:], Labels: s.Labels[s.Second:]}} {
+		texts[i], learn[i] = tok.Decode(part.IDs, false), learned(tok, part)
+	}
+	return texts, learn
+}
+
+// The same pair, however it is written down.
+func TestAPairIsTwoTextsThatLearnTheAnswersOnly(t *testing.T) {
+	const user, yes, no = `{"role":"user","content":"q"}`, `{"role":"assistant","content":"yes"}`, `{"role":"assistant","content":"no"}`
+	for _, c := range []struct{ template, record string }{
+		{"", `{"prompt":"q","chosen":"yes","rejected":"no"}`},
+		{"", `{"prompt":[` + user + `],"chosen":[` + yes + `],"rejected":"no"}`},
+		{chatML, `{"prompt":"q","chosen":"yes","rejected":"no","score":3}`},
+		{chatML, `{"prompt":[` + user + `],"chosen":[` + yes + `],"rejected":[` + no + `]}`},
+		{chatML, `{"chosen":[` + user + `,` + yes + `],"rejected":[` + user + `,` + no + `]}`},
+		{chatML, `{"prompt":"q","messages":[` + user + `,` + yes + `],"chosen":[` + user + `,` + yes + `],"rejected":[` + user + `,` + no + `]}`},
+	} {
+		tok := chars(t, c.template)
+		d := load(t, writeTestFile(t, "pairs.jsonl", c.record), tok, Options{Layout: Preference})
+		if d.Len() != 1 {
+			t.Fatalf("%s: %s", c.record, d.Report)
+		}
+		texts, learn := parts(tok, d.Samples[0])
+		for i, answer := range []string{"yes", "no"} {
+			want := "<user>q\x03\n<assistant>" + answer + "\x03\n"
+			if c.template == "" {
+				want = "\x02" + fmt.Sprintf(alpacaPrompt, "q") + answer + "\x03"
+			}
+			if texts[i] != want || strings.TrimSuffix(learn[i], "|") != answer+"\x03" {
+				t.Errorf("%s: text %d is %q and learns %q", c.record, i, texts[i], learn[i])
+			}
+		}
+		if d.Report.Targets != len("yes")+len("no")+2 {
+			t.Errorf("%s: %s", c.record, d.Report)
+		}
+	}
+}
+
+func TestPairsAreLaidOutAsTwoSegmentsCutEachAndDroppedWhereTheyTeachNothing(t *testing.T) {
+	tok := chars(t, chatML)
+	var file strings.Builder
+	for i, pair := range [][2]string{{"ab", "c"}, {"same", "same"}, {strings.Repeat("x", 40), "y"}, {"d", "ef"}, {"cut off" + strings.Repeat("z", 40), "cut off" + strings.Repeat("z", 50)}} {
+		fmt.Fprintf(&file, `{"prompt":"%d","chosen":%q,"rejected":%q}`+"\n", i, pair[0], pair[1])
+	}
+	path := writeTestFile(t, "pairs.jsonl", file.String())
+	d, err := Load(path, tok, Options{Layout: Preference, MaxLength: 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Len() != 3 || d.Report.Dropped != 2 || d.Report.Truncated != 2 {
+		t.Fatalf("%s", d.Report)
+	}
+	for _, pack := range []bool{false, true} {
+		b, err := NewBatcher(d, BatchOptions{Rows: 4, Length: 100, Pack: pack, InOrder: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		batch := next(t, b)
+		seen := map[uint32]bool{}
+		for r, sources := range batch.Sources {
+			segment, at := int32(0), r*batch.Length
+			for _, i := range sources {
+				seen[i] = true
+				s, err := d.At(int(i))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for k, end := range s.texts() {
+					segment++
+					for p := []int{0, s.Second}[k]; p < end; p++ {
+						want := int32(p - []int{0, s.Second}[k])
+						if batch.IDs[at+p] != s.IDs[p] || batch.Positions[at+p] != want || batch.Segments[at+p] != segment || want == 0 && batch.Labels[at+p] != IgnoreLabel {
+							t.Fatalf("pack %v: row %d, token %d of sample %d is %d at position %d of segment %d", pack, r, p, i, batch.IDs[at+p], batch.Positions[at+p], batch.Segments[at+p])
+						}
+					}
+				}
+				at += len(s.IDs)
+			}
+			if !pack && len(sources) > 1 {
+				t.Errorf("row %d has the samples %v", r, sources)
+			}
+		}
+		if len(seen) != 3 || batch.Samples != 3 {
+			t.Errorf("pack %v: %d samples, %v", pack, batch.Samples, seen)
+		}
+	}
+}
+
+func TestPairsInColumnsAreThoseInLines(t *testing.T) {
+	tok := chars(t, chatML)
+	text := arrow.BinaryTypes.String
+	row := func(prompt, chosen, rejected string) string {
+		message := `[{"role":"user","content":"%s"},{"role":"assistant","content":"%s"}]`
+		return fmt.Sprintf(`{"prompt":%q,"chosen":`+message+`,"rejected":`+message+`}`, prompt, prompt, chosen, prompt, rejected)
+	}
+	for _, c := range []struct {
+		schema *arrow.Schema
+		rows   []string
+	}{
+		{schemaOf(column("score", arrow.PrimitiveTypes.Float64), column("prompt", text), column("chosen", text), column("rejected", text)),
+			[]string{`{"prompt":"a","chosen":"b","rejected":"c","score":1.5}`, `{"prompt":"d","chosen":"e","rejected":"f"}`}},
+		{schemaOf(column("prompt", text), column("chosen", messagesType), column("rejected", messagesType)), []string{row("a", "b", "c"), row("d", "e", "f")}},
+	} {
+		o := Options{Layout: Preference}
+		want := load(t, writeTestFile(t, "d.jsonl", strings.Join(c.rows, "\n")), tok, o)
+		for name, data := range map[string][]byte{"d.arrow": arrowBytes(t, false, c.schema, "["+strings.Join(c.rows, ",")+"]"), "d.parquet": parquetBytes(t, c.schema, "["+strings.Join(c.rows, ",")+"]")} {
+			got := load(t, writeTestFile(t, name, string(data)), tok, o)
+			sameSamples(t, name, got, want)
+			if got.Report.Samples != 2 || got.Samples[1].Second != want.Samples[1].Second {
+				t.Errorf("%s: %s", name, got.Report)
+			}
+		}
+	}
+}
+
+func TestBadPairsNameTheFileTheLineAndWhatWasExpected(t *testing.T) {
+	const good = `{"prompt":"q","chosen":"yes","rejected":"no"}` + "\n"
+	for record, want := range map[string]string{
+		`{"chosen":"yes","rejected":"no"}`:                                       `field "prompt" is missing`,
+		`{"prompt":"q","chosen":"yes"}`:                                          `no known layout has the fields ["chosen" "prompt"]`,
+		`{"text":"x"}`:                                                           `a record of layout text, expected a pair`,
+		`{"prompt":"q","chosen":3,"rejected":"no"}`:                              `field "chosen" is 3, expected a list`,
+		`{"prompt":"q","chosen":[],"rejected":"no"}`:                             `field "chosen" does not end with a message of the role "assistant"`,
+		`{"prompt":"q","chosen":"yes","rejected":[{"role":"user"}]}`:             `message 0 lacks role or content`,
+		`{"chosen":[{"role":"user","content":"a"}],"rejected":"no","prompt":""}`: `one begins with the prompt and the other does not`,
+		`{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"rejected":[{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}`: `do not begin with the same message`,
+		`{`: `not JSON`,
+	} {
+		_, err := Load(writeTestFile(t, "a.jsonl", good+record), chars(t, chatML), Options{Layout: Preference})
+		if err == nil || !strings.Contains(err.Error(), "a.jsonl:2: ") || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: error %v, want %q", record, err, want)
+		}
+	}
+	if _, err := Load(writeTestFile(t, "a.jsonl", good), chars(t, chatML), Options{}); err == nil || !strings.Contains(err.Error(), "a.jsonl:1: a pair of answers") {
+		t.Errorf("a pair in place of a sample: %v", err)
+	}
+	long := `{"prompt":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"}],"chosen":"d","rejected":"e"}`
+	if _, err := Load(writeTestFile(t, "a.jsonl", long), chars(t, ""), Options{Layout: Preference}); err == nil || !strings.Contains(err.Error(), "a.jsonl:1: a chat needs a tokenizer with a chat template") {
+		t.Errorf("a chat without a template: %v", err)
+	}
+}
+
+func FuzzPairs(f *testing.F) {
+	f.Add(`{"prompt":"q","chosen":"yes","rejected":"no"}`)
+	f.Add(`{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"rejected":[{"role":"user","content":"a"},{"role":"assistant","content":"c"}]}`)
+	f.Add(`{"prompt":[],"chosen":[],"rejected":null,"system":1}`)
+	tok := chars(f, chatML)
+	f.Fuzz(func(t *testing.T, record string) {
+		r, err := parseRecord([]byte(record), Preference)
+		if err != nil {
+			return
+		}
+		s, _, err := pairSample(tok, &r.pair, 50)
+		if err == nil && (s.Second <= 0 || s.Second > 50 || len(s.IDs) != len(s.Labels) || len(s.IDs)-s.Second > 50) {
+			t.Errorf("%q became %+v", record, s)
+		}
+	})
+}

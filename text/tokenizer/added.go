@@ -1,0 +1,109 @@
+package tokenizer
+
+import (
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// addedToken is a token that is looked for in the text before anything else.
+// The fields are those of tokenizer.json.
+type addedToken struct {
+	ID         int32  `json:"id"`
+	Content    string `json:"content"`
+	SingleWord bool   `json:"single_word"` // only where no word character touches it
+	LStrip     bool   `json:"lstrip"`      // takes the white space before it along
+	RStrip     bool   `json:"rstrip"`      // and after it
+	Normalized bool   `json:"normalized"`  // looked for in the normalized text
+	Special    bool   `json:"special"`
+}
+
+// matcher finds added tokens in a text: the leftmost first, of those that
+// start together the longest.
+type matcher struct {
+	root   *trieNode
+	starts [256]bool
+}
+
+type trieNode struct {
+	next  map[byte]*trieNode
+	token *addedToken
+}
+
+func newMatcher() *matcher { return &matcher{root: &trieNode{}} }
+
+func (m *matcher) add(content string, token *addedToken) {
+	if content == "" {
+		return
+	}
+	m.starts[content[0]] = true
+	node := m.root
+	for i := range len(content) {
+		child := node.next[content[i]]
+		if child == nil {
+			if node.next == nil {
+				node.next = map[byte]*trieNode{}
+			}
+			child = &trieNode{}
+			node.next[content[i]] = child
+		}
+		node = child
+	}
+	node.token = token
+}
+
+// find returns the first added token at or after from, and its range.
+func (m *matcher) find(s string, from int) (token *addedToken, start, end int) {
+	for start = from; start < len(s); start++ {
+		if !m.starts[s[start]] {
+			continue
+		}
+		node := m.root
+		for i := start; i < len(s); i++ {
+			if node = node.next[s[i]]; node == nil {
+				break
+			}
+			if node.token != nil {
+				token, end = node.token, i+1
+			}
+		}
+		if token != nil {
+			return token, start, end
+		}
+	}
+	return nil, 0, 0
+}
+
+// split calls yield for each part of s, with the id of an added token or -1 for
+// text between them. atStart tells that the text begins where s does.
+func (m *matcher) split(s string, yield func(piece string, id int32, atStart bool)) {
+	done, search := 0, 0
+	for m.root.next != nil {
+		token, start, end := m.find(s, search)
+		if token == nil {
+			break
+		}
+		search = end
+		if token.SingleWord {
+			before, _ := utf8.DecodeLastRuneInString(s[:start])
+			after, _ := utf8.DecodeRuneInString(s[end:])
+			if start > 0 && isWord(before) || end < len(s) && isWord(after) {
+				continue
+			}
+		}
+		if token.LStrip {
+			start = max(len(strings.TrimRightFunc(s[:start], unicode.IsSpace)), done)
+		}
+		if token.RStrip {
+			end = len(s) - len(strings.TrimLeftFunc(s[end:], unicode.IsSpace))
+		}
+		if done < start {
+			yield(s[done:start], -1, done == 0)
+		}
+		yield("", token.ID, done == 0)
+		done = end
+	}
+	if done < len(s) {
+		yield(s[done:], -1, done == 0)
+	}
+}

@@ -1,0 +1,398 @@
+package tokenizer
+
+import (
+	"fmt"
+	"hash/maphash"
+	"math/bits"
+	"strings"
+	"unicode/utf8"
+)
+
+// bpe is the byte-pair-encoding model of a tokenizer.json. A word starts as
+// one symbol per character (per byte, for byte-level files); then, as long as
+// some neighbouring pair is in the list of merges, the pair that comes first in
+// that list is joined, the leftmost of equal ones first.
+type bpe struct {
+	ids    map[string]int32
+	tokens []string
+	pairs  pairTable
+	merged []int32 // by rank: the id a merge produces
+
+	byteLevel    bool
+	byteFallback bool
+	ignoreMerges bool
+	fuseUnk      bool
+	unk          int32 // -1 if there is none
+
+	// unit gives the first symbol of each byte (byte-level) or of each ASCII
+	// character, -1 where the vocabulary has none.
+	unit [256]int32
+	// fallback gives the ids of the tokens <0x00> … <0xFF>, -1 where missing.
+	fallback [256]int32
+	// whole finds a word by its bytes; set only where ignoreMerges asks for it.
+	whole map[string]int32
+	// cutAtSpace tells that no merge joins a "▁" to what is before it, so a
+	// long text may be encoded word by word. See setMerges.
+	cutAtSpace bool
+}
+
+const (
+	noRank     = int32(1<<31 - 1)
+	spaceMark  = "▁"     // U+2581, SentencePiece's space
+	maxVocab   = 1 << 21 // far above any real vocabulary; bounds what a damaged file can ask for
+	linearMax  = 96      // longest word, in symbols, that is merged without a heap
+	cacheSlots = 1 << 13
+)
+
+// setMerges fills the tables from the list of merges, best first.
+func (m *bpe) setMerges(merges []mergePair) error {
+	m.merged = make([]int32, len(merges))
+	m.pairs = newPairTable(len(merges))
+	_, hasMark := m.ids[spaceMark]
+	m.cutAtSpace = hasMark && !m.byteLevel && !m.ignoreMerges
+	var joined []byte
+	for rank, pair := range merges {
+		left, ok := m.ids[pair[0]]
+		right, ok2 := m.ids[pair[1]]
+		if !ok || !ok2 {
+			return fmt.Errorf("merge %d joins %q and %q, but they are not both in the vocabulary", rank, pair[0], pair[1])
+		}
+		joined = append(append(joined[:0], pair[0]...), pair[1]...)
+		id, ok := m.ids[string(joined)]
+		if !ok {
+			return fmt.Errorf("merge %d produces %q, which is not in the vocabulary", rank, joined)
+		}
+		m.merged[rank] = id
+		m.pairs.put(left, right, int32(rank))
+		if m.cutAtSpace && strings.HasPrefix(pair[1], spaceMark) && !strings.HasSuffix(pair[0], spaceMark) {
+			m.cutAtSpace = false
+		}
+	}
+	return nil
+}
+
+// setUnits fills the tables that map bytes and characters to first symbols.
+func (m *bpe) setUnits() {
+	for b := range 256 {
+		m.unit[b], m.fallback[b] = -1, -1
+		char := string(rune(b))
+		if m.byteLevel {
+			char = string(byteRune[b])
+		}
+		if id, ok := m.ids[char]; ok {
+			m.unit[b] = id
+		}
+		if id, ok := m.ids[fmt.Sprintf("<0x%02X>", b)]; ok && m.byteFallback {
+			m.fallback[b] = id
+		}
+	}
+	if !m.ignoreMerges {
+		return
+	}
+	m.whole = m.ids
+	if m.byteLevel {
+		m.whole = make(map[string]int32, len(m.ids))
+		for token, id := range m.ids {
+			if raw, ok := byteLevelBytes(token); ok {
+				m.whole[raw] = id
+			}
+		}
+	}
+}
+
+// scratch is the working memory of one Encode call. Its cache of short words
+// holds no pointers, so a call allocates nothing but its result.
+type scratch struct {
+	ids, ranks []int32
+	prev, next []int32
+	heap       []uint64
+	seed       maphash.Seed
+	cache      []cachedWord
+}
+
+type cachedWord struct {
+	length, count uint8
+	word          [22]byte
+	ids           [8]int32
+}
+
+func newScratch() any {
+	return &scratch{seed: maphash.MakeSeed(), cache: make([]cachedWord, cacheSlots)}
+}
+
+// encode appends the ids of one pre-token.
+func (m *bpe) encode(out []int32, e *scratch, word string) []int32 {
+	if !m.cutAtSpace {
+		return m.encodeWord(out, e, word)
+	}
+	for len(word) > 0 {
+		n := nextMarkedWord(word)
+		out = m.encodeWord(out, e, word[:n])
+		word = word[n:]
+	}
+	return out
+}
+
+// nextMarkedWord returns where the first "▁" stands that follows something
+// else, or the length of s.
+func nextMarkedWord(s string) int {
+	i := 0
+	for strings.HasPrefix(s[i:], spaceMark) {
+		i += len(spaceMark)
+	}
+	if n := strings.Index(s[i:], spaceMark); n >= 0 {
+		return i + n
+	}
+	return len(s)
+}
+
+func (m *bpe) encodeWord(out []int32, e *scratch, word string) []int32 {
+	if m.byteLevel && len(word) == 1 && m.unit[word[0]] >= 0 {
+		return append(out, m.unit[word[0]])
+	}
+	var slot *cachedWord
+	if len(word) <= len(slot.word) {
+		slot = &e.cache[maphash.String(e.seed, word)%cacheSlots]
+		if int(slot.length) == len(word) && string(slot.word[:slot.length]) == word {
+			return append(out, slot.ids[:slot.count]...)
+		}
+	}
+	start := len(out)
+	if id, ok := m.whole[word]; ok {
+		out = append(out, id)
+	} else {
+		e.ids = m.symbols(e.ids[:0], word)
+		if len(e.ids) <= linearMax {
+			out = append(out, m.mergeShort(e)...)
+		} else {
+			out = m.mergeLong(out, e)
+		}
+	}
+	if ids := out[start:]; slot != nil && len(ids) <= len(slot.ids) {
+		slot.length, slot.count = uint8(len(word)), uint8(len(ids))
+		copy(slot.word[:], word)
+		copy(slot.ids[:], ids)
+	}
+	return out
+}
+
+// symbols appends the symbols a word starts from. The order in which unknown
+// and byte tokens come out is Hugging Face's: byte tokens do not end a run of
+// unknown characters.
+func (m *bpe) symbols(ids []int32, word string) []int32 {
+	pending := false // an unknown token waits, in case the next is to be fused with it
+	for i := 0; i < len(word); {
+		b, size, id := word[i], 1, int32(-1)
+		if m.byteLevel || b < utf8.RuneSelf {
+			id = m.unit[b]
+		} else {
+			_, size = utf8.DecodeRuneInString(word[i:])
+			if found, ok := m.ids[word[i:i+size]]; ok {
+				id = found
+			}
+		}
+		char := word[i : i+size]
+		i += size
+		if id >= 0 {
+			if pending {
+				ids, pending = append(ids, m.unk), false
+			}
+			ids = append(ids, id)
+			continue
+		}
+		if m.byteFallback {
+			if m.byteLevel {
+				char = string(byteRune[b])
+			}
+			if with, ok := m.appendBytes(ids, char); ok {
+				ids = with
+				continue
+			}
+		}
+		if m.unk >= 0 {
+			if pending && !m.fuseUnk {
+				ids = append(ids, m.unk)
+			}
+			pending = true
+		}
+	}
+	if pending {
+		ids = append(ids, m.unk)
+	}
+	return ids
+}
+
+func (m *bpe) appendBytes(ids []int32, char string) ([]int32, bool) {
+	start := len(ids)
+	for i := range len(char) {
+		id := m.fallback[char[i]]
+		if id < 0 {
+			return ids[:start], false
+		}
+		ids = append(ids, id)
+	}
+	return ids, true
+}
+
+// mergeShort merges e.ids in place by looking for the best pair each time,
+// which for ordinary words beats any cleverer structure.
+func (m *bpe) mergeShort(e *scratch) []int32 {
+	ids := e.ids
+	ranks := e.ranks[:0]
+	for i := 1; i < len(ids); i++ {
+		ranks = append(ranks, m.pairs.get(ids[i-1], ids[i]))
+	}
+	e.ranks = ranks
+	for len(ranks) > 0 {
+		best, at := noRank, 0
+		for i, r := range ranks {
+			if r < best {
+				best, at = r, i
+			}
+		}
+		if best == noRank {
+			break
+		}
+		ids[at] = m.merged[best]
+		ids = append(ids[:at+1], ids[at+2:]...)
+		ranks = append(ranks[:at], ranks[at+1:]...)
+		if at > 0 {
+			ranks[at-1] = m.pairs.get(ids[at-1], ids[at])
+		}
+		if at < len(ranks) {
+			ranks[at] = m.pairs.get(ids[at], ids[at+1])
+		}
+	}
+	return ids
+}
+
+// mergeLong merges e.ids through a heap ordered by rank, then position. An
+// entry whose rank is no longer that of its position is out of date.
+func (m *bpe) mergeLong(out []int32, e *scratch) []int32 {
+	ids, n := e.ids, len(e.ids)
+	e.ranks, e.prev, e.next = resize(e.ranks, n), resize(e.prev, n), resize(e.next, n)
+	ranks, prev, next := e.ranks, e.prev, e.next
+	h := e.heap[:0]
+	for i := range n {
+		prev[i], next[i], ranks[i] = int32(i-1), int32(i+1), noRank
+		if i+1 < n {
+			if ranks[i] = m.pairs.get(ids[i], ids[i+1]); ranks[i] != noRank {
+				h = append(h, uint64(ranks[i])<<32|uint64(i))
+			}
+		}
+	}
+	for i := len(h)/2 - 1; i >= 0; i-- {
+		siftDown(h, i)
+	}
+	for len(h) > 0 {
+		top := h[0]
+		h[0] = h[len(h)-1]
+		h = h[:len(h)-1]
+		siftDown(h, 0)
+		at, rank := int32(uint32(top)), int32(top>>32)
+		if ranks[at] != rank {
+			continue
+		}
+		right := next[at]
+		ids[at], ranks[right] = m.merged[rank], noRank
+		next[at], ids[right] = next[right], -1
+		update := func(left int32) {
+			r := int32(noRank)
+			if next[left] < int32(n) {
+				r = m.pairs.get(ids[left], ids[next[left]])
+			}
+			if ranks[left] = r; r != noRank {
+				h = siftUp(append(h, uint64(r)<<32|uint64(left)))
+			}
+		}
+		if next[at] < int32(n) {
+			prev[next[at]] = at
+		}
+		update(at)
+		if prev[at] >= 0 {
+			update(prev[at])
+		}
+	}
+	e.heap = h
+	for i := int32(0); i < int32(n); i = next[i] {
+		out = append(out, ids[i])
+	}
+	return out
+}
+
+func resize(s []int32, n int) []int32 {
+	if cap(s) < n {
+		return make([]int32, n)
+	}
+	return s[:n]
+}
+
+func siftDown(h []uint64, i int) {
+	for {
+		c := 2*i + 1
+		if c >= len(h) {
+			return
+		}
+		if c+1 < len(h) && h[c+1] < h[c] {
+			c++
+		}
+		if h[i] <= h[c] {
+			return
+		}
+		h[i], h[c] = h[c], h[i]
+		i = c
+	}
+}
+
+func siftUp(h []uint64) []uint64 {
+	for i := len(h) - 1; i > 0; {
+		p := (i - 1) / 2
+		if h[p] <= h[i] {
+			break
+		}
+		h[i], h[p] = h[p], h[i]
+		i = p
+	}
+	return h
+}
+
+// pairTable maps a pair of ids to the rank of their merge: an open-addressing
+// table, because this lookup is most of the cost of encoding and Go's map
+// takes three times as long.
+type pairTable struct {
+	slots []pairSlot
+	shift int
+}
+
+type pairSlot struct {
+	left, right int32
+	rank        int32 // noRank in an empty slot
+}
+
+func newPairTable(n int) pairTable {
+	logSize := max(bits.Len(uint(2*n)), 4)
+	t := pairTable{slots: make([]pairSlot, 1<<logSize), shift: 64 - logSize}
+	for i := range t.slots {
+		t.slots[i].rank = noRank
+	}
+	return t
+}
+
+func (t *pairTable) find(left, right int32) *pairSlot {
+	key := uint64(uint32(left))<<32 | uint64(uint32(right))
+	i := int(key * 0x9E3779B97F4A7C15 >> t.shift)
+	for {
+		s := &t.slots[i]
+		if s.rank == noRank || s.left == left && s.right == right {
+			return s
+		}
+		i = (i + 1) & (len(t.slots) - 1)
+	}
+}
+
+func (t *pairTable) get(left, right int32) int32 { return t.find(left, right).rank }
+
+// put keeps the last of two merges of the same pair, as Hugging Face does.
+func (t *pairTable) put(left, right, rank int32) {
+	*t.find(left, right) = pairSlot{left, right, rank}
+}

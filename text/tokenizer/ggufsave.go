@@ -1,0 +1,198 @@
+package tokenizer
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// paddingToken is what stands for the id of no token, as llama.cpp's converter names it.
+func paddingToken(id int) string { return fmt.Sprintf("[PAD%d]", id) }
+
+// GGUF returns the tokenizer as the metadata of a GGUF file, tokenizer.ggml.* and the chat template, for a model whose
+// embedding has rows rows: the inverse of [FromGGUF]. It fails for a tokenizer that llama.cpp has no form of.
+func (t *Tokenizer) GGUF(rows int) (map[string]any, error) {
+	meta, err := t.gguf(rows)
+	if err != nil {
+		return nil, fmt.Errorf("the tokenizer cannot be written to GGUF: %w", err)
+	}
+	return meta, nil
+}
+
+func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
+	spec := t.source.spec
+	if spec == nil {
+		data, err := os.ReadFile(filepath.Join(t.source.folder, "tokenizer.json"))
+		if err != nil {
+			return nil, err
+		}
+		if spec, err = parseSpec(data); err != nil {
+			return nil, err
+		}
+	}
+	if len(t.tokens) > rows {
+		return nil, fmt.Errorf("it has %d tokens, the model's embedding only %d rows", len(t.tokens), rows)
+	}
+	tokens, types := make([]string, rows), make([]int32, rows)
+	for i := range tokens {
+		tokens[i], types[i] = paddingToken(i), ggufUnused
+		if t.valid(int32(i)) {
+			tokens[i], types[i] = t.tokens[i], pieceNormal
+		}
+	}
+	for _, a := range spec.AddedTokens {
+		if !t.valid(a.ID) {
+			continue
+		}
+		types[a.ID] = ggufUserDefined
+		if a.Special {
+			types[a.ID] = ggufControl
+		}
+	}
+	meta := map[string]any{"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+	var err error
+	switch {
+	case t.model.byteLevel:
+		err = spec.ggufByteLevel(meta)
+	case spec.Model.ByteFallback:
+		err = spec.ggufSentencePiece(meta, tokens, types, t.unk)
+	default:
+		err = fmt.Errorf("it is neither a byte-level BPE nor one with byte fallback")
+	}
+	if err != nil {
+		return nil, err
+	}
+	set := func(key string, id int32) {
+		if id >= 0 {
+			meta["tokenizer.ggml."+key+"_token_id"] = uint32(id)
+		}
+	}
+	set("bos", t.bos)
+	set("unknown", t.unk)
+	set("padding", t.pad)
+	for i, key := range []string{"eos", "eot", "eom"} {
+		if i < len(t.eos) {
+			set(key, t.eos[i])
+		}
+	}
+	addBOS := len(t.prefix) == 1 && t.prefix[0] == t.bos
+	addEOS := len(t.suffix) == 1 && len(t.eos) > 0 && t.suffix[0] == t.eos[0]
+	if len(t.prefix) > 0 && !addBOS || len(t.suffix) > 0 && !addEOS {
+		return nil, fmt.Errorf("it puts the ids %v before a text and %v behind it, where GGUF has the bos and eos token alone", t.prefix, t.suffix)
+	}
+	meta["tokenizer.ggml.add_bos_token"], meta["tokenizer.ggml.add_eos_token"] = addBOS, addEOS
+	if t.template.source != "" {
+		meta["tokenizer.chat_template"] = t.template.source
+	}
+	return meta, nil
+}
+
+// ggufByteLevel names the pre-tokenizer and lists the merges.
+func (spec *fileSpec) ggufByteLevel(meta map[string]any) error {
+	own, err := spec.splits()
+	if err != nil {
+		return err
+	}
+	err = eachComponent("normalizer", spec.Normalizer, func(c *component) error {
+		if c.Type != "NFC" {
+			return fmt.Errorf("llama.cpp does not apply the normalizer %s", c.Type)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"gpt-2", "smollm", "llama-bpe", "qwen2"} {
+		known, err := (&fileSpec{PreTokenizer: []byte(ggufPre[name])}).splits()
+		if err != nil {
+			return err
+		}
+		if !slices.Equal(own, known) {
+			continue
+		}
+		if name == "llama-bpe" && !spec.Model.IgnoreMerges {
+			name = "smaug-bpe" // the same words, but no token is taken whole without its merges
+		}
+		meta["tokenizer.ggml.model"], meta["tokenizer.ggml.pre"] = "gpt2", name
+		merges := make([]string, len(spec.Model.Merges))
+		for i, m := range spec.Model.Merges {
+			merges[i] = m[0] + " " + m[1]
+		}
+		meta["tokenizer.ggml.merges"] = merges
+		return nil
+	}
+	return fmt.Errorf("llama.cpp has a name for the pre-tokenizers of GPT-2, SmolLM, Llama 3 and Qwen2; this one is %.200s", spec.PreTokenizer)
+}
+
+// splits describes the pre-tokenizer, whatever the layout of its JSON.
+func (spec *fileSpec) splits() (list []string, err error) {
+	yes := func(b *bool) bool { return b == nil || *b }
+	err = eachComponent("pre_tokenizer", spec.PreTokenizer, func(c *component) error {
+		s := c.Type
+		switch c.Type {
+		case "Digits":
+			s += fmt.Sprint(c.IndividualDigits)
+		case "ByteLevel":
+			s += fmt.Sprint(yes(c.AddPrefixSpace), yes(c.UseRegex))
+		case "Split":
+			if c.Pattern.Regex != nil {
+				s += *c.Pattern.Regex
+			}
+			s += c.Behavior + fmt.Sprint(c.Invert, c.Pattern.String != nil)
+		}
+		list = append(list, s)
+		return nil
+	})
+	return list, err
+}
+
+// ggufSentencePiece gives the pieces scores that order the merges as they are: minus the rank of the first that makes a
+// piece. Pieces that no merge makes come last.
+func (spec *fileSpec) ggufSentencePiece(meta map[string]any, tokens []string, types []int32, unk int32) error {
+	scores := make([]float32, len(tokens))
+	for i := range scores {
+		scores[i] = -1e9
+		if types[i] != pieceNormal {
+			scores[i] = 0
+		}
+		var b byte
+		if n, err := fmt.Sscanf(tokens[i], "<0x%02X>", &b); n == 1 && err == nil && len(tokens[i]) == 6 {
+			types[i], scores[i] = ggufByte, 0
+		}
+	}
+	if unk >= 0 {
+		types[unk] = ggufUnknown
+	}
+	for rank, m := range slices.Backward(spec.Model.Merges) {
+		if id, ok := spec.Model.Vocab[m[0]+m[1]]; ok {
+			scores[id] = -float32(rank)
+		}
+	}
+	space, known := false, false
+	see := func(c *component) error {
+		switch c.Type {
+		case "Prepend", "Replace":
+			known = true
+			space = space || c.Type == "Prepend"
+		case "Metaspace":
+			known = true
+			space = c.PrependScheme != "never"
+		default:
+			return fmt.Errorf("llama.cpp does not apply %s to a SentencePiece model", c.Type)
+		}
+		return nil
+	}
+	if err := eachComponent("normalizer", spec.Normalizer, see); err != nil {
+		return err
+	}
+	if err := eachComponent("pre_tokenizer", spec.PreTokenizer, see); err != nil {
+		return err
+	}
+	if !known {
+		return fmt.Errorf("its spaces do not become ▁, as in SentencePiece")
+	}
+	meta["tokenizer.ggml.model"], meta["tokenizer.ggml.pre"] = "llama", "default"
+	meta["tokenizer.ggml.scores"], meta["tokenizer.ggml.add_space_prefix"] = scores, space
+	return nil
+}

@@ -1,0 +1,294 @@
+package tokenizer
+
+import (
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/dlclark/regexp2"
+)
+
+// preStep is one pre-tokenizer. It may rewrite the text (first tells whether it
+// stands at the very beginning of the input) and then cuts it, either piece by
+// piece (next returns the length in bytes of the first piece, at least 1) or in
+// one go.
+type preStep struct {
+	rewrite func(s string, first bool) string
+	next    func(s string) int
+	all     func(s string) []string
+}
+
+// The patterns that most tokenizers split by. They have scanners of their own,
+// many times faster than a backtracking regular expression; the pattern that
+// Llama 3 and Qwen 2 share differs in how many digits make a word.
+const (
+	gpt2Pattern = `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
+	llama3Start = `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|`
+	llama3End   = `| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+
+	llama3Pattern = llama3Start + `\p{N}{1,3}` + llama3End
+	qwen2Pattern  = llama3Start + `\p{N}` + llama3End
+)
+
+// splitByPattern is the pre-tokenizer "Split" with a regular expression.
+func splitByPattern(pattern string, behavior string, invert bool) (preStep, error) {
+	if behavior == "Isolated" && !invert {
+		switch pattern {
+		case gpt2Pattern:
+			return preStep{next: nextGPT2}, nil
+		case llama3Pattern:
+			return preStep{next: func(s string) int { return nextLlama3(s, 3) }}, nil
+		case qwen2Pattern:
+			return preStep{next: func(s string) int { return nextLlama3(s, 1) }}, nil
+		}
+	}
+	re, err := regexp2.Compile(withUnicode16(pattern), regexp2.None)
+	if err != nil {
+		return preStep{}, fmt.Errorf("pre-tokenizer pattern %q: %w", pattern, err)
+	}
+	find := func(s string) [][2]int { return findAll(re, s) }
+	return splitAt(find, behavior, invert)
+}
+
+// splitByString is the pre-tokenizer "Split" with a literal string.
+func splitByString(sep, behavior string, invert bool) (preStep, error) {
+	if sep == "" {
+		return preStep{}, fmt.Errorf("pre-tokenizer Split has an empty pattern")
+	}
+	return splitAt(func(s string) (found [][2]int) {
+		for at := 0; ; {
+			i := strings.Index(s[at:], sep)
+			if i < 0 {
+				return found
+			}
+			found = append(found, [2]int{at + i, at + i + len(sep)})
+			at += i + len(sep)
+		}
+	}, behavior, invert)
+}
+
+// findAll returns the byte ranges of all matches that are not empty.
+func findAll(re *regexp2.Regexp, s string) (found [][2]int) {
+	runes := []rune(s)
+	at, atByte := 0, 0
+	offset := func(r int) int {
+		for ; at < r; at++ {
+			atByte += utf8.RuneLen(runes[at])
+		}
+		return atByte
+	}
+	m, err := re.FindRunesMatch(runes)
+	for ; m != nil && err == nil; m, err = re.FindNextMatch(m) {
+		if m.Length > 0 {
+			start := offset(m.Index)
+			found = append(found, [2]int{start, offset(m.Index + m.Length)})
+		}
+	}
+	return found
+}
+
+// splitAt cuts a text at the matches that find reports: Isolated keeps each
+// match as a piece, Removed drops it, the Merged ones join it to a neighbour.
+func splitAt(find func(string) [][2]int, behavior string, invert bool) (preStep, error) {
+	switch behavior {
+	case "Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous":
+	default:
+		return preStep{}, fmt.Errorf("pre-tokenizer Split has behavior %q; known are Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous", behavior)
+	}
+	type part struct {
+		start, end int
+		match      bool
+	}
+	return preStep{all: func(s string) (pieces []string) {
+		var parts []part
+		at := 0
+		for _, m := range find(s) {
+			if at < m[0] {
+				parts = append(parts, part{at, m[0], invert})
+			}
+			parts = append(parts, part{m[0], m[1], !invert})
+			at = m[1]
+		}
+		if at < len(s) {
+			parts = append(parts, part{at, len(s), invert})
+		}
+		for i := 0; i < len(parts); i++ {
+			p := parts[i]
+			switch {
+			case behavior == "Removed" && p.match:
+				continue
+			case behavior == "MergedWithPrevious" && !p.match && i+1 < len(parts) && parts[i+1].match:
+				i++
+				p.end = parts[i].end
+			case behavior == "MergedWithNext" && p.match && i+1 < len(parts) && !parts[i+1].match:
+				i++
+				p.end = parts[i].end
+			case behavior == "Contiguous":
+				for i+1 < len(parts) && parts[i+1].match == p.match {
+					i++
+					p.end = parts[i].end
+				}
+			}
+			pieces = append(pieces, s[p.start:p.end])
+		}
+		return pieces
+	}}, nil
+}
+
+// nextDigits is the pre-tokenizer "Digits": each digit alone, or runs of them.
+func nextDigits(individual bool) func(string) int {
+	return func(s string) int {
+		r, n := utf8.DecodeRuneInString(s)
+		digit := isDigit(r)
+		if digit && individual {
+			return n
+		}
+		for n < len(s) {
+			r, size := utf8.DecodeRuneInString(s[n:])
+			if isDigit(r) != digit {
+				break
+			}
+			n += size
+		}
+		return n
+	}
+}
+
+// nextMark cuts in front of every "▁" (the pre-tokenizer "Metaspace").
+func nextMark(mark string) func(string) int {
+	return func(s string) int {
+		skip := 0
+		if strings.HasPrefix(s, mark) {
+			skip = len(mark)
+		}
+		if i := strings.Index(s[skip:], mark); i >= 0 && skip+i > 0 {
+			return skip + i
+		}
+		return len(s)
+	}
+}
+
+// run returns the end of the characters of class c that start at s[i].
+func run(s string, i int, c class) int {
+	for i < len(s) {
+		if b := s[i]; b < utf8.RuneSelf {
+			if asciiClass[b] != c {
+				return i
+			}
+			i++
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(s[i:])
+		if classOf(r) != c {
+			return i
+		}
+		i += size
+	}
+	return i
+}
+
+// at returns the class and size of the character at s[i]; size 0 is the end.
+func at(s string, i int) (class, int) {
+	if i >= len(s) {
+		return other, 0
+	}
+	if b := s[i]; b < utf8.RuneSelf {
+		return asciiClass[b], 1
+	}
+	r, size := utf8.DecodeRuneInString(s[i:])
+	return classOf(r), size
+}
+
+// nextGPT2 matches gpt2Pattern at the start of s.
+func nextGPT2(s string) int {
+	if s[0] == '\'' {
+		if n := contraction(s, false); n > 0 {
+			return n
+		}
+	}
+	i := 0
+	if s[0] == ' ' {
+		i = 1
+	}
+	if c, size := at(s, i); size > 0 && c != space {
+		return run(s, i+size, c)
+	}
+	return spaces(s, run(s, 0, space))
+}
+
+// nextLlama3 matches llama3Pattern at the start of s, with words of at most
+// maxDigits digits.
+func nextLlama3(s string, maxDigits int) int {
+	if s[0] == '\'' {
+		if n := contraction(s, true); n > 0 {
+			return n
+		}
+	}
+	c, size := at(s, 0)
+	switch {
+	case c == letter:
+		return run(s, size, letter)
+	case c == number:
+		n := size
+		for count := 1; count < maxDigits; count++ {
+			c, size := at(s, n)
+			if size == 0 || c != number {
+				break
+			}
+			n += size
+		}
+		return n
+	}
+	second, secondSize := at(s, size)
+	if secondSize > 0 && second == letter && s[0] != '\r' && s[0] != '\n' {
+		return run(s, size+secondSize, letter)
+	}
+	if c == other || s[0] == ' ' && secondSize > 0 && second == other {
+		n := run(s, size, other)
+		for n < len(s) && (s[n] == '\r' || s[n] == '\n') {
+			n++
+		}
+		return n
+	}
+	end := run(s, size, space)
+	if i := strings.LastIndexAny(s[:end], "\r\n"); i >= 0 {
+		return i + 1
+	}
+	return spaces(s, end)
+}
+
+// spaces matches \s+(?!\S)|\s+ where the white space ends at end: the last
+// character is left to the word that follows, unless it is the only one.
+func spaces(s string, end int) int {
+	if end == len(s) {
+		return end
+	}
+	_, last := utf8.DecodeLastRuneInString(s[:end])
+	if end == last {
+		return end
+	}
+	return end - last
+}
+
+// contraction matches 's|'t|'re|'ve|'m|'ll|'d, where ignoring case lets the
+// long s (U+017F) through as well. It returns 0 for no match.
+func contraction(s string, ignoreCase bool) int {
+	lower := func(i int) byte {
+		if i >= len(s) {
+			return 0
+		}
+		if b := s[i]; ignoreCase && 'A' <= b && b <= 'Z' {
+			return b + 'a' - 'A'
+		}
+		return s[i]
+	}
+	switch b := lower(1); {
+	case b == 's' || b == 't' || b == 'm' || b == 'd':
+		return 2
+	case (b == 'r' || b == 'v') && lower(2) == 'e', b == 'l' && lower(2) == 'l':
+		return 3
+	case ignoreCase && strings.HasPrefix(s[1:], "ſ"):
+		return 1 + len("ſ")
+	}
+	return 0
+}

@@ -1,0 +1,114 @@
+package tokenizer
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Save writes the tokenizer into dir (made if it is missing) as a folder that
+// transformers' AutoTokenizer, vLLM and llama.cpp's converter load with the same
+// ids. Files it was opened from are copied unchanged; for a tokenizer from a
+// GGUF file or a tokenizer.model, tokenizer.json, tokenizer_config.json (with
+// the chat template) and special_tokens_map.json are written. Each file
+// appears whole or not at all.
+func (t *Tokenizer) Save(dir string) error {
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return fmt.Errorf("save tokenizer: %w", err)
+	}
+	files, err := t.files()
+	if err != nil {
+		return fmt.Errorf("save tokenizer: %w", err)
+	}
+	for _, f := range files {
+		if err := writeFile(filepath.Join(dir, f.name), f.data); err != nil {
+			return fmt.Errorf("save tokenizer: %w", err)
+		}
+	}
+	return nil
+}
+
+type savedFile struct {
+	name string
+	data []byte
+}
+
+func (t *Tokenizer) files() (files []savedFile, err error) {
+	for _, name := range t.source.files {
+		data, err := os.ReadFile(filepath.Join(t.source.folder, name))
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, savedFile{name, data})
+	}
+	if t.source.spec == nil {
+		return files, nil
+	}
+	// The class that takes tokenizer.json as it is: the classes named after
+	// models build their own normalizer and pre-tokenizer around it.
+	config := map[string]any{
+		"tokenizer_class":              "PreTrainedTokenizerFast",
+		"clean_up_tokenization_spaces": false,
+		"model_max_length":             int64(1e18),
+	}
+	special := map[string]any{}
+	eos := int32(-1)
+	if len(t.eos) > 0 {
+		eos = t.eos[0]
+	}
+	for name, id := range map[string]int32{"bos_token": t.bos, "eos_token": eos, "pad_token": t.pad, "unk_token": t.unk} {
+		if id >= 0 {
+			config[name], special[name] = t.tokens[id], t.tokens[id]
+		}
+	}
+	if t.template.source != "" {
+		config["chat_template"] = t.template.source
+	}
+	for _, f := range []struct {
+		name string
+		data any
+	}{{"tokenizer.json", t.source.spec}, {"tokenizer_config.json", config}, {"special_tokens_map.json", special}} {
+		var b bytes.Buffer
+		e := json.NewEncoder(&b)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", "  ")
+		if err := e.Encode(f.data); err != nil {
+			return nil, err
+		}
+		files = append(files, savedFile{f.name, b.Bytes()})
+	}
+	return files, nil
+}
+
+// writeFile writes under a temporary name, flushes to the disk and renames.
+func writeFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".partial-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,173 @@
+// Package tokenizer turns text into token ids and back, and renders chats with
+// the tokenizer's chat template.
+//
+// A [Tokenizer] gives the same ids as Hugging Face's tokenizers library, token
+// for token. Every source (a model folder, tokenizer.json, a SentencePiece
+// tokenizer.model, the metadata of a GGUF file) is converted to a tokenizer.json
+// in memory. So there is one implementation, and [Tokenizer.Save] always has a
+// file to write. Encoding runs the stages of that file in order:
+//
+//	added tokens   "<|im_end|>" and the like are cut out of the raw text
+//	normalizer     NFC; or " " becomes "▁" with one "▁" in front (Llama 2)
+//	pre-tokenizer  the text is cut into words that no token crosses
+//	model          byte-pair encoding of each word
+//	post-processor adds the tokens that begin and end a text
+package tokenizer
+
+import (
+	"slices"
+	"strings"
+	"sync"
+	"unicode/utf8"
+)
+
+// Tokenizer turns text into token ids and ids into text. It does not change
+// once opened and may be used by several goroutines at once.
+type Tokenizer struct {
+	model      *bpe
+	rawAdded   *matcher // added tokens looked for in the text as written
+	normAdded  *matcher // added tokens looked for after normalizing
+	normalize  []func(string) string
+	pretoken   []preStep
+	prefix     []int32 // ids the post-processor puts in front
+	suffix     []int32 // and behind
+	decoder    decoderSpec
+	tokens     []string // by id, model and added tokens; "" where an id is unused
+	ids        map[string]int32
+	decodeKind []pieceKind // by id
+	decodeText []string    // by id: what the id contributes to decoded text
+	scratch    sync.Pool   // *scratch
+
+	bos, pad, unk int32 // -1 if there is none
+	eos           []int32
+	template      chatTemplate
+
+	source source // where Save copies from or what it writes
+}
+
+// Encode returns the ids of s. With addSpecial it also adds what the
+// tokenizer's post-processor puts around a text (for Llama the beginning-of-text
+// token). Special tokens written out in s, such as "<|im_end|>", become their
+// ids either way. Bytes of s that are not UTF-8 are read as U+FFFD.
+func (t *Tokenizer) Encode(s string, addSpecial bool) []int32 {
+	if !utf8.ValidString(s) {
+		s = strings.ToValidUTF8(s, "\uFFFD")
+	}
+	e := t.scratch.Get().(*scratch)
+	defer t.scratch.Put(e)
+	out := make([]int32, 0, len(s)/3+4)
+	if addSpecial {
+		out = append(out, t.prefix...)
+	}
+	t.rawAdded.split(s, func(piece string, id int32, atStart bool) {
+		if id >= 0 {
+			out = append(out, id)
+			return
+		}
+		for _, f := range t.normalize {
+			piece = f(piece)
+		}
+		t.normAdded.split(piece, func(piece string, id int32, first bool) {
+			if id >= 0 {
+				out = append(out, id)
+				return
+			}
+			out = t.encodeWords(out, e, t.pretoken, piece, atStart && first)
+		})
+	})
+	if addSpecial {
+		out = append(out, t.suffix...)
+	}
+	return out
+}
+
+// EncodeStart returns the ids of the beginning of a text that goes on: as Encode
+// with addSpecial, but without the tokens that the post-processor puts behind a
+// text.
+func (t *Tokenizer) EncodeStart(s string) []int32 {
+	ids := t.Encode(s, true)
+	return ids[:len(ids)-len(t.suffix)]
+}
+
+// Continuation encodes given+target and cuts the ids where target begins. after
+// are target's ids as they follow given, without the space that some tokenizers
+// put in front of a text. A token that spans the border belongs to after.
+func (t *Tokenizer) Continuation(given, target string) (before, after []int32) {
+	ids := t.EncodeStart(given + target)
+	n := CommonPrefix(t.EncodeStart(given), ids)
+	return ids[:n:n], ids[n:]
+}
+
+// CommonPrefix returns how many leading elements a and b share.
+func CommonPrefix[T comparable](a, b []T) int {
+	n := 0
+	for n < len(a) && n < len(b) && a[n] == b[n] {
+		n++
+	}
+	return n
+}
+
+// encodeWords cuts s with the first of steps and hands each piece to the rest;
+// when none is left, s is a word and goes to the model.
+func (t *Tokenizer) encodeWords(out []int32, e *scratch, steps []preStep, s string, first bool) []int32 {
+	if len(steps) == 0 {
+		return t.model.encode(out, e, s)
+	}
+	step, rest := steps[0], steps[1:]
+	if step.rewrite != nil {
+		s = step.rewrite(s, first)
+	}
+	if step.next == nil {
+		if step.all == nil {
+			return t.encodeWords(out, e, rest, s, first)
+		}
+		for _, piece := range step.all(s) {
+			out = t.encodeWords(out, e, rest, piece, first)
+			first = false
+		}
+		return out
+	}
+	for len(s) > 0 {
+		n := step.next(s)
+		if len(rest) == 0 {
+			out = t.model.encode(out, e, s[:n])
+		} else {
+			out = t.encodeWords(out, e, rest, s[:n], first)
+		}
+		s, first = s[n:], false
+	}
+	return out
+}
+
+// VocabSize is one more than the largest id, added tokens included: the number
+// of rows an embedding needs at least.
+func (t *Tokenizer) VocabSize() int { return len(t.tokens) }
+
+// Token returns the token of an id as the vocabulary spells it ("Ġthe", "▁the",
+// "<0x0A>"), or "" for an id that is not used.
+func (t *Tokenizer) Token(id int32) string {
+	if id < 0 || int(id) >= len(t.tokens) {
+		return ""
+	}
+	return t.tokens[id]
+}
+
+// ID returns the id of a token spelled as the vocabulary spells it.
+func (t *Tokenizer) ID(token string) (int32, bool) {
+	id, ok := t.ids[token]
+	return id, ok
+}
+
+// BOS is the token that begins a text, and whether there is one.
+func (t *Tokenizer) BOS() (int32, bool) { return t.bos, t.bos >= 0 }
+
+// EOS lists every id that ends a text or a turn, the tokenizer's own
+// end-of-text token first, then those the model's generation_config.json or
+// config.json adds.
+func (t *Tokenizer) EOS() []int32 { return append([]int32(nil), t.eos...) }
+
+// IsEOS reports whether id ends a text or a turn.
+func (t *Tokenizer) IsEOS(id int32) bool { return slices.Contains(t.eos, id) }
+
+// Pad is the token that fills a row up, and whether the tokenizer names one.
+func (t *Tokenizer) Pad() (int32, bool) { return t.pad, t.pad >= 0 }
