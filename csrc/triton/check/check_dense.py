@@ -133,7 +133,7 @@ def loss(rng, r, dtype, limit):
     want = F.cross_entropy(leaf, targets, reduction="none", ignore_index=-100)
     (want.sum() * 0.25).backward()
     nll = torch.empty(rows, device=DEVICE)
-    dense.cross_entropy[(rows,)](logits, targets, nll, V, 0.25, GRAD=True, BLOCK=2048, WIDE=V % 16 == 0)
+    dense.cross_entropy[(rows,)](logits, targets, nll, V, 0.25, GRAD=True, BLOCK=2048, MASK=V % 16 != 0)
     check("cross entropy", nll, want.detach(), 1e-5)
     check("cross entropy grad", logits, leaf.grad, limit)
 

@@ -2,13 +2,8 @@
 import triton
 import triton.language as tl
 
+from .arguments import arguments
 from .dense import wait
-
-# For compile.py, as in dense.py.
-DATA = {"qkv", "k", "v", "y"}
-LONGS = {"lengths", "starts"}
-INTS = {"arrived"}
-ALIGNED = {"P", "half"}
 
 
 @triton.jit
@@ -84,6 +79,9 @@ def together(acc, most, total, part, top, mass, arrived, y, row, split, splits, 
             tl.store(y + (of + q)[:, None] * P + p[None, :], out.to(y.dtype.element_ty), mask=real & (p < P)[None, :])
 
 
+@arguments("qkv k v y: *data; cos sin part top mass: *fp32; lengths starts: *i64; arrived: *i32; "
+           "H KH splits has_starts table_b: i32; P half stride_kb stride_kh stride_ks: i32/16; "
+           "scale: fp32")
 @triton.jit
 def attend(qkv, cos, sin, k, v, lengths, starts, part, top, mass, arrived, y, H, KH, P, half, scale, splits, has_starts, table_b,
            stride_kb, stride_kh, stride_ks, G: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr, PRECISION: tl.constexpr,
@@ -130,6 +128,8 @@ def attend(qkv, cos, sin, k, v, lengths, starts, part, top, mass, arrived, y, H,
     together(acc, most, total, part, top, mass, arrived, y + (b * H + h * queries) * P, row, split, splits, queries, P, G, BP)
 
 
+@arguments("qkv k v y: *data; cos sin part top mass: *fp32; lengths starts: *i64; arrived: *i32; "
+           "H splits has_starts table_b: i32; P half stride_kb stride_kh stride_ks: i32/16; scale: fp32")
 @triton.jit
 def attend_one(qkv, cos, sin, k, v, lengths, starts, part, top, mass, arrived, y, H, P, half, scale, splits, has_starts, table_b,
                stride_kb, stride_kh, stride_ks, BP: tl.constexpr, BS: tl.constexpr, PDL: tl.constexpr):

@@ -7,11 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-# For compile.py: the arguments of the data's dtype and those of int64; other tensors are float32.
-DATA = {"x", "norm", "residual", "weight", "y", "dy", "dx", "qkv", "q", "k", "v", "dq", "dk", "dv", "dqkv", "logits", "w", "bias", "grad", "like"}
-LONGS = {"columns", "targets", "ids", "order", "table", "chunks"}
-# Numbers that are multiples of 16, so that rows start where wide accesses may.
-ALIGNED = {"D", "F", "P", "span", "half"}
+from .arguments import arguments
 
 
 @triton.jit
@@ -21,6 +17,7 @@ def wait(PDL: tl.constexpr):
         gdc_wait()
 
 
+@arguments("x weight y: *data; rstd: *fp32; D: i32/16; eps: fp32; keep: i32")
 @triton.jit
 def rms_norm(x, weight, y, rstd, D, eps, keep, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """A program a row. Where keep is not 0: rstd [rows] for the backward."""
@@ -36,6 +33,7 @@ def rms_norm(x, weight, y, rstd, D, eps, keep, BLOCK: tl.constexpr, PDL: tl.cons
     tl.store(rstd + row, r, mask=keep != 0)
 
 
+@arguments("dy x weight dx: *data; rstd part: *fp32; rows: i32; D: i32/16")
 @triton.jit
 def rms_norm_grad(dy, x, weight, rstd, dx, part, rows, D, WEIGHT: tl.constexpr, BLOCK: tl.constexpr):
     """Few programs, each over many rows: part [programs,D] holds a program's sum for the weight. With h = x·rstd and
@@ -58,6 +56,8 @@ def rms_norm_grad(dy, x, weight, rstd, dx, part, rows, D, WEIGHT: tl.constexpr, 
         tl.store(part + tl.program_id(0).to(tl.int64) * D + i, acc, mask=inside)
 
 
+@arguments("qkv q k v: *data; cos sin: *fp32; columns: *i64; H KH L table_b cached columns_b: i32; "
+           "P half stride_qb stride_qh stride_ql stride_kb stride_kh stride_ks: i32/16")
 @triton.jit
 def rope_qkv(qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, cached, columns_b, stride_qb, stride_qh, stride_ql,
              stride_kb, stride_kh, stride_ks, HEADS: tl.constexpr, BH: tl.constexpr, PDL: tl.constexpr):
@@ -102,6 +102,9 @@ def rope_qkv(qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, cached
         tl.store(to_v + j, u, mask=rest & (n >= H + KH)[:, None])
 
 
+@arguments("dq dk dv dqkv: *data; cos sin: *fp32; H KH L table_b: i32; "
+           "P half stride_qb stride_qh stride_ql stride_kb stride_kh stride_kl stride_vb stride_vh "
+           "stride_vl: i32/16")
 @triton.jit
 def rope_qkv_grad(dq, dk, dv, cos, sin, dqkv, H, KH, L, P, half, table_b, stride_qb, stride_qh, stride_ql, stride_kb,
                   stride_kh, stride_kl, stride_vb, stride_vh, stride_vl, HEADS: tl.constexpr, BH: tl.constexpr):
@@ -142,6 +145,7 @@ def rope_qkv_grad(dq, dk, dv, cos, sin, dqkv, H, KH, L, P, half, table_b, stride
         tl.store(row + j, u, mask=rest)
 
 
+@arguments("x y: *data; F: i32/16")
 @triton.jit
 def swiglu(x, y, F, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """x [rows,2F], gate first; y [rows,F]."""
@@ -155,6 +159,7 @@ def swiglu(x, y, F, BLOCK: tl.constexpr, PDL: tl.constexpr):
     tl.store(y + row * F + i, (s * u).to(y.dtype.element_ty), mask=inside)
 
 
+@arguments("dy x dx: *data; F: i32/16")
 @triton.jit
 def swiglu_grad(dy, x, dx, F, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -170,11 +175,12 @@ def swiglu_grad(dy, x, dx, F, BLOCK: tl.constexpr):
     tl.store(dx + row * 2 * F + F + i, (d * silu).to(dx.dtype.element_ty), mask=inside)
 
 
+@arguments("logits: *data; targets: *i64; nll: *fp32; V: i32/16; scale: fp32")
 @triton.jit
-def cross_entropy(logits, targets, nll, V, scale, GRAD: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+def cross_entropy(logits, targets, nll, V, scale, GRAD: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr):
     """A program a row of logits [rows,V]: nll [rows], 0 for a target below 0; where GRAD the logits become their gradient,
     (softmax - onehot)·scale, or 0. The second reading finds most of a row in the second-level cache.
-    WIDE: V is a multiple of 16."""
+    MASK: V is not a multiple of 16."""
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * V
     target = tl.load(targets + row)
@@ -200,6 +206,7 @@ def cross_entropy(logits, targets, nll, V, scale, GRAD: tl.constexpr, BLOCK: tl.
             tl.store(base + c + i, g.to(logits.dtype.element_ty), mask=c + i < V)
 
 
+@arguments("logits: *data; ids: *i64; V: i32")
 @triton.jit
 def likeliest(logits, ids, V, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """ids [rows]: the column of the largest of logits [rows,V], the first of equals, or -1 where one is no number."""
@@ -258,6 +265,7 @@ def scaled(acc, squares, D, eps, NORM: tl.constexpr):
     return total
 
 
+@arguments("x norm w bias residual y: *data; N has_bias has_residual: i32; D: i32/16; eps: fp32")
 @triton.jit
 def matvec(x, norm, w, bias, residual, y, N, D, eps, has_bias, has_residual, M: tl.constexpr, NORM: tl.constexpr,
            BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr):
@@ -312,6 +320,7 @@ def gated(g, u, n, m, bias, y, F, has_bias):
     tl.store(y + m * F + n, (rounded(g / (1.0 + tl.exp(-g)), y) * rounded(u, y)).to(y.dtype.element_ty), mask=inside)
 
 
+@arguments("x norm w bias y: *data; F D: i32/16; eps: fp32; has_bias: i32")
 @triton.jit
 def matvec_swiglu(x, norm, w, bias, y, F, D, eps, has_bias, M: tl.constexpr, NORM: tl.constexpr, BN: tl.constexpr,
                   BK: tl.constexpr, PDL: tl.constexpr):
@@ -351,6 +360,7 @@ def matvec_swiglu(x, norm, w, bias, y, F, D, eps, has_bias, M: tl.constexpr, NOR
         gated(scaled(g1, s1, D, eps, NORM), scaled(u1, s1, D, eps, NORM), n, 1, bias, y, F, has_bias)
 
 
+@arguments("x w: *data; part: *fp32; M N: i32; D span: i32/16")
 @triton.jit
 def few_rows(x, w, part, M, N, D, span, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
              PDL: tl.constexpr):
@@ -373,6 +383,7 @@ def few_rows(x, w, part, M, N, D, span, BM: tl.constexpr, BN: tl.constexpr, BK: 
     tl.store(part + to, acc, mask=inside & (m < M)[None, :])
 
 
+@arguments("part: *fp32; bias residual y: *data; M N shares has_bias has_residual: i32")
 @triton.jit
 def join_rows(part, bias, residual, y, M, N, shares, has_bias, has_residual,
               BLOCK: tl.constexpr, PDL: tl.constexpr):
@@ -386,6 +397,7 @@ def join_rows(part, bias, residual, y, M, N, shares, has_bias, has_residual,
     finish(acc, n, m, bias, residual, y, N, has_bias, has_residual)
 
 
+@arguments("part: *fp32; bias y: *data; M shares has_bias: i32; F: i32/16")
 @triton.jit
 def join_swiglu(part, bias, y, M, F, shares, has_bias, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """y [M,F] from few_rows' shares of a product with 2F columns."""
@@ -401,6 +413,7 @@ def join_swiglu(part, bias, y, M, F, shares, has_bias, BLOCK: tl.constexpr, PDL:
     gated(g, u, n, m, bias, y, F, has_bias)
 
 
+@arguments("dy grad: *data; ids order: *i64; count: i32; D: i32/16")
 @triton.jit
 def add_rows(dy, ids, order, grad, count, D, BLOCK: tl.constexpr):
     """grad[ids[i]] += the sum of dy's rows order[j] over the j with that id; ids [count] sorted. The program at the first of
@@ -423,6 +436,7 @@ def add_rows(dy, ids, order, grad, count, D, BLOCK: tl.constexpr):
         tl.store(at, acc.to(grad.dtype.element_ty), mask=c < D)
 
 
+@arguments("y: *data; factor: *fp32; count: i32")
 @triton.jit
 def multiply(y, factor, count, BLOCK: tl.constexpr):
     """y [count] times factor [1], float32, in place; where that is one, which only the device knows, nothing is read."""
@@ -440,6 +454,7 @@ def stochastic(v, bits):
     return (raw & 0xFFFF0000).to(tl.float32, bitcast=True)
 
 
+@arguments("table chunks: *i64; like: *data; scale rate beta1 beta2 eps correct1 correct2: fp32")
 @triton.jit
 def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct2, ORIGINAL: tl.constexpr,
           STOCHASTIC: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):

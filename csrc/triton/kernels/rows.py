@@ -4,10 +4,8 @@ MASK says that rows may start anywhere, not on 16 elements; the compiler then gi
 import triton
 import triton.language as tl
 
+from .arguments import arguments
 from .dense import wait
-
-# For compile.py: the arguments of the data's dtype.
-DATA = {"x", "b_", "c_", "dy", "y", "dx", "dt", "z", "dz", "d", "bias", "weight", "initial", "a_log"}
 
 
 @triton.jit
@@ -16,6 +14,8 @@ def softplus(v):
     return tl.where(v > 20.0, v, tl.where(x < 1e-3, x - x * x * 0.5, tl.log(1.0 + x)))
 
 
+@arguments("state: *state; x dt a_log b_ c_ z y: *data; a: *fp32; d bias: *params; H per_group: i32; "
+           "P N: i32/16; dt_min dt_max: fp32")
 @triton.jit
 def state_step(state, x, dt, a, a_log, b_, c_, d, z, bias, y, H, per_group, P, N, dt_min, dt_max, HAS_Z: tl.constexpr,
                SOFTPLUS: tl.constexpr, LOG: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr, PDL: tl.constexpr):
@@ -76,6 +76,7 @@ def tap(x, initial, seg, b, t, k, c, L, D, stride_b, stride_l, W: tl.constexpr, 
     return v
 
 
+@arguments("x weight bias initial y: *data; seg: *i32; L: i32; D stride_b stride_l: i32/16")
 @triton.jit
 def conv(x, weight, bias, initial, seg, y, L, D, stride_b, stride_l, SILU: tl.constexpr, W: tl.constexpr,
          HAS_INITIAL: tl.constexpr, HAS_SEQ: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
@@ -94,6 +95,7 @@ def conv(x, weight, bias, initial, seg, y, L, D, stride_b, stride_l, SILU: tl.co
              mask=(t[:, None] < L) & (c[None, :] < D))
 
 
+@arguments("state x weight bias y: *data; D stride_b: i32")
 @triton.jit
 def conv_step(state, x, weight, bias, y, D, stride_b, SILU: tl.constexpr, W: tl.constexpr, BD: tl.constexpr,
               PDL: tl.constexpr):
@@ -117,6 +119,8 @@ def conv_step(state, x, weight, bias, y, D, stride_b, SILU: tl.constexpr, W: tl.
     tl.store(y + b * D + c, acc.to(y.dtype.element_ty), mask=inside)
 
 
+@arguments("x weight bias initial dy: *data; seg: *i32; dpre part: *fp32; L: i32; "
+           "D stride_b stride_l: i32/16")
 @triton.jit
 def conv_grad_pre(x, weight, bias, initial, seg, dy, dpre, part, L, D, stride_b, stride_l, SILU: tl.constexpr,
                   W: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_SEQ: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
@@ -144,6 +148,7 @@ def conv_grad_pre(x, weight, bias, initial, seg, dy, dpre, part, L, D, stride_b,
     tl.store(to + W * D, tl.sum(g, axis=0), mask=c < D)
 
 
+@arguments("dpre: *fp32; weight dx: *data; seg: *i32; L: i32; D: i32/16")
 @triton.jit
 def conv_grad_x(dpre, weight, seg, dx, L, D, W: tl.constexpr, HAS_SEQ: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
          MASK: tl.constexpr):
@@ -165,6 +170,7 @@ def conv_grad_x(dpre, weight, seg, dx, L, D, W: tl.constexpr, HAS_SEQ: tl.conste
              mask=(t[:, None] < L) & (c[None, :] < D))
 
 
+@arguments("x z weight y: *data; D group: i32/16; eps: fp32")
 @triton.jit
 def norm(x, z, weight, y, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr):
     """y = norm(x·silu(z))·weight; one program a row and group."""
@@ -181,6 +187,7 @@ def norm(x, z, weight, y, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.constexp
     tl.store(y + at, (v * r * tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)).to(y.dtype.element_ty), mask=inside)
 
 
+@arguments("x z weight dy dx dz: *data; part: *fp32; rows: i32; D group: i32/16; eps: fp32")
 @triton.jit
 def norm_grad(x, z, weight, dy, dx, dz, part, rows, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr):
     """dx, dz; part [programs,D], a program's sum for the weight over its rows. dv = r·e - v·r³·mean(e·v) with e = dy·weight."""

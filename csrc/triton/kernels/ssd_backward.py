@@ -22,9 +22,14 @@ States meet blocks in the inputs' dtype; every sum is float32. No atomics: a res
 import triton
 import triton.language as tl
 
+from .arguments import arguments
 from .ssd_forward import fetch_ahead
 
 
+@arguments("x dy b_ c_ cb states dx dstates: *data; "
+           "step sums rest enter leave through entry d along passing skips: *fp32; seg: *i32; "
+           "L H per_group blocks span: i32; "
+           "P N stride_xb stride_xl stride_bb stride_bl stride_cb stride_cl: i32/16")
 @triton.jit
 def grad_x(x, dy, b_, c_, cb, step, sums, rest, enter, leave, through, entry, states, d, seg, dx, dstates, along, passing,
            skips, L, H, per_group, blocks, span, P, N, stride_xb, stride_xl, stride_bb, stride_bl, stride_cb, stride_cl,
@@ -115,6 +120,8 @@ def grad_x(x, dy, b_, c_, cb, step, sums, rest, enter, leave, through, entry, st
         tl.store(skips + segment, tl.sum(dskip, axis=0))
 
 
+@arguments("x states b_: *data; weight part dots: *fp32; L H G per_group blocks slices: i32; "
+           "P N stride_xb stride_xl stride_bb stride_bl: i32/16")
 @triton.jit
 def grad_bc(x, weight, states, b_, part, dots, L, H, G, per_group, blocks, P, N, stride_xb, stride_xl, stride_bb,
             stride_bl, slices, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr,
@@ -154,6 +161,8 @@ def grad_bc(x, weight, states, b_, part, dots, L, H, G, per_group, blocks, P, N,
     tl.store(to, acc, mask=bin)
 
 
+@arguments("x dy cb: *data; step sums rest part margins: *fp32; seg: *i32; "
+           "L H G per_group blocks slices: i32; P stride_xb stride_xl: i32/16")
 @triton.jit
 def grad_cb(x, dy, cb, step, sums, rest, seg, part, margins, L, H, G, per_group, blocks, P, stride_xb, stride_xl, slices,
             HAS_SEQ: tl.constexpr, REST: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, MASK: tl.constexpr,
@@ -197,6 +206,8 @@ def grad_cb(x, dy, cb, step, sums, rest, seg, part, margins, L, H, G, per_group,
     tl.store(part + (((z * batch + b) * G + g) * blocks + k) * Q * Q + square, acc)
 
 
+@arguments("b_ c_ db dc: *data; part_b part_c part_cb: *fp32; L G blocks slices slices_cb: i32; "
+           "N stride_bb stride_bl stride_cb stride_cl: i32/16")
 @triton.jit
 def finish_bc(b_, c_, part_b, part_c, part_cb, db, dc, L, G, blocks, N, slices, slices_cb, stride_bb, stride_bl, stride_cb,
               stride_cl, Q: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr):
@@ -231,6 +242,9 @@ def finish_bc(b_, c_, part_b, part_c, part_cb, db, dc, L, G, blocks, N, slices, 
     tl.store(dc + at, gc.to(dc.dtype.element_ty), mask=inside)
 
 
+@arguments("dt ddt: *data; "
+           "bias a step along enters leaves margins passing fixes part_a part_bias: *fp32; "
+           "L H blocks segments span stride_b stride_l: i32; dt_min dt_max: fp32")
 @triton.jit
 def finish_dt(dt, bias, a, step, along, enters, leaves, margins, passing, fixes, ddt, part_a, part_bias, L, H, blocks,
               segments, span, stride_b, stride_l, dt_min, dt_max, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,

@@ -23,6 +23,8 @@ carry a second float with what the first lost, so that differences inside a bloc
 import triton
 import triton.language as tl
 
+from .arguments import arguments
+
 
 @triton.jit
 def softplus(v):
@@ -54,6 +56,8 @@ def fetch_ahead(pointers):
                               is_pure=False, pack=1)
 
 
+@arguments("dt: *data; bias a step sums columns rest rest_columns enter leave weight through: *fp32; "
+           "seg: *i32; L H blocks stride_b stride_l reset: i32; dt_min dt_max: fp32")
 @triton.jit
 def prepare(dt, bias, a, seg, step, sums, columns, rest, rest_columns, enter, leave, weight, through, L, H, blocks, stride_b, stride_l, reset,
             dt_min, dt_max, HAS_BIAS: tl.constexpr, HAS_SEQ: tl.constexpr, SOFTPLUS: tl.constexpr, REST: tl.constexpr,
@@ -113,6 +117,7 @@ def prepare(dt, bias, a, seg, step, sums, columns, rest, rest_columns, enter, le
     tl.store(through + row * blocks + k, across, mask=h < H)
 
 
+@arguments("b_ c_ cb: *data; L G blocks: i32; N stride_bb stride_bl stride_cb stride_cl: i32/16")
 @triton.jit
 def products(b_, c_, cb, L, G, blocks, N, stride_bb, stride_bl, stride_cb, stride_cl, Q: tl.constexpr, BN: tl.constexpr,
              MASK: tl.constexpr, PRECISION: tl.constexpr):
@@ -135,6 +140,9 @@ def products(b_, c_, cb, L, G, blocks, N, stride_bb, stride_bl, stride_cb, strid
     tl.store(cb + ((b * G + g) * blocks + k) * Q * Q + i[:, None] * Q + i[None, :], p.to(cb.dtype.element_ty))
 
 
+@arguments("x b_ states: *data; weight through entry ends decays: *fp32; "
+           "L H per_group blocks segments skip span: i32; "
+           "P N stride_xb stride_xl stride_bb stride_bl: i32/16")
 @triton.jit
 def walk(x, b_, weight, through, entry, states, ends, decays, L, H, per_group, blocks, segments, skip, span, P, N,
          stride_xb, stride_xl, stride_bb, stride_bl, REVERSE: tl.constexpr, HAS_ENTRY: tl.constexpr, STORE: tl.constexpr, END: tl.constexpr,
@@ -194,6 +202,7 @@ def walk(x, b_, weight, through, entry, states, ends, decays, L, H, per_group, b
         tl.store(decays + segment, decay)
 
 
+@arguments("ends decays initial entry last: *fp32; segments size window: i32")
 @triton.jit
 def join(ends, decays, initial, entry, last, segments, size, window, REVERSE: tl.constexpr, HAS_INITIAL: tl.constexpr,
          LAST: tl.constexpr, BLOCK: tl.constexpr):
@@ -251,6 +260,10 @@ def join(ends, decays, initial, entry, last, segments, size, window, REVERSE: tl
                 tl.store(last + row * size + at, state, mask=inside)
 
 
+@arguments("x b_ c_ cb y: *data; "
+           "sums columns rest rest_columns enter weight through entry d final: *fp32; seg: *i32; "
+           "L H per_group blocks span pieces ratio: i32; "
+           "P N stride_xb stride_xl stride_bb stride_bl stride_cb stride_cl: i32/16")
 @triton.jit
 def scan(x, b_, c_, cb, sums, columns, rest, rest_columns, enter, weight, through, entry, d, seg, y, final, L, H, per_group,
          blocks, span, pieces, ratio, P, N, stride_xb, stride_xl, stride_bb, stride_bl, stride_cb, stride_cl, HAS_D: tl.constexpr, HAS_SEQ: tl.constexpr,

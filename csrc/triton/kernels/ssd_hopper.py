@@ -16,6 +16,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (async_copy, fence_async_shared, mbarrier, tma, warpgroup_mma,
                                                               warpgroup_mma_wait)
 
+from .arguments import arguments
+
 
 @gluon.jit
 def turn(n, OF: gl.constexpr):
@@ -145,6 +147,9 @@ def carry(y, entry, final, xs, bs, cs, ms, vs, ws, ys, ready, free, made, used, 
     tma.store_wait(0)
 
 
+@arguments("x y: box[Q,P]; b_ c_: box[Q,N]; cb: box[Q,Q]; "
+           "sums columns enter weight entry d final: *fp32; seg: *i32; "
+           "L H per_group blocks rows span segments pieces ratio: i32")
 @gluon.jit
 def scan_hopper(x, b_, c_, y, cb, sums, columns, enter, weight, entry, d, seg, final, L, H, per_group, blocks, rows, span, segments,
                 pieces, ratio, HAS_D: gl.constexpr, HAS_SEQ: gl.constexpr, HAS_ENTRY: gl.constexpr, Q: gl.constexpr,

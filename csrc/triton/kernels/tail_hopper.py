@@ -15,10 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-# For compile.py, as in dense.py.
-DATA = {"x", "mixed", "norm", "output", "mlp_norm", "gate_up", "down", "next_norm", "next", "next_bias", "z", "h", "y", "first"}
-INTS = {"bar"}
-ALIGNED = {"A", "D", "F", "N"}
+from .arguments import arguments
 
 # A place in the ring holds so many columns of so many rows, 32 KB.
 ROWS = gl.constexpr(8)
@@ -161,6 +158,8 @@ def use(x, mixed, norm, mlp_norm, next_norm, next_bias, z, h, y, first, bar, xs,
         n, turn = product(next_bias, has_bias, first, xs, ring, ready, free, n, turn, N, D, 0, False)
 
 
+@arguments("x mixed norm output mlp_norm gate_up down next_norm next next_bias z h y first: *data; "
+           "bar: *i32; A D F N: i32/16; eps mlp_eps next_eps: fp32; has_norm has_bias: i32")
 @gluon.jit
 def block_tail(x, mixed, norm, output, mlp_norm, gate_up, down, next_norm, next, next_bias, z, h, y, first, bar, A, D, F, N, eps, mlp_eps,
                next_eps, has_norm, has_bias, WIDTH: gl.constexpr, INNER: gl.constexpr, PDL: gl.constexpr):

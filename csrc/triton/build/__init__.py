@@ -1,0 +1,1 @@
+"""Compiles the kernels ahead of time and writes the header of their block sizes."""

@@ -1,0 +1,151 @@
+"""Lists the variants of the kernels that are compiled, and names them.
+
+A variant is (kernel, dtype, constants). Its key is the kernel's name, the dtype and the constants in the order of the
+kernel's signature, joined by underscores: what ../../cuda/keys.h forms. The plain set holds the layers of Mamba-2 and
+Bamba (head dimension 64, state 128). The full set adds every head dimension and state, padded to powers of two with
+masks, and the short blocks that a window strategy over chunks of 16 or 32 tokens needs.
+"""
+import itertools
+
+from kernels import attend, dense, rows, ssd_backward, ssd_forward, ssd_hopper, tail_hopper, tuning
+
+MODULES = (ssd_forward, ssd_backward, ssd_hopper, rows, dense, attend, tail_hopper)
+DTYPES = ("bf16", "fp16", "fp32")
+BOTH = (False, True)
+
+
+def kernel_of(name):
+    for module in MODULES:
+        kernel = getattr(module, name, None)
+        if hasattr(kernel, "kinds"):
+            return kernel
+    raise KeyError(name)
+
+
+def each(**options):
+    """Every combination of the options, as dicts."""
+    for values in itertools.product(*options.values()):
+        yield dict(zip(options, values))
+
+
+def sizes(kernel, *names, dtype="", **constants):
+    """The tuning table's sizes of these names."""
+    row = tuning.values(kernel, dtype, **constants)
+    return {name: row[name] for name in names}
+
+
+def precision(dtype, exact):
+    return exact if dtype == "fp32" else "tf32"
+
+
+def transformer(dtype):
+    """The operators of a transformer's blocks. float16 has no backward."""
+    fp32, trains = dtype == "fp32", dtype != "fp16"
+    grads = BOTH if trains else (False,)
+    for block in tuning.values("rms_norm")["BLOCK"]:
+        yield "rms_norm", dict(BLOCK=block)
+    for half in tuning.values("rope_qkv")["BH"]:
+        yield "rope_qkv", dict(**sizes("rope_qkv", "HEADS"), BH=half)
+    yield "swiglu", sizes("swiglu", "BLOCK")
+    for grad, mask in itertools.product(grads, BOTH):
+        yield "cross_entropy", dict(GRAD=grad, **sizes("cross_entropy", "BLOCK"), MASK=mask)
+    if trains:
+        for block, weight in itertools.product(tuning.values("rms_norm_grad")["BLOCK"], BOTH):
+            yield "rms_norm_grad", dict(WEIGHT=weight, BLOCK=block)
+        for half in tuning.values("rope_qkv_grad")["BH"]:
+            yield "rope_qkv_grad", dict(**sizes("rope_qkv_grad", "HEADS"), BH=half)
+        for name in ("swiglu_grad", "add_rows", "multiply"):
+            yield name, sizes(name, "BLOCK")
+        yield "adamw", dict(ORIGINAL=not fp32, STOCHASTIC=False, **sizes("adamw", "SPAN", "BLOCK"))
+    if dtype == "bf16":
+        yield "adamw", dict(ORIGINAL=False, STOCHASTIC=True, **sizes("adamw", "SPAN", "BLOCK"))
+    for p in tuning.values("attend")["BP"]:
+        yield "attend", dict(**sizes("attend", "G", "BS", dtype=dtype), BP=p, PRECISION=precision(dtype, "ieee"))
+        yield "attend_one", dict(BP=p, **sizes("attend_one", "BS"))
+    for name in ("matvec", "matvec_swiglu"):
+        for m, norm in itertools.product(tuning.values(name)["M"], BOTH):
+            yield name, dict(M=m, NORM=norm, **sizes(name, "BN", "BK", dtype=dtype, M=m))
+    if not fp32:
+        for width in tuning.values("block_tail")["WIDTH"]:
+            yield "block_tail", dict(WIDTH=width, **sizes("block_tail", "INNER"))
+    yield "few_rows", dict(**sizes("few_rows", "BM", "BN", "BK", dtype=dtype), PRECISION=precision(dtype, "ieee"))
+    for name in ("likeliest", "join_rows", "join_swiglu"):
+        yield name, sizes(name, "BLOCK")
+
+
+def scan(dtype, full):
+    """The chunked scan, forward and backward."""
+    fp32 = dtype == "fp32"
+    usual = tuning.values("ssd", dtype)["Q"]
+    shapes = list(itertools.product((16, 32, 64, 128), (16, 32, 64, 128, 256))) if full else [(64, 128)]
+    masks = BOTH if full else (False,)
+    for q in sorted({usual, 32, 16}) if full else [usual]:
+        for e in each(HAS_SEQ=BOTH, SOFTPLUS=BOTH, KEEP=BOTH):
+            yield "prepare", dict(HAS_BIAS=True, **e, REST=fp32, Q=q, **sizes("prepare", "HEADS"))
+        for e in each(SOFTPLUS=BOTH, HAS_FIX=BOTH):
+            yield "finish_dt", dict(HAS_BIAS=True, **e, Q=q, **sizes("finish_dt", "HEADS"))
+        for (p, n), mask in itertools.product(shapes, masks):
+            block = dict(Q=q, MASK=mask, PRECISION=precision(dtype, "tf32x3"))
+            tile = dict(**block, BP=p, BN=n)
+            if p == shapes[0][0]:
+                yield "products", dict(**block, BN=n)
+                yield "finish_bc", dict(**block, BN=n)
+            if n == shapes[0][1]:
+                for e in each(HAS_SEQ=BOTH):
+                    yield "grad_cb", dict(**e, REST=fp32, **block, BP=p)
+            for reverse, entry, store in ((False, False, False), (True, False, False), (False, False, True),
+                                          (False, True, True)):
+                yield "walk", dict(REVERSE=reverse, HAS_ENTRY=entry, STORE=store, END=not store, **tile, FETCH=True)
+            for name, e in itertools.product(("scan", "grad_x"), each(HAS_SEQ=BOTH, HAS_ENTRY=BOTH)):
+                yield name, dict(HAS_D=True, **e, REST=fp32, **tile, FETCH=True)
+            yield "grad_bc", tile
+    if not fp32:
+        for e in each(HAS_SEQ=BOTH, HAS_ENTRY=BOTH):
+            yield "scan_hopper", dict(HAS_D=True, **e, **sizes("scan_hopper", "Q", "P", "N", "STAGES"))
+
+
+def around_scan(dtype, full):
+    """What surrounds the scan in a Mamba-2 layer, but for the update of a state."""
+    masks = BOTH if full else (False,)
+    widths, activations = ((2, 3, 4), BOTH) if full else ((4,), (True,))
+    tile = sizes("conv", "T", "BD")
+    for w, silu, mask in itertools.product(widths, activations, masks):
+        for e in each(HAS_INITIAL=BOTH, HAS_SEQ=BOTH):
+            yield "conv", dict(SILU=silu, W=w, **e, **tile, MASK=mask)
+            yield "conv_grad_pre", dict(SILU=silu, W=w, **e, **tile, MASK=mask)
+    for w, seq, mask in itertools.product(widths, BOTH, masks):
+        yield "conv_grad_x", dict(W=w, HAS_SEQ=seq, **tile, MASK=mask)
+    for w, silu in itertools.product(widths, activations):
+        yield "conv_step", dict(SILU=silu, W=w, **sizes("conv_step", "BD"))
+    blocks = (256, 512, 1024, 2048, 4096, 8192, 16384) if full else tuning.values("norm")["BLOCK"]
+    for z, block, mask in itertools.product(BOTH, blocks, masks):
+        yield "norm", dict(HAS_Z=z, BLOCK=block, MASK=mask)
+        yield "norm_grad", dict(HAS_Z=z, BLOCK=block, MASK=mask)
+
+
+def state_step(dtype, full):
+    """(dtypes, constants) of the update of a state: dtypes of the data, of the state and of the parameters."""
+    either = ("fp32", dtype) if dtype != "fp32" else ("fp32",)
+    states = (16, 32, 64, 128, 256) if full else (128,)
+    for state, params in itertools.product(either, either):
+        for e in each(HAS_Z=BOTH, SOFTPLUS=BOTH, LOG=BOTH, BP=tuning.values("state_step")["BP"], BN=states,
+                      MASK=BOTH if full else (False,)):
+            yield f"{dtype}-{state}-{params}", e
+
+
+def variants(full):
+    """(kernel, dtype, constants) of every variant."""
+    result = []
+    for dtype in DTYPES:
+        for part in (scan(dtype, full), around_scan(dtype, full), transformer(dtype)):
+            result += [(name, dtype, constants) for name, constants in part]
+        result += [("state_step", dtypes, constants) for dtypes, constants in state_step(dtype, full)]
+    for e in each(REVERSE=BOTH, HAS_INITIAL=BOTH):
+        result.append(("join", "fp32", dict(**e, LAST=True, **sizes("join", "BLOCK"))))
+    return result
+
+
+def key_of(kernel, dtype, constants):
+    """The variant's key, for a kernel of triton.jit."""
+    values = [constants[name] for name in kernel.arg_names if name in constants]
+    return "_".join([kernel.fn.__name__, dtype] + [v if isinstance(v, str) else str(int(v)) for v in values])

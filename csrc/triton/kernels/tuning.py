@@ -1,0 +1,91 @@
+"""The tuning table: warps, pipeline stages, registers and block sizes of every kernel, by measurement (docs/kernels.md).
+
+The compiler (../build) and the checks read it here. ../build/header.py writes the block sizes into tuning.h for the C++
+that launches the kernels, so that a number stands here alone. A tuple lists the sizes that are compiled.
+"""
+
+ALWAYS = {}
+FP32 = {"dtype": "fp32"}
+LARGE = {"large": True}  # state tiles of more than 8,192 elements: BP·BN
+
+# (kernel, variants that the row holds for, values). A later row overrides an earlier one.
+TABLE = [
+    # The chunked scan. Q is its block of tokens; segments shorter than SHORTEST blocks cost more to join than more
+    # programs gain; the scan takes segments of RATIO pieces, everything else the pieces.
+    ("ssd", ALWAYS, dict(Q=64, SHORTEST=32, RATIO=2)),
+    ("ssd", FP32, dict(Q=32)),
+    ("prepare", ALWAYS, dict(warps=4, stages=1, HEADS=16)),
+    ("products", ALWAYS, dict(warps=4, stages=1)),
+    ("walk", ALWAYS, dict(warps=4, stages=3)),
+    ("walk", LARGE, dict(warps=8, stages=1)),
+    ("join", ALWAYS, dict(warps=4, stages=1, BLOCK=1024)),
+    ("scan", ALWAYS, dict(warps=4, stages=2)),
+    ("scan", LARGE, dict(warps=8, stages=1)),
+    ("scan_hopper", ALWAYS, dict(warps=4, stages=1, Q=64, P=64, N=128, STAGES=4)),
+    ("grad_x", ALWAYS, dict(warps=4, stages=2)),
+    ("grad_x", LARGE, dict(warps=8, stages=1)),
+    ("grad_bc", ALWAYS, dict(warps=4, stages=3)),
+    ("grad_bc", LARGE, dict(warps=8, stages=1)),
+    ("grad_cb", ALWAYS, dict(warps=4, stages=3)),
+    ("finish_bc", ALWAYS, dict(warps=4, stages=1)),
+    ("finish_dt", ALWAYS, dict(warps=4, stages=1, HEADS=16)),
+    # Around the scan.
+    ("state_step", ALWAYS, dict(warps=4, stages=1, BP=(4, 64))),
+    ("state_step", {"BP": 4}, dict(warps=1)),
+    ("conv", ALWAYS, dict(warps=4, stages=1, T=32, BD=128)),
+    ("conv_grad_pre", ALWAYS, dict(warps=4, stages=1, T=32, BD=128)),
+    ("conv_grad_x", ALWAYS, dict(warps=4, stages=1, T=32, BD=128)),
+    ("conv_step", ALWAYS, dict(warps=4, stages=1, BD=256)),
+    ("norm", ALWAYS, dict(warps=8, stages=1, BLOCK=(1024, 8192))),
+    ("norm_grad", ALWAYS, dict(warps=8, stages=1, BLOCK=(1024, 8192))),
+    # A transformer's operators.
+    ("rms_norm", ALWAYS, dict(warps=4, stages=1, BLOCK=(1024, 2048, 4096, 8192))),
+    ("rms_norm_grad", ALWAYS, dict(warps=8, stages=1, BLOCK=(1024, 2048, 4096, 8192))),
+    ("rope_qkv", ALWAYS, dict(warps=4, stages=1, HEADS=8, BH=(32, 64, 128))),
+    ("rope_qkv_grad", ALWAYS, dict(warps=4, stages=1, HEADS=8, BH=(32, 64, 128))),
+    ("swiglu", ALWAYS, dict(warps=4, stages=1, BLOCK=1024)),
+    ("swiglu_grad", ALWAYS, dict(warps=4, stages=1, BLOCK=1024)),
+    ("cross_entropy", ALWAYS, dict(warps=8, stages=1, BLOCK=2048)),
+    ("likeliest", ALWAYS, dict(warps=16, stages=1, BLOCK=4096)),
+    ("add_rows", ALWAYS, dict(warps=4, stages=1, BLOCK=1024)),
+    ("multiply", ALWAYS, dict(warps=4, stages=1, BLOCK=4096)),
+    ("adamw", ALWAYS, dict(warps=4, stages=1, SPAN=1 << 15, BLOCK=1024)),
+    ("attend", ALWAYS, dict(warps=4, stages=3, G=16, BP=(64, 128), BS=64)),
+    ("attend", FP32, dict(warps=8, BS=32)),
+    ("attend_one", ALWAYS, dict(warps=16, stages=1, BP=(64, 128), BS=64)),
+    # The weight's tile of a program, for M rows of x: BN rows by BK columns (matvec_swiglu holds two tiles). A warp reads
+    # 256 columns at a time, 16 bytes a thread: half as many in float32.
+    ("matvec", ALWAYS, dict(warps=4, stages=1, M=(1, 2, 4), BN=4, BK=1024)),
+    ("matvec", FP32, dict(BK=512)),
+    ("matvec", {"M": 1}, dict(warps=8, BK=2048)),
+    ("matvec", {"M": 1, **FP32}, dict(BK=1024)),
+    ("matvec_swiglu", ALWAYS, dict(warps=4, stages=1, M=(1, 2), BN=2, BK=1024)),
+    ("matvec_swiglu", FP32, dict(BK=512)),
+    ("matvec_swiglu", {"M": 1}, dict(BN=1, BK=2048)),
+    ("matvec_swiglu", {"M": 1, **FP32}, dict(BK=1024)),
+    ("few_rows", ALWAYS, dict(warps=4, stages=5, BM=16, BN=64, BK=128)),
+    ("few_rows", FP32, dict(BK=64)),
+    ("join_rows", ALWAYS, dict(warps=4, stages=1, BLOCK=512)),
+    ("join_swiglu", ALWAYS, dict(warps=4, stages=1, BLOCK=512)),
+    # Registers leave room for the kernel in front, beside which this one begins.
+    ("block_tail", ALWAYS, dict(warps=8, stages=1, registers=96, WIDTH=(4096, 8192), INNER=16384)),
+]
+
+
+def values(kernel, dtype="", **constants):
+    """{name: value} of a kernel's variant, by its dtype and constants."""
+    variant = dict(constants, dtype=dtype, large=constants.get("BP", 0) * constants.get("BN", 0) > 8192)
+    result = {}
+    for name, where, row in TABLE:
+        if name == kernel and all(variant.get(k) == v for k, v in where.items()):
+            result.update(row)
+    return result
+
+
+def options(kernel, dtype="", **constants):
+    """A variant's launch options for Triton: num_warps, num_stages and, if it is limited, maxnreg."""
+    row = values(kernel, dtype, **constants)
+    result = dict(num_warps=row["warps"], num_stages=row["stages"])
+    if "registers" in row:
+        result["maxnreg"] = row["registers"]
+    return result
