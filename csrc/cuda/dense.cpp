@@ -12,35 +12,7 @@ namespace conquer {
 
 namespace {
 
-using triton::Arguments;
-using triton::launch;
-using triton::processors;
-
-const char *dtype_name(at::ScalarType t) { return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32"; }
-bool exact(const at::Tensor &t) { return t.scalar_type() == at::kFloat; }
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-const void *ptr(const at::Tensor &t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-
-dim3 grid(int64_t x, int64_t y = 1) { return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)); }
-
-std::string key(const char *name, const at::Tensor &t, std::initializer_list<int64_t> constants,
-                const char *last = "") {
-  std::string k = std::string(name) + "_" + dtype_name(t.scalar_type());
-  for (int64_t c : constants)
-    k += "_" + std::to_string(c);
-  return k + last;
-}
-
-// The smallest of 1,024, 2,048, 4,096 and 8,192 that a row fits.
-int64_t row_block(int64_t width) {
-  int64_t block = 1024;
-  while (block < width)
-    block *= 2;
-  return block;
-}
-int64_t half_block(int64_t half) { return half <= 32 ? 32 : half <= 64 ? 64 : 128; }
-
-constexpr int64_t heads_a_program = 8, elements_a_program = 1024;
+using namespace triton;
 
 // What the compiled variants take: whole 16-byte steps. A width beyond 8,192 of a norm is looked at there.
 bool takes(const at::Tensor &t) {
@@ -54,7 +26,7 @@ void rms_norm(const at::Tensor &x, const at::Tensor &weight, double eps, const a
   int64_t width = weight.numel();
   Arguments args;
   args << ptr(x) << ptr(weight) << ptr(y) << ptr(rstd) << width << static_cast<float>(eps) << int64_t(rstd.defined());
-  launch(key("rms_norm", x, {row_block(width)}), grid(x.numel() / width), args);
+  launch(keys::rms_norm(dtype_name(x), width), grid(x.numel() / width), args);
 }
 
 at::Tensor rms_norm_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &weight, const at::Tensor &rstd,
@@ -66,7 +38,7 @@ at::Tensor rms_norm_grad(const at::Tensor &dy, const at::Tensor &x, const at::Te
     part = at::empty({programs, width}, x.options().dtype(at::kFloat));
   Arguments args;
   args << ptr(dy) << ptr(x) << ptr(weight) << ptr(rstd) << ptr(dx) << ptr(part) << rows << width;
-  launch(key("rms_norm_grad", x, {wants_dweight, row_block(width)}), grid(programs), args);
+  launch(keys::rms_norm_grad(dtype_name(x), wants_dweight, width), grid(programs), args);
   return wants_dweight ? part.sum(0).to(weight.scalar_type()) : part;
 }
 
@@ -80,8 +52,8 @@ void rope_qkv(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &si
        << width << half << (cos.size(0) > 1 ? length * half : 0) << int64_t(columns.defined())
        << (columns.defined() && columns.size(0) > 1 ? length : 0) << q.stride(0) << q.stride(1) << q.stride(2)
        << k.stride(0) << k.stride(1) << k.stride(2);
-  launch(key("rope_qkv", qkv, {heads_a_program, half_block(half)}),
-         grid(batch * length, ceil_div(heads + 2 * key_heads, heads_a_program)), args);
+  launch(keys::rope_qkv(dtype_name(qkv), half),
+         grid(batch * length, ceil_div(heads + 2 * key_heads, tuning::rope_qkv_HEADS)), args);
 }
 
 void rope_qkv_grad(const at::Tensor &dq, const at::Tensor &dk, const at::Tensor &dv, const at::Tensor &cos,
@@ -93,8 +65,8 @@ void rope_qkv_grad(const at::Tensor &dq, const at::Tensor &dk, const at::Tensor 
        << dq.size(3) << half << (cos.size(0) > 1 ? length * half : 0);
   for (const at::Tensor *t : {&dq, &dk, &dv})
     args << t->stride(0) << t->stride(1) << t->stride(2);
-  launch(key("rope_qkv_grad", dqkv, {heads_a_program, half_block(half)}),
-         grid(batch * length, ceil_div(heads + 2 * key_heads, heads_a_program)), args);
+  launch(keys::rope_qkv_grad(dtype_name(dqkv), half),
+         grid(batch * length, ceil_div(heads + 2 * key_heads, tuning::rope_qkv_grad_HEADS)), args);
 }
 
 void swiglu(const at::Tensor &x, const at::Tensor &y) {
@@ -102,7 +74,7 @@ void swiglu(const at::Tensor &x, const at::Tensor &y) {
   int64_t width = y.size(-1);
   Arguments args;
   args << ptr(x) << ptr(y) << width;
-  launch(key("swiglu", x, {elements_a_program}), grid(y.numel() / width, ceil_div(width, elements_a_program)), args);
+  launch(keys::swiglu(dtype_name(x)), grid(y.numel() / width, ceil_div(width, tuning::swiglu_BLOCK)), args);
 }
 
 void swiglu_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &dx) {
@@ -110,7 +82,7 @@ void swiglu_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &dx
   int64_t width = dy.size(-1);
   Arguments args;
   args << ptr(dy) << ptr(x) << ptr(dx) << width;
-  launch(key("swiglu_grad", x, {elements_a_program}), grid(dy.numel() / width, ceil_div(width, elements_a_program)),
+  launch(keys::swiglu_grad(dtype_name(x)), grid(dy.numel() / width, ceil_div(width, tuning::swiglu_grad_BLOCK)),
          args);
 }
 
@@ -120,18 +92,7 @@ void cross_entropy(const at::Tensor &logits, const at::Tensor &targets, double s
   int64_t vocabulary = logits.size(1);
   Arguments args;
   args << ptr(logits) << ptr(targets) << ptr(nll) << vocabulary << static_cast<float>(scale);
-  launch(key("cross_entropy", logits, {grad, 2048, vocabulary % 16 == 0}), grid(logits.size(0)), args);
-}
-
-// The tile of a weight that a program of matvec works on: compile.py's TILES and GATED_TILES.
-struct Tile {
-  int64_t rows, columns;
-};
-Tile tile_of(int64_t m, bool gated, const at::Tensor &t) {
-  Tile tile = gated ? (m == 1 ? Tile{1, 2048} : Tile{2, 1024}) : m == 1 ? Tile{4, 2048} : Tile{4, 1024};
-  if (exact(t))
-    tile.columns /= 2;
-  return tile;
+  launch(keys::cross_entropy(dtype_name(logits), grad, vocabulary), grid(logits.size(0)), args);
 }
 
 at::Tensor normalized(const at::Tensor &x, const at::Tensor &weight, double eps) {
@@ -143,13 +104,13 @@ at::Tensor normalized(const at::Tensor &x, const at::Tensor &weight, double eps)
 // A product with up to 16 rows through the matrix units, the inner dimension in shares so that every processor has
 // work: float32 [shares, M, N].
 at::Tensor shares_of(const at::Tensor &x, const at::Tensor &weight) {
-  int64_t m = x.size(0), depth = x.size(1), width = weight.size(0), tile = exact(x) ? 64 : 128;
-  int64_t blocks = ceil_div(width, 64), wanted = std::max<int64_t>(1, processors() / blocks);
+  int64_t m = x.size(0), depth = x.size(1), width = weight.size(0), tile = tuning::split_k_gemm_BK(is_fp32(dtype_name(x)));
+  int64_t blocks = ceil_div(width, tuning::split_k_gemm_BN), wanted = std::max<int64_t>(1, processors() / blocks);
   int64_t span = ceil_div(ceil_div(depth, wanted), tile) * tile, shares = ceil_div(depth, span);
   at::Tensor part = at::empty({shares, m, width}, x.options().dtype(at::kFloat));
   Arguments args;
   args << ptr(x) << ptr(weight) << ptr(part) << m << width << depth << span;
-  launch(key("few_rows", x, {16, 64, tile}, exact(x) ? "_ieee" : "_tf32"), grid(blocks, shares), args);
+  launch(keys::split_k_gemm(dtype_name(x)), grid(blocks, shares), args);
   return part;
 }
 
@@ -160,16 +121,15 @@ at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const
   at::Tensor y = at::empty({m, width}, x.options());
   Arguments args;
   if (m == 1 || m == 2 || m == 4) {
-    Tile tile = tile_of(m, false, x);
     args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(residual) << ptr(y) << width << x.size(1)
          << static_cast<float>(eps) << int64_t(bias.defined()) << int64_t(residual.defined());
-    launch(key("matvec", x, {m, norm.defined(), tile.rows, tile.columns}), grid(ceil_div(width, tile.rows)), args);
+    launch(keys::gemv(dtype_name(x), m, norm.defined()), grid(ceil_div(width, tuning::gemv_BN)), args);
     return y;
   }
   at::Tensor part = shares_of(norm.defined() ? normalized(x, norm, eps) : x, weight);
   args << ptr(part) << ptr(bias) << ptr(residual) << ptr(y) << m << width << part.size(0) << int64_t(bias.defined())
        << int64_t(residual.defined());
-  launch(key("join_rows", x, {512}), grid(m, ceil_div(width, 512)), args);
+  launch(keys::sum_splits(dtype_name(x)), grid(m, ceil_div(width, tuning::sum_splits_BLOCK)), args);
   return y;
 }
 
@@ -180,16 +140,15 @@ at::Tensor linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps
   at::Tensor y = at::empty({m, width}, x.options());
   Arguments args;
   if (m <= 2) {
-    Tile tile = tile_of(m, true, x);
     args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(y) << width << x.size(1) << static_cast<float>(eps)
          << int64_t(bias.defined());
-    launch(key("matvec_swiglu", x, {m, norm.defined(), tile.rows, tile.columns}), grid(ceil_div(width, tile.rows)),
+    launch(keys::gemv_swiglu(dtype_name(x), m, norm.defined()), grid(ceil_div(width, tuning::gemv_swiglu_BN(m))),
            args);
     return y;
   }
   at::Tensor part = shares_of(norm.defined() ? normalized(x, norm, eps) : x, weight);
   args << ptr(part) << ptr(bias) << ptr(y) << m << width << part.size(0) << int64_t(bias.defined());
-  launch(key("join_swiglu", x, {512}), grid(m, ceil_div(width, 512)), args);
+  launch(keys::sum_splits_swiglu(dtype_name(x)), grid(m, ceil_div(width, tuning::sum_splits_swiglu_BLOCK)), args);
   return y;
 }
 
@@ -216,7 +175,7 @@ std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail 
                                  : "there are no compiled kernels";
   int64_t from = mixed.numel(), width = x.numel(), inner = t.down.size(-1),
           ahead = t.next.defined() ? t.next.size(0) : 0;
-  std::string variant = key("block_tail", x, {std::max(from, width) <= 4096 ? 4096 : 8192, 16384});
+  std::string variant = keys::block_tail(dtype_name(x), std::max(from, width));
   if (!triton::has(variant))
     return "there is none for a GPU of compute capability " + triton::capability();
   y = at::empty_like(x);
@@ -255,9 +214,9 @@ at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const 
                             const at::Tensor &v, const at::Tensor &lengths, const at::Tensor &starts, double scale) {
   c10::cuda::CUDAGuard guard(qkv.device());
   int64_t batch = k.size(0), key_heads = k.size(1), width = k.size(3), heads = qkv.size(2) / width - 2 * key_heads,
-          half = cos.size(2), rows = batch * key_heads, block = width <= 64 ? 64 : 128;
+          half = cos.size(2), rows = batch * key_heads;
   bool alone = heads == key_heads && rows <= processors(); // with more rows `attend` reads faster
-  int64_t splits = shares_of_cache(rows, k.size(2), alone ? 1 : 3), queries = alone ? 1 : 16;
+  int64_t splits = shares_of_cache(rows, k.size(2), alone ? 1 : 3), queries = alone ? 1 : tuning::decode_attention_G;
   TORCH_CHECK(rows <= counters - arrivals, "decode_attention: ", batch, " sequences with ", key_heads,
               " heads of keys are more than ", counters - arrivals, " together");
   auto floats = qkv.options().dtype(at::kFloat);
@@ -271,9 +230,9 @@ at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const 
   args << width << half << static_cast<float>(scale) << splits << int64_t(starts.defined())
        << (cos.size(0) > 1 ? half : 0) << k.stride(0) << k.stride(1) << k.stride(2);
   if (alone)
-    launch(key("attend_one", qkv, {block, 64}), grid(rows, splits), args);
+    launch(keys::decode_attention_mha(dtype_name(qkv), width), grid(rows, splits), args);
   else
-    launch(key("attend", qkv, {queries, block, exact(qkv) ? 32 : 64}, exact(qkv) ? "_ieee" : "_tf32"),
+    launch(keys::decode_attention(dtype_name(qkv), width),
            grid(rows, splits), args);
   return y;
 }
@@ -283,7 +242,7 @@ at::Tensor likeliest(const at::Tensor &logits) {
   at::Tensor ids = at::empty({logits.size(0)}, logits.options().dtype(at::kLong));
   Arguments args;
   args << ptr(logits) << ptr(ids) << logits.size(1);
-  launch(key("likeliest", logits, {4096}), grid(logits.size(0)), args);
+  launch(keys::argmax(dtype_name(logits)), grid(logits.size(0)), args);
   return ids;
 }
 
@@ -293,14 +252,14 @@ void add_rows(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &d
   int64_t width = grad.size(1);
   Arguments args;
   args << ptr(dy) << ptr(sorted) << ptr(order) << ptr(grad) << sorted.numel() << width;
-  launch(key("add_rows", grad, {elements_a_program}), grid(sorted.numel(), ceil_div(width, elements_a_program)), args);
+  launch(keys::add_rows(dtype_name(grad)), grid(sorted.numel(), ceil_div(width, tuning::add_rows_BLOCK)), args);
 }
 
 void multiply(const at::Tensor &y, const at::Tensor &factor) {
   c10::cuda::CUDAGuard guard(y.device());
   Arguments args;
   args << ptr(y) << ptr(factor) << y.numel();
-  launch(key("multiply", y, {4096}), grid(ceil_div(y.numel(), 4096)), args);
+  launch(keys::multiply(dtype_name(y)), grid(ceil_div(y.numel(), tuning::multiply_BLOCK)), args);
 }
 
 // Which weight each program of adamw works on, and from which element: int64 [programs,2]. Tens of thousands of them,
@@ -333,7 +292,7 @@ void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor>
            const std::vector<at::Tensor> &squares, const double *decays, double rate, double beta1, double beta2,
            double eps, double scale, int64_t step, bool stochastic, int64_t seed) {
   c10::cuda::CUDAGuard guard(weights[0].device());
-  constexpr int64_t span = 1 << 15;
+  constexpr int64_t span = tuning::adamw_SPAN;
   int64_t count = static_cast<int64_t>(weights.size());
   at::Tensor pieces = pieces_of(weights, span);
   at::Tensor host = at::empty({count * 8}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
@@ -354,14 +313,14 @@ void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor>
   args << ptr(table) << ptr(pieces) << ptr(weights[0]) << static_cast<float>(scale) << static_cast<float>(rate)
        << static_cast<float>(beta1) << static_cast<float>(beta2) << static_cast<float>(eps)
        << static_cast<float>(1 - std::pow(beta1, step)) << static_cast<float>(std::sqrt(1 - std::pow(beta2, step)));
-  launch(key("adamw", weights[0], {!originals.empty(), stochastic, span, 1024}), grid(pieces.size(0)), args);
+  launch(keys::adamw(dtype_name(weights[0]), !originals.empty(), stochastic), grid(pieces.size(0)), args);
 }
 
 } // namespace
 
 static const bool registered = [] {
   static const Face face = {
-      takes,  rms_norm,      rms_norm_grad, rope_qkv,         rope_qkv_grad, swiglu,   swiglu_grad, cross_entropy, 16,
+      takes,  rms_norm,      rms_norm_grad, rope_qkv,         rope_qkv_grad, swiglu,   swiglu_grad, cross_entropy, tuning::split_k_gemm_BM,
       linear, linear_swiglu, block_tail,    decode_attention, likeliest,     add_rows, multiply,    adamw};
   register_face(&face);
   return true;

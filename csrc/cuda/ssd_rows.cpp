@@ -8,21 +8,7 @@ namespace conquer::ssd {
 
 namespace {
 
-using triton::Arguments;
-using triton::batch_stride;
-using triton::launch;
-
-constexpr int64_t tile_rows = 32, tile_columns = 128;
-
-const char *dtype_name(at::ScalarType t) { return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32"; }
-int64_t power_of_two(int64_t n, int64_t least) {
-  int64_t p = least;
-  while (p < n)
-    p *= 2;
-  return p;
-}
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-const void *ptr(const at::Tensor &t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+using namespace triton;
 
 // Contiguous, on 16 bytes.
 at::Tensor plain(const at::Tensor &t, at::ScalarType type) {
@@ -30,17 +16,6 @@ at::Tensor plain(const at::Tensor &t, at::ScalarType type) {
     return t;
   at::Tensor r = t.detach().to(type).contiguous();
   return reinterpret_cast<uintptr_t>(r.const_data_ptr()) % 16 ? r.clone() : r;
-}
-
-std::string key(const std::string &name, const std::string &dtype, std::initializer_list<int64_t> constants) {
-  std::string k = name + "_" + dtype;
-  for (int64_t c : constants)
-    k += "_" + std::to_string(c);
-  return k;
-}
-
-dim3 grid(int64_t x, int64_t y = 1, int64_t z = 1) {
-  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
 void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, const ScanOptions &o, at::Tensor &y) {
@@ -63,10 +38,10 @@ void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, co
   args << ptr(h) << ptr(x) << ptr(dt) << (o.a_log ? nullptr : ptr(a)) << (o.a_log ? ptr(a) : nullptr) << ptr(b)
        << ptr(c) << ptr(d) << ptr(z) << ptr(bias) << ptr(y) << heads << heads / groups << p << n
        << static_cast<float>(o.dt_min) << static_cast<float>(o.dt_max);
-  std::string types = std::string(dtype_name(type)) + "-" + dtype_name(h.scalar_type()) + "-" + dtype_name(params);
-  bool mask = p % 16 || power_of_two(n, 16) != n;
-  int64_t rows = batch * heads > 512 && p % 64 == 0 ? 64 : 4; // few: many small programs start sooner
-  launch(key("state_step", types, {z.defined(), o.dt_softplus, o.a_log, rows, power_of_two(n, 16), mask}),
+  auto [few, many] = tuning::state_step_BP; // few: many small programs start sooner
+  int64_t rows = batch * heads > 512 && p % many == 0 ? many : few;
+  launch(keys::state_step(dtype_name(type), dtype_name(h), dtype_name(params), z.defined(), o.dt_softplus, o.a_log,
+                          rows, p, n),
          grid(batch * heads, ceil_div(p, rows)), args);
   if (!direct)
     state.copy_(h);
@@ -74,8 +49,9 @@ void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, co
 
 struct ConvArguments {
   at::Tensor x, weight, bias, initial, seg;
-  int64_t batch, length, dim, width, mask;
-  std::string type;
+  int64_t batch, length, dim, width;
+  bool unaligned;
+  Dtype type;
   ConvArguments(const at::Tensor &x_, const at::Tensor &weight_, const at::Tensor &bias_, const at::Tensor &initial_,
                 const at::Tensor &seg_)
       : weight(plain(weight_, x_.scalar_type())), seg(seg_) {
@@ -87,13 +63,10 @@ struct ConvArguments {
       x = x.clone(at::MemoryFormat::Contiguous);
     bias = bias_.defined() ? plain(bias_, x.scalar_type()) : at::zeros({dim}, x.options());
     initial = plain(initial_, x.scalar_type());
-    mask = dim % 16 || x.stride(0) % 16 || x.stride(1) % 16;
+    unaligned = dim % 16 || x.stride(0) % 16 || x.stride(1) % 16;
   }
-  int64_t tiles() const { return ceil_div(length, tile_rows); }
-  dim3 blocks() const { return grid(tiles(), ceil_div(dim, tile_columns), batch); }
-  std::string variant(const char *name, bool silu) const {
-    return key(name, type, {silu, width, initial.defined(), seg.defined(), tile_rows, tile_columns, mask});
-  }
+  int64_t tiles() const { return ceil_div(length, tuning::conv_T); }
+  dim3 blocks() const { return grid(tiles(), ceil_div(dim, tuning::conv_BD), batch); }
 };
 
 at::Tensor conv(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias, const at::Tensor &initial,
@@ -104,7 +77,7 @@ at::Tensor conv(const at::Tensor &x, const at::Tensor &weight, const at::Tensor 
   Arguments args;
   args << ptr(a.x) << ptr(a.weight) << ptr(a.bias) << ptr(a.initial) << ptr(a.seg) << ptr(y) << a.length << a.dim
        << batch_stride(a.x) << a.x.stride(1);
-  launch(a.variant("conv", silu), a.blocks(), args);
+  launch(keys::conv(a.type, silu, a.width, a.initial.defined(), a.seg.defined(), a.unaligned), a.blocks(), args);
   return y;
 }
 
@@ -119,11 +92,11 @@ void conv_grad(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &
   Arguments args;
   args << ptr(a.x) << ptr(a.weight) << ptr(a.bias) << ptr(a.initial) << ptr(a.seg) << ptr(dy) << ptr(dpre) << ptr(part)
        << a.length << a.dim << batch_stride(a.x) << a.x.stride(1);
-  launch(a.variant("conv_grad_pre", silu), a.blocks(), args);
+  launch(keys::conv_grad_pre(a.type, silu, a.width, a.initial.defined(), a.seg.defined(), a.unaligned), a.blocks(), args);
   dx = at::empty({a.batch, a.length, a.dim}, x.options());
   Arguments more;
   more << ptr(dpre) << ptr(a.weight) << ptr(a.seg) << ptr(dx) << a.length << a.dim;
-  launch(key("conv_grad_x", a.type, {a.width, a.seg.defined(), tile_rows, tile_columns, a.mask}), a.blocks(), more);
+  launch(keys::conv_grad_x(a.type, a.width, a.seg.defined(), a.unaligned), a.blocks(), more);
   at::Tensor sums = part.sum(at::IntArrayRef{0, 1});
   dweight = sums.slice(0, 0, a.width).t().contiguous().to(weight.scalar_type());
   if (bias.defined())
@@ -158,7 +131,7 @@ at::Tensor conv_step(const at::Tensor &state, const at::Tensor &x, const at::Ten
   at::Tensor held = direct ? state : state.to(type).contiguous();
   Arguments args;
   args << ptr(held) << ptr(rows) << ptr(w) << ptr(bias) << ptr(y) << dim << rows.stride(0);
-  launch(key("conv_step", dtype_name(type), {silu, w.size(1), 256}), grid(ceil_div(dim, 256), batch), args);
+  launch(keys::conv_step(dtype_name(type), silu, w.size(1)), grid(ceil_div(dim, tuning::conv_step_BD), batch), args);
   if (!direct)
     state.copy_(held);
   return y;
@@ -166,31 +139,26 @@ at::Tensor conv_step(const at::Tensor &state, const at::Tensor &x, const at::Ten
 
 struct NormArguments {
   at::Tensor x, z, weight;
-  int64_t dim, group, rows, mask;
-  std::string variant;
-  NormArguments(const char *name, const at::Tensor &x_, const at::Tensor &z_, const at::Tensor &w, int64_t group)
+  int64_t dim, group, rows;
+  NormArguments(const at::Tensor &x_, const at::Tensor &z_, const at::Tensor &w, int64_t group)
       : x(plain(x_, x_.scalar_type())), z(plain(z_, x_.scalar_type())), weight(plain(w, x_.scalar_type())),
-        dim(x.size(-1)), group(group), rows(x.numel() / dim), mask(dim % 16 || group % 16) {
-    // Two sizes serve most widths; the full set has every one.
-    int64_t block = mask || group > 8192 ? power_of_two(group, 256) : group <= 1024 ? 1024 : 8192;
-    variant = key(name, dtype_name(x.scalar_type()), {z.defined(), block, mask});
-  }
+        dim(x.size(-1)), group(group), rows(x.numel() / dim) {}
 };
 
 at::Tensor norm(const at::Tensor &x, const at::Tensor &z, const at::Tensor &weight, double eps, int64_t group) {
   c10::cuda::CUDAGuard guard(x.device());
-  NormArguments a("norm", x, z, weight, group);
+  NormArguments a(x, z, weight, group);
   at::Tensor y = at::empty_like(a.x);
   Arguments args;
   args << ptr(a.x) << ptr(a.z) << ptr(a.weight) << ptr(y) << a.dim << a.group << static_cast<float>(eps);
-  launch(a.variant, grid(a.rows, a.dim / a.group), args);
+  launch(keys::gated_norm(dtype_name(a.x), z.defined(), a.dim, a.group), grid(a.rows, a.dim / a.group), args);
   return y;
 }
 
 void norm_grad(const at::Tensor &x, const at::Tensor &z, const at::Tensor &weight, double eps, int64_t group,
                const at::Tensor &dy_, at::Tensor &dx, at::Tensor &dz, at::Tensor &dweight) {
   c10::cuda::CUDAGuard guard(x.device());
-  NormArguments a("norm_grad", x, z, weight, group);
+  NormArguments a(x, z, weight, group);
   at::Tensor dy = plain(dy_, x.scalar_type());
   dx = at::empty_like(a.x);
   if (z.defined())
@@ -200,7 +168,7 @@ void norm_grad(const at::Tensor &x, const at::Tensor &z, const at::Tensor &weigh
   Arguments args;
   args << ptr(a.x) << ptr(a.z) << ptr(a.weight) << ptr(dy) << ptr(dx) << ptr(dz) << ptr(part) << a.rows << a.dim
        << a.group << static_cast<float>(eps);
-  launch(a.variant, grid(programs, a.dim / a.group), args);
+  launch(keys::gated_norm_grad(dtype_name(a.x), z.defined(), a.dim, a.group), grid(programs, a.dim / a.group), args);
   dweight = part.sum(0).to(weight.scalar_type());
 }
 

@@ -10,24 +10,9 @@ namespace conquer::ssd {
 
 namespace {
 
-using triton::Arguments;
-using triton::batch_stride;
-using triton::Boxes;
-using triton::launch;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t power_of_two(int64_t n, int64_t least = 16) {
-  int64_t p = least;
-  while (p < n)
-    p *= 2;
-  return p;
-}
-
-const char *dtype_name(at::ScalarType t) { return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32"; }
+using namespace triton;
 
 at::Tensor as_float(const at::Tensor &t) { return t.defined() ? t.detach().to(at::kFloat).contiguous() : t; }
-const void *ptr(const at::Tensor &t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 
 bool starts_aligned(const at::Tensor &t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
 
@@ -46,17 +31,6 @@ at::Tensor rows_of(const at::Tensor &t, at::ScalarType type) {
   return good ? r : r.contiguous().clone(at::MemoryFormat::Contiguous);
 }
 
-std::string key(const std::string &name, const std::string &dtype, std::initializer_list<int64_t> constants) {
-  std::string k = name + "_" + dtype;
-  for (int64_t c : constants)
-    k += "_" + std::to_string(c);
-  return k;
-}
-
-constexpr int64_t heads_a_program = 16, join_block = 1024, hopper_block = 64, hopper_stages = 4;
-// In blocks: joining shorter segments costs more than more programs gain.
-constexpr int64_t shortest_segment = 32, pieces_a_segment = 2;
-
 // One scan: shapes, how it is cut, and what every kernel is given.
 struct Plan {
   ScanInput in;
@@ -65,15 +39,13 @@ struct Plan {
   int64_t batch, length, heads, p, groups, n, per_group;
   // The scan takes few long segments, everything else the `ratio` pieces of each.
   int64_t block, blocks, span, segments, ratio = 1, scan_span, reset, processors, programs;
-  bool exact, joins, mask, keep, hopper;
-  std::string type, precision;
+  bool exact, joins, keep, hopper;
+  keys::Scan variant;
 
   // keep: a backward follows, which cuts the sequence the same way.
   Plan(const ScanInput &in, const ScanOptions &o, bool keep) : in(in), options(o), keep(keep) {
     auto t = in.x.scalar_type();
     exact = t == at::kFloat;
-    type = dtype_name(t);
-    precision = exact ? "tf32x3" : "tf32";
     x = rows_of(in.x, t);
     b = rows_of(in.b, t);
     c = rows_of(in.c, t);
@@ -88,9 +60,7 @@ struct Plan {
     bias = in.dt_bias.defined() ? as_float(in.dt_bias) : at::zeros({heads}, floats);
     initial = as_float(in.initial);
     seg = in.segment;
-    block = exact ? 32 : 64;
-    if (o.window > 0)
-      block = std::min(block, o.chunk_size);
+    block = keys::scan_block(dtype_name(t), o.window, o.chunk_size);
     if (o.window == 0 && o.chunk_size < block) { // chunks smaller than a block are sequences of their own
       at::Tensor own = at::arange(length, floats.dtype(at::kInt)).floor_divide(o.chunk_size).to(at::kInt).unsqueeze(0);
       seg = (seg.defined() ? seg + own * 2 : own.expand({batch, length})).contiguous();
@@ -98,24 +68,25 @@ struct Plan {
     }
     blocks = ceil_div(length, block);
     processors = triton::processors();
-    mask = power_of_two(p) != p || power_of_two(n) != n || x.stride(1) % 16 || x.stride(0) % 16 || b.stride(1) % 16 ||
+    bool mask = power_of_two(p) != p || power_of_two(n) != n || x.stride(1) % 16 || x.stride(0) % 16 || b.stride(1) % 16 ||
            b.stride(0) % 16 || c.stride(1) % 16 || c.stride(0) % 16;
+    variant = {dtype_name(t), block, p, n, mask};
     // scan_hopper takes a processor for itself, and is compiled for Hopper GPUs and the shape of Mamba-2's layers
     // alone; of scan and the backward's kernels a processor holds two programs.
-    hopper = !mask && block == hopper_block && triton::has(hopper_scan(true));
+    hopper = variant.fits_hopper() && has(variant.scan_hopper(seg.defined(), true));
     programs = (hopper && !keep ? 1 : 2) * processors;
     if (o.window > 0) {
       span = o.chunk_size / block;
     } else {
       span = ceil_div(blocks, std::max<int64_t>(1, std::min(blocks, programs / (batch * heads))));
-      span = std::max(span, std::min(blocks, shortest_segment));
+      span = std::max(span, std::min(blocks, tuning::ssd_SHORTEST));
       int64_t each = std::max<int64_t>(1, o.chunk_size / block);
       if (o.window == 0)
         span = ceil_div(span, each) * each;
     }
     scan_span = span;
     if (o.window < 0 && span < blocks) {
-      ratio = std::min<int64_t>(span, pieces_a_segment);
+      ratio = std::min<int64_t>(span, tuning::ssd_RATIO);
       span = ceil_div(span, ratio);
       scan_span = span * ratio;
     }
@@ -124,30 +95,15 @@ struct Plan {
     joins = o.window > 0 || (o.window < 0 && (segments > 1 || initial.defined()));
   }
 
-  std::string hopper_scan(bool joined) const {
-    return key("scan_hopper", type, {1, seg.defined(), joined, hopper_block, p, n, hopper_stages});
-  }
-
   at::Tensor floats(at::IntArrayRef size) const { return at::empty(size, a.options()); }
   at::Tensor line() const { return floats({batch, heads, blocks * block}); }
   at::Tensor like_x(at::IntArrayRef size) const { return at::empty(size, x.options()); }
-  std::string sized(const std::string &name, std::initializer_list<int64_t> flags, bool wide_p, bool wide_n,
-                    bool fetch) const {
-    std::string k = key(name, type, flags);
-    k += "_" + std::to_string(block);
-    if (wide_p)
-      k += "_" + std::to_string(power_of_two(p));
-    if (wide_n)
-      k += "_" + std::to_string(power_of_two(n));
-    k += std::string(mask ? "_1_" : "_0_") + precision;
-    return fetch ? k + "_1" : k;
-  }
   dim3 by_head() const {
-    return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(ceil_div(heads, heads_a_program)),
-                static_cast<unsigned>(batch));
+    return grid(blocks, ceil_div(heads, tuning::prepare_HEADS),
+                batch);
   }
   dim3 by_segment(int64_t segments) const {
-    return dim3(static_cast<unsigned>(batch * heads), static_cast<unsigned>(segments));
+    return grid(batch * heads, segments);
   }
 };
 
@@ -173,7 +129,7 @@ void walk_ends(const Plan &s, const Prepared &w, const at::Tensor &x, const at::
   args << ptr(x) << ptr(b) << ptr(weight) << ptr(w.through) << ptr({}) << ptr({}) << ptr(ends) << ptr(decays)
        << s.length << s.heads << s.per_group << s.blocks << s.segments << skip << s.span << s.p << s.n;
   strides(args, {&x, &b});
-  launch(s.sized("walk", {reverse, 0, 0, 1}, true, true, true), s.by_segment(count), args);
+  launch(s.variant.carry_state(reverse, false, false), s.by_segment(count), args);
 }
 
 void join(const Plan &s, const at::Tensor &ends, const at::Tensor &decays, const at::Tensor &start, bool reverse,
@@ -183,8 +139,8 @@ void join(const Plan &s, const at::Tensor &ends, const at::Tensor &decays, const
   Arguments args;
   args << ptr(ends) << ptr(decays) << ptr(start) << ptr(entry) << ptr(last) << s.segments << s.p * s.n
        << s.options.window;
-  launch(key("join", "fp32", {reverse, start.defined(), 1, join_block}),
-         dim3(static_cast<unsigned>(s.batch * s.heads), static_cast<unsigned>(ceil_div(s.p * s.n, join_block))), args);
+  launch(keys::state_passing(reverse, start.defined()),
+         grid(s.batch * s.heads, ceil_div(s.p * s.n, tuning::state_passing_BLOCK)), args);
 }
 
 Prepared prepare(const Plan &s) {
@@ -200,14 +156,14 @@ Prepared prepare(const Plan &s) {
        << ptr(w.rest) << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.leave) << ptr(w.weight) << ptr(w.through)
        << s.length << s.heads << s.blocks << batch_stride(s.dt) << s.dt.stride(1) << s.reset
        << static_cast<float>(s.options.dt_min) << static_cast<float>(s.options.dt_max);
-  launch(key("prepare", s.type, {1, s.seg.defined(), s.options.dt_softplus, s.exact, s.keep, s.block, heads_a_program}),
+  launch(s.variant.prepare(s.seg.defined(), s.options.dt_softplus, s.keep),
          s.by_head(), args);
   w.cb = s.like_x({s.batch, s.groups, s.blocks, s.block, s.block});
   Arguments more;
   more << ptr(s.b) << ptr(s.c) << ptr(w.cb) << s.length << s.groups << s.blocks << s.n;
   strides(more, {&s.b, &s.c});
-  launch(s.sized("products", {}, false, true, false),
-         dim3(static_cast<unsigned>(s.blocks), static_cast<unsigned>(s.groups), static_cast<unsigned>(s.batch)), more);
+  launch(s.variant.cb_gemm(),
+         grid(s.blocks, s.groups, s.batch), more);
   if (s.joins) {
     at::Tensor ends, decays, last;
     walk_ends(s, w, s.x, s.b, w.weight, false, s.options.window > 0, !s.keep && s.options.window < 0, ends, decays);
@@ -246,14 +202,14 @@ void forward(const ScanInput &in, const ScanOptions &o, at::Tensor &y, at::Tenso
          << s.segments << s.ratio;
     // As many programs as leave none with one item less than most: then those of a group stay side by side.
     int64_t programs = ceil_div(items, ceil_div(items, s.processors));
-    launch(s.hopper_scan(s.joins), dim3(static_cast<unsigned>(programs)), args);
+    launch(s.variant.scan_hopper(s.seg.defined(), s.joins), grid(programs), args);
   } else {
     args << ptr(s.x) << ptr(s.b) << ptr(s.c) << ptr(w.cb) << ptr(w.sums) << ptr(w.columns) << ptr(w.rest)
          << ptr(w.rest_columns) << ptr(w.enter) << ptr(w.weight) << ptr(w.through) << ptr(w.entry) << ptr(s.d)
          << ptr(s.seg) << ptr(y) << ptr(final_state) << s.length << s.heads << s.per_group << s.blocks << s.scan_span
          << s.segments << s.ratio << s.p << s.n;
     strides(args, {&s.x, &s.b, &s.c});
-    launch(s.sized("scan", {1, s.seg.defined(), s.joins, s.exact}, true, true, true), s.by_segment(segments), args);
+    launch(s.variant.scan(s.seg.defined(), s.joins), s.by_segment(segments), args);
   }
   saved = {w.step, w.sums, {}, w.rest, {}, w.enter, w.leave, w.weight, w.through, w.cb, w.entry};
 }
@@ -309,7 +265,7 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
     args << ptr(s.x) << ptr(s.b) << ptr(w.weight) << ptr(w.through) << ptr(w.entry) << ptr(states) << ptr({}) << ptr({})
          << s.length << s.heads << s.per_group << s.blocks << s.segments << 0 << s.span << s.p << s.n;
     strides(args, {&s.x, &s.b});
-    launch(s.sized("walk", {0, s.joins, 1, 0}, true, true, true), s.by_segment(s.segments), args);
+    launch(s.variant.carry_state(false, s.joins, true), s.by_segment(s.segments), args);
   }
   {
     Arguments args;
@@ -318,14 +274,14 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
          << ptr(dx) << ptr(dstates) << ptr(along) << ptr(passing) << ptr(skips) << s.length << s.heads << s.per_group
          << s.blocks << s.span << s.p << s.n;
     strides(args, {&s.x, &s.b, &s.c});
-    launch(s.sized("grad_x", {1, s.seg.defined(), dentry.defined(), s.exact}, true, true, true),
+    launch(s.variant.grad_x(s.seg.defined(), dentry.defined()),
            s.by_segment(s.segments), args);
   }
   // Enough slices of a group's heads to fill the device.
   int64_t slices = std::max<int64_t>(1, std::min(s.per_group, ceil_div(2 * s.programs, s.blocks * s.batch * s.groups)));
   at::Tensor part_b = s.floats({slices, s.batch, s.length, s.groups, s.n}), part_c = at::empty_like(part_b);
   at::Tensor part_cb = s.floats({slices, s.batch, s.groups, s.blocks, s.block, s.block});
-  dim3 grid(static_cast<unsigned>(s.blocks), static_cast<unsigned>(s.groups * slices), static_cast<unsigned>(s.batch));
+  dim3 by_slice = grid(s.blocks, s.groups * slices, s.batch);
   auto through_states = [&](const at::Tensor &x, const at::Tensor &weight, const at::Tensor &states,
                             const at::Tensor &b, const at::Tensor &part, const at::Tensor &dots) {
     Arguments args;
@@ -333,7 +289,7 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
          << s.per_group << s.blocks << s.p << s.n;
     strides(args, {&x, &b});
     args << slices;
-    launch(s.sized("grad_bc", {}, true, true, false), grid, args);
+    launch(s.variant.grad_bc(), by_slice, args);
   };
   through_states(s.x, w.weight, dstates, s.b, part_b, leaves);
   through_states(dy, w.enter, states, s.c, part_c, enters);
@@ -343,7 +299,7 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
          << ptr(margins) << s.length << s.heads << s.groups << s.per_group << s.blocks << s.p;
     strides(args, {&s.x});
     args << slices;
-    launch(s.sized("grad_cb", {s.seg.defined(), s.exact}, true, false, false), grid, args);
+    launch(s.variant.grad_cb(s.seg.defined()), by_slice, args);
   }
   g.b = s.like_x({s.batch, s.length, s.groups, s.n});
   g.c = at::empty_like(g.b);
@@ -352,8 +308,8 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
     args << ptr(s.b) << ptr(s.c) << ptr(part_b) << ptr(part_c) << ptr(part_cb) << ptr(g.b) << ptr(g.c) << s.length
          << s.groups << s.blocks << s.n << slices << slices;
     strides(args, {&s.b, &s.c});
-    launch(s.sized("finish_bc", {}, false, true, false),
-           dim3(static_cast<unsigned>(s.blocks), static_cast<unsigned>(s.groups), static_cast<unsigned>(s.batch)),
+    launch(s.variant.grad_bc_sum(),
+           grid(s.blocks, s.groups, s.batch),
            args);
   }
   at::Tensor ddt = s.like_x({s.batch, s.length, s.heads});
@@ -364,7 +320,7 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
          << ptr(margins) << ptr(passing) << ptr(fixes) << ptr(ddt) << ptr(part_a) << ptr(part_bias) << s.length
          << s.heads << s.blocks << s.segments << s.span << batch_stride(s.dt) << s.dt.stride(1)
          << static_cast<float>(o.dt_min) << static_cast<float>(o.dt_max);
-    launch(key("finish_dt", s.type, {1, o.dt_softplus, fixes.defined(), s.block, heads_a_program}), s.by_head(), args);
+    launch(s.variant.grad_dt(o.dt_softplus, fixes.defined()), s.by_head(), args);
   }
   g.x = dx;
   g.dt = ddt.to(in.dt.scalar_type());

@@ -1,6 +1,8 @@
 // triton.h: launches the kernels that csrc/triton/build/compile.py compiled ahead of time.
 #pragma once
 
+#include "keys.h"
+
 #include <ATen/core/Tensor.h>
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -53,7 +55,16 @@ private:
 // From one sequence of a batch to the next: of one alone, which may be too long for 32 bits, no matter.
 inline int64_t batch_stride(const at::Tensor &t) { return t.size(0) > 1 ? t.stride(0) : 0; }
 
-// Launches variant `key` (see compile.py) on the current device and stream. Throws a c10::Error where the variant was
+// The data's dtype in a key; nullptr is no pointer, what a kernel is given in place of an undefined tensor.
+inline Dtype dtype_name(at::ScalarType t) { return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32"; }
+inline Dtype dtype_name(const at::Tensor &t) { return dtype_name(t.scalar_type()); }
+inline const void *ptr(const at::Tensor &t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline dim3 grid(int64_t x, int64_t y = 1, int64_t z = 1) {
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+}
+
+// Launches variant `key` (see keys.h) on the current device and stream. Throws a c10::Error where the variant was
 // not compiled, or where the launch fails.
 void launch(const std::string &key, dim3 grid, Arguments &arguments);
 

@@ -33,9 +33,10 @@ def declaration(name, rows):
     """The C++ of one size; rows are (where, value)."""
     deciding = [p for p in PARAMETERS if any(p in where for where, _ in rows)]
     if deciding:
-        lines = [f"constexpr int64_t {name}({', '.join(PARAMETERS[p] for p in deciding)}) {{", "  int64_t value = 0;"]
-        for where, value in rows:
-            lines.append(f"  if ({condition(where)})\n    value = {value};" if where else f"  value = {value};")
+        (_, usual), *special = rows
+        lines = [f"constexpr int64_t {name}({', '.join(PARAMETERS[p] for p in deciding)}) {{", f"  int64_t value = {usual};"]
+        for where, value in special:
+            lines += [f"  if ({condition(where)})", f"    value = {value};"]
         return "\n".join(lines + ["  return value;", "}"])
     ((_, value),) = rows
     if isinstance(value, tuple):

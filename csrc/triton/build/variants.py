@@ -56,20 +56,20 @@ def transformer(dtype):
             yield "rope_qkv_grad", dict(**sizes("rope_qkv_grad", "HEADS"), BH=half)
         for name in ("swiglu_grad", "add_rows", "multiply"):
             yield name, sizes(name, "BLOCK")
-        yield "adamw", dict(ORIGINAL=not fp32, STOCHASTIC=False, **sizes("adamw", "SPAN", "BLOCK"))
+        yield "adamw", dict(MASTER=not fp32, STOCHASTIC=False, **sizes("adamw", "SPAN", "BLOCK"))
     if dtype == "bf16":
-        yield "adamw", dict(ORIGINAL=False, STOCHASTIC=True, **sizes("adamw", "SPAN", "BLOCK"))
-    for p in tuning.values("attend")["BP"]:
-        yield "attend", dict(**sizes("attend", "G", "BS", dtype=dtype), BP=p, PRECISION=precision(dtype, "ieee"))
-        yield "attend_one", dict(BP=p, **sizes("attend_one", "BS"))
-    for name in ("matvec", "matvec_swiglu"):
+        yield "adamw", dict(MASTER=False, STOCHASTIC=True, **sizes("adamw", "SPAN", "BLOCK"))
+    for p in tuning.values("decode_attention")["BP"]:
+        yield "decode_attention", dict(**sizes("decode_attention", "G", "BS", dtype=dtype), BP=p, PRECISION=precision(dtype, "ieee"))
+        yield "decode_attention_mha", dict(BP=p, **sizes("decode_attention_mha", "BS"))
+    for name in ("gemv", "gemv_swiglu"):
         for m, norm in itertools.product(tuning.values(name)["M"], BOTH):
             yield name, dict(M=m, NORM=norm, **sizes(name, "BN", "BK", dtype=dtype, M=m))
     if not fp32:
         for width in tuning.values("block_tail")["WIDTH"]:
             yield "block_tail", dict(WIDTH=width, **sizes("block_tail", "INNER"))
-    yield "few_rows", dict(**sizes("few_rows", "BM", "BN", "BK", dtype=dtype), PRECISION=precision(dtype, "ieee"))
-    for name in ("likeliest", "join_rows", "join_swiglu"):
+    yield "split_k_gemm", dict(**sizes("split_k_gemm", "BM", "BN", "BK", dtype=dtype), PRECISION=precision(dtype, "ieee"))
+    for name in ("argmax", "sum_splits", "sum_splits_swiglu"):
         yield name, sizes(name, "BLOCK")
 
 
@@ -83,19 +83,19 @@ def scan(dtype, full):
         for e in each(HAS_SEQ=BOTH, SOFTPLUS=BOTH, KEEP=BOTH):
             yield "prepare", dict(HAS_BIAS=True, **e, REST=fp32, Q=q, **sizes("prepare", "HEADS"))
         for e in each(SOFTPLUS=BOTH, HAS_FIX=BOTH):
-            yield "finish_dt", dict(HAS_BIAS=True, **e, Q=q, **sizes("finish_dt", "HEADS"))
+            yield "grad_dt", dict(HAS_BIAS=True, **e, Q=q, **sizes("grad_dt", "HEADS"))
         for (p, n), mask in itertools.product(shapes, masks):
             block = dict(Q=q, MASK=mask, PRECISION=precision(dtype, "tf32x3"))
             tile = dict(**block, BP=p, BN=n)
             if p == shapes[0][0]:
-                yield "products", dict(**block, BN=n)
-                yield "finish_bc", dict(**block, BN=n)
+                yield "cb_gemm", dict(**block, BN=n)
+                yield "grad_bc_sum", dict(**block, BN=n)
             if n == shapes[0][1]:
                 for e in each(HAS_SEQ=BOTH):
                     yield "grad_cb", dict(**e, REST=fp32, **block, BP=p)
             for reverse, entry, store in ((False, False, False), (True, False, False), (False, False, True),
                                           (False, True, True)):
-                yield "walk", dict(REVERSE=reverse, HAS_ENTRY=entry, STORE=store, END=not store, **tile, FETCH=True)
+                yield "carry_state", dict(REVERSE=reverse, HAS_ENTRY=entry, STORE=store, END=not store, **tile, FETCH=True)
             for name, e in itertools.product(("scan", "grad_x"), each(HAS_SEQ=BOTH, HAS_ENTRY=BOTH)):
                 yield name, dict(HAS_D=True, **e, REST=fp32, **tile, FETCH=True)
             yield "grad_bc", tile
@@ -117,10 +117,13 @@ def around_scan(dtype, full):
         yield "conv_grad_x", dict(W=w, HAS_SEQ=seq, **tile, MASK=mask)
     for w, silu in itertools.product(widths, activations):
         yield "conv_step", dict(SILU=silu, W=w, **sizes("conv_step", "BD"))
-    blocks = (256, 512, 1024, 2048, 4096, 8192, 16384) if full else tuning.values("norm")["BLOCK"]
-    for z, block, mask in itertools.product(BOTH, blocks, masks):
-        yield "norm", dict(HAS_Z=z, BLOCK=block, MASK=mask)
-        yield "norm_grad", dict(HAS_Z=z, BLOCK=block, MASK=mask)
+    usual = tuning.values("gated_norm")["BLOCK"]  # these serve most widths
+    norms = [(block, False) for block in usual]
+    if full:
+        norms += [(16384, False)] + [(block, True) for block in (256, 512, 1024, 2048, 4096, 8192, 16384)]
+    for z, (block, mask) in itertools.product(BOTH, norms):
+        yield "gated_norm", dict(HAS_Z=z, BLOCK=block, MASK=mask)
+        yield "gated_norm_grad", dict(HAS_Z=z, BLOCK=block, MASK=mask)
 
 
 def state_step(dtype, full):
@@ -141,7 +144,7 @@ def variants(full):
             result += [(name, dtype, constants) for name, constants in part]
         result += [("state_step", dtypes, constants) for dtypes, constants in state_step(dtype, full)]
     for e in each(REVERSE=BOTH, HAS_INITIAL=BOTH):
-        result.append(("join", "fp32", dict(**e, LAST=True, **sizes("join", "BLOCK"))))
+        result.append(("state_passing", "fp32", dict(**e, LAST=True, **sizes("state_passing", "BLOCK"))))
     return result
 
 

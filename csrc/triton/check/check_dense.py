@@ -163,9 +163,9 @@ def attention(rng, r, dtype, limit):
         first = qkv, cos, sin, cached_k, cached_v, lengths, lengths if starts is None else starts, part, top, mass, arrived, y, H
         last = P, half, P ** -0.5, splits, int(starts is not None), half if len(cos) > 1 else 0, *k.stride()[:3]
         if alone:
-            attend.attend_one[(B * K, splits)](*first, *last, BP=power(P), BS=rng.choice([16, 32]), PDL=PDL)
+            attend.decode_attention_mha[(B * K, splits)](*first, *last, BP=power(P), BS=rng.choice([16, 32]), PDL=PDL)
         else:
-            attend.attend[(B * K, splits)](*first, K, *last, G=16, BP=power(P), BS=32, PRECISION="ieee" if dtype == torch.float32 else "tf32", PDL=PDL)
+            attend.decode_attention[(B * K, splits)](*first, K, *last, G=16, BP=power(P), BS=32, PRECISION="ieee" if dtype == torch.float32 else "tf32", PDL=PDL)
         check(f"attend {B, K, G, P, S, splits, alone}", y, want.transpose(1, 2).reshape(B, 1, H * P), limit)
         check("attend's keys", cached_k, keys, limit)
         check("attend's values", cached_v, values, 0)
@@ -179,7 +179,7 @@ def choice(rng, r, dtype, limit):
     broken = rng.random() < 0.3
     if broken:
         logits[0, rng.randrange(V)] = float("nan")
-    dense.likeliest[(rows,)](logits, ids, V, BLOCK=1024, PDL=PDL)
+    dense.argmax[(rows,)](logits, ids, V, BLOCK=1024, PDL=PDL)
     want = [-1 if broken and b == 0 else int((logits[b] == logits[b].max()).nonzero()[0]) for b in range(rows)]
     check(f"likeliest {rows, V}", ids, torch.tensor(want), 0)
 
@@ -197,7 +197,7 @@ def products(rng, r, dtype, limit):
         if normed:
             source = source * torch.rsqrt(source.pow(2).mean(-1, keepdim=True) + 1e-5) * scale.double()
         want = source @ w.double().t() + (bias.double() if has_bias else 0) + (res.double() if has_res else 0)
-        dense.matvec[(cdiv(N, bn),)](x, scale, w, bias, res, y, N, D, 1e-5, int(has_bias), int(has_res), M=M, NORM=normed, BN=bn,
+        dense.gemv[(cdiv(N, bn),)](x, scale, w, bias, res, y, N, D, 1e-5, int(has_bias), int(has_res), M=M, NORM=normed, BN=bn,
                                      BK=bk, PDL=PDL)
         check(f"matvec {M, N, D, has_bias, has_res, normed}", y, want, limit)
     M = min(M, rng.choice([1, 2]))
@@ -208,7 +208,7 @@ def products(rng, r, dtype, limit):
             source = source * torch.rsqrt(source.pow(2).mean(-1, keepdim=True) + 1e-5) * scale.double()
         g = source @ w2.double().t() + (b2.double() if has_bias else 0)
         y = torch.full((M, N), float("nan"), dtype=dtype, device=DEVICE)
-        dense.matvec_swiglu[(cdiv(N, bn),)](x, scale, w2, b2, y, N, D, 1e-5, int(has_bias), M=M, NORM=normed, BN=bn, BK=bk, PDL=PDL)
+        dense.gemv_swiglu[(cdiv(N, bn),)](x, scale, w2, b2, y, N, D, 1e-5, int(has_bias), M=M, NORM=normed, BN=bn, BK=bk, PDL=PDL)
         check(f"matvec_swiglu {normed}", y, F.silu(g[:, :N]) * g[:, N:], limit)
     M, shares = rng.choice([1, 3, 8, 16]), rng.choice([1, 3])
     x, res = r(M, D), r(M, N)
@@ -216,15 +216,15 @@ def products(rng, r, dtype, limit):
     exact = "ieee" if dtype == torch.float32 else "tf32"
     for weight, width in ((w, N), (w2, 2 * N)):
         part = torch.full((shares, M, width), float("nan"), device=DEVICE)
-        dense.few_rows[(cdiv(width, 64), shares)](x, weight, part, M, width, D, span, BM=16, BN=64, BK=64, PRECISION=exact, PDL=PDL)
+        dense.split_k_gemm[(cdiv(width, 64), shares)](x, weight, part, M, width, D, span, BM=16, BN=64, BK=64, PRECISION=exact, PDL=PDL)
         y = torch.full_like(res, float("nan"))
         if width == N:
             want = x.double() @ w.double().t() + (bias.double() if has_bias else 0) + (res.double() if has_res else 0)
-            dense.join_rows[(M, cdiv(N, 128))](part, bias, res, y, M, N, shares, int(has_bias), int(has_res), BLOCK=128, PDL=PDL)
+            dense.sum_splits[(M, cdiv(N, 128))](part, bias, res, y, M, N, shares, int(has_bias), int(has_res), BLOCK=128, PDL=PDL)
         else:
             g = x.double() @ w2.double().t() + (b2.double() if has_bias else 0)
             want = F.silu(g[:, :N]) * g[:, N:]
-            dense.join_swiglu[(M, cdiv(N, 128))](part, b2, y, M, N, shares, int(has_bias), BLOCK=128, PDL=PDL)
+            dense.sum_splits_swiglu[(M, cdiv(N, 128))](part, b2, y, M, N, shares, int(has_bias), BLOCK=128, PDL=PDL)
         check(f"few_rows {M, width, D, shares}", y, want, limit)
 
 
@@ -279,9 +279,9 @@ def gated_norm(rng, r, dtype, limit):
     want = (v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + 1e-5)).view(n, D) * leaves[2]
     (want * dy.double()).sum().backward()
     y, dx, dz = (torch.full_like(x, float("nan")) for _ in range(3))
-    rows.norm[(n, groups)](x, z, w, y, D, D // groups, 1e-5, HAS_Z=True, BLOCK=128, MASK=False)
+    rows.gated_norm[(n, groups)](x, z, w, y, D, D // groups, 1e-5, HAS_Z=True, BLOCK=128, MASK=False)
     part = torch.empty(2, D, device=DEVICE)
-    rows.norm_grad[(2, groups)](x, z, w, dy, dx, dz, part, n, D, D // groups, 1e-5, HAS_Z=True, BLOCK=128, MASK=False)
+    rows.gated_norm_grad[(2, groups)](x, z, w, dy, dx, dz, part, n, D, D // groups, 1e-5, HAS_Z=True, BLOCK=128, MASK=False)
     for name, got, wanted in (("", y, want.detach()), (" dx", dx, leaves[0].grad), (" dz", dz, leaves[1].grad), (" dweight", part.sum(0), leaves[2].grad)):
         check("gated norm" + name, got, wanted, limit)
 
@@ -323,7 +323,7 @@ def adam_launch(weights, grads, means, squares, originals, decays, rate, beta1, 
         pieces += [n for start in range(0, w.numel(), span) for n in (t, start)]
     table, pieces = torch.tensor(table, device=DEVICE), torch.tensor(pieces, device=DEVICE)
     dense.adamw[(pieces.numel() // 2,)](table, pieces, weights[0], 0.5, rate, beta1, beta2, 1e-8, 1 - beta1 ** step, (1 - beta2 ** step) ** 0.5,
-                                        ORIGINAL=originals is not None, STOCHASTIC=stochastic, SPAN=span, BLOCK=min(span, 1024))
+                                        MASTER=originals is not None, STOCHASTIC=stochastic, SPAN=span, BLOCK=min(span, 1024))
 
 
 def main():

@@ -7,20 +7,18 @@ import triton
 from kernels import ssd_backward as bw
 from kernels import ssd_forward as fw
 from kernels import ssd_hopper as hw
+from kernels import tuning
 
-# Warps and pipeline depth of each kernel (see compile.py, which bakes them into the cubins).
-TUNING = {
-    "prepare": (4, 1), "products": (4, 1), "walk": (4, 3), "join": (4, 1), "scan": (4, 2), "scan_hopper": (4, 1),
-    "grad_x": (4, 2), "grad_bc": (4, 3), "grad_cb": (4, 3), "finish_bc": (4, 1), "finish_dt": (4, 1),
-}
-RATIO = 2
-SHORTEST = 32  # blocks in a segment: joining shorter ones costs more than it gains
+SIZES = tuning.values("ssd")
+HEADS = tuning.values("prepare")["HEADS"]
+BLOCK = tuning.values("state_passing")["BLOCK"]
 PROGRAMS = {"cuda": 264, "cpu": 4}
+OPTIONS = {}  # launch options that a sweep tries, by kernel; the tuning table's otherwise
 
 
 def launch(kernel, grid, *arguments, **constants):
-    warps, stages = TUNING[kernel.__name__ if hasattr(kernel, "__name__") else kernel.fn.__name__]
-    kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
+    name = kernel.fn.__name__
+    kernel[grid](*arguments, **constants, **OPTIONS.get(name, tuning.options(name, **constants)))
 
 
 def box(t, q):
@@ -44,13 +42,13 @@ class Scan:
         self.G, self.N = b.shape[2:]
         self.softplus, self.dt_min, self.dt_max, self.window = softplus, dt_min, dt_max, window
         exact = x.dtype == torch.float32
-        self.Q = block or (32 if exact else 64)
+        self.Q = block or tuning.values("ssd", "fp32" if exact else "")["Q"]
         if window >= 0:
             self.Q = min(self.Q, chunk)
         self.blocks = cdiv(self.L, self.Q)
         aligned = all(t.data_ptr() % 16 == 0 and all(s % 8 == 0 for s in t.stride()[:2]) for t in (x, b, c))
         self.fast = (x.device.type == "cuda" and torch.cuda.get_device_capability()[0] == 9 and not exact and aligned
-                     and (self.P, self.N, self.Q) == (64, 128, 64))
+                     and (self.P, self.N, self.Q) == tuple(tuning.values("scan_hopper")[k] for k in "PNQ"))
         rows = self.B * self.H
         if window > 0:
             self.span = chunk // self.Q
@@ -59,14 +57,14 @@ class Scan:
             programs = programs or PROGRAMS[x.device.type] // (2 if self.fast and alone else 1)
             self.span = cdiv(self.blocks, max(1, min(self.blocks, programs // rows)))
             if not programs_given:
-                self.span = max(self.span, min(SHORTEST, self.blocks))
+                self.span = max(self.span, min(SIZES["SHORTEST"], self.blocks))
             if window == 0:
                 each = chunk // self.Q
                 self.span = cdiv(self.span, each) * each
         # The scan takes few long segments, everything else pieces of them.
         self.scan_span, self.ratio = self.span, 1
         if window < 0 and self.span < self.blocks:
-            self.ratio = min(self.span, RATIO)
+            self.ratio = min(self.span, SIZES["RATIO"])
             self.span = cdiv(self.span, self.ratio)
             self.scan_span = self.span * self.ratio
         self.segments = cdiv(self.blocks, self.span)
@@ -92,13 +90,12 @@ class Scan:
         self.step, self.sums, self.columns, self.enter, self.leave, self.weight = (self.empty(*line) for _ in range(6))
         self.rest, self.rest_columns = (self.empty(*line) if self.exact else self.step for _ in range(2))
         self.through = self.empty(B, H, self.blocks)
-        heads = 16
-        launch(fw.prepare, (self.blocks, cdiv(H, heads), B), dt, bias, a, seg, self.step, self.sums, self.columns,
+        launch(fw.prepare, (self.blocks, cdiv(H, HEADS), B), dt, bias, a, seg, self.step, self.sums, self.columns,
                self.rest, self.rest_columns, self.enter, self.leave, self.weight, self.through, L, H, self.blocks, *self.strides(dt), self.reset, self.dt_min,
                self.dt_max, HAS_BIAS=bias is not None, HAS_SEQ=seg is not None, SOFTPLUS=self.softplus, REST=self.exact,
-               KEEP=grad, Q=Q, HEADS=heads)
+               KEEP=grad, Q=Q, HEADS=HEADS)
         self.cb = self.empty(B, G, self.blocks, Q, Q, dtype=x.dtype)
-        launch(fw.products, (self.blocks, G, B), b, c, self.cb, L, G, self.blocks, N, *self.strides(b, c), **self.shape)
+        launch(fw.cb_gemm, (self.blocks, G, B), b, c, self.cb, L, G, self.blocks, N, *self.strides(b, c), **self.shape)
         self.entry = self.joined(x, b, self.weight, initial, False, not grad and self.window < 0)[0]
         y, final = self.empty(B, L, H, P, dtype=x.dtype), self.empty(B, H, P, N)
         if self.fast:
@@ -107,7 +104,7 @@ class Scan:
             programs = cdiv(rows * segments, cdiv(rows * segments, PROGRAMS["cuda"] // 2))
             launch(hw.scan_hopper, (programs,), *boxes, self.sums, self.columns, self.enter, self.weight, self.entry, d, seg, final, L, H,
                    H // G, self.blocks, rows, self.scan_span, segments, self.segments, self.ratio, HAS_D=d is not None,
-                   HAS_SEQ=seg is not None, HAS_ENTRY=self.joins, Q=Q, P=P, N=N, STAGES=4)
+                   HAS_SEQ=seg is not None, HAS_ENTRY=self.joins, Q=Q, P=P, N=N, STAGES=tuning.values("scan_hopper")["STAGES"])
             return y, final
         launch(fw.scan, (B * H, cdiv(self.blocks, self.scan_span)), x, b, c, self.cb, self.sums, self.columns, self.rest,
                self.rest_columns, self.enter, self.weight, self.through, self.entry, d, seg, y, final, L, H, H // G,
@@ -127,12 +124,12 @@ class Scan:
         if coarse:  # only what enters the scan's segments is wanted
             count = (cdiv(self.blocks, self.scan_span) - 1) * self.ratio
         if count:
-            launch(fw.walk, (B * H, count), x, b, weight, self.through, None, None, ends, decays, self.L, H,
+            launch(fw.carry_state, (B * H, count), x, b, weight, self.through, None, None, ends, decays, self.L, H,
                    H // self.G, self.blocks, segments, int(reverse and not every), self.span, P, N, *self.strides(x, b),
                    REVERSE=reverse, HAS_ENTRY=False, STORE=False, END=True, **self.long)
         entry, last = torch.empty_like(ends), self.empty(B, H, P, N)
-        launch(fw.join, (B * H, cdiv(P * N, 1024)), ends, decays, initial, entry, last, segments, P * N, self.window,
-               REVERSE=reverse, HAS_INITIAL=initial is not None, LAST=every, BLOCK=1024)
+        launch(fw.state_passing, (B * H, cdiv(P * N, BLOCK)), ends, decays, initial, entry, last, segments, P * N, self.window,
+               REVERSE=reverse, HAS_INITIAL=initial is not None, LAST=every, BLOCK=BLOCK)
         return entry, last, ends, decays
 
     def backward(self, dy, dfinal=None):
@@ -150,7 +147,7 @@ class Scan:
             if self.window == 0 and initial is not None:
                 dinitial = torch.zeros_like(initial)
         states, dstates = (self.empty(B, H, self.blocks, P, N, dtype=x.dtype) for _ in range(2))
-        launch(fw.walk, (B * H, self.segments), x, b, self.weight, self.through, self.entry, states, None, None, L, H,
+        launch(fw.carry_state, (B * H, self.segments), x, b, self.weight, self.through, self.entry, states, None, None, L, H,
                H // G, self.blocks, self.segments, 0, self.span, P, N, *self.strides(x, b), REVERSE=False, HAS_ENTRY=self.joins, STORE=True,
                END=False, **self.long)
         dx = self.empty(B, L, H, P, dtype=x.dtype)
@@ -172,15 +169,14 @@ class Scan:
         launch(bw.grad_cb, grid, x, dy, self.cb, self.step, self.sums, self.rest, seg, part_cb, margins, L, H, G, H // G,
                self.blocks, P, *self.strides(x), slices, HAS_SEQ=seg is not None, REST=self.exact, **narrow)
         db, dc = torch.empty_like(b, memory_format=torch.contiguous_format), torch.empty_like(c, memory_format=torch.contiguous_format)
-        launch(bw.finish_bc, (self.blocks, G, B), b, c, part_b, part_c, part_cb, db, dc, L, G, self.blocks, N, slices,
+        launch(bw.grad_bc_sum, (self.blocks, G, B), b, c, part_b, part_c, part_cb, db, dc, L, G, self.blocks, N, slices,
                slices, *self.strides(b, c), **self.shape)
         ddt = self.empty(B, L, H, dtype=dt.dtype)
         part_a, part_bias = self.empty(B, self.blocks, H), self.empty(B, self.blocks, H)
-        heads = 16
-        launch(bw.finish_dt, (self.blocks, cdiv(H, heads), B), dt, bias, a, self.step, along, enters, leaves, margins,
+        launch(bw.grad_dt, (self.blocks, cdiv(H, HEADS), B), dt, bias, a, self.step, along, enters, leaves, margins,
                passing, fixes, ddt, part_a, part_bias, L, H, self.blocks, self.segments, self.span, *self.strides(dt),
                self.dt_min, self.dt_max, HAS_BIAS=bias is not None, SOFTPLUS=self.softplus, HAS_FIX=fixes is not None, Q=Q,
-               HEADS=heads)
+               HEADS=HEADS)
         return dict(x=dx, dt=ddt, a=part_a.sum((0, 1)), b=db, c=dc, d=skips.sum((0, 2)) if d is not None else None,
                     bias=part_bias.sum((0, 1)) if bias is not None else None,
                     initial=dinitial if initial is not None else None)
@@ -200,8 +196,8 @@ class Scan:
             back[:, :, last] += decays[:, :, last, None, None] * dfinal
             received[:, :, last] += (decays[:, :, last, None, None] * dfinal * self.entry[:, :, last]).sum((-1, -2))
             entry, out = torch.empty_like(back), torch.empty_like(dinitial)
-            launch(fw.join, (self.B * self.H, cdiv(self.P * self.N, 1024)), back, decays, None, entry, out, self.segments,
-                   self.P * self.N, self.window, REVERSE=True, HAS_INITIAL=False, LAST=True, BLOCK=1024)
+            launch(fw.state_passing, (self.B * self.H, cdiv(self.P * self.N, BLOCK)), back, decays, None, entry, out, self.segments,
+                   self.P * self.N, self.window, REVERSE=True, HAS_INITIAL=False, LAST=True, BLOCK=BLOCK)
             dends_entry, dinitial = entry, out
             sent = (ends * dends_entry).sum((-1, -2)).double()
         net = received - sent

@@ -83,7 +83,7 @@ def together(acc, most, total, part, top, mass, arrived, y, row, split, splits, 
            "H KH splits has_starts table_b: i32; P half stride_kb stride_kh stride_ks: i32/16; "
            "scale: fp32")
 @triton.jit
-def attend(qkv, cos, sin, k, v, lengths, starts, part, top, mass, arrived, y, H, KH, P, half, scale, splits, has_starts, table_b,
+def decode_attention(qkv, cos, sin, k, v, lengths, starts, part, top, mass, arrived, y, H, KH, P, half, scale, splits, has_starts, table_b,
            stride_kb, stride_kh, stride_ks, G: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr, PRECISION: tl.constexpr,
            PDL: tl.constexpr):
     """One new position of each sequence: qkv [B,(H+2KH)·P] is turned, its keys and values go into the caches at lengths[b] - 1, and
@@ -131,7 +131,7 @@ def attend(qkv, cos, sin, k, v, lengths, starts, part, top, mass, arrived, y, H,
 @arguments("qkv k v y: *data; cos sin part top mass: *fp32; lengths starts: *i64; arrived: *i32; "
            "H splits has_starts table_b: i32; P half stride_kb stride_kh stride_ks: i32/16; scale: fp32")
 @triton.jit
-def attend_one(qkv, cos, sin, k, v, lengths, starts, part, top, mass, arrived, y, H, P, half, scale, splits, has_starts, table_b,
+def decode_attention_mha(qkv, cos, sin, k, v, lengths, starts, part, top, mass, arrived, y, H, P, half, scale, splits, has_starts, table_b,
                stride_kb, stride_kh, stride_ks, BP: tl.constexpr, BS: tl.constexpr, PDL: tl.constexpr):
     """`attend` where each query has a row of the caches to itself (KH = H): no product of matrices, but a softmax for each position
     of a tile, with those that follow it a tile further on. A tile is on its way while the one before is used, the first one while the

@@ -208,7 +208,7 @@ def cross_entropy(logits, targets, nll, V, scale, GRAD: tl.constexpr, BLOCK: tl.
 
 @arguments("logits: *data; ids: *i64; V: i32")
 @triton.jit
-def likeliest(logits, ids, V, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def argmax(logits, ids, V, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """ids [rows]: the column of the largest of logits [rows,V], the first of equals, or -1 where one is no number."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
@@ -267,7 +267,7 @@ def scaled(acc, squares, D, eps, NORM: tl.constexpr):
 
 @arguments("x norm w bias residual y: *data; N has_bias has_residual: i32; D: i32/16; eps: fp32")
 @triton.jit
-def matvec(x, norm, w, bias, residual, y, N, D, eps, has_bias, has_residual, M: tl.constexpr, NORM: tl.constexpr,
+def gemv(x, norm, w, bias, residual, y, N, D, eps, has_bias, has_residual, M: tl.constexpr, NORM: tl.constexpr,
            BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr):
     """y [M,N] = x [M,D] · w [N,D] transposed, M 1, 2 or 4: each weight is read once, and a tile of it is on its way while
     the one before is used; the first is asked for before the kernel that makes x has ended. NORM: x is rms_norm of what is
@@ -322,7 +322,7 @@ def gated(g, u, n, m, bias, y, F, has_bias):
 
 @arguments("x norm w bias y: *data; F D: i32/16; eps: fp32; has_bias: i32")
 @triton.jit
-def matvec_swiglu(x, norm, w, bias, y, F, D, eps, has_bias, M: tl.constexpr, NORM: tl.constexpr, BN: tl.constexpr,
+def gemv_swiglu(x, norm, w, bias, y, F, D, eps, has_bias, M: tl.constexpr, NORM: tl.constexpr, BN: tl.constexpr,
                   BK: tl.constexpr, PDL: tl.constexpr):
     """y [M,F] = silu(gate)·up, gate and up the products of x [M,D] with the first and the last F rows of w [2F,D]; M 1 or 2.
     NORM as in matvec."""
@@ -362,7 +362,7 @@ def matvec_swiglu(x, norm, w, bias, y, F, D, eps, has_bias, M: tl.constexpr, NOR
 
 @arguments("x w: *data; part: *fp32; M N: i32; D span: i32/16")
 @triton.jit
-def few_rows(x, w, part, M, N, D, span, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+def split_k_gemm(x, w, part, M, N, D, span, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
              PDL: tl.constexpr):
     """A share, `span` wide, of the inner dimension of x [M,D] · w [N,D] transposed, for up to BM rows: part [shares,M,N]."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -385,7 +385,7 @@ def few_rows(x, w, part, M, N, D, span, BM: tl.constexpr, BN: tl.constexpr, BK: 
 
 @arguments("part: *fp32; bias residual y: *data; M N shares has_bias has_residual: i32")
 @triton.jit
-def join_rows(part, bias, residual, y, M, N, shares, has_bias, has_residual,
+def sum_splits(part, bias, residual, y, M, N, shares, has_bias, has_residual,
               BLOCK: tl.constexpr, PDL: tl.constexpr):
     """y [M,N] from few_rows' shares."""
     m = tl.program_id(0)
@@ -399,7 +399,7 @@ def join_rows(part, bias, residual, y, M, N, shares, has_bias, has_residual,
 
 @arguments("part: *fp32; bias y: *data; M shares has_bias: i32; F: i32/16")
 @triton.jit
-def join_swiglu(part, bias, y, M, F, shares, has_bias, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def sum_splits_swiglu(part, bias, y, M, F, shares, has_bias, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """y [M,F] from few_rows' shares of a product with 2F columns."""
     m = tl.program_id(0)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -456,7 +456,7 @@ def stochastic(v, bits):
 
 @arguments("table chunks: *i64; like: *data; scale rate beta1 beta2 eps correct1 correct2: fp32")
 @triton.jit
-def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct2, ORIGINAL: tl.constexpr,
+def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct2, MASTER: tl.constexpr,
           STOCHASTIC: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
     """A step of AdamW over many tensors in one launch. chunks: which tensor a program works on, and from which element;
     table: a tensor's addresses (weight, gradient, mean, square, float32 original), its length, its decay times the rate
@@ -486,7 +486,7 @@ def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct
         v = tl.load(square + i, mask=inside, other=0.0).to(tl.float32)
         m = beta1 * m + (1.0 - beta1) * g
         v = beta2 * v + (1.0 - beta2) * g * g
-        if ORIGINAL:
+        if MASTER:
             original = tl.multiple_of(tl.load(entry + 4).to(tl.pointer_type(tl.float32)), 16)
             w = tl.load(original + i, mask=inside, other=0.0)
         else:
@@ -501,6 +501,6 @@ def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct
         else:
             tl.store(mean + i, m, mask=inside)
             tl.store(square + i, v, mask=inside)
-            if ORIGINAL:
+            if MASTER:
                 tl.store(original + i, w, mask=inside)
             tl.store(weight + i, w.to(T), mask=inside)

@@ -172,7 +172,7 @@ def conv_grad_x(dpre, weight, seg, dx, L, D, W: tl.constexpr, HAS_SEQ: tl.conste
 
 @arguments("x z weight y: *data; D group: i32/16; eps: fp32")
 @triton.jit
-def norm(x, z, weight, y, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr):
+def gated_norm(x, z, weight, y, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr):
     """y = norm(x·silu(z))·weight; one program a row and group."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
@@ -189,7 +189,7 @@ def norm(x, z, weight, y, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.constexp
 
 @arguments("x z weight dy dx dz: *data; part: *fp32; rows: i32; D group: i32/16; eps: fp32")
 @triton.jit
-def norm_grad(x, z, weight, dy, dx, dz, part, rows, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr):
+def gated_norm_grad(x, z, weight, dy, dx, dz, part, rows, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr):
     """dx, dz; part [programs,D], a program's sum for the weight over its rows. dv = r·e - v·r³·mean(e·v) with e = dy·weight."""
     i = tl.arange(0, BLOCK)
     c = tl.program_id(1) * group + i

@@ -209,7 +209,7 @@ def grad_cb(x, dy, cb, step, sums, rest, seg, part, margins, L, H, G, per_group,
 @arguments("b_ c_ db dc: *data; part_b part_c part_cb: *fp32; L G blocks slices slices_cb: i32; "
            "N stride_bb stride_bl stride_cb stride_cl: i32/16")
 @triton.jit
-def finish_bc(b_, c_, part_b, part_c, part_cb, db, dc, L, G, blocks, N, slices, slices_cb, stride_bb, stride_bl, stride_cb,
+def grad_bc_sum(b_, c_, part_b, part_c, part_cb, db, dc, L, G, blocks, N, slices, slices_cb, stride_bb, stride_bl, stride_cb,
               stride_cl, Q: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr):
     """db, dc [B,L,G,N]: the slices' sums and what comes through C·Bᵀ."""
     k = tl.program_id(0)
@@ -246,7 +246,7 @@ def finish_bc(b_, c_, part_b, part_c, part_cb, db, dc, L, G, blocks, N, slices, 
            "bias a step along enters leaves margins passing fixes part_a part_bias: *fp32; "
            "L H blocks segments span stride_b stride_l: i32; dt_min dt_max: fp32")
 @triton.jit
-def finish_dt(dt, bias, a, step, along, enters, leaves, margins, passing, fixes, ddt, part_a, part_bias, L, H, blocks,
+def grad_dt(dt, bias, a, step, along, enters, leaves, margins, passing, fixes, ddt, part_a, part_bias, L, H, blocks,
               segments, span, stride_b, stride_l, dt_min, dt_max, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
               HAS_FIX: tl.constexpr, Q: tl.constexpr, HEADS: tl.constexpr):
     """ddt [B,L,H]; part_a and part_bias [B,blocks,H]. fixes [B,H,segments]: what the window strategy adds to `passing`."""

@@ -119,7 +119,7 @@ def prepare(dt, bias, a, seg, step, sums, columns, rest, rest_columns, enter, le
 
 @arguments("b_ c_ cb: *data; L G blocks: i32; N stride_bb stride_bl stride_cb stride_cl: i32/16")
 @triton.jit
-def products(b_, c_, cb, L, G, blocks, N, stride_bb, stride_bl, stride_cb, stride_cl, Q: tl.constexpr, BN: tl.constexpr,
+def cb_gemm(b_, c_, cb, L, G, blocks, N, stride_bb, stride_bl, stride_cb, stride_cl, Q: tl.constexpr, BN: tl.constexpr,
              MASK: tl.constexpr, PRECISION: tl.constexpr):
     """cb [B,G,blocks,Q,Q] = C·Bᵀ of each block, in B's dtype, with zeros above the diagonal: masking once for a group is
     masking once for all of its heads."""
@@ -144,7 +144,7 @@ def products(b_, c_, cb, L, G, blocks, N, stride_bb, stride_bl, stride_cb, strid
            "L H per_group blocks segments skip span: i32; "
            "P N stride_xb stride_xl stride_bb stride_bl: i32/16")
 @triton.jit
-def walk(x, b_, weight, through, entry, states, ends, decays, L, H, per_group, blocks, segments, skip, span, P, N,
+def carry_state(x, b_, weight, through, entry, states, ends, decays, L, H, per_group, blocks, segments, skip, span, P, N,
          stride_xb, stride_xl, stride_bb, stride_bl, REVERSE: tl.constexpr, HAS_ENTRY: tl.constexpr, STORE: tl.constexpr, END: tl.constexpr,
          Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
          FETCH: tl.constexpr):
@@ -204,7 +204,7 @@ def walk(x, b_, weight, through, entry, states, ends, decays, L, H, per_group, b
 
 @arguments("ends decays initial entry last: *fp32; segments size window: i32")
 @triton.jit
-def join(ends, decays, initial, entry, last, segments, size, window, REVERSE: tl.constexpr, HAS_INITIAL: tl.constexpr,
+def state_passing(ends, decays, initial, entry, last, segments, size, window, REVERSE: tl.constexpr, HAS_INITIAL: tl.constexpr,
          LAST: tl.constexpr, BLOCK: tl.constexpr):
     """entry [B,H,segments,size]: what the segments before each one (after it, in REVERSE) hand on, from their `ends` and
     `decays`: entry_z = Σ_j (decay_{j+1}·…·decay_{z-1})·ends_j over the window's segments j < z (all for window < 0); the

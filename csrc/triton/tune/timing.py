@@ -49,7 +49,7 @@ def sweep():
         for (w, s), Q, programs in itertools.product([(4, 1), (4, 2), (4, 3), (8, 1), (8, 2), (8, 3)], (64, 128), (264, 528, 1056)):
             if programs != 528 and (w, s) not in [(4, 2), (8, 2)]:
                 continue
-            host.TUNING["scan"] = (w, s)
+            host.OPTIONS["scan"] = dict(num_warps=w, num_stages=s)
             try:
                 one = host.Scan(**v, block=Q, programs=programs)
                 results.append((median(one.forward, 30), f"scan w{w} s{s} Q{Q} programs{programs}"))
@@ -58,12 +58,12 @@ def sweep():
         for t, name in sorted(results)[:12]:
             print(f"L{L} {name} {t:.4f}", flush=True)
         best = sorted(results)[0][1].split()
-        host.TUNING["scan"] = (int(best[1][1:]), int(best[2][1:]))
+        host.OPTIONS["scan"] = dict(num_warps=int(best[1][1:]), num_stages=int(best[2][1:]))
         Q, programs = int(best[3][1:]), int(best[4][8:])
         for w, s in itertools.product((4, 8), (1, 2, 3, 4)):
-            host.TUNING["walk"] = (w, s)
+            host.OPTIONS["carry_state"] = dict(num_warps=w, num_stages=s)
             one = host.Scan(**v, block=Q, programs=programs)
-            print("walk", w, s, f"{median(one.forward, 30):.4f}", by_kernel(one.forward) if s == 3 else "", flush=True)
+            print("carry_state", w, s, f"{median(one.forward, 30):.4f}", by_kernel(one.forward) if s == 3 else "", flush=True)
 
 
 def main():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from kernels import dense  # noqa: E402
+from kernels import dense, tuning  # noqa: E402
 
 BF16 = torch.bfloat16
 # A layer's products in their order: rows and columns of the weight, whether the input is normalized, whether the product is
@@ -27,7 +27,6 @@ LAYERS = {
 # Rows and columns of a tile, warps.
 TILES = [(1, 2048, 4), (1, 4096, 4), (2, 1024, 4), (2, 2048, 4), (4, 512, 2), (4, 1024, 4), (4, 2048, 8), (8, 512, 4), (8, 1024, 8)]
 GATED = [(1, 1024, 4), (1, 2048, 4), (2, 1024, 4), (2, 2048, 4), (2, 2048, 8), (4, 512, 4), (4, 1024, 4), (4, 1024, 8)]
-FIRST = {"qkv": (4, 1024, 4), "in": (4, 1024, 4), "o": (2, 1024, 4), "out": (2, 1024, 4), "gate_up": (2, 1024, 4), "down": (2, 2048, 4)}
 FEW = [(64, 128, 5, 132), (64, 128, 3, 264), (64, 64, 5, 264), (128, 64, 4, 132)]
 
 
@@ -39,10 +38,10 @@ def product(x, norm, w, residual, y, kind, tile):
     _, N, D, normed, gated, adds = kind
     bn, bk, warps = tile
     if gated:
-        dense.matvec_swiglu[(cdiv(N, bn),)](x, norm, w, x, y, N, D, 1e-5, 0, M=x.shape[0], NORM=normed, BN=bn, BK=bk, PDL=True,
+        dense.gemv_swiglu[(cdiv(N, bn),)](x, norm, w, x, y, N, D, 1e-5, 0, M=x.shape[0], NORM=normed, BN=bn, BK=bk, PDL=True,
                                             num_warps=warps, launch_pdl=True)
     else:
-        dense.matvec[(cdiv(N, bn),)](x, norm, w, x, residual, y, N, D, 1e-5, 0, int(adds), M=x.shape[0], NORM=normed, BN=bn, BK=bk,
+        dense.gemv[(cdiv(N, bn),)](x, norm, w, x, residual, y, N, D, 1e-5, 0, int(adds), M=x.shape[0], NORM=normed, BN=bn, BK=bk,
                                      PDL=True, num_warps=warps, launch_pdl=True)
 
 
@@ -53,9 +52,9 @@ def few(x, w, y, choice):
     span = cdiv(cdiv(D, max(1, target // blocks)), bk) * bk
     shares = cdiv(D, span)
     part = torch.empty(shares, M, N, device="cuda")
-    dense.few_rows[(blocks, shares)](x, w, part, M, N, D, span, BM=16, BN=bn, BK=bk, PRECISION="tf32", PDL=True, num_warps=4,
+    dense.split_k_gemm[(blocks, shares)](x, w, part, M, N, D, span, BM=16, BN=bn, BK=bk, PRECISION="tf32", PDL=True, num_warps=4,
                                      num_stages=stages, launch_pdl=True)
-    dense.join_rows[(M, cdiv(N, 512))](part, x, x, y, M, N, shares, 0, 0, BLOCK=512, PDL=True, launch_pdl=True)
+    dense.sum_splits[(M, cdiv(N, 512))](part, x, x, y, M, N, shares, 0, 0, BLOCK=512, PDL=True, launch_pdl=True)
 
 
 def median(f, inner):
@@ -98,7 +97,10 @@ def warm(job):
 def layer(name, kinds, copies=6):
     """Each product's tiles in turn, the others at the best so far."""
     sets = [[tensors(kind) for kind in kinds] for _ in range(copies)]
-    chosen = {kind[0]: FIRST[kind[0]] for kind in kinds}
+    chosen = {}
+    for kind in kinds:
+        row = tuning.values("gemv_swiglu" if kind[4] else "gemv", "bf16", M=1)
+        chosen[kind[0]] = row["BN"], row["BK"], row["warps"]
 
     def run(i):
         for kind, t in zip(kinds, sets[i]):
