@@ -20,7 +20,7 @@ type Bamba struct {
 	FinalNorm *nn.RMSNorm   `weight:"model.final_layernorm"`
 	Output    *nn.Linear    `weight:"lm_head"` // nil when tied to the embedding
 
-	hyper    hyper
+	settings settings
 	rotary   *nn.Rotary // nil without attention layers
 	chunking *Chunking
 }
@@ -35,16 +35,16 @@ type Block struct {
 }
 
 // First is the mixer's first product.
-func (b *Block) First() nn.First {
+func (b *Block) InputProjection() nn.InputProjection {
 	if b.Mixer != nil {
-		return nn.First{Norm: b.MixerNorm, Product: b.Mixer.In}
+		return nn.InputProjection{Norm: b.MixerNorm, Linear: b.Mixer.In}
 	}
-	return nn.First{Norm: b.MixerNorm, Product: b.Attention.QKV}
+	return nn.InputProjection{Norm: b.MixerNorm, Linear: b.Attention.QKV}
 }
 
 // Forward maps x [B,L,D] to [B,L,D].
 func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	first, tail := pass.First(b.First(), x), nn.Tail{MLPNorm: b.MLPNorm, MLP: b.MLP}
+	first, tail := pass.InputProjection(b.InputProjection(), x), nn.BlockTail{MLPNorm: b.MLPNorm, MLP: b.MLP}
 	var mixed torch.Tensor
 	if b.Mixer != nil {
 		mixed, tail.Norm = b.Mixer.Forward(first, pass, layer)
@@ -52,7 +52,7 @@ func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCach
 	} else {
 		mixed, tail.Output = b.Attention.Forward(first, pass, layer), b.Attention.Output
 	}
-	return pass.Finish(tail, x, mixed)
+	return pass.BlockTail(tail, x, mixed)
 }
 
 // New makes a model without weights from a Hugging Face config of model_type "bamba".
@@ -64,7 +64,7 @@ func New(config model.Config) (model.Model, error) {
 	m := &Bamba{
 		Embedding: nn.NewEmbedding(h.vocabulary, h.width),
 		FinalNorm: nn.NewRMSNorm(h.width, h.eps),
-		hyper:     h,
+		settings:  h,
 		chunking:  &Chunking{Strategy: Default, ChunkSize: h.chunk, Optimized: true},
 	}
 	if !h.tied {
@@ -95,7 +95,7 @@ func New(config model.Config) (model.Model, error) {
 func (m *Bamba) Architecture() string { return "bamba" }
 
 // Config is the config.json that the model was made from.
-func (m *Bamba) Config() model.Config { return m.hyper.config }
+func (m *Bamba) Config() model.Config { return m.settings.config }
 
 // Begin prepares the rotary tables, the mask, and what the state-space layers know about segments and padding.
 func (m *Bamba) Begin(seq model.Sequence) *model.Pass { return begin(seq, m.rotary) }
@@ -131,7 +131,7 @@ func (m *Bamba) FreeTables() {
 }
 
 // MaxLength is max_position_embeddings.
-func (m *Bamba) MaxLength() int { return m.hyper.maxLength }
+func (m *Bamba) MaxLength() int { return m.settings.maxLength }
 
 // NewCache makes empty key and value caches for the attention layers and empty states for the others.
 func (m *Bamba) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) *model.Cache {
@@ -163,7 +163,7 @@ type Chunked interface {
 func (m *Bamba) Chunking() Chunking { return *m.chunking }
 
 // SetChunking changes how the state-space layers scan, from the next pass on.
-func (m *Bamba) SetChunking(c Chunking) error { return m.chunking.set(c, m.hyper.chunk) }
+func (m *Bamba) SetChunking(c Chunking) error { return m.chunking.set(c, m.settings.chunk) }
 
 func (c *Chunking) set(to Chunking, size int) error {
 	if err := to.Check(); err != nil {

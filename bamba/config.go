@@ -10,8 +10,8 @@ import (
 	"conquer/torch/nn"
 )
 
-// hyper is what a Bamba config says, read and checked.
-type hyper struct {
+// settings is what a Bamba config says, read and checked.
+type settings struct {
 	config                           model.Config
 	vocabulary, width, inner, layers int
 	heads, keyHeads, headDim         int
@@ -23,9 +23,9 @@ type hyper struct {
 	mixer                            mixerConfig
 }
 
-func read(config model.Config) (hyper, error) {
+func read(config model.Config) (settings, error) {
 	r := &model.Reader{Config: config}
-	h := hyper{
+	h := settings{
 		config:     decimals(config),
 		vocabulary: r.Int("vocab_size"), width: r.Int("hidden_size"), inner: r.Int("intermediate_size"),
 		layers: r.Int("num_hidden_layers"), heads: r.Int("num_attention_heads"),

@@ -28,13 +28,15 @@ type Mamba2Block struct {
 }
 
 // First is the mixer's first product.
-func (b *Mamba2Block) First() nn.First { return nn.First{Norm: b.Norm, Product: b.Mixer.In} }
+func (b *Mamba2Block) InputProjection() nn.InputProjection {
+	return nn.InputProjection{Norm: b.Norm, Linear: b.Mixer.In}
+}
 
 // Forward maps x [B,L,D] to [B,L,D], of x's dtype: where the config asks for residual_in_fp32 that is float32, whatever the
 // weights are.
 func (b *Mamba2Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	mixed, norm := b.Mixer.Forward(pass.First(b.First(), x), pass, layer)
-	return nn.Tail{Norm: norm, Output: b.Mixer.Out}.Add(x, mixed)
+	mixed, norm := b.Mixer.Forward(pass.InputProjection(b.InputProjection(), x), pass, layer)
+	return nn.BlockTail{Norm: norm, Output: b.Mixer.Out}.Add(x, mixed)
 }
 
 // NewMamba2 makes a model without weights from a Hugging Face config of model_type "mamba2".

@@ -85,7 +85,7 @@ func TestEveryWeightGetsItsGradient(t *testing.T) {
 						p.Tensor.RequireGrad(true)
 					}
 					torch.Scoped(func() { loss().Backward() })
-					nn.Walk(m, func(p nn.Piece) {
+					nn.Walk(m, func(p nn.Component) {
 						all[p.Name] = torch.Values[float64](p.Param.Tensor.Grad().Narrow(0, p.Start, p.Rows))
 					})
 					return all

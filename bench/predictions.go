@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 	"conquer/text/dataset"
 )
 
@@ -31,7 +31,7 @@ var (
 // WritePredictions writes a predictions file: tab-separated id, prompt, reference and prediction under a line that names
 // them.
 func WritePredictions(path string, list []Prediction) error {
-	return checkpoint.WriteFile(path, func(w io.Writer) error {
+	return atomicfile.Write(path, func(w io.Writer) error {
 		if _, err := fmt.Fprintln(w, predictionsHeader); err != nil {
 			return err
 		}

@@ -20,7 +20,7 @@ import (
 	"strings"
 	"time"
 
-	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 )
 
 // The kinds of results, which are the names of the benchmarks and of their files.
@@ -166,7 +166,7 @@ func (r *Results) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	err := checkpoint.WriteFile(filepath.Join(dir, r.Kind+".json"), func(w io.Writer) error {
+	err := atomicfile.Write(filepath.Join(dir, r.Kind+".json"), func(w io.Writer) error {
 		e := json.NewEncoder(w)
 		e.SetEscapeHTML(false)
 		e.SetIndent("", " ")
@@ -175,7 +175,7 @@ func (r *Results) Save(dir string) error {
 	if err != nil {
 		return err
 	}
-	return checkpoint.WriteFile(filepath.Join(dir, r.Kind+".csv"), r.writeCSV)
+	return atomicfile.Write(filepath.Join(dir, r.Kind+".csv"), r.writeCSV)
 }
 
 // writeCSV writes the rows with one column a field, under the names that the JSON has.

@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-const fixtures = "../testdata/checkpoint"
+const fixtures = "testdata"
 
 func safetensorsFile(header, data string) string {
 	return string(binary.LittleEndian.AppendUint64(nil, uint64(len(header)))) + header + data

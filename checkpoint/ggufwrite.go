@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"conquer/internal/atomicfile"
 	"conquer/torch"
 )
 
@@ -28,9 +29,9 @@ var GGUFTypes = []string{"Q8_0", "Q4_0"}
 func SaveGGUF(path string, source Source, options Options) error {
 	w, err := planGGUF(path, source, options)
 	if err != nil {
-		return explain(path, err)
+		return atomicfile.Explain(path, err)
 	}
-	return WriteFile(path, func(out io.Writer) error {
+	return atomicfile.Write(path, func(out io.Writer) error {
 		return torch.Run(func() error { return w.write(out, source) })
 	})
 }

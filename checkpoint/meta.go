@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"conquer/internal/atomicfile"
 	"conquer/torch"
 )
 
@@ -450,7 +451,7 @@ func fillMeta(dir string, source Source, options Options) error {
 	}
 	for part := range parts {
 		name := fmt.Sprintf("consolidated.%02d", part)
-		if err := writeNew(filepath.Join(dir, name+".pth"), func(w io.Writer) error { return writeTorch(w, name, source, entries, part) }); err != nil {
+		if err := atomicfile.Create(filepath.Join(dir, name+".pth"), func(w io.Writer) error { return writeTorch(w, name, source, entries, part) }); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"conquer/internal/atomicfile"
 	"conquer/torch"
 )
 
@@ -85,10 +86,10 @@ func WriteStretches(dir string, rank, ranks int, list []Stretch) (NativePart, er
 	path := filepath.Join(dir, part.File)
 	header, err := safetensorsHeader(records)
 	if err != nil {
-		return part, explain(path, err)
+		return part, atomicfile.Explain(path, err)
 	}
 	sum := crc32.New(castagnoli)
-	err = writeNew(path, func(w io.Writer) error {
+	err = atomicfile.Create(path, func(w io.Writer) error {
 		w = io.MultiWriter(w, sum)
 		n, err := w.Write(header)
 		part.Bytes = int64(n)
@@ -102,7 +103,7 @@ func WriteStretches(dir string, rank, ranks int, list []Stretch) (NativePart, er
 		return err
 	})
 	part.CRC = sum.Sum32()
-	return part, explain(path, err)
+	return part, atomicfile.Explain(path, err)
 }
 
 // WriteNativeIndex writes native.json into dir, which makes a checkpoint of the files that the parts describe.
@@ -111,22 +112,22 @@ func WriteNativeIndex(dir string, parts []NativePart, tensors map[string]NativeT
 	if err != nil {
 		return err
 	}
-	return WriteFile(filepath.Join(dir, NativeFile), func(w io.Writer) error { _, err := w.Write(text); return err })
+	return atomicfile.Write(filepath.Join(dir, NativeFile), func(w io.Writer) error { _, err := w.Write(text); return err })
 }
 
 // Commit gives the finished folder dir.partial the name dir, in one step, once all of it is on the disk.
 func Commit(dir string) error {
-	if err := syncFolder(dir + partial); err != nil {
-		return explain(dir, err)
+	if err := atomicfile.SyncFolder(dir + atomicfile.Suffix); err != nil {
+		return atomicfile.Explain(dir, err)
 	}
-	if err := os.Rename(dir+partial, dir); err != nil {
-		return explain(dir, err)
+	if err := os.Rename(dir+atomicfile.Suffix, dir); err != nil {
+		return atomicfile.Explain(dir, err)
 	}
-	return explain(dir, syncFolder(filepath.Dir(dir)))
+	return atomicfile.Explain(dir, atomicfile.SyncFolder(filepath.Dir(dir)))
 }
 
 // Partial is what the folder dir is called until [Commit].
-func Partial(dir string) string { return dir + partial }
+func Partial(dir string) string { return dir + atomicfile.Suffix }
 
 // nativeFile is an open file of a native checkpoint.
 type nativeFile struct {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"conquer/internal/atomicfile"
 	"conquer/torch"
 )
 
@@ -62,12 +63,12 @@ func saveFolder(dir string, fill func(stage string) error) error {
 	dir = filepath.Clean(dir)
 	stage, existed, err := openStage(dir)
 	if err != nil {
-		return explain(dir, err)
+		return atomicfile.Explain(dir, err)
 	}
 	defer stage.Close()
 	err = torch.Run(func() error { return fill(stage.Name()) })
 	if err == nil {
-		err = syncFolder(stage.Name())
+		err = atomicfile.SyncFolder(stage.Name())
 	}
 	if err == nil && existed {
 		err = moveFiles(stage.Name(), dir)
@@ -76,23 +77,23 @@ func saveFolder(dir string, fill func(stage string) error) error {
 	}
 	if err != nil {
 		os.RemoveAll(stage.Name())
-		return explain(dir, err)
+		return atomicfile.Explain(dir, err)
 	}
 	if !existed {
-		return explain(dir, syncFolder(filepath.Dir(dir)))
+		return atomicfile.Explain(dir, atomicfile.SyncFolder(filepath.Dir(dir)))
 	}
-	return explain(dir, os.RemoveAll(stage.Name()))
+	return atomicfile.Explain(dir, os.RemoveAll(stage.Name()))
 }
 
 // openStage makes the empty folder that a save is written to, and reports whether dir existed: beside dir if not, inside
 // it if it did, where renaming cannot cross file systems.
 func openStage(dir string) (stage *os.File, existed bool, err error) {
-	name := dir + partial
+	name := dir + atomicfile.Suffix
 	if info, err := os.Stat(dir); err == nil {
 		if !info.IsDir() {
 			return nil, false, fmt.Errorf("it is a file, expected a folder")
 		}
-		name, existed = filepath.Join(dir, partial), true
+		name, existed = filepath.Join(dir, atomicfile.Suffix), true
 	} else if err := os.MkdirAll(filepath.Dir(dir), 0o777); err != nil {
 		return nil, false, err
 	}
@@ -102,7 +103,7 @@ func openStage(dir string) (stage *os.File, existed bool, err error) {
 	if stage, err = os.Open(name); err != nil {
 		return nil, false, err
 	}
-	if err = lock(stage); err == nil {
+	if err = atomicfile.Lock(stage); err == nil {
 		err = emptyFolder(name)
 	}
 	if err != nil {
@@ -142,7 +143,7 @@ func fillStage(dir string, source Source, options Options) error {
 			weightMap[r.name] = name
 			total += r.bytes
 		}
-		if err := writeNew(filepath.Join(dir, name), func(w io.Writer) error { return writeSafetensors(w, source, records) }); err != nil {
+		if err := atomicfile.Create(filepath.Join(dir, name), func(w io.Writer) error { return writeSafetensors(w, source, records) }); err != nil {
 			return err
 		}
 	}
@@ -175,7 +176,7 @@ func writeTexts(dir string, texts map[string][]byte, options Options) error {
 		if text == nil {
 			continue
 		}
-		if err := writeNew(filepath.Join(dir, name), func(w io.Writer) error { _, err := w.Write(text); return err }); err != nil {
+		if err := atomicfile.Create(filepath.Join(dir, name), func(w io.Writer) error { _, err := w.Write(text); return err }); err != nil {
 			return err
 		}
 	}
@@ -183,19 +184,6 @@ func writeTexts(dir string, texts map[string][]byte, options Options) error {
 		return options.Also(dir)
 	}
 	return nil
-}
-
-// writeNew writes a file inside the stage, which makes renaming unnecessary.
-func writeNew(path string, write func(io.Writer) error) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
-	if err != nil {
-		return err
-	}
-	if err := fill(f, write); err != nil {
-		f.Close()
-		return err
-	}
-	return f.Close()
 }
 
 // plan divides the source's tensors into files. Inside a file they are ordered by the width of their elements, so that
@@ -363,7 +351,7 @@ func moveFiles(stage, dir string) error {
 		}
 		moved[e.Name()] = true
 	}
-	if err := syncFolder(dir); err != nil {
+	if err := atomicfile.SyncFolder(dir); err != nil {
 		return err
 	}
 	if entries, err = os.ReadDir(dir); err != nil {
@@ -379,5 +367,5 @@ func moveFiles(stage, dir string) error {
 			}
 		}
 	}
-	return syncFolder(dir)
+	return atomicfile.SyncFolder(dir)
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"conquer/internal/atomicfile"
 	"conquer/torch"
 )
 
@@ -295,10 +296,10 @@ func TestAFullDiskIsNamedAndLeavesWhatWasThere(t *testing.T) {
 	wantSame(t, mustOpen(t, filepath.Join(disk, "small")), llama)
 	wantSame(t, mustOpen(t, filepath.Join(disk, "small.gguf")), llama)
 	path := filepath.Join(disk, "log")
-	if err := WriteFile(path, func(w io.Writer) error { _, err := io.WriteString(w, "old"); return err }); err != nil {
+	if err := atomicfile.Write(path, func(w io.Writer) error { _, err := io.WriteString(w, "old"); return err }); err != nil {
 		t.Fatal(err)
 	}
-	err := WriteFile(path, func(w io.Writer) error { _, err := w.Write(make([]byte, 5<<20)); return err })
+	err := atomicfile.Write(path, func(w io.Writer) error { _, err := w.Write(make([]byte, 5<<20)); return err })
 	wantError(t, err, "no space left on", disk)
 	if text, _ := os.ReadFile(path); string(text) != "old" {
 		t.Errorf("the old file is %q", text)
@@ -309,20 +310,20 @@ func TestWriteFileReplacesAllOrNothing(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "f")
 	put := func(text string, fail error) error {
-		return WriteFile(path, func(w io.Writer) error { io.WriteString(w, text); return fail })
+		return atomicfile.Write(path, func(w io.Writer) error { io.WriteString(w, text); return fail })
 	}
 	if err := put("one", nil); err != nil {
 		t.Fatal(err)
 	}
 	// What a killed process left is replaced, not added to.
-	if err := os.WriteFile(path+partial, []byte("a longer text than two"), 0o644); err != nil {
+	if err := os.WriteFile(path+atomicfile.Suffix, []byte("a longer text than two"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := put("two", nil); err != nil {
 		t.Fatal(err)
 	}
 	wantError(t, put("three", errors.New("broke")), path, "broke")
-	wantError(t, WriteFile(filepath.Join(dir, "none", "f"), nil), "none")
+	wantError(t, atomicfile.Write(filepath.Join(dir, "none", "f"), nil), "none")
 	if text, _ := os.ReadFile(path); string(text) != "two" || len(entries(t, dir)) != 1 {
 		t.Errorf("%q, %v", text, entries(t, dir))
 	}
@@ -330,8 +331,8 @@ func TestWriteFileReplacesAllOrNothing(t *testing.T) {
 
 func TestTwoWritersOfOneFileAreToldApart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
-	err := WriteFile(path, func(w io.Writer) error {
-		wantError(t, WriteFile(path, func(io.Writer) error { return nil }), path, "another process is writing")
+	err := atomicfile.Write(path, func(w io.Writer) error {
+		wantError(t, atomicfile.Write(path, func(io.Writer) error { return nil }), path, "another process is writing")
 		_, err := io.WriteString(w, "first")
 		return err
 	})

@@ -145,12 +145,12 @@ func TestStepsSayWhyTheyAreNotFused(t *testing.T) {
 					cache := m.NewCache(rows, 8, torch.Float32, torch.CPU)
 					defer cache.Free()
 					model.LastLogits(m, model.Sequence{IDs: torch.Zeros([]int{rows, 4}, torch.Int64, torch.CPU), Cache: cache})
-					if cache.Fused || cache.Unfused != "" {
-						t.Errorf("%s, %d prompts: the prompt is no step: %q", name, rows, cache.Unfused)
+					if cache.Fused || cache.UnfusedReason != "" {
+						t.Errorf("%s, %d prompts: the prompt is no step: %q", name, rows, cache.UnfusedReason)
 					}
 					model.LastLogits(m, model.Sequence{IDs: torch.Zeros([]int{rows, 1}, torch.Int64, torch.CPU), Cache: cache})
-					if cache.Fused || cache.Unfused != want {
-						t.Errorf("%s, %d prompts: %q, expected %q", name, rows, cache.Unfused, want)
+					if cache.Fused || cache.UnfusedReason != want {
+						t.Errorf("%s, %d prompts: %q, expected %q", name, rows, cache.UnfusedReason, want)
 					}
 				})
 				return nil

@@ -14,7 +14,7 @@ import (
 // Greedy and sampled continuations of two prompts at once. A model with a tokenizer gives text too, piece by piece if
 // wanted; this one has none.
 func ExampleGenerate() {
-	m, err := model.Open("../testdata/llama/llama", torch.Float32, torch.CPU)
+	m, err := model.Open("../llama/testdata/llama", torch.Float32, torch.CPU)
 	if err != nil {
 		log.Fatal(err)
 	}

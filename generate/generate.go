@@ -96,7 +96,7 @@ type Stats struct {
 // fusion takes from a cache what is known of its steps. The CPU has kernels of its own, which serve whatever comes.
 func (s *Stats) fusion(m model.Model, c *model.Cache) {
 	if model.Device(m).IsCUDA() {
-		s.Fused, s.Unfused = c.Fused && c.Unfused == "", c.Unfused
+		s.Fused, s.Unfused = c.Fused && c.UnfusedReason == "", c.UnfusedReason
 	}
 }
 

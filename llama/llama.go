@@ -17,8 +17,8 @@ type Llama struct {
 	FinalNorm *nn.RMSNorm   `weight:"model.norm"`
 	Output    *nn.Linear    `weight:"lm_head"` // nil when tied to the embedding
 
-	hyper  hyper
-	rotary *nn.Rotary
+	settings settings
+	rotary   *nn.Rotary
 }
 
 // Block is attention, then a feed-forward layer, each after a normalization and added to its input.
@@ -30,16 +30,18 @@ type Block struct {
 }
 
 // First is the product with queries, keys and values.
-func (b *Block) First() nn.First { return nn.First{Norm: b.AttentionNorm, Product: b.Attention.QKV} }
+func (b *Block) InputProjection() nn.InputProjection {
+	return nn.InputProjection{Norm: b.AttentionNorm, Linear: b.Attention.QKV}
+}
 
 // Forward maps x [B,L,D] to [B,L,D].
 func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	attended := b.Attention.Forward(pass.First(b.First(), x), pass, layer)
-	return pass.Finish(nn.Tail{Output: b.Attention.Output, MLPNorm: b.MLPNorm, MLP: b.MLP}, x, attended)
+	attended := b.Attention.Forward(pass.InputProjection(b.InputProjection(), x), pass, layer)
+	return pass.BlockTail(nn.BlockTail{Output: b.Attention.Output, MLPNorm: b.MLPNorm, MLP: b.MLP}, x, attended)
 }
 
-// hyper is what the config says, read and checked.
-type hyper struct {
+// settings is what the config says, read and checked.
+type settings struct {
 	config                                      model.Config
 	vocabulary, width, inner, layers            int
 	heads, keyHeads, headDim, maxLength, window int
@@ -62,7 +64,7 @@ func New(config model.Config) (model.Model, error) {
 	m := &Llama{
 		Embedding: nn.NewEmbedding(h.vocabulary, h.width),
 		FinalNorm: nn.NewRMSNorm(h.width, h.eps),
-		hyper:     h,
+		settings:  h,
 		rotary:    rotary,
 	}
 	if !h.tied {
@@ -79,9 +81,9 @@ func New(config model.Config) (model.Model, error) {
 	return m, nil
 }
 
-func read(config model.Config) (hyper, error) {
+func read(config model.Config) (settings, error) {
 	r := &model.Reader{Config: config}
-	h := hyper{
+	h := settings{
 		config:     config,
 		vocabulary: r.Int("vocab_size"), width: r.Int("hidden_size"), inner: r.Int("intermediate_size"),
 		layers: r.Int("num_hidden_layers"), heads: r.Int("num_attention_heads"),
@@ -123,11 +125,11 @@ func read(config model.Config) (hyper, error) {
 func (m *Llama) Architecture() string { return "llama" }
 
 // Config is the config.json that the model was made from.
-func (m *Llama) Config() model.Config { return m.hyper.config }
+func (m *Llama) Config() model.Config { return m.settings.config }
 
 // Begin prepares the rotary tables and the mask.
 func (m *Llama) Begin(seq model.Sequence) *model.Pass {
-	return model.NewPass(seq, m.rotary, m.hyper.window)
+	return model.NewPass(seq, m.rotary, m.settings.window)
 }
 
 // Embed maps ids (int64 [B,L]) to [B,L,D].
@@ -157,7 +159,7 @@ func (m *Llama) Head() *nn.Param {
 func (m *Llama) FreeTables() { m.rotary.Free() }
 
 // MaxLength is max_position_embeddings.
-func (m *Llama) MaxLength() int { return m.hyper.maxLength }
+func (m *Llama) MaxLength() int { return m.settings.maxLength }
 
 // NewCache makes empty key and value caches.
 func (m *Llama) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) *model.Cache {

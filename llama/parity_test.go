@@ -16,7 +16,7 @@ import (
 
 // The folders that tools/fixtures/llama.py wrote hold what transformers computed. LLAMA_PARITY names another place to look.
 func TestLogitsAndGreedyTextAgreeWithTransformers(t *testing.T) {
-	root := "../testdata/llama"
+	root := "testdata"
 	if dir := os.Getenv("LLAMA_PARITY"); dir != "" {
 		root = dir
 	}

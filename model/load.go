@@ -61,7 +61,7 @@ type TensorSource interface {
 // others are converted, and fused ones put together, one at a time. Of one that processes have divided, this one's part is kept.
 func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
 	failed := check(m, source)
-	nn.Walk(m, func(p nn.Piece) {
+	nn.Walk(m, func(p nn.Component) {
 		if failed == nil {
 			torch.Scoped(func() { failed = loadPiece(p, source, dtype, device) })
 		}
@@ -71,14 +71,14 @@ func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) 
 
 // Promise is Load for a model of which this process is to have a part alone: a weight is read when it is moved to where it
 // belongs ([nn.Param.Move]). Until then source must stay open.
-func Promise(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
+func Defer(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
 	if err := check(m, source); err != nil {
 		return err
 	}
-	pieces := map[*nn.Param][]nn.Piece{}
-	nn.Walk(m, func(p nn.Piece) { pieces[p.Param] = append(pieces[p.Param], p) })
+	pieces := map[*nn.Param][]nn.Component{}
+	nn.Walk(m, func(p nn.Component) { pieces[p.Param] = append(pieces[p.Param], p) })
 	for param, list := range pieces {
-		param.Promise(dtype, device, func(into *nn.Param) (err error) {
+		param.Defer(dtype, device, func(into *nn.Param) (err error) {
 			for _, p := range list {
 				torch.Scoped(func() {
 					var t torch.Tensor
@@ -100,7 +100,7 @@ func Promise(m Model, source TensorSource, dtype torch.DType, device torch.Devic
 func check(m Model, source TensorSource) error {
 	var missing []string
 	var failed error
-	nn.Walk(m, func(p nn.Piece) {
+	nn.Walk(m, func(p nn.Component) {
 		info, ok := source.Info(p.Name)
 		switch {
 		case failed != nil:
@@ -123,12 +123,12 @@ func check(m Model, source TensorSource) error {
 	return nil
 }
 
-func loadPiece(p nn.Piece, source TensorSource, dtype torch.DType, device torch.Device) error {
+func loadPiece(p nn.Component, source TensorSource, dtype torch.DType, device torch.Device) error {
 	t, err := source.TensorAs(p.Name, dtype)
 	if err != nil {
 		return err
 	}
-	if p.Whole() && p.Param.Part == nil {
+	if p.Whole() && p.Param.Shard == nil {
 		p.Param.Tensor.Free()
 		p.Param.Tensor = t.ToDevice(device).Own()
 		return nil
@@ -149,14 +149,14 @@ func abbreviate(names []string) string {
 
 // source gives a model's weights to checkpoint.Save, unfused and under their Hugging Face names.
 type source struct {
-	pieces map[string]nn.Piece
+	pieces map[string]nn.Component
 	names  []string
 }
 
 // Weights presents m's weights as a checkpoint to save.
 func Weights(m Model) checkpoint.Source {
-	s := &source{pieces: map[string]nn.Piece{}}
-	nn.Walk(m, func(p nn.Piece) {
+	s := &source{pieces: map[string]nn.Component{}}
+	nn.Walk(m, func(p nn.Component) {
 		s.pieces[p.Name] = p
 		s.names = append(s.names, p.Name)
 	})

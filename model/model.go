@@ -37,7 +37,7 @@ type Model interface {
 // with [Pass.Finish].
 type Block interface {
 	// First is the product that the block begins with.
-	First() nn.First
+	InputProjection() nn.InputProjection
 	// Forward maps x [B,L,D] to [B,L,D]. layer holds the block's cache, nil when there is none.
 	Forward(x torch.Tensor, pass *Pass, layer *LayerCache) torch.Tensor
 }
@@ -67,12 +67,12 @@ type Pass struct {
 	// One token a sequence: the columns [Starts, Lengths) of the cache are attended to.
 	Lengths, Starts torch.Tensor
 
-	next  *nn.First    // what the block after the one that runs begins with, where this one may make it
-	ahead torch.Tensor // and what came of it
+	next  *nn.InputProjection // what the block after the one that runs begins with, where this one may make it
+	ahead torch.Tensor        // and what came of it
 }
 
 // First is what first makes of a block's input x [B,L,D], unless the block before has made it already.
-func (p *Pass) First(first nn.First, x torch.Tensor) torch.Tensor {
+func (p *Pass) InputProjection(first nn.InputProjection, x torch.Tensor) torch.Tensor {
 	if made := p.ahead; made.Defined() {
 		p.ahead = torch.Tensor{}
 		return made
@@ -82,16 +82,16 @@ func (p *Pass) First(first nn.First, x torch.Tensor) torch.Tensor {
 
 // Finish is the end of a block with the input x [B,L,D], whose mixer came to mixed. With the product that the next block
 // begins with, nothing but products is left between one mixer and the next, which over a single token are one kernel.
-func (p *Pass) Finish(tail nn.Tail, x, mixed torch.Tensor) torch.Tensor {
-	y, ahead, apart := tail.Forward(x, mixed, p.next)
+func (p *Pass) BlockTail(tail nn.BlockTail, x, mixed torch.Tensor) torch.Tensor {
+	y, ahead, reason := tail.Forward(x, mixed, p.next)
 	if ahead.Defined() {
 		p.ahead = ahead.Keep()
 	}
 	if p.Cache != nil && x.Size(1) == 1 {
-		if apart == "" {
+		if reason == "" {
 			p.Cache.Fused = true
-		} else if p.Cache.Unfused == "" {
-			p.Cache.Unfused = apart
+		} else if p.Cache.UnfusedReason == "" {
+			p.Cache.UnfusedReason = reason
 		}
 	}
 	return y
@@ -107,10 +107,10 @@ type Cache struct {
 	// Position (int64 [1] on the device), where it is a tensor, is what passes over a single token read in place of Length, so
 	// that a recorded pass serves every position.
 	Position torch.Tensor
-	// What passes over a single token came to: whether a block ended in the GPU's one kernel for that (see [nn.Tail]), and why
+	// What passes over a single token came to: whether a block ended in the GPU's one kernel for that (see [nn.BlockTail]), and why
 	// the first that did not went without.
-	Fused   bool
-	Unfused string
+	Fused         bool
+	UnfusedReason string
 }
 
 // LayerCache is one block's part of a Cache; a block uses the fields that it needs.
@@ -265,7 +265,7 @@ func Hidden(m Model, seq Sequence) torch.Tensor {
 	for i, block := range blocks {
 		layer := seq.Cache.Layer(i)
 		if pass.next = nil; i+1 < len(blocks) {
-			next := blocks[i+1].First()
+			next := blocks[i+1].InputProjection()
 			pass.next = &next
 		}
 		x = torch.Scoped1(func() torch.Tensor { return block.Forward(x, pass, layer) })

@@ -93,8 +93,8 @@ func Initialize(m Model, dtype torch.DType, device torch.Device) {
 			default:
 				p.Tensor = torch.Zeros(p.Shape, dtype, device).Own()
 			}
-			if p.Part != nil {
-				p.Divide(p.Part, device)
+			if p.Shard != nil {
+				p.Divide(p.Shard, device)
 			}
 		})
 	}

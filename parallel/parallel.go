@@ -1,6 +1,6 @@
 // Package parallel divides a model's weights over the processes of a group (tensor parallelism: Shoeybi et al., arXiv
 // 1909.08053). The model is one that knows nothing of it: its layers find in each weight which part of it is here
-// ([nn.Part]), and sum where that makes a part of a sum.
+// ([nn.Shard]), and sum where that makes a part of a sum.
 //
 //	d, err := parallel.Divide(m, world.All, device)
 //
@@ -25,7 +25,7 @@ import (
 type Division struct {
 	Group  *dist.Group
 	params []*nn.Param
-	parts  map[*nn.Param]*nn.Part
+	parts  map[*nn.Param]*nn.Shard
 	// While the weights are whole: what they were before.
 	aside []torch.Tensor
 }
@@ -33,7 +33,7 @@ type Division struct {
 // Divide leaves of each of m's weights, adapters included, this process's part in memory of its own on device. Of a model
 // without weights it says which part is to be loaded. All processes of the group call it, with equal weights.
 func Divide(m model.Model, group *dist.Group, device torch.Device) (*Division, error) {
-	d := &Division{Group: group, parts: map[*nn.Param]*nn.Part{}}
+	d := &Division{Group: group, parts: map[*nn.Param]*nn.Shard{}}
 	if err := d.plan(m); err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func Divide(m model.Model, group *dist.Group, device torch.Device) (*Division, e
 			if p.Defined() {
 				p.Divide(d.parts[p], device)
 			} else {
-				p.Part = d.parts[p]
+				p.Shard = d.parts[p]
 			}
 		}
 		return nil
@@ -77,7 +77,7 @@ func (d *Division) plan(m model.Model) (err error) {
 	}
 	// The rest is whole everywhere.
 	names := map[*nn.Param]string{}
-	nn.Walk(m, func(p nn.Piece) { names[p.Param] = p.Name })
+	nn.Walk(m, func(p nn.Component) { names[p.Param] = p.Name })
 	for _, p := range nn.Params(m) {
 		if d.parts[p] == nil && len(p.Shape) > 1 {
 			return fmt.Errorf("%s cannot be divided over processes: its layer is unknown here", names[p])
@@ -94,16 +94,16 @@ type section struct{ start, count, unit int }
 func one(count int) section { return section{0, count, 1} }
 
 // each divides sections over the ranks. A unit of 0 marks count rows that all ranks hold.
-func (d *Division) each(sections ...section) [][]nn.Section {
-	held := make([][]nn.Section, d.Group.Size)
+func (d *Division) each(sections ...section) [][]nn.Range {
+	held := make([][]nn.Range, d.Group.Size)
 	for rank := range held {
 		for _, s := range sections {
 			if s.unit == 0 {
-				held[rank] = append(held[rank], nn.Section{First: s.start, Count: s.count, Shared: true})
+				held[rank] = append(held[rank], nn.Range{First: s.start, Count: s.count, Replicated: true})
 				continue
 			}
 			first, end := s.count*rank/d.Group.Size, s.count*(rank+1)/d.Group.Size
-			held[rank] = append(held[rank], nn.Section{First: s.start + first*s.unit, Count: (end - first) * s.unit})
+			held[rank] = append(held[rank], nn.Range{First: s.start + first*s.unit, Count: (end - first) * s.unit})
 		}
 	}
 	return held
@@ -148,7 +148,7 @@ func (d *Division) mixer(l *bamba.Mixer) error {
 }
 
 // outputs divides a layer by what it makes: rows of its weight, and of the second factors of its adapters.
-func (d *Division) outputs(l *nn.Linear, held [][]nn.Section) {
+func (d *Division) outputs(l *nn.Linear, held [][]nn.Range) {
 	d.rows(l.Weight, held)
 	if l.Bias != nil {
 		d.rows(l.Bias, held)
@@ -158,11 +158,11 @@ func (d *Division) outputs(l *nn.Linear, held [][]nn.Section) {
 		end := start + l.Rows[i]
 		if adapter != nil {
 			d.shared(adapter.A)
-			inside := make([][]nn.Section, len(held))
+			inside := make([][]nn.Range, len(held))
 			for rank, sections := range held {
 				for _, s := range sections {
 					if start <= s.First && s.First < end {
-						inside[rank] = append(inside[rank], nn.Section{First: s.First - start, Count: s.Count, Shared: s.Shared})
+						inside[rank] = append(inside[rank], nn.Range{First: s.First - start, Count: s.Count, Replicated: s.Replicated})
 					}
 				}
 			}
@@ -173,7 +173,7 @@ func (d *Division) outputs(l *nn.Linear, held [][]nn.Section) {
 }
 
 // inputs divides a layer by what it takes: columns of its weight, and of the first factor of its adapter.
-func (d *Division) inputs(l *nn.Linear, held [][]nn.Section) {
+func (d *Division) inputs(l *nn.Linear, held [][]nn.Range) {
 	d.cut(l.Weight, 1, held)
 	if l.Bias != nil {
 		d.shared(l.Bias)
@@ -186,13 +186,13 @@ func (d *Division) inputs(l *nn.Linear, held [][]nn.Section) {
 	}
 }
 
-func (d *Division) rows(p *nn.Param, held [][]nn.Section) { d.cut(p, 0, held) }
-func (d *Division) shared(p *nn.Param)                    { d.cut(p, 0, d.each(section{0, p.Shape[0], 0})) }
+func (d *Division) rows(p *nn.Param, held [][]nn.Range) { d.cut(p, 0, held) }
+func (d *Division) shared(p *nn.Param)                  { d.cut(p, 0, d.each(section{0, p.Shape[0], 0})) }
 
 // cut decides about a weight, unless that is done: a head may be the embedding.
-func (d *Division) cut(p *nn.Param, dim int, held [][]nn.Section) {
+func (d *Division) cut(p *nn.Param, dim int, held [][]nn.Range) {
 	if d.parts[p] == nil {
-		d.parts[p] = &nn.Part{Group: d.Group, Dim: dim, Held: held}
+		d.parts[p] = &nn.Shard{Group: d.Group, Dim: dim, Held: held}
 		d.params = append(d.params, p)
 	}
 }
@@ -208,7 +208,7 @@ func (d *Division) DivideTokens() {
 
 // Whole makes the weights whole again, on every process where keep is set; the others only give their parts. Until Part, the
 // model is one that no processes have divided. All processes call it.
-func (d *Division) Whole(keep bool) {
+func (d *Division) Gather(keep bool) {
 	for _, p := range d.params {
 		whole := p.Gather()
 		if !keep {
@@ -216,12 +216,12 @@ func (d *Division) Whole(keep bool) {
 			continue
 		}
 		d.aside = append(d.aside, p.Tensor)
-		p.Tensor, p.Part = whole, nil
+		p.Tensor, p.Shard = whole, nil
 	}
 }
 
 // Part ends Whole. What was done to the whole weights is lost; the part of a weight that was freed is freed.
-func (d *Division) Part() {
+func (d *Division) Release() {
 	for i := range d.aside {
 		p := d.params[i]
 		if p.Defined() {
@@ -230,7 +230,7 @@ func (d *Division) Part() {
 		} else {
 			d.aside[i].Free()
 		}
-		p.Part = d.parts[p]
+		p.Shard = d.parts[p]
 	}
 	d.aside = nil
 }
@@ -238,7 +238,7 @@ func (d *Division) Part() {
 // Forget lets a model without weights, whose parts were only to be looked at, be whole again.
 func (d *Division) Forget() {
 	for _, p := range d.params {
-		p.Part = nil
+		p.Shard = nil
 	}
 }
 
@@ -246,7 +246,7 @@ func (d *Division) Forget() {
 func (d *Division) Mixed() bool {
 	for _, part := range d.parts {
 		for _, s := range part.Mine() {
-			if s.Shared != part.Mine()[0].Shared {
+			if s.Replicated != part.Mine()[0].Replicated {
 				return true
 			}
 		}
@@ -258,7 +258,7 @@ func (d *Division) Mixed() bool {
 func (d *Division) Even() bool {
 	for _, part := range d.parts {
 		for rank := range part.Held {
-			if part.Shared() && part.Count(rank) != part.Count(0) {
+			if part.Replicated() && part.Count(rank) != part.Count(0) {
 				return false
 			}
 		}

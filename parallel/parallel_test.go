@@ -108,13 +108,13 @@ func divided(name string, w *dist.World) error {
 				return err
 			}
 		}
-		d.Whole(w.Rank == 0)
+		d.Gather(w.Rank == 0)
 		if w.Rank == 0 {
 			if err := equal(before, m); err != nil {
 				return fmt.Errorf("%s, whole again: %w", name, err)
 			}
 		}
-		d.Part()
+		d.Release()
 		// Parts loaded from weights are parts of weights.
 		loaded, err := model.New(configs[name])
 		if err != nil {

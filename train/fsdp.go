@@ -101,7 +101,7 @@ func alike(params []*nn.Param) (groups [][]*nn.Param) {
 	}
 	at := map[kind]int{}
 	for _, p := range params {
-		k := kind{p.DType(), p.RequiresGrad(), p.Part.Shared()}
+		k := kind{p.DType(), p.RequiresGrad(), p.Shard.Replicated()}
 		i, ok := at[k]
 		if !ok {
 			i = len(groups)

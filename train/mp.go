@@ -70,7 +70,7 @@ func newPipeline(m model.Model, o Options) (strategy, error) {
 					default:
 						dist.Resize(here, 0)
 						param.SetData(here)
-						param.Later = nil // others read it
+						param.Deferred = nil // others read it
 					}
 				})
 			}

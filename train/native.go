@@ -38,7 +38,7 @@ type stretchOf struct {
 // named lists, for each weight, the stretches that have names of their own.
 func named(m model.Model) map[*nn.Param][]stretchOf {
 	names := map[*nn.Param][]stretchOf{}
-	nn.Walk(m, func(p nn.Piece) {
+	nn.Walk(m, func(p nn.Component) {
 		row := 1
 		for _, n := range p.Param.Shape[1:] {
 			row *= n

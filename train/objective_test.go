@@ -72,7 +72,7 @@ func TestLabelSmoothingAndZLossAreTheirFormulas(t *testing.T) {
 					t.Errorf("number %d of %v, want %v", i, got, want)
 				}
 			}
-			nn.Walk(m, func(p nn.Piece) {
+			nn.Walk(m, func(p nn.Component) {
 				near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()), want[p.Param], 2e-5)
 			})
 			return nil

@@ -153,9 +153,9 @@ func Plans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
 func measure(m model.Model, o PlanOptions, low, high int) sizes {
 	blocks, units := m.Blocks()[low:high], unitsOf(m)
 	last := high == len(m.Blocks())
-	s := sizes{blocks: len(blocks), width: float64(m.Head().Shape[1]), flights: 1, divided: m.Head().Part != nil}
+	s := sizes{blocks: len(blocks), width: float64(m.Head().Shape[1]), flights: 1, divided: m.Head().Shard != nil}
 	s.stream = s.width
-	if part := m.Head().Part; part != nil {
+	if part := m.Head().Shard; part != nil {
 		s.stream /= float64(part.Group.Size)
 	}
 	count := func(root any) (n float64) {
@@ -221,7 +221,7 @@ func activation(block model.Block, width, stream float64) (n, cheap float64) {
 	nn.Linears(block, func(names []string, l *nn.Linear) {
 		local := l.Weight.Local()
 		n += float64(local[1])
-		gathered := l.Weight.Part != nil && l.Weight.Part.Dim == 0
+		gathered := l.Weight.Shard != nil && l.Weight.Shard.Dim == 0
 		if !gathered && !strings.HasSuffix(names[0], "o_proj") {
 			cheap += float64(local[1])
 		}
@@ -229,7 +229,7 @@ func activation(block model.Block, width, stream float64) (n, cheap float64) {
 			n += float64(local[0])
 		}
 	})
-	nn.Walk(block, func(p nn.Piece) {
+	nn.Walk(block, func(p nn.Component) {
 		if len(p.Param.Shape) == 3 { // a convolution [channels, 1, taps]: what it gives, and what the scan makes of it
 			n += float64(p.Param.Local()[0])
 			cheap += float64(p.Param.Local()[0])

@@ -149,7 +149,7 @@ func TestAPlanOfManyDevicesSharesWhatTheStrategyShares(t *testing.T) {
 		}
 	}
 	for _, p := range nn.Params(m) {
-		if p.Part != nil {
+		if p.Shard != nil {
 			t.Fatal("a plan left its mark on the model")
 		}
 	}

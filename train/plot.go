@@ -14,7 +14,7 @@ import (
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
 
-	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 )
 
 // PlotLoss draws the losses that the file metrics (see [MetricsFile]) holds as a PNG at path: each step's, their moving
@@ -72,7 +72,7 @@ func PlotLoss(metrics, path string) error {
 	if err != nil {
 		return err
 	}
-	return checkpoint.WriteFile(path, func(w io.Writer) error {
+	return atomicfile.Write(path, func(w io.Writer) error {
 		_, err := picture.WriteTo(w)
 		return err
 	})

@@ -112,7 +112,7 @@ func TestPreferencesAreLearnedByTheFormula(t *testing.T) {
 						t.Errorf("number %d is %v, want %v", i, got[i], want[i])
 					}
 				}
-				nn.Walk(m, func(p nn.Piece) {
+				nn.Walk(m, func(p nn.Component) {
 					near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()), gradients[p.Param], 3e-5)
 				})
 				for i, sum := range net.evaluate(tr.microBatch(b, known)) {

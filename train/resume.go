@@ -230,7 +230,7 @@ func (t *Trainer) restoreWeights(dir string) error {
 			names[adapterPrefix+a.Name+suffixA], names[adapterPrefix+a.Name+suffixB] = a.A.Tensor, a.B.Tensor
 		}
 	} else {
-		nn.Walk(m, func(p nn.Piece) {
+		nn.Walk(m, func(p nn.Component) {
 			if p.Param.RequiresGrad() {
 				names[p.Name] = p.Param.Detach().Narrow(0, p.Start, p.Rows)
 			}

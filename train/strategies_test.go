@@ -124,7 +124,7 @@ func TestAWeightThatCannotBeReadIsAnError(t *testing.T) {
 	defer model.Free(m)
 	params, gone := nn.Params(m), errors.New("the disk is gone")
 	err := torch.Run(func() error {
-		params[len(params)-1].Promise(torch.Float32, torch.CPU, func(*nn.Param) error { return gone })
+		params[len(params)-1].Defer(torch.Float32, torch.CPU, func(*nn.Param) error { return gone })
 		_, err := newSharded(unitsOf(m), &dist.Group{Size: 2}, nil, Options{}, true)
 		return err
 	})
@@ -149,7 +149,7 @@ func TestAPromiseOfWeightsThatFilesLackIsRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := model.Promise(m, c, torch.Float32, torch.CPU); err == nil || !strings.Contains(err.Error(), want) {
+		if err := model.Defer(m, c, torch.Float32, torch.CPU); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}

@@ -95,7 +95,7 @@ func unitsOf(m model.Model) [][]*nn.Param {
 // isTied reports whether m's head shares the embedding's weights.
 func isTied(m model.Model) bool {
 	tied := true
-	nn.Walk(m, func(p nn.Piece) { tied = tied && !(p.Param == m.Head() && p.Name == "lm_head.weight") })
+	nn.Walk(m, func(p nn.Component) { tied = tied && !(p.Param == m.Head() && p.Name == "lm_head.weight") })
 	return tied
 }
 

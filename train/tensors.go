@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 	"conquer/torch"
 )
 
@@ -45,7 +46,7 @@ func (l *tensorList) Tensor(name string) (torch.Tensor, error) {
 
 // writeFile makes or replaces a small file in one step.
 func writeFile(path string, data []byte) error {
-	return checkpoint.WriteFile(path, func(w io.Writer) error {
+	return atomicfile.Write(path, func(w io.Writer) error {
 		_, err := w.Write(data)
 		return err
 	})

@@ -100,10 +100,10 @@ func (t *tensorParallel) sharedGradients() (list []torch.Tensor) {
 			break // the trained ones come first
 		}
 		at := 0
-		for _, s := range p.param.Part.Mine() {
+		for _, s := range p.param.Shard.Mine() {
 			n := s.Count * elementsOf(p.param.Shape[1:])
 			first, end := max(at, p.start), min(at+n, p.start+p.tensor.Numel())
-			if at += n; !s.Shared || first >= end {
+			if at += n; !s.Replicated || first >= end {
 				continue
 			}
 			if !p.tensor.Grad().Defined() { // a bias that another process adds
@@ -127,11 +127,11 @@ func (t *tensorParallel) agree(sums []float64, norm float64) ([]float64, float64
 
 func (t *tensorParallel) whole(keep bool) {
 	t.strategy.whole(true) // each one's part of the layers is asked for
-	t.division.Whole(keep)
+	t.division.Gather(keep)
 }
 
 func (t *tensorParallel) part() {
-	t.division.Part()
+	t.division.Release()
 	t.strategy.part()
 }
 
@@ -145,7 +145,7 @@ func elementsOf(shape []int) int {
 
 // places calls f for the stretches that elements [from, to) of the piece consist of, with where they lie in the whole weight.
 func (p piece) places(from, to int, f func(at place, from, to int)) {
-	part := p.param.Part
+	part := p.param.Shard
 	switch {
 	case part == nil:
 		f(place{start: p.start + from}, from, to)
@@ -176,7 +176,7 @@ func (p piece) places(from, to int, f func(at place, from, to int)) {
 // mine reports whether this process is the one to write the stretch that begins with an element of the piece: of what all
 // processes of a group hold, the first one writes.
 func (p piece) mine(element int) bool {
-	part := p.param.Part
+	part := p.param.Shard
 	if p.copied {
 		return false
 	}
@@ -186,7 +186,7 @@ func (p piece) mine(element int) bool {
 	at := (p.start + element) / elementsOf(p.param.Shape[1:])
 	for _, s := range part.Mine() {
 		if at < s.Count {
-			return !s.Shared
+			return !s.Replicated
 		}
 		at -= s.Count
 	}
@@ -240,7 +240,7 @@ func dividedPlans(m model.Model, o PlanOptions, machine Machine) (plans []Plan) 
 	sums := map[bool]float64{}
 	for i, block := range m.Blocks() {
 		nn.Linears(block, func(_ []string, l *nn.Linear) {
-			if l.Weight.Part.Dim == 1 {
+			if l.Weight.Shard.Dim == 1 {
 				sums[false]++
 				if i >= s.blocks-s.active {
 					sums[true]++

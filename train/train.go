@@ -168,7 +168,7 @@ type Trainer struct {
 	started   time.Time
 }
 
-// New prepares a run that tunes m, a model with weights or the promise of them ([model.Promise]), on data. validation may be
+// New prepares a run that tunes m, a model with weights or the promise of them ([model.Defer]), on data. validation may be
 // nil. The Trainer changes m, and for HeadOnly with a head that is tied to the embedding moves its weights into a model in
 // which it is not. Model is the one to use and to free in either case.
 func New(m model.Model, data, validation *dataset.Dataset, o Options) (*Trainer, error) {
@@ -384,7 +384,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *dataset.Dataset) (err
 		t.print.Weights = t.began
 	}
 	names := map[*nn.Param][]string{}
-	nn.Walk(m, func(p nn.Piece) { names[p.Param] = append(names[p.Param], p.Name) })
+	nn.Walk(m, func(p nn.Component) { names[p.Param] = append(names[p.Param], p.Name) })
 	for _, p := range nn.Params(m) {
 		p.RequireGrad(false)
 	}
@@ -392,7 +392,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *dataset.Dataset) (err
 	train := func(name string, p *nn.Param) {
 		// Memory of its own: a view of a mapped file is not aligned, which changes the last bits of products.
 		// Sharded and divided ones are about to get it.
-		if !o.sharded() && p.Later == nil {
+		if !o.sharded() && p.Deferred == nil {
 			torch.NoGrad(func() {
 				torch.Scoped(func() {
 					own := p.Detach().Clone().Own()
@@ -430,7 +430,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *dataset.Dataset) (err
 		return err
 	}
 	for _, p := range nn.Params(m) {
-		if p.Later != nil { // the strategy has left it where it is to be
+		if p.Deferred != nil { // the strategy has left it where it is to be
 			torch.Scoped(func() { err = p.Move(torch.Empty(p.Local(), p.DType(), p.Device())) })
 		}
 		if err != nil {
@@ -499,7 +499,7 @@ func lowestAdapted(blocks []model.Block) int {
 func untie(m model.Model) (model.Model, error) {
 	byName := map[string]*nn.Param{}
 	tied := false
-	nn.Walk(m, func(p nn.Piece) {
+	nn.Walk(m, func(p nn.Component) {
 		byName[p.Name] = p.Param
 		tied = tied || p.Param == m.Head() && p.Name != "lm_head.weight"
 	})
@@ -512,14 +512,14 @@ func untie(m model.Model) (model.Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	nn.Walk(apart, func(p nn.Piece) {
+	nn.Walk(apart, func(p nn.Component) {
 		if from := byName[p.Name]; from != nil {
-			p.Param.Tensor, p.Param.Later = from.Tensor, from.Later
+			p.Param.Tensor, p.Param.Deferred = from.Tensor, from.Deferred
 			return
 		}
 		head := m.Head()
-		if head.Later != nil {
-			p.Param.Promise(head.DType(), head.Device(), head.Later)
+		if head.Deferred != nil {
+			p.Param.Defer(head.DType(), head.Device(), head.Deferred)
 			return
 		}
 		torch.Scoped(func() { p.Param.Tensor = head.Detach().Clone().Own() })

@@ -202,7 +202,7 @@ func TestBlockByBlockGradientsAreThoseOfTheWholeModel(t *testing.T) {
 					if want := torch.Item[float64](loss.Detach()); len(got) != 1 || math.Abs(got[0]-want) > 1e-5 {
 						t.Errorf("loss %v, want %v", got, want)
 					}
-					nn.Walk(m, func(p nn.Piece) {
+					nn.Walk(m, func(p nn.Component) {
 						near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()), want[p.Param], 2e-5)
 					})
 					return nil
@@ -377,7 +377,7 @@ func TestTuningTheHeadAloneLeavesATiedEmbeddingAsItIs(t *testing.T) {
 	}
 	defer model.Free(back)
 	torch.Run(func() error {
-		nn.Walk(back, func(p nn.Piece) {
+		nn.Walk(back, func(p nn.Component) {
 			switch p.Name {
 			case "model.embed_tokens.weight":
 				near(t, "the embedding", torch.Values[float32](p.Param.Tensor), before, 0)

@@ -89,7 +89,7 @@ func (s runSpec) open() (m model.Model, closeFiles func(), err error) {
 	if m, err = model.Declare(c); err != nil {
 		return nil, nil, err
 	}
-	read := model.Promise
+	read := model.Defer
 	if s.Distributed == DDP && s.TensorSize == 0 {
 		read = model.Load
 	}

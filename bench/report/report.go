@@ -14,7 +14,7 @@ import (
 
 	"conquer/bamba"
 	"conquer/bench"
-	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 	"conquer/text/dataset"
 )
 
@@ -128,7 +128,7 @@ func (r *Report) write(p *page) error {
 }
 
 func writeFile(path string, data []byte) error {
-	return checkpoint.WriteFile(path, func(w io.Writer) error {
+	return atomicfile.Write(path, func(w io.Writer) error {
 		_, err := w.Write(data)
 		return err
 	})

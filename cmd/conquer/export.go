@@ -227,7 +227,7 @@ func checkComplete(c *checkpoint.Checkpoint) error {
 	if err != nil {
 		return err
 	}
-	nn.Walk(m, func(p nn.Piece) {
+	nn.Walk(m, func(p nn.Component) {
 		info, ok := c.Info(p.Name)
 		switch {
 		case err != nil:

@@ -69,7 +69,7 @@ func TestExportSaysWhatItCannotDo(t *testing.T) {
 		{[]string{"--model_path", dir, "--output_path", there, "--format", "gguf"}, 1, "--overwrite"},
 		{[]string{"--model_path", dir, "--output_path", work, "--format", "gguf"}, 1, "model.gguf"},
 		{[]string{"--model_path", bin, "--output_path", work + "/x"}, 1, "zip archive"},
-		{[]string{"--model_path", "../../testdata/bamba/hybrid", "--output_path", work + "/x", "--format", "gguf"}, 1, "bamba"},
+		{[]string{"--model_path", "../../bamba/testdata/hybrid", "--output_path", work + "/x", "--format", "gguf"}, 1, "bamba"},
 	} {
 		_, stderr, code := invoke(t, "", append([]string{"export"}, test.args...)...)
 		if code != test.code || !strings.Contains(stderr, test.want) {

@@ -200,8 +200,8 @@ func TestTheMistakeOfOneRankNamesIt(t *testing.T) {
 func TestProcessesThatDivideAModelMakeTheTextOfOne(t *testing.T) {
 	for _, c := range []struct {
 		model, processes string
-	}{{"llama/llama3", "2"}, {"bamba/hybrid", "2"}, {"llama/head_dim", "4"}} {
-		args := []string{"generate", "--model_path", "../../testdata/" + c.model, "--token_ids", "1,2,3,4", "--token_ids", "9,8", "--max_new_tokens", "10",
+	}{{"llama/testdata/llama3", "2"}, {"bamba/testdata/hybrid", "2"}, {"llama/testdata/head_dim", "4"}} {
+		args := []string{"generate", "--model_path", "../../" + c.model, "--token_ids", "1,2,3,4", "--token_ids", "9,8", "--max_new_tokens", "10",
 			"--ignore_eos", "--device", "cpu"}
 		want := succeed(t, args...)
 		p, stdout, stderr := program(append(args, "--nproc", c.processes)...)
@@ -214,7 +214,7 @@ func TestProcessesThatDivideAModelMakeTheTextOfOne(t *testing.T) {
 		"2 heads of keys and values cannot be divided over 3 processes": {"--nproc", "3"},
 		"--compile graph records steps for one process":                 {"--nproc", "2", "--compile", "graph"},
 	} {
-		p, stdout, stderr := program(append([]string{"generate", "--model_path", "../../testdata/llama/llama", "--token_ids", "1", "--device", "cpu"}, more...)...)
+		p, stdout, stderr := program(append([]string{"generate", "--model_path", "../../llama/testdata/llama", "--token_ids", "1", "--device", "cpu"}, more...)...)
 		if p.Run() == nil || !strings.Contains(stderr.String(), want) || stdout.Len() > 0 {
 			t.Errorf("%q printed %q and %q, want %q", more, stdout, stderr, want)
 		}
@@ -228,8 +228,8 @@ func TestProcessesThatDivideAModelScoreAsOne(t *testing.T) {
 	}
 	for _, c := range []struct {
 		model, processes string
-	}{{"llama/llama3", "2"}, {"bamba/hybrid", "2"}, {"llama/head_dim", "4"}} {
-		args := []string{"score", "--model_path", "../../testdata/" + c.model, "--token_ids", strings.Join(ids, ","), "--device", "cpu", "--json"}
+	}{{"llama/testdata/llama3", "2"}, {"bamba/testdata/hybrid", "2"}, {"llama/testdata/head_dim", "4"}} {
+		args := []string{"score", "--model_path", "../../" + c.model, "--token_ids", strings.Join(ids, ","), "--device", "cpu", "--json"}
 		want := decode[scoreOutput](t, succeed(t, args...))
 		p, stdout, stderr := program(append(args, "--nproc", c.processes)...)
 		if err := p.Run(); err != nil {

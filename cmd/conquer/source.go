@@ -127,7 +127,7 @@ func (f *modelFlags) load(c *checkpoint.Checkpoint, dtype torch.DType, device to
 		return nil, err
 	}
 	if f.divided {
-		err = model.Promise(m, c, dtype, device)
+		err = model.Defer(m, c, dtype, device)
 	} else if _, err = parallel.Divide(m, f.world.All, device); err == nil {
 		err = model.Load(m, c, dtype, device)
 	}

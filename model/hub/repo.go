@@ -20,7 +20,7 @@ import (
 	"strings"
 	"time"
 
-	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 )
 
 // Scheme begins the name of a repository on the Hugging Face Hub.
@@ -199,7 +199,7 @@ func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]strin
 	if err != nil {
 		return "", err
 	}
-	return dir, checkpoint.WriteFile(filepath.Join(dir, listFile), func(w io.Writer) error { _, err := w.Write(text); return err })
+	return dir, atomicfile.Write(filepath.Join(dir, listFile), func(w io.Writer) error { _, err := w.Write(text); return err })
 }
 
 // list asks the hub what the revision holds. A commit that was fetched before is not asked for: it cannot change.

@@ -7,19 +7,19 @@ import (
 )
 
 // First is the product that a block begins with: of its normalized input.
-type First struct {
-	Norm    *RMSNorm
-	Product *Linear
+type InputProjection struct {
+	Norm   *RMSNorm
+	Linear *Linear
 }
 
 // Forward maps x [..., D], which may be of a wider dtype than the weights, to [..., N].
-func (f First) Forward(x torch.Tensor) torch.Tensor {
-	return f.Product.ForwardNormed(f.Norm, x.To(f.Norm.Weight.DType()))
+func (f InputProjection) Forward(x torch.Tensor) torch.Tensor {
+	return f.Linear.ForwardNormed(f.Norm, x.To(f.Norm.Weight.DType()))
 }
 
 // Tail is what follows a block's mixer: the mixer's last product, and a feed-forward layer after a normalization, each
 // added to what it is given.
-type Tail struct {
+type BlockTail struct {
 	Norm    *RMSNorm // of the mixer's result; nil where there is none
 	Output  *Linear
 	MLPNorm *RMSNorm
@@ -28,10 +28,10 @@ type Tail struct {
 
 // Forward maps a block's input x [..., D] and its mixer's result to the block's output y [..., D]. Over a single token, without
 // gradients or adapters, it also makes what next, if any, makes of y: then all is one operation. Otherwise first is no tensor.
-// Where that was not the GPU's one kernel, apart says why.
-func (t Tail) Forward(x, mixed torch.Tensor, next *First) (y, first torch.Tensor, apart string) {
-	if apart = t.apart(x, mixed, next); apart != "" {
-		return t.MLP.ForwardAdd(t.MLPNorm, t.Add(x, mixed)), torch.Tensor{}, apart
+// Where that was not the GPU's one kernel, unfusedReason says why.
+func (t BlockTail) Forward(x, mixed torch.Tensor, next *InputProjection) (y, first torch.Tensor, unfusedReason string) {
+	if unfusedReason = t.unfusedReason(x, mixed, next); unfusedReason != "" {
+		return t.MLP.ForwardAdd(t.MLPNorm, t.Add(x, mixed)), torch.Tensor{}, unfusedReason
 	}
 	in := torch.Tail{
 		Output: t.Output.Weight.Tensor, OutputBias: t.Output.bias(),
@@ -43,13 +43,13 @@ func (t Tail) Forward(x, mixed torch.Tensor, next *First) (y, first torch.Tensor
 		in.Norm, in.Eps = t.Norm.Weight.Tensor, t.Norm.Eps
 	}
 	if next != nil {
-		in.NextNorm, in.NextEps, in.Next, in.NextBias = next.Norm.Weight.Tensor, next.Norm.Eps, next.Product.Weight.Tensor, next.Product.bias()
+		in.NextNorm, in.NextEps, in.Next, in.NextBias = next.Norm.Weight.Tensor, next.Norm.Eps, next.Linear.Weight.Tensor, next.Linear.bias()
 	}
 	return torch.BlockTail(x, mixed, in)
 }
 
 // Add is x plus the mixer's last product.
-func (t Tail) Add(x, mixed torch.Tensor) torch.Tensor {
+func (t BlockTail) Add(x, mixed torch.Tensor) torch.Tensor {
 	switch {
 	case t.Norm == nil:
 		return t.Output.ForwardAdd(mixed, x)
@@ -59,8 +59,8 @@ func (t Tail) Add(x, mixed torch.Tensor) torch.Tensor {
 	return torch.NormLinearAdd(mixed, t.Norm.Weight.Tensor, t.Norm.Eps, t.Output.Weight.Tensor, t.Output.bias(), x)
 }
 
-// apart is why Forward is several operations; "" where it is one.
-func (t Tail) apart(x, mixed torch.Tensor, next *First) string {
+// unfusedReason is why Forward is several operations; "" where it is one.
+func (t BlockTail) unfusedReason(x, mixed torch.Tensor, next *InputProjection) string {
 	if torch.GradEnabled() {
 		return "gradients are recorded"
 	}
@@ -72,11 +72,11 @@ func (t Tail) apart(x, mixed torch.Tensor, next *First) string {
 	}
 	products := []*Linear{t.Output, t.MLP.GateUp, t.MLP.Down}
 	if next != nil {
-		products = append(products, next.Product)
+		products = append(products, next.Linear)
 	}
 	for _, l := range products {
 		switch {
-		case l.Weight.Part != nil:
+		case l.Weight.Shard != nil:
 			return "processes have divided the weights"
 		case !l.plain():
 			return "an adapter is not folded into the weights"
@@ -86,4 +86,4 @@ func (t Tail) apart(x, mixed torch.Tensor, next *First) string {
 }
 
 // plain reports whether the layer is its weight and bias alone, and all of them are here.
-func (l *Linear) plain() bool { return len(l.LoRA) == 0 && l.Weight.Part == nil }
+func (l *Linear) plain() bool { return len(l.LoRA) == 0 && l.Weight.Shard == nil }

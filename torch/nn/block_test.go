@@ -12,28 +12,28 @@ func TestTailSaysWhyItIsSeveralOperations(t *testing.T) {
 	for _, c := range []struct {
 		rows  int
 		mixed torch.DType
-		spoil func(t *Tail, next *First)
+		spoil func(t *BlockTail, next *InputProjection)
 		why   string
 	}{
 		{1, torch.BFloat16, nil, ""},
 		{3, torch.BFloat16, nil, "it takes one row, not 3"},
 		{1, torch.Float32, nil, "it takes tensors of one dtype, not bfloat16 and float32"},
-		{1, torch.BFloat16, func(t *Tail, _ *First) { t.MLP.GateUp.LoRA = make([]*LoRA, 2) }, "an adapter is not folded into the weights"},
-		{1, torch.BFloat16, func(_ *Tail, next *First) { next.Product.LoRA = make([]*LoRA, 1) }, "an adapter is not folded into the weights"},
-		{1, torch.BFloat16, func(t *Tail, _ *First) { t.Output.Weight.Part = &Part{} }, "processes have divided the weights"},
+		{1, torch.BFloat16, func(t *BlockTail, _ *InputProjection) { t.MLP.GateUp.LoRA = make([]*LoRA, 2) }, "an adapter is not folded into the weights"},
+		{1, torch.BFloat16, func(_ *BlockTail, next *InputProjection) { next.Linear.LoRA = make([]*LoRA, 1) }, "an adapter is not folded into the weights"},
+		{1, torch.BFloat16, func(t *BlockTail, _ *InputProjection) { t.Output.Weight.Shard = &Shard{} }, "processes have divided the weights"},
 	} {
-		tail := Tail{Output: NewLinear(width, false, width), MLPNorm: NewRMSNorm(width, 1e-5), MLP: NewSwiGLU(width, inner, false)}
-		next := &First{Norm: NewRMSNorm(width, 1e-5), Product: NewLinear(width, false, 40)}
+		tail := BlockTail{Output: NewLinear(width, false, width), MLPNorm: NewRMSNorm(width, 1e-5), MLP: NewSwiGLU(width, inner, false)}
+		next := &InputProjection{Norm: NewRMSNorm(width, 1e-5), Linear: NewLinear(width, false, 40)}
 		if c.spoil != nil {
 			c.spoil(&tail, next)
 		}
 		err := torch.Run(func() error {
 			x, mixed := torch.Zeros([]int{c.rows, 1, width}, torch.BFloat16, torch.CPU), torch.Zeros([]int{c.rows, 1, width}, c.mixed, torch.CPU)
-			if why := tail.apart(x, mixed, next); why != "gradients are recorded" {
+			if why := tail.unfusedReason(x, mixed, next); why != "gradients are recorded" {
 				t.Errorf("with gradients: %q", why)
 			}
 			torch.NoGrad(func() {
-				if why := tail.apart(x, mixed, next); why != c.why {
+				if why := tail.unfusedReason(x, mixed, next); why != c.why {
 					t.Errorf("%q, expected %q", why, c.why)
 				}
 			})

@@ -19,9 +19,9 @@ type Param struct {
 	// Draw, where a layer has a distribution of its own, overwrites a fresh float32 tensor instead.
 	Draw func(t torch.Tensor)
 	// Part, where several processes have divided the weight, is what of it the tensor holds; Shape and Rows are the whole's.
-	Part *Part
-	// Later, where the values are only promised, reads them into a Param of the same shape, see Promise.
-	Later func(into *Param) error
+	Shard *Shard
+	// Later, where the values are only promised, reads them into a Param of the same shape, see Defer.
+	Deferred func(into *Param) error
 }
 
 // Fill is how a fresh weight begins.
@@ -152,7 +152,7 @@ func (l *Linear) ForwardAdd(x, residual torch.Tensor) torch.Tensor {
 
 func (l *Linear) bias() (bias torch.Tensor) {
 	// Of a sum over processes, one adds the bias.
-	if l.Bias != nil && (l.Weight.Part == nil || l.Weight.Part.Dim == 0 || l.Weight.Part.Group.Rank == 0) {
+	if l.Bias != nil && (l.Weight.Shard == nil || l.Weight.Shard.Dim == 0 || l.Weight.Shard.Group.Rank == 0) {
 		bias = l.Bias.Tensor
 	}
 	return bias
@@ -188,7 +188,7 @@ func NewEmbedding(vocabulary, width int) *Embedding {
 
 // Forward maps ids [...] to [..., D].
 func (e *Embedding) Forward(ids torch.Tensor) torch.Tensor {
-	if e.Weight.Part != nil {
+	if e.Weight.Shard != nil {
 		return e.Weight.lookup(ids)
 	}
 	return torch.Embedding(e.Weight.Tensor, ids)

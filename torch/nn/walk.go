@@ -6,27 +6,27 @@ import (
 	"strings"
 )
 
-// Piece is one weight as a checkpoint names and stores it: rows [Start, Start+Rows) of a Param.
-type Piece struct {
+// Component is one weight as a checkpoint names and stores it: rows [Start, Start+Rows) of a Param.
+type Component struct {
 	Name        string
 	Param       *Param
 	Start, Rows int
 }
 
 // Shape returns the piece's shape.
-func (p Piece) Shape() []int { return append([]int{p.Rows}, p.Param.Shape[1:]...) }
+func (p Component) Shape() []int { return append([]int{p.Rows}, p.Param.Shape[1:]...) }
 
 // Whole reports whether the piece is all of its Param.
-func (p Piece) Whole() bool { return p.Rows == p.Param.Shape[0] }
+func (p Component) Whole() bool { return p.Rows == p.Param.Shape[0] }
 
 // Walk visits the pieces of every Param below root, a pointer to a struct, in declaration order. A field is visited when it
 // has a `weight` tag: the name it contributes. "a+b" names the parts of a fused layer; elements of a slice are numbered; a
 // nil pointer is a weight that this model does not have.
-func Walk(root any, visit func(Piece)) { walk(reflect.ValueOf(root), []string{""}, visit) }
+func Walk(root any, visit func(Component)) { walk(reflect.ValueOf(root), []string{""}, visit) }
 
 var paramType = reflect.TypeFor[*Param]()
 
-func walk(v reflect.Value, names []string, visit func(Piece)) {
+func walk(v reflect.Value, names []string, visit func(Component)) {
 	if v.Kind() == reflect.Interface {
 		v = v.Elem()
 	}
@@ -37,7 +37,7 @@ func walk(v reflect.Value, names []string, visit func(Piece)) {
 		param := v.Interface().(*Param)
 		start := 0
 		for i, rows := range param.Rows {
-			visit(Piece{Name: names[min(i, len(names)-1)], Param: param, Start: start, Rows: rows})
+			visit(Component{Name: names[min(i, len(names)-1)], Param: param, Start: start, Rows: rows})
 			start += rows
 		}
 		return
@@ -74,7 +74,7 @@ func join(prefixes []string, tag string) []string {
 func Params(root any) []*Param {
 	var params []*Param
 	seen := map[*Param]bool{}
-	Walk(root, func(p Piece) {
+	Walk(root, func(p Component) {
 		if !seen[p.Param] {
 			seen[p.Param] = true
 			params = append(params, p.Param)
@@ -86,7 +86,7 @@ func Params(root any) []*Param {
 // Linears visits every Linear below root with the names of its parts, for adapters.
 func Linears(root any, visit func(names []string, l *Linear)) {
 	byWeight := map[*Param][]string{}
-	Walk(root, func(p Piece) {
+	Walk(root, func(p Component) {
 		byWeight[p.Param] = append(byWeight[p.Param], strings.TrimSuffix(p.Name, ".weight"))
 	})
 	Layers(root, func(_ string, layer any) {

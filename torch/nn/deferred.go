@@ -2,9 +2,9 @@ package nn
 
 import "conquer/torch"
 
-// Promise lets p's values be read later, as dtype, to device. Until Move, p's tensor has their shape, but no memory for them.
+// Defer lets p's values be read later, as dtype, to device. Until Move, p's tensor has their shape, but no memory for them.
 // p remains a leaf if it was one.
-func (p *Param) Promise(dtype torch.DType, device torch.Device, read func(into *Param) error) {
+func (p *Param) Defer(dtype torch.DType, device torch.Device, read func(into *Param) error) {
 	trained := p.Defined() && p.RequiresGrad()
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
@@ -13,20 +13,20 @@ func (p *Param) Promise(dtype torch.DType, device torch.Device, read func(into *
 		})
 	})
 	p.RequireGrad(trained)
-	p.Later = read
+	p.Deferred = read
 }
 
 // Move puts p's values, which may have been promised so far, into to, a tensor of their shape and dtype, which p shares from now
 // on.
 func (p *Param) Move(to torch.Tensor) (err error) {
 	torch.NoGrad(func() {
-		if p.Later == nil {
+		if p.Deferred == nil {
 			to.Copy(p.Detach())
 		}
 		p.SetData(to)
-		if p.Later != nil {
-			err = p.Later(p)
-			p.Later = nil
+		if p.Deferred != nil {
+			err = p.Deferred(p)
+			p.Deferred = nil
 		}
 	})
 	return err
@@ -34,9 +34,9 @@ func (p *Param) Move(to torch.Tensor) (err error) {
 
 // Values are p's values, or, where they are only promised, a copy in the host's memory, read for this call.
 func (p *Param) Values() (torch.Tensor, error) {
-	if p.Later == nil {
+	if p.Deferred == nil {
 		return p.Detach(), nil
 	}
 	t := torch.Empty(p.Local(), p.DType(), torch.CPU)
-	return t, p.Later(&Param{Tensor: t, Shape: p.Shape, Part: p.Part})
+	return t, p.Deferred(&Param{Tensor: t, Shape: p.Shape, Shard: p.Shard})
 }

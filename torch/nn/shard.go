@@ -14,11 +14,11 @@ import (
 //
 // The gradient that a pass leaves at elements that are Shared is a part, too: it must be summed over the group. So it is in
 // a norm before a layer that is divided, whose own input is handed out.
-type Part struct {
+type Shard struct {
 	Group  *dist.Group
-	Dim    int         // 0: rows are divided, 1: columns are
-	Held   [][]Section // by rank of the group, what each holds, one behind the other
-	Tokens *Tokens     // where the hidden states between the layers are divided as well, else nil
+	Dim    int       // 0: rows are divided, 1: columns are
+	Held   [][]Range // by rank of the group, what each holds, one behind the other
+	Tokens *Tokens   // where the hidden states between the layers are divided as well, else nil
 }
 
 // Tokens is the batch that a model's layers work on, [Batch,Length] tokens. Between the layers each process has the hidden
@@ -27,37 +27,37 @@ type Part struct {
 // sets the numbers; Batch·Length must be a multiple of the number of processes. It is for passes without a cache.
 type Tokens struct{ Batch, Length int }
 
-// Section is the rows or columns [First, First+Count) of a weight. Where it is Shared, all processes hold it.
-type Section struct {
+// Range is the rows or columns [First, First+Count) of a weight. Where it is Shared, all processes hold it.
+type Range struct {
 	First, Count int
-	Shared       bool
+	Replicated   bool
 }
 
 // Mine are the sections that this process holds.
-func (p *Part) Mine() []Section { return p.Held[p.Group.Rank] }
+func (p *Shard) Mine() []Range { return p.Held[p.Group.Rank] }
 
 // Count is how many rows or columns the group's rank holds.
-func (p *Part) Count(rank int) (n int) {
+func (p *Shard) Count(rank int) (n int) {
 	for _, s := range p.Held[rank] {
 		n += s.Count
 	}
 	return n
 }
 
-// Shared reports whether all processes of the group hold something of the weight.
-func (p *Part) Shared() bool {
-	return p != nil && slices.ContainsFunc(p.Mine(), func(s Section) bool { return s.Shared })
+// Replicated reports whether all processes of the group hold something of the weight.
+func (p *Shard) Replicated() bool {
+	return p != nil && slices.ContainsFunc(p.Mine(), func(s Range) bool { return s.Replicated })
 }
 
 // Local is the shape of the tensor: Shape, or its part's.
 func (p *Param) Local() []int {
-	if p.Part == nil {
+	if p.Shard == nil {
 		return p.Shape
 	}
-	return p.Part.shape(p, p.Part.Group.Rank)
+	return p.Shard.shape(p, p.Shard.Group.Rank)
 }
 
-func (part *Part) shape(p *Param, rank int) []int {
+func (part *Shard) shape(p *Param, rank int) []int {
 	shape := slices.Clone(p.Shape)
 	shape[part.Dim] = part.Count(rank)
 	return shape
@@ -65,12 +65,12 @@ func (part *Part) shape(p *Param, rank int) []int {
 
 // heldRows are the rows that this process holds of each of the pieces that a fused weight consists of.
 func (p *Param) heldRows() []int {
-	if p.Part == nil || p.Part.Dim != 0 {
+	if p.Shard == nil || p.Shard.Dim != 0 {
 		return p.Rows
 	}
 	held, start := make([]int, len(p.Rows)), 0
 	for i, rows := range p.Rows {
-		for _, s := range p.Part.Mine() {
+		for _, s := range p.Shard.Mine() {
 			held[i] += max(0, min(s.First+s.Count, start+rows)-max(s.First, start))
 		}
 		start += rows
@@ -80,10 +80,10 @@ func (p *Param) heldRows() []int {
 
 // Divide keeps, of p's tensor, what part says, in memory of its own on device; of values that are promised, the promise of
 // that. p remains a leaf if it was one.
-func (p *Param) Divide(part *Part, device torch.Device) {
-	if p.Later != nil {
-		p.Part = part
-		p.Promise(p.DType(), device, p.Later)
+func (p *Param) Divide(part *Shard, device torch.Device) {
+	if p.Deferred != nil {
+		p.Shard = part
+		p.Defer(p.DType(), device, p.Deferred)
 		return
 	}
 	torch.NoGrad(func() {
@@ -94,7 +94,7 @@ func (p *Param) Divide(part *Part, device torch.Device) {
 			}
 			own, trained := torch.Cat(part.Dim, held...).ToDevice(device).Contiguous().Own(), p.RequiresGrad()
 			p.Tensor.Free()
-			p.Tensor, p.Part = own, part
+			p.Tensor, p.Shard = own, part
 			p.RequireGrad(trained)
 		})
 	})
@@ -103,15 +103,15 @@ func (p *Param) Divide(part *Part, device torch.Device) {
 // Store copies rows [start, start+t.Size(0)) of the whole weight into the tensor, as far as they are here.
 func (p *Param) Store(start int, t torch.Tensor) {
 	rows := t.Size(0)
-	if p.Part == nil {
+	if p.Shard == nil {
 		p.Narrow(0, start, rows).Copy(t.ToDevice(p.Device())) // by way of pinned memory
 		return
 	}
 	at := 0
-	for _, s := range p.Part.Mine() {
+	for _, s := range p.Shard.Mine() {
 		first, end := max(s.First, start), min(s.First+s.Count, start+rows)
 		switch {
-		case p.Part.Dim == 1:
+		case p.Shard.Dim == 1:
 			p.Narrow(0, start, rows).Narrow(1, at, s.Count).Copy(t.Narrow(1, s.First, s.Count))
 		case first < end:
 			p.Narrow(0, at+first-s.First, end-first).Copy(t.Narrow(0, first-start, end-first))
@@ -122,7 +122,7 @@ func (p *Param) Store(start int, t torch.Tensor) {
 
 // Gather puts the whole weight together, on every process of the group, in memory of its own.
 func (p *Param) Gather() (whole torch.Tensor) {
-	part := p.Part
+	part := p.Shard
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
 			longest := 0
@@ -157,7 +157,7 @@ func count(shape []int) int {
 
 // spread is hidden states x as the input of a product with p, or of a norm before it.
 func (p *Param) spread(x torch.Tensor) torch.Tensor {
-	switch part := p.Part; {
+	switch part := p.Shard; {
 	case part == nil || part.Dim != 0:
 		return x
 	case part.Tokens != nil:
@@ -170,7 +170,7 @@ func (p *Param) spread(x torch.Tensor) torch.Tensor {
 
 // collect is what p's product made of the input, y, as the whole weight's would have.
 func (p *Param) collect(y torch.Tensor) torch.Tensor {
-	switch part := p.Part; {
+	switch part := p.Shard; {
 	case part == nil || part.Dim != 1:
 		return y
 	case part.Tokens != nil:
@@ -181,7 +181,7 @@ func (p *Param) collect(y torch.Tensor) torch.Tensor {
 }
 
 // tokens reports whether the hidden states, too, are divided.
-func (p *Param) tokens() bool { return p.Part != nil && p.Part.Tokens != nil }
+func (p *Param) tokens() bool { return p.Shard != nil && p.Shard.Tokens != nil }
 
 // Pick takes rows (int64 [N]) of hidden states [B,L,D], counted over all of their tokens, as the input of the head p or of a
 // norm before it: [N,D].
@@ -198,25 +198,25 @@ func (p *Param) Pick(hidden, rows torch.Tensor) torch.Tensor {
 
 // lookup picks the rows ids of an embedding whose rows are divided: those that are not here are zero, and others' to give.
 func (p *Param) lookup(ids torch.Tensor) torch.Tensor {
-	s := p.Part.Mine()[0]
+	s := p.Shard.Mine()[0]
 	local := ids.AddScalar(-float64(s.First))
 	row := local.Clamp(0, float64(s.Count-1))
 	here := local.Equal(row).Unsqueeze(-1).To(p.DType())
 	part := torch.Embedding(p.Tensor, row).Mul(here)
-	if t := p.Part.Tokens; t != nil {
+	if t := p.Shard.Tokens; t != nil {
 		t.Batch, t.Length = ids.Size(0), ids.Size(1)
-		return p.Part.Group.Scatter(part.View(-1, part.Size(-1))).Unsqueeze(0)
+		return p.Shard.Group.Scatter(part.View(-1, part.Size(-1))).Unsqueeze(0)
 	}
-	return p.Part.Group.Collect(part)
+	return p.Shard.Group.Collect(part)
 }
 
 // Logits is hidden [..., D] times the head p [V,D] transposed: [..., V], on every process that holds a part of the head.
 func (p *Param) Logits(hidden torch.Tensor) torch.Tensor {
 	logits := torch.Linear(hidden, p.Tensor, torch.Tensor{})
-	if p.Part == nil {
+	if p.Shard == nil {
 		return logits
 	}
-	part, s := p.Part, p.Part.Mine()[0]
+	part, s := p.Shard, p.Shard.Mine()[0]
 	all := torch.Zeros(append(hidden.Shape()[:hidden.Rank()-1], p.Shape[0]), logits.DType(), logits.Device())
 	all.Narrow(-1, s.First, s.Count).Copy(logits)
 	return part.Group.Collect(all)
@@ -224,17 +224,17 @@ func (p *Param) Logits(hidden torch.Tensor) torch.Tensor {
 
 // Loss is [torch.HeadCrossEntropy] of the head p. Where p is divided, hidden comes from [Param.Pick].
 func (p *Param) Loss(hidden, labels torch.Tensor, o torch.Loss) (loss, nll torch.Tensor) {
-	if p.Part == nil {
+	if p.Shard == nil {
 		return torch.HeadCrossEntropy(hidden, p.Tensor, labels, o)
 	}
-	return p.Part.Group.HeadCrossEntropy(hidden, p.Tensor, labels, p.Part.Mine()[0].First, p.Shape[0], o)
+	return p.Shard.Group.HeadCrossEntropy(hidden, p.Tensor, labels, p.Shard.Mine()[0].First, p.Shape[0], o)
 }
 
 // together is Forward where each process has some of the channels that are normalized together.
 func (n *GatedRMSNorm) together(x, z torch.Tensor) torch.Tensor {
 	gated := x.To(torch.Float32).Mul(z.To(torch.Float32).Silu())
 	// Every process's channels depend on the sum, so that its gradient, too, is a sum over all.
-	group := n.Weight.Part.Group
+	group := n.Weight.Shard.Group
 	mean := group.Spread(group.Collect(gated.Mul(gated).SumDim(-1, true))).MulScalar(1 / float64(n.Group))
 	return gated.Mul(mean.AddScalar(n.Eps).Rsqrt()).To(x.DType()).Mul(n.Weight.Tensor)
 }
