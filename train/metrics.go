@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"conquer/internal/atomicfile"
 	"conquer/torch"
 )
 
@@ -118,7 +119,7 @@ func truncateMetrics(path string, done int) error {
 	if kept.Len() == len(old) {
 		return nil
 	}
-	return writeFile(path, kept.Bytes())
+	return atomicfile.WriteBytes(path, kept.Bytes())
 }
 
 // write writes a line, with measures as further fields of it.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/nn"
@@ -239,16 +240,16 @@ func (t *Trainer) commit(dir string, step int, mine checkpoint.NativePart, tenso
 				return err
 			}
 		}
-		if err := writeFile(filepath.Join(stage, "config.json"), config); err != nil {
+		if err := atomicfile.WriteBytes(filepath.Join(stage, "config.json"), config); err != nil {
 			return err
 		}
 		if o.GenerationConfig != nil {
-			if err := writeFile(filepath.Join(stage, "generation_config.json"), o.GenerationConfig); err != nil {
+			if err := atomicfile.WriteBytes(filepath.Join(stage, "generation_config.json"), o.GenerationConfig); err != nil {
 				return err
 			}
 		}
 	}
-	if err := writeFile(filepath.Join(stage, stateFile), text); err != nil {
+	if err := atomicfile.WriteBytes(filepath.Join(stage, stateFile), text); err != nil {
 		return err
 	}
 	if err := checkpoint.WriteNativeIndex(stage, parts, tensors); err != nil {
@@ -257,7 +258,7 @@ func (t *Trainer) commit(dir string, step int, mine checkpoint.NativePart, tenso
 	if err := checkpoint.Commit(dir); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(o.CheckpointPath, latestFile), []byte(filepath.Base(dir)+"\n")); err != nil {
+	if err := atomicfile.WriteBytes(filepath.Join(o.CheckpointPath, latestFile), []byte(filepath.Base(dir)+"\n")); err != nil {
 		return err
 	}
 	return t.prune(step)

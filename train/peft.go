@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 	"conquer/model"
 	"conquer/torch"
 )
@@ -68,7 +69,7 @@ func SaveAdapter(m model.Model, dir, base string, l LoRA, also func(dir string) 
 		if err := os.Rename(filepath.Join(stage, "model.safetensors"), filepath.Join(stage, adapterWeights)); err != nil {
 			return err
 		}
-		if err := writeFile(filepath.Join(stage, adapterConfig), append(text, '\n')); err != nil {
+		if err := atomicfile.WriteBytes(filepath.Join(stage, adapterConfig), append(text, '\n')); err != nil {
 			return err
 		}
 		if also == nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 
+	"conquer/internal/atomicfile"
 	"conquer/text/dataset"
 	"conquer/torch"
 )
@@ -88,7 +89,7 @@ func (t *Trainer) refer(data, validation *dataset.Dataset) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(path, append(made, '\n'))
+	return atomicfile.WriteBytes(path, append(made, '\n'))
 }
 
 // madeFromThis reports whether log-probabilities are of this run's data under this run's model. Both have been through JSON.

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
@@ -78,12 +79,12 @@ func (t *Trainer) Save() error {
 			if err := checkpoint.Save(filepath.Join(stage, optimizerPath), t.optimizerState(), checkpoint.Options{}); err != nil {
 				return err
 			}
-			return writeFile(filepath.Join(stage, stateFile), append(text, '\n'))
+			return atomicfile.WriteBytes(filepath.Join(stage, stateFile), append(text, '\n'))
 		})
 		if err != nil {
 			return err
 		}
-		if err := writeFile(filepath.Join(root, latestFile), []byte(name+"\n")); err != nil {
+		if err := atomicfile.WriteBytes(filepath.Join(root, latestFile), []byte(name+"\n")); err != nil {
 			return err
 		}
 		t.saved = t.step

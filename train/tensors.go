@@ -2,10 +2,8 @@ package train
 
 import (
 	"fmt"
-	"io"
 
 	"conquer/checkpoint"
-	"conquer/internal/atomicfile"
 	"conquer/torch"
 )
 
@@ -42,12 +40,4 @@ func (l *tensorList) Tensor(name string) (torch.Tensor, error) {
 		return torch.Tensor{}, fmt.Errorf("there is no tensor %q", name)
 	}
 	return t.Detach().ToDevice(torch.CPU).Contiguous(), nil
-}
-
-// writeFile makes or replaces a small file in one step.
-func writeFile(path string, data []byte) error {
-	return atomicfile.Write(path, func(w io.Writer) error {
-		_, err := w.Write(data)
-		return err
-	})
 }

@@ -5,7 +5,6 @@ package report
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -113,7 +112,7 @@ func (r *Report) write(p *page) error {
 				data []byte
 			}{{".svg", f.chart.svg()}, {".png", png}} {
 				path := filepath.Join(plots, f.Name+file.ext)
-				if err := writeFile(path, file.data); err != nil {
+				if err := atomicfile.WriteBytes(path, file.data); err != nil {
 					return err
 				}
 				r.Plots = append(r.Plots, path)
@@ -124,14 +123,7 @@ func (r *Report) write(p *page) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(r.Page, html)
-}
-
-func writeFile(path string, data []byte) error {
-	return atomicfile.Write(path, func(w io.Writer) error {
-		_, err := w.Write(data)
-		return err
-	})
+	return atomicfile.WriteBytes(r.Page, html)
 }
 
 // madeBy says where results come from.

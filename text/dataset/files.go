@@ -14,10 +14,11 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"syscall"
 	"unicode/utf8"
 
 	"github.com/wangkuiyi/gotorch/tool/tgz"
+
+	"conquer/internal/mapping"
 )
 
 // file is a data file, mapped into memory, whose records are read when they
@@ -38,7 +39,7 @@ type file interface {
 type mappings struct {
 	mu     sync.RWMutex
 	closed bool
-	list   [][]byte
+	list   []*mapping.Mapping
 }
 
 // during calls read while the files are there.
@@ -54,8 +55,8 @@ func (m *mappings) during(read func() error) error {
 func (m *mappings) close() (err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, data := range m.list {
-		err = errors.Join(err, syscall.Munmap(data))
+	for _, file := range m.list {
+		err = errors.Join(err, file.Close())
 	}
 	m.closed, m.list = true, nil
 	return err
@@ -260,12 +261,12 @@ func (m *mappings) mapped(f *os.File) ([]byte, error) {
 		_, err := f.ReadAt(data, 0)
 		return data, err
 	}
-	data, err := syscall.Mmap(int(f.Fd()), 0, int(info.Size()), syscall.PROT_READ, syscall.MAP_SHARED)
+	file, err := mapping.Map(f)
 	if err != nil {
-		return nil, fmt.Errorf("%s: cannot be mapped into memory: %w", f.Name(), err)
+		return nil, err
 	}
-	m.list = append(m.list, data)
-	return data, nil
+	m.list = append(m.list, file)
+	return file.Bytes(), nil
 }
 
 // unpacked maps what write writes. It lies in a file of the folder for

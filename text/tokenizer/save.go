@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"conquer/internal/atomicfile"
 )
 
 // Save writes the tokenizer into dir (made if it is missing) as a folder that
@@ -23,7 +25,7 @@ func (t *Tokenizer) Save(dir string) error {
 		return fmt.Errorf("save tokenizer: %w", err)
 	}
 	for _, f := range files {
-		if err := writeFile(filepath.Join(dir, f.name), f.data); err != nil {
+		if err := atomicfile.WriteBytes(filepath.Join(dir, f.name), f.data); err != nil {
 			return fmt.Errorf("save tokenizer: %w", err)
 		}
 	}
@@ -80,35 +82,4 @@ func (t *Tokenizer) files() (files []savedFile, err error) {
 		files = append(files, savedFile{f.name, b.Bytes()})
 	}
 	return files, nil
-}
-
-// writeFile writes under a temporary name, flushes to the disk and renames.
-func writeFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".partial-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
