@@ -14,60 +14,36 @@ import (
 	"github.com/apache/arrow-go/v18/arrow"
 	arrays "github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/ipc"
-	"github.com/apache/arrow-go/v18/arrow/memory"
 	flatbuffers "github.com/google/flatbuffers/go"
 )
 
-// arrowFile is a file of Arrow record batches, read where it lies in memory.
-// Its documents are either its rows or, where the column tokens holds numbers
-// rather than lists of them, its batches: so foundation-model-stack writes its
-// shards.
+// arrowFile is a file of Arrow record batches, read in place. Each row is a
+// record. If the column tokens holds numbers rather than lists of numbers, each
+// batch is one document, as in foundation-model-stack's shards. A position is
+// the number of a row or a batch.
 type arrowFile struct {
 	name    string
 	layout  Layout
 	reader  *ipc.FileReader
-	bytes   int64   // the file's size
-	columns []int   // those of a record
-	starts  []int64 // the first row of each batch, and how many rows there are; nil where a batch is a document
+	bytes   int64   // size of the file
+	columns []int   // columns that belong to a record
+	starts  []int64 // first row of each batch, then the row count; nil if a batch is a document
 
-	mu     sync.Mutex // guards the batch that was read last, which may have been decompressed
+	mu     sync.Mutex // guards the last batch, which may have been decompressed
 	number int
 	batch  arrow.RecordBatch
 }
 
-// The columns that records are made of, and pairs.
-var (
-	recordColumns = []string{"messages", "instruction", "input", "output", "system", "tokens", "text"}
-	pairColumns   = []string{"prompt", "chosen", "rejected", "system"}
-	chatColumns   = []string{"messages", "prompt", "chosen", "rejected"} // of messages, where they are lists
-)
-
-// mostBuffer is the largest buffer that a decoder is given: a damaged file may
-// ask for any.
-const mostBuffer = 2 << 30
-
-type boundedMemory struct{ memory.Allocator }
-
-func (b boundedMemory) Allocate(size int) []byte {
-	if size < 0 || size > mostBuffer {
-		panic(fmt.Sprintf("it asks for a buffer of %d bytes", size))
-	}
-	return b.Allocator.Allocate(size)
-}
-
-func (b boundedMemory) Reallocate(size int, old []byte) []byte {
-	if size < 0 || size > mostBuffer {
-		panic(fmt.Sprintf("it asks for a buffer of %d bytes", size))
-	}
-	return b.Allocator.Reallocate(size, old)
-}
-
-var bounded = boundedMemory{memory.NewGoAllocator()}
-
 func openArrow(name string, data []byte, layout Layout, maps *mappings) (file, error) {
-	if bytes.HasPrefix(data, []byte("\xFF\xFF\xFF\xFF")) { // a stream, which has no index: Hugging Face's data sets are kept so
+	// A stream, the format of Hugging Face's cached data sets, has no index.
+	if bytes.HasPrefix(data, []byte("\xFF\xFF\xFF\xFF")) {
+		stream := data
 		var err error
-		if data, err = maps.unpacked(len(data), func(w io.Writer) error { return fromStream(data, w) }); err != nil {
+		data, err = maps.unpack(len(stream), func(w io.Writer) error {
+			return indexStream(stream,
+				w)
+		})
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -80,7 +56,8 @@ func openArrow(name string, data []byte, layout Layout, maps *mappings) (file, e
 	}
 	f := &arrowFile{name: name, layout: layout, reader: r, bytes: int64(len(data)), number: -1}
 	fields := r.Schema().Fields()
-	if f.columns, err = pickColumns(layout, len(fields), func(i int) string { return fields[i].Name }); err != nil {
+	f.columns, err = pickColumns(layout, len(fields), func(i int) string { return fields[i].Name })
+	if err != nil {
 		return nil, err
 	}
 	for _, i := range f.columns {
@@ -99,9 +76,9 @@ func openArrow(name string, data []byte, layout Layout, maps *mappings) (file, e
 	return f, nil
 }
 
-// checkFooter checks the schema in a file's footer.
+// checkFooter checks the schema in the footer of a file.
 func checkFooter(data []byte) error {
-	const tail = 4 + 6 // the footer's length, ARROW1
+	const tail = 4 + 6 // length of the footer, "ARROW1"
 	if len(data) < tail {
 		return errors.New("not an Arrow file")
 	}
@@ -112,9 +89,8 @@ func checkFooter(data []byte) error {
 	return checkSchema(data[len(data)-tail-size:len(data)-tail], 6)
 }
 
-// checkSchema follows the schema in slot of the flatbuffer in data, for the
-// decoder believes what it says about lengths. It panics where that points
-// outside.
+// checkSchema checks the lengths in the schema at slot of the flatbuffer in data,
+// because the decoder trusts them. It panics if an offset points outside data.
 func checkSchema(data []byte, slot flatbuffers.VOffsetT) error {
 	fields := 0
 	var check func(t flatbuffers.Table, lists ...flatbuffers.VOffsetT) error
@@ -129,11 +105,12 @@ func checkSchema(data []byte, slot flatbuffers.VOffsetT) error {
 				return fmt.Errorf("the file is damaged: its schema has a list of %d", n)
 			}
 			for k := range n {
-				item := flatbuffers.Table{Bytes: data, Pos: t.Indirect(t.Vector(at) + flatbuffers.UOffsetT(4*k))}
+				pos := t.Indirect(t.Vector(at) + flatbuffers.UOffsetT(4*k))
 				if i > 0 { // metadata
 					continue
 				}
-				if err := check(item, 14, 16); err != nil { // a field's children, its metadata
+				item := flatbuffers.Table{Bytes: data, Pos: pos}
+				if err := check(item, 14, 16); err != nil { // children and metadata of a field
 					return err
 				}
 			}
@@ -142,17 +119,20 @@ func checkSchema(data []byte, slot flatbuffers.VOffsetT) error {
 	}
 	root := flatbuffers.Table{Bytes: data, Pos: flatbuffers.GetUOffsetT(data)}
 	if at := flatbuffers.UOffsetT(root.Offset(slot)); at != 0 {
-		return check(flatbuffers.Table{Bytes: data, Pos: root.Indirect(root.Pos + at)}, 6, 8) // the schema's fields, its metadata
+		schema := flatbuffers.Table{Bytes: data, Pos: root.Indirect(root.Pos + at)}
+		return check(schema, 6, 8) // fields and metadata of the schema
 	}
 	return nil
 }
 
-func fromStream(data []byte, to io.Writer) error {
-	const head = 4 + 4 // a mark, the schema's length
+// indexStream writes an Arrow stream as an Arrow file, which has an index.
+func indexStream(data []byte, to io.Writer) error {
+	const head = 4 + 4 // a marker, the length of the schema
 	if len(data) < head || int(binary.LittleEndian.Uint32(data[4:])) > len(data)-head {
 		return errors.New("not an Arrow stream, or cut short")
 	}
-	if err := checkSchema(data[head:head+int(binary.LittleEndian.Uint32(data[4:]))], 8); err != nil {
+	schema := data[head : head+int(binary.LittleEndian.Uint32(data[4:]))]
+	if err := checkSchema(schema, 8); err != nil {
 		return err
 	}
 	r, err := ipc.NewReader(bytes.NewReader(data), ipc.WithAllocator(bounded))
@@ -174,29 +154,7 @@ func fromStream(data []byte, to io.Writer) error {
 	return w.Close()
 }
 
-// pickColumns finds the columns of a record.
-func pickColumns(layout Layout, n int, name func(int) string) (picked []int, err error) {
-	var names []string
-	for i := range n {
-		names = append(names, name(i))
-	}
-	columns := recordColumns
-	found := layoutOf(layout, func(name string) bool { return slices.Contains(names, name) })
-	if found == Preference {
-		columns = pairColumns
-	}
-	for i, name := range names {
-		if slices.Contains(columns, name) {
-			picked = append(picked, i)
-		}
-	}
-	if found == AnyLayout {
-		return nil, fmt.Errorf("no known layout has the columns %q; %s", names, knownLayouts)
-	}
-	return picked, nil
-}
-
-// readBatch returns batch i.
+// readBatch returns batch i and keeps it for the next call.
 func (f *arrowFile) readBatch(i int) (batch arrow.RecordBatch, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -211,7 +169,7 @@ func (f *arrowFile) readBatch(i int) (batch arrow.RecordBatch, err error) {
 }
 
 func (f *arrowFile) scan(take func(at int64) error) error {
-	for at := range f.documents() {
+	for at := range f.positions() {
 		if err := take(at); err != nil {
 			return err
 		}
@@ -219,8 +177,8 @@ func (f *arrowFile) scan(take func(at int64) error) error {
 	return nil
 }
 
-// documents is how many there are.
-func (f *arrowFile) documents() int64 {
+// positions returns the number of records.
+func (f *arrowFile) positions() int64 {
 	n := int64(f.reader.NumRecords())
 	if f.starts != nil {
 		n = f.starts[n]
@@ -228,13 +186,10 @@ func (f *arrowFile) documents() int64 {
 	return n
 }
 
-// passed takes all documents to be of one size.
-func (f *arrowFile) passed(at int64) int64 {
-	if at < 0 {
-		return f.bytes
-	}
-	return f.bytes / max(1, f.documents()) * at
-}
+// offset assumes that all records have the same size.
+func (f *arrowFile) offset(at int64) int64 { return f.bytes / max(1, f.positions()) * at }
+
+func (f *arrowFile) size() int64 { return f.bytes }
 
 func (f *arrowFile) where(at int64) string { return fmt.Sprintf("%s: row %d", f.name, at+1) }
 
@@ -268,7 +223,8 @@ func (f *arrowFile) record(at int64) (r record, err error) {
 			object[name] = value
 		}
 	}
-	if layoutOf(f.layout, func(name string) bool { _, ok := object[name]; return ok }) == Tokens && (f.layout == AnyLayout || f.layout == Tokens) {
+	has := func(name string) bool { _, ok := object[name]; return ok }
+	if (f.layout == AnyLayout || f.layout == Tokens) && layoutOf(f.layout, has) == Tokens {
 		return r, nil
 	}
 	text, err := json.Marshal(object)
@@ -278,19 +234,23 @@ func (f *arrowFile) record(at int64) (r record, err error) {
 	return parseRecord(text, f.layout)
 }
 
-// tokensOf is a column's list in a row, or for row -1 all of the column.
+// tokensOf returns the list in a row of a column, or, for row -1, the whole
+// column.
 func tokensOf(column arrow.Array, row int) ([]int32, error) {
 	from, to := int64(0), int64(column.Len())
 	if row >= 0 {
 		list, ok := column.(arrays.ListLike)
 		if !ok {
-			return nil, fmt.Errorf("its type is %s, expected token ids: integers or lists of them", column.DataType())
+			return nil, fmt.Errorf(
+				"its type is %s, expected token ids: integers or lists of integers",
+				column.DataType())
 		}
 		from, to = list.ValueOffsets(row)
 		column = list.ListValues()
 	}
 	if from < 0 || from > to || to > int64(column.Len()) {
-		return nil, fmt.Errorf("the file is damaged: a list from %d to %d of %d values", from, to, column.Len())
+		return nil, fmt.Errorf("the file is damaged: a list from %d to %d of %d values",
+			from, to, column.Len())
 	}
 	if column.NullN() > 0 {
 		for i := from; i < to; i++ {
@@ -301,7 +261,7 @@ func tokensOf(column arrow.Array, row int) ([]int32, error) {
 	}
 	switch c := column.(type) {
 	case *arrays.Int32:
-		return slices.Clone(c.Int32Values()[from:to]), nil // the file may go, a sample may not
+		return slices.Clone(c.Int32Values()[from:to]), nil // a sample outlives the mapping
 	case *arrays.Uint32:
 		return toIDs(c.Uint32Values()[from:to])
 	case *arrays.Int64:
@@ -320,11 +280,12 @@ func tokensOf(column arrow.Array, row int) ([]int32, error) {
 	return nil, fmt.Errorf("its values are %s, expected token ids: integers", column.DataType())
 }
 
+// toIDs converts integers of other types to ids.
 func toIDs[T int8 | int16 | int64 | uint8 | uint16 | uint32 | uint64](values []T) ([]int32, error) {
 	ids := make([]int32, len(values))
 	for i, v := range values {
 		if uint64(v) > math.MaxInt32 {
-			return nil, fmt.Errorf("token %d is %d, which no vocabulary has", i+1, v)
+			return nil, fmt.Errorf("token %d is %d, larger than any vocabulary", i+1, v)
 		}
 		ids[i] = int32(v)
 	}

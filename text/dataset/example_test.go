@@ -10,13 +10,50 @@ import (
 	"conquer/text/tokenizer"
 )
 
-func ExampleNewBatcher() {
+// The answer of a chat has labels, the rest is ignored by the loss.
+func ExampleLoad() {
 	dir, err := os.MkdirTemp("", "")
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "chats.jsonl")
+	const chat = `{"messages": [{"role": "user", "content": "Hi"}, ` +
+		`{"role": "assistant", "content": "Hello"}]}`
+	if err := os.WriteFile(path, []byte(chat), 0o666); err != nil {
+		log.Fatal(err)
+	}
+	tok, err := tokenizer.Open("../tokenizer/testdata/smollm")
+	if err != nil {
+		log.Fatal(err)
+	}
+	data, err := dataset.Load(path, tok, dataset.Options{MaxLength: 512})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer data.Close()
+	s, err := data.At(0)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(data.Report)
+	for i, label := range s.Labels {
+		if label != dataset.IgnoreLabel {
+			fmt.Printf("%q ", tok.Decode(s.IDs[i:i+1], false))
+		}
+	}
+	// Output:
+	// 1 sample from 1 record, 51 tokens, 5 of them targets
+	// "H" "e" "l" "lo" "<|im_end|>"
+}
+
+func ExampleNewBatcher() {
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "texts.jsonl")
 	os.WriteFile(path, []byte(`{"text": "ab"}
 {"text": "cde"}
 `), 0o666)
@@ -29,7 +66,8 @@ func ExampleNewBatcher() {
 		log.Fatal(err)
 	}
 	fmt.Println(data.Report)
-	batches, err := dataset.NewBatcher(data, dataset.BatchOptions{Rows: 1, Length: 10, Pack: true, InOrder: true})
+	batches, err := dataset.NewBatcher(data, dataset.BatchOptions{Rows: 1, Length: 10, Pack: true,
+		InOrder: true})
 	if err != nil {
 		log.Fatal(err)
 	}

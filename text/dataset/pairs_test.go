@@ -10,31 +10,35 @@ import (
 	"conquer/text/tokenizer"
 )
 
-// parts are the two texts of a pair, and what each learns.
-func parts(tok *tokenizer.Tokenizer, s Sample) (texts, learn [2]string) {
-	for i, part := range []Sample{{IDs: s.IDs[:s.Second], Labels: s.Labels[:s.Second]}, {IDs: s.IDs[s.Second:], Labels: s.Labels[s.Second:]}} {
-		texts[i], learn[i] = tok.Decode(part.IDs, false), learned(tok, part)
+// pairTexts returns the two texts of a pair and the labeled part of each.
+func pairTexts(tok *tokenizer.Tokenizer, s Sample) (texts, learn [2]string) {
+	for i, part := range []Sample{{IDs: s.IDs[:s.Second], Labels: s.Labels[:s.Second]},
+		{IDs: s.IDs[s.Second:], Labels: s.Labels[s.Second:]}} {
+		texts[i], learn[i] = tok.Decode(part.IDs, false), labeledText(tok, part)
 	}
 	return texts, learn
 }
 
-// The same pair, however it is written down.
-func TestAPairIsTwoTextsThatLearnTheAnswersOnly(t *testing.T) {
-	const user, yes, no = `{"role":"user","content":"q"}`, `{"role":"assistant","content":"yes"}`, `{"role":"assistant","content":"no"}`
+// Every way to write the pair gives the same sample.
+func TestLoad_PairsLabelOnlyTheAnswers(t *testing.T) {
+	const user, yes, no = `{"role":"user","content":"q"}`, `{"role":"assistant","content":"yes"}`,
+		`{"role":"assistant","content":"no"}`
 	for _, c := range []struct{ template, record string }{
 		{"", `{"prompt":"q","chosen":"yes","rejected":"no"}`},
 		{"", `{"prompt":[` + user + `],"chosen":[` + yes + `],"rejected":"no"}`},
 		{chatML, `{"prompt":"q","chosen":"yes","rejected":"no","score":3}`},
 		{chatML, `{"prompt":[` + user + `],"chosen":[` + yes + `],"rejected":[` + no + `]}`},
 		{chatML, `{"chosen":[` + user + `,` + yes + `],"rejected":[` + user + `,` + no + `]}`},
-		{chatML, `{"prompt":"q","messages":[` + user + `,` + yes + `],"chosen":[` + user + `,` + yes + `],"rejected":[` + user + `,` + no + `]}`},
+		{chatML, `{"prompt":"q","messages":[` + user + `,` + yes + `],"chosen":[` + user + `,` +
+			yes + `],"rejected":[` + user + `,` + no + `]}`},
 	} {
 		tok := chars(t, c.template)
-		d := load(t, writeTestFile(t, "pairs.jsonl", c.record), tok, Options{Layout: Preference})
+		d := mustLoad(t, writeTestFile(t, "pairs.jsonl", c.record), tok,
+			Options{Layout: Preference})
 		if d.Len() != 1 {
 			t.Fatalf("%s: %s", c.record, d.Report)
 		}
-		texts, learn := parts(tok, d.Samples[0])
+		texts, learn := pairTexts(tok, d.Samples[0])
 		for i, answer := range []string{"yes", "no"} {
 			want := "<user>q\x03\n<assistant>" + answer + "\x03\n"
 			if c.template == "" {
@@ -50,10 +54,11 @@ func TestAPairIsTwoTextsThatLearnTheAnswersOnly(t *testing.T) {
 	}
 }
 
-func TestPairsAreLaidOutAsTwoSegmentsCutEachAndDroppedWhereTheyTeachNothing(t *testing.T) {
+func TestBatcher_PairsAreTwoSegments(t *testing.T) {
 	tok := chars(t, chatML)
 	var file strings.Builder
-	for i, pair := range [][2]string{{"ab", "c"}, {"same", "same"}, {strings.Repeat("x", 40), "y"}, {"d", "ef"}, {"cut off" + strings.Repeat("z", 40), "cut off" + strings.Repeat("z", 50)}} {
+	for i, pair := range [][2]string{{"ab", "c"}, {"same", "same"}, {strings.Repeat("x", 40), "y"},
+		{"d", "ef"}, {"cut off" + strings.Repeat("z", 40), "cut off" + strings.Repeat("z", 50)}} {
 		fmt.Fprintf(&file, `{"prompt":"%d","chosen":%q,"rejected":%q}`+"\n", i, pair[0], pair[1])
 	}
 	path := writeTestFile(t, "pairs.jsonl", file.String())
@@ -69,7 +74,7 @@ func TestPairsAreLaidOutAsTwoSegmentsCutEachAndDroppedWhereTheyTeachNothing(t *t
 		if err != nil {
 			t.Fatal(err)
 		}
-		batch := next(t, b)
+		batch := mustNext(t, b)
 		seen := map[uint32]bool{}
 		for r, sources := range batch.Sources {
 			segment, at := int32(0), r*batch.Length
@@ -79,12 +84,16 @@ func TestPairsAreLaidOutAsTwoSegmentsCutEachAndDroppedWhereTheyTeachNothing(t *t
 				if err != nil {
 					t.Fatal(err)
 				}
-				for k, end := range s.texts() {
+				for k, end := range s.ends() {
 					segment++
 					for p := []int{0, s.Second}[k]; p < end; p++ {
 						want := int32(p - []int{0, s.Second}[k])
-						if batch.IDs[at+p] != s.IDs[p] || batch.Positions[at+p] != want || batch.Segments[at+p] != segment || want == 0 && batch.Labels[at+p] != IgnoreLabel {
-							t.Fatalf("pack %v: row %d, token %d of sample %d is %d at position %d of segment %d", pack, r, p, i, batch.IDs[at+p], batch.Positions[at+p], batch.Segments[at+p])
+						if batch.IDs[at+p] != s.IDs[p] || batch.Positions[at+p] != want ||
+							batch.Segments[at+p] != segment || want == 0 &&
+							batch.Labels[at+p] != IgnoreLabel {
+							t.Fatalf("pack %v: row %d, token %d of sample %d is %d at position "+
+								"%d of segment %d", pack, r, p, i, batch.IDs[at+p],
+								batch.Positions[at+p], batch.Segments[at+p])
 						}
 					}
 				}
@@ -100,25 +109,31 @@ func TestPairsAreLaidOutAsTwoSegmentsCutEachAndDroppedWhereTheyTeachNothing(t *t
 	}
 }
 
-func TestPairsInColumnsAreThoseInLines(t *testing.T) {
+func TestLoad_PairsInColumnsEqualThoseInLines(t *testing.T) {
 	tok := chars(t, chatML)
 	text := arrow.BinaryTypes.String
 	row := func(prompt, chosen, rejected string) string {
 		message := `[{"role":"user","content":"%s"},{"role":"assistant","content":"%s"}]`
-		return fmt.Sprintf(`{"prompt":%q,"chosen":`+message+`,"rejected":`+message+`}`, prompt, prompt, chosen, prompt, rejected)
+		return fmt.Sprintf(`{"prompt":%q,"chosen":`+message+`,"rejected":`+message+`}`, prompt,
+			prompt, chosen, prompt, rejected)
 	}
 	for _, c := range []struct {
 		schema *arrow.Schema
 		rows   []string
 	}{
-		{schemaOf(column("score", arrow.PrimitiveTypes.Float64), column("prompt", text), column("chosen", text), column("rejected", text)),
-			[]string{`{"prompt":"a","chosen":"b","rejected":"c","score":1.5}`, `{"prompt":"d","chosen":"e","rejected":"f"}`}},
-		{schemaOf(column("prompt", text), column("chosen", messagesType), column("rejected", messagesType)), []string{row("a", "b", "c"), row("d", "e", "f")}},
+		{schemaOf(column("score", arrow.PrimitiveTypes.Float64), column("prompt", text),
+			column("chosen", text), column("rejected", text)),
+			[]string{`{"prompt":"a","chosen":"b","rejected":"c","score":1.5}`,
+				`{"prompt":"d","chosen":"e","rejected":"f"}`}},
+		{schemaOf(column("prompt", text), column("chosen", messagesType),
+			column("rejected", messagesType)), []string{row("a", "b", "c"), row("d", "e", "f")}},
 	} {
 		o := Options{Layout: Preference}
-		want := load(t, writeTestFile(t, "d.jsonl", strings.Join(c.rows, "\n")), tok, o)
-		for name, data := range map[string][]byte{"d.arrow": arrowBytes(t, false, c.schema, "["+strings.Join(c.rows, ",")+"]"), "d.parquet": parquetBytes(t, c.schema, "["+strings.Join(c.rows, ",")+"]")} {
-			got := load(t, writeTestFile(t, name, string(data)), tok, o)
+		want := mustLoad(t, writeTestFile(t, "d.jsonl", strings.Join(c.rows, "\n")), tok, o)
+		for name, data := range map[string][]byte{"d.arrow": arrowBytes(t, false, c.schema,
+			"["+strings.Join(c.rows, ",")+"]"), "d.parquet": parquetBytes(t, c.schema,
+			"["+strings.Join(c.rows, ",")+"]")} {
+			got := mustLoad(t, writeTestFile(t, name, string(data)), tok, o)
 			sameSamples(t, name, got, want)
 			if got.Report.Samples != 2 || got.Samples[1].Second != want.Samples[1].Second {
 				t.Errorf("%s: %s", name, got.Report)
@@ -127,46 +142,39 @@ func TestPairsInColumnsAreThoseInLines(t *testing.T) {
 	}
 }
 
-func TestBadPairsNameTheFileTheLineAndWhatWasExpected(t *testing.T) {
+func TestLoad_PairErrorsNameFileLineAndExpectation(t *testing.T) {
 	const good = `{"prompt":"q","chosen":"yes","rejected":"no"}` + "\n"
 	for record, want := range map[string]string{
-		`{"chosen":"yes","rejected":"no"}`:                                       `field "prompt" is missing`,
-		`{"prompt":"q","chosen":"yes"}`:                                          `no known layout has the fields ["chosen" "prompt"]`,
-		`{"text":"x"}`:                                                           `a record of layout text, expected a pair`,
-		`{"prompt":"q","chosen":3,"rejected":"no"}`:                              `field "chosen" is 3, expected a list`,
-		`{"prompt":"q","chosen":[],"rejected":"no"}`:                             `field "chosen" does not end with a message of the role "assistant"`,
-		`{"prompt":"q","chosen":"yes","rejected":[{"role":"user"}]}`:             `message 0 lacks role or content`,
-		`{"chosen":[{"role":"user","content":"a"}],"rejected":"no","prompt":""}`: `one begins with the prompt and the other does not`,
-		`{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"rejected":[{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}`: `do not begin with the same message`,
+		`{"chosen":"yes","rejected":"no"}`: `field "prompt" is missing`,
+		`{"prompt":"q","chosen":"yes"}`:    `no known layout has the fields ["chosen" "prompt"]`,
+		`{"text":"x"}`: `a record of ` +
+			`layout text, expected a pair`,
+		`{"prompt":"q","chosen":3,"rejected":"no"}`:  `field "chosen" is 3, expected a list`,
+		`{"prompt":"q","chosen":[],"rejected":"no"}`: `field "chosen" does not end with a message`,
+		`{"prompt":"q","chosen":"yes","rejected":[{"role":"user"}]}`: `message 0 ` +
+			`lacks role or content`,
+		`{"chosen":[{"role":"user","content":"a"}],"rejected":"no","prompt":""}`: "other does not",
+		`{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"rejected":` +
+			`[{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}`: `begin with the same`,
 		`{`: `not JSON`,
 	} {
-		_, err := Load(writeTestFile(t, "a.jsonl", good+record), chars(t, chatML), Options{Layout: Preference})
-		if err == nil || !strings.Contains(err.Error(), "a.jsonl:2: ") || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+		_, err := Load(writeTestFile(t, "a.jsonl", good+record), chars(t, chatML),
+			Options{Layout: Preference})
+		if err == nil || !strings.Contains(err.Error(), "a.jsonl:2: ") ||
+			!strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: error %v, want %q", record, err, want)
 		}
 	}
-	if _, err := Load(writeTestFile(t, "a.jsonl", good), chars(t, chatML), Options{}); err == nil || !strings.Contains(err.Error(), "a.jsonl:1: a pair of answers") {
+	if _, err := Load(writeTestFile(t, "a.jsonl", good), chars(t, chatML), Options{}); err == nil ||
+		!strings.Contains(err.Error(), "a.jsonl:1: a pair of answers") {
 		t.Errorf("a pair in place of a sample: %v", err)
 	}
-	long := `{"prompt":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"}],"chosen":"d","rejected":"e"}`
-	if _, err := Load(writeTestFile(t, "a.jsonl", long), chars(t, ""), Options{Layout: Preference}); err == nil || !strings.Contains(err.Error(), "a.jsonl:1: a chat needs a tokenizer with a chat template") {
+	long := `{"prompt":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},` +
+		`{"role":"user","content":"c"}],"chosen":"d","rejected":"e"}`
+	if _, err := Load(writeTestFile(t, "a.jsonl", long), chars(t, ""),
+		Options{Layout: Preference}); err == nil ||
+		!strings.Contains(err.Error(),
+			"a.jsonl:1: a chat needs a tokenizer with a chat template") {
 		t.Errorf("a chat without a template: %v", err)
 	}
-}
-
-func FuzzPairs(f *testing.F) {
-	f.Add(`{"prompt":"q","chosen":"yes","rejected":"no"}`)
-	f.Add(`{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"rejected":[{"role":"user","content":"a"},{"role":"assistant","content":"c"}]}`)
-	f.Add(`{"prompt":[],"chosen":[],"rejected":null,"system":1}`)
-	tok := chars(f, chatML)
-	f.Fuzz(func(t *testing.T, record string) {
-		r, err := parseRecord([]byte(record), Preference)
-		if err != nil {
-			return
-		}
-		s, _, err := pairSample(tok, &r.pair, 50)
-		if err == nil && (s.Second <= 0 || s.Second > 50 || len(s.IDs) != len(s.Labels) || len(s.IDs)-s.Second > 50) {
-			t.Errorf("%q became %+v", record, s)
-		}
-	})
 }

@@ -12,29 +12,53 @@ import (
 	"conquer/text/tokenizer"
 )
 
+// Layout names a kind of record.
+type Layout string
+
+const (
+	// AnyLayout detects the layout of each record from its fields.
+	AnyLayout Layout = ""
+	// Instruction records have the fields instruction and output, and optionally
+	// input and system. Only the output has loss.
+	Instruction Layout = "instruction"
+	// Chat records have the field messages, a list of {role, content}. Only the
+	// assistant's turns have loss.
+	Chat Layout = "chat"
+	// RawText is plain text: whole files, or records with the field text. Every
+	// token has loss.
+	RawText Layout = "text"
+	// Tokens records have the field tokens, the ids of a text. Every token has
+	// loss.
+	Tokens Layout = "tokens"
+	// Preference records have the fields prompt, chosen and rejected: strings, or
+	// lists of messages as in Chat. Each becomes one sample of two texts. Only the
+	// answers have loss.
+	Preference Layout = "preference"
+)
+
+const knownLayouts = "known are instruction (instruction, input, output), " +
+	"chat (messages of role and content), text (text) and tokens (tokens)"
+
 // record is one entry of a data file, not yet encoded.
 type record struct {
 	layout   Layout
-	text     string              // of RawText
-	lead     string              // what stands before text, where it is not the beginning
-	open     bool                // text goes on in a further record
+	text     string              // of RawText: the text or one block of it
+	lead     string              // end of the previous block, "" for the first
+	open     bool                // another block follows
 	input    string              // of Instruction
 	messages []tokenizer.Message // of Instruction and Chat
 	ids      []int32             // of Tokens
-	pair     preference
+	pair     preference          // of Preference
 }
 
-func jsonProblem(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("the file ends inside a record")
-	}
-	return fmt.Errorf("not JSON: %w", err)
+// preference is a conversation and two answers to it.
+type preference struct {
+	prompt           []tokenizer.Message
+	chosen, rejected []tokenizer.Message
 }
 
-const knownLayouts = "known are instruction (instruction, input, output), chat (messages of role and content), text (text) and tokens (tokens)"
-
-// layoutOf tells a record's layout from the fields it has. Where pairs are
-// wanted, other fields may stand beside them.
+// layoutOf detects a record's layout from the fields it has. If wanted is
+// Preference, a record may have other fields beside the pair.
 func layoutOf(wanted Layout, has func(field string) bool) Layout {
 	pair := has("chosen") && has("rejected")
 	switch {
@@ -54,91 +78,210 @@ func layoutOf(wanted Layout, has func(field string) bool) Layout {
 	return AnyLayout
 }
 
-// parseRecord reads one record and tells its layout from its fields.
+// checkLayout returns an error unless a record of layout found is allowed where
+// layout wanted is required.
+func checkLayout(found, wanted Layout) error {
+	switch {
+	case found == Preference && wanted != Preference:
+		return errors.New("a pair of answers, chosen and rejected: " +
+			"only preference tuning learns from pairs (--objective dpo)")
+	case wanted == Preference && found != Preference:
+		return fmt.Errorf("a record of layout %s, expected a pair: prompt, chosen and rejected",
+			found)
+	case wanted != AnyLayout && wanted != found:
+		return fmt.Errorf("a record of layout %s, expected %s", found, wanted)
+	}
+	return nil
+}
+
+// jsonFields are the members of a record's JSON object.
+type jsonFields map[string]json.RawMessage
+
+func (f jsonFields) has(name string) bool { _, ok := f[name]; return ok }
+
+// text returns a member that is a string, or "" if it is missing or null.
+func (f jsonFields) text(name string) (s string, err error) {
+	raw := f[name]
+	if raw == nil || string(raw) == "null" {
+		return "", nil
+	}
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return "", fmt.Errorf("field %q is %.40s, expected a string", name, raw)
+	}
+	return s, nil
+}
+
+// requiredText is text for a member that layout must have.
+func (f jsonFields) requiredText(name string, layout Layout) (string, error) {
+	if raw := f[name]; raw == nil || string(raw) == "null" {
+		return "", fmt.Errorf("field %q is missing; expected for layout %s; %s",
+			name, layout, knownLayouts)
+	}
+	return f.text(name)
+}
+
+// parseRecord reads a record of the given layout from JSON.
 func parseRecord(data []byte, layout Layout) (r record, err error) {
-	var fields map[string]json.RawMessage
+	var fields jsonFields
 	if err := json.Unmarshal(data, &fields); err != nil {
 		if _, wrongType := errors.AsType[*json.UnmarshalTypeError](err); wrongType {
 			return r, fmt.Errorf("expected an object, got %.40s", data)
 		}
 		return r, jsonProblem(err)
 	}
-	found := layoutOf(layout, func(name string) bool { _, ok := fields[name]; return ok })
-	if found == AnyLayout {
+	r.layout = layoutOf(layout, fields.has)
+	if r.layout == AnyLayout {
 		names := slices.Sorted(maps.Keys(fields))
 		return r, fmt.Errorf("no known layout has the fields %q; %s", names, knownLayouts)
 	}
-	if found == Preference && layout != Preference {
-		return r, errors.New("a pair of answers, chosen and rejected, which only preference tuning learns from (--objective dpo)")
+	if err := checkLayout(r.layout, layout); err != nil {
+		return r, err
 	}
-	if layout == Preference && found != Preference {
-		return r, fmt.Errorf("a record of layout %s, expected a pair: prompt, chosen and rejected", found)
-	}
-	if layout != AnyLayout && layout != found {
-		return r, fmt.Errorf("a record of layout %s, expected %s", found, layout)
-	}
-	r.layout = found
-	text := func(name string, required bool) (s string) {
-		raw, ok := fields[name]
-		if !ok || string(raw) == "null" {
-			if required && err == nil {
-				err = fmt.Errorf("field %q is missing; expected for layout %s; %s", name, found, knownLayouts)
-			}
-			return ""
-		}
-		if e := json.Unmarshal(raw, &s); e != nil && err == nil {
-			err = fmt.Errorf("field %q is %.40s, expected a string", name, raw)
-		}
-		return s
-	}
-	switch found {
+	switch r.layout {
 	case Chat:
-		if r.messages, err = parseMessages("messages", fields["messages"]); err == nil && !slices.ContainsFunc(r.messages, isAnswer) {
-			err = fmt.Errorf("of %s none has the role %q, so there is nothing to learn", Count(len(r.messages), "message"), assistantRole)
+		r.messages, err = parseMessages("messages", fields["messages"])
+		if err == nil && !slices.ContainsFunc(r.messages, isAnswer) {
+			err = fmt.Errorf("none of %s has the role %q, so there is nothing to learn",
+				Count(len(r.messages), "message"), assistantRole)
 		}
 	case Preference:
 		r.pair, err = parsePair(fields)
 	case Instruction:
-		question := text("instruction", true)
-		if input := text("input", false); strings.TrimSpace(input) != "" {
-			r.input = input
-		}
-		answer, system := text("output", true), text("system", false)
-		if system != "" {
-			r.messages = append(r.messages, tokenizer.Message{Role: "system", Content: system})
-		}
-		r.messages = append(r.messages, tokenizer.Message{Role: "user", Content: question}, tokenizer.Message{Role: "assistant", Content: answer})
+		err = r.parseInstruction(fields)
 	case Tokens:
-		// Into pointers, for null is no token.
-		var ids []*int32
-		if json.Unmarshal(fields["tokens"], &ids) != nil || slices.Contains(ids, nil) {
-			return r, fmt.Errorf("field \"tokens\" is %.40s, expected a list of token ids", fields["tokens"])
-		}
-		for _, id := range ids {
-			r.ids = append(r.ids, *id)
-		}
+		r.ids, err = parseTokens(fields["tokens"])
 	case RawText:
-		r.text = text("text", true)
+		r.text, err = fields.requiredText("text", r.layout)
 	}
 	return r, err
+}
+
+func (r *record) parseInstruction(fields jsonFields) error {
+	question, err := fields.requiredText("instruction", r.layout)
+	if err != nil {
+		return err
+	}
+	input, err := fields.text("input")
+	if err != nil {
+		return err
+	}
+	if strings.TrimSpace(input) != "" {
+		r.input = input
+	}
+	answer, err := fields.requiredText("output", r.layout)
+	if err != nil {
+		return err
+	}
+	system, err := fields.text("system")
+	if err != nil {
+		return err
+	}
+	if system != "" {
+		r.messages = append(r.messages, tokenizer.Message{Role: "system", Content: system})
+	}
+	r.messages = append(r.messages,
+		tokenizer.Message{Role: "user", Content: question},
+		tokenizer.Message{Role: assistantRole, Content: answer})
+	return nil
+}
+
+func parseTokens(raw json.RawMessage) (ids []int32, err error) {
+	var list []*int32 // pointers, so that null is not read as 0
+	if json.Unmarshal(raw, &list) != nil || slices.Contains(list, nil) {
+		return nil, fmt.Errorf("field \"tokens\" is %.40s, expected a list of token ids", raw)
+	}
+	for _, id := range list {
+		ids = append(ids, *id)
+	}
+	return ids, nil
 }
 
 func isAnswer(m tokenizer.Message) bool { return m.Role == assistantRole }
 
 func parseMessages(field string, raw json.RawMessage) ([]tokenizer.Message, error) {
+	const expected = `a list of {"role": string, "content": string}`
 	var list []struct {
 		Role    *string
 		Content *string
 	}
 	if err := json.Unmarshal(raw, &list); err != nil {
-		return nil, fmt.Errorf("field %q is %.60s, expected a list of {\"role\": string, \"content\": string}", field, raw)
+		return nil, fmt.Errorf("field %q is %.60s, expected %s", field, raw, expected)
 	}
 	messages := make([]tokenizer.Message, len(list))
 	for i, m := range list {
 		if m.Role == nil || m.Content == nil {
-			return nil, fmt.Errorf("message %d lacks role or content, expected %q to be a list of {\"role\": string, \"content\": string}", i, field)
+			return nil, fmt.Errorf("message %d lacks role or content, expected %q to be %s",
+				i, field, expected)
 		}
 		messages[i] = tokenizer.Message{Role: *m.Role, Content: *m.Content}
 	}
 	return messages, nil
+}
+
+// parsePair reads a preference record. prompt, chosen and rejected are strings
+// (one turn of the user and one of the assistant each) or lists of messages. If
+// prompt is missing, chosen and rejected are whole conversations that share
+// their first messages.
+func parsePair(fields jsonFields) (p preference, err error) {
+	var wholeChosen, wholeRejected bool
+	if p.prompt, _, err = parseTurns(fields, "prompt", "user"); err != nil {
+		return p, err
+	}
+	if p.chosen, wholeChosen, err = parseTurns(fields, "chosen", assistantRole); err != nil {
+		return p, err
+	}
+	if p.rejected, wholeRejected, err = parseTurns(fields, "rejected", assistantRole); err != nil {
+		return p, err
+	}
+	switch {
+	case wholeChosen != wholeRejected:
+		return p, errors.New("one of chosen and rejected begins with the prompt, " +
+			"the other does not")
+	case wholeChosen:
+		n := tokenizer.CommonPrefix(p.chosen, p.rejected)
+		if n = min(n, len(p.chosen)-1, len(p.rejected)-1); n < 1 {
+			return p, errors.New("chosen and rejected do not begin with the same message")
+		}
+		p.prompt, p.chosen, p.rejected = p.chosen[:n], p.chosen[n:], p.rejected[n:]
+	case len(p.prompt) == 0:
+		return p, errors.New("field \"prompt\" is missing, " +
+			"and chosen and rejected are not conversations that begin with a prompt")
+	}
+	for name, answer := range map[string][]tokenizer.Message{"chosen": p.chosen,
+		"rejected": p.rejected} {
+		if n := len(answer); n == 0 || !isAnswer(answer[n-1]) {
+			return p, fmt.Errorf("field %q does not end with a message of the role %q",
+				name, assistantRole)
+		}
+	}
+	if system, err := fields.text("system"); err == nil && system != "" {
+		first := tokenizer.Message{Role: "system", Content: system}
+		p.prompt = slices.Insert(slices.Clone(p.prompt), 0, first)
+	}
+	return p, nil
+}
+
+// parseTurns reads a field that is a string, the content of one message of the
+// given role, or a list of messages. whole reports that the list begins with a
+// prompt. A missing field gives no messages.
+func parseTurns(fields jsonFields, name, role string) (
+	messages []tokenizer.Message, whole bool, err error) {
+	raw, ok := fields[name]
+	if !ok || string(raw) == "null" {
+		return nil, false, nil
+	}
+	var content string
+	if json.Unmarshal(raw, &content) == nil {
+		return []tokenizer.Message{{Role: role, Content: content}}, false, nil
+	}
+	messages, err = parseMessages(name, raw)
+	return messages, len(messages) > 0 && !isAnswer(messages[0]), err
+}
+
+// jsonProblem describes an error of the JSON decoder.
+func jsonProblem(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("the file ends inside a record")
+	}
+	return fmt.Errorf("not JSON: %w", err)
 }

@@ -1,0 +1,72 @@
+package dataset
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/apache/arrow-go/v18/arrow/memory"
+)
+
+// The columns that belong to records.
+var (
+	recordColumns = []string{
+		"messages",
+		"instruction",
+		"input",
+		"output",
+		"system",
+		"tokens",
+		"text",
+	}
+	pairColumns = []string{"prompt", "chosen", "rejected", "system"}
+	// chatColumns hold messages if they are lists.
+	chatColumns = []string{"messages", "prompt", "chosen", "rejected"}
+)
+
+// pickColumns returns the indices of the columns that belong to a record. name
+// returns the name of each of the n columns.
+func pickColumns(layout Layout, n int, name func(int) string) (picked []int, err error) {
+	var names []string
+	for i := range n {
+		names = append(names, name(i))
+	}
+	columns := recordColumns
+	found := layoutOf(layout, func(name string) bool { return slices.Contains(names, name) })
+	switch found {
+	case AnyLayout:
+		return nil, fmt.Errorf("no known layout has the columns %q; %s", names, knownLayouts)
+	case Preference:
+		columns = pairColumns
+	}
+	for i, name := range names {
+		if slices.Contains(columns, name) {
+			picked = append(picked, i)
+		}
+	}
+	return picked, nil
+}
+
+// maxBuffer is the largest buffer that a decoder may allocate: a damaged file
+// can ask for any size.
+const maxBuffer = 2 << 30
+
+// boundedMemory is an allocator that panics above maxBuffer.
+type boundedMemory struct{ memory.Allocator }
+
+var bounded = boundedMemory{memory.NewGoAllocator()}
+
+func checkBuffer(size int) {
+	if size < 0 || size > maxBuffer {
+		panic(fmt.Sprintf("it asks for a buffer of %d bytes", size))
+	}
+}
+
+func (b boundedMemory) Allocate(size int) []byte {
+	checkBuffer(size)
+	return b.Allocator.Allocate(size)
+}
+
+func (b boundedMemory) Reallocate(size int, old []byte) []byte {
+	checkBuffer(size)
+	return b.Allocator.Reallocate(size, old)
+}

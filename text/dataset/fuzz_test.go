@@ -1,0 +1,97 @@
+package dataset
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/apache/arrow-go/v18/arrow"
+
+	"conquer/text/tokenizer"
+)
+
+// fuzzFile reads everything in a file of the given name and content.
+func fuzzFile(t *testing.T, tok *tokenizer.Tokenizer, name string, data []byte) {
+	d, err := Load(writeTestFile(t, name, string(data)), tok, Options{MaxLength: 16})
+	if err != nil {
+		if !strings.Contains(err.Error(), name) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("error does not name the file in one line: %v", err)
+		}
+		return
+	}
+	for i := range d.Len() {
+		if s, err := d.At(i); err != nil || len(s.IDs) > 16 || len(s.Labels) != len(s.IDs) {
+			t.Errorf("sample %d: %v %v", i, s, err)
+		}
+	}
+}
+
+func FuzzLoad_Records(f *testing.F) {
+	for _, s := range []string{`[{"text":"x"},{"instruction":"a","output":"b"}]`,
+		`{"messages":[{"role":"assistant","content":"x"}]}`, "[", "{}\n{", "[{\"text\":null}]",
+		`{"tokens":[1,2]}`} {
+		f.Add(0, []byte(s))
+		f.Add(1, []byte(s))
+	}
+	tok := chars(f, chatML)
+	f.Fuzz(func(t *testing.T, kind int, data []byte) {
+		fuzzFile(t, tok, []string{"a.json", "a.jsonl", "a.txt"}[uint(kind)%3], data)
+	})
+}
+
+func FuzzLoad_Arrow(f *testing.F) {
+	for _, stream := range []bool{false, true} {
+		f.Add(arrowBytes(f, stream,
+			schemaOf(column("tokens", arrow.ListOf(arrow.PrimitiveTypes.Int32))),
+			`[{"tokens":[65,66]},{"tokens":[]}]`, `[{"tokens":[67,3,5]}]`))
+		f.Add(arrowBytes(f, stream, schemaOf(column("tokens", arrow.PrimitiveTypes.Uint32)),
+			`[{"tokens":65},{"tokens":66}]`, `[{"tokens":67}]`))
+		f.Add(arrowBytes(f, stream, schemaOf(column("messages", messagesType)),
+			`[{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}]`))
+	}
+	tok := chars(f, chatML)
+	f.Fuzz(func(t *testing.T, data []byte) { fuzzFile(t, tok, "a.arrow", data) })
+}
+
+func FuzzLoad_Parquet(f *testing.F) {
+	f.Add(parquetBytes(f, schemaOf(column("tokens", arrow.ListOf(arrow.PrimitiveTypes.Int32))),
+		`[{"tokens":[65,66]},{"tokens":[]}]`, `[{"tokens":[67,3,5]}]`))
+	f.Add(parquetBytes(f, schemaOf(column("text", arrow.BinaryTypes.String)),
+		`[{"text":"abc"},{"text":"abc"}]`))
+	f.Add(parquetBytes(f, schemaOf(column("messages", messagesType)),
+		`[{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}]`))
+	tok := chars(f, chatML)
+	f.Fuzz(func(t *testing.T, data []byte) { fuzzFile(t, tok, "a.parquet", data) })
+}
+
+func FuzzLoad_Archive(f *testing.F) {
+	for _, members := range [][][2]string{{{"a.txt", "abc"}, {"b/c.jsonl", "{\"text\":\"x\"}\n"}},
+		{{"../x.json", "[]"}}} {
+		data, err := os.ReadFile(writeArchive(f, members...))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	tok := chars(f, chatML)
+	f.Fuzz(func(t *testing.T, data []byte) { fuzzFile(t, tok, "a.tar.gz", data) })
+}
+
+func FuzzLoad_Pairs(f *testing.F) {
+	f.Add(`{"prompt":"q","chosen":"yes","rejected":"no"}`)
+	f.Add(`{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],` +
+		`"rejected":[{"role":"user","content":"a"},{"role":"assistant","content":"c"}]}`)
+	f.Add(`{"prompt":[],"chosen":[],"rejected":null,"system":1}`)
+	tok := chars(f, chatML)
+	f.Fuzz(func(t *testing.T, record string) {
+		r, err := parseRecord([]byte(record), Preference)
+		if err != nil {
+			return
+		}
+		s, _, err := pairSample(tok, &r.pair, 50)
+		if err == nil && (s.Second <= 0 || s.Second > 50 || len(s.IDs) != len(s.Labels) ||
+			len(s.IDs)-s.Second > 50) {
+			t.Errorf("%q became %+v", record, s)
+		}
+	})
+}

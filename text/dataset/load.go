@@ -1,0 +1,295 @@
+package dataset
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+
+	"conquer/text/tokenizer"
+)
+
+// Options says how records become samples.
+type Options struct {
+	// MaxLength is the longest sample in tokens, 0 for no limit. Instructions,
+	// chats and pairs are cut there; plain text continues in the next sample.
+	MaxLength int
+	// Layout requires one layout. RawText also reads JSON files as plain text.
+	// Preference must be set to read pairs.
+	Layout Layout
+	// Progress, if it is not nil, receives the number of bytes read so far and in
+	// total. An error from it ends the reading.
+	Progress func(done, total int64) error
+}
+
+// Load finds the samples in path and encodes them with tok. path is one of
+//
+//   - a .json file: an array of records;
+//   - a .jsonl or .ndjson file: one record a line;
+//   - a .arrow file of record batches, or a stream of them: one record a row.
+//     If the column tokens holds integers rather than lists, each batch is one
+//     document, as in foundation-model-stack's shards;
+//   - a .parquet file: one record a row;
+//   - a .tar.gz or .tgz archive: each file in it as if it were in a folder;
+//   - a folder: every file in it, in the order of the names. A UTF-8 file that
+//     holds no records is one text. Names that begin with a dot are skipped. If
+//     the folder has .arrow or .parquet files, all other files are skipped;
+//   - any other file: one text.
+//
+// An instruction is rendered with the tokenizer's chat template as one user turn
+// (instruction, a blank line, input) and one assistant turn. Without a template
+// it is rendered with the prompt of Stanford's Alpaca, and the answer ends with
+// the end-of-text token. Texts and documents of tokens end with that token too.
+// Both answers of a preference record are rendered like an instruction's.
+//
+// Load reads and encodes everything once, so errors appear before training
+// starts. An error names the file, the line or row, and what was expected. The
+// files stay mapped into memory until Close and must not change. Archives,
+// Parquet files and Arrow streams are unpacked into the folder for temporary
+// files (TMPDIR).
+func Load(path string, tok *tokenizer.Tokenizer, opts Options) (*Dataset, error) {
+	maps := new(mappings)
+	d, err := load(path, tok, opts, maps)
+	if err != nil {
+		maps.close()
+		return nil, fmt.Errorf("data set: %w", err)
+	}
+	return d, nil
+}
+
+func load(path string, tok *tokenizer.Tokenizer, opts Options, maps *mappings) (*Dataset, error) {
+	files, skipped, err := openFiles(path, opts.Layout, maps)
+	if err != nil {
+		return nil, err
+	}
+	d := &Dataset{Report: Report{Skipped: skipped}, maps: []*mappings{maps}}
+	done, total := int64(0), int64(0)
+	for _, f := range files {
+		total += f.size()
+	}
+	cache := new(cache)
+	for _, f := range files {
+		d.sources = append(d.sources, &source{f, tok, opts.MaxLength, cache, maps})
+		progress := func(bytes int64) error {
+			if opts.Progress == nil {
+				return nil
+			}
+			return opts.Progress(done+bytes, total)
+		}
+		if err := d.index(progress); err != nil {
+			return nil, err
+		}
+		if err := progress(f.size()); err != nil {
+			return nil, err
+		}
+		done += f.size()
+	}
+	if len(d.refs) == 0 {
+		remedy := ""
+		if d.Report.Truncated > 0 {
+			remedy = fmt.Sprintf(": allow samples of more than %d tokens", opts.MaxLength)
+		}
+		return nil, fmt.Errorf("%s: no sample to learn from (%s)%s", path, d.Report, remedy)
+	}
+	return d, nil
+}
+
+// indexBatch is how many records are encoded in parallel.
+const indexBatch = 256
+
+// index adds the samples of the last source to d.
+func (d *Dataset) index(progress func(bytes int64) error) error {
+	s := d.sources[len(d.sources)-1]
+	total := sha256.New()
+	total.Write(d.hash[:])
+	positions := make([]int64, 0, indexBatch)
+	flush := func() error {
+		if len(positions) == 0 {
+			return nil
+		}
+		for i, r := range s.readAll(positions) {
+			if r.err != nil {
+				return r.err
+			}
+			total.Write(r.hash[:])
+			d.addRecord(s, positions[i], r.encoded)
+		}
+		last := positions[len(positions)-1]
+		positions = positions[:0]
+		return progress(s.offset(last))
+	}
+	reached := int64(0)
+	err := guarded(func() error {
+		return s.scan(func(at int64) error {
+			reached = at
+			if positions = append(positions, at); len(positions) < cap(positions) {
+				return nil
+			}
+			return flush()
+		})
+	})
+	if broken, ok := err.(damage); ok { // from scan itself; errors of records are located already
+		return s.locate(reached, broken)
+	}
+	if err == nil {
+		err = flush()
+	}
+	total.Sum(d.hash[:0])
+	return err
+}
+
+// addRecord adds the samples of one record that have targets.
+func (d *Dataset) addRecord(s *source, at int64, e encoded) {
+	if !e.continued {
+		d.Report.Records++
+	}
+	d.Report.Truncated += e.truncated
+	for i, sample := range e.samples {
+		if !d.Report.add(sample) {
+			continue
+		}
+		d.refs = append(d.refs, ref{
+			at: at, source: uint32(len(d.sources) - 1), index: uint32(i),
+			length: int32(len(sample.IDs)), targets: int32(sample.targets()),
+		})
+		if id := slices.Max(sample.IDs); id > d.largest {
+			d.largest, d.largestAt = id, s.where(at)
+		}
+	}
+}
+
+// source is a file, the settings with which its records are encoded, and the
+// cache of encoded records, which all sources of a data set share.
+type source struct {
+	file
+	tok       *tokenizer.Tokenizer
+	maxLength int
+	cache     *cache
+	maps      *mappings
+}
+
+// encoded is the result of encoding one record.
+type encoded struct {
+	samples   []Sample
+	truncated int
+	continued bool // the record continues the text of the previous one
+}
+
+func (e encoded) tokens() (n int) {
+	for _, s := range e.samples {
+		n += len(s.IDs)
+	}
+	return n
+}
+
+// indexed is a record's encoding with its hash, or an error.
+type indexed struct {
+	encoded
+	hash [sha256.Size]byte
+	err  error
+}
+
+// readAll reads the records at positions on all cores and returns them in order.
+func (s *source) readAll(positions []int64) []indexed {
+	results := make([]indexed, len(positions))
+	var wg sync.WaitGroup
+	workers := max(1, min(runtime.GOMAXPROCS(0), len(positions)))
+	for w := range workers {
+		wg.Go(func() {
+			for i := w; i < len(positions); i += workers {
+				r := &results[i]
+				if r.encoded, r.err = s.read(positions[i]); r.err == nil {
+					r.hash = hashSamples(r.samples)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return results
+}
+
+// read returns the samples of the record at a position, from the cache if they
+// are there.
+func (s *source) read(at int64) (e encoded, err error) {
+	err = s.maps.whileOpen(func() error {
+		known := false
+		if e, known = s.cache.get(s, at); known {
+			return nil
+		}
+		return guarded(func() (err error) { e, err = s.encode(at); return err })
+	})
+	if err != nil {
+		return e, s.locate(at, err)
+	}
+	return e, nil
+}
+
+// encode reads and encodes the record at a position and caches the result.
+func (s *source) encode(at int64) (e encoded, err error) {
+	r, err := s.record(at)
+	if err != nil {
+		return e, err
+	}
+	e.continued = r.lead != ""
+	if e.samples, e.truncated, err = r.samples(s.tok, s.maxLength); err != nil {
+		return e, err
+	}
+	if r.layout != Tokens { // reading token ids again is as fast as caching them
+		s.cache.put(s, at, e)
+	}
+	return e, nil
+}
+
+// locate adds the file and the line or row of a record to an error.
+func (s *source) locate(at int64, err error) error {
+	where := ""
+	if s.maps.whileOpen(func() error { where = s.where(at); return nil }) != nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w", where, err)
+}
+
+// maxCached is the number of tokens to cache, at 8 bytes each.
+const maxCached = 1 << 24
+
+// cache keeps encoded records, so that a data set that fits is encoded once.
+type cache struct {
+	mu      sync.Mutex
+	records map[cacheKey]encoded
+	tokens  int
+}
+
+type cacheKey struct {
+	source *source
+	at     int64
+}
+
+func (c *cache) get(s *source, at int64) (encoded, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.records[cacheKey{s, at}]
+	return e, ok
+}
+
+// put adds a record and evicts others while the cache is too large. Samples are
+// read in random order, so any record is as good to evict as another.
+func (c *cache) put(s *source, at int64, e encoded) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.records == nil {
+		c.records = map[cacheKey]encoded{}
+	}
+	if _, ok := c.records[cacheKey{s, at}]; ok {
+		return
+	}
+	c.records[cacheKey{s, at}] = e
+	c.tokens += e.tokens()
+	for key, other := range c.records {
+		if c.tokens <= maxCached {
+			break
+		}
+		c.tokens -= other.tokens()
+		delete(c.records, key)
+	}
+}

@@ -1,0 +1,123 @@
+package dataset
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+)
+
+// mappings are the files that a data set has mapped into memory.
+type mappings struct {
+	mu     sync.RWMutex
+	closed bool
+	list   [][]byte
+}
+
+// whileOpen calls read and keeps the files mapped until it returns. It fails if
+// they are unmapped already.
+func (m *mappings) whileOpen(read func() error) error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return errors.New("the data set is closed")
+	}
+	return read()
+}
+
+func (m *mappings) close() (err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, data := range m.list {
+		err = errors.Join(err, syscall.Munmap(data))
+	}
+	m.closed, m.list = true, nil
+	return err
+}
+
+// mapFile maps a file into memory.
+func (m *mappings) mapFile(name string) ([]byte, error) {
+	f, err := openRegular(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return m.mapOpen(f)
+}
+
+// minMapped is the size from which a file is mapped rather than read. A process
+// can have about 65,000 mappings, and a folder may have more files.
+const minMapped = 1 << 16
+
+// mapOpen maps an open file, or reads it if it is small or not regular.
+func (m *mappings) mapOpen(f *os.File) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return io.ReadAll(f)
+	}
+	if info.Size() < minMapped {
+		data := make([]byte, info.Size())
+		_, err := f.ReadAt(data, 0)
+		return data, err
+	}
+	data, err := syscall.Mmap(int(f.Fd()), 0, int(info.Size()), syscall.PROT_READ,
+		syscall.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("%s: cannot be mapped into memory: %w", f.Name(), err)
+	}
+	m.list = append(m.list, data)
+	return data, nil
+}
+
+// A small archive or Parquet file may claim to hold more than fits on the disk.
+// It is unpacked to at most maxUnpackRatio times its size or minUnpackLimit
+// bytes, whichever is larger.
+const (
+	maxUnpackRatio = 200
+	minUnpackLimit = 1 << 30
+)
+
+// unpack maps what write writes. The data is in an unlinked file in TMPDIR, which
+// the system deletes when it is unmapped. packed is the size of the source.
+func (m *mappings) unpack(packed int, write func(io.Writer) error) ([]byte, error) {
+	f, err := os.CreateTemp("", "conquer-data-*")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	os.Remove(f.Name())
+	limit := max(minUnpackLimit, maxUnpackRatio*int64(packed))
+	w := bufio.NewWriterSize(&limitedFile{f, limit}, 1<<20)
+	if err := write(w); err != nil {
+		return nil, err
+	}
+	if err := w.Flush(); err != nil {
+		return nil, err
+	}
+	return m.mapOpen(f)
+}
+
+// limitedFile is a file that accepts at most left more bytes.
+type limitedFile struct {
+	f    *os.File
+	left int64
+}
+
+func (l *limitedFile) Write(p []byte) (int, error) {
+	if l.left -= int64(len(p)); l.left < 0 {
+		return 0, fmt.Errorf("unpacks to more than %d times its size: "+
+			"unpack it by hand if that is intended", maxUnpackRatio)
+	}
+	n, err := l.f.Write(p)
+	if err != nil {
+		err = fmt.Errorf("unpacking to %s (TMPDIR): %w", filepath.Dir(l.f.Name()), err)
+	}
+	return n, err
+}

@@ -1,0 +1,70 @@
+package dataset
+
+import "fmt"
+
+// Report counts what was read and what became of it.
+type Report struct {
+	Records   int // instructions, conversations or texts read
+	Samples   int // samples made of them
+	Pairs     int // samples that are preference pairs
+	Tokens    int // tokens in the samples
+	Targets   int // labels with loss
+	Truncated int // samples cut at MaxLength
+	Dropped   int // samples without targets, usually because the prompt alone fills MaxLength
+	Skipped   int // files that are not text
+}
+
+// Count formats a number with its noun: "1 token", "2 tokens".
+func Count(n int, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
+func (r Report) String() string {
+	noun := "sample"
+	if r.Pairs > 0 {
+		noun = "pair"
+	}
+	s := fmt.Sprintf("%s from %s, %s, %d of them targets",
+		Count(r.Samples, noun), Count(r.Records, "record"), Count(r.Tokens, "token"), r.Targets)
+	if r.Truncated > 0 {
+		s += fmt.Sprintf(", %d truncated", r.Truncated)
+	}
+	if r.Dropped > 0 {
+		s += fmt.Sprintf(", %d dropped (nothing to learn)", r.Dropped)
+	}
+	if r.Skipped > 0 {
+		s += ", " + Count(r.Skipped, "file") + " skipped (not text)"
+	}
+	return s
+}
+
+// add counts a sample and reports whether it has targets.
+func (r *Report) add(s Sample) bool {
+	targets := s.targets()
+	if targets == 0 {
+		r.Dropped++
+		return false
+	}
+	r.Samples++
+	if s.Second > 0 {
+		r.Pairs++
+	}
+	r.Tokens += len(s.IDs)
+	r.Targets += targets
+	return true
+}
+
+// merge adds the counts of other.
+func (r *Report) merge(other Report) {
+	r.Records += other.Records
+	r.Samples += other.Samples
+	r.Pairs += other.Pairs
+	r.Tokens += other.Tokens
+	r.Targets += other.Targets
+	r.Truncated += other.Truncated
+	r.Dropped += other.Dropped
+	r.Skipped += other.Skipped
+}

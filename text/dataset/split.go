@@ -1,0 +1,78 @@
+package dataset
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+)
+
+// Split divides d into a training and a validation set. validation is the
+// fraction of samples for validation if it is below 1, else their number. The
+// choice depends only on seed, and both parts keep the order of d. It fails if
+// either part would be empty.
+func (d *Dataset) Split(validation float64, seed uint64) (train, valid *Dataset, err error) {
+	total := d.Len()
+	n := int(validation)
+	if validation < 1 {
+		n = max(int(validation*float64(total)+0.5), 1)
+	}
+	if !(validation > 0) || n >= total {
+		return nil, nil, fmt.Errorf("data set: cannot take %g of %d samples for validation; "+
+			"expected a fraction below 1 or a smaller number", validation, total)
+	}
+	chosen := make([]bool, total)
+	for _, i := range shuffled(total, seed, 1<<63)[:n] {
+		chosen[i] = true
+	}
+	part := func(name string, valid bool) *Dataset {
+		p := d.subset(func(i int) bool { return chosen[i] == valid })
+		p.hash = sha256.Sum256(fmt.Appendf(nil, "%x: %s, %d of %d, seed %d", d.hash, name, n, total,
+			seed))
+		return p
+	}
+	return part("train", false), part("validation", true), nil
+}
+
+// subset returns the samples for which keep is true, without a hash.
+func (d *Dataset) subset(keep func(i int) bool) *Dataset {
+	p := &Dataset{sources: d.sources, maps: d.maps, largest: d.largest, largestAt: d.largestAt}
+	for i := range d.Len() {
+		if !keep(i) {
+			continue
+		}
+		if d.refs == nil {
+			p.Samples = append(p.Samples, d.Samples[i])
+			p.Report.add(d.Samples[i])
+			continue
+		}
+		p.refs = append(p.refs, d.refs[i])
+		p.Report.Samples++
+		p.Report.Pairs += min(1, d.Report.Pairs) // a file's samples are all pairs, or none is
+		p.Report.Tokens += int(d.refs[i].length)
+		p.Report.Targets += int(d.refs[i].targets)
+	}
+	p.Report.Records = p.Len()
+	return p
+}
+
+// shuffled returns a permutation of 0 … n-1 that depends only on seed and
+// stream. It does not use rand.Shuffle, so every version of Go gives the same
+// order and a run can be resumed with a newer one.
+func shuffled(n int, seed, stream uint64) []uint32 {
+	order := inOrder(n)
+	random := rand.NewPCG(seed, stream)
+	for i := n - 1; i > 0; i-- {
+		j := int(random.Uint64() % uint64(i+1))
+		order[i], order[j] = order[j], order[i]
+	}
+	return order
+}
+
+// inOrder returns 0 … n-1.
+func inOrder(n int) []uint32 {
+	order := make([]uint32, n)
+	for i := range order {
+		order[i] = uint32(i)
+	}
+	return order
+}
