@@ -6,20 +6,19 @@ import (
 	"unicode/utf8"
 )
 
-// addedToken is a token that is looked for in the text before anything else.
-// The fields are those of tokenizer.json.
+// addedToken is a token that is matched in the text before any other stage. Its
+// fields are those of tokenizer.json.
 type addedToken struct {
 	ID         int32  `json:"id"`
 	Content    string `json:"content"`
-	SingleWord bool   `json:"single_word"` // only where no word character touches it
-	LStrip     bool   `json:"lstrip"`      // takes the white space before it along
-	RStrip     bool   `json:"rstrip"`      // and after it
-	Normalized bool   `json:"normalized"`  // looked for in the normalized text
+	SingleWord bool   `json:"single_word"` // matches only between non-word characters
+	LStrip     bool   `json:"lstrip"`      // also matches the white space before it
+	RStrip     bool   `json:"rstrip"`      // also matches the white space after it
+	Normalized bool   `json:"normalized"`  // matched in the normalized text
 	Special    bool   `json:"special"`
 }
 
-// matcher finds added tokens in a text: the leftmost first, of those that
-// start together the longest.
+// matcher finds added tokens in a text, leftmost first, then longest.
 type matcher struct {
 	root   *trieNode
 	starts [256]bool
@@ -74,8 +73,8 @@ func (m *matcher) find(s string, from int) (token *addedToken, start, end int) {
 	return nil, 0, 0
 }
 
-// split calls yield for each part of s, with the id of an added token or -1 for
-// text between them. atStart tells that the text begins where s does.
+// split calls yield for each part of s: the id of an added token, or -1 and the
+// text between two tokens. atStart is true at the beginning of s.
 func (m *matcher) split(s string, yield func(piece string, id int32, atStart bool)) {
 	done, search := 0, 0
 	for m.root.next != nil {

@@ -36,7 +36,8 @@ func goSource(b *testing.B) string {
 	if err != nil {
 		b.Skip("no Go toolchain here: ", err)
 	}
-	files, _ := filepath.Glob(filepath.Join(strings.TrimSpace(string(root)), "src", "net", "http", "*.go"))
+	files, _ := filepath.Glob(filepath.Join(strings.TrimSpace(string(root)), "src", "net", "http",
+		"*.go"))
 	var s strings.Builder
 	for _, f := range files {
 		data, _ := os.ReadFile(f)
@@ -48,7 +49,7 @@ func goSource(b *testing.B) string {
 	return s.String()
 }
 
-func BenchmarkEncodeGoSource(b *testing.B) {
+func BenchmarkEncode_GoSource(b *testing.B) {
 	tok, text := benchTokenizer(b), goSource(b)
 	b.SetBytes(int64(len(text)))
 	for b.Loop() {
@@ -56,7 +57,7 @@ func BenchmarkEncodeGoSource(b *testing.B) {
 	}
 }
 
-func BenchmarkDecodeGoSource(b *testing.B) {
+func BenchmarkDecode_GoSource(b *testing.B) {
 	tok, text := benchTokenizer(b), goSource(b)
 	ids := tok.Encode(text, false)
 	b.SetBytes(int64(len(text)))

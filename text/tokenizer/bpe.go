@@ -8,15 +8,15 @@ import (
 	"unicode/utf8"
 )
 
-// bpe is the byte-pair-encoding model of a tokenizer.json. A word starts as
-// one symbol per character (per byte, for byte-level files); then, as long as
-// some neighbouring pair is in the list of merges, the pair that comes first in
-// that list is joined, the leftmost of equal ones first.
+// bpe is the byte-pair encoding of a tokenizer.json. A word starts as one symbol
+// per character, or per byte in byte-level files. While an adjacent pair is in
+// the list of merges, the pair that is earliest in the list is joined, the
+// leftmost of equal pairs first.
 type bpe struct {
 	ids    map[string]int32
 	tokens []string
 	pairs  pairTable
-	merged []int32 // by rank: the id a merge produces
+	merged []int32 // by rank: id that the merge produces
 
 	byteLevel    bool
 	byteFallback bool
@@ -24,27 +24,27 @@ type bpe struct {
 	fuseUnk      bool
 	unk          int32 // -1 if there is none
 
-	// unit gives the first symbol of each byte (byte-level) or of each ASCII
-	// character, -1 where the vocabulary has none.
+	// unit is the symbol of each byte (byte-level) or of each ASCII character, -1
+	// if the vocabulary has none.
 	unit [256]int32
-	// fallback gives the ids of the tokens <0x00> … <0xFF>, -1 where missing.
+	// fallback holds the ids of the tokens <0x00> … <0xFF>, -1 if missing.
 	fallback [256]int32
-	// whole finds a word by its bytes; set only where ignoreMerges asks for it.
+	// whole maps the bytes of a word to its id, if ignoreMerges is set.
 	whole map[string]int32
-	// cutAtSpace tells that no merge joins a "▁" to what is before it, so a
-	// long text may be encoded word by word. See setMerges.
+	// cutAtSpace is set if no merge joins a "▁" to the text before it. Then a long
+	// text can be encoded word by word.
 	cutAtSpace bool
 }
 
 const (
 	noRank     = int32(1<<31 - 1)
 	spaceMark  = "▁"     // U+2581, SentencePiece's space
-	maxVocab   = 1 << 21 // far above any real vocabulary; bounds what a damaged file can ask for
-	linearMax  = 96      // longest word, in symbols, that is merged without a heap
+	maxVocab   = 1 << 21 // far above any real vocabulary; limits the memory for a damaged file
+	linearMax  = 96      // longest word in symbols that is merged without a heap
 	cacheSlots = 1 << 13
 )
 
-// setMerges fills the tables from the list of merges, best first.
+// setMerges fills the tables from the list of merges, in order of priority.
 func (m *bpe) setMerges(merges []mergePair) error {
 	m.merged = make([]int32, len(merges))
 	m.pairs = newPairTable(len(merges))
@@ -55,7 +55,8 @@ func (m *bpe) setMerges(merges []mergePair) error {
 		left, ok := m.ids[pair[0]]
 		right, ok2 := m.ids[pair[1]]
 		if !ok || !ok2 {
-			return fmt.Errorf("merge %d joins %q and %q, but they are not both in the vocabulary", rank, pair[0], pair[1])
+			return fmt.Errorf("merge %d joins %q and %q, which are not both in the vocabulary",
+				rank, pair[0], pair[1])
 		}
 		joined = append(append(joined[:0], pair[0]...), pair[1]...)
 		id, ok := m.ids[string(joined)]
@@ -64,7 +65,7 @@ func (m *bpe) setMerges(merges []mergePair) error {
 		}
 		m.merged[rank] = id
 		m.pairs.put(left, right, int32(rank))
-		if m.cutAtSpace && strings.HasPrefix(pair[1], spaceMark) && !strings.HasSuffix(pair[0], spaceMark) {
+		if strings.HasPrefix(pair[1], spaceMark) && !strings.HasSuffix(pair[0], spaceMark) {
 			m.cutAtSpace = false
 		}
 	}
@@ -100,8 +101,8 @@ func (m *bpe) setUnits() {
 	}
 }
 
-// scratch is the working memory of one Encode call. Its cache of short words
-// holds no pointers, so a call allocates nothing but its result.
+// scratch is the working memory of one Encode call. Its cache of short words has
+// no pointers, so a call allocates only its result.
 type scratch struct {
 	ids, ranks []int32
 	prev, next []int32
@@ -110,6 +111,7 @@ type scratch struct {
 	cache      []cachedWord
 }
 
+// cachedWord is a short word and its ids.
 type cachedWord struct {
 	length, count uint8
 	word          [22]byte
@@ -133,8 +135,8 @@ func (m *bpe) encode(out []int32, e *scratch, word string) []int32 {
 	return out
 }
 
-// nextMarkedWord returns where the first "▁" stands that follows something
-// else, or the length of s.
+// nextMarkedWord returns the index of the first "▁" that follows another
+// character, or the length of s.
 func nextMarkedWord(s string) int {
 	i := 0
 	for strings.HasPrefix(s[i:], spaceMark) {
@@ -146,6 +148,7 @@ func nextMarkedWord(s string) int {
 	return len(s)
 }
 
+// encodeWord appends the ids of a word, through the cache.
 func (m *bpe) encodeWord(out []int32, e *scratch, word string) []int32 {
 	if m.byteLevel && len(word) == 1 && m.unit[word[0]] >= 0 {
 		return append(out, m.unit[word[0]])
@@ -176,11 +179,10 @@ func (m *bpe) encodeWord(out []int32, e *scratch, word string) []int32 {
 	return out
 }
 
-// symbols appends the symbols a word starts from. The order in which unknown
-// and byte tokens come out is Hugging Face's: byte tokens do not end a run of
-// unknown characters.
+// symbols appends the initial symbols of a word. As in Hugging Face, byte tokens
+// do not end a run of unknown characters, so they precede its unknown token.
 func (m *bpe) symbols(ids []int32, word string) []int32 {
-	pending := false // an unknown token waits, in case the next is to be fused with it
+	pending := false // an unknown token is held back, to fuse it with the next one
 	for i := 0; i < len(word); {
 		b, size, id := word[i], 1, int32(-1)
 		if m.byteLevel || b < utf8.RuneSelf {
@@ -222,6 +224,7 @@ func (m *bpe) symbols(ids []int32, word string) []int32 {
 	return ids
 }
 
+// appendBytes appends the byte tokens of a character, if all exist.
 func (m *bpe) appendBytes(ids []int32, char string) ([]int32, bool) {
 	start := len(ids)
 	for i := range len(char) {
@@ -234,8 +237,8 @@ func (m *bpe) appendBytes(ids []int32, char string) ([]int32, bool) {
 	return ids, true
 }
 
-// mergeShort merges e.ids in place by looking for the best pair each time,
-// which for ordinary words beats any cleverer structure.
+// mergeShort merges e.ids in place. It searches the best pair each time, which is
+// faster than a heap for words of ordinary length.
 func (m *bpe) mergeShort(e *scratch) []int32 {
 	ids := e.ids
 	ranks := e.ranks[:0]
@@ -266,8 +269,8 @@ func (m *bpe) mergeShort(e *scratch) []int32 {
 	return ids
 }
 
-// mergeLong merges e.ids through a heap ordered by rank, then position. An
-// entry whose rank is no longer that of its position is out of date.
+// mergeLong merges e.ids with a heap ordered by rank, then position. An entry is
+// outdated if its rank differs from the current rank at its position.
 func (m *bpe) mergeLong(out []int32, e *scratch) []int32 {
 	ids, n := e.ids, len(e.ids)
 	e.ranks, e.prev, e.next = resize(e.ranks, n), resize(e.prev, n), resize(e.next, n)
@@ -356,9 +359,9 @@ func siftUp(h []uint64) []uint64 {
 	return h
 }
 
-// pairTable maps a pair of ids to the rank of their merge: an open-addressing
-// table, because this lookup is most of the cost of encoding and Go's map
-// takes three times as long.
+// pairTable maps a pair of ids to the rank of their merge, with open addressing.
+// Most of the time of encoding goes into this lookup, and a Go map takes three
+// times as long.
 type pairTable struct {
 	slots []pairSlot
 	shift int

@@ -50,7 +50,8 @@ func (t *Tokenizer) Chat(messages []Message, addGenerationPrompt bool) (string, 
 		list[i] = map[string]any{"role": m.Role, "content": m.Content}
 	}
 	values := map[string]any{"messages": list, "add_generation_prompt": addGenerationPrompt}
-	for name, id := range map[string]int32{"bos_token": t.bos, "unk_token": t.unk, "pad_token": t.pad} {
+	for name, id := range map[string]int32{"bos_token": t.bos, "unk_token": t.unk,
+		"pad_token": t.pad} {
 		if id >= 0 {
 			values[name] = t.tokens[id]
 		}

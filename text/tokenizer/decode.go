@@ -6,29 +6,31 @@ import (
 	"unicode/utf8"
 )
 
-// decoderSpec is the decoder of a tokenizer.json, reduced to what it does to
-// one token and to the whole.
+// decoderSpec is the decoder of a tokenizer.json, as its effect on each token and
+// on the whole text.
 type decoderSpec struct {
-	byteLevel    bool        // tokens spell bytes; the whole is made valid UTF-8
-	byteFallback bool        // <0x0A> is a byte
-	replace      [][2]string // in each token
-	mark         string      // Metaspace: this becomes a space, or nothing in the first token
-	markKept     bool        // Metaspace: it becomes a space in the first token too
-	strip        string      // up to stripCount of these are taken off the front
+	byteLevel    bool        // tokens spell bytes; invalid UTF-8 in the text is replaced
+	byteFallback bool        // a token such as <0x0A> is a byte
+	replace      [][2]string // from, to: applied to each token
+	mark         string      // Metaspace: becomes a space, or is dropped in the first token
+	markKept     bool        // Metaspace: becomes a space in the first token too
+	strip        string      // up to stripCount of these are removed from the start
 	stripCount   int
-	join         string // stands between tokens (files that have no decoder)
+	join         string // separates tokens, for files without a decoder
 }
 
+// pieceKind says how a token is decoded.
 type pieceKind uint8
 
 const (
 	unusedPiece pieceKind = iota
 	textPiece
-	bytePiece    // one byte of a run that must be valid UTF-8 as a whole
-	specialPiece // left out on request
+	bytePiece    // one byte; a run of bytes must be valid UTF-8
+	specialPiece // left out with skipSpecial
 )
 
-// setDecoding works out what each id contributes to decoded text.
+// setDecoding computes the text of each id. normalized holds the added tokens
+// that are matched in normalized text, special the special tokens.
 func (t *Tokenizer) setDecoding(normalized map[int32]string, special map[string]bool) {
 	t.decodeKind = make([]pieceKind, len(t.tokens))
 	t.decodeText = make([]string, len(t.tokens))
@@ -59,9 +61,9 @@ func (t *Tokenizer) setDecoding(normalized map[int32]string, special map[string]
 	}
 }
 
-// Decode returns the text of ids. With skipSpecial, special tokens are left
-// out. Bytes that do not form UTF-8 become U+FFFD; ids that are not in the
-// vocabulary are passed over.
+// Decode returns the text of ids, without special tokens if skipSpecial is set.
+// Bytes that do not form UTF-8 become U+FFFD. Ids that are not in the vocabulary
+// are ignored.
 func (t *Tokenizer) Decode(ids []int32, skipSpecial bool) string {
 	d := t.Decoder(skipSpecial)
 	var b strings.Builder
@@ -73,23 +75,23 @@ func (t *Tokenizer) Decode(ids []int32, skipSpecial bool) string {
 }
 
 // Decoder decodes one token at a time, for text that is shown while it is
-// generated. What it has returned never ends inside a character, and all it
-// returns, Flush included, is what Decode returns for the same ids. It serves
-// one text and one goroutine.
+// generated. The returned text never ends inside a character. Together with
+// Flush it equals what Decode returns for the same ids. A Decoder decodes one
+// text, in one goroutine.
 type Decoder struct {
 	t           *Tokenizer
 	skipSpecial bool
 	started     bool   // a token was seen
-	pending     []byte // bytes that may yet become a character
-	strip       int    // how much may still be taken off the front
+	pending     []byte // bytes of an incomplete character or byte run
+	strip       int    // how many strip strings may still be removed
 }
 
-// Decoder starts decoding a text from its beginning.
+// Decoder returns a decoder at the beginning of a text.
 func (t *Tokenizer) Decoder(skipSpecial bool) *Decoder {
 	return &Decoder{t: t, skipSpecial: skipSpecial, strip: t.decoder.stripCount}
 }
 
-// Next takes the next id and returns the text that is now certain, often none.
+// Next adds an id and returns the text that is now complete, often "".
 func (d *Decoder) Next(id int32) string {
 	t, spec := d.t, &d.t.decoder
 	if id < 0 || int(id) >= len(t.decodeKind) {
@@ -125,7 +127,7 @@ func (d *Decoder) Next(id int32) string {
 	return d.stripped(d.byteRun() + piece)
 }
 
-// Flush returns what was held back and ends the text.
+// Flush ends the text and returns what Next held back.
 func (d *Decoder) Flush() string {
 	if d.t.decoder.byteLevel {
 		return d.validPrefix(true)
@@ -133,8 +135,8 @@ func (d *Decoder) Flush() string {
 	return d.stripped(d.byteRun())
 }
 
-// byteRun ends a run of byte tokens: its text if it is UTF-8 as a whole, else
-// one U+FFFD for each byte.
+// byteRun ends a run of byte tokens. It returns the run as text if it is valid
+// UTF-8, else one U+FFFD for each byte.
 func (d *Decoder) byteRun() string {
 	s := string(d.pending)
 	d.pending = d.pending[:0]
@@ -144,6 +146,7 @@ func (d *Decoder) byteRun() string {
 	return s
 }
 
+// stripped removes the remaining strip strings from the start of s.
 func (d *Decoder) stripped(s string) string {
 	for d.strip > 0 && s != "" {
 		rest, ok := strings.CutPrefix(s, d.t.decoder.strip)
@@ -157,8 +160,8 @@ func (d *Decoder) stripped(s string) string {
 	return s
 }
 
-// validPrefix takes the complete characters off pending. Of bytes that cannot
-// be a character, each longest start of one becomes a single U+FFFD.
+// validPrefix removes the complete characters from pending and returns them. Of
+// invalid bytes, each longest valid beginning of a character becomes one U+FFFD.
 func (d *Decoder) validPrefix(atEnd bool) string {
 	p := d.pending
 	var out []byte
@@ -173,15 +176,15 @@ func (d *Decoder) validPrefix(atEnd bool) string {
 	return string(out)
 }
 
-// characterStart is the length of the longest start of p, at least 1, that
-// some character's encoding could begin with.
+// characterStart returns the length of the longest prefix of p that can begin a
+// character's encoding, at least 1.
 func characterStart(p []byte) int {
 	n := 1
 	for n < len(p) && n < utf8.UTFMax && !utf8.FullRune(p[:n]) {
 		n++
 	}
-	// FullRune is true as soon as p[:n] is an error too; then its last byte is
-	// not part of the start.
+	// FullRune is also true if p[:n] is invalid; then its last byte does not
+	// belong to the prefix.
 	if n > 1 && utf8.FullRune(p[:n]) {
 		n--
 	}

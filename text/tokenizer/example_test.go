@@ -23,7 +23,8 @@ func ExampleTokenizer_Chat() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	prompt, err := tok.Chat([]tokenizer.Message{{Role: "system", Content: "Be brief."}, {Role: "user", Content: "Hi"}}, true)
+	prompt, err := tok.Chat([]tokenizer.Message{{Role: "system", Content: "Be brief."},
+		{Role: "user", Content: "Hi"}}, true)
 	if err != nil {
 		log.Fatal(err)
 	}

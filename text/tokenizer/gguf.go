@@ -6,7 +6,7 @@ import (
 	"reflect"
 )
 
-// GGUF's token types, from ggml's gguf specification.
+// Token types of the GGUF specification.
 const (
 	ggufUnknown     = 2
 	ggufControl     = 3
@@ -15,27 +15,36 @@ const (
 	ggufByte        = 6
 )
 
-// Pre-tokenizers by the family that GGUF's tokenizer.ggml.pre names.
+// Pre-tokenizers of the families in tokenizer.ggml.pre.
 const (
-	byteLevelOnly = `{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false}`
-	byteLevelGPT2 = `{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true}`
-	digitsGPT2    = `{"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},` + byteLevelGPT2 + `]}`
+	byteLevelOnly = `{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,` +
+		`"use_regex":false}`
+	byteLevelGPT2 = `{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,` +
+		`"use_regex":true}`
+	digitsGPT2 = `{"type":"Sequence","pretokenizers":[{"type":"Digits",` +
+		`"individual_digits":true},` + byteLevelGPT2 + `]}`
 )
 
+// splitThenBytes splits by a regular expression, then maps bytes to characters.
 func splitThenBytes(pattern string) string {
 	quoted, _ := json.Marshal(pattern)
-	return `{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":` + string(quoted) +
+	return `{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":` +
+		string(quoted) +
 		`},"behavior":"Isolated","invert":false},` + byteLevelOnly + `]}`
 }
 
-// ggufPre maps tokenizer.ggml.pre to a pre-tokenizer, as llama.cpp reads it.
+// ggufPre maps a value of tokenizer.ggml.pre to a pre-tokenizer, like llama.cpp.
 var ggufPre = func() map[string]string {
 	m := map[string]string{}
 	for pre, names := range map[string][]string{
-		byteLevelGPT2:                 {"gpt-2", "phi-2", "olmo", "mpt", "jina-es", "jina-de", "roberta-bpe"},
-		digitsGPT2:                    {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"},
-		splitThenBytes(llama3Pattern): {"llama-bpe", "llama3", "llama-v3", "falcon3", "dbrx", "smaug-bpe"},
-		splitThenBytes(qwen2Pattern):  {"qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan", "solar-open"},
+		byteLevelGPT2: {"gpt-2", "phi-2", "olmo", "mpt", "jina-es", "jina-de",
+			"roberta-bpe"},
+		digitsGPT2: {"smollm", "starcoder", "refact", "command-r", "codeshell",
+			"exaone", "minerva-7b"},
+		splitThenBytes(llama3Pattern): {"llama-bpe", "llama3", "llama-v3", "falcon3", "dbrx",
+			"smaug-bpe"},
+		splitThenBytes(qwen2Pattern): {"qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan",
+			"solar-open"},
 	} {
 		for _, name := range names {
 			m[name] = pre
@@ -44,10 +53,10 @@ var ggufPre = func() map[string]string {
 	return m
 }()
 
-// FromGGUF makes the tokenizer that a GGUF file carries. meta holds the file's
-// metadata by key; lists are []string, []int32 and []float32, single numbers
-// any integer type. Known are tokenizer.ggml.model "gpt2" (byte-level BPE, with
-// the families of tokenizer.ggml.pre that llama.cpp names) and "llama"
+// FromGGUF makes the tokenizer of a GGUF file. meta holds the file's metadata by
+// key; lists are []string, []int32 and []float32, single numbers are of any
+// integer type. Supported values of tokenizer.ggml.model are "gpt2" (byte-level
+// BPE, with a value of tokenizer.ggml.pre that llama.cpp knows) and "llama"
 // (SentencePiece BPE).
 func FromGGUF(meta map[string]any) (*Tokenizer, error) {
 	t, err := fromGGUF(ggufMeta(meta))
@@ -57,6 +66,163 @@ func FromGGUF(meta map[string]any) (*Tokenizer, error) {
 	return t, nil
 }
 
+func fromGGUF(meta ggufMeta) (*Tokenizer, error) {
+	v, err := meta.vocabulary()
+	if err != nil {
+		return nil, err
+	}
+	spec := newSpec(len(v.tokens))
+	if name := v.token(v.addTokens(spec, meta.id("unknown"))); name != "" {
+		spec.Model.UnkToken = &name
+	}
+	spec.Model.Merges = make([]mergePair, len(v.merges))
+	for i, line := range v.merges {
+		if err := spec.Model.Merges[i].parse(line); err != nil {
+			return nil, fmt.Errorf("tokenizer.ggml.merges, entry %d: %w", i, err)
+		}
+	}
+	addBOS := false
+	switch kind := meta.text("tokenizer.ggml.model"); kind {
+	case "gpt2":
+		addBOS, err = spec.setGGUFByteLevel(meta.text("tokenizer.ggml.pre"))
+	case "llama":
+		addBOS, err = true, spec.setGGUFSentencePiece(v, meta.flag("add_space_prefix", true))
+	default:
+		err = fmt.Errorf("tokenizer.ggml.model is %q; known are gpt2 and llama", kind)
+	}
+	if err != nil {
+		return nil, err
+	}
+	bos, eos := meta.id("bos"), meta.id("eos")
+	before, after := "", ""
+	if meta.flag("add_bos_token", addBOS) {
+		before = v.token(bos)
+	}
+	if meta.flag("add_eos_token", false) {
+		after = v.token(eos)
+	}
+	spec.PostProcessor = templateProcessing(before, bos, after, eos)
+	t, err := spec.build()
+	if err != nil {
+		return nil, err
+	}
+	t.source.spec = spec
+	t.template.source = meta.text("tokenizer.chat_template")
+	for key, to := range map[string]*int32{"bos": &t.bos, "padding": &t.pad, "unknown": &t.unk} {
+		if id := meta.id(key); t.valid(id) {
+			*to = id
+		}
+	}
+	for _, key := range []string{"eos", "eot", "eom"} {
+		t.addEOS(meta.id(key))
+	}
+	return t, nil
+}
+
+// ggufVocabulary holds the lists of a GGUF file's tokenizer; types and scores
+// are nil or as long as tokens.
+type ggufVocabulary struct {
+	tokens []string
+	types  []int32
+	scores []float32
+	merges []string
+}
+
+func (m ggufMeta) vocabulary() (v ggufVocabulary, err error) {
+	if v.tokens, err = list[string](m, "tokens", -1); err != nil {
+		return v, err
+	}
+	n := len(v.tokens)
+	if n == 0 || n > maxVocab {
+		return v, fmt.Errorf("tokenizer.ggml.tokens has %d entries, expected 1 to %d", n, maxVocab)
+	}
+	if v.types, err = list[int32](m, "token_type", n); err != nil {
+		return v, err
+	}
+	if v.scores, err = list[float32](m, "scores", n); err != nil {
+		return v, err
+	}
+	v.merges, err = list[string](m, "merges", -1)
+	return v, err
+}
+
+// token returns the token of an id, or "" if there is none.
+func (v ggufVocabulary) token(id int32) string {
+	if id < 0 || int(id) >= len(v.tokens) {
+		return ""
+	}
+	return v.tokens[id]
+}
+
+// addTokens fills the vocabulary and the added tokens of spec. It returns unk, or
+// the first token of the unknown type if unk is negative.
+func (v ggufVocabulary) addTokens(spec *fileSpec, unk int32) int32 {
+	for i, content := range v.tokens {
+		kind := int32(0)
+		if v.types != nil {
+			kind = v.types[i]
+		}
+		if kind == ggufUnused && content == paddingToken(i) {
+			continue // not a token: a row of an embedding larger than the vocabulary
+		}
+		if _, double := spec.Model.Vocab[content]; double {
+			continue // some files repeat names as padding; the first one counts
+		}
+		spec.Model.Vocab[content] = int32(i)
+		switch kind {
+		case ggufUnknown, ggufControl, ggufUserDefined:
+			spec.AddedTokens = append(spec.AddedTokens,
+				addedToken{ID: int32(i), Content: content, Special: kind != ggufUserDefined})
+			if kind == ggufUnknown && unk < 0 {
+				unk = int32(i)
+			}
+		}
+	}
+	return unk
+}
+
+// setGGUFByteLevel sets the stages of byte-level BPE for a value of
+// tokenizer.ggml.pre. addBOS is the default for tokenizer.ggml.add_bos_token.
+func (spec *fileSpec) setGGUFByteLevel(pre string) (addBOS bool, err error) {
+	known, ok := ggufPre[pre]
+	if !ok {
+		return false, fmt.Errorf("tokenizer.ggml.pre is %q; "+
+			"known are the families of gpt-2, smollm, llama-bpe and qwen2", pre)
+	}
+	spec.PreTokenizer = json.RawMessage(known)
+	spec.Decoder = json.RawMessage(byteLevelGPT2)
+	switch known {
+	case ggufPre["llama-bpe"]:
+		spec.Model.IgnoreMerges, addBOS = true, true
+	case ggufPre["qwen2"]:
+		spec.Normalizer = json.RawMessage(`{"type":"NFC"}`)
+	}
+	return addBOS, nil
+}
+
+// setGGUFSentencePiece sets the stages of SentencePiece BPE, and the merges if
+// the file has scores instead.
+func (spec *fileSpec) setGGUFSentencePiece(v ggufVocabulary, spacePrefix bool) error {
+	spec.setSentencePiece(spacePrefix, true)
+	if len(v.merges) > 0 {
+		return nil
+	}
+	if v.scores == nil {
+		return fmt.Errorf("tokenizer.ggml.model is llama, but there are neither scores nor merges")
+	}
+	for i, piece := range v.tokens {
+		if len(piece) > maxPiece {
+			return fmt.Errorf("tokenizer.ggml.tokens, entry %d has %d bytes, expected at most %d",
+				i, len(piece), maxPiece)
+		}
+	}
+	spec.Model.Merges = mergesFromScores(v.tokens, v.scores, func(i int) bool {
+		return v.types != nil && v.types[i] != pieceNormal && v.types[i] != ggufUserDefined
+	})
+	return nil
+}
+
+// ggufMeta is the metadata of a GGUF file.
 type ggufMeta map[string]any
 
 func (m ggufMeta) text(key string) string {
@@ -64,6 +230,7 @@ func (m ggufMeta) text(key string) string {
 	return s
 }
 
+// flag returns tokenizer.ggml.<key>, or missing if it is not there.
 func (m ggufMeta) flag(key string, missing bool) bool {
 	if b, ok := m["tokenizer.ggml."+key].(bool); ok {
 		return b
@@ -86,6 +253,8 @@ func (m ggufMeta) id(key string) int32 {
 	return int32(n)
 }
 
+// list returns tokenizer.ggml.<key>, nil if it is not there. It must have want
+// entries unless want is negative.
 func list[T any](m ggufMeta, key string, want int) ([]T, error) {
 	v, ok := m["tokenizer.ggml."+key]
 	if !ok {
@@ -101,127 +270,10 @@ func list[T any](m ggufMeta, key string, want int) ([]T, error) {
 	return l, nil
 }
 
-func fromGGUF(meta ggufMeta) (*Tokenizer, error) {
-	tokens, err := list[string](meta, "tokens", -1)
-	if err != nil {
-		return nil, err
-	}
-	if len(tokens) == 0 || len(tokens) > maxVocab {
-		return nil, fmt.Errorf("tokenizer.ggml.tokens has %d entries, expected 1 to %d", len(tokens), maxVocab)
-	}
-	types, err := list[int32](meta, "token_type", len(tokens))
-	if err != nil {
-		return nil, err
-	}
-	scores, err := list[float32](meta, "scores", len(tokens))
-	if err != nil {
-		return nil, err
-	}
-	lines, err := list[string](meta, "merges", -1)
-	if err != nil {
-		return nil, err
-	}
-	spec := newSpec(len(tokens))
-	token := func(id int32) string {
-		if id < 0 || int(id) >= len(tokens) {
-			return ""
-		}
-		return tokens[id]
-	}
-	unk := meta.id("unknown")
-	for i, content := range tokens {
-		kind := int32(0)
-		if types != nil {
-			kind = types[i]
-		}
-		if kind == ggufUnused && content == paddingToken(i) {
-			continue // no token, but a row of an embedding that is larger than the vocabulary
-		}
-		if _, double := spec.Model.Vocab[content]; double {
-			// Padding of the vocabulary repeats names in some files; the first counts.
-			continue
-		}
-		spec.Model.Vocab[content] = int32(i)
-		switch kind {
-		case ggufUnknown, ggufControl, ggufUserDefined:
-			spec.AddedTokens = append(spec.AddedTokens, addedToken{ID: int32(i), Content: content, Special: kind != ggufUserDefined})
-			if kind == ggufUnknown && unk < 0 {
-				unk = int32(i)
-			}
-		}
-	}
-	if name := token(unk); name != "" {
-		spec.Model.UnkToken = &name
-	}
-	spec.Model.Merges = make([]mergePair, len(lines))
-	for i, line := range lines {
-		if err := spec.Model.Merges[i].parse(line); err != nil {
-			return nil, fmt.Errorf("tokenizer.ggml.merges, entry %d: %w", i, err)
-		}
-	}
-	addBOS := false
-	switch kind, pre := meta.text("tokenizer.ggml.model"), meta.text("tokenizer.ggml.pre"); kind {
-	case "gpt2":
-		known, ok := ggufPre[pre]
-		if !ok {
-			return nil, fmt.Errorf("tokenizer.ggml.pre is %q; known are the families of gpt-2, smollm, llama-bpe and qwen2", pre)
-		}
-		spec.PreTokenizer = json.RawMessage(known)
-		spec.Decoder = json.RawMessage(byteLevelGPT2)
-		if known == ggufPre["llama-bpe"] {
-			spec.Model.IgnoreMerges, addBOS = true, true
-		}
-		if known == ggufPre["qwen2"] {
-			spec.Normalizer = json.RawMessage(`{"type":"NFC"}`)
-		}
-	case "llama":
-		if len(lines) == 0 {
-			if scores == nil {
-				return nil, fmt.Errorf("tokenizer.ggml.model is llama, but there are neither scores nor merges")
-			}
-			for i, piece := range tokens {
-				if len(piece) > maxPiece {
-					return nil, fmt.Errorf("tokenizer.ggml.tokens, entry %d has %d bytes, expected at most %d", i, len(piece), maxPiece)
-				}
-			}
-			spec.Model.Merges = mergesFromScores(tokens, scores, func(i int) bool {
-				return types != nil && types[i] != 1 && types[i] != ggufUserDefined
-			})
-		}
-		spec.setSentencePiece(meta.flag("add_space_prefix", true), true)
-		addBOS = true
-	default:
-		return nil, fmt.Errorf("tokenizer.ggml.model is %q; known are gpt2 and llama", kind)
-	}
-	bos, eos := meta.id("bos"), meta.id("eos")
-	before, after := "", ""
-	if meta.flag("add_bos_token", addBOS) {
-		before = token(bos)
-	}
-	if meta.flag("add_eos_token", false) {
-		after = token(eos)
-	}
-	spec.PostProcessor = templateProcessing(before, bos, after, eos)
-	t, err := spec.build()
-	if err != nil {
-		return nil, err
-	}
-	t.source.spec = spec
-	t.template.source = meta.text("tokenizer.chat_template")
-	for key, to := range map[string]*int32{"bos": &t.bos, "padding": &t.pad, "unknown": &t.unk} {
-		if id := meta.id(key); t.valid(id) {
-			*to = id
-		}
-	}
-	for _, key := range []string{"eos", "eot", "eom"} {
-		t.addEOS(meta.id(key))
-	}
-	return t, nil
-}
-
-// templateProcessing is the post-processor that puts the token before in front
-// of a text and the token after behind it; "" stands for none.
-func templateProcessing(before string, beforeID int32, after string, afterID int32) json.RawMessage {
+// templateProcessing returns the post-processor that adds the token before to
+// the beginning of a text and the token after to its end; "" means none.
+func templateProcessing(before string, beforeID int32, after string,
+	afterID int32) json.RawMessage {
 	if before == "" && after == "" {
 		return nil
 	}
@@ -231,7 +283,8 @@ func templateProcessing(before string, beforeID int32, after string, afterID int
 		if name == "" {
 			return
 		}
-		*to = append(*to, map[string]any{"SpecialToken": map[string]any{"id": name, "type_id": sequence}})
+		*to = append(*to, map[string]any{"SpecialToken": map[string]any{"id": name,
+			"type_id": sequence}})
 		special[name] = map[string]any{"id": name, "ids": []int32{id}, "tokens": []string{name}}
 	}
 	for i, name := range []string{"A", "B"} {

@@ -8,10 +8,10 @@ import (
 	"testing"
 )
 
-// TestParityWithHuggingFace encodes the strings that
+// TestParity_HuggingFace encodes the strings that
 // tools/parity/text_tokenizers.py left in the folder TEXT_PARITY names, for the
 // script to compare. By itself it is skipped.
-func TestParityWithHuggingFace(t *testing.T) {
+func TestParity_HuggingFace(t *testing.T) {
 	dir := os.Getenv("TEXT_PARITY")
 	if dir == "" {
 		t.Skip("run tools/parity/text_tokenizers.py, which sets TEXT_PARITY")
@@ -51,7 +51,8 @@ func TestParityWithHuggingFace(t *testing.T) {
 	out := json.NewEncoder(w)
 	for _, s := range texts {
 		plain, special := tok.Encode(s, false), tok.Encode(s, true)
-		out.Encode(map[string]any{"plain": plain, "special": special, "text": tok.Decode(special, false), "skipped": tok.Decode(special, true)})
+		out.Encode(map[string]any{"plain": plain, "special": special, "text": tok.Decode(special,
+			false), "skipped": tok.Decode(special, true)})
 	}
 	for _, ids := range job.IDs {
 		out.Encode(map[string]any{"text": tok.Decode(ids, false), "skipped": tok.Decode(ids, true)})
@@ -86,7 +87,8 @@ func readGGUFMeta(t testing.TB, path string) map[string]any {
 	readTestJSON(t, path, &raw)
 	meta := map[string]any{}
 	for key, value := range raw {
-		for _, into := range []any{new(string), new(bool), new(uint32), new([]string), new([]int32), new([]float32)} {
+		for _, into := range []any{new(string), new(bool), new(uint32), new([]string), new([]int32),
+			new([]float32)} {
 			if json.Unmarshal(value, into) != nil {
 				continue
 			}

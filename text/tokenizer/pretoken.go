@@ -8,19 +8,20 @@ import (
 	"github.com/dlclark/regexp2"
 )
 
-// preStep is one pre-tokenizer. It may rewrite the text (first tells whether it
-// stands at the very beginning of the input) and then cuts it, either piece by
-// piece (next returns the length in bytes of the first piece, at least 1) or in
-// one go.
+// preStep is one pre-tokenizer. It rewrites the text if rewrite is set, then
+// splits it with next or all, if one of them is set.
 type preStep struct {
+	// rewrite changes the text; first is true at the beginning of the input.
 	rewrite func(s string, first bool) string
-	next    func(s string) int
-	all     func(s string) []string
+	// next returns the length in bytes of the first piece, at least 1.
+	next func(s string) int
+	// all returns all pieces.
+	all func(s string) []string
 }
 
-// The patterns that most tokenizers split by. They have scanners of their own,
-// many times faster than a backtracking regular expression; the pattern that
-// Llama 3 and Qwen 2 share differs in how many digits make a word.
+// The patterns of most tokenizers. Hand-written scanners match them many times
+// faster than a backtracking regular expression. Llama 3 and Qwen 2 share a
+// pattern, with a different number of digits in a word.
 const (
 	gpt2Pattern = `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
 	llama3Start = `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|`
@@ -30,7 +31,7 @@ const (
 	qwen2Pattern  = llama3Start + `\p{N}` + llama3End
 )
 
-// splitByPattern is the pre-tokenizer "Split" with a regular expression.
+// splitByPattern returns the pre-tokenizer "Split" for a regular expression.
 func splitByPattern(pattern string, behavior string, invert bool) (preStep, error) {
 	if behavior == "Isolated" && !invert {
 		switch pattern {
@@ -50,7 +51,7 @@ func splitByPattern(pattern string, behavior string, invert bool) (preStep, erro
 	return splitAt(find, behavior, invert)
 }
 
-// splitByString is the pre-tokenizer "Split" with a literal string.
+// splitByString returns the pre-tokenizer "Split" for a literal string.
 func splitByString(sep, behavior string, invert bool) (preStep, error) {
 	if sep == "" {
 		return preStep{}, fmt.Errorf("pre-tokenizer Split has an empty pattern")
@@ -67,7 +68,7 @@ func splitByString(sep, behavior string, invert bool) (preStep, error) {
 	}, behavior, invert)
 }
 
-// findAll returns the byte ranges of all matches that are not empty.
+// findAll returns the byte ranges [start, end) of all matches that are not empty.
 func findAll(re *regexp2.Regexp, s string) (found [][2]int) {
 	runes := []rune(s)
 	at, atByte := 0, 0
@@ -87,13 +88,15 @@ func findAll(re *regexp2.Regexp, s string) (found [][2]int) {
 	return found
 }
 
-// splitAt cuts a text at the matches that find reports: Isolated keeps each
-// match as a piece, Removed drops it, the Merged ones join it to a neighbour.
+// splitAt splits a text at the matches of find. Isolated makes each match a piece,
+// Removed drops it, the Merged behaviors join it to a neighbor, Contiguous joins
+// adjacent matches. invert swaps matches and the text between them.
 func splitAt(find func(string) [][2]int, behavior string, invert bool) (preStep, error) {
 	switch behavior {
 	case "Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous":
 	default:
-		return preStep{}, fmt.Errorf("pre-tokenizer Split has behavior %q; known are Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous", behavior)
+		return preStep{}, fmt.Errorf("pre-tokenizer Split has behavior %q; known are "+
+			"Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous", behavior)
 	}
 	type part struct {
 		start, end int
@@ -117,7 +120,8 @@ func splitAt(find func(string) [][2]int, behavior string, invert bool) (preStep,
 			switch {
 			case behavior == "Removed" && p.match:
 				continue
-			case behavior == "MergedWithPrevious" && !p.match && i+1 < len(parts) && parts[i+1].match:
+			case behavior == "MergedWithPrevious" && !p.match && i+1 < len(parts) &&
+				parts[i+1].match:
 				i++
 				p.end = parts[i].end
 			case behavior == "MergedWithNext" && p.match && i+1 < len(parts) && !parts[i+1].match:
@@ -135,7 +139,8 @@ func splitAt(find func(string) [][2]int, behavior string, invert bool) (preStep,
 	}}, nil
 }
 
-// nextDigits is the pre-tokenizer "Digits": each digit alone, or runs of them.
+// nextDigits returns the pre-tokenizer "Digits". Each digit is a piece if
+// individual is set, else each run of digits.
 func nextDigits(individual bool) func(string) int {
 	return func(s string) int {
 		r, n := utf8.DecodeRuneInString(s)
@@ -154,7 +159,7 @@ func nextDigits(individual bool) func(string) int {
 	}
 }
 
-// nextMark cuts in front of every "▁" (the pre-tokenizer "Metaspace").
+// nextMark splits before every mark (the pre-tokenizer "Metaspace").
 func nextMark(mark string) func(string) int {
 	return func(s string) int {
 		skip := 0
@@ -168,7 +173,7 @@ func nextMark(mark string) func(string) int {
 	}
 }
 
-// run returns the end of the characters of class c that start at s[i].
+// run returns the end of the run of class c that starts at s[i].
 func run(s string, i int, c class) int {
 	for i < len(s) {
 		if b := s[i]; b < utf8.RuneSelf {
@@ -187,7 +192,7 @@ func run(s string, i int, c class) int {
 	return i
 }
 
-// at returns the class and size of the character at s[i]; size 0 is the end.
+// at returns the class and size of the character at s[i], or size 0 at the end.
 func at(s string, i int) (class, int) {
 	if i >= len(s) {
 		return other, 0
@@ -257,8 +262,8 @@ func nextLlama3(s string, maxDigits int) int {
 	return spaces(s, end)
 }
 
-// spaces matches \s+(?!\S)|\s+ where the white space ends at end: the last
-// character is left to the word that follows, unless it is the only one.
+// spaces matches \s+(?!\S)|\s+ for white space that ends at end. The last
+// character belongs to the word that follows, unless it is the only one.
 func spaces(s string, end int) int {
 	if end == len(s) {
 		return end
@@ -270,8 +275,8 @@ func spaces(s string, end int) int {
 	return end - last
 }
 
-// contraction matches 's|'t|'re|'ve|'m|'ll|'d, where ignoring case lets the
-// long s (U+017F) through as well. It returns 0 for no match.
+// contraction matches 's|'t|'re|'ve|'m|'ll|'d. ignoreCase also matches the long s
+// (U+017F). It returns the length of the match, or 0.
 func contraction(s string, ignoreCase bool) int {
 	lower := func(i int) byte {
 		if i >= len(s) {

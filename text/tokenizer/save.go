@@ -10,12 +10,12 @@ import (
 	"conquer/internal/atomicfile"
 )
 
-// Save writes the tokenizer into dir (made if it is missing) as a folder that
-// transformers' AutoTokenizer, vLLM and llama.cpp's converter load with the same
-// ids. Files it was opened from are copied unchanged; for a tokenizer from a
-// GGUF file or a tokenizer.model, tokenizer.json, tokenizer_config.json (with
-// the chat template) and special_tokens_map.json are written. Each file
-// appears whole or not at all.
+// Save writes the tokenizer into the folder dir, which it creates if necessary.
+// transformers' AutoTokenizer, vLLM and llama.cpp's converter load the folder and
+// give the same ids. The files that the tokenizer was opened from are copied
+// unchanged. A tokenizer from a GGUF file or a tokenizer.model is written as
+// tokenizer.json, tokenizer_config.json (with the chat template) and
+// special_tokens_map.json. Each write is atomic.
 func (t *Tokenizer) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return fmt.Errorf("save tokenizer: %w", err)
@@ -37,6 +37,7 @@ type savedFile struct {
 	data []byte
 }
 
+// files returns the files that Save writes.
 func (t *Tokenizer) files() (files []savedFile, err error) {
 	for _, name := range t.source.files {
 		data, err := os.ReadFile(filepath.Join(t.source.folder, name))
@@ -48,8 +49,8 @@ func (t *Tokenizer) files() (files []savedFile, err error) {
 	if t.source.spec == nil {
 		return files, nil
 	}
-	// The class that takes tokenizer.json as it is: the classes named after
-	// models build their own normalizer and pre-tokenizer around it.
+	// This class uses tokenizer.json unchanged. The classes named after models
+	// replace its normalizer and pre-tokenizer.
 	config := map[string]any{
 		"tokenizer_class":              "PreTrainedTokenizerFast",
 		"clean_up_tokenization_spaces": false,
@@ -60,7 +61,9 @@ func (t *Tokenizer) files() (files []savedFile, err error) {
 	if len(t.eos) > 0 {
 		eos = t.eos[0]
 	}
-	for name, id := range map[string]int32{"bos_token": t.bos, "eos_token": eos, "pad_token": t.pad, "unk_token": t.unk} {
+	for name, id := range map[string]int32{
+		"bos_token": t.bos, "eos_token": eos, "pad_token": t.pad, "unk_token": t.unk,
+	} {
 		if id >= 0 {
 			config[name], special[name] = t.tokens[id], t.tokens[id]
 		}
@@ -71,7 +74,8 @@ func (t *Tokenizer) files() (files []savedFile, err error) {
 	for _, f := range []struct {
 		name string
 		data any
-	}{{"tokenizer.json", t.source.spec}, {"tokenizer_config.json", config}, {"special_tokens_map.json", special}} {
+	}{{"tokenizer.json", t.source.spec}, {"tokenizer_config.json", config},
+		{"special_tokens_map.json", special}} {
 		var b bytes.Buffer
 		e := json.NewEncoder(&b)
 		e.SetEscapeHTML(false)

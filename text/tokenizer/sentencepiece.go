@@ -12,8 +12,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// A tokenizer.model is the protocol buffer ModelProto of SentencePiece
-// (sentencepiece_model.proto). These are the fields that are read.
+// Fields of the protocol buffer ModelProto in sentencepiece_model.proto, the
+// format of a tokenizer.model.
 const (
 	modelPieces     protowire.Number = 1
 	modelTrainer    protowire.Number = 2
@@ -33,18 +33,18 @@ const (
 	normalizerEscapeSpaces protowire.Number = 5
 )
 
-// SentencePiece's types of piece are those GGUF took over.
+// Types of a piece. GGUF uses the same numbers.
 const (
 	pieceNormal = 1
 	pieceUnused = 5
 	pieceByte   = 6
 )
 
-// maxPiece is the longest piece that is read, in bytes: looking for its splits
-// takes the square of that.
+// maxPiece limits the bytes of a piece, because finding its splits takes
+// quadratic time.
 const maxPiece = 1024
 
-// fields calls f for each field of a message, with its bytes or its number.
+// fields calls f for each field of a message, with its bytes or its value.
 func fields(message []byte, f func(n protowire.Number, data []byte, value uint64) error) error {
 	for len(message) > 0 {
 		n, kind, size := protowire.ConsumeTag(message)
@@ -77,111 +77,143 @@ func fields(message []byte, f func(n protowire.Number, data []byte, value uint64
 	return nil
 }
 
-// specFromSentencePiece describes a tokenizer.model as a tokenizer.json, the
-// way Hugging Face converts Llama's: the merges are all splits of each piece
-// into two others, best score first.
-func (about *folderInfo) specFromSentencePiece(data []byte) (*fileSpec, error) {
-	var tokens []string
-	var scores []float32
-	var types []int32
-	modelType, byteFallback := uint64(1), false
-	normalizer := struct {
+// sentencePiece is a tokenizer.model.
+type sentencePiece struct {
+	tokens []string
+	scores []float32
+	types  []int32
+
+	modelType    uint64
+	byteFallback bool
+	normalizer   struct {
 		name                             string
-		charsMap                         int
+		charsMap                         int // bytes
 		dummyPrefix, removeExtra, escape bool
-	}{dummyPrefix: true, removeExtra: true, escape: true}
+	}
+}
+
+// parseSentencePiece reads a tokenizer.model.
+func parseSentencePiece(data []byte) (*sentencePiece, error) {
+	m := &sentencePiece{modelType: 1}
+	m.normalizer.dummyPrefix, m.normalizer.removeExtra, m.normalizer.escape = true, true, true
 	err := fields(data, func(n protowire.Number, data []byte, _ uint64) error {
 		switch n {
 		case modelPieces:
-			if len(tokens) >= maxVocab {
-				return fmt.Errorf("more than %d pieces", maxVocab)
-			}
-			piece, score, kind := "", float32(0), int32(pieceNormal)
-			err := fields(data, func(n protowire.Number, data []byte, value uint64) error {
-				switch n {
-				case piecePiece:
-					piece = string(data)
-				case pieceScore:
-					score = math.Float32frombits(uint32(value))
-				case pieceType:
-					kind = int32(value)
-				}
-				return nil
-			})
-			if err != nil || piece == "" || len(piece) > maxPiece || !utf8.ValidString(piece) {
-				return fmt.Errorf("piece %d is %.40q, expected a token of 1 to %d bytes", len(tokens), piece, maxPiece)
-			}
-			tokens, scores, types = append(tokens, piece), append(scores, score), append(types, kind)
+			return m.parsePiece(data)
 		case modelTrainer:
-			return fields(data, func(n protowire.Number, _ []byte, value uint64) error {
-				switch n {
-				case trainerModelType:
-					modelType = value
-				case trainerByteFallback:
-					byteFallback = value != 0
-				}
-				return nil
-			})
+			return fields(data, m.setTrainer)
 		case modelNormalizer:
-			return fields(data, func(n protowire.Number, data []byte, value uint64) error {
-				switch n {
-				case normalizerName:
-					normalizer.name = string(data)
-				case normalizerCharsMap:
-					normalizer.charsMap = len(data)
-				case normalizerDummyPrefix:
-					normalizer.dummyPrefix = value != 0
-				case normalizerRemoveExtra:
-					normalizer.removeExtra = value != 0
-				case normalizerEscapeSpaces:
-					normalizer.escape = value != 0
-				}
-				return nil
-			})
+			return fields(data, m.setNormalizer)
 		}
 		return nil
 	})
 	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF) && len(tokens) > 0:
-		return nil, fmt.Errorf("it looks like a SentencePiece model that is cut off after %d pieces and %d bytes", len(tokens), len(data))
+	case errors.Is(err, io.ErrUnexpectedEOF) && len(m.tokens) > 0:
+		return nil, fmt.Errorf("it looks like a SentencePiece model "+
+			"that is cut off after %d pieces and %d bytes", len(m.tokens), len(data))
 	case err != nil:
 		return nil, fmt.Errorf("it is neither JSON nor a SentencePiece model: %w", err)
-	case len(tokens) == 0:
+	case len(m.tokens) == 0:
 		return nil, fmt.Errorf("it is neither JSON nor a SentencePiece model, which has pieces")
-	case modelType != 2:
-		name := map[uint64]string{1: "unigram", 3: "word", 4: "char"}[modelType]
+	case m.modelType != 2:
+		name := map[uint64]string{1: "unigram", 3: "word", 4: "char"}[m.modelType]
 		return nil, fmt.Errorf("SentencePiece model of type %s; only bpe is supported", name)
-	case normalizer.charsMap > 0 || normalizer.removeExtra || !normalizer.escape:
-		return nil, fmt.Errorf("SentencePiece model that rewrites text (normalization %q, remove_extra_whitespaces %t); only Llama's kind, identity, is supported: convert it to a tokenizer.json", normalizer.name, normalizer.removeExtra)
 	}
+	if n := m.normalizer; n.charsMap > 0 || n.removeExtra || !n.escape {
+		return nil, fmt.Errorf("SentencePiece model that rewrites text (normalization %q, "+
+			"remove_extra_whitespaces %t); only identity, as in Llama, is supported: "+
+			"convert it to a tokenizer.json", n.name, n.removeExtra)
+	}
+	return m, nil
+}
 
-	spec := newSpec(len(tokens))
-	special := map[string]*int32{}
-	for i, token := range tokens {
+func (m *sentencePiece) parsePiece(data []byte) error {
+	if len(m.tokens) >= maxVocab {
+		return fmt.Errorf("more than %d pieces", maxVocab)
+	}
+	piece, score, kind := "", float32(0), int32(pieceNormal)
+	err := fields(data, func(n protowire.Number, data []byte, value uint64) error {
+		switch n {
+		case piecePiece:
+			piece = string(data)
+		case pieceScore:
+			score = math.Float32frombits(uint32(value))
+		case pieceType:
+			kind = int32(value)
+		}
+		return nil
+	})
+	if err != nil || piece == "" || len(piece) > maxPiece || !utf8.ValidString(piece) {
+		return fmt.Errorf("piece %d is %.40q, expected a token of 1 to %d bytes",
+			len(m.tokens), piece, maxPiece)
+	}
+	m.tokens, m.scores = append(m.tokens, piece), append(m.scores, score)
+	m.types = append(m.types, kind)
+	return nil
+}
+
+func (m *sentencePiece) setTrainer(n protowire.Number, _ []byte, value uint64) error {
+	switch n {
+	case trainerModelType:
+		m.modelType = value
+	case trainerByteFallback:
+		m.byteFallback = value != 0
+	}
+	return nil
+}
+
+func (m *sentencePiece) setNormalizer(n protowire.Number, data []byte, value uint64) error {
+	switch n {
+	case normalizerName:
+		m.normalizer.name = string(data)
+	case normalizerCharsMap:
+		m.normalizer.charsMap = len(data)
+	case normalizerDummyPrefix:
+		m.normalizer.dummyPrefix = value != 0
+	case normalizerRemoveExtra:
+		m.normalizer.removeExtra = value != 0
+	case normalizerEscapeSpaces:
+		m.normalizer.escape = value != 0
+	}
+	return nil
+}
+
+// specFromSentencePiece converts a tokenizer.model to a tokenizer.json like
+// Hugging Face does for Llama. The merges are all splits of each piece into two
+// others, best score first.
+func (about *folderInfo) specFromSentencePiece(data []byte) (*fileSpec, error) {
+	m, err := parseSentencePiece(data)
+	if err != nil {
+		return nil, err
+	}
+	spec := newSpec(len(m.tokens))
+	special := map[string]bool{}
+	for i, token := range m.tokens {
 		if _, double := spec.Model.Vocab[token]; double {
 			return nil, fmt.Errorf("piece %d repeats %q", i, token)
 		}
 		id := int32(i)
 		spec.Model.Vocab[token] = id
-		switch types[i] {
+		switch m.types[i] {
 		case ggufUnknown:
-			spec.Model.UnkToken = &tokens[i]
+			spec.Model.UnkToken = &m.tokens[i]
 			fallthrough
 		case ggufControl, ggufUserDefined:
-			special[token] = &id
-			spec.AddedTokens = append(spec.AddedTokens, addedToken{ID: id, Content: token, Special: types[i] != ggufUserDefined})
+			special[token] = true
+			spec.AddedTokens = append(spec.AddedTokens,
+				addedToken{ID: id, Content: token, Special: m.types[i] != ggufUserDefined})
 		}
 	}
-	spec.Model.Merges = mergesFromScores(tokens, scores, func(i int) bool {
-		return types[i] != pieceNormal && types[i] != ggufUserDefined
+	spec.Model.Merges = mergesFromScores(m.tokens, m.scores, func(i int) bool {
+		return m.types[i] != pieceNormal && m.types[i] != ggufUserDefined
 	})
-	spec.setSentencePiece(normalizer.dummyPrefix, !about.legacyOff)
-	spec.Model.ByteFallback = byteFallback
-	// The tokens' roles are not in the pieces; these are the names every
-	// SentencePiece Llama gives them.
+	spec.setSentencePiece(m.normalizer.dummyPrefix, !about.legacyOff)
+	spec.Model.ByteFallback = m.byteFallback
+	// Pieces do not say which token begins or ends a text. Every SentencePiece
+	// model of Llama uses these names.
 	defaults := map[*string]string{&about.bos: "<s>", &about.eos: "</s>", &about.unk: "<unk>"}
 	for to, name := range defaults {
-		if *to == "" && special[name] != nil {
+		if *to == "" && special[name] {
 			*to = name
 		}
 	}
@@ -192,16 +224,18 @@ func (about *folderInfo) specFromSentencePiece(data []byte) (*fileSpec, error) {
 	if about.addEOS != nil && *about.addEOS {
 		after = about.eos
 	}
-	spec.PostProcessor = templateProcessing(before, spec.Model.Vocab[before], after, spec.Model.Vocab[after])
+	vocab := spec.Model.Vocab
+	spec.PostProcessor = templateProcessing(before, vocab[before], after, vocab[after])
 	return spec, nil
 }
 
-// setSentencePiece gives a file the normalizer and decoder of Llama 2's. A space
-// is put in front of the text after each special token too, as the first
-// conversions had it; with legacy false at the beginning of the text only.
+// setSentencePiece sets the normalizer and decoder of Llama 2's tokenizer.json.
+// With legacy, a space is added to the text after each special token too, as the
+// first conversions did; otherwise only at the beginning of the text.
 func (spec *fileSpec) setSentencePiece(prefixSpace, legacy bool) {
 	replace := `{"type":"Replace","pattern":{"String":" "},"content":"▁"}`
-	back := `{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"}`
+	back := `{"type":"Replace","pattern":{"String":"▁"},"content":" "},` +
+		`{"type":"ByteFallback"},{"type":"Fuse"}`
 	scheme := "never"
 	if prefixSpace {
 		replace = `{"type":"Prepend","prepend":"▁"},` + replace
@@ -211,14 +245,16 @@ func (spec *fileSpec) setSentencePiece(prefixSpace, legacy bool) {
 	if legacy {
 		spec.Normalizer = json.RawMessage(`{"type":"Sequence","normalizers":[` + replace + `]}`)
 	} else {
-		spec.PreTokenizer = json.RawMessage(`{"type":"Metaspace","replacement":"▁","prepend_scheme":"` + scheme + `","split":false}`)
+		spec.PreTokenizer = json.RawMessage(`{"type":"Metaspace","replacement":"▁",` +
+			`"prepend_scheme":"` + scheme + `","split":false}`)
 	}
 	spec.Decoder = json.RawMessage(`{"type":"Sequence","decoders":[` + back + `]}`)
 	spec.Model.FuseUnk, spec.Model.ByteFallback = true, true
 }
 
-// mergesFromScores lists all splits of each piece into two pieces, best score
-// first, then longer left part, then longer right part; skip leaves a piece out.
+// mergesFromScores lists all splits of each piece into two pieces, ordered by
+// best score, then longer left part, then longer right part. Pieces for which
+// skip is true are left out.
 func mergesFromScores(tokens []string, scores []float32, skip func(int) bool) []mergePair {
 	ids := make(map[string]int, len(tokens))
 	for i, token := range tokens {
@@ -227,8 +263,8 @@ func mergesFromScores(tokens []string, scores []float32, skip func(int) bool) []
 		}
 	}
 	type split struct {
-		piece, left, right   int
-		leftLen, rightLength int // in characters
+		piece, left, right int
+		leftLen, rightLen  int // in characters
 	}
 	var splits []split
 	for i, token := range tokens {
@@ -264,7 +300,7 @@ func mergesFromScores(tokens []string, scores []float32, skip func(int) bool) []
 		if x.leftLen != y.leftLen {
 			return x.leftLen > y.leftLen
 		}
-		return x.rightLength > y.rightLength
+		return x.rightLen > y.rightLen
 	})
 	merges := make([]mergePair, len(splits))
 	for i, s := range splits {

@@ -21,34 +21,34 @@ import (
 	"unicode/utf8"
 )
 
-// Tokenizer turns text into token ids and ids into text. It does not change
-// once opened and may be used by several goroutines at once.
+// Tokenizer turns text into token ids and ids into text. It is immutable, and
+// several goroutines may use it at once.
 type Tokenizer struct {
 	model      *bpe
-	rawAdded   *matcher // added tokens looked for in the text as written
-	normAdded  *matcher // added tokens looked for after normalizing
+	rawAdded   *matcher // added tokens matched in the original text
+	normAdded  *matcher // added tokens matched in the normalized text
 	normalize  []func(string) string
 	pretoken   []preStep
-	prefix     []int32 // ids the post-processor puts in front
-	suffix     []int32 // and behind
+	prefix     []int32 // ids that the post-processor adds before a text
+	suffix     []int32 // and after it
 	decoder    decoderSpec
-	tokens     []string // by id, model and added tokens; "" where an id is unused
+	tokens     []string // by id, added tokens included; "" for an unused id
 	ids        map[string]int32
 	decodeKind []pieceKind // by id
-	decodeText []string    // by id: what the id contributes to decoded text
+	decodeText []string    // by id: text of the id
 	scratch    sync.Pool   // *scratch
 
 	bos, pad, unk int32 // -1 if there is none
 	eos           []int32
 	template      chatTemplate
 
-	source source // where Save copies from or what it writes
+	source source // for Save
 }
 
-// Encode returns the ids of s. With addSpecial it also adds what the
-// tokenizer's post-processor puts around a text (for Llama the beginning-of-text
-// token). Special tokens written out in s, such as "<|im_end|>", become their
-// ids either way. Bytes of s that are not UTF-8 are read as U+FFFD.
+// Encode returns the ids of s. With addSpecial it also adds the tokens of the
+// post-processor (for Llama the beginning-of-text token). A special token that is
+// spelled out in s, such as "<|im_end|>", becomes its id in either case. Bytes of
+// s that are not UTF-8 are read as U+FFFD.
 func (t *Tokenizer) Encode(s string, addSpecial bool) []int32 {
 	if !utf8.ValidString(s) {
 		s = strings.ToValidUTF8(s, "\uFFFD")
@@ -81,9 +81,8 @@ func (t *Tokenizer) Encode(s string, addSpecial bool) []int32 {
 	return out
 }
 
-// EncodeStart returns the ids of the beginning of a text that goes on: as Encode
-// with addSpecial, but without the tokens that the post-processor puts behind a
-// text.
+// EncodeStart returns the ids of the beginning of a longer text: like Encode with
+// addSpecial, but without the tokens that the post-processor adds at the end.
 func (t *Tokenizer) EncodeStart(s string) []int32 {
 	ids := t.Encode(s, true)
 	return ids[:len(ids)-len(t.suffix)]
@@ -107,9 +106,11 @@ func CommonPrefix[T comparable](a, b []T) int {
 	return n
 }
 
-// encodeWords cuts s with the first of steps and hands each piece to the rest;
-// when none is left, s is a word and goes to the model.
-func (t *Tokenizer) encodeWords(out []int32, e *scratch, steps []preStep, s string, first bool) []int32 {
+// encodeWords splits s with the first of steps and passes each piece to the other
+// steps. Without steps, s is a word, and the model encodes it. first is true at
+// the beginning of the input.
+func (t *Tokenizer) encodeWords(out []int32, e *scratch, steps []preStep, s string,
+	first bool) []int32 {
 	if len(steps) == 0 {
 		return t.model.encode(out, e, s)
 	}
@@ -139,12 +140,12 @@ func (t *Tokenizer) encodeWords(out []int32, e *scratch, steps []preStep, s stri
 	return out
 }
 
-// VocabSize is one more than the largest id, added tokens included: the number
-// of rows an embedding needs at least.
+// VocabSize returns the largest id, added tokens included, plus one. An embedding
+// has at least that many rows.
 func (t *Tokenizer) VocabSize() int { return len(t.tokens) }
 
-// Token returns the token of an id as the vocabulary spells it ("Ġthe", "▁the",
-// "<0x0A>"), or "" for an id that is not used.
+// Token returns the spelling of an id in the vocabulary ("Ġthe", "▁the",
+// "<0x0A>"), or "" for an unused id.
 func (t *Tokenizer) Token(id int32) string {
 	if id < 0 || int(id) >= len(t.tokens) {
 		return ""
@@ -152,22 +153,21 @@ func (t *Tokenizer) Token(id int32) string {
 	return t.tokens[id]
 }
 
-// ID returns the id of a token spelled as the vocabulary spells it.
+// ID returns the id of a token, given its spelling in the vocabulary.
 func (t *Tokenizer) ID(token string) (int32, bool) {
 	id, ok := t.ids[token]
 	return id, ok
 }
 
-// BOS is the token that begins a text, and whether there is one.
-func (t *Tokenizer) BOS() (int32, bool) { return t.bos, t.bos >= 0 }
+// BOS returns the token that begins a text. ok is false if there is none.
+func (t *Tokenizer) BOS() (id int32, ok bool) { return t.bos, t.bos >= 0 }
 
-// EOS lists every id that ends a text or a turn, the tokenizer's own
-// end-of-text token first, then those the model's generation_config.json or
-// config.json adds.
+// EOS returns every id that ends a text or a turn: first the tokenizer's own
+// end-of-text token, then the ids of generation_config.json and config.json.
 func (t *Tokenizer) EOS() []int32 { return append([]int32(nil), t.eos...) }
 
 // IsEOS reports whether id ends a text or a turn.
 func (t *Tokenizer) IsEOS(id int32) bool { return slices.Contains(t.eos, id) }
 
-// Pad is the token that fills a row up, and whether the tokenizer names one.
-func (t *Tokenizer) Pad() (int32, bool) { return t.pad, t.pad >= 0 }
+// Pad returns the padding token. ok is false if the tokenizer has none.
+func (t *Tokenizer) Pad() (id int32, ok bool) { return t.pad, t.pad >= 0 }

@@ -135,7 +135,7 @@ def run_go(work, job, texts, verbose=False):
     json.dump(job, open(os.path.join(work, "job.json"), "w"))
     json.dump(texts, open(os.path.join(work, "texts.json"), "w"))
     subprocess.run(
-        ["go", "test", "-count=1", "-run", "^TestParityWithHuggingFace$", "./text/tokenizer"],
+        ["go", "test", "-count=1", "-run", "^TestParity_HuggingFace$", "./text/tokenizer"],
         cwd=ROOT, check=True, env=dict(os.environ, TEXT_PARITY=work), stdout=None if verbose else subprocess.DEVNULL,
     )
     return [json.loads(line) for line in open(os.path.join(work, "go.jsonl"))]

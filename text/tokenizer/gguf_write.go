@@ -7,11 +7,12 @@ import (
 	"slices"
 )
 
-// paddingToken is what stands for the id of no token, as llama.cpp's converter names it.
+// paddingToken returns the name that llama.cpp's converter gives to an unused id.
 func paddingToken(id int) string { return fmt.Sprintf("[PAD%d]", id) }
 
-// GGUF returns the tokenizer as the metadata of a GGUF file, tokenizer.ggml.* and the chat template, for a model whose
-// embedding has rows rows: the inverse of [FromGGUF]. It fails for a tokenizer that llama.cpp has no form of.
+// GGUF returns the tokenizer as metadata of a GGUF file (tokenizer.ggml.* and the
+// chat template) for a model whose embedding has the given number of rows. It is
+// the inverse of [FromGGUF]. It fails if llama.cpp cannot represent the tokenizer.
 func (t *Tokenizer) GGUF(rows int) (map[string]any, error) {
 	meta, err := t.gguf(rows)
 	if err != nil {
@@ -32,7 +33,8 @@ func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
 		}
 	}
 	if len(t.tokens) > rows {
-		return nil, fmt.Errorf("it has %d tokens, the model's embedding only %d rows", len(t.tokens), rows)
+		return nil, fmt.Errorf("it has %d tokens, the model's embedding only %d rows",
+			len(t.tokens), rows)
 	}
 	tokens, types := make([]string, rows), make([]int32, rows)
 	for i := range tokens {
@@ -58,7 +60,7 @@ func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
 	case spec.Model.ByteFallback:
 		err = spec.ggufSentencePiece(meta, tokens, types, t.unk)
 	default:
-		err = fmt.Errorf("it is neither a byte-level BPE nor one with byte fallback")
+		err = fmt.Errorf("it is neither byte-level BPE nor BPE with byte fallback")
 	}
 	if err != nil {
 		return nil, err
@@ -79,7 +81,8 @@ func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
 	addBOS := len(t.prefix) == 1 && t.prefix[0] == t.bos
 	addEOS := len(t.suffix) == 1 && len(t.eos) > 0 && t.suffix[0] == t.eos[0]
 	if len(t.prefix) > 0 && !addBOS || len(t.suffix) > 0 && !addEOS {
-		return nil, fmt.Errorf("it puts the ids %v before a text and %v behind it, where GGUF has the bos and eos token alone", t.prefix, t.suffix)
+		return nil, fmt.Errorf("it adds the ids %v before a text and %v after it, "+
+			"but GGUF can only add the bos and eos token", t.prefix, t.suffix)
 	}
 	meta["tokenizer.ggml.add_bos_token"], meta["tokenizer.ggml.add_eos_token"] = addBOS, addEOS
 	if t.template.source != "" {
@@ -88,13 +91,14 @@ func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
 	return meta, nil
 }
 
-// ggufByteLevel names the pre-tokenizer and lists the merges.
+// ggufByteLevel adds the name of the pre-tokenizer and the merges of byte-level
+// BPE to meta.
 func (spec *fileSpec) ggufByteLevel(meta map[string]any) error {
 	own, err := spec.splits()
 	if err != nil {
 		return err
 	}
-	err = eachComponent("normalizer", spec.Normalizer, func(c *component) error {
+	err = eachStage("normalizer", spec.Normalizer, func(c *stage) error {
 		if c.Type != "NFC" {
 			return fmt.Errorf("llama.cpp does not apply the normalizer %s", c.Type)
 		}
@@ -112,7 +116,7 @@ func (spec *fileSpec) ggufByteLevel(meta map[string]any) error {
 			continue
 		}
 		if name == "llama-bpe" && !spec.Model.IgnoreMerges {
-			name = "smaug-bpe" // the same words, but no token is taken whole without its merges
+			name = "smaug-bpe" // the same split, but without ignore_merges
 		}
 		meta["tokenizer.ggml.model"], meta["tokenizer.ggml.pre"] = "gpt2", name
 		merges := make([]string, len(spec.Model.Merges))
@@ -122,13 +126,14 @@ func (spec *fileSpec) ggufByteLevel(meta map[string]any) error {
 		meta["tokenizer.ggml.merges"] = merges
 		return nil
 	}
-	return fmt.Errorf("llama.cpp has a name for the pre-tokenizers of GPT-2, SmolLM, Llama 3 and Qwen2; this one is %.200s", spec.PreTokenizer)
+	return fmt.Errorf("llama.cpp has names for the pre-tokenizers of GPT-2, SmolLM, Llama 3 "+
+		"and Qwen2; this one is %.200s", spec.PreTokenizer)
 }
 
-// splits describes the pre-tokenizer, whatever the layout of its JSON.
+// splits describes the stages of the pre-tokenizer, to compare two files.
 func (spec *fileSpec) splits() (list []string, err error) {
 	yes := func(b *bool) bool { return b == nil || *b }
-	err = eachComponent("pre_tokenizer", spec.PreTokenizer, func(c *component) error {
+	err = eachStage("pre_tokenizer", spec.PreTokenizer, func(c *stage) error {
 		s := c.Type
 		switch c.Type {
 		case "Digits":
@@ -147,9 +152,11 @@ func (spec *fileSpec) splits() (list []string, err error) {
 	return list, err
 }
 
-// ggufSentencePiece gives the pieces scores that order the merges as they are: minus the rank of the first that makes a
-// piece. Pieces that no merge makes come last.
-func (spec *fileSpec) ggufSentencePiece(meta map[string]any, tokens []string, types []int32, unk int32) error {
+// ggufSentencePiece adds the scores of SentencePiece BPE to meta. The score of a
+// piece is minus the rank of the first merge that produces it, so the scores give
+// the merges their order. Pieces that no merge produces come last.
+func (spec *fileSpec) ggufSentencePiece(meta map[string]any, tokens []string, types []int32,
+	unk int32) error {
 	scores := make([]float32, len(tokens))
 	for i := range scores {
 		scores[i] = -1e9
@@ -157,7 +164,8 @@ func (spec *fileSpec) ggufSentencePiece(meta map[string]any, tokens []string, ty
 			scores[i] = 0
 		}
 		var b byte
-		if n, err := fmt.Sscanf(tokens[i], "<0x%02X>", &b); n == 1 && err == nil && len(tokens[i]) == 6 {
+		if n, err := fmt.Sscanf(tokens[i], "<0x%02X>", &b); n == 1 && err == nil &&
+			len(tokens[i]) == 6 {
 			types[i], scores[i] = ggufByte, 0
 		}
 	}
@@ -170,7 +178,7 @@ func (spec *fileSpec) ggufSentencePiece(meta map[string]any, tokens []string, ty
 		}
 	}
 	space, known := false, false
-	see := func(c *component) error {
+	see := func(c *stage) error {
 		switch c.Type {
 		case "Prepend", "Replace":
 			known = true
@@ -183,14 +191,14 @@ func (spec *fileSpec) ggufSentencePiece(meta map[string]any, tokens []string, ty
 		}
 		return nil
 	}
-	if err := eachComponent("normalizer", spec.Normalizer, see); err != nil {
+	if err := eachStage("normalizer", spec.Normalizer, see); err != nil {
 		return err
 	}
-	if err := eachComponent("pre_tokenizer", spec.PreTokenizer, see); err != nil {
+	if err := eachStage("pre_tokenizer", spec.PreTokenizer, see); err != nil {
 		return err
 	}
 	if !known {
-		return fmt.Errorf("its spaces do not become ▁, as in SentencePiece")
+		return fmt.Errorf("it does not replace spaces by ▁ as SentencePiece does")
 	}
 	meta["tokenizer.ggml.model"], meta["tokenizer.ggml.pre"] = "llama", "default"
 	meta["tokenizer.ggml.scores"], meta["tokenizer.ggml.add_space_prefix"] = scores, space

@@ -1,0 +1,28 @@
+package tokenizer
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestBPE_BothMergesAgree(t *testing.T) {
+	// Both ways of merging must agree; which one is used depends on length.
+	tok, err := Open(filepath.Join(fixtures, "gpt2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := newScratch().(*scratch)
+	for _, s := range []string{"a", "=", " ", "ab", "err", "the", "return nil"} {
+		for n := 1; n < 60; n++ {
+			word := strings.Repeat(s, n)
+			e.ids = tok.model.symbols(e.ids[:0], word)
+			long := tok.model.mergeLong(nil, e)
+			e.ids = tok.model.symbols(e.ids[:0], word)
+			if short := tok.model.mergeShort(e); !slices.Equal(long, short) {
+				t.Fatalf("%q: heap %v, scan %v", word, long, short)
+			}
+		}
+	}
+}

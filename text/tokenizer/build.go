@@ -1,0 +1,277 @@
+package tokenizer
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// build makes the tokenizer that a tokenizer.json describes. It fails if a stage
+// has a type that is not supported.
+func (spec *fileSpec) build() (*Tokenizer, error) {
+	t := &Tokenizer{bos: -1, pad: -1, unk: -1}
+	t.scratch.New = newScratch
+	for _, f := range []func(*Tokenizer) error{
+		spec.buildPreTokenizer, spec.buildModel, spec.buildNormalizer, spec.buildAdded,
+		spec.buildPostProcessor,
+	} {
+		if err := f(t); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+func (spec *fileSpec) buildModel(t *Tokenizer) error {
+	s := &spec.Model
+	switch {
+	case s.Type != "BPE" && (s.Type != "" || len(s.Merges) == 0):
+		return fmt.Errorf("model: %w", unsupported(s.Type, "BPE"))
+	case s.Prefix != nil && *s.Prefix != "" || s.Suffix != nil && *s.Suffix != "":
+		return fmt.Errorf("model: " +
+			"continuing_subword_prefix and end_of_word_suffix are not supported")
+	case s.Dropout != nil && *s.Dropout != 0:
+		return fmt.Errorf("model: dropout %g is not supported: encoding would be random",
+			*s.Dropout)
+	case len(s.Vocab) == 0:
+		return fmt.Errorf("model: the vocabulary is empty")
+	}
+	m := t.model
+	m.ids = s.Vocab
+	m.byteFallback, m.ignoreMerges, m.fuseUnk, m.unk = s.ByteFallback, s.IgnoreMerges, s.FuseUnk, -1
+	size := int32(0)
+	for token, id := range s.Vocab {
+		if id < 0 || id >= maxVocab {
+			return fmt.Errorf("model: token %q has id %d, expected 0 to %d", token, id, maxVocab-1)
+		}
+		size = max(size, id+1)
+	}
+	m.tokens = make([]string, size)
+	for token, id := range s.Vocab {
+		m.tokens[id] = token
+	}
+	if s.UnkToken != nil {
+		id, ok := s.Vocab[*s.UnkToken]
+		if !ok {
+			return fmt.Errorf("model: unk_token %q is not in the vocabulary", *s.UnkToken)
+		}
+		m.unk, t.unk = id, id
+	}
+	if err := m.setMerges(s.Merges); err != nil {
+		return fmt.Errorf("model: %w", err)
+	}
+	m.setUnits()
+	return nil
+}
+
+func (spec *fileSpec) buildNormalizer(t *Tokenizer) error {
+	return eachStage("normalizer", spec.Normalizer, func(c *stage) error {
+		var f func(string) string
+		switch c.Type {
+		case "NFC":
+			f = nfc
+		case "NFD":
+			f = nfd
+		case "Prepend":
+			prefix := c.Prepend
+			f = func(s string) string {
+				if s == "" {
+					return s
+				}
+				return prefix + s
+			}
+		case "Replace":
+			if c.Pattern.String == nil || *c.Pattern.String == "" {
+				return fmt.Errorf("the normalizer Replace is supported for a non-empty string, " +
+					"not for a regular expression")
+			}
+			from, to := *c.Pattern.String, c.Content
+			f = func(s string) string { return strings.ReplaceAll(s, from, to) }
+		default:
+			return unsupported(c.Type, "NFC, NFD, Prepend, Replace, Sequence")
+		}
+		t.normalize = append(t.normalize, f)
+		return nil
+	})
+}
+
+func (spec *fileSpec) buildPreTokenizer(t *Tokenizer) error {
+	t.model = new(bpe)
+	return eachStage("pre_tokenizer", spec.PreTokenizer, func(c *stage) error {
+		if t.model.byteLevel {
+			return fmt.Errorf("%s comes after ByteLevel, which must be the last", c.Type)
+		}
+		step, err := preStep{}, error(nil)
+		switch c.Type {
+		case "ByteLevel":
+			t.model.byteLevel = true
+			if c.AddPrefixSpace == nil || *c.AddPrefixSpace {
+				step.rewrite = func(s string, _ bool) string {
+					if strings.HasPrefix(s, " ") {
+						return s
+					}
+					return " " + s
+				}
+			}
+			if c.UseRegex == nil || *c.UseRegex {
+				step.next = nextGPT2
+			}
+		case "Digits":
+			step.next = nextDigits(c.IndividualDigits)
+		case "Split":
+			switch {
+			case c.Pattern.Regex != nil:
+				step, err = splitByPattern(*c.Pattern.Regex, c.Behavior, c.Invert)
+			case c.Pattern.String != nil:
+				step, err = splitByString(*c.Pattern.String, c.Behavior, c.Invert)
+			default:
+				err = fmt.Errorf("Split has no pattern")
+			}
+		case "Metaspace":
+			step, err = metaspace(c)
+		default:
+			err = unsupported(c.Type, "ByteLevel, Digits, Split, Metaspace, Sequence")
+		}
+		t.pretoken = append(t.pretoken, step)
+		return err
+	})
+}
+
+// scheme returns when Metaspace adds its mark to the start of a text: always,
+// first or never. Older files have add_prefix_space instead.
+func (c *stage) scheme() string {
+	if c.PrependScheme == "" {
+		if c.AddPrefixSpace != nil && !*c.AddPrefixSpace {
+			return "never"
+		}
+		return "always"
+	}
+	return c.PrependScheme
+}
+
+// metaspace returns the pre-tokenizer Metaspace, which replaces spaces by a mark.
+func metaspace(c *stage) (step preStep, err error) {
+	mark, scheme := c.Replacement, c.scheme()
+	if mark == "" || !slices.Contains([]string{"always", "first", "never"}, scheme) {
+		return step, fmt.Errorf("the pre-tokenizer Metaspace has replacement %q "+
+			"and prepend_scheme %q; expected a character, and always, first or never", mark, scheme)
+	}
+	step.rewrite = func(s string, first bool) string {
+		s = strings.ReplaceAll(s, " ", mark)
+		if (scheme == "always" || scheme == "first" && first) && !strings.HasPrefix(s, mark) {
+			s = mark + s
+		}
+		return s
+	}
+	if c.Split == nil || *c.Split {
+		step.next = nextMark(mark)
+	}
+	return step, nil
+}
+
+// buildAdded sets the id of every added token: the model's id if the model has the
+// token, else the next free id. Like Hugging Face, it ignores the id in the file,
+// which differs only if the file was edited by hand.
+func (spec *fileSpec) buildAdded(t *Tokenizer) error {
+	t.ids = make(map[string]int32, len(t.model.ids)+len(spec.AddedTokens))
+	for token, id := range t.model.ids {
+		t.ids[token] = id
+	}
+	t.tokens = slices.Clone(t.model.tokens)
+	t.rawAdded, t.normAdded = newMatcher(), newMatcher()
+	normalized, special := map[int32]string{}, map[string]bool{}
+	next := int32(len(t.model.ids))
+	for i := range spec.AddedTokens {
+		token := &spec.AddedTokens[i]
+		if token.Content == "" {
+			continue
+		}
+		if id, ok := t.ids[token.Content]; ok {
+			token.ID = id
+		} else {
+			token.ID = next
+			next++
+		}
+		for int(token.ID) >= len(t.tokens) {
+			t.tokens = append(t.tokens, "")
+		}
+		t.tokens[token.ID], t.ids[token.Content] = token.Content, token.ID
+		if token.Special {
+			special[token.Content] = true
+		}
+		if !token.Normalized {
+			t.rawAdded.add(token.Content, token)
+			continue
+		}
+		content := token.Content
+		for _, f := range t.normalize {
+			content = f(content)
+		}
+		normalized[token.ID] = content
+		t.normAdded.add(content, token)
+	}
+	if err := spec.buildDecoder(t); err != nil {
+		return err
+	}
+	t.setDecoding(normalized, special)
+	return nil
+}
+
+func (spec *fileSpec) buildDecoder(t *Tokenizer) error {
+	d := &t.decoder
+	if len(spec.Decoder) == 0 || string(spec.Decoder) == "null" {
+		d.join = " "
+	}
+	return eachStage("decoder", spec.Decoder, func(c *stage) error {
+		switch c.Type {
+		case "ByteLevel":
+			d.byteLevel = true
+		case "ByteFallback":
+			d.byteFallback = true
+		case "Fuse":
+		case "Replace":
+			if c.Pattern.String == nil || *c.Pattern.String == "" {
+				return fmt.Errorf("the decoder Replace is supported for a non-empty string, " +
+					"not for a regular expression")
+			}
+			d.replace = append(d.replace, [2]string{*c.Pattern.String, c.Content})
+		case "Metaspace":
+			d.mark, d.markKept = c.Replacement, c.scheme() == "never"
+		case "Strip":
+			if c.Stop != 0 || c.Content == "" {
+				return fmt.Errorf("the decoder Strip is supported at the start of a text, " +
+					"not at its end")
+			}
+			d.strip, d.stripCount = c.Content, c.Start
+		default:
+			return unsupported(c.Type,
+				"ByteLevel, ByteFallback, Fuse, Replace, Metaspace, Strip, Sequence")
+		}
+		return nil
+	})
+}
+
+func (spec *fileSpec) buildPostProcessor(t *Tokenizer) error {
+	return eachStage("post_processor", spec.PostProcessor, func(c *stage) error {
+		switch c.Type {
+		case "ByteLevel":
+			return nil // changes only offsets, which this package does not report
+		case "TemplateProcessing":
+		default:
+			return unsupported(c.Type, "TemplateProcessing, ByteLevel, Sequence")
+		}
+		var before, after []int32
+		side := &before
+		for _, part := range c.Single {
+			switch {
+			case part.Sequence != nil:
+				side = &after
+			case part.SpecialToken != nil:
+				*side = append(*side, c.SpecialTokens[part.SpecialToken.ID].IDs...)
+			}
+		}
+		t.prefix = append(before, t.prefix...)
+		t.suffix = append(t.suffix, after...)
+		return nil
+	})
+}
