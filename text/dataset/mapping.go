@@ -8,14 +8,15 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
+
+	"conquer/internal/mapping"
 )
 
 // mappings are the files that a data set has mapped into memory.
 type mappings struct {
 	mu     sync.RWMutex
 	closed bool
-	list   [][]byte
+	list   []*mapping.Mapping
 }
 
 // whileOpen calls read and keeps the files mapped until it returns. It fails if
@@ -32,8 +33,8 @@ func (m *mappings) whileOpen(read func() error) error {
 func (m *mappings) close() (err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, data := range m.list {
-		err = errors.Join(err, syscall.Munmap(data))
+	for _, file := range m.list {
+		err = errors.Join(err, file.Close())
 	}
 	m.closed, m.list = true, nil
 	return err
@@ -67,13 +68,12 @@ func (m *mappings) mapOpen(f *os.File) ([]byte, error) {
 		_, err := f.ReadAt(data, 0)
 		return data, err
 	}
-	data, err := syscall.Mmap(int(f.Fd()), 0, int(info.Size()), syscall.PROT_READ,
-		syscall.MAP_SHARED)
+	file, err := mapping.Map(f)
 	if err != nil {
-		return nil, fmt.Errorf("%s: cannot be mapped into memory: %w", f.Name(), err)
+		return nil, err
 	}
-	m.list = append(m.list, data)
-	return data, nil
+	m.list = append(m.list, file)
+	return file.Bytes(), nil
 }
 
 // A small archive or Parquet file may claim to hold more than fits on the disk.
