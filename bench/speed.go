@@ -12,6 +12,7 @@ import (
 	"conquer/torch"
 	"conquer/torch/dist"
 	"conquer/train"
+	"conquer/train/plan"
 )
 
 // InferenceOptions say what [Inference] measures. Prompts are random tokens.
@@ -172,7 +173,7 @@ type TrainRow struct {
 	HighMS      float64 `json:"high_ms"`
 	FirstStepMS float64 `json:"first_step_ms"` // which loads and plans
 	TokensPerS  float64 `json:"tokens_per_s"`
-	TFlopPerS   float64 `json:"tflop_per_s"` // of the products with weights, as train.Operations counts them
+	TFlopPerS   float64 `json:"tflop_per_s"` // of the products with weights, as plan.Operations counts them
 	PeakBytes   int64   `json:"peak_bytes"`
 	FirstLoss   float64 `json:"first_loss"`
 	LastLoss    float64 `json:"last_loss"`
@@ -187,7 +188,7 @@ func Train(ctx context.Context, m model.Model, o train.Options) (TrainRow, model
 	}
 	const warm = 2
 	o.Steps, o.Epochs, o.ValidateSteps, o.Accumulate = steps+warm, 0, steps+warm, max(1, o.Accumulate)
-	operations := train.Operations(m, train.PlanOptions{Recompute: o.Recompute, LoRA: o.LoRA, HeadOnly: o.HeadOnly})
+	operations := plan.Operations(m, plan.Options{Recompute: o.Recompute, LoRA: o.LoRA, HeadOnly: o.HeadOnly})
 	random := rand.New(rand.NewPCG(uint64(o.Seed), 2))
 	data := &dataset.Dataset{}
 	for range o.BatchSize * o.Accumulate { // an epoch is a step

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"conquer/checkpoint"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/torch"
 )
@@ -13,7 +14,7 @@ import (
 func (t *Trainer) write(dir string, also func(stage string) error) error {
 	o, m := t.options, t.net.model
 	if o.LoRA != nil {
-		return SaveAdapter(m, dir, o.BaseModel, *o.LoRA, also)
+		return lora.Save(m, dir, o.BaseModel, *o.LoRA, also)
 	}
 	return t.writeModel(dir, also)
 }
@@ -72,7 +73,7 @@ func (t *Trainer) Whole(f func() error) error {
 func (t *Trainer) ExportMerged(dir string) error {
 	t.freeOptimizer()
 	return t.Whole(func() error {
-		if err := MergeAdapter(t.net.model); err != nil {
+		if err := lora.Merge(t.net.model); err != nil {
 			return err
 		}
 		return t.writeModel(dir, nil)

@@ -55,7 +55,7 @@ type scatter struct {
 
 // sharded reports whether weights are moved to where a strategy keeps them.
 func (o Options) sharded() bool {
-	return o.TensorSize > 0 || o.OffloadOptimizer || o.processes() > 1 && o.Distributed == MP || o.Distributed == FSDP && o.processes() > 1 || o.Distributed == HSDP && o.ShardSize > 1
+	return o.TensorSize > 0 || o.OffloadOptimizer || o.processes() > 1 && o.Distributed == PP || o.Distributed == FSDP && o.processes() > 1 || o.Distributed == HSDP && o.ShardSize > 1
 }
 
 // newSharded is the strategy of a rank among those that shard the units and those that hold the same parts. One rank alone

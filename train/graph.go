@@ -7,6 +7,7 @@ import (
 	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/optim"
+	"conquer/train/internal/units"
 )
 
 // Compile says how the forward and backward passes of a step are launched.
@@ -81,10 +82,10 @@ func newReplayer(t *Trainer) *replayer {
 		if o.Objective == DPO {
 			tokens *= 2
 		}
-		for _, block := range unitsOf(t.net.model)[1 : len(t.net.blocks)+1] {
+		for _, block := range units.Of(t.net.model)[1 : len(t.net.blocks)+1] {
 			n := 0.0
 			for _, p := range block {
-				n += elements(p)
+				n += float64(units.Elements(p.Local()))
 			}
 			largest = max(largest, n)
 		}

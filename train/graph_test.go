@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"conquer/lora"
 	"conquer/model"
 	"conquer/text/dataset"
 	"conquer/torch"
@@ -22,7 +23,7 @@ func TestStepsThatCanBeRecordedLearnTheSame(t *testing.T) {
 		"accumulated": func(o *Options) { o.BatchSize, o.Accumulate = 1, 3 },
 		"packed":      func(o *Options) { o.Pack = true },
 		"dropout": func(o *Options) {
-			o.LoRA = &LoRA{Rank: 4, Alpha: 8, Dropout: 0.3, Targets: []string{AllLinear}}
+			o.LoRA = &lora.Config{Rank: 4, Alpha: 8, Dropout: 0.3, Targets: []string{lora.AllLinear}}
 			o.Recompute = RecomputeSelective
 		},
 		"head alone":  func(o *Options) { o.HeadOnly = true },
@@ -136,7 +137,7 @@ func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 		"unknown way to compile":          func(o *Options) { o.Compile = "jit" },
 		"recorded in a process by itself": func(o *Options) { o.Distributed = DDP },
 		"draw the same random numbers twice": func(o *Options) {
-			o.Recompute, o.LoRA = RecomputeBlock, &LoRA{Rank: 2, Alpha: 2, Dropout: 0.1, Targets: []string{AllLinear}}
+			o.Recompute, o.LoRA = RecomputeBlock, &lora.Config{Rank: 2, Alpha: 2, Dropout: 0.1, Targets: []string{lora.AllLinear}}
 		},
 	} {
 		o := options()

@@ -10,6 +10,7 @@ import (
 
 	"conquer/checkpoint"
 	"conquer/internal/atomicfile"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/nn"
@@ -46,9 +47,10 @@ func named(m model.Model) map[*nn.Param][]stretchOf {
 		}
 		names[p.Param] = append(names[p.Param], stretchOf{p.Name, p.Shape(), p.Start * row, p.Rows * row})
 	})
-	for _, a := range adapters(m) {
-		for suffix, p := range map[string]*nn.Param{suffixA: a.A, suffixB: a.B} {
-			names[p] = []stretchOf{{a.Name + suffix, p.Shape, 0, p.Shape[0] * p.Shape[1]}}
+	for _, a := range lora.Adapters(m) {
+		nameA, nameB := lora.Names(a)
+		for name, p := range map[string]*nn.Param{nameA: a.A, nameB: a.B} {
+			names[p] = []stretchOf{{name, p.Shape, 0, p.Shape[0] * p.Shape[1]}}
 		}
 	}
 	return names
@@ -149,8 +151,8 @@ type writing struct {
 	done chan error
 }
 
-// report is what a rank tells rank 0 when its file is written.
-type report struct {
+// rankReport is what a rank tells rank 0 when its file is written.
+type rankReport struct {
 	Part  checkpoint.NativePart
 	Error string
 }
@@ -190,7 +192,7 @@ func (t *Trainer) saveNative(text []byte) error {
 			list[i].Data.Free()
 		}
 		if o.processes() > 1 {
-			mine := report{Part: part}
+			mine := rankReport{Part: part}
 			if err != nil {
 				mine.Error = err.Error()
 			}
@@ -221,7 +223,7 @@ func (t *Trainer) commit(dir string, step int, mine checkpoint.NativePart, tenso
 		if err != nil {
 			return fmt.Errorf("%s: rank %d did not write its part: %w", dir, rank, err)
 		}
-		var r report
+		var r rankReport
 		if err := json.Unmarshal(message, &r); err != nil {
 			return err
 		}

@@ -10,12 +10,6 @@ import (
 	"conquer/torch"
 )
 
-// Measure is a number that an objective tells besides the loss.
-type Measure struct {
-	Name  string
-	Value float64
-}
-
 // measured names the numbers of a pass behind the first, which is the loss.
 func (o Options) measured() []string {
 	if o.Objective == DPO {
@@ -49,7 +43,7 @@ func (o Options) checkObjective() error {
 // named gives the numbers of a pass behind the first their names.
 func (o Options) named(numbers []float64) (list []Measure) {
 	for i, name := range o.measured() {
-		list = append(list, Measure{name, numbers[i+1]})
+		list = append(list, Measure{Name: name, Value: numbers[i+1]})
 	}
 	return list
 }

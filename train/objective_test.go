@@ -13,6 +13,7 @@ import (
 	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
+	"conquer/train/report"
 )
 
 // The formulas, over the whole model at once and sample by sample: the mean over the labels of (1-e)(lse - x_y) +
@@ -101,7 +102,7 @@ func TestPenaltiesAreToldBesideThePlainLoss(t *testing.T) {
 	if len(first.Measures) != 1 || first.Measures[0].Name != "objective" || !(first.Measures[0].Value > first.Loss) {
 		t.Errorf("a step told loss %v and %v", first.Loss, first.Measures)
 	}
-	written, err := os.ReadFile(filepath.Join(o.LogPath, MetricsFile))
+	written, err := os.ReadFile(filepath.Join(o.LogPath, report.MetricsFile))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ func (o Options) spares(name string, shape []int) bool {
 	switch {
 	case strings.Contains(name, "embed_tokens.") || strings.Contains(name, "embeddings."):
 		kind = "embedding"
-	case len(shape) == 1 && strings.Contains(lastPart(layer), "norm"):
+	case len(shape) == 1 && strings.Contains(layer[strings.LastIndexByte(layer, '.')+1:], "norm"):
 		kind = "norm"
 	case len(shape) == 1:
 		kind = "bias"

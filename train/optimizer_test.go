@@ -48,7 +48,7 @@ func TestEveryOptimizerResumesToBitEqualLosses(t *testing.T) {
 			for name, change := range map[string]func(*Options){
 				"bfloat16":   func(o *Options) { o.Moments = optim.BFloat16 },
 				"int8":       func(o *Options) { o.Moments = optim.Int8 },
-				"LoRA, int8": func(o *Options) { o.LoRA, o.Moments = lora(), optim.Int8 },
+				"LoRA, int8": func(o *Options) { o.LoRA, o.Moments = adapterConfig(), optim.Int8 },
 				"lion":       func(o *Options) { o.Optimizer, o.Rate = optim.Lion, 1e-3 },
 				"stochastic": func(o *Options) { o.Stochastic = true },
 			} {
@@ -150,7 +150,7 @@ func TestWhatDecaysIsByKind(t *testing.T) {
 		"unknown moments \"int4\"":  func(o *Options) { o.Moments = "int4" },
 		"are for adamw":             func(o *Options) { o.Optimizer, o.Moments = optim.Lion, optim.Int8 },
 		"stochastic rounding is":    func(o *Options) { o.Stochastic, o.Moments = true, optim.Int8 },
-		"adapters are float32":      func(o *Options) { o.Stochastic, o.LoRA = true, lora() },
+		"adapters are float32":      func(o *Options) { o.Stochastic, o.LoRA = true, adapterConfig() },
 		"keeps float32 originals":   func(o *Options) { o.Stochastic, o.OffloadOptimizer = true, true },
 		"no decay of \"head\"":      func(o *Options) { o.NoDecay = []string{"norm", "head"} },
 	} {

@@ -13,6 +13,7 @@ import (
 	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
+	"conquer/train/internal/units"
 )
 
 // pairs makes pairs of texts that begin alike; the preferred one goes on counting upwards, the other downwards.
@@ -101,7 +102,7 @@ func TestPreferencesAreLearnedByTheFormula(t *testing.T) {
 				}
 
 				tr := &Trainer{options: Options{Objective: DPO, Pack: pack}.complete(), device: torch.CPU}
-				net := network{model: m, blocks: m.Blocks(), lowest: -1, recompute: recompute, head: headUnit(m), strategy: &local{}, beta: beta}
+				net := network{model: m, blocks: m.Blocks(), lowest: -1, recompute: recompute, head: units.Head(m), strategy: &local{}, beta: beta}
 				b := batchOf(t, data, 8, pack)
 				if b.Samples != len(data.Samples) {
 					t.Fatalf("%d pairs in the batch", b.Samples)
@@ -161,7 +162,7 @@ func TestARunLearnsToPrefer(t *testing.T) {
 	for name, change := range map[string]func(*Options){
 		"all weights": func(o *Options) {},
 		"packed":      func(o *Options) { o.Pack, o.Accumulate = true, 2 },
-		"LoRA":        func(o *Options) { o.LoRA = lora(); o.LoRA.Dropout = 0.1 },
+		"LoRA":        func(o *Options) { o.LoRA = adapterConfig(); o.LoRA.Dropout = 0.1 },
 	} {
 		o := dpo()
 		change(&o)

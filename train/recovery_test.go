@@ -33,7 +33,7 @@ func (s runSpec) goOn(t *testing.T, l leg, rows int) {
 		s.TensorSize = l.size
 	}
 	same := max(1, s.TensorSize) // processes that take the same rows
-	if l.strategy == MP {
+	if l.strategy == PP {
 		same = l.world
 	}
 	s.Options.BatchSize = rows * same / l.world
@@ -56,13 +56,13 @@ func TestARunGoesOnInAnotherWorld(t *testing.T) {
 		"sharded bamba": {func(s *runSpec) { s.Architecture = "bamba" }, []leg{
 			{world: 4, strategy: FSDP, kill: 8}, {world: 2, strategy: HSDP, size: 2, stop: 13}}},
 		"pipeline": {func(s *runSpec) { s.Architecture = "deep llama" }, []leg{
-			{world: 4, strategy: MP, kill: 8}, {world: 2, strategy: MP, stop: 13}}},
+			{world: 4, strategy: PP, kill: 8}, {world: 2, strategy: PP, stop: 13}}},
 		"divided llama, bfloat16": {func(s *runSpec) { s.DType = "bfloat16" }, []leg{
 			{world: 4, strategy: FSDP, stop: 5}, {world: 2, strategy: TP, size: 2, stop: 9}, {world: 4, strategy: FSDP, size: 2, stop: 13}}},
 		"divided bamba, untied": {func(s *runSpec) { s.Architecture, s.Tied = "bamba", false }, []leg{
 			{world: 4, strategy: TP, size: 2, stop: 5}, {world: 2, strategy: TP, size: 2, stop: 13}}},
-		"sharded LoRA": {func(s *runSpec) { s.Options.LoRA = lora() }, []leg{{world: 2, strategy: FSDP, stop: 13}}},
-		"divided LoRA": {func(s *runSpec) { s.Options.LoRA = lora() }, []leg{{world: 2, strategy: TP, size: 2, stop: 13}}},
+		"sharded LoRA": {func(s *runSpec) { s.Options.LoRA = adapterConfig() }, []leg{{world: 2, strategy: FSDP, stop: 13}}},
+		"divided LoRA": {func(s *runSpec) { s.Options.LoRA = adapterConfig() }, []leg{{world: 2, strategy: TP, size: 2, stop: 13}}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			const rows = 4

@@ -13,6 +13,7 @@ import (
 
 	"conquer/checkpoint"
 	"conquer/internal/atomicfile"
+	"conquer/lora"
 	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
@@ -61,7 +62,7 @@ func (t *Trainer) Save() error {
 			return err
 		}
 		if t.log != nil {
-			if err := t.log.sync(); err != nil {
+			if err := t.log.Sync(); err != nil {
 				return err
 			}
 		}
@@ -93,12 +94,12 @@ func (t *Trainer) Save() error {
 	})
 }
 
-func (t *Trainer) optimizerState() *tensorList {
-	list := &tensorList{}
+func (t *Trainer) optimizerState() *checkpoint.Tensors {
+	list := &checkpoint.Tensors{}
 	for _, p := range t.optimizer.State() {
-		list.add(p.Name, p.Tensor)
+		list.Add(p.Name, p.Tensor)
 	}
-	list.add(generatorName, torch.RNGState(t.device))
+	list.Add(generatorName, torch.RNGState(t.device))
 	return list
 }
 
@@ -222,44 +223,34 @@ func (t *Trainer) restore(dir string, s state) (err error) {
 	return t.batches.Restore(s.Data)
 }
 
-// restoreWeights copies the trained weights of a checkpoint into the model's.
+// restoreWeights copies the trained weights of the checkpoint dir into the model.
 func (t *Trainer) restoreWeights(dir string) error {
-	m, path, names := t.net.model, dir, map[string]torch.Tensor{}
 	if t.options.LoRA != nil {
-		path = filepath.Join(dir, adapterWeights)
-		for _, a := range adapters(m) {
-			names[adapterPrefix+a.Name+suffixA], names[adapterPrefix+a.Name+suffixB] = a.A.Tensor, a.B.Tensor
-		}
-	} else {
-		nn.Walk(m, func(p nn.Component) {
-			if p.Param.RequiresGrad() {
-				names[p.Name] = p.Param.Detach().Narrow(0, p.Start, p.Rows)
-			}
-		})
+		return lora.Restore(t.net.model, dir)
 	}
-	c, err := checkpoint.Open(path)
+	c, err := checkpoint.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	for name, to := range names {
-		var failed error
-		torch.Scoped(func() {
-			saved, err := c.Tensor(name)
-			switch {
-			case err != nil:
-				failed = err
-			case !slices.Equal(saved.Shape(), to.Shape()):
-				failed = fmt.Errorf("%s: tensor %q has shape %v, expected %v", path, name, saved.Shape(), to.Shape())
-			default:
-				to.Detach().Copy(saved)
-			}
-		})
-		if failed != nil {
-			return failed
+	nn.Walk(t.net.model, func(p nn.Component) {
+		if err != nil || !p.Param.RequiresGrad() {
+			return
 		}
-	}
-	return nil
+		torch.Scoped(func() {
+			var saved torch.Tensor
+			to := p.Param.Detach().Narrow(0, p.Start, p.Rows)
+			if saved, err = c.Tensor(p.Name); err != nil {
+				return
+			}
+			if !slices.Equal(saved.Shape(), to.Shape()) {
+				err = fmt.Errorf("%s: tensor %q has shape %v, expected %v", dir, p.Name, saved.Shape(), to.Shape())
+				return
+			}
+			to.Copy(saved)
+		})
+	})
+	return err
 }
 
 // folderLock keeps a second run out of a folder of checkpoints.

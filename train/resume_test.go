@@ -18,6 +18,7 @@ import (
 	"conquer/model"
 	"conquer/text/dataset"
 	"conquer/torch"
+	"conquer/train/report"
 )
 
 // interrupted runs until a number of steps are done, stops the run there as Ctrl-C does, and returns its losses.
@@ -50,7 +51,7 @@ func TestAResumedRunContinuesToBitEqualLosses(t *testing.T) {
 		"all weights":  func(o *Options) {},
 		"packed":       func(o *Options) { o.Pack, o.Recompute, o.Accumulate = true, RecomputeBlock, 2 },
 		"head":         func(o *Options) { o.HeadOnly = true },
-		"LoRA dropout": func(o *Options) { o.LoRA = lora(); o.LoRA.Dropout = 0.3 },
+		"LoRA dropout": func(o *Options) { o.LoRA = adapterConfig(); o.LoRA.Dropout = 0.3 },
 	} {
 		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
 			data, valid := samples(22, 1), samples(5, 2)
@@ -88,7 +89,7 @@ func TestAResumedRunContinuesToBitEqualLosses(t *testing.T) {
 // checkMetrics demands that metrics.jsonl has each step and each look once, with the losses of want.
 func checkMetrics(t testing.TB, dir string, want *recorder) {
 	t.Helper()
-	steps, validation, err := readLosses(filepath.Join(dir, MetricsFile))
+	steps, validation, err := report.ReadLosses(filepath.Join(dir, report.MetricsFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,13 +97,13 @@ func checkMetrics(t testing.TB, dir string, want *recorder) {
 		t.Fatalf("metrics of %d steps and %d looks, want %d and %d", len(steps), len(validation), len(want.steps), len(want.looks))
 	}
 	for i, s := range steps {
-		if int(s.X) != i+1 || s.Y != want.steps[i].Loss {
-			t.Errorf("line of step %v has loss %v, want step %d and %v", s.X, s.Y, i+1, want.steps[i].Loss)
+		if s.Step != i+1 || s.Loss != want.steps[i].Loss {
+			t.Errorf("line of step %v has loss %v, want step %d and %v", s.Step, s.Loss, i+1, want.steps[i].Loss)
 		}
 	}
 	for i, v := range validation {
-		if int(v.X) != want.looks[i].Step || v.Y != want.looks[i].Loss {
-			t.Errorf("look at step %v has loss %v, want %+v", v.X, v.Y, want.looks[i])
+		if v.Step != want.looks[i].Step || v.Loss != want.looks[i].Loss {
+			t.Errorf("look at step %v has loss %v, want %+v", v.Step, v.Loss, want.looks[i])
 		}
 	}
 }
@@ -130,7 +131,7 @@ func TestARunThatDiffersIsNotResumedAndTheDifferenceNamed(t *testing.T) {
 		"batch_size 4 (now 2)":         func(o *Options) { o.BatchSize = 2 },
 		"learning_rate 0.003 (now 1)":  func(o *Options) { o.Rate = 1 },
 		"steps 6 (now 7)":              func(o *Options) { o.Steps = 7 },
-		"lora none (now {\"rank\":4":   func(o *Options) { o.LoRA = lora() },
+		"lora none (now {\"rank\":4":   func(o *Options) { o.LoRA = adapterConfig() },
 		"schedule \"cosine\" (now \"l": func(o *Options) { o.Schedule = "linear" },
 	} {
 		changed := o
@@ -157,7 +158,7 @@ func TestARunThatDiffersIsNotResumedAndTheDifferenceNamed(t *testing.T) {
 func TestAnAdapterIsNotResumedOnOtherWeights(t *testing.T) {
 	noLeaks(t)
 	o := options()
-	o.CheckpointPath, o.LoRA, o.Resume = filepath.Join(t.TempDir(), "c"), lora(), true
+	o.CheckpointPath, o.LoRA, o.Resume = filepath.Join(t.TempDir(), "c"), adapterConfig(), true
 	interrupted(t, tiny(t, true, torch.Float32), samples(16, 1), nil, o, 2)
 	m := tiny(t, true, torch.Float32)
 	defer free(m)
@@ -305,7 +306,7 @@ func killedRun(dir string, kill bool, draw *rand.Rand) error {
 // waitForProgress waits until a child has written something, then for a moment more, up to what a few checkpoints take.
 func waitForProgress(dir string, draw *rand.Rand) {
 	size := func() int64 {
-		info, err := os.Stat(filepath.Join(dir, "log", MetricsFile))
+		info, err := os.Stat(filepath.Join(dir, "log", report.MetricsFile))
 		if err != nil {
 			return 0
 		}

@@ -10,6 +10,7 @@ import (
 	"conquer/torch/dist"
 	"conquer/torch/nn"
 	"conquer/torch/optim"
+	"conquer/train/internal/units"
 )
 
 // The strategies by which the processes of a run share its work. Each takes its own rows of every batch; what a step does to
@@ -22,10 +23,18 @@ const (
 )
 
 // Strategies lists them.
-var Strategies = []string{None, DDP, FSDP, HSDP, TP, MP}
+var Strategies = []string{None, DDP, FSDP, HSDP, TP, PP}
+
+// StrategyName returns the name of a strategy that has a second name: mp is pp. It returns every other name unchanged.
+func StrategyName(name string) string {
+	if name == "mp" {
+		return PP
+	}
+	return name
+}
 
 // strategy is how a process's weights and gradients become those of the run. The network calls it unit by unit (see
-// unitsOf), in an order that is the same on every rank; model files know nothing of it.
+// units.Of), in an order that is the same on every rank; model files know nothing of it.
 type strategy interface {
 	// use makes the weights of unit u whole, and begins to fetch those of next, the unit that follows (-1: none does).
 	use(u, next int)
@@ -59,78 +68,30 @@ type piece struct {
 	copied bool // another rank, which holds them too, writes them
 }
 
-// unitsOf divides m's weights, and the adapters on them, into units that are needed at the same time: 0 is the embedding, 1 to n
-// are the blocks, n+1 is what comes after them. Where the head's weights are the embedding's, all that is outside the blocks is
-// in unit 0.
-func unitsOf(m model.Model) [][]*nn.Param {
-	blocks := m.Blocks()
-	list := make([][]*nn.Param, len(blocks)+2)
-	inside := map[*nn.Param]bool{}
-	for i, b := range blocks {
-		params := nn.Params(b)
-		nn.Linears(b, func(_ []string, l *nn.Linear) {
-			for _, a := range l.LoRA {
-				if a != nil {
-					params = append(params, a.A, a.B)
-				}
-			}
-		})
-		for _, p := range params {
-			inside[p] = true
-		}
-		list[i+1] = params
-	}
-	for _, p := range nn.Params(m) {
-		switch {
-		case inside[p]:
-		case isTied(m), p != m.Head() && slices.Equal(p.Shape, m.Head().Shape):
-			list[0] = append(list[0], p)
-		default:
-			list[len(blocks)+1] = append(list[len(blocks)+1], p)
-		}
-	}
-	return list
-}
-
-// isTied reports whether m's head shares the embedding's weights.
-func isTied(m model.Model) bool {
-	tied := true
-	nn.Walk(m, func(p nn.Component) { tied = tied && !(p.Param == m.Head() && p.Name == "lm_head.weight") })
-	return tied
-}
-
-// headUnit is the unit with the head's weights.
-func headUnit(m model.Model) int {
-	if isTied(m) {
-		return 0
-	}
-	return len(m.Blocks()) + 1
-}
-
 // newStrategy chooses the strategy that the options name, for a model whose trained weights are known by now.
 func newStrategy(m model.Model, o Options) (strategy, error) {
-	units := unitsOf(m)
+	list := units.Of(m)
 	wide := o.ReduceDType != "same"
 	if o.TensorSize > 0 {
 		return newTensorParallel(m, o, wide)
 	}
 	switch o.Distributed {
 	case DDP:
-		return &ddp{local: local{units: units}, group: o.World.All, wide: wide}, nil
+		return &ddp{local: local{units: list}, group: o.World.All, wide: wide}, nil
 	case FSDP:
-		return newSharded(units, o.World.All, nil, o, wide)
+		return newSharded(list, o.World.All, nil, o, wide)
 	case HSDP:
 		mesh, err := o.World.NewMesh(o.ShardSize)
 		if err != nil {
 			return nil, err
 		}
-		return newSharded(units, mesh.Row, mesh.Column, o, wide)
-	case MP:
+		return newSharded(list, mesh.Row, mesh.Column, o, wide)
+	case PP:
 		if o.processes() > 1 {
 			return newPipeline(m, o)
 		}
 	}
-	return &local{units: units}, nil
+	return &local{units: list}, nil
 }
 
 // CheckPlace reports the first option that a run of the place's processes has no room for; New checks as well.
@@ -149,12 +110,12 @@ func (o Options) checkDistributed() error {
 	case o.Distributed != None && o.World == nil:
 		return fmt.Errorf("strategy %s is for the processes of a run, and there is no run to take part in", o.Distributed)
 	case o.Distributed == None && o.World != nil && o.World.Size > 1:
-		return fmt.Errorf("%d processes without a strategy would each tune a model of their own: choose ddp, fsdp, hsdp, tp or mp", o.World.Size)
+		return fmt.Errorf("%d processes without a strategy would each tune a model of their own: choose ddp, fsdp, hsdp, tp or pp", o.World.Size)
 	case o.Distributed == HSDP && (o.ShardSize < 1 || o.World.Size%o.ShardSize != 0):
 		return fmt.Errorf("hsdp with groups of %d: that does not divide the %d processes", o.ShardSize, o.World.Size)
 	case o.TensorSize < 0 || o.World != nil && o.World.Size%o.tensorSize() != 0:
 		return fmt.Errorf("layers divided over %d: that does not divide the %d processes", o.TensorSize, o.World.Size)
-	case o.TensorSize > 0 && (o.Distributed == None || o.Distributed == HSDP || o.Distributed == MP):
+	case o.TensorSize > 0 && (o.Distributed == None || o.Distributed == HSDP || o.Distributed == PP):
 		return fmt.Errorf("layers are divided over processes with tp, ddp or fsdp, not with %s", o.Distributed)
 	case o.OffloadOptimizer && o.Distributed != FSDP && o.Distributed != HSDP:
 		return fmt.Errorf("the optimizer's state goes to the host's memory with fsdp or hsdp, not with %s", o.Distributed)
@@ -199,9 +160,9 @@ func (l *local) pieces() (list []piece) {
 	return list
 }
 
-// bucketBytes is how many bytes of gradients are summed at once: enough to make starting worth while, few enough that the
+// BucketBytes is how many bytes of gradients ddp sums at once: enough to make starting worth while, few enough that the
 // sum runs beside the rest of the backward pass.
-const bucketBytes = 25 << 20
+const BucketBytes = 25 << 20
 
 // ddp is local, but for the gradients: as soon as those of some blocks are complete, a bucket of them is on its way around
 // while the blocks below go backward.
@@ -232,7 +193,7 @@ func (d *ddp) reduce(u int, last bool) {
 			d.bytes += p.Numel() * 4
 		}
 	}
-	if d.bytes >= bucketBytes {
+	if d.bytes >= BucketBytes {
 		d.send()
 	}
 }

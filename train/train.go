@@ -22,6 +22,7 @@ import (
 	"strings"
 	"time"
 
+	"conquer/lora"
 	"conquer/model"
 	"conquer/text/dataset"
 	"conquer/text/tokenizer"
@@ -29,6 +30,8 @@ import (
 	"conquer/torch/dist"
 	"conquer/torch/nn"
 	"conquer/torch/optim"
+	"conquer/train/internal/units"
+	"conquer/train/report"
 )
 
 // Recompute says what a forward pass keeps for the backward pass.
@@ -84,8 +87,8 @@ type Options struct {
 	LabelSmoothing float64 `json:"label_smoothing,omitempty"` // the part of a label that is spread over the vocabulary
 	ZLoss          float64 `json:"z_loss,omitempty"`          // the coefficient of the squared log of the softmax's denominator
 
-	LoRA     *LoRA `json:"lora,omitempty"`
-	HeadOnly bool  `json:"head_only"`
+	LoRA     *lora.Config `json:"lora,omitempty"`
+	HeadOnly bool         `json:"head_only"`
 	// Stochastic keeps bfloat16 weights without float32 originals, see optim.Options.
 	Stochastic bool      `json:"stochastic_rounding,omitempty"`
 	Seed       int64     `json:"seed"`
@@ -133,6 +136,13 @@ type Options struct {
 	GenerationConfig []byte `json:"-"`
 }
 
+// Results that a [Listener] receives.
+type (
+	Step       = report.Step
+	Validation = report.Validation
+	Measure    = report.Measure
+)
+
 // Listener hears how a run goes. A run ends with the first error that it is given back.
 type Listener interface {
 	Step(Step) error
@@ -155,7 +165,7 @@ type Trainer struct {
 	replayer  *replayer // nil where passes are launched operation by operation
 	schedule  optim.Schedule
 	listeners []Listener
-	log       *logFiles
+	log       *report.Log
 	lock      *folderLock
 
 	step      int      // steps done
@@ -255,7 +265,7 @@ func newTrainer(m model.Model, data, validation *dataset.Dataset, o Options) (_ 
 		return nil, err
 	}
 	if o.LogPath != "" && o.rank() == 0 {
-		if t.log, err = openLog(o.LogPath, o.TensorBoard, t.step); err != nil {
+		if t.log, err = report.OpenLog(o.LogPath, o.TensorBoard, t.step); err != nil {
 			return nil, err
 		}
 		t.listeners = append(t.listeners, t.log)
@@ -283,6 +293,7 @@ func (o Options) complete() Options {
 		otherwise(&o.Beta, 0.1)
 	}
 	otherwise(&o.Keep, 2)
+	o.Distributed = StrategyName(o.Distributed)
 	otherwise(&o.Distributed, None)
 	if o.World != nil {
 		otherwise(&o.ShardSize, o.World.LocalSize)
@@ -341,7 +352,7 @@ func (o Options) Check() error {
 		return err
 	}
 	if o.LoRA != nil {
-		if err := o.LoRA.check(); err != nil {
+		if err := o.LoRA.Check(); err != nil {
 			return err
 		}
 	}
@@ -370,10 +381,10 @@ func (t *Trainer) prepare(m model.Model, data, validation *dataset.Dataset) (err
 		}
 	}
 	t.device = model.Device(m)
-	if o.TensorSize > 0 || o.Distributed == MP {
+	if o.TensorSize > 0 || o.Distributed == PP {
 		t.device = o.World.Device() // where the parts go
 	}
-	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute, head: headUnit(m), smoothing: o.LabelSmoothing, zLoss: o.ZLoss, beta: o.Beta}
+	t.net = network{model: m, blocks: m.Blocks(), lowest: -1, recompute: o.Recompute, head: units.Head(m), smoothing: o.LabelSmoothing, zLoss: o.ZLoss, beta: o.Beta}
 	t.print = fingerprintOf(m, data, validation)
 	if o.keepsWeights() || o.processes() > 1 {
 		if t.began, err = hashWeights(m); err != nil {
@@ -406,11 +417,11 @@ func (t *Trainer) prepare(m model.Model, data, validation *dataset.Dataset) (err
 	}
 	switch {
 	case o.LoRA != nil:
-		if err := AddAdapters(m, *o.LoRA); err != nil {
+		if err := lora.Attach(m, *o.LoRA); err != nil {
 			return err
 		}
 		t.net.lowest, t.net.dropout = lowestAdapted(t.net.blocks), o.LoRA.Dropout > 0
-		for _, a := range adapters(m) {
+		for _, a := range lora.Adapters(m) {
 			train(a.Name+".lora_A", a.A)
 			train(a.Name+".lora_B", a.B)
 		}
@@ -549,10 +560,10 @@ func (t *Trainer) Recorded() bool { return t.replayer.replays() }
 // Trained counts the weights that are tuned.
 func (t *Trainer) Trained() int {
 	n := 0
-	for _, unit := range unitsOf(t.net.model) {
+	for _, unit := range units.Of(t.net.model) {
 		for _, p := range unit {
 			if p.RequiresGrad() {
-				n += elementsOf(p.Shape)
+				n += units.Elements(p.Shape)
 			}
 		}
 	}
@@ -570,7 +581,7 @@ func (t *Trainer) Close() {
 		t.net.strategy.free()
 	}
 	if t.log != nil {
-		t.log.close()
+		t.log.Close()
 	}
 	t.lock.release()
 }

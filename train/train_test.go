@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	_ "conquer/llama"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/text/dataset"
 	"conquer/torch"
@@ -100,7 +101,7 @@ func train(t testing.TB, m model.Model, data, validation *dataset.Dataset, o Opt
 	}
 	defer func() {
 		tr.Close()
-		RemoveAdapter(tr.Model())
+		lora.Remove(tr.Model())
 		model.Free(tr.Model())
 	}()
 	r := &recorder{}
@@ -226,12 +227,12 @@ func TestSelectiveRecomputationChangesNothingButTheMemory(t *testing.T) {
 	for name, c := range map[string]struct {
 		architecture string
 		dtype        torch.DType
-		lora         *LoRA
+		lora         *lora.Config
 		most         float64 // of the memory
 	}{
 		"llama":          {"llama", torch.Float32, nil, 0.72},
 		"llama bfloat16": {"llama", torch.BFloat16, nil, 0.72},
-		"llama LoRA":     {"llama", torch.Float32, &LoRA{Rank: 4, Alpha: 8, Dropout: 0.3, Targets: []string{AllLinear}}, 0.88}, // what was not dropped out stays
+		"llama LoRA":     {"llama", torch.Float32, &lora.Config{Rank: 4, Alpha: 8, Dropout: 0.3, Targets: []string{lora.AllLinear}}, 0.88}, // what was not dropped out stays
 		"bamba":          {"bamba", torch.Float32, nil, 0.66},
 		"bamba bfloat16": {"bamba", torch.BFloat16, nil, 0.66},
 	} {
@@ -320,7 +321,7 @@ func TestTuningLowersTheLossOnUnseenSamples(t *testing.T) {
 	noLeaks(t)
 	for _, change := range []func(*Options){
 		func(*Options) {},
-		func(o *Options) { o.LoRA = &LoRA{Rank: 8, Alpha: 16, Targets: []string{AllLinear}} },
+		func(o *Options) { o.LoRA = &lora.Config{Rank: 8, Alpha: 16, Targets: []string{lora.AllLinear}} },
 		func(o *Options) { o.HeadOnly = true },
 		func(o *Options) { o.Pack = true; o.Recompute = RecomputeBlock },
 	} {
@@ -416,14 +417,14 @@ func TestGradientsThatAreNoNumbersSkipTheStep(t *testing.T) {
 func TestManyStepsHoldMemoryAndTensorsFlat(t *testing.T) {
 	noLeaks(t)
 	o := options()
-	o.Steps, o.Recompute, o.LoRA = 300, RecomputeBlock, &LoRA{Rank: 2, Alpha: 4, Dropout: 0.1, Targets: []string{AllLinear}}
+	o.Steps, o.Recompute, o.LoRA = 300, RecomputeBlock, &lora.Config{Rank: 2, Alpha: 4, Dropout: 0.1, Targets: []string{lora.AllLinear}}
 	tr, err := New(tiny(t, true, torch.Float32), samples(32, 1), nil, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
 		tr.Close()
-		RemoveAdapter(tr.Model())
+		lora.Remove(tr.Model())
 		model.Free(tr.Model())
 	}()
 	var live int
@@ -453,16 +454,18 @@ func TestManyStepsHoldMemoryAndTensorsFlat(t *testing.T) {
 func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
 	noLeaks(t)
 	for want, change := range map[string]func(*Options){
-		"give one of the two":    func(o *Options) { o.Epochs = 2 },
-		"batch size 0":           func(o *Options) { o.BatchSize = 0 },
-		"beyond the model's 64":  func(o *Options) { o.SequenceLength = 65 },
-		"sample 0 has":           func(o *Options) { o.SequenceLength = 3 },
-		"unknown recompute":      func(o *Options) { o.Recompute = "some" },
-		"unknown schedule":       func(o *Options) { o.Schedule = "step" },
-		"learning rate 0":        func(o *Options) { o.Rate = 0 },
-		"choose one":             func(o *Options) { o.HeadOnly, o.LoRA = true, &LoRA{Rank: 1, Alpha: 1, Targets: []string{"q_proj"}} },
-		"names no layer":         func(o *Options) { o.LoRA = &LoRA{Rank: 1, Alpha: 1, Targets: []string{"qproj"}} },
-		"at least 1":             func(o *Options) { o.LoRA = &LoRA{Rank: -1, Alpha: 1, Targets: []string{AllLinear}} },
+		"give one of the two":   func(o *Options) { o.Epochs = 2 },
+		"batch size 0":          func(o *Options) { o.BatchSize = 0 },
+		"beyond the model's 64": func(o *Options) { o.SequenceLength = 65 },
+		"sample 0 has":          func(o *Options) { o.SequenceLength = 3 },
+		"unknown recompute":     func(o *Options) { o.Recompute = "some" },
+		"unknown schedule":      func(o *Options) { o.Schedule = "step" },
+		"learning rate 0":       func(o *Options) { o.Rate = 0 },
+		"choose one": func(o *Options) {
+			o.HeadOnly, o.LoRA = true, &lora.Config{Rank: 1, Alpha: 1, Targets: []string{"q_proj"}}
+		},
+		"names no layer":         func(o *Options) { o.LoRA = &lora.Config{Rank: 1, Alpha: 1, Targets: []string{"qproj"}} },
+		"at least 1":             func(o *Options) { o.LoRA = &lora.Config{Rank: -1, Alpha: 1, Targets: []string{lora.AllLinear}} },
 		"there is no checkpoint": func(o *Options) { o.Resume = true },
 	} {
 		m := tiny(t, true, torch.Float32)

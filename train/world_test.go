@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"conquer/checkpoint"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/dist"
@@ -192,7 +193,7 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 	}
 	defer func() {
 		tr.Close()
-		RemoveAdapter(tr.Model())
+		lora.Remove(tr.Model())
 		model.Free(tr.Model())
 	}()
 	ctx, stop := context.WithCancel(context.Background())
@@ -409,4 +410,31 @@ func same(t testing.TB, what string, got, want result, tolerance float64) {
 func spec() runSpec {
 	return runSpec{Architecture: "llama", DType: "float32", Tied: true, Options: Options{
 		Steps: 20, BatchSize: 2, Accumulate: 2, SequenceLength: 24, Rate: 3e-3, Decay: 0.01, Clip: 0.5, Seed: 5}}
+}
+
+func plannedModel(t *testing.T, architecture string, tied bool) model.Model {
+	t.Helper()
+	config := model.Config{
+		"model_type": "llama", "architectures": []any{"LlamaForCausalLM"}, "vocab_size": 2000.0, "hidden_size": 256.0,
+		"intermediate_size": 704.0, "num_hidden_layers": 6.0, "num_attention_heads": 8.0, "num_key_value_heads": 4.0,
+		"max_position_embeddings": 512.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": tied, "initializer_range": 0.02,
+	}
+	if architecture == "bamba" {
+		config["model_type"], config["architectures"] = "bamba", []any{"BambaForCausalLM"}
+		for key, value := range map[string]any{"mamba_expand": 2.0, "mamba_n_heads": 8.0, "mamba_d_head": 64.0, "mamba_d_state": 32.0,
+			"mamba_n_groups": 1.0, "mamba_d_conv": 4.0, "mamba_chunk_size": 64.0, "attn_layer_indices": []any{3.0}} {
+			config[key] = value
+		}
+	}
+	m, err := model.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// plannedSpec is a run of the model that plans are held to.
+func plannedSpec() runSpec {
+	return runSpec{Architecture: "planned llama", DType: "float32", Distributed: FSDP,
+		Options: Options{Steps: 2, BatchSize: 1, SequenceLength: 128, Rate: 1e-4, Pack: true}}
 }

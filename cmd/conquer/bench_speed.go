@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"conquer/bench"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/dist"
@@ -175,7 +176,7 @@ func printInference(w io.Writer, r bench.InferenceRow) {
 func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f speedFlags
 	o := train.Options{Rate: 1e-5, Schedule: "constant", Decay: 0.01}
-	var lora train.LoRA
+	var adapter lora.Config
 	var recompute string
 	f.declare(flags)
 	flags.IntVar(&o.BatchSize, "batch_size", 4, "rows of a forward pass")
@@ -185,18 +186,18 @@ func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error
 	flags.StringVar(&recompute, "recompute", "none", recomputeUsage)
 	flags.StringVar((*string)(&o.Compile), "compile", "", compileTrainUsage)
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "as in conquer train")
-	flags.IntVar(&lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` on all linear layers instead of the weights")
+	flags.IntVar(&adapter.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` on all linear layers instead of the weights")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q", args[0])
 		}
 		o.Recompute, o.Seed, o.Clip = train.Recompute(recompute), f.seed, 1
-		if lora.Rank > 0 {
-			lora.Alpha, lora.Targets = float64(2*lora.Rank), []string{train.AllLinear}
-			o.LoRA = &lora
+		if adapter.Rank > 0 {
+			adapter.Alpha, adapter.Targets = float64(2*adapter.Rank), []string{lora.AllLinear}
+			o.LoRA = &adapter
 		}
-		if o.Steps < 1 || lora.Rank < 0 {
-			return usagef("--steps %d, --lora_rank %d: expected at least 1 step and no negative rank", o.Steps, lora.Rank)
+		if o.Steps < 1 || adapter.Rank < 0 {
+			return usagef("--steps %d, --lora_rank %d: expected at least 1 step and no negative rank", o.Steps, adapter.Rank)
 		}
 		if err := o.Check(); err != nil {
 			return usageError{err}

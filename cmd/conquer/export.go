@@ -17,11 +17,11 @@ import (
 	"github.com/spf13/pflag"
 
 	"conquer/checkpoint"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/text/tokenizer"
 	"conquer/torch"
 	"conquer/torch/nn"
-	"conquer/train"
 )
 
 var exportCommand = command{
@@ -114,7 +114,7 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		from := weights(c)
 		if *adapter != "" {
-			adapted, err := train.Adapted(c, *adapter, *unmerge)
+			adapted, err := lora.Fold(c, *adapter, *unmerge)
 			if err != nil {
 				return fmt.Errorf("--adapter_path: %w", err)
 			}

@@ -14,6 +14,7 @@ import (
 
 	"conquer/bench"
 	"conquer/generate"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/text/dataset"
 	"conquer/torch"
@@ -234,7 +235,7 @@ func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
 		{"llama packed", "llama", torch.Float32, 2e-4, train.Options{Pack: true}},
 		{"llama recomputed", "llama", torch.BFloat16, 2e-2, train.Options{Recompute: train.RecomputeBlock}},
 		{"llama rounded at random", "llama", torch.BFloat16, 2.5e-2, train.Options{Stochastic: true}},
-		{"llama lora", "llama", torch.BFloat16, 2e-2, train.Options{LoRA: &train.LoRA{Rank: 8, Alpha: 16, Targets: []string{train.AllLinear}}}},
+		{"llama lora", "llama", torch.BFloat16, 2e-2, train.Options{LoRA: &lora.Config{Rank: 8, Alpha: 16, Targets: []string{lora.AllLinear}}}},
 		{"bamba", "bamba", torch.Float32, 1e-3, train.Options{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -253,8 +254,8 @@ func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
 // operations launched one by one draw.
 func TestGPURecordedStepsFollowThoseLaunchedOneByOne(t *testing.T) {
 	device := needGPU(t)
-	adapter := func(dropout float64) *train.LoRA {
-		return &train.LoRA{Rank: 8, Alpha: 16, Dropout: dropout, Targets: []string{train.AllLinear}}
+	adapter := func(dropout float64) *lora.Config {
+		return &lora.Config{Rank: 8, Alpha: 16, Dropout: dropout, Targets: []string{lora.AllLinear}}
 	}
 	for _, c := range []struct {
 		name, architecture string

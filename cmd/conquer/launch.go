@@ -47,7 +47,7 @@ type worldFlags struct {
 
 func (f *worldFlags) declare(flags *pflag.FlagSet, o *train.Options) {
 	f.declareProcesses(flags)
-	flags.StringVar(&o.Distributed, "distributed", "", "how processes share the work: none, ddp, fsdp, hsdp, tp or mp (default: none for one process, ddp for several)")
+	flags.StringVar(&o.Distributed, "distributed", "", "how processes share the work: none, ddp, fsdp, hsdp, tp or pp (default: none for one process, ddp for several)")
 	flags.IntVar(&o.ShardSize, "hsdp_size", 0, "with hsdp, how many processes divide the weights among them (default: those of a machine)")
 	flags.IntVar(&o.TensorSize, "tp_size", 0, "with tp, ddp and fsdp, how many processes divide each layer among them and take the same samples (default: with tp those of a machine, otherwise none)")
 	flags.BoolVar(&o.KeepGathered, "keep_gathered", false, "with fsdp and hsdp, keep weights whole from the forward to the backward pass: faster, for more memory")
@@ -66,7 +66,7 @@ func (f *trainFlags) join() (*dist.World, error) {
 		return nil, nil
 	}
 	f.divided = f.TensorSize > 0 || f.Distributed != train.DDP
-	f.onHost = f.TensorSize > 0 || f.Distributed == train.TP || f.Distributed == train.MP // of fresh weights, too, the parts alone go to the device
+	f.onHost = f.TensorSize > 0 || f.Distributed == train.TP || f.Distributed == train.PP // of fresh weights, too, the parts alone go to the device
 	f.World, err = f.processFlags.join(place, &f.modelFlags)
 	return f.World, err
 }

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"conquer/train"
+	"conquer/train/report"
 )
 
 // With this variable set, the test binary is the program itself, which starts itself again for each process of a run.
@@ -49,7 +49,7 @@ func smallRun(t *testing.T, out string, more ...string) []string {
 }
 
 func TestTwoProcessesTuneOneModelAndReportOnce(t *testing.T) {
-	for _, strategy := range [][]string{{"fsdp"}, {"mp", "--accumulate", "2"}} {
+	for _, strategy := range [][]string{{"fsdp"}, {"pp", "--accumulate", "2"}} {
 		out := filepath.Join(t.TempDir(), "out")
 		c, stdout, stderr := program(smallRun(t, out, append([]string{"--nproc", "2", "--steps", "4", "--report_steps", "1", "--distributed"}, strategy...)...)...)
 		if err := c.Run(); err != nil {
@@ -123,7 +123,7 @@ func TestAKilledRankEndsTheRunAndARestartGoesOn(t *testing.T) {
 		if restarts == "0" {
 			continue
 		}
-		metrics, err := os.ReadFile(filepath.Join(out, train.MetricsFile))
+		metrics, err := os.ReadFile(filepath.Join(out, report.MetricsFile))
 		if err != nil || bytes.Count(metrics, []byte("gradient_norm")) != 150 {
 			t.Errorf("%d steps are in the metrics, want 150 (%v)", bytes.Count(metrics, []byte("gradient_norm")), err)
 		}
@@ -159,9 +159,9 @@ func TestAPipelinesAdapterIsMergedIntoTheModel(t *testing.T) {
 }
 
 func TestTheMistakeOfEveryRankIsReportedOnce(t *testing.T) {
-	c, _, stderr := program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "3", "--steps", "4", "--distributed", "mp")...)
+	c, _, stderr := program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "3", "--steps", "4", "--distributed", "pp")...)
 	c.Run()
-	if code := c.ProcessState.ExitCode(); code != 1 || strings.Count(stderr.String(), "2 layers does not divide over 3 processes") != 1 {
+	if code := c.ProcessState.ExitCode(); code != 1 || strings.Count(stderr.String(), "2 layers cannot be divided over 3 processes") != 1 {
 		t.Errorf("exit code %d and\n%s", code, stderr)
 	}
 	data := filepath.Join(t.TempDir(), "bad.jsonl")
@@ -328,7 +328,7 @@ func TestABenchmarkOfADividedModelNamesItsProcesses(t *testing.T) {
 // lossesIn reads the losses of a run's steps.
 func lossesIn(t *testing.T, out string) (list []float64) {
 	t.Helper()
-	metrics, err := os.ReadFile(filepath.Join(out, train.MetricsFile))
+	metrics, err := os.ReadFile(filepath.Join(out, report.MetricsFile))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,8 +10,10 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"conquer/lora"
 	"conquer/model"
 	"conquer/train"
+	"conquer/train/plan"
 )
 
 var planCommand = command{
@@ -20,7 +22,7 @@ var planCommand = command{
 	example: `conquer plan --architecture llama --variant 70b --gpus 64
 # a model of yours on one GPU of 24 GB
 conquer plan --model_path smollm2-135m --memory_gb 24 --batch_size 8 --recompute block
-# layers one behind the other (mp) are kept busy by many passes a step
+# layers one behind the other (pp) are kept busy by many passes a step
 conquer plan --architecture llama --variant 7b --gpus 4 --batch_size 1 --accumulate 16
 # the optimizer's state in the host's memory
 conquer plan --architecture llama --variant 7b --gpus 8 --memory_gb 40 --offload_optimizer
@@ -31,16 +33,16 @@ conquer plan --architecture llama --variant 7b --gpus 8 --link_gb_s 25 --lora_ra
 
 // planReport is what --json prints.
 type planReport struct {
-	Model      string        `json:"model"`
-	Parameters int           `json:"parameters"`
-	Machine    train.Machine `json:"machine"`
-	Plans      []train.Plan  `json:"plans"`
+	Model      string       `json:"model"`
+	Parameters int          `json:"parameters"`
+	Machine    plan.Machine `json:"machine"`
+	Plans      []plan.Plan  `json:"plans"`
 }
 
 func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
-	var o train.PlanOptions
-	var machine train.Machine
-	lora := train.LoRA{Targets: []string{train.AllLinear}}
+	var o plan.Options
+	var machine plan.Machine
+	adapter := lora.Config{Targets: []string{lora.AllLinear}}
 	path := flags.String("model_path", "", modelPathUsage)
 	architecture := flags.String("architecture", "", "with --variant, in place of --model_path: a model by its shape, such as llama")
 	variant := flags.String("variant", "", "the `size`, such as 70b")
@@ -58,7 +60,7 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.IntVar(&o.TensorSize, "tp_size", 0, "how many GPUs divide the layers, in the plans that do so (default: those of a host)")
 	dtype := flags.String("dtype", "bfloat16", "`type` of the weights: float32, bfloat16 or float16")
 	recompute := flags.String("recompute", "none", recomputeUsage)
-	flags.IntVar(&lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
+	flags.IntVar(&adapter.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
 	flags.StringVar(&o.Optimizer, "optimizer", "adamw", "adamw or lion")
 	flags.StringVar(&o.Moments, "moments", "float32", "what AdamW keeps its averages in: float32, bfloat16 or int8")
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "keep bfloat16 weights without float32 originals, and AdamW's averages in bfloat16")
@@ -78,18 +80,18 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		o.DType = *t
 		o.Recompute = train.Recompute(*recompute)
-		if lora.Rank < 0 {
-			return usagef("--lora_rank is %d, expected a positive number", lora.Rank)
+		if adapter.Rank < 0 {
+			return usagef("--lora_rank is %d, expected a positive number", adapter.Rank)
 		}
-		if lora.Rank > 0 {
-			o.LoRA = &lora
+		if adapter.Rank > 0 {
+			o.LoRA = &adapter
 		}
 		m, name, err := shape(ctx, *path, *architecture, *variant)
 		if err != nil {
 			return err
 		}
 		machine.PerHost = min(machine.PerHost, max(1, machine.GPUs))
-		plans, err := train.Plans(m, o, machine)
+		plans, err := plan.Predict(m, o, machine)
 		if err != nil {
 			return usageError{err}
 		}
@@ -134,7 +136,7 @@ func (r planReport) print() {
 	}
 	fmt.Printf("%s, %s parameters, on %s; GB of each GPU, seconds of a step, tokens a second of all\n\n", r.Model, thousands(r.Parameters), gpus)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	host := slices.ContainsFunc(r.Plans, func(p train.Plan) bool { return p.Host > 0 })
+	host := slices.ContainsFunc(r.Plans, func(p plan.Plan) bool { return p.Host > 0 })
 	column := ""
 	if host {
 		column = "host\t"
@@ -159,7 +161,7 @@ func (r planReport) print() {
 	}
 	w.Flush()
 	for i, p := range r.Plans {
-		if p.Refused == "" || slices.ContainsFunc(r.Plans[:i], func(q train.Plan) bool { return q.Refused == p.Refused }) {
+		if p.Refused == "" || slices.ContainsFunc(r.Plans[:i], func(q plan.Plan) bool { return q.Refused == p.Refused }) {
 			continue
 		}
 		var refused []string

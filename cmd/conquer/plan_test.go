@@ -18,7 +18,7 @@ func TestAPlanNamesItsStrategiesAndCountsTheWeights(t *testing.T) {
 	for _, p := range report.Plans {
 		names += p.Strategy + " "
 	}
-	if names != "ddp fsdp hsdp tp fsdp+tp mp " {
+	if names != "ddp fsdp hsdp tp fsdp+tp pp " {
 		t.Errorf("plans for %s", names)
 	}
 	own := writeModel(t, 704, true)
@@ -26,11 +26,11 @@ func TestAPlanNamesItsStrategiesAndCountsTheWeights(t *testing.T) {
 		t.Error(out)
 	}
 	out := succeed(t, "plan", "--model_path", own, "--gpus", "2", "--offload_optimizer")
-	if !strings.Contains(out, "host") || !strings.Contains(out, "not ddp, tp, mp: the optimizer's state goes to the host's memory with fsdp or hsdp alone") {
+	if !strings.Contains(out, "host") || !strings.Contains(out, "not ddp, tp, pp: the optimizer's state can be kept in host memory with fsdp and hsdp only") {
 		t.Error(out)
 	}
 	out = succeed(t, "plan", "--architecture", "llama", "--variant", "3.2-1b", "--gpus", "2", "--stochastic_rounding")
-	if !strings.Contains(out, "fsdp") || !strings.Contains(out, "not mp: the first and the last GPU would round the embedding") {
+	if !strings.Contains(out, "fsdp") || !strings.Contains(out, "not pp: the first and the last GPU would round the embedding") {
 		t.Error(out)
 	}
 }

@@ -14,13 +14,13 @@ import (
 	"github.com/spf13/pflag"
 
 	"conquer/checkpoint"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/model/hub"
 	"conquer/parallel"
 	"conquer/text/tokenizer"
 	"conquer/torch"
 	"conquer/torch/dist"
-	"conquer/train"
 )
 
 // modelFlags are the flags of every command that runs a model.
@@ -282,10 +282,10 @@ func openTokenizer(path, modelPath string, c *checkpoint.Checkpoint) (*tokenizer
 
 // foldAdapter adds an adapter to a model's weights.
 func foldAdapter(m model.Model, dir string) error {
-	if err := train.LoadAdapter(m, dir); err != nil {
+	if err := lora.Load(m, dir); err != nil {
 		return fmt.Errorf("--adapter_path: %w", err)
 	}
-	return train.MergeAdapter(m)
+	return lora.Merge(m)
 }
 
 // checkVocabulary refuses a tokenizer that can give ids which the model does not have.

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"conquer/generate"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/model/hub"
 	"conquer/parallel"
@@ -25,6 +26,7 @@ import (
 	"conquer/torch/dist"
 	"conquer/torch/optim"
 	"conquer/train"
+	"conquer/train/report"
 )
 
 var trainCommand = command{
@@ -65,7 +67,7 @@ type trainFlags struct {
 	output                string
 	report                int
 	recompute             string
-	lora                  train.LoRA
+	lora                  lora.Config
 	merge                 bool
 	ask                   []string
 	lengthGiven           bool // --sequence_length
@@ -114,7 +116,7 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	flags.IntVar(&f.lora.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
 	flags.Float64Var(&f.lora.Alpha, "lora_alpha", 0, "the adapter's scale times its rank (default: twice the rank)")
 	flags.Float64Var(&f.lora.Dropout, "lora_dropout", 0, "`part` of an adapter's inputs to drop")
-	flags.StringSliceVar(&f.lora.Targets, "lora_targets", []string{train.AllLinear}, "`layers` to adapt, such as q_proj,v_proj, or all-linear")
+	flags.StringSliceVar(&f.lora.Targets, "lora_targets", []string{lora.AllLinear}, "`layers` to adapt, such as q_proj,v_proj, or all-linear")
 	flags.BoolVar(&f.merge, "merge", false, "write the model with the adapter folded in, instead of the adapter")
 	flags.BoolVar(&o.HeadOnly, "head_only", false, "tune the projection to the vocabulary alone")
 
@@ -155,6 +157,7 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 // check reports flags that contradict each other, or that the processes of the run have no place for, and fills in defaults that
 // depend on others.
 func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
+	f.Distributed = train.StrategyName(f.Distributed)
 	switch {
 	case !slices.Contains(train.Objectives, f.Objective):
 		return usagef("--objective: unknown objective %q: choose one of %s", f.Objective, strings.Join(train.Objectives, ", "))
@@ -356,7 +359,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 		return err
 	}
 	if world == nil || world.Rank == 0 {
-		console := train.NewConsole(os.Stderr, f.report, t.Done(), t.Steps())
+		console := report.NewConsole(os.Stderr, f.report, t.Done(), t.Steps())
 		defer console.Close()
 		t.Listen(console)
 	}
@@ -544,7 +547,7 @@ func (f *trainFlags) finish(t *train.Trainer) error {
 		return err
 	}
 	picture := filepath.Join(f.output, "loss.png")
-	if err := train.PlotLoss(filepath.Join(f.output, train.MetricsFile), picture); err != nil {
+	if err := report.PlotLoss(filepath.Join(f.output, report.MetricsFile), picture); err != nil {
 		return err
 	}
 	fmt.Printf("peak memory %.2f GB\nwrote %s (losses in %s)\ntry:\n", float64(t.PeakMemory())/1e9, f.output, picture)

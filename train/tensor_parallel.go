@@ -9,8 +9,8 @@ import (
 	"conquer/parallel"
 	"conquer/torch"
 	"conquer/torch/dist"
-	"conquer/torch/nn"
 	"conquer/torch/optim"
+	"conquer/train/internal/units"
 )
 
 // TP is the strategy by which the processes of a group divide each layer among them, see package parallel, and take the same
@@ -34,21 +34,22 @@ func newTensorParallel(m model.Model, o Options, wide bool) (strategy, error) {
 	if t.division, err = parallel.Divide(m, mesh.Row, o.World.Device()); err != nil {
 		return nil, err
 	}
+	if err := o.CheckDivision(t.division); err != nil {
+		return nil, err
+	}
 	t.division.DivideTokens()
-	units := unitsOf(m)
+	list := units.Of(m)
 	switch {
-	case partsCopies(t.division, o.Moments, o.Stochastic):
-		return nil, fmt.Errorf("%s of the %d processes hold: keep moments in float32 or bfloat16", parted, o.TensorSize)
 	case o.Distributed == FSDP && !t.division.Even():
 		return nil, fmt.Errorf("%d processes do not divide the state-space layers' heads equally, which fsdp needs: choose another --tp_size", o.TensorSize)
 	case o.Distributed == FSDP:
-		if t.strategy, err = newSharded(units, mesh.Column, nil, o, wide); err != nil {
+		if t.strategy, err = newSharded(list, mesh.Column, nil, o, wide); err != nil {
 			return nil, err
 		}
 	case mesh.Column.Size > 1:
-		t.strategy = &ddp{local: local{units: units}, group: mesh.Column, wide: wide}
+		t.strategy = &ddp{local: local{units: list}, group: mesh.Column, wide: wide}
 	default:
-		t.strategy = &local{units: units}
+		t.strategy = &local{units: list}
 	}
 	return t, nil
 }
@@ -58,7 +59,7 @@ func (o Options) tensorSize() int { return max(1, o.TensorSize) }
 
 // sameRows is how many processes take the same rows.
 func (o Options) sameRows() int {
-	if o.Distributed == MP {
+	if o.Distributed == PP {
 		return o.processes()
 	}
 	return o.tensorSize()
@@ -101,7 +102,7 @@ func (t *tensorParallel) sharedGradients() (list []torch.Tensor) {
 		}
 		at := 0
 		for _, s := range p.param.Shard.Mine() {
-			n := s.Count * elementsOf(p.param.Shape[1:])
+			n := s.Count * units.Elements(p.param.Shape[1:])
 			first, end := max(at, p.start), min(at+n, p.start+p.tensor.Numel())
 			if at += n; !s.Replicated || first >= end {
 				continue
@@ -135,14 +136,6 @@ func (t *tensorParallel) part() {
 	t.strategy.part()
 }
 
-func elementsOf(shape []int) int {
-	n := 1
-	for _, size := range shape {
-		n *= size
-	}
-	return n
-}
-
 // places calls f for the stretches that elements [from, to) of the piece consist of, with where they lie in the whole weight.
 func (p piece) places(from, to int, f func(at place, from, to int)) {
 	part := p.param.Shard
@@ -150,7 +143,7 @@ func (p piece) places(from, to int, f func(at place, from, to int)) {
 	case part == nil:
 		f(place{start: p.start + from}, from, to)
 	case part.Dim == 0:
-		row, at := elementsOf(p.param.Shape[1:]), 0
+		row, at := units.Elements(p.param.Shape[1:]), 0
 		for _, s := range part.Mine() {
 			first, end := max(p.start+from, at), min(p.start+to, at+s.Count*row)
 			if first < end {
@@ -183,7 +176,7 @@ func (p piece) mine(element int) bool {
 	if part == nil || part.Dim != 0 || part.Group.Rank == 0 {
 		return true
 	}
-	at := (p.start + element) / elementsOf(p.param.Shape[1:])
+	at := (p.start + element) / units.Elements(p.param.Shape[1:])
 	for _, s := range part.Mine() {
 		if at < s.Count {
 			return !s.Replicated
@@ -206,77 +199,13 @@ func (at place) read(c *checkpoint.Checkpoint, name string, length int) (torch.T
 	return all.View(rows, at.every).Narrow(1, at.start-first, at.run).Reshape(-1), nil
 }
 
-// parted is what partsCopies is about.
-const parted = "moments of 8 bits and stochastic rounding are not for state-space layers whose B and C all"
-
-// partsCopies reports whether what all processes hold would not stay the same in all: roundings that depend on a weight's place,
-// or on its neighbours, part it.
-func partsCopies(d *parallel.Division, moments string, stochastic bool) bool {
-	return d.Mixed() && (moments == optim.Int8 || stochastic && !d.Even())
-}
-
-// dividedPlans are the plans of a machine's GPUs where TensorSize of them divide the layers, none where that is not for the
-// machine: alone or with ddp across groups, and with fsdp across groups. What a GPU holds and computes is
-// counted from the parts that [parallel.Divide] would give it.
-func dividedPlans(m model.Model, o PlanOptions, machine Machine) (plans []Plan) {
-	size := o.TensorSize
-	if size == 0 {
-		size = min(machine.GPUs, machine.PerHost)
+// CheckDivision reports a division in which the copies that several processes hold of a parameter
+// would diverge: 8-bit moments and stochastic rounding depend on an element's position and on its
+// neighbours, which differ between the processes.
+func (o Options) CheckDivision(d *parallel.Division) error {
+	if d.Mixed() && (o.Moments == optim.Int8 || o.Stochastic && !d.Even()) {
+		return fmt.Errorf("8-bit moments and stochastic rounding do not work for state-space layers " +
+			"whose B and C are copied to every process: keep moments in float32 or bfloat16")
 	}
-	if size < 2 || machine.GPUs%size != 0 || machine.PerHost%size != 0 {
-		return nil
-	}
-	division, err := parallel.Divide(m, &dist.Group{Size: size}, torch.CPU)
-	if err != nil {
-		return []Plan{{Strategy: TP, Refused: err.Error()}}
-	}
-	defer division.Forget()
-	if partsCopies(division, o.Moments, o.Stochastic) {
-		return []Plan{{Strategy: TP, Refused: fmt.Sprintf("%s GPUs hold", parted)}}
-	}
-	s := measure(m, o, 0, len(m.Blocks()))
-	// Hidden states are put together and added up over the group, a half each of a sum's transfers: so often in all blocks, and
-	// so often in those that go backward.
-	sums := map[bool]float64{}
-	for i, block := range m.Blocks() {
-		nn.Linears(block, func(_ []string, l *nn.Linear) {
-			if l.Weight.Shard.Dim == 1 {
-				sums[false]++
-				if i >= s.blocks-s.active {
-					sums[true]++
-				}
-			}
-		})
-	}
-	count := sums[false] + 1 // the embedding's
-	if s.active > 0 {
-		count += sums[true] + 1 // the head's
-	}
-	if o.Recompute == RecomputeBlock {
-		count += sums[true]
-	}
-	hidden := float64(o.BatchSize*o.SequenceLength*m.Head().Shape[1]) * float64(o.DType.Size())
-	seconds := float64(max(1, o.Accumulate)) * count * 2 * float64(size-1) / float64(size) * hidden / (machine.Link * 1e9)
-	groups := machine
-	groups.GPUs, groups.PerHost = machine.GPUs/size, machine.PerHost/size
-	across := map[string]string{DDP: TP, FSDP: FSDP + "+" + TP}
-	for _, strategy := range []string{DDP, FSDP} {
-		if groups.GPUs == 1 && strategy == FSDP {
-			continue
-		}
-		name := across[strategy]
-		if groups.GPUs == 1 {
-			strategy = None
-		}
-		p := s.plan(strategy, o, groups)
-		if p.Strategy = name; p.Refused != "" {
-			plans = append(plans, p)
-			continue
-		}
-		p.Communication += seconds
-		p.Step += seconds // nothing overlaps it
-		p.Tokens = float64(max(1, o.Accumulate)*o.BatchSize*o.SequenceLength*groups.GPUs) / p.Step
-		plans = append(plans, p)
-	}
-	return plans
+	return nil
 }

@@ -1,4 +1,4 @@
-package train
+package report
 
 import (
 	"bytes"
@@ -12,17 +12,38 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
-
-	"conquer/torch"
 )
 
-func TestTheLossPlotIsAPictureOfBothLosses(t *testing.T) {
-	noLeaks(t)
-	o := options()
-	o.Steps, o.LogPath = 30, t.TempDir()
-	train(t, tiny(t, true, torch.Float32), samples(32, 1), samples(5, 2), o, nil)
+// writeLog logs 30 steps and 4 validations in dir and returns the steps.
+func writeLog(t *testing.T, dir string, tensorBoard bool) (steps []Step) {
+	t.Helper()
+	l, err := OpenLog(dir, tensorBoard, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for i := 0; i <= 30; i++ {
+		loss := 4 * math.Exp(-float64(i)/20)
+		if i > 0 {
+			s := Step{Step: i, Loss: loss + 0.2*float64(i%3), Rate: 1e-3, Norm: 1, Tokens: 10, Seconds: 0.1}
+			if steps, err = append(steps, s), l.Step(s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i%10 == 0 {
+			if err := l.Validation(Validation{Step: i, Loss: loss}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return steps
+}
+
+func TestPlotLoss_DrawsBothLosses(t *testing.T) {
+	dir := t.TempDir()
+	writeLog(t, dir, false)
 	path := filepath.Join(t.TempDir(), "loss.png")
-	if err := PlotLoss(filepath.Join(o.LogPath, MetricsFile), path); err != nil {
+	if err := PlotLoss(filepath.Join(dir, MetricsFile), path); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.Open(path)
@@ -49,11 +70,11 @@ func TestTheLossPlotIsAPictureOfBothLosses(t *testing.T) {
 		t.Errorf("%d blue and %d orange pixels: a line is missing", blue, orange)
 	}
 	if err := PlotLoss(filepath.Join(t.TempDir(), "none"), path); err == nil {
-		t.Error("nothing was plotted without an error")
+		t.Error("a missing file was plotted without an error")
 	}
 }
 
-func TestTheConsoleTellsEarlyAndThenEverySoManySteps(t *testing.T) {
+func TestConsole_WritesFirstAndEveryNthStep(t *testing.T) {
 	var out bytes.Buffer
 	c := NewConsole(&out, 2, 0, 4)
 	c.Validation(Validation{Loss: 3})
@@ -74,12 +95,10 @@ func TestTheConsoleTellsEarlyAndThenEverySoManySteps(t *testing.T) {
 	}
 }
 
-func TestEventFilesHoldTheScalarsInTensorBoardsFrames(t *testing.T) {
-	noLeaks(t)
-	o := options()
-	o.LogPath, o.TensorBoard = t.TempDir(), true
-	want := train(t, tiny(t, true, torch.Float32), samples(16, 1), samples(5, 2), o, nil)
-	files, err := filepath.Glob(filepath.Join(o.LogPath, "tensorboard", "events.out.tfevents.*"))
+func TestLog_EventFilesHoldScalarsInFrames(t *testing.T) {
+	dir := t.TempDir()
+	want := writeLog(t, dir, true)
+	files, err := filepath.Glob(filepath.Join(dir, "tensorboard", "events.out.tfevents.*"))
 	if err != nil || len(files) != 1 {
 		t.Fatalf("%v event files, %v", files, err)
 	}
@@ -96,7 +115,7 @@ func TestEventFilesHoldTheScalarsInTensorBoardsFrames(t *testing.T) {
 		data = data[16+length:]
 		if first {
 			if !bytes.Contains(event, []byte("brain.Event:2")) {
-				t.Error("the file does not begin with its version")
+				t.Error("the file does not start with its version")
 			}
 			continue
 		}
@@ -110,7 +129,7 @@ func TestEventFilesHoldTheScalarsInTensorBoardsFrames(t *testing.T) {
 			}
 		}
 	}
-	for _, s := range want.steps {
+	for _, s := range want {
 		if losses[uint64(s.Step)] != float32(s.Loss) {
 			t.Errorf("step %d has loss %v, want %v", s.Step, losses[uint64(s.Step)], s.Loss)
 		}

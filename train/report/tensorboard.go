@@ -1,4 +1,4 @@
-package train
+package report
 
 import (
 	"encoding/binary"
@@ -14,13 +14,13 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// events writes a TensorBoard event file: TFRecord frames, each holding a protobuf Event
-// (https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto). The few fields used are
-// written by number.
+// events writes a TensorBoard event file: TFRecord frames, each with a protobuf Event
+// (https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto). The few fields that are
+// needed are written by their numbers.
 type events struct{ file *os.File }
 
-// openEvents begins a new file in dir. TensorBoard reads a folder's files as one run and, at the start of one that says it
-// goes on after `done` steps, forgets what it was told about later ones.
+// openEvents starts a new file in dir. TensorBoard reads the files of a folder as one run. A file that says it continues
+// after `done` steps makes TensorBoard discard what it has read about later steps.
 func openEvents(dir string, done int) (*events, error) {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return nil, err
@@ -46,7 +46,7 @@ func openEvents(dir string, done int) (*events, error) {
 
 func (e *events) close() { e.file.Close() }
 
-// scalars writes values of one step.
+// scalars writes the values of one step, keyed by tag.
 func (e *events) scalars(step int, values map[string]float64) error {
 	var summary []byte
 	for _, tag := range slices.Sorted(maps.Keys(values)) {
@@ -61,7 +61,7 @@ func appendBytes(b []byte, field protowire.Number, content []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), content)
 }
 
-// record writes an Event of the given content in a frame: length, its checksum, the event, its checksum.
+// record writes an Event with the given content as a frame: length, checksum of the length, event, checksum of the event.
 func (e *events) record(step int, content []byte) error {
 	seconds := float64(time.Now().UnixNano()) / 1e9
 	event := protowire.AppendFixed64(protowire.AppendTag(nil, 1, protowire.Fixed64Type), math.Float64bits(seconds))
@@ -72,14 +72,14 @@ func (e *events) record(step int, content []byte) error {
 	frame = append(frame, event...)
 	frame = binary.LittleEndian.AppendUint32(frame, masked(event))
 	if _, err := e.file.Write(frame); err != nil {
-		return fmt.Errorf("writing TensorBoard's events: %w", err)
+		return fmt.Errorf("writing TensorBoard events: %w", err)
 	}
 	return nil
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// masked is TFRecord's checksum, a CRC-32C turned and shifted so that it may itself lie in checked data.
+// masked returns TFRecord's checksum: a rotated CRC-32C plus a constant, so that data may itself contain checksums.
 func masked(data []byte) uint32 {
 	sum := crc32.Checksum(data, castagnoli)
 	return (sum>>15 | sum<<17) + 0xa282ead8

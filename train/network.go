@@ -252,7 +252,7 @@ func (f *flight) arrive(last bool) {
 }
 
 // infer runs a micro-batch forward without gradients, and calls head with the last hidden states [B,L,D] while the head's
-// weights are there: with mp, on the last process alone.
+// weights are there: with pp, on the last process alone.
 func (n *network) infer(mb microBatch, head func(hidden torch.Tensor)) {
 	if p, ok := n.strategy.(*pipeline); ok {
 		p.infer(n, mb, head)

@@ -9,13 +9,14 @@ import (
 	"conquer/torch"
 	"conquer/torch/dist"
 	"conquer/torch/nn"
+	"conquer/train/internal/units"
 )
 
-// MP is the strategy by which each process holds some of the model's layers, one behind the other: a pipeline. All take the same
+// PP is the strategy by which each process holds some of the model's layers, one behind the other: a pipeline. All take the same
 // rows. A step's micro-batches (Options.Accumulate) go through one after the other, so that every process has something to do:
 // each runs one forward and one backward in turn, after as many forwards as there are processes behind it (Narayanan et al.,
 // arXiv 2104.04473). A process so holds the activations of no more micro-batches than there are processes.
-const MP = "mp"
+const PP = "pp"
 
 // pipeline is one process's stage.
 type pipeline struct {
@@ -34,14 +35,14 @@ type pipeline struct {
 }
 
 func newPipeline(m model.Model, o Options) (strategy, error) {
-	units, w := unitsOf(m), o.World
-	p := &pipeline{units: units, stage: w.Rank, all: w.All, width: m.Head().Shape[1], dtype: model.DType(m)}
+	list, w := units.Of(m), o.World
+	p := &pipeline{units: list, stage: w.Rank, all: w.All, width: m.Head().Shape[1], dtype: model.DType(m)}
 	var err error
-	if p.first, err = stages(units, m.Head().Shape[0]*p.width, w.Size); err != nil {
+	if p.first, err = units.Stages(list, m.Head().Shape[0]*p.width, w.Size); err != nil {
 		return nil, err
 	}
-	if o.Stochastic && isTied(m) {
-		return nil, fmt.Errorf("with mp, the first and the last process round the embedding, which is the head too, each at random: give no --stochastic_rounding")
+	if o.Stochastic && units.Tied(m) {
+		return nil, fmt.Errorf("with pp, the first and the last process round the embedding, which is the head too, each at random: give no --stochastic_rounding")
 	}
 	ranks := make([]int, w.Size)
 	for i := range ranks {
@@ -53,13 +54,13 @@ func newPipeline(m model.Model, o Options) (strategy, error) {
 	if p.up, err = w.NewGroup("up", ranks); err != nil {
 		return nil, err
 	}
-	if isTied(m) && (p.isFirst() || p.isLast()) {
+	if units.Tied(m) && (p.isFirst() || p.isLast()) {
 		if p.ends, err = w.NewGroup("ends", []int{0, w.Size - 1}); err != nil {
 			return nil, err
 		}
 	}
 	torch.NoGrad(func() {
-		for u, unit := range units {
+		for u, unit := range list {
 			for _, param := range unit {
 				torch.Scoped(func() {
 					here := torch.Empty(param.Shape, param.DType(), w.Device())
@@ -77,30 +78,6 @@ func newPipeline(m model.Model, o Options) (strategy, error) {
 		}
 	})
 	return p, err
-}
-
-// stages divides the blocks over n processes, with about as many weights each. The head counts as the last one's.
-func stages(units [][]*nn.Param, head, n int) ([]int, error) {
-	count := len(units) - 2
-	if count < n {
-		return nil, fmt.Errorf("mp: a model of %d layers does not divide over %d processes", count, n)
-	}
-	weights, total := make([]int, count), head
-	for i := range weights {
-		for _, p := range units[i+1] {
-			weights[i] += elementsOf(p.Shape)
-		}
-		total += weights[i]
-	}
-	first, before := []int{0}, 0
-	for i, w := range weights {
-		s := len(first) // the next stage
-		if s < n && i > first[s-1] && ((before+w/2)*n >= total*s || count-i == n-s) {
-			first = append(first, i)
-		}
-		before += w
-	}
-	return append(first, count), nil
 }
 
 func (p *pipeline) isFirst() bool { return p.stage == 0 }
@@ -348,62 +325,4 @@ func (p *pipeline) free() {
 		w.Forget()
 	}
 	p.sent = nil
-}
-
-// stagePlans are the plans of a machine's GPUs where each has some of the layers.
-func stagePlans(m model.Model, o PlanOptions, machine Machine) ([]Plan, error) {
-	units, n := unitsOf(m), machine.GPUs
-	width := m.Head().Shape[1]
-	first, err := stages(units, m.Head().Shape[0]*width, n)
-	if err != nil {
-		return nil, err
-	}
-	plans := make([]Plan, n)
-	micro := max(1, o.Accumulate)
-	hidden := float64(o.BatchSize*o.SequenceLength*width) * float64(o.DType.Size())
-	for i := range plans {
-		s := measure(m, o, first[i], first[i+1])
-		s.flights = float64(min(n-i, micro))
-		plans[i] = s.plan(None, o, machine)
-		p := &plans[i]
-		p.Strategy = MP
-		sent := float64(min(2*n, micro)) * hidden // what was sent is let go of late, see pipeline.settle
-		p.Buffers += sent
-		p.Peak += sent
-		if isTied(m) && !o.HeadOnly && o.LoRA == nil && (i == 0 || i == n-1) && o.DType != torch.Float32 {
-			// The embedding's gradient is summed with the other end's at last, in float32.
-			p.Peak = math.Max(p.Peak, p.Weights+p.Optimizer+p.Gradients+6*s.embedding)
-		}
-		p.Fits = p.Peak <= machine.Memory*1e9
-	}
-	return plans, nil
-}
-
-// pipelinePlan is the plan of the fullest of the GPUs, at the pace of the slowest: that of micro-batches one behind the other,
-// which all stages are busy with but for the first and the last ones of a step.
-func pipelinePlan(m model.Model, o PlanOptions, machine Machine) Plan {
-	if o.OffloadOptimizer {
-		return Plan{Strategy: MP, Refused: offloadAlone}
-	}
-	all, err := stagePlans(m, o, machine)
-	if err != nil {
-		return Plan{Strategy: MP, Refused: err.Error()}
-	}
-	p, slowest := all[0], 0.0
-	for _, stage := range all {
-		if stage.Peak > p.Peak {
-			p = stage
-		}
-		slowest = math.Max(slowest, stage.Compute)
-	}
-	link, micro := machine.Link, float64(max(1, o.Accumulate))
-	if machine.GPUs > machine.PerHost {
-		link = machine.Network
-	}
-	tokens := float64(o.BatchSize * o.SequenceLength)
-	hidden := tokens * float64(m.Head().Shape[1]) * float64(o.DType.Size())
-	p.Compute, p.Communication = slowest, 2*micro*hidden/(link*1e9)
-	p.Step = math.Max(p.Compute, p.Communication) * (micro + float64(machine.GPUs-1)) / micro
-	p.Tokens = micro * tokens / p.Step
-	return p
 }

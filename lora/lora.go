@@ -1,0 +1,181 @@
+// Package lora adds low-rank adapters to the linear layers of a model (Hu et al., arXiv 2106.09685), folds them into the
+// weights, and reads and writes them in PEFT's format.
+package lora
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"conquer/model"
+	"conquer/torch"
+	"conquer/torch/nn"
+)
+
+// AllLinear as the only target selects every linear layer of the blocks.
+const AllLinear = "all-linear"
+
+// Config describes the adapters of a model.
+type Config struct {
+	Rank    int     `json:"rank"`
+	Alpha   float64 `json:"alpha"` // an adapter's output is scaled by Alpha/Rank
+	Dropout float64 `json:"dropout"`
+	// Targets are the last components of layer names (q_proj, gate_proj, …), or AllLinear alone.
+	Targets []string `json:"targets"`
+}
+
+// Check returns an error if a field is out of range.
+func (c Config) Check() error {
+	switch {
+	case c.Rank < 1:
+		return fmt.Errorf("LoRA rank is %d: it must be at least 1", c.Rank)
+	case !(c.Alpha > 0):
+		return fmt.Errorf("LoRA alpha is %g: it must be positive", c.Alpha)
+	case !(c.Dropout >= 0 && c.Dropout < 1):
+		return fmt.Errorf("LoRA dropout is %g: it must be at least 0 and below 1", c.Dropout)
+	case len(c.Targets) == 0:
+		return fmt.Errorf("LoRA has no targets: name layers such as q_proj, or %s", AllLinear)
+	}
+	return nil
+}
+
+// Adapts reports whether l gets an adapter.
+func (c Config) Adapts(l Layer) bool {
+	return slices.Equal(c.Targets, []string{AllLinear}) || slices.Contains(c.Targets, lastComponent(l.Name))
+}
+
+// Layer is a linear layer as the checkpoint names it: one component of an [nn.Linear], which may fuse several.
+type Layer struct {
+	Linear *nn.Linear
+	Index  int    // of the component in Linear
+	Name   string // model.layers.0.self_attn.q_proj
+}
+
+// Layers lists the linear layers of m's blocks. The head is left out: its loss is computed in slices of the vocabulary,
+// which an adapter does not support.
+func Layers(m model.Model) []Layer {
+	var list []Layer
+	nn.Linears(m, func(names []string, l *nn.Linear) {
+		if l.Weight == m.Head() {
+			return
+		}
+		for i := range l.Rows {
+			list = append(list, Layer{l, i, names[i]})
+		}
+	})
+	return list
+}
+
+// adapter returns the layer's adapter, nil if it has none.
+func (l Layer) adapter() *nn.LoRA {
+	if len(l.Linear.LoRA) == 0 {
+		return nil
+	}
+	return l.Linear.LoRA[l.Index]
+}
+
+func (l Layer) attach(a *nn.LoRA) {
+	if len(l.Linear.LoRA) == 0 {
+		l.Linear.LoRA = make([]*nn.LoRA, len(l.Linear.Rows))
+	}
+	l.Linear.LoRA[l.Index] = a
+}
+
+// newAdapter declares an adapter for the layer, without values.
+func (l Layer) newAdapter(rank int, scale, dropout float64) *nn.LoRA {
+	return &nn.LoRA{
+		Name: l.Name, Scale: scale, Dropout: dropout,
+		A: nn.NewParam(nn.Normal, rank, l.Linear.Weight.Shape[1]),
+		B: nn.NewParam(nn.Zeros, l.Linear.Rows[l.Index], rank),
+	}
+}
+
+// Attach adds fresh float32 adapters to the targets of c in m. A is drawn as PyTorch draws a linear layer's weight and B
+// is zero, so the model's output does not change yet. Attach fails if m has adapters or if a target names no layer.
+func Attach(m model.Model, c Config) error {
+	if err := c.Check(); err != nil {
+		return err
+	}
+	all := Layers(m)
+	var known []string
+	for _, l := range all {
+		if l.adapter() != nil {
+			return fmt.Errorf("the model already has adapters: merge them first")
+		}
+		if name := lastComponent(l.Name); !slices.Contains(known, name) {
+			known = append(known, name)
+		}
+	}
+	for _, t := range c.Targets {
+		if !slices.Contains(known, t) && len(c.Targets) > 1 || !slices.Contains(append(known, AllLinear), t) {
+			return fmt.Errorf("LoRA target %q names no layer: choose %s, or from %s", t, AllLinear, strings.Join(known, ", "))
+		}
+	}
+	return torch.Run(func() error {
+		for _, l := range all {
+			if !c.Adapts(l) {
+				continue
+			}
+			a := l.newAdapter(c.Rank, c.Alpha/float64(c.Rank), c.Dropout)
+			device, bound := l.Linear.Weight.Device(), 1/math.Sqrt(float64(a.A.Shape[1]))
+			torch.Scoped(func() {
+				a.A.Tensor = torch.Empty(a.A.Shape, torch.Float32, device).Uniform(-bound, bound).Own()
+				a.B.Tensor = torch.Zeros(a.B.Shape, torch.Float32, device).Own()
+			})
+			l.attach(a)
+		}
+		return nil
+	})
+}
+
+func lastComponent(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
+
+// Adapters lists m's adapters in the order of its layers.
+func Adapters(m model.Model) []*nn.LoRA {
+	var list []*nn.LoRA
+	for _, l := range Layers(m) {
+		if a := l.adapter(); a != nil {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+// Merge folds m's adapters into its weights and removes them. The sum is computed in float32 and rounded once to the
+// weights' dtype.
+func Merge(m model.Model) error {
+	return torch.Run(func() error {
+		torch.NoGrad(func() {
+			for _, l := range Layers(m) {
+				a := l.adapter()
+				if a == nil {
+					continue
+				}
+				first := 0
+				for _, rows := range l.Linear.Rows[:l.Index] {
+					first += rows
+				}
+				torch.Scoped(func() {
+					weight := l.Linear.Weight.Detach().Narrow(0, first, l.Linear.Rows[l.Index])
+					delta := a.B.To(torch.Float32).Matmul(a.A.To(torch.Float32)).MulScalar(a.Scale)
+					weight.Copy(weight.To(torch.Float32).Add(delta))
+				})
+			}
+		})
+		Remove(m)
+		return nil
+	})
+}
+
+// Remove frees m's adapters. The base weights stay unchanged.
+func Remove(m model.Model) {
+	for _, l := range Layers(m) {
+		if a := l.adapter(); a != nil {
+			a.A.Tensor.Free()
+			a.B.Tensor.Free()
+			l.Linear.LoRA[l.Index] = nil
+		}
+	}
+	nn.Linears(m, func(_ []string, l *nn.Linear) { l.LoRA = nil })
+}

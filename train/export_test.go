@@ -1,0 +1,16 @@
+package train
+
+// Helpers for the tests of package train_test.
+type (
+	RunSpec = runSpec
+	Result  = result
+)
+
+var (
+	NoLeaks      = noLeaks
+	PlannedModel = plannedModel
+	PlannedSpec  = plannedSpec
+	RunOnce      = train
+	Samples      = samples
+	SucceedIn    = succeedIn
+)

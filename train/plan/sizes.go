@@ -1,0 +1,149 @@
+package plan
+
+import (
+	"math"
+	"strings"
+
+	"conquer/lora"
+	"conquer/model"
+	"conquer/torch/nn"
+	"conquer/train"
+	"conquer/train/internal/units"
+)
+
+// sizes counts the elements of a model, of a pipeline stage, or of one process's shard of either.
+type sizes struct {
+	all, trained   float64 // weights
+	block          float64 // weights of the largest block
+	largest        float64 // weight of a block
+	embedding      float64
+	after          float64 // weights of the final norm and of a head that is not the embedding
+	head           float64 // trained weights of the head
+	blocks, active int     // blocks, and those that a backward pass goes through
+	gemm           float64 // weights that every token is multiplied by
+	width          float64
+	stream         float64 // per token: hidden state between blocks, as this process holds it
+	vocabulary     float64 // 0 if another stage has the head
+	activation     float64 // per token: kept by a block for its backward pass, mean over the blocks
+	cheap          float64 // the part of activation that train.RecomputeSelective computes again
+	widest         float64 // per token: input and output of the widest linear layer
+	outputs        float64 // per token: outputs of all linear layers of a block
+	inFlight       float64 // micro-batches whose activations are held at a time
+	divided        bool    // the process holds a shard of each layer
+}
+
+// measure counts what a process holds that has the blocks from low up to, and without, high. The first blocks come with the
+// embedding, the last ones with the head.
+func measure(m model.Model, o Options, low, high int) sizes {
+	blocks, list := m.Blocks()[low:high], units.Of(m)
+	last := high == len(m.Blocks())
+	s := sizes{blocks: len(blocks), active: len(blocks), width: float64(m.Head().Shape[1]), inFlight: 1}
+	s.stream = s.width
+	if part := m.Head().Shard; part != nil {
+		s.divided = true
+		s.stream /= float64(part.Group.Size)
+	}
+	inBlocks := 0.0
+	inside := map[*nn.Linear]bool{}
+	for _, block := range blocks {
+		inBlocks += s.addBlock(block, inside)
+	}
+	head := 0.0
+	if low == 0 || last && units.Tied(m) {
+		s.embedding = elements(list[0]...)
+	}
+	if last {
+		s.after, s.vocabulary = elements(list[len(list)-1]...), float64(m.Head().Local()[0])
+		head = elements(m.Head())
+	}
+	s.all, s.gemm = s.embedding+inBlocks+s.after, inBlocks+head
+	switch {
+	case o.HeadOnly:
+		s.trained, s.head, s.active = head, head, 0
+	case o.LoRA != nil:
+		s.trained = adapterElements(m, *o.LoRA, inside)
+	default:
+		s.trained, s.head = s.all, head
+	}
+	return s
+}
+
+// addBlock adds a block to s and its linear layers to inside, and returns the number of its weights.
+func (s *sizes) addBlock(block model.Block, inside map[*nn.Linear]bool) float64 {
+	n, share := elements(nn.Params(block)...), float64(s.blocks)
+	s.block = math.Max(s.block, n)
+	kept, cheap := activation(block, s.width, s.stream)
+	s.activation, s.cheap = s.activation+kept/share, s.cheap+cheap/share
+	nn.Linears(block, func(_ []string, l *nn.Linear) {
+		out, in := float64(l.Weight.Local()[0]), float64(l.Weight.Local()[1])
+		s.outputs += out / share
+		s.widest, s.largest = math.Max(s.widest, out+in), math.Max(s.largest, out*in)
+		inside[l] = true
+	})
+	return n
+}
+
+// adapterElements counts the elements of the adapters that c adds to the linear layers in inside.
+func adapterElements(m model.Model, c lora.Config, inside map[*nn.Linear]bool) (n float64) {
+	for _, l := range lora.Layers(m) {
+		if inside[l.Linear] && c.Adapts(l) {
+			whole, local := l.Linear.Weight.Shape, l.Linear.Weight.Local()
+			n += float64(c.Rank * (l.Linear.Rows[l.Index]*local[0]/whole[0] + local[1]))
+		}
+	}
+	return n
+}
+
+// elements counts the elements of parameters as this process holds them.
+func elements(params ...*nn.Param) (n float64) {
+	for _, p := range params {
+		n += float64(units.Elements(p.Local()))
+	}
+	return n
+}
+
+// activation counts the elements that a token leaves in a block for the backward pass, and those among them that selective
+// recomputation computes again: results of norms, SwiGLU and convolutions. It counts the input of every GEMM, the output of
+// those that are not added to the residual stream, the inputs of both norms, and in a state-space layer the results of the
+// convolution and of the scan. Inputs that were gathered from other processes are not computed again, nor is attention's
+// output.
+func activation(block model.Block, width, stream float64) (n, cheap float64) {
+	n = 2 * stream
+	nn.Linears(block, func(names []string, l *nn.Linear) {
+		local := l.Weight.Local()
+		n += float64(local[1])
+		gathered := l.Weight.Shard != nil && l.Weight.Shard.Dim == 0
+		if !gathered && !strings.HasSuffix(names[0], "o_proj") {
+			cheap += float64(local[1])
+		}
+		if float64(l.Weight.Shape[0]) != width {
+			n += float64(local[0])
+		}
+	})
+	nn.Walk(block, func(p nn.Component) {
+		if len(p.Param.Shape) == 3 { // a convolution [channels, 1, taps]: its result, and the scan's
+			n += float64(p.Param.Local()[0])
+			cheap += float64(p.Param.Local()[0])
+		}
+		if len(p.Param.Shape) == 1 && p.Start == 0 && float64(p.Param.Shape[0]) != width && p.Name == "mamba.norm.weight" {
+			n += float64(p.Param.Local()[0])
+		}
+	})
+	return n, cheap
+}
+
+// Operations returns the number of floating-point operations of a training step per token, counting only the GEMMs with
+// m's weights: two operations per weight in the forward pass, two for the gradient of the input, two for the gradient of a
+// trained weight, and two if the block runs again. Embedding lookups, attention over the sequence and scans are left out;
+// for Llama-2-7B, attention adds 2 % per 1,000 tokens of context.
+func Operations(m model.Model, o Options) float64 {
+	return measure(m, o, 0, len(m.Blocks())).operations(o.Recompute)
+}
+
+func (s sizes) operations(r train.Recompute) float64 {
+	passes := 1 + float64(s.active)/math.Max(1, float64(s.blocks)) + math.Min(1, s.trained/s.all)
+	if r == train.RecomputeBlock {
+		passes++
+	}
+	return passes * 2 * s.gemm
+}

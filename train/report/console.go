@@ -1,0 +1,112 @@
+package report
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+)
+
+// Console writes a run's progress for a person: a line every few steps and, on a terminal, a progress bar below them. It
+// is a train.Listener.
+type Console struct {
+	out   io.Writer
+	every int
+	total int
+	bar   *progressbar.ProgressBar // nil unless out is a terminal
+
+	// Sums since the last line.
+	steps    int
+	loss     float64
+	tokens   int
+	seconds  float64
+	measures []Measure
+}
+
+// NewConsole returns a Console that writes to out one line per `every` steps of a run of total steps, of which done are
+// already done.
+func NewConsole(out io.Writer, every, done, total int) *Console {
+	c := &Console{out: out, every: max(1, every), total: total}
+	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		c.bar = progressbar.NewOptions(total,
+			progressbar.OptionSetWriter(out),
+			progressbar.OptionShowCount(),
+			progressbar.OptionSetWidth(24),
+			progressbar.OptionThrottle(100*time.Millisecond),
+			progressbar.OptionClearOnFinish(),
+			progressbar.OptionSetDescription("training"))
+		c.bar.Add(done)
+	}
+	return c
+}
+
+// Step counts a step. For the first, the last, and every `every`th step it writes a line with the means since the last
+// line.
+func (c *Console) Step(s Step) error {
+	c.steps, c.loss = c.steps+1, c.loss+s.Loss
+	c.tokens, c.seconds = c.tokens+s.Tokens, c.seconds+s.Seconds
+	for i, m := range s.Measures {
+		if len(c.measures) <= i {
+			c.measures = append(c.measures, Measure{Name: m.Name})
+		}
+		c.measures[i].Value += m.Value
+	}
+	if s.Skipped {
+		c.Notice(fmt.Sprintf("step %d skipped: its gradients are not finite (norm %v)", s.Step, s.Norm))
+	}
+	if s.Step == 1 || s.Step%c.every == 0 || s.Step == c.total {
+		c.line(fmt.Sprintf("step %*d/%d  epoch %.2f  loss %.4f%s  rate %.2e  norm %.3f  %.0f tok/s  %s",
+			digits(c.total), s.Step, c.total, s.Epoch, c.loss/float64(c.steps), spelled(c.measures, c.steps), s.Rate, s.Norm,
+			float64(c.tokens)/c.seconds, gigabytes(s.Memory)))
+		c.steps, c.loss, c.tokens, c.seconds, c.measures = 0, 0, 0, 0, nil
+	}
+	if c.bar != nil {
+		c.bar.Describe(fmt.Sprintf("loss %.3f", s.Loss))
+		c.bar.Add(1)
+	}
+	return nil
+}
+
+// Validation writes a line.
+func (c *Console) Validation(v Validation) error {
+	c.line(fmt.Sprintf("step %*d/%d  validation loss %.4f%s  (%.1f s)",
+		digits(c.total), v.Step, c.total, v.Loss, spelled(v.Measures, 1), v.Seconds))
+	return nil
+}
+
+// spelled formats the means of measures that were summed over n steps.
+func spelled(measures []Measure, n int) (text string) {
+	for _, m := range measures {
+		text += fmt.Sprintf("  %s %.4f", strings.ReplaceAll(m.Name, "_", " "), m.Value/float64(n))
+	}
+	return text
+}
+
+// Notice writes a line.
+func (c *Console) Notice(message string) { c.line(message) }
+
+// Close removes the progress bar.
+func (c *Console) Close() {
+	if c.bar != nil {
+		c.bar.Finish()
+		c.bar = nil
+	}
+}
+
+func (c *Console) line(text string) {
+	if c.bar != nil {
+		c.bar.Clear()
+	}
+	fmt.Fprintln(c.out, text)
+	if c.bar != nil {
+		c.bar.RenderBlank()
+	}
+}
+
+func digits(n int) int { return len(fmt.Sprint(n)) }
+
+func gigabytes(bytes int64) string { return fmt.Sprintf("%.2f GB", float64(bytes)/1e9) }

@@ -1,0 +1,35 @@
+// Package report shows and records the progress of a training run: lines on a console, metrics.jsonl, TensorBoard event
+// files, and a plot of the loss.
+package report
+
+// Step is the result of one optimizer step.
+type Step struct {
+	Step    int     // from 1
+	Epoch   float64 // passes over the data set, including the fraction of the current one
+	Loss    float64 // mean over the step's labels, in nats
+	Rate    float64 // learning rate
+	Norm    float64 // of the gradients, before clipping
+	Skipped bool    // the loss or the gradients were not finite: the weights did not change
+	Tokens  int     // without padding
+	Seconds float64
+	Memory  int64 // bytes that the process has resident, or that libtorch has allocated on the GPU
+	// Measures are further numbers of the objective. "objective" is the loss including label smoothing and z-loss, which
+	// Loss excludes. DPO's Loss is a mean over pairs, as are "reward_chosen" and "reward_rejected" (beta times the answer's
+	// log-probability minus the reference's), "reward_margin" (their difference) and "accuracy" (how often it is positive).
+	Measures []Measure
+}
+
+// Validation is the result of a validation after a step. Step 0 is before the first step.
+type Validation struct {
+	Step    int
+	Loss    float64 // mean over the labels, or pairs, in nats
+	Seconds float64
+	// Measures are DPO's, as in [Step].
+	Measures []Measure
+}
+
+// Measure is a named number that an objective reports besides the loss.
+type Measure struct {
+	Name  string
+	Value float64
+}
