@@ -1,34 +1,195 @@
-// Package jinja compiles and renders chat templates, which are written in
-// Jinja. A template sees the names and functions that transformers'
-// apply_chat_template gives it: trimmed blocks, raise_exception, strftime_now.
+// Package jinja renders the chat templates of Hugging Face models.
+//
+// It implements the Jinja language (https://jinja.palletsprojects.com, version 3.1) as transformers
+// configures it for chat templates: the immutable sandbox, trim_blocks and lstrip_blocks, loop
+// controls, {% generation %} blocks, and a tojson filter that does not escape HTML. Whitespace,
+// printing, arithmetic, slicing, scoping and errors follow Python.
+//
+//	t, err := jinja.Compile("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+//	if err != nil { … }
+//	text, err := t.Render(ctx, map[string]any{"messages": messages})
+//
+// A template comes with a foreign model, so its cost is bounded: see [Limits]. Template inheritance,
+// imports and autoescaping are refused by [Compile].
 package jinja
 
 import (
 	"context"
-
-	engine "github.com/ardanlabs/jinja"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"time"
 )
 
-// Template is a compiled template. Several goroutines may render it at once.
-type Template struct{ compiled *engine.Template }
-
-// Compile parses the source of a template. The error describes the first
-// syntax error.
-func Compile(source string) (*Template, error) {
-	compiled, err := engine.Compile(source)
-	if err != nil {
-		return nil, err
-	}
-	return &Template{compiled}, nil
+// Limits bounds what a template may cost. A template that exceeds one fails with a [*LimitError].
+type Limits struct {
+	Nesting    int // depth of nested expressions and blocks, checked by Compile
+	MacroDepth int // depth of macro, call-block and recursive-loop calls
+	Steps      int // evaluated expressions, statements and loop iterations
+	Bytes      int // size of the output, and of any one value
+	Range      int // length of a range() object
 }
 
-// Render returns the text of the template for values: strings, numbers,
-// booleans, nil, and []any and map[string]any of these. It fails if ctx is
-// done, if the template calls raise_exception, or if an expression cannot be
-// evaluated.
-func (t *Template) Render(ctx context.Context, values map[string]any) (string, error) {
-	if err := ctx.Err(); err != nil {
-		return "", err
+// DefaultLimits are the limits of a compiled template.
+var DefaultLimits = Limits{
+	Nesting: 200, MacroDepth: 100, Steps: 5_000_000, Bytes: 16 << 20, Range: 100_000,
+}
+
+// LimitError reports which limit a template exceeded.
+type LimitError struct {
+	Limit string // "nesting", "macro depth", "steps", "bytes" or "range"
+	Value int    // the limit's value
+}
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("the template exceeds its limit of %d %s", e.Value,
+		map[string]string{"nesting": "levels of nesting", "macro depth": "nested macro calls",
+			"steps": "steps", "bytes": "bytes", "range": "elements of a range"}[e.Limit])
+}
+
+// Error is a failure to compile or render a template. Its text says what Jinja or Python would say.
+type Error struct {
+	Line    int // line of the template, from 1; 0 if unknown
+	Message string
+	// Raised is set if the template itself called raise_exception.
+	Raised bool
+	cause  error
+}
+
+func (e *Error) Error() string {
+	if e.Line > 0 {
+		return fmt.Sprintf("template line %d: %s", e.Line, e.Message)
 	}
-	return t.compiled.Render(values)
+	return e.Message
+}
+
+// Unwrap returns the cause: a [*LimitError] or the context's error.
+func (e *Error) Unwrap() error { return e.cause }
+
+// Template is a compiled template. It may be rendered by several goroutines at once.
+type Template struct {
+	// Limits may be changed before the first rendering.
+	Limits Limits
+	// Now is the clock of strftime_now. nil means time.Now.
+	Now func() time.Time
+
+	body   []stmt
+	scope  *scope
+	blocks bool // has {% generation %} blocks
+}
+
+// Span is a half-open range [Start, End) of bytes of a rendered text.
+type Span struct{ Start, End int }
+
+// Compile parses a template. The error names the line and the construct that is wrong or not
+// supported.
+func Compile(source string) (t *Template, err error) {
+	defer catch(&err)
+	p := &parser{limits: DefaultLimits}
+	p.tokens = lex(source)
+	t = &Template{Limits: DefaultLimits, body: p.template()}
+	t.scope = p.scope
+	t.blocks = p.generation
+	return t, nil
+}
+
+// HasGeneration reports whether the template marks its assistant's text with {% generation %}.
+func (t *Template) HasGeneration() bool { return t.blocks }
+
+// Render renders the template. values holds the template's variables as nil, bool, Go's integers
+// and floats, string, slices, maps with string keys, and [*Dict] where the order of keys matters
+// (keys of a Go map are sorted). Cancelling ctx ends the rendering with ctx's error.
+func (t *Template) Render(ctx context.Context, values map[string]any) (string, error) {
+	text, _, err := t.RenderSpans(ctx, values)
+	return text, err
+}
+
+// RenderSpans is Render; it also returns where the {% generation %} blocks lie in the text.
+func (t *Template) RenderSpans(ctx context.Context, values map[string]any) (string, []Span, error) {
+	context := make(map[string]value, len(values))
+	for name, v := range values {
+		converted, err := fromGo(v)
+		if err != nil {
+			return "", nil, fmt.Errorf("variable %s: %w", name, err)
+		}
+		context[name] = converted
+	}
+	return t.render(ctx, context)
+}
+
+// RenderJSON renders the template with the variables of a JSON object. Objects keep the order of
+// their keys.
+func (t *Template) RenderJSON(ctx context.Context, object []byte) (string, error) {
+	text, _, err := t.RenderJSONSpans(ctx, object)
+	return text, err
+}
+
+// RenderJSONSpans is RenderJSON; it also returns where the {% generation %} blocks lie in the text.
+func (t *Template) RenderJSONSpans(ctx context.Context, object []byte) (string, []Span, error) {
+	v, err := parseJSON(object)
+	if err != nil {
+		return "", nil, err
+	}
+	d, ok := v.(*Dict)
+	if !ok {
+		return "", nil, errors.New("expected a JSON object of template variables")
+	}
+	context := make(map[string]value, d.Len())
+	for _, e := range d.entries {
+		context[e.key.(string)] = e.value
+	}
+	return t.render(ctx, context)
+}
+
+func (t *Template) render(ctx context.Context, vars map[string]value) (text string, spans []Span, err error) {
+	r := &renderer{ctx: ctx, limits: t.Limits, context: vars, now: t.Now}
+	defer catch(&err)
+	defer r.located()
+	if r.now == nil {
+		r.now = time.Now
+	}
+	if err := ctx.Err(); err != nil {
+		return "", nil, err
+	}
+	out := &output{r: r}
+	r.root = out
+	r.exec(t.body, newFrame(t.scope, nil), out)
+	return out.String(), r.spans, nil
+}
+
+// catch turns a panic with an *Error into an error.
+func catch(err *error) {
+	switch e := recover().(type) {
+	case nil:
+	case *Error:
+		*err = e
+	case runtime.Error:
+		*err = &Error{Message: "internal error: " + e.Error()}
+	default:
+		panic(e)
+	}
+}
+
+// fail ends the compilation or rendering.
+func fail(format string, args ...any) {
+	panic(&Error{Message: fmt.Sprintf(format, args...)})
+}
+
+func failLimit(limit string, n int) {
+	e := &LimitError{limit, n}
+	panic(&Error{Message: e.Error(), cause: e})
+}
+
+// output collects text. Only the root's length counts for generation spans.
+type output struct {
+	strings.Builder
+	r *renderer
+}
+
+func (o *output) write(s string) {
+	if o.Len()+len(s) > o.r.limits.Bytes {
+		failLimit("bytes", o.r.limits.Bytes)
+	}
+	o.WriteString(s)
 }
