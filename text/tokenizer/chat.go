@@ -47,9 +47,15 @@ func (t *Tokenizer) Chat(messages []Message, addGenerationPrompt bool) (string, 
 	}
 	list := make([]any, len(messages))
 	for i, m := range messages {
-		list[i] = map[string]any{"role": m.Role, "content": m.Content}
+		message := jinja.NewDict() // a template may print a message: its keys keep this order
+		if err := errors.Join(message.Set("role", m.Role), message.Set("content", m.Content)); err != nil {
+			return "", err
+		}
+		list[i] = message
 	}
-	values := map[string]any{"messages": list, "add_generation_prompt": addGenerationPrompt}
+	values := map[string]any{
+		"messages": list, "add_generation_prompt": addGenerationPrompt, "tools": nil, "documents": nil,
+	}
 	for name, id := range map[string]int32{"bos_token": t.bos, "unk_token": t.unk,
 		"pad_token": t.pad} {
 		if id >= 0 {
