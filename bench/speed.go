@@ -127,7 +127,7 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 		if repeat == 0 {
 			continue
 		}
-		row.Fused, row.Unfused = stats.Fused, stats.Unfused
+		row.Fused, row.Unfused = stats.Fused, stats.UnfusedReason
 		total = append(total, time.Since(began).Seconds()*1e3)
 		first = append(first, stats.Prefill.Seconds()*1e3)
 		steps := stats.Steps

@@ -12,12 +12,13 @@ import (
 	"conquer/torch"
 )
 
-// BenchmarkGenerate reports the best rates of a warm model: prefill of 512 random tokens up to the first new one, and 64 more
-// tokens after it. CONQUER_BENCH_MODEL names the checkpoint.
+// BenchmarkGenerate reports the best rates of a warm model: prefill of 512 random tokens
+// including the first new token, then 64 more tokens. CONQUER_BENCH_MODEL is the path of
+// the checkpoint.
 func BenchmarkGenerate(b *testing.B) {
 	path := os.Getenv("CONQUER_BENCH_MODEL")
 	if path == "" {
-		b.Skip("CONQUER_BENCH_MODEL names no checkpoint")
+		b.Skip("CONQUER_BENCH_MODEL is not set")
 	}
 	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
 		b.Run(dtype.String(), func(b *testing.B) {

@@ -14,7 +14,7 @@ import (
 	"conquer/torch"
 )
 
-// hybrid is a random model with state-space and attention layers.
+// hybrid returns a random model with state-space and attention layers.
 func hybrid(t testing.TB) model.Model {
 	t.Helper()
 	config, err := model.Variant("bamba", "tiny")
@@ -29,15 +29,18 @@ func hybrid(t testing.TB) model.Model {
 	return initialized(t, m)
 }
 
-// A recorded step must give what the operations give one by one: on the CPU the same code runs without being recorded.
-func TestARecordedStepGivesTheSameTokens(t *testing.T) {
+// On the CPU, CompileGraph runs the code of a recorded step without recording it.
+func TestDecoder_RecordedStepsGiveTheSameTokens(t *testing.T) {
 	models := map[string]model.Model{
-		"llama": tiny(t, nil), "window": tiny(t, model.Config{"model_type": "mistral", "sliding_window": 5.0}), "hybrid": hybrid(t),
+		"llama": tiny(t, nil), "window": tiny(t, model.Config{"model_type": "mistral",
+			"sliding_window": 5.0}), "hybrid": hybrid(t),
 	}
 	for name, m := range models {
 		for _, o := range []generate.Options{
-			{}, {RepetitionPenalty: 1.4}, {Temperature: 0.9, Seed: 3}, {Temperature: 1.2, TopK: 30, Seed: 4},
-			{Temperature: 1, TopP: 0.8, Seed: 5}, {Temperature: 1.5, TopK: 200, TopP: 0.7, MinP: 0.02, RepetitionPenalty: 1.2, Seed: 6},
+			{}, {RepetitionPenalty: 1.4}, {Temperature: 0.9, Seed: 3}, {Temperature: 1.2, TopK: 30,
+				Seed: 4},
+			{Temperature: 1, TopP: 0.8, Seed: 5}, {Temperature: 1.5, TopK: 200, TopP: 0.7,
+				MinP: 0.02, RepetitionPenalty: 1.2, Seed: 6},
 			{Temperature: 1, MinP: 0.1, Seed: 7},
 		} {
 			o.MaxNewTokens, o.IgnoreEOS, o.Compile = 24, true, generate.CompileNone
@@ -48,7 +51,8 @@ func TestARecordedStepGivesTheSameTokens(t *testing.T) {
 				for i, r := range mustGenerate(t, m, nil, batch, recorded) {
 					if !slices.Equal(r.Tokens, want[i].Tokens) || r.Finish != want[i].Finish {
 						t.Errorf("%s %+v, prompt %d of %d: recorded %v (%s), one by one %v (%s)",
-							name, o, i, len(batch), r.Tokens, r.Finish, want[i].Tokens, want[i].Finish)
+							name, o, i, len(batch), r.Tokens, r.Finish, want[i].Tokens,
+							want[i].Finish)
 					}
 				}
 			}
@@ -56,12 +60,15 @@ func TestARecordedStepGivesTheSameTokens(t *testing.T) {
 	}
 }
 
-func TestARecordedStepEndsWhereTheTextEnds(t *testing.T) {
+func TestDecoder_RecordedStepsEndWithTheText(t *testing.T) {
 	m, tok := tiny(t, nil), smollm(t)
-	plain := mustGenerate(t, m, tok, prompts, generate.Options{MaxNewTokens: 30, IgnoreEOS: true, Compile: generate.CompileNone})
+	plain := mustGenerate(t, m, tok, prompts, generate.Options{MaxNewTokens: 30, IgnoreEOS: true,
+		Compile: generate.CompileNone})
 	for _, o := range []generate.Options{
-		{MaxNewTokens: 30, EOS: plain[0].Tokens[4:5]}, {MaxNewTokens: 1, IgnoreEOS: true}, {MaxNewTokens: 2, IgnoreEOS: true},
-		{MaxNewTokens: 200, IgnoreEOS: true}, {MaxNewTokens: 30, IgnoreEOS: true, Stop: []string{plain[0].Text[3:5]}},
+		{MaxNewTokens: 30, EOS: plain[0].Tokens[4:5]}, {MaxNewTokens: 1, IgnoreEOS: true},
+		{MaxNewTokens: 2, IgnoreEOS: true},
+		{MaxNewTokens: 200, IgnoreEOS: true}, {MaxNewTokens: 30, IgnoreEOS: true,
+			Stop: []string{plain[0].Text[3:5]}},
 	} {
 		o.Compile = generate.CompileNone
 		want := mustGenerate(t, m, tok, prompts, o)
@@ -74,11 +81,12 @@ func TestARecordedStepEndsWhereTheTextEnds(t *testing.T) {
 	}
 }
 
-// A conversation's next turn must go on from what the cache holds, one step past the token that ended the last one included.
-func TestASessionOfRecordedStepsGoesOn(t *testing.T) {
+// The cache is one step past the token that ended the last turn.
+func TestSession_ContinuesRecordedSteps(t *testing.T) {
 	for name, m := range map[string]model.Model{"llama": tiny(t, nil), "hybrid": hybrid(t)} {
 		sampled := generate.Options{MaxNewTokens: 12, Temperature: 0.8, Seed: 2, IgnoreEOS: true}
-		for _, o := range []generate.Options{{MaxNewTokens: 12}, {MaxNewTokens: 9, IgnoreEOS: true}, sampled} {
+		for _, o := range []generate.Options{{MaxNewTokens: 12}, {MaxNewTokens: 9, IgnoreEOS: true},
+			sampled} {
 			run := func(compile generate.Compile) (all [][]int32) {
 				s := generate.NewSession(m, nil)
 				defer s.Close()
@@ -87,7 +95,8 @@ func TestASessionOfRecordedStepsGoesOn(t *testing.T) {
 					o := o
 					o.Compile = compile
 					if !o.IgnoreEOS {
-						o.EOS = []int32{int32(100 + turn), 511, 3, 17, 42, 68, 99, 210, 305, 404, 602}
+						o.EOS = []int32{int32(100 + turn), 511, 3, 17, 42, 68, 99, 210, 305, 404,
+							602}
 					}
 					r, _, err := s.Generate(context.Background(), ids, o, nil)
 					if err != nil {
@@ -98,14 +107,15 @@ func TestASessionOfRecordedStepsGoesOn(t *testing.T) {
 				}
 				return all
 			}
-			if want, got := run(generate.CompileNone), run(generate.CompileGraph); fmt.Sprint(want) != fmt.Sprint(got) {
+			if want, got := run(generate.CompileNone),
+				run(generate.CompileGraph); fmt.Sprint(want) != fmt.Sprint(got) {
 				t.Errorf("%s %+v: recorded %v, one by one %v", name, o, got, want)
 			}
 		}
 	}
 }
 
-func TestARecordedStepReportsLogitsThatAreNoNumbers(t *testing.T) {
+func TestDecoder_ReportsLogitsThatAreNaN(t *testing.T) {
 	m := tiny(t, nil)
 	if err := torch.Run(func() error {
 		m.Head().Tensor.Copy(torch.Full([]int{1}, math.NaN(), torch.Float32, torch.CPU))
@@ -114,43 +124,52 @@ func TestARecordedStepReportsLogitsThatAreNoNumbers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, temperature := range []float64{0, 1} {
-		o := generate.Options{MaxNewTokens: 4, Temperature: temperature, Compile: generate.CompileGraph}
-		if _, _, err := generate.Generate(context.Background(), m, nil, prompts, o, nil); err == nil {
-			t.Error("logits that are no numbers gave a text")
+		o := generate.Options{MaxNewTokens: 4, Temperature: temperature,
+			Compile: generate.CompileGraph}
+		if _, _, err := generate.Generate(context.Background(), m, nil, prompts, o,
+			nil); err == nil {
+			t.Error("NaN logits gave a text")
 		}
 	}
 }
 
-func TestAnInterruptedRecordedTextIsKept(t *testing.T) {
+func TestDecoder_KeepsAnInterruptedText(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var tok *tokenizer.Tokenizer = smollm(t)
 	pieces := 0
 	results, _, err := generate.Generate(ctx, tiny(t, nil), tok, prompts[:1],
-		generate.Options{MaxNewTokens: 40, IgnoreEOS: true, Compile: generate.CompileGraph}, func(int, string) {
+		generate.Options{MaxNewTokens: 40, IgnoreEOS: true, Compile: generate.CompileGraph},
+		func(int, string) {
 			if pieces++; pieces == 5 {
 				cancel()
 			}
 		})
-	if err == nil || len(results) != 1 || results[0].Finish != generate.FinishInterrupted || len(results[0].Tokens) < 5 {
+	if err == nil || len(results) != 1 || results[0].Finish != generate.FinishInterrupted ||
+		len(results[0].Tokens) < 5 {
 		t.Errorf("%v, %+v", err, results)
 	}
 }
 
-// A cache knows how the steps over it ended their blocks; where that was on a CPU, nobody is told.
-func TestStepsSayWhyTheyAreNotFused(t *testing.T) {
+// A cache records why its steps are unfused. On the CPU, Stats do not report it.
+func TestStats_SayWhyStepsAreUnfused(t *testing.T) {
 	for name, m := range map[string]model.Model{"llama": tiny(t, nil), "hybrid": hybrid(t)} {
-		for rows, want := range map[int]string{1: "it takes bfloat16 and float16, not float32", 3: "it takes one row, not 3"} {
+		for rows, want := range map[int]string{1: "it takes bfloat16 and float16, not float32",
+			3: "it takes one row, not 3"} {
 			err := torch.Run(func() error {
 				torch.NoGrad(func() {
 					cache := m.NewCache(rows, 8, torch.Float32, torch.CPU)
 					defer cache.Free()
-					model.LastLogits(m, model.Sequence{IDs: torch.Zeros([]int{rows, 4}, torch.Int64, torch.CPU), Cache: cache})
+					model.LastLogits(m, model.Sequence{IDs: torch.Zeros([]int{rows, 4}, torch.Int64,
+						torch.CPU), Cache: cache})
 					if cache.Fused || cache.UnfusedReason != "" {
-						t.Errorf("%s, %d prompts: the prompt is no step: %q", name, rows, cache.UnfusedReason)
+						t.Errorf("%s, %d prompts: a prompt set the reason %q", name, rows,
+							cache.UnfusedReason)
 					}
-					model.LastLogits(m, model.Sequence{IDs: torch.Zeros([]int{rows, 1}, torch.Int64, torch.CPU), Cache: cache})
+					model.LastLogits(m, model.Sequence{IDs: torch.Zeros([]int{rows, 1}, torch.Int64,
+						torch.CPU), Cache: cache})
 					if cache.Fused || cache.UnfusedReason != want {
-						t.Errorf("%s, %d prompts: %q, expected %q", name, rows, cache.UnfusedReason, want)
+						t.Errorf("%s, %d prompts: %q, expected %q", name, rows, cache.UnfusedReason,
+							want)
 					}
 				})
 				return nil
@@ -159,8 +178,9 @@ func TestStepsSayWhyTheyAreNotFused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		_, stats, err := generate.Generate(context.Background(), m, nil, prompts, generate.Options{MaxNewTokens: 3, IgnoreEOS: true}, nil)
-		if err != nil || stats.Fused || stats.Unfused != "" {
+		_, stats, err := generate.Generate(context.Background(), m, nil, prompts,
+			generate.Options{MaxNewTokens: 3, IgnoreEOS: true}, nil)
+		if err != nil || stats.Fused || stats.UnfusedReason != "" {
 			t.Errorf("%s: %v, %+v", name, err, stats)
 		}
 	}

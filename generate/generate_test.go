@@ -17,12 +17,15 @@ import (
 	"conquer/torch"
 )
 
-// tiny is a random model whose vocabulary fits text/tokenizer/testdata/smollm; more changes its config.
+// tiny returns a random model with the vocabulary of text/tokenizer/testdata/smollm.
+// more overrides fields of its config.
 func tiny(t testing.TB, more model.Config) model.Model {
 	t.Helper()
 	config := model.Config{
-		"model_type": "llama", "vocab_size": 700.0, "hidden_size": 48.0, "intermediate_size": 96.0, "num_hidden_layers": 2.0,
-		"num_attention_heads": 6.0, "num_key_value_heads": 2.0, "max_position_embeddings": 96.0, "initializer_range": 0.4,
+		"model_type": "llama", "vocab_size": 700.0, "hidden_size": 48.0, "intermediate_size": 96.0,
+		"num_hidden_layers":   2.0,
+		"num_attention_heads": 6.0, "num_key_value_heads": 2.0, "max_position_embeddings": 96.0,
+		"initializer_range": 0.4,
 	}
 	for k, v := range more {
 		config[k] = v
@@ -34,7 +37,7 @@ func tiny(t testing.TB, more model.Config) model.Model {
 	return initialized(t, m)
 }
 
-// initialized gives m fresh weights for the length of the test.
+// initialized gives m random weights and frees them after the test.
 func initialized(t testing.TB, m model.Model) model.Model {
 	t.Helper()
 	if err := torch.Run(func() error {
@@ -57,7 +60,8 @@ func smollm(t testing.TB) *tokenizer.Tokenizer {
 	return tok
 }
 
-func mustGenerate(t testing.TB, m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32, o generate.Options) []generate.Result {
+func mustGenerate(t testing.TB, m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32,
+	o generate.Options) []generate.Result {
 	t.Helper()
 	results, _, err := generate.Generate(context.Background(), m, tok, prompts, o, nil)
 	if err != nil {
@@ -68,7 +72,7 @@ func mustGenerate(t testing.TB, m model.Model, tok *tokenizer.Tokenizer, prompts
 
 var prompts = [][]int32{{5, 6, 7, 8, 9, 10, 11}, {300}, {20, 400, 3, 77}, {5, 6, 7}}
 
-func TestTheCacheDoesNotChangeTheResult(t *testing.T) {
+func TestGenerate_CacheDoesNotChangeTheResult(t *testing.T) {
 	for name, config := range map[string]model.Config{
 		"llama":   nil,
 		"tied":    {"tie_word_embeddings": true},
@@ -82,15 +86,17 @@ func TestTheCacheDoesNotChangeTheResult(t *testing.T) {
 			o.NoCache = true
 			for i, r := range mustGenerate(t, m, nil, prompts, o) {
 				if !slices.Equal(r.Tokens, cached[i].Tokens) {
-					t.Errorf("prompt %d: without a cache %v, with one %v", i, r.Tokens, cached[i].Tokens)
+					t.Errorf("prompt %d: without a cache %v, with one %v", i, r.Tokens,
+						cached[i].Tokens)
 				}
 			}
 		})
 	}
 }
 
-func TestAPromptGivesTheSameInABatchAsAlone(t *testing.T) {
-	for name, config := range map[string]model.Config{"full": nil, "window": {"model_type": "mistral", "sliding_window": 4.0}} {
+func TestGenerate_BatchGivesTheSameAsSinglePrompts(t *testing.T) {
+	for name, config := range map[string]model.Config{"full": nil,
+		"window": {"model_type": "mistral", "sliding_window": 4.0}} {
 		m := tiny(t, config)
 		for _, o := range []generate.Options{
 			{MaxNewTokens: 24, IgnoreEOS: true},
@@ -101,17 +107,19 @@ func TestAPromptGivesTheSameInABatchAsAlone(t *testing.T) {
 			for i, p := range prompts {
 				alone := mustGenerate(t, m, nil, [][]int32{p}, o)[0]
 				if !slices.Equal(alone.Tokens, batch[i].Tokens) {
-					t.Errorf("%s, prompt %d, %+v: alone %v, in a batch %v", name, i, o, alone.Tokens, batch[i].Tokens)
+					t.Errorf("%s, prompt %d, %+v: alone %v, in a batch %v", name, i, o,
+						alone.Tokens, batch[i].Tokens)
 				}
 			}
 		}
 	}
 }
 
-func TestTheSameSeedGivesTheSameTextAndAnotherOneAnother(t *testing.T) {
+func TestGenerate_SeedDecidesTheText(t *testing.T) {
 	m := tiny(t, nil)
 	sample := func(seed uint64) []int32 {
-		return mustGenerate(t, m, nil, prompts[:1], generate.Options{MaxNewTokens: 24, IgnoreEOS: true, Temperature: 1, Seed: seed})[0].Tokens
+		return mustGenerate(t, m, nil, prompts[:1], generate.Options{MaxNewTokens: 24,
+			IgnoreEOS: true, Temperature: 1, Seed: seed})[0].Tokens
 	}
 	first := sample(7)
 	torch.Run(func() error { torch.ManualSeed(99); return nil })
@@ -123,21 +131,23 @@ func TestTheSameSeedGivesTheSameTextAndAnotherOneAnother(t *testing.T) {
 	}
 }
 
-func TestEqualPromptsInABatchAreSampledApart(t *testing.T) {
+func TestGenerate_EqualPromptsUseDifferentStreams(t *testing.T) {
 	m := tiny(t, nil)
-	r := mustGenerate(t, m, nil, [][]int32{prompts[0], prompts[0]}, generate.Options{MaxNewTokens: 24, IgnoreEOS: true, Temperature: 1})
+	r := mustGenerate(t, m, nil, [][]int32{prompts[0], prompts[0]},
+		generate.Options{MaxNewTokens: 24, IgnoreEOS: true, Temperature: 1})
 	if slices.Equal(r[0].Tokens, r[1].Tokens) {
 		t.Error("both gave the same text")
 	}
 }
 
-func TestStreamedPiecesAreWholeCharactersAndMakeUpTheText(t *testing.T) {
+func TestGenerate_StreamedPiecesAreWholeCharacters(t *testing.T) {
 	m, tok := tiny(t, nil), smollm(t)
 	prompt := tok.Encode("Grüße, 世界 🙂", false)
 	for seed := range uint64(20) {
 		var pieces []string
 		o := generate.Options{MaxNewTokens: 40, Temperature: 2, Seed: seed, IgnoreEOS: true}
-		results, _, err := generate.Generate(context.Background(), m, tok, [][]int32{prompt}, o, func(_ int, piece string) { pieces = append(pieces, piece) })
+		results, _, err := generate.Generate(context.Background(), m, tok, [][]int32{prompt}, o,
+			func(_ int, piece string) { pieces = append(pieces, piece) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,39 +158,43 @@ func TestStreamedPiecesAreWholeCharactersAndMakeUpTheText(t *testing.T) {
 		}
 		want := tok.Decode(results[0].Tokens, true)
 		if got := strings.Join(pieces, ""); got != want || results[0].Text != want {
-			t.Errorf("seed %d: streamed %q, result %q, decoded %q", seed, got, results[0].Text, want)
+			t.Errorf("seed %d: streamed %q, result %q, decoded %q", seed, got, results[0].Text,
+				want)
 		}
 	}
 }
 
-func TestTextEndsBeforeAStopStringNoPartOfWhichIsShown(t *testing.T) {
+func TestGenerate_TextEndsBeforeAStopString(t *testing.T) {
 	m, tok := tiny(t, nil), smollm(t)
 	prompt := tok.Encode("hello", false)
 	o := generate.Options{MaxNewTokens: 40, IgnoreEOS: true}
 	whole := mustGenerate(t, m, tok, [][]int32{prompt}, o)[0]
 	runes := []rune(whole.Text)
 	if len(runes) < 20 {
-		t.Fatalf("the text %q is too short to look into", whole.Text)
+		t.Fatalf("the text %q is too short for this test", whole.Text)
 	}
 	for from := range len(runes) - 4 {
 		stop := string(runes[from : from+4])
 		o.Stop = []string{"never there", stop}
 		shown := ""
-		results, _, err := generate.Generate(context.Background(), m, tok, [][]int32{prompt}, o, func(_ int, piece string) { shown += piece })
+		results, _, err := generate.Generate(context.Background(), m, tok, [][]int32{prompt}, o,
+			func(_ int, piece string) { shown += piece })
 		if err != nil {
 			t.Fatal(err)
 		}
 		want, _, _ := strings.Cut(whole.Text, stop)
 		if r := results[0]; r.Text != want || shown != want || r.Finish != generate.FinishStop {
-			t.Errorf("stop %q: text %q, shown %q, finish %q; want %q", stop, r.Text, shown, r.Finish, want)
+			t.Errorf("stop %q: text %q, shown %q, finish %q; want %q", stop, r.Text, shown,
+				r.Finish, want)
 		}
-		if n := len(results[0].Tokens); n > len(whole.Tokens) || !slices.Equal(results[0].Tokens, whole.Tokens[:n]) {
+		if n := len(results[0].Tokens); n > len(whole.Tokens) ||
+			!slices.Equal(results[0].Tokens, whole.Tokens[:n]) {
 			t.Errorf("stop %q changed the tokens", stop)
 		}
 	}
 }
 
-func TestAnEndTokenEndsTheRowUnlessIgnored(t *testing.T) {
+func TestGenerate_EOSEndsTheRowUnlessIgnored(t *testing.T) {
 	m := tiny(t, nil)
 	o := generate.Options{MaxNewTokens: 12, EOS: []int32{}}
 	long := mustGenerate(t, m, nil, prompts[:1], o)[0]
@@ -194,44 +208,50 @@ func TestAnEndTokenEndsTheRowUnlessIgnored(t *testing.T) {
 		t.Errorf("got %+v, want the first %d of %v", short, first+1, long.Tokens)
 	}
 	o.IgnoreEOS = true
-	if again := mustGenerate(t, m, nil, prompts[:1], o)[0]; !slices.Equal(again.Tokens, long.Tokens) {
+	if again := mustGenerate(t, m, nil, prompts[:1], o)[0]; !slices.Equal(again.Tokens,
+		long.Tokens) {
 		t.Errorf("ignoring the end: %v, want %v", again.Tokens, long.Tokens)
 	}
 }
 
-func TestACancelledContextReturnsWhatWasMade(t *testing.T) {
+func TestGenerate_CancelReturnsThePartialText(t *testing.T) {
 	m, tok := tiny(t, nil), smollm(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	pieces := 0
-	results, _, err := generate.Generate(ctx, m, tok, prompts[:1], generate.Options{MaxNewTokens: 80, IgnoreEOS: true}, func(int, string) {
-		if pieces++; pieces == 3 {
-			cancel()
-		}
-	})
+	results, _, err := generate.Generate(ctx, m, tok, prompts[:1],
+		generate.Options{MaxNewTokens: 80, IgnoreEOS: true}, func(int, string) {
+			if pieces++; pieces == 3 {
+				cancel()
+			}
+		})
 	if !errors.Is(err, context.Canceled) {
 		t.Fatalf("error %v", err)
 	}
-	if r := results[0]; len(r.Tokens) < 3 || len(r.Tokens) == 80 || r.Finish != generate.FinishInterrupted || r.Text != tok.Decode(r.Tokens, true) {
+	if r := results[0]; len(r.Tokens) < 3 || len(r.Tokens) == 80 ||
+		r.Finish != generate.FinishInterrupted || r.Text != tok.Decode(r.Tokens, true) {
 		t.Errorf("got %+v", r)
 	}
 }
 
-func TestGenerationEndsWhereTheContextDoes(t *testing.T) {
+func TestGenerate_EndsWithTheModelsContext(t *testing.T) {
 	m := tiny(t, model.Config{"max_position_embeddings": 16.0})
 	o := generate.Options{MaxNewTokens: 50, IgnoreEOS: true}
 	for i, r := range mustGenerate(t, m, nil, prompts, o) {
-		if want := 16 - len(prompts[i]); len(r.Tokens) != want || r.Finish != generate.FinishContext {
-			t.Errorf("prompt %d of %d: %d tokens, finish %s; want %d", i, len(prompts[i]), len(r.Tokens), r.Finish, want)
+		if want := 16 - len(prompts[i]); len(r.Tokens) != want ||
+			r.Finish != generate.FinishContext {
+			t.Errorf("prompt %d of %d: %d tokens, finish %s; want %d", i, len(prompts[i]),
+				len(r.Tokens), r.Finish, want)
 		}
 	}
-	_, _, err := generate.Generate(context.Background(), m, nil, [][]int32{make([]int32, 16)}, o, nil)
+	_, _, err := generate.Generate(context.Background(), m, nil, [][]int32{make([]int32, 16)}, o,
+		nil)
 	if err == nil || !strings.Contains(err.Error(), "16") {
 		t.Errorf("a prompt that fills the context: error %v", err)
 	}
 }
 
-func TestWrongInputIsRefused(t *testing.T) {
+func TestGenerate_RefusesWrongInput(t *testing.T) {
 	m := tiny(t, nil)
 	for want, c := range map[string]struct {
 		prompt []int32
@@ -251,20 +271,22 @@ func TestWrongInputIsRefused(t *testing.T) {
 	}
 }
 
-func TestWeightsThatAreNotNumbersGiveAnErrorNotText(t *testing.T) {
+func TestGenerate_NaNWeightsAreAnError(t *testing.T) {
 	m := tiny(t, nil)
 	torch.Run(func() error { m.Head().Copy(m.Head().MulScalar(math.NaN())); return nil })
-	for _, o := range []generate.Options{{MaxNewTokens: 2}, {MaxNewTokens: 2, Temperature: 1}, {MaxNewTokens: 2, RepetitionPenalty: 2}} {
-		if _, _, err := generate.Generate(context.Background(), m, nil, prompts[:1], o, nil); err == nil || !strings.Contains(err.Error(), "not a number") {
+	for _, o := range []generate.Options{{MaxNewTokens: 2}, {MaxNewTokens: 2, Temperature: 1},
+		{MaxNewTokens: 2, RepetitionPenalty: 2}} {
+		if _, _, err := generate.Generate(context.Background(), m, nil, prompts[:1], o,
+			nil); err == nil || !strings.Contains(err.Error(), "not a number") {
 			t.Errorf("%+v: error %v", o, err)
 		}
 	}
 }
 
-func TestNothingIsLeftBehind(t *testing.T) {
+func TestGenerate_FreesAllTensors(t *testing.T) {
 	m, tok := tiny(t, nil), smollm(t)
 	o := generate.Options{MaxNewTokens: 6, IgnoreEOS: true, Temperature: 1, RepetitionPenalty: 1.1}
-	mustGenerate(t, m, tok, prompts, o) // rotary tables are made once
+	mustGenerate(t, m, tok, prompts, o) // creates the rotary tables
 	live := torch.LiveTensors()
 	mustGenerate(t, m, tok, prompts, o)
 	o.NoCache = true
@@ -283,7 +305,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	}
 }
 
-func TestASessionReadsOnlyWhatIsNewAndAnswersAsIfItReadAll(t *testing.T) {
+func TestSession_ReadsOnlyNewTokens(t *testing.T) {
 	m := tiny(t, model.Config{"max_position_embeddings": 4096.0})
 	s := generate.NewSession(m, nil)
 	defer s.Close()
@@ -294,29 +316,32 @@ func TestASessionReadsOnlyWhatIsNewAndAnswersAsIfItReadAll(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := mustGenerate(t, m, nil, [][]int32{dialogue}, o)[0]; !slices.Equal(r.Tokens, want.Tokens) {
+		if want := mustGenerate(t, m, nil, [][]int32{dialogue}, o)[0]; !slices.Equal(r.Tokens,
+			want.Tokens) {
 			t.Errorf("turn %d: %v, want %v", turn, r.Tokens, want.Tokens)
 		}
 		if fresh := stats.PromptTokens - stats.Reused; turn > 0 && fresh != 601 {
 			t.Errorf("turn %d read %d tokens, want 601", turn, fresh)
 		}
 		dialogue = append(dialogue, r.Tokens...)
-		for i := range 600 { // the cache has to grow on the way
+		for i := range 600 { // more than the cache's capacity
 			dialogue = append(dialogue, int32(i*7+turn)%700)
 		}
 	}
-	// A text that parts from the last one goes back to where they part.
+	// A text that differs from the last one keeps their common prefix.
 	other := append(slices.Clone(dialogue[:20]), 1, 2, 3)
 	r, stats, err := s.Generate(context.Background(), other, o, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := mustGenerate(t, m, nil, [][]int32{other}, o)[0]; !slices.Equal(r.Tokens, want.Tokens) || stats.Reused != 20 {
-		t.Errorf("after going back: %v with %d reused, want %v with 20", r.Tokens, stats.Reused, want.Tokens)
+	if want := mustGenerate(t, m, nil, [][]int32{other}, o)[0]; !slices.Equal(r.Tokens,
+		want.Tokens) || stats.Reused != 20 {
+		t.Errorf("after going back: %v with %d reused, want %v with 20", r.Tokens, stats.Reused,
+			want.Tokens)
 	}
 }
 
-func TestScoresAreTheLogProbabilitiesOfTheTokens(t *testing.T) {
+func TestScore_IsTheLogProbabilityOfTheTokens(t *testing.T) {
 	m := tiny(t, model.Config{"max_position_embeddings": 5000.0})
 	ids := make([]int32, 4500) // more than one chunk
 	for i := range ids {
@@ -351,12 +376,14 @@ func TestScoresAreTheLogProbabilitiesOfTheTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if mean := sum / float64(len(ids)-1); math.Abs(got.NLL-mean) > 1e-9 || math.Abs(got.Perplexity-math.Exp(mean)) > 1e-6*got.Perplexity {
-		t.Errorf("mean %v, perplexity %v; want %v and its exponential", got.NLL, got.Perplexity, mean)
+	if mean := sum / float64(len(ids)-1); math.Abs(got.NLL-mean) > 1e-9 ||
+		math.Abs(got.Perplexity-math.Exp(mean)) > 1e-6*got.Perplexity {
+		t.Errorf("mean %v, perplexity %v; want %v and its exponential", got.NLL, got.Perplexity,
+			mean)
 	}
 }
 
-func TestATextLongerThanTheContextIsScoredInWindows(t *testing.T) {
+func TestScore_LongTextIsReadInWindows(t *testing.T) {
 	m := tiny(t, model.Config{"max_position_embeddings": 32.0})
 	ids := make([]int32, 80)
 	for i := range ids {
@@ -371,25 +398,31 @@ func TestATextLongerThanTheContextIsScoredInWindows(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(got.TokenNLL) != 79 || !slices.Equal(got.TokenNLL[31:62], second.TokenNLL) {
-		t.Errorf("%d values; the second window gives %v by itself and %v here", len(got.TokenNLL), second.TokenNLL, got.TokenNLL[31:62])
+		t.Errorf("%d values; the second window gives %v by itself and %v here", len(got.TokenNLL),
+			second.TokenNLL, got.TokenNLL[31:62])
 	}
 	if _, err := generate.Score(context.Background(), m, ids[:1]); err == nil {
 		t.Error("one token was scored")
 	}
 }
 
-// The overhead outside the model, with the vocabulary of Llama 3.
-func BenchmarkSampling(b *testing.B) {
+// BenchmarkSampler measures the time outside the model, with the vocabulary of Llama 3.
+func BenchmarkSampler(b *testing.B) {
 	for _, o := range []generate.Options{
-		{Temperature: 0}, {Temperature: 1}, {Temperature: 1, TopK: 50}, {Temperature: 0.7, TopP: 0.9}, {Temperature: 1, MinP: 0.05},
+		{Temperature: 0}, {Temperature: 1}, {Temperature: 1, TopK: 50},
+		{Temperature: 0.7, TopP: 0.9}, {Temperature: 1, MinP: 0.05},
 		{Temperature: 0, RepetitionPenalty: 1.1},
 	} {
-		b.Run(fmt.Sprintf("T=%v,k=%d,p=%v,min=%v,rep=%v", o.Temperature, o.TopK, o.TopP, o.MinP, o.RepetitionPenalty), func(b *testing.B) {
-			m := tiny(b, model.Config{"vocab_size": 128256.0, "hidden_size": 8.0, "intermediate_size": 8.0, "num_hidden_layers": 1.0,
-				"num_attention_heads": 1.0, "num_key_value_heads": 1.0, "max_position_embeddings": 1e9, "initializer_range": 0.7})
+		b.Run(fmt.Sprintf("T=%v,k=%d,p=%v,min=%v,rep=%v", o.Temperature, o.TopK, o.TopP, o.MinP,
+			o.RepetitionPenalty), func(b *testing.B) {
+			m := tiny(b, model.Config{"vocab_size": 128256.0, "hidden_size": 8.0,
+				"intermediate_size": 8.0, "num_hidden_layers": 1.0,
+				"num_attention_heads": 1.0, "num_key_value_heads": 1.0,
+				"max_position_embeddings": 1e9, "initializer_range": 0.7})
 			o.MaxNewTokens, o.IgnoreEOS = b.N+1, true
 			b.ReportAllocs()
-			if _, _, err := generate.Generate(context.Background(), m, nil, [][]int32{{1}}, o, nil); err != nil {
+			if _, _, err := generate.Generate(context.Background(), m, nil, [][]int32{{1}}, o,
+				nil); err != nil {
 				b.Fatal(err)
 			}
 		})

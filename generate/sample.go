@@ -9,23 +9,24 @@ import (
 	"conquer/torch"
 )
 
-var errNotANumber = errors.New("the model's output is not a number: its weights are damaged, or their values do not fit " +
-	"float16; try dtype bfloat16 or float32")
+var errNotANumber = errors.New("the model's output is not a number: its weights are damaged, " +
+	"or their values do not fit float16; try dtype bfloat16 or float32")
 
-// plain reports whether the likeliest token is always taken as it is.
-func (o Options) plain() bool {
+// greedy reports whether each token is the argmax of the model's logits.
+func (o Options) greedy() bool {
 	return o.Temperature == 0 && (o.RepetitionPenalty == 0 || o.RepetitionPenalty == 1)
 }
 
-// sampler chooses one row's tokens.
+// sampler chooses the tokens of one row.
 type sampler struct {
 	options Options
 	random  *rand.Rand
-	known   []bool  // by id: is in seen
-	seen    []int32 // the distinct tokens so far, kept where there is a repetition penalty
+	known   []bool  // by id: the token is in seen
+	seen    []int32 // distinct tokens so far, for a repetition penalty
 	kept    []candidate
 }
 
+// candidate is a token that passed the filters, with its probability.
 type candidate struct {
 	id int32
 	p  float32
@@ -42,7 +43,7 @@ func newSampler(o Options, stream uint64, vocabulary int, prompt []int32) sample
 	return s
 }
 
-// saw remembers a token for the repetition penalty.
+// saw records a token for the repetition penalty.
 func (s *sampler) saw(id int32) {
 	if s.known != nil && !s.known[id] {
 		s.known[id] = true
@@ -50,7 +51,7 @@ func (s *sampler) saw(id int32) {
 	}
 }
 
-// choose picks a token from logits [V], float32 on the CPU, which it changes.
+// choose picks a token from logits [V], float32 on the CPU. It overwrites them.
 func (s *sampler) choose(logits torch.Tensor) (int32, error) {
 	values := floats(logits)
 	penalty := float32(s.options.RepetitionPenalty)
@@ -62,7 +63,7 @@ func (s *sampler) choose(logits torch.Tensor) (int32, error) {
 		}
 	}
 	if s.options.Temperature == 0 {
-		best, most := likeliest(values)
+		best, most := argmax(values)
 		if best < 0 || most != most {
 			return 0, errNotANumber
 		}
@@ -71,14 +72,15 @@ func (s *sampler) choose(logits torch.Tensor) (int32, error) {
 	return s.draw(floats(logits.MulScalar(1 / s.options.Temperature).Softmax(-1)))
 }
 
-// floats is the memory of a contiguous float32 tensor on the CPU.
+// floats returns the memory of a contiguous float32 tensor on the CPU.
 func floats(t torch.Tensor) []float32 {
 	data := t.Data()
 	return unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(data))), len(data)/4)
 }
 
-// likeliest returns the index and value of the first largest value. A NaN in the list is returned instead.
-func likeliest(values []float32) (int, float32) {
+// argmax returns the index and value of the first largest value, or of the first NaN
+// if there is one.
+func argmax(values []float32) (int, float32) {
 	best, most := -1, float32(0)
 	for i, v := range values {
 		if v != v {
@@ -91,9 +93,9 @@ func likeliest(values []float32) (int, float32) {
 	return best, most
 }
 
-// draw picks an index with the probabilities p, which sum to 1, after the filters.
+// draw samples an index from the probabilities p, which sum to 1, after the filters.
 func (s *sampler) draw(p []float32) (int32, error) {
-	_, most := likeliest(p)
+	_, most := argmax(p)
 	if !(most > 0) {
 		return 0, errNotANumber
 	}
@@ -115,7 +117,7 @@ func (s *sampler) draw(p []float32) (int32, error) {
 	return s.kept[len(s.kept)-1].id, nil
 }
 
-// drawAny draws from all of p. Sums over blocks find the block to look into.
+// drawAny samples from all of p. It sums p by blocks to find the block of the index.
 func (s *sampler) drawAny(p []float32) int32 {
 	const block = 1024
 	sums := make([]float64, 0, len(p)/block+1)
@@ -123,7 +125,8 @@ func (s *sampler) drawAny(p []float32) int32 {
 	for part := range slices.Chunk(p, block) {
 		var a, b, c, d float64
 		for len(part) >= 4 {
-			a, b, c, d = a+float64(part[0]), b+float64(part[1]), c+float64(part[2]), d+float64(part[3])
+			a, b, c, d = a+float64(part[0]), b+float64(part[1]), c+float64(part[2]),
+				d+float64(part[3])
 			part = part[4:]
 		}
 		for _, v := range part {
@@ -152,13 +155,58 @@ func (s *sampler) drawAny(p []float32) int32 {
 	return int32(last)
 }
 
-// keep puts into s.kept the tokens that pass top-k, top-p and min-p, likeliest first. Few tokens matter as a rule, so it
-// looks at those above a threshold and lowers that until it is certain that no other can pass.
+// keep puts the tokens that pass top-k, top-p and min-p into s.kept, most likely
+// first. most is the largest probability.
 func (s *sampler) keep(p []float32, most float32) {
+	s.keepAbove(p, most)
+	slices.SortFunc(s.kept, func(a, b candidate) int {
+		switch {
+		case a.p > b.p:
+			return -1
+		case a.p < b.p:
+			return 1
+		}
+		return int(a.id) - int(b.id)
+	})
 	o := s.options
-	topP := o.TopP > 0 && o.TopP < 1
+	total := 1.0
+	if o.TopK > 0 {
+		n := min(o.TopK, len(s.kept))
+		for n < len(s.kept) && s.kept[n].p == s.kept[n-1].p {
+			n++
+		}
+		s.kept = s.kept[:n]
+		total = 0
+		for _, c := range s.kept {
+			total += float64(c.p)
+		}
+	}
+	if o.filtersTopP() {
+		before, n := 0.0, 0
+		for n < len(s.kept) && before < o.TopP*total {
+			before += float64(s.kept[n].p)
+			n++
+		}
+		s.kept = s.kept[:n]
+	}
+	if o.MinP > 0 {
+		n := len(s.kept)
+		for n > 1 && s.kept[n-1].p < most*float32(o.MinP) {
+			n--
+		}
+		s.kept = s.kept[:n]
+	}
+}
+
+func (o Options) filtersTopP() bool { return o.TopP > 0 && o.TopP < 1 }
+
+// keepAbove puts all tokens above a threshold into s.kept, in the order of their ids.
+// Few tokens pass the filters as a rule, so it starts with a high threshold and lowers
+// it until no other token can pass.
+func (s *sampler) keepAbove(p []float32, most float32) {
+	o := s.options
 	for threshold := most / 1024; ; threshold /= 64 {
-		if o.TopK == 0 && !topP {
+		if o.TopK == 0 && !o.filtersTopP() {
 			threshold = most * float32(o.MinP)
 		}
 		if threshold < 1e-30 {
@@ -175,47 +223,11 @@ func (s *sampler) keep(p []float32, most float32) {
 		enough := true
 		if o.TopK > 0 {
 			enough = len(s.kept) >= o.TopK
-		} else if topP {
+		} else if o.filtersTopP() {
 			enough = sum >= o.TopP
 		}
 		if enough || threshold == 0 {
-			break
+			return
 		}
-	}
-	slices.SortFunc(s.kept, func(a, b candidate) int {
-		switch {
-		case a.p > b.p:
-			return -1
-		case a.p < b.p:
-			return 1
-		}
-		return int(a.id) - int(b.id)
-	})
-	total := 1.0
-	if o.TopK > 0 {
-		n := min(o.TopK, len(s.kept))
-		for n < len(s.kept) && s.kept[n].p == s.kept[n-1].p {
-			n++
-		}
-		s.kept = s.kept[:n]
-		total = 0
-		for _, c := range s.kept {
-			total += float64(c.p)
-		}
-	}
-	if topP {
-		before, n := 0.0, 0
-		for n < len(s.kept) && before < o.TopP*total {
-			before += float64(s.kept[n].p)
-			n++
-		}
-		s.kept = s.kept[:n]
-	}
-	if o.MinP > 0 {
-		n := len(s.kept)
-		for n > 1 && s.kept[n-1].p < most*float32(o.MinP) {
-			n--
-		}
-		s.kept = s.kept[:n]
 	}
 }

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// filtered is what the filters leave of p, written as transformers' logits processors are.
+// filtered applies the filters in the way of transformers' logits processors. It
+// returns which tokens are left.
 func filtered(p []float32, o Options) []bool {
 	type token struct {
 		id int
@@ -55,19 +56,22 @@ func filtered(p []float32, o Options) []bool {
 		})
 	}
 	if o.MinP > 0 {
-		drop(func(rank int, t token) bool { return rank > 0 && float32(t.p) < float32(o.MinP)*float32(order[0].p) })
+		drop(func(rank int, t token) bool {
+			return rank > 0 &&
+				float32(t.p) < float32(o.MinP)*float32(order[0].p)
+		})
 	}
 	return keep
 }
 
-func TestFiltersKeepWhatTheirDefinitionKeeps(t *testing.T) {
+func TestSampler_FiltersMatchTheirDefinition(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for trial := range 400 {
 		p := make([]float32, 1+random.IntN(3000))
 		sharp, sum := 12*random.Float64(), 0.0
 		for i := range p {
 			p[i] = float32(math.Exp(sharp * random.NormFloat64()))
-			if trial%3 == 0 { // many ties, as bfloat16 logits have
+			if trial%3 == 0 { // many ties, as with bfloat16 logits
 				p[i] = float32(math.Exp(math.Round(2 * random.NormFloat64())))
 			}
 			sum += float64(p[i])
@@ -75,7 +79,8 @@ func TestFiltersKeepWhatTheirDefinitionKeeps(t *testing.T) {
 		for i := range p {
 			p[i] = float32(float64(p[i]) / sum)
 		}
-		o := Options{Temperature: 1, TopP: random.Float64(), MinP: random.Float64() / 10, TopK: random.IntN(len(p) + 2)}
+		o := Options{Temperature: 1, TopP: random.Float64(), MinP: random.Float64() / 10,
+			TopK: random.IntN(len(p) + 2)}
 		switch trial % 4 {
 		case 0:
 			o.TopP = 0
@@ -88,10 +93,10 @@ func TestFiltersKeepWhatTheirDefinitionKeeps(t *testing.T) {
 			continue
 		}
 		s := newSampler(o, 0, len(p), nil)
-		_, most := likeliest(p)
+		_, most := argmax(p)
 		s.keep(p, most)
 		want := filtered(p, o)
-		if trial%3 == 0 && o.TopP > 0 { // which of equally likely tokens the sum ends with is not defined
+		if trial%3 == 0 && o.TopP > 0 { // which of equally likely tokens are kept is not defined
 			n := 0
 			for _, k := range want {
 				if k {
@@ -113,9 +118,10 @@ func TestFiltersKeepWhatTheirDefinitionKeeps(t *testing.T) {
 	}
 }
 
-func TestDrawsFollowTheProbabilities(t *testing.T) {
+func TestSampler_DrawsFollowTheProbabilities(t *testing.T) {
 	p := []float32{0.5, 0, 0.25, 0.125, 0.125}
-	for name, o := range map[string]Options{"all": {Temperature: 1}, "filtered": {Temperature: 1, TopK: 5}, "top-p": {Temperature: 1, TopP: 0.7}} {
+	for name, o := range map[string]Options{"all": {Temperature: 1}, "filtered": {Temperature: 1,
+		TopK: 5}, "top-p": {Temperature: 1, TopP: 0.7}} {
 		s := newSampler(o, 0, len(p), nil)
 		counts := make([]float64, len(p))
 		const draws = 40000
@@ -132,18 +138,20 @@ func TestDrawsFollowTheProbabilities(t *testing.T) {
 		}
 		for i := range want {
 			if math.Abs(counts[i]/draws-want[i]) > 0.01 {
-				t.Errorf("%s: token %d came up in %.4f of the draws, want %.4f", name, i, counts[i]/draws, want[i])
+				t.Errorf("%s: token %d came up in %.4f of the draws, want %.4f", name, i,
+					counts[i]/draws, want[i])
 			}
 		}
 	}
 }
 
-func TestAMixtureOfStopStringsIsFoundWhereverPiecesAreCut(t *testing.T) {
+func TestStream_FindsStopStringsAcrossPieces(t *testing.T) {
 	whole := "one two <stop> three"
 	for cut := range len(whole) {
 		for second := cut; second < len(whole); second++ {
 			shown := ""
-			s := &stream{stops: []string{"<stop>", "p>x"}, emit: func(piece string) { shown += piece }}
+			s := &stream{stops: []string{"<stop>", "p>x"},
+				emit: func(piece string) { shown += piece }}
 			stopped := false
 			for _, piece := range []string{whole[:cut], whole[cut:second], whole[second:]} {
 				if stopped = s.take(piece); stopped {

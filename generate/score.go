@@ -11,21 +11,25 @@ import (
 
 // Scores say how well a model predicts a text.
 type Scores struct {
-	// TokenNLL is the negative log-likelihood, in nats, of each token but the first, given those before it.
+	// TokenNLL is the negative log-likelihood in nats of each token except the first,
+	// given the tokens before it.
 	TokenNLL []float64
-	// NLL is their mean, Perplexity its exponential.
+	// NLL is the mean of TokenNLL, Perplexity its exponential.
 	NLL, Perplexity float64
 }
 
-const scoreChunk = 2048 // tokens that go through the blocks at once
+// scoreChunk is the number of tokens in one forward pass.
+const scoreChunk = 2048
 
-// Score computes the likelihood of ids, at least two. A text longer than the model's context is read in windows of that
-// length that share one token, so that every token but the first is predicted once; the first ones of a window have
-// little before them to go by. Where processes have divided the model, all of them call it and get the same.
+// Score computes the likelihood of ids, which must be at least two. A text longer than
+// the model's context is read in windows of that length that share one token. So every
+// token except the first is predicted once, but the first tokens of a window have
+// little context. If the model is divided over processes, all of them must call Score,
+// and all get the same result.
 func Score(ctx context.Context, m model.Model, ids []int32) (Scores, error) {
 	var s Scores
 	if len(ids) < 2 {
-		return s, errors.New("a text of fewer than two tokens has no token to predict: give at least two")
+		return s, errors.New("a text needs at least two tokens to be scored")
 	}
 	if err := CheckIDs(m, ids); err != nil {
 		return s, err
@@ -53,7 +57,7 @@ func Score(ctx context.Context, m model.Model, ids []int32) (Scores, error) {
 	return s, nil
 }
 
-// window scores ids[1:] given what comes before them in ids.
+// window scores ids[1:], each token given those before it in ids.
 func (s *Scores) window(ctx context.Context, m model.Model, ids []int32) error {
 	var cache *model.Cache
 	if len(ids)-1 > scoreChunk {
@@ -67,7 +71,8 @@ func (s *Scores) window(ctx context.Context, m model.Model, ids []int32) error {
 		end := min(start+scoreChunk, len(ids)-1)
 		torch.Scoped(func() {
 			input := tensor(m, ids[start:end])
-			hidden := model.Hidden(m, model.Sequence{IDs: input.Unsqueeze(0), Cache: cache}).Squeeze(0)
+			hidden := model.Hidden(m, model.Sequence{IDs: input.Unsqueeze(0),
+				Cache: cache}).Squeeze(0)
 			_, nll := m.Head().Loss(hidden, tensor(m, ids[start+1:end+1]), torch.Loss{})
 			s.TokenNLL = append(s.TokenNLL, torch.Values[float64](nll)...)
 		})
@@ -75,7 +80,7 @@ func (s *Scores) window(ctx context.Context, m model.Model, ids []int32) error {
 	return nil
 }
 
-// tensor is ids as an int64 tensor where the model is.
+// tensor returns ids as an int64 tensor on the model's device.
 func tensor(m model.Model, ids []int32) torch.Tensor {
 	return torch.From(ids, len(ids)).To(torch.Int64).ToDevice(model.Device(m))
 }

@@ -9,18 +9,20 @@ import (
 	"conquer/torch"
 )
 
-// Session continues one growing text. It keeps the model's cache from one call to the next, so that only what is new of a
-// prompt is read. It serves one goroutine at a time.
+// Session continues one growing text. It keeps the model's cache between calls, so
+// that only the new tokens of a prompt are read. One goroutine at a time may use it.
 type Session struct {
 	model model.Model
 	tok   *tokenizer.Tokenizer
 	cache *model.Cache
-	held  []int32 // the tokens that the cache has read
-	// Takes the steps where they are recorded; serves every text of this cache that is sampled in the same way.
+	held  []int32 // tokens in the cache
+	// decoder runs recorded steps. It is kept while the cache and the sampling options
+	// stay the same.
 	decoder *decoder
 }
 
-// NewSession begins an empty text; tok may be nil. The caller ends it with Close.
+// NewSession returns a session with an empty text. tok may be nil. The caller must
+// call Close.
 func NewSession(m model.Model, tok *tokenizer.Tokenizer) *Session {
 	return &Session{model: m, tok: tok}
 }
@@ -28,7 +30,7 @@ func NewSession(m model.Model, tok *tokenizer.Tokenizer) *Session {
 // Close frees the cache.
 func (s *Session) Close() { s.Reset() }
 
-// Reset forgets the text so far.
+// Reset discards the text so far.
 func (s *Session) Reset() {
 	s.decoder.free()
 	s.decoder = nil
@@ -39,11 +41,13 @@ func (s *Session) Reset() {
 	s.held = nil
 }
 
-// Generate continues prompt, which holds the whole text from its beginning; the part at the front that an earlier call
-// read or made is not computed again. Everything else is as in the function [Generate].
-func (s *Session) Generate(ctx context.Context, prompt []int32, o Options, onText func(piece string)) (Result, Stats, error) {
+// Generate continues prompt, which is the whole text from its beginning. The tokens
+// at its start that an earlier call read or made are not computed again. Otherwise
+// it is like the function [Generate].
+func (s *Session) Generate(ctx context.Context, prompt []int32, o Options,
+	onText func(piece string)) (Result, Stats, error) {
 	if o.NoCache {
-		return Result{}, Stats{}, errors.New("a session cannot do without its cache")
+		return Result{}, Stats{}, errors.New("a session needs its cache: NoCache is not supported")
 	}
 	g, err := begin(s.model, s.tok, [][]int32{prompt}, o, func(_ int, piece string) {
 		if onText != nil {
@@ -62,7 +66,8 @@ func (s *Session) Generate(ctx context.Context, prompt []int32, o Options, onTex
 				err = g.loop(ctx, logits)
 				return
 			}
-			if s.decoder == nil || s.decoder.cache != s.cache || s.decoder.sampling != o.sampling() {
+			if s.decoder == nil || s.decoder.cache != s.cache ||
+				s.decoder.sampling != o.sampling() {
 				s.decoder.free()
 				s.decoder = newDecoder(s.model, s.cache, 1, o)
 			}
@@ -74,15 +79,17 @@ func (s *Session) Generate(ctx context.Context, prompt []int32, o Options, onTex
 		g.stats.fusion(s.model, s.cache)
 		s.held = append(s.held[:0], g.rows[0].ids[:s.cache.Length]...)
 	}
-	if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) { // which the first of several processes may say
-		s.Reset() // a step that failed half-way leaves a cache that nothing is known of
+	// The first process of a group may report Canceled while ctx is not done.
+	if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
+		s.Reset() // a step that failed leaves the cache in an unknown state
 		return Result{}, g.stats, err
 	}
 	return g.results()[0], g.stats, err
 }
 
-// prepare makes the cache hold the longest beginning of prompt that it can, with room for capacity tokens, and returns
-// how many it holds. At least one token of the prompt is left to be read.
+// prepare makes room for capacity tokens in the cache and keeps the longest prefix of
+// prompt that is in it. It returns the length of that prefix, which leaves at least
+// one token of the prompt to read.
 func (s *Session) prepare(prompt []int32, capacity int) int {
 	kept := 0
 	for kept < min(len(s.held), len(prompt)-1) && s.held[kept] == prompt[kept] {
@@ -97,7 +104,8 @@ func (s *Session) prepare(prompt []int32, capacity int) int {
 		for room < capacity {
 			room *= 2
 		}
-		grown := s.model.NewCache(1, min(room, max(capacity, s.model.MaxLength())), model.DType(s.model), model.Device(s.model))
+		grown := s.model.NewCache(1, min(room, max(capacity, s.model.MaxLength())),
+			model.DType(s.model), model.Device(s.model))
 		if s.cache != nil {
 			move(grown, s.cache, kept)
 			s.cache.Free()
@@ -108,7 +116,8 @@ func (s *Session) prepare(prompt []int32, capacity int) int {
 	return kept
 }
 
-// rewinds reports whether a cache can go back to an earlier token: keys and values can, a running state cannot.
+// rewinds reports whether a cache can return to an earlier token. Keys and values
+// can, the state of a state-space layer cannot.
 func rewinds(c *model.Cache) bool {
 	for i := range c.Layers {
 		if c.Layers[i].State.Defined() || c.Layers[i].Conv.Defined() {
@@ -118,7 +127,8 @@ func rewinds(c *model.Cache) bool {
 	return true
 }
 
-// move takes the first length columns of from, and its states, to a larger cache.
+// move copies the first length columns of from, and moves its states, to a larger
+// cache.
 func move(to, from *model.Cache, length int) {
 	for i := range to.Layers {
 		a, b := &to.Layers[i], &from.Layers[i]

@@ -6,8 +6,8 @@ import (
 	"conquer/text/tokenizer"
 )
 
-// stream turns a row's tokens into text piece by piece and looks for the stop strings. What could become a stop string is
-// held back until that is decided.
+// stream turns a row's tokens into text and finds stop strings. Text that could be
+// the beginning of a stop string is held back until that is decided.
 type stream struct {
 	decoder *tokenizer.Decoder
 	stops   []string
@@ -16,10 +16,10 @@ type stream struct {
 	emit    func(piece string) // may be nil
 }
 
-// next takes a token and reports whether a stop string is complete.
+// next adds a token and reports whether a stop string is complete.
 func (s *stream) next(id int32) bool { return s.take(s.decoder.Next(id)) }
 
-// flush ends the text, and reports whether its end was a stop string after all.
+// flush ends the text and reports whether a stop string is at its end.
 func (s *stream) flush() bool {
 	if s.take(s.decoder.Flush()) {
 		return true
@@ -29,6 +29,7 @@ func (s *stream) flush() bool {
 	return false
 }
 
+// take adds a piece of text and reports whether a stop string is complete.
 func (s *stream) take(piece string) bool {
 	if piece == "" {
 		return false
@@ -51,7 +52,8 @@ func (s *stream) take(piece string) bool {
 	return false
 }
 
-// undecided is the length of the longest end of the held text that a stop string begins with.
+// undecided returns the length of the longest suffix of the held text that is a
+// prefix of a stop string.
 func (s *stream) undecided() int {
 	longest := 0
 	for _, stop := range s.stops {
@@ -64,6 +66,7 @@ func (s *stream) undecided() int {
 	return longest
 }
 
+// put adds text that is certain.
 func (s *stream) put(piece string) {
 	if piece == "" {
 		return

@@ -94,9 +94,9 @@ func (f *samplingFlags) read() error {
 
 // tell says, once, why a GPU took the steps by more kernels than it has to.
 func (f *samplingFlags) tell(command string, s generate.Stats) {
-	if s.Unfused != "" && !f.told {
+	if s.UnfusedReason != "" && !f.told {
 		f.told = true
-		fmt.Fprintf(os.Stderr, "conquer %s: layers were decoded without the fused kernel, more slowly: %s\n", command, s.Unfused)
+		fmt.Fprintf(os.Stderr, "conquer %s: layers were decoded without the fused kernel, more slowly: %s\n", command, s.UnfusedReason)
 	}
 }
 

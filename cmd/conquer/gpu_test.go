@@ -336,10 +336,10 @@ func TestGPUProfileNamesKernels(t *testing.T) {
 	kernels := []string{"matvec", "attend"}
 	if device.Info().Major == 9 { // else the operations that it is made of give the same
 		kernels = append(kernels, "block_tail")
-		if !stats.Fused || stats.Unfused != "" {
+		if !stats.Fused || stats.UnfusedReason != "" {
 			t.Errorf("the fused kernel is not spoken of: %+v", stats)
 		}
-	} else if want := fmt.Sprintf("there is none for a GPU of compute capability %d.", device.Info().Major); !strings.HasPrefix(stats.Unfused, want) || stats.Fused {
+	} else if want := fmt.Sprintf("there is none for a GPU of compute capability %d.", device.Info().Major); !strings.HasPrefix(stats.UnfusedReason, want) || stats.Fused {
 		t.Errorf("nothing is said of the fused kernel that is not there: %+v", stats)
 	}
 	for _, kernel := range kernels {
