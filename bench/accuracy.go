@@ -11,14 +11,16 @@ import (
 	"conquer/torch"
 )
 
-// RunAccuracy answers each prompt under each strategy, the likeliest token at a time and with no more tokens than the
-// reference has, and takes the perplexity of the reference after the prompt. each gets every row as it is finished, with how
-// many there will be.
+// RunAccuracy measures the perplexity of each reference after its prompt under each strategy,
+// and generates a greedy answer of at most as many tokens as the reference. It calls each
+// with every row when it is finished and with the total number of rows.
 func RunAccuracy(ctx context.Context, s Subject, each func(row AccuracyRow, total int)) error {
 	if s.Tokenizer == nil {
-		return errors.New("the model has no tokenizer, and texts are compared: give one with --tokenizer")
+		return errors.New("comparing texts needs a tokenizer, and the model has none: " +
+			"give one with --tokenizer")
 	}
-	prompts, givens, references := make([][]int32, len(s.Prompts)), make([][]int32, len(s.Prompts)), make([][]int32, len(s.Prompts))
+	n := len(s.Prompts)
+	prompts, givens, references := make([][]int32, n), make([][]int32, n), make([][]int32, n)
 	for id, p := range s.Prompts {
 		prompts[id] = s.Tokenizer.Encode(p.Prompt, true)
 		givens[id], references[id] = s.Tokenizer.Continuation(p.Prompt, p.Answer)
@@ -26,7 +28,8 @@ func RunAccuracy(ctx context.Context, s Subject, each func(row AccuracyRow, tota
 			return fmt.Errorf("prompt %d or its answer has no tokens", id)
 		}
 		if n := len(givens[id]) + len(references[id]); n > s.Model.MaxLength() {
-			return fmt.Errorf("prompt %d and its answer have %d tokens, the model's context is %d", id, n, s.Model.MaxLength())
+			return fmt.Errorf("prompt %d and its answer have %d tokens, the model's context is %d",
+				id, n, s.Model.MaxLength())
 		}
 	}
 	before := s.Model.Chunking()
@@ -38,7 +41,8 @@ func RunAccuracy(ctx context.Context, s Subject, each func(row AccuracyRow, tota
 		for id, prompt := range prompts {
 			reference := references[id]
 			options := generate.Options{MaxNewTokens: len(reference), NoCache: !s.UseCache}
-			results, _, err := generate.Generate(ctx, s.Model, s.Tokenizer, [][]int32{prompt}, options, nil)
+			results, _, err := generate.Generate(ctx, s.Model, s.Tokenizer, [][]int32{prompt},
+				options, nil)
 			if err != nil {
 				return fmt.Errorf("prompt %d: %w", id, err)
 			}
@@ -47,7 +51,8 @@ func RunAccuracy(ctx context.Context, s Subject, each func(row AccuracyRow, tota
 				return fmt.Errorf("prompt %d: %w", id, err)
 			}
 			each(AccuracyRow{
-				ID: id, Strategy: s.Model.Chunking().String(), ChunkSize: chunkSize(s.Model), PromptTokens: len(prompt), ReferenceTokens: len(reference),
+				ID: id, Strategy: s.Model.Chunking().String(), ChunkSize: chunkSize(s.Model),
+				PromptTokens: len(prompt), ReferenceTokens: len(reference),
 				NLL: nll, Perplexity: math.Exp(nll), Prediction: results[0].Text,
 			}, len(s.Strategies)*len(s.Prompts))
 		}
@@ -55,8 +60,9 @@ func RunAccuracy(ctx context.Context, s Subject, each func(row AccuracyRow, tota
 	return nil
 }
 
-// meanNLL is the mean negative log-likelihood of target's tokens after those of given, in nats. All of them go through the
-// model in one pass, so that a strategy's chunks lie as they would without this cut.
+// meanNLL returns the mean negative log-likelihood in nats of the tokens in target after those
+// in given. All go through the model in one pass, so the chunks of a strategy are those of
+// the whole text.
 func meanNLL(m model.Model, given, target []int32) (mean float64, err error) {
 	ids := append(append([]int32{}, given...), target...)
 	if err := generate.CheckIDs(m, ids); err != nil {
@@ -76,7 +82,7 @@ func meanNLL(m model.Model, given, target []int32) (mean float64, err error) {
 		return nil
 	})
 	if err == nil && (math.IsNaN(mean) || math.IsInf(mean, 0)) {
-		err = errors.New("the model's probabilities are no numbers")
+		err = errors.New("the model's probabilities are not numbers")
 	}
 	return mean, err
 }

@@ -16,8 +16,9 @@ import (
 	"conquer/torch"
 )
 
-// The ways to run a model that [RunChunks] compares: the plain page of the scan or the kernels, each operation launched by
-// itself or all of a step replayed from a CUDA graph.
+// Ways to run a model that [RunChunks] compares: the scan in libtorch's operations (Eager,
+// Graph) or in kernels (Kernels, Both), launched one by one (Eager, Kernels) or replayed from
+// a CUDA graph (Graph, Both).
 const (
 	Eager   = "eager"
 	Kernels = "kernels"
@@ -27,10 +28,12 @@ const (
 
 // Subject is the model that a benchmark runs over prompts.
 type Subject struct {
-	Model     bamba.Chunked
-	Tokenizer *tokenizer.Tokenizer // may be nil for [RunChunks]: then tokens are drawn, as many as the prompt's entry says
+	Model bamba.Chunked
+	// may be nil for [RunChunks]: then prompts are Prompt.TokenLen random tokens
+	Tokenizer *tokenizer.Tokenizer
 	Prompts   []Prompt
-	// Strategies with their chunk sizes. Where Compile is given, it decides which code runs, not their -optimized.
+	// Strategies holds the chunking strategies with their chunk sizes. If
+	// ChunksOptions.Compile is set, it decides whether kernels run, not -optimized.
 	Strategies []bamba.Chunking
 	UseCache   bool
 }
@@ -38,22 +41,25 @@ type Subject struct {
 // ChunksOptions say what [RunChunks] measures.
 type ChunksOptions struct {
 	Subject
-	Compile      []string // empty: eager or kernels, as each strategy's name says
+	// if empty, each strategy runs as Eager, or as Kernels if it is -optimized
+	Compile      []string
 	MaxNewTokens int
-	Repeats      int // timed runs of each row, after a warm-up
+	Repeats      int // timed runs of each row, after a warm-up run
 }
 
-// Check reports what is wrong with the options, if anything.
+// Check returns an error if the options are invalid.
 func (o ChunksOptions) Check() error {
 	for _, c := range o.Compile {
 		if !slices.Contains([]string{Eager, Kernels, Graph, Both}, c) {
-			return fmt.Errorf("unknown way to compile %q: choose among %s, %s, %s, %s", c, Eager, Kernels, Graph, Both)
+			return fmt.Errorf("compile %q is not known: choose among %s, %s, %s, %s",
+				c, Eager, Kernels, Graph, Both)
 		}
 	}
-	return errors.Join(checkPositive("max_new_tokens", o.MaxNewTokens), checkPositive("repeats", o.Repeats))
+	return errors.Join(checkPositive("max_new_tokens", o.MaxNewTokens),
+		checkPositive("repeats", o.Repeats))
 }
 
-// variants are the strategies in every way that they are to be run, without repetition.
+// variants lists each strategy with each of its ways to run, without duplicates.
 func (o ChunksOptions) variants() (list []bamba.Chunking, compile []string) {
 	for _, c := range o.Strategies {
 		ways := o.Compile
@@ -77,7 +83,7 @@ func (o ChunksOptions) variants() (list []bamba.Chunking, compile []string) {
 	return list, compile
 }
 
-// encode gives the prompt's tokens.
+// encode returns the tokens of a prompt.
 func (s Subject) encode(p Prompt, random *rand.Rand) []int32 {
 	if s.Tokenizer != nil {
 		return s.Tokenizer.Encode(p.Prompt, true)
@@ -89,8 +95,9 @@ func (s Subject) encode(p Prompt, random *rand.Rand) []int32 {
 	return ids
 }
 
-// RunChunks times generation after each prompt by each strategy. each gets every row as it is finished, with how many there
-// will be; a row that failed says why and the run goes on.
+// RunChunks times generation after each prompt with each strategy. It calls each with every
+// row when it is finished and with the total number of rows. If a row fails, it holds the
+// reason, and the run continues.
 func RunChunks(ctx context.Context, o ChunksOptions, each func(row ChunksRow, total int)) error {
 	if err := o.Check(); err != nil {
 		return err
@@ -100,7 +107,9 @@ func RunChunks(ctx context.Context, o ChunksOptions, each func(row ChunksRow, to
 	for id, p := range o.Prompts {
 		prompts[id] = o.encode(p, random)
 		if n := len(prompts[id]) + o.MaxNewTokens; n > o.Model.MaxLength() {
-			return fmt.Errorf("prompt %d and its new tokens come to %d, the model's context is %d", id, n, o.Model.MaxLength())
+			return fmt.Errorf(
+				"prompt %d and its new tokens have %d tokens, the model's context is %d",
+				id, n, o.Model.MaxLength())
 		}
 	}
 	list, compile := o.variants()
@@ -125,61 +134,83 @@ func RunChunks(ctx context.Context, o ChunksOptions, each func(row ChunksRow, to
 	return nil
 }
 
-// run is one generation.
-type run struct{ total, first, between float64 } // milliseconds
+// run holds the times of one generation in milliseconds.
+type run struct{ total, first, between float64 }
 
-func (o ChunksOptions) row(ctx context.Context, id int, ids []int32, compile string) (ChunksRow, error) {
+// row measures one prompt with the model's current strategy.
+func (o ChunksOptions) row(ctx context.Context, id int, ids []int32, compile string) (ChunksRow,
+	error) {
 	device, chunking := model.Device(o.Model), o.Model.Chunking()
 	r := ChunksRow{
-		ID: id, PromptTokens: len(ids), Strategy: baseName(chunking), Compile: compile, ChunkSize: chunkSize(o.Model),
-		Layers: len(o.Model.Blocks()), UseCache: o.UseCache, Device: device.String(), DType: model.DType(o.Model).String(),
+		ID: id, PromptTokens: len(ids), Strategy: baseName(chunking), Compile: compile,
+		ChunkSize: chunkSize(o.Model), Layers: len(o.Model.Blocks()), UseCache: o.UseCache,
+		Device: device.String(), DType: model.DType(o.Model).String(),
 		NewTokens: o.MaxNewTokens, Repeats: o.Repeats, TopOperations: []Operation{},
 	}
 	r.NumChunks = (len(ids) + r.ChunkSize - 1) / r.ChunkSize
-	recorded := compile == Graph || compile == Both
-	if recorded && !device.IsCUDA() {
-		r.Failed = "there is no graph on the CPU: it records launches, and the CPU has none to save"
+	if recorded := compile == Graph || compile == Both; recorded && !device.IsCUDA() {
+		r.Failed = "graphs are for GPUs: on the CPU there are no launches to record"
 		return r, nil
 	}
-	once := func() (run, error) { return o.generate(ctx, ids, recorded) }
-	release := func() {}
-	defer func() { release() }()
-	var runs []run
-	var failed error
-	warm := func() { _, failed = once() }
-	if recorded && !o.UseCache {
-		// What a recording holds it holds from then on: its peak is that of being made.
-		warm = func() {
-			var g *recording
-			if g, failed = record(o.Model, ids, o.MaxNewTokens); failed == nil {
-				once = g.run
-				release = g.free
-				_, failed = once()
-			}
-		}
-	}
-	err := torch.Run(func() error {
-		r.PeakBytes = peak(device, warm)
-		if failed == nil && !recorded { // without what a first run loads
-			r.PeakBytes = peak(device, warm)
-		}
-		return failed
-	})
+	once, release, err := o.warm(ctx, &r, ids)
+	defer release()
 	if err != nil {
 		return r, err
 	}
+	runs := make([]run, 0, o.Repeats)
 	u := watch(device)
 	for range o.Repeats {
-		var one run
-		if one, failed = once(); failed != nil {
+		one, failed := once()
+		if failed != nil {
+			err = failed
 			break
 		}
 		runs = append(runs, one)
 	}
 	r.CPUUtilization, r.GPUUtilization = u.stop()
-	if failed != nil {
-		return r, failed
+	if err != nil {
+		return r, err
 	}
+	r.set(runs)
+	r.BytesMoved, r.Flops = generationCost(o.Model, len(ids), o.MaxNewTokens, o.UseCache)
+	r.GBPerS = fraction(float64(r.BytesMoved)/1e6, r.TotalMS)
+	r.GFlopPerS = fraction(float64(r.Flops)/1e6, r.TotalMS)
+	r.TopOperations, err = o.operations(ctx, ids)
+	return r, err
+}
+
+// warm runs the generation of a row for the first time, sets its peak memory, and returns the
+// function that runs it again. The caller calls release when it is done.
+func (o ChunksOptions) warm(ctx context.Context, r *ChunksRow, ids []int32) (
+	once func() (run, error), release func(), err error) {
+	recorded := r.Compile == Graph || r.Compile == Both
+	once = func() (run, error) { return o.generate(ctx, ids, recorded) }
+	release = func() {}
+	var failed error
+	first := func() { _, failed = once() }
+	if recorded && !o.UseCache {
+		// A recording keeps its memory, so its peak is that of recording.
+		first = func() {
+			var g *recording
+			if g, failed = record(o.Model, ids, o.MaxNewTokens); failed == nil {
+				once, release = g.run, g.free
+				_, failed = once()
+			}
+		}
+	}
+	device := model.Device(o.Model)
+	err = torch.Run(func() error {
+		r.PeakBytes = peak(device, first)
+		if failed == nil && !recorded { // again, without what the first run loads
+			r.PeakBytes = peak(device, first)
+		}
+		return failed
+	})
+	return once, release, err
+}
+
+// set fills the times of a row.
+func (r *ChunksRow) set(runs []run) {
 	pick := func(part func(run) float64) timing {
 		samples := make([]float64, len(runs))
 		for i := range runs {
@@ -191,22 +222,20 @@ func (o ChunksOptions) row(ctx context.Context, id int, ids []int32, compile str
 	r.TotalMS, r.LowMS, r.HighMS = total.median, total.low, total.high
 	r.FirstTokenMS = pick(func(t run) float64 { return t.first }).median
 	r.BetweenTokensMS = pick(func(t run) float64 { return t.between }).median
-	r.TokensPerS = fraction(1000*float64(o.MaxNewTokens), r.TotalMS)
-	r.BytesMoved, r.Flops = generationCost(o.Model, len(ids), o.MaxNewTokens, o.UseCache)
-	r.GBPerS, r.GFlopPerS = fraction(float64(r.BytesMoved)/1e6, r.TotalMS), fraction(float64(r.Flops)/1e6, r.TotalMS)
-	r.TopOperations, err = o.operations(ctx, ids)
-	return r, err
+	r.TokensPerS = fraction(1000*float64(r.NewTokens), r.TotalMS)
 }
 
-// generate makes the tokens once.
+// generate generates the tokens once. The host has read the last token when it returns, so
+// the device is done.
 func (o ChunksOptions) generate(ctx context.Context, ids []int32, recorded bool) (run, error) {
-	options := generate.Options{MaxNewTokens: o.MaxNewTokens, IgnoreEOS: true, NoCache: !o.UseCache, Compile: generate.CompileNone}
+	options := generate.Options{MaxNewTokens: o.MaxNewTokens, IgnoreEOS: true, NoCache: !o.UseCache,
+		Compile: generate.CompileNone}
 	if recorded {
 		options.Compile = generate.CompileGraph
 	}
 	began := time.Now()
 	_, stats, err := generate.Generate(ctx, o.Model, nil, [][]int32{ids}, options, nil)
-	total := milliseconds(time.Since(began)) // the last token has been read on the host: the device is done
+	total := milliseconds(time.Since(began))
 	return newRun(total, milliseconds(stats.Prefill), o.MaxNewTokens), err
 }
 
@@ -218,7 +247,8 @@ func newRun(total, first float64, tokens int) run {
 	return r
 }
 
-// operations are the costliest of one generation, launched one by one and each waited for.
+// operations returns the most expensive operations of one generation, which are launched and
+// awaited one by one.
 func (o ChunksOptions) operations(ctx context.Context, ids []int32) ([]Operation, error) {
 	const most = 8
 	list := []Operation{}
@@ -229,75 +259,15 @@ func (o ChunksOptions) operations(ctx context.Context, ids []int32) ([]Operation
 			sum += op.Time
 		}
 		for _, op := range all[:min(most, len(all))] {
-			list = append(list, Operation{strings.TrimPrefix(op.Name, "aten::"), milliseconds(op.Time), float64(op.Time) / float64(sum)})
+			list = append(list, Operation{strings.TrimPrefix(op.Name, "aten::"),
+				milliseconds(op.Time), float64(op.Time) / float64(sum)})
 		}
 		return err
 	})
 	return list, err
 }
 
-// recording is generation without a cache from recorded passes, one for each length.
-type recording struct {
-	device torch.Device
-	ids    torch.Tensor // int64 [1, prompt + new tokens]
-	passes []*torch.Capture
-}
-
-// record prepares the passes after a prompt: the i'th reads the prompt and i tokens, and writes the next one behind them.
-func record(m bamba.Chunked, prompt []int32, count int) (*recording, error) {
-	g := &recording{device: model.Device(m)}
-	err := torch.Run(func() error {
-		torch.NoGrad(func() {
-			room := make([]int32, len(prompt)+count)
-			copy(room, prompt)
-			g.ids = torch.From(room, 1, len(room)).To(torch.Int64).ToDevice(g.device).Own()
-			for i := range count {
-				length := len(prompt) + i
-				pass := torch.NewCapture(g.device, func() {
-					logits := model.LastLogits(m, model.Sequence{IDs: g.ids.Narrow(1, 0, length)})
-					g.ids.Narrow(1, length, 1).Copy(logits.Argmax(-1).Unsqueeze(1))
-				})
-				g.passes = append(g.passes, pass)
-				for !pass.Recorded() {
-					pass.Run()
-				}
-			}
-		})
-		return nil
-	})
-	if err != nil {
-		g.free()
-		return nil, err
-	}
-	return g, nil
-}
-
-// run replays all passes, waiting for each token as one who reads along does.
-func (g *recording) run() (t run, err error) {
-	err = torch.Run(func() error {
-		began := time.Now()
-		first := 0.0
-		for i, pass := range g.passes {
-			pass.Run()
-			g.device.Synchronize()
-			if i == 0 {
-				first = milliseconds(time.Since(began))
-			}
-		}
-		t = newRun(milliseconds(time.Since(began)), first, len(g.passes))
-		return nil
-	})
-	return t, err
-}
-
-func (g *recording) free() {
-	for _, pass := range g.passes {
-		pass.Free()
-	}
-	g.ids.Free()
-}
-
-// chunkSize is the size that the model's current chunking comes to.
+// chunkSize returns the chunk size of the model's current strategy in tokens.
 func chunkSize(m bamba.Chunked) int {
 	for _, block := range m.Blocks() {
 		var mixer *bamba.Mixer

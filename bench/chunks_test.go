@@ -14,7 +14,8 @@ import (
 	"conquer/torch"
 )
 
-// small is a random model that reads characters, with weights large enough for its strategies to matter.
+// small returns a random model that reads characters. Its weights are so large that strategies
+// differ.
 func small(t testing.TB, architecture string) bamba.Chunked { return smallOf(t, architecture, 256) }
 
 func smallOf(t testing.TB, architecture string, vocabulary float64) bamba.Chunked {
@@ -50,8 +51,10 @@ func characters(t testing.TB) *tokenizer.Tokenizer {
 }
 
 func subject(t testing.TB, names ...string) Subject {
-	s := Subject{Model: small(t, "bamba"), Tokenizer: characters(t), Strategies: strategies(t, names...), Prompts: []Prompt{
-		{Prompt: strings.Repeat("the sea and the lamp ", 3), Answer: "a light", TokenLen: 63, NumChunks: 1},
+	s := Subject{Model: small(t, "bamba"), Tokenizer: characters(t), Strategies: strategies(t,
+		names...), Prompts: []Prompt{
+		{Prompt: strings.Repeat("the sea and the lamp ", 3), Answer: "a light", TokenLen: 63,
+			NumChunks: 1},
 		{Prompt: "short", Answer: "answers", TokenLen: 5, NumChunks: 1},
 	}}
 	for i := range s.Strategies {
@@ -60,9 +63,10 @@ func subject(t testing.TB, names ...string) Subject {
 	return s
 }
 
-func TestEveryPromptAndStrategyIsTimed(t *testing.T) {
+func TestRunChunks_TimesEveryPromptAndStrategy(t *testing.T) {
 	for _, cached := range []bool{false, true} {
-		o := ChunksOptions{Subject: subject(t, "default", "default-optimized", "windowed:1"), MaxNewTokens: 3, Repeats: 2}
+		o := ChunksOptions{Subject: subject(t, "default", "default-optimized", "windowed:1"),
+			MaxNewTokens: 3, Repeats: 2}
 		o.UseCache = cached
 		live := torch.LiveTensors()
 		var rows []ChunksRow
@@ -80,13 +84,16 @@ func TestEveryPromptAndStrategyIsTimed(t *testing.T) {
 		for i, r := range rows {
 			want := []string{"default eager", "default kernels", "windowed:1 eager"}[i%3]
 			tokens := len(o.Tokenizer.Encode(o.Prompts[i/3].Prompt, true))
-			if r.Strategy+" "+r.Compile != want || r.ID != i/3 || r.PromptTokens != tokens || r.NumChunks != (tokens+15)/16 || r.Layers != 4 || r.UseCache != cached {
+			if r.Strategy+" "+r.Compile != want || r.ID != i/3 || r.PromptTokens != tokens ||
+				r.NumChunks != (tokens+15)/16 || r.Layers != 4 || r.UseCache != cached {
 				t.Errorf("row %d: %+v", i, r)
 			}
-			if r.Failed != "" || !(0 < r.FirstTokenMS && r.FirstTokenMS < r.TotalMS && 0 < r.BetweenTokensMS) || r.PeakBytes <= 0 || r.CPUUtilization <= 0 {
+			if r.Failed != "" || !(0 < r.FirstTokenMS && r.FirstTokenMS < r.TotalMS &&
+				0 < r.BetweenTokensMS) || r.PeakBytes <= 0 || r.CPUUtilization <= 0 {
 				t.Errorf("row %d: %+v", i, r)
 			}
-			scan := slices.ContainsFunc(r.TopOperations, func(op Operation) bool { return op.Name == "conquer::ssd_scan" })
+			scan := slices.ContainsFunc(r.TopOperations,
+				func(op Operation) bool { return op.Name == "conquer::ssd_scan" })
 			if len(r.TopOperations) != 8 || r.Compile == Eager && scan {
 				t.Errorf("row %d: its costliest operations are %v", i, r.TopOperations)
 			}
@@ -100,10 +107,11 @@ func TestEveryPromptAndStrategyIsTimed(t *testing.T) {
 	}
 }
 
-// What the passes cost is counted layer by layer; here it is counted from the weights, which is most of it.
-func TestPassCostIsMostlyTwoOperationsAWeight(t *testing.T) {
+// Most operations are those of the weights, which this test counts.
+func TestPassCost_IsMostlyTwoOperationsAWeight(t *testing.T) {
 	for _, architecture := range []string{"bamba", "mamba2"} {
-		config, err := model.Variant(architecture, map[string]string{"bamba": "9b", "mamba2": "130m"}[architecture])
+		config, err := model.Variant(architecture, map[string]string{"bamba": "9b",
+			"mamba2": "130m"}[architecture])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -141,35 +149,44 @@ func TestPassCostIsMostlyTwoOperationsAWeight(t *testing.T) {
 	}
 }
 
-func TestWithoutAGraphTheRowSaysSo(t *testing.T) {
-	o := ChunksOptions{Subject: subject(t, "default", "default-optimized", "independent"), Compile: []string{Eager, Kernels, Graph, Both}, MaxNewTokens: 1, Repeats: 1}
+func TestRunChunks_RowSaysThatTheCPUHasNoGraph(t *testing.T) {
+	o := ChunksOptions{Subject: subject(t, "default", "default-optimized", "independent"),
+		Compile: []string{Eager, Kernels, Graph, Both}, MaxNewTokens: 1, Repeats: 1}
 	o.Prompts = o.Prompts[1:]
 	var got []string
 	err := RunChunks(context.Background(), o, func(row ChunksRow, total int) {
-		if graph := row.Compile == Graph || row.Compile == Both; graph != strings.Contains(row.Failed, "graph") || graph != (row.TotalMS == 0) || row.BetweenTokensMS != 0 {
+		if graph := row.Compile == Graph ||
+			row.Compile == Both; graph != strings.Contains(row.Failed, "graph") ||
+			graph != (row.TotalMS == 0) || row.BetweenTokensMS != 0 {
 			t.Errorf("%+v", row)
 		}
 		got = append(got, row.Strategy+" "+row.Compile)
 	})
 	// default and default-optimized are one strategy here, in the same four ways.
-	if want := "default eager,default kernels,default graph,default both,independent eager,independent kernels,independent graph,independent both"; err != nil || strings.Join(got, ",") != want {
+	if want := "default eager,default kernels,default graph,default both,independent " +
+		"eager,independent kernels,independent graph,independent both"; err != nil ||
+		strings.Join(got, ",") != want {
 		t.Errorf("%v %v", got, err)
 	}
 }
 
-func TestAPromptBeyondTheContextIsRefusedBeforeAnyIsRun(t *testing.T) {
+func TestRunChunks_RefusesLongPromptsFirst(t *testing.T) {
 	s := subject(t, "default-optimized")
-	s.Prompts = append(s.Prompts, Prompt{Prompt: strings.Repeat("x", s.Model.MaxLength()), Answer: "y", TokenLen: 1, NumChunks: 1})
-	err := RunChunks(context.Background(), ChunksOptions{Subject: s, MaxNewTokens: 1, Repeats: 1}, func(ChunksRow, int) { t.Error("a row was measured") })
+	s.Prompts = append(s.Prompts, Prompt{Prompt: strings.Repeat("x", s.Model.MaxLength()),
+		Answer: "y", TokenLen: 1, NumChunks: 1})
+	err := RunChunks(context.Background(), ChunksOptions{Subject: s, MaxNewTokens: 1, Repeats: 1},
+		func(ChunksRow, int) { t.Error("a row was measured") })
 	if err == nil || !strings.Contains(err.Error(), "prompt 2") {
 		t.Error(err)
 	}
-	if err = RunAccuracy(context.Background(), s, func(AccuracyRow, int) { t.Error("a prompt was answered") }); err == nil || !strings.Contains(err.Error(), "prompt 2") {
+	if err = RunAccuracy(context.Background(), s,
+		func(AccuracyRow, int) { t.Error("a prompt was answered") }); err == nil ||
+		!strings.Contains(err.Error(), "prompt 2") {
 		t.Error(err)
 	}
 }
 
-func TestPromptsWithoutATokenizerAreDrawnToLength(t *testing.T) {
+func TestRunChunks_DrawsPromptsWithoutATokenizer(t *testing.T) {
 	o := ChunksOptions{Subject: subject(t, "independent-optimized"), MaxNewTokens: 1, Repeats: 1}
 	o.Tokenizer = nil
 	o.Prompts = []Prompt{{Prompt: "x", Answer: "y", TokenLen: 77, NumChunks: 1}}
@@ -183,11 +200,14 @@ func TestPromptsWithoutATokenizerAreDrawnToLength(t *testing.T) {
 	}
 }
 
-func TestAccuracyIsThatOfTheModelUnderEachStrategy(t *testing.T) {
+func TestRunAccuracy_MatchesTheModelUnderEachStrategy(t *testing.T) {
 	s := subject(t, "default-optimized", "independent", "windowed:1-optimized")
 	s.UseCache = true
 	rows := map[string]AccuracyRow{}
-	if err := RunAccuracy(context.Background(), s, func(row AccuracyRow, total int) { rows[row.Strategy+string(rune('0'+row.ID))] = row }); err != nil {
+	if err := RunAccuracy(context.Background(), s,
+		func(row AccuracyRow, total int) {
+			rows[row.Strategy+string(rune('0'+row.ID))] = row
+		}); err != nil {
 		t.Fatal(err)
 	}
 	if len(rows) != 6 {
@@ -196,7 +216,8 @@ func TestAccuracyIsThatOfTheModelUnderEachStrategy(t *testing.T) {
 	for id, p := range s.Prompts {
 		prompt, answer := s.Tokenizer.Encode(p.Prompt, true), s.Tokenizer.Encode(p.Answer, false)
 		row := rows["default-optimized"+string(rune('0'+id))]
-		scores, err := generate.Score(context.Background(), s.Model, append(slices.Clone(prompt), answer...))
+		scores, err := generate.Score(context.Background(), s.Model, append(slices.Clone(prompt),
+			answer...))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,14 +225,16 @@ func TestAccuracyIsThatOfTheModelUnderEachStrategy(t *testing.T) {
 		for _, nll := range scores.TokenNLL[len(prompt)-1:] {
 			want += nll / float64(len(answer))
 		}
-		if math.Abs(row.NLL-want) > 1e-4*want || math.Abs(row.Perplexity-math.Exp(row.NLL)) > 1e-9*row.Perplexity || row.ReferenceTokens != len(answer) || row.PromptTokens != len(prompt) {
+		if math.Abs(row.NLL-want) > 1e-4*want ||
+			math.Abs(row.Perplexity-math.Exp(row.NLL)) > 1e-9*row.Perplexity ||
+			row.ReferenceTokens != len(answer) || row.PromptTokens != len(prompt) {
 			t.Errorf("%+v, and the reference's mean is %g", row, want)
 		}
 		if n := len(s.Tokenizer.Encode(row.Prediction, false)); n > len(answer) {
 			t.Errorf("the prediction has %d tokens, its reference %d", n, len(answer))
 		}
 	}
-	// Within one chunk nothing is carried; beyond it the strategies part.
+	// Strategies differ only beyond the first chunk.
 	if a, b := rows["default-optimized1"], rows["independent1"]; math.Abs(a.NLL-b.NLL) > 1e-4 {
 		t.Errorf("within a chunk: %g and %g", a.NLL, b.NLL)
 	}
@@ -219,40 +242,52 @@ func TestAccuracyIsThatOfTheModelUnderEachStrategy(t *testing.T) {
 		t.Errorf("over chunks: %g and %g", a.NLL, b.NLL)
 	}
 	s.Tokenizer = nil
-	if err := RunAccuracy(context.Background(), s, nil); err == nil || !strings.Contains(err.Error(), "--tokenizer") {
+	if err := RunAccuracy(context.Background(), s, nil); err == nil ||
+		!strings.Contains(err.Error(), "--tokenizer") {
 		t.Error(err)
 	}
 }
 
-func TestPromptsFilesAreCheckedByEntryAndField(t *testing.T) {
+func TestReadPrompts_ErrorsNameEntryAndField(t *testing.T) {
 	good := `{"prompt": "p", "answer": "a", "token_len": 3, "num_chunks": 1}`
 	for text, words := range map[string]string{
 		"":    "JSON list",
 		"{}":  "JSON list",
 		"[]":  "empty",
 		"[1]": "JSON list",
-		"[" + good + `, {"prompt": "p", "token_len": 3, "num_chunks": 1}]`:    `entry 1 has no "answer"`,
-		"[" + good + `, {"answer": "a", "token_len": 3, "num_chunks": 1}]`:    `entry 1 has no "prompt"`,
-		`[{"prompt": "p", "answer": "a", "num_chunks": 1}]`:                   `entry 0 has no "token_len"`,
-		`[{"prompt": "p", "answer": "a", "token_len": 3}]`:                    `entry 0 has no "num_chunks"`,
-		`[{"prompt": 3, "answer": "a", "token_len": 3, "num_chunks": 1}]`:     `entry 0: "prompt" is no text`,
-		`[{"prompt": "p", "answer": "a", "token_len": "3", "num_chunks": 1}]`: `entry 0: "token_len" is no number`,
-		`{"prompt": "p"}`: "expected a JSON list of objects with prompt, answer, token_len and num_chunks, not object in it (at byte 1)",
-		`["p"]`:           "not string in it (at byte 4)",
-		`[{"prompt": "p", "answer": null, "token_len": 3, "num_chunks": 1}]`: `entry 0: "answer" is no text`,
-		`[{"prompt": "p", "answer": "", "token_len": 3, "num_chunks": 1}]`:   "entry 0 has an empty",
-		`[{"prompt": "p", "answer": "a", "token_len": 0, "num_chunks": 1}]`:  "1 or more",
+		"[" + good + `, {"prompt":
+			"p", "token_len": 3, "num_chunks": 1}]`: `entry 1 has no "answer"`,
+		"[" + good + `, {"answer":
+			"a", "token_len": 3, "num_chunks": 1}]`: `entry 1 has no "prompt"`,
+		`[{"prompt":
+			"p", "answer": "a", "num_chunks": 1}]`: `entry 0 has no "token_len"`,
+		`[{"prompt":
+			"p", "answer": "a", "token_len": 3}]`: `entry 0 has no "num_chunks"`,
+		`[{"prompt": 3, "answer":
+			"a", "token_len": 3, "num_chunks": 1}]`: `entry 0: "prompt" is not`,
+		`[{"prompt":
+			"p", "answer": "a", "token_len": "3", "num_chunks": 1}]`: `entry 0: "token_len" is not`,
+		`{"prompt": "p"}`: "expected a JSON list of objects with prompt, answer, token_len and " +
+			"num_chunks, found object (at byte 1)",
+		`["p"]`: "found string (at byte 4)",
+		`[{"prompt":
+			"p", "answer": null, "token_len": 3, "num_chunks": 1}]`: `entry 0: "answer" is not`,
+		`[{"prompt":
+			"p", "answer": "", "token_len": 3, "num_chunks": 1}]`: "entry 0 has an empty",
+		`[{"prompt": "p", "answer": "a", "token_len": 0, "num_chunks": 1}]`: "1 or more",
 	} {
-		if list, err := parsePrompts([]byte(text)); err == nil || !strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "\n") {
+		if list, err := parsePrompts([]byte(text)); err == nil ||
+			!strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v, %v, want %q", text, list, err, words)
 		}
 	}
-	if list, err := parsePrompts([]byte("[" + good + "]")); err != nil || list[0] != (Prompt{"p", "a", 3, 1}) {
+	if list, err := parsePrompts([]byte("[" + good + "]")); err != nil ||
+		list[0] != (Prompt{"p", "a", 3, 1}) {
 		t.Errorf("%v %v", list, err)
 	}
 }
 
-func TestTheExamplesPromptsAreWhatTheySay(t *testing.T) {
+func TestReadPrompts_ExampleFileIsConsistent(t *testing.T) {
 	list, err := ReadPrompts("../examples/prompts/prompts.json")
 	if err != nil {
 		t.Fatal(err)
@@ -262,7 +297,8 @@ func TestTheExamplesPromptsAreWhatTheySay(t *testing.T) {
 		longest = max(longest, p.TokenLen)
 		brought, from, _ := strings.Cut(strings.TrimSuffix(p.Answer, "."), " from ")
 		_, brought, _ = strings.Cut(brought, " brought ")
-		if p.NumChunks != (p.TokenLen+255)/256 || !strings.Contains(p.Prompt, "came in from "+from+" with "+brought) {
+		if p.NumChunks != (p.TokenLen+255)/256 ||
+			!strings.Contains(p.Prompt, "came in from "+from+" with "+brought) {
 			t.Errorf("entry %d: %q does not answer its prompt", i, p.Answer)
 		}
 	}
@@ -271,8 +307,9 @@ func TestTheExamplesPromptsAreWhatTheySay(t *testing.T) {
 	}
 }
 
-func FuzzPrompts(f *testing.F) {
-	f.Add([]byte(`[{"prompt": "\u00e4\n", "answer": "b", "token_len": 1e3, "num_chunks": 4, "more": [1]}]`))
+func FuzzReadPrompts(f *testing.F) {
+	f.Add([]byte(`[{"prompt": "\u00e4\n", "answer": "b", "token_len": 1e3, "num_chunks": 4,` +
+		` "more": [1]}]`))
 	f.Add([]byte(`[{"prompt": "p", "answer": "a", "token_len": 3, "num_chunks": 1}, {}]`))
 	f.Add([]byte(`[{"prompt": null}, null]`))
 	f.Fuzz(func(t *testing.T, data []byte) {

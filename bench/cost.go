@@ -8,27 +8,74 @@ import (
 	"conquer/torch/nn"
 )
 
-// passCost counts the bytes that one pass over `length` tokens of one sequence must at least move, and its operations, after
-// `before` tokens that a cache holds. Every weight is read once, every layer's input read and its output written once; a
-// multiplication and an addition are two operations. The head is computed for the last token alone, as generation does.
+// scanCost counts the least bytes that a pass moves (each input is read once, each result
+// written once) and the operations of its algorithm (a multiplication and an addition are
+// two). Q is the chunk size or the length, whichever is smaller; e is the bytes of an
+// element, T = B·L the tokens.
 //
-//	a product with a weight [N,D]        weight + e·L·(D+N) bytes, 2·L·D·N operations
-//	a state-space layer                  its scan, convolution and gated norm as in scanCost
-//	attention of H heads, K for keys     e·(L·(2H+2K)P + before·2KP) bytes, 4·HP·(pairs of tokens that see one another)
-//	each norm and each sum               e·2·L·D and e·3·L·D bytes; SwiGLU e·3·L·F
+//	forward   bytes  e·T·(2HP + H + 2GN) + 4·BHPN    x, dt, B, C read; y, float32 state written
+//	          flops  T·(4HPN + QHP + QGN)            states made and read; causal half of
+//	                                                 C·Bᵀ and of its GEMM with x
+//	backward  bytes  e·T·(3HP + 2H + 4GN)            x, dt, B, C, dy read; dx, ddt, dB, dC
+//	                                                 written
+//	          flops  T·(10HPN + 2QHP + 3QGN)         two passes over the states, dx, dB, dC;
+//	                                                 in chunks dy·xᵀ, dx, C·Bᵀ, dB, dC
+//	step      bytes  8·BHPN + e·B·(2HP + H + 2GN)    float32 state read and written
+//	          flops  B·5HPN                          decay, dt·B⊗x added, times C
+//	conv      bytes  e·2T(HP + 2GN)                  four taps
+//	          flops  2·4·T(HP + 2GN)
+//	norm      bytes  e·3T·HP                         x·silu(z), sum of squares, two scalings
+//	          flops  9·T·HP
+//
+// With the strategy independent, the scan makes and reads no states, so the terms with HPN are
+// absent. A kernel may choose other blocks and do more or less than the count.
+func scanCost(pass string, s ScanShape, batch, length, chunk, element int, independent bool) (bytes,
+	flops int64) {
+	B, T, e, Q := int64(batch), int64(batch*length), int64(element), int64(min(chunk, length))
+	HP, GN := int64(s.Heads*s.HeadDim), int64(s.Groups*s.State)
+	H, HPN := int64(s.Heads), int64(s.Heads*s.HeadDim*s.State)
+	states := HPN
+	if independent {
+		states = 0
+	}
+	switch pass {
+	case "forward":
+		return e*T*(2*HP+H+2*GN) + 4*B*HPN, T * (4*states + Q*HP + Q*GN)
+	case "backward":
+		return e * T * (3*HP + 2*H + 4*GN), T * (10*states + 2*Q*HP + 3*Q*GN)
+	case "step":
+		return 8*B*HPN + e*B*(2*HP+H+2*GN), B * 5 * HPN
+	case "conv":
+		return e * 2 * T * (HP + 2*GN), 2 * taps * T * (HP + 2*GN)
+	default:
+		return e * 3 * T * HP, 9 * T * HP
+	}
+}
+
+// passCost counts the least bytes that one pass over length tokens of one sequence moves, and
+// its operations, after before tokens in a cache. Every weight is read once, every layer's
+// input is read and its output written once. A multiplication and an addition are two
+// operations. The head is computed for the last token only, as in generation. e is the bytes
+// of an element, L the length.
+//
+//	linear layer, weight [N, D]        weight + e·L·(D+N) bytes, 2·L·D·N operations
+//	state-space layer                  its scan, convolution and gated norm as in scanCost
+//	attention, H query, K key heads    e·(L·(2H+2K)P + before·2KP) bytes,
+//	                                   4·HP·(pairs of tokens that attend) operations
+//	norm, sum, SwiGLU                  e·2·L·D, e·3·L·D, e·3·L·F bytes
 func passCost(m bamba.Chunked, length, before int) (bytes, flops int64) {
 	e, L := int64(model.DType(m).Size()), int64(length)
 	chunking := m.Chunking()
 	independent := chunking.Strategy == bamba.Independent
 	width := int64(m.Head().Shape[1])
-	product := func(l *nn.Linear) {
+	linear := func(l *nn.Linear) {
 		rows, depth := int64(l.Weight.Shape[0]), int64(l.Weight.Shape[1])
 		bytes += e * (rows*depth + L*(rows+depth))
 		flops += 2 * L * rows * depth
 	}
 	mixer := func(x *bamba.Mixer) {
-		product(x.In)
-		product(x.Out)
+		linear(x.In)
+		linear(x.Out)
 		var s ScanShape
 		s.Heads, s.HeadDim, s.Groups, s.State = x.Sizes()
 		passes := []string{"forward", "conv", "norm"}
@@ -36,13 +83,14 @@ func passCost(m bamba.Chunked, length, before int) (bytes, flops int64) {
 			passes[0] = "step"
 		}
 		for _, pass := range passes {
-			b, f := scanCost(pass, s, 1, length, chunking.Size(s.HeadDim, s.State), int(e), independent)
+			b, f := scanCost(pass, s, 1, length, chunking.Size(s.HeadDim, s.State), int(e),
+				independent)
 			bytes, flops = bytes+b, flops+f
 		}
 	}
 	attention := func(a *model.Attention) {
-		product(a.QKV)
-		product(a.Output)
+		linear(a.QKV)
+		linear(a.Output)
 		queries := int64(a.Output.Weight.Shape[1])              // HP
 		keysAndValues := int64(a.QKV.Weight.Shape[0]) - queries // 2KP
 		bytes += e * (L*(2*queries+keysAndValues) + int64(before)*keysAndValues)
@@ -59,8 +107,8 @@ func passCost(m bamba.Chunked, length, before int) (bytes, flops int64) {
 				attention(b.Attention)
 			}
 			gateUp, down := b.MLP.GateUp, b.MLP.Down
-			product(gateUp)
-			product(down)
+			linear(gateUp)
+			linear(down)
 			bytes += e * 3 * L * int64(down.Weight.Shape[1])
 		case *bamba.Mamba2Block:
 			bytes += norm + sum
@@ -68,12 +116,13 @@ func passCost(m bamba.Chunked, length, before int) (bytes, flops int64) {
 		}
 	}
 	vocabulary := int64(m.Head().Shape[0])
-	bytes += 2*e*L*width + norm + e*(vocabulary*width+width+vocabulary) // the embedding's rows, the last norm, the head
+	// embedding rows, final norm, head
+	bytes += 2*e*L*width + norm + e*(vocabulary*width+width+vocabulary)
 	flops += 2 * vocabulary * width
 	return bytes, flops
 }
 
-// generationCost adds up the passes that make `made` tokens after a prompt.
+// generationCost sums the passes that make the given number of tokens after a prompt.
 func generationCost(m bamba.Chunked, prompt, made int, cached bool) (bytes, flops int64) {
 	for i := range made {
 		length, before := prompt+i, 0
@@ -86,5 +135,5 @@ func generationCost(m bamba.Chunked, prompt, made int, cached bool) (bytes, flop
 	return bytes, flops
 }
 
-// baseName is a strategy without -optimized.
+// baseName returns the name of a strategy without -optimized.
 func baseName(c bamba.Chunking) string { return strings.TrimSuffix(c.String(), "-optimized") }

@@ -11,8 +11,8 @@ import (
 	"conquer/text/tokenizer"
 )
 
-// Aspects are the instructions of GPTScore (Fu et al., arXiv 2302.04166) by name: what a scorer is told to do with the text
-// that is given before it judges the other. Without an instruction it is told nothing.
+// Aspects are the aspects of GPTScore (Fu et al., arXiv 2302.04166). The instruction of an
+// aspect precedes the given text.
 var Aspects = []Aspect{
 	{"none", ""},
 	{"semantics", "Rewrite the following text with the same meaning."},
@@ -23,10 +23,10 @@ var Aspects = []Aspect{
 	{"fluency", "Rewrite the following text so that it is fluent and grammatical."},
 }
 
-// Aspect is a quality to judge by.
+// Aspect is a quality of a text. Instruction may be empty.
 type Aspect struct{ Name, Instruction string }
 
-// ParseAspects finds aspects by their names.
+// ParseAspects returns the aspects with the given names.
 func ParseAspects(names []string) (list []Aspect, err error) {
 	var known []string
 	for _, a := range Aspects {
@@ -40,7 +40,8 @@ next:
 				continue next
 			}
 		}
-		return nil, fmt.Errorf("unknown aspect %q: choose among %s", name, strings.Join(known, ", "))
+		return nil, fmt.Errorf("aspect %q is not known: choose among %s",
+			name, strings.Join(known, ", "))
 	}
 	if list == nil {
 		err = errors.New("no aspect is named")
@@ -48,7 +49,7 @@ next:
 	return list, err
 }
 
-// prefix is what stands before the text that is judged; the text follows after a space.
+// prefix returns the prompt for the text that is scored, which follows after a space.
 func (a Aspect) prefix(given string) string {
 	if a.Instruction == "" {
 		return given + " In other words,"
@@ -56,18 +57,17 @@ func (a Aspect) prefix(given string) string {
 	return a.Instruction + "\n" + given + " In other words,"
 }
 
-// RunGPTScore scores the predictions of each file under each aspect. A score is the mean log-likelihood, in nats a token, of
-// one text after the other as the scorer sees it: how well it says the same. each gets every row as it is finished, with how
-// many there will be. Files and lengths are checked before the first text is scored.
-func RunGPTScore(ctx context.Context, scorer model.Model, tok *tokenizer.Tokenizer, files []string, aspects []Aspect, each func(row GPTScoreRow, total int)) error {
+// RunGPTScore scores the predictions of each file under each aspect. A score is the mean
+// log-likelihood, in nats per token, that the scorer gives to one text after the other. It
+// calls each with every row when it is finished and with the total number of rows. Files and
+// lengths are checked before the first text is scored.
+func RunGPTScore(ctx context.Context, scorer model.Model, tok *tokenizer.Tokenizer,
+	files []string, aspects []Aspect, each func(row GPTScoreRow, total int),
+) error {
 	if tok == nil {
 		return errors.New("the scorer has no tokenizer: give one with --tokenizer")
 	}
-	type task struct {
-		row                                                    GPTScoreRow
-		givenReference, hypothesis, givenHypothesis, reference []int32
-	}
-	var tasks []task
+	var tasks []scoreTask
 	for _, path := range files {
 		list, err := ReadPredictions(path)
 		if err != nil {
@@ -75,16 +75,9 @@ func RunGPTScore(ctx context.Context, scorer model.Model, tok *tokenizer.Tokeniz
 		}
 		for _, p := range list {
 			for _, a := range aspects {
-				t := task{row: GPTScoreRow{ID: p.ID, Source: filepath.Base(path), Strategy: strategyOf(path), Aspect: a.Name}}
-				reference, hypothesis := strings.TrimSpace(p.Reference), strings.TrimSpace(p.Prediction)
-				t.givenReference, t.hypothesis = tok.Continuation(a.prefix(reference), " "+hypothesis)
-				t.givenHypothesis, t.reference = tok.Continuation(a.prefix(hypothesis), " "+reference)
-				if len(t.hypothesis) == 0 || len(t.reference) == 0 {
-					return fmt.Errorf("%s: id %d: the prediction or the reference has no tokens", path, p.ID)
-				}
-				longest := max(len(t.givenReference)+len(t.hypothesis), len(t.givenHypothesis)+len(t.reference))
-				if longest > scorer.MaxLength() {
-					return fmt.Errorf("%s: id %d takes %d tokens with aspect %s, the scorer's context is %d", path, p.ID, longest, a.Name, scorer.MaxLength())
+				t, err := newScoreTask(tok, path, p, a, scorer.MaxLength())
+				if err != nil {
+					return fmt.Errorf("%s: id %d: %w", path, p.ID, err)
 				}
 				tasks = append(tasks, t)
 			}
@@ -94,21 +87,59 @@ func RunGPTScore(ctx context.Context, scorer model.Model, tok *tokenizer.Tokeniz
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		hypothesis, err := meanNLL(scorer, t.givenReference, t.hypothesis)
+		row, err := t.score(scorer)
 		if err != nil {
-			return fmt.Errorf("%s: id %d: %w", t.row.Source, t.row.ID, err)
-		}
-		reference, err := meanNLL(scorer, t.givenHypothesis, t.reference)
-		if err != nil {
-			return fmt.Errorf("%s: id %d: %w", t.row.Source, t.row.ID, err)
-		}
-		row := t.row
-		row.HypoGivenRef, row.RefGivenHypo = -hypothesis, -reference
-		row.Average = (row.HypoGivenRef + row.RefGivenHypo) / 2
-		if row.Average != 0 {
-			row.HarmonicMean = row.HypoGivenRef * row.RefGivenHypo / row.Average // 2ab/(a+b)
+			return fmt.Errorf("%s: id %d: %w", row.Source, row.ID, err)
 		}
 		each(row, len(tasks))
 	}
 	return nil
+}
+
+// scoreTask is a prediction and its reference as token ids, each with its prompt, which holds
+// the other text.
+type scoreTask struct {
+	row                        GPTScoreRow
+	givenReference, hypothesis []int32
+	givenHypothesis, reference []int32
+}
+
+// newScoreTask encodes a prediction. It fails if a text has no tokens or does not fit into the
+// scorer's context.
+func newScoreTask(tok *tokenizer.Tokenizer, path string, p Prediction, a Aspect,
+	context int) (scoreTask, error) {
+	t := scoreTask{row: GPTScoreRow{
+		ID: p.ID, Source: filepath.Base(path), Strategy: strategyOf(path), Aspect: a.Name,
+	}}
+	reference, hypothesis := strings.TrimSpace(p.Reference), strings.TrimSpace(p.Prediction)
+	t.givenReference, t.hypothesis = tok.Continuation(a.prefix(reference), " "+hypothesis)
+	t.givenHypothesis, t.reference = tok.Continuation(a.prefix(hypothesis), " "+reference)
+	if len(t.hypothesis) == 0 || len(t.reference) == 0 {
+		return t, errors.New("the prediction or the reference has no tokens")
+	}
+	n := max(len(t.givenReference)+len(t.hypothesis), len(t.givenHypothesis)+len(t.reference))
+	if n > context {
+		return t, fmt.Errorf("with aspect %s it has %d tokens, the scorer's context is %d",
+			a.Name, n, context)
+	}
+	return t, nil
+}
+
+// score returns the row with its scores.
+func (t scoreTask) score(scorer model.Model) (GPTScoreRow, error) {
+	row := t.row
+	hypothesis, err := meanNLL(scorer, t.givenReference, t.hypothesis)
+	if err != nil {
+		return row, err
+	}
+	reference, err := meanNLL(scorer, t.givenHypothesis, t.reference)
+	if err != nil {
+		return row, err
+	}
+	row.HypoGivenRef, row.RefGivenHypo = -hypothesis, -reference
+	row.Average = (row.HypoGivenRef + row.RefGivenHypo) / 2
+	if row.Average != 0 {
+		row.HarmonicMean = row.HypoGivenRef * row.RefGivenHypo / row.Average // 2ab/(a+b)
+	}
+	return row, nil
 }

@@ -4,20 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"conquer/torch"
 )
 
-// timing is how long one call took, in milliseconds.
+// timing is the time of one call in milliseconds: median and quartiles.
 type timing struct{ median, low, high float64 }
 
-// timingOf takes the median and the quartiles of samples.
+// timingOf returns the median and the quartiles of samples, which it sorts.
 func timingOf(samples []float64) timing {
 	slices.Sort(samples)
 	at := func(q float64) float64 {
@@ -31,19 +28,22 @@ func timingOf(samples []float64) timing {
 
 func milliseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 
-// What one sample is to take: of a shorter call as many as fit are made in it, so that the clock does not count, nor, where
-// the calls are one stretch, the wait for a GPU at the end.
+// sampleMS is the least time of one sample in milliseconds. A sample makes as many calls as
+// fit, so that the cost of the clock and of waiting for a GPU is negligible.
 const sampleMS = 2
 
-// How long a GPU works before it is timed: at rest it lowers its clock, and takes a while to raise it.
+// warmUp is how long a GPU works before it is timed, because an idle GPU lowers its clock.
 const warmUp = 300 * time.Millisecond
 
-// Calls before any is timed: the first loads kernels and touches memory, the last one says how long a call takes.
+// warmUps is the number of calls before the first sample. The first loads kernels and
+// touches memory; the last one gives the time of a call.
 const warmUps = 3
 
-// measure times call, whose argument counts the calls, `repeats` times after a warm-up. On a GPU the calls of a sample are
-// replayed from a CUDA graph, so that what is measured is the device's work, not the host's launches.
-func measure(ctx context.Context, device torch.Device, repeats int, call func(i int)) (timing, error) {
+// measure times call, whose argument counts the calls, in the given number of samples after
+// a warm-up. On a GPU the calls of a sample are replayed from a CUDA graph, so that the
+// device is measured and not the host's launches.
+func measure(ctx context.Context, device torch.Device, repeats int, call func(i int)) (timing,
+	error) {
 	var began time.Time
 	for range warmUps {
 		began = time.Now()
@@ -70,9 +70,12 @@ func measure(ctx context.Context, device torch.Device, repeats int, call func(i 
 	})
 }
 
-// sampled takes `repeats` samples of a call that took so many milliseconds when it was warm. sample makes as many calls as it
-// is told, always the same number, and returns the milliseconds of all. A GPU works for a while before the first that counts.
-func sampled(ctx context.Context, device torch.Device, repeats int, took float64, sample func(calls int) float64) (timing, error) {
+// sampled takes the given number of samples of a call that takes took milliseconds. sample
+// makes the given number of calls, the same each time, and returns their milliseconds. A
+// GPU works for warmUp before the first sample.
+func sampled(ctx context.Context, device torch.Device, repeats int, took float64,
+	sample func(calls int) float64,
+) (timing, error) {
 	calls := min(max(int(sampleMS/max(took, 1e-4)), 1), 200)
 	for began := time.Now(); device.IsCUDA() && time.Since(began) < warmUp; {
 		sample(calls)
@@ -87,7 +90,7 @@ func sampled(ctx context.Context, device torch.Device, repeats int, took float64
 	return timingOf(samples), nil
 }
 
-// peak is how far tensors' memory on the device rises while f runs.
+// peak returns the bytes by which the memory of tensors on the device rises while f runs.
 func peak(device torch.Device, f func()) int64 {
 	device.Synchronize()
 	before, _ := device.Memory()
@@ -98,94 +101,7 @@ func peak(device torch.Device, f func()) int64 {
 	return most - before
 }
 
-// New begins the results of a benchmark: what is known before it runs.
-func New(kind, command, version string, device torch.Device) (*Results, error) {
-	r := &Results{Kind: kind, Command: command, Time: time.Now().UTC().Truncate(time.Second)}
-	r.Versions = Versions{Conquer: version, Libtorch: "2.11.0", Go: runtime.Version()}
-	r.Machine = Machine{CPU: processor(), Cores: runtime.NumCPU(), MemoryBytes: memory(), Device: device.String()}
-	err := torch.Run(func() error {
-		r.Machine.Threads = torch.Threads()
-		if device.IsCUDA() {
-			r.Machine.GPU = device.Info().Name
-		}
-		return nil
-	})
-	if data, err := os.ReadFile("/proc/driver/nvidia/version"); err == nil && device.IsCUDA() {
-		line, _, _ := strings.Cut(string(data), "\n")
-		r.Machine.Driver = strings.TrimSpace(strings.TrimPrefix(line, "NVRM version:"))
-	}
-	return r, err
-}
-
-// processor is the name of the CPU.
-func processor() string {
-	data, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(data)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-			return strings.TrimSpace(value)
-		}
-	}
-	return runtime.GOARCH
-}
-
-// memory is the bytes of the machine's memory, 0 where the system does not say.
-func memory() int64 {
-	data, _ := os.ReadFile("/proc/meminfo")
-	for line := range strings.Lines(string(data)) {
-		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "MemTotal:" {
-			kilobytes, _ := strconv.ParseInt(fields[1], 10, 64)
-			return kilobytes << 10
-		}
-	}
-	return 0
-}
-
-// MeasureCeilings finds out what the device gives at best, by libtorch's own operations: the sum of a tensor that no cache
-// holds, and products of square matrices. The best of a few runs counts.
-func MeasureCeilings(device torch.Device) (c Ceilings, err error) {
-	bytes, side := 256<<20, 1024
-	if device.IsCUDA() {
-		bytes, side = 4<<30, 8192
-	}
-	best := func(f func()) float64 {
-		least, first := 0.0, time.Now()
-		for i := 0; i < 5 || time.Since(first) < 300*time.Millisecond; i++ {
-			began := time.Now()
-			torch.Scoped(f)
-			device.Synchronize()
-			if took := time.Since(began).Seconds(); i == 1 || took < least { // the one before touches memory for the first time
-				least = took
-			}
-		}
-		return least
-	}
-	err = torch.Run(func() error {
-		torch.NoGrad(func() {
-			torch.Scoped(func() {
-				big := torch.Ones([]int{bytes / 4}, torch.Float32, device)
-				c.ReadGBPerS = float64(bytes) / 1e9 / best(func() { big.Sum() })
-			})
-			product := func(dtype torch.DType) float64 {
-				a := torch.Randn([]int{side, side}, torch.Float32, device).To(dtype)
-				flops := 2 * float64(side) * float64(side) * float64(side)
-				return flops / 1e9 / best(func() { a.Matmul(a) })
-			}
-			torch.Scoped(func() { c.F32GFlopPerS = product(torch.Float32) })
-			torch.Scoped(func() { c.BF16GFlopPerS = product(torch.BFloat16) })
-		})
-		return nil
-	})
-	return c, err
-}
-
-// rate is the ceiling that products of the dtype go by.
-func (c Ceilings) rate(dtype torch.DType) float64 {
-	if dtype == torch.Float32 {
-		return c.F32GFlopPerS
-	}
-	return c.BF16GFlopPerS
-}
-
+// fraction returns a/b, or 0 if b is 0.
 func fraction(a, b float64) float64 {
 	if b <= 0 {
 		return 0
@@ -193,7 +109,8 @@ func fraction(a, b float64) float64 {
 	return a / b
 }
 
-// oneLine is why a row has no figures: an operation's failure. Any other error ends the benchmark.
+// oneLine returns the reason for a row without figures if err is the failure of an
+// operation. Any other error ends the benchmark.
 func oneLine(err error) (string, bool) {
 	var failed *torch.Error
 	if !errors.As(err, &failed) {

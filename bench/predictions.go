@@ -22,21 +22,22 @@ type Prediction struct {
 
 const predictionsHeader = "id\tprompt\treference\tprediction"
 
-// A text has no tab and no end of line in the file: they are written as in Go, and so is the backslash.
+// Tabs, line ends and backslashes of a text are escaped as in Go.
 var (
 	escapeTSV   = strings.NewReplacer(`\`, `\\`, "\t", `\t`, "\n", `\n`, "\r", `\r`)
 	unescapeTSV = strings.NewReplacer(`\\`, `\`, `\t`, "\t", `\n`, "\n", `\r`, "\r")
 )
 
-// WritePredictions writes a predictions file: tab-separated id, prompt, reference and prediction under a line that names
-// them.
+// WritePredictions writes a predictions file: a header line, then one line for each prediction
+// with id, prompt, reference and prediction, separated by tabs. The write is atomic.
 func WritePredictions(path string, list []Prediction) error {
 	return atomicfile.Write(path, func(w io.Writer) error {
 		if _, err := fmt.Fprintln(w, predictionsHeader); err != nil {
 			return err
 		}
 		for _, p := range list {
-			_, err := fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", p.ID, escapeTSV.Replace(p.Prompt), escapeTSV.Replace(p.Reference), escapeTSV.Replace(p.Prediction))
+			_, err := fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", p.ID, escapeTSV.Replace(p.Prompt),
+				escapeTSV.Replace(p.Reference), escapeTSV.Replace(p.Prediction))
 			if err != nil {
 				return err
 			}
@@ -45,8 +46,7 @@ func WritePredictions(path string, list []Prediction) error {
 	})
 }
 
-// ReadPredictions reads what WritePredictions wrote, or any tab-separated file of those four columns; the line that names
-// them may be missing.
+// ReadPredictions reads a predictions file. The header line may be missing.
 func ReadPredictions(path string) ([]Prediction, error) {
 	data, err := dataset.ReadFile(path)
 	if err != nil {
@@ -59,7 +59,7 @@ func ReadPredictions(path string) ([]Prediction, error) {
 	return list, nil
 }
 
-// parsePredictions returns the number of the line that is wrong, if one is.
+// parsePredictions returns the predictions, or an error and the number of its line.
 func parsePredictions(data []byte) (list []Prediction, line int, err error) {
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	lines.Buffer(nil, len(data)+1)
@@ -71,7 +71,8 @@ func parsePredictions(data []byte) (list []Prediction, line int, err error) {
 		}
 		fields := strings.Split(text, "\t")
 		if len(fields) != 4 {
-			return nil, line, fmt.Errorf("%d columns, expected 4 with tabs between them: id, prompt, reference, prediction", len(fields))
+			return nil, line, fmt.Errorf("%d columns, expected 4 separated by tabs: "+
+				"id, prompt, reference, prediction", len(fields))
 		}
 		id, err := strconv.Atoi(fields[0])
 		if err != nil {
@@ -90,12 +91,13 @@ func parsePredictions(data []byte) (list []Prediction, line int, err error) {
 
 const predictionsPrefix = "accuracy_"
 
-// PredictionsName is the file that the predictions of a strategy go to; a name keeps clear of the colon.
+// PredictionsName returns the name of the file for the predictions of a strategy. It replaces
+// the colon, which some file systems do not allow.
 func PredictionsName(strategy string) string {
 	return predictionsPrefix + strings.ReplaceAll(strategy, ":", "_") + ".tsv"
 }
 
-// strategyOf is the strategy in a name that PredictionsName made, else "".
+// strategyOf returns the strategy in a name made by PredictionsName, else "".
 func strategyOf(path string) string {
 	name, ok := strings.CutPrefix(filepath.Base(path), predictionsPrefix)
 	if !ok {

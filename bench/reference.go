@@ -4,8 +4,9 @@ import (
 	"math"
 )
 
-// headScan is the scan of one head of one sequence in float64, token by token, from the definition alone: what the timed
-// code is held against. x and dy are [L,P], dt (before its bias and softplus) [L], b and c [L,N].
+// headScan is the reference for the timed code: the scan of one head of one sequence in
+// float64, token by token, from its definition. x and dy are [L, P], dt (before its bias and
+// softplus) is [L], b and c are [L, N].
 type headScan struct {
 	length, headDim, state int
 	chunk, window          int
@@ -13,10 +14,10 @@ type headScan struct {
 	a, d, bias             float64
 }
 
-// stretches calls f for each run of tokens that is scanned from a zero state: tokens [first, end), of which those from
-// `counted` on give results. Where state is carried across all chunks that is the whole sequence; else it is each chunk with
-// what lies within its reach.
-func (s *headScan) stretches(f func(first, counted, end int)) {
+// segments calls f for each run of tokens [first, end) that is scanned from a zero state. Only
+// the tokens from counted on give results. If state is carried across all chunks, there is one
+// run; else there is one for each chunk, with the window of chunks before it.
+func (s *headScan) segments(f func(first, counted, end int)) {
 	if s.window < 0 {
 		f(0, 0, s.length)
 		return
@@ -26,7 +27,7 @@ func (s *headScan) stretches(f func(first, counted, end int)) {
 	}
 }
 
-// softplus is dt as the recurrence uses it.
+// softplus returns the dt of the recurrence.
 func (s *headScan) softplus(t int) float64 { return math.Log1p(math.Exp(s.dt[t] + s.bias)) }
 
 // advance moves the state h [P,N] over token t: h = e^{dt·A}·h + dt·x⊗B.
@@ -41,8 +42,8 @@ func (s *headScan) advance(h []float64, t int) {
 	}
 }
 
-// sum is what terms add up to, which can be far smaller than they are and is as exact as they are: over a single token all of
-// y is x times one number, D and what the state adds to it, which may be of opposite signs.
+// sum is a sum of terms, with the sum of their squares. Its error is relative to the terms,
+// which can be much larger than the sum: D·x and C·h may have opposite signs.
 type sum struct{ value, squares float64 }
 
 func (s *sum) add(term float64) { s.value, s.squares = s.value+term, s.squares+term*term }
@@ -51,7 +52,7 @@ func (s *sum) add(term float64) { s.value, s.squares = s.value+term, s.squares+t
 func (s *headScan) forward() []sum {
 	y := make([]sum, s.length*s.headDim)
 	h := make([]float64, s.headDim*s.state)
-	s.stretches(func(first, counted, end int) {
+	s.segments(func(first, counted, end int) {
 		clear(h)
 		for t := first; t < end; t++ {
 			s.advance(h, t)
@@ -76,30 +77,35 @@ type headGradients struct {
 	a, d, bias  sum
 }
 
-const kept = 64 // tokens between the states that gradients() holds on to
+// statesEvery is the number of tokens between the states that gradients keeps.
+const statesEvery = 64
 
-// gradients goes back through the recurrence. With g the gradient of h_t,
+// gradients goes backward through the recurrence. With g the gradient of h_t,
 //
-//	dC = Σ_p dy·h,  g += dy⊗C,  dB = dt·Σ_p x·g,  dx = dt·g·B + D·dy,  d(dt) = x·g·B + A·e^{dt·A}·⟨g, h_{t-1}⟩,
-//	dA = dt·e^{dt·A}·⟨g, h_{t-1}⟩,  and then g = e^{dt·A}·g for the token before.
+//	dC = Σ_p dy·h,  g += dy⊗C,  dB = dt·Σ_p x·g,  dx = dt·g·B + D·dy,
+//	d(dt) = x·g·B + A·e^{dt·A}·⟨g, h_{t-1}⟩,
+//	dA = dt·e^{dt·A}·⟨g, h_{t-1}⟩,  then g = e^{dt·A}·g for token t-1.
 func (s *headScan) gradients() headGradients {
 	P, N := s.headDim, s.state
-	out := headGradients{x: make([]sum, s.length*P), dt: make([]sum, s.length), b: make([]sum, s.length*N), c: make([]sum, s.length*N)}
-	s.stretches(func(first, counted, end int) {
+	out := headGradients{
+		x: make([]sum, s.length*P), dt: make([]sum, s.length),
+		b: make([]sum, s.length*N), c: make([]sum, s.length*N),
+	}
+	s.segments(func(first, counted, end int) {
 		h := make([]float64, P*N)
-		var begins [][]float64 // the state before every kept'th token
+		var begins [][]float64 // the state before every statesEvery-th token
 		for t := first; t < end; t++ {
-			if (t-first)%kept == 0 {
+			if (t-first)%statesEvery == 0 {
 				begins = append(begins, append([]float64{}, h...))
 			}
 			s.advance(h, t)
 		}
 		g := make([]float64, P*N)
-		states := make([][]float64, kept+1)
+		states := make([][]float64, statesEvery+1)
 		for i := len(begins) - 1; i >= 0; i-- {
-			begin := first + i*kept
+			begin := first + i*statesEvery
 			states[0] = begins[i]
-			stop := min(begin+kept, end)
+			stop := min(begin+statesEvery, end)
 			for t := begin; t < stop; t++ {
 				states[t-begin+1] = append(states[t-begin+1][:0], states[t-begin]...)
 				s.advance(states[t-begin+1], t)
@@ -137,7 +143,7 @@ func (s *headScan) gradients() headGradients {
 	return out
 }
 
-// distance is ‖got-want‖/‖want‖; infinite where got holds something that is no number.
+// distance returns ‖got-want‖/‖want‖, or infinity if got holds a NaN.
 func distance(got, want []float64) float64 {
 	var difference, size float64
 	for i, w := range want {
@@ -153,7 +159,7 @@ func distance(got, want []float64) float64 {
 	return math.Sqrt(difference / size)
 }
 
-// distanceOfSums is ‖got - sums‖ beside the norm of the sums' terms.
+// distanceOfSums returns ‖got-sums‖ over the norm of the terms of the sums.
 func distanceOfSums(got []float64, want ...sum) float64 {
 	var difference, size float64
 	for i, w := range want {

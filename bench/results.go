@@ -1,11 +1,10 @@
-// Package bench measures: the state-space scan by itself, a model over prompts, what a way of chunking costs in accuracy,
-// and how well a text says what another one does.
+// Package bench measures the state-space scan alone, a model over prompts, the accuracy
+// of each chunking strategy, and how well one text says the same as another.
 //
-// Each benchmark gives [Results], which are written as one JSON file and a CSV file of the same rows; [Read] reads them
-// back. docs/experiment.md says what each column means and how it is counted.
+// Each benchmark gives [Results], which are written as a JSON file and a CSV file with the
+// same rows. [Read] reads the JSON file. docs/experiment.md defines every column.
 //
-// The functions of this package are the boundary between mathematics and programs: they return libtorch's failures as
-// errors.
+// The functions of this package return failures of libtorch as errors.
 package bench
 
 import (
@@ -23,7 +22,7 @@ import (
 	"conquer/internal/atomicfile"
 )
 
-// The kinds of results, which are the names of the benchmarks and of their files.
+// Kinds of results. Each is the name of a benchmark and of its files.
 const (
 	SSD      = "ssd"
 	Chunks   = "chunks"
@@ -31,47 +30,51 @@ const (
 	GPTScore = "gptscore"
 )
 
-// Results are what a run of one benchmark gave.
+// Results are the results of one benchmark.
 type Results struct {
 	Kind     string    `json:"kind"`
-	Command  string    `json:"command"` // the command line that made them
-	Time     time.Time `json:"time"`    // when it began
+	Command  string    `json:"command"` // command line of the run
+	Time     time.Time `json:"time"`    // start of the run
 	Machine  Machine   `json:"machine"`
 	Versions Versions  `json:"versions"`
-	Rows     any       `json:"rows"` // []SSDRow, []ChunksRow, []AccuracyRow or []GPTScoreRow, by Kind
+	// []SSDRow, []ChunksRow, []AccuracyRow or []GPTScoreRow, by Kind
+	Rows any `json:"rows"`
 }
 
-// Machine is where a benchmark ran.
+// Machine describes where a benchmark ran.
 type Machine struct {
 	CPU         string   `json:"cpu"`
 	Cores       int      `json:"cores"`
-	Threads     int      `json:"threads"` // that an operation on the CPU could use
+	Threads     int      `json:"threads"` // available to an operation on the CPU
 	MemoryBytes int64    `json:"memory_bytes"`
 	GPU         string   `json:"gpu,omitempty"`
 	Driver      string   `json:"driver,omitempty"`
-	Device      string   `json:"device"` // what was measured: cpu or cuda:N
+	Device      string   `json:"device"` // measured device: cpu or cuda:N
 	Ceilings    Ceilings `json:"ceilings"`
 }
 
-// Ceilings are the best that libtorch's own operations reached on the device in this run; 0 where they were not measured.
-// A measured figure can lie above them: what stays in a cache is read faster than from memory.
+// Ceilings are the best rates of libtorch's own operations on the device in this run; 0 if
+// they were not measured. Other figures can be higher, because data in a cache is read
+// faster than memory.
 type Ceilings struct {
-	ReadGBPerS    float64 `json:"read_gb_per_s"`    // adding up a tensor larger than the caches
-	F32GFlopPerS  float64 `json:"f32_gflop_per_s"`  // products of float32 matrices
-	BF16GFlopPerS float64 `json:"bf16_gflop_per_s"` // products of bfloat16 matrices
+	ReadGBPerS    float64 `json:"read_gb_per_s"`    // sum of a tensor larger than the caches
+	F32GFlopPerS  float64 `json:"f32_gflop_per_s"`  // float32 GEMM
+	BF16GFlopPerS float64 `json:"bf16_gflop_per_s"` // bfloat16 GEMM
 }
 
-// Versions name the programs.
+// Versions are the versions of the software.
 type Versions struct {
 	Conquer  string `json:"conquer"`
 	Libtorch string `json:"libtorch"`
 	Go       string `json:"go"`
 }
 
-// SSDRow is one shape, pass and strategy. Bytes and Flops are counted from the shapes, not measured.
+// SSDRow is one shape, pass and strategy of the scan. Bytes and Flops are counted from the
+// shapes, not measured.
 type SSDRow struct {
-	Strategy    string  `json:"strategy"` // of the scan: default, windowed:2-optimized, …; kernel for the other passes
-	Pass        string  `json:"pass"`     // forward, backward, step, conv or norm
+	// default, windowed:2-optimized, …; kernel for passes other than the scan
+	Strategy    string  `json:"strategy"`
+	Pass        string  `json:"pass"` // forward, backward, step, conv or norm
 	Device      string  `json:"device"`
 	DType       string  `json:"dtype"`
 	Batch       int     `json:"batch"`
@@ -80,7 +83,7 @@ type SSDRow struct {
 	HeadDim     int     `json:"head_dim"`
 	State       int     `json:"state"`
 	Groups      int     `json:"groups"`
-	ChunkSize   int     `json:"chunk_size"` // 0 for passes that have none
+	ChunkSize   int     `json:"chunk_size"` // 0 for passes without chunks
 	MedianMS    float64 `json:"median_ms"`
 	LowMS       float64 `json:"low_ms"`  // first quartile
 	HighMS      float64 `json:"high_ms"` // third quartile
@@ -89,79 +92,83 @@ type SSDRow struct {
 	Flops       int64   `json:"flops"`
 	GBPerS      float64 `json:"gb_per_s"`
 	GFlopPerS   float64 `json:"gflop_per_s"`
-	OfBandwidth float64 `json:"of_bandwidth"` // GBPerS as a fraction of the machine's ceiling
-	OfRate      float64 `json:"of_rate"`      // GFlopPerS as a fraction of the machine's ceiling for the dtype
-	PeakBytes   int64   `json:"peak_bytes"`   // beyond the inputs
-	Error       float64 `json:"error"`        // ‖out-ref‖/‖ref‖ of the worst result, against float64 in the same run
-	Failed      string  `json:"failed,omitempty"`
+	OfBandwidth float64 `json:"of_bandwidth"` // GBPerS over the machine's ceiling
+	OfRate      float64 `json:"of_rate"`      // GFlopPerS over the machine's ceiling for the dtype
+	PeakBytes   int64   `json:"peak_bytes"`   // in addition to the inputs
+	// ‖out-ref‖/‖ref‖ of the worst result, where ref is computed in float64
+	Error  float64 `json:"error"`
+	Failed string  `json:"failed,omitempty"`
 }
 
-// ChunksRow is one prompt, strategy and way to launch. Bytes and operations are counted from the model's
-// shapes, not measured.
+// ChunksRow is one prompt, strategy and way to launch. BytesMoved and Flops are counted
+// from the model's shapes, not measured.
 type ChunksRow struct {
-	ID              int         `json:"id"` // the entry's place in the prompts file, from 0
-	PromptTokens    int         `json:"prompt_tokens"`
-	NumChunks       int         `json:"num_chunks"` // of the strategy's chunk size
-	ChunkSize       int         `json:"chunk_size"`
-	Strategy        string      `json:"strategy"` // without -optimized: Compile says which code ran
-	Compile         string      `json:"compile"`  // eager, kernels, graph or both
-	Layers          int         `json:"layers"`
-	UseCache        bool        `json:"use_cache"`
-	Device          string      `json:"device"`
-	DType           string      `json:"dtype"`
-	NewTokens       int         `json:"new_tokens"`
-	Repeats         int         `json:"repeats"`
-	TotalMS         float64     `json:"total_ms"` // median, from the prompt to the last token
-	LowMS           float64     `json:"low_ms"`
-	HighMS          float64     `json:"high_ms"`
-	FirstTokenMS    float64     `json:"first_token_ms"`
-	BetweenTokensMS float64     `json:"between_tokens_ms"` // mean; 0 with a single new token
-	TokensPerS      float64     `json:"tokens_per_s"`      // new tokens over the total time
-	PeakBytes       int64       `json:"peak_bytes"`        // beyond the weights
-	BytesMoved      int64       `json:"bytes_moved"`
-	GBPerS          float64     `json:"gb_per_s"`
-	Flops           int64       `json:"flops"`
-	GFlopPerS       float64     `json:"gflop_per_s"`
-	CPUUtilization  float64     `json:"cpu_utilization"`           // 0 to 1, of all cores
-	GPUUtilization  *float64    `json:"gpu_utilization,omitempty"` // 0 to 1; null where there is no GPU or the driver did not say
-	TopOperations   []Operation `json:"top_operations"`
-	Failed          string      `json:"failed,omitempty"` // why there are no figures
+	ID              int     `json:"id"` // index in the prompts file, from 0
+	PromptTokens    int     `json:"prompt_tokens"`
+	NumChunks       int     `json:"num_chunks"` // of ChunkSize tokens
+	ChunkSize       int     `json:"chunk_size"`
+	Strategy        string  `json:"strategy"` // without -optimized, which Compile says
+	Compile         string  `json:"compile"`  // eager, kernels, graph or both
+	Layers          int     `json:"layers"`
+	UseCache        bool    `json:"use_cache"`
+	Device          string  `json:"device"`
+	DType           string  `json:"dtype"`
+	NewTokens       int     `json:"new_tokens"`
+	Repeats         int     `json:"repeats"`
+	TotalMS         float64 `json:"total_ms"` // median time from the prompt to the last token
+	LowMS           float64 `json:"low_ms"`
+	HighMS          float64 `json:"high_ms"`
+	FirstTokenMS    float64 `json:"first_token_ms"`
+	BetweenTokensMS float64 `json:"between_tokens_ms"` // mean; 0 for a single new token
+	TokensPerS      float64 `json:"tokens_per_s"`      // new tokens over TotalMS
+	PeakBytes       int64   `json:"peak_bytes"`        // in addition to the weights
+	BytesMoved      int64   `json:"bytes_moved"`
+	GBPerS          float64 `json:"gb_per_s"`
+	Flops           int64   `json:"flops"`
+	GFlopPerS       float64 `json:"gflop_per_s"`
+	CPUUtilization  float64 `json:"cpu_utilization"` // 0 to 1, of all cores
+	// 0 to 1; null without a GPU or without a value from the driver
+	GPUUtilization *float64    `json:"gpu_utilization,omitempty"`
+	TopOperations  []Operation `json:"top_operations"`
+	Failed         string      `json:"failed,omitempty"` // reason if the row has no figures
 }
 
-// Operation is what one kind of operation took of a run.
+// Operation is the time of one kind of operation in a run.
 type Operation struct {
 	Name  string  `json:"name"`
-	MS    float64 `json:"ms"`    // without what it called
-	Share float64 `json:"share"` // of all operations' time
+	MS    float64 `json:"ms"`    // without the operations it called
+	Share float64 `json:"share"` // of the time of all operations
 }
 
 // AccuracyRow is one prompt and strategy.
 type AccuracyRow struct {
-	ID              int     `json:"id"`
-	Strategy        string  `json:"strategy"`
-	ChunkSize       int     `json:"chunk_size"`
-	PromptTokens    int     `json:"prompt_tokens"`
-	ReferenceTokens int     `json:"reference_tokens"`
-	NLL             float64 `json:"nll"` // mean negative log-likelihood of the reference after the prompt, in nats a token
-	Perplexity      float64 `json:"perplexity"`
-	Prediction      string  `json:"prediction"`
+	ID              int    `json:"id"`
+	Strategy        string `json:"strategy"`
+	ChunkSize       int    `json:"chunk_size"`
+	PromptTokens    int    `json:"prompt_tokens"`
+	ReferenceTokens int    `json:"reference_tokens"`
+	// mean of the reference after the prompt, in nats per token
+	NLL        float64 `json:"nll"`
+	Perplexity float64 `json:"perplexity"`
+	Prediction string  `json:"prediction"`
 }
 
-// GPTScoreRow is one line of a predictions file as a scorer judges it, under one aspect. Scores are mean log-likelihoods in
-// nats a token: below zero, and the nearer to it the better.
+// GPTScoreRow is the score of one line of a predictions file under one aspect. Scores are
+// mean log-likelihoods in nats per token: negative, and better if nearer to zero.
 type GPTScoreRow struct {
-	ID           int     `json:"id"`
-	Source       string  `json:"source"`   // the predictions file's name
-	Strategy     string  `json:"strategy"` // that made the predictions, where the file's name says so
-	Aspect       string  `json:"aspect"`   // none: without an instruction
+	ID     int    `json:"id"`
+	Source string `json:"source"` // name of the predictions file
+	// that made the predictions, if the name of the file says so
+	Strategy     string  `json:"strategy"`
+	Aspect       string  `json:"aspect"` // none means no instruction
 	HypoGivenRef float64 `json:"hypo_given_ref"`
 	RefGivenHypo float64 `json:"ref_given_hypo"`
 	Average      float64 `json:"average"`
 	HarmonicMean float64 `json:"harmonic_mean"`
 }
 
-// Save writes <dir>/<kind>.json and the same rows as <dir>/<kind>.csv, making dir where it is missing. Each file appears
-// whole or not at all.
+// Save writes <dir>/<kind>.json and the same rows as <dir>/<kind>.csv. It creates dir if it
+// is missing. Each write is atomic.
 func (r *Results) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -178,7 +185,7 @@ func (r *Results) Save(dir string) error {
 	return atomicfile.Write(filepath.Join(dir, r.Kind+".csv"), r.writeCSV)
 }
 
-// writeCSV writes the rows with one column a field, under the names that the JSON has.
+// writeCSV writes one column for each field of a row, under its name in the JSON file.
 func (r *Results) writeCSV(w io.Writer) error {
 	out := csv.NewWriter(w)
 	rows := reflect.ValueOf(r.Rows)
@@ -198,6 +205,7 @@ func (r *Results) writeCSV(w io.Writer) error {
 	return out.Error()
 }
 
+// cell formats a field for the CSV file.
 func cell(v any) string {
 	switch v := v.(type) {
 	case float64:
@@ -217,7 +225,7 @@ func cell(v any) string {
 	return fmt.Sprint(v)
 }
 
-// Read reads the JSON file that [Results.Save] wrote.
+// Read reads a JSON file that [Results.Save] wrote.
 func Read(path string) (*Results, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -238,7 +246,9 @@ func Read(path string) (*Results, error) {
 	case GPTScore:
 		r.Rows, err = rowsOf[GPTScoreRow](rows)
 	default:
-		return nil, fmt.Errorf("%s: not the results of a benchmark: kind is %q, expected %s, %s, %s or %s", path, r.Kind, SSD, Chunks, Accuracy, GPTScore)
+		return nil, fmt.Errorf(
+			"%s: not the results of a benchmark: kind is %q, expected %s, %s, %s or %s",
+			path, r.Kind, SSD, Chunks, Accuracy, GPTScore)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: rows: %w", path, err)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// fill gives every field of a struct a value of its own, so that one which a file loses is missed.
+// fill gives every field of a struct a different value, to notice a field that a file loses.
 func fill(t *testing.T, v reflect.Value, next *int) {
 	*next++
 	switch v.Kind() {
@@ -38,9 +38,10 @@ func fill(t *testing.T, v reflect.Value, next *int) {
 	}
 }
 
-func TestResultsComeBackAsTheyWereSaved(t *testing.T) {
+func TestResults_RoundTrip(t *testing.T) {
 	for kind, rows := range map[string]any{
-		SSD: []SSDRow{}, Chunks: []ChunksRow{}, Accuracy: []AccuracyRow{}, GPTScore: []GPTScoreRow{},
+		SSD: []SSDRow{}, Chunks: []ChunksRow{}, Accuracy: []AccuracyRow{},
+		GPTScore: []GPTScoreRow{},
 	} {
 		n := 0
 		r := &Results{}
@@ -73,7 +74,7 @@ func TestResultsComeBackAsTheyWereSaved(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoResultIsRefusedByName(t *testing.T) {
+func TestRead_ErrorsNameTheFile(t *testing.T) {
 	for text, words := range map[string]string{
 		"":                             "results",
 		"[]":                           "results",
@@ -83,7 +84,8 @@ func TestWhatIsNoResultIsRefusedByName(t *testing.T) {
 	} {
 		path := filepath.Join(t.TempDir(), "r.json")
 		os.WriteFile(path, []byte(text), 0o644)
-		if _, err := Read(path); err == nil || !strings.Contains(err.Error(), words) || !strings.Contains(err.Error(), path) {
+		if _, err := Read(path); err == nil || !strings.Contains(err.Error(), words) ||
+			!strings.Contains(err.Error(), path) {
 			t.Errorf("%q: %v, want an error with the path and %q", text, err, words)
 		}
 	}

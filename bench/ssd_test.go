@@ -24,14 +24,17 @@ func strategies(t testing.TB, names ...string) (list []bamba.Chunking) {
 	return list
 }
 
-func TestEveryPassIsTimedAndAgreesWithFloat64(t *testing.T) {
+func TestRunSSD_EveryPassAgreesWithFloat64(t *testing.T) {
 	for dtype, names := range map[torch.DType][]string{
-		torch.Float32:  {"default", "default-optimized", "independent", "windowed:2", "windowed:1-optimized"},
+		torch.Float32: {"default", "default-optimized", "independent", "windowed:2",
+			"windowed:1-optimized"},
 		torch.BFloat16: {"default-optimized", "independent-optimized"},
 	} {
 		o := SSDOptions{
-			Passes: Passes, Lengths: []int{1, 75}, Batches: []int{2}, ChunkSizes: []int{16}, DType: dtype, Device: torch.CPU,
-			Strategies: strategies(t, names...), Shape: ScanShape{Heads: 4, HeadDim: 16, State: 24, Groups: 2}, Repeats: 1,
+			Passes: Passes, Lengths: []int{1, 75}, Batches: []int{2}, ChunkSizes: []int{16},
+			DType: dtype, Device: torch.CPU,
+			Strategies: strategies(t, names...), Shape: ScanShape{Heads: 4, HeadDim: 16, State: 24,
+				Groups: 2}, Repeats: 1,
 			Ceilings: Ceilings{ReadGBPerS: 10, F32GFlopPerS: 10, BF16GFlopPerS: 10},
 		}
 		var rows []SSDRow
@@ -49,21 +52,26 @@ func TestEveryPassIsTimedAndAgreesWithFloat64(t *testing.T) {
 				limit = 3e-2
 			}
 			if r.Failed != "" || !(r.Error > 0 && r.Error < limit) {
-				t.Errorf("%s %s L%d chunk %d %v: error %g %s", r.Pass, r.Strategy, r.Length, r.ChunkSize, dtype, r.Error, r.Failed)
+				t.Errorf("%s %s L%d chunk %d %v: error %g %s", r.Pass, r.Strategy, r.Length,
+					r.ChunkSize, dtype, r.Error, r.Failed)
 			}
-			if !(0 < r.LowMS && r.LowMS <= r.MedianMS && r.MedianMS <= r.HighMS) || r.Bytes <= 0 || r.Flops <= 0 || r.PeakBytes <= 0 {
+			if !(0 < r.LowMS && r.LowMS <= r.MedianMS && r.MedianMS <= r.HighMS) || r.Bytes <= 0 ||
+				r.Flops <= 0 || r.PeakBytes <= 0 {
 				t.Errorf("%+v", r)
 			}
-			if want := float64(r.Bytes) / 1e6 / r.MedianMS; math.Abs(r.GBPerS-want) > 1e-9*want || math.Abs(r.OfBandwidth-want/10) > 1e-9*want {
-				t.Errorf("%s: %g GB/s, %g of the ceiling, want %g", r.Pass, r.GBPerS, r.OfBandwidth, want)
+			if want := float64(r.Bytes) / 1e6 / r.MedianMS; math.Abs(r.GBPerS-want) > 1e-9*want ||
+				math.Abs(r.OfBandwidth-want/10) > 1e-9*want {
+				t.Errorf("%s: %g GB/s, %g of the ceiling, want %g", r.Pass, r.GBPerS, r.OfBandwidth,
+					want)
 			}
 		}
 	}
 }
 
-// The check can fail: held against another strategy's recurrence, a scan is far off from the chunk on in which they part.
-func TestAScanByAnotherStrategyIsNoticed(t *testing.T) {
-	o := SSDOptions{Shape: ScanShape{Heads: 2, HeadDim: 16, State: 16, Groups: 1}, DType: torch.Float32, Device: torch.CPU}
+// The check can fail: the recurrence of another strategy differs from the scan.
+func TestRunSSD_NoticesAScanOfAnotherStrategy(t *testing.T) {
+	o := SSDOptions{Shape: ScanShape{Heads: 2, HeadDim: 16, State: 16, Groups: 1},
+		DType: torch.Float32, Device: torch.CPU}
 	list := strategies(t, "default", "independent", "windowed:1")
 	err := torch.Run(func() error {
 		in := o.inputs(1, 64)
@@ -86,11 +94,12 @@ func TestAScanByAnotherStrategyIsNoticed(t *testing.T) {
 	}
 }
 
-// The gradients of the reference are the slopes of its own forward.
-func TestReferenceGradientsAreSlopes(t *testing.T) {
+// The gradients of the reference are the slopes of its forward pass.
+func TestHeadScan_GradientsAreSlopes(t *testing.T) {
 	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	for _, window := range []int{-1, 0, 1, 2} {
-		s := &headScan{length: 2*kept + 9, headDim: 3, state: 4, chunk: 16, window: window, a: -r.Float64() - 0.1, d: r.NormFloat64(), bias: -1}
+		s := &headScan{length: 2*statesEvery + 9, headDim: 3, state: 4, chunk: 16, window: window,
+			a: -r.Float64() - 0.1, d: r.NormFloat64(), bias: -1}
 		draw := func(n int) []float64 {
 			v := make([]float64, n)
 			for i := range v {
@@ -98,7 +107,8 @@ func TestReferenceGradientsAreSlopes(t *testing.T) {
 			}
 			return v
 		}
-		s.x, s.dt, s.b, s.c, s.dy = draw(s.length*3), draw(s.length), draw(s.length*4), draw(s.length*4), draw(s.length*3)
+		s.x, s.dt, s.b, s.c, s.dy = draw(s.length*3), draw(s.length), draw(s.length*4),
+			draw(s.length*4), draw(s.length*3)
 		loss := func() (total float64) {
 			for i, y := range s.forward() {
 				total += y.value * s.dy[i]
@@ -135,10 +145,10 @@ func TestReferenceGradientsAreSlopes(t *testing.T) {
 	}
 }
 
-func TestCostsAreThoseOfTheShapes(t *testing.T) {
+func TestScanCost_FollowsTheShapes(t *testing.T) {
 	s := ScanShape{Heads: 128, HeadDim: 64, State: 128, Groups: 1}
-	// Bamba-9B's layer in bfloat16: x and y of 16,384 tokens are 537 of the 554 MB. Products are 69 G operations for the state, and
-	// 8.7 G for the causal halves of blocks of 64.
+	// Bamba-9B's layer in bfloat16: x and y of 16,384 tokens are 537 of the 554 MB. Products are 69
+	// G operations for the state, and 8.7 G for the causal halves of blocks of 64.
 	bytes, flops := scanCost("forward", s, 1, 16384, 64, 2, false)
 	if math.Abs(float64(bytes)/1e6-553.6) > 1 || math.Abs(float64(flops)/1e9-77.4) > 1 {
 		t.Errorf("%d bytes, %d operations", bytes, flops)
@@ -151,9 +161,10 @@ func TestCostsAreThoseOfTheShapes(t *testing.T) {
 	}
 }
 
-func TestSenselessShapesAreRefused(t *testing.T) {
+func TestSSDOptions_CheckRefusesInvalidShapes(t *testing.T) {
 	good := SSDOptions{
-		Passes: []string{"forward"}, Strategies: strategies(t, "default"), ChunkSizes: []int{64}, Lengths: []int{8}, Batches: []int{1},
+		Passes: []string{"forward"}, Strategies: strategies(t, "default"), ChunkSizes: []int{64},
+		Lengths: []int{8}, Batches: []int{1},
 		Shape: ScanShape{Heads: 2, HeadDim: 16, State: 16, Groups: 1}, Repeats: 1,
 	}
 	for words, change := range map[string]func(*SSDOptions){
@@ -162,20 +173,21 @@ func TestSenselessShapesAreRefused(t *testing.T) {
 		"head_dim":         func(o *SSDOptions) { o.Shape.HeadDim = 4 },
 		"do not divide":    func(o *SSDOptions) { o.Shape.Groups = 3 },
 		"power of two":     func(o *SSDOptions) { o.ChunkSizes = []int{48} },
-		"unknown pass":     func(o *SSDOptions) { o.Passes = []string{"sideways"} },
+		"is not known":     func(o *SSDOptions) { o.Passes = []string{"sideways"} },
 		"length is 0":      func(o *SSDOptions) { o.Lengths = []int{0} },
 		"batch_size is -1": func(o *SSDOptions) { o.Batches = []int{-1} },
 		"repeats":          func(o *SSDOptions) { o.Repeats = 0 },
 	} {
 		o := good
 		change(&o)
-		if err := RunSSD(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), words) {
+		if err := RunSSD(context.Background(), o, nil); err == nil ||
+			!strings.Contains(err.Error(), words) {
 			t.Errorf("%v, want %q", err, words)
 		}
 	}
 }
 
-func TestQuartilesAreThoseOfTheSamples(t *testing.T) {
+func TestTimingOf_ReturnsQuartiles(t *testing.T) {
 	if got := timingOf([]float64{5, 1, 4, 2, 3}); got != (timing{3, 2, 4}) {
 		t.Errorf("got %v", got)
 	}
@@ -184,8 +196,9 @@ func TestQuartilesAreThoseOfTheSamples(t *testing.T) {
 	}
 }
 
-func TestTheDriversSamplesAreReadToTheEnd(t *testing.T) {
-	if got := percentages(strings.NewReader("37\n 100 \n[N/A]\n\n0\n")); len(got) != 3 || got[0] != 37 || got[1] != 100 || got[2] != 0 {
+func TestPercentages_ReadsAllSamples(t *testing.T) {
+	if got := percentages(strings.NewReader("37\n 100 \n[N/A]\n\n0\n")); len(got) != 3 ||
+		got[0] != 37 || got[1] != 100 || got[2] != 0 {
 		t.Errorf("got %v", got)
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"conquer/torch"
 )
 
-// usage watches how busy the processor and the GPU are while something runs.
+// usage measures the utilization of the CPU and the GPU.
 type usage struct {
 	began   time.Time
 	cpu     time.Duration
@@ -22,11 +22,12 @@ type usage struct {
 	samples chan []float64
 }
 
-// watch begins. The GPU's share comes from the driver's own sampling, through nvidia-smi.
+// watch starts measuring. The GPU's utilization comes from the driver, through nvidia-smi.
 func watch(device torch.Device) *usage {
 	u := &usage{}
 	if device.IsCUDA() {
-		u.sampler = exec.Command("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100",
+		u.sampler = exec.Command("nvidia-smi", "--query-gpu=utilization.gpu",
+			"--format=csv,noheader,nounits", "--loop-ms=100",
 			"--id="+identifier(int(device), os.Getenv("CUDA_VISIBLE_DEVICES")))
 		if out, err := u.sampler.StdoutPipe(); err != nil || u.sampler.Start() != nil {
 			u.sampler = nil
@@ -39,8 +40,9 @@ func watch(device torch.Device) *usage {
 	return u
 }
 
-// identifier names a device for nvidia-smi, which counts all of a machine's GPUs, where CUDA counts those that are visible: an
-// index or a UUID. CUDA and nvidia-smi count alike where GPUs are, or CUDA_DEVICE_ORDER is PCI_BUS_ID.
+// identifier returns the index or UUID of a CUDA device for nvidia-smi, which numbers all GPUs
+// of a machine, while CUDA numbers the visible ones. Both use the same order if all GPUs are
+// of one model or CUDA_DEVICE_ORDER is PCI_BUS_ID.
 func identifier(device int, visible string) string {
 	if list := strings.Split(visible, ","); visible != "" && device < len(list) {
 		return strings.TrimSpace(list[device])
@@ -48,9 +50,11 @@ func identifier(device int, visible string) string {
 	return strconv.Itoa(device)
 }
 
-// stop returns the shares, from 0 to 1: of all cores, and of the GPU (nil where the driver said nothing).
+// stop returns the utilization of all cores and of the GPU, each from 0 to 1. gpu is nil if the
+// driver gave no value.
 func (u *usage) stop() (cpu float64, gpu *float64) {
-	cpu = (processorTime() - u.cpu).Seconds() / (time.Since(u.began).Seconds() * float64(runtime.NumCPU()))
+	cpu = (processorTime() - u.cpu).Seconds() / (time.Since(u.began).Seconds() * float64(
+		runtime.NumCPU()))
 	if u.sampler == nil {
 		return cpu, nil
 	}
@@ -67,7 +71,7 @@ func (u *usage) stop() (cpu float64, gpu *float64) {
 	return cpu, &mean
 }
 
-// percentages reads one number a line, until the end; what is none is passed over.
+// percentages reads one number a line and ignores other lines.
 func percentages(r io.Reader) (list []float64) {
 	for lines := bufio.NewScanner(r); lines.Scan(); {
 		if v, err := strconv.ParseFloat(strings.TrimSpace(lines.Text()), 64); err == nil {
@@ -77,7 +81,7 @@ func percentages(r io.Reader) (list []float64) {
 	return list
 }
 
-// processorTime is what all threads of this process have used.
+// processorTime returns the CPU time of all threads of this process.
 func processorTime() time.Duration {
 	var r syscall.Rusage
 	syscall.Getrusage(syscall.RUSAGE_SELF, &r)

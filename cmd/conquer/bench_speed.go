@@ -168,8 +168,8 @@ func printInference(w io.Writer, r bench.InferenceRow) {
 	switch {
 	case r.Fused:
 		fmt.Fprintln(w, "  layers       fused: one kernel from one mixer to the next")
-	case r.Unfused != "":
-		fmt.Fprintf(w, "  layers       not fused: %s\n", r.Unfused)
+	case r.UnfusedReason != "":
+		fmt.Fprintf(w, "  layers       not fused: %s\n", r.UnfusedReason)
 	}
 }
 

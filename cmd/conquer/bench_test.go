@@ -280,7 +280,7 @@ func TestBenchInferenceSaysWhetherLayersAreFused(t *testing.T) {
 	}{
 		{bench.InferenceRow{}, ""}, // the CPU has nothing to say
 		{bench.InferenceRow{Fused: true}, "  layers       fused: "},
-		{bench.InferenceRow{Unfused: "it takes one row, not 2"}, "  layers       not fused: it takes one row, not 2\n"},
+		{bench.InferenceRow{UnfusedReason: "it takes one row, not 2"}, "  layers       not fused: it takes one row, not 2\n"},
 	} {
 		var text strings.Builder
 		printInference(&text, c.row)
