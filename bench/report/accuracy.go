@@ -6,170 +6,151 @@ import (
 	"slices"
 	"strings"
 
-	"gonum.org/v1/plot/plotter"
-
 	"conquer/bench"
 	"conquer/text/dataset"
 )
 
-// accuracy shows what each way of chunking costs in perplexity.
+// way is a strategy with a chunk size.
+type way struct {
+	strategy string
+	chunk    int
+}
+
+// perplexities holds the rows of an accuracy benchmark by way.
+type perplexities struct {
+	rows       map[way][]bench.AccuracyRow
+	strategies []string
+	sizes      []int
+	base       string // strategy that the others are compared with
+}
+
+func newPerplexities(rows []bench.AccuracyRow) *perplexities {
+	p := &perplexities{
+		rows:       map[way][]bench.AccuracyRow{},
+		strategies: inOrder(distinct(rows, func(r bench.AccuracyRow) string { return r.Strategy })),
+		sizes:      distinct(rows, func(r bench.AccuracyRow) int { return r.ChunkSize }),
+	}
+	slices.Sort(p.sizes)
+	for _, row := range rows {
+		w := way{row.Strategy, row.ChunkSize}
+		p.rows[w] = append(p.rows[w], row)
+	}
+	p.base = p.strategies[len(p.strategies)-1]
+	for _, name := range p.strategies {
+		if strings.TrimSuffix(name, "-optimized") == "default" {
+			p.base = name
+		}
+	}
+	return p
+}
+
+// nats returns the nats per token of a way and its number of tokens, which is 0 without rows.
+func (p *perplexities) nats(w way) (mean float64, tokens int) {
+	for _, row := range p.rows[w] {
+		mean += row.NLL * float64(row.ReferenceTokens)
+		tokens += row.ReferenceTokens
+	}
+	return mean / float64(tokens), tokens
+}
+
+// differences returns, for each prompt, the nats per token of a way minus those of the base.
+func (p *perplexities) differences(w way) (list []float64) {
+	base := map[int]float64{} // by prompt
+	for _, row := range p.rows[way{p.base, w.chunk}] {
+		base[row.ID] = row.NLL
+	}
+	for _, row := range p.rows[w] {
+		if b, ok := base[row.ID]; ok {
+			list = append(list, row.NLL-b)
+		}
+	}
+	return list
+}
+
+// accuracy makes the section about the perplexity of each strategy.
 func accuracy(p *page, r *bench.Results, l *looks) section {
-	rows := where(r.Rows.([]bench.AccuracyRow), func(r bench.AccuracyRow) bool { return finite(r.NLL) && r.ReferenceTokens > 0 })
-	s := section{Intro: "How well the references are predicted after their prompts, under each strategy. 1 would be perfect; the lower the better. " +
-		"Differences are between the same references, so that they tell more than the perplexities' own spread would suggest."}
+	rows := where(r.Rows.([]bench.AccuracyRow), func(r bench.AccuracyRow) bool {
+		return finite(r.NLL) && r.ReferenceTokens > 0
+	})
+	s := section{Intro: "How well the model predicts the references after their prompts with " +
+		"each strategy. Lower is better, 1 is perfect. Differences compare the same references, " +
+		"so their standard error is much smaller than the spread of the perplexities."}
 	if len(rows) == 0 {
 		s.Missing = "accuracy.json has no rows with a reference."
 		return s
 	}
-	type way struct {
-		strategy string
-		chunk    int
-	}
-	byWay := map[way][]bench.AccuracyRow{}
-	for _, row := range rows {
-		w := way{row.Strategy, row.ChunkSize}
-		byWay[w] = append(byWay[w], row)
-	}
-	sizes := distinct(rows, func(r bench.AccuracyRow) int { return r.ChunkSize })
-	slices.Sort(sizes)
-	strategies := inOrder(distinct(rows, func(r bench.AccuracyRow) string { return r.Strategy }))
-	best := strategies[len(strategies)-1]
-	for _, name := range strategies {
-		if strings.TrimSuffix(name, "-optimized") == "default" {
-			best = name
-		}
-	}
-
+	all := newPerplexities(rows)
 	var names []string
 	var values [][]bar
-	t := table{Columns: columns("strategy|", "chunk (tokens)", "prompts", "tokens", "nats a token", "perplexity", "more than "+best+" (nats)", "standard error")}
-	perplexities := map[way]float64{}
-	for _, size := range sizes {
-		base := map[int]float64{} // nats by prompt
-		for _, row := range byWay[way{best, size}] {
-			base[row.ID] = row.NLL
-		}
-		for _, name := range strategies {
+	t := table{Columns: columns("strategy|", "chunk (tokens)", "prompts", "tokens",
+		"nats per token",
+		"perplexity", "difference to "+all.base+" (nats)", "standard error")}
+	for _, size := range all.sizes {
+		for _, name := range all.strategies {
 			w := way{name, size}
-			if len(byWay[w]) == 0 {
+			nats, tokens := all.nats(w)
+			if tokens == 0 {
 				continue
 			}
-			nats, tokens := 0.0, 0
-			var differences []float64
-			for _, row := range byWay[w] {
-				nats += row.NLL * float64(row.ReferenceTokens)
-				tokens += row.ReferenceTokens
-				if b, ok := base[row.ID]; ok {
-					differences = append(differences, row.NLL-b)
-				}
-			}
-			nats /= float64(tokens)
-			perplexities[w] = math.Exp(nats)
 			more, spread := "–", "–"
-			if name != best && len(differences) > 1 {
-				mean, deviation := meanAndDeviation(differences)
-				more, spread = fmt.Sprintf("%+.4f", mean), fmt.Sprintf("%.4f", deviation/math.Sqrt(float64(len(differences))))
+			if d := all.differences(w); name != all.base && len(d) > 1 {
+				mean, deviation := meanAndDeviation(d)
+				more = fmt.Sprintf("%+.4f", mean)
+				spread = fmt.Sprintf("%.4f", deviation/math.Sqrt(float64(len(d))))
 			}
-			t.Rows = append(t.Rows, []string{name, count(float64(size)), fmt.Sprint(len(byWay[w])), count(float64(tokens)),
-				fmt.Sprintf("%.4f", nats), fmt.Sprintf("%.3f", math.Exp(nats)), more, spread})
+			t.Rows = append(t.Rows, []string{name, count(float64(size)),
+				fmt.Sprint(len(all.rows[w])),
+				count(float64(tokens)), fmt.Sprintf("%.4f", nats),
+				fmt.Sprintf("%.3f", math.Exp(nats)),
+				more, spread})
 			label := brief(strings.TrimSuffix(name, "-optimized"))
-			if len(sizes) > 1 {
+			if len(all.sizes) > 1 {
 				label += fmt.Sprintf("\nchunk %d", size)
 			}
 			names = append(names, label)
-			values = append(values, []bar{{math.Exp(nats), l.of(name).solid(), fmt.Sprintf("%.2f", math.Exp(nats))}})
+			values = append(values, []bar{
+				{math.Exp(nats), l.of(name).solid(), fmt.Sprintf("%.2f", math.Exp(nats))},
+			})
 		}
 	}
-	c := newChart("Perplexity of the references", "", "perplexity of a token")
+	c := newChart("Perplexity of the references", "", "perplexity per token")
 	if err := c.bars(names, nil, values); err != nil {
 		s.Missing = err.Error()
 		return s
 	}
 	c.zeroY()
+	prompts := len(distinct(rows, func(r bench.AccuracyRow) int { return r.ID }))
 	s.Figures = append(s.Figures, figure{Name: "perplexity", chart: c, Table: t,
 		Alt:     "Bars of perplexity by strategy: " + describe(names, values),
-		Caption: fmt.Sprintf("Perplexity over %s.", dataset.Count(len(distinct(rows, func(r bench.AccuracyRow) int { return r.ID })), "prompt"))})
+		Caption: fmt.Sprintf("Perplexity over %s.", dataset.Count(prompts, "prompt"))})
+	all.finding(p)
+	return s
+}
 
-	// In a sentence, for the smallest chunks: there the strategies differ most.
-	size := sizes[0]
+// finding adds the perplexities with the smallest chunks, where strategies differ most, to the
+// findings.
+func (all *perplexities) finding(p *page) {
+	size := all.sizes[0]
+	nats, tokens := all.nats(way{all.base, size})
+	if tokens == 0 {
+		return
+	}
+	base := math.Exp(nats)
 	var parts []string
-	whole := perplexities[way{best, size}]
-	for _, name := range strategies {
-		if got := perplexities[way{name, size}]; name != best && got > 0 {
-			parts = append(parts, fmt.Sprintf("%s %.2f (%+.1f %%)", name, got, 100*(got/whole-1)))
+	for _, name := range all.strategies {
+		if nats, tokens := all.nats(way{name, size}); name != all.base && tokens > 0 {
+			got := math.Exp(nats)
+			parts = append(parts, fmt.Sprintf("%s %.2f (%+.1f %%)", name, got, 100*(got/base-1)))
 		}
 	}
-	if whole > 0 && len(parts) > 0 {
-		p.Findings = append(p.Findings, fmt.Sprintf("Perplexity with chunks of %d tokens: %.2f under %s; %s.", size, whole, best, strings.Join(parts, ", ")))
+	if len(parts) > 0 {
+		p.Findings = append(p.Findings,
+			fmt.Sprintf("Perplexity with chunks of %d tokens: %s %.2f, %s.",
+				size, all.base, base, strings.Join(parts, ", ")))
 	}
-	return s
 }
 
-// gptScore shows how a scorer judges the predictions made under each strategy.
-func gptScore(p *page, r *bench.Results, l *looks) section {
-	rows := where(r.Rows.([]bench.GPTScoreRow), func(r bench.GPTScoreRow) bool { return finite(r.Average) })
-	s := section{Intro: "A scoring model's mean log-likelihood of the prediction given the reference and of the reference given the prediction, averaged " +
-		"(Fu et al., arXiv 2302.04166). Below zero; the nearer to it, the more the two say the same."}
-	if len(rows) == 0 {
-		s.Missing = "gptscore.json has no rows."
-		return s
-	}
-	group := func(r bench.GPTScoreRow) string { // where the strategy is not known the file's name must do
-		if r.Strategy == "" {
-			return r.Source
-		}
-		return r.Strategy
-	}
-	names := inOrder(distinct(rows, group))
-	for i, aspect := range distinct(rows, func(r bench.GPTScoreRow) string { return r.Aspect }) {
-		t := table{Columns: columns("strategy|", "texts", "lower quartile", "median", "upper quartile", "prediction given reference", "reference given prediction", "harmonic mean")}
-		var labels []string
-		var styles []look
-		var samples [][]float64
-		for _, name := range names {
-			of := where(rows, func(r bench.GPTScoreRow) bool { return group(r) == name && r.Aspect == aspect })
-			if len(of) == 0 {
-				continue
-			}
-			column := func(value func(bench.GPTScoreRow) float64) []float64 {
-				list := make([]float64, len(of))
-				for i, row := range of {
-					list[i] = value(row)
-				}
-				return list
-			}
-			averages := column(func(r bench.GPTScoreRow) float64 { return r.Average })
-			mean := func(value func(bench.GPTScoreRow) float64) string {
-				m, _ := meanAndDeviation(column(value))
-				return fmt.Sprintf("%.4f", m)
-			}
-			low, median, high := quartiles(averages)
-			t.Rows = append(t.Rows, []string{name, fmt.Sprint(len(of)), fmt.Sprintf("%.4f", low), fmt.Sprintf("%.4f", median), fmt.Sprintf("%.4f", high),
-				mean(func(r bench.GPTScoreRow) float64 { return r.HypoGivenRef }), mean(func(r bench.GPTScoreRow) float64 { return r.RefGivenHypo }),
-				mean(func(r bench.GPTScoreRow) float64 { return r.HarmonicMean })})
-			labels, styles, samples = append(labels, brief(strings.TrimSuffix(name, "-optimized"))), append(styles, l.of(name)), append(samples, averages)
-		}
-		title, suffix := "GPTScore of the predictions", ""
-		if aspect != "none" && aspect != "" {
-			title += ", aspect " + brief(aspect)
-		}
-		if i > 0 {
-			suffix = fmt.Sprintf("-%d", i+1)
-		}
-		c := newChart(title, "", "mean log-likelihood (nats a token)")
-		if err := c.boxes(labels, styles, samples); err != nil {
-			s.Missing = err.Error()
-			continue
-		}
-		s.Figures = append(s.Figures, figure{Name: "gptscore" + suffix, chart: c, Table: t,
-			Alt: "Box plots of " + title + " by strategy; the table has the quartiles.",
-			Caption: "The line in a box is the median, the box reaches from quartile to quartile, whiskers to the last text within 1.5 boxes; rings " +
-				"are texts beyond. The table's last three columns are means."})
-	}
-	return s
-}
-
-// describe reads a chart's bars out.
+// describe lists the bars of a chart as text.
 func describe(names []string, values [][]bar) string {
 	var parts []string
 	for i, name := range names {
@@ -178,23 +159,4 @@ func describe(names []string, values [][]bar) string {
 		}
 	}
 	return strings.Join(parts, "; ") + "."
-}
-
-func meanAndDeviation(list []float64) (mean, deviation float64) {
-	for _, x := range list {
-		mean += x / float64(len(list))
-	}
-	for _, x := range list {
-		deviation += (x - mean) * (x - mean)
-	}
-	return mean, math.Sqrt(deviation / math.Max(1, float64(len(list)-1)))
-}
-
-// quartiles are those that the box plots show.
-func quartiles(list []float64) (low, median, high float64) {
-	b, err := plotter.NewBoxPlot(1, 0, plotter.Values(list))
-	if err != nil {
-		return math.NaN(), math.NaN(), math.NaN()
-	}
-	return b.Quartile1, b.Median, b.Quartile3
 }

@@ -1,5 +1,5 @@
-// Package report makes one self-contained HTML page, and a file for each of its plots, from what the benchmarks of package
-// bench measured.
+// Package report makes a self-contained HTML page, and a file for each of its plots, from
+// the results of the benchmarks in package bench.
 package report
 
 import (
@@ -8,26 +8,23 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
-	"conquer/bamba"
 	"conquer/bench"
 	"conquer/internal/atomicfile"
 	"conquer/text/dataset"
 )
 
-// Report says what [Write] wrote.
+// Report lists the files that [Write] wrote.
 type Report struct {
 	Page  string   // the HTML file
-	Plots []string // the SVG and PNG files, in the folder plots beside it
-	// Notes name the result files that were missing, in a line each.
+	Plots []string // the SVG and PNG files, in the folder plots beside Page
+	// Notes holds one line for each missing result file.
 	Notes []string
 }
 
-// Write makes the page `output` from the result files in the folder `results`: those of ssd.json, chunks.json,
-// accuracy.json and gptscore.json that are there. Where one is malformed the page is made of the others, and the error says
-// what is wrong with it.
+// Write makes the page output from the files ssd.json, chunks.json, accuracy.json and
+// gptscore.json in the folder results. Any of them may be missing. If a file is malformed, the
+// page is made from the others, and Write returns both a report and an error.
 func Write(results, output string) (*Report, error) {
 	p, notes, err := compose(results)
 	if p == nil {
@@ -40,14 +37,16 @@ func Write(results, output string) (*Report, error) {
 	return report, err
 }
 
-// compose makes the page's contents; there is none where no file could be read.
+// compose makes the contents of the page, or nil if no file could be read.
 func compose(results string) (_ *page, notes []string, _ error) {
 	if info, err := os.Stat(results); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, fmt.Errorf("there is no folder %s: `conquer bench chunks --output_path %s` makes it", results, results)
+		return nil, nil, fmt.Errorf("there is no folder %s: "+
+			"`conquer bench chunks --output_path %s` makes it", results, results)
 	} else if err != nil {
 		return nil, nil, err
 	} else if !info.IsDir() {
-		return nil, nil, fmt.Errorf("%s is no folder: give the folder that the benchmarks wrote their results to", results)
+		return nil, nil, fmt.Errorf("%s is not a folder: "+
+			"give the folder with the results of the benchmarks", results)
 	}
 	p := &page{Title: "Bamba and its chunked states"}
 	style := &looks{}
@@ -66,12 +65,14 @@ func compose(results string) (_ *page, notes []string, _ error) {
 		r, err := bench.Read(path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			note := fmt.Sprintf("%s is not there: `conquer bench %s` makes it", path, kind.name)
+			note := fmt.Sprintf("%s is missing: `conquer bench %s` makes it", path, kind.name)
 			notes = append(notes, note)
-			p.Sections = append(p.Sections, section{ID: kind.name, Title: kind.title, Missing: note})
+			p.Sections = append(p.Sections, section{ID: kind.name, Title: kind.title,
+				Missing: note})
 			continue
 		case err == nil && r.Kind != kind.name:
-			err = fmt.Errorf("%s: holds the results of bench %s, expected bench %s", path, r.Kind, kind.name)
+			err = fmt.Errorf("%s: holds the results of bench %s, expected bench %s",
+				path, r.Kind, kind.name)
 		}
 		if err != nil {
 			broken = append(broken, err)
@@ -88,10 +89,13 @@ func compose(results string) (_ *page, notes []string, _ error) {
 		if len(broken) > 0 {
 			return nil, nil, errors.Join(broken...)
 		}
-		return nil, nil, fmt.Errorf("%s holds no results: `conquer bench chunks --output_path %s` makes some", results, results)
+		return nil, nil, fmt.Errorf("%s holds no results: "+
+			"`conquer bench chunks --output_path %s` makes some", results, results)
 	}
-	p.Summary = "How a state-space model fares when its chunks share their states: all of them (default), the few chunks before a token's own " +
-		"(windowed:k), or none (independent). The project's kernels are drawn solid, the same in plain operations of libtorch dashed or pale."
+	p.Summary = "Speed, memory and accuracy of a state-space model when state is carried across " +
+		"all chunks (default), from the k previous chunks (windowed:k), or not at all " +
+		"(independent). " +
+		"Solid: conquer's kernels. Dashed or pale: the same computation in libtorch's operations."
 	return p, notes, errors.Join(broken...)
 }
 
@@ -126,16 +130,18 @@ func (r *Report) write(p *page) error {
 	return atomicfile.WriteBytes(r.Page, html)
 }
 
-// madeBy says where results come from.
+// madeBy describes the run that produced results.
 func madeBy(title string, r *bench.Results) made {
-	m := made{Title: title, Command: r.Command, Table: table{Columns: columns("what|", "which|")}}
+	m := made{Title: title, Command: r.Command,
+		Table: table{Columns: columns("property|", "value|")}}
 	add := func(what, which string) {
 		if which != "" {
 			m.Table.Rows = append(m.Table.Rows, []string{what, which})
 		}
 	}
 	add("measured", r.Time.Format("2 January 2006, 15:04 MST"))
-	add("processor", fmt.Sprintf("%s, %s, %s", r.Machine.CPU, dataset.Count(r.Machine.Cores, "core"), dataset.Count(r.Machine.Threads, "thread")))
+	add("CPU", fmt.Sprintf("%s, %s, %s", r.Machine.CPU, dataset.Count(r.Machine.Cores, "core"),
+		dataset.Count(r.Machine.Threads, "thread")))
 	add("memory", fmt.Sprintf("%.1f GB", float64(r.Machine.MemoryBytes)/1e9))
 	if r.Machine.GPU != "" {
 		add("GPU", fmt.Sprintf("%s, driver %s", r.Machine.GPU, r.Machine.Driver))
@@ -145,54 +151,16 @@ func madeBy(title string, r *bench.Results) made {
 	for _, ceiling := range []struct {
 		what, unit string
 		value      float64
-	}{{"reads at most", "GB/s", c.ReadGBPerS}, {"float32 products at most", "GFLOP/s", c.F32GFlopPerS}, {"bfloat16 products at most", "GFLOP/s", c.BF16GFlopPerS}} {
+	}{
+		{"read bandwidth (ceiling)", "GB/s", c.ReadGBPerS},
+		{"float32 GEMM (ceiling)", "GFLOP/s", c.F32GFlopPerS},
+		{"bfloat16 GEMM (ceiling)", "GFLOP/s", c.BF16GFlopPerS},
+	} {
 		if ceiling.value > 0 {
 			add(ceiling.what, short(ceiling.value)+" "+ceiling.unit)
 		}
 	}
-	add("versions", fmt.Sprintf("conquer %s, libtorch %s, %s", r.Versions.Conquer, r.Versions.Libtorch, r.Versions.Go))
+	add("versions", fmt.Sprintf("conquer %s, libtorch %s, %s", r.Versions.Conquer,
+		r.Versions.Libtorch, r.Versions.Go))
 	return m
-}
-
-// inOrder sorts strategies by how many chunks they carry state across, and the plain code before the kernels.
-func inOrder(names []string) []string {
-	rank := func(name string) int {
-		c, err := bamba.ParseChunking(name)
-		switch {
-		case err != nil:
-			return 1 << 60
-		case c.Reach() < 0:
-			return 1 << 59
-		}
-		return c.Reach()
-	}
-	slices.SortStableFunc(names, func(a, b string) int {
-		if x, y := rank(a), rank(b); x != y {
-			return min(1, max(-1, x-y))
-		}
-		return strings.Compare(a, b)
-	})
-	return names
-}
-
-// distinct lists the values of key over rows, each once, in the order of their first appearance.
-func distinct[Row any, K comparable](rows []Row, key func(Row) K) (list []K) {
-	seen := map[K]bool{}
-	for _, r := range rows {
-		if k := key(r); !seen[k] {
-			seen[k] = true
-			list = append(list, k)
-		}
-	}
-	return list
-}
-
-// where is the rows that satisfy a condition.
-func where[Row any](rows []Row, condition func(Row) bool) (list []Row) {
-	for _, r := range rows {
-		if condition(r) {
-			list = append(list, r)
-		}
-	}
-	return list
 }

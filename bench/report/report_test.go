@@ -26,10 +26,13 @@ var strategies = []string{"default", "independent", "windowed:1", "windowed:4"}
 func save(t testing.TB, dir, kind string, rows any) {
 	t.Helper()
 	r := &bench.Results{
-		Kind: kind, Command: "conquer bench " + kind + " --chunking 'default,<b>'", Time: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC),
-		Machine: bench.Machine{CPU: "A processor & a half", Cores: 2, Threads: 2, MemoryBytes: 16e9, Device: "cpu",
+		Kind: kind, Command: "conquer bench " + kind + " --chunking 'default,<b>'",
+		Time: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC),
+		Machine: bench.Machine{CPU: "A processor & a half", Cores: 2, Threads: 2, MemoryBytes: 16e9,
+			Device:   "cpu",
 			Ceilings: bench.Ceilings{ReadGBPerS: 21, F32GFlopPerS: 180}},
-		Versions: bench.Versions{Conquer: "v0.0-test", Libtorch: "2.11.0", Go: "go1.26"}, Rows: rows,
+		Versions: bench.Versions{Conquer: "v0.0-test", Libtorch: "2.11.0", Go: "go1.26"},
+		Rows:     rows,
 	}
 	if err := r.Save(dir); err != nil {
 		t.Fatal(err)
@@ -43,9 +46,12 @@ func ssdRows(r *rand.Rand) (rows []bench.SSDRow) {
 				for _, length := range []int{256, 1024, 4096} {
 					for _, chunk := range []int{32, 64} {
 						ms := float64(length) * (1 + r.Float64()) / 100
-						rows = append(rows, bench.SSDRow{Strategy: name + code, Pass: pass, Device: "cpu", DType: "float32", Batch: 1, Length: length,
-							Heads: 8, HeadDim: 32, State: 64, Groups: 1, ChunkSize: chunk, MedianMS: ms, LowMS: 0.9 * ms, HighMS: 1.2 * ms, Repeats: 5,
-							GBPerS: 10 * r.Float64(), GFlopPerS: 100 * r.Float64(), OfBandwidth: r.Float64(), OfRate: r.Float64(),
+						rows = append(rows, bench.SSDRow{Strategy: name + code, Pass: pass,
+							Device: "cpu", DType: "float32", Batch: 1, Length: length,
+							Heads: 8, HeadDim: 32, State: 64, Groups: 1, ChunkSize: chunk,
+							MedianMS: ms, LowMS: 0.9 * ms, HighMS: 1.2 * ms, Repeats: 5,
+							GBPerS: 10 * r.Float64(), GFlopPerS: 100 * r.Float64(),
+							OfBandwidth: r.Float64(), OfRate: r.Float64(),
 							PeakBytes: int64(length) * 1000, Error: 1e-6 * r.Float64()})
 					}
 				}
@@ -53,8 +59,10 @@ func ssdRows(r *rand.Rand) (rows []bench.SSDRow) {
 		}
 	}
 	for _, pass := range []string{"step", "conv", "norm"} {
-		rows = append(rows, bench.SSDRow{Strategy: "kernel", Pass: pass, Device: "cpu", DType: "float32", Batch: 1, Length: 1, Heads: 8, HeadDim: 32,
-			State: 64, Groups: 1, MedianMS: r.Float64(), GBPerS: 10 * r.Float64(), GFlopPerS: 10 * r.Float64(), Error: 1e-7})
+		rows = append(rows, bench.SSDRow{Strategy: "kernel", Pass: pass, Device: "cpu",
+			DType: "float32", Batch: 1, Length: 1, Heads: 8, HeadDim: 32,
+			State: 64, Groups: 1, MedianMS: r.Float64(), GBPerS: 10 * r.Float64(),
+			GFlopPerS: 10 * r.Float64(), Error: 1e-7})
 	}
 	return rows
 }
@@ -64,10 +72,15 @@ func chunksRows(r *rand.Rand) (rows []bench.ChunksRow) {
 		for _, name := range strategies {
 			for _, way := range ways {
 				ms := float64(length) * (1 + r.Float64())
-				rows = append(rows, bench.ChunksRow{ID: id, PromptTokens: length, NumChunks: length / 16, ChunkSize: 16, Strategy: name, Compile: way,
-					Layers: 4, Device: "cpu", DType: "float32", NewTokens: 8, Repeats: 3, TotalMS: ms, LowMS: 0.9 * ms, HighMS: 1.1 * ms,
-					FirstTokenMS: ms / 2, BetweenTokensMS: ms / 16, TokensPerS: 8000 / ms, PeakBytes: int64(length) * 4096, BytesMoved: 1e9, GBPerS: 3,
-					Flops: 1e9, GFlopPerS: 40, CPUUtilization: 0.5, TopOperations: []bench.Operation{{Name: "aten::mm", MS: ms / 3, Share: 0.33}}})
+				rows = append(rows, bench.ChunksRow{ID: id, PromptTokens: length,
+					NumChunks: length / 16, ChunkSize: 16, Strategy: name, Compile: way,
+					Layers: 4, Device: "cpu", DType: "float32", NewTokens: 8, Repeats: 3,
+					TotalMS: ms, LowMS: 0.9 * ms, HighMS: 1.1 * ms,
+					FirstTokenMS: ms / 2, BetweenTokensMS: ms / 16, TokensPerS: 8000 / ms,
+					PeakBytes: int64(length) * 4096, BytesMoved: 1e9, GBPerS: 3,
+					Flops: 1e9, GFlopPerS: 40, CPUUtilization: 0.5,
+					TopOperations: []bench.Operation{{Name: "aten::mm", MS: ms / 3,
+						Share: 0.33}}})
 			}
 		}
 	}
@@ -78,8 +91,10 @@ func accuracyRows(r *rand.Rand) (rows []bench.AccuracyRow) {
 	for id := range 20 {
 		for _, name := range strategies {
 			nll := 1 + r.Float64()
-			rows = append(rows, bench.AccuracyRow{ID: id, Strategy: name + "-optimized", ChunkSize: 16, PromptTokens: 256,
-				ReferenceTokens: 50 + r.IntN(50), NLL: nll, Perplexity: math.Exp(nll), Prediction: "</svg><script>"})
+			rows = append(rows, bench.AccuracyRow{ID: id, Strategy: name + "-optimized",
+				ChunkSize: 16, PromptTokens: 256,
+				ReferenceTokens: 50 + r.IntN(50), NLL: nll, Perplexity: math.Exp(nll),
+				Prediction: "</svg><script>"})
 		}
 	}
 	return rows
@@ -90,7 +105,8 @@ func gptScoreRows(r *rand.Rand) (rows []bench.GPTScoreRow) {
 		for _, name := range strategies {
 			for _, aspect := range []string{"none", "fluency"} {
 				a, b := -4*r.Float64()-0.1, -4*r.Float64()-0.1
-				rows = append(rows, bench.GPTScoreRow{ID: id, Source: "predictions.tsv", Strategy: name, Aspect: aspect, HypoGivenRef: a, RefGivenHypo: b,
+				rows = append(rows, bench.GPTScoreRow{ID: id, Source: "predictions.tsv",
+					Strategy: name, Aspect: aspect, HypoGivenRef: a, RefGivenHypo: b,
 					Average: (a + b) / 2, HarmonicMean: 2 * a * b / (a + b)})
 			}
 		}
@@ -98,7 +114,7 @@ func gptScoreRows(r *rand.Rand) (rows []bench.GPTScoreRow) {
 	return rows
 }
 
-// parsed is a page or a drawing read by a strict parser: every element closed, every string escaped.
+// parsed is a page or a drawing, read by a strict XML parser.
 type parsed struct {
 	elements map[string]int
 	ids      []string
@@ -153,7 +169,7 @@ func all(t testing.TB) (dir string, accuracy []bench.AccuracyRow) {
 	return dir, accuracy
 }
 
-func TestThePageHasEverySectionAndNeedsNothingElse(t *testing.T) {
+func TestWrite_PageIsCompleteAndSelfContained(t *testing.T) {
 	dir, accuracy := all(t)
 	out := filepath.Join(t.TempDir(), "new", "report.html")
 	report, err := Write(dir, out)
@@ -174,13 +190,15 @@ func TestThePageHasEverySectionAndNeedsNothingElse(t *testing.T) {
 	if strings.Contains(page.text, "url(") || strings.Contains(page.text, "@import") {
 		t.Error("the style sheet loads something")
 	}
-	for _, want := range []string{"A processor & a half", "conquer bench ssd --chunking 'default,<b>'", "v0.0-test", "libtorch 2.11.0", "go1.26", "4 March 2026"} {
+	for _, want := range []string{"A processor & a half",
+		"conquer bench ssd --chunking 'default,<b>'", "v0.0-test", "libtorch 2.11.0", "go1.26",
+		"4 March 2026"} {
 		if !strings.Contains(page.text, want) {
 			t.Errorf("the page does not say %q", want)
 		}
 	}
 
-	// The numbers are those of the rows, counted here once more.
+	// The perplexities are those of the rows.
 	for _, name := range strategies {
 		nats, tokens := 0.0, 0
 		for _, row := range accuracy {
@@ -189,12 +207,13 @@ func TestThePageHasEverySectionAndNeedsNothingElse(t *testing.T) {
 				tokens += row.ReferenceTokens
 			}
 		}
-		if want := fmt.Sprintf("%.3f", math.Exp(nats/float64(tokens))); !strings.Contains(page.text, want) {
+		if want := fmt.Sprintf("%.3f", math.Exp(nats/float64(tokens))); !strings.Contains(page.text,
+			want) {
 			t.Errorf("the page lacks the perplexity %s of %s", want, name)
 		}
 	}
 
-	// Each plot is in the page and in two files, with something drawn on it.
+	// Each plot is in the page and in two files, and none is blank.
 	if page.elements["svg"] != len(report.Plots)/2 || len(report.Plots) < 20 {
 		t.Errorf("%d plots in the page, files %q", page.elements["svg"], report.Plots)
 	}
@@ -223,14 +242,16 @@ func TestThePageHasEverySectionAndNeedsNothingElse(t *testing.T) {
 			t.Errorf("%s has %d colors", path, len(seen))
 		}
 	}
-	for _, name := range []string{"perplexity", "gptscore", "latency", "throughput", "memory", "compile", "scan-forward", "scan-backward", "bandwidth", "rate"} {
-		if !slices.ContainsFunc(report.Plots, func(path string) bool { return filepath.Base(path) == name+".svg" }) {
+	for _, name := range []string{"perplexity", "gptscore", "latency", "throughput", "memory",
+		"compile", "scan-forward", "scan-backward", "bandwidth", "rate"} {
+		if !slices.ContainsFunc(report.Plots,
+			func(path string) bool { return filepath.Base(path) == name+".svg" }) {
 			t.Errorf("there is no plot %s", name)
 		}
 	}
 }
 
-func TestHostileNamesStayText(t *testing.T) {
+func TestWrite_EscapesHostileNames(t *testing.T) {
 	const hostile = "</svg><script>alert('x')</script>\x01\"&"
 	dir := t.TempDir()
 	r := rand.New(rand.NewPCG(1, 2))
@@ -271,7 +292,7 @@ func TestHostileNamesStayText(t *testing.T) {
 	}
 }
 
-func TestWhatIsMissingOrBrokenIsNamed(t *testing.T) {
+func TestWrite_NamesMissingAndBrokenFiles(t *testing.T) {
 	dir := t.TempDir()
 	out := filepath.Join(t.TempDir(), "report.html")
 	if _, err := Write(filepath.Join(dir, "none"), out); err == nil {
@@ -285,20 +306,24 @@ func TestWhatIsMissingOrBrokenIsNamed(t *testing.T) {
 	if err != nil || len(report.Notes) != 3 {
 		t.Fatalf("%v, notes %q", err, report.Notes)
 	}
-	if page := parse(t, out); !strings.Contains(page.text, "ssd.json is not there") || page.elements["svg"] != 2 {
+	if page := parse(t, out); !strings.Contains(page.text, "ssd.json is missing") ||
+		page.elements["svg"] != 2 {
 		t.Errorf("%d plots", page.elements["svg"])
 	}
 
-	// A broken file is an error, and the others are shown all the same.
-	for name, text := range map[string]string{"cut off": `{"kind": "ssd", "rows": [`, "another kind": `{"kind": "chunks", "rows": []}`,
-		"rows of another type": `{"kind": "ssd", "rows": [{"length": "long"}]}`, "no JSON": "strategy,pass\n", "empty": ""} {
+	// A broken file is an error, and the page shows the others.
+	for name, text := range map[string]string{"cut off": `{"kind": "ssd", "rows": [`,
+		"another kind":         `{"kind": "chunks", "rows": []}`,
+		"rows of another type": `{"kind": "ssd", "rows": [{"length": "long"}]}`,
+		"no JSON":              "strategy,pass\n", "empty": ""} {
 		path := filepath.Join(dir, "ssd.json")
 		if err := os.WriteFile(path, []byte(text), 0o666); err != nil {
 			t.Fatal(err)
 		}
 		os.Remove(out)
 		report, err := Write(dir, out)
-		if report == nil || err == nil || !strings.Contains(err.Error(), path) || strings.Contains(err.Error(), "\n") {
+		if report == nil || err == nil || !strings.Contains(err.Error(), path) ||
+			strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
@@ -308,10 +333,11 @@ func TestWhatIsMissingOrBrokenIsNamed(t *testing.T) {
 	}
 }
 
-func TestAStrategyLooksTheSameEverywhereAndCanBeTold(t *testing.T) {
+func TestLooks_AreConstantAndDistinct(t *testing.T) {
 	var l looks
 	first, second := l.of("mamba_ssm"), l.of("another")
-	if first.color == second.color || l.of("mamba_ssm") != first || l.of("mamba_ssm-optimized").color != first.color {
+	if first.color == second.color || l.of("mamba_ssm") != first ||
+		l.of("mamba_ssm-optimized").color != first.color {
 		t.Error("unknown names do not keep colors of their own")
 	}
 	seen := map[color.RGBA]string{}
@@ -321,22 +347,24 @@ func TestAStrategyLooksTheSameEverywhereAndCanBeTold(t *testing.T) {
 		}
 		seen[l.of(name).color] = name
 		if !l.of(name).plain || l.of(name+"-optimized").plain {
-			t.Errorf("%s: the kernels are not drawn apart from the plain page", name)
+			t.Errorf("%s: kernels and libtorch's operations look the same", name)
 		}
 	}
-	// WCAG asks 3 of graphics.
+	// WCAG requires a contrast of 3 for graphics.
 	for _, c := range colors()[2:] {
 		if got := contrast(c, color.RGBA{255, 255, 255, 255}); got < 3 {
 			t.Errorf("%s has a contrast of %.1f to white", hex(c), got)
 		}
 	}
-	if got := contrast(color.RGBA{0, 0, 0, 255}, color.RGBA{255, 255, 255, 255}); math.Abs(got-21) > 1e-9 {
+	if got := contrast(color.RGBA{0, 0, 0, 255}, color.RGBA{255, 255, 255,
+		255}); math.Abs(got-21) > 1e-9 {
 		t.Errorf("black on white has a contrast of %g, expected 21", got)
 	}
 }
 
-func TestNumbersAreShort(t *testing.T) {
-	for x, want := range map[float64]string{0: "0", 0.01234: "0.0123", 1.5: "1.5", 12.345: "12.3", 123.4: "123", 999.4: "999", 999.7: "1,000",
+func TestShort_KeepsThreeDigits(t *testing.T) {
+	for x, want := range map[float64]string{0: "0", 0.01234: "0.0123", 1.5: "1.5", 12.345: "12.3",
+		123.4: "123", 999.4: "999", 999.7: "1,000",
 		1234567: "1,234,567", -4096: "-4,096", math.NaN(): "–", 1000: "1,000", 100: "100"} {
 		if got := short(x); got != want {
 			t.Errorf("%g is written %q, expected %q", x, got, want)
@@ -344,11 +372,12 @@ func TestNumbersAreShort(t *testing.T) {
 	}
 }
 
-// FuzzAnyResultsMakeAReport holds that whatever a result file says, the report is written or the file named.
-func FuzzAnyResultsMakeAReport(f *testing.F) {
+// FuzzWrite checks that any result file gives a report or an error in one line.
+func FuzzWrite(f *testing.F) {
 	kinds := []string{bench.SSD, bench.Chunks, bench.Accuracy, bench.GPTScore}
 	seeds := rand.New(rand.NewPCG(1, 2))
-	for i, rows := range []any{ssdRows(seeds)[:12], chunksRows(seeds)[:12], accuracyRows(seeds)[:12], gptScoreRows(seeds)[:12]} {
+	for i, rows := range []any{ssdRows(seeds)[:12], chunksRows(seeds)[:12],
+		accuracyRows(seeds)[:12], gptScoreRows(seeds)[:12]} {
 		dir := f.TempDir()
 		save(f, dir, kinds[i], rows)
 		data, err := os.ReadFile(filepath.Join(dir, kinds[i]+".json"))
@@ -357,16 +386,23 @@ func FuzzAnyResultsMakeAReport(f *testing.F) {
 		}
 		f.Add(data, i)
 	}
-	f.Add([]byte(`{"kind":"ssd","rows":[{"length":1,"pass":"forward","median_ms":1e-320,"gb_per_s":1e308,"chunk_size":3},{"length":9000000000000000000,"pass":"forward","median_ms":1e300,"peak_bytes":-5}]}`), 0)
-	f.Add([]byte(`{"kind":"chunks","rows":[{"prompt_tokens":1,"total_ms":1e300,"compile":"kernels"},{"prompt_tokens":1,"total_ms":1e-300,"compile":"","peak_bytes":1}]}`), 1)
-	f.Add([]byte(`{"kind":"accuracy","rows":[{"nll":1e300,"reference_tokens":1},{"nll":-1e300,"reference_tokens":9223372036854775807}]}`), 2)
-	f.Add([]byte(`{"kind":"gptscore","rows":[{"average":1e308},{"average":-1e308},{"average":0}]}`), 3)
+	f.Add([]byte(`{"kind":"ssd","rows":[{"length":1,"pass":"forward","median_ms":1e-320,`+
+		`"gb_per_s":1e308,"chunk_size":3},`+
+		`{"length":9000000000000000000,"pass":"forward","median_ms":1e300,"peak_bytes":-5}]}`), 0)
+	f.Add([]byte(`{"kind":"chunks","rows":[{"prompt_tokens":1,"total_ms":1e300,`+
+		`"compile":"kernels"},`+
+		`{"prompt_tokens":1,"total_ms":1e-300,"compile":"","peak_bytes":1}]}`), 1)
+	f.Add([]byte(`{"kind":"accuracy","rows":[{"nll":1e300,"reference_tokens":1},`+
+		`{"nll":-1e300,"reference_tokens":9223372036854775807}]}`), 2)
+	f.Add([]byte(`{"kind":"gptscore","rows":[{"average":1e308},{"average":-1e308},`+
+		`{"average":0}]}`), 3)
 	f.Fuzz(func(t *testing.T, data []byte, kind int) {
 		if len(data) > 1<<14 {
 			return
 		}
 		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, kinds[uint(kind)%4]+".json"), data, 0o666); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, kinds[uint(kind)%4]+".json"), data,
+			0o666); err != nil {
 			t.Fatal(err)
 		}
 		p, _, err := compose(dir)
