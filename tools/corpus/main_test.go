@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// gathered lists what gather made of the installed toolchain: names and contents.
+// gathered runs gather on the installed toolchain and returns the contents of the files by name.
 func gathered(t *testing.T) (string, map[string]string) {
 	t.Helper()
 	root, err := exec.Command("go", "env", "GOROOT").Output()
@@ -37,7 +37,7 @@ func gathered(t *testing.T) (string, map[string]string) {
 	return out, files
 }
 
-func TestTheSameToolchainGivesTheSameFilesAndSharesNoPackage(t *testing.T) {
+func TestGather_IsRepeatableAndHoldsPackagesOut(t *testing.T) {
 	_, files := gathered(t)
 	_, again := gathered(t)
 	if len(files) != len(again) {
@@ -66,13 +66,14 @@ func TestTheSameToolchainGivesTheSameFilesAndSharesNoPackage(t *testing.T) {
 		}
 	}
 	for _, name := range watched {
-		if name += ".txt"; files["validation/"+name] == "" || files["validation/"+name] != files["heldout/"+name] {
+		if name += ".txt"; files["validation/"+name] == "" ||
+			files["validation/"+name] != files["heldout/"+name] {
 			t.Errorf("%s is not held out to be watched", name)
 		}
 	}
 }
 
-func TestPromptsAreFollowedByTheirAnswers(t *testing.T) {
+func TestGather_AnswersFollowTheirPrompts(t *testing.T) {
 	_, files := gathered(t)
 	for file, want := range map[string]struct {
 		lengths []int
@@ -87,21 +88,25 @@ func TestPromptsAreFollowedByTheirAnswers(t *testing.T) {
 			lengths[len(p.Prompt)]++
 			found := false
 			for name, text := range files {
-				found = found || strings.HasPrefix(name, "heldout/") && strings.Contains(text, p.Prompt+p.Answer)
+				found = found || strings.HasPrefix(name, "heldout/") &&
+					strings.Contains(text, p.Prompt+p.Answer)
 			}
-			if !found || len(p.Answer) != answerLength || p.TokenLen != len(p.Prompt) || p.NumChunks != p.TokenLen/chunkSize {
-				t.Errorf("%s: prompt %d: found %v, %d characters, %+v", file, i, found, len(p.Prompt), p)
+			if !found || len(p.Answer) != answerLength || p.TokenLen != len(p.Prompt) ||
+				p.NumChunks != p.TokenLen/chunkSize {
+				t.Errorf("%s: prompt %d: found %v, %d characters, %+v", file, i, found,
+					len(p.Prompt), p)
 			}
 		}
 		for _, length := range want.lengths {
 			if lengths[length] != want.each {
-				t.Errorf("%s: %d prompts of %d characters, expected %d", file, lengths[length], length, want.each)
+				t.Errorf("%s: %d prompts of %d characters, expected %d", file, lengths[length],
+					length, want.each)
 			}
 		}
 	}
 }
 
-func TestAFolderThatIsNoToolchainIsRefused(t *testing.T) {
+func TestGather_RefusesOtherFolders(t *testing.T) {
 	if err := gather(t.TempDir(), t.TempDir()); err == nil {
 		t.Error("an empty folder was taken for the sources of a toolchain")
 	}
