@@ -1,7 +1,8 @@
 // Package bamba is Bamba, Mamba-2 state-space layers with a few attention layers among them, and the plain Mamba-2 stack;
-// the chunked scan that both live on; and the strategies by which its chunks share their states.
+// the chunked scan that both use; and the strategies by which its chunks share their states.
 //
-// [Bamba] and [Mamba2] are the models, [Mixer] is the layer, [SSD] is the scan on one page, [Chunking] chooses how it runs.
+// [Block] and [Mamba2Block] are the models' blocks, [Mixer] is the state-space layer, [SSD] is the scan on one page,
+// [Chunking] chooses how it runs.
 package bamba
 
 import (
@@ -12,19 +13,6 @@ import (
 	"conquer/torch/nn"
 )
 
-// Bamba is a stack of blocks between an embedding and a head: Hugging Face's BambaForCausalLM. Without attention layers
-// it is a Mamba-2 stack with feed-forward layers.
-type Bamba struct {
-	Embedding *nn.Embedding `weight:"model.embed_tokens"`
-	Layers    []*Block      `weight:"model.layers"`
-	FinalNorm *nn.RMSNorm   `weight:"model.final_layernorm"`
-	Output    *nn.Linear    `weight:"lm_head"` // nil when tied to the embedding
-
-	settings settings
-	rotary   *nn.Rotary // nil without attention layers
-	chunking *Chunking
-}
-
 // Block is a state-space layer or attention, then a feed-forward layer, each after a normalization and added to its input.
 type Block struct {
 	MixerNorm *nn.RMSNorm      `weight:"input_layernorm"`
@@ -34,7 +22,7 @@ type Block struct {
 	MLP       *nn.SwiGLU       `weight:"feed_forward"`
 }
 
-// First is the mixer's first product.
+// InputProjection is that of the state-space layer or of attention.
 func (b *Block) InputProjection() nn.InputProjection {
 	if b.Mixer != nil {
 		return nn.InputProjection{Norm: b.MixerNorm, Linear: b.Mixer.In}
@@ -42,115 +30,72 @@ func (b *Block) InputProjection() nn.InputProjection {
 	return nn.InputProjection{Norm: b.MixerNorm, Linear: b.Attention.QKV}
 }
 
-// Forward maps x [B,L,D] to [B,L,D].
+// Forward computes h = x + mixer(norm(x)), y = h + mlp(norm(h)): [B,L,D] to [B,L,D].
 func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	first, tail := pass.InputProjection(b.InputProjection(), x), nn.BlockTail{MLPNorm: b.MLPNorm, MLP: b.MLP}
+	projected := pass.InputProjection(b.InputProjection(), x)
+	tail := nn.BlockTail{MLPNorm: b.MLPNorm, MLP: b.MLP}
 	var mixed torch.Tensor
 	if b.Mixer != nil {
-		mixed, tail.Norm = b.Mixer.Forward(first, pass, layer)
+		mixed, tail.Norm = b.Mixer.Forward(projected, pass, layer)
 		tail.Output = b.Mixer.Out
 	} else {
-		mixed, tail.Output = b.Attention.Forward(first, pass, layer), b.Attention.Output
+		mixed, tail.Output = b.Attention.Forward(projected, pass, layer), b.Attention.Output
 	}
 	return pass.BlockTail(tail, x, mixed)
 }
 
-// New makes a model without weights from a Hugging Face config of model_type "bamba".
+// NewCache makes an empty state or an empty key and value cache.
+func (b *Block) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) model.LayerCache {
+	if b.Mixer != nil {
+		return b.Mixer.NewCache(batch, dtype, device)
+	}
+	return b.Attention.NewCache(batch, capacity, dtype, device)
+}
+
+// New makes a model without weights from a Hugging Face config of model_type "bamba" (BambaForCausalLM). Without
+// attention layers it is a Mamba-2 stack with feed-forward layers.
 func New(config model.Config) (model.Model, error) {
-	h, err := read(config)
+	s, err := read(config)
 	if err != nil {
 		return nil, err
 	}
-	m := &Bamba{
-		Embedding: nn.NewEmbedding(h.vocabulary, h.width),
-		FinalNorm: nn.NewRMSNorm(h.width, h.eps),
-		settings:  h,
-		chunking:  &Chunking{Strategy: Default, ChunkSize: h.chunk, Optimized: true},
-	}
-	if !h.tied {
-		m.Output = nn.NewLinear(h.width, false, h.vocabulary)
-	}
-	if len(h.attentionLayers) > 0 {
-		if m.rotary, err = nn.NewRotary(h.rotary); err != nil {
-			return nil, err
-		}
-	}
-	for i := range h.layers {
+	chunking := NewChunking(s.chunk)
+	var blocks []model.Block
+	for i := range s.layers {
 		block := &Block{
-			MixerNorm: nn.NewRMSNorm(h.width, h.eps),
-			MLPNorm:   nn.NewRMSNorm(h.width, h.eps),
-			MLP:       nn.NewSwiGLU(h.width, h.inner, h.mlpBias),
+			MixerNorm: nn.NewRMSNorm(s.stack.Width, s.stack.Eps),
+			MLPNorm:   nn.NewRMSNorm(s.stack.Width, s.stack.Eps),
+			MLP:       nn.NewSwiGLU(s.stack.Width, s.inner, s.mlpBias),
 		}
-		if slices.Contains(h.attentionLayers, i) {
-			block.Attention = model.NewAttention(h.width, h.heads, h.keyHeads, h.headDim, h.attentionBias, h.attentionBias)
+		if slices.Contains(s.attentionLayers, i) {
+			if block.Attention, err = model.NewAttention(s.attention); err != nil {
+				return nil, err
+			}
 		} else {
-			block.Mixer = newMixer(h.width, h.mixer, m.chunking)
+			block.Mixer = NewMixer(s.mixer, chunking)
 		}
-		m.Layers = append(m.Layers, block)
+		blocks = append(blocks, block)
 	}
-	return m, nil
+	return NewModel(s.stack, blocks, chunking)
 }
 
-// Architecture is "bamba".
-func (m *Bamba) Architecture() string { return "bamba" }
-
-// Config is the config.json that the model was made from.
-func (m *Bamba) Config() model.Config { return m.settings.config }
-
-// Begin prepares the rotary tables, the mask, and what the state-space layers know about segments and padding.
-func (m *Bamba) Begin(seq model.Sequence) *model.Pass { return begin(seq, m.rotary) }
-
-// Embed maps ids (int64 [B,L]) to [B,L,D].
-func (m *Bamba) Embed(ids torch.Tensor) torch.Tensor { return m.Embedding.Forward(ids) }
-
-// Blocks lists the blocks.
-func (m *Bamba) Blocks() []model.Block {
-	blocks := make([]model.Block, len(m.Layers))
-	for i, layer := range m.Layers {
-		blocks[i] = layer
-	}
-	return blocks
+// Model is a stack with state-space layers, which scan by one common [Chunking].
+type Model struct {
+	*model.Stack
+	chunking *Chunking
+	chunk    int // the config's chunk size
 }
 
-// Norm is the normalization before the head.
-func (m *Bamba) Norm(x torch.Tensor) torch.Tensor { return m.FinalNorm.Forward(x) }
-
-// Head is the projection to the vocabulary [V,D].
-func (m *Bamba) Head() *nn.Param {
-	if m.Output == nil {
-		return m.Embedding.Weight
+// NewModel makes a model, without weights, whose state-space layers were made with the given chunking.
+func NewModel(c model.StackConfig, blocks []model.Block, chunking *Chunking) (model.Model, error) {
+	stack, err := model.NewStack(c, blocks)
+	if err != nil {
+		return nil, err
 	}
-	return m.Output.Weight
+	return &Model{Stack: stack, chunking: chunking, chunk: chunking.ChunkSize}, nil
 }
 
-// FreeTables frees the rotary table, which grows again when it is used.
-func (m *Bamba) FreeTables() {
-	if m.rotary != nil {
-		m.rotary.Free()
-	}
-}
-
-// MaxLength is max_position_embeddings.
-func (m *Bamba) MaxLength() int { return m.settings.maxLength }
-
-// NewCache makes empty key and value caches for the attention layers and empty states for the others.
-func (m *Bamba) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) *model.Cache {
-	cache := &model.Cache{Layers: make([]model.LayerCache, len(m.Layers)), Capacity: capacity}
-	for i, block := range m.Layers {
-		layer := &cache.Layers[i]
-		if block.Mixer != nil {
-			layer.Conv, layer.State = block.Mixer.newState(batch, dtype, device)
-			continue
-		}
-		_, keyHeads, headDim := block.Attention.Sizes()
-		shape := []int{batch, keyHeads, capacity, headDim}
-		layer.Keys = torch.Zeros(shape, dtype, device).Own()
-		layer.Values = torch.Zeros(shape, dtype, device).Own()
-	}
-	return cache
-}
-
-// Chunked is a model whose state-space layers' chunking can be chosen: [Bamba] and [Mamba2].
+// Chunked is a model whose state-space layers' chunking can be chosen: [Model].
 type Chunked interface {
 	model.Model
 	// Chunking returns the current choice; a new model's is default-optimized with its config's chunk size.
@@ -160,18 +105,26 @@ type Chunked interface {
 }
 
 // Chunking returns how the state-space layers scan.
-func (m *Bamba) Chunking() Chunking { return *m.chunking }
+func (m *Model) Chunking() Chunking { return *m.chunking }
 
 // SetChunking changes how the state-space layers scan, from the next pass on.
-func (m *Bamba) SetChunking(c Chunking) error { return m.chunking.set(c, m.settings.chunk) }
-
-func (c *Chunking) set(to Chunking, size int) error {
-	if err := to.Check(); err != nil {
+func (m *Model) SetChunking(c Chunking) error {
+	if err := c.Check(); err != nil {
 		return err
 	}
-	if to.ChunkSize == 0 {
-		to.ChunkSize = size
+	if c.ChunkSize == 0 {
+		c.ChunkSize = m.chunk
 	}
-	*c = to
+	*m.chunking = c
 	return nil
+}
+
+// NewChunking is the choice of a new model: default-optimized, with the chunk size of its config. That size is rounded to
+// one that the kernels have; under the default strategy it changes the speed only.
+func NewChunking(size int) *Chunking {
+	chunk := 16
+	for chunk < 256 && 2*chunk <= size {
+		chunk *= 2
+	}
+	return &Chunking{Strategy: Default, ChunkSize: chunk, Optimized: true}
 }

@@ -7,100 +7,108 @@ import (
 	"strconv"
 
 	"conquer/model"
-	"conquer/torch/nn"
 )
 
-// settings is what a Bamba config says, read and checked.
+// settings is a Bamba config, read and checked.
 type settings struct {
-	config                           model.Config
-	vocabulary, width, inner, layers int
-	heads, keyHeads, headDim         int
-	maxLength, chunk                 int
-	eps                              float64
-	tied, attentionBias, mlpBias     bool
-	attentionLayers                  []int
-	rotary                           nn.RotaryConfig
-	mixer                            mixerConfig
+	stack           model.StackConfig
+	attention       model.AttentionConfig
+	mixer           MixerConfig
+	layers, inner   int
+	chunk           int
+	mlpBias         bool
+	attentionLayers []int
 }
 
 func read(config model.Config) (settings, error) {
 	r := &model.Reader{Config: config}
-	h := settings{
-		config:     decimals(config),
-		vocabulary: r.Int("vocab_size"), width: r.Int("hidden_size"), inner: r.Int("intermediate_size"),
-		layers: r.Int("num_hidden_layers"), heads: r.Int("num_attention_heads"),
-		maxLength: r.IntOr("max_position_embeddings", 262144), eps: r.FloatOr("rms_norm_eps", 1e-5),
-		tied: r.BoolOr("tie_word_embeddings", false), attentionBias: r.BoolOr("attention_bias", false),
-		mlpBias: r.BoolOr("mlp_bias", false), chunk: nearestChunk(r.IntOr("mamba_chunk_size", 256)),
-		mixer: mixerConfig{
-			heads: r.IntOr("mamba_n_heads", 128), groups: r.IntOr("mamba_n_groups", 1), state: r.IntOr("mamba_d_state", 256),
-			taps: r.IntOr("mamba_d_conv", 4), projBias: r.BoolOr("mamba_proj_bias", false),
-			convBias: r.BoolOr("mamba_conv_bias", true),
+	s := settings{
+		stack: model.StackConfig{
+			Architecture: "bamba", Config: decimals(config),
+			Vocabulary: r.Int("vocab_size"), Width: r.Int("hidden_size"),
+			MaxLength: r.IntOr("max_position_embeddings", 262144), Eps: r.FloatOr("rms_norm_eps", 1e-5),
+			Tied: r.BoolOr("tie_word_embeddings", false),
+			Names: model.StackNames{Embedding: "model.embed_tokens", Layers: "model.layers",
+				FinalNorm: "model.final_layernorm"},
 		},
+		layers: r.Int("num_hidden_layers"), inner: r.Int("intermediate_size"),
+		mlpBias: r.BoolOr("mlp_bias", false), chunk: r.IntOr("mamba_chunk_size", 256),
 	}
-	h.keyHeads = r.IntOr("num_key_value_heads", h.heads)
-	h.headDim = r.IntOr("head_dim", h.width/h.heads)
-	h.mixer.eps = h.eps
-	inner := r.IntOr("mamba_expand", 2) * h.width
+	width := s.stack.Width
+	s.mixer = MixerConfig{
+		Width: width, Heads: r.IntOr("mamba_n_heads", 128), Groups: r.IntOr("mamba_n_groups", 1),
+		State: r.IntOr("mamba_d_state", 256), Taps: r.IntOr("mamba_d_conv", 4),
+		ProjBias: r.BoolOr("mamba_proj_bias", false), ConvBias: r.BoolOr("mamba_conv_bias", true), Eps: s.stack.Eps,
+	}
+	heads, bias := r.Int("num_attention_heads"), r.BoolOr("attention_bias", false)
+	s.attention = model.AttentionConfig{
+		Width: width, Heads: heads, KeyHeads: r.IntOr("num_key_value_heads", heads),
+		HeadDim: r.IntOr("head_dim", width/heads), QKVBias: bias, OutputBias: bias,
+	}
+	inner := r.IntOr("mamba_expand", 2) * width
 	if config["mamba_d_head"] == "auto" || !r.Has("mamba_d_head") {
-		h.mixer.headDim = inner / h.mixer.heads
+		s.mixer.HeadDim = inner / s.mixer.Heads
 	} else {
-		h.mixer.headDim = r.Int("mamba_d_head")
+		s.mixer.HeadDim = r.Int("mamba_d_head")
 	}
-	// Half of a head is turned unless rope_parameters says otherwise. transformers' Bamba goes by nothing else either, whatever
-	// partial_rotary_factor or attn_rotary_emb older files carry beside it.
-	h.rotary = r.Rotary(h.headDim, 0.5)
+	// Half of a head is rotated unless rope_parameters says otherwise. transformers ignores the fields
+	// partial_rotary_factor and attn_rotary_emb of older files, too.
+	rotary := r.Rotary(s.attention.HeadDim, 0.5)
+	s.stack.Rotary = &rotary
 	switch list, ok := config["attn_layer_indices"].([]any); {
 	case ok:
 		for _, v := range list {
 			i, ok := v.(float64)
-			if !ok || i != math.Trunc(i) || i < 0 || int(i) >= h.layers {
-				return h, fmt.Errorf("config.json: attn_layer_indices holds %v, expected layers from 0 to %d", v, h.layers-1)
+			if !ok || i != math.Trunc(i) || i < 0 || int(i) >= s.layers {
+				return s, fmt.Errorf("config.json: attn_layer_indices holds %v, expected layers from 0 to %d", v, s.layers-1)
 			}
-			h.attentionLayers = append(h.attentionLayers, int(i))
+			s.attentionLayers = append(s.attentionLayers, int(i))
 		}
 	case r.Has("attn_layer_indices"):
-		return h, fmt.Errorf("config.json: attn_layer_indices is %v, expected a list of layers", config["attn_layer_indices"])
+		return s, fmt.Errorf("config.json: attn_layer_indices is %v, expected a list of layers",
+			config["attn_layer_indices"])
 	}
 	if r.Err != nil {
-		return h, r.Err
+		return s, r.Err
 	}
-	if len(h.attentionLayers) > 0 && h.heads%h.keyHeads != 0 {
-		return h, fmt.Errorf("config.json: num_key_value_heads %d does not divide num_attention_heads %d", h.keyHeads, h.heads)
-	}
-	return h, h.mixer.check(r, inner, [4]string{"mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_d_conv"})
+	names := MixerNames{Heads: "mamba_n_heads", HeadDim: "mamba_d_head", State: "mamba_d_state", Taps: "mamba_d_conv"}
+	return s, s.mixer.Check(r, inner, names)
 }
 
-// check finishes reading the Mamba-2 layers' part of a config and says what the kernels could not run; names are the
-// config's for heads, head dimension, state and convolution.
-func (c *mixerConfig) check(r *model.Reader, inner int, names [4]string) error {
+// MixerNames are a family's names of the fields of a [MixerConfig] in config.json, for error messages.
+type MixerNames struct{ Heads, HeadDim, State, Taps string }
+
+// Check reads time_step_limit and reports what the kernels cannot run. inner is the number of channels that the config's
+// expansion asks for.
+func (c *MixerConfig) Check(r *model.Reader, inner int, names MixerNames) error {
 	if act := r.StringOr("hidden_act", "silu"); act != "silu" {
 		return fmt.Errorf("config.json: hidden_act %q is not supported, expected silu", act)
 	}
 	switch {
-	case c.heads*c.headDim != inner:
-		return fmt.Errorf("config.json: %s %d times %s %d is not the %d channels that the expansion asks for", names[0], c.heads, names[1], c.headDim, inner)
-	case c.heads%c.groups != 0:
-		return fmt.Errorf("config.json: %d groups do not divide %s %d", c.groups, names[0], c.heads)
-	case c.headDim < 16 || c.headDim > 128:
-		return fmt.Errorf("config.json: %s %d is out of range, expected 16 to 128", names[1], c.headDim)
-	case c.state < 16 || c.state > 256:
-		return fmt.Errorf("config.json: %s %d is out of range, expected 16 to 256", names[2], c.state)
-	case c.taps < 2 || c.taps > 4:
-		return fmt.Errorf("config.json: %s %d is out of range, expected 2 to 4", names[3], c.taps)
+	case c.Heads*c.HeadDim != inner:
+		return fmt.Errorf("config.json: %s %d times %s %d is not the %d channels that the expansion asks for", names.Heads,
+			c.Heads, names.HeadDim, c.HeadDim, inner)
+	case c.Heads%c.Groups != 0:
+		return fmt.Errorf("config.json: %d groups do not divide %s %d", c.Groups, names.Heads, c.Heads)
+	case c.HeadDim < 16 || c.HeadDim > 128:
+		return fmt.Errorf("config.json: %s %d is out of range, expected 16 to 128", names.HeadDim, c.HeadDim)
+	case c.State < 16 || c.State > 256:
+		return fmt.Errorf("config.json: %s %d is out of range, expected 16 to 256", names.State, c.State)
+	case c.Taps < 2 || c.Taps > 4:
+		return fmt.Errorf("config.json: %s %d is out of range, expected 2 to 4", names.Taps, c.Taps)
 	}
-	c.dtMin, c.dtMax = 0, math.Inf(1)
+	c.DTMin, c.DTMax = 0, math.Inf(1)
 	if r.Has("time_step_limit") {
 		limit, ok := r.Config["time_step_limit"].([]any)
 		if !ok || len(limit) != 2 {
 			return fmt.Errorf("config.json: time_step_limit is %v, expected two numbers", r.Config["time_step_limit"])
 		}
-		for i, to := range []*float64{&c.dtMin, &c.dtMax} {
+		for i, to := range []*float64{&c.DTMin, &c.DTMax} {
 			if *to, ok = limitOf(limit[i]); !ok {
 				return fmt.Errorf("config.json: time_step_limit holds %v, expected a number", limit[i])
 			}
 		}
-		if !(c.dtMin <= c.dtMax) {
+		if !(c.DTMin <= c.DTMax) {
 			return fmt.Errorf("config.json: time_step_limit %v: the lower limit is above the upper", limit)
 		}
 	}
@@ -148,14 +156,4 @@ func decimal(v any) any {
 		return json.Number(strconv.FormatFloat(f, 'f', 1, 64))
 	}
 	return v
-}
-
-// nearestChunk brings a config's chunk size, which under the default strategy is a matter of speed alone, to one that the
-// kernels have.
-func nearestChunk(size int) int {
-	chunk := 16
-	for chunk < 256 && 2*chunk <= size {
-		chunk *= 2
-	}
-	return chunk
 }

@@ -1,6 +1,7 @@
 package bamba
 
 import (
+	"fmt"
 	"math"
 
 	"conquer/model"
@@ -20,29 +21,31 @@ type Mixer struct {
 	Norm   *nn.GatedRMSNorm `weight:"norm"`
 	Out    *nn.Linear       `weight:"out_proj"`
 
-	mixerConfig
-	chunking *Chunking // the model's: one setting for all its layers
+	config   MixerConfig
+	chunking *Chunking // the model's: one choice for all its layers
 }
 
-// mixerConfig is what a config says about its Mamba-2 layers.
-type mixerConfig struct {
-	heads, headDim, groups, state int // H, P, G, N
-	taps                          int // W
-	projBias, convBias            bool
-	dtMin, dtMax                  float64
-	eps                           float64
+// MixerConfig describes a Mamba-2 layer.
+type MixerConfig struct {
+	Width                         int // D
+	Heads, HeadDim, Groups, State int // H, P, G, N
+	Taps                          int // W, the convolution's width
+	ProjBias, ConvBias            bool
+	DTMin, DTMax                  float64 // bounds of the time steps
+	Eps                           float64
 }
 
-func newMixer(width int, c mixerConfig, chunking *Chunking) *Mixer {
-	inner, mixed := c.heads*c.headDim, c.heads*c.headDim+2*c.groups*c.state
+// NewMixer declares a layer, without weights, that scans by chunking.
+func NewMixer(c MixerConfig, chunking *Chunking) *Mixer {
+	inner, mixed := c.Heads*c.HeadDim, c.Heads*c.HeadDim+2*c.Groups*c.State
 	m := &Mixer{
-		In:     nn.NewLinear(width, c.projBias, inner+mixed+c.heads),
-		Conv:   nn.NewConv1D(mixed, c.taps, c.convBias),
-		DTBias: nn.NewParam(nn.Ones, c.heads),
-		ALog:   nn.NewParam(nn.Zeros, c.heads),
-		D:      nn.NewParam(nn.Ones, c.heads),
-		Norm:   nn.NewGatedRMSNorm(inner, c.groups, c.eps),
-		Out:    nn.NewLinear(inner, c.projBias, width), mixerConfig: c, chunking: chunking,
+		In:     nn.NewLinear(c.Width, c.ProjBias, inner+mixed+c.Heads),
+		Conv:   nn.NewConv1D(mixed, c.Taps, c.ConvBias),
+		DTBias: nn.NewParam(nn.Ones, c.Heads),
+		ALog:   nn.NewParam(nn.Zeros, c.Heads),
+		D:      nn.NewParam(nn.Ones, c.Heads),
+		Norm:   nn.NewGatedRMSNorm(inner, c.Groups, c.Eps),
+		Out:    nn.NewLinear(inner, c.ProjBias, c.Width), config: c, chunking: chunking,
 	}
 	// The paper's beginning: time steps between 0.001 and 0.1, even in their logarithm, and A between -1 and -16, so that
 	// fresh heads remember over very different spans. dt_bias is softplus's inverse, dt + log(1 - e^-dt).
@@ -57,7 +60,7 @@ func newMixer(width int, c mixerConfig, chunking *Chunking) *Mixer {
 // Sizes are the layer's H, P, G and N.
 func (m *Mixer) Sizes() (heads, headDim, groups, state int) {
 	heads = m.D.Local()[0]
-	return heads, m.headDim, (m.Conv.Weight.Local()[0] - heads*m.headDim) / (2 * m.state), m.state
+	return heads, m.config.HeadDim, (m.Conv.Weight.Local()[0] - heads*m.config.HeadDim) / (2 * m.config.State), m.config.State
 }
 
 // Forward is the layer without its two products: what In makes [B,L,2HP+2GN+H] to what Out takes, [B,L,HP]. Where norm is not
@@ -90,7 +93,7 @@ func (m *Mixer) Forward(first torch.Tensor, pass *model.Pass, layer *model.Layer
 	in := torch.SSDInput{
 		X: parts[0].View(batch, length, heads, headDim), DT: dt,
 		B: parts[1].View(batch, length, groups, states), C: parts[2].View(batch, length, groups, states),
-		D: m.D.Tensor, DTBias: m.DTBias.Tensor, Softplus: true, DTMin: m.dtMin, DTMax: m.dtMax,
+		D: m.D.Tensor, DTBias: m.DTBias.Tensor, Softplus: true, DTMin: m.config.DTMin, DTMax: m.config.DTMax,
 		InitialState: state, Segments: pass.Segments,
 	}
 	if layer != nil && length == 1 {
@@ -117,18 +120,39 @@ func withoutPadding(x torch.Tensor, pass *model.Pass) torch.Tensor {
 	return x.MaskedFill(pass.Padding.Unsqueeze(2), 0)
 }
 
-// newState makes a layer's empty conv and state-space states.
-func (m *Mixer) newState(batch int, dtype torch.DType, device torch.Device) (conv, state torch.Tensor) {
+// NewCache makes the layer's empty convolution and state-space states.
+func (m *Mixer) NewCache(batch int, dtype torch.DType, device torch.Device) model.LayerCache {
 	heads, headDim, _, states := m.Sizes()
-	return torch.Zeros([]int{batch, m.taps - 1, m.Conv.Weight.Local()[0]}, dtype, device).Own(),
-		torch.Zeros([]int{batch, heads, headDim, states}, torch.Float32, device).Own()
+	conv := []int{batch, m.config.Taps - 1, m.Conv.Weight.Local()[0]}
+	return model.LayerCache{
+		Conv:  torch.Zeros(conv, dtype, device).Own(),
+		State: torch.Zeros([]int{batch, heads, headDim, states}, torch.Float32, device).Own(),
+	}
 }
 
-// begin prepares a pass: rotary is nil for a model without attention.
-func begin(seq model.Sequence, rotary *nn.Rotary) *model.Pass {
-	pass := model.NewPass(seq, rotary, 0)
-	if pass.Segments.Defined() {
-		pass.Segments = pass.Segments.To(torch.Int32) // as the kernels take them
+// Divide shares the groups of heads, or the heads of a single group, whose B and C every process holds.
+func (m *Mixer) Divide(d nn.Divider) error {
+	c := m.config
+	inner, shared := c.Heads*c.HeadDim, c.Groups*c.State
+	units, common := c.Groups, func(start int) nn.Span { return nn.Span{Start: start, Count: c.Groups, Unit: c.State} }
+	if c.Groups == 1 {
+		units, common = c.Heads, func(start int) nn.Span { return nn.Span{Start: start, Count: c.State} }
 	}
-	return pass
+	if units < d.Size() {
+		return nn.TooManyProcesses(fmt.Sprintf("%d heads in %d groups", c.Heads, c.Groups), d, units)
+	}
+	channels := func(start int) nn.Span { return nn.Span{Start: start, Count: units, Unit: inner / units} }
+	perHead := func(start int) nn.Span { return nn.Span{Start: start, Count: units, Unit: c.Heads / units} }
+	d.Outputs(m.In, channels(0), channels(inner), common(2*inner), common(2*inner+shared),
+		perHead(2*inner+2*shared))
+	d.Rows(m.Conv.Weight, channels(0), common(inner), common(inner+shared))
+	if m.Conv.Bias != nil {
+		d.Rows(m.Conv.Bias, channels(0), common(inner), common(inner+shared))
+	}
+	for _, p := range []*nn.Param{m.DTBias, m.ALog, m.D} {
+		d.Rows(p, perHead(0))
+	}
+	d.Rows(m.Norm.Weight, channels(0))
+	d.Inputs(m.Out, channels(0))
+	return nil
 }

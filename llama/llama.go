@@ -1,5 +1,6 @@
 // Package llama is the Llama family: Llama 1 to 3.x, SmolLM, Mistral and Qwen2 (Touvron et al., arXiv 2302.13971 and
-// 2307.09288; Grattafiori et al., arXiv 2407.21783). They differ in what their config.json says.
+// 2307.09288; Grattafiori et al., arXiv 2407.21783). They differ in their config.json only. Other families of attention
+// and SwiGLU layers are a [Decoder] with other settings.
 package llama
 
 import (
@@ -10,165 +11,116 @@ import (
 	"conquer/torch/nn"
 )
 
-// Llama is a stack of blocks between an embedding and a head.
-type Llama struct {
-	Embedding *nn.Embedding `weight:"model.embed_tokens"`
-	Layers    []*Block      `weight:"model.layers"`
-	FinalNorm *nn.RMSNorm   `weight:"model.norm"`
-	Output    *nn.Linear    `weight:"lm_head"` // nil when tied to the embedding
-
-	settings settings
-	rotary   *nn.Rotary
-}
-
-// Block is attention, then a feed-forward layer, each after a normalization and added to its input.
+// Block is attention and a feed-forward layer, each after a normalization and added to its input.
 type Block struct {
 	AttentionNorm *nn.RMSNorm      `weight:"input_layernorm"`
 	Attention     *model.Attention `weight:"self_attn"`
 	MLPNorm       *nn.RMSNorm      `weight:"post_attention_layernorm"`
-	MLP           *nn.SwiGLU       `weight:"mlp"`
+	MLP           nn.FeedForward   `weight:"mlp"`
+	ResidualScale float64          // multiplier of both branches; 0 means 1
 }
 
-// First is the product with queries, keys and values.
+// InputProjection is the projection to queries, keys and values.
 func (b *Block) InputProjection() nn.InputProjection {
 	return nn.InputProjection{Norm: b.AttentionNorm, Linear: b.Attention.QKV}
 }
 
-// Forward maps x [B,L,D] to [B,L,D].
+// Forward computes h = x + attention(norm(x)), y = h + mlp(norm(h)): [B,L,D] to [B,L,D].
 func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
-	attended := b.Attention.Forward(pass.InputProjection(b.InputProjection(), x), pass, layer)
-	return pass.BlockTail(nn.BlockTail{Output: b.Attention.Output, MLPNorm: b.MLPNorm, MLP: b.MLP}, x, attended)
+	qkv := pass.InputProjection(b.InputProjection(), x)
+	attended := b.Attention.Forward(qkv, pass, layer)
+	tail := nn.BlockTail{Output: b.Attention.Output, MLPNorm: b.MLPNorm, MLP: b.MLP, Scale: b.ResidualScale}
+	return pass.BlockTail(tail, x, attended)
 }
 
-// settings is what the config says, read and checked.
-type settings struct {
-	config                                      model.Config
-	vocabulary, width, inner, layers            int
-	heads, keyHeads, headDim, maxLength, window int
-	eps                                         float64
-	tied, qkvBias, outputBias, mlpBias          bool
-	rotary                                      nn.RotaryConfig
+// NewCache makes an empty key and value cache.
+func (b *Block) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) model.LayerCache {
+	return b.Attention.NewCache(batch, capacity, dtype, device)
 }
 
-// New makes a model without weights from a Hugging Face config. It fails where the config asks for something that this
-// family does not have.
-func New(config model.Config) (model.Model, error) {
-	h, err := read(config)
-	if err != nil {
-		return nil, err
-	}
-	rotary, err := nn.NewRotary(h.rotary)
-	if err != nil {
-		return nil, err
-	}
-	m := &Llama{
-		Embedding: nn.NewEmbedding(h.vocabulary, h.width),
-		FinalNorm: nn.NewRMSNorm(h.width, h.eps),
-		settings:  h,
-		rotary:    rotary,
-	}
-	if !h.tied {
-		m.Output = nn.NewLinear(h.width, false, h.vocabulary)
-	}
-	for range h.layers {
-		m.Layers = append(m.Layers, &Block{
-			AttentionNorm: nn.NewRMSNorm(h.width, h.eps),
-			Attention:     model.NewAttention(h.width, h.heads, h.keyHeads, h.headDim, h.qkvBias, h.outputBias),
-			MLPNorm:       nn.NewRMSNorm(h.width, h.eps),
-			MLP:           nn.NewSwiGLU(h.width, h.inner, h.mlpBias),
-		})
-	}
-	return m, nil
+// Decoder describes a stack of attention and SwiGLU layers.
+type Decoder struct {
+	model.StackConfig
+	Layers        int
+	Attention     model.AttentionConfig // of every layer, unless Layer changes it
+	Inner         int                   // F, the width of the feed-forward layer
+	MLPBias       bool
+	ResidualScale float64 // multiplier of both branches of a block; 0 means 1
+	// Layer, if not nil, changes the attention of layer i (from 0): its window or its rotary embedding.
+	Layer func(i int, c *model.AttentionConfig)
 }
 
-func read(config model.Config) (settings, error) {
-	r := &model.Reader{Config: config}
-	h := settings{
-		config:     config,
-		vocabulary: r.Int("vocab_size"), width: r.Int("hidden_size"), inner: r.Int("intermediate_size"),
-		layers: r.Int("num_hidden_layers"), heads: r.Int("num_attention_heads"),
-		maxLength: r.IntOr("max_position_embeddings", 2048), eps: r.FloatOr("rms_norm_eps", 1e-6),
-		tied: r.BoolOr("tie_word_embeddings", false), mlpBias: r.BoolOr("mlp_bias", false),
-	}
-	h.keyHeads = r.IntOr("num_key_value_heads", h.heads)
-	h.headDim = r.IntOr("head_dim", h.width/h.heads)
-	switch family := r.StringOr("model_type", "llama"); family {
-	case "llama":
-		h.qkvBias = r.BoolOr("attention_bias", false)
-		h.outputBias = h.qkvBias
-	case "mistral":
-		h.window = r.IntOr("sliding_window", 0)
-	case "qwen2":
-		h.qkvBias = true
-		if r.BoolOr("use_sliding_window", false) {
-			if r.IntOr("max_window_layers", 0) < h.layers {
-				return h, fmt.Errorf("config.json: a sliding window in some layers only (use_sliding_window with max_window_layers %v) is not supported", config["max_window_layers"])
-			}
-		}
-	default:
-		return h, fmt.Errorf("config.json: model_type %q is not of the Llama family (llama, mistral, qwen2)", family)
+// Read reads the fields that families of this kind have in common from their config.json. Problems are kept in r.
+func Read(r *model.Reader, architecture string) *Decoder {
+	d := &Decoder{StackConfig: model.StackConfig{
+		Architecture: architecture, Config: r.Config,
+		Vocabulary: r.Int("vocab_size"), Width: r.Int("hidden_size"),
+		MaxLength: r.IntOr("max_position_embeddings", 2048), Eps: r.FloatOr("rms_norm_eps", 1e-6),
+		Tied: r.BoolOr("tie_word_embeddings", false),
+	}}
+	d.Layers, d.Inner, d.MLPBias = r.Int("num_hidden_layers"), r.Int("intermediate_size"), r.BoolOr("mlp_bias", false)
+	heads := r.Int("num_attention_heads")
+	bias := r.BoolOr("attention_bias", false)
+	d.Attention = model.AttentionConfig{
+		Width: d.Width, Heads: heads, KeyHeads: r.IntOr("num_key_value_heads", heads),
+		HeadDim: r.IntOr("head_dim", d.Width/heads), NormEps: d.Eps, QKVBias: bias, OutputBias: bias,
 	}
 	if act := r.StringOr("hidden_act", "silu"); act != "silu" {
-		return h, fmt.Errorf("config.json: hidden_act %q is not supported, expected silu", act)
+		r.Fail(fmt.Errorf("config.json: hidden_act %q is not supported, expected silu", act))
 	}
-	h.rotary = r.Rotary(h.headDim, 1)
+	rotary := r.Rotary(d.Attention.HeadDim, 1)
+	d.Rotary = &rotary
+	return d
+}
+
+// New makes the model without weights. r is the reader of its config: a problem that it met is returned.
+func (d *Decoder) New(r *model.Reader) (model.Model, error) {
 	if r.Err != nil {
-		return h, r.Err
+		return nil, r.Err
 	}
-	if h.heads%h.keyHeads != 0 {
-		return h, fmt.Errorf("config.json: num_key_value_heads %d does not divide num_attention_heads %d", h.keyHeads, h.heads)
+	blocks := make([]model.Block, d.Layers)
+	for i := range blocks {
+		c := d.Attention
+		if d.Layer != nil {
+			d.Layer(i, &c)
+		}
+		attention, err := model.NewAttention(c)
+		if err != nil {
+			return nil, err
+		}
+		blocks[i] = &Block{
+			AttentionNorm: nn.NewRMSNorm(d.Width, d.Eps),
+			Attention:     attention,
+			MLPNorm:       nn.NewRMSNorm(d.Width, d.Eps),
+			MLP:           nn.NewSwiGLU(d.Width, d.Inner, d.MLPBias),
+			ResidualScale: d.ResidualScale,
+		}
 	}
-	return h, nil
+	stack, err := model.NewStack(d.StackConfig, blocks)
+	if err != nil {
+		return nil, err
+	}
+	return stack, nil
 }
 
-// Architecture is "llama".
-func (m *Llama) Architecture() string { return "llama" }
-
-// Config is the config.json that the model was made from.
-func (m *Llama) Config() model.Config { return m.settings.config }
-
-// Begin prepares the rotary tables and the mask.
-func (m *Llama) Begin(seq model.Sequence) *model.Pass {
-	return model.NewPass(seq, m.rotary, m.settings.window)
-}
-
-// Embed maps ids (int64 [B,L]) to [B,L,D].
-func (m *Llama) Embed(ids torch.Tensor) torch.Tensor { return m.Embedding.Forward(ids) }
-
-// Blocks lists the blocks.
-func (m *Llama) Blocks() []model.Block {
-	blocks := make([]model.Block, len(m.Layers))
-	for i, layer := range m.Layers {
-		blocks[i] = layer
+// New makes a model of this family without weights from a Hugging Face config. It fails if the config asks for something
+// that the family does not have.
+func New(config model.Config) (model.Model, error) {
+	r := &model.Reader{Config: config}
+	d := Read(r, "llama")
+	switch family := r.StringOr("model_type", "llama"); family {
+	case "llama":
+	case "mistral":
+		d.Attention.QKVBias, d.Attention.OutputBias = false, false
+		d.Attention.Window = r.IntOr("sliding_window", 0)
+	case "qwen2":
+		d.Attention.QKVBias, d.Attention.OutputBias = true, false
+		if r.BoolOr("use_sliding_window", false) && r.IntOr("max_window_layers", 0) < d.Layers {
+			r.Fail(fmt.Errorf("config.json: a sliding window in some layers only (use_sliding_window with "+
+				"max_window_layers %v) is not supported", config["max_window_layers"]))
+		}
+	default:
+		r.Fail(fmt.Errorf("config.json: model_type %q is not of the Llama family (llama, mistral, qwen2)", family))
 	}
-	return blocks
-}
-
-// Norm is the normalization before the head.
-func (m *Llama) Norm(x torch.Tensor) torch.Tensor { return m.FinalNorm.Forward(x) }
-
-// Head is the projection to the vocabulary [V,D].
-func (m *Llama) Head() *nn.Param {
-	if m.Output == nil {
-		return m.Embedding.Weight
-	}
-	return m.Output.Weight
-}
-
-// FreeTables frees the rotary table, which grows again when it is used.
-func (m *Llama) FreeTables() { m.rotary.Free() }
-
-// MaxLength is max_position_embeddings.
-func (m *Llama) MaxLength() int { return m.settings.maxLength }
-
-// NewCache makes empty key and value caches.
-func (m *Llama) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) *model.Cache {
-	cache := &model.Cache{Layers: make([]model.LayerCache, len(m.Layers)), Capacity: capacity}
-	for i := range cache.Layers {
-		_, keyHeads, headDim := m.Layers[i].Attention.Sizes()
-		shape := []int{batch, keyHeads, capacity, headDim}
-		cache.Layers[i].Keys = torch.Zeros(shape, dtype, device).Own()
-		cache.Layers[i].Values = torch.Zeros(shape, dtype, device).Own()
-	}
-	return cache
+	return d.New(r)
 }

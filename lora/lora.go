@@ -57,7 +57,7 @@ type Layer struct {
 func Layers(m model.Model) []Layer {
 	var list []Layer
 	nn.Linears(m, func(names []string, l *nn.Linear) {
-		if l.Weight == m.Head() {
+		if l.Weight == m.Head().Param {
 			return
 		}
 		for i := range l.Rows {

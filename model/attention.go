@@ -1,48 +1,131 @@
 package model
 
 import (
+	"fmt"
+	"slices"
+
 	"conquer/torch"
 	"conquer/torch/nn"
 )
 
-// Attention is attention with grouped queries: H query heads share K key and value heads of P dimensions. The pass turns as
-// much of a head by its position as its rotary table is wide.
+// AttentionConfig describes one attention layer. The zero value of each optional field means that the layer lacks it.
+type AttentionConfig struct {
+	Width, Heads, KeyHeads, HeadDim int // D, H, K, P
+
+	QKVBias, OutputBias bool
+	QKNorm              bool    // normalize each head of the queries and keys, before the rotary embedding
+	NormEps             float64 // of QKNorm
+	Scale               float64 // multiplier of q·k; 0 means 1/√P
+	Window              int     // positions that a token attends to, itself included; 0 means all
+	NoRotary            bool    // leave queries and keys without rotary embedding
+	SoftCap             float64 // bound c of the scores, c·tanh(score/c); not supported
+}
+
+// check reports what cannot be computed.
+func (c AttentionConfig) check() error {
+	switch {
+	case c.SoftCap != 0:
+		return fmt.Errorf("config.json: a soft cap of attention scores (%g) is not supported", c.SoftCap)
+	case c.Heads%c.KeyHeads != 0:
+		return fmt.Errorf("config.json: num_key_value_heads %d does not divide num_attention_heads %d", c.KeyHeads,
+			c.Heads)
+	}
+	return nil
+}
+
+// Attention is attention with grouped queries: H query heads share K key and value heads of P dimensions.
 type Attention struct {
-	QKV    *nn.Linear `weight:"q_proj+k_proj+v_proj"`
-	Output *nn.Linear `weight:"o_proj"`
+	QKV    *nn.Linear  `weight:"q_proj+k_proj+v_proj"`
+	QNorm  *nn.RMSNorm `weight:"q_norm"` // nil without QKNorm
+	KNorm  *nn.RMSNorm `weight:"k_norm"`
+	Output *nn.Linear  `weight:"o_proj"`
 
-	headDim, share int // P, H/K
+	config AttentionConfig
 }
 
-// NewAttention declares a layer of the given width and heads, with biases of its two products where they are asked for.
-func NewAttention(width, heads, keyHeads, headDim int, qkvBias, outputBias bool) *Attention {
-	q, kv := heads*headDim, keyHeads*headDim
-	return &Attention{QKV: nn.NewLinear(width, qkvBias, q, kv, kv), Output: nn.NewLinear(q, outputBias, width),
-		headDim: headDim, share: heads / keyHeads}
+// NewAttention declares a layer, without weights.
+func NewAttention(c AttentionConfig) (*Attention, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	q, kv := c.Heads*c.HeadDim, c.KeyHeads*c.HeadDim
+	a := &Attention{QKV: nn.NewLinear(c.Width, c.QKVBias, q, kv, kv), Output: nn.NewLinear(q, c.OutputBias, c.Width),
+		config: c}
+	if c.QKNorm {
+		a.QNorm, a.KNorm = nn.NewRMSNorm(c.HeadDim, c.NormEps), nn.NewRMSNorm(c.HeadDim, c.NormEps)
+	}
+	return a, nil
 }
 
-// Sizes are the layer's H, K and P: in a process that holds a part of the heads, of that part.
+// Config is the configuration of the whole layer.
+func (a *Attention) Config() AttentionConfig { return a.config }
+
+// Sizes returns the layer's H, K and P; under tensor parallelism, those of this process's shard.
 func (a *Attention) Sizes() (heads, keyHeads, headDim int) {
-	keyHeads = a.QKV.Weight.Local()[0] / a.headDim / (a.share + 2)
-	return keyHeads * a.share, keyHeads, a.headDim
+	group := a.config.Heads / a.config.KeyHeads
+	keyHeads = a.QKV.Weight.Local()[0] / a.config.HeadDim / (group + 2)
+	return keyHeads * group, keyHeads, a.config.HeadDim
 }
 
-// Forward is attention without its two products: qkv [B,L,(H+2K)·P], what QKV makes, to [B,L,H·P], what Output takes. The
-// queries, turned by their positions, see the keys and values that qkv holds after them and those that layer remembers, to which
-// they are added.
+// Forward is attention without its two projections: from qkv [B,L,(H+2K)·P], which QKV computes, to [B,L,H·P], which
+// Output takes. If layer is not nil, the keys and values of qkv are appended to it, and the queries attend to all that it
+// holds.
 func (a *Attention) Forward(qkv torch.Tensor, pass *Pass, layer *LayerCache) torch.Tensor {
 	batch, length := qkv.Size(0), qkv.Size(1)
 	heads, keyHeads, headDim := a.Sizes()
+	qkv = a.normalized(qkv)
+	cos, sin, view := pass.Cos, pass.Sin, pass.View(a.config.Window)
+	if a.config.NoRotary {
+		cos, sin = pass.fixedCos, pass.fixedSin
+	}
 	if layer != nil && length == 1 {
-		return torch.DecodeAttention(qkv, heads, pass.Cos, pass.Sin, layer.Keys, layer.Values, pass.Starts, pass.Lengths)
+		return torch.DecodeAttention(qkv, heads, cos, sin, layer.Keys, layer.Values, view.Starts, view.Lengths,
+			a.config.Scale)
 	}
 	var q, k, v torch.Tensor
 	if layer != nil {
 		end := pass.Start + length
-		q = torch.RotaryQKVCache(qkv, heads, pass.Cos, pass.Sin, pass.Columns, layer.Keys, layer.Values)
+		q = torch.RotaryQKVCache(qkv, heads, cos, sin, pass.Columns, layer.Keys, layer.Values)
 		k, v = layer.Keys.Narrow(2, 0, end), layer.Values.Narrow(2, 0, end)
 	} else {
-		q, k, v = torch.RotaryQKV(qkv, heads, keyHeads, pass.Cos, pass.Sin)
+		q, k, v = torch.RotaryQKV(qkv, heads, keyHeads, cos, sin)
 	}
-	return torch.Attention(q, k, v, pass.Mask, pass.Causal).Transpose(1, 2).Reshape(batch, length, heads*headDim)
+	y := torch.Attention(q, k, v, view.Mask, view.Causal, a.config.Scale)
+	return y.Transpose(1, 2).Reshape(batch, length, heads*headDim)
+}
+
+// normalized applies QNorm and KNorm to qkv.
+func (a *Attention) normalized(qkv torch.Tensor) torch.Tensor {
+	if a.QNorm == nil {
+		return qkv
+	}
+	heads, keyHeads, headDim := a.Sizes()
+	parts := qkv.Split(-1, heads*headDim, keyHeads*headDim, keyHeads*headDim)
+	for i, norm := range []*nn.RMSNorm{a.QNorm, a.KNorm} {
+		shape := parts[i].Shape()
+		perHead := append(slices.Clone(shape[:2]), -1, headDim)
+		parts[i] = norm.Forward(parts[i].Reshape(perHead...)).Reshape(shape...)
+	}
+	return torch.Cat(-1, parts...)
+}
+
+// NewCache makes an empty key and value cache.
+func (a *Attention) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) LayerCache {
+	_, keyHeads, headDim := a.Sizes()
+	shape := []int{batch, keyHeads, capacity, headDim}
+	return LayerCache{Keys: torch.Zeros(shape, dtype, device).Own(), Values: torch.Zeros(shape, dtype, device).Own()}
+}
+
+// Divide shares the key and value heads, each with the query heads that use it.
+func (a *Attention) Divide(d nn.Divider) error {
+	c := a.config
+	if c.KeyHeads < d.Size() {
+		return nn.TooManyProcesses(fmt.Sprintf("%d heads of keys and values", c.KeyHeads), d, c.KeyHeads)
+	}
+	queries := nn.Span{Start: 0, Count: c.KeyHeads, Unit: c.HeadDim * c.Heads / c.KeyHeads}
+	keys := nn.Span{Start: c.Heads * c.HeadDim, Count: c.KeyHeads, Unit: c.HeadDim}
+	values := nn.Span{Start: (c.Heads + c.KeyHeads) * c.HeadDim, Count: c.KeyHeads, Unit: c.HeadDim}
+	d.Outputs(a.QKV, queries, keys, values)
+	d.Inputs(a.Output, queries)
+	return nil
 }

@@ -37,6 +37,13 @@ func (r *Reader) fail(key, want string) {
 	}
 }
 
+// Fail keeps err, unless a problem is kept already.
+func (r *Reader) Fail(err error) {
+	if r.Err == nil {
+		r.Err = err
+	}
+}
+
 func number(v any) (float64, bool) {
 	switch n := v.(type) {
 	case float64:

@@ -14,7 +14,6 @@ package parallel
 import (
 	"fmt"
 
-	"conquer/bamba"
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/dist"
@@ -25,7 +24,7 @@ import (
 type Division struct {
 	Group  *dist.Group
 	params []*nn.Param
-	parts  map[*nn.Param]*nn.Shard
+	shards map[*nn.Param]*nn.Shard
 	// While the weights are whole: what they were before.
 	aside []torch.Tensor
 }
@@ -33,175 +32,134 @@ type Division struct {
 // Divide leaves of each of m's weights, adapters included, this process's part in memory of its own on device. Of a model
 // without weights it says which part is to be loaded. All processes of the group call it, with equal weights.
 func Divide(m model.Model, group *dist.Group, device torch.Device) (*Division, error) {
-	d := &Division{Group: group, parts: map[*nn.Param]*nn.Shard{}}
+	d := &Division{Group: group, shards: map[*nn.Param]*nn.Shard{}}
 	if err := d.plan(m); err != nil {
 		return nil, err
 	}
 	return d, torch.Run(func() error {
 		for _, p := range d.params {
 			if p.Defined() {
-				p.Divide(d.parts[p], device)
+				p.Divide(d.shards[p], device)
 			} else {
-				p.Shard = d.parts[p]
+				p.Shard = d.shards[p]
 			}
 		}
 		return nil
 	})
 }
 
-// plan decides what becomes of every weight.
+// plan asks the layers how their weights divide.
 func (d *Division) plan(m model.Model) (err error) {
-	d.rows(m.Head(), d.each(one(m.Head().Shape[0])))
+	plan := divider{d}
+	plan.Rows(m.Head().Param, nn.Span{Start: 0, Count: m.Head().Shape[0], Unit: 1})
 	nn.Layers(m, func(name string, layer any) {
-		if err != nil {
-			return
-		}
-		switch l := layer.(type) {
-		case *nn.Embedding:
-			d.rows(l.Weight, d.each(one(l.Weight.Shape[0])))
-		case *model.Attention:
-			err = d.attention(l)
-		case *bamba.Mixer:
-			err = d.mixer(l)
-		case *nn.SwiGLU:
-			inner := l.Down.Weight.Shape[1]
-			d.outputs(l.GateUp, d.each(one(inner), section{inner, inner, 1}))
-			d.inputs(l.Down, d.each(one(inner)))
-		}
-		if err != nil {
-			err = fmt.Errorf("%s: %w", name, err)
+		if l, ok := layer.(nn.Divisible); ok && err == nil {
+			if err = l.Divide(plan); err != nil {
+				err = fmt.Errorf("%s: %w", name, err)
+			}
 		}
 	})
 	if err != nil {
 		return err
 	}
-	// The rest is whole everywhere.
+	// Every process holds the rest.
 	names := map[*nn.Param]string{}
 	nn.Walk(m, func(p nn.Component) { names[p.Param] = p.Name })
 	for _, p := range nn.Params(m) {
-		if d.parts[p] == nil && len(p.Shape) > 1 {
-			return fmt.Errorf("%s cannot be divided over processes: its layer is unknown here", names[p])
+		if d.shards[p] == nil && len(p.Shape) > 1 {
+			return fmt.Errorf("%s cannot be divided over processes: its layer does not say how", names[p])
 		}
-		d.shared(p)
+		d.replicate(p)
 	}
 	return nil
 }
 
-// section is `count` of something in a row, beginning with row or column start of a weight, each of unit rows or columns.
-// shared ones go to all.
-type section struct{ start, count, unit int }
+// divider is a Division as layers see it.
+type divider struct{ *Division }
 
-func one(count int) section { return section{0, count, 1} }
+// Size is the number of processes.
+func (d divider) Size() int { return d.Group.Size }
 
-// each divides sections over the ranks. A unit of 0 marks count rows that all ranks hold.
-func (d *Division) each(sections ...section) [][]nn.Range {
-	held := make([][]nn.Range, d.Group.Size)
-	for rank := range held {
-		for _, s := range sections {
-			if s.unit == 0 {
-				held[rank] = append(held[rank], nn.Range{First: s.start, Count: s.count, Replicated: true})
+// ranges divides spans over the ranks.
+func (d divider) ranges(spans []nn.Span) [][]nn.Range {
+	ranges := make([][]nn.Range, d.Size())
+	for rank := range ranges {
+		for _, s := range spans {
+			if s.Unit == 0 {
+				ranges[rank] = append(ranges[rank], nn.Range{First: s.Start, Count: s.Count, Replicated: true})
 				continue
 			}
-			first, end := s.count*rank/d.Group.Size, s.count*(rank+1)/d.Group.Size
-			held[rank] = append(held[rank], nn.Range{First: s.start + first*s.unit, Count: (end - first) * s.unit})
+			first, end := s.Count*rank/d.Size(), s.Count*(rank+1)/d.Size()
+			r := nn.Range{First: s.Start + first*s.Unit, Count: (end - first) * s.Unit}
+			ranges[rank] = append(ranges[rank], r)
 		}
 	}
-	return held
+	return ranges
 }
 
-// attention divides a layer by its key and value heads, with the queries that share them.
-func (d *Division) attention(l *model.Attention) error {
-	heads, keyHeads, headDim := l.Sizes()
-	if keyHeads < d.Group.Size {
-		return fmt.Errorf("%d heads of keys and values cannot be divided over %d processes: choose %d or fewer", keyHeads, d.Group.Size, keyHeads)
-	}
-	queries, keys := headDim*heads/keyHeads, headDim*keyHeads
-	d.outputs(l.QKV, d.each(section{0, keyHeads, queries}, section{keyHeads * queries, keyHeads, headDim}, section{keyHeads*queries + keys, keyHeads, headDim}))
-	d.inputs(l.Output, d.each(section{0, keyHeads, queries}))
-	return nil
-}
+// Rows divides the rows of p.
+func (d divider) Rows(p *nn.Param, spans ...nn.Span) { d.cut(p, 0, d.ranges(spans)) }
 
-// mixer divides a state-space layer by groups of heads, or a single group by heads.
-func (d *Division) mixer(l *bamba.Mixer) error {
-	heads, headDim, groups, state := l.Sizes()
-	inner, shared := heads*headDim, groups*state
-	units, common := groups, func(start int) section { return section{start, groups, state} } // B or C
-	if groups == 1 {
-		units, common = heads, func(start int) section { return section{start, state, 0} }
-	}
-	if units < d.Group.Size {
-		return fmt.Errorf("%d heads in %d groups cannot be divided over %d processes: choose %d or fewer", heads, groups, d.Group.Size, units)
-	}
-	channels := func(start int) section { return section{start, units, inner / units} }
-	perHead := func(start int) section { return section{start, units, heads / units} }
-	d.outputs(l.In, d.each(channels(0), channels(inner), common(2*inner), common(2*inner+shared), perHead(2*inner+2*shared)))
-	d.rows(l.Conv.Weight, d.each(channels(0), common(inner), common(inner+shared)))
-	if l.Conv.Bias != nil {
-		d.rows(l.Conv.Bias, d.each(channels(0), common(inner), common(inner+shared)))
-	}
-	for _, p := range []*nn.Param{l.DTBias, l.ALog, l.D} {
-		d.rows(p, d.each(perHead(0)))
-	}
-	d.rows(l.Norm.Weight, d.each(channels(0)))
-	d.inputs(l.Out, d.each(channels(0)))
-	return nil
-}
-
-// outputs divides a layer by what it makes: rows of its weight, and of the second factors of its adapters.
-func (d *Division) outputs(l *nn.Linear, held [][]nn.Range) {
-	d.rows(l.Weight, held)
+// Outputs divides what l produces.
+func (d divider) Outputs(l *nn.Linear, spans ...nn.Span) {
+	ranges := d.ranges(spans)
+	d.cut(l.Weight, 0, ranges)
 	if l.Bias != nil {
-		d.rows(l.Bias, held)
+		d.cut(l.Bias, 0, ranges)
 	}
 	start := 0
 	for i, adapter := range l.LoRA {
 		end := start + l.Rows[i]
 		if adapter != nil {
-			d.shared(adapter.A)
-			inside := make([][]nn.Range, len(held))
-			for rank, sections := range held {
-				for _, s := range sections {
-					if start <= s.First && s.First < end {
-						inside[rank] = append(inside[rank], nn.Range{First: s.First - start, Count: s.Count, Replicated: s.Replicated})
+			d.replicate(adapter.A)
+			inside := make([][]nn.Range, len(ranges))
+			for rank, list := range ranges {
+				for _, r := range list {
+					if start <= r.First && r.First < end {
+						r.First -= start
+						inside[rank] = append(inside[rank], r)
 					}
 				}
 			}
-			d.rows(adapter.B, inside)
+			d.cut(adapter.B, 0, inside)
 		}
 		start = end
 	}
 }
 
-// inputs divides a layer by what it takes: columns of its weight, and of the first factor of its adapter.
-func (d *Division) inputs(l *nn.Linear, held [][]nn.Range) {
-	d.cut(l.Weight, 1, held)
+// Inputs divides what l consumes.
+func (d divider) Inputs(l *nn.Linear, spans ...nn.Span) {
+	ranges := d.ranges(spans)
+	d.cut(l.Weight, 1, ranges)
 	if l.Bias != nil {
-		d.shared(l.Bias)
+		d.replicate(l.Bias)
 	}
 	for _, adapter := range l.LoRA {
 		if adapter != nil {
-			d.cut(adapter.A, 1, held)
-			d.shared(adapter.B)
+			d.cut(adapter.A, 1, ranges)
+			d.replicate(adapter.B)
 		}
 	}
 }
 
-func (d *Division) rows(p *nn.Param, held [][]nn.Range) { d.cut(p, 0, held) }
-func (d *Division) shared(p *nn.Param)                  { d.cut(p, 0, d.each(section{0, p.Shape[0], 0})) }
-
 // cut decides about a weight, unless that is done: a head may be the embedding.
-func (d *Division) cut(p *nn.Param, dim int, held [][]nn.Range) {
-	if d.parts[p] == nil {
-		d.parts[p] = &nn.Shard{Group: d.Group, Dim: dim, Held: held}
+func (d *Division) cut(p *nn.Param, dim int, ranges [][]nn.Range) {
+	if d.shards[p] == nil {
+		d.shards[p] = &nn.Shard{Group: d.Group, Dim: dim, Ranges: ranges}
 		d.params = append(d.params, p)
 	}
+}
+
+// replicate gives every process all of p.
+func (d *Division) replicate(p *nn.Param) {
+	divider{d}.Rows(p, nn.Span{Start: 0, Count: p.Shape[0], Unit: 0})
 }
 
 // DivideTokens divides the hidden states between the layers, too, see [nn.Tokens]: for training, on batches whose tokens the
 // group's size divides.
 func (d *Division) DivideTokens() {
 	tokens := &nn.Tokens{}
-	for _, part := range d.parts {
+	for _, part := range d.shards {
 		part.Tokens = tokens
 	}
 }
@@ -230,7 +188,7 @@ func (d *Division) Release() {
 		} else {
 			d.aside[i].Free()
 		}
-		p.Shard = d.parts[p]
+		p.Shard = d.shards[p]
 	}
 	d.aside = nil
 }
@@ -244,9 +202,9 @@ func (d *Division) Forget() {
 
 // Mixed reports whether there is a weight of which every process holds some of its own and some that all hold.
 func (d *Division) Mixed() bool {
-	for _, part := range d.parts {
-		for _, s := range part.Mine() {
-			if s.Replicated != part.Mine()[0].Replicated {
+	for _, part := range d.shards {
+		for _, s := range part.Own() {
+			if s.Replicated != part.Own()[0].Replicated {
 				return true
 			}
 		}
@@ -256,8 +214,8 @@ func (d *Division) Mixed() bool {
 
 // Even reports whether the processes hold equally much of every weight of which they share a part.
 func (d *Division) Even() bool {
-	for _, part := range d.parts {
-		for rank := range part.Held {
+	for _, part := range d.shards {
+		for rank := range part.Ranges {
 			if part.Replicated() && part.Count(rank) != part.Count(0) {
 				return false
 			}

@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"conquer/checkpoint"
+	_ "conquer/families"
 	"conquer/generate"
-	_ "conquer/llama"
 	"conquer/model"
 	"conquer/parallel"
 	"conquer/torch"

@@ -116,21 +116,26 @@ func SwiGLU(gateUp Tensor) Tensor {
 	return Tensor{libtch.Ctensor(out)}
 }
 
-// Attention is scaled dot-product attention with grouped queries: q [B,H,L,P], k and v [B,K,S,P] with K dividing H, scaled
-// by 1/√P. mask is no tensor, or boolean and broadcastable to [B,H,L,S]; causal hides the columns after each row.
-func Attention(q, k, v, mask Tensor, causal bool) Tensor {
+// Attention is scaled dot-product attention with grouped queries: q [B,H,L,P], k and v [B,K,S,P] with K dividing H.
+// mask is no tensor, or boolean and broadcastable to [B,H,L,S]; causal hides the columns after each row. scale
+// multiplies q·k; 0 means 1/√P.
+func Attention(q, k, v, mask Tensor, causal bool, scale float64) Tensor {
 	var out C.cq_tensor
-	check(C.cq_sdpa(q.handle(), k.handle(), v.handle(), mask.handle(), 0, C.int(flag(causal)), 0, &out), "attention", q, k, v, mask)
+	check(C.cq_sdpa(q.handle(), k.handle(), v.handle(), mask.handle(), 0, C.int(flag(causal)), C.double(scale), &out),
+		"attention", q, k, v, mask)
 	return Tensor{libtch.Ctensor(out)}
 }
 
 // DecodeAttention is attention of one new position of each sequence: [RotaryQKVCache] of qkv [B,1,(H+2K)·P] at the columns
 // lengths - 1, and Attention of its queries over the columns [starts, lengths) of the caches [B,K,S,P]: [B,1,H·P]. starts and
 // lengths are int64 [B], starts may be no tensor (0 for all). Other columns are not read.
-func DecodeAttention(qkv Tensor, heads int, cos, sin, keys, values, starts, lengths Tensor) Tensor {
+func DecodeAttention(qkv Tensor, heads int, cos, sin, keys, values, starts, lengths Tensor, scale float64) Tensor {
+	if scale == 0 {
+		scale = 1 / math.Sqrt(float64(keys.Size(-1)))
+	}
 	var out C.cq_tensor
 	check(C.cq_decode_attention(qkv.handle(), C.int64_t(heads), cos.handle(), sin.handle(), keys.handle(), values.handle(), lengths.handle(),
-		starts.handle(), C.double(1/math.Sqrt(float64(keys.Size(-1)))), &out), "decode attention", qkv, cos, sin, keys, values, lengths)
+		starts.handle(), C.double(scale), &out), "decode attention", qkv, cos, sin, keys, values, lengths)
 	return Tensor{libtch.Ctensor(out)}
 }
 

@@ -171,7 +171,7 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				lying := func(n int) torch.Tensor { return randn(d, batch, span, n, wide).Transpose(1, 2).Detach() }
 				return []torch.Tensor{lying(heads * keys), lying(keys), lying(keys)}
 			},
-			func(in []torch.Tensor) torch.Tensor { return torch.Attention(in[0], in[1], in[2], mask, causal) },
+			func(in []torch.Tensor) torch.Tensor { return torch.Attention(in[0], in[1], in[2], mask, causal, 0) },
 			func(in []torch.Tensor) torch.Tensor {
 				q := in[0].Reshape(batch, keys, heads*span, wide)
 				scores := q.Matmul(in[1].Transpose(2, 3)).MulScalar(1/math.Sqrt(float64(wide))).View(batch, keys, heads, span, span)

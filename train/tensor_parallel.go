@@ -101,7 +101,7 @@ func (t *tensorParallel) sharedGradients() (list []torch.Tensor) {
 			break // the trained ones come first
 		}
 		at := 0
-		for _, s := range p.param.Shard.Mine() {
+		for _, s := range p.param.Shard.Own() {
 			n := s.Count * units.Elements(p.param.Shape[1:])
 			first, end := max(at, p.start), min(at+n, p.start+p.tensor.Numel())
 			if at += n; !s.Replicated || first >= end {
@@ -144,7 +144,7 @@ func (p piece) places(from, to int, f func(at place, from, to int)) {
 		f(place{start: p.start + from}, from, to)
 	case part.Dim == 0:
 		row, at := units.Elements(p.param.Shape[1:]), 0
-		for _, s := range part.Mine() {
+		for _, s := range part.Own() {
 			first, end := max(p.start+from, at), min(p.start+to, at+s.Count*row)
 			if first < end {
 				f(place{start: s.First*row + first - at}, first-p.start, end-p.start)
@@ -152,7 +152,7 @@ func (p piece) places(from, to int, f func(at place, from, to int)) {
 			at += s.Count * row
 		}
 	default: // what is left of a row, whole rows, and what is there of the last one
-		s, width := part.Mine()[0], p.param.Shape[1]
+		s, width := part.Own()[0], p.param.Shape[1]
 		for first, end := p.start+from, p.start+to; first < end; {
 			row, column := first/s.Count, first%s.Count
 			run := min(s.Count-column, end-first)
@@ -177,7 +177,7 @@ func (p piece) mine(element int) bool {
 		return true
 	}
 	at := (p.start + element) / units.Elements(p.param.Shape[1:])
-	for _, s := range part.Mine() {
+	for _, s := range part.Own() {
 		if at < s.Count {
 			return !s.Replicated
 		}

@@ -427,7 +427,7 @@ func (t *Trainer) prepare(m model.Model, data, validation *dataset.Dataset) (err
 		}
 	case o.HeadOnly:
 		t.net.lowest = len(t.net.blocks)
-		train("lm_head", m.Head())
+		train("lm_head", m.Head().Param)
 	default:
 		for _, p := range nn.Params(m) {
 			train(strings.Join(names[p], "+"), p)
@@ -512,7 +512,7 @@ func untie(m model.Model) (model.Model, error) {
 	tied := false
 	nn.Walk(m, func(p nn.Component) {
 		byName[p.Name] = p.Param
-		tied = tied || p.Param == m.Head() && p.Name != "lm_head.weight"
+		tied = tied || p.Param == m.Head().Param && p.Name != "lm_head.weight"
 	})
 	if !tied {
 		return m, nil

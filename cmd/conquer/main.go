@@ -14,8 +14,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	_ "conquer/bamba"
-	_ "conquer/llama"
+	_ "conquer/families"
 	"conquer/torch"
 )
 

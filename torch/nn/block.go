@@ -6,51 +6,74 @@ import (
 	"conquer/torch"
 )
 
-// First is the product that a block begins with: of its normalized input.
+// InputProjection is a block's norm and first GEMM.
 type InputProjection struct {
 	Norm   *RMSNorm
 	Linear *Linear
 }
 
 // Forward maps x [..., D], which may be of a wider dtype than the weights, to [..., N].
-func (f InputProjection) Forward(x torch.Tensor) torch.Tensor {
-	return f.Linear.ForwardNormed(f.Norm, x.To(f.Norm.Weight.DType()))
+func (p InputProjection) Forward(x torch.Tensor) torch.Tensor {
+	return p.Linear.ForwardNormed(p.Norm, x.To(p.Norm.Weight.DType()))
 }
 
-// Tail is what follows a block's mixer: the mixer's last product, and a feed-forward layer after a normalization, each
-// added to what it is given.
+// FeedForward is a block's feed-forward layer.
+type FeedForward interface {
+	// Forward maps x, normalized by norm, to the layer's output: all [..., D].
+	Forward(norm *RMSNorm, x torch.Tensor) torch.Tensor
+	// ForwardAdd is x + Forward(norm, x), in fewer operations where a kernel fuses the sum.
+	ForwardAdd(norm *RMSNorm, x torch.Tensor) torch.Tensor
+}
+
+// BlockTail is what follows a block's mixer (attention or a scan):
+//
+//	h = x + Scale · output(mixed)
+//	y = h + Scale · mlp(norm(h))
 type BlockTail struct {
-	Norm    *RMSNorm // of the mixer's result; nil where there is none
+	Norm    *RMSNorm // of the mixer's result; nil for none
 	Output  *Linear
 	MLPNorm *RMSNorm
-	MLP     *SwiGLU
+	MLP     FeedForward
+	Scale   float64 // multiplier of both residual branches; 0 means 1
 }
 
-// Forward maps a block's input x [..., D] and its mixer's result to the block's output y [..., D]. Over a single token, without
-// gradients or adapters, it also makes what next, if any, makes of y: then all is one operation. Otherwise first is no tensor.
-// Where that was not the GPU's one kernel, unfusedReason says why.
-func (t BlockTail) Forward(x, mixed torch.Tensor, next *InputProjection) (y, first torch.Tensor, unfusedReason string) {
+// Forward maps a block's input x [..., D] and its mixer's result to the block's output y [..., D]. Over a single token,
+// without gradients and adapters, one operation computes y and also next's projection of y, if next is not nil.
+// projected is that projection, else no tensor. unfusedReason says why the GPU's fused kernel did not run, "" if it did.
+func (t BlockTail) Forward(x, mixed torch.Tensor, next *InputProjection) (y, projected torch.Tensor,
+	unfusedReason string) {
 	if unfusedReason = t.unfusedReason(x, mixed, next); unfusedReason != "" {
-		return t.MLP.ForwardAdd(t.MLPNorm, t.Add(x, mixed)), torch.Tensor{}, unfusedReason
+		h := t.Add(x, mixed)
+		if scaled(t.Scale) {
+			return h.Add(t.MLP.Forward(t.MLPNorm, h).MulScalar(t.Scale)), torch.Tensor{}, unfusedReason
+		}
+		return t.MLP.ForwardAdd(t.MLPNorm, h), torch.Tensor{}, unfusedReason
 	}
+	mlp := t.MLP.(*SwiGLU)
 	in := torch.Tail{
 		Output: t.Output.Weight.Tensor, OutputBias: t.Output.bias(),
 		MLPNorm: t.MLPNorm.Weight.Tensor, MLPEps: t.MLPNorm.Eps,
-		GateUp: t.MLP.GateUp.Weight.Tensor, GateUpBias: t.MLP.GateUp.bias(),
-		Down: t.MLP.Down.Weight.Tensor, DownBias: t.MLP.Down.bias(),
+		GateUp: mlp.GateUp.Weight.Tensor, GateUpBias: mlp.GateUp.bias(),
+		Down: mlp.Down.Weight.Tensor, DownBias: mlp.Down.bias(),
 	}
 	if t.Norm != nil {
 		in.Norm, in.Eps = t.Norm.Weight.Tensor, t.Norm.Eps
 	}
 	if next != nil {
-		in.NextNorm, in.NextEps, in.Next, in.NextBias = next.Norm.Weight.Tensor, next.Norm.Eps, next.Linear.Weight.Tensor, next.Linear.bias()
+		in.NextNorm, in.NextEps = next.Norm.Weight.Tensor, next.Norm.Eps
+		in.Next, in.NextBias = next.Linear.Weight.Tensor, next.Linear.bias()
 	}
 	return torch.BlockTail(x, mixed, in)
 }
 
-// Add is x plus the mixer's last product.
+// Add is h = x + Scale · output(mixed), the first half of Forward.
 func (t BlockTail) Add(x, mixed torch.Tensor) torch.Tensor {
 	switch {
+	case scaled(t.Scale):
+		if t.Norm != nil {
+			mixed = t.Norm.Forward(mixed)
+		}
+		return x.Add(t.Output.Forward(mixed).MulScalar(t.Scale))
 	case t.Norm == nil:
 		return t.Output.ForwardAdd(mixed, x)
 	case !t.Output.plain():
@@ -59,7 +82,7 @@ func (t BlockTail) Add(x, mixed torch.Tensor) torch.Tensor {
 	return torch.NormLinearAdd(mixed, t.Norm.Weight.Tensor, t.Norm.Eps, t.Output.Weight.Tensor, t.Output.bias(), x)
 }
 
-// unfusedReason is why Forward is several operations; "" where it is one.
+// unfusedReason says why Forward runs as several operations, "" if it runs as one.
 func (t BlockTail) unfusedReason(x, mixed torch.Tensor, next *InputProjection) string {
 	if torch.GradEnabled() {
 		return "gradients are recorded"
@@ -70,20 +93,30 @@ func (t BlockTail) unfusedReason(x, mixed torch.Tensor, next *InputProjection) s
 	if x.DType() != mixed.DType() {
 		return fmt.Sprintf("it takes tensors of one dtype, not %v and %v", x.DType(), mixed.DType())
 	}
-	products := []*Linear{t.Output, t.MLP.GateUp, t.MLP.Down}
-	if next != nil {
-		products = append(products, next.Linear)
+	if scaled(t.Scale) {
+		return "it has no residual multiplier"
 	}
-	for _, l := range products {
+	mlp, ok := t.MLP.(*SwiGLU)
+	if !ok {
+		return "it takes a SwiGLU feed-forward layer only"
+	}
+	layers := []*Linear{t.Output, mlp.GateUp, mlp.Down}
+	if next != nil {
+		layers = append(layers, next.Linear)
+	}
+	for _, l := range layers {
 		switch {
 		case l.Weight.Shard != nil:
-			return "processes have divided the weights"
+			return "the weights are divided over processes"
 		case !l.plain():
-			return "an adapter is not folded into the weights"
+			return "an adapter is not merged into the weights"
 		}
 	}
 	return ""
 }
 
-// plain reports whether the layer is its weight and bias alone, and all of them are here.
+// scaled reports whether a multiplier changes anything.
+func scaled(scale float64) bool { return scale != 0 && scale != 1 }
+
+// plain reports whether the layer is its weight and bias alone, all of them in this process.
 func (l *Linear) plain() bool { return len(l.LoRA) == 0 && l.Weight.Shard == nil }

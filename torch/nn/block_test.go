@@ -6,8 +6,8 @@ import (
 	"conquer/torch"
 )
 
-// What decides whether a block's end is one operation is what is said of it. What of that a GPU's kernel takes is torch's matter.
-func TestTailSaysWhyItIsSeveralOperations(t *testing.T) {
+// The kernel has further conditions, which package torch tests.
+func TestBlockTail_SaysWhyItRunsUnfused(t *testing.T) {
 	const width, inner = 32, 48
 	for _, c := range []struct {
 		rows  int
@@ -18,9 +18,10 @@ func TestTailSaysWhyItIsSeveralOperations(t *testing.T) {
 		{1, torch.BFloat16, nil, ""},
 		{3, torch.BFloat16, nil, "it takes one row, not 3"},
 		{1, torch.Float32, nil, "it takes tensors of one dtype, not bfloat16 and float32"},
-		{1, torch.BFloat16, func(t *BlockTail, _ *InputProjection) { t.MLP.GateUp.LoRA = make([]*LoRA, 2) }, "an adapter is not folded into the weights"},
-		{1, torch.BFloat16, func(_ *BlockTail, next *InputProjection) { next.Linear.LoRA = make([]*LoRA, 1) }, "an adapter is not folded into the weights"},
-		{1, torch.BFloat16, func(t *BlockTail, _ *InputProjection) { t.Output.Weight.Shard = &Shard{} }, "processes have divided the weights"},
+		{1, torch.BFloat16, func(t *BlockTail, _ *InputProjection) { t.MLP.(*SwiGLU).GateUp.LoRA = make([]*LoRA, 2) }, "an adapter is not merged into the weights"},
+		{1, torch.BFloat16, func(_ *BlockTail, next *InputProjection) { next.Linear.LoRA = make([]*LoRA, 1) }, "an adapter is not merged into the weights"},
+		{1, torch.BFloat16, func(t *BlockTail, _ *InputProjection) { t.Scale = 0.5 }, "it has no residual multiplier"},
+		{1, torch.BFloat16, func(t *BlockTail, _ *InputProjection) { t.Output.Weight.Shard = &Shard{} }, "the weights are divided over processes"},
 	} {
 		tail := BlockTail{Output: NewLinear(width, false, width), MLPNorm: NewRMSNorm(width, 1e-5), MLP: NewSwiGLU(width, inner, false)}
 		next := &InputProjection{Norm: NewRMSNorm(width, 1e-5), Linear: NewLinear(width, false, 40)}

@@ -221,10 +221,21 @@ func NewSwiGLU(width, inner int, bias bool) *SwiGLU {
 	return &SwiGLU{GateUp: NewLinear(width, bias, inner, inner), Down: NewLinear(inner, bias, width)}
 }
 
-// ForwardAdd is x plus what the layer maps x, normalized by n, to: all [..., D].
+// Forward maps x, normalized by n, to the layer's output: all [..., D].
+func (m *SwiGLU) Forward(n *RMSNorm, x torch.Tensor) torch.Tensor {
+	return m.Down.Forward(m.inner(n, x))
+}
+
+// ForwardAdd is x + Forward(n, x).
 func (m *SwiGLU) ForwardAdd(n *RMSNorm, x torch.Tensor) torch.Tensor {
-	if len(m.GateUp.LoRA) > 0 || m.GateUp.Weight.tokens() {
-		return m.Down.ForwardAdd(torch.SwiGLU(m.GateUp.ForwardNormed(n, x)), x)
+	return m.Down.ForwardAdd(m.inner(n, x), x)
+}
+
+// inner is silu(gate(n(x))) · up(n(x)): [..., F].
+func (m *SwiGLU) inner(n *RMSNorm, x torch.Tensor) torch.Tensor {
+	w := m.GateUp.Weight
+	if len(m.GateUp.LoRA) > 0 || w.tokens() {
+		return torch.SwiGLU(m.GateUp.ForwardNormed(n, x))
 	}
-	return m.Down.ForwardAdd(torch.NormLinearSwiGLU(m.GateUp.Weight.spread(x), n.Weight.Tensor, n.Eps, m.GateUp.Weight.Tensor, m.GateUp.bias()), x)
+	return torch.NormLinearSwiGLU(w.spread(x), n.Weight.Tensor, n.Eps, w.Tensor, m.GateUp.bias())
 }

@@ -17,7 +17,7 @@ import (
 type Shard struct {
 	Group  *dist.Group
 	Dim    int       // 0: rows are divided, 1: columns are
-	Held   [][]Range // by rank of the group, what each holds, one behind the other
+	Ranges [][]Range // by rank of the group, what each holds, one behind the other
 	Tokens *Tokens   // where the hidden states between the layers are divided as well, else nil
 }
 
@@ -33,12 +33,12 @@ type Range struct {
 	Replicated   bool
 }
 
-// Mine are the sections that this process holds.
-func (p *Shard) Mine() []Range { return p.Held[p.Group.Rank] }
+// Own lists the ranges that this process holds.
+func (p *Shard) Own() []Range { return p.Ranges[p.Group.Rank] }
 
 // Count is how many rows or columns the group's rank holds.
 func (p *Shard) Count(rank int) (n int) {
-	for _, s := range p.Held[rank] {
+	for _, s := range p.Ranges[rank] {
 		n += s.Count
 	}
 	return n
@@ -46,7 +46,7 @@ func (p *Shard) Count(rank int) (n int) {
 
 // Replicated reports whether all processes of the group hold something of the weight.
 func (p *Shard) Replicated() bool {
-	return p != nil && slices.ContainsFunc(p.Mine(), func(s Range) bool { return s.Replicated })
+	return p != nil && slices.ContainsFunc(p.Own(), func(s Range) bool { return s.Replicated })
 }
 
 // Local is the shape of the tensor: Shape, or its part's.
@@ -70,7 +70,7 @@ func (p *Param) heldRows() []int {
 	}
 	held, start := make([]int, len(p.Rows)), 0
 	for i, rows := range p.Rows {
-		for _, s := range p.Shard.Mine() {
+		for _, s := range p.Shard.Own() {
 			held[i] += max(0, min(s.First+s.Count, start+rows)-max(s.First, start))
 		}
 		start += rows
@@ -89,7 +89,7 @@ func (p *Param) Divide(part *Shard, device torch.Device) {
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
 			var held []torch.Tensor
-			for _, s := range part.Mine() {
+			for _, s := range part.Own() {
 				held = append(held, p.Detach().Narrow(part.Dim, s.First, s.Count))
 			}
 			own, trained := torch.Cat(part.Dim, held...).ToDevice(device).Contiguous().Own(), p.RequiresGrad()
@@ -108,7 +108,7 @@ func (p *Param) Store(start int, t torch.Tensor) {
 		return
 	}
 	at := 0
-	for _, s := range p.Shard.Mine() {
+	for _, s := range p.Shard.Own() {
 		first, end := max(s.First, start), min(s.First+s.Count, start+rows)
 		switch {
 		case p.Shard.Dim == 1:
@@ -126,15 +126,15 @@ func (p *Param) Gather() (whole torch.Tensor) {
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
 			longest := 0
-			for rank := range part.Held {
+			for rank := range part.Ranges {
 				longest = max(longest, count(part.shape(p, rank)))
 			}
 			mine := torch.Zeros([]int{longest}, p.DType(), p.Device())
 			mine.Narrow(0, 0, p.Numel()).Copy(p.Detach().Reshape(-1))
-			all := torch.Empty([]int{len(part.Held), longest}, p.DType(), p.Device())
+			all := torch.Empty([]int{len(part.Ranges), longest}, p.DType(), p.Device())
 			part.Group.AllGather(all, mine).Wait()
 			whole = torch.Empty(p.Shape, p.DType(), p.Device()).Own()
-			for rank, sections := range part.Held {
+			for rank, sections := range part.Ranges {
 				shape, start := part.shape(p, rank), 0
 				from := all.Select(0, rank).Narrow(0, 0, count(shape)).View(shape...)
 				for _, s := range sections {
@@ -198,7 +198,7 @@ func (p *Param) Pick(hidden, rows torch.Tensor) torch.Tensor {
 
 // lookup picks the rows ids of an embedding whose rows are divided: those that are not here are zero, and others' to give.
 func (p *Param) lookup(ids torch.Tensor) torch.Tensor {
-	s := p.Shard.Mine()[0]
+	s := p.Shard.Own()[0]
 	local := ids.AddScalar(-float64(s.First))
 	row := local.Clamp(0, float64(s.Count-1))
 	here := local.Equal(row).Unsqueeze(-1).To(p.DType())
@@ -208,26 +208,6 @@ func (p *Param) lookup(ids torch.Tensor) torch.Tensor {
 		return p.Shard.Group.Scatter(part.View(-1, part.Size(-1))).Unsqueeze(0)
 	}
 	return p.Shard.Group.Collect(part)
-}
-
-// Logits is hidden [..., D] times the head p [V,D] transposed: [..., V], on every process that holds a part of the head.
-func (p *Param) Logits(hidden torch.Tensor) torch.Tensor {
-	logits := torch.Linear(hidden, p.Tensor, torch.Tensor{})
-	if p.Shard == nil {
-		return logits
-	}
-	part, s := p.Shard, p.Shard.Mine()[0]
-	all := torch.Zeros(append(hidden.Shape()[:hidden.Rank()-1], p.Shape[0]), logits.DType(), logits.Device())
-	all.Narrow(-1, s.First, s.Count).Copy(logits)
-	return part.Group.Collect(all)
-}
-
-// Loss is [torch.HeadCrossEntropy] of the head p. Where p is divided, hidden comes from [Param.Pick].
-func (p *Param) Loss(hidden, labels torch.Tensor, o torch.Loss) (loss, nll torch.Tensor) {
-	if p.Shard == nil {
-		return torch.HeadCrossEntropy(hidden, p.Tensor, labels, o)
-	}
-	return p.Shard.Group.HeadCrossEntropy(hidden, p.Tensor, labels, p.Shard.Mine()[0].First, p.Shape[0], o)
 }
 
 // together is Forward where each process has some of the channels that are normalized together.

@@ -26,6 +26,40 @@ func Walk(root any, visit func(Component)) { walk(reflect.ValueOf(root), []strin
 
 var paramType = reflect.TypeFor[*Param]()
 
+// Parent is a layer that names its inner layers itself, in place of struct tags: for names that depend on the model.
+type Parent interface {
+	// Children lists the inner layers. A layer is a pointer to a struct, a slice of them, or a nil pointer.
+	Children() []Child
+}
+
+// Child is an inner layer and the name that it contributes.
+type Child struct {
+	Name  string
+	Layer any
+}
+
+// children calls visit for the named fields of a layer.
+func children(v reflect.Value, visit func(name string, child reflect.Value)) {
+	if parent, ok := v.Interface().(Parent); ok {
+		for _, c := range parent.Children() {
+			visit(c.Name, reflect.ValueOf(c.Layer))
+		}
+		return
+	}
+	switch v = reflect.Indirect(v); v.Kind() {
+	case reflect.Slice:
+		for i := range v.Len() {
+			visit(strconv.Itoa(i), v.Index(i))
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if tag, ok := v.Type().Field(i).Tag.Lookup("weight"); ok {
+				visit(tag, v.Field(i))
+			}
+		}
+	}
+}
+
 func walk(v reflect.Value, names []string, visit func(Component)) {
 	if v.Kind() == reflect.Interface {
 		v = v.Elem()
@@ -42,18 +76,7 @@ func walk(v reflect.Value, names []string, visit func(Component)) {
 		}
 		return
 	}
-	switch v = reflect.Indirect(v); v.Kind() {
-	case reflect.Slice:
-		for i := range v.Len() {
-			walk(v.Index(i), join(names, strconv.Itoa(i)), visit)
-		}
-	case reflect.Struct:
-		for i := range v.NumField() {
-			if tag, ok := v.Type().Field(i).Tag.Lookup("weight"); ok {
-				walk(v.Field(i), join(names, tag), visit)
-			}
-		}
-	}
+	children(v, func(name string, child reflect.Value) { walk(child, join(names, name), visit) })
 }
 
 // join appends a tag to every prefix; a fused tag makes a prefix for each of its parts.
@@ -110,16 +133,5 @@ func layers(v reflect.Value, name string, visit func(name string, layer any)) {
 	if v.Kind() == reflect.Pointer {
 		visit(name, v.Interface())
 	}
-	switch v = reflect.Indirect(v); v.Kind() {
-	case reflect.Slice:
-		for i := range v.Len() {
-			layers(v.Index(i), join([]string{name}, strconv.Itoa(i))[0], visit)
-		}
-	case reflect.Struct:
-		for i := range v.NumField() {
-			if tag, ok := v.Type().Field(i).Tag.Lookup("weight"); ok {
-				layers(v.Field(i), join([]string{name}, tag)[0], visit)
-			}
-		}
-	}
+	children(v, func(tag string, child reflect.Value) { layers(child, join([]string{name}, tag)[0], visit) })
 }

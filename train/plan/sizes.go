@@ -54,7 +54,7 @@ func measure(m model.Model, o Options, low, high int) sizes {
 	}
 	if last {
 		s.after, s.vocabulary = elements(list[len(list)-1]...), float64(m.Head().Local()[0])
-		head = elements(m.Head())
+		head = elements(m.Head().Param)
 	}
 	s.all, s.gemm = s.embedding+inBlocks+s.after, inBlocks+head
 	switch {

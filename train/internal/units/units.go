@@ -33,7 +33,7 @@ func Of(m model.Model) [][]*nn.Param {
 	for _, p := range nn.Params(m) {
 		switch {
 		case inside[p]:
-		case tied, p != m.Head() && slices.Equal(p.Shape, m.Head().Shape):
+		case tied, p != m.Head().Param && slices.Equal(p.Shape, m.Head().Shape):
 			list[0] = append(list[0], p)
 		default:
 			list[len(blocks)+1] = append(list[len(blocks)+1], p)
@@ -45,7 +45,7 @@ func Of(m model.Model) [][]*nn.Param {
 // Tied reports whether m's head shares the embedding's weights.
 func Tied(m model.Model) bool {
 	tied := true
-	nn.Walk(m, func(p nn.Component) { tied = tied && !(p.Param == m.Head() && p.Name == "lm_head.weight") })
+	nn.Walk(m, func(p nn.Component) { tied = tied && !(p.Param == m.Head().Param && p.Name == "lm_head.weight") })
 	return tied
 }
 

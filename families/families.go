@@ -1,0 +1,8 @@
+// Package families registers all model families: import it for its effect, or import only the families that a program
+// needs. A family that is not in llama or bamba has a folder here.
+package families
+
+import (
+	_ "conquer/bamba"
+	_ "conquer/llama"
+)
