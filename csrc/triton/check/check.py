@@ -1,122 +1,123 @@
-"""Checks the Triton kernels against a token-by-token recurrence in float64, forward and every gradient.
+"""Checks the scan's kernels against a token-by-token recurrence in float64, forward and every gradient.
 
-    TRITON_INTERPRET=1 python check.py [seed] [cases]      on the CPU, in float32
+    TRITON_INTERPRET=1 python check.py [seed] [cases]      on the CPU, in float32 (run.sh makes the environment)
     python check.py [seed] [cases]                         on a GPU, in float32, bfloat16 and float16
-    python check.py --time [--backward]                    on a GPU: times, beside mamba_ssm's kernels where they import
+    python check.py --time [--backward]                    on a GPU: times, and those of mamba_ssm's kernels if they import
                                                            (--backward: of its gradient too, minutes of tuning)
 """
-import os
 import pathlib
 import random
 import sys
 
-import torch
+import autograd
+import autograd.numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from check import host  # noqa: E402
+from check import device, host  # noqa: E402
 
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRET else "cuda"
+LIMITS = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3}
 
 
-def recurrence(x, dt, a, b, c, d, bias, initial, seg, chunk, window, softplus, dt_min, dt_max):
+def recurrence(v, seg, chunk, window, softplus, dt_min, dt_max):
+    """y [B,L,H,P] and the final state [B,H,P,N] of v: arrays x, dt, a, b and c, and d, bias and initial if the layer has
+    them. Each chunk's part of the state is kept by itself, so that a window can leave old parts out."""
+    x, dt, b, c = v["x"], v["dt"], v["b"], v["c"]
     B, L, H, P = x.shape
-    if bias is not None:
-        dt = dt + bias
+    if "bias" in v:
+        dt = dt + v["bias"]
     if softplus:
-        dt = torch.nn.functional.softplus(dt)
-    dt = dt.clamp(dt_min, dt_max)
+        dt = np.logaddexp(dt, 0.0)
+    dt = np.clip(dt, dt_min, dt_max)
     repeat = H // b.shape[2]
-    b, c = b.repeat_interleave(repeat, 2), c.repeat_interleave(repeat, 2)
-    zero = x.new_zeros(B, H, P, b.shape[3])
-    parts = {-1: zero if initial is None else initial}
+    b, c = np.repeat(b, repeat, axis=2), np.repeat(c, repeat, axis=2)
+    zero = np.zeros((B, H, P, b.shape[3]))
+    parts = {-1: v.get("initial", zero)}
 
     def seen(k):
         return sum((parts[j] for j in parts if window < 0 or j >= k - window), zero)
 
     ys = []
     for t in range(L):
-        decay = torch.exp(dt[:, t] * a)[..., None, None]
+        decay = np.exp(dt[:, t] * v["a"])[..., None, None]
         if seg is not None and t > 0:
             decay = decay * (seg[:, t] == seg[:, t - 1])[:, None, None, None]
         k = t // chunk
         parts = {j: s * decay for j, s in parts.items() if window < 0 or j >= k - window}
         parts[k] = parts.get(k, zero) + (x[:, t] * dt[:, t, :, None])[..., None] * b[:, t, :, None]
-        y = (seen(k) * c[:, t, :, None]).sum(-1)
-        ys.append(y if d is None else y + d[:, None] * x[:, t])
-    return torch.stack(ys, 1), seen((L - 1) // chunk)
+        y = np.sum(seen(k) * c[:, t, :, None], axis=-1)
+        ys.append(y + v["d"][:, None] * x[:, t] if "d" in v else y)
+    return np.stack(ys, 1), seen((L - 1) // chunk)
 
 
-def case(rng, dtype, worst):
+def case(rng, r, dtype, worst, quick):
+    """One random shape; returns how many results are wrong."""
     pick = rng.choice
     G = pick([1, 1, 2, 3])
     H, B, L = G * pick([1, 2, 4]), pick([1, 1, 2]), pick([1, 2, 17, 64, 65, 100, 130, 200, 300])
     P, N = pick([64, 64, 64, 16, 48, 128]), pick([128, 128, 64, 16, 100])
-    if INTERPRET:
+    if device.INTERPRET:
         P, N = pick([16, 24, 32]), pick([16, 40, 64])
+    if quick:
+        G, H, L = pick([1, 2]), 2, pick([1, 17, 65, 100])
     chunk, window = pick([16, 32, 64, 128, 256]), pick([-1, -1, -1, 0, 1, 2, 3])
-    if not INTERPRET and (P, N) != (64, 128):
+    if not device.INTERPRET and (P, N) != (64, 128):
         chunk = max(chunk, 32)
     softplus, clamp = pick([True, True, False]), pick([False, False, True])
     has = {n: pick([True, False]) for n in ("d", "bias", "initial", "dfinal")}
     has["seg"] = pick([False, False, True])
-    double = dict(dtype=torch.float64)
-    r = lambda *s: torch.randn(*s, **double)
-    values = dict(x=r(B, L, H, P), dt=r(B, L, H) if softplus else torch.rand(B, L, H, **double) * 0.2, b=r(B, L, G, N),
-                  c=r(B, L, G, N))
-    values = {k: v.to(dtype) for k, v in values.items()}
-    values["a"] = (-torch.rand(H, **double) * 15 - 0.05).float()
+    drawn = dict(x=(r.normal(size=(B, L, H, P)), dtype), b=(r.normal(size=(B, L, G, N)), dtype),
+                 c=(r.normal(size=(B, L, G, N)), dtype), a=(-r.random(H) * 15 - 0.05, "fp32"),
+                 dt=(r.normal(size=(B, L, H)) if softplus else r.random((B, L, H)) * 0.2, dtype))
     if has["d"]:
-        values["d"] = r(H).float()
+        drawn["d"] = r.normal(size=H), "fp32"
     if has["bias"]:
-        values["bias"] = (torch.rand(H, **double) - 4).float()
+        drawn["bias"] = r.random(H) - 4, "fp32"
     if has["initial"]:
-        values["initial"] = r(B, H, P, N).float()
-    seg = (torch.rand(B, L) < 0.1).int().cumsum(1).int() if has["seg"] else None
-    names = ("x", "dt", "a", "b", "c", "d", "bias", "initial")
+        drawn["initial"] = r.normal(size=(B, H, P, N)), "fp32"
+    values = {name: device.tensor(*d) for name, d in drawn.items()}
+    exact = {name: device.host(t) for name, t in values.items()}
+    seg = np.cumsum(r.random((B, L)) < 0.1, axis=1) if has["seg"] else None
     limits = (0.01, 0.1) if clamp else (0.0, float("inf"))
-    chunks = (L + chunk - 1) // chunk
-    effective = -1 if window >= chunks else window
-    exact = {k: v.double().requires_grad_() for k, v in values.items()}
-    ref, ref_final = recurrence(*(exact.get(k) for k in names), seg, chunk, window, softplus, *limits)
-    here = [values[k].to(DEVICE) if k in values else None for k in names]
-    s = host.Scan(*here, None if seg is None else seg.to(DEVICE), chunk, effective, softplus, *limits,
-                  programs=pick([1, H * B * 2, 64]))
-    y, final = s.forward()
-    alone = host.Scan(*here, None if seg is None else seg.to(DEVICE), chunk, effective, softplus, *limits, alone=True).forward(False)
-    gy, gf = torch.randn(ref.shape).to(dtype), torch.randn(ref_final.shape)
-    loss = (ref * gy.double()).sum() + ((ref_final * gf.double()).sum() if has["dfinal"] else 0)
-    loss.backward()
-    grads = s.backward(gy.to(DEVICE), gf.to(DEVICE) if has["dfinal"] else None)
-    title = f"B{B} L{L} H{H} P{P} N{N} G{G} chunk{chunk} window{window} softplus{softplus} clamp{clamp} {has} spans{s.span} {dtype}"
-    limit = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    options = seg, chunk, window if window < (L + chunk - 1) // chunk else -1, softplus, *limits
+    gy, gf = device.tensor(r.normal(size=(B, L, H, P)), dtype), device.tensor(r.normal(size=(B, H, P, N)))
+
+    def loss(v):
+        y, final = recurrence(v, *options)
+        return np.sum(y * device.host(gy)) + (np.sum(final * device.host(gf)) if has["dfinal"] else 0.0)
+
+    y, final = recurrence(exact, *options)
+    wanted = autograd.grad(loss)(exact)
+    inputs = [values.get(n) for n in ("x", "dt", "a", "b", "c", "d", "bias", "initial")]
+    inputs.append(None if seg is None else device.tensor(seg, "i32"))
+    scan = host.Scan(*inputs, *options[1:], programs=pick([1, H * B * 2, 64]))
+    got_y, got_final = scan.forward()
+    alone_y, alone_final = host.Scan(*inputs, *options[1:], alone=True).forward(False)
+    results = [("y", got_y, y), ("final", got_final, final), ("y alone", alone_y, y), ("final alone", alone_final, final)]
+    grads = scan.backward(gy, gf if has["dfinal"] else None)
+    results += [("d" + name, grads[name], wanted[name]) for name in exact]
     bad = 0
-    for name, got, want in [("y", y, ref), ("final", final, ref_final), ("y alone", alone[0], ref), ("final alone", alone[1], ref_final)] + [("d" + k, grads[k], v.grad) for k, v in exact.items()]:
-        want = torch.zeros_like(got, dtype=torch.float64) if want is None else want.detach()
-        error = ((got.cpu().double() - want.cpu()).norm() / max(want.norm().item(), 1e-30)).item()
-        if want.norm() == 0:
-            error = got.norm().item()
-        key = (str(dtype), name)
-        worst[key] = max(worst.get(key, 0), error) if error == error else float("nan")
-        if not error < limit:
+    for name, got, want in results:
+        size = np.linalg.norm(want)
+        error = np.linalg.norm(device.host(got) - want) / (size if size > 0 else 1)
+        worst[dtype, name] = max(worst.get((dtype, name), 0), error) if error == error else float("nan")
+        if not error < LIMITS[dtype]:
             bad += 1
-            print("FAIL", title, name, error)
+            print(f"FAIL B{B} L{L} H{H} P{P} N{N} G{G} chunk{chunk} window{window} softplus{softplus} clamp{clamp} {has} "
+                  f"spans{scan.span} {dtype}: {name} differs by {error:.1e}")
     return bad
 
 
-def main():
-    seed = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 20
-    rng = random.Random(seed)
-    torch.manual_seed(seed)
+def main(arguments, quick=False):
+    seed = int(arguments[0]) if arguments else 1
+    count = int(arguments[1]) if len(arguments) > 1 else 20
+    rng, r = random.Random(seed), np.random.default_rng(seed)
     worst, bad = {}, 0
     for i in range(count):
-        dtype = torch.float32 if INTERPRET else [torch.float32, torch.bfloat16, torch.float16][i % 3]
-        bad += case(rng, dtype, worst)
+        bad += case(rng, r, device.DTYPES[i % len(device.DTYPES)], worst, quick)
     for (dtype, name), error in sorted(worst.items()):
-        print(f"{dtype:16s} {name:10s} {error:.2e}")
-    print(f"{bad} failures" if bad else "all within limits")
+        print(f"{dtype} {name:12s} {error:.2e}")
+    print(f"scan: {bad} failures" if bad else f"scan: {count} cases within limits")
     return bad != 0
 
 
@@ -125,4 +126,5 @@ if __name__ == "__main__":
         from tune import timing
         timing.main()
     else:
-        sys.exit(main())
+        quick = "--quick" in sys.argv
+        sys.exit(main([a for a in sys.argv[1:] if a != "--quick"], quick))

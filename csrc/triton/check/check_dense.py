@@ -1,35 +1,41 @@
-"""Checks the kernels of dense.py and attend.py, and of rows.py but for the state update, against plain PyTorch.
+"""Checks the kernels of dense.py, attend.py and rows.py against float64 references.
 
-    TRITON_INTERPRET=1 python check_dense.py [seed]      on the CPU, in float32
+    TRITON_INTERPRET=1 python check_dense.py [seed]      on the CPU, in float32 (run.sh makes the environment)
     python check_dense.py [seed]                         on a GPU, in float32, bfloat16 and float16
 """
-import os
 import pathlib
 import random
 import sys
 
-import torch
-import torch.nn.functional as F
+import autograd
+import autograd.numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from check import device  # noqa: E402
+from check.device import PDL, host, tensor, unwritten  # noqa: E402
 from kernels import attend, dense, rows  # noqa: E402
 
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRET else "cuda"
-PDL = False
+LIMITS = {"fp32": 2e-6, "bf16": 1e-2, "fp16": 2e-3}
 bad = 0
 
-if INTERPRET:  # newer versions of numpy do not take an array of one element for a number
-    import triton.runtime.interpreter as interpreter
 
-    patch = interpreter._patch_lang_tensor
+class Draw:
+    """Random choices, and random tensors of one dtype."""
 
-    def patch_with_index(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+    def __init__(self, seed, dtype):
+        self.choice = random.Random(seed).choice
+        self.random = np.random.default_rng(seed)
+        self.dtype = dtype
 
-    interpreter._patch_lang_tensor = patch_with_index
+    def normal(self, *shape, scale=1.0):
+        return tensor(self.random.normal(size=shape) * scale, self.dtype)
+
+    def flag(self):
+        return self.choice([False, True])
+
+    def unwritten(self, *shape):
+        return unwritten(*shape, dtype=self.dtype)
 
 
 def cdiv(a, b):
@@ -43,307 +49,362 @@ def power(n, least=16):
 
 
 def check(what, got, want, limit):
+    """Counts a failure if got (a tensor) differs from want (an array) by more than limit, as a share of want's norm."""
     global bad
-    got, want = got.double().cpu(), want.double().cpu()
-    error = ((got - want).norm() / max(want.norm().item(), 1e-30)).item() if want.norm() > 0 else got.norm().item()
+    got = host(got) if hasattr(got, "data_ptr") else got
+    size = np.linalg.norm(want)
+    error = np.linalg.norm(got - want) / (size if size > 0 else 1)
     if not error <= limit:
         bad += 1
         print(f"FAIL {what}: {error:.2e}, at most {limit:.0e}")
-    return error
 
 
-def norm(rng, r, dtype, limit):
-    rows, D = rng.choice([1, 3, 20]), rng.choice([48, 576, 1024])
-    x, w, dy = r(rows, D), r(D), r(rows, D)
-    y, dx, rstd = torch.full_like(x, float("nan")), torch.full_like(x, float("nan")), torch.empty(rows, device=DEVICE)
-    dense.rms_norm[(rows,)](x, w, y, rstd, D, 1e-5, 1, BLOCK=power(D, 1024), PDL=PDL)
-    leaf, wide = x.double().requires_grad_(), w.double().requires_grad_()
-    want = leaf * torch.rsqrt(leaf.pow(2).mean(-1, keepdim=True) + 1e-5) * wide
-    want.backward(dy.double())
-    programs = min(rows, 4)
-    part = torch.empty(programs, D, device=DEVICE)
-    dense.rms_norm_grad[(programs,)](dy, x, w, rstd, dx, part, rows, D, WEIGHT=True, BLOCK=power(D, 1024))
-    check("rms_norm", y, want.detach(), limit)
-    check("rms_norm dx", dx, leaf.grad, limit)
-    check("rms_norm dweight", part.sum(0), wide.grad, limit)
+def value_and_grads(f, inputs, dy):
+    """f(*inputs) and the gradients of <f(*inputs), dy> by each input, all as arrays."""
+    return f(*inputs), autograd.grad(lambda leaves: np.sum(f(*leaves) * dy))(list(inputs))
+
+
+def silu(v):
+    return v / (1.0 + np.exp(-v))
+
+
+def normalized(v):
+    return v / np.sqrt(np.mean(v * v, axis=-1, keepdims=True) + 1e-5)
+
+
+def check_rms_norm(d, limit):
+    n, D = d.choice([1, 3, 20]), d.choice([48, 576, 1024])
+    x, w, dy = d.normal(n, D), d.normal(D), d.normal(n, D)
+    y, dx, rstd = d.unwritten(n, D), d.unwritten(n, D), unwritten(n)
+    dense.rms_norm[(n,)](x, w, y, rstd, D, 1e-5, 1, BLOCK=power(D, 1024), PDL=PDL)
+    want, (want_dx, want_dw) = value_and_grads(lambda x, w: normalized(x) * w, (host(x), host(w)), host(dy))
+    programs = min(n, 4)
+    part = unwritten(programs, D)
+    dense.rms_norm_grad[(programs,)](dy, x, w, rstd, dx, part, n, D, WEIGHT=True, BLOCK=power(D, 1024))
+    check("rms_norm", y, want, limit)
+    check("rms_norm dx", dx, want_dx, limit)
+    check("rms_norm dweight", host(part).sum(0), want_dw, limit)
 
 
 def rotate(x, cos, sin):
+    """x [B,L,H,P] with the first 2·half dimensions of each head rotated: [B,H,L,P]."""
     half = cos.shape[-1]
-    x, c, s = x.transpose(1, 2).double(), cos[:, None].double(), sin[:, None].double()
+    x, c, s = np.swapaxes(x, 1, 2), cos[:, None], sin[:, None]
     a, b, rest = x[..., :half], x[..., half:2 * half], x[..., 2 * half:]
-    return torch.cat([a * c - b * s, b * c + a * s, rest], -1)
+    return np.concatenate([a * c - b * s, b * c + a * s, rest], -1)
 
 
-def rope(rng, r, dtype, limit):
-    B, L, K, G, P = rng.choice([1, 2]), rng.choice([1, 5, 17]), rng.choice([1, 2, 3]), rng.choice([1, 2, 3]), rng.choice([32, 64, 80, 96])
-    H, half = K * G, rng.choice([n for n in (P // 2, P // 4) if n % 16 == 0] or [16])
-    per_row = rng.choice([False, True]) and B > 1
-    angles = torch.rand(B if per_row else 1, L, half, device=DEVICE) * 6
-    cos, sin = angles.cos(), angles.sin()
-    qkv = r(B, L, (H + 2 * K) * P)
-    parts = qkv.view(B, L, H + 2 * K, P).split([H, K, K], 2)
-    wants = rotate(parts[0], cos, sin), rotate(parts[1], cos, sin), parts[2].transpose(1, 2).double()
-    heads, bh = rng.choice([4, 8]), power(half)
+def split_heads(qkv, H, KH, cos, sin):
+    """Rotated q [B,H,L,P] and k [B,KH,L,P], and v [B,KH,L,P], of qkv [B,L,(H+2KH)·P]."""
+    heads = np.reshape(qkv, (*qkv.shape[:2], H + 2 * KH, -1))
+    return (rotate(heads[:, :, :H], cos, sin), rotate(heads[:, :, H:H + KH], cos, sin),
+            np.swapaxes(heads[:, :, H + KH:], 1, 2))
+
+
+def rotary_half(d, P):
+    """Half of the rotated dimensions of a head of P: all of them or half of them."""
+    return d.choice([n for n in (P // 2, P // 4) if n % 16 == 0] or [16 if P > 16 else P // 2])
+
+
+def check_rope(d, limit):
+    B, L, KH, G = d.choice([1, 2]), d.choice([1, 5, 17]), d.choice([1, 2, 3]), d.choice([1, 2, 3])
+    P = d.choice([32, 64, 80, 96])
+    H, half = KH * G, rotary_half(d, P)
+    per_row = d.flag() and B > 1
+    angles = d.random.random((B if per_row else 1, L, half)) * 6
+    cos, sin = tensor(np.cos(angles)), tensor(np.sin(angles))
+    table_b = L * half if per_row else 0
+    qkv = d.normal(B, L, (H + 2 * KH) * P)
+    wants = split_heads(host(qkv), H, KH, host(cos), host(sin))
+    heads, bh = d.choice([4, 8]), power(half)
+    grid = (B * L, cdiv(H + 2 * KH, heads))
     for cached in (False, True):
         S = L + 9 if cached else L
-        q, k, v = (torch.full((B, n, s, P), float("nan"), dtype=dtype, device=DEVICE) for n, s in ((H, L), (K, S), (K, S)))
-        if rng.random() < 0.5:
-            q = torch.full((B, L, H, P), float("nan"), dtype=dtype, device=DEVICE).transpose(1, 2)
-        columns = torch.arange(L, device=DEVICE)[None] + 3
-        dense.rope_qkv[(B * L, cdiv(H + 2 * K, heads))](
-            qkv, cos, sin, q, k, v, columns, H, K, L, P, half, L * half if per_row else 0, int(cached), 0, *q.stride()[:3],
-            K * S * P, S * P, P, HEADS=heads, BH=bh, PDL=PDL)
+        q, k, v = (d.unwritten(B, n, s, P) for n, s in ((H, L), (KH, S), (KH, S)))
+        if d.flag():
+            q = d.unwritten(B, L, H, P).swapaxes(1, 2)
+        columns = tensor(np.arange(L)[None] + 3, "i64")
+        dense.rope_qkv[grid](qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, int(cached), 0, *q.stride()[:3],
+                             KH * S * P, S * P, P, HEADS=heads, BH=bh, PDL=PDL)
         at = slice(3, 3 + L) if cached else slice(0, L)
         for name, got, want in (("q", q, wants[0]), ("k", k[:, :, at], wants[1]), ("v", v[:, :, at], wants[2])):
-            check(f"rope {name} {B, L, H, K, P, half, cached}", got, want, limit)
-        if cached and not k[:, :, :3].isnan().all():
-            check("rope wrote elsewhere", torch.ones(1), torch.zeros(1), 0)
-    grads = [r(B, L, n, P).transpose(1, 2) if rng.random() < 0.5 else r(B, n, L, P) for n in (H, K, K)]
-    leaf = qkv.double().requires_grad_()
-    parts = leaf.view(B, L, H + 2 * K, P).split([H, K, K], 2)
-    outs = rotate(parts[0], cos, sin), rotate(parts[1], cos, sin), parts[2].transpose(1, 2)
-    sum((o * g.double()).sum() for o, g in zip(outs, grads)).backward()
-    dqkv = torch.full_like(qkv, float("nan"))
-    dense.rope_qkv_grad[(B * L, cdiv(H + 2 * K, heads))](
-        *grads, cos, sin, dqkv, H, K, L, P, half, L * half if per_row else 0, *(s for g in grads for s in g.stride()[:3]),
-        HEADS=heads, BH=bh)
-    check("rope grad", dqkv, leaf.grad, limit)
+            check(f"rope {name} {B, L, H, KH, P, half, cached}", got, want, limit)
+        if cached:
+            check("rope leaves other rows of the cache", np.isnan(host(k[:, :, :3])) * 1.0, np.ones((B, KH, 3, P)), 0)
+    grads = [d.normal(B, L, n, P).swapaxes(1, 2) if d.flag() else d.normal(B, n, L, P) for n in (H, KH, KH)]
+
+    def loss(qkv):
+        return sum(np.sum(o * host(g)) for o, g in zip(split_heads(qkv, H, KH, host(cos), host(sin)), grads))
+
+    dqkv = d.unwritten(*qkv.shape)
+    dense.rope_qkv_grad[grid](*grads, cos, sin, dqkv, H, KH, L, P, half, table_b,
+                              *(s for g in grads for s in g.stride()[:3]), HEADS=heads, BH=bh)
+    check("rope grad", dqkv, autograd.grad(loss)(host(qkv)), limit)
 
 
-def gated(rng, r, dtype, limit):
-    rows, width = rng.choice([1, 7]), rng.choice([48, 1536, 2048])
-    x, dy = r(rows, 2 * width), r(rows, width)
-    y, dx = torch.full_like(dy, float("nan")), torch.full_like(x, float("nan"))
-    grid = (rows, cdiv(width, 1024))
-    dense.swiglu[grid](x, y, width, BLOCK=1024, PDL=PDL)
-    dense.swiglu_grad[grid](dy, x, dx, width, BLOCK=1024)
-    leaf = x.double().requires_grad_()
-    want = F.silu(leaf[:, :width]) * leaf[:, width:]
-    want.backward(dy.double())
-    check("swiglu", y, want.detach(), limit)
-    check("swiglu grad", dx, leaf.grad, limit)
+def check_swiglu(d, limit):
+    n, F = d.choice([1, 7]), d.choice([48, 1536, 2048])
+    x, dy = d.normal(n, 2 * F), d.normal(n, F)
+    y, dx = d.unwritten(n, F), d.unwritten(n, 2 * F)
+    grid = (n, cdiv(F, 1024))
+    dense.swiglu[grid](x, y, F, BLOCK=1024, PDL=PDL)
+    dense.swiglu_grad[grid](dy, x, dx, F, BLOCK=1024)
+    want, (want_dx,) = value_and_grads(lambda x: silu(x[:, :F]) * x[:, F:], (host(x),), host(dy))
+    check("swiglu", y, want, limit)
+    check("swiglu grad", dx, want_dx, limit)
 
 
-def loss(rng, r, dtype, limit):
-    rows, V = rng.choice([1, 9]), rng.choice([100, 2048, 5003])
-    logits, targets = r(rows, V) * 3, torch.randint(0, V, (rows,), device=DEVICE)
+def check_cross_entropy(d, limit):
+    n, V = d.choice([1, 9]), d.choice([100, 2048, 5003])
+    logits, targets = d.normal(n, V, scale=3.0), d.random.integers(0, V, n)
     targets[0] = -100
-    leaf = logits.double().requires_grad_()
-    want = F.cross_entropy(leaf, targets, reduction="none", ignore_index=-100)
-    (want.sum() * 0.25).backward()
-    nll = torch.empty(rows, device=DEVICE)
-    dense.cross_entropy[(rows,)](logits, targets, nll, V, 0.25, GRAD=True, BLOCK=2048, MASK=V % 16 != 0)
-    check("cross entropy", nll, want.detach(), 1e-5)
-    check("cross entropy grad", logits, leaf.grad, limit)
+    exact, counted = host(logits), targets >= 0
+    log_p = exact - np.log(np.sum(np.exp(exact), axis=1, keepdims=True))
+    onehot = (np.arange(V)[None] == targets[:, None]) * 1.0
+    nll = unwritten(n)
+    dense.cross_entropy[(n,)](logits, tensor(targets, "i64"), nll, V, 0.25, GRAD=True, BLOCK=2048, MASK=V % 16 != 0)
+    check("cross entropy", nll, -np.sum(log_p * onehot, axis=1), 1e-5)
+    check("cross entropy grad", logits, (np.exp(log_p) - onehot) * counted[:, None] * 0.25, limit)
 
 
-def attention(rng, r, dtype, limit):
-    B, K, G, P, S = rng.choice([1, 3]), rng.choice([1, 2]), rng.choice([1, 1, 3, 8]), rng.choice([16, 64, 80]), rng.choice([5, 100, 300])
-    H, splits = K * G, rng.choice([1, 3, 8])
-    qkv, k, v, half = r(B, 1, (H + 2 * K) * P), r(B, K, S, P), r(B, K, S, P), rng.choice([n for n in (P // 2, P // 4) if n % 16 == 0] or [P // 2])
-    angles = torch.rand(rng.choice([1, B]), 1, half, device=DEVICE) * 6
-    cos, sin = angles.cos(), angles.sin()
-    lengths = torch.randint(1, S + 1, (B,), device=DEVICE)
-    starts = (torch.rand(B, device=DEVICE) * lengths).long() if rng.random() < 0.5 else None
-    parts = qkv.view(B, 1, H + 2 * K, P).split([H, K, K], 2)
-    q, keys, values = rotate(parts[0], cos, sin), k.double(), v.double()
+def check_decode_attention(d, limit):
+    B, KH, G = d.choice([1, 3]), d.choice([1, 2]), d.choice([1, 1, 3, 8])
+    P, S, splits = d.choice([16, 64, 80]), d.choice([5, 100, 300]), d.choice([1, 3, 8])
+    H, half = KH * G, rotary_half(d, P)
+    qkv, k, v = d.normal(B, 1, (H + 2 * KH) * P), d.normal(B, KH, S, P), d.normal(B, KH, S, P)
+    angles = d.random.random((d.choice([1, B]), 1, half)) * 6
+    cos, sin = tensor(np.cos(angles)), tensor(np.sin(angles))
+    lengths = d.random.integers(1, S + 1, B)
+    starts = (d.random.random(B) * lengths).astype(np.int64) if d.flag() else None
+    q, new_k, new_v = split_heads(host(qkv), H, KH, host(cos), host(sin))
+    keys, values, want = host(k), host(v), np.zeros((B, 1, H, P))
     for b in range(B):
-        keys[b, :, lengths[b] - 1], values[b, :, lengths[b] - 1] = rotate(parts[1], cos, sin)[b, :, 0], parts[2][b, 0].double()
-    at = torch.arange(S, device=DEVICE)
-    mask = at < lengths[:, None]
-    if starts is not None:
-        mask &= at >= starts[:, None]
-    want = F.scaled_dot_product_attention(q, keys.repeat_interleave(G, 1), values.repeat_interleave(G, 1), mask[:, None, None])
-    for alone in (False, True)[:1 + (G == 1)]:
-        queries, cached_k, cached_v = 1 if alone else 16, k.clone(), v.clone()
-        part, top, mass = (torch.empty(B * K, splits, queries, n, device=DEVICE) for n in (P, 1, 1))
-        arrived = torch.zeros(B * K, dtype=torch.int32, device=DEVICE)
-        y = torch.full((B, 1, H * P), float("nan"), dtype=dtype, device=DEVICE)
-        first = qkv, cos, sin, cached_k, cached_v, lengths, lengths if starts is None else starts, part, top, mass, arrived, y, H
-        last = P, half, P ** -0.5, splits, int(starts is not None), half if len(cos) > 1 else 0, *k.stride()[:3]
-        if alone:
-            attend.decode_attention_mha[(B * K, splits)](*first, *last, BP=power(P), BS=rng.choice([16, 32]), PDL=PDL)
+        keys[b, :, lengths[b] - 1], values[b, :, lengths[b] - 1] = new_k[b, :, 0], new_v[b, :, 0]
+        seen = slice(0 if starts is None else starts[b], lengths[b])
+        for h in range(H):
+            w = keys[b, h // G, seen] @ q[b, h, 0] * P ** -0.5
+            w = np.exp(w - w.max())
+            want[b, 0, h] = w @ values[b, h // G, seen] / w.sum()
+    lengths = tensor(lengths, "i64")
+    begin = lengths if starts is None else tensor(starts, "i64")
+    for mha in (False, True)[:1 + (G == 1)]:
+        queries, cached_k, cached_v = 1 if mha else 16, tensor(host(k), d.dtype), tensor(host(v), d.dtype)
+        part, top, mass = (unwritten(B * KH, splits, queries, n) for n in (P, 1, 1))
+        arrived, y = tensor(np.zeros(B * KH), "i32"), d.unwritten(B, 1, H * P)
+        first = qkv, cos, sin, cached_k, cached_v, lengths, begin, part, top, mass, arrived, y, H
+        last = P, half, P ** -0.5, splits, int(starts is not None), half if len(angles) > 1 else 0, *k.stride()[:3]
+        if mha:
+            attend.decode_attention_mha[(B * KH, splits)](*first, *last, BP=power(P), BS=d.choice([16, 32]), PDL=PDL)
         else:
-            attend.decode_attention[(B * K, splits)](*first, K, *last, G=16, BP=power(P), BS=32, PRECISION="ieee" if dtype == torch.float32 else "tf32", PDL=PDL)
-        check(f"attend {B, K, G, P, S, splits, alone}", y, want.transpose(1, 2).reshape(B, 1, H * P), limit)
-        check("attend's keys", cached_k, keys, limit)
-        check("attend's values", cached_v, values, 0)
-        check("attend's counters", arrived, torch.zeros(B * K), 0)
+            attend.decode_attention[(B * KH, splits)](*first, KH, *last, G=16, BP=power(P), BS=32, PDL=PDL,
+                                                      PRECISION="ieee" if d.dtype == "fp32" else "tf32")
+        check(f"decode_attention {B, KH, G, P, S, splits, mha}", y, want.reshape(B, 1, H * P), limit)
+        check("decode_attention's keys", cached_k, keys, limit)
+        check("decode_attention's values", cached_v, values, 0)
+        check("decode_attention's counters", arrived, np.zeros(B * KH), 0)
 
 
-def choice(rng, r, dtype, limit):
-    rows, V = rng.choice([1, 3]), rng.choice([5, 1000, 3001])
-    logits, ids = r(rows, V), torch.full((rows,), -7, device=DEVICE)
-    logits[:, rng.randrange(V)] = logits[:, V // 2] = 9
-    broken = rng.random() < 0.3
+def check_argmax(d, limit):
+    n, V = d.choice([1, 3]), d.choice([5, 1000, 3001])
+    logits = d.random.normal(size=(n, V))
+    logits[:, d.choice(range(V))] = logits[:, V // 2] = 9
+    broken = d.choice([False, False, True])
     if broken:
-        logits[0, rng.randrange(V)] = float("nan")
-    dense.argmax[(rows,)](logits, ids, V, BLOCK=1024, PDL=PDL)
-    want = [-1 if broken and b == 0 else int((logits[b] == logits[b].max()).nonzero()[0]) for b in range(rows)]
-    check(f"likeliest {rows, V}", ids, torch.tensor(want), 0)
+        logits[0, d.choice(range(V))] = np.nan
+    ids = tensor(np.full(n, -7), "i64")
+    logits = tensor(logits, d.dtype)
+    dense.argmax[(n,)](logits, ids, V, BLOCK=1024, PDL=PDL)
+    want = [-1 if broken and b == 0 else int(np.argmax(host(logits)[b])) for b in range(n)]
+    check(f"argmax {n, V}", ids, np.array(want, dtype=float), 0)
 
 
-def products(rng, r, dtype, limit):
-    N, D = rng.choice([5, 64, 200]), rng.choice([48, 512, 1040])
-    M = rng.choice([1, 2, 4])
-    x, w, bias, res = r(M, D), r(N, D), r(N), r(M, N)
-    has_bias, has_res = rng.choice([False, True]), rng.choice([False, True])
-    y = torch.full_like(res, float("nan"))
-    bn, bk = rng.choice([2, 4]), rng.choice([256, 512])
-    scale = r(D)
+def check_gemv(d, limit):
+    N, D, M = d.choice([5, 64, 200]), d.choice([48, 512, 1040]), d.choice([1, 2, 4])
+    x, w, bias, res, scale = d.normal(M, D), d.normal(N, D), d.normal(N), d.normal(M, N), d.normal(D)
+    w2, b2 = d.normal(2 * N, D), d.normal(2 * N)
+    has_bias, has_res = d.flag(), d.flag()
+    bn, bk = d.choice([2, 4]), d.choice([256, 512])
+
+    def linear(x, w, bias):
+        return x @ w.T + (bias if has_bias else 0.0)
+
+    def gated(x):
+        g = linear(x, host(w2), host(b2))
+        return silu(g[:, :N]) * g[:, N:]
+
     for normed in (False, True):
-        source = x.double()
-        if normed:
-            source = source * torch.rsqrt(source.pow(2).mean(-1, keepdim=True) + 1e-5) * scale.double()
-        want = source @ w.double().t() + (bias.double() if has_bias else 0) + (res.double() if has_res else 0)
-        dense.gemv[(cdiv(N, bn),)](x, scale, w, bias, res, y, N, D, 1e-5, int(has_bias), int(has_res), M=M, NORM=normed, BN=bn,
-                                     BK=bk, PDL=PDL)
-        check(f"matvec {M, N, D, has_bias, has_res, normed}", y, want, limit)
-    M = min(M, rng.choice([1, 2]))
-    w2, b2 = r(2 * N, D), r(2 * N)
-    for normed in (False, True):
-        source = x[:M].double()
-        if normed:
-            source = source * torch.rsqrt(source.pow(2).mean(-1, keepdim=True) + 1e-5) * scale.double()
-        g = source @ w2.double().t() + (b2.double() if has_bias else 0)
-        y = torch.full((M, N), float("nan"), dtype=dtype, device=DEVICE)
-        dense.gemv_swiglu[(cdiv(N, bn),)](x, scale, w2, b2, y, N, D, 1e-5, int(has_bias), M=M, NORM=normed, BN=bn, BK=bk, PDL=PDL)
-        check(f"matvec_swiglu {normed}", y, F.silu(g[:, :N]) * g[:, N:], limit)
-    M, shares = rng.choice([1, 3, 8, 16]), rng.choice([1, 3])
-    x, res = r(M, D), r(M, N)
+        source = normalized(host(x)) * host(scale) if normed else host(x)
+        y = d.unwritten(M, N)
+        dense.gemv[(cdiv(N, bn),)](x, scale, w, bias, res, y, N, D, 1e-5, int(has_bias), int(has_res), M=M, NORM=normed,
+                                   BN=bn, BK=bk, PDL=PDL)
+        want = linear(source, host(w), host(bias)) + (host(res) if has_res else 0.0)
+        check(f"gemv {M, N, D, has_bias, has_res, normed}", y, want, limit)
+        rows = min(M, 2)
+        y = d.unwritten(rows, N)
+        dense.gemv_swiglu[(cdiv(N, bn),)](x, scale, w2, b2, y, N, D, 1e-5, int(has_bias), M=rows, NORM=normed, BN=bn,
+                                          BK=bk, PDL=PDL)
+        check(f"gemv_swiglu {rows, N, D, has_bias, normed}", y, gated(source[:rows]), limit)
+    M, shares = d.choice([1, 3, 8, 16]), d.choice([1, 3])
+    x, res = d.normal(M, D), d.normal(M, N)
     span = cdiv(cdiv(D, shares), 64) * 64
-    exact = "ieee" if dtype == torch.float32 else "tf32"
     for weight, width in ((w, N), (w2, 2 * N)):
-        part = torch.full((shares, M, width), float("nan"), device=DEVICE)
-        dense.split_k_gemm[(cdiv(width, 64), shares)](x, weight, part, M, width, D, span, BM=16, BN=64, BK=64, PRECISION=exact, PDL=PDL)
-        y = torch.full_like(res, float("nan"))
+        part, y = unwritten(shares, M, width), d.unwritten(M, N)
+        dense.split_k_gemm[(cdiv(width, 64), shares)](x, weight, part, M, width, D, span, BM=16, BN=64, BK=64, PDL=PDL,
+                                                      PRECISION="ieee" if d.dtype == "fp32" else "tf32")
         if width == N:
-            want = x.double() @ w.double().t() + (bias.double() if has_bias else 0) + (res.double() if has_res else 0)
-            dense.sum_splits[(M, cdiv(N, 128))](part, bias, res, y, M, N, shares, int(has_bias), int(has_res), BLOCK=128, PDL=PDL)
+            want = linear(host(x), host(w), host(bias)) + (host(res) if has_res else 0.0)
+            dense.sum_splits[(M, cdiv(N, 128))](part, bias, res, y, M, N, shares, int(has_bias), int(has_res), BLOCK=128,
+                                                PDL=PDL)
         else:
-            g = x.double() @ w2.double().t() + (b2.double() if has_bias else 0)
-            want = F.silu(g[:, :N]) * g[:, N:]
+            want = gated(host(x))
             dense.sum_splits_swiglu[(M, cdiv(N, 128))](part, b2, y, M, N, shares, int(has_bias), BLOCK=128, PDL=PDL)
-        check(f"few_rows {M, width, D, shares}", y, want, limit)
+        check(f"split_k_gemm {M, width, D, shares}", y, want, limit)
 
 
-def embedding(rng, r, dtype, limit):
-    V, D, n = 11, rng.choice([48, 1040]), rng.choice([1, 20])
-    grad, dy, ids = r(V, D), r(n, D), torch.randint(0, V, (n,), device=DEVICE)
-    want = grad.double().index_add(0, ids, dy.double())
-    sorted_ids, order = ids.sort(stable=True)
-    dense.add_rows[(n, cdiv(D, 1024))](dy, sorted_ids, order, grad, n, D, BLOCK=1024)
+def check_embedding_grad(d, limit):
+    V, D, n = 11, d.choice([48, 1040]), d.choice([1, 20])
+    grad, dy, ids = d.normal(V, D), d.normal(n, D), d.random.integers(0, V, n)
+    want = host(grad) + np.eye(V)[ids].T @ host(dy)
+    order = np.argsort(ids, kind="stable")
+    dense.add_rows[(n, cdiv(D, 1024))](dy, tensor(ids[order], "i64"), tensor(order, "i64"), grad, n, D, BLOCK=1024)
     check("add_rows", grad, want, limit)
     for factor in (1.0, -0.375):
-        y, by = grad.clone(), torch.full((1,), factor, device=DEVICE)
-        dense.multiply[(cdiv(y.numel(), 256),)](y, by, y.numel(), BLOCK=256)
-        check("multiply", y, grad.double() * factor, 0 if factor == 1 else limit)
+        y = tensor(host(grad), d.dtype)
+        dense.multiply[(cdiv(V * D, 256),)](y, tensor([factor]), V * D, BLOCK=256)
+        check("multiply", y, host(grad) * factor, 0 if factor == 1 else limit)
 
 
-def convolution(rng, r, dtype, limit):
-    B, L, D, W = rng.choice([1, 2]), rng.choice([1, 2, 5, 70]), rng.choice([48, 144]), 4
-    x, w, bias, held, dy = r(B, L, D), r(D, W), r(D), r(B, W - 1, D), r(B, L, D)
-    leaves = [t.double().requires_grad_() for t in (x, w, bias)]
-    past = torch.cat([held.double(), leaves[0]], 1)
-    want = F.silu(sum(past[:, k:k + L] * leaves[1][:, k] for k in range(W)) + leaves[2])
-    (want * dy.double()).sum().backward()
+def check_conv(d, limit):
+    B, L, D, W = d.choice([1, 2]), d.choice([1, 2, 5, 70]), d.choice([48, 144]), 4
+    x, w, bias, held, dy = d.normal(B, L, D), d.normal(D, W), d.normal(D), d.normal(B, W - 1, D), d.normal(B, L, D)
+    past = np.concatenate([host(held), host(x)], 1)
+
+    def reference(x, w, bias):
+        past = np.concatenate([host(held), x], 1)
+        return silu(sum(past[:, k:k + L] * w[:, k] for k in range(W)) + bias)
+
+    want, grads = value_and_grads(reference, (host(x), host(w), host(bias)), host(dy))
     tiles = (cdiv(L, 32), cdiv(D, 128), B)
-    y, dx = torch.full_like(x, float("nan")), torch.full_like(x, float("nan"))
+    y, dx = d.unwritten(B, L, D), d.unwritten(B, L, D)
     shape = dict(SILU=True, W=W, HAS_INITIAL=True, HAS_SEQ=False, T=32, BD=128, MASK=False)
     rows.conv[tiles](x, w, bias, held, None, y, L, D, L * D, D, **shape)
-    check("conv", y, want.detach(), limit)
-    dpre, part = torch.empty(B, L, D, device=DEVICE), torch.empty(B, tiles[0], W + 1, D, device=DEVICE)
+    check("conv", y, want, limit)
+    dpre, part = unwritten(B, L, D), unwritten(B, tiles[0], W + 1, D)
     rows.conv_grad_pre[tiles](x, w, bias, held, None, dy, dpre, part, L, D, L * D, D, **shape)
     rows.conv_grad_x[tiles](dpre, w, None, dx, L, D, W=W, HAS_SEQ=False, T=32, BD=128, MASK=False)
-    check("conv dx", dx, leaves[0].grad, limit)
-    check("conv dweight", part[:, :, :W].sum((0, 1)).t(), leaves[1].grad, limit)
-    check("conv dbias", part[:, :, W].sum((0, 1)), leaves[2].grad, limit)
+    sums = host(part).sum((0, 1))
+    check("conv dx", dx, grads[0], limit)
+    check("conv dweight", sums[:W].T, grads[1], limit)
+    check("conv dbias", sums[W], grads[2], limit)
     for t in range(L):
-        step_through(held, x, w, bias, y, t)
-    check("conv_step", y, want.detach(), limit)
-    check("conv_step state", held, past[:, -(W - 1):].detach(), 0 if dtype == torch.float32 else limit)
+        fresh = d.unwritten(B, D)
+        rows.conv_step[(cdiv(D, 32), B)](held, x[:, t], w, bias, fresh, D, x.stride(0), SILU=True, W=4, BD=32, PDL=PDL)
+        check("conv_step", fresh, want[:, t], limit)
+    check("conv_step state", held, past[:, -(W - 1):], 0)
 
 
-def step_through(held, x, w, bias, y, t):
-    fresh = torch.empty(x.shape[0], x.shape[2], dtype=x.dtype, device=DEVICE)
-    rows.conv_step[(cdiv(x.shape[2], 32), x.shape[0])](held, x[:, t], w, bias, fresh, x.shape[2], x.stride(0), SILU=True, W=4, BD=32, PDL=PDL)
-    y[:, t] = fresh
+def check_gated_norm(d, limit):
+    n, D, groups = d.choice([1, 5]), 96, d.choice([1, 3])
+    x, z, w, dy = d.normal(n, D), d.normal(n, D), d.normal(D), d.normal(n, D)
+
+    def reference(x, z, w):
+        return np.reshape(normalized(np.reshape(x * silu(z), (n, groups, -1))), (n, D)) * w
+
+    want, grads = value_and_grads(reference, (host(x), host(z), host(w)), host(dy))
+    y, dx, dz = (d.unwritten(n, D) for _ in range(3))
+    shape = dict(HAS_Z=True, BLOCK=128, MASK=False)
+    rows.gated_norm[(n, groups)](x, z, w, y, D, D // groups, 1e-5, **shape)
+    part = unwritten(2, D)
+    rows.gated_norm_grad[(2, groups)](x, z, w, dy, dx, dz, part, n, D, D // groups, 1e-5, **shape)
+    check("gated norm", y, want, limit)
+    for name, got, wanted in zip(("dx", "dz", "dweight"), (dx, dz, host(part).sum(0)), grads):
+        check("gated norm " + name, got, wanted, limit)
 
 
-def gated_norm(rng, r, dtype, limit):
-    n, D, groups = rng.choice([1, 5]), 96, rng.choice([1, 3])
-    x, z, w, dy = r(n, D), r(n, D), r(D), r(n, D)
-    leaves = [t.double().requires_grad_() for t in (x, z, w)]
-    v = (leaves[0] * F.silu(leaves[1])).view(n, groups, -1)
-    want = (v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + 1e-5)).view(n, D) * leaves[2]
-    (want * dy.double()).sum().backward()
-    y, dx, dz = (torch.full_like(x, float("nan")) for _ in range(3))
-    rows.gated_norm[(n, groups)](x, z, w, y, D, D // groups, 1e-5, HAS_Z=True, BLOCK=128, MASK=False)
-    part = torch.empty(2, D, device=DEVICE)
-    rows.gated_norm_grad[(2, groups)](x, z, w, dy, dx, dz, part, n, D, D // groups, 1e-5, HAS_Z=True, BLOCK=128, MASK=False)
-    for name, got, wanted in (("", y, want.detach()), (" dx", dx, leaves[0].grad), (" dz", dz, leaves[1].grad), (" dweight", part.sum(0), leaves[2].grad)):
-        check("gated norm" + name, got, wanted, limit)
+def check_state_step(d, limit):
+    B, H, G, P, N = d.choice([1, 2]), 4, d.choice([1, 2]), d.choice([16, 24]), d.choice([16, 40])
+    x, dt, b, c, z = d.normal(B, H, P), d.normal(B, H), d.normal(B, G, N), d.normal(B, G, N), d.normal(B, H, P)
+    skip, bias = d.normal(H), d.normal(H)
+    state, y = tensor(d.random.normal(size=(B, H, P, N))), d.unwritten(B, H, P)
+    has_z, softplus, log_a = d.flag(), d.flag(), d.flag()
+    a, log = tensor(-d.random.random(H)), d.normal(H)
+    v = host(dt) + host(bias)
+    v = np.clip(np.logaddexp(v, 0.0) if softplus else v, 0.01, 0.5)
+    rate = -np.exp(host(log)) if log_a else host(a)
+    wide = [np.repeat(host(t), H // G, axis=1) for t in (b, c)]
+    want_state = (host(state) * np.exp(v * rate)[..., None, None]
+                  + (v[..., None] * host(x))[..., None] * wide[0][:, :, None])
+    want = np.sum(want_state * wide[1][:, :, None], axis=-1) + host(skip)[:, None] * host(x)
+    want = want * silu(host(z)) if has_z else want
+    rows.state_step[(B * H, cdiv(P, 4))](state, x, dt, a, log, b, c, skip, z if has_z else None, bias, y, H, H // G, P, N,
+                                         0.01, 0.5, HAS_Z=has_z, SOFTPLUS=softplus, LOG=log_a, BP=4, BN=power(N),
+                                         MASK=power(N) != N or P % 16 != 0, PDL=PDL)
+    check(f"state_step {B, G, P, N, has_z, softplus, log_a}", y, want, limit)
+    check("state_step state", state, want_state, 1e-5)
 
 
-def optimizer(rng, r, dtype, limit):
-    """Against torch.optim.AdamW in float64, for three steps; stochastic rounding against the mean of many."""
-    sizes, span = [16, 304, 80], 128
-    for original in (False, True) if dtype != torch.float32 else (False,):
-        weights = [r(n) for n in sizes]
-        exact = [w.double().cpu().requires_grad_() for w in weights]
-        adam = torch.optim.AdamW([{"params": exact[:1], "weight_decay": 0.0}, {"params": exact[1:], "weight_decay": 0.1}], lr=0.05,
-                                 betas=(0.9, 0.95))
-        means, squares = [[torch.zeros(n, device=DEVICE) for n in sizes] for _ in range(2)]
-        originals = [w.float() for w in weights]
+def check_adamw(d, limit):
+    """Three steps against AdamW in float64; stochastic rounding against the mean of many elements."""
+    lengths, span, rate, beta1, beta2, decays = [16, 304, 80], 128, 0.05, 0.9, 0.95, [0.0, 0.1, 0.1]
+    for has_master in (False, True) if d.dtype != "fp32" else (False,):
+        weights = [d.normal(n) for n in lengths]
+        exact = [host(w) for w in weights]
+        m, v = [np.zeros(n) for n in lengths], [np.zeros(n) for n in lengths]
+        means, squares = [device.zeros(n) for n in lengths], [device.zeros(n) for n in lengths]
+        masters = [tensor(host(w)) for w in weights]
         for step in range(1, 4):
-            grads = [r(n) for n in sizes]
-            for e, g in zip(exact, grads):
-                e.grad = g.double().cpu() / 2
-            adam.step()
-            adam_launch(weights, grads, means, squares, originals if original else None, [0.0, 0.1, 0.1], 0.05, 0.9, 0.95, step, span)
-        for w, o, e in zip(weights, originals, exact):
-            check("adamw original", o if original else w, e.detach(), 1e-5 if original or dtype == torch.float32 else limit * 3)
-            if original:
-                check("adamw weight", w, o.to(dtype), 0)
-    if dtype == torch.bfloat16:
-        n = 1 << 15
-        w, g = torch.full((n,), 1.0, dtype=dtype, device=DEVICE), torch.ones(n, dtype=dtype, device=DEVICE)
-        m, v = torch.zeros_like(w), torch.zeros_like(w)
+            grads = [d.normal(n) for n in lengths]
+            for i, g in enumerate(host(g) / 2 for g in grads):
+                m[i], v[i] = beta1 * m[i] + (1 - beta1) * g, beta2 * v[i] + (1 - beta2) * g * g
+                update = m[i] / (1 - beta1 ** step) / (np.sqrt(v[i] / (1 - beta2 ** step)) + 1e-8)
+                exact[i] = exact[i] * (1 - rate * decays[i]) - rate * update
+            launch_adamw(weights, grads, means, squares, masters if has_master else None, decays, rate, beta1, beta2, step,
+                         span)
+        for w, master, e in zip(weights, masters, exact):
+            got = master if has_master else w
+            check("adamw", got, e, 1e-5 if has_master or d.dtype == "fp32" else limit * 3)
+            if has_master:
+                check("adamw weight", w, host(tensor(host(master), d.dtype)), 0)
+    if d.dtype == "bf16":
+        ones = np.ones(1 << 15)
+        w, g = tensor(ones, d.dtype), tensor(ones, d.dtype)
+        m, v = tensor(ones * 0, d.dtype), tensor(ones * 0, d.dtype)
         for step in range(1, 9):
-            adam_launch([w], [g], [m], [v], None, [0.0], 1e-4, 0.9, 0.95, step, 4096, stochastic=True)
-        check("adamw stochastic mean", w.float().mean() - 1, torch.tensor(-8e-4), 0.05)
+            launch_adamw([w], [g], [m], [v], None, [0.0], 1e-4, 0.9, 0.95, step, 4096, stochastic=True)
+        check("adamw stochastic mean", np.mean(host(w)) - 1, np.array(-8e-4), 0.05)
 
 
-def adam_launch(weights, grads, means, squares, originals, decays, rate, beta1, beta2, step, span, stochastic=False):
-    table, pieces = [], []
-    for t, (w, g, m, v, decay) in enumerate(zip(weights, grads, means, squares, decays)):
-        bits = torch.tensor(rate * decay, dtype=torch.float32).view(torch.int32).item()
-        table += [w.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), originals[t].data_ptr() if originals else 0, w.numel(), bits, step * 40503 + t]
-        pieces += [n for start in range(0, w.numel(), span) for n in (t, start)]
-    table, pieces = torch.tensor(table, device=DEVICE), torch.tensor(pieces, device=DEVICE)
-    dense.adamw[(pieces.numel() // 2,)](table, pieces, weights[0], 0.5, rate, beta1, beta2, 1e-8, 1 - beta1 ** step, (1 - beta2 ** step) ** 0.5,
-                                        MASTER=originals is not None, STOCHASTIC=stochastic, SPAN=span, BLOCK=min(span, 1024))
+def launch_adamw(weights, grads, means, squares, masters, decays, rate, beta1, beta2, step, span, stochastic=False):
+    table, chunks = [], []
+    for i, (w, g, m, v) in enumerate(zip(weights, grads, means, squares)):
+        decay = int(np.array(rate * decays[i], dtype=np.float32).view(np.int32))
+        table += [w.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), masters[i].data_ptr() if masters else 0, len(w),
+                  decay, step * 40503 + i]
+        chunks += [n for start in range(0, len(w), span) for n in (i, start)]
+    dense.adamw[(len(chunks) // 2,)](tensor(table, "i64"), tensor(chunks, "i64"), weights[0], 0.5, rate, beta1, beta2, 1e-8,
+                                     1 - beta1 ** step, (1 - beta2 ** step) ** 0.5, MASTER=masters is not None,
+                                     STOCHASTIC=stochastic, SPAN=span, BLOCK=min(span, 1024))
 
 
-def main():
-    seed = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    rng = random.Random(seed)
-    torch.manual_seed(seed)
+CHECKS = (check_rms_norm, check_rope, check_swiglu, check_cross_entropy, check_decode_attention, check_argmax, check_gemv,
+          check_embedding_grad, check_conv, check_gated_norm, check_state_step, check_adamw)
+
+
+def main(arguments, quick=False):
+    seed = int(arguments[0]) if arguments else 1
     cases = 0
-    for dtype in (torch.float32,) if INTERPRET else (torch.float32, torch.bfloat16, torch.float16):
-        limit = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
-        r = lambda *s: torch.randn(*s, dtype=torch.float64).to(dtype).to(DEVICE)
-        for test in (norm, rope, gated, loss, attention, choice, products, embedding, convolution, gated_norm, optimizer):
-            for _ in range(2 if INTERPRET else 4):
-                before = bad
-                test(rng, r, dtype, limit)
+    for dtype in device.DTYPES:
+        draw = Draw(seed, dtype)
+        for one in CHECKS:
+            before = bad
+            for _ in range(1 if quick else 4):
+                one(draw, LIMITS[dtype])
                 cases += 1
             if bad > before:
-                print(test.__name__, dtype, "failed")
+                print(f"{one.__name__} failed in {dtype}")
     print(f"dense: {bad} failures in {cases} cases" if bad else f"dense: {cases} cases within limits")
     return bad != 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main([a for a in sys.argv[1:] if a != "--quick"], "--quick" in sys.argv))

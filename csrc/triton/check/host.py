@@ -1,8 +1,9 @@
-"""The launches of the scan in Python, as csrc/cuda/ssd_triton.cpp makes them: for check.py alone."""
+"""The launches of the scan in Python, as csrc/cuda/ssd_triton.cpp makes them."""
 import math
 
-import torch
 import triton
+
+from check import device
 
 from kernels import ssd_backward as bw
 from kernels import ssd_forward as fw
@@ -12,7 +13,6 @@ from kernels import tuning
 SIZES = tuning.values("ssd")
 HEADS = tuning.values("prepare")["HEADS"]
 BLOCK = tuning.values("state_passing")["BLOCK"]
-PROGRAMS = {"cuda": 264, "cpu": 4}
 OPTIONS = {}  # launch options that a sweep tries, by kernel; the tuning table's otherwise
 
 
@@ -41,20 +41,21 @@ class Scan:
         self.B, self.L, self.H, self.P = x.shape
         self.G, self.N = b.shape[2:]
         self.softplus, self.dt_min, self.dt_max, self.window = softplus, dt_min, dt_max, window
-        exact = x.dtype == torch.float32
+        self.dtype = device.dtype_of(x)
+        exact = self.dtype == "fp32"
         self.Q = block or tuning.values("ssd", "fp32" if exact else "")["Q"]
         if window >= 0:
             self.Q = min(self.Q, chunk)
         self.blocks = cdiv(self.L, self.Q)
         aligned = all(t.data_ptr() % 16 == 0 and all(s % 8 == 0 for s in t.stride()[:2]) for t in (x, b, c))
-        self.fast = (x.device.type == "cuda" and torch.cuda.get_device_capability()[0] == 9 and not exact and aligned
-                     and (self.P, self.N, self.Q) == tuple(tuning.values("scan_hopper")[k] for k in "PNQ"))
+        hopper = tuple(tuning.values("scan_hopper")[k] for k in "PNQ")
+        self.fast = not exact and aligned and (self.P, self.N, self.Q) == hopper and device.hopper()
         rows = self.B * self.H
         if window > 0:
             self.span = chunk // self.Q
         else:
             programs_given = programs is not None
-            programs = programs or PROGRAMS[x.device.type] // (2 if self.fast and alone else 1)
+            programs = programs or device.programs() // (2 if self.fast and alone else 1)
             self.span = cdiv(self.blocks, max(1, min(self.blocks, programs // rows)))
             if not programs_given:
                 self.span = max(self.span, min(SIZES["SHORTEST"], self.blocks))
@@ -73,12 +74,9 @@ class Scan:
                           MASK=triton.next_power_of_2(self.N) != self.N or triton.next_power_of_2(self.P) != self.P,
                           PRECISION="tf32x3" if exact else "tf32")
         self.wide = dict(BP=max(16, triton.next_power_of_2(self.P)), **self.shape)
-        self.long = dict(FETCH=x.device.type == "cuda", **self.wide)
+        self.long = dict(FETCH=not device.INTERPRET, **self.wide)
         self.exact = exact
         self.joins = window > 0 or (window < 0 and (self.segments > 1 or initial is not None))
-
-    def empty(self, *shape, dtype=torch.float32):
-        return torch.empty(shape, dtype=dtype, device=self.args[0].device)
 
     def strides(self, *ts):
         return [s for t in ts for s in t.stride()[:2]]
@@ -87,21 +85,21 @@ class Scan:
         x, dt, a, b, c, d, bias, initial, seg = self.args
         B, L, H, P, G, N, Q = self.B, self.L, self.H, self.P, self.G, self.N, self.Q
         line = (B, H, self.blocks * Q)
-        self.step, self.sums, self.columns, self.enter, self.leave, self.weight = (self.empty(*line) for _ in range(6))
-        self.rest, self.rest_columns = (self.empty(*line) if self.exact else self.step for _ in range(2))
-        self.through = self.empty(B, H, self.blocks)
+        self.step, self.sums, self.columns, self.enter, self.leave, self.weight = (device.empty(*line) for _ in range(6))
+        self.rest, self.rest_columns = (device.empty(*line) if self.exact else self.step for _ in range(2))
+        self.through = device.empty(B, H, self.blocks)
         launch(fw.prepare, (self.blocks, cdiv(H, HEADS), B), dt, bias, a, seg, self.step, self.sums, self.columns,
                self.rest, self.rest_columns, self.enter, self.leave, self.weight, self.through, L, H, self.blocks, *self.strides(dt), self.reset, self.dt_min,
                self.dt_max, HAS_BIAS=bias is not None, HAS_SEQ=seg is not None, SOFTPLUS=self.softplus, REST=self.exact,
                KEEP=grad, Q=Q, HEADS=HEADS)
-        self.cb = self.empty(B, G, self.blocks, Q, Q, dtype=x.dtype)
+        self.cb = device.empty(B, G, self.blocks, Q, Q, dtype=self.dtype)
         launch(fw.cb_gemm, (self.blocks, G, B), b, c, self.cb, L, G, self.blocks, N, *self.strides(b, c), **self.shape)
         self.entry = self.joined(x, b, self.weight, initial, False, not grad and self.window < 0)[0]
-        y, final = self.empty(B, L, H, P, dtype=x.dtype), self.empty(B, H, P, N)
+        y, final = device.empty(B, L, H, P, dtype=self.dtype), device.empty(B, H, P, N)
         if self.fast:
             rows, segments = B * H, cdiv(self.blocks, self.scan_span)
             boxes = [box(t, Q) for t in (x, b, c, y, self.cb.view(B * G, self.blocks * Q, 1, Q))]
-            programs = cdiv(rows * segments, cdiv(rows * segments, PROGRAMS["cuda"] // 2))
+            programs = cdiv(rows * segments, cdiv(rows * segments, device.programs() // 2))
             launch(hw.scan_hopper, (programs,), *boxes, self.sums, self.columns, self.enter, self.weight, self.entry, d, seg, final, L, H,
                    H // G, self.blocks, rows, self.scan_span, segments, self.segments, self.ratio, HAS_D=d is not None,
                    HAS_SEQ=seg is not None, HAS_ENTRY=self.joins, Q=Q, P=P, N=N, STAGES=tuning.values("scan_hopper")["STAGES"])
@@ -118,7 +116,7 @@ class Scan:
         if not self.joins:
             return None, None, None, None
         B, H, P, N, segments = self.B, self.H, self.P, self.N, self.segments
-        ends, decays = self.empty(B, H, segments, P, N), self.empty(B, H, segments)
+        ends, decays = device.empty(B, H, segments, P, N), device.empty(B, H, segments)
         every = self.window > 0 or (reverse and self.args[7] is not None)  # else nobody reads the outermost segment's
         count = segments - (not every)
         if coarse:  # only what enters the scan's segments is wanted
@@ -127,7 +125,7 @@ class Scan:
             launch(fw.carry_state, (B * H, count), x, b, weight, self.through, None, None, ends, decays, self.L, H,
                    H // self.G, self.blocks, segments, int(reverse and not every), self.span, P, N, *self.strides(x, b),
                    REVERSE=reverse, HAS_ENTRY=False, STORE=False, END=True, **self.long)
-        entry, last = torch.empty_like(ends), self.empty(B, H, P, N)
+        entry, last = device.empty(*ends.shape), device.empty(B, H, P, N)
         launch(fw.state_passing, (B * H, cdiv(P * N, BLOCK)), ends, decays, initial, entry, last, segments, P * N, self.window,
                REVERSE=reverse, HAS_INITIAL=initial is not None, LAST=every, BLOCK=BLOCK)
         return entry, last, ends, decays
@@ -142,24 +140,24 @@ class Scan:
         else:
             dentry, dinitial, _, _ = self.joined(dy, c, self.enter, dfinal, True)
             if not self.joins and dfinal is not None:
-                dentry = torch.zeros(B, H, self.segments, P, N, device=x.device)
+                dentry = device.zeros(B, H, self.segments, P, N)
                 dentry[:, :, -1] = dfinal
             if self.window == 0 and initial is not None:
-                dinitial = torch.zeros_like(initial)
-        states, dstates = (self.empty(B, H, self.blocks, P, N, dtype=x.dtype) for _ in range(2))
+                dinitial = device.zeros(*initial.shape)
+        states, dstates = (device.empty(B, H, self.blocks, P, N, dtype=self.dtype) for _ in range(2))
         launch(fw.carry_state, (B * H, self.segments), x, b, self.weight, self.through, self.entry, states, None, None, L, H,
                H // G, self.blocks, self.segments, 0, self.span, P, N, *self.strides(x, b), REVERSE=False, HAS_ENTRY=self.joins, STORE=True,
                END=False, **self.long)
-        dx = self.empty(B, L, H, P, dtype=x.dtype)
-        along, enters, leaves, margins = (self.empty(*line) for _ in range(4))
-        passing, skips = torch.empty_like(self.through), self.empty(B, H, self.segments)
+        dx = device.empty(B, L, H, P, dtype=self.dtype)
+        along, enters, leaves, margins = (device.empty(*line) for _ in range(4))
+        passing, skips = device.empty(*self.through.shape), device.empty(B, H, self.segments)
         launch(bw.grad_x, (B * H, self.segments), x, dy, b, c, self.cb, self.step, self.sums, self.rest, self.enter,
                self.leave, self.through, dentry, states, d, seg, dx, dstates, along, passing, skips, L, H, H // G,
                self.blocks, self.span, P, N, *self.strides(x, b, c), HAS_D=d is not None, HAS_SEQ=seg is not None,
                HAS_ENTRY=dentry is not None, REST=self.exact, **self.long)
-        slices = max(1, min(H // G, cdiv(PROGRAMS[x.device.type], self.blocks * B * G)))
-        part_b, part_c = (self.empty(slices, B, L, G, N) for _ in range(2))
-        part_cb = self.empty(slices, B, G, self.blocks, Q, Q)
+        slices = max(1, min(H // G, cdiv(device.programs(), self.blocks * B * G)))
+        part_b, part_c = (device.empty(slices, B, L, G, N) for _ in range(2))
+        part_cb = device.empty(slices, B, G, self.blocks, Q, Q)
         grid = (self.blocks, G * slices, B)
         launch(bw.grad_bc, grid, x, self.weight, dstates, b, part_b, leaves, L, H, G, H // G, self.blocks, P, N,
                *self.strides(x, b), slices, **self.wide)
@@ -168,11 +166,11 @@ class Scan:
         narrow = {k: v for k, v in self.wide.items() if k != "BN"}
         launch(bw.grad_cb, grid, x, dy, self.cb, self.step, self.sums, self.rest, seg, part_cb, margins, L, H, G, H // G,
                self.blocks, P, *self.strides(x), slices, HAS_SEQ=seg is not None, REST=self.exact, **narrow)
-        db, dc = torch.empty_like(b, memory_format=torch.contiguous_format), torch.empty_like(c, memory_format=torch.contiguous_format)
+        db, dc = (device.empty(*b.shape, dtype=self.dtype) for _ in range(2))
         launch(bw.grad_bc_sum, (self.blocks, G, B), b, c, part_b, part_c, part_cb, db, dc, L, G, self.blocks, N, slices,
                slices, *self.strides(b, c), **self.shape)
-        ddt = self.empty(B, L, H, dtype=dt.dtype)
-        part_a, part_bias = self.empty(B, self.blocks, H), self.empty(B, self.blocks, H)
+        ddt = device.empty(B, L, H, dtype=self.dtype)
+        part_a, part_bias = device.empty(B, self.blocks, H), device.empty(B, self.blocks, H)
         launch(bw.grad_dt, (self.blocks, cdiv(H, HEADS), B), dt, bias, a, self.step, along, enters, leaves, margins,
                passing, fixes, ddt, part_a, part_bias, L, H, self.blocks, self.segments, self.span, *self.strides(dt),
                self.dt_min, self.dt_max, HAS_BIAS=bias is not None, SOFTPLUS=self.softplus, HAS_FIX=fixes is not None, Q=Q,
@@ -192,17 +190,17 @@ class Scan:
         if dfinal is not None:
             # The last chunk hands the final state's gradient on to the chunks in its window; joined again with it.
             last = self.segments - 1
-            back = back.clone()
+            back = back + 0
             back[:, :, last] += decays[:, :, last, None, None] * dfinal
             received[:, :, last] += (decays[:, :, last, None, None] * dfinal * self.entry[:, :, last]).sum((-1, -2))
-            entry, out = torch.empty_like(back), torch.empty_like(dinitial)
+            entry, out = device.empty(*back.shape), device.empty(*dinitial.shape)
             launch(fw.state_passing, (self.B * self.H, cdiv(self.P * self.N, BLOCK)), back, decays, None, entry, out, self.segments,
                    self.P * self.N, self.window, REVERSE=True, HAS_INITIAL=False, LAST=True, BLOCK=BLOCK)
             dends_entry, dinitial = entry, out
             sent = (ends * dends_entry).sum((-1, -2)).double()
         net = received - sent
         crossing = net.flip(2).cumsum(2).flip(2)  # pairs on either side of the boundary before each chunk
-        after = torch.zeros_like(crossing)
+        after = crossing * 0
         after[:, :, :-1] = crossing[:, :, 1:]
         fixes = after - sent - decays * (dends_entry * self.entry).sum((-1, -2))
         if dfinal is not None:
