@@ -239,7 +239,9 @@ func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
 		{"bamba", "bamba", torch.Float32, 1e-3, train.Options{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			want := losses(t, c.architecture, torch.Float32, torch.CPU, c.options)
+			exact := c.options
+			exact.Stochastic = false // the CPU trains float32 weights, which need no rounding
+			want := losses(t, c.architecture, torch.Float32, torch.CPU, exact)
 			got := losses(t, c.architecture, c.dtype, device, c.options)
 			worst := apart(got, want)
 			t.Logf("first %.4f and %.4f, last %.4f and %.4f, largest difference %.2g", want[0], got[0], want[49], got[49], worst)
@@ -333,7 +335,7 @@ func TestGPUProfileNamesKernels(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kernels := []string{"matvec", "attend"}
+	kernels := []string{"gemv", "decode_attention"}
 	if device.Info().Major == 9 { // else the operations that it is made of give the same
 		kernels = append(kernels, "block_tail")
 		if !stats.Fused || stats.UnfusedReason != "" {
@@ -343,7 +345,7 @@ func TestGPUProfileNamesKernels(t *testing.T) {
 		t.Errorf("nothing is said of the fused kernel that is not there: %+v", stats)
 	}
 	for _, kernel := range kernels {
-		if !slices.ContainsFunc(rows, func(r torch.Traced) bool { return r.GPU && strings.Contains(r.Name, kernel) }) {
+		if !slices.ContainsFunc(rows, func(r torch.Traced) bool { return r.GPU && strings.TrimSuffix(r.Name, "_mha") == kernel }) {
 			t.Errorf("no %s among the kernels, which begin with %v", kernel, rows[:min(8, len(rows))])
 		}
 	}
