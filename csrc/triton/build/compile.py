@@ -1,11 +1,12 @@
-"""Compiles the kernels of ../kernels ahead of time; needs triton 3.6.0 and neither a GPU nor torch.
+"""Compiles the kernels of ../kernels ahead of time; needs triton 3.6.0, but no GPU and no torch.
 
     compile.py OUT [--archs 90,80,...] [--full] [--only NAMES] [--jobs N]
     compile.py --list [--full]
 
-writes OUT/sm_XX/*.cubin and OUT/sm_XX/manifest, and the same for PTX of the oldest architecture, which any newer driver
-can finish, into OUT/ptx. A line of the manifest is a variant's key (see variants.py), its file, the kernel's name, its
-shared memory in bytes, its warps, and whether it may begin early (1 or 0). --list prints the keys and compiles nothing.
+writes OUT/sm_XX/*.cubin and OUT/sm_XX/manifest. It also writes PTX of the oldest architecture,
+which the driver compiles for any newer one, to OUT/ptx. A line of the manifest has a variant's key
+(see variants.py), its file, the kernel's name, its shared memory in bytes, its warps, and whether
+it may begin early (1 or 0). --list prints the keys and compiles nothing.
 """
 import argparse
 import os
@@ -21,12 +22,12 @@ from kernels.arguments import signature_of  # noqa: E402
 
 
 def source_of(name, dtype, constants, arch):
-    """What Triton compiles for a variant, and its options."""
+    """The source that Triton compiles for a variant, and its options."""
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
     kernel = kernel_of(name)
     options = tuning.options(name, dtype, **constants)
-    if "PDL" in kernel.arg_names:  # programmatic dependent launch: a property of the architecture, not of the variant
+    if "PDL" in kernel.arg_names:  # programmatic dependent launch, for every variant from sm_90 on
         constants = constants | {"PDL": arch >= 90}
     signature, attributes = signature_of(kernel, dtype, constants)
     source = GluonASTSource if kernel.is_gluon() else ASTSource
@@ -39,7 +40,7 @@ def build(job):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile
     kernel = kernel_of(name)
-    hopper = kernel.fn.__module__.endswith("_hopper")  # other architectures have neither cubin nor PTX of these
+    hopper = kernel.fn.__module__.endswith("_hopper")  # no other architecture runs these
     if hopper and arch != 90:
         return []
     key = key_of(kernel, dtype, constants)
@@ -47,25 +48,31 @@ def build(job):
     compiled = compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     early = int("PDL" in kernel.arg_names and arch >= 90)
     lines = []
-    for folder, kind in [(f"sm_{arch}", "cubin")] + ([("ptx", "ptx")] if ptx and not hopper else []):
+    for folder, kind in [(f"sm_{arch}", "cubin")
+                         ] + ([("ptx", "ptx")] if ptx and not hopper else []):
         file = f"{key}.{kind}"
         with open(os.path.join(out, folder, file), "wb" if kind == "cubin" else "w") as f:
             f.write(compiled.asm[kind])
         metadata = compiled.metadata
-        lines.append((folder, f"{key} {file} {name} {metadata.shared} {metadata.num_warps} {early}"))
+        lines.append(
+            (folder, f"{key} {file} {name} {metadata.shared} {metadata.num_warps} {early}"))
     return lines
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?")
     parser.add_argument("--archs", default="90")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--only", default="", help="kernels to compile, separated by commas (default: all)")
+    parser.add_argument("--only", default="",
+                        help="kernels to compile, separated by commas (all by default)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    chosen = [v for v in variants(options.full) if not options.only or v[0] in options.only.split(",")]
+    chosen = [
+        v for v in variants(options.full) if not options.only or v[0] in options.only.split(",")
+    ]
     if options.list:
         for name, dtype, constants in chosen:
             print(key_of(kernel_of(name), dtype, constants))

@@ -1,9 +1,9 @@
-"""Writes the block sizes of ../kernels/tuning.py as a C++ header; needs nothing but Python.
+"""Writes the block sizes of ../kernels/tuning.py as a C++ header; needs only Python.
 
     header.py OUT/tuning.h
 
-A size KERNEL_NAME is a constant; one that differs between variants is a function of what decides it (is the dtype
-float32, the rows M); one that is compiled in several sizes is an array of them.
+A size KERNEL_NAME is a constant. One that differs between variants is a function of what decides it
+(whether the dtype is float32, the rows M). One that is compiled in several sizes is an array.
 """
 import os
 import pathlib
@@ -26,21 +26,26 @@ PARAMETERS = {"dtype": "bool fp32", "M": "int64_t M"}
 
 
 def condition(where):
-    return " && ".join("fp32" if name == "dtype" else f"{name} == {value}" for name, value in where.items())
+    return " && ".join("fp32" if name == "dtype" else f"{name} == {value}"
+                       for name, value in where.items())
 
 
 def declaration(name, rows):
-    """The C++ of one size; rows are (where, value)."""
+    """The C++ declaration of one size; rows are (where, value)."""
     deciding = [p for p in PARAMETERS if any(p in where for where, _ in rows)]
     if deciding:
         (_, usual), *special = rows
-        lines = [f"constexpr int64_t {name}({', '.join(PARAMETERS[p] for p in deciding)}) {{", f"  int64_t value = {usual};"]
+        lines = [
+            f"constexpr int64_t {name}({', '.join(PARAMETERS[p] for p in deciding)}) {{",
+            f"  int64_t value = {usual};"
+        ]
         for where, value in special:
             lines += [f"  if ({condition(where)})", f"    value = {value};"]
         return "\n".join(lines + ["  return value;", "}"])
     ((_, value),) = rows
     if isinstance(value, tuple):
-        return f"constexpr std::array<int64_t, {len(value)}> {name} = {{{', '.join(map(str, value))}}};"
+        elements = ", ".join(map(str, value))
+        return f"constexpr std::array<int64_t, {len(value)}> {name} = {{{elements}}};"
     return f"constexpr int64_t {name} = {value};"
 
 
@@ -50,7 +55,9 @@ def header():
         for name, value in row.items():
             if name[0].isupper():
                 sizes.setdefault(f"{kernel}_{name}", []).append((where, value))
-    return HEAD + "\n".join(declaration(*size) for size in sizes.items()) + "\n\n} // namespace conquer::triton::tuning\n"
+    return HEAD + "\n".join(
+        declaration(*size)
+        for size in sizes.items()) + "\n\n} // namespace conquer::triton::tuning\n"
 
 
 def main():

@@ -1,9 +1,10 @@
-"""Lists the variants of the kernels that are compiled, and names them.
+"""Lists the variants of the kernels that are compiled, and their keys.
 
-A variant is (kernel, dtype, constants). Its key is the kernel's name, the dtype and the constants in the order of the
-kernel's signature, joined by underscores: what ../../cuda/keys.h forms. The plain set holds the layers of Mamba-2 and
-Bamba (head dimension 64, state 128). The full set adds every head dimension and state, padded to powers of two with
-masks, and the short blocks that a window strategy over chunks of 16 or 32 tokens needs.
+A variant is (kernel, dtype, constants). Its key is the kernel's name, the dtype and the constants
+in the order of the kernel's signature, joined by underscores; ../../cuda/keys.h forms the same
+keys. The plain set has the layers of Mamba-2 and Bamba (head dimension 64, state 128). The full set
+adds every head dimension and state, padded to powers of two with masks, and the short blocks that a
+window strategy over chunks of 16 or 32 tokens needs.
 """
 import itertools
 
@@ -39,7 +40,7 @@ def precision(dtype, exact):
 
 
 def transformer(dtype):
-    """The operators of a transformer's blocks. float16 has no backward."""
+    """The operators of a transformer's blocks. float16 has no backward pass."""
     fp32, trains = dtype == "fp32", dtype != "fp16"
     grads = BOTH if trains else (False,)
     for block in tuning.values("rms_norm")["BLOCK"]:
@@ -60,7 +61,8 @@ def transformer(dtype):
     if dtype == "bf16":
         yield "adamw", dict(MASTER=False, STOCHASTIC=True, **sizes("adamw", "SPAN", "BLOCK"))
     for p in tuning.values("decode_attention")["BP"]:
-        yield "decode_attention", dict(**sizes("decode_attention", "G", "BS", dtype=dtype), BP=p, PRECISION=precision(dtype, "ieee"))
+        yield "decode_attention", dict(**sizes("decode_attention", "G", "BS", dtype=dtype), BP=p,
+                                       PRECISION=precision(dtype, "ieee"))
         yield "decode_attention_mha", dict(BP=p, **sizes("decode_attention_mha", "BS"))
     for name in ("gemv", "gemv_swiglu"):
         for m, norm in itertools.product(tuning.values(name)["M"], BOTH):
@@ -68,7 +70,8 @@ def transformer(dtype):
     if not fp32:
         for width in tuning.values("block_tail")["WIDTH"]:
             yield "block_tail", dict(WIDTH=width, **sizes("block_tail", "INNER"))
-    yield "split_k_gemm", dict(**sizes("split_k_gemm", "BM", "BN", "BK", dtype=dtype), PRECISION=precision(dtype, "ieee"))
+    yield "split_k_gemm", dict(**sizes("split_k_gemm", "BM", "BN", "BK", dtype=dtype),
+                               PRECISION=precision(dtype, "ieee"))
     for name in ("argmax", "sum_splits", "sum_splits_swiglu"):
         yield name, sizes(name, "BLOCK")
 
@@ -77,7 +80,8 @@ def scan(dtype, full):
     """The chunked scan, forward and backward."""
     fp32 = dtype == "fp32"
     usual = tuning.values("ssd", dtype)["Q"]
-    shapes = list(itertools.product((16, 32, 64, 128), (16, 32, 64, 128, 256))) if full else [(64, 128)]
+    shapes = list(itertools.product((16, 32, 64, 128),
+                                    (16, 32, 64, 128, 256))) if full else [(64, 128)]
     masks = BOTH if full else (False,)
     for q in sorted({usual, 32, 16}) if full else [usual]:
         for e in each(HAS_SEQ=BOTH, SOFTPLUS=BOTH, KEEP=BOTH):
@@ -93,19 +97,22 @@ def scan(dtype, full):
             if n == shapes[0][1]:
                 for e in each(HAS_SEQ=BOTH):
                     yield "grad_cb", dict(**e, REST=fp32, **block, BP=p)
-            for reverse, entry, store in ((False, False, False), (True, False, False), (False, False, True),
-                                          (False, True, True)):
-                yield "carry_state", dict(REVERSE=reverse, HAS_ENTRY=entry, STORE=store, END=not store, **tile, FETCH=True)
-            for name, e in itertools.product(("scan", "grad_x"), each(HAS_SEQ=BOTH, HAS_ENTRY=BOTH)):
+            for reverse, entry, store in ((False, False, False), (True, False, False),
+                                          (False, False, True), (False, True, True)):
+                yield "carry_state", dict(REVERSE=reverse, HAS_ENTRY=entry, STORE=store,
+                                          END=not store, **tile, FETCH=True)
+            for name, e in itertools.product(("scan", "grad_x"), each(HAS_SEQ=BOTH,
+                                                                      HAS_ENTRY=BOTH)):
                 yield name, dict(HAS_D=True, **e, REST=fp32, **tile, FETCH=True)
             yield "grad_bc", tile
     if not fp32:
         for e in each(HAS_SEQ=BOTH, HAS_ENTRY=BOTH):
-            yield "scan_hopper", dict(HAS_D=True, **e, **sizes("scan_hopper", "Q", "P", "N", "STAGES"))
+            yield "scan_hopper", dict(HAS_D=True, **e,
+                                      **sizes("scan_hopper", "Q", "P", "N", "STAGES"))
 
 
 def around_scan(dtype, full):
-    """What surrounds the scan in a Mamba-2 layer, but for the update of a state."""
+    """The other operators of a Mamba-2 layer, except the state update."""
     masks = BOTH if full else (False,)
     widths, activations = ((2, 3, 4), BOTH) if full else ((4,), (True,))
     tile = sizes("conv", "T", "BD")
@@ -120,19 +127,21 @@ def around_scan(dtype, full):
     usual = tuning.values("gated_norm")["BLOCK"]  # these serve most widths
     norms = [(block, False) for block in usual]
     if full:
-        norms += [(16384, False)] + [(block, True) for block in (256, 512, 1024, 2048, 4096, 8192, 16384)]
+        norms += [(16384, False)] + [(block, True)
+                                     for block in (256, 512, 1024, 2048, 4096, 8192, 16384)]
     for z, (block, mask) in itertools.product(BOTH, norms):
         yield "gated_norm", dict(HAS_Z=z, BLOCK=block, MASK=mask)
         yield "gated_norm_grad", dict(HAS_Z=z, BLOCK=block, MASK=mask)
 
 
 def state_step(dtype, full):
-    """(dtypes, constants) of the update of a state: dtypes of the data, of the state and of the parameters."""
+    """(dtypes, constants) of the state update; dtypes are those of the data, the state and the
+    parameters."""
     either = ("fp32", dtype) if dtype != "fp32" else ("fp32",)
     states = (16, 32, 64, 128, 256) if full else (128,)
     for state, params in itertools.product(either, either):
-        for e in each(HAS_Z=BOTH, SOFTPLUS=BOTH, LOG=BOTH, BP=tuning.values("state_step")["BP"], BN=states,
-                      MASK=BOTH if full else (False,)):
+        for e in each(HAS_Z=BOTH, SOFTPLUS=BOTH, LOG=BOTH, BP=tuning.values("state_step")["BP"],
+                      BN=states, MASK=BOTH if full else (False, )):
             yield f"{dtype}-{state}-{params}", e
 
 
@@ -142,13 +151,16 @@ def variants(full):
     for dtype in DTYPES:
         for part in (scan(dtype, full), around_scan(dtype, full), transformer(dtype)):
             result += [(name, dtype, constants) for name, constants in part]
-        result += [("state_step", dtypes, constants) for dtypes, constants in state_step(dtype, full)]
+        result += [("state_step", dtypes, constants)
+                   for dtypes, constants in state_step(dtype, full)]
     for e in each(REVERSE=BOTH, HAS_INITIAL=BOTH):
-        result.append(("state_passing", "fp32", dict(**e, LAST=True, **sizes("state_passing", "BLOCK"))))
+        result.append(
+            ("state_passing", "fp32", dict(**e, LAST=True, **sizes("state_passing", "BLOCK"))))
     return result
 
 
 def key_of(kernel, dtype, constants):
-    """The variant's key, for a kernel of triton.jit."""
+    """The variant's key, for a kernel of triton.jit or gluon.jit."""
     values = [constants[name] for name in kernel.arg_names if name in constants]
-    return "_".join([kernel.fn.__name__, dtype] + [v if isinstance(v, str) else str(int(v)) for v in values])
+    return "_".join([kernel.fn.__name__, dtype] +
+                    [v if isinstance(v, str) else str(int(v)) for v in values])

@@ -1,9 +1,13 @@
-"""Checks the scan's kernels against a token-by-token recurrence in float64, forward and every gradient.
+"""Checks the scan's kernels against a token-by-token recurrence in float64, forward and all
+gradients.
 
-    TRITON_INTERPRET=1 python check.py [seed] [cases]      on the CPU, in float32 (run.sh makes the environment)
-    python check.py [seed] [cases]                         on a GPU, in float32, bfloat16 and float16
-    python check.py --time [--backward]                    on a GPU: times, and those of mamba_ssm's kernels if they import
-                                                           (--backward: of its gradient too, minutes of tuning)
+    TRITON_INTERPRET=1 python check.py [--quick] [seed] [cases]
+        on the CPU, in float32 (run.sh makes the environment)
+    python check.py [seed] [cases]
+        on a GPU, in float32, bfloat16 and float16
+    python check.py --time [--backward]
+        on a GPU: times, beside mamba_ssm's kernels if they import (--backward: with their gradient,
+        which tunes itself for minutes)
 """
 import pathlib
 import random
@@ -20,8 +24,9 @@ LIMITS = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3}
 
 
 def recurrence(v, seg, chunk, window, softplus, dt_min, dt_max):
-    """y [B,L,H,P] and the final state [B,H,P,N] of v: arrays x, dt, a, b and c, and d, bias and initial if the layer has
-    them. Each chunk's part of the state is kept by itself, so that a window can leave old parts out."""
+    """y [B,L,H,P] and the final state [B,H,P,N] of v: arrays x, dt, a, b and c, and d, bias and
+    initial if the layer has them. Each chunk's part of the state is kept separately, so that a
+    window can leave old parts out."""
     x, dt, b, c = v["x"], v["dt"], v["b"], v["c"]
     B, L, H, P = x.shape
     if "bias" in v:
@@ -51,7 +56,7 @@ def recurrence(v, seg, chunk, window, softplus, dt_min, dt_max):
 
 
 def case(rng, r, dtype, worst, quick):
-    """One random shape; returns how many results are wrong."""
+    """Checks one random shape; returns the number of wrong results."""
     pick = rng.choice
     G = pick([1, 1, 2, 3])
     H, B, L = G * pick([1, 2, 4]), pick([1, 1, 2]), pick([1, 2, 17, 64, 65, 100, 130, 200, 300])
@@ -80,11 +85,13 @@ def case(rng, r, dtype, worst, quick):
     seg = np.cumsum(r.random((B, L)) < 0.1, axis=1) if has["seg"] else None
     limits = (0.01, 0.1) if clamp else (0.0, float("inf"))
     options = seg, chunk, window if window < (L + chunk - 1) // chunk else -1, softplus, *limits
-    gy, gf = device.tensor(r.normal(size=(B, L, H, P)), dtype), device.tensor(r.normal(size=(B, H, P, N)))
+    gy, gf = device.tensor(r.normal(size=(B, L, H, P)),
+                           dtype), device.tensor(r.normal(size=(B, H, P, N)))
 
     def loss(v):
         y, final = recurrence(v, *options)
-        return np.sum(y * device.host(gy)) + (np.sum(final * device.host(gf)) if has["dfinal"] else 0.0)
+        return np.sum(
+            y * device.host(gy)) + (np.sum(final * device.host(gf)) if has["dfinal"] else 0.0)
 
     y, final = recurrence(exact, *options)
     wanted = autograd.grad(loss)(exact)
@@ -93,18 +100,21 @@ def case(rng, r, dtype, worst, quick):
     scan = host.Scan(*inputs, *options[1:], programs=pick([1, H * B * 2, 64]))
     got_y, got_final = scan.forward()
     alone_y, alone_final = host.Scan(*inputs, *options[1:], alone=True).forward(False)
-    results = [("y", got_y, y), ("final", got_final, final), ("y alone", alone_y, y), ("final alone", alone_final, final)]
+    results = [("y", got_y, y), ("final", got_final, final), ("y alone", alone_y, y),
+               ("final alone", alone_final, final)]
     grads = scan.backward(gy, gf if has["dfinal"] else None)
     results += [("d" + name, grads[name], wanted[name]) for name in exact]
     bad = 0
     for name, got, want in results:
         size = np.linalg.norm(want)
         error = np.linalg.norm(device.host(got) - want) / (size if size > 0 else 1)
-        worst[dtype, name] = max(worst.get((dtype, name), 0), error) if error == error else float("nan")
+        worst[dtype, name] = max(worst.get(
+            (dtype, name), 0), error) if error == error else float("nan")
         if not error < LIMITS[dtype]:
             bad += 1
-            print(f"FAIL B{B} L{L} H{H} P{P} N{N} G{G} chunk{chunk} window{window} softplus{softplus} clamp{clamp} {has} "
-                  f"spans{scan.span} {dtype}: {name} differs by {error:.1e}")
+            print(f"FAIL B{B} L{L} H{H} P{P} N{N} G{G} chunk{chunk} window{window} "
+                  f"softplus{softplus} clamp{clamp} {has} spans{scan.span} {dtype}: "
+                  f"{name} differs by {error:.1e}")
     return bad
 
 

@@ -1,7 +1,9 @@
 """Checks the kernels of dense.py, attend.py and rows.py against float64 references.
 
-    TRITON_INTERPRET=1 python check_dense.py [seed]      on the CPU, in float32 (run.sh makes the environment)
-    python check_dense.py [seed]                         on a GPU, in float32, bfloat16 and float16
+    TRITON_INTERPRET=1 python check_dense.py [--quick] [seed]
+        on the CPU, in float32 (run.sh makes the environment)
+    python check_dense.py [seed]
+        on a GPU, in float32, bfloat16 and float16
 """
 import pathlib
 import random
@@ -49,7 +51,8 @@ def power(n, least=16):
 
 
 def check(what, got, want, limit):
-    """Counts a failure if got (a tensor) differs from want (an array) by more than limit, as a share of want's norm."""
+    """Counts a failure if got (a tensor or an array) differs from want by more than limit, as a
+    share of want's norm."""
     global bad
     got = host(got) if hasattr(got, "data_ptr") else got
     size = np.linalg.norm(want)
@@ -77,10 +80,12 @@ def check_rms_norm(d, limit):
     x, w, dy = d.normal(n, D), d.normal(D), d.normal(n, D)
     y, dx, rstd = d.unwritten(n, D), d.unwritten(n, D), unwritten(n)
     dense.rms_norm[(n,)](x, w, y, rstd, D, 1e-5, 1, BLOCK=power(D, 1024), PDL=PDL)
-    want, (want_dx, want_dw) = value_and_grads(lambda x, w: normalized(x) * w, (host(x), host(w)), host(dy))
+    want, (want_dx, want_dw) = value_and_grads(lambda x, w: normalized(x) * w, (host(x), host(w)),
+                                               host(dy))
     programs = min(n, 4)
     part = unwritten(programs, D)
-    dense.rms_norm_grad[(programs,)](dy, x, w, rstd, dx, part, n, D, WEIGHT=True, BLOCK=power(D, 1024))
+    dense.rms_norm_grad[(programs, )](dy, x, w, rstd, dx, part, n, D, WEIGHT=True,
+                                      BLOCK=power(D, 1024))
     check("rms_norm", y, want, limit)
     check("rms_norm dx", dx, want_dx, limit)
     check("rms_norm dweight", host(part).sum(0), want_dw, limit)
@@ -102,7 +107,7 @@ def split_heads(qkv, H, KH, cos, sin):
 
 
 def rotary_half(d, P):
-    """Half of the rotated dimensions of a head of P: all of them or half of them."""
+    """Half the number of rotated dimensions of a head of P: all dimensions or half of them."""
     return d.choice([n for n in (P // 2, P // 4) if n % 16 == 0] or [16 if P > 16 else P // 2])
 
 
@@ -124,17 +129,26 @@ def check_rope(d, limit):
         if d.flag():
             q = d.unwritten(B, L, H, P).swapaxes(1, 2)
         columns = tensor(np.arange(L)[None] + 3, "i64")
-        dense.rope_qkv[grid](qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, int(cached), 0, *q.stride()[:3],
-                             KH * S * P, S * P, P, HEADS=heads, BH=bh, PDL=PDL)
+        dense.rope_qkv[grid](qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b,
+                             int(cached), 0, *q.stride()[:3], KH * S * P, S * P, P, HEADS=heads,
+                             BH=bh, PDL=PDL)
         at = slice(3, 3 + L) if cached else slice(0, L)
-        for name, got, want in (("q", q, wants[0]), ("k", k[:, :, at], wants[1]), ("v", v[:, :, at], wants[2])):
+        for name, got, want in (("q", q, wants[0]), ("k", k[:, :,
+                                                            at], wants[1]), ("v", v[:, :,
+                                                                                    at], wants[2])):
             check(f"rope {name} {B, L, H, KH, P, half, cached}", got, want, limit)
         if cached:
-            check("rope leaves other rows of the cache", np.isnan(host(k[:, :, :3])) * 1.0, np.ones((B, KH, 3, P)), 0)
-    grads = [d.normal(B, L, n, P).swapaxes(1, 2) if d.flag() else d.normal(B, n, L, P) for n in (H, KH, KH)]
+            check("rope leaves other rows of the cache",
+                  np.isnan(host(k[:, :, :3])) * 1.0, np.ones((B, KH, 3, P)), 0)
+    grads = [
+        d.normal(B, L, n, P).swapaxes(1, 2) if d.flag() else d.normal(B, n, L, P)
+        for n in (H, KH, KH)
+    ]
 
     def loss(qkv):
-        return sum(np.sum(o * host(g)) for o, g in zip(split_heads(qkv, H, KH, host(cos), host(sin)), grads))
+        return sum(
+            np.sum(o * host(g))
+            for o, g in zip(split_heads(qkv, H, KH, host(cos), host(sin)), grads))
 
     dqkv = d.unwritten(*qkv.shape)
     dense.rope_qkv_grad[grid](*grads, cos, sin, dqkv, H, KH, L, P, half, table_b,
@@ -162,7 +176,8 @@ def check_cross_entropy(d, limit):
     log_p = exact - np.log(np.sum(np.exp(exact), axis=1, keepdims=True))
     onehot = (np.arange(V)[None] == targets[:, None]) * 1.0
     nll = unwritten(n)
-    dense.cross_entropy[(n,)](logits, tensor(targets, "i64"), nll, V, 0.25, GRAD=True, BLOCK=2048, MASK=V % 16 != 0)
+    dense.cross_entropy[(n, )](logits, tensor(targets, "i64"), nll, V, 0.25, GRAD=True, BLOCK=2048,
+                               MASK=V % 16 != 0)
     check("cross entropy", nll, -np.sum(log_p * onehot, axis=1), 1e-5)
     check("cross entropy grad", logits, (np.exp(log_p) - onehot) * counted[:, None] * 0.25, limit)
 
@@ -188,17 +203,22 @@ def check_decode_attention(d, limit):
     lengths = tensor(lengths, "i64")
     begin = lengths if starts is None else tensor(starts, "i64")
     for mha in (False, True)[:1 + (G == 1)]:
-        queries, cached_k, cached_v = 1 if mha else 16, tensor(host(k), d.dtype), tensor(host(v), d.dtype)
+        queries, cached_k, cached_v = 1 if mha else 16, tensor(host(k),
+                                                               d.dtype), tensor(host(v), d.dtype)
         part, top, mass = (unwritten(B * KH, splits, queries, n) for n in (P, 1, 1))
         arrived, y = tensor(np.zeros(B * KH), "i32"), d.unwritten(B, 1, H * P)
         first = qkv, cos, sin, cached_k, cached_v, lengths, begin, part, top, mass, arrived, y, H
-        last = P, half, P ** -0.5, splits, int(starts is not None), half if len(angles) > 1 else 0, *k.stride()[:3]
+        last = P, half, P ** -0.5, splits, int(
+            starts is not None), half if len(angles) > 1 else 0, *k.stride()[:3]
         if mha:
-            attend.decode_attention_mha[(B * KH, splits)](*first, *last, BP=power(P), BS=d.choice([16, 32]), PDL=PDL)
+            attend.decode_attention_mha[(B * KH, splits)](*first, *last, BP=power(P),
+                                                          BS=d.choice([16, 32]), PDL=PDL)
         else:
-            attend.decode_attention[(B * KH, splits)](*first, KH, *last, G=16, BP=power(P), BS=32, PDL=PDL,
-                                                      PRECISION="ieee" if d.dtype == "fp32" else "tf32")
-        check(f"decode_attention {B, KH, G, P, S, splits, mha}", y, want.reshape(B, 1, H * P), limit)
+            attend.decode_attention[(B * KH,
+                                     splits)](*first, KH, *last, G=16, BP=power(P), BS=32, PDL=PDL,
+                                              PRECISION="ieee" if d.dtype == "fp32" else "tf32")
+        check(f"decode_attention {B, KH, G, P, S, splits, mha}", y, want.reshape(B, 1, H * P),
+              limit)
         check("decode_attention's keys", cached_k, keys, limit)
         check("decode_attention's values", cached_v, values, 0)
         check("decode_attention's counters", arrived, np.zeros(B * KH), 0)
@@ -220,7 +240,8 @@ def check_argmax(d, limit):
 
 def check_gemv(d, limit):
     N, D, M = d.choice([5, 64, 200]), d.choice([48, 512, 1040]), d.choice([1, 2, 4])
-    x, w, bias, res, scale = d.normal(M, D), d.normal(N, D), d.normal(N), d.normal(M, N), d.normal(D)
+    x, w, bias, res, scale = d.normal(M, D), d.normal(N, D), d.normal(N), d.normal(M,
+                                                                                   N), d.normal(D)
     w2, b2 = d.normal(2 * N, D), d.normal(2 * N)
     has_bias, has_res = d.flag(), d.flag()
     bn, bk = d.choice([2, 4]), d.choice([256, 512])
@@ -235,29 +256,32 @@ def check_gemv(d, limit):
     for normed in (False, True):
         source = normalized(host(x)) * host(scale) if normed else host(x)
         y = d.unwritten(M, N)
-        dense.gemv[(cdiv(N, bn),)](x, scale, w, bias, res, y, N, D, 1e-5, int(has_bias), int(has_res), M=M, NORM=normed,
-                                   BN=bn, BK=bk, PDL=PDL)
+        dense.gemv[(cdiv(N, bn), )](x, scale, w, bias, res, y, N, D, 1e-5, int(has_bias),
+                                    int(has_res), M=M, NORM=normed, BN=bn, BK=bk, PDL=PDL)
         want = linear(source, host(w), host(bias)) + (host(res) if has_res else 0.0)
         check(f"gemv {M, N, D, has_bias, has_res, normed}", y, want, limit)
         rows = min(M, 2)
         y = d.unwritten(rows, N)
-        dense.gemv_swiglu[(cdiv(N, bn),)](x, scale, w2, b2, y, N, D, 1e-5, int(has_bias), M=rows, NORM=normed, BN=bn,
-                                          BK=bk, PDL=PDL)
+        dense.gemv_swiglu[(cdiv(N, bn), )](x, scale, w2, b2, y, N, D, 1e-5, int(has_bias), M=rows,
+                                           NORM=normed, BN=bn, BK=bk, PDL=PDL)
         check(f"gemv_swiglu {rows, N, D, has_bias, normed}", y, gated(source[:rows]), limit)
     M, shares = d.choice([1, 3, 8, 16]), d.choice([1, 3])
     x, res = d.normal(M, D), d.normal(M, N)
     span = cdiv(cdiv(D, shares), 64) * 64
     for weight, width in ((w, N), (w2, 2 * N)):
         part, y = unwritten(shares, M, width), d.unwritten(M, N)
-        dense.split_k_gemm[(cdiv(width, 64), shares)](x, weight, part, M, width, D, span, BM=16, BN=64, BK=64, PDL=PDL,
-                                                      PRECISION="ieee" if d.dtype == "fp32" else "tf32")
+        dense.split_k_gemm[(cdiv(width,
+                                 64), shares)](x, weight, part, M, width, D, span, BM=16, BN=64,
+                                               BK=64, PDL=PDL,
+                                               PRECISION="ieee" if d.dtype == "fp32" else "tf32")
         if width == N:
             want = linear(host(x), host(w), host(bias)) + (host(res) if has_res else 0.0)
-            dense.sum_splits[(M, cdiv(N, 128))](part, bias, res, y, M, N, shares, int(has_bias), int(has_res), BLOCK=128,
-                                                PDL=PDL)
+            dense.sum_splits[(M, cdiv(N, 128))](part, bias, res, y, M, N, shares, int(has_bias),
+                                                int(has_res), BLOCK=128, PDL=PDL)
         else:
             want = gated(host(x))
-            dense.sum_splits_swiglu[(M, cdiv(N, 128))](part, b2, y, M, N, shares, int(has_bias), BLOCK=128, PDL=PDL)
+            dense.sum_splits_swiglu[(M, cdiv(N, 128))](part, b2, y, M, N, shares, int(has_bias),
+                                                       BLOCK=128, PDL=PDL)
         check(f"split_k_gemm {M, width, D, shares}", y, want, limit)
 
 
@@ -266,7 +290,8 @@ def check_embedding_grad(d, limit):
     grad, dy, ids = d.normal(V, D), d.normal(n, D), d.random.integers(0, V, n)
     want = host(grad) + np.eye(V)[ids].T @ host(dy)
     order = np.argsort(ids, kind="stable")
-    dense.add_rows[(n, cdiv(D, 1024))](dy, tensor(ids[order], "i64"), tensor(order, "i64"), grad, n, D, BLOCK=1024)
+    dense.add_rows[(n, cdiv(D, 1024))](dy, tensor(ids[order], "i64"), tensor(order, "i64"), grad, n,
+                                       D, BLOCK=1024)
     check("add_rows", grad, want, limit)
     for factor in (1.0, -0.375):
         y = tensor(host(grad), d.dtype)
@@ -276,7 +301,9 @@ def check_embedding_grad(d, limit):
 
 def check_conv(d, limit):
     B, L, D, W = d.choice([1, 2]), d.choice([1, 2, 5, 70]), d.choice([48, 144]), 4
-    x, w, bias, held, dy = d.normal(B, L, D), d.normal(D, W), d.normal(D), d.normal(B, W - 1, D), d.normal(B, L, D)
+    x, w, bias, held, dy = d.normal(B, L,
+                                    D), d.normal(D, W), d.normal(D), d.normal(B, W - 1,
+                                                                              D), d.normal(B, L, D)
     past = np.concatenate([host(held), host(x)], 1)
 
     def reference(x, w, bias):
@@ -298,7 +325,8 @@ def check_conv(d, limit):
     check("conv dbias", sums[W], grads[2], limit)
     for t in range(L):
         fresh = d.unwritten(B, D)
-        rows.conv_step[(cdiv(D, 32), B)](held, x[:, t], w, bias, fresh, D, x.stride(0), SILU=True, W=4, BD=32, PDL=PDL)
+        rows.conv_step[(cdiv(D, 32), B)](held, x[:, t], w, bias, fresh, D, x.stride(0), SILU=True,
+                                         W=4, BD=32, PDL=PDL)
         check("conv_step", fresh, want[:, t], limit)
     check("conv_step state", held, past[:, -(W - 1):], 0)
 
@@ -323,7 +351,9 @@ def check_gated_norm(d, limit):
 
 def check_state_step(d, limit):
     B, H, G, P, N = d.choice([1, 2]), 4, d.choice([1, 2]), d.choice([16, 24]), d.choice([16, 40])
-    x, dt, b, c, z = d.normal(B, H, P), d.normal(B, H), d.normal(B, G, N), d.normal(B, G, N), d.normal(B, H, P)
+    x, dt, b, c, z = d.normal(B, H, P), d.normal(B, H), d.normal(B, G,
+                                                                 N), d.normal(B, G,
+                                                                              N), d.normal(B, H, P)
     skip, bias = d.normal(H), d.normal(H)
     state, y = tensor(d.random.normal(size=(B, H, P, N))), d.unwritten(B, H, P)
     has_z, softplus, log_a = d.flag(), d.flag(), d.flag()
@@ -336,15 +366,16 @@ def check_state_step(d, limit):
                   + (v[..., None] * host(x))[..., None] * wide[0][:, :, None])
     want = np.sum(want_state * wide[1][:, :, None], axis=-1) + host(skip)[:, None] * host(x)
     want = want * silu(host(z)) if has_z else want
-    rows.state_step[(B * H, cdiv(P, 4))](state, x, dt, a, log, b, c, skip, z if has_z else None, bias, y, H, H // G, P, N,
-                                         0.01, 0.5, HAS_Z=has_z, SOFTPLUS=softplus, LOG=log_a, BP=4, BN=power(N),
+    rows.state_step[(B * H, cdiv(P, 4))](state, x, dt, a, log, b, c, skip, z if has_z else None,
+                                         bias, y, H, H // G, P, N, 0.01, 0.5, HAS_Z=has_z,
+                                         SOFTPLUS=softplus, LOG=log_a, BP=4, BN=power(N),
                                          MASK=power(N) != N or P % 16 != 0, PDL=PDL)
     check(f"state_step {B, G, P, N, has_z, softplus, log_a}", y, want, limit)
     check("state_step state", state, want_state, 1e-5)
 
 
 def check_adamw(d, limit):
-    """Three steps against AdamW in float64; stochastic rounding against the mean of many elements."""
+    """Three steps against AdamW in float64; stochastic rounding against its mean over elements."""
     lengths, span, rate, beta1, beta2, decays = [16, 304, 80], 128, 0.05, 0.9, 0.95, [0.0, 0.1, 0.1]
     for has_master in (False, True) if d.dtype != "fp32" else (False,):
         weights = [d.normal(n) for n in lengths]
@@ -358,8 +389,8 @@ def check_adamw(d, limit):
                 m[i], v[i] = beta1 * m[i] + (1 - beta1) * g, beta2 * v[i] + (1 - beta2) * g * g
                 update = m[i] / (1 - beta1 ** step) / (np.sqrt(v[i] / (1 - beta2 ** step)) + 1e-8)
                 exact[i] = exact[i] * (1 - rate * decays[i]) - rate * update
-            launch_adamw(weights, grads, means, squares, masters if has_master else None, decays, rate, beta1, beta2, step,
-                         span)
+            launch_adamw(weights, grads, means, squares, masters if has_master else None, decays,
+                         rate, beta1, beta2, step, span)
         for w, master, e in zip(weights, masters, exact):
             got = master if has_master else w
             check("adamw", got, e, 1e-5 if has_master or d.dtype == "fp32" else limit * 3)
@@ -370,24 +401,33 @@ def check_adamw(d, limit):
         w, g = tensor(ones, d.dtype), tensor(ones, d.dtype)
         m, v = tensor(ones * 0, d.dtype), tensor(ones * 0, d.dtype)
         for step in range(1, 9):
-            launch_adamw([w], [g], [m], [v], None, [0.0], 1e-4, 0.9, 0.95, step, 4096, stochastic=True)
+            launch_adamw([w], [g], [m], [v], None, [0.0], 1e-4, 0.9, 0.95, step, 4096,
+                         stochastic=True)
         check("adamw stochastic mean", np.mean(host(w)) - 1, np.array(-8e-4), 0.05)
 
 
-def launch_adamw(weights, grads, means, squares, masters, decays, rate, beta1, beta2, step, span, stochastic=False):
+def launch_adamw(weights, grads, means, squares, masters, decays, rate, beta1, beta2, step, span,
+                 stochastic=False):
     table, chunks = [], []
     for i, (w, g, m, v) in enumerate(zip(weights, grads, means, squares)):
         decay = int(np.array(rate * decays[i], dtype=np.float32).view(np.int32))
-        table += [w.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), masters[i].data_ptr() if masters else 0, len(w),
-                  decay, step * 40503 + i]
+        table += [
+            w.data_ptr(),
+            g.data_ptr(),
+            m.data_ptr(),
+            v.data_ptr(), masters[i].data_ptr() if masters else 0,
+            len(w), decay, step * 40503 + i
+        ]
         chunks += [n for start in range(0, len(w), span) for n in (i, start)]
-    dense.adamw[(len(chunks) // 2,)](tensor(table, "i64"), tensor(chunks, "i64"), weights[0], 0.5, rate, beta1, beta2, 1e-8,
-                                     1 - beta1 ** step, (1 - beta2 ** step) ** 0.5, MASTER=masters is not None,
-                                     STOCHASTIC=stochastic, SPAN=span, BLOCK=min(span, 1024))
+    dense.adamw[(len(chunks) // 2, )](tensor(table, "i64"), tensor(chunks, "i64"), weights[0], 0.5,
+                                      rate, beta1, beta2, 1e-8, 1 - beta1 ** step,
+                                      (1 - beta2 ** step) ** 0.5, MASTER=masters is not None,
+                                      STOCHASTIC=stochastic, SPAN=span, BLOCK=min(span, 1024))
 
 
-CHECKS = (check_rms_norm, check_rope, check_swiglu, check_cross_entropy, check_decode_attention, check_argmax, check_gemv,
-          check_embedding_grad, check_conv, check_gated_norm, check_state_step, check_adamw)
+CHECKS = (check_rms_norm, check_rope, check_swiglu, check_cross_entropy, check_decode_attention,
+          check_argmax, check_gemv, check_embedding_grad, check_conv, check_gated_norm,
+          check_state_step, check_adamw)
 
 
 def main(arguments, quick=False):
@@ -402,7 +442,8 @@ def main(arguments, quick=False):
                 cases += 1
             if bad > before:
                 print(f"{one.__name__} failed in {dtype}")
-    print(f"dense: {bad} failures in {cases} cases" if bad else f"dense: {cases} cases within limits")
+    print(
+        f"dense: {bad} failures in {cases} cases" if bad else f"dense: {cases} cases within limits")
     return bad != 0
 
 

@@ -1,14 +1,15 @@
-"""The tensors that checks hand to kernels: NumPy arrays in Triton's interpreter, PyTorch tensors on a GPU.
+"""The tensors that the checks pass to kernels: NumPy arrays in Triton's interpreter, PyTorch
+tensors on a GPU.
 
-TRITON_INTERPRET=1 chooses the interpreter, which needs no PyTorch; it computes in float32 alone. References are NumPy
-arrays in float64.
+TRITON_INTERPRET=1 selects the interpreter, which needs no PyTorch and computes in float32 only.
+References are NumPy arrays in float64.
 """
 import os
 
 import numpy as np
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-PDL = False  # no programmatic dependent launch: kernels start when the one before has ended
+PDL = False  # no programmatic dependent launch
 DTYPES = ("fp32",) if INTERPRET else ("fp32", "bf16", "fp16")
 
 if INTERPRET:
@@ -40,7 +41,7 @@ if INTERPRET:
         def flip(self, axis):
             return np.flip(self, axis)
 
-        # The interpreter copies arguments to the host and back by these; an array is there already.
+        # The interpreter copies arguments to the host and back with these; an array is on the host.
         def untyped_storage(self):
             return self
 
@@ -86,8 +87,14 @@ if INTERPRET:
 else:
     import torch
 
-    NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64,
-             "i32": torch.int32, "i64": torch.int64}
+    NAMES = {
+        "fp32": torch.float32,
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+        "fp64": torch.float64,
+        "i32": torch.int32,
+        "i64": torch.int64
+    }
 
     def tensor(values, dtype="fp32"):
         """A new contiguous tensor of these values."""
@@ -115,5 +122,5 @@ else:
 
 
 def unwritten(*shape, dtype="fp32"):
-    """A tensor of NaN, so that an element that no kernel writes shows."""
+    """A tensor of NaN, so that elements that no kernel writes show."""
     return tensor(np.full(shape, np.nan), dtype)

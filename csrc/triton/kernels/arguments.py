@@ -1,24 +1,27 @@
-"""Declares what kind of argument each parameter of a kernel is, beside the kernel:
+"""Declares the kind of each parameter of a kernel, beside the kernel:
 
     @arguments("x y: *data; rstd: *fp32; D: i32/16; eps: fp32")
     @triton.jit
     def rms_norm(x, y, rstd, D, eps, BLOCK: tl.constexpr): ...
 
-A declaration is a list of `names: kind`, separated by semicolons. The kinds are Triton's own, and a few more:
-    *data, *state, *params   pointer to the variant's first, second or third dtype (bf16-fp32-fp32)
-    *fp32, *i32, *i64        pointer to that dtype, whatever the variant's
+A declaration is a list of `names: kind` separated by semicolons. Kinds:
+    *data, *state, *params   pointer to the variant's first, second or third dtype (a variant of
+                             state_step has three, such as bf16-fp32-fp32)
+    *fp32, *i32, *i64        pointer to that dtype in every variant
     i32, fp32                number
-    i32/16                   multiple of 16, so that rows start where 16-byte accesses may; any number in a variant
-                             whose constant MASK is set
-    box[R,C]                 TMA descriptor of the variant's first dtype; a box is [1,R,C], R and C are constants
+    i32/16                   multiple of 16, so that rows start where 16-byte accesses may; any
+                             number in a variant whose constant MASK is set
+    box[R,C]                 TMA descriptor of the variant's first dtype, for boxes [1,R,C]; R and C
+                             are constants
 Pointers are multiples of 16 bytes, except *i64. Constants (tl.constexpr) are not declared.
 """
 import re
 
 
 def arguments(declaration):
-    """A decorator: stores {parameter: kind} as the kernel's `kinds`. Raises a ValueError unless each parameter that is not
-    a constant is declared exactly once."""
+    """A decorator that stores {parameter: kind} as the kernel's `kinds`.
+
+    Raises a ValueError unless each parameter that is not a constant is declared exactly once."""
     kinds = {}
     for entry in filter(None, (e.strip() for e in declaration.split(";"))):
         names, kind = (part.strip() for part in entry.split(":"))
@@ -32,7 +35,8 @@ def arguments(declaration):
         constants = {n for n, t in function.__annotations__.items() if "constexpr" in str(t)}
         parameters = set(function.__code__.co_varnames[:function.__code__.co_argcount]) - constants
         if parameters != set(kinds):
-            raise ValueError(f"{function.__name__}: declared and parameters differ: {sorted(parameters ^ set(kinds))}")
+            differing = sorted(parameters ^ set(kinds))
+            raise ValueError(f"{function.__name__}: declaration and parameters differ: {differing}")
         kernel.kinds = kinds
         return kernel
 
@@ -40,7 +44,8 @@ def arguments(declaration):
 
 
 def signature_of(kernel, dtype, constants):
-    """What Triton's compiler is told of a variant: types by parameter, and attributes by position."""
+    """The arguments of Triton's compiler for a variant: types by parameter, and attributes by
+    position."""
     data, state, params = (dtype.split("-") + 2 * [dtype])[:3]
     pointers = {"data": data, "state": state, "params": params}
     signature, attributes = {}, {}
@@ -56,7 +61,8 @@ def signature_of(kernel, dtype, constants):
             divisible = not constants.get("MASK")
             kind = "i32"
         elif kind.startswith("box"):
-            rows, columns = (constants[c] for c in re.fullmatch(r"box\[(\w+),(\w+)\]", kind).groups())
+            rows, columns = (constants[c]
+                             for c in re.fullmatch(r"box\[(\w+),(\w+)\]", kind).groups())
             kind = box_type(data, rows, columns)
         signature[name] = kind
         if divisible:

@@ -1,8 +1,11 @@
-"""The operations of a transformer's blocks: ../../conquer.h says what each computes, ../../cuda/dense.cpp launches them. Sums are
-float32, and values are rounded where the CPU's kernels round them. All of them are bound by the bytes they move.
+"""The operators of a transformer's blocks: ../../conquer.h says what each computes,
+../../cuda/dense.cpp launches them. Sums are float32, and values are rounded where the CPU's kernels
+round them. All of them are bound by memory traffic.
 
-PDL: the kernel may begin while the one before it still runs (programmatic dependent launch). What precedes `wait` may then
-touch weights alone, which no kernel of a decoding step writes; `wait` returns when the one before is done."""
+PDL: the kernel may begin while the kernel before it still runs (programmatic dependent launch).
+Before `wait` it may touch only weights, which no kernel of a decoding step writes; `wait` returns
+when the kernel before it has finished.
+"""
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
@@ -20,7 +23,8 @@ def wait(PDL: tl.constexpr):
 @arguments("x weight y: *data; rstd: *fp32; D: i32/16; eps: fp32; keep: i32")
 @triton.jit
 def rms_norm(x, weight, y, rstd, D, eps, keep, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """A program a row. Where keep is not 0: rstd [rows] for the backward."""
+    """y = x·rstd·weight, one row per program. keep other than 0: writes rstd [rows] for the
+    backward pass."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < D
@@ -35,9 +39,10 @@ def rms_norm(x, weight, y, rstd, D, eps, keep, BLOCK: tl.constexpr, PDL: tl.cons
 
 @arguments("dy x weight dx: *data; rstd part: *fp32; rows: i32; D: i32/16")
 @triton.jit
-def rms_norm_grad(dy, x, weight, rstd, dx, part, rows, D, WEIGHT: tl.constexpr, BLOCK: tl.constexpr):
-    """Few programs, each over many rows: part [programs,D] holds a program's sum for the weight. With h = x·rstd and
-    g = dy·weight: dx = rstd·(g - h·mean(g·h))."""
+def rms_norm_grad(dy, x, weight, rstd, dx, part, rows, D, WEIGHT: tl.constexpr,
+                  BLOCK: tl.constexpr):
+    """dx, and part [programs,D]: each program's sum of the weight's gradient over its rows. With h
+    = x·rstd and g = dy·weight: dx = rstd·(g - h·mean(g·h))."""
     i = tl.arange(0, BLOCK)
     inside = i < D
     w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
@@ -59,10 +64,13 @@ def rms_norm_grad(dy, x, weight, rstd, dx, part, rows, D, WEIGHT: tl.constexpr, 
 @arguments("qkv q k v: *data; cos sin: *fp32; columns: *i64; H KH L table_b cached columns_b: i32; "
            "P half stride_qb stride_qh stride_ql stride_kb stride_kh stride_ks: i32/16")
 @triton.jit
-def rope_qkv(qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, cached, columns_b, stride_qb, stride_qh, stride_ql,
-             stride_kb, stride_kh, stride_ks, HEADS: tl.constexpr, BH: tl.constexpr, PDL: tl.constexpr):
-    """qkv [B,L,(H+2KH)·P]; q, k and v at the strides given for (batch, head, position), the position of k and v
-    l or, where cached is not 0, columns[b,l]. A program turns HEADS heads of one token."""
+def rope_qkv(qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, cached, columns_b,
+             stride_qb, stride_qh, stride_ql, stride_kb, stride_kh, stride_ks, HEADS: tl.constexpr,
+             BH: tl.constexpr, PDL: tl.constexpr):
+    """Rotates q and k of qkv [B,L,(H+2KH)·P] and copies v.
+
+    q, k and v have strides for (batch, head, position); the position in k and v is l or, if cached
+    is not 0, columns[b,l]. A program handles HEADS heads of one token."""
     token = tl.program_id(0).to(tl.int64)
     b = token // L
     l = token % L
@@ -71,17 +79,17 @@ def rope_qkv(qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, cached
     wait(PDL)
     c = tl.load(cos + b * table_b + l * half + i, mask=i < half, other=1.0)[None, :]
     s = tl.load(sin + b * table_b + l * half + i, mask=i < half, other=0.0)[None, :]
-    turned = (n < H + KH)[:, None]
-    c = tl.where(turned, c, 1.0)
-    s = tl.where(turned, s, 0.0)
+    is_rotated = (n < H + KH)[:, None]
+    c = tl.where(is_rotated, c, 1.0)
+    s = tl.where(is_rotated, s, 0.0)
     row = qkv + (token * (H + 2 * KH) + n[:, None]) * P
-    whole = (n < H + 2 * KH)[:, None] & (i < half)[None, :]
-    a = tl.load(row + i[None, :], mask=whole, other=0.0).to(tl.float32)
-    e = tl.load(row + half + i[None, :], mask=whole, other=0.0).to(tl.float32)
+    inside = (n < H + 2 * KH)[:, None] & (i < half)[None, :]
+    a = tl.load(row + i[None, :], mask=inside, other=0.0).to(tl.float32)
+    e = tl.load(row + half + i[None, :], mask=inside, other=0.0).to(tl.float32)
     to = tl.where(cached != 0, tl.load(columns + b * columns_b + l, mask=cached != 0, other=0), l)
-    of_q = whole & (n < H)[:, None]
-    of_k = whole & ((n >= H) & (n < H + KH))[:, None]
-    of_v = whole & (n >= H + KH)[:, None]
+    of_q = inside & (n < H)[:, None]
+    of_k = inside & ((n >= H) & (n < H + KH))[:, None]
+    of_v = inside & (n >= H + KH)[:, None]
     to_q = q + b * stride_qb + n[:, None].to(tl.int64) * stride_qh + l * stride_ql
     to_k = k + b * stride_kb + (n[:, None] - H).to(tl.int64) * stride_kh + to * stride_ks
     to_v = v + b * stride_kb + (n[:, None] - H - KH).to(tl.int64) * stride_kh + to * stride_ks
@@ -93,7 +101,7 @@ def rope_qkv(qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, cached
     tl.store(to_k + half + i[None, :], second, mask=of_k)
     tl.store(to_v + i[None, :], first, mask=of_v)
     tl.store(to_v + half + i[None, :], second, mask=of_v)
-    for from_ in range(2 * half, P, BH):  # what lies beyond the turned part
+    for from_ in range(2 * half, P, BH):  # dimensions that are not rotated
         j = (from_ + i)[None, :]
         rest = (n < H + 2 * KH)[:, None] & (j < P)
         u = tl.load(row + j, mask=rest, other=0.0)
@@ -106,9 +114,11 @@ def rope_qkv(qkv, cos, sin, q, k, v, columns, H, KH, L, P, half, table_b, cached
            "P half stride_qb stride_qh stride_ql stride_kb stride_kh stride_kl stride_vb stride_vh "
            "stride_vl: i32/16")
 @triton.jit
-def rope_qkv_grad(dq, dk, dv, cos, sin, dqkv, H, KH, L, P, half, table_b, stride_qb, stride_qh, stride_ql, stride_kb,
-                  stride_kh, stride_kl, stride_vb, stride_vh, stride_vl, HEADS: tl.constexpr, BH: tl.constexpr):
-    """The gradients of q, k and v, each at its own strides, turned back into dqkv [B,L,(H+2KH)·P]."""
+def rope_qkv_grad(dq, dk, dv, cos, sin, dqkv, H, KH, L, P, half, table_b, stride_qb, stride_qh,
+                  stride_ql, stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl,
+                  HEADS: tl.constexpr, BH: tl.constexpr):
+    """dqkv [B,L,(H+2KH)·P] of dq, dk and dv with strides for (batch, head, position): the inverse
+    rotation."""
     token = tl.program_id(0).to(tl.int64)
     b = token // L
     l = token % L
@@ -116,9 +126,9 @@ def rope_qkv_grad(dq, dk, dv, cos, sin, dqkv, H, KH, L, P, half, table_b, stride
     i = tl.arange(0, BH)
     c = tl.load(cos + b * table_b + l * half + i, mask=i < half, other=1.0)[None, :]
     s = tl.load(sin + b * table_b + l * half + i, mask=i < half, other=0.0)[None, :]
-    turned = (n < H + KH)[:, None]
-    c = tl.where(turned, c, 1.0)
-    s = tl.where(turned, s, 0.0)
+    is_rotated = (n < H + KH)[:, None]
+    c = tl.where(is_rotated, c, 1.0)
+    s = tl.where(is_rotated, s, 0.0)
     of_q = (n < H)[:, None]
     of_k = ((n >= H) & (n < H + KH))[:, None]
     of_v = ((n >= H + KH) & (n < H + 2 * KH))[:, None]
@@ -126,21 +136,22 @@ def rope_qkv_grad(dq, dk, dv, cos, sin, dqkv, H, KH, L, P, half, table_b, stride
     at_k = dk + b * stride_kb + (n[:, None] - H).to(tl.int64) * stride_kh + l * stride_kl
     at_v = dv + b * stride_vb + (n[:, None] - H - KH).to(tl.int64) * stride_vh + l * stride_vl
     row = dqkv + (token * (H + 2 * KH) + n[:, None]) * P
-    whole = (n < H + 2 * KH)[:, None] & (i < half)[None, :]
+    inside = (n < H + 2 * KH)[:, None] & (i < half)[None, :]
     j = i[None, :]
-    a = tl.load(at_q + j, mask=whole & of_q, other=0.0).to(tl.float32)
-    a += tl.load(at_k + j, mask=whole & of_k, other=0.0).to(tl.float32)
-    a += tl.load(at_v + j, mask=whole & of_v, other=0.0).to(tl.float32)
+    a = tl.load(at_q + j, mask=inside & of_q, other=0.0).to(tl.float32)
+    a += tl.load(at_k + j, mask=inside & of_k, other=0.0).to(tl.float32)
+    a += tl.load(at_v + j, mask=inside & of_v, other=0.0).to(tl.float32)
     j = half + i[None, :]
-    e = tl.load(at_q + j, mask=whole & of_q, other=0.0).to(tl.float32)
-    e += tl.load(at_k + j, mask=whole & of_k, other=0.0).to(tl.float32)
-    e += tl.load(at_v + j, mask=whole & of_v, other=0.0).to(tl.float32)
-    tl.store(row + i[None, :], (a * c + e * s).to(dqkv.dtype.element_ty), mask=whole)
-    tl.store(row + j, (e * c - a * s).to(dqkv.dtype.element_ty), mask=whole)
+    e = tl.load(at_q + j, mask=inside & of_q, other=0.0).to(tl.float32)
+    e += tl.load(at_k + j, mask=inside & of_k, other=0.0).to(tl.float32)
+    e += tl.load(at_v + j, mask=inside & of_v, other=0.0).to(tl.float32)
+    tl.store(row + i[None, :], (a * c + e * s).to(dqkv.dtype.element_ty), mask=inside)
+    tl.store(row + j, (e * c - a * s).to(dqkv.dtype.element_ty), mask=inside)
     for from_ in range(2 * half, P, BH):
         j = (from_ + i)[None, :]
         rest = (n < H + 2 * KH)[:, None] & (j < P)
-        u = tl.load(at_q + j, mask=rest & of_q, other=0.0) + tl.load(at_k + j, mask=rest & of_k, other=0.0)
+        u = tl.load(at_q + j, mask=rest & of_q, other=0.0) + tl.load(at_k + j, mask=rest & of_k,
+                                                                     other=0.0)
         u += tl.load(at_v + j, mask=rest & of_v, other=0.0)
         tl.store(row + j, u, mask=rest)
 
@@ -148,7 +159,7 @@ def rope_qkv_grad(dq, dk, dv, cos, sin, dqkv, H, KH, L, P, half, table_b, stride
 @arguments("x y: *data; F: i32/16")
 @triton.jit
 def swiglu(x, y, F, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """x [rows,2F], gate first; y [rows,F]."""
+    """y [rows,F] = silu(gate)·up of x [rows,2F], gate first."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < F
@@ -162,6 +173,7 @@ def swiglu(x, y, F, BLOCK: tl.constexpr, PDL: tl.constexpr):
 @arguments("dy x dx: *data; F: i32/16")
 @triton.jit
 def swiglu_grad(dy, x, dx, F, BLOCK: tl.constexpr):
+    """dx [rows,2F] of dy [rows,F]; silu(gate) is computed again."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < F
@@ -171,16 +183,19 @@ def swiglu_grad(dy, x, dx, F, BLOCK: tl.constexpr):
     s = 1.0 / (1.0 + tl.exp(-g))
     du = (d * u).to(dx.dtype.element_ty).to(tl.float32)
     silu = (g * s).to(dx.dtype.element_ty).to(tl.float32)
-    tl.store(dx + row * 2 * F + i, (du * s * (1.0 + g * (1.0 - s))).to(dx.dtype.element_ty), mask=inside)
+    tl.store(dx + row * 2 * F + i, (du * s * (1.0 + g * (1.0 - s))).to(dx.dtype.element_ty),
+             mask=inside)
     tl.store(dx + row * 2 * F + F + i, (d * silu).to(dx.dtype.element_ty), mask=inside)
 
 
 @arguments("logits: *data; targets: *i64; nll: *fp32; V: i32/16; scale: fp32")
 @triton.jit
-def cross_entropy(logits, targets, nll, V, scale, GRAD: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr):
-    """A program a row of logits [rows,V]: nll [rows], 0 for a target below 0; where GRAD the logits become their gradient,
-    (softmax - onehot)·scale, or 0. The second reading finds most of a row in the second-level cache.
-    MASK: V is not a multiple of 16."""
+def cross_entropy(logits, targets, nll, V, scale, GRAD: tl.constexpr, BLOCK: tl.constexpr,
+                  MASK: tl.constexpr):
+    """nll [rows] of logits [rows,V], one row per program; 0 for a target below 0.
+
+    GRAD: the logits become their gradient, (softmax - onehot)·scale, or 0 for a target below 0. The
+    second pass over a row finds most of it in the L2 cache. MASK: V is not a multiple of 16."""
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * V
     target = tl.load(targets + row)
@@ -189,16 +204,16 @@ def cross_entropy(logits, targets, nll, V, scale, GRAD: tl.constexpr, BLOCK: tl.
     mass = tl.zeros((BLOCK,), tl.float32)
     for c in range(0, V, BLOCK):
         v = tl.load(base + c + i, mask=c + i < V, other=-1e30).to(tl.float32)
-        next_ = tl.maximum(top, v)
-        mass = mass * tl.exp(top - next_) + tl.exp(v - next_)
-        top = next_
+        new_top = tl.maximum(top, v)
+        mass = mass * tl.exp(top - new_top) + tl.exp(v - new_top)
+        top = new_top
     most = tl.max(top, axis=0)
     log_sum = most + tl.log(tl.sum(mass * tl.exp(top - most), axis=0))
     counted = target >= 0
     hit = tl.load(base + tl.maximum(target, 0)).to(tl.float32)
     tl.store(nll + row, tl.where(counted, log_sum - hit, 0.0))
     if GRAD:
-        tl.debug_barrier()  # the target's logit is read before it is overwritten
+        tl.debug_barrier()  # every thread has read the target's logit before it is overwritten
         factor = tl.where(counted, scale, 0.0)
         for c in range(0, V, BLOCK):
             v = tl.load(base + c + i, mask=c + i < V, other=-1e30).to(tl.float32)
@@ -209,7 +224,8 @@ def cross_entropy(logits, targets, nll, V, scale, GRAD: tl.constexpr, BLOCK: tl.
 @arguments("logits: *data; ids: *i64; V: i32")
 @triton.jit
 def argmax(logits, ids, V, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """ids [rows]: the column of the largest of logits [rows,V], the first of equals, or -1 where one is no number."""
+    """ids [rows]: the column of the largest of logits [rows,V], the first of equals, or -1 if a row
+    holds a NaN."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     wait(PDL)
@@ -226,39 +242,43 @@ def argmax(logits, ids, V, BLOCK: tl.constexpr, PDL: tl.constexpr):
 
 
 @triton.jit
-def rounded(v, y):
+def round_to(v, y):
+    """v rounded to the dtype of y, in float32."""
     return v.to(y.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit
-def finish(acc, n, m, bias, residual, y, N, has_bias, has_residual):
-    """Adds the bias and what the product is added to, where they are there, and stores row m of y [M,N]."""
+def store_row(acc, n, m, bias, residual, y, N, has_bias, has_residual):
+    """Stores row m of y [M,N]: acc, plus the bias and the residual if the kernel has them."""
     inside = n < N
     acc += tl.load(bias + n, mask=inside & (has_bias != 0), other=0.0).to(tl.float32)
-    acc = rounded(acc, y) + tl.load(residual + m * N + n, mask=inside & (has_residual != 0), other=0.0).to(tl.float32)
+    acc = round_to(acc, y) + tl.load(residual + m * N + n, mask=inside &
+                                     (has_residual != 0), other=0.0).to(tl.float32)
     tl.store(y + m * N + n, acc.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def folded(v, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
-    """The sums of WIDE neighbours of v [ROWS,COLUMNS], which one thread holds: an eighth of the registers, without a word
-    between threads."""
+def sum_neighbours(v, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
+    """Sums WIDE neighbours of v [ROWS,COLUMNS], all held by one thread: an eighth of the registers,
+    and no communication between threads."""
     return tl.sum(tl.reshape(v, (ROWS, COLUMNS // WIDE, WIDE)), axis=2)
 
 
 @triton.jit
-def part_of(x, norm, i, D, squares, NORM: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr):
-    """Elements i [1,BK] of a row as a product takes them, and the squares so far: where NORM the row is to be normalized,
-    which needs the sum of all squares, so that the division comes after the product."""
+def load_input(x, norm, i, D, squares, NORM: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr):
+    """Elements i [1,BK] of a row of x, and the running sum of their squares. NORM multiplies them
+    by the norm's weight; the division by the root mean square follows the GEMV (finish_norm), since
+    it needs all squares."""
     v = tl.load(x + i, mask=i < D, other=0.0).to(tl.float32)
     if NORM:
-        squares += folded(v * v, 1, BK, WIDE)
+        squares += sum_neighbours(v * v, 1, BK, WIDE)
         v = v * tl.load(norm + i, mask=i < D, other=0.0).to(tl.float32)
     return v, squares
 
 
 @triton.jit
-def scaled(acc, squares, D, eps, NORM: tl.constexpr):
+def finish_norm(acc, squares, D, eps, NORM: tl.constexpr):
+    """The sums of acc over its columns; NORM: divided by the root mean square of the input."""
     total = tl.sum(acc, axis=1)
     if NORM:
         total = total * tl.rsqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / D + eps)
@@ -267,11 +287,12 @@ def scaled(acc, squares, D, eps, NORM: tl.constexpr):
 
 @arguments("x norm w bias residual y: *data; N has_bias has_residual: i32; D: i32/16; eps: fp32")
 @triton.jit
-def gemv(x, norm, w, bias, residual, y, N, D, eps, has_bias, has_residual, M: tl.constexpr, NORM: tl.constexpr,
-           BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr):
-    """y [M,N] = x [M,D] · w [N,D] transposed, M 1, 2 or 4: each weight is read once, and a tile of it is on its way while
-    the one before is used; the first is asked for before the kernel that makes x has ended. NORM: x is rms_norm of what is
-    given, with the weight norm [D]."""
+def gemv(x, norm, w, bias, residual, y, N, D, eps, has_bias, has_residual, M: tl.constexpr,
+         NORM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr):
+    """y [M,N] = x [M,D] · w [N,D]ᵀ + bias + residual, M 1, 2 or 4.
+
+    Each weight is read once. The next tile is loaded while the current one is used, and the first
+    one before `wait`. NORM: x is replaced by rms_norm(x) with the weight norm [D]."""
     WIDE: tl.constexpr = 128 // w.dtype.element_ty.primitive_bitwidth
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)[None, :]
@@ -289,43 +310,51 @@ def gemv(x, norm, w, bias, residual, y, N, D, eps, has_bias, has_residual, M: tl
     s3 = s0
     for at in range(0, D, BK):
         i = at + BK + k
-        following = tl.load(rows + i, mask=inside & (i < D), other=0.0, eviction_policy="evict_first")
+        following = tl.load(rows + i, mask=inside & (i < D), other=0.0,
+                            eviction_policy="evict_first")
         wide = tile.to(tl.float32)
         i = at + k
-        v, s0 = part_of(x, norm, i, D, s0, NORM, BK, WIDE)
-        acc0 += folded(wide * v, BN, BK, WIDE)
+        v, s0 = load_input(x, norm, i, D, s0, NORM, BK, WIDE)
+        acc0 += sum_neighbours(wide * v, BN, BK, WIDE)
         if M > 1:
-            v, s1 = part_of(x + D, norm, i, D, s1, NORM, BK, WIDE)
-            acc1 += folded(wide * v, BN, BK, WIDE)
+            v, s1 = load_input(x + D, norm, i, D, s1, NORM, BK, WIDE)
+            acc1 += sum_neighbours(wide * v, BN, BK, WIDE)
         if M > 2:
-            v, s2 = part_of(x + 2 * D, norm, i, D, s2, NORM, BK, WIDE)
-            acc2 += folded(wide * v, BN, BK, WIDE)
-            v, s3 = part_of(x + 3 * D, norm, i, D, s3, NORM, BK, WIDE)
-            acc3 += folded(wide * v, BN, BK, WIDE)
+            v, s2 = load_input(x + 2 * D, norm, i, D, s2, NORM, BK, WIDE)
+            acc2 += sum_neighbours(wide * v, BN, BK, WIDE)
+            v, s3 = load_input(x + 3 * D, norm, i, D, s3, NORM, BK, WIDE)
+            acc3 += sum_neighbours(wide * v, BN, BK, WIDE)
         tile = following
-    finish(scaled(acc0, s0, D, eps, NORM), n, 0, bias, residual, y, N, has_bias, has_residual)
+    store_row(finish_norm(acc0, s0, D, eps, NORM), n, 0, bias, residual, y, N, has_bias,
+              has_residual)
     if M > 1:
-        finish(scaled(acc1, s1, D, eps, NORM), n, 1, bias, residual, y, N, has_bias, has_residual)
+        store_row(finish_norm(acc1, s1, D, eps, NORM), n, 1, bias, residual, y, N, has_bias,
+                  has_residual)
     if M > 2:
-        finish(scaled(acc2, s2, D, eps, NORM), n, 2, bias, residual, y, N, has_bias, has_residual)
-        finish(scaled(acc3, s3, D, eps, NORM), n, 3, bias, residual, y, N, has_bias, has_residual)
+        store_row(finish_norm(acc2, s2, D, eps, NORM), n, 2, bias, residual, y, N, has_bias,
+                  has_residual)
+        store_row(finish_norm(acc3, s3, D, eps, NORM), n, 3, bias, residual, y, N, has_bias,
+                  has_residual)
 
 
 @triton.jit
-def gated(g, u, n, m, bias, y, F, has_bias):
+def store_gated(g, u, n, m, bias, y, F, has_bias):
+    """Stores row m of y [M,F]: silu(g)·u, after the bias if the kernel has one."""
     inside = n < F
     g += tl.load(bias + n, mask=inside & (has_bias != 0), other=0.0).to(tl.float32)
     u += tl.load(bias + F + n, mask=inside & (has_bias != 0), other=0.0).to(tl.float32)
-    g = rounded(g, y)
-    tl.store(y + m * F + n, (rounded(g / (1.0 + tl.exp(-g)), y) * rounded(u, y)).to(y.dtype.element_ty), mask=inside)
+    g = round_to(g, y)
+    tl.store(y + m * F + n,
+             (round_to(g / (1.0 + tl.exp(-g)), y) * round_to(u, y)).to(y.dtype.element_ty),
+             mask=inside)
 
 
 @arguments("x norm w bias y: *data; F D: i32/16; eps: fp32; has_bias: i32")
 @triton.jit
-def gemv_swiglu(x, norm, w, bias, y, F, D, eps, has_bias, M: tl.constexpr, NORM: tl.constexpr, BN: tl.constexpr,
-                  BK: tl.constexpr, PDL: tl.constexpr):
-    """y [M,F] = silu(gate)·up, gate and up the products of x [M,D] with the first and the last F rows of w [2F,D]; M 1 or 2.
-    NORM as in matvec."""
+def gemv_swiglu(x, norm, w, bias, y, F, D, eps, has_bias, M: tl.constexpr, NORM: tl.constexpr,
+                BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr):
+    """y [M,F] = silu(gate)·up; gate and up are the GEMVs of x [M,D] with the first and the last F
+    rows of w [2F,D]. M is 1 or 2. NORM as in gemv."""
     WIDE: tl.constexpr = 128 // w.dtype.element_ty.primitive_bitwidth
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)[None, :]
@@ -343,28 +372,32 @@ def gemv_swiglu(x, norm, w, bias, y, F, D, eps, has_bias, M: tl.constexpr, NORM:
     s1 = s0
     for at in range(0, D, BK):
         i = at + BK + k
-        next_gate = tl.load(gates + i, mask=inside & (i < D), other=0.0, eviction_policy="evict_first")
+        next_gate = tl.load(gates + i, mask=inside & (i < D), other=0.0,
+                            eviction_policy="evict_first")
         next_up = tl.load(ups + i, mask=inside & (i < D), other=0.0, eviction_policy="evict_first")
         i = at + k
-        v, s0 = part_of(x, norm, i, D, s0, NORM, BK, WIDE)
-        g0 += folded(gate.to(tl.float32) * v, BN, BK, WIDE)
-        u0 += folded(up.to(tl.float32) * v, BN, BK, WIDE)
+        v, s0 = load_input(x, norm, i, D, s0, NORM, BK, WIDE)
+        g0 += sum_neighbours(gate.to(tl.float32) * v, BN, BK, WIDE)
+        u0 += sum_neighbours(up.to(tl.float32) * v, BN, BK, WIDE)
         if M > 1:
-            v, s1 = part_of(x + D, norm, i, D, s1, NORM, BK, WIDE)
-            g1 += folded(gate.to(tl.float32) * v, BN, BK, WIDE)
-            u1 += folded(up.to(tl.float32) * v, BN, BK, WIDE)
+            v, s1 = load_input(x + D, norm, i, D, s1, NORM, BK, WIDE)
+            g1 += sum_neighbours(gate.to(tl.float32) * v, BN, BK, WIDE)
+            u1 += sum_neighbours(up.to(tl.float32) * v, BN, BK, WIDE)
         gate = next_gate
         up = next_up
-    gated(scaled(g0, s0, D, eps, NORM), scaled(u0, s0, D, eps, NORM), n, 0, bias, y, F, has_bias)
+    store_gated(finish_norm(g0, s0, D, eps, NORM), finish_norm(u0, s0, D, eps, NORM), n, 0, bias, y,
+                F, has_bias)
     if M > 1:
-        gated(scaled(g1, s1, D, eps, NORM), scaled(u1, s1, D, eps, NORM), n, 1, bias, y, F, has_bias)
+        store_gated(finish_norm(g1, s1, D, eps, NORM), finish_norm(u1, s1, D, eps, NORM), n, 1,
+                    bias, y, F, has_bias)
 
 
 @arguments("x w: *data; part: *fp32; M N: i32; D span: i32/16")
 @triton.jit
-def split_k_gemm(x, w, part, M, N, D, span, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-             PDL: tl.constexpr):
-    """A share, `span` wide, of the inner dimension of x [M,D] · w [N,D] transposed, for up to BM rows: part [shares,M,N]."""
+def split_k_gemm(x, w, part, M, N, D, span, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+                 PRECISION: tl.constexpr, PDL: tl.constexpr):
+    """One split of a GEMM of few rows: part [splits,M,N] = x [M,D] · w [N,D]ᵀ over `span` of the
+    inner dimension, for up to BM rows."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.arange(0, BM)
     k = tl.arange(0, BK)
@@ -377,47 +410,50 @@ def split_k_gemm(x, w, part, M, N, D, span, BM: tl.constexpr, BN: tl.constexpr, 
     for at in range(first, last, BK):
         i = at + k
         tile = tl.load(rows + i[None, :], mask=inside & (i < last)[None, :], other=0.0)
-        v = tl.load(x + m[None, :] * D + i[:, None], mask=(m < M)[None, :] & (i < last)[:, None], other=0.0)
+        v = tl.load(x + m[None, :] * D + i[:, None], mask=(m < M)[None, :] & (i < last)[:, None],
+                    other=0.0)
         acc += tl.dot(tile, v, input_precision=PRECISION)
     to = (tl.program_id(1) * M + m[None, :]) * N + n[:, None]
     tl.store(part + to, acc, mask=inside & (m < M)[None, :])
 
 
-@arguments("part: *fp32; bias residual y: *data; M N shares has_bias has_residual: i32")
+@arguments("part: *fp32; bias residual y: *data; M N splits has_bias has_residual: i32")
 @triton.jit
-def sum_splits(part, bias, residual, y, M, N, shares, has_bias, has_residual,
+def sum_splits(part, bias, residual, y, M, N, splits, has_bias, has_residual,
               BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """y [M,N] from few_rows' shares."""
+    """y [M,N]: the sum of split_k_gemm's splits, plus bias and residual."""
     m = tl.program_id(0)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     wait(PDL)
     acc = tl.zeros((BLOCK,), tl.float32)
-    for share in range(0, shares):
-        acc += tl.load(part + (share * M + m) * N + n, mask=n < N, other=0.0)
-    finish(acc, n, m, bias, residual, y, N, has_bias, has_residual)
+    for split in range(0, splits):
+        acc += tl.load(part + (split * M + m) * N + n, mask=n < N, other=0.0)
+    store_row(acc, n, m, bias, residual, y, N, has_bias, has_residual)
 
 
-@arguments("part: *fp32; bias y: *data; M shares has_bias: i32; F: i32/16")
+@arguments("part: *fp32; bias y: *data; M splits has_bias: i32; F: i32/16")
 @triton.jit
-def sum_splits_swiglu(part, bias, y, M, F, shares, has_bias, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """y [M,F] from few_rows' shares of a product with 2F columns."""
+def sum_splits_swiglu(part, bias, y, M, F, splits, has_bias, BLOCK: tl.constexpr,
+                      PDL: tl.constexpr):
+    """y [M,F] = silu(gate)·up of the sum of split_k_gemm's splits [splits,M,2F]."""
     m = tl.program_id(0)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     wait(PDL)
     g = tl.zeros((BLOCK,), tl.float32)
     u = g
-    for share in range(0, shares):
-        at = part + (share * M + m) * 2 * F + n
+    for split in range(0, splits):
+        at = part + (split * M + m) * 2 * F + n
         g += tl.load(at, mask=n < F, other=0.0)
         u += tl.load(at + F, mask=n < F, other=0.0)
-    gated(g, u, n, m, bias, y, F, has_bias)
+    store_gated(g, u, n, m, bias, y, F, has_bias)
 
 
 @arguments("dy grad: *data; ids order: *i64; count: i32; D: i32/16")
 @triton.jit
 def add_rows(dy, ids, order, grad, count, D, BLOCK: tl.constexpr):
-    """grad[ids[i]] += the sum of dy's rows order[j] over the j with that id; ids [count] sorted. The program at the first of
-    equal ids does the work of all, so that the sum's order is fixed."""
+    """grad[ids[i]] += the sum of dy's rows order[j] over all j with that id; ids [count] is sorted.
+    The program of the first of equal ids adds all of them, so that the order of summation is fixed.
+    """
     i = tl.program_id(0)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     id = tl.load(ids + i)
@@ -439,7 +475,8 @@ def add_rows(dy, ids, order, grad, count, D, BLOCK: tl.constexpr):
 @arguments("y: *data; factor: *fp32; count: i32")
 @triton.jit
 def multiply(y, factor, count, BLOCK: tl.constexpr):
-    """y [count] times factor [1], float32, in place; where that is one, which only the device knows, nothing is read."""
+    """y [count] *= factor [1], float32. If the factor is 1, which only the device knows, y is not
+    read."""
     f = tl.load(factor)
     if f != 1.0:
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -448,21 +485,25 @@ def multiply(y, factor, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def stochastic(v, bits):
-    """v as bfloat16, up or down with the probabilities that keep its mean: 16 random bits carry into the upper half."""
+def round_stochastically(v, bits):
+    """v as bfloat16, rounded up or down with the probabilities that preserve its mean: 16 random
+    bits are added to the lower half, whose carry reaches the upper half."""
     raw = v.to(tl.uint32, bitcast=True) + (bits & 0xFFFF)
     return (raw & 0xFFFF0000).to(tl.float32, bitcast=True)
 
 
 @arguments("table chunks: *i64; like: *data; scale rate beta1 beta2 eps correct1 correct2: fp32")
 @triton.jit
-def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct2, MASTER: tl.constexpr,
-          STOCHASTIC: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
-    """A step of AdamW over many tensors in one launch. chunks: which tensor a program works on, and from which element;
-    table: a tensor's addresses (weight, gradient, mean, square, float32 original), its length, its decay times the rate
-    as bits of a float32, and a key for what is drawn; gradients are multiplied by scale; lengths are multiples of 16 and
-    addresses of 16 bytes. The weight and the gradient are of the dtype of `like`, which is not read; so are the moments where
-    STOCHASTIC; the moments and the original are float32 otherwise."""
+def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct2,
+          MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+    """One AdamW step for many tensors in one launch.
+
+    chunks [programs,2]: the tensor that a program works on, and its first element. table
+    [tensors,8]: the addresses of weight, gradient, mean, square and float32 master weight, the
+    length, rate·decay as the bits of a float32, and the key of the stochastic rounding. Gradients
+    are multiplied by scale. Lengths are multiples of 16, addresses of 16 bytes. Weight and gradient
+    have the dtype of `like`, which is not read; so do the moments if STOCHASTIC. Otherwise the
+    moments are float32, as the master weights are."""
     which = tl.load(chunks + tl.program_id(0) * 2)
     start = tl.multiple_of(tl.load(chunks + tl.program_id(0) * 2 + 1), 16)
     entry = table + which * 8
@@ -487,20 +528,23 @@ def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct
         m = beta1 * m + (1.0 - beta1) * g
         v = beta2 * v + (1.0 - beta2) * g * g
         if MASTER:
-            original = tl.multiple_of(tl.load(entry + 4).to(tl.pointer_type(tl.float32)), 16)
-            w = tl.load(original + i, mask=inside, other=0.0)
+            master = tl.multiple_of(tl.load(entry + 4).to(tl.pointer_type(tl.float32)), 16)
+            w = tl.load(master + i, mask=inside, other=0.0)
         else:
             w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
         w = w * shrink - rate * (m / correct1) / (tl.sqrt(v) / correct2 + eps)
         if STOCHASTIC:
-            # Three draws an element, from a stream that is the tensor's and the step's own: the key is made of both.
+            # Three draws per element; the key makes each tensor and step a stream of its own.
             r0, r1, r2, r3 = tl.randint4x(key, i.to(tl.int32), n_rounds=7)
-            tl.store(mean + i, stochastic(m, r0.to(tl.uint32, bitcast=True)).to(T), mask=inside)
-            tl.store(square + i, stochastic(v, r1.to(tl.uint32, bitcast=True)).to(T), mask=inside)
-            tl.store(weight + i, stochastic(w, r2.to(tl.uint32, bitcast=True)).to(T), mask=inside)
+            tl.store(mean + i,
+                     round_stochastically(m, r0.to(tl.uint32, bitcast=True)).to(T), mask=inside)
+            tl.store(square + i,
+                     round_stochastically(v, r1.to(tl.uint32, bitcast=True)).to(T), mask=inside)
+            tl.store(weight + i,
+                     round_stochastically(w, r2.to(tl.uint32, bitcast=True)).to(T), mask=inside)
         else:
             tl.store(mean + i, m, mask=inside)
             tl.store(square + i, v, mask=inside)
             if MASTER:
-                tl.store(original + i, w, mask=inside)
+                tl.store(master + i, w, mask=inside)
             tl.store(weight + i, w.to(T), mask=inside)

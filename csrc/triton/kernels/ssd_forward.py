@@ -1,24 +1,28 @@
-"""Mamba-2's chunked scan (Dao and Gu, arXiv 2405.21060), forward.
+"""Mamba-2's chunked scan (Dao and Gu, arXiv 2405.21060), forward pass.
 
-For one head with scalar decay, u_t = dt_t·x_t and a block of Q tokens that the state H [P,N] enters,
+For one head with scalar decay, u_t = dt_t·x_t, and a block of Q tokens that the state H [P,N]
+enters:
     s_t = A·(dt_1 + … + dt_t)
     y_t = Σ_{r≤t} exp(s_t - s_r)·(C_t·B_r)·u_r + exp(s_t)·H·C_t + D·x_t
     H'  = exp(s_Q)·H + Σ_r exp(s_Q - s_r)·u_r ⊗ B_r
-The sequence is cut into segments of whole blocks, so that few heads still fill the chip:
-    prepare   everything that depends on dt alone, a few floats for each token and head
-    products  C·Bᵀ of each block, once for a group rather than once for each of its heads
-    walk      each segment's own contribution to the state (all but the last segment)
-    join      the state that enters each segment, from those contributions
-    scan      each segment from its entering state: y, and the final state
-x is read twice (the second time for the segments but the last) and y written once; per block and head only Q·Q + 4·Q
-numbers come besides. Those few are asked for a block ahead (FETCH) and loaded at a block's start, since a trip to memory in
-the middle of a block is as long as its products. The state stays in registers along a segment; nothing of it is written but at segment ends.
+The sequence is cut into segments of whole blocks, so that few heads still fill the GPU:
+    prepare        everything that depends on dt alone: a few floats per token and head
+    cb_gemm        C·Bᵀ of each block, once per group instead of once per head
+    carry_state    each segment's own contribution to the state (all but the last segment)
+    state_passing  the state that enters each segment, from those contributions
+    scan           y of each segment from its entering state, and the final state
+x is read twice (the second time for all segments but the last) and y is written once; each block
+and head moves only Q·Q + 4·Q numbers more. The Q-sized vectors are prefetched one block ahead
+(FETCH) and loaded at the start of a block, since a memory access in the middle of a block takes as
+long as its GEMMs. The state stays in registers along a segment and is written at its end only.
 
-What resets the state (a new sequence, a chunk of the `independent` strategy) is a zero in `enter` or `through`, made by
-`prepare`; the other kernels know nothing of strategies. With the window strategy a segment is one chunk.
+What resets the state (a new sequence, or a chunk of the `independent` strategy) is a zero in
+`enter` or `through`, written by `prepare`; the other kernels do not depend on the strategy. With
+the window strategy a segment is one chunk.
 
-Arrays over tokens and heads are [B,H,blocks·Q] float32. Decays are kept in powers of two. For float32 inputs the sums s_t
-carry a second float with what the first lost, so that differences inside a block are good to the last bit.
+Arrays over tokens and heads are [B,H,blocks·Q] float32. Decays are powers of two. For float32
+inputs the sums s_t have a second float that holds their rounding error, so that differences inside
+a block are exact to float32.
 """
 import triton
 import triton.language as tl
@@ -28,7 +32,7 @@ from .arguments import arguments
 
 @triton.jit
 def softplus(v):
-    """log(1 + exp(v)) with a relative error of float32 also where exp(v) is small."""
+    """log(1 + exp(v)) with a relative error of float32, also where exp(v) is small."""
     x = tl.exp(tl.minimum(v, 20.0))
     s = x / (2.0 + x)
     q = s * s
@@ -38,41 +42,51 @@ def softplus(v):
 
 @triton.jit
 def log2_fast(v):
-    return tl.inline_asm_elementwise("lg2.approx.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.inline_asm_elementwise("lg2.approx.f32 $0, $1;", "=f,f", [v], dtype=tl.float32,
+                                     is_pure=True, pack=1)
 
 
 @triton.jit
 def softplus_fast(v):
-    """Good to 5e-5 of itself, far finer than half precision."""
+    """softplus with a relative error of 5e-5, for 16-bit inputs."""
     x = tl.exp(tl.minimum(v, 20.0))
-    return tl.where(v > 20.0, v, tl.where(x < 0.01, x - x * x * (0.5 - x * (1.0 / 3)), log2_fast(1.0 + x) * 0.6931471805599453))
+    return tl.where(
+        v > 20.0, v,
+        tl.where(x < 0.01, x - x * x * (0.5 - x * (1.0 / 3)),
+                 log2_fast(1.0 + x) * 0.6931471805599453))
 
 
 @triton.jit
 def fetch_ahead(pointers):
-    """Asks the second-level cache for what the next block reads: the loads themselves, in the layouts that the products
-    want, would take registers for a whole block."""
-    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], dtype=tl.int32,
-                              is_pure=False, pack=1)
+    """Prefetches what the next block reads into the L2 cache. Loading it early would hold registers
+    for a whole block."""
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l",
+                              [pointers.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
 
 
-@arguments("dt: *data; bias a step sums columns rest rest_columns enter leave weight through: *fp32; "
+@arguments("dt: *data; "
+           "bias a step sums columns rest rest_columns enter leave weight through: *fp32; "
            "seg: *i32; L H blocks stride_b stride_l reset: i32; dt_min dt_max: fp32")
 @triton.jit
-def prepare(dt, bias, a, seg, step, sums, columns, rest, rest_columns, enter, leave, weight, through, L, H, blocks, stride_b, stride_l, reset,
-            dt_min, dt_max, HAS_BIAS: tl.constexpr, HAS_SEQ: tl.constexpr, SOFTPLUS: tl.constexpr, REST: tl.constexpr,
-            KEEP: tl.constexpr, Q: tl.constexpr, HEADS: tl.constexpr):
-    """step: dt processed. sums: s_t / ln 2, and columns: log2(step) - sums, so that exp2(sums_t + columns_r) is
-    exp(s_t - s_r)·dt_r; rest and rest_columns: their low parts. enter: from the state that enters the block to the token.
-    leave: from the token to the state that leaves; weight = step·leave. through [B,H,blocks]: across the block.
-    reset: the state starts from zero every that many blocks (0: never). KEEP: step and leave are written, for a backward.
-    REST: for float32."""
+def prepare(dt, bias, a, seg, step, sums, columns, rest, rest_columns, enter, leave, weight,
+            through, L, H, blocks, stride_b, stride_l, reset, dt_min, dt_max,
+            HAS_BIAS: tl.constexpr, HAS_SEQ: tl.constexpr, SOFTPLUS: tl.constexpr,
+            REST: tl.constexpr, KEEP: tl.constexpr, Q: tl.constexpr, HEADS: tl.constexpr):
+    """What the other kernels need of dt [B,L,H].
+
+    step: dt after bias, softplus and clamp. sums: s_t / ln 2. columns: log2(step) - sums, so that
+    exp2(sums_t + columns_r) is exp(s_t - s_r)·dt_r. rest and rest_columns: the low parts of both
+    (REST, for float32). enter: decay from the state that enters the block to the token. leave:
+    decay from the token to the state that leaves; weight = step·leave. through [B,H,blocks]: decay
+    across the block. reset: the state starts from zero every `reset` blocks (0: never). KEEP:
+    writes step and leave, for the backward pass."""
     k = tl.program_id(0)
     b = tl.program_id(2).to(tl.int64)
     h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     t = k * Q + tl.arange(0, Q)
     inside = (t[:, None] < L) & (h[None, :] < H)
-    v = tl.load(dt + b * stride_b + t[:, None].to(tl.int64) * stride_l + h[None, :], mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(dt + b * stride_b + t[:, None].to(tl.int64) * stride_l + h[None, :], mask=inside,
+                other=0.0).to(tl.float32)
     if HAS_BIAS:
         v += tl.load(bias + h, mask=h < H, other=0.0).to(tl.float32)[None, :]
     if SOFTPLUS:
@@ -85,19 +99,21 @@ def prepare(dt, bias, a, seg, step, sums, columns, rest, rest_columns, enter, le
     s = tl.cumsum(logs, axis=0)
     total = tl.sum(logs, axis=0)
     high = s.to(tl.float32)
-    into = tl.exp2(high)
+    enters = tl.exp2(high)
     out = tl.exp2((total[None, :] - s).to(tl.float32))
     across = tl.exp2(total.to(tl.float32))
     if HAS_SEQ:
-        own = tl.load(seg + b * L + tl.minimum(t, L - 1))  # past the end as at the end: enter of a block's last token is through
+        own = tl.load(
+            seg + b * L + tl.minimum(t, L - 1)
+        )  # repeats the last token past the end: enter of a block's last token is through
         before = tl.load(seg + b * L + tl.maximum(k * Q - 1, 0))
         after = tl.load(seg + b * L + tl.minimum(k * Q + Q, L) - 1)
-        into = tl.where(own[:, None] == before, into, 0.0)
+        enters = tl.where(own[:, None] == before, enters, 0.0)
         out = tl.where(own[:, None] == after, out, 0.0)
         across = tl.where(before == after, across, 0.0)
     if reset > 0:
         if k % reset == 0:
-            into = tl.zeros_like(into)
+            enters = tl.zeros_like(enters)
             across = tl.zeros_like(across)
     row = b * H + h
     at = row[None, :] * (blocks * Q) + t[:, None]
@@ -108,8 +124,10 @@ def prepare(dt, bias, a, seg, step, sums, columns, rest, rest_columns, enter, le
     tl.store(sums + at, high, mask=real)
     if REST:
         tl.store(rest + at, (s - high.to(tl.float64)).to(tl.float32), mask=real)
-        tl.store(rest_columns + at, tl.where(v > 0.0, column - column_high.to(tl.float64), 0.0).to(tl.float32), mask=real)
-    tl.store(enter + at, into, mask=real)
+        tl.store(rest_columns + at,
+                 tl.where(v > 0.0, column - column_high.to(tl.float64), 0.0).to(tl.float32),
+                 mask=real)
+    tl.store(enter + at, enters, mask=real)
     if KEEP:
         tl.store(step + at, v, mask=real)
         tl.store(leave + at, out, mask=real)
@@ -119,10 +137,10 @@ def prepare(dt, bias, a, seg, step, sums, columns, rest, rest_columns, enter, le
 
 @arguments("b_ c_ cb: *data; L G blocks: i32; N stride_bb stride_bl stride_cb stride_cl: i32/16")
 @triton.jit
-def cb_gemm(b_, c_, cb, L, G, blocks, N, stride_bb, stride_bl, stride_cb, stride_cl, Q: tl.constexpr, BN: tl.constexpr,
-             MASK: tl.constexpr, PRECISION: tl.constexpr):
-    """cb [B,G,blocks,Q,Q] = C·Bᵀ of each block, in B's dtype, with zeros above the diagonal: masking once for a group is
-    masking once for all of its heads."""
+def cb_gemm(b_, c_, cb, L, G, blocks, N, stride_bb, stride_bl, stride_cb, stride_cl,
+            Q: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr):
+    """cb [B,G,blocks,Q,Q] = C·Bᵀ of each block, in B's dtype, with zeros above the diagonal, so
+    that the heads of a group need no mask."""
     k = tl.program_id(0)
     g = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
@@ -133,26 +151,33 @@ def cb_gemm(b_, c_, cb, L, G, blocks, N, stride_bb, stride_bl, stride_cb, stride
     if MASK:
         inside = inside & (n[None, :] < N)
     column = g * N + n[None, :]
-    bt = tl.load(b_ + b * stride_bb + t[:, None].to(tl.int64) * stride_bl + column, mask=inside, other=0.0)
-    ct = tl.load(c_ + b * stride_cb + t[:, None].to(tl.int64) * stride_cl + column, mask=inside, other=0.0)
+    bt = tl.load(b_ + b * stride_bb + t[:, None].to(tl.int64) * stride_bl + column, mask=inside,
+                 other=0.0)
+    ct = tl.load(c_ + b * stride_cb + t[:, None].to(tl.int64) * stride_cl + column, mask=inside,
+                 other=0.0)
     p = tl.dot(ct, tl.trans(bt), input_precision=PRECISION)
     p = tl.where(i[:, None] >= i[None, :], p, 0.0)
-    tl.store(cb + ((b * G + g) * blocks + k) * Q * Q + i[:, None] * Q + i[None, :], p.to(cb.dtype.element_ty))
+    tl.store(cb + ((b * G + g) * blocks + k) * Q * Q + i[:, None] * Q + i[None, :],
+             p.to(cb.dtype.element_ty))
 
 
 @arguments("x b_ states: *data; weight through entry ends decays: *fp32; "
            "L H per_group blocks segments skip span: i32; "
            "P N stride_xb stride_xl stride_bb stride_bl: i32/16")
 @triton.jit
-def carry_state(x, b_, weight, through, entry, states, ends, decays, L, H, per_group, blocks, segments, skip, span, P, N,
-         stride_xb, stride_xl, stride_bb, stride_bl, REVERSE: tl.constexpr, HAS_ENTRY: tl.constexpr, STORE: tl.constexpr, END: tl.constexpr,
-         Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
-         FETCH: tl.constexpr):
-    """Carries a state through each segment's blocks: S ← through·S + Σ_t weight_t·x_t ⊗ B_t, from `entry` [B,H,segments,P,N]
-    or zero. STORE: writes the state that meets each block into `states` [B,H,blocks,P,N]. END: writes the state after the
-    segment into `ends` [B,H,segments,P,N] and the segment's decay into `decays` [B,H,segments].
-    REVERSE walks from the last block to the first; with dy for x, C for B and `enter` for weight it carries the gradient
-    of the state. The first `skip` segments are left out."""
+def carry_state(x, b_, weight, through, entry, states, ends, decays, L, H, per_group, blocks,
+                segments, skip, span, P, N, stride_xb, stride_xl, stride_bb, stride_bl,
+                REVERSE: tl.constexpr, HAS_ENTRY: tl.constexpr, STORE: tl.constexpr,
+                END: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+                MASK: tl.constexpr, PRECISION: tl.constexpr, FETCH: tl.constexpr):
+    """Carries a state through each segment's blocks: S ← through·S + Σ_t weight_t·x_t ⊗ B_t, from
+    `entry` [B,H,segments,P,N] or zero.
+
+    STORE: writes the state that enters each block to `states` [B,H,blocks,P,N]. END: writes the
+    state after the segment to `ends` [B,H,segments,P,N] and the segment's decay to `decays`
+    [B,H,segments]. REVERSE goes from the last block to the first; with dy for x, C for B and
+    `enter` for weight it carries the gradient of the state. The first `skip` segments are left out.
+    """
     row = tl.program_id(0)
     z = tl.program_id(1) + skip
     b = (row // H).to(tl.int64)
@@ -165,10 +190,10 @@ def carry_state(x, b_, weight, through, entry, states, ends, decays, L, H, per_g
     weight += row.to(tl.int64) * blocks * Q
     through += row * blocks
     at = p[:, None] * N + n[None, :]
-    whole = (p[:, None] < P) & (n[None, :] < N)
+    inside = (p[:, None] < P) & (n[None, :] < N)
     segment = row.to(tl.int64) * segments + z
     if HAS_ENTRY:
-        state = tl.load(entry + segment * P * N + at, mask=whole, other=0.0)
+        state = tl.load(entry + segment * P * N + at, mask=inside, other=0.0)
     else:
         state = tl.zeros((BP, BN), tl.float32)
     decay = 1.0
@@ -193,22 +218,26 @@ def carry_state(x, b_, weight, through, entry, states, ends, decays, L, H, per_g
         xt = tl.load(x + t[:, None].to(tl.int64) * stride_xl + p[None, :], mask=xin, other=0.0)
         bt = tl.load(b_ + t[:, None].to(tl.int64) * stride_bl + n[None, :], mask=bin, other=0.0)
         if STORE:
-            tl.store(states + (row.to(tl.int64) * blocks + k) * P * N + at, state.to(states.dtype.element_ty), mask=whole)
+            tl.store(states + (row.to(tl.int64) * blocks + k) * P * N + at,
+                     state.to(states.dtype.element_ty), mask=inside)
         xw = (xt.to(tl.float32) * w[:, None]).to(bt.dtype)
         state = tl.dot(tl.trans(xw), bt, state * g, input_precision=PRECISION)
         decay *= g
     if END:
-        tl.store(ends + segment * P * N + at, state, mask=whole)
+        tl.store(ends + segment * P * N + at, state, mask=inside)
         tl.store(decays + segment, decay)
 
 
 @arguments("ends decays initial entry last: *fp32; segments size window: i32")
 @triton.jit
-def state_passing(ends, decays, initial, entry, last, segments, size, window, REVERSE: tl.constexpr, HAS_INITIAL: tl.constexpr,
-         LAST: tl.constexpr, BLOCK: tl.constexpr):
-    """entry [B,H,segments,size]: what the segments before each one (after it, in REVERSE) hand on, from their `ends` and
-    `decays`: entry_z = Σ_j (decay_{j+1}·…·decay_{z-1})·ends_j over the window's segments j < z (all for window < 0); the
-    initial state is segment -1. LAST: writes what would enter one segment further (the gradient of the initial state)."""
+def state_passing(ends, decays, initial, entry, last, segments, size, window, REVERSE: tl.constexpr,
+                  HAS_INITIAL: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """entry [B,H,segments,size]: the state that enters each segment (in REVERSE: from behind), of
+    the segments' `ends` and `decays`.
+
+    entry_z = Σ_j (decay_{j+1}·…·decay_{z-1})·ends_j over the window's segments j < z (all if window
+    < 0); the initial state is segment -1. LAST: writes what would enter one segment further to
+    `last` (in REVERSE the gradient of the initial state)."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
@@ -233,7 +262,8 @@ def state_passing(ends, decays, initial, entry, last, segments, size, window, RE
                 ahead = tl.maximum(z - 1, 0)
             e = e_next
             decay = decay_next
-            e_next = tl.load(ends + ahead * size + at, mask=inside, other=0.0)  # before the store, which loads may not pass
+            e_next = tl.load(ends + ahead * size + at, mask=inside,
+                             other=0.0)  # before the store: loads cannot be moved above it
             decay_next = tl.load(decays + ahead)
             tl.store(entry + z * size + at, state, mask=inside)
             state = state * decay + e
@@ -265,12 +295,13 @@ def state_passing(ends, decays, initial, entry, last, segments, size, window, RE
            "L H per_group blocks span pieces ratio: i32; "
            "P N stride_xb stride_xl stride_bb stride_bl stride_cb stride_cl: i32/16")
 @triton.jit
-def scan(x, b_, c_, cb, sums, columns, rest, rest_columns, enter, weight, through, entry, d, seg, y, final, L, H, per_group,
-         blocks, span, pieces, ratio, P, N, stride_xb, stride_xl, stride_bb, stride_bl, stride_cb, stride_cl, HAS_D: tl.constexpr, HAS_SEQ: tl.constexpr,
-         HAS_ENTRY: tl.constexpr, REST: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
-         MASK: tl.constexpr, PRECISION: tl.constexpr, FETCH: tl.constexpr):
-    """y [B,L,H,P] and final [B,H,P,N]: each segment from its entering state, block by block. A segment here is `ratio` of the
-    `pieces` that entry [B,H,pieces,P,N] was made for."""
+def scan(x, b_, c_, cb, sums, columns, rest, rest_columns, enter, weight, through, entry, d, seg, y,
+         final, L, H, per_group, blocks, span, pieces, ratio, P, N, stride_xb, stride_xl, stride_bb,
+         stride_bl, stride_cb, stride_cl, HAS_D: tl.constexpr, HAS_SEQ: tl.constexpr,
+         HAS_ENTRY: tl.constexpr, REST: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr,
+         BN: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr, FETCH: tl.constexpr):
+    """y [B,L,H,P] and final [B,H,P,N]: each segment from its entering state, block by block. A
+    segment is `ratio` of the `pieces` that entry [B,H,pieces,P,N] was computed for."""
     row = tl.program_id(0)
     z = tl.program_id(1)
     segments = tl.num_programs(1)
@@ -287,10 +318,10 @@ def scan(x, b_, c_, cb, sums, columns, rest, rest_columns, enter, weight, throug
     cb += (b * (H // per_group) + g) * blocks * Q * Q + i[:, None] * Q + i[None, :]
     line = row.to(tl.int64) * blocks * Q
     at = p[:, None] * N + n[None, :]
-    whole = (p[:, None] < P) & (n[None, :] < N)
+    inside = (p[:, None] < P) & (n[None, :] < N)
     segment = row.to(tl.int64) * pieces + z * ratio
     if HAS_ENTRY:
-        state = tl.load(entry + segment * P * N + at, mask=whole, other=0.0)
+        state = tl.load(entry + segment * P * N + at, mask=inside, other=0.0)
     else:
         state = tl.zeros((BP, BN), tl.float32)
     skip = 0.0
@@ -301,15 +332,15 @@ def scan(x, b_, c_, cb, sums, columns, rest, rest_columns, enter, weight, throug
         t = k * Q + i
         s = tl.load(sums + line + t)
         column = tl.load(columns + line + t)
-        into = tl.load(enter + line + t)
+        enters = tl.load(enter + line + t)
         w = tl.load(weight + line + t)
         across = tl.load(through + row * blocks + k)
         if FETCH:
-            then = line + tl.minimum(k + 1, blocks - 1) * Q + i
-            fetch_ahead(sums + then)
-            fetch_ahead(columns + then)
-            fetch_ahead(enter + then)
-            fetch_ahead(weight + then)
+            ahead = line + tl.minimum(k + 1, blocks - 1) * Q + i
+            fetch_ahead(sums + ahead)
+            fetch_ahead(columns + ahead)
+            fetch_ahead(enter + ahead)
+            fetch_ahead(weight + ahead)
         xin = t[:, None] < L
         bin = t[:, None] < L
         if MASK:
@@ -319,19 +350,21 @@ def scan(x, b_, c_, cb, sums, columns, rest, rest_columns, enter, weight, throug
         bt = tl.load(b_ + t[:, None].to(tl.int64) * stride_bl + n[None, :], mask=bin, other=0.0)
         ct = tl.load(c_ + t[:, None].to(tl.int64) * stride_cl + n[None, :], mask=bin, other=0.0)
         m = tl.load(cb + k * (Q * Q)).to(tl.float32)
-        away = s[:, None] + column[None, :]
+        exponent = s[:, None] + column[None, :]
         if REST:
-            away += tl.load(rest + line + t)[:, None] + tl.load(rest_columns + line + t)[None, :]
-        m = m * tl.exp2(tl.minimum(away, 126.0))  # finite, where cb is zero
+            exponent += tl.load(rest + line + t)[:,
+                                                 None] + tl.load(rest_columns + line + t)[None, :]
+        m = m * tl.exp2(tl.minimum(exponent, 126.0))  # keeps it finite where cb is zero
         if HAS_SEQ:
             own = tl.load(seg + b * L + t, mask=t < L, other=-1)
             m = tl.where(own[:, None] == own[None, :], m, 0.0)
         if HAS_D:
-            m = tl.where(i[:, None] == i[None, :], m + skip, m)  # D·x_t is the diagonal's business
-        out = tl.dot(ct, tl.trans(state.to(bt.dtype)), input_precision=PRECISION) * into[:, None]
+            m = tl.where(i[:, None] == i[None, :], m + skip, m)  # D·x_t, added on the diagonal
+        out = tl.dot(ct, tl.trans(state.to(bt.dtype)), input_precision=PRECISION) * enters[:, None]
         out = tl.dot(m.to(bt.dtype), xt, out, input_precision=PRECISION)
-        tl.store(y + t[:, None].to(tl.int64) * (H * P) + p[None, :], out.to(y.dtype.element_ty), mask=xin)
+        tl.store(y + t[:, None].to(tl.int64) * (H * P) + p[None, :], out.to(y.dtype.element_ty),
+                 mask=xin)
         xw = (xt.to(tl.float32) * w[:, None]).to(bt.dtype)
         state = tl.dot(tl.trans(xw), bt, state * across, input_precision=PRECISION)
     if z == segments - 1:
-        tl.store(final + row.to(tl.int64) * P * N + at, state, mask=whole)
+        tl.store(final + row.to(tl.int64) * P * N + at, state, mask=inside)

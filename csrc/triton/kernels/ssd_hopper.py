@@ -1,33 +1,37 @@
-"""The kernel `scan` of ssd_forward.py for Hopper GPUs, in Gluon: the same arguments and result, for head dimension 64, state 128 and
-blocks of 64 tokens in bfloat16 or float16.
+"""The kernel `scan` of ssd_forward.py for Hopper GPUs, in Gluon: the same arguments and result, for
+head dimension 64, state 128 and blocks of 64 tokens in bfloat16 or float16.
 
-A program takes a processor for itself and goes through a segment of one head block by block, then through another's; three parties
-share it:
-    fetch   one warp asks for all that a block reads, up to STAGES blocks ahead
-    weigh   four warps do what depends on no state: C·Bᵀ becomes M[t,r] = exp(s_t - s_r)·dt_r·(C_t·B_r) in place, and x weighted for
-            the state is laid beside it, up to two blocks ahead
-    carry   four warps hold the state H [P,N] in registers and do the products:
-            yᵀ = (H·Cᵀ)·enter + xᵀ·Mᵀ and H' = through·H + (weight·x)ᵀ·B
-With y transposed, the state is a left factor, which may come from registers: it never leaves them. Neither weigh nor carry
-reads memory along the way: a load takes longer than a block, and the move that hands its result to the next round would wait.
+One program runs on each SM and goes through a segment of one head block by block, then through
+another's. Three warp groups share it:
+    load_blocks      one warp loads what a block reads, up to STAGES blocks ahead
+    scale_blocks     four warps do what depends on no state: C·Bᵀ becomes
+                     M[t,r] = exp(s_t - s_r)·dt_r·(C_t·B_r) in place, and x times `weight` is
+                     written beside it, up to two blocks ahead
+    multiply_blocks  four warps hold the state H [P,N] in registers and run the GEMMs:
+                     yᵀ = (H·Cᵀ)·enter + xᵀ·Mᵀ and H' = through·H + (weight·x)ᵀ·B
+With y transposed, the state is a left operand, which wgmma accepts from registers: it never leaves
+them. scale_blocks and multiply_blocks read no global memory inside their loops, since a load takes
+longer than a block.
 """
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (async_copy, fence_async_shared, mbarrier, tma, warpgroup_mma,
+from triton.experimental.gluon.language.nvidia.hopper import (async_copy, fence_async_shared,
+                                                              mbarrier, tma, warpgroup_mma,
                                                               warpgroup_mma_wait)
 
 from .arguments import arguments
 
 
 @gluon.jit
-def turn(n, OF: gl.constexpr):
-    """The place that n has in a ring of OF, a power of two, and the parity of the rounds before it."""
+def ring_slot(n, OF: gl.constexpr):
+    """The slot of n in a ring of OF slots (a power of two), and the parity of earlier rounds."""
     return n & (OF - 1), (n & OF) // OF
 
 
 @gluon.jit
-def part(item, L, H, per_group, blocks, rows, span):
-    """What an item is: its row of [B,H], batch, head, group, segment, first block, and how many blocks."""
+def work_item(item, L, H, per_group, blocks, rows, span):
+    """What a work item is: its row of [B,H], batch, head, group, segment, first block and number of
+    blocks."""
     row = item % rows
     z = item // rows
     h = row % H
@@ -35,20 +39,22 @@ def part(item, L, H, per_group, blocks, rows, span):
 
 
 @gluon.jit
-def fetch(x, b_, c_, cb, sums, columns, enter, weight, xs, bs, cs, ms, vs, ready, free, sizes, groups,
-          P: gl.constexpr, N: gl.constexpr, Q: gl.constexpr, STAGES: gl.constexpr):
+def load_blocks(x, b_, c_, cb, sums, columns, enter, weight, xs, bs, cs, ms, vs, ready, free, sizes,
+                groups, P: gl.constexpr, N: gl.constexpr, Q: gl.constexpr, STAGES: gl.constexpr):
     L, H, per_group, blocks, rows, items, span = sizes
     i = gl.arange(0, Q, gl.BlockedLayout([2], [32], [1], [0]))
     n = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        row, b, h, g, z, first, count = part(item, L, H, per_group, blocks, rows, span)
+        row, b, h, g, z, first, count = work_item(item, L, H, per_group, blocks, rows, span)
         line = row.to(gl.int64) * blocks * Q
         for j in range(count):
-            st, round = turn(n, STAGES)
+            st, round = ring_slot(n, STAGES)
             t = (first + j) * Q
             mbarrier.wait(free.index(st), round ^ 1)
             full = ready.index(st)
-            mbarrier.expect(full, x.block_type.nbytes + b_.block_type.nbytes + c_.block_type.nbytes + cb.block_type.nbytes)
+            mbarrier.expect(
+                full, x.block_type.nbytes + b_.block_type.nbytes + c_.block_type.nbytes +
+                cb.block_type.nbytes)
             tma.async_copy_global_to_shared(cb, [b * groups + g, t, 0], full, ms.index(st))
             tma.async_copy_global_to_shared(x, [b, t, h * P], full, xs.index(st))
             tma.async_copy_global_to_shared(c_, [b, t, g * N], full, cs.index(st))
@@ -63,8 +69,8 @@ def fetch(x, b_, c_, cb, sums, columns, enter, weight, xs, bs, cs, ms, vs, ready
 
 
 @gluon.jit
-def weigh(d, seg, xs, ms, vs, ws, ready, free, made, used, sizes, HAS_D: gl.constexpr, HAS_SEQ: gl.constexpr, P: gl.constexpr,
-          Q: gl.constexpr, STAGES: gl.constexpr):
+def scale_blocks(d, seg, xs, ms, vs, ws, ready, free, scaled, consumed, sizes, HAS_D: gl.constexpr,
+                 HAS_SEQ: gl.constexpr, P: gl.constexpr, Q: gl.constexpr, STAGES: gl.constexpr):
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     ROW: gl.constexpr = gl.SliceLayout(1, LAYOUT)
     COLUMN: gl.constexpr = gl.SliceLayout(0, LAYOUT)
@@ -73,69 +79,80 @@ def weigh(d, seg, xs, ms, vs, ws, ready, free, made, used, sizes, HAS_D: gl.cons
     r = gl.arange(0, Q, COLUMN)
     n = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        row, b, h, g, z, first, count = part(item, L, H, per_group, blocks, rows, span)
+        row, b, h, g, z, first, count = work_item(item, L, H, per_group, blocks, rows, span)
         skip = 0.0
         if HAS_D:
             skip = gl.load(d + h)
         for j in range(count):
-            st, round = turn(n, STAGES)
-            half, lap = turn(n, 2)
+            st, round = ring_slot(n, STAGES)
+            buffer, buffer_round = ring_slot(n, 2)
             mbarrier.wait(ready.index(st), round)
             m = ms.index(st).reshape([Q, Q]).load(LAYOUT).to(gl.float32)
-            m *= gl.exp2(gl.minimum(vs.index(st * 4).load(ROW)[:, None] + vs.index(st * 4 + 1).load(COLUMN)[None, :], 126.0))
+            m *= gl.exp2(
+                gl.minimum(
+                    vs.index(st * 4).load(ROW)[:, None] +
+                    vs.index(st * 4 + 1).load(COLUMN)[None, :], 126.0))
             if HAS_SEQ:
                 t = (first + j) * Q
                 own = gl.load(seg + b.to(gl.int64) * L + t + i, mask=t + i < L, other=-1)
                 other = gl.load(seg + b.to(gl.int64) * L + t + r, mask=t + r < L, other=-1)
                 m = gl.where(own[:, None] == other[None, :], m, 0.0)
             if HAS_D:
-                m = gl.where(i[:, None] == r[None, :], m + skip, m)  # D·x_t is the diagonal's business
+                m = gl.where(i[:, None] == r[None, :], m + skip, m)  # D·x_t, added on the diagonal
             ms.index(st).reshape([Q, Q]).store(m.to(ms.dtype))
-            xw = xs.index(st).reshape([Q, P]).load(LAYOUT).to(gl.float32) * vs.index(st * 4 + 3).load(ROW)[:, None]
-            mbarrier.wait(used.index(half), lap ^ 1)
-            ws.index(half).store(xw.to(ws.dtype))
+            xw = xs.index(st).reshape([Q, P]).load(LAYOUT).to(
+                gl.float32) * vs.index(st * 4 + 3).load(ROW)[:, None]
+            mbarrier.wait(consumed.index(buffer), buffer_round ^ 1)
+            ws.index(buffer).store(xw.to(ws.dtype))
             fence_async_shared()
             gl.thread_barrier()
-            mbarrier.arrive(made.index(half))
+            mbarrier.arrive(scaled.index(buffer))
             mbarrier.arrive(free.index(st))
             n += 1
 
 
 @gluon.jit
-def carry(y, entry, final, xs, bs, cs, ms, vs, ws, ys, ready, free, made, used, sizes, segments, pieces, ratio, HAS_ENTRY: gl.constexpr,
-          P: gl.constexpr, N: gl.constexpr, Q: gl.constexpr, STAGES: gl.constexpr):
+def multiply_blocks(y, entry, final, xs, bs, cs, ms, vs, ws, ys, ready, free, scaled, consumed,
+                    sizes, segments, pieces, ratio, HAS_ENTRY: gl.constexpr, P: gl.constexpr,
+                    N: gl.constexpr, Q: gl.constexpr, STAGES: gl.constexpr):
     SHORT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, Q, 16])
     TALL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     L, H, per_group, blocks, rows, items, span = sizes
-    at = gl.arange(0, P, gl.SliceLayout(1, TALL))[:, None] * N + gl.arange(0, N, gl.SliceLayout(0, TALL))[None, :]
+    at = gl.arange(0, P, gl.SliceLayout(1, TALL))[:, None] * N + gl.arange(
+        0, N, gl.SliceLayout(0, TALL))[None, :]
     n = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        row, b, h, g, z, first, count = part(item, L, H, per_group, blocks, rows, span)
+        row, b, h, g, z, first, count = work_item(item, L, H, per_group, blocks, rows, span)
         if HAS_ENTRY:
             state = gl.load(entry + (row.to(gl.int64) * pieces + z * ratio) * (P * N) + at)
         else:
             state = gl.zeros([P, N], gl.float32, TALL)
         for j in range(count):
-            st, round = turn(n, STAGES)
-            half, lap = turn(n, 2)
-            # All waits come before all products: ptxas would end a product that is under way across a branch, or across
-            # arithmetic on what a product has made.
+            st, round = ring_slot(n, STAGES)
+            buffer, buffer_round = ring_slot(n, 2)
+            # All waits come before all GEMMs: ptxas would wait for a wgmma that is in flight across
+            # a branch, or across arithmetic on a wgmma's result.
             mbarrier.wait(ready.index(st), round)
-            mbarrier.wait(made.index(half), lap)
+            mbarrier.wait(scaled.index(buffer), buffer_round)
             into = vs.index(st * 4 + 2)
-            across = into.slice(Q - 1, 1).load(gl.SliceLayout(0, TALL))  # what enters the last token's state crosses the block
+            across = into.slice(Q - 1, 1).load(gl.SliceLayout(
+                0, TALL))  # the decay of a block is `enter` of its last token
             left = gl.convert_layout(state.to(bs.dtype), gl.DotOperandLayout(0, SHORT, 2))
             state = state * across[None, :]
-            out = warpgroup_mma(left, cs.index(st).reshape([Q, N]).permute((1, 0)), gl.zeros([P, Q], gl.float32, SHORT), use_acc=False,
-                                is_async=True)
-            state = warpgroup_mma(ws.index(half).permute((1, 0)), bs.index(st).reshape([Q, N]), state, is_async=True)
+            out = warpgroup_mma(left,
+                                cs.index(st).reshape([Q, N]).permute((1, 0)),
+                                gl.zeros([P, Q], gl.float32, SHORT), use_acc=False, is_async=True)
+            state = warpgroup_mma(
+                ws.index(buffer).permute((1, 0)),
+                bs.index(st).reshape([Q, N]), state, is_async=True)
             out = warpgroup_mma_wait(1, deps=(out, ))
             out = out * into.load(gl.SliceLayout(0, SHORT))[None, :]
-            out = warpgroup_mma(xs.index(st).reshape([Q, P]).permute((1, 0)), ms.index(st).reshape([Q, Q]).permute((1, 0)), out,
-                                is_async=True)
+            out = warpgroup_mma(
+                xs.index(st).reshape([Q, P]).permute((1, 0)),
+                ms.index(st).reshape([Q, Q]).permute((1, 0)), out, is_async=True)
             out, state = warpgroup_mma_wait(0, deps=(out, state))
             gl.thread_barrier()
-            mbarrier.arrive(used.index(half))
+            mbarrier.arrive(consumed.index(buffer))
             mbarrier.arrive(free.index(st))
             tma.store_wait(0)
             ys.reshape([Q, P]).permute((1, 0)).store(out.to(ys.dtype))
@@ -151,32 +168,37 @@ def carry(y, entry, final, xs, bs, cs, ms, vs, ws, ys, ready, free, made, used, 
            "sums columns enter weight entry d final: *fp32; seg: *i32; "
            "L H per_group blocks rows span segments pieces ratio: i32")
 @gluon.jit
-def scan_hopper(x, b_, c_, y, cb, sums, columns, enter, weight, entry, d, seg, final, L, H, per_group, blocks, rows, span, segments,
-                pieces, ratio, HAS_D: gl.constexpr, HAS_SEQ: gl.constexpr, HAS_ENTRY: gl.constexpr, Q: gl.constexpr,
-                P: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr):
-    """As `scan`; x, b_, c_, y and cb are descriptors of [B,L,H·P], [B,L,G·N] and [B·G,blocks·Q,Q] in boxes of Q rows. rows: B·H."""
+def scan_hopper(x, b_, c_, y, cb, sums, columns, enter, weight, entry, d, seg, final, L, H,
+                per_group, blocks, rows, span, segments, pieces, ratio, HAS_D: gl.constexpr,
+                HAS_SEQ: gl.constexpr, HAS_ENTRY: gl.constexpr, Q: gl.constexpr, P: gl.constexpr,
+                N: gl.constexpr, STAGES: gl.constexpr):
+    """As `scan`; x, b_, c_, y and cb are TMA descriptors of [B,L,H·P], [B,L,G·N] and
+    [B·G,blocks·Q,Q] in boxes of Q rows. rows: B·H."""
     xs = gl.allocate_shared_memory(x.dtype, [STAGES, 1, Q, P], x.layout)
     bs = gl.allocate_shared_memory(x.dtype, [STAGES, 1, Q, N], b_.layout)
     cs = gl.allocate_shared_memory(x.dtype, [STAGES, 1, Q, N], c_.layout)
     ms = gl.allocate_shared_memory(x.dtype, [STAGES, 1, Q, Q], cb.layout)
-    vs = gl.allocate_shared_memory(gl.float32, [STAGES * 4, Q], gl.SwizzledSharedLayout(1, 1, 1, [0]))  # four to a stage
+    vs = gl.allocate_shared_memory(gl.float32, [STAGES * 4, Q],
+                                   gl.SwizzledSharedLayout(1, 1, 1, [0]))  # four per stage
     ws = gl.allocate_shared_memory(x.dtype, [2, Q, P], gl.NVMMASharedLayout(128, 16, rank=2))
     ys = gl.allocate_shared_memory(x.dtype, [1, Q, P], y.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    made = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    used = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    scaled = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    consumed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
-        mbarrier.init(ready.index(i), 1 + 32)  # the copy engine, and each lane's own copies
+        mbarrier.init(ready.index(i), 1 + 32)  # the TMA unit, and the cp.async copies of each lane
         mbarrier.init(free.index(i), 2)
     for i in gl.static_range(2):
-        mbarrier.init(made.index(i), 1)
-        mbarrier.init(used.index(i), 1)
+        mbarrier.init(scaled.index(i), 1)
+        mbarrier.init(consumed.index(i), 1)
     fence_async_shared()
     sizes = (L, H, per_group, blocks, rows, rows * segments, span)
     gl.warp_specialize([
-        (carry, (y, entry, final, xs, bs, cs, ms, vs, ws, ys, ready, free, made, used, sizes, segments, pieces, ratio, HAS_ENTRY, P, N, Q,
-                 STAGES)),
-        (weigh, (d, seg, xs, ms, vs, ws, ready, free, made, used, sizes, HAS_D, HAS_SEQ, P, Q, STAGES)),
-        (fetch, (x, b_, c_, cb, sums, columns, enter, weight, xs, bs, cs, ms, vs, ready, free, sizes, H // per_group, P, N, Q, STAGES)),
+        (multiply_blocks, (y, entry, final, xs, bs, cs, ms, vs, ws, ys, ready, free, scaled,
+                           consumed, sizes, segments, pieces, ratio, HAS_ENTRY, P, N, Q, STAGES)),
+        (scale_blocks, (d, seg, xs, ms, vs, ws, ready, free, scaled, consumed, sizes, HAS_D,
+                        HAS_SEQ, P, Q, STAGES)),
+        (load_blocks, (x, b_, c_, cb, sums, columns, enter, weight, xs, bs, cs, ms, vs, ready, free,
+                       sizes, H // per_group, P, N, Q, STAGES)),
     ], [4, 1], [152, 40])

@@ -1,7 +1,9 @@
-"""The tuning table: warps, pipeline stages, registers and block sizes of every kernel, by measurement (docs/kernels.md).
+"""The tuning table: warps, pipeline stages, registers and block sizes of every kernel, found by
+measurement (docs/kernels.md).
 
-The compiler (../build) and the checks read it here. ../build/header.py writes the block sizes into tuning.h for the C++
-that launches the kernels, so that a number stands here alone. A tuple lists the sizes that are compiled.
+The compiler (../build) and the checks read the table. ../build/header.py writes its block sizes to
+tuning.h for the C++ that launches the kernels, so that each number is written once. A tuple lists
+the sizes that are compiled.
 """
 
 ALWAYS = {}
@@ -10,8 +12,9 @@ LARGE = {"large": True}  # state tiles of more than 8,192 elements: BP·BN
 
 # (kernel, variants that the row holds for, values). A later row overrides an earlier one.
 TABLE = [
-    # The chunked scan. Q is its block of tokens; segments shorter than SHORTEST blocks cost more to join than more
-    # programs gain; the scan takes segments of RATIO pieces, everything else the pieces.
+    # The chunked scan. Q: tokens per block. SHORTEST: blocks per segment, below which state_passing
+    # costs more than more programs gain. RATIO: the scan works on segments of RATIO pieces, all
+    # other kernels on the pieces.
     ("ssd", ALWAYS, dict(Q=64, SHORTEST=32, RATIO=2)),
     ("ssd", FP32, dict(Q=32)),
     ("prepare", ALWAYS, dict(warps=4, stages=1, HEADS=16)),
@@ -29,9 +32,11 @@ TABLE = [
     ("grad_cb", ALWAYS, dict(warps=4, stages=3)),
     ("grad_bc_sum", ALWAYS, dict(warps=4, stages=1)),
     ("grad_dt", ALWAYS, dict(warps=4, stages=1, HEADS=16)),
-    # Around the scan.
+    # The other operators of a Mamba-2 layer.
     ("state_step", ALWAYS, dict(warps=4, stages=1, BP=(4, 64))),
-    ("state_step", {"BP": 4}, dict(warps=1)),
+    ("state_step", {
+        "BP": 4
+    }, dict(warps=1)),
     ("conv", ALWAYS, dict(warps=4, stages=1, T=32, BD=128)),
     ("conv_grad_pre", ALWAYS, dict(warps=4, stages=1, T=32, BD=128)),
     ("conv_grad_x", ALWAYS, dict(warps=4, stages=1, T=32, BD=128)),
@@ -53,28 +58,39 @@ TABLE = [
     ("decode_attention", ALWAYS, dict(warps=4, stages=3, G=16, BP=(64, 128), BS=64)),
     ("decode_attention", FP32, dict(warps=8, BS=32)),
     ("decode_attention_mha", ALWAYS, dict(warps=16, stages=1, BP=(64, 128), BS=64)),
-    # The weight's tile of a program, for M rows of x: BN rows by BK columns (matvec_swiglu holds two tiles). A warp reads
-    # 256 columns at a time, 16 bytes a thread: half as many in float32.
+    # A program's tile of the weight, for M rows of x: BN rows by BK columns (gemv_swiglu has two
+    # tiles). A warp reads 256 columns at a time, 16 bytes per thread; half as many in float32.
     ("gemv", ALWAYS, dict(warps=4, stages=1, M=(1, 2, 4), BN=4, BK=1024)),
     ("gemv", FP32, dict(BK=512)),
-    ("gemv", {"M": 1}, dict(warps=8, BK=2048)),
-    ("gemv", {"M": 1, **FP32}, dict(BK=1024)),
+    ("gemv", {
+        "M": 1
+    }, dict(warps=8, BK=2048)),
+    ("gemv", {
+        "M": 1,
+        **FP32
+    }, dict(BK=1024)),
     ("gemv_swiglu", ALWAYS, dict(warps=4, stages=1, M=(1, 2), BN=2, BK=1024)),
     ("gemv_swiglu", FP32, dict(BK=512)),
-    ("gemv_swiglu", {"M": 1}, dict(BN=1, BK=2048)),
-    ("gemv_swiglu", {"M": 1, **FP32}, dict(BK=1024)),
+    ("gemv_swiglu", {
+        "M": 1
+    }, dict(BN=1, BK=2048)),
+    ("gemv_swiglu", {
+        "M": 1,
+        **FP32
+    }, dict(BK=1024)),
     ("split_k_gemm", ALWAYS, dict(warps=4, stages=5, BM=16, BN=64, BK=128)),
     ("split_k_gemm", FP32, dict(BK=64)),
     ("sum_splits", ALWAYS, dict(warps=4, stages=1, BLOCK=512)),
     ("sum_splits_swiglu", ALWAYS, dict(warps=4, stages=1, BLOCK=512)),
-    # Registers leave room for the kernel in front, beside which this one begins.
+    # The register limit leaves room for the previous kernel, beside which this one begins.
     ("block_tail", ALWAYS, dict(warps=8, stages=1, registers=96, WIDTH=(4096, 8192), INNER=16384)),
 ]
 
 
 def values(kernel, dtype="", **constants):
     """{name: value} of a kernel's variant, by its dtype and constants."""
-    variant = dict(constants, dtype=dtype, large=constants.get("BP", 0) * constants.get("BN", 0) > 8192)
+    variant = dict(constants, dtype=dtype, large=constants.get("BP", 0) * constants.get("BN", 0)
+                   > 8192)
     result = {}
     for name, where, row in TABLE:
         if name == kernel and all(variant.get(k) == v for k, v in where.items()):
@@ -83,7 +99,7 @@ def values(kernel, dtype="", **constants):
 
 
 def options(kernel, dtype="", **constants):
-    """A variant's launch options for Triton: num_warps, num_stages and, if it is limited, maxnreg."""
+    """A variant's launch options for Triton: num_warps, num_stages and, if limited, maxnreg."""
     row = values(kernel, dtype, **constants)
     result = dict(num_warps=row["warps"], num_stages=row["stages"])
     if "registers" in row:
