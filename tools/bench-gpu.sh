@@ -1,6 +1,6 @@
 #!/bin/sh
-# bench-gpu.sh BINARY PYTHON [ARGUMENT...]: conquer beside transformers on this machine's GPU. PYTHON has torch 2.11 for CUDA,
-# transformers and peft; the arguments are gpu.py's.
+# bench-gpu.sh BINARY PYTHON [ARGUMENT...]: conquer beside transformers on this machine's GPU
+# (tools/peers/gpu.py). PYTHON has torch 2.11 for CUDA, transformers and peft.
 set -e
 binary=$1; python=$2; shift 2
 "$binary" info --device

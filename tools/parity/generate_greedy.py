@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Hold conquer's generated text, scores, exports and adapters against transformers and PEFT.
+"""Compares conquer's generated text, scores, exports and adapters with transformers and PEFT.
 
-    python tools/parity/generate_greedy.py [--conquer build/bin/conquer] [--model smollm2-135m] [--seeds 1]
+    python tools/parity/generate_greedy.py [--conquer BINARY] [--model smollm2-135m] [--seeds 1]
 
-Random small models of every kind in tools/fixtures/llama.py: the same greedy tokens, each token's log-likelihood within
-1e-4, the same with a random PEFT adapter and with that adapter merged by `conquer export`. The real model: the exported
-folder loads in transformers, generates the same greedy text with and without the chat template, one by one and as a
-batch, and scores a text within 1e-3; exporting the export changes no bit. Needs torch, transformers, peft, safetensors.
+Random small models of every kind in tools/fixtures/llama.py give the same greedy tokens and each
+token's log-likelihood within 1e-4; the same holds with a random PEFT adapter and with that adapter
+merged by `conquer export`. The exported folder of the real model loads in transformers, generates
+the same greedy text with and without the chat template, one by one and in a batch, and scores a
+text within 1e-3. Exporting the export changes no bit. Needs torch, transformers, peft and
+safetensors.
 """
 
 import torch
@@ -16,8 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness import check, conquer, options, run
 import llama as fixtures
 
-PROMPTS = ["Once upon a time", "The three primary colours are", "def fibonacci(n):\n", "Ünïcödé 世界 🙂 and",
-           "Water boils at", "List of countries:\n1."]
+PROMPTS = [
+    "Once upon a time", "The three primary colours are", "def fibonacci(n):\n", "Ünïcödé 世界 🙂 and",
+    "Water boils at", "List of countries:\n1."
+]
+
 
 def token_nll(model, ids):
     with torch.no_grad():
@@ -27,7 +32,9 @@ def token_nll(model, ids):
 
 def scores_agree(what, model, ids, *flags, tolerance=1e-4):
     want = token_nll(model, ids)
-    got = torch.tensor(conquer("score", "--token_ids", ",".join(map(str, ids)), "--device", "cpu", "--json", *flags)[0]["token_nll"])
+    got = torch.tensor(
+        conquer("score", "--token_ids", ",".join(map(str, ids)), "--device", "cpu", "--json",
+                *flags)[0]["token_nll"])
     worst = ((got - want).abs() / want.abs().clamp(min=1)).max().item()
     check(what, worst < tolerance, f"worst {worst:.1e}")
 
@@ -35,7 +42,8 @@ def scores_agree(what, model, ids, *flags, tolerance=1e-4):
 def greedy(model, ids, n, **more):
     x = torch.tensor([ids])
     with torch.no_grad():
-        out = model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=n, do_sample=False, **more)
+        out = model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=n,
+                             do_sample=False, **more)
     return out[0, len(ids):].tolist()
 
 
@@ -46,7 +54,8 @@ def small(folder, kind, seed):
     ids = expected["ids"].tolist()
     name = f"{kind}, seed {seed}"
     text = ",".join(map(str, ids))
-    got = conquer("generate", "--model_path", folder, "--token_ids", text, "--max_new_tokens", len(expected["greedy"]), "--device", "cpu", "--json")
+    got = conquer("generate", "--model_path", folder, "--token_ids", text, "--max_new_tokens",
+                  len(expected["greedy"]), "--device", "cpu", "--json")
     check(f"{name}: greedy tokens", got[0]["token_ids"] == expected["greedy"].tolist())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     long = torch.randint(0, model.config.vocab_size, (100,)).tolist()
@@ -54,53 +63,75 @@ def small(folder, kind, seed):
 
     from peft import LoraConfig, get_peft_model
     modules = ["q_proj", "v_proj", "down_proj"] if seed % 2 else "all-linear"
-    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM")).eval()
+    tuned = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM")).eval()
     with torch.no_grad():
         for n, p in tuned.named_parameters():
             if "lora_" in n:
                 p.normal_(0, 0.2)
     tuned.save_pretrained(folder / "adapter")
-    scores_agree(f"{name}: with an adapter", tuned, long, "--model_path", folder, "--adapter_path", folder / "adapter")
-    conquer("export", "--model_path", folder, "--adapter_path", folder / "adapter", "--output_path", folder / "merged")
+    scores_agree(f"{name}: with an adapter", tuned, long, "--model_path", folder, "--adapter_path",
+                 folder / "adapter")
+    conquer("export", "--model_path", folder, "--adapter_path", folder / "adapter", "--output_path",
+            folder / "merged")
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32)
-    worst = (merged(torch.tensor([long])).logits - tuned(torch.tensor([long])).logits).abs().max().item()
+    worst = (merged(torch.tensor([long])).logits -
+             tuned(torch.tensor([long])).logits).abs().max().item()
     check(f"{name}: exported with the adapter merged", worst < 1e-3, f"worst logit {worst:.1e}")
 
 
 def real(folder):
     first, second = folder / "first", folder / "second"
-    conquer("export", "--model_path", options.model, "--output_path", first, "--shard_size", "200MB")
+    conquer("export", "--model_path", options.model, "--output_path", first, "--shard_size",
+            "200MB")
     conquer("export", "--model_path", first, "--output_path", second, "--shard_size", "200MB")
     same = all((second / f.name).read_bytes() == f.read_bytes() for f in first.iterdir())
-    check("exporting the export changes no bit", same and len(list(first.iterdir())) == len(list(second.iterdir())))
+    check("exporting the export changes no bit", same
+          and len(list(first.iterdir())) == len(list(second.iterdir())))
 
     model = AutoModelForCausalLM.from_pretrained(first, dtype=torch.float32)
     tok = AutoTokenizer.from_pretrained(first)
     flags = [f for p in PROMPTS for f in ("--prompt", p)]
-    batch = conquer("generate", "--model_path", options.model, "--dtype", "float32", "--device", "cpu", "--max_new_tokens", 32, "--json", *flags)
+    batch = conquer("generate", "--model_path", options.model, "--dtype", "float32", "--device",
+                    "cpu", "--max_new_tokens", 32, "--json", *flags)
     for prompt, got in zip(PROMPTS, batch):
         ids = tok(prompt)["input_ids"]
         want = greedy(model, ids, 32)
-        check(f"greedy after {prompt!r}, in a batch", got["token_ids"] == want and got["prompt_tokens"] == len(ids))
+        check(f"greedy after {prompt!r}, in a batch", got["token_ids"] == want
+              and got["prompt_tokens"] == len(ids))
         check("  its text", got["text"] == tok.decode(want, skip_special_tokens=True))
     for i, prompt in enumerate(PROMPTS[:2]):
-        alone = conquer("generate", "--model_path", first, "--device", "cpu", "--prompt", prompt, "--max_new_tokens", 32, "--json", f"--use_cache={'false' if i else 'true'}")
-        check(f"greedy after {prompt!r}, alone, from the exported folder", alone[0]["token_ids"] == batch[i]["token_ids"])
-    penalty = conquer("generate", "--model_path", first, "--device", "cpu", "--prompt", PROMPTS[0], "--max_new_tokens", 32, "--json", "--repetition_penalty", 1.3)
-    check("greedy with a repetition penalty", penalty[0]["token_ids"] == greedy(model, tok(PROMPTS[0])["input_ids"], 32, repetition_penalty=1.3))
+        alone = conquer("generate", "--model_path", first, "--device", "cpu", "--prompt", prompt,
+                        "--max_new_tokens", 32, "--json", f"--use_cache={'false' if i else 'true'}")
+        check(f"greedy after {prompt!r}, alone, from the exported folder",
+              alone[0]["token_ids"] == batch[i]["token_ids"])
+    penalty = conquer("generate", "--model_path", first, "--device", "cpu", "--prompt", PROMPTS[0],
+                      "--max_new_tokens", 32, "--json", "--repetition_penalty", 1.3)
+    check(
+        "greedy with a repetition penalty",
+        penalty[0]["token_ids"] == greedy(model,
+                                          tok(PROMPTS[0])["input_ids"], 32, repetition_penalty=1.3))
     if tok.chat_template:
         question = "What is the capital of France?"
-        ids = tok.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False)
-        got = conquer("generate", "--model_path", options.model, "--dtype", "float32", "--device", "cpu", "--chat", "--prompt", question, "--max_new_tokens", 32, "--json")
-        check("greedy answer through the chat template", got[0]["token_ids"] == greedy(model, ids, 32))
+        ids = tok.apply_chat_template([{
+            "role": "user",
+            "content": question
+        }], add_generation_prompt=True, return_dict=False)
+        got = conquer("generate", "--model_path", options.model, "--dtype", "float32", "--device",
+                      "cpu", "--chat", "--prompt", question, "--max_new_tokens", 32, "--json")
+        check("greedy answer through the chat template",
+              got[0]["token_ids"] == greedy(model, ids, 32))
     text = open(__file__).read()[:4000]
     file = folder / "text.txt"
     file.write_text(text)
-    got = conquer("score", "--model_path", options.model, "--dtype", "float32", "--device", "cpu", "--text_file", file, "--json")[0]
+    got = conquer("score", "--model_path", options.model, "--dtype", "float32", "--device", "cpu",
+                  "--text_file", file, "--json")[0]
     x = tok(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         loss = model(x, labels=x).loss.item()
-    check("score of a text", abs(got["nll"] - loss) < 1e-3 and got["tokens"] == x.shape[1] - 1, f"{got['nll']:.6f} and {loss:.6f}")
+    check("score of a text",
+          abs(got["nll"] - loss) < 1e-3 and got["tokens"] == x.shape[1] - 1,
+          f"{got['nll']:.6f} and {loss:.6f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the comparisons with the conquer binary have in common: the command line, how a check is told, how a run ends."""
+"""Shared by the comparisons with the conquer binary: command line, checks and exit code."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools" / "fixtures"))
 failures = []
-options = argparse.Namespace()  # run fills it in
+options = argparse.Namespace()  # set by run
 
 
 def check(what, ok, detail=""):
@@ -20,7 +20,7 @@ def check(what, ok, detail=""):
 
 
 def conquer(*args):
-    """Runs the binary and gives, with --json, the objects that it prints, one a line."""
+    """Runs the binary; with --json returns the objects that it prints, one per line."""
     done = subprocess.run([options.conquer, *map(str, args)], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"conquer {' '.join(map(str, args))}: exit {done.returncode}\n{done.stderr}")
@@ -28,10 +28,12 @@ def conquer(*args):
 
 
 def run(doc, kinds, small, real):
-    """Calls small(folder, kind, seed) for each kind of small model, and real(folder) for the model that is given."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Calls small(folder, kind, seed) for each kind of small model, and real(folder) for the given
+    model."""
+    parser = argparse.ArgumentParser(description=doc,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conquer", default=str(ROOT / "build" / "bin" / "conquer"))
-    parser.add_argument("--model", default="smollm2-135m", help="empty: none")
+    parser.add_argument("--model", default="smollm2-135m", help="the real model; empty for none")
     parser.add_argument("--seeds", type=int, default=1)
     parser.parse_args(namespace=options)
     with tempfile.TemporaryDirectory() as work:

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# run.sh CONQUER ENVIRONMENT PYTHON: makes the Python environment (once; PyTorch with all of CUDA, some 6 GB) and runs every
-# comparison in this folder. The Go environment must be that of `make env`; `make parity` sees to it.
+# run.sh CONQUER ENVIRONMENT PYTHON: makes the Python environment (once; PyTorch with all of CUDA,
+# about 6 GB) and runs every comparison in this folder. It needs the Go environment of `make env`,
+# which `make parity` sets.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 conquer=$1 environment=$2 python=$3
 tools/parity/environment.sh "$environment" "$python"
 py=$environment/bin/python
-model=$("$conquer" info --model_path smollm2-135m --json | "$py" -c 'import json, sys; print(json.load(sys.stdin)["path"])')
+model=$("$conquer" info --model_path smollm2-135m --json |
+  "$py" -c 'import json, sys; print(json.load(sys.stdin)["path"])')
 
 status=0
 compare() {

@@ -1,12 +1,11 @@
-"""Hold the Go tokenizers against Hugging Face's, string by string.
+"""Compares the Go tokenizers with Hugging Face's, string by string.
 
     python tools/parity/text_tokenizers.py [--count 20000] [--seed 1] FILE ...
 
-FILE is a folder with a tokenizer.json (or tokenizer.model), such a file, or a
-.gguf. Each is fuzzed with --count strings made of its own tokens, of every kind
-of Unicode and of program text; ids with and without special tokens, decoded
-text (also of random ids), and chat templates must be equal. Needs tokenizers,
-transformers, gguf, sentencepiece and jinja2.
+FILE is a folder with a tokenizer.json (or tokenizer.model), such a file, or a .gguf. Each is tested
+with --count strings made of its own tokens, of every kind of Unicode and of program text. Ids with
+and without special tokens, decoded text (also of random ids), and chat templates must be equal.
+Needs tokenizers, transformers, gguf, sentencepiece and jinja2.
 """
 
 import argparse
@@ -40,20 +39,112 @@ CHATS = [
 ]
 
 SCRIPTS = [
-    (0x20, 0x7F), (0x20, 0x7F), (0x20, 0x7F), (0, 0x20), (0x80, 0x250), (0x250, 0x530), (0x590, 0x700),
-    (0x900, 0xE80), (0x1100, 0x1200), (0x1E00, 0x2000), (0x2000, 0x2070), (0x2070, 0x2C00), (0x3000, 0x3100),
-    (0x4E00, 0x9FFF), (0xAC00, 0xD7A4), (0xE000, 0xE010), (0xFB00, 0xFFFE), (0x10000, 0x10400),
-    (0x10D00, 0x10F00), (0x11300, 0x11C00), (0x11DB0, 0x11DF0), (0x13400, 0x14400), (0x16100, 0x16E00),
-    (0x1CCF0, 0x1CD00), (0x1D400, 0x1D800), (0x1E5D0, 0x1E600), (0x1F000, 0x1FB00), (0x20000, 0x20100),
-    (0x2EBF0, 0x2EE60), (0xE0000, 0xE0080), (0x10FFF0, 0x110000),
+    (0x20, 0x7F),
+    (0x20, 0x7F),
+    (0x20, 0x7F),
+    (0, 0x20),
+    (0x80, 0x250),
+    (0x250, 0x530),
+    (0x590, 0x700),
+    (0x900, 0xE80),
+    (0x1100, 0x1200),
+    (0x1E00, 0x2000),
+    (0x2000, 0x2070),
+    (0x2070, 0x2C00),
+    (0x3000, 0x3100),
+    (0x4E00, 0x9FFF),
+    (0xAC00, 0xD7A4),
+    (0xE000, 0xE010),
+    (0xFB00, 0xFFFE),
+    (0x10000, 0x10400),
+    (0x10D00, 0x10F00),
+    (0x11300, 0x11C00),
+    (0x11DB0, 0x11DF0),
+    (0x13400, 0x14400),
+    (0x16100, 0x16E00),
+    (0x1CCF0, 0x1CD00),
+    (0x1D400, 0x1D800),
+    (0x1E5D0, 0x1E600),
+    (0x1F000, 0x1FB00),
+    (0x20000, 0x20100),
+    (0x2EBF0, 0x2EE60),
+    (0xE0000, 0xE0080),
+    (0x10FFF0, 0x110000),
 ]
 BITS = [
-    "'s", "'S", "'ſ", "'re", "'RE", "'Ve", "'ll", "'lL", "'d", "'M", "' s", "don't", "I'LL", "''", "s'",
-    " ", "  ", "   ", "\t", "\n", "\r\n", "\r", "\n\n", " \n ", "\u00a0", "\u3000", "\u2028", "\u0085", "\x00",
-    "0", "1234567", "12 34", "٣٤", "½", "Ⅷ", "1,000.50", "é", "e\u0301", "ﬁ", "각", "가\u11a8", "Å", "\u0344",
-    "👩‍👩‍👧‍👦", "🇩🇪", "नमस्ते", "สวัสดี", "مرحبا", "你好，世界", "▁", "▁▁", "Ġ", "Ċ", "<0x0A>", "<0xE2>",
-    "aaaaaaaa", "        ", "--------", "========", "hahahaha", "abcabcabc", "\ufeff", "\u200d", "\ufffd", "a" + "\u0301" * 40, "e" + "\u0323\u0301" * 25, "\u034f", "q\u0301\u0898\u0323",
-    "\u1171e\u0301", "ᄀ\u1161\u11a8", "\U00011935\U00011930", "कि\u093c", "\u0958",
+    "'s",
+    "'S",
+    "'ſ",
+    "'re",
+    "'RE",
+    "'Ve",
+    "'ll",
+    "'lL",
+    "'d",
+    "'M",
+    "' s",
+    "don't",
+    "I'LL",
+    "''",
+    "s'",
+    " ",
+    "  ",
+    "   ",
+    "\t",
+    "\n",
+    "\r\n",
+    "\r",
+    "\n\n",
+    " \n ",
+    "\u00a0",
+    "\u3000",
+    "\u2028",
+    "\u0085",
+    "\x00",
+    "0",
+    "1234567",
+    "12 34",
+    "٣٤",
+    "½",
+    "Ⅷ",
+    "1,000.50",
+    "é",
+    "e\u0301",
+    "ﬁ",
+    "각",
+    "가\u11a8",
+    "Å",
+    "\u0344",
+    "👩‍👩‍👧‍👦",
+    "🇩🇪",
+    "नमस्ते",
+    "สวัสดี",
+    "مرحبا",
+    "你好，世界",
+    "▁",
+    "▁▁",
+    "Ġ",
+    "Ċ",
+    "<0x0A>",
+    "<0xE2>",
+    "aaaaaaaa",
+    "        ",
+    "--------",
+    "========",
+    "hahahaha",
+    "abcabcabc",
+    "\ufeff",
+    "\u200d",
+    "\ufffd",
+    "a" + "\u0301" * 40,
+    "e" + "\u0323\u0301" * 25,
+    "\u034f",
+    "q\u0301\u0898\u0323",
+    "\u1171e\u0301",
+    "ᄀ\u1161\u11a8",
+    "\U00011935\U00011930",
+    "कि\u093c",
+    "\u0958",
 ]
 
 
@@ -68,7 +159,7 @@ def corpus():
 
 
 def strings(rng, tok, added, count):
-    """Strings of 1 to a few hundred characters, of many kinds mixed."""
+    """`count` strings of 1 to a few hundred characters, of mixed kinds."""
     files = corpus()
     size = tok.get_vocab_size()
     out = ["", " ", "▁", "\x00", "a" * 700, "ab" * 300, " " * 500, "\n" * 300, "é" * 400, "=" * 999]
@@ -84,9 +175,12 @@ def strings(rng, tok, added, count):
             at = rng.randrange(len(text))
             return text[at : at + rng.randint(1, 120)]
         if kind == 3 and added:
-            return rng.choice(["", " ", "  \n", "x"]) + rng.choice(added) + rng.choice(["", " ", "\t ", "y"])
+            return rng.choice(["", " ", "  \n", "x"]) + rng.choice(added) + rng.choice(
+                ["", " ", "\t ", "y"])
         if kind == 4:
-            return "".join(tok.decode([rng.randrange(size)], skip_special_tokens=False) for _ in range(rng.randint(1, 6)))
+            return "".join(
+                tok.decode([rng.randrange(size)], skip_special_tokens=False)
+                for _ in range(rng.randint(1, 6)))
         if kind == 5:
             return "".join(rng.choice("aeiounst ,.'\n1") for _ in range(rng.randint(1, 40)))
         while True:
@@ -114,35 +208,41 @@ def gguf_meta(path):
 
 
 def from_gguf(meta):
-    """A reference for byte-level GGUF files of the smollm family."""
-    assert meta["tokenizer.ggml.pre"] == "smollm", "a reference is known for SmolLM2's GGUF only"
+    """The reference for byte-level GGUF files of the smollm family."""
+    assert meta["tokenizer.ggml.pre"] == "smollm", "the only reference is for SmolLM2's GGUF"
     tokens = meta["tokenizer.ggml.tokens"]
     vocab = {t: i for i, t in enumerate(tokens)}
     merges = [tuple(m.split(" ")) for m in meta["tokenizer.ggml.merges"]]
-    tok = Tokenizer(models.BPE(vocab, merges, unk_token=tokens[meta["tokenizer.ggml.unknown_token_id"]]))
-    tok.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    tok = Tokenizer(
+        models.BPE(vocab, merges, unk_token=tokens[meta["tokenizer.ggml.unknown_token_id"]]))
+    tok.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False)
+    ])
     tok.decoder = decoders.ByteLevel()
-    tok.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, meta["tokenizer.ggml.token_type"]) if k == 3]
-    )
+    tok.add_special_tokens([
+        AddedToken(t, special=True, normalized=False)
+        for t, k in zip(tokens, meta["tokenizer.ggml.token_type"]) if k == 3
+    ])
     return tok
 
 
 def run_go(work, job, texts, verbose=False):
-    """Encode texts with the Go package; one answer for each text, id list and chat."""
+    """Encodes texts with the Go package; returns one answer per text, id list and chat."""
     json.dump(job, open(os.path.join(work, "job.json"), "w"))
     json.dump(texts, open(os.path.join(work, "texts.json"), "w"))
     subprocess.run(
         ["go", "test", "-count=1", "-run", "^TestParity_HuggingFace$", "./text/tokenizer"],
-        cwd=ROOT, check=True, env=dict(os.environ, TEXT_PARITY=work), stdout=None if verbose else subprocess.DEVNULL,
+        cwd=ROOT,
+        check=True,
+        env=dict(os.environ, TEXT_PARITY=work),
+        stdout=None if verbose else subprocess.DEVNULL,
     )
     return [json.loads(line) for line in open(os.path.join(work, "go.jsonl"))]
 
 
 def check(path, count, seed, verbose):
-    """Compare one tokenizer; prints a line and returns whether all is equal."""
+    """Compares one tokenizer; prints a line and returns whether everything is equal."""
     rng = random.Random(seed)
     work = tempfile.mkdtemp()
     job = {"Open": os.path.abspath(path), "Save": os.path.join(work, "saved"), "Chat": CHATS}
@@ -162,7 +262,8 @@ def check(path, count, seed, verbose):
     added = [t.content for t in tok.get_added_tokens_decoder().values()]
     texts = strings(rng, tok, added, count)
     size = tok.get_vocab_size()
-    job["IDs"] = [[rng.randrange(size) for _ in range(rng.randint(1, 20))] for _ in range(count // 4)]
+    job["IDs"] = [[rng.randrange(size) for _ in range(rng.randint(1, 20))]
+                  for _ in range(count // 4)]
     got = run_go(work, job, texts, verbose)
 
     line, bad = [], 0
@@ -186,14 +287,16 @@ def check(path, count, seed, verbose):
         return [tok.decode(ids, skip_special_tokens=False), tok.decode(ids)]
 
     tally("ids", ((both(s), [g["plain"], g["special"]], s) for s, g in zip(texts, got)))
-    tally("decoded", ((decoded(g["special"]), [g["text"], g["skipped"]], s) for s, g in zip(texts, got)))
-    tally("random ids decoded", ((decoded(ids), [g["text"], g["skipped"]], ids) for ids, g in zip(job["IDs"], got[count:])))
+    tally("decoded",
+          ((decoded(g["special"]), [g["text"], g["skipped"]], s) for s, g in zip(texts, got)))
+    tally("random ids decoded", ((decoded(ids), [g["text"], g["skipped"]], ids)
+                                 for ids, g in zip(job["IDs"], got[count:])))
     if file.endswith(".json"):
         folder = os.path.dirname(file)
-        tally("files copied", (
-            (open(os.path.join(folder, name), "rb").read(), open(os.path.join(job["Save"], name), "rb").read(), name)
-            for name in ("tokenizer.json", "tokenizer_config.json") if os.path.exists(os.path.join(folder, name))
-        ))
+        tally("files copied", ((open(os.path.join(
+            folder, name), "rb").read(), open(os.path.join(job["Save"], name), "rb").read(), name)
+                               for name in ("tokenizer.json", "tokenizer_config.json")
+                               if os.path.exists(os.path.join(folder, name))))
     else:
         from transformers import AutoTokenizer
 
@@ -215,9 +318,11 @@ def check(path, count, seed, verbose):
                 for generate in (False, True):
                     have = next(chats)
                     try:
-                        want = hf.apply_chat_template(c, tokenize=False, add_generation_prompt=generate)
+                        want = hf.apply_chat_template(c, tokenize=False,
+                                                      add_generation_prompt=generate)
                     except Exception as e:
-                        want, have = "error", have[:5] if have.startswith("error") else f"{have} instead of {e}"
+                        want, have = "error", have[:5] if have.startswith(
+                            "error") else f"{have} instead of {e}"
                     yield want, have, c
         tally("chats", rendered())
     if file.endswith(".json") or file != path or path.endswith((".v1", ".model")):
@@ -227,25 +332,31 @@ def check(path, count, seed, verbose):
             json.dump(meta, open(job["GGUF"], "w"))
             part = texts[:5000]
             again = run_go(work, job, part)
-            tally("as GGUF", ((tok.encode(s, add_special_tokens=False).ids, g["plain"], s) for s, g in zip(part, again)))
+            tally("as GGUF", ((tok.encode(s, add_special_tokens=False).ids, g["plain"], s)
+                              for s, g in zip(part, again)))
     if file.endswith((".model", ".v1")):
         from sentencepiece import SentencePieceProcessor
 
         sp = SentencePieceProcessor(model_file=file)
-        part = [(s, g) for s, g in zip(texts, got) if s and "\0" not in s and not any(a in s for a in added)]
+        part = [(s, g) for s, g in zip(texts, got)
+                if s and "\0" not in s and not any(a in s for a in added)]
         tally("sentencepiece itself", ((sp.encode(s), g["plain"], s) for s, g in part))
     print(f"{path}: " + ", ".join(line), flush=True)
     return bad == 0
 
 
 def as_gguf(file, tok):
-    """The metadata that llama.cpp's converter writes for a tokenizer, as far as it is read."""
+    """The metadata that llama.cpp's converter writes for a tokenizer and conquer reads."""
     tokens = [tok.id_to_token(i) for i in range(tok.get_vocab_size())]
     if None in tokens:
         return None
     added = tok.get_added_tokens_decoder()
     types = [(3 if added[i].special else 4) if i in added else 1 for i in range(len(tokens))]
-    meta = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types, "tokenizer.ggml.add_bos_token": False}
+    meta = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.add_bos_token": False
+    }
     if not file.endswith(".json"):
         from sentencepiece import sentencepiece_model_pb2 as pb
 
@@ -258,11 +369,15 @@ def as_gguf(file, tok):
     spec = json.load(open(file))
     pre = json.dumps(spec["pre_tokenizer"])
     names = {"{1,3}| ?[^": "llama-bpe", "N}| ?[^": "qwen2", '"Digits"': "smollm"}
-    if '"ByteLevel"' not in pre or "一" in pre or any(t.lstrip or t.rstrip or t.single_word or t.normalized for t in added.values()):
+    if '"ByteLevel"' not in pre or "一" in pre or any(
+            t.lstrip or t.rstrip or t.single_word or t.normalized for t in added.values()):
         return None
     meta["tokenizer.ggml.model"] = "gpt2"
-    meta["tokenizer.ggml.pre"] = next((name for part, name in names.items() if part in pre), "gpt-2")
-    meta["tokenizer.ggml.merges"] = [m if isinstance(m, str) else " ".join(m) for m in spec["model"]["merges"]]
+    meta["tokenizer.ggml.pre"] = next((name for part, name in names.items() if part in pre),
+                                      "gpt-2")
+    meta["tokenizer.ggml.merges"] = [
+        m if isinstance(m, str) else " ".join(m) for m in spec["model"]["merges"]
+    ]
     return meta
 
 
@@ -277,13 +392,21 @@ def from_sentencepiece(path):
     vocab = {p.piece: i for i, p in enumerate(proto.pieces)}
     scores = {p.piece: p.score for p in proto.pieces}
     skip = [p.piece for p in proto.pieces if p.type not in (1, 4)]
-    tok = Tokenizer(models.BPE(vocab, generate_merges(vocab, scores, skip), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tok = Tokenizer(
+        models.BPE(vocab, generate_merges(vocab, scores, skip), unk_token="<unk>", fuse_unk=True,
+                   byte_fallback=True))
     tok.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tok.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
-    )
+    tok.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(content=" ", left=1)
+    ])
     tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tok.add_tokens([AddedToken(p.piece, special=p.type != 4, normalized=False) for p in proto.pieces if p.type in (2, 3, 4)])
+    tok.add_tokens([
+        AddedToken(p.piece, special=p.type != 4, normalized=False) for p in proto.pieces
+        if p.type in (2, 3, 4)
+    ])
     return tok
 
 

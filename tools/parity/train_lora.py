@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Hold the adapters that conquer trains against PEFT.
+"""Compares the adapters that conquer trains with PEFT.
 
-    python tools/parity/train_lora.py [--conquer build/bin/conquer] [--model smollm2-135m] [--seeds 1]
+    python tools/parity/train_lora.py [--conquer BINARY] [--model smollm2-135m] [--seeds 1]
 
-A LoRA is trained and written as an adapter, and once more with --merge. PEFT must load the adapter, every tensor of it,
-and the merged folder must give the logits of the adapter as PEFT applies it: for random small models, and for the real one.
-Needs torch, transformers and peft.
+A LoRA is trained and written as an adapter, and again with --merge. PEFT must load every tensor of
+the adapter, and the merged folder must give the logits of the adapter as PEFT applies it, for
+random small models and for the real one. Needs torch, transformers and peft.
 """
 
 import json
@@ -20,40 +20,52 @@ from harness import ROOT, check, conquer, options, run
 
 def compare(work, name, folder, targets):
     def train(out, *flags):
-        conquer("train", "--model_path", folder, "--data_path", ROOT / "examples/lighthouse/heldout.jsonl",
-                "--output_path", out, "--steps", 3, "--batch_size", 2, "--learning_rate", 5e-3, "--lora_rank", 6, "--lora_alpha", 9,
+        conquer("train", "--model_path", folder, "--data_path",
+                ROOT / "examples/lighthouse/heldout.jsonl", "--output_path", out, "--steps", 3,
+                "--batch_size", 2, "--learning_rate", 5e-3, "--lora_rank", 6, "--lora_alpha", 9,
                 "--lora_targets", targets, "--dtype", "float32", "--device", "cpu", *flags)
         return out
 
     adapter, merged = train(work / f"{name}-adapter"), train(work / f"{name}-merged", "--merge")
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    ids = torch.randint(0, base.config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, base.config.vocab_size, (2, 40),
+                        generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         before = base(ids).logits
         tuned = PeftModel.from_pretrained(base, adapter).eval()
         want = tuned(ids).logits
         got = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)(ids).logits
     weights = load_file(adapter / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text())
     loaded = {k.replace(".default.", "."): v for k, v in tuned.state_dict().items() if "lora_" in k}
-    check(f"{name}: PEFT took every tensor", weights.keys() == loaded.keys() and all(torch.equal(weights[k], loaded[k]) for k in weights),
-          f"{len(weights)} tensors, targets {json.loads((adapter / 'adapter_config.json').read_text())['target_modules']}")
+    check(
+        f"{name}: PEFT loads every tensor",
+        weights.keys() == loaded.keys()
+        and all(torch.equal(weights[k], loaded[k]) for k in weights),
+        f"{len(weights)} tensors, targets {config['target_modules']}"
+    )
     scale = want.abs().max().item()
-    change, worst = (want - before).abs().max().item() / scale, (want - got).abs().max().item() / scale
-    check(f"{name}: merged logits are the adapter's", worst < 1e-5 and change > 1e-2, f"worst {worst:.1e}, the adapter's own effect {change:.1e}")
+    change, worst = (want - before).abs().max().item() / scale, (want -
+                                                                 got).abs().max().item() / scale
+    check(f"{name}: merged logits are the adapter's", worst < 1e-5 and change > 1e-2,
+          f"worst {worst:.1e}, the adapter's effect {change:.1e}")
 
 
 def small(folder, kind, seed):
     torch.manual_seed(3 + seed)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "text/tokenizer/testdata/smollm")
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=max(tokenizer.get_vocab().values()) + 1, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.05)).save_pretrained(folder / "model")
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=max(tokenizer.get_vocab().values()) + 1, hidden_size=64,
+                    intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
+                    num_key_value_heads=2, max_position_embeddings=1024,
+                    initializer_range=0.05)).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     compare(folder, f"small, {kind}", folder / "model", kind)
 
 
 def real(work):
-    conquer("export", "--model_path", options.model, "--output_path", work / "real", "--format", "hf", "--dtype", "float32")
+    conquer("export", "--model_path", options.model, "--output_path", work / "real", "--format",
+            "hf", "--dtype", "float32")
     compare(work, "real", work / "real", "all-linear")
 
 

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Hold conquer's training losses against a plain transformers and AdamW loop, in float32 on the same data.
+"""Compares conquer's training losses with a plain transformers and AdamW loop, in float32 on the
+same data.
 
-    python tools/parity/train_losses.py [--conquer build/bin/conquer] [--model smollm2-135m] [--seeds 1]
+    python tools/parity/train_losses.py [--conquer BINARY] [--model smollm2-135m] [--seeds 1]
 
-Every step sees the whole of a small data set, so its order is of no matter; what is compared, step by step, are the loss and
-the gradient's norm before clipping. Random small models are tuned in one pass a step, in accumulated passes, packed, and
-with blocks computed again; then the real one. Needs torch and transformers.
+Every step sees the whole of a small data set, so that its order does not matter. The loss and the
+gradient's norm before clipping are compared step by step. Random small models are trained in one
+pass per step, in accumulated passes, packed, and with blocks recomputed; then the real one. Needs
+torch and transformers.
 """
 
 import json
@@ -16,19 +18,29 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from harness import ROOT, check, conquer, options, run
 
 STEPS = 20
-TEXTS = ["The lamp is lit before the fog comes in.", "A keeper counts the ships, then counts them again when the wind turns.",
-         "Salt.", "def keep(light):\n    return light and not fog\n", "Ünïcödé 世界 🙂 in the log of the ninth watch",
-         "Storms are named after the people who slept through them; calm seas have no names at all.",
-         "1, 2, 3, 5, 8, 13: so the steps of the tower go.", "Oil, wick, glass, match."]
+TEXTS = [
+    "The lamp is lit before the fog comes in.",
+    "A keeper counts the ships, then counts them again when the wind turns.", "Salt.",
+    "def keep(light):\n    return light and not fog\n",
+    "Ünïcödé 世界 🙂 in the log of the ninth watch",
+    "Storms are named after the people who slept through them; calm seas have no names at all.",
+    "1, 2, 3, 5, 8, 13: so the steps of the tower go.", "Oil, wick, glass, match."
+]
 
 
 def reference(model, tokenizer, texts, rate):
-    """Losses and gradient norms of STEPS over all texts, as transformers and PyTorch compute them."""
+    """Losses and gradient norms of STEPS steps over all texts, as transformers and PyTorch compute
+    them."""
     model.train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=rate,
-                                  betas=(0.9, 0.999), eps=1e-8)
+    optimizer = torch.optim.AdamW([{
+        "params": decayed,
+        "weight_decay": 0.01
+    }, {
+        "params": plain,
+        "weight_decay": 0.0
+    }], lr=rate, betas=(0.9, 0.999), eps=1e-8)
     rows = [tokenizer(t).input_ids + [tokenizer.eos_token_id] for t in texts]
     longest = max(map(len, rows))
     ids = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
@@ -48,35 +60,46 @@ def reference(model, tokenizer, texts, rate):
 def compare(work, name, folder, texts, rate, *flags):
     data, out = work / "data.jsonl", work / f"out-{name.replace(' ', '-')}"
     data.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    conquer("train", "--model_path", folder, "--data_path", data, "--output_path", out, "--steps", STEPS,
-            "--learning_rate", rate, "--schedule", "constant", "--warmup_steps", 0, "--sequence_length", 128, "--dtype", "float32",
-            "--device", "cpu", *flags)
+    conquer("train", "--model_path", folder, "--data_path", data, "--output_path", out, "--steps",
+            STEPS, "--learning_rate", rate, "--schedule", "constant", "--warmup_steps", 0,
+            "--sequence_length", 128, "--dtype", "float32", "--device", "cpu", *flags)
     got = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     got = [(m["loss"], m["gradient_norm"]) for m in got if "loss" in m]
-    want = reference(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder),
-                     texts, rate)
+    want = reference(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+                     AutoTokenizer.from_pretrained(folder), texts, rate)
     worst = max(abs(g[0] - w[0]) for g, w in zip(got, want, strict=True))
     norms = max(abs(g[1] - w[1]) / w[1] for g, w in zip(got, want))
-    check(f"{name}: {STEPS} steps", worst < 1e-4, f"loss {want[0][0]:.4f} to {want[-1][0]:.4f}, losses within {worst:.1e}, norms within {norms:.1e}")
+    check(
+        f"{name}: {STEPS} steps", worst < 1e-4,
+        f"loss {want[0][0]:.4f} to {want[-1][0]:.4f},"
+        f" losses within {worst:.1e}, norms within {norms:.1e}"
+    )
 
 
 def small(folder, kind, seed):
     torch.manual_seed(3 + seed)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "text/tokenizer/testdata/smollm")
     model = folder / "model"
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=max(tokenizer.get_vocab().values()) + 1, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=kind == "tied", initializer_range=0.05,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)).save_pretrained(model)
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=max(tokenizer.get_vocab().values()) + 1, hidden_size=64,
+                    intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
+                    num_key_value_heads=2, max_position_embeddings=128,
+                    tie_word_embeddings=kind == "tied", initializer_range=0.05,
+                    bos_token_id=tokenizer.bos_token_id,
+                    eos_token_id=tokenizer.eos_token_id)).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    compare(folder, f"{kind}, one pass a step", model, TEXTS, 1e-3, "--batch_size", 8)
-    compare(folder, f"{kind}, four accumulated passes", model, TEXTS, 1e-3, "--batch_size", 2, "--accumulate", 4)
-    compare(folder, f"{kind}, packed and recomputed", model, TEXTS, 1e-3, "--batch_size", 8, "--pack", "--recompute", "block")
+    compare(folder, f"{kind}, one pass per step", model, TEXTS, 1e-3, "--batch_size", 8)
+    compare(folder, f"{kind}, four accumulated passes", model, TEXTS, 1e-3, "--batch_size", 2,
+            "--accumulate", 4)
+    compare(folder, f"{kind}, packed and recomputed", model, TEXTS, 1e-3, "--batch_size", 8,
+            "--pack", "--recompute", "block")
 
 
 def real(work):
-    conquer("export", "--model_path", options.model, "--output_path", work / "real", "--format", "hf", "--dtype", "float32")
-    compare(work, "the real model", work / "real", TEXTS[:4], 1e-5, "--batch_size", 2, "--accumulate", 2)
+    conquer("export", "--model_path", options.model, "--output_path", work / "real", "--format",
+            "hf", "--dtype", "float32")
+    compare(work, "the real model", work / "real", TEXTS[:4], 1e-5, "--batch_size", 2,
+            "--accumulate", 2)
 
 
 if __name__ == "__main__":

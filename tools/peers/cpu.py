@@ -1,14 +1,22 @@
-"""Speed on the CPU, side by side with transformers: SmolLM2-135M, the same weights, dtype and threads, in one run.
+"""Speed on the CPU beside transformers: SmolLM2-135M with the same weights, dtype and threads.
 
 usage: cpu.py CONQUER BENCHMARK [--rounds N] [--dtype float32 --dtype bfloat16] [--json FILE]
 
-CONQUER is the program and BENCHMARK the compiled tests of package generate. Each round measures both sides one after the
-other, so that a machine whose speed drifts treats them alike; the table shows medians and, in brackets, the least and the
-most. Both are warm, and the best of three counts. Prefill is a prompt of 512 tokens up to the first new one; decode is the
-mean over 64 new tokens after it; a training step (the median of six) is forward, backward and AdamW on 2 rows of 256 tokens with a loss
-on every token.
+CONQUER is the program, BENCHMARK the compiled tests of package generate. Each round measures both
+sides in turn, so that a machine whose speed drifts affects both. The table has medians and, in
+brackets, minimum and maximum. Both sides are warm. Prefill is a prompt of 512 tokens up to the
+first new token, decode the mean over 64 new tokens after it; each is the best of three. A training
+step is forward pass, backward pass and AdamW on 2 rows of 256 tokens with a loss on every token; it
+is the median of six.
 """
-import argparse, json, os, re, statistics, subprocess, sys, tempfile, time
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import tempfile
+import time
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -17,7 +25,10 @@ PROMPT, NEW, ROWS, LENGTH, STEPS = 512, 64, 2, 256, 8
 
 
 def conquer_generate(benchmark, model, dtype):
-    command = [benchmark, "-test.run", "^$", "-test.bench", f"BenchmarkGenerate/{dtype}$", "-test.benchtime", "3x"]
+    command = [
+        benchmark, "-test.run", "^$", "-test.bench", f"BenchmarkGenerate/{dtype}$",
+        "-test.benchtime", "3x"
+    ]
     out = subprocess.run(command, check=True, capture_output=True, text=True,
                          env=dict(os.environ, CONQUER_BENCH_MODEL=model)).stdout
     rate = lambda name: float(re.search(rf"([0-9.]+) {name}_tok/s", out)[1])
@@ -26,10 +37,15 @@ def conquer_generate(benchmark, model, dtype):
 
 def conquer_train(binary, model, dtype, threads, text):
     with tempfile.TemporaryDirectory() as folder:
-        command = [binary, "train", "--model_path", model, "--data_path", text, "--output_path", folder + "/out",
-                   "--steps", str(STEPS), "--batch_size", str(ROWS),
-                   "--sequence_length", str(LENGTH), "--pack", "--dtype", dtype, "--device", "cpu", "--threads", str(threads),
-                   "--report_steps", "1", "--checkpoint_steps", "0", "--validation_fraction", "0"]
+        command = [
+            binary, "train", "--model_path", model, "--data_path", text, "--output_path",
+            folder + "/out", "--steps",
+            str(STEPS), "--batch_size",
+            str(ROWS), "--sequence_length",
+            str(LENGTH), "--pack", "--dtype", dtype, "--device", "cpu", "--threads",
+            str(threads), "--report_steps", "1", "--checkpoint_steps", "0", "--validation_fraction",
+            "0"
+        ]
         subprocess.run(command, check=True, capture_output=True, text=True)
         rows = [json.loads(line) for line in open(folder + "/out/metrics.jsonl")]
     rates = [row["tokens"] / row["seconds"] for row in rows if "loss" in row]
@@ -50,9 +66,11 @@ def peer(model_path, dtype, ids):
         prefill = lambda: model(prompt, use_cache=True, logits_to_keep=1)
         prefill()
         result["prefill"] = PROMPT / min(timed(prefill) for _ in range(3))
-        generate = lambda n: model.generate(prompt, max_new_tokens=n, min_new_tokens=n, do_sample=False)
+        generate = lambda n: model.generate(prompt, max_new_tokens=n, min_new_tokens=n, do_sample=
+                                            False)
         generate(2)
-        result["decode"] = max(NEW / (timed(lambda: generate(NEW + 1)) - timed(lambda: generate(1))) for _ in range(3))
+        result["decode"] = max(NEW / (timed(lambda: generate(NEW + 1)) - timed(lambda: generate(1)))
+                               for _ in range(3))
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
@@ -67,7 +85,8 @@ def peer(model_path, dtype, ids):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("conquer")
     parser.add_argument("benchmark")
     parser.add_argument("--rounds", type=int, default=3)
@@ -79,11 +98,13 @@ def main():
     generator = torch.Generator().manual_seed(int(time.time()))
     work = tempfile.mkdtemp()
     model = work + "/model"
-    subprocess.run([args.conquer, "export", "--model_path", "smollm2-135m", "--output_path", model, "--dtype", "float32"],
-                   check=True, capture_output=True)
+    subprocess.run([
+        args.conquer, "export", "--model_path", "smollm2-135m", "--output_path", model, "--dtype",
+        "float32"
+    ], check=True, capture_output=True)
     text = work + "/text.txt"
     with open(text, "w") as f:
-        f.write(subprocess.run(["cat", __file__], capture_output=True, text=True).stdout * 20)
+        f.write(open(__file__).read() * 20)
     report = {}
     for dtype in args.dtype or ["float32", "bfloat16"]:
         ours, theirs = {}, {}
@@ -99,8 +120,12 @@ def main():
             m, t = ours[key], theirs[key]
             ratio = statistics.median(a / b for a, b in zip(m, t))
             report[f"{key} {dtype}"] = {"conquer": m, "transformers": t, "ratio": ratio}
-            print(f"{key:8} {dtype:9} conquer {statistics.median(m):7.1f} [{min(m):.1f}-{max(m):.1f}]  "
-                  f"transformers {statistics.median(t):7.1f} [{min(t):.1f}-{max(t):.1f}] tok/s  ratio {ratio:.2f}", flush=True)
+            print(
+                f"{key:8} {dtype:9}"
+                f" conquer {statistics.median(m):7.1f} [{min(m):.1f}-{max(m):.1f}] "
+                f" transformers {statistics.median(t):7.1f} [{min(t):.1f}-{max(t):.1f}] tok/s "
+                f" ratio {ratio:.2f}",
+                flush=True)
     if args.json:
         json.dump(report, open(args.json, "w"), indent=1)
 

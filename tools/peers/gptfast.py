@@ -2,10 +2,11 @@
 
     gptfast.py FOLDER BATCH LENGTH NEW
 
-FOLDER holds gpt-fast's model.py: https://github.com/meta-pytorch/gpt-fast at commit c9f683e (later ones ask for a mask that their
-users build). BATCH prompts of LENGTH tokens, NEW after each. Weights and tokens are random, weights bfloat16. The prompt is launched
-as it is, a step compiled as gpt-fast's generate.py does it; milliseconds a token are of the steps alone, without the compilation,
-the second best of four runs.
+FOLDER holds gpt-fast's model.py: https://github.com/meta-pytorch/gpt-fast at commit c9f683e (later
+ones expect the caller to build a mask). The run has BATCH prompts of LENGTH tokens and NEW tokens
+after each. Weights and tokens are random, weights bfloat16. The prompt runs uncompiled; a step is
+compiled as gpt-fast's generate.py does. Milliseconds per token are of the steps alone, without the
+compilation: the second best of four runs.
 """
 import argparse
 import sys
@@ -13,7 +14,8 @@ import time
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     for name in ("batch", "length", "new"):
         parser.add_argument(name, type=int)
@@ -47,11 +49,13 @@ def main():
     def prefill():
         model(prompt, positions)
 
-    step = torch.compile(lambda x, position: model(x, position)[:, -1:].argmax(-1).int(), mode="reduce-overhead", fullgraph=True)
+    step = torch.compile(lambda x, position: model(x, position)[:, -1:].argmax(-1).int(),
+                         mode="reduce-overhead", fullgraph=True)
 
     @torch.no_grad()
     def decode(n):
-        x, position = torch.ones(o.batch, 1, device="cuda", dtype=torch.int), torch.tensor([o.length], device="cuda")
+        x, position = torch.ones(o.batch, 1, device="cuda",
+                                 dtype=torch.int), torch.tensor([o.length], device="cuda")
         for _ in range(n):
             x, position = step(x, position).clone(), position + 1
 
@@ -59,11 +63,14 @@ def main():
         prefill()
         print(f"prefill {seconds(prefill) * 1e3:.2f} ms", flush=True)
     except torch.OutOfMemoryError:
-        print("prefill: out of memory; the steps run on the cache as it is", flush=True)
+        print("prefill: out of memory; the steps use an empty cache", flush=True)
     torch.cuda.empty_cache()
     print(f"compiled in {seconds(lambda: decode(5)):.0f} s", flush=True)
     times = sorted(seconds(lambda: decode(o.new - 1)) for _ in range(4))
-    print(f"{o.batch} x {o.length} + {o.new}: {times[1] / (o.new - 1) * 1e3:.3f} ms a token, {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+    print(
+        f"{o.batch} x {o.length} + {o.new}: {times[1] / (o.new - 1) * 1e3:.3f} ms per token,"
+        f" {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
+    )
 
 
 if __name__ == "__main__":

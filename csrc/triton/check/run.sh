@@ -1,6 +1,7 @@
 #!/bin/sh
-# run.sh CACHE PYTHON [--long]: checks the Triton kernels in Triton's interpreter, on the CPU. The Python environment goes into
-# CACHE once; triton comes from CACHE/triton-3.6.0, where `make kernels` installs it. --long tries more and larger shapes.
+# run.sh CACHE PYTHON [--long]: checks the Triton kernels in Triton's interpreter, on the CPU. The
+# first run makes a Python environment in CACHE; triton comes from CACHE/triton-3.6.0, where
+# `make kernels` installs it. --long checks more and larger shapes.
 set -e
 cache=$1 python=$2 mode=$3
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,7 +14,7 @@ if ! cmp -s "$here/requirements.txt" "$environment/requirements.txt"; then
   cp "$here/requirements.txt" "$environment/requirements.txt"
 fi
 export TRITON_INTERPRET=1 PYTHONPATH="$cache/triton-3.6.0" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-# The cache's triton is for the Python that installed it.
+# The cache's triton works only with the Python version that installed it.
 if ! "$py" -c 'import triton.language' 2> /dev/null; then
   echo "installing triton 3.6.0 into $environment (190 MB) ..."
   unset PYTHONPATH
