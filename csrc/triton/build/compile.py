@@ -6,11 +6,14 @@
 writes OUT/sm_XX/*.cubin and OUT/sm_XX/manifest. It also writes PTX of the oldest architecture,
 which the driver compiles for any newer one, to OUT/ptx. A line of the manifest has a variant's key
 (see variants.py), its file, the kernel's name, its shared memory in bytes, its warps, and whether
-it may begin early (1 or 0). --list prints the keys and compiles nothing.
+it may begin early (1 or 0). OUT/sm_XX/resources.tsv has each variant's registers per thread, stack
+(spills) and shared memory in bytes, and warps. --list prints the keys and compiles nothing.
 """
 import argparse
 import os
 import pathlib
+import re
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
@@ -34,8 +37,16 @@ def source_of(name, dtype, constants, arch):
     return source(fn=kernel, signature=signature, constexprs=constants, attrs=attributes), options
 
 
+def resources_of(path):
+    """Registers per thread and stack bytes of a cubin, from the disassembler that triton brings."""
+    from triton import knobs
+    command = [knobs.nvidia.cuobjdump.path, "-res-usage", path]
+    usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return tuple(int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+
+
 def build(job):
-    """Compiles one variant and returns its manifest lines as (folder, line)."""
+    """Compiles one variant; returns (folder, file, line) for the manifests and resources.tsv."""
     arch, name, dtype, constants, out, ptx = job
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile
@@ -47,16 +58,28 @@ def build(job):
     source, options = source_of(name, dtype, constants, arch)
     compiled = compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     early = int("PDL" in kernel.arg_names and arch >= 90)
+    metadata = compiled.metadata
+    kinds = [(f"sm_{arch}", "cubin")] + ([("ptx", "ptx")] if ptx and not hopper else [])
     lines = []
-    for folder, kind in [(f"sm_{arch}", "cubin")
-                         ] + ([("ptx", "ptx")] if ptx and not hopper else []):
+    for folder, kind in kinds:
         file = f"{key}.{kind}"
-        with open(os.path.join(out, folder, file), "wb" if kind == "cubin" else "w") as f:
+        path = os.path.join(out, folder, file)
+        with open(path, "wb" if kind == "cubin" else "w") as f:
             f.write(compiled.asm[kind])
-        metadata = compiled.metadata
-        lines.append(
-            (folder, f"{key} {file} {name} {metadata.shared} {metadata.num_warps} {early}"))
+        entry = f"{key} {file} {name} {metadata.shared} {metadata.num_warps} {early}"
+        lines.append((folder, "manifest", entry))
+        if kind == "cubin":
+            registers, stack = resources_of(path)
+            entry = f"{key}\t{registers}\t{stack}\t{metadata.shared}\t{metadata.num_warps}"
+            lines.append((folder, "resources.tsv", entry))
     return lines
+
+
+def write_lines(path, lines):
+    """Writes a file that appears complete or not at all."""
+    with open(path + ".new", "w") as f:
+        f.write("\n".join(lines) + "\n")
+    os.replace(path + ".new", path)
 
 
 def main():
@@ -83,16 +106,14 @@ def main():
     for folder in [f"sm_{a}" for a in archs] + ["ptx"]:
         os.makedirs(os.path.join(options.out, folder), exist_ok=True)
     jobs = [(arch, *variant, options.out, arch == archs[0]) for arch in archs for variant in chosen]
-    manifests = {}
+    written = {}
     with ProcessPoolExecutor(options.jobs) as pool:
         for lines in pool.map(build, jobs, chunksize=4):
-            for folder, line in lines:
-                manifests.setdefault(folder, []).append(line)
-    for folder, lines in manifests.items():
-        path = os.path.join(options.out, folder, "manifest")
-        with open(path + ".new", "w") as f:
-            f.write("\n".join(lines) + "\n")
-        os.replace(path + ".new", path)
+            for folder, file, line in lines:
+                written.setdefault(os.path.join(options.out, folder, file), []).append(line)
+    for path, lines in written.items():
+        header = ["key\tregisters\tstack\tshared\twarps"] if path.endswith(".tsv") else []
+        write_lines(path, header + lines)
     print(f"{len(jobs)} kernels in {options.out}")
 
 
