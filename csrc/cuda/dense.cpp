@@ -32,7 +32,7 @@ void rms_norm(const at::Tensor &x, const at::Tensor &weight, double eps, const a
 at::Tensor rms_norm_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &weight, const at::Tensor &rstd,
                          bool wants_dweight, const at::Tensor &dx) {
   c10::cuda::CUDAGuard guard(x.device());
-  int64_t width = weight.numel(), rows = x.numel() / width, programs = std::min<int64_t>(rows, 4 * processors());
+  int64_t width = weight.numel(), rows = x.numel() / width, programs = std::min<int64_t>(rows, 4 * sm_count());
   at::Tensor part;
   if (wants_dweight)
     part = at::empty({programs, width}, x.options().dtype(at::kFloat));
@@ -105,7 +105,7 @@ at::Tensor normalized(const at::Tensor &x, const at::Tensor &weight, double eps)
 // work: float32 [shares, M, N].
 at::Tensor shares_of(const at::Tensor &x, const at::Tensor &weight) {
   int64_t m = x.size(0), depth = x.size(1), width = weight.size(0), tile = tuning::split_k_gemm_BK(is_fp32(dtype_name(x)));
-  int64_t blocks = ceil_div(width, tuning::split_k_gemm_BN), wanted = std::max<int64_t>(1, processors() / blocks);
+  int64_t blocks = ceil_div(width, tuning::split_k_gemm_BN), wanted = std::max<int64_t>(1, sm_count() / blocks);
   int64_t span = ceil_div(ceil_div(depth, wanted), tile) * tile, shares = ceil_div(depth, span);
   at::Tensor part = at::empty({shares, m, width}, x.options().dtype(at::kFloat));
   Arguments args;
@@ -191,7 +191,7 @@ std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail 
        << static_cast<const void *>(counters_of(x) + meeting) << from << width << inner << ahead
        << static_cast<float>(t.eps) << static_cast<float>(t.mlp_eps) << static_cast<float>(t.next_eps)
        << int64_t(t.norm.defined()) << int64_t(t.next_bias.defined());
-  launch(variant, grid(processors()), args);
+  launch(variant, grid(sm_count()), args);
   return "";
 }
 
@@ -199,7 +199,7 @@ std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail 
 // with which these come out even to a tenth, but none of fewer than 64 positions of a full cache. The capacity decides,
 // not the length, so that one recording serves every length.
 int64_t shares_of_cache(int64_t rows, int64_t capacity, int64_t programs) {
-  const double together = programs * processors();
+  const double together = programs * sm_count();
   int64_t most = std::clamp<int64_t>(ceil_div(capacity, 64), 1, 64), best = 1;
   double highest = 0;
   for (int64_t splits = 1; splits <= most && highest < 0.9; splits++) {
@@ -215,7 +215,7 @@ at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const 
   c10::cuda::CUDAGuard guard(qkv.device());
   int64_t batch = k.size(0), key_heads = k.size(1), width = k.size(3), heads = qkv.size(2) / width - 2 * key_heads,
           half = cos.size(2), rows = batch * key_heads;
-  bool alone = heads == key_heads && rows <= processors(); // with more rows `attend` reads faster
+  bool alone = heads == key_heads && rows <= sm_count(); // with more rows `attend` reads faster
   int64_t splits = shares_of_cache(rows, k.size(2), alone ? 1 : 3), queries = alone ? 1 : tuning::decode_attention_G;
   TORCH_CHECK(rows <= counters - arrivals, "decode_attention: ", batch, " sequences with ", key_heads,
               " heads of keys are more than ", counters - arrivals, " together");

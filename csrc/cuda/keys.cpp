@@ -28,7 +28,7 @@ std::string key(const char *kernel, const std::string &dtype, std::initializer_l
 }
 
 const char *precision(Dtype dtype) { return is_fp32(dtype) ? "ieee" : "tf32"; }
-// Three TF32 GEMMs make one of float32.
+// Three TF32 GEMMs give the precision of one in float32.
 const char *scan_precision(Dtype dtype) { return is_fp32(dtype) ? "tf32x3" : "tf32"; }
 
 } // namespace
@@ -118,7 +118,8 @@ std::string gated_norm_grad(Dtype dtype, bool z, int64_t D, int64_t group) {
   return gated("gated_norm_grad", dtype, z, D, group, tuning::gated_norm_grad_BLOCK);
 }
 
-// The scan's kernels always add D·x and the bias of dt (HAS_D, HAS_BIAS), which are zeros where a layer has none.
+// The scan's kernels always add D·x and the bias of dt (HAS_D, HAS_BIAS are 1); both are zeros if the layer
+// has none.
 std::string Scan::prepare(bool segments, bool softplus, bool keep) const {
   return key("prepare", dtype, {1, segments, softplus, is_fp32(dtype), keep, Q, tuning::prepare_HEADS});
 }

@@ -1,6 +1,7 @@
-// keys.h: the key of each variant of a Triton kernel: the kernel's name, the dtype and the constants in the order of the kernel's
-// signature, joined by underscores (csrc/triton/build/variants.py). Pure functions of dtypes, shapes and flags, which need no GPU:
-// csrc/test/keys_test.cpp forms every key that a launch can ask for and looks it up in the manifest.
+// keys.h: the keys of the variants of the Triton kernels: the kernel's name, the dtype and the constants in
+// the order of the kernel's signature, joined by underscores (csrc/triton/build/variants.py). They are pure
+// functions of dtypes, shapes and flags, so that csrc/test/keys_test.cpp can form every key without a GPU
+// and look it up in the manifest.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +16,11 @@ using Dtype = const char *;
 
 bool is_fp32(Dtype dtype);
 
-// The least power of two that is at least n and `least`.
+// Returns the smallest power of two that is at least n and at least `least`.
 int64_t power_of_two(int64_t n, int64_t least = 16);
 
-// The first of the compiled sizes (ascending) that is at least n; n itself if none is, so that the launch names the missing variant.
+// Returns the first of the compiled sizes (ascending) that is at least n. If there is none it returns n, and
+// the launch fails with the name of the missing variant.
 template <size_t Count> int64_t fitting(const std::array<int64_t, Count> &sizes, int64_t n) {
   for (int64_t size : sizes)
     if (size >= n)
@@ -28,7 +30,8 @@ template <size_t Count> int64_t fitting(const std::array<int64_t, Count> &sizes,
 
 namespace keys {
 
-// A transformer's operators. D: width of a row; half: half of the rotated dimensions of a head; P: head dimension.
+// A transformer's operators. D: width of a row. half: half the number of rotated dimensions of a head.
+// P: head dimension. V: vocabulary. M: rows of x.
 std::string rms_norm(Dtype dtype, int64_t D);
 std::string rms_norm_grad(Dtype dtype, bool wants_dweight, int64_t D);
 std::string rope_qkv(Dtype dtype, int64_t half);
@@ -50,17 +53,19 @@ std::string add_rows(Dtype dtype);
 std::string multiply(Dtype dtype);
 std::string adamw(Dtype dtype, bool master, bool stochastic);
 
-// What surrounds the scan. unaligned: rows may start anywhere, not only at multiples of 16 elements.
+// The other operators of a Mamba-2 layer. unaligned: rows may start anywhere, not only at multiples of 16
+// elements. rows: rows of the state per program, one of tuning::state_step_BP.
 std::string state_step(Dtype dtype, Dtype state, Dtype params, bool z, bool softplus, bool log_a, int64_t rows, int64_t P, int64_t N);
 std::string conv(Dtype dtype, bool silu, int64_t width, bool initial, bool segments, bool unaligned);
 std::string conv_grad_pre(Dtype dtype, bool silu, int64_t width, bool initial, bool segments, bool unaligned);
 std::string conv_grad_x(Dtype dtype, int64_t width, bool segments, bool unaligned);
 std::string conv_step(Dtype dtype, bool silu, int64_t width);
-// group: elements that are normalized together, of rows of D.
+// group: elements of a row of D that are normalized together.
 std::string gated_norm(Dtype dtype, bool z, int64_t D, int64_t group);
 std::string gated_norm_grad(Dtype dtype, bool z, int64_t D, int64_t group);
 
-// The chunked scan. segments: sequences are packed (seq_idx); entry: a state enters the scan's segments.
+// The chunked scan. segments: several sequences are packed in a row. entry: a state enters the segments.
+// keep: a backward pass follows.
 struct Scan {
   Dtype dtype;
   int64_t Q, P, N; // tokens of a block, head dimension, state
@@ -70,7 +75,7 @@ struct Scan {
   std::string cb_gemm() const;
   std::string carry_state(bool reverse, bool entry, bool store) const;
   std::string scan(bool segments, bool entry) const;
-  // Whether the shape is that of scan_hopper, and its key.
+  // Whether scan_hopper is compiled for the shape.
   bool fits_hopper() const;
   std::string scan_hopper(bool segments, bool entry) const;
   std::string grad_x(bool segments, bool entry) const;
@@ -81,7 +86,8 @@ struct Scan {
 };
 std::string state_passing(bool reverse, bool initial);
 
-// Tokens of a scan's block. window: chunks that a chunk sees before itself, negative for all.
+// Returns the tokens per block of a scan. window: number of earlier chunks that a chunk sees, negative for
+// all.
 int64_t scan_block(Dtype dtype, int64_t window, int64_t chunk_size);
 
 } // namespace keys

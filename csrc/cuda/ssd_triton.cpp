@@ -67,7 +67,7 @@ struct Plan {
       seg = seg.to(at::kInt);
     }
     blocks = ceil_div(length, block);
-    processors = triton::processors();
+    processors = triton::sm_count();
     bool mask = power_of_two(p) != p || power_of_two(n) != n || x.stride(1) % 16 || x.stride(0) % 16 || b.stride(1) % 16 ||
            b.stride(0) % 16 || c.stride(1) % 16 || c.stride(0) % 16;
     variant = {dtype_name(t), block, p, n, mask};

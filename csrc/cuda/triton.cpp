@@ -1,5 +1,5 @@
-// triton.cpp: finds, loads and launches Triton kernels without Triton: cubins for this device's architecture, or else
-// PTX that the driver finishes. A variant is loaded the first time that it is asked for, and stays loaded.
+// triton.cpp: finds, loads and launches compiled Triton kernels: cubins for the device's architecture, or
+// PTX that the driver compiles. A variant is loaded at its first launch and stays loaded.
 #include "triton.h"
 
 #include "../internal.h"
@@ -59,7 +59,7 @@ Arguments &Arguments::operator<<(const Boxes &b) {
   TORCH_CHECK(code == CUDA_SUCCESS, "the NVIDIA driver refuses a tensor map of [", b.shape[0], ",", b.shape[1], ",",
               b.shape[2], "] (error ", static_cast<int>(code), ")");
   order.push_back(&maps.back());
-  // Triton hands the kernel shape and strides besides, whether it reads them or not.
+  // Triton's kernels also take shape and strides, even if they do not read them.
   *this << b.shape[0] << b.shape[1] << b.shape[2];
   return add(size(b.strides[0])).add(size(b.strides[1])).add(1);
 }
@@ -69,7 +69,7 @@ namespace {
 struct Variant {
   std::string file, name;
   int shared, warps;
-  bool early = false; // may begin before the kernel in front has ended
+  bool early = false; // may begin before the previous kernel has ended
   cudaKernel_t kernel = nullptr;
 };
 
@@ -80,7 +80,7 @@ struct Set {
   std::unordered_map<std::string, Variant> variants;
 };
 
-// The folder `kernels` beside this library, or $CONQUER_KERNELS.
+// $CONQUER_KERNELS, or the folder `kernels` beside this library.
 std::string kernel_folder() {
   if (const char *set = std::getenv("CONQUER_KERNELS"))
     return set;
@@ -112,7 +112,7 @@ std::pair<int, int> capability_of(int device) {
   return {major, minor};
 }
 
-// A cubin runs on its own architecture and on later ones of the same generation.
+// A cubin runs on its own architecture and on later minor versions of it.
 Set load_set(int device) {
   Set set;
   set.device = device;
@@ -163,8 +163,8 @@ bool available() {
   bool any = !current_set().variants.empty();
   if (!any && !told) {
     std::fprintf(stderr,
-                 "conquer: there are no compiled kernels in %s: libtorch's own do the work, slower, but for the "
-                 "state-space scan, which needs them; `make kernels` compiles them\n",
+                 "conquer: no compiled kernels in %s: libtorch's slower ones are used, and the "
+                 "state-space scan does not run; `make kernels` compiles them\n",
                  kernel_folder().c_str());
     told = true;
   }
@@ -176,7 +176,7 @@ std::string capability() {
   return std::to_string(major) + "." + std::to_string(minor);
 }
 
-int processors() {
+int sm_count() {
   int count = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
   return count;
@@ -196,7 +196,7 @@ void launch(const std::string &key, dim3 grid, Arguments &arguments) {
     Set &set = current_set();
     auto found = set.variants.find(key);
     TORCH_CHECK(found != set.variants.end(), "no compiled kernel ", key, " in ", kernel_folder(),
-                ": build the target triton_kernels for this GPU, with TRITON_FULL=ON for unusual shapes");
+                ": build the target triton_kernels for this GPU, with TRITON_FULL=ON for other shapes");
     if (!found->second.kernel)
       load(set, found->second);
     variant = found->second;
@@ -207,8 +207,8 @@ void launch(const std::string &key, dim3 grid, Arguments &arguments) {
   config.blockDim = dim3(variant.warps * 32);
   config.dynamicSmemBytes = variant.shared;
   config.stream = c10::cuda::getCurrentCUDAStream();
-  // An early kernel reads weights before the one in front has ended, which is right as long as none is being written:
-  // without gradients, none is.
+  // An early kernel reads weights before the previous kernel has ended. That is safe only if no kernel
+  // writes weights: without gradients, none does.
   cudaLaunchAttribute early;
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;

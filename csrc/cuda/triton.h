@@ -15,16 +15,17 @@
 
 namespace conquer::triton {
 
-// A tensor that the copy engine reads or writes box by box: [first, second, third] with the last dimension contiguous,
-// the other two strides (in elements) multiples of 16 bytes; boxes of [1, rows, 64]: wider ones are copied 64 columns
-// at a time, each laid out with a swizzle of 128 bytes, as the kernel's own layout of them says.
+// A tensor [shape] that a kernel reads or writes in boxes through a TMA descriptor. The last dimension
+// is contiguous; the other two strides (in elements) are multiples of 16 bytes. A box is [1, rows, 64]
+// with a swizzle of 128 bytes, which the kernel's shared-memory layout matches; the kernel copies wider
+// boxes 64 columns at a time.
 struct Boxes {
   const at::Tensor &tensor; // bfloat16 or float16
   int64_t shape[3], strides[2], rows;
 };
 
-// A variant's arguments in the order of the kernel's signature: device pointers, 32-bit integers, floats and boxes.
-// Triton appends two scratch pointers, which these kernels do not use.
+// A variant's arguments in the order of the kernel's signature: device pointers, 32-bit integers, floats
+// and boxes. Triton's kernels have two more parameters, scratch pointers, which these kernels do not use.
 class Arguments {
 public:
   Arguments &operator<<(const Boxes &b);
@@ -38,7 +39,7 @@ public:
   }
   Arguments() = default;
   Arguments(const Arguments &) = delete;
-  // Pointers into this object, for the launch.
+  // Returns pointers into this object, for the launch.
   std::vector<void *> pointers();
 
 private:
@@ -52,33 +53,35 @@ private:
   std::vector<void *> order;
 };
 
-// From one sequence of a batch to the next: of one alone, which may be too long for 32 bits, no matter.
+// The stride between the sequences of a batch, in elements; 0 for a single sequence, whose stride is not
+// used and may not fit 32 bits.
 inline int64_t batch_stride(const at::Tensor &t) { return t.size(0) > 1 ? t.stride(0) : 0; }
 
-// The data's dtype in a key; nullptr is no pointer, what a kernel is given in place of an undefined tensor.
+// The dtype's name in a key.
 inline Dtype dtype_name(at::ScalarType t) { return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32"; }
 inline Dtype dtype_name(const at::Tensor &t) { return dtype_name(t.scalar_type()); }
+// The tensor's data, or nullptr if it is undefined.
 inline const void *ptr(const at::Tensor &t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline dim3 grid(int64_t x, int64_t y = 1, int64_t z = 1) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
-// Launches variant `key` (see keys.h) on the current device and stream. Throws a c10::Error where the variant was
-// not compiled, or where the launch fails.
+// Launches variant `key` (see keys.h) on the current device and stream. Throws a c10::Error if the
+// variant was not compiled or the launch fails.
 void launch(const std::string &key, dim3 grid, Arguments &arguments);
 
-// Whether variant `key` was compiled for the current device.
+// Returns whether variant `key` was compiled for the current device.
 bool has(const std::string &key);
 
-// Whether there are compiled kernels for the current device at all. Where there are none, one line on standard error
-// says so, once.
+// Returns whether there are compiled kernels for the current device. If there are none, prints one line
+// to standard error, once.
 bool available();
 
-// The current device's compute capability, such as "9.0".
+// Returns the current device's compute capability, such as "9.0".
 std::string capability();
 
-// Multiprocessors of the current device.
-int processors();
+// Returns the number of SMs of the current device.
+int sm_count();
 
 } // namespace conquer::triton

@@ -1,6 +1,7 @@
-// keys_test.cpp: forms every key that a launch can ask the compiled kernels for, and holds them to the keys that were compiled:
-//   csrc_keys_test KEYS [full]     KEYS: a manifest, or what `compile.py --list [--full]` prints
-// Fails where a key is not in KEYS, or where no launch forms a key of KEYS. Needs no GPU.
+// keys_test.cpp: forms every key of a Triton kernel that a launch can ask for and compares them with the
+// keys that were compiled. It needs no GPU.
+//   csrc_keys_test KEYS [full]     KEYS: a manifest, or the output of `compile.py --list [--full]`
+// Fails if a key is not in KEYS, or if a key in KEYS is never formed.
 #include "../cuda/keys.h"
 
 #include <cstdio>
@@ -20,10 +21,10 @@ constexpr bool flags[] = {false, true};
 std::set<std::string> formed;
 void add(const std::string &key) { formed.insert(key); }
 
-// The operators of a transformer's blocks; float16 has no backward.
+// The operators of a transformer's blocks. float16 has no backward pass.
 void transformer(Dtype dtype) {
   bool fp32 = is_fp32(dtype), trains = std::strcmp(dtype, "fp16") != 0;
-  for (int64_t D = 16; D <= 8192; D += 16) { // the operator takes widths of multiples of 16 up to 8,192
+  for (int64_t D = 16; D <= 8192; D += 16) { // the operators accept these widths
     add(keys::rms_norm(dtype, D));
     if (!fp32)
       add(keys::block_tail(dtype, D));
@@ -58,10 +59,11 @@ void transformer(Dtype dtype) {
     add(keys::adamw(dtype, !fp32, false)); // master weights for every dtype but float32
   }
   if (!fp32 && trains)
-    add(keys::adamw(dtype, false, true)); // stochastic rounding is for bfloat16
+    add(keys::adamw(dtype, false, true)); // stochastic rounding is for bfloat16 alone
 }
 
-// The chunked scan. The plain set has heads of 64 with states of 128 in aligned rows, and chunks of at least a block.
+// The chunked scan. The plain set has head dimension 64, state 128, aligned rows, and chunks of at least
+// one block.
 void scan(Dtype dtype, bool full) {
   std::vector<int64_t> dims = {64}, states = {128}, chunks = {64, 128, 256};
   if (full) {
@@ -108,7 +110,8 @@ void scan(Dtype dtype, bool full) {
       add(keys::state_passing(reverse, initial));
 }
 
-// What surrounds the scan. The plain set has convolutions over 4 tokens with SiLU, states of 128 and rows of multiples of 16.
+// The other operators of a Mamba-2 layer. The plain set has convolutions of width 4 with SiLU, state 128,
+// and widths that are multiples of 16.
 void around_scan(Dtype dtype, bool full) {
   std::vector<int64_t> widths = {4}, states = {128}, dims = {64}, groups;
   if (full) {
