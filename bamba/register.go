@@ -5,6 +5,8 @@ import "conquer/model"
 func init() {
 	model.Register(model.Architecture{
 		Name: "bamba", ModelTypes: []string{"bamba"}, New: New,
+		LoRATargets: []string{"in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
+			"down_proj"},
 		Variants: map[string]model.Config{
 			"tiny": bambaVariant(49152, 64, 128, 4, 4, 2, []any{2.0}, 8, 16, 16, 32, model.Config{"tie_word_embeddings": true}),
 			// For char_tokenizer: it learns within minutes on a CPU. Without attention layers, what lies before a chunk is
@@ -19,7 +21,7 @@ func init() {
 		},
 	})
 	model.Register(model.Architecture{
-		Name: "mamba2", ModelTypes: []string{"mamba2"}, New: NewMamba2,
+		Name: "mamba2", ModelTypes: []string{"mamba2"}, New: NewMamba2, LoRATargets: []string{"in_proj", "out_proj"},
 		Variants: map[string]model.Config{
 			"tiny": mamba2Variant(49152, 64, 4, 16, 16, 32),
 			// state-spaces/mamba2-*

@@ -67,26 +67,46 @@ type Checkpoint struct {
 	Path   string // as given to Open
 	Format string // SafeTensors, PyTorch, Meta, GGUF or Native
 
-	config, generation []byte
-	gguf               map[string]any
-	files              []*mappedFile
-	names              []string
-	tensors            map[string]*stored
-	native             map[string]*nativeTensor // of a native checkpoint
+	contents
+	files   []*mapping
+	names   []string
+	tensors map[string]*stored
 }
 
 var _ Source = (*Checkpoint)(nil)
 
-type mappedFile struct {
-	path    string
-	mapping *torch.Mapping
+// contents is what a reader finds: where the tensors lie, by their Hugging Face names, and the configs.
+type contents struct {
+	tensors            []*stored
+	config, generation []byte                   // JSON, or nil
+	metadata           map[string]any           // of a GGUF file
+	native             map[string]*nativeTensor // of a native checkpoint
 }
 
-// stored is a tensor's place, and the rotary rows to reorder if it comes from a llama-type GGUF file or one of Meta's.
+// mapping is a weight file that is mapped into memory. Tensors that view it keep it mapped.
+type mapping struct {
+	path string
+	*torch.Mapping
+}
+
+// opener maps the files that readers open.
+type opener struct{ files []*mapping }
+
+func (o *opener) open(path string) (*mapping, error) {
+	m, err := torch.OpenMapping(path)
+	if err != nil {
+		return nil, err
+	}
+	file := &mapping{path, m}
+	o.files = append(o.files, file)
+	return file, nil
+}
+
+// stored is a tensor's place in the files.
 type stored struct {
 	record
-	file     *mappedFile
-	headRows int       // rows per head to unpermute, or 0
+	file     *mapping
+	headRows int       // rows per head whose rotary dimensions alternate (see Mapped), or 0
 	parts    []*stored // of a tensor that several model-parallel files share, else nil
 	joined   int       // the dimension, 0 or 1, along which the parts lie side by side
 }
@@ -98,18 +118,18 @@ var safetensorsTorch = map[string]torch.DType{
 }
 
 // Open opens the checkpoint at path: a folder as Hugging Face or Meta lays it out, a .safetensors, .bin or .pth file, or a
-// .gguf file. It reads no weights. The error names the file and, where there is one, the tensor.
+// .gguf file. It reads no weights. The error names the file, and the tensor if it concerns one.
 func Open(path string) (*Checkpoint, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{Path: path, Format: SafeTensors, tensors: map[string]*stored{}}
+	o, read := &opener{}, readFile
 	if info.IsDir() {
-		err = c.openFolder(path)
-	} else {
-		err = c.openFile(path)
+		read = readFolder
 	}
+	format, found, err := read(o, path)
+	c := assemble(path, format, found, o)
 	if err != nil {
 		c.Close()
 		return nil, err
@@ -117,111 +137,95 @@ func Open(path string) (*Checkpoint, error) {
 	return c, nil
 }
 
-func (c *Checkpoint) openFile(path string) error {
-	file, err := c.mapFile(path)
-	if err != nil {
-		return err
+// assemble makes a checkpoint of what a reader found.
+func assemble(path, format string, found contents, o *opener) *Checkpoint {
+	c := &Checkpoint{Path: path, Format: format, contents: found, files: o.files, tensors: map[string]*stored{}}
+	for _, s := range found.tensors {
+		c.names = append(c.names, s.name)
+		c.tensors[s.name] = s
 	}
-	data := file.mapping.Bytes()
-	if strings.HasSuffix(path, ".gguf") || strings.HasPrefix(string(data[:min(len(data), 4)]), "GGUF") {
-		if err := c.addGGUF(file); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-		return nil
-	}
+	return c
+}
+
+// readFile reads a single file, and the configs beside it.
+func readFile(o *opener, path string) (format string, c contents, err error) {
 	if isMetaPart(filepath.Base(path)) {
-		c.closeFiles()
-		return c.openMeta(filepath.Dir(path))
+		return readMeta(o, filepath.Dir(path))
 	}
-	if err := c.addFile(file, nil); err != nil {
-		return err
-	}
-	return c.readConfigs(filepath.Dir(path))
-}
-
-func (c *Checkpoint) mapFile(path string) (*mappedFile, error) {
-	mapping, err := torch.OpenMapping(path)
+	file, err := o.open(path)
 	if err != nil {
-		return nil, err
+		return "", c, err
 	}
-	file := &mappedFile{path, mapping}
-	c.files = append(c.files, file)
-	return file, nil
+	if data := file.Bytes(); strings.HasSuffix(path, ".gguf") || string(data[:min(len(data), 4)]) == "GGUF" {
+		if c, err = readGGUF(file); err != nil {
+			err = fmt.Errorf("%s: %w", path, err)
+		}
+		return GGUF, c, err
+	}
+	if format, c.tensors, err = readWeights(file, nil); err == nil {
+		c.config, c.generation, err = readConfigs(filepath.Dir(path))
+	}
+	return format, c, err
 }
 
-// addFile adds the tensors of a safetensors or PyTorch file: all, or those wanted.
-func (c *Checkpoint) addFile(file *mappedFile, wanted map[string]bool) error {
-	data := file.mapping.Bytes()
+// readWeights finds the tensors of a safetensors or PyTorch file: all, or those wanted.
+func readWeights(file *mapping, wanted map[string]bool) (format string, tensors []*stored, err error) {
 	var records []record
-	var err error
-	if isTorchFile(file.path, data) {
-		c.Format = PyTorch
-		records, err = parseTorch(data)
+	if format = SafeTensors; isTorchFile(file.path, file.Bytes()) {
+		format = PyTorch
+		records, err = parseTorch(file.Bytes())
 	} else {
-		records, _, err = parseSafetensors(data)
+		records, _, err = parseSafetensors(file.Bytes())
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", file.path, err)
+		return format, nil, fmt.Errorf("%s: %w", file.path, err)
 	}
 	for _, r := range records {
 		if wanted == nil || wanted[r.name] {
-			c.add(&stored{record: r, file: file})
+			tensors = append(tensors, &stored{record: r, file: file})
 		}
 	}
-	return nil
+	return format, tensors, nil
 }
 
-func (c *Checkpoint) add(s *stored) {
-	c.names = append(c.names, s.name)
-	c.tensors[s.name] = s
-}
-
-// addGGUF adds a GGUF file's tensors under Hugging Face's names, and its metadata as a config.
-func (c *Checkpoint) addGGUF(file *mappedFile) error {
-	c.Format = GGUF
-	data := file.mapping.Bytes()
-	f, err := parseGGUF(data)
+// readGGUF reads a GGUF file with the help of its model's family.
+func readGGUF(file *mapping) (c contents, err error) {
+	parsed, err := parseGGUF(file.Bytes())
 	if err != nil {
-		return err
+		return c, err
 	}
-	c.gguf = f.metadata
-	var ropeFactors []float32
-	for _, r := range f.records {
-		if r.name == "rope_freqs.weight" && r.dtype == "F32" {
-			ropeFactors = make([]float32, r.bytes/4)
-			decodeF32(ropeFactors, data[r.offset:r.offset+r.bytes])
-		}
-	}
-	config, generation, err := f.config(ropeFactors)
+	c.metadata = parsed.metadata
+	f := newGGUFFile(parsed, file.Bytes())
+	config, generation, tensors, err := f.config()
 	if err != nil {
-		return err
+		return c, err
 	}
 	if c.config, err = jsonText(config); err != nil {
-		return err
+		return c, err
 	}
 	if c.generation, err = jsonText(generation); err != nil {
-		return err
+		return c, err
 	}
-	architecture := f.metadata["general.architecture"].(string)
-	heads, kvHeads := config["num_attention_heads"].(int), config["num_key_value_heads"].(int)
-	for _, r := range f.records {
-		if r.name == "rope_freqs.weight" { // part of the config by now
+	for _, r := range parsed.records {
+		mapped, ok := tensors(r.name)
+		if !ok {
+			return c, fmt.Errorf("tensor %.80q is none that a %s model has", r.name, f.Architecture)
+		}
+		if mapped.Name == "" {
 			continue
 		}
 		s := &stored{record: r, file: file}
-		if heads := permutedHeads(architecture, r.name, heads, kvHeads); heads > 0 && len(r.shape) > 0 {
-			if r.shape[0]%(2*heads) != 0 {
-				return fmt.Errorf("tensor %.80q has %d rows, expected a multiple of twice its %d heads", r.name, r.shape[0], heads)
+		if mapped.Heads > 0 && len(r.shape) > 0 {
+			if r.shape[0]%(2*mapped.Heads) != 0 {
+				return c, fmt.Errorf("tensor %.80q has %d rows, expected a multiple of twice its %d heads", r.name, r.shape[0],
+					mapped.Heads)
 			}
-			s.headRows = r.shape[0] / heads
+			s.headRows = r.shape[0] / mapped.Heads
 		}
-		var ok bool
-		if s.name, ok = hfName(r.name, "blk.", ggufNames); !ok {
-			return fmt.Errorf("tensor %.80q is none that a %s model has", r.name, architecture)
-		}
-		c.add(s)
+		s.name = mapped.Name
+		c.tensors = append(c.tensors, s)
 	}
-	return nil
+	return c, nil
 }
 
 // Names lists the tensors by their Hugging Face names, in the order in which they lie in the files.
@@ -233,7 +237,11 @@ func (c *Checkpoint) Info(name string) (Info, bool) {
 	if !ok {
 		return Info{}, false
 	}
-	return Info{DType: s.torchDType(), Shape: slices.Clone(s.shape), Stored: s.dtype, File: s.file.path, Bytes: s.bytes}, true
+	return s.info(), true
+}
+
+func (s *stored) info() Info {
+	return Info{DType: s.torchDType(), Shape: slices.Clone(s.shape), Stored: s.dtype, File: s.file.path, Bytes: s.bytes}
 }
 
 // torchDType is the dtype of the tensor that stands for s.
@@ -264,7 +272,7 @@ func (c *Checkpoint) Tensor(name string) (torch.Tensor, error) {
 	case dtype == Unsupported:
 		return torch.Tensor{}, s.unsupported()
 	case plain && s.whole() && s.offset%dtype.Size() == 0:
-		return s.file.mapping.Tensor(s.offset, dtype, s.shape), nil
+		return s.file.Tensor(s.offset, dtype, s.shape), nil
 	case plain && s.whole(): // the format allows any offset, processors do not care for all of them
 		return torch.FromBytes(s.data(), dtype, s.shape), nil
 	}
@@ -313,11 +321,11 @@ func (s *stored) whole() bool { return s.headRows == 0 && s.parts == nil && s.st
 // data is the stored bytes: in the mapping, or put together from where they lie.
 func (s *stored) data() []byte {
 	if s.parts == nil && s.strides == nil {
-		return s.file.mapping.Bytes()[s.offset : s.offset+s.bytes]
+		return s.file.Bytes()[s.offset : s.offset+s.bytes]
 	}
 	all := make([]byte, s.bytes)
 	if s.parts == nil {
-		copyStrided(all, s.file.mapping.Bytes()[s.offset:], safetensorsBits[s.dtype]/8, s.shape, s.strides)
+		copyStrided(all, s.file.Bytes()[s.offset:], safetensorsBits[s.dtype]/8, s.shape, s.strides)
 		return all
 	}
 	// A row of the whole is the parts' rows side by side; where they are joined by rows, the whole counts as one.
@@ -387,7 +395,7 @@ func decoded(text []byte) map[string]any {
 
 // GGUFMetadata returns a GGUF file's metadata, nil for other formats. A value has the Go type of its width (uint32,
 // float32, string, …), an array is a slice of it. The caller must not change it.
-func (c *Checkpoint) GGUFMetadata() map[string]any { return c.gguf }
+func (c *Checkpoint) GGUFMetadata() map[string]any { return c.metadata }
 
 // Files lists the paths of the weight files.
 func (c *Checkpoint) Files() []string {
@@ -412,10 +420,10 @@ func (c *Checkpoint) Release(name string) {
 	}
 	page := os.Getpagesize()
 	for _, p := range parts {
-		if p.file.mapping == nil { // of a native checkpoint, which puts tensors together from many files
+		if p.file.Mapping == nil { // of a native checkpoint, which puts tensors together from many files
 			continue
 		}
-		data := p.file.mapping.Bytes()
+		data := p.file.Bytes()
 		first, last := (p.offset+page-1)/page*page, (p.offset+p.bytes)/page*page // whole pages: neighbours may be in use
 		if p.strides == nil && first < last {
 			syscall.Madvise(data[first:last], syscall.MADV_DONTNEED) // a hint: that it fails changes nothing
@@ -424,11 +432,9 @@ func (c *Checkpoint) Release(name string) {
 }
 
 // Close gives the files back. Tensors taken from the checkpoint stay valid; Tensor fails from now on.
-func (c *Checkpoint) Close() { c.closeFiles() }
-
-func (c *Checkpoint) closeFiles() {
+func (c *Checkpoint) Close() {
 	for _, f := range c.files {
-		f.mapping.Close()
+		f.Mapping.Close()
 	}
 	c.files = nil
 }

@@ -23,39 +23,37 @@ const (
 // A config or an index longer than this is not read.
 const maxJSONFile = 100_000_000
 
-// openFolder opens a folder of Hugging Face's or Meta's layout. As in transformers, model.safetensors is taken before an
-// index, and safetensors before pickles; Meta's files, which some models have besides, come last.
-func (c *Checkpoint) openFolder(dir string) error {
-	if err := c.readConfigs(dir); err != nil {
-		return err
-	}
+// readFolder reads a folder of Hugging Face's or Meta's layout, or a native checkpoint. As in transformers,
+// model.safetensors is taken before an index, and safetensors before pickles. Meta's files, which some models have
+// besides, come last.
+func readFolder(o *opener, dir string) (format string, c contents, err error) {
 	if text, err := readJSONFile(filepath.Join(dir, NativeFile)); err == nil {
-		return c.openNative(dir, text)
+		c, err = readNative(o, dir, text)
+		return Native, c, err
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return "", c, err
 	}
 	for _, names := range [][2]string{{weightsFile, indexFile}, {pickleFile, pickleIndex}} {
 		path, index := filepath.Join(dir, names[0]), filepath.Join(dir, names[1])
 		if _, err := os.Stat(path); err == nil {
-			file, err := c.mapFile(path)
-			if err != nil {
-				return err
-			}
-			return c.addFile(file, nil)
+			return readFile(o, path)
 		}
 		text, err := readJSONFile(index)
 		if err == nil {
-			return c.openShards(dir, index, text)
+			if format, c.tensors, err = readShards(o, dir, index, text); err == nil {
+				c.config, c.generation, err = readConfigs(dir)
+			}
+			return format, c, err
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return err
+			return "", c, err
 		}
 	}
 	if _, err := os.Stat(filepath.Join(dir, paramsFile)); err == nil {
-		return c.openMeta(dir)
+		return readMeta(o, dir)
 	}
-	return fmt.Errorf("%s: expected %s, %s or %s (or their index), or %s beside consolidated.00.pth%s", dir, weightsFile, indexFile,
-		pickleFile, paramsFile, whatElse(dir))
+	return "", c, fmt.Errorf("%s: expected %s, %s or %s (or their index), or %s beside consolidated.00.pth%s", dir,
+		weightsFile, indexFile, pickleFile, paramsFile, whatElse(dir))
 }
 
 // whatElse says what a folder without the expected weights holds instead.
@@ -79,13 +77,13 @@ func isTorchFile(path string, data []byte) bool {
 	return strings.HasPrefix(string(data[:min(len(data), 4)]), "PK\x03\x04")
 }
 
-// openShards opens the files an index names: {"metadata": …, "weight_map": {tensor: file}}. A tensor that lies in a shard
-// but not in the index is left out, as the index is what says which of a folder's files make the model.
-func (c *Checkpoint) openShards(dir, index string, text []byte) error {
+// readShards reads the files that an index names: {"metadata": …, "weight_map": {tensor: file}}. A tensor that lies in a
+// shard but not in the index is left out, because the index says which of a folder's files make the model.
+func readShards(o *opener, dir, index string, text []byte) (format string, tensors []*stored, err error) {
 	var shards []string
 	wanted := map[string]map[string]bool{}
 	hasMap := false
-	err := strictObject(text, func(d *json.Decoder, key string) error {
+	err = strictObject(text, func(d *json.Decoder, key string) error {
 		if key != "weight_map" {
 			return skipValue(d)
 		}
@@ -110,24 +108,30 @@ func (c *Checkpoint) openShards(dir, index string, text []byte) error {
 		err = fmt.Errorf("expected a key \"weight_map\"")
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", index, err)
+		return "", nil, fmt.Errorf("%s: %w", index, err)
 	}
 	for _, shard := range shards {
 		path := filepath.Join(dir, shard)
-		file, err := c.mapFile(path)
+		file, err := o.open(path)
 		if err != nil {
-			return fmt.Errorf("%w (%s names it for tensor %q)", err, index, first(wanted[shard]))
+			return "", nil, fmt.Errorf("%w (%s names it for tensor %q)", err, index, first(wanted[shard]))
 		}
-		if err := c.addFile(file, wanted[shard]); err != nil {
-			return err
+		kind, list, err := readWeights(file, wanted[shard])
+		if err != nil {
+			return "", nil, err
+		}
+		found := map[string]bool{}
+		for _, s := range list {
+			found[s.name] = true
 		}
 		for tensor := range wanted[shard] {
-			if c.tensors[tensor] == nil {
-				return fmt.Errorf("%s: tensor %.80q is not in this file, where %s says it is", path, tensor, index)
+			if !found[tensor] {
+				return "", nil, fmt.Errorf("%s: tensor %.80q is not in this file, where %s says it is", path, tensor, index)
 			}
 		}
+		format, tensors = kind, append(tensors, list...)
 	}
-	return nil
+	return format, tensors, nil
 }
 
 // first returns the least of a set's names.
@@ -150,24 +154,24 @@ func skipValue(d *json.Decoder) error {
 	return nil
 }
 
-// readConfigs reads config.json and generation_config.json, either of which may be missing.
-func (c *Checkpoint) readConfigs(dir string) error {
-	for name, to := range map[string]*[]byte{configFile: &c.config, generationFile: &c.generation} {
+// readConfigs reads config.json and generation_config.json; nil for one that is missing.
+func readConfigs(dir string) (config, generation []byte, err error) {
+	for name, to := range map[string]*[]byte{configFile: &config, generationFile: &generation} {
 		path := filepath.Join(dir, name)
 		text, err := readJSONFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		var object map[string]any
 		if err := json.Unmarshal(text, &object); err != nil {
-			return fmt.Errorf("%s: expected a JSON object: %w", path, err)
+			return nil, nil, fmt.Errorf("%s: expected a JSON object: %w", path, err)
 		}
 		*to = text
 	}
-	return nil
+	return config, generation, nil
 }
 
 func readJSONFile(path string) ([]byte, error) {

@@ -184,7 +184,7 @@ func FuzzGGUF(f *testing.F) {
 				}
 			}
 		}
-		config, generation, err := file.config([]float32{1, 1, 2, 8})
+		config, generation, tensors, err := newGGUFFile(file, data).config()
 		if err != nil {
 			return
 		}
@@ -192,7 +192,7 @@ func FuzzGGUF(f *testing.F) {
 			t.Fatal(err)
 		}
 		for _, r := range file.records {
-			hfName(r.name, "blk.", ggufNames)
+			tensors(r.name)
 		}
 	})
 }

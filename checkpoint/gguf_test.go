@@ -58,38 +58,6 @@ func TestGGUFMetadataIsTranslatedToTheConfigOfItsArchitecture(t *testing.T) {
 	}
 }
 
-func TestLlama3ScalingIsFoundFromItsDivisors(t *testing.T) {
-	// As convert_hf_to_gguf.py computes them for Llama 3.1 and 3.2.
-	divisors := func(factor float64) []float32 {
-		list := make([]float32, 64)
-		for i := range list {
-			wavelength := 2 * math.Pi * math.Pow(500000, float64(i)/64)
-			list[i] = 1
-			if wavelength > 8192 {
-				list[i] = float32(factor)
-			} else if wavelength >= 8192/4 {
-				smooth := (8192/wavelength - 1) / 3
-				list[i] = float32(1 / ((1-smooth)/factor + smooth))
-			}
-		}
-		return list
-	}
-	for _, factor := range []float64{8, 32, 1} {
-		h := &hyperparameters{}
-		got := h.llama3Scaling(map[string]any{"rope_theta": 500000., "head_dim": 128}, divisors(factor))
-		if h.err != nil || factor == 1 && got != nil || factor > 1 && (got["factor"] != factor || got["rope_type"] != "llama3") {
-			t.Errorf("factor %v: %v, %v", factor, got, h.err)
-		}
-	}
-	other := divisors(8)
-	other[40] = 3
-	h := &hyperparameters{}
-	if got := h.llama3Scaling(map[string]any{"rope_theta": 500000., "head_dim": 128}, other); got != nil {
-		t.Errorf("unknown divisors give %v", got)
-	}
-	wantError(t, h.err, "rope_freqs.weight")
-}
-
 func TestLlamaFilesHaveTheirQueryAndKeyRowsPutBack(t *testing.T) {
 	tensors := tinyTensors(map[string][]int{"blk.0.attn_q.bias": {16}, "blk.0.attn_v.bias": {16}})
 	// Row 2i of a head of 8 is its row i, row 2i+1 its row 4+i.
@@ -191,6 +159,7 @@ func TestHostileGGUFIsRefusedByFileAndTensor(t *testing.T) {
 		"infinite theta":       {model(map[string]any{"llama.rope.freq_base": float32(math.Inf(1))}, nil), []string{"rope.freq_base", "finite"}},
 		"partial rotation":     {model(map[string]any{"llama.rope.dimension_count": uint32(4)}, nil), []string{"rope.dimension_count"}},
 		"unknown scaling":      {model(map[string]any{"llama.rope.scaling.type": "spiral"}, nil), []string{`"spiral"`}},
+		"unknown rope factors": {model(nil, map[string][]int{"rope_freqs.weight": {4}}), []string{"rope_freqs.weight"}},
 		"odd rows":             {model(nil, map[string][]int{"blk.0.attn_q.weight": {6, 16}}), []string{`"blk.0.attn_q.weight"`, "6 rows"}},
 		"experts":              {model(nil, map[string][]int{"blk.0.ffn_gate_exps.weight": {6, 16}}), []string{`"blk.0.ffn_gate_exps.weight"`, "llama"}},
 		"one of several":       {model(map[string]any{"split.count": uint32(3)}, nil), []string{"one of 3", "merge"}},

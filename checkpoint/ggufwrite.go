@@ -21,7 +21,7 @@ var ggufFileTypes = map[string]uint32{"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, 
 // GGUFTypes lists what a GGUF file's matrices can be written as, beside the dtypes: see [Options.Encoding].
 var GGUFTypes = []string{"Q8_0", "Q4_0"}
 
-// SaveGGUF writes source as one GGUF file at path: a model of the Llama family with its metadata, and in options.Metadata
+// SaveGGUF writes source as one GGUF file at path: a model of a registered family, its metadata, and in options.Metadata
 // its tokenizer. Matrices have the type that options.Encoding or options.DType names, or their own; vectors are float32,
 // because llama.cpp computes with them so; the embedding and the head of a Q4_0 file are Q8_0, which costs little and
 // answers better; a matrix whose rows are no multiple of 32 is float16 where a quantized type is asked for.
@@ -58,8 +58,35 @@ func (w *ggufWriter) set(key string, value any) {
 	w.metadata[key] = value
 }
 
+// GGUFModel is a model as a GGUF file describes it.
+type GGUFModel struct {
+	Architecture string
+	// Tensors holds tensors that follow from the config, such as rotary factors; they are written as F32.
+	Tensors map[string][]float32
+	// Tensor maps a tensor's Hugging Face name.
+	Tensor TensorMap
+
+	keys   []string
+	values map[string]any
+}
+
+// Set sets a metadata key, without the architecture's prefix. Values are as in [Options.Metadata].
+func (m *GGUFModel) Set(key string, value any) {
+	if m.values == nil {
+		m.values = map[string]any{}
+	}
+	if _, ok := m.values[key]; !ok {
+		m.keys = append(m.keys, key)
+	}
+	m.values[key] = value
+}
+
 func planGGUF(path string, source Source, options Options) (*ggufWriter, error) {
-	config, err := parseLlamaConfig(options.Config)
+	family, err := familyFor(options.Config, "GGUF", func(f Family) bool { return f.ToGGUF != nil })
+	if err != nil {
+		return nil, err
+	}
+	m, err := family.ToGGUF(options.Config)
 	if err != nil {
 		return nil, fmt.Errorf("GGUF: %w", err)
 	}
@@ -68,12 +95,10 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 		return nil, err
 	}
 	w := &ggufWriter{metadata: map[string]any{}}
-	architecture := config.ModelType
-	if architecture == "mistral" {
-		architecture = "llama" // as llama.cpp has it
-	}
-	if factors := config.ropeFactors(); factors != nil {
-		w.tensors = append(w.tensors, ggufEntry{name: "rope_freqs.weight", kind: "F32", values: factors, record: record{shape: []int{len(factors)}}, size: 4 * len(factors)})
+	for _, name := range slices.Sorted(maps.Keys(m.Tensors)) {
+		values := m.Tensors[name]
+		w.tensors = append(w.tensors, ggufEntry{name: name, kind: "F32", values: values,
+			record: record{shape: []int{len(values)}}, size: 4 * len(values)})
 	}
 	sizes := map[string]int{}
 	byName := map[string]record{}
@@ -81,17 +106,21 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 		byName[r.name] = r
 	}
 	for _, name := range source.Names() {
-		if ignored(name) || config.Tied && name == "lm_head.weight" {
+		if ignored(name) {
 			continue
 		}
 		e := ggufEntry{record: byName[name]}
-		var ok bool
-		if e.name, ok = foreignName(name, "blk.", ggufNames); !ok || len(e.shape) < 1 || len(e.shape) > 2 {
-			return nil, fmt.Errorf("tensor %.120q of shape %v has no place in a GGUF file of the Llama family: use --format hf", name, e.shape)
+		mapped, ok := m.Tensor(name)
+		if ok && mapped.Name == "" {
+			continue
 		}
-		e.heads = permutedHeads(architecture, "."+e.name, config.Heads, config.KVHeads)
+		if e.name, e.heads = mapped.Name, mapped.Heads; !ok || len(e.shape) < 1 || len(e.shape) > 2 {
+			return nil, fmt.Errorf("tensor %.120q of shape %v has no place in a GGUF file of architecture %s: use "+
+				"--format hf", name, e.shape, m.Architecture)
+		}
 		if e.heads > 0 && e.shape[0]%(2*e.heads) != 0 {
-			return nil, fmt.Errorf("tensor %.120q has %d rows, expected a multiple of twice its %d heads", name, e.shape[0], e.heads)
+			return nil, fmt.Errorf("tensor %.120q has %d rows, expected a multiple of twice its %d heads", name, e.shape[0],
+				e.heads)
 		}
 		if err := e.choose(options); err != nil {
 			return nil, err
@@ -107,7 +136,14 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 			most = kind
 		}
 	}
-	w.describe(path, architecture, config, most)
+	w.set("general.architecture", m.Architecture)
+	w.set("general.type", "model")
+	w.set("general.name", strings.TrimSuffix(filepath.Base(path), ".gguf"))
+	w.set("general.file_type", ggufFileTypes[most])
+	w.set("general.quantization_version", uint32(2))
+	for _, key := range m.keys {
+		w.set(m.Architecture+"."+key, m.values[key])
+	}
 	for _, key := range slices.Sorted(maps.Keys(options.Metadata)) {
 		w.set(key, options.Metadata[key])
 	}
@@ -142,70 +178,6 @@ func (e *ggufEntry) choose(options Options) error {
 	}
 	e.size = count / t.block * t.bytes
 	return nil
-}
-
-// describe sets what llama.cpp reads about the model.
-func (w *ggufWriter) describe(path, architecture string, c *llamaConfig, most string) {
-	w.set("general.architecture", architecture)
-	w.set("general.type", "model")
-	w.set("general.name", strings.TrimSuffix(filepath.Base(path), ".gguf"))
-	w.set("general.file_type", ggufFileTypes[most])
-	w.set("general.quantization_version", uint32(2))
-	at := architecture + "."
-	for _, pair := range []struct {
-		key string
-		n   int
-	}{
-		{"vocab_size", c.Vocabulary}, {"context_length", c.MaxLength}, {"embedding_length", c.Width}, {"block_count", c.Layers},
-		{"feed_forward_length", c.Inner}, {"attention.head_count", c.Heads}, {"attention.head_count_kv", c.KVHeads},
-		{"attention.key_length", c.HeadDim}, {"attention.value_length", c.HeadDim}, {"rope.dimension_count", c.HeadDim},
-	} {
-		w.set(at+pair.key, uint32(pair.n))
-	}
-	w.set(at+"attention.layer_norm_rms_epsilon", float32(c.Epsilon))
-	w.set(at+"rope.freq_base", float32(c.Theta))
-	if c.Window > 0 {
-		w.set(at+"attention.sliding_window", uint32(c.Window))
-	}
-	switch s := c.Scaling; s.kind() {
-	case "linear":
-		w.set(at+"rope.scaling.type", "linear")
-		w.set(at+"rope.scaling.factor", float32(s.Factor))
-	case "llama3":
-		// The tensor rope_freqs says all that running the model needs; these are to find the way back.
-		if s.Low != 1 || s.High != 4 || s.Original != 8192 {
-			w.set(at+"rope.scaling.low_freq_factor", float32(s.Low))
-			w.set(at+"rope.scaling.high_freq_factor", float32(s.High))
-			w.set(at+"rope.scaling.original_context_length", uint32(s.Original))
-		}
-	}
-}
-
-// ropeFactors gives the divisors of the rotary frequencies of Llama 3's scaling, nil without it.
-func (c *llamaConfig) ropeFactors() []float32 {
-	s := c.Scaling
-	if s.kind() != "llama3" {
-		return nil
-	}
-	factors := make([]float32, c.HeadDim/2)
-	for i := range factors {
-		factors[i] = float32(llama3Divisor(c.Theta, c.HeadDim, i, s.Factor, s.Low, s.High, s.Original))
-	}
-	return factors
-}
-
-// llama3Divisor is what Llama 3's scaling divides the i-th rotary frequency by: 1 for short wavelengths, factor for long
-// ones, and something between for those between.
-func llama3Divisor(theta float64, headDim, i int, factor, low, high, original float64) float64 {
-	wavelength := 2 * math.Pi * math.Pow(theta, 2*float64(i)/float64(headDim))
-	switch {
-	case wavelength > original/low:
-		return factor
-	case wavelength < original/high:
-		return 1
-	}
-	smooth := (original/wavelength - low) / (high - low)
-	return 1 / ((1-smooth)/factor + smooth)
 }
 
 const ggufAlign = 32
@@ -315,6 +287,10 @@ func (b *ggufBuffer) value(v any) error {
 		}
 	case []int32:
 		b.put([]uint32{ggufArray, ggufInt32})
+		b.put(uint64(len(v)))
+		b.put(v)
+	case []uint32:
+		b.put([]uint32{ggufArray, ggufUint32})
 		b.put(uint64(len(v)))
 		b.put(v)
 	case []float32:

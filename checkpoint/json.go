@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -113,4 +114,30 @@ func jsonToken(d *json.Decoder) (json.Token, error) {
 		return nil, fmt.Errorf("JSON at byte %d: %w", d.InputOffset(), err)
 	}
 	return t, nil
+}
+
+// asDecimals turns the fractions of an object, and of objects in it, into text that stays a fraction for Python's readers: 100000.0, 1e-05.
+func asDecimals(object map[string]any) {
+	for key, value := range object {
+		if inner, ok := value.(map[string]any); ok {
+			asDecimals(inner)
+		}
+		if f, ok := value.(float64); ok {
+			text := strconv.FormatFloat(f, 'g', -1, 64)
+			if !strings.ContainsAny(text, ".e") {
+				text += ".0"
+			}
+			object[key] = json.Number(text)
+		}
+	}
+}
+
+// jsonText lays a value out as Hugging Face's JSON files are.
+func jsonText(value any) ([]byte, error) {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	err := e.Encode(value)
+	return []byte(b.String()), err
 }

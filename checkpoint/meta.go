@@ -2,7 +2,6 @@ package checkpoint
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +15,6 @@ import (
 	"strings"
 
 	"conquer/internal/atomicfile"
-	"conquer/torch"
 )
 
 // Meta's layout: params.json and consolidated.00.pth, …, one file for each process that was to run the model. Matrices are
@@ -24,119 +22,118 @@ import (
 
 const paramsFile = "params.json"
 
-// metaNames maps Meta's names of whole-model tensors, and of a block's behind "layers.N.", to those of Hugging Face.
-var metaNames = map[string]string{
-	"tok_embeddings": "model.embed_tokens",
-	"norm":           "model.norm",
-	"output":         "lm_head",
-
-	"attention_norm":  "input_layernorm",
-	"attention.wq":    "self_attn.q_proj",
-	"attention.wk":    "self_attn.k_proj",
-	"attention.wv":    "self_attn.v_proj",
-	"attention.wo":    "self_attn.o_proj",
-	"ffn_norm":        "post_attention_layernorm",
-	"feed_forward.w1": "mlp.gate_proj",
-	"feed_forward.w3": "mlp.up_proj",
-	"feed_forward.w2": "mlp.down_proj",
+// MetaFamily describes the models of a family in Meta's layout.
+type MetaFamily struct {
+	Names Names // of tensors, without .weight and .bias
+	// Split is the dimension along which the parts hold slices of a tensor, by Meta's name and the shape of one part; width
+	// is the model's. Replicated means that every part holds the whole tensor.
+	Split func(name string, shape []int, width int) int
+	// Read reads params.json.
+	Read func(params []byte) (*MetaModel, error)
+	// Write gives params.json by config.json.
+	Write func(config []byte) (*MetaModel, error)
 }
 
-// replicated is the "dimension" of tensors that every part holds whole.
-const replicated = -1
-
-// metaSplit is the dimension along which the parts hold slices of a tensor of Meta's name and the shape of one part; width
-// is the model's. Llama 1 and 2 cut the embedding by columns, Llama 3 by rows.
-func metaSplit(name string, shape []int, width int) int {
-	stem, kind, _ := cutLast(name, ".")
-	switch part := stem[strings.LastIndexByte(stem, '.')+1:]; part {
-	case "wq", "wk", "wv", "w1", "w3", "output":
-		return 0
-	case "wo", "w2":
-		if kind == "weight" && len(shape) == 2 {
-			return 1
-		}
-	case "tok_embeddings":
-		if len(shape) == 2 && shape[1] != width {
-			return 1
-		}
-		return 0
-	}
-	return replicated
+// MetaModel is what params.json says of a model.
+type MetaModel struct {
+	Width, Heads, KeyHeads, HeadDim, Vocabulary int
+	Tied                                        bool
+	Params                                      any // params.json, of a model that is written
+	// Config gives config.json, of a model that is read. info describes tensors by their Hugging Face names.
+	Config func(info func(name string) (Info, bool), tied bool) (map[string]any, error)
+	// SplitEmbedding is the dimension along which a written embedding is cut.
+	SplitEmbedding int
 }
+
+// Replicated is the "dimension" of tensors that every part holds whole.
+const Replicated = -1
 
 var metaPart = regexp.MustCompile(`^consolidated\.([0-9]{2})\.pth$`)
 
 func isMetaPart(name string) bool { return metaPart.MatchString(name) }
 
-// openMeta opens Meta's layout. A config.json beside params.json, as this package writes it, is taken before the latter,
+// readMeta reads Meta's layout. A config.json beside params.json, as this package writes it, is taken before the latter,
 // which says less.
-func (c *Checkpoint) openMeta(dir string) error {
-	c.Format = Meta
-	params, err := readParams(filepath.Join(dir, paramsFile))
+func readMeta(o *opener, dir string) (format string, c contents, err error) {
+	family, ok := familyOf(func(f Family) bool { return f.Meta != nil })
+	if !ok {
+		return Meta, c, fmt.Errorf("%s: Meta's layout needs a family that has it, such as llama", dir)
+	}
+	path := filepath.Join(dir, paramsFile)
+	text, err := readJSONFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: it belongs beside consolidated.00.pth", err)
+	}
 	if err != nil {
-		return err
+		return Meta, c, err
 	}
-	if err := c.readConfigs(dir); err != nil {
-		return err
-	}
-	parts, err := c.metaParts(dir)
+	params, err := family.Meta.Read(text)
 	if err != nil {
-		return err
+		return Meta, c, fmt.Errorf("%s: %w", path, err)
 	}
-	width, heads, kvHeads := params.Width, params.Heads, params.kvHeads()
+	if c.config, c.generation, err = readConfigs(dir); err != nil {
+		return Meta, c, err
+	}
+	parts, err := metaParts(o, dir)
+	if err != nil {
+		return Meta, c, err
+	}
 	tied := false
-	if config := c.Config(); config != nil {
+	if config := decoded(c.config); config != nil {
 		tied, _ = config["tie_word_embeddings"].(bool)
 	} else if out := parts[0].find("output.weight"); out != nil {
 		embedding := parts[0].find("tok_embeddings.weight")
 		tied = embedding != nil && out.offset == embedding.offset // one storage under two names
 	}
+	infos := map[string]Info{}
 	for i, r := range parts[0].records {
-		if r.name == "rope.freqs" || tied && r.name == "output.weight" { // the config says as much
+		if r.name == "rope.freqs" || tied && r.name == "output.weight" { // both follow from the config
 			continue
 		}
-		s, err := joinParts(parts, i, width)
+		s, err := joinParts(parts, i, func(name string, shape []int) int {
+			return family.Meta.Split(name, shape, params.Width)
+		})
 		if err != nil {
-			return err
+			return Meta, c, err
 		}
-		name, ok := hfName(r.name, "layers.", metaNames)
-		if !ok {
-			return fmt.Errorf("%s: tensor %.80q is none that a Llama of Meta's has", s.file.path, r.name)
+		if s.name, ok = family.Meta.Names.HuggingFace(r.name); !ok {
+			return Meta, c, fmt.Errorf("%s: tensor %.80q is none that a model in Meta's layout has", s.file.path, r.name)
 		}
-		s.name = name
-		if n := metaHeads(name, heads, kvHeads); n > 0 {
-			if len(s.shape) == 0 || s.shape[0]%(2*n) != 0 || s.shape[0] != n*params.headDim() {
-				return fmt.Errorf("%s: tensor %.80q has shape %v in %d parts, %s asks for %d heads: is a part missing?",
-					s.file.path, r.name, s.shape, len(parts), paramsFile, n)
+		if n := params.interleaved(s.name); n > 0 {
+			if len(s.shape) == 0 || s.shape[0]%(2*n) != 0 || s.shape[0] != n*params.HeadDim {
+				return Meta, c, fmt.Errorf("%s: tensor %.80q has shape %v in %d parts, %s asks for %d heads: is a part "+
+					"missing?", s.file.path, r.name, s.shape, len(parts), paramsFile, n)
 			}
 			s.headRows = s.shape[0] / n
 		}
-		c.add(s)
+		infos[s.name] = s.info()
+		c.tensors = append(c.tensors, s)
 	}
 	if c.config != nil {
-		return nil
+		return Meta, c, nil
 	}
-	config, err := params.config(c, tied)
+	config, err := params.Config(func(name string) (Info, bool) { info, ok := infos[name]; return info, ok }, tied)
 	if err != nil {
-		return fmt.Errorf("%s: %w", filepath.Join(dir, paramsFile), err)
+		return Meta, c, fmt.Errorf("%s: %w", path, err)
 	}
+	asDecimals(config)
 	c.config, err = jsonText(config)
-	return err
+	return Meta, c, err
 }
 
-// metaHeads gives the number of heads whose rows Meta's layout holds interleaved, or 0.
-func metaHeads(name string, heads, kvHeads int) int {
+// interleaved gives the number of heads whose rows Meta's layout holds interleaved, or 0.
+func (m *MetaModel) interleaved(name string) int {
 	switch {
 	case strings.Contains(name, ".q_proj."):
-		return heads
+		return m.Heads
 	case strings.Contains(name, ".k_proj."):
-		return kvHeads
+		return m.KeyHeads
 	}
 	return 0
 }
 
 type metaFile struct {
-	file    *mappedFile
+	file    *mapping
 	records []record
 }
 
@@ -150,7 +147,7 @@ func (f *metaFile) find(name string) *record {
 }
 
 // metaParts opens consolidated.00.pth and those that follow it.
-func (c *Checkpoint) metaParts(dir string) ([]*metaFile, error) {
+func metaParts(o *opener, dir string) ([]*metaFile, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
@@ -165,11 +162,11 @@ func (c *Checkpoint) metaParts(dir string) ([]*metaFile, error) {
 		if n, _ := strconv.Atoi(match[1]); n != len(parts) {
 			return nil, fmt.Errorf("%s: the part consolidated.%02d.pth, which comes before it, is missing", path, len(parts))
 		}
-		file, err := c.mapFile(path)
+		file, err := o.open(path)
 		if err != nil {
 			return nil, err
 		}
-		records, err := parseTorch(file.mapping.Bytes())
+		records, err := parseTorch(file.Bytes())
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
@@ -187,13 +184,13 @@ func (c *Checkpoint) metaParts(dir string) ([]*metaFile, error) {
 }
 
 // joinParts makes one tensor of the slices of the i-th of the first part.
-func joinParts(parts []*metaFile, i, width int) (*stored, error) {
+func joinParts(parts []*metaFile, i int, split func(name string, shape []int) int) (*stored, error) {
 	first := parts[0].records[i]
 	whole := &stored{record: first, file: parts[0].file}
 	if len(parts) == 1 {
 		return whole, nil
 	}
-	whole.joined = metaSplit(first.name, first.shape, width)
+	whole.joined = split(first.name, first.shape)
 	for _, p := range parts {
 		r := &p.records[i]
 		if r.name != first.name {
@@ -204,7 +201,7 @@ func joinParts(parts []*metaFile, i, width int) (*stored, error) {
 				first.name, first.dtype, first.shape, parts[0].file.path)
 		}
 		s := &stored{record: *r, file: p.file}
-		if whole.joined == replicated {
+		if whole.joined == Replicated {
 			if !bytes.Equal(s.data(), whole.data()) {
 				return nil, fmt.Errorf("%s: tensor %.80q differs from that of %s: a part of another model?", p.file.path, first.name, parts[0].file.path)
 			}
@@ -221,167 +218,6 @@ func joinParts(parts []*metaFile, i, width int) (*stored, error) {
 	return whole, nil
 }
 
-// metaParams is params.json. Meta's programs take no other keys; ModelType is written for models that they cannot run, so
-// that they say so.
-type metaParams struct {
-	Width         int      `json:"dim"`
-	Layers        int      `json:"n_layers"`
-	Heads         int      `json:"n_heads"`
-	KVHeads       int      `json:"n_kv_heads,omitempty"`
-	Vocabulary    int      `json:"vocab_size"`
-	MultipleOf    int      `json:"multiple_of,omitempty"`
-	FFNMultiplier *float64 `json:"ffn_dim_multiplier,omitempty"`
-	Epsilon       float64  `json:"norm_eps"`
-	Theta         float64  `json:"rope_theta,omitempty"`
-	ScaledRope    bool     `json:"use_scaled_rope,omitempty"`
-	ScaleFactor   float64  `json:"rope_scaling_factor,omitempty"`
-	HeadDim       int      `json:"head_dim,omitempty"`       // Mistral's
-	Inner         int      `json:"hidden_dim,omitempty"`     // Mistral's
-	Window        int      `json:"sliding_window,omitempty"` // Mistral's
-	ModelType     string   `json:"model_type,omitempty"`
-}
-
-func (p *metaParams) kvHeads() int {
-	if p.KVHeads > 0 {
-		return p.KVHeads
-	}
-	return p.Heads
-}
-
-func (p *metaParams) headDim() int {
-	if p.HeadDim > 0 {
-		return p.HeadDim
-	}
-	return p.Width / p.Heads
-}
-
-func readParams(path string) (*metaParams, error) {
-	text, err := readJSONFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: it belongs beside consolidated.00.pth", err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	p := &metaParams{Epsilon: 1e-5}
-	if err := json.Unmarshal(text, p); err != nil {
-		return nil, fmt.Errorf("%s: expected a JSON object: %w", path, err)
-	}
-	for name, n := range map[string]int{"dim": p.Width, "n_layers": p.Layers, "n_heads": p.Heads, "n_kv_heads": p.kvHeads()} {
-		if n < 1 || n > 1<<30 {
-			return nil, fmt.Errorf("%s: %s is %d or missing, expected a positive integer", path, name, n)
-		}
-	}
-	return p, nil
-}
-
-// config is what config.json would say. What params.json leaves to the weights is read off their shapes.
-func (p *metaParams) config(c *Checkpoint, tied bool) (map[string]any, error) {
-	if p.ModelType != "" && p.ModelType != "mistral" {
-		return nil, fmt.Errorf("the config.json of this %.40q model is missing: %s alone does not describe it", p.ModelType, paramsFile)
-	}
-	embedding, gate := c.tensors["model.embed_tokens.weight"], c.tensors["model.layers.0.mlp.gate_proj.weight"]
-	if embedding == nil || gate == nil || len(embedding.shape) != 2 || len(gate.shape) != 2 {
-		return nil, fmt.Errorf("the model has no tensor \"tok_embeddings.weight\" or \"layers.0.feed_forward.w1.weight\"")
-	}
-	theta := p.Theta
-	if theta == 0 {
-		theta = 10000
-	}
-	dtype := safetensorsTorch[gate.dtype].String()
-	length := 4096
-	var scaling any
-	if p.ScaledRope {
-		factor := p.ScaleFactor
-		if factor == 0 {
-			factor = 8
-		}
-		length = 131072
-		scaling = map[string]any{"rope_type": "llama3", "factor": json.Number(strconv.FormatFloat(factor, 'f', 1, 64)),
-			"low_freq_factor": json.Number("1.0"), "high_freq_factor": json.Number("4.0"), "original_max_position_embeddings": 8192}
-	} else if theta == 500000 {
-		length = 8192
-	}
-	config := map[string]any{
-		"architectures": []string{"LlamaForCausalLM"}, "model_type": "llama", "hidden_act": "silu", "hidden_size": p.Width,
-		"intermediate_size": gate.shape[0], "num_hidden_layers": p.Layers, "num_attention_heads": p.Heads,
-		"num_key_value_heads": p.kvHeads(), "head_dim": p.headDim(), "max_position_embeddings": length, "rms_norm_eps": p.Epsilon,
-		"rope_theta": theta, "rope_scaling": scaling, "vocab_size": embedding.shape[0], "tie_word_embeddings": tied,
-		"attention_bias": false, "mlp_bias": false, "initializer_range": 0.02, "torch_dtype": dtype,
-	}
-	if p.Window > 0 || p.ModelType == "mistral" {
-		config["architectures"], config["model_type"] = []string{"MistralForCausalLM"}, "mistral"
-		config["sliding_window"] = nil
-		if p.Window > 0 {
-			config["sliding_window"] = p.Window
-		}
-	}
-	asDecimals(config)
-	return config, nil
-}
-
-// paramsFor is the inverse of config.
-func paramsFor(config *llamaConfig) *metaParams {
-	p := &metaParams{
-		Width: config.Width, Layers: config.Layers, Heads: config.Heads, Vocabulary: config.Vocabulary, Epsilon: config.Epsilon,
-	}
-	if config.KVHeads != config.Heads {
-		p.KVHeads = config.KVHeads
-	}
-	if config.Theta != 10000 {
-		p.Theta = config.Theta
-	}
-	plain := config.ModelType == "llama" && !config.Biased && config.HeadDim*config.Heads == config.Width
-	switch {
-	case config.Scaling.kind() == "":
-	case config.Scaling.kind() == "llama3" && config.Scaling.Low == 1 && config.Scaling.High == 4 && config.Scaling.Original == 8192:
-		p.ScaledRope = true
-		if config.Scaling.Factor != 8 {
-			p.ScaleFactor = config.Scaling.Factor
-		}
-	default:
-		plain = false
-	}
-	if config.ModelType == "mistral" && !config.Biased {
-		p.HeadDim, p.Inner, p.Window = config.HeadDim, config.Inner, config.Window
-		return p
-	}
-	if !plain {
-		p.ModelType, p.HeadDim, p.Inner = config.ModelType, config.HeadDim, config.Inner
-		return p
-	}
-	p.MultipleOf, p.FFNMultiplier = ffnSize(config.Width, config.Inner)
-	return p
-}
-
-// ffnSize finds the numbers from which Meta's code computes the size of the feed-forward layer: two thirds of 4·width, by a
-// multiplier where there is one, rounded up to a multiple.
-func ffnSize(width, inner int) (multiple int, multiplier *float64) {
-	base := 2 * 4 * width / 3
-	up := func(n, multiple int) int { return (n + multiple - 1) / multiple * multiple }
-	for _, multiple := range []int{256, 1024, 4096, 128, 64, 32} {
-		if up(base, multiple) == inner {
-			return multiple, nil
-		}
-	}
-	for _, multiple := range []int{4096, 1024, 256, 64, 1} {
-		if inner%multiple != 0 {
-			continue
-		}
-		for _, digits := range []float64{10, 100, 1000, 1e4, 1e6, 1e9} {
-			m := math.Floor((float64(inner)-0.5)/float64(base)*digits) / digits
-			if m > 0 && up(int(m*float64(base)), multiple) == inner {
-				return multiple, &m
-			}
-			if m += 1 / digits; up(int(m*float64(base)), multiple) == inner {
-				return multiple, &m
-			}
-		}
-	}
-	m := (float64(inner) + 0.5) / float64(base)
-	return 1, &m
-}
-
 // SaveMeta writes source into the folder dir in Meta's layout: params.json, consolidated.00.pth, and with options.Parts
 // above 1 as many files as that, for as many processes. torch.load takes them with weights_only and mmap. config.json,
 // generation_config.json and what options.Also writes lie beside them, because params.json has no place for what they say.
@@ -392,11 +228,14 @@ func SaveMeta(dir string, source Source, options Options) error {
 }
 
 func fillMeta(dir string, source Source, options Options) error {
-	config, err := parseLlamaConfig(options.Config)
+	family, err := familyFor(options.Config, "Meta's layout", func(f Family) bool { return f.Meta != nil })
 	if err != nil {
-		return fmt.Errorf("for Meta's layout: %w", err)
+		return err
 	}
-	params := paramsFor(config)
+	model, err := family.Meta.Write(options.Config)
+	if err != nil {
+		return err
+	}
 	shards, err := plan(source, Options{DType: options.DType, ShardBytes: math.MaxInt})
 	if err != nil {
 		return err
@@ -404,19 +243,20 @@ func fillMeta(dir string, source Source, options Options) error {
 	parts := max(options.Parts, 1)
 	var entries []torchEntry
 	for _, r := range shards[0] {
-		if ignored(r.name) || config.Tied && r.name == "lm_head.weight" {
+		if ignored(r.name) || model.Tied && r.name == "lm_head.weight" {
 			continue
 		}
-		name, ok := foreignName(r.name, "layers.", metaNames)
+		name, ok := family.Meta.Names.Foreign(r.name)
 		if !ok {
 			return fmt.Errorf("tensor %.120q has no place in Meta's layout: use --format hf", r.name)
 		}
-		e := torchEntry{record: r, source: r.name, heads: metaHeads(r.name, config.Heads, config.KVHeads), split: metaSplit(name, r.shape, config.Width)}
+		e := torchEntry{record: r, source: r.name, heads: model.interleaved(r.name),
+			split: family.Meta.Split(name, r.shape, model.Width)}
 		e.name = name
-		if name == "tok_embeddings.weight" && config.Vocabulary < 100_000 {
-			e.split = 1 // as Llama 1 and 2 have it
+		if name == "tok_embeddings.weight" {
+			e.split = model.SplitEmbedding
 		}
-		if parts > 1 && e.split != replicated {
+		if parts > 1 && e.split != Replicated {
 			whole := parts
 			if e.heads > 0 {
 				whole = e.heads
@@ -434,7 +274,7 @@ func fillMeta(dir string, source Source, options Options) error {
 		}
 		entries = append(entries, e)
 	}
-	if i := slices.IndexFunc(entries, func(e torchEntry) bool { return e.name == "tok_embeddings.weight" }); config.Tied && i >= 0 {
+	if i := slices.IndexFunc(entries, func(e torchEntry) bool { return e.name == "tok_embeddings.weight" }); model.Tied && i >= 0 {
 		e := entries[i]
 		e.name = "output.weight"
 		if parts == 1 || e.split == 0 {
@@ -459,7 +299,7 @@ func fillMeta(dir string, source Source, options Options) error {
 	if texts[configFile], err = configFor(options.Config, shards); err != nil {
 		return err
 	}
-	if texts[paramsFile], err = jsonText(params); err != nil {
+	if texts[paramsFile], err = jsonText(model.Params); err != nil {
 		return err
 	}
 	return writeTexts(dir, texts, options)
@@ -467,11 +307,3 @@ func fillMeta(dir string, source Source, options Options) error {
 
 // ignored tells tensors that older programs stored although they follow from the config.
 func ignored(name string) bool { return strings.HasSuffix(name, ".rotary_emb.inv_freq") }
-
-// permuteHeads takes rows of heads from Hugging Face's order, the two halves of a head's rotary dimensions apart, to that
-// of Meta and GGUF, where they alternate.
-func permuteHeads(t torch.Tensor, heads int) torch.Tensor {
-	shape := t.Shape()
-	split := append([]int{heads, 2, shape[0] / heads / 2}, shape[1:]...)
-	return t.Reshape(split...).Transpose(1, 2).Reshape(shape...)
-}

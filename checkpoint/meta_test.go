@@ -136,26 +136,6 @@ func TestMetasLayoutBringsBackTheSameBits(t *testing.T) {
 	}
 }
 
-func TestTheFeedForwardSizeIsWhatMetasCodeComputes(t *testing.T) {
-	for range 2000 {
-		width, inner := 1+rand.IntN(9000), 1+rand.IntN(40000)
-		multiple, multiplier := ffnSize(width, inner)
-		hidden := 2 * 4 * width / 3
-		if multiplier != nil {
-			text, _ := json.Marshal(multiplier)
-			var m float64
-			json.Unmarshal(text, &m)
-			hidden = int(m * float64(hidden))
-		}
-		if got := multiple * ((hidden + multiple - 1) / multiple); got != inner {
-			t.Errorf("width %d: %d by %d and %v, expected %d", width, got, multiple, multiplier, inner)
-		}
-	}
-	if multiple, multiplier := ffnSize(8192, 28672); multiple != 4096 || *multiplier != 1.3 { // Llama 2 70B's own
-		t.Errorf("%d, %v", multiple, *multiplier)
-	}
-}
-
 func TestBadMetaFoldersAreNamed(t *testing.T) {
 	source, config := randomLlama(t, "llama", torch.Float32, 3)
 	other, otherConfig := randomLlama(t, "llama", torch.Float32, 3)

@@ -131,7 +131,7 @@ func Partial(dir string) string { return dir + atomicfile.Suffix }
 
 // nativeFile is an open file of a native checkpoint.
 type nativeFile struct {
-	*mappedFile
+	*mapping
 	part    NativePart
 	checked sync.Once
 	bad     error
@@ -140,7 +140,7 @@ type nativeFile struct {
 // check compares the file with its checksum, once.
 func (f *nativeFile) check() error {
 	f.checked.Do(func() {
-		if crc32.Checksum(f.mapping.Bytes(), castagnoli) != f.part.CRC {
+		if crc32.Checksum(f.Bytes(), castagnoli) != f.part.CRC {
 			f.bad = fmt.Errorf("%s does not have the checksum that %s gives it: it is damaged, or of another run", f.path, NativeFile)
 		}
 	})
@@ -159,55 +159,57 @@ type nativeStretch struct {
 	file                  *nativeFile
 }
 
-// openNative opens a native checkpoint, checking that each tensor is there from its first element to its last.
-func (c *Checkpoint) openNative(dir string, text []byte) error {
+// readNative reads a native checkpoint, checking that each tensor is there from its first element to its last.
+func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 	path := filepath.Join(dir, NativeFile)
 	var index nativeIndex
 	if err := json.Unmarshal(text, &index); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return c, fmt.Errorf("%s: %w", path, err)
 	}
 	if index.Version != 1 {
-		return fmt.Errorf("%s has version %d, expected 1", path, index.Version)
+		return c, fmt.Errorf("%s has version %d, expected 1", path, index.Version)
 	}
-	c.Format, c.native = Native, map[string]*nativeTensor{}
+	if c.config, c.generation, err = readConfigs(dir); err != nil {
+		return c, err
+	}
+	c.native = map[string]*nativeTensor{}
 	for name, t := range index.Tensors {
 		dtype, known := safetensorsTorch[t.DType]
 		if _, ok := sizeInBits(t.Shape, 64); !known || !ok || slices.ContainsFunc(t.Shape, func(n int) bool { return n < 0 }) {
-			return fmt.Errorf("%s: tensor %.120q is %.20q of shape %v, which is none", path, name, t.DType, t.Shape)
+			return c, fmt.Errorf("%s: tensor %.120q is %.20q of shape %v, which is none", path, name, t.DType, t.Shape)
 		}
 		c.native[name] = &nativeTensor{NativeTensor: t}
 		if !strings.Contains(name, ":") {
-			c.names = append(c.names, name)
-			c.tensors[name] = &stored{record: record{name: name, dtype: t.DType, shape: t.Shape, bytes: numel(t.Shape) * dtype.Size()},
-				file: &mappedFile{path: path}}
+			c.tensors = append(c.tensors, &stored{record: record{name: name, dtype: t.DType, shape: t.Shape, bytes: numel(t.Shape) * dtype.Size()},
+				file: &mapping{path: path}})
 		}
 	}
-	slices.Sort(c.names)
+	slices.SortFunc(c.tensors, func(a, b *stored) int { return strings.Compare(a.name, b.name) })
 	for _, part := range index.Files {
-		if err := c.addPart(dir, part); err != nil {
-			return err
+		if err := c.addPart(o, dir, part); err != nil {
+			return c, err
 		}
 	}
 	for name, t := range c.native {
 		slices.SortFunc(t.stretches, func(a, b nativeStretch) int { return a.start - b.start })
 		if slices.ContainsFunc(t.stretches, func(s nativeStretch) bool { return s.every != 0 }) {
 			if !t.tiled() {
-				return fmt.Errorf("%s: the parts of tensor %.120q do not make it up: one is missing, or there twice", path, name)
+				return c, fmt.Errorf("%s: the parts of tensor %.120q do not make it up: one is missing, or there twice", path, name)
 			}
 			continue
 		}
 		next := 0
 		for _, s := range t.stretches {
 			if s.start != next {
-				return fmt.Errorf("%s: tensor %.120q goes on at element %d, expected %d: a part is missing, or there twice", path, name, s.start, next)
+				return c, fmt.Errorf("%s: tensor %.120q goes on at element %d, expected %d: a part is missing, or there twice", path, name, s.start, next)
 			}
 			next += s.length
 		}
 		if next != numel(t.Shape) {
-			return fmt.Errorf("%s: tensor %.120q ends after %d of its %d elements: a part is missing", path, name, next, numel(t.Shape))
+			return c, fmt.Errorf("%s: tensor %.120q ends after %d of its %d elements: a part is missing", path, name, next, numel(t.Shape))
 		}
 	}
-	return nil
+	return c, nil
 }
 
 // tile is rows [top, bottom) and columns [left, right) of a matrix.
@@ -271,7 +273,7 @@ func numel(shape []int) int {
 }
 
 // addPart opens a process's file and finds the stretches in it.
-func (c *Checkpoint) addPart(dir string, part NativePart) error {
+func (c *contents) addPart(o *opener, dir string, part NativePart) error {
 	index := filepath.Join(dir, NativeFile)
 	if part.File == "" || part.File != filepath.Base(part.File) || !filepath.IsLocal(part.File) {
 		return fmt.Errorf("%s: %.80q is not the name of a file in this folder", index, part.File)
@@ -284,12 +286,12 @@ func (c *Checkpoint) addPart(dir string, part NativePart) error {
 	if info.Size() != part.Bytes {
 		return fmt.Errorf("%s has %d bytes, expected %d: it is truncated, or of another run", path, info.Size(), part.Bytes)
 	}
-	mapped, err := c.mapFile(path)
+	mapped, err := o.open(path)
 	if err != nil {
 		return err
 	}
-	file := &nativeFile{mappedFile: mapped, part: part}
-	records, _, err := parseSafetensors(mapped.mapping.Bytes())
+	file := &nativeFile{mapping: mapped, part: part}
+	records, _, err := parseSafetensors(mapped.Bytes())
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
@@ -353,7 +355,7 @@ func (c *Checkpoint) Range(name string, start, length int) (torch.Tensor, error)
 				return torch.Tensor{}, err
 			}
 			at := s.offset + (i*run+from-first)*size
-			copy(into[(from-start)*size:(to-start)*size], s.file.mapping.Bytes()[at:at+(to-from)*size])
+			copy(into[(from-start)*size:(to-start)*size], s.file.Bytes()[at:at+(to-from)*size])
 		}
 	}
 	return result, nil

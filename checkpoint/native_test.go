@@ -146,9 +146,11 @@ func FuzzNativeIndex(f *testing.F) {
 	}
 	f.Add(text)
 	f.Fuzz(func(t *testing.T, text []byte) {
-		c := &Checkpoint{Path: dir, tensors: map[string]*stored{}}
+		o := new(opener)
+		found, err := readNative(o, dir, text)
+		c := assemble(dir, Native, found, o)
 		defer c.Close()
-		if c.openNative(dir, text) != nil {
+		if err != nil {
 			return
 		}
 		torch.Run(func() error {

@@ -102,25 +102,3 @@ func (d *Decoder) New(r *model.Reader) (model.Model, error) {
 	}
 	return stack, nil
 }
-
-// New makes a model of this family without weights from a Hugging Face config. It fails if the config asks for something
-// that the family does not have.
-func New(config model.Config) (model.Model, error) {
-	r := &model.Reader{Config: config}
-	d := Read(r, "llama")
-	switch family := r.StringOr("model_type", "llama"); family {
-	case "llama":
-	case "mistral":
-		d.Attention.QKVBias, d.Attention.OutputBias = false, false
-		d.Attention.Window = r.IntOr("sliding_window", 0)
-	case "qwen2":
-		d.Attention.QKVBias, d.Attention.OutputBias = true, false
-		if r.BoolOr("use_sliding_window", false) && r.IntOr("max_window_layers", 0) < d.Layers {
-			r.Fail(fmt.Errorf("config.json: a sliding window in some layers only (use_sliding_window with "+
-				"max_window_layers %v) is not supported", config["max_window_layers"]))
-		}
-	default:
-		r.Fail(fmt.Errorf("config.json: model_type %q is not of the Llama family (llama, mistral, qwen2)", family))
-	}
-	return d.New(r)
-}

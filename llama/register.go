@@ -1,36 +1,90 @@
 package llama
 
-import "conquer/model"
+import (
+	"fmt"
 
-func init() {
-	model.Register(model.Architecture{
-		Name: "llama", ModelTypes: []string{"llama", "mistral", "qwen2"}, New: New,
-		Variants: map[string]model.Config{
-			"micro":        variant(32000, 256, 688, 4, 8, 8, 2048, nil),
-			"smollm2-135m": variant(49152, 576, 1536, 30, 9, 3, 8192, model.Config{"rope_theta": 100000.0, "tie_word_embeddings": true}),
-			"7b":           variant(32000, 4096, 11008, 32, 32, 32, 4096, nil),
-			"13b":          variant(32000, 5120, 13824, 40, 40, 40, 4096, nil),
-			"70b":          variant(32000, 8192, 28672, 80, 64, 8, 4096, nil),
-			"3-8b":         variant(128256, 4096, 14336, 32, 32, 8, 8192, model.Config{"rope_theta": 500000.0}),
-			"3.2-1b": variant(128256, 2048, 8192, 16, 32, 8, 131072, model.Config{
-				"rope_theta": 500000.0, "tie_word_embeddings": true, "head_dim": 64.0,
-				"rope_scaling": map[string]any{"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
-					"high_freq_factor": 4.0, "original_max_position_embeddings": 8192.0},
-			}),
+	"conquer/checkpoint"
+	"conquer/model"
+)
+
+// The members of the Llama family.
+var (
+	base = Family{
+		ModelType: "llama", Class: "LlamaForCausalLM", GGUF: "llama", Read: []string{"llama"}, Interleaved: true,
+		Meta:    true,
+		Decoder: func(r *model.Reader) *Decoder { return Read(r, "llama") },
+		FromGGUF: func(g *checkpoint.GGUFFile, config map[string]any) {
+			config["pretraining_tp"] = 1
+			if g.Natural("attention.sliding_window") > 0 { // only Mistral has one, and GGUF calls Mistral llama
+				config["architectures"], config["model_type"] = []string{mistral.Class}, mistral.ModelType
+				config["sliding_window"] = g.Natural("attention.sliding_window")
+			}
 		},
-	})
+	}
+	mistral = Family{
+		ModelType: "mistral", Class: "MistralForCausalLM", GGUF: "llama", Read: []string{"mistral"}, Interleaved: true,
+		Meta: true,
+		Decoder: func(r *model.Reader) *Decoder {
+			d := Read(r, "llama")
+			d.Attention.QKVBias, d.Attention.OutputBias = false, false
+			d.Attention.Window = r.IntOr("sliding_window", 0)
+			return d
+		},
+		FromGGUF: func(g *checkpoint.GGUFFile, config map[string]any) {
+			delete(config, "attention_bias")
+			delete(config, "mlp_bias")
+			config["sliding_window"] = nil
+			if window := g.Natural("attention.sliding_window"); window > 0 {
+				config["sliding_window"] = window
+			}
+		},
+	}
+	qwen2 = Family{
+		ModelType: "qwen2", Class: "Qwen2ForCausalLM", GGUF: "qwen2", Read: []string{"qwen2"},
+		Meta: true,
+		Decoder: func(r *model.Reader) *Decoder {
+			d := Read(r, "llama")
+			d.Attention.QKVBias, d.Attention.OutputBias = true, false
+			if r.BoolOr("use_sliding_window", false) && r.IntOr("max_window_layers", 0) < d.Layers {
+				r.Fail(fmt.Errorf("config.json: a sliding window in some layers only (use_sliding_window with "+
+					"max_window_layers %v) is not supported", r.Config["max_window_layers"]))
+			}
+			return d
+		},
+		FromGGUF: func(_ *checkpoint.GGUFFile, config map[string]any) {
+			delete(config, "attention_bias")
+			delete(config, "mlp_bias")
+			config["use_sliding_window"], config["sliding_window"] = false, nil
+		},
+	}
+)
+
+// New makes a model of this family without weights from a Hugging Face config. It fails if the config asks for something
+// that the family does not have.
+func New(config model.Config) (model.Model, error) {
+	r := &model.Reader{Config: config}
+	for _, f := range []Family{base, mistral, qwen2} {
+		if r.StringOr("model_type", "llama") == f.ModelType {
+			return f.New(config)
+		}
+	}
+	return nil, fmt.Errorf("config.json: model_type %q is not of the Llama family (llama, mistral, qwen2)",
+		config["model_type"])
 }
 
-func variant(vocabulary, width, inner, layers, heads, keyHeads, positions int, more model.Config) model.Config {
-	config := model.Config{
-		"architectures": []any{"LlamaForCausalLM"}, "model_type": "llama", "hidden_act": "silu",
-		"vocab_size": float64(vocabulary), "hidden_size": float64(width), "intermediate_size": float64(inner),
-		"num_hidden_layers": float64(layers), "num_attention_heads": float64(heads), "num_key_value_heads": float64(keyHeads),
-		"max_position_embeddings": float64(positions), "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-		"initializer_range": 0.02, "tie_word_embeddings": false, "attention_bias": false, "mlp_bias": false,
-	}
-	for key, value := range more {
-		config[key] = value
-	}
-	return config
+func init() {
+	Register("llama", map[string]model.Config{
+		"micro": base.Variant(Sizes{Vocabulary: 32000, Width: 256, Inner: 688, Layers: 4, Heads: 8, KeyHeads: 8, Positions: 2048}, nil),
+		"smollm2-135m": base.Variant(Sizes{Vocabulary: 49152, Width: 576, Inner: 1536, Layers: 30, Heads: 9, KeyHeads: 3, Positions: 8192}, model.Config{"rope_theta": 100000.0,
+			"tie_word_embeddings": true}),
+		"7b":   base.Variant(Sizes{Vocabulary: 32000, Width: 4096, Inner: 11008, Layers: 32, Heads: 32, KeyHeads: 32, Positions: 4096}, nil),
+		"13b":  base.Variant(Sizes{Vocabulary: 32000, Width: 5120, Inner: 13824, Layers: 40, Heads: 40, KeyHeads: 40, Positions: 4096}, nil),
+		"70b":  base.Variant(Sizes{Vocabulary: 32000, Width: 8192, Inner: 28672, Layers: 80, Heads: 64, KeyHeads: 8, Positions: 4096}, nil),
+		"3-8b": base.Variant(Sizes{Vocabulary: 128256, Width: 4096, Inner: 14336, Layers: 32, Heads: 32, KeyHeads: 8, Positions: 8192}, model.Config{"rope_theta": 500000.0}),
+		"3.2-1b": base.Variant(Sizes{Vocabulary: 128256, Width: 2048, Inner: 8192, Layers: 16, Heads: 32, KeyHeads: 8, Positions: 131072}, model.Config{
+			"rope_theta": 500000.0, "tie_word_embeddings": true, "head_dim": 64.0,
+			"rope_scaling": map[string]any{"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+				"high_freq_factor": 4.0, "original_max_position_embeddings": 8192.0},
+		}),
+	}, base, mistral, qwen2)
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 
+	"conquer/checkpoint"
 	"conquer/torch"
 	"conquer/torch/nn"
 )
@@ -17,8 +18,12 @@ type Architecture struct {
 	ModelTypes []string
 	// New makes a model without weights from a config.
 	New func(Config) (Model, error)
-	// Variants are configs by name, for training from scratch.
+	// Variants are configs by name, for training from fresh weights.
 	Variants map[string]Config
+	// Formats translate between the architecture's config.json and weights and formats with names of their own.
+	Formats []checkpoint.Family
+	// LoRATargets are the names of the linear layers in a block: those that LoRA on all linear layers adapts.
+	LoRATargets []string
 }
 
 var registry struct {
@@ -31,6 +36,9 @@ func Register(a Architecture) {
 	registry.Lock()
 	defer registry.Unlock()
 	registry.architectures = append(registry.architectures, a)
+	for _, f := range a.Formats {
+		checkpoint.RegisterFamily(f)
+	}
 }
 
 // Architectures lists the registered architectures by name.

@@ -1,0 +1,159 @@
+package checkpoint
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// Family translates between the config.json and tensor names of a model family and the formats that describe a model in
+// their own words. Families register theirs when they are imported; a format that a family does not have stays nil.
+type Family struct {
+	// ModelTypes lists the model_type values of config.json that the family writes.
+	ModelTypes []string
+	// Architectures lists the general.architecture values of GGUF files that the family reads.
+	Architectures []string
+	// FromGGUF gives the config.json of a GGUF file, and its tensors' names there. Problems may also be left in f.Err.
+	FromGGUF func(f *GGUFFile) (config map[string]any, tensors TensorMap, err error)
+	// ToGGUF describes a model for a GGUF file by its config.json.
+	ToGGUF func(config []byte) (*GGUFModel, error)
+	// Meta describes models in Meta's layout.
+	Meta *MetaFamily
+}
+
+// Mapped is a tensor's name and form in another format.
+type Mapped struct {
+	// Name is empty for a tensor that the other format does not hold.
+	Name string
+	// Heads, if not 0, is the number of heads among the tensor's rows. GGUF and Meta's layout then hold the two halves of a
+	// head's rotary dimensions alternating (rows 2i and 2i+1), Hugging Face one behind the other (rows i and i+P/2).
+	Heads int
+}
+
+// TensorMap maps a tensor's name in one format to another; false for a name that the model does not have.
+type TensorMap func(name string) (Mapped, bool)
+
+// Names pairs the names of tensors in another format with those of Hugging Face, all without .weight and .bias.
+type Names struct {
+	Blocks, Layers string            // prefixes before a block's number, e.g. "blk." and "model.layers."
+	Whole          map[string]string // of tensors outside the blocks
+	Block          map[string]string // of a block's tensors, behind its prefix and number
+}
+
+// HuggingFace gives the Hugging Face name of the other format's tensor.
+func (n Names) HuggingFace(name string) (string, bool) {
+	return rename(name, n.Blocks, n.Layers, func(stem string, inBlock bool) (string, bool) {
+		names := n.Whole
+		if inBlock {
+			names = n.Block
+		}
+		hf, ok := names[stem]
+		return hf, ok
+	})
+}
+
+// Foreign is the inverse of HuggingFace.
+func (n Names) Foreign(name string) (string, bool) {
+	return rename(name, n.Layers, n.Blocks, func(stem string, inBlock bool) (string, bool) {
+		names := n.Whole
+		if inBlock {
+			names = n.Block
+		}
+		for foreign, hf := range names {
+			if hf == stem {
+				return foreign, true
+			}
+		}
+		return "", false
+	})
+}
+
+// rename maps the stem of a name, with the prefix `from` and a block's number replaced.
+func rename(name, from, to string, stemOf func(stem string, inBlock bool) (string, bool)) (string, bool) {
+	stem, kind, ok := cutLast(name, ".")
+	if !ok || kind != "weight" && kind != "bias" {
+		return "", false
+	}
+	prefix := ""
+	rest, inBlock := strings.CutPrefix(stem, from)
+	if inBlock {
+		layer, part, ok := strings.Cut(rest, ".")
+		if n, err := strconv.Atoi(layer); !ok || err != nil || n < 0 || strconv.Itoa(n) != layer {
+			return "", false
+		}
+		prefix, stem = to+layer+".", part
+	}
+	mapped, ok := stemOf(stem, inBlock)
+	if !ok {
+		return "", false
+	}
+	return prefix + mapped + "." + kind, true
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+var families struct {
+	sync.RWMutex
+	list []Family
+}
+
+// RegisterFamily adds a family.
+func RegisterFamily(f Family) {
+	families.Lock()
+	defer families.Unlock()
+	families.list = append(families.list, f)
+}
+
+// familyOf finds the family that `of` accepts.
+func familyOf(of func(Family) bool) (Family, bool) {
+	families.RLock()
+	defer families.RUnlock()
+	if i := slices.IndexFunc(families.list, of); i >= 0 {
+		return families.list[i], true
+	}
+	return Family{}, false
+}
+
+// registered lists, sorted, what `of` gives for each family.
+func registered(of func(Family) []string) string {
+	families.RLock()
+	defer families.RUnlock()
+	var all []string
+	for _, f := range families.list {
+		all = append(all, of(f)...)
+	}
+	slices.Sort(all)
+	return strings.Join(slices.Compact(all), ", ")
+}
+
+// familyFor finds the family that writes a config.json of its model_type in a format, if `has` says that it can.
+func familyFor(config []byte, format string, has func(Family) bool) (Family, error) {
+	if config == nil {
+		return Family{}, fmt.Errorf("%s: there is no config.json to say how the model is built", format)
+	}
+	var c struct {
+		ModelType string `json:"model_type"`
+	}
+	if err := json.Unmarshal(config, &c); err != nil {
+		return Family{}, fmt.Errorf("%s: %s: %w", format, configFile, err)
+	}
+	f, ok := familyOf(func(f Family) bool { return has(f) && slices.Contains(f.ModelTypes, c.ModelType) })
+	if !ok {
+		types := registered(func(f Family) []string {
+			if has(f) {
+				return f.ModelTypes
+			}
+			return nil
+		})
+		return Family{}, fmt.Errorf("%s holds models of type %s, not %.40q: use --format hf", format, types, c.ModelType)
+	}
+	return f, nil
+}

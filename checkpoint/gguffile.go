@@ -1,0 +1,239 @@
+package checkpoint
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+)
+
+// GGUFFile is an open GGUF file as a [Family] reads it. Keys are given without the architecture's prefix. The first
+// problem is kept in Err.
+type GGUFFile struct {
+	Architecture string // general.architecture
+	Err          error
+
+	metadata map[string]any
+	tensors  map[string]record
+	data     []byte
+}
+
+func newGGUFFile(f *ggufFile, data []byte) *GGUFFile {
+	g := &GGUFFile{metadata: f.metadata, tensors: map[string]record{}, data: data}
+	g.Architecture, _ = f.metadata["general.architecture"].(string)
+	for _, r := range f.records {
+		g.tensors[r.name] = r
+	}
+	return g
+}
+
+// Fail keeps a problem, unless one is kept already.
+func (f *GGUFFile) Fail(format string, args ...any) {
+	if f.Err == nil {
+		f.Err = fmt.Errorf(format, args...)
+	}
+}
+
+// Has reports whether the file holds a tensor.
+func (f *GGUFFile) Has(tensor string) bool { return f.tensors[tensor].name != "" }
+
+// Shape is a tensor's shape, rows first; nil if there is no such tensor.
+func (f *GGUFFile) Shape(tensor string) []int { return f.tensors[tensor].shape }
+
+// Floats reads a tensor of type F32; nil if there is none.
+func (f *GGUFFile) Floats(tensor string) []float32 {
+	r, ok := f.tensors[tensor]
+	if !ok || r.dtype != "F32" {
+		return nil
+	}
+	values := make([]float32, r.bytes/4)
+	decodeF32(values, f.data[r.offset:r.offset+r.bytes])
+	return values
+}
+
+// Int reads a positive integer, or a list whose entries are all the same. A missing key gives fallback, and is a problem
+// if that is 0.
+func (f *GGUFFile) Int(key string, fallback int) int {
+	key = f.Architecture + "." + key
+	value, ok := f.metadata[key]
+	if !ok {
+		if fallback == 0 {
+			f.Fail("the metadata lacks %s", key)
+		}
+		return fallback
+	}
+	list, ok := integers(value)
+	for _, n := range list {
+		ok = ok && n == list[0] && n > 0
+	}
+	if !ok || len(list) == 0 {
+		f.Fail("%s is %.80s, expected one positive integer for all layers", key, fmt.Sprint(value))
+		return fallback
+	}
+	return list[0]
+}
+
+// Natural reads one integer; -1 if there is none, or it is negative.
+func (f *GGUFFile) Natural(key string) int { return f.natural(f.Architecture + "." + key) }
+
+// Ints reads a list of integers, or a single one as a list of length n. nil if the key is missing.
+func (f *GGUFFile) Ints(key string, n int) []int {
+	key = f.Architecture + "." + key
+	value, ok := f.metadata[key]
+	if !ok {
+		return nil
+	}
+	list, ok := integers(value)
+	if ok && len(list) == 1 && n > 1 {
+		list = slices.Repeat(list, n)
+	}
+	if !ok || len(list) != n {
+		f.Fail("%s is %.80s, expected %d integers", key, fmt.Sprint(value), n)
+		return nil
+	}
+	return list
+}
+
+// Number reads a finite number in its shortest decimal form, so that a float32 1e-5 is 1e-5 again. A missing key gives
+// fallback, and is a problem if that is NaN.
+func (f *GGUFFile) Number(key string, fallback float64) float64 {
+	key = f.Architecture + "." + key
+	value, ok := f.metadata[key]
+	if !ok {
+		if math.IsNaN(fallback) {
+			f.Fail("the metadata lacks %s", key)
+		}
+		return fallback
+	}
+	var n float64
+	switch v := value.(type) {
+	case float32:
+		n, _ = strconv.ParseFloat(strconv.FormatFloat(float64(v), 'g', -1, 32), 64)
+	case float64:
+		n = v
+	default:
+		n = math.NaN()
+	}
+	if math.IsNaN(n) || math.IsInf(n, 0) {
+		f.Fail("%s is %.80s, expected a finite number", key, fmt.Sprint(value))
+	}
+	return n
+}
+
+// Text reads a string; "" if the key is missing or of another type.
+func (f *GGUFFile) Text(key string) string {
+	text, _ := f.metadata[f.Architecture+"."+key].(string)
+	return text
+}
+
+// natural reads one integer by its full key; -1 if there is none, or it is negative.
+func (f *GGUFFile) natural(key string) int {
+	if list, ok := integers(f.metadata[key]); ok && len(list) == 1 && list[0] >= 0 {
+		return list[0]
+	}
+	return -1
+}
+
+// integers gives a metadata value of any integer type, or list of them, as ints.
+func integers(value any) ([]int, bool) {
+	switch v := value.(type) {
+	case uint32:
+		return []int{int(v)}, true
+	case int32:
+		return []int{int(v)}, true
+	case uint64:
+		return []int{int(v)}, v <= math.MaxInt64
+	case int64:
+		return []int{int(v)}, true
+	case uint16:
+		return []int{int(v)}, true
+	case int16:
+		return []int{int(v)}, true
+	case uint8:
+		return []int{int(v)}, true
+	case int8:
+		return []int{int(v)}, true
+	case []uint32:
+		return widen(v), true
+	case []int32:
+		return widen(v), true
+	}
+	return nil, false
+}
+
+func widen[T uint32 | int32](list []T) []int {
+	wide := make([]int, len(list))
+	for i, n := range list {
+		wide[i] = int(n)
+	}
+	return wide
+}
+
+// config asks the file's family for its config.json and the names of its tensors there, and reads the token ids of
+// generation_config.json.
+func (f *GGUFFile) config() (config, generation map[string]any, tensors TensorMap, err error) {
+	family, ok := familyOf(func(c Family) bool { return slices.Contains(c.Architectures, f.Architecture) })
+	if !ok {
+		known := registered(func(c Family) []string { return c.Architectures })
+		return nil, nil, nil, fmt.Errorf("general.architecture is %.40q, expected one of %s", f.Architecture, known)
+	}
+	if n := f.natural("split.count"); n > 1 {
+		return nil, nil, nil, fmt.Errorf("the file is one of %d that a model was split into: merge them first "+
+			"(llama-gguf-split --merge)", n)
+	}
+	embedding := f.Shape("token_embd.weight")
+	if len(embedding) != 2 || embedding[0] == 0 {
+		return nil, nil, nil, fmt.Errorf("tensor \"token_embd.weight\" is missing or not a matrix")
+	}
+	config, tensors, err = family.FromGGUF(f)
+	if err == nil {
+		err = f.Err
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	dtypes := map[string]int{}
+	for _, r := range f.tensors {
+		if len(r.shape) == 2 {
+			dtypes[r.dtype] += r.bytes
+		}
+	}
+	config["torch_dtype"] = ggufDtype(dtypes)
+	generation = f.generation(config, embedding[0])
+	asDecimals(config)
+	return config, generation, tensors, nil
+}
+
+// generation gives generation_config.json, and adds its tokens to the config.
+func (f *GGUFFile) generation(config map[string]any, vocabulary int) map[string]any {
+	generation := map[string]any{"_from_model_config": true}
+	for key, to := range map[string]string{"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"} {
+		if id := f.natural("tokenizer.ggml." + key + "_token_id"); id >= 0 && id < vocabulary {
+			config[to], generation[to] = id, id
+		}
+	}
+	// A chat ends at another token than a text does.
+	eos, hasEOS := config["eos_token_id"].(int)
+	if id := f.natural("tokenizer.ggml.eot_token_id"); hasEOS && id >= 0 && id < vocabulary && id != eos {
+		generation["eos_token_id"] = []int{eos, id}
+	}
+	return generation
+}
+
+// ggufDtype is PyTorch's name of the dtype that most of a file's matrix bytes are read as.
+func ggufDtype(bytes map[string]int) string {
+	best, most := "", -1
+	for _, name := range slices.Sorted(maps.Keys(bytes)) {
+		if bytes[name] > most {
+			best, most = name, bytes[name]
+		}
+	}
+	switch best {
+	case "F16":
+		return "float16"
+	case "BF16":
+		return "bfloat16"
+	}
+	return "float32"
+}
