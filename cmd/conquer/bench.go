@@ -20,7 +20,7 @@ import (
 
 var benchCommand = command{
 	name:    "bench",
-	summary: "Measure speed, memory and accuracy: of the ways that chunks share their states, of generation, of training.",
+	summary: "Measure speed, memory and accuracy of chunking strategies, generation and training.",
 	example: `conquer bench ssd --length 1024,4096
 conquer bench chunks --variant small --prompts examples/prompts/prompts.json
 conquer bench accuracy --model_path my-bamba --prompts examples/prompts/prompts.json
@@ -30,7 +30,7 @@ conquer bench report`,
 	parts: []command{benchSSDCommand, benchChunksCommand, benchAccuracyCommand, benchGPTScoreCommand, benchInferenceCommand, benchTrainCommand, benchReportCommand},
 }
 
-// benchFlags are those of every benchmark.
+// benchFlags are the flags of every benchmark.
 type benchFlags struct {
 	output string
 	json   bool
@@ -43,7 +43,7 @@ func (f *benchFlags) declare(flags *pflag.FlagSet, kind string) {
 
 // declareChunking adds the flags that choose strategies.
 func declareChunking(flags *pflag.FlagSet, chunking *[]string, otherwise ...string) {
-	flags.StringSliceVar(chunking, "chunking", otherwise, "`strategies` by which chunks share states: default, independent, windowed:k for k chunks; with -optimized for the kernels")
+	flags.StringSliceVar(chunking, "chunking", otherwise, "chunking `strategies`: default, independent, or windowed:k to carry the state across k chunks; add -optimized for the kernels")
 }
 
 func parseStrategies(names []string) ([]bamba.Chunking, error) {
@@ -59,12 +59,12 @@ func parseStrategies(names []string) ([]bamba.Chunking, error) {
 		list = append(list, c)
 	}
 	if list == nil {
-		return nil, usagef("--chunking names no strategy")
+		return nil, usagef("--chunking is empty")
 	}
 	return list, nil
 }
 
-// begin prepares the results: the command line and the machine.
+// begin prepares the results, with the command line and the machine.
 func (f *benchFlags) begin(kind string, device torch.Device, rates bool) (*bench.Results, error) {
 	if err := checkFolder(f.output); err != nil {
 		return nil, fmt.Errorf("--output_path: %w", err)
@@ -76,7 +76,7 @@ func (f *benchFlags) begin(kind string, device torch.Device, rates bool) (*bench
 	return r, err
 }
 
-// commandLine is how this process was called, as a shell would read it.
+// commandLine returns this process's command line, quoted for a shell.
 func commandLine() string {
 	words := []string{"conquer"}
 	for _, arg := range os.Args[1:] {
@@ -88,7 +88,7 @@ func commandLine() string {
 	return strings.Join(words, " ")
 }
 
-// finish writes what there is and prints it; runErr is what ended the benchmark early, if anything.
+// finish writes and prints the rows. runErr is the error that ended the benchmark early, or nil.
 func (f *benchFlags) finish(r *bench.Results, rows int, runErr error, print func(w io.Writer)) error {
 	if rows == 0 && runErr != nil {
 		return runErr
@@ -105,12 +105,12 @@ func (f *benchFlags) finish(r *bench.Results, rows int, runErr error, print func
 	print(table)
 	table.Flush()
 	if saved == nil {
-		fmt.Printf("written to %s and .csv\n", filepath.Join(f.output, r.Kind+".json"))
+		fmt.Printf("wrote %s and .csv\n", filepath.Join(f.output, r.Kind+".json"))
 	}
 	return saved
 }
 
-// newCounter is a progress bar over steps on stderr; it shows nothing where stderr is not a terminal.
+// newCounter makes a progress bar over steps on stderr. It is silent if stderr is not a terminal.
 func newCounter(total int, what string) *progressbar.ProgressBar {
 	if !isTerminal(os.Stderr) {
 		return progressbar.DefaultSilent(int64(total), what)
@@ -119,7 +119,7 @@ func newCounter(total int, what string) *progressbar.ProgressBar {
 		progressbar.OptionShowCount(), progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish(), progressbar.OptionUseANSICodes(true))
 }
 
-// formatMS writes milliseconds with three digits.
+// formatMS formats milliseconds with about three digits.
 func formatMS(ms float64) string {
 	switch {
 	case ms >= 100:

@@ -17,9 +17,9 @@ import (
 
 var benchAccuracyCommand = command{
 	name:    "bench accuracy",
-	summary: "Answer prompts under each strategy, and take the references' perplexity.",
+	summary: "Answer prompts under each strategy and measure the perplexity of the references.",
 	example: `conquer bench accuracy --model_path my-bamba --prompts examples/prompts/prompts.json
-# how far state must reach before the answers stay the same
+# how far the state must be carried
 conquer bench accuracy --model_path my-bamba --prompts prompts.json --chunking default-optimized,windowed:4-optimized,windowed:1-optimized,independent-optimized`,
 	setup: setupBenchAccuracy,
 }
@@ -70,9 +70,9 @@ func setupBenchAccuracy(flags *pflag.FlagSet) func(context.Context, []string) er
 	}
 }
 
-// printAccuracy writes one line a strategy: the perplexity over all tokens of all references.
+// printAccuracy writes one line per strategy: the perplexity over all reference tokens.
 func printAccuracy(w io.Writer, rows []bench.AccuracyRow) {
-	fmt.Fprintln(w, "strategy\tchunk\tprompts\treference tokens\tperplexity\tnats a token\tpredictions\t")
+	fmt.Fprintln(w, "strategy\tchunk\tprompts\treference tokens\tperplexity\tnats per token\tpredictions\t")
 	for i := 0; i < len(rows); {
 		first, sum, tokens := i, 0.0, 0
 		for ; i < len(rows) && rows[i].Strategy == rows[first].Strategy; i++ {

@@ -20,15 +20,15 @@ import (
 
 var benchChunksCommand = command{
 	name:    "bench chunks",
-	summary: "Time a model over prompts of growing length, by how its chunks share states.",
-	example: `# random weights of a named size, four layers, no cache; tokens are drawn where there is no tokenizer
+	summary: "Time a model over prompts of growing length under each chunking strategy.",
+	example: `# random weights of a named size, four layers, no cache; random tokens without a tokenizer
 conquer bench chunks --variant small --prompts examples/prompts/prompts.json
-# a model of one's own, and what launching costs beside what the scan costs
+# your own model; separate the cost of launches from the cost of the scan
 conquer bench chunks --model_path my-bamba --prompts prompts.json --chunking default,independent --compile eager,kernels,graph,both`,
 	setup: setupBenchChunks,
 }
 
-// subjectFlags choose a state-space model, prompts and strategies.
+// subjectFlags select a state-space model, prompts and strategies.
 type subjectFlags struct {
 	modelFlags
 	architecture, variant, prompts, size string
@@ -40,12 +40,12 @@ type subjectFlags struct {
 func (f *subjectFlags) declare(flags *pflag.FlagSet, layers int, useCache bool, chunking ...string) {
 	flags.StringVar(&f.prompts, "prompts", "", "JSON `file`: a list of objects with prompt, answer, token_len and num_chunks")
 	f.modelFlags.declare(flags)
-	flags.StringVar(&f.architecture, "architecture", "bamba", "with --variant, where there is no --model_path: bamba or mamba2")
-	flags.StringVar(&f.variant, "variant", "", "the size of a model with random weights, such as small or 9b")
+	flags.StringVar(&f.architecture, "architecture", "bamba", "with --variant, instead of --model_path: bamba or mamba2")
+	flags.StringVar(&f.variant, "variant", "", "size of a model with random weights, such as small or 9b")
 	declareChunking(flags, &f.chunking, chunking...)
-	flags.StringVar(&f.size, "chunk_size", "", "`size` of a chunk in tokens: a power of two from 16 to 256, or auto (default: the model's own)")
-	flags.IntVar(&f.layers, "layers", layers, "`number` of layers to run, from the first on; 0 for all")
-	flags.BoolVar(&f.useCache, "use_cache", useCache, "remember what was read; without, each new token is computed from the beginning")
+	flags.StringVar(&f.size, "chunk_size", "", "chunk `size` in tokens: a power of two from 16 to 256, or auto (default: the model's)")
+	flags.IntVar(&f.layers, "layers", layers, "`number` of layers to run, from the first; 0: all")
+	flags.BoolVar(&f.useCache, "use_cache", useCache, "cache states; without it, all tokens are recomputed for each new token")
 }
 
 // open opens the model and reads the prompts. The caller frees the model.
@@ -82,13 +82,13 @@ func (f *subjectFlags) open(ctx context.Context, layersGiven bool) (s bench.Subj
 	m, ok := o.model.(bamba.Chunked)
 	if !ok {
 		model.Free(o.model)
-		return s, fmt.Errorf("%s is a %s, which has no chunks: a bamba or mamba2 model is needed", o.path, o.model.Architecture())
+		return s, fmt.Errorf("%s is a %s model, which has no chunks: use a bamba or mamba2 model", o.path, o.model.Architecture())
 	}
 	s.Model, s.Tokenizer = m, o.tokenizer
 	return s, nil
 }
 
-// openLayers opens the first layers of --model_path, or draws those of --variant.
+// openLayers opens the first layers of --model_path, or makes those of --variant with random weights.
 func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *opened, err error) {
 	dtype, err := parseDType(f.dtype)
 	if err != nil {
@@ -109,7 +109,7 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 		}
 		defer o.checkpoint.Close()
 		if config = model.Config(o.checkpoint.Config()).Clone(); len(config) == 0 {
-			return nil, fmt.Errorf("%s: there is no config.json beside the weights", o.path)
+			return nil, fmt.Errorf("%s: no config.json beside the weights", o.path)
 		}
 		if o.tokenizer, err = openTokenizer(f.tokenizer, o.path, o.checkpoint); err != nil {
 			return nil, err
@@ -146,7 +146,7 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 		if o.checkpoint != nil {
 			return model.Load(o.model, o.checkpoint, *dtype, device)
 		}
-		fmt.Fprintf(os.Stderr, "the weights of %s %s are random: there is no --model_path\n", f.architecture, f.variant)
+		fmt.Fprintf(os.Stderr, "the weights of %s %s are random (no --model_path)\n", f.architecture, f.variant)
 		torch.ManualSeed(time.Now().UnixNano())
 		model.Initialize(o.model, *dtype, device)
 		return nil
@@ -158,7 +158,8 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 	return o, nil
 }
 
-// cut leaves the config its first --layers layers. A model that has fewer keeps them all, unless more were asked for.
+// cut reduces the config to its first --layers layers. A model with fewer layers keeps them all,
+// unless --layers was given.
 func (f *subjectFlags) cut(config model.Config, given bool) error {
 	all, ok := config["num_hidden_layers"].(float64)
 	if !ok || f.layers == 0 || float64(f.layers) == all {
@@ -185,9 +186,9 @@ func setupBenchChunks(flags *pflag.FlagSet) func(context.Context, []string) erro
 	var s subjectFlags
 	var o bench.ChunksOptions
 	s.declare(flags, 4, false, "default", "default-optimized", "independent", "independent-optimized")
-	flags.StringSliceVar(&o.Compile, "compile", nil, "`ways` to run each strategy: eager (the plain page), kernels, graph (eager, recorded as a CUDA graph), both (default: as --chunking says)")
-	flags.IntVar(&o.MaxNewTokens, "max_new_tokens", 4, "`number` of tokens to make after each prompt")
-	flags.IntVar(&o.Repeats, "repeats", 3, "timed runs of each row, after a warm-up")
+	flags.StringSliceVar(&o.Compile, "compile", nil, "`ways` to run each strategy: eager (plain libtorch), kernels, graph (eager in a CUDA graph), both (kernels in a CUDA graph) (default: as --chunking says)")
+	flags.IntVar(&o.MaxNewTokens, "max_new_tokens", 4, "`number` of new tokens per prompt")
+	flags.IntVar(&o.Repeats, "repeats", 3, "timed runs per row, after a warm-up")
 	f.declare(flags, bench.Chunks)
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
@@ -202,7 +203,7 @@ func setupBenchChunks(flags *pflag.FlagSet) func(context.Context, []string) erro
 		}
 		defer model.Free(o.Model)
 		if o.Tokenizer == nil {
-			fmt.Fprintln(os.Stderr, "there is no --tokenizer: prompts are random tokens, as many as token_len says")
+			fmt.Fprintln(os.Stderr, "no --tokenizer: prompts are token_len random tokens")
 		}
 		results, err := f.begin(bench.Chunks, model.Device(o.Model), true)
 		if err != nil {

@@ -13,9 +13,9 @@ import (
 
 var benchGPTScoreCommand = command{
 	name:    "bench gptscore",
-	summary: "Let a language model judge how well predictions say what the references say.",
+	summary: "Score predictions against their references with a language model (GPTScore).",
 	example: `conquer bench gptscore --model_path smollm2-135m results/accuracy_default-optimized.tsv results/accuracy_independent-optimized.tsv
-# told to look at one quality
+# judged by single qualities
 conquer bench gptscore --model_path smollm2-135m --aspect none,semantics,fluency results/accuracy_*.tsv`,
 	setup: setupBenchGPTScore,
 }
@@ -24,11 +24,11 @@ func setupBenchGPTScore(flags *pflag.FlagSet) func(context.Context, []string) er
 	var f benchFlags
 	var m modelFlags
 	m.declare(flags)
-	aspects := flags.StringSlice("aspect", []string{"none", "semantics"}, "`qualities` to judge by: none, semantics, informativeness, relevance, factuality, coherence, fluency")
+	aspects := flags.StringSlice("aspect", []string{"none", "semantics"}, "`aspects` to judge by: none, semantics, informativeness, relevance, factuality, coherence, fluency")
 	f.declare(flags, bench.GPTScore)
 	return func(ctx context.Context, args []string) error {
 		if len(args) == 0 {
-			return usagef("name the predictions to score: tab-separated files of id, prompt, reference and prediction, as conquer bench accuracy writes them")
+			return usagef("name the predictions to score: the .tsv files of conquer bench accuracy (id, prompt, reference, prediction)")
 		}
 		list, err := bench.ParseAspects(*aspects)
 		if err != nil {
@@ -61,7 +61,7 @@ func setupBenchGPTScore(flags *pflag.FlagSet) func(context.Context, []string) er
 	}
 }
 
-// printGPTScore writes the means of each file and aspect.
+// printGPTScore writes the means per file and aspect.
 func printGPTScore(w io.Writer, rows []bench.GPTScoreRow) {
 	type group struct{ source, aspect string }
 	var order []group

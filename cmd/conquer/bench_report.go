@@ -13,14 +13,14 @@ import (
 
 var benchReportCommand = command{
 	name:    "bench report",
-	summary: "Draw what the benchmarks gave: one HTML page, and an SVG and a PNG file of every plot.",
+	summary: "Draw benchmark results: one HTML page, and every plot as SVG and PNG.",
 	example: `conquer bench report
-# of some results, to a page of one's own; the plots go to site/plots
+# other results and another page; plots go to site/plots
 conquer bench report --results_path build/experiment/results --output_path site/report.html`,
 	setup: setupBenchReport,
 }
 
-// reportOutput is what --json prints.
+// reportOutput is the JSON result.
 type reportOutput struct {
 	Page    string   `json:"page"`
 	Plots   []string `json:"plots"`
@@ -28,12 +28,12 @@ type reportOutput struct {
 }
 
 func setupBenchReport(flags *pflag.FlagSet) func(context.Context, []string) error {
-	results := flags.String("results_path", "results", "`folder` with what the benchmarks wrote: ssd.json, chunks.json, accuracy.json and gptscore.json, those that are there")
-	output := flags.String("output_path", "report.html", "the `page`; the plots go to the folder plots beside it")
+	results := flags.String("results_path", "results", "`folder` with benchmark results: ssd.json, chunks.json, accuracy.json and gptscore.json, as far as they exist")
+	output := flags.String("output_path", "report.html", "HTML `page` to write; plots go to the folder plots beside it")
 	asJSON := flags.Bool("json", false, "print a JSON object with page, plots and missing")
 	return func(_ context.Context, args []string) error {
 		if len(args) > 0 {
-			return usagef("unexpected %q: results are given with --results_path", args[0])
+			return usagef("unexpected %q: name the results with --results_path", args[0])
 		}
 		if info, err := os.Stat(*output); err == nil && info.IsDir() {
 			return usagef("--output_path %s is a folder, expected the page's name, such as %s", *output, filepath.Join(*output, "report.html"))

@@ -19,11 +19,11 @@ import (
 
 var benchInferenceCommand = command{
 	name:    "bench inference",
-	summary: "Time generation: operation by operation and, on a GPU, recorded; with and without a cache; one token and end to end.",
+	summary: "Time generation: launched one by one and recorded, with and without a cache.",
 	example: `conquer bench inference --model_path smollm2-135m --seq_len 512 --max_new_tokens 64 --batch_size 1
-# a size without its weights, on a GPU
+# random weights of a named size, on a GPU
 conquer bench inference --architecture llama --variant 7b --dtype bfloat16 --seq_len 1024 --max_new_tokens 256 --batch_size 1 --json
-# divided over two
+# divided over two GPUs
 conquer bench inference --nproc 2 --architecture llama --variant 13b --dtype bfloat16 --skip_nokvcache_runs`,
 	setup: setupBenchInference,
 }
@@ -36,7 +36,7 @@ conquer bench train --architecture llama --variant 3.2-1b --dtype bfloat16 --bat
 	setup: setupBenchTrain,
 }
 
-// speedFlags name the model of a benchmark: a checkpoint, or an architecture with fresh weights.
+// speedFlags select the model of a benchmark: a checkpoint, or an architecture with random weights.
 type speedFlags struct {
 	modelFlags
 	architecture, variant string
@@ -47,18 +47,18 @@ type speedFlags struct {
 
 func (f *speedFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
-	flags.StringVar(&f.architecture, "architecture", "", "with --variant, in place of --model_path: fresh weights")
-	flags.StringVar(&f.variant, "variant", "", "the size of a fresh model, such as 7b")
-	flags.Int64Var(&f.seed, "seed", 1, "`number` that fresh weights and random tokens begin from")
+	flags.StringVar(&f.architecture, "architecture", "", "with --variant, instead of --model_path: random weights")
+	flags.StringVar(&f.variant, "variant", "", "size of the model, such as 7b")
+	flags.Int64Var(&f.seed, "seed", 1, "`seed` of random weights and tokens")
 	flags.BoolVar(&f.json, "json", false, "print a JSON object for each row")
 	f.declareProfile(flags)
 }
 
-// model opens the model, or makes it, with room for at least so many positions: fresh weights have no context of their own.
-// The function returned frees what it was read from.
+// model opens or makes the model. A model with random weights gets a context of at least positions
+// tokens. The returned function closes the checkpoint.
 func (f *speedFlags) model(ctx context.Context, positions int) (model.Model, func(), error) {
 	if (f.path == "") == (f.architecture == "" || f.variant == "") {
-		return nil, nil, usagef("give --model_path, or --architecture and --variant for fresh weights")
+		return nil, nil, usagef("give --model_path, or --architecture and --variant for random weights")
 	}
 	if err := f.checkProfile(); err != nil {
 		return nil, nil, err
@@ -85,20 +85,20 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 	var skip [4]bool
 	f.declare(flags)
 	p.declareProcesses(flags)
-	flags.IntVar(&o.Batch, "batch_size", 2, "prompts at once")
+	flags.IntVar(&o.Batch, "batch_size", 2, "prompts per batch")
 	flags.IntVar(&o.Length, "seq_len", 512, "`tokens` of a prompt")
-	flags.IntVar(&o.NewTokens, "max_new_tokens", 256, "`tokens` to make after it")
-	flags.IntVar(&o.Repeats, "repeat", 3, "measured calls, after one that is not")
-	flags.BoolVar(&skip[0], "skip_eager_runs", false, "leave out operations launched one by one")
-	flags.BoolVar(&skip[1], "skip_compile_runs", false, "leave out recorded steps, which only a GPU has")
-	flags.BoolVar(&skip[2], "skip_kvcache_runs", false, "leave out runs with a cache")
-	flags.BoolVar(&skip[3], "skip_nokvcache_runs", false, "leave out runs without a cache, which compute every token anew at each step")
+	flags.IntVar(&o.NewTokens, "max_new_tokens", 256, "new `tokens` per prompt")
+	flags.IntVar(&o.Repeats, "repeat", 3, "timed calls, after one warm-up call")
+	flags.BoolVar(&skip[0], "skip_eager_runs", false, "skip runs launched operation by operation")
+	flags.BoolVar(&skip[1], "skip_compile_runs", false, "skip runs recorded as CUDA graphs (GPU only)")
+	flags.BoolVar(&skip[2], "skip_kvcache_runs", false, "skip runs with a cache")
+	flags.BoolVar(&skip[3], "skip_nokvcache_runs", false, "skip runs without a cache, which recompute all tokens at each step")
 	return func(ctx context.Context, args []string) error {
 		switch {
 		case len(args) > 0:
 			return usagef("unexpected %q", args[0])
 		case skip[0] && (skip[1] || skip[2] || p.processes > 1) || skip[2] && skip[3]:
-			return usagef("nothing is left to measure: steps are recorded with a cache and in one process alone")
+			return usagef("nothing left to measure: recorded steps need a cache and a single process")
 		case o.Batch < 1 || o.Length < 1 || o.NewTokens < 2 || o.Repeats < 1:
 			return usagef("--batch_size, --seq_len and --repeat must be at least 1, --max_new_tokens at least 2")
 		}
@@ -112,7 +112,7 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 			return err
 		case place.Size == 1 && p.processes > 1:
 			if o.Compiled {
-				fmt.Fprintln(os.Stderr, "(steps are not recorded where processes divide the model: the compiled runs are left out)")
+				fmt.Fprintln(os.Stderr, "(steps of several processes are not recorded: skipping the compiled runs)")
 			}
 			return p.launch(ctx, 0)
 		case place.Size > 1:
@@ -131,7 +131,7 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 		defer done()
 		defer model.Free(m)
 		if device := model.Device(m); o.Compiled && o.Group == nil && !device.IsCUDA() {
-			fmt.Fprintln(os.Stderr, "(steps are not recorded on the CPU, which has no launches to save: the compiled runs are left out)")
+			fmt.Fprintln(os.Stderr, "(steps are not recorded on the CPU: skipping the compiled runs)")
 		}
 		if err := o.Check(model.Device(m)); err != nil {
 			return usageError{err}
@@ -167,7 +167,7 @@ func printInference(w io.Writer, r bench.InferenceRow) {
 	}
 	switch {
 	case r.Fused:
-		fmt.Fprintln(w, "  layers       fused: one kernel from one mixer to the next")
+		fmt.Fprintln(w, "  layers       fused: one kernel between two mixers")
 	case r.UnfusedReason != "":
 		fmt.Fprintf(w, "  layers       not fused: %s\n", r.UnfusedReason)
 	}
@@ -179,14 +179,14 @@ func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error
 	var adapter lora.Config
 	var recompute string
 	f.declare(flags)
-	flags.IntVar(&o.BatchSize, "batch_size", 4, "rows of a forward pass")
-	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "tokens of a row")
-	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes of one step")
-	flags.IntVar(&o.Steps, "steps", 6, "steps to measure, after two that are not")
+	flags.IntVar(&o.BatchSize, "batch_size", 4, "rows per forward pass")
+	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "tokens per row")
+	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes per optimizer step")
+	flags.IntVar(&o.Steps, "steps", 6, "timed steps, after two warm-up steps")
 	flags.StringVar(&recompute, "recompute", "none", recomputeUsage)
 	flags.StringVar((*string)(&o.Compile), "compile", "", compileTrainUsage)
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "as in conquer train")
-	flags.IntVar(&adapter.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` on all linear layers instead of the weights")
+	flags.IntVar(&adapter.Rank, "lora_rank", 0, "train a LoRA adapter of this `rank` on all linear layers")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q", args[0])

@@ -14,11 +14,11 @@ import (
 
 var benchSSDCommand = command{
 	name:    "bench ssd",
-	summary: "Time the state-space scan and what stands around it, against the machine's ceilings.",
+	summary: "Time the state-space scan, convolution and norm against the machine's ceilings.",
 	example: `conquer bench ssd --length 1024,4096,16384
-# how far state must reach, forward alone
+# forward pass under several strategies
 conquer bench ssd --pass forward --chunking default-optimized,windowed:1-optimized,windowed:4-optimized,independent-optimized
-# the plain page beside the kernels, in bfloat16, at Bamba-9B's width
+# plain libtorch beside the kernels, in bfloat16, at Bamba-9B's width
 conquer bench ssd --heads 128 --dtype bfloat16 --chunking default,default-optimized --chunk_size 64,256`,
 	setup: setupBenchSSD,
 }
@@ -30,17 +30,17 @@ func setupBenchSSD(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var threads int
 	flags.StringSliceVar(&o.Passes, "pass", bench.Passes, "`passes` to time: forward, backward, step, conv, norm")
 	declareChunking(flags, &strategies, "default", "default-optimized", "independent", "independent-optimized")
-	flags.StringSliceVar(&sizes, "chunk_size", []string{"64"}, "`sizes` of a chunk in tokens: powers of two from 16 to 256, or auto")
-	flags.IntSliceVar(&o.Lengths, "length", nil, "`lengths` of the sequences in tokens (default: 256,1024,2048 on the CPU, 1024,4096,16384 on a GPU)")
-	flags.IntSliceVar(&o.Batches, "batch_size", []int{1}, "`numbers` of sequences")
+	flags.StringSliceVar(&sizes, "chunk_size", []string{"64"}, "chunk `sizes` in tokens: powers of two from 16 to 256, or auto")
+	flags.IntSliceVar(&o.Lengths, "length", nil, "sequence `lengths` in tokens (default: 256,1024,2048 on the CPU, 1024,4096,16384 on a GPU)")
+	flags.IntSliceVar(&o.Batches, "batch_size", []int{1}, "`batch sizes`")
 	flags.IntVar(&o.Shape.Heads, "heads", 0, "`number` of heads (default: 16 on the CPU, 128 as in Bamba-9B on a GPU)")
-	flags.IntVar(&o.Shape.HeadDim, "head_dim", 64, "`dimensions` of a head, 16 to 128")
-	flags.IntVar(&o.Shape.State, "state", 128, "`width` of the state, 16 to 256")
+	flags.IntVar(&o.Shape.HeadDim, "head_dim", 64, "head `dimension`, 16 to 128")
+	flags.IntVar(&o.Shape.State, "state", 128, "state `size`, 16 to 256")
 	flags.IntVar(&o.Shape.Groups, "groups", 1, "`number` of groups of heads that share B and C")
-	dtype := flags.String("dtype", "", "`type` of the inputs: float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on a GPU)")
-	device := flags.String("device", "", "`name` of the device: cpu, cuda or cuda:N (default: a GPU where one can be used)")
-	flags.IntVar(&o.Repeats, "repeats", 10, "timed runs of each row, after a warm-up")
-	flags.IntVar(&threads, "threads", 0, "`number` of CPU threads (default: one for each core)")
+	dtype := flags.String("dtype", "", "input `dtype`: float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on a GPU)")
+	device := flags.String("device", "", "`device`: cpu, cuda or cuda:N (default: a GPU if there is one)")
+	flags.IntVar(&o.Repeats, "repeats", 10, "timed runs per row, after a warm-up")
+	flags.IntVar(&threads, "threads", 0, "`number` of CPU threads (default: one per core)")
 	f.declare(flags, bench.SSD)
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
@@ -102,7 +102,7 @@ func setupBenchSSD(flags *pflag.FlagSet) func(context.Context, []string) error {
 	}
 }
 
-// printSSD writes one line a row. The last column is how many times as fast as the plain default a strategy is.
+// printSSD writes one line per row. The last column is the speed-up over the plain default.
 func printSSD(w io.Writer, m bench.Machine, rows []bench.SSDRow) {
 	type shape struct {
 		pass                 string
@@ -118,7 +118,7 @@ func printSSD(w io.Writer, m bench.Machine, rows []bench.SSDRow) {
 	if m.GPU != "" {
 		where = m.GPU
 	}
-	fmt.Fprintf(w, "%s: reads %.1f GB/s, multiplies %.0f GFLOP/s in float32 and %.0f in bfloat16\n\n", where, m.Ceilings.ReadGBPerS, m.Ceilings.F32GFlopPerS, m.Ceilings.BF16GFlopPerS)
+	fmt.Fprintf(w, "%s: reads %.1f GB/s; GEMMs run at %.0f GFLOP/s in float32 and %.0f in bfloat16\n\n", where, m.Ceilings.ReadGBPerS, m.Ceilings.F32GFlopPerS, m.Ceilings.BF16GFlopPerS)
 	fmt.Fprintln(w, "pass\tstrategy\tB\tL\tchunk\tms\tquartiles\tGB/s\tof read\tGFLOP/s\tof rate\tpeak\terror\t× default\t")
 	for _, r := range rows {
 		chunk, ratio := "", ""

@@ -23,20 +23,20 @@ import (
 
 var chatCommand = command{
 	name:    "chat",
-	summary: "Talk with a model that was tuned on chats.",
+	summary: "Chat with a model.",
 	example: `conquer chat --model_path smollm2-135m
 conquer chat --model_path my-model --system "Answer in one sentence."
-# a model that is too large for one GPU: each of two holds half of every layer
+# a model too large for one GPU: two GPUs hold half of every layer each
 conquer chat --nproc 2 --model_path llama-3.1-8b-instruct
-# one question a line, from a file
+# questions from a file, one per line
 conquer chat --model_path smollm2-135m --temperature 0 < questions.txt`,
 	setup: setupChat,
 }
 
 const chatHelp = `/reset  forget the conversation
 /help   show this
-/exit   leave (Ctrl-D does, too)
-Ctrl-C ends an answer early; a line that ends in \ goes on in the next.`
+/exit   leave (also Ctrl-D)
+Ctrl-C stops an answer. A line that ends in \ continues on the next line.`
 
 func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f struct {
@@ -46,7 +46,7 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 	}
 	f.modelFlags.declare(flags)
 	f.modelFlags.declareAdapter(flags)
-	system := flags.String("system", "", "`instructions` that come before the conversation")
+	system := flags.String("system", "", "the system message (`instructions`)")
 	f.samplingFlags.declare(flags, 1024, 0.6, 0.9)
 	f.declareProcesses(flags)
 	return func(ctx context.Context, args []string) error {
@@ -64,12 +64,12 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 			return err
 		}
 		if max(f.processes, place.Size) > 1 && f.options.Compile == generate.CompileGraph {
-			return usagef("--compile %s records steps for one process: leave it out with several", generate.CompileGraph)
+			return usagef("--compile %s works in one process only: leave it out with several", generate.CompileGraph)
 		}
 		if f.processes > 1 && place.Size == 1 {
 			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 			defer stop()
-			signal.Notify(make(chan os.Signal, 1), os.Interrupt) // Ctrl-C is the first process's to understand, each time
+			signal.Notify(make(chan os.Signal, 1), os.Interrupt) // the first process handles Ctrl-C
 			return f.launch(ctx, 0)
 		}
 		c := &conversation{samplingFlags: &f.samplingFlags, system: systemMessage(*system), person: isTerminal(os.Stdin) && place.Rank == 0}
@@ -98,7 +98,7 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 		switch {
 		case place.Rank > 0:
 			return c.follow()
-		case ctx.Err() != nil: // Ctrl-C while the model was read
+		case ctx.Err() != nil: // Ctrl-C while the model was loading
 			return ctx.Err()
 		}
 		return c.run(os.Stdin)
@@ -124,7 +124,7 @@ func suggest(c *checkpoint.Checkpoint, flags *pflag.FlagSet, o *generate.Options
 	}
 }
 
-// conversation is a chat going on.
+// conversation is the state of a chat.
 type conversation struct {
 	*opened
 	*samplingFlags
@@ -132,13 +132,13 @@ type conversation struct {
 	messages []tokenizer.Message
 	session  *generate.Session
 	out      io.Writer
-	person   bool        // somebody types
-	world    *dist.World // of the processes that have divided the model; nil for one alone
-	shared   int         // what the first of them has told the others so far
+	person   bool        // a person types at a terminal
+	world    *dist.World // the processes that share the model; nil for one process
+	shared   int         // number of messages that rank 0 has sent to the others
 }
 
-// share tells the other processes, if any, a question, or /reset; nothing: that the conversation is over. It takes the run's
-// store rather than a broadcast, which would have to come in time while a person thinks.
+// share sends a question or /reset to the other processes; an empty line ends the conversation. It
+// uses the store and not a broadcast, which would time out while a person thinks.
 func (c *conversation) share(line string) error {
 	if c.world == nil {
 		return nil
@@ -147,7 +147,7 @@ func (c *conversation) share(line string) error {
 	return c.world.Store().Set(fmt.Sprint("chat/", c.shared), []byte(line))
 }
 
-// follow takes part in the answers to what the first process shares.
+// follow computes the answers to what rank 0 shares, together with it.
 func (c *conversation) follow() error {
 	for {
 		c.shared++
@@ -170,7 +170,7 @@ func (c *conversation) reset() {
 	c.messages = append([]tokenizer.Message{}, c.system...)
 }
 
-// run answers line after line until the input ends. Ctrl-C ends an answer, and the program when there is none.
+// run answers lines until the input ends. Ctrl-C stops an answer, or the program between answers.
 func (c *conversation) run(in io.Reader) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -182,7 +182,7 @@ func (c *conversation) run(in io.Reader) error {
 		close(lines)
 	}()
 	if c.person {
-		fmt.Fprintf(c.out, "Talking with %s. /help shows what else can be typed.\n", c.path)
+		fmt.Fprintf(c.out, "Chat with %s. Type /help for commands.\n", c.path)
 	}
 	for {
 		if c.person {
@@ -211,9 +211,9 @@ func (c *conversation) run(in io.Reader) error {
 			case line == "/help":
 				fmt.Fprintln(c.out, chatHelp)
 			case c.person && strings.HasPrefix(line, "/") && !strings.Contains(line, " "):
-				fmt.Fprintf(c.out, "There is no command %s.\n%s\n", line, chatHelp)
+				fmt.Fprintf(c.out, "Unknown command %s.\n%s\n", line, chatHelp)
 			default:
-				if c.person { // who can ask otherwise
+				if c.person { // who can rephrase the question
 					if _, _, err := c.fit(line); err != nil {
 						fmt.Fprintf(os.Stderr, "(%v)\n", err)
 						continue
@@ -230,7 +230,7 @@ func (c *conversation) run(in io.Reader) error {
 	}
 }
 
-// read sends the input's lines; a backslash at the end of one joins it with the next.
+// read sends the input's lines. A backslash at the end of a line joins it with the next line.
 func read(in io.Reader, lines chan<- string) error {
 	scanner := bufio.NewScanner(in)
 	scanner.Buffer(nil, 16<<20)
@@ -250,14 +250,14 @@ func read(in io.Reader, lines chan<- string) error {
 	return scanner.Err()
 }
 
-// answer puts a question and prints the answer while it is made. stop is true when the program was asked to end.
+// answer asks a question and streams the answer. stop is set if the program was asked to end.
 func (c *conversation) answer(question string, signals <-chan os.Signal) (stop bool, err error) {
 	messages, prompt, err := c.fit(question)
 	if err != nil {
 		return false, err
 	}
 	if len(messages) <= len(c.messages) && c.person {
-		fmt.Fprintln(os.Stderr, "(the context is full: what was said first is forgotten)")
+		fmt.Fprintln(os.Stderr, "(the context is full: the oldest turns were dropped)")
 	}
 	c.messages = messages
 	ctx, cancel := context.WithCancel(context.Background())
@@ -288,8 +288,8 @@ func (c *conversation) answer(question string, signals <-chan os.Signal) (stop b
 	return stop, nil
 }
 
-// fit renders the conversation with a further question. When it leaves too little room for an answer, the oldest question and
-// answer go.
+// fit renders the conversation with one more question. It drops the oldest turns if there is too
+// little room for an answer.
 func (c *conversation) fit(question string) (messages []tokenizer.Message, prompt []int32, err error) {
 	messages = append(slices.Clone(c.messages), tokenizer.Message{Role: "user", Content: question})
 	room := min(c.options.MaxNewTokens, c.model.MaxLength()/4)

@@ -10,13 +10,13 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Assigned here because the completion lists every command, itself included.
+// Assigned in init, because the completion script lists every command including this one.
 var completionCommand command
 
 func init() {
 	completionCommand = command{
 		name:    "completion",
-		summary: "Print a script that makes the shell complete commands and flags.",
+		summary: "Print a shell completion script.",
 		example: `# bash
 source <(conquer completion bash)
 # zsh
@@ -42,12 +42,12 @@ conquer completion fish > ~/.config/fish/completions/conquer.fish`,
 	}
 }
 
-// flagValues are what flags of a name accept, where that is a short list.
+// flagValues lists the values of flags that accept only a few.
 var flagValues = map[string]string{
 	"dtype": "float32 bfloat16 float16", "device": "cpu cuda", "format": "hf",
 }
 
-// takesPath reports whether a flag takes a path.
+// takesPath reports whether a flag's value is a path.
 func takesPath(flag string) bool {
 	for _, part := range []string{"path", "file", "tokenizer", "data", "dir"} {
 		if strings.Contains(flag, part) {
@@ -57,7 +57,7 @@ func takesPath(flag string) bool {
 	return false
 }
 
-// visitFlags calls each for every command with its flags, those of the commands within it together.
+// visitFlags calls each for every command with its flags, including those of its subcommands.
 func visitFlags(each func(c command, flags []*pflag.Flag)) {
 	for _, c := range commands() {
 		set := newFlags(c.name)

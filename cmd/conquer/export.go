@@ -26,33 +26,33 @@ import (
 
 var exportCommand = command{
 	name:    "export",
-	summary: "Write a model in another format: a Hugging Face folder, a GGUF file or Meta's files.",
-	example: `# a GGUF file becomes a folder for transformers
+	summary: "Convert a model to a Hugging Face folder, a GGUF file or Meta's layout.",
+	example: `# GGUF to a folder for transformers
 conquer export --model_path smollm2-135m --output_path smollm2-hf --dtype bfloat16
-# in files of at most 2 GB
+# files of at most 2 GB
 conquer export --model_path my-model --output_path my-model-hf --shard_size 2GB
-# one file for llama.cpp, in 8 bits
+# a GGUF file for llama.cpp, in 8 bits
 conquer export --model_path my-model --output_path my-model.gguf --dtype q8_0
-# params.json and consolidated.NN.pth for two processes of Meta's code
+# Meta's layout for two processes
 conquer export --model_path my-model --output_path my-model-meta --format meta --shards 2
-# with an adapter folded in
+# merge an adapter
 conquer export --model_path smollm2-135m --adapter_path my-adapter --output_path tuned
-# and taken out again
+# remove it again
 conquer export --model_path tuned --adapter_path my-adapter --unmerge --output_path untuned`,
 	setup: setupExport,
 }
 
 func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 	path := flags.String("model_path", "", modelPathUsage)
-	tokenizerPath := flags.String("tokenizer", "", "tokenizer `folder` or file where it is not the model's own")
-	adapter := flags.String("adapter_path", "", "`folder` of a LoRA adapter in PEFT's format to fold into the weights")
-	unmerge := flags.Bool("unmerge", false, "take the adapter out of a model that it was folded into; the weights come back but for rounding, not bit by bit")
-	output := flags.String("output_path", "", "`folder` to write, or the file for gguf")
-	formatName := flags.String("format", "", "`layout` to write: "+formatList()+" (default: gguf for a name that ends in .gguf, else hf)")
-	dtypeName := flags.String("dtype", "", "`type` to convert the weights to: float32, bfloat16 or float16, and for gguf q8_0 or q4_0 (default: as stored; quantized ones become float32)")
-	shard := flags.String("shard_size", "5GB", "largest `size` of a file, such as 500MB or 5GB (format hf)")
-	parts := flags.Int("shards", 1, "`number` of processes that a model is cut for (format meta)")
-	overwrite := flags.Bool("overwrite", false, "write into a folder that is not empty, or over a file; a model there is replaced")
+	tokenizerPath := flags.String("tokenizer", "", "tokenizer `folder` or file, if it is not the model's own")
+	adapter := flags.String("adapter_path", "", "`folder` of a LoRA adapter in PEFT's format to merge into the weights")
+	unmerge := flags.Bool("unmerge", false, "subtract the adapter from a model that it was merged into; weights are restored up to rounding")
+	output := flags.String("output_path", "", "`folder` to write, or the file with --format gguf")
+	formatName := flags.String("format", "", "output `format`: "+formatList()+" (default: gguf for a name that ends in .gguf, else hf)")
+	dtypeName := flags.String("dtype", "", "`dtype` of the written weights: float32, bfloat16 or float16; for gguf also q8_0 or q4_0 (default: as stored; quantized weights become float32)")
+	shard := flags.String("shard_size", "5GB", "maximum file `size`, such as 500MB or 5GB (format hf)")
+	parts := flags.Int("shards", 1, "`number` of files, one per process of Meta's code (format meta)")
+	overwrite := flags.Bool("overwrite", false, "replace an existing file or the model in an existing folder")
 	return func(ctx context.Context, args []string) error {
 		if *formatName == "" {
 			*formatName = "hf"
@@ -63,17 +63,17 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		format, known := findFormat(*formatName)
 		switch {
 		case len(args) > 0:
-			return usagef("unexpected %q: the folder to write is given with --output_path", args[0])
+			return usagef("unexpected %q: name the output with --output_path", args[0])
 		case *output == "":
 			return usagef("--output_path is missing: name the folder or file to write")
 		case *unmerge && *adapter == "":
-			return usagef("--unmerge takes an adapter out: name it with --adapter_path")
+			return usagef("--unmerge needs --adapter_path")
 		case !known:
 			return usagef("--format: unknown format %q: use one of %s", *formatName, formatNames())
 		case *parts < 1 || *parts > 100:
 			return usagef("--shards is %d, expected 1 to 100", *parts)
 		case *parts > 1 && format.Name != "meta":
-			return usagef("--shards cuts a model for Meta's code: give --format meta with it")
+			return usagef("--shards needs --format meta")
 		}
 		encoding := ""
 		if format.File && slices.Contains(checkpoint.GGUFTypes, strings.ToUpper(*dtypeName)) {
@@ -97,7 +97,7 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		for flag, read := range map[string]string{"model_path": *path, "adapter_path": *adapter} {
 			if sameFile(read, *output) {
-				return fmt.Errorf("--output_path: %s is what is read from --%s: choose another name", *output, flag)
+				return fmt.Errorf("--output_path: %s is also --%s: choose another name", *output, flag)
 			}
 		}
 		where, c, err := openCheckpoint(ctx, *path)
@@ -139,19 +139,19 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		source.bar.Finish()
 		if isTerminal(os.Stderr) {
-			fmt.Fprintf(os.Stderr, "\nwrote %s, %s; also for conquer generate --model_path %s\n", *output, format.Summary, *output)
+			fmt.Fprintf(os.Stderr, "\nwrote %s, %s; run it with conquer generate --model_path %s\n", *output, format.Summary, *output)
 		}
 		return nil
 	}
 }
 
-// noVocabulary is how a GGUF file says that it has no tokenizer.
+// noVocabulary marks a GGUF file without a tokenizer.
 const noVocabulary = "no_vocab"
 
-// ggufTokenizer is a tokenizer as metadata of a GGUF file with c's model.
+// ggufTokenizer returns a tokenizer as GGUF metadata for c's model.
 func ggufTokenizer(tok *tokenizer.Tokenizer, c *checkpoint.Checkpoint) (map[string]any, error) {
 	if tok == nil {
-		fmt.Fprintln(os.Stderr, "conquer export: the model has no tokenizer: the file will take token ids alone (give one with --tokenizer)")
+		fmt.Fprintln(os.Stderr, "conquer export: the model has no tokenizer, so the file will accept only token ids (give one with --tokenizer)")
 		return map[string]any{"tokenizer.ggml.model": noVocabulary}, nil
 	}
 	rows, _ := c.Config()["vocab_size"].(float64)
@@ -175,7 +175,7 @@ func formatNames() string {
 	return strings.Join(names, ", ")
 }
 
-// formatList says what the formats are.
+// formatList describes the formats.
 func formatList() string {
 	var list []string
 	for _, f := range checkpoint.Formats {
@@ -184,7 +184,7 @@ func formatList() string {
 	return strings.Join(list, ", ")
 }
 
-// sameFile reports whether two paths lead to one file or folder.
+// sameFile reports whether two paths name the same file or folder.
 func sameFile(a, b string) bool {
 	one, err := os.Stat(a)
 	if err != nil {
@@ -194,7 +194,7 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(one, other)
 }
 
-// checkOutput refuses a folder that holds something, and a file that exists.
+// checkOutput refuses an existing file and a folder that is not empty.
 func checkOutput(dir string, file, overwrite bool) error {
 	if info, err := os.Stat(dir); file && err == nil {
 		switch {
@@ -217,11 +217,11 @@ func checkOutput(dir string, file, overwrite bool) error {
 	return nil
 }
 
-// checkComplete fails unless c holds every tensor that its config asks for, in the right shape.
+// checkComplete fails unless c has every tensor of its config, in the right shape.
 func checkComplete(c *checkpoint.Checkpoint) error {
 	config := model.Config(c.Config())
 	if config == nil {
-		return errors.New("there is no config.json beside the weights")
+		return errors.New("no config.json beside the weights")
 	}
 	m, err := model.New(config)
 	if err != nil {
@@ -232,15 +232,15 @@ func checkComplete(c *checkpoint.Checkpoint) error {
 		switch {
 		case err != nil:
 		case !ok:
-			err = fmt.Errorf("the tensor %q, which config.json asks for, is missing", p.Name)
+			err = fmt.Errorf("tensor %q is missing", p.Name)
 		case fmt.Sprint(info.Shape) != fmt.Sprint(p.Shape()):
-			err = fmt.Errorf("tensor %q has shape %v, config.json asks for %v", p.Name, info.Shape, p.Shape())
+			err = fmt.Errorf("tensor %q has shape %v, expected %v from config.json", p.Name, info.Shape, p.Shape())
 		}
 	})
 	return err
 }
 
-// parseSize reads a number of bytes with a decimal unit, as transformers' max_shard_size.
+// parseSize reads a size such as 5GB, with the units of transformers' max_shard_size.
 func parseSize(s string) (int, error) {
 	units := []struct {
 		suffix string
@@ -255,20 +255,20 @@ func parseSize(s string) (int, error) {
 	}
 	n, err := strconv.ParseFloat(text, 64)
 	if err != nil || !(n*factor >= 1) || n*factor > math.MaxInt64/2 {
-		return 0, fmt.Errorf("%q is not a size; expected something like 500MB or 5GB", s)
+		return 0, fmt.Errorf("%q is not a size, expected something like 500MB or 5GB", s)
 	}
 	return int(n * factor), nil
 }
 
-// countedSource shows how much of a source has been read, and stops when the program is interrupted.
+// countedSource is a source that reports progress and stops when ctx is cancelled.
 type countedSource struct {
 	weights
 	ctx  context.Context
 	bar  *progressbar.ProgressBar
-	last string // the tensor read last
+	last string // the last tensor read
 }
 
-// weights is what export needs of a checkpoint, with an adapter or without.
+// weights is a source to export: a checkpoint, with or without an adapter.
 type weights interface {
 	checkpoint.Source
 	TensorAs(name string, dtype torch.DType) (torch.Tensor, error)
@@ -283,7 +283,7 @@ func newCountedSource(ctx context.Context, source weights, dtype *torch.DType, p
 	return &countedSource{weights: source, ctx: ctx, bar: newBar(int64(total*passes), "writing "+name)}
 }
 
-// newBar is a progress bar over bytes on stderr; it shows nothing where stderr is not a terminal.
+// newBar makes a progress bar over bytes on stderr. It is silent if stderr is not a terminal.
 func newBar(total int64, what string) *progressbar.ProgressBar {
 	if !isTerminal(os.Stderr) {
 		return progressbar.DefaultBytesSilent(total, what)
@@ -292,8 +292,8 @@ func newBar(total int64, what string) *progressbar.ProgressBar {
 		progressbar.OptionShowBytes(true), progressbar.OptionSetWidth(30), progressbar.OptionUseANSICodes(true))
 }
 
-// passingBar shows how much of something is done where a person watches, one bar after the other, and takes each away when its
-// work is done.
+// passingBar shows the progress of consecutive tasks on a terminal. A bar disappears when its task is
+// done.
 func passingBar(options ...progressbar.Option) func(what string, done, total int64) {
 	var bar *progressbar.ProgressBar
 	current := ""
@@ -310,7 +310,7 @@ func passingBar(options ...progressbar.Option) func(what string, done, total int
 	}
 }
 
-// tensorBytes is what a tensor takes when it is written.
+// tensorBytes is the size of a tensor when it is written as dtype.
 func tensorBytes(c checkpoint.Source, name string, dtype *torch.DType) int {
 	info, _ := c.Info(name)
 	bytes := info.DType.Size()
@@ -323,7 +323,8 @@ func tensorBytes(c checkpoint.Source, name string, dtype *torch.DType) int {
 	return bytes
 }
 
-// TensorAs is the source's, counted. What was read before is given back: a tensor is read once for each file written.
+// TensorAs reads a tensor and advances the progress bar. It releases the pages of the previous
+// tensor, which is not read again for the same file.
 func (s *countedSource) TensorAs(name string, dtype torch.DType) (t torch.Tensor, err error) {
 	if err = s.ctx.Err(); err != nil {
 		return t, err

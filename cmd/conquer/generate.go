@@ -29,11 +29,11 @@ var generateCommand = command{
 	summary: "Continue a text, or answer a question, with a model.",
 	example: `# continue a text
 conquer generate --model_path smollm2-135m --prompt "Once upon a time" --max_new_tokens 40
-# ask a model that was tuned on chats, and sample the answer
+# ask a chat model and sample the answer
 conquer generate --model_path smollm2-135m --chat --prompt "Why is the sky blue?" --temperature 0.7 --top_p 0.9 --seed 1
-# the same for a program to read: one JSON object a prompt
+# for programs: one JSON object per prompt
 conquer generate --model_path my-model --prompts_file questions.txt --chat --json
-# a model that is too large for one GPU: each of two holds half of every layer
+# a model too large for one GPU: two GPUs hold half of every layer each
 conquer generate --nproc 2 --model_path llama-3.1-8b --prompt "Once upon a time"`,
 	setup: setupGenerate,
 }
@@ -43,24 +43,24 @@ type samplingFlags struct {
 	options generate.Options
 	seed    int64
 	compile string
-	told    bool // that steps are slower than they can be
+	told    bool // the reason for unfused steps was printed
 }
 
 func (f *samplingFlags) declare(flags *pflag.FlagSet, maxNewTokens int, temperature, topP float64) {
 	o := &f.options
-	flags.IntVar(&o.MaxNewTokens, "max_new_tokens", maxNewTokens, "most `tokens` to make")
-	flags.Float64Var(&o.Temperature, "temperature", temperature, "how freely to sample; 0 takes the likeliest token each time")
-	flags.IntVar(&o.TopK, "top_k", 0, "sample from the `k` likeliest tokens; 0: from all")
-	flags.Float64Var(&o.TopP, "top_p", topP, "sample from the likeliest tokens that have this `probability` together")
-	flags.Float64Var(&o.MinP, "min_p", 0, "sample from tokens at least this `fraction` as likely as the likeliest")
-	flags.Float64Var(&o.RepetitionPenalty, "repetition_penalty", 1, "make tokens that were there already less likely by this `factor`")
-	flags.Int64Var(&f.seed, "seed", -1, "`number` that sampling begins from: the same one gives the same text; -1: a new one each time")
-	flags.StringArrayVar(&o.Stop, "stop", nil, "end before this `text`; may be repeated")
-	flags.BoolVar(&o.IgnoreEOS, "ignore_eos", false, "go on after a token that ends the text")
-	flags.StringVar(&f.compile, "compile", "", "graph: record a decoding step and replay it; none: launch its operations one by one (default: graph on a GPU)")
+	flags.IntVar(&o.MaxNewTokens, "max_new_tokens", maxNewTokens, "maximum number of new `tokens`")
+	flags.Float64Var(&o.Temperature, "temperature", temperature, "sampling temperature; 0: greedy")
+	flags.IntVar(&o.TopK, "top_k", 0, "sample from the `k` most likely tokens; 0: from all")
+	flags.Float64Var(&o.TopP, "top_p", topP, "sample from the most likely tokens with this total `probability`")
+	flags.Float64Var(&o.MinP, "min_p", 0, "drop tokens less likely than this `fraction` of the most likely one")
+	flags.Float64Var(&o.RepetitionPenalty, "repetition_penalty", 1, "divide the logits of tokens that have occurred by this `factor`")
+	flags.Int64Var(&f.seed, "seed", -1, "`seed` of sampling; -1: a new one each time")
+	flags.StringArrayVar(&o.Stop, "stop", nil, "stop before this `text`; may be repeated")
+	flags.BoolVar(&o.IgnoreEOS, "ignore_eos", false, "continue after an end-of-sequence token")
+	flags.StringVar(&f.compile, "compile", "", "graph: record a decoding step as a CUDA graph and replay it; none: launch operations one by one (default: graph on a GPU)")
 }
 
-// read checks the flags and chooses a seed where none was given.
+// read checks the flags and draws a seed if none was given.
 func (f *samplingFlags) read() error {
 	o := f.options
 	for _, c := range []struct {
@@ -92,15 +92,15 @@ func (f *samplingFlags) read() error {
 	return nil
 }
 
-// tell says, once, why a GPU took the steps by more kernels than it has to.
+// tell prints, once, why decoding steps did not use the fused kernel.
 func (f *samplingFlags) tell(command string, s generate.Stats) {
 	if s.UnfusedReason != "" && !f.told {
 		f.told = true
-		fmt.Fprintf(os.Stderr, "conquer %s: layers were decoded without the fused kernel, more slowly: %s\n", command, s.UnfusedReason)
+		fmt.Fprintf(os.Stderr, "conquer %s: decoding was slower, without the fused kernel: %s\n", command, s.UnfusedReason)
 	}
 }
 
-// generateOutput is what --json prints for each prompt.
+// generateOutput is the JSON object of one prompt.
 type generateOutput struct {
 	Text             string  `json:"text"`
 	TokenIDs         []int32 `json:"token_ids"`
@@ -135,13 +135,13 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 	f.modelFlags.declare(flags)
 	f.modelFlags.declareAdapter(flags)
 	flags.StringArrayVar(&f.prompts, "prompt", nil, "the `text` to continue; may be repeated")
-	flags.StringVar(&f.promptsFile, "prompts_file", "", "`file` of prompts, one a line; in a .jsonl file strings, or objects with a field prompt")
-	flags.StringArrayVar(&f.tokenIDs, "token_ids", nil, "a prompt as token `ids`, such as 1,2,3; needs no tokenizer; may be repeated")
-	flags.BoolVar(&f.chat, "chat", false, "put each prompt as a question, through the model's chat template")
-	flags.StringVar(&f.system, "system", "", "with --chat: `instructions` that come before the question")
+	flags.StringVar(&f.promptsFile, "prompts_file", "", "`file` with one prompt per line; a .jsonl file has strings or objects with the field prompt")
+	flags.StringArrayVar(&f.tokenIDs, "token_ids", nil, "a prompt as token `ids`, such as 1,2,3; no tokenizer is needed; may be repeated")
+	flags.BoolVar(&f.chat, "chat", false, "send each prompt as a user's message through the chat template")
+	flags.StringVar(&f.system, "system", "", "with --chat: the system message (`instructions`)")
 	f.samplingFlags.declare(flags, 128, 0, 1)
-	flags.IntVar(&f.batchSize, "batch_size", 8, "how many prompts are worked on at once")
-	flags.BoolVar(&f.useCache, "use_cache", true, "keep keys and values of earlier tokens; =false computes them anew at each step")
+	flags.IntVar(&f.batchSize, "batch_size", 8, "number of prompts processed together")
+	flags.BoolVar(&f.useCache, "use_cache", true, "cache keys, values and states; =false recomputes all tokens at each step")
 	f.declareProcesses(flags)
 	f.declareProfile(flags)
 	flags.BoolVar(&f.json, "json", false, "print a JSON object for each prompt, with text, token_ids and timings")
@@ -164,7 +164,7 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 	}
 }
 
-// check reads the flags, and the prompts as texts or as ids, for a run of so many processes.
+// check reads the flags and the prompts, as texts or as token ids, for a run of that many processes.
 func (f *generateFlags) check(processes int) (texts []string, ids [][]int32, err error) {
 	if err := f.checkProcesses(); err != nil {
 		return nil, nil, err
@@ -186,15 +186,15 @@ func (f *generateFlags) check(processes int) (texts []string, ids [][]int32, err
 	case f.batchSize < 1:
 		err = usagef("--batch_size is %d, expected 1 or more", f.batchSize)
 	case len(texts)+len(ids) == 0:
-		err = usagef("there is nothing to continue: give --prompt, --prompts_file or --token_ids")
+		err = usagef("no prompt: give --prompt, --prompts_file or --token_ids")
 	case len(texts) > 0 && len(ids) > 0:
-		err = usagef("--token_ids stands in place of --prompt and --prompts_file: give one or the other")
+		err = usagef("give either --token_ids or --prompt and --prompts_file, not both")
 	case len(ids) > 0 && f.chat:
-		err = usagef("--chat renders text: it does not go with --token_ids")
+		err = usagef("--chat needs a text prompt, not --token_ids")
 	case f.system != "" && !f.chat:
-		err = usagef("--system goes with --chat")
+		err = usagef("--system needs --chat")
 	case processes > 1 && f.options.Compile == generate.CompileGraph:
-		err = usagef("--compile %s records steps for one process: leave it out with several", generate.CompileGraph)
+		err = usagef("--compile %s works in one process only: leave it out with several", generate.CompileGraph)
 	}
 	return texts, ids, err
 }
@@ -250,7 +250,7 @@ func (f *generateFlags) encode(o *opened, prompt string) ([]int32, error) {
 	}
 	ids := o.tokenizer.Encode(prompt, true)
 	if bos, ok := o.tokenizer.BOS(); ok && len(ids) == 0 {
-		ids = []int32{bos} // an empty prompt: begin a text
+		ids = []int32{bos} // an empty prompt starts a text
 	}
 	if len(ids) == 0 {
 		return nil, usagef("--prompt is empty")
@@ -265,10 +265,10 @@ func systemMessage(system string) []tokenizer.Message {
 	return []tokenizer.Message{{Role: "system", Content: system}}
 }
 
-// encodeChat renders a conversation up to where the assistant is to speak.
+// encodeChat renders a conversation up to the start of the assistant's turn.
 func encodeChat(o *opened, messages []tokenizer.Message) ([]int32, error) {
 	if o.tokenizer == nil {
-		return nil, fmt.Errorf("%s has no tokenizer, which a chat needs: give one with --tokenizer", o.path)
+		return nil, fmt.Errorf("%s has no tokenizer, and a chat needs one: give it with --tokenizer", o.path)
 	}
 	rendered, err := o.tokenizer.Chat(messages, true)
 	if errors.Is(err, tokenizer.ErrNoChatTemplate) {
@@ -280,7 +280,7 @@ func encodeChat(o *opened, messages []tokenizer.Message) ([]int32, error) {
 	return o.tokenizer.Encode(rendered, false), nil
 }
 
-// advise tells a person what they may not expect.
+// advise prints hints: a short context, or a chat model used without --chat.
 func (f *generateFlags) advise(o *opened, ids [][]int32) {
 	longest := 0
 	for _, list := range ids {
@@ -291,11 +291,11 @@ func (f *generateFlags) advise(o *opened, ids [][]int32) {
 			o.model.MaxLength(), dataset.Count(room, "new token"), longest, f.options.MaxNewTokens)
 	}
 	if !f.json && !f.chat && isTerminal(os.Stderr) && o.tokenizer != nil && o.tokenizer.ChatTemplate() != "" {
-		fmt.Fprintln(os.Stderr, "(this model was tuned on chats; --chat asks it a question)")
+		fmt.Fprintln(os.Stderr, "(this is a chat model; use --chat to ask it a question)")
 	}
 }
 
-// batch continues some prompts and prints what came of them. names are the prompts as text, or nil.
+// batch continues some prompts and prints the results. names holds the prompts as text, or is nil.
 func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, names []string, single bool, load time.Duration) error {
 	var show func(int, string)
 	out := bufio.NewWriter(os.Stdout)
@@ -411,7 +411,7 @@ func parseIDs(lists []string) ([][]int32, error) {
 		for field := range strings.SplitSeq(list, ",") {
 			id, err := strconv.ParseInt(strings.TrimSpace(field), 10, 32)
 			if err != nil || id < 0 {
-				return nil, usagef("--token_ids: %q is not a token id; expected a list such as 1,2,3", field)
+				return nil, usagef("--token_ids: %q is not a token id, expected a list such as 1,2,3", field)
 			}
 			ids = append(ids, int32(id))
 		}

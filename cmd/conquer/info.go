@@ -23,15 +23,15 @@ import (
 
 var infoCommand = command{
 	name:    "info",
-	summary: "Show what is in a checkpoint, or what this machine offers.",
+	summary: "Describe a checkpoint or this machine.",
 	example: `conquer info --model_path smollm2-135m
 conquer info --model_path my-model --tensors
-# the processor, the GPUs and the libraries in use
+# the processor, GPUs and libraries
 conquer info --device`,
 	setup: setupInfo,
 }
 
-// modelInfo is what --json prints about a checkpoint.
+// modelInfo describes a checkpoint; --json prints it.
 type modelInfo struct {
 	Path           string         `json:"path"`
 	Format         string         `json:"format"`
@@ -77,7 +77,7 @@ type tensorInfo struct {
 func setupInfo(flags *pflag.FlagSet) func(context.Context, []string) error {
 	path := flags.String("model_path", "", modelPathUsage)
 	tensors := flags.Bool("tensors", false, "list every tensor")
-	device := flags.Bool("device", false, "show the processor, the GPUs and the libraries instead")
+	device := flags.Bool("device", false, "describe the processor, GPUs and libraries instead")
 	asJSON := flags.Bool("json", false, "print a JSON object")
 	return func(ctx context.Context, args []string) error {
 		if len(args) == 1 && *path == "" {
@@ -103,7 +103,8 @@ func setupInfo(flags *pflag.FlagSet) func(context.Context, []string) error {
 	}
 }
 
-// describe reads everything but the weights. What is wrong with a checkpoint that opens is part of the description.
+// describe reads everything except the weights. Problems of a checkpoint that opens are part of the
+// description.
 func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error) {
 	path, c, err := openCheckpoint(ctx, name)
 	if err != nil {
@@ -186,7 +187,7 @@ func (m *modelInfo) print(w io.Writer) {
 		row([]string{"files", ""}[min(i, 1)], "%s, %s", f.Name, formatBytes(f.Bytes))
 	}
 	if m.Layers != nil {
-		row("shape", "%v layers, %v wide, %v inside, %v heads, %v for keys and values", m.Layers, m.Width, m.Inner, m.Heads, cmp.Or(m.KeyValueHeads, m.Heads))
+		row("shape", "%v layers, width %v, feed-forward width %v, %v heads, %v key/value heads", m.Layers, m.Width, m.Inner, m.Heads, cmp.Or(m.KeyValueHeads, m.Heads))
 	}
 	if m.ContextLength > 0 {
 		row("context", "%d tokens", m.ContextLength)
@@ -234,7 +235,7 @@ func formatBytes(n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-// machineInfo is what --device shows.
+// machineInfo describes the machine; --device prints it.
 type machineInfo struct {
 	Version   string    `json:"version"`
 	Go        string    `json:"go"`

@@ -21,15 +21,15 @@ import (
 	"conquer/train"
 )
 
-// processFlags are the flags of a command that several processes run together.
+// processFlags are the flags of commands that can run in several processes.
 type processFlags struct {
 	processes int
 	timeout   time.Duration
 }
 
 func (f *processFlags) declareProcesses(flags *pflag.FlagSet) {
-	flags.IntVar(&f.processes, "nproc", 1, "processes to run on this machine, one a GPU, or sharing the CPU's cores")
-	flags.DurationVar(&f.timeout, "timeout", 10*time.Minute, "how long a process waits for the others before it gives up and names them")
+	flags.IntVar(&f.processes, "nproc", 1, "number of processes on this machine: one per GPU, or sharing the CPU's cores")
+	flags.DurationVar(&f.timeout, "timeout", 10*time.Minute, "how long a process waits for the others before it fails and names them")
 }
 
 func (f *processFlags) checkProcesses() error {
@@ -47,16 +47,17 @@ type worldFlags struct {
 
 func (f *worldFlags) declare(flags *pflag.FlagSet, o *train.Options) {
 	f.declareProcesses(flags)
-	flags.StringVar(&o.Distributed, "distributed", "", "how processes share the work: none, ddp, fsdp, hsdp, tp or pp (default: none for one process, ddp for several)")
-	flags.IntVar(&o.ShardSize, "hsdp_size", 0, "with hsdp, how many processes divide the weights among them (default: those of a machine)")
-	flags.IntVar(&o.TensorSize, "tp_size", 0, "with tp, ddp and fsdp, how many processes divide each layer among them and take the same samples (default: with tp those of a machine, otherwise none)")
-	flags.BoolVar(&o.KeepGathered, "keep_gathered", false, "with fsdp and hsdp, keep weights whole from the forward to the backward pass: faster, for more memory")
-	flags.BoolVar(&o.OffloadOptimizer, "offload_optimizer", false, "with fsdp and hsdp, keep the optimizer's state in the host's memory and take its steps there: 16 bytes a weight less on the GPUs together, for slower steps")
-	flags.StringVar(&o.ReduceDType, "reduce_dtype", "float32", "`type` in which processes sum gradients: float32, or same for the weights' own")
-	flags.IntVar(&f.restarts, "max_restarts", 0, "with --nproc, how often to begin again from the last checkpoint when a process fails")
+	flags.StringVar(&o.Distributed, "distributed", "", "parallel strategy: none, ddp, fsdp, hsdp, tp or pp (default: none for one process, ddp for several)")
+	flags.IntVar(&o.ShardSize, "hsdp_size", 0, "hsdp: number of processes that shard the weights among them (default: those of a machine)")
+	flags.IntVar(&o.TensorSize, "tp_size", 0, "tp, ddp and fsdp: number of processes that divide each layer (default: those of a machine with tp, else none)")
+	flags.BoolVar(&o.KeepGathered, "keep_gathered", false, "fsdp and hsdp: keep gathered weights from the forward to the backward pass; faster, more memory")
+	flags.BoolVar(&o.OffloadOptimizer, "offload_optimizer", false, "fsdp and hsdp: keep the optimizer's state in host memory and take its steps there; saves 16 bytes per weight, slower steps")
+	flags.StringVar(&o.ReduceDType, "reduce_dtype", "float32", "`dtype` in which gradients are summed: float32, or same for the weights' dtype")
+	flags.IntVar(&f.restarts, "max_restarts", 0, "with --nproc: how often to restart from the last checkpoint when a process fails")
 }
 
-// join makes this process part of the run that its environment describes: nil when there is none.
+// join makes this process a rank of the run that its environment describes. It returns nil if there
+// is none.
 func (f *trainFlags) join() (*dist.World, error) {
 	place, err := dist.FromEnvironment()
 	if err != nil {
@@ -66,12 +67,12 @@ func (f *trainFlags) join() (*dist.World, error) {
 		return nil, nil
 	}
 	f.divided = f.TensorSize > 0 || f.Distributed != train.DDP
-	f.onHost = f.TensorSize > 0 || f.Distributed == train.TP || f.Distributed == train.PP // of fresh weights, too, the parts alone go to the device
+	f.onHost = f.TensorSize > 0 || f.Distributed == train.TP || f.Distributed == train.PP // random weights are sharded before they go to the device
 	f.World, err = f.processFlags.join(place, &f.modelFlags)
 	return f.World, err
 }
 
-// join makes this process the one of the run at a place, with a device of its own, or its share of the cores.
+// join makes this process the rank at place, with its own device or its share of the cores.
 func (f *processFlags) join(place dist.Place, m *modelFlags) (*dist.World, error) {
 	if m.threads == 0 {
 		m.threads = max(1, runtime.NumCPU()/place.LocalSize)
@@ -79,13 +80,13 @@ func (f *processFlags) join(place dist.Place, m *modelFlags) (*dist.World, error
 	if m.device == "cuda" || m.device == "" && torch.LoadCUDA() == nil {
 		m.device = fmt.Sprintf("cuda:%d", place.LocalRank)
 	} else if m.device == "" && place.Rank > 0 {
-		m.device = "cpu" // rank 0 says why
+		m.device = "cpu" // rank 0 prints the reason
 	}
 	device, err := parseDevice(m.device)
 	if err != nil {
 		return nil, err
 	}
-	if place.Rank > 0 { // rank 0 speaks for all
+	if place.Rank > 0 { // only rank 0 prints
 		if os.Stdout, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
 			return nil, err
 		}
@@ -93,8 +94,8 @@ func (f *processFlags) join(place dist.Place, m *modelFlags) (*dist.World, error
 	return dist.Join(place, device, f.timeout)
 }
 
-// launch runs this command in several processes of this machine, and so many times again from the last checkpoint when one of
-// them fails.
+// launch runs this command in several processes of this machine. If one fails, it restarts them from
+// the last checkpoint, at most restarts times.
 func (f *processFlags) launch(ctx context.Context, restarts int) error {
 	store, err := dist.OpenStore("127.0.0.1", 0, true, time.Minute)
 	if err != nil {
@@ -106,20 +107,22 @@ func (f *processFlags) launch(ctx context.Context, restarts int) error {
 		if err == nil || ctx.Err() != nil || !begun || attempt >= restarts {
 			return err
 		}
-		fmt.Fprintf(os.Stderr, "conquer train: %v\nbeginning again from the last checkpoint (%d of %d times)\n", err, attempt+1, restarts)
+		fmt.Fprintf(os.Stderr, "conquer train: %v\nrestarting from the last checkpoint (restart %d of %d)\n", err, attempt+1, restarts)
 	}
 }
 
-// reportVariable names the descriptor on which a process tells its launcher why it fails, so that it is said once.
+// reportVariable names the environment variable that holds the file descriptor on which a process
+// reports its error to its launcher, so that the error is printed once.
 const reportVariable = "CONQUER_REPORT"
 
-// reportSize is the most that it tells: what a pipe takes without being read.
+// reportSize is the maximum size of a report: a pipe holds this much without a reader.
 const reportSize = 4096
 
-// begunMark comes first, once the process takes steps: what fails before would fail again.
+// begunMark precedes a report once the process takes steps. Earlier failures would repeat after a
+// restart.
 const begunMark = "begun\n"
 
-// launcher is where this process tells its launcher, nil without one.
+// launcher is the pipe to this process's launcher, nil without one.
 var launcher = sync.OnceValue(func() *os.File {
 	descriptor, err := strconv.Atoi(os.Getenv(reportVariable))
 	if err != nil {
@@ -128,7 +131,7 @@ var launcher = sync.OnceValue(func() *os.File {
 	return os.NewFile(uintptr(descriptor), reportVariable)
 })
 
-// tellLauncher hands a text to the launcher of this process, if it has one.
+// tellLauncher sends text to this process's launcher. It returns false if there is none.
 func tellLauncher(text string) bool {
 	if launcher() == nil {
 		return false
@@ -172,7 +175,7 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) (begun bo
 		} else {
 			c.Stdout, c.Stderr = nil, &complaints[rank]
 		}
-		// A process whose launcher dies must not live on.
+		// A process must not outlive its launcher.
 		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		reports, report, err := os.Pipe()
 		if err == nil {
@@ -188,7 +191,7 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) (begun bo
 		go func() {
 			err := c.Wait()
 			said := make([]byte, reportSize)
-			reports.SetReadDeadline(time.Now().Add(time.Second)) // what it started itself may hold the pipe open
+			reports.SetReadDeadline(time.Now().Add(time.Second)) // its own children may hold the pipe open
 			n, _ := reports.Read(said)
 			reports.Close()
 			why, begun := strings.CutPrefix(string(said[:n]), begunMark)
@@ -239,30 +242,30 @@ func (f *processFlags) attempt(ctx context.Context, port, attempt int) (begun bo
 	return begun, first
 }
 
-// failure says how a process failed: in the words in which it said why, or, where something ended it, in what it left on
-// stderr, where rank 0's is read already.
+// failure describes how a process failed: by its report, or, if it was killed, by its last line on
+// stderr (rank 0's stderr has been printed already).
 func failure(rank int, state *os.ProcessState, said, complaint string) error {
-	const ended = "rank %d failed, so all were ended: %s"
+	const ended = "rank %d failed, so the others were stopped: %s"
 	if said != "" {
 		return inItsWords(fmt.Sprintf(ended, rank, said), state)
 	}
 	lines := strings.Split(strings.TrimSpace(complaint), "\n")
 	last := lines[len(lines)-1]
-	for _, line := range lines { // libtorch ended the process: what it said, not where in C++ that was
+	for _, line := range lines { // libtorch aborted: its message, without the C++ location
 		if _, what, ok := strings.Cut(line, "what():"); ok {
 			last = strings.TrimSpace(what)
 		}
 	}
 	if last == "" {
-		last = "it ended with " + state.String()
+		last = "exit status: " + state.String()
 		if rank == 0 && state.ExitCode() > 0 {
-			last += ", and its error is above"
+			last += "; its error is above"
 		}
 	}
 	return fmt.Errorf(ended, rank, last)
 }
 
-// inItsWords is the error of a process that ended with a state.
+// inItsWords is a process's report as an error of the kind that its exit code says.
 func inItsWords(said string, state *os.ProcessState) error {
 	if state.ExitCode() == 2 {
 		return usageError{errors.New(said)}

@@ -113,7 +113,7 @@ func TestAKilledRankEndsTheRunAndARestartGoesOn(t *testing.T) {
 		}
 		killRank(t, c, filepath.Join(out, "checkpoints"), "1")
 		c.Wait()
-		message := "rank 1 failed, so all were ended: it ended with signal: killed"
+		message := "rank 1 failed, so all were ended: exit status: signal: killed"
 		if !strings.Contains(stderr.String(), message) {
 			t.Errorf("a killed rank is not named\n%s", stderr)
 		}
@@ -192,7 +192,7 @@ func TestTheMistakeOfOneRankNamesIt(t *testing.T) {
 	}
 	// Go's own crashes end with 2, too.
 	var wrong usageError
-	if err := failure(0, state("2"), "", ""); err.Error() != "rank 0 failed, so all were ended: it ended with exit status 2, and its error is above" || errors.As(err, &wrong) {
+	if err := failure(0, state("2"), "", ""); err.Error() != "rank 0 failed, so all were ended: exit status: exit status 2; its error is above" || errors.As(err, &wrong) {
 		t.Errorf("%#v", err)
 	}
 }
@@ -438,7 +438,7 @@ func TestASecondInterruptEndsTheProgramAtOnce(t *testing.T) {
 	select {
 	case <-ended:
 		if status := c.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGINT {
-			t.Errorf("it ended with %v", c.ProcessState)
+			t.Errorf("exit status: %v", c.ProcessState)
 		}
 	case <-time.After(20 * time.Second):
 		t.Error("the second did not end it")

@@ -1,4 +1,5 @@
-// Command conquer fine-tunes Llama, runs and measures Bamba's chunked scan, and exports checkpoints that other programs load.
+// Command conquer fine-tunes Llama, runs and measures Bamba's chunked scan, and exports checkpoints
+// that other programs load.
 package main
 
 import (
@@ -26,9 +27,10 @@ type command struct {
 	name    string
 	summary string // one line for the list of commands
 	example string // lines to copy
-	// setup declares the flags and returns the function that runs once they are parsed; args are what is not a flag.
+	// setup declares the flags. The function it returns runs after they are parsed, with the
+	// arguments that are not flags.
 	setup func(flags *pflag.FlagSet) func(ctx context.Context, args []string) error
-	// parts are the commands within this one, in place of setup; their names begin with its own.
+	// parts are subcommands, used instead of setup. Their names begin with this command's name.
 	parts []command
 }
 
@@ -37,12 +39,12 @@ func commands() []command {
 	return []command{trainCommand, generateCommand, chatCommand, scoreCommand, exportCommand, benchCommand, infoCommand, planCommand, completionCommand, versionCommand}
 }
 
-// usageError is a mistake in how the program was called: exit code 2.
+// usageError is a mistake in the command line. The exit code is 2.
 type usageError struct{ error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// The profiler wants to start on the thread that the program began on.
+// The profiler must start on the main thread.
 func init() { runtime.LockOSThread() }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -83,9 +85,9 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 		c.help(stdout, flags)
 		return 0
 	case err != nil:
-		message, _, bare := strings.Cut(err.Error(), "strconv.") // of a list of numbers pflag says no more
+		message, _, bare := strings.Cut(err.Error(), "strconv.") // pflag's message for a list of numbers
 		if bare {
-			message += "must be integers with commas between them"
+			message += "expected integers separated by commas"
 		}
 		if typo, unknown := strings.CutPrefix(message, "unknown flag: --"); unknown {
 			message += meant(typo, flags)
@@ -95,13 +97,13 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	}
 	for _, word := range flags.Args() {
 		if word == "true" || word == "false" {
-			fmt.Fprintf(stderr, "conquer %s: %q stands by itself: a flag that is true or false takes it after a =, as in --flag=%s\n", c.name, word, word)
+			fmt.Fprintf(stderr, "conquer %s: unexpected %q: write a boolean flag as --flag=%s\n", c.name, word, word)
 			return 2
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if os.Getenv("WORLD_SIZE") == "" { // a launcher may well pass on what the terminal has said already
+	if os.Getenv("WORLD_SIZE") == "" { // a launcher may repeat the terminal's signal
 		context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	}
 	err := run(ctx, flags.Args())
@@ -123,7 +125,7 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	return code
 }
 
-// runPart runs the command within c that the first argument names.
+// runPart runs the subcommand that the first argument names.
 func (c command) runPart(args []string, stdout, stderr io.Writer) int {
 	name := ""
 	if len(args) > 0 {
@@ -146,14 +148,14 @@ func (c command) runPart(args []string, stdout, stderr io.Writer) int {
 		}
 		return 0
 	case "":
-		fmt.Fprintf(stderr, "conquer %s: name one of its commands: %s; `conquer %s --help` explains them\n", c.name, strings.ReplaceAll(c.words(), " ", ", "), c.name)
+		fmt.Fprintf(stderr, "conquer %s: choose a subcommand: %s; `conquer %s --help` explains them\n", c.name, strings.ReplaceAll(c.words(), " ", ", "), c.name)
 		return 2
 	}
 	fmt.Fprintf(stderr, "conquer %s: there is no command %q%s; `conquer %s --help` lists them\n", c.name, name, suggestion(c.name+" "+name, c.parts), c.name)
 	return 2
 }
 
-// words are what may follow the command's name beside flags.
+// words lists the arguments that may follow the command's name.
 func (c command) words() string {
 	if c.name == "completion" {
 		return "bash zsh fish"
@@ -165,7 +167,7 @@ func (c command) words() string {
 	return strings.Join(names, " ")
 }
 
-// explained says in one line what to do about memory that ran out; other errors are what they are.
+// explained adds a remedy to an out-of-memory error. It returns other errors unchanged.
 func explained(err error) error {
 	var failed *torch.Error
 	if !errors.Is(err, torch.ErrOutOfMemory) || !errors.As(err, &failed) {
@@ -174,7 +176,7 @@ func explained(err error) error {
 	return fmt.Errorf("%s; use a smaller --batch_size or --sequence_length, --recompute selective or block, a --dtype of 16 bits, or a smaller model", failed.OutOfMemory())
 }
 
-// newFlags makes a flag set in which a dash works for each underscore.
+// newFlags makes a flag set that accepts a dash for each underscore.
 func newFlags(name string) *pflag.FlagSet {
 	flags := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -194,7 +196,7 @@ func (c command) help(w io.Writer, flags *pflag.FlagSet) {
 }
 
 func overview(w io.Writer) {
-	fmt.Fprint(w, "conquer fine-tunes Llama, runs and measures Bamba's chunked scan, and exports checkpoints that other programs load.\n\nCommands:\n")
+	fmt.Fprint(w, "conquer fine-tunes Llama, runs and measures Bamba's chunked scan, and exports checkpoints that\nother programs load.\n\nCommands:\n")
 	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-11s %s\n", c.name, c.summary)
 	}
@@ -206,7 +208,7 @@ func indent(text string) string {
 	return "  " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ")
 }
 
-// suggestion names the command that a typo probably meant.
+// suggestion names the command closest to a misspelled one.
 func suggestion(typo string, among []command) string {
 	for _, c := range among {
 		if distance(typo, c.name) <= 2 {
@@ -216,7 +218,7 @@ func suggestion(typo string, among []command) string {
 	return ""
 }
 
-// meant names the flag that was probably meant: one that begins so, or the one that looks most like it.
+// meant suggests a flag for a misspelled one: a flag with that prefix, or the closest name.
 func meant(typo string, flags *pflag.FlagSet) string {
 	typo = strings.ReplaceAll(typo, "-", "_")
 	best, name := 3, ""

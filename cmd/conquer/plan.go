@@ -18,15 +18,15 @@ import (
 
 var planCommand = command{
 	name:    "plan",
-	summary: "Predict the memory and the time that training takes on GPUs, for each way to share the work.",
+	summary: "Predict the memory and time of training on GPUs, for each parallel strategy.",
 	example: `conquer plan --architecture llama --variant 70b --gpus 64
-# a model of yours on one GPU of 24 GB
+# one GPU with 24 GB
 conquer plan --model_path smollm2-135m --memory_gb 24 --batch_size 8 --recompute block
-# layers one behind the other (pp) are kept busy by many passes a step
+# pipeline parallelism (pp) needs many micro-batches per step
 conquer plan --architecture llama --variant 7b --gpus 4 --batch_size 1 --accumulate 16
-# the optimizer's state in the host's memory
+# optimizer state in host memory
 conquer plan --architecture llama --variant 7b --gpus 8 --memory_gb 40 --offload_optimizer
-# slower links, and what a LoRA adapter would take
+# slower links, with a LoRA adapter
 conquer plan --architecture llama --variant 7b --gpus 8 --link_gb_s 25 --lora_rank 16 --json`,
 	setup: setupPlan,
 }
@@ -44,28 +44,28 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var machine plan.Machine
 	adapter := lora.Config{Targets: []string{lora.AllLinear}}
 	path := flags.String("model_path", "", modelPathUsage)
-	architecture := flags.String("architecture", "", "with --variant, in place of --model_path: a model by its shape, such as llama")
-	variant := flags.String("variant", "", "the `size`, such as 70b")
-	flags.IntVar(&machine.GPUs, "gpus", 1, "`number` of GPUs in all")
-	flags.IntVar(&machine.PerHost, "gpus_per_host", 8, "`number` of GPUs that share the fast link")
-	flags.Float64Var(&machine.Memory, "memory_gb", 80, "memory of one GPU, in 1e9 bytes")
-	flags.Float64Var(&machine.Rate, "tflops", 600, "products of one GPU, in 1e12 operations a second: what long ones reach")
-	flags.Float64Var(&machine.Transfer, "memory_gb_s", 3000, "how fast a GPU reads its memory")
-	flags.Float64Var(&machine.Link, "link_gb_s", 300, "between two GPUs of a host, each way")
-	flags.Float64Var(&machine.Network, "network_gb_s", 40, "between hosts, for one GPU's share, each way")
-	flags.Float64Var(&machine.Host, "host_gb_s", 20, "the host's memory, for one GPU's share, and the way to it: for --offload_optimizer")
-	flags.IntVar(&o.BatchSize, "batch_size", 4, "samples of one forward pass of one GPU, or of the GPUs that divide the layers")
-	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "`tokens` of a sample")
-	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes of one step")
-	flags.IntVar(&o.TensorSize, "tp_size", 0, "how many GPUs divide the layers, in the plans that do so (default: those of a host)")
-	dtype := flags.String("dtype", "bfloat16", "`type` of the weights: float32, bfloat16 or float16")
+	architecture := flags.String("architecture", "", "with --variant, instead of --model_path: an architecture, such as llama")
+	variant := flags.String("variant", "", "model `size`, such as 70b")
+	flags.IntVar(&machine.GPUs, "gpus", 1, "total `number` of GPUs")
+	flags.IntVar(&machine.PerHost, "gpus_per_host", 8, "`number` of GPUs per host")
+	flags.Float64Var(&machine.Memory, "memory_gb", 80, "memory of a GPU in 1e9 bytes")
+	flags.Float64Var(&machine.Rate, "tflops", 600, "sustained GEMM rate of a GPU in TFLOP/s")
+	flags.Float64Var(&machine.Transfer, "memory_gb_s", 3000, "memory bandwidth of a GPU in GB/s")
+	flags.Float64Var(&machine.Link, "link_gb_s", 300, "bandwidth between two GPUs of a host in GB/s, each way")
+	flags.Float64Var(&machine.Network, "network_gb_s", 40, "bandwidth between hosts per GPU in GB/s, each way")
+	flags.Float64Var(&machine.Host, "host_gb_s", 20, "bandwidth to host memory per GPU in GB/s, for --offload_optimizer")
+	flags.IntVar(&o.BatchSize, "batch_size", 4, "samples per forward pass of a GPU, or of the GPUs that divide the layers")
+	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "`tokens` per sample")
+	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes per optimizer step")
+	flags.IntVar(&o.TensorSize, "tp_size", 0, "number of GPUs that divide the layers under tp (default: those of a host)")
+	dtype := flags.String("dtype", "bfloat16", "`dtype` of the weights: float32, bfloat16 or float16")
 	recompute := flags.String("recompute", "none", recomputeUsage)
-	flags.IntVar(&adapter.Rank, "lora_rank", 0, "tune a LoRA adapter of this `rank` instead of the weights")
+	flags.IntVar(&adapter.Rank, "lora_rank", 0, "train a LoRA adapter of this `rank` instead of the weights")
 	flags.StringVar(&o.Optimizer, "optimizer", "adamw", "adamw or lion")
-	flags.StringVar(&o.Moments, "moments", "float32", "what AdamW keeps its averages in: float32, bfloat16 or int8")
-	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "keep bfloat16 weights without float32 originals, and AdamW's averages in bfloat16")
-	flags.BoolVar(&o.OffloadOptimizer, "offload_optimizer", false, "keep the optimizer's state in the host's memory and take its steps there: fsdp and hsdp")
-	flags.BoolVar(&o.HeadOnly, "head_only", false, "tune the projection to the vocabulary alone")
+	flags.StringVar(&o.Moments, "moments", "float32", "dtype of AdamW's moments: float32, bfloat16 or int8")
+	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "round bfloat16 weights stochastically, without float32 master weights; moments in bfloat16")
+	flags.BoolVar(&o.OffloadOptimizer, "offload_optimizer", false, "fsdp and hsdp: keep the optimizer's state in host memory and take its steps there")
+	flags.BoolVar(&o.HeadOnly, "head_only", false, "train only the output head")
 	asJSON := flags.Bool("json", false, "print a JSON object")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
@@ -173,7 +173,7 @@ func (r planReport) print() {
 		fmt.Printf("\nnot %s: %s\n", strings.Join(refused, ", "), p.Refused)
 	}
 	if len(full) > 0 {
-		fmt.Printf("\ntoo much for %g GB: %s\n", r.Machine.Memory, strings.Join(full, ", "))
-		fmt.Println("less memory: --recompute selective or block, a smaller --batch_size with --accumulate, --lora_rank, or more GPUs with fsdp")
+		fmt.Printf("\ndoes not fit %g GB: %s\n", r.Machine.Memory, strings.Join(full, ", "))
+		fmt.Println("to save memory: --recompute selective or block, a smaller --batch_size with --accumulate, --lora_rank, or more GPUs with fsdp")
 	}
 }

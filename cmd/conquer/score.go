@@ -17,14 +17,14 @@ var scoreCommand = command{
 	name:    "score",
 	summary: "Measure how well a model predicts a text: log-likelihood and perplexity.",
 	example: `conquer score --model_path smollm2-135m --text "The sky is blue."
-# every token's negative log-likelihood, for a program to read
+# every token's negative log-likelihood as JSON
 conquer score --model_path my-model --text_file book.txt --json
-# a model that is too large for one GPU: each of two holds half of every layer
+# a model too large for one GPU: two GPUs hold half of every layer each
 conquer score --nproc 2 --model_path llama-3.1-8b --text_file book.txt`,
 	setup: setupScore,
 }
 
-// scoreOutput is what --json prints. Tokens counts those that were predicted: all but the first.
+// scoreOutput is the JSON result. Tokens counts predicted tokens: all but the first.
 type scoreOutput struct {
 	Tokens     int       `json:"tokens"`
 	NLL        float64   `json:"nll"`
@@ -37,9 +37,9 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var p processFlags
 	f.declare(flags)
 	f.declareAdapter(flags)
-	file := flags.String("text_file", "", "`file` whose text is scored")
+	file := flags.String("text_file", "", "text `file` to score")
 	given := flags.String("text", "", "the `text` to score")
-	idList := flags.String("token_ids", "", "token `ids` to score, such as 1,2,3; needs no tokenizer")
+	idList := flags.String("token_ids", "", "token `ids` to score, such as 1,2,3; no tokenizer is needed")
 	p.declareProcesses(flags)
 	asJSON := flags.Bool("json", false, "print a JSON object with tokens, nll (the mean, in nats), perplexity and token_nll")
 	return func(ctx context.Context, args []string) error {
@@ -104,7 +104,7 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if *asJSON {
 			return printJSON(os.Stdout, scoreOutput{Tokens: len(s.TokenNLL), NLL: s.NLL, Perplexity: s.Perplexity, TokenNLL: s.TokenNLL})
 		}
-		if _, err := fmt.Printf("perplexity %.4f, %.5f nats a token over %s\n", s.Perplexity, s.NLL, dataset.Count(len(s.TokenNLL), "predicted token")); err != nil {
+		if _, err := fmt.Printf("perplexity %.4f, %.5f nats per token over %s\n", s.Perplexity, s.NLL, dataset.Count(len(s.TokenNLL), "predicted token")); err != nil {
 			return err
 		}
 		if isTerminal(os.Stderr) {

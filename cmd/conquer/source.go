@@ -23,36 +23,36 @@ import (
 	"conquer/torch/dist"
 )
 
-// modelFlags are the flags of every command that runs a model.
+// modelFlags are the flags of commands that run a model.
 type modelFlags struct {
 	path, tokenizer, dtype, device, adapter string
 	threads                                 int
-	divided                                 bool        // the processes of a run divide the weights: read each when its part is taken
-	onHost                                  bool        // leave fresh weights in the host's memory
-	world                                   *dist.World // the processes that divide the model among them, or nil
+	divided                                 bool        // defer reading weights until a rank takes its shard
+	onHost                                  bool        // make random weights on the host
+	world                                   *dist.World // the processes that share the model, or nil
 }
 
-const modelPathUsage = "a `folder` of Hugging Face's or Meta's, a .gguf file, hf://org/name[@revision] on the Hugging Face Hub, or the name smollm2-135m; what has a name is downloaded once"
+const modelPathUsage = "a Hugging Face or Meta `folder`, a .gguf file, hf://org/name[@revision] on the Hugging Face Hub, or smollm2-135m; named models are downloaded once"
 
 func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
-	flags.StringVar(&f.tokenizer, "tokenizer", "", "tokenizer `folder` or file where it is not the model's own, or char_tokenizer")
-	flags.StringVar(&f.dtype, "dtype", "", "`type` of the weights: float32, bfloat16 or float16 (default: as stored; quantized ones become float32 on the CPU, bfloat16 on a GPU)")
-	flags.StringVar(&f.device, "device", "", "`name` of the device: cpu, cuda or cuda:N (default: a GPU where one can be used)")
-	flags.IntVar(&f.threads, "threads", 0, "`number` of CPU threads (default: one for each core)")
+	flags.StringVar(&f.tokenizer, "tokenizer", "", "tokenizer `folder` or file if it is not the model's own, or char_tokenizer")
+	flags.StringVar(&f.dtype, "dtype", "", "`dtype` of the weights: float32, bfloat16 or float16 (default: as stored; quantized weights become float32 on the CPU, bfloat16 on a GPU)")
+	flags.StringVar(&f.device, "device", "", "`device`: cpu, cuda or cuda:N (default: a GPU if there is one)")
+	flags.IntVar(&f.threads, "threads", 0, "`number` of CPU threads (default: one per core)")
 }
 
-// declareAdapter adds the flag of the commands that only run a model.
+// declareAdapter adds the flag of commands that run a model without training it.
 func (f *modelFlags) declareAdapter(flags *pflag.FlagSet) {
-	flags.StringVar(&f.adapter, "adapter_path", "", "`folder` of a LoRA adapter in PEFT's format, as conquer train writes it, to fold into the model")
+	flags.StringVar(&f.adapter, "adapter_path", "", "`folder` of a LoRA adapter in PEFT's format, to merge into the model")
 }
 
-// opened is a model ready to run.
+// opened is an open model with its tokenizer.
 type opened struct {
-	path       string // of the files
+	path       string // of the model's files
 	checkpoint *checkpoint.Checkpoint
 	model      model.Model
-	tokenizer  *tokenizer.Tokenizer // nil when there is none
+	tokenizer  *tokenizer.Tokenizer // nil if there is none
 }
 
 func (o *opened) Close() {
@@ -79,7 +79,7 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	if o.path, o.checkpoint, err = openCheckpoint(ctx, f.path); err != nil {
 		return nil, err
 	}
-	// A vocabulary takes as long to read as a small model's weights: side by side.
+	// Reading a vocabulary takes as long as reading a small model, so both run at once.
 	tokenizerDone := make(chan error, 1)
 	go func() {
 		var err error
@@ -113,8 +113,8 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	return o, nil
 }
 
-// load makes the model and reads its weights, or, where processes divide it, this one's part of them, at once or when a run
-// takes it. An adapter is folded into whole weights first.
+// load makes the model and reads its weights. If processes share the model, it reads this process's
+// shard, now or when the run takes it. An adapter is merged into whole weights first.
 func (f *modelFlags) load(c *checkpoint.Checkpoint, dtype torch.DType, device torch.Device) (model.Model, error) {
 	switch {
 	case f.world != nil && f.adapter != "":
@@ -138,7 +138,7 @@ func (f *modelFlags) load(c *checkpoint.Checkpoint, dtype torch.DType, device to
 	return m, nil
 }
 
-// setThreads obeys --threads; 0 leaves it to libtorch.
+// setThreads applies --threads. 0 leaves the choice to libtorch.
 func setThreads(n int) error {
 	if n < 0 {
 		return usagef("--threads is %d, expected a positive number", n)
@@ -149,7 +149,7 @@ func setThreads(n int) error {
 	return nil
 }
 
-// parseDType reads --dtype: nil when it was not given.
+// parseDType reads --dtype. It returns nil if the flag was not given.
 func parseDType(name string) (*torch.DType, error) {
 	if name == "" {
 		return nil, nil
@@ -164,11 +164,11 @@ func parseDType(name string) (*torch.DType, error) {
 	return &dtype, nil
 }
 
-// toldCPU is done once it was said why this process has no GPU, on a machine that has a driver for one.
+// toldCPU ensures that the reason for using the CPU on a machine with a GPU driver is printed once.
 var toldCPU sync.Once
 
-// parseDevice reads --device. A device that is named and cannot be used is a failure, one that does not exist at all a
-// usage error.
+// parseDevice reads --device. An unknown name is a usage error. A device that cannot be used is a
+// failure.
 func parseDevice(name string) (torch.Device, error) {
 	if name != "" && name != "cpu" && name != "cuda" && !strings.HasPrefix(name, "cuda:") {
 		return torch.CPU, usagef("--device: unknown device %q: use cpu, cuda or cuda:N", name)
@@ -176,7 +176,7 @@ func parseDevice(name string) (torch.Device, error) {
 	if name == "" {
 		toldCPU.Do(func() {
 			if err := torch.LoadCUDA(); err != nil && !errors.Is(err, torch.ErrNoDriver) {
-				fmt.Fprintf(os.Stderr, "conquer: the CPU does the work: %v\n", err)
+				fmt.Fprintf(os.Stderr, "conquer: using the CPU: %v\n", err)
 			}
 		})
 	}
@@ -187,7 +187,7 @@ func parseDevice(name string) (torch.Device, error) {
 	return device, nil
 }
 
-// openCheckpoint opens what --model_path names, fetching it first where it is a model's name, and returns where it is.
+// openCheckpoint opens --model_path, downloading a named model first. It returns the model's path.
 func openCheckpoint(ctx context.Context, name string) (string, *checkpoint.Checkpoint, error) {
 	if name == "" {
 		return "", nil, usagef("--model_path is missing: give a Hugging Face folder, a .gguf file or smollm2-135m")
@@ -204,7 +204,7 @@ func openCheckpoint(ctx context.Context, name string) (string, *checkpoint.Check
 			for _, m := range hub.Models {
 				known = append(known, m.Name)
 			}
-			return "", nil, fmt.Errorf("--model_path: there is no file or folder %s, and no model of that name (known: %s)", name, strings.Join(known, ", "))
+			return "", nil, fmt.Errorf("--model_path: no file, folder or known model %s (known models: %s)", name, strings.Join(known, ", "))
 		}
 		if err != nil {
 			return "", nil, err
@@ -214,7 +214,7 @@ func openCheckpoint(ctx context.Context, name string) (string, *checkpoint.Check
 	return path, c, err
 }
 
-// downloadBar shows how far a download is.
+// downloadBar shows the progress of a download.
 func downloadBar(name string) func(done, total int64) {
 	var bar *progressbar.ProgressBar
 	return func(done, total int64) {
@@ -225,7 +225,7 @@ func downloadBar(name string) func(done, total int64) {
 	}
 }
 
-// storedDType is the dtype that most of the weights have in the files.
+// storedDType is the dtype of most of the stored weights.
 func storedDType(c *checkpoint.Checkpoint, device torch.Device) torch.DType {
 	sizes := map[torch.DType]int{}
 	quantized := 0
@@ -252,7 +252,8 @@ func storedDType(c *checkpoint.Checkpoint, device torch.Device) torch.DType {
 	return torch.Float32
 }
 
-// openTokenizer opens the tokenizer at path or, where path is empty, the model's own: nil if it has none.
+// openTokenizer opens the tokenizer at path or, if path is empty, the model's own. It returns nil if
+// the model has none.
 func openTokenizer(path, modelPath string, c *checkpoint.Checkpoint) (*tokenizer.Tokenizer, error) {
 	if path != "" {
 		return tokenizer.Open(path)
@@ -280,7 +281,7 @@ func openTokenizer(path, modelPath string, c *checkpoint.Checkpoint) (*tokenizer
 	return nil, nil
 }
 
-// foldAdapter adds an adapter to a model's weights.
+// foldAdapter merges an adapter into a model's weights.
 func foldAdapter(m model.Model, dir string) error {
 	if err := lora.Load(m, dir); err != nil {
 		return fmt.Errorf("--adapter_path: %w", err)
@@ -288,13 +289,13 @@ func foldAdapter(m model.Model, dir string) error {
 	return lora.Merge(m)
 }
 
-// checkVocabulary refuses a tokenizer that can give ids which the model does not have.
+// checkVocabulary refuses a tokenizer with more tokens than the model has rows.
 func checkVocabulary(o *opened) error {
 	if o.tokenizer == nil {
 		return nil
 	}
 	if rows := o.model.Head().Shape[0]; o.tokenizer.VocabSize() > rows {
-		return fmt.Errorf("vocabulary mismatch: the tokenizer has %d tokens, but %s has rows for %d: give the tokenizer that belongs to the model with --tokenizer",
+		return fmt.Errorf("vocabulary mismatch: the tokenizer has %d tokens, but %s has %d rows: give the tokenizer that belongs to the model with --tokenizer",
 			o.tokenizer.VocabSize(), o.path, rows)
 	}
 	return nil

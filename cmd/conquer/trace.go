@@ -12,22 +12,22 @@ import (
 	"conquer/torch"
 )
 
-// profileFlag is --profile of the commands that run a model.
+// profileFlag is the flag --profile.
 type profileFlag struct{ profile string }
 
 func (f *profileFlag) declareProfile(flags *pflag.FlagSet) {
-	flags.StringVar(&f.profile, "profile", "", "`file` for a trace of every operation, which chrome://tracing and ui.perfetto.dev open, of rank 0 where there are several; the most expensive ones are printed")
+	flags.StringVar(&f.profile, "profile", "", "write a trace of rank 0's operations to this `file` (for ui.perfetto.dev) and print the most expensive ones")
 }
 
-// checkProfile finds a folder that is not there before all else is done.
+// checkProfile reports a missing folder before any work is done.
 func (f *profileFlag) checkProfile() error {
 	if info, err := os.Stat(filepath.Dir(f.profile)); f.profile != "" && (err != nil || !info.IsDir()) {
-		return usagef("--profile: there is no folder %s", filepath.Dir(f.profile))
+		return usagef("--profile: no folder %s", filepath.Dir(f.profile))
 	}
 	return nil
 }
 
-// profiled runs f, under the profiler where --profile asks for it.
+// profiled runs f, under the profiler if --profile was given.
 func (f *profileFlag) profiled(run func() error) error {
 	if f.profile == "" {
 		return run()
@@ -41,7 +41,7 @@ func (f *profileFlag) profiled(run func() error) error {
 	return err
 }
 
-// printProfile lists the operations that took the most time of their own, a GPU's apart from the host's.
+// printProfile lists the operations with the most self time, for the GPU and the host separately.
 func printProfile(w io.Writer, rows []torch.Traced, elapsed time.Duration) {
 	const most = 20
 	for _, gpu := range []bool{true, false} {

@@ -12,7 +12,7 @@ import (
 
 var versionCommand = command{
 	name:    "version",
-	summary: "Print the version of conquer, Go and the libraries it was built with.",
+	summary: "Print the versions of conquer, Go and libtorch.",
 	example: "conquer version",
 	setup: func(*pflag.FlagSet) func(context.Context, []string) error {
 		return func(_ context.Context, args []string) error {
