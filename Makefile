@@ -1,8 +1,8 @@
-# The front door over CMake (csrc) and go. `make help` lists the targets.
+# Wraps CMake (csrc) and go. `make help` lists the targets.
 CACHE    ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/conquer
-# A folder that holds torch/lib: fetched into the cache, or the site-packages folder of an installed PyTorch 2.11.
+# The folder with torch/lib: fetched into the cache, or the site-packages folder of PyTorch 2.11.
 LIBTORCH ?= $(CACHE)/libtorch-2.11.0
-# 1 fetches CUDA's libraries too (2 GB), 0 leaves them out; without either they come where an NVIDIA driver is.
+# 1 fetches the CUDA libraries too (2 GB), 0 does not. Empty: only if there is an NVIDIA driver.
 CUDA     ?=
 PREFIX   ?= $(HOME)/.local
 PYTHON   ?= python3
@@ -11,25 +11,29 @@ JOBS     ?= $(shell nproc)
 BUILD    ?= $(CURDIR)/build
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-# What cgo needs. Folders go through the compiler's own path variables rather than flags, because flags are part of Go's
-# cache key: gotch's C++, two minutes of compiling, is then reused by every clone on a machine.
+# Settings for cgo. Folders are passed through the compiler's path variables and not as flags,
+# because flags are part of Go's cache key. Every clone on a machine then shares one compilation of
+# gotch's C++, which takes two minutes.
 export CGO_CXXFLAGS       := -include gotch_libtorch_2.11.h
 export CGO_LDFLAGS        := -Wl,--allow-shlib-undefined -Wl,--as-needed
-export CPLUS_INCLUDE_PATH := $(CURDIR)/csrc/gotch:$(LIBTORCH)/torch/include:$(LIBTORCH)/torch/include/torch/csrc/api/include
+HEADERS                   := $(LIBTORCH)/torch/include
+export CPLUS_INCLUDE_PATH := $(CURDIR)/csrc/gotch:$(HEADERS):$(HEADERS)/torch/csrc/api/include
 export C_INCLUDE_PATH     := $(CURDIR)/csrc
 export LIBRARY_PATH       := $(BUILD)/lib/conquer:$(LIBTORCH)/torch/lib:$(BUILD)/lib/empty
-# The binary finds its libraries beside itself, wherever the folder is moved; tests run from temporary folders.
+# The binary finds its libraries relative to itself. Tests run in temporary folders, so they need
+# full paths.
 RPATH    := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
 TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
-.PHONY: help build demo experiment test test-gpu bench-gpu lint format install clean parity bench csrc kernels gotch libtorch env
+.PHONY: help build quick test check-csrc check-kernels test-gpu bench bench-gpu demo experiment \
+	parity lint format install env clean csrc kernels gotch libtorch
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 libtorch:
 	@cmake -DDESTINATION=$(LIBTORCH) -DPYTHON=$(PYTHON) -DCUDA=$(CUDA) -P cmake/fetch_libtorch.cmake
 
-# gotch's C++ compiles on one core; csrc takes the other meanwhile.
+# gotch's C++ compiles on one core, csrc on the other.
 gotch: libtorch
 	@[ "$$($(GO) list -f '{{.Stale}}' github.com/sugarme/gotch/libtch)" = false ] || \
 		echo "compiling gotch's C++ bindings: 2 to 3 minutes, once per machine ..."
@@ -38,59 +42,83 @@ gotch: libtorch
 csrc: libtorch ## the C++ half: CPU kernels and the CUDA part
 	@mkdir -p $(BUILD)
 	@cmake -S . -B $(BUILD) -DLIBTORCH=$(LIBTORCH) -DPYTHON=$(PYTHON) \
-		-DTRITON_HOME=$(CACHE)/triton-3.6.0 > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
+		-DTRITON_HOME=$(CACHE)/triton-3.6.0 > $(BUILD)/configure.log 2>&1 || \
+		{ cat $(BUILD)/configure.log; exit 1; }
 	@echo "compiling csrc ..."
 	@cmake --build $(BUILD) -j $(JOBS) > $(BUILD)/csrc.log 2>&1 || { cat $(BUILD)/csrc.log; exit 1; }
 
-# A machine without a GPU compiles them too, so that the same files run where there is one.
-kernels: csrc
-	@[ -e $(BUILD)/lib/conquer/kernels/stamp ] || echo "compiling the Triton kernels (and fetching triton, 190 MB, once per machine) ..."
+# A machine without a GPU compiles the kernels too, so that the build also runs on a GPU.
+kernels: csrc ## the Triton kernels, compiled ahead of time
+	@[ -e $(BUILD)/lib/conquer/kernels/stamp ] || \
+		echo "compiling the Triton kernels (and fetching triton, 190 MB, once per machine) ..."
 	@cmake --build $(BUILD) --target triton_kernels > $(BUILD)/kernels.log 2>&1 || \
-		{ tail -n 3 $(BUILD)/kernels.log; echo "the Triton kernels were NOT compiled (build/kernels.log): state-space models will not run on a GPU"; }
+		{ tail -n 3 $(BUILD)/kernels.log; echo "the Triton kernels were NOT compiled \
+		(build/kernels.log): state-space models will not run on a GPU"; }
 
 build: libtorch ## build/bin/conquer
 	@$(MAKE) --no-print-directory -j2 gotch kernels
-	@$(GO) build -ldflags '-r $(RPATH) -X main.version=$(VERSION)' -o $(BUILD)/bin/conquer ./cmd/conquer
+	@$(GO) build -ldflags '-r $(RPATH) -X main.version=$(VERSION)' -o $(BUILD)/bin/ ./cmd/conquer
 	@echo "built $(patsubst $(CURDIR)/%,%,$(BUILD)/bin/conquer)"
 
-test: build ## every test that runs without a GPU
-	@$(GO) vet ./...
-	@OMP_WAIT_POLICY=passive $(GO) test -timeout 20m -ldflags '-r $(TESTPATH)' ./... # packages share the cores: threads that wait must not spin
+# Test packages share the cores, so waiting OpenMP threads must not spin.
+GOTEST := OMP_WAIT_POLICY=passive $(GO) test -timeout 20m -ldflags '-r $(TESTPATH)'
 
-test-gpu: build ## the tests that need a GPU; without one each says that it was skipped
-	@cmake --build $(BUILD) --target csrc_gpu_test > $(BUILD)/csrc.log 2>&1 || { cat $(BUILD)/csrc.log; exit 1; }
+quick: build ## vet and unit tests, without worlds of processes, kills and resumes
+	@$(GO) vet ./...
+	@$(GOTEST) -short ./...
+
+test: build check-csrc check-kernels ## every test that runs without a GPU
+	@$(GO) vet ./...
+	@$(GOTEST) ./...
+
+check-csrc: kernels ## the C++ checks: CPU kernels, the scan, and the keys of the GPU kernels
+	@cmake --build $(BUILD) -j $(JOBS) --target csrc_test csrc_ssd_test csrc_keys_test \
+		> $(BUILD)/csrc.log 2>&1 || { cat $(BUILD)/csrc.log; exit 1; }
+	@$(BUILD)/csrc_test quick
+	@$(BUILD)/csrc_ssd_test quick
+	@$(BUILD)/csrc_keys_test $(BUILD)/lib/conquer/kernels/sm_90/manifest
+
+check-kernels: kernels ## the Triton kernels in Triton's interpreter
+	@csrc/triton/check/run.sh $(CACHE) $(PYTHON)
+
+test-gpu: build ## the tests that need a GPU; without one each test says that it was skipped
+	@cmake --build $(BUILD) --target csrc_gpu_test > $(BUILD)/csrc.log 2>&1 || \
+		{ cat $(BUILD)/csrc.log; exit 1; }
 	@$(BUILD)/csrc_gpu_test
 	@$(GO) test -count 1 -v -run GPU -ldflags '-r $(TESTPATH)' ./cmd/conquer ./torch/dist
 
-demo: build ## tunes SmolLM2-135M on examples/lighthouse and exports it: a minute on 2 cores, once all is built
+demo: build ## tunes SmolLM2-135M on examples/lighthouse: a minute on 2 cores once built
 	@tools/demo.sh $(BUILD)/bin/conquer
 
-experiment: build ## trains a small Bamba, compares the chunking strategies, draws a report: under 10 minutes on 2 cores
+experiment: build ## trains a small Bamba, compares chunking strategies, draws a report: 10 minutes
 	@GO=$(GO) tools/experiment.sh $(BUILD)/bin/conquer
 
 bench: build ## the speed table of docs/performance.md (needs `make parity`'s Python environment)
 	@tools/bench-cpu.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
 
-bench-gpu: build ## conquer beside transformers on this machine's GPU (PYTHON has torch for CUDA, transformers and peft)
+bench-gpu: build ## conquer beside transformers on a GPU (PYTHON has torch, transformers and peft)
 	@tools/bench-gpu.sh $(BUILD)/bin/conquer $(PYTHON)
 
 install: build ## one binary and its libraries under PREFIX (~/.local)
-	@cmake -DBUILD=$(BUILD) -DPREFIX=$(DESTDIR)$(PREFIX) -DLIBTORCH=$(LIBTORCH) -P cmake/install.cmake
+	@cmake -DBUILD=$(BUILD) -DPREFIX=$(DESTDIR)$(PREFIX) -DLIBTORCH=$(LIBTORCH) \
+		-P cmake/install.cmake
 
-lint: csrc ## gofmt, go vet, staticcheck, clang-format
+lint: csrc ## gofmt, go vet, staticcheck, clang-format, line lengths
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
 	@$(GO) vet ./...
 	@$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.7.0 ./...
 	@tools/clang-format.sh $(CACHE) $(PYTHON) --dry-run -Werror
+	@$(PYTHON) tools/columns.py
 
 format: ## rewrites Go and C++ in the project's format
 	@gofmt -w .
 	@tools/clang-format.sh $(CACHE) $(PYTHON) -i
 
-parity: build ## compares with transformers, tokenizers, peft and llama.cpp, in a Python environment of its own
-	@GOFLAGS="'-ldflags=-r $(TESTPATH)'" tools/parity/run.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
+parity: build ## comparisons with transformers, tokenizers, jinja2, peft and llama.cpp
+	@GOFLAGS="'-ldflags=-r $(TESTPATH)'" \
+		tools/parity/run.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
 
-env: ## what to set before calling go by hand: eval "$(make env)"
+env: ## the settings for calling go by hand: eval "$(make env)"
 	@echo 'export CGO_CXXFLAGS="$(CGO_CXXFLAGS)" CGO_LDFLAGS="$(CGO_LDFLAGS)"'
 	@echo 'export CPLUS_INCLUDE_PATH="$(CPLUS_INCLUDE_PATH)" C_INCLUDE_PATH="$(C_INCLUDE_PATH)"'
 	@echo 'export LIBRARY_PATH="$(LIBRARY_PATH)" LD_LIBRARY_PATH="$(TESTPATH)"'

@@ -65,7 +65,7 @@ func TestBenchChunksTimesAModelWithOrWithoutWeights(t *testing.T) {
 	args := []string{"bench", "chunks", "--prompts", prompts, "--variant", "bytes", "--repeats", "1", "--max_new_tokens", "2", "--device", "cpu",
 		"--chunking", "default,independent-optimized", "--chunk_size", "16", "--output_path", dir}
 	table, complaints, code := invoke(t, "", args...)
-	if code != 0 || !strings.Contains(complaints, "random: there is no --model_path") || !strings.Contains(complaints, "there is no --tokenizer") || strings.Count(complaints, "\n") != 2 {
+	if code != 0 || !strings.Contains(complaints, "random (no --model_path)") || !strings.Contains(complaints, "no --tokenizer") || strings.Count(complaints, "\n") != 2 {
 		t.Fatalf("exit %d: %s", code, complaints)
 	}
 	rows := readRows[bench.ChunksRow](t, dir, "chunks")
@@ -81,7 +81,7 @@ func TestBenchChunksTimesAModelWithOrWithoutWeights(t *testing.T) {
 	model := writeBamba(t)
 	table, complaints, code = invoke(t, "", "bench", "chunks", "--prompts", prompts, "--model_path", model, "--tokenizer", "char_tokenizer", "--layers", "1", "--repeats", "1",
 		"--chunking", "default", "--compile", "eager,kernels,graph,both", "--use_cache", "--device", "cpu", "--output_path", dir, "--max_new_tokens", "1")
-	if code != 0 || strings.Count(complaints, "\n") != 2 || strings.Count(complaints, "there is no graph on the CPU") != 2 || !strings.Contains(table, "kernels") {
+	if code != 0 || strings.Count(complaints, "\n") != 2 || strings.Count(complaints, "graphs are for GPUs") != 2 || !strings.Contains(table, "kernels") {
 		t.Fatalf("exit %d: %s", code, complaints)
 	}
 	if rows = readRows[bench.ChunksRow](t, dir, "chunks"); len(rows) != 8 || rows[0].Layers != 1 || !rows[0].UseCache || rows[1].TotalMS <= 0 || rows[2].Failed == "" {
@@ -246,7 +246,7 @@ func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"an unknown pass":        {[]string{"ssd", "--pass", "sideways"}, 2, "sideways"},
 		"a length of nothing":    {[]string{"ssd", "--length", "0"}, 2, "length"},
 		"a length that is words": {[]string{"ssd", "--length", "long"}, 2, "length"},
-		"half a length":          {[]string{"ssd", "--length", "1,2.5"}, 2, `"--length" flag: must be integers`},
+		"half a length":          {[]string{"ssd", "--length", "1,2.5"}, 2, `"--length" flag: expected integers`},
 		"no steps":               {[]string{"train", "--model_path", llama, "--steps", "0"}, 2, "at least 1 step"},
 		"no prompts":             {chunks(), 2, "--prompts"},
 		"prompts that lack":      {chunks("--prompts", missing), 1, `entry 1 has no "answer"`},
@@ -258,7 +258,7 @@ func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"more layers than all":   {chunks("--prompts", prompts, "--layers", "3"), 2, "has 2"},
 		"an unknown way":         {chunks("--prompts", prompts, "--compile", "jit"), 2, "jit"},
 		"no new tokens":          {chunks("--prompts", prompts, "--max_new_tokens", "0"), 2, "max_new_tokens"},
-		"answers without words":  {[]string{"accuracy", "--prompts", prompts, "--model_path", writeBamba(t), "--device", "cpu"}, 1, "no tokenizer"},
+		"answers without words":  {[]string{"accuracy", "--prompts", prompts, "--model_path", writeBamba(t), "--device", "cpu"}, 1, "needs a tokenizer"},
 		"no predictions":         {[]string{"gptscore", "--model_path", llama}, 2, "predictions"},
 		"a malformed line":       {[]string{"gptscore", "--model_path", llama, good, malformed}, 1, "bad.tsv:2"},
 		"an unknown aspect":      {[]string{"gptscore", "--model_path", llama, "--aspect", "beauty", good}, 2, "beauty"},

@@ -53,7 +53,7 @@ func TestDriverWithoutCUDA(t *testing.T) {
 		if err := run.Run(); err != nil {
 			t.Fatalf("%v\n%s", err, stderr)
 		}
-		if said := stderr.String(); strings.Count(said, "conquer: the CPU does the work: no CUDA device can be used: ") != 1 || !strings.Contains(said, c.reason) {
+		if said := stderr.String(); strings.Count(said, "conquer: using the CPU: no CUDA device can be used: ") != 1 || !strings.Contains(said, c.reason) {
 			t.Errorf("CUDA %d, the default device: %s", c.version, said)
 		}
 		run, _, stderr = program("bench", "ssd", "--device", "cuda", "--output_path", t.TempDir())

@@ -111,7 +111,7 @@ func TestAModelIsNotWrittenOverWhileItIsRead(t *testing.T) {
 		{"train", "--model_path", link, "--output_path", dir, "--data_path", filepath.Join(dir, "config.json")},
 	} {
 		_, stderr, code := invoke(t, "", args...)
-		if code != 1 || !strings.Contains(stderr, "--output_path: ") || !strings.Contains(stderr, "read from --model_path: choose another") {
+		if code != 1 || !strings.Contains(stderr, "--output_path: ") || !strings.Contains(stderr, "is also --model_path: choose another") {
 			t.Errorf("%v: exit %d, %s", args, code, stderr)
 		}
 	}

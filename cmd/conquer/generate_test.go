@@ -394,7 +394,7 @@ func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"a plan of no passes":   {[]string{"plan", "--architecture", "llama", "--variant", "7b", "--accumulate", "-5"}, 2, "at least 1"},
 		"a plan without hosts":  {[]string{"plan", "--architecture", "llama", "--variant", "7b", "--gpus_per_host", "0"}, 2, "0 GPUs per host"},
 		"two wrong processes":   {generate(good, "--prompt", "x", "--nproc", "2", "--temperature", "-1"), 2, "--temperature"},
-		"two that record":       {generate(good, "--prompt", "x", "--nproc", "2", "--compile", "graph"), 2, "--compile graph records steps for one"},
+		"two that record":       {generate(good, "--prompt", "x", "--nproc", "2", "--compile", "graph"), 2, "--compile graph works in one process"},
 		"nothing to do":         {generate(good), 2, "--prompt"},
 		"text and ids":          {generate(good, "--prompt", "x", "--token_ids", "1"), 2, "--token_ids"},
 		"unknown flag":          {generate(good, "--promt", "x"), 2, "did you mean --prompt?"},

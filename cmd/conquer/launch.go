@@ -257,7 +257,7 @@ func failure(rank int, state *os.ProcessState, said, complaint string) error {
 		}
 	}
 	if last == "" {
-		last = "exit status: " + state.String()
+		last = "it ended with " + state.String()
 		if rank == 0 && state.ExitCode() > 0 {
 			last += "; its error is above"
 		}

@@ -113,7 +113,7 @@ func TestAKilledRankEndsTheRunAndARestartGoesOn(t *testing.T) {
 		}
 		killRank(t, c, filepath.Join(out, "checkpoints"), "1")
 		c.Wait()
-		message := "rank 1 failed, so all were ended: exit status: signal: killed"
+		message := "rank 1 failed, so the others were stopped: it ended with signal: killed"
 		if !strings.Contains(stderr.String(), message) {
 			t.Errorf("a killed rank is not named\n%s", stderr)
 		}
@@ -186,13 +186,13 @@ func TestTheMistakeOfOneRankNamesIt(t *testing.T) {
 	for code, usage := range map[string]bool{"1": false, "2": true} {
 		err := failure(3, state(code), "its disk is full", "a notice\n")
 		var wrong usageError
-		if err.Error() != "rank 3 failed, so all were ended: its disk is full" || errors.As(err, &wrong) != usage {
+		if err.Error() != "rank 3 failed, so the others were stopped: its disk is full" || errors.As(err, &wrong) != usage {
 			t.Errorf("exit %s: %#v", code, err)
 		}
 	}
 	// Go's own crashes end with 2, too.
 	var wrong usageError
-	if err := failure(0, state("2"), "", ""); err.Error() != "rank 0 failed, so all were ended: exit status: exit status 2; its error is above" || errors.As(err, &wrong) {
+	if err := failure(0, state("2"), "", ""); err.Error() != "rank 0 failed, so the others were stopped: it ended with exit status 2; its error is above" || errors.As(err, &wrong) {
 		t.Errorf("%#v", err)
 	}
 }
@@ -212,7 +212,7 @@ func TestProcessesThatDivideAModelMakeTheTextOfOne(t *testing.T) {
 	// What they cannot divide is said once, and so is what they cannot do.
 	for want, more := range map[string][]string{
 		"2 heads of keys and values cannot be divided over 3 processes": {"--nproc", "3"},
-		"--compile graph records steps for one process":                 {"--nproc", "2", "--compile", "graph"},
+		"--compile graph works in one process only":                 {"--nproc", "2", "--compile", "graph"},
 	} {
 		p, stdout, stderr := program(append([]string{"generate", "--model_path", "../../llama/testdata/llama", "--token_ids", "1", "--device", "cpu"}, more...)...)
 		if p.Run() == nil || !strings.Contains(stderr.String(), want) || stdout.Len() > 0 {
@@ -378,7 +378,7 @@ func TestProcessesThatDivideAModelTuneWhatOneTunes(t *testing.T) {
 func TestWhatLibtorchSaidIsNamedWhenItEndsARank(t *testing.T) {
 	err := failure(1, nil, "", "terminate called after throwing an instance of 'c10::DistBackendError'\n  what():  [Rank 1] CUDA error: out of luck\n"+
 		"Exception raised from query at CUDAEvent.h:111 (most recent call first):\nframe #4: <unknown function> + 0x129ecc (0x7fb2)\n")
-	if want := "rank 1 failed, so all were ended: [Rank 1] CUDA error: out of luck"; err.Error() != want {
+	if want := "rank 1 failed, so the others were stopped: [Rank 1] CUDA error: out of luck"; err.Error() != want {
 		t.Errorf("got %q, want %q", err, want)
 	}
 }

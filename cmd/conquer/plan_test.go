@@ -22,7 +22,7 @@ func TestAPlanNamesItsStrategiesAndCountsTheWeights(t *testing.T) {
 		t.Errorf("plans for %s", names)
 	}
 	own := writeModel(t, 704, true)
-	if out := succeed(t, "plan", "--model_path", own, "--memory_gb", "0.000001"); !strings.Contains(out, "too much for 1e-06 GB: none\n") {
+	if out := succeed(t, "plan", "--model_path", own, "--memory_gb", "0.000001"); !strings.Contains(out, "does not fit 1e-06 GB: none\n") {
 		t.Error(out)
 	}
 	out := succeed(t, "plan", "--model_path", own, "--gpus", "2", "--offload_optimizer")

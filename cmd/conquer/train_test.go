@@ -121,7 +121,7 @@ func TestTheOptimizerAndHowAStepRunsAreChosenByFlags(t *testing.T) {
 	for want, more := range map[string][]string{
 		`unknown recompute "some": choose none, selective or block`: {"--recompute", "some"},
 		`unknown way to compile "jit"`:                              {"--compile", "jit"},
-		"--compile graph records steps for one process":             {"--compile", "graph", "--nproc", "2", "--distributed", "ddp"},
+		"--compile graph works in one process only":             {"--compile", "graph", "--nproc", "2", "--distributed", "ddp"},
 		`unknown optimizer "sgd"`:                                   {"--optimizer", "sgd"},
 		`unknown moments "int4"`:                                    {"--moments", "int4"},
 		"moments in int8 are for adamw":                             {"--optimizer", "lion", "--moments", "int8"},
@@ -173,12 +173,12 @@ func TestBadTrainInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"no checkpoint kept":         {[]string{"--keep", "0"}, 2, "--keep"},
 		"two samples and a half":     {[]string{"--validation_fraction", "2.5"}, 2, "2.5"},
 		"all samples held out":       {[]string{"--validation_fraction", "5"}, 1, "5 of 5 samples"},
-		"too short for an answer":    {[]string{"--sequence_length", "4"}, 1, "give samples more than 4 tokens"},
+		"too short for an answer":    {[]string{"--sequence_length", "4"}, 1, "allow samples of more than 4 tokens"},
 		"fewer steps than none":      {[]string{"--steps", "-3"}, 2, "--steps -3"},
 		"no validation data":         {[]string{"--validation_path", filepath.Join(folder, "nowhere")}, 1, "--validation_path: "},
 		"a file to write into":       {[]string{"--output_path", filepath.Join(data, "out")}, 1, "--output_path: " + data + " is a file"},
 		"a file for checkpoints":     {[]string{"--checkpoint_path", data}, 1, "--checkpoint_path: " + data + " is a file"},
-		"a profile nowhere":          {[]string{"--profile", filepath.Join(folder, "nowhere", "x.json")}, 2, "--profile: there is no folder"},
+		"a profile nowhere":          {[]string{"--profile", filepath.Join(folder, "nowhere", "x.json")}, 2, "--profile: no folder"},
 		"no data":                    {[]string{"--data_path", filepath.Join(folder, "nowhere")}, 1, "nowhere"},
 		"a record that ends":         {[]string{"--data_path", write("cut.jsonl", `{"text": "a"}`+"\n"+`{"text": `)}, 1, "cut.jsonl:2"},
 		"an array that does not end": {[]string{"--data_path", write("cut.json", `[{"text": "a"}`)}, 1, "cut.json"},
@@ -196,7 +196,7 @@ func TestBadTrainInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 	}
 	// More tokens than the model's context has are cut, and that is said.
 	if _, stderr, code := invoke(t, "", "train", "--model_path", good, "--data_path", data, "--output_path", out, "--device", "cpu", "--steps", "1",
-		"--sequence_length", "1000"); code != 0 || !strings.Contains(stderr, "context of 256 is what samples are cut to") {
+		"--sequence_length", "1000"); code != 0 || !strings.Contains(stderr, "samples are cut to the model's context of 256") {
 		t.Errorf("exit %d\n%s", code, stderr)
 	}
 }
