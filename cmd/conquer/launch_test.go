@@ -212,7 +212,7 @@ func TestProcessesThatDivideAModelMakeTheTextOfOne(t *testing.T) {
 	// What they cannot divide is said once, and so is what they cannot do.
 	for want, more := range map[string][]string{
 		"2 heads of keys and values cannot be divided over 3 processes": {"--nproc", "3"},
-		"--compile graph works in one process only":                 {"--nproc", "2", "--compile", "graph"},
+		"--compile graph works in one process only":                     {"--nproc", "2", "--compile", "graph"},
 	} {
 		p, stdout, stderr := program(append([]string{"generate", "--model_path", "../../llama/testdata/llama", "--token_ids", "1", "--device", "cpu"}, more...)...)
 		if p.Run() == nil || !strings.Contains(stderr.String(), want) || stdout.Len() > 0 {

@@ -121,7 +121,7 @@ func TestTheOptimizerAndHowAStepRunsAreChosenByFlags(t *testing.T) {
 	for want, more := range map[string][]string{
 		`unknown recompute "some": choose none, selective or block`: {"--recompute", "some"},
 		`unknown way to compile "jit"`:                              {"--compile", "jit"},
-		"--compile graph works in one process only":             {"--compile", "graph", "--nproc", "2", "--distributed", "ddp"},
+		"--compile graph works in one process only":                 {"--compile", "graph", "--nproc", "2", "--distributed", "ddp"},
 		`unknown optimizer "sgd"`:                                   {"--optimizer", "sgd"},
 		`unknown moments "int4"`:                                    {"--moments", "int4"},
 		"moments in int8 are for adamw":                             {"--optimizer", "lion", "--moments", "int8"},
