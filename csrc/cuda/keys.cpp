@@ -19,8 +19,8 @@ namespace keys {
 
 namespace {
 
-std::string key(const char *kernel, const std::string &dtype, std::initializer_list<int64_t> constants,
-                const char *precision = nullptr) {
+std::string key(const char *kernel, const std::string &dtype,
+                std::initializer_list<int64_t> constants, const char *precision = nullptr) {
   std::string k = std::string(kernel) + "_" + dtype;
   for (int64_t c : constants)
     k += "_" + std::to_string(c);
@@ -33,7 +33,9 @@ const char *scan_precision(Dtype dtype) { return is_fp32(dtype) ? "tf32x3" : "tf
 
 } // namespace
 
-std::string rms_norm(Dtype dtype, int64_t D) { return key("rms_norm", dtype, {fitting(tuning::rms_norm_BLOCK, D)}); }
+std::string rms_norm(Dtype dtype, int64_t D) {
+  return key("rms_norm", dtype, {fitting(tuning::rms_norm_BLOCK, D)});
+}
 std::string rms_norm_grad(Dtype dtype, bool wants_dweight, int64_t D) {
   return key("rms_norm_grad", dtype, {wants_dweight, fitting(tuning::rms_norm_grad_BLOCK, D)});
 }
@@ -41,10 +43,13 @@ std::string rope_qkv(Dtype dtype, int64_t half) {
   return key("rope_qkv", dtype, {tuning::rope_qkv_HEADS, fitting(tuning::rope_qkv_BH, half)});
 }
 std::string rope_qkv_grad(Dtype dtype, int64_t half) {
-  return key("rope_qkv_grad", dtype, {tuning::rope_qkv_grad_HEADS, fitting(tuning::rope_qkv_grad_BH, half)});
+  return key("rope_qkv_grad", dtype,
+             {tuning::rope_qkv_grad_HEADS, fitting(tuning::rope_qkv_grad_BH, half)});
 }
 std::string swiglu(Dtype dtype) { return key("swiglu", dtype, {tuning::swiglu_BLOCK}); }
-std::string swiglu_grad(Dtype dtype) { return key("swiglu_grad", dtype, {tuning::swiglu_grad_BLOCK}); }
+std::string swiglu_grad(Dtype dtype) {
+  return key("swiglu_grad", dtype, {tuning::swiglu_grad_BLOCK});
+}
 std::string cross_entropy(Dtype dtype, bool grad, int64_t V) {
   return key("cross_entropy", dtype, {grad, tuning::cross_entropy_BLOCK, V % 16 != 0});
 }
@@ -56,16 +61,18 @@ std::string gemv_swiglu(Dtype dtype, int64_t M, bool norm) {
              {M, norm, tuning::gemv_swiglu_BN(M), tuning::gemv_swiglu_BK(is_fp32(dtype), M)});
 }
 std::string split_k_gemm(Dtype dtype) {
-  return key("split_k_gemm", dtype,
-             {tuning::split_k_gemm_BM, tuning::split_k_gemm_BN, tuning::split_k_gemm_BK(is_fp32(dtype))},
-             precision(dtype));
+  return key(
+      "split_k_gemm", dtype,
+      {tuning::split_k_gemm_BM, tuning::split_k_gemm_BN, tuning::split_k_gemm_BK(is_fp32(dtype))},
+      precision(dtype));
 }
 std::string sum_splits(Dtype dtype) { return key("sum_splits", dtype, {tuning::sum_splits_BLOCK}); }
 std::string sum_splits_swiglu(Dtype dtype) {
   return key("sum_splits_swiglu", dtype, {tuning::sum_splits_swiglu_BLOCK});
 }
 std::string block_tail(Dtype dtype, int64_t width) {
-  return key("block_tail", dtype, {fitting(tuning::block_tail_WIDTH, width), tuning::block_tail_INNER});
+  return key("block_tail", dtype,
+             {fitting(tuning::block_tail_WIDTH, width), tuning::block_tail_INNER});
 }
 std::string decode_attention(Dtype dtype, int64_t P) {
   return key("decode_attention", dtype,
@@ -84,21 +91,26 @@ std::string adamw(Dtype dtype, bool master, bool stochastic) {
   return key("adamw", dtype, {master, stochastic, tuning::adamw_SPAN, tuning::adamw_BLOCK});
 }
 
-std::string state_step(Dtype dtype, Dtype state, Dtype params, bool z, bool softplus, bool log_a, int64_t rows,
-                       int64_t P, int64_t N) {
+std::string state_step(Dtype dtype, Dtype state, Dtype params, bool z, bool softplus, bool log_a,
+                       int64_t rows, int64_t P, int64_t N) {
   bool mask = P % 16 || power_of_two(N) != N;
   return key("state_step", std::string(dtype) + "-" + state + "-" + params,
              {z, softplus, log_a, rows, power_of_two(N), mask});
 }
-std::string conv(Dtype dtype, bool silu, int64_t width, bool initial, bool segments, bool unaligned) {
-  return key("conv", dtype, {silu, width, initial, segments, tuning::conv_T, tuning::conv_BD, unaligned});
+std::string conv(Dtype dtype, bool silu, int64_t width, bool initial, bool segments,
+                 bool unaligned) {
+  return key("conv", dtype,
+             {silu, width, initial, segments, tuning::conv_T, tuning::conv_BD, unaligned});
 }
-std::string conv_grad_pre(Dtype dtype, bool silu, int64_t width, bool initial, bool segments, bool unaligned) {
+std::string conv_grad_pre(Dtype dtype, bool silu, int64_t width, bool initial, bool segments,
+                          bool unaligned) {
   return key("conv_grad_pre", dtype,
-             {silu, width, initial, segments, tuning::conv_grad_pre_T, tuning::conv_grad_pre_BD, unaligned});
+             {silu, width, initial, segments, tuning::conv_grad_pre_T, tuning::conv_grad_pre_BD,
+              unaligned});
 }
 std::string conv_grad_x(Dtype dtype, int64_t width, bool segments, bool unaligned) {
-  return key("conv_grad_x", dtype, {width, segments, tuning::conv_grad_x_T, tuning::conv_grad_x_BD, unaligned});
+  return key("conv_grad_x", dtype,
+             {width, segments, tuning::conv_grad_x_T, tuning::conv_grad_x_BD, unaligned});
 }
 std::string conv_step(Dtype dtype, bool silu, int64_t width) {
   return key("conv_step", dtype, {silu, width, tuning::conv_step_BD});
@@ -109,7 +121,9 @@ template <size_t Count>
 static std::string gated(const char *kernel, Dtype dtype, bool z, int64_t D, int64_t group,
                          const std::array<int64_t, Count> &sizes) {
   bool mask = D % 16 || group % 16;
-  return key(kernel, dtype, {z, mask || group > sizes.back() ? power_of_two(group, 256) : fitting(sizes, group), mask});
+  return key(
+      kernel, dtype,
+      {z, mask || group > sizes.back() ? power_of_two(group, 256) : fitting(sizes, group), mask});
 }
 std::string gated_norm(Dtype dtype, bool z, int64_t D, int64_t group) {
   return gated("gated_norm", dtype, z, D, group, tuning::gated_norm_BLOCK);
@@ -118,19 +132,24 @@ std::string gated_norm_grad(Dtype dtype, bool z, int64_t D, int64_t group) {
   return gated("gated_norm_grad", dtype, z, D, group, tuning::gated_norm_grad_BLOCK);
 }
 
-// The scan's kernels always add D·x and the bias of dt (HAS_D, HAS_BIAS are 1); both are zeros if the layer
-// has none.
+// The scan's kernels always add D·x and the bias of dt (HAS_D, HAS_BIAS are 1); both are zeros if
+// the layer has none.
 std::string Scan::prepare(bool segments, bool softplus, bool keep) const {
-  return key("prepare", dtype, {1, segments, softplus, is_fp32(dtype), keep, Q, tuning::prepare_HEADS});
+  return key("prepare", dtype,
+             {1, segments, softplus, is_fp32(dtype), keep, Q, tuning::prepare_HEADS});
 }
-std::string Scan::cb_gemm() const { return key("cb_gemm", dtype, {Q, power_of_two(N), mask}, scan_precision(dtype)); }
+std::string Scan::cb_gemm() const {
+  return key("cb_gemm", dtype, {Q, power_of_two(N), mask}, scan_precision(dtype));
+}
 std::string Scan::carry_state(bool reverse, bool entry, bool store) const {
-  return key("carry_state", dtype, {reverse, entry, store, !store, Q, power_of_two(P), power_of_two(N), mask},
+  return key("carry_state", dtype,
+             {reverse, entry, store, !store, Q, power_of_two(P), power_of_two(N), mask},
              scan_precision(dtype)) +
          "_1";
 }
 std::string Scan::scan(bool segments, bool entry) const {
-  return key("scan", dtype, {1, segments, entry, is_fp32(dtype), Q, power_of_two(P), power_of_two(N), mask},
+  return key("scan", dtype,
+             {1, segments, entry, is_fp32(dtype), Q, power_of_two(P), power_of_two(N), mask},
              scan_precision(dtype)) +
          "_1";
 }
@@ -142,7 +161,8 @@ std::string Scan::scan_hopper(bool segments, bool entry) const {
   return key("scan_hopper", dtype, {1, segments, entry, Q, P, N, tuning::scan_hopper_STAGES});
 }
 std::string Scan::grad_x(bool segments, bool entry) const {
-  return key("grad_x", dtype, {1, segments, entry, is_fp32(dtype), Q, power_of_two(P), power_of_two(N), mask},
+  return key("grad_x", dtype,
+             {1, segments, entry, is_fp32(dtype), Q, power_of_two(P), power_of_two(N), mask},
              scan_precision(dtype)) +
          "_1";
 }
@@ -150,7 +170,8 @@ std::string Scan::grad_bc() const {
   return key("grad_bc", dtype, {Q, power_of_two(P), power_of_two(N), mask}, scan_precision(dtype));
 }
 std::string Scan::grad_cb(bool segments) const {
-  return key("grad_cb", dtype, {segments, is_fp32(dtype), Q, power_of_two(P), mask}, scan_precision(dtype));
+  return key("grad_cb", dtype, {segments, is_fp32(dtype), Q, power_of_two(P), mask},
+             scan_precision(dtype));
 }
 std::string Scan::grad_bc_sum() const {
   return key("grad_bc_sum", dtype, {Q, power_of_two(N), mask}, scan_precision(dtype));

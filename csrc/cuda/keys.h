@@ -1,7 +1,7 @@
-// keys.h: the keys of the variants of the Triton kernels: the kernel's name, the dtype and the constants in
-// the order of the kernel's signature, joined by underscores (csrc/triton/build/variants.py). They are pure
-// functions of dtypes, shapes and flags, so that csrc/test/keys_test.cpp can form every key without a GPU
-// and look it up in the manifest.
+// keys.h: the keys of the variants of the Triton kernels: the kernel's name, the dtype and the
+// constants in the order of the kernel's signature, joined by underscores
+// (csrc/triton/build/variants.py). They are pure functions of dtypes, shapes and flags, so that
+// csrc/test/keys_test.cpp can form every key without a GPU and look it up in the manifest.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ bool is_fp32(Dtype dtype);
 // Returns the smallest power of two that is at least n and at least `least`.
 int64_t power_of_two(int64_t n, int64_t least = 16);
 
-// Returns the first of the compiled sizes (ascending) that is at least n. If there is none it returns n, and
-// the launch fails with the name of the missing variant.
+// Returns the first of the compiled sizes (ascending) that is at least n. If there is none it
+// returns n, and the launch fails with the name of the missing variant.
 template <size_t Count> int64_t fitting(const std::array<int64_t, Count> &sizes, int64_t n) {
   for (int64_t size : sizes)
     if (size >= n)
@@ -30,8 +30,8 @@ template <size_t Count> int64_t fitting(const std::array<int64_t, Count> &sizes,
 
 namespace keys {
 
-// A transformer's operators. D: width of a row. half: half the number of rotated dimensions of a head.
-// P: head dimension. V: vocabulary. M: rows of x.
+// A transformer's operators. D: width of a row. half: half the number of rotated dimensions of a
+// head. P: head dimension. V: vocabulary. M: rows of x.
 std::string rms_norm(Dtype dtype, int64_t D);
 std::string rms_norm_grad(Dtype dtype, bool wants_dweight, int64_t D);
 std::string rope_qkv(Dtype dtype, int64_t half);
@@ -53,19 +53,22 @@ std::string add_rows(Dtype dtype);
 std::string multiply(Dtype dtype);
 std::string adamw(Dtype dtype, bool master, bool stochastic);
 
-// The other operators of a Mamba-2 layer. unaligned: rows may start anywhere, not only at multiples of 16
-// elements. rows: rows of the state per program, one of tuning::state_step_BP.
-std::string state_step(Dtype dtype, Dtype state, Dtype params, bool z, bool softplus, bool log_a, int64_t rows, int64_t P, int64_t N);
-std::string conv(Dtype dtype, bool silu, int64_t width, bool initial, bool segments, bool unaligned);
-std::string conv_grad_pre(Dtype dtype, bool silu, int64_t width, bool initial, bool segments, bool unaligned);
+// The other operators of a Mamba-2 layer. unaligned: rows may start anywhere, not only at multiples
+// of 16 elements. rows: rows of the state per program, one of tuning::state_step_BP.
+std::string state_step(Dtype dtype, Dtype state, Dtype params, bool z, bool softplus, bool log_a,
+                       int64_t rows, int64_t P, int64_t N);
+std::string conv(Dtype dtype, bool silu, int64_t width, bool initial, bool segments,
+                 bool unaligned);
+std::string conv_grad_pre(Dtype dtype, bool silu, int64_t width, bool initial, bool segments,
+                          bool unaligned);
 std::string conv_grad_x(Dtype dtype, int64_t width, bool segments, bool unaligned);
 std::string conv_step(Dtype dtype, bool silu, int64_t width);
 // group: elements of a row of D that are normalized together.
 std::string gated_norm(Dtype dtype, bool z, int64_t D, int64_t group);
 std::string gated_norm_grad(Dtype dtype, bool z, int64_t D, int64_t group);
 
-// The chunked scan. segments: several sequences are packed in a row. entry: a state enters the segments.
-// keep: a backward pass follows.
+// The chunked scan. segments: several sequences are packed in a row. entry: a state enters the
+// segments. keep: a backward pass follows.
 struct Scan {
   Dtype dtype;
   int64_t Q, P, N; // tokens of a block, head dimension, state
@@ -86,8 +89,8 @@ struct Scan {
 };
 std::string state_passing(bool reverse, bool initial);
 
-// Returns the tokens per block of a scan. window: number of earlier chunks that a chunk sees, negative for
-// all.
+// Returns the tokens per block of a scan. window: number of earlier chunks that a chunk sees,
+// negative for all.
 int64_t scan_block(Dtype dtype, int64_t window, int64_t chunk_size);
 
 } // namespace keys

@@ -1,5 +1,6 @@
-// triton.cpp: finds, loads and launches compiled Triton kernels: cubins for the device's architecture, or
-// PTX that the driver compiles. A variant is loaded at its first launch and stays loaded.
+// triton.cpp: finds, loads and launches compiled Triton kernels: cubins for the device's
+// architecture, or PTX that the driver compiles. A variant is loaded at its first launch and stays
+// loaded.
 #include "triton.h"
 
 #include "../internal.h"
@@ -37,7 +38,8 @@ decltype(&cuTensorMapEncodeTiled) encoder() {
   static const auto encode = [] {
     void *f = nullptr;
     cudaDriverEntryPointQueryResult found;
-    C10_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found));
+    C10_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000,
+                                                    cudaEnableDefault, &found));
     TORCH_CHECK(f, "the NVIDIA driver has no cuTensorMapEncodeTiled");
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(f);
   }();
@@ -47,17 +49,18 @@ decltype(&cuTensorMapEncodeTiled) encoder() {
 } // namespace
 
 Arguments &Arguments::operator<<(const Boxes &b) {
-  auto type = b.tensor.scalar_type() == at::kHalf ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  auto type = b.tensor.scalar_type() == at::kHalf ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   auto size = [](int64_t n) { return static_cast<cuuint64_t>(n); };
   cuuint64_t shape[] = {size(b.shape[2]), size(b.shape[1]), size(b.shape[0])},
              strides[] = {size(b.strides[1] * 2), size(b.strides[0] * 2)}; // in bytes
   cuuint32_t box[] = {64, static_cast<cuuint32_t>(b.rows), 1}, steps[] = {1, 1, 1};
   maps.emplace_back();
-  CUresult code =
-      encoder()(&maps.back(), type, 3, b.tensor.data_ptr(), shape, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  TORCH_CHECK(code == CUDA_SUCCESS, "the NVIDIA driver refuses a tensor map of [", b.shape[0], ",", b.shape[1], ",",
-              b.shape[2], "] (error ", static_cast<int>(code), ")");
+  CUresult code = encoder()(&maps.back(), type, 3, b.tensor.data_ptr(), shape, strides, box, steps,
+                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                            CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  TORCH_CHECK(code == CUDA_SUCCESS, "the NVIDIA driver refuses a tensor map of [", b.shape[0], ",",
+              b.shape[1], ",", b.shape[2], "] (error ", static_cast<int>(code), ")");
   order.push_back(&maps.back());
   // Triton's kernels also take shape and strides, even if they do not read them.
   *this << b.shape[0] << b.shape[1] << b.shape[2];
@@ -136,11 +139,12 @@ std::string read_file(const std::string &path) {
 void load(const Set &set, Variant &v) {
   std::string code = read_file(set.folder + "/" + v.file);
   cudaLibrary_t library;
-  C10_CUDA_CHECK(cudaLibraryLoadData(&library, code.c_str(), nullptr, nullptr, 0, nullptr, nullptr, 0));
+  C10_CUDA_CHECK(
+      cudaLibraryLoadData(&library, code.c_str(), nullptr, nullptr, 0, nullptr, nullptr, 0));
   C10_CUDA_CHECK(cudaLibraryGetKernel(&v.kernel, library, v.name.c_str()));
   if (v.shared > 48 * 1024)
-    C10_CUDA_CHECK(
-        cudaKernelSetAttributeForDevice(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, v.shared, set.device));
+    C10_CUDA_CHECK(cudaKernelSetAttributeForDevice(
+        v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, v.shared, set.device));
 }
 
 std::mutex mutex;
@@ -178,7 +182,8 @@ std::string capability() {
 
 int sm_count() {
   int count = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
+  C10_CUDA_CHECK(
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
   return count;
 }
 
@@ -195,8 +200,9 @@ void launch(const std::string &key, dim3 grid, Arguments &arguments) {
     std::lock_guard<std::mutex> lock(mutex);
     Set &set = current_set();
     auto found = set.variants.find(key);
-    TORCH_CHECK(found != set.variants.end(), "no compiled kernel ", key, " in ", kernel_folder(),
-                ": build the target triton_kernels for this GPU, with TRITON_FULL=ON for other shapes");
+    TORCH_CHECK(
+        found != set.variants.end(), "no compiled kernel ", key, " in ", kernel_folder(),
+        ": build the target triton_kernels for this GPU, with TRITON_FULL=ON for other shapes");
     if (!found->second.kernel)
       load(set, found->second);
     variant = found->second;
@@ -207,8 +213,8 @@ void launch(const std::string &key, dim3 grid, Arguments &arguments) {
   config.blockDim = dim3(variant.warps * 32);
   config.dynamicSmemBytes = variant.shared;
   config.stream = c10::cuda::getCurrentCUDAStream();
-  // An early kernel reads weights before the previous kernel has ended. That is safe only if no kernel
-  // writes weights: without gradients, none does.
+  // An early kernel reads weights before the previous kernel has ended. That is safe only if no
+  // kernel writes weights: without gradients, none does.
   cudaLaunchAttribute early;
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
@@ -216,7 +222,8 @@ void launch(const std::string &key, dim3 grid, Arguments &arguments) {
     config.attrs = &early;
     config.numAttrs = 1;
   }
-  C10_CUDA_CHECK(cudaLaunchKernelExC(&config, reinterpret_cast<const void *>(variant.kernel), pointers.data()));
+  C10_CUDA_CHECK(cudaLaunchKernelExC(&config, reinterpret_cast<const void *>(variant.kernel),
+                                     pointers.data()));
 }
 
 } // namespace conquer::triton

@@ -15,17 +15,18 @@
 
 namespace conquer::triton {
 
-// A tensor [shape] that a kernel reads or writes in boxes through a TMA descriptor. The last dimension
-// is contiguous; the other two strides (in elements) are multiples of 16 bytes. A box is [1, rows, 64]
-// with a swizzle of 128 bytes, which the kernel's shared-memory layout matches; the kernel copies wider
-// boxes 64 columns at a time.
+// A tensor [shape] that a kernel reads or writes in boxes through a TMA descriptor. The last
+// dimension is contiguous; the other two strides (in elements) are multiples of 16 bytes. A box is
+// [1, rows, 64] with a swizzle of 128 bytes, which the kernel's shared-memory layout matches; the
+// kernel copies wider boxes 64 columns at a time.
 struct Boxes {
   const at::Tensor &tensor; // bfloat16 or float16
   int64_t shape[3], strides[2], rows;
 };
 
-// A variant's arguments in the order of the kernel's signature: device pointers, 32-bit integers, floats
-// and boxes. Triton's kernels have two more parameters, scratch pointers, which these kernels do not use.
+// A variant's arguments in the order of the kernel's signature: device pointers, 32-bit integers,
+// floats and boxes. Triton's kernels have two more parameters, scratch pointers, which these
+// kernels do not use.
 class Arguments {
 public:
   Arguments &operator<<(const Boxes &b);
@@ -53,12 +54,14 @@ private:
   std::vector<void *> order;
 };
 
-// The stride between the sequences of a batch, in elements; 0 for a single sequence, whose stride is not
-// used and may not fit 32 bits.
+// The stride between the sequences of a batch, in elements; 0 for a single sequence, whose stride
+// is not used and may not fit 32 bits.
 inline int64_t batch_stride(const at::Tensor &t) { return t.size(0) > 1 ? t.stride(0) : 0; }
 
 // The dtype's name in a key.
-inline Dtype dtype_name(at::ScalarType t) { return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32"; }
+inline Dtype dtype_name(at::ScalarType t) {
+  return t == at::kBFloat16 ? "bf16" : t == at::kHalf ? "fp16" : "fp32";
+}
 inline Dtype dtype_name(const at::Tensor &t) { return dtype_name(t.scalar_type()); }
 // The tensor's data, or nullptr if it is undefined.
 inline const void *ptr(const at::Tensor &t) { return t.defined() ? t.const_data_ptr() : nullptr; }
@@ -74,8 +77,8 @@ void launch(const std::string &key, dim3 grid, Arguments &arguments);
 // Returns whether variant `key` was compiled for the current device.
 bool has(const std::string &key);
 
-// Returns whether there are compiled kernels for the current device. If there are none, prints one line
-// to standard error, once.
+// Returns whether there are compiled kernels for the current device. If there are none, prints one
+// line to standard error, once.
 bool available();
 
 // Returns the current device's compute capability, such as "9.0".

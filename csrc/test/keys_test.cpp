@@ -1,5 +1,5 @@
-// keys_test.cpp: forms every key of a Triton kernel that a launch can ask for and compares them with the
-// keys that were compiled. It needs no GPU.
+// keys_test.cpp: forms every key of a Triton kernel that a launch can ask for and compares them
+// with the keys that were compiled. It needs no GPU.
 //   csrc_keys_test KEYS [full]     KEYS: a manifest, or the output of `compile.py --list [--full]`
 // Fails if a key is not in KEYS, or if a key in KEYS is never formed.
 #include "../cuda/keys.h"
@@ -51,7 +51,8 @@ void transformer(Dtype dtype) {
     for (int64_t M : tuning::gemv_swiglu_M)
       add(keys::gemv_swiglu(dtype, M, norm));
   }
-  for (auto form : {keys::swiglu, keys::split_k_gemm, keys::sum_splits, keys::sum_splits_swiglu, keys::argmax})
+  for (auto form :
+       {keys::swiglu, keys::split_k_gemm, keys::sum_splits, keys::sum_splits_swiglu, keys::argmax})
     add(form(dtype));
   if (trains) {
     for (auto form : {keys::swiglu_grad, keys::add_rows, keys::multiply})
@@ -62,8 +63,8 @@ void transformer(Dtype dtype) {
     add(keys::adamw(dtype, false, true)); // stochastic rounding is for bfloat16 alone
 }
 
-// The chunked scan. The plain set has head dimension 64, state 128, aligned rows, and chunks of at least
-// one block.
+// The chunked scan. The plain set has head dimension 64, state 128, aligned rows, and chunks of at
+// least one block.
 void scan(Dtype dtype, bool full) {
   std::vector<int64_t> dims = {64}, states = {128}, chunks = {64, 128, 256};
   if (full) {
@@ -110,8 +111,8 @@ void scan(Dtype dtype, bool full) {
       add(keys::state_passing(reverse, initial));
 }
 
-// The other operators of a Mamba-2 layer. The plain set has convolutions of width 4 with SiLU, state 128,
-// and widths that are multiples of 16.
+// The other operators of a Mamba-2 layer. The plain set has convolutions of width 4 with SiLU,
+// state 128, and widths that are multiples of 16.
 void around_scan(Dtype dtype, bool full) {
   std::vector<int64_t> widths = {4}, states = {128}, dims = {64}, groups;
   if (full) {
@@ -162,7 +163,8 @@ std::set<std::string> read_keys(const char *path) {
   return keys;
 }
 
-int report(const std::set<std::string> &keys, const std::set<std::string> &among, const char *problem) {
+int report(const std::set<std::string> &keys, const std::set<std::string> &among,
+           const char *problem) {
   int count = 0;
   for (const std::string &key : keys)
     if (!among.count(key) && ++count <= 20)
@@ -186,6 +188,7 @@ int main(int argc, char **argv) {
   std::set<std::string> compiled = read_keys(argv[1]);
   int failures = report(formed, compiled, "is asked for and was not compiled");
   failures += report(compiled, formed, "was compiled and is never asked for");
-  std::printf("%zu keys formed, %zu compiled, %d failures\n", formed.size(), compiled.size(), failures);
+  std::printf("%zu keys formed, %zu compiled, %d failures\n", formed.size(), compiled.size(),
+              failures);
   return failures > 0;
 }
