@@ -115,8 +115,8 @@ class Draw:
                 "m['content']",
                 "'{} {x}'",
             )
-        s, n, l = (lambda: self.string(depth - 1)), (lambda: self.number(depth - 1)), (
-            lambda: self.list(depth - 1))
+        s, n = (lambda: self.string(depth - 1)), (lambda: self.number(depth - 1))
+        l = lambda: self.list(depth - 1)
         a = lambda: self.any(depth - 1)
         return self.pick(
             lambda: f"({s()} ~ {a()})",
@@ -165,8 +165,8 @@ class Draw:
         if depth <= 0 or self.rng.random() < 0.3:
             return self.pick("0", "1", "-1", "2", "7", "1.5", "1e3", "10", "3", "nums[0]", "d.b",
                              "ns.v", "-2.5", "1_000", "0x1f")
-        s, n, l = (lambda: self.string(depth - 1)), (lambda: self.number(depth - 1)), (
-            lambda: self.list(depth - 1))
+        s, n = (lambda: self.string(depth - 1)), (lambda: self.number(depth - 1))
+        l = lambda: self.list(depth - 1)
         return self.pick(
             lambda: f"({n()} {self.pick('+', '-', '*', '/', '//', '%')} {n()})",
             lambda: f"(-{n()})",

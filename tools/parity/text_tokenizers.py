@@ -175,8 +175,8 @@ def strings(rng, tok, added, count):
             at = rng.randrange(len(text))
             return text[at : at + rng.randint(1, 120)]
         if kind == 3 and added:
-            return rng.choice(["", " ", "  \n", "x"]) + rng.choice(added) + rng.choice(
-                ["", " ", "\t ", "y"])
+            before, token = rng.choice(["", " ", "  \n", "x"]), rng.choice(added)
+            return before + token + rng.choice(["", " ", "\t ", "y"])
         if kind == 4:
             return "".join(
                 tok.decode([rng.randrange(size)], skip_special_tokens=False)

@@ -90,8 +90,8 @@ def case(rng, r, dtype, worst, quick):
 
     def loss(v):
         y, final = recurrence(v, *options)
-        return np.sum(
-            y * device.host(gy)) + (np.sum(final * device.host(gf)) if has["dfinal"] else 0.0)
+        total = np.sum(y * device.host(gy))
+        return total + np.sum(final * device.host(gf)) if has["dfinal"] else total
 
     y, final = recurrence(exact, *options)
     wanted = autograd.grad(loss)(exact)
@@ -108,8 +108,8 @@ def case(rng, r, dtype, worst, quick):
     for name, got, want in results:
         size = np.linalg.norm(want)
         error = np.linalg.norm(device.host(got) - want) / (size if size > 0 else 1)
-        worst[dtype, name] = max(worst.get(
-            (dtype, name), 0), error) if error == error else float("nan")
+        largest = max(worst.get((dtype, name), 0), error)
+        worst[dtype, name] = largest if error == error else float("nan")
         if not error < LIMITS[dtype]:
             bad += 1
             print(f"FAIL B{B} L{L} H{H} P{P} N{N} G{G} chunk{chunk} window{window} "

@@ -203,13 +203,13 @@ def check_decode_attention(d, limit):
     lengths = tensor(lengths, "i64")
     begin = lengths if starts is None else tensor(starts, "i64")
     for mha in (False, True)[:1 + (G == 1)]:
-        queries, cached_k, cached_v = 1 if mha else 16, tensor(host(k),
-                                                               d.dtype), tensor(host(v), d.dtype)
+        queries = 1 if mha else 16
+        cached_k, cached_v = tensor(host(k), d.dtype), tensor(host(v), d.dtype)
         part, top, mass = (unwritten(B * KH, splits, queries, n) for n in (P, 1, 1))
         arrived, y = tensor(np.zeros(B * KH), "i32"), d.unwritten(B, 1, H * P)
         first = qkv, cos, sin, cached_k, cached_v, lengths, begin, part, top, mass, arrived, y, H
-        last = P, half, P ** -0.5, splits, int(
-            starts is not None), half if len(angles) > 1 else 0, *k.stride()[:3]
+        table_b = half if len(angles) > 1 else 0
+        last = P, half, P ** -0.5, splits, int(starts is not None), table_b, *k.stride()[:3]
         if mha:
             attend.decode_attention_mha[(B * KH, splits)](*first, *last, BP=power(P),
                                                           BS=d.choice([16, 32]), PDL=PDL)

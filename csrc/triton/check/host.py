@@ -90,8 +90,8 @@ class Scan:
         x, dt, a, b, c, d, bias, initial, seg = self.args
         B, L, H, P, G, N, Q = self.B, self.L, self.H, self.P, self.G, self.N, self.Q
         line = (B, H, self.blocks * Q)
-        self.step, self.sums, self.columns, self.enter, self.leave, self.weight = (device.empty(
-            *line) for _ in range(6))
+        self.step, self.sums, self.columns = (device.empty(*line) for _ in range(3))
+        self.enter, self.leave, self.weight = (device.empty(*line) for _ in range(3))
         self.rest, self.rest_columns = (device.empty(*line) if self.exact else self.step
                                         for _ in range(2))
         self.through = device.empty(B, H, self.blocks)
@@ -197,10 +197,10 @@ class Scan:
                fixes, ddt, part_a, part_bias, L, H, self.blocks, self.segments, self.span,
                *self.strides(dt), self.dt_min, self.dt_max, HAS_BIAS=bias is not None,
                SOFTPLUS=self.softplus, HAS_FIX=fixes is not None, Q=Q, HEADS=HEADS)
-        return dict(x=dx, dt=ddt, a=part_a.sum((0, 1)), b=db, c=dc, d=skips.sum(
-            (0, 2)) if d is not None else None, bias=part_bias.sum(
-                (0, 1)) if bias is not None else None,
-                    initial=dinitial if initial is not None else None)
+        return dict(x=dx, dt=ddt, a=part_a.sum((0, 1)), b=db, c=dc,
+                    d=None if d is None else skips.sum((0, 2)),
+                    bias=None if bias is None else part_bias.sum((0, 1)),
+                    initial=None if initial is None else dinitial)
 
     def windowed(self, dy, dfinal):
         """The window strategy: a segment is a chunk, and gradients reach it from the window's

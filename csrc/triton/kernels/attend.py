@@ -207,7 +207,7 @@ def decode_attention_mha(qkv, cos, sin, k, v, lengths, starts, part, top, mass, 
     peak = tl.max(row_max, axis=0)
     rescale = tl.exp(row_max - peak)
     nothing = tl.zeros((1,), tl.float32)
-    merge_splits(
-        tl.sum(acc * rescale[:, None],
-               axis=0)[None, :], nothing + peak, nothing + tl.sum(total * rescale, axis=0), part,
-        top, mass, arrived, y + row * P, row, split, splits, 1, P, 1, BP)
+    acc = tl.sum(acc * rescale[:, None], axis=0)[None, :]
+    total = nothing + tl.sum(total * rescale, axis=0)
+    merge_splits(acc, nothing + peak, total, part, top, mass, arrived, y + row * P, row, split,
+                 splits, 1, P, 1, BP)

@@ -90,8 +90,8 @@ def conv(x, weight, bias, initial, seg, y, L, D, stride_b, stride_l, SILU: tl.co
     t = tl.program_id(0) * T + tl.arange(0, T)
     c = tl.program_id(1) * BD + tl.arange(0, BD)
     b = tl.program_id(2).to(tl.int64)
-    acc = tl.zeros(
-        (T, BD), tl.float32) + tl.load(bias + c, mask=c < D, other=0.0).to(tl.float32)[None, :]
+    start = tl.load(bias + c, mask=c < D, other=0.0).to(tl.float32)
+    acc = tl.zeros((T, BD), tl.float32) + start[None, :]
     for k in tl.static_range(W):
         w = tl.load(weight + c * W + k, mask=c < D, other=0.0).to(tl.float32)
         acc += w[None, :] * tap(x, initial, seg, b, t, k, c, L, D, stride_b, stride_l, W,
@@ -114,13 +114,13 @@ def conv_step(state, x, weight, bias, y, D, stride_b, SILU: tl.constexpr, W: tl.
     wait(PDL)  # comes first: the kernel before may have made the bias
     acc = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
     newest = tl.load(x + b * stride_b + c, mask=inside, other=0.0)
-    acc += newest.to(tl.float32) * tl.load(weight + c * W + W - 1, mask=inside, other=0.0).to(
-        tl.float32)
+    w = tl.load(weight + c * W + W - 1, mask=inside, other=0.0).to(tl.float32)
+    acc += newest.to(tl.float32) * w
     at = state + b * (W - 1) * D + c
     for k in tl.static_range(W - 1):
         held = tl.load(at + k * D, mask=inside, other=0.0)
-        acc += held.to(tl.float32) * tl.load(weight + c * W + k, mask=inside, other=0.0).to(
-            tl.float32)
+        w = tl.load(weight + c * W + k, mask=inside, other=0.0).to(tl.float32)
+        acc += held.to(tl.float32) * w
         if k > 0:
             tl.store(at + (k - 1) * D, held, mask=inside)
     tl.store(at + (W - 2) * D, newest, mask=inside)
@@ -145,8 +145,8 @@ def conv_grad_pre(x, weight, bias, initial, seg, dy, dpre, part, L, D, stride_b,
     inside = (t[:, None] < L) & (c[None, :] < D)
     g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
     if SILU:
-        acc = tl.zeros(
-            (T, BD), tl.float32) + tl.load(bias + c, mask=c < D, other=0.0).to(tl.float32)[None, :]
+        start = tl.load(bias + c, mask=c < D, other=0.0).to(tl.float32)
+        acc = tl.zeros((T, BD), tl.float32) + start[None, :]
         for k in tl.static_range(W):
             w = tl.load(weight + c * W + k, mask=c < D, other=0.0).to(tl.float32)
             acc += w[None, :] * tap(x, initial, seg, b, t, k, c, L, D, stride_b, stride_l, W,
@@ -198,8 +198,8 @@ def gated_norm(x, z, weight, y, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.co
         zt = tl.load(z + at, mask=inside, other=0.0).to(tl.float32)
         v = v * zt / (1.0 + tl.exp(-zt))
     r = tl.rsqrt(tl.sum(v * v, axis=0) / group + eps)
-    tl.store(y + at, (v * r * tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)).to(
-        y.dtype.element_ty), mask=inside)
+    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + at, (v * r * w).to(y.dtype.element_ty), mask=inside)
 
 
 @arguments("x z weight dy dx dz: *data; part: *fp32; rows: i32; D group: i32/16; eps: fp32")

@@ -50,10 +50,8 @@ def log2_fast(v):
 def softplus_fast(v):
     """softplus with a relative error of 5e-5, for 16-bit inputs."""
     x = tl.exp(tl.minimum(v, 20.0))
-    return tl.where(
-        v > 20.0, v,
-        tl.where(x < 0.01, x - x * x * (0.5 - x * (1.0 / 3)),
-                 log2_fast(1.0 + x) * 0.6931471805599453))
+    small = x - x * x * (0.5 - x * (1.0 / 3))
+    return tl.where(v > 20.0, v, tl.where(x < 0.01, small, log2_fast(1.0 + x) * 0.6931471805599453))
 
 
 @triton.jit
@@ -103,9 +101,8 @@ def prepare(dt, bias, a, seg, step, sums, columns, rest, rest_columns, enter, le
     out = tl.exp2((total[None, :] - s).to(tl.float32))
     across = tl.exp2(total.to(tl.float32))
     if HAS_SEQ:
-        own = tl.load(
-            seg + b * L + tl.minimum(t, L - 1)
-        )  # repeats the last token past the end: enter of a block's last token is through
+        # Past the end the last token is repeated: `enter` of a block's last token is `through`.
+        own = tl.load(seg + b * L + tl.minimum(t, L - 1))
         before = tl.load(seg + b * L + tl.maximum(k * Q - 1, 0))
         after = tl.load(seg + b * L + tl.minimum(k * Q + Q, L) - 1)
         enters = tl.where(own[:, None] == before, enters, 0.0)
@@ -262,8 +259,8 @@ def state_passing(ends, decays, initial, entry, last, segments, size, window, RE
                 ahead = tl.maximum(z - 1, 0)
             e = e_next
             decay = decay_next
-            e_next = tl.load(ends + ahead * size + at, mask=inside,
-                             other=0.0)  # before the store: loads cannot be moved above it
+            # Loaded before the store, since loads cannot be moved above it.
+            e_next = tl.load(ends + ahead * size + at, mask=inside, other=0.0)
             decay_next = tl.load(decays + ahead)
             tl.store(entry + z * size + at, state, mask=inside)
             state = state * decay + e

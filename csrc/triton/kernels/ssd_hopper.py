@@ -52,9 +52,8 @@ def load_blocks(x, b_, c_, cb, sums, columns, enter, weight, xs, bs, cs, ms, vs,
             t = (first + j) * Q
             mbarrier.wait(free.index(st), round ^ 1)
             full = ready.index(st)
-            mbarrier.expect(
-                full, x.block_type.nbytes + b_.block_type.nbytes + c_.block_type.nbytes +
-                cb.block_type.nbytes)
+            bc_bytes = b_.block_type.nbytes + c_.block_type.nbytes
+            mbarrier.expect(full, x.block_type.nbytes + bc_bytes + cb.block_type.nbytes)
             tma.async_copy_global_to_shared(cb, [b * groups + g, t, 0], full, ms.index(st))
             tma.async_copy_global_to_shared(x, [b, t, h * P], full, xs.index(st))
             tma.async_copy_global_to_shared(c_, [b, t, g * N], full, cs.index(st))
@@ -88,10 +87,9 @@ def scale_blocks(d, seg, xs, ms, vs, ws, ready, free, scaled, consumed, sizes, H
             buffer, buffer_round = ring_slot(n, 2)
             mbarrier.wait(ready.index(st), round)
             m = ms.index(st).reshape([Q, Q]).load(LAYOUT).to(gl.float32)
-            m *= gl.exp2(
-                gl.minimum(
-                    vs.index(st * 4).load(ROW)[:, None] +
-                    vs.index(st * 4 + 1).load(COLUMN)[None, :], 126.0))
+            sums_t = vs.index(st * 4).load(ROW)[:, None]
+            columns_r = vs.index(st * 4 + 1).load(COLUMN)[None, :]
+            m *= gl.exp2(gl.minimum(sums_t + columns_r, 126.0))
             if HAS_SEQ:
                 t = (first + j) * Q
                 own = gl.load(seg + b.to(gl.int64) * L + t + i, mask=t + i < L, other=-1)
@@ -100,8 +98,8 @@ def scale_blocks(d, seg, xs, ms, vs, ws, ready, free, scaled, consumed, sizes, H
             if HAS_D:
                 m = gl.where(i[:, None] == r[None, :], m + skip, m)  # D·x_t, added on the diagonal
             ms.index(st).reshape([Q, Q]).store(m.to(ms.dtype))
-            xw = xs.index(st).reshape([Q, P]).load(LAYOUT).to(
-                gl.float32) * vs.index(st * 4 + 3).load(ROW)[:, None]
+            xt = xs.index(st).reshape([Q, P]).load(LAYOUT).to(gl.float32)
+            xw = xt * vs.index(st * 4 + 3).load(ROW)[:, None]
             mbarrier.wait(consumed.index(buffer), buffer_round ^ 1)
             ws.index(buffer).store(xw.to(ws.dtype))
             fence_async_shared()
@@ -118,8 +116,8 @@ def multiply_blocks(y, entry, final, xs, bs, cs, ms, vs, ws, ys, ready, free, sc
     SHORT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, Q, 16])
     TALL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     L, H, per_group, blocks, rows, items, span = sizes
-    at = gl.arange(0, P, gl.SliceLayout(1, TALL))[:, None] * N + gl.arange(
-        0, N, gl.SliceLayout(0, TALL))[None, :]
+    p = gl.arange(0, P, gl.SliceLayout(1, TALL))[:, None]
+    at = p * N + gl.arange(0, N, gl.SliceLayout(0, TALL))[None, :]
     n = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         row, b, h, g, z, first, count = work_item(item, L, H, per_group, blocks, rows, span)
@@ -135,21 +133,20 @@ def multiply_blocks(y, entry, final, xs, bs, cs, ms, vs, ws, ys, ready, free, sc
             mbarrier.wait(ready.index(st), round)
             mbarrier.wait(scaled.index(buffer), buffer_round)
             into = vs.index(st * 4 + 2)
-            across = into.slice(Q - 1, 1).load(gl.SliceLayout(
-                0, TALL))  # the decay of a block is `enter` of its last token
+            # The decay across a block is `enter` of its last token.
+            across = into.slice(Q - 1, 1).load(gl.SliceLayout(0, TALL))
             left = gl.convert_layout(state.to(bs.dtype), gl.DotOperandLayout(0, SHORT, 2))
             state = state * across[None, :]
-            out = warpgroup_mma(left,
-                                cs.index(st).reshape([Q, N]).permute((1, 0)),
-                                gl.zeros([P, Q], gl.float32, SHORT), use_acc=False, is_async=True)
-            state = warpgroup_mma(
-                ws.index(buffer).permute((1, 0)),
-                bs.index(st).reshape([Q, N]), state, is_async=True)
+            ct = cs.index(st).reshape([Q, N]).permute((1, 0))
+            nothing = gl.zeros([P, Q], gl.float32, SHORT)
+            out = warpgroup_mma(left, ct, nothing, use_acc=False, is_async=True)
+            xw = ws.index(buffer).permute((1, 0))
+            state = warpgroup_mma(xw, bs.index(st).reshape([Q, N]), state, is_async=True)
             out = warpgroup_mma_wait(1, deps=(out, ))
             out = out * into.load(gl.SliceLayout(0, SHORT))[None, :]
-            out = warpgroup_mma(
-                xs.index(st).reshape([Q, P]).permute((1, 0)),
-                ms.index(st).reshape([Q, Q]).permute((1, 0)), out, is_async=True)
+            xt = xs.index(st).reshape([Q, P]).permute((1, 0))
+            mt = ms.index(st).reshape([Q, Q]).permute((1, 0))
+            out = warpgroup_mma(xt, mt, out, is_async=True)
             out, state = warpgroup_mma_wait(0, deps=(out, state))
             gl.thread_barrier()
             mbarrier.arrive(consumed.index(buffer))

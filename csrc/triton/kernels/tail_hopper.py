@@ -82,8 +82,8 @@ def load_input(x, norm, xs, D, eps, normed, WIDTH: gl.constexpr):
     """Copies x [D], D at most WIDTH, into shared memory; if `normed` is not 0, normalized and
     rounded where the CPU rounds. Other SMs wrote x, so loads bypass the L1 cache."""
     L: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [WARPS, 1], [1, 0])
-    i = gl.arange(0, COLUMNS // 8, gl.SliceLayout(1, L))[:, None] * 8 + gl.arange(
-        0, 8, gl.SliceLayout(0, L))[None, :]
+    i = gl.arange(0, COLUMNS // 8, gl.SliceLayout(1, L))[:, None] * 8
+    i += gl.arange(0, 8, gl.SliceLayout(0, L))[None, :]
     squares = gl.zeros([COLUMNS // 8, 8], gl.float32, L)
     gl.thread_barrier()
     for c in gl.static_range(WIDTH // COLUMNS):
@@ -95,8 +95,8 @@ def load_input(x, norm, xs, D, eps, normed, WIDTH: gl.constexpr):
         for c in gl.static_range(WIDTH // COLUMNS):
             w = gl.load(norm + c * COLUMNS + i, mask=c * COLUMNS + i < D, other=0.0).to(gl.float32)
             v = xs.index(c).load(L)  # this thread stored it
-            xs.index(c).store(
-                ((v.to(gl.float32) * rstd).to(v.dtype).to(gl.float32) * w).to(v.dtype))
+            v = (v.to(gl.float32) * rstd).to(v.dtype)
+            xs.index(c).store((v.to(gl.float32) * w).to(v.dtype))
     gl.thread_barrier()
 
 

@@ -128,22 +128,22 @@ def step(H=128, P=64, N=128):
     for B in (1, 8, 64):
         r = lambda *s: torch.randn(*s, dtype=torch.bfloat16, device=DEVICE)
         state, x, dt, b, c = r(B, H, P, N), r(B, H, P), r(B, H), r(B, 1, N), r(B, 1, N)
-        a, d, bias = -torch.rand(H, device=DEVICE), torch.ones(H, device=DEVICE), torch.rand(
-            H, device=DEVICE)
+        a, d = -torch.rand(H, device=DEVICE), torch.ones(H, device=DEVICE)
+        bias = torch.rand(H, device=DEVICE)
         y = torch.empty_like(x)
         results = []
         for rows_a_program, warps in ((4, 1), (8, 1), (8, 2), (16, 2), (16, 4), (32, 4), (64, 4)):
-            f = lambda: rows.state_step[
-                (B * H, P //
-                 rows_a_program)](state, x, dt, a, None, b, c, d, None, bias, y, H, H, P, N, 0.0,
-                                  float("inf"), HAS_Z=False, SOFTPLUS=True, LOG=False, BP=
-                                  rows_a_program, BN=N, MASK=False, PDL=False, num_warps=warps)
+            launch = rows.state_step[(B * H, P // rows_a_program)]
+            f = lambda: launch(state, x, dt, a, None, b, c, d, None, bias, y, H, H, P, N, 0.0,
+                               float("inf"), HAS_Z=False, SOFTPLUS=True, LOG=False,
+                               BP=rows_a_program, BN=N, MASK=False, PDL=False, num_warps=warps)
             results.append((median(f, 30) * 1e3, f"BP{rows_a_program} warps{warps}"))
         line = f"step B{B} us " + ", ".join(f"{n} {t:.2f}" for t, n in sorted(results)[:3])
         if selective_state_update:
-            peer = median(
-                lambda: selective_state_update(state, x, dt[:, :, None].expand(
-                    B, H, P), a[:, None, None].expand(H, P, N), b, c, D=d[:, None].expand(
-                        H, P), dt_bias=bias[:, None].expand(H, P), dt_softplus=True), 30) * 1e3
+            wide_dt, wide_a = dt[:, :, None].expand(B, H, P), a[:, None, None].expand(H, P, N)
+            wide_d, wide_bias = d[:, None].expand(H, P), bias[:, None].expand(H, P)
+            f = lambda: selective_state_update(state, x, wide_dt, wide_a, b, c, D=wide_d,
+                                               dt_bias=wide_bias, dt_softplus=True)
+            peer = median(f, 30) * 1e3
             line += f" mamba_ssm {peer:.2f} ratio {peer / min(results)[0]:.2f}"
         print(line, flush=True)

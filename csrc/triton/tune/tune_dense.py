@@ -22,7 +22,7 @@ BF16 = torch.bfloat16
 
 
 class Gemv(typing.NamedTuple):
-    """A GEMV of a layer: rows and columns of the weight; a gated one has two weight rows per row."""
+    """A GEMV of a layer: rows and columns of the weight; if gated, two weight rows per row."""
     name: str
     rows: int
     columns: int
@@ -108,8 +108,9 @@ def median(f, inner):
 def tensors(kind, M=1):
     _, N, D, _, gated, _ = kind
     random = lambda *s: torch.randn(*s, dtype=BF16, device="cuda")
-    return random(M, D), random(D), random(2 * N if gated else N, D) * D ** -0.5, random(
-        M, N), torch.empty(M, N, dtype=BF16, device="cuda")
+    w = random(2 * N if gated else N, D) * D ** -0.5
+    y = torch.empty(M, N, dtype=BF16, device="cuda")
+    return random(M, D), random(D), w, random(M, N), y
 
 
 def warm(job):
