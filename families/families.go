@@ -4,5 +4,7 @@ package families
 
 import (
 	_ "conquer/bamba"
+	_ "conquer/families/granite"
+	_ "conquer/families/qwen3"
 	_ "conquer/llama"
 )

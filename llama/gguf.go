@@ -117,6 +117,11 @@ func (f Family) toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 	}
 	m := &checkpoint.GGUFModel{Architecture: f.GGUF}
 	a := d.Attention
+	for i := range d.Layers {
+		if d.AttentionOf(i).Window != a.Window {
+			return nil, fmt.Errorf("config.json: sliding windows in some layers only have no form in GGUF")
+		}
+	}
 	for _, pair := range []struct {
 		key string
 		n   int

@@ -5,6 +5,7 @@ package llama
 
 import (
 	"fmt"
+	"slices"
 
 	"conquer/model"
 	"conquer/torch"
@@ -48,6 +49,34 @@ type Decoder struct {
 	ResidualScale float64 // multiplier of both branches of a block; 0 means 1
 	// Layer, if not nil, changes the attention of layer i (from 0): its window or its rotary embedding.
 	Layer func(i int, c *model.AttentionConfig)
+	// FeedForward, if not nil, makes the feed-forward layer of layer i in place of SwiGLU.
+	FeedForward func(i int) nn.FeedForward
+}
+
+// AttentionOf is the attention of layer i.
+func (d *Decoder) AttentionOf(i int) model.AttentionConfig {
+	c := d.Attention
+	if d.Layer != nil {
+		d.Layer(i, &c)
+	}
+	return c
+}
+
+// ReadWindows gives the layers that layer_types calls sliding_attention a window of sliding_window positions.
+func (d *Decoder) ReadWindows(r *model.Reader) {
+	types := r.Strings("layer_types", d.Layers)
+	if !slices.Contains(types, "sliding_attention") {
+		return
+	}
+	window, before := r.Int("sliding_window"), d.Layer
+	d.Layer = func(i int, c *model.AttentionConfig) {
+		if before != nil {
+			before(i, c)
+		}
+		if types[i] == "sliding_attention" {
+			c.Window = window
+		}
+	}
 }
 
 // Read reads the fields that families of this kind have in common from their config.json. Problems are kept in r.
@@ -68,9 +97,15 @@ func Read(r *model.Reader, architecture string) *Decoder {
 	if act := r.StringOr("hidden_act", "silu"); act != "silu" {
 		r.Fail(fmt.Errorf("config.json: hidden_act %q is not supported, expected silu", act))
 	}
-	rotary := r.Rotary(d.Attention.HeadDim, 1)
-	d.Rotary = &rotary
+	d.SetHeadDim(r, d.Attention.HeadDim)
 	return d
+}
+
+// SetHeadDim sets the size of a head, and with it the rotary embedding that the config asks for.
+func (d *Decoder) SetHeadDim(r *model.Reader, headDim int) {
+	d.Attention.HeadDim = headDim
+	rotary := r.Rotary(headDim, 1)
+	d.Rotary = &rotary
 }
 
 // New makes the model without weights. r is the reader of its config: a problem that it met is returned.
@@ -80,19 +115,21 @@ func (d *Decoder) New(r *model.Reader) (model.Model, error) {
 	}
 	blocks := make([]model.Block, d.Layers)
 	for i := range blocks {
-		c := d.Attention
-		if d.Layer != nil {
-			d.Layer(i, &c)
-		}
-		attention, err := model.NewAttention(c)
+		attention, err := model.NewAttention(d.AttentionOf(i))
 		if err != nil {
 			return nil, err
+		}
+		var mlp nn.FeedForward
+		if d.FeedForward != nil {
+			mlp = d.FeedForward(i)
+		} else {
+			mlp = nn.NewSwiGLU(d.Width, d.Inner, d.MLPBias)
 		}
 		blocks[i] = &Block{
 			AttentionNorm: nn.NewRMSNorm(d.Width, d.Eps),
 			Attention:     attention,
 			MLPNorm:       nn.NewRMSNorm(d.Width, d.Eps),
-			MLP:           nn.NewSwiGLU(d.Width, d.Inner, d.MLPBias),
+			MLP:           mlp,
 			ResidualScale: d.ResidualScale,
 		}
 	}

@@ -121,6 +121,40 @@ func (r *Reader) StringOr(key, otherwise string) string {
 	return s
 }
 
+// Strings reads a list of n strings; nil if it is absent or null.
+func (r *Reader) Strings(key string, n int) []string {
+	return list[string](r, key, n, fmt.Sprintf("a list of %d strings", n), func(v any) (string, bool) {
+		s, ok := v.(string)
+		return s, ok
+	})
+}
+
+// Ints reads a list of n whole numbers; nil if it is absent or null.
+func (r *Reader) Ints(key string, n int) []int {
+	return list[int](r, key, n, fmt.Sprintf("a list of %d whole numbers", n), func(v any) (int, bool) {
+		f, ok := number(v)
+		return int(f), ok && f == math.Trunc(f)
+	})
+}
+
+func list[T any](r *Reader, key string, n int, want string, of func(any) (T, bool)) []T {
+	if !r.Has(key) {
+		return nil
+	}
+	values, _ := r.Config[key].([]any)
+	result := make([]T, 0, n)
+	for _, v := range values {
+		if t, ok := of(v); ok {
+			result = append(result, t)
+		}
+	}
+	if len(values) != n || len(result) != n {
+		r.fail(key, want)
+		return make([]T, n)
+	}
+	return result
+}
+
 // Object reads a nested object: an empty one when it is absent or null.
 func (r *Reader) Object(key string) *Reader {
 	if !r.Has(key) {

@@ -23,4 +23,5 @@ compare tools/parity/export_formats.py --conquer "$conquer"
 compare tools/parity/train_losses.py --conquer "$conquer"
 compare tools/parity/train_lora.py --conquer "$conquer"
 compare tools/parity/bamba_logits.py
+compare tools/parity/family_models.py
 exit $status

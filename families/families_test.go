@@ -1,0 +1,444 @@
+package families_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"conquer/checkpoint"
+	_ "conquer/families"
+	"conquer/generate"
+	"conquer/lora"
+	"conquer/model"
+	"conquer/parallel"
+	"conquer/torch"
+	"conquer/torch/dist"
+	"conquer/torch/nn"
+)
+
+// A fixture is a folder that a script in tools/fixtures wrote: config.json and model.safetensors of a small random model,
+// and expected.safetensors with
+//
+//	ids     int64 [L] or [B,L]      prompts
+//	logits  float32 [..., L, V]     of the prompts
+//	greedy  int64 [...]             the tokens that greedy decoding adds
+//
+// gguf-error.txt, if it is there, is part of the error that the export to GGUF must give.
+type fixture struct {
+	name, folder string
+	modelType    string
+}
+
+// fixtures lists those of all families, or those in the folder that FAMILIES_PARITY names, as FAMILY/testdata/KIND.
+func fixtures(t testing.TB) []fixture {
+	t.Helper()
+	roots := []string{"..", "."}
+	if dir := os.Getenv("FAMILIES_PARITY"); dir != "" {
+		roots = []string{dir}
+	}
+	var list []fixture
+	for _, root := range roots {
+		files, err := filepath.Glob(filepath.Join(root, "*", "testdata", "*", "expected.safetensors"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			folder := filepath.Dir(file)
+			text, err := os.ReadFile(filepath.Join(folder, "config.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := fixture{folder: folder}
+			var config map[string]any
+			if err := json.Unmarshal(text, &config); err != nil {
+				t.Fatal(err)
+			}
+			f.modelType, _ = config["model_type"].(string)
+			f.name = filepath.Base(filepath.Dir(filepath.Dir(folder))) + "/" + filepath.Base(folder)
+			list = append(list, f)
+		}
+	}
+	if len(list) == 0 {
+		t.Fatal("there are no fixtures")
+	}
+	return list
+}
+
+// each runs a test on every fixture's model.
+func each(t *testing.T, test func(t *testing.T, f fixture, m model.Model)) {
+	for _, f := range fixtures(t) {
+		t.Run(f.name, func(t *testing.T) {
+			before := torch.LiveTensors()
+			m := open(t, f.folder)
+			if err := torch.Run(func() error { test(t, f, m); return nil }); err != nil {
+				t.Error(err)
+			}
+			if model.Free(m); torch.LiveTensors() != before {
+				t.Errorf("%d tensors are left over", torch.LiveTensors()-before)
+			}
+		})
+	}
+}
+
+func open(t testing.TB, path string) model.Model {
+	t.Helper()
+	m, err := model.Open(path, torch.Float32, torch.CPU)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// prompt returns the fixture's first prompt, its logits, and the tokens that follow it.
+func (f fixture) prompt(t testing.TB) (ids []int32, logits []float32, greedy []int32) {
+	t.Helper()
+	c, err := checkpoint.Open(filepath.Join(f.folder, "expected.safetensors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	rows := 1
+	values := map[string]torch.Tensor{}
+	for _, name := range []string{"ids", "logits", "greedy"} {
+		if values[name], err = c.Tensor(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if values["ids"].Rank() == 2 {
+		rows = values["ids"].Size(0)
+	}
+	ids, logits = torch.Values[int32](values["ids"]), torch.Values[float32](values["logits"])
+	greedy = torch.Values[int32](values["greedy"])
+	return ids[:len(ids)/rows], logits[:len(logits)/rows], greedy[:len(greedy)/rows]
+}
+
+// logitsOf computes the logits of ids.
+func logitsOf(m model.Model, ids []int32) (logits []float32) {
+	torch.NoGrad(func() {
+		torch.Scoped(func() {
+			input := torch.From(ids, 1, len(ids)).To(torch.Int64)
+			logits = torch.Values[float32](model.Logits(m, model.Sequence{IDs: input}))
+		})
+	})
+	return logits
+}
+
+// near holds got to want within 1e-4 of the largest logit.
+func near(t testing.TB, how string, got, want []float32) {
+	t.Helper()
+	if worst, err := distance(got, want); err != nil || !(worst <= 1e-4) {
+		t.Errorf("%s: logits are off by %.3g of the largest (%v)", how, worst, err)
+	}
+}
+
+// distance is the largest difference, relative to the largest value of want.
+func distance(got, want []float32) (float64, error) {
+	if len(got) != len(want) {
+		return 0, fmt.Errorf("%d values, expected %d", len(got), len(want))
+	}
+	largest, worst := 0.0, 0.0
+	for i := range want {
+		largest = math.Max(largest, math.Abs(float64(want[i])))
+		if d := math.Abs(float64(got[i] - want[i])); !(d <= worst) {
+			worst = d
+		}
+	}
+	return worst / largest, nil
+}
+
+func TestFamilies_LogitsAgreeWithTransformers(t *testing.T) {
+	each(t, func(t *testing.T, f fixture, m model.Model) {
+		ids, want, greedy := f.prompt(t)
+		near(t, "at once", logitsOf(m, ids), want)
+		torch.NoGrad(func() {
+			input := torch.From(ids, 1, len(ids)).To(torch.Int64)
+			cache := m.NewCache(1, len(ids), torch.Float32, torch.CPU)
+			defer cache.Free()
+			var got []float32
+			for at, size := 0, 0; at < len(ids); at += size {
+				size = min([]int{9, 1, 6, 1, 1, 2}[at%6], len(ids)-at)
+				part := model.Sequence{IDs: input.Narrow(1, at, size), Cache: cache}
+				got = append(got, torch.Values[float32](model.Logits(m, part))...)
+			}
+			near(t, "in parts through the cache", got, want)
+		})
+		prompts := [][]int32{ids, ids[3:]}
+		for _, compile := range []generate.Compile{generate.CompileNone, generate.CompileGraph} {
+			o := generate.Options{MaxNewTokens: len(greedy), IgnoreEOS: true, Compile: compile}
+			results, _, err := generate.Generate(context.Background(), m, nil, prompts, o, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(results[0].Tokens, greedy) {
+				t.Errorf("compile %s: greedy tokens %v, transformers' %v", compile, results[0].Tokens, greedy)
+			}
+		}
+	})
+}
+
+func TestFamilies_ExportedFolderHoldsTheSameWeights(t *testing.T) {
+	each(t, func(t *testing.T, f fixture, m model.Model) {
+		config, err := json.Marshal(m.Config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		folder := filepath.Join(t.TempDir(), "m")
+		if err := checkpoint.Save(folder, model.Weights(m), checkpoint.Options{Config: config}); err != nil {
+			t.Fatal(err)
+		}
+		sameModel(t, m, folder)
+	})
+}
+
+func TestFamilies_GGUFHoldsTheSameWeights(t *testing.T) {
+	each(t, func(t *testing.T, f fixture, m model.Model) {
+		config, err := json.Marshal(m.Config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "model.gguf")
+		if os.Getenv("FAMILIES_PARITY") != "" {
+			path = filepath.Join(f.folder, "model.gguf") // for tools/parity/family_models.py, which opens it in llama.cpp
+		}
+		options := checkpoint.Options{Config: config, Metadata: map[string]any{"tokenizer.ggml.model": "no_vocab"}}
+		err = checkpoint.SaveGGUF(path, model.Weights(m), options)
+		reason, missing := os.ReadFile(filepath.Join(f.folder, "gguf-error.txt"))
+		switch {
+		case missing == nil:
+			if err == nil || !strings.Contains(err.Error(), strings.TrimSpace(string(reason))) {
+				t.Errorf("got %v, expected an error with %q", err, reason)
+			}
+		case !hasGGUF(f.modelType):
+			if err == nil || !strings.Contains(err.Error(), f.modelType) || !strings.Contains(err.Error(), "--format hf") {
+				t.Errorf("got %v, expected an error that names %s and --format hf", err, f.modelType)
+			}
+		case err != nil:
+			t.Error(err)
+		default:
+			sameModel(t, m, path)
+		}
+	})
+}
+
+func hasGGUF(modelType string) bool {
+	for _, a := range model.Architectures() {
+		for _, f := range a.Formats {
+			if f.ToGGUF != nil && slices.Contains(f.ModelTypes, modelType) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// sameModel demands that the checkpoint at path opens as a model with m's weights, bit for bit, and m's logits.
+func sameModel(t *testing.T, m model.Model, path string) {
+	t.Helper()
+	back := open(t, path)
+	defer model.Free(back)
+	want := map[string]nn.Component{}
+	nn.Walk(m, func(c nn.Component) { want[c.Name] = c })
+	nn.Walk(back, func(c nn.Component) {
+		w, ok := want[c.Name]
+		delete(want, c.Name)
+		rows := func(c nn.Component) torch.Tensor { return c.Param.Detach().Narrow(0, c.Start, c.Rows).Contiguous() }
+		if !ok || string(rows(c).Data()) != string(rows(w).Data()) {
+			t.Errorf("%s differs", c.Name)
+		}
+	})
+	if len(want) > 0 {
+		t.Errorf("missing: %v", slices.Sorted(maps.Keys(want)))
+	}
+	ids := []int32{1, 5, 9, 2, 7, 3, 3, 11, 4, 8}
+	near(t, path, logitsOf(back, ids), logitsOf(m, ids))
+}
+
+func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
+	each(t, func(t *testing.T, f fixture, m model.Model) {
+		ids, before, _ := f.prompt(t)
+		if err := lora.Attach(m, lora.Config{Rank: 2, Alpha: 4, Targets: []string{lora.AllLinear}}); err != nil {
+			t.Fatal(err)
+		}
+		adapters := lora.Adapters(m)
+		reached := map[string]bool{}
+		for _, a := range adapters {
+			reached[a.Name[strings.LastIndexByte(a.Name, '.')+1:]] = true
+			a.A.Tensor.RequireGrad(true)
+			a.B.Tensor.RequireGrad(true)
+			torch.NoGrad(func() { a.B.Tensor.Normal(0, 0.05) })
+		}
+		// Every matrix of a block is a linear layer, but for convolutions, which have three dimensions.
+		nn.Walk(m, func(c nn.Component) {
+			name := strings.TrimSuffix(c.Name, ".weight")
+			inBlock := strings.Contains(name, "layers.")
+			has := slices.ContainsFunc(adapters, func(a *nn.LoRA) bool { return a.Name == name })
+			if inBlock && len(c.Param.Shape) == 2 && !has {
+				t.Errorf("%s has no adapter", c.Name)
+			}
+		})
+		for _, a := range model.Architectures() {
+			if targets := slices.Sorted(maps.Keys(reached)); slices.Contains(a.ModelTypes, f.modelType) {
+				for _, target := range targets {
+					if !slices.Contains(a.LoRATargets, target) {
+						t.Errorf("%s is none of the architecture's LoRA targets %v", target, a.LoRATargets)
+					}
+				}
+			}
+		}
+		torch.Scoped(func() {
+			input := torch.From(ids, 1, len(ids)).To(torch.Int64)
+			hidden := model.Hidden(m, model.Sequence{IDs: input}).Squeeze(0)
+			loss, _ := m.Head().Loss(hidden, input.Squeeze(0), torch.Loss{})
+			loss.Backward()
+			for _, a := range adapters {
+				for _, p := range []*nn.Param{a.A, a.B} {
+					if g := p.Tensor.Grad(); !g.Defined() || !(torch.Item[float64](g.Abs().Max()) > 0) {
+						t.Errorf("%s gets no gradient", a.Name)
+					}
+				}
+			}
+		})
+		for _, a := range adapters {
+			a.A.Tensor.ClearGrad()
+			a.B.Tensor.ClearGrad()
+		}
+		adapted := logitsOf(m, ids)
+		if d, err := distance(adapted, before); err != nil || d < 1e-3 {
+			t.Errorf("adapters change the logits by %g only (%v)", d, err)
+		}
+		if err := lora.Merge(m); err != nil {
+			t.Fatal(err)
+		}
+		near(t, "merged", logitsOf(m, ids), adapted)
+	})
+}
+
+func TestFamilies_EveryWeightGetsAGradient(t *testing.T) {
+	each(t, func(t *testing.T, f fixture, m model.Model) {
+		ids, _, _ := f.prompt(t)
+		for _, p := range nn.Params(m) {
+			p.Tensor.RequireGrad(true)
+		}
+		torch.Scoped(func() {
+			input := torch.From(ids, 1, len(ids)).To(torch.Int64)
+			hidden := model.Hidden(m, model.Sequence{IDs: input}).Squeeze(0)
+			loss, _ := m.Head().Loss(hidden.Narrow(0, 0, len(ids)-1), input.Squeeze(0).Narrow(0, 1, len(ids)-1), torch.Loss{})
+			loss.Backward()
+			// The fused loss and the plain one agree, and so does the slope along the gradient.
+			logits := m.Head().Logits(hidden).LogSoftmax(-1)
+			plain := 0.0
+			for i, id := range ids[1:] {
+				plain -= torch.Item[float64](logits.Select(0, i).Select(0, int(id))) / float64(len(ids)-1)
+			}
+			if got := torch.Item[float64](loss); !(math.Abs(got-plain) < 1e-4*math.Max(1, plain)) {
+				t.Errorf("loss %g, from the logits %g", got, plain)
+			}
+			nn.Walk(m, func(c nn.Component) {
+				g := c.Param.Tensor.Grad()
+				if !g.Defined() || !(torch.Item[float64](g.Narrow(0, c.Start, c.Rows).Abs().Max()) > 0) {
+					t.Errorf("%s gets no gradient", c.Name)
+				}
+			})
+		})
+		for _, p := range nn.Params(m) {
+			p.Tensor.ClearGrad()
+			p.Tensor.RequireGrad(false)
+		}
+	})
+}
+
+func TestFamilies_EveryArchitectureHasFixturesAndVariants(t *testing.T) {
+	list := fixtures(t)
+	for _, a := range model.Architectures() {
+		for _, kind := range a.ModelTypes {
+			if !slices.ContainsFunc(list, func(f fixture) bool { return f.modelType == kind }) {
+				t.Errorf("model type %s of architecture %s has no fixture", kind, a.Name)
+			}
+		}
+		if len(a.Variants) == 0 || len(a.LoRATargets) == 0 {
+			t.Errorf("architecture %s has %d variants and %d LoRA targets", a.Name, len(a.Variants), len(a.LoRATargets))
+		}
+		for name, config := range a.Variants {
+			m, err := model.New(config)
+			if err != nil || m.Architecture() != a.Name {
+				t.Errorf("%s %s: %v", a.Name, name, err)
+			}
+		}
+	}
+}
+
+// A child process divides the models of all fixtures with the others of its group.
+func TestMain(m *testing.M) {
+	torch.SetThreads(1)
+	if os.Getenv("CONQUER_FAMILIES_CHILD") == "" {
+		os.Exit(m.Run())
+	}
+	place, err := dist.FromEnvironment()
+	if err == nil {
+		var w *dist.World
+		if w, err = dist.Join(place, torch.CPU, time.Minute); err == nil {
+			for _, f := range fixtures(&testing.B{}) {
+				if e := divided(f, w); e != nil {
+					fmt.Fprintf(os.Stderr, "%s: %v\n", f.name, e)
+					err = e
+				}
+			}
+			w.Leave()
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// divided compares the logits of a fixture's model, divided over the processes of w, with those of transformers.
+func divided(f fixture, w *dist.World) error {
+	return torch.Run(func() error {
+		m, err := model.Open(f.folder, torch.Float32, torch.CPU)
+		if err != nil {
+			return err
+		}
+		defer model.Free(m)
+		if _, err := parallel.Divide(m, w.All, torch.CPU); err != nil {
+			return err
+		}
+		ids, want, _ := f.prompt(&testing.B{})
+		worst, err := distance(logitsOf(m, ids), want)
+		if err == nil && !(worst <= 1e-4) {
+			err = fmt.Errorf("logits are off by %.3g of the largest", worst)
+		}
+		return err
+	})
+}
+
+func TestFamilies_TwoProcessesGiveTheSameLogits(t *testing.T) {
+	store, err := dist.OpenStore("127.0.0.1", 0, true, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	var ending sync.WaitGroup
+	for rank := range 2 {
+		child := exec.Command(os.Args[0], "-test.run=none")
+		child.Env = append(os.Environ(), "CONQUER_FAMILIES_CHILD=1", fmt.Sprint("RANK=", rank), "WORLD_SIZE=2",
+			fmt.Sprint("LOCAL_RANK=", rank), "LOCAL_WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1",
+			fmt.Sprint("MASTER_PORT=", store.Port()), "TORCHELASTIC_USE_AGENT_STORE=True", "OMP_NUM_THREADS=1")
+		ending.Go(func() {
+			if output, err := child.CombinedOutput(); err != nil {
+				t.Errorf("rank %d: %v: %s", rank, err, output)
+			}
+		})
+	}
+	ending.Wait()
+}
