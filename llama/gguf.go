@@ -174,6 +174,14 @@ func (f Family) toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 	return m, r.Err
 }
 
+// RefuseBias is a [Family.ToGGUF] for architectures that have no bias of the output projection and the feed-forward layer.
+func RefuseBias(_ *model.Reader, d *Decoder, m *checkpoint.GGUFModel) error {
+	if d.Attention.OutputBias || d.MLPBias {
+		return fmt.Errorf("config.json: attention_bias and mlp_bias have no form in GGUF's architecture %s", m.Architecture)
+	}
+	return nil
+}
+
 // reader reads a config.json from text.
 func reader(text []byte) (*model.Reader, error) {
 	r := &model.Reader{}

@@ -23,6 +23,7 @@ var family = llama.Family{
 		delete(config, "mlp_bias")
 		config["use_sliding_window"], config["sliding_window"] = false, nil
 	},
+	ToGGUF: llama.RefuseBias,
 }
 
 func init() {
