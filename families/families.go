@@ -6,5 +6,6 @@ import (
 	_ "conquer/bamba"
 	_ "conquer/families/granite"
 	_ "conquer/families/qwen3"
+	_ "conquer/families/smollm3"
 	_ "conquer/llama"
 )
