@@ -16,7 +16,7 @@ import (
 )
 
 // Native is this project's own format for a run of several processes: a folder to which each of them has written the
-// stretches of tensors that it held, in a safetensors file of its own, beside native.json, which says what lies where and has
+// fragments of tensors that it held, in a safetensors file of its own, beside native.json, which says what lies where and has
 // each file's checksum. Any number of processes can read it, each what it needs. Beside weights it holds what a run needs
 // to go on; a tensor whose name has a colon in it is no weight.
 const (
@@ -24,21 +24,21 @@ const (
 	NativeFile = "native.json"
 )
 
-// Stretch is a run of a tensor's elements, in row-major order, or some of a matrix's columns over some of its rows: Run
+// Fragment is a run of a tensor's elements, in row-major order, or some of a matrix's columns over some of its rows: Run
 // elements, then as many again Every elements, a row, after the first, and so on.
-type Stretch struct {
+type Fragment struct {
 	Name       string // of the tensor
 	Start      int    // the place of the first
 	Run, Every int
 	Data       torch.Tensor // contiguous, on the CPU
 }
 
-// NativePart is a process's file in a native checkpoint.
-type NativePart struct {
+// ProcessFile is a process's file in a native checkpoint.
+type ProcessFile struct {
 	File      string         `json:"name"`
 	Bytes     int64          `json:"bytes"`
 	CRC       uint32         `json:"crc32c"`
-	Stretches []nativeRecord `json:"stretches"`
+	Fragments []nativeRecord `json:"stretches"`
 }
 
 type nativeRecord struct {
@@ -52,16 +52,16 @@ type nativeRecord struct {
 
 func (r nativeRecord) key() string { return fmt.Sprintf("%s@%d", r.Name, r.Start) }
 
-// NativeTensor says what the stretches of a name are parts of.
+// NativeTensor says what the fragments of a name are parts of.
 type NativeTensor struct {
 	Shape []int `json:"shape"`
-	// DType is what the tensor is in the model; its stretches may be float32 originals of that.
+	// DType is what the tensor is in the model; its fragments may be float32 originals of that.
 	DType string `json:"dtype"`
 }
 
 type nativeIndex struct {
 	Version int                     `json:"version"`
-	Files   []NativePart            `json:"files"`
+	Files   []ProcessFile           `json:"files"`
 	Tensors map[string]NativeTensor `json:"tensors"`
 }
 
@@ -72,15 +72,15 @@ func TensorType(dtype torch.DType, shape []int) NativeTensor {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// WriteStretches writes the file of process rank of ranks into dir, to the disk, and describes it.
-func WriteStretches(dir string, rank, ranks int, list []Stretch) (NativePart, error) {
-	part := NativePart{File: fmt.Sprintf("rank-%05d-of-%05d.safetensors", rank, ranks)}
+// WriteFragments writes the file of process rank of ranks into dir, to the disk, and describes it.
+func WriteFragments(dir string, rank, ranks int, list []Fragment) (ProcessFile, error) {
+	part := ProcessFile{File: fmt.Sprintf("rank-%05d-of-%05d.safetensors", rank, ranks)}
 	list = slices.Clone(list)
-	slices.SortStableFunc(list, func(a, b Stretch) int { return b.Data.DType().Size() - a.Data.DType().Size() })
+	slices.SortStableFunc(list, func(a, b Fragment) int { return b.Data.DType().Size() - a.Data.DType().Size() })
 	var records []record
 	for _, s := range list {
 		r := nativeRecord{s.Name, s.Start, s.Data.Numel(), s.Run, s.Every, safetensorsName(s.Data.DType())}
-		part.Stretches = append(part.Stretches, r)
+		part.Fragments = append(part.Fragments, r)
 		records = append(records, record{name: r.key(), dtype: r.DType, shape: []int{r.Length}, bytes: s.Data.Bytes()})
 	}
 	path := filepath.Join(dir, part.File)
@@ -107,7 +107,7 @@ func WriteStretches(dir string, rank, ranks int, list []Stretch) (NativePart, er
 }
 
 // WriteNativeIndex writes native.json into dir, which makes a checkpoint of the files that the parts describe.
-func WriteNativeIndex(dir string, parts []NativePart, tensors map[string]NativeTensor) error {
+func WriteNativeIndex(dir string, parts []ProcessFile, tensors map[string]NativeTensor) error {
 	text, err := json.Marshal(nativeIndex{Version: 1, Files: parts, Tensors: tensors})
 	if err != nil {
 		return err
@@ -132,7 +132,7 @@ func Partial(dir string) string { return dir + atomicfile.Suffix }
 // nativeFile is an open file of a native checkpoint.
 type nativeFile struct {
 	*mapping
-	part    NativePart
+	part    ProcessFile
 	checked sync.Once
 	bad     error
 }
@@ -147,15 +147,15 @@ func (f *nativeFile) check() error {
 	return f.bad
 }
 
-// nativeTensor is a tensor and where its stretches lie.
+// nativeTensor is a tensor and where its fragments lie.
 type nativeTensor struct {
 	NativeTensor
-	stretches []nativeStretch // in order, without holes
+	fragments []nativeFragment // in order, without holes
 }
 
-type nativeStretch struct {
+type nativeFragment struct {
 	start, length, offset int
-	run, every            int // as in Stretch
+	run, every            int // as in Fragment
 	file                  *nativeFile
 }
 
@@ -191,15 +191,15 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 		}
 	}
 	for name, t := range c.native {
-		slices.SortFunc(t.stretches, func(a, b nativeStretch) int { return a.start - b.start })
-		if slices.ContainsFunc(t.stretches, func(s nativeStretch) bool { return s.every != 0 }) {
+		slices.SortFunc(t.fragments, func(a, b nativeFragment) int { return a.start - b.start })
+		if slices.ContainsFunc(t.fragments, func(s nativeFragment) bool { return s.every != 0 }) {
 			if !t.tiled() {
 				return c, fmt.Errorf("%s: the parts of tensor %.120q do not make it up: one is missing, or there twice", path, name)
 			}
 			continue
 		}
 		next := 0
-		for _, s := range t.stretches {
+		for _, s := range t.fragments {
 			if s.start != next {
 				return c, fmt.Errorf("%s: tensor %.120q goes on at element %d, expected %d: a part is missing, or there twice", path, name, s.start, next)
 			}
@@ -215,11 +215,11 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 // tile is rows [top, bottom) and columns [left, right) of a matrix.
 type tile struct{ top, bottom, left, right int }
 
-// tiled reports whether the stretches, of which some are columns, cover the tensor, each element once: whether they are tiles
+// tiled reports whether the fragments, of which some are columns, cover the tensor, each element once: whether they are tiles
 // of a matrix that have its area together and do not overlap.
 func (t *nativeTensor) tiled() bool {
 	all, width := numel(t.Shape), 0
-	for _, s := range t.stretches {
+	for _, s := range t.fragments {
 		width = max(width, s.every)
 	}
 	if width < 1 || width > all || all%width != 0 {
@@ -227,7 +227,7 @@ func (t *nativeTensor) tiled() bool {
 	}
 	var tiles []tile
 	area := 0
-	for _, s := range t.stretches {
+	for _, s := range t.fragments {
 		area += s.length
 		if s.length > all || s.start > all {
 			return false
@@ -272,8 +272,8 @@ func numel(shape []int) int {
 	return n
 }
 
-// addPart opens a process's file and finds the stretches in it.
-func (c *contents) addPart(o *opener, dir string, part NativePart) error {
+// addPart opens a process's file and finds the fragments in it.
+func (c *contents) addPart(o *opener, dir string, part ProcessFile) error {
 	index := filepath.Join(dir, NativeFile)
 	if part.File == "" || part.File != filepath.Base(part.File) || !filepath.IsLocal(part.File) {
 		return fmt.Errorf("%s: %.80q is not the name of a file in this folder", index, part.File)
@@ -299,7 +299,7 @@ func (c *contents) addPart(o *opener, dir string, part NativePart) error {
 	for _, r := range records {
 		there[r.name] = r
 	}
-	for _, s := range part.Stretches {
+	for _, s := range part.Fragments {
 		t, r := c.native[s.Name], there[s.key()]
 		dtype, plain := safetensorsTorch[s.DType]
 		switch {
@@ -307,16 +307,16 @@ func (c *contents) addPart(o *opener, dir string, part NativePart) error {
 			return fmt.Errorf("%s: %s holds a part of tensor %.120q, which it does not describe", index, part.File, s.Name)
 		case r.name == "" || r.dtype != s.DType || !plain || len(r.shape) != 1 || r.shape[0] != s.Length || s.Start < 0 || s.Run < 0 || s.Every < 0 || r.offset%dtype.Size() != 0:
 			return fmt.Errorf("%s does not hold elements %d to %d of tensor %.120q as %s: it is of another run", path, s.Start, s.Start+s.Length, s.Name, s.DType)
-		case len(t.stretches) > 0 && t.stretches[0].file.dtypeOf(s.Name) != s.DType:
+		case len(t.fragments) > 0 && t.fragments[0].file.dtypeOf(s.Name) != s.DType:
 			return fmt.Errorf("%s: the parts of tensor %.120q have several dtypes", index, s.Name)
 		}
-		t.stretches = append(t.stretches, nativeStretch{s.Start, s.Length, r.offset, s.Run, s.Every, file})
+		t.fragments = append(t.fragments, nativeFragment{s.Start, s.Length, r.offset, s.Run, s.Every, file})
 	}
 	return nil
 }
 
 func (f *nativeFile) dtypeOf(name string) string {
-	for _, s := range f.part.Stretches {
+	for _, s := range f.part.Fragments {
 		if s.Name == name {
 			return s.DType
 		}
@@ -337,10 +337,10 @@ func (c *Checkpoint) Range(name string, start, length int) (torch.Tensor, error)
 	if length == 0 {
 		return torch.Empty([]int{0}, safetensorsTorch[t.DType], torch.CPU), nil
 	}
-	dtype := safetensorsTorch[t.stretches[0].file.dtypeOf(name)]
+	dtype := safetensorsTorch[t.fragments[0].file.dtypeOf(name)]
 	result := torch.Empty([]int{length}, dtype, torch.CPU)
 	into, size := result.Data(), dtype.Size()
-	for _, s := range t.stretches {
+	for _, s := range t.fragments {
 		runs, run := 1, s.length
 		if s.every != 0 {
 			runs, run = s.length/s.run, s.run
@@ -384,20 +384,20 @@ func SaveNative(dir string, source Source, options Options) error {
 			return err
 		}
 		tensors := map[string]NativeTensor{}
-		var parts []NativePart
+		var parts []ProcessFile
 		for i, records := range shards {
 			torch.Scoped(func() {
-				var list []Stretch
+				var list []Fragment
 				for _, r := range records {
 					var t torch.Tensor
 					if t, err = readAs(source, r); err != nil {
 						return
 					}
 					tensors[r.name] = TensorType(safetensorsTorch[r.dtype], r.shape)
-					list = append(list, Stretch{Name: r.name, Data: t.Reshape(-1)})
+					list = append(list, Fragment{Name: r.name, Data: t.Reshape(-1)})
 				}
-				var part NativePart
-				part, err = WriteStretches(stage, i, len(shards), list)
+				var part ProcessFile
+				part, err = WriteFragments(stage, i, len(shards), list)
 				parts = append(parts, part)
 			})
 			if err != nil {

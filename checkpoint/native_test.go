@@ -16,7 +16,7 @@ import (
 func writeNative(t testing.TB, dir string, ranks int, draw *rand.Rand) map[string][]float32 {
 	t.Helper()
 	values, tensors := map[string][]float32{}, map[string]NativeTensor{}
-	parts := make([][]Stretch, ranks)
+	parts := make([][]Fragment, ranks)
 	err := torch.Run(func() error {
 		for i, shape := range [][]int{{7, 5}, {1}, {64}, {2, 3, 4}, {0, 3}} {
 			name := fmt.Sprintf("t%d.weight", i)
@@ -32,7 +32,7 @@ func writeNative(t testing.TB, dir string, ranks int, draw *rand.Rand) map[strin
 			slices.Sort(cuts)
 			for r := range ranks {
 				if part := list[cuts[r]:cuts[r+1]]; len(part) > 0 {
-					parts[r] = append(parts[r], Stretch{Name: name, Start: cuts[r], Data: torch.From(part, len(part))})
+					parts[r] = append(parts[r], Fragment{Name: name, Start: cuts[r], Data: torch.From(part, len(part))})
 				}
 			}
 		}
@@ -45,14 +45,14 @@ func writeNative(t testing.TB, dir string, ranks int, draw *rand.Rand) map[strin
 			for _, part := range [][2]int{{0, top}, {top, rows - 1}} {
 				if first, end := part[0], part[1]; first < end {
 					tile := matrix.Narrow(0, first, end-first).Narrow(1, 3*r, 3).Reshape(-1)
-					parts[r] = append(parts[r], Stretch{Name: "matrix.weight", Start: first*columns + 3*r, Run: 3, Every: columns, Data: tile})
+					parts[r] = append(parts[r], Fragment{Name: "matrix.weight", Start: first*columns + 3*r, Run: 3, Every: columns, Data: tile})
 				}
 			}
 		}
-		parts[0] = append(parts[0], Stretch{Name: "matrix.weight", Start: (rows - 1) * columns, Data: matrix.Select(0, rows-1)})
-		var written []NativePart
+		parts[0] = append(parts[0], Fragment{Name: "matrix.weight", Start: (rows - 1) * columns, Data: matrix.Select(0, rows-1)})
+		var written []ProcessFile
 		for r, list := range parts {
-			part, err := WriteStretches(dir, r, ranks, list)
+			part, err := WriteFragments(dir, r, ranks, list)
 			if err != nil {
 				return err
 			}

@@ -85,7 +85,7 @@ func (t *Trainer) written() []piece {
 }
 
 // stretches copies what this rank has to write, and describes every tensor of the checkpoint.
-func (t *Trainer) stretches() (list []checkpoint.Stretch, tensors map[string]checkpoint.NativeTensor) {
+func (t *Trainer) stretches() (list []checkpoint.Fragment, tensors map[string]checkpoint.NativeTensor) {
 	names := named(t.net.model)
 	tensors = map[string]checkpoint.NativeTensor{}
 	for param, stretches := range names {
@@ -106,7 +106,7 @@ func (t *Trainer) stretches() (list []checkpoint.Stretch, tensors map[string]che
 	add := func(name string, at place, from torch.Tensor, first, end int) {
 		torch.Scoped(func() {
 			data := from.Detach().Reshape(-1).Narrow(0, first, end-first).ToDevice(torch.CPU).Clone().Own()
-			list = append(list, checkpoint.Stretch{Name: name, Start: at.start, Run: at.run, Every: at.every, Data: data})
+			list = append(list, checkpoint.Fragment{Name: name, Start: at.start, Run: at.run, Every: at.every, Data: data})
 		})
 	}
 	torch.NoGrad(func() {
@@ -153,7 +153,7 @@ type writing struct {
 
 // rankReport is what a rank tells rank 0 when its file is written.
 type rankReport struct {
-	Part  checkpoint.NativePart
+	Part  checkpoint.ProcessFile
 	Error string
 }
 
@@ -187,7 +187,7 @@ func (t *Trainer) saveNative(text []byte) error {
 	w := &writing{dir: dir, done: make(chan error, 1)}
 	t.writing, t.saved = w, step
 	go func() {
-		part, err := checkpoint.WriteStretches(stage, o.rank(), o.processes(), list)
+		part, err := checkpoint.WriteFragments(stage, o.rank(), o.processes(), list)
 		for i := range list {
 			list[i].Data.Free()
 		}
@@ -215,9 +215,9 @@ func (t *Trainer) saveNative(text []byte) error {
 func reportKey(step, rank int) string { return fmt.Sprintf("checkpoint/%d/%d", step, rank) }
 
 // commit waits for the other ranks' files and makes them a checkpoint.
-func (t *Trainer) commit(dir string, step int, mine checkpoint.NativePart, tensors map[string]checkpoint.NativeTensor, text []byte) error {
+func (t *Trainer) commit(dir string, step int, mine checkpoint.ProcessFile, tensors map[string]checkpoint.NativeTensor, text []byte) error {
 	o, stage := t.options, checkpoint.Partial(dir)
-	parts := []checkpoint.NativePart{mine}
+	parts := []checkpoint.ProcessFile{mine}
 	for rank := 1; rank < o.processes(); rank++ {
 		message, err := o.World.Store().Get(reportKey(step, rank), o.World.Timeout())
 		if err != nil {
