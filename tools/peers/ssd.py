@@ -67,7 +67,7 @@ def median(args, f, prepare=lambda: None):
 
 
 def peer_scan(args, length, scan, timed):
-    """Times forward and backward of `scan`, a function like mamba_ssm's mamba_chunk_scan_combined."""
+    """Times forward and backward of `scan`, a function like mamba_chunk_scan_combined."""
     H, draw = args.heads, lambda *shape: torch.randn(*shape, device=args.device).to(
         getattr(torch, args.dtype))
     sets = [[draw(args.batch, length, *rest) for rest in ((H, P), (H, ), (G, N), (G, N))]
