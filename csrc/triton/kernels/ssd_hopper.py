@@ -42,6 +42,8 @@ def work_item(item, L, H, per_group, blocks, rows, span):
 def load_blocks(x, b_, c_, cb, sums, columns, enter, weight, xs, bs, cs, ms, vs, ready, free, sizes,
                 groups, P: gl.constexpr, N: gl.constexpr, Q: gl.constexpr, STAGES: gl.constexpr):
     L, H, per_group, blocks, rows, items, span = sizes
+    BYTES: gl.constexpr = (x.block_type.nbytes + b_.block_type.nbytes + c_.block_type.nbytes +
+                           cb.block_type.nbytes)
     i = gl.arange(0, Q, gl.BlockedLayout([2], [32], [1], [0]))
     n = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
@@ -52,8 +54,7 @@ def load_blocks(x, b_, c_, cb, sums, columns, enter, weight, xs, bs, cs, ms, vs,
             t = (first + j) * Q
             mbarrier.wait(free.index(st), round ^ 1)
             full = ready.index(st)
-            bc_bytes = b_.block_type.nbytes + c_.block_type.nbytes
-            mbarrier.expect(full, x.block_type.nbytes + bc_bytes + cb.block_type.nbytes)
+            mbarrier.expect(full, BYTES)
             tma.async_copy_global_to_shared(cb, [b * groups + g, t, 0], full, ms.index(st))
             tma.async_copy_global_to_shared(x, [b, t, h * P], full, xs.index(st))
             tma.async_copy_global_to_shared(c_, [b, t, g * N], full, cs.index(st))
