@@ -98,8 +98,8 @@ func TestRunGPTScore_AddsNoSecondSpace(t *testing.T) {
 	near := func(got, want float64) bool { return math.Abs(got-want) < 1e-4*math.Abs(want) }
 
 	path := filepath.Join(t.TempDir(), "p.tsv")
-	if err := WritePredictions(path,
-		[]Prediction{{1, "p", "the lamp is lit", "a lamp"}}); err != nil {
+	list := []Prediction{{1, "p", "the lamp is lit", "a lamp"}}
+	if err := WritePredictions(path, list); err != nil {
 		t.Fatal(err)
 	}
 	aspects, _ := ParseAspects([]string{"none"})
@@ -167,8 +167,8 @@ func TestRunGPTScore_IsTheMeanLogLikelihoodBothWays(t *testing.T) {
 		return sum / float64(len(s.TokenNLL)-len(front)+1)
 	}
 	var rows []GPTScoreRow
-	if err := RunGPTScore(context.Background(), m, tok, []string{path}, aspects,
-		func(row GPTScoreRow, total int) { rows = append(rows, row) }); err != nil {
+	add := func(row GPTScoreRow, total int) { rows = append(rows, row) }
+	if err := RunGPTScore(context.Background(), m, tok, []string{path}, aspects, add); err != nil {
 		t.Fatal(err)
 	}
 	if len(rows) != 4 {
@@ -208,12 +208,12 @@ func TestRunGPTScore_ChecksAllInputFirst(t *testing.T) {
 	text := fmt.Sprintf("1\tp\tshort\tfine\n2\tp\t%s\tfine\n", strings.Repeat("x", m.MaxLength()))
 	os.WriteFile(long, []byte(text), 0o644)
 	never := func(GPTScoreRow, int) { t.Error("a row was scored") }
-	if err := RunGPTScore(context.Background(), m, nil, []string{long}, Aspects,
-		never); err == nil || !strings.Contains(err.Error(), "tokenizer") {
+	err := RunGPTScore(context.Background(), m, nil, []string{long}, Aspects, never)
+	if err == nil || !strings.Contains(err.Error(), "tokenizer") {
 		t.Error(err)
 	}
-	if err := RunGPTScore(context.Background(), m, tok, []string{long}, Aspects,
-		never); err == nil || !strings.Contains(err.Error(), "id 2") {
+	err = RunGPTScore(context.Background(), m, tok, []string{long}, Aspects, never)
+	if err == nil || !strings.Contains(err.Error(), "id 2") {
 		t.Error(err)
 	}
 	if _, err := ParseAspects([]string{"beauty"}); err == nil ||

@@ -61,8 +61,8 @@ func (o SSDOptions) forward(ctx context.Context, r *SSDRow, c bamba.Chunking,
 	for i := range in {
 		in[i] = o.inputs(r.Batch, r.Length)
 	}
-	if err := r.set(measure(ctx, o.Device, o.Repeats,
-		func(i int) { c.Scan(in[i%sets]) })); err != nil {
+	scan := func(i int) { c.Scan(in[i%sets]) }
+	if err := r.set(measure(ctx, o.Device, o.Repeats, scan)); err != nil {
 		return err
 	}
 	row, head := random.IntN(r.Batch), random.IntN(o.Shape.Heads)
@@ -153,8 +153,8 @@ func (o SSDOptions) step(ctx context.Context, r *SSDRow) error {
 		states[i] = torch.Randn([]int{r.Batch, s.Heads, s.HeadDim, s.State}, torch.Float32,
 			o.Device)
 	}
-	if err := r.set(measure(ctx, o.Device, o.Repeats,
-		func(i int) { torch.SSDStep(states[i%sets], in[i%sets]) })); err != nil {
+	step := func(i int) { torch.SSDStep(states[i%sets], in[i%sets]) }
+	if err := r.set(measure(ctx, o.Device, o.Repeats, step)); err != nil {
 		return err
 	}
 	state, first := states[0], in[0]
@@ -196,8 +196,8 @@ func (o SSDOptions) conv(ctx context.Context, r *SSDRow) error {
 		y, _ := torch.CausalConv1D(x, weight, bias, torch.Tensor{}, torch.Tensor{}, true)
 		return y
 	}
-	if err := r.set(measure(ctx, o.Device, o.Repeats,
-		func(i int) { conv(x[i%sets]) })); err != nil {
+	call := func(i int) { conv(x[i%sets]) }
+	if err := r.set(measure(ctx, o.Device, o.Repeats, call)); err != nil {
 		return err
 	}
 	r.PeakBytes = peak(o.Device, func() { conv(x[0]) })

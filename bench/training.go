@@ -29,7 +29,7 @@ type TrainRow struct {
 	HighMS      float64 `json:"high_ms"`
 	FirstStepMS float64 `json:"first_step_ms"` // includes loading and planning
 	TokensPerS  float64 `json:"tokens_per_s"`
-	TFlopPerS   float64 `json:"tflop_per_s"` // of GEMMs with weights, as plan.Operations counts them
+	TFlopPerS   float64 `json:"tflop_per_s"` // of GEMMs with weights, see plan.Operations
 	PeakBytes   int64   `json:"peak_bytes"`
 	FirstLoss   float64 `json:"first_loss"`
 	LastLoss    float64 `json:"last_loss"`

@@ -126,8 +126,8 @@ func TestDecoder_ReportsLogitsThatAreNaN(t *testing.T) {
 	for _, temperature := range []float64{0, 1} {
 		o := generate.Options{MaxNewTokens: 4, Temperature: temperature,
 			Compile: generate.CompileGraph}
-		if _, _, err := generate.Generate(context.Background(), m, nil, prompts, o,
-			nil); err == nil {
+		_, _, err := generate.Generate(context.Background(), m, nil, prompts, o, nil)
+		if err == nil {
 			t.Error("NaN logits gave a text")
 		}
 	}

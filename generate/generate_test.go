@@ -276,8 +276,8 @@ func TestGenerate_NaNWeightsAreAnError(t *testing.T) {
 	torch.Run(func() error { m.Head().Copy(m.Head().MulScalar(math.NaN())); return nil })
 	for _, o := range []generate.Options{{MaxNewTokens: 2}, {MaxNewTokens: 2, Temperature: 1},
 		{MaxNewTokens: 2, RepetitionPenalty: 2}} {
-		if _, _, err := generate.Generate(context.Background(), m, nil, prompts[:1], o,
-			nil); err == nil || !strings.Contains(err.Error(), "not a number") {
+		_, _, err := generate.Generate(context.Background(), m, nil, prompts[:1], o, nil)
+		if err == nil || !strings.Contains(err.Error(), "not a number") {
 			t.Errorf("%+v: error %v", o, err)
 		}
 	}
@@ -421,8 +421,8 @@ func BenchmarkSampler(b *testing.B) {
 				"max_position_embeddings": 1e9, "initializer_range": 0.7})
 			o.MaxNewTokens, o.IgnoreEOS = b.N+1, true
 			b.ReportAllocs()
-			if _, _, err := generate.Generate(context.Background(), m, nil, [][]int32{{1}}, o,
-				nil); err != nil {
+			_, _, err := generate.Generate(context.Background(), m, nil, [][]int32{{1}}, o, nil)
+			if err != nil {
 				b.Fatal(err)
 			}
 		})

@@ -302,10 +302,8 @@ func (g *generation) take(tokens []int64, step int) (going bool, err error) {
 		if step > 0 {
 			g.stats.decoded++
 		}
-		if r.accept(g.next[i], !g.options.IgnoreEOS &&
-			slices.Contains(g.eos, g.next[i])); r.finish == "" {
-			going = true
-		}
+		r.accept(g.next[i], !g.options.IgnoreEOS && slices.Contains(g.eos, g.next[i]))
+		going = going || r.finish == ""
 	}
 	return going, nil
 }

@@ -356,8 +356,8 @@ func TestLooks_AreConstantAndDistinct(t *testing.T) {
 			t.Errorf("%s has a contrast of %.1f to white", hex(c), got)
 		}
 	}
-	if got := contrast(color.RGBA{0, 0, 0, 255}, color.RGBA{255, 255, 255,
-		255}); math.Abs(got-21) > 1e-9 {
+	black, white := color.RGBA{0, 0, 0, 255}, color.RGBA{255, 255, 255, 255}
+	if got := contrast(black, white); math.Abs(got-21) > 1e-9 {
 		t.Errorf("black on white has a contrast of %g, expected 21", got)
 	}
 }
@@ -401,8 +401,8 @@ func FuzzWrite(f *testing.F) {
 			return
 		}
 		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, kinds[uint(kind)%4]+".json"), data,
-			0o666); err != nil {
+		path := filepath.Join(dir, kinds[uint(kind)%4]+".json")
+		if err := os.WriteFile(path, data, 0o666); err != nil {
 			t.Fatal(err)
 		}
 		p, _, err := compose(dir)

@@ -43,8 +43,8 @@ func TestLoad_InstructionsLabelOnlyTheAnswer(t *testing.T) {
 	}
 	tok = chars(t, chatML)
 	d = mustLoad(t, path, tok, Options{})
-	if got, want := tok.Decode(d.Samples[0].IDs, false),
-		"<user>Add\n\n1 2\x03\n<assistant>3\x03\n"; got != want {
+	const want = "<user>Add\n\n1 2\x03\n<assistant>3\x03\n"
+	if got := tok.Decode(d.Samples[0].IDs, false); got != want {
 		t.Errorf("rendered %q, want %q", got, want)
 	}
 	if got, want := labeledText(tok, d.Samples[1]), "Hello\x03|"; got != want {

@@ -31,8 +31,8 @@ func chars(t testing.TB, template string) *tokenizer.Tokenizer {
 	if err := tok.Save(dir); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "chat_template.jinja"), []byte(template),
-		0o666); err != nil {
+	path := filepath.Join(dir, "chat_template.jinja")
+	if err := os.WriteFile(path, []byte(template), 0o666); err != nil {
 		t.Fatal(err)
 	}
 	if tok, err = tokenizer.Open(dir); err != nil {
@@ -142,8 +142,9 @@ func TestLoad_RecordErrorsNameFileLineAndExpectation(t *testing.T) {
 			t.Errorf("%s with %q: error %v, want %q", c.name, c.content, err, c.want)
 		}
 	}
-	if _, err := Load(writeTestFile(t, "a.jsonl", `{"text":"x"}`), tok,
-		Options{Layout: Chat}); err == nil || !strings.Contains(err.Error(), "expected chat") {
+	path := writeTestFile(t, "a.jsonl", `{"text":"x"}`)
+	_, err := Load(path, tok, Options{Layout: Chat})
+	if err == nil || !strings.Contains(err.Error(), "expected chat") {
 		t.Errorf("wrong layout: %v", err)
 	}
 }

@@ -155,7 +155,7 @@ func TestLoad_PairErrorsNameFileLineAndExpectation(t *testing.T) {
 			`lacks role or content`,
 		`{"chosen":[{"role":"user","content":"a"}],"rejected":"no","prompt":""}`: "other does not",
 		`{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"rejected":` +
-			`[{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}`: `begin with the same`,
+			`[{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}`: `with the same`,
 		`{`: `not JSON`,
 	} {
 		_, err := Load(writeTestFile(t, "a.jsonl", good+record), chars(t, chatML),

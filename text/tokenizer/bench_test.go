@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// benchTokenizer is the tokenizer to measure: the one TEXT_BENCH names (a path
-// for Open, or a .gguf.json of metadata), else a small one from testdata.
+// benchTokenizer returns the tokenizer at the path TEXT_BENCH (for Open, or a
+// .gguf.json of metadata), else a small one from testdata.
 func benchTokenizer(b *testing.B) *Tokenizer {
 	b.Helper()
 	path := os.Getenv("TEXT_BENCH")
@@ -29,7 +29,7 @@ func benchTokenizer(b *testing.B) *Tokenizer {
 	return tok
 }
 
-// goSource is program text: English comments and code.
+// goSource returns Go source text: English comments and code.
 func goSource(b *testing.B) string {
 	b.Helper()
 	root, err := exec.Command("go", "env", "GOROOT").Output()
@@ -69,7 +69,7 @@ func BenchmarkDecode_GoSource(b *testing.B) {
 func BenchmarkChat(b *testing.B) {
 	tok := benchTokenizer(b)
 	if tok.ChatTemplate() == "" {
-		tok.template.source = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+		tok.template.source = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
 	}
 	messages := []Message{{"user", "Hello"}, {"assistant", "Hi"}, {"user", "Bye"}}
 	for b.Loop() {

@@ -8,7 +8,7 @@ import (
 )
 
 func TestBPE_BothMergesAgree(t *testing.T) {
-	// Both ways of merging must agree; which one is used depends on length.
+	// Short words use mergeShort, long words mergeLong.
 	tok, err := Open(filepath.Join(fixtures, "gpt2"))
 	if err != nil {
 		t.Fatal(err)

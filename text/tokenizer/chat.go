@@ -48,16 +48,19 @@ func (t *Tokenizer) Chat(messages []Message, addGenerationPrompt bool) (string, 
 	list := make([]any, len(messages))
 	for i, m := range messages {
 		message := jinja.NewDict() // a template may print a message: its keys keep this order
-		if err := errors.Join(message.Set("role", m.Role), message.Set("content", m.Content)); err != nil {
+		err := errors.Join(message.Set("role", m.Role), message.Set("content", m.Content))
+		if err != nil {
 			return "", err
 		}
 		list[i] = message
 	}
 	values := map[string]any{
-		"messages": list, "add_generation_prompt": addGenerationPrompt, "tools": nil, "documents": nil,
+		"messages": list, "add_generation_prompt": addGenerationPrompt,
+		"tools": nil, "documents": nil,
 	}
-	for name, id := range map[string]int32{"bos_token": t.bos, "unk_token": t.unk,
-		"pad_token": t.pad} {
+	for name, id := range map[string]int32{
+		"bos_token": t.bos, "unk_token": t.unk, "pad_token": t.pad,
+	} {
 		if id >= 0 {
 			values[name] = t.tokens[id]
 		}

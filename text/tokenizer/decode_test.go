@@ -9,7 +9,7 @@ import (
 func TestDecoder_StreamedTextEqualsDecodedText(t *testing.T) {
 	eachFixture(t, func(t *testing.T, _ string, tok *Tokenizer, golden *goldenFile) {
 		for _, c := range golden.Cases {
-			// every second id as well: bytes that form no character
+			// step 2 gives bytes that do not form characters
 			for _, step := range []int{1, 2} {
 				var ids []int32
 				for i := 0; i < len(c.Special); i += step {

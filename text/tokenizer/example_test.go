@@ -37,7 +37,7 @@ func ExampleTokenizer_Chat() {
 	// <|im_start|>assistant
 }
 
-// Text shown while it is generated never ends inside a character.
+// A Decoder never returns part of a character.
 func ExampleDecoder() {
 	tok, err := tokenizer.Open("testdata/llama3")
 	if err != nil {

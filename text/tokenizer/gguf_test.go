@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// asGGUF is the metadata a GGUF file has for a tokenizer from the fixtures.
+// asGGUF returns the metadata that a GGUF file has for a tokenizer of the fixtures.
 func asGGUF(t testing.TB, name, model, pre string) map[string]any {
 	t.Helper()
 	tok, err := Open(filepath.Join(fixtures, name))
@@ -45,7 +45,7 @@ func asGGUF(t testing.TB, name, model, pre string) map[string]any {
 		meta["tokenizer.ggml.merges"] = merges
 		return meta
 	}
-	// The scores of SentencePiece's BPE fall from one piece to the next.
+	// In SentencePiece BPE, the score of each piece is lower than that of the previous one.
 	scores := make([]float32, len(tok.tokens))
 	for id, token := range tok.tokens {
 		if id > 2 {
@@ -89,8 +89,7 @@ func TestFromGGUF_GivesTheSameIDs(t *testing.T) {
 	}
 }
 
-// A tokenizer that went through a GGUF file's metadata gives Hugging Face's ids still, but where
-// the format has no word for what it does.
+// A tokenizer from its own GGUF metadata gives the same ids, unless GGUF cannot represent it.
 func TestGGUF_RoundTripKeepsIDs(t *testing.T) {
 	written := 0
 	eachFixture(t, func(t *testing.T, path string, tok *Tokenizer, golden *goldenFile) {
@@ -121,8 +120,8 @@ func TestGGUF_RoundTripKeepsIDs(t *testing.T) {
 		if n := min(len(tok.eos), 3); !slices.Equal(back.eos, tok.eos[:n]) {
 			t.Errorf("ends %v, expected %v", back.eos, tok.eos)
 		}
-		// GGUF does not tell that a space is put in front of a text only, nor that an added token
-		// takes the spaces beside it.
+		// GGUF cannot represent a space that is added only at the beginning of a text, nor an added
+		// token that matches the white space around it.
 		if name == "metaspace" || name == "gpt2" {
 			return
 		}

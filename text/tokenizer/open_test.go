@@ -37,8 +37,8 @@ func TestOpen_GenerationConfigAddsEOS(t *testing.T) {
 
 func TestOpen_CharTokenizerMapsCharactersToCodes(t *testing.T) {
 	tok := chars(t)
-	if got, want := tok.Encode("aÿ\x00Ā€\x02", true), []int32{2, 'a', 0xff, 0, 0, 0,
-		2}; !slices.Equal(got, want) {
+	want := []int32{2, 'a', 0xff, 0, 0, 0, 2}
+	if got := tok.Encode("aÿ\x00Ā€\x02", true); !slices.Equal(got, want) {
 		t.Errorf("ids %v, want %v", got, want)
 	}
 	if got := tok.Decode([]int32{'a', 0xe9, 3, 255}, false); got != "aé\x03ÿ" ||
@@ -107,7 +107,7 @@ func TestOpen_ErrorsNameFileAndProblem(t *testing.T) {
 		{"tokenizer.model", "\x1a\x00", "neither JSON nor a SentencePiece model, which has pieces"},
 		{"tokenizer.model", string(pieces[:len(pieces)/2]),
 			"a SentencePiece model that is cut off after"},
-		// What a file is does not depend on what it is called.
+		// The content decides the format, not the name.
 		{"foo.model", string(valid[:2000]),
 			"looks like a tokenizer.json, but is not JSON: unexpected end of JSON input (at " +
 				"byte 2000 of 2000)"},
@@ -129,7 +129,7 @@ func TestOpen_ErrorsNameFileAndProblem(t *testing.T) {
 		}
 	}
 	if _, err := Open(writeTestFile(t, "tok.txt", "\n\n"+string(valid))); err != nil {
-		t.Errorf("a whole tokenizer.json of another name: %v", err)
+		t.Errorf("a tokenizer.json under another name: %v", err)
 	}
 	if _, err := Open(t.TempDir()); err == nil ||
 		!strings.Contains(err.Error(), "neither tokenizer.json nor tokenizer.model") {

@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// TestParity_HuggingFace encodes the strings that
-// tools/parity/text_tokenizers.py left in the folder TEXT_PARITY names, for the
-// script to compare. By itself it is skipped.
+// TestParity_HuggingFace encodes the strings in the folder TEXT_PARITY for
+// tools/parity/text_tokenizers.py, which compares the results. It is skipped if
+// TEXT_PARITY is not set.
 func TestParity_HuggingFace(t *testing.T) {
 	dir := os.Getenv("TEXT_PARITY")
 	if dir == "" {
@@ -79,8 +79,8 @@ func readTestJSON(t testing.TB, path string, into any) {
 	}
 }
 
-// readGGUFMeta reads GGUF metadata that a script wrote as JSON into the types
-// that a GGUF reader gives.
+// readGGUFMeta reads GGUF metadata that a script wrote as JSON. The values have the
+// types that a GGUF reader gives.
 func readGGUFMeta(t testing.TB, path string) map[string]any {
 	t.Helper()
 	var raw map[string]json.RawMessage

@@ -38,7 +38,7 @@ func TestSave_CharTokenizer(t *testing.T) {
 	if err := chars(t).Save(dir); err != nil {
 		t.Fatal(err)
 	}
-	// transformers refuses null where a list is expected
+	// transformers refuses null in place of a list
 	if data, _ := os.ReadFile(filepath.Join(dir, "tokenizer.json")); !bytes.Contains(data,
 		[]byte(`"added_tokens": []`)) || !bytes.Contains(data, []byte(`"merges": []`)) {
 		t.Error("empty lists are not written as []")
