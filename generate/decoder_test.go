@@ -85,8 +85,9 @@ func TestDecoder_RecordedStepsEndWithTheText(t *testing.T) {
 func TestSession_ContinuesRecordedSteps(t *testing.T) {
 	for name, m := range map[string]model.Model{"llama": tiny(t, nil), "hybrid": hybrid(t)} {
 		sampled := generate.Options{MaxNewTokens: 12, Temperature: 0.8, Seed: 2, IgnoreEOS: true}
-		for _, o := range []generate.Options{{MaxNewTokens: 12}, {MaxNewTokens: 9, IgnoreEOS: true},
-			sampled} {
+		for _, o := range []generate.Options{
+			{MaxNewTokens: 12}, {MaxNewTokens: 9, IgnoreEOS: true}, sampled,
+		} {
 			run := func(compile generate.Compile) (all [][]int32) {
 				s := generate.NewSession(m, nil)
 				defer s.Close()
@@ -107,8 +108,8 @@ func TestSession_ContinuesRecordedSteps(t *testing.T) {
 				}
 				return all
 			}
-			if want, got := run(generate.CompileNone),
-				run(generate.CompileGraph); fmt.Sprint(want) != fmt.Sprint(got) {
+			want, got := run(generate.CompileNone), run(generate.CompileGraph)
+			if fmt.Sprint(want) != fmt.Sprint(got) {
 				t.Errorf("%s %+v: recorded %v, one by one %v", name, o, got, want)
 			}
 		}
