@@ -75,33 +75,23 @@ func (o SSDOptions) forward(ctx context.Context, r *SSDRow, c bamba.Chunking,
 	return nil
 }
 
+// scanInputs are the inputs of a scan that have gradients.
+func scanInputs(in torch.SSDInput) []torch.Tensor {
+	return []torch.Tensor{in.X, in.DT, in.A, in.B, in.C, in.D, in.DTBias}
+}
+
 // backward measures the backward pass of the scan and checks the gradients of one head.
 func (o SSDOptions) backward(ctx context.Context, r *SSDRow, c bamba.Chunking,
-	random *rand.Rand) error {
+	random *rand.Rand,
+) error {
 	in := o.inputs(r.Batch, r.Length)
-	leaves := []torch.Tensor{in.X, in.DT, in.A, in.B, in.C, in.D, in.DTBias}
-	for _, leaf := range leaves {
+	for _, leaf := range scanInputs(in) {
 		leaf.RequireGrad(true)
-	}
-	// run returns the milliseconds of one backward pass.
-	run := func(dy torch.Tensor) (took float64) {
-		for _, leaf := range leaves {
-			leaf.ClearGrad()
-		}
-		torch.WithGrad(func() {
-			y, _ := c.Scan(in)
-			o.Device.Synchronize()
-			began := time.Now()
-			torch.Backward([]torch.Tensor{y}, []torch.Tensor{dy}, leaves...)
-			o.Device.Synchronize()
-			took = milliseconds(time.Since(began))
-		})
-		return took
 	}
 	once := func() (took float64) {
 		torch.Scoped(func() {
-			took = run(torch.Randn(in.X.Shape(), torch.Float32,
-				o.Device).To(o.DType))
+			dy := torch.Randn(in.X.Shape(), torch.Float32, o.Device).To(o.DType)
+			took = o.backwardOnce(c, in, dy)
 		})
 		return took
 	}
@@ -118,14 +108,40 @@ func (o SSDOptions) backward(ctx context.Context, r *SSDRow, c bamba.Chunking,
 	if err != nil {
 		return err
 	}
+	o.checkGradients(r, c, in, random.IntN(r.Batch), random.IntN(o.Shape.Heads))
+	for _, leaf := range scanInputs(in) {
+		leaf.ClearGrad()
+	}
+	return nil
+}
 
-	// With dy zero for all other heads, the gradients are those of one head.
-	row, head, length := random.IntN(r.Batch), random.IntN(o.Shape.Heads), min(r.Length, checked)
-	group := head / (o.Shape.Heads / o.Shape.Groups)
+// backwardOnce computes the gradients for dy and returns the milliseconds of the backward pass.
+func (o SSDOptions) backwardOnce(c bamba.Chunking, in torch.SSDInput, dy torch.Tensor) (
+	took float64,
+) {
+	leaves := scanInputs(in)
+	for _, leaf := range leaves {
+		leaf.ClearGrad()
+	}
+	torch.WithGrad(func() {
+		y, _ := c.Scan(in)
+		o.Device.Synchronize()
+		began := time.Now()
+		torch.Backward([]torch.Tensor{y}, []torch.Tensor{dy}, leaves...)
+		o.Device.Synchronize()
+		took = milliseconds(time.Since(began))
+	})
+	return took
+}
+
+// checkGradients sets the error and the peak memory of a backward pass. With dy zero for all
+// other heads, the gradients are those of one head.
+func (o SSDOptions) checkGradients(r *SSDRow, c bamba.Chunking, in torch.SSDInput, row, head int) {
+	length, group := min(r.Length, checked), head/(o.Shape.Heads/o.Shape.Groups)
 	dy := torch.Zeros(in.X.Shape(), o.DType, o.Device)
 	alone := dy.Select(0, row).Narrow(0, 0, length).Select(1, head)
 	alone.Copy(torch.Randn(alone.Shape(), torch.Float32, o.Device))
-	r.PeakBytes = peak(o.Device, func() { run(dy) })
+	r.PeakBytes = peak(o.Device, func() { o.backwardOnce(c, in, dy) })
 	scan := o.head(in, c, row, head)
 	scan.dy = torch.Values[float64](alone)
 	want := scan.gradients()
@@ -137,10 +153,6 @@ func (o SSDOptions) backward(ctx context.Context, r *SSDRow, c bamba.Chunking,
 		distanceOfSums(column(in.C.Grad(), row, group, length), want.c...),
 		distanceOfSums(at(in.A), want.a), distanceOfSums(at(in.D), want.d),
 		distanceOfSums(at(in.DTBias), want.bias))
-	for _, leaf := range leaves {
-		leaf.ClearGrad()
-	}
-	return nil
 }
 
 // step measures the update of the state by one token.

@@ -35,31 +35,22 @@ type TrainRow struct {
 	LastLoss    float64 `json:"last_loss"`
 }
 
+// trainWarmUp is the number of steps before those that are measured.
+const trainWarmUp = 2
+
 // Train measures o.Steps training steps of m on random tokens, after two warm-up steps. It
 // changes m and returns the model to free.
 func Train(ctx context.Context, m model.Model, o train.Options) (TrainRow, model.Model, error) {
-	steps := o.Steps
-	if steps < 1 {
-		return TrainRow{}, m, fmt.Errorf("steps is %d, expected at least 1", steps)
+	if o.Steps < 1 {
+		return TrainRow{}, m, fmt.Errorf("steps is %d, expected at least 1", o.Steps)
 	}
-	const warm = 2
-	o.Steps, o.Epochs, o.ValidateSteps, o.Accumulate = steps+warm, 0, steps+warm,
-		max(1, o.Accumulate)
-	operations := plan.Operations(m, plan.Options{Recompute: o.Recompute, LoRA: o.LoRA,
-		HeadOnly: o.HeadOnly})
-	random := rand.New(rand.NewPCG(uint64(o.Seed), 2))
-	data := &dataset.Dataset{}
-	for range o.BatchSize * o.Accumulate { // one epoch is one step
-		var s dataset.Sample
-		for range o.SequenceLength {
-			id := random.Int32N(int32(m.Head().Shape[0]))
-			s.IDs, s.Labels = append(s.IDs, id), append(s.Labels, id)
-		}
-		data.Samples = append(data.Samples, s)
-	}
-	device := model.Device(m)
-	device.ResetPeak()
-	t, err := train.New(m, data, nil, o)
+	o.Steps += trainWarmUp
+	o.Epochs, o.ValidateSteps, o.Accumulate = 0, o.Steps, max(1, o.Accumulate)
+	operations := plan.Operations(m, plan.Options{
+		Recompute: o.Recompute, LoRA: o.LoRA, HeadOnly: o.HeadOnly,
+	})
+	model.Device(m).ResetPeak()
+	t, err := train.New(m, randomSamples(m, o), nil, o)
 	if err != nil {
 		return TrainRow{}, m, err
 	}
@@ -69,31 +60,52 @@ func Train(ctx context.Context, m model.Model, o train.Options) (TrainRow, model
 	if err := t.Run(ctx); err != nil {
 		return TrainRow{}, t.Model(), err
 	}
-	m = t.Model()
+	row, err := trainRow(t, o, seen)
+	row.TFlopPerS = operations * row.TokensPerS / 1e12
+	return row, t.Model(), err
+}
+
+// randomSamples returns the samples of one step, so that one epoch is one step.
+func randomSamples(m model.Model, o train.Options) *dataset.Dataset {
+	random := rand.New(rand.NewPCG(uint64(o.Seed), 2))
+	data := &dataset.Dataset{}
+	for range o.BatchSize * o.Accumulate {
+		var s dataset.Sample
+		for range o.SequenceLength {
+			id := random.Int32N(int32(m.Head().Shape[0]))
+			s.IDs, s.Labels = append(s.IDs, id), append(s.Labels, id)
+		}
+		data.Samples = append(data.Samples, s)
+	}
+	return data
+}
+
+// trainRow returns the row of a run whose steps are seen.
+func trainRow(t *train.Trainer, o train.Options, seen []train.Step) (TrainRow, error) {
 	var times []float64
 	tokens := o.BatchSize * o.Accumulate * o.SequenceLength
-	for _, s := range seen[warm:] {
+	for _, s := range seen[trainWarmUp:] {
 		if s.Tokens != tokens {
-			return TrainRow{}, m, fmt.Errorf("step %d had %d tokens, expected %d", s.Step, s.Tokens,
-				tokens)
+			return TrainRow{}, fmt.Errorf("step %d had %d tokens, expected %d",
+				s.Step, s.Tokens, tokens)
 		}
 		times = append(times, s.Seconds*1e3)
 	}
+	m := t.Model()
 	row := TrainRow{
-		Device: device.String(), DType: model.DType(m).String(), Batch: o.BatchSize,
-		Length: o.SequenceLength, Accumulate: o.Accumulate, Steps: steps,
+		Device: model.Device(m).String(), DType: model.DType(m).String(), Batch: o.BatchSize,
+		Length: o.SequenceLength, Accumulate: o.Accumulate, Steps: len(times),
 		Parameters: model.Parameters(m), Trained: t.Trained(), Recompute: string(o.Recompute),
 		Recorded: t.Recorded(), FirstStepMS: seen[0].Seconds * 1e3,
-		StepMS: median(times), PeakBytes: t.PeakMemory(), FirstLoss: seen[0].Loss,
-		LastLoss: seen[len(seen)-1].Loss,
+		StepMS: median(times), PeakBytes: t.PeakMemory(),
+		FirstLoss: seen[0].Loss, LastLoss: seen[len(seen)-1].Loss,
 	}
-	row.LowMS, row.HighMS = times[0], times[len(times)-1]
+	row.LowMS, row.HighMS = times[0], times[len(times)-1] // median has sorted them
 	if o.LoRA != nil {
 		row.LoRARank = o.LoRA.Rank
 	}
 	row.TokensPerS = 1e3 * float64(tokens) / row.StepMS
-	row.TFlopPerS = operations * row.TokensPerS / 1e12
-	return row, m, nil
+	return row, nil
 }
 
 // stepListener calls a function after each step.

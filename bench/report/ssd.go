@@ -91,7 +91,7 @@ func (s *section) scanOverLengths(rows []bench.SSDRow, set shape, size int, pass
 	memory := newChart("Scan, "+pass+": memory without the inputs", "length (tokens)",
 		"peak memory (MB)")
 	t := table{Columns: columns("strategy|", "length (tokens)", "median (ms)", "quartiles (ms)",
-		"GB/s", "% of ceiling", "GFLOP/s", "% of ceiling", "peak memory (MB)", "error")}
+		"GB/s", "share of ceiling", "GFLOP/s", "share of ceiling", "peak memory (MB)", "error")}
 	for _, name := range inOrder(distinct(rows,
 		func(r bench.SSDRow) string { return r.Strategy })) {
 		of := where(rows, func(r bench.SSDRow) bool { return r.Strategy == name })
@@ -160,72 +160,78 @@ func (s *section) overChunks(rows []bench.SSDRow, set shape, suffix string, l *l
 	}
 }
 
+// ceiling is a rate of a pass and the machine's best value for it.
+type ceiling struct {
+	name, title, unit string
+	operation         string // that reached the ceiling
+	most              float64
+	of                func(bench.SSDRow) float64
+}
+
 // againstCeilings plots the rates of each pass at the greatest length beside the machine's
 // ceilings.
 func (s *section) againstCeilings(rows []bench.SSDRow, set shape, ceilings bench.Ceilings,
-	suffix string, l *looks) {
-	used := where(passes, func(pass string) bool {
-		return slices.ContainsFunc(rows, func(r bench.SSDRow) bool { return r.Pass == pass })
-	})
-	strategies := inOrder(distinct(rows, func(r bench.SSDRow) string { return r.Strategy }))
-	rate := ceilings.F32GFlopPerS
+	suffix string, l *looks,
+) {
+	flops := ceilings.F32GFlopPerS
 	if set.dtype == "bfloat16" {
-		rate = ceilings.BF16GFlopPerS
+		flops = ceilings.BF16GFlopPerS
 	}
-	for _, what := range []struct {
-		name, title, unit, ceiling string
-		most                       float64
-		of                         func(bench.SSDRow) float64
-	}{
+	for _, rate := range []ceiling{
 		{"bandwidth", "Bandwidth", "GB/s", "a sum", ceilings.ReadGBPerS,
 			func(r bench.SSDRow) float64 { return r.GBPerS }},
-		{"rate", "Compute rate", "GFLOP/s", "GEMM", rate,
+		{"rate", "Compute rate", "GFLOP/s", "GEMM", flops,
 			func(r bench.SSDRow) float64 { return r.GFlopPerS }},
 	} {
-		t := table{Columns: columns("pass|", "strategy|", "length (tokens)", what.unit,
-			"% of ceiling")}
-		var names []string
-		var levels []bar
-		for _, pass := range used {
-			of := longest(where(rows, func(r bench.SSDRow) bool { return r.Pass == pass }))
-			for _, name := range strategies {
-				i := slices.IndexFunc(of, func(r bench.SSDRow) bool { return r.Strategy == name })
-				if i < 0 || !finite(what.of(of[i])) {
-					continue
-				}
-				value, part, label, look := what.of(of[i]), "–", pass+", "+name, l.of(name)
-				if what.most > 0 {
-					part = share(value / what.most)
-				}
-				if name == "kernel" {
-					label, look = pass, look.solid()
-				}
-				t.Rows = append(t.Rows, []string{pass, name, count(float64(of[i].Length)),
-					short(value), part})
-				names = append(names, brief(label))
-				levels = append(levels, bar{value, look, short(value)})
-			}
-		}
+		names, levels, t := rate.levels(rows, l)
 		if len(levels) == 0 {
 			continue
 		}
-		axis := what.unit
+		axis := rate.unit
 		caption := fmt.Sprintf("Each pass at its greatest length. %s.", set)
-		if what.most > 0 {
-			caption += fmt.Sprintf(" Dashed line: the rate of %s in libtorch.", what.ceiling)
-			axis += fmt.Sprintf(" (dashed: %s at %s)", what.ceiling, short(what.most))
+		if rate.most > 0 {
+			caption += fmt.Sprintf(" Dashed line: the rate of %s in libtorch.", rate.operation)
+			axis += fmt.Sprintf(" (dashed: %s at %s)", rate.operation, short(rate.most))
 		}
-		c := newChart(what.title, axis, "")
-		if err := c.levels(names, levels, what.most); err != nil {
+		c := newChart(rate.title, axis, "")
+		if err := c.levels(names, levels, rate.most); err != nil {
 			s.Missing = err.Error()
 			continue
 		}
-		s.Figures = append(s.Figures, figure{Name: what.name + suffix, chart: c, Table: t,
-			Caption: caption,
-			Alt: "Bars of " + what.unit +
-				" for each pass and strategy, with the machine's ceiling. " +
-				"The table has the numbers."})
+		s.Figures = append(s.Figures, figure{
+			Name: rate.name + suffix, chart: c, Table: t, Caption: caption,
+			Alt: "Bars of " + rate.unit + " for each pass and strategy, " +
+				"with the machine's ceiling. The table has the numbers.",
+		})
 	}
+}
+
+// levels returns a bar for each pass and strategy at the greatest length, and their table.
+func (rate ceiling) levels(rows []bench.SSDRow, l *looks) (names []string, levels []bar, t table) {
+	t.Columns = columns("pass|", "strategy|", "length (tokens)", rate.unit, "share of ceiling")
+	strategies := inOrder(distinct(rows, func(r bench.SSDRow) string { return r.Strategy }))
+	for _, pass := range passes {
+		of := longest(where(rows, func(r bench.SSDRow) bool { return r.Pass == pass }))
+		for _, name := range strategies {
+			i := slices.IndexFunc(of, func(r bench.SSDRow) bool { return r.Strategy == name })
+			if i < 0 || !finite(rate.of(of[i])) {
+				continue
+			}
+			value, part, label, look := rate.of(of[i]), "–", pass+", "+name, l.of(name)
+			if rate.most > 0 {
+				part = share(value / rate.most)
+			}
+			if name == "kernel" {
+				label, look = pass, look.solid()
+			}
+			t.Rows = append(t.Rows, []string{
+				pass, name, count(float64(of[i].Length)), short(value), part,
+			})
+			names = append(names, brief(label))
+			levels = append(levels, bar{value, look, short(value)})
+		}
+	}
+	return names, levels, t
 }
 
 // scanFinding adds the speedup of the kernels at the greatest length to the findings.

@@ -22,21 +22,51 @@ func (t *Tokenizer) GGUF(rows int) (map[string]any, error) {
 }
 
 func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
-	spec := t.source.spec
-	if spec == nil {
-		data, err := os.ReadFile(filepath.Join(t.source.folder, "tokenizer.json"))
-		if err != nil {
-			return nil, err
-		}
-		if spec, err = parseSpec(data); err != nil {
-			return nil, err
-		}
+	spec, err := t.spec()
+	if err != nil {
+		return nil, err
 	}
 	if len(t.tokens) > rows {
 		return nil, fmt.Errorf("it has %d tokens, the model's embedding only %d rows",
 			len(t.tokens), rows)
 	}
-	tokens, types := make([]string, rows), make([]int32, rows)
+	tokens, types := t.ggufTokens(spec, rows)
+	meta := map[string]any{"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+	switch {
+	case t.model.byteLevel:
+		err = spec.ggufByteLevel(meta)
+	case spec.Model.ByteFallback:
+		err = spec.ggufSentencePiece(meta, tokens, types, t.unk)
+	default:
+		err = fmt.Errorf("it is neither byte-level BPE nor BPE with byte fallback")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := t.ggufSpecial(meta); err != nil {
+		return nil, err
+	}
+	if t.template.source != "" {
+		meta["tokenizer.chat_template"] = t.template.source
+	}
+	return meta, nil
+}
+
+// spec returns the tokenizer.json of the tokenizer.
+func (t *Tokenizer) spec() (*fileSpec, error) {
+	if t.source.spec != nil {
+		return t.source.spec, nil
+	}
+	data, err := os.ReadFile(filepath.Join(t.source.folder, "tokenizer.json"))
+	if err != nil {
+		return nil, err
+	}
+	return parseSpec(data)
+}
+
+// ggufTokens returns the token of each row of the embedding and its type.
+func (t *Tokenizer) ggufTokens(spec *fileSpec, rows int) (tokens []string, types []int32) {
+	tokens, types = make([]string, rows), make([]int32, rows)
 	for i := range tokens {
 		tokens[i], types[i] = paddingToken(i), ggufUnused
 		if t.valid(int32(i)) {
@@ -52,19 +82,12 @@ func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
 			types[a.ID] = ggufControl
 		}
 	}
-	meta := map[string]any{"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
-	var err error
-	switch {
-	case t.model.byteLevel:
-		err = spec.ggufByteLevel(meta)
-	case spec.Model.ByteFallback:
-		err = spec.ggufSentencePiece(meta, tokens, types, t.unk)
-	default:
-		err = fmt.Errorf("it is neither byte-level BPE nor BPE with byte fallback")
-	}
-	if err != nil {
-		return nil, err
-	}
+	return tokens, types
+}
+
+// ggufSpecial adds the ids of special tokens to meta, and which of them are added to
+// a text.
+func (t *Tokenizer) ggufSpecial(meta map[string]any) error {
 	set := func(key string, id int32) {
 		if id >= 0 {
 			meta["tokenizer.ggml."+key+"_token_id"] = uint32(id)
@@ -81,14 +104,11 @@ func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
 	addBOS := len(t.prefix) == 1 && t.prefix[0] == t.bos
 	addEOS := len(t.suffix) == 1 && len(t.eos) > 0 && t.suffix[0] == t.eos[0]
 	if len(t.prefix) > 0 && !addBOS || len(t.suffix) > 0 && !addEOS {
-		return nil, fmt.Errorf("it adds the ids %v before a text and %v after it, "+
+		return fmt.Errorf("it adds the ids %v before a text and %v after it, "+
 			"but GGUF can only add the bos and eos token", t.prefix, t.suffix)
 	}
 	meta["tokenizer.ggml.add_bos_token"], meta["tokenizer.ggml.add_eos_token"] = addBOS, addEOS
-	if t.template.source != "" {
-		meta["tokenizer.chat_template"] = t.template.source
-	}
-	return meta, nil
+	return nil
 }
 
 // ggufByteLevel adds the name of the pre-tokenizer and the merges of byte-level
