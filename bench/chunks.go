@@ -138,8 +138,9 @@ func RunChunks(ctx context.Context, o ChunksOptions, each func(row ChunksRow, to
 type run struct{ total, first, between float64 }
 
 // row measures one prompt with the model's current strategy.
-func (o ChunksOptions) row(ctx context.Context, id int, ids []int32, compile string) (ChunksRow,
-	error) {
+func (o ChunksOptions) row(ctx context.Context, id int, ids []int32, compile string) (
+	ChunksRow, error,
+) {
 	device, chunking := model.Device(o.Model), o.Model.Chunking()
 	r := ChunksRow{
 		ID: id, PromptTokens: len(ids), Strategy: baseName(chunking), Compile: compile,
@@ -182,7 +183,8 @@ func (o ChunksOptions) row(ctx context.Context, id int, ids []int32, compile str
 // warm runs the generation of a row for the first time, sets its peak memory, and returns the
 // function that runs it again. The caller calls release when it is done.
 func (o ChunksOptions) warm(ctx context.Context, r *ChunksRow, ids []int32) (
-	once func() (run, error), release func(), err error) {
+	once func() (run, error), release func(), err error,
+) {
 	recorded := r.Compile == Graph || r.Compile == Both
 	once = func() (run, error) { return o.generate(ctx, ids, recorded) }
 	release = func() {}

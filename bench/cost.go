@@ -29,8 +29,9 @@ import (
 //
 // With the strategy independent, the scan makes and reads no states, so the terms with HPN are
 // absent. A kernel may choose other blocks and do more or less than the count.
-func scanCost(pass string, s ScanShape, batch, length, chunk, element int, independent bool) (bytes,
-	flops int64) {
+func scanCost(pass string, s ScanShape, batch, length, chunk, element int, independent bool) (
+	bytes, flops int64,
+) {
 	B, T, e, Q := int64(batch), int64(batch*length), int64(element), int64(min(chunk, length))
 	HP, GN := int64(s.Heads*s.HeadDim), int64(s.Groups*s.State)
 	H, HPN := int64(s.Heads), int64(s.Heads*s.HeadDim*s.State)

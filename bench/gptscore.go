@@ -107,7 +107,8 @@ type scoreTask struct {
 // newScoreTask encodes a prediction. It fails if a text has no tokens or does not fit into the
 // scorer's context.
 func newScoreTask(tok *tokenizer.Tokenizer, path string, p Prediction, a Aspect,
-	context int) (scoreTask, error) {
+	maxLength int,
+) (scoreTask, error) {
 	t := scoreTask{row: GPTScoreRow{
 		ID: p.ID, Source: filepath.Base(path), Strategy: strategyOf(path), Aspect: a.Name,
 	}}
@@ -118,9 +119,9 @@ func newScoreTask(tok *tokenizer.Tokenizer, path string, p Prediction, a Aspect,
 		return t, errors.New("the prediction or the reference has no tokens")
 	}
 	n := max(len(t.givenReference)+len(t.hypothesis), len(t.givenHypothesis)+len(t.reference))
-	if n > context {
+	if n > maxLength {
 		return t, fmt.Errorf("with aspect %s it has %d tokens, the scorer's context is %d",
-			a.Name, n, context)
+			a.Name, n, maxLength)
 	}
 	return t, nil
 }

@@ -42,8 +42,9 @@ const warmUps = 3
 // measure times call, whose argument counts the calls, in the given number of samples after
 // a warm-up. On a GPU the calls of a sample are replayed from a CUDA graph, so that the
 // device is measured and not the host's launches.
-func measure(ctx context.Context, device torch.Device, repeats int, call func(i int)) (timing,
-	error) {
+func measure(ctx context.Context, device torch.Device, repeats int, call func(i int)) (
+	timing, error,
+) {
 	var began time.Time
 	for range warmUps {
 		began = time.Now()

@@ -56,7 +56,8 @@ func column(t torch.Tensor, row, i, length int) []float64 {
 
 // forward measures the scan and checks one head of one sequence.
 func (o SSDOptions) forward(ctx context.Context, r *SSDRow, c bamba.Chunking,
-	random *rand.Rand) error {
+	random *rand.Rand,
+) error {
 	var in [sets]torch.SSDInput
 	for i := range in {
 		in[i] = o.inputs(r.Batch, r.Length)

@@ -133,7 +133,8 @@ func (d *decoder) advance() {
 // decode is loop with a decoder. It launches a step before it reads the token of the
 // previous one. prompts computes the logits of the prompts.
 func (g *generation) decode(ctx context.Context, d *decoder,
-	prompts func() torch.Tensor) (err error) {
+	prompts func() torch.Tensor,
+) (err error) {
 	began := time.Now()
 	if err = ctx.Err(); err != nil {
 		return g.interrupt(err)

@@ -61,7 +61,8 @@ func smollm(t testing.TB) *tokenizer.Tokenizer {
 }
 
 func mustGenerate(t testing.TB, m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32,
-	o generate.Options) []generate.Result {
+	o generate.Options,
+) []generate.Result {
 	t.Helper()
 	results, _, err := generate.Generate(context.Background(), m, tok, prompts, o, nil)
 	if err != nil {

@@ -36,7 +36,8 @@ type row struct {
 
 // begin checks the arguments of a call and makes its state.
 func begin(m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32, o Options,
-	onText func(int, string)) (*generation, error) {
+	onText func(int, string),
+) (*generation, error) {
 	if err := o.check(tok); err != nil {
 		return nil, err
 	}

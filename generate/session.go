@@ -45,7 +45,8 @@ func (s *Session) Reset() {
 // at its start that an earlier call read or made are not computed again. Otherwise
 // it is like the function [Generate].
 func (s *Session) Generate(ctx context.Context, prompt []int32, o Options,
-	onText func(piece string)) (Result, Stats, error) {
+	onText func(piece string),
+) (Result, Stats, error) {
 	if o.NoCache {
 		return Result{}, Stats{}, errors.New("a session needs its cache: NoCache is not supported")
 	}

@@ -99,7 +99,8 @@ func (c curve) look(l *looks) look {
 // overLengths plots time, throughput and memory against prompt length: every strategy in the usual
 // way to launch, and default also eagerly.
 func (s *section) overLengths(p *page, rows []bench.ChunksRow, set setting, suffix string,
-	l *looks) {
+	l *looks,
+) {
 	usual, lengths := usualWay(rows), buckets(rows)
 	t := lengthsTable{set: set, onGPU: slices.ContainsFunc(rows, func(r bench.ChunksRow) bool {
 		return r.GPUUtilization != nil

@@ -82,7 +82,8 @@ func ssd(p *page, r *bench.Results, l *looks) section {
 
 // scanOverLengths plots the time and memory of one pass against length.
 func (s *section) scanOverLengths(rows []bench.SSDRow, set shape, size int, pass, suffix string,
-	l *looks) {
+	l *looks,
+) {
 	rows = where(rows, func(r bench.SSDRow) bool { return r.Pass == pass })
 	if len(rows) == 0 {
 		return

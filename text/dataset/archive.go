@@ -20,8 +20,9 @@ type member struct {
 
 // openArchive opens the files in a .tar.gz. Their names appear only in messages:
 // nothing is written under them.
-func openArchive(path string, layout Layout, maps *mappings) (files []file, skipped int,
-	err error) {
+func openArchive(path string, layout Layout, maps *mappings) (
+	files []file, skipped int, err error,
+) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, 0, err

@@ -29,7 +29,8 @@ var errNoTemplate = errors.New("a chat needs a tokenizer with a chat template, "
 // with the chat template of tok, or with Alpaca's prompt if tok has none.
 // addSpecial is the argument to give to Encode for this prompt.
 func InstructionPrompt(tok *tokenizer.Tokenizer, instruction, input string) (
-	prompt string, addSpecial bool, err error) {
+	prompt string, addSpecial bool, err error,
+) {
 	switch {
 	case tok.ChatTemplate() != "":
 		user := tokenizer.Message{Role: "user", Content: joinInput(instruction, input)}
@@ -52,7 +53,8 @@ func joinInput(instruction, input string) string {
 // samples encodes a record and labels the tokens that have loss. Samples longer
 // than maxLength are cut and counted in truncated.
 func (r *record) samples(tok *tokenizer.Tokenizer, maxLength int) (
-	samples []Sample, truncated int, err error) {
+	samples []Sample, truncated int, err error,
+) {
 	switch {
 	case r.layout == Preference:
 		pair, cut, err := pairSample(tok, &r.pair, maxLength)
@@ -207,7 +209,8 @@ func chatSamples(tok *tokenizer.Tokenizer, messages []tokenizer.Message) ([]Samp
 // answer belongs to the answer. missing is the index of the first turn whose
 // content is not in the text as written, or -1.
 func labelTurns(tok *tokenizer.Tokenizer, messages []tokenizer.Message, first int) (
-	s Sample, missing int, err error) {
+	s Sample, missing int, err error,
+) {
 	whole, err := tok.Chat(messages, false)
 	if err != nil {
 		return s, -1, err
@@ -243,7 +246,8 @@ func labelTurns(tok *tokenizer.Tokenizer, messages []tokenizer.Message, first in
 // turnBounds returns the bytes [start, end) of the rendered conversation whole
 // that message i adds after the prompt for it.
 func turnBounds(tok *tokenizer.Tokenizer, messages []tokenizer.Message, i int, whole string) (
-	start, end int, err error) {
+	start, end int, err error,
+) {
 	before, err := tok.Chat(messages[:i], true)
 	if err != nil {
 		return 0, 0, err
@@ -261,7 +265,8 @@ func turnBounds(tok *tokenizer.Tokenizer, messages []tokenizer.Message, i int, w
 // pairSample encodes both texts of a preference record, each cut at maxLength
 // unless that is 0. truncated is 1 if either was cut, else 0.
 func pairSample(tok *tokenizer.Tokenizer, p *preference, maxLength int) (
-	pair Sample, truncated int, err error) {
+	pair Sample, truncated int, err error,
+) {
 	for _, answer := range [][]tokenizer.Message{p.chosen, p.rejected} {
 		s, err := answerSample(tok, p.prompt, answer)
 		if err != nil {

@@ -230,7 +230,8 @@ func (c *leaf) read() error {
 // readEntries reads a batch of a column into its levels and returns the number
 // of entries and those that are not null, as JSON.
 func readEntries[T any](readBatch func(n int64, values []T, def, rep []int16) (int64, int, error),
-	c *leaf, format func(T) (string, error)) (n int64, entries []string, err error) {
+	c *leaf, format func(T) (string, error),
+) (n int64, entries []string, err error) {
 	values := make([]T, entriesAtOnce)
 	n, count, err := readBatch(entriesAtOnce, values, c.def, c.rep)
 	if err != nil {

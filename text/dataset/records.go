@@ -265,7 +265,8 @@ func parsePair(fields jsonFields) (p preference, err error) {
 // given role, or a list of messages. whole reports that the list begins with a
 // prompt. A missing field gives no messages.
 func parseTurns(fields jsonFields, name, role string) (
-	messages []tokenizer.Message, whole bool, err error) {
+	messages []tokenizer.Message, whole bool, err error,
+) {
 	raw, ok := fields[name]
 	if !ok || string(raw) == "null" {
 		return nil, false, nil

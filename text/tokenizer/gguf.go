@@ -272,8 +272,9 @@ func list[T any](m ggufMeta, key string, want int) ([]T, error) {
 
 // templateProcessing returns the post-processor that adds the token before to
 // the beginning of a text and the token after to its end; "" means none.
-func templateProcessing(before string, beforeID int32, after string,
-	afterID int32) json.RawMessage {
+func templateProcessing(
+	before string, beforeID int32, after string, afterID int32,
+) json.RawMessage {
 	if before == "" && after == "" {
 		return nil
 	}

@@ -176,7 +176,8 @@ func (spec *fileSpec) splits() (list []string, err error) {
 // piece is minus the rank of the first merge that produces it, so the scores give
 // the merges their order. Pieces that no merge produces come last.
 func (spec *fileSpec) ggufSentencePiece(meta map[string]any, tokens []string, types []int32,
-	unk int32) error {
+	unk int32,
+) error {
 	scores := make([]float32, len(tokens))
 	for i := range scores {
 		scores[i] = -1e9

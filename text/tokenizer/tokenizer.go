@@ -88,9 +88,9 @@ func (t *Tokenizer) EncodeStart(s string) []int32 {
 	return ids[:len(ids)-len(t.suffix)]
 }
 
-// Continuation encodes given+target and cuts the ids where target begins. after
-// are target's ids as they follow given, without the space that some tokenizers
-// put in front of a text. A token that spans the border belongs to after.
+// Continuation encodes given+target and cuts the ids where target begins. after holds
+// the ids of target as they follow given, without the space that some tokenizers add
+// before a text. A token that spans the border belongs to after.
 func (t *Tokenizer) Continuation(given, target string) (before, after []int32) {
 	ids := t.EncodeStart(given + target)
 	n := CommonPrefix(t.EncodeStart(given), ids)
@@ -110,7 +110,8 @@ func CommonPrefix[T comparable](a, b []T) int {
 // steps. Without steps, s is a word, and the model encodes it. first is true at
 // the beginning of the input.
 func (t *Tokenizer) encodeWords(out []int32, e *scratch, steps []preStep, s string,
-	first bool) []int32 {
+	first bool,
+) []int32 {
 	if len(steps) == 0 {
 		return t.model.encode(out, e, s)
 	}

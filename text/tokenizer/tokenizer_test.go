@@ -43,8 +43,9 @@ type goldenFile struct {
 	}
 }
 
-func eachFixture(t *testing.T, f func(t *testing.T, dir string, tok *Tokenizer,
-	golden *goldenFile)) {
+func eachFixture(t *testing.T,
+	f func(t *testing.T, dir string, tok *Tokenizer, golden *goldenFile),
+) {
 	dirs, _ := filepath.Glob(filepath.Join(fixtures, "*", "golden.json"))
 	if len(dirs) < 8 {
 		t.Fatalf("%d fixtures in %s", len(dirs), fixtures)
