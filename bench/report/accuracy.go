@@ -73,8 +73,8 @@ func accuracy(p *page, r *bench.Results, l *looks) section {
 		return finite(r.NLL) && r.ReferenceTokens > 0
 	})
 	s := section{Intro: "How well the model predicts the references after their prompts with " +
-		"each strategy. Lower is better, 1 is perfect. Differences compare the same references, " +
-		"so their standard error is much smaller than the spread of the perplexities."}
+		"each strategy. Lower is better, 1 is perfect. Differences are means over references. " +
+		"The standard error is that of this mean."}
 	if len(rows) == 0 {
 		s.Missing = "accuracy.json has no rows with a reference."
 		return s

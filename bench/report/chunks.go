@@ -36,6 +36,13 @@ var wayMeans = map[string]string{
 	"both":    "conquer's kernels, replayed from a CUDA graph",
 }
 
+// wayCode names the code of each way in a sentence.
+var wayCode = map[string]string{
+	"kernels": "conquer's kernels",
+	"graph":   "a CUDA graph",
+	"both":    "conquer's kernels in a CUDA graph",
+}
+
 // chunks makes the section about the model: time and memory of each strategy over prompts of
 // several lengths, and the effect of each way to launch.
 func chunks(p *page, r *bench.Results, l *looks) section {
@@ -275,9 +282,13 @@ func (s *section) speedFinding(p *page, rows []bench.ChunksRow, lengths []bucket
 	if !finite(slow) || !finite(fast) {
 		return
 	}
-	text := fmt.Sprintf("For a prompt of %s tokens the model takes %s ms with kernels (%s) "+
+	code := wayCode[usual]
+	if code == "" {
+		code = usual
+	}
+	text := fmt.Sprintf("For a prompt of %s tokens the model takes %s ms with %s "+
 		"and %s ms with libtorch's operations: %s times as fast",
-		count(float64(longest.high)), short(fast), usual, short(slow), short(slow/fast))
+		count(float64(longest.high)), short(fast), code, short(slow), short(slow/fast))
 	if more, less := at("eager", memory), at(usual, memory); more > 0 && less > 0 {
 		text += fmt.Sprintf(", with %s instead of %s MB in addition to the weights",
 			short(less/1e6), short(more/1e6))
@@ -343,7 +354,7 @@ func (s *section) compilations(rows []bench.ChunksRow, set setting, suffix strin
 	s.Figures = append(s.Figures, figure{Name: "compile" + suffix, chart: c, Table: t,
 		Alt: "Bars of latency: a group for each way to launch, a bar for each strategy. " +
 			"The table has the numbers.",
-		Caption: fmt.Sprintf("The longest prompts, %s tokens. %s. %s.", longest, set,
+		Caption: fmt.Sprintf("Prompts of %s tokens: %s. %s.", longest, set,
 			strings.Join(meanings, "; "))})
 }
 

@@ -18,7 +18,8 @@ func shapeOf(r bench.SSDRow) shape {
 }
 
 func (s shape) String() string {
-	return fmt.Sprintf("batch %d, %d heads of %d, state %d, groups %d, %s, %s", s.batch, s.heads,
+	return fmt.Sprintf("batch %d, %d heads of dimension %d, state %d, groups %d, %s, %s", s.batch,
+		s.heads,
 		s.headDim, s.state, s.groups, s.dtype, s.device)
 }
 
@@ -113,7 +114,7 @@ func (s *section) scanOverLengths(rows []bench.SSDRow, set shape, size int, pass
 			}
 		}
 	}
-	caption := fmt.Sprintf("%s. Chunks of %d tokens.", set, size)
+	caption := fmt.Sprintf("%s, chunks of %d tokens.", set, size)
 	alt := "Curves against length, one for each strategy. The table has the numbers."
 	for _, f := range []figure{{Name: "scan-" + pass + suffix, chart: time, Table: t},
 		{Name: "scan-" + pass + "-memory" + suffix, chart: memory}} {
@@ -157,7 +158,7 @@ func (s *section) overChunks(rows []bench.SSDRow, set shape, suffix string, l *l
 		s.Figures = append(s.Figures, figure{Name: "scan-chunk" + suffix, chart: c, Table: t,
 			Alt: "Curves of the time of the forward scan against chunk size by strategy. " +
 				"The table has the numbers.",
-			Caption: fmt.Sprintf("%s tokens. %s.", count(float64(rows[0].Length)), set)})
+			Caption: fmt.Sprintf("%s tokens: %s.", count(float64(rows[0].Length)), set)})
 	}
 }
 
@@ -189,7 +190,7 @@ func (s *section) againstCeilings(rows []bench.SSDRow, set shape, ceilings bench
 			continue
 		}
 		axis := rate.unit
-		caption := fmt.Sprintf("Each pass at its greatest length. %s.", set)
+		caption := fmt.Sprintf("Each pass at its greatest length: %s.", set)
 		if rate.most > 0 {
 			caption += fmt.Sprintf(" Dashed line: the rate of %s in libtorch.", rate.operation)
 			axis += fmt.Sprintf(" (dashed: %s at %s)", rate.operation, short(rate.most))
