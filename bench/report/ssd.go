@@ -192,8 +192,8 @@ func (s *section) againstCeilings(rows []bench.SSDRow, set shape, ceilings bench
 		axis := rate.unit
 		caption := fmt.Sprintf("Each pass at its greatest length: %s.", set)
 		if rate.most > 0 {
-			caption += fmt.Sprintf(" Dashed line: the rate of %s in libtorch.", rate.operation)
-			axis += fmt.Sprintf(" (dashed: %s at %s)", rate.operation, short(rate.most))
+			caption += fmt.Sprintf(" Dashed line: ceiling, the rate of %s in libtorch.", rate.operation)
+			axis += fmt.Sprintf(" (dashed: ceiling of %s)", short(rate.most))
 		}
 		c := newChart(rate.title, axis, "")
 		if err := c.levels(names, levels, rate.most); err != nil {
