@@ -29,7 +29,7 @@ const (
 // Subject is the model that a benchmark runs over prompts.
 type Subject struct {
 	Model bamba.Chunked
-	// may be nil for [RunChunks]: then prompts are Prompt.TokenLen random tokens
+	// Tokenizer may be nil for [RunChunks]. Then a prompt is Prompt.TokenLen random tokens.
 	Tokenizer *tokenizer.Tokenizer
 	Prompts   []Prompt
 	// Strategies holds the chunking strategies with their chunk sizes. If
@@ -41,7 +41,8 @@ type Subject struct {
 // ChunksOptions say what [RunChunks] measures.
 type ChunksOptions struct {
 	Subject
-	// if empty, each strategy runs as Eager, or as Kernels if it is -optimized
+	// Compile lists ways to run. If it is empty, each strategy runs as Eager, or as Kernels if
+	// it is -optimized.
 	Compile      []string
 	MaxNewTokens int
 	Repeats      int // timed runs of each row, after a warm-up run

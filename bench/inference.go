@@ -19,9 +19,9 @@ type InferenceOptions struct {
 	Compiled, Eager          bool // recorded steps (GPU only), and operations launched one by one
 	Cache, NoCache           bool
 	Seed                     uint64
-	// processes that the model is divided over, which do not record steps; may be nil
+	// Group is the processes that the model is divided over, or nil. They do not record steps.
 	Group *dist.Group
-	// called with each row when it is measured; may be nil
+	// Done receives each row when it is measured. It may be nil.
 	Done func(InferenceRow)
 }
 
@@ -37,13 +37,13 @@ type InferenceRow struct {
 	Repeats      int     `json:"repeats"`
 	Processes    int     `json:"processes,omitempty"` // that the model is divided over
 	FirstTokenMS float64 `json:"first_token_ms"`      // call to first new token
-	// one step after the prompt, without recording; 0 if there is none
+	// SingleMS is one step after the prompt, without recording, or 0 if there is none.
 	SingleMS   float64 `json:"single_token_ms,omitempty"`
 	TotalMS    float64 `json:"end_to_end_ms"`       // call to last new token
 	PerTokenMS float64 `json:"end_to_end_token_ms"` // TotalMS over NewTokens
 	TokensPerS float64 `json:"tokens_per_s"`        // new tokens of the batch over TotalMS
 	PeakBytes  int64   `json:"peak_bytes,omitempty"`
-	// on a GPU: block tails ran as the fused kernel
+	// Fused reports, on a GPU, that block tails ran as the fused kernel.
 	Fused         bool   `json:"fused,omitempty"`
 	UnfusedReason string `json:"unfused,omitempty"` // why they did not
 }

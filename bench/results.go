@@ -72,7 +72,7 @@ type Versions struct {
 // SSDRow is one shape, pass and strategy of the scan. Bytes and Flops are counted from the
 // shapes, not measured.
 type SSDRow struct {
-	// default, windowed:2-optimized, …; kernel for passes other than the scan
+	// Strategy is default, windowed:2-optimized, …, or kernel for passes other than the scan.
 	Strategy    string  `json:"strategy"`
 	Pass        string  `json:"pass"` // forward, backward, step, conv or norm
 	Device      string  `json:"device"`
@@ -95,7 +95,7 @@ type SSDRow struct {
 	OfBandwidth float64 `json:"of_bandwidth"` // GBPerS over the machine's ceiling
 	OfRate      float64 `json:"of_rate"`      // GFlopPerS over the machine's ceiling for the dtype
 	PeakBytes   int64   `json:"peak_bytes"`   // in addition to the inputs
-	// ‖out-ref‖/‖ref‖ of the worst result, where ref is computed in float64
+	// Error is ‖out-ref‖/‖ref‖ of the worst result, where ref is computed in float64.
 	Error  float64 `json:"error"`
 	Failed string  `json:"failed,omitempty"`
 }
@@ -127,7 +127,7 @@ type ChunksRow struct {
 	Flops           int64   `json:"flops"`
 	GFlopPerS       float64 `json:"gflop_per_s"`
 	CPUUtilization  float64 `json:"cpu_utilization"` // 0 to 1, of all cores
-	// 0 to 1; null without a GPU or without a value from the driver
+	// GPUUtilization is 0 to 1, or null without a GPU or a value from the driver.
 	GPUUtilization *float64    `json:"gpu_utilization,omitempty"`
 	TopOperations  []Operation `json:"top_operations"`
 	Failed         string      `json:"failed,omitempty"` // reason if the row has no figures
@@ -147,7 +147,7 @@ type AccuracyRow struct {
 	ChunkSize       int    `json:"chunk_size"`
 	PromptTokens    int    `json:"prompt_tokens"`
 	ReferenceTokens int    `json:"reference_tokens"`
-	// mean of the reference after the prompt, in nats per token
+	// NLL is the mean of the reference after the prompt, in nats per token.
 	NLL        float64 `json:"nll"`
 	Perplexity float64 `json:"perplexity"`
 	Prediction string  `json:"prediction"`
@@ -158,7 +158,7 @@ type AccuracyRow struct {
 type GPTScoreRow struct {
 	ID     int    `json:"id"`
 	Source string `json:"source"` // name of the predictions file
-	// that made the predictions, if the name of the file says so
+	// Strategy made the predictions. It is "" if the name of the file does not say.
 	Strategy     string  `json:"strategy"`
 	Aspect       string  `json:"aspect"` // none means no instruction
 	HypoGivenRef float64 `json:"hypo_given_ref"`

@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	// not black: vgsvg omits black, and the page must replace the color
+	// ink is not black, because vgsvg omits black and the page must replace the color.
 	ink   = color.RGBA{0x1f, 0x23, 0x28, 0xff}
 	faint = color.RGBA{0xd0, 0xd7, 0xde, 0xff}
 )
