@@ -52,7 +52,7 @@ type ChunksOptions struct {
 func (o ChunksOptions) Check() error {
 	for _, c := range o.Compile {
 		if !slices.Contains([]string{Eager, Kernels, Graph, Both}, c) {
-			return fmt.Errorf("compile %q is not known: choose among %s, %s, %s, %s",
+			return fmt.Errorf("unknown way to compile %q: choose among %s, %s, %s, %s",
 				c, Eager, Kernels, Graph, Both)
 		}
 	}
