@@ -162,5 +162,6 @@ func ParseCompile(name string) (Compile, error) {
 	case "", CompileNone, CompileGraph:
 		return c, nil
 	}
-	return "", fmt.Errorf("unknown way to compile %q: use %s or %s", name, CompileNone, CompileGraph)
+	return "", fmt.Errorf("unknown way to compile %q: use %s or %s", name, CompileNone,
+		CompileGraph)
 }
