@@ -34,7 +34,7 @@ func WithGrad(f func()) {
 	f()
 }
 
-// RequireGrad makes t a leaf whose gradient a backward pass computes (or not any more), and returns t.
+// RequireGrad sets whether backward passes compute a gradient for the leaf t, and returns t.
 func (t Tensor) RequireGrad(on bool) Tensor {
 	c := begin()
 	r := int32(0)
@@ -46,17 +46,17 @@ func (t Tensor) RequireGrad(on bool) Tensor {
 	return t
 }
 
-// RequiresGrad reports whether a backward pass reaches t.
+// RequiresGrad reports whether backward passes reach t.
 func (t Tensor) RequiresGrad() bool { return libtch.AtRequiresGrad(t.c) }
 
-// Detach returns t's values cut off from what computed them, sharing storage.
+// Detach returns t without its autograd history, sharing storage.
 func (t Tensor) Detach() Tensor {
 	c := begin()
 	libtch.AtgDetach(&c.out[0], t.c)
 	return c.end("detach", t)
 }
 
-// Grad returns t's accumulated gradient, or no tensor.
+// Grad returns t's accumulated gradient, or no tensor if it has none.
 func (t Tensor) Grad() Tensor {
 	c := begin()
 	libtch.AtgGrad(&c.out[0], t.c)
@@ -67,35 +67,38 @@ func (t Tensor) Grad() Tensor {
 	return grad
 }
 
-// SetGrad makes grad t's gradient, sharing storage.
+// SetGrad sets t's gradient to grad, sharing storage.
 func (t Tensor) SetGrad(grad Tensor) {
 	check(C.cq_set_grad(t.handle(), grad.handle()), "set grad", t, grad)
 }
 
-// ClearGrad drops t's gradient.
+// ClearGrad removes t's gradient.
 func (t Tensor) ClearGrad() { C.cq_clear_grad(t.handle()) }
 
-// SetData makes t share src's storage, shape and dtype; t stays the leaf it was.
+// SetData makes t share src's storage, shape and dtype. t stays the same leaf of autograd's graph.
 func (t Tensor) SetData(src Tensor) {
 	check(C.cq_set_data(t.handle(), src.handle()), "set data", t, src)
 }
 
-// Backward adds to each leaf's gradient what it contributes to the scalar t.
+// Backward adds to each leaf's gradient the gradient of the scalar t.
 func (t Tensor) Backward() { Backward([]Tensor{t}, []Tensor{{}}) }
 
-// Backward adds to the gradients of inputs, or of every leaf reached when none are named, the gradient of
-// sum_i <outputs_i, seeds_i>. The seed of a scalar output may be no tensor.
+// Backward adds the gradient of Σ_i <outputs_i, seeds_i> to the gradients of inputs, or of every
+// leaf if inputs is empty. The seed of a scalar output may be no tensor.
 func Backward(outputs, seeds []Tensor, inputs ...Tensor) {
-	check(C.cq_backward(handles(outputs), handles(seeds), C.int(len(outputs)), handles(inputs), C.int(len(inputs)), 0),
-		"backward", outputs...)
+	check(
+		C.cq_backward(handles(outputs), handles(seeds), C.int(len(outputs)), handles(inputs),
+			C.int(len(inputs)), 0),
+		"backward",
+		outputs...)
 }
 
-// Dropped is results whose memory was freed although a backward pass will read them.
+// Dropped holds results whose memory was freed although a backward pass will read them.
 type Dropped struct{ c *C.cq_dropped }
 
-// DropCheap calls f and then frees, of what f's operations leave for a backward pass, the results that are cheap to compute
-// again from what is left besides: those of [RMSNorm], [SwiGLU], [GatedRMSNorm] and [CausalConv1D], alone or on the way to a
-// product. What f returns stays. Restore comes before the backward pass; every Dropped ends with Free.
+// DropCheap calls f and then frees the saved results of f's operations that are cheap to compute
+// again: those of [RMSNorm], [SwiGLU], [GatedRMSNorm] and [CausalConv1D], alone or inside a fused
+// linear layer. f's result stays. Call Restore before the backward pass, and Free at the end.
 func DropCheap(f func() Tensor) (kept Tensor, dropped *Dropped) {
 	check(C.cq_drop_begin(), "drop")
 	dropped = &Dropped{}
@@ -113,14 +116,14 @@ func DropCheap(f func() Tensor) (kept Tensor, dropped *Dropped) {
 	return kept, dropped
 }
 
-// Restore computes the results again, to the same bits.
+// Restore recomputes the results, bit for bit.
 func (d *Dropped) Restore() {
 	if d != nil {
 		check(C.cq_dropped_restore(d.c), "restore")
 	}
 }
 
-// Free ends d, which may be nil; what was not restored stays without memory.
+// Free ends d, which may be nil. Results that were not restored stay without memory.
 func (d *Dropped) Free() {
 	if d != nil {
 		C.cq_dropped_free(d.c)
@@ -138,7 +141,7 @@ func RNGState(d Device) Tensor {
 	return Tensor{libtch.Ctensor(out)}
 }
 
-// SetRNGState puts d's generator back to a state that RNGState returned.
+// SetRNGState restores a state of d's generator that RNGState returned.
 func SetRNGState(d Device, state Tensor) {
 	check(C.cq_set_rng_state(C.int(d), state.handle()), "set rng state of "+d.String(), state)
 }

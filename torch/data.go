@@ -11,7 +11,7 @@ import (
 	"github.com/sugarme/gotch/libtch"
 )
 
-// Element is a Go type that a tensor's elements can be read into and made from.
+// Element is a Go type that tensors are made from and read into.
 type Element interface {
 	uint8 | int32 | int64 | float32 | float64
 }
@@ -31,14 +31,14 @@ func dtypeOf[E Element]() DType {
 	return Float64
 }
 
-// From makes a CPU tensor of the given shape holding a copy of data.
+// From returns a CPU tensor of the given shape with a copy of data.
 func From[E Element](data []E, shape ...int) Tensor {
 	var zero E
-	return FromBytes(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(data))), len(data)*int(unsafe.Sizeof(zero))),
-		dtypeOf[E](), shape)
+	return FromBytes(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(data))),
+		len(data)*int(unsafe.Sizeof(zero))), dtypeOf[E](), shape)
 }
 
-// FromBytes makes a CPU tensor holding a copy of data, the elements' bytes in row-major order.
+// FromBytes returns a CPU tensor with a copy of data, the elements' bytes in row-major order.
 func FromBytes(data []byte, dtype DType, shape []int) Tensor {
 	sizes := make([]int64, len(shape)+1)
 	for i, s := range shape {
@@ -46,11 +46,12 @@ func FromBytes(data []byte, dtype DType, shape []int) Tensor {
 	}
 	var out C.cq_tensor
 	check(C.cq_tensor_from(unsafe.Pointer(unsafe.SliceData(data)), C.size_t(len(data)),
-		(*C.int64_t)(unsafe.Pointer(&sizes[0])), C.int(len(shape)), C.int(dtype), &out), fmt.Sprintf("from bytes %v%v", dtype, shape))
+		(*C.int64_t)(unsafe.Pointer(&sizes[0])), C.int(len(shape)), C.int(dtype),
+		&out), fmt.Sprintf("from bytes %v%v", dtype, shape))
 	return Tensor{libtch.Ctensor(out)}
 }
 
-// Values copies t's elements, converted to E, in row-major order.
+// Values returns a copy of t's elements, converted to E, in row-major order.
 func Values[E Element](t Tensor) []E {
 	values := make([]E, t.Numel())
 	if len(values) > 0 {
@@ -63,7 +64,7 @@ func Values[E Element](t Tensor) []E {
 	return values
 }
 
-// Item returns the one element of t, converted to E.
+// Item returns the only element of t, converted to E.
 func Item[E Element](t Tensor) E {
 	values := Values[E](t)
 	if len(values) != 1 {
@@ -72,10 +73,16 @@ func Item[E Element](t Tensor) E {
 	return values[0]
 }
 
-// Data returns the bytes of a contiguous CPU tensor without copying: valid, and the same memory, while t lives.
+// Data returns the memory of a contiguous CPU tensor, valid while t lives.
 func (t Tensor) Data() []byte {
 	if t.Device() != CPU || !libtch.AtIsContiguous(t.c) {
-		panic(&Error{Op: "data", Shapes: shapesOf(t), Message: "only a contiguous CPU tensor has its bytes in one piece"})
+		panic(
+			&Error{
+				Op:      "data",
+				Shapes:  shapesOf(t),
+				Message: "expected a contiguous tensor on the CPU",
+			},
+		)
 	}
 	n := t.Bytes()
 	if n == 0 {
@@ -84,8 +91,8 @@ func (t Tensor) Data() []byte {
 	return unsafe.Slice((*byte)(libtch.AtDataPtr(t.c)), n)
 }
 
-// Mapping is a file mapped into memory. Tensors viewing it keep it alive; writing to one changes this process's private
-// copy of the touched pages, never the file.
+// Mapping is a file mapped into memory. Tensors that view it keep it alive. Writing to them changes
+// this process's private copy of the pages, never the file.
 type Mapping struct {
 	c    *C.cq_mapping
 	data []byte
@@ -105,22 +112,23 @@ func OpenMapping(path string) (*Mapping, error) {
 	return &m, nil
 }
 
-// Bytes returns the file's contents: valid until Close.
+// Bytes returns the file's contents, valid until Close.
 func (m *Mapping) Bytes() []byte { return m.data }
 
-// Tensor views shape elements of dtype beginning at byte offset, without copying.
+// Tensor returns a view of the bytes from offset on, as a tensor of the given dtype and shape.
 func (m *Mapping) Tensor(offset int, dtype DType, shape []int) Tensor {
 	sizes := make([]int64, len(shape)+1)
 	for i, s := range shape {
 		sizes[i] = int64(s)
 	}
 	var out C.cq_tensor
-	check(C.cq_map_tensor(m.c, C.size_t(offset), (*C.int64_t)(unsafe.Pointer(&sizes[0])), C.int(len(shape)), C.int(dtype), &out),
-		fmt.Sprintf("map %v%v at byte %d", dtype, shape, offset))
+	check(C.cq_map_tensor(m.c, C.size_t(offset), (*C.int64_t)(unsafe.Pointer(&sizes[0])),
+		C.int(len(shape)), C.int(dtype), &out), fmt.Sprintf("map %v%v at byte %d", dtype, shape,
+		offset))
 	return Tensor{libtch.Ctensor(out)}
 }
 
-// Close gives the mapping back, at the latest when the last tensor that views it is freed.
+// Close releases the mapping once the last tensor that views it is freed.
 func (m *Mapping) Close() {
 	if m.c != nil {
 		C.cq_map_close(m.c)

@@ -13,7 +13,7 @@ import (
 // Device is where a tensor lives: CPU, or a CUDA device by index.
 type Device int
 
-// CPU is the processor's memory.
+// CPU is the device of tensors in main memory.
 const CPU Device = -1
 
 // CUDA is the GPU of the given index.
@@ -29,11 +29,12 @@ func (d Device) String() string {
 	return "cuda:" + strconv.Itoa(int(d))
 }
 
-// ErrNoDriver is what LoadCUDA's error wraps on a machine that has no NVIDIA driver, where nobody expects a GPU.
+// ErrNoDriver is wrapped by LoadCUDA's error on a machine without an NVIDIA driver.
 var ErrNoDriver = errors.New("no NVIDIA driver here (libcuda.so.1 does not load)")
 
-// LoadCUDA makes GPUs available. It must come before anything else that asks for one, because libtorch remembers the first
-// answer; it is cheap to call again. The error says what is missing: the driver, a library, a device.
+// LoadCUDA makes GPUs available. Call it before anything else asks for a GPU, because libtorch
+// caches the first answer. Later calls are cheap. The error names what is missing: driver, library
+// or device.
 func LoadCUDA() error {
 	switch C.cq_cuda_load() {
 	case 0:
@@ -44,8 +45,8 @@ func LoadCUDA() error {
 	return fmt.Errorf("no CUDA device can be used: %s", C.GoString(C.cq_last_error()))
 }
 
-// ParseDevice reads "cpu", "cuda", "cuda:1", or "" (a GPU where one can be used, else the CPU: LoadCUDA says why), loading
-// CUDA if needed.
+// ParseDevice parses "cpu", "cuda", "cuda:1", or "" (a GPU if one is usable, else the CPU; LoadCUDA
+// says why). It loads CUDA if needed.
 func ParseDevice(name string) (Device, error) {
 	switch {
 	case name == "cpu":
@@ -74,7 +75,7 @@ func ParseDevice(name string) (Device, error) {
 	return CPU, fmt.Errorf("unknown device %q: use cpu, cuda or cuda:N", name)
 }
 
-// DeviceInfo describes a GPU. Memory is in bytes; Allocated and Peak count what libtorch's allocator handed out in this
+// DeviceInfo describes a GPU. Memory is in bytes. Allocated and Peak count the tensors of this
 // process.
 type DeviceInfo struct {
 	Name                         string
@@ -83,7 +84,7 @@ type DeviceInfo struct {
 	Total, Free, Allocated, Peak int64
 }
 
-// Devices lists the GPUs that can be used: none before LoadCUDA succeeded.
+// Devices lists the usable GPUs, none before LoadCUDA succeeded.
 func Devices() []DeviceInfo {
 	list := make([]DeviceInfo, int(C.cq_cuda_device_count()))
 	for i := range list {
@@ -97,21 +98,26 @@ func (d Device) Info() DeviceInfo {
 	var info C.cq_cuda_info
 	check(C.cq_cuda_describe(C.int(d), &info), "describe "+d.String())
 	return DeviceInfo{
-		Name: C.GoString(&info.name[0]), Major: int(info.major), Minor: int(info.minor),
-		Multiprocessors: int(info.multiprocessors), Total: int64(info.total_bytes), Free: int64(info.free_bytes),
-		Allocated: int64(info.allocated_bytes), Peak: int64(info.peak_allocated_bytes),
+		Name:            C.GoString(&info.name[0]),
+		Major:           int(info.major),
+		Minor:           int(info.minor),
+		Multiprocessors: int(info.multiprocessors),
+		Total:           int64(info.total_bytes),
+		Free:            int64(info.free_bytes),
+		Allocated:       int64(info.allocated_bytes),
+		Peak:            int64(info.peak_allocated_bytes),
 	}
 }
 
-// Synchronize waits until everything queued on d is done; on the CPU nothing is ever queued.
+// Synchronize waits for all work queued on d. On the CPU no work is ever queued.
 func (d Device) Synchronize() {
 	if d.IsCUDA() {
 		check(C.cq_cuda_synchronize(C.int(d)), "synchronize "+d.String())
 	}
 }
 
-// Memory is how many bytes tensors on d hold now, and the most since the process began or ResetPeak. Views of mapped files
-// do not count.
+// Memory is how many bytes tensors on d hold now, and the most since the process began or
+// ResetPeak. Views of mapped files do not count.
 func (d Device) Memory() (now, peak int64) {
 	if d.IsCUDA() {
 		info := d.Info()

@@ -23,14 +23,23 @@ var dtypes = map[DType]struct {
 	name string
 	size int
 }{
-	Uint8: {"uint8", 1}, Int32: {"int32", 4}, Int64: {"int64", 8}, Float16: {"float16", 2}, Float32: {"float32", 4},
-	Float64: {"float64", 8}, Bool: {"bool", 1}, BFloat16: {"bfloat16", 2},
+	Uint8: {
+		"uint8",
+		1,
+	},
+	Int32:    {"int32", 4},
+	Int64:    {"int64", 8},
+	Float16:  {"float16", 2},
+	Float32:  {"float32", 4},
+	Float64:  {"float64", 8},
+	Bool:     {"bool", 1},
+	BFloat16: {"bfloat16", 2},
 }
 
 // Size returns the bytes of one element.
 func (d DType) Size() int { return dtypes[d].size }
 
-// String returns PyTorch's name of the dtype.
+// String returns PyTorch's name of d.
 func (d DType) String() string {
 	if info, ok := dtypes[d]; ok {
 		return info.name
@@ -38,10 +47,10 @@ func (d DType) String() string {
 	return fmt.Sprintf("dtype(%d)", int(d))
 }
 
-// Floating reports whether the dtype holds fractions.
+// Floating reports whether d is a floating-point type.
 func (d DType) Floating() bool { return d == Float16 || d == Float32 || d == Float64 || d == BFloat16 }
 
-// ParseDType reads a floating dtype by its PyTorch name or its short form (fp32, bf16, fp16).
+// ParseDType parses a floating-point dtype: its PyTorch name or short form (fp32, bf16, fp16).
 func ParseDType(name string) (DType, error) {
 	switch strings.TrimPrefix(name, "torch.") {
 	case "float32", "fp32", "float":

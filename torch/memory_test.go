@@ -9,8 +9,9 @@ import (
 	"conquer/torch"
 )
 
-// Blocks of all sizes come and go in any order, on several threads at once: none may overlap another, whatever was split
-// and merged before. Each tensor holds a number of its own until it is freed.
+// Blocks of all sizes come and go in any order, on several threads at once: none may overlap
+// another, whatever was split and merged before. Each tensor holds a number of its own until it is
+// freed.
 func TestBlocksOfMemoryNeverOverlap(t *testing.T) {
 	var workers sync.WaitGroup
 	for worker := range 3 {
@@ -27,7 +28,9 @@ func TestBlocksOfMemoryNeverOverlap(t *testing.T) {
 				release := func(i int) {
 					b := live[i]
 					torch.Scoped(func() {
-						if least, most := -torch.Item[float64](b.Neg().Max()), torch.Item[float64](b.Max()); least != b.value || most != b.value {
+						if least, most := -torch.Item[float64](b.Neg().Max()), torch.Item[float64](
+							b.Max()); least != b.value ||
+							most != b.value {
 							t.Errorf("a block that held %v holds %v to %v", b.value, least, most)
 						}
 					})
@@ -42,7 +45,14 @@ func TestBlocksOfMemoryNeverOverlap(t *testing.T) {
 					torch.Scoped(func() {
 						value := draw.Float64()
 						n := 1 << draw.IntN(19) // up to 8 MB
-						live = append(live, block{torch.Full([]int{n + draw.IntN(n)}, value, torch.Float64, torch.CPU).Own(), value})
+						live = append(
+							live,
+							block{
+								torch.Full([]int{n + draw.IntN(n)}, value, torch.Float64, torch.CPU).
+									Own(),
+								value,
+							},
+						)
 					})
 				}
 				for len(live) > 0 {

@@ -17,14 +17,14 @@ func flag(on bool) int32 {
 	return 0
 }
 
-// keepDType is what gotch's C layer takes for "the input's own dtype".
+// keepDType stands for the input's dtype in gotch's C layer.
 const keepDType = -1
 
 // scalar calls f with a libtorch scalar.
 func scalar(value float64, f func(s libtch.Cscalar)) {
 	var s libtch.Cscalar
 	if value == math.Trunc(value) && math.Abs(value) < 1<<53 {
-		s = libtch.AtsInt(int64(value)) // a whole number does not turn integers into floats
+		s = libtch.AtsInt(int64(value)) // keeps an integer tensor an integer tensor
 	} else {
 		s = libtch.AtsFloat(value)
 	}
@@ -34,7 +34,7 @@ func scalar(value float64, f func(s libtch.Cscalar)) {
 
 // ---- creation ----
 
-// Empty makes a tensor with arbitrary contents.
+// Empty returns a tensor with undefined contents.
 func Empty(shape []int, dtype DType, device Device) Tensor {
 	c := begin()
 	dims, n := c.sizes(shape)
@@ -42,7 +42,7 @@ func Empty(shape []int, dtype DType, device Device) Tensor {
 	return c.end("empty")
 }
 
-// Zeros makes a tensor of zeros.
+// Zeros returns a tensor of zeros.
 func Zeros(shape []int, dtype DType, device Device) Tensor {
 	c := begin()
 	dims, n := c.sizes(shape)
@@ -50,15 +50,18 @@ func Zeros(shape []int, dtype DType, device Device) Tensor {
 	return c.end("zeros")
 }
 
-// Full makes a tensor of one value.
+// Full returns a tensor filled with one value.
 func Full(shape []int, value float64, dtype DType, device Device) Tensor {
 	c := begin()
 	dims, n := c.sizes(shape)
-	scalar(value, func(s libtch.Cscalar) { libtch.AtgFull(&c.out[0], dims, n, s, int32(dtype), int32(device)) })
+	scalar(
+		value,
+		func(s libtch.Cscalar) { libtch.AtgFull(&c.out[0], dims, n, s, int32(dtype), int32(device)) },
+	)
 	return c.end("full")
 }
 
-// Ones makes a tensor of ones.
+// Ones returns a tensor of ones.
 func Ones(shape []int, dtype DType, device Device) Tensor { return Full(shape, 1, dtype, device) }
 
 // Randn draws from the standard normal distribution.
@@ -77,7 +80,7 @@ func RandInt(high int, shape []int, device Device) Tensor {
 	return c.end("randint")
 }
 
-// Arange counts from start up to, not including, end.
+// Arange returns start, start+1, … up to but excluding end.
 func Arange(start, end int, dtype DType, device Device) Tensor {
 	c := begin()
 	from, to := libtch.AtsInt(int64(start)), libtch.AtsInt(int64(end))
@@ -87,7 +90,7 @@ func Arange(start, end int, dtype DType, device Device) Tensor {
 	return c.end("arange")
 }
 
-// ZerosLike makes zeros of t's shape, dtype and device.
+// ZerosLike returns zeros of t's shape, dtype and device.
 func (t Tensor) ZerosLike() Tensor {
 	c := begin()
 	libtch.AtgZerosLike(&c.out[0], t.c)
@@ -96,14 +99,14 @@ func (t Tensor) ZerosLike() Tensor {
 
 // ---- conversion and copying ----
 
-// To converts t's elements to dtype; t itself if they are of it already.
+// To converts t's elements to dtype, or returns t if it has that dtype.
 func (t Tensor) To(dtype DType) Tensor {
 	c := begin()
 	libtch.AtgToDtype(&c.out[0], t.c, int32(dtype), 0, 0)
 	return c.end("to", t)
 }
 
-// ToDevice moves t to a device; t itself if it is there already.
+// ToDevice copies t to a device, or returns t if it is there.
 func (t Tensor) ToDevice(d Device) Tensor {
 	if d.IsCUDA() && !t.Device().IsCUDA() && !t.RequiresGrad() {
 		var out C.cq_tensor
@@ -115,7 +118,7 @@ func (t Tensor) ToDevice(d Device) Tensor {
 	return c.end("to", t)
 }
 
-// Clone copies t into memory of its own.
+// Clone returns a copy of t with its own memory.
 func (t Tensor) Clone() Tensor {
 	c := begin()
 	libtch.AtgToDtype(&c.out[0], t.c, int32(t.DType()), 0, 1)
@@ -131,7 +134,7 @@ func (t Tensor) Copy(src Tensor) Tensor {
 	return t
 }
 
-// Contiguous returns t laid out in row-major order; t itself if it is already.
+// Contiguous returns t in row-major order, or t itself if it is contiguous.
 func (t Tensor) Contiguous() Tensor {
 	c := begin()
 	libtch.AtgContiguous(&c.out[0], t.c)
@@ -210,34 +213,35 @@ func (t Tensor) Unsqueeze(dim int) Tensor {
 	return c.end("unsqueeze", t)
 }
 
-// Squeeze drops dimension dim, of size 1.
+// Squeeze removes dimension dim, which has size 1.
 func (t Tensor) Squeeze(dim int) Tensor {
 	c := begin()
 	libtch.AtgSqueezeDim(&c.out[0], t.c, int64(dim))
 	return c.end("squeeze", t)
 }
 
-// Narrow views length elements from start along dim.
+// Narrow returns a view of length elements along dim, from start.
 func (t Tensor) Narrow(dim, start, length int) Tensor {
 	c := begin()
 	libtch.AtgNarrow(&c.out[0], t.c, int64(dim), int64(start), int64(length))
 	return c.end("narrow", t)
 }
 
-// Select views the index-th slice along dim, dropping that dimension.
+// Select returns a view of slice index along dim, without that dimension.
 func (t Tensor) Select(dim, index int) Tensor {
 	c := begin()
 	libtch.AtgSelect(&c.out[0], t.c, int64(dim), int64(index))
 	return c.end("select", t)
 }
 
-// Split views t in pieces of the given sizes along dim.
+// Split returns views of t with the given sizes along dim.
 func (t Tensor) Split(dim int, sizes ...int) []Tensor {
 	wide, handles := make([]C.int64_t, len(sizes)), make([]C.cq_tensor, len(sizes))
 	for i, size := range sizes {
 		wide[i] = C.int64_t(size)
 	}
-	check(C.cq_split(t.handle(), C.int64_t(dim), unsafe.SliceData(wide), C.int(len(sizes)), unsafe.SliceData(handles)), "split", t)
+	check(C.cq_split(t.handle(), C.int64_t(dim), unsafe.SliceData(wide), C.int(len(sizes)),
+		unsafe.SliceData(handles)), "split", t)
 	parts := make([]Tensor, len(sizes))
 	for i, h := range handles {
 		parts[i] = Tensor{libtch.Ctensor(h)}
@@ -449,14 +453,14 @@ func (t Tensor) MaxDim(dim int, keep bool) (values, indices Tensor) {
 	return c.end2("max", t)
 }
 
-// Argmax is the index of the largest element along dim; the first of equals.
+// Argmax is the index of the largest element along dim, the first among equals.
 func (t Tensor) Argmax(dim int) Tensor {
 	c := begin()
 	libtch.AtgArgmax(&c.out[0], t.c, int64(dim), 0, 0)
 	return c.end("argmax", t)
 }
 
-// Cumsum adds up along dim.
+// Cumsum is the running sum along dim.
 func (t Tensor) Cumsum(dim int) Tensor {
 	c := begin()
 	libtch.AtgCumsum(&c.out[0], t.c, int64(dim), keepDType)
@@ -479,21 +483,21 @@ func (t Tensor) LogSoftmax(dim int) Tensor {
 
 // ---- indexing, comparison, masks ----
 
-// IndexSelect picks the slices along dim that index (int64, rank 1) names.
+// IndexSelect returns the slices of t along dim at index (int64, rank 1).
 func (t Tensor) IndexSelect(dim int, index Tensor) Tensor {
 	c := begin()
 	libtch.AtgIndexSelect(&c.out[0], t.c, int64(dim), index.c)
 	return c.end("index_select", t, index)
 }
 
-// IndexAdd is t with the slices of source along dim added to those of t that index (int64, rank 1) names.
+// IndexAdd is t with source's slices along dim added to its slices at index (int64, rank 1).
 func (t Tensor) IndexAdd(dim int, index, source Tensor) Tensor {
 	c := begin()
 	libtch.AtgIndexAdd(&c.out[0], t.c, int64(dim), index.c, source.c)
 	return c.end("index_add", t, index, source)
 }
 
-// Gather picks elements along dim by index.
+// Gather returns the elements along dim at index.
 func (t Tensor) Gather(dim int, index Tensor) Tensor {
 	c := begin()
 	libtch.AtgGather(&c.out[0], t.c, int64(dim), index.c, 0)
@@ -507,7 +511,7 @@ func (t Tensor) MaskedFill(mask Tensor, value float64) Tensor {
 	return c.end("masked_fill", t, mask)
 }
 
-// Where picks from a where condition is true and from b elsewhere.
+// Where returns elements of a where condition is true, of b elsewhere.
 func Where(condition, a, b Tensor) Tensor {
 	c := begin()
 	libtch.AtgWhereSelf(&c.out[0], condition.c, a.c, b.c)
@@ -535,7 +539,8 @@ func (t Tensor) LessEqual(o Tensor) Tensor {
 	return c.end("le", t, o)
 }
 
-// Mark sets the elements of a boolean t along its last dimension that index (int64) names to true, in place.
+// Mark sets elements of a boolean t to true in place: those at index (int64) along its last
+// dimension.
 func (t Tensor) Mark(index Tensor) Tensor {
 	scalar(1, func(s libtch.Cscalar) {
 		c := begin()
@@ -552,14 +557,14 @@ func (t Tensor) And(o Tensor) Tensor {
 	return c.end("logical_and", t, o)
 }
 
-// Tril keeps the lower triangle, up to the given diagonal.
+// Tril is t with zeros above the given diagonal.
 func (t Tensor) Tril(diagonal int) Tensor {
 	c := begin()
 	libtch.AtgTril(&c.out[0], t.c, int64(diagonal))
 	return c.end("tril", t)
 }
 
-// Dropout zeroes elements with probability p and scales the rest by 1/(1-p).
+// Dropout zeroes elements with probability p and multiplies the others by 1/(1-p).
 func (t Tensor) Dropout(p float64) Tensor {
 	c := begin()
 	libtch.AtgDropout(&c.out[0], t.c, p, 1)

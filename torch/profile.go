@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// Operation is what one kind of operation took of the time that [Profile] looked at.
+// Operation is the time that one kind of operation took during [Profile].
 type Operation struct {
-	Name  string        // libtorch's name, or conquer:: and the name of one of csrc's kernels
-	Time  time.Duration // without the operations that it called
+	Name  string        // libtorch's name, or conquer:: and the name of an operator of csrc
+	Time  time.Duration // without the operations inside
 	Calls int
 }
 
-// Profile calls f and returns which operations of this thread its time went to, the costliest first. On a GPU each
-// operation is waited for, so that its time is its own; f as a whole then takes longer than it otherwise would.
+// Profile calls f and returns the time of each operation on this thread, the longest first. On a
+// GPU it waits for each operation, so that its time is measured alone; f takes longer than usual.
 func Profile(device Device, f func()) []Operation {
 	check(C.cq_profile_begin(C.int(device)), "profile")
 	func() {
@@ -31,7 +31,8 @@ func Profile(device Device, f func()) []Operation {
 		if C.cq_profile_entry(C.int(len(list)), &name, &seconds, &calls) != 0 {
 			break
 		}
-		list = append(list, Operation{C.GoString(name), time.Duration(float64(seconds) * 1e9), int(calls)})
+		list = append(list,
+			Operation{C.GoString(name), time.Duration(float64(seconds) * 1e9), int(calls)})
 	}
 	slices.SortFunc(list, func(a, b Operation) int { return int(b.Time - a.Time) })
 	return list

@@ -15,7 +15,7 @@ import (
 	"github.com/sugarme/gotch/libtch"
 )
 
-// Error is what an operation panics with and [Run] returns.
+// Error is the value that a failed operation panics with. [Run] returns it as an error.
 type Error struct {
 	Op      string // the operation, as libtorch names it
 	Shapes  string // dtype, shape and device of its inputs
@@ -40,17 +40,21 @@ func (e *Error) Is(target error) bool {
 
 var (
 	triedToAllocate = regexp.MustCompile(`Tried to allocate ([0-9.]+ [KMGT]iB)`)
-	ofWhichFree     = regexp.MustCompile(`total capacity of ([0-9.]+ [KMGT]iB) of which ([0-9.]+ [KMGT]iB) is free`)
+	ofWhichFree     = regexp.MustCompile(
+		`total capacity of ([0-9.]+ [KMGT]iB) of which ([0-9.]+ [KMGT]iB) is free`,
+	)
 )
 
-// OutOfMemory says of an error that is ErrOutOfMemory what there was no room for, in a few words.
+// OutOfMemory describes, for an ErrOutOfMemory, which operation needed how much memory.
 func (e *Error) OutOfMemory() string {
-	tried, free := triedToAllocate.FindStringSubmatch(e.Message), ofWhichFree.FindStringSubmatch(e.Message)
+	tried, free := triedToAllocate.FindStringSubmatch(e.Message), ofWhichFree.FindStringSubmatch(
+		e.Message)
 	if tried == nil || free == nil {
 		first, _, _ := strings.Cut(e.Message, "\n")
 		return "out of memory: " + strings.TrimPrefix(first, "out of memory: ")
 	}
-	return fmt.Sprintf("out of memory: %s needs %s, and %s of the GPU's %s are free", e.Op, tried[1], free[2], free[1])
+	return fmt.Sprintf("out of memory: %s needs %s, and %s of the GPU's %s are free", e.Op,
+		tried[1], free[2], free[1])
 }
 
 func newError(op, message string, in []Tensor) *Error {
@@ -58,12 +62,12 @@ func newError(op, message string, in []Tensor) *Error {
 	for _, t := range in {
 		shapes = append(shapes, t.String())
 	}
-	// libtorch's text goes on with where in C++ it was raised: of no use here.
+	// libtorch appends the place in C++ that raised the error, which is of no use here.
 	message, _, _ = strings.Cut(message, "\nException raised from")
 	return &Error{Op: op, Shapes: strings.Join(shapes, ", "), Message: strings.TrimSpace(message)}
 }
 
-// takeGotchError takes the calling thread's last error out of gotch's C layer: "" when there was none.
+// takeGotchError returns and clears the calling thread's last error in gotch's C layer, "" if none.
 func takeGotchError() string {
 	message := unsafe.Pointer(libtch.GetAndResetLastErr())
 	if message == nil {
@@ -73,9 +77,10 @@ func takeGotchError() string {
 	return C.GoString((*C.char)(message))
 }
 
-// Run calls f on a locked operating-system thread inside a fresh scope, and turns an [*Error] that an operation panicked
-// with into an error. It is the boundary between mathematics, which panics, and programs, which return errors; a Run
-// inside a Run is a boundary of its own. Tensors that f leaves behind are freed, but for those it took out with Own.
+// Run calls f on a locked operating-system thread inside a new scope, and returns the [*Error] of
+// an operation that panicked. It is the boundary between mathematics, which panics, and programs,
+// which return errors. Runs may be nested. Tensors that f made are freed, except those released
+// with Own.
 func Run(f func() error) (err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -98,33 +103,35 @@ func Run(f func() error) (err error) {
 	return f()
 }
 
-// Scoped calls f inside an inner scope: what f makes is freed when it returns, but for what it keeps.
+// Scoped calls f inside an inner scope. Tensors that f made and did not keep are freed when it
+// returns.
 func Scoped(f func()) {
 	C.cq_scope_open()
 	defer C.cq_scope_close()
 	f()
 }
 
-// Scoped1 is Scoped for an f with a result, which is kept.
+// Scoped1 is Scoped for a function with a result, which it keeps.
 func Scoped1(f func() Tensor) Tensor {
 	C.cq_scope_open()
 	defer C.cq_scope_close()
 	return f().Keep()
 }
 
-// Keep hands t, which belongs to the innermost scope, to the scope outside it.
+// Keep moves t from the innermost scope to the scope around it.
 func (t Tensor) Keep() Tensor {
 	check(C.cq_scope_keep(t.handle()), "keep", t)
 	return t
 }
 
-// Own takes t out of every scope; it lives until Free.
+// Own removes t from all scopes; it lives until Free.
 func (t Tensor) Own() Tensor {
 	check(C.cq_scope_release(t.handle()), "own", t)
 	return t
 }
 
-// Free frees a tensor taken out with Own; freeing no tensor does nothing. The tensor must not be used afterwards.
+// Free frees a tensor that Own released. It does nothing for "no tensor". t must not be used
+// afterwards.
 func (t *Tensor) Free() {
 	if t.c != nil {
 		C.cq_tensor_free(t.handle())
@@ -135,14 +142,14 @@ func (t *Tensor) Free() {
 // LiveTensors counts the tensor handles that exist in this process, over all threads.
 func LiveTensors() int { return int(C.cq_live_tensors()) }
 
-// SetThreads sets how many threads an operation on the CPU may use, in every scope that opens from now on, whichever thread of
-// the process it opens on.
+// SetThreads sets how many threads an operation on the CPU may use. It applies to every scope
+// opened afterwards, on any thread of the process.
 func SetThreads(n int) { C.cq_set_threads(C.int(n)) }
 
 // Threads returns how many threads an operation on the CPU may use in this scope.
 func Threads() int { return int(C.cq_threads()) }
 
-// timeAdd is what one addition and its scope take when C++ does both, in nanoseconds, over n repetitions.
+// timeAdd returns the nanoseconds of one addition and its scope, both in C++, averaged over n.
 func timeAdd(a, b Tensor, n int) float64 {
 	return float64(C.cq_time_add(a.handle(), b.handle(), C.int64_t(n)))
 }

@@ -1,21 +1,24 @@
-// Package torch is libtorch for Go: tensors, autograd, devices and the project's own kernels, over gotch's C layer and
-// the C++ in csrc.
+// Package torch is libtorch for Go: tensors, autograd, devices and the project's own kernels, over
+// gotch's C layer and the C++ in csrc.
 //
 // # Scopes
 //
-// A tensor that an operation makes belongs to the innermost open scope of the thread that made it, and is freed when that
-// scope closes. [Run] opens the outermost one, [Scoped] an inner one; [Tensor.Keep] hands a tensor to the scope outside,
-// [Tensor.Own] takes it out of all scopes (weights). Nothing waits for a garbage collector.
+// The result of an operation belongs to the innermost open scope of its thread and is freed when
+// that scope closes. [Run] opens the outermost scope, [Scoped] an inner one. [Tensor.Keep] moves a
+// tensor to the enclosing scope; [Tensor.Own] removes it from all scopes, as for weights. The
+// garbage collector plays no part.
 //
 // # Errors
 //
-// An operation does not return an error: it panics with an [*Error] that names the operation, the shapes and libtorch's
-// reason, so that an expression reads as the formula does. [Run] turns that panic into an error again.
+// Operations return no errors, so that an expression reads as the formula does. They panic with an
+// [*Error] that names the operation, the shapes and libtorch's reason; [Run] returns it as an
+// error.
 //
 // # Threads
 //
-// libtorch keeps its modes (gradient recording, current device) and this package its scopes per operating-system thread.
-// [Run] locks the goroutine to its thread; every operation happens inside a Run.
+// libtorch's modes (gradient recording, current device) and this package's scopes belong to an
+// operating-system thread. [Run] locks the goroutine to its thread; every operation happens in a
+// Run.
 package torch
 
 // #include "conquer.h"
@@ -30,11 +33,11 @@ import (
 	"github.com/sugarme/gotch/libtch"
 )
 
-// Tensor is a handle on a libtorch tensor: a small value, passed by value. The zero Tensor is "no tensor"; functions with
-// an optional argument accept it.
+// Tensor is a handle on a libtorch tensor, passed by value. The zero Tensor is "no tensor";
+// functions accept it for optional arguments.
 type Tensor struct{ c libtch.Ctensor }
 
-// Defined reports whether t is a tensor at all.
+// Defined reports whether t is a tensor, not "no tensor".
 func (t Tensor) Defined() bool { return t.c != nil }
 
 // handle is t as the C functions of csrc take it.
@@ -45,7 +48,8 @@ const maxRank = 12
 // describe reads rank, sizes, dtype and device in one call.
 func (t Tensor) describe() (sizes [maxRank]int64, rank int, dtype DType, device Device) {
 	var crank, cdtype, cdevice C.int
-	C.cq_tensor_describe(t.handle(), &crank, &cdtype, &cdevice, (*C.int64_t)(unsafe.Pointer(&sizes[0])), maxRank)
+	C.cq_tensor_describe(t.handle(), &crank, &cdtype, &cdevice,
+		(*C.int64_t)(unsafe.Pointer(&sizes[0])), maxRank)
 	return sizes, int(crank), DType(cdtype), Device(cdevice)
 }
 
@@ -66,7 +70,13 @@ func (t Tensor) Size(dim int) int {
 		dim += rank
 	}
 	if dim < 0 || dim >= rank {
-		panic(&Error{Op: "size", Shapes: shapesOf(t), Message: fmt.Sprintf("there is no dimension %d", dim)})
+		panic(
+			&Error{
+				Op:      "size",
+				Shapes:  shapesOf(t),
+				Message: fmt.Sprintf("there is no dimension %d", dim),
+			},
+		)
 	}
 	return int(sizes[dim])
 }
@@ -93,7 +103,7 @@ func (t Tensor) DType() DType { _, _, dtype, _ := t.describe(); return dtype }
 // Device returns where t lives.
 func (t Tensor) Device() Device { _, _, _, device := t.describe(); return device }
 
-// String describes t: dtype, shape and device, not its contents.
+// String describes t by dtype, shape and device.
 func (t Tensor) String() string {
 	if !t.Defined() {
 		return "no tensor"
@@ -101,9 +111,8 @@ func (t Tensor) String() string {
 	return fmt.Sprintf("%v%v on %v", t.DType(), t.Shape(), t.Device())
 }
 
-// call holds what one call into gotch's C layer needs in memory that the garbage collector may move nothing in: the slots
-// for results and the dimension lists (and no Go pointer: cgo forbids that). Calls are pooled, so that an operation
-// allocates nothing.
+// call holds the result slots and dimension lists of one call into gotch's C layer. It contains no
+// Go pointers, which cgo forbids there. Calls are pooled, so that an operation allocates nothing.
 type call struct {
 	out  [4]libtch.Ctensor
 	dims [maxRank]int64
@@ -113,11 +122,17 @@ var calls = sync.Pool{New: func() any { return new(call) }}
 
 func begin() *call { return calls.Get().(*call) }
 
-// sizes puts a shape into the call. gotch takes the slice and its length apart, and reads the slice's first element even
-// when the length is 0.
+// sizes copies a shape into the call. gotch takes a slice and its length separately, and reads the
+// slice's first element even if the length is 0.
 func (c *call) sizes(shape []int) ([]int64, int) {
 	if len(shape) > maxRank {
-		panic(&Error{Op: "shape", Message: fmt.Sprintf("%d dimensions are more than the %d supported", len(shape), maxRank)})
+		panic(
+			&Error{
+				Op: "shape",
+				Message: fmt.Sprintf("%d dimensions are more than the %d supported", len(shape),
+					maxRank),
+			},
+		)
 	}
 	for i, s := range shape {
 		c.dims[i] = int64(s)
@@ -125,7 +140,7 @@ func (c *call) sizes(shape []int) ([]int64, int) {
 	return c.dims[:], len(shape)
 }
 
-// list is a list of tensors as gotch takes it.
+// list converts tensors to gotch's handles.
 func list(ts []Tensor) []libtch.Ctensor {
 	list := make([]libtch.Ctensor, len(ts))
 	for i, t := range ts {
@@ -134,7 +149,7 @@ func list(ts []Tensor) []libtch.Ctensor {
 	return list
 }
 
-// end returns the call's first result, which from now on belongs to the innermost scope, and panics if there is none.
+// end returns the call's first result, adopted by the innermost scope, and panics if there is none.
 func (c *call) end(op string, in ...Tensor) Tensor {
 	t := c.take(0, op, in)
 	calls.Put(c)
@@ -161,14 +176,14 @@ func (c *call) take(i int, op string, in []Tensor) Tensor {
 	return t
 }
 
-// check panics with csrc's reason when a C function failed.
+// check panics with csrc's reason if a C function failed.
 func check(failed C.int, op string, in ...Tensor) {
 	if failed != 0 {
 		panic(newError(op, C.GoString(C.cq_last_error()), in))
 	}
 }
 
-// handles lists tensors for a C function; a nil pointer for none.
+// handles converts tensors to an array of handles for a C function, nil if empty.
 func handles(ts []Tensor) *C.cq_tensor {
 	if len(ts) == 0 {
 		return nil
@@ -188,8 +203,8 @@ func shapesOf(ts ...Tensor) string {
 	return strings.Join(parts, ", ")
 }
 
-// Handle is the at::Tensor behind t, for packages that have C functions of their own.
+// Handle returns the at::Tensor behind t, for packages with C functions of their own.
 func (t Tensor) Handle() unsafe.Pointer { return unsafe.Pointer(t.c) }
 
-// FromHandle is the tensor behind a handle that such a function gave, which belongs to a scope already.
+// FromHandle returns the tensor of a handle from such a function; it belongs to a scope already.
 func FromHandle(handle unsafe.Pointer) Tensor { return Tensor{libtch.Ctensor(handle)} }

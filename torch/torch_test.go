@@ -79,7 +79,8 @@ func TestAFailedOperationNamesItselfAndItsShapes(t *testing.T) {
 	before := torch.LiveTensors()
 	err := torch.Run(func() error {
 		torch.Scoped(func() {
-			torch.Ones([]int{2, 3}, torch.Float32, torch.CPU).Matmul(torch.Ones([]int{4, 5}, torch.Float32, torch.CPU))
+			torch.Ones([]int{2, 3}, torch.Float32, torch.CPU).
+				Matmul(torch.Ones([]int{4, 5}, torch.Float32, torch.CPU))
 		})
 		return nil
 	})
@@ -255,8 +256,9 @@ func residentBytes(t *testing.T) int {
 	return pages * os.Getpagesize()
 }
 
-// BenchmarkAdd shows what an addition with a scope of its own costs from Go, and as go-ns/op what of it C++ alone does
-// not need. The two are measured in turns, so that a machine whose speed drifts treats them alike.
+// BenchmarkAdd shows what an addition with a scope of its own costs from Go, and as go-ns/op what
+// of it C++ alone does not need. The two are measured in turns, so that a machine whose speed
+// drifts treats them alike.
 func BenchmarkAdd(b *testing.B) {
 	torch.Run(func() error {
 		x := torch.Ones([]int{1}, torch.Float32, torch.CPU)
@@ -272,13 +274,16 @@ func BenchmarkAdd(b *testing.B) {
 			}
 		}
 		if added >= turn {
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(added)-alone/float64(added/turn), "go-ns/op")
+			b.ReportMetric(
+				float64(b.Elapsed().Nanoseconds())/float64(added)-alone/float64(added/turn),
+				"go-ns/op")
 		}
 		return nil
 	})
 }
 
-// Both threads have used libtorch before the number changes: it reads OpenMP's number once a thread.
+// Both threads have used libtorch before the number changes: it reads OpenMP's number once a
+// thread.
 func TestTheNumberOfThreadsIsTheSameOnEveryThread(t *testing.T) {
 	before := torch.Threads()
 	defer torch.SetThreads(before)

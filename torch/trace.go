@@ -17,8 +17,8 @@ import (
 
 var tracing atomic.Bool
 
-// Span calls f, as one stretch of the trace that is being recorded, if one is, under the given name. Operations of torch/dist
-// that begin in it have its name on the rows of communication.
+// Span calls f and shows it under a name in the trace that is being recorded, if any. Operations of
+// torch/dist that begin in it bear its name in the communication rows.
 func Span(f func(), format string, args ...any) {
 	if !tracing.Load() {
 		f()
@@ -31,18 +31,18 @@ func Span(f func(), format string, args ...any) {
 	f()
 }
 
-// Traced is the time that one operation took during a trace.
+// Traced is the time of one operation during a trace.
 type Traced struct {
 	Name  string
-	GPU   bool // a kernel or a copy on a GPU, or what the host did
+	GPU   bool // a kernel or copy on a GPU; false: an operation of the host
 	Calls int
 	Total time.Duration
-	Own   time.Duration // without the operations that it called
+	Own   time.Duration // without the operations inside
 }
 
-// Trace calls f, writes what libtorch did on this goroutine, and on the threads that it started, to path as a trace that
-// chrome://tracing and ui.perfetto.dev open, and returns the time by operation, most first. The trace is written whatever
-// f's error is, which is returned.
+// Trace calls f, records libtorch's operations on this goroutine and the threads that it started,
+// writes them to path as a trace for chrome://tracing and ui.perfetto.dev, and returns the time by
+// operation, the longest first. The trace is written even if f fails; f's error is returned.
 func Trace(path string, f func() error) ([]Traced, error) {
 	runtime.LockOSThread() // the profiler belongs to the thread
 	defer runtime.UnlockOSThread()
@@ -56,7 +56,8 @@ func Trace(path string, f func() error) ([]Traced, error) {
 	defer C.free(unsafe.Pointer(cpath))
 	var table *C.char
 	if C.cq_trace_end(cpath, &table) != 0 {
-		return nil, fmt.Errorf("%s: the trace was not written: %s", path, C.GoString(C.cq_last_error()))
+		return nil, fmt.Errorf("%s: the trace was not written: %s", path,
+			C.GoString(C.cq_last_error()))
 	}
 	return parseTrace(C.GoString(table)), failed
 }

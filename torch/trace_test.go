@@ -18,7 +18,8 @@ func TestATraceNamesWhatRanAndIsAChromeTrace(t *testing.T) {
 		return errors.Join(failure, torch.Run(func() error {
 			a := torch.Randn([]int{400, 400}, torch.Float32, torch.CPU)
 			for i := range 3 {
-				torch.Span(func() { torch.RMSNorm(a.Matmul(a), a.Select(0, 0), 1e-5) }, "round %d", i)
+				torch.Span(func() { torch.RMSNorm(a.Matmul(a), a.Select(0, 0), 1e-5) }, "round %d",
+					i)
 			}
 			return nil
 		}))

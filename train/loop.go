@@ -182,7 +182,7 @@ func (t *Trainer) next() (err error) {
 		numbers, step.Norm = t.net.strategy.agree(numbers, scale*optim.Norm(gradients))
 		step.Loss, step.Measures = numbers[0], t.options.named(numbers)
 		if step.Skipped = !optim.Finite(step.Norm) || !optim.Finite(step.Loss); !step.Skipped && last >= 0 {
-			ready.Take(step.Rate, scale*optim.Factor(step.Norm, t.options.Clip))
+			ready.Apply(step.Rate, scale*optim.Factor(step.Norm, t.options.Clip))
 		}
 	})
 	if !step.Skipped {

@@ -95,7 +95,7 @@ func (t *Trainer) stretches() (list []checkpoint.Fragment, tensors map[string]ch
 		for _, n := range stretches {
 			tensors[n.name] = checkpoint.TensorType(param.DType(), n.shape)
 			if param.RequiresGrad() {
-				averages, dtype := t.optimizer.AverageNames(param.DType())
+				averages, dtype := t.optimizer.MomentNames(param.DType())
 				for _, a := range averages {
 					tensors[a+":"+n.name] = checkpoint.TensorType(dtype, n.shape)
 				}
@@ -114,10 +114,10 @@ func (t *Trainer) stretches() (list []checkpoint.Fragment, tensors map[string]ch
 			n := p.tensor.Numel()
 			torch.Scoped(func() {
 				original := p.tensor
-				var averages []optim.Average
+				var averages []optim.Moment
 				if i < len(t.held) {
-					averages = t.optimizer.Averages(i)
-					if o := t.optimizer.Original(i); o.Defined() {
+					averages = t.optimizer.Moments(i)
+					if o := t.optimizer.Master(i); o.Defined() {
 						original = o
 					}
 				}
@@ -303,7 +303,7 @@ func (t *Trainer) restoreNative(dir string, s state) error {
 	torch.NoGrad(func() {
 		for i, p := range t.held {
 			torch.Scoped(func() {
-				original, averages := t.optimizer.Original(i), t.optimizer.Averages(i)
+				original, averages := t.optimizer.Master(i), t.optimizer.Moments(i)
 				weight := original
 				if !original.Defined() {
 					weight = p.tensor
@@ -314,7 +314,7 @@ func (t *Trainer) restoreNative(dir string, s state) error {
 						take(a.Name+":"+s.name, at, a.Tensor, first, end)
 					}
 				})
-				t.optimizer.SetAverages(i, averages)
+				t.optimizer.SetMoments(i, averages)
 				if original.Defined() {
 					p.tensor.Detach().Copy(original)
 				}
@@ -324,7 +324,7 @@ func (t *Trainer) restoreNative(dir string, s state) error {
 	if err != nil {
 		return err
 	}
-	t.optimizer.SetTaken(s.Taken)
+	t.optimizer.SetSteps(s.Taken)
 	t.net.strategy.updated()
 	// The generators are those of as many ranks as wrote them; any other number draws anew, from here on.
 	if !c.HasRange(fmt.Sprint(generatorPrefix, t.options.processes())) && c.HasRange(fmt.Sprint(generatorPrefix, t.options.processes()-1)) {

@@ -17,8 +17,8 @@ func (o Options) checkOptimizer() error {
 	switch {
 	case !slices.Contains(optim.Methods, o.Optimizer):
 		return fmt.Errorf("unknown optimizer %q: choose one of %s", o.Optimizer, strings.Join(optim.Methods, ", "))
-	case !slices.Contains(optim.Moments, o.Moments):
-		return fmt.Errorf("unknown moments %q: choose one of %s", o.Moments, strings.Join(optim.Moments, ", "))
+	case !slices.Contains(optim.MomentTypes, o.Moments):
+		return fmt.Errorf("unknown moments %q: choose one of %s", o.Moments, strings.Join(optim.MomentTypes, ", "))
 	case o.Moments != optim.Float32 && o.Optimizer != optim.AdamW:
 		return fmt.Errorf("moments in %s are for %s", o.Moments, optim.AdamW)
 	case o.Stochastic && (o.Moments != optim.Float32 || o.Optimizer != optim.AdamW):

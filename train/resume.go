@@ -56,7 +56,7 @@ func (t *Trainer) Save() error {
 		if err := t.settle(); err != nil {
 			return err
 		}
-		s := state{Step: t.step, Taken: t.optimizer.Taken(), Validated: t.validated, Data: t.batches.State(), Settings: settings, Print: t.print}
+		s := state{Step: t.step, Taken: t.optimizer.Steps(), Validated: t.validated, Data: t.batches.State(), Settings: settings, Print: t.print}
 		text, err := json.MarshalIndent(s, "", "  ")
 		if err != nil {
 			return err

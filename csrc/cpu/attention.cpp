@@ -1,203 +1,122 @@
-// attention.cpp: cq_decode_attention and cq_cache_write.
-//
-// The valid positions of all batches and key/value heads are laid end to end and cut into equal shares, one a thread,
-// so a long context and a short one, three heads and two threads, all balance. A share that begins or ends inside a
-// head's positions leaves a partial result; partials combine at the end. Share t's result for head i (counting heads
-// over the batch) lies in slot i + t: shares follow one another, so that is one slot for each pair that meets, and
-// heads + shares slots hold all of them.
+// attention.cpp: attention of many queries and its gradients. Forward, the blocks of queries of all
+// heads are shared out among the threads; backward, the heads.
 #include "cpu.h"
 
-#include <cmath>
-
-namespace conquer {
+namespace conquer::cpu {
 
 namespace {
 
-// Multiply-adds that one thread does in the time it takes to wake another.
-constexpr int64_t one_thread = 32 * 1024;
+constexpr int64_t block = 96; // queries in a block; their scores of 64 keys take 24 KB
 
-at::Tensor decode_attention_reference(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
-                                      const at::Tensor &lengths, const at::Tensor &starts, double scale) {
-  at::Tensor position = at::arange(k.size(2), lengths.options());
-  at::Tensor mask = position < lengths.unsqueeze(1);
-  if (starts.defined())
-    mask = mask & (position >= starts.unsqueeze(1));
-  return at::scaled_dot_product_attention(q, k, v, mask.unsqueeze(1).unsqueeze(1), 0, false, scale,
-                                          /*enable_gqa=*/q.size(1) != k.size(1));
-}
-
-at::Tensor decode_attention(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
-                            const at::Tensor &starts, double scale) {
-  const int64_t B = q.size(0), H = q.size(1), P = q.size(3), K = k.size(1), S = k.size(2), G = H / K, heads = B * K;
-  std::vector<int64_t> begin(B),
-      before(heads + 1); // where valid positions begin; how many positions precede each head's
-  const int64_t *length = data_of<int64_t>(lengths), *start = starts.defined() ? data_of<int64_t>(starts) : nullptr;
-  for (int64_t b = 0; b < B; b++) {
-    begin[b] = start ? start[b] : 0;
-    TORCH_CHECK(begin[b] >= 0 && length[b] <= S, "decode_attention: positions ", begin[b], " to ", length[b],
-                " of a cache of ", S);
-    for (int64_t h = b * K; h < (b + 1) * K; h++)
-      before[h + 1] = before[h] + std::max<int64_t>(0, length[b] - begin[b]);
-  }
-  const int64_t total = before[heads];
-  const int64_t shares =
-      at::in_parallel_region() ? 1 : std::clamp<int64_t>(total * G * P / one_thread, 1, at::get_num_threads());
-  const int64_t slots = heads + shares;
-  at::Tensor scratch = at::empty({B * H * P + slots * G * (P + 2)}, q.options().dtype(at::kFloat));
-  float *query = mutable_data_of<float>(scratch), *sums = query + B * H * P, *tops = sums + slots * G * P,
-        *masses = tops + slots * G;
-
-  at::Tensor out = at::empty({B, H, 1, P}, q.options());
-  with_type(q.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    kernels<T>().widen(data_of<T>(q), B * H * P, query);
-    for (int64_t i = 0; i < B * H * P; i++)
-      query[i] *= float(scale);
-    const T *keys = data_of<T>(k), *values = data_of<T>(v);
-    at::parallel_for(0, shares, 1, [&](int64_t first, int64_t past) {
-      for (int64_t t = first; t < past; t++) {
-        int64_t from = total * t / shares, to = total * (t + 1) / shares;
-        int64_t h = std::upper_bound(before.begin(), before.end(), from) - before.begin() - 1;
-        for (; h < heads && before[h] < to; h++) {
-          const int64_t a = std::max(from, before[h]), n = std::min(to, before[h + 1]) - a;
-          if (n <= 0)
-            continue;
-          const int64_t b = h / K, s = begin[b] + a - before[h], slot = h + t;
-          kernels<T>().attend(query + h * G * P, G, keys + b * k.stride(0) + h % K * k.stride(1) + s * k.stride(2),
-                              values + b * v.stride(0) + h % K * v.stride(1) + s * v.stride(2), k.stride(2),
-                              v.stride(2), n, P, tops + slot * G, masses + slot * G, sums + slot * G * P);
-        }
-      }
-    });
-
-    T *y = mutable_data_of<T>(out);
-    std::vector<float> row(P);
-    for (int64_t h = 0; h < heads; h++)
-      for (int64_t g = 0; g < G; g++) {
-        // The shares that met head h: those whose stretch overlaps its positions.
-        float top = -INFINITY, mass = 0;
-        std::fill(row.begin(), row.end(), 0.f);
-        for (int64_t t = 0; t < shares; t++)
-          if (std::max(total * t / shares, before[h]) < std::min(total * (t + 1) / shares, before[h + 1])) {
-            const int64_t slot = (h + t) * G + g;
-            const float next = std::max(top, tops[slot]), old = std::exp(top - next),
-                        fresh = std::exp(tops[slot] - next);
-            for (int64_t d = 0; d < P; d++)
-              row[d] = row[d] * old + sums[slot * P + d] * fresh;
-            mass = mass * old + masses[slot] * fresh;
-            top = next;
-          }
-        const float share = mass > 0 ? 1 / mass : 0; // no valid position: zero
-        for (int64_t d = 0; d < P; d++)
-          row[d] *= share;
-        kernels<T>().round(row.data(), P, y + (h * G + g) * P);
-      }
+// [B,K,ceil(S/keys),P,keys] from x [B,K,S,P], for all heads.
+template <class T> at::Tensor transposed(const at::Tensor &x) {
+  const int64_t K = x.size(1), S = x.size(2), P = x.size(3), keys = FlashHead<T>::keys,
+                blocks = (S + keys - 1) / keys;
+  at::Tensor out = at::empty({x.size(0), K, blocks, P, keys}, x.options());
+  at::parallel_for(0, x.size(0) * K * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t h = i / blocks, at = i % blocks * keys;
+      kernels<T>().transpose_keys(
+          data_of<T>(x) + h / K * x.stride(0) + h % K * x.stride(1) + at * x.stride(2), x.stride(2),
+          std::min(keys, S - at), P, mutable_data_of<T>(out) + i * P * keys);
+    }
   });
   return out;
 }
 
+// [B,H,L,P] stored as [B,L,H,P], so that heads join without a copy.
+at::Tensor heads_inside(int64_t B, int64_t H, int64_t L, int64_t P,
+                        const at::TensorOptions &options) {
+  return at::empty({B, L, H, P}, options).transpose(1, 2);
+}
+
+struct Shape {
+  at::Tensor q, k, v, mask; // mask [B,H,L,S] or undefined; the last dimension of each is dense
+  bool causal;
+  double scale;
+  int64_t B = q.size(0), H = q.size(1), L = q.size(2), P = q.size(3), K = k.size(1), S = k.size(2);
+
+  // Head i of B·H.
+  template <class T>
+  FlashHead<T> head(int64_t i, const at::Tensor &kt, const at::Tensor &out,
+                    const at::Tensor &lse) const {
+    const int64_t b = i / H, h = i % H, g = h / (H / K);
+    FlashHead<T> f;
+    f.L = L, f.S = S, f.P = P, f.causal = causal, f.scale = float(scale);
+    f.q = data_of<T>(q) + b * q.stride(0) + h * q.stride(1), f.q_row = q.stride(2);
+    f.k = data_of<T>(k) + b * k.stride(0) + g * k.stride(1), f.k_row = k.stride(2);
+    f.v = data_of<T>(v) + b * v.stride(0) + g * v.stride(1), f.v_row = v.stride(2);
+    f.kt = data_of<T>(kt) + (b * K + g) * kt.stride(1);
+    f.mask = mask.defined() ? mask.const_data_ptr<bool>() + b * mask.stride(0) + h * mask.stride(1)
+                            : nullptr;
+    f.mask_row = mask.defined() ? mask.stride(2) : 0;
+    f.out = const_cast<T *>(data_of<T>(out)) + b * out.stride(0) + h * out.stride(1),
+    f.out_row = out.stride(2);
+    f.lse = const_cast<float *>(data_of<float>(lse)) + i * L;
+    return f;
+  }
+};
+
+template <class T> void forward(const Shape &s, const at::Tensor &out, const at::Tensor &lse) {
+  const at::Tensor kt = transposed<T>(s.k);
+  const int64_t blocks = (s.L + block - 1) / block, tasks = s.B * s.H * blocks;
+  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(block * (2 * s.P + FlashHead<T>::keys + 2));
+    for (int64_t i = begin; i < end; i++) {
+      // Under causal attention later blocks see more keys, so a head's blocks are taken from both
+      // ends in turn.
+      const int64_t turn = i % blocks, at = (turn % 2 ? blocks - 1 - turn / 2 : turn / 2) * block;
+      kernels<T>().flash(s.head<T>(i / blocks, kt, out, lse), at, std::min(block, s.L - at),
+                         scratch.data());
+    }
+  });
+}
+
+template <class T>
+std::vector<at::Tensor> backward(const Shape &s, const at::Tensor &out, const at::Tensor &lse,
+                                 const at::Tensor &dy) {
+  const at::Tensor kt = transposed<T>(s.k), vt = transposed<T>(s.v);
+  at::Tensor dq = heads_inside(s.B, s.H, s.L, s.P, s.q.options());
+  // Query heads that share keys and values have separate float32 gradients, which are added
+  // afterwards.
+  at::Tensor dk = at::empty({s.B, s.H, s.S, s.P}, s.k.options().dtype(at::kFloat)),
+             dv = at::empty_like(dk);
+  at::parallel_for(0, s.B * s.H, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(s.L * (s.P + 1) + block * (2 * s.P + 2 * FlashHead<T>::keys));
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t b = i / s.H, h = i % s.H;
+      FlashGradients<T> g;
+      g.dy = data_of<T>(dy) + b * dy.stride(0) + h * dy.stride(1), g.dy_row = dy.stride(2);
+      g.vt = data_of<T>(vt) + (b * s.K + h / (s.H / s.K)) * vt.stride(1);
+      g.dq = mutable_data_of<T>(dq) + b * dq.stride(0) + h * dq.stride(1), g.dq_row = dq.stride(2);
+      g.dk = mutable_data_of<float>(dk) + i * s.S * s.P,
+      g.dv = mutable_data_of<float>(dv) + i * s.S * s.P;
+      kernels<T>().flash_backward(s.head<T>(i, kt, out, lse), g, block, scratch.data());
+    }
+  });
+  auto shared = [&](const at::Tensor &grad) {
+    at::Tensor all = s.H == s.K ? grad : grad.view({s.B, s.K, s.H / s.K, s.S, s.P}).sum(2);
+    return all.to(s.k.scalar_type());
+  };
+  return {dq, shared(dk), shared(dv)};
+}
+
 } // namespace
 
-} // namespace conquer
-
-using namespace conquer;
-
-int cq_decode_attention(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin, cq_tensor k_cache,
-                        cq_tensor v_cache, cq_tensor lengths, cq_tensor starts, double scale, cq_tensor *out) {
-  return guarded([&] {
-    RECORD_USER_SCOPE("conquer::decode_attention");
-    const at::Tensor x = tensor_of(qkv), c = tensor_of(cos), s = tensor_of(sin), k = tensor_of(k_cache),
-                     v = tensor_of(v_cache), valid = tensor_of(lengths), from = tensor_of(starts);
-    TORCH_CHECK(x.dim() == 3 && x.size(1) == 1 && k.dim() == 4 && k.sizes() == v.sizes() && k.size(0) == x.size(0) &&
-                    heads % k.size(1) == 0 && x.size(2) == (heads + 2 * k.size(1)) * k.size(3),
-                "decode_attention: qkv must be [B,1,(H+2K)P] and the caches [B,K,S,P] with K dividing H, not ",
-                x.sizes(), " with ", heads, " heads, ", k.sizes(), " and ", v.sizes());
-    const int64_t B = x.size(0), K = k.size(1), P = k.size(3);
-    TORCH_CHECK(valid.scalar_type() == at::kLong && valid.numel() == B &&
-                    (!from.defined() || (from.scalar_type() == at::kLong && from.numel() == B)),
-                "decode_attention: lengths and starts must be int64 [", B, "]");
-    TORCH_CHECK(c.dim() == 3 && c.sizes() == s.sizes() && (c.size(0) == B || c.size(0) == 1) && c.size(1) == 1 &&
-                    2 * c.size(2) <= P && c.scalar_type() == at::kFloat && s.scalar_type() == at::kFloat,
-                "decode_attention: cos and sin must be float32 [", B, " or 1, 1, at most ", P / 2, "], not ", c.sizes(),
-                " and ", s.sizes());
-    const bool alike = k.scalar_type() == x.scalar_type() && v.scalar_type() == x.scalar_type() && k.stride(3) == 1 &&
-                       v.stride(3) == 1 && !records_grad(x, k, v);
-    const Face *face = face_of(x);
-    if (face && alike && face_of(k) && face_of(v) && k.strides() == v.strides() && P % 16 == 0 && P <= 128 &&
-        c.size(2) % 16 == 0 && heads / K <= 16)
-      return give(out, face->decode_attention(x.contiguous(), c.contiguous(), s.contiguous(), k, v, valid.contiguous(),
-                                              from.defined() ? from.contiguous() : from, scale));
-    const at::Tensor column = (valid - 1).view({B, 1});
-    cq_tensor q;
-    if (cq_rope_qkv_cache(qkv, heads, cos, sin, const_cast<at::Tensor *>(&column), k_cache, v_cache, &q))
-      return 1;
-    const at::Tensor query = tensor_of(q);
-    const at::Tensor y = query.is_cpu() && k.is_cpu() && has_kernel_type(query) && alike
-                             ? decode_attention(query.contiguous(), k, v, valid.contiguous(),
-                                                from.defined() ? from.contiguous() : from, scale)
-                             : decode_attention_reference(query, k, v, valid, from, scale);
-    return give(out, y.reshape({B, 1, heads * P}));
-  });
+void attention(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
+               const at::Tensor &mask, bool causal, double scale, const at::Tensor &out,
+               const at::Tensor &lse) {
+  const Shape s{q, k, v, mask, causal, scale};
+  with_type(q.scalar_type(), [&](auto element) { forward<decltype(element)>(s, out, lse); });
 }
 
-int cq_decode_attention_reference(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin, cq_tensor k_cache,
-                                  cq_tensor v_cache, cq_tensor lengths, cq_tensor starts, double scale,
-                                  cq_tensor *out) {
-  return guarded([&] {
-    const at::Tensor k = tensor_of(k_cache), v = tensor_of(v_cache), valid = tensor_of(lengths),
-                     column = (valid - 1).view({-1, 1});
-    at::Tensor *at = const_cast<at::Tensor *>(&column);
-    cq_tensor q, fresh_k, fresh_v;
-    if (cq_rope_qkv_reference(qkv, heads, k.size(1), cos, sin, &q, &fresh_k, &fresh_v) ||
-        cq_cache_write_reference(k_cache, fresh_k, at) || cq_cache_write_reference(v_cache, fresh_v, at))
-      return 1;
-    const at::Tensor y = decode_attention_reference(tensor_of(q), k, v, valid, tensor_of(starts), scale);
-    return give(out, y.reshape({y.size(0), 1, -1}));
-  });
+std::vector<at::Tensor> attention_grad(const at::Tensor &q, const at::Tensor &k,
+                                       const at::Tensor &v, const at::Tensor &mask, bool causal,
+                                       double scale, const at::Tensor &out, const at::Tensor &lse,
+                                       const at::Tensor &dy) {
+  const Shape s{q, k, v, mask, causal, scale};
+  return with_type(q.scalar_type(),
+                   [&](auto element) { return backward<decltype(element)>(s, out, lse, dy); });
 }
 
-int cq_cache_write(cq_tensor cache, cq_tensor fresh, cq_tensor positions) {
-  return guarded([&] {
-    RECORD_USER_SCOPE("conquer::cache_write");
-    at::NoGradGuard no_grad;
-    const at::Tensor into = tensor_of(cache), from = tensor_of(fresh), where = tensor_of(positions);
-    TORCH_CHECK(into.dim() == 4 && from.dim() == 4 && into.size(0) == from.size(0) && into.size(1) == from.size(1) &&
-                    into.size(3) == from.size(3) && into.scalar_type() == from.scalar_type(),
-                "cache_write: ", from.sizes(), " of ", from.scalar_type(), " does not go into a cache ", into.sizes(),
-                " of ", into.scalar_type());
-    const int64_t B = from.size(0), K = from.size(1), L = from.size(2), P = from.size(3), S = into.size(2);
-    TORCH_CHECK(where.scalar_type() == at::kLong && where.dim() == 2 && (where.size(0) == B || where.size(0) == 1) &&
-                    where.size(1) == L,
-                "cache_write: positions must be int64 [", B, " or 1, ", L, "], not ", where.sizes());
-    if (!into.is_cpu()) {
-      into.scatter_(2, where.unsqueeze(1).unsqueeze(3).expand({B, K, L, P}), from);
-      return 0;
-    }
-    const at::Tensor source = from.stride(3) == 1 ? from : from.contiguous(), at = where.contiguous();
-    TORCH_CHECK(into.stride(3) == 1, "cache_write: the cache's last dimension must be contiguous");
-    const size_t bytes = into.element_size();
-    char *to = static_cast<char *>(into.mutable_data_ptr());
-    const char *data = static_cast<const char *>(source.const_data_ptr());
-    const int64_t *position = data_of<int64_t>(at), row = where.size(0) > 1 ? L : 0;
-    for (int64_t i = 0; i < at.numel(); i++)
-      TORCH_CHECK(position[i] >= 0 && position[i] < S, "cache_write: position ", position[i], " of a cache of ", S);
-    at::parallel_for(0, B * K, rows_per_share(L * P), [&](int64_t begin, int64_t end) {
-      for (int64_t h = begin; h < end; h++) {
-        const int64_t b = h / K, k = h % K;
-        for (int64_t l = 0; l < L; l++)
-          std::memcpy(to + bytes * (b * into.stride(0) + k * into.stride(1) + position[b * row + l] * into.stride(2)),
-                      data + bytes * (b * source.stride(0) + k * source.stride(1) + l * source.stride(2)), bytes * P);
-      }
-    });
-    return 0;
-  });
-}
-
-int cq_cache_write_reference(cq_tensor cache, cq_tensor fresh, cq_tensor positions) {
-  return guarded([&] {
-    at::NoGradGuard no_grad;
-    const at::Tensor from = tensor_of(fresh);
-    tensor_of(cache).scatter_(2, tensor_of(positions).unsqueeze(1).unsqueeze(3).expand_as(from), from);
-    return 0;
-  });
-}
+} // namespace conquer::cpu

@@ -1,21 +1,15 @@
-// cpu.h: what the tensor half of the CPU operations shares.
+// cpu.h: the CPU's kernels on tensors, which device.cpp registers, and what their files share. The
+// files of this folder split an operator's work over threads and run the inner loops of kernels.h
+// on each part; ops/ checks the arguments and records gradients before.
 #pragma once
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/record_function.h>
 
-#include "../face.h"
-#include "../internal.h"
+#include "../ops/device.h"
 #include "kernels.h"
 
-namespace conquer {
-
-inline bool has_kernel_type(const at::Tensor &t) {
-  auto type = t.scalar_type();
-  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf;
-}
+namespace conquer::cpu {
 
 // Calls f with a value of the element type that the kernels use for `type`.
 template <class F> auto with_type(at::ScalarType type, F &&f) {
@@ -27,39 +21,74 @@ template <class F> auto with_type(at::ScalarType type, F &&f) {
   case at::kHalf:
     return f(f16{});
   default:
-    TORCH_CHECK(false, "no kernel for elements of type ", type, ": float32, bfloat16 and float16 have one");
+    TORCH_CHECK(false, "no kernel for elements of type ", type,
+                ": expected float32, bfloat16 or float16");
   }
 }
 
-template <class T> const T *data_of(const at::Tensor &t) { return static_cast<const T *>(t.const_data_ptr()); }
-template <class T> T *mutable_data_of(const at::Tensor &t) { return static_cast<T *>(t.mutable_data_ptr()); }
-
-// Whether a gradient may be asked of an operation on these tensors.
-template <class... Ts> bool records_grad(const Ts &...tensors) {
-  return at::GradMode::is_enabled() && ((tensors.defined() && tensors.requires_grad()) || ...);
+// The elements, or a null pointer for an undefined tensor.
+template <class T> const T *data_of(const at::Tensor &t) {
+  return t.defined() ? static_cast<const T *>(t.const_data_ptr()) : nullptr;
+}
+template <class T> T *mutable_data_of(const at::Tensor &t) {
+  return t.defined() ? static_cast<T *>(t.mutable_data_ptr()) : nullptr;
 }
 
-inline int give_all(std::initializer_list<std::pair<cq_tensor *, at::Tensor>> results) {
-  for (auto &[out, t] : results)
-    if (give(out, t))
-      return 1;
-  return 0;
+// How many rows of `width` elements are worth waking a thread for (some 2 us of work).
+inline int64_t rows_per_share(int64_t width) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
 }
 
-// cq_swiglu of a tensor, with its gradient where one is asked for (swiglu.cpp).
-at::Tensor gated(const at::Tensor &gate_up);
+// Multiply-adds that one thread does in the time it takes to wake another: 2 us at 20 G a second
+// from the cache.
+constexpr int64_t one_thread = 32 * 1024;
 
-// cq_rms_norm likewise (norm.cpp).
-at::Tensor normalized(const at::Tensor &x, const at::Tensor &weight, double eps);
+// Throws unless every position (int64) lies in a cache of S rows.
+void check_positions(const at::Tensor &positions, int64_t S);
 
-// a [M, D] times b [D, N], without gradients; and the same added to `into`, in its dtype (product.cpp).
-at::Tensor product(const at::Tensor &a, const at::Tensor &b);
-void add_product(at::Tensor &into, const at::Tensor &a, const at::Tensor &b);
+// The entries of ops::Device; device.h describes each.
+void rms_norm(const at::Tensor &x, const at::Tensor &weight, double eps, const at::Tensor &y,
+              const at::Tensor &rstd);
+at::Tensor rms_norm_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &weight,
+                         const at::Tensor &rstd, bool wants_dweight, const at::Tensor &dx);
+void rope_qkv(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin,
+              const at::Tensor &columns, const at::Tensor &q, const at::Tensor &k,
+              const at::Tensor &v);
+void rope_qkv_grad(const at::Tensor &dq, const at::Tensor &dk, const at::Tensor &dv,
+                   const at::Tensor &cos, const at::Tensor &sin, const at::Tensor &dqkv);
+void swiglu(const at::Tensor &x, const at::Tensor &y);
+void swiglu_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &dx);
+void cross_entropy(const ops::CrossEntropyRows &rows);
+at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
+                  const at::Tensor &bias, const at::Tensor &residual);
+void attention(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
+               const at::Tensor &mask, bool causal, double scale, const at::Tensor &out,
+               const at::Tensor &lse);
+std::vector<at::Tensor> attention_grad(const at::Tensor &q, const at::Tensor &k,
+                                       const at::Tensor &v, const at::Tensor &mask, bool causal,
+                                       double scale, const at::Tensor &out, const at::Tensor &lse,
+                                       const at::Tensor &dy);
+at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin,
+                            const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
+                            const at::Tensor &starts, double scale);
+void cache_write(const at::Tensor &cache, const at::Tensor &fresh, const at::Tensor &positions);
+void add_rows(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &dy);
+void adamw(const ops::OptimizerStep &step);
+void lion(const ops::OptimizerStep &step);
+double sum_of_squares(const std::vector<at::Tensor> &tensors);
+void ssd_scan(const ops::ScanInput &in, const ops::ScanOptions &options, at::Tensor &y,
+              at::Tensor &final_state, std::vector<at::Tensor> &saved);
+void ssd_scan_grad(const ops::ScanInput &in, const ops::ScanOptions &options,
+                   const std::vector<at::Tensor> &saved, const at::Tensor &dy,
+                   const at::Tensor &dfinal, ops::ScanGradients &gradients);
+void ssd_step(const at::Tensor &state, const ops::ScanInput &in, const at::Tensor &z,
+              const ops::ScanOptions &options, at::Tensor &y);
+at::Tensor causal_conv1d(const ops::ConvInput &in);
+void causal_conv1d_grad(const ops::ConvInput &in, const at::Tensor &dy,
+                        ops::ConvGradients &gradients);
+at::Tensor conv1d_step(const at::Tensor &state, const ops::ConvInput &in);
+at::Tensor gated_rms_norm(const ops::GatedNormInput &in);
+void gated_rms_norm_grad(const ops::GatedNormInput &in, const at::Tensor &dy,
+                         ops::GatedNormGradients &gradients);
 
-// at::linear, with its gradients.
-at::Tensor linear_many(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias);
-
-// How many rows of `width` elements make up a share of work worth waking a thread for (some 2 us).
-inline int64_t rows_per_share(int64_t width) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1)); }
-
-} // namespace conquer
+} // namespace conquer::cpu

@@ -1,16 +1,17 @@
-// cross_entropy.inl: the cross-entropy of rows of logits, and the loss's gradient in the logits' place.
+// cross_entropy.inl: the cross-entropy of rows of logits, and its gradient, which overwrites the
+// logits.
 //
-// A row (V elements: 98 KB of bfloat16 for V = 49,152) stays in the second-level cache over three passes: the maximum,
-// the sum of exponentials, and, where a gradient is wanted, (softmax - onehot) * scale written over the logits.
-// The exponential is computed twice rather than kept, because keeping it in T would round the gradient twice. Label
-// smoothing takes a pass more, for the mean of the logits.
+// A row (V elements: 98 KB of bfloat16 for V = 49,152) stays in the second-level cache over three
+// passes: the maximum, the sum of exponentials, and for the gradient (softmax - onehot) * scale.
+// The exponential is computed twice, since storing it in T would round the gradient twice. Label
+// smoothing needs another pass, for the mean of the logits.
 
-// nll[r] = lse - row[label] with lse = log sum exp(row); penalty[r] = smoothing * (row[label] - mean(row)) + z * lse^2,
-// which makes of nll what conquer.h says. scales[r] is what the row's gradient is multiplied by; where scales is null
-// the logits are left alone.
+// nll[r] = lse - row[label] with lse = log sum exp(row). penalty[r] = smoothing * (row[label] -
+// mean(row)) + z * lse^2; nll + penalty is the loss of conquer.h. scales[r] multiplies the row's
+// gradient; without scales the logits are not changed.
 template <class T>
-void cross_entropy(T *logits, int64_t rows, int64_t width, const int64_t *labels, const float *scales,
-                   const Penalties &p, float *nll, float *penalty) {
+void cross_entropy(T *logits, int64_t rows, int64_t width, const int64_t *labels,
+                   const float *scales, const Penalties &p, float *nll, float *penalty) {
   for (int64_t r = 0; r < rows; r++, logits += width) {
     Vec most = splat(-INFINITY);
     int64_t d = 0;
@@ -20,7 +21,7 @@ void cross_entropy(T *logits, int64_t rows, int64_t width, const int64_t *labels
     for (; d < width; d++)
       top = std::max(top, widened(logits[d]));
 
-    // Summed in stretches, so that a vocabulary of 200,000 loses no more than one of 1,000.
+    // Partial sums of 63 vectors are added in double, so that large vocabularies lose no accuracy.
     auto summed = [&](auto vector, auto scalar) {
       double all = 0;
       int64_t d = 0;
@@ -34,23 +35,28 @@ void cross_entropy(T *logits, int64_t rows, int64_t width, const int64_t *labels
         all += scalar(widened(logits[d]));
       return all;
     };
-    const float mass = float(summed([&](Vec x) __attribute__((always_inline)) { return exp(x - top); },
-                                    [&](float x) { return std::exp(x - top); }));
+    const float mass =
+        float(summed([&](Vec x) __attribute__((always_inline)) { return exp(x - top); },
+                     [&](float x) { return std::exp(x - top); }));
 
     const float target = widened(logits[labels[r]]), lse = std::log(mass) + top;
     nll[r] = std::log(mass) + (top - target);
     penalty[r] = p.z * lse * lse;
     if (p.smoothing != 0)
-      penalty[r] += p.smoothing * float(target - summed([](Vec x) __attribute__((always_inline)) { return x; },
-                                                        [](float x) { return x; }) /
-                                                     width);
+      penalty[r] += p.smoothing *
+                    float(target - summed([](Vec x) __attribute__((always_inline)) { return x; },
+                                          [](float x) { return x; }) /
+                                       width);
     if (!scales)
       continue;
-    // d lse / d x = softmax, so z * lse^2 makes the softmax weigh more; smoothing spreads the label over all.
-    const float share = scales[r] * (1 + 2 * p.z * lse) / mass, spread = scales[r] * p.smoothing / width;
+    // d lse / d x = softmax, so z * lse^2 makes the softmax weigh more; smoothing spreads the label
+    // over all.
+    const float share = scales[r] * (1 + 2 * p.z * lse) / mass,
+                spread = scales[r] * p.smoothing / width;
     for_vectors(width, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
       store_some(logits + i, exp(load_some(logits + i, n) - top) * share - spread, n);
     });
-    logits[labels[r]] = narrow<T>(std::exp(target - top) * share - spread - scales[r] * (1 - p.smoothing));
+    logits[labels[r]] =
+        narrow<T>(std::exp(target - top) * share - spread - scales[r] * (1 - p.smoothing));
   }
 }

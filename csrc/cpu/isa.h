@@ -1,6 +1,9 @@
-// isa.h: compiles every kernel for one instruction set. An isa_*.cpp sets the compiler's target, defines CONQUER_ISA (a
-// namespace) and the CONQUER_AVX* it may use, and includes this. The standard headers come before the target is set
-//, so no inline function of the library is ever compiled for a processor that may not be there.
+// isa.h: compiles every kernel for one instruction set. An isa_*.cpp includes the standard headers,
+// sets the compiler's target, defines CONQUER_ISA (a namespace) and CONQUER_AVX*, and includes
+// this. The headers come first, so that no inline function of the standard library is compiled for
+// an instruction set that the processor may lack. For the same reason the kernels instantiate no
+// library templates on types outside CONQUER_ISA.
+#include "../runtime/memory.h"
 #include "kernels.h"
 
 namespace conquer {
@@ -8,14 +11,18 @@ namespace CONQUER_ISA {
 
 #include "vec.h"
 
+#include "gemm.inl"
+
+#include "add_rows.inl"
 #include "attention.inl"
 #include "cross_entropy.inl"
-#include "embedding.inl"
-#include "flash.inl"
+#include "decode_attention.inl"
 #include "linear.inl"
-#include "norm.inl"
 #include "optimizer.inl"
+#include "rms_norm.inl"
 #include "rope.inl"
+#include "ssd_scan.inl"
+#include "state_space.inl"
 #include "swiglu.inl"
 
 template <class T> constexpr Kernels<T> table() {
@@ -46,7 +53,8 @@ template <class T> constexpr Kernels<T> table() {
 
 #define CONQUER_SET_(name) kernels_##name
 #define CONQUER_SET(name) CONQUER_SET_(name)
-extern const KernelSet CONQUER_SET(CONQUER_ISA) = {CONQUER_ISA::table<float>(), CONQUER_ISA::table<bf16>(),
-                                                   CONQUER_ISA::table<f16>()};
+extern const KernelSet CONQUER_SET(CONQUER_ISA) = {
+    CONQUER_ISA::table<float>(), CONQUER_ISA::table<bf16>(), CONQUER_ISA::table<f16>(),
+    CONQUER_ISA::state_space::table};
 
 } // namespace conquer

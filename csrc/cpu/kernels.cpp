@@ -1,4 +1,4 @@
-// kernels.cpp: which table of kernels this processor gets.
+// kernels.cpp: chooses the table of kernels for this processor.
 #include "kernels.h"
 
 #include <cstdlib>
@@ -9,7 +9,8 @@ namespace conquer {
 static const KernelSet &choose() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  // CONQUER_CPU=portable|avx2|avx512 lowers the choice, to test and to measure one set on a machine that has more.
+  // CONQUER_CPU=portable|avx2|avx512 limits the choice, to test or measure a lesser instruction
+  // set.
   const char *limit = std::getenv("CONQUER_CPU");
   int level = 3;
   if (limit)
@@ -17,7 +18,8 @@ static const KernelSet &choose() {
             : !std::strcmp(limit, "avx2")   ? 1
             : !std::strcmp(limit, "avx512") ? 2
                                             : 3;
-  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("f16c");
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (level >= 3 && avx512 && __builtin_cpu_supports("avx512bf16"))
@@ -38,5 +40,6 @@ static const KernelSet &chosen() {
 template <> const Kernels<float> &kernels<float>() { return chosen().f32; }
 template <> const Kernels<bf16> &kernels<bf16>() { return chosen().b16; }
 template <> const Kernels<f16> &kernels<f16>() { return chosen().h16; }
+const StateSpaceKernels &state_space_kernels() { return chosen().state_space; }
 
 } // namespace conquer

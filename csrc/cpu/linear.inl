@@ -1,15 +1,16 @@
-// linear.inl: y = x Wᵀ + b for a handful of rows x, the product of which a decode step is made.
+// linear.inl: y = x Wᵀ + b for a few rows x, as in a decode step.
 //
-// Each weight is used n times (n rows of x), so for small n the time is that of reading W once: rows * depth *
-// X (n * depth floats) stays in the first-level cache. A block is R rows of W
-// by M rows of x: R * M accumulators, R + M loads for R * M fused multiply-adds. R = 4 gives enough independent chains
-// to hide the latency of the multiply-add and four sequential streams for the prefetcher; M beyond 4 halves R so that
-// accumulators and operands stay within 32 registers (16 on AVX2, where the compiler spills a few: still far above
-// memory speed). Rows of W follow one another in memory, so the block after this one is fetched while this one is used:
-// the same column, R rows on.
+// Each weight is used once for each of the n rows of x, so for small n the time is that of reading
+// W once; x (n * depth floats) stays in the first-level cache. A block is R rows of W by M rows of
+// x: R * M accumulators, R + M loads for R * M fused multiply-adds. R = 4 gives enough independent
+// chains to hide the latency of the multiply-add, and four sequential streams for the prefetcher. M
+// beyond 4 halves R, so that accumulators and operands fit 32 registers (on AVX2 the compiler
+// spills a few of 16, still far above memory speed). Rows of W are adjacent in memory, so a block
+// prefetches the same columns of the next block.
 
 template <class T, int R, int M>
-inline void linear_block(const T *weight, const T *bias, const float *x, int64_t depth, T *y, int64_t y_stride) {
+inline void linear_block(const T *weight, const T *bias, const float *x, int64_t depth, T *y,
+                         int64_t y_stride) {
   Vec acc[R][M] = {};
   for_vectors(depth, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
     Vec xs[M];
@@ -29,7 +30,8 @@ inline void linear_block(const T *weight, const T *bias, const float *x, int64_t
 }
 
 template <class T, int M>
-void linear_rows(const T *weight, const T *bias, const float *x, int64_t rows, int64_t depth, T *y, int64_t y_stride) {
+void linear_rows(const T *weight, const T *bias, const float *x, int64_t rows, int64_t depth, T *y,
+                 int64_t y_stride) {
   constexpr int R = M <= 4 ? 4 : 2;
   int64_t r = 0;
   for (; r + R <= rows; r += R)
@@ -39,25 +41,28 @@ void linear_rows(const T *weight, const T *bias, const float *x, int64_t rows, i
 }
 
 template <class T>
-void linear(const T *weight, const T *bias, const float *x, int64_t rows, int64_t depth, int64_t n, T *y,
-            int64_t y_stride) {
-  constexpr void (*by_n[])(const T *, const T *, const float *, int64_t, int64_t, T *,
-                           int64_t) = {linear_rows<T, 1>, linear_rows<T, 2>, linear_rows<T, 3>, linear_rows<T, 4>,
-                                       linear_rows<T, 5>, linear_rows<T, 6>, linear_rows<T, 7>, linear_rows<T, 8>};
-  // More than eight rows of x share a strip of W that fits the first-level cache, so W still comes from memory once.
-  const int64_t strip = n <= 8 ? rows : std::max<int64_t>(4, 16384 / (depth * int64_t(sizeof(T))) / 4 * 4);
+void linear(const T *weight, const T *bias, const float *x, int64_t rows, int64_t depth, int64_t n,
+            T *y, int64_t y_stride) {
+  constexpr void (*by_n[])(const T *, const T *, const float *, int64_t, int64_t, T *, int64_t) = {
+      linear_rows<T, 1>, linear_rows<T, 2>, linear_rows<T, 3>, linear_rows<T, 4>,
+      linear_rows<T, 5>, linear_rows<T, 6>, linear_rows<T, 7>, linear_rows<T, 8>};
+  // For more than eight rows of x, a strip of W that fits the first-level cache is reused, so W is
+  // read once from memory.
+  const int64_t strip =
+      n <= 8 ? rows : std::max<int64_t>(4, 16384 / (depth * int64_t(sizeof(T))) / 4 * 4);
   for (int64_t r = 0; r < rows; r += strip)
     for (int64_t m = 0; m < n; m += 8)
-      by_n[std::min<int64_t>(n - m, 8) - 1](weight + r * depth, bias ? bias + r : nullptr, x + m * depth,
-                                            std::min(strip, rows - r), depth, y + m * y_stride + r, y_stride);
+      by_n[std::min<int64_t>(n - m, 8) - 1](weight + r * depth, bias ? bias + r : nullptr,
+                                            x + m * depth, std::min(strip, rows - r), depth,
+                                            y + m * y_stride + r, y_stride);
 }
 
 template <class T> void widen(const T *x, int64_t n, float *y) {
-  for_vectors(n,
-              [&](int64_t d, int64_t k) __attribute__((always_inline)) { store_some(y + d, load_some(x + d, k), k); });
+  for_vectors(n, [&](int64_t d, int64_t k)
+                     __attribute__((always_inline)) { store_some(y + d, load_some(x + d, k), k); });
 }
 
 template <class T> void round(const float *x, int64_t n, T *y) {
-  for_vectors(n,
-              [&](int64_t d, int64_t k) __attribute__((always_inline)) { store_some(y + d, load_some(x + d, k), k); });
+  for_vectors(n, [&](int64_t d, int64_t k)
+                     __attribute__((always_inline)) { store_some(y + d, load_some(x + d, k), k); });
 }

@@ -1,12 +1,12 @@
-// rope.inl: rotary position embedding of one token's heads, in Hugging Face's half-split convention: element i of the
-// first half and element i of the second are the two coordinates that turn by the i-th angle. All traffic, no
-// arithmetic to speak of: each element is read and written once.
+// rope.inl: rotary position embedding of one token's heads, in Hugging Face's half-split
+// convention: element i of the first half and element i of the second are the two coordinates that
+// rotate by the i-th angle. Each element is read and written once.
 
-// Turns `heads` heads of `width` elements by the angles whose cosines and sines are given (`half` of each); elements
-// from 2 * half on are copied. direction -1 turns back, which is the gradient.
+// Rotates `heads` heads of `width` elements by the angles whose cosines and sines are given (`half`
+// of each). Elements from 2 * half on are copied. direction -1 rotates back, which is the gradient.
 template <class T>
-void rotate(const T *x, int64_t x_stride, int64_t heads, int64_t width, const float *cos, const float *sin,
-            int64_t half, float direction, T *y, int64_t y_stride) {
+void rotate(const T *x, int64_t x_stride, int64_t heads, int64_t width, const float *cos,
+            const float *sin, int64_t half, float direction, T *y, int64_t y_stride) {
   for (int64_t h = 0; h < heads; h++, x += x_stride, y += y_stride) {
     for_vectors(half, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
       Vec a = load_some(x + d, n), b = load_some(x + half + d, n);

@@ -1,6 +1,7 @@
-// swiglu.inl: silu(gate) * up over rows that hold gate and up side by side, as one product with the fused weight leaves
-// them. Hugging Face's rounding: silu(gate) is rounded to T before the product. Three elements of traffic for each
-// element of the result (five in the backward); the sigmoid hides behind it.
+// swiglu.inl: silu(gate) * up over rows that hold gate and up side by side, as a fused projection
+// computes them. As in Hugging Face, silu(gate) is rounded to T before the multiplication. Memory
+// traffic (three elements for each element of the result, five in the backward pass) hides the
+// sigmoid.
 
 inline Vec sigmoid(Vec x) { return 1.f / (1.f + exp(-x)); }
 
@@ -13,7 +14,8 @@ template <class T> void swiglu(const T *x, int64_t rows, int64_t width, T *y) {
 }
 
 // silu'(g) = s (1 + g (1 - s)) with s = sigmoid(g).
-template <class T> void swiglu_backward(const T *dy, const T *x, int64_t rows, int64_t width, T *dx) {
+template <class T>
+void swiglu_backward(const T *dy, const T *x, int64_t rows, int64_t width, T *dx) {
   for (int64_t r = 0; r < rows; r++, x += 2 * width, dx += 2 * width, dy += width)
     for_vectors(width, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
       Vec gate = load_some(x + d, n), up = load_some(x + width + d, n), g = load_some(dy + d, n);

@@ -1,7 +1,7 @@
-// vec.h: one float32 vector as wide as the instruction set of the including file, and what the kernels need of it.
-// Included by isa_*.cpp alone, inside its own namespace; the compiler's vector types supply + - * and comparisons on
-// every processor, so only what they lack (fused multiply-add, half precision, sums across lanes) is spelled out for
-// each.
+// vec.h: a float32 vector as wide as the instruction set of the including file, and its functions.
+// Only isa.h includes it, inside a namespace. The compiler's vector types have + - * and
+// comparisons on every processor; fused multiply-add, half precision and sums across lanes are
+// written for each instruction set.
 
 template <int N> struct Lanes {
   typedef float F __attribute__((vector_size(4 * N)));
@@ -73,7 +73,8 @@ inline float sum(Vec a) {
 #endif
 }
 
-// out[i] = the sum of a[i]'s lanes, for four vectors at once: a third of the shuffles that four sums would take.
+// out[i] = the sum of a[i]'s lanes, for four vectors at once, with a third of the shuffles of four
+// sums.
 inline void sum_four(const Vec *a, float *out) {
 #if defined(CONQUER_AVX512)
   __m512 b[4] = {(__m512)a[0], (__m512)a[1], (__m512)a[2], (__m512)a[3]};
@@ -84,7 +85,8 @@ inline void sum_four(const Vec *a, float *out) {
   __m256 half = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 #elif defined(CONQUER_AVX2)
-  __m256 s = _mm256_hadd_ps(_mm256_hadd_ps((__m256)a[0], (__m256)a[1]), _mm256_hadd_ps((__m256)a[2], (__m256)a[3]));
+  __m256 s = _mm256_hadd_ps(_mm256_hadd_ps((__m256)a[0], (__m256)a[1]),
+                            _mm256_hadd_ps((__m256)a[2], (__m256)a[3]));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
 #else
   for (int i = 0; i < 4; i++)
@@ -104,9 +106,10 @@ inline float largest(Vec a) {
 }
 
 // ---- memory
-// ----------------------------------------------------------------------------------------------------------
 
-inline Vec load(const float *p) { return (Vec) * reinterpret_cast<const Lanes<W>::UnalignedF *>(p); }
+inline Vec load(const float *p) {
+  return (Vec) * reinterpret_cast<const Lanes<W>::UnalignedF *>(p);
+}
 inline void store(float *p, Vec a) { *reinterpret_cast<Lanes<W>::UnalignedF *>(p) = a; }
 
 inline Vec load(const bf16 *p) {
@@ -125,7 +128,7 @@ inline void store(bf16 *p, Vec a) {
 #endif
 }
 
-// Half precision by hand, where the processor has no instruction for it.
+// Half precision for processors without an instruction for it.
 inline float widen_f16(uint16_t h) {
   uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff, bits;
   if (magnitude >= 0x7c00) // infinity or NaN
@@ -174,16 +177,18 @@ inline Vec load(const f16 *p) {
 }
 inline void store(f16 *p, Vec a) {
 #if defined(CONQUER_AVX512)
-  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p),
+                      _mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(CONQUER_AVX2)
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
+                   _mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT));
 #else
   for (int i = 0; i < W; i++)
     p[i].bits = round_f16(a[i]);
 #endif
 }
 
-// The last n < W elements of a row; lanes beyond are zero.
+// The last n < W elements of a row; the other lanes are zero.
 template <class T> inline Vec load_first(const T *p, int64_t n) {
   T padded[W] = {};
   memcpy(padded, p, n * sizeof(T));
@@ -195,7 +200,7 @@ template <class T> inline void store_first(T *p, Vec a, int64_t n) {
   memcpy(p, padded, n * sizeof(T));
 }
 
-// What storing as T and loading again leaves of a.
+// a rounded to T.
 template <class T> inline Vec rounded_as(Vec a) {
   T copy[W];
   store(copy, a);
@@ -212,8 +217,8 @@ template <> inline float narrow<float>(float x) { return x; }
 template <class T> inline float widened(T x) { return load_first(&x, 1)[0]; }
 template <> inline float widened<float>(float x) { return x; }
 
-// Calls body(d, n) for d = 0, W, 2W, ... below size; n is W but for a shorter last step.
-// The whole steps see n as a constant, so load_some and store_some cost nothing there.
+// Calls body(d, n) for d = 0, W, 2W, ... below size. n is W, except in a shorter last step. In
+// whole steps n is a constant, so load_some and store_some are free.
 template <class F> inline __attribute__((always_inline)) void for_vectors(int64_t size, F body) {
   int64_t d = 0;
   for (; d + W <= size; d += W)
@@ -221,16 +226,21 @@ template <class F> inline __attribute__((always_inline)) void for_vectors(int64_
   if (d < size)
     body(d, size - d);
 }
-template <class T> inline Vec load_some(const T *p, int64_t n) { return n == W ? load(p) : load_first(p, n); }
-template <class T> inline void store_some(T *p, Vec a, int64_t n) { n == W ? store(p, a) : store_first(p, a, n); }
+template <class T> inline Vec load_some(const T *p, int64_t n) {
+  return n == W ? load(p) : load_first(p, n);
+}
+template <class T> inline void store_some(T *p, Vec a, int64_t n) {
+  n == W ? store(p, a) : store_first(p, a, n);
+}
 
 // ---- exp
-// -------------------------------------------------------------------------------------------------------------
 
-// e^x to within 2 ulp for x <= 88; below -87 it goes to 0 (gradually flushed, never negative), NaN stays NaN.
-// x = n ln 2 + r with |r| <= ln 2 / 2, e^r by the degree-6 polynomial of Cephes, 2^n through the exponent bits.
+// e^x to within 2 ulp for x <= 88; 0 below -87; NaN stays NaN.
+// x = n ln 2 + r with |r| <= ln 2 / 2, e^r by the degree-6 polynomial of Cephes, 2^n through the
+// exponent bits.
 inline Vec exp(Vec x) {
-  const Vec magic = splat(12582912.f); // 1.5 * 2^23: adding it rounds to an integer, held in the low mantissa bits
+  const Vec magic = splat(
+      12582912.f); // 1.5 * 2^23: adding it rounds to an integer, held in the low mantissa bits
   Vec clamped = x < -87.f ? splat(-87.f) : x;
   clamped = clamped > 88.f ? splat(88.f) : clamped;
   Vec shifted = fma(clamped, splat(1.44269504f), magic);

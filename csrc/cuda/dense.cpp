@@ -1,5 +1,5 @@
 // dense.cpp: the GPU face of a transformer's operations: launches those kernels of ../triton/kernels that are not a scan.
-#include "../face.h"
+#include "../ops/device.h"
 #include "triton.h"
 
 #include <c10/cuda/CUDAGuard.h>
@@ -8,7 +8,7 @@
 #include <map>
 #include <mutex>
 
-namespace conquer {
+namespace conquer::cuda {
 
 namespace {
 
@@ -86,13 +86,21 @@ void swiglu_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &dx
          args);
 }
 
-void cross_entropy(const at::Tensor &logits, const at::Tensor &targets, double scale, bool grad,
-                   const at::Tensor &nll) {
+void cross_entropy(const ops::CrossEntropyRows &rows) {
+  const at::Tensor &logits = rows.logits;
   c10::cuda::CUDAGuard guard(logits.device());
   int64_t vocabulary = logits.size(1);
   Arguments args;
-  args << ptr(logits) << ptr(targets) << ptr(nll) << vocabulary << static_cast<float>(scale);
-  launch(keys::cross_entropy(dtype_name(logits), grad, vocabulary), grid(logits.size(0)), args);
+  args << ptr(logits) << ptr(rows.targets) << ptr(rows.nll) << vocabulary << static_cast<float>(rows.scale);
+  launch(keys::cross_entropy(dtype_name(logits), rows.gradient, vocabulary), grid(logits.size(0)), args);
+}
+
+// The number of rows of x [...,D], and an uninitialized [...,width].
+int64_t rows_of(const at::Tensor &x) { return x.numel() / x.size(-1); }
+at::Tensor empty_rows(const at::Tensor &x, int64_t width) {
+  auto shape = x.sizes().vec();
+  shape.back() = width;
+  return at::empty(shape, x.options());
 }
 
 at::Tensor normalized(const at::Tensor &x, const at::Tensor &weight, double eps) {
@@ -104,7 +112,7 @@ at::Tensor normalized(const at::Tensor &x, const at::Tensor &weight, double eps)
 // A product with up to 16 rows through the matrix units, the inner dimension in shares so that every processor has
 // work: float32 [shares, M, N].
 at::Tensor shares_of(const at::Tensor &x, const at::Tensor &weight) {
-  int64_t m = x.size(0), depth = x.size(1), width = weight.size(0), tile = tuning::split_k_gemm_BK(is_fp32(dtype_name(x)));
+  int64_t m = rows_of(x), depth = x.size(-1), width = weight.size(0), tile = tuning::split_k_gemm_BK(is_fp32(dtype_name(x)));
   int64_t blocks = ceil_div(width, tuning::split_k_gemm_BN), wanted = std::max<int64_t>(1, sm_count() / blocks);
   int64_t span = ceil_div(ceil_div(depth, wanted), tile) * tile, shares = ceil_div(depth, span);
   at::Tensor part = at::empty({shares, m, width}, x.options().dtype(at::kFloat));
@@ -117,11 +125,11 @@ at::Tensor shares_of(const at::Tensor &x, const at::Tensor &weight) {
 at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
                   const at::Tensor &bias, const at::Tensor &residual) {
   c10::cuda::CUDAGuard guard(x.device());
-  int64_t m = x.size(0), width = weight.size(0);
-  at::Tensor y = at::empty({m, width}, x.options());
+  int64_t m = rows_of(x), width = weight.size(0);
+  at::Tensor y = empty_rows(x, width);
   Arguments args;
   if (m == 1 || m == 2 || m == 4) {
-    args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(residual) << ptr(y) << width << x.size(1)
+    args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(residual) << ptr(y) << width << x.size(-1)
          << static_cast<float>(eps) << int64_t(bias.defined()) << int64_t(residual.defined());
     launch(keys::gemv(dtype_name(x), m, norm.defined()), grid(ceil_div(width, tuning::gemv_BN)), args);
     return y;
@@ -136,11 +144,11 @@ at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const
 at::Tensor linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
                          const at::Tensor &bias) {
   c10::cuda::CUDAGuard guard(x.device());
-  int64_t m = x.size(0), width = weight.size(0) / 2;
-  at::Tensor y = at::empty({m, width}, x.options());
+  int64_t m = rows_of(x), width = weight.size(0) / 2;
+  at::Tensor y = empty_rows(x, width);
   Arguments args;
   if (m <= 2) {
-    args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(y) << width << x.size(1) << static_cast<float>(eps)
+    args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(y) << width << x.size(-1) << static_cast<float>(eps)
          << int64_t(bias.defined());
     launch(keys::gemv_swiglu(dtype_name(x), m, norm.defined()), grid(ceil_div(width, tuning::gemv_swiglu_BN(m))),
            args);
@@ -166,7 +174,7 @@ int32_t *counters_of(const at::Tensor &like) {
   return t.mutable_data_ptr<int32_t>();
 }
 
-std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const Tail &t, at::Tensor &y, at::Tensor &next) {
+std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const ops::BlockTail &t, at::Tensor &y, at::Tensor &next) {
   c10::cuda::CUDAGuard guard(x.device());
   for (const at::Tensor *w :
        {&x, &mixed, &t.norm, &t.output, &t.mlp_norm, &t.gate_up, &t.down, &t.next_norm, &t.next, &t.next_bias})
@@ -237,7 +245,7 @@ at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const 
   return y;
 }
 
-at::Tensor likeliest(const at::Tensor &logits) {
+at::Tensor argmax(const at::Tensor &logits) {
   c10::cuda::CUDAGuard guard(logits.device());
   at::Tensor ids = at::empty({logits.size(0)}, logits.options().dtype(at::kLong));
   Arguments args;
@@ -287,10 +295,8 @@ at::Tensor pieces_of(const std::vector<at::Tensor> &weights, int64_t span) {
   return last.pieces;
 }
 
-void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor> &originals,
-           const std::vector<at::Tensor> &grads, const std::vector<at::Tensor> &means,
-           const std::vector<at::Tensor> &squares, const double *decays, double rate, double beta1, double beta2,
-           double eps, double scale, int64_t step, bool stochastic, int64_t seed) {
+void adamw(const ops::OptimizerStep &o) {
+  const auto &weights = o.weights, &master = o.master;
   c10::cuda::CUDAGuard guard(weights[0].device());
   constexpr int64_t span = tuning::adamw_SPAN;
   int64_t count = static_cast<int64_t>(weights.size());
@@ -301,29 +307,47 @@ void adamw(const std::vector<at::Tensor> &weights, const std::vector<at::Tensor>
     return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.const_data_ptr()));
   };
   for (int64_t i = 0; i < count; i++, entry += 8) {
-    float shrink = static_cast<float>(rate * decays[i]);
+    float shrink = static_cast<float>(o.rate * o.decays[i]);
     int32_t bits;
     std::memcpy(&bits, &shrink, 4);
-    entry[0] = address(weights[i]), entry[1] = address(grads[i]), entry[2] = address(means[i]);
-    entry[3] = address(squares[i]), entry[4] = originals.empty() ? 0 : address(originals[i]);
-    entry[5] = weights[i].numel(), entry[6] = bits, entry[7] = key_of(seed, step, static_cast<int>(i));
+    entry[0] = address(weights[i]), entry[1] = address(o.gradients[i]), entry[2] = address(o.means[i]);
+    entry[3] = address(o.squares[i]), entry[4] = master.empty() ? 0 : address(master[i]);
+    entry[5] = weights[i].numel(), entry[6] = bits, entry[7] = ops::rounding_key(o.seed, o.step, static_cast<int>(i));
   }
   at::Tensor table = host.to(weights[0].device(), /*non_blocking=*/true);
   Arguments args;
-  args << ptr(table) << ptr(pieces) << ptr(weights[0]) << static_cast<float>(scale) << static_cast<float>(rate)
-       << static_cast<float>(beta1) << static_cast<float>(beta2) << static_cast<float>(eps)
-       << static_cast<float>(1 - std::pow(beta1, step)) << static_cast<float>(std::sqrt(1 - std::pow(beta2, step)));
-  launch(keys::adamw(dtype_name(weights[0]), !originals.empty(), stochastic), grid(pieces.size(0)), args);
+  args << ptr(table) << ptr(pieces) << ptr(weights[0]) << static_cast<float>(o.scale) << static_cast<float>(o.rate)
+       << static_cast<float>(o.beta1) << static_cast<float>(o.beta2) << static_cast<float>(o.eps)
+       << static_cast<float>(1 - std::pow(o.beta1, o.step)) << static_cast<float>(std::sqrt(1 - std::pow(o.beta2, o.step)));
+  const bool stochastic = master.empty() && weights[0].scalar_type() != at::kFloat; // a float32 weight is its own master
+  launch(keys::adamw(dtype_name(weights[0]), !master.empty(), stochastic), grid(pieces.size(0)), args);
 }
 
 } // namespace
 
-static const bool registered = [] {
-  static const Face face = {
-      takes,  rms_norm,      rms_norm_grad, rope_qkv,         rope_qkv_grad, swiglu,   swiglu_grad, cross_entropy, tuning::split_k_gemm_BM,
-      linear, linear_swiglu, block_tail,    decode_attention, likeliest,     add_rows, multiply,    adamw};
-  register_face(&face);
-  return true;
-}();
+void add_dense(ops::Device &d) {
+  d.accepts = takes;
+  d.limits.width_multiple = 16;
+  d.limits.norm_width = 8192;
+  d.limits.rotary_angles = d.limits.decode_head_width = 128;
+  d.limits.decode_group = tuning::decode_attention_G;
+  d.limits.linear_rows_float32 = d.limits.linear_rows_16bit = tuning::split_k_gemm_BM;
+  d.limits.linear_fuses = true;
+  d.rms_norm = rms_norm;
+  d.rms_norm_grad = rms_norm_grad;
+  d.rope_qkv = rope_qkv;
+  d.rope_qkv_grad = rope_qkv_grad;
+  d.swiglu = swiglu;
+  d.swiglu_grad = swiglu_grad;
+  d.cross_entropy = cross_entropy;
+  d.linear = linear;
+  d.linear_swiglu = linear_swiglu;
+  d.block_tail = block_tail;
+  d.decode_attention = decode_attention;
+  d.argmax = argmax;
+  d.add_rows = add_rows;
+  d.multiply = multiply;
+  d.adamw = adamw;
+}
 
-} // namespace conquer
+} // namespace conquer::cuda

@@ -1,6 +1,7 @@
-// graph.cpp: CUDA graphs, and copies to the host that do not wait. Work is recorded on a stream of its own, because the
-// default stream cannot be recorded, and replayed on the thread's current one.
-#include "../internal.h"
+// graph.cpp: CUDA graphs and asynchronous copies to the host. Work is recorded on a separate
+// stream, because the default stream cannot be recorded, and replayed on the thread's current
+// stream.
+#include "../runtime/cuda.h"
 
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -14,8 +15,9 @@ using namespace conquer;
 
 namespace {
 
-// One pool of memory for all graphs of a device that live at the same time: replays follow each other, so each may use
-// what the last one did. libtorch does not let a pool come back once its last graph is gone; then there is a new one.
+// One memory pool for all graphs of a device that exist at the same time: they replay one after the
+// other and share its memory. libtorch cannot reuse a pool after its last graph is freed; then a
+// new pool is made.
 struct Pool {
   c10::MempoolId_t id;
   int graphs = 0;
@@ -31,7 +33,8 @@ c10::MempoolId_t take_pool(int device) {
   return pool.id;
 }
 
-// The last one gives the pool's memory back: while another graph is being recorded, libtorch could not.
+// The last graph frees the pool's memory; libtorch cannot do that while another graph is being
+// recorded.
 void leave_pool(int device) {
   std::lock_guard<std::mutex> lock(pools_mutex);
   Pool &pool = pools[device];
@@ -45,7 +48,7 @@ struct cq_graph {
   int device;
   c10::MempoolId_t pool;
   at::cuda::CUDAGraph graph;
-  std::optional<c10::cuda::CUDAStream> before; // the thread's stream while this one is being recorded
+  std::optional<c10::cuda::CUDAStream> before; // the thread's stream, restored after recording
 
   explicit cq_graph(int device) : device(device), pool(take_pool(device)) {}
   ~cq_graph() {
@@ -56,18 +59,23 @@ struct cq_graph {
 
 namespace {
 
-// The stream that a thread records on, always the same for a device: cuBLAS keeps 32 MB for every stream that it meets.
+// The stream that a thread records on, the same for each device: cuBLAS keeps 32 MB for every
+// stream that it sees.
 c10::cuda::CUDAStream recording_stream(int device) {
   thread_local std::map<int, c10::cuda::CUDAStream> streams;
   auto known = streams.find(device);
   if (known == streams.end())
-    known = streams.emplace(device, c10::cuda::getStreamFromPool(false, static_cast<c10::DeviceIndex>(device))).first;
+    known = streams
+                .emplace(device,
+                         c10::cuda::getStreamFromPool(false, static_cast<c10::DeviceIndex>(device)))
+                .first;
   return known->second;
 }
 
 int graph_begin(int device, cq_graph **out) {
   return guarded([&] {
-    c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device)); // libtorch records on the current device
+    c10::cuda::CUDAGuard guard(
+        static_cast<c10::DeviceIndex>(device)); // libtorch records the current device
     auto graph = std::make_unique<cq_graph>(device);
     auto current = c10::cuda::getCurrentCUDAStream(device);
     auto side = recording_stream(device);
@@ -112,10 +120,10 @@ void graph_abandon(cq_graph *graph) {
     std::unique_ptr<cq_graph> owned(graph);
     c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(graph->device));
     try {
-      graph->graph.capture_end(); // leaves recording; an invalidated one throws
+      graph->graph.capture_end(); // ends recording; an invalidated one throws
     } catch (const std::exception &) {
     }
-    cudaGetLastError(); // what invalidated the recording is known already
+    cudaGetLastError(); // clears the error, which was reported already
     c10::cuda::setCurrentCUDAStream(*graph->before);
     return 0;
   });
@@ -140,20 +148,22 @@ at::Tensor fetch(const at::Tensor &t, std::shared_ptr<void> &event) {
   return copy;
 }
 
-void wait(const std::shared_ptr<void> &event) { static_cast<c10::cuda::CUDAEvent *>(event.get())->synchronize(); }
+void wait(const std::shared_ptr<void> &event) {
+  static_cast<c10::cuda::CUDAEvent *>(event.get())->synchronize();
+}
 
 } // namespace
 
 namespace conquer {
 
-void fill_graph(CudaTable &table) {
-  table.graph_begin = graph_begin;
-  table.graph_end = graph_end;
-  table.graph_replay = graph_replay;
-  table.graph_abandon = graph_abandon;
-  table.graph_free = graph_free;
-  table.fetch = fetch;
-  table.wait = wait;
+void add_graph(CudaServices &services) {
+  services.graph_begin = graph_begin;
+  services.graph_end = graph_end;
+  services.graph_replay = graph_replay;
+  services.graph_abandon = graph_abandon;
+  services.graph_free = graph_free;
+  services.fetch = fetch;
+  services.wait = wait;
 }
 
 } // namespace conquer

@@ -1,14 +1,15 @@
 // ssd_rows.cpp: the GPU face of what surrounds the scan: launches the kernels of ../triton/kernels/rows.py.
-#include "../cpu/ssd.h"
+#include "../ops/device.h"
 #include "triton.h"
 
 #include <c10/cuda/CUDAGuard.h>
 
-namespace conquer::ssd {
+namespace conquer::cuda {
 
 namespace {
 
 using namespace triton;
+using namespace ops;
 
 // Contiguous, on 16 bytes.
 at::Tensor plain(const at::Tensor &t, at::ScalarType type) {
@@ -69,8 +70,8 @@ struct ConvArguments {
   dim3 blocks() const { return grid(tiles(), ceil_div(dim, tuning::conv_BD), batch); }
 };
 
-at::Tensor conv(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias, const at::Tensor &initial,
-                const at::Tensor &segment, bool silu) {
+at::Tensor conv(const ConvInput &in) {
+  const auto &[x, weight, bias, initial, segment, silu] = in;
   c10::cuda::CUDAGuard guard(x.device());
   ConvArguments a(x, weight, bias, initial, segment);
   at::Tensor y = at::empty({a.batch, a.length, a.dim}, x.options());
@@ -81,9 +82,9 @@ at::Tensor conv(const at::Tensor &x, const at::Tensor &weight, const at::Tensor 
   return y;
 }
 
-void conv_grad(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias, const at::Tensor &initial,
-               const at::Tensor &segment, bool silu, const at::Tensor &dy_, at::Tensor &dx, at::Tensor &dweight,
-               at::Tensor &dbias, at::Tensor &dinitial) {
+void conv_grad(const ConvInput &in, const at::Tensor &dy_, ConvGradients &gradients) {
+  const auto &[x, weight, bias, initial, segment, silu] = in;
+  auto &[dx, dweight, dbias, dinitial] = gradients;
   c10::cuda::CUDAGuard guard(x.device());
   ConvArguments a(x, weight, bias, initial, segment);
   at::Tensor dy = plain(dy_, x.scalar_type()),
@@ -119,14 +120,15 @@ void conv_grad(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &
   dinitial = grad.to(initial.scalar_type());
 }
 
-at::Tensor conv_step(const at::Tensor &state, const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias_,
-                     bool silu) {
+at::Tensor conv_step(const at::Tensor &state, const ConvInput &in) {
+  const at::Tensor &x = in.x;
+  const bool silu = in.silu;
   c10::cuda::CUDAGuard guard(state.device());
   auto type = x.scalar_type();
   int64_t batch = x.size(0), dim = x.size(1);
-  at::Tensor rows = x.stride(1) == 1 ? x : x.contiguous(), w = plain(weight, type),
+  at::Tensor rows = x.stride(1) == 1 ? x : x.contiguous(), w = plain(in.weight, type),
              y = at::empty({batch, dim}, x.options());
-  at::Tensor bias = bias_.defined() ? plain(bias_, type) : at::zeros({dim}, x.options());
+  at::Tensor bias = in.bias.defined() ? plain(in.bias, type) : at::zeros({dim}, x.options());
   bool direct = state.is_contiguous() && state.scalar_type() == type;
   at::Tensor held = direct ? state : state.to(type).contiguous();
   Arguments args;
@@ -145,7 +147,8 @@ struct NormArguments {
         dim(x.size(-1)), group(group), rows(x.numel() / dim) {}
 };
 
-at::Tensor norm(const at::Tensor &x, const at::Tensor &z, const at::Tensor &weight, double eps, int64_t group) {
+at::Tensor norm(const GatedNormInput &in) {
+  const auto &[x, z, weight, eps, group] = in;
   c10::cuda::CUDAGuard guard(x.device());
   NormArguments a(x, z, weight, group);
   at::Tensor y = at::empty_like(a.x);
@@ -155,8 +158,9 @@ at::Tensor norm(const at::Tensor &x, const at::Tensor &z, const at::Tensor &weig
   return y;
 }
 
-void norm_grad(const at::Tensor &x, const at::Tensor &z, const at::Tensor &weight, double eps, int64_t group,
-               const at::Tensor &dy_, at::Tensor &dx, at::Tensor &dz, at::Tensor &dweight) {
+void norm_grad(const GatedNormInput &in, const at::Tensor &dy_, GatedNormGradients &gradients) {
+  const auto &[x, z, weight, eps, group] = in;
+  auto &[dx, dz, dweight] = gradients;
   c10::cuda::CUDAGuard guard(x.device());
   NormArguments a(x, z, weight, group);
   at::Tensor dy = plain(dy_, x.scalar_type());
@@ -174,9 +178,13 @@ void norm_grad(const at::Tensor &x, const at::Tensor &z, const at::Tensor &weigh
 
 } // namespace
 
-const Device &cuda_rows() {
-  static const Device device = {nullptr, nullptr, step, conv, conv_grad, conv_step, norm, norm_grad};
-  return device;
+void add_state_space(Device &d) {
+  d.ssd_step = step;
+  d.causal_conv1d = conv;
+  d.causal_conv1d_grad = conv_grad;
+  d.conv1d_step = conv_step;
+  d.gated_rms_norm = norm;
+  d.gated_rms_norm_grad = norm_grad;
 }
 
-} // namespace conquer::ssd
+} // namespace conquer::cuda

@@ -1,16 +1,17 @@
 // ssd_triton.cpp: the GPU face of the state-space operations: allocates, chooses how the sequence is cut, and launches
 // the kernels of ../triton/kernels in the order that ssd_forward.py and ssd_backward.py describe. It registers itself with
 // ../cpu/ssd_scan.cpp when this library is opened.
-#include "../cpu/ssd.h"
+#include "../ops/device.h"
 #include "triton.h"
 
 #include <c10/cuda/CUDAGuard.h>
 
-namespace conquer::ssd {
+namespace conquer::cuda {
 
 namespace {
 
 using namespace triton;
+using namespace ops;
 
 at::Tensor as_float(const at::Tensor &t) { return t.defined() ? t.detach().to(at::kFloat).contiguous() : t; }
 
@@ -337,14 +338,9 @@ void backward(const ScanInput &in, const ScanOptions &o, const std::vector<at::T
 
 } // namespace
 
-const Device &cuda_rows(); // ssd_rows.cpp
+void add_scan(Device &d) {
+  d.ssd_scan = forward;
+  d.ssd_scan_grad = backward;
+}
 
-static const bool registered = [] {
-  static Device device = cuda_rows();
-  device.forward = forward;
-  device.backward = backward;
-  register_cuda(&device);
-  return true;
-}();
-
-} // namespace conquer::ssd
+} // namespace conquer::cuda

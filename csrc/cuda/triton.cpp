@@ -3,7 +3,7 @@
 // loaded.
 #include "triton.h"
 
-#include "../internal.h"
+#include "../runtime/handles.h"
 
 #include <ATen/core/grad_mode.h>
 #include <c10/cuda/CUDAException.h>

@@ -1,7 +1,8 @@
-// upload.cpp: copies from the host to a device. The driver reads pageable memory on one thread, and makes the host wait
-// until all that is queued before is done. Pinned memory it reads by itself: a small tensor goes through a pinned copy,
-// a large one through a ring of pinned pieces, which all threads fill while the device empties the ones before.
-#include "../internal.h"
+// upload.cpp: copies from the host to a device. The driver copies pageable memory on one thread and
+// makes the host wait for all queued work. The device reads pinned memory by itself: a small tensor
+// goes through a pinned copy, a large one through a ring of pinned buffers, which all threads fill
+// while the device reads the buffers before.
+#include "../runtime/cuda.h"
 
 #include <ATen/Parallel.h>
 #include <c10/cuda/CUDAEvent.h>
@@ -13,18 +14,21 @@ using namespace conquer;
 
 namespace {
 
-constexpr int64_t small = 1 << 20, piece = 16 << 20;
-constexpr int pieces = 4;
+constexpr int64_t small = 1 << 20, buffer_size = 16 << 20;
+constexpr int buffers = 4;
 
 struct Ring {
-  at::Tensor memory = at::empty({pieces, piece}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
-  std::array<std::optional<c10::cuda::CUDAEvent>, pieces> read; // when the device has what lay there
+  at::Tensor memory =
+      at::empty({buffers, buffer_size}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
+  std::array<std::optional<c10::cuda::CUDAEvent>, buffers>
+      read; // recorded after the device has read each buffer
   int next = 0;
 };
 
 at::Tensor upload(const at::Tensor &t, int device) {
   c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
-  at::Tensor from = t.contiguous(), to = at::empty(t.sizes(), t.options().device(at::kCUDA, device));
+  at::Tensor from = t.contiguous(),
+             to = at::empty(t.sizes(), t.options().device(at::kCUDA, device));
   const int64_t bytes = static_cast<int64_t>(from.nbytes());
   if (bytes <= small) {
     if (bytes)
@@ -37,19 +41,20 @@ at::Tensor upload(const at::Tensor &t, int device) {
   auto stream = c10::cuda::getCurrentCUDAStream();
   const auto *source = static_cast<const uint8_t *>(from.const_data_ptr());
   auto *target = static_cast<uint8_t *>(to.mutable_data_ptr());
-  for (int64_t at = 0; at < bytes; at += piece) {
-    const int64_t n = std::min(piece, bytes - at);
+  for (int64_t at = 0; at < bytes; at += buffer_size) {
+    const int64_t n = std::min(buffer_size, bytes - at);
     auto &read = ring.read[ring.next];
     if (read)
       read->synchronize();
-    uint8_t *slot = ring.memory.mutable_data_ptr<uint8_t>() + ring.next * piece;
+    uint8_t *slot = ring.memory.mutable_data_ptr<uint8_t>() + ring.next * buffer_size;
     at::parallel_for(0, n, 1 << 18, [&](int64_t begin, int64_t end) {
       std::memcpy(slot + begin, source + at + begin, static_cast<size_t>(end - begin));
     });
-    C10_CUDA_CHECK(cudaMemcpyAsync(target + at, slot, static_cast<size_t>(n), cudaMemcpyHostToDevice, stream));
+    C10_CUDA_CHECK(
+        cudaMemcpyAsync(target + at, slot, static_cast<size_t>(n), cudaMemcpyHostToDevice, stream));
     read.emplace(cudaEventDisableTiming);
     read->record(stream);
-    ring.next = (ring.next + 1) % pieces;
+    ring.next = (ring.next + 1) % buffers;
   }
   return to;
 }
@@ -58,6 +63,6 @@ at::Tensor upload(const at::Tensor &t, int device) {
 
 namespace conquer {
 
-void fill_upload(CudaTable &table) { table.upload = upload; }
+void add_upload(CudaServices &services) { services.upload = upload; }
 
 } // namespace conquer

@@ -1,7 +1,9 @@
-// Included before gotch's C++ (written for libtorch 2.1) so that it compiles against libtorch 2.11: three functions
-// whose argument lists have changed since get an overload with the old list. Nothing in this project calls them.
+// Included before gotch's C++ (written for libtorch 2.1) so that it compiles against libtorch 2.11:
+// three functions whose argument lists have changed since get an overload with the old list.
+// Nothing in this project calls them.
 #pragma once
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations" // its calls of what libtorch has renamed since
+#pragma GCC diagnostic ignored                                                                     \
+    "-Wdeprecated-declarations" // its calls of what libtorch has renamed since
 #ifdef __cplusplus
 #include <ATen/ATen.h>
 
@@ -13,18 +15,21 @@ using at::_cslt_sparse_mm;
 using at::_scaled_mm;
 using at::_scaled_mm_out;
 
-inline at::Tensor _cslt_sparse_mm(const at::Tensor &, const at::Tensor &, const at::Tensor &, bool) {
+inline at::Tensor _cslt_sparse_mm(const at::Tensor &, const at::Tensor &, const at::Tensor &,
+                                  bool) {
   throw std::runtime_error("_cslt_sparse_mm: this argument list left libtorch after 2.1");
 }
-inline std::tuple<at::Tensor, at::Tensor> _scaled_mm(const at::Tensor &, const at::Tensor &, const at::Tensor &,
-                                                     std::optional<at::ScalarType>, const at::Tensor &,
-                                                     const at::Tensor &, const at::Tensor &) {
+inline std::tuple<at::Tensor, at::Tensor> _scaled_mm(const at::Tensor &, const at::Tensor &,
+                                                     const at::Tensor &,
+                                                     std::optional<at::ScalarType>,
+                                                     const at::Tensor &, const at::Tensor &,
+                                                     const at::Tensor &) {
   throw std::runtime_error("_scaled_mm: this argument list left libtorch after 2.1");
 }
-inline std::tuple<at::Tensor, at::Tensor> _scaled_mm_out(at::Tensor &, at::Tensor &, const at::Tensor &,
-                                                         const at::Tensor &, const at::Tensor &,
-                                                         std::optional<at::ScalarType>, const at::Tensor &,
-                                                         const at::Tensor &, const at::Tensor &) {
+inline std::tuple<at::Tensor, at::Tensor>
+_scaled_mm_out(at::Tensor &, at::Tensor &, const at::Tensor &, const at::Tensor &,
+               const at::Tensor &, std::optional<at::ScalarType>, const at::Tensor &,
+               const at::Tensor &, const at::Tensor &) {
   throw std::runtime_error("_scaled_mm_out: this argument list left libtorch after 2.1");
 }
 } // namespace torch

@@ -1,5 +1,5 @@
-// gpu_test.cpp: every operation of conquer.h on a GPU against the same operation written with libtorch, in float64 on
-// the CPU, forward and backward, over random shapes.
+// gpu_test.cpp: every operation of conquer.h on a GPU against the same operation written with
+// libtorch, in float64 on the CPU, forward and backward, over random shapes.
 //   csrc_gpu_test [seed] [rounds]
 #include "harness.h"
 
@@ -12,15 +12,20 @@ std::mt19937_64 rng;
 int64_t pick(std::initializer_list<int64_t> list) { return *(list.begin() + rng() % list.size()); }
 bool maybe() { return rng() % 2; }
 
-double tolerance(at::ScalarType type) { return type == at::kFloat ? 1e-5 : type == at::kHalf ? 4e-3 : 3e-2; }
+double tolerance(at::ScalarType type) {
+  return type == at::kFloat ? 1e-5 : type == at::kHalf ? 4e-3 : 3e-2;
+}
 
-at::Tensor random(at::IntArrayRef shape, at::ScalarType type) { return at::randn(shape).to(type).to(at::kCUDA); }
+at::Tensor random(at::IntArrayRef shape, at::ScalarType type) {
+  return at::randn(shape).to(type).to(at::kCUDA);
+}
 at::Tensor exact(const at::Tensor &t) { return t.detach().to(at::kCPU).to(at::kDouble); }
 
-// Runs the operation with gradients on the GPU, and its plain form in float64 on the CPU; compares results and
-// gradients.
+// Runs the operation with gradients on the GPU, and its plain form in float64 on the CPU; compares
+// results and gradients.
 using Op = std::function<std::vector<at::Tensor>(const std::vector<at::Tensor> &)>;
-void compare(const std::string &what, std::vector<at::Tensor> inputs, const Op &fast, const Op &plain, bool gradients) {
+void compare(const std::string &what, std::vector<at::Tensor> inputs, const Op &fast,
+             const Op &plain, bool gradients) {
   auto type = inputs[0].scalar_type();
   std::vector<at::Tensor> doubles;
   for (auto &t : inputs)
@@ -37,8 +42,8 @@ void compare(const std::string &what, std::vector<at::Tensor> inputs, const Op &
     got = fast(inputs);
   }
   for (size_t i = 0; i < want.size(); i++)
-    check(what + " result " + std::to_string(i), got[i].defined() ? exact(got[i]) : got[i], want[i].detach(),
-          tolerance(type));
+    check(what + " result " + std::to_string(i), got[i].defined() ? exact(got[i]) : got[i],
+          want[i].detach(), tolerance(type));
   if (!gradients || !got[0].defined())
     return;
   at::Tensor sum, exact_sum;
@@ -95,14 +100,16 @@ void ropes(at::ScalarType type) {
   auto plain = [=](auto &t) {
     auto heads = t[0].unflatten(-1, {H + 2 * K, P});
     at::Tensor c = exact(cos), s = exact(sin);
-    return std::vector<at::Tensor>{turned(heads.narrow(2, 0, H), c, s), turned(heads.narrow(2, H, K), c, s),
+    return std::vector<at::Tensor>{turned(heads.narrow(2, 0, H), c, s),
+                                   turned(heads.narrow(2, H, K), c, s),
                                    heads.narrow(2, H + K, K).transpose(1, 2)};
   };
   compare(
       "rope_qkv " + c10::str(in[0].sizes()), in,
       [=](auto &t) {
         Arg x{t[0]}, c{cos}, s{sin};
-        return call(3, [&](cq_tensor *out) { return cq_rope_qkv(x, H, K, c, s, out, out + 1, out + 2); });
+        return call(
+            3, [&](cq_tensor *out) { return cq_rope_qkv(x, H, K, c, s, out, out + 1, out + 2); });
       },
       plain, maybe());
   int64_t S = L + 5;
@@ -110,8 +117,10 @@ void ropes(at::ScalarType type) {
       "rope_qkv_cache", in,
       [=](auto &t) {
         Arg x{t[0].detach()}, c{cos}, s{sin}, k{at::full({B, K, S, P}, NAN, t[0].options())},
-            v{at::full_like(k.t, NAN)}, at{at::arange(L, cos.options().dtype(at::kLong)).unsqueeze(0) + 3};
-        auto q = call(1, [&](cq_tensor *out) { return cq_rope_qkv_cache(x, H, c, s, at, k, v, out); });
+            v{at::full_like(k.t, NAN)},
+            at{at::arange(L, cos.options().dtype(at::kLong)).unsqueeze(0) + 3};
+        auto q =
+            call(1, [&](cq_tensor *out) { return cq_rope_qkv_cache(x, H, c, s, at, k, v, out); });
         if (!k.t.narrow(2, 0, 3).isnan().all().template item<bool>() ||
             !k.t.narrow(2, 3 + L, 2).isnan().all().template item<bool>()) {
           std::printf("FAIL rope_qkv_cache wrote beside its columns\n");
@@ -126,7 +135,8 @@ void products(at::ScalarType type) {
   int64_t rows = pick({1, 2, 3, 4, 7, 8, 16, 17, 40}), depth = pick({48, 512, 1040, 4096}),
           width = 2 * pick({16, 48, 500, 4096});
   bool has_bias = maybe(), gradients = maybe();
-  std::vector<at::Tensor> in = {random({rows, depth}, type), random({width, depth}, type), random({rows, width}, type)};
+  std::vector<at::Tensor> in = {random({rows, depth}, type), random({width, depth}, type),
+                                random({rows, width}, type)};
   in[1].mul_(1 / std::sqrt(double(depth)));
   if (has_bias)
     in.push_back(random({width}, type));
@@ -153,7 +163,8 @@ void products(at::ScalarType type) {
     t = t.detach().clone();
   in[2] = random({depth}, type);
   auto normed = [=](auto &t) {
-    return at::linear(normalized(t[0], t[2]), t[1], has_bias ? std::optional<at::Tensor>(t[3]) : std::nullopt);
+    return at::linear(normalized(t[0], t[2]), t[1],
+                      has_bias ? std::optional<at::Tensor>(t[3]) : std::nullopt);
   };
   compare(
       "norm_linear " + name, in,
@@ -168,7 +179,8 @@ void products(at::ScalarType type) {
       "norm_linear_swiglu " + name, in,
       [=](auto &t) {
         Arg x{t[0]}, n{t[2]}, w{t[1]}, b{bias(t)};
-        return call(1, [&](cq_tensor *out) { return cq_norm_linear_swiglu(x, n, 1e-5, w, b, out); });
+        return call(1,
+                    [&](cq_tensor *out) { return cq_norm_linear_swiglu(x, n, 1e-5, w, b, out); });
       },
       [=](auto &t) { return std::vector<at::Tensor>{gate(normed(t))}; }, gradients);
 }
@@ -182,16 +194,21 @@ void choices(at::ScalarType type) {
     logits[0][at::randint(V, {1}).item<int64_t>()] = NAN;
   cq_sampling greedy = {1, 0, 0, 0, 0};
   Arg here{logits}, there{logits.cpu()};
-  auto got = call(1, [&](cq_tensor *out) { return cq_choose(here, nullptr, nullptr, &greedy, out); });
-  auto want = call(1, [&](cq_tensor *out) { return cq_choose(there, nullptr, nullptr, &greedy, out); });
+  auto got =
+      call(1, [&](cq_tensor *out) { return cq_choose(here, nullptr, nullptr, &greedy, out); });
+  auto want =
+      call(1, [&](cq_tensor *out) { return cq_choose(there, nullptr, nullptr, &greedy, out); });
   check("choose", exact(got[0]), exact(want[0]), 0);
 }
 
-// Several times each, since the programs of the kernel meet at a counter that each call leaves to the next.
+// Several times each, since the programs of the kernel meet at a counter that each call leaves to
+// the next.
 void tails(at::ScalarType type) {
   int64_t A = pick({64, 1024, 4096, 8192}), D = pick({64, 576, 2048}), F = pick({16, 1536, 5632}),
           N = pick({0, 48, 960, 6144}), M = pick({1, 1, 3});
-  auto weight = [&](int64_t rows, int64_t columns) { return random({rows, columns}, type) * std::pow(columns, -0.5); };
+  auto weight = [&](int64_t rows, int64_t columns) {
+    return random({rows, columns}, type) * std::pow(columns, -0.5);
+  };
   bool normed = maybe(), has_bias = N > 0 && maybe();
   std::vector<at::Tensor> in = {random({M, D}, type),
                                 random({M, A}, type),
@@ -208,17 +225,20 @@ void tails(at::ScalarType type) {
     at::Tensor y = z + at::linear(gate(at::linear(normalized(z, t[4]), t[5])), t[6]);
     std::vector<at::Tensor> out = {y};
     if (N > 0)
-      out.push_back(at::linear(normalized(y, t[7]), t[8], has_bias ? std::optional<at::Tensor>(t[9]) : std::nullopt));
+      out.push_back(at::linear(normalized(y, t[7]), t[8],
+                               has_bias ? std::optional<at::Tensor>(t[9]) : std::nullopt));
     return out;
   };
   for (int i = 0; i < 3; i++) {
     in[1] = random({M, A}, type);
     compare(
-        "block_tail " + std::to_string(A) + " " + std::to_string(D) + " " + std::to_string(F) + " " + std::to_string(N),
+        "block_tail " + std::to_string(A) + " " + std::to_string(D) + " " + std::to_string(F) +
+            " " + std::to_string(N),
         in,
         [=](auto &t) {
-          Arg x{t[0]}, mixed{t[1]}, norm{normed ? t[2] : at::Tensor()}, output{t[3]}, mlp_norm{t[4]}, gate_up{t[5]},
-              down{t[6]}, next_norm{t[7]}, next{N > 0 ? t[8] : at::Tensor()}, next_bias{has_bias ? t[9] : at::Tensor()};
+          Arg x{t[0]}, mixed{t[1]}, norm{normed ? t[2] : at::Tensor()}, output{t[3]},
+              mlp_norm{t[4]}, gate_up{t[5]}, down{t[6]}, next_norm{t[7]},
+              next{N > 0 ? t[8] : at::Tensor()}, next_bias{has_bias ? t[9] : at::Tensor()};
           cq_tail tail = {norm,    output,    nullptr, mlp_norm,  gate_up, nullptr, down,
                           nullptr, next_norm, next,    next_bias, 1e-5,    1e-5,    1e-5};
           return call(2, [&](cq_tensor *out) {
@@ -231,11 +251,12 @@ void tails(at::ScalarType type) {
 }
 
 void attention(at::ScalarType type) {
-  int64_t B = pick({1, 3}), K = pick({1, 2, 8, 32}), H = K * pick({1, 4, 8}), P = pick({16, 64, 80, 128}),
-          S = pick({1, 70, 500, 3000});
+  int64_t B = pick({1, 3}), K = pick({1, 2, 8, 32}), H = K * pick({1, 4, 8}),
+          P = pick({16, 64, 80, 128}), S = pick({1, 70, 500, 3000});
   at::Tensor lengths = at::randint(1, S + 1, {B}, at::kLong),
              starts = maybe() ? (at::rand({B}) * lengths).to(at::kLong) : at::Tensor();
-  at::Tensor angles = at::rand({maybe() ? B : 1, 1, pick({P / 2, std::min(P / 2, 16 * ((P / 4 + 15) / 16))})}) * 6;
+  at::Tensor angles =
+      at::rand({maybe() ? B : 1, 1, pick({P / 2, std::min(P / 2, 16 * ((P / 4 + 15) / 16))})}) * 6;
   at::Tensor cos = angles.cos().to(at::kCUDA), sin = angles.sin().to(at::kCUDA);
   std::vector<at::Tensor> in = {random({B, 1, (H + 2 * K) * P}, type), random({B, K, S, P}, type),
                                 random({B, K, S, P}, type)};
@@ -246,7 +267,8 @@ void attention(at::ScalarType type) {
         Arg x{t[0]}, c{cos}, si{sin}, k{t[1].clone()}, v{t[2].clone()}, n{lengths.to(at::kCUDA)},
             s{starts.defined() ? starts.to(at::kCUDA) : starts};
         auto out = call(1, [&](cq_tensor *out) {
-          return cq_decode_attention(x, H, c, si, k, v, n, s, 1 / std::sqrt(double(P)), out);
+          cq_decode in = {x, H, c, si, k, v, n, s, 1 / std::sqrt(double(P))};
+          return cq_decode_attention(&in, out);
         });
         out.insert(out.end(), {k.t, v.t});
         return out;
@@ -256,14 +278,16 @@ void attention(at::ScalarType type) {
         at::Tensor c = exact(cos), s = exact(sin), k = t[1].clone(), v = t[2].clone();
         for (int64_t b = 0; b < B; b++) {
           int64_t at = last[b].template item<int64_t>();
-          k.select(0, b).select(1, at).copy_(turned(heads.narrow(2, H, K), c, s).select(0, b).select(1, 0));
+          k.select(0, b).select(1, at).copy_(
+              turned(heads.narrow(2, H, K), c, s).select(0, b).select(1, 0));
           v.select(0, b).select(1, at).copy_(heads.select(0, b).select(0, 0).narrow(0, H + K, K));
         }
         at::Tensor at = at::arange(S), mask = at < lengths.unsqueeze(1);
         if (starts.defined())
           mask = mask & (at >= starts.unsqueeze(1));
         at::Tensor y = at::scaled_dot_product_attention(turned(heads.narrow(2, 0, H), c, s), k, v,
-                                                        mask.unsqueeze(1).unsqueeze(1), 0, false, std::nullopt, true);
+                                                        mask.unsqueeze(1).unsqueeze(1), 0, false,
+                                                        std::nullopt, true);
         return std::vector<at::Tensor>{y.reshape({B, 1, H * P}), k, v};
       },
       false);
@@ -271,7 +295,8 @@ void attention(at::ScalarType type) {
   int64_t L = pick({2, 65, 256});
   if (type == at::kFloat)
     return;
-  std::vector<at::Tensor> whole = {random({B, H, L, P}, type), random({B, K, L, P}, type), random({B, K, L, P}, type)};
+  std::vector<at::Tensor> whole = {random({B, H, L, P}, type), random({B, K, L, P}, type),
+                                   random({B, K, L, P}, type)};
   compare(
       "sdpa", whole,
       [=](auto &t) {
@@ -299,14 +324,19 @@ void losses(at::ScalarType type) {
       c10::str("cross_entropy_head ", N, "x", D, "x", V), in,
       [=](auto &t) {
         Arg h{t[0]}, w{t[1]}, l{labels.to(at::kCUDA)}, b{by.defined() ? by.to(at::kCUDA) : by};
-        return call(2, [&](cq_tensor *out) { return cq_cross_entropy_head(h, w, l, b, &loss, out, out + 1); });
+        return call(2, [&](cq_tensor *out) {
+          return cq_cross_entropy_head(h, w, l, b, &loss, out, out + 1);
+        });
       },
       [=](auto &t) {
         at::Tensor logits = at::linear(t[0], t[1]);
         at::Tensor nll = at::cross_entropy_loss(logits, labels, {}, at::Reduction::None, -100);
-        at::Tensor total = at::cross_entropy_loss(logits, labels, {}, at::Reduction::None, -100, loss.label_smoothing) +
+        at::Tensor total = at::cross_entropy_loss(logits, labels, {}, at::Reduction::None, -100,
+                                                  loss.label_smoothing) +
                            loss.z_loss * logits.logsumexp(1).square() * (labels >= 0);
-        double count = loss.divisor ? loss.divisor : std::max<int64_t>(1, (labels >= 0).sum().template item<int64_t>());
+        double count = loss.divisor
+                           ? loss.divisor
+                           : std::max<int64_t>(1, (labels >= 0).sum().template item<int64_t>());
         return std::vector<at::Tensor>{(by.defined() ? total * by : total).sum() / count, nll};
       },
       maybe());
@@ -363,6 +393,7 @@ int main(int argc, char **argv) {
       std::printf("%-12s %-9s largest difference %.2e%s\n", family.name, c10::toString(type), worst,
                   failures > before ? "  FAILED" : "");
     }
-  std::printf(failures ? "%d FAILURES (seed %llu)\n" : "all within limits\n", failures, (unsigned long long)seed);
+  std::printf(failures ? "%d FAILURES (seed %llu)\n" : "all within limits\n", failures,
+              (unsigned long long)seed);
   return failures != 0;
 }

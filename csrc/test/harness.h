@@ -49,7 +49,8 @@ inline double difference(const at::Tensor &got, const at::Tensor &want) {
 }
 
 inline double worst = 0;
-inline void check(const std::string &what, const at::Tensor &got, const at::Tensor &want, double tolerance) {
+inline void check(const std::string &what, const at::Tensor &got, const at::Tensor &want,
+                  double tolerance) {
   double d = difference(got, want);
   worst = std::max(worst, d);
   if (!(d <= tolerance)) {
@@ -62,16 +63,17 @@ inline void report(const char *family) {
   worst = 0;
 }
 
-// Times several functions in turn, so that whatever else the machine does falls on all of them alike; the best of
-// `rounds` each, in milliseconds.
+// Times several functions in turn, so that whatever else the machine does falls on all of them
+// alike; the best of `rounds` each, in milliseconds.
 inline std::vector<double> race(int rounds, std::vector<std::function<void()>> fs) {
   std::vector<double> best(fs.size(), 1e30);
   for (int r = 0; r < rounds; r++)
     for (size_t i = 0; i < fs.size(); i++) {
       auto start = std::chrono::steady_clock::now();
       fs[i]();
-      best[i] = std::min(best[i],
-                         std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+      best[i] = std::min(best[i], std::chrono::duration<double, std::milli>(
+                                      std::chrono::steady_clock::now() - start)
+                                      .count());
     }
   return best;
 }

@@ -1,9 +1,12 @@
-// ssd_test.cpp: holds the state-space operations of conquer.h against a token-by-token recurrence in float64, forward
-// and every gradient, over random shapes; on the CPU, or on a GPU with the argument "cuda". A second argument is a
-// seed, a third the number of random cases; "full" as the fourth takes every shape on a GPU too (TRITON_FULL). Prints
-// the largest relative error ‖out - ref‖ / ‖ref‖ of each quantity and exits 1 where one is too large. With "times" for
-// the seed it prints times on the CPU instead.
-#include "../internal.h"
+// ssd_test.cpp: holds the state-space operations of conquer.h against a token-by-token recurrence
+// in float64, forward and every gradient, over random shapes; on the CPU, or on a GPU with the
+// argument "cuda". A second argument is a seed, a third the number of random cases; "full" as the
+// fourth takes every shape on a GPU too (TRITON_FULL). Prints the largest relative error ‖out -
+// ref‖ / ‖ref‖ of each quantity and exits 1 where one is too large. With "times" for the seed it
+// prints times on the CPU instead.
+#include "../conquer.h"
+
+#include <ATen/ATen.h>
 
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/generated/variable_factories.h>
@@ -21,10 +24,12 @@ static at::Device device = at::kCPU;
 static std::map<std::string, double> worst; // by dtype and quantity
 static int failures = 0;
 
-static Tensor random(at::IntArrayRef size, double scale = 1) { return torch::randn(size, at::kDouble) * scale; }
+static Tensor random(at::IntArrayRef size, double scale = 1) {
+  return torch::randn(size, at::kDouble) * scale;
+}
 
-static void check(const std::string &name, const char *what, const Tensor &got, const Tensor &want, at::ScalarType type,
-                  double at_least = 0) {
+static void check(const std::string &name, const char *what, const Tensor &got, const Tensor &want,
+                  at::ScalarType type, double at_least = 0) {
   Tensor g = got.detach().to(at::kCPU).to(at::kDouble), w = want.detach();
   double size = std::max(w.norm().item<double>(), at_least),
          error = (g - w).norm().item<double>() / (size > 0 ? size : 1);
@@ -45,9 +50,9 @@ static void require(int code) {
   }
 }
 
-// A leaf on the device in `type`, and the float64 leaf with the same values. The gradient of a parameter of a head is a
-// sum over tokens of either sign; where those cancel, what its error is measured by is the size of the terms: `terms`
-// is the parameter once for each token.
+// A leaf on the device in `type`, and the float64 leaf with the same values. The gradient of a
+// parameter of a head is a sum over tokens of either sign; where those cancel, what its error is
+// measured by is the size of the terms: `terms` is the parameter once for each token.
 struct Leaf {
   Tensor real, exact, terms;
   const Tensor &each(int64_t batch, int64_t length) {
@@ -71,19 +76,22 @@ struct Case {
   at::ScalarType type;
   std::string name() const {
     char text[256];
-    std::snprintf(text, sizeof text, "B%ld L%ld H%ld P%ld N%ld G%ld chunk%ld window%ld%s%s%s%s%s%s%s %s", batch, length,
-                  heads, p, n, groups, chunk, window, d ? " D" : "", z ? " z" : "", bias ? " bias" : "",
-                  initial ? " initial" : "", seq ? " seq" : "", softplus ? "" : " raw", limits ? " clamp" : "",
-                  c10::toString(type));
+    std::snprintf(text, sizeof text,
+                  "B%ld L%ld H%ld P%ld N%ld G%ld chunk%ld window%ld%s%s%s%s%s%s%s %s", batch,
+                  length, heads, p, n, groups, chunk, window, d ? " D" : "", z ? " z" : "",
+                  bias ? " bias" : "", initial ? " initial" : "", seq ? " seq" : "",
+                  softplus ? "" : " raw", limits ? " clamp" : "", c10::toString(type));
     return text;
   }
 };
 
-// The recurrence (a, d and bias once for each token), with one state for each chunk of the window: row j of `parts` is
-// what chunk j contributed.
-static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tensor dt, const Tensor &a, const Tensor &b,
-                                            const Tensor &cc, const Tensor &d, const Tensor &z, const Tensor &bias,
-                                            const Tensor &initial, const Tensor &seq, double lo, double hi) {
+// The recurrence (a, d and bias once for each token), with one state for each chunk of the window:
+// row j of `parts` is what chunk j contributed.
+static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tensor dt,
+                                            const Tensor &a, const Tensor &b, const Tensor &cc,
+                                            const Tensor &d, const Tensor &z, const Tensor &bias,
+                                            const Tensor &initial, const Tensor &seq, double lo,
+                                            double hi) {
   if (bias.defined())
     dt = dt + bias;
   if (c.softplus)
@@ -92,11 +100,13 @@ static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tens
   int64_t repeat = c.heads / c.groups, chunks = (c.length + c.chunk - 1) / c.chunk;
   Tensor bh = b.repeat_interleave(repeat, 2), ch = cc.repeat_interleave(repeat, 2);
   Tensor zero = torch::zeros({c.batch, c.heads, c.p, c.n}, at::kDouble);
-  std::vector<Tensor> parts(chunks + 1), ys; // parts[j + 1] is chunk j's, parts[0] the initial state
+  std::vector<Tensor> parts(chunks + 1),
+      ys; // parts[j + 1] is chunk j's, parts[0] the initial state
   parts[0] = initial.defined() ? initial : zero;
   auto seen = [&](int64_t chunk) {
     Tensor sum = zero;
-    for (int64_t j = c.window < 0 ? 0 : std::max<int64_t>(0, chunk + 1 - c.window); j <= chunk + 1; j++)
+    for (int64_t j = c.window < 0 ? 0 : std::max<int64_t>(0, chunk + 1 - c.window); j <= chunk + 1;
+         j++)
       if (parts[j].defined())
         sum = sum + parts[j];
     return sum;
@@ -109,7 +119,8 @@ static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tens
     for (auto &part : parts)
       if (part.defined())
         part = part * decay;
-    Tensor u = (x.select(1, t) * dt.select(1, t).unsqueeze(-1)).unsqueeze(-1) * bh.select(1, t).unsqueeze(2);
+    Tensor u = (x.select(1, t) * dt.select(1, t).unsqueeze(-1)).unsqueeze(-1) *
+               bh.select(1, t).unsqueeze(2);
     auto &own = parts[chunk + 1];
     own = own.defined() ? own + u : u;
     Tensor y = (seen(chunk) * ch.select(1, t).unsqueeze(2)).sum(-1);
@@ -124,8 +135,8 @@ static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tens
 }
 
 static void gradients(const std::string &name, at::ScalarType type,
-                      const std::vector<std::pair<const char *, Leaf *>> &of, const std::vector<Tensor> &outs,
-                      const std::vector<Tensor> &refs) {
+                      const std::vector<std::pair<const char *, Leaf *>> &of,
+                      const std::vector<Tensor> &outs, const std::vector<Tensor> &refs) {
   std::vector<Tensor> seeds, exact_seeds;
   for (size_t i = 0; i < outs.size(); i++) {
     Tensor seed = random(refs[i].sizes()).to(outs[i].scalar_type());
@@ -136,21 +147,26 @@ static void gradients(const std::string &name, at::ScalarType type,
   torch::autograd::backward(refs, exact_seeds);
   for (auto &[what, leaf] : of)
     if (leaf->real.defined()) { // an input that the result does not depend on may have no gradient
-      auto grad = [](const Tensor &t) { return t.grad().defined() ? t.grad() : at::zeros_like(t, at::kDouble); };
-      double terms =
-          leaf->terms.defined() && leaf->terms.grad().defined() ? leaf->terms.grad().norm().item<double>() : 0;
+      auto grad = [](const Tensor &t) {
+        return t.grad().defined() ? t.grad() : at::zeros_like(t, at::kDouble);
+      };
+      double terms = leaf->terms.defined() && leaf->terms.grad().defined()
+                         ? leaf->terms.grad().norm().item<double>()
+                         : 0;
       check(name, what, grad(leaf->real), grad(leaf->exact), type, terms);
     }
 }
 
-// back: with gradients; else only what is computed where none are asked for, which may be done by other kernels.
+// back: with gradients; else only what is computed where none are asked for, which may be done by
+// other kernels.
 static void scan(const Case &c, bool back = true) {
   at::AutoGradMode grad(back);
   auto half = c.type;
-  Leaf x(random({c.batch, c.length, c.heads, c.p}), half), dt(random({c.batch, c.length, c.heads}), half),
+  Leaf x(random({c.batch, c.length, c.heads, c.p}), half),
+      dt(random({c.batch, c.length, c.heads}), half),
       a(-torch::rand({c.heads}, at::kDouble) * 15 - 0.05, at::kFloat),
-      b(random({c.batch, c.length, c.groups, c.n}), half), cc(random({c.batch, c.length, c.groups, c.n}), half), d, z,
-      bias, initial;
+      b(random({c.batch, c.length, c.groups, c.n}), half),
+      cc(random({c.batch, c.length, c.groups, c.n}), half), d, z, bias, initial;
   if (!c.softplus)
     dt = Leaf(torch::rand({c.batch, c.length, c.heads}, at::kDouble) * 0.2, half);
   if (c.d)
@@ -163,20 +179,37 @@ static void scan(const Case &c, bool back = true) {
     initial = Leaf(random({c.batch, c.heads, c.p, c.n}), at::kFloat);
   Tensor seq, seq_device;
   if (c.seq) {
-    seq = torch::randint(0, 10, {c.batch, c.length}, at::kInt).eq(0).cumsum(1, at::kInt).remainder(3).to(at::kInt);
+    seq = torch::randint(0, 10, {c.batch, c.length}, at::kInt)
+              .eq(0)
+              .cumsum(1, at::kInt)
+              .remainder(3)
+              .to(at::kInt);
     seq_device = seq.to(device);
   }
   double lo = c.limits ? 0.01 : 0, hi = c.limits ? 0.1 : INFINITY;
   cq_scope_open();
   cq_tensor y, last;
   auto run = [&] {
-    require(cq_ssd_scan(x.handle(), dt.handle(), a.handle(), b.handle(), cc.handle(), d.handle(), z.handle(),
-                        bias.handle(), initial.handle(), c.seq ? &seq_device : nullptr, c.chunk, c.window, c.softplus,
-                        lo, hi, &y, &last));
+    const cq_scan in = {x.handle(),
+                        dt.handle(),
+                        a.handle(),
+                        b.handle(),
+                        cc.handle(),
+                        d.handle(),
+                        z.handle(),
+                        bias.handle(),
+                        initial.handle(),
+                        c.seq ? &seq_device : nullptr,
+                        c.chunk,
+                        c.window,
+                        c.softplus,
+                        lo,
+                        hi};
+    require(cq_ssd_scan(&in, &y, &last));
   };
-  auto [ref, ref_last] =
-      recurrence(c, x.exact, dt.exact, a.each(c.batch, c.length), b.exact, cc.exact, d.each(c.batch, c.length), z.exact,
-                 bias.each(c.batch, c.length), initial.exact, seq, lo, hi);
+  auto [ref, ref_last] = recurrence(c, x.exact, dt.exact, a.each(c.batch, c.length), b.exact,
+                                    cc.exact, d.each(c.batch, c.length), z.exact,
+                                    bias.each(c.batch, c.length), initial.exact, seq, lo, hi);
   auto leaves = {&x, &dt, &a, &b, &cc, &d, &z, &bias, &initial};
   auto require_grad = [&](bool yes) {
     for (Leaf *leaf : leaves)
@@ -210,34 +243,49 @@ static void scan(const Case &c, bool back = true) {
   cq_scope_close();
 }
 
-static void step(int64_t batch, int64_t heads, int64_t p, int64_t n, int64_t groups, at::ScalarType type,
-                 at::ScalarType state_type) {
+static void step(int64_t batch, int64_t heads, int64_t p, int64_t n, int64_t groups,
+                 at::ScalarType type, at::ScalarType state_type) {
   Leaf x(random({batch, heads, p}), type), dt(random({batch, heads}), type),
       a(-torch::rand({heads}, at::kDouble) * 15 - 1, at::kFloat),
-      a_log((torch::rand({heads}, at::kDouble) * 15 + 1).log(), type), b(random({batch, groups, n}), type),
-      c(random({batch, groups, n}), type), d(random({heads}), at::kFloat), z(random({batch, heads, p}), type),
-      bias(torch::rand({heads}, at::kDouble) - 4, at::kFloat), state(random({batch, heads, p, n}), state_type);
+      a_log((torch::rand({heads}, at::kDouble) * 15 + 1).log(), type),
+      b(random({batch, groups, n}), type), c(random({batch, groups, n}), type),
+      d(random({heads}), at::kFloat), z(random({batch, heads, p}), type),
+      bias(torch::rand({heads}, at::kDouble) - 4, at::kFloat),
+      state(random({batch, heads, p, n}), state_type);
   Tensor h = state.real.detach().clone();
   static bool log = false;
   log = !log;
   cq_scope_open();
   cq_tensor y;
-  require(cq_ssd_step(&h, x.handle(), dt.handle(), log ? a_log.handle() : a.handle(), log, b.handle(), c.handle(),
-                      d.handle(), z.handle(), bias.handle(), 1, 0, INFINITY, &y));
+  const cq_step in = {x.handle(),
+                      dt.handle(),
+                      log ? a_log.handle() : a.handle(),
+                      b.handle(),
+                      c.handle(),
+                      d.handle(),
+                      z.handle(),
+                      bias.handle(),
+                      log,
+                      1,
+                      0,
+                      INFINITY};
+  require(cq_ssd_step(&h, &in, &y));
   int64_t repeat = heads / groups;
   Tensor step = at::softplus(dt.exact + bias.exact), bh = b.exact.repeat_interleave(repeat, 1),
          ch = c.exact.repeat_interleave(repeat, 1);
-  Tensor want = state.exact * (step * (log ? -a_log.exact.exp() : a.exact)).exp().view({batch, heads, 1, 1}) +
-                (x.exact * step.unsqueeze(-1)).unsqueeze(-1) * bh.unsqueeze(2);
-  Tensor out = ((want * ch.unsqueeze(2)).sum(-1) + x.exact * d.exact.unsqueeze(-1)) * at::silu(z.exact);
+  Tensor want =
+      state.exact * (step * (log ? -a_log.exact.exp() : a.exact)).exp().view({batch, heads, 1, 1}) +
+      (x.exact * step.unsqueeze(-1)).unsqueeze(-1) * bh.unsqueeze(2);
+  Tensor out =
+      ((want * ch.unsqueeze(2)).sum(-1) + x.exact * d.exact.unsqueeze(-1)) * at::silu(z.exact);
   auto loose = type == at::kFloat && state_type == at::kFloat ? at::kFloat : at::kBFloat16;
   check("step", "step y", *static_cast<Tensor *>(y), out, loose);
   check("step", "step state", h, want, loose);
   cq_scope_close();
 }
 
-static void conv(int64_t batch, int64_t length, int64_t dim, int64_t width, bool has_bias, bool silu, bool has_initial,
-                 bool has_seq, at::ScalarType type) {
+static void conv(int64_t batch, int64_t length, int64_t dim, int64_t width, bool has_bias,
+                 bool silu, bool has_initial, bool has_seq, at::ScalarType type) {
   Leaf x(random({batch, length, dim}), type), w(random({dim, width}, 0.5), type), bias, initial;
   if (has_bias)
     bias = Leaf(random({dim}), type);
@@ -250,25 +298,28 @@ static void conv(int64_t batch, int64_t length, int64_t dim, int64_t width, bool
   }
   cq_scope_open();
   cq_tensor y, state;
-  require(cq_causal_conv1d(x.handle(), w.handle(), bias.handle(), initial.handle(), has_seq ? &seq_device : nullptr,
-                           silu, &y, &state));
+  require(cq_causal_conv1d(x.handle(), w.handle(), bias.handle(), initial.handle(),
+                           has_seq ? &seq_device : nullptr, silu, &y, &state));
   Tensor before = has_initial ? initial.exact : torch::zeros({batch, width - 1, dim}, at::kDouble);
-  Tensor padded = at::cat({before, x.exact}, 1), out = torch::zeros({batch, length, dim}, at::kDouble);
+  Tensor padded = at::cat({before, x.exact}, 1),
+         out = torch::zeros({batch, length, dim}, at::kDouble);
   if (has_bias)
     out = out + bias.exact;
   for (int64_t k = 0; k < width; k++) {
     Tensor tap = padded.slice(1, k, k + length) * w.exact.select(1, k);
     if (has_seq)
-      tap =
-          tap *
-          at::cat({seq.slice(1, 0, 1).expand({batch, width - 1}), seq}, 1).slice(1, k, k + length).eq(seq).unsqueeze(2);
+      tap = tap * at::cat({seq.slice(1, 0, 1).expand({batch, width - 1}), seq}, 1)
+                      .slice(1, k, k + length)
+                      .eq(seq)
+                      .unsqueeze(2);
     out = out + tap;
   }
   if (silu)
     out = at::silu(out);
   check("conv", "conv y", *static_cast<Tensor *>(y), out, type);
   check("conv", "conv state", *static_cast<Tensor *>(state), padded.slice(1, length), type);
-  Tensor history = before.detach().to(type).to(device).clone(), stepped = torch::zeros_like(out.detach());
+  Tensor history = before.detach().to(type).to(device).clone(),
+         stepped = torch::zeros_like(out.detach());
   if (!has_seq) {
     for (int64_t t = 0; t < length; t++) {
       Tensor token = x.real.detach().select(1, t).contiguous();
@@ -279,7 +330,8 @@ static void conv(int64_t batch, int64_t length, int64_t dim, int64_t width, bool
     check("conv", "conv step", stepped, out, type);
     check("conv", "conv step state", history, padded.slice(1, length), type);
   }
-  gradients("conv", type, {{"conv dx", &x}, {"conv dw", &w}, {"conv dbias", &bias}, {"conv dinitial", &initial}},
+  gradients("conv", type,
+            {{"conv dx", &x}, {"conv dw", &w}, {"conv dbias", &bias}, {"conv dinitial", &initial}},
             {*static_cast<Tensor *>(y)}, {out});
   cq_scope_close();
 }
@@ -291,40 +343,49 @@ static void norm(int64_t rows, int64_t dim, int64_t group, bool gated, at::Scala
   cq_scope_open();
   cq_tensor y;
   require(cq_gated_rms_norm(x.handle(), z.handle(), w.handle(), 1e-5, group, &y));
-  Tensor v = gated ? x.exact * at::silu(z.exact) : x.exact, grouped = v.view({rows, -1, group ? group : dim});
-  Tensor out = (grouped * (grouped.pow(2).mean(-1, true) + 1e-5).rsqrt()).view({rows, dim}) * w.exact;
+  Tensor v = gated ? x.exact * at::silu(z.exact) : x.exact,
+         grouped = v.view({rows, -1, group ? group : dim});
+  Tensor out =
+      (grouped * (grouped.pow(2).mean(-1, true) + 1e-5).rsqrt()).view({rows, dim}) * w.exact;
   check("norm", "norm y", *static_cast<Tensor *>(y), out, type);
-  gradients("norm", type, {{"norm dx", &x}, {"norm dz", &z}, {"norm dw", &w}}, {*static_cast<Tensor *>(y)}, {out});
+  gradients("norm", type, {{"norm dx", &x}, {"norm dz", &z}, {"norm dw", &w}},
+            {*static_cast<Tensor *>(y)}, {out});
   cq_scope_close();
 }
 
-static int64_t pick(std::initializer_list<int64_t> of) { return of.begin()[std::rand() % of.size()]; }
+static int64_t pick(std::initializer_list<int64_t> of) {
+  return of.begin()[std::rand() % of.size()];
+}
 
-// Milliseconds of the scan forward and backward at growing lengths, the best of five, and the process's largest memory.
+// Milliseconds of the scan forward and backward at growing lengths, the best of five, and the
+// process's largest memory.
 static void times(at::ScalarType type) {
   for (int64_t length : {512, 1024, 2048, 4096, 8192}) {
     Leaf x(random({1, length, 16, 64}), type), dt(random({1, length, 16}), type),
-        a(-torch::rand({16}, at::kDouble) * 15 - 1, at::kFloat), b(random({1, length, 1, 128}), type),
-        c(random({1, length, 1, 128}), type);
+        a(-torch::rand({16}, at::kDouble) * 15 - 1, at::kFloat),
+        b(random({1, length, 1, 128}), type), c(random({1, length, 1, 128}), type);
     double best[2] = {1e9, 1e9};
     for (int i = 0; i < 5; i++) {
       cq_scope_open();
       cq_tensor y;
       auto start = std::chrono::steady_clock::now();
-      require(cq_ssd_scan(x.handle(), dt.handle(), a.handle(), b.handle(), c.handle(), nullptr, nullptr, nullptr,
-                          nullptr, nullptr, 256, -1, 1, 0, INFINITY, &y, nullptr));
+      const cq_scan in = {x.handle(), dt.handle(), a.handle(), b.handle(), c.handle(),
+                          nullptr,    nullptr,     nullptr,    nullptr,    nullptr,
+                          256,        -1,          1,          0,          INFINITY};
+      require(cq_ssd_scan(&in, &y, nullptr));
       auto middle = std::chrono::steady_clock::now();
       Tensor out = *static_cast<Tensor *>(y);
       torch::autograd::backward({out}, {at::ones_like(out)});
       auto end = std::chrono::steady_clock::now();
-      best[0] = std::min(best[0], std::chrono::duration<double, std::milli>(middle - start).count());
+      best[0] =
+          std::min(best[0], std::chrono::duration<double, std::milli>(middle - start).count());
       best[1] = std::min(best[1], std::chrono::duration<double, std::milli>(end - middle).count());
       cq_scope_close();
     }
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    std::printf("%s L%ld H16 P64 N128: forward %.2f ms, backward %.2f ms, peak %ld MB\n", c10::toString(type), length,
-                best[0], best[1], usage.ru_maxrss / 1024);
+    std::printf("%s L%ld H16 P64 N128: forward %.2f ms, backward %.2f ms, peak %ld MB\n",
+                c10::toString(type), length, best[0], best[1], usage.ru_maxrss / 1024);
   }
 }
 
@@ -364,9 +425,12 @@ int main(int argc, char **argv) {
   }
   // Long enough to be cut into segments; more heads, and more segments, than a GPU has processors.
   for (bool seq : {false, true})
-    scan({1, 4500, 2, 64, 128, 1, 64, -1, true, false, true, true, seq, true, false, at::kBFloat16}, false);
-  scan({2, 70, 80, 64, 128, 2, 64, -1, true, false, true, false, false, true, false, at::kHalf}, false);
-  scan({2, 200, 40, 64, 128, 1, 64, 1, true, false, true, true, false, true, false, at::kBFloat16}, false);
+    scan({1, 4500, 2, 64, 128, 1, 64, -1, true, false, true, true, seq, true, false, at::kBFloat16},
+         false);
+  scan({2, 70, 80, 64, 128, 2, 64, -1, true, false, true, false, false, true, false, at::kHalf},
+       false);
+  scan({2, 200, 40, 64, 128, 1, 64, 1, true, false, true, true, false, true, false, at::kBFloat16},
+       false);
   for (auto type : {at::kFloat, at::kBFloat16, at::kHalf}) {
     for (auto state : {type, at::kFloat}) {
       step(1, 4, 64, 128, 1, type, state);

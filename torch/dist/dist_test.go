@@ -93,7 +93,8 @@ type outcome struct {
 	stdout, stderr string
 }
 
-// play runs a scenario in a world of n processes. Once one has failed, the others have a while to end by themselves.
+// play runs a scenario in a world of n processes. Once one has failed, the others have a while to
+// end by themselves.
 func play(t *testing.T, scenario string, n int) []outcome {
 	t.Helper()
 	store, err := OpenStore("127.0.0.1", 0, true, time.Minute)
@@ -106,9 +107,11 @@ func play(t *testing.T, scenario string, n int) []outcome {
 	children := make([]*exec.Cmd, n)
 	for rank := range n {
 		child := exec.Command(os.Args[0], "-test.run=none")
-		child.Env = append(os.Environ(), scenarioVariable+"="+scenario, fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", n),
-			fmt.Sprint("LOCAL_RANK=", rank), fmt.Sprint("LOCAL_WORLD_SIZE=", n), "MASTER_ADDR=127.0.0.1",
-			fmt.Sprint("MASTER_PORT=", store.Port()), "TORCHELASTIC_USE_AGENT_STORE=True", "OMP_NUM_THREADS=1")
+		child.Env = append(os.Environ(), scenarioVariable+"="+scenario, fmt.Sprint("RANK=", rank),
+			fmt.Sprint("WORLD_SIZE=", n), fmt.Sprint("LOCAL_RANK=", rank),
+			fmt.Sprint("LOCAL_WORLD_SIZE=", n), "MASTER_ADDR=127.0.0.1",
+			fmt.Sprint("MASTER_PORT=", store.Port()), "TORCHELASTIC_USE_AGENT_STORE=True",
+			"OMP_NUM_THREADS=1")
 		var stdout, stderr bytes.Buffer
 		child.Stdout, child.Stderr = &stdout, &stderr
 		if err := child.Start(); err != nil {
@@ -266,14 +269,17 @@ func TestAnOperationThatARankDoesNotJoinFailsAndNamesIt(t *testing.T) {
 		ends := play(t, scenario, 3)
 		message := ends[0].stderr
 		for _, want := range wanted {
-			if ends[0].code != 1 || !strings.Contains(message, want) || strings.Count(message, "\n") != 1 {
-				t.Errorf("%s: rank 0 ended with %d and %q, want a line with %q", scenario, ends[0].code, message, want)
+			if ends[0].code != 1 || !strings.Contains(message, want) ||
+				strings.Count(message, "\n") != 1 {
+				t.Errorf("%s: rank 0 ended with %d and %q, want a line with %q", scenario,
+					ends[0].code, message, want)
 			}
 		}
 	}
 }
 
-// divided holds the operations of divided layers to what one process computes: their results, and the gradients of a sum.
+// divided holds the operations of divided layers to what one process computes: their results, and
+// the gradients of a sum.
 func divided(w *World) error {
 	r := rand.New(rand.NewPCG(uint64(os.Getppid()), 7))
 	random := func(sizes ...int) torch.Tensor {
@@ -296,7 +302,8 @@ func divided(w *World) error {
 		}
 		return nil
 	}
-	// Two layers, the first divided by what it makes, the second by what it takes: y = W (V x), with unequal parts.
+	// Two layers, the first divided by what it makes, the second by what it takes: y = W (V x),
+	// with unequal parts.
 	const inner = 13
 	first, count := inner*w.Rank/w.Size, inner*(w.Rank+1)/w.Size-inner*w.Rank/w.Size
 	x, up, down, seed := random(5, 6), random(inner, 6), random(4, inner), random(5, 4)
@@ -306,7 +313,8 @@ func divided(w *World) error {
 			y = torch.Linear(torch.Linear(x, up, torch.Tensor{}), down, torch.Tensor{})
 		} else {
 			h := torch.Linear(w.All.Spread(x), up.Narrow(0, first, count), torch.Tensor{})
-			y = w.All.Collect(torch.Linear(h, down.Narrow(1, first, count).Contiguous(), torch.Tensor{}))
+			y = w.All.Collect(
+				torch.Linear(h, down.Narrow(1, first, count).Contiguous(), torch.Tensor{}))
 		}
 		torch.Backward([]torch.Tensor{y}, []torch.Tensor{seed})
 		return y.Detach(), x.Grad()
@@ -335,7 +343,8 @@ func divided(w *World) error {
 	if err := near("the rows' gradient", some.Grad(), stretch(all.Grad())); err != nil {
 		return err
 	}
-	// A head over more rows than one chunk has, some not counted, some labels nobody's but one process's.
+	// A head over more rows than one chunk has, some not counted, some labels nobody's but one
+	// process's.
 	const vocabulary = 41
 	rows := 1100
 	labels := make([]int64, rows)
@@ -350,7 +359,11 @@ func divided(w *World) error {
 		h, weight := hidden.Clone().RequireGrad(true), head.Clone().RequireGrad(true)
 		want, wantEach := torch.HeadCrossEntropy(h, weight, target, o)
 		want.Backward()
-		mine, part := hidden.Clone().RequireGrad(true), head.Narrow(0, first, count).Clone().RequireGrad(true)
+		mine, part := hidden.Clone().
+			RequireGrad(true),
+			head.Narrow(0, first, count).
+				Clone().
+				RequireGrad(true)
 		got, each := w.All.HeadCrossEntropy(w.All.Spread(mine), part, target, first, vocabulary, o)
 		got.Backward()
 		for what, pair := range map[string][2]torch.Tensor{
@@ -362,7 +375,9 @@ func divided(w *World) error {
 			}
 		}
 		var plain torch.Tensor
-		torch.NoGrad(func() { plain, _ = w.All.HeadCrossEntropy(hidden, part.Detach(), target, first, vocabulary, o) })
+		torch.NoGrad(
+			func() { plain, _ = w.All.HeadCrossEntropy(hidden, part.Detach(), target, first, vocabulary, o) },
+		)
 		if err := near("without gradients", plain, got.Detach()); err != nil {
 			return err
 		}
@@ -383,7 +398,8 @@ func TestDividedLayersAndLossesGiveWhatOneProcessGives(t *testing.T) {
 func TestTheDeathOfARankEndsTheOthersAtOnceAndIsNamed(t *testing.T) {
 	begin := time.Now()
 	ends := play(t, "death", 3)
-	if ends[0].code != 1 || !strings.Contains(ends[0].stderr, "rank 1 is gone") || !strings.Contains(ends[0].stderr, "step 5") {
+	if ends[0].code != 1 || !strings.Contains(ends[0].stderr, "rank 1 is gone") ||
+		!strings.Contains(ends[0].stderr, "step 5") {
 		t.Errorf("rank 0 ended with %d and %q", ends[0].code, ends[0].stderr)
 	}
 	if took := time.Since(begin); took > 50*time.Second { // the timeout is a minute
@@ -392,11 +408,32 @@ func TestTheDeathOfARankEndsTheOthersAtOnceAndIsNamed(t *testing.T) {
 }
 
 func TestThePlaceIsFoundInEachLaunchersVariables(t *testing.T) {
-	torchrun := map[string]string{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "host",
-		"MASTER_PORT": "29400", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "2"}
-	slurm := map[string]string{"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "11", "SLURM_PROCID": "9", "SLURM_LOCALID": "1",
-		"SLURM_NODEID": "2", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_STEP_NODELIST": "gpu[07-08,12],big3", "SLURM_JOB_ID": "1234567"}
-	job := map[string]string{"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}
+	torchrun := map[string]string{
+		"RANK":                         "5",
+		"WORLD_SIZE":                   "8",
+		"LOCAL_RANK":                   "1",
+		"LOCAL_WORLD_SIZE":             "4",
+		"MASTER_ADDR":                  "host",
+		"MASTER_PORT":                  "29400",
+		"TORCHELASTIC_USE_AGENT_STORE": "True",
+		"TORCHELASTIC_RESTART_COUNT":   "2",
+	}
+	slurm := map[string]string{
+		"SLURM_STEP_ID":             "0",
+		"SLURM_STEP_NUM_TASKS":      "11",
+		"SLURM_PROCID":              "9",
+		"SLURM_LOCALID":             "1",
+		"SLURM_NODEID":              "2",
+		"SLURM_STEP_TASKS_PER_NODE": "4(x2),3",
+		"SLURM_STEP_NODELIST":       "gpu[07-08,12],big3",
+		"SLURM_JOB_ID":              "1234567",
+	}
+	job := map[string]string{
+		"RANK":        "1",
+		"WORLD_SIZE":  "2",
+		"MASTER_ADDR": "job-master-0",
+		"MASTER_PORT": "23456",
+	}
 	for i, c := range []struct {
 		variables map[string]string
 		want      Place

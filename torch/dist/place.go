@@ -9,19 +9,19 @@ import (
 	"strings"
 )
 
-// Place is a process's place in a run.
+// Place identifies a process within a run.
 type Place struct {
-	Rank, Size           int    // of Size processes, this is the Rank'th
-	LocalRank, LocalSize int    // the same on this machine alone
-	Address              string // of the machine that holds the store
+	Rank, Size           int    // among all processes, counted from 0
+	LocalRank, LocalSize int    // among the processes on this machine
+	Address              string // of the machine that runs the store
 	Port                 int
-	// StoreElsewhere says that the launcher holds the store, not rank 0.
+	// StoreElsewhere is set if the launcher runs the store, not rank 0.
 	StoreElsewhere bool
-	// Attempt tells apart runs that use one store one after another.
+	// Attempt distinguishes runs that use one store one after another.
 	Attempt string
 }
 
-// Alone is the place of a process that runs by itself.
+// Alone is the place of a process that is a run by itself.
 var Alone = Place{Size: 1, LocalSize: 1}
 
 // Local reports whether all processes run on this machine.
@@ -30,9 +30,10 @@ func (p Place) Local() bool {
 	return p.Address == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// FromEnvironment finds this process's place in the variables that launchers set: RANK, WORLD_SIZE, LOCAL_RANK,
-// LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun, Kubernetes' PyTorchJob and this project's own --nproc do, or
-// Slurm's own of a job step. Without any of them the process is Alone.
+// FromEnvironment reads this process's place from the variables that launchers set: RANK,
+// WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT (torchrun, Kubernetes'
+// PyTorchJob and this project's --nproc), or Slurm's variables of a job step. Without any of them
+// the process is Alone.
 func FromEnvironment() (Place, error) { return placeFrom(os.Getenv) }
 
 func placeFrom(getenv func(string) string) (Place, error) {
@@ -48,12 +49,18 @@ func placeFrom(getenv func(string) string) (Place, error) {
 		}
 		p.Address, p.Port = e.text("MASTER_ADDR"), e.number("MASTER_PORT", 1, -1)
 		if getenv("TORCHELASTIC_USE_AGENT_STORE") == "True" {
-			p.StoreElsewhere, p.Attempt = true, strconv.Itoa(e.number("TORCHELASTIC_RESTART_COUNT", 0, 0))
+			p.StoreElsewhere, p.Attempt = true, strconv.Itoa(
+				e.number("TORCHELASTIC_RESTART_COUNT", 0, 0))
 		}
 	case getenv("SLURM_STEP_ID") != "" && getenv("SLURM_STEP_NUM_TASKS") != "":
-		p = Place{Size: e.number("SLURM_STEP_NUM_TASKS", 1, -1), Rank: e.number("SLURM_PROCID", 0, -1),
-			LocalRank: e.number("SLURM_LOCALID", 0, -1), Attempt: getenv("SLURM_STEP_ID")}
-		p.LocalSize = localTasks(getenv("SLURM_STEP_TASKS_PER_NODE"), e.number("SLURM_NODEID", 0, 0))
+		p = Place{
+			Size:      e.number("SLURM_STEP_NUM_TASKS", 1, -1),
+			Rank:      e.number("SLURM_PROCID", 0, -1),
+			LocalRank: e.number("SLURM_LOCALID", 0, -1),
+			Attempt:   getenv("SLURM_STEP_ID"),
+		}
+		p.LocalSize = localTasks(getenv("SLURM_STEP_TASKS_PER_NODE"),
+			e.number("SLURM_NODEID", 0, 0))
 		if p.LocalSize <= p.LocalRank {
 			p.LocalSize = p.LocalRank + 1
 		}
@@ -70,8 +77,15 @@ func placeFrom(getenv func(string) string) (Place, error) {
 		return Place{}, e.err
 	}
 	if p.Rank >= p.Size || p.LocalRank >= p.LocalSize || p.Port > 65535 {
-		return Place{}, fmt.Errorf("the environment says rank %d of %d (%d of %d on this machine) and port %d: ranks count from 0, ports end at 65535",
-			p.Rank, p.Size, p.LocalRank, p.LocalSize, p.Port)
+		return Place{}, fmt.Errorf(
+			"the environment says rank %d of %d (%d of %d on this machine) and "+
+				"port %d: ranks count from 0, ports end at 65535",
+			p.Rank,
+			p.Size,
+			p.LocalRank,
+			p.LocalSize,
+			p.Port,
+		)
 	}
 	if p.Size == 1 {
 		return Alone, nil
@@ -79,13 +93,14 @@ func placeFrom(getenv func(string) string) (Place, error) {
 	return p, nil
 }
 
-// environment reads variables and keeps the first problem.
+// environment reads variables and keeps the first error.
 type environment struct {
 	getenv func(string) string
 	err    error
 }
 
-// number reads a whole number of at least `least`; otherwise is its value when it is not set, negative if it must be.
+// number reads an integer that is at least `least`. otherwise is the value of an unset variable; a
+// negative one makes the variable required.
 func (e *environment) number(name string, least, otherwise int) int {
 	text := e.getenv(name)
 	if text == "" && otherwise >= 0 {
@@ -93,7 +108,9 @@ func (e *environment) number(name string, least, otherwise int) int {
 	}
 	n, err := strconv.Atoi(text)
 	if (err != nil || n < least) && e.err == nil {
-		e.err = fmt.Errorf("the environment variable %s is %q, expected a whole number of at least %d", name, text, least)
+		e.err = fmt.Errorf(
+			"the environment variable %s is %q, expected a whole number of at least %d", name, text,
+			least)
 	}
 	return n
 }
@@ -101,14 +118,18 @@ func (e *environment) number(name string, least, otherwise int) int {
 func (e *environment) text(name string) string {
 	text := e.getenv(name)
 	if text == "" && e.err == nil {
-		e.err = fmt.Errorf("the environment variable %s is not set, expected the address of the machine that runs rank 0", name)
+		e.err = fmt.Errorf(
+			"the environment variable %s is not set, expected the address of the machine "+
+				"that runs rank 0",
+			name,
+		)
 	}
 	return text
 }
 
 var bracketed = regexp.MustCompile(`^([^,\[]*)\[([0-9]+)`)
 
-// firstHost is the first name of a list as Slurm writes it: a,b or node[03-07,9].
+// firstHost returns the first name of a Slurm host list: a,b or node[03-07,9].
 func firstHost(list string) string {
 	if m := bracketed.FindStringSubmatch(list); m != nil {
 		return m[1] + m[2]
@@ -119,7 +140,8 @@ func firstHost(list string) string {
 
 var repeated = regexp.MustCompile(`^(\d+)(?:\(x(\d+)\))?$`)
 
-// localTasks is how many tasks run on the node of the given index, of a list as Slurm writes it: 4(x2),3.
+// localTasks returns the number of tasks on the node of the given index in a Slurm task list:
+// 4(x2),3.
 func localTasks(list string, node int) int {
 	for part := range strings.SplitSeq(list, ",") {
 		m := repeated.FindStringSubmatch(part)

@@ -10,14 +10,14 @@ import (
 	"unsafe"
 )
 
-// Store is a connection to a key-value store that the processes of a run share. It serves one call at a time.
+// Store is a connection to the key-value store of a run's processes. It serves one call at a time.
 type Store struct {
 	prefix string
 	c      *C.cq_store
 }
 
-// OpenStore connects to the store at host:port, waiting up to timeout for it to appear; with serve, this process is the one
-// that holds it, and port 0 means any free one.
+// OpenStore connects to the store at host:port and waits up to timeout for it. With serve, this
+// process runs the store; port 0 then means any free port.
 func OpenStore(host string, port int, serve bool, timeout time.Duration) (*Store, error) {
 	name := C.CString(host)
 	defer C.free(unsafe.Pointer(name))
@@ -34,10 +34,10 @@ func OpenStore(host string, port int, serve bool, timeout time.Duration) (*Store
 
 func lastError() error { return errors.New(oneLine(C.GoString(C.cq_last_error()))) }
 
-// Port is where the store listens.
+// Port returns the port that the store listens on.
 func (s *Store) Port() int { return int(C.cq_store_port(s.c)) }
 
-// Close ends the connection, and the store if this process holds it.
+// Close ends the connection, and the store if this process runs it.
 func (s *Store) Close() {
 	if s != nil && s.c != nil {
 		C.cq_store_close(s.c)
@@ -51,7 +51,12 @@ func (s *Store) key(name string) *C.char { return C.CString(s.prefix + name) }
 func (s *Store) Set(name string, value []byte) error {
 	key := s.key(name)
 	defer C.free(unsafe.Pointer(key))
-	if C.cq_store_set(s.c, key, unsafe.Pointer(unsafe.SliceData(value)), C.size_t(len(value))) != 0 {
+	if C.cq_store_set(
+		s.c,
+		key,
+		unsafe.Pointer(unsafe.SliceData(value)),
+		C.size_t(len(value)),
+	) != 0 {
 		return lastError()
 	}
 	return nil

@@ -1,4 +1,5 @@
-// Package optim changes weights along their gradients: AdamW and Lion, learning-rate schedules, and clipping by the global norm.
+// Package optim has the optimizers AdamW and Lion, learning-rate schedules, and gradient clipping
+// by global norm.
 //
 //	optimizer := optim.New(params, optim.Options{Beta1: 0.9, Beta2: 0.999, Decay: 0.01})
 //	defer optimizer.Free()
@@ -19,79 +20,83 @@ import (
 	"conquer/torch"
 )
 
-// Param is a weight to optimize, or a stretch of one, by the name under which its state is saved.
+// Param is a weight to optimize, or a part of one, under the name that its state is saved by.
 type Param struct {
 	Name string
 	torch.Tensor
-	NoDecay bool // the weight does not decay
+	NoDecay bool // no weight decay
 }
 
-// The methods.
+// Optimization methods.
 const (
 	AdamW = "adamw" // Loshchilov and Hutter, arXiv 1711.05101
-	Lion  = "lion"  // Chen et al., arXiv 2302.06675: the sign of an average of the gradients is the step
+	Lion  = "lion"  // Chen et al., arXiv 2302.06675: steps by the sign of averaged gradients
 )
 
-// Methods lists them.
+// Methods lists the optimization methods.
 var Methods = []string{AdamW, Lion}
 
-// What AdamW keeps its running averages (moments) in. Those smaller than float32 are rounded at random, with the probabilities
-// that keep their means: the average of the squares changes by a thousandth a step, which rounding to the nearest would lose.
+// Data types of AdamW's moments. Types smaller than float32 are rounded stochastically, which keeps
+// the mean: the second moment changes by a thousandth in each step, and rounding to nearest would
+// lose that.
 const (
 	Float32  = "float32"
 	BFloat16 = "bfloat16"
-	Int8     = "int8" // 8 bits: a small float, and an exponent for each 256 of them
+	Int8     = "int8" // an 8-bit float, with one exponent for every 256 of them
 )
 
-// Moments lists them.
-var Moments = []string{Float32, BFloat16, Int8}
+// MomentTypes lists the data types of moments.
+var MomentTypes = []string{Float32, BFloat16, Int8}
 
-// AverageBytes is what the running averages of n weights take.
-func AverageBytes(method, moments string, n float64) float64 {
+// MomentBytes returns the size of the moments of n weights.
+func MomentBytes(method, moments string, n float64) float64 {
 	switch {
 	case method == Lion:
 		return 4 * n
 	case moments == BFloat16:
 		return 4 * n
 	case moments == Int8:
-		return 2 * (n + math.Ceil(n/torch.AverageBlock))
+		return 2 * (n + math.Ceil(n/torch.MomentBlock))
 	}
 	return 8 * n
 }
 
-// Options are a method and its constants.
+// Options choose a method and its constants.
 type Options struct {
 	Method            string // "" means AdamW
 	Moments           string // of AdamW; "" means Float32
 	Beta1, Beta2, Eps float64
-	Decay             float64 // of the weights that decay
-	// Stochastic keeps no float32 originals, and AdamW's averages in bfloat16 as the weights are: half the memory. All three
-	// are rounded at random. Weights that are not bfloat16 are treated as without it.
+	Decay             float64 // weight decay, for parameters without NoDecay
+	// Stochastic keeps no float32 master weights of bfloat16 weights, and AdamW's moments in
+	// bfloat16: half the memory. Weights and moments are rounded stochastically. It does not affect
+	// weights of other types.
 	Stochastic bool
-	Seed       int // decides how is rounded at random
+	Seed       int // seed of the stochastic rounding
 }
 
-// Optimizer is AdamW or Lion, over some weights.
+// Optimizer is AdamW or Lion over a list of weights.
 //
-// Its state is float32 whatever the weights are, unless the options say otherwise. Weights of 16 bits have a float32 original
-// that the steps are added to and that they are rounded from after each one: a step of learning rate 1e-4 is smaller than half
-// the distance between neighbouring bfloat16 numbers above 0.05, so that without an original most of what is learned would be
-// rounded away. An epoch over examples/lighthouse took SmolLM2-135M from a validation loss of 4.09 to 2.27 this way, and to
-// 2.91 with weights and moments in bfloat16 alone, at the same speed; the price is 16 bytes a weight in place of 8.
+// Its state is float32 unless the options say otherwise. 16-bit weights have float32 master
+// weights: a step is added to those, and the weight is rounded from them. A step with learning rate
+// 1e-4 is smaller than half the distance between neighbouring bfloat16 numbers above 0.05, so
+// without master weights most updates would be rounded away. One epoch over examples/lighthouse
+// took SmolLM2-135M from a validation loss of 4.09 to 2.27 with master weights, and to 2.91 with
+// weights and moments rounded to nearest bfloat16, at the same speed. The price is 16 bytes a
+// weight instead of 8.
 type Optimizer struct {
 	options Options
 	params  []Param
 	states  []state
-	taken   int
+	steps   int
 }
 
 type state struct {
-	mean, square torch.Tensor // square: no tensor with Lion
-	exponents    torch.Tensor // of averages of 8 bits
-	original     torch.Tensor // float32, no tensor where the weight is float32 itself
+	mean, square torch.Tensor // square is no tensor with Lion
+	exponents    torch.Tensor // of 8-bit moments
+	master       torch.Tensor // float32; no tensor if the weight is float32 itself
 }
 
-// New prepares to optimize params. The state is freed with Free.
+// New returns an optimizer of params. Free releases its state.
 func New(params []Param, options Options) *Optimizer {
 	if options.Eps == 0 {
 		options.Eps = 1e-8
@@ -100,16 +105,17 @@ func New(params []Param, options Options) *Optimizer {
 	torch.NoGrad(func() {
 		for i, p := range params {
 			torch.Scoped(func() {
-				s, dtype := &o.states[i], o.averages(p.DType())
+				s, dtype := &o.states[i], o.momentType(p.DType())
 				s.mean = torch.Zeros(p.Shape(), dtype, p.Device()).Own()
 				if options.Method != Lion {
 					s.square = torch.Zeros(p.Shape(), dtype, p.Device()).Own()
 				}
 				if dtype == torch.Uint8 {
-					s.exponents = torch.Zeros([]int{2, (p.Numel() + torch.AverageBlock - 1) / torch.AverageBlock}, dtype, p.Device()).Own()
+					s.exponents = torch.Zeros([]int{2, (p.Numel() + torch.MomentBlock - 1) / torch.MomentBlock}, dtype, p.Device()).
+						Own()
 				}
 				if p.DType() != torch.Float32 && !o.stochastic(p.DType()) {
-					s.original = p.Detach().To(torch.Float32).Own()
+					s.master = p.Detach().To(torch.Float32).Own()
 				}
 			})
 		}
@@ -121,8 +127,8 @@ func (o *Optimizer) stochastic(weight torch.DType) bool {
 	return o.options.Stochastic && weight == torch.BFloat16
 }
 
-// averages is what the averages of weights of a dtype are kept in.
-func (o *Optimizer) averages(weight torch.DType) torch.DType {
+// momentType returns the type of the moments of weights of a type.
+func (o *Optimizer) momentType(weight torch.DType) torch.DType {
 	switch {
 	case o.options.Method == Lion:
 		return torch.Float32
@@ -141,12 +147,12 @@ func (o *Optimizer) Free() {
 		s.mean.Free()
 		s.square.Free()
 		s.exponents.Free()
-		s.original.Free()
+		s.master.Free()
 	}
 	o.states = nil
 }
 
-// Gradients lists the gradients that the weights have now. They belong to the innermost scope.
+// Gradients returns the weights' present gradients, which belong to the innermost scope.
 func (o *Optimizer) Gradients() []torch.Tensor {
 	var grads []torch.Tensor
 	for _, p := range o.params {
@@ -164,20 +170,20 @@ func (o *Optimizer) ClearGradients() {
 	}
 }
 
-// Step takes one step at the given learning rate, with every gradient multiplied by scale (1, or what Factor says). A weight
-// without a gradient stays as it is, decay included.
+// Step takes one step at the given learning rate, with every gradient multiplied by scale (1, or
+// the result of Factor). A weight without a gradient does not change, not even by decay.
 func (o *Optimizer) Step(rate, scale float64) {
-	torch.Scoped(func() { o.Prepare().Take(rate, scale) })
+	torch.Scoped(func() { o.Prepare().Apply(rate, scale) })
 }
 
-// Prepared is a step that only waits for its numbers.
+// Prepared is a step that lacks only its learning rate and gradient scale.
 type Prepared struct {
 	optimizer *Optimizer
-	steps     [2]torch.AdamWStep // of weights with an original, and of those that are rounded at random
+	steps     [2]torch.AdamWStep // with master weights, and with stochastic rounding
 }
 
-// Prepare gathers what a step works on, the gradients that the weights have now among it, so that the host has done its part
-// when the gradients' norm is known. What it gives belongs to the innermost scope.
+// Prepare collects the tensors of a step, the present gradients included, so that the host's work
+// is done before the gradient norm is known. Its tensors belong to the innermost scope.
 func (o *Optimizer) Prepare() *Prepared {
 	ready := &Prepared{optimizer: o}
 	torch.NoGrad(func() {
@@ -193,10 +199,10 @@ func (o *Optimizer) Prepare() *Prepared {
 			step := &ready.steps[0]
 			if o.stochastic(p.DType()) {
 				step = &ready.steps[1]
-			} else if original := s.original; original.Defined() {
-				step.Originals = append(step.Originals, original.Detach())
+			} else if s.master.Defined() {
+				step.Master = append(step.Master, s.master.Detach())
 			} else {
-				step.Originals = append(step.Originals, p.Detach())
+				step.Master = append(step.Master, p.Detach())
 			}
 			step.Weights, step.Gradients = append(step.Weights, p.Tensor), append(step.Gradients, g)
 			step.Decays = append(step.Decays, decay)
@@ -209,37 +215,43 @@ func (o *Optimizer) Prepare() *Prepared {
 	return ready
 }
 
-// Take takes the step, as Optimizer.Step does.
-func (r *Prepared) Take(rate, scale float64) {
+// Apply takes the step, as Optimizer.Step does.
+func (r *Prepared) Apply(rate, scale float64) {
 	o := r.optimizer
-	o.taken++
+	o.steps++
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
 			for _, step := range r.steps {
 				if o.options.Method == Lion {
-					torch.LionStep{Weights: step.Weights, Originals: step.Originals, Gradients: step.Gradients, Means: step.Means,
-						Decays: step.Decays, Scale: scale, Rate: rate, Beta1: o.options.Beta1, Beta2: o.options.Beta2}.Take()
+					torch.LionStep{
+						Weights: step.Weights, Master: step.Master, Gradients: step.Gradients,
+						Means: step.Means, Decays: step.Decays, Scale: scale, Rate: rate,
+						Beta1: o.options.Beta1, Beta2: o.options.Beta2,
+					}.Apply()
 					continue
 				}
-				step.Step, step.Scale, step.Rate, step.Seed = o.taken, scale, rate, o.options.Seed
+				step.Step, step.Scale, step.Rate, step.Seed = o.steps, scale, rate, o.options.Seed
 				step.Beta1, step.Beta2, step.Eps = o.options.Beta1, o.options.Beta2, o.options.Eps
-				step.Take()
+				step.Apply()
 			}
 		})
 	})
 }
 
-// Taken is how many steps were taken.
-func (o *Optimizer) Taken() int { return o.taken }
+// Steps returns the number of steps taken.
+func (o *Optimizer) Steps() int { return o.steps }
 
-// State lists the tensors that a later run needs to go on exactly, besides the weights and Taken, each named after its
-// weight and what it is to it: mean, square, exponents, original. They are the state itself, not copies.
+// State lists the tensors that a later run needs to continue exactly, besides the weights and
+// Steps. Each is named after its weight, with the suffix .mean, .square, .exponents or .original
+// (the master weight). They are the state itself, not copies.
 func (o *Optimizer) State() []Param {
 	var list []Param
 	for i, p := range o.params {
 		s := o.states[i]
-		for _, part := range []Param{{Name: ".mean", Tensor: s.mean}, {Name: ".square", Tensor: s.square},
-			{Name: ".exponents", Tensor: s.exponents}, {Name: ".original", Tensor: s.original}} {
+		for _, part := range []Param{
+			{Name: ".mean", Tensor: s.mean}, {Name: ".square", Tensor: s.square},
+			{Name: ".exponents", Tensor: s.exponents}, {Name: ".original", Tensor: s.master},
+		} {
 			if part.Defined() {
 				list = append(list, Param{Name: p.Name + part.Name, Tensor: part.Tensor})
 			}
@@ -248,34 +260,35 @@ func (o *Optimizer) State() []Param {
 	return list
 }
 
-// Original is the i'th weight's float32 original, no tensor where the weight is its own.
-func (o *Optimizer) Original(i int) torch.Tensor { return o.states[i].original }
+// Master returns the i'th weight's float32 master weight, or no tensor if it has none.
+func (o *Optimizer) Master(i int) torch.Tensor { return o.states[i].master }
 
-// Average is a running average of a weight, element for element: "mean", of its gradients, or "square", of their squares.
-type Average struct {
+// Moment is a running average of a weight's gradients ("mean") or of their squares ("square"),
+// element by element.
+type Moment struct {
 	Name string
 	torch.Tensor
 }
 
-// Averages gives the running averages of the i'th weight as float32 or bfloat16: the state itself, or where that has 8 bits a
-// copy with the same values, which belongs to the innermost scope.
-func (o *Optimizer) Averages(i int) (list []Average) {
+// Moments returns the moments of the i'th weight as float32 or bfloat16: the state itself, or for
+// 8-bit moments a copy with the same values, which belongs to the innermost scope.
+func (o *Optimizer) Moments(i int) (list []Moment) {
 	s := o.states[i]
-	for which, a := range []Average{{"mean", s.mean}, {"square", s.square}} {
+	for which, a := range []Moment{{"mean", s.mean}, {"square", s.square}} {
 		if !a.Defined() {
 			continue
 		}
 		if s.exponents.Defined() {
-			a.Tensor = torch.UnpackAverage(a.Tensor, s.exponents, which == 1)
+			a.Tensor = torch.UnpackMoment(a.Tensor, s.exponents, which == 1)
 		}
 		list = append(list, a)
 	}
 	return list
 }
 
-// AverageNames lists the averages that a weight of a dtype has, and their dtype in Averages.
-func (o *Optimizer) AverageNames(weight torch.DType) (names []string, dtype torch.DType) {
-	if dtype = o.averages(weight); dtype == torch.Uint8 {
+// MomentNames lists the moments that a weight of a type has, and their type in Moments.
+func (o *Optimizer) MomentNames(weight torch.DType) (names []string, dtype torch.DType) {
+	if dtype = o.momentType(weight); dtype == torch.Uint8 {
 		dtype = torch.BFloat16
 	}
 	if o.options.Method == Lion {
@@ -284,21 +297,22 @@ func (o *Optimizer) AverageNames(weight torch.DType) (names []string, dtype torc
 	return []string{"mean", "square"}, dtype
 }
 
-// SetAverages takes over what was changed of the i'th weight's Averages.
-func (o *Optimizer) SetAverages(i int, list []Average) {
+// SetMoments stores what was changed in the i'th weight's Moments.
+func (o *Optimizer) SetMoments(i int, list []Moment) {
 	s := o.states[i]
 	if !s.exponents.Defined() {
 		return
 	}
-	torch.PackAverage(list[0].Tensor, s.mean, s.exponents, false)
-	torch.PackAverage(list[1].Tensor, s.square, s.exponents, true)
+	torch.PackMoment(list[0].Tensor, s.mean, s.exponents, false)
+	torch.PackMoment(list[1].Tensor, s.square, s.exponents, true)
 }
 
-// SetTaken says how many steps a state that was put into place by other means has seen.
-func (o *Optimizer) SetTaken(n int) { o.taken = n }
+// SetSteps sets the number of steps taken, for a state that was loaded by other means than Restore.
+func (o *Optimizer) SetSteps(n int) { o.steps = n }
 
-// Restore goes back to a state: tensor gives the saved tensor of a name of State, taken is what Taken was.
-func (o *Optimizer) Restore(taken int, tensor func(name string) (torch.Tensor, error)) error {
+// Restore loads a state: tensor returns the saved tensor of a name of State, steps is what Steps
+// was.
+func (o *Optimizer) Restore(steps int, tensor func(name string) (torch.Tensor, error)) error {
 	for _, s := range o.State() {
 		var failed error
 		torch.Scoped(func() {
@@ -307,7 +321,8 @@ func (o *Optimizer) Restore(taken int, tensor func(name string) (torch.Tensor, e
 			case err != nil:
 				failed = err
 			case fmt.Sprint(saved.Shape()) != fmt.Sprint(s.Shape()):
-				failed = fmt.Errorf("tensor %q has shape %v, expected %v", s.Name, saved.Shape(), s.Shape())
+				failed = fmt.Errorf("tensor %q has shape %v, expected %v", s.Name, saved.Shape(),
+					s.Shape())
 			default:
 				s.Tensor.Copy(saved)
 			}
@@ -316,14 +331,15 @@ func (o *Optimizer) Restore(taken int, tensor func(name string) (torch.Tensor, e
 			return failed
 		}
 	}
-	o.taken = taken
+	o.steps = steps
 	return nil
 }
 
-// Norm is the 2-norm of all the elements of grads together.
+// Norm returns the 2-norm of all elements of grads.
 func Norm(grads []torch.Tensor) float64 { return torch.GlobalNorm(grads) }
 
-// Factor is what to multiply gradients of a global norm by so that it is at most limit. A limit of 0 does not clip.
+// Factor returns the factor that reduces a global gradient norm to limit, 1 if it is below. A limit
+// of 0 does not clip.
 func Factor(norm, limit float64) float64 {
 	if limit > 0 && norm > limit {
 		return limit / (norm + 1e-6)
@@ -331,5 +347,5 @@ func Factor(norm, limit float64) float64 {
 	return 1
 }
 
-// Finite reports whether x is a number, and not an infinite one.
+// Finite reports whether x is neither NaN nor infinite.
 func Finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }

@@ -41,9 +41,11 @@ func params(dtype torch.DType) ([]optim.Param, []*reference) {
 	var refs []*reference
 	for i, shape := range [][]int{{5, 7}, {9}} {
 		p := torch.Randn(shape, torch.Float32, torch.CPU).To(dtype).RequireGrad(true)
-		list = append(list, optim.Param{Name: fmt.Sprint("p", i), Tensor: p, NoDecay: len(shape) == 1})
+		list = append(list,
+			optim.Param{Name: fmt.Sprint("p", i), Tensor: p, NoDecay: len(shape) == 1})
 		n := p.Numel()
-		refs = append(refs, &reference{torch.Values[float64](p.Detach()), make([]float64, n), make([]float64, n)})
+		refs = append(refs,
+			&reference{torch.Values[float64](p.Detach()), make([]float64, n), make([]float64, n)})
 	}
 	return list, refs
 }
@@ -91,7 +93,10 @@ func TestAdamWFollowsThePaperAndDecaysWhatIsToDecay(t *testing.T) {
 // A thousand steps that are each smaller than the distance between bfloat16 numbers must add up.
 func TestStepsTooSmallForBFloat16AreNotLost(t *testing.T) {
 	run(t, func() {
-		p := optim.Param{Name: "w", Tensor: torch.Ones([]int{4, 4}, torch.BFloat16, torch.CPU).RequireGrad(true)}
+		p := optim.Param{
+			Name:   "w",
+			Tensor: torch.Ones([]int{4, 4}, torch.BFloat16, torch.CPU).RequireGrad(true),
+		}
 		adam := optim.New([]optim.Param{p}, optim.Options{Beta1: 0.9, Beta2: 0.999})
 		defer adam.Free()
 		for range 1000 {
@@ -140,23 +145,35 @@ func goesOn(t *testing.T, dtype torch.DType, options optim.Options) {
 		}
 		var copies []optim.Param
 		for _, p := range list {
-			copies = append(copies, optim.Param{Name: p.Name, NoDecay: p.NoDecay, Tensor: p.Detach().Clone().RequireGrad(true)})
+			copies = append(
+				copies,
+				optim.Param{
+					Name:    p.Name,
+					NoDecay: p.NoDecay,
+					Tensor:  p.Detach().Clone().RequireGrad(true),
+				},
+			)
 		}
 		steps(first, list, 5, 10)
 		second := optim.New(copies, options)
 		defer second.Free()
-		if err := second.Restore(5, func(name string) (torch.Tensor, error) { return saved[name], nil }); err != nil {
+		if err := second.Restore(
+			5,
+			func(name string) (torch.Tensor, error) { return saved[name], nil },
+		); err != nil {
 			t.Fatal(err)
 		}
 		steps(second, copies, 5, 10)
-		if second.Taken() != first.Taken() {
-			t.Errorf("%d steps taken, want %d", second.Taken(), first.Taken())
+		if second.Steps() != first.Steps() {
+			t.Errorf("%d steps taken, want %d", second.Steps(), first.Steps())
 		}
 		for i := range list {
-			a, b := torch.Values[float32](list[i].Detach()), torch.Values[float32](copies[i].Detach())
+			a, b := torch.Values[float32](list[i].Detach()), torch.Values[float32](
+				copies[i].Detach())
 			for j := range a {
 				if a[j] != b[j] {
-					t.Fatalf("%v %+v: weight %d is %v after a restore, want %v", dtype, options, j, b[j], a[j])
+					t.Fatalf("%v %+v: weight %d is %v after a restore, want %v", dtype, options, j,
+						b[j], a[j])
 				}
 			}
 		}
@@ -175,7 +192,10 @@ func TestClippingScalesAllGradientsByOneFactor(t *testing.T) {
 		if f := optim.Factor(5, 1); math.Abs(5*f-1) > 1e-6 {
 			t.Errorf("a norm of 5 becomes %v, want 1", 5*f)
 		}
-		bad := []torch.Tensor{torch.From([]float32{float32(math.Inf(1))}, 1), torch.From([]float32{1}, 1)}
+		bad := []torch.Tensor{
+			torch.From([]float32{float32(math.Inf(1))}, 1),
+			torch.From([]float32{1}, 1),
+		}
 		if norm := optim.Norm(bad); optim.Finite(norm) {
 			t.Errorf("norm %v of an infinite gradient", norm)
 		}
@@ -257,13 +277,15 @@ func TestASenselessScheduleIsRefused(t *testing.T) {
 	}
 }
 
-// Steps far smaller than the distance between neighbouring bfloat16 numbers must add up, on average, without originals.
+// Steps far smaller than the distance between neighbouring bfloat16 numbers must add up, on
+// average, without originals.
 func TestRoundingAtRandomKeepsWhatRoundingWouldLose(t *testing.T) {
 	run(t, func() {
 		torch.ManualSeed(3)
 		const n, steps, rate = 1 << 14, 60, 1e-4
 		p := torch.Ones([]int{n}, torch.BFloat16, torch.CPU).RequireGrad(true)
-		adam := optim.New([]optim.Param{{Name: "p", Tensor: p}}, optim.Options{Beta1: 0.9, Beta2: 0.99, Stochastic: true})
+		adam := optim.New([]optim.Param{{Name: "p", Tensor: p}},
+			optim.Options{Beta1: 0.9, Beta2: 0.99, Stochastic: true})
 		defer adam.Free()
 		for range steps {
 			p.SetGrad(torch.Full([]int{n}, 0.5, torch.BFloat16, torch.CPU))
@@ -271,7 +293,8 @@ func TestRoundingAtRandomKeepsWhatRoundingWouldLose(t *testing.T) {
 		}
 		mean := torch.Item[float64](p.Detach().To(torch.Float32).Mean())
 		if want := 1 - steps*rate; math.Abs(mean-want) > 0.03*steps*rate {
-			t.Errorf("the mean is %.6f after %d steps of %g, expected %.6f", mean, steps, rate, want)
+			t.Errorf("the mean is %.6f after %d steps of %g, expected %.6f", mean, steps, rate,
+				want)
 		}
 		for _, s := range adam.State() {
 			if s.DType() != torch.BFloat16 || strings.HasSuffix(s.Name, ".original") {
@@ -287,7 +310,8 @@ func TestLionFollowsThePaper(t *testing.T) {
 		run(t, func() {
 			torch.ManualSeed(5)
 			list, refs := params(dtype)
-			lion := optim.New(list, optim.Options{Method: optim.Lion, Beta1: 0.9, Beta2: 0.99, Decay: 0.1})
+			lion := optim.New(list,
+				optim.Options{Method: optim.Lion, Beta1: 0.9, Beta2: 0.99, Decay: 0.1})
 			defer lion.Free()
 			const rate = 1e-3
 			for step := 1; step <= 50; step++ {
@@ -309,7 +333,7 @@ func TestLionFollowsThePaper(t *testing.T) {
 				})
 			}
 			for i, p := range list {
-				got := lion.Original(i)
+				got := lion.Master(i)
 				if dtype == torch.Float32 {
 					got = p.Detach()
 				}
@@ -318,7 +342,7 @@ func TestLionFollowsThePaper(t *testing.T) {
 						t.Fatalf("%v: weight %d of %s is %v, want %v", dtype, j, p.Name, v, want)
 					}
 				}
-				for j, v := range torch.Values[float64](lion.Averages(i)[0].Tensor) {
+				for j, v := range torch.Values[float64](lion.Moments(i)[0].Tensor) {
 					if want := refs[i].mean[j]; math.Abs(v-want) > 1e-5*(1+math.Abs(want)) {
 						t.Fatalf("%v: mean %d of %s is %v, want %v", dtype, j, p.Name, v, want)
 					}
@@ -328,12 +352,12 @@ func TestLionFollowsThePaper(t *testing.T) {
 	}
 }
 
-// A value of 8 bits is within half a step of an eighth of its octave, unless it is tiny beside its block's largest; what was
-// unpacked is packed to the same values, also where blocks lie otherwise.
+// A value of 8 bits is within half a step of an eighth of its octave, unless it is tiny beside its
+// block's largest; what was unpacked is packed to the same values, also where blocks lie otherwise.
 func TestAveragesOf8BitsAreNearAndStayWhatTheyAre(t *testing.T) {
 	run(t, func() {
 		for _, squares := range []bool{false, true} {
-			const n = 3*torch.AverageBlock + 77
+			const n = 3*torch.MomentBlock + 77
 			x := torch.Randn([]int{n}, torch.Float32, torch.CPU)
 			x = x.Mul(torch.Randn([]int{n}, torch.Float32, torch.CPU).MulScalar(2).Exp())
 			x.Narrow(0, 0, 2).Zero()
@@ -342,25 +366,30 @@ func TestAveragesOf8BitsAreNearAndStayWhatTheyAre(t *testing.T) {
 			}
 			pack := func(x torch.Tensor) torch.Tensor {
 				codes := torch.Zeros(x.Shape(), torch.Uint8, torch.CPU)
-				exponents := torch.Zeros([]int{2, (x.Numel() + torch.AverageBlock - 1) / torch.AverageBlock}, torch.Uint8, torch.CPU)
-				torch.PackAverage(x, codes, exponents, squares)
-				return torch.UnpackAverage(codes, exponents, squares)
+				exponents := torch.Zeros(
+					[]int{2, (x.Numel() + torch.MomentBlock - 1) / torch.MomentBlock}, torch.Uint8,
+					torch.CPU)
+				torch.PackMoment(x, codes, exponents, squares)
+				return torch.UnpackMoment(codes, exponents, squares)
 			}
 			once := pack(x)
 			want, got := torch.Values[float64](x), torch.Values[float64](once)
-			tiny := torch.Item[float64](x.Abs().Max()) / (1 << 14) // of a mean; squares have twice the octaves
+			tiny := torch.Item[float64](
+				x.Abs().Max()) / (1 << 14) // of a mean; squares have twice the octaves
 			if squares {
 				tiny /= 1 << 16
 			}
 			for i := range want {
-				if !(math.Abs(got[i]-want[i]) <= max(math.Abs(want[i])/16, tiny)) || squares && want[i] > 0 && got[i] == 0 {
+				if !(math.Abs(got[i]-want[i]) <= max(math.Abs(want[i])/16, tiny)) ||
+					squares && want[i] > 0 && got[i] == 0 {
 					t.Errorf("squares %v: %v became %v", squares, want[i], got[i])
 				}
 			}
 			for what, again := range map[string]torch.Tensor{"again": pack(once), "in other blocks": torch.Cat(0, pack(once.Narrow(0, 0, 100).Contiguous()), pack(once.Narrow(0, 100, n-100).Contiguous()))} {
 				for i, v := range torch.Values[float64](again) {
 					if v != got[i] && (what == "again" || math.Abs(got[i]) > tiny) {
-						t.Fatalf("squares %v: %v became %v when packed %s", squares, got[i], v, what)
+						t.Fatalf("squares %v: %v became %v when packed %s", squares, got[i], v,
+							what)
 					}
 				}
 			}
@@ -368,38 +397,49 @@ func TestAveragesOf8BitsAreNearAndStayWhatTheyAre(t *testing.T) {
 	})
 }
 
-// Over many steps with one gradient, averages that are rounded at random go where float32 ones go, without a bias.
+// Over many steps with one gradient, averages that are rounded at random go where float32 ones go,
+// without a bias.
 func TestSmallMomentsFollowTheAverages(t *testing.T) {
 	for _, moments := range []string{optim.BFloat16, optim.Int8} {
 		run(t, func() {
 			const n, steps = 1 << 14, 200
 			g := torch.Randn([]int{n}, torch.Float32, torch.CPU).MulScalar(0.01).AddScalar(0.05)
-			p := optim.Param{Name: "p", Tensor: torch.Zeros([]int{n}, torch.Float32, torch.CPU).RequireGrad(true)}
-			o := optim.New([]optim.Param{p}, optim.Options{Moments: moments, Beta1: 0.9, Beta2: 0.999, Seed: 3})
+			p := optim.Param{
+				Name:   "p",
+				Tensor: torch.Zeros([]int{n}, torch.Float32, torch.CPU).RequireGrad(true),
+			}
+			o := optim.New([]optim.Param{p},
+				optim.Options{Moments: moments, Beta1: 0.9, Beta2: 0.999, Seed: 3})
 			defer o.Free()
 			for range steps {
 				p.SetGrad(g)
 				o.Step(1e-3, 1)
 			}
-			for i, a := range o.Averages(0) {
+			for i, a := range o.Moments(0) {
 				beta, value := []float64{0.9, 0.999}[i], g
 				if i == 1 {
 					value = g.Mul(g)
 				}
 				want := torch.Item[float64](value.Mean()) * (1 - math.Pow(beta, steps))
-				if got := torch.Item[float64](a.To(torch.Float32).Mean()); math.Abs(got-want) > 0.01*want {
-					t.Errorf("%s: the average %s is %v on average, want %v", moments, a.Name, got, want)
+				if got := torch.Item[float64](a.To(torch.Float32).Mean()); math.Abs(
+					got-want,
+				) > 0.01*want {
+					t.Errorf("%s: the average %s is %v on average, want %v", moments, a.Name, got,
+						want)
 				}
 			}
 			// A constant gradient's steps are the rate each.
-			if got := torch.Item[float64](p.Detach().Mean()); math.Abs(got+steps*1e-3) > 0.02*steps*1e-3 {
+			if got := torch.Item[float64](p.Detach().Mean()); math.Abs(
+				got+steps*1e-3,
+			) > 0.02*steps*1e-3 {
 				t.Errorf("%s: the weights went to %v, want %v", moments, got, -steps*1e-3)
 			}
 			bytes := 0
 			for _, s := range o.State() {
 				bytes += s.Bytes()
 			}
-			if want := optim.AverageBytes(optim.AdamW, moments, n); float64(bytes) != want || want > 4*n {
+			if want := optim.MomentBytes(optim.AdamW, moments, n); float64(bytes) != want ||
+				want > 4*n {
 				t.Errorf("%s: the state takes %d bytes, said to be %v", moments, bytes, want)
 			}
 		})
@@ -416,8 +456,12 @@ func TestAnOutlierInABlockDoesNotMakeItsNeighboursLeap(t *testing.T) {
 		}
 		values[7] = 1e6
 		g := torch.From(values, n)
-		p := optim.Param{Name: "p", Tensor: torch.Zeros([]int{n}, torch.Float32, torch.CPU).RequireGrad(true)}
-		o := optim.New([]optim.Param{p}, optim.Options{Moments: optim.Int8, Beta1: 0.9, Beta2: 0.999})
+		p := optim.Param{
+			Name:   "p",
+			Tensor: torch.Zeros([]int{n}, torch.Float32, torch.CPU).RequireGrad(true),
+		}
+		o := optim.New([]optim.Param{p},
+			optim.Options{Moments: optim.Int8, Beta1: 0.9, Beta2: 0.999})
 		defer o.Free()
 		for range 20 {
 			p.SetGrad(g)

@@ -216,7 +216,7 @@ func (p *prediction) state() {
 	if random {
 		moments = optim.BFloat16
 	}
-	p.moments = optim.AverageBytes(p.o.Optimizer, moments, n)
+	p.moments = optim.MomentBytes(p.o.Optimizer, moments, n)
 	p.Optimizer = p.moments / p.shards
 	if p.trained < 4 && !random {
 		p.Optimizer += n * 4 / p.shards // master weights
