@@ -1,5 +1,5 @@
 # cmake -DBUILD=build -DPREFIX=... -DLIBTORCH=... -P cmake/install.cmake
-# Lays out PREFIX/bin/conquer and PREFIX/lib/conquer, which together need nothing of the source tree.
+# Installs PREFIX/bin/conquer and PREFIX/lib/conquer, which do not need the source tree.
 set(LIB "${PREFIX}/lib/conquer")
 file(INSTALL "${BUILD}/bin/conquer" DESTINATION "${PREFIX}/bin" USE_SOURCE_PERMISSIONS)
 file(GLOB OURS "${BUILD}/lib/conquer/*.so")

@@ -48,7 +48,9 @@ func (d DType) String() string {
 }
 
 // Floating reports whether d is a floating-point type.
-func (d DType) Floating() bool { return d == Float16 || d == Float32 || d == Float64 || d == BFloat16 }
+func (d DType) Floating() bool {
+	return d == Float16 || d == Float32 || d == Float64 || d == BFloat16
+}
 
 // ParseDType parses a floating-point dtype: its PyTorch name or short form (fp32, bf16, fp16).
 func ParseDType(name string) (DType, error) {

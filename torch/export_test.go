@@ -1,4 +1,4 @@
 package torch
 
-// TimeAdd is for the benchmark of what Go adds to an operation.
+// TimeAdd is exported for BenchmarkAdd.
 var TimeAdd = timeAdd

@@ -140,8 +140,8 @@ func SwiGLU(gateUp Tensor) Tensor {
 }
 
 // Attention is scaled dot-product attention with grouped queries: q [B,H,L,P], k and v [B,K,S,P]
-// with K dividing H. mask is no tensor, or boolean and broadcastable to [B,H,L,S]. With causal, query
-// i sees keys 0 to i. scale multiplies q·k; 0 means 1/√P.
+// with K dividing H. mask is no tensor, or boolean and broadcastable to [B,H,L,S]. With causal,
+// query i sees keys 0 to i. scale multiplies q·k; 0 means 1/√P.
 func Attention(q, k, v, mask Tensor, causal bool, scale float64) Tensor {
 	var out C.cq_tensor
 	check(C.cq_sdpa(q.handle(), k.handle(), v.handle(), mask.handle(), 0, C.int(flag(causal)),

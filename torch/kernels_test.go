@@ -12,8 +12,8 @@ import (
 	"conquer/torch"
 )
 
-// faces are a kernel and the same mathematics written plainly, over the same inputs.
-type faces struct {
+// comparison holds a kernel and the same function in plain operations, of the same inputs.
+type comparison struct {
 	inputs        func(dtype torch.DType) []torch.Tensor
 	kernel, plain func(in []torch.Tensor) torch.Tensor
 }
@@ -25,14 +25,15 @@ func relative(got, want torch.Tensor) float64 {
 	return torch.Item[float64](got.Sub(want).Abs().Max()) / scale
 }
 
-// hold compares kernel and plain mathematics, the latter in float64, forward and for every input's gradient.
-func hold(t *testing.T, name string, f faces) {
+// compare checks the kernel against plain operations in float64: the result and every input's
+// gradient.
+func compare(t *testing.T, name string, f comparison) {
 	t.Helper()
-	holdChain(t, name, f, 1)
+	compareChain(t, name, f, 1)
 }
 
-// holdChain is hold for so many operations behind each other, each of which rounds.
-func holdChain(t *testing.T, name string, f faces, roundings float64) {
+// compareChain is compare for a chain of operations, each of which rounds.
+func compareChain(t *testing.T, name string, f comparison, roundings float64) {
 	t.Helper()
 	for _, c := range []struct {
 		dtype     torch.DType
@@ -56,7 +57,7 @@ func holdChain(t *testing.T, name string, f faces, roundings float64) {
 				t.Errorf("%s %v: forward differs by %.2g", name, dtype, e)
 			}
 			seed := torch.Randn(got.Shape(), dtype, torch.CPU)
-			if len(got.Shape()) == 0 { // a loss, scaled as training in float16 does: its gradients would be subnormal
+			if len(got.Shape()) == 0 { // a loss, scaled as in float16 training, else gradients underflow
 				seed = seed.ZerosLike().AddScalar(64)
 			}
 			torch.Backward([]torch.Tensor{got}, []torch.Tensor{seed})
@@ -69,7 +70,7 @@ func holdChain(t *testing.T, name string, f faces, roundings float64) {
 					t.Errorf("%s %v: gradient of input %d differs by %.2g", name, dtype, i, e)
 				}
 			}
-			torch.NoGrad(func() { // the path without gradients may be another kernel
+			torch.NoGrad(func() { // without gradients another kernel may run
 				if e := relative(f.kernel(inputs), want); !(e < tolerance) {
 					t.Errorf("%s %v: without gradients it differs by %.2g", name, dtype, e)
 				}
@@ -78,7 +79,7 @@ func holdChain(t *testing.T, name string, f faces, roundings float64) {
 	}
 }
 
-func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
+func TestKernels_AgreeWithFloat64Reference(t *testing.T) {
 	seed := rand.Uint64()
 	if given := os.Getenv("CONQUER_TEST_SEED"); given != "" {
 		var err error
@@ -93,21 +94,29 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 	for range 6 {
 		batch, length, width := dims(1, 2, 3), dims(1, 2, 7, 33), dims(16, 24, 64, 65, 200)
 		shape := fmt.Sprintf("B%d L%d D%d", batch, length, width)
-		randn := func(dtype torch.DType, shape ...int) torch.Tensor { return torch.Randn(shape, dtype, torch.CPU) }
+		randn := func(dtype torch.DType, shape ...int) torch.Tensor {
+			return torch.Randn(shape, dtype, torch.CPU)
+		}
 
-		hold(t, "linear "+shape, faces{
+		compare(t, "linear "+shape, comparison{
 			func(d torch.DType) []torch.Tensor {
-				return []torch.Tensor{randn(d, batch, length, width), randn(d, 48, width), randn(d, 48)}
+				return []torch.Tensor{
+					randn(d, batch, length, width),
+					randn(d, 48, width),
+					randn(d, 48),
+				}
 			},
 			func(in []torch.Tensor) torch.Tensor { return torch.Linear(in[0], in[1], in[2]) },
-			func(in []torch.Tensor) torch.Tensor { return in[0].Matmul(in[1].Transpose(0, 1)).Add(in[2]) },
+			func(in []torch.Tensor) torch.Tensor {
+				return in[0].Matmul(in[1].Transpose(0, 1)).Add(in[2])
+			},
 		})
 		var ids torch.Tensor
-		hold(t, "embedding "+shape, faces{
+		compare(t, "embedding "+shape, comparison{
 			func(d torch.DType) []torch.Tensor {
 				ids = torch.RandInt(20, []int{batch, length}, torch.CPU)
 				weight := randn(d, 20, width)
-				if random.IntN(2) == 0 { // a tied head has left its gradient already
+				if random.IntN(2) == 0 { // as a tied head leaves it
 					weight.RequireGrad(true).SetGrad(weight.ZerosLike())
 				}
 				return []torch.Tensor{weight}
@@ -117,7 +126,7 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				return in[0].IndexSelect(0, ids.View(-1)).View(batch, length, width)
 			},
 		})
-		hold(t, "rms_norm "+shape, faces{
+		compare(t, "rms_norm "+shape, comparison{
 			func(d torch.DType) []torch.Tensor {
 				return []torch.Tensor{randn(d, batch, length, width), randn(d, width)}
 			},
@@ -127,17 +136,40 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				return in[0].Mul(mean.AddScalar(1e-5).Rsqrt()).Mul(in[1])
 			},
 		})
-		holdChain(t, "block tail "+shape, faces{
+		compareChain(t, "block tail "+shape, comparison{
 			func(d torch.DType) []torch.Tensor {
 				root := 1 / math.Sqrt(float64(width))
 				return []torch.Tensor{
-					randn(d, batch, length, width), randn(d, batch, length, 40), randn(d, 40), randn(d, width, 40).MulScalar(0.16), randn(d, width),
-					randn(d, 112, width).MulScalar(root), randn(d, width, 56).MulScalar(0.13), randn(d, width), randn(d, 24, width).MulScalar(root), randn(d, 24),
+					randn(d, batch, length, width),
+					randn(d, batch, length, 40),
+					randn(d, 40),
+					randn(d, width, 40).MulScalar(0.16),
+					randn(d, width),
+					randn(d, 112, width).MulScalar(root),
+					randn(d, width, 56).MulScalar(0.13),
+					randn(d, width),
+					randn(d, 24, width).MulScalar(root),
+					randn(d, 24),
 				}
 			},
 			func(in []torch.Tensor) torch.Tensor {
-				y, next, _ := torch.BlockTail(in[0], in[1], torch.Tail{Norm: in[2], Output: in[3], MLPNorm: in[4], GateUp: in[5], Down: in[6],
-					NextNorm: in[7], Next: in[8], NextBias: in[9], Eps: 1e-5, MLPEps: 1e-5, NextEps: 1e-5})
+				y, next, _ := torch.BlockTail(
+					in[0],
+					in[1],
+					torch.Tail{
+						Norm:     in[2],
+						Output:   in[3],
+						MLPNorm:  in[4],
+						GateUp:   in[5],
+						Down:     in[6],
+						NextNorm: in[7],
+						Next:     in[8],
+						NextBias: in[9],
+						Eps:      1e-5,
+						MLPEps:   1e-5,
+						NextEps:  1e-5,
+					},
+				)
 				return torch.Cat(-1, y, next)
 			},
 			func(in []torch.Tensor) torch.Tensor {
@@ -145,15 +177,19 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 					mean := x.PowScalar(2).SumDim(-1, true).MulScalar(1 / float64(x.Size(-1)))
 					return x.Mul(mean.AddScalar(1e-5).Rsqrt()).Mul(weight)
 				}
-				product := func(x, weight torch.Tensor) torch.Tensor { return x.Matmul(weight.Transpose(0, 1)) }
-				z := in[0].Add(product(norm(in[1], in[2]), in[3]))
-				parts := product(norm(z, in[4]), in[5]).Split(-1, 56, 56)
-				y := z.Add(product(parts[0].Silu().Mul(parts[1]), in[6]))
-				return torch.Cat(-1, y, product(norm(y, in[7]), in[8]).Add(in[9]))
+				linear := func(x, weight torch.Tensor) torch.Tensor {
+					return x.Matmul(weight.Transpose(0, 1))
+				}
+				z := in[0].Add(linear(norm(in[1], in[2]), in[3]))
+				parts := linear(norm(z, in[4]), in[5]).Split(-1, 56, 56)
+				y := z.Add(linear(parts[0].Silu().Mul(parts[1]), in[6]))
+				return torch.Cat(-1, y, linear(norm(y, in[7]), in[8]).Add(in[9]))
 			},
 		}, 3)
-		hold(t, "swiglu "+shape, faces{
-			func(d torch.DType) []torch.Tensor { return []torch.Tensor{randn(d, batch, length, 2*width)} },
+		compare(t, "swiglu "+shape, comparison{
+			func(d torch.DType) []torch.Tensor {
+				return []torch.Tensor{randn(d, batch, length, 2*width)}
+			},
 			func(in []torch.Tensor) torch.Tensor { return torch.SwiGLU(in[0]) },
 			func(in []torch.Tensor) torch.Tensor {
 				return in[0].Narrow(-1, 0, width).Silu().Mul(in[0].Narrow(-1, width, width))
@@ -162,45 +198,63 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 		heads, keys, span, causal := dims(1, 2), dims(1, 3), dims(30, 70, 150), random.IntN(2) == 0
 		wide := 16 * dims(1, 2, 3)
 		var mask torch.Tensor
-		hold(t, fmt.Sprintf("attention of %d heads to %d, B%d L%d P%d", heads*keys, keys, batch, span, wide), faces{
-			func(d torch.DType) []torch.Tensor {
-				mask = torch.Tensor{}
-				if random.IntN(2) == 0 {
-					mask = torch.RandInt(4, []int{batch, 1, span, span}, torch.CPU).LessEqual(torch.Zeros([]int{1}, torch.Int64, torch.CPU))
-				}
-				lying := func(n int) torch.Tensor { return randn(d, batch, span, n, wide).Transpose(1, 2).Detach() }
-				return []torch.Tensor{lying(heads * keys), lying(keys), lying(keys)}
+		compare(
+			t,
+			fmt.Sprintf("attention of %d heads to %d, B%d L%d P%d", heads*keys, keys, batch, span,
+				wide),
+			comparison{
+				func(d torch.DType) []torch.Tensor {
+					mask = torch.Tensor{}
+					if random.IntN(2) == 0 {
+						mask = torch.RandInt(4, []int{batch, 1, span, span}, torch.CPU).
+							LessEqual(torch.Zeros([]int{1}, torch.Int64, torch.CPU))
+					}
+					strided := func(n int) torch.Tensor {
+						return randn(d, batch, span, n, wide).Transpose(1, 2).Detach()
+					}
+					return []torch.Tensor{strided(heads * keys), strided(keys), strided(keys)}
+				},
+				func(in []torch.Tensor) torch.Tensor {
+					return torch.Attention(in[0], in[1], in[2], mask, causal, 0)
+				},
+				func(in []torch.Tensor) torch.Tensor {
+					q := in[0].Reshape(batch, keys, heads*span, wide)
+					scores := q.Matmul(in[1].Transpose(2, 3)).
+						MulScalar(1/math.Sqrt(float64(wide))).
+						View(batch, keys, heads, span, span)
+					places := torch.Arange(0, span, torch.Int64, torch.CPU)
+					seen := torch.Ones([]int{1, 1, span, span}, torch.Float64, torch.CPU)
+					if causal {
+						seen = seen.Mul(
+							places.View(1, span).LessEqual(places.View(span, 1)).To(torch.Float64))
+					}
+					if mask.Defined() {
+						seen = seen.Mul(mask.To(torch.Float64))
+					}
+					weights := scores.Exp().Mul(seen.Unsqueeze(1))
+					total := weights.SumDim(-1, true)
+					weights = weights.Div(
+						total.Add(total.LessEqual(total.ZerosLike()).To(torch.Float64)),
+					) // zero for a row that sees no key
+					return weights.View(batch, keys, heads*span, span).
+						Matmul(in[2]).
+						View(batch, keys*heads, span, wide)
+				},
 			},
-			func(in []torch.Tensor) torch.Tensor { return torch.Attention(in[0], in[1], in[2], mask, causal, 0) },
-			func(in []torch.Tensor) torch.Tensor {
-				q := in[0].Reshape(batch, keys, heads*span, wide)
-				scores := q.Matmul(in[1].Transpose(2, 3)).MulScalar(1/math.Sqrt(float64(wide))).View(batch, keys, heads, span, span)
-				places := torch.Arange(0, span, torch.Int64, torch.CPU)
-				seen := torch.Ones([]int{1, 1, span, span}, torch.Float64, torch.CPU)
-				if causal {
-					seen = seen.Mul(places.View(1, span).LessEqual(places.View(span, 1)).To(torch.Float64))
-				}
-				if mask.Defined() {
-					seen = seen.Mul(mask.To(torch.Float64))
-				}
-				weights := scores.Exp().Mul(seen.Unsqueeze(1))
-				total := weights.SumDim(-1, true)
-				weights = weights.Div(total.Add(total.LessEqual(total.ZerosLike()).To(torch.Float64))) // a row that sees nothing: zero
-				return weights.View(batch, keys, heads*span, span).Matmul(in[2]).View(batch, keys*heads, span, wide)
-			},
-		})
+		)
 		loss := torch.Loss{Divisor: float64(dims(0, 100))}
 		if random.IntN(2) == 0 {
 			loss.LabelSmoothing, loss.ZLoss = random.Float64(), random.Float64()
 		}
 		var weights []float32
 		if random.IntN(2) == 0 {
-			for range batch * length { // of one sign: a sum whose terms cancel is as wrong as one likes, relative to what is left
+			// Values of one sign, since the relative error of a cancelling sum is unbounded.
+			for range batch * length {
 				weights = append(weights, float32(0.1+random.ExpFloat64()))
 			}
 		}
 		var labels torch.Tensor
-		hold(t, "head cross-entropy "+shape, faces{
+		compare(t, "head cross-entropy "+shape, comparison{
 			func(d torch.DType) []torch.Tensor {
 				list := make([]int64, batch*length)
 				for i := range list {
@@ -209,8 +263,12 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 					}
 				}
 				labels = torch.From(list, len(list))
-				// Logits of about 1, as a model has them: bfloat16 ones of 40 would be wrong by a tenth before any kernel.
-				return []torch.Tensor{randn(d, batch*length, width), randn(d, 300, width).MulScalar(1 / math.Sqrt(float64(width)))}
+				// Logits of about 1, as in a model; in bfloat16, logits of 40 have an error of a
+				// tenth.
+				return []torch.Tensor{
+					randn(d, batch*length, width),
+					randn(d, 300, width).MulScalar(1 / math.Sqrt(float64(width))),
+				}
 			},
 			func(in []torch.Tensor) torch.Tensor {
 				o := loss
@@ -222,7 +280,9 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 			},
 			func(in []torch.Tensor) torch.Tensor {
 				logits := in[0].Matmul(in[1].Transpose(0, 1))
-				likely := logits.LogSoftmax(-1).Gather(-1, labels.Clamp(0, 300).Unsqueeze(-1)).Squeeze(-1)
+				likely := logits.LogSoftmax(-1).
+					Gather(-1, labels.Clamp(0, 300).Unsqueeze(-1)).
+					Squeeze(-1)
 				even := logits.LogSoftmax(-1).SumDim(-1, false).MulScalar(1. / 300)
 				z := logits.Exp().SumDim(-1, false).Log().PowScalar(2)
 				counted := labels.ZerosLike().LessEqual(labels).To(torch.Float64)
@@ -230,7 +290,9 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 				if by == 0 {
 					by = torch.Item[float64](counted.Sum())
 				}
-				each := likely.MulScalar(loss.LabelSmoothing - 1).Sub(even.MulScalar(loss.LabelSmoothing)).Add(z.MulScalar(loss.ZLoss))
+				each := likely.MulScalar(loss.LabelSmoothing - 1).
+					Sub(even.MulScalar(loss.LabelSmoothing)).
+					Add(z.MulScalar(loss.ZLoss))
 				if weights != nil {
 					each = each.Mul(torch.From(weights, len(weights)).To(torch.Float64))
 				}
@@ -240,33 +302,45 @@ func TestKernelsAgreeWithPlainMathematicsInFloat64(t *testing.T) {
 		heads, keyHeads, dim := 6, dims(1, 2, 3, 6), dims(8, 64)
 		half := dims(dim/2, dim/4)
 		var angles torch.Tensor
-		hold(t, fmt.Sprintf("rotary %s H%d K%d P%d R%d", shape, heads, keyHeads, dim, 2*half), faces{
-			func(d torch.DType) []torch.Tensor {
-				angles = randn(torch.Float32, dims(1, batch), length, half)
-				return []torch.Tensor{randn(d, batch, length, (heads+2*keyHeads)*dim)}
+		compare(
+			t,
+			fmt.Sprintf("rotary %s H%d K%d P%d R%d", shape, heads, keyHeads, dim, 2*half),
+			comparison{
+				func(d torch.DType) []torch.Tensor {
+					angles = randn(torch.Float32, dims(1, batch), length, half)
+					return []torch.Tensor{randn(d, batch, length, (heads+2*keyHeads)*dim)}
+				},
+				func(in []torch.Tensor) torch.Tensor {
+					q, k, v := torch.RotaryQKV(in[0], heads, keyHeads, angles.Cos(), angles.Sin())
+					return torch.Cat(1, q, k, v)
+				},
+				func(in []torch.Tensor) torch.Tensor {
+					exact := angles.To(torch.Float64).Unsqueeze(2)
+					parts := in[0].View(batch, length, heads+2*keyHeads, dim).
+						Split(2, heads+keyHeads, keyHeads)
+					a, b := parts[0].Narrow(-1, 0, half), parts[0].Narrow(-1, half, half)
+					turned := torch.Cat(-1, a.Mul(exact.Cos()).Sub(b.Mul(exact.Sin())),
+						b.Mul(exact.Cos()).Add(a.Mul(exact.Sin())),
+						parts[0].Narrow(-1, 2*half, dim-2*half))
+					return torch.Cat(2, turned, parts[1]).Transpose(1, 2)
+				},
 			},
-			func(in []torch.Tensor) torch.Tensor {
-				q, k, v := torch.RotaryQKV(in[0], heads, keyHeads, angles.Cos(), angles.Sin())
-				return torch.Cat(1, q, k, v)
-			},
-			func(in []torch.Tensor) torch.Tensor {
-				exact := angles.To(torch.Float64).Unsqueeze(2)
-				parts := in[0].View(batch, length, heads+2*keyHeads, dim).Split(2, heads+keyHeads, keyHeads)
-				a, b := parts[0].Narrow(-1, 0, half), parts[0].Narrow(-1, half, half)
-				turned := torch.Cat(-1, a.Mul(exact.Cos()).Sub(b.Mul(exact.Sin())), b.Mul(exact.Cos()).Add(a.Mul(exact.Sin())),
-					parts[0].Narrow(-1, 2*half, dim-2*half))
-				return torch.Cat(2, turned, parts[1]).Transpose(1, 2)
-			},
-		})
+		)
 	}
 }
 
-func TestDroppedResultsComeBack(t *testing.T) {
+func TestDropCheap_RestoresResults(t *testing.T) {
 	before := torch.LiveTensors()
 	err := torch.Run(func() error {
-		x, norm, w := torch.Randn([]int{40, 64}, torch.Float32, torch.CPU).RequireGrad(true), torch.Ones([]int{64}, torch.Float32, torch.CPU).RequireGrad(true), torch.Randn([]int{96, 64}, torch.Float32, torch.CPU).RequireGrad(true)
+		x, norm, w := torch.Randn([]int{40, 64}, torch.Float32, torch.CPU).
+			RequireGrad(true),
+			torch.Ones([]int{64}, torch.Float32, torch.CPU).
+				RequireGrad(true),
+			torch.Randn([]int{96, 64}, torch.Float32, torch.CPU).
+				RequireGrad(true)
 		forward := func() torch.Tensor {
-			return torch.Linear(torch.SwiGLU(torch.NormLinear(x, norm, 1e-5, w, torch.Tensor{})), w.Narrow(0, 0, 48).Transpose(0, 1).Contiguous(), torch.Tensor{})
+			return torch.Linear(torch.SwiGLU(torch.NormLinear(x, norm, 1e-5, w, torch.Tensor{})),
+				w.Narrow(0, 0, 48).Transpose(0, 1).Contiguous(), torch.Tensor{})
 		}
 		gradients := func(y torch.Tensor) (list []float32) {
 			torch.Backward([]torch.Tensor{y}, []torch.Tensor{y.Detach()})
@@ -279,24 +353,29 @@ func TestDroppedResultsComeBack(t *testing.T) {
 		want := gradients(forward())
 		y, dropped := torch.DropCheap(forward)
 		dropped.Restore()
-		dropped.Restore() // nothing more
+		dropped.Restore() // does nothing
 		if got := gradients(y); !slices.Equal(got, want) {
 			t.Error("other gradients")
 		}
 		dropped.Free()
-		// What f returns stays, even where it is such a result.
+		// f's result stays, even if it is cheap to compute.
 		plain := torch.Values[float32](torch.RMSNorm(x, norm, 1e-5).Detach())
 		z, dropped := torch.DropCheap(func() torch.Tensor { return torch.RMSNorm(x, norm, 1e-5) })
 		if !slices.Equal(torch.Values[float32](z.Detach()), plain) {
 			t.Error("the result is another one")
 		}
 		dropped.Free()
-		// A failure leaves nothing behind.
-		if err := torch.Run(func() error { torch.DropCheap(func() torch.Tensor { return torch.RMSNorm(x, w, 1e-5) }); return nil }); err == nil {
+		// A panic in f leaves no state behind.
+		if err := torch.Run(
+			func() error {
+				torch.DropCheap(func() torch.Tensor { return torch.RMSNorm(x, w, 1e-5) })
+				return nil
+			},
+		); err == nil {
 			t.Error("a weight of two dimensions was taken")
 		}
 		_, dropped = torch.DropCheap(forward)
-		dropped.Free() // a backward pass never came
+		dropped.Free() // without a backward pass
 		return nil
 	})
 	if err != nil {
@@ -307,8 +386,8 @@ func TestDroppedResultsComeBack(t *testing.T) {
 	}
 }
 
-// The reasons come from the condition that the kernel is chosen by; a CPU is the last of them.
-func TestBlockTailSaysWhyItIsNotOneKernel(t *testing.T) {
+// The reasons are the conditions of the kernel in order; the CPU is the last.
+func TestBlockTail_ReportsUnfusedReason(t *testing.T) {
 	type shape struct {
 		rows, from, width, inner, ahead int
 		dtype                           torch.DType
@@ -316,38 +395,64 @@ func TestBlockTailSaysWhyItIsNotOneKernel(t *testing.T) {
 		why                             string
 	}
 	bias := func(n int) torch.Tensor { return torch.Zeros([]int{n}, torch.BFloat16, torch.CPU) }
-	const taken = "there are no kernels for where the tensors are"
+	without := func(t *torch.Tail) { t.Next, t.NextNorm = torch.Tensor{}, torch.Tensor{} }
+	transposed := func(t *torch.Tail) {
+		t.Down = t.Down.Transpose(0, 1).Contiguous().Transpose(0, 1)
+	}
+	const (
+		accepted = "the tensors' device has no kernel for it"
+		biases   = "it takes no biases except the input projection's"
+		multiple = "it takes widths that are multiples of 16, not "
+		BFloat16 = torch.BFloat16
+	)
 	for _, s := range []shape{
-		{1, 32, 48, 80, 112, torch.BFloat16, nil, taken},
-		{1, 8192, 16, 16, 0, torch.Float16, func(t *torch.Tail) { t.Next, t.NextNorm = torch.Tensor{}, torch.Tensor{} }, taken},
-		{1, 32, 48, 80, 112, torch.BFloat16, func(t *torch.Tail) { t.NextBias = bias(112) }, taken},
-		{2, 32, 48, 80, 112, torch.BFloat16, nil, "it takes one row, not 2"},
+		{1, 32, 48, 80, 112, BFloat16, nil, accepted},
+		{1, 8192, 16, 16, 0, torch.Float16, without, accepted},
+		{1, 32, 48, 80, 112, BFloat16, func(t *torch.Tail) { t.NextBias = bias(112) }, accepted},
+		{2, 32, 48, 80, 112, BFloat16, nil, "it takes one row, not 2"},
 		{1, 32, 48, 80, 112, torch.Float32, nil, "it takes bfloat16 and float16, not float32"},
-		{1, 32, 48, 80, 112, torch.BFloat16, func(t *torch.Tail) { t.OutputBias = bias(48) }, "it takes no biases but that of queries, keys and values"},
-		{1, 32, 48, 80, 112, torch.BFloat16, func(t *torch.Tail) { t.DownBias = bias(48) }, "it takes no biases but that of queries, keys and values"},
-		{1, 8208, 16, 16, 16, torch.BFloat16, nil, "it takes rows of up to 8192 numbers, not 8208"},
-		{1, 16, 8208, 16, 16, torch.BFloat16, nil, "it takes rows of up to 8192 numbers, not 8208"},
-		{1, 16, 16, 16400, 16, torch.BFloat16, nil, "it takes feed-forward layers of up to 16384, not 16400"},
-		{1, 32, 48, 72, 112, torch.BFloat16, nil, "it takes widths that are multiples of 16, not 48 with 32, 72 and 112"},
-		{1, 32, 48, 80, 100, torch.BFloat16, nil, "it takes widths that are multiples of 16, not 48 with 32, 80 and 100"},
-		{1, 32, 48, 80, 112, torch.BFloat16, func(t *torch.Tail) { t.Down = t.Down.Transpose(0, 1).Contiguous().Transpose(0, 1) }, "it takes contiguous tensors of one dtype on one device"},
+		{1, 32, 48, 80, 112, BFloat16, func(t *torch.Tail) { t.OutputBias = bias(48) }, biases},
+		{1, 32, 48, 80, 112, BFloat16, func(t *torch.Tail) { t.DownBias = bias(48) }, biases},
+		{1, 8208, 16, 16, 16, BFloat16, nil, "it takes rows of up to 8192 numbers, not 8208"},
+		{1, 16, 8208, 16, 16, BFloat16, nil, "it takes rows of up to 8192 numbers, not 8208"},
+		{1, 16, 16, 16400, 16, BFloat16, nil, "it takes feed-forward layers of up to 16384, not 16400"},
+		{1, 32, 48, 72, 112, BFloat16, nil, multiple + "48 with 32, 72 and 112"},
+		{1, 32, 48, 80, 100, BFloat16, nil, multiple + "48 with 32, 80 and 100"},
+		{1, 32, 48, 80, 112, BFloat16, transposed,
+			"it takes contiguous tensors of one dtype on one device"},
 	} {
 		run(t, func() {
-			randn := func(shape ...int) torch.Tensor { return torch.Randn(shape, s.dtype, torch.CPU) }
-			tail := torch.Tail{Output: randn(s.width, s.from), MLPNorm: randn(s.width), GateUp: randn(2*s.inner, s.width), Down: randn(s.width, s.inner), Eps: 1e-5, MLPEps: 1e-5}
+			randn := func(shape ...int) torch.Tensor {
+				return torch.Randn(shape, s.dtype, torch.CPU)
+			}
+			tail := torch.Tail{
+				Output:  randn(s.width, s.from),
+				MLPNorm: randn(s.width),
+				GateUp:  randn(2*s.inner, s.width),
+				Down:    randn(s.width, s.inner),
+				Eps:     1e-5,
+				MLPEps:  1e-5,
+			}
 			if s.ahead > 0 {
-				tail.NextNorm, tail.Next, tail.NextEps = randn(s.width), randn(s.ahead, s.width), 1e-5
+				tail.NextNorm, tail.Next = randn(s.width), randn(s.ahead, s.width)
+				tail.NextEps = 1e-5
 			}
 			if s.change != nil {
 				s.change(&tail)
 			}
 			torch.NoGrad(func() {
-				if _, _, why := torch.BlockTail(randn(s.rows, 1, s.width), randn(s.rows, 1, s.from), tail); why != s.why {
+				if _, _, why := torch.BlockTail(
+					randn(s.rows, 1, s.width),
+					randn(s.rows, 1, s.from),
+					tail,
+				); why != s.why {
 					t.Errorf("%+v: %q", s, why)
 				}
 			})
 			tail.Down.RequireGrad(true)
-			if _, _, why := torch.BlockTail(randn(1, 1, s.width), randn(1, 1, s.from), tail); s.why == taken && why != "gradients are recorded" {
+			if _, _, why := torch.BlockTail(randn(1, 1, s.width), randn(1, 1, s.from),
+				tail); s.why == accepted &&
+				why != "gradients are recorded" {
 				t.Errorf("with a gradient: %q", why)
 			}
 		})

@@ -9,10 +9,9 @@ import (
 	"conquer/torch"
 )
 
-// Blocks of all sizes come and go in any order, on several threads at once: none may overlap
-// another, whatever was split and merged before. Each tensor holds a number of its own until it is
-// freed.
-func TestBlocksOfMemoryNeverOverlap(t *testing.T) {
+// Blocks of all sizes are allocated and freed in random order on several threads. No two may
+// overlap: each tensor keeps its own number until it is freed.
+func TestMemory_BlocksNeverOverlap(t *testing.T) {
 	var workers sync.WaitGroup
 	for worker := range 3 {
 		workers.Add(1)
@@ -68,7 +67,7 @@ func TestBlocksOfMemoryNeverOverlap(t *testing.T) {
 	workers.Wait()
 }
 
-func TestMemoryCountsWhatTensorsHold(t *testing.T) {
+func TestMemory_CountsTensors(t *testing.T) {
 	run(t, func() {
 		before, _ := torch.CPU.Memory()
 		torch.CPU.ResetPeak()

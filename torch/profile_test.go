@@ -7,7 +7,7 @@ import (
 	"conquer/torch"
 )
 
-func TestProfileNamesWhatRan(t *testing.T) {
+func TestProfile_NamesOperations(t *testing.T) {
 	run(t, func() {
 		a := torch.Randn([]int{300, 300}, torch.Float32, torch.CPU)
 		calls := map[string]int{}

@@ -12,7 +12,7 @@ import (
 	"conquer/torch"
 )
 
-// run calls f inside torch.Run and demands that no tensor outlives it.
+// run calls f inside torch.Run and checks that no tensor outlives it.
 func run(t *testing.T, f func()) {
 	t.Helper()
 	before := torch.LiveTensors()
@@ -24,7 +24,7 @@ func run(t *testing.T, f func()) {
 	}
 }
 
-func TestOperationsComputeAndFreeTheirResults(t *testing.T) {
+func TestOperations_FreeTheirResults(t *testing.T) {
 	run(t, func() {
 		a := torch.From([]float32{1, 2, 3, 4, 5, 6}, 2, 3)
 		b := torch.From([]float32{1, 0, 0, 1, 1, 1}, 3, 2)
@@ -38,7 +38,7 @@ func TestOperationsComputeAndFreeTheirResults(t *testing.T) {
 	})
 }
 
-func TestKeepHandsATensorToTheScopeOutside(t *testing.T) {
+func TestKeep_MovesTensorToOuterScope(t *testing.T) {
 	run(t, func() {
 		base := torch.LiveTensors()
 		kept := torch.Scoped1(func() torch.Tensor {
@@ -57,7 +57,7 @@ func TestKeepHandsATensorToTheScopeOutside(t *testing.T) {
 	})
 }
 
-func TestOwnedTensorsLiveUntilFreed(t *testing.T) {
+func TestOwn_TensorLivesUntilFreed(t *testing.T) {
 	before := torch.LiveTensors()
 	var weight torch.Tensor
 	if err := torch.Run(func() error {
@@ -75,7 +75,7 @@ func TestOwnedTensorsLiveUntilFreed(t *testing.T) {
 	}
 }
 
-func TestAFailedOperationNamesItselfAndItsShapes(t *testing.T) {
+func TestError_NamesOperationAndShapes(t *testing.T) {
 	before := torch.LiveTensors()
 	err := torch.Run(func() error {
 		torch.Scoped(func() {
@@ -101,7 +101,7 @@ func TestAFailedOperationNamesItselfAndItsShapes(t *testing.T) {
 	}
 }
 
-func TestAPanicThatIsNotOursPassesThroughRun(t *testing.T) {
+func TestRun_PassesOtherPanics(t *testing.T) {
 	defer func() {
 		if r := recover(); r != "mine" {
 			t.Fatalf("recovered %v", r)
@@ -110,11 +110,10 @@ func TestAPanicThatIsNotOursPassesThroughRun(t *testing.T) {
 	torch.Run(func() error { panic("mine") })
 }
 
-func TestARecoveredErrorRestoresGradientRecording(t *testing.T) {
+func TestRun_RestoresGradientRecordingAfterError(t *testing.T) {
 	run(t, func() {
 		torch.Run(func() error {
-			setsGrad := func() { torch.NoGrad(func() { torch.Ones([]int{2}, torch.Float32, torch.CPU).View(3) }) }
-			setsGrad()
+			torch.NoGrad(func() { torch.Ones([]int{2}, torch.Float32, torch.CPU).View(3) })
 			return nil
 		})
 		if !torch.GradEnabled() {
@@ -123,7 +122,7 @@ func TestARecoveredErrorRestoresGradientRecording(t *testing.T) {
 	})
 }
 
-func TestSeededBackwardReachesTheChosenInputsOnly(t *testing.T) {
+func TestBackward_ReachesChosenInputsOnly(t *testing.T) {
 	run(t, func() {
 		x := torch.From([]float32{1, 2, 3}, 3).RequireGrad(true)
 		w := torch.From([]float32{4, 5, 6}, 3).RequireGrad(true)
@@ -139,7 +138,7 @@ func TestSeededBackwardReachesTheChosenInputsOnly(t *testing.T) {
 	})
 }
 
-func TestGeneratorStateCanBeSavedAndRestored(t *testing.T) {
+func TestRNGState_SavesAndRestores(t *testing.T) {
 	run(t, func() {
 		torch.ManualSeed(7)
 		state := torch.RNGState(torch.CPU)
@@ -154,10 +153,12 @@ func TestGeneratorStateCanBeSavedAndRestored(t *testing.T) {
 	})
 }
 
-func TestEveryDTypeConverts(t *testing.T) {
+func TestDType_Conversions(t *testing.T) {
 	run(t, func() {
-		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16, torch.Float16, torch.Float64, torch.Int64,
-			torch.Int32, torch.Uint8, torch.Bool} {
+		for _, dtype := range []torch.DType{
+			torch.Float32, torch.BFloat16, torch.Float16, torch.Float64, torch.Int64, torch.Int32,
+			torch.Uint8, torch.Bool,
+		} {
 			x := torch.From([]float32{0, 1, 1}, 3).To(dtype)
 			if x.DType() != dtype || x.Bytes() != 3*dtype.Size() {
 				t.Errorf("%v came out as %v of %d bytes", dtype, x.DType(), x.Bytes())
@@ -169,7 +170,7 @@ func TestEveryDTypeConverts(t *testing.T) {
 	})
 }
 
-func TestAMappingViewsAFileWithoutCopyingAndOutlivesItsClose(t *testing.T) {
+func TestMapping_ViewsFileAndOutlivesClose(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data")
 	if err := os.WriteFile(path, []byte{0, 0, 128, 63, 0, 0, 0, 64}, 0o644); err != nil {
 		t.Fatal(err)
@@ -187,7 +188,7 @@ func TestAMappingViewsAFileWithoutCopyingAndOutlivesItsClose(t *testing.T) {
 		if got := torch.Values[float32](x); got[0] != 1 || got[1] != 2 {
 			t.Errorf("got %v", got)
 		}
-		x.Zero() // a private page: the file must not change
+		x.Zero() // changes a private page, not the file
 	})
 	if data, _ := os.ReadFile(path); data[2] != 128 {
 		t.Error("writing to a view reached the file")
@@ -210,8 +211,7 @@ func TestAMappingViewsAFileWithoutCopyingAndOutlivesItsClose(t *testing.T) {
 	})
 }
 
-// A training step repeated ten thousand times must hold tensors and memory flat.
-func TestTenThousandStepsHoldMemoryAndTensorsFlat(t *testing.T) {
+func TestScopes_MemoryIsConstantOverTenThousandSteps(t *testing.T) {
 	run(t, func() {
 		w := torch.Randn([]int{32, 32}, torch.Float32, torch.CPU).RequireGrad(true)
 		x := torch.Randn([]int{8, 32}, torch.Float32, torch.CPU)
@@ -256,9 +256,9 @@ func residentBytes(t *testing.T) int {
 	return pages * os.Getpagesize()
 }
 
-// BenchmarkAdd shows what an addition with a scope of its own costs from Go, and as go-ns/op what
-// of it C++ alone does not need. The two are measured in turns, so that a machine whose speed
-// drifts treats them alike.
+// BenchmarkAdd measures an addition in its own scope from Go, and as go-ns/op the part that C++
+// alone does not need. Both are measured in turns, so that a change in the machine's speed affects
+// both.
 func BenchmarkAdd(b *testing.B) {
 	torch.Run(func() error {
 		x := torch.Ones([]int{1}, torch.Float32, torch.CPU)
@@ -282,9 +282,9 @@ func BenchmarkAdd(b *testing.B) {
 	})
 }
 
-// Both threads have used libtorch before the number changes: it reads OpenMP's number once a
-// thread.
-func TestTheNumberOfThreadsIsTheSameOnEveryThread(t *testing.T) {
+// Both threads use libtorch before the number changes, since libtorch reads OpenMP's number once
+// for each thread.
+func TestThreads_SameNumberOnEveryThread(t *testing.T) {
 	before := torch.Threads()
 	defer torch.SetThreads(before)
 	ask, answer := make(chan bool), make(chan int)

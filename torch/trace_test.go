@@ -11,7 +11,7 @@ import (
 	"conquer/torch"
 )
 
-func TestATraceNamesWhatRanAndIsAChromeTrace(t *testing.T) {
+func TestTrace_NamesOperationsInChromeFormat(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "trace.json")
 	failure := errors.New("of f")
 	rows, err := torch.Trace(path, func() error {

@@ -44,7 +44,7 @@ void cross_entropy(T *logits, int64_t rows, int64_t width, const int64_t *labels
     penalty[r] = p.z * lse * lse;
     if (p.smoothing != 0)
       penalty[r] += p.smoothing *
-                    float(target - summed([](Vec x) __attribute__((always_inline)) { return x; },
+                    float(target - summed([&](Vec x) __attribute__((always_inline)) { return x; },
                                           [](float x) { return x; }) /
                                        width);
     if (!scales)

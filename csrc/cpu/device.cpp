@@ -20,8 +20,7 @@ ops::Device table() {
   d.limits.width_multiple = 1;
   d.limits.norm_width = d.limits.rotary_angles = d.limits.decode_head_width =
       d.limits.decode_group = any;
-  // Beyond these, oneDNN's blocked GEMMs win; in bfloat16 they use the processor's own dot
-  // products.
+  // With more rows oneDNN's GEMMs are faster; in bfloat16 they use AVX-512's dot products.
   d.limits.linear_rows_float32 = 16;
   d.limits.linear_rows_16bit = 8;
   d.limits.linear_fuses = false;

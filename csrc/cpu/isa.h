@@ -1,8 +1,8 @@
 // isa.h: compiles every kernel for one instruction set. An isa_*.cpp includes the standard headers,
 // sets the compiler's target, defines CONQUER_ISA (a namespace) and CONQUER_AVX*, and includes
 // this. The headers come first, so that no inline function of the standard library is compiled for
-// an instruction set that the processor may lack. For the same reason the kernels instantiate no
-// library templates on types outside CONQUER_ISA.
+// an instruction set that the processor may lack. Kernels also use no library templates that might
+// not be inlined, such as std::vector<float>.
 #include "../runtime/memory.h"
 #include "kernels.h"
 

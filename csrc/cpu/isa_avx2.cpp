@@ -10,7 +10,6 @@
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
-#pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
@@ -20,7 +19,5 @@
 
 #if defined(__clang__)
 #pragma clang attribute pop
-#else
-#pragma GCC pop_options
 #endif
 #endif

@@ -12,7 +12,6 @@
     __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))),        \
     apply_to = function)
 #else
-#pragma GCC push_options
 #pragma GCC target(                                                                                \
     "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,prefer-vector-width=512")
 #endif
@@ -24,7 +23,5 @@
 
 #if defined(__clang__)
 #pragma clang attribute pop
-#else
-#pragma GCC pop_options
 #endif
 #endif

@@ -32,14 +32,14 @@ void rms_norm_backward(const T *dy, const T *x, const T *weight, const float *rs
                        int64_t depth, T *dx, float *dweight) {
   for (int64_t r = 0; r < rows; r++, x += depth, dy += depth, dx += depth) {
     const float scale = rstd[r];
-    Vec products = {};
+    Vec dot = {};
     for_vectors(depth, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
       Vec h = load_some(x + d, n) * scale, g = load_some(dy + d, n);
       if (dweight)
         store_some(dweight + d, fma(g, rounded_as<T>(h), load_some(dweight + d, n)), n);
-      products = fma(g * load_some(weight + d, n), h, products);
+      dot = fma(g * load_some(weight + d, n), h, dot);
     });
-    const float mean = sum(products) / float(depth);
+    const float mean = sum(dot) / float(depth);
     for_vectors(depth, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
       Vec h = load_some(x + d, n) * scale, g = load_some(dy + d, n) * load_some(weight + d, n);
       store_some(dx + d, (g - h * mean) * scale, n);

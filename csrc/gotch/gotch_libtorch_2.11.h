@@ -1,9 +1,9 @@
-// Included before gotch's C++ (written for libtorch 2.1) so that it compiles against libtorch 2.11:
-// three functions whose argument lists have changed since get an overload with the old list.
-// Nothing in this project calls them.
+// Included before gotch's C++, which is written for libtorch 2.1, so that it compiles against 2.11.
+// Three functions whose arguments changed get an overload with the old arguments. Nothing in this
+// project calls them.
 #pragma once
-#pragma GCC diagnostic ignored                                                                     \
-    "-Wdeprecated-declarations" // its calls of what libtorch has renamed since
+// gotch calls functions that libtorch has deprecated since.
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 #ifdef __cplusplus
 #include <ATen/ATen.h>
 

@@ -19,7 +19,7 @@ std::string unfused_reason(const at::Tensor &x, const at::Tensor &mixed, const B
                    t.next_bias))
     return "gradients are recorded";
   if (t.output_bias.defined() || t.gate_up_bias.defined() || t.down_bias.defined())
-    return "it takes no biases but that of queries, keys and values";
+    return "it takes no biases except the input projection's";
   for (int64_t w : {from, width})
     if (w > 8192)
       return c10::str("it takes rows of up to 8192 numbers, not ", w);
@@ -52,7 +52,7 @@ std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const Block
   if (reason.empty()) {
     const Device *device = device_for(x);
     reason = device && device->block_tail ? device->block_tail(x, mixed, t, y, next)
-                                          : "there are no kernels for where the tensors are";
+                                          : "the tensors' device has no kernel for it";
   }
   if (reason.empty())
     return reason;

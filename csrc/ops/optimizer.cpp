@@ -114,10 +114,12 @@ void match_gradients(OptimizerStep &s) {
 void check_step(const char *what, const OptimizerStep &s, const std::vector<at::Tensor> &moments) {
   for (size_t i = 0; i < s.weights.size(); i++) {
     const at::Tensor &w = s.weights[i], &g = s.gradients[i];
-    TORCH_CHECK(w.is_contiguous() && w.sizes() == g.sizes() && w.sizes() == moments[i].sizes() &&
-                    (s.master.empty() || w.sizes() == s.master[i].sizes()),
-                what, ": weight ", i, " of shape ", w.sizes(), " has a gradient of shape ",
-                g.sizes(), " or a state that does not fit");
+    TORCH_CHECK(
+        w.is_contiguous() && w.sizes() == g.sizes() && w.sizes() == moments[i].sizes() &&
+            (s.master.empty() || (w.sizes() == s.master[i].sizes() && s.master[i].is_contiguous() &&
+                                  s.master[i].scalar_type() == at::kFloat)),
+        what, ": weight ", i, " of shape ", w.sizes(), " has a gradient of shape ", g.sizes(),
+        " or a state that does not fit");
   }
 }
 

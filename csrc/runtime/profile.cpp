@@ -87,7 +87,7 @@ void cq_profile_end(void) {
 
 int cq_profile_entry(int i, const char **name, double *seconds, int64_t *calls) {
   if (i < 0 || i >= static_cast<int>(profile.entries.size()))
-    return fail("there is no such entry");
+    return fail(c10::str("the profile has no entry ", i));
   const auto &entry = *std::next(profile.entries.begin(), i);
   *name = entry.first.c_str();
   *seconds = entry.second.seconds;

@@ -103,7 +103,7 @@ int cq_scope_adopt(cq_tensor t) {
 
 int cq_scope_keep(cq_tensor t) {
   if (scopes.marks.size() < 2)
-    return fail("there is no scope outside to keep the tensor in");
+    return fail("no scope encloses the innermost one, so the tensor cannot be kept");
   size_t mark = scopes.marks.back();
   for (size_t i = scopes.handles.size(); i-- > mark;)
     if (scopes.handles[i] == t) {

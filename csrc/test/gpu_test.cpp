@@ -1,5 +1,5 @@
-// gpu_test.cpp: every operation of conquer.h on a GPU against the same operation written with
-// libtorch, in float64 on the CPU, forward and backward, over random shapes.
+// gpu_test.cpp: compares every operator of conquer.h on a GPU with the same operator written with
+// libtorch in float64 on the CPU, forward and backward, over random shapes.
 //   csrc_gpu_test [seed] [rounds]
 #include "harness.h"
 
@@ -21,8 +21,8 @@ at::Tensor random(at::IntArrayRef shape, at::ScalarType type) {
 }
 at::Tensor exact(const at::Tensor &t) { return t.detach().to(at::kCPU).to(at::kDouble); }
 
-// Runs the operation with gradients on the GPU, and its plain form in float64 on the CPU; compares
-// results and gradients.
+// Compares results and gradients of an operator on the GPU with its plain form in float64 on the
+// CPU.
 using Op = std::function<std::vector<at::Tensor>(const std::vector<at::Tensor> &)>;
 void compare(const std::string &what, std::vector<at::Tensor> inputs, const Op &fast,
              const Op &plain, bool gradients) {
@@ -123,7 +123,7 @@ void ropes(at::ScalarType type) {
             call(1, [&](cq_tensor *out) { return cq_rope_qkv_cache(x, H, c, s, at, k, v, out); });
         if (!k.t.narrow(2, 0, 3).isnan().all().template item<bool>() ||
             !k.t.narrow(2, 3 + L, 2).isnan().all().template item<bool>()) {
-          std::printf("FAIL rope_qkv_cache wrote beside its columns\n");
+          std::printf("FAIL rope_qkv_cache wrote outside its columns\n");
           failures++;
         }
         return std::vector<at::Tensor>{q[0], k.t.narrow(2, 3, L), v.t.narrow(2, 3, L)};
@@ -131,7 +131,7 @@ void ropes(at::ScalarType type) {
       plain, false);
 }
 
-void products(at::ScalarType type) {
+void linears(at::ScalarType type) {
   int64_t rows = pick({1, 2, 3, 4, 7, 8, 16, 17, 40}), depth = pick({48, 512, 1040, 4096}),
           width = 2 * pick({16, 48, 500, 4096});
   bool has_bias = maybe(), gradients = maybe();
@@ -142,7 +142,7 @@ void products(at::ScalarType type) {
     in.push_back(random({width}, type));
   std::string name = c10::str(rows, "x", depth, "x", width, has_bias ? " bias" : "");
   auto bias = [=](auto &t) { return has_bias ? t[3] : at::Tensor(); };
-  auto product = [=](auto &t) {
+  auto linear = [=](auto &t) {
     return at::linear(t[0], t[1], has_bias ? std::optional<at::Tensor>(t[3]) : std::nullopt);
   };
   compare(
@@ -151,14 +151,14 @@ void products(at::ScalarType type) {
         Arg x{t[0]}, w{t[1]}, b{bias(t)};
         return call(1, [&](cq_tensor *out) { return cq_linear(x, w, b, out); });
       },
-      [=](auto &t) { return std::vector<at::Tensor>{product(t)}; }, false);
+      [=](auto &t) { return std::vector<at::Tensor>{linear(t)}; }, false);
   compare(
       "linear_add " + name, in,
       [=](auto &t) {
         Arg x{t[0]}, w{t[1]}, r{t[2]}, b{bias(t)};
         return call(1, [&](cq_tensor *out) { return cq_linear_add(x, w, b, r, out); });
       },
-      [=](auto &t) { return std::vector<at::Tensor>{product(t) + t[2]}; }, gradients);
+      [=](auto &t) { return std::vector<at::Tensor>{linear(t) + t[2]}; }, gradients);
   for (auto &t : in)
     t = t.detach().clone();
   in[2] = random({depth}, type);
@@ -201,8 +201,8 @@ void choices(at::ScalarType type) {
   check("choose", exact(got[0]), exact(want[0]), 0);
 }
 
-// Several times each, since the programs of the kernel meet at a counter that each call leaves to
-// the next.
+// Each runs several times, since the kernel's programs meet at a counter that every call passes on
+// to the next.
 void tails(at::ScalarType type) {
   int64_t A = pick({64, 1024, 4096, 8192}), D = pick({64, 576, 2048}), F = pick({16, 1536, 5632}),
           N = pick({0, 48, 960, 6144}), M = pick({1, 1, 3});
@@ -242,8 +242,8 @@ void tails(at::ScalarType type) {
           cq_tail tail = {norm,    output,    nullptr, mlp_norm,  gate_up, nullptr, down,
                           nullptr, next_norm, next,    next_bias, 1e-5,    1e-5,    1e-5};
           return call(2, [&](cq_tensor *out) {
-            const char *apart;
-            return cq_block_tail(x, mixed, &tail, out, out + 1, &apart);
+            const char *reason;
+            return cq_block_tail(x, mixed, &tail, out, out + 1, &reason);
           });
         },
         plain, false);
@@ -291,7 +291,7 @@ void attention(at::ScalarType type) {
         return std::vector<at::Tensor>{y.reshape({B, 1, H * P}), k, v};
       },
       false);
-  // Attention of whole sequences, through libtorch's kernels.
+  // Attention of whole sequences, with libtorch's kernels.
   int64_t L = pick({2, 65, 256});
   if (type == at::kFloat)
     return;
@@ -315,7 +315,7 @@ void losses(at::ScalarType type) {
   at::Tensor labels = at::randint(0, V, {N}, at::kLong);
   if (N > 1)
     labels[0] = -100;
-  const bool penalized = maybe(); // by libtorch, a chunk at a time
+  const bool penalized = maybe(); // libtorch computes it, a chunk at a time
   const cq_loss loss{maybe() ? 0. : 7., penalized ? 0.1 : 0, penalized ? 0.01 : 0};
   at::Tensor by = maybe() ? at::rand({N}) : at::Tensor();
   std::vector<at::Tensor> in = {random({N, D}, type), random({V, D}, type)};
@@ -376,7 +376,7 @@ int main(int argc, char **argv) {
   struct Family {
     const char *name;
     void (*run)(at::ScalarType);
-  } families[] = {{"norms", norms},         {"ropes", ropes},    {"products", products},
+  } families[] = {{"norms", norms},         {"ropes", ropes},    {"linears", linears},
                   {"attention", attention}, {"losses", losses},  {"elementwise", elementwise},
                   {"tails", tails},         {"choices", choices}};
   for (auto &family : families)

@@ -1,4 +1,4 @@
-// harness.h: the little that the kernel checks and timings share.
+// harness.h: shared by the kernel checks and timings.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -15,13 +15,13 @@
 
 inline int failures = 0;
 
-// A tensor on its way through the C functions; NULL when undefined.
+// A tensor argument of a C function; NULL if undefined.
 struct Arg {
   at::Tensor t;
   operator cq_tensor() { return t.defined() ? &t : nullptr; }
 };
 
-// Calls a C function that returns its tensors through `n` trailing out pointers.
+// Calls a C function that returns n tensors through trailing out pointers.
 template <class F> std::vector<at::Tensor> call(int n, F f) {
   cq_scope_open();
   cq_tensor out[4] = {};
@@ -37,7 +37,7 @@ template <class F> std::vector<at::Tensor> call(int n, F f) {
   return result;
 }
 
-// The largest difference as a share of the largest element of `want`.
+// The largest difference relative to the largest element of `want`.
 inline double difference(const at::Tensor &got, const at::Tensor &want) {
   if (!got.defined() || !want.defined() || got.sizes() != want.sizes())
     return 1e30;
@@ -63,8 +63,8 @@ inline void report(const char *family) {
   worst = 0;
 }
 
-// Times several functions in turn, so that whatever else the machine does falls on all of them
-// alike; the best of `rounds` each, in milliseconds.
+// Times functions in turn, so that other load on the machine affects all alike. Returns the best of
+// `rounds` for each, in milliseconds.
 inline std::vector<double> race(int rounds, std::vector<std::function<void()>> fs) {
   std::vector<double> best(fs.size(), 1e30);
   for (int r = 0; r < rounds; r++)

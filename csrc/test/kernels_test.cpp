@@ -1,5 +1,5 @@
-// Holds each CPU kernel against its libtorch reference over dtypes and edge sizes, and (with
-// `time`) races the two.
+// kernels_test.cpp: compares each CPU kernel with its libtorch reference over dtypes and edge
+// sizes, and with `time` measures both.
 //   csrc_test [check|time] [family]
 #include <algorithm>
 #include <atomic>
@@ -43,7 +43,7 @@ void time_linear() {
     for (int64_t n : {1, 4, 8, 16})
       for (auto [rows, depth] : std::vector<std::pair<int64_t, int64_t>>{
                {960, 576}, {3072, 576}, {576, 1536}, {49152, 576}}) {
-        // Enough copies that none is still in a cache when its turn comes.
+        // Enough copies that none stays in a cache.
         int copies = std::max<int64_t>(1, 80'000'000 / (rows * depth * 4));
         std::vector<at::Tensor> ws;
         for (int i = 0; i < copies; i++)
@@ -64,9 +64,9 @@ void time_linear() {
       }
 }
 
-// Runs ours and the reference on the same inputs and holds the results and all gradients against
-// each other. The reference runs in float32 on the same (rounded) inputs when `wide`, so that its
-// own rounding is not held against us.
+// Compares the results and all gradients of a kernel and its reference on the same inputs. If
+// `wide`, the reference runs in float32 on the same (rounded) inputs, so that it does not round
+// itself.
 using Op = std::function<std::vector<at::Tensor>(std::vector<at::Tensor> &)>;
 void check_op(const std::string &what, std::vector<at::Tensor> inputs, Op ours, Op reference,
               double tol, bool wide = false, size_t differentiable = 100) {
@@ -119,8 +119,8 @@ void check_norm() {
             });
           },
           tolerance(type), true);
-      at::NoGradGuard no_grad; // the rounding is the reference's own, bit for bit, but where the
-                               // mean's last bit tips it
+      at::NoGradGuard no_grad;
+      // Rounds as the reference does, except where the last bit of the mean differs.
       auto got = call(1, [&](cq_tensor *o) { return cq_rms_norm(Arg{x}, Arg{w}, 1e-5, o); })[0];
       auto want =
           call(1, [&](cq_tensor *o) { return cq_rms_norm_reference(Arg{x}, Arg{w}, 1e-5, o); })[0];
@@ -236,7 +236,7 @@ void time_decode_attention() {
   at::NoGradGuard no_grad;
   for (auto type : {at::kFloat, at::kBFloat16})
     for (int64_t n : {50, 200, 1000, 4000}) {
-      std::vector<at::Tensor> ks, vs; // thirty layers, as a model has
+      std::vector<at::Tensor> ks, vs; // of thirty layers
       for (int i = 0; i < 30; i++) {
         ks.push_back(at::randn({1, 3, 4096, 64}).to(type));
         vs.push_back(at::randn({1, 3, 4096, 64}).to(type));
@@ -265,8 +265,8 @@ void time_decode_attention() {
     }
 }
 
-// Grouped heads, masks of every broadcastable shape (rows that see nothing too), lengths that fill
-// no block.
+// Grouped heads, masks of every broadcastable shape (including rows that see no key), lengths that
+// do not fill a block.
 void check_sdpa() {
   auto draw = [](int64_t low, int64_t high) {
     return at::randint(low, high + 1, {1}).item<int64_t>();
@@ -404,7 +404,7 @@ void check_cross_entropy() {
           const at::Tensor by = weighted ? at::rand({N}) + 0.1 : at::Tensor();
           auto run = [&](HeadFunction f, bool wide, bool train_weight) {
             auto kind =
-                wide ? at::kDouble : type; // sums of 200,000 terms tell float32's order of adding
+                wide ? at::kDouble : type; // float32 sums of 200,000 terms depend on their order
             auto h = hidden.to(kind).clone().requires_grad_(true),
                  w = weight.to(kind).clone().requires_grad_(train_weight);
             auto out = call(2, [&](cq_tensor *o) {
@@ -431,7 +431,7 @@ void check_cross_entropy() {
                                          o + 1);
           });
           check("cross_entropy_head without grad", plain[1], got[1], 0);
-          // against float32 softmax of the very same logits
+          // Against the float32 softmax of the same logits.
           auto same = at::cross_entropy_loss(at::mm(hidden, weight.t()).to(at::kFloat), labels, {},
                                              at::Reduction::Sum, -100);
           check("cross_entropy_head against the same logits", plain[1].sum(), same,
@@ -499,8 +499,8 @@ void check_embedding() {
   report("embedding");
 }
 
-// A whole decode step of SmolLM2-135M's shape with random weights: what the kernels reach together,
-// against the time that reading the weights alone takes, and where the rest goes.
+// A decode step with random weights in the shape of SmolLM2-135M: the kernels together, the time to
+// read the weights alone, and the time of each kernel.
 void time_decode() {
   at::NoGradGuard no_grad;
   const int64_t layers = 30, D = 576, H = 9, K = 3, P = 64, F = 1536, V = 49152, S = 1024,
@@ -530,8 +530,8 @@ void time_decode() {
     Arg cos{at::ones({1, 1, P / 2})}, sin{at::zeros({1, 1, P / 2})},
         lengths{at::full({1}, position + 1, at::kLong)}, start{make({1, 1, D})};
 
-    // A shared machine stretches some calls; the fifth percentile over layers and rounds is what a
-    // call takes undisturbed.
+    // The fifth percentile over layers and rounds is the time of an undisturbed call on a shared
+    // machine.
     const char *names[] = {"norms", "qkv", "attention", "o", "gate_up", "swiglu", "down", "head"};
     std::vector<std::vector<double>> spent(8);
     auto step = [&] {
@@ -558,7 +558,7 @@ void time_decode() {
       cq_linear(x, head, nullptr, &a), lap(7);
       cq_scope_close();
     };
-    // The floor: summing every weight, on all threads.
+    // The lower bound: summing every weight on all threads.
     auto sweep = [&](const at::Tensor &t) {
       const uint64_t *p = static_cast<const uint64_t *>(t.const_data_ptr());
       std::atomic<uint64_t> all{0};
@@ -577,9 +577,8 @@ void time_decode() {
           sink += sweep(w->t);
       sink += sweep(head.t);
     };
-    // libtorch's products alone, which is what a program without kernels of its own cannot go
-    // below.
-    auto products = [&] {
+    // libtorch's GEMMs alone.
+    auto gemms = [&] {
       auto x = start.t, wide = make({1, 1, F});
       for (auto &l : model)
         at::linear(x, l.qkv.t), at::linear(x, l.o.t), at::linear(x, l.gate_up.t),
@@ -587,10 +586,10 @@ void time_decode() {
       at::linear(x, head.t);
     };
     const int rounds = 30;
-    auto t = race(rounds, {step, floor, products});
+    auto t = race(rounds, {step, floor, gemms});
     std::printf("%-9s decode step %6.2f ms (%.1f tok/s, %.1f GB/s); reading alone %.2f ms (%.1f "
                 "GB/s); libtorch's "
-                "products %.2f ms  [%d]\n",
+                "GEMMs %.2f ms  [%d]\n",
                 c10::toString(type), t[0], 1e3 / t[0], bytes / t[0] / 1e6, t[1], bytes / t[1] / 1e6,
                 t[2], int(sink & 1));
     double undisturbed = 0;
@@ -604,17 +603,17 @@ void time_decode() {
   }
 }
 
-// Lion as libtorch computes it, which is what another device does.
+// Lion against its reference in libtorch, which other devices use.
 void check_lion() {
   at::NoGradGuard no_grad;
   for (auto type : types)
     for (int64_t n : {1, 17, 576, 100'003}) {
       auto weight = at::randn({n}).to(type),
-           original = type == at::kFloat ? weight : weight.to(at::kFloat);
+           master = type == at::kFloat ? weight : weight.to(at::kFloat);
       auto mean = at::randn({n}), gradient = at::randn({n}).to(type);
       std::vector<at::Tensor> results[2];
       for (bool reference : {false, true}) {
-        auto w = weight.clone(), m = mean.clone(), o = type == at::kFloat ? w : original.clone();
+        auto w = weight.clone(), m = mean.clone(), o = type == at::kFloat ? w : master.clone();
         Arg aw{w}, ao{o}, ag{gradient}, am{m};
         cq_parameter parameter = {aw, ag, ao, am, nullptr, nullptr, 0.1};
         if ((reference ? cq_lion_reference : cq_lion)(&parameter, 1, 0.5, 1e-2, 0.9, 0.99))
@@ -628,16 +627,16 @@ void check_lion() {
   report("lion");
 }
 
-// Optimizer and embedding as libtorch has them, against the time their bytes take.
+// AdamW, libtorch's AdamW and libtorch's embedding gradient, with the time to copy as many bytes.
 void time_training() {
   at::NoGradGuard no_grad;
   const int64_t n = 20'000'000;
   for (auto type : {at::kFloat, at::kBFloat16}) {
     auto p = at::randn({n}).to(type), g = at::randn({n}).to(type), m = at::zeros({n}),
          v = at::zeros({n});
-    auto original = type == at::kFloat ? p : p.to(at::kFloat), copy = at::empty({n}),
+    auto master = type == at::kFloat ? p : p.to(at::kFloat), copy = at::empty({n}),
          step = at::zeros({});
-    Arg ap{p}, ao{original}, ag{g}, am{m}, av{v};
+    Arg ap{p}, ao{master}, ag{g}, am{m}, av{v};
     cq_parameter parameter = {ap, ag, ao, am, av, nullptr, 0.01};
     cq_adamw_options options = {1, 1, 1e-3, 0.9, 0.999, 1e-8, 0};
     auto weight = at::randn({49152, 576}).to(type), grad = at::zeros({49152, 576}).to(type),
@@ -645,9 +644,9 @@ void time_training() {
     auto ids = at::randint(0, 49152, {512}, at::kLong);
     auto t = race(5, {[&] { cq_adamw(&parameter, 1, &options); },
                       [&] {
-                        at::_fused_adamw_({original}, {g.to(at::kFloat)}, {m}, {v}, {}, {step},
-                                          1e-3, 0.9, 0.999, 0.01, 1e-8, false, false);
-                        p.copy_(original);
+                        at::_fused_adamw_({master}, {g.to(at::kFloat)}, {m}, {v}, {}, {step}, 1e-3,
+                                          0.9, 0.999, 0.01, 1e-8, false, false);
+                        p.copy_(master);
                       },
                       [&] { copy.copy_(m); },
                       [&] { grad.add_(at::embedding_backward(dy, ids, 49152, -1, false, false)); },

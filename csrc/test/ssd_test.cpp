@@ -1,9 +1,12 @@
-// ssd_test.cpp: holds the state-space operations of conquer.h against a token-by-token recurrence
-// in float64, forward and every gradient, over random shapes; on the CPU, or on a GPU with the
-// argument "cuda". A second argument is a seed, a third the number of random cases; "full" as the
-// fourth takes every shape on a GPU too (TRITON_FULL). Prints the largest relative error ‖out -
-// ref‖ / ‖ref‖ of each quantity and exits 1 where one is too large. With "times" for the seed it
-// prints times on the CPU instead.
+// ssd_test.cpp: compares the state-space operators of conquer.h with a token-by-token recurrence in
+// float64, forward and every gradient, over random shapes.
+//   csrc_ssd_test [cpu|cuda] [seed] [cases] [full]   40 random cases by default; full: every shape
+//   on
+//                                                    a GPU too (a build with TRITON_FULL)
+//   csrc_ssd_test cpu quick                          shorter sequences and fewer cases, for make
+//   test csrc_ssd_test cpu times                          prints times on the CPU instead
+// Prints the largest relative error ‖out - ref‖ / ‖ref‖ of each quantity. Exits 1 if one is too
+// large.
 #include "../conquer.h"
 
 #include <ATen/ATen.h>
@@ -51,8 +54,8 @@ static void require(int code) {
 }
 
 // A leaf on the device in `type`, and the float64 leaf with the same values. The gradient of a
-// parameter of a head is a sum over tokens of either sign; where those cancel, what its error is
-// measured by is the size of the terms: `terms` is the parameter once for each token.
+// per-head parameter is a sum over tokens with cancelling signs, so its error is measured relative
+// to the size of the terms: `terms` is the parameter repeated for each token.
 struct Leaf {
   Tensor real, exact, terms;
   const Tensor &each(int64_t batch, int64_t length) {
@@ -85,8 +88,8 @@ struct Case {
   }
 };
 
-// The recurrence (a, d and bias once for each token), with one state for each chunk of the window:
-// row j of `parts` is what chunk j contributed.
+// The recurrence (a, d and bias repeated for each token), with a separate state for each chunk of
+// the window: parts[j + 1] is the state that chunk j contributed, parts[0] the initial state.
 static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tensor dt,
                                             const Tensor &a, const Tensor &b, const Tensor &cc,
                                             const Tensor &d, const Tensor &z, const Tensor &bias,
@@ -100,8 +103,7 @@ static std::pair<Tensor, Tensor> recurrence(const Case &c, const Tensor &x, Tens
   int64_t repeat = c.heads / c.groups, chunks = (c.length + c.chunk - 1) / c.chunk;
   Tensor bh = b.repeat_interleave(repeat, 2), ch = cc.repeat_interleave(repeat, 2);
   Tensor zero = torch::zeros({c.batch, c.heads, c.p, c.n}, at::kDouble);
-  std::vector<Tensor> parts(chunks + 1),
-      ys; // parts[j + 1] is chunk j's, parts[0] the initial state
+  std::vector<Tensor> parts(chunks + 1), ys;
   parts[0] = initial.defined() ? initial : zero;
   auto seen = [&](int64_t chunk) {
     Tensor sum = zero;
@@ -146,7 +148,7 @@ static void gradients(const std::string &name, at::ScalarType type,
   torch::autograd::backward(outs, seeds);
   torch::autograd::backward(refs, exact_seeds);
   for (auto &[what, leaf] : of)
-    if (leaf->real.defined()) { // an input that the result does not depend on may have no gradient
+    if (leaf->real.defined()) { // an input may have no gradient
       auto grad = [](const Tensor &t) {
         return t.grad().defined() ? t.grad() : at::zeros_like(t, at::kDouble);
       };
@@ -157,8 +159,8 @@ static void gradients(const std::string &name, at::ScalarType type,
     }
 }
 
-// back: with gradients; else only what is computed where none are asked for, which may be done by
-// other kernels.
+// Compares a scan with the recurrence; with gradients if back is set, else only the result without
+// gradients, which other kernels may compute.
 static void scan(const Case &c, bool back = true) {
   at::AutoGradMode grad(back);
   auto half = c.type;
@@ -357,8 +359,8 @@ static int64_t pick(std::initializer_list<int64_t> of) {
   return of.begin()[std::rand() % of.size()];
 }
 
-// Milliseconds of the scan forward and backward at growing lengths, the best of five, and the
-// process's largest memory.
+// Prints the milliseconds of the scan, forward and backward, at growing lengths (the best of five),
+// and the process's peak memory.
 static void times(at::ScalarType type) {
   for (int64_t length : {512, 1024, 2048, 4096, 8192}) {
     Leaf x(random({1, length, 16, 64}), type), dt(random({1, length, 16}), type),
@@ -390,15 +392,19 @@ static void times(at::ScalarType type) {
 }
 
 int main(int argc, char **argv) {
-  std::string where = argc > 1 ? argv[1] : "cpu";
-  int seed = argc > 2 ? std::atoi(argv[2]) : 1, count = argc > 3 ? std::atoi(argv[3]) : 40;
-  bool gpu = where == "cuda", full = argc > 4 && std::string(argv[4]) == "full";
-  bool usual = gpu && !full; // only the shapes of the plain set of kernels
+  const std::string where = argc > 1 ? argv[1] : "cpu", mode = argc > 2 ? argv[2] : "";
+  const bool quick = mode == "quick";
+  const int seed = argc > 2 && !quick ? std::atoi(argv[2]) : 1, count = argc > 3
+                                                                            ? std::atoi(argv[3])
+                                                                        : quick ? 10
+                                                                                : 40;
+  const bool gpu = where == "cuda", full = argc > 4 && std::string(argv[4]) == "full";
+  const bool usual = gpu && !full; // only the shapes of the plain set of kernels
   if (gpu) {
     require(cq_cuda_load());
     device = at::Device(at::kCUDA, 0);
   }
-  if (argc > 2 && std::string(argv[2]) == "times") {
+  if (mode == "times") {
     times(at::kFloat);
     times(at::kBFloat16);
     return 0;
@@ -411,7 +417,8 @@ int main(int argc, char **argv) {
     c.groups = pick({1, 1, 2, 3});
     c.heads = c.groups * pick({1, 1, 2, 4});
     c.batch = pick({1, 1, 2, 3});
-    c.length = pick({1, 2, 15, 16, 17, 63, 64, 65, 100, 128, 130, 200, 257, 300});
+    c.length = quick ? pick({1, 15, 17, 64, 65, 100})
+                     : pick({1, 2, 15, 16, 17, 63, 64, 65, 100, 128, 130, 200, 257, 300});
     c.p = usual ? 64 : pick({16, 20, 32, 64, 64, 128});
     c.n = usual ? 128 : pick({16, 24, 32, 64, 128, 256});
     c.chunk = pick({16, 32, 64, 128, 256});
@@ -423,9 +430,12 @@ int main(int argc, char **argv) {
     c.softplus = pick({1, 1, 1, 0}), c.limits = pick({0, 0, 0, 1});
     scan(c);
   }
-  // Long enough to be cut into segments; more heads, and more segments, than a GPU has processors.
+  // Sequences long enough for several segments on a GPU; more heads, and more segments, than it has
+  // SMs.
+  const int64_t longest = quick ? 600 : 4500;
   for (bool seq : {false, true})
-    scan({1, 4500, 2, 64, 128, 1, 64, -1, true, false, true, true, seq, true, false, at::kBFloat16},
+    scan({1, longest, 2, 64, 128, 1, 64, -1, true, false, true, true, seq, true, false,
+          at::kBFloat16},
          false);
   scan({2, 70, 80, 64, 128, 2, 64, -1, true, false, true, false, false, true, false, at::kHalf},
        false);

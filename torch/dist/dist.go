@@ -67,7 +67,8 @@ func Join(place Place, device torch.Device, timeout time.Duration) (_ *World, er
 	}
 	if w.store, err = OpenStore(place.Address, place.Port, host, timeout); err != nil {
 		return nil, fmt.Errorf(
-			"rank %d found no store at %s:%d within %v: is rank 0 running, and is the port open? (%w)",
+			"rank %d found no store at %s:%d within %v: "+
+				"is rank 0 running, and is the port open? (%w)",
 			place.Rank,
 			place.Address,
 			place.Port,

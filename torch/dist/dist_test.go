@@ -15,17 +15,17 @@ import (
 	"conquer/torch"
 )
 
-// A child process plays the scenario that this variable names.
+// The scenario that a child process runs.
 const scenarioVariable = "CONQUER_DIST_TEST_SCENARIO"
 
-// Where it is set, the child's tensors are on a GPU.
+// If it is set, the child's tensors are on a GPU.
 const deviceVariable = "CONQUER_DIST_TEST_GPU"
 
-// scenarios are what the processes of a test do; what they print is what the test looks at.
+// scenarios are run by the processes of a test, which checks their output.
 var scenarios = map[string]func(w *World) error{
 	"operations": operations,
 	"mesh":       mesh,
-	"laggard": func(w *World) error { // the last rank does something else than all others
+	"laggard": func(w *World) error { // the last rank skips an operation
 		w.All.Barrier()
 		w.At("step %d", 3)
 		if w.Rank == w.Size-1 {
@@ -35,7 +35,7 @@ var scenarios = map[string]func(w *World) error{
 		w.All.AllReduce(torch.Ones([]int{4}, torch.Float32, torch.CPU), Sum).Wait()
 		return nil
 	},
-	"laggard backward": func(w *World) error { // the same in the middle of a backward pass
+	"laggard backward": func(w *World) error { // in a backward pass
 		x := torch.Ones([]int{4}, torch.Float32, torch.CPU).RequireGrad(true)
 		loss := w.All.Spread(x).Sum()
 		w.At("step %d", 3)
@@ -46,7 +46,7 @@ var scenarios = map[string]func(w *World) error{
 		loss.Backward()
 		return nil
 	},
-	"divided": divided,
+	"sharded": sharded,
 	"death": func(w *World) error {
 		w.All.Barrier()
 		if w.Rank == 1 {
@@ -93,8 +93,8 @@ type outcome struct {
 	stdout, stderr string
 }
 
-// play runs a scenario in a world of n processes. Once one has failed, the others have a while to
-// end by themselves.
+// play runs a scenario in a world of n processes. After a failure the others get some time to end
+// by themselves.
 func play(t *testing.T, scenario string, n int) []outcome {
 	t.Helper()
 	store, err := OpenStore("127.0.0.1", 0, true, time.Minute)
@@ -134,7 +134,7 @@ func play(t *testing.T, scenario string, n int) []outcome {
 
 func operations(w *World) error {
 	g, n := w.All, w.Size
-	draw := func(rank int, sizes ...int) torch.Tensor { // what a rank contributes: every rank can tell
+	draw := func(rank int, sizes ...int) torch.Tensor { // what a rank contributes
 		r := rand.New(rand.NewPCG(uint64(os.Getppid()), uint64(rank)))
 		total := 1
 		for _, s := range sizes {
@@ -142,7 +142,7 @@ func operations(w *World) error {
 		}
 		values := make([]float32, total)
 		for i := range values {
-			values[i] = float32(r.IntN(64)) // sums are exact, in bfloat16 too
+			values[i] = float32(r.IntN(64)) // sums are exact, even in bfloat16
 		}
 		return torch.From(values, sizes...).ToDevice(w.Device())
 	}
@@ -171,16 +171,16 @@ func operations(w *World) error {
 		if err := equal("reduce-scatter", part, sum.Narrow(0, w.Rank, 1)); err != nil {
 			return err
 		}
-		spoiled := mine.Clone() // in place
-		part = spoiled.Narrow(0, w.Rank, 1)
-		g.ReduceScatter(part, spoiled, Sum).Wait()
+		overwritten := mine.Clone() // in place
+		part = overwritten.Narrow(0, w.Rank, 1)
+		g.ReduceScatter(part, overwritten, Sum).Wait()
 		if err := equal("reduce-scatter in place", part, sum.Narrow(0, w.Rank, 1)); err != nil {
 			return err
 		}
 		all := torch.Empty([]int{n, n, 3}, dtype, w.Device())
 		works := []*Work{g.AllGather(all, mine)}
 		copied := mine.Clone()
-		works = append(works, g.Broadcast(copied, n-1)) // two under way at once
+		works = append(works, g.Broadcast(copied, n-1)) // two at a time
 		for _, work := range works {
 			work.Wait()
 		}
@@ -229,7 +229,7 @@ func mesh(w *World) error {
 	return nil
 }
 
-func TestEveryOperationGivesWhatEachRankContributed(t *testing.T) {
+func TestCollectives_CombineEveryRank(t *testing.T) {
 	for _, n := range []int{1, 2, 4} {
 		for rank, end := range play(t, "operations", n) {
 			if end.code != 0 {
@@ -240,7 +240,7 @@ func TestEveryOperationGivesWhatEachRankContributed(t *testing.T) {
 }
 
 // Over NCCL, in a world of all of this machine's GPUs.
-func TestGPUOperationsGiveWhatEachRankContributed(t *testing.T) {
+func TestCollectives_CombineEveryRankOnGPU(t *testing.T) {
 	if err := torch.LoadCUDA(); err != nil {
 		t.Skip(err)
 	}
@@ -252,7 +252,7 @@ func TestGPUOperationsGiveWhatEachRankContributed(t *testing.T) {
 	}
 }
 
-func TestAMeshHasRowsAndColumns(t *testing.T) {
+func TestMesh_HasRowsAndColumns(t *testing.T) {
 	want := []string{"row 1 column 2", "row 1 column 4", "row 5 column 2", "row 5 column 4"}
 	for rank, end := range play(t, "mesh", 4) {
 		if end.stdout != want[rank] {
@@ -261,10 +261,15 @@ func TestAMeshHasRowsAndColumns(t *testing.T) {
 	}
 }
 
-func TestAnOperationThatARankDoesNotJoinFailsAndNamesIt(t *testing.T) {
+func TestCollectives_NameRankThatDoesNotJoin(t *testing.T) {
 	for scenario, wanted := range map[string][]string{
-		"laggard":          {"all-reduce 2 of group world (step 3)", "rank 2 is behind, after all-reduce 1 (asleep)"},
-		"laggard backward": {"all-reduce 1 of group world (step 3)", "rank 2 has not begun any operation of it (asleep)"},
+		"laggard": {
+			"all-reduce 2 of group world (step 3)", "rank 2 is behind, after all-reduce 1 (asleep)",
+		},
+		"laggard backward": {
+			"all-reduce 1 of group world (step 3)",
+			"rank 2 has not begun any operation of it (asleep)",
+		},
 	} {
 		ends := play(t, scenario, 3)
 		message := ends[0].stderr
@@ -278,9 +283,9 @@ func TestAnOperationThatARankDoesNotJoinFailsAndNamesIt(t *testing.T) {
 	}
 }
 
-// divided holds the operations of divided layers to what one process computes: their results, and
-// the gradients of a sum.
-func divided(w *World) error {
+// sharded compares operations of sharded layers with one process: results, and the gradients of a
+// sum.
+func sharded(w *World) error {
 	r := rand.New(rand.NewPCG(uint64(os.Getppid()), 7))
 	random := func(sizes ...int) torch.Tensor {
 		total := 1
@@ -302,8 +307,8 @@ func divided(w *World) error {
 		}
 		return nil
 	}
-	// Two layers, the first divided by what it makes, the second by what it takes: y = W (V x),
-	// with unequal parts.
+	// Two layers y = W (V x), the first sharded by output columns, the second by input rows, in
+	// unequal parts.
 	const inner = 13
 	first, count := inner*w.Rank/w.Size, inner*(w.Rank+1)/w.Size-inner*w.Rank/w.Size
 	x, up, down, seed := random(5, 6), random(inner, 6), random(4, inner), random(5, 4)
@@ -327,7 +332,7 @@ func divided(w *World) error {
 	if err := near("the input's gradient", gotX, wantX); err != nil {
 		return err
 	}
-	// The same where each process has other rows of x, and gets other rows of y.
+	// The same with the rows of x and y divided among the processes.
 	mine := random(3*w.Size, 6)
 	stretch := func(t torch.Tensor) torch.Tensor { return t.Narrow(0, 3*w.Rank, 3) }
 	seed = random(3*w.Size, 4)
@@ -343,8 +348,8 @@ func divided(w *World) error {
 	if err := near("the rows' gradient", some.Grad(), stretch(all.Grad())); err != nil {
 		return err
 	}
-	// A head over more rows than one chunk has, some not counted, some labels nobody's but one
-	// process's.
+	// A head over more rows than a chunk; some rows are not counted, some labels belong to one
+	// process.
 	const vocabulary = 41
 	rows := 1100
 	labels := make([]int64, rows)
@@ -355,19 +360,20 @@ func divided(w *World) error {
 	}
 	first, count = vocabulary*w.Rank/w.Size, vocabulary*(w.Rank+1)/w.Size-vocabulary*w.Rank/w.Size
 	hidden, head, target := random(rows, 8), random(vocabulary, 8), torch.From(labels, rows)
-	for _, o := range []torch.Loss{{}, {Divisor: 3}, {LabelSmoothing: 0.2, ZLoss: 0.01, Weights: random(rows).Abs()}} {
+	for _, o := range []torch.Loss{
+		{}, {Divisor: 3}, {LabelSmoothing: 0.2, ZLoss: 0.01, Weights: random(rows).Abs()},
+	} {
 		h, weight := hidden.Clone().RequireGrad(true), head.Clone().RequireGrad(true)
 		want, wantEach := torch.HeadCrossEntropy(h, weight, target, o)
 		want.Backward()
-		mine, part := hidden.Clone().
-			RequireGrad(true),
-			head.Narrow(0, first, count).
-				Clone().
-				RequireGrad(true)
+		mine := hidden.Clone().RequireGrad(true)
+		part := head.Narrow(0, first, count).Clone().RequireGrad(true)
 		got, each := w.All.HeadCrossEntropy(w.All.Spread(mine), part, target, first, vocabulary, o)
 		got.Backward()
 		for what, pair := range map[string][2]torch.Tensor{
-			"loss": {got.Detach(), want.Detach()}, "each label's": {each, wantEach}, "gradient of hidden": {mine.Grad(), h.Grad()},
+			"loss":                 {got.Detach(), want.Detach()},
+			"each label's":         {each, wantEach},
+			"gradient of hidden":   {mine.Grad(), h.Grad()},
 			"gradient of the head": {part.Grad(), weight.Grad().Narrow(0, first, count)},
 		} {
 			if err := near(fmt.Sprintf("%+v: %s", o, what), pair[0], pair[1]); err != nil {
@@ -375,9 +381,9 @@ func divided(w *World) error {
 			}
 		}
 		var plain torch.Tensor
-		torch.NoGrad(
-			func() { plain, _ = w.All.HeadCrossEntropy(hidden, part.Detach(), target, first, vocabulary, o) },
-		)
+		torch.NoGrad(func() {
+			plain, _ = w.All.HeadCrossEntropy(hidden, part.Detach(), target, first, vocabulary, o)
+		})
 		if err := near("without gradients", plain, got.Detach()); err != nil {
 			return err
 		}
@@ -385,9 +391,9 @@ func divided(w *World) error {
 	return nil
 }
 
-func TestDividedLayersAndLossesGiveWhatOneProcessGives(t *testing.T) {
+func TestTensorParallel_MatchesOneProcess(t *testing.T) {
 	for _, n := range []int{1, 2, 4} {
-		for rank, end := range play(t, "divided", n) {
+		for rank, end := range play(t, "sharded", n) {
 			if end.code != 0 {
 				t.Errorf("rank %d of %d ended with %d: %s", rank, n, end.code, end.stderr)
 			}
@@ -395,7 +401,7 @@ func TestDividedLayersAndLossesGiveWhatOneProcessGives(t *testing.T) {
 	}
 }
 
-func TestTheDeathOfARankEndsTheOthersAtOnceAndIsNamed(t *testing.T) {
+func TestCollectives_FailAtOnceWhenRankDies(t *testing.T) {
 	begin := time.Now()
 	ends := play(t, "death", 3)
 	if ends[0].code != 1 || !strings.Contains(ends[0].stderr, "rank 1 is gone") ||
@@ -407,7 +413,7 @@ func TestTheDeathOfARankEndsTheOthersAtOnceAndIsNamed(t *testing.T) {
 	}
 }
 
-func TestThePlaceIsFoundInEachLaunchersVariables(t *testing.T) {
+func TestFromEnvironment_ReadsEachLauncher(t *testing.T) {
 	torchrun := map[string]string{
 		"RANK":                         "5",
 		"WORLD_SIZE":                   "8",
@@ -439,17 +445,27 @@ func TestThePlaceIsFoundInEachLaunchersVariables(t *testing.T) {
 		want      Place
 	}{
 		{nil, Alone},
-		{map[string]string{"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, Alone}, // sbatch without srun
-		{torchrun, Place{Rank: 5, Size: 8, LocalRank: 1, LocalSize: 4, Address: "host", Port: 29400, StoreElsewhere: true, Attempt: "2"}},
-		{slurm, Place{Rank: 9, Size: 11, LocalRank: 1, LocalSize: 3, Address: "gpu07", Port: 24567, Attempt: "0"}},
-		{job, Place{Rank: 1, Size: 2, LocalSize: 1, Address: "job-master-0", Port: 23456, Attempt: "0"}},
+		// sbatch without srun
+		{map[string]string{"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, Alone},
+		{torchrun, Place{
+			Rank: 5, Size: 8, LocalRank: 1, LocalSize: 4, Address: "host", Port: 29400,
+			StoreElsewhere: true, Attempt: "2",
+		}},
+		{slurm, Place{
+			Rank: 9, Size: 11, LocalRank: 1, LocalSize: 3, Address: "gpu07", Port: 24567, Attempt: "0",
+		}},
+		{job, Place{
+			Rank: 1, Size: 2, LocalSize: 1, Address: "job-master-0", Port: 23456, Attempt: "0",
+		}},
 	} {
 		got, err := placeFrom(func(name string) string { return c.variables[name] })
 		if err != nil || got != c.want {
 			t.Errorf("case %d: %+v and %v, want %+v", i, got, err, c.want)
 		}
 	}
-	for name, value := range map[string]string{"RANK": "8", "WORLD_SIZE": "two", "MASTER_ADDR": "", "MASTER_PORT": "99999"} {
+	for name, value := range map[string]string{
+		"RANK": "8", "WORLD_SIZE": "two", "MASTER_ADDR": "", "MASTER_PORT": "99999",
+	} {
 		_, err := placeFrom(func(n string) string {
 			if n == name {
 				return value

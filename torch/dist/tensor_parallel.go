@@ -31,7 +31,9 @@ func conquerGroupRun(group C.uintptr_t, what C.int, output, input C.cq_tensor) (
 	}()
 	g := cgo.Handle(group).Value().(*Group)
 	name := map[C.int]string{
-		C.CQ_GROUP_SUM: "all-reduce", C.CQ_GROUP_GATHER: "all-gather", C.CQ_GROUP_SCATTER: "reduce-scatter",
+		C.CQ_GROUP_SUM:     "all-reduce",
+		C.CQ_GROUP_GATHER:  "all-gather",
+		C.CQ_GROUP_SCATTER: "reduce-scatter",
 	}[what]
 	g.start(name, func(work **C.cq_work) C.int {
 		switch what {

@@ -111,8 +111,8 @@ func New(params []Param, options Options) *Optimizer {
 					s.square = torch.Zeros(p.Shape(), dtype, p.Device()).Own()
 				}
 				if dtype == torch.Uint8 {
-					s.exponents = torch.Zeros([]int{2, (p.Numel() + torch.MomentBlock - 1) / torch.MomentBlock}, dtype, p.Device()).
-						Own()
+					blocks := (p.Numel() + torch.MomentBlock - 1) / torch.MomentBlock
+					s.exponents = torch.Zeros([]int{2, blocks}, dtype, p.Device()).Own()
 				}
 				if p.DType() != torch.Float32 && !o.stochastic(p.DType()) {
 					s.master = p.Detach().To(torch.Float32).Own()

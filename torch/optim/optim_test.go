@@ -21,7 +21,7 @@ func run(t *testing.T, f func()) {
 	}
 }
 
-// reference is AdamW in float64, as the paper writes it.
+// reference is AdamW in float64, as in its paper.
 type reference struct{ weight, mean, square []float64 }
 
 func (r *reference) step(gradient []float64, t int, rate, beta1, beta2, decay float64) {
@@ -35,7 +35,7 @@ func (r *reference) step(gradient []float64, t int, rate, beta1, beta2, decay fl
 	}
 }
 
-// params makes a matrix and a vector of a dtype with arbitrary values, and their references.
+// params returns a matrix and a vector of a dtype with arbitrary values, and their references.
 func params(dtype torch.DType) ([]optim.Param, []*reference) {
 	var list []optim.Param
 	var refs []*reference
@@ -50,7 +50,7 @@ func params(dtype torch.DType) ([]optim.Param, []*reference) {
 	return list, refs
 }
 
-// gradient gives a weight a gradient of pseudo-random values and returns them.
+// gradient sets a weight's gradient to pseudo-random values and returns them.
 func gradient(p optim.Param, step int) []float64 {
 	values := make([]float32, p.Numel())
 	for i := range values {
@@ -61,7 +61,7 @@ func gradient(p optim.Param, step int) []float64 {
 	return torch.Values[float64](g)
 }
 
-func TestAdamWFollowsThePaperAndDecaysWhatIsToDecay(t *testing.T) {
+func TestAdamW_FollowsPaperAndDecay(t *testing.T) {
 	run(t, func() {
 		torch.ManualSeed(1)
 		list, refs := params(torch.Float32)
@@ -90,8 +90,8 @@ func TestAdamWFollowsThePaperAndDecaysWhatIsToDecay(t *testing.T) {
 	})
 }
 
-// A thousand steps that are each smaller than the distance between bfloat16 numbers must add up.
-func TestStepsTooSmallForBFloat16AreNotLost(t *testing.T) {
+// A thousand steps, each smaller than the distance between bfloat16 numbers, must add up.
+func TestAdamW_MasterWeightsKeepSmallSteps(t *testing.T) {
 	run(t, func() {
 		p := optim.Param{
 			Name:   "w",
@@ -112,8 +112,10 @@ func TestStepsTooSmallForBFloat16AreNotLost(t *testing.T) {
 	})
 }
 
-func TestAnOptimizerGoesOnExactlyFromASavedState(t *testing.T) {
-	for _, options := range []optim.Options{{}, {Moments: optim.BFloat16}, {Moments: optim.Int8}, {Stochastic: true}, {Method: optim.Lion}} {
+func TestOptimizer_ContinuesExactlyFromSavedState(t *testing.T) {
+	for _, options := range []optim.Options{
+		{}, {Moments: optim.BFloat16}, {Moments: optim.Int8}, {Stochastic: true}, {Method: optim.Lion},
+	} {
 		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
 			goesOn(t, dtype, options)
 		}
@@ -180,7 +182,7 @@ func goesOn(t *testing.T, dtype torch.DType, options optim.Options) {
 	})
 }
 
-func TestClippingScalesAllGradientsByOneFactor(t *testing.T) {
+func TestFactor_ScalesAllGradientsAlike(t *testing.T) {
 	run(t, func() {
 		grads := []torch.Tensor{torch.From([]float32{3, 0}, 2), torch.From([]float32{0, 4}, 2, 1)}
 		if norm := optim.Norm(grads); norm != 5 {
@@ -200,7 +202,7 @@ func TestClippingScalesAllGradientsByOneFactor(t *testing.T) {
 			t.Errorf("norm %v of an infinite gradient", norm)
 		}
 
-		// A step with a factor is the step with gradients that were scaled before.
+		// A step with a scale equals a step with scaled gradients.
 		var ends [2][]float32
 		for i, scale := range []float64{0.25, 1} {
 			torch.ManualSeed(3)
@@ -227,7 +229,7 @@ func TestClippingScalesAllGradientsByOneFactor(t *testing.T) {
 }
 
 // The norm of many elements, of every dtype, against a sum in float64.
-func TestTheNormIsThatOfAllElements(t *testing.T) {
+func TestNorm_CoversAllElements(t *testing.T) {
 	run(t, func() {
 		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16, torch.Float16} {
 			var grads []torch.Tensor
@@ -246,7 +248,7 @@ func TestTheNormIsThatOfAllElements(t *testing.T) {
 	})
 }
 
-func TestSchedulesRiseThenFallAsTheirKindSays(t *testing.T) {
+func TestSchedule_WarmsUpThenFalls(t *testing.T) {
 	for kind, want := range map[string]map[int]float64{
 		optim.Constant: {0: 0.1, 9: 1, 10: 1, 60: 1, 110: 1},
 		optim.Linear:   {0: 0.1, 4: 0.5, 9: 1, 10: 1, 60: 0.6, 110: 0.2, 500: 0.2},
@@ -264,7 +266,7 @@ func TestSchedulesRiseThenFallAsTheirKindSays(t *testing.T) {
 	}
 }
 
-func TestASenselessScheduleIsRefused(t *testing.T) {
+func TestSchedule_RejectsInvalidValues(t *testing.T) {
 	for want, s := range map[string]optim.Schedule{
 		"cosine":   {Kind: "cosin", Peak: 1},
 		"positive": {Kind: optim.Linear},
@@ -277,9 +279,9 @@ func TestASenselessScheduleIsRefused(t *testing.T) {
 	}
 }
 
-// Steps far smaller than the distance between neighbouring bfloat16 numbers must add up, on
-// average, without originals.
-func TestRoundingAtRandomKeepsWhatRoundingWouldLose(t *testing.T) {
+// Steps far smaller than the distance between neighbouring bfloat16 numbers must add up on average,
+// without master weights.
+func TestAdamW_StochasticRoundingKeepsSmallSteps(t *testing.T) {
 	run(t, func() {
 		torch.ManualSeed(3)
 		const n, steps, rate = 1 << 14, 60, 1e-4
@@ -304,8 +306,8 @@ func TestRoundingAtRandomKeepsWhatRoundingWouldLose(t *testing.T) {
 	})
 }
 
-// Lion as its paper's algorithm 2 has it, in float64.
-func TestLionFollowsThePaper(t *testing.T) {
+// Lion in float64, as in algorithm 2 of its paper.
+func TestLion_FollowsPaper(t *testing.T) {
 	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
 		run(t, func() {
 			torch.ManualSeed(5)
@@ -352,9 +354,9 @@ func TestLionFollowsThePaper(t *testing.T) {
 	}
 }
 
-// A value of 8 bits is within half a step of an eighth of its octave, unless it is tiny beside its
-// block's largest; what was unpacked is packed to the same values, also where blocks lie otherwise.
-func TestAveragesOf8BitsAreNearAndStayWhatTheyAre(t *testing.T) {
+// An 8-bit value is within half of an eighth of its octave, unless it is tiny compared with its
+// block's largest. Unpacked values pack to the same codes, also with other block borders.
+func TestPackMoment_IsCloseAndRoundTrips(t *testing.T) {
 	run(t, func() {
 		for _, squares := range []bool{false, true} {
 			const n = 3*torch.MomentBlock + 77
@@ -385,7 +387,12 @@ func TestAveragesOf8BitsAreNearAndStayWhatTheyAre(t *testing.T) {
 					t.Errorf("squares %v: %v became %v", squares, want[i], got[i])
 				}
 			}
-			for what, again := range map[string]torch.Tensor{"again": pack(once), "in other blocks": torch.Cat(0, pack(once.Narrow(0, 0, 100).Contiguous()), pack(once.Narrow(0, 100, n-100).Contiguous()))} {
+			part := func(first, count int) torch.Tensor {
+				return pack(once.Narrow(0, first, count).Contiguous())
+			}
+			for what, again := range map[string]torch.Tensor{
+				"again": pack(once), "in other blocks": torch.Cat(0, part(0, 100), part(100, n-100)),
+			} {
 				for i, v := range torch.Values[float64](again) {
 					if v != got[i] && (what == "again" || math.Abs(got[i]) > tiny) {
 						t.Fatalf("squares %v: %v became %v when packed %s", squares, got[i], v,
@@ -397,9 +404,9 @@ func TestAveragesOf8BitsAreNearAndStayWhatTheyAre(t *testing.T) {
 	})
 }
 
-// Over many steps with one gradient, averages that are rounded at random go where float32 ones go,
-// without a bias.
-func TestSmallMomentsFollowTheAverages(t *testing.T) {
+// Over many steps with one gradient, stochastically rounded moments follow float32 moments without
+// a bias.
+func TestAdamW_SmallMomentsAreUnbiased(t *testing.T) {
 	for _, moments := range []string{optim.BFloat16, optim.Int8} {
 		run(t, func() {
 			const n, steps = 1 << 14, 200
@@ -428,7 +435,7 @@ func TestSmallMomentsFollowTheAverages(t *testing.T) {
 						want)
 				}
 			}
-			// A constant gradient's steps are the rate each.
+			// With a constant gradient, each step is the rate.
 			if got := torch.Item[float64](p.Detach().Mean()); math.Abs(
 				got+steps*1e-3,
 			) > 0.02*steps*1e-3 {
@@ -446,8 +453,9 @@ func TestSmallMomentsFollowTheAverages(t *testing.T) {
 	}
 }
 
-// A square that is tiny beside its block's largest must not become zero, or its weight would leap.
-func TestAnOutlierInABlockDoesNotMakeItsNeighboursLeap(t *testing.T) {
+// A square that is tiny compared with its block's largest must not become zero, or its weight would
+// take a huge step.
+func TestAdamW_OutlierInBlockKeepsNeighboursStable(t *testing.T) {
 	run(t, func() {
 		const n = 256
 		values := make([]float32, n)
