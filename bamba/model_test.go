@@ -38,7 +38,7 @@ func small(t *testing.T, architecture string, dtype torch.DType) bamba.Chunked {
 	return m.(bamba.Chunked)
 }
 
-func TestVariantsHaveTheSizesOfTheirNames(t *testing.T) {
+func TestVariants_HaveTheSizesOfTheirNames(t *testing.T) {
 	for _, v := range []struct {
 		architecture, variant string
 		millions              float64
@@ -59,7 +59,7 @@ func TestVariantsHaveTheSizesOfTheirNames(t *testing.T) {
 
 // What a row of tokens costs and teaches is the same by the plain page and by the kernels, every weight learns, and a step
 // down the gradient gains what the gradient promises.
-func TestEveryWeightGetsItsGradient(t *testing.T) {
+func TestModel_GradientsOfKernelsAndReferenceAgree(t *testing.T) {
 	for _, architecture := range []string{"bamba", "mamba2"} {
 		t.Run(architecture, func(t *testing.T) {
 			run(t, func() {
@@ -128,7 +128,7 @@ func TestEveryWeightGetsItsGradient(t *testing.T) {
 }
 
 // The strategies matter exactly where they should: not within the first chunk, and from then on by how far state reaches.
-func TestTheModelRunsByTheChosenStrategy(t *testing.T) {
+func TestModel_RunsByTheChosenStrategy(t *testing.T) {
 	run(t, func() {
 		m := small(t, "mamba2", torch.Float32)
 		defer model.Free(m)
@@ -177,7 +177,7 @@ func TestTheModelRunsByTheChosenStrategy(t *testing.T) {
 }
 
 // A cache that is begun again from its first column remembers nothing, and bfloat16 models run with float32 states.
-func TestACacheBegunAgainRemembersNothing(t *testing.T) {
+func TestCache_RestartForgetsEverything(t *testing.T) {
 	for _, architecture := range []string{"bamba", "mamba2"} {
 		run(t, func() {
 			m := small(t, architecture, torch.BFloat16)
@@ -205,7 +205,7 @@ func TestACacheBegunAgainRemembersNothing(t *testing.T) {
 	}
 }
 
-func TestConfigsThatCannotBeRunAreRefusedByField(t *testing.T) {
+func TestNew_RefusesConfigsByField(t *testing.T) {
 	for _, c := range []struct {
 		architecture, field string
 		value               any

@@ -20,7 +20,7 @@ import (
 
 // The folders that tools/fixtures/bamba.py wrote hold what transformers computed. BAMBA_PARITY names another place to look;
 // each model there is also saved again, in a folder "exported" within its own, for transformers to read.
-func TestLogitsAndGreedyTextAgreeWithTransformers(t *testing.T) {
+func TestModel_LogitsAndGreedyTextAgreeWithTransformers(t *testing.T) {
 	root, export := "testdata", false
 	if dir := os.Getenv("BAMBA_PARITY"); dir != "" {
 		root, export = dir, true

@@ -286,7 +286,7 @@ func run(t *testing.T, f func()) {
 	}
 }
 
-func TestThePlainPageIsTheRecurrence(t *testing.T) {
+func TestSSD_EqualsTheRecurrence(t *testing.T) {
 	r := fresh(t)
 	worst := 0.0
 	run(t, func() {
@@ -305,7 +305,7 @@ func TestThePlainPageIsTheRecurrence(t *testing.T) {
 
 // The page's gradients in float64, which the kernels are held against, are held against the recurrence: along a random
 // direction the change of <y, seed> is the gradient's product with the direction.
-func TestThePlainPagesGradientsAreTheRecurrences(t *testing.T) {
+func TestSSD_GradientsEqualTheRecurrences(t *testing.T) {
 	r := fresh(t)
 	const h = 1e-5
 	run(t, func() {
@@ -351,7 +351,7 @@ func TestThePlainPagesGradientsAreTheRecurrences(t *testing.T) {
 // Both faces, in both precisions, against the page in float64, on the same inputs as they were rounded. The gradients of A,
 // D and dt_bias are sums over all tokens that may happen to cancel: they are measured against their terms as well. Others are
 // sums too, so that one comparison in a hundred may exceed the bound, and none five times the bound.
-func TestBothFacesComputeTheScanAndItsGradients(t *testing.T) {
+func TestSSDScan_KernelsAndReferenceAgreeWithGradients(t *testing.T) {
 	for _, precision := range []struct {
 		dtype torch.DType
 		bound float64
@@ -402,7 +402,7 @@ func (p *problem) round(dtype torch.DType) {
 }
 
 // A sequence cut in two, the first part's final state handed to the second, is the sequence in one.
-func TestTheFinalStateContinuesTheScan(t *testing.T) {
+func TestSSDScan_FinalStateContinuesTheScan(t *testing.T) {
 	r := fresh(t)
 	run(t, func() {
 		for range 6 {
@@ -436,7 +436,7 @@ func TestTheFinalStateContinuesTheScan(t *testing.T) {
 }
 
 // Token by token with SSDStep is the scan.
-func TestStepsAreTheScan(t *testing.T) {
+func TestSSDStep_StepsEqualTheScan(t *testing.T) {
 	r := fresh(t)
 	run(t, func() {
 		p := newProblem(r, 21)
@@ -470,7 +470,7 @@ func TestStepsAreTheScan(t *testing.T) {
 	})
 }
 
-func TestTheStrategiesAreOneFamily(t *testing.T) {
+func TestChunking_StrategiesAreOneFamily(t *testing.T) {
 	r := fresh(t)
 	run(t, func() {
 		p := newProblem(r, 100)
@@ -495,7 +495,7 @@ func TestTheStrategiesAreOneFamily(t *testing.T) {
 	})
 }
 
-func TestChunkingsAreReadByName(t *testing.T) {
+func TestParseChunking_ReadsNames(t *testing.T) {
 	for _, name := range []string{"default", "default-optimized", "independent", "independent-optimized", "windowed:0", "windowed:12-optimized"} {
 		c, err := ParseChunking(name)
 		if err != nil || c.String() != name || c.Check() != nil {

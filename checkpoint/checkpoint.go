@@ -1,22 +1,24 @@
 // Package checkpoint reads and writes the files that hold a model's weights.
 //
 // [Open] takes a Hugging Face folder (config.json beside model.safetensors or pytorch_model.bin, or beside shards with an
-// index), a folder of Meta's (params.json beside consolidated.NN.pth), one .safetensors, .bin or .pth file, or one .gguf
-// file, and gives a [Checkpoint]: tensors by their Hugging Face names, whatever the source called them, and the config that
-// describes the model. Files are mapped into memory: opening reads the headers alone, and a tensor that is stored plainly
-// is a view of the file. Quantized tensors are decoded when they are asked for. Pickles are read without running them.
+// index), a folder in Meta's layout (params.json beside consolidated.NN.pth), a native checkpoint, or one .safetensors, .bin,
+// .pth or .gguf file. It gives a [Checkpoint]: tensors by their Hugging Face names and the config that describes the model.
+// Files are mapped into memory: opening reads the headers only, and a tensor of a plain type is a view of the file. Quantized
+// tensors are decoded when they are read. Pickles are read without executing them.
+//
+// What is particular to a model family, such as its names in GGUF, is a [Family] that the family registers.
 //
 //	c, err := checkpoint.Open("SmolLM2-135M-Instruct.Q4_1.gguf")
 //	if err != nil { … }
 //	defer c.Close()
 //	w, err := c.Tensor("model.embed_tokens.weight")
 //
-// [Save] writes any [Source], a Checkpoint or a model in training, as a Hugging Face folder, and [Formats] lists the other
-// layouts. Whatever this package writes takes its place in one step when it is complete and on the disk: see [WriteFile].
+// [Save] writes any [Source], a Checkpoint or a model in training, as a Hugging Face folder. [Formats] lists the other layouts.
+// All writes are atomic: a result gets its name when it is complete and on the disk.
 //
-// Files come from strangers. Every length, count and offset is checked before it is used; what does not add up gives an
-// error that names the file and the tensor. An open file may be replaced, as this package does it, but must not be
-// shortened in place: the system then ends a process that touches the missing part.
+// Files are not trusted. Every length, count and offset is checked before it is used, and an error names the file and the
+// tensor. An open file may be replaced, but must not be shortened in place: the system then ends a process that touches the
+// missing part.
 package checkpoint
 
 import (
@@ -33,24 +35,24 @@ import (
 
 // Info describes a tensor of a [Source].
 type Info struct {
-	DType  torch.DType // what Tensor gives: float32 for a quantized tensor, [Unsupported] if Tensor fails
+	DType  torch.DType // of the tensor that Tensor returns: float32 if it is quantized, [Unsupported] if Tensor fails
 	Shape  []int
-	Stored string // the type in the file, by its name there: "BF16", "Q4_1"; empty for a tensor that lies in no file
+	Stored string // the type in the file, by its name there: "BF16", "Q4_1"; empty for a tensor that is in no file
 	File   string // the path of that file
-	Bytes  int    // how many it takes there
+	Bytes  int    // the size in the file
 }
 
-// Unsupported is the dtype of a stored type that libtorch or this package has no tensors of, such as F8_E4M3 or IQ4_XS.
+// Unsupported is the dtype of a stored type that this package does not decode, such as F8_E4M3 or IQ4_XS.
 const Unsupported torch.DType = -1
 
-// A Source gives tensors by their Hugging Face names. Its methods may be called from several goroutines.
+// Source gives tensors by their Hugging Face names. Its methods may be called from several goroutines.
 type Source interface {
 	// Names lists the tensors, in the order of the files.
 	Names() []string
-	// Info describes a tensor without reading it; false when there is none of that name.
+	// Info describes a tensor without reading it; false if there is none of that name.
 	Info(name string) (Info, bool)
-	// Tensor gives a contiguous CPU tensor that belongs to the innermost open scope. It may share memory with the source:
-	// a caller that writes to it changes what the next caller sees.
+	// Tensor returns a contiguous CPU tensor that belongs to the innermost open scope. It may share memory with the source: a
+	// caller that writes to it changes what the next caller sees.
 	Tensor(name string) (torch.Tensor, error)
 }
 
@@ -62,7 +64,7 @@ const (
 	GGUF        = "gguf"
 )
 
-// A Checkpoint is an open set of weight files. Tensors taken from it stay valid after Close.
+// Checkpoint is an open set of weight files. Its tensors stay valid after Close.
 type Checkpoint struct {
 	Path   string // as given to Open
 	Format string // SafeTensors, PyTorch, Meta, GGUF or Native
@@ -75,7 +77,7 @@ type Checkpoint struct {
 
 var _ Source = (*Checkpoint)(nil)
 
-// contents is what a reader finds: where the tensors lie, by their Hugging Face names, and the configs.
+// contents is what a reader returns: the places of the tensors, by their Hugging Face names, and the configs.
 type contents struct {
 	tensors            []*stored
 	config, generation []byte                   // JSON, or nil
@@ -255,9 +257,9 @@ func (s *stored) torchDType() torch.DType {
 	return Unsupported
 }
 
-// Tensor gives a tensor by its Hugging Face name. One that is stored plainly is a view of the mapped file, which writing
-// to it does not change; a quantized one is decoded to float32 anew at each call; a query or key matrix of a llama-type
-// GGUF file, or of Meta's, is copied to put its rows in Hugging Face's order.
+// Tensor returns a tensor by its Hugging Face name. A tensor of a plain type is a view of the mapped file; writing to it does not
+// change the file. A quantized one is decoded to float32 at each call. A tensor whose rows lie in another order in the file (see
+// [Mapped]) is copied.
 func (c *Checkpoint) Tensor(name string) (torch.Tensor, error) {
 	s, err := c.find(name)
 	if err != nil {
@@ -273,15 +275,15 @@ func (c *Checkpoint) Tensor(name string) (torch.Tensor, error) {
 		return torch.Tensor{}, s.unsupported()
 	case plain && s.whole() && s.offset%dtype.Size() == 0:
 		return s.file.Tensor(s.offset, dtype, s.shape), nil
-	case plain && s.whole(): // the format allows any offset, processors do not care for all of them
+	case plain && s.whole(): // the format allows unaligned offsets, libtorch does not
 		return torch.FromBytes(s.data(), dtype, s.shape), nil
 	}
 	t := torch.Empty(s.shape, dtype, torch.CPU)
 	return t, s.decode(t.Data(), dtype)
 }
 
-// TensorAs gives a tensor as dtype: float32, bfloat16 or float16 without a float32 copy where the file holds a quantized
-// one, what [Checkpoint.Tensor] gives otherwise, converted where it must be.
+// TensorAs returns a tensor as dtype. It decodes a quantized tensor to bfloat16 or float16 without a float32 copy; others are
+// [Checkpoint.Tensor] and a conversion.
 func (c *Checkpoint) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
 	s, err := c.find(name)
 	if err != nil {
@@ -315,10 +317,10 @@ func (s *stored) unsupported() error {
 		"I64, I32, U8, BOOL, or in GGUF files Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K", s.file.path, s.name, s.dtype)
 }
 
-// whole tells a tensor whose bytes lie in one file in the order they are wanted in.
+// whole reports whether the tensor's bytes lie in one file, in order.
 func (s *stored) whole() bool { return s.headRows == 0 && s.parts == nil && s.strides == nil }
 
-// data is the stored bytes: in the mapping, or put together from where they lie.
+// data returns the stored bytes in order: a view of the mapping, or a copy.
 func (s *stored) data() []byte {
 	if s.parts == nil && s.strides == nil {
 		return s.file.Bytes()[s.offset : s.offset+s.bytes]
@@ -328,7 +330,7 @@ func (s *stored) data() []byte {
 		copyStrided(all, s.file.Bytes()[s.offset:], safetensorsBits[s.dtype]/8, s.shape, s.strides)
 		return all
 	}
-	// A row of the whole is the parts' rows side by side; where they are joined by rows, the whole counts as one.
+	// A row of the whole is the parts' rows side by side. If the parts lie below each other, the whole counts as one row.
 	rows, at := 1, 0
 	if s.joined == 1 {
 		rows = s.shape[0]
@@ -406,9 +408,8 @@ func (c *Checkpoint) Files() []string {
 	return paths
 }
 
-// Release lets the system take back the memory in which a tensor's part of the file lies; it is read anew when it is wanted.
-// What was written to a view of the tensor is lost, so it is for those who only read, once: with it a model larger than the
-// memory passes through a program without being counted as that program's.
+// Release returns the memory of a tensor's part of the file to the system, which reads it again if it is needed. What was
+// written to a view of the tensor is lost. A program that reads each tensor once uses it to process models larger than memory.
 func (c *Checkpoint) Release(name string) {
 	s, ok := c.tensors[name]
 	if !ok || c.files == nil {
@@ -420,18 +421,18 @@ func (c *Checkpoint) Release(name string) {
 	}
 	page := os.Getpagesize()
 	for _, p := range parts {
-		if p.file.Mapping == nil { // of a native checkpoint, which puts tensors together from many files
+		if p.file.Mapping == nil { // of a native checkpoint, whose tensors are joined from many files
 			continue
 		}
 		data := p.file.Bytes()
 		first, last := (p.offset+page-1)/page*page, (p.offset+p.bytes)/page*page // whole pages: neighbours may be in use
 		if p.strides == nil && first < last {
-			syscall.Madvise(data[first:last], syscall.MADV_DONTNEED) // a hint: that it fails changes nothing
+			syscall.Madvise(data[first:last], syscall.MADV_DONTNEED) // a hint: it may fail
 		}
 	}
 }
 
-// Close gives the files back. Tensors taken from the checkpoint stay valid; Tensor fails from now on.
+// Close closes the files. Tensors taken from the checkpoint stay valid; Tensor fails from now on.
 func (c *Checkpoint) Close() {
 	for _, f := range c.files {
 		f.Mapping.Close()

@@ -58,7 +58,7 @@ func digest(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func TestEveryGGUFTypeDecodesToTheBitsOfThePythonPackage(t *testing.T) {
+func TestGGUF_TypesDecodeAsInThePythonPackage(t *testing.T) {
 	c := mustOpen(t, filepath.Join(fixtures, "types.gguf"))
 	expected := readFacts(t, "types.json")
 	if len(expected) != len(c.Names()) {
@@ -103,7 +103,7 @@ func TestEveryGGUFTypeDecodesToTheBitsOfThePythonPackage(t *testing.T) {
 	}
 }
 
-func TestEverySafetensorsDTypeIsReadAsThePythonPackageWroteIt(t *testing.T) {
+func TestSafetensors_DTypesAreReadAsThePythonPackageWritesThem(t *testing.T) {
 	c := mustOpen(t, filepath.Join(fixtures, "dtypes.safetensors"))
 	inTorch(t, func() {
 		for name, want := range readFacts(t, "dtypes.json") {
@@ -126,7 +126,7 @@ func TestEverySafetensorsDTypeIsReadAsThePythonPackageWroteIt(t *testing.T) {
 	})
 }
 
-func TestShardsAreOneCheckpointWithItsConfigs(t *testing.T) {
+func TestOpen_ShardsMakeOneCheckpoint(t *testing.T) {
 	c := mustOpen(t, filepath.Join(fixtures, "sharded"))
 	if len(c.Names()) != 21 || len(c.Files()) != 3 {
 		t.Errorf("%d tensors in %d files, expected 21 in 3", len(c.Names()), len(c.Files()))
@@ -140,7 +140,7 @@ func TestShardsAreOneCheckpointWithItsConfigs(t *testing.T) {
 	}
 }
 
-func TestAPlainTensorIsAViewOfTheFileThatWritingDoesNotChange(t *testing.T) {
+func TestTensor_IsAViewAndWritingLeavesTheFileUnchanged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.safetensors")
 	copyFile(t, filepath.Join(fixtures, "dtypes.safetensors"), path)
 	before, _ := os.ReadFile(path)
@@ -169,7 +169,7 @@ func TestAPlainTensorIsAViewOfTheFileThatWritingDoesNotChange(t *testing.T) {
 	}
 }
 
-func TestUnalignedDataIsReadByCopying(t *testing.T) {
+func TestTensor_CopiesUnalignedData(t *testing.T) {
 	header := `{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}`
 	header += strings.Repeat(" ", (8-len(header)%8)%8) + "   " // data begins 3 bytes behind a multiple of 8
 	path := writeFile(t, "u.safetensors", safetensorsFile(header, "\x00\x00\x80\x3f\x00\x00\x00\x40"))
@@ -182,7 +182,7 @@ func TestUnalignedDataIsReadByCopying(t *testing.T) {
 	})
 }
 
-func TestBadFoldersAreNamedWithWhatWasExpected(t *testing.T) {
+func TestOpen_NamesBadFoldersAndWhatWasExpected(t *testing.T) {
 	one := safetensorsFile(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, "x")
 	for name, test := range map[string]struct {
 		files map[string]string

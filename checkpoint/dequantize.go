@@ -10,11 +10,11 @@ import (
 	"unsafe"
 )
 
-// How many numbers one goroutine decodes before it asks for more work.
+// decodeChunk is the number of elements that one goroutine decodes before it takes more work.
 const decodeChunk = 1 << 16
 
-// decoders turns whole blocks of ggml's types into float32, exactly as ggml and the gguf Python package do. Each product
-// is rounded before the sum (the conversions float32(…) say so), because a fused multiply-add would differ in the last bit.
+// decoders turns whole blocks of ggml's types into float32, exactly as ggml and the gguf Python package do. The conversions
+// float32(…) round each product before the sum, because a fused multiply-add would differ in the last bit.
 var decoders = map[string]func(dst []float32, src []byte){
 	"F32": decodeF32, "F16": decodeF16, "BF16": decodeBF16,
 	"Q4_0": decodeQ4_0, "Q4_1": decodeQ4_1, "Q5_0": decodeQ5_0, "Q5_1": decodeQ5_1, "Q8_0": decodeQ8_0,
@@ -35,7 +35,7 @@ func dequantize(dst []byte, dtype string, src []byte, kind string, rows, columns
 	if columns%t.block != 0 || len(src) != rows*srcRow || len(dst) != rows*dstRow {
 		return fmt.Errorf("%d bytes of %s for %d bytes of %s are not %d rows of %d", len(src), kind, len(dst), dtype, rows, columns)
 	}
-	// Work comes in pieces of a row, or of many rows: a long row and a short one are both shared evenly.
+	// Work is divided into parts of a row or groups of rows, so that long and short rows are shared evenly.
 	pieceColumns := min(columns, decodeChunk)
 	piecesPerRow := (columns + pieceColumns - 1) / max(pieceColumns, 1)
 	pieces := rows * piecesPerRow
@@ -70,7 +70,7 @@ func dequantize(dst []byte, dtype string, src []byte, kind string, rows, columns
 	return nil
 }
 
-// share calls f over [0, n) in steps, from as many goroutines as there are processors.
+// share calls f over [0, n) in steps, from GOMAXPROCS goroutines.
 func share(n, step int, f func(begin, end int)) {
 	workers := min(runtime.GOMAXPROCS(0), (n+step-1)/step)
 	if workers <= 1 {
@@ -93,12 +93,12 @@ func share(n, step int, f func(begin, end int)) {
 	group.Wait()
 }
 
-// float32s views bytes that lie on a multiple of 4.
+// float32s views bytes that are aligned to 4.
 func float32s(b []byte) []float32 {
 	return unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/4)
 }
 
-// uint16s views bytes that lie on a multiple of 2.
+// uint16s views bytes that are aligned to 2.
 func uint16s(b []byte) []uint16 {
 	return unsafe.Slice((*uint16)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/2)
 }
@@ -153,7 +153,7 @@ func specialF16(b uint32) uint32 {
 	case b >= 0x47800000: // 65536 and above
 		return 0x7c00
 	}
-	// Below 2^-14 they are subnormal: adding a half lines the bits up and rounds them.
+	// Below 2^-14 they are subnormal: adding 0.5 aligns the bits and rounds them.
 	return math.Float32bits(math.Float32frombits(b)+0.5) - 0x3f000000
 }
 
@@ -175,7 +175,7 @@ func decodeBF16(dst []float32, src []byte) {
 	}
 }
 
-// The four- and five-bit types have so few values per block that looking them up is cheaper than computing each.
+// The four- and five-bit types have so few values per block that a table is cheaper than computing each.
 
 func decodeQ4_0(dst []float32, src []byte) {
 	for ; len(src) >= 18; dst, src = dst[32:], src[18:] {
@@ -199,7 +199,7 @@ func decodeQ4_1(dst []float32, src []byte) {
 	}
 }
 
-// nibbles writes 32 values: those of the low halves of 16 bytes, then those of the high ones.
+// nibbles writes 32 values: the low halves of 16 bytes, then the high halves.
 func nibbles(dst []float32, qs []byte, value *[16]float32) {
 	low, high, qs := dst[:16:16], dst[16:32:32], qs[:16]
 	for j, q := range qs {

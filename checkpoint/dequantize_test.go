@@ -8,7 +8,7 @@ import (
 	"conquer/torch"
 )
 
-func TestRoundingAgreesWithLibtorch(t *testing.T) {
+func TestDequantize_RoundsAsLibtorch(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	values := []float32{0, float32(math.Copysign(0, -1)), 65504, 65519.996, 65520, 65536, 1e-45, 0x1p-24, 0x1p-25, 0x1.000002p-25,
 		0x1p-14, 0x1.ffcp-15, 0x1.ffep-15, math.MaxFloat32, float32(math.Inf(1)), float32(math.Inf(-1))}
@@ -45,7 +45,7 @@ func TestRoundingAgreesWithLibtorch(t *testing.T) {
 	}
 }
 
-func TestLongRowsAndManyShortOnesAreSharedEvenly(t *testing.T) {
+func TestDequantize_SharesLongAndShortRowsEvenly(t *testing.T) {
 	for _, shape := range [][2]int{{1, 3*decodeChunk + 512}, {5000, 32}, {3, decodeChunk + 256}, {1, 0}, {0, 32}} {
 		rows, columns := shape[0], shape[1]
 		src := make([]byte, rows*columns/32*20)

@@ -9,14 +9,15 @@ import (
 	"sync"
 )
 
-// Family translates between the config.json and tensor names of a model family and the formats that describe a model in
-// their own words. Families register theirs when they are imported; a format that a family does not have stays nil.
+// Family translates between the config.json and tensor names of a model family and formats with names of their own. Families
+// register it when they are imported. Functions of a format that the family does not have are nil.
 type Family struct {
 	// ModelTypes lists the model_type values of config.json that the family writes.
 	ModelTypes []string
 	// Architectures lists the general.architecture values of GGUF files that the family reads.
 	Architectures []string
-	// FromGGUF gives the config.json of a GGUF file, and its tensors' names there. Problems may also be left in f.Err.
+	// FromGGUF returns the config.json of a GGUF file and the Hugging Face names of its tensors. Problems may also be left in
+	// f.Err.
 	FromGGUF func(f *GGUFFile) (config map[string]any, tensors TensorMap, err error)
 	// ToGGUF describes a model for a GGUF file by its config.json.
 	ToGGUF func(config []byte) (*GGUFModel, error)
@@ -28,15 +29,15 @@ type Family struct {
 type Mapped struct {
 	// Name is empty for a tensor that the other format does not hold.
 	Name string
-	// Heads, if not 0, is the number of heads among the tensor's rows. GGUF and Meta's layout then hold the two halves of a
-	// head's rotary dimensions alternating (rows 2i and 2i+1), Hugging Face one behind the other (rows i and i+P/2).
+	// Heads, if not 0, is the number of heads among the tensor's rows. The other format then holds the two halves of a head's
+	// rotary dimensions interleaved (rows 2i and 2i+1); in Hugging Face's order they are rows i and i+P/2.
 	Heads int
 }
 
 // TensorMap maps a tensor's name in one format to another; false for a name that the model does not have.
 type TensorMap func(name string) (Mapped, bool)
 
-// Names pairs the names of tensors in another format with those of Hugging Face, all without .weight and .bias.
+// Names pairs the names of tensors in another format with those in Hugging Face's, without .weight and .bias.
 type Names struct {
 	Blocks, Layers string            // prefixes before a block's number, e.g. "blk." and "model.layers."
 	Whole          map[string]string // of tensors outside the blocks
@@ -122,7 +123,7 @@ func familyOf(of func(Family) bool) (Family, bool) {
 	return Family{}, false
 }
 
-// registered lists, sorted, what `of` gives for each family.
+// registered lists the values that `of` returns for all families, sorted.
 func registered(of func(Family) []string) string {
 	families.RLock()
 	defer families.RUnlock()
@@ -134,7 +135,7 @@ func registered(of func(Family) []string) string {
 	return strings.Join(slices.Compact(all), ", ")
 }
 
-// familyFor finds the family that writes a config.json of its model_type in a format, if `has` says that it can.
+// familyFor finds the family of a config.json among those that have a format.
 func familyFor(config []byte, format string, has func(Family) bool) (Family, error) {
 	if config == nil {
 		return Family{}, fmt.Errorf("%s: there is no config.json to say how the model is built", format)

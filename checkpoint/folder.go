@@ -20,7 +20,7 @@ const (
 	generationFile = "generation_config.json"
 )
 
-// A config or an index longer than this is not read.
+// maxJSONFile is the size in bytes beyond which a config or an index is refused.
 const maxJSONFile = 100_000_000
 
 // readFolder reads a folder of Hugging Face's or Meta's layout, or a native checkpoint. As in transformers,
@@ -56,7 +56,7 @@ func readFolder(o *opener, dir string) (format string, c contents, err error) {
 		weightsFile, indexFile, pickleFile, paramsFile, whatElse(dir))
 }
 
-// whatElse says what a folder without the expected weights holds instead.
+// whatElse names a weight file of a folder that lacks the expected ones, for an error message.
 func whatElse(dir string) string {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
@@ -68,7 +68,7 @@ func whatElse(dir string) string {
 	return ""
 }
 
-// isTorchFile tells PyTorch's files, zip archives with any name, from safetensors.
+// isTorchFile distinguishes PyTorch's files, zip archives with any name, from safetensors.
 func isTorchFile(path string, data []byte) bool {
 	switch filepath.Ext(path) {
 	case ".bin", ".pth", ".pt":

@@ -1,14 +1,14 @@
 package checkpoint
 
-// A ggmlType is one of the ways GGUF stores numbers: blocks of `block` numbers in `bytes` bytes.
+// ggmlType is one of the types of GGUF: blocks of `block` numbers in `bytes` bytes.
 type ggmlType struct {
 	name  string
 	block int
 	bytes int
 }
 
-// ggmlTypes lists ggml's types by their number in the file, those that conquer does not decode included: their sizes
-// are needed to check a file, and their names to say what it holds.
+// ggmlTypes lists ggml's types by their number in the file. It includes those that are not decoded: their sizes are needed to
+// check a file, and their names for error messages.
 var ggmlTypes = map[uint32]ggmlType{
 	0: {"F32", 1, 4}, 1: {"F16", 1, 2}, 30: {"BF16", 1, 2}, 28: {"F64", 1, 8},
 	24: {"I8", 1, 1}, 25: {"I16", 1, 2}, 26: {"I32", 1, 4}, 27: {"I64", 1, 8},

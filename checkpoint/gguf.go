@@ -26,19 +26,19 @@ const (
 	ggufFloat64
 )
 
-// How deep arrays of arrays may go. Files in use have none at all; ggml refuses them.
+// maxGGUFNesting is the depth to which arrays of arrays are read. Files in use have none; ggml refuses them.
 const maxGGUFNesting = 4
 
-// A ggufFile is what stands before the tensor data of a GGUF file.
+// ggufFile is the header of a GGUF file.
 type ggufFile struct {
 	version  uint32
 	metadata map[string]any
 	records  []record // names and dtypes as ggml has them, shapes in PyTorch's order: rows first
 }
 
-// parseGGUF reads a GGUF file, version 2 or 3 and little-endian, that lies in data:
-// https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count is held against the bytes that are left before
-// anything is allocated for it, so that memory stays proportional to the file.
+// parseGGUF reads the header of the GGUF file in data, version 2 or 3 and little-endian:
+// https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count is compared with the remaining bytes before anything is
+// allocated for it, so memory stays proportional to the file.
 func parseGGUF(data []byte) (*ggufFile, error) {
 	r := &ggufReader{data: data}
 	if string(r.take(4)) != "GGUF" {
@@ -84,8 +84,8 @@ func parseGGUF(data []byte) (*ggufFile, error) {
 	return f, f.place(r.at, len(data))
 }
 
-// place turns the records' offsets, relative to the data section, into offsets in the file, and checks that the data is
-// aligned, inside the file and not shared. headerEnd is where the descriptions end.
+// place turns the records' offsets, relative to the data section, into offsets in the file. It checks that the data is aligned,
+// inside the file and free of overlaps. headerEnd is the end of the descriptions.
 func (f *ggufFile) place(headerEnd, size int) error {
 	alignment := 32
 	if v, ok := f.metadata["general.alignment"]; ok {
@@ -117,7 +117,7 @@ func (f *ggufFile) place(headerEnd, size int) error {
 	return nil
 }
 
-// A ggufReader walks through a file's bytes. After the first failure it holds the reason and returns zeros.
+// ggufReader reads a file's bytes in order. After the first failure it keeps the reason and returns zeros.
 type ggufReader struct {
 	data []byte
 	at   int
@@ -159,7 +159,7 @@ func (r *ggufReader) uint64() uint64 {
 	return 0
 }
 
-// count reads a number of things that take at least `least` bytes each.
+// count reads the number of items that take at least `least` bytes each.
 func (r *ggufReader) count(what string, least int) int {
 	n := r.uint64()
 	if r.err == nil && n > uint64(r.left()/least) {
@@ -175,7 +175,7 @@ func (r *ggufReader) string() string {
 	return string(r.take(r.count("string", 1)))
 }
 
-// tensor reads one description; its offset is still relative to the data section.
+// tensor reads one description. Its offset is relative to the data section.
 func (r *ggufReader) tensor() record {
 	t := record{name: r.string()}
 	rank := r.uint32()
@@ -218,7 +218,7 @@ func (r *ggufReader) tensor() record {
 	return t
 }
 
-// value reads a metadata value as the Go type of its width; arrays become slices of it, and arrays of arrays []any.
+// value reads a metadata value as the Go type of its width. Arrays become slices, arrays of arrays []any.
 func (r *ggufReader) value(kind uint32, depth int) any {
 	switch kind {
 	case ggufBool:
@@ -267,7 +267,7 @@ func (r *ggufReader) value(kind uint32, depth int) any {
 	}
 }
 
-// ggufWidth is the bytes of a number or bool, 0 for the other types.
+// ggufWidth is the size of a number or bool in bytes, 0 for other types.
 func ggufWidth(kind uint32) int {
 	switch kind {
 	case ggufUint8, ggufInt8, ggufBool:

@@ -15,7 +15,7 @@ import (
 	"conquer/torch"
 )
 
-func TestGGUFMetadataIsTranslatedToTheConfigOfItsArchitecture(t *testing.T) {
+func TestGGUF_MetadataBecomesTheConfig(t *testing.T) {
 	for name, test := range map[string]struct {
 		architecture string
 		metadata     map[string]any
@@ -58,7 +58,7 @@ func TestGGUFMetadataIsTranslatedToTheConfigOfItsArchitecture(t *testing.T) {
 	}
 }
 
-func TestLlamaFilesHaveTheirQueryAndKeyRowsPutBack(t *testing.T) {
+func TestGGUF_QueryAndKeyRowsAreReordered(t *testing.T) {
 	tensors := tinyTensors(map[string][]int{"blk.0.attn_q.bias": {16}, "blk.0.attn_v.bias": {16}})
 	// Row 2i of a head of 8 is its row i, row 2i+1 its row 4+i.
 	heads := []float32{0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15}
@@ -85,7 +85,7 @@ func TestLlamaFilesHaveTheirQueryAndKeyRowsPutBack(t *testing.T) {
 	}
 }
 
-func TestMetadataKeepsTheTypesOfTheFile(t *testing.T) {
+func TestGGUF_MetadataKeepsTheTypesOfTheFile(t *testing.T) {
 	c := mustOpen(t, filepath.Join(fixtures, "types.gguf"))
 	m := c.GGUFMetadata()
 	tokens, _ := m["tokenizer.ggml.tokens"].([]string)
@@ -95,7 +95,7 @@ func TestMetadataKeepsTheTypesOfTheFile(t *testing.T) {
 	}
 }
 
-func TestHostileGGUFIsRefusedByFileAndTensor(t *testing.T) {
+func TestGGUF_HostileFilesAreRefusedByTensor(t *testing.T) {
 	file := func() *ggufBuilder { return new(ggufBuilder) }
 	one := func(t ggufTensor, bytes int) string { return file().head(1, 0).tensors(t).data(bytes) }
 	nested := func(depth int) string {
@@ -179,7 +179,7 @@ func TestHostileGGUFIsRefusedByFileAndTensor(t *testing.T) {
 	}
 }
 
-func TestATypeThatIsNotDecodedIsNamedWhenItIsRead(t *testing.T) {
+func TestGGUF_UnsupportedTypeIsNamedWhenItIsRead(t *testing.T) {
 	whole := ggufModel(tinyMetadata("llama", nil), tinyTensors(map[string][]int{"output.weight": {3, 256}}))
 	// The last tensor in the table becomes Q2_K: 3 rows of 84 bytes in the room of 3 × 256 × 4.
 	at := strings.Index(whole, "output.weight") + len("output.weight") + 4 + 16

@@ -77,7 +77,7 @@ func (f *GGUFFile) Int(key string, fallback int) int {
 // Natural reads one integer; -1 if there is none, or it is negative.
 func (f *GGUFFile) Natural(key string) int { return f.natural(f.Architecture + "." + key) }
 
-// Ints reads a list of integers, or a single one as a list of length n. nil if the key is missing.
+// Ints reads a list of n integers; a single integer counts as n equal ones. It returns nil if the key is missing.
 func (f *GGUFFile) Ints(key string, n int) []int {
 	key = f.Architecture + "." + key
 	value, ok := f.metadata[key]
@@ -213,7 +213,7 @@ func (f *GGUFFile) generation(config map[string]any, vocabulary int) map[string]
 			config[to], generation[to] = id, id
 		}
 	}
-	// A chat ends at another token than a text does.
+	// A chat turn ends with another token than a text.
 	eos, hasEOS := config["eos_token_id"].(int)
 	if id := f.natural("tokenizer.ggml.eot_token_id"); hasEOS && id >= 0 && id < vocabulary && id != eos {
 		generation["eos_token_id"] = []int{eos, id}

@@ -15,17 +15,16 @@ import (
 	"conquer/torch"
 )
 
-// The values of general.file_type for what most of a file's tensors are.
+// ggufFileTypes are the values of general.file_type by the type of most of the tensors.
 var ggufFileTypes = map[string]uint32{"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
 
-// GGUFTypes lists what a GGUF file's matrices can be written as, beside the dtypes: see [Options.Encoding].
+// GGUFTypes lists the quantized types in which a GGUF file's matrices can be written; see [Options.Encoding].
 var GGUFTypes = []string{"Q8_0", "Q4_0"}
 
-// SaveGGUF writes source as one GGUF file at path: a model of a registered family, its metadata, and in options.Metadata
-// its tokenizer. Matrices have the type that options.Encoding or options.DType names, or their own; vectors are float32,
-// because llama.cpp computes with them so; the embedding and the head of a Q4_0 file are Q8_0, which costs little and
-// answers better; a matrix whose rows are no multiple of 32 is float16 where a quantized type is asked for.
-// The file takes its place in one step, and one tensor is in memory at a time.
+// SaveGGUF writes source, a model of a registered family, atomically as one GGUF file at path. options.Metadata holds its
+// tokenizer. Matrices have the type that options.Encoding or options.DType names, or keep their own. Vectors are float32,
+// which llama.cpp requires. With a quantized type, matrices whose rows are no multiple of 32 are float16, and with Q4_0 the
+// embedding and the head are Q8_0, which costs little size and improves the output. One tensor is in memory at a time.
 func SaveGGUF(path string, source Source, options Options) error {
 	w, err := planGGUF(path, source, options)
 	if err != nil {
@@ -36,7 +35,7 @@ func SaveGGUF(path string, source Source, options Options) error {
 	})
 }
 
-// A ggufWriter is a file to be written.
+// ggufWriter is a file to be written.
 type ggufWriter struct {
 	keys     []string
 	metadata map[string]any
@@ -45,10 +44,10 @@ type ggufWriter struct {
 
 type ggufEntry struct {
 	name, kind string
-	record     // as it is read; its offset is that in the file's data
+	record     // as it is read from the source
 	heads      int
-	values     []float32 // of a tensor that comes from the config, not from the source
-	size       int       // bytes as they are written
+	values     []float32 // of a tensor that follows from the config
+	size       int       // in bytes, as it is written
 }
 
 func (w *ggufWriter) set(key string, value any) {
@@ -150,7 +149,7 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 	return w, nil
 }
 
-// choose sets the type that the entry is written as, and the one that it is read as.
+// choose sets the type in which the entry is written, and the dtype in which it is read.
 func (e *ggufEntry) choose(options Options) error {
 	e.kind = e.dtype
 	columns := e.shape[len(e.shape)-1]
@@ -208,7 +207,7 @@ func (w *ggufWriter) write(out io.Writer, source Source) error {
 	return nil
 }
 
-// data is the entry's bytes, valid while the scope is open.
+// data returns the entry's bytes, which are valid while the scope is open.
 func (e *ggufEntry) data(source Source) ([]byte, error) {
 	if e.values != nil {
 		var b bytes.Buffer
@@ -228,7 +227,7 @@ func (e *ggufEntry) data(source Source) ([]byte, error) {
 	return t.Data(), nil
 }
 
-// header is all that stands before the data.
+// header returns everything before the data.
 func (w *ggufWriter) header() ([]byte, error) {
 	b := &ggufBuffer{}
 	b.WriteString("GGUF")
@@ -258,7 +257,7 @@ func (w *ggufWriter) header() ([]byte, error) {
 
 type ggufBuffer struct{ bytes.Buffer }
 
-func (b *ggufBuffer) put(v any) { binary.Write(b, binary.LittleEndian, v) } // to memory, of fixed size: it cannot fail
+func (b *ggufBuffer) put(v any) { binary.Write(b, binary.LittleEndian, v) } // cannot fail: the value has a fixed size
 
 func (b *ggufBuffer) text(s string) {
 	b.put(uint64(len(s)))

@@ -13,7 +13,7 @@ import (
 	"conquer/torch"
 )
 
-func TestAWayThroughEveryFormatChangesNoBit(t *testing.T) {
+func TestFormats_RoundTripChangesNoBit(t *testing.T) {
 	for kind := range llamaKinds {
 		seed := rand.Uint64()
 		source, config := randomLlama(t, kind, torch.Float32, seed)
@@ -70,7 +70,7 @@ func TestAWayThroughEveryFormatChangesNoBit(t *testing.T) {
 	}
 }
 
-func TestQuantizedTypesHaveTheBitsOfGGML(t *testing.T) {
+func TestQuantize_GivesTheBitsOfGGML(t *testing.T) {
 	c := mustOpen(t, filepath.Join(fixtures, "quantized.safetensors"))
 	inTorch(t, func() {
 		input, err := c.Tensor("input")
@@ -90,7 +90,7 @@ func TestQuantizedTypesHaveTheBitsOfGGML(t *testing.T) {
 	})
 }
 
-func TestAGGUFFileHasTheTypesAskedFor(t *testing.T) {
+func TestSaveGGUF_WritesTheRequestedTypes(t *testing.T) {
 	source, config := randomLlama(t, "llama", torch.BFloat16, rand.Uint64())
 	f16 := torch.Float16
 	for _, test := range []struct {

@@ -10,9 +10,8 @@ import (
 	"unicode/utf8"
 )
 
-// strictObject reads data as one JSON object and nothing after it, calling visit for each key with the decoder standing
-// before the key's value, which visit must consume. Unlike encoding/json it refuses a key that appears twice and text
-// that is not UTF-8: both are ways to make two readers of one file see different tensors.
+// strictObject reads data as exactly one JSON object. It calls visit for each key; visit must consume the key's value. Unlike
+// encoding/json it refuses duplicate keys and invalid UTF-8, with which two readers of one file could see different tensors.
 func strictObject(data []byte, visit func(d *json.Decoder, key string) error) error {
 	if !utf8.Valid(data) {
 		return fmt.Errorf("the JSON is not valid UTF-8")
@@ -28,7 +27,7 @@ func strictObject(data []byte, visit func(d *json.Decoder, key string) error) er
 	return nil
 }
 
-// eachKey consumes an object, calling visit before each value. what names the object in errors.
+// eachKey consumes an object and calls visit before each value. what names the object in errors.
 func eachKey(d *json.Decoder, what string, visit func(key string) error) error {
 	if err := expectDelim(d, '{', what); err != nil {
 		return err
@@ -116,7 +115,7 @@ func jsonToken(d *json.Decoder) (json.Token, error) {
 	return t, nil
 }
 
-// asDecimals turns the fractions of an object, and of objects in it, into text that stays a fraction for Python's readers: 100000.0, 1e-05.
+// asDecimals formats the floats of an object, and of objects in it, so that Python reads them as floats: 100000.0, 1e-05.
 func asDecimals(object map[string]any) {
 	for key, value := range object {
 		if inner, ok := value.(map[string]any); ok {
@@ -132,7 +131,7 @@ func asDecimals(object map[string]any) {
 	}
 }
 
-// jsonText lays a value out as Hugging Face's JSON files are.
+// jsonText formats a value as Hugging Face's JSON files are.
 func jsonText(value any) ([]byte, error) {
 	var b strings.Builder
 	e := json.NewEncoder(&b)

@@ -17,8 +17,8 @@ import (
 	"conquer/internal/atomicfile"
 )
 
-// Meta's layout: params.json and consolidated.00.pth, …, one file for each process that was to run the model. Matrices are
-// cut by rows or by columns, as the layer they belong to is split among the processes.
+// Meta's layout is params.json and consolidated.00.pth, …, one file for each process that runs the model. Matrices are divided
+// by rows or by columns, as their layers are divided over the processes.
 
 const paramsFile = "params.json"
 
@@ -45,15 +45,15 @@ type MetaModel struct {
 	SplitEmbedding int
 }
 
-// Replicated is the "dimension" of tensors that every part holds whole.
+// Replicated is the "dimension" of tensors of which every part holds a complete copy.
 const Replicated = -1
 
 var metaPart = regexp.MustCompile(`^consolidated\.([0-9]{2})\.pth$`)
 
 func isMetaPart(name string) bool { return metaPart.MatchString(name) }
 
-// readMeta reads Meta's layout. A config.json beside params.json, as this package writes it, is taken before the latter,
-// which says less.
+// readMeta reads Meta's layout. If there is a config.json beside params.json, as this package writes, it is used instead,
+// because it says more.
 func readMeta(o *opener, dir string) (format string, c contents, err error) {
 	family, ok := familyOf(func(f Family) bool { return f.Meta != nil })
 	if !ok {
@@ -160,7 +160,7 @@ func metaParts(o *opener, dir string) ([]*metaFile, error) {
 		}
 		path := filepath.Join(dir, e.Name())
 		if n, _ := strconv.Atoi(match[1]); n != len(parts) {
-			return nil, fmt.Errorf("%s: the part consolidated.%02d.pth, which comes before it, is missing", path, len(parts))
+			return nil, fmt.Errorf("%s: the part before it, consolidated.%02d.pth, is missing", path, len(parts))
 		}
 		file, err := o.open(path)
 		if err != nil {
@@ -183,7 +183,7 @@ func metaParts(o *opener, dir string) ([]*metaFile, error) {
 	return parts, nil
 }
 
-// joinParts makes one tensor of the slices of the i-th of the first part.
+// joinParts joins the parts' slices of the tensor that is the i-th of the first part.
 func joinParts(parts []*metaFile, i int, split func(name string, shape []int) int) (*stored, error) {
 	first := parts[0].records[i]
 	whole := &stored{record: first, file: parts[0].file}
@@ -218,11 +218,11 @@ func joinParts(parts []*metaFile, i int, split func(name string, shape []int) in
 	return whole, nil
 }
 
-// SaveMeta writes source into the folder dir in Meta's layout: params.json, consolidated.00.pth, and with options.Parts
-// above 1 as many files as that, for as many processes. torch.load takes them with weights_only and mmap. config.json,
-// generation_config.json and what options.Also writes lie beside them, because params.json has no place for what they say.
-// A model that Meta's code cannot run (biases, other rotary scalings) gets a params.json which that code refuses.
-// As [Save] does, it replaces what was there in one step, and holds one tensor at a time.
+// SaveMeta writes source into the folder dir in Meta's layout: params.json and options.Parts files consolidated.NN.pth, one for
+// each process. torch.load reads them with weights_only and mmap. config.json, generation_config.json and what options.Also
+// writes are stored beside them, because params.json cannot hold all that they say. A model that Meta's code cannot run (biases,
+// other rotary scalings) gets a params.json that this code refuses. Like [Save] it replaces the old files and holds one tensor
+// in memory at a time.
 func SaveMeta(dir string, source Source, options Options) error {
 	return saveFolder(dir, func(stage string) error { return fillMeta(stage, source, options) })
 }
@@ -266,7 +266,7 @@ func fillMeta(dir string, source Source, options Options) error {
 				if e.heads > 0 {
 					heads = fmt.Sprintf(", of %d heads,", e.heads)
 				}
-				return fmt.Errorf("tensor %.120q of shape %v%s cannot be cut in %d equal parts: choose another number of shards", r.name, r.shape, heads, parts)
+				return fmt.Errorf("tensor %.120q of shape %v%s cannot be divided into %d equal parts: choose another number of shards", r.name, r.shape, heads, parts)
 			}
 			e.shape = slices.Clone(r.shape)
 			e.shape[e.split] /= parts
@@ -283,7 +283,7 @@ func fillMeta(dir string, source Source, options Options) error {
 			e.split = 0
 			e.shape = slices.Clone(shards[0][slices.IndexFunc(shards[0], func(r record) bool { return r.name == e.source })].shape)
 			if e.shape[0]%parts != 0 {
-				return fmt.Errorf("the vocabulary of %d cannot be cut in %d equal parts: choose another number of shards", e.shape[0], parts)
+				return fmt.Errorf("the vocabulary of %d cannot be divided into %d equal parts: choose another number of shards", e.shape[0], parts)
 			}
 			e.shape[0] /= parts
 		}
@@ -305,5 +305,5 @@ func fillMeta(dir string, source Source, options Options) error {
 	return writeTexts(dir, texts, options)
 }
 
-// ignored tells tensors that older programs stored although they follow from the config.
+// ignored reports whether a tensor follows from the config; older programs stored some.
 func ignored(name string) bool { return strings.HasSuffix(name, ".rotary_emb.inv_freq") }

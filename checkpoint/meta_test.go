@@ -89,7 +89,7 @@ func randomLlama(t testing.TB, kind string, dtype torch.DType, seed uint64) (*me
 	return m, text
 }
 
-func TestMetasLayoutBringsBackTheSameBits(t *testing.T) {
+func TestMeta_RoundTripChangesNoBit(t *testing.T) {
 	for kind := range llamaKinds {
 		for _, parts := range []int{1, 2} {
 			dtype := []torch.DType{torch.Float32, torch.BFloat16, torch.Float16}[rand.IntN(3)]
@@ -136,7 +136,7 @@ func TestMetasLayoutBringsBackTheSameBits(t *testing.T) {
 	}
 }
 
-func TestBadMetaFoldersAreNamed(t *testing.T) {
+func TestMeta_BadFoldersAreNamed(t *testing.T) {
 	source, config := randomLlama(t, "llama", torch.Float32, 3)
 	other, otherConfig := randomLlama(t, "llama", torch.Float32, 3)
 	clear(other.tensors["model.norm.weight"])
@@ -182,7 +182,7 @@ func TestBadMetaFoldersAreNamed(t *testing.T) {
 	}
 }
 
-func TestWhatMetasLayoutCannotHoldIsNamed(t *testing.T) {
+func TestSaveMeta_NamesWhatTheLayoutCannotHold(t *testing.T) {
 	source, config := randomLlama(t, "llama", torch.Float32, 1)
 	for _, test := range []struct {
 		config string

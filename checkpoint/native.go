@@ -15,25 +15,25 @@ import (
 	"conquer/torch"
 )
 
-// Native is this project's own format for a run of several processes: a folder to which each of them has written the
-// fragments of tensors that it held, in a safetensors file of its own, beside native.json, which says what lies where and has
-// each file's checksum. Any number of processes can read it, each what it needs. Beside weights it holds what a run needs
-// to go on; a tensor whose name has a colon in it is no weight.
+// Native is this project's own format for runs of several processes: a folder in which each process writes the fragments of
+// tensors that it holds to a safetensors file of its own. native.json lists the fragments and the files' checksums. Any number
+// of processes can read it, each what it needs. Besides weights it holds the state of a training run, in tensors whose names
+// contain a colon.
 const (
 	Native     = "native"
 	NativeFile = "native.json"
 )
 
-// Fragment is a run of a tensor's elements, in row-major order, or some of a matrix's columns over some of its rows: Run
-// elements, then as many again Every elements, a row, after the first, and so on.
+// Fragment is a contiguous run of a tensor's elements in row-major order. If Every is not 0, it is columns of a matrix: Run
+// elements at Start, Start+Every, Start+2·Every, …, where Every is the length of a row.
 type Fragment struct {
 	Name       string // of the tensor
-	Start      int    // the place of the first
+	Start      int    // index of the first element
 	Run, Every int
 	Data       torch.Tensor // contiguous, on the CPU
 }
 
-// ProcessFile is a process's file in a native checkpoint.
+// ProcessFile describes the file of one process in a native checkpoint.
 type ProcessFile struct {
 	File      string         `json:"name"`
 	Bytes     int64          `json:"bytes"`
@@ -52,10 +52,10 @@ type nativeRecord struct {
 
 func (r nativeRecord) key() string { return fmt.Sprintf("%s@%d", r.Name, r.Start) }
 
-// NativeTensor says what the fragments of a name are parts of.
+// NativeTensor describes the tensor that fragments of its name make up.
 type NativeTensor struct {
 	Shape []int `json:"shape"`
-	// DType is what the tensor is in the model; its fragments may be float32 originals of that.
+	// DType is the tensor's dtype in the model. Its fragments may be float32 master weights.
 	DType string `json:"dtype"`
 }
 
@@ -72,7 +72,7 @@ func TensorType(dtype torch.DType, shape []int) NativeTensor {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// WriteFragments writes the file of process rank of ranks into dir, to the disk, and describes it.
+// WriteFragments writes the file of process rank of ranks into dir, flushes it to the disk, and describes it.
 func WriteFragments(dir string, rank, ranks int, list []Fragment) (ProcessFile, error) {
 	part := ProcessFile{File: fmt.Sprintf("rank-%05d-of-%05d.safetensors", rank, ranks)}
 	list = slices.Clone(list)
@@ -106,7 +106,7 @@ func WriteFragments(dir string, rank, ranks int, list []Fragment) (ProcessFile, 
 	return part, atomicfile.Explain(path, err)
 }
 
-// WriteNativeIndex writes native.json into dir, which makes a checkpoint of the files that the parts describe.
+// WriteNativeIndex writes native.json into dir, which completes the checkpoint.
 func WriteNativeIndex(dir string, parts []ProcessFile, tensors map[string]NativeTensor) error {
 	text, err := json.Marshal(nativeIndex{Version: 1, Files: parts, Tensors: tensors})
 	if err != nil {
@@ -115,7 +115,7 @@ func WriteNativeIndex(dir string, parts []ProcessFile, tensors map[string]Native
 	return atomicfile.Write(filepath.Join(dir, NativeFile), func(w io.Writer) error { _, err := w.Write(text); return err })
 }
 
-// Commit gives the finished folder dir.partial the name dir, in one step, once all of it is on the disk.
+// Commit flushes the finished folder dir.partial to the disk and renames it to dir.
 func Commit(dir string) error {
 	if err := atomicfile.SyncFolder(dir + atomicfile.Suffix); err != nil {
 		return atomicfile.Explain(dir, err)
@@ -126,7 +126,7 @@ func Commit(dir string) error {
 	return atomicfile.Explain(dir, atomicfile.SyncFolder(filepath.Dir(dir)))
 }
 
-// Partial is what the folder dir is called until [Commit].
+// Partial is the name of the folder dir until [Commit].
 func Partial(dir string) string { return dir + atomicfile.Suffix }
 
 // nativeFile is an open file of a native checkpoint.
@@ -141,16 +141,16 @@ type nativeFile struct {
 func (f *nativeFile) check() error {
 	f.checked.Do(func() {
 		if crc32.Checksum(f.Bytes(), castagnoli) != f.part.CRC {
-			f.bad = fmt.Errorf("%s does not have the checksum that %s gives it: it is damaged, or of another run", f.path, NativeFile)
+			f.bad = fmt.Errorf("%s does not have the checksum that %s gives it: it is damaged, or belongs to another run", f.path, NativeFile)
 		}
 	})
 	return f.bad
 }
 
-// nativeTensor is a tensor and where its fragments lie.
+// nativeTensor is a tensor and the places of its fragments.
 type nativeTensor struct {
 	NativeTensor
-	fragments []nativeFragment // in order, without holes
+	fragments []nativeFragment // in order, without gaps
 }
 
 type nativeFragment struct {
@@ -159,7 +159,7 @@ type nativeFragment struct {
 	file                  *nativeFile
 }
 
-// readNative reads a native checkpoint, checking that each tensor is there from its first element to its last.
+// readNative reads a native checkpoint. It checks that the fragments of each tensor cover it exactly.
 func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 	path := filepath.Join(dir, NativeFile)
 	var index nativeIndex
@@ -176,7 +176,7 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 	for name, t := range index.Tensors {
 		dtype, known := safetensorsTorch[t.DType]
 		if _, ok := sizeInBits(t.Shape, 64); !known || !ok || slices.ContainsFunc(t.Shape, func(n int) bool { return n < 0 }) {
-			return c, fmt.Errorf("%s: tensor %.120q is %.20q of shape %v, which is none", path, name, t.DType, t.Shape)
+			return c, fmt.Errorf("%s: tensor %.120q has the unknown type %.20q or the impossible shape %v", path, name, t.DType, t.Shape)
 		}
 		c.native[name] = &nativeTensor{NativeTensor: t}
 		if !strings.Contains(name, ":") {
@@ -194,14 +194,14 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 		slices.SortFunc(t.fragments, func(a, b nativeFragment) int { return a.start - b.start })
 		if slices.ContainsFunc(t.fragments, func(s nativeFragment) bool { return s.every != 0 }) {
 			if !t.tiled() {
-				return c, fmt.Errorf("%s: the parts of tensor %.120q do not make it up: one is missing, or there twice", path, name)
+				return c, fmt.Errorf("%s: the parts of tensor %.120q do not cover it exactly: one is missing, or there twice", path, name)
 			}
 			continue
 		}
 		next := 0
 		for _, s := range t.fragments {
 			if s.start != next {
-				return c, fmt.Errorf("%s: tensor %.120q goes on at element %d, expected %d: a part is missing, or there twice", path, name, s.start, next)
+				return c, fmt.Errorf("%s: tensor %.120q continues at element %d, expected %d: a part is missing, or there twice", path, name, s.start, next)
 			}
 			next += s.length
 		}
@@ -215,8 +215,8 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 // tile is rows [top, bottom) and columns [left, right) of a matrix.
 type tile struct{ top, bottom, left, right int }
 
-// tiled reports whether the fragments, of which some are columns, cover the tensor, each element once: whether they are tiles
-// of a matrix that have its area together and do not overlap.
+// tiled reports whether the fragments, some of which are columns, cover the matrix exactly: whether they are tiles that do not
+// overlap and together have its area.
 func (t *nativeTensor) tiled() bool {
 	all, width := numel(t.Shape), 0
 	for _, s := range t.fragments {
@@ -272,7 +272,7 @@ func numel(shape []int) int {
 	return n
 }
 
-// addPart opens a process's file and finds the fragments in it.
+// addPart opens a process's file and locates its fragments.
 func (c *contents) addPart(o *opener, dir string, part ProcessFile) error {
 	index := filepath.Join(dir, NativeFile)
 	if part.File == "" || part.File != filepath.Base(part.File) || !filepath.IsLocal(part.File) {
@@ -281,10 +281,10 @@ func (c *contents) addPart(o *opener, dir string, part ProcessFile) error {
 	path := filepath.Join(dir, part.File)
 	info, err := os.Stat(path)
 	if err != nil {
-		return fmt.Errorf("%w: %s names it, and nothing can be read without it", err, index)
+		return fmt.Errorf("%w: %s names it, and the checkpoint is incomplete without it", err, index)
 	}
 	if info.Size() != part.Bytes {
-		return fmt.Errorf("%s has %d bytes, expected %d: it is truncated, or of another run", path, info.Size(), part.Bytes)
+		return fmt.Errorf("%s has %d bytes, expected %d: it is truncated, or belongs to another run", path, info.Size(), part.Bytes)
 	}
 	mapped, err := o.open(path)
 	if err != nil {
@@ -306,7 +306,7 @@ func (c *contents) addPart(o *opener, dir string, part ProcessFile) error {
 		case t == nil:
 			return fmt.Errorf("%s: %s holds a part of tensor %.120q, which it does not describe", index, part.File, s.Name)
 		case r.name == "" || r.dtype != s.DType || !plain || len(r.shape) != 1 || r.shape[0] != s.Length || s.Start < 0 || s.Run < 0 || s.Every < 0 || r.offset%dtype.Size() != 0:
-			return fmt.Errorf("%s does not hold elements %d to %d of tensor %.120q as %s: it is of another run", path, s.Start, s.Start+s.Length, s.Name, s.DType)
+			return fmt.Errorf("%s does not hold elements %d to %d of tensor %.120q as %s: it belongs to another run", path, s.Start, s.Start+s.Length, s.Name, s.DType)
 		case len(t.fragments) > 0 && t.fragments[0].file.dtypeOf(s.Name) != s.DType:
 			return fmt.Errorf("%s: the parts of tensor %.120q have several dtypes", index, s.Name)
 		}
@@ -324,15 +324,15 @@ func (f *nativeFile) dtypeOf(name string) string {
 	return ""
 }
 
-// Range gives elements [start, start+length) of a tensor of a native checkpoint, weight or not, in row-major order and in the
-// dtype that they are stored in. It reads the files that hold them alone.
+// Range returns elements [start, start+length) of a tensor of a native checkpoint, in row-major order and in their stored dtype.
+// It reads only the files that hold them.
 func (c *Checkpoint) Range(name string, start, length int) (torch.Tensor, error) {
 	t := c.native[name]
 	if t == nil {
 		return torch.Tensor{}, fmt.Errorf("%s: there is no tensor %.120q", filepath.Join(c.Path, NativeFile), name)
 	}
 	if start < 0 || length < 0 || start+length > numel(t.Shape) {
-		return torch.Tensor{}, fmt.Errorf("%s: tensor %.120q has %d elements, not %d to %d", c.Path, name, numel(t.Shape), start, start+length)
+		return torch.Tensor{}, fmt.Errorf("%s: tensor %.120q has %d elements: there are no elements %d to %d", c.Path, name, numel(t.Shape), start, start+length)
 	}
 	if length == 0 {
 		return torch.Empty([]int{0}, safetensorsTorch[t.DType], torch.CPU), nil
@@ -364,7 +364,7 @@ func (c *Checkpoint) Range(name string, start, length int) (torch.Tensor, error)
 // HasRange reports whether a native checkpoint has a tensor of that name.
 func (c *Checkpoint) HasRange(name string) bool { return c.native[name] != nil }
 
-// nativeWeight puts a weight together, as the model has it.
+// nativeWeight joins a weight, in the model's dtype.
 func (c *Checkpoint) nativeWeight(name string) (torch.Tensor, error) {
 	t := c.native[name]
 	all, err := c.Range(name, 0, numel(t.Shape))
@@ -374,9 +374,8 @@ func (c *Checkpoint) nativeWeight(name string) (torch.Tensor, error) {
 	return all.To(safetensorsTorch[t.DType]).View(t.Shape...), nil
 }
 
-// SaveNative writes source into the folder dir as a native checkpoint of whole tensors, in files of at most
-// options.ShardBytes, beside the configs. As [Save] does, it replaces what was there in one step; it holds one file's tensors
-// at a time.
+// SaveNative writes source into the folder dir as a native checkpoint of whole tensors, in files of at most options.ShardBytes,
+// beside the configs. Like [Save] it replaces the old files. It holds one file's tensors in memory at a time.
 func SaveNative(dir string, source Source, options Options) error {
 	return saveFolder(dir, func(stage string) error {
 		shards, err := plan(source, options)

@@ -66,7 +66,7 @@ func writeNative(t testing.TB, dir string, ranks int, draw *rand.Rand) map[strin
 	return values
 }
 
-func TestAnyRangeOfANativeTensorIsReadWhoeverWroteIt(t *testing.T) {
+func TestNative_RangesAreReadFromFragmentsOfAllRanks(t *testing.T) {
 	draw := rand.New(rand.NewPCG(rand.Uint64(), 1))
 	for _, ranks := range []int{1, 2, 5} {
 		dir := t.TempDir()
@@ -105,7 +105,7 @@ func TestAnyRangeOfANativeTensorIsReadWhoeverWroteIt(t *testing.T) {
 	}
 }
 
-func TestANativeIndexThatDoesNotAddUpIsRefused(t *testing.T) {
+func TestNative_InconsistentIndexIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	writeNative(t, dir, 2, rand.New(rand.NewPCG(3, 4)))
 	path := filepath.Join(dir, NativeFile)
@@ -116,10 +116,10 @@ func TestANativeIndexThatDoesNotAddUpIsRefused(t *testing.T) {
 	for want, change := range map[string][2]string{
 		"expected 1":                 {`"version":1`, `"version":2`},
 		"not the name of a file":     {`"name":"rank-00001`, `"name":"../rank-00001`},
-		"which is none":              {`"shape":[7,5]`, `"shape":[7,-5]`},
+		"impossible shape":              {`"shape":[7,5]`, `"shape":[7,-5]`},
 		"a part is missing":          {`"shape":[7,5]`, `"shape":[8,5]`},
 		"which it does not describe": {`"t3.weight":{`, `"t9.weight":{`},
-		"do not make it up":          {`"run":3,"every":6`, `"run":3,"every":5`},
+		"do not cover it exactly":          {`"run":3,"every":6`, `"run":3,"every":5`},
 		"one is missing":             {`"shape":[6,6]`, `"shape":[7,6]`},
 		"or there twice":             {`"run":3,`, `"run":2,`},
 	} {

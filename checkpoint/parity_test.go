@@ -8,9 +8,9 @@ import (
 	"conquer/torch"
 )
 
-// TestParityWithThePythonPackages saves what tools/parity/checkpoint_files.py asks for in the JSON file that
+// TestParity_WithThePythonPackages saves what tools/parity/checkpoint_files.py asks for in the JSON file that
 // CHECKPOINT_PARITY names, for the script to compare. By itself it is skipped.
-func TestParityWithThePythonPackages(t *testing.T) {
+func TestParity_WithThePythonPackages(t *testing.T) {
 	path := os.Getenv("CHECKPOINT_PARITY")
 	if path == "" {
 		t.Skip("run tools/parity/checkpoint_files.py, which sets CHECKPOINT_PARITY")

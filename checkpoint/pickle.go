@@ -9,11 +9,10 @@ import (
 	"strings"
 )
 
-// A pickle is a program for a small stack machine, and most of its power is to import any Python function and call it.
-// The machine below knows the instructions that a dictionary of tensors is made of and the handful of globals that
-// PyTorch names in one (as torch.load with weights_only does); whatever else a file asks for ends the reading. Nothing is
-// ever called: a "call" of a known global is looked up in a table of Go functions that build plain values.
-// The instructions are those of https://github.com/python/cpython/blob/main/Lib/pickletools.py.
+// A pickle is a program for a small stack machine that can import and call any Python function. The machine below knows only
+// the instructions of a dictionary of tensors and the few globals that PyTorch uses in one (like torch.load with weights_only);
+// anything else is an error. Nothing is called: a "call" of a known global runs a Go function of pickleCalls, which builds a
+// plain value. The instructions are those of https://github.com/python/cpython/blob/main/Lib/pickletools.py.
 
 // The values on the machine's stack are nil, bool, int, float64, string, *pickleList (a tuple or list), *pickleDict,
 // pickleGlobal, *pickleStorage and *pickleTensor.
@@ -24,7 +23,7 @@ type (
 		keys   []string // in the order of their first appearance
 		values map[string]any
 	}
-	// pickleStorage is a run of elements of one type that lies in the archive's file data/key.
+	// pickleStorage is a run of elements of one type in the archive's file data/key.
 	pickleStorage struct {
 		key, dtype string // dtype is safetensors' name
 		count      int
@@ -43,7 +42,7 @@ var storageDtypes = map[pickleGlobal]string{
 	"torch.ByteStorage": "U8", "torch.BoolStorage": "BOOL",
 }
 
-// pickleCalls are the globals that may be called, and what stands for the result.
+// pickleCalls are the globals that may be called, and the functions that build their results.
 var pickleCalls = map[pickleGlobal]func(args []any) (any, error){
 	"collections.OrderedDict": func(args []any) (any, error) {
 		if len(args) != 0 {
@@ -101,7 +100,7 @@ func pickleInts(v any) ([]int, bool) {
 	return ints, true
 }
 
-// unpickle runs a pickle and returns the value that it leaves. Memory stays proportional to the pickle's length.
+// unpickle runs a pickle and returns its result. Memory stays proportional to the pickle's length.
 func unpickle(data []byte) (value any, err error) {
 	m := &pickleMachine{data: data, memo: map[int]any{}}
 	for {
@@ -141,7 +140,7 @@ func (m *pickleMachine) fail(format string, args ...any) {
 	}
 }
 
-// take returns the next n bytes; after a failure, that many zeros of which there are never more than the pickle has.
+// take returns the next n bytes; after a failure, zeros, at most as many as the pickle has bytes.
 func (m *pickleMachine) take(n int) []byte {
 	if m.err == nil && (n < 0 || n > len(m.data)-m.at) {
 		m.fail("it ends in the middle")
@@ -194,7 +193,7 @@ func (m *pickleMachine) pop() any {
 	return v
 }
 
-// toMark takes all values above the last mark.
+// toMark pops all values above the last mark.
 func (m *pickleMachine) toMark() []any {
 	if len(m.marks) == 0 {
 		m.fail("values are taken from a mark that is not there")
@@ -207,7 +206,7 @@ func (m *pickleMachine) toMark() []any {
 	return items
 }
 
-// top is the value that the next instruction adds to.
+// top is the value on top of the stack.
 func (m *pickleMachine) top() any {
 	v := m.pop()
 	m.push(v)
@@ -328,7 +327,7 @@ func (m *pickleMachine) step(op byte) {
 			}
 			m.push(v)
 		}
-	case 'b': // the state of an object: state_dict() hangs versions of modules on its dictionary
+	case 'b': // BUILD, the state of an object: state_dict() stores the versions of modules in it
 		state := m.pop()
 		if _, ok := m.top().(*pickleDict); !ok || m.err == nil && !isPickleDict(state) {
 			m.fail("a state is set on what is no dictionary")
@@ -350,8 +349,8 @@ func (m *pickleMachine) recall(n int) {
 	m.push(v)
 }
 
-// setItems puts keys and values by turns into the dictionary on top. Only names are kept as keys: an optimizer's state
-// has numbers, and nothing that is looked for.
+// setItems stores alternating keys and values in the dictionary on top. Keys that are not strings, as in an optimizer's state,
+// are dropped.
 func (m *pickleMachine) setItems(items []any) {
 	d, ok := m.top().(*pickleDict)
 	if m.err == nil && (!ok || len(items)%2 != 0) {
@@ -367,7 +366,7 @@ func (m *pickleMachine) setItems(items []any) {
 	}
 }
 
-// global names something of a Python module: only what a dictionary of tensors needs may be named.
+// global is a name in a Python module. Only those that a dictionary of tensors needs are accepted.
 func (m *pickleMachine) global(module, name string) {
 	g := pickleGlobal(module + "." + name)
 	if m.err == nil && pickleCalls[g] == nil && storageDtypes[g] == "" {
@@ -376,7 +375,7 @@ func (m *pickleMachine) global(module, name string) {
 	m.push(g)
 }
 
-// storage takes a persistent id ("storage", class, key, location, number of elements).
+// storage reads a persistent id ("storage", class, key, location, number of elements).
 func (m *pickleMachine) storage(id any) {
 	list, ok := id.(*pickleList)
 	if m.err != nil || !ok || len(list.items) != 5 || list.items[0] != "storage" {

@@ -22,7 +22,7 @@ func quantize(kind string, src []float32) ([]byte, error) {
 	return dst, nil
 }
 
-// encodeQ8_0 divides by a scale that takes the largest magnitude to 127.
+// encodeQ8_0 divides by a scale that maps the largest magnitude to 127.
 func encodeQ8_0(dst []byte, src []float32) {
 	for ; len(src) >= 32; dst, src = dst[34:], src[32:] {
 		largest := float32(0)
@@ -41,8 +41,8 @@ func encodeQ8_0(dst []byte, src []float32) {
 	}
 }
 
-// encodeQ4_0 takes the number of the largest magnitude, with its sign, to -8. The sum is rounded once, as with the fused
-// multiply-add that ggml's reference is compiled to.
+// encodeQ4_0 maps the number of the largest magnitude, with its sign, to -8. The sum is rounded once, like the fused
+// multiply-add to which ggml's reference is compiled.
 func encodeQ4_0(dst []byte, src []float32) {
 	for ; len(src) >= 32; dst, src = dst[18:], src[32:] {
 		largest := src[0]

@@ -10,13 +10,13 @@ import (
 	"slices"
 )
 
-// The longest header that the reference implementation reads.
+// maxSafetensorsHeader is the longest header that the reference implementation reads.
 const maxSafetensorsHeader = 100_000_000
 
-// A tensor's rank beyond which a file is taken for a hostile one (PyTorch's own limit is 64).
+// maxRank is the largest accepted rank of a tensor (PyTorch's limit is 64).
 const maxRank = 64
 
-// safetensorsBits gives the bits of one element of each dtype the format knows.
+// safetensorsBits gives the bits of one element for each dtype of the format.
 var safetensorsBits = map[string]int{
 	"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
 	"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -25,7 +25,7 @@ var safetensorsBits = map[string]int{
 	"U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }
 
-// A record is one tensor's place in a file.
+// record is one tensor's place in a file.
 type record struct {
 	name   string
 	dtype  string // safetensors' or ggml's name of the stored type
@@ -33,12 +33,12 @@ type record struct {
 	offset int // of the first byte in the file
 	bytes  int
 
-	strides []int // of a PyTorch file's tensor whose elements do not lie one after another, else nil
+	strides []int // of a PyTorch tensor that is not contiguous, else nil
 }
 
-// parseSafetensors reads the header of a safetensors file that lies in data, and checks it against the length of data
-// as the format demands: https://github.com/huggingface/safetensors. Tensors cover the bytes behind the header exactly,
-// without holes or overlaps. The records come in the order of their bytes.
+// parseSafetensors reads the header of the safetensors file in data and checks it as the format demands:
+// https://github.com/huggingface/safetensors. Tensors must cover the bytes behind the header exactly, without gaps or overlaps.
+// The records are ordered by their offsets.
 func parseSafetensors(data []byte) ([]record, map[string]string, error) {
 	if len(data) < 8 {
 		return nil, nil, fmt.Errorf("the file has %d bytes, a safetensors file has at least 8", len(data))
@@ -87,7 +87,7 @@ func parseSafetensors(data []byte) ([]record, map[string]string, error) {
 				r.name, end, len(data))
 		}
 		if r.offset != next {
-			what := "leaves a hole behind"
+			what := "leaves a gap behind"
 			if r.offset < next {
 				what = "overlaps"
 			}
@@ -97,12 +97,12 @@ func parseSafetensors(data []byte) ([]record, map[string]string, error) {
 		next = end
 	}
 	if next != len(data) {
-		return nil, nil, fmt.Errorf("%d bytes behind the last tensor belong to none", len(data)-next)
+		return nil, nil, fmt.Errorf("%d bytes behind the last tensor belong to no tensor", len(data)-next)
 	}
 	return records, metadata, nil
 }
 
-// parseRecord reads one {"dtype", "shape", "data_offsets"} object; the offset is still relative to the header's end.
+// parseRecord reads one {"dtype", "shape", "data_offsets"} object. The offset is relative to the header's end.
 func parseRecord(d *json.Decoder, name string) (record, error) {
 	r := record{name: name}
 	var offsets []int
@@ -146,7 +146,7 @@ func parseRecord(d *json.Decoder, name string) (record, error) {
 	return r, nil
 }
 
-// sizeInBits multiplies, and reports whether the product fits an int.
+// sizeInBits multiplies width by the dimensions and reports whether the result fits an int.
 func sizeInBits(shape []int, width int) (int, bool) {
 	size := uint64(width)
 	for _, n := range shape {
@@ -164,8 +164,8 @@ func sizeInBits(shape []int, width int) (int, bool) {
 	return int(size), true
 }
 
-// safetensorsHeader lays out tensors one after another and returns the bytes before the first: the length and the JSON,
-// padded with spaces so that the data begins at a multiple of 8. Offsets of the records are set, relative to the data.
+// safetensorsHeader lays out tensors one after another and returns the bytes before the first: the length and the JSON, padded
+// with spaces so that the data is aligned to 8 bytes. It sets the records' offsets, relative to the data.
 func safetensorsHeader(records []record) ([]byte, error) {
 	type description struct {
 		Dtype   string `json:"dtype"`

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-func TestHostileSafetensorsAreRefusedByFileAndTensor(t *testing.T) {
+func TestSafetensors_HostileFilesAreRefusedByTensor(t *testing.T) {
 	tensor := func(rest string) string { return `{"w":{` + rest + `}}` }
 	f32 := func(shape, offsets string) string {
 		return tensor(`"dtype":"F32","shape":` + shape + `,"data_offsets":` + offsets)
@@ -65,7 +65,7 @@ func TestHostileSafetensorsAreRefusedByFileAndTensor(t *testing.T) {
 	}
 }
 
-func TestEveryTruncationOfASafetensorsFileIsRefused(t *testing.T) {
+func TestSafetensors_TruncatedFilesAreRefused(t *testing.T) {
 	data, err := os.ReadFile(filepath.Join(fixtures, "dtypes.safetensors"))
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func TestEveryTruncationOfASafetensorsFileIsRefused(t *testing.T) {
 	}
 }
 
-func TestAHeaderIsReadBackAsItWasLaidOut(t *testing.T) {
+func TestSafetensors_HeaderIsReadAsWritten(t *testing.T) {
 	records := []record{
 		{name: "a \"quoted\" <name> é", dtype: "F32", shape: []int{2, 3}, bytes: 24},
 		{name: "scalar", dtype: "BF16", shape: []int{}, bytes: 2},

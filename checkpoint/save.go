@@ -17,28 +17,28 @@ import (
 	"conquer/torch"
 )
 
-// DefaultShardBytes is the size beyond which [Save] begins a new file, the Hugging Face Hub's customary 5 GB.
+// DefaultShardBytes is the file size beyond which [Save] begins a new file: 5 GB, as usual on the Hugging Face Hub.
 const DefaultShardBytes = 5_000_000_000
 
-// Options say how [Save] writes.
+// Options configures [Save] and the other writers.
 type Options struct {
-	// DType, when not nil, is what floating-point tensors are converted to; others stay as they are.
+	// DType, if not nil, is the dtype that floating-point tensors are converted to.
 	DType *torch.DType
-	// ShardBytes is the most that one file's tensors take, DefaultShardBytes if 0; a larger tensor gets a file of its own.
+	// ShardBytes is the maximum size of one file's tensors, DefaultShardBytes if 0. A larger tensor gets a file of its own.
 	ShardBytes int
 	// Config and GenerationConfig are the JSON of config.json and generation_config.json; nil writes none. The config's
-	// torch_dtype (or dtype) is set to that of the tensors written.
+	// torch_dtype (or dtype) is set to that of the written tensors.
 	Config, GenerationConfig []byte
-	// Encoding, when not empty, is the type of [GGUFTypes] that [SaveGGUF] writes matrices as.
+	// Encoding, if not empty, is the type of [GGUFTypes] in which [SaveGGUF] writes matrices.
 	Encoding string
-	// Metadata is what [SaveGGUF] writes beside the model's own: the tokenizer. Values are uint32, float32, bool, string or
-	// slices of string, int32 and float32.
+	// Metadata is further metadata for [SaveGGUF]: the tokenizer. Values are uint32, float32, bool, string or slices of
+	// string, int32, uint32 and float32.
 	Metadata map[string]any
-	// Parts is the number of files, one for each process, that [SaveMeta] cuts a model into: 1 if 0.
+	// Parts is the number of files, one for each process, that [SaveMeta] divides a model into: 1 if 0.
 	Parts int
-	// TokenizerFrom, when not empty, is a folder whose tokenizer files are copied.
+	// TokenizerFrom, if not empty, is a folder whose tokenizer files are copied.
 	TokenizerFrom string
-	// Also, when not nil, writes more files into the folder it is given, which become part of the result with the rest.
+	// Also, if not nil, writes more files into the folder dir, which become part of the result.
 	Also func(dir string) error
 }
 
@@ -47,18 +47,16 @@ var tokenizerFiles = []string{"tokenizer.json", "tokenizer_config.json", "tokeni
 	"added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"}
 
 // Save writes the tensors of source into the folder dir as Hugging Face's libraries do: model.safetensors, or shards
-// model-00001-of-00003.safetensors with model.safetensors.index.json, beside the configs. One tensor is in memory at a
-// time.
+// model-00001-of-00003.safetensors with model.safetensors.index.json, beside the configs. One tensor is in memory at a time.
 //
-// Everything is first written to a folder of its own and brought to the disk. A dir that did not exist then appears in
-// one step; in one that did, the files are replaced one by one, the index last, and weight files of an earlier save that
-// are no longer part of the model are removed. When anything fails before that, what was there is untouched and what was
-// written is removed.
+// Everything is first written to a temporary folder and flushed to the disk. A new dir then appears by one rename. In an
+// existing dir the files are replaced one by one, the index last, and weight files of an earlier save that are no longer part
+// of the model are removed. If anything fails before that, the old files stay and the temporary folder is removed.
 func Save(dir string, source Source, options Options) error {
 	return saveFolder(dir, func(stage string) error { return fillStage(stage, source, options) })
 }
 
-// saveFolder makes dir, or what is in it, of what fill writes into another folder.
+// saveFolder creates dir, or replaces its files, with the files that fill writes into a temporary folder.
 func saveFolder(dir string, fill func(stage string) error) error {
 	dir = filepath.Clean(dir)
 	stage, existed, err := openStage(dir)
@@ -85,8 +83,8 @@ func saveFolder(dir string, fill func(stage string) error) error {
 	return atomicfile.Explain(dir, os.RemoveAll(stage.Name()))
 }
 
-// openStage makes the empty folder that a save is written to, and reports whether dir existed: beside dir if not, inside
-// it if it did, where renaming cannot cross file systems.
+// openStage creates the temporary folder of a save and reports whether dir existed. It is beside dir if not, else inside it, so
+// that renaming does not cross file systems.
 func openStage(dir string) (stage *os.File, existed bool, err error) {
 	name := dir + atomicfile.Suffix
 	if info, err := os.Stat(dir); err == nil {
@@ -113,7 +111,7 @@ func openStage(dir string) (stage *os.File, existed bool, err error) {
 	return stage, existed, nil
 }
 
-// emptyFolder removes what a killed save left behind.
+// emptyFolder removes the files that a killed save left behind.
 func emptyFolder(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -160,8 +158,7 @@ func fillStage(dir string, source Source, options Options) error {
 	return writeTexts(dir, texts, options)
 }
 
-// writeTexts writes the small files of a checkpoint: those of texts that are not nil, the tokenizer's, and what options.Also
-// writes.
+// writeTexts writes the small files of a checkpoint: those of texts that are not nil, the tokenizer's, and options.Also's.
 func writeTexts(dir string, texts map[string][]byte, options Options) error {
 	if options.TokenizerFrom != "" {
 		for _, name := range tokenizerFiles {
@@ -186,15 +183,15 @@ func writeTexts(dir string, texts map[string][]byte, options Options) error {
 	return nil
 }
 
-// plan divides the source's tensors into files. Inside a file they are ordered by the width of their elements, so that
-// each lies on a multiple of it.
+// plan divides the source's tensors into files. Inside a file they are ordered by the size of their elements, so that each is
+// aligned to it.
 func plan(source Source, options Options) ([][]record, error) {
 	most := options.ShardBytes
 	if most <= 0 {
 		most = DefaultShardBytes
 	}
 	var shards [][]record
-	filled, seen := 0, map[string]bool{"__metadata__": true} // not a name that the format has for tensors
+	filled, seen := 0, map[string]bool{"__metadata__": true} // reserved by the format
 	for _, name := range source.Names() {
 		if seen[name] {
 			return nil, fmt.Errorf("tensor %.120q: the source has this name twice, or it is the format's own", name)
@@ -241,7 +238,7 @@ func safetensorsName(dtype torch.DType) string {
 	return ""
 }
 
-// caster is a source that decodes to a dtype without a detour.
+// caster is a source that decodes to a dtype directly.
 type caster interface {
 	TensorAs(name string, dtype torch.DType) (torch.Tensor, error)
 }
@@ -281,13 +278,12 @@ func readAs(source Source, r record) (t torch.Tensor, err error) {
 		return t, err
 	}
 	if !slices.Equal(t.Shape(), r.shape) {
-		return t, fmt.Errorf("tensor %.120q has the shape %v, the source said %v", r.name, t.Shape(), r.shape)
+		return t, fmt.Errorf("tensor %.120q has the shape %v, but the source announced %v", r.name, t.Shape(), r.shape)
 	}
 	return t.To(dtype).ToDevice(torch.CPU).Contiguous(), nil
 }
 
-// configFor returns the config with torch_dtype set to the dtype that most of the bytes have, its other keys, numbers
-// included, as they are.
+// configFor returns the config with torch_dtype set to the dtype of most of the bytes. Its other keys stay unchanged.
 func configFor(config []byte, shards [][]record) ([]byte, error) {
 	if config == nil {
 		return nil, nil
@@ -312,7 +308,7 @@ func configFor(config []byte, shards [][]record) ([]byte, error) {
 	}
 	key := "torch_dtype"
 	if _, ok := object["dtype"]; ok {
-		key = "dtype" // transformers 5 calls it so
+		key = "dtype" // the name in transformers 5
 	}
 	if name := safetensorsTorch[best].String(); best != "" && object[key] != name {
 		object[key] = name
@@ -321,8 +317,8 @@ func configFor(config []byte, shards [][]record) ([]byte, error) {
 	return config, nil
 }
 
-// moveFiles moves a finished stage's files into dir, the small ones after the weights and the index last of all, and
-// removes weight files that the new checkpoint does not have.
+// moveFiles moves the files of a finished stage into dir: weights, then small files, then the index. It removes weight files
+// that the new checkpoint does not have.
 func moveFiles(stage, dir string) error {
 	entries, err := os.ReadDir(stage)
 	if err != nil {
@@ -338,7 +334,8 @@ func moveFiles(stage, dir string) error {
 		return 1
 	}
 	slices.SortStableFunc(entries, func(a, b os.DirEntry) int { return rank(a.Name()) - rank(b.Name()) })
-	// Shards of two models under one index would go unnoticed; a folder without an index does not open.
+	// Remove the old index first: shards of two models under one index would go unnoticed, a folder without an index does not
+	// open.
 	if last := len(entries) - 1; last >= 0 && rank(entries[last].Name()) == 2 {
 		if err := os.Remove(filepath.Join(dir, entries[last].Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -94,7 +94,7 @@ func entries(t *testing.T, dir string) []string {
 	return names
 }
 
-func TestASavedFolderHoldsTheSameBits(t *testing.T) {
+func TestSave_FolderHoldsTheSameBits(t *testing.T) {
 	for name, shard := range map[string]int{"whole": 0, "shards": 20, "one each": 1} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "new", "model")
@@ -117,7 +117,7 @@ func TestASavedFolderHoldsTheSameBits(t *testing.T) {
 	}
 }
 
-func TestHuggingFaceToConquerToHuggingFaceIsBitEqual(t *testing.T) {
+func TestSave_HuggingFaceRoundTripIsBitEqual(t *testing.T) {
 	for _, dtype := range []torch.DType{torch.BFloat16, torch.Float16, torch.Float32} {
 		source := mustOpen(t, filepath.Join(fixtures, "sharded"))
 		first := filepath.Join(t.TempDir(), "first")
@@ -151,7 +151,7 @@ func TestHuggingFaceToConquerToHuggingFaceIsBitEqual(t *testing.T) {
 	}
 }
 
-func TestAGGUFFileIsSavedAsTheDTypeAskedFor(t *testing.T) {
+func TestSave_ConvertsGGUFToTheRequestedDType(t *testing.T) {
 	c := mustOpen(t, filepath.Join(fixtures, "types.gguf"))
 	dtype := torch.BFloat16
 	dir := filepath.Join(t.TempDir(), "m")
@@ -173,7 +173,7 @@ func TestAGGUFFileIsSavedAsTheDTypeAskedFor(t *testing.T) {
 	})
 }
 
-func TestSavingOverAnotherModelLeavesOneModel(t *testing.T) {
+func TestSave_OverAnotherModelLeavesOneModel(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "README.md"), []byte("mine"), 0o644); err != nil {
 		t.Fatal(err)
@@ -203,7 +203,7 @@ func TestSavingOverAnotherModelLeavesOneModel(t *testing.T) {
 	}
 }
 
-func TestAFolderCanBeSavedOverItself(t *testing.T) {
+func TestSave_OverTheSourceFolderWorks(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "m")
 	if err := Save(dir, someTensors(), Options{}); err != nil {
 		t.Fatal(err)
@@ -217,7 +217,7 @@ func TestAFolderCanBeSavedOverItself(t *testing.T) {
 	}
 }
 
-func TestAFailedSaveLeavesWhatWasThere(t *testing.T) {
+func TestSave_FailureKeepsTheOldFiles(t *testing.T) {
 	broken := someTensors()
 	broken.fail = errors.New("the source broke")
 	wrongShape := someTensors().add("w", torch.Float32, 4)
@@ -259,7 +259,7 @@ func TestAFailedSaveLeavesWhatWasThere(t *testing.T) {
 }
 
 // A real full disk: a file system of 1 MB, where the machine lets the test mount one.
-func TestAFullDiskIsNamedAndLeavesWhatWasThere(t *testing.T) {
+func TestSave_FullDiskIsNamedAndKeepsTheOldFiles(t *testing.T) {
 	disk := t.TempDir()
 	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=1m"); err != nil {
 		t.Skipf("cannot mount a small file system: %v", err)
@@ -306,41 +306,9 @@ func TestAFullDiskIsNamedAndLeavesWhatWasThere(t *testing.T) {
 	}
 }
 
-func TestWriteFileReplacesAllOrNothing(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "f")
-	put := func(text string, fail error) error {
-		return atomicfile.Write(path, func(w io.Writer) error { io.WriteString(w, text); return fail })
-	}
-	if err := put("one", nil); err != nil {
-		t.Fatal(err)
-	}
-	// What a killed process left is replaced, not added to.
-	if err := os.WriteFile(path+atomicfile.Suffix, []byte("a longer text than two"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := put("two", nil); err != nil {
-		t.Fatal(err)
-	}
-	wantError(t, put("three", errors.New("broke")), path, "broke")
-	wantError(t, atomicfile.Write(filepath.Join(dir, "none", "f"), nil), "none")
-	if text, _ := os.ReadFile(path); string(text) != "two" || len(entries(t, dir)) != 1 {
-		t.Errorf("%q, %v", text, entries(t, dir))
-	}
-}
-
-func TestTwoWritersOfOneFileAreToldApart(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "f")
-	err := atomicfile.Write(path, func(w io.Writer) error {
-		wantError(t, atomicfile.Write(path, func(io.Writer) error { return nil }), path, "another process is writing")
-		_, err := io.WriteString(w, "first")
-		return err
-	})
-	if text, _ := os.ReadFile(path); err != nil || string(text) != "first" {
-		t.Errorf("%v, %q", err, text)
-	}
-	dir := filepath.Join(filepath.Dir(path), "m")
-	err = Save(dir, someTensors(), Options{Also: func(string) error {
+func TestSave_SecondWriterOfAFolderFails(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "m")
+	err := Save(dir, someTensors(), Options{Also: func(string) error {
 		wantError(t, Save(dir, someTensors(), Options{}), dir, "another process is writing")
 		return nil
 	}})
@@ -352,7 +320,7 @@ func TestTwoWritersOfOneFileAreToldApart(t *testing.T) {
 
 // The process is killed at random moments while it saves one of two models over the other; each time the folder holds
 // one of them whole, and the next save works.
-func TestAKillWhileSavingLeavesAWholeModel(t *testing.T) {
+func TestSave_KillLeavesACompleteModel(t *testing.T) {
 	models := []*memory{someTensors().add("which", torch.Uint8, 1<<20), someTensors().add("which", torch.Uint8, 3<<20)}
 	if dir := os.Getenv("CONQUER_TEST_SAVE"); dir != "" {
 		for i := 0; ; i++ {
@@ -366,7 +334,7 @@ func TestAKillWhileSavingLeavesAWholeModel(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 12 {
-		child := exec.Command(os.Args[0], "-test.run=^TestAKillWhileSavingLeavesAWholeModel$")
+		child := exec.Command(os.Args[0], "-test.run=^TestSave_KillLeavesACompleteModel$")
 		child.Env = append(os.Environ(), "CONQUER_TEST_SAVE="+dir)
 		if err := child.Start(); err != nil {
 			t.Fatal(err)
@@ -394,7 +362,7 @@ func TestAKillWhileSavingLeavesAWholeModel(t *testing.T) {
 	}
 }
 
-func TestTheIndexIsAsHuggingFaceWritesIt(t *testing.T) {
+func TestSave_IndexIsAsHuggingFaceWritesIt(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "m")
 	if err := Save(dir, someTensors(), Options{ShardBytes: 60}); err != nil {
 		t.Fatal(err)

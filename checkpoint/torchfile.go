@@ -12,13 +12,12 @@ import (
 	"strings"
 )
 
-// The longest description of tensors that is read from a PyTorch file; a model of 100,000 tensors takes a fifth of it.
+// maxPickle is the size of the longest pickle that is read; a model of 100,000 tensors takes a fifth of it.
 const maxPickle = 100_000_000
 
-// parseTorch reads what torch.save wrote of a dictionary of tensors: a zip archive that holds a pickle, which describes
-// the tensors, and a file for each storage, not compressed, so that tensors lie in the file as they are. The pickle is
-// not executed: see [unpickle]. Records come in the dictionary's order; strides are set where a tensor's elements do not
-// lie one after another.
+// parseTorch reads a dictionary of tensors that torch.save wrote: a zip archive of a pickle, which describes the tensors, and an
+// uncompressed file for each storage. The pickle is not executed: see [unpickle]. Records are in the dictionary's order; strides
+// are set for tensors that are not contiguous.
 func parseTorch(data []byte) ([]record, error) {
 	if !bytes.HasPrefix(data, []byte("PK")) {
 		return nil, fmt.Errorf("it is not a zip archive, as PyTorch writes since 1.6: truncated, or older? torch.load and torch.save it again")
@@ -72,7 +71,7 @@ func parseTorch(data []byte) ([]record, error) {
 	return torchRecords(value, prefix, files)
 }
 
-// span is where a file of an archive lies.
+// span is the place of a file in an archive.
 type span struct {
 	name          string
 	offset, bytes int
@@ -95,8 +94,8 @@ func readMember(archive *zip.Reader, name string, most int64) ([]byte, error) {
 	return text, nil
 }
 
-// torchRecords places the tensors of an unpickled dictionary, or of the one that a training program wrapped in another
-// under "state_dict" or "model".
+// torchRecords locates the tensors of an unpickled dictionary, or of the one that a training program stored in it as
+// "state_dict" or "model".
 func torchRecords(value any, prefix string, files map[string]span) ([]record, error) {
 	d, ok := value.(*pickleDict)
 	if !ok {
@@ -126,7 +125,7 @@ func torchRecords(value any, prefix string, files map[string]span) ([]record, er
 	return records, nil
 }
 
-// place finds the tensor's bytes in the file and checks that it stays inside its storage.
+// place locates the tensor's bytes in the file and checks that the tensor stays inside its storage.
 func (t *pickleTensor) place(name, prefix string, files map[string]span) (record, error) {
 	r := record{name: name, dtype: t.storage.dtype, shape: t.shape}
 	file, ok := files[prefix+"data/"+t.storage.key]
@@ -151,7 +150,7 @@ func (t *pickleTensor) place(name, prefix string, files map[string]span) (record
 			continue
 		}
 		if stride == 0 || stride > t.storage.count || (n-1) > (t.storage.count-1)/stride {
-			last = t.storage.count // beyond the end, whatever the rest says
+			last = t.storage.count // beyond the end in any case
 			break
 		}
 		last += (n - 1) * stride
@@ -167,7 +166,7 @@ func (t *pickleTensor) place(name, prefix string, files map[string]span) (record
 	return r, nil
 }
 
-// copyStrided writes to dst the elements, width bytes each, that lie at the strides in src, last dimension fastest.
+// copyStrided copies elements of width bytes from their strided places in src to dst, last dimension fastest.
 func copyStrided(dst, src []byte, width int, shape, strides []int) []byte {
 	if len(shape) == 0 {
 		return dst[copy(dst, src[:width]):]

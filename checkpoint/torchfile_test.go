@@ -61,7 +61,7 @@ func floats(n int) string {
 	return b.String()
 }
 
-func TestATransposedSliceOfAStorageIsReadInOrder(t *testing.T) {
+func TestTorchFile_TransposedSliceIsReadInOrder(t *testing.T) {
 	path := writeFile(t, "m.bin", string(torchArchive(pickled(24, 3, []int{4, 5}, []int{1, 4}), map[string]string{"0": floats(24)})))
 	c := mustOpen(t, path)
 	inTorch(t, func() {
@@ -77,7 +77,7 @@ func TestATransposedSliceOfAStorageIsReadInOrder(t *testing.T) {
 	})
 }
 
-func TestWhatPyTorchSavedIsReadAsItWas(t *testing.T) {
+func TestTorchFile_ReadsWhatPyTorchSaved(t *testing.T) {
 	c := mustOpen(t, filepath.Join(fixtures, "pickles"))
 	expected := readFacts(t, "pickles.json")
 	if c.Format != PyTorch || len(c.Names()) != len(expected) {
@@ -97,7 +97,7 @@ func TestWhatPyTorchSavedIsReadAsItWas(t *testing.T) {
 	})
 }
 
-func TestHostilePicklesAreNamed(t *testing.T) {
+func TestTorchFile_HostilePicklesAreRefused(t *testing.T) {
 	good := pickled(6, 0, []int{2, 3}, []int{3, 1})
 	for name, test := range map[string]struct {
 		data []byte
@@ -138,7 +138,7 @@ func TestHostilePicklesAreNamed(t *testing.T) {
 }
 
 // Files of an archive that share bytes could show one tensor as another.
-func TestOverlappingFilesOfAnArchiveAreRefused(t *testing.T) {
+func TestTorchFile_OverlappingFilesAreRefused(t *testing.T) {
 	data := torchArchive(pickled(6, 0, []int{2, 3}, []int{3, 1}), map[string]string{"0": floats(6), "1": floats(6)})
 	directory := bytes.LastIndex(data, []byte("PK\x01\x02"))
 	first := bytes.Index(data, []byte("PK\x01\x02"))

@@ -11,20 +11,20 @@ import (
 	"conquer/torch"
 )
 
-// A torchEntry is a tensor of a file that torch.load reads: a slice of a source's tensor, its rows in Meta's order.
+// torchEntry is a tensor of a file that torch.load reads: a slice of a source's tensor, with its rows in Meta's order.
 type torchEntry struct {
-	record        // as it is written: its name and shape are those of the slice
+	record        // as it is written: the name and shape of the slice
 	source string // its name in the source
-	heads  int    // whose rows are permuted, or 0
-	split  int    // the dimension along which the parts hold slices, or replicated
-	shares int    // one more than the index of the entry in whose storage it lies, or 0
+	heads  int    // the number of heads whose rows are interleaved, or 0
+	split  int    // the dimension along which the parts hold slices, or Replicated
+	shares int    // if it shares the storage of another entry, that entry's index + 1, else 0
 }
 
-// torchAlign is where torch.save begins a storage, so that it can be mapped.
+// torchAlign is the alignment of storages in torch.save's files, for mapping.
 const torchAlign = 64
 
-// writeTorch writes what torch.save would write of a dictionary of the part's tensors. The archive's files lie in a folder
-// of the archive's name.
+// writeTorch writes a dictionary of the part's tensors as torch.save does. The archive's files are in a folder of the archive's
+// name.
 func writeTorch(w io.Writer, archive string, source Source, entries []torchEntry, part int) error {
 	counted := &countingWriter{w: w}
 	z := zip.NewWriter(counted)
@@ -33,7 +33,7 @@ func writeTorch(w io.Writer, archive string, source Source, entries []torchEntry
 			return nil, err
 		}
 		header := &zip.FileHeader{Name: archive + "/" + name, Method: zip.Store}
-		// A local header of 30 bytes, the name and a field "FB" of padding, which is what PyTorch calls it, then the data.
+		// A local header is 30 bytes, the name and an extra field of padding, "FB" as in PyTorch.
 		padding := torchAlign - (counted.n+30+len(header.Name)+4)%torchAlign
 		header.Extra = append(binary.LittleEndian.AppendUint16([]byte("FB"), uint16(padding)), bytes.Repeat([]byte("Z"), padding)...)
 		return z.CreateHeader(header)
@@ -105,7 +105,7 @@ func (c *countingWriter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// pickleTensors writes the program that makes the dictionary, in the instructions that torch.save uses.
+// pickleTensors writes the pickle of the dictionary with the instructions that torch.save uses.
 func pickleTensors(entries []torchEntry) []byte {
 	p := &pickleWriter{}
 	p.WriteString("\x80\x02}(")

@@ -8,7 +8,7 @@ import (
 	"conquer/torch/nn"
 )
 
-// Config is a Hugging Face config.json. The typed readers report the first field that is missing or of the wrong type.
+// Config is a Hugging Face config.json.
 type Config map[string]any
 
 // Clone copies the config, one level deep.
@@ -20,7 +20,7 @@ func (c Config) Clone() Config {
 	return clone
 }
 
-// Reader reads typed fields of a Config; the first problem is kept in Err.
+// Reader reads typed fields of a Config. The first field that is missing or of the wrong type is kept in Err.
 type Reader struct {
 	Config Config
 	Err    error
@@ -58,7 +58,7 @@ func number(v any) (float64, bool) {
 	return 0, false
 }
 
-// Has reports whether the field is there and not null.
+// Has reports whether the field is present and not null.
 func (r *Reader) Has(key string) bool { return r.Config[key] != nil }
 
 // Int reads a positive whole number.
@@ -155,7 +155,7 @@ func list[T any](r *Reader, key string, n int, want string, of func(any) (T, boo
 	return result
 }
 
-// Object reads a nested object: an empty one when it is absent or null.
+// Object reads a nested object; an empty one if it is absent or null.
 func (r *Reader) Object(key string) *Reader {
 	if !r.Has(key) {
 		return &Reader{Config: Config{}}
@@ -170,8 +170,8 @@ func (r *Reader) Object(key string) *Reader {
 	return &Reader{Config: Config{}}
 }
 
-// Rotary reads how the heads' first dimensions are turned: rope_theta and rope_scaling, or rope_parameters, where
-// transformers 5 keeps both. share is the part of a head that is turned unless partial_rotary_factor says otherwise.
+// Rotary reads the rotary embedding of heads of headDim dimensions: rope_theta and rope_scaling, or rope_parameters, which holds
+// both in transformers 5. share is the fraction of a head that is rotated, unless partial_rotary_factor gives another.
 func (r *Reader) Rotary(headDim int, share float64) nn.RotaryConfig {
 	scaling := r.Object("rope_scaling")
 	if r.Has("rope_parameters") {

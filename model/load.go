@@ -10,8 +10,8 @@ import (
 	"conquer/torch/nn"
 )
 
-// Open opens the checkpoint at path, a Hugging Face folder or a .gguf file, as the architecture that it is of, with its
-// weights as dtype on device. The caller frees the model with Free.
+// Open opens the checkpoint at path, in any format that package checkpoint reads, as a model of its architecture, with its
+// weights as dtype on device. The caller frees the model with [Free].
 func Open(path string, dtype torch.DType, device torch.Device) (m Model, err error) {
 	err = torch.Run(func() error {
 		source, err := checkpoint.Open(path)
@@ -25,7 +25,7 @@ func Open(path string, dtype torch.DType, device torch.Device) (m Model, err err
 	return m, err
 }
 
-// FromCheckpoint is Open for a checkpoint that is open already.
+// FromCheckpoint is [Open] for an open checkpoint.
 func FromCheckpoint(source *checkpoint.Checkpoint, dtype torch.DType, device torch.Device) (Model, error) {
 	m, err := Declare(source)
 	if err != nil {
@@ -38,7 +38,7 @@ func FromCheckpoint(source *checkpoint.Checkpoint, dtype torch.DType, device tor
 	return m, nil
 }
 
-// Declare makes the model that a checkpoint is of, without its weights.
+// Declare makes the model of a checkpoint, without weights.
 func Declare(source *checkpoint.Checkpoint) (Model, error) {
 	config := Config(source.Config())
 	if config == nil {
@@ -57,27 +57,27 @@ type TensorSource interface {
 	TensorAs(name string, dtype torch.DType) (torch.Tensor, error)
 }
 
-// Load fills m's weights from source. A weight that is stored plainly in the wanted dtype stays a view of the mapped file;
-// others are converted, and fused ones put together, one at a time. Of one that processes have divided, this one's part is kept.
+// Load fills m's weights from source. A weight that is stored in the wanted dtype stays a view of the mapped file. Others are
+// converted, and fused ones joined, one at a time. Of a divided weight, this process's shard is kept.
 func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
 	failed := check(m, source)
 	nn.Walk(m, func(p nn.Component) {
 		if failed == nil {
-			torch.Scoped(func() { failed = loadPiece(p, source, dtype, device) })
+			torch.Scoped(func() { failed = loadComponent(p, source, dtype, device) })
 		}
 	})
 	return failed
 }
 
-// Promise is Load for a model of which this process is to have a part alone: a weight is read when it is moved to where it
-// belongs ([nn.Param.Move]). Until then source must stay open.
+// Defer is [Load] for a model of which this process will hold only a part: each weight is read when it is moved to its place
+// ([nn.Param.Move]). Until then source must stay open.
 func Defer(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
 	if err := check(m, source); err != nil {
 		return err
 	}
-	pieces := map[*nn.Param][]nn.Component{}
-	nn.Walk(m, func(p nn.Component) { pieces[p.Param] = append(pieces[p.Param], p) })
-	for param, list := range pieces {
+	components := map[*nn.Param][]nn.Component{}
+	nn.Walk(m, func(c nn.Component) { components[c.Param] = append(components[c.Param], c) })
+	for param, list := range components {
 		param.Defer(dtype, device, func(into *nn.Param) (err error) {
 			for _, p := range list {
 				torch.Scoped(func() {
@@ -96,7 +96,7 @@ func Defer(m Model, source TensorSource, dtype torch.DType, device torch.Device)
 	return nil
 }
 
-// check reports tensors that m needs and source lacks, or has in another shape.
+// check reports tensors that m needs and source lacks or holds in another shape.
 func check(m Model, source TensorSource) error {
 	var missing []string
 	var failed error
@@ -123,7 +123,7 @@ func check(m Model, source TensorSource) error {
 	return nil
 }
 
-func loadPiece(p nn.Component, source TensorSource, dtype torch.DType, device torch.Device) error {
+func loadComponent(p nn.Component, source TensorSource, dtype torch.DType, device torch.Device) error {
 	t, err := source.TensorAs(p.Name, dtype)
 	if err != nil {
 		return err
@@ -147,17 +147,17 @@ func abbreviate(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// source gives a model's weights to checkpoint.Save, unfused and under their Hugging Face names.
+// source presents a model's weights, unfused and under their Hugging Face names.
 type source struct {
-	pieces map[string]nn.Component
-	names  []string
+	components map[string]nn.Component
+	names      []string
 }
 
 // Weights presents m's weights as a checkpoint to save.
 func Weights(m Model) checkpoint.Source {
-	s := &source{pieces: map[string]nn.Component{}}
+	s := &source{components: map[string]nn.Component{}}
 	nn.Walk(m, func(p nn.Component) {
-		s.pieces[p.Name] = p
+		s.components[p.Name] = p
 		s.names = append(s.names, p.Name)
 	})
 	return s
@@ -166,7 +166,7 @@ func Weights(m Model) checkpoint.Source {
 func (s *source) Names() []string { return s.names }
 
 func (s *source) Info(name string) (checkpoint.Info, bool) {
-	p, ok := s.pieces[name]
+	p, ok := s.components[name]
 	if !ok {
 		return checkpoint.Info{}, false
 	}
@@ -178,7 +178,7 @@ func (s *source) Info(name string) (checkpoint.Info, bool) {
 }
 
 func (s *source) Tensor(name string) (torch.Tensor, error) {
-	p, ok := s.pieces[name]
+	p, ok := s.components[name]
 	if !ok {
 		return torch.Tensor{}, fmt.Errorf("the model has no weight %q", name)
 	}

@@ -14,7 +14,7 @@ import (
 // Architecture is an entry of the registry.
 type Architecture struct {
 	Name string
-	// ModelTypes lists the model_type values of config.json that are of this architecture.
+	// ModelTypes lists the model_type values of its config.json files.
 	ModelTypes []string
 	// New makes a model without weights from a config.
 	New func(Config) (Model, error)
@@ -31,7 +31,7 @@ var registry struct {
 	architectures []Architecture
 }
 
-// Register adds an architecture; packages of architectures call it when they are imported.
+// Register adds an architecture. The package of a family calls it when it is imported.
 func Register(a Architecture) {
 	registry.Lock()
 	defer registry.Unlock()
@@ -63,7 +63,7 @@ func New(config Config) (Model, error) {
 	return nil, fmt.Errorf("config.json: model_type %q is not supported: expected one of %s", kind, strings.Join(known, ", "))
 }
 
-// Variant returns the config of a named variant of an architecture, for a model that begins with fresh weights.
+// Variant returns the config of a named variant of an architecture, for a model with fresh weights.
 func Variant(architecture, variant string) (Config, error) {
 	var names []string
 	for _, a := range Architectures() {
@@ -82,8 +82,8 @@ func Variant(architecture, variant string) (Config, error) {
 	return nil, fmt.Errorf("unknown architecture %q: choose one of %s", architecture, strings.Join(names, ", "))
 }
 
-// Initialize gives m fresh weights: normal draws with the config's initializer_range, ones for normalizations, and what a
-// layer draws for itself. Of weights that processes have divided, each draws all and keeps its part.
+// Initialize gives m fresh weights: normal draws with the config's initializer_range, ones for norms, or the layer's own
+// distribution. Of a divided weight, each process draws the whole and keeps its shard.
 func Initialize(m Model, dtype torch.DType, device torch.Device) {
 	r := Reader{Config: m.Config()}
 	std := r.FloatOr("initializer_range", 0.02)

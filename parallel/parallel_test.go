@@ -218,7 +218,7 @@ func play(t *testing.T, name string, n int) (complaints []string) {
 	return complaints
 }
 
-func TestADividedModelIsTheModel(t *testing.T) {
+func TestDivide_KeepsLogitsAndText(t *testing.T) {
 	for name := range configs {
 		for _, n := range []int{2, 3} {
 			for rank, complaint := range play(t, name, n) {
@@ -230,7 +230,7 @@ func TestADividedModelIsTheModel(t *testing.T) {
 	}
 }
 
-func TestMoreProcessesThanHeadsAreRefusedInOneLine(t *testing.T) {
+func TestDivide_RefusesMoreProcessesThanHeads(t *testing.T) {
 	for name, want := range map[string]string{
 		"llama":  "model.layers.0.self_attn: 5 heads of keys and values cannot be divided over 6 processes: choose 5 or fewer",
 		"mamba2": "backbone.layers.0.mixer: 6 heads in 3 groups cannot be divided over 6 processes: choose 3 or fewer",

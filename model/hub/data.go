@@ -8,15 +8,15 @@ import (
 	"strings"
 )
 
-// DataScheme begins the name of a data set on the Hugging Face Hub.
+// DataScheme is the prefix of the name of a data set on the Hugging Face Hub.
 const DataScheme = Scheme + "datasets/"
 
-// dataSuffixes are of files of records; of a repository that has several kinds, the first is taken.
+// dataSuffixes are the suffixes of data files. If a repository has several kinds, the first in this list is taken.
 var dataSuffixes = []string{".parquet", ".arrow", ".jsonl", ".json", ".tar.gz", ".txt"}
 
-// FetchData brings a data set from the hub, as [FetchModel] does a model, and returns its files. ref is
-// hf://datasets/organization/name[@revision][:glob]. A glob without a slash is matched with the last part of names. Without
-// one, of the files of records those with train in their name are taken, or all where no name has it.
+// FetchData downloads a data set from the hub as [FetchModel] does a model, and returns its files. ref is
+// hf://datasets/organization/name[@revision][:glob]. A glob without a slash matches the last component of names. Without a glob,
+// the data files with train in their names are taken, or all data files if no name contains it.
 func FetchData(ctx context.Context, ref string, progress func(done, total int64)) ([]string, error) {
 	rest, ok := strings.CutPrefix(ref, DataScheme)
 	name, glob, _ := strings.Cut(rest, ":")
@@ -40,7 +40,7 @@ func FetchData(ctx context.Context, ref string, progress func(done, total int64)
 	return wanted, nil
 }
 
-// dataFiles chooses the files to learn from.
+// dataFiles chooses the training files.
 func dataFiles(names []string, glob string) []string {
 	matching := func(match func(name string) bool) (list []string) {
 		for _, name := range names {

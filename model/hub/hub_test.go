@@ -72,7 +72,7 @@ func sum(data []byte) string {
 	return hex.EncodeToString(h[:])
 }
 
-func TestAModelIsFetchedOnce(t *testing.T) {
+func TestFetch_DownloadsAModelOnce(t *testing.T) {
 	s := newShop(t)
 	var last, total int64
 	path, err := Fetch(context.Background(), "tiny", func(d, n int64) { last, total = d, n })
@@ -94,7 +94,7 @@ func TestAModelIsFetchedOnce(t *testing.T) {
 	}
 }
 
-func TestABrokenDownloadGoesOnWhereItStopped(t *testing.T) {
+func TestFetch_ContinuesAnInterruptedDownload(t *testing.T) {
 	s := newShop(t)
 	s.breaks = 100000
 	if _, err := Fetch(context.Background(), "tiny", nil); err == nil {
@@ -112,7 +112,7 @@ func TestABrokenDownloadGoesOnWhereItStopped(t *testing.T) {
 	}
 }
 
-func TestAFileThatIsNotTheModelIsRefusedAndRemoved(t *testing.T) {
+func TestFetch_RemovesAFileWithAWrongChecksum(t *testing.T) {
 	s := newShop(t)
 	for _, damage := range []func(m *Model){
 		func(m *Model) { m.wheelSum = strings.Repeat("0", 64) },
@@ -132,7 +132,7 @@ func TestAFileThatIsNotTheModelIsRefusedAndRemoved(t *testing.T) {
 
 func fileExists(path string) bool { _, err := os.Stat(path); return err == nil }
 
-func TestAnIndexOutOfReachIsNamedWithoutItsPassword(t *testing.T) {
+func TestFetch_NamesAnUnreachableIndexWithoutItsPassword(t *testing.T) {
 	newShop(t)
 	t.Setenv("PIP_INDEX_URL", "http://somebody:secret@127.0.0.1:1/simple")
 	_, err := Fetch(context.Background(), "tiny", nil)
@@ -144,7 +144,7 @@ func TestAnIndexOutOfReachIsNamedWithoutItsPassword(t *testing.T) {
 	}
 }
 
-func TestPipsConfigurationNamesTheIndex(t *testing.T) {
+func TestIndexURL_FollowsPipsConfiguration(t *testing.T) {
 	for config, want := range map[string]string{
 		"[global]\nindex-url = https://a/simple\n":                                  "https://a/simple",
 		"[global]\nindex_url=https://a\n[download]\nindex-url = https://b/simple\n": "https://b/simple",
@@ -157,7 +157,7 @@ func TestPipsConfigurationNamesTheIndex(t *testing.T) {
 	}
 }
 
-func TestWaitingForAnotherDownloadEndsWithTheContext(t *testing.T) {
+func TestFetch_StopsWaitingWithItsContext(t *testing.T) {
 	path := filepath.Join(t.TempDir(), ".lock")
 	unlock, err := lock(context.Background(), path)
 	if err != nil {

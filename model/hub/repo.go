@@ -23,14 +23,14 @@ import (
 	"conquer/internal/atomicfile"
 )
 
-// Scheme begins the name of a repository on the Hugging Face Hub.
+// Scheme is the prefix of the name of a repository on the Hugging Face Hub.
 const Scheme = "hf://"
 
 // A Repo is a repository on the Hugging Face Hub, or on the server that HF_ENDPOINT names.
 type Repo struct {
 	Kind     string // "models" or "datasets"
 	Name     string // organization/name
-	File     string // one file of it, or "" for what is needed
+	File     string // one file of it; "" for all files that are needed
 	Revision string // a branch, a tag or a commit
 }
 
@@ -39,7 +39,7 @@ var (
 	commitSum = regexp.MustCompile(`^[0-9a-f]{40}$`)
 )
 
-// Parse reads hf://organization/name[/file][@revision] of a kind.
+// Parse reads hf://organization/name[/file][@revision] as a repository of a kind.
 func Parse(kind, ref string) (Repo, error) {
 	rest, ok := strings.CutPrefix(ref, Scheme)
 	rest, revision, given := strings.Cut(rest, "@")
@@ -51,7 +51,7 @@ func Parse(kind, ref string) (Repo, error) {
 		r.Name, r.File = parts[0]+"/"+parts[1], parts[2]
 	}
 	if !ok || !repoName.MatchString(r.Name) || r.Revision == "" || r.File != "" && !filepath.IsLocal(r.File) {
-		return r, fmt.Errorf("%.120q is not a name on the hub: expected hf://organization/name, with @revision behind it for another than main", ref)
+		return r, fmt.Errorf("%.120q is not a name on the hub: expected hf://organization/name, followed by @revision for a revision other than main", ref)
 	}
 	return r, nil
 }
@@ -74,16 +74,16 @@ func (f *repoFile) size() int64 {
 	return f.Size
 }
 
-// listing is what the hub says about a revision.
+// listing is the hub's description of a revision.
 type listing struct {
 	Commit string     `json:"sha"`
 	Files  []repoFile `json:"siblings"`
 }
 
-// FetchModel brings a model from the hub and returns the folder that [checkpoint.Open] opens, or the path of the .gguf file
-// that ref names or that is the only one. Of a repository only weights in safetensors or GGUF, configs and tokenizers are
-// taken. progress is told how many of how many bytes are there. What arrived stays for the next call when a download breaks
-// off; a file takes its place when its hash is the hub's.
+// FetchModel downloads a model from the hub and returns the folder that [checkpoint.Open] opens, or the path of the .gguf file
+// that ref names or that is the only one. It takes weights in safetensors or GGUF, configs and tokenizers. progress is told how
+// many of how many bytes have arrived. The next call continues an interrupted download. A file gets its final name when its
+// hash equals the hub's.
 func FetchModel(ctx context.Context, ref string, progress func(done, total int64)) (string, error) {
 	r, err := Parse("models", ref)
 	if err != nil {
@@ -103,7 +103,7 @@ func FetchModel(ctx context.Context, ref string, progress func(done, total int64
 	return filepath.Join(dir, filepath.FromSlash(file)), nil
 }
 
-// modelFiles chooses among a repository's files those that make a model.
+// modelFiles chooses the files of a repository that make up a model.
 func modelFiles(files []string, r Repo) ([]string, error) {
 	if r.File != "" {
 		if !slices.Contains(files, r.File) {
@@ -134,15 +134,15 @@ func modelFiles(files []string, r Repo) ([]string, error) {
 	return nil, fmt.Errorf("%s%s holds no model in safetensors or GGUF", Scheme, r.Name)
 }
 
-// smallFiles are what belongs to a model beside its weights.
+// smallFiles are the files of a model beside its weights.
 var smallFiles = []string{"config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
 	"tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"}
 
-// listFile keeps the hub's listing beside the files, so that a commit that is there whole needs no network.
+// listFile holds the hub's listing beside the files, so that a commit that was fetched completely needs no network.
 const listFile = ".listing.json"
 
-// Snapshot brings the files that choose picks from the repository's names, and returns the folder that they lie in:
-// below $XDG_CACHE_HOME/conquer/hub, or ~/.cache/conquer/hub, by kind, name and commit.
+// Snapshot downloads the files that choose selects from the repository's names and returns their folder: below
+// $XDG_CACHE_HOME/conquer/hub, or ~/.cache/conquer/hub, by kind, name and commit.
 func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]string, error), progress func(done, total int64)) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -202,7 +202,7 @@ func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]strin
 	return dir, atomicfile.Write(filepath.Join(dir, listFile), func(w io.Writer) error { _, err := w.Write(text); return err })
 }
 
-// list asks the hub what the revision holds. A commit that was fetched before is not asked for: it cannot change.
+// list gets the hub's listing of the revision. A commit that was fetched before cannot change and needs no request.
 func (r Repo) list(ctx context.Context, base string) (*listing, error) {
 	list := new(listing)
 	if commitSum.MatchString(r.Revision) {
@@ -226,25 +226,25 @@ func (r Repo) list(ctx context.Context, base string) (*listing, error) {
 		return nil, r.explain(err, base)
 	}
 	if err := json.Unmarshal(text, list); err != nil || !commitSum.MatchString(list.Commit) {
-		return nil, fmt.Errorf("%s does not answer as the hub does: expected a commit and its files (HF_ENDPOINT names the server)", address)
+		return nil, fmt.Errorf("%s does not answer as the Hugging Face Hub does: expected a commit and its files (HF_ENDPOINT names the server)", address)
 	}
 	return list, nil
 }
 
-// explain says what an answer of the hub means for the one who asked.
+// explain turns an error of the hub into one that says what to do.
 func (r Repo) explain(err error, base string) error {
 	var status *statusError
 	name := Scheme + r.Name
 	if !errors.As(err, &status) {
 		if copies, _ := filepath.Glob(filepath.Join(base, "*", listFile)); len(copies) > 0 {
-			return fmt.Errorf("%s: the hub is out of reach: %w; a copy fetched before can be named: %s@%s", name, err, name, filepath.Base(filepath.Dir(copies[0])))
+			return fmt.Errorf("%s: the hub cannot be reached: %w; to use a copy that was fetched before, name it: %s@%s", name, err, name, filepath.Base(filepath.Dir(copies[0])))
 		}
-		return fmt.Errorf("%s: the hub is out of reach: %w", name, err)
+		return fmt.Errorf("%s: the hub cannot be reached: %w", name, err)
 	}
 	switch status.code {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		if os.Getenv("HF_TOKEN") == "" {
-			return fmt.Errorf("%s does not exist, is private, or asks for its terms to be accepted at %s/%s: set HF_TOKEN to a token that may read it (%w)", name, endpoint(), r.Name, err)
+			return fmt.Errorf("%s does not exist, is private, or requires that its terms are accepted at %s/%s: set HF_TOKEN to a token that may read it (%w)", name, endpoint(), r.Name, err)
 		}
 		return fmt.Errorf("%s may not be read with the token in HF_TOKEN: is it right, and are the terms at %s/%s accepted? (%w)", name, endpoint(), r.Name, err)
 	case http.StatusNotFound:
@@ -253,7 +253,7 @@ func (r Repo) explain(err error, base string) error {
 	return fmt.Errorf("%s: %w", name, err)
 }
 
-// fetch brings one file to its place, unless it is there.
+// fetch downloads one file, unless it exists.
 func (r Repo) fetch(ctx context.Context, commit string, f repoFile, to string, progress func(done int64)) error {
 	if info, err := os.Stat(to); err == nil && info.Size() == f.size() {
 		return nil
@@ -279,7 +279,7 @@ func (r Repo) fetch(ctx context.Context, commit string, f repoFile, to string, p
 			reached = done
 			progress(min(done, f.size()))
 		})
-		moved := reached > last // a connection that brings something each time is worth another try
+		moved := reached > last // retry as long as each connection makes progress
 		last = max(last, reached)
 		return moved, err
 	})
@@ -315,7 +315,7 @@ func (f *repoFile) verify(name string) error {
 		return err
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); info.Size() != f.size() || got != want {
-		return fmt.Errorf("%d bytes with the %s %s arrived, the hub lists %d with %s: the download is damaged, and was removed", info.Size(), what, got, f.size(), want)
+		return fmt.Errorf("%d bytes with the %s %s arrived, the hub lists %d with %s: the download is damaged and was removed", info.Size(), what, got, f.size(), want)
 	}
 	return nil
 }
@@ -328,7 +328,7 @@ func endpoint() string {
 	return "https://huggingface.co"
 }
 
-// authorization is the header that HF_TOKEN asks for. net/http does not hand it on to another host that the hub redirects to.
+// authorization is the header with HF_TOKEN. net/http does not send it to another host that the hub redirects to.
 func authorization() http.Header {
 	if token := strings.TrimSpace(os.Getenv("HF_TOKEN")); token != "" {
 		return http.Header{"Authorization": {"Bearer " + token}}
@@ -336,7 +336,7 @@ func authorization() http.Header {
 	return nil
 }
 
-// pause is the wait before the second try; it doubles with each.
+// pause is the wait before the second attempt; it doubles with each attempt.
 var pause = time.Second
 
 // retry calls f again after a failure of the network or the server, at most five times in a row without progress.

@@ -120,7 +120,7 @@ func fetchHub(t *testing.T, ref string) (string, error) {
 	return path, err
 }
 
-func TestAHubModelIsFetchedOnceAndOnlyWhatItNeeds(t *testing.T) {
+func TestFetchModel_DownloadsNeededFilesOnce(t *testing.T) {
 	h := newHub(t)
 	dir, err := fetchHub(t, "hf://org/name")
 	if err != nil {
@@ -154,7 +154,7 @@ func TestAHubModelIsFetchedOnceAndOnlyWhatItNeeds(t *testing.T) {
 	}
 }
 
-func TestABrokenHubDownloadGoesOnByItself(t *testing.T) {
+func TestFetchModel_RetriesABrokenConnection(t *testing.T) {
 	h := newHub(t)
 	h.breaks["model.safetensors"], h.again = 40_000, true
 	dir, err := fetchHub(t, "hf://org/name")
@@ -169,7 +169,7 @@ func TestABrokenHubDownloadGoesOnByItself(t *testing.T) {
 	}
 }
 
-func TestAnInterruptedHubDownloadGoesOnWithTheNextCall(t *testing.T) {
+func TestFetchModel_ContinuesWithTheNextCall(t *testing.T) {
 	h := newHub(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	h.breaks["model.safetensors"] = 50_000
@@ -192,7 +192,7 @@ func TestAnInterruptedHubDownloadGoesOnWithTheNextCall(t *testing.T) {
 	}
 }
 
-func TestADamagedHubFileIsRefused(t *testing.T) {
+func TestFetchModel_RefusesADamagedFile(t *testing.T) {
 	h := newHub(t)
 	for name, what := range map[string]string{"model.safetensors": "SHA-256", "config.json": "SHA-1"} {
 		t.Setenv("XDG_CACHE_HOME", t.TempDir())
@@ -214,7 +214,7 @@ func TestADamagedHubFileIsRefused(t *testing.T) {
 	}
 }
 
-func TestAPrivateModelNeedsItsToken(t *testing.T) {
+func TestFetchModel_SendsTheTokenOfAPrivateModel(t *testing.T) {
 	h := newHub(t)
 	h.token = "hf_secret"
 	if _, err := fetchHub(t, "hf://org/name"); err == nil || !strings.Contains(err.Error(), "set HF_TOKEN") {
@@ -231,7 +231,7 @@ func TestAPrivateModelNeedsItsToken(t *testing.T) {
 }
 
 // The hub sends large files from another host, which must not see the token.
-func TestTheTokenStaysWithTheHub(t *testing.T) {
+func TestFetchModel_SendsTheTokenToTheHubOnly(t *testing.T) {
 	h := newHub(t)
 	h.token = "hf_secret"
 	var leaked string
@@ -255,7 +255,7 @@ func TestTheTokenStaysWithTheHub(t *testing.T) {
 	}
 }
 
-func TestWhatTheHubDoesNotHaveIsNamed(t *testing.T) {
+func TestFetchModel_NamesWhatTheHubLacks(t *testing.T) {
 	h := newHub(t)
 	for ref, want := range map[string]string{
 		"hf://org/name@v9":          "no revision v9",

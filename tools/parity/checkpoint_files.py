@@ -63,7 +63,7 @@ def conquer(jobs):
         f.flush()
         start = time.time()
         subprocess.run(
-            ["go", "test", "./checkpoint", "-count=1", "-run", "^TestParityWithThePythonPackages$"],
+            ["go", "test", "./checkpoint", "-count=1", "-run", "^TestParity_WithThePythonPackages$"],
             cwd=ROOT, check=True, env=dict(os.environ,
                                            CHECKPOINT_PARITY=f.name), stdout=subprocess.DEVNULL)
         print(f"conquer wrote {len(jobs)} folders in {time.time() - start:.1f} s")

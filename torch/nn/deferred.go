@@ -2,22 +2,21 @@ package nn
 
 import "conquer/torch"
 
-// Defer lets p's values be read later, as dtype, to device. Until Move, p's tensor has their shape, but no memory for them.
-// p remains a leaf if it was one.
+// Defer makes p a deferred parameter: read reads its values, as dtype, when it is moved to its device. Until then p's tensor has
+// the right shape but no memory of its own. p remains a leaf of autograd if it was one.
 func (p *Param) Defer(dtype torch.DType, device torch.Device, read func(into *Param) error) {
 	trained := p.Defined() && p.RequiresGrad()
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
 			p.Tensor.Free()
-			p.Tensor = torch.Empty([]int{1}, dtype, device).Expand(p.Local()...).Own() // one element, in every place
+			p.Tensor = torch.Empty([]int{1}, dtype, device).Expand(p.Local()...).Own() // one element, repeated
 		})
 	})
 	p.RequireGrad(trained)
 	p.Deferred = read
 }
 
-// Move puts p's values, which may have been promised so far, into to, a tensor of their shape and dtype, which p shares from now
-// on.
+// Move copies or reads p's values into to, a tensor of their shape and dtype, which p shares from then on.
 func (p *Param) Move(to torch.Tensor) (err error) {
 	torch.NoGrad(func() {
 		if p.Deferred == nil {
@@ -32,7 +31,7 @@ func (p *Param) Move(to torch.Tensor) (err error) {
 	return err
 }
 
-// Values are p's values, or, where they are only promised, a copy in the host's memory, read for this call.
+// Values returns p's values; for a deferred parameter, a copy on the CPU that is read for this call.
 func (p *Param) Values() (torch.Tensor, error) {
 	if p.Deferred == nil {
 		return p.Detach(), nil

@@ -6,15 +6,15 @@ import (
 	"conquer/torch"
 )
 
-// Conv1D is a causal depthwise convolution followed by SiLU, as state-space layers use it: every channel is filtered by W
-// taps of its own, the last of which is the token itself.
+// Conv1D is a causal depthwise convolution followed by SiLU, as state-space layers use it. Each channel has W taps of its own;
+// the last tap is the token itself.
 type Conv1D struct {
 	Weight *Param `weight:"weight"` // [D, 1, W]
 	Bias   *Param `weight:"bias"`   // [D], or nil
 }
 
-// NewConv1D declares a convolution of width taps over the given number of channels. Fresh taps are drawn from ±1/√W, as a
-// PyTorch Conv1d draws them: each channel has only W inputs, and much smaller taps would all but close it.
+// NewConv1D declares a convolution of width taps over the given number of channels. Fresh taps are drawn uniformly from ±1/√W,
+// as PyTorch's Conv1d draws them: each channel has only W inputs, so much smaller taps would pass almost no signal.
 func NewConv1D(channels, width int, bias bool) *Conv1D {
 	bound := 1 / math.Sqrt(float64(width))
 	c := &Conv1D{Weight: NewParam(Normal, channels, 1, width)}
@@ -33,8 +33,8 @@ func (c *Conv1D) weights() (weight, bias torch.Tensor) {
 	return weight, bias
 }
 
-// Forward filters x [B,L,D] to [B,L,D]. state [B,W-1,D], or no tensor, holds the inputs before the first and is
-// overwritten with the last ones; no tap reaches across a change of segments (int32 [B,L], or no tensor).
+// Forward filters x [B,L,D] to [B,L,D]. state [B,W-1,D], or no tensor, holds the inputs before the first and is overwritten
+// with the last ones. A tap sees inputs of its token's segment only (segments: int32 [B,L], or no tensor).
 func (c *Conv1D) Forward(x, state, segments torch.Tensor) torch.Tensor {
 	weight, bias := c.weights()
 	y, last := torch.CausalConv1D(x, weight, bias, state, segments, true)
@@ -65,7 +65,7 @@ func NewGatedRMSNorm(width, groups int, eps float64) *GatedRMSNorm {
 // Forward normalizes x [..., D] gated by z [..., D].
 func (n *GatedRMSNorm) Forward(x, z torch.Tensor) torch.Tensor {
 	if n.Group > x.Size(-1) { // other processes hold the rest of the group
-		return n.together(x, z)
+		return n.divided(x, z)
 	}
 	return torch.GatedRMSNorm(x, z, n.Weight.Tensor, n.Eps, n.Group)
 }

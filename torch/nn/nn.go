@@ -1,5 +1,5 @@
-// Package nn holds the layers that architectures are made of. A layer declares its weights in struct tags; [Walk] finds
-// them, by the names that Hugging Face checkpoints give them, for loading, saving, counting and training.
+// Package nn holds the layers that architectures are made of. A layer declares its weights in struct tags. [Walk] finds
+// them, with their names in Hugging Face checkpoints, for loading, saving, counting and training.
 package nn
 
 import (
@@ -8,23 +8,25 @@ import (
 	"conquer/torch"
 )
 
-// Param is a weight. Shape is declared when the layer is made; the tensor exists once it was loaded or initialized.
-// Where a layer fuses several weights of a checkpoint into one, they lie below each other: piece i has Rows[i] rows.
+// Param is a parameter: one tensor that is stored and trained. Shape is declared when the layer is made; the tensor exists
+// once it is loaded or initialized. A fused parameter holds several components (see [Component]) below each other:
+// component i has Rows[i] rows.
 type Param struct {
 	torch.Tensor
 	Shape []int
 	Rows  []int
-	// Fill says how the weight begins when it is not loaded: Normal draws, or ones, or zeros.
+	// Fill is the initial value of a fresh parameter.
 	Fill Fill
-	// Draw, where a layer has a distribution of its own, overwrites a fresh float32 tensor instead.
+	// Draw, if not nil, overwrites a fresh float32 tensor with the layer's own distribution.
 	Draw func(t torch.Tensor)
-	// Part, where several processes have divided the weight, is what of it the tensor holds; Shape and Rows are the whole's.
+	// Shard, if not nil, says which rows or columns the tensor holds under tensor parallelism. Shape and Rows describe the
+	// whole parameter.
 	Shard *Shard
-	// Later, where the values are only promised, reads them into a Param of the same shape, see Defer.
+	// Deferred, if not nil, reads the values into a Param of the same shape; see [Param.Defer].
 	Deferred func(into *Param) error
 }
 
-// Fill is how a fresh weight begins.
+// Fill is how a fresh parameter is initialized.
 type Fill int
 
 const (
@@ -41,21 +43,21 @@ func newParam(fill Fill, rows []int, rest ...int) *Param {
 	return &Param{Shape: append([]int{total}, rest...), Rows: rows, Fill: fill}
 }
 
-// NewParam declares a weight that checkpoints store whole.
+// NewParam declares a parameter of one component.
 func NewParam(fill Fill, shape ...int) *Param {
 	return &Param{Shape: shape, Rows: shape[:1], Fill: fill}
 }
 
-// Linear is y = x Wᵀ + b, with low-rank adapters when it is being tuned that way. Fused linears (q, k and v, say) are one
-// Linear whose output holds the parts side by side.
+// Linear is y = x Wᵀ + b, plus low-rank adapters if it has any. Fused layers, such as q, k and v, are one Linear, whose output
+// holds the components side by side.
 type Linear struct {
 	Weight *Param `weight:"weight"` // [sum of Rows, D]
 	Bias   *Param `weight:"bias"`   // [sum of Rows], or nil
 	Rows   []int
-	LoRA   []*LoRA // one for each part, nil where a part is not adapted; empty without adapters
+	LoRA   []*LoRA // one for each component, nil for one without; empty without adapters
 }
 
-// NewLinear declares a linear layer of the given input width whose output is the parts of the given widths side by side.
+// NewLinear declares a linear layer of the given input width, with components of the given output widths.
 func NewLinear(in int, bias bool, rows ...int) *Linear {
 	l := &Linear{Weight: newParam(Normal, rows, in), Rows: rows}
 	if bias {
@@ -64,21 +66,22 @@ func NewLinear(in int, bias bool, rows ...int) *Linear {
 	return l
 }
 
-// Forward maps x [..., D] to [..., N]. A process that holds some of the weight's rows makes those of the N outputs; one that
-// holds some of its columns takes those of the D inputs.
+// Forward maps x [..., D] to [..., N]. A process that holds rows of the weight computes those of the N outputs; one that holds
+// columns takes those of the D inputs.
 func (l *Linear) Forward(x torch.Tensor) torch.Tensor {
-	return l.Weight.collect(l.product(l.Weight.spread(x)))
+	return l.Weight.collect(l.local(l.Weight.spread(x)))
 }
 
-func (l *Linear) product(x torch.Tensor) torch.Tensor {
+// local is Forward of this process's shard.
+func (l *Linear) local(x torch.Tensor) torch.Tensor {
 	if len(l.LoRA) == 0 {
 		return torch.Linear(x, l.Weight.Tensor, l.bias())
 	}
 	if x.Device().IsCUDA() && !l.drops() {
 		return l.adapted(x)
 	}
-	return torch.Scoped1(func() torch.Tensor { // so that the parts go at once, rather than with the block
-		parts := torch.Linear(x, l.Weight.Tensor, l.bias()).Split(-1, l.Weight.heldRows()...)
+	return torch.Scoped1(func() torch.Tensor { // frees the parts here, not at the end of the block
+		parts := torch.Linear(x, l.Weight.Tensor, l.bias()).Split(-1, l.Weight.localRows()...)
 		for i, adapter := range l.LoRA {
 			if adapter != nil {
 				parts[i] = parts[i].Add(adapter.Forward(x))
@@ -88,16 +91,16 @@ func (l *Linear) product(x torch.Tensor) torch.Tensor {
 	})
 }
 
-// drops reports whether an adapter leaves out inputs at random now.
+// drops reports whether an adapter applies dropout in this pass.
 func (l *Linear) drops() bool {
 	return torch.GradEnabled() && slices.ContainsFunc(l.LoRA, func(a *LoRA) bool { return a != nil && a.Dropout > 0 })
 }
 
-// adapted is product with all adapters at once, in x's dtype: their A below each other make one narrow product, their B, each
-// in the rows of its part and the columns of its A, a second one that adds to what the weight gave, in place.
+// adapted is local with all adapters in two GEMMs, in x's dtype: one with their A below each other, and one with their B, each
+// in its component's rows and its A's columns, which adds to the weight's output in place.
 func (l *Linear) adapted(x torch.Tensor) torch.Tensor {
 	return torch.Scoped1(func() torch.Tensor {
-		rows, ranks := l.Weight.heldRows(), 0
+		rows, ranks := l.Weight.localRows(), 0
 		var down, up []torch.Tensor
 		for _, a := range l.LoRA {
 			if a != nil {
@@ -123,7 +126,8 @@ func (l *Linear) adapted(x torch.Tensor) torch.Tensor {
 		shape := x.Shape()
 		flat := x.Reshape(-1, shape[len(shape)-1])
 		y := torch.Linear(flat, l.Weight.Tensor, l.bias())
-		low := flat.Matmul(torch.Cat(0, down...).Transpose(0, 1)) // not Linear, whose kernel may begin before its weight was made
+		// Not torch.Linear: its kernel may start before the concatenated weight is complete.
+		low := flat.Matmul(torch.Cat(0, down...).Transpose(0, 1))
 		y.AddMatmul(low, torch.Cat(0, up...).Transpose(0, 1))
 		shape[len(shape)-1] = y.Size(1)
 		return y.View(shape...)
@@ -132,12 +136,12 @@ func (l *Linear) adapted(x torch.Tensor) torch.Tensor {
 
 // ForwardNormed is Forward of x normalized by n.
 func (l *Linear) ForwardNormed(n *RMSNorm, x torch.Tensor) torch.Tensor {
-	if l.Weight.tokens() { // each process normalizes its own
+	if l.Weight.tokens() { // each process normalizes its own tokens
 		return l.Forward(n.Forward(x))
 	}
 	x = l.Weight.spread(x)
 	if len(l.LoRA) > 0 {
-		return l.product(n.Forward(x))
+		return l.local(n.Forward(x))
 	}
 	return torch.NormLinear(x, n.Weight.Tensor, n.Eps, l.Weight.Tensor, l.bias())
 }
@@ -151,23 +155,23 @@ func (l *Linear) ForwardAdd(x, residual torch.Tensor) torch.Tensor {
 }
 
 func (l *Linear) bias() (bias torch.Tensor) {
-	// Of a sum over processes, one adds the bias.
+	// If the processes' outputs are summed, rank 0 alone adds the bias.
 	if l.Bias != nil && (l.Weight.Shard == nil || l.Weight.Shard.Dim == 0 || l.Weight.Shard.Group.Rank == 0) {
 		bias = l.Bias.Tensor
 	}
 	return bias
 }
 
-// LoRA is a low-rank addition to one part of a linear layer: scale · (dropout(x) Aᵀ) Bᵀ (Hu et al., arXiv 2106.09685).
+// LoRA is a low-rank adapter of one component of a linear layer: scale · (dropout(x) Aᵀ) Bᵀ (Hu et al., arXiv 2106.09685).
 type LoRA struct {
-	Name    string // the adapted part's name, e.g. model.layers.0.self_attn.q_proj
+	Name    string // the component's name without .weight, e.g. model.layers.0.self_attn.q_proj
 	A       *Param // [r, D]
 	B       *Param // [N, r]
 	Scale   float64
 	Dropout float64 // applied while gradients are recorded
 }
 
-// Forward maps x [..., D] to the addition [..., N].
+// Forward maps x [..., D] to the adapter's output [..., N].
 func (a *LoRA) Forward(x torch.Tensor) torch.Tensor {
 	if a.Dropout > 0 && torch.GradEnabled() {
 		x = x.Dropout(a.Dropout)

@@ -9,7 +9,7 @@ import (
 
 // RotaryConfig describes rotary position embedding as a Hugging Face config does.
 type RotaryConfig struct {
-	Dims  int     // how many dimensions of a head are turned
+	Dims  int     // R, the number of dimensions of a head that are rotated
 	Theta float64 // rope_theta
 	// Scaling is rope_scaling's type: "" or "default" for none, "linear", or "llama3".
 	Scaling          string
@@ -19,14 +19,14 @@ type RotaryConfig struct {
 	OriginalPosition int     // llama3: original_max_position_embeddings
 }
 
-// Rotary is a table of the cosines and sines of the first positions; it grows when later positions are asked for.
+// Rotary is a table of the cosines and sines of the first positions. It grows when later positions are asked for.
 type Rotary struct {
 	frequencies []float32 // [R/2]
 	cos, sin    torch.Tensor
 	length      int
 	device      torch.Device
-	// Tables that larger ones took the place of: a recorded step may still read them. Together they are no larger than the
-	// one in use.
+	// outgrown holds the tables that were replaced by larger ones: a recorded graph may still read them. Together they are no
+	// larger than the one in use.
 	outgrown []torch.Tensor
 }
 
@@ -52,7 +52,7 @@ func NewRotary(c RotaryConfig) (*Rotary, error) {
 	return r, nil
 }
 
-// llama3 slows low frequencies by Factor, keeps high ones, and blends between (Llama 3.1's model card).
+// llama3 divides low frequencies by Factor, keeps high ones, and interpolates between (Llama 3.1's model card).
 func (c RotaryConfig) llama3(f float64) float64 {
 	wavelength := 2 * math.Pi / f
 	original := float64(c.OriginalPosition)
@@ -105,7 +105,7 @@ func bits(n int) (b int) {
 	return b
 }
 
-// Free gives the table back.
+// Free frees the table.
 func (r *Rotary) Free() {
 	r.cos.Free()
 	r.sin.Free()

@@ -7,27 +7,26 @@ import (
 	"conquer/torch/dist"
 )
 
-// Part is what this process holds of a weight that the processes of a group have divided among them (Shoeybi et al., arXiv
-// 1909.08053): some of its rows, of which each makes an output, or some of its columns, of which each takes an input. Layers
-// look at nothing else: one that has rows alone is handed the whole input (spread), one that has columns gives a part of a
-// sum (collect).
+// Shard is what this process holds of a parameter that is divided over a group (tensor parallelism: Shoeybi et al., arXiv
+// 1909.08053): some of its rows, each of which computes an output, or some of its columns, each of which takes an input. A layer
+// with rows gets the whole input ([Param.spread]); the outputs of a layer with columns are summed over the group
+// ([Param.collect]).
 //
-// The gradient that a pass leaves at elements that are Shared is a part, too: it must be summed over the group. So it is in
-// a norm before a layer that is divided, whose own input is handed out.
+// The gradient of replicated ranges, and of a norm before a divided layer, is one term of a sum over the group.
 type Shard struct {
 	Group  *dist.Group
 	Dim    int       // 0: rows are divided, 1: columns are
-	Ranges [][]Range // by rank of the group, what each holds, one behind the other
-	Tokens *Tokens   // where the hidden states between the layers are divided as well, else nil
+	Ranges [][]Range // by rank of the group, in the order in which they lie in the tensor
+	Tokens *Tokens   // if the hidden states between the layers are divided as well, else nil
 }
 
-// Tokens is the batch that a model's layers work on, [Batch,Length] tokens. Between the layers each process has the hidden
-// states of an equal stretch of all of them, [1,N,D], and normalizes those (sequence parallelism: Korthikanti et al., arXiv
-// 2205.05198): the input of a layer is put together, and its output, a part of a sum, is added up and given out. The embedding
-// sets the numbers; Batch·Length must be a multiple of the number of processes. It is for passes without a cache.
+// Tokens is the size of the batch that a model's layers work on, [Batch,Length] tokens, under sequence parallelism (Korthikanti
+// et al., arXiv 2205.05198): between the layers each process holds and normalizes the hidden states of an equal share of the
+// tokens, [1,N,D]. The input of a layer is gathered, its output is reduced and scattered. The embedding sets the sizes;
+// Batch·Length must be a multiple of the number of processes. Passes with a cache do not support it.
 type Tokens struct{ Batch, Length int }
 
-// Range is the rows or columns [First, First+Count) of a weight. Where it is Shared, all processes hold it.
+// Range is the rows or columns [First, First+Count) of a parameter. If it is Replicated, all processes hold it.
 type Range struct {
 	First, Count int
 	Replicated   bool
@@ -36,7 +35,7 @@ type Range struct {
 // Own lists the ranges that this process holds.
 func (p *Shard) Own() []Range { return p.Ranges[p.Group.Rank] }
 
-// Count is how many rows or columns the group's rank holds.
+// Count is the number of rows or columns that a rank of the group holds.
 func (p *Shard) Count(rank int) (n int) {
 	for _, s := range p.Ranges[rank] {
 		n += s.Count
@@ -44,12 +43,12 @@ func (p *Shard) Count(rank int) (n int) {
 	return n
 }
 
-// Replicated reports whether all processes of the group hold something of the weight.
+// Replicated reports whether all processes of the group hold some range of the parameter.
 func (p *Shard) Replicated() bool {
 	return p != nil && slices.ContainsFunc(p.Own(), func(s Range) bool { return s.Replicated })
 }
 
-// Local is the shape of the tensor: Shape, or its part's.
+// Local is the shape of the tensor: Shape, or that of this process's shard.
 func (p *Param) Local() []int {
 	if p.Shard == nil {
 		return p.Shape
@@ -57,50 +56,50 @@ func (p *Param) Local() []int {
 	return p.Shard.shape(p, p.Shard.Group.Rank)
 }
 
-func (part *Shard) shape(p *Param, rank int) []int {
+func (shard *Shard) shape(p *Param, rank int) []int {
 	shape := slices.Clone(p.Shape)
-	shape[part.Dim] = part.Count(rank)
+	shape[shard.Dim] = shard.Count(rank)
 	return shape
 }
 
-// heldRows are the rows that this process holds of each of the pieces that a fused weight consists of.
-func (p *Param) heldRows() []int {
+// localRows is the number of rows that this process holds of each component.
+func (p *Param) localRows() []int {
 	if p.Shard == nil || p.Shard.Dim != 0 {
 		return p.Rows
 	}
-	held, start := make([]int, len(p.Rows)), 0
+	ranges, start := make([]int, len(p.Rows)), 0
 	for i, rows := range p.Rows {
 		for _, s := range p.Shard.Own() {
-			held[i] += max(0, min(s.First+s.Count, start+rows)-max(s.First, start))
+			ranges[i] += max(0, min(s.First+s.Count, start+rows)-max(s.First, start))
 		}
 		start += rows
 	}
-	return held
+	return ranges
 }
 
-// Divide keeps, of p's tensor, what part says, in memory of its own on device; of values that are promised, the promise of
-// that. p remains a leaf if it was one.
-func (p *Param) Divide(part *Shard, device torch.Device) {
+// Divide replaces p's tensor by this process's shard, in memory of its own on device. A deferred parameter stays deferred. p
+// remains a leaf of autograd if it was one.
+func (p *Param) Divide(shard *Shard, device torch.Device) {
 	if p.Deferred != nil {
-		p.Shard = part
+		p.Shard = shard
 		p.Defer(p.DType(), device, p.Deferred)
 		return
 	}
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
-			var held []torch.Tensor
-			for _, s := range part.Own() {
-				held = append(held, p.Detach().Narrow(part.Dim, s.First, s.Count))
+			var ranges []torch.Tensor
+			for _, s := range shard.Own() {
+				ranges = append(ranges, p.Detach().Narrow(shard.Dim, s.First, s.Count))
 			}
-			own, trained := torch.Cat(part.Dim, held...).ToDevice(device).Contiguous().Own(), p.RequiresGrad()
+			own, trained := torch.Cat(shard.Dim, ranges...).ToDevice(device).Contiguous().Own(), p.RequiresGrad()
 			p.Tensor.Free()
-			p.Tensor, p.Shard = own, part
+			p.Tensor, p.Shard = own, shard
 			p.RequireGrad(trained)
 		})
 	})
 }
 
-// Store copies rows [start, start+t.Size(0)) of the whole weight into the tensor, as far as they are here.
+// Store copies t, rows [start, start+t.Size(0)) of the whole parameter, into the tensor, as far as this process holds them.
 func (p *Param) Store(start int, t torch.Tensor) {
 	rows := t.Size(0)
 	if p.Shard == nil {
@@ -120,25 +119,25 @@ func (p *Param) Store(start int, t torch.Tensor) {
 	}
 }
 
-// Gather puts the whole weight together, on every process of the group, in memory of its own.
+// Gather returns the whole parameter, on every process of the group, in memory of its own.
 func (p *Param) Gather() (whole torch.Tensor) {
-	part := p.Shard
+	shard := p.Shard
 	torch.NoGrad(func() {
 		torch.Scoped(func() {
 			longest := 0
-			for rank := range part.Ranges {
-				longest = max(longest, count(part.shape(p, rank)))
+			for rank := range shard.Ranges {
+				longest = max(longest, count(shard.shape(p, rank)))
 			}
 			mine := torch.Zeros([]int{longest}, p.DType(), p.Device())
 			mine.Narrow(0, 0, p.Numel()).Copy(p.Detach().Reshape(-1))
-			all := torch.Empty([]int{len(part.Ranges), longest}, p.DType(), p.Device())
-			part.Group.AllGather(all, mine).Wait()
+			all := torch.Empty([]int{len(shard.Ranges), longest}, p.DType(), p.Device())
+			shard.Group.AllGather(all, mine).Wait()
 			whole = torch.Empty(p.Shape, p.DType(), p.Device()).Own()
-			for rank, sections := range part.Ranges {
-				shape, start := part.shape(p, rank), 0
+			for rank, ranges := range shard.Ranges {
+				shape, start := shard.shape(p, rank), 0
 				from := all.Select(0, rank).Narrow(0, 0, count(shape)).View(shape...)
-				for _, s := range sections {
-					whole.Narrow(part.Dim, s.First, s.Count).Copy(from.Narrow(part.Dim, start, s.Count))
+				for _, s := range ranges {
+					whole.Narrow(shard.Dim, s.First, s.Count).Copy(from.Narrow(shard.Dim, start, s.Count))
 					start += s.Count
 				}
 			}
@@ -155,38 +154,38 @@ func count(shape []int) int {
 	return n
 }
 
-// spread is hidden states x as the input of a product with p, or of a norm before it.
+// spread gives hidden states x as the input of a GEMM with p, or of a norm before it.
 func (p *Param) spread(x torch.Tensor) torch.Tensor {
-	switch part := p.Shard; {
-	case part == nil || part.Dim != 0:
+	switch shard := p.Shard; {
+	case shard == nil || shard.Dim != 0:
 		return x
-	case part.Tokens != nil:
+	case shard.Tokens != nil:
 		width := x.Size(-1)
-		return part.Group.Gather(x.View(-1, width)).View(part.Tokens.Batch, part.Tokens.Length, width)
+		return shard.Group.Gather(x.View(-1, width)).View(shard.Tokens.Batch, shard.Tokens.Length, width)
 	default:
-		return part.Group.Spread(x)
+		return shard.Group.Spread(x)
 	}
 }
 
-// collect is what p's product made of the input, y, as the whole weight's would have.
+// collect turns y, the output of a GEMM with this process's shard, into that of the whole parameter.
 func (p *Param) collect(y torch.Tensor) torch.Tensor {
-	switch part := p.Shard; {
-	case part == nil || part.Dim != 1:
+	switch shard := p.Shard; {
+	case shard == nil || shard.Dim != 1:
 		return y
-	case part.Tokens != nil:
-		return part.Group.Scatter(y.Reshape(-1, y.Size(-1))).Unsqueeze(0)
+	case shard.Tokens != nil:
+		return shard.Group.Scatter(y.Reshape(-1, y.Size(-1))).Unsqueeze(0)
 	default:
-		return part.Group.Collect(y)
+		return shard.Group.Collect(y)
 	}
 }
 
-// tokens reports whether the hidden states, too, are divided.
+// tokens reports whether the hidden states are divided, too.
 func (p *Param) tokens() bool { return p.Shard != nil && p.Shard.Tokens != nil }
 
-// Pick takes rows (int64 [N]) of hidden states [B,L,D], counted over all of their tokens, as the input of the head p or of a
-// norm before it: [N,D].
+// Pick selects rows (int64 [N], indices over all B·L tokens) of hidden states [B,L,D] as the input of the head p or of a norm
+// before it: [N,D].
 func (p *Param) Pick(hidden, rows torch.Tensor) torch.Tensor {
-	if p.tokens() { // some are another's
+	if p.tokens() { // other processes hold some of the rows
 		hidden = p.spread(hidden)
 	}
 	picked := hidden.View(-1, hidden.Size(-1)).IndexSelect(0, rows)
@@ -196,7 +195,7 @@ func (p *Param) Pick(hidden, rows torch.Tensor) torch.Tensor {
 	return p.spread(picked)
 }
 
-// lookup picks the rows ids of an embedding whose rows are divided: those that are not here are zero, and others' to give.
+// lookup selects the rows ids of an embedding whose rows are divided. Rows of other processes are zero here, and added by them.
 func (p *Param) lookup(ids torch.Tensor) torch.Tensor {
 	s := p.Shard.Own()[0]
 	local := ids.AddScalar(-float64(s.First))
@@ -210,10 +209,10 @@ func (p *Param) lookup(ids torch.Tensor) torch.Tensor {
 	return p.Shard.Group.Collect(part)
 }
 
-// together is Forward where each process has some of the channels that are normalized together.
-func (n *GatedRMSNorm) together(x, z torch.Tensor) torch.Tensor {
+// divided is Forward if several processes hold the channels of a group.
+func (n *GatedRMSNorm) divided(x, z torch.Tensor) torch.Tensor {
 	gated := x.To(torch.Float32).Mul(z.To(torch.Float32).Silu())
-	// Every process's channels depend on the sum, so that its gradient, too, is a sum over all.
+	// Every process's channels depend on the sum, so its gradient is a sum over all processes, too.
 	group := n.Weight.Shard.Group
 	mean := group.Spread(group.Collect(gated.Mul(gated).SumDim(-1, true))).MulScalar(1 / float64(n.Group))
 	return gated.Mul(mean.AddScalar(n.Eps).Rsqrt()).To(x.DType()).Mul(n.Weight.Tensor)

@@ -6,22 +6,22 @@ import (
 	"strings"
 )
 
-// Component is one weight as a checkpoint names and stores it: rows [Start, Start+Rows) of a Param.
+// Component is one tensor of a checkpoint: rows [Start, Start+Rows) of a parameter.
 type Component struct {
 	Name        string
 	Param       *Param
 	Start, Rows int
 }
 
-// Shape returns the piece's shape.
+// Shape returns the component's shape.
 func (p Component) Shape() []int { return append([]int{p.Rows}, p.Param.Shape[1:]...) }
 
-// Whole reports whether the piece is all of its Param.
+// Whole reports whether the component is all of its parameter.
 func (p Component) Whole() bool { return p.Rows == p.Param.Shape[0] }
 
-// Walk visits the pieces of every Param below root, a pointer to a struct, in declaration order. A field is visited when it
-// has a `weight` tag: the name it contributes. "a+b" names the parts of a fused layer; elements of a slice are numbered; a
-// nil pointer is a weight that this model does not have.
+// Walk visits the components of every parameter below root, a pointer to a struct, in declaration order. A field is visited if
+// it has a `weight` tag, which is the name that it contributes. "a+b" names the components of a fused layer, elements of a slice
+// are numbered, and a nil pointer is a weight that this model does not have. A [Parent] names its inner layers itself.
 func Walk(root any, visit func(Component)) { walk(reflect.ValueOf(root), []string{""}, visit) }
 
 var paramType = reflect.TypeFor[*Param]()
@@ -79,7 +79,7 @@ func walk(v reflect.Value, names []string, visit func(Component)) {
 	children(v, func(name string, child reflect.Value) { walk(child, join(names, name), visit) })
 }
 
-// join appends a tag to every prefix; a fused tag makes a prefix for each of its parts.
+// join appends a tag to every prefix. A fused tag gives one name for each of its components.
 func join(prefixes []string, tag string) []string {
 	var names []string
 	for _, prefix := range prefixes {
@@ -93,7 +93,7 @@ func join(prefixes []string, tag string) []string {
 	return names
 }
 
-// Params lists the Params below root, each once.
+// Params lists the parameters below root, each once.
 func Params(root any) []*Param {
 	var params []*Param
 	seen := map[*Param]bool{}
@@ -106,7 +106,7 @@ func Params(root any) []*Param {
 	return params
 }
 
-// Linears visits every Linear below root with the names of its parts, for adapters.
+// Linears visits every Linear below root with the names of its components, without .weight.
 func Linears(root any, visit func(names []string, l *Linear)) {
 	byWeight := map[*Param][]string{}
 	Walk(root, func(p Component) {
@@ -119,8 +119,8 @@ func Linears(root any, visit func(names []string, l *Linear)) {
 	})
 }
 
-// Layers visits every layer below root, and root itself, by name, each before those that it consists of: the pointers to
-// structs that Walk passes through.
+// Layers visits every layer below root and root itself, by name, outer layers first: the pointers to structs that Walk passes
+// through.
 func Layers(root any, visit func(name string, layer any)) { layers(reflect.ValueOf(root), "", visit) }
 
 func layers(v reflect.Value, name string, visit func(name string, layer any)) {
