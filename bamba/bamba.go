@@ -1,8 +1,9 @@
-// Package bamba is Bamba, Mamba-2 state-space layers with a few attention layers among them, and the plain Mamba-2 stack;
-// the chunked scan that both use; and the strategies by which its chunks share their states.
+// Package bamba is Bamba, Mamba-2 state-space layers with a few attention layers among them, and
+// the plain Mamba-2 stack; the chunked scan that both use; and the strategies by which its chunks
+// share their states.
 //
-// [Block] and [Mamba2Block] are the models' blocks, [Mixer] is the state-space layer, [SSD] is the scan on one page,
-// [Chunking] chooses how it runs.
+// [Block] and [Mamba2Block] are the models' blocks, [Mixer] is the state-space layer, [SSD] is the
+// scan on one page, [Chunking] chooses how it runs.
 package bamba
 
 import (
@@ -13,7 +14,8 @@ import (
 	"conquer/torch/nn"
 )
 
-// Block is a state-space layer or attention, then a feed-forward layer, each after a normalization and added to its input.
+// Block is a state-space layer or attention, then a feed-forward layer, each after a normalization
+// and added to its input.
 type Block struct {
 	MixerNorm *nn.RMSNorm      `weight:"input_layernorm"`
 	Mixer     *Mixer           `weight:"mamba"`     // nil in an attention layer
@@ -45,15 +47,16 @@ func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCach
 }
 
 // NewCache makes an empty state or an empty key and value cache.
-func (b *Block) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) model.LayerCache {
+func (b *Block) NewCache(batch, capacity int, dtype torch.DType,
+	device torch.Device) model.LayerCache {
 	if b.Mixer != nil {
 		return b.Mixer.NewCache(batch, dtype, device)
 	}
 	return b.Attention.NewCache(batch, capacity, dtype, device)
 }
 
-// New makes a model without weights from a Hugging Face config of model_type "bamba" (BambaForCausalLM). Without
-// attention layers it is a Mamba-2 stack with feed-forward layers.
+// New makes a model without weights from a Hugging Face config of model_type "bamba"
+// (BambaForCausalLM). Without attention layers it is a Mamba-2 stack with feed-forward layers.
 func New(config model.Config) (model.Model, error) {
 	s, err := read(config)
 	if err != nil {
@@ -86,7 +89,8 @@ type Model struct {
 	chunk    int // the config's chunk size
 }
 
-// NewModel makes a model, without weights, whose state-space layers were made with the given chunking.
+// NewModel makes a model, without weights, whose state-space layers were made with the given
+// chunking.
 func NewModel(c model.StackConfig, blocks []model.Block, chunking *Chunking) (model.Model, error) {
 	stack, err := model.NewStack(c, blocks)
 	if err != nil {
@@ -98,7 +102,8 @@ func NewModel(c model.StackConfig, blocks []model.Block, chunking *Chunking) (mo
 // Chunked is a model whose state-space layers' chunking can be chosen: [Model].
 type Chunked interface {
 	model.Model
-	// Chunking returns the current choice; a new model's is default-optimized with its config's chunk size.
+	// Chunking returns the current choice; a new model's is default-optimized with its config's
+	// chunk size.
 	Chunking() Chunking
 	// SetChunking changes it for the passes that follow.
 	SetChunking(Chunking) error
@@ -119,8 +124,9 @@ func (m *Model) SetChunking(c Chunking) error {
 	return nil
 }
 
-// NewChunking is the choice of a new model: default-optimized, with the chunk size of its config. That size is rounded to
-// one that the kernels have; under the default strategy it changes the speed only.
+// NewChunking is the choice of a new model: default-optimized, with the chunk size of its config.
+// That size is rounded to one that the kernels have; under the default strategy it changes the
+// speed only.
 func NewChunking(size int) *Chunking {
 	chunk := 16
 	for chunk < 256 && 2*chunk <= size {

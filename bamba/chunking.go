@@ -8,36 +8,39 @@ import (
 	"conquer/torch"
 )
 
-// The strategies by which a sequence's chunks share their states. They are one family: state is carried across no chunk, k
-// chunks, or all of them.
+// The strategies by which a sequence's chunks share their states: state is carried across no chunk,
+// k chunks, or all of them.
 const (
-	Default     = "default"     // across all chunks: what the model was trained to do
+	Default     = "default"     // across all chunks, as the model was trained
 	Independent = "independent" // across none: every chunk starts from a zero state
 	Windowed    = "windowed"    // across the Window chunks before a token's own
 )
 
-// Auto is the chunk size that is picked by shape.
+// Auto is a chunk size that depends on the shape of the heads; see [Chunking.Size].
 const Auto = -1
 
-// Chunking is how the state-space layers cut a sequence into chunks and which code scans them.
+// Chunking says how the state-space layers divide a sequence into chunks, and whether kernels or
+// the reference scan them.
 //
-// It is about passes over many tokens: training, scoring and reading a prompt. The state that such a pass begins with counts
-// as the chunk before its first, and the state it ends with is what its last token's own chunk sees; tokens that are then
-// generated one by one extend that chunk. So a prompt may be read in any pieces with the same result under Default, whereas
-// under the other strategies each piece begins a new chunk.
+// It applies to passes over several tokens: training, scoring and reading a prompt. The initial
+// state of a pass counts as the chunk before its first, and the final state is the one that the
+// last token's chunk sees. Tokens that are then generated one by one extend that chunk. So under
+// Default a prompt may be read in parts of any sizes with the same result; under the other
+// strategies each part begins a new chunk.
 type Chunking struct {
 	Strategy string
-	Window   int // for Windowed alone
-	// ChunkSize is a power of two from 16 to 256, or Auto, or 0 for the model's own. Under Default it does not change the
-	// result, only what the plain page costs.
+	Window   int // for Windowed only
+	// ChunkSize is a power of two from 16 to 256, or Auto, or 0 for the model's own. Under Default
+	// it changes the speed of the reference, not the result.
 	ChunkSize int
-	// Optimized selects the project's kernels over the plain page of ssd.go; the results are the same.
+	// Optimized selects the project's kernels instead of the reference [SSD]. The results are the
+	// same.
 	Optimized bool
 }
 
-// ParseChunking reads a strategy by its name: default, independent or windowed:k, for the plain page, and the same with
-// -optimized appended (default-optimized, independent-optimized, windowed:2-optimized) for the kernels. windowed:0 is
-// independent by another name.
+// ParseChunking reads the name of a strategy: default, independent or windowed:k for the reference,
+// and the same with -optimized appended (windowed:2-optimized) for the kernels. windowed:0 equals
+// independent.
 func ParseChunking(name string) (Chunking, error) {
 	var c Chunking
 	base, optimized := strings.CutSuffix(name, "-optimized")
@@ -52,11 +55,13 @@ func ParseChunking(name string) (Chunking, error) {
 	case strategy == Windowed:
 		k, err := strconv.Atoi(window)
 		if err != nil || k < 0 {
-			return c, fmt.Errorf("chunking %q: expected windowed:k with the number of chunks that state is carried across, 0 or more, as in windowed:2", name)
+			return c, fmt.Errorf("chunking %q: expected windowed:k with a number of chunks of 0 "+
+				"or more, such as windowed:2", name)
 		}
 		c.Window = k
 	default:
-		return c, fmt.Errorf("unknown chunking %q: choose default, independent or windowed:k, with -optimized appended for the kernels", name)
+		return c, fmt.Errorf("unknown chunking %q: choose default, independent or windowed:k, "+
+			"with -optimized appended for the kernels", name)
 	}
 	return c, nil
 }
@@ -75,7 +80,7 @@ func ParseChunkSize(text string) (int, error) {
 
 func validChunk(size int) bool { return size >= 16 && size <= 256 && size&(size-1) == 0 }
 
-// Check reports what is wrong with c, if anything.
+// Check returns an error if c is invalid.
 func (c Chunking) Check() error {
 	if _, err := ParseChunking(c.String()); err != nil {
 		return err
@@ -98,7 +103,7 @@ func (c Chunking) String() string {
 	return name
 }
 
-// Reach is the number of chunks that state is carried across: negative for all.
+// Reach is the number of chunks across which state is carried; negative for all.
 func (c Chunking) Reach() int {
 	switch c.Strategy {
 	case Independent:
@@ -109,9 +114,10 @@ func (c Chunking) Reach() int {
 	return -1
 }
 
-// Size is the chunk size for heads of headDim dimensions and state elements each. Auto is where the products within a
-// chunk, chunk·(P+N) a token, cost about as much as those that make and read its state, 2·P·N. It does not look at the
-// length: under Independent and Windowed a chunk's size is part of the result, and a longer prompt must not change it.
+// Size is the chunk size for heads of headDim (P) dimensions and state (N) elements. Auto is the
+// size at which the GEMMs within a chunk, chunk·(P+N) operations per token, cost about as much as
+// those that write and read its state, 2·P·N. It does not depend on the length: under Independent
+// and Windowed the chunk size changes the result, and a longer prompt must not.
 func (c Chunking) Size(headDim, state int) int {
 	if c.ChunkSize > 0 {
 		return c.ChunkSize
@@ -123,8 +129,8 @@ func (c Chunking) Size(headDim, state int) int {
 	return size
 }
 
-// Scan runs the state-space recurrence of in by this strategy: y [B,L,H,P] of x's dtype, and the state after the last token
-// as its own chunk sees it, [B,H,P,N] float32.
+// Scan runs the state-space recurrence of in by this strategy. It returns y [B,L,H,P] of x's dtype,
+// and the state after the last token as that token's chunk sees it, [B,H,P,N] float32.
 func (c Chunking) Scan(in torch.SSDInput) (y, final torch.Tensor) {
 	size := c.Size(in.X.Size(3), in.B.Size(3))
 	if c.Optimized {

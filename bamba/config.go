@@ -26,8 +26,9 @@ func read(config model.Config) (settings, error) {
 		stack: model.StackConfig{
 			Architecture: "bamba", Config: decimals(config),
 			Vocabulary: r.Int("vocab_size"), Width: r.Int("hidden_size"),
-			MaxLength: r.IntOr("max_position_embeddings", 262144), Eps: r.FloatOr("rms_norm_eps", 1e-5),
-			Tied: r.BoolOr("tie_word_embeddings", false),
+			MaxLength: r.IntOr("max_position_embeddings", 262144),
+			Eps:       r.FloatOr("rms_norm_eps", 1e-5),
+			Tied:      r.BoolOr("tie_word_embeddings", false),
 			Names: model.StackNames{Embedding: "model.embed_tokens", Layers: "model.layers",
 				FinalNorm: "model.final_layernorm"},
 		},
@@ -38,7 +39,8 @@ func read(config model.Config) (settings, error) {
 	s.mixer = MixerConfig{
 		Width: width, Heads: r.IntOr("mamba_n_heads", 128), Groups: r.IntOr("mamba_n_groups", 1),
 		State: r.IntOr("mamba_d_state", 256), Taps: r.IntOr("mamba_d_conv", 4),
-		ProjBias: r.BoolOr("mamba_proj_bias", false), ConvBias: r.BoolOr("mamba_conv_bias", true), Eps: s.stack.Eps,
+		ProjBias: r.BoolOr("mamba_proj_bias", false), ConvBias: r.BoolOr("mamba_conv_bias", true),
+		Eps: s.stack.Eps,
 	}
 	heads, bias := r.Int("num_attention_heads"), r.BoolOr("attention_bias", false)
 	s.attention = model.AttentionConfig{
@@ -51,8 +53,8 @@ func read(config model.Config) (settings, error) {
 	} else {
 		s.mixer.HeadDim = r.Int("mamba_d_head")
 	}
-	// Half of a head is rotated unless rope_parameters says otherwise. transformers ignores the fields
-	// partial_rotary_factor and attn_rotary_emb of older files, too.
+	// Half of a head is rotated unless rope_parameters says otherwise. transformers ignores the
+	// fields partial_rotary_factor and attn_rotary_emb of older files, too.
 	rotary := r.Rotary(s.attention.HeadDim, 0.5)
 	s.stack.Rotary = &rotary
 	switch list, ok := config["attn_layer_indices"].([]any); {
@@ -60,7 +62,8 @@ func read(config model.Config) (settings, error) {
 		for _, v := range list {
 			i, ok := v.(float64)
 			if !ok || i != math.Trunc(i) || i < 0 || int(i) >= s.layers {
-				return s, fmt.Errorf("config.json: attn_layer_indices holds %v, expected layers from 0 to %d", v, s.layers-1)
+				return s, fmt.Errorf("config.json: attn_layer_indices holds %v, expected layers "+
+					"from 0 to %d", v, s.layers-1)
 			}
 			s.attentionLayers = append(s.attentionLayers, int(i))
 		}
@@ -71,29 +74,35 @@ func read(config model.Config) (settings, error) {
 	if r.Err != nil {
 		return s, r.Err
 	}
-	names := MixerNames{Heads: "mamba_n_heads", HeadDim: "mamba_d_head", State: "mamba_d_state", Taps: "mamba_d_conv"}
+	names := MixerNames{Heads: "mamba_n_heads", HeadDim: "mamba_d_head", State: "mamba_d_state",
+		Taps: "mamba_d_conv"}
 	return s, s.mixer.Check(r, inner, names)
 }
 
-// MixerNames are a family's names of the fields of a [MixerConfig] in config.json, for error messages.
+// MixerNames are a family's names of the fields of a [MixerConfig] in config.json, for error
+// messages.
 type MixerNames struct{ Heads, HeadDim, State, Taps string }
 
-// Check reads time_step_limit and reports what the kernels cannot run. inner is the number of channels that the config's
-// expansion asks for.
+// Check reads time_step_limit and reports what the kernels cannot run. inner is the number of
+// channels that the config's expansion asks for.
 func (c *MixerConfig) Check(r *model.Reader, inner int, names MixerNames) error {
 	if act := r.StringOr("hidden_act", "silu"); act != "silu" {
 		return fmt.Errorf("config.json: hidden_act %q is not supported, expected silu", act)
 	}
 	switch {
 	case c.Heads*c.HeadDim != inner:
-		return fmt.Errorf("config.json: %s %d times %s %d is not the %d channels that the expansion asks for", names.Heads,
+		return fmt.Errorf("config.json: %s %d times %s %d is not the %d channels that the "+
+			"expansion asks for", names.Heads,
 			c.Heads, names.HeadDim, c.HeadDim, inner)
 	case c.Heads%c.Groups != 0:
-		return fmt.Errorf("config.json: %d groups do not divide %s %d", c.Groups, names.Heads, c.Heads)
+		return fmt.Errorf("config.json: %d groups do not divide %s %d", c.Groups, names.Heads,
+			c.Heads)
 	case c.HeadDim < 16 || c.HeadDim > 128:
-		return fmt.Errorf("config.json: %s %d is out of range, expected 16 to 128", names.HeadDim, c.HeadDim)
+		return fmt.Errorf("config.json: %s %d is out of range, expected 16 to 128", names.HeadDim,
+			c.HeadDim)
 	case c.State < 16 || c.State > 256:
-		return fmt.Errorf("config.json: %s %d is out of range, expected 16 to 256", names.State, c.State)
+		return fmt.Errorf("config.json: %s %d is out of range, expected 16 to 256", names.State,
+			c.State)
 	case c.Taps < 2 || c.Taps > 4:
 		return fmt.Errorf("config.json: %s %d is out of range, expected 2 to 4", names.Taps, c.Taps)
 	}
@@ -101,21 +110,25 @@ func (c *MixerConfig) Check(r *model.Reader, inner int, names MixerNames) error 
 	if r.Has("time_step_limit") {
 		limit, ok := r.Config["time_step_limit"].([]any)
 		if !ok || len(limit) != 2 {
-			return fmt.Errorf("config.json: time_step_limit is %v, expected two numbers", r.Config["time_step_limit"])
+			return fmt.Errorf("config.json: time_step_limit is %v, expected two numbers",
+				r.Config["time_step_limit"])
 		}
 		for i, to := range []*float64{&c.DTMin, &c.DTMax} {
 			if *to, ok = limitOf(limit[i]); !ok {
-				return fmt.Errorf("config.json: time_step_limit holds %v, expected a number", limit[i])
+				return fmt.Errorf("config.json: time_step_limit holds %v, expected a number",
+					limit[i])
 			}
 		}
 		if !(c.DTMin <= c.DTMax) {
-			return fmt.Errorf("config.json: time_step_limit %v: the lower limit is above the upper", limit)
+			return fmt.Errorf("config.json: time_step_limit %v: the lower limit is above the upper",
+				limit)
 		}
 	}
 	return r.Err
 }
 
-// limitOf reads a number that may be infinite: JSON has no word for that, so transformers writes {"__float__": "Infinity"}.
+// limitOf reads a number that may be infinite, which transformers writes as {"__float__":
+// "Infinity"}.
 func limitOf(v any) (float64, bool) {
 	if object, ok := v.(map[string]any); ok {
 		v = object["__float__"]
@@ -132,8 +145,8 @@ func limitOf(v any) (float64, bool) {
 	return 0, false
 }
 
-// decimals returns the config with 0 spelled 0.0 and so on in the fields where transformers insists on it: saved again and
-// read there, [0, 0.5] is no list of floats.
+// decimals returns the config with whole numbers written as 0.0 and so on in the fields where
+// transformers demands floats: it refuses [0, 0.5] as a list of floats.
 func decimals(config model.Config) model.Config {
 	config = config.Clone()
 	for _, key := range []string{"time_step_limit", "z_loss_coefficient"} {

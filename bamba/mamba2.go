@@ -17,34 +17,40 @@ func (b *Mamba2Block) InputProjection() nn.InputProjection {
 	return nn.InputProjection{Norm: b.Norm, Linear: b.Mixer.In}
 }
 
-// Forward computes x + mixer(norm(x)): [B,L,D] to [B,L,D], of x's dtype. If the config asks for residual_in_fp32, that is
-// float32, whatever the weights are.
-func (b *Mamba2Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
+// Forward computes x + mixer(norm(x)): [B,L,D] to [B,L,D], of x's dtype. If the config asks for
+// residual_in_fp32, that is float32, whatever the weights are.
+func (b *Mamba2Block) Forward(x torch.Tensor, pass *model.Pass,
+	layer *model.LayerCache) torch.Tensor {
 	mixed, norm := b.Mixer.Forward(pass.InputProjection(b.InputProjection(), x), pass, layer)
 	return nn.BlockTail{Norm: norm, Output: b.Mixer.Out}.Add(x, mixed)
 }
 
 // NewCache makes an empty state, whose size does not depend on capacity.
-func (b *Mamba2Block) NewCache(batch, _ int, dtype torch.DType, device torch.Device) model.LayerCache {
+func (b *Mamba2Block) NewCache(batch, _ int, dtype torch.DType,
+	device torch.Device) model.LayerCache {
 	return b.Mixer.NewCache(batch, dtype, device)
 }
 
-// NewMamba2 makes a model without weights from a Hugging Face config of model_type "mamba2" (Mamba2ForCausalLM): the
-// paper's stack of Mamba-2 layers, without attention or feed-forward layers.
+// NewMamba2 makes a model without weights from a Hugging Face config of model_type "mamba2"
+// (Mamba2ForCausalLM): the paper's stack of Mamba-2 layers, without attention or feed-forward
+// layers.
 func NewMamba2(config model.Config) (model.Model, error) {
 	r := &model.Reader{Config: config}
 	stack := model.StackConfig{
 		Architecture: "mamba2", Config: decimals(config),
 		Vocabulary: r.Int("vocab_size"), Width: r.Int("hidden_size"),
-		MaxLength: 1 << 20, // for training and generation: a state-space model has no positions
-		Eps:       r.FloatOr("layer_norm_epsilon", 1e-5), Tied: r.BoolOr("tie_word_embeddings", false),
+		MaxLength:    1 << 20, // for training and generation: a state-space model has no positions
+		Eps:          r.FloatOr("layer_norm_epsilon", 1e-5),
+		Tied:         r.BoolOr("tie_word_embeddings", false),
 		WideResidual: r.BoolOr("residual_in_fp32", true),
 		Names: model.StackNames{Embedding: "backbone.embeddings", Layers: "backbone.layers",
 			FinalNorm: "backbone.norm_f"},
 	}
 	c := MixerConfig{
-		Width: stack.Width, Heads: r.Int("num_heads"), HeadDim: r.Int("head_dim"), Groups: r.IntOr("n_groups", 8),
-		State: r.IntOr("state_size", 128), Taps: r.IntOr("conv_kernel", 4), ProjBias: r.BoolOr("use_bias", false),
+		Width: stack.Width, Heads: r.Int("num_heads"), HeadDim: r.Int("head_dim"),
+		Groups: r.IntOr("n_groups", 8),
+		State:  r.IntOr("state_size", 128), Taps: r.IntOr("conv_kernel", 4),
+		ProjBias: r.BoolOr("use_bias", false),
 		ConvBias: r.BoolOr("use_conv_bias", true), Eps: stack.Eps,
 	}
 	layers, inner := r.Int("num_hidden_layers"), r.IntOr("expand", 2)*stack.Width
@@ -52,13 +58,15 @@ func NewMamba2(config model.Config) (model.Model, error) {
 	if r.Err != nil {
 		return nil, r.Err
 	}
-	names := MixerNames{Heads: "num_heads", HeadDim: "head_dim", State: "state_size", Taps: "conv_kernel"}
+	names := MixerNames{Heads: "num_heads", HeadDim: "head_dim", State: "state_size",
+		Taps: "conv_kernel"}
 	if err := c.Check(r, inner, names); err != nil {
 		return nil, err
 	}
 	var blocks []model.Block
 	for range layers {
-		blocks = append(blocks, &Mamba2Block{Norm: nn.NewRMSNorm(c.Width, c.Eps), Mixer: NewMixer(c, chunking)})
+		blocks = append(blocks, &Mamba2Block{Norm: nn.NewRMSNorm(c.Width, c.Eps),
+			Mixer: NewMixer(c, chunking)})
 	}
 	return NewModel(stack, blocks, chunking)
 }

@@ -9,11 +9,13 @@ import (
 	"conquer/torch/nn"
 )
 
-// Mixer is a Mamba-2 layer (Dao and Gu, arXiv 2405.21060, section 7): H heads of P dimensions, each with a state of P×N,
-// in G groups that share B and C. One projection makes the gate, the input, B, C and the time steps; a short convolution
-// looks a few tokens back; the scan looks back as far as the decays let it; and the gate closes what is not wanted.
+// Mixer is a Mamba-2 layer (Dao and Gu, arXiv 2405.21060, section 7): H heads of P dimensions, each
+// with a state of P×N, in G groups that share B and C. One projection computes the gate, the input,
+// B, C and the time steps. A short convolution mixes neighbouring tokens, the scan carries state
+// along the sequence, and the gate scales the result before it is normalized.
 type Mixer struct {
-	In     *nn.Linear       `weight:"in_proj"` // D to the gate (HP), then x (HP), B (GN) and C (GN), then dt (H)
+	// D to the gate (HP), then x (HP), B (GN) and C (GN), then dt (H)
+	In     *nn.Linear       `weight:"in_proj"`
 	Conv   *nn.Conv1D       `weight:"conv1d"`  // over x, B and C
 	DTBias *nn.Param        `weight:"dt_bias"` // [H]
 	ALog   *nn.Param        `weight:"A_log"`   // [H]: A = -e^ALog
@@ -47,8 +49,9 @@ func NewMixer(c MixerConfig, chunking *Chunking) *Mixer {
 		Norm:   nn.NewGatedRMSNorm(inner, c.Groups, c.Eps),
 		Out:    nn.NewLinear(inner, c.ProjBias, c.Width), config: c, chunking: chunking,
 	}
-	// The paper's beginning: time steps between 0.001 and 0.1, even in their logarithm, and A between -1 and -16, so that
-	// fresh heads remember over very different spans. dt_bias is softplus's inverse, dt + log(1 - e^-dt).
+	// The paper's initialization: time steps log-uniform between 0.001 and 0.1, and A between -1
+	// and -16, so that the heads remember over very different spans. dt_bias is softplus's inverse,
+	// dt + log(1 - e^-dt).
 	m.DTBias.Draw = func(t torch.Tensor) {
 		dt := t.Uniform(math.Log(0.001), math.Log(0.1)).Exp()
 		t.Copy(dt.Add(dt.Neg().Exp().Neg().AddScalar(1).Log()))
@@ -57,22 +60,24 @@ func NewMixer(c MixerConfig, chunking *Chunking) *Mixer {
 	return m
 }
 
-// Sizes are the layer's H, P, G and N.
+// Sizes returns the layer's H, P, G and N; under tensor parallelism, those of this process's shard.
 func (m *Mixer) Sizes() (heads, headDim, groups, state int) {
 	heads = m.D.Local()[0]
-	return heads, m.config.HeadDim, (m.Conv.Weight.Local()[0] - heads*m.config.HeadDim) / (2 * m.config.State), m.config.State
+	return heads, m.config.HeadDim,
+		(m.Conv.Weight.Local()[0] - heads*m.config.HeadDim) / (2 * m.config.State), m.config.State
 }
 
-// Forward is the layer without its two products: what In makes [B,L,2HP+2GN+H] to what Out takes, [B,L,HP]. Where norm is not
-// nil, Out takes it normalized by that.
-func (m *Mixer) Forward(first torch.Tensor, pass *model.Pass, layer *model.LayerCache) (mixed torch.Tensor, norm *nn.RMSNorm) {
+// Forward is the layer without its two projections: from the output of In [B,L,2HP+2GN+H] to the
+// input of Out [B,L,HP]. If norm is not nil, the result must still be normalized by it.
+func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
+	layer *model.LayerCache) (mixed torch.Tensor, norm *nn.RMSNorm) {
 	heads, headDim, groups, states := m.Sizes()
 	inner, shared := heads*headDim, groups*states
-	parts := first.Split(2, inner, inner+2*shared, heads)
+	parts := projected.Split(2, inner, inner+2*shared, heads)
 	gate, xBC, dt := parts[0], parts[1], parts[2]
 	batch, length := gate.Size(0), gate.Size(1)
 
-	var before, state torch.Tensor // what the cache remembers: [B,W-1,HP+2GN] and [B,H,P,N]
+	var before, state torch.Tensor // the cache's [B,W-1,HP+2GN] and [B,H,P,N]
 	if layer != nil {
 		before, state = layer.Conv, layer.State
 		if pass.Start == 0 {
@@ -80,8 +85,8 @@ func (m *Mixer) Forward(first torch.Tensor, pass *model.Pass, layer *model.Layer
 			state.Zero()
 		}
 	}
-	// Padding is shut out twice: the taps of the first tokens must find zeros where it lies, and what the convolution's
-	// bias makes of it must not reach the state.
+	// Padding is zeroed twice: the taps of the first tokens must read zeros there, and the
+	// convolution's bias must not reach the state.
 	xBC = withoutPadding(xBC, pass)
 	if layer != nil && length == 1 {
 		xBC = m.Conv.Step(xBC.Squeeze(1), before).Unsqueeze(1)
@@ -92,15 +97,19 @@ func (m *Mixer) Forward(first torch.Tensor, pass *model.Pass, layer *model.Layer
 
 	in := torch.SSDInput{
 		X: parts[0].View(batch, length, heads, headDim), DT: dt,
-		B: parts[1].View(batch, length, groups, states), C: parts[2].View(batch, length, groups, states),
-		D: m.D.Tensor, DTBias: m.DTBias.Tensor, Softplus: true, DTMin: m.config.DTMin, DTMax: m.config.DTMax,
+		B: parts[1].View(batch, length, groups, states),
+		C: parts[2].View(batch, length, groups, states),
+		D: m.D.Tensor, DTBias: m.DTBias.Tensor, Softplus: true, DTMin: m.config.DTMin,
+		DTMax:        m.config.DTMax,
 		InitialState: state, Segments: pass.Segments,
 	}
 	if layer != nil && length == 1 {
-		in.X, in.DT, in.B, in.C, in.ALog = in.X.Squeeze(1), in.DT.Squeeze(1), in.B.Squeeze(1), in.C.Squeeze(1), m.ALog.Tensor
-		if m.Norm.Group == inner { // the step opens the gate, and the last product normalizes
+		in.X, in.DT, in.B, in.C, in.ALog = in.X.Squeeze(1), in.DT.Squeeze(1), in.B.Squeeze(1),
+			in.C.Squeeze(1), m.ALog.Tensor
+		if m.Norm.Group == inner { // SSDStep applies the gate, and Out's GEMM the norm
 			in.Z = gate.Reshape(batch, heads, headDim)
-			return torch.SSDStep(state, in).Reshape(batch, 1, inner), &nn.RMSNorm{Weight: m.Norm.Weight, Eps: m.Norm.Eps}
+			return torch.SSDStep(state, in).Reshape(batch, 1, inner),
+				&nn.RMSNorm{Weight: m.Norm.Weight, Eps: m.Norm.Eps}
 		}
 		y := torch.SSDStep(state, in)
 		return m.Norm.Forward(y.Reshape(batch, length, inner), gate), nil
@@ -130,19 +139,33 @@ func (m *Mixer) NewCache(batch int, dtype torch.DType, device torch.Device) mode
 	}
 }
 
-// Divide shares the groups of heads, or the heads of a single group, whose B and C every process holds.
+// Divide shares the groups of heads, or the heads of a single group, whose B and C every process
+// holds.
 func (m *Mixer) Divide(d nn.Divider) error {
 	c := m.config
 	inner, shared := c.Heads*c.HeadDim, c.Groups*c.State
-	units, common := c.Groups, func(start int) nn.Span { return nn.Span{Start: start, Count: c.Groups, Unit: c.State} }
+	units, common := c.Groups, func(start int) nn.Span {
+		return nn.Span{Start: start,
+			Count: c.Groups, Unit: c.State}
+	}
 	if c.Groups == 1 {
-		units, common = c.Heads, func(start int) nn.Span { return nn.Span{Start: start, Count: c.State} }
+		units, common = c.Heads, func(start int) nn.Span {
+			return nn.Span{Start: start,
+				Count: c.State}
+		}
 	}
 	if units < d.Size() {
-		return nn.TooManyProcesses(fmt.Sprintf("%d heads in %d groups", c.Heads, c.Groups), d, units)
+		return nn.TooManyProcesses(fmt.Sprintf("%d heads in %d groups", c.Heads, c.Groups), d,
+			units)
 	}
-	channels := func(start int) nn.Span { return nn.Span{Start: start, Count: units, Unit: inner / units} }
-	perHead := func(start int) nn.Span { return nn.Span{Start: start, Count: units, Unit: c.Heads / units} }
+	channels := func(start int) nn.Span {
+		return nn.Span{Start: start, Count: units,
+			Unit: inner / units}
+	}
+	perHead := func(start int) nn.Span {
+		return nn.Span{Start: start, Count: units,
+			Unit: c.Heads / units}
+	}
 	d.Outputs(m.In, channels(0), channels(inner), common(2*inner), common(2*inner+shared),
 		perHead(2*inner+2*shared))
 	d.Rows(m.Conv.Weight, channels(0), common(inner), common(inner+shared))

@@ -52,13 +52,14 @@ func TestVariants_HaveTheSizesOfTheirNames(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := float64(model.Parameters(m)) / 1e6; math.Abs(n-v.millions) > 0.01*v.millions {
-			t.Errorf("%s %s has %.0f million weights, want about %.0f", v.architecture, v.variant, n, v.millions)
+			t.Errorf("%s %s has %.0f million weights, want about %.0f", v.architecture, v.variant,
+				n, v.millions)
 		}
 	}
 }
 
-// What a row of tokens costs and teaches is the same by the plain page and by the kernels, every weight learns, and a step
-// down the gradient gains what the gradient promises.
+// The reference and the kernels give the same gradients, every weight gets one, and the loss
+// changes along the gradient by its square.
 func TestModel_GradientsOfKernelsAndReferenceAgree(t *testing.T) {
 	for _, architecture := range []string{"bamba", "mamba2"} {
 		t.Run(architecture, func(t *testing.T) {
@@ -71,12 +72,15 @@ func TestModel_GradientsOfKernelsAndReferenceAgree(t *testing.T) {
 					segments[i] = int64(1 + i%40/17)
 				}
 				loss := func() torch.Tensor {
-					hidden := model.Hidden(m, model.Sequence{IDs: ids.Narrow(1, 0, 40), Segments: torch.From(segments, 2, 40)})
-					loss, _ := torch.HeadCrossEntropy(hidden.Reshape(80, 64), m.Head().Tensor, ids.Narrow(1, 1, 40).Reshape(80), torch.Loss{})
+					hidden := model.Hidden(m, model.Sequence{IDs: ids.Narrow(1, 0, 40),
+						Segments: torch.From(segments, 2, 40)})
+					loss, _ := torch.HeadCrossEntropy(hidden.Reshape(80, 64), m.Head().Tensor,
+						ids.Narrow(1, 1, 40).Reshape(80), torch.Loss{})
 					return loss
 				}
 				gradients := func(optimized bool) map[string][]float64 {
-					if err := m.SetChunking(bamba.Chunking{Strategy: bamba.Default, Optimized: optimized}); err != nil {
+					if err := m.SetChunking(bamba.Chunking{Strategy: bamba.Default,
+						Optimized: optimized}); err != nil {
 						t.Fatal(err)
 					}
 					all := map[string][]float64{}
@@ -86,7 +90,8 @@ func TestModel_GradientsOfKernelsAndReferenceAgree(t *testing.T) {
 					}
 					torch.Scoped(func() { loss().Backward() })
 					nn.Walk(m, func(p nn.Component) {
-						all[p.Name] = torch.Values[float64](p.Param.Tensor.Grad().Narrow(0, p.Start, p.Rows))
+						all[p.Name] = torch.Values[float64](p.Param.Tensor.Grad().Narrow(0,
+							p.Start, p.Rows))
 					})
 					return all
 				}
@@ -94,15 +99,17 @@ func TestModel_GradientsOfKernelsAndReferenceAgree(t *testing.T) {
 				for name, want := range plain {
 					var difference, size float64
 					for i := range want {
-						difference, size = math.Hypot(difference, want[i]-optimized[name][i]), math.Hypot(size, want[i])
+						difference, size = math.Hypot(difference, want[i]-optimized[name][i]),
+							math.Hypot(size, want[i])
 					}
 					if size == 0 || !(difference <= 1e-4*size) {
-						t.Errorf("%s: gradients of norm %.2g differ by %.2g", name, size, difference)
+						t.Errorf("%s: gradients of norm %.2g differ by %.2g", name, size,
+							difference)
 					}
 				}
 				torch.NoGrad(func() {
 					const step = 2e-3
-					promised := 0.0
+					expected := 0.0
 					move := func(by float64) float64 {
 						for _, p := range nn.Params(m) {
 							p.Tensor.AddTo(p.Tensor.Grad().MulScalar(by))
@@ -111,12 +118,14 @@ func TestModel_GradientsOfKernelsAndReferenceAgree(t *testing.T) {
 					}
 					for _, g := range optimized {
 						for _, v := range g {
-							promised += v * v
+							expected += v * v
 						}
 					}
 					up, down := move(step), move(-2*step)
-					if slope := (up - down) / (2 * step); !(math.Abs(slope-promised) < 0.01*promised) {
-						t.Errorf("the loss changes by %g along the gradient, whose square is %g", slope, promised)
+					slope := (up - down) / (2 * step)
+					if !(math.Abs(slope-expected) < 0.01*expected) {
+						t.Errorf("the loss changes by %g along the gradient, whose square is %g",
+							slope, expected)
 					}
 				})
 				for _, p := range nn.Params(m) {
@@ -127,7 +136,8 @@ func TestModel_GradientsOfKernelsAndReferenceAgree(t *testing.T) {
 	}
 }
 
-// The strategies matter exactly where they should: not within the first chunk, and from then on by how far state reaches.
+// The strategies differ only where they should: not within the first chunk, and then depending on
+// how far state is carried.
 func TestModel_RunsByTheChosenStrategy(t *testing.T) {
 	run(t, func() {
 		m := small(t, "mamba2", torch.Float32)
@@ -143,7 +153,10 @@ func TestModel_RunsByTheChosenStrategy(t *testing.T) {
 				t.Fatal(err)
 			}
 			var got []float64
-			torch.NoGrad(func() { got = torch.Values[float64](model.Logits(m, model.Sequence{IDs: ids})) })
+			torch.NoGrad(func() {
+				got = torch.Values[float64](model.Logits(m,
+					model.Sequence{IDs: ids}))
+			})
 			return got
 		}
 		differs := func(a, b string) int { // the first token at which they do
@@ -160,23 +173,28 @@ func TestModel_RunsByTheChosenStrategy(t *testing.T) {
 			first int
 		}{
 			{"default", "default-optimized", -1}, {"independent", "independent-optimized", -1},
-			{"windowed:1", "windowed:1-optimized", -1}, {"windowed:3", "default-optimized", -1}, {"windowed:0", "independent", -1},
-			{"default", "independent-optimized", 16}, {"windowed:1", "default", 32}, {"windowed:2-optimized", "default", 48},
+			{"windowed:1", "windowed:1-optimized", -1}, {"windowed:3", "default-optimized", -1},
+			{"windowed:0", "independent", -1},
+			{"default", "independent-optimized", 16}, {"windowed:1", "default", 32},
+			{"windowed:2-optimized", "default", 48},
 		} {
 			if first := differs(pair.a, pair.b); first != pair.first {
-				t.Errorf("%s and %s differ first at token %d, want %d", pair.a, pair.b, first, pair.first)
+				t.Errorf("%s and %s differ first at token %d, want %d", pair.a, pair.b, first,
+					pair.first)
 			}
 		}
 		if err := m.SetChunking(bamba.Chunking{Strategy: "sideways"}); err == nil {
 			t.Error("an unknown strategy was accepted")
 		}
-		if err := m.SetChunking(bamba.Chunking{Strategy: bamba.Default, ChunkSize: 48}); err == nil {
+		if err := m.SetChunking(bamba.Chunking{Strategy: bamba.Default,
+			ChunkSize: 48}); err == nil {
 			t.Error("a chunk size of 48 was accepted")
 		}
 	})
 }
 
-// A cache that is begun again from its first column remembers nothing, and bfloat16 models run with float32 states.
+// A cache that restarts at its first column remembers nothing. The bfloat16 models keep float32
+// states.
 func TestCache_RestartForgetsEverything(t *testing.T) {
 	for _, architecture := range []string{"bamba", "mamba2"} {
 		run(t, func() {
@@ -188,7 +206,8 @@ func TestCache_RestartForgetsEverything(t *testing.T) {
 				ids := torch.RandInt(50, []int{2, 4}, torch.CPU)
 				read := func() (got []float64) {
 					for _, piece := range [][2]int{{0, 1}, {1, 3}} {
-						x := model.Logits(m, model.Sequence{IDs: ids.Narrow(1, piece[0], piece[1]), Cache: cache})
+						x := model.Logits(m, model.Sequence{IDs: ids.Narrow(1, piece[0], piece[1]),
+							Cache: cache})
 						got = append(got, torch.Values[float64](x)...)
 					}
 					return got
@@ -234,7 +253,8 @@ func TestNew_RefusesConfigsByField(t *testing.T) {
 		}
 		config[c.field] = c.value
 		if _, err := model.New(config); err == nil || !strings.Contains(err.Error(), c.words) {
-			t.Errorf("%s with %s %v: %v, want an error with %q", c.architecture, c.field, c.value, err, c.words)
+			t.Errorf("%s with %s %v: %v, want an error with %q", c.architecture, c.field, c.value,
+				err, c.words)
 		}
 	}
 }

@@ -18,8 +18,9 @@ import (
 	"conquer/torch"
 )
 
-// The folders that tools/fixtures/bamba.py wrote hold what transformers computed. BAMBA_PARITY names another place to look;
-// each model there is also saved again, in a folder "exported" within its own, for transformers to read.
+// The folders that tools/fixtures/bamba.py wrote hold the results of transformers. BAMBA_PARITY
+// names other fixtures; each model there is also saved again, in a folder "exported" within its
+// own, for transformers to read.
 func TestModel_LogitsAndGreedyTextAgreeWithTransformers(t *testing.T) {
 	root, export := "testdata", false
 	if dir := os.Getenv("BAMBA_PARITY"); dir != "" {
@@ -37,7 +38,8 @@ func TestModel_LogitsAndGreedyTextAgreeWithTransformers(t *testing.T) {
 			if export {
 				config, err := json.Marshal(m.Config())
 				if err == nil {
-					err = checkpoint.Save(filepath.Join(folder, "exported"), model.Weights(m), checkpoint.Options{Config: config})
+					err = checkpoint.Save(filepath.Join(folder, "exported"), model.Weights(m),
+						checkpoint.Options{Config: config})
 				}
 				if err != nil {
 					t.Fatal(err)
@@ -63,7 +65,7 @@ func fresh(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// cuts splits length tokens at random places, single tokens among them.
+// cuts divides length tokens at random places, with single tokens among the parts.
 func cuts(r *rand.Rand, length int) (parts [][2]int) {
 	for start := 0; start < length; {
 		size := 1
@@ -96,27 +98,34 @@ func compare(t *testing.T, m bamba.Chunked, expected string) {
 		length, short := ids.Size(1), want["short_logits"].Size(0)
 		flat := torch.Values[int32](ids)
 		prompts = [][]int32{flat[:length], flat[length:]}
-		greedy, shortGreedy = torch.Values[int32](want["greedy"]), torch.Values[int32](want["short_greedy"])
+		greedy, shortGreedy = torch.Values[int32](want["greedy"]),
+			torch.Values[int32](want["short_greedy"])
 		torch.NoGrad(func() {
 			for _, optimized := range []bool{true, false} {
-				if err := m.SetChunking(bamba.Chunking{Strategy: bamba.Default, Optimized: optimized}); err != nil {
+				if err := m.SetChunking(bamba.Chunking{Strategy: bamba.Default,
+					Optimized: optimized}); err != nil {
 					t.Fatal(err)
 				}
-				near(t, m.Chunking().String()+" at once", model.Logits(m, model.Sequence{IDs: ids}), want["logits"])
+				near(t, m.Chunking().String()+" at once",
+					model.Logits(m, model.Sequence{IDs: ids}), want["logits"])
 				for range 3 {
 					parts := cuts(r, length)
-					near(t, m.Chunking().String()+" in pieces", pieces(m, ids, nil, parts), want["logits"])
+					near(t, m.Chunking().String()+" in parts", inParts(m, ids, nil, parts),
+						want["logits"])
 				}
 			}
-			// The second row begins later: it must come out as if it were alone, however the batch is read.
+			// The second row begins later. Its result must be as if it were alone, whatever the
+			// parts.
 			starts := []int{0, length - short}
 			for _, parts := range [][][2]int{{{0, length}}, cuts(r, length), cuts(r, length)} {
-				got := pieces(m, ids, starts, parts)
+				got := inParts(m, ids, starts, parts)
 				near(t, "the row that is not padded", got.Select(0, 0), want["logits"].Select(0, 0))
-				near(t, "the padded row", got.Select(0, 1).Narrow(0, length-short, short), want["short_logits"])
+				near(t, "the padded row", got.Select(0, 1).Narrow(0, length-short, short),
+					want["short_logits"])
 			}
-			// Both packed into one row, as training does.
-			packed := torch.Cat(0, ids.Select(0, 0), ids.Select(0, 1).Narrow(0, length-short, short)).Unsqueeze(0)
+			// Both are packed into one row, as in training.
+			packed := torch.Cat(0, ids.Select(0, 0),
+				ids.Select(0, 1).Narrow(0, length-short, short)).Unsqueeze(0)
 			segments, positions := make([]int64, length+short), make([]int64, length+short)
 			for i := range segments {
 				segments[i], positions[i] = 1, int64(i)
@@ -124,10 +133,13 @@ func compare(t *testing.T, m bamba.Chunked, expected string) {
 					segments[i], positions[i] = 2, int64(i-length)
 				}
 			}
-			got := model.Logits(m, model.Sequence{IDs: packed, Segments: torch.From(segments, 1, len(segments)),
+			got := model.Logits(m, model.Sequence{IDs: packed,
+				Segments:  torch.From(segments, 1, len(segments)),
 				Positions: torch.From(positions, 1, len(positions)), Limit: length})
-			near(t, "packed, first", got.Select(0, 0).Narrow(0, 0, length), want["logits"].Select(0, 0))
-			near(t, "packed, second", got.Select(0, 0).Narrow(0, length, short), want["short_logits"])
+			near(t, "packed, first", got.Select(0, 0).Narrow(0, 0, length),
+				want["logits"].Select(0, 0))
+			near(t, "packed, second", got.Select(0, 0).Narrow(0, length, short),
+				want["short_logits"])
 		})
 		prompts = append(prompts, prompts[1][length-short:])
 		return nil
@@ -136,25 +148,28 @@ func compare(t *testing.T, m bamba.Chunked, expected string) {
 		t.Fatal(err)
 	}
 	count := len(shortGreedy)
-	results, _, err := generate.Generate(context.Background(), m, nil, prompts, generate.Options{MaxNewTokens: count}, nil)
+	results, _, err := generate.Generate(context.Background(), m, nil, prompts,
+		generate.Options{MaxNewTokens: count}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i, tokens := range [][]int32{greedy[:count], greedy[count:], shortGreedy} {
 		if !slices.Equal(results[i].Tokens, tokens) {
-			t.Errorf("greedy tokens of prompt %d: %v, transformers' %v", i, results[i].Tokens, tokens)
+			t.Errorf("greedy tokens of prompt %d: %v, transformers' %v", i, results[i].Tokens,
+				tokens)
 		}
 	}
 }
 
-// pieces runs ids [B,L] through a cache part by part and returns all logits [B,L,V].
-func pieces(m model.Model, ids torch.Tensor, starts []int, parts [][2]int) torch.Tensor {
+// inParts runs ids [B,L] through a cache part by part and returns all logits [B,L,V].
+func inParts(m model.Model, ids torch.Tensor, starts []int, parts [][2]int) torch.Tensor {
 	cache := m.NewCache(ids.Size(0), ids.Size(1), torch.Float32, torch.CPU)
 	defer cache.Free()
 	cache.Starts = starts
 	var got []torch.Tensor
 	for _, part := range parts {
-		got = append(got, model.Logits(m, model.Sequence{IDs: ids.Narrow(1, part[0], part[1]), Cache: cache}))
+		got = append(got, model.Logits(m, model.Sequence{IDs: ids.Narrow(1, part[0], part[1]),
+			Cache: cache}))
 	}
 	return torch.Cat(1, got...)
 }
@@ -171,7 +186,8 @@ func near(t *testing.T, how string, got, want torch.Tensor) {
 		largest = max(largest, math.Abs(b[i]))
 		worst = max(worst, math.Abs(a[i]-b[i]))
 	}
-	if t.Logf("%s: off by %.1e of the largest logit", how, worst/largest); !(worst <= 1e-4*largest) {
+	if t.Logf("%s: off by %.1e of the largest logit", how,
+		worst/largest); !(worst <= 1e-4*largest) {
 		t.Errorf("%s: logits are off by %.1e of the largest", how, worst/largest)
 	}
 }

@@ -6,19 +6,20 @@ import (
 	"conquer/torch"
 )
 
-// SSD is Mamba-2's chunked scan in libtorch's operations alone: the page that the paper calls ssd_minimal (Dao and Gu,
-// arXiv 2405.21060, listing 1), in its letters. It is the reference that the kernels are held against.
+// SSD is Mamba-2's chunked scan in libtorch's operations: the paper's ssd_minimal (Dao and Gu,
+// arXiv 2405.21060, listing 1), in its letters. It is the reference for the kernels.
 //
 // With a_t = dt_t·A the recurrence h_t = e^{a_t}·h_{t-1} + B_t⊗(dt_t·x_t), y_t = C_t·h_t unrolls to
 //
 //	y_t = Σ_{s≤t} e^{a_{s+1}+…+a_t} · (C_t·B_s) · dt_s·x_s
 //
-// a lower-triangular matrix times X. Its diagonal blocks, one a chunk, are computed as such; what lies below them has rank N
-// and goes through the chunks' states. y [B,L,H,P] has x's dtype. final [B,H,P,N] is the state after the last token as that
-// token's own chunk sees it. All is computed in float32, in float64 where x is.
+// a lower-triangular matrix times X. Its diagonal blocks, one for each chunk, are computed
+// directly. The part below them has rank N and is computed through the chunks' states. y [B,L,H,P]
+// has x's dtype. final [B,H,P,N] is the state after the last token as that token's chunk sees it.
+// Everything is computed in float32, or in float64 if x is.
 //
-// State is carried across `window` chunks of `chunk` tokens, across all of them where window is negative; the initial state
-// counts as chunk -1.
+// State is carried across `window` chunks of `chunk` tokens, or across all of them if window is
+// negative. The initial state counts as chunk -1.
 func SSD(in torch.SSDInput, chunk, window int) (y, final torch.Tensor) {
 	wide := torch.Float32
 	if in.X.DType() == torch.Float64 {
@@ -28,10 +29,11 @@ func SSD(in torch.SSDInput, chunk, window int) (y, final torch.Tensor) {
 	groups, state := in.B.Size(2), in.B.Size(3)
 	chunk = min(chunk, length)
 	chunks := (length + chunk - 1) / chunk
-	never := torch.Full([]int{1}, math.Inf(-1), wide, in.X.Device()) // the logarithm of no decay factor at all: 0
+	// the logarithm of the decay factor 0
+	never := torch.Full([]int{1}, math.Inf(-1), wide, in.X.Device())
 
-	// chunked cuts [B,L,H,...] into [B,H,chunks,chunk,...], the last chunk filled up with zeros: tokens with dt = 0, which
-	// neither add to a state nor let it decay.
+	// chunked turns [B,L,H,...] into [B,H,chunks,chunk,...]. The last chunk is padded with zeros:
+	// tokens with dt = 0 neither add to a state nor let it decay.
 	chunked := func(t torch.Tensor) torch.Tensor {
 		width := t.Size(3)
 		if missing := chunks*chunk - length; missing > 0 {
@@ -40,11 +42,12 @@ func SSD(in torch.SSDInput, chunk, window int) (y, final torch.Tensor) {
 		return t.View(batch, chunks, chunk, heads, width).Permute(0, 3, 1, 2, 4)
 	}
 	perHead := func(t torch.Tensor) torch.Tensor { // [B,L,G,N] to [B,L,H,N]
-		return t.To(wide).Unsqueeze(3).Expand(batch, length, groups, heads/groups, state).Reshape(batch, length, heads, state)
+		return t.To(wide).Unsqueeze(3).Expand(batch, length, groups, heads/groups,
+			state).Reshape(batch, length, heads, state)
 	}
 	x, dt := in.X.To(wide), timeSteps(in, wide)
 	a := dt.Mul(in.A.To(wide))
-	if in.Segments.Defined() { // nothing survives into the next sample
+	if in.Segments.Defined() { // no state is carried into the next sample
 		previous := torch.Cat(1, in.Segments.Narrow(1, 0, 1), in.Segments.Narrow(1, 0, length-1))
 		a = torch.Where(previous.Equal(in.Segments).Unsqueeze(2), a, never)
 	}
@@ -55,12 +58,12 @@ func SSD(in torch.SSDInput, chunk, window int) (y, final torch.Tensor) {
 	L := segsum(A).Exp() // [B,H,chunks,chunk,chunk]
 	Y := C.Matmul(B.Transpose(3, 4)).Mul(L).Matmul(X)
 
-	// 2. What each chunk adds to the state by its end: Σ_s e^{a_{s+1}+…+a_end}·X_s⊗B_s.
+	// 2. The contribution of each chunk to the state at its end: Σ_s e^{a_{s+1}+…+a_end}·X_s⊗B_s.
 	toEnd := L.Select(3, chunk-1)
 	states := X.Mul(toEnd.Unsqueeze(4)).Transpose(3, 4).Matmul(B) // [B,H,chunks,P,N]
 
-	// 3. Over the chunks: the state that each begins with is the sum of what came before, decayed by the chunks between.
-	// Column j of the matrix is chunk j-1, so that the initial state is column 0.
+	// 3. Over the chunks: the initial state of each is the sum of earlier contributions, decayed by
+	// the chunks between. Column j of the matrix is chunk j-1, so the initial state is column 0.
 	initial := torch.Zeros([]int{batch, heads, headDim, state}, wide, x.Device())
 	if in.InitialState.Defined() {
 		initial = in.InitialState.To(wide)
@@ -69,15 +72,18 @@ func SSD(in torch.SSDInput, chunk, window int) (y, final torch.Tensor) {
 	between := segsum(torch.Cat(2, decay.Narrow(2, 0, 1).ZerosLike(), decay.Narrow(2, 0, chunks-1)))
 	if window >= 0 {
 		row := torch.Arange(0, chunks, torch.Int64, x.Device())
-		near := row.Unsqueeze(1).Less(row.AddScalar(float64(window)).Unsqueeze(0)) // row - column < window
+		// row - column < window
+		near := row.Unsqueeze(1).Less(row.AddScalar(float64(window)).Unsqueeze(0))
 		between = torch.Where(near, between, never)
 	}
-	earlier := torch.Cat(2, initial.Unsqueeze(2), states.Narrow(2, 0, chunks-1)).View(batch, heads, chunks, headDim*state)
+	earlier := torch.Cat(2, initial.Unsqueeze(2), states.Narrow(2, 0, chunks-1)).View(batch, heads,
+		chunks, headDim*state)
 	starts := between.Exp().Matmul(earlier).View(batch, heads, chunks, headDim, state)
 	last := chunks - 1
-	final = starts.Select(2, last).Mul(decay.Select(2, last).Exp().View(batch, heads, 1, 1)).Add(states.Select(2, last))
+	final = starts.Select(2, last).Mul(decay.Select(2, last).Exp().View(batch, heads, 1,
+		1)).Add(states.Select(2, last))
 
-	// 4. From the state that a chunk begins with to its tokens: Y += e^{a_1+…+a_t}·C_t·h.
+	// 4. From a chunk's initial state to its tokens: Y += e^{a_1+…+a_t}·C_t·h.
 	fromStart := A.Cumsum(3).Exp()
 	Y = Y.Add(C.Matmul(starts.Transpose(3, 4)).Mul(fromStart.Unsqueeze(4)))
 
@@ -103,9 +109,9 @@ func timeSteps(in torch.SSDInput, wide torch.DType) torch.Tensor {
 	return dt.Clamp(in.DTMin, in.DTMax)
 }
 
-// segsum maps a [..., T] to its segment sums [..., T, T]: row t, column s holds a_{s+1}+…+a_t, and -∞ above the diagonal.
-// It adds the terms of each segment up rather than subtract one cumulative sum from another, which loses digits and cannot
-// hold a = -∞.
+// segsum maps a [..., T] to its segment sums [..., T, T]: row t, column s holds a_{s+1}+…+a_t, and
+// -∞ above the diagonal. It adds the terms of each segment; the difference of two cumulative sums
+// would lose digits and fail for a = -∞.
 func segsum(a torch.Tensor) torch.Tensor {
 	shape := a.Shape()
 	T := shape[len(shape)-1]

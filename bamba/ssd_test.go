@@ -10,7 +10,7 @@ import (
 	"conquer/torch"
 )
 
-// problem is one random scan in float64, in the order of the tensors' memory.
+// problem is one random scan in float64, in the tensors' memory order.
 type problem struct {
 	batch, length, heads, headDim, groups, state int
 	chunk, window                                int
@@ -20,17 +20,21 @@ type problem struct {
 }
 
 func (p *problem) String() string {
-	return fmt.Sprintf("B%d L%d H%d P%d G%d N%d chunk %d window %d segments %v initial %v D %v z %v", p.batch, p.length,
-		p.heads, p.headDim, p.groups, p.state, p.chunk, p.window, p.segments != nil, p.initial != nil, p.d != nil, p.z != nil)
+	return fmt.Sprintf("B%d L%d H%d P%d G%d N%d chunk %d window %d "+
+		"segments %v initial %v D %v z %v", p.batch, p.length,
+		p.heads, p.headDim, p.groups, p.state, p.chunk, p.window, p.segments != nil,
+		p.initial != nil, p.d != nil, p.z != nil)
 }
 
-// fields lists the floating-point inputs with their shapes; an absent one has no values.
+// fields lists the floating-point inputs with their shapes. An absent input has no values.
 func (p *problem) fields() []field {
 	tokens := []int{p.batch, p.length}
 	with := func(rest ...int) []int { return append(append([]int{}, tokens...), rest...) }
 	return []field{
-		{"x", &p.x, with(p.heads, p.headDim)}, {"dt", &p.dt, with(p.heads)}, {"A", &p.a, []int{p.heads}},
-		{"B", &p.b, with(p.groups, p.state)}, {"C", &p.c, with(p.groups, p.state)}, {"D", &p.d, []int{p.heads}},
+		{"x", &p.x, with(p.heads, p.headDim)}, {"dt", &p.dt, with(p.heads)},
+		{"A", &p.a, []int{p.heads}},
+		{"B", &p.b, with(p.groups, p.state)}, {"C", &p.c, with(p.groups, p.state)},
+		{"D", &p.d, []int{p.heads}},
 		{"z", &p.z, with(p.heads, p.headDim)}, {"dt_bias", &p.bias, []int{p.heads}},
 		{"initial", &p.initial, []int{p.batch, p.heads, p.headDim, p.state}},
 	}
@@ -42,19 +46,21 @@ type field struct {
 	shape  []int
 }
 
-// newProblem draws a scan. Everything that may be absent is absent half the time.
+// newProblem draws a scan. Each optional input is absent with probability one half.
 func newProblem(r *rand.Rand, length int) *problem {
 	p := &problem{
 		batch: 1 + r.IntN(3), length: length, headDim: []int{16, 24, 48}[r.IntN(3)],
-		groups: 1 + r.IntN(2), state: []int{16, 32, 40}[r.IntN(3)], chunk: 16 << r.IntN(3), window: r.IntN(4) - 1,
-		dtMin: 0, dtMax: math.Inf(1),
+		groups: 1 + r.IntN(2), state: []int{16, 32, 40}[r.IntN(3)], chunk: 16 << r.IntN(3),
+		window: r.IntN(4) - 1,
+		dtMin:  0, dtMax: math.Inf(1),
 	}
 	p.heads = p.groups * (1 + r.IntN(4))
 	if r.IntN(2) == 0 {
 		p.dtMin, p.dtMax = 0.02, 0.6
 	}
 	for _, f := range p.fields() {
-		if optional := f.name == "D" || f.name == "z" || f.name == "dt_bias" || f.name == "initial"; optional && r.IntN(2) == 0 {
+		if optional := f.name == "D" || f.name == "z" || f.name == "dt_bias" ||
+			f.name == "initial"; optional && r.IntN(2) == 0 {
 			continue
 		}
 		n := 1
@@ -63,7 +69,7 @@ func newProblem(r *rand.Rand, length int) *problem {
 		}
 		values := make([]float64, n)
 		for i := range values {
-			// What float32 holds exactly, so that rounding the inputs is no error of the code under test.
+			// float32 holds these exactly, so rounding the inputs adds no error.
 			values[i] = float64(float32(r.NormFloat64()))
 			if f.name == "A" {
 				values[i] = -float64(float32(math.Exp(r.NormFloat64())))
@@ -80,15 +86,16 @@ func newProblem(r *rand.Rand, length int) *problem {
 			if i%p.length == 0 {
 				p.segments[i] = int32(r.IntN(2))
 			} else if p.segments[i] = p.segments[i-1]; r.IntN(12) == 0 {
-				p.segments[i] = 1 - p.segments[i] // a number may come again: it is the change that counts
+				p.segments[i] = 1 - p.segments[i] // a number may recur: only the change counts
 			}
 		}
 	}
 	return p
 }
 
-// recurrence runs the scan token by token, from the definition alone: for each token the state that its chunk sees is built
-// up anew from the first token within reach. y [B,L,H,P] and the final state [B,H,P,N].
+// recurrence runs the scan token by token from its definition: for each token it recomputes the
+// state that the token's chunk sees, from the first token within reach. It returns y [B,L,H,P] and
+// the final state [B,H,P,N].
 func (p *problem) recurrence() (y, final []float64) {
 	P, N := p.headDim, p.state
 	y, final = make([]float64, len(p.x)), make([]float64, p.batch*p.heads*P*N)
@@ -97,7 +104,8 @@ func (p *problem) recurrence() (y, final []float64) {
 		for head := range p.heads {
 			g := head / (p.heads / p.groups)
 			step := func(t int) { // h = e^{dt·A}·h + dt·B⊗x
-				if t > 0 && p.segments != nil && p.segments[b*p.length+t] != p.segments[b*p.length+t-1] {
+				if t > 0 && p.segments != nil &&
+					p.segments[b*p.length+t] != p.segments[b*p.length+t-1] {
 					clear(h)
 				}
 				dt := p.dt[(b*p.length+t)*p.heads+head]
@@ -147,8 +155,9 @@ func (p *problem) recurrence() (y, final []float64) {
 	return y, final
 }
 
-// input makes leaf tensors of the problem, by name; the dtype is that of x, dt, B, C and z, the rest is float32 at least. In
-// float64 the heads' parameters A, D and dt_bias get a leaf for each token, [B,L,H], which the plain page takes as well.
+// input makes leaf tensors of the problem, by name. dtype is that of x, dt, B, C and z; the others
+// are at least float32. In float64 the heads' parameters A, D and dt_bias get a leaf for each
+// token, [B,L,H], which the reference accepts, too.
 func (p *problem) input(dtype torch.DType) (torch.SSDInput, map[string]torch.Tensor) {
 	leaves := map[string]torch.Tensor{}
 	for _, f := range p.fields() {
@@ -169,8 +178,10 @@ func (p *problem) input(dtype torch.DType) (torch.SSDInput, map[string]torch.Ten
 		leaves[f.name] = t.Detach().RequireGrad(true)
 	}
 	in := torch.SSDInput{
-		X: leaves["x"], DT: leaves["dt"], A: leaves["A"], B: leaves["B"], C: leaves["C"], D: leaves["D"], Z: leaves["z"],
-		DTBias: leaves["dt_bias"], Softplus: true, DTMin: p.dtMin, DTMax: p.dtMax, InitialState: leaves["initial"],
+		X: leaves["x"], DT: leaves["dt"], A: leaves["A"], B: leaves["B"], C: leaves["C"],
+		D: leaves["D"], Z: leaves["z"],
+		DTBias: leaves["dt_bias"], Softplus: true, DTMin: p.dtMin, DTMax: p.dtMax,
+		InitialState: leaves["initial"],
 	}
 	if p.segments != nil {
 		in.Segments = torch.From(p.segments, p.batch, p.length)
@@ -178,10 +189,10 @@ func (p *problem) input(dtype torch.DType) (torch.SSDInput, map[string]torch.Ten
 	return in, leaves
 }
 
-// result is what a scan and its backward gave: y, final, and the gradient of each input by name.
+// result holds y, the final state, and the gradient of each input by name.
 type result map[string][]float64
 
-// seeds are the gradients of y and of the final state that a backward starts from.
+// seeds are the gradients of y and of the final state.
 type seeds struct{ y, final []float64 }
 
 func newSeeds(r *rand.Rand, p *problem, dtype torch.DType) seeds {
@@ -195,14 +206,15 @@ func newSeeds(r *rand.Rand, p *problem, dtype torch.DType) seeds {
 	return s
 }
 
-// rounded brings values to ones that dtype holds.
+// rounded rounds values to dtype.
 func rounded(values []float64, dtype torch.DType) (held []float64) {
 	torch.Scoped(func() { held = torch.Values[float64](torch.From(values, len(values)).To(dtype)) })
 	return held
 }
 
-// run scans and, where seeds are given, goes back.
-func (p *problem) run(dtype torch.DType, scan func(in torch.SSDInput) (y, final torch.Tensor), s *seeds) result {
+// run scans and, if seeds are given, computes the gradients.
+func (p *problem) run(dtype torch.DType, scan func(in torch.SSDInput) (y, final torch.Tensor),
+	s *seeds) result {
 	got := result{}
 	torch.Scoped(func() {
 		in, leaves := p.input(dtype)
@@ -212,7 +224,8 @@ func (p *problem) run(dtype torch.DType, scan func(in torch.SSDInput) (y, final 
 			return
 		}
 		torch.Backward([]torch.Tensor{y, final}, []torch.Tensor{
-			torch.From(s.y, y.Shape()...).To(y.DType()), torch.From(s.final, final.Shape()...).To(final.DType())})
+			torch.From(s.y, y.Shape()...).To(y.DType()),
+			torch.From(s.final, final.Shape()...).To(final.DType())})
 		for name, leaf := range leaves {
 			grad := leaf.Grad()
 			if !grad.Defined() {
@@ -228,7 +241,10 @@ func (p *problem) run(dtype torch.DType, scan func(in torch.SSDInput) (y, final 
 	return got
 }
 
-func (p *problem) plain(in torch.SSDInput) (y, final torch.Tensor) { return SSD(in, p.chunk, p.window) }
+func (p *problem) plain(in torch.SSDInput) (y,
+	final torch.Tensor) {
+	return SSD(in, p.chunk, p.window)
+}
 func (p *problem) kernel(in torch.SSDInput) (y, final torch.Tensor) {
 	return torch.SSDScan(in, p.chunk, p.window)
 }
@@ -264,7 +280,8 @@ func fresh(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// problems are random ones of every length that matters: one token, a chunk exactly, off by one, and some in between.
+// problems are random scans of one token, exactly one chunk, one token more or less, and lengths
+// between.
 func problems(r *rand.Rand) (list []*problem) {
 	for _, length := range []int{1, 2, 15, 16, 17, 31, 33, 64, 65} {
 		list = append(list, newProblem(r, length))
@@ -303,8 +320,8 @@ func TestSSD_EqualsTheRecurrence(t *testing.T) {
 	t.Logf("worst relative error in float64: %.1e", worst)
 }
 
-// The page's gradients in float64, which the kernels are held against, are held against the recurrence: along a random
-// direction the change of <y, seed> is the gradient's product with the direction.
+// The reference's float64 gradients are compared with the recurrence: along a random direction, the
+// change of <y, seed> is the inner product of the gradient and the direction.
 func TestSSD_GradientsEqualTheRecurrences(t *testing.T) {
 	r := fresh(t)
 	const h = 1e-5
@@ -341,16 +358,18 @@ func TestSSD_GradientsEqualTheRecurrences(t *testing.T) {
 				}
 				slope := (at(h) - at(-h)) / (2 * h)
 				if e := math.Abs(slope-along) / (1e-3 + math.Abs(slope)); e > 1e-5 {
-					t.Errorf("%v: d%s along a direction is %g, the recurrence's slope %g", p, f.name, along, slope)
+					t.Errorf("%v: d%s along a direction is %g, the recurrence's slope %g", p,
+						f.name, along, slope)
 				}
 			}
 		}
 	})
 }
 
-// Both faces, in both precisions, against the page in float64, on the same inputs as they were rounded. The gradients of A,
-// D and dt_bias are sums over all tokens that may happen to cancel: they are measured against their terms as well. Others are
-// sums too, so that one comparison in a hundred may exceed the bound, and none five times the bound.
+// The kernels and the reference, in both precisions, are compared with the reference in float64 on
+// the same rounded inputs. The gradients of A, D and dt_bias are sums over all tokens and may
+// cancel, so they are compared with the size of their terms as well. Other gradients are sums, too:
+// one comparison in a hundred may exceed the bound, and none five times the bound.
 func TestSSDScan_KernelsAndReferenceAgreeWithGradients(t *testing.T) {
 	for _, precision := range []struct {
 		dtype torch.DType
@@ -365,15 +384,18 @@ func TestSSDScan_KernelsAndReferenceAgreeWithGradients(t *testing.T) {
 					p.round(precision.dtype)
 					s := newSeeds(r, p, precision.dtype)
 					want := p.run(torch.Float64, p.plain, &s)
-					for face, scan := range map[string]func(torch.SSDInput) (y, final torch.Tensor){"plain": p.plain, "kernel": p.kernel} {
+					for face, scan := range map[string]func(torch.SSDInput) (y,
+						final torch.Tensor){"plain": p.plain, "kernel": p.kernel} {
 						got := p.run(precision.dtype, scan, &s)
 						for name := range got {
-							e := relativeTo(got[name], want[name], max(norm(want[name]), norm(want["terms "+name])))
+							e := relativeTo(got[name], want[name], max(norm(want[name]),
+								norm(want["terms "+name])))
 							worst[face+" "+name] = max(worst[face+" "+name], e)
 							compared++
 							if !(e < precision.bound) {
 								exceeded++
-								t.Logf("%v: %s of the %s face has relative error %.1e", p, name, face, e)
+								t.Logf("%v: %s of the %s face has relative error %.1e", p, name,
+									face, e)
 							}
 							if !(e < 5*precision.bound) {
 								t.Fail()
@@ -392,7 +414,7 @@ func TestSSDScan_KernelsAndReferenceAgreeWithGradients(t *testing.T) {
 	}
 }
 
-// round brings the inputs that are stored as dtype to values that it holds.
+// round rounds the inputs that are stored as dtype.
 func (p *problem) round(dtype torch.DType) {
 	for _, values := range []*[]float64{&p.x, &p.dt, &p.b, &p.c, &p.z} {
 		if *values != nil {
@@ -401,7 +423,8 @@ func (p *problem) round(dtype torch.DType) {
 	}
 }
 
-// A sequence cut in two, the first part's final state handed to the second, is the sequence in one.
+// Two parts of a sequence, the second starting from the first's final state, equal the whole
+// sequence.
 func TestSSDScan_FinalStateContinuesTheScan(t *testing.T) {
 	r := fresh(t)
 	run(t, func() {
@@ -416,7 +439,8 @@ func TestSSDScan_FinalStateContinuesTheScan(t *testing.T) {
 				part := func(start, length int, state torch.Tensor) (y, final torch.Tensor) {
 					piece := in
 					piece.InitialState = state
-					for _, t := range []*torch.Tensor{&piece.X, &piece.DT, &piece.B, &piece.C, &piece.Z} {
+					for _, t := range []*torch.Tensor{&piece.X, &piece.DT, &piece.B, &piece.C,
+						&piece.Z} {
 						if t.Defined() {
 							*t = t.Narrow(1, start, length)
 						}
@@ -425,17 +449,19 @@ func TestSSDScan_FinalStateContinuesTheScan(t *testing.T) {
 				}
 				y1, middle := part(0, cut, in.InitialState)
 				y2, final := part(cut, p.length-cut, middle)
-				e := max(relative(torch.Values[float64](torch.Cat(1, y1, y2)), torch.Values[float64](whole)),
+				e := max(relative(torch.Values[float64](torch.Cat(1, y1, y2)),
+					torch.Values[float64](whole)),
 					relative(torch.Values[float64](final), torch.Values[float64](end)))
 				if !(e < 1e-5) {
-					t.Errorf("%v cut at %d, optimized %v: relative difference %.1e", p, cut, optimized, e)
+					t.Errorf("%v cut at %d, optimized %v: relative difference %.1e", p, cut,
+						optimized, e)
 				}
 			}
 		}
 	})
 }
 
-// Token by token with SSDStep is the scan.
+// SSDStep, token by token, equals the scan.
 func TestSSDStep_StepsEqualTheScan(t *testing.T) {
 	r := fresh(t)
 	run(t, func() {
@@ -444,7 +470,8 @@ func TestSSDStep_StepsEqualTheScan(t *testing.T) {
 		in, _ := p.input(torch.Float32)
 		want, end := SSD(in, p.chunk, -1)
 		torch.NoGrad(func() {
-			state := torch.Zeros([]int{p.batch, p.heads, p.headDim, p.state}, torch.Float32, torch.CPU)
+			state := torch.Zeros([]int{p.batch, p.heads, p.headDim, p.state}, torch.Float32,
+				torch.CPU)
 			if in.InitialState.Defined() {
 				state.Copy(in.InitialState)
 			}
@@ -454,14 +481,16 @@ func TestSSDStep_StepsEqualTheScan(t *testing.T) {
 				if i%2 == 1 {
 					token.A, token.ALog = torch.Tensor{}, in.A.Neg().Log()
 				}
-				for _, t := range []*torch.Tensor{&token.X, &token.DT, &token.B, &token.C, &token.Z} {
+				for _, t := range []*torch.Tensor{&token.X, &token.DT, &token.B, &token.C,
+					&token.Z} {
 					if t.Defined() {
 						*t = t.Select(1, i)
 					}
 				}
 				ys = append(ys, torch.SSDStep(state, token))
 			}
-			e := max(relative(torch.Values[float64](torch.Stack(1, ys...)), torch.Values[float64](want)),
+			e := max(relative(torch.Values[float64](torch.Stack(1, ys...)),
+				torch.Values[float64](want)),
 				relative(torch.Values[float64](state), torch.Values[float64](end)))
 			if !(e < 1e-5) {
 				t.Errorf("%v: relative difference %.1e", p, e)
@@ -485,7 +514,8 @@ func TestChunking_StrategiesAreOneFamily(t *testing.T) {
 			return torch.Values[float64](y)
 		}
 		for _, same := range [][2]string{
-			{"default", "default-optimized"}, {"independent", "independent-optimized"}, {"windowed:2", "windowed:2-optimized"},
+			{"default", "default-optimized"}, {"independent", "independent-optimized"},
+			{"windowed:2", "windowed:2-optimized"},
 			{"windowed:0", "independent"}, {"windowed:9", "default"},
 		} {
 			if e := relative(scan(same[0]), scan(same[1])); !(e < 1e-5) {
@@ -496,13 +526,15 @@ func TestChunking_StrategiesAreOneFamily(t *testing.T) {
 }
 
 func TestParseChunking_ReadsNames(t *testing.T) {
-	for _, name := range []string{"default", "default-optimized", "independent", "independent-optimized", "windowed:0", "windowed:12-optimized"} {
+	for _, name := range []string{"default", "default-optimized", "independent",
+		"independent-optimized", "windowed:0", "windowed:12-optimized"} {
 		c, err := ParseChunking(name)
 		if err != nil || c.String() != name || c.Check() != nil {
 			t.Errorf("%q came back as %q, %v", name, c.String(), err)
 		}
 	}
-	for _, name := range []string{"", "optimized", "windowed", "windowed:", "windowed:-1", "windowed:x", "windowed-optimized:2", "independent:1", "default:", "Default"} {
+	for _, name := range []string{"", "optimized", "windowed", "windowed:", "windowed:-1",
+		"windowed:x", "windowed-optimized:2", "independent:1", "default:", "Default"} {
 		if c, err := ParseChunking(name); err == nil {
 			t.Errorf("%q was read as %+v", name, c)
 		}
@@ -531,10 +563,14 @@ func BenchmarkScan(b *testing.B) {
 			}
 			c.ChunkSize = 256
 			err = torch.Run(func() error {
-				draw := func(shape ...int) torch.Tensor { return torch.Randn(shape, torch.Float32, torch.CPU) }
+				draw := func(shape ...int) torch.Tensor {
+					return torch.Randn(shape, torch.Float32,
+						torch.CPU)
+				}
 				const length, heads = 2048, 32
 				in := torch.SSDInput{
-					X: draw(1, length, heads, 64), DT: draw(1, length, heads), A: draw(heads).Exp().Neg(), B: draw(1, length, 1, 128),
+					X: draw(1, length, heads, 64), DT: draw(1, length, heads),
+					A: draw(heads).Exp().Neg(), B: draw(1, length, 1, 128),
 					C: draw(1, length, 1, 128), D: draw(heads), Softplus: true, DTMax: math.Inf(1),
 				}
 				for b.Loop() {

@@ -1,24 +1,27 @@
 // Package checkpoint reads and writes the files that hold a model's weights.
 //
-// [Open] takes a Hugging Face folder (config.json beside model.safetensors or pytorch_model.bin, or beside shards with an
-// index), a folder in Meta's layout (params.json beside consolidated.NN.pth), a native checkpoint, or one .safetensors, .bin,
-// .pth or .gguf file. It gives a [Checkpoint]: tensors by their Hugging Face names and the config that describes the model.
-// Files are mapped into memory: opening reads the headers only, and a tensor of a plain type is a view of the file. Quantized
-// tensors are decoded when they are read. Pickles are read without executing them.
+// [Open] takes a Hugging Face folder (config.json beside model.safetensors or pytorch_model.bin, or
+// beside shards with an index), a folder in Meta's layout (params.json beside consolidated.NN.pth),
+// a native checkpoint, or one .safetensors, .bin, .pth or .gguf file. It gives a [Checkpoint]:
+// tensors by their Hugging Face names and the config that describes the model. Files are mapped
+// into memory: opening reads the headers only, and a tensor of a plain type is a view of the file.
+// Quantized tensors are decoded when they are read. Pickles are read without executing them.
 //
-// What is particular to a model family, such as its names in GGUF, is a [Family] that the family registers.
+// What is particular to a model family, such as its names in GGUF, is a [Family] that the family
+// registers.
 //
 //	c, err := checkpoint.Open("SmolLM2-135M-Instruct.Q4_1.gguf")
 //	if err != nil { … }
 //	defer c.Close()
 //	w, err := c.Tensor("model.embed_tokens.weight")
 //
-// [Save] writes any [Source], a Checkpoint or a model in training, as a Hugging Face folder. [Formats] lists the other layouts.
-// All writes are atomic: a result gets its name when it is complete and on the disk.
+// [Save] writes any [Source], a Checkpoint or a model in training, as a Hugging Face folder.
+// [Formats] lists the other layouts. All writes are atomic: a result gets its name when it is
+// complete and on the disk.
 //
-// Files are not trusted. Every length, count and offset is checked before it is used, and an error names the file and the
-// tensor. An open file may be replaced, but must not be shortened in place: the system then ends a process that touches the
-// missing part.
+// Files are not trusted. Every length, count and offset is checked before it is used, and an error
+// names the file and the tensor. An open file may be replaced, but must not be shortened in place:
+// the system then ends a process that touches the missing part.
 package checkpoint
 
 import (
@@ -35,24 +38,28 @@ import (
 
 // Info describes a tensor of a [Source].
 type Info struct {
-	DType  torch.DType // of the tensor that Tensor returns: float32 if it is quantized, [Unsupported] if Tensor fails
-	Shape  []int
-	Stored string // the type in the file, by its name there: "BF16", "Q4_1"; empty for a tensor that is in no file
+	// of the tensor that Tensor returns: float32 if it is quantized, [Unsupported] if Tensor fails
+	DType torch.DType
+	Shape []int
+	// the type in the file, by its name there, such as "BF16"; empty for a tensor in no file
+	Stored string
 	File   string // the path of that file
 	Bytes  int    // the size in the file
 }
 
-// Unsupported is the dtype of a stored type that this package does not decode, such as F8_E4M3 or IQ4_XS.
+// Unsupported is the dtype of a stored type that this package does not decode, such as F8_E4M3 or
+// IQ4_XS.
 const Unsupported torch.DType = -1
 
-// Source gives tensors by their Hugging Face names. Its methods may be called from several goroutines.
+// Source gives tensors by their Hugging Face names. Its methods may be called from several
+// goroutines.
 type Source interface {
 	// Names lists the tensors, in the order of the files.
 	Names() []string
 	// Info describes a tensor without reading it; false if there is none of that name.
 	Info(name string) (Info, bool)
-	// Tensor returns a contiguous CPU tensor that belongs to the innermost open scope. It may share memory with the source: a
-	// caller that writes to it changes what the next caller sees.
+	// Tensor returns a contiguous CPU tensor that belongs to the innermost open scope. It may share
+	// memory with the source: a caller that writes to it changes what the next caller sees.
 	Tensor(name string) (torch.Tensor, error)
 }
 
@@ -77,7 +84,8 @@ type Checkpoint struct {
 
 var _ Source = (*Checkpoint)(nil)
 
-// contents is what a reader returns: the places of the tensors, by their Hugging Face names, and the configs.
+// contents is what a reader returns: the places of the tensors, by their Hugging Face names, and
+// the configs.
 type contents struct {
 	tensors            []*stored
 	config, generation []byte                   // JSON, or nil
@@ -119,8 +127,9 @@ var safetensorsTorch = map[string]torch.DType{
 	"I64": torch.Int64, "I32": torch.Int32, "U8": torch.Uint8, "BOOL": torch.Bool,
 }
 
-// Open opens the checkpoint at path: a folder as Hugging Face or Meta lays it out, a .safetensors, .bin or .pth file, or a
-// .gguf file. It reads no weights. The error names the file, and the tensor if it concerns one.
+// Open opens the checkpoint at path: a folder as Hugging Face or Meta lays it out, a .safetensors,
+// .bin or .pth file, or a .gguf file. It reads no weights. The error names the file, and the tensor
+// if it concerns one.
 func Open(path string) (*Checkpoint, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -141,7 +150,8 @@ func Open(path string) (*Checkpoint, error) {
 
 // assemble makes a checkpoint of what a reader found.
 func assemble(path, format string, found contents, o *opener) *Checkpoint {
-	c := &Checkpoint{Path: path, Format: format, contents: found, files: o.files, tensors: map[string]*stored{}}
+	c := &Checkpoint{Path: path, Format: format, contents: found, files: o.files,
+		tensors: map[string]*stored{}}
 	for _, s := range found.tensors {
 		c.names = append(c.names, s.name)
 		c.tensors[s.name] = s
@@ -158,7 +168,8 @@ func readFile(o *opener, path string) (format string, c contents, err error) {
 	if err != nil {
 		return "", c, err
 	}
-	if data := file.Bytes(); strings.HasSuffix(path, ".gguf") || string(data[:min(len(data), 4)]) == "GGUF" {
+	if data := file.Bytes(); strings.HasSuffix(path,
+		".gguf") || string(data[:min(len(data), 4)]) == "GGUF" {
 		if c, err = readGGUF(file); err != nil {
 			err = fmt.Errorf("%s: %w", path, err)
 		}
@@ -171,7 +182,8 @@ func readFile(o *opener, path string) (format string, c contents, err error) {
 }
 
 // readWeights finds the tensors of a safetensors or PyTorch file: all, or those wanted.
-func readWeights(file *mapping, wanted map[string]bool) (format string, tensors []*stored, err error) {
+func readWeights(file *mapping, wanted map[string]bool) (format string, tensors []*stored,
+	err error) {
 	var records []record
 	if format = SafeTensors; isTorchFile(file.path, file.Bytes()) {
 		format = PyTorch
@@ -211,7 +223,7 @@ func readGGUF(file *mapping) (c contents, err error) {
 	for _, r := range parsed.records {
 		mapped, ok := tensors(r.name)
 		if !ok {
-			return c, fmt.Errorf("tensor %.80q is none that a %s model has", r.name, f.Architecture)
+			return c, fmt.Errorf("a %s model has no tensor %.80q", f.Architecture, r.name)
 		}
 		if mapped.Name == "" {
 			continue
@@ -219,7 +231,8 @@ func readGGUF(file *mapping) (c contents, err error) {
 		s := &stored{record: r, file: file}
 		if mapped.Heads > 0 && len(r.shape) > 0 {
 			if r.shape[0]%(2*mapped.Heads) != 0 {
-				return c, fmt.Errorf("tensor %.80q has %d rows, expected a multiple of twice its %d heads", r.name, r.shape[0],
+				return c, fmt.Errorf("tensor %.80q has %d rows, expected a multiple of twice its "+
+					"%d heads", r.name, r.shape[0],
 					mapped.Heads)
 			}
 			s.headRows = r.shape[0] / mapped.Heads
@@ -243,7 +256,8 @@ func (c *Checkpoint) Info(name string) (Info, bool) {
 }
 
 func (s *stored) info() Info {
-	return Info{DType: s.torchDType(), Shape: slices.Clone(s.shape), Stored: s.dtype, File: s.file.path, Bytes: s.bytes}
+	return Info{DType: s.torchDType(), Shape: slices.Clone(s.shape), Stored: s.dtype,
+		File: s.file.path, Bytes: s.bytes}
 }
 
 // torchDType is the dtype of the tensor that stands for s.
@@ -257,9 +271,9 @@ func (s *stored) torchDType() torch.DType {
 	return Unsupported
 }
 
-// Tensor returns a tensor by its Hugging Face name. A tensor of a plain type is a view of the mapped file; writing to it does not
-// change the file. A quantized one is decoded to float32 at each call. A tensor whose rows lie in another order in the file (see
-// [Mapped]) is copied.
+// Tensor returns a tensor by its Hugging Face name. A tensor of a plain type is a view of the
+// mapped file; writing to it does not change the file. A quantized one is decoded to float32 at
+// each call. A tensor whose rows lie in another order in the file (see [Mapped]) is copied.
 func (c *Checkpoint) Tensor(name string) (torch.Tensor, error) {
 	s, err := c.find(name)
 	if err != nil {
@@ -282,15 +296,16 @@ func (c *Checkpoint) Tensor(name string) (torch.Tensor, error) {
 	return t, s.decode(t.Data(), dtype)
 }
 
-// TensorAs returns a tensor as dtype. It decodes a quantized tensor to bfloat16 or float16 without a float32 copy; others are
-// [Checkpoint.Tensor] and a conversion.
+// TensorAs returns a tensor as dtype. It decodes a quantized tensor to bfloat16 or float16 without
+// a float32 copy; others are [Checkpoint.Tensor] and a conversion.
 func (c *Checkpoint) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
 	s, err := c.find(name)
 	if err != nil {
 		return torch.Tensor{}, err
 	}
 	_, plain := safetensorsTorch[s.dtype]
-	if !plain && s.torchDType() != Unsupported && (dtype == torch.BFloat16 || dtype == torch.Float16) {
+	if !plain && s.torchDType() != Unsupported && (dtype == torch.BFloat16 ||
+		dtype == torch.Float16) {
 		t := torch.Empty(s.shape, dtype, torch.CPU)
 		return t, s.decode(t.Data(), dtype)
 	}
@@ -313,8 +328,10 @@ func (c *Checkpoint) find(name string) (*stored, error) {
 }
 
 func (s *stored) unsupported() error {
-	return fmt.Errorf("%s: tensor %.120q is stored as %s, which is not supported: expected one of F64, F32, F16, BF16, "+
-		"I64, I32, U8, BOOL, or in GGUF files Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K", s.file.path, s.name, s.dtype)
+	return fmt.Errorf("%s: tensor %.120q is stored as %s, which is not supported: expected one "+
+		"of F64, F32, F16, BF16, "+
+		"I64, I32, U8, BOOL, or in GGUF files Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K",
+		s.file.path, s.name, s.dtype)
 }
 
 // whole reports whether the tensor's bytes lie in one file, in order.
@@ -330,7 +347,8 @@ func (s *stored) data() []byte {
 		copyStrided(all, s.file.Bytes()[s.offset:], safetensorsBits[s.dtype]/8, s.shape, s.strides)
 		return all
 	}
-	// A row of the whole is the parts' rows side by side. If the parts lie below each other, the whole counts as one row.
+	// A row of the whole is the parts' rows side by side. If the parts lie below each other, the
+	// whole counts as one row.
 	rows, at := 1, 0
 	if s.joined == 1 {
 		rows = s.shape[0]
@@ -349,7 +367,8 @@ func (s *stored) data() []byte {
 func (s *stored) decode(dst []byte, dtype torch.DType) error {
 	rows, columns := 1, 1
 	for i, n := range s.shape {
-		if i < len(s.shape)-1 || s.headRows > 0 && i == 0 { // the bias of a permuted matrix has rows of one number
+		// the bias of a permuted matrix has rows of one number
+		if i < len(s.shape)-1 || s.headRows > 0 && i == 0 {
 			rows *= n
 		} else {
 			columns *= n
@@ -367,24 +386,27 @@ func (s *stored) decode(dst []byte, dtype torch.DType) error {
 		}
 		return nil
 	}
-	name := map[torch.DType]string{torch.Float32: "F32", torch.BFloat16: "BF16", torch.Float16: "F16"}[dtype]
+	name := map[torch.DType]string{torch.Float32: "F32", torch.BFloat16: "BF16",
+		torch.Float16: "F16"}[dtype]
 	if err := dequantize(dst, name, s.data(), s.dtype, rows, columns, source); err != nil {
 		return fmt.Errorf("%s: tensor %.120q: %w", s.file.path, s.name, err)
 	}
 	return nil
 }
 
-// ConfigJSON returns the text of config.json, or what it would be for a GGUF file; nil if there is none.
+// ConfigJSON returns the text of config.json, or what it would be for a GGUF file; nil if there is
+// none.
 func (c *Checkpoint) ConfigJSON() []byte { return slices.Clone(c.config) }
 
 // Config returns config.json as encoding/json decodes it, numbers as float64; nil if there is none.
 func (c *Checkpoint) Config() map[string]any { return decoded(c.config) }
 
-// GenerationConfigJSON returns the text of generation_config.json, or what it would be for a GGUF file; nil if there is
-// none.
+// GenerationConfigJSON returns the text of generation_config.json, or what it would be for a GGUF
+// file; nil if there is none.
 func (c *Checkpoint) GenerationConfigJSON() []byte { return slices.Clone(c.generation) }
 
-// GenerationConfig returns generation_config.json as encoding/json decodes it; nil if there is none.
+// GenerationConfig returns generation_config.json as encoding/json decodes it; nil if there is
+// none.
 func (c *Checkpoint) GenerationConfig() map[string]any { return decoded(c.generation) }
 
 func decoded(text []byte) map[string]any {
@@ -395,8 +417,8 @@ func decoded(text []byte) map[string]any {
 	return m
 }
 
-// GGUFMetadata returns a GGUF file's metadata, nil for other formats. A value has the Go type of its width (uint32,
-// float32, string, …), an array is a slice of it. The caller must not change it.
+// GGUFMetadata returns a GGUF file's metadata, nil for other formats. A value has the Go type of
+// its width (uint32, float32, string, …), an array is a slice of it. The caller must not change it.
 func (c *Checkpoint) GGUFMetadata() map[string]any { return c.metadata }
 
 // Files lists the paths of the weight files.
@@ -408,8 +430,9 @@ func (c *Checkpoint) Files() []string {
 	return paths
 }
 
-// Release returns the memory of a tensor's part of the file to the system, which reads it again if it is needed. What was
-// written to a view of the tensor is lost. A program that reads each tensor once uses it to process models larger than memory.
+// Release returns the memory of a tensor's part of the file to the system, which reads it again if
+// it is needed. What was written to a view of the tensor is lost. A program that reads each tensor
+// once uses it to process models larger than memory.
 func (c *Checkpoint) Release(name string) {
 	s, ok := c.tensors[name]
 	if !ok || c.files == nil {
@@ -421,11 +444,13 @@ func (c *Checkpoint) Release(name string) {
 	}
 	page := os.Getpagesize()
 	for _, p := range parts {
-		if p.file.Mapping == nil { // of a native checkpoint, whose tensors are joined from many files
+		// of a native checkpoint, whose tensors are joined from many files
+		if p.file.Mapping == nil {
 			continue
 		}
 		data := p.file.Bytes()
-		first, last := (p.offset+page-1)/page*page, (p.offset+p.bytes)/page*page // whole pages: neighbours may be in use
+		// whole pages: neighbours may be in use
+		first, last := (p.offset+page-1)/page*page, (p.offset+p.bytes)/page*page
 		if p.strides == nil && first < last {
 			syscall.Madvise(data[first:last], syscall.MADV_DONTNEED) // a hint: it may fail
 		}

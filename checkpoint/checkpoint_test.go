@@ -14,7 +14,7 @@ import (
 	"conquer/torch"
 )
 
-// facts is what the Python packages say of a tensor.
+// facts is how the Python packages describe a tensor.
 type facts struct {
 	Stored string            `json:"stored"`
 	Shape  []int             `json:"shape"`
@@ -45,7 +45,7 @@ func mustOpen(t testing.TB, path string) *Checkpoint {
 	return c
 }
 
-// inTorch runs f at a boundary and fails the test when it panics with a torch error.
+// inTorch runs f in torch.Run and fails the test if it panics with a torch error.
 func inTorch(t testing.TB, f func()) {
 	t.Helper()
 	if err := torch.Run(func() error { f(); return nil }); err != nil {
@@ -90,13 +90,15 @@ func TestGGUF_TypesDecodeAsInThePythonPackage(t *testing.T) {
 					}
 				}
 				if digest(got.Data()) != sum {
-					t.Errorf("%s (%s) as %s differs: begins %v, expected %v", name, want.Stored, dtype,
+					t.Errorf("%s (%s) as %s differs: begins %v, expected %v", name, want.Stored,
+						dtype,
 						torch.Values[float64](got)[:4], want.First)
 				}
 			}
 		}
 	})
-	for _, kind := range []string{"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"} {
+	for _, kind := range []string{"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
+		"Q4_K", "Q5_K", "Q6_K"} {
 		if !kinds[kind] {
 			t.Errorf("the fixture has no %s", kind)
 		}
@@ -135,7 +137,8 @@ func TestOpen_ShardsMakeOneCheckpoint(t *testing.T) {
 		t.Errorf("configs: %v, %v", c.Config(), c.GenerationConfig())
 	}
 	info, ok := c.Info("model.layers.1.mlp.up_proj.weight")
-	if !ok || info.DType != torch.BFloat16 || !slices.Equal(info.Shape, []int{24, 16}) || info.Bytes != 768 || info.File == "" {
+	if !ok || info.DType != torch.BFloat16 || !slices.Equal(info.Shape,
+		[]int{24, 16}) || info.Bytes != 768 || info.File == "" {
 		t.Errorf("%+v", info)
 	}
 }
@@ -171,8 +174,10 @@ func TestTensor_IsAViewAndWritingLeavesTheFileUnchanged(t *testing.T) {
 
 func TestTensor_CopiesUnalignedData(t *testing.T) {
 	header := `{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}`
-	header += strings.Repeat(" ", (8-len(header)%8)%8) + "   " // data begins 3 bytes behind a multiple of 8
-	path := writeFile(t, "u.safetensors", safetensorsFile(header, "\x00\x00\x80\x3f\x00\x00\x00\x40"))
+	// data begins 3 bytes behind a multiple of 8
+	header += strings.Repeat(" ", (8-len(header)%8)%8) + "   "
+	path := writeFile(t, "u.safetensors", safetensorsFile(header,
+		"\x00\x00\x80\x3f\x00\x00\x00\x40"))
 	c := mustOpen(t, path)
 	inTorch(t, func() {
 		a, err := c.Tensor("a")
@@ -188,19 +193,31 @@ func TestOpen_NamesBadFoldersAndWhatWasExpected(t *testing.T) {
 		files map[string]string
 		want  []string
 	}{
-		"empty":               {nil, []string{"expected model.safetensors, model.safetensors.index.json", "pytorch_model.bin", "params.json"}},
-		"gguf inside":         {map[string]string{"m.gguf": "x"}, []string{"it holds m.gguf"}},
-		"pickles inside":      {map[string]string{"pytorch_model.bin": "x"}, []string{"pytorch_model.bin", "zip archive"}},
-		"broken config":       {map[string]string{"config.json": "[1]", weightsFile: one}, []string{"config.json", "JSON object"}},
-		"index not JSON":      {map[string]string{indexFile: "{"}, []string{indexFile, "ends in the middle"}},
-		"index without map":   {map[string]string{indexFile: "{}"}, []string{indexFile, "weight_map"}},
-		"shard missing":       {map[string]string{indexFile: `{"weight_map":{"a":"s.safetensors"}}`}, []string{"s.safetensors", indexFile, `"a"`}},
-		"shard outside":       {map[string]string{indexFile: `{"weight_map":{"a":"../s.safetensors"}}`}, []string{indexFile, `"a"`, "../s"}},
-		"shard is a number":   {map[string]string{indexFile: `{"weight_map":{"a":3}}`}, []string{indexFile, `"a"`, "string"}},
-		"tensor twice":        {map[string]string{indexFile: `{"weight_map":{"a":"s","a":"s"}}`, "s": one}, []string{indexFile, `"a"`, "twice"}},
-		"tensor not in shard": {map[string]string{indexFile: `{"weight_map":{"b":"s"}}`, "s": one}, []string{"/s", `"b"`, indexFile}},
-		"deep nesting":        {map[string]string{indexFile: `{"x":` + strings.Repeat("[", 1e6)}, []string{indexFile, "depth"}},
-		"deep config":         {map[string]string{configFile: strings.Repeat(`{"a":`, 1e6), weightsFile: one}, []string{configFile, "depth"}},
+		"empty": {nil, []string{"expected model.safetensors, " +
+			"model.safetensors.index.json", "pytorch_model.bin", "params.json"}},
+		"gguf inside": {map[string]string{"m.gguf": "x"}, []string{"it holds m.gguf"}},
+		"pickles inside": {map[string]string{"pytorch_model.bin": "x"},
+			[]string{"pytorch_model.bin", "zip archive"}},
+		"broken config": {map[string]string{"config.json": "[1]", weightsFile: one},
+			[]string{"config.json", "JSON object"}},
+		"index not JSON": {map[string]string{indexFile: "{"},
+			[]string{indexFile, "ends in the middle"}},
+		"index without map": {map[string]string{indexFile: "{}"},
+			[]string{indexFile, "weight_map"}},
+		"shard missing": {map[string]string{indexFile: `{"weight_map":{"a":"s.safetensors"}}`},
+			[]string{"s.safetensors", indexFile, `"a"`}},
+		"shard outside": {map[string]string{indexFile: `{"weight_map":{"a":"../s.safetensors"}}`},
+			[]string{indexFile, `"a"`, "../s"}},
+		"shard is a number": {map[string]string{indexFile: `{"weight_map":{"a":3}}`},
+			[]string{indexFile, `"a"`, "string"}},
+		"tensor twice": {map[string]string{indexFile: `{"weight_map":{"a":"s","a":"s"}}`,
+			"s": one}, []string{indexFile, `"a"`, "twice"}},
+		"tensor not in shard": {map[string]string{indexFile: `{"weight_map":{"b":"s"}}`, "s": one},
+			[]string{"/s", `"b"`, indexFile}},
+		"deep nesting": {map[string]string{indexFile: `{"x":` + strings.Repeat("[", 1e6)},
+			[]string{indexFile, "depth"}},
+		"deep config": {map[string]string{configFile: strings.Repeat(`{"a":`, 1e6),
+			weightsFile: one}, []string{configFile, "depth"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -13,29 +13,36 @@ import (
 // decodeChunk is the number of elements that one goroutine decodes before it takes more work.
 const decodeChunk = 1 << 16
 
-// decoders turns whole blocks of ggml's types into float32, exactly as ggml and the gguf Python package do. The conversions
-// float32(…) round each product before the sum, because a fused multiply-add would differ in the last bit.
+// decoders turns whole blocks of ggml's types into float32, exactly as ggml and the gguf Python
+// package do. The conversions float32(…) round each product before the sum, because a fused
+// multiply-add would differ in the last bit.
 var decoders = map[string]func(dst []float32, src []byte){
 	"F32": decodeF32, "F16": decodeF16, "BF16": decodeBF16,
-	"Q4_0": decodeQ4_0, "Q4_1": decodeQ4_1, "Q5_0": decodeQ5_0, "Q5_1": decodeQ5_1, "Q8_0": decodeQ8_0,
+	"Q4_0": decodeQ4_0, "Q4_1": decodeQ4_1, "Q5_0": decodeQ5_0, "Q5_1": decodeQ5_1,
+	"Q8_0": decodeQ8_0,
 	"Q4_K": decodeQ4_K, "Q5_K": decodeQ5_K, "Q6_K": decodeQ6_K,
 }
 
-// dequantize decodes rows of `columns` numbers of a ggml type into dst, whose element type is named as safetensors does:
-// F32, or BF16 and F16, rounded to the nearest (even) value. Row r of the result is row source(r) of src; a nil source
-// keeps the order. The work is shared among GOMAXPROCS goroutines.
-func dequantize(dst []byte, dtype string, src []byte, kind string, rows, columns int, source func(int) int) error {
+// dequantize decodes rows of `columns` numbers of a ggml type into dst, whose element type is named
+// as safetensors does: F32, or BF16 and F16, rounded to the nearest (even) value. Row r of the
+// result is row source(r) of src; a nil source keeps the order. The work is shared among GOMAXPROCS
+// goroutines.
+func dequantize(dst []byte, dtype string, src []byte, kind string, rows, columns int,
+	source func(int) int) error {
 	decode, ok := decoders[kind]
 	if !ok {
-		return fmt.Errorf("the type %s is not decoded: expected F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K", kind)
+		return fmt.Errorf("the type %s is not decoded: expected F32, F16, BF16, Q4_0, Q4_1, "+
+			"Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K", kind)
 	}
 	width := safetensorsBits[dtype] / 8
 	t := ggmlByName[kind]
 	srcRow, dstRow := columns/t.block*t.bytes, columns*width
 	if columns%t.block != 0 || len(src) != rows*srcRow || len(dst) != rows*dstRow {
-		return fmt.Errorf("%d bytes of %s for %d bytes of %s are not %d rows of %d", len(src), kind, len(dst), dtype, rows, columns)
+		return fmt.Errorf("%d bytes of %s for %d bytes of %s are not %d rows of %d", len(src),
+			kind, len(dst), dtype, rows, columns)
 	}
-	// Work is divided into parts of a row or groups of rows, so that long and short rows are shared evenly.
+	// Work is divided into parts of a row or groups of rows, so that long and short rows are shared
+	// evenly.
 	pieceColumns := min(columns, decodeChunk)
 	piecesPerRow := (columns + pieceColumns - 1) / max(pieceColumns, 1)
 	pieces := rows * piecesPerRow
@@ -175,7 +182,8 @@ func decodeBF16(dst []float32, src []byte) {
 	}
 }
 
-// The four- and five-bit types have so few values per block that a table is cheaper than computing each.
+// The four- and five-bit types have so few values per block that a table is cheaper than computing
+// each.
 
 func decodeQ4_0(dst []float32, src []byte) {
 	for ; len(src) >= 18; dst, src = dst[32:], src[18:] {
@@ -255,7 +263,8 @@ func scaleAndMin(scales []byte, j int) (scale, minimum float32) {
 	if j < 4 {
 		return float32(scales[j] & 63), float32(scales[j+4] & 63)
 	}
-	return float32(scales[j+4]&15 | scales[j-4]>>2&0x30), float32(scales[j+4]>>4 | scales[j]>>2&0x30)
+	return float32(scales[j+4]&15 | scales[j-4]>>2&0x30),
+		float32(scales[j+4]>>4 | scales[j]>>2&0x30)
 }
 
 func decodeQ4_K(dst []float32, src []byte) {

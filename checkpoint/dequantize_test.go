@@ -10,12 +10,17 @@ import (
 
 func TestDequantize_RoundsAsLibtorch(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	values := []float32{0, float32(math.Copysign(0, -1)), 65504, 65519.996, 65520, 65536, 1e-45, 0x1p-24, 0x1p-25, 0x1.000002p-25,
-		0x1p-14, 0x1.ffcp-15, 0x1.ffep-15, math.MaxFloat32, float32(math.Inf(1)), float32(math.Inf(-1))}
+	values := []float32{0, float32(math.Copysign(0, -1)), 65504, 65519.996, 65520, 65536, 1e-45,
+		0x1p-24, 0x1p-25, 0x1.000002p-25,
+		0x1p-14, 0x1.ffcp-15, 0x1.ffep-15, math.MaxFloat32, float32(math.Inf(1)),
+		float32(math.Inf(-1))}
 	for range 200_000 {
 		f := math.Float32frombits(random.Uint32())
-		half := math.Float32frombits(random.Uint32()&0x8fffffff | 0x33000000 + random.Uint32N(0x15)<<23) // near float16's range
-		tie := math.Float32frombits(random.Uint32()&0xffff0000 | 0x8000)                                 // between two bfloat16
+		// near float16's range
+		bits := random.Uint32()&0x8fffffff | 0x33000000 + random.Uint32N(0x15)<<23
+		half := math.Float32frombits(bits)
+		// between two bfloat16
+		tie := math.Float32frombits(random.Uint32()&0xffff0000 | 0x8000)
 		tie16 := math.Float32frombits(math.Float32bits(half)&^0x1fff | 0x1000)
 		for _, v := range []float32{f, half, tie, tie16} {
 			if v == v {
@@ -26,12 +31,14 @@ func TestDequantize_RoundsAsLibtorch(t *testing.T) {
 	got := make([]byte, 2*len(values))
 	inTorch(t, func() {
 		source := torch.From(values, len(values))
-		for dtype, round := range map[torch.DType]func([]byte, []float32){torch.BFloat16: roundBF16, torch.Float16: roundF16} {
+		for dtype, round := range map[torch.DType]func([]byte,
+			[]float32){torch.BFloat16: roundBF16, torch.Float16: roundF16} {
 			round(got, values)
 			want := source.To(dtype).Data()
 			for i, v := range values {
 				if got[2*i] != want[2*i] || got[2*i+1] != want[2*i+1] {
-					t.Fatalf("%v (%x) as %v is %x, expected %x", v, math.Float32bits(v), dtype, got[2*i:2*i+2], want[2*i:2*i+2])
+					t.Fatalf("%v (%x) as %v is %x, expected %x", v, math.Float32bits(v), dtype,
+						got[2*i:2*i+2], want[2*i:2*i+2])
 				}
 			}
 		}
@@ -46,7 +53,8 @@ func TestDequantize_RoundsAsLibtorch(t *testing.T) {
 }
 
 func TestDequantize_SharesLongAndShortRowsEvenly(t *testing.T) {
-	for _, shape := range [][2]int{{1, 3*decodeChunk + 512}, {5000, 32}, {3, decodeChunk + 256}, {1, 0}, {0, 32}} {
+	for _, shape := range [][2]int{{1, 3*decodeChunk + 512}, {5000, 32}, {3, decodeChunk + 256},
+		{1, 0}, {0, 32}} {
 		rows, columns := shape[0], shape[1]
 		src := make([]byte, rows*columns/32*20)
 		for i := range src {
@@ -66,7 +74,8 @@ func TestDequantize_SharesLongAndShortRowsEvenly(t *testing.T) {
 			}
 		}
 	}
-	if err := dequantize(make([]byte, 128), "F32", make([]byte, 19), "Q4_1", 1, 32, nil); err == nil {
+	if err := dequantize(make([]byte, 128), "F32", make([]byte, 19), "Q4_1", 1, 32,
+		nil); err == nil {
 		t.Error("a block of 19 bytes was decoded as Q4_1")
 	}
 }

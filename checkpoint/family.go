@@ -9,15 +9,16 @@ import (
 	"sync"
 )
 
-// Family translates between the config.json and tensor names of a model family and formats with names of their own. Families
-// register it when they are imported. Functions of a format that the family does not have are nil.
+// Family translates between the config.json and tensor names of a model family and formats with
+// names of their own. Families register it when they are imported. Functions of a format that the
+// family does not have are nil.
 type Family struct {
 	// ModelTypes lists the model_type values of config.json that the family writes.
 	ModelTypes []string
 	// Architectures lists the general.architecture values of GGUF files that the family reads.
 	Architectures []string
-	// FromGGUF returns the config.json of a GGUF file and the Hugging Face names of its tensors. Problems may also be left in
-	// f.Err.
+	// FromGGUF returns the config.json of a GGUF file and the Hugging Face names of its tensors.
+	// Problems may also be left in f.Err.
 	FromGGUF func(f *GGUFFile) (config map[string]any, tensors TensorMap, err error)
 	// ToGGUF describes a model for a GGUF file by its config.json.
 	ToGGUF func(config []byte) (*GGUFModel, error)
@@ -29,17 +30,21 @@ type Family struct {
 type Mapped struct {
 	// Name is empty for a tensor that the other format does not hold.
 	Name string
-	// Heads, if not 0, is the number of heads among the tensor's rows. The other format then holds the two halves of a head's
-	// rotary dimensions interleaved (rows 2i and 2i+1); in Hugging Face's order they are rows i and i+P/2.
+	// Heads, if not 0, is the number of heads among the tensor's rows. The other format then holds
+	// the two halves of a head's rotary dimensions interleaved (rows 2i and 2i+1); in Hugging
+	// Face's order they are rows i and i+P/2.
 	Heads int
 }
 
-// TensorMap maps a tensor's name in one format to another; false for a name that the model does not have.
+// TensorMap maps a tensor's name in one format to another; false for a name that the model does not
+// have.
 type TensorMap func(name string) (Mapped, bool)
 
-// Names pairs the names of tensors in another format with those in Hugging Face's, without .weight and .bias.
+// Names pairs the names of tensors in another format with those in Hugging Face's, without .weight
+// and .bias.
 type Names struct {
-	Blocks, Layers string            // prefixes before a block's number, e.g. "blk." and "model.layers."
+	// prefixes before a block's number, e.g. "blk." and "model.layers."
+	Blocks, Layers string
 	Whole          map[string]string // of tensors outside the blocks
 	Block          map[string]string // of a block's tensors, behind its prefix and number
 }
@@ -73,7 +78,8 @@ func (n Names) Foreign(name string) (string, bool) {
 }
 
 // rename maps the stem of a name, with the prefix `from` and a block's number replaced.
-func rename(name, from, to string, stemOf func(stem string, inBlock bool) (string, bool)) (string, bool) {
+func rename(name, from, to string, stemOf func(stem string, inBlock bool) (string, bool)) (string,
+	bool) {
 	stem, kind, ok := cutLast(name, ".")
 	if !ok || kind != "weight" && kind != "bias" {
 		return "", false
@@ -138,7 +144,8 @@ func registered(of func(Family) []string) string {
 // familyFor finds the family of a config.json among those that have a format.
 func familyFor(config []byte, format string, has func(Family) bool) (Family, error) {
 	if config == nil {
-		return Family{}, fmt.Errorf("%s: there is no config.json to say how the model is built", format)
+		return Family{}, fmt.Errorf("%s: there is no config.json to say how the model is built",
+			format)
 	}
 	var c struct {
 		ModelType string `json:"model_type"`
@@ -146,7 +153,10 @@ func familyFor(config []byte, format string, has func(Family) bool) (Family, err
 	if err := json.Unmarshal(config, &c); err != nil {
 		return Family{}, fmt.Errorf("%s: %s: %w", format, configFile, err)
 	}
-	f, ok := familyOf(func(f Family) bool { return has(f) && slices.Contains(f.ModelTypes, c.ModelType) })
+	f, ok := familyOf(func(f Family) bool {
+		return has(f) && slices.Contains(f.ModelTypes,
+			c.ModelType)
+	})
 	if !ok {
 		types := registered(func(f Family) []string {
 			if has(f) {
@@ -154,7 +164,8 @@ func familyFor(config []byte, format string, has func(Family) bool) (Family, err
 			}
 			return nil
 		})
-		return Family{}, fmt.Errorf("%s holds models of type %s, not %.40q: use --format hf", format, types, c.ModelType)
+		return Family{}, fmt.Errorf("%s holds models of type %s, not %.40q: use --format hf",
+			format, types, c.ModelType)
 	}
 	return f, nil
 }

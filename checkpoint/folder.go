@@ -23,9 +23,9 @@ const (
 // maxJSONFile is the size in bytes beyond which a config or an index is refused.
 const maxJSONFile = 100_000_000
 
-// readFolder reads a folder of Hugging Face's or Meta's layout, or a native checkpoint. As in transformers,
-// model.safetensors is taken before an index, and safetensors before pickles. Meta's files, which some models have
-// besides, come last.
+// readFolder reads a folder of Hugging Face's or Meta's layout, or a native checkpoint. As in
+// transformers, model.safetensors is taken before an index, and safetensors before pickles. Meta's
+// files, which some models have besides, come last.
 func readFolder(o *opener, dir string) (format string, c contents, err error) {
 	if text, err := readJSONFile(filepath.Join(dir, NativeFile)); err == nil {
 		c, err = readNative(o, dir, text)
@@ -52,7 +52,8 @@ func readFolder(o *opener, dir string) (format string, c contents, err error) {
 	if _, err := os.Stat(filepath.Join(dir, paramsFile)); err == nil {
 		return readMeta(o, dir)
 	}
-	return "", c, fmt.Errorf("%s: expected %s, %s or %s (or their index), or %s beside consolidated.00.pth%s", dir,
+	return "", c, fmt.Errorf("%s: expected %s, %s or %s (or their index), or %s beside "+
+		"consolidated.00.pth%s", dir,
 		weightsFile, indexFile, pickleFile, paramsFile, whatElse(dir))
 }
 
@@ -77,9 +78,11 @@ func isTorchFile(path string, data []byte) bool {
 	return strings.HasPrefix(string(data[:min(len(data), 4)]), "PK\x03\x04")
 }
 
-// readShards reads the files that an index names: {"metadata": …, "weight_map": {tensor: file}}. A tensor that lies in a
-// shard but not in the index is left out, because the index says which of a folder's files make the model.
-func readShards(o *opener, dir, index string, text []byte) (format string, tensors []*stored, err error) {
+// readShards reads the files that an index names: {"metadata": …, "weight_map": {tensor: file}}. A
+// tensor that lies in a shard but not in the index is left out, because the index says which of a
+// folder's files make the model.
+func readShards(o *opener, dir, index string, text []byte) (format string, tensors []*stored,
+	err error) {
 	var shards []string
 	wanted := map[string]map[string]bool{}
 	hasMap := false
@@ -93,8 +96,10 @@ func readShards(o *opener, dir, index string, text []byte) (format string, tenso
 			if err != nil {
 				return err
 			}
-			if shard == "" || shard != filepath.Base(shard) || !filepath.IsLocal(shard) || strings.ContainsAny(shard, "\\\x00") {
-				return fmt.Errorf("weight_map: tensor %.80q: %.80q is not the name of a file in this folder", tensor, shard)
+			if shard == "" || shard != filepath.Base(shard) || !filepath.IsLocal(shard) ||
+				strings.ContainsAny(shard, "\\\x00") {
+				return fmt.Errorf("weight_map: tensor %.80q: %.80q is not the name of a file in "+
+					"this folder", tensor, shard)
 			}
 			if wanted[shard] == nil {
 				wanted[shard] = map[string]bool{}
@@ -114,7 +119,8 @@ func readShards(o *opener, dir, index string, text []byte) (format string, tenso
 		path := filepath.Join(dir, shard)
 		file, err := o.open(path)
 		if err != nil {
-			return "", nil, fmt.Errorf("%w (%s names it for tensor %q)", err, index, first(wanted[shard]))
+			return "", nil, fmt.Errorf("%w (%s names it for tensor %q)", err, index,
+				first(wanted[shard]))
 		}
 		kind, list, err := readWeights(file, wanted[shard])
 		if err != nil {
@@ -126,7 +132,8 @@ func readShards(o *opener, dir, index string, text []byte) (format string, tenso
 		}
 		for tensor := range wanted[shard] {
 			if !found[tensor] {
-				return "", nil, fmt.Errorf("%s: tensor %.80q is not in this file, where %s says it is", path, tensor, index)
+				return "", nil, fmt.Errorf("%s: tensor %.80q is not in this file, where %s says "+
+					"it is", path, tensor, index)
 			}
 		}
 		format, tensors = kind, append(tensors, list...)

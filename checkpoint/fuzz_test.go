@@ -1,7 +1,7 @@
 package checkpoint
 
-// Fuzz targets for the readers of foreign bytes, and the builders of such bytes that other tests use too. Nothing here needs
-// libtorch.
+// Fuzz targets for the readers of untrusted bytes, and builders of such bytes that other tests use,
+// too. They run without libtorch.
 
 import (
 	"bytes"
@@ -20,16 +20,18 @@ func safetensorsFile(header, data string) string {
 	return string(binary.LittleEndian.AppendUint64(nil, uint64(len(header)))) + header + data
 }
 
-// A parsed header must be one that adds up, and take time and memory in proportion to its length.
+// A parsed header must be consistent, and take time and memory in proportion to its length.
 func FuzzSafetensors(f *testing.F) {
-	for _, name := range []string{"dtypes.safetensors", "sharded/model-00001-of-00003.safetensors"} {
+	for _, name := range []string{"dtypes.safetensors",
+		"sharded/model-00001-of-00003.safetensors"} {
 		data, err := os.ReadFile(filepath.Join(fixtures, name))
 		if err != nil {
 			f.Fatal(err)
 		}
 		f.Add(data)
 	}
-	f.Add([]byte(safetensorsFile(`{"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[2],"data_offsets":[4,6]}}`, "123456")))
+	f.Add([]byte(safetensorsFile(`{"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},`+
+		`"b":{"dtype":"U8","shape":[2],"data_offsets":[4,6]}}`, "123456")))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		records, _, err := parseSafetensors(data)
 		if err != nil {
@@ -48,7 +50,7 @@ func FuzzSafetensors(f *testing.F) {
 	})
 }
 
-// A ggufBuilder lays out GGUF files, right ones and wrong ones.
+// ggufBuilder lays out valid and invalid GGUF files.
 type ggufBuilder struct{ bytes.Buffer }
 
 func (b *ggufBuilder) put(values ...any) *ggufBuilder {
@@ -89,7 +91,8 @@ func (b *ggufBuilder) data(n int) string {
 	return b.String()
 }
 
-// ggufModel lays out a file with this metadata and F32 tensors (shapes rows first) that count 0, 1, 2, … each.
+// ggufModel lays out a file with this metadata and F32 tensors (shapes rows first) that count 0, 1,
+// 2, … each.
 func ggufModel(metadata map[string]any, tensors map[string][]int) string {
 	b := new(ggufBuilder).head(uint64(len(tensors)), uint64(len(metadata)))
 	for _, key := range slices.Sorted(maps.Keys(metadata)) {
@@ -131,8 +134,10 @@ func ggufModel(metadata map[string]any, tensors map[string][]int) string {
 // tinyMetadata describes a llama with 2 heads of 8, one of them for keys, and one layer.
 func tinyMetadata(architecture string, change map[string]any) map[string]any {
 	m := map[string]any{"general.architecture": architecture}
-	for key, value := range map[string]any{"embedding_length": uint32(16), "block_count": uint32(1), "feed_forward_length": uint32(4),
-		"attention.head_count": uint32(2), "attention.head_count_kv": uint32(1), "context_length": uint32(64),
+	for key, value := range map[string]any{"embedding_length": uint32(16),
+		"block_count": uint32(1), "feed_forward_length": uint32(4),
+		"attention.head_count": uint32(2), "attention.head_count_kv": uint32(1),
+		"context_length":                   uint32(64),
 		"attention.layer_norm_rms_epsilon": float32(1e-6), "rope.freq_base": float32(500000)} {
 		m[architecture+"."+key] = value
 	}
@@ -146,13 +151,14 @@ func tinyMetadata(architecture string, change map[string]any) map[string]any {
 }
 
 func tinyTensors(change map[string][]int) map[string][]int {
-	m := map[string][]int{"token_embd.weight": {3, 16}, "output_norm.weight": {16}, "blk.0.attn_norm.weight": {16},
-		"blk.0.attn_q.weight": {16, 16}, "blk.0.attn_k.weight": {8, 16}}
+	m := map[string][]int{"token_embd.weight": {3, 16}, "output_norm.weight": {16},
+		"blk.0.attn_norm.weight": {16},
+		"blk.0.attn_q.weight":    {16, 16}, "blk.0.attn_k.weight": {8, 16}}
 	maps.Copy(m, change)
 	return m
 }
 
-// Whatever opens must describe tensors inside the file, and decode without a crash.
+// A file that opens must describe tensors inside the file and decode without a crash.
 func FuzzGGUF(f *testing.F) {
 	small, err := os.ReadFile(filepath.Join(fixtures, "types.gguf"))
 	if err != nil {
@@ -160,9 +166,13 @@ func FuzzGGUF(f *testing.F) {
 	}
 	f.Add(small[:8192])
 	f.Add([]byte(ggufModel(tinyMetadata("llama", nil), tinyTensors(nil))))
-	f.Add([]byte(ggufModel(tinyMetadata("qwen2", map[string]any{"qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": float32(2)}), tinyTensors(nil))))
-	f.Add([]byte(ggufModel(tinyMetadata("llama", nil), tinyTensors(map[string][]int{"rope_freqs.weight": {4}}))))
-	f.Add([]byte(new(ggufBuilder).head(1, 1).put("k", uint32(ggufArray), uint32(ggufString), uint64(1), "x").
+	f.Add([]byte(ggufModel(tinyMetadata("qwen2",
+		map[string]any{"qwen2.rope.scaling.type": "yarn",
+			"qwen2.rope.scaling.factor": float32(2)}), tinyTensors(nil))))
+	f.Add([]byte(ggufModel(tinyMetadata("llama", nil),
+		tinyTensors(map[string][]int{"rope_freqs.weight": {4}}))))
+	f.Add([]byte(new(ggufBuilder).head(1, 1).put("k", uint32(ggufArray), uint32(ggufString),
+		uint64(1), "x").
 		tensors(ggufTensor{"token_embd.weight", 12, []uint64{256, 2}, 0}).data(288)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		file, err := parseGGUF(data)
@@ -177,9 +187,11 @@ func FuzzGGUF(f *testing.F) {
 			if len(r.shape) > 0 {
 				columns = r.shape[len(r.shape)-1]
 			}
-			if rows := r.bytes / kind.bytes * kind.block / columns; decoders[r.dtype] != nil && rows*columns < 1<<20 {
+			if rows := r.bytes / kind.bytes * kind.block / columns; decoders[r.dtype] != nil &&
+				rows*columns < 1<<20 {
 				dst := make([]byte, 4*rows*columns)
-				if err := dequantize(dst, "F32", data[r.offset:r.offset+r.bytes], r.dtype, rows, columns, nil); err != nil {
+				if err := dequantize(dst, "F32", data[r.offset:r.offset+r.bytes], r.dtype, rows,
+					columns, nil); err != nil {
 					t.Fatalf("%+v: %v", r, err)
 				}
 			}

@@ -26,7 +26,8 @@ const (
 	ggufFloat64
 )
 
-// maxGGUFNesting is the depth to which arrays of arrays are read. Files in use have none; ggml refuses them.
+// maxGGUFNesting is the depth to which arrays of arrays are read. Files in use have none; ggml
+// refuses them.
 const maxGGUFNesting = 4
 
 // ggufFile is the header of a GGUF file.
@@ -37,8 +38,8 @@ type ggufFile struct {
 }
 
 // parseGGUF reads the header of the GGUF file in data, version 2 or 3 and little-endian:
-// https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count is compared with the remaining bytes before anything is
-// allocated for it, so memory stays proportional to the file.
+// https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count is compared with the
+// remaining bytes before anything is allocated for it, so memory stays proportional to the file.
 func parseGGUF(data []byte) (*ggufFile, error) {
 	r := &ggufReader{data: data}
 	if string(r.take(4)) != "GGUF" {
@@ -58,7 +59,8 @@ func parseGGUF(data []byte) (*ggufFile, error) {
 		key := r.string()
 		value := r.value(r.uint32(), 0)
 		if r.err != nil {
-			return nil, fmt.Errorf("metadata %d of %d (%.80q) at byte %d: %w", i+1, pairs, key, at, r.err)
+			return nil, fmt.Errorf("metadata %d of %d (%.80q) at byte %d: %w", i+1, pairs, key, at,
+				r.err)
 		}
 		if _, twice := f.metadata[key]; twice {
 			return nil, fmt.Errorf("the metadata key %.80q appears twice", key)
@@ -70,7 +72,8 @@ func parseGGUF(data []byte) (*ggufFile, error) {
 		at := r.at
 		t := r.tensor()
 		if r.err != nil {
-			return nil, fmt.Errorf("tensor %.80q (%d of %d, described at byte %d): %w", t.name, i+1, tensors, at, r.err)
+			return nil, fmt.Errorf("tensor %.80q (%d of %d, described at byte %d): %w", t.name,
+				i+1, tensors, at, r.err)
 		}
 		if names[t.name] {
 			return nil, fmt.Errorf("tensor %.80q appears twice", t.name)
@@ -84,8 +87,9 @@ func parseGGUF(data []byte) (*ggufFile, error) {
 	return f, f.place(r.at, len(data))
 }
 
-// place turns the records' offsets, relative to the data section, into offsets in the file. It checks that the data is aligned,
-// inside the file and free of overlaps. headerEnd is the end of the descriptions.
+// place turns the records' offsets, relative to the data section, into offsets in the file. It
+// checks that the data is aligned, inside the file and free of overlaps. headerEnd is the end of
+// the descriptions.
 func (f *ggufFile) place(headerEnd, size int) error {
 	alignment := 32
 	if v, ok := f.metadata["general.alignment"]; ok {
@@ -99,10 +103,12 @@ func (f *ggufFile) place(headerEnd, size int) error {
 	for i := range f.records {
 		t := &f.records[i]
 		if t.offset%alignment != 0 {
-			return fmt.Errorf("tensor %.80q: its offset %d is no multiple of the alignment %d", t.name, t.offset, alignment)
+			return fmt.Errorf("tensor %.80q: its offset %d is no multiple of the alignment %d",
+				t.name, t.offset, alignment)
 		}
 		if start > size || t.offset > size-start || t.bytes > size-start-t.offset {
-			return fmt.Errorf("tensor %.80q: its %d bytes at offset %d of the data end behind the file, whose data has %d bytes: truncated?",
+			return fmt.Errorf("tensor %.80q: its %d bytes at offset %d of the data end behind "+
+				"the file, whose data has %d bytes: truncated?",
 				t.name, t.bytes, t.offset, max(size-start, 0))
 		}
 		t.offset += start
@@ -117,7 +123,8 @@ func (f *ggufFile) place(headerEnd, size int) error {
 	return nil
 }
 
-// ggufReader reads a file's bytes in order. After the first failure it keeps the reason and returns zeros.
+// ggufReader reads a file's bytes in order. After the first failure it keeps the reason and returns
+// zeros.
 type ggufReader struct {
 	data []byte
 	at   int
@@ -135,7 +142,8 @@ func (r *ggufReader) left() int { return len(r.data) - r.at }
 // take returns the next n bytes of the file itself, or nil.
 func (r *ggufReader) take(n int) []byte {
 	if r.err == nil && n > r.left() {
-		r.fail("the file ends at byte %d, expected %d more bytes at byte %d: truncated?", len(r.data), n, r.at)
+		r.fail("the file ends at byte %d, expected %d more bytes at byte %d: truncated?",
+			len(r.data), n, r.at)
 	}
 	if r.err != nil {
 		return nil
@@ -218,7 +226,8 @@ func (r *ggufReader) tensor() record {
 	return t
 }
 
-// value reads a metadata value as the Go type of its width. Arrays become slices, arrays of arrays []any.
+// value reads a metadata value as the Go type of its width. Arrays become slices, arrays of arrays
+// []any.
 func (r *ggufReader) value(kind uint32, depth int) any {
 	switch kind {
 	case ggufBool:

@@ -8,8 +8,8 @@ import (
 	"strconv"
 )
 
-// GGUFFile is an open GGUF file as a [Family] reads it. Keys are given without the architecture's prefix. The first
-// problem is kept in Err.
+// GGUFFile is an open GGUF file as a [Family] reads it. Keys are given without the architecture's
+// prefix. The first problem is kept in Err.
 type GGUFFile struct {
 	Architecture string // general.architecture
 	Err          error
@@ -52,8 +52,8 @@ func (f *GGUFFile) Floats(tensor string) []float32 {
 	return values
 }
 
-// Int reads a positive integer, or a list whose entries are all the same. A missing key gives fallback, and is a problem
-// if that is 0.
+// Int reads a positive integer, or a list whose entries are all the same. A missing key gives
+// fallback, and is a problem if that is 0.
 func (f *GGUFFile) Int(key string, fallback int) int {
 	key = f.Architecture + "." + key
 	value, ok := f.metadata[key]
@@ -77,7 +77,8 @@ func (f *GGUFFile) Int(key string, fallback int) int {
 // Natural reads one integer; -1 if there is none, or it is negative.
 func (f *GGUFFile) Natural(key string) int { return f.natural(f.Architecture + "." + key) }
 
-// Ints reads a list of n integers; a single integer counts as n equal ones. It returns nil if the key is missing.
+// Ints reads a list of n integers; a single integer counts as n equal ones. It returns nil if the
+// key is missing.
 func (f *GGUFFile) Ints(key string, n int) []int {
 	key = f.Architecture + "." + key
 	value, ok := f.metadata[key]
@@ -95,8 +96,8 @@ func (f *GGUFFile) Ints(key string, n int) []int {
 	return list
 }
 
-// Number reads a finite number in its shortest decimal form, so that a float32 1e-5 is 1e-5 again. A missing key gives
-// fallback, and is a problem if that is NaN.
+// Number reads a finite number in its shortest decimal form, so that a float32 1e-5 is 1e-5 again.
+// A missing key gives fallback, and is a problem if that is NaN.
 func (f *GGUFFile) Number(key string, fallback float64) float64 {
 	key = f.Architecture + "." + key
 	value, ok := f.metadata[key]
@@ -170,16 +171,21 @@ func widen[T uint32 | int32](list []T) []int {
 	return wide
 }
 
-// config asks the file's family for its config.json and the names of its tensors there, and reads the token ids of
-// generation_config.json.
+// config asks the file's family for its config.json and the names of its tensors there, and reads
+// the token ids of generation_config.json.
 func (f *GGUFFile) config() (config, generation map[string]any, tensors TensorMap, err error) {
-	family, ok := familyOf(func(c Family) bool { return slices.Contains(c.Architectures, f.Architecture) })
+	family, ok := familyOf(func(c Family) bool {
+		return slices.Contains(c.Architectures,
+			f.Architecture)
+	})
 	if !ok {
 		known := registered(func(c Family) []string { return c.Architectures })
-		return nil, nil, nil, fmt.Errorf("general.architecture is %.40q, expected one of %s", f.Architecture, known)
+		return nil, nil, nil, fmt.Errorf("general.architecture is %.40q, expected one of %s",
+			f.Architecture, known)
 	}
 	if n := f.natural("split.count"); n > 1 {
-		return nil, nil, nil, fmt.Errorf("the file is one of %d that a model was split into: merge them first "+
+		return nil, nil, nil, fmt.Errorf("the file is one of %d that a model was split into: "+
+			"merge them first "+
 			"(llama-gguf-split --merge)", n)
 	}
 	embedding := f.Shape("token_embd.weight")
@@ -208,14 +214,16 @@ func (f *GGUFFile) config() (config, generation map[string]any, tensors TensorMa
 // generation gives generation_config.json, and adds its tokens to the config.
 func (f *GGUFFile) generation(config map[string]any, vocabulary int) map[string]any {
 	generation := map[string]any{"_from_model_config": true}
-	for key, to := range map[string]string{"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"} {
+	for key, to := range map[string]string{"bos": "bos_token_id", "eos": "eos_token_id",
+		"padding": "pad_token_id"} {
 		if id := f.natural("tokenizer.ggml." + key + "_token_id"); id >= 0 && id < vocabulary {
 			config[to], generation[to] = id, id
 		}
 	}
 	// A chat turn ends with another token than a text.
 	eos, hasEOS := config["eos_token_id"].(int)
-	if id := f.natural("tokenizer.ggml.eot_token_id"); hasEOS && id >= 0 && id < vocabulary && id != eos {
+	if id := f.natural("tokenizer.ggml.eot_token_id"); hasEOS && id >= 0 && id < vocabulary &&
+		id != eos {
 		generation["eos_token_id"] = []int{eos, id}
 	}
 	return generation

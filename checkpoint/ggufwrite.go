@@ -18,13 +18,16 @@ import (
 // ggufFileTypes are the values of general.file_type by the type of most of the tensors.
 var ggufFileTypes = map[string]uint32{"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
 
-// GGUFTypes lists the quantized types in which a GGUF file's matrices can be written; see [Options.Encoding].
+// GGUFTypes lists the quantized types in which a GGUF file's matrices can be written; see
+// [Options.Encoding].
 var GGUFTypes = []string{"Q8_0", "Q4_0"}
 
-// SaveGGUF writes source, a model of a registered family, atomically as one GGUF file at path. options.Metadata holds its
-// tokenizer. Matrices have the type that options.Encoding or options.DType names, or keep their own. Vectors are float32,
-// which llama.cpp requires. With a quantized type, matrices whose rows are no multiple of 32 are float16, and with Q4_0 the
-// embedding and the head are Q8_0, which costs little size and improves the output. One tensor is in memory at a time.
+// SaveGGUF writes source, a model of a registered family, atomically as one GGUF file at path.
+// options.Metadata holds its tokenizer. Matrices have the type that options.Encoding or
+// options.DType names, or keep their own. Vectors are float32, which llama.cpp requires. With a
+// quantized type, matrices whose rows are no multiple of 32 are float16, and with Q4_0 the
+// embedding and the head are Q8_0, which costs little size and improves the output. One tensor is
+// in memory at a time.
 func SaveGGUF(path string, source Source, options Options) error {
 	w, err := planGGUF(path, source, options)
 	if err != nil {
@@ -60,7 +63,8 @@ func (w *ggufWriter) set(key string, value any) {
 // GGUFModel is a model as a GGUF file describes it.
 type GGUFModel struct {
 	Architecture string
-	// Tensors holds tensors that follow from the config, such as rotary factors; they are written as F32.
+	// Tensors holds tensors that follow from the config, such as rotary factors; they are written
+	// as F32.
 	Tensors map[string][]float32
 	// Tensor maps a tensor's Hugging Face name.
 	Tensor TensorMap
@@ -113,12 +117,15 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 		if ok && mapped.Name == "" {
 			continue
 		}
-		if e.name, e.heads = mapped.Name, mapped.Heads; !ok || len(e.shape) < 1 || len(e.shape) > 2 {
-			return nil, fmt.Errorf("tensor %.120q of shape %v has no place in a GGUF file of architecture %s: use "+
+		if e.name, e.heads = mapped.Name,
+			mapped.Heads; !ok || len(e.shape) < 1 || len(e.shape) > 2 {
+			return nil, fmt.Errorf("tensor %.120q of shape %v has no place in a GGUF file of "+
+				"architecture %s: use "+
 				"--format hf", name, e.shape, m.Architecture)
 		}
 		if e.heads > 0 && e.shape[0]%(2*e.heads) != 0 {
-			return nil, fmt.Errorf("tensor %.120q has %d rows, expected a multiple of twice its %d heads", name, e.shape[0],
+			return nil, fmt.Errorf("tensor %.120q has %d rows, expected a multiple of twice its "+
+				"%d heads", name, e.shape[0],
 				e.heads)
 		}
 		if err := e.choose(options); err != nil {
@@ -165,7 +172,8 @@ func (e *ggufEntry) choose(options Options) error {
 	}
 	t, ok := ggmlByName[e.kind]
 	if _, known := ggufFileTypes[e.kind]; !ok || !known {
-		return fmt.Errorf("tensor %.120q: %s cannot be written to GGUF: choose a dtype", e.record.name, e.kind)
+		return fmt.Errorf("tensor %.120q: %s cannot be written to GGUF: choose a dtype",
+			e.record.name, e.kind)
 	}
 	e.dtype = e.kind
 	if encoders[e.kind] != nil {
@@ -257,7 +265,8 @@ func (w *ggufWriter) header() ([]byte, error) {
 
 type ggufBuffer struct{ bytes.Buffer }
 
-func (b *ggufBuffer) put(v any) { binary.Write(b, binary.LittleEndian, v) } // cannot fail: the value has a fixed size
+// cannot fail: the value has a fixed size
+func (b *ggufBuffer) put(v any) { binary.Write(b, binary.LittleEndian, v) }
 
 func (b *ggufBuffer) text(s string) {
 	b.put(uint64(len(s)))

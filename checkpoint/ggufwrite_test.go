@@ -18,24 +18,29 @@ func TestFormats_RoundTripChangesNoBit(t *testing.T) {
 		seed := rand.Uint64()
 		source, config := randomLlama(t, kind, torch.Float32, seed)
 		dir := t.TempDir()
-		meta, gguf, native, hf := filepath.Join(dir, "meta"), filepath.Join(dir, "m.gguf"), filepath.Join(dir, "native"), filepath.Join(dir, "hf")
+		meta, gguf, native, hf := filepath.Join(dir, "meta"), filepath.Join(dir, "m.gguf"),
+			filepath.Join(dir, "native"), filepath.Join(dir, "hf")
 		if err := SaveMeta(meta, source, Options{Config: config, Parts: 2}); err != nil {
 			t.Fatalf("%s, seed %d: %v", kind, seed, err)
 		}
 		c := mustOpen(t, meta)
 		live := torch.LiveTensors()
-		metadata := map[string]any{"tokenizer.ggml.tokens": []string{"a", ""}, "tokenizer.ggml.scores": []float32{1, 2}, "x": true}
-		if err := SaveGGUF(gguf, c, Options{Config: c.ConfigJSON(), Metadata: metadata}); err != nil {
+		metadata := map[string]any{"tokenizer.ggml.tokens": []string{"a", ""},
+			"tokenizer.ggml.scores": []float32{1, 2}, "x": true}
+		if err := SaveGGUF(gguf, c, Options{Config: c.ConfigJSON(),
+			Metadata: metadata}); err != nil {
 			t.Fatalf("%s, seed %d: %v", kind, seed, err)
 		}
 		if torch.LiveTensors() != live {
 			t.Errorf("%d tensors are left over", torch.LiveTensors()-live)
 		}
 		c = mustOpen(t, gguf)
-		if got := c.GGUFMetadata(); !slices.Equal(got["tokenizer.ggml.tokens"].([]string), []string{"a", ""}) || got["x"] != true {
+		if got := c.GGUFMetadata(); !slices.Equal(got["tokenizer.ggml.tokens"].([]string),
+			[]string{"a", ""}) || got["x"] != true {
 			t.Errorf("metadata %v", got)
 		}
-		if err := SaveNative(native, c, Options{Config: c.ConfigJSON(), ShardBytes: 5000}); err != nil {
+		if err := SaveNative(native, c, Options{Config: c.ConfigJSON(),
+			ShardBytes: 5000}); err != nil {
 			t.Fatal(err)
 		}
 		c = mustOpen(t, native)
@@ -57,9 +62,12 @@ func TestFormats_RoundTripChangesNoBit(t *testing.T) {
 			case "architectures", "use_sliding_window", "attention_bias":
 			case "rope_parameters":
 				parameters := want.(map[string]any)
-				if scaling := back["rope_scaling"].(map[string]any); back["rope_theta"] != parameters["rope_theta"] ||
-					scaling["rope_type"] != parameters["rope_type"] || scaling["factor"] != parameters["factor"] {
-					t.Errorf("%s: theta %v, scaling %v, expected %v", kind, back["rope_theta"], scaling, parameters)
+				scaling := back["rope_scaling"].(map[string]any)
+				if back["rope_theta"] != parameters["rope_theta"] ||
+					scaling["rope_type"] != parameters["rope_type"] ||
+					scaling["factor"] != parameters["factor"] {
+					t.Errorf("%s: theta %v, scaling %v, expected %v", kind, back["rope_theta"],
+						scaling, parameters)
 				}
 			default:
 				if !reflect.DeepEqual(got, want) {
@@ -97,7 +105,9 @@ func TestSaveGGUF_WritesTheRequestedTypes(t *testing.T) {
 		options     Options
 		matrix, emb string
 	}{
-		{Options{}, "BF16", "BF16"}, {Options{DType: &f16}, "F16", "F16"}, {Options{Encoding: "Q8_0"}, "Q8_0", "Q8_0"}, {Options{Encoding: "Q4_0"}, "Q4_0", "Q8_0"},
+		{Options{}, "BF16", "BF16"}, {Options{DType: &f16}, "F16", "F16"},
+		{Options{Encoding: "Q8_0"}, "Q8_0", "Q8_0"},
+		{Options{Encoding: "Q4_0"}, "Q4_0", "Q8_0"},
 	} {
 		test.options.Config = config
 		path := filepath.Join(t.TempDir(), "m.gguf")
@@ -105,24 +115,27 @@ func TestSaveGGUF_WritesTheRequestedTypes(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := mustOpen(t, path)
-		for name, want := range map[string]string{"model.embed_tokens.weight": test.emb, "model.layers.0.self_attn.q_proj.weight": test.matrix, "model.norm.weight": "F32"} {
+		for name, want := range map[string]string{"model.embed_tokens.weight": test.emb,
+			"model.layers.0.self_attn.q_proj.weight": test.matrix, "model.norm.weight": "F32"} {
 			if info, _ := c.Info(name); info.Stored != want {
 				t.Errorf("%s is %s, expected %s", name, info.Stored, want)
 			}
 		}
-		inTorch(t, func() { // the rows came back in order: a quantized number is near the number
+		inTorch(t, func() { // the rows are in order: quantized values are near the values
 			got, err := c.TensorAs("model.layers.0.self_attn.k_proj.weight", torch.Float32)
 			if err != nil {
 				t.Fatal(err)
 			}
 			want, _ := source.Tensor("model.layers.0.self_attn.k_proj.weight")
-			if worst := torch.Item[float64](got.Sub(want.To(torch.Float32)).Abs().Max()); worst > 0.3 {
+			worst := torch.Item[float64](got.Sub(want.To(torch.Float32)).Abs().Max())
+			if worst > 0.3 {
 				t.Errorf("%s: off by %g", test.matrix, worst)
 			}
 		})
 	}
 	path := filepath.Join(t.TempDir(), "m.gguf")
-	wantError(t, SaveGGUF(path, source, Options{Config: []byte(`{"model_type":"bamba"}`)}), path, "bamba", "--format hf")
+	wantError(t, SaveGGUF(path, source, Options{Config: []byte(`{"model_type":"bamba"}`)}), path,
+		"bamba", "--format hf")
 	source.fail = fmt.Errorf("the source broke")
 	wantError(t, SaveGGUF(path, source, Options{Config: config}), path, "the source broke")
 	if left := entries(t, filepath.Dir(path)); len(left) > 0 {
@@ -130,12 +143,14 @@ func TestSaveGGUF_WritesTheRequestedTypes(t *testing.T) {
 	}
 }
 
-// Whatever is written to a GGUF file must be read back as it was: metadata of every type and tensors of every shape.
+// Metadata of every type and tensors of every shape must be read as they were written.
 func FuzzGGUFRoundTrip(f *testing.F) {
 	f.Add("general.name", "text", uint32(7), float32(0.5), true, []byte{1, 2, 3}, 3, 32)
 	f.Add("", "", uint32(0), float32(0), false, []byte{}, 1, 1)
-	f.Fuzz(func(t *testing.T, key, text string, n uint32, x float32, yes bool, list []byte, rows, columns int) {
-		if rows < 1 || columns < 1 || rows > 64 || columns > 512 || x != x || key == "general.alignment" {
+	f.Fuzz(func(t *testing.T, key, text string, n uint32, x float32, yes bool, list []byte, rows,
+		columns int) {
+		if rows < 1 || columns < 1 || rows > 64 || columns > 512 || x != x ||
+			key == "general.alignment" {
 			return
 		}
 		w := &ggufWriter{metadata: map[string]any{}}
@@ -143,7 +158,8 @@ func FuzzGGUFRoundTrip(f *testing.F) {
 		var ints []int32
 		var numbers []float32
 		for _, b := range list {
-			strings, ints, numbers = append(strings, text[:min(int(b), len(text))]), append(ints, int32(b)-128), append(numbers, float32(b)*x)
+			strings, ints, numbers = append(strings, text[:min(int(b), len(text))]),
+				append(ints, int32(b)-128), append(numbers, float32(b)*x)
 		}
 		for i, value := range []any{text, n, x, yes, strings, ints, numbers} {
 			w.set(fmt.Sprint(key, i), value)
@@ -153,7 +169,8 @@ func FuzzGGUFRoundTrip(f *testing.F) {
 			values[i] = float32(i) * x
 		}
 		for i := range 2 {
-			w.tensors = append(w.tensors, ggufEntry{name: fmt.Sprint(key, i), kind: "F32", record: record{shape: []int{rows, columns}}, values: values, size: 4 * len(values)})
+			w.tensors = append(w.tensors, ggufEntry{name: fmt.Sprint(key, i), kind: "F32",
+				record: record{shape: []int{rows, columns}}, values: values, size: 4 * len(values)})
 		}
 		var b bytes.Buffer
 		if err := w.write(&b, nil); err != nil {
@@ -171,7 +188,8 @@ func FuzzGGUFRoundTrip(f *testing.F) {
 		for i, r := range file.records {
 			got := make([]float32, len(values))
 			decodeF32(got, b.Bytes()[r.offset:])
-			if r.name != w.tensors[i].name || !slices.Equal(r.shape, []int{rows, columns}) || fmt.Sprint(got) != fmt.Sprint(values) {
+			if r.name != w.tensors[i].name || !slices.Equal(r.shape,
+				[]int{rows, columns}) || fmt.Sprint(got) != fmt.Sprint(values) {
 				t.Errorf("%+v differs", r)
 			}
 		}

@@ -10,8 +10,9 @@ import (
 	"unicode/utf8"
 )
 
-// strictObject reads data as exactly one JSON object. It calls visit for each key; visit must consume the key's value. Unlike
-// encoding/json it refuses duplicate keys and invalid UTF-8, with which two readers of one file could see different tensors.
+// strictObject reads data as exactly one JSON object. It calls visit for each key; visit must
+// consume the key's value. Unlike encoding/json it refuses duplicate keys and invalid UTF-8, with
+// which two readers of one file could see different tensors.
 func strictObject(data []byte, visit func(d *json.Decoder, key string) error) error {
 	if !utf8.Valid(data) {
 		return fmt.Errorf("the JSON is not valid UTF-8")
@@ -53,7 +54,8 @@ func eachKey(d *json.Decoder, what string, visit func(key string) error) error {
 	return expectDelim(d, '}', what)
 }
 
-// naturals consumes an array of non-negative integers that fit an int; more than limit of them is an error.
+// naturals consumes an array of non-negative integers that fit an int; more than limit of them is
+// an error.
 func naturals(d *json.Decoder, what string, limit int) ([]int, error) {
 	if err := expectDelim(d, '[', what); err != nil {
 		return nil, err
@@ -70,7 +72,8 @@ func naturals(d *json.Decoder, what string, limit int) ([]int, error) {
 		}
 		n, err := strconv.ParseInt(number.String(), 10, 64)
 		if err != nil || n < 0 {
-			return nil, fmt.Errorf("%s: expected integers from 0 to 2^63-1, found %.40s", what, number)
+			return nil, fmt.Errorf("%s: expected integers from 0 to 2^63-1, found %.40s", what,
+				number)
 		}
 		if len(list) == limit {
 			return nil, fmt.Errorf("%s: expected at most %d numbers", what, limit)
@@ -115,7 +118,8 @@ func jsonToken(d *json.Decoder) (json.Token, error) {
 	return t, nil
 }
 
-// asDecimals formats the floats of an object, and of objects in it, so that Python reads them as floats: 100000.0, 1e-05.
+// asDecimals formats the floats of an object, and of objects in it, so that Python reads them as
+// floats: 100000.0, 1e-05.
 func asDecimals(object map[string]any) {
 	for key, value := range object {
 		if inner, ok := value.(map[string]any); ok {

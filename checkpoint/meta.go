@@ -17,16 +17,18 @@ import (
 	"conquer/internal/atomicfile"
 )
 
-// Meta's layout is params.json and consolidated.00.pth, …, one file for each process that runs the model. Matrices are divided
-// by rows or by columns, as their layers are divided over the processes.
+// Meta's layout is params.json and consolidated.00.pth, …, one file for each process that runs the
+// model. Matrices are divided by rows or by columns, as their layers are divided over the
+// processes.
 
 const paramsFile = "params.json"
 
 // MetaFamily describes the models of a family in Meta's layout.
 type MetaFamily struct {
 	Names Names // of tensors, without .weight and .bias
-	// Split is the dimension along which the parts hold slices of a tensor, by Meta's name and the shape of one part; width
-	// is the model's. Replicated means that every part holds the whole tensor.
+	// Split is the dimension along which the parts hold slices of a tensor, by Meta's name and the
+	// shape of one part; width is the model's. Replicated means that every part holds the whole
+	// tensor.
 	Split func(name string, shape []int, width int) int
 	// Read reads params.json.
 	Read func(params []byte) (*MetaModel, error)
@@ -39,7 +41,8 @@ type MetaModel struct {
 	Width, Heads, KeyHeads, HeadDim, Vocabulary int
 	Tied                                        bool
 	Params                                      any // params.json, of a model that is written
-	// Config gives config.json, of a model that is read. info describes tensors by their Hugging Face names.
+	// Config gives config.json, of a model that is read. info describes tensors by their Hugging
+	// Face names.
 	Config func(info func(name string) (Info, bool), tied bool) (map[string]any, error)
 	// SplitEmbedding is the dimension along which a written embedding is cut.
 	SplitEmbedding int
@@ -52,12 +55,13 @@ var metaPart = regexp.MustCompile(`^consolidated\.([0-9]{2})\.pth$`)
 
 func isMetaPart(name string) bool { return metaPart.MatchString(name) }
 
-// readMeta reads Meta's layout. If there is a config.json beside params.json, as this package writes, it is used instead,
-// because it says more.
+// readMeta reads Meta's layout. If there is a config.json beside params.json, as this package
+// writes, it is used instead, because it says more.
 func readMeta(o *opener, dir string) (format string, c contents, err error) {
 	family, ok := familyOf(func(f Family) bool { return f.Meta != nil })
 	if !ok {
-		return Meta, c, fmt.Errorf("%s: Meta's layout needs a family that has it, such as llama", dir)
+		return Meta, c, fmt.Errorf("%s: Meta's layout needs a family that has it, such as llama",
+			dir)
 	}
 	path := filepath.Join(dir, paramsFile)
 	text, err := readJSONFile(path)
@@ -87,7 +91,8 @@ func readMeta(o *opener, dir string) (format string, c contents, err error) {
 	}
 	infos := map[string]Info{}
 	for i, r := range parts[0].records {
-		if r.name == "rope.freqs" || tied && r.name == "output.weight" { // both follow from the config
+		// both follow from the config
+		if r.name == "rope.freqs" || tied && r.name == "output.weight" {
 			continue
 		}
 		s, err := joinParts(parts, i, func(name string, shape []int) int {
@@ -97,11 +102,13 @@ func readMeta(o *opener, dir string) (format string, c contents, err error) {
 			return Meta, c, err
 		}
 		if s.name, ok = family.Meta.Names.HuggingFace(r.name); !ok {
-			return Meta, c, fmt.Errorf("%s: tensor %.80q is none that a model in Meta's layout has", s.file.path, r.name)
+			return Meta, c, fmt.Errorf("%s: models in Meta's layout have no tensor %.80q",
+				s.file.path, r.name)
 		}
 		if n := params.interleaved(s.name); n > 0 {
 			if len(s.shape) == 0 || s.shape[0]%(2*n) != 0 || s.shape[0] != n*params.HeadDim {
-				return Meta, c, fmt.Errorf("%s: tensor %.80q has shape %v in %d parts, %s asks for %d heads: is a part "+
+				return Meta, c, fmt.Errorf("%s: tensor %.80q has shape %v in %d parts, %s asks "+
+					"for %d heads: is a part "+
 					"missing?", s.file.path, r.name, s.shape, len(parts), paramsFile, n)
 			}
 			s.headRows = s.shape[0] / n
@@ -112,7 +119,11 @@ func readMeta(o *opener, dir string) (format string, c contents, err error) {
 	if c.config != nil {
 		return Meta, c, nil
 	}
-	config, err := params.Config(func(name string) (Info, bool) { info, ok := infos[name]; return info, ok }, tied)
+	config, err := params.Config(func(name string) (Info, bool) {
+		info,
+			ok := infos[name]
+		return info, ok
+	}, tied)
 	if err != nil {
 		return Meta, c, fmt.Errorf("%s: %w", path, err)
 	}
@@ -160,7 +171,8 @@ func metaParts(o *opener, dir string) ([]*metaFile, error) {
 		}
 		path := filepath.Join(dir, e.Name())
 		if n, _ := strconv.Atoi(match[1]); n != len(parts) {
-			return nil, fmt.Errorf("%s: the part before it, consolidated.%02d.pth, is missing", path, len(parts))
+			return nil, fmt.Errorf("%s: the part before it, consolidated.%02d.pth, is missing",
+				path, len(parts))
 		}
 		file, err := o.open(path)
 		if err != nil {
@@ -177,14 +189,16 @@ func metaParts(o *opener, dir string) ([]*metaFile, error) {
 	}
 	for _, p := range parts[1:] {
 		if len(p.records) != len(parts[0].records) {
-			return nil, fmt.Errorf("%s: it has %d tensors, %s has %d: a part of another model?", p.file.path, len(p.records), parts[0].file.path, len(parts[0].records))
+			return nil, fmt.Errorf("%s: it has %d tensors, %s has %d: a part of another model?",
+				p.file.path, len(p.records), parts[0].file.path, len(parts[0].records))
 		}
 	}
 	return parts, nil
 }
 
 // joinParts joins the parts' slices of the tensor that is the i-th of the first part.
-func joinParts(parts []*metaFile, i int, split func(name string, shape []int) int) (*stored, error) {
+func joinParts(parts []*metaFile, i int, split func(name string, shape []int) int) (*stored,
+	error) {
 	first := parts[0].records[i]
 	whole := &stored{record: first, file: parts[0].file}
 	if len(parts) == 1 {
@@ -197,13 +211,15 @@ func joinParts(parts []*metaFile, i int, split func(name string, shape []int) in
 			r = p.find(first.name)
 		}
 		if r == nil || r.dtype != first.dtype || !slices.Equal(r.shape, first.shape) {
-			return nil, fmt.Errorf("%s: tensor %.80q is missing, or not %s of shape %v as in %s: a part of another model?", p.file.path,
+			return nil, fmt.Errorf("%s: tensor %.80q is missing, or not %s of shape %v as in %s: "+
+				"a part of another model?", p.file.path,
 				first.name, first.dtype, first.shape, parts[0].file.path)
 		}
 		s := &stored{record: *r, file: p.file}
 		if whole.joined == Replicated {
 			if !bytes.Equal(s.data(), whole.data()) {
-				return nil, fmt.Errorf("%s: tensor %.80q differs from that of %s: a part of another model?", p.file.path, first.name, parts[0].file.path)
+				return nil, fmt.Errorf("%s: tensor %.80q differs from that of %s: a part of "+
+					"another model?", p.file.path, first.name, parts[0].file.path)
 			}
 			continue
 		}
@@ -218,17 +234,19 @@ func joinParts(parts []*metaFile, i int, split func(name string, shape []int) in
 	return whole, nil
 }
 
-// SaveMeta writes source into the folder dir in Meta's layout: params.json and options.Parts files consolidated.NN.pth, one for
-// each process. torch.load reads them with weights_only and mmap. config.json, generation_config.json and what options.Also
-// writes are stored beside them, because params.json cannot hold all that they say. A model that Meta's code cannot run (biases,
-// other rotary scalings) gets a params.json that this code refuses. Like [Save] it replaces the old files and holds one tensor
-// in memory at a time.
+// SaveMeta writes source into the folder dir in Meta's layout: params.json and options.Parts files
+// consolidated.NN.pth, one for each process. torch.load reads them with weights_only and mmap.
+// config.json, generation_config.json and what options.Also writes are stored beside them, because
+// params.json cannot hold all that they say. A model that Meta's code cannot run (biases, other
+// rotary scalings) gets a params.json that this code refuses. Like [Save] it replaces the old files
+// and holds one tensor in memory at a time.
 func SaveMeta(dir string, source Source, options Options) error {
 	return saveFolder(dir, func(stage string) error { return fillMeta(stage, source, options) })
 }
 
 func fillMeta(dir string, source Source, options Options) error {
-	family, err := familyFor(options.Config, "Meta's layout", func(f Family) bool { return f.Meta != nil })
+	family, err := familyFor(options.Config, "Meta's layout",
+		func(f Family) bool { return f.Meta != nil })
 	if err != nil {
 		return err
 	}
@@ -248,7 +266,8 @@ func fillMeta(dir string, source Source, options Options) error {
 		}
 		name, ok := family.Meta.Names.Foreign(r.name)
 		if !ok {
-			return fmt.Errorf("tensor %.120q has no place in Meta's layout: use --format hf", r.name)
+			return fmt.Errorf("tensor %.120q has no place in Meta's layout: use --format hf",
+				r.name)
 		}
 		e := torchEntry{record: r, source: r.name, heads: model.interleaved(r.name),
 			split: family.Meta.Split(name, r.shape, model.Width)}
@@ -266,7 +285,8 @@ func fillMeta(dir string, source Source, options Options) error {
 				if e.heads > 0 {
 					heads = fmt.Sprintf(", of %d heads,", e.heads)
 				}
-				return fmt.Errorf("tensor %.120q of shape %v%s cannot be divided into %d equal parts: choose another number of shards", r.name, r.shape, heads, parts)
+				return fmt.Errorf("tensor %.120q of shape %v%s cannot be divided into %d equal "+
+					"parts: choose another number of shards", r.name, r.shape, heads, parts)
 			}
 			e.shape = slices.Clone(r.shape)
 			e.shape[e.split] /= parts
@@ -274,16 +294,20 @@ func fillMeta(dir string, source Source, options Options) error {
 		}
 		entries = append(entries, e)
 	}
-	if i := slices.IndexFunc(entries, func(e torchEntry) bool { return e.name == "tok_embeddings.weight" }); model.Tied && i >= 0 {
+	if i := slices.IndexFunc(entries,
+		func(e torchEntry) bool { return e.name == "tok_embeddings.weight" }); model.Tied &&
+		i >= 0 {
 		e := entries[i]
 		e.name = "output.weight"
 		if parts == 1 || e.split == 0 {
 			e.shares = i + 1
 		} else {
 			e.split = 0
-			e.shape = slices.Clone(shards[0][slices.IndexFunc(shards[0], func(r record) bool { return r.name == e.source })].shape)
+			e.shape = slices.Clone(shards[0][slices.IndexFunc(shards[0],
+				func(r record) bool { return r.name == e.source })].shape)
 			if e.shape[0]%parts != 0 {
-				return fmt.Errorf("the vocabulary of %d cannot be divided into %d equal parts: choose another number of shards", e.shape[0], parts)
+				return fmt.Errorf("the vocabulary of %d cannot be divided into %d equal parts: "+
+					"choose another number of shards", e.shape[0], parts)
 			}
 			e.shape[0] /= parts
 		}
@@ -291,7 +315,11 @@ func fillMeta(dir string, source Source, options Options) error {
 	}
 	for part := range parts {
 		name := fmt.Sprintf("consolidated.%02d", part)
-		if err := atomicfile.Create(filepath.Join(dir, name+".pth"), func(w io.Writer) error { return writeTorch(w, name, source, entries, part) }); err != nil {
+		if err := atomicfile.Create(filepath.Join(dir, name+".pth"),
+			func(w io.Writer) error {
+				return writeTorch(w, name, source, entries,
+					part)
+			}); err != nil {
 			return err
 		}
 	}

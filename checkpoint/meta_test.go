@@ -14,14 +14,18 @@ import (
 	"conquer/torch"
 )
 
-// llamaKinds are the ways in which models of the family differ, by what their config says beyond the sizes.
+// llamaKinds are the config values by which models of the family differ, besides their sizes.
 var llamaKinds = map[string]map[string]any{
-	"llama":    {"rms_norm_eps": 1e-5},
-	"llama2":   {"num_key_value_heads": 4, "rope_theta": 10000.0},
-	"tied":     {"tie_word_embeddings": true, "rope_theta": 100000.0},
-	"llama3":   {"rope_theta": 500000.0, "rope_scaling": map[string]any{"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}},
-	"short3":   {"rope_scaling": map[string]any{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 96}},
-	"linear":   {"rope_parameters": map[string]any{"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}},
+	"llama":  {"rms_norm_eps": 1e-5},
+	"llama2": {"num_key_value_heads": 4, "rope_theta": 10000.0},
+	"tied":   {"tie_word_embeddings": true, "rope_theta": 100000.0},
+	"llama3": {"rope_theta": 500000.0, "rope_scaling": map[string]any{"rope_type": "llama3",
+		"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+		"original_max_position_embeddings": 8192}},
+	"short3": {"rope_scaling": map[string]any{"rope_type": "llama3", "factor": 8.0,
+		"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 96}},
+	"linear": {"rope_parameters": map[string]any{"rope_type": "linear", "factor": 4.0,
+		"rope_theta": 5000.0}},
 	"head_dim": {"head_dim": 12, "num_key_value_heads": 4},
 	"bias":     {"attention_bias": true, "mlp_bias": true},
 	"mistral":  {"model_type": "mistral", "sliding_window": 7},
@@ -32,10 +36,14 @@ var llamaKinds = map[string]map[string]any{
 func randomLlama(t testing.TB, kind string, dtype torch.DType, seed uint64) (*memory, []byte) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 7))
-	headDim, heads, kv, vocabulary, inner, layers := 8, 4, 2, 8*(2+r.IntN(20)), 8*(1+r.IntN(9)), 1+r.IntN(3)
-	config := map[string]any{"architectures": []any{"X"}, "model_type": "llama", "hidden_act": "silu", "hidden_size": heads * headDim,
-		"intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv,
-		"vocab_size": vocabulary, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "tie_word_embeddings": false}
+	headDim, heads, kv, vocabulary, inner, layers := 8, 4, 2, 8*(2+r.IntN(20)), 8*(1+r.IntN(9)),
+		1+r.IntN(3)
+	config := map[string]any{"architectures": []any{"X"}, "model_type": "llama",
+		"hidden_act": "silu", "hidden_size": heads * headDim,
+		"intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+		"num_key_value_heads": kv,
+		"vocab_size":          vocabulary, "max_position_embeddings": 128, "rms_norm_eps": 1e-6,
+		"tie_word_embeddings": false}
 	maps.Copy(config, llamaKinds[kind])
 	width := heads * headDim
 	kv = config["num_key_value_heads"].(int)
@@ -97,7 +105,8 @@ func TestMeta_RoundTripChangesNoBit(t *testing.T) {
 			source, config := randomLlama(t, kind, dtype, seed)
 			dir := filepath.Join(t.TempDir(), "m")
 			live := torch.LiveTensors()
-			if err := SaveMeta(dir, source, Options{Config: config, GenerationConfig: []byte(`{"eos_token_id":2}`), Parts: parts}); err != nil {
+			if err := SaveMeta(dir, source, Options{Config: config,
+				GenerationConfig: []byte(`{"eos_token_id":2}`), Parts: parts}); err != nil {
 				t.Fatalf("%s in %d, seed %d: %v", kind, parts, seed, err)
 			}
 			if torch.LiveTensors() != live {
@@ -105,7 +114,8 @@ func TestMeta_RoundTripChangesNoBit(t *testing.T) {
 			}
 			c := mustOpen(t, dir)
 			wantSame(t, c, source)
-			if c.Format != Meta || len(c.Files()) != parts || c.GenerationConfig()["eos_token_id"] != 2. {
+			if c.Format != Meta || len(c.Files()) != parts ||
+				c.GenerationConfig()["eos_token_id"] != 2. {
 				t.Errorf("%s: format %s, files %v", kind, c.Format, c.Files())
 			}
 			wantSame(t, mustOpen(t, filepath.Join(dir, "consolidated.00.pth")), source)
@@ -129,7 +139,8 @@ func TestMeta_RoundTripChangesNoBit(t *testing.T) {
 				case key == "architectures" || key == "max_position_embeddings":
 				case key == "tie_word_embeddings" && parts > 1: // two slices, no longer one storage
 				case fmt.Sprint(got[key]) != fmt.Sprint(value):
-					t.Errorf("%s in %d: config %s is %v, expected %v", kind, parts, key, got[key], value)
+					t.Errorf("%s in %d: config %s is %v, expected %v", kind, parts, key, got[key],
+						value)
 				}
 			}
 		}
@@ -161,15 +172,27 @@ func TestMeta_BadFoldersAreNamed(t *testing.T) {
 		files map[string]string
 		want  []string
 	}{
-		"no parts":           {map[string]string{paramsFile: p}, []string{"no consolidated.00.pth"}},
-		"the last missing":   {map[string]string{paramsFile: p, "consolidated.00.pth": a}, []string{"consolidated.00.pth", "wq", "missing"}},
-		"the first missing":  {map[string]string{paramsFile: p, "consolidated.01.pth": b}, []string{"consolidated.00.pth", "missing"}},
-		"another model's":    {map[string]string{paramsFile: p, "consolidated.00.pth": a, "consolidated.01.pth": part(second, 1)}, []string{"consolidated.01.pth", `"norm.weight"`, "another model"}},
-		"another kind's":     {map[string]string{paramsFile: p, "consolidated.00.pth": a, "consolidated.01.pth": part(third, 1)}, []string{"consolidated.01.pth", "another model"}},
-		"truncated":          {map[string]string{paramsFile: p, "consolidated.00.pth": a, "consolidated.01.pth": b[:len(b)/2]}, []string{"consolidated.01.pth", "truncated"}},
-		"params are no JSON": {map[string]string{paramsFile: "{", "consolidated.00.pth": a}, []string{paramsFile}},
-		"params are short":   {map[string]string{paramsFile: "{}", "consolidated.00.pth": a}, []string{paramsFile, "expected a positive integer"}},
-		"params of another":  {map[string]string{paramsFile: strings.Replace(p, `"n_heads": 4`, `"n_heads": 8`, 1), "consolidated.00.pth": a, "consolidated.01.pth": b}, []string{"wk", "2 heads"}},
+		"no parts": {map[string]string{paramsFile: p},
+			[]string{"no consolidated.00.pth"}},
+		"the last missing": {map[string]string{paramsFile: p, "consolidated.00.pth": a},
+			[]string{"consolidated.00.pth", "wq", "missing"}},
+		"the first missing": {map[string]string{paramsFile: p, "consolidated.01.pth": b},
+			[]string{"consolidated.00.pth", "missing"}},
+		"another model's": {map[string]string{paramsFile: p, "consolidated.00.pth": a,
+			"consolidated.01.pth": part(second, 1)},
+			[]string{"consolidated.01.pth", `"norm.weight"`, "another model"}},
+		"another kind's": {map[string]string{paramsFile: p, "consolidated.00.pth": a,
+			"consolidated.01.pth": part(third, 1)},
+			[]string{"consolidated.01.pth", "another model"}},
+		"truncated": {map[string]string{paramsFile: p, "consolidated.00.pth": a,
+			"consolidated.01.pth": b[:len(b)/2]}, []string{"consolidated.01.pth", "truncated"}},
+		"params are no JSON": {map[string]string{paramsFile: "{", "consolidated.00.pth": a},
+			[]string{paramsFile}},
+		"params are short": {map[string]string{paramsFile: "{}", "consolidated.00.pth": a},
+			[]string{paramsFile, "expected a positive integer"}},
+		"params of another": {map[string]string{paramsFile: strings.Replace(p, `"n_heads": 4`,
+			`"n_heads": 8`, 1), "consolidated.00.pth": a, "consolidated.01.pth": b},
+			[]string{"wk", "2 heads"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -194,10 +217,12 @@ func TestSaveMeta_NamesWhatTheLayoutCannotHold(t *testing.T) {
 		{strings.Replace(string(config), `"num_hidden_layers"`, `"x"`, 1), 1, "num_hidden_layers"},
 	} {
 		dir := filepath.Join(t.TempDir(), "m")
-		wantError(t, SaveMeta(dir, source, Options{Config: []byte(test.config), Parts: test.parts}), dir, test.want)
+		wantError(t, SaveMeta(dir, source, Options{Config: []byte(test.config),
+			Parts: test.parts}), dir, test.want)
 		if left := entries(t, filepath.Dir(dir)); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
 		}
 	}
-	wantError(t, SaveMeta(filepath.Join(t.TempDir(), "m"), source.add("model.layers.0.odd.weight", torch.Float32, 1), Options{Config: config}), "odd")
+	wantError(t, SaveMeta(filepath.Join(t.TempDir(), "m"),
+		source.add("model.layers.0.odd.weight", torch.Float32, 1), Options{Config: config}), "odd")
 }

@@ -15,17 +15,18 @@ import (
 	"conquer/torch"
 )
 
-// Native is this project's own format for runs of several processes: a folder in which each process writes the fragments of
-// tensors that it holds to a safetensors file of its own. native.json lists the fragments and the files' checksums. Any number
-// of processes can read it, each what it needs. Besides weights it holds the state of a training run, in tensors whose names
-// contain a colon.
+// Native is this project's own format for runs of several processes: a folder in which each process
+// writes the fragments of tensors that it holds to a safetensors file of its own. native.json lists
+// the fragments and the files' checksums. Any number of processes can read it, each what it needs.
+// Besides weights it holds the state of a training run, in tensors whose names contain a colon.
 const (
 	Native     = "native"
 	NativeFile = "native.json"
 )
 
-// Fragment is a contiguous run of a tensor's elements in row-major order. If Every is not 0, it is columns of a matrix: Run
-// elements at Start, Start+Every, Start+2·Every, …, where Every is the length of a row.
+// Fragment is a contiguous run of a tensor's elements in row-major order. If Every is not 0, it is
+// columns of a matrix: Run elements at Start, Start+Every, Start+2·Every, …, where Every is the
+// length of a row.
 type Fragment struct {
 	Name       string // of the tensor
 	Start      int    // index of the first element
@@ -72,16 +73,20 @@ func TensorType(dtype torch.DType, shape []int) NativeTensor {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// WriteFragments writes the file of process rank of ranks into dir, flushes it to the disk, and describes it.
+// WriteFragments writes the file of process rank of ranks into dir, flushes it to the disk, and
+// describes it.
 func WriteFragments(dir string, rank, ranks int, list []Fragment) (ProcessFile, error) {
 	part := ProcessFile{File: fmt.Sprintf("rank-%05d-of-%05d.safetensors", rank, ranks)}
 	list = slices.Clone(list)
-	slices.SortStableFunc(list, func(a, b Fragment) int { return b.Data.DType().Size() - a.Data.DType().Size() })
+	slices.SortStableFunc(list,
+		func(a, b Fragment) int { return b.Data.DType().Size() - a.Data.DType().Size() })
 	var records []record
 	for _, s := range list {
-		r := nativeRecord{s.Name, s.Start, s.Data.Numel(), s.Run, s.Every, safetensorsName(s.Data.DType())}
+		r := nativeRecord{s.Name, s.Start, s.Data.Numel(), s.Run, s.Every,
+			safetensorsName(s.Data.DType())}
 		part.Fragments = append(part.Fragments, r)
-		records = append(records, record{name: r.key(), dtype: r.DType, shape: []int{r.Length}, bytes: s.Data.Bytes()})
+		records = append(records, record{name: r.key(), dtype: r.DType, shape: []int{r.Length},
+			bytes: s.Data.Bytes()})
 	}
 	path := filepath.Join(dir, part.File)
 	header, err := safetensorsHeader(records)
@@ -112,7 +117,8 @@ func WriteNativeIndex(dir string, parts []ProcessFile, tensors map[string]Native
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(filepath.Join(dir, NativeFile), func(w io.Writer) error { _, err := w.Write(text); return err })
+	return atomicfile.Write(filepath.Join(dir, NativeFile),
+		func(w io.Writer) error { _, err := w.Write(text); return err })
 }
 
 // Commit flushes the finished folder dir.partial to the disk and renames it to dir.
@@ -141,7 +147,8 @@ type nativeFile struct {
 func (f *nativeFile) check() error {
 	f.checked.Do(func() {
 		if crc32.Checksum(f.Bytes(), castagnoli) != f.part.CRC {
-			f.bad = fmt.Errorf("%s does not have the checksum that %s gives it: it is damaged, or belongs to another run", f.path, NativeFile)
+			f.bad = fmt.Errorf("%s does not have the checksum that %s gives it: it is damaged, "+
+				"or belongs to another run", f.path, NativeFile)
 		}
 	})
 	return f.bad
@@ -159,7 +166,8 @@ type nativeFragment struct {
 	file                  *nativeFile
 }
 
-// readNative reads a native checkpoint. It checks that the fragments of each tensor cover it exactly.
+// readNative reads a native checkpoint. It checks that the fragments of each tensor cover it
+// exactly.
 func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 	path := filepath.Join(dir, NativeFile)
 	var index nativeIndex
@@ -175,12 +183,15 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 	c.native = map[string]*nativeTensor{}
 	for name, t := range index.Tensors {
 		dtype, known := safetensorsTorch[t.DType]
-		if _, ok := sizeInBits(t.Shape, 64); !known || !ok || slices.ContainsFunc(t.Shape, func(n int) bool { return n < 0 }) {
-			return c, fmt.Errorf("%s: tensor %.120q has the unknown type %.20q or the impossible shape %v", path, name, t.DType, t.Shape)
+		if _, ok := sizeInBits(t.Shape, 64); !known || !ok || slices.ContainsFunc(t.Shape,
+			func(n int) bool { return n < 0 }) {
+			return c, fmt.Errorf("%s: tensor %.120q has the unknown type %.20q or the impossible "+
+				"shape %v", path, name, t.DType, t.Shape)
 		}
 		c.native[name] = &nativeTensor{NativeTensor: t}
 		if !strings.Contains(name, ":") {
-			c.tensors = append(c.tensors, &stored{record: record{name: name, dtype: t.DType, shape: t.Shape, bytes: numel(t.Shape) * dtype.Size()},
+			c.tensors = append(c.tensors, &stored{record: record{name: name, dtype: t.DType,
+				shape: t.Shape, bytes: numel(t.Shape) * dtype.Size()},
 				file: &mapping{path: path}})
 		}
 	}
@@ -194,19 +205,22 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 		slices.SortFunc(t.fragments, func(a, b nativeFragment) int { return a.start - b.start })
 		if slices.ContainsFunc(t.fragments, func(s nativeFragment) bool { return s.every != 0 }) {
 			if !t.tiled() {
-				return c, fmt.Errorf("%s: the parts of tensor %.120q do not cover it exactly: one is missing, or there twice", path, name)
+				return c, fmt.Errorf("%s: the parts of tensor %.120q do not cover it exactly: "+
+					"one is missing, or there twice", path, name)
 			}
 			continue
 		}
 		next := 0
 		for _, s := range t.fragments {
 			if s.start != next {
-				return c, fmt.Errorf("%s: tensor %.120q continues at element %d, expected %d: a part is missing, or there twice", path, name, s.start, next)
+				return c, fmt.Errorf("%s: tensor %.120q continues at element %d, expected %d: a "+
+					"part is missing, or there twice", path, name, s.start, next)
 			}
 			next += s.length
 		}
 		if next != numel(t.Shape) {
-			return c, fmt.Errorf("%s: tensor %.120q ends after %d of its %d elements: a part is missing", path, name, next, numel(t.Shape))
+			return c, fmt.Errorf("%s: tensor %.120q ends after %d of its %d elements: a part is "+
+				"missing", path, name, next, numel(t.Shape))
 		}
 	}
 	return c, nil
@@ -215,8 +229,8 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 // tile is rows [top, bottom) and columns [left, right) of a matrix.
 type tile struct{ top, bottom, left, right int }
 
-// tiled reports whether the fragments, some of which are columns, cover the matrix exactly: whether they are tiles that do not
-// overlap and together have its area.
+// tiled reports whether the fragments, some of which are columns, cover the matrix exactly: whether
+// they are tiles that do not overlap and together have its area.
 func (t *nativeTensor) tiled() bool {
 	all, width := numel(t.Shape), 0
 	for _, s := range t.fragments {
@@ -237,7 +251,8 @@ func (t *nativeTensor) tiled() bool {
 				return false
 			}
 			row := s.start / width
-			tiles = append(tiles, tile{row, row + s.length/s.run, s.start % width, s.start%width + s.run})
+			tiles = append(tiles, tile{row, row + s.length/s.run, s.start % width,
+				s.start%width + s.run})
 			continue
 		}
 		for at, end := s.start, s.start+s.length; at < end; {
@@ -281,10 +296,12 @@ func (c *contents) addPart(o *opener, dir string, part ProcessFile) error {
 	path := filepath.Join(dir, part.File)
 	info, err := os.Stat(path)
 	if err != nil {
-		return fmt.Errorf("%w: %s names it, and the checkpoint is incomplete without it", err, index)
+		return fmt.Errorf("%w: %s names it, and the checkpoint is incomplete without it", err,
+			index)
 	}
 	if info.Size() != part.Bytes {
-		return fmt.Errorf("%s has %d bytes, expected %d: it is truncated, or belongs to another run", path, info.Size(), part.Bytes)
+		return fmt.Errorf("%s has %d bytes, expected %d: it is truncated or belongs to another run",
+			path, info.Size(), part.Bytes)
 	}
 	mapped, err := o.open(path)
 	if err != nil {
@@ -304,13 +321,18 @@ func (c *contents) addPart(o *opener, dir string, part ProcessFile) error {
 		dtype, plain := safetensorsTorch[s.DType]
 		switch {
 		case t == nil:
-			return fmt.Errorf("%s: %s holds a part of tensor %.120q, which it does not describe", index, part.File, s.Name)
-		case r.name == "" || r.dtype != s.DType || !plain || len(r.shape) != 1 || r.shape[0] != s.Length || s.Start < 0 || s.Run < 0 || s.Every < 0 || r.offset%dtype.Size() != 0:
-			return fmt.Errorf("%s does not hold elements %d to %d of tensor %.120q as %s: it belongs to another run", path, s.Start, s.Start+s.Length, s.Name, s.DType)
+			return fmt.Errorf("%s: %s holds a part of tensor %.120q, which it does not describe",
+				index, part.File, s.Name)
+		case r.name == "" || r.dtype != s.DType || !plain || len(r.shape) != 1 ||
+			r.shape[0] != s.Length || s.Start < 0 || s.Run < 0 || s.Every < 0 ||
+			r.offset%dtype.Size() != 0:
+			return fmt.Errorf("%s does not hold elements %d to %d of tensor %.120q as %s: it "+
+				"belongs to another run", path, s.Start, s.Start+s.Length, s.Name, s.DType)
 		case len(t.fragments) > 0 && t.fragments[0].file.dtypeOf(s.Name) != s.DType:
 			return fmt.Errorf("%s: the parts of tensor %.120q have several dtypes", index, s.Name)
 		}
-		t.fragments = append(t.fragments, nativeFragment{s.Start, s.Length, r.offset, s.Run, s.Every, file})
+		t.fragments = append(t.fragments, nativeFragment{s.Start, s.Length, r.offset, s.Run,
+			s.Every, file})
 	}
 	return nil
 }
@@ -324,15 +346,17 @@ func (f *nativeFile) dtypeOf(name string) string {
 	return ""
 }
 
-// Range returns elements [start, start+length) of a tensor of a native checkpoint, in row-major order and in their stored dtype.
-// It reads only the files that hold them.
+// Range returns elements [start, start+length) of a tensor of a native checkpoint, in row-major
+// order and in their stored dtype. It reads only the files that hold them.
 func (c *Checkpoint) Range(name string, start, length int) (torch.Tensor, error) {
 	t := c.native[name]
 	if t == nil {
-		return torch.Tensor{}, fmt.Errorf("%s: there is no tensor %.120q", filepath.Join(c.Path, NativeFile), name)
+		return torch.Tensor{}, fmt.Errorf("%s: there is no tensor %.120q",
+			filepath.Join(c.Path, NativeFile), name)
 	}
 	if start < 0 || length < 0 || start+length > numel(t.Shape) {
-		return torch.Tensor{}, fmt.Errorf("%s: tensor %.120q has %d elements: there are no elements %d to %d", c.Path, name, numel(t.Shape), start, start+length)
+		return torch.Tensor{}, fmt.Errorf("%s: tensor %.120q has %d elements: there are no "+
+			"elements %d to %d", c.Path, name, numel(t.Shape), start, start+length)
 	}
 	if length == 0 {
 		return torch.Empty([]int{0}, safetensorsTorch[t.DType], torch.CPU), nil
@@ -374,8 +398,9 @@ func (c *Checkpoint) nativeWeight(name string) (torch.Tensor, error) {
 	return all.To(safetensorsTorch[t.DType]).View(t.Shape...), nil
 }
 
-// SaveNative writes source into the folder dir as a native checkpoint of whole tensors, in files of at most options.ShardBytes,
-// beside the configs. Like [Save] it replaces the old files. It holds one file's tensors in memory at a time.
+// SaveNative writes source into the folder dir as a native checkpoint of whole tensors, in files of
+// at most options.ShardBytes, beside the configs. Like [Save] it replaces the old files. It holds
+// one file's tensors in memory at a time.
 func SaveNative(dir string, source Source, options Options) error {
 	return saveFolder(dir, func(stage string) error {
 		shards, err := plan(source, options)

@@ -32,24 +32,29 @@ func writeNative(t testing.TB, dir string, ranks int, draw *rand.Rand) map[strin
 			slices.Sort(cuts)
 			for r := range ranks {
 				if part := list[cuts[r]:cuts[r+1]]; len(part) > 0 {
-					parts[r] = append(parts[r], Fragment{Name: name, Start: cuts[r], Data: torch.From(part, len(part))})
+					parts[r] = append(parts[r], Fragment{Name: name, Start: cuts[r],
+						Data: torch.From(part, len(part))})
 				}
 			}
 		}
-		// A matrix of which each rank has some columns: rows of them, or whole rows that another rank then lacks.
+		// A matrix of which each rank holds some columns, or whole rows that another rank then
+		// lacks.
 		rows, columns := 6, 3*ranks
 		matrix := torch.Randn([]int{rows, columns}, torch.Float32, torch.CPU)
-		values["matrix.weight"], tensors["matrix.weight"] = torch.Values[float32](matrix), TensorType(torch.Float32, []int{rows, columns})
+		values["matrix.weight"], tensors["matrix.weight"] = torch.Values[float32](matrix),
+			TensorType(torch.Float32, []int{rows, columns})
 		top := draw.IntN(rows)
 		for r := range ranks {
 			for _, part := range [][2]int{{0, top}, {top, rows - 1}} {
 				if first, end := part[0], part[1]; first < end {
 					tile := matrix.Narrow(0, first, end-first).Narrow(1, 3*r, 3).Reshape(-1)
-					parts[r] = append(parts[r], Fragment{Name: "matrix.weight", Start: first*columns + 3*r, Run: 3, Every: columns, Data: tile})
+					parts[r] = append(parts[r], Fragment{Name: "matrix.weight",
+						Start: first*columns + 3*r, Run: 3, Every: columns, Data: tile})
 				}
 			}
 		}
-		parts[0] = append(parts[0], Fragment{Name: "matrix.weight", Start: (rows - 1) * columns, Data: matrix.Select(0, rows-1)})
+		parts[0] = append(parts[0], Fragment{Name: "matrix.weight", Start: (rows - 1) * columns,
+			Data: matrix.Select(0, rows-1)})
 		var written []ProcessFile
 		for r, list := range parts {
 			part, err := WriteFragments(dir, r, ranks, list)
@@ -92,7 +97,8 @@ func TestNative_RangesAreReadFromFragmentsOfAllRanks(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				if info, _ := c.Info(name); !slices.Equal(whole.Shape(), info.Shape) || !slices.Equal(torch.Values[float32](whole), want) {
+				if info, _ := c.Info(name); !slices.Equal(whole.Shape(),
+					info.Shape) || !slices.Equal(torch.Values[float32](whole), want) {
 					t.Errorf("%d ranks: %s is %v, want shape %v", ranks, name, whole, info.Shape)
 				}
 			}
@@ -116,10 +122,10 @@ func TestNative_InconsistentIndexIsRefused(t *testing.T) {
 	for want, change := range map[string][2]string{
 		"expected 1":                 {`"version":1`, `"version":2`},
 		"not the name of a file":     {`"name":"rank-00001`, `"name":"../rank-00001`},
-		"impossible shape":              {`"shape":[7,5]`, `"shape":[7,-5]`},
+		"impossible shape":           {`"shape":[7,5]`, `"shape":[7,-5]`},
 		"a part is missing":          {`"shape":[7,5]`, `"shape":[8,5]`},
 		"which it does not describe": {`"t3.weight":{`, `"t9.weight":{`},
-		"do not cover it exactly":          {`"run":3,"every":6`, `"run":3,"every":5`},
+		"do not cover it exactly":    {`"run":3,"every":6`, `"run":3,"every":5`},
 		"one is missing":             {`"shape":[6,6]`, `"shape":[7,6]`},
 		"or there twice":             {`"run":3,`, `"run":2,`},
 	} {

@@ -8,8 +8,8 @@ import (
 	"conquer/torch"
 )
 
-// TestParity_WithThePythonPackages saves what tools/parity/checkpoint_files.py asks for in the JSON file that
-// CHECKPOINT_PARITY names, for the script to compare. By itself it is skipped.
+// TestParity_WithThePythonPackages saves what tools/parity/checkpoint_files.py asks for in the JSON
+// file that CHECKPOINT_PARITY names, for the script to compare. By itself it is skipped.
 func TestParity_WithThePythonPackages(t *testing.T) {
 	path := os.Getenv("CHECKPOINT_PARITY")
 	if path == "" {
@@ -28,7 +28,8 @@ func TestParity_WithThePythonPackages(t *testing.T) {
 	}
 	for _, job := range jobs {
 		c := mustOpen(t, job.From)
-		options := Options{ShardBytes: job.Shard, Config: c.ConfigJSON(), GenerationConfig: c.GenerationConfigJSON()}
+		options := Options{ShardBytes: job.Shard, Config: c.ConfigJSON(),
+			GenerationConfig: c.GenerationConfigJSON()}
 		if c.Format == SafeTensors {
 			options.TokenizerFrom = job.From
 		}

@@ -2,8 +2,8 @@ package checkpoint
 
 import "conquer/torch"
 
-// unpermute maps a row in Hugging Face's order to the row of an interleaved tensor that holds it. size is the number of rows per
-// head.
+// unpermute maps a row in Hugging Face's order to the row of an interleaved tensor that holds it.
+// size is the number of rows per head.
 func unpermute(size int) func(row int) int {
 	return func(row int) int {
 		head, at := row/size, row%size
@@ -20,7 +20,8 @@ func copyRows(dst, src []byte, rows int, source func(int) int) {
 	}
 }
 
-// permuteHeads interleaves the two halves of each head's rows, from Hugging Face's order to that of Meta and GGUF.
+// permuteHeads interleaves the two halves of each head's rows, from Hugging Face's order to that of
+// Meta and GGUF.
 func permuteHeads(t torch.Tensor, heads int) torch.Tensor {
 	shape := t.Shape()
 	split := append([]int{heads, 2, shape[0] / heads / 2}, shape[1:]...)

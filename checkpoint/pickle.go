@@ -9,13 +9,14 @@ import (
 	"strings"
 )
 
-// A pickle is a program for a small stack machine that can import and call any Python function. The machine below knows only
-// the instructions of a dictionary of tensors and the few globals that PyTorch uses in one (like torch.load with weights_only);
-// anything else is an error. Nothing is called: a "call" of a known global runs a Go function of pickleCalls, which builds a
-// plain value. The instructions are those of https://github.com/python/cpython/blob/main/Lib/pickletools.py.
+// A pickle is a program for a small stack machine that can import and call any Python function. The
+// machine below knows only the instructions of a dictionary of tensors and the few globals that
+// PyTorch uses in one (like torch.load with weights_only); anything else is an error. Nothing is
+// called: a "call" of a known global runs a Go function of pickleCalls, which builds a plain value.
+// The instructions are those of https://github.com/python/cpython/blob/main/Lib/pickletools.py.
 
-// The values on the machine's stack are nil, bool, int, float64, string, *pickleList (a tuple or list), *pickleDict,
-// pickleGlobal, *pickleStorage and *pickleTensor.
+// The values on the machine's stack are nil, bool, int, float64, string, *pickleList (a tuple or
+// list), *pickleDict, pickleGlobal, *pickleStorage and *pickleTensor.
 type (
 	pickleList   struct{ items []any }
 	pickleGlobal string
@@ -37,8 +38,10 @@ type (
 
 // storageDtypes maps PyTorch's storage classes to safetensors' dtypes.
 var storageDtypes = map[pickleGlobal]string{
-	"torch.FloatStorage": "F32", "torch.HalfStorage": "F16", "torch.BFloat16Storage": "BF16", "torch.DoubleStorage": "F64",
-	"torch.LongStorage": "I64", "torch.IntStorage": "I32", "torch.ShortStorage": "I16", "torch.CharStorage": "I8",
+	"torch.FloatStorage": "F32", "torch.HalfStorage": "F16", "torch.BFloat16Storage": "BF16",
+	"torch.DoubleStorage": "F64",
+	"torch.LongStorage":   "I64", "torch.IntStorage": "I32", "torch.ShortStorage": "I16",
+	"torch.CharStorage": "I8",
 	"torch.ByteStorage": "U8", "torch.BoolStorage": "BOOL",
 }
 
@@ -70,7 +73,8 @@ func (d *pickleDict) set(key string, value any) {
 	d.values[key] = value
 }
 
-// rebuildTensor is torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks).
+// rebuildTensor is torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad,
+// hooks).
 func rebuildTensor(args []any) (any, error) {
 	if len(args) < 4 {
 		return nil, fmt.Errorf("a tensor made of %d arguments, expected at least 4", len(args))
@@ -79,8 +83,10 @@ func rebuildTensor(args []any) (any, error) {
 	offset, ok2 := args[1].(int)
 	shape, ok3 := pickleInts(args[2])
 	strides, ok4 := pickleInts(args[3])
-	if !ok || !ok2 || !ok3 || !ok4 || offset < 0 || len(shape) != len(strides) || len(shape) > maxRank {
-		return nil, fmt.Errorf("a tensor that is not made of a storage, an offset, a size and a stride")
+	if !ok || !ok2 || !ok3 || !ok4 || offset < 0 || len(shape) != len(strides) ||
+		len(shape) > maxRank {
+		return nil, fmt.Errorf("a tensor that is not made of a storage, an offset, a size and a " +
+			"stride")
 	}
 	return &pickleTensor{storage, offset, shape, strides}, nil
 }
@@ -335,7 +341,8 @@ func (m *pickleMachine) step(op byte) {
 	case 'Q':
 		m.storage(m.pop())
 	default:
-		m.fail("the instruction 0x%02x (%q) is none that a dictionary of tensors needs: only tensors are read", op, op)
+		m.fail("the instruction 0x%02x (%q) is not used by a dictionary of tensors: only "+
+			"tensors are read", op, op)
 	}
 }
 
@@ -349,8 +356,8 @@ func (m *pickleMachine) recall(n int) {
 	m.push(v)
 }
 
-// setItems stores alternating keys and values in the dictionary on top. Keys that are not strings, as in an optimizer's state,
-// are dropped.
+// setItems stores alternating keys and values in the dictionary on top. Keys that are not strings,
+// as in an optimizer's state, are dropped.
 func (m *pickleMachine) setItems(items []any) {
 	d, ok := m.top().(*pickleDict)
 	if m.err == nil && (!ok || len(items)%2 != 0) {
@@ -370,7 +377,8 @@ func (m *pickleMachine) setItems(items []any) {
 func (m *pickleMachine) global(module, name string) {
 	g := pickleGlobal(module + "." + name)
 	if m.err == nil && pickleCalls[g] == nil && storageDtypes[g] == "" {
-		m.fail("it names %.80q, which Python would import and could run: only tensors are read", string(g))
+		m.fail("it names %.80q, which Python would import and could run: only tensors are read",
+			string(g))
 	}
 	m.push(g)
 }
@@ -385,7 +393,8 @@ func (m *pickleMachine) storage(id any) {
 	class, ok := list.items[1].(pickleGlobal)
 	key, ok2 := list.items[2].(string)
 	count, ok3 := list.items[4].(int)
-	if !ok || !ok2 || !ok3 || storageDtypes[class] == "" || count < 0 || key == "" || strings.ContainsAny(key, "/\\\x00") {
+	if !ok || !ok2 || !ok3 || storageDtypes[class] == "" || count < 0 || key == "" ||
+		strings.ContainsAny(key, "/\\\x00") {
 		m.fail("a storage that is not described by its class, key and number of elements")
 		return
 	}

@@ -5,11 +5,12 @@ import (
 	"math"
 )
 
-// encoders turn whole blocks of 32 numbers into ggml's quantized types, bit for bit as ggml's reference and the gguf Python
-// package do.
+// encoders turn whole blocks of 32 numbers into ggml's quantized types, bit for bit as ggml's
+// reference and the gguf Python package do.
 var encoders = map[string]func(dst []byte, src []float32){"Q8_0": encodeQ8_0, "Q4_0": encodeQ4_0}
 
-// quantize encodes src, rows of a multiple of 32 numbers each. The work is shared among GOMAXPROCS goroutines.
+// quantize encodes src, rows of a multiple of 32 numbers each. The work is shared among GOMAXPROCS
+// goroutines.
 func quantize(kind string, src []float32) ([]byte, error) {
 	encode, t := encoders[kind], ggmlByName[kind]
 	if encode == nil || len(src)%t.block != 0 {
@@ -41,8 +42,8 @@ func encodeQ8_0(dst []byte, src []float32) {
 	}
 }
 
-// encodeQ4_0 maps the number of the largest magnitude, with its sign, to -8. The sum is rounded once, like the fused
-// multiply-add to which ggml's reference is compiled.
+// encodeQ4_0 maps the number of the largest magnitude, with its sign, to -8. The sum is rounded
+// once, like the fused multiply-add to which ggml's reference is compiled.
 func encodeQ4_0(dst []byte, src []float32) {
 	for ; len(src) >= 32; dst, src = dst[18:], src[32:] {
 		largest := src[0]

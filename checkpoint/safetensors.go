@@ -18,8 +18,9 @@ const maxRank = 64
 
 // safetensorsBits gives the bits of one element for each dtype of the format.
 var safetensorsBits = map[string]int{
-	"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-	"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+	"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+	"F8_E5M2FNUZ": 8,
+	"F4":          4, "F6_E2M3": 6, "F6_E3M2": 6,
 	"U16": 16, "I16": 16, "F16": 16, "BF16": 16,
 	"U32": 32, "I32": 32, "F32": 32,
 	"U64": 64, "I64": 64, "F64": 64, "C64": 64,
@@ -36,20 +37,23 @@ type record struct {
 	strides []int // of a PyTorch tensor that is not contiguous, else nil
 }
 
-// parseSafetensors reads the header of the safetensors file in data and checks it as the format demands:
-// https://github.com/huggingface/safetensors. Tensors must cover the bytes behind the header exactly, without gaps or overlaps.
-// The records are ordered by their offsets.
+// parseSafetensors reads the header of the safetensors file in data and checks it as the format
+// demands: https://github.com/huggingface/safetensors. Tensors must cover the bytes behind the
+// header exactly, without gaps or overlaps. The records are ordered by their offsets.
 func parseSafetensors(data []byte) ([]record, map[string]string, error) {
 	if len(data) < 8 {
-		return nil, nil, fmt.Errorf("the file has %d bytes, a safetensors file has at least 8", len(data))
+		return nil, nil, fmt.Errorf("the file has %d bytes, a safetensors file has at least 8",
+			len(data))
 	}
 	length := binary.LittleEndian.Uint64(data)
 	if length > maxSafetensorsHeader {
-		return nil, nil, fmt.Errorf("the header claims %d bytes, expected at most %d: not a safetensors file?",
+		return nil, nil, fmt.Errorf("the header claims %d bytes, expected at most %d: not a "+
+			"safetensors file?",
 			length, maxSafetensorsHeader)
 	}
 	if length > uint64(len(data)-8) {
-		return nil, nil, fmt.Errorf("the header claims %d bytes, but only %d follow: truncated?", length, len(data)-8)
+		return nil, nil, fmt.Errorf("the header claims %d bytes, but only %d follow: truncated?",
+			length, len(data)-8)
 	}
 	start := 8 + int(length)
 	header := data[8:start]
@@ -83,7 +87,8 @@ func parseSafetensors(data []byte) ([]record, map[string]string, error) {
 	for _, r := range records {
 		end := r.offset + r.bytes
 		if end > len(data) {
-			return nil, nil, fmt.Errorf("tensor %.80q: its data ends at byte %d of the file, which has %d: truncated?",
+			return nil, nil, fmt.Errorf("tensor %.80q: its data ends at byte %d of the file, "+
+				"which has %d: truncated?",
 				r.name, end, len(data))
 		}
 		if r.offset != next {
@@ -91,18 +96,21 @@ func parseSafetensors(data []byte) ([]record, map[string]string, error) {
 			if r.offset < next {
 				what = "overlaps"
 			}
-			return nil, nil, fmt.Errorf("tensor %.80q: its data_offsets begin at %d, expected %d: it %s its neighbour",
+			return nil, nil, fmt.Errorf("tensor %.80q: its data_offsets begin at %d, expected "+
+				"%d: it %s its neighbour",
 				r.name, r.offset-start, next-start, what)
 		}
 		next = end
 	}
 	if next != len(data) {
-		return nil, nil, fmt.Errorf("%d bytes behind the last tensor belong to no tensor", len(data)-next)
+		return nil, nil, fmt.Errorf("%d bytes behind the last tensor belong to no tensor",
+			len(data)-next)
 	}
 	return records, metadata, nil
 }
 
-// parseRecord reads one {"dtype", "shape", "data_offsets"} object. The offset is relative to the header's end.
+// parseRecord reads one {"dtype", "shape", "data_offsets"} object. The offset is relative to the
+// header's end.
 func parseRecord(d *json.Decoder, name string) (record, error) {
 	r := record{name: name}
 	var offsets []int
@@ -133,14 +141,16 @@ func parseRecord(d *json.Decoder, name string) (record, error) {
 	}
 	size, ok := sizeInBits(r.shape, width)
 	if !ok || size%8 != 0 {
-		return r, fmt.Errorf("%s of shape %v has no whole number of bytes below 2^63", r.dtype, r.shape)
+		return r, fmt.Errorf("%s of shape %v has no whole number of bytes below 2^63", r.dtype,
+			r.shape)
 	}
 	begin, end := offsets[0], offsets[1]
 	if end < begin || end > 1<<62 {
 		return r, fmt.Errorf("data_offsets [%d, %d] are not a range", begin, end)
 	}
 	if end-begin != size/8 {
-		return r, fmt.Errorf("data_offsets hold %d bytes, but %s of shape %v takes %d", end-begin, r.dtype, r.shape, size/8)
+		return r, fmt.Errorf("data_offsets hold %d bytes, but %s of shape %v takes %d", end-begin,
+			r.dtype, r.shape, size/8)
 	}
 	r.offset, r.bytes = begin, end-begin
 	return r, nil
@@ -164,8 +174,9 @@ func sizeInBits(shape []int, width int) (int, bool) {
 	return int(size), true
 }
 
-// safetensorsHeader lays out tensors one after another and returns the bytes before the first: the length and the JSON, padded
-// with spaces so that the data is aligned to 8 bytes. It sets the records' offsets, relative to the data.
+// safetensorsHeader lays out tensors one after another and returns the bytes before the first: the
+// length and the JSON, padded with spaces so that the data is aligned to 8 bytes. It sets the
+// records' offsets, relative to the data.
 func safetensorsHeader(records []record) ([]byte, error) {
 	type description struct {
 		Dtype   string `json:"dtype"`
@@ -184,7 +195,8 @@ func safetensorsHeader(records []record) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		value, err := json.Marshal(description{r.dtype, append([]int{}, r.shape...), [2]int{r.offset, offset}})
+		value, err := json.Marshal(description{r.dtype, append([]int{}, r.shape...),
+			[2]int{r.offset, offset}})
 		if err != nil {
 			return nil, err
 		}
@@ -199,7 +211,8 @@ func safetensorsHeader(records []record) ([]byte, error) {
 	}
 	header := b.Bytes()
 	if len(header)-8 > maxSafetensorsHeader {
-		return nil, fmt.Errorf("%d tensors need a header of %d bytes, a safetensors file has at most %d",
+		return nil, fmt.Errorf("%d tensors need a header of %d bytes, a safetensors file has at "+
+			"most %d",
 			len(records), len(header)-8, maxSafetensorsHeader)
 	}
 	binary.LittleEndian.PutUint64(header, uint64(len(header)-8))

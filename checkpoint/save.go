@@ -17,24 +17,27 @@ import (
 	"conquer/torch"
 )
 
-// DefaultShardBytes is the file size beyond which [Save] begins a new file: 5 GB, as usual on the Hugging Face Hub.
+// DefaultShardBytes is the file size beyond which [Save] begins a new file: 5 GB, as usual on the
+// Hugging Face Hub.
 const DefaultShardBytes = 5_000_000_000
 
 // Options configures [Save] and the other writers.
 type Options struct {
 	// DType, if not nil, is the dtype that floating-point tensors are converted to.
 	DType *torch.DType
-	// ShardBytes is the maximum size of one file's tensors, DefaultShardBytes if 0. A larger tensor gets a file of its own.
+	// ShardBytes is the maximum size of one file's tensors, DefaultShardBytes if 0. A larger tensor
+	// gets a file of its own.
 	ShardBytes int
-	// Config and GenerationConfig are the JSON of config.json and generation_config.json; nil writes none. The config's
-	// torch_dtype (or dtype) is set to that of the written tensors.
+	// Config and GenerationConfig are the JSON of config.json and generation_config.json; nil
+	// writes none. The config's torch_dtype (or dtype) is set to that of the written tensors.
 	Config, GenerationConfig []byte
 	// Encoding, if not empty, is the type of [GGUFTypes] in which [SaveGGUF] writes matrices.
 	Encoding string
-	// Metadata is further metadata for [SaveGGUF]: the tokenizer. Values are uint32, float32, bool, string or slices of
-	// string, int32, uint32 and float32.
+	// Metadata is further metadata for [SaveGGUF]: the tokenizer. Values are uint32, float32, bool,
+	// string or slices of string, int32, uint32 and float32.
 	Metadata map[string]any
-	// Parts is the number of files, one for each process, that [SaveMeta] divides a model into: 1 if 0.
+	// Parts is the number of files, one for each process, that [SaveMeta] divides a model into: 1
+	// if 0.
 	Parts int
 	// TokenizerFrom, if not empty, is a folder whose tokenizer files are copied.
 	TokenizerFrom string
@@ -43,20 +46,24 @@ type Options struct {
 }
 
 // tokenizerFiles are the files of a Hugging Face folder that make up its tokenizer.
-var tokenizerFiles = []string{"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+var tokenizerFiles = []string{"tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+	"special_tokens_map.json",
 	"added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"}
 
-// Save writes the tensors of source into the folder dir as Hugging Face's libraries do: model.safetensors, or shards
-// model-00001-of-00003.safetensors with model.safetensors.index.json, beside the configs. One tensor is in memory at a time.
+// Save writes the tensors of source into the folder dir as Hugging Face's libraries do:
+// model.safetensors, or shards model-00001-of-00003.safetensors with model.safetensors.index.json,
+// beside the configs. One tensor is in memory at a time.
 //
-// Everything is first written to a temporary folder and flushed to the disk. A new dir then appears by one rename. In an
-// existing dir the files are replaced one by one, the index last, and weight files of an earlier save that are no longer part
-// of the model are removed. If anything fails before that, the old files stay and the temporary folder is removed.
+// Everything is first written to a temporary folder and flushed to the disk. A new dir then appears
+// by one rename. In an existing dir the files are replaced one by one, the index last, and weight
+// files of an earlier save that are no longer part of the model are removed. If anything fails
+// before that, the old files stay and the temporary folder is removed.
 func Save(dir string, source Source, options Options) error {
 	return saveFolder(dir, func(stage string) error { return fillStage(stage, source, options) })
 }
 
-// saveFolder creates dir, or replaces its files, with the files that fill writes into a temporary folder.
+// saveFolder creates dir, or replaces its files, with the files that fill writes into a temporary
+// folder.
 func saveFolder(dir string, fill func(stage string) error) error {
 	dir = filepath.Clean(dir)
 	stage, existed, err := openStage(dir)
@@ -83,8 +90,8 @@ func saveFolder(dir string, fill func(stage string) error) error {
 	return atomicfile.Explain(dir, os.RemoveAll(stage.Name()))
 }
 
-// openStage creates the temporary folder of a save and reports whether dir existed. It is beside dir if not, else inside it, so
-// that renaming does not cross file systems.
+// openStage creates the temporary folder of a save and reports whether dir existed. It is beside
+// dir if not, else inside it, so that renaming does not cross file systems.
 func openStage(dir string) (stage *os.File, existed bool, err error) {
 	name := dir + atomicfile.Suffix
 	if info, err := os.Stat(dir); err == nil {
@@ -141,7 +148,8 @@ func fillStage(dir string, source Source, options Options) error {
 			weightMap[r.name] = name
 			total += r.bytes
 		}
-		if err := atomicfile.Create(filepath.Join(dir, name), func(w io.Writer) error { return writeSafetensors(w, source, records) }); err != nil {
+		if err := atomicfile.Create(filepath.Join(dir, name),
+			func(w io.Writer) error { return writeSafetensors(w, source, records) }); err != nil {
 			return err
 		}
 	}
@@ -150,7 +158,8 @@ func fillStage(dir string, source Source, options Options) error {
 		return err
 	}
 	if len(shards) > 1 {
-		index := map[string]any{"metadata": map[string]any{"total_size": total}, "weight_map": weightMap}
+		index := map[string]any{"metadata": map[string]any{"total_size": total},
+			"weight_map": weightMap}
 		if texts[indexFile], err = jsonText(index); err != nil {
 			return err
 		}
@@ -158,7 +167,8 @@ func fillStage(dir string, source Source, options Options) error {
 	return writeTexts(dir, texts, options)
 }
 
-// writeTexts writes the small files of a checkpoint: those of texts that are not nil, the tokenizer's, and options.Also's.
+// writeTexts writes the small files of a checkpoint: those of texts that are not nil, the
+// tokenizer's, and options.Also's.
 func writeTexts(dir string, texts map[string][]byte, options Options) error {
 	if options.TokenizerFrom != "" {
 		for _, name := range tokenizerFiles {
@@ -173,7 +183,8 @@ func writeTexts(dir string, texts map[string][]byte, options Options) error {
 		if text == nil {
 			continue
 		}
-		if err := atomicfile.Create(filepath.Join(dir, name), func(w io.Writer) error { _, err := w.Write(text); return err }); err != nil {
+		if err := atomicfile.Create(filepath.Join(dir, name),
+			func(w io.Writer) error { _, err := w.Write(text); return err }); err != nil {
 			return err
 		}
 	}
@@ -183,8 +194,8 @@ func writeTexts(dir string, texts map[string][]byte, options Options) error {
 	return nil
 }
 
-// plan divides the source's tensors into files. Inside a file they are ordered by the size of their elements, so that each is
-// aligned to it.
+// plan divides the source's tensors into files. Inside a file they are ordered by the size of their
+// elements, so that each is aligned to it.
 func plan(source Source, options Options) ([][]record, error) {
 	most := options.ShardBytes
 	if most <= 0 {
@@ -194,12 +205,14 @@ func plan(source Source, options Options) ([][]record, error) {
 	filled, seen := 0, map[string]bool{"__metadata__": true} // reserved by the format
 	for _, name := range source.Names() {
 		if seen[name] {
-			return nil, fmt.Errorf("tensor %.120q: the source has this name twice, or it is the format's own", name)
+			return nil, fmt.Errorf("tensor %.120q: the source has this name twice, or it is the "+
+				"format's own", name)
 		}
 		seen[name] = true
 		info, ok := source.Info(name)
 		if !ok {
-			return nil, fmt.Errorf("tensor %.120q: the source names it but does not describe it", name)
+			return nil, fmt.Errorf("tensor %.120q: the source names it but does not describe it",
+				name)
 		}
 		dtype := info.DType
 		if options.DType != nil && dtype.Floating() {
@@ -207,7 +220,8 @@ func plan(source Source, options Options) ([][]record, error) {
 		}
 		r := record{name: name, dtype: safetensorsName(dtype), shape: info.Shape}
 		if r.dtype == "" {
-			return nil, fmt.Errorf("tensor %.120q: %s cannot be written to safetensors", name, cmp.Or(info.Stored, dtype.String()))
+			return nil, fmt.Errorf("tensor %.120q: %s cannot be written to safetensors", name,
+				cmp.Or(info.Stored, dtype.String()))
 		}
 		size, ok := sizeInBits(r.shape, 8*dtype.Size())
 		if !ok {
@@ -224,7 +238,8 @@ func plan(source Source, options Options) ([][]record, error) {
 		shards = [][]record{nil}
 	}
 	for _, records := range shards {
-		slices.SortStableFunc(records, func(a, b record) int { return safetensorsBits[b.dtype] - safetensorsBits[a.dtype] })
+		slices.SortStableFunc(records,
+			func(a, b record) int { return safetensorsBits[b.dtype] - safetensorsBits[a.dtype] })
 	}
 	return shards, nil
 }
@@ -278,12 +293,14 @@ func readAs(source Source, r record) (t torch.Tensor, err error) {
 		return t, err
 	}
 	if !slices.Equal(t.Shape(), r.shape) {
-		return t, fmt.Errorf("tensor %.120q has the shape %v, but the source announced %v", r.name, t.Shape(), r.shape)
+		return t, fmt.Errorf("tensor %.120q has the shape %v, but the source announced %v", r.name,
+			t.Shape(), r.shape)
 	}
 	return t.To(dtype).ToDevice(torch.CPU).Contiguous(), nil
 }
 
-// configFor returns the config with torch_dtype set to the dtype of most of the bytes. Its other keys stay unchanged.
+// configFor returns the config with torch_dtype set to the dtype of most of the bytes. Its other
+// keys stay unchanged.
 func configFor(config []byte, shards [][]record) ([]byte, error) {
 	if config == nil {
 		return nil, nil
@@ -317,8 +334,8 @@ func configFor(config []byte, shards [][]record) ([]byte, error) {
 	return config, nil
 }
 
-// moveFiles moves the files of a finished stage into dir: weights, then small files, then the index. It removes weight files
-// that the new checkpoint does not have.
+// moveFiles moves the files of a finished stage into dir: weights, then small files, then the
+// index. It removes weight files that the new checkpoint does not have.
 func moveFiles(stage, dir string) error {
 	entries, err := os.ReadDir(stage)
 	if err != nil {
@@ -333,17 +350,20 @@ func moveFiles(stage, dir string) error {
 		}
 		return 1
 	}
-	slices.SortStableFunc(entries, func(a, b os.DirEntry) int { return rank(a.Name()) - rank(b.Name()) })
-	// Remove the old index first: shards of two models under one index would go unnoticed, a folder without an index does not
-	// open.
+	slices.SortStableFunc(entries,
+		func(a, b os.DirEntry) int { return rank(a.Name()) - rank(b.Name()) })
+	// Remove the old index first: shards of two models under one index would go unnoticed, a folder
+	// without an index does not open.
 	if last := len(entries) - 1; last >= 0 && rank(entries[last].Name()) == 2 {
-		if err := os.Remove(filepath.Join(dir, entries[last].Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(filepath.Join(dir,
+			entries[last].Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	moved := map[string]bool{}
 	for _, e := range entries {
-		if err := os.Rename(filepath.Join(stage, e.Name()), filepath.Join(dir, e.Name())); err != nil {
+		if err := os.Rename(filepath.Join(stage, e.Name()),
+			filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 		moved[e.Name()] = true
@@ -357,7 +377,8 @@ func moveFiles(stage, dir string) error {
 	for _, e := range entries {
 		shard, _ := filepath.Match("model-*-of-*.safetensors", e.Name())
 		rank, _ := filepath.Match("rank-*-of-*.safetensors", e.Name())
-		if (shard || e.Name() == weightsFile || e.Name() == indexFile || isMetaPart(e.Name()) || e.Name() == paramsFile ||
+		if (shard || e.Name() == weightsFile || e.Name() == indexFile || isMetaPart(e.Name()) ||
+			e.Name() == paramsFile ||
 			rank || e.Name() == NativeFile) && !moved[e.Name()] {
 			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 				return err

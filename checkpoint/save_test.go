@@ -18,12 +18,12 @@ import (
 	"conquer/torch"
 )
 
-// A memory is a source that lies in no file.
+// memory is a source without files.
 type memory struct {
 	names   []string
 	tensors map[string][]byte
 	infos   map[string]Info
-	fail    error // what Tensor gives for the last name
+	fail    error // of Tensor for the last name
 }
 
 func newMemory() *memory {
@@ -56,8 +56,10 @@ func (m *memory) Tensor(name string) (torch.Tensor, error) {
 }
 
 func someTensors() *memory {
-	return newMemory().add("flag", torch.Bool, 3).add("a.weight", torch.BFloat16, 5, 3).add("b.weight", torch.Float32, 2, 2).
-		add("c.weight", torch.Float16, 7).add("d", torch.Int64, 1).add("e", torch.Float64, 2).add("none", torch.Float32, 0, 2)
+	return newMemory().add("flag", torch.Bool, 3).add("a.weight", torch.BFloat16, 5,
+		3).add("b.weight", torch.Float32, 2, 2).
+		add("c.weight", torch.Float16, 7).add("d", torch.Int64, 1).add("e", torch.Float64,
+		2).add("none", torch.Float32, 0, 2)
 }
 
 // wantSame fails unless two sources hold the same tensors, bit for bit.
@@ -74,7 +76,8 @@ func wantSame(t *testing.T, got, want Source) {
 			y, err2 := want.Tensor(name)
 			if err != nil || err2 != nil {
 				t.Errorf("%s: %v, %v", name, err, err2)
-			} else if x.DType() != y.DType() || !slices.Equal(x.Shape(), y.Shape()) || string(x.Data()) != string(y.Data()) {
+			} else if x.DType() != y.DType() || !slices.Equal(x.Shape(),
+				y.Shape()) || string(x.Data()) != string(y.Data()) {
 				t.Errorf("%s: %v, expected %v, or other bits", name, x, y)
 			}
 		}
@@ -107,7 +110,8 @@ func TestSave_FolderHoldsTheSameBits(t *testing.T) {
 				t.Errorf("%d tensors are left over", torch.LiveTensors()-live)
 			}
 			wantSame(t, mustOpen(t, dir), source)
-			if name == "shards" && !slices.Contains(entries(t, dir), "model-00001-of-00006.safetensors") {
+			if name == "shards" && !slices.Contains(entries(t, dir),
+				"model-00001-of-00006.safetensors") {
 				t.Error(entries(t, dir))
 			}
 			if left := entries(t, filepath.Dir(dir)); len(left) != 1 {
@@ -121,13 +125,15 @@ func TestSave_HuggingFaceRoundTripIsBitEqual(t *testing.T) {
 	for _, dtype := range []torch.DType{torch.BFloat16, torch.Float16, torch.Float32} {
 		source := mustOpen(t, filepath.Join(fixtures, "sharded"))
 		first := filepath.Join(t.TempDir(), "first")
-		options := Options{DType: &dtype, Config: source.ConfigJSON(), GenerationConfig: source.GenerationConfigJSON(), ShardBytes: 4000}
+		options := Options{DType: &dtype, Config: source.ConfigJSON(),
+			GenerationConfig: source.GenerationConfigJSON(), ShardBytes: 4000}
 		if err := Save(first, source, options); err != nil {
 			t.Fatal(err)
 		}
-		if dtype == torch.BFloat16 { // the fixture's own
+		if dtype == torch.BFloat16 { // the fixture's dtype
 			wantSame(t, mustOpen(t, first), source)
-			if text, _ := os.ReadFile(filepath.Join(first, configFile)); string(text) != string(source.ConfigJSON()) {
+			if text, _ := os.ReadFile(filepath.Join(first,
+				configFile)); string(text) != string(source.ConfigJSON()) {
 				t.Errorf("the config changed:\n%s", text)
 			}
 		}
@@ -140,7 +146,7 @@ func TestSave_HuggingFaceRoundTripIsBitEqual(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantSame(t, mustOpen(t, second), again)
-		// A wider dtype holds every bfloat16, so the way back is exact too.
+		// A wider dtype holds every bfloat16, so the round trip is exact.
 		if back := torch.BFloat16; dtype == torch.Float32 {
 			third := filepath.Join(t.TempDir(), "third")
 			if err := Save(third, mustOpen(t, second), Options{DType: &back}); err != nil {
@@ -155,11 +161,13 @@ func TestSave_ConvertsGGUFToTheRequestedDType(t *testing.T) {
 	c := mustOpen(t, filepath.Join(fixtures, "types.gguf"))
 	dtype := torch.BFloat16
 	dir := filepath.Join(t.TempDir(), "m")
-	if err := Save(dir, c, Options{DType: &dtype, Config: c.ConfigJSON(), GenerationConfig: c.GenerationConfigJSON()}); err != nil {
+	if err := Save(dir, c, Options{DType: &dtype, Config: c.ConfigJSON(),
+		GenerationConfig: c.GenerationConfigJSON()}); err != nil {
 		t.Fatal(err)
 	}
 	saved := mustOpen(t, dir)
-	if saved.Config()["torch_dtype"] != "bfloat16" || saved.GenerationConfig()["eos_token_id"] != 2. {
+	if saved.Config()["torch_dtype"] != "bfloat16" ||
+		saved.GenerationConfig()["eos_token_id"] != 2. {
 		t.Errorf("%v, %v", saved.Config(), saved.GenerationConfig())
 	}
 	inTorch(t, func() {
@@ -179,21 +187,27 @@ func TestSave_OverAnotherModelLeavesOneModel(t *testing.T) {
 		t.Fatal(err)
 	}
 	tokenizer := t.TempDir()
-	if err := os.WriteFile(filepath.Join(tokenizer, "tokenizer.json"), []byte("{}"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(tokenizer, "tokenizer.json"), []byte("{}"),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
-	also := func(stage string) error { return os.WriteFile(filepath.Join(stage, "note.txt"), []byte("x"), 0o644) }
+	also := func(stage string) error {
+		return os.WriteFile(filepath.Join(stage, "note.txt"),
+			[]byte("x"), 0o644)
+	}
 	for _, step := range []struct {
 		shard int
 		want  []string
 	}{
 		{0, []string{"README.md", "model.safetensors", "note.txt", "tokenizer.json"}},
-		{100, []string{"README.md", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", indexFile, "note.txt", "tokenizer.json"}},
+		{100, []string{"README.md", "model-00001-of-00002.safetensors",
+			"model-00002-of-00002.safetensors", indexFile, "note.txt", "tokenizer.json"}},
 		{30, nil},
 		{0, []string{"README.md", "model.safetensors", "note.txt", "tokenizer.json"}},
 	} {
 		source := someTensors().add(fmt.Sprint("only", step.shard), torch.Uint8, 60)
-		if err := Save(dir, source, Options{ShardBytes: step.shard, TokenizerFrom: tokenizer, Also: also}); err != nil {
+		if err := Save(dir, source, Options{ShardBytes: step.shard, TokenizerFrom: tokenizer,
+			Also: also}); err != nil {
 			t.Fatal(err)
 		}
 		wantSame(t, mustOpen(t, dir), source)
@@ -233,8 +247,14 @@ func TestSave_FailureKeepsTheOldFiles(t *testing.T) {
 		"shape is wrong": {wrongShape, Options{}, "shape"},
 		"unsupported":    {unsupported, Options{}, "F8_E4M3"},
 		"bad config":     {someTensors(), Options{Config: []byte("[")}, "config.json"},
-		"hook fails":     {someTensors(), Options{Also: func(string) error { return errors.New("no tokenizer") }}, "no tokenizer"},
-		"full disk":      {someTensors(), Options{Also: func(string) error { return &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC} }}, "no space left on"},
+		"hook fails": {someTensors(),
+			Options{Also: func(string) error { return errors.New("no tokenizer") }},
+			"no tokenizer"},
+		"full disk": {someTensors(),
+			Options{Also: func(string) error {
+				return &os.PathError{Op: "write", Path: "x",
+					Err: syscall.ENOSPC}
+			}}, "no space left on"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "m")
@@ -258,14 +278,15 @@ func TestSave_FailureKeepsTheOldFiles(t *testing.T) {
 	}
 }
 
-// A real full disk: a file system of 1 MB, where the machine lets the test mount one.
+// The full disk is a file system of 1 MB, if the machine lets the test mount one.
 func TestSave_FullDiskIsNamedAndKeepsTheOldFiles(t *testing.T) {
 	disk := t.TempDir()
 	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=1m"); err != nil {
 		t.Skipf("cannot mount a small file system: %v", err)
 	}
 	defer syscall.Unmount(disk, syscall.MNT_DETACH)
-	small, large := newMemory().add("w", torch.Float32, 1000), newMemory().add("w", torch.Float32, 1000).add("v", torch.Float32, 1000, 1000)
+	small, large := newMemory().add("w", torch.Float32, 1000),
+		newMemory().add("w", torch.Float32, 1000).add("v", torch.Float32, 1000, 1000)
 	for _, dir := range []string{disk, filepath.Join(disk, "m")} {
 		if err := Save(dir, small, Options{}); err != nil {
 			t.Fatal(err)
@@ -281,7 +302,10 @@ func TestSave_FullDiskIsNamedAndKeepsTheOldFiles(t *testing.T) {
 	wide := newMemory().add("model.embed_tokens.weight", torch.Float32, 10000, 32)
 	for _, save := range []func(path string, source Source) error{
 		func(path string, s Source) error { return SaveMeta(path, s, Options{Config: config}) },
-		func(path string, s Source) error { return SaveGGUF(path+".gguf", s, Options{Config: config}) },
+		func(path string, s Source) error {
+			return SaveGGUF(path+".gguf", s,
+				Options{Config: config})
+		},
 	} {
 		before := entries(t, disk)
 		wantError(t, save(filepath.Join(disk, "n"), wide), "no space left on", disk)
@@ -296,10 +320,18 @@ func TestSave_FullDiskIsNamedAndKeepsTheOldFiles(t *testing.T) {
 	wantSame(t, mustOpen(t, filepath.Join(disk, "small")), llama)
 	wantSame(t, mustOpen(t, filepath.Join(disk, "small.gguf")), llama)
 	path := filepath.Join(disk, "log")
-	if err := atomicfile.Write(path, func(w io.Writer) error { _, err := io.WriteString(w, "old"); return err }); err != nil {
+	if err := atomicfile.Write(path, func(w io.Writer) error {
+		_,
+			err := io.WriteString(w, "old")
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
-	err := atomicfile.Write(path, func(w io.Writer) error { _, err := w.Write(make([]byte, 5<<20)); return err })
+	err := atomicfile.Write(path, func(w io.Writer) error {
+		_,
+			err := w.Write(make([]byte, 5<<20))
+		return err
+	})
 	wantError(t, err, "no space left on", disk)
 	if text, _ := os.ReadFile(path); string(text) != "old" {
 		t.Errorf("the old file is %q", text)
@@ -318,10 +350,11 @@ func TestSave_SecondWriterOfAFolderFails(t *testing.T) {
 	wantSame(t, mustOpen(t, dir), someTensors())
 }
 
-// The process is killed at random moments while it saves one of two models over the other; each time the folder holds
-// one of them whole, and the next save works.
+// A child process is killed at random moments while it saves one of two models over the other. Each
+// time the folder holds one of them completely, and the next save works.
 func TestSave_KillLeavesACompleteModel(t *testing.T) {
-	models := []*memory{someTensors().add("which", torch.Uint8, 1<<20), someTensors().add("which", torch.Uint8, 3<<20)}
+	models := []*memory{someTensors().add("which", torch.Uint8, 1<<20),
+		someTensors().add("which", torch.Uint8, 3<<20)}
 	if dir := os.Getenv("CONQUER_TEST_SAVE"); dir != "" {
 		for i := 0; ; i++ {
 			if err := Save(dir, models[i%2], Options{}); err != nil {
@@ -380,7 +413,8 @@ func TestSave_IndexIsAsHuggingFaceWritesIt(t *testing.T) {
 	if err := json.Unmarshal(text, &index); err != nil {
 		t.Fatal(err)
 	}
-	if index.Metadata.TotalSize != 3+30+16+14+8+16 || index.WeightMap["flag"] != "model-00001-of-00002.safetensors" ||
+	if index.Metadata.TotalSize != 3+30+16+14+8+16 ||
+		index.WeightMap["flag"] != "model-00001-of-00002.safetensors" ||
 		!strings.HasSuffix(index.WeightMap["e"], "2-of-00002.safetensors") {
 		t.Errorf("%s", text)
 	}

@@ -12,15 +12,18 @@ import (
 	"strings"
 )
 
-// maxPickle is the size of the longest pickle that is read; a model of 100,000 tensors takes a fifth of it.
+// maxPickle is the size of the longest pickle that is read; a model of 100,000 tensors takes a
+// fifth of it.
 const maxPickle = 100_000_000
 
-// parseTorch reads a dictionary of tensors that torch.save wrote: a zip archive of a pickle, which describes the tensors, and an
-// uncompressed file for each storage. The pickle is not executed: see [unpickle]. Records are in the dictionary's order; strides
-// are set for tensors that are not contiguous.
+// parseTorch reads a dictionary of tensors that torch.save wrote: a zip archive of a pickle, which
+// describes the tensors, and an uncompressed file for each storage. The pickle is not executed: see
+// [unpickle]. Records are in the dictionary's order; strides are set for tensors that are not
+// contiguous.
 func parseTorch(data []byte) ([]record, error) {
 	if !bytes.HasPrefix(data, []byte("PK")) {
-		return nil, fmt.Errorf("it is not a zip archive, as PyTorch writes since 1.6: truncated, or older? torch.load and torch.save it again")
+		return nil, fmt.Errorf("it is not a zip archive, as PyTorch writes since 1.6: truncated, " +
+			"or older? torch.load and torch.save it again")
 	}
 	archive, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
 	if err != nil {
@@ -36,10 +39,13 @@ func parseTorch(data []byte) ([]record, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%.80q: %w", f.Name, err)
 		}
-		if f.CompressedSize64 > uint64(len(data)) || offset < 0 || uint64(offset) > uint64(len(data))-f.CompressedSize64 {
-			return nil, fmt.Errorf("%.80q: its %d bytes at %d end behind the file, which has %d: truncated?", f.Name, f.CompressedSize64, offset, len(data))
+		if f.CompressedSize64 > uint64(len(data)) || offset < 0 ||
+			uint64(offset) > uint64(len(data))-f.CompressedSize64 {
+			return nil, fmt.Errorf("%.80q: its %d bytes at %d end behind the file, which has %d: "+
+				"truncated?", f.Name, f.CompressedSize64, offset, len(data))
 		}
-		s := span{f.Name, int(offset), int(f.CompressedSize64), f.Method == zip.Store && f.CompressedSize64 == f.UncompressedSize64}
+		s := span{f.Name, int(offset), int(f.CompressedSize64),
+			f.Method == zip.Store && f.CompressedSize64 == f.UncompressedSize64}
 		files[f.Name] = s
 		order = append(order, s)
 		if base := path.Base(f.Name); base == "data.pkl" {
@@ -61,7 +67,8 @@ func parseTorch(data []byte) ([]record, error) {
 	if err != nil {
 		return nil, err
 	}
-	if order, err := readMember(archive, prefix+"byteorder", 16); err == nil && string(order) != "little" {
+	if order, err := readMember(archive, prefix+"byteorder",
+		16); err == nil && string(order) != "little" {
 		return nil, fmt.Errorf("its numbers are %.10q-endian, expected little", order)
 	}
 	value, err := unpickle(text)
@@ -81,7 +88,8 @@ type span struct {
 func readMember(archive *zip.Reader, name string, most int64) ([]byte, error) {
 	f, err := archive.Open(name)
 	if err != nil {
-		return nil, fmt.Errorf("the archive has no file %s: not written by torch.save?", path.Base(name))
+		return nil, fmt.Errorf("the archive has no file %s: not written by torch.save?",
+			path.Base(name))
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, most+1))
@@ -94,8 +102,8 @@ func readMember(archive *zip.Reader, name string, most int64) ([]byte, error) {
 	return text, nil
 }
 
-// torchRecords locates the tensors of an unpickled dictionary, or of the one that a training program stored in it as
-// "state_dict" or "model".
+// torchRecords locates the tensors of an unpickled dictionary, or of the one that a training
+// program stored in it as "state_dict" or "model".
 func torchRecords(value any, prefix string, files map[string]span) ([]record, error) {
 	d, ok := value.(*pickleDict)
 	if !ok {
@@ -134,13 +142,16 @@ func (t *pickleTensor) place(name, prefix string, files map[string]span) (record
 	case !ok:
 		return r, fmt.Errorf("the archive has no file data/%.40s for it", t.storage.key)
 	case !file.plain:
-		return r, fmt.Errorf("its file data/%.40s is compressed, which torch.save does not do", t.storage.key)
+		return r, fmt.Errorf("its file data/%.40s is compressed, which torch.save does not do",
+			t.storage.key)
 	case file.bytes/width != t.storage.count || file.bytes%width != 0:
-		return r, fmt.Errorf("its file data/%.40s has %d bytes, expected %d numbers of %s", t.storage.key, file.bytes, t.storage.count, r.dtype)
+		return r, fmt.Errorf("its file data/%.40s has %d bytes, expected %d numbers of %s",
+			t.storage.key, file.bytes, t.storage.count, r.dtype)
 	}
 	bits, ok := sizeInBits(t.shape, 8*width)
 	if !ok || bits/8 > file.bytes {
-		return r, fmt.Errorf("%s of shape %v does not fit in its storage of %d numbers", r.dtype, t.shape, t.storage.count)
+		return r, fmt.Errorf("%s of shape %v does not fit in its storage of %d numbers", r.dtype,
+			t.shape, t.storage.count)
 	}
 	r.bytes = bits / 8
 	last, expected := t.offset, 1
@@ -160,13 +171,15 @@ func (t *pickleTensor) place(name, prefix string, files map[string]span) (record
 		expected *= n
 	}
 	if t.offset > t.storage.count || r.bytes > 0 && last >= t.storage.count {
-		return r, fmt.Errorf("shape %v with strides %v from number %d on leaves its storage of %d numbers", t.shape, t.strides, t.offset, t.storage.count)
+		return r, fmt.Errorf("shape %v with strides %v from number %d on leaves its storage of "+
+			"%d numbers", t.shape, t.strides, t.offset, t.storage.count)
 	}
 	r.offset = file.offset + t.offset*width
 	return r, nil
 }
 
-// copyStrided copies elements of width bytes from their strided places in src to dst, last dimension fastest.
+// copyStrided copies elements of width bytes from their strided places in src to dst, last
+// dimension fastest.
 func copyStrided(dst, src []byte, width int, shape, strides []int) []byte {
 	if len(shape) == 0 {
 		return dst[copy(dst, src[:width]):]

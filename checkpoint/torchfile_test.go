@@ -62,7 +62,8 @@ func floats(n int) string {
 }
 
 func TestTorchFile_TransposedSliceIsReadInOrder(t *testing.T) {
-	path := writeFile(t, "m.bin", string(torchArchive(pickled(24, 3, []int{4, 5}, []int{1, 4}), map[string]string{"0": floats(24)})))
+	path := writeFile(t, "m.bin", string(torchArchive(pickled(24, 3, []int{4, 5}, []int{1, 4}),
+		map[string]string{"0": floats(24)})))
 	c := mustOpen(t, path)
 	inTorch(t, func() {
 		w, err := c.Tensor("w")
@@ -103,31 +104,47 @@ func TestTorchFile_HostilePicklesAreRefused(t *testing.T) {
 		data []byte
 		want string
 	}{
-		"runs a program":   {torchArchive("cos\nsystem\n(S'ls'\ntR.", nil), `"os.system"`},
-		"by stack":         {torchArchive("\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02ls\x85R.", nil), `"posix.system"`},
-		"builtins":         {torchArchive("cbuiltins\neval\n.", nil), `"builtins.eval"`},
-		"makes an object":  {torchArchive("ctorch\nFloatStorage\n)\x81.", nil), "instruction"},
-		"calls a class":    {torchArchive("ctorch\nFloatStorage\n)R.", nil), "torch.FloatStorage"},
-		"ends early":       {torchArchive(good[:40], map[string]string{"0": floats(6)}), "ends in the middle"},
-		"empty":            {torchArchive("", nil), "ends in the middle"},
-		"no dictionary":    {torchArchive("K\x01.", nil), "no dictionary"},
-		"no tensors":       {torchArchive("}.", nil), "no tensors"},
-		"pops nothing":     {torchArchive("0.", nil), "instruction"},
-		"no memory":        {torchArchive("h\x07.", nil), "used before"},
-		"no storage":       {torchArchive(good, nil), "data/0"},
-		"short storage":    {torchArchive(good, map[string]string{"0": floats(5)}), "20 bytes, expected 6 numbers of F32"},
-		"offset":           {torchArchive(pickled(6, 1, []int{2, 3}, []int{3, 1}), map[string]string{"0": floats(6)}), "leaves its storage"},
-		"offset of 2^62":   {torchArchive(pickled(6, 1<<62, []int{2, 3}, []int{3, 1}), map[string]string{"0": floats(6)}), "leaves its storage"},
-		"stride":           {torchArchive(pickled(6, 0, []int{2, 3}, []int{4, 1}), map[string]string{"0": floats(6)}), "leaves its storage"},
-		"stride of 2^62":   {torchArchive(pickled(6, 0, []int{2, 3}, []int{1 << 62, 1 << 62}), map[string]string{"0": floats(6)}), "leaves its storage"},
-		"expanded":         {torchArchive(pickled(6, 0, []int{1 << 40, 3}, []int{0, 1}), map[string]string{"0": floats(6)}), "does not fit"},
-		"expanded a bit":   {torchArchive(pickled(6, 0, []int{3}, []int{0}), map[string]string{"0": floats(6)}), "leaves its storage"},
-		"shape overflows":  {torchArchive(pickled(6, 0, []int{1 << 62, 1 << 62}, []int{1, 1}), map[string]string{"0": floats(6)}), "does not fit"},
-		"storage overflow": {torchArchive(pickled(1<<62, 0, []int{2, 3}, []int{3, 1}), map[string]string{"0": floats(6)}), "expected"},
-		"rank and strides": {torchArchive(pickled(6, 0, []int{2, 3}, []int{3}), map[string]string{"0": floats(6)}), "not made of"},
-		"not a zip":        {[]byte("\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."), "not a zip archive"},
-		"truncated":        {torchArchive(good, map[string]string{"0": floats(6)})[:300], "truncated"},
-		"TorchScript":      {bytes.ReplaceAll(torchArchive(good, map[string]string{"constants.pkl": ""}), []byte("data/constants"), []byte("code/constants")), "TorchScript"},
+		"runs a program": {torchArchive("cos\nsystem\n(S'ls'\ntR.", nil), `"os.system"`},
+		"by stack": {torchArchive("\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02ls\x85R.",
+			nil), `"posix.system"`},
+		"builtins":        {torchArchive("cbuiltins\neval\n.", nil), `"builtins.eval"`},
+		"makes an object": {torchArchive("ctorch\nFloatStorage\n)\x81.", nil), "instruction"},
+		"calls a class":   {torchArchive("ctorch\nFloatStorage\n)R.", nil), "torch.FloatStorage"},
+		"ends early": {torchArchive(good[:40], map[string]string{"0": floats(6)}),
+			"ends in the middle"},
+		"empty":         {torchArchive("", nil), "ends in the middle"},
+		"no dictionary": {torchArchive("K\x01.", nil), "no dictionary"},
+		"no tensors":    {torchArchive("}.", nil), "no tensors"},
+		"pops nothing":  {torchArchive("0.", nil), "instruction"},
+		"no memory":     {torchArchive("h\x07.", nil), "used before"},
+		"no storage":    {torchArchive(good, nil), "data/0"},
+		"short storage": {torchArchive(good, map[string]string{"0": floats(5)}),
+			"20 bytes, expected 6 numbers of F32"},
+		"offset": {torchArchive(pickled(6, 1, []int{2, 3}, []int{3, 1}),
+			map[string]string{"0": floats(6)}), "leaves its storage"},
+		"offset of 2^62": {torchArchive(pickled(6, 1<<62, []int{2, 3}, []int{3, 1}),
+			map[string]string{"0": floats(6)}), "leaves its storage"},
+		"stride": {torchArchive(pickled(6, 0, []int{2, 3}, []int{4, 1}),
+			map[string]string{"0": floats(6)}), "leaves its storage"},
+		"stride of 2^62": {torchArchive(pickled(6, 0, []int{2, 3}, []int{1 << 62, 1 << 62}),
+			map[string]string{"0": floats(6)}), "leaves its storage"},
+		"expanded": {torchArchive(pickled(6, 0, []int{1 << 40, 3}, []int{0, 1}),
+			map[string]string{"0": floats(6)}), "does not fit"},
+		"expanded a bit": {torchArchive(pickled(6, 0, []int{3}, []int{0}),
+			map[string]string{"0": floats(6)}), "leaves its storage"},
+		"shape overflows": {torchArchive(pickled(6, 0, []int{1 << 62, 1 << 62}, []int{1, 1}),
+			map[string]string{"0": floats(6)}), "does not fit"},
+		"storage overflow": {torchArchive(pickled(1<<62, 0, []int{2, 3}, []int{3, 1}),
+			map[string]string{"0": floats(6)}), "expected"},
+		"rank and strides": {torchArchive(pickled(6, 0, []int{2, 3}, []int{3}),
+			map[string]string{"0": floats(6)}), "not made of"},
+		"not a zip": {[]byte("\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."),
+			"not a zip archive"},
+		"truncated": {torchArchive(good, map[string]string{"0": floats(6)})[:300],
+			"truncated"},
+		"TorchScript": {bytes.ReplaceAll(torchArchive(good,
+			map[string]string{"constants.pkl": ""}), []byte("data/constants"),
+			[]byte("code/constants")), "TorchScript"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := writeFile(t, "pytorch_model.bin", string(test.data))
@@ -139,7 +156,8 @@ func TestTorchFile_HostilePicklesAreRefused(t *testing.T) {
 
 // Files of an archive that share bytes could show one tensor as another.
 func TestTorchFile_OverlappingFilesAreRefused(t *testing.T) {
-	data := torchArchive(pickled(6, 0, []int{2, 3}, []int{3, 1}), map[string]string{"0": floats(6), "1": floats(6)})
+	data := torchArchive(pickled(6, 0, []int{2, 3}, []int{3, 1}),
+		map[string]string{"0": floats(6), "1": floats(6)})
 	directory := bytes.LastIndex(data, []byte("PK\x01\x02"))
 	first := bytes.Index(data, []byte("PK\x01\x02"))
 	for at := first; at <= directory; at++ { // all entries point to the first local header
@@ -151,12 +169,14 @@ func TestTorchFile_OverlappingFilesAreRefused(t *testing.T) {
 	wantError(t, err, "overlap")
 }
 
-// Whatever a pickle holds, reading it must end, and tensors that come out must lie inside the file.
+// Reading any pickle must end, and its tensors must lie inside the file.
 func FuzzTorchFile(f *testing.F) {
 	good := pickled(24, 3, []int{4, 5}, []int{1, 4})
 	f.Add([]byte(good), []byte(floats(24)))
-	f.Add([]byte("\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}\x94(\x8c\x01a\x94K\x01\x8c\x01b]\x94(K\x01K\x02eub."), []byte{})
-	f.Add([]byte("\x80\x02ccollections\nOrderedDict\nq\x00)Rq\x01}X\x09\x00\x00\x00_metadatah\x01sb."), []byte{})
+	f.Add([]byte("\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}\x94(\x8c\x01a\x94K\x01"+
+		"\x8c\x01b]\x94(K\x01K\x02eub."), []byte{})
+	f.Add([]byte("\x80\x02ccollections\nOrderedDict\nq\x00)Rq\x01}"+
+		"X\x09\x00\x00\x00_metadatah\x01sb."), []byte{})
 	f.Fuzz(func(t *testing.T, pickle, storage []byte) {
 		data := torchArchive(string(pickle), map[string]string{"0": string(storage)})
 		records, err := parseTorch(data)
@@ -174,9 +194,10 @@ func FuzzTorchFile(f *testing.F) {
 	})
 }
 
-// The zip archive around it is foreign too.
+// The zip archive is not trusted either.
 func FuzzTorchArchive(f *testing.F) {
-	f.Add(torchArchive(pickled(24, 3, []int{4, 5}, []int{1, 4}), map[string]string{"0": floats(24)}))
+	f.Add(torchArchive(pickled(24, 3, []int{4, 5}, []int{1, 4}),
+		map[string]string{"0": floats(24)}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		records, err := parseTorch(data)
 		if err != nil {

@@ -11,7 +11,8 @@ import (
 	"conquer/torch"
 )
 
-// torchEntry is a tensor of a file that torch.load reads: a slice of a source's tensor, with its rows in Meta's order.
+// torchEntry is a tensor of a file that torch.load reads: a slice of a source's tensor, with its
+// rows in Meta's order.
 type torchEntry struct {
 	record        // as it is written: the name and shape of the slice
 	source string // its name in the source
@@ -23,8 +24,8 @@ type torchEntry struct {
 // torchAlign is the alignment of storages in torch.save's files, for mapping.
 const torchAlign = 64
 
-// writeTorch writes a dictionary of the part's tensors as torch.save does. The archive's files are in a folder of the archive's
-// name.
+// writeTorch writes a dictionary of the part's tensors as torch.save does. The archive's files are
+// in a folder of the archive's name.
 func writeTorch(w io.Writer, archive string, source Source, entries []torchEntry, part int) error {
 	counted := &countingWriter{w: w}
 	z := zip.NewWriter(counted)
@@ -35,7 +36,8 @@ func writeTorch(w io.Writer, archive string, source Source, entries []torchEntry
 		header := &zip.FileHeader{Name: archive + "/" + name, Method: zip.Store}
 		// A local header is 30 bytes, the name and an extra field of padding, "FB" as in PyTorch.
 		padding := torchAlign - (counted.n+30+len(header.Name)+4)%torchAlign
-		header.Extra = append(binary.LittleEndian.AppendUint16([]byte("FB"), uint16(padding)), bytes.Repeat([]byte("Z"), padding)...)
+		header.Extra = append(binary.LittleEndian.AppendUint16([]byte("FB"), uint16(padding)),
+			bytes.Repeat([]byte("Z"), padding)...)
 		return z.CreateHeader(header)
 	}
 	put := func(name string, text []byte) error {
@@ -79,7 +81,8 @@ func writeTorch(w io.Writer, archive string, source Source, entries []torchEntry
 func (e *torchEntry) read(source Source, part int) (torch.Tensor, error) {
 	info, ok := source.Info(e.source)
 	if !ok {
-		return torch.Tensor{}, fmt.Errorf("tensor %.120q: the source does not describe it", e.source)
+		return torch.Tensor{}, fmt.Errorf("tensor %.120q: the source does not describe it",
+			e.source)
 	}
 	t, err := readAs(source, record{name: e.source, dtype: e.dtype, shape: info.Shape})
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package families registers all model families: import it for its effect, or import only the families that a program
-// needs. A family that is not in llama or bamba has a folder here.
+// Package families registers all model families: import it for its effect, or import only the
+// families that a program needs. A family that is not in llama or bamba has a folder here.
 package families
 
 import (

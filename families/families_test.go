@@ -26,8 +26,8 @@ import (
 	"conquer/torch/nn"
 )
 
-// A fixture is a folder that a script in tools/fixtures wrote: config.json and model.safetensors of a small random model,
-// and expected.safetensors with
+// A fixture is a folder that a script in tools/fixtures wrote: config.json and model.safetensors of
+// a small random model, and expected.safetensors with
 //
 //	ids     int64 [L] or [B,L]      prompts
 //	logits  float32 [..., L, V]     of the prompts
@@ -39,7 +39,8 @@ type fixture struct {
 	modelType    string
 }
 
-// fixtures lists those of all families, or those in the folder that FAMILIES_PARITY names, as FAMILY/testdata/KIND.
+// fixtures lists those of all families, or those in the folder that FAMILIES_PARITY names, as
+// FAMILY/testdata/KIND.
 func fixtures(t testing.TB) []fixture {
 	t.Helper()
 	roots := []string{"..", "."}
@@ -48,7 +49,8 @@ func fixtures(t testing.TB) []fixture {
 	}
 	var list []fixture
 	for _, root := range roots {
-		files, err := filepath.Glob(filepath.Join(root, "*", "testdata", "*", "expected.safetensors"))
+		files, err := filepath.Glob(filepath.Join(root, "*", "testdata", "*",
+			"expected.safetensors"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -180,7 +182,8 @@ func TestFamilies_LogitsAgreeWithTransformers(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !slices.Equal(results[0].Tokens, greedy) {
-				t.Errorf("compile %s: greedy tokens %v, transformers' %v", compile, results[0].Tokens, greedy)
+				t.Errorf("compile %s: greedy tokens %v, transformers' %v", compile,
+					results[0].Tokens, greedy)
 			}
 		}
 	})
@@ -193,7 +196,8 @@ func TestFamilies_ExportedFolderHoldsTheSameWeights(t *testing.T) {
 			t.Fatal(err)
 		}
 		folder := filepath.Join(t.TempDir(), "m")
-		if err := checkpoint.Save(folder, model.Weights(m), checkpoint.Options{Config: config}); err != nil {
+		if err := checkpoint.Save(folder, model.Weights(m),
+			checkpoint.Options{Config: config}); err != nil {
 			t.Fatal(err)
 		}
 		sameModel(t, m, folder)
@@ -208,9 +212,11 @@ func TestFamilies_GGUFHoldsTheSameWeights(t *testing.T) {
 		}
 		path := filepath.Join(t.TempDir(), "model.gguf")
 		if os.Getenv("FAMILIES_PARITY") != "" {
-			path = filepath.Join(f.folder, "model.gguf") // for tools/parity/family_models.py, which opens it in llama.cpp
+			// for tools/parity/family_models.py, which opens it in llama.cpp
+			path = filepath.Join(f.folder, "model.gguf")
 		}
-		options := checkpoint.Options{Config: config, Metadata: map[string]any{"tokenizer.ggml.model": "no_vocab"}}
+		options := checkpoint.Options{Config: config,
+			Metadata: map[string]any{"tokenizer.ggml.model": "no_vocab"}}
 		err = checkpoint.SaveGGUF(path, model.Weights(m), options)
 		reason, missing := os.ReadFile(filepath.Join(f.folder, "gguf-error.txt"))
 		switch {
@@ -219,8 +225,10 @@ func TestFamilies_GGUFHoldsTheSameWeights(t *testing.T) {
 				t.Errorf("got %v, expected an error with %q", err, reason)
 			}
 		case !hasGGUF(f.modelType):
-			if err == nil || !strings.Contains(err.Error(), f.modelType) || !strings.Contains(err.Error(), "--format hf") {
-				t.Errorf("got %v, expected an error that names %s and --format hf", err, f.modelType)
+			if err == nil || !strings.Contains(err.Error(),
+				f.modelType) || !strings.Contains(err.Error(), "--format hf") {
+				t.Errorf("got %v, expected an error that names %s and --format hf", err,
+					f.modelType)
 			}
 		case err != nil:
 			t.Error(err)
@@ -241,7 +249,8 @@ func hasGGUF(modelType string) bool {
 	return false
 }
 
-// sameModel demands that the checkpoint at path opens as a model with m's weights, bit for bit, and m's logits.
+// sameModel demands that the checkpoint at path opens as a model with m's weights, bit for bit, and
+// m's logits.
 func sameModel(t *testing.T, m model.Model, path string) {
 	t.Helper()
 	back := open(t, path)
@@ -251,7 +260,10 @@ func sameModel(t *testing.T, m model.Model, path string) {
 	nn.Walk(back, func(c nn.Component) {
 		w, ok := want[c.Name]
 		delete(want, c.Name)
-		rows := func(c nn.Component) torch.Tensor { return c.Param.Detach().Narrow(0, c.Start, c.Rows).Contiguous() }
+		rows := func(c nn.Component) torch.Tensor {
+			return c.Param.Detach().Narrow(0, c.Start,
+				c.Rows).Contiguous()
+		}
 		if !ok || string(rows(c).Data()) != string(rows(w).Data()) {
 			t.Errorf("%s differs", c.Name)
 		}
@@ -266,7 +278,8 @@ func sameModel(t *testing.T, m model.Model, path string) {
 func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
 	each(t, func(t *testing.T, f fixture, m model.Model) {
 		ids, before, _ := f.prompt(t)
-		if err := lora.Attach(m, lora.Config{Rank: 2, Alpha: 4, Targets: []string{lora.AllLinear}}); err != nil {
+		if err := lora.Attach(m, lora.Config{Rank: 2, Alpha: 4,
+			Targets: []string{lora.AllLinear}}); err != nil {
 			t.Fatal(err)
 		}
 		adapters := lora.Adapters(m)
@@ -277,7 +290,8 @@ func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
 			a.B.Tensor.RequireGrad(true)
 			torch.NoGrad(func() { a.B.Tensor.Normal(0, 0.05) })
 		}
-		// Every matrix of a block is a linear layer, but for convolutions, which have three dimensions.
+		// Every matrix of a block is a linear layer, but for convolutions, which have three
+		// dimensions.
 		nn.Walk(m, func(c nn.Component) {
 			name := strings.TrimSuffix(c.Name, ".weight")
 			inBlock := strings.Contains(name, "layers.")
@@ -287,10 +301,12 @@ func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
 			}
 		})
 		for _, a := range model.Architectures() {
-			if targets := slices.Sorted(maps.Keys(reached)); slices.Contains(a.ModelTypes, f.modelType) {
+			if targets := slices.Sorted(maps.Keys(reached)); slices.Contains(a.ModelTypes,
+				f.modelType) {
 				for _, target := range targets {
 					if !slices.Contains(a.LoRATargets, target) {
-						t.Errorf("%s is none of the architecture's LoRA targets %v", target, a.LoRATargets)
+						t.Errorf("%s is none of the architecture's LoRA targets %v", target,
+							a.LoRATargets)
 					}
 				}
 			}
@@ -302,7 +318,8 @@ func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
 			loss.Backward()
 			for _, a := range adapters {
 				for _, p := range []*nn.Param{a.A, a.B} {
-					if g := p.Tensor.Grad(); !g.Defined() || !(torch.Item[float64](g.Abs().Max()) > 0) {
+					if g := p.Tensor.Grad(); !g.Defined() ||
+						!(torch.Item[float64](g.Abs().Max()) > 0) {
 						t.Errorf("%s gets no gradient", a.Name)
 					}
 				}
@@ -332,20 +349,23 @@ func TestFamilies_EveryWeightGetsAGradient(t *testing.T) {
 		torch.Scoped(func() {
 			input := torch.From(ids, 1, len(ids)).To(torch.Int64)
 			hidden := model.Hidden(m, model.Sequence{IDs: input}).Squeeze(0)
-			loss, _ := m.Head().Loss(hidden.Narrow(0, 0, len(ids)-1), input.Squeeze(0).Narrow(0, 1, len(ids)-1), torch.Loss{})
+			loss, _ := m.Head().Loss(hidden.Narrow(0, 0, len(ids)-1),
+				input.Squeeze(0).Narrow(0, 1, len(ids)-1), torch.Loss{})
 			loss.Backward()
 			// The fused loss and the plain one agree, and so does the slope along the gradient.
 			logits := m.Head().Logits(hidden).LogSoftmax(-1)
 			plain := 0.0
 			for i, id := range ids[1:] {
-				plain -= torch.Item[float64](logits.Select(0, i).Select(0, int(id))) / float64(len(ids)-1)
+				plain -= torch.Item[float64](logits.Select(0, i).Select(0,
+					int(id))) / float64(len(ids)-1)
 			}
 			if got := torch.Item[float64](loss); !(math.Abs(got-plain) < 1e-4*math.Max(1, plain)) {
 				t.Errorf("loss %g, from the logits %g", got, plain)
 			}
 			nn.Walk(m, func(c nn.Component) {
 				g := c.Param.Tensor.Grad()
-				if !g.Defined() || !(torch.Item[float64](g.Narrow(0, c.Start, c.Rows).Abs().Max()) > 0) {
+				if !g.Defined() || !(torch.Item[float64](g.Narrow(0, c.Start,
+					c.Rows).Abs().Max()) > 0) {
 					t.Errorf("%s gets no gradient", c.Name)
 				}
 			})
@@ -366,7 +386,8 @@ func TestFamilies_EveryArchitectureHasFixturesAndVariants(t *testing.T) {
 			}
 		}
 		if len(a.Variants) == 0 || len(a.LoRATargets) == 0 {
-			t.Errorf("architecture %s has %d variants and %d LoRA targets", a.Name, len(a.Variants), len(a.LoRATargets))
+			t.Errorf("architecture %s has %d variants and %d LoRA targets", a.Name,
+				len(a.Variants), len(a.LoRATargets))
 		}
 		for name, config := range a.Variants {
 			m, err := model.New(config)
@@ -402,7 +423,8 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// divided compares the logits of a fixture's model, divided over the processes of w, with those of transformers.
+// divided compares the logits of a fixture's model, divided over the processes of w, with those of
+// transformers.
 func divided(f fixture, w *dist.World) error {
 	return torch.Run(func() error {
 		m, err := model.Open(f.folder, torch.Float32, torch.CPU)
@@ -431,9 +453,11 @@ func TestFamilies_TwoProcessesGiveTheSameLogits(t *testing.T) {
 	var ending sync.WaitGroup
 	for rank := range 2 {
 		child := exec.Command(os.Args[0], "-test.run=none")
-		child.Env = append(os.Environ(), "CONQUER_FAMILIES_CHILD=1", fmt.Sprint("RANK=", rank), "WORLD_SIZE=2",
+		child.Env = append(os.Environ(), "CONQUER_FAMILIES_CHILD=1", fmt.Sprint("RANK=", rank),
+			"WORLD_SIZE=2",
 			fmt.Sprint("LOCAL_RANK=", rank), "LOCAL_WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1",
-			fmt.Sprint("MASTER_PORT=", store.Port()), "TORCHELASTIC_USE_AGENT_STORE=True", "OMP_NUM_THREADS=1")
+			fmt.Sprint("MASTER_PORT=", store.Port()), "TORCHELASTIC_USE_AGENT_STORE=True",
+			"OMP_NUM_THREADS=1")
 		ending.Go(func() {
 			if output, err := child.CombinedOutput(); err != nil {
 				t.Errorf("rank %d: %v: %s", rank, err, output)

@@ -17,18 +17,19 @@ type Family struct {
 	// GGUF is general.architecture in the files that are written, Read those that are read.
 	GGUF string
 	Read []string
-	// Interleaved says that files of the architecture GGUF hold the rows of q and k interleaved, because it rotates
-	// neighbouring rows.
+	// Interleaved says that files of the architecture GGUF hold the rows of q and k interleaved,
+	// because it rotates neighbouring rows.
 	Interleaved bool
-	// FromGGUF, if not nil, adds to the config what the family has beyond Llama; ToGGUF is its inverse.
+	// FromGGUF, if not nil, adds to the config what the family has beyond Llama; ToGGUF is its
+	// inverse.
 	FromGGUF func(g *checkpoint.GGUFFile, config map[string]any)
 	ToGGUF   func(r *model.Reader, d *Decoder, m *checkpoint.GGUFModel) error
 	// Meta says that the family's models are also written in Meta's layout.
 	Meta bool
 }
 
-// New makes a model without weights from a Hugging Face config. It fails if the config asks for something that the family
-// does not have.
+// New makes a model without weights from a Hugging Face config. It fails if the config asks for
+// something that the family does not have.
 func (f Family) New(config model.Config) (model.Model, error) {
 	r := &model.Reader{Config: config}
 	return f.Decoder(r).New(r)
@@ -36,14 +37,17 @@ func (f Family) New(config model.Config) (model.Model, error) {
 
 // Format is the family's translation to other formats.
 func (f Family) Format() checkpoint.Family {
-	c := checkpoint.Family{ModelTypes: []string{f.ModelType}, Architectures: f.Read, FromGGUF: f.fromGGUF, ToGGUF: f.toGGUF}
+	c := checkpoint.Family{ModelTypes: []string{f.ModelType}, Architectures: f.Read,
+		FromGGUF: f.fromGGUF, ToGGUF: f.toGGUF}
 	if f.Meta {
-		c.Meta = &checkpoint.MetaFamily{Names: metaNames, Split: metaSplit, Read: readParams, Write: f.paramsFor}
+		c.Meta = &checkpoint.MetaFamily{Names: metaNames, Split: metaSplit, Read: readParams,
+			Write: f.paramsFor}
 	}
 	return c
 }
 
-// Register adds families of one architecture to the registry, with variants for training from fresh weights.
+// Register adds families of one architecture to the registry, with variants for training from fresh
+// weights.
 func Register(name string, variants map[string]model.Config, list ...Family) {
 	a := model.Architecture{Name: name, Variants: variants, LoRATargets: LoRATargets}
 	byType := map[string]Family{}
@@ -56,7 +60,8 @@ func Register(name string, variants map[string]model.Config, list ...Family) {
 		kind, _ := config["model_type"].(string)
 		f, ok := byType[kind]
 		if !ok {
-			return nil, fmt.Errorf("config.json: model_type %q is none of %s", kind, strings.Join(a.ModelTypes, ", "))
+			return nil, fmt.Errorf("config.json: model_type %q is none of %s", kind,
+				strings.Join(a.ModelTypes, ", "))
 		}
 		return f.New(config)
 	}
@@ -64,7 +69,8 @@ func Register(name string, variants map[string]model.Config, list ...Family) {
 }
 
 // LoRATargets are the linear layers of a decoder's block, in the order of the forward pass.
-var LoRATargets = []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+var LoRATargets = []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
+	"down_proj"}
 
 // component is the last part of a tensor's name before .weight or .bias, e.g. q_proj.
 func component(name string) string {
@@ -79,10 +85,12 @@ type Sizes struct{ Vocabulary, Width, Inner, Layers, Heads, KeyHeads, Positions 
 func (f Family) Variant(s Sizes, more model.Config) model.Config {
 	return merged(model.Config{
 		"architectures": []any{f.Class}, "model_type": f.ModelType, "hidden_act": "silu",
-		"vocab_size": float64(s.Vocabulary), "hidden_size": float64(s.Width), "intermediate_size": float64(s.Inner),
+		"vocab_size": float64(s.Vocabulary), "hidden_size": float64(s.Width),
+		"intermediate_size": float64(s.Inner),
 		"num_hidden_layers": float64(s.Layers), "num_attention_heads": float64(s.Heads),
 		"num_key_value_heads": float64(s.KeyHeads), "max_position_embeddings": float64(s.Positions),
-		"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "initializer_range": 0.02, "tie_word_embeddings": false,
-		"attention_bias": false, "mlp_bias": false,
+		"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "initializer_range": 0.02,
+		"tie_word_embeddings": false,
+		"attention_bias":      false, "mlp_bias": false,
 	}, more)
 }

@@ -27,7 +27,8 @@ func divisorsOf(factor float64) []float32 {
 
 func TestLlama3Divisors_AgreeWithTheConverter(t *testing.T) {
 	for _, factor := range []float64{8, 32, 1} {
-		c := nn.RotaryConfig{Dims: 128, Theta: 500000, Factor: factor, LowFreqFactor: 1, HighFreqFactor: 4,
+		c := nn.RotaryConfig{Dims: 128, Theta: 500000, Factor: factor, LowFreqFactor: 1,
+			HighFreqFactor:   4,
 			OriginalPosition: 8192}
 		got, want := llama3Divisors(c), divisorsOf(factor)
 		for i := range want {
@@ -50,10 +51,12 @@ func TestFFNSize_IsWhatMetasCodeComputes(t *testing.T) {
 			hidden = int(m * float64(hidden))
 		}
 		if got := multiple * ((hidden + multiple - 1) / multiple); got != inner {
-			t.Errorf("width %d: %d by %d and %v, expected %d", width, got, multiple, multiplier, inner)
+			t.Errorf("width %d: %d by %d and %v, expected %d", width, got, multiple, multiplier,
+				inner)
 		}
 	}
-	if multiple, multiplier := ffnSize(8192, 28672); multiple != 4096 || *multiplier != 1.3 { // Llama 2 70B's own
+	// Llama 2 70B's own
+	if multiple, multiplier := ffnSize(8192, 28672); multiple != 4096 || *multiplier != 1.3 {
 		t.Errorf("%d, %v", multiple, *multiplier)
 	}
 }

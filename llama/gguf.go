@@ -37,7 +37,8 @@ var ggufNames = checkpoint.Names{
 
 const ropeFactors = "rope_freqs.weight"
 
-// interleaved gives the number of heads among a tensor's rows, by its Hugging Face name; 0 unless it is of q or k.
+// interleaved gives the number of heads among a tensor's rows, by its Hugging Face name; 0 unless
+// it is of q or k.
 func interleaved(name string, heads, keyHeads int) int {
 	switch component(name) {
 	case "q_proj":
@@ -76,14 +77,16 @@ func (f Family) fromGGUF(g *checkpoint.GGUFFile) (map[string]any, checkpoint.Ten
 		"rope_scaling":            nil,
 	}
 	if n := g.Int("rope.dimension_count", headDim); n != headDim {
-		g.Fail("%s.rope.dimension_count is %d of a head's %d: partial rotation is not supported", g.Architecture, n,
+		g.Fail("%s.rope.dimension_count is %d of a head's %d: partial rotation is not supported",
+			g.Architecture, n,
 			headDim)
 	}
 	if n := g.Int("attention.value_length", headDim); n != headDim {
 		g.Fail("%s.attention.value_length is %d, expected the keys' %d", g.Architecture, n, headDim)
 	}
 	if last := fmt.Sprintf("blk.%d.attn_norm.weight", g.Int("block_count", 0)-1); !g.Has(last) {
-		g.Fail("tensor %q is missing: %s.block_count is %v", last, g.Architecture, config["num_hidden_layers"])
+		g.Fail("tensor %q is missing: %s.block_count is %v", last, g.Architecture,
+			config["num_hidden_layers"])
 	}
 	if scaling := ropeScaling(g, config); scaling != nil {
 		config["rope_scaling"] = scaling
@@ -119,15 +122,18 @@ func (f Family) toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 	a := d.Attention
 	for i := range d.Layers {
 		if d.AttentionOf(i).Window != a.Window {
-			return nil, fmt.Errorf("config.json: sliding windows in some layers only have no form in GGUF")
+			return nil, fmt.Errorf("config.json: sliding windows in some layers only have no " +
+				"form in GGUF")
 		}
 	}
 	for _, pair := range []struct {
 		key string
 		n   int
 	}{
-		{"vocab_size", d.Vocabulary}, {"context_length", d.MaxLength}, {"embedding_length", d.Width},
-		{"block_count", d.Layers}, {"feed_forward_length", d.Inner}, {"attention.head_count", a.Heads},
+		{"vocab_size", d.Vocabulary}, {"context_length", d.MaxLength},
+		{"embedding_length", d.Width},
+		{"block_count", d.Layers}, {"feed_forward_length", d.Inner},
+		{"attention.head_count", a.Heads},
 		{"attention.head_count_kv", a.KeyHeads}, {"attention.key_length", a.HeadDim},
 		{"attention.value_length", a.HeadDim}, {"rope.dimension_count", a.HeadDim},
 	} {
@@ -152,7 +158,8 @@ func (f Family) toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 		}
 		m.Tensors = map[string][]float32{ropeFactors: llama3Divisors(*s)}
 	default:
-		return nil, fmt.Errorf("config.json: rope_scaling of type %.40q has no form in GGUF, expected linear or llama3",
+		return nil, fmt.Errorf("config.json: rope_scaling of type %.40q has no form in GGUF, "+
+			"expected linear or llama3",
 			s.Scaling)
 	}
 	if f.ToGGUF != nil {
@@ -174,10 +181,12 @@ func (f Family) toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 	return m, r.Err
 }
 
-// RefuseBias is a [Family.ToGGUF] for architectures that have no bias of the output projection and the feed-forward layer.
+// RefuseBias is a [Family.ToGGUF] for architectures that have no bias of the output projection and
+// the feed-forward layer.
 func RefuseBias(_ *model.Reader, d *Decoder, m *checkpoint.GGUFModel) error {
 	if d.Attention.OutputBias || d.MLPBias {
-		return fmt.Errorf("config.json: attention_bias and mlp_bias have no form in GGUF's architecture %s", m.Architecture)
+		return fmt.Errorf("config.json: attention_bias and mlp_bias have no form in GGUF's "+
+			"architecture %s", m.Architecture)
 	}
 	return nil
 }
@@ -191,11 +200,12 @@ func reader(text []byte) (*model.Reader, error) {
 	return r, nil
 }
 
-// ropeScaling gives config.json's rope_scaling, or nil. GGUF names linear and yarn scaling in its metadata; Llama 3's
-// scaling is a tensor of one divisor per frequency.
+// ropeScaling gives config.json's rope_scaling, or nil. GGUF names linear and yarn scaling in its
+// metadata; Llama 3's scaling is a tensor of one divisor per frequency.
 func ropeScaling(g *checkpoint.GGUFFile, config map[string]any) map[string]any {
 	kind := g.Text("rope.scaling.type")
-	original := g.Int("rope.scaling.original_context_length", config["max_position_embeddings"].(int))
+	original := g.Int("rope.scaling.original_context_length",
+		config["max_position_embeddings"].(int))
 	factors := g.Floats(ropeFactors)
 	switch {
 	case len(factors) > 0:
@@ -207,45 +217,54 @@ func ropeScaling(g *checkpoint.GGUFFile, config map[string]any) map[string]any {
 		}
 		return nil
 	case kind == "linear":
-		return map[string]any{"rope_type": "linear", "factor": g.Number("rope.scaling.factor", math.NaN())}
+		return map[string]any{"rope_type": "linear",
+			"factor": g.Number("rope.scaling.factor", math.NaN())}
 	case kind == "yarn":
-		return map[string]any{"rope_type": "yarn", "factor": g.Number("rope.scaling.factor", math.NaN()),
+		return map[string]any{"rope_type": "yarn",
+			"factor":                           g.Number("rope.scaling.factor", math.NaN()),
 			"original_max_position_embeddings": original}
 	}
 	g.Fail("%s.rope.scaling.type is %.40q, expected none, linear or yarn", g.Architecture, kind)
 	return nil
 }
 
-// llama3Scaling finds the parameters that give the divisors in factors. Llama 3.1 and 3.2 differ in the factor only; files
-// of this package name other parameters, which are not guessed.
-func llama3Scaling(g *checkpoint.GGUFFile, config map[string]any, factors []float32) map[string]any {
+// llama3Scaling finds the parameters that give the divisors in factors. Llama 3.1 and 3.2 differ in
+// the factor only; files of this package name other parameters, which are not guessed.
+func llama3Scaling(g *checkpoint.GGUFFile, config map[string]any,
+	factors []float32) map[string]any {
 	headDim := config["head_dim"].(int)
 	c := nn.RotaryConfig{
 		Dims: headDim, Theta: config["rope_theta"].(float64), Scaling: "llama3",
-		LowFreqFactor: g.Number("rope.scaling.low_freq_factor", 1), HighFreqFactor: g.Number("rope.scaling.high_freq_factor", 4),
+		LowFreqFactor:    g.Number("rope.scaling.low_freq_factor", 1),
+		HighFreqFactor:   g.Number("rope.scaling.high_freq_factor", 4),
 		OriginalPosition: g.Int("rope.scaling.original_context_length", 8192),
 	}
 	if len(factors) != headDim/2 {
-		g.Fail("tensor %q has %d numbers, expected half a head's %d", ropeFactors, len(factors), headDim)
+		g.Fail("tensor %q has %d numbers, expected half a head's %d", ropeFactors, len(factors),
+			headDim)
 		return nil
 	}
 	// Factors in use are whole or nearly so; float32 division has blurred the last digits.
 	c.Factor = math.Round(float64(slices.Max(factors))*1e4) / 1e4
 	for i, expected := range llama3Divisors(c) {
-		if stored := float64(factors[i]); !(math.Abs(stored-float64(expected)) <= 1e-3*float64(expected)) {
-			g.Fail("tensor %q holds %v at %d, but Llama 3's scaling by %v gives %v", ropeFactors, stored, i, c.Factor, expected)
+		stored, want := float64(factors[i]), float64(expected)
+		if !(math.Abs(stored-want) <= 1e-3*want) {
+			g.Fail("tensor %q holds %v at %d, but Llama 3's scaling by %v gives %v", ropeFactors,
+				stored, i, c.Factor, expected)
 			return nil
 		}
 	}
 	if c.Factor == 1 {
 		return nil
 	}
-	return map[string]any{"rope_type": "llama3", "factor": c.Factor, "low_freq_factor": c.LowFreqFactor,
-		"high_freq_factor": c.HighFreqFactor, "original_max_position_embeddings": c.OriginalPosition}
+	return map[string]any{"rope_type": "llama3", "factor": c.Factor,
+		"low_freq_factor":                  c.LowFreqFactor,
+		"high_freq_factor":                 c.HighFreqFactor,
+		"original_max_position_embeddings": c.OriginalPosition}
 }
 
-// llama3Divisors is what Llama 3's scaling divides each rotary frequency by: 1 for short wavelengths, the factor for long
-// ones, and a value between for those between.
+// llama3Divisors is what Llama 3's scaling divides each rotary frequency by: 1 for short
+// wavelengths, the factor for long ones, and a value between for those between.
 func llama3Divisors(c nn.RotaryConfig) []float32 {
 	divisors := make([]float32, c.Dims/2)
 	original := float64(c.OriginalPosition)

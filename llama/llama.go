@@ -1,6 +1,7 @@
-// Package llama is the Llama family: Llama 1 to 3.x, SmolLM, Mistral and Qwen2 (Touvron et al., arXiv 2302.13971 and
-// 2307.09288; Grattafiori et al., arXiv 2407.21783). They differ in their config.json only. Other families of attention
-// and SwiGLU layers are a [Decoder] with other settings.
+// Package llama is the Llama family: Llama 1 to 3.x, SmolLM, Mistral and Qwen2 (Touvron et al.,
+// arXiv 2302.13971 and 2307.09288; Grattafiori et al., arXiv 2407.21783). They differ in their
+// config.json only. Other families of attention and SwiGLU layers are a [Decoder] with other
+// settings.
 package llama
 
 import (
@@ -30,12 +31,14 @@ func (b *Block) InputProjection() nn.InputProjection {
 func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
 	qkv := pass.InputProjection(b.InputProjection(), x)
 	attended := b.Attention.Forward(qkv, pass, layer)
-	tail := nn.BlockTail{Output: b.Attention.Output, MLPNorm: b.MLPNorm, MLP: b.MLP, Scale: b.ResidualScale}
+	tail := nn.BlockTail{Output: b.Attention.Output, MLPNorm: b.MLPNorm, MLP: b.MLP,
+		Scale: b.ResidualScale}
 	return pass.BlockTail(tail, x, attended)
 }
 
 // NewCache makes an empty key and value cache.
-func (b *Block) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) model.LayerCache {
+func (b *Block) NewCache(batch, capacity int, dtype torch.DType,
+	device torch.Device) model.LayerCache {
 	return b.Attention.NewCache(batch, capacity, dtype, device)
 }
 
@@ -47,7 +50,8 @@ type Decoder struct {
 	Inner         int                   // F, the width of the feed-forward layer
 	MLPBias       bool
 	ResidualScale float64 // multiplier of both branches of a block; 0 means 1
-	// Layer, if not nil, changes the attention of layer i (from 0): its window or its rotary embedding.
+	// Layer, if not nil, changes the attention of layer i (from 0): its window or its rotary
+	// embedding.
 	Layer func(i int, c *model.AttentionConfig)
 	// FeedForward, if not nil, makes the feed-forward layer of layer i in place of SwiGLU.
 	FeedForward func(i int) nn.FeedForward
@@ -62,7 +66,8 @@ func (d *Decoder) AttentionOf(i int) model.AttentionConfig {
 	return c
 }
 
-// ReadWindows gives the layers that layer_types calls sliding_attention a window of sliding_window positions.
+// ReadWindows gives the layers that layer_types calls sliding_attention a window of sliding_window
+// positions.
 func (d *Decoder) ReadWindows(r *model.Reader) {
 	types := r.Strings("layer_types", d.Layers)
 	if !slices.Contains(types, "sliding_attention") {
@@ -79,7 +84,8 @@ func (d *Decoder) ReadWindows(r *model.Reader) {
 	}
 }
 
-// Read reads the fields that families of this kind have in common from their config.json. Problems are kept in r.
+// Read reads the fields that families of this kind have in common from their config.json. Problems
+// are kept in r.
 func Read(r *model.Reader, architecture string) *Decoder {
 	d := &Decoder{StackConfig: model.StackConfig{
 		Architecture: architecture, Config: r.Config,
@@ -87,12 +93,14 @@ func Read(r *model.Reader, architecture string) *Decoder {
 		MaxLength: r.IntOr("max_position_embeddings", 2048), Eps: r.FloatOr("rms_norm_eps", 1e-6),
 		Tied: r.BoolOr("tie_word_embeddings", false),
 	}}
-	d.Layers, d.Inner, d.MLPBias = r.Int("num_hidden_layers"), r.Int("intermediate_size"), r.BoolOr("mlp_bias", false)
+	d.Layers, d.Inner, d.MLPBias = r.Int("num_hidden_layers"), r.Int("intermediate_size"),
+		r.BoolOr("mlp_bias", false)
 	heads := r.Int("num_attention_heads")
 	bias := r.BoolOr("attention_bias", false)
 	d.Attention = model.AttentionConfig{
 		Width: d.Width, Heads: heads, KeyHeads: r.IntOr("num_key_value_heads", heads),
-		HeadDim: r.IntOr("head_dim", d.Width/heads), NormEps: d.Eps, QKVBias: bias, OutputBias: bias,
+		HeadDim: r.IntOr("head_dim", d.Width/heads), NormEps: d.Eps, QKVBias: bias,
+		OutputBias: bias,
 	}
 	if act := r.StringOr("hidden_act", "silu"); act != "silu" {
 		r.Fail(fmt.Errorf("config.json: hidden_act %q is not supported, expected silu", act))
@@ -108,7 +116,8 @@ func (d *Decoder) SetHeadDim(r *model.Reader, headDim int) {
 	d.Rotary = &rotary
 }
 
-// New makes the model without weights. r is the reader of its config: a problem that it met is returned.
+// New makes the model without weights. r is the reader of its config: a problem that it met is
+// returned.
 func (d *Decoder) New(r *model.Reader) (model.Model, error) {
 	if r.Err != nil {
 		return nil, r.Err

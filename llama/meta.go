@@ -31,8 +31,8 @@ var metaNames = checkpoint.Names{
 	},
 }
 
-// metaSplit is the dimension along which the parts of Meta's layout hold slices of a tensor. Llama 1 and 2 cut the
-// embedding by columns, Llama 3 by rows.
+// metaSplit is the dimension along which the parts of Meta's layout hold slices of a tensor. Llama
+// 1 and 2 cut the embedding by columns, Llama 3 by rows.
 func metaSplit(name string, shape []int, width int) int {
 	switch component(name) {
 	case "wq", "wk", "wv", "w1", "w3", "output":
@@ -50,8 +50,8 @@ func metaSplit(name string, shape []int, width int) int {
 	return checkpoint.Replicated
 }
 
-// metaParams is params.json. Meta's programs take no other keys; ModelType is written for models that they cannot run, so
-// that they say so.
+// metaParams is params.json. Meta's programs take no other keys; ModelType is written for models
+// that they cannot run, so that they say so.
 type metaParams struct {
 	Width         int      `json:"dim"`
 	Layers        int      `json:"n_layers"`
@@ -96,14 +96,18 @@ func readParams(text []byte) (*checkpoint.MetaModel, error) {
 			return nil, fmt.Errorf("%s is %d or missing, expected a positive integer", name, n)
 		}
 	}
-	return &checkpoint.MetaModel{Width: p.Width, Heads: p.Heads, KeyHeads: p.kvHeads(), HeadDim: p.headDim(),
-		Config: p.config}, nil
+	return &checkpoint.MetaModel{Width: p.Width, Heads: p.Heads, KeyHeads: p.kvHeads(),
+		HeadDim: p.headDim(),
+		Config:  p.config}, nil
 }
 
-// config is what config.json would say. What params.json leaves to the weights is read off their shapes.
-func (p *metaParams) config(info func(string) (checkpoint.Info, bool), tied bool) (map[string]any, error) {
+// config is what config.json would say. What params.json leaves to the weights is read off their
+// shapes.
+func (p *metaParams) config(info func(string) (checkpoint.Info, bool), tied bool) (map[string]any,
+	error) {
 	if p.ModelType != "" && p.ModelType != "mistral" {
-		return nil, fmt.Errorf("the config.json of this %.40q model is missing: params.json alone does not describe it",
+		return nil, fmt.Errorf("the config.json of this %.40q model is missing: params.json "+
+			"alone does not describe it",
 			p.ModelType)
 	}
 	embedding, _ := info("model.embed_tokens.weight")
@@ -125,17 +129,24 @@ func (p *metaParams) config(info func(string) (checkpoint.Info, bool), tied bool
 			factor = 8
 		}
 		length = 131072
-		scaling = map[string]any{"rope_type": "llama3", "factor": json.Number(strconv.FormatFloat(factor, 'f', 1, 64)),
-			"low_freq_factor": json.Number("1.0"), "high_freq_factor": json.Number("4.0"), "original_max_position_embeddings": 8192}
+		scaling = map[string]any{"rope_type": "llama3",
+			"factor":          json.Number(strconv.FormatFloat(factor, 'f', 1, 64)),
+			"low_freq_factor": json.Number("1.0"), "high_freq_factor": json.Number("4.0"),
+			"original_max_position_embeddings": 8192}
 	} else if theta == 500000 {
 		length = 8192
 	}
 	config := map[string]any{
-		"architectures": []string{"LlamaForCausalLM"}, "model_type": "llama", "hidden_act": "silu", "hidden_size": p.Width,
-		"intermediate_size": gate.Shape[0], "num_hidden_layers": p.Layers, "num_attention_heads": p.Heads,
-		"num_key_value_heads": p.kvHeads(), "head_dim": p.headDim(), "max_position_embeddings": length, "rms_norm_eps": p.Epsilon,
-		"rope_theta": theta, "rope_scaling": scaling, "vocab_size": embedding.Shape[0], "tie_word_embeddings": tied,
-		"attention_bias": false, "mlp_bias": false, "initializer_range": 0.02, "torch_dtype": dtype,
+		"architectures": []string{"LlamaForCausalLM"}, "model_type": "llama", "hidden_act": "silu",
+		"hidden_size":       p.Width,
+		"intermediate_size": gate.Shape[0], "num_hidden_layers": p.Layers,
+		"num_attention_heads": p.Heads,
+		"num_key_value_heads": p.kvHeads(), "head_dim": p.headDim(),
+		"max_position_embeddings": length, "rms_norm_eps": p.Epsilon,
+		"rope_theta": theta, "rope_scaling": scaling, "vocab_size": embedding.Shape[0],
+		"tie_word_embeddings": tied,
+		"attention_bias":      false, "mlp_bias": false, "initializer_range": 0.02,
+		"torch_dtype": dtype,
 	}
 	if p.Window > 0 || p.ModelType == "mistral" {
 		config["architectures"], config["model_type"] = []string{"MistralForCausalLM"}, "mistral"
@@ -158,8 +169,10 @@ func (f Family) paramsFor(text []byte) (*checkpoint.MetaModel, error) {
 		return nil, r.Err
 	}
 	a, s := d.Attention, d.Rotary
-	p := &metaParams{Width: d.Width, Layers: d.Layers, Heads: a.Heads, Vocabulary: d.Vocabulary, Epsilon: d.Eps}
-	m := &checkpoint.MetaModel{Width: d.Width, Heads: a.Heads, KeyHeads: a.KeyHeads, HeadDim: a.HeadDim,
+	p := &metaParams{Width: d.Width, Layers: d.Layers, Heads: a.Heads, Vocabulary: d.Vocabulary,
+		Epsilon: d.Eps}
+	m := &checkpoint.MetaModel{Width: d.Width, Heads: a.Heads, KeyHeads: a.KeyHeads,
+		HeadDim:    a.HeadDim,
 		Vocabulary: d.Vocabulary, Tied: d.Tied, Params: p}
 	if d.Vocabulary < 100_000 {
 		m.SplitEmbedding = 1 // as Llama 1 and 2 have it
@@ -174,7 +187,8 @@ func (f Family) paramsFor(text []byte) (*checkpoint.MetaModel, error) {
 	plain := kind == "llama" && !biased && a.HeadDim*a.Heads == d.Width
 	switch {
 	case s.Scaling == "" || s.Scaling == "default":
-	case s.Scaling == "llama3" && s.LowFreqFactor == 1 && s.HighFreqFactor == 4 && s.OriginalPosition == 8192:
+	case s.Scaling == "llama3" && s.LowFreqFactor == 1 && s.HighFreqFactor == 4 &&
+		s.OriginalPosition == 8192:
 		p.ScaledRope = true
 		if s.Factor != 8 {
 			p.ScaleFactor = s.Factor
@@ -182,7 +196,8 @@ func (f Family) paramsFor(text []byte) (*checkpoint.MetaModel, error) {
 	case s.Scaling == "llama3" || s.Scaling == "linear":
 		plain = false
 	default:
-		return nil, fmt.Errorf("config.json: rope_scaling of type %.40q has no form in Meta's layout, expected linear or "+
+		return nil, fmt.Errorf("config.json: rope_scaling of type %.40q has no form in Meta's "+
+			"layout, expected linear or "+
 			"llama3", s.Scaling)
 	}
 	if kind == "mistral" && !biased {
@@ -197,8 +212,8 @@ func (f Family) paramsFor(text []byte) (*checkpoint.MetaModel, error) {
 	return m, nil
 }
 
-// ffnSize finds the numbers from which Meta's code computes the size of the feed-forward layer: two thirds of 4·width, by a
-// multiplier where there is one, rounded up to a multiple.
+// ffnSize finds the numbers from which Meta's code computes the size of the feed-forward layer: two
+// thirds of 4·width, by a multiplier where there is one, rounded up to a multiple.
 func ffnSize(width, inner int) (multiple int, multiplier *float64) {
 	base := 2 * 4 * width / 3
 	up := func(n, multiple int) int { return (n + multiple - 1) / multiple * multiple }

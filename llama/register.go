@@ -10,19 +10,23 @@ import (
 // The members of the Llama family.
 var (
 	base = Family{
-		ModelType: "llama", Class: "LlamaForCausalLM", GGUF: "llama", Read: []string{"llama"}, Interleaved: true,
-		Meta:    true,
-		Decoder: func(r *model.Reader) *Decoder { return Read(r, "llama") },
+		ModelType: "llama", Class: "LlamaForCausalLM", GGUF: "llama", Read: []string{"llama"},
+		Interleaved: true,
+		Meta:        true,
+		Decoder:     func(r *model.Reader) *Decoder { return Read(r, "llama") },
 		FromGGUF: func(g *checkpoint.GGUFFile, config map[string]any) {
 			config["pretraining_tp"] = 1
-			if g.Natural("attention.sliding_window") > 0 { // only Mistral has one, and GGUF calls Mistral llama
-				config["architectures"], config["model_type"] = []string{mistral.Class}, mistral.ModelType
+			// only Mistral has one, and GGUF calls Mistral llama
+			if g.Natural("attention.sliding_window") > 0 {
+				config["architectures"], config["model_type"] = []string{mistral.Class},
+					mistral.ModelType
 				config["sliding_window"] = g.Natural("attention.sliding_window")
 			}
 		},
 	}
 	mistral = Family{
-		ModelType: "mistral", Class: "MistralForCausalLM", GGUF: "llama", Read: []string{"mistral"}, Interleaved: true,
+		ModelType: "mistral", Class: "MistralForCausalLM", GGUF: "llama",
+		Read: []string{"mistral"}, Interleaved: true,
 		Meta: true,
 		Decoder: func(r *model.Reader) *Decoder {
 			d := Read(r, "llama")
@@ -46,7 +50,8 @@ var (
 			d := Read(r, "llama")
 			d.Attention.QKVBias, d.Attention.OutputBias = true, false
 			if r.BoolOr("use_sliding_window", false) && r.IntOr("max_window_layers", 0) < d.Layers {
-				r.Fail(fmt.Errorf("config.json: a sliding window in some layers only (use_sliding_window with "+
+				r.Fail(fmt.Errorf("config.json: a sliding window in some layers only "+
+					"(use_sliding_window with "+
 					"max_window_layers %v) is not supported", r.Config["max_window_layers"]))
 			}
 			return d
@@ -59,8 +64,8 @@ var (
 	}
 )
 
-// New makes a model of this family without weights from a Hugging Face config. It fails if the config asks for something
-// that the family does not have.
+// New makes a model of this family without weights from a Hugging Face config. It fails if the
+// config asks for something that the family does not have.
 func New(config model.Config) (model.Model, error) {
 	r := &model.Reader{Config: config}
 	for _, f := range []Family{base, mistral, qwen2} {
@@ -68,22 +73,31 @@ func New(config model.Config) (model.Model, error) {
 			return f.New(config)
 		}
 	}
-	return nil, fmt.Errorf("config.json: model_type %q is not of the Llama family (llama, mistral, qwen2)",
+	return nil, fmt.Errorf("config.json: model_type %q is not of the Llama family (llama, "+
+		"mistral, qwen2)",
 		config["model_type"])
 }
 
 func init() {
 	Register("llama", map[string]model.Config{
-		"micro": base.Variant(Sizes{Vocabulary: 32000, Width: 256, Inner: 688, Layers: 4, Heads: 8, KeyHeads: 8, Positions: 2048}, nil),
-		"smollm2-135m": base.Variant(Sizes{Vocabulary: 49152, Width: 576, Inner: 1536, Layers: 30, Heads: 9, KeyHeads: 3, Positions: 8192}, model.Config{"rope_theta": 100000.0,
+		"micro": base.Variant(Sizes{Vocabulary: 32000, Width: 256, Inner: 688, Layers: 4, Heads: 8,
+			KeyHeads: 8, Positions: 2048}, nil),
+		"smollm2-135m": base.Variant(Sizes{Vocabulary: 49152, Width: 576, Inner: 1536, Layers: 30,
+			Heads: 9, KeyHeads: 3, Positions: 8192}, model.Config{"rope_theta": 100000.0,
 			"tie_word_embeddings": true}),
-		"7b":   base.Variant(Sizes{Vocabulary: 32000, Width: 4096, Inner: 11008, Layers: 32, Heads: 32, KeyHeads: 32, Positions: 4096}, nil),
-		"13b":  base.Variant(Sizes{Vocabulary: 32000, Width: 5120, Inner: 13824, Layers: 40, Heads: 40, KeyHeads: 40, Positions: 4096}, nil),
-		"70b":  base.Variant(Sizes{Vocabulary: 32000, Width: 8192, Inner: 28672, Layers: 80, Heads: 64, KeyHeads: 8, Positions: 4096}, nil),
-		"3-8b": base.Variant(Sizes{Vocabulary: 128256, Width: 4096, Inner: 14336, Layers: 32, Heads: 32, KeyHeads: 8, Positions: 8192}, model.Config{"rope_theta": 500000.0}),
-		"3.2-1b": base.Variant(Sizes{Vocabulary: 128256, Width: 2048, Inner: 8192, Layers: 16, Heads: 32, KeyHeads: 8, Positions: 131072}, model.Config{
+		"7b": base.Variant(Sizes{Vocabulary: 32000, Width: 4096, Inner: 11008, Layers: 32,
+			Heads: 32, KeyHeads: 32, Positions: 4096}, nil),
+		"13b": base.Variant(Sizes{Vocabulary: 32000, Width: 5120, Inner: 13824, Layers: 40,
+			Heads: 40, KeyHeads: 40, Positions: 4096}, nil),
+		"70b": base.Variant(Sizes{Vocabulary: 32000, Width: 8192, Inner: 28672, Layers: 80,
+			Heads: 64, KeyHeads: 8, Positions: 4096}, nil),
+		"3-8b": base.Variant(Sizes{Vocabulary: 128256, Width: 4096, Inner: 14336, Layers: 32,
+			Heads: 32, KeyHeads: 8, Positions: 8192}, model.Config{"rope_theta": 500000.0}),
+		"3.2-1b": base.Variant(Sizes{Vocabulary: 128256, Width: 2048, Inner: 8192, Layers: 16,
+			Heads: 32, KeyHeads: 8, Positions: 131072}, model.Config{
 			"rope_theta": 500000.0, "tie_word_embeddings": true, "head_dim": 64.0,
-			"rope_scaling": map[string]any{"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+			"rope_scaling": map[string]any{"rope_type": "llama3", "factor": 32.0,
+				"low_freq_factor":  1.0,
 				"high_freq_factor": 4.0, "original_max_position_embeddings": 8192.0},
 		}),
 	}, base, mistral, qwen2)

@@ -8,32 +8,37 @@ import (
 	"conquer/torch/nn"
 )
 
-// AttentionConfig describes one attention layer. The zero value of each optional field means that the layer lacks it.
+// AttentionConfig describes one attention layer. The zero value of each optional field means that
+// the layer lacks it.
 type AttentionConfig struct {
 	Width, Heads, KeyHeads, HeadDim int // D, H, K, P
 
 	QKVBias, OutputBias bool
-	QKNorm              bool    // normalize each head of the queries and keys, before the rotary embedding
-	NormEps             float64 // of QKNorm
-	Scale               float64 // multiplier of q·k; 0 means 1/√P
-	Window              int     // positions that a token attends to, itself included; 0 means all
-	NoRotary            bool    // leave queries and keys without rotary embedding
-	SoftCap             float64 // bound c of the scores, c·tanh(score/c); not supported
+	// normalize each head of the queries and keys, before the rotary embedding
+	QKNorm   bool
+	NormEps  float64 // of QKNorm
+	Scale    float64 // multiplier of q·k; 0 means 1/√P
+	Window   int     // positions that a token attends to, itself included; 0 means all
+	NoRotary bool    // leave queries and keys without rotary embedding
+	SoftCap  float64 // bound c of the scores, c·tanh(score/c); not supported
 }
 
 // check reports what cannot be computed.
 func (c AttentionConfig) check() error {
 	switch {
 	case c.SoftCap != 0:
-		return fmt.Errorf("config.json: a soft cap of attention scores (%g) is not supported", c.SoftCap)
+		return fmt.Errorf("config.json: a soft cap of attention scores (%g) is not supported",
+			c.SoftCap)
 	case c.Heads%c.KeyHeads != 0:
-		return fmt.Errorf("config.json: num_key_value_heads %d does not divide num_attention_heads %d", c.KeyHeads,
+		return fmt.Errorf("config.json: num_key_value_heads %d does not divide "+
+			"num_attention_heads %d", c.KeyHeads,
 			c.Heads)
 	}
 	return nil
 }
 
-// Attention is attention with grouped queries: H query heads share K key and value heads of P dimensions.
+// Attention is attention with grouped queries: H query heads share K key and value heads of P
+// dimensions.
 type Attention struct {
 	QKV    *nn.Linear  `weight:"q_proj+k_proj+v_proj"`
 	QNorm  *nn.RMSNorm `weight:"q_norm"` // nil without QKNorm
@@ -49,7 +54,8 @@ func NewAttention(c AttentionConfig) (*Attention, error) {
 		return nil, err
 	}
 	q, kv := c.Heads*c.HeadDim, c.KeyHeads*c.HeadDim
-	a := &Attention{QKV: nn.NewLinear(c.Width, c.QKVBias, q, kv, kv), Output: nn.NewLinear(q, c.OutputBias, c.Width),
+	a := &Attention{QKV: nn.NewLinear(c.Width, c.QKVBias, q, kv, kv),
+		Output: nn.NewLinear(q, c.OutputBias, c.Width),
 		config: c}
 	if c.QKNorm {
 		a.QNorm, a.KNorm = nn.NewRMSNorm(c.HeadDim, c.NormEps), nn.NewRMSNorm(c.HeadDim, c.NormEps)
@@ -67,9 +73,9 @@ func (a *Attention) Sizes() (heads, keyHeads, headDim int) {
 	return keyHeads * group, keyHeads, a.config.HeadDim
 }
 
-// Forward is attention without its two projections: from qkv [B,L,(H+2K)·P], which QKV computes, to [B,L,H·P], which
-// Output takes. If layer is not nil, the keys and values of qkv are appended to it, and the queries attend to all that it
-// holds.
+// Forward is attention without its two projections: from qkv [B,L,(H+2K)·P], which QKV computes, to
+// [B,L,H·P], which Output takes. If layer is not nil, the keys and values of qkv are appended to
+// it, and the queries attend to all that it holds.
 func (a *Attention) Forward(qkv torch.Tensor, pass *Pass, layer *LayerCache) torch.Tensor {
 	batch, length := qkv.Size(0), qkv.Size(1)
 	heads, keyHeads, headDim := a.Sizes()
@@ -79,7 +85,8 @@ func (a *Attention) Forward(qkv torch.Tensor, pass *Pass, layer *LayerCache) tor
 		cos, sin = pass.fixedCos, pass.fixedSin
 	}
 	if layer != nil && length == 1 {
-		return torch.DecodeAttention(qkv, heads, cos, sin, layer.Keys, layer.Values, view.Starts, view.Lengths,
+		return torch.DecodeAttention(qkv, heads, cos, sin, layer.Keys, layer.Values, view.Starts,
+			view.Lengths,
 			a.config.Scale)
 	}
 	var q, k, v torch.Tensor
@@ -110,17 +117,20 @@ func (a *Attention) normalized(qkv torch.Tensor) torch.Tensor {
 }
 
 // NewCache makes an empty key and value cache.
-func (a *Attention) NewCache(batch, capacity int, dtype torch.DType, device torch.Device) LayerCache {
+func (a *Attention) NewCache(batch, capacity int, dtype torch.DType,
+	device torch.Device) LayerCache {
 	_, keyHeads, headDim := a.Sizes()
 	shape := []int{batch, keyHeads, capacity, headDim}
-	return LayerCache{Keys: torch.Zeros(shape, dtype, device).Own(), Values: torch.Zeros(shape, dtype, device).Own()}
+	return LayerCache{Keys: torch.Zeros(shape, dtype, device).Own(),
+		Values: torch.Zeros(shape, dtype, device).Own()}
 }
 
 // Divide shares the key and value heads, each with the query heads that use it.
 func (a *Attention) Divide(d nn.Divider) error {
 	c := a.config
 	if c.KeyHeads < d.Size() {
-		return nn.TooManyProcesses(fmt.Sprintf("%d heads of keys and values", c.KeyHeads), d, c.KeyHeads)
+		return nn.TooManyProcesses(fmt.Sprintf("%d heads of keys and values", c.KeyHeads), d,
+			c.KeyHeads)
 	}
 	queries := nn.Span{Start: 0, Count: c.KeyHeads, Unit: c.HeadDim * c.Heads / c.KeyHeads}
 	keys := nn.Span{Start: c.Heads * c.HeadDim, Count: c.KeyHeads, Unit: c.HeadDim}

@@ -2,18 +2,18 @@ package model
 
 import "conquer/torch"
 
-// Cache is what a model remembers of the tokens it has seen. All sequences of a batch fill the same columns; a shorter
-// one is padded on the left and begins at its column of Starts.
+// Cache is what a model remembers of the tokens it has seen. All sequences of a batch fill the same
+// columns; a shorter one is padded on the left and begins at its column of Starts.
 type Cache struct {
 	Layers   []LayerCache
 	Length   int // columns filled
 	Capacity int
 	Starts   []int // first valid column of each sequence; nil if all begin at 0
-	// Position (int64 [1] on the device), if defined, is read in place of Length by passes over a single token, so that a
-	// recorded graph serves every position.
+	// Position (int64 [1] on the device), if defined, is read in place of Length by passes over a
+	// single token, so that a recorded graph serves every position.
 	Position torch.Tensor
-	// Fused reports whether a block of a single-token pass ended in the GPU's fused kernel (see nn.BlockTail), and
-	// UnfusedReason why the first block without it ran unfused.
+	// Fused reports whether a block of a single-token pass ended in the GPU's fused kernel (see
+	// nn.BlockTail), and UnfusedReason why the first block without it ran unfused.
 	Fused         bool
 	UnfusedReason string
 }

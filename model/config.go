@@ -20,7 +20,8 @@ func (c Config) Clone() Config {
 	return clone
 }
 
-// Reader reads typed fields of a Config. The first field that is missing or of the wrong type is kept in Err.
+// Reader reads typed fields of a Config. The first field that is missing or of the wrong type is
+// kept in Err.
 type Reader struct {
 	Config Config
 	Err    error
@@ -123,18 +124,20 @@ func (r *Reader) StringOr(key, otherwise string) string {
 
 // Strings reads a list of n strings; nil if it is absent or null.
 func (r *Reader) Strings(key string, n int) []string {
-	return list[string](r, key, n, fmt.Sprintf("a list of %d strings", n), func(v any) (string, bool) {
-		s, ok := v.(string)
-		return s, ok
-	})
+	return list[string](r, key, n, fmt.Sprintf("a list of %d strings", n),
+		func(v any) (string, bool) {
+			s, ok := v.(string)
+			return s, ok
+		})
 }
 
 // Ints reads a list of n whole numbers; nil if it is absent or null.
 func (r *Reader) Ints(key string, n int) []int {
-	return list[int](r, key, n, fmt.Sprintf("a list of %d whole numbers", n), func(v any) (int, bool) {
-		f, ok := number(v)
-		return int(f), ok && f == math.Trunc(f)
-	})
+	return list[int](r, key, n, fmt.Sprintf("a list of %d whole numbers", n),
+		func(v any) (int, bool) {
+			f, ok := number(v)
+			return int(f), ok && f == math.Trunc(f)
+		})
 }
 
 func list[T any](r *Reader, key string, n int, want string, of func(any) (T, bool)) []T {
@@ -170,8 +173,9 @@ func (r *Reader) Object(key string) *Reader {
 	return &Reader{Config: Config{}}
 }
 
-// Rotary reads the rotary embedding of heads of headDim dimensions: rope_theta and rope_scaling, or rope_parameters, which holds
-// both in transformers 5. share is the fraction of a head that is rotated, unless partial_rotary_factor gives another.
+// Rotary reads the rotary embedding of heads of headDim dimensions: rope_theta and rope_scaling, or
+// rope_parameters, which holds both in transformers 5. share is the fraction of a head that is
+// rotated, unless partial_rotary_factor gives another.
 func (r *Reader) Rotary(headDim int, share float64) nn.RotaryConfig {
 	scaling := r.Object("rope_scaling")
 	if r.Has("rope_parameters") {

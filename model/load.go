@@ -10,8 +10,8 @@ import (
 	"conquer/torch/nn"
 )
 
-// Open opens the checkpoint at path, in any format that package checkpoint reads, as a model of its architecture, with its
-// weights as dtype on device. The caller frees the model with [Free].
+// Open opens the checkpoint at path, in any format that package checkpoint reads, as a model of its
+// architecture, with its weights as dtype on device. The caller frees the model with [Free].
 func Open(path string, dtype torch.DType, device torch.Device) (m Model, err error) {
 	err = torch.Run(func() error {
 		source, err := checkpoint.Open(path)
@@ -26,7 +26,8 @@ func Open(path string, dtype torch.DType, device torch.Device) (m Model, err err
 }
 
 // FromCheckpoint is [Open] for an open checkpoint.
-func FromCheckpoint(source *checkpoint.Checkpoint, dtype torch.DType, device torch.Device) (Model, error) {
+func FromCheckpoint(source *checkpoint.Checkpoint, dtype torch.DType, device torch.Device) (Model,
+	error) {
 	m, err := Declare(source)
 	if err != nil {
 		return nil, err
@@ -57,8 +58,9 @@ type TensorSource interface {
 	TensorAs(name string, dtype torch.DType) (torch.Tensor, error)
 }
 
-// Load fills m's weights from source. A weight that is stored in the wanted dtype stays a view of the mapped file. Others are
-// converted, and fused ones joined, one at a time. Of a divided weight, this process's shard is kept.
+// Load fills m's weights from source. A weight that is stored in the wanted dtype stays a view of
+// the mapped file. Others are converted, and fused ones joined, one at a time. Of a divided weight,
+// this process's shard is kept.
 func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
 	failed := check(m, source)
 	nn.Walk(m, func(p nn.Component) {
@@ -69,8 +71,8 @@ func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) 
 	return failed
 }
 
-// Defer is [Load] for a model of which this process will hold only a part: each weight is read when it is moved to its place
-// ([nn.Param.Move]). Until then source must stay open.
+// Defer is [Load] for a model of which this process will hold only a part: each weight is read when
+// it is moved to its place ([nn.Param.Move]). Until then source must stay open.
 func Defer(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
 	if err := check(m, source); err != nil {
 		return err
@@ -107,7 +109,8 @@ func check(m Model, source TensorSource) error {
 		case !ok:
 			missing = append(missing, p.Name)
 		case !slices.Equal(info.Shape, p.Shape()):
-			failed = fmt.Errorf("%s: tensor %q has shape %v, config.json asks for %v", info.File, p.Name, info.Shape, p.Shape())
+			failed = fmt.Errorf("%s: tensor %q has shape %v, config.json asks for %v", info.File,
+				p.Name, info.Shape, p.Shape())
 		}
 	})
 	if failed != nil {
@@ -118,12 +121,14 @@ func check(m Model, source TensorSource) error {
 		if c, ok := source.(*checkpoint.Checkpoint); ok {
 			where = c.Path
 		}
-		return fmt.Errorf("%s lacks %d of the tensors that config.json asks for: %s", where, len(missing), abbreviate(missing))
+		return fmt.Errorf("%s lacks %d of the tensors that config.json asks for: %s", where,
+			len(missing), abbreviate(missing))
 	}
 	return nil
 }
 
-func loadComponent(p nn.Component, source TensorSource, dtype torch.DType, device torch.Device) error {
+func loadComponent(p nn.Component, source TensorSource, dtype torch.DType,
+	device torch.Device) error {
 	t, err := source.TensorAs(p.Name, dtype)
 	if err != nil {
 		return err

@@ -1,6 +1,6 @@
-// Package model holds what all architectures have in common: the interface that training and generation work through,
-// the stack and the attention layer that families are built of, the caches, and the registry that opens a checkpoint as
-// the right architecture.
+// Package model holds what all architectures have in common: the interface that training and
+// generation work through, the stack and the attention layer that families are built of, the
+// caches, and the registry that opens a checkpoint as the right architecture.
 package model
 
 import (
@@ -8,8 +8,9 @@ import (
 	"conquer/torch/nn"
 )
 
-// Model is a causal language model as training and generation see it: a row of blocks between an embedding and a head.
-// B is the batch, L the length of the input, D the model's width. [Stack] implements it.
+// Model is a causal language model as training and generation see it: a row of blocks between an
+// embedding and a head. B is the batch, L the length of the input, D the model's width. [Stack]
+// implements it.
 type Model interface {
 	// Architecture is the name in the registry, e.g. "llama".
 	Architecture() string
@@ -31,9 +32,10 @@ type Model interface {
 	MaxLength() int
 }
 
-// Block is one layer of a model: h = x + mixer(norm(x)), then, if it has a feed-forward layer, y = h + mlp(norm(h)).
-// So that single tokens take few kernels, it gets its input projection from [Pass.InputProjection] and ends with
-// [Pass.BlockTail], which may compute the next block's input projection.
+// Block is one layer of a model: h = x + mixer(norm(x)), then, if it has a feed-forward layer, y =
+// h + mlp(norm(h)). So that single tokens take few kernels, it gets its input projection from
+// [Pass.InputProjection] and ends with [Pass.BlockTail], which may compute the next block's input
+// projection.
 type Block interface {
 	// InputProjection is the block's norm and first GEMM.
 	InputProjection() nn.InputProjection
@@ -43,8 +45,8 @@ type Block interface {
 	NewCache(batch, capacity int, dtype torch.DType, device torch.Device) LayerCache
 }
 
-// Hidden runs the blocks over seq and returns the normalized hidden states [B,L,D]. It advances the cache, if there is
-// one.
+// Hidden runs the blocks over seq and returns the normalized hidden states [B,L,D]. It advances the
+// cache, if there is one.
 func Hidden(m Model, seq Sequence) torch.Tensor {
 	pass := m.Begin(seq)
 	x := m.Embed(seq.IDs)

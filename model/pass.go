@@ -11,54 +11,61 @@ import (
 // Sequence is the input of one pass.
 type Sequence struct {
 	IDs torch.Tensor // int64 [B,L]
-	// Positions (int64 [B,L], all below Limit) replace the default positions: 0, 1, … after what the cache holds.
+	// Positions (int64 [B,L], all below Limit) replace the default positions: 0, 1, … after what
+	// the cache holds.
 	Positions torch.Tensor
 	Limit     int
-	// Segments (int64 [B,L]) numbers the samples packed into a row from 1; 0 is padding. A token attends to its own
-	// segment only. No tensor: each row is one sample.
+	// Segments (int64 [B,L]) numbers the samples packed into a row from 1; 0 is padding. A token
+	// attends to its own segment only. No tensor: each row is one sample.
 	Segments torch.Tensor
 	Cache    *Cache
 }
 
 // Pass is what the blocks share during one pass.
 type Pass struct {
-	Cos, Sin torch.Tensor // [B or 1, L, R/2], float32: the rotary embedding of the first R dimensions of a head
+	// [B or 1, L, R/2], float32: the rotary embedding of the first R dimensions of a head
+	Cos, Sin torch.Tensor
 	Segments torch.Tensor // as in Sequence, int32
-	Padding  torch.Tensor // boolean [B,L]: the tokens that pad a row on the left; no tensor without padding
-	Cache    *Cache
-	Start    int          // the cache column of the pass's first token
-	Columns  torch.Tensor // int64 [1,L]: the cache columns of its tokens
+	// boolean [B,L]: the tokens that pad a row on the left; no tensor without padding
+	Padding torch.Tensor
+	Cache   *Cache
+	Start   int          // the cache column of the pass's first token
+	Columns torch.Tensor // int64 [1,L]: the cache columns of its tokens
 
-	views              map[int]*View
-	fixedCos, fixedSin torch.Tensor // [1,L,P/2]: the rotary embedding of layers that have none, which rotates by 0
+	views map[int]*View
+	// [1,L,P/2]: the rotary embedding of layers that have none, which rotates by 0
+	fixedCos, fixedSin torch.Tensor
 
-	next      *nn.InputProjection // of the block after the current one; nil if there is none
-	projected torch.Tensor        // next's projection, once the current block's fused kernel has computed it
+	next *nn.InputProjection // of the block after the current one; nil if there is none
+	// next's projection, once the current block's fused kernel has computed it
+	projected torch.Tensor
 }
 
 // View says which columns each token attends to, for one size of sliding window.
 type View struct {
 	Mask   torch.Tensor // boolean [B or 1, 1, L, S], or no tensor
 	Causal bool         // hide the columns after each row
-	// Over one token per sequence: it attends to the columns [Starts, Lengths) of the cache, both int64 [B].
+	// Over one token per sequence: it attends to the columns [Starts, Lengths) of the cache, both
+	// int64 [B].
 	Lengths, Starts torch.Tensor
 }
 
 // PassOptions says what the blocks of a model need of a pass.
 type PassOptions struct {
 	Rotary *nn.Rotary // nil for none
-	// Windows lists the distinct sliding windows of the attention layers; 0 means that all earlier positions are seen. A
-	// model without attention has none.
+	// Windows lists the distinct sliding windows of the attention layers; 0 means that all earlier
+	// positions are seen. A model without attention has none.
 	Windows []int
-	// Unrotated is the head dimension of attention layers without rotary embedding; 0 if there are none.
+	// Unrotated is the head dimension of attention layers without rotary embedding; 0 if there are
+	// none.
 	Unrotated int
 }
 
 // View returns what layers with the given sliding window attend to.
 func (p *Pass) View(window int) *View { return p.views[window] }
 
-// InputProjection returns the block's first projection of its input x [B,L,D]. If the previous block's fused kernel
-// already computed it, that result is returned and cleared.
+// InputProjection returns the block's first projection of its input x [B,L,D]. If the previous
+// block's fused kernel already computed it, that result is returned and cleared.
 func (p *Pass) InputProjection(projection nn.InputProjection, x torch.Tensor) torch.Tensor {
 	if projected := p.projected; projected.Defined() {
 		p.projected = torch.Tensor{}
@@ -67,8 +74,8 @@ func (p *Pass) InputProjection(projection nn.InputProjection, x torch.Tensor) to
 	return projection.Forward(x)
 }
 
-// BlockTail computes the output of a block from its input x [B,L,D] and its mixer's result. Over a single token it also
-// computes the next block's input projection, in one kernel.
+// BlockTail computes the output of a block from its input x [B,L,D] and its mixer's result. Over a
+// single token it also computes the next block's input projection, in one kernel.
 func (p *Pass) BlockTail(tail nn.BlockTail, x, mixed torch.Tensor) torch.Tensor {
 	y, projected, reason := tail.Forward(x, mixed, p.next)
 	if projected.Defined() {
@@ -104,7 +111,8 @@ func NewPass(seq Sequence, o PassOptions) *Pass {
 		pass.Start = c.Length
 		pass.Columns = torch.Arange(c.Length, c.Length+length, torch.Int64, device).Unsqueeze(0)
 		if c.Length+length > c.Capacity {
-			message := fmt.Sprintf("%d positions do not fit a cache of %d", c.Length+length, c.Capacity)
+			message := fmt.Sprintf("%d positions do not fit a cache of %d", c.Length+length,
+				c.Capacity)
 			panic(&torch.Error{Op: "cache", Message: message})
 		}
 	}
@@ -139,7 +147,8 @@ func NewPass(seq Sequence, o PassOptions) *Pass {
 	return pass
 }
 
-// recorded prepares a pass over one token whose position only the device knows, so that it can be recorded into a graph.
+// recorded prepares a pass over one token whose position only the device knows, so that it can be
+// recorded into a graph.
 func (p *Pass) recorded(seq Sequence, o PassOptions) {
 	cache, batch, device := seq.Cache, seq.IDs.Size(0), seq.IDs.Device()
 	p.Start = cache.Length
@@ -170,7 +179,8 @@ func (p *Pass) recorded(seq Sequence, o PassOptions) {
 	}
 }
 
-// startsOf is the cache's Starts as a tensor, int64 [B], made on the device: a recorded pass may not wait for the host.
+// startsOf is the cache's Starts as a tensor, int64 [B], made on the device: a recorded pass may
+// not wait for the host.
 func startsOf(c *Cache, device torch.Device) torch.Tensor {
 	parts := make([]torch.Tensor, len(c.Starts))
 	for i, s := range c.Starts {
@@ -206,7 +216,8 @@ func (p *Pass) view(seq Sequence, starts torch.Tensor, window int) *View {
 	columns := torch.Arange(0, end, torch.Int64, device).Unsqueeze(0)
 	mask := columns.LessEqual(rows).View(1, 1, length, end)
 	if windowed {
-		mask = mask.And(rows.Sub(columns).Less(torch.Full([]int{1}, float64(window), torch.Int64, device)))
+		mask = mask.And(rows.Sub(columns).Less(torch.Full([]int{1}, float64(window), torch.Int64,
+			device)))
 	}
 	if starts.Defined() {
 		// A softmax over no column would be NaN, so padding attends to itself.

@@ -20,9 +20,11 @@ type Architecture struct {
 	New func(Config) (Model, error)
 	// Variants are configs by name, for training from fresh weights.
 	Variants map[string]Config
-	// Formats translate between the architecture's config.json and weights and formats with names of their own.
+	// Formats translate between the architecture's config.json and weights and formats with names
+	// of their own.
 	Formats []checkpoint.Family
-	// LoRATargets are the names of the linear layers in a block: those that LoRA on all linear layers adapts.
+	// LoRATargets are the names of the linear layers in a block: those that LoRA on all linear
+	// layers adapts.
 	LoRATargets []string
 }
 
@@ -60,7 +62,8 @@ func New(config Config) (Model, error) {
 		}
 		known = append(known, a.ModelTypes...)
 	}
-	return nil, fmt.Errorf("config.json: model_type %q is not supported: expected one of %s", kind, strings.Join(known, ", "))
+	return nil, fmt.Errorf("config.json: model_type %q is not supported: expected one of %s", kind,
+		strings.Join(known, ", "))
 }
 
 // Variant returns the config of a named variant of an architecture, for a model with fresh weights.
@@ -75,15 +78,18 @@ func Variant(architecture, variant string) (Config, error) {
 				names = append(names, name)
 			}
 			slices.Sort(names)
-			return nil, fmt.Errorf("architecture %q has no variant %q: choose one of %s", architecture, variant, strings.Join(names, ", "))
+			return nil, fmt.Errorf("architecture %q has no variant %q: choose one of %s",
+				architecture, variant, strings.Join(names, ", "))
 		}
 		names = append(names, a.Name)
 	}
-	return nil, fmt.Errorf("unknown architecture %q: choose one of %s", architecture, strings.Join(names, ", "))
+	return nil, fmt.Errorf("unknown architecture %q: choose one of %s", architecture,
+		strings.Join(names, ", "))
 }
 
-// Initialize gives m fresh weights: normal draws with the config's initializer_range, ones for norms, or the layer's own
-// distribution. Of a divided weight, each process draws the whole and keeps its shard.
+// Initialize gives m fresh weights: normal draws with the config's initializer_range, ones for
+// norms, or the layer's own distribution. Of a divided weight, each process draws the whole and
+// keeps its shard.
 func Initialize(m Model, dtype torch.DType, device torch.Device) {
 	r := Reader{Config: m.Config()}
 	std := r.FloatOr("initializer_range", 0.02)
@@ -95,7 +101,8 @@ func Initialize(m Model, dtype torch.DType, device torch.Device) {
 				p.Draw(fresh)
 				p.Tensor = fresh.To(dtype).Own()
 			case p.Fill == nn.Normal:
-				p.Tensor = torch.Empty(p.Shape, torch.Float32, device).Normal(0, std).To(dtype).Own()
+				p.Tensor = torch.Empty(p.Shape, torch.Float32, device).Normal(0,
+					std).To(dtype).Own()
 			case p.Fill == nn.Ones:
 				p.Tensor = torch.Ones(p.Shape, dtype, device).Own()
 			default:

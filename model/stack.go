@@ -7,7 +7,8 @@ import (
 	"conquer/torch/nn"
 )
 
-// StackConfig describes what a model has around its blocks. The zero value of each multiplier means 1.
+// StackConfig describes what a model has around its blocks. The zero value of each multiplier means
+// 1.
 type StackConfig struct {
 	Architecture string // the name in the registry
 	Config       Config // config.json
@@ -24,13 +25,16 @@ type StackConfig struct {
 	Names  StackNames
 }
 
-// StackNames are the names of a stack's weights in Hugging Face checkpoints. The head's is always lm_head.
+// StackNames are the names of a stack's weights in Hugging Face checkpoints. The head's is always
+// lm_head.
 type StackNames struct{ Embedding, Layers, FinalNorm string }
 
 // DefaultNames are the names that most families use.
-var DefaultNames = StackNames{Embedding: "model.embed_tokens", Layers: "model.layers", FinalNorm: "model.norm"}
+var DefaultNames = StackNames{Embedding: "model.embed_tokens", Layers: "model.layers",
+	FinalNorm: "model.norm"}
 
-// Stack is a causal language model: an embedding, blocks, a final norm and a head. It implements [Model].
+// Stack is a causal language model: an embedding, blocks, a final norm and a head. It implements
+// [Model].
 type Stack struct {
 	Embedding *nn.Embedding
 	Layers    []Block
@@ -80,7 +84,8 @@ func NewStack(c StackConfig, blocks []Block) (*Stack, error) {
 // Children names the parts as checkpoints do.
 func (s *Stack) Children() []nn.Child {
 	names := s.config.Names
-	return []nn.Child{{Name: names.Embedding, Layer: s.Embedding}, {Name: names.Layers, Layer: s.Layers},
+	return []nn.Child{{Name: names.Embedding, Layer: s.Embedding},
+		{Name: names.Layers, Layer: s.Layers},
 		{Name: names.FinalNorm, Layer: s.FinalNorm}, {Name: "lm_head", Layer: s.Output}}
 }
 

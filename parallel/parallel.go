@@ -1,14 +1,15 @@
-// Package parallel divides a model's weights over the processes of a group (tensor parallelism: Shoeybi et al., arXiv
-// 1909.08053). The model is one that knows nothing of it: its layers find in each weight which part of it is here
-// ([nn.Shard]), and sum where that makes a part of a sum.
+// Package parallel divides a model's weights over the processes of a group (tensor parallelism:
+// Shoeybi et al., arXiv 1909.08053). Each parameter then knows its [nn.Shard], and the layers sum
+// over the group where a shard computes one term of a sum.
 //
 //	d, err := parallel.Divide(m, world.All, device)
 //
-// Attention is divided by heads, in whole groups that share keys and values; a feed-forward layer by its inner width; a
-// state-space layer by heads, in whole groups that share B and C, or, where it has a single group, with B and C in every
-// process; the embedding and the head by the vocabulary. What remains, normalizations above all, every process holds. A layer
-// costs one sum over the group forward and one backward, and so does the embedding; the head's loss needs two numbers a
-// token. Numbers that the group's size does not divide are cut as evenly as they can be.
+// Each layer says how it divides ([nn.Divisible]): attention by key and value heads with their
+// query heads, SwiGLU by its inner width, a state-space layer by groups of heads, or, if it has a
+// single group, by heads with B and C in every process, and the embedding and the head by the
+// vocabulary. Every process holds the rest, such as norms. A layer costs one sum over the group
+// forward and one backward, and so does the embedding. The head's loss exchanges two numbers per
+// token. Sizes that the group's size does not divide are shared as evenly as possible.
 package parallel
 
 import (
@@ -25,12 +26,12 @@ type Division struct {
 	Group  *dist.Group
 	params []*nn.Param
 	shards map[*nn.Param]*nn.Shard
-	// While the weights are whole: what they were before.
-	aside []torch.Tensor
+	aside  []torch.Tensor // this process's shards, while the weights are gathered
 }
 
-// Divide leaves of each of m's weights, adapters included, this process's part in memory of its own on device. Of a model
-// without weights it says which part is to be loaded. All processes of the group call it, with equal weights.
+// Divide replaces each of m's weights, adapters included, by this process's shard, in memory of its
+// own on device. In a model without weights it sets which shards will be loaded. All processes of
+// the group call it, with equal weights.
 func Divide(m model.Model, group *dist.Group, device torch.Device) (*Division, error) {
 	d := &Division{Group: group, shards: map[*nn.Param]*nn.Shard{}}
 	if err := d.plan(m); err != nil {
@@ -67,7 +68,8 @@ func (d *Division) plan(m model.Model) (err error) {
 	nn.Walk(m, func(p nn.Component) { names[p.Param] = p.Name })
 	for _, p := range nn.Params(m) {
 		if d.shards[p] == nil && len(p.Shape) > 1 {
-			return fmt.Errorf("%s cannot be divided over processes: its layer does not say how", names[p])
+			return fmt.Errorf("%s cannot be divided over processes: its layer does not say how",
+				names[p])
 		}
 		d.replicate(p)
 	}
@@ -86,7 +88,8 @@ func (d divider) ranges(spans []nn.Span) [][]nn.Range {
 	for rank := range ranges {
 		for _, s := range spans {
 			if s.Unit == 0 {
-				ranges[rank] = append(ranges[rank], nn.Range{First: s.Start, Count: s.Count, Replicated: true})
+				ranges[rank] = append(ranges[rank], nn.Range{First: s.Start, Count: s.Count,
+					Replicated: true})
 				continue
 			}
 			first, end := s.Count*rank/d.Size(), s.Count*(rank+1)/d.Size()
@@ -142,7 +145,7 @@ func (d divider) Inputs(l *nn.Linear, spans ...nn.Span) {
 	}
 }
 
-// cut decides about a weight, unless that is done: a head may be the embedding.
+// cut sets the shard of a weight, unless it is set already: a head may be the embedding.
 func (d *Division) cut(p *nn.Param, dim int, ranges [][]nn.Range) {
 	if d.shards[p] == nil {
 		d.shards[p] = &nn.Shard{Group: d.Group, Dim: dim, Ranges: ranges}
@@ -155,8 +158,8 @@ func (d *Division) replicate(p *nn.Param) {
 	divider{d}.Rows(p, nn.Span{Start: 0, Count: p.Shape[0], Unit: 0})
 }
 
-// DivideTokens divides the hidden states between the layers, too, see [nn.Tokens]: for training, on batches whose tokens the
-// group's size divides.
+// DivideTokens divides the hidden states between the layers as well ([nn.Tokens]), for training on
+// batches whose number of tokens is a multiple of the group's size.
 func (d *Division) DivideTokens() {
 	tokens := &nn.Tokens{}
 	for _, part := range d.shards {
@@ -164,8 +167,8 @@ func (d *Division) DivideTokens() {
 	}
 }
 
-// Whole makes the weights whole again, on every process where keep is set; the others only give their parts. Until Part, the
-// model is one that no processes have divided. All processes call it.
+// Gather makes the weights whole on every process where keep is set; the others only send their
+// shards. Until [Division.Release] the model is an undivided one. All processes call it.
 func (d *Division) Gather(keep bool) {
 	for _, p := range d.params {
 		whole := p.Gather()
@@ -178,7 +181,8 @@ func (d *Division) Gather(keep bool) {
 	}
 }
 
-// Part ends Whole. What was done to the whole weights is lost; the part of a weight that was freed is freed.
+// Release ends Gather. Changes of the whole weights are lost. If a whole weight was freed, its
+// shard is freed, too.
 func (d *Division) Release() {
 	for i := range d.aside {
 		p := d.params[i]
@@ -193,14 +197,14 @@ func (d *Division) Release() {
 	d.aside = nil
 }
 
-// Forget lets a model without weights, whose parts were only to be looked at, be whole again.
+// Forget undoes Divide for a model without weights.
 func (d *Division) Forget() {
 	for _, p := range d.params {
 		p.Shard = nil
 	}
 }
 
-// Mixed reports whether there is a weight of which every process holds some of its own and some that all hold.
+// Mixed reports whether a weight has both replicated ranges and ranges of single processes.
 func (d *Division) Mixed() bool {
 	for _, part := range d.shards {
 		for _, s := range part.Own() {
@@ -212,7 +216,8 @@ func (d *Division) Mixed() bool {
 	return false
 }
 
-// Even reports whether the processes hold equally much of every weight of which they share a part.
+// Even reports whether the processes' shards of every weight with replicated ranges have equal
+// sizes.
 func (d *Division) Even() bool {
 	for _, part := range d.shards {
 		for rank := range part.Ranges {

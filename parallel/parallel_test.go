@@ -23,7 +23,7 @@ import (
 	"conquer/torch/nn"
 )
 
-// A child process divides the model that this variable names.
+// modelVariable names the model that a child process divides.
 const modelVariable = "CONQUER_PARALLEL_TEST_MODEL"
 
 func TestMain(m *testing.M) {
@@ -46,18 +46,26 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// configs are models whose numbers divide by 2, not at all by 3, and that have biases where they can.
+// configs are models whose sizes 2 divides and 3 does not, with biases where possible.
 var configs = map[string]model.Config{
-	"llama": {"model_type": "llama", "vocab_size": 61.0, "hidden_size": 40.0, "intermediate_size": 50.0, "num_hidden_layers": 2.0,
-		"num_attention_heads": 10.0, "num_key_value_heads": 5.0, "max_position_embeddings": 64.0, "attention_bias": true,
-		"mlp_bias": true, "initializer_range": 0.2},
-	"bamba": {"model_type": "bamba", "vocab_size": 61.0, "hidden_size": 40.0, "intermediate_size": 50.0, "num_hidden_layers": 3.0,
-		"num_attention_heads": 10.0, "num_key_value_heads": 5.0, "attn_layer_indices": []any{1.0}, "mamba_n_heads": 5.0,
-		"mamba_d_head": 16.0, "mamba_n_groups": 1.0, "mamba_d_state": 16.0, "mamba_d_conv": 4.0, "mamba_expand": 2.0,
-		"mamba_conv_bias": true, "mamba_proj_bias": true, "max_position_embeddings": 64.0, "tie_word_embeddings": true,
-		"initializer_range": 0.2},
-	"mamba2": {"model_type": "mamba2", "vocab_size": 61.0, "hidden_size": 48.0, "num_hidden_layers": 2.0, "num_heads": 6.0,
-		"head_dim": 16.0, "n_groups": 3.0, "state_size": 16.0, "conv_kernel": 4.0, "expand": 2.0, "use_bias": true,
+	"llama": {"model_type": "llama", "vocab_size": 61.0, "hidden_size": 40.0,
+		"intermediate_size": 50.0, "num_hidden_layers": 2.0,
+		"num_attention_heads": 10.0, "num_key_value_heads": 5.0, "max_position_embeddings": 64.0,
+		"attention_bias": true,
+		"mlp_bias":       true, "initializer_range": 0.2},
+	"bamba": {"model_type": "bamba", "vocab_size": 61.0, "hidden_size": 40.0,
+		"intermediate_size": 50.0, "num_hidden_layers": 3.0,
+		"num_attention_heads": 10.0, "num_key_value_heads": 5.0, "attn_layer_indices": []any{1.0},
+		"mamba_n_heads": 5.0,
+		"mamba_d_head":  16.0, "mamba_n_groups": 1.0, "mamba_d_state": 16.0, "mamba_d_conv": 4.0,
+		"mamba_expand":    2.0,
+		"mamba_conv_bias": true, "mamba_proj_bias": true, "max_position_embeddings": 64.0,
+		"tie_word_embeddings": true,
+		"initializer_range":   0.2},
+	"mamba2": {"model_type": "mamba2", "vocab_size": 61.0, "hidden_size": 48.0,
+		"num_hidden_layers": 2.0, "num_heads": 6.0,
+		"head_dim": 16.0, "n_groups": 3.0, "state_size": 16.0, "conv_kernel": 4.0, "expand": 2.0,
+		"use_bias":            true,
 		"tie_word_embeddings": false, "initializer_range": 0.2},
 }
 
@@ -68,7 +76,7 @@ func fresh(name string, dtype torch.DType) (model.Model, error) {
 	}
 	torch.ManualSeed(3)
 	model.Initialize(m, dtype, torch.CPU)
-	torch.NoGrad(func() { // biases and norms that do something, and a zero of each sign
+	torch.NoGrad(func() { // random biases and norms, and a negative zero
 		for _, p := range nn.Params(m) {
 			if len(p.Shape) == 1 {
 				torch.Scoped(func() {
@@ -81,7 +89,7 @@ func fresh(name string, dtype torch.DType) (model.Model, error) {
 	return m, nil
 }
 
-// divided holds a model that the processes of w have divided to the model that it was.
+// divided compares a model that is divided over the processes of w with the undivided model.
 func divided(name string, w *dist.World) error {
 	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
 		before, err := fresh(name, dtype)
@@ -115,7 +123,7 @@ func divided(name string, w *dist.World) error {
 			}
 		}
 		d.Release()
-		// Parts loaded from weights are parts of weights.
+		// Loading into a divided model gives the same shards.
 		loaded, err := model.New(configs[name])
 		if err != nil {
 			return err
@@ -136,7 +144,7 @@ func divided(name string, w *dist.World) error {
 	return nil
 }
 
-// stored are a model's weights as a checkpoint.
+// stored presents a model's weights as a checkpoint.
 type stored struct{ checkpoint.Source }
 
 func (s stored) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
@@ -147,18 +155,20 @@ func (s stored) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
 	return t.To(dtype), nil
 }
 
-// equal demands the same bits.
+// equal demands bit-equal weights.
 func equal(a, b model.Model) error {
 	params := nn.Params(b)
 	for i, p := range nn.Params(a) {
-		if got, want := params[i].Contiguous().Data(), p.Contiguous().Data(); !bytes.Equal(got, want) {
+		if got, want := params[i].Contiguous().Data(),
+			p.Contiguous().Data(); !bytes.Equal(got, want) {
 			return fmt.Errorf("weight %d of shape %v differs", i, p.Shape)
 		}
 	}
 	return nil
 }
 
-// same demands equal logits over a sequence at once, and equal text made token by token, of prompts of unequal lengths.
+// same demands equal logits over a sequence, and equal text generated from prompts of unequal
+// lengths.
 func same(name string, before, m model.Model, group *dist.Group) error {
 	prompts := [][]int32{{1, 2, 3, 4, 5, 6, 7}, {60, 30, 11}}
 	var failed error
@@ -174,7 +184,8 @@ func same(name string, before, m model.Model, group *dist.Group) error {
 	if failed != nil {
 		return failed
 	}
-	for _, o := range []generate.Options{{MaxNewTokens: 12}, {MaxNewTokens: 9, NoCache: true}, {MaxNewTokens: 12, Temperature: 1, TopK: 20, Seed: 4}} {
+	for _, o := range []generate.Options{{MaxNewTokens: 12}, {MaxNewTokens: 9, NoCache: true},
+		{MaxNewTokens: 12, Temperature: 1, TopK: 20, Seed: 4}} {
 		want, _, err := generate.Generate(context.Background(), before, nil, prompts, o, nil)
 		if err != nil {
 			return err
@@ -186,44 +197,48 @@ func same(name string, before, m model.Model, group *dist.Group) error {
 		}
 		for i := range want {
 			if !slices.Equal(got[i].Tokens, want[i].Tokens) {
-				return fmt.Errorf("%s: prompt %d goes on with %v, undivided with %v", name, i, got[i].Tokens, want[i].Tokens)
+				return fmt.Errorf("%s: prompt %d continues with %v, undivided with %v", name, i,
+					got[i].Tokens, want[i].Tokens)
 			}
 		}
 	}
 	return nil
 }
 
-// play divides a model over n processes, which say what went wrong.
-func play(t *testing.T, name string, n int) (complaints []string) {
+// divideOver divides a model over n child processes and returns their errors.
+func divideOver(t *testing.T, name string, n int) (errors []string) {
 	t.Helper()
 	store, err := dist.OpenStore("127.0.0.1", 0, true, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	complaints = make([]string, n)
+	errors = make([]string, n)
 	var ending sync.WaitGroup
 	for rank := range n {
 		child := exec.Command(os.Args[0], "-test.run=none")
-		child.Env = append(os.Environ(), modelVariable+"="+name, fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", n),
-			fmt.Sprint("LOCAL_RANK=", rank), fmt.Sprint("LOCAL_WORLD_SIZE=", n), "MASTER_ADDR=127.0.0.1",
-			fmt.Sprint("MASTER_PORT=", store.Port()), "TORCHELASTIC_USE_AGENT_STORE=True", "OMP_NUM_THREADS=1")
+		child.Env = append(os.Environ(), modelVariable+"="+name, fmt.Sprint("RANK=", rank),
+			fmt.Sprint("WORLD_SIZE=", n),
+			fmt.Sprint("LOCAL_RANK=", rank), fmt.Sprint("LOCAL_WORLD_SIZE=", n),
+			"MASTER_ADDR=127.0.0.1",
+			fmt.Sprint("MASTER_PORT=", store.Port()), "TORCHELASTIC_USE_AGENT_STORE=True",
+			"OMP_NUM_THREADS=1")
 		ending.Go(func() {
 			if output, err := child.CombinedOutput(); err != nil {
-				complaints[rank] = err.Error() + ": " + string(output)
+				errors[rank] = err.Error() + ": " + string(output)
 			}
 		})
 	}
 	ending.Wait()
-	return complaints
+	return errors
 }
 
 func TestDivide_KeepsLogitsAndText(t *testing.T) {
 	for name := range configs {
 		for _, n := range []int{2, 3} {
-			for rank, complaint := range play(t, name, n) {
-				if complaint != "" {
-					t.Errorf("%s, rank %d of %d: %s", name, rank, n, complaint)
+			for rank, message := range divideOver(t, name, n) {
+				if message != "" {
+					t.Errorf("%s, rank %d of %d: %s", name, rank, n, message)
 				}
 			}
 		}
@@ -232,8 +247,10 @@ func TestDivide_KeepsLogitsAndText(t *testing.T) {
 
 func TestDivide_RefusesMoreProcessesThanHeads(t *testing.T) {
 	for name, want := range map[string]string{
-		"llama":  "model.layers.0.self_attn: 5 heads of keys and values cannot be divided over 6 processes: choose 5 or fewer",
-		"mamba2": "backbone.layers.0.mixer: 6 heads in 3 groups cannot be divided over 6 processes: choose 3 or fewer",
+		"llama": "model.layers.0.self_attn: 5 heads of keys and values cannot be divided over 6 " +
+			"processes: choose 5 or fewer",
+		"mamba2": "backbone.layers.0.mixer: 6 heads in 3 groups cannot be divided over 6 " +
+			"processes: choose 3 or fewer",
 	} {
 		m, err := model.New(configs[name])
 		if err != nil {

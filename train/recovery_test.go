@@ -194,7 +194,7 @@ func TestADamagedNativeCheckpointIsRefusedInOneLine(t *testing.T) {
 	for want, content := range map[string][]byte{
 		"no such file":                  nil,
 		"truncated":                     whole[:len(whole)-1],
-		"damaged, or of another run":    foreign,
+		"damaged, or belongs to another run":    foreign,
 		"does not have the checksum th": flipped,
 	} {
 		os.Remove(file)

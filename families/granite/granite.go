@@ -1,5 +1,5 @@
-// Package granite is the dense models of IBM's Granite 3 family: Llama with multipliers of the embedding, the attention
-// scores, the residual branches and the logits.
+// Package granite is the dense models of IBM's Granite 3 family: Llama with multipliers of the
+// embedding, the attention scores, the residual branches and the logits.
 package granite
 
 import (
@@ -11,7 +11,8 @@ import (
 )
 
 var family = llama.Family{
-	ModelType: "granite", Class: "GraniteForCausalLM", GGUF: "granite", Read: []string{"granite"}, Interleaved: true,
+	ModelType: "granite", Class: "GraniteForCausalLM", GGUF: "granite", Read: []string{"granite"},
+	Interleaved: true,
 	Decoder: func(r *model.Reader) *llama.Decoder {
 		d := llama.Read(r, "granite")
 		d.EmbeddingScale = r.FloatOr("embedding_multiplier", 1)
@@ -39,10 +40,13 @@ var family = llama.Family{
 
 func init() {
 	variant := func(width, inner, heads int, attention, logits float64, tied bool) model.Config {
-		return family.Variant(llama.Sizes{Vocabulary: 49155, Width: width, Inner: inner, Layers: 40, Heads: heads,
-			KeyHeads: 8, Positions: 131072}, model.Config{"rope_theta": 1e7, "tie_word_embeddings": tied,
-			"embedding_multiplier": 12.0, "attention_multiplier": attention, "residual_multiplier": 0.22,
-			"logits_scaling": logits})
+		return family.Variant(llama.Sizes{Vocabulary: 49155, Width: width, Inner: inner,
+			Layers: 40, Heads: heads,
+			KeyHeads: 8, Positions: 131072}, model.Config{"rope_theta": 1e7,
+			"tie_word_embeddings":  tied,
+			"embedding_multiplier": 12.0, "attention_multiplier": attention,
+			"residual_multiplier": 0.22,
+			"logits_scaling":      logits})
 	}
 	llama.Register("granite", map[string]model.Config{ // ibm-granite/granite-3.3-*
 		"3.3-2b": variant(2048, 8192, 32, 0.015625, 8, true),

@@ -1,5 +1,5 @@
-// Package qwen3 is the dense models of the Qwen3 family (Yang et al., arXiv 2505.09388): Llama with normalized queries and
-// keys, and heads whose size is independent of the width.
+// Package qwen3 is the dense models of the Qwen3 family (Yang et al., arXiv 2505.09388): Llama with
+// normalized queries and keys, and heads whose size is independent of the width.
 package qwen3
 
 import (
@@ -28,8 +28,10 @@ var family = llama.Family{
 
 func init() {
 	variant := func(width, inner, layers, heads int, tied bool) model.Config {
-		return family.Variant(llama.Sizes{Vocabulary: 151936, Width: width, Inner: inner, Layers: layers, Heads: heads,
-			KeyHeads: 8, Positions: 40960}, model.Config{"head_dim": 128.0, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+		return family.Variant(llama.Sizes{Vocabulary: 151936, Width: width, Inner: inner,
+			Layers: layers, Heads: heads,
+			KeyHeads: 8, Positions: 40960}, model.Config{"head_dim": 128.0, "rms_norm_eps": 1e-6,
+			"rope_theta":          1e6,
 			"tie_word_embeddings": tied, "use_sliding_window": false})
 	}
 	llama.Register("qwen3", map[string]model.Config{

@@ -1,5 +1,6 @@
-// Package atomicfile writes files so that readers see either the old file or the complete new one, also after a
-// power failure: it writes under a temporary name, flushes the file, renames it and flushes the folder.
+// Package atomicfile writes files so that readers see either the old file or the complete new one,
+// also after a power failure: it writes under a temporary name, flushes the file, renames it and
+// flushes the folder.
 package atomicfile
 
 import (
@@ -12,13 +13,13 @@ import (
 	"syscall"
 )
 
-// Suffix is appended to the name of a file or folder while it is being written. The name is fixed, so the next attempt
-// replaces what a killed process left behind.
+// Suffix is appended to the name of a file or folder while it is being written. The name is fixed,
+// so the next attempt replaces what a killed process left behind.
 const Suffix = ".partial"
 
-// Write makes or replaces the file at path with what write writes. On failure the old file stays, the partial one is
-// removed, and the error names the path; a full disk gets its own message. If two processes write the same file at the
-// same time, the second fails.
+// Write makes or replaces the file at path with what write writes. On failure the old file stays,
+// the partial one is removed, and the error names the path; a full disk gets its own message. If
+// two processes write the same file at the same time, the second fails.
 func Write(path string, write func(io.Writer) error) error {
 	f, err := createLocked(path + Suffix)
 	if err != nil {
@@ -43,8 +44,8 @@ func WriteBytes(path string, data []byte) error {
 	})
 }
 
-// Create writes a new file and flushes it, without a temporary name: for files inside a folder that is itself renamed
-// when it is complete. It fails if the file exists.
+// Create writes a new file and flushes it, without a temporary name: for files inside a folder that
+// is itself renamed when it is complete. It fails if the file exists.
 func Create(path string, write func(io.Writer) error) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
@@ -91,13 +92,15 @@ func createLocked(name string) (*os.File, error) {
 	return nil, fmt.Errorf("%s is being replaced over and over", name)
 }
 
-// Lock takes the lock that distinguishes a file or folder being written from one left behind. Closing f releases it.
+// Lock takes the lock that distinguishes a file or folder being written from one left behind.
+// Closing f releases it.
 func Lock(f *os.File) error {
 	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return fmt.Errorf("another process is writing %s", f.Name())
 	}
-	if errors.Is(err, syscall.ENOTSUP) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.ENOLCK) {
+	if errors.Is(err, syscall.ENOTSUP) || errors.Is(err, syscall.ENOSYS) || errors.Is(err,
+		syscall.ENOLCK) {
 		return nil // a file system without locks
 	}
 	return err
@@ -117,13 +120,15 @@ func SyncFolder(dir string) error {
 	return nil
 }
 
-// Explain adds the path that could not be written to err, and says when the disk is full. It returns nil for nil.
+// Explain adds the path that could not be written to err, and says when the disk is full. It
+// returns nil for nil.
 func Explain(path string, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("no space left on the disk of %s: free some and try again; existing files are unchanged (%w)",
+		return fmt.Errorf("no space left on the disk of %s: free some and try again; existing "+
+			"files are unchanged (%w)",
 			path, err)
 	}
 	return fmt.Errorf("writing %s: %w", path, err)

@@ -46,7 +46,8 @@ func TestWrite_ReplacesAllOrNothing(t *testing.T) {
 func TestWrite_SecondWriterFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	err := Write(path, func(w io.Writer) error {
-		wantError(t, Write(path, func(io.Writer) error { return nil }), path, "another process is writing")
+		wantError(t, Write(path, func(io.Writer) error { return nil }), path,
+			"another process is writing")
 		_, err := io.WriteString(w, "first")
 		return err
 	})
@@ -57,7 +58,10 @@ func TestWrite_SecondWriterFails(t *testing.T) {
 
 func TestCreate_RefusesAnExistingFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
-	put := func() error { return Create(path, func(w io.Writer) error { _, err := w.Write([]byte("x")); return err }) }
+	put := func() error {
+		return Create(path,
+			func(w io.Writer) error { _, err := w.Write([]byte("x")); return err })
+	}
 	if err := put(); err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,5 @@
-// Package mapping maps files into memory for reading. Files whose bytes become tensors are mapped by torch.OpenMapping
-// instead, because those tensors keep the mapping alive.
+// Package mapping maps files into memory for reading. Files whose bytes become tensors are mapped
+// by torch.OpenMapping instead, because those tensors keep the mapping alive.
 package mapping
 
 import (
@@ -8,17 +8,19 @@ import (
 	"syscall"
 )
 
-// A Mapping is a file's contents in memory. The file must not be shortened while it is mapped: the system ends a process
-// that touches the missing part.
+// A Mapping is a file's contents in memory. The file must not be shortened while it is mapped: the
+// system ends a process that touches the missing part.
 type Mapping struct{ data []byte }
 
-// Map maps a regular file that is open for reading and not empty. The file may be closed afterwards.
+// Map maps a regular file that is open for reading and not empty. The file may be closed
+// afterwards.
 func Map(f *os.File) (*Mapping, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	data, err := syscall.Mmap(int(f.Fd()), 0, int(info.Size()), syscall.PROT_READ, syscall.MAP_SHARED)
+	data, err := syscall.Mmap(int(f.Fd()), 0, int(info.Size()), syscall.PROT_READ,
+		syscall.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("%s cannot be mapped into memory: %w", f.Name(), err)
 	}

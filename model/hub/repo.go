@@ -50,8 +50,10 @@ func Parse(kind, ref string) (Repo, error) {
 	if parts := strings.SplitN(rest, "/", 3); len(parts) == 3 {
 		r.Name, r.File = parts[0]+"/"+parts[1], parts[2]
 	}
-	if !ok || !repoName.MatchString(r.Name) || r.Revision == "" || r.File != "" && !filepath.IsLocal(r.File) {
-		return r, fmt.Errorf("%.120q is not a name on the hub: expected hf://organization/name, followed by @revision for a revision other than main", ref)
+	if !ok || !repoName.MatchString(r.Name) || r.Revision == "" || r.File != "" &&
+		!filepath.IsLocal(r.File) {
+		return r, fmt.Errorf("%.120q is not a name on the hub: expected hf://organization/name, "+
+			"followed by @revision for a revision other than main", ref)
 	}
 	return r, nil
 }
@@ -80,9 +82,10 @@ type listing struct {
 	Files  []repoFile `json:"siblings"`
 }
 
-// FetchModel downloads a model from the hub and returns the folder that [checkpoint.Open] opens, or the path of the .gguf file
-// that ref names or that is the only one. It takes weights in safetensors or GGUF, configs and tokenizers. progress is told how
-// many of how many bytes have arrived. The next call continues an interrupted download. A file gets its final name when its
+// FetchModel downloads a model from the hub and returns the folder that [checkpoint.Open] opens, or
+// the path of the .gguf file that ref names or that is the only one. It takes weights in
+// safetensors or GGUF, configs and tokenizers. progress is told how many of how many bytes have
+// arrived. The next call continues an interrupted download. A file gets its final name when its
 // hash equals the hub's.
 func FetchModel(ctx context.Context, ref string, progress func(done, total int64)) (string, error) {
 	r, err := Parse("models", ref)
@@ -117,7 +120,9 @@ func modelFiles(files []string, r Repo) ([]string, error) {
 		case strings.Contains(name, "/"):
 		case strings.HasSuffix(name, ".gguf"):
 			ggufs = append(ggufs, name)
-		case name == "adapter_model.safetensors", strings.HasPrefix(name, "model") && (strings.HasSuffix(name, ".safetensors") || strings.HasSuffix(name, ".safetensors.index.json")):
+		case name == "adapter_model.safetensors",
+			strings.HasPrefix(name, "model") && (strings.HasSuffix(name,
+				".safetensors") || strings.HasSuffix(name, ".safetensors.index.json")):
 			weights = append(weights, name)
 		case slices.Contains(smallFiles, name):
 			small = append(small, name)
@@ -129,21 +134,26 @@ func modelFiles(files []string, r Repo) ([]string, error) {
 	case len(ggufs) == 1:
 		return ggufs, nil
 	case len(ggufs) > 1:
-		return nil, fmt.Errorf("%s%s holds several GGUF files: name one, such as %s%s/%s, of %s", Scheme, r.Name, Scheme, r.Name, ggufs[0], strings.Join(ggufs, ", "))
+		return nil, fmt.Errorf("%s%s holds several GGUF files: name one, such as %s%s/%s, of %s",
+			Scheme, r.Name, Scheme, r.Name, ggufs[0], strings.Join(ggufs, ", "))
 	}
 	return nil, fmt.Errorf("%s%s holds no model in safetensors or GGUF", Scheme, r.Name)
 }
 
 // smallFiles are the files of a model beside its weights.
-var smallFiles = []string{"config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
-	"tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"}
+var smallFiles = []string{"config.json", "generation_config.json", "adapter_config.json",
+	"tokenizer.json", "tokenizer_config.json",
+	"tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+	"chat_template.jinja", "chat_template.json"}
 
-// listFile holds the hub's listing beside the files, so that a commit that was fetched completely needs no network.
+// listFile holds the hub's listing beside the files, so that a commit that was fetched completely
+// needs no network.
 const listFile = ".listing.json"
 
-// Snapshot downloads the files that choose selects from the repository's names and returns their folder: below
-// $XDG_CACHE_HOME/conquer/hub, or ~/.cache/conquer/hub, by kind, name and commit.
-func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]string, error), progress func(done, total int64)) (string, error) {
+// Snapshot downloads the files that choose selects from the repository's names and returns their
+// folder: below $XDG_CACHE_HOME/conquer/hub, or ~/.cache/conquer/hub, by kind, name and commit.
+func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]string, error),
+	progress func(done, total int64)) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("no folder to keep models in: %w; set XDG_CACHE_HOME", err)
@@ -179,15 +189,18 @@ func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]strin
 	}
 	for _, name := range wanted {
 		f := byName[name]
-		if !filepath.IsLocal(filepath.FromSlash(name)) || strings.ContainsAny(name, "\\\x00") || f.size() < 0 {
-			return "", fmt.Errorf("%s%s lists a file %.80q, which is no name for one", Scheme, r.Name, name)
+		if !filepath.IsLocal(filepath.FromSlash(name)) || strings.ContainsAny(name,
+			"\\\x00") || f.size() < 0 {
+			return "", fmt.Errorf("%s%s lists a file %.80q, which is no name for one", Scheme,
+				r.Name, name)
 		}
 		before := done
-		err := r.fetch(ctx, list.Commit, f, filepath.Join(dir, filepath.FromSlash(name)), func(n int64) {
-			if progress != nil {
-				progress(before+n, total)
-			}
-		})
+		err := r.fetch(ctx, list.Commit, f, filepath.Join(dir, filepath.FromSlash(name)),
+			func(n int64) {
+				if progress != nil {
+					progress(before+n, total)
+				}
+			})
 		if err != nil {
 			return "", fmt.Errorf("%s%s: %s: %w", Scheme, r.Name, name, err)
 		}
@@ -199,10 +212,12 @@ func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]strin
 	if err != nil {
 		return "", err
 	}
-	return dir, atomicfile.Write(filepath.Join(dir, listFile), func(w io.Writer) error { _, err := w.Write(text); return err })
+	return dir, atomicfile.Write(filepath.Join(dir, listFile),
+		func(w io.Writer) error { _, err := w.Write(text); return err })
 }
 
-// list gets the hub's listing of the revision. A commit that was fetched before cannot change and needs no request.
+// list gets the hub's listing of the revision. A commit that was fetched before cannot change and
+// needs no request.
 func (r Repo) list(ctx context.Context, base string) (*listing, error) {
 	list := new(listing)
 	if commitSum.MatchString(r.Revision) {
@@ -211,7 +226,8 @@ func (r Repo) list(ctx context.Context, base string) (*listing, error) {
 			return list, nil
 		}
 	}
-	address := fmt.Sprintf("%s/api/%s/%s/revision/%s?blobs=true", endpoint(), r.Kind, r.Name, url.PathEscape(r.Revision))
+	address := fmt.Sprintf("%s/api/%s/%s/revision/%s?blobs=true", endpoint(), r.Kind, r.Name,
+		url.PathEscape(r.Revision))
 	var text []byte
 	err := retry(ctx, func() (bool, error) {
 		response, err := getWith(ctx, address, 0, authorization())
@@ -226,7 +242,8 @@ func (r Repo) list(ctx context.Context, base string) (*listing, error) {
 		return nil, r.explain(err, base)
 	}
 	if err := json.Unmarshal(text, list); err != nil || !commitSum.MatchString(list.Commit) {
-		return nil, fmt.Errorf("%s does not answer as the Hugging Face Hub does: expected a commit and its files (HF_ENDPOINT names the server)", address)
+		return nil, fmt.Errorf("%s does not answer as the Hugging Face Hub does: expected a "+
+			"commit and its files (HF_ENDPOINT names the server)", address)
 	}
 	return list, nil
 }
@@ -237,24 +254,30 @@ func (r Repo) explain(err error, base string) error {
 	name := Scheme + r.Name
 	if !errors.As(err, &status) {
 		if copies, _ := filepath.Glob(filepath.Join(base, "*", listFile)); len(copies) > 0 {
-			return fmt.Errorf("%s: the hub cannot be reached: %w; to use a copy that was fetched before, name it: %s@%s", name, err, name, filepath.Base(filepath.Dir(copies[0])))
+			return fmt.Errorf("%s: the hub cannot be reached: %w; to use a copy that was fetched "+
+				"before, name it: %s@%s", name, err, name, filepath.Base(filepath.Dir(copies[0])))
 		}
 		return fmt.Errorf("%s: the hub cannot be reached: %w", name, err)
 	}
 	switch status.code {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		if os.Getenv("HF_TOKEN") == "" {
-			return fmt.Errorf("%s does not exist, is private, or requires that its terms are accepted at %s/%s: set HF_TOKEN to a token that may read it (%w)", name, endpoint(), r.Name, err)
+			return fmt.Errorf("%s does not exist, is private, or requires that its terms are "+
+				"accepted at %s/%s: set HF_TOKEN to a token that may read it (%w)", name,
+				endpoint(), r.Name, err)
 		}
-		return fmt.Errorf("%s may not be read with the token in HF_TOKEN: is it right, and are the terms at %s/%s accepted? (%w)", name, endpoint(), r.Name, err)
+		return fmt.Errorf("%s may not be read with the token in HF_TOKEN: is it right, and are "+
+			"the terms at %s/%s accepted? (%w)", name, endpoint(), r.Name, err)
 	case http.StatusNotFound:
-		return fmt.Errorf("%s has no revision %s at %s, or does not exist (%w)", name, r.Revision, endpoint(), err)
+		return fmt.Errorf("%s has no revision %s at %s, or does not exist (%w)", name, r.Revision,
+			endpoint(), err)
 	}
 	return fmt.Errorf("%s: %w", name, err)
 }
 
 // fetch downloads one file, unless it exists.
-func (r Repo) fetch(ctx context.Context, commit string, f repoFile, to string, progress func(done int64)) error {
+func (r Repo) fetch(ctx context.Context, commit string, f repoFile, to string,
+	progress func(done int64)) error {
 	if info, err := os.Stat(to); err == nil && info.Size() == f.size() {
 		return nil
 	}
@@ -269,7 +292,8 @@ func (r Repo) fetch(ctx context.Context, commit string, f repoFile, to string, p
 	for _, part := range strings.Split(path.Clean(f.Name), "/") {
 		escaped = append(escaped, url.PathEscape(part))
 	}
-	address := fmt.Sprintf("%s/%s%s/resolve/%s/%s", endpoint(), prefix, r.Name, commit, strings.Join(escaped, "/"))
+	address := fmt.Sprintf("%s/%s%s/resolve/%s/%s", endpoint(), prefix, r.Name, commit,
+		strings.Join(escaped, "/"))
 	arrived := to + ".arrived"
 	defer os.Remove(arrived)
 	last := int64(-1)
@@ -315,7 +339,8 @@ func (f *repoFile) verify(name string) error {
 		return err
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); info.Size() != f.size() || got != want {
-		return fmt.Errorf("%d bytes with the %s %s arrived, the hub lists %d with %s: the download is damaged and was removed", info.Size(), what, got, f.size(), want)
+		return fmt.Errorf("%d bytes with the %s %s arrived, the hub lists %d with %s: the "+
+			"download is damaged and was removed", info.Size(), what, got, f.size(), want)
 	}
 	return nil
 }
@@ -328,7 +353,8 @@ func endpoint() string {
 	return "https://huggingface.co"
 }
 
-// authorization is the header with HF_TOKEN. net/http does not send it to another host that the hub redirects to.
+// authorization is the header with HF_TOKEN. net/http does not send it to another host that the hub
+// redirects to.
 func authorization() http.Header {
 	if token := strings.TrimSpace(os.Getenv("HF_TOKEN")); token != "" {
 		return http.Header{"Authorization": {"Bearer " + token}}
@@ -339,7 +365,8 @@ func authorization() http.Header {
 // pause is the wait before the second attempt; it doubles with each attempt.
 var pause = time.Second
 
-// retry calls f again after a failure of the network or the server, at most five times in a row without progress.
+// retry calls f again after a failure of the network or the server, at most five times in a row
+// without progress.
 func retry(ctx context.Context, f func() (moved bool, err error)) error {
 	wait := pause
 	for failures := 0; ; {
@@ -348,7 +375,8 @@ func retry(ctx context.Context, f func() (moved bool, err error)) error {
 			return ctx.Err()
 		}
 		var status *statusError
-		if err == nil || errors.As(err, &status) && status.code < 500 && status.code != http.StatusTooManyRequests {
+		if err == nil || errors.As(err,
+			&status) && status.code < 500 && status.code != http.StatusTooManyRequests {
 			return err
 		}
 		var local *os.PathError

@@ -24,10 +24,11 @@ import (
 type hubServer struct {
 	*httptest.Server
 	sync.Mutex
-	files    map[string][]byte
-	commit   string
-	token    string            // what a request must carry, if not empty
-	breaks   map[string]int    // bytes of a file after which a download breaks off, once each time it is set
+	files  map[string][]byte
+	commit string
+	token  string // what a request must carry, if not empty
+	// bytes of a file after which a download breaks off, once each time it is set
+	breaks   map[string]int
 	again    bool              // whether downloads break off every time
 	damage   map[string]string // what is served in the place of a file
 	requests []string
@@ -40,10 +41,13 @@ func newHub(t *testing.T) *hubServer {
 	for i := range weights {
 		weights[i] = byte(rand.Uint32())
 	}
-	h := &hubServer{commit: strings.Repeat("0123456789", 4), breaks: map[string]int{}, damage: map[string]string{}, files: map[string][]byte{
-		"config.json": []byte(`{"model_type":"llama"}`), "tokenizer.json": []byte("{}"), "model.safetensors": weights,
-		"README.md": []byte("no"), "pytorch_model.bin": []byte("no"), "original/consolidated.00.pth": []byte("no"), "model.py": []byte("no"),
-	}}
+	h := &hubServer{commit: strings.Repeat("0123456789", 4), breaks: map[string]int{},
+		damage: map[string]string{}, files: map[string][]byte{
+			"config.json": []byte(`{"model_type":"llama"}`), "tokenizer.json": []byte("{}"),
+			"model.safetensors": weights,
+			"README.md":         []byte("no"), "pytorch_model.bin": []byte("no"),
+			"original/consolidated.00.pth": []byte("no"), "model.py": []byte("no"),
+		}}
 	h.Server = httptest.NewServer(http.HandlerFunc(h.serve))
 	t.Cleanup(h.Close)
 	t.Setenv("HF_ENDPOINT", h.URL+"/")
@@ -64,13 +68,16 @@ func (h *hubServer) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// A data set is served in the same way under another prefix.
-	path := strings.TrimPrefix(strings.Replace(r.URL.Path, "/api/datasets/", "/api/models/", 1), "/datasets")
-	if path == "/api/models/org/name/revision/main" || path == "/api/models/org/name/revision/"+h.commit {
+	path := strings.TrimPrefix(strings.Replace(r.URL.Path, "/api/datasets/", "/api/models/", 1),
+		"/datasets")
+	if path == "/api/models/org/name/revision/main" ||
+		path == "/api/models/org/name/revision/"+h.commit {
 		var siblings []map[string]any
 		for name, data := range h.files {
 			s := map[string]any{"rfilename": name, "size": len(data)}
 			if strings.HasSuffix(name, ".safetensors") || strings.HasSuffix(name, ".gguf") {
-				s["lfs"] = map[string]any{"sha256": sum(data), "size": len(data), "pointerSize": 134}
+				s["lfs"] = map[string]any{"sha256": sum(data), "size": len(data),
+					"pointerSize": 134}
 				s["blobId"] = strings.Repeat("f", 40) // of the pointer
 			} else {
 				b := sha1.Sum(append(fmt.Appendf(nil, "blob %d\x00", len(data)), data...))
@@ -78,7 +85,8 @@ func (h *hubServer) serve(w http.ResponseWriter, r *http.Request) {
 			}
 			siblings = append(siblings, s)
 		}
-		json.NewEncoder(w).Encode(map[string]any{"id": "org/name", "sha": h.commit, "siblings": siblings})
+		json.NewEncoder(w).Encode(map[string]any{"id": "org/name", "sha": h.commit,
+			"siblings": siblings})
 		return
 	}
 	name, ok := strings.CutPrefix(path, "/org/name/resolve/"+h.commit+"/")
@@ -141,7 +149,8 @@ func TestFetchModel_DownloadsNeededFilesOnce(t *testing.T) {
 			t.Errorf("%s differs", name)
 		}
 	}
-	if again, err := fetchHub(t, "hf://org/name"); err != nil || again != dir || len(h.ranges) != 3 {
+	if again, err := fetchHub(t,
+		"hf://org/name"); err != nil || again != dir || len(h.ranges) != 3 {
 		t.Errorf("second call: %s, %v, %d downloads", again, err, len(h.ranges))
 	}
 	// A commit that is there asks nobody.
@@ -149,7 +158,8 @@ func TestFetchModel_DownloadsNeededFilesOnce(t *testing.T) {
 	if again, err := fetchHub(t, "hf://org/name@"+h.commit); err != nil || again != dir {
 		t.Errorf("by commit: %s, %v", again, err)
 	}
-	if _, err := fetchHub(t, "hf://org/name"); err == nil || !strings.Contains(err.Error(), "@"+h.commit) {
+	if _, err := fetchHub(t, "hf://org/name"); err == nil || !strings.Contains(err.Error(),
+		"@"+h.commit) {
 		t.Errorf("out of reach: %v", err)
 	}
 }
@@ -161,10 +171,12 @@ func TestFetchModel_RetriesABrokenConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if data, _ := os.ReadFile(filepath.Join(dir, "model.safetensors")); !bytes.Equal(data, h.files["model.safetensors"]) {
+	if data, _ := os.ReadFile(filepath.Join(dir, "model.safetensors")); !bytes.Equal(data,
+		h.files["model.safetensors"]) {
 		t.Error("the pieces do not make the file")
 	}
-	if want := "model.safetensors bytes=280000-"; h.ranges[len(h.ranges)-1] != want && !slices.Contains(h.ranges, want) {
+	if want := "model.safetensors bytes=280000-"; h.ranges[len(h.ranges)-1] != want &&
+		!slices.Contains(h.ranges, want) {
 		t.Errorf("ranges asked for: %v", h.ranges)
 	}
 }
@@ -187,23 +199,27 @@ func TestFetchModel_ContinuesWithTheNextCall(t *testing.T) {
 	if _, err := fetchHub(t, "hf://org/name"); err != nil {
 		t.Fatal(err)
 	}
-	if len(h.ranges) != 1 || !strings.HasPrefix(h.ranges[0], "model.safetensors bytes=") || h.ranges[0] == "model.safetensors bytes=0-" {
+	if len(h.ranges) != 1 || !strings.HasPrefix(h.ranges[0],
+		"model.safetensors bytes=") || h.ranges[0] == "model.safetensors bytes=0-" {
 		t.Errorf("ranges asked for: %v", h.ranges)
 	}
 }
 
 func TestFetchModel_RefusesADamagedFile(t *testing.T) {
 	h := newHub(t)
-	for name, what := range map[string]string{"model.safetensors": "SHA-256", "config.json": "SHA-1"} {
+	for name, what := range map[string]string{"model.safetensors": "SHA-256",
+		"config.json": "SHA-1"} {
 		t.Setenv("XDG_CACHE_HOME", t.TempDir())
 		other := bytes.Clone(h.files[name])
 		other[len(other)/2] ^= 1
 		h.damage = map[string]string{name: string(other)}
 		_, err := fetchHub(t, "hf://org/name")
-		if err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), name) {
+		if err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(),
+			name) {
 			t.Errorf("%s: %v", name, err)
 		}
-		left, _ := filepath.Glob(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "conquer/hub/models/org/name/*", name+"*"))
+		left, _ := filepath.Glob(filepath.Join(os.Getenv("XDG_CACHE_HOME"),
+			"conquer/hub/models/org/name/*", name+"*"))
 		if len(left) > 0 {
 			t.Errorf("left behind: %v", left)
 		}
@@ -217,11 +233,13 @@ func TestFetchModel_RefusesADamagedFile(t *testing.T) {
 func TestFetchModel_SendsTheTokenOfAPrivateModel(t *testing.T) {
 	h := newHub(t)
 	h.token = "hf_secret"
-	if _, err := fetchHub(t, "hf://org/name"); err == nil || !strings.Contains(err.Error(), "set HF_TOKEN") {
+	if _, err := fetchHub(t, "hf://org/name"); err == nil || !strings.Contains(err.Error(),
+		"set HF_TOKEN") {
 		t.Errorf("error %v", err)
 	}
 	t.Setenv("HF_TOKEN", "hf_wrong")
-	if _, err := fetchHub(t, "hf://org/name"); err == nil || !strings.Contains(err.Error(), "in HF_TOKEN") || strings.Contains(err.Error(), "hf_wrong") {
+	if _, err := fetchHub(t, "hf://org/name"); err == nil || !strings.Contains(err.Error(),
+		"in HF_TOKEN") || strings.Contains(err.Error(), "hf_wrong") {
 		t.Errorf("error %v", err)
 	}
 	t.Setenv("HF_TOKEN", "hf_secret")
@@ -242,7 +260,8 @@ func TestFetchModel_SendsTheTokenToTheHubOnly(t *testing.T) {
 	t.Cleanup(elsewhere.Close)
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, "model.safetensors") {
-			http.Redirect(w, r, strings.Replace(elsewhere.URL, "127.0.0.1", "localhost", 1)+"/x", http.StatusFound)
+			http.Redirect(w, r, strings.Replace(elsewhere.URL, "127.0.0.1", "localhost", 1)+"/x",
+				http.StatusFound)
 			return
 		}
 		h.serve(w, r)
@@ -266,12 +285,15 @@ func TestFetchModel_NamesWhatTheHubLacks(t *testing.T) {
 		"hf://org/name@":            "expected hf://organization/name",
 		"hf://org/name/absent.gguf": "no file absent.gguf",
 	} {
-		if _, err := fetchHub(t, ref); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+		if _, err := fetchHub(t, ref); err == nil || !strings.Contains(err.Error(),
+			want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}
-	h.files = map[string][]byte{"a.Q4_0.gguf": []byte("4"), "a.Q8_0.gguf": []byte("8"), "README.md": nil}
-	if _, err := fetchHub(t, "hf://org/name"); err == nil || !strings.Contains(err.Error(), "a.Q8_0.gguf") {
+	h.files = map[string][]byte{"a.Q4_0.gguf": []byte("4"), "a.Q8_0.gguf": []byte("8"),
+		"README.md": nil}
+	if _, err := fetchHub(t, "hf://org/name"); err == nil || !strings.Contains(err.Error(),
+		"a.Q8_0.gguf") {
 		t.Errorf("error %v", err)
 	}
 	path, err := fetchHub(t, "hf://org/name/a.Q8_0.gguf")
@@ -284,7 +306,8 @@ func TestFetchModel_NamesWhatTheHubLacks(t *testing.T) {
 		t.Errorf("%v, %s", err, path)
 	}
 	h.files = map[string][]byte{"pytorch_model.bin": []byte("x")}
-	if _, err := fetchHub(t, "hf://org/name"); err == nil || !strings.Contains(err.Error(), "no model in safetensors or GGUF") {
+	if _, err := fetchHub(t, "hf://org/name"); err == nil || !strings.Contains(err.Error(),
+		"no model in safetensors or GGUF") {
 		t.Errorf("error %v", err)
 	}
 }

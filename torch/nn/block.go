@@ -37,15 +37,17 @@ type BlockTail struct {
 	Scale   float64 // multiplier of both residual branches; 0 means 1
 }
 
-// Forward maps a block's input x [..., D] and its mixer's result to the block's output y [..., D]. Over a single token,
-// without gradients and adapters, one operation computes y and also next's projection of y, if next is not nil.
-// projected is that projection, else no tensor. unfusedReason says why the GPU's fused kernel did not run, "" if it did.
+// Forward maps a block's input x [..., D] and its mixer's result to the block's output y [..., D].
+// Over a single token, without gradients and adapters, one operation computes y and also next's
+// projection of y, if next is not nil. projected is that projection, else no tensor. unfusedReason
+// says why the GPU's fused kernel did not run, "" if it did.
 func (t BlockTail) Forward(x, mixed torch.Tensor, next *InputProjection) (y, projected torch.Tensor,
 	unfusedReason string) {
 	if unfusedReason = t.unfusedReason(x, mixed, next); unfusedReason != "" {
 		h := t.Add(x, mixed)
 		if scaled(t.Scale) {
-			return h.Add(t.MLP.Forward(t.MLPNorm, h).MulScalar(t.Scale)), torch.Tensor{}, unfusedReason
+			return h.Add(t.MLP.Forward(t.MLPNorm, h).MulScalar(t.Scale)), torch.Tensor{},
+				unfusedReason
 		}
 		return t.MLP.ForwardAdd(t.MLPNorm, h), torch.Tensor{}, unfusedReason
 	}
@@ -79,7 +81,8 @@ func (t BlockTail) Add(x, mixed torch.Tensor) torch.Tensor {
 	case !t.Output.plain():
 		return t.Output.ForwardAdd(t.Norm.Forward(mixed), x)
 	}
-	return torch.NormLinearAdd(mixed, t.Norm.Weight.Tensor, t.Norm.Eps, t.Output.Weight.Tensor, t.Output.bias(), x)
+	return torch.NormLinearAdd(mixed, t.Norm.Weight.Tensor, t.Norm.Eps, t.Output.Weight.Tensor,
+		t.Output.bias(), x)
 }
 
 // unfusedReason says why Forward runs as several operations, "" if it runs as one.

@@ -2,10 +2,12 @@ package nn
 
 import "fmt"
 
-// Divisible is a layer that says how its weights divide over the processes of a group (tensor parallelism: Shoeybi et
-// al., arXiv 1909.08053). Weights of one dimension that no layer divides are held by every process.
+// Divisible is a layer that says how its weights divide over the processes of a group (tensor
+// parallelism: Shoeybi et al., arXiv 1909.08053). Weights of one dimension that no layer divides
+// are held by every process.
 type Divisible interface {
-	// Divide tells d how the layer's weights divide. It fails if they do not divide over d.Size() processes.
+	// Divide tells d how the layer's weights divide. It fails if they do not divide over d.Size()
+	// processes.
 	Divide(d Divider) error
 }
 
@@ -15,15 +17,17 @@ type Divider interface {
 	Size() int
 	// Rows divides the rows of p.
 	Rows(p *Param, spans ...Span)
-	// Outputs divides what l produces: rows of its weight and bias, and of the second factors of its adapters.
+	// Outputs divides what l produces: rows of its weight and bias, and of the second factors of
+	// its adapters.
 	Outputs(l *Linear, spans ...Span)
-	// Inputs divides what l consumes: columns of its weight, and of the first factors of its adapters. Each process then
-	// computes one term of a sum.
+	// Inputs divides what l consumes: columns of its weight, and of the first factors of its
+	// adapters. Each process then computes one term of a sum.
 	Inputs(l *Linear, spans ...Span)
 }
 
-// Span is Count units of Unit rows or columns each, beginning with row or column Start. The processes share the units as
-// evenly as they can. If Unit is 0, the span is Count rows or columns that every process holds.
+// Span is Count units of Unit rows or columns each, beginning with row or column Start. The
+// processes share the units as evenly as they can. If Unit is 0, the span is Count rows or columns
+// that every process holds.
 type Span struct{ Start, Count, Unit int }
 
 // Divide shares the vocabulary.
@@ -42,5 +46,6 @@ func (m *SwiGLU) Divide(d Divider) error {
 
 // TooManyProcesses is the error of a layer that divides into at most `most` equal units.
 func TooManyProcesses(what string, d Divider, most int) error {
-	return fmt.Errorf("%s cannot be divided over %d processes: choose %d or fewer", what, d.Size(), most)
+	return fmt.Errorf("%s cannot be divided over %d processes: choose %d or fewer", what, d.Size(),
+		most)
 }

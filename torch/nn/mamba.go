@@ -6,15 +6,16 @@ import (
 	"conquer/torch"
 )
 
-// Conv1D is a causal depthwise convolution followed by SiLU, as state-space layers use it. Each channel has W taps of its own;
-// the last tap is the token itself.
+// Conv1D is a causal depthwise convolution followed by SiLU, as state-space layers use it. Each
+// channel has W taps of its own; the last tap is the token itself.
 type Conv1D struct {
 	Weight *Param `weight:"weight"` // [D, 1, W]
 	Bias   *Param `weight:"bias"`   // [D], or nil
 }
 
-// NewConv1D declares a convolution of width taps over the given number of channels. Fresh taps are drawn uniformly from ±1/√W,
-// as PyTorch's Conv1d draws them: each channel has only W inputs, so much smaller taps would pass almost no signal.
+// NewConv1D declares a convolution of width taps over the given number of channels. Fresh taps are
+// drawn uniformly from ±1/√W, as PyTorch's Conv1d draws them: each channel has only W inputs, so
+// much smaller taps would pass almost no signal.
 func NewConv1D(channels, width int, bias bool) *Conv1D {
 	bound := 1 / math.Sqrt(float64(width))
 	c := &Conv1D{Weight: NewParam(Normal, channels, 1, width)}
@@ -33,8 +34,9 @@ func (c *Conv1D) weights() (weight, bias torch.Tensor) {
 	return weight, bias
 }
 
-// Forward filters x [B,L,D] to [B,L,D]. state [B,W-1,D], or no tensor, holds the inputs before the first and is overwritten
-// with the last ones. A tap sees inputs of its token's segment only (segments: int32 [B,L], or no tensor).
+// Forward filters x [B,L,D] to [B,L,D]. state [B,W-1,D], or no tensor, holds the inputs before the
+// first and is overwritten with the last ones. A tap sees inputs of its token's segment only
+// (segments: int32 [B,L], or no tensor).
 func (c *Conv1D) Forward(x, state, segments torch.Tensor) torch.Tensor {
 	weight, bias := c.weights()
 	y, last := torch.CausalConv1D(x, weight, bias, state, segments, true)
@@ -57,7 +59,8 @@ type GatedRMSNorm struct {
 	Group  int // channels that are normalized together
 }
 
-// NewGatedRMSNorm declares a normalization over a last dimension of the given width, in equal groups.
+// NewGatedRMSNorm declares a normalization over a last dimension of the given width, in equal
+// groups.
 func NewGatedRMSNorm(width, groups int, eps float64) *GatedRMSNorm {
 	return &GatedRMSNorm{Weight: NewParam(Ones, width), Eps: eps, Group: width / groups}
 }

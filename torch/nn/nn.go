@@ -1,5 +1,6 @@
-// Package nn holds the layers that architectures are made of. A layer declares its weights in struct tags. [Walk] finds
-// them, with their names in Hugging Face checkpoints, for loading, saving, counting and training.
+// Package nn holds the layers that architectures are made of. A layer declares its weights in
+// struct tags. [Walk] finds them, with their names in Hugging Face checkpoints, for loading,
+// saving, counting and training.
 package nn
 
 import (
@@ -8,9 +9,9 @@ import (
 	"conquer/torch"
 )
 
-// Param is a parameter: one tensor that is stored and trained. Shape is declared when the layer is made; the tensor exists
-// once it is loaded or initialized. A fused parameter holds several components (see [Component]) below each other:
-// component i has Rows[i] rows.
+// Param is a parameter: one tensor that is stored and trained. Shape is declared when the layer is
+// made; the tensor exists once it is loaded or initialized. A fused parameter holds several
+// components (see [Component]) below each other: component i has Rows[i] rows.
 type Param struct {
 	torch.Tensor
 	Shape []int
@@ -19,8 +20,8 @@ type Param struct {
 	Fill Fill
 	// Draw, if not nil, overwrites a fresh float32 tensor with the layer's own distribution.
 	Draw func(t torch.Tensor)
-	// Shard, if not nil, says which rows or columns the tensor holds under tensor parallelism. Shape and Rows describe the
-	// whole parameter.
+	// Shard, if not nil, says which rows or columns the tensor holds under tensor parallelism.
+	// Shape and Rows describe the whole parameter.
 	Shard *Shard
 	// Deferred, if not nil, reads the values into a Param of the same shape; see [Param.Defer].
 	Deferred func(into *Param) error
@@ -48,8 +49,8 @@ func NewParam(fill Fill, shape ...int) *Param {
 	return &Param{Shape: shape, Rows: shape[:1], Fill: fill}
 }
 
-// Linear is y = x Wᵀ + b, plus low-rank adapters if it has any. Fused layers, such as q, k and v, are one Linear, whose output
-// holds the components side by side.
+// Linear is y = x Wᵀ + b, plus low-rank adapters if it has any. Fused layers, such as q, k and v,
+// are one Linear, whose output holds the components side by side.
 type Linear struct {
 	Weight *Param `weight:"weight"` // [sum of Rows, D]
 	Bias   *Param `weight:"bias"`   // [sum of Rows], or nil
@@ -57,7 +58,8 @@ type Linear struct {
 	LoRA   []*LoRA // one for each component, nil for one without; empty without adapters
 }
 
-// NewLinear declares a linear layer of the given input width, with components of the given output widths.
+// NewLinear declares a linear layer of the given input width, with components of the given output
+// widths.
 func NewLinear(in int, bias bool, rows ...int) *Linear {
 	l := &Linear{Weight: newParam(Normal, rows, in), Rows: rows}
 	if bias {
@@ -66,8 +68,8 @@ func NewLinear(in int, bias bool, rows ...int) *Linear {
 	return l
 }
 
-// Forward maps x [..., D] to [..., N]. A process that holds rows of the weight computes those of the N outputs; one that holds
-// columns takes those of the D inputs.
+// Forward maps x [..., D] to [..., N]. A process that holds rows of the weight computes those of
+// the N outputs; one that holds columns takes those of the D inputs.
 func (l *Linear) Forward(x torch.Tensor) torch.Tensor {
 	return l.Weight.collect(l.local(l.Weight.spread(x)))
 }
@@ -93,11 +95,13 @@ func (l *Linear) local(x torch.Tensor) torch.Tensor {
 
 // drops reports whether an adapter applies dropout in this pass.
 func (l *Linear) drops() bool {
-	return torch.GradEnabled() && slices.ContainsFunc(l.LoRA, func(a *LoRA) bool { return a != nil && a.Dropout > 0 })
+	return torch.GradEnabled() && slices.ContainsFunc(l.LoRA,
+		func(a *LoRA) bool { return a != nil && a.Dropout > 0 })
 }
 
-// adapted is local with all adapters in two GEMMs, in x's dtype: one with their A below each other, and one with their B, each
-// in its component's rows and its A's columns, which adds to the weight's output in place.
+// adapted is local with all adapters in two GEMMs, in x's dtype: one with their A below each other,
+// and one with their B, each in its component's rows and its A's columns, which adds to the
+// weight's output in place.
 func (l *Linear) adapted(x torch.Tensor) torch.Tensor {
 	return torch.Scoped1(func() torch.Tensor {
 		rows, ranks := l.Weight.localRows(), 0
@@ -117,7 +121,10 @@ func (l *Linear) adapted(x torch.Tensor) torch.Tensor {
 			rank := a.A.Shape[0]
 			b := a.B.To(x.DType()).MulScalar(a.Scale)
 			if rank < ranks {
-				zeros := func(n int) torch.Tensor { return torch.Zeros([]int{rows[i], n}, x.DType(), x.Device()) }
+				zeros := func(n int) torch.Tensor {
+					return torch.Zeros([]int{rows[i], n},
+						x.DType(), x.Device())
+				}
 				b = torch.Cat(1, zeros(before), b, zeros(ranks-before-rank))
 			}
 			up = append(up, b)
@@ -156,13 +163,15 @@ func (l *Linear) ForwardAdd(x, residual torch.Tensor) torch.Tensor {
 
 func (l *Linear) bias() (bias torch.Tensor) {
 	// If the processes' outputs are summed, rank 0 alone adds the bias.
-	if l.Bias != nil && (l.Weight.Shard == nil || l.Weight.Shard.Dim == 0 || l.Weight.Shard.Group.Rank == 0) {
+	if l.Bias != nil && (l.Weight.Shard == nil || l.Weight.Shard.Dim == 0 ||
+		l.Weight.Shard.Group.Rank == 0) {
 		bias = l.Bias.Tensor
 	}
 	return bias
 }
 
-// LoRA is a low-rank adapter of one component of a linear layer: scale · (dropout(x) Aᵀ) Bᵀ (Hu et al., arXiv 2106.09685).
+// LoRA is a low-rank adapter of one component of a linear layer: scale · (dropout(x) Aᵀ) Bᵀ (Hu et
+// al., arXiv 2106.09685).
 type LoRA struct {
 	Name    string // the component's name without .weight, e.g. model.layers.0.self_attn.q_proj
 	A       *Param // [r, D]
@@ -222,7 +231,8 @@ type SwiGLU struct {
 
 // NewSwiGLU declares a feed-forward layer of the given widths.
 func NewSwiGLU(width, inner int, bias bool) *SwiGLU {
-	return &SwiGLU{GateUp: NewLinear(width, bias, inner, inner), Down: NewLinear(inner, bias, width)}
+	return &SwiGLU{GateUp: NewLinear(width, bias, inner, inner),
+		Down: NewLinear(inner, bias, width)}
 }
 
 // Forward maps x, normalized by n, to the layer's output: all [..., D].

@@ -7,12 +7,14 @@ import (
 	"conquer/torch/dist"
 )
 
-// Shard is what this process holds of a parameter that is divided over a group (tensor parallelism: Shoeybi et al., arXiv
-// 1909.08053): some of its rows, each of which computes an output, or some of its columns, each of which takes an input. A layer
-// with rows gets the whole input ([Param.spread]); the outputs of a layer with columns are summed over the group
+// Shard is what this process holds of a parameter that is divided over a group (tensor parallelism:
+// Shoeybi et al., arXiv 1909.08053): some of its rows, each of which computes an output, or some of
+// its columns, each of which takes an input. A layer with rows gets the whole input
+// ([Param.spread]); the outputs of a layer with columns are summed over the group
 // ([Param.collect]).
 //
-// The gradient of replicated ranges, and of a norm before a divided layer, is one term of a sum over the group.
+// The gradient of replicated ranges, and of a norm before a divided layer, is one term of a sum
+// over the group.
 type Shard struct {
 	Group  *dist.Group
 	Dim    int       // 0: rows are divided, 1: columns are
@@ -20,13 +22,16 @@ type Shard struct {
 	Tokens *Tokens   // if the hidden states between the layers are divided as well, else nil
 }
 
-// Tokens is the size of the batch that a model's layers work on, [Batch,Length] tokens, under sequence parallelism (Korthikanti
-// et al., arXiv 2205.05198): between the layers each process holds and normalizes the hidden states of an equal share of the
-// tokens, [1,N,D]. The input of a layer is gathered, its output is reduced and scattered. The embedding sets the sizes;
-// Batch·Length must be a multiple of the number of processes. Passes with a cache do not support it.
+// Tokens is the size of the batch that a model's layers work on, [Batch,Length] tokens, under
+// sequence parallelism (Korthikanti et al., arXiv 2205.05198): between the layers each process
+// holds and normalizes the hidden states of an equal share of the tokens, [1,N,D]. The input of a
+// layer is gathered, its output is reduced and scattered. The embedding sets the sizes;
+// Batch·Length must be a multiple of the number of processes. Passes with a cache do not support
+// it.
 type Tokens struct{ Batch, Length int }
 
-// Range is the rows or columns [First, First+Count) of a parameter. If it is Replicated, all processes hold it.
+// Range is the rows or columns [First, First+Count) of a parameter. If it is Replicated, all
+// processes hold it.
 type Range struct {
 	First, Count int
 	Replicated   bool
@@ -77,8 +82,8 @@ func (p *Param) localRows() []int {
 	return ranges
 }
 
-// Divide replaces p's tensor by this process's shard, in memory of its own on device. A deferred parameter stays deferred. p
-// remains a leaf of autograd if it was one.
+// Divide replaces p's tensor by this process's shard, in memory of its own on device. A deferred
+// parameter stays deferred. p remains a leaf of autograd if it was one.
 func (p *Param) Divide(shard *Shard, device torch.Device) {
 	if p.Deferred != nil {
 		p.Shard = shard
@@ -91,7 +96,8 @@ func (p *Param) Divide(shard *Shard, device torch.Device) {
 			for _, s := range shard.Own() {
 				ranges = append(ranges, p.Detach().Narrow(shard.Dim, s.First, s.Count))
 			}
-			own, trained := torch.Cat(shard.Dim, ranges...).ToDevice(device).Contiguous().Own(), p.RequiresGrad()
+			own, trained := torch.Cat(shard.Dim, ranges...).ToDevice(device).Contiguous().Own(),
+				p.RequiresGrad()
 			p.Tensor.Free()
 			p.Tensor, p.Shard = own, shard
 			p.RequireGrad(trained)
@@ -99,7 +105,8 @@ func (p *Param) Divide(shard *Shard, device torch.Device) {
 	})
 }
 
-// Store copies t, rows [start, start+t.Size(0)) of the whole parameter, into the tensor, as far as this process holds them.
+// Store copies t, rows [start, start+t.Size(0)) of the whole parameter, into the tensor, as far as
+// this process holds them.
 func (p *Param) Store(start int, t torch.Tensor) {
 	rows := t.Size(0)
 	if p.Shard == nil {
@@ -137,7 +144,8 @@ func (p *Param) Gather() (whole torch.Tensor) {
 				shape, start := shard.shape(p, rank), 0
 				from := all.Select(0, rank).Narrow(0, 0, count(shape)).View(shape...)
 				for _, s := range ranges {
-					whole.Narrow(shard.Dim, s.First, s.Count).Copy(from.Narrow(shard.Dim, start, s.Count))
+					whole.Narrow(shard.Dim, s.First, s.Count).Copy(from.Narrow(shard.Dim, start,
+						s.Count))
 					start += s.Count
 				}
 			}
@@ -161,13 +169,15 @@ func (p *Param) spread(x torch.Tensor) torch.Tensor {
 		return x
 	case shard.Tokens != nil:
 		width := x.Size(-1)
-		return shard.Group.Gather(x.View(-1, width)).View(shard.Tokens.Batch, shard.Tokens.Length, width)
+		return shard.Group.Gather(x.View(-1, width)).View(shard.Tokens.Batch, shard.Tokens.Length,
+			width)
 	default:
 		return shard.Group.Spread(x)
 	}
 }
 
-// collect turns y, the output of a GEMM with this process's shard, into that of the whole parameter.
+// collect turns y, the output of a GEMM with this process's shard, into that of the whole
+// parameter.
 func (p *Param) collect(y torch.Tensor) torch.Tensor {
 	switch shard := p.Shard; {
 	case shard == nil || shard.Dim != 1:
@@ -182,8 +192,8 @@ func (p *Param) collect(y torch.Tensor) torch.Tensor {
 // tokens reports whether the hidden states are divided, too.
 func (p *Param) tokens() bool { return p.Shard != nil && p.Shard.Tokens != nil }
 
-// Pick selects rows (int64 [N], indices over all B·L tokens) of hidden states [B,L,D] as the input of the head p or of a norm
-// before it: [N,D].
+// Pick selects rows (int64 [N], indices over all B·L tokens) of hidden states [B,L,D] as the input
+// of the head p or of a norm before it: [N,D].
 func (p *Param) Pick(hidden, rows torch.Tensor) torch.Tensor {
 	if p.tokens() { // other processes hold some of the rows
 		hidden = p.spread(hidden)
@@ -195,7 +205,8 @@ func (p *Param) Pick(hidden, rows torch.Tensor) torch.Tensor {
 	return p.spread(picked)
 }
 
-// lookup selects the rows ids of an embedding whose rows are divided. Rows of other processes are zero here, and added by them.
+// lookup selects the rows ids of an embedding whose rows are divided. Rows of other processes are
+// zero here, and added by them.
 func (p *Param) lookup(ids torch.Tensor) torch.Tensor {
 	s := p.Shard.Own()[0]
 	local := ids.AddScalar(-float64(s.First))
@@ -214,6 +225,7 @@ func (n *GatedRMSNorm) divided(x, z torch.Tensor) torch.Tensor {
 	gated := x.To(torch.Float32).Mul(z.To(torch.Float32).Silu())
 	// Every process's channels depend on the sum, so its gradient is a sum over all processes, too.
 	group := n.Weight.Shard.Group
-	mean := group.Spread(group.Collect(gated.Mul(gated).SumDim(-1, true))).MulScalar(1 / float64(n.Group))
+	mean := group.Spread(group.Collect(gated.Mul(gated).SumDim(-1,
+		true))).MulScalar(1 / float64(n.Group))
 	return gated.Mul(mean.AddScalar(n.Eps).Rsqrt()).To(x.DType()).Mul(n.Weight.Tensor)
 }

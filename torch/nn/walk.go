@@ -19,16 +19,19 @@ func (p Component) Shape() []int { return append([]int{p.Rows}, p.Param.Shape[1:
 // Whole reports whether the component is all of its parameter.
 func (p Component) Whole() bool { return p.Rows == p.Param.Shape[0] }
 
-// Walk visits the components of every parameter below root, a pointer to a struct, in declaration order. A field is visited if
-// it has a `weight` tag, which is the name that it contributes. "a+b" names the components of a fused layer, elements of a slice
-// are numbered, and a nil pointer is a weight that this model does not have. A [Parent] names its inner layers itself.
+// Walk visits the components of every parameter below root, a pointer to a struct, in declaration
+// order. A field is visited if it has a `weight` tag, which is the name that it contributes. "a+b"
+// names the components of a fused layer, elements of a slice are numbered, and a nil pointer is a
+// weight that this model does not have. A [Parent] names its inner layers itself.
 func Walk(root any, visit func(Component)) { walk(reflect.ValueOf(root), []string{""}, visit) }
 
 var paramType = reflect.TypeFor[*Param]()
 
-// Parent is a layer that names its inner layers itself, in place of struct tags: for names that depend on the model.
+// Parent is a layer that names its inner layers itself, in place of struct tags: for names that
+// depend on the model.
 type Parent interface {
-	// Children lists the inner layers. A layer is a pointer to a struct, a slice of them, or a nil pointer.
+	// Children lists the inner layers. A layer is a pointer to a struct, a slice of them, or a nil
+	// pointer.
 	Children() []Child
 }
 
@@ -71,7 +74,8 @@ func walk(v reflect.Value, names []string, visit func(Component)) {
 		param := v.Interface().(*Param)
 		start := 0
 		for i, rows := range param.Rows {
-			visit(Component{Name: names[min(i, len(names)-1)], Param: param, Start: start, Rows: rows})
+			visit(Component{Name: names[min(i, len(names)-1)], Param: param, Start: start,
+				Rows: rows})
 			start += rows
 		}
 		return
@@ -119,9 +123,12 @@ func Linears(root any, visit func(names []string, l *Linear)) {
 	})
 }
 
-// Layers visits every layer below root and root itself, by name, outer layers first: the pointers to structs that Walk passes
-// through.
-func Layers(root any, visit func(name string, layer any)) { layers(reflect.ValueOf(root), "", visit) }
+// Layers visits every layer below root and root itself, by name, outer layers first: the pointers
+// to structs that Walk passes through.
+func Layers(root any, visit func(name string, layer any)) {
+	layers(reflect.ValueOf(root), "",
+		visit)
+}
 
 func layers(v reflect.Value, name string, visit func(name string, layer any)) {
 	if v.Kind() == reflect.Interface {
@@ -133,5 +140,8 @@ func layers(v reflect.Value, name string, visit func(name string, layer any)) {
 	if v.Kind() == reflect.Pointer {
 		visit(name, v.Interface())
 	}
-	children(v, func(tag string, child reflect.Value) { layers(child, join([]string{name}, tag)[0], visit) })
+	children(v, func(tag string, child reflect.Value) {
+		layers(child, join([]string{name}, tag)[0],
+			visit)
+	})
 }
