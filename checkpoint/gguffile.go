@@ -185,8 +185,7 @@ func (f *GGUFFile) config() (config, generation map[string]any, tensors TensorMa
 	}
 	if n := f.natural("split.count"); n > 1 {
 		return nil, nil, nil, fmt.Errorf("the file is one of %d that a model was split into: "+
-			"merge them first "+
-			"(llama-gguf-split --merge)", n)
+			"merge them first (llama-gguf-split --merge)", n)
 	}
 	embedding := f.Shape("token_embd.weight")
 	if len(embedding) != 2 || embedding[0] == 0 {

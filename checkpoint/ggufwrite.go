@@ -120,8 +120,7 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 		if e.name, e.heads = mapped.Name,
 			mapped.Heads; !ok || len(e.shape) < 1 || len(e.shape) > 2 {
 			return nil, fmt.Errorf("tensor %.120q of shape %v has no place in a GGUF file of "+
-				"architecture %s: use "+
-				"--format hf", name, e.shape, m.Architecture)
+				"architecture %s: use --format hf", name, e.shape, m.Architecture)
 		}
 		if e.heads > 0 && e.shape[0]%(2*e.heads) != 0 {
 			return nil, fmt.Errorf("tensor %.120q has %d rows, expected a multiple of twice its "+

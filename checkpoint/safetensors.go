@@ -48,8 +48,7 @@ func parseSafetensors(data []byte) ([]record, map[string]string, error) {
 	length := binary.LittleEndian.Uint64(data)
 	if length > maxSafetensorsHeader {
 		return nil, nil, fmt.Errorf("the header claims %d bytes, expected at most %d: not a "+
-			"safetensors file?",
-			length, maxSafetensorsHeader)
+			"safetensors file?", length, maxSafetensorsHeader)
 	}
 	if length > uint64(len(data)-8) {
 		return nil, nil, fmt.Errorf("the header claims %d bytes, but only %d follow: truncated?",
@@ -88,8 +87,7 @@ func parseSafetensors(data []byte) ([]record, map[string]string, error) {
 		end := r.offset + r.bytes
 		if end > len(data) {
 			return nil, nil, fmt.Errorf("tensor %.80q: its data ends at byte %d of the file, "+
-				"which has %d: truncated?",
-				r.name, end, len(data))
+				"which has %d: truncated?", r.name, end, len(data))
 		}
 		if r.offset != next {
 			what := "leaves a gap behind"
@@ -97,8 +95,7 @@ func parseSafetensors(data []byte) ([]record, map[string]string, error) {
 				what = "overlaps"
 			}
 			return nil, nil, fmt.Errorf("tensor %.80q: its data_offsets begin at %d, expected "+
-				"%d: it %s its neighbour",
-				r.name, r.offset-start, next-start, what)
+				"%d: it %s its neighbour", r.name, r.offset-start, next-start, what)
 		}
 		next = end
 	}
@@ -212,8 +209,7 @@ func safetensorsHeader(records []record) ([]byte, error) {
 	header := b.Bytes()
 	if len(header)-8 > maxSafetensorsHeader {
 		return nil, fmt.Errorf("%d tensors need a header of %d bytes, a safetensors file has at "+
-			"most %d",
-			len(records), len(header)-8, maxSafetensorsHeader)
+			"most %d", len(records), len(header)-8, maxSafetensorsHeader)
 	}
 	binary.LittleEndian.PutUint64(header, uint64(len(header)-8))
 	return header, nil

@@ -159,8 +159,7 @@ func (f Family) toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 		m.Tensors = map[string][]float32{ropeFactors: llama3Divisors(*s)}
 	default:
 		return nil, fmt.Errorf("config.json: rope_scaling of type %.40q has no form in GGUF, "+
-			"expected linear or llama3",
-			s.Scaling)
+			"expected linear or llama3", s.Scaling)
 	}
 	if f.ToGGUF != nil {
 		if err := f.ToGGUF(r, d, m); err != nil {

@@ -107,8 +107,7 @@ func (p *metaParams) config(info func(string) (checkpoint.Info, bool), tied bool
 	error) {
 	if p.ModelType != "" && p.ModelType != "mistral" {
 		return nil, fmt.Errorf("the config.json of this %.40q model is missing: params.json "+
-			"alone does not describe it",
-			p.ModelType)
+			"alone does not describe it", p.ModelType)
 	}
 	embedding, _ := info("model.embed_tokens.weight")
 	gate, _ := info("model.layers.0.mlp.gate_proj.weight")
@@ -197,8 +196,7 @@ func (f Family) paramsFor(text []byte) (*checkpoint.MetaModel, error) {
 		plain = false
 	default:
 		return nil, fmt.Errorf("config.json: rope_scaling of type %.40q has no form in Meta's "+
-			"layout, expected linear or "+
-			"llama3", s.Scaling)
+			"layout, expected linear or llama3", s.Scaling)
 	}
 	if kind == "mistral" && !biased {
 		p.HeadDim, p.Inner, p.Window = a.HeadDim, d.Inner, a.Window

@@ -33,16 +33,24 @@ func needGPU(t testing.TB) torch.Device {
 	return torch.CUDA(0)
 }
 
+// decoders are architectures that differ in what their blocks compute.
+var decoders = []string{"llama", "bamba", "qwen3", "granite", "smollm3"}
+
 // sized is a config of a size at which every kernel is used.
 func sized(t testing.TB, architecture string) model.Config {
 	t.Helper()
-	variant := map[string]string{"llama": "micro", "bamba": "small"}[architecture]
+	variant := map[string]string{"llama": "micro", "bamba": "small", "qwen3": "0.6b",
+		"granite": "3.3-2b", "smollm3": "tiny"}[architecture]
 	config, err := model.Variant(architecture, variant)
 	if err != nil {
 		t.Fatal(err)
 	}
 	config["vocab_size"], config["num_hidden_layers"], config["initializer_range"] = 1024.0, 4.0, 0.08
-	if architecture == "bamba" {
+	switch architecture {
+	case "qwen3", "granite", "smollm3":
+		config["hidden_size"], config["intermediate_size"] = 512.0, 1024.0
+		config["num_attention_heads"], config["num_key_value_heads"] = 8.0, 4.0
+	case "bamba":
 		config["attn_layer_indices"] = []any{2.0}
 		config["hidden_size"], config["mamba_d_head"], config["mamba_d_state"], config["mamba_n_heads"] = 512.0, 64.0, 128.0, 16.0
 	}
@@ -101,7 +109,7 @@ func TestGPUGivesTheCPUsText(t *testing.T) {
 
 func TestGPUReplaysGiveWhatLaunchesGiveInBFloat16(t *testing.T) {
 	device := needGPU(t)
-	for _, architecture := range []string{"llama", "bamba"} {
+	for _, architecture := range decoders {
 		m := random(t, sized(t, architecture), torch.BFloat16, device)
 		o := generate.Options{MaxNewTokens: 60, IgnoreEOS: true, Compile: generate.CompileNone}
 		want := mustGenerate(t, m, gpuPrompts[3:], o)[0].Tokens
@@ -135,7 +143,7 @@ func TestGPUSessionGivesWhatATurnAloneGives(t *testing.T) {
 
 func TestGPULogitsAreNearTheCPUs(t *testing.T) {
 	device := needGPU(t)
-	for _, architecture := range []string{"llama", "bamba"} {
+	for _, architecture := range decoders {
 		for dtype, limit := range map[torch.DType]float64{torch.Float32: 1e-3, torch.BFloat16: 5e-2} {
 			config := sized(t, architecture)
 			cpu, gpu := random(t, config, torch.Float32, torch.CPU), random(t, config, dtype, device)

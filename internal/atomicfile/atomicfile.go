@@ -128,8 +128,7 @@ func Explain(path string, err error) error {
 		return nil
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return fmt.Errorf("no space left on the disk of %s: free some and try again; existing "+
-			"files are unchanged (%w)",
-			path, err)
+			"files are unchanged (%w)", path, err)
 	}
 	return fmt.Errorf("writing %s: %w", path, err)
 }
