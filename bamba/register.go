@@ -3,6 +3,7 @@ package bamba
 import (
 	"maps"
 
+	"conquer/checkpoint"
 	"conquer/model"
 )
 
@@ -42,7 +43,7 @@ func init() {
 	})
 	model.Register(model.Architecture{
 		Name: "mamba2", ModelTypes: []string{"mamba2"}, New: NewMamba2,
-		LoRATargets: []string{"in_proj", "out_proj"},
+		LoRATargets: []string{"in_proj", "out_proj"}, Formats: []checkpoint.Family{mamba2Format},
 		Variants: map[string]model.Config{
 			"tiny": mamba2Sizes{vocabulary: 49152, width: 64, layers: 4, headDim: 16, state: 16,
 				chunk: 32}.config(),

@@ -119,6 +119,8 @@ type stored struct {
 	headRows int       // rows per head whose rotary dimensions alternate (see Mapped), or 0
 	parts    []*stored // of a tensor that several model-parallel files share, else nil
 	joined   int       // the dimension, 0 or 1, along which the parts lie side by side
+
+	transform *Transform // to Hugging Face's form; the shape is already converted
 }
 
 // safetensorsTorch maps safetensors' and ggml's names of plain types to libtorch's dtypes.
@@ -237,6 +239,12 @@ func readGGUF(file *mapping) (c contents, err error) {
 			}
 			s.headRows = r.shape[0] / mapped.Heads
 		}
+		if s.transform = mapped.Transform; s.transform != nil {
+			s.shape = s.transform.Back(r.shape)
+			if s.shape == nil {
+				return c, fmt.Errorf("tensor %.80q has the unexpected shape %v", r.name, r.shape)
+			}
+		}
 		s.name = mapped.Name
 		c.tensors = append(c.tensors, s)
 	}
@@ -282,7 +290,15 @@ func (c *Checkpoint) Tensor(name string) (torch.Tensor, error) {
 	if c.native != nil {
 		return c.nativeWeight(name)
 	}
-	dtype := s.torchDType()
+	t, err := s.read(s.torchDType())
+	if err == nil && s.transform != nil && s.transform.From != nil {
+		t = s.transform.From(t).Contiguous()
+	}
+	return t, err
+}
+
+// read returns the tensor as dtype, which is its own unless it is quantized.
+func (s *stored) read(dtype torch.DType) (torch.Tensor, error) {
 	_, plain := safetensorsTorch[s.dtype]
 	switch {
 	case dtype == Unsupported:
@@ -304,7 +320,7 @@ func (c *Checkpoint) TensorAs(name string, dtype torch.DType) (torch.Tensor, err
 		return torch.Tensor{}, err
 	}
 	_, plain := safetensorsTorch[s.dtype]
-	if !plain && s.torchDType() != Unsupported && (dtype == torch.BFloat16 ||
+	if !plain && s.transform == nil && s.torchDType() != Unsupported && (dtype == torch.BFloat16 ||
 		dtype == torch.Float16) {
 		t := torch.Empty(s.shape, dtype, torch.CPU)
 		return t, s.decode(t.Data(), dtype)

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"conquer/torch"
 )
 
 // Family translates between the config.json and tensor names of a model family and formats with
@@ -34,6 +36,19 @@ type Mapped struct {
 	// the two halves of a head's rotary dimensions interleaved (rows 2i and 2i+1); in Hugging
 	// Face's order they are rows i and i+P/2.
 	Heads int
+	// Transform, if not nil, relates the tensor in the other format to Hugging Face's.
+	Transform *Transform
+	// Float32 says that the other format demands float32.
+	Float32 bool
+}
+
+// Transform converts a tensor between Hugging Face's form and that of another format.
+type Transform struct {
+	// Shape gives the shape in the other format, and Back the inverse.
+	Shape, Back func(shape []int) []int
+	// To and From convert the values, whose shapes are already converted; nil leaves them as they
+	// are.
+	To, From func(t torch.Tensor) torch.Tensor
 }
 
 // TensorMap maps a tensor's name in one format to another; false for a name that the model does not
@@ -47,54 +62,51 @@ type Names struct {
 	Blocks, Layers string
 	Whole          map[string]string // of tensors outside the blocks
 	Block          map[string]string // of a block's tensors, behind its prefix and number
+	// Exact pairs complete names of a block's tensors, for names that end in neither.
+	Exact map[string]string
 }
 
 // HuggingFace gives the Hugging Face name of the other format's tensor.
 func (n Names) HuggingFace(name string) (string, bool) {
-	return rename(name, n.Blocks, n.Layers, func(stem string, inBlock bool) (string, bool) {
-		names := n.Whole
-		if inBlock {
-			names = n.Block
-		}
-		hf, ok := names[stem]
-		return hf, ok
+	return n.rename(name, n.Blocks, n.Layers, func(names map[string]string, stem string) string {
+		return names[stem]
 	})
 }
 
 // Foreign is the inverse of HuggingFace.
 func (n Names) Foreign(name string) (string, bool) {
-	return rename(name, n.Layers, n.Blocks, func(stem string, inBlock bool) (string, bool) {
-		names := n.Whole
-		if inBlock {
-			names = n.Block
-		}
+	return n.rename(name, n.Layers, n.Blocks, func(names map[string]string, stem string) string {
 		for foreign, hf := range names {
 			if hf == stem {
-				return foreign, true
+				return foreign
 			}
 		}
-		return "", false
+		return ""
 	})
 }
 
-// rename maps the stem of a name, with the prefix `from` and a block's number replaced.
-func rename(name, from, to string, stemOf func(stem string, inBlock bool) (string, bool)) (string,
-	bool) {
-	stem, kind, ok := cutLast(name, ".")
+// rename finds a name's counterpart, which `of` looks up, and replaces the prefix `from` before a
+// block's number.
+func (n Names) rename(name, from, to string,
+	of func(names map[string]string, stem string) string) (string, bool) {
+	prefix, rest := "", name
+	names := n.Whole
+	if inBlock, ok := strings.CutPrefix(name, from); ok {
+		layer, part, ok := strings.Cut(inBlock, ".")
+		if i, err := strconv.Atoi(layer); !ok || err != nil || i < 0 || strconv.Itoa(i) != layer {
+			return "", false
+		}
+		prefix, rest, names = to+layer+".", part, n.Block
+		if exact := of(n.Exact, rest); exact != "" {
+			return prefix + exact, true
+		}
+	}
+	stem, kind, ok := cutLast(rest, ".")
 	if !ok || kind != "weight" && kind != "bias" {
 		return "", false
 	}
-	prefix := ""
-	rest, inBlock := strings.CutPrefix(stem, from)
-	if inBlock {
-		layer, part, ok := strings.Cut(rest, ".")
-		if n, err := strconv.Atoi(layer); !ok || err != nil || n < 0 || strconv.Itoa(n) != layer {
-			return "", false
-		}
-		prefix, stem = to+layer+".", part
-	}
-	mapped, ok := stemOf(stem, inBlock)
-	if !ok {
+	mapped := of(names, stem)
+	if mapped == "" {
 		return "", false
 	}
 	return prefix + mapped + "." + kind, true

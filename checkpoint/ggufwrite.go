@@ -47,8 +47,9 @@ type ggufWriter struct {
 
 type ggufEntry struct {
 	name, kind string
-	record     // as it is read from the source
-	heads      int
+	shape      []int
+	from       record // the tensor as it is read from the source
+	mapped     Mapped
 	values     []float32 // of a tensor that follows from the config
 	size       int       // in bytes, as it is written
 }
@@ -101,7 +102,7 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 	for _, name := range slices.Sorted(maps.Keys(m.Tensors)) {
 		values := m.Tensors[name]
 		w.tensors = append(w.tensors, ggufEntry{name: name, kind: "F32", values: values,
-			record: record{shape: []int{len(values)}}, size: 4 * len(values)})
+			shape: []int{len(values)}, size: 4 * len(values)})
 	}
 	sizes := map[string]int{}
 	byName := map[string]record{}
@@ -112,20 +113,22 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 		if ignored(name) {
 			continue
 		}
-		e := ggufEntry{record: byName[name]}
+		e := ggufEntry{from: byName[name], shape: byName[name].shape}
 		mapped, ok := m.Tensor(name)
 		if ok && mapped.Name == "" {
 			continue
 		}
-		if e.name, e.heads = mapped.Name,
-			mapped.Heads; !ok || len(e.shape) < 1 || len(e.shape) > 2 {
+		e.name, e.mapped = mapped.Name, mapped
+		if ok && mapped.Transform != nil {
+			e.shape = mapped.Transform.Shape(e.shape)
+		}
+		if !ok || len(e.shape) < 1 || len(e.shape) > 2 {
 			return nil, fmt.Errorf("tensor %.120q of shape %v has no place in a GGUF file of "+
 				"architecture %s: use --format hf", name, e.shape, m.Architecture)
 		}
-		if e.heads > 0 && e.shape[0]%(2*e.heads) != 0 {
+		if heads := mapped.Heads; heads > 0 && e.shape[0]%(2*heads) != 0 {
 			return nil, fmt.Errorf("tensor %.120q has %d rows, expected a multiple of twice its "+
-				"%d heads", name, e.shape[0],
-				e.heads)
+				"%d heads", name, e.shape[0], heads)
 		}
 		if err := e.choose(options); err != nil {
 			return nil, err
@@ -157,10 +160,10 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 
 // choose sets the type in which the entry is written, and the dtype in which it is read.
 func (e *ggufEntry) choose(options Options) error {
-	e.kind = e.dtype
+	e.kind = e.from.dtype
 	columns := e.shape[len(e.shape)-1]
 	switch {
-	case len(e.shape) == 1:
+	case len(e.shape) == 1 || e.mapped.Float32:
 		e.kind = "F32"
 	case options.Encoding != "" && columns%32 != 0:
 		e.kind = "F16"
@@ -172,17 +175,13 @@ func (e *ggufEntry) choose(options Options) error {
 	t, ok := ggmlByName[e.kind]
 	if _, known := ggufFileTypes[e.kind]; !ok || !known {
 		return fmt.Errorf("tensor %.120q: %s cannot be written to GGUF: choose a dtype",
-			e.record.name, e.kind)
+			e.from.name, e.kind)
 	}
-	e.dtype = e.kind
+	e.from.dtype = e.kind
 	if encoders[e.kind] != nil {
-		e.dtype = "F32"
+		e.from.dtype = "F32"
 	}
-	count := 1
-	for _, n := range e.shape {
-		count *= n
-	}
-	e.size = count / t.block * t.bytes
+	e.size = numel(e.shape) / t.block * t.bytes
 	return nil
 }
 
@@ -221,13 +220,18 @@ func (e *ggufEntry) data(source Source) ([]byte, error) {
 		err := binary.Write(&b, binary.LittleEndian, e.values)
 		return b.Bytes(), err
 	}
-	t, err := readAs(source, e.record)
+	t, err := readAs(source, e.from)
 	if err != nil {
 		return nil, err
 	}
-	if e.heads > 0 {
-		t = permuteHeads(t, e.heads).Contiguous()
+	if e.mapped.Heads > 0 {
+		t = permuteHeads(t, e.mapped.Heads)
 	}
+	t = t.Reshape(e.shape...)
+	if transform := e.mapped.Transform; transform != nil && transform.To != nil {
+		t = transform.To(t)
+	}
+	t = t.Contiguous()
 	if encoders[e.kind] != nil {
 		return quantize(e.kind, float32s(t.Data()))
 	}

@@ -170,7 +170,7 @@ func FuzzGGUFRoundTrip(f *testing.F) {
 		}
 		for i := range 2 {
 			w.tensors = append(w.tensors, ggufEntry{name: fmt.Sprint(key, i), kind: "F32",
-				record: record{shape: []int{rows, columns}}, values: values, size: 4 * len(values)})
+				shape: []int{rows, columns}, values: values, size: 4 * len(values)})
 		}
 		var b bytes.Buffer
 		if err := w.write(&b, nil); err != nil {
