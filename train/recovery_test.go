@@ -192,10 +192,10 @@ func TestADamagedNativeCheckpointIsRefusedInOneLine(t *testing.T) {
 	flipped[len(flipped)-9] ^= 1
 	s.Resume, s.Options.BatchSize = true, 4
 	for want, content := range map[string][]byte{
-		"no such file":                  nil,
-		"truncated":                     whole[:len(whole)-1],
-		"damaged, or belongs to another run":    foreign,
-		"does not have the checksum th": flipped,
+		"no such file":                       nil,
+		"truncated":                          whole[:len(whole)-1],
+		"damaged, or belongs to another run": foreign,
+		"does not have the checksum th":      flipped,
 	} {
 		os.Remove(file)
 		if content != nil {
