@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# jinja2 3.1.6, extension loopcontrols, which transformers enables for chat templates.
-# The else branch of a for block runs if no pass through the body reached its end. One that ends with
-# {% continue %} or {% break %} does not count, although Python's for/else and Jinja's documentation
+# jinja2 3.1.6, extension loopcontrols, which transformers enables for chat templates. The else
+# branch of a for block runs if no pass through the body reached its end. One that ends with {%
+# continue %} or {% break %} does not count, although Python's for/else and Jinja's documentation
 # ("if no iteration took place") say otherwise. A template that skips its only message renders the
 # text for an empty conversation.
-# Seen: "[no message]" for a list of one skipped message, "[user]" for two of which one is skipped.
+# Seen: "[no message]" for a list of one skipped message, "[user]" for two of which one is
+# skipped.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -16,7 +17,8 @@ template = env.from_string(
     "{% for role in roles %}{% if role == 'system' %}{% continue %}{% endif %}[{{ role }}]"
     "{% else %}[no message]{% endfor %}"
 )
-for roles, expected in (["system"], "[no message]"), (["system", "user"], "[user]"), ([], "[no message]"):
+cases = (["system"], "[no message]"), (["system", "user"], "[user]"), ([], "[no message]")
+for roles, expected in cases:
     got = template.render(roles=roles)
     print(roles, "->", got)
     assert got == expected, (got, expected)

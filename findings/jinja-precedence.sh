@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# jinja2 3.1.6. Three operators bind otherwise than in Python, whose syntax Jinja's expressions follow:
+# jinja2 3.1.6. Three operators bind otherwise than in Python, whose syntax Jinja's expressions
+# follow:
 # - ~ (concatenation) binds tighter than + and -: 'n' ~ 1 + 1 is an error, not 'n2'.
 # - unary minus binds tighter than **: -2 ** 2 is 4, in Python -4.
 # - ** associates to the left: 2 ** 3 ** 2 is 64, in Python 512.
-# A port of the engine to another language has to copy them, or chat templates that build strings with
-# ~ and + render differently.
+# A port of the engine to another language has to copy them, or chat templates that build strings
+# with ~ and + render differently.
 # Seen: TypeError for the first, 4 and 64 for the others.
 set -euo pipefail
 folder=$(mktemp -d)
