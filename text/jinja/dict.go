@@ -6,8 +6,8 @@ import (
 	"math/big"
 )
 
-// Dict is Python's dict: a mapping that keeps the order in which keys were first set. Its zero value
-// is empty and ready to use.
+// Dict is Python's dict: a mapping that keeps the order in which keys were first set. Its zero
+// value is empty and ready to use.
 type Dict struct {
 	entries []entry
 	index   map[any]int // nil while there are few entries

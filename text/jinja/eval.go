@@ -99,7 +99,8 @@ func (e *conditionalExpr) eval(r *renderer, f *frame) value {
 	case e.orElse != nil:
 		return e.orElse.eval(r, f)
 	}
-	return &undefined{hint: "the inline if-expression evaluated to false and no else section was defined."}
+	return &undefined{hint: "the inline if-expression evaluated to false " +
+		"and no else section was defined."}
 }
 
 type orExpr struct{ a, b expr }

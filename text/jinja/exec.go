@@ -144,7 +144,9 @@ func (s *printStmt) exec(r *renderer, f *frame, out *output) signal {
 
 type groupStmt struct{ body []stmt }
 
-func (s *groupStmt) exec(r *renderer, f *frame, out *output) signal { return r.exec(s.body, f, out) }
+func (s *groupStmt) exec(r *renderer, f *frame, out *output) signal {
+	return r.exec(s.body, f, out)
+}
 
 type ifStmt struct {
 	tests  []expr
@@ -596,7 +598,8 @@ type namespace struct{ attrs *Dict }
 
 func (n *namespace) set(name string, v value) {
 	if strings.HasPrefix(name, "_") {
-		fail("Chat templates cannot store underscore-prefixed attributes on a namespace, but got '%s'. "+
+		fail("Chat templates cannot store underscore-prefixed attributes on a namespace, "+
+			"but got '%s'. "+
 			"Please rename the attribute.", name)
 	}
 	n.attrs.set(name, v)

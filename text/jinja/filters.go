@@ -19,18 +19,21 @@ type filter = func(r *renderer, v value, a args) value
 var filters map[string]filter
 
 // unsupportedFilters exist in Jinja but not here.
-var unsupportedFilters = []string{"filesizeformat", "pprint", "random", "urlize", "wordwrap", "xmlattr"}
+var unsupportedFilters = []string{"filesizeformat", "pprint", "random", "urlize", "wordwrap",
+	"xmlattr"}
 
 func init() {
 	filters = map[string]filter{
-		"abs": filterAbs, "attr": filterAttr, "batch": filterBatch, "capitalize": onText(capitalize),
-		"center": filterCenter, "count": filterLength, "d": filterDefault, "default": filterDefault,
+		"abs": filterAbs, "attr": filterAttr, "batch": filterBatch,
+		"capitalize": onText(capitalize), "center": filterCenter, "count": filterLength,
+		"d": filterDefault, "default": filterDefault,
 		"dictsort": filterDictsort, "e": filterEscape, "escape": filterEscape, "first": filterFirst,
 		"float": filterFloat, "forceescape": filterForceEscape, "format": filterFormat,
 		"groupby": filterGroupby, "indent": filterIndent, "int": filterInt, "items": filterItems,
 		"join": filterJoin, "last": filterLast, "length": filterLength, "list": filterList,
 		"lower": onText(lower), "map": filterMap, "max": filterMax, "min": filterMin,
-		"reject": selector(false, false), "rejectattr": selector(false, true), "replace": filterReplace,
+		"reject": selector(false, false), "rejectattr": selector(false, true),
+		"replace": filterReplace,
 		"reverse": filterReverse, "round": filterRound, "safe": filterSafe,
 		"select": selector(true, false), "selectattr": selector(true, true), "slice": filterSlice,
 		"sort": filterSort, "string": filterString, "striptags": filterStriptags, "sum": filterSum,
@@ -203,7 +206,9 @@ func (r *renderer) sort(items []value, key func(value) value, reverse value) {
 }
 
 func escapeHTML(s string) string {
-	return strings.NewReplacer("&", "&amp;", ">", "&gt;", "<", "&lt;", "'", "&#39;", "\"", "&#34;").Replace(s)
+	return strings.NewReplacer(
+		"&", "&amp;", ">", "&gt;", "<", "&lt;", "'", "&#39;", "\"", "&#34;",
+	).Replace(s)
 }
 
 func escapeValue(r *renderer, v value) value {
@@ -512,7 +517,9 @@ func filterIndent(r *renderer, v value, a args) value {
 		if i > 0 {
 			out.WriteByte('\n')
 		}
-		if i == 0 && b[1] != nil && truth(b[1]) || i > 0 && (text != "" || b[2] != nil && truth(b[2])) {
+		first := b[1] != nil && truth(b[1])
+		blank := b[2] != nil && truth(b[2])
+		if i == 0 && first || i > 0 && (text != "" || blank) {
 			out.WriteString(indent)
 		}
 		out.WriteString(text)

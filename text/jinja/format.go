@@ -231,7 +231,8 @@ type spec struct {
 func parseSpec(r *renderer, text string) (s spec) {
 	s = spec{fill: " ", precision: -1}
 	rest := text
-	if first, size := utf8.DecodeRuneInString(rest); size > 0 && len(rest) > size && strings.IndexByte("<>=^", rest[size]) >= 0 {
+	if first, size := utf8.DecodeRuneInString(rest); size > 0 && len(rest) > size &&
+		strings.IndexByte("<>=^", rest[size]) >= 0 {
 		s.fill, s.align = string(first), rest[size]
 		rest = rest[size+1:]
 	} else if rest != "" && strings.IndexByte("<>=^", rest[0]) >= 0 {
@@ -296,7 +297,8 @@ func (s spec) padded(r *renderer, text string) string {
 		if text != "" && strings.IndexByte("+- ", text[0]) >= 0 {
 			prefix = 1
 		}
-		if s.alternate && len(text) > prefix+1 && text[prefix] == '0' && strings.IndexByte("xXob", text[prefix+1]) >= 0 {
+		if s.alternate && len(text) > prefix+1 && text[prefix] == '0' &&
+			strings.IndexByte("xXob", text[prefix+1]) >= 0 {
 			prefix += 2
 		}
 		return text[:prefix] + strings.Repeat(s.fill, missing) + text[prefix:]

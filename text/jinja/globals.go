@@ -71,7 +71,8 @@ func dictOf(r *renderer, name string, a args) *Dict {
 			for i, item := range r.collect(v) {
 				pair := r.collect(item)
 				if len(pair) != 2 {
-					fail("dictionary update sequence element #%d has length %d; 2 is required", i, len(pair))
+					fail("dictionary update sequence element #%d has length %d; 2 is required",
+						i, len(pair))
 				}
 				d.set(hashable(pair[0]), pair[1])
 			}

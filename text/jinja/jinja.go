@@ -9,8 +9,8 @@
 //	if err != nil { … }
 //	text, err := t.Render(ctx, map[string]any{"messages": messages})
 //
-// A template comes with a foreign model, so its cost is bounded: see [Limits]. Template inheritance,
-// imports and autoescaping are refused by [Compile].
+// A template comes with a foreign model, so its cost is bounded: see [Limits]. Template
+// inheritance, imports and autoescaping are refused by [Compile].
 package jinja
 
 import (
@@ -142,7 +142,9 @@ func (t *Template) RenderJSONSpans(ctx context.Context, object []byte) (string, 
 	return t.render(ctx, context)
 }
 
-func (t *Template) render(ctx context.Context, vars map[string]value) (text string, spans []Span, err error) {
+func (t *Template) render(ctx context.Context, vars map[string]value) (
+	text string, spans []Span, err error,
+) {
 	r := &renderer{ctx: ctx, limits: t.Limits, context: vars, now: t.Now}
 	defer catch(&err)
 	defer r.located()

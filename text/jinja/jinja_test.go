@@ -13,7 +13,8 @@ import (
 )
 
 func TestTemplate_SeesTheEnvironmentOfTransformers(t *testing.T) {
-	const source = "{% if tools is defined and tools %}tools{% endif %}\n    {% if true %}\nx{% endif %}\n" +
+	const source = "{% if tools is defined and tools %}tools{% endif %}\n" +
+		"    {% if true %}\nx{% endif %}\n" +
 		"{{ eos_token|length }}{{ messages[0].content.strip() }}{{ strftime_now('%Y') }}"
 	template, err := jinja.Compile(source)
 	if err != nil {
@@ -33,7 +34,8 @@ func TestTemplate_RaiseExceptionIsAnError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := template.Render(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "no such role") {
+	if _, err := template.Render(t.Context(), nil); err == nil ||
+		!strings.Contains(err.Error(), "no such role") {
 		t.Errorf("raise_exception gives %v", err)
 	}
 }
@@ -61,7 +63,8 @@ func ExampleTemplate_Render() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	text, err := template.Render(context.Background(), map[string]any{"names": []any{"Ada", "Alan"}})
+	text, err := template.Render(context.Background(),
+		map[string]any{"names": []any{"Ada", "Alan"}})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -148,7 +148,9 @@ func fromGoAt(v any, depth int) (value, error) {
 			break
 		}
 		keys := rv.MapKeys()
-		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
+		slices.SortFunc(keys, func(a, b reflect.Value) int {
+			return strings.Compare(a.String(), b.String())
+		})
 		d := NewDict()
 		for _, key := range keys {
 			converted, err := fromGoAt(rv.MapIndex(key).Interface(), depth+1)

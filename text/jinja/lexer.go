@@ -417,7 +417,8 @@ func (l *lexer) quoted(quote byte) {
 	l.fail("unexpected char %s at %d", repr(string(quote)), utf8.RuneCountInString(l.source[:l.at]))
 }
 
-var simpleEscapes = map[byte]string{'\n': "", '\\': "\\", '\'': "'", '"': "\"", 'a': "\a", 'b': "\b",
+var simpleEscapes = map[byte]string{'\n': "", '\\': "\\", '\'': "'", '"': "\"", 'a': "\a",
+	'b': "\b",
 	'f': "\f", 'n': "\n", 'r': "\r", 't': "\t", 'v': "\v"}
 
 // unescape decodes Python's escapes of a string literal.

@@ -17,38 +17,51 @@ func TestTemplate_CostIsBounded(t *testing.T) {
 		return strings.Repeat(open, n) + middle + strings.Repeat(close, n)
 	}
 	for name, c := range map[string]struct{ source, limit string }{
-		"nested loops":        {"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "steps"},
-		"empty loop bodies":   {nested("{% for a in range(90000) %}", "", "{% endfor %}", 3), "steps"},
-		"a long range":        {"{{ range(100001)|length }}", "range"},
-		"doubling a string":   {"{% set ns = namespace(s='ab') %}{% for i in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}", "bytes"},
-		"repeating a string":  {"{{ 'ab' * 99999999 }}", "bytes"},
-		"repeating a list":    {"{{ ([1, 2] * 99999999)|length }}", "bytes"},
-		"a large power":       {"{{ 9 ** 999999 }}", "bytes"},
-		"a tower of powers":   {"{{ 9 ** 9 ** 9 ** 9 ** 9 ** 9 }}", "bytes"},
-		"a wide format":       {"{{ '%999999999d' % 1 }}", "bytes"},
-		"a wide field":        {"{{ '{:>999999999}'.format(1) }}", "bytes"},
-		"a wide center":       {"{{ 'x'.center(999999999) }}", "bytes"},
-		"a growing replace":   {"{% set s = 'a' * 100000 %}{{ s.replace('a', s)|length }}", "bytes"},
-		"a wide indent":       {"{{ 'x'|indent(999999999) }}", "bytes"},
-		"an indented dump":    {"{{ [1]|tojson(indent=999999999) }}", "bytes"},
-		"long output":         {"{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "bytes"},
-		"endless recursion":   {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "macro depth"},
-		"a recursive loop":    {"{% for x in [1] recursive %}{{ loop([x]) }}{% endfor %}", "macro depth"},
-		"nested parentheses":  {"{{ " + nested("(", "1", ")", 5000) + " }}", "nesting"},
-		"nested lists":        {"{{ " + nested("[", "", "]", 5000) + " }}", "nesting"},
-		"nested nots":         {"{{ " + strings.Repeat("not ", 5000) + "1 }}", "nesting"},
-		"nested signs":        {"{{ " + strings.Repeat("-", 5000) + "1 }}", "nesting"},
-		"nested ifs":          {nested("{% if 1 %}", "", "{% endif %}", 5000), "nesting"},
-		"a long list":         {"{{ range(99999)|list|length }}{{ 'x' * 20000000 }}", "bytes"},
-		"a list in itself":    {"{% set ns = namespace(l=[]) %}{% for i in range(5000) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l }}", "nesting"},
-		"comparing deep ones": {"{% set ns = namespace(a=[], b=[]) %}{% for i in range(5000) %}{% set ns.a = [ns.a] %}{% set ns.b = [ns.b] %}{% endfor %}{{ ns.a == ns.b }}", "nesting"},
-		"sorting much":        {"{% for i in range(99) %}{{ range(99999)|sort|first }}{% endfor %}", "steps"},
-		"listing much":        {"{% for i in range(99999) %}{{ range(99999)|list|first }}{% endfor %}", "steps"},
-		"searching much":      {"{% set s = 'a' * 9999999 %}{% for i in range(99999) %}{{ s.find('b') }}{% endfor %}", "steps"},
-		"slicing much":        {"{% set l = range(99999)|list %}{% for i in range(99999) %}{% set x = l[1:] %}{% endfor %}", "steps"},
-		"splitting much":      {"{% set s = 'a ' * 99999 %}{% for i in range(99999) %}{% set x = s.split() %}{% endfor %}", "steps"},
-		"a wide batch":        {"{{ [1]|batch(99999999, 0)|list|length }}", "bytes"},
-		"many slices":         {"{{ [1]|slice(99999999)|list|length }}", "bytes"},
+		"nested loops": {"{% for a in range(99999) %}{% for b in range(99999) %}{% " +
+			"endfor %}{% endfor %}", "steps"},
+		"empty loop bodies": {nested("{% for a in range(90000) %}", "", "{% endfor %}", 3),
+			"steps"},
+		"a long range": {"{{ range(100001)|length }}", "range"},
+		"doubling a string": {"{% set ns = namespace(s='ab') %}{% for i in range(40) %}{% set " +
+			"ns.s = ns.s ~ ns.s %}{% endfor %}", "bytes"},
+		"repeating a string": {"{{ 'ab' * 99999999 }}", "bytes"},
+		"repeating a list":   {"{{ ([1, 2] * 99999999)|length }}", "bytes"},
+		"a large power":      {"{{ 9 ** 999999 }}", "bytes"},
+		"a tower of powers":  {"{{ 9 ** 9 ** 9 ** 9 ** 9 ** 9 }}", "bytes"},
+		"a wide format":      {"{{ '%999999999d' % 1 }}", "bytes"},
+		"a wide field":       {"{{ '{:>999999999}'.format(1) }}", "bytes"},
+		"a wide center":      {"{{ 'x'.center(999999999) }}", "bytes"},
+		"a growing replace": {"{% set s = 'a' * 100000 %}{{ s.replace('a', s)|length }}",
+			"bytes"},
+		"a wide indent":     {"{{ 'x'|indent(999999999) }}", "bytes"},
+		"an indented dump":  {"{{ [1]|tojson(indent=999999999) }}", "bytes"},
+		"long output":       {"{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "bytes"},
+		"endless recursion": {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "macro depth"},
+		"a recursive loop": {"{% for x in [1] recursive %}{{ loop([x]) }}{% endfor %}",
+			"macro depth"},
+		"nested parentheses": {"{{ " + nested("(", "1", ")", 5000) + " }}", "nesting"},
+		"nested lists":       {"{{ " + nested("[", "", "]", 5000) + " }}", "nesting"},
+		"nested nots":        {"{{ " + strings.Repeat("not ", 5000) + "1 }}", "nesting"},
+		"nested signs":       {"{{ " + strings.Repeat("-", 5000) + "1 }}", "nesting"},
+		"nested ifs":         {nested("{% if 1 %}", "", "{% endif %}", 5000), "nesting"},
+		"a long list":        {"{{ range(99999)|list|length }}{{ 'x' * 20000000 }}", "bytes"},
+		"a list in itself": {"{% set ns = namespace(l=[]) %}{% for i in range(5000) %}{% set " +
+			"ns.l = [ns.l] %}{% endfor %}{{ ns.l }}", "nesting"},
+		"comparing deep ones": {"{% set ns = namespace(a=[], b=[]) %}{% for i in range(5000) " +
+			"%}{% set ns.a = [ns.a] %}{% set ns.b = [ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
+			"nesting"},
+		"sorting much": {"{% for i in range(99) %}{{ range(99999)|sort|first }}{% endfor %}",
+			"steps"},
+		"listing much": {
+			"{% for i in range(99999) %}{{ range(99999)|list|first }}{% endfor %}", "steps"},
+		"searching much": {"{% set s = 'a' * 9999999 %}{% for i in range(99999) %}{{ " +
+			"s.find('b') }}{% endfor %}", "steps"},
+		"slicing much": {"{% set l = range(99999)|list %}{% for i in range(99999) %}{% " +
+			"set x = l[1:] %}{% endfor %}", "steps"},
+		"splitting much": {"{% set s = 'a ' * 99999 %}{% for i in range(99999) %}{% set x " +
+			"= s.split() %}{% endfor %}", "steps"},
+		"a wide batch": {"{{ [1]|batch(99999999, 0)|list|length }}", "bytes"},
+		"many slices":  {"{{ [1]|slice(99999999)|list|length }}", "bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			began := time.Now()
@@ -68,7 +81,8 @@ func TestTemplate_CostIsBounded(t *testing.T) {
 }
 
 func TestTemplate_ContextCancelsARendering(t *testing.T) {
-	template, err := jinja.Compile("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+	template, err := jinja.Compile("{% for a in range(99999) %}{% for b in range(99999) %}{% " +
+		"endfor %}{% endfor %}")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,13 +96,18 @@ func TestTemplate_ContextCancelsARendering(t *testing.T) {
 
 func TestTemplate_GenerationSpansAreByteOffsets(t *testing.T) {
 	template, err := jinja.Compile("{% for m in messages %}{{ m.role }}: " +
-		"{% if m.role == 'a' %}{% generation %}{{ m.content }}</s>{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}")
+		"{% if m.role == 'a' %}{% generation %}{{ m.content }}</s>{% endgeneration %}{% else " +
+		"%}{{ m.content }}{% endif %}\n{% endfor %}")
 	if err != nil {
 		t.Fatal(err)
 	}
-	message := func(role, content string) any { return map[string]any{"role": role, "content": content} }
+	message := func(role, content string) any {
+		return map[string]any{"role": role,
+			"content": content}
+	}
 	text, spans, err := template.RenderSpans(t.Context(), map[string]any{
-		"messages": []any{message("u", "é?"), message("a", "ön"), message("u", "x"), message("a", "")},
+		"messages": []any{message("u", "é?"), message("a", "ön"), message("u", "x"),
+			message("a", "")},
 	})
 	if err != nil || !template.HasGeneration() {
 		t.Fatal(err)
@@ -113,17 +132,22 @@ func TestError_NamesTheLine(t *testing.T) {
 	}
 	_, err = template.Render(t.Context(), map[string]any{"role": "x"})
 	var failure *jinja.Error
-	if !errors.As(err, &failure) || !failure.Raised || failure.Line != 3 || failure.Message != "no role x" {
+	if !errors.As(err, &failure) || !failure.Raised || failure.Line != 3 ||
+		failure.Message != "no role x" {
 		t.Errorf("render: %+v", err)
 	}
 }
 
 func FuzzTemplate(f *testing.F) {
 	for _, seed := range []string{
-		"{% for m in messages %}{{ m.role }}{% endfor %}", "{{ 'a' ~ 1|string }}", "{% macro f(a, b=1) %}{{ a }}{% endmacro %}{{ f(2) }}",
-		"{% set ns = namespace(x=1) %}{{ ns.x }}", "{{ messages[1:]|map(attribute='role')|list|tojson(indent=1) }}",
-		"{{ '%5.2f' % 1.5 }}{{ '{:>4}'.format(1) }}", "{%- if a is not none and b in [1] -%}x{%- else -%}y{%- endif -%}",
-		"{% filter upper %}a{% endfilter %}{% call f() %}{% endcall %}", "{% raw %}{{ }}{% endraw %}{# c #}",
+		"{% for m in messages %}{{ m.role }}{% endfor %}", "{{ 'a' ~ 1|string }}",
+		"{% macro f(a, b=1) %}{{ a }}{% endmacro %}{{ f(2) }}",
+		"{% set ns = namespace(x=1) %}{{ ns.x }}",
+		"{{ messages[1:]|map(attribute='role')|list|tojson(indent=1) }}",
+		"{{ '%5.2f' % 1.5 }}{{ '{:>4}'.format(1) }}",
+		"{%- if a is not none and b in [1] -%}x{%- else -%}y{%- endif -%}",
+		"{% filter upper %}a{% endfilter %}{% call f() %}{% endcall %}",
+		"{% raw %}{{ }}{% endraw %}{# c #}",
 	} {
 		f.Add(seed)
 	}
@@ -132,7 +156,8 @@ func FuzzTemplate(f *testing.F) {
 		if err == nil {
 			template.Limits.Steps, template.Limits.Bytes = 20000, 1<<16
 			_, err = template.Render(context.Background(), map[string]any{
-				"messages": []any{map[string]any{"role": "user", "content": "é <b>"}}, "a": 1, "b": []any{1, 2.5, nil},
+				"messages": []any{map[string]any{"role": "user", "content": "é <b>"}}, "a": 1,
+				"b": []any{1, 2.5, nil},
 			})
 		}
 		if err != nil && strings.Contains(err.Error(), "internal error") {
@@ -155,9 +180,12 @@ func BenchmarkTemplate_TenMessages(b *testing.B) {
 {{- system_message }}{{- "<|turn|>" }}
 {%- for message in messages %}
     {%- if not (message.role == 'tool' or message.role == 'ipython' or 'tool_calls' in message) %}
-        {{- '<|header|>' + message['role'] + '<|end|>\n\n'+ message['content'] | trim + '<|turn|>' }}
+        {{- '<|header|>' + message['role'] + '<|end|>\n\n' +
+            message['content'] | trim + '<|turn|>' }}
     {%- elif 'tool_calls' in message %}
-        {%- if not message.tool_calls|length == 1 %}{{- raise_exception("one call at a time") }}{%- endif %}
+        {%- if not message.tool_calls|length == 1 %}
+                {{- raise_exception("one call at a time") }}
+            {%- endif %}
     {%- elif message.role == "tool" %}
         {{- "<|header|>tool<|end|>\n\n" }}{{- message.content|tojson }}{{- "<|turn|>" }}
     {%- endif %}
@@ -173,7 +201,8 @@ func BenchmarkTemplate_TenMessages(b *testing.B) {
 		m.Set("content", "A sentence of a conversation, as long as people usually write.")
 		messages = append(messages, m)
 	}
-	values := map[string]any{"messages": messages, "add_generation_prompt": true, "bos_token": "<s>", "tools": nil}
+	values := map[string]any{"messages": messages, "add_generation_prompt": true,
+		"bos_token": "<s>", "tools": nil}
 	for b.Loop() {
 		if _, err := template.Render(context.Background(), values); err != nil {
 			b.Fatal(err)

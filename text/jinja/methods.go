@@ -7,12 +7,13 @@ import (
 	"unicode/utf8"
 )
 
-// method returns an attribute of a Python value, bound to it; nil if the type has none of that name.
-// The sandbox hides names that begin with an underscore and methods that modify their object.
+// method returns an attribute of a Python value, bound to it; nil if the type has none of that
+// name. The sandbox hides names that begin with an underscore and methods that modify their object.
 func method(object value, name string) value {
 	if strings.HasPrefix(name, "_") {
 		switch object.(type) {
-		case string, markup, *list, tuple, *Dict, int, float64, bool, none, *rangeObject, *big.Int, *view:
+		case string, markup, *list, tuple, *Dict, int, float64, bool, none, *rangeObject, *big.Int,
+			*view:
 			if knownDunder(name) {
 				return unsafe(object, name)
 			}
@@ -282,7 +283,9 @@ func textMethod(s string, self value, name string) value {
 			return wrap(strip(s, name, a))
 		})
 	case "split", "rsplit":
-		return bound(name, func(r *renderer, a args) value { return splitMethod(r, s, name, a, wrap) })
+		return bound(name, func(r *renderer, a args) value {
+			return splitMethod(r, s, name, a, wrap)
+		})
 	case "splitlines":
 		return bound(name, func(r *renderer, a args) value {
 			b := a.bind(name, "keepends=")
@@ -324,7 +327,8 @@ func textMethod(s string, self value, name string) value {
 	case "replace":
 		return bound(name, func(r *renderer, a args) value {
 			a.count(name, 2, 3)
-			return wrap(r.replace(s, stringArg(a, name, 0), stringArg(a, name, 1), intArg(a, 2, -1)))
+			return wrap(r.replace(s, stringArg(a, name, 0), stringArg(a, name, 1),
+				intArg(a, 2, -1)))
 		})
 	case "join":
 		return bound(name, func(r *renderer, a args) value {
@@ -402,7 +406,10 @@ func textMethod(s string, self value, name string) value {
 	case "isascii":
 		return ask(isASCII)
 	case "isprintable":
-		return ask(func(s string) bool { return strings.IndexFunc(s, func(c rune) bool { return !printable(c) }) < 0 })
+		return ask(func(s string) bool {
+			return strings.IndexFunc(s,
+				func(c rune) bool { return !printable(c) }) < 0
+		})
 	case "isidentifier":
 		return ask(isIdentifier)
 	case "isupper":
@@ -428,8 +435,8 @@ func all(f func(rune) bool) func(string) bool {
 
 // isDigitNo reports superscripts and the like, which isdigit accepts and isdecimal does not.
 func isDigitNo(c rune) bool {
-	return c == '²' || c == '³' || c == '¹' || c == '⁰' || c >= '⁴' && c <= '⁹' || c >= '₀' && c <= '₉' ||
-		c >= '①' && c <= '⑨' || c >= '❶' && c <= '❾'
+	return c == '²' || c == '³' || c == '¹' || c == '⁰' || c >= '⁴' && c <= '⁹' ||
+		c >= '₀' && c <= '₉' || c >= '①' && c <= '⑨' || c >= '❶' && c <= '❾'
 }
 
 func isIdentifier(s string) bool {
@@ -473,8 +480,8 @@ func isTitle(s string) bool {
 
 // specialUpper are the characters whose upper case has several.
 var specialUpper = map[rune]string{'ß': "SS", 'ŉ': "ʼN", 'ǰ': "J̌", 'ΐ': "Ϊ́", 'ΰ': "Ϋ́", 'և': "ԵՒ",
-	'ẖ': "H̱", 'ẗ': "T̈", 'ẘ': "W̊", 'ẙ': "Y̊", 'ẚ': "Aʾ", 'ﬀ': "FF", 'ﬁ': "FI", 'ﬂ': "FL", 'ﬃ': "FFI",
-	'ﬄ': "FFL", 'ﬅ': "ST", 'ﬆ': "ST"}
+	'ẖ': "H̱", 'ẗ': "T̈", 'ẘ': "W̊", 'ẙ': "Y̊", 'ẚ': "Aʾ", 'ﬀ': "FF", 'ﬁ': "FI", 'ﬂ': "FL",
+	'ﬃ': "FFI", 'ﬄ': "FFL", 'ﬅ': "ST", 'ﬆ': "ST"}
 
 func upper(s string) string {
 	var b strings.Builder
@@ -494,10 +501,14 @@ func lower(s string) string {
 		return lowerSimple(s)
 	}
 	runes := []rune(s)
-	cased := func(c rune) bool { return unicode.IsUpper(c) || unicode.IsLower(c) || unicode.IsTitle(c) }
+	cased := func(c rune) bool {
+		return unicode.IsUpper(c) || unicode.IsLower(c) ||
+			unicode.IsTitle(c)
+	}
 	ignorable := func(c rune) bool {
-		return unicode.Is(unicode.Mn, c) || unicode.Is(unicode.Me, c) || unicode.Is(unicode.Cf, c) ||
-			unicode.Is(unicode.Lm, c) || unicode.Is(unicode.Sk, c) || strings.ContainsRune("'.:·‘’", c)
+		return unicode.Is(unicode.Mn, c) || unicode.Is(unicode.Me, c) ||
+			unicode.Is(unicode.Cf, c) || unicode.Is(unicode.Lm, c) || unicode.Is(unicode.Sk, c) ||
+			strings.ContainsRune("'.:·‘’", c)
 	}
 	var b strings.Builder
 	for i, c := range runes {
@@ -514,7 +525,8 @@ func lower(s string) string {
 			for after < len(runes) && ignorable(runes[after]) {
 				after++
 			}
-			if before >= 0 && cased(runes[before]) && (after == len(runes) || !cased(runes[after])) {
+			if before >= 0 && cased(runes[before]) &&
+				(after == len(runes) || !cased(runes[after])) {
 				b.WriteRune('ς')
 			} else {
 				b.WriteRune('σ')

@@ -150,7 +150,8 @@ func arithmeticNumbers(op byte, a, b value) value {
 		if y.Sign() < 0 {
 			return arithmeticFloats(op, a, b)
 		}
-		if x.BitLen() > 1 && (!y.IsInt64() || y.Int64()*int64(x.BitLen()) > maxBits || y.BitLen() > 32) {
+		if x.BitLen() > 1 && (!y.IsInt64() || y.Int64()*int64(x.BitLen()) > maxBits ||
+			y.BitLen() > 32) {
 			failLimit("bytes", maxBits/8)
 		}
 		if x.BitLen() <= 1 && y.BitLen() > 1 { // of 0, 1 and -1 only the parity counts
@@ -301,7 +302,8 @@ func (r *renderer) concatenate(a, b value) value {
 			fail("can only concatenate list (not \"%s\") to list", typeName(b))
 		}
 		r.elements(len(x.items) + len(y.items))
-		return &list{append(append(make([]value, 0, len(x.items)+len(y.items)), x.items...), y.items...)}
+		return &list{append(append(make([]value, 0, len(x.items)+len(y.items)), x.items...),
+			y.items...)}
 	case tuple:
 		y, ok := b.(tuple)
 		if !ok {

@@ -133,7 +133,8 @@ func (p *parser) subparse(end []string) (body []stmt) {
 		case tokenEOF:
 			if end != nil {
 				p.fail("Unexpected end of template. Jinja was looking for the following tags: %s. "+
-					"The innermost block that needs to be closed is '%s'.", quoteAll(end), p.innermost())
+					"The innermost block that needs to be closed is '%s'.",
+					quoteAll(end), p.innermost())
 			}
 			return body
 		case tokenData:
@@ -443,7 +444,8 @@ func (p *parser) oneTarget(namespaces bool) target {
 	defer p.enter()()
 	t := p.cur()
 	switch {
-	case namespaces && t.kind == tokenName && p.look().kind == tokenOperator && p.look().text == ".":
+	case namespaces && t.kind == tokenName && p.look().kind == tokenOperator &&
+		p.look().text == ".":
 		p.next()
 		p.next()
 		return &attrTarget{p.name(t), p.expectName()}
@@ -568,7 +570,8 @@ func (p *parser) compare() expr {
 	for {
 		t := p.cur()
 		switch {
-		case t.kind == tokenOperator && slices.Contains([]string{"==", "!=", "<", "<=", ">", ">="}, t.text):
+		case t.kind == tokenOperator && slices.Contains([]string{"==", "!=", "<", "<=", ">", ">="},
+			t.text):
 			p.next()
 			add(t.text)
 		case p.skipName("in"):
@@ -916,7 +919,8 @@ func (p *parser) test(e expr) expr {
 	case p.isOp("("):
 		t.args = p.arguments()
 	case c.kind == tokenName && c.text != "else" && c.text != "or" && c.text != "and",
-		c.kind == tokenString, c.kind == tokenInteger, c.kind == tokenFloat, p.isOp("["), p.isOp("{"):
+		c.kind == tokenString, c.kind == tokenInteger, c.kind == tokenFloat, p.isOp("["),
+		p.isOp("{"):
 		if p.isName("is") {
 			p.fail("You cannot chain multiple tests with is")
 		}

@@ -63,7 +63,8 @@ func init() {
 		}),
 		"iterable": plain(func(v value) bool {
 			switch v.(type) {
-			case string, markup, *list, tuple, *Dict, *rangeObject, *view, *generator, *undefined, *group, *loop:
+			case string, markup, *list, tuple, *Dict, *rangeObject, *view, *generator, *undefined,
+				*group, *loop:
 				return true
 			}
 			return false

@@ -633,7 +633,8 @@ func (r *renderer) contains(v, item value) bool {
 	case *rangeObject:
 		n, ok := number(item)
 		if i, whole := n.(int); ok && whole {
-			return v.len() > 0 && (i-v.start)%v.step == 0 && (i-v.start)/v.step >= 0 && (i-v.start)/v.step < v.len()
+			return v.len() > 0 && (i-v.start)%v.step == 0 && (i-v.start)/v.step >= 0 &&
+				(i-v.start)/v.step < v.len()
 		}
 	case *list, tuple, *view, *generator, *undefined:
 	case *opaque, *function, *closure, *namespace, none, bool, int, *big.Int, float64:
@@ -671,12 +672,13 @@ func (a args) count(name string, min, max int) {
 	}
 }
 
-// bind matches a call's arguments with parameters. A parameter that ends in "=" may be left out, and
-// is nil then.
+// bind matches a call's arguments with parameters. A parameter that ends in "=" may be left out,
+// and is nil then.
 func (a args) bind(name string, params ...string) []value {
 	bound := make([]value, len(params))
 	if len(a.positional) > len(params) {
-		fail("%s() takes %d positional arguments but %d were given", name, len(params), len(a.positional))
+		fail("%s() takes %d positional arguments but %d were given",
+			name, len(params), len(a.positional))
 	}
 	copy(bound, a.positional)
 	for i, n := range a.names {
