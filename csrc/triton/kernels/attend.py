@@ -208,6 +208,7 @@ def decode_attention_mha(qkv, cos, sin, k, v, lengths, starts, part, top, mass, 
     rescale = tl.exp(row_max - peak)
     nothing = tl.zeros((1,), tl.float32)
     acc = tl.sum(acc * rescale[:, None], axis=0)[None, :]
+    row_max = nothing + peak
     total = nothing + tl.sum(total * rescale, axis=0)
-    merge_splits(acc, nothing + peak, total, part, top, mass, arrived, y + row * P, row, split,
-                 splits, 1, P, 1, BP)
+    merge_splits(acc, row_max, total, part, top, mass, arrived, y + row * P, row, split, splits, 1,
+                 P, 1, BP)

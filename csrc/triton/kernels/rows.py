@@ -114,13 +114,13 @@ def conv_step(state, x, weight, bias, y, D, stride_b, SILU: tl.constexpr, W: tl.
     wait(PDL)  # comes first: the kernel before may have made the bias
     acc = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
     newest = tl.load(x + b * stride_b + c, mask=inside, other=0.0)
-    w = tl.load(weight + c * W + W - 1, mask=inside, other=0.0).to(tl.float32)
-    acc += newest.to(tl.float32) * w
+    wide = newest.to(tl.float32)
+    acc += wide * tl.load(weight + c * W + W - 1, mask=inside, other=0.0).to(tl.float32)
     at = state + b * (W - 1) * D + c
     for k in tl.static_range(W - 1):
         held = tl.load(at + k * D, mask=inside, other=0.0)
-        w = tl.load(weight + c * W + k, mask=inside, other=0.0).to(tl.float32)
-        acc += held.to(tl.float32) * w
+        wide = held.to(tl.float32)
+        acc += wide * tl.load(weight + c * W + k, mask=inside, other=0.0).to(tl.float32)
         if k > 0:
             tl.store(at + (k - 1) * D, held, mask=inside)
     tl.store(at + (W - 2) * D, newest, mask=inside)
@@ -198,8 +198,10 @@ def gated_norm(x, z, weight, y, D, group, eps, HAS_Z: tl.constexpr, BLOCK: tl.co
         zt = tl.load(z + at, mask=inside, other=0.0).to(tl.float32)
         v = v * zt / (1.0 + tl.exp(-zt))
     r = tl.rsqrt(tl.sum(v * v, axis=0) / group + eps)
-    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + at, (v * r * w).to(y.dtype.element_ty), mask=inside)
+    to = y + at
+    out = v * r
+    out *= tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    tl.store(to, out.to(y.dtype.element_ty), mask=inside)
 
 
 @arguments("x z weight dy dx dz: *data; part: *fp32; rows: i32; D group: i32/16; eps: fp32")

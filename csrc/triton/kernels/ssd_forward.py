@@ -50,8 +50,10 @@ def log2_fast(v):
 def softplus_fast(v):
     """softplus with a relative error of 5e-5, for 16-bit inputs."""
     x = tl.exp(tl.minimum(v, 20.0))
+    is_large = v > 20.0
+    is_small = x < 0.01
     small = x - x * x * (0.5 - x * (1.0 / 3))
-    return tl.where(v > 20.0, v, tl.where(x < 0.01, small, log2_fast(1.0 + x) * 0.6931471805599453))
+    return tl.where(is_large, v, tl.where(is_small, small, log2_fast(1.0 + x) * 0.6931471805599453))
 
 
 @triton.jit
