@@ -349,7 +349,7 @@ func TestGPUProfileNamesKernels(t *testing.T) {
 		if !stats.Fused || stats.UnfusedReason != "" {
 			t.Errorf("the fused kernel is not spoken of: %+v", stats)
 		}
-	} else if want := fmt.Sprintf("there is none for a GPU of compute capability %d.", device.Info().Major); !strings.HasPrefix(stats.UnfusedReason, want) || stats.Fused {
+	} else if want := fmt.Sprintf("there is no kernel for a GPU of compute capability %d.", device.Info().Major); !strings.HasPrefix(stats.UnfusedReason, want) || stats.Fused {
 		t.Errorf("nothing is said of the fused kernel that is not there: %+v", stats)
 	}
 	for _, kernel := range kernels {

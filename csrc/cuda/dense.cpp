@@ -1,4 +1,5 @@
-// dense.cpp: the GPU face of a transformer's operations: launches those kernels of ../triton/kernels that are not a scan.
+// dense.cpp: a transformer's operators on a GPU: launches the kernels of dense.py, attend.py and
+// tail_hopper.py in ../triton/kernels.
 #include "../ops/device.h"
 #include "triton.h"
 
@@ -14,25 +15,28 @@ namespace {
 
 using namespace triton;
 
-// What the compiled variants take: whole 16-byte steps. A width beyond 8,192 of a norm is looked at there.
-bool takes(const at::Tensor &t) {
+// Returns whether the compiled kernels accept t: its dtype, and a start at a multiple of 16 bytes.
+bool accepts(const at::Tensor &t) {
   auto type = t.scalar_type();
   return (type == at::kBFloat16 || type == at::kHalf || type == at::kFloat) && t.numel() > 0 &&
          reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 && triton::available();
 }
 
-void rms_norm(const at::Tensor &x, const at::Tensor &weight, double eps, const at::Tensor &y, const at::Tensor &rstd) {
+void rms_norm(const at::Tensor &x, const at::Tensor &weight, double eps, const at::Tensor &y,
+              const at::Tensor &rstd) {
   c10::cuda::CUDAGuard guard(x.device());
   int64_t width = weight.numel();
   Arguments args;
-  args << ptr(x) << ptr(weight) << ptr(y) << ptr(rstd) << width << static_cast<float>(eps) << int64_t(rstd.defined());
+  args << ptr(x) << ptr(weight) << ptr(y) << ptr(rstd) << width << static_cast<float>(eps)
+       << int64_t(rstd.defined());
   launch(keys::rms_norm(dtype_name(x), width), grid(x.numel() / width), args);
 }
 
-at::Tensor rms_norm_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &weight, const at::Tensor &rstd,
-                         bool wants_dweight, const at::Tensor &dx) {
+at::Tensor rms_norm_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &weight,
+                         const at::Tensor &rstd, bool wants_dweight, const at::Tensor &dx) {
   c10::cuda::CUDAGuard guard(x.device());
-  int64_t width = weight.numel(), rows = x.numel() / width, programs = std::min<int64_t>(rows, 4 * sm_count());
+  int64_t width = weight.numel(), rows = x.numel() / width,
+          programs = std::min<int64_t>(rows, 4 * sm_count());
   at::Tensor part;
   if (wants_dweight)
     part = at::empty({programs, width}, x.options().dtype(at::kFloat));
@@ -42,27 +46,29 @@ at::Tensor rms_norm_grad(const at::Tensor &dy, const at::Tensor &x, const at::Te
   return wants_dweight ? part.sum(0).to(weight.scalar_type()) : part;
 }
 
-void rope_qkv(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin, const at::Tensor &columns,
-              const at::Tensor &q, const at::Tensor &k, const at::Tensor &v) {
+void rope_qkv(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin,
+              const at::Tensor &columns, const at::Tensor &q, const at::Tensor &k,
+              const at::Tensor &v) {
   c10::cuda::CUDAGuard guard(qkv.device());
-  int64_t batch = qkv.size(0), length = qkv.size(1), heads = q.size(1), key_heads = k.size(1), width = q.size(3),
-          half = cos.size(2);
+  int64_t batch = qkv.size(0), length = qkv.size(1), heads = q.size(1), key_heads = k.size(1),
+          width = q.size(3), half = cos.size(2);
   Arguments args;
-  args << ptr(qkv) << ptr(cos) << ptr(sin) << ptr(q) << ptr(k) << ptr(v) << ptr(columns) << heads << key_heads << length
-       << width << half << (cos.size(0) > 1 ? length * half : 0) << int64_t(columns.defined())
-       << (columns.defined() && columns.size(0) > 1 ? length : 0) << q.stride(0) << q.stride(1) << q.stride(2)
-       << k.stride(0) << k.stride(1) << k.stride(2);
+  args << ptr(qkv) << ptr(cos) << ptr(sin) << ptr(q) << ptr(k) << ptr(v) << ptr(columns) << heads
+       << key_heads << length << width << half << (cos.size(0) > 1 ? length * half : 0)
+       << int64_t(columns.defined()) << (columns.defined() && columns.size(0) > 1 ? length : 0)
+       << q.stride(0) << q.stride(1) << q.stride(2) << k.stride(0) << k.stride(1) << k.stride(2);
   launch(keys::rope_qkv(dtype_name(qkv), half),
          grid(batch * length, ceil_div(heads + 2 * key_heads, tuning::rope_qkv_HEADS)), args);
 }
 
-void rope_qkv_grad(const at::Tensor &dq, const at::Tensor &dk, const at::Tensor &dv, const at::Tensor &cos,
-                   const at::Tensor &sin, const at::Tensor &dqkv) {
+void rope_qkv_grad(const at::Tensor &dq, const at::Tensor &dk, const at::Tensor &dv,
+                   const at::Tensor &cos, const at::Tensor &sin, const at::Tensor &dqkv) {
   c10::cuda::CUDAGuard guard(dqkv.device());
-  int64_t batch = dqkv.size(0), length = dqkv.size(1), heads = dq.size(1), key_heads = dk.size(1), half = cos.size(2);
+  int64_t batch = dqkv.size(0), length = dqkv.size(1), heads = dq.size(1), key_heads = dk.size(1),
+          half = cos.size(2);
   Arguments args;
-  args << ptr(dq) << ptr(dk) << ptr(dv) << ptr(cos) << ptr(sin) << ptr(dqkv) << heads << key_heads << length
-       << dq.size(3) << half << (cos.size(0) > 1 ? length * half : 0);
+  args << ptr(dq) << ptr(dk) << ptr(dv) << ptr(cos) << ptr(sin) << ptr(dqkv) << heads << key_heads
+       << length << dq.size(3) << half << (cos.size(0) > 1 ? length * half : 0);
   for (const at::Tensor *t : {&dq, &dk, &dv})
     args << t->stride(0) << t->stride(1) << t->stride(2);
   launch(keys::rope_qkv_grad(dtype_name(dqkv), half),
@@ -74,7 +80,8 @@ void swiglu(const at::Tensor &x, const at::Tensor &y) {
   int64_t width = y.size(-1);
   Arguments args;
   args << ptr(x) << ptr(y) << width;
-  launch(keys::swiglu(dtype_name(x)), grid(y.numel() / width, ceil_div(width, tuning::swiglu_BLOCK)), args);
+  launch(keys::swiglu(dtype_name(x)),
+         grid(y.numel() / width, ceil_div(width, tuning::swiglu_BLOCK)), args);
 }
 
 void swiglu_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &dx) {
@@ -82,8 +89,8 @@ void swiglu_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &dx
   int64_t width = dy.size(-1);
   Arguments args;
   args << ptr(dy) << ptr(x) << ptr(dx) << width;
-  launch(keys::swiglu_grad(dtype_name(x)), grid(dy.numel() / width, ceil_div(width, tuning::swiglu_grad_BLOCK)),
-         args);
+  launch(keys::swiglu_grad(dtype_name(x)),
+         grid(dy.numel() / width, ceil_div(width, tuning::swiglu_grad_BLOCK)), args);
 }
 
 void cross_entropy(const ops::CrossEntropyRows &rows) {
@@ -91,12 +98,15 @@ void cross_entropy(const ops::CrossEntropyRows &rows) {
   c10::cuda::CUDAGuard guard(logits.device());
   int64_t vocabulary = logits.size(1);
   Arguments args;
-  args << ptr(logits) << ptr(rows.targets) << ptr(rows.nll) << vocabulary << static_cast<float>(rows.scale);
-  launch(keys::cross_entropy(dtype_name(logits), rows.gradient, vocabulary), grid(logits.size(0)), args);
+  args << ptr(logits) << ptr(rows.targets) << ptr(rows.nll) << vocabulary
+       << static_cast<float>(rows.scale);
+  launch(keys::cross_entropy(dtype_name(logits), rows.gradient, vocabulary), grid(logits.size(0)),
+         args);
 }
 
-// The number of rows of x [...,D], and an uninitialized [...,width].
+// The number of rows of x [...,D].
 int64_t rows_of(const at::Tensor &x) { return x.numel() / x.size(-1); }
+// An uninitialized tensor [...,width] for x [...,D].
 at::Tensor empty_rows(const at::Tensor &x, int64_t width) {
   auto shape = x.sizes().vec();
   shape.back() = width;
@@ -109,16 +119,18 @@ at::Tensor normalized(const at::Tensor &x, const at::Tensor &weight, double eps)
   return y;
 }
 
-// A product with up to 16 rows through the matrix units, the inner dimension in shares so that every processor has
-// work: float32 [shares, M, N].
-at::Tensor shares_of(const at::Tensor &x, const at::Tensor &weight) {
-  int64_t m = rows_of(x), depth = x.size(-1), width = weight.size(0), tile = tuning::split_k_gemm_BK(is_fp32(dtype_name(x)));
-  int64_t blocks = ceil_div(width, tuning::split_k_gemm_BN), wanted = std::max<int64_t>(1, sm_count() / blocks);
-  int64_t span = ceil_div(ceil_div(depth, wanted), tile) * tile, shares = ceil_div(depth, span);
-  at::Tensor part = at::empty({shares, m, width}, x.options().dtype(at::kFloat));
+// A GEMM of up to 16 rows on the tensor cores, with the inner dimension split so that every SM has
+// work. Returns the partial sums, float32 [splits,M,N].
+at::Tensor split_k(const at::Tensor &x, const at::Tensor &weight) {
+  int64_t m = rows_of(x), depth = x.size(-1), width = weight.size(0),
+          tile = tuning::split_k_gemm_BK(is_fp32(dtype_name(x)));
+  int64_t blocks = ceil_div(width, tuning::split_k_gemm_BN),
+          wanted = std::max<int64_t>(1, sm_count() / blocks);
+  int64_t span = ceil_div(ceil_div(depth, wanted), tile) * tile, splits = ceil_div(depth, span);
+  at::Tensor part = at::empty({splits, m, width}, x.options().dtype(at::kFloat));
   Arguments args;
   args << ptr(x) << ptr(weight) << ptr(part) << m << width << depth << span;
-  launch(keys::split_k_gemm(dtype_name(x)), grid(blocks, shares), args);
+  launch(keys::split_k_gemm(dtype_name(x)), grid(blocks, splits), args);
   return part;
 }
 
@@ -129,44 +141,48 @@ at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const
   at::Tensor y = empty_rows(x, width);
   Arguments args;
   if (m == 1 || m == 2 || m == 4) {
-    args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(residual) << ptr(y) << width << x.size(-1)
-         << static_cast<float>(eps) << int64_t(bias.defined()) << int64_t(residual.defined());
-    launch(keys::gemv(dtype_name(x), m, norm.defined()), grid(ceil_div(width, tuning::gemv_BN)), args);
+    args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(residual) << ptr(y) << width
+         << x.size(-1) << static_cast<float>(eps) << int64_t(bias.defined())
+         << int64_t(residual.defined());
+    launch(keys::gemv(dtype_name(x), m, norm.defined()), grid(ceil_div(width, tuning::gemv_BN)),
+           args);
     return y;
   }
-  at::Tensor part = shares_of(norm.defined() ? normalized(x, norm, eps) : x, weight);
-  args << ptr(part) << ptr(bias) << ptr(residual) << ptr(y) << m << width << part.size(0) << int64_t(bias.defined())
-       << int64_t(residual.defined());
+  at::Tensor part = split_k(norm.defined() ? normalized(x, norm, eps) : x, weight);
+  args << ptr(part) << ptr(bias) << ptr(residual) << ptr(y) << m << width << part.size(0)
+       << int64_t(bias.defined()) << int64_t(residual.defined());
   launch(keys::sum_splits(dtype_name(x)), grid(m, ceil_div(width, tuning::sum_splits_BLOCK)), args);
   return y;
 }
 
-at::Tensor linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
-                         const at::Tensor &bias) {
+at::Tensor linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps,
+                         const at::Tensor &weight, const at::Tensor &bias) {
   c10::cuda::CUDAGuard guard(x.device());
   int64_t m = rows_of(x), width = weight.size(0) / 2;
   at::Tensor y = empty_rows(x, width);
   Arguments args;
   if (m <= 2) {
-    args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(y) << width << x.size(-1) << static_cast<float>(eps)
-         << int64_t(bias.defined());
-    launch(keys::gemv_swiglu(dtype_name(x), m, norm.defined()), grid(ceil_div(width, tuning::gemv_swiglu_BN(m))),
-           args);
+    args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(y) << width << x.size(-1)
+         << static_cast<float>(eps) << int64_t(bias.defined());
+    launch(keys::gemv_swiglu(dtype_name(x), m, norm.defined()),
+           grid(ceil_div(width, tuning::gemv_swiglu_BN(m))), args);
     return y;
   }
-  at::Tensor part = shares_of(norm.defined() ? normalized(x, norm, eps) : x, weight);
+  at::Tensor part = split_k(norm.defined() ? normalized(x, norm, eps) : x, weight);
   args << ptr(part) << ptr(bias) << ptr(y) << m << width << part.size(0) << int64_t(bias.defined());
-  launch(keys::sum_splits_swiglu(dtype_name(x)), grid(m, ceil_div(width, tuning::sum_splits_swiglu_BLOCK)), args);
+  launch(keys::sum_splits_swiglu(dtype_name(x)),
+         grid(m, ceil_div(width, tuning::sum_splits_swiglu_BLOCK)), args);
   return y;
 }
 
-// Counters through which programs of one kernel wait for each other; every kernel leaves them 0, or as it needs them.
-// One stream of a device works at a time.
+// Counters with which the programs of one kernel wait for each other, one set per device: one
+// stream of a device works at a time. block_tail uses the one at `barrier`, decode_attention those
+// from `arrivals` on, which it leaves 0.
 constexpr int64_t counters = 1 << 16;
-enum { meeting = 0, arrivals = 16 };
+enum { barrier = 0, arrivals = 16 };
 int32_t *counters_of(const at::Tensor &like) {
   static std::mutex mutex;
-  static auto &all = *new std::map<int, at::Tensor>; // never freed: CUDA may be gone by then
+  static auto &all = *new std::map<int, at::Tensor>; // never freed: CUDA may be unloaded first
   std::lock_guard<std::mutex> lock(mutex);
   at::Tensor &t = all[like.get_device()];
   if (!t.defined())
@@ -174,18 +190,19 @@ int32_t *counters_of(const at::Tensor &like) {
   return t.mutable_data_ptr<int32_t>();
 }
 
-std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const ops::BlockTail &t, at::Tensor &y, at::Tensor &next) {
+std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const ops::BlockTail &t,
+                       at::Tensor &y, at::Tensor &next) {
   c10::cuda::CUDAGuard guard(x.device());
-  for (const at::Tensor *w :
-       {&x, &mixed, &t.norm, &t.output, &t.mlp_norm, &t.gate_up, &t.down, &t.next_norm, &t.next, &t.next_bias})
-    if (w->defined() && !takes(*w))
+  for (const at::Tensor *w : {&x, &mixed, &t.norm, &t.output, &t.mlp_norm, &t.gate_up, &t.down,
+                              &t.next_norm, &t.next, &t.next_bias})
+    if (w->defined() && !accepts(*w))
       return triton::available() ? "a tensor does not begin at a multiple of 16 bytes"
                                  : "there are no compiled kernels";
   int64_t from = mixed.numel(), width = x.numel(), inner = t.down.size(-1),
           ahead = t.next.defined() ? t.next.size(0) : 0;
   std::string variant = keys::block_tail(dtype_name(x), std::max(from, width));
   if (!triton::has(variant))
-    return "there is none for a GPU of compute capability " + triton::capability();
+    return "there is no kernel for a GPU of compute capability " + triton::capability();
   y = at::empty_like(x);
   at::Tensor z = at::empty_like(x), h = at::empty({inner}, x.options());
   if (ahead > 0) {
@@ -194,54 +211,60 @@ std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const ops::
     next = at::empty(shape, x.options());
   }
   Arguments args;
-  args << ptr(x) << ptr(mixed) << ptr(t.norm) << ptr(t.output) << ptr(t.mlp_norm) << ptr(t.gate_up) << ptr(t.down)
-       << ptr(t.next_norm) << ptr(t.next) << ptr(t.next_bias) << ptr(z) << ptr(h) << ptr(y) << ptr(next)
-       << static_cast<const void *>(counters_of(x) + meeting) << from << width << inner << ahead
-       << static_cast<float>(t.eps) << static_cast<float>(t.mlp_eps) << static_cast<float>(t.next_eps)
-       << int64_t(t.norm.defined()) << int64_t(t.next_bias.defined());
+  args << ptr(x) << ptr(mixed) << ptr(t.norm) << ptr(t.output) << ptr(t.mlp_norm) << ptr(t.gate_up)
+       << ptr(t.down) << ptr(t.next_norm) << ptr(t.next) << ptr(t.next_bias) << ptr(z) << ptr(h)
+       << ptr(y) << ptr(next) << static_cast<const void *>(counters_of(x) + barrier) << from
+       << width << inner << ahead << static_cast<float>(t.eps) << static_cast<float>(t.mlp_eps)
+       << static_cast<float>(t.next_eps) << int64_t(t.norm.defined())
+       << int64_t(t.next_bias.defined());
   launch(variant, grid(sm_count()), args);
   return "";
 }
 
-// Into how many shares each row's positions are cut. A processor holds so many programs at a time: the fewest shares
-// with which these come out even to a tenth, but none of fewer than 64 positions of a full cache. The capacity decides,
-// not the length, so that one recording serves every length.
-int64_t shares_of_cache(int64_t rows, int64_t capacity, int64_t programs) {
-  const double together = programs * sm_count();
+// The number of splits of each cache row's positions. An SM holds `programs` of them at a time.
+// Returns the fewest splits that fill the last round of programs to 90 %, or else those that fill
+// it best; a split of a full cache has at least 64 positions. The capacity decides instead of the
+// length, so that one recorded graph serves every length.
+int64_t cache_splits(int64_t rows, int64_t capacity, int64_t programs) {
+  const double resident = programs * sm_count();
   int64_t most = std::clamp<int64_t>(ceil_div(capacity, 64), 1, 64), best = 1;
   double highest = 0;
   for (int64_t splits = 1; splits <= most && highest < 0.9; splits++) {
-    double rounds = rows * splits / together, full = rounds / std::ceil(rounds);
+    double rounds = rows * splits / resident, full = rounds / std::ceil(rounds);
     if (full > highest)
       highest = full, best = splits;
   }
   return best;
 }
 
-at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin, const at::Tensor &k,
-                            const at::Tensor &v, const at::Tensor &lengths, const at::Tensor &starts, double scale) {
+at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin,
+                            const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
+                            const at::Tensor &starts, double scale) {
   c10::cuda::CUDAGuard guard(qkv.device());
-  int64_t batch = k.size(0), key_heads = k.size(1), width = k.size(3), heads = qkv.size(2) / width - 2 * key_heads,
-          half = cos.size(2), rows = batch * key_heads;
-  bool alone = heads == key_heads && rows <= sm_count(); // with more rows `attend` reads faster
-  int64_t splits = shares_of_cache(rows, k.size(2), alone ? 1 : 3), queries = alone ? 1 : tuning::decode_attention_G;
-  TORCH_CHECK(rows <= counters - arrivals, "decode_attention: ", batch, " sequences with ", key_heads,
-              " heads of keys are more than ", counters - arrivals, " together");
+  int64_t batch = k.size(0), key_heads = k.size(1), width = k.size(3),
+          heads = qkv.size(2) / width - 2 * key_heads, half = cos.size(2), rows = batch * key_heads;
+  // With more rows than SMs the other kernel is faster.
+  bool mha = heads == key_heads && rows <= sm_count();
+  int64_t splits = cache_splits(rows, k.size(2), mha ? 1 : 3),
+          queries = mha ? 1 : tuning::decode_attention_G;
+  TORCH_CHECK(rows <= counters - arrivals, "decode_attention: ", batch, " sequences with ",
+              key_heads, " key heads have more cache rows than ", counters - arrivals);
   auto floats = qkv.options().dtype(at::kFloat);
-  at::Tensor part = at::empty({rows, splits, queries, width}, floats), top = at::empty({rows, splits, queries}, floats),
-             mass = at::empty_like(top), y = at::empty({batch, 1, heads * width}, qkv.options());
+  at::Tensor part = at::empty({rows, splits, queries, width}, floats),
+             top = at::empty({rows, splits, queries}, floats), mass = at::empty_like(top),
+             y = at::empty({batch, 1, heads * width}, qkv.options());
   Arguments args;
-  args << ptr(qkv) << ptr(cos) << ptr(sin) << ptr(k) << ptr(v) << ptr(lengths) << ptr(starts) << ptr(part) << ptr(top)
-       << ptr(mass) << static_cast<const void *>(counters_of(qkv) + arrivals) << ptr(y) << heads;
-  if (!alone)
+  args << ptr(qkv) << ptr(cos) << ptr(sin) << ptr(k) << ptr(v) << ptr(lengths) << ptr(starts)
+       << ptr(part) << ptr(top) << ptr(mass)
+       << static_cast<const void *>(counters_of(qkv) + arrivals) << ptr(y) << heads;
+  if (!mha)
     args << key_heads;
   args << width << half << static_cast<float>(scale) << splits << int64_t(starts.defined())
        << (cos.size(0) > 1 ? half : 0) << k.stride(0) << k.stride(1) << k.stride(2);
-  if (alone)
+  if (mha)
     launch(keys::decode_attention_mha(dtype_name(qkv), width), grid(rows, splits), args);
   else
-    launch(keys::decode_attention(dtype_name(qkv), width),
-           grid(rows, splits), args);
+    launch(keys::decode_attention(dtype_name(qkv), width), grid(rows, splits), args);
   return y;
 }
 
@@ -260,7 +283,8 @@ void add_rows(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &d
   int64_t width = grad.size(1);
   Arguments args;
   args << ptr(dy) << ptr(sorted) << ptr(order) << ptr(grad) << sorted.numel() << width;
-  launch(keys::add_rows(dtype_name(grad)), grid(sorted.numel(), ceil_div(width, tuning::add_rows_BLOCK)), args);
+  launch(keys::add_rows(dtype_name(grad)),
+         grid(sorted.numel(), ceil_div(width, tuning::add_rows_BLOCK)), args);
 }
 
 void multiply(const at::Tensor &y, const at::Tensor &factor) {
@@ -270,15 +294,17 @@ void multiply(const at::Tensor &y, const at::Tensor &factor) {
   launch(keys::multiply(dtype_name(y)), grid(ceil_div(y.numel(), tuning::multiply_BLOCK)), args);
 }
 
-// Which weight each program of adamw works on, and from which element: int64 [programs,2]. Tens of thousands of them,
-// the same in each step: the last ones are kept, since the GPU would stand still while the host lists them.
-at::Tensor pieces_of(const std::vector<at::Tensor> &weights, int64_t span) {
+// The weight that each program of adamw works on, and its first element: int64 [programs,2]. There
+// are tens of thousands, the same in each step; the last list is kept, since the GPU would idle
+// while the host makes it.
+at::Tensor chunks_of(const std::vector<at::Tensor> &weights, int64_t span) {
   struct Kept {
     std::vector<int64_t> lengths;
-    at::Tensor pieces;
+    at::Tensor chunks;
   };
   static std::mutex mutex;
-  static auto &kept = *new std::map<int, Kept>; // by device; never freed: CUDA may be gone by then
+  // By device; never freed: CUDA may be unloaded first.
+  static auto &kept = *new std::map<int, Kept>;
   std::lock_guard<std::mutex> lock(mutex);
   Kept &last = kept[weights[0].get_device()];
   std::vector<int64_t> lengths;
@@ -289,10 +315,10 @@ at::Tensor pieces_of(const std::vector<at::Tensor> &weights, int64_t span) {
     for (size_t i = 0; i < lengths.size(); i++)
       for (int64_t start = 0; start < lengths[i]; start += span)
         list.insert(list.end(), {static_cast<int64_t>(i), start});
-    last.pieces = at::tensor(list, at::kLong).view({-1, 2}).to(weights[0].device());
+    last.chunks = at::tensor(list, at::kLong).view({-1, 2}).to(weights[0].device());
     last.lengths = lengths;
   }
-  return last.pieces;
+  return last.chunks;
 }
 
 void adamw(const ops::OptimizerStep &o) {
@@ -300,8 +326,9 @@ void adamw(const ops::OptimizerStep &o) {
   c10::cuda::CUDAGuard guard(weights[0].device());
   constexpr int64_t span = tuning::adamw_SPAN;
   int64_t count = static_cast<int64_t>(weights.size());
-  at::Tensor pieces = pieces_of(weights, span);
-  at::Tensor host = at::empty({count * 8}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
+  at::Tensor chunks = chunks_of(weights, span);
+  at::Tensor host =
+      at::empty({count * 8}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
   int64_t *entry = host.mutable_data_ptr<int64_t>();
   auto address = [](const at::Tensor &t) {
     return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.const_data_ptr()));
@@ -310,26 +337,32 @@ void adamw(const ops::OptimizerStep &o) {
     float shrink = static_cast<float>(o.rate * o.decays[i]);
     int32_t bits;
     std::memcpy(&bits, &shrink, 4);
-    entry[0] = address(weights[i]), entry[1] = address(o.gradients[i]), entry[2] = address(o.means[i]);
+    entry[0] = address(weights[i]), entry[1] = address(o.gradients[i]),
+    entry[2] = address(o.means[i]);
     entry[3] = address(o.squares[i]), entry[4] = master.empty() ? 0 : address(master[i]);
-    entry[5] = weights[i].numel(), entry[6] = bits, entry[7] = ops::rounding_key(o.seed, o.step, static_cast<int>(i));
+    entry[5] = weights[i].numel(), entry[6] = bits,
+    entry[7] = ops::rounding_key(o.seed, o.step, static_cast<int>(i));
   }
   at::Tensor table = host.to(weights[0].device(), /*non_blocking=*/true);
   Arguments args;
-  args << ptr(table) << ptr(pieces) << ptr(weights[0]) << static_cast<float>(o.scale) << static_cast<float>(o.rate)
-       << static_cast<float>(o.beta1) << static_cast<float>(o.beta2) << static_cast<float>(o.eps)
-       << static_cast<float>(1 - std::pow(o.beta1, o.step)) << static_cast<float>(std::sqrt(1 - std::pow(o.beta2, o.step)));
-  const bool stochastic = master.empty() && weights[0].scalar_type() != at::kFloat; // a float32 weight is its own master
-  launch(keys::adamw(dtype_name(weights[0]), !master.empty(), stochastic), grid(pieces.size(0)), args);
+  args << ptr(table) << ptr(chunks) << ptr(weights[0]) << static_cast<float>(o.scale)
+       << static_cast<float>(o.rate) << static_cast<float>(o.beta1) << static_cast<float>(o.beta2)
+       << static_cast<float>(o.eps) << static_cast<float>(1 - std::pow(o.beta1, o.step))
+       << static_cast<float>(std::sqrt(1 - std::pow(o.beta2, o.step)));
+  // A float32 weight is its own master.
+  const bool stochastic = master.empty() && weights[0].scalar_type() != at::kFloat;
+  launch(keys::adamw(dtype_name(weights[0]), !master.empty(), stochastic), grid(chunks.size(0)),
+         args);
 }
 
 } // namespace
 
 void add_dense(ops::Device &d) {
-  d.accepts = takes;
+  d.accepts = accepts;
   d.limits.width_multiple = 16;
-  d.limits.norm_width = 8192;
-  d.limits.rotary_angles = d.limits.decode_head_width = 128;
+  d.limits.norm_width = tuning::rms_norm_BLOCK.back();
+  d.limits.rotary_angles = tuning::rope_qkv_BH.back();
+  d.limits.decode_head_width = tuning::decode_attention_BP.back();
   d.limits.decode_group = tuning::decode_attention_G;
   d.limits.linear_rows_float32 = d.limits.linear_rows_16bit = tuning::split_k_gemm_BM;
   d.limits.linear_fuses = true;

@@ -1,4 +1,5 @@
-// ssd_rows.cpp: the GPU face of what surrounds the scan: launches the kernels of ../triton/kernels/rows.py.
+// ssd_rows.cpp: the operators around the scan on a GPU: launches the kernels of
+// ../triton/kernels/rows.py.
 #include "../ops/device.h"
 #include "triton.h"
 
@@ -11,7 +12,7 @@ namespace {
 using namespace triton;
 using namespace ops;
 
-// Contiguous, on 16 bytes.
+// Returns t in `type`, contiguous, starting at a multiple of 16 bytes.
 at::Tensor plain(const at::Tensor &t, at::ScalarType type) {
   if (!t.defined())
     return t;
@@ -19,30 +20,38 @@ at::Tensor plain(const at::Tensor &t, at::ScalarType type) {
   return reinterpret_cast<uintptr_t>(r.const_data_ptr()) % 16 ? r.clone() : r;
 }
 
-void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, const ScanOptions &o, at::Tensor &y) {
+void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, const ScanOptions &o,
+          at::Tensor &y) {
   c10::cuda::CUDAGuard guard(state.device());
   auto type = in.x.scalar_type();
-  at::Tensor x = plain(in.x, type), dt = plain(in.dt, type), b = plain(in.b, type), c = plain(in.c, type),
-             z = plain(z_, type), a = plain(in.a, o.a_log ? type : at::kFloat);
+  at::Tensor x = plain(in.x, type), dt = plain(in.dt, type), b = plain(in.b, type),
+             c = plain(in.c, type), z = plain(z_, type),
+             a = plain(in.a, o.a_log ? type : at::kFloat);
   int64_t batch = x.size(0), heads = x.size(1), p = x.size(2), groups = b.size(1), n = b.size(2);
-  // D and the bias as they are where they are of one kind, since turning them to another takes as long as the step.
+  // D and the bias keep their dtype if it is that of x, since converting them takes as long as the
+  // step.
   auto of = [&](at::ScalarType t) {
-    return (!in.d.defined() || in.d.scalar_type() == t) && (!in.dt_bias.defined() || in.dt_bias.scalar_type() == t);
+    return (!in.d.defined() || in.d.scalar_type() == t) &&
+           (!in.dt_bias.defined() || in.dt_bias.scalar_type() == t);
   };
   auto params = of(type) ? type : at::kFloat;
-  at::Tensor d = in.d.defined() ? plain(in.d, params) : at::zeros({heads}, x.options().dtype(params));
-  at::Tensor bias = in.dt_bias.defined() ? plain(in.dt_bias, params) : at::zeros({heads}, x.options().dtype(params));
-  bool direct = state.is_contiguous() && (state.scalar_type() == type || state.scalar_type() == at::kFloat);
+  at::Tensor d =
+      in.d.defined() ? plain(in.d, params) : at::zeros({heads}, x.options().dtype(params));
+  at::Tensor bias = in.dt_bias.defined() ? plain(in.dt_bias, params)
+                                         : at::zeros({heads}, x.options().dtype(params));
+  bool direct =
+      state.is_contiguous() && (state.scalar_type() == type || state.scalar_type() == at::kFloat);
   at::Tensor h = direct ? state : state.to(at::kFloat).contiguous();
   y = at::empty_like(x);
   Arguments args;
-  args << ptr(h) << ptr(x) << ptr(dt) << (o.a_log ? nullptr : ptr(a)) << (o.a_log ? ptr(a) : nullptr) << ptr(b)
-       << ptr(c) << ptr(d) << ptr(z) << ptr(bias) << ptr(y) << heads << heads / groups << p << n
-       << static_cast<float>(o.dt_min) << static_cast<float>(o.dt_max);
+  args << ptr(h) << ptr(x) << ptr(dt) << (o.a_log ? nullptr : ptr(a))
+       << (o.a_log ? ptr(a) : nullptr) << ptr(b) << ptr(c) << ptr(d) << ptr(z) << ptr(bias)
+       << ptr(y) << heads << heads / groups << p << n << static_cast<float>(o.dt_min)
+       << static_cast<float>(o.dt_max);
   auto [few, many] = tuning::state_step_BP; // few: many small programs start sooner
   int64_t rows = batch * heads > 512 && p % many == 0 ? many : few;
-  launch(keys::state_step(dtype_name(type), dtype_name(h), dtype_name(params), z.defined(), o.dt_softplus, o.a_log,
-                          rows, p, n),
+  launch(keys::state_step(dtype_name(type), dtype_name(h), dtype_name(params), z.defined(),
+                          o.dt_softplus, o.a_log, rows, p, n),
          grid(batch * heads, ceil_div(p, rows)), args);
   if (!direct)
     state.copy_(h);
@@ -53,14 +62,15 @@ struct ConvArguments {
   int64_t batch, length, dim, width;
   bool unaligned;
   Dtype type;
-  ConvArguments(const at::Tensor &x_, const at::Tensor &weight_, const at::Tensor &bias_, const at::Tensor &initial_,
-                const at::Tensor &seg_)
+  ConvArguments(const at::Tensor &x_, const at::Tensor &weight_, const at::Tensor &bias_,
+                const at::Tensor &initial_, const at::Tensor &seg_)
       : weight(plain(weight_, x_.scalar_type())), seg(seg_) {
     type = dtype_name(x_.scalar_type());
     x = x_.detach();
     batch = x.size(0), length = x.size(1), dim = x.size(2), width = weight.size(1);
     bool rows_aligned = x.stride(0) % 16 == 0 && x.stride(1) % 16 == 0;
-    if (x.stride(2) != 1 || reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 || (dim % 16 == 0 && !rows_aligned))
+    if (x.stride(2) != 1 || reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 ||
+        (dim % 16 == 0 && !rows_aligned))
       x = x.clone(at::MemoryFormat::Contiguous);
     bias = bias_.defined() ? plain(bias_, x.scalar_type()) : at::zeros({dim}, x.options());
     initial = plain(initial_, x.scalar_type());
@@ -76,9 +86,10 @@ at::Tensor conv(const ConvInput &in) {
   ConvArguments a(x, weight, bias, initial, segment);
   at::Tensor y = at::empty({a.batch, a.length, a.dim}, x.options());
   Arguments args;
-  args << ptr(a.x) << ptr(a.weight) << ptr(a.bias) << ptr(a.initial) << ptr(a.seg) << ptr(y) << a.length << a.dim
-       << batch_stride(a.x) << a.x.stride(1);
-  launch(keys::conv(a.type, silu, a.width, a.initial.defined(), a.seg.defined(), a.unaligned), a.blocks(), args);
+  args << ptr(a.x) << ptr(a.weight) << ptr(a.bias) << ptr(a.initial) << ptr(a.seg) << ptr(y)
+       << a.length << a.dim << batch_stride(a.x) << a.x.stride(1);
+  launch(keys::conv(a.type, silu, a.width, a.initial.defined(), a.seg.defined(), a.unaligned),
+         a.blocks(), args);
   return y;
 }
 
@@ -91,9 +102,11 @@ void conv_grad(const ConvInput &in, const at::Tensor &dy_, ConvGradients &gradie
              dpre = at::empty({a.batch, a.length, a.dim}, x.options().dtype(at::kFloat));
   at::Tensor part = at::empty({a.batch, a.tiles(), a.width + 1, a.dim}, dpre.options());
   Arguments args;
-  args << ptr(a.x) << ptr(a.weight) << ptr(a.bias) << ptr(a.initial) << ptr(a.seg) << ptr(dy) << ptr(dpre) << ptr(part)
-       << a.length << a.dim << batch_stride(a.x) << a.x.stride(1);
-  launch(keys::conv_grad_pre(a.type, silu, a.width, a.initial.defined(), a.seg.defined(), a.unaligned), a.blocks(), args);
+  args << ptr(a.x) << ptr(a.weight) << ptr(a.bias) << ptr(a.initial) << ptr(a.seg) << ptr(dy)
+       << ptr(dpre) << ptr(part) << a.length << a.dim << batch_stride(a.x) << a.x.stride(1);
+  launch(
+      keys::conv_grad_pre(a.type, silu, a.width, a.initial.defined(), a.seg.defined(), a.unaligned),
+      a.blocks(), args);
   dx = at::empty({a.batch, a.length, a.dim}, x.options());
   Arguments more;
   more << ptr(dpre) << ptr(a.weight) << ptr(a.seg) << ptr(dx) << a.length << a.dim;
@@ -104,7 +117,7 @@ void conv_grad(const ConvInput &in, const at::Tensor &dy_, ConvGradients &gradie
     dbias = sums.select(0, a.width).to(bias.scalar_type()).clone();
   if (!initial.defined())
     return;
-  // Row j of the initial state meets weight k at token j - k: a few rows, in plain operations.
+  // Weight k multiplies row j of the initial state at token j - k. There are only a few rows.
   int64_t history = a.width - 1;
   at::Tensor grad = at::zeros({a.batch, history, a.dim}, dpre.options());
   for (int64_t j = 0; j < history; j++)
@@ -133,7 +146,8 @@ at::Tensor conv_step(const at::Tensor &state, const ConvInput &in) {
   at::Tensor held = direct ? state : state.to(type).contiguous();
   Arguments args;
   args << ptr(held) << ptr(rows) << ptr(w) << ptr(bias) << ptr(y) << dim << rows.stride(0);
-  launch(keys::conv_step(dtype_name(type), silu, w.size(1)), grid(ceil_div(dim, tuning::conv_step_BD), batch), args);
+  launch(keys::conv_step(dtype_name(type), silu, w.size(1)),
+         grid(ceil_div(dim, tuning::conv_step_BD), batch), args);
   if (!direct)
     state.copy_(held);
   return y;
@@ -143,8 +157,8 @@ struct NormArguments {
   at::Tensor x, z, weight;
   int64_t dim, group, rows;
   NormArguments(const at::Tensor &x_, const at::Tensor &z_, const at::Tensor &w, int64_t group)
-      : x(plain(x_, x_.scalar_type())), z(plain(z_, x_.scalar_type())), weight(plain(w, x_.scalar_type())),
-        dim(x.size(-1)), group(group), rows(x.numel() / dim) {}
+      : x(plain(x_, x_.scalar_type())), z(plain(z_, x_.scalar_type())),
+        weight(plain(w, x_.scalar_type())), dim(x.size(-1)), group(group), rows(x.numel() / dim) {}
 };
 
 at::Tensor norm(const GatedNormInput &in) {
@@ -153,8 +167,10 @@ at::Tensor norm(const GatedNormInput &in) {
   NormArguments a(x, z, weight, group);
   at::Tensor y = at::empty_like(a.x);
   Arguments args;
-  args << ptr(a.x) << ptr(a.z) << ptr(a.weight) << ptr(y) << a.dim << a.group << static_cast<float>(eps);
-  launch(keys::gated_norm(dtype_name(a.x), z.defined(), a.dim, a.group), grid(a.rows, a.dim / a.group), args);
+  args << ptr(a.x) << ptr(a.z) << ptr(a.weight) << ptr(y) << a.dim << a.group
+       << static_cast<float>(eps);
+  launch(keys::gated_norm(dtype_name(a.x), z.defined(), a.dim, a.group),
+         grid(a.rows, a.dim / a.group), args);
   return y;
 }
 
@@ -170,9 +186,10 @@ void norm_grad(const GatedNormInput &in, const at::Tensor &dy_, GatedNormGradien
   int64_t programs = std::min<int64_t>(a.rows, 528);
   at::Tensor part = at::empty({programs, a.dim}, a.x.options().dtype(at::kFloat));
   Arguments args;
-  args << ptr(a.x) << ptr(a.z) << ptr(a.weight) << ptr(dy) << ptr(dx) << ptr(dz) << ptr(part) << a.rows << a.dim
-       << a.group << static_cast<float>(eps);
-  launch(keys::gated_norm_grad(dtype_name(a.x), z.defined(), a.dim, a.group), grid(programs, a.dim / a.group), args);
+  args << ptr(a.x) << ptr(a.z) << ptr(a.weight) << ptr(dy) << ptr(dx) << ptr(dz) << ptr(part)
+       << a.rows << a.dim << a.group << static_cast<float>(eps);
+  launch(keys::gated_norm_grad(dtype_name(a.x), z.defined(), a.dim, a.group),
+         grid(programs, a.dim / a.group), args);
   dweight = part.sum(0).to(weight.scalar_type());
 }
 
