@@ -1,5 +1,5 @@
-// Package lora adds low-rank adapters to the linear layers of a model (Hu et al., arXiv 2106.09685), folds them into the
-// weights, and reads and writes them in PEFT's format.
+// Package lora adds low-rank adapters to the linear layers of a model (Hu et al., arXiv
+// 2106.09685), folds them into the weights, and reads and writes them in PEFT's format.
 package lora
 
 import (
@@ -42,18 +42,20 @@ func (c Config) Check() error {
 
 // Adapts reports whether l gets an adapter.
 func (c Config) Adapts(l Layer) bool {
-	return slices.Equal(c.Targets, []string{AllLinear}) || slices.Contains(c.Targets, lastComponent(l.Name))
+	return slices.Equal(c.Targets, []string{AllLinear}) ||
+		slices.Contains(c.Targets, lastComponent(l.Name))
 }
 
-// Layer is a linear layer as the checkpoint names it: one component of an [nn.Linear], which may fuse several.
+// Layer is a linear layer as the checkpoint names it: one component of an [nn.Linear], which may
+// fuse several.
 type Layer struct {
 	Linear *nn.Linear
 	Index  int    // of the component in Linear
 	Name   string // model.layers.0.self_attn.q_proj
 }
 
-// Layers lists the linear layers of m's blocks. The head is left out: its loss is computed in slices of the vocabulary,
-// which an adapter does not support.
+// Layers lists the linear layers of m's blocks. The head is left out: its loss is computed in
+// slices of the vocabulary, which an adapter does not support.
 func Layers(m model.Model) []Layer {
 	var list []Layer
 	nn.Linears(m, func(names []string, l *nn.Linear) {
@@ -91,8 +93,9 @@ func (l Layer) newAdapter(rank int, scale, dropout float64) *nn.LoRA {
 	}
 }
 
-// Attach adds fresh float32 adapters to the targets of c in m. A is drawn as PyTorch draws a linear layer's weight and B
-// is zero, so the model's output does not change yet. Attach fails if m has adapters or if a target names no layer.
+// Attach adds fresh float32 adapters to the targets of c in m. A is drawn as PyTorch draws a linear
+// layer's weight and B is zero, so the model's output does not change yet. Attach fails if m has
+// adapters or if a target names no layer.
 func Attach(m model.Model, c Config) error {
 	if err := c.Check(); err != nil {
 		return err
@@ -108,8 +111,14 @@ func Attach(m model.Model, c Config) error {
 		}
 	}
 	for _, t := range c.Targets {
-		if !slices.Contains(known, t) && len(c.Targets) > 1 || !slices.Contains(append(known, AllLinear), t) {
-			return fmt.Errorf("LoRA target %q names no layer: choose %s, or from %s", t, AllLinear, strings.Join(known, ", "))
+		if !slices.Contains(known, t) && len(c.Targets) > 1 ||
+			!slices.Contains(append(known, AllLinear), t) {
+			return fmt.Errorf(
+				"LoRA target %q names no layer: choose %s, or from %s",
+				t,
+				AllLinear,
+				strings.Join(known, ", "),
+			)
 		}
 	}
 	return torch.Run(func() error {
@@ -120,7 +129,9 @@ func Attach(m model.Model, c Config) error {
 			a := l.newAdapter(c.Rank, c.Alpha/float64(c.Rank), c.Dropout)
 			device, bound := l.Linear.Weight.Device(), 1/math.Sqrt(float64(a.A.Shape[1]))
 			torch.Scoped(func() {
-				a.A.Tensor = torch.Empty(a.A.Shape, torch.Float32, device).Uniform(-bound, bound).Own()
+				a.A.Tensor = torch.Empty(a.A.Shape, torch.Float32, device).
+					Uniform(-bound, bound).
+					Own()
 				a.B.Tensor = torch.Zeros(a.B.Shape, torch.Float32, device).Own()
 			})
 			l.attach(a)
@@ -142,8 +153,8 @@ func Adapters(m model.Model) []*nn.LoRA {
 	return list
 }
 
-// Merge folds m's adapters into its weights and removes them. The sum is computed in float32 and rounded once to the
-// weights' dtype.
+// Merge folds m's adapters into its weights and removes them. The sum is computed in float32 and
+// rounded once to the weights' dtype.
 func Merge(m model.Model) error {
 	return torch.Run(func() error {
 		torch.NoGrad(func() {

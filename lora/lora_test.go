@@ -126,7 +126,10 @@ func TestOnlyTheNamedLayersAreFold(t *testing.T) {
 	noLeaks(t)
 	m := tiny(t)
 	defer free(m)
-	if err := Attach(m, Config{Rank: 2, Alpha: 2, Targets: []string{"v_proj", "down_proj"}}); err != nil {
+	if err := Attach(
+		m,
+		Config{Rank: 2, Alpha: 2, Targets: []string{"v_proj", "down_proj"}},
+	); err != nil {
 		t.Fatal(err)
 	}
 	for _, a := range Adapters(m) {
@@ -192,8 +195,16 @@ func TestLoad_RefusesUnsupportedAdapters(t *testing.T) {
 		"JSON object":  {"{", "["},
 		"rank_pattern": {`"rank_pattern": {}`, `"rank_pattern": {"q_proj": 8}`},
 	} {
-		os.WriteFile(filepath.Join(dir, configFile), []byte(strings.Replace(string(config), change[0], change[1], 1)), 0o666)
-		if err := Load(m, dir); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), dir) {
+		os.WriteFile(
+			filepath.Join(dir, configFile),
+			[]byte(strings.Replace(string(config), change[0], change[1], 1)),
+			0o666,
+		)
+		if err := Load(
+			m,
+			dir,
+		); err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), dir) {
 			t.Errorf("got %v, want an error about %s", err, want)
 		}
 		if len(Adapters(m)) != 0 {
@@ -268,14 +279,26 @@ func TestFold_EqualsMergeAndUnmerges(t *testing.T) {
 	if want := 2 * len(m.Blocks()); changed != want {
 		t.Errorf("%d weights changed, expected %d", changed, want)
 	}
-	other := model.Config{"model_type": "llama", "vocab_size": 64.0, "hidden_size": 8.0, "intermediate_size": 8.0, "num_hidden_layers": 2.0, "num_attention_heads": 2.0}
+	other := model.Config{
+		"model_type":          "llama",
+		"vocab_size":          64.0,
+		"hidden_size":         8.0,
+		"intermediate_size":   8.0,
+		"num_hidden_layers":   2.0,
+		"num_attention_heads": 2.0,
+	}
 	stranger, err := model.New(other)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer free(stranger)
 	initialize(t, stranger)
-	if _, err := Fold(save("stranger", model.Weights(stranger)), adapter, false); err == nil || !strings.Contains(err.Error(), adapter) {
+	if _, err := Fold(
+		save("stranger", model.Weights(stranger)),
+		adapter,
+		false,
+	); err == nil ||
+		!strings.Contains(err.Error(), adapter) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -25,7 +25,8 @@ const (
 	suffixB       = ".lora_B.weight"
 )
 
-// peftConfig holds the fields of adapter_config.json that matter here. Saved files equal PEFT's own for the same adapter.
+// peftConfig holds the fields of adapter_config.json that matter here. Saved files equal PEFT's own
+// for the same adapter.
 type peftConfig struct {
 	Type         string         `json:"peft_type"`
 	Task         string         `json:"task_type"`
@@ -44,15 +45,25 @@ type peftConfig struct {
 	Save         []string       `json:"modules_to_save"`
 }
 
-// Names returns the names of a's matrices without PEFT's prefix: model.layers.0.self_attn.q_proj.lora_A.weight.
+// Names returns the names of a's matrices without PEFT's prefix:
+// model.layers.0.self_attn.q_proj.lora_A.weight.
 func Names(a *nn.LoRA) (nameA, nameB string) { return a.Name + suffixA, a.Name + suffixB }
 
-// Save writes m's adapters into the folder dir as PEFT does. base is the name or path of the model that the adapters
-// belong to. If also is not nil, it is called with the staging folder and may write more files there.
+// Save writes m's adapters into the folder dir as PEFT does. base is the name or path of the model
+// that the adapters belong to. If also is not nil, it is called with the staging folder and may
+// write more files there.
 func Save(m model.Model, dir, base string, c Config, also func(dir string) error) error {
 	config := peftConfig{
-		Type: "LORA", Task: "CAUSAL_LM", Base: base, Rank: c.Rank, Alpha: c.Alpha, Dropout: c.Dropout, Bias: "none",
-		Inference: true, RankPattern: map[string]any{}, AlphaPattern: map[string]any{},
+		Type:         "LORA",
+		Task:         "CAUSAL_LM",
+		Base:         base,
+		Rank:         c.Rank,
+		Alpha:        c.Alpha,
+		Dropout:      c.Dropout,
+		Bias:         "none",
+		Inference:    true,
+		RankPattern:  map[string]any{},
+		AlphaPattern: map[string]any{},
 	}
 	weights := &checkpoint.Tensors{}
 	for _, a := range Adapters(m) {
@@ -70,20 +81,28 @@ func Save(m model.Model, dir, base string, c Config, also func(dir string) error
 	if err != nil {
 		return err
 	}
-	return checkpoint.Save(dir, weights, checkpoint.Options{ShardBytes: math.MaxInt, Also: func(stage string) error {
-		if err := os.Rename(filepath.Join(stage, "model.safetensors"), filepath.Join(stage, weightsFile)); err != nil {
-			return err
-		}
-		err := atomicfile.WriteBytes(filepath.Join(stage, configFile), append(text, '\n'))
-		if err != nil || also == nil {
-			return err
-		}
-		return also(stage)
-	}})
+	return checkpoint.Save(
+		dir,
+		weights,
+		checkpoint.Options{ShardBytes: math.MaxInt, Also: func(stage string) error {
+			if err := os.Rename(
+				filepath.Join(stage, "model.safetensors"),
+				filepath.Join(stage, weightsFile),
+			); err != nil {
+				return err
+			}
+			err := atomicfile.WriteBytes(filepath.Join(stage, configFile), append(text, '\n'))
+			if err != nil || also == nil {
+				return err
+			}
+			return also(stage)
+		}},
+	)
 }
 
-// Load attaches the adapters in the folder dir, in PEFT's format, to m. It fails, and leaves m unchanged, if the folder
-// adapts a layer that m does not have or uses a variant other than plain LoRA.
+// Load attaches the adapters in the folder dir, in PEFT's format, to m. It fails, and leaves m
+// unchanged, if the folder adapts a layer that m does not have or uses a variant other than plain
+// LoRA.
 func Load(m model.Model, dir string) error {
 	config, err := readConfig(dir)
 	if err != nil {
@@ -106,7 +125,8 @@ func Load(m model.Model, dir string) error {
 	})
 }
 
-// Restore copies the adapter weights in the folder dir into m's adapters, which must have the same names and shapes.
+// Restore copies the adapter weights in the folder dir into m's adapters, which must have the same
+// names and shapes.
 func Restore(m model.Model, dir string) error {
 	path := filepath.Join(dir, weightsFile)
 	c, err := checkpoint.Open(path)
@@ -124,7 +144,13 @@ func Restore(m model.Model, dir string) error {
 				case err != nil:
 					failed = err
 				case !slices.Equal(saved.Shape(), to.Shape()):
-					failed = fmt.Errorf("%s: tensor %q has shape %v, expected %v", path, name, saved.Shape(), to.Shape())
+					failed = fmt.Errorf(
+						"%s: tensor %q has shape %v, expected %v",
+						path,
+						name,
+						saved.Shape(),
+						to.Shape(),
+					)
 				default:
 					to.Detach().Copy(saved)
 				}
@@ -144,7 +170,8 @@ func readConfig(dir string) (peftConfig, error) {
 	if err != nil {
 		return config, fmt.Errorf("this is not an adapter folder: %w", err)
 	}
-	// target_modules may be a string (a pattern) or a list. The tensor names carry the same information.
+	// target_modules may be a string (a pattern) or a list. The tensor names carry the same
+	// information.
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(text, &raw); err != nil {
 		return config, fmt.Errorf("%s: expected a JSON object: %w", path, err)
@@ -157,12 +184,17 @@ func readConfig(dir string) (peftConfig, error) {
 		return config, fmt.Errorf("%s: %w", path, err)
 	}
 	if feature := config.unsupported(); feature != "" {
-		return config, fmt.Errorf("%s: %s is not supported: expected a plain LoRA adapter", path, feature)
+		return config, fmt.Errorf(
+			"%s: %s is not supported: expected a plain LoRA adapter",
+			path,
+			feature,
+		)
 	}
 	return config, nil
 }
 
-// unsupported names a setting that makes the adapter something other than plain LoRA, "" if there is none.
+// unsupported names a setting that makes the adapter something other than plain LoRA, "" if there
+// is none.
 func (c peftConfig) unsupported() string {
 	switch {
 	case c.Type != "LORA":
@@ -191,7 +223,8 @@ func (c peftConfig) scale() float64 {
 	return c.Alpha / float64(c.Rank)
 }
 
-// splitName splits a tensor name into the layer's name and the matrix: ok is false if it is neither A nor B.
+// splitName splits a tensor name into the layer's name and the matrix: ok is false if it is neither
+// A nor B.
 func splitName(tensor string) (layer string, isB, ok bool) {
 	name := strings.TrimPrefix(tensor, adapterPrefix)
 	if layer, ok = strings.CutSuffix(name, suffixA); ok {
@@ -247,16 +280,23 @@ func attachAll(m model.Model, c *checkpoint.Checkpoint, config peftConfig) error
 var errEmpty = fmt.Errorf("the file holds no adapters")
 
 func shapeError(name string, got, want []int, rank int) error {
-	return fmt.Errorf("tensor %q has shape %v, but this model and rank %d need %v", name, got, rank, want)
+	return fmt.Errorf(
+		"tensor %q has shape %v, but this model and rank %d need %v",
+		name,
+		got,
+		rank,
+		want,
+	)
 }
 
 func halfError(layer string) error {
 	return fmt.Errorf("layer %q has only one of the adapter's two matrices", layer)
 }
 
-// Fold returns source's weights with the adapter in the folder dir, in PEFT's format, added, or subtracted if unmerge is
-// set. Each weight is computed in float32 when it is read and rounded once. Subtracting from rounded weights does not
-// restore every bit. No model is built, and one weight is in memory at a time. Close closes the adapter's file.
+// Fold returns source's weights with the adapter in the folder dir, in PEFT's format, added, or
+// subtracted if unmerge is set. Each weight is computed in float32 when it is read and rounded
+// once. Subtracting from rounded weights does not restore every bit. No model is built, and one
+// weight is in memory at a time. Close closes the adapter's file.
 func Fold(source *checkpoint.Checkpoint, dir string, unmerge bool) (*Folded, error) {
 	config, err := readConfig(dir)
 	if err != nil {
@@ -267,7 +307,12 @@ func Fold(source *checkpoint.Checkpoint, dir string, unmerge bool) (*Folded, err
 	if err != nil {
 		return nil, err
 	}
-	f := &Folded{Checkpoint: source, adapter: c, scale: config.scale(), layers: map[string][2]string{}}
+	f := &Folded{
+		Checkpoint: source,
+		adapter:    c,
+		scale:      config.scale(),
+		layers:     map[string][2]string{},
+	}
 	if unmerge {
 		f.scale = -f.scale
 	}

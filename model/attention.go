@@ -116,6 +116,11 @@ func (a *Attention) normalized(qkv torch.Tensor) torch.Tensor {
 	return torch.Cat(-1, parts...)
 }
 
+// Activations say that attention's result, the input of Output, is not recomputed.
+func (a *Attention) Activations() nn.Activations {
+	return nn.Activations{Recomputable: -float64(a.Output.Weight.Local()[1])}
+}
+
 // NewCache makes an empty key and value cache.
 func (a *Attention) NewCache(batch, capacity int, dtype torch.DType,
 	device torch.Device) LayerCache {

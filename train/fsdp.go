@@ -8,69 +8,76 @@ import (
 	"conquer/torch"
 	"conquer/torch/dist"
 	"conquer/torch/nn"
+	"conquer/train/internal/network"
 )
 
-// sharded is the strategies fsdp and hsdp. The weights of a unit lie one behind the other in a flat buffer, of which each
-// rank of the shard group keeps an equal part. Before a unit runs, the ranks put the parts together; behind it, the memory of
-// the whole goes back. Gradients go the other way: summed over the ranks, each rank receives those of its part.
+// sharded implements the strategies fsdp and hsdp. The parameters of a unit are laid out in flat
+// parameters, of which each process of the sharding group keeps an equal shard. Before a unit runs,
+// the processes gather the whole; afterwards its memory is freed. Gradients are summed over the
+// processes and scattered, so that each receives those of its shard.
 //
-//	use(u, next)   wait for the weights of u; begin to gather those of next, which come while u computes
-//	leave(u)       the memory of u's weights goes back
-//	reduce(u)      u's gradients, flat, begin to be summed and scattered, once those of the unit before are
+//	gather(u, next)  waits for the parameters of u and starts to gather next, while u computes
+//	release(u)       frees the gathered parameters of u
+//	reduce(u)        starts to sum and scatter the gradients of u, after those of the previous unit
 //
-// With hsdp, the parts' gradients are then summed over the ranks of the other groups that hold the same part.
+// With hsdp, the gradients of a shard are then summed over the processes that hold the same shard
+// in other groups.
 type sharded struct {
-	units    [][]*flat
+	units    [][]*flatParameter
 	shard    *dist.Group
-	copies   *dist.Group // the ranks that hold the same parts; nil for fsdp
-	keep     bool        // keep gathered weights from the forward pass to the backward pass
+	copies   *dist.Group // the processes that hold the same shards; nil for fsdp
+	keep     bool        // keep gathered parameters from the forward to the backward pass
 	wide     bool        // sum gradients in float32
-	underway []scatter
+	transfer []scatter   // in progress
 }
 
-// flat is the weights of one unit that have one dtype and are all trained or all frozen.
-type flat struct {
+// flatParameter holds the parameters of one unit that have one dtype and are all trained or all
+// frozen.
+type flatParameter struct {
 	params []*nn.Param
 	starts []int
-	length int // of a rank's part; the whole is a little longer than the weights, so that the parts are equal
+	length int // of a shard; the whole is padded, so that the shards are equal
 
-	// whole [ranks · length] is what the weights are views of; its memory is there while they are used. part is this rank's
-	// part of it.
-	whole, part torch.Tensor
-	// Where they are trained: what is optimized and the sum of its gradients, in the same dtype. That is the float32 original of
-	// part, apart from it, or part itself: of float32, and of bfloat16 that is rounded at random.
-	original, gradient torch.Tensor
-	apart              bool
-	trained, there     bool
-	gather             *dist.Work
-	views              []piece
+	// whole [processes · length] has the parameters as views. Its memory exists only while they are
+	// gathered. shard is this process's part of it.
+	whole, shard torch.Tensor
+	// If the parameters are trained: what the optimizer works on, and the sum of its gradients in
+	// the same dtype. master is a float32 copy of shard, or shard itself if that is float32, or
+	// bfloat16 with stochastic rounding.
+	master, gradient torch.Tensor
+	separate         bool // master is a copy
+	trained          bool
+	gathered         bool
+	gathering        *dist.Work
+	views            []fragment
 }
 
-// scatter is gradients on their way to the ranks that hold their weights.
+// scatter is a transfer of gradients to the processes that hold their shards.
 type scatter struct {
-	to         *flat
-	input, sum torch.Tensor // sum is this rank's part of input
+	to         *flatParameter
+	input, sum torch.Tensor // sum is this process's part of input
 	work       *dist.Work
 }
 
-// sharded reports whether weights are moved to where a strategy keeps them.
-func (o Options) sharded() bool {
-	return o.TensorSize > 0 || o.OffloadOptimizer || o.processes() > 1 && o.Distributed == PP || o.Distributed == FSDP && o.processes() > 1 || o.Distributed == HSDP && o.ShardSize > 1
-}
-
-// newSharded is the strategy of a rank among those that shard the units and those that hold the same parts. One rank alone
-// shares nothing with any: it has no buffers then, unless the optimizer's state is to be elsewhere.
-func newSharded(units [][]*nn.Param, shard, copies *dist.Group, o Options, wide bool) (strategy, error) {
+// newSharded returns the strategy of a process in a group that shards the units and a group that
+// holds the same shards. A sharding group of one process needs no flat parameters, unless the
+// optimizer's state is in host memory.
+func newSharded(
+	list [][]*nn.Param,
+	shard, copies *dist.Group,
+	o Options,
+	wide bool,
+) (strategy, error) {
 	switch {
 	case o.OffloadOptimizer:
 	case shard.Size == 1 && copies != nil && copies.Size > 1:
-		return &ddp{local: local{units: units}, group: copies, wide: wide}, nil
+		return &ddp{local: local{units: list}, group: copies, wide: wide}, nil
 	case shard.Size == 1:
-		return &local{units: units}, nil
+		return &local{units: list}, nil
 	}
 	s := &sharded{shard: shard, copies: copies, keep: o.KeepGathered, wide: wide}
 	var err error
-	torch.NoGrad(func() { err = s.fill(units, o) })
+	torch.NoGrad(func() { err = s.fill(list, o) })
 	if err != nil {
 		s.free()
 		return nil, err
@@ -78,11 +85,11 @@ func newSharded(units [][]*nn.Param, shard, copies *dist.Group, o Options, wide 
 	return s, nil
 }
 
-func (s *sharded) fill(units [][]*nn.Param, o Options) error {
-	for u, unit := range units {
+func (s *sharded) fill(list [][]*nn.Param, o Options) error {
+	for u, unit := range list {
 		s.units = append(s.units, nil)
-		for _, group := range alike(unit) {
-			f, err := newFlat(group, s.shard, o)
+		for _, group := range groupByKind(unit) {
+			f, err := newFlatParameter(group, s.shard, o)
 			s.units[u] = append(s.units[u], f)
 			if err != nil {
 				return err
@@ -92,20 +99,20 @@ func (s *sharded) fill(units [][]*nn.Param, o Options) error {
 	return nil
 }
 
-// alike groups weights that one buffer can hold.
-func alike(params []*nn.Param) (groups [][]*nn.Param) {
+// groupByKind groups the parameters that one flat parameter can hold.
+func groupByKind(params []*nn.Param) (groups [][]*nn.Param) {
 	type kind struct {
-		dtype   torch.DType
-		trained bool
-		shared  bool // with processes that divide the layers, whose buffers must be like this one's
+		dtype      torch.DType
+		trained    bool
+		replicated bool // in a tensor-parallel group, whose processes must have equal flat parameters
 	}
-	at := map[kind]int{}
+	index := map[kind]int{}
 	for _, p := range params {
 		k := kind{p.DType(), p.RequiresGrad(), p.Shard.Replicated()}
-		i, ok := at[k]
+		i, ok := index[k]
 		if !ok {
 			i = len(groups)
-			at[k] = i
+			index[k] = i
 			groups = append(groups, nil)
 		}
 		groups[i] = append(groups[i], p)
@@ -113,16 +120,19 @@ func alike(params []*nn.Param) (groups [][]*nn.Param) {
 	return groups
 }
 
-// newFlat moves weights, one after the other, into a buffer and keeps this rank's part of it; where the options say so, what the
-// optimizer works on in the host's memory.
-func newFlat(params []*nn.Param, group *dist.Group, o Options) (f *flat, err error) {
-	f = &flat{params: params, trained: params[0].RequiresGrad()}
+// newFlatParameter moves parameters into a flat parameter and keeps this process's shard of it.
+func newFlatParameter(
+	params []*nn.Param,
+	group *dist.Group,
+	o Options,
+) (f *flatParameter, err error) {
+	f = &flatParameter{params: params, trained: params[0].RequiresGrad()}
 	total := 0
 	for _, p := range params {
 		f.starts = append(f.starts, total)
 		total += p.Numel()
 	}
-	const multiple = 16 // so that parts begin where vector loads like it
+	const multiple = 16 // aligns shards for vector loads
 	f.length = (total + group.Size*multiple - 1) / (group.Size * multiple) * multiple
 	dtype, device := params[0].DType(), params[0].Device()
 	torch.Scoped(func() {
@@ -133,44 +143,56 @@ func newFlat(params []*nn.Param, group *dist.Group, o Options) (f *flat, err err
 				return
 			}
 		}
-		f.part = f.whole.Narrow(0, group.Rank*f.length, f.length).Clone().Own()
+		f.shard = f.whole.Narrow(0, group.Rank*f.length, f.length).Clone().Own()
 		dist.Resize(f.whole, 0)
-		if !f.trained {
-			return
+		if f.trained {
+			f.addMaster(o)
 		}
-		if o.OffloadOptimizer {
-			device = torch.CPU
-		}
-		random := o.Stochastic && dtype == torch.BFloat16
-		if f.apart = o.OffloadOptimizer || dtype != torch.Float32 && !random; f.apart {
-			f.original = f.part.To(torch.Float32).ToDevice(device).Clone().Own()
-		} else {
-			f.original = f.part.Detach().Own()
-		}
-		f.gradient = torch.Zeros([]int{f.length}, f.original.DType(), device).Own()
 	})
-	if err != nil {
-		return f, err
+	if err == nil {
+		f.addViews(group)
 	}
-	// The weights' stretches that lie in this rank's part.
+	return f, err
+}
+
+// addMaster allocates what the optimizer works on.
+func (f *flatParameter) addMaster(o Options) {
+	dtype, device := f.shard.DType(), f.shard.Device()
+	if o.OffloadOptimizer {
+		device = torch.CPU
+	}
+	stochastic := o.Stochastic && dtype == torch.BFloat16
+	if f.separate = o.OffloadOptimizer || dtype != torch.Float32 && !stochastic; f.separate {
+		f.master = f.shard.To(torch.Float32).ToDevice(device).Clone().Own()
+	} else {
+		f.master = f.shard.Detach().Own()
+	}
+	f.gradient = torch.Zeros([]int{f.length}, f.master.DType(), device).Own()
+}
+
+// addViews adds a fragment for each parameter that this process's shard contains a part of.
+func (f *flatParameter) addViews(group *dist.Group) {
 	first, end := group.Rank*f.length, (group.Rank+1)*f.length
-	for i, p := range params {
+	source := f.shard
+	if f.trained {
+		source = f.master
+	}
+	for i, p := range f.params {
 		from, to := max(first, f.starts[i]), min(end, f.starts[i]+p.Numel())
 		if from >= to {
 			continue
 		}
-		source := f.part
-		if f.trained {
-			source = f.original
-		}
 		torch.Scoped(func() {
-			f.views = append(f.views, piece{param: p, start: from - f.starts[i], tensor: source.Narrow(0, from-first, to-from).Own()})
+			f.views = append(f.views, fragment{
+				param:  p,
+				start:  from - f.starts[i],
+				tensor: source.Narrow(0, from-first, to-from).Own(),
+			})
 		})
 	}
-	return f, nil
 }
 
-// name is what a trace calls a unit.
+// name is a unit's name in a trace.
 func (s *sharded) name(u int) string {
 	switch u {
 	case 0:
@@ -181,99 +203,127 @@ func (s *sharded) name(u int) string {
 	return fmt.Sprintf("block %d", u-1)
 }
 
-// fetch begins to gather a unit's weights, unless they are there or coming.
-func (s *sharded) fetch(u int) {
+// startGather starts to gather a unit, unless it is gathered already.
+func (s *sharded) startGather(u int) {
 	for _, f := range s.units[u] {
-		if f.there || f.gather != nil {
+		if f.gathered || f.gathering != nil {
 			continue
 		}
 		dist.Resize(f.whole, f.whole.Numel()*f.whole.DType().Size())
-		torch.Span(func() { f.gather = s.shard.AllGather(f.whole, f.part) }, "gather %s", s.name(u))
+		torch.Span(
+			func() { f.gathering = s.shard.AllGather(f.whole, f.shard) },
+			"gather %s",
+			s.name(u),
+		)
 	}
 }
 
-func (s *sharded) use(u, next int) {
-	s.fetch(u)
+func (s *sharded) Gather(u, next int) {
+	s.startGather(u)
 	for _, f := range s.units[u] {
-		if f.gather != nil {
-			f.gather.Wait()
-			f.gather, f.there = nil, true
+		if f.gathering != nil {
+			f.gathering.Wait()
+			f.gathering, f.gathered = nil, true
 		}
 	}
 	if next >= 0 {
-		s.fetch(next)
+		s.startGather(next)
 	}
 }
 
-func (s *sharded) leave(u int, again bool) {
+func (s *sharded) Release(u int, again bool) {
 	if s.keep && again {
 		return
 	}
 	for _, f := range s.units[u] {
-		if f.there {
+		if f.gathered {
 			dist.Resize(f.whole, 0)
-			f.there = false
+			f.gathered = false
 		}
 	}
 }
 
-func (s *sharded) reduce(u int, last bool) {
-	s.settle() // one unit at a time is on its way
+func (s *sharded) Reduce(u int, last bool) {
+	s.finishTransfer() // one unit at a time
 	for _, f := range s.units[u] {
 		if !f.trained {
 			continue
 		}
-		next := scatter{to: f}
+		t := scatter{to: f}
 		torch.NoGrad(func() {
 			torch.Scoped(func() {
-				next.input = torch.Zeros([]int{s.shard.Size * f.length}, reducedAs(f.params[0], s.wide), f.whole.Device()).Own()
+				dtype := reducedAs(f.params[0], s.wide)
+				t.input = torch.Zeros([]int{s.shard.Size * f.length}, dtype, f.whole.Device()).Own()
 				for i, p := range f.params {
 					if g := p.Grad(); g.Defined() {
-						next.input.Narrow(0, f.starts[i], p.Numel()).Copy(g.Reshape(-1))
+						t.input.Narrow(0, f.starts[i], p.Numel()).Copy(g.Reshape(-1))
 						p.ClearGrad()
 					}
 				}
-				next.sum = next.input.Narrow(0, s.shard.Rank*f.length, f.length).Own()
+				t.sum = t.input.Narrow(0, s.shard.Rank*f.length, f.length).Own()
 			})
 		})
-		torch.Span(func() { next.work = s.shard.ReduceScatter(next.sum, next.input, dist.Sum) }, "sum gradients of %s", s.name(u))
-		s.underway = append(s.underway, next)
+		torch.Span(func() { t.work = s.shard.ReduceScatter(t.sum, t.input, dist.Sum) },
+			"sum gradients of %s", s.name(u))
+		s.transfer = append(s.transfer, t)
 	}
 }
 
-// settle waits for the gradients that are under way and adds them up.
-func (s *sharded) settle() {
-	for i := range s.underway {
-		g := &s.underway[i]
-		g.work.Wait()
+// finishTransfer waits for the gradients in transfer and adds them to the sums.
+func (s *sharded) finishTransfer() {
+	for i := range s.transfer {
+		t := &s.transfer[i]
+		t.work.Wait()
 		if s.copies != nil {
-			s.copies.AllReduce(g.sum, dist.Sum).Wait()
+			s.copies.AllReduce(t.sum, dist.Sum).Wait()
 		}
-		torch.NoGrad(func() { torch.Scoped(func() { g.to.gradient.AddTo(g.sum.ToDevice(g.to.gradient.Device())) }) })
-		g.input.Free()
-		g.sum.Free()
+		torch.NoGrad(func() {
+			torch.Scoped(func() { t.to.gradient.AddTo(t.sum.ToDevice(t.to.gradient.Device())) })
+		})
+		t.input.Free()
+		t.sum.Free()
 	}
-	s.underway = nil
+	s.transfer = nil
 }
 
-// finish hands the gradients to the pieces that are optimized.
-func (s *sharded) finish() {
-	s.settle()
+// each calls visit for every flat parameter.
+func (s *sharded) each(visit func(*flatParameter)) {
 	for _, unit := range s.units {
 		for _, f := range unit {
-			first := s.shard.Rank * f.length
-			for _, v := range f.views {
-				if f.trained {
-					at := f.starts[slices.Index(f.params, v.param)] + v.start - first
-					torch.Scoped(func() { v.tensor.SetGrad(f.gradient.Narrow(0, at, v.tensor.Numel())) })
-				}
-			}
+			visit(f)
 		}
 	}
 }
 
-// agree sums over the whole run. Ranks that hold the same part bring the same norm.
-func (s *sharded) agree(sums []float64, norm float64) ([]float64, float64) {
+func (s *sharded) finishReduce() {
+	s.finishTransfer()
+	s.each(func(f *flatParameter) {
+		if !f.trained {
+			return
+		}
+		first := s.shard.Rank * f.length
+		for _, v := range f.views {
+			at := f.starts[slices.Index(f.params, v.param)] + v.start - first
+			torch.Scoped(func() { v.tensor.SetGrad(f.gradient.Narrow(0, at, v.tensor.Numel())) })
+		}
+	})
+}
+
+func (s *sharded) step(
+	n *network.Network,
+	batches []network.MakeBatch,
+	divisor float64,
+	r *network.Results,
+) {
+	n.Step(batches, divisor, r)
+}
+
+func (s *sharded) infer(n *network.Network, mb network.MicroBatch, head func(torch.Tensor)) {
+	n.Infer(mb, head)
+}
+
+// combine sums over the run. Processes that hold the same shard have the same norm.
+func (s *sharded) combine(sums []float64, norm float64) ([]float64, float64) {
 	all := s.shard.Sums(append(sums, norm*norm)...)
 	sums, norm = all[:len(sums)], math.Sqrt(all[len(sums)])
 	if s.copies != nil {
@@ -284,45 +334,41 @@ func (s *sharded) agree(sums []float64, norm float64) ([]float64, float64) {
 
 func (s *sharded) updated() {
 	torch.NoGrad(func() {
-		for _, unit := range s.units {
-			for _, f := range unit {
-				if !f.trained {
-					continue
-				}
-				torch.Scoped(func() {
-					f.gradient.Zero()
-					if f.apart {
-						f.part.Copy(f.original)
-					}
-				})
+		s.each(func(f *flatParameter) {
+			if !f.trained {
+				return
 			}
-		}
+			torch.Scoped(func() {
+				f.gradient.Zero()
+				if f.separate {
+					f.shard.Copy(f.master)
+				}
+			})
+		})
 	})
 }
 
-func (s *sharded) whole(keep bool) {
+func (s *sharded) gatherAll(keep bool) {
 	for u := range s.units {
-		if s.use(u, -1); !keep {
-			s.leave(u, false)
+		if s.Gather(u, -1); !keep {
+			s.Release(u, false)
 		}
 	}
 }
 
-func (s *sharded) part() {
+func (s *sharded) releaseAll() {
 	for u := range s.units {
-		s.leave(u, false)
+		s.Release(u, false)
 	}
 }
 
-func (s *sharded) pieces() (list []piece) {
+func (s *sharded) fragments() (list []fragment) {
 	for _, trained := range []bool{true, false} {
-		for _, unit := range s.units {
-			for _, f := range unit {
-				if f.trained == trained {
-					list = append(list, f.views...)
-				}
+		s.each(func(f *flatParameter) {
+			if f.trained == trained {
+				list = append(list, f.views...)
 			}
-		}
+		})
 	}
 	return list
 }
@@ -334,23 +380,24 @@ func (s *sharded) replicas() (int, int) {
 	return s.copies.Size, s.copies.Rank
 }
 
+func (s *sharded) stages() int  { return 1 }
+func (s *sharded) single() bool { return false }
+
 func (s *sharded) free() {
-	for i := range s.underway { // of a step that failed
-		s.underway[i].work.Forget()
-		s.underway[i].input.Free()
-		s.underway[i].sum.Free()
+	for i := range s.transfer { // of a step that failed
+		s.transfer[i].work.Forget()
+		s.transfer[i].input.Free()
+		s.transfer[i].sum.Free()
 	}
-	for _, unit := range s.units {
-		for _, f := range unit {
-			f.gather.Forget()
-			for i := range f.views {
-				f.views[i].tensor.Free()
-			}
-			f.whole.Free()
-			f.part.Free()
-			f.original.Free()
-			f.gradient.Free()
+	s.each(func(f *flatParameter) {
+		f.gathering.Forget()
+		for i := range f.views {
+			f.views[i].tensor.Free()
 		}
-	}
+		f.whole.Free()
+		f.shard.Free()
+		f.master.Free()
+		f.gradient.Free()
+	})
 	s.units = nil
 }

@@ -12,10 +12,12 @@ import (
 	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/optim"
+	"conquer/train/internal/network"
 )
 
-// On the CPU a recorded pass simply runs, on the tensors that a recording reads and with the gradients that it adds to: so it
-// must learn what operations launched one by one learn, whatever the shapes, the passes of a step and the objective.
+// On the CPU a recorded pass simply runs, on the tensors that a recording reads and with the
+// gradients that it adds to: so it must learn what operations launched one by one learn, whatever
+// the shapes, the passes of a step and the objective.
 func TestStepsThatCanBeRecordedLearnTheSame(t *testing.T) {
 	noLeaks(t)
 	for name, change := range map[string]func(*Options){
@@ -43,7 +45,7 @@ func TestStepsThatCanBeRecordedLearnTheSame(t *testing.T) {
 				}
 				r = train(t, tiny(t, true, torch.Float32), data, nil, o, func(tr *Trainer) {
 					if tr.replayer != nil {
-						shapes = len(tr.replayer.recorded)
+						shapes = tr.replayer.Shapes()
 					}
 				})
 				return r, shapes
@@ -51,11 +53,17 @@ func TestStepsThatCanBeRecordedLearnTheSame(t *testing.T) {
 			want, none := run(CompileNone)
 			got, shapes := run(CompileGraph)
 			if none != 0 || shapes < 2 {
-				t.Errorf("%d and %d shapes were prepared for recording, expected none and several", none, shapes)
+				t.Errorf(
+					"%d and %d shapes were prepared for recording, expected none and several",
+					none,
+					shapes,
+				)
 			}
 			for i, w := range want.steps {
 				g := got.steps[i]
-				if math.Abs(g.Loss-w.Loss) > 1e-4*(1+w.Loss) || math.Abs(g.Norm-w.Norm) > 2e-3*w.Norm || g.Tokens != w.Tokens {
+				if math.Abs(g.Loss-w.Loss) > 1e-4*(1+w.Loss) ||
+					math.Abs(g.Norm-w.Norm) > 2e-3*w.Norm ||
+					g.Tokens != w.Tokens {
 					t.Errorf("step %d: %+v, launched one by one %+v", i+1, g, w)
 				}
 				for k, m := range w.Measures {
@@ -75,7 +83,13 @@ func TestMoreShapesThanAreRecordedLearnTheSame(t *testing.T) {
 	for length := 3; length < 60; length++ {
 		var s dataset.Sample
 		for i := range length {
-			s.IDs, s.Labels = append(s.IDs, int32(i*i%vocabulary)), append(s.Labels, int32(i*i%vocabulary))
+			s.IDs, s.Labels = append(
+				s.IDs,
+				int32(i*i%vocabulary),
+			), append(
+				s.Labels,
+				int32(i*i%vocabulary),
+			)
 		}
 		data.Samples = append(data.Samples, s)
 	}
@@ -83,15 +97,20 @@ func TestMoreShapesThanAreRecordedLearnTheSame(t *testing.T) {
 		o := options()
 		o.Steps, o.BatchSize, o.SequenceLength, o.Compile = 50, 1, 60, compile
 		return train(t, tiny(t, false, torch.Float32), data, nil, o, func(tr *Trainer) {
-			if compile == CompileGraph && len(tr.replayer.recorded) != mostRecordings {
-				t.Errorf("%d shapes were prepared for recording", len(tr.replayer.recorded))
+			if compile == CompileGraph && tr.replayer.Shapes() != network.MaxRecordings {
+				t.Errorf("%d shapes were prepared for recording", tr.replayer.Shapes())
 			}
 		})
 	}
 	want, got := run(CompileNone), run(CompileGraph)
 	for i := range want.steps {
 		if math.Abs(got.steps[i].Loss-want.steps[i].Loss) > 1e-4*(1+want.steps[i].Loss) {
-			t.Errorf("step %d: loss %v, launched one by one %v", i+1, got.steps[i].Loss, want.steps[i].Loss)
+			t.Errorf(
+				"step %d: loss %v, launched one by one %v",
+				i+1,
+				got.steps[i].Loss,
+				want.steps[i].Loss,
+			)
 		}
 	}
 }
@@ -111,7 +130,9 @@ func TestAStepWithoutLabelsChangesNothing(t *testing.T) {
 		o.Steps, o.Decay, o.Compile = 2, 0.5, compile
 		weight := func() []float32 {
 			var list []float32
-			if err := torch.Run(func() error { list = torch.Values[float32](m.Head().Detach()); return nil }); err != nil {
+			if err := torch.Run(
+				func() error { list = torch.Values[float32](m.Head().Detach()); return nil },
+			); err != nil {
 				t.Fatal(err)
 			}
 			return list
@@ -134,8 +155,8 @@ func TestAStepWithoutLabelsChangesNothing(t *testing.T) {
 
 func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
 	for want, change := range map[string]func(*Options){
-		"unknown way to compile":          func(o *Options) { o.Compile = "jit" },
-		"recorded in a process by itself": func(o *Options) { o.Distributed = DDP },
+		"unknown compile mode":         func(o *Options) { o.Compile = "jit" },
+		"recorded in a single process": func(o *Options) { o.Distributed = DDP },
 		"draw the same random numbers twice": func(o *Options) {
 			o.Recompute, o.LoRA = RecomputeBlock, &lora.Config{Rank: 2, Alpha: 2, Dropout: 0.1, Targets: []string{lora.AllLinear}}
 		},

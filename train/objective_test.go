@@ -13,12 +13,17 @@ import (
 	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
+	"conquer/train/internal/network"
 	"conquer/train/report"
 )
 
-// The formulas, over the whole model at once and sample by sample: the mean over the labels of (1-e)(lse - x_y) +
-// e(lse - mean x) + z lse^2, and of the first without e.
-func plainObjective(m model.Model, d *dataset.Dataset, smoothing, z float64) (objective, plain torch.Tensor) {
+// The formulas, over the whole model at once and sample by sample: the mean over the labels of
+// (1-e)(lse - x_y) + e(lse - mean x) + z lse^2, and of the first without e.
+func plainObjective(
+	m model.Model,
+	d *dataset.Dataset,
+	smoothing, z float64,
+) (objective, plain torch.Tensor) {
 	var totals [2]torch.Tensor
 	labels := 0.0
 	for _, s := range d.Samples {
@@ -29,11 +34,16 @@ func plainObjective(m model.Model, d *dataset.Dataset, smoothing, z float64) (ob
 				targets, rows = append(targets, int64(s.Labels[i])), append(rows, int64(i-1))
 			}
 		}
-		logits := model.Logits(m, model.Sequence{IDs: torch.From(ids, 1, len(ids))}).Squeeze(0).To(torch.Float64).IndexSelect(0, torch.From(rows, len(rows)))
+		logits := model.Logits(m, model.Sequence{IDs: torch.From(ids, 1, len(ids))}).
+			Squeeze(0).
+			To(torch.Float64).
+			IndexSelect(0, torch.From(rows, len(rows)))
 		lse := logits.Exp().SumDim(-1, false).Log()
 		nll := lse.Sub(logits.Gather(1, torch.From(targets, len(targets), 1)).Squeeze(1))
 		even := lse.Sub(logits.SumDim(-1, false).MulScalar(1. / vocabulary))
-		each := nll.MulScalar(1 - smoothing).Add(even.MulScalar(smoothing)).Add(lse.Mul(lse).MulScalar(z))
+		each := nll.MulScalar(1 - smoothing).
+			Add(even.MulScalar(smoothing)).
+			Add(lse.Mul(lse).MulScalar(z))
 		for i, sum := range []torch.Tensor{each.Sum(), nll.Sum()} {
 			if totals[i].Defined() {
 				sum = totals[i].Add(sum)
@@ -66,15 +76,35 @@ func TestLabelSmoothingAndZLossAreTheirFormulas(t *testing.T) {
 				p.ClearGrad()
 			}
 			b := batchOf(t, data, 6, pack)
-			net := network{model: m, blocks: m.Blocks(), lowest: -1, strategy: &local{}, smoothing: smoothing, zLoss: z}
-			got := torch.Values[float64](net.gradients(newMicroBatch(b, torch.CPU, 1), float64(targets(b)), true))
+			net := network.New(
+				m,
+				network.Objective{Smoothing: smoothing, ZLoss: z},
+				RecomputeNone,
+				&local{},
+			)
+			got := torch.Values[float64](
+				net.Gradients(
+					network.NewMicroBatch(b, torch.CPU, 1),
+					float64(network.Targets(b)),
+					true,
+				),
+			)
 			for i, number := range []torch.Tensor{plain, objective} {
-				if want := torch.Item[float64](number.Detach()); len(got) != 2 || math.Abs(got[i]-want) > 1e-5*want {
+				if want := torch.Item[float64](
+					number.Detach(),
+				); len(got) != 2 ||
+					math.Abs(got[i]-want) > 1e-5*want {
 					t.Errorf("number %d of %v, want %v", i, got, want)
 				}
 			}
 			nn.Walk(m, func(p nn.Component) {
-				near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()), want[p.Param], 2e-5)
+				near(
+					t,
+					"gradient of "+p.Name,
+					torch.Values[float32](p.Param.Grad()),
+					want[p.Param],
+					2e-5,
+				)
 			})
 			return nil
 		})
@@ -85,7 +115,8 @@ func TestLabelSmoothingAndZLossAreTheirFormulas(t *testing.T) {
 	}
 }
 
-// The objective is told beside the plain loss; validation stays plain, and what is told of a plain run is as it was.
+// The objective is told beside the plain loss; validation stays plain, and what is told of a plain
+// run is as it was.
 func TestPenaltiesAreToldBesideThePlainLoss(t *testing.T) {
 	noLeaks(t)
 	plain := train(t, tiny(t, true, torch.Float32), samples(16, 1), samples(5, 2), options(), nil)
@@ -95,11 +126,14 @@ func TestPenaltiesAreToldBesideThePlainLoss(t *testing.T) {
 	o := options()
 	o.LabelSmoothing, o.ZLoss, o.LogPath, o.TensorBoard = 0.2, 1e-3, t.TempDir(), true
 	r := train(t, tiny(t, true, torch.Float32), samples(16, 1), samples(5, 2), o, nil)
-	if r.looks[0].Loss != plain.looks[0].Loss || math.Abs(r.steps[0].Loss-plain.steps[0].Loss) > 1e-6 || r.looks[1].Loss == plain.looks[1].Loss {
+	if r.looks[0].Loss != plain.looks[0].Loss ||
+		math.Abs(r.steps[0].Loss-plain.steps[0].Loss) > 1e-6 ||
+		r.looks[1].Loss == plain.looks[1].Loss {
 		t.Errorf("penalties changed the plain loss: %v and %v", r.looks, plain.looks)
 	}
 	first := r.steps[0]
-	if len(first.Measures) != 1 || first.Measures[0].Name != "objective" || !(first.Measures[0].Value > first.Loss) {
+	if len(first.Measures) != 1 || first.Measures[0].Name != "objective" ||
+		!(first.Measures[0].Value > first.Loss) {
 		t.Errorf("a step told loss %v and %v", first.Loss, first.Measures)
 	}
 	written, err := os.ReadFile(filepath.Join(o.LogPath, report.MetricsFile))
@@ -111,7 +145,8 @@ func TestPenaltiesAreToldBesideThePlainLoss(t *testing.T) {
 		if err := json.Unmarshal([]byte(line), &fields); err != nil {
 			t.Fatalf("%v in %q", err, line)
 		}
-		if _, step := fields["loss"]; step && fields["objective"] != r.steps[int(fields["step"])-1].Measures[0].Value {
+		if _, step := fields["loss"]; step &&
+			fields["objective"] != r.steps[int(fields["step"])-1].Measures[0].Value {
 			t.Errorf("line %q lacks the objective", line)
 		}
 	}

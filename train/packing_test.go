@@ -9,9 +9,11 @@ import (
 	"conquer/model"
 	"conquer/text/dataset"
 	"conquer/torch"
+	"conquer/train/internal/network"
 )
 
-// Attention, the short convolution and the scan all begin anew with each sample of a row, wherever in a chunk it begins.
+// Attention, the short convolution and the scan all begin anew with each sample of a row, wherever
+// in a chunk it begins.
 func TestSamplesPackedIntoRowsLoseWhatTheyLoseAlone(t *testing.T) {
 	noLeaks(t)
 	seed := rand.Uint64()
@@ -20,7 +22,10 @@ func TestSamplesPackedIntoRowsLoseWhatTheyLoseAlone(t *testing.T) {
 		m := tiny(t, true, torch.Float32)
 		if name != "llama" {
 			free(m)
-			config, err := model.Variant(name, "tiny") // bamba's third layer is attention; chunks of 32
+			config, err := model.Variant(
+				name,
+				"tiny",
+			) // bamba's third layer is attention; chunks of 32
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -43,7 +48,10 @@ func TestSamplesPackedIntoRowsLoseWhatTheyLoseAlone(t *testing.T) {
 			s.Labels = s.IDs
 			d.Samples = append(d.Samples, s)
 		}
-		batches, err := dataset.NewBatcher(d, dataset.BatchOptions{Rows: 9, Length: 64, Pack: true, InOrder: true})
+		batches, err := dataset.NewBatcher(
+			d,
+			dataset.BatchOptions{Rows: 9, Length: 64, Pack: true, InOrder: true},
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -52,10 +60,13 @@ func TestSamplesPackedIntoRowsLoseWhatTheyLoseAlone(t *testing.T) {
 			t.Fatal("the samples do not fit a batch: ", err)
 		}
 		err = torch.Run(func() error {
-			net := network{model: m, blocks: m.Blocks(), lowest: -1, strategy: &local{}}
+			net := network.New(m, network.Objective{}, RecomputeNone, &local{})
 			alone, labels := 0.0, 0
 			for _, s := range d.Samples {
-				b, err := dataset.NewBatcher(&dataset.Dataset{Samples: []dataset.Sample{s}}, dataset.BatchOptions{Rows: 1, Length: 64, InOrder: true})
+				b, err := dataset.NewBatcher(
+					&dataset.Dataset{Samples: []dataset.Sample{s}},
+					dataset.BatchOptions{Rows: 1, Length: 64, InOrder: true},
+				)
 				if err != nil {
 					return err
 				}
@@ -63,18 +74,36 @@ func TestSamplesPackedIntoRowsLoseWhatTheyLoseAlone(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				torch.Scoped(func() { alone += net.evaluate(newMicroBatch(one, torch.CPU, 1))[0] })
+				torch.Scoped(
+					func() { alone += evaluate(net, network.NewMicroBatch(one, torch.CPU, 1))[0] },
+				)
 				labels += one.Targets
 			}
 			torch.Scoped(func() {
-				mb := newMicroBatch(packed, torch.CPU, 1)
-				together := net.evaluate(mb)[0]
-				if mb.targets != labels || math.Abs(together-alone) > 2e-5*alone {
-					t.Errorf("seed %d, %s: %d labels lose %v in rows, %d lose %v alone", seed, name, mb.targets, together, labels, alone)
+				mb := network.NewMicroBatch(packed, torch.CPU, 1)
+				together := evaluate(net, mb)[0]
+				if mb.Targets != labels || math.Abs(together-alone) > 2e-5*alone {
+					t.Errorf(
+						"seed %d, %s: %d labels lose %v in rows, %d lose %v alone",
+						seed,
+						name,
+						mb.Targets,
+						together,
+						labels,
+						alone,
+					)
 				}
-				mb.seq.Segments = torch.Tensor{}
-				if mixed := net.evaluate(mb)[0]; math.Abs(mixed-together) < 1e-6*alone { // by chance the sums may lie close
-					t.Errorf("seed %d, %s: samples that see each other lose %v, alone %v: this test tells nothing", seed, name, mixed, alone)
+				mb.Seq.Segments = torch.Tensor{}
+				if mixed := evaluate(net, mb)[0]; math.Abs(
+					mixed-together,
+				) < 1e-6*alone { // by chance the sums may lie close
+					t.Errorf(
+						"seed %d, %s: samples that see each other lose %v, alone %v: this test tells nothing",
+						seed,
+						name,
+						mixed,
+						alone,
+					)
 				}
 			})
 			return nil

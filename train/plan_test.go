@@ -43,18 +43,53 @@ func TestPlan_OneDeviceMatchesRun(t *testing.T) {
 		{"bamba", false, torch.BFloat16, train.Options{Recompute: train.RecomputeBlock}},
 		{"bamba", false, torch.Float32, train.Options{Recompute: train.RecomputeSelective}},
 	} {
-		name := fmt.Sprintf("%s tied=%v %v %s%s stochastic=%v accumulate=%d recompute=%s lora=%v head_only=%v", c.architecture, c.tied, c.dtype, c.options.Optimizer, c.options.Moments,
-			c.options.Stochastic, c.options.Accumulate, c.options.Recompute, c.options.LoRA != nil, c.options.HeadOnly)
+		name := fmt.Sprintf(
+			"%s tied=%v %v %s%s stochastic=%v accumulate=%d recompute=%s lora=%v head_only=%v",
+			c.architecture,
+			c.tied,
+			c.dtype,
+			c.options.Optimizer,
+			c.options.Moments,
+			c.options.Stochastic,
+			c.options.Accumulate,
+			c.options.Recompute,
+			c.options.LoRA != nil,
+			c.options.HeadOnly,
+		)
 		t.Run(name, func(t *testing.T) {
 			m := train.PlannedModel(t, c.architecture, c.tied)
-			plans, err := plan.Predict(m, plan.Options{BatchSize: rows, SequenceLength: length, Accumulate: c.options.Accumulate, DType: c.dtype,
-				Recompute: c.options.Recompute, LoRA: c.options.LoRA, HeadOnly: c.options.HeadOnly, Optimizer: c.options.Optimizer, Moments: c.options.Moments, Stochastic: c.options.Stochastic},
-				plan.Machine{GPUs: 1, PerHost: 1, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1, Host: 1})
+			plans, err := plan.Predict(
+				m,
+				plan.Options{
+					BatchSize:      rows,
+					SequenceLength: length,
+					Accumulate:     c.options.Accumulate,
+					DType:          c.dtype,
+					Recompute:      c.options.Recompute,
+					LoRA:           c.options.LoRA,
+					HeadOnly:       c.options.HeadOnly,
+					Optimizer:      c.options.Optimizer,
+					Moments:        c.options.Moments,
+					Stochastic:     c.options.Stochastic,
+				},
+				plan.Machine{
+					GPUs:     1,
+					PerHost:  1,
+					Memory:   1,
+					Rate:     1,
+					Transfer: 1,
+					Link:     1,
+					Network:  1,
+					Host:     1,
+				},
+			)
 			if err != nil {
 				t.Fatal(err)
 			}
 			before, _ := torch.CPU.Memory()
-			if err := torch.Run(func() error { model.Initialize(m, c.dtype, torch.CPU); return nil }); err != nil {
+			if err := torch.Run(
+				func() error { model.Initialize(m, c.dtype, torch.CPU); return nil },
+			); err != nil {
 				t.Fatal(err)
 			}
 			o := c.options
@@ -79,13 +114,32 @@ func besidePlan(t *testing.T, s train.RunSpec, n int) (train.Result, []plan.Plan
 	if err != nil {
 		t.Fatal(err)
 	}
-	machine := plan.Machine{GPUs: n, PerHost: n, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1, Host: 1}
+	machine := plan.Machine{
+		GPUs:     n,
+		PerHost:  n,
+		Memory:   1,
+		Rate:     1,
+		Transfer: 1,
+		Link:     1,
+		Network:  1,
+		Host:     1,
+	}
 	if s.Distributed == train.HSDP {
 		machine.PerHost = s.ShardSize
 	}
 	m := train.PlannedModel(t, strings.TrimPrefix(s.Architecture, "planned "), s.Tied)
-	o := plan.Options{BatchSize: s.Options.BatchSize, SequenceLength: s.Options.SequenceLength, Accumulate: s.Options.Accumulate, DType: dtype,
-		Recompute: s.Recompute, LoRA: s.Options.LoRA, HeadOnly: s.Options.HeadOnly, TensorSize: s.TensorSize, Stochastic: s.Options.Stochastic, OffloadOptimizer: s.Offload}
+	o := plan.Options{
+		BatchSize:        s.Options.BatchSize,
+		SequenceLength:   s.Options.SequenceLength,
+		Accumulate:       s.Options.Accumulate,
+		DType:            dtype,
+		Recompute:        s.Recompute,
+		LoRA:             s.Options.LoRA,
+		HeadOnly:         s.Options.HeadOnly,
+		TensorSize:       s.TensorSize,
+		Stochastic:       s.Options.Stochastic,
+		OffloadOptimizer: s.Offload,
+	}
 	plans, err := plan.Predict(m, o, machine)
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +157,10 @@ func besidePlan(t *testing.T, s train.RunSpec, n int) (train.Result, []plan.Plan
 		if each, err = plan.Stages(m, o, machine); err != nil {
 			t.Fatal(err)
 		}
-		fullest := slices.MaxFunc(each, func(a, b plan.Plan) int { return cmp.Compare(a.Peak, b.Peak) })
+		fullest := slices.MaxFunc(
+			each,
+			func(a, b plan.Plan) int { return cmp.Compare(a.Peak, b.Peak) },
+		)
 		if plans[i].Peak != fullest.Peak || plans[i].Weights != fullest.Weights {
 			t.Errorf("the plan is %+v, that of the fullest stage %+v", plans[i], fullest)
 		}
@@ -111,8 +168,9 @@ func besidePlan(t *testing.T, s train.RunSpec, n int) (train.Result, []plan.Plan
 	return train.SucceedIn(t, s, n), each
 }
 
-// What a plan says about several processes is what each of them holds, within a tenth: between two steps, its part of the weights,
-// of the optimizer's state and, where they are sharded, of the gradients; and at most, with what comes and goes.
+// What a plan says about several processes is what each of them holds, within a tenth: between two
+// steps, its part of the weights, of the optimizer's state and, where they are sharded, of the
+// gradients; and at most, with what comes and goes.
 func TestPlan_ProcessesMatchWorld(t *testing.T) {
 	for what, c := range map[string]struct {
 		world  int
@@ -166,12 +224,32 @@ func TestPlan_ProcessesMatchWorld(t *testing.T) {
 			if s.Distributed == train.FSDP || s.Distributed == train.HSDP {
 				held += plan.Gradients
 			}
-			t.Logf("%s, rank %d: %.1f MB between steps, planned %.1f MB; at most %.1f MB, planned %.1f MB", what, rank, r.Held[rank]/1e6, held/1e6, r.Peak[rank]/1e6, peak/1e6)
+			t.Logf(
+				"%s, rank %d: %.1f MB between steps, planned %.1f MB; at most %.1f MB, planned %.1f MB",
+				what,
+				rank,
+				r.Held[rank]/1e6,
+				held/1e6,
+				r.Peak[rank]/1e6,
+				peak/1e6,
+			)
 			if math.Abs(held/r.Held[rank]-1) > 0.1 {
-				t.Errorf("%s: between steps process %d holds %.2f MB, the plan says %.2f MB", what, rank, r.Held[rank]/1e6, held/1e6)
+				t.Errorf(
+					"%s: between steps process %d holds %.2f MB, the plan says %.2f MB",
+					what,
+					rank,
+					r.Held[rank]/1e6,
+					held/1e6,
+				)
 			}
 			if math.Abs(peak/r.Peak[rank]-1) > 0.1 {
-				t.Errorf("%s: process %d holds %.2f MB at most, the plan says %.2f MB", what, rank, r.Peak[rank]/1e6, peak/1e6)
+				t.Errorf(
+					"%s: process %d holds %.2f MB at most, the plan says %.2f MB",
+					what,
+					rank,
+					r.Peak[rank]/1e6,
+					peak/1e6,
+				)
 			}
 		}
 	}

@@ -13,10 +13,11 @@ import (
 	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
-	"conquer/train/internal/units"
+	"conquer/train/internal/network"
 )
 
-// pairs makes pairs of texts that begin alike; the preferred one goes on counting upwards, the other downwards.
+// pairs makes pairs of texts that begin alike; the preferred one goes on counting upwards, the
+// other downwards.
 func pairs(n int, seed uint64) *dataset.Dataset {
 	draw := rand.New(rand.NewPCG(seed, 1))
 	d := &dataset.Dataset{}
@@ -26,7 +27,13 @@ func pairs(n int, seed uint64) *dataset.Dataset {
 		for k, direction := range []int{1, vocabulary - 1} {
 			s.Second = len(s.IDs)
 			for i := range prompt {
-				s.IDs, s.Labels = append(s.IDs, int32((first+i)%vocabulary)), append(s.Labels, dataset.IgnoreLabel)
+				s.IDs, s.Labels = append(
+					s.IDs,
+					int32((first+i)%vocabulary),
+				), append(
+					s.Labels,
+					dataset.IgnoreLabel,
+				)
 			}
 			for i := range 1 + draw.IntN(8) {
 				id := int32((first + prompt + (i+k)*direction) % vocabulary)
@@ -38,7 +45,8 @@ func pairs(n int, seed uint64) *dataset.Dataset {
 	return d
 }
 
-// said is the log-probability of both texts of a pair, over the whole model at once, in float64 from the logits on.
+// said is the log-probability of both texts of a pair, over the whole model at once, in float64
+// from the logits on.
 func said(m model.Model, s dataset.Sample) (chosen, rejected torch.Tensor) {
 	of := func(from, to int) torch.Tensor {
 		var ids, targets, rows []int64
@@ -48,22 +56,27 @@ func said(m model.Model, s dataset.Sample) (chosen, rejected torch.Tensor) {
 				targets, rows = append(targets, int64(s.Labels[i])), append(rows, int64(i-from-1))
 			}
 		}
-		logits := model.Logits(m, model.Sequence{IDs: torch.From(ids, 1, len(ids))}).Squeeze(0).To(torch.Float64)
-		return logits.LogSoftmax(-1).IndexSelect(0, torch.From(rows, len(rows))).Gather(1, torch.From(targets, len(targets), 1)).Sum()
+		logits := model.Logits(m, model.Sequence{IDs: torch.From(ids, 1, len(ids))}).
+			Squeeze(0).
+			To(torch.Float64)
+		return logits.LogSoftmax(-1).
+			IndexSelect(0, torch.From(rows, len(rows))).
+			Gather(1, torch.From(targets, len(targets), 1)).
+			Sum()
 	}
 	return of(0, s.Second), of(s.Second, len(s.IDs))
 }
 
-// Loss, rewards and gradients of a micro-batch of pairs are those of TRL's formulas: for the sigmoid loss,
-// logits = (pi_chosen - pi_rejected) - (ref_chosen - ref_rejected), loss = mean -log sigmoid(beta logits), and the rewards
-// beta (pi - ref).
+// Loss, rewards and gradients of a micro-batch of pairs are those of TRL's formulas: for the
+// sigmoid loss, logits = (pi_chosen - pi_rejected) - (ref_chosen - ref_rejected), loss = mean -log
+// sigmoid(beta logits), and the rewards beta (pi - ref).
 func TestPreferencesAreLearnedByTheFormula(t *testing.T) {
 	noLeaks(t)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	draw := rand.New(rand.NewPCG(seed, 0))
 	data := pairs(7, seed)
-	known := make(reference, 2*len(data.Samples))
+	known := make(network.Reference, 2*len(data.Samples))
 	for i := range known {
 		known[i] = -40 * draw.Float64()
 	}
@@ -80,13 +93,20 @@ func TestPreferencesAreLearnedByTheFormula(t *testing.T) {
 				n := float64(len(data.Samples))
 				for i, s := range data.Samples {
 					a, b := said(m, s)
-					chosen, rejected := a.AddScalar(-known[2*i]).MulScalar(beta), b.AddScalar(-known[2*i+1]).MulScalar(beta)
+					chosen, rejected := a.AddScalar(-known[2*i]).
+						MulScalar(beta),
+						b.AddScalar(-known[2*i+1]).
+							MulScalar(beta)
 					loss := chosen.Sub(rejected).Neg().Exp().AddScalar(1).Log()
 					if total.Defined() {
 						loss = total.Add(loss)
 					}
 					total = loss
-					c, r := torch.Item[float64](chosen.Detach()), torch.Item[float64](rejected.Detach())
+					c, r := torch.Item[float64](
+						chosen.Detach(),
+					), torch.Item[float64](
+						rejected.Detach(),
+					)
 					want[1], want[2], want[3] = want[1]+c/n, want[2]+r/n, want[3]+(c-r)/n
 					if c > r {
 						want[4] += 1 / n
@@ -101,22 +121,31 @@ func TestPreferencesAreLearnedByTheFormula(t *testing.T) {
 					p.ClearGrad()
 				}
 
-				tr := &Trainer{options: Options{Objective: DPO, Pack: pack}.complete(), device: torch.CPU}
-				net := network{model: m, blocks: m.Blocks(), lowest: -1, recompute: recompute, head: units.Head(m), strategy: &local{}, beta: beta}
+				tr := &Trainer{
+					options: Options{Objective: DPO, Pack: pack}.complete(),
+					device:  torch.CPU,
+				}
+				net := network.New(m, network.Objective{Beta: beta}, recompute, &local{})
 				b := batchOf(t, data, 8, pack)
 				if b.Samples != len(data.Samples) {
 					t.Fatalf("%d pairs in the batch", b.Samples)
 				}
-				got := torch.Values[float64](net.gradients(tr.microBatch(b, known), n, true))
+				got := torch.Values[float64](net.Gradients(tr.microBatch(b, known), n, true))
 				for i := range want {
 					if math.Abs(got[i]-want[i]) > 1e-5*(1+math.Abs(want[i])) {
 						t.Errorf("number %d is %v, want %v", i, got[i], want[i])
 					}
 				}
 				nn.Walk(m, func(p nn.Component) {
-					near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()), gradients[p.Param], 3e-5)
+					near(
+						t,
+						"gradient of "+p.Name,
+						torch.Values[float32](p.Param.Grad()),
+						gradients[p.Param],
+						3e-5,
+					)
 				})
-				for i, sum := range net.evaluate(tr.microBatch(b, known)) {
+				for i, sum := range evaluate(net, tr.microBatch(b, known)) {
 					if math.Abs(sum/n-want[i]) > 1e-5*(1+math.Abs(want[i])) {
 						t.Errorf("number %d is evaluated to %v, want %v", i, sum/n, want[i])
 					}
@@ -140,13 +169,13 @@ func dpo() Options {
 	return o
 }
 
-// The run begins where both models are one, and learns the preference also where it was not shown; what the reference says
-// is what the model said before, with an adapter and without.
+// The run begins where both models are one, and learns the preference also where it was not shown;
+// what the reference says is what the model said before, with an adapter and without.
 func TestARunLearnsToPrefer(t *testing.T) {
 	noLeaks(t)
 	data, valid := pairs(40, 1), pairs(10, 2)
 	base := tiny(t, true, torch.Float32)
-	var before reference
+	var before network.Reference
 	if err := torch.Run(func() error {
 		for _, s := range data.Samples {
 			torch.Scoped(func() {
@@ -169,7 +198,13 @@ func TestARunLearnsToPrefer(t *testing.T) {
 		r := train(t, tiny(t, true, torch.Float32), data, valid, o, func(tr *Trainer) {
 			for i, want := range before {
 				if got := tr.reference[data][i]; math.Abs(got-want) > 1e-4*(1+math.Abs(want)) {
-					t.Fatalf("%s: the reference says %v of text %d, the model before said %v", name, got, i, want)
+					t.Fatalf(
+						"%s: the reference says %v of text %d, the model before said %v",
+						name,
+						got,
+						i,
+						want,
+					)
 				}
 			}
 		})
@@ -177,7 +212,8 @@ func TestARunLearnsToPrefer(t *testing.T) {
 		if math.Abs(first.Loss-math.Ln2) > 1e-5 || math.Abs(first.Measures[0].Value) > 1e-4 {
 			t.Errorf("%s: begins with %+v, want ln 2 and no reward", name, first)
 		}
-		if accuracy := last.Measures[3]; accuracy.Name != "accuracy" || !(accuracy.Value >= 0.8) || !(last.Loss < 0.6) {
+		if accuracy := last.Measures[3]; accuracy.Name != "accuracy" || !(accuracy.Value >= 0.8) ||
+			!(last.Loss < 0.6) {
 			t.Errorf("%s: ends with %+v", name, last)
 		}
 	}
@@ -206,11 +242,19 @@ func TestAResumedRunComparesWithTheSameReference(t *testing.T) {
 	// Another model would be another reference.
 	other := tiny(t, true, torch.Float32)
 	defer model.Free(other)
-	if err := torch.Run(func() error { torch.NoGrad(func() { nn.Params(other)[0].Detach().Uniform(-1, 1) }); return nil }); err != nil {
+	if err := torch.Run(
+		func() error { torch.NoGrad(func() { nn.Params(other)[0].Detach().Uniform(-1, 1) }); return nil },
+	); err != nil {
 		t.Fatal(err)
 	}
 	o.Progress = nil
-	if _, err := New(other, data, valid, o); err == nil || !strings.Contains(err.Error(), "base model's weights") {
+	if _, err := New(
+		other,
+		data,
+		valid,
+		o,
+	); err == nil ||
+		!strings.Contains(err.Error(), "base model's weights") {
 		t.Errorf("resuming against another model: %v", err)
 	}
 	// A file that is cut short is made anew.
@@ -233,14 +277,14 @@ func TestWhatIsNoPreferenceRunIsRefused(t *testing.T) {
 		data   *dataset.Dataset
 		change func(*Options)
 	}{
-		"0 of 9 samples are pairs":  {samples(9, 1), func(o *Options) {}},
-		"9 of 9 samples are pairs":  {pairs(9, 1), func(o *Options) { o.Objective, o.Beta = SFT, 0 }},
-		"unknown objective \"ppo\"": {pairs(9, 1), func(o *Options) { o.Objective, o.Beta = "ppo", 0 }},
-		"it must be positive":       {pairs(9, 1), func(o *Options) { o.Beta = -1 }},
-		"beta 0.3 goes with":        {samples(9, 1), func(o *Options) { o.Objective = SFT }},
-		"they do not go with dpo":   {pairs(9, 1), func(o *Options) { o.ZLoss = 0.1 }},
-		"context canceled":          {pairs(9, 1), func(o *Options) { o.Progress = func(string, int, int) error { return context.Canceled } }},
-		"sample 0 has":              {pairs(9, 1), func(o *Options) { o.SequenceLength = 2 }},
+		"0 of 9 samples are pairs":    {samples(9, 1), func(o *Options) {}},
+		"9 of 9 samples are pairs":    {pairs(9, 1), func(o *Options) { o.Objective, o.Beta = SFT, 0 }},
+		"unknown objective \"ppo\"":   {pairs(9, 1), func(o *Options) { o.Objective, o.Beta = "ppo", 0 }},
+		"it must be positive":         {pairs(9, 1), func(o *Options) { o.Beta = -1 }},
+		"beta 0.3 is for":             {samples(9, 1), func(o *Options) { o.Objective = SFT }},
+		"cannot be combined with dpo": {pairs(9, 1), func(o *Options) { o.ZLoss = 0.1 }},
+		"context canceled":            {pairs(9, 1), func(o *Options) { o.Progress = func(string, int, int) error { return context.Canceled } }},
+		"sample 0 has":                {pairs(9, 1), func(o *Options) { o.SequenceLength = 2 }},
 	} {
 		m := tiny(t, true, torch.Float32)
 		o := dpo()

@@ -14,7 +14,8 @@ import (
 	"conquer/torch"
 )
 
-// leg is some steps of a run, in a world of so many processes: until rank 2 is killed behind a step, or all are stopped.
+// leg is some steps of a run, in a world of so many processes: until rank 2 is killed behind a
+// step, or all are stopped.
 type leg struct {
 	world      int
 	strategy   string
@@ -46,8 +47,9 @@ func (s runSpec) goOn(t *testing.T, l leg, rows int) {
 	}
 }
 
-// Each leg of a run goes on where the one before ended, in another world or with another strategy; the last is one process with
-// smaller batches. Its losses are those of a process that took all steps.
+// Each leg of a run goes on where the one before ended, in another world or with another strategy;
+// the last is one process with smaller batches. Its losses are those of a process that took all
+// steps.
 func TestARunGoesOnInAnotherWorld(t *testing.T) {
 	for what, c := range map[string]struct {
 		change func(*runSpec)
@@ -68,7 +70,10 @@ func TestARunGoesOnInAnotherWorld(t *testing.T) {
 			const rows = 4
 			s := spec()
 			c.change(&s)
-			s.Checkpoints, s.Every, s.Resume, s.Options.BatchSize = filepath.Join(t.TempDir(), "c"), 5, true, rows
+			s.Checkpoints, s.Every, s.Resume, s.Options.BatchSize = filepath.Join(
+				t.TempDir(),
+				"c",
+			), 5, true, rows
 			want := alone(t, s, 1)
 			for _, l := range c.legs {
 				s.goOn(t, l, rows)
@@ -90,16 +95,22 @@ func TestARunGoesOnInAnotherWorld(t *testing.T) {
 	}
 }
 
-// What two processes wrote that divided the layers, two others go on from that shard them, to the losses that the first would
-// have gone on to.
+// What two processes wrote that divided the layers, two others go on from that shard them, to the
+// losses that the first would have gone on to.
 func TestDividedLayersGoOnSharded(t *testing.T) {
 	for _, dtype := range []string{"float32", "bfloat16"} {
 		const rows = 4
 		s := spec()
-		s.DType, s.Checkpoints, s.Resume, s.Options.BatchSize = dtype, filepath.Join(t.TempDir(), "c"), true, rows
+		s.DType, s.Checkpoints, s.Resume, s.Options.BatchSize = dtype, filepath.Join(
+			t.TempDir(),
+			"c",
+		), true, rows
 		s.goOn(t, leg{world: 2, strategy: TP, size: 2, stop: 7}, rows)
 		divided := s
-		divided.Distributed, divided.TensorSize, divided.Checkpoints = TP, 2, filepath.Join(t.TempDir(), "copy")
+		divided.Distributed, divided.TensorSize, divided.Checkpoints = TP, 2, filepath.Join(
+			t.TempDir(),
+			"copy",
+		)
 		if err := os.CopyFS(divided.Checkpoints, os.DirFS(s.Checkpoints)); err != nil {
 			t.Fatal(err)
 		}
@@ -119,13 +130,17 @@ func TestDividedLayersGoOnSharded(t *testing.T) {
 
 func TestKillingAllRanksAtAnyMomentLeavesACheckpointThatResumes(t *testing.T) {
 	s := spec()
-	s.Options.Steps, s.Every, s.Resume, s.Checkpoints, s.Distributed = 80, 1, true, filepath.Join(t.TempDir(), "c"), FSDP
+	s.Options.Steps, s.Every, s.Resume, s.Checkpoints, s.Distributed = 80, 1, true, filepath.Join(
+		t.TempDir(),
+		"c",
+	), FSDP
 	want := alone(t, s, 2)
 	for range 4 {
 		s.KillAll = 300*time.Millisecond + rand.N(1200*time.Millisecond)
 		_, ends := launch(t, s, 2)
 		for _, e := range ends {
-			if e.code > 0 && !strings.Contains(e.stderr, "gone") { // killed itself, or by the other's death
+			if e.code > 0 &&
+				!strings.Contains(e.stderr, "gone") { // killed itself, or by the other's death
 				t.Fatalf("before it was killed a rank ended with %+v", e)
 			}
 		}
@@ -139,7 +154,10 @@ func TestKillingAllRanksAtAnyMomentLeavesACheckpointThatResumes(t *testing.T) {
 // nativeCheckpoint makes a native checkpoint of two processes and returns its folder.
 func nativeCheckpoint(t testing.TB, change func(*runSpec)) (runSpec, string) {
 	s := spec()
-	s.Distributed, s.Checkpoints, s.Every, s.Options.Steps = FSDP, filepath.Join(t.TempDir(), "c"), 2, 3
+	s.Distributed, s.Checkpoints, s.Every, s.Options.Steps = FSDP, filepath.Join(
+		t.TempDir(),
+		"c",
+	), 2, 3
 	change(&s)
 	succeedIn(t, s, 2)
 	return s, filepath.Join(s.Checkpoints, "step-00000002")
@@ -166,7 +184,7 @@ func TestANativeCheckpointIsAModel(t *testing.T) {
 	s.Checkpoints, s.Every, s.Options.Steps, s.Options.Schedule = "", 0, 2, ""
 	want := succeedIn(t, s, 2)
 	torch.Run(func() error {
-		for param, stretches := range named(m) {
+		for param, stretches := range componentsOf(m) {
 			all := torch.Values[float32](param.Tensor)
 			for _, n := range stretches {
 				near(t, n.name, all[n.start:n.start+n.count], want.Weights[n.name], 0.02)
@@ -203,7 +221,9 @@ func TestADamagedNativeCheckpointIsRefusedInOneLine(t *testing.T) {
 		}
 		s.Distributed = None
 		_, err := s.run(nil)
-		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), file) || strings.Contains(err.Error(), "\n") {
+		if err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), file) ||
+			strings.Contains(err.Error(), "\n") {
 			t.Errorf("got %v, want %q and the file's name in one line", err, want)
 		}
 	}

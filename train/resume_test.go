@@ -21,8 +21,15 @@ import (
 	"conquer/train/report"
 )
 
-// interrupted runs until a number of steps are done, stops the run there as Ctrl-C does, and returns its losses.
-func interrupted(t testing.TB, m model.Model, data, validation *dataset.Dataset, o Options, after int) *recorder {
+// interrupted runs until a number of steps are done, stops the run there as Ctrl-C does, and
+// returns its losses.
+func interrupted(
+	t testing.TB,
+	m model.Model,
+	data, validation *dataset.Dataset,
+	o Options,
+	after int,
+) *recorder {
 	t.Helper()
 	tr, err := New(m, data, validation, o)
 	if err != nil {
@@ -60,25 +67,50 @@ func TestAResumedRunContinuesToBitEqualLosses(t *testing.T) {
 			change(&o)
 			want := train(t, tiny(t, true, dtype), data, valid, o, nil)
 
-			o.CheckpointPath, o.LogPath, o.CheckpointSteps, o.Keep = filepath.Join(t.TempDir(), "c"), t.TempDir(), 5, 1
+			o.CheckpointPath, o.LogPath, o.CheckpointSteps, o.Keep = filepath.Join(
+				t.TempDir(),
+				"c",
+			), t.TempDir(), 5, 1
 			o.Resume = true
 			first := interrupted(t, tiny(t, true, dtype), data, valid, o, 7)
 			second := train(t, tiny(t, true, dtype), data, valid, o, nil)
-			steps, looks := append(first.steps, second.steps...), append(first.looks, second.looks...)
+			steps, looks := append(
+				first.steps,
+				second.steps...), append(
+				first.looks,
+				second.looks...)
 			if len(steps) != 12 || len(looks) != len(want.looks) {
-				t.Fatalf("%s: %d steps and %d looks, want 12 and %d", name, len(steps), len(looks), len(want.looks))
+				t.Fatalf(
+					"%s: %d steps and %d looks, want 12 and %d",
+					name,
+					len(steps),
+					len(looks),
+					len(want.looks),
+				)
 			}
 			for i, s := range steps {
-				if w := want.steps[i]; s.Loss != w.Loss || s.Norm != w.Norm || s.Rate != w.Rate || s.Epoch != w.Epoch {
+				if w := want.steps[i]; s.Loss != w.Loss || s.Norm != w.Norm || s.Rate != w.Rate ||
+					s.Epoch != w.Epoch {
 					t.Errorf("%s %v: step %d gave %+v, undisturbed %+v", name, dtype, i+1, s, w)
 				}
 			}
 			for i, v := range looks {
 				if v.Loss != want.looks[i].Loss || v.Step != want.looks[i].Step {
-					t.Errorf("%s %v: look %d gave %+v, undisturbed %+v", name, dtype, i, v, want.looks[i])
+					t.Errorf(
+						"%s %v: look %d gave %+v, undisturbed %+v",
+						name,
+						dtype,
+						i,
+						v,
+						want.looks[i],
+					)
 				}
 			}
-			if entries, _ := filepath.Glob(filepath.Join(o.CheckpointPath, "step-*")); len(entries) != 1 {
+			if entries, _ := filepath.Glob(
+				filepath.Join(o.CheckpointPath, "step-*"),
+			); len(
+				entries,
+			) != 1 {
 				t.Errorf("%s: %d checkpoints are left, want the last one", name, len(entries))
 			}
 			checkMetrics(t, o.LogPath, want)
@@ -86,7 +118,8 @@ func TestAResumedRunContinuesToBitEqualLosses(t *testing.T) {
 	}
 }
 
-// checkMetrics demands that metrics.jsonl has each step and each look once, with the losses of want.
+// checkMetrics demands that metrics.jsonl has each step and each look once, with the losses of
+// want.
 func checkMetrics(t testing.TB, dir string, want *recorder) {
 	t.Helper()
 	steps, validation, err := report.ReadLosses(filepath.Join(dir, report.MetricsFile))
@@ -94,11 +127,23 @@ func checkMetrics(t testing.TB, dir string, want *recorder) {
 		t.Fatal(err)
 	}
 	if len(steps) != len(want.steps) || len(validation) != len(want.looks) {
-		t.Fatalf("metrics of %d steps and %d looks, want %d and %d", len(steps), len(validation), len(want.steps), len(want.looks))
+		t.Fatalf(
+			"metrics of %d steps and %d looks, want %d and %d",
+			len(steps),
+			len(validation),
+			len(want.steps),
+			len(want.looks),
+		)
 	}
 	for i, s := range steps {
 		if s.Step != i+1 || s.Loss != want.steps[i].Loss {
-			t.Errorf("line of step %v has loss %v, want step %d and %v", s.Step, s.Loss, i+1, want.steps[i].Loss)
+			t.Errorf(
+				"line of step %v has loss %v, want step %d and %v",
+				s.Step,
+				s.Loss,
+				i+1,
+				want.steps[i].Loss,
+			)
 		}
 	}
 	for i, v := range validation {
@@ -123,7 +168,13 @@ func TestARunThatDiffersIsNotResumedAndTheDifferenceNamed(t *testing.T) {
 		free(m)
 		return err
 	}
-	if err := attempt(tiny(t, true, torch.Float32), data, valid, o); err == nil || !strings.Contains(err.Error(), "resume it") {
+	if err := attempt(
+		tiny(t, true, torch.Float32),
+		data,
+		valid,
+		o,
+	); err == nil ||
+		!strings.Contains(err.Error(), "resume it") {
 		t.Errorf("a second run into the same folder gave %v", err)
 	}
 	o.Resume = true
@@ -136,7 +187,13 @@ func TestARunThatDiffersIsNotResumedAndTheDifferenceNamed(t *testing.T) {
 	} {
 		changed := o
 		change(&changed)
-		if err := attempt(tiny(t, true, torch.Float32), data, valid, changed); err == nil || !strings.Contains(err.Error(), want) {
+		if err := attempt(
+			tiny(t, true, torch.Float32),
+			data,
+			valid,
+			changed,
+		); err == nil ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error with %q", err, want)
 		}
 	}
@@ -163,7 +220,13 @@ func TestAnAdapterIsNotResumedOnOtherWeights(t *testing.T) {
 	m := tiny(t, true, torch.Float32)
 	defer free(m)
 	torch.Run(func() error { torch.NoGrad(func() { m.Head().Select(0, 0).Zero() }); return nil })
-	if tr, err := New(m, samples(16, 1), nil, o); err == nil || !strings.Contains(err.Error(), "base model's weights") {
+	if tr, err := New(
+		m,
+		samples(16, 1),
+		nil,
+		o,
+	); err == nil ||
+		!strings.Contains(err.Error(), "base model's weights") {
 		tr.Close()
 		t.Errorf("got %v", err)
 	}
@@ -180,7 +243,13 @@ func TestTwoRunsCannotShareAFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tr.Close()
-	if _, err := New(m, samples(16, 1), nil, o); err == nil || !strings.Contains(err.Error(), "another run") {
+	if _, err := New(
+		m,
+		samples(16, 1),
+		nil,
+		o,
+	); err == nil ||
+		!strings.Contains(err.Error(), "another run") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -200,7 +269,10 @@ func fillDisk(t *testing.T, format string) {
 	defer syscall.Unmount(disk, syscall.MNT_DETACH)
 	data := samples(16, 1)
 	o := options()
-	o.CheckpointPath, o.CheckpointSteps, o.Resume, o.CheckpointFormat = filepath.Join(disk, "c"), 2, true, format
+	o.CheckpointPath, o.CheckpointSteps, o.Resume, o.CheckpointFormat = filepath.Join(
+		disk,
+		"c",
+	), 2, true, format
 	m := tiny(t, true, torch.Float32)
 	tr, err := New(m, data, nil, o)
 	if err != nil {
@@ -208,7 +280,7 @@ func fillDisk(t *testing.T, format string) {
 	}
 	r := &recorder{after: func(s Step) {
 		if s.Step == 3 { // leave too little for a second checkpoint
-			if err := tr.settle(); err != nil {
+			if err := tr.finishSaving(); err != nil {
 				t.Error(err)
 			}
 			os.WriteFile(filepath.Join(disk, "filler"), make([]byte, 350<<10), 0o666)
@@ -218,7 +290,8 @@ func fillDisk(t *testing.T, format string) {
 	err = tr.Run(context.Background())
 	tr.Close()
 	free(m)
-	if err == nil || !strings.Contains(err.Error(), "no space left") || strings.Contains(err.Error(), "\n") {
+	if err == nil || !strings.Contains(err.Error(), "no space left") ||
+		strings.Contains(err.Error(), "\n") {
 		t.Fatalf("a full disk gave %v", err)
 	}
 	os.Remove(filepath.Join(disk, "filler"))
@@ -229,7 +302,8 @@ func fillDisk(t *testing.T, format string) {
 	}
 }
 
-// A child process trains in the folder that this variable names until it is done or killed: see TestMain.
+// A child process trains in the folder that this variable names until it is done or killed: see
+// TestMain.
 const childVariable = "CONQUER_TRAIN_TEST_CHILD"
 
 func childOptions(dir string) Options {
@@ -240,7 +314,12 @@ func childOptions(dir string) Options {
 }
 
 func childRun(dir string) {
-	tr, err := New(tiny(&testing.T{}, true, torch.Float32), samples(22, 1), samples(5, 2), childOptions(dir))
+	tr, err := New(
+		tiny(&testing.T{}, true, torch.Float32),
+		samples(22, 1),
+		samples(5, 2),
+		childOptions(dir),
+	)
 	if err == nil {
 		err = tr.Run(context.Background())
 		tr.Close()
@@ -279,7 +358,8 @@ func TestAKillAtAnyMomentLeavesACheckpointThatResumes(t *testing.T) {
 
 var errKilled = errors.New("killed")
 
-// killedRun runs a child in dir and, if kill is set, kills it at a moment of draw's choice: errKilled if that came before the end.
+// killedRun runs a child in dir and, if kill is set, kills it at a moment of draw's choice:
+// errKilled if that came before the end.
 func killedRun(dir string, kill bool, draw *rand.Rand) error {
 	child := exec.Command(os.Args[0], "-test.run=none")
 	child.Env = append(os.Environ(), childVariable+"="+dir)
@@ -303,7 +383,8 @@ func killedRun(dir string, kill bool, draw *rand.Rand) error {
 	return err
 }
 
-// waitForProgress waits until a child has written something, then for a moment more, up to what a few checkpoints take.
+// waitForProgress waits until a child has written something, then for a moment more, up to what a
+// few checkpoints take.
 func waitForProgress(dir string, draw *rand.Rand) {
 	size := func() int64 {
 		info, err := os.Stat(filepath.Join(dir, "log", report.MetricsFile))
@@ -325,11 +406,15 @@ func waitForProgress(dir string, draw *rand.Rand) {
 // Machines without a shared disk would go on from different steps.
 func TestRanksThatResumeFromDifferentStepsAreRefused(t *testing.T) {
 	s := spec()
-	s.Distributed, s.Checkpoints, s.StopAt, s.Options.Steps = DDP, filepath.Join(t.TempDir(), "c"), 4, 8
+	s.Distributed, s.Checkpoints, s.StopAt, s.Options.Steps = DDP, filepath.Join(
+		t.TempDir(),
+		"c",
+	), 4, 8
 	launch(t, s, 2)
 	s.StopAt, s.Resume, s.Apart = 0, true, true
 	_, ends := launch(t, s, 2)
-	if want := "rank 1 goes on after step 0, rank 0 after step 4: "; ends[1].code != 1 || !strings.Contains(ends[1].stderr, want) {
+	if want := "rank 1 resumes after step 0, rank 0 after step 4: "; ends[1].code != 1 ||
+		!strings.Contains(ends[1].stderr, want) {
 		t.Errorf("rank 1 ended with %d and %q", ends[1].code, ends[1].stderr)
 	}
 }

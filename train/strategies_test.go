@@ -84,13 +84,19 @@ func TestDividedLayersLearnWhatOneProcessLearns(t *testing.T) {
 			s := spec()
 			s.Distributed, s.TensorSize = TP, c.tensor
 			c.change(&s)
-			same(t, what, succeedIn(t, s.fromFiles(t), c.world), alone(t, s, c.world/c.tensor), 2e-4)
+			same(
+				t,
+				what,
+				succeedIn(t, s.fromFiles(t), c.world),
+				alone(t, s, c.world/c.tensor),
+				2e-4,
+			)
 		})
 	}
 }
 
-// Of a model that is read from files, a process never holds more than its part and one unit. Frozen weights show it, which have
-// no averages that would take more memory than reading does.
+// Of a model that is read from files, a process never holds more than its part and one unit. Frozen
+// weights show it, which have no averages that would take more memory than reading does.
 func TestAProcessReadsItsPartOfTheFiles(t *testing.T) {
 	m := plannedModel(t, "llama", false)
 	whole, unit := float64(4*model.Parameters(m)), 0.0
@@ -111,9 +117,24 @@ func TestAProcessReadsItsPartOfTheFiles(t *testing.T) {
 		change(&s)
 		r := succeedIn(t, s.fromFiles(t), 2)
 		for rank, opened := range r.Opened {
-			t.Logf("%s: rank %d held %.1f MB while it opened a model of %.1f MB, and %.1f MB between steps", what, rank, opened/1e6, whole/1e6, r.Held[rank]/1e6)
+			t.Logf(
+				"%s: rank %d held %.1f MB while it opened a model of %.1f MB, and %.1f MB between steps",
+				what,
+				rank,
+				opened/1e6,
+				whole/1e6,
+				r.Held[rank]/1e6,
+			)
 			if opened > r.Held[rank]+unit {
-				t.Errorf("%s: rank %d held %.1f MB to open a model of %.1f MB, of which it has %.1f MB, and a unit %.1f MB", what, rank, opened/1e6, whole/1e6, r.Held[rank]/1e6, unit/1e6)
+				t.Errorf(
+					"%s: rank %d held %.1f MB to open a model of %.1f MB, of which it has %.1f MB, and a unit %.1f MB",
+					what,
+					rank,
+					opened/1e6,
+					whole/1e6,
+					r.Held[rank]/1e6,
+					unit/1e6,
+				)
 			}
 		}
 	}
@@ -150,13 +171,20 @@ func TestAPromiseOfWeightsThatFilesLackIsRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := model.Defer(m, c, torch.Float32, torch.CPU); err == nil || !strings.Contains(err.Error(), want) {
+		if err := model.Defer(
+			m,
+			c,
+			torch.Float32,
+			torch.CPU,
+		); err == nil ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}
 }
 
-// Weights of 16 bits are rounded in other places than one process rounds them, so that only their course is the same.
+// Weights of 16 bits are rounded in other places than one process rounds them, so that only their
+// course is the same.
 func TestShardedBfloat16FollowsOneProcess(t *testing.T) {
 	s := spec()
 	s.DType, s.Distributed = "bfloat16", FSDP
@@ -168,7 +196,8 @@ func TestShardedBfloat16FollowsOneProcess(t *testing.T) {
 	}
 }
 
-// While a block computes, the weights of the next one come, and the gradients of the one before go: a trace of rank 0 shows it.
+// While a block computes, the weights of the next one come, and the gradients of the one before go:
+// a trace of rank 0 shows it.
 func TestATraceShowsCommunicationBesideComputation(t *testing.T) {
 	s := plannedSpec()
 	s.Options.Steps = 3
@@ -197,7 +226,8 @@ func TestATraceShowsCommunicationBesideComputation(t *testing.T) {
 			aside[e.Name] = append(aside[e.Name], stretch{e.TS, e.TS + e.Dur})
 		}
 	}
-	// How often a transfer began just before a block did, that is, behind the block before it, and was still under way then.
+	// How often a transfer began just before a block did, that is, behind the block before it, and
+	// was still under way then.
 	beside := func(computing, communicating string) (began, overlapped int) {
 		for _, b := range block[computing] {
 			before := 0.0
@@ -222,16 +252,39 @@ func TestATraceShowsCommunicationBesideComputation(t *testing.T) {
 	gathers, sums, steps := 0, 0, s.Options.Steps
 	const blocks = 6
 	for i := range blocks - 1 {
-		began, overlapped := beside(fmt.Sprintf("block %d forward", i), fmt.Sprintf("gather block %d", i+1))
+		began, overlapped := beside(
+			fmt.Sprintf("block %d forward", i),
+			fmt.Sprintf("gather block %d", i+1),
+		)
 		if gathers += overlapped; began != steps {
-			t.Errorf("block %d was gathered before block %d ran in %d of %d steps", i+1, i, began, steps)
+			t.Errorf(
+				"block %d was gathered before block %d ran in %d of %d steps",
+				i+1,
+				i,
+				began,
+				steps,
+			)
 		}
-		began, overlapped = beside(fmt.Sprintf("block %d backward", i), fmt.Sprintf("sum gradients of block %d", i+1))
+		began, overlapped = beside(
+			fmt.Sprintf("block %d backward", i),
+			fmt.Sprintf("sum gradients of block %d", i+1),
+		)
 		if sums += overlapped; began != steps {
-			t.Errorf("the gradients of block %d went before block %d ran backward in %d of %d steps", i+1, i, began, steps)
+			t.Errorf(
+				"the gradients of block %d went before block %d ran backward in %d of %d steps",
+				i+1,
+				i,
+				began,
+				steps,
+			)
 		}
 	}
-	t.Logf("of %d times each: %d gathers and %d sums overlapped with computation", steps*(blocks-1), gathers, sums)
+	t.Logf(
+		"of %d times each: %d gathers and %d sums overlapped with computation",
+		steps*(blocks-1),
+		gathers,
+		sums,
+	)
 	if gathers == 0 || sums == 0 {
 		t.Errorf("%d gathers and %d sums overlapped with computation", gathers, sums)
 	}
@@ -249,16 +302,23 @@ func TestShardedWeightsThatAreRoundedAtRandomHaveNoOriginals(t *testing.T) {
 			t.Errorf("step %d gave %v, with originals %v", i+1, loss, w)
 		}
 	}
-	// A weight's original (4 bytes), gradient (4) and averages (8), or gradient (2) and averages (4).
+	// A weight's original (4 bytes), gradient (4) and averages (8), or gradient (2) and averages
+	// (4).
 	less := 10 * float64(model.Parameters(plannedModel(t, "llama", false))) / 2
 	for rank := range want.Held {
 		if saved := (want.Held[rank] - got.Held[rank]) / less; saved < 0.95 || saved > 1.05 {
-			t.Errorf("rank %d holds %.1f MB, with originals %.1f MB", rank, got.Held[rank]/1e6, want.Held[rank]/1e6)
+			t.Errorf(
+				"rank %d holds %.1f MB, with originals %.1f MB",
+				rank,
+				got.Held[rank]/1e6,
+				want.Held[rank]/1e6,
+			)
 		}
 	}
 }
 
-// A stage holds its own layers, and the activations of no more micro-batches than there are stages behind it, itself included.
+// A stage holds its own layers, and the activations of no more micro-batches than there are stages
+// behind it, itself included.
 func TestAStageOfAPipelineHoldsItsPart(t *testing.T) {
 	s := plannedSpec()
 	s.Distributed, s.Options.Accumulate = PP, 3
@@ -270,13 +330,22 @@ func TestAStageOfAPipelineHoldsItsPart(t *testing.T) {
 	if part := few.Held[0] / (whole * 3 / 4); part < 0.4 || part > 0.6 {
 		t.Errorf("the first of two stages holds %.1f MB of %.1f MB", few.Held[0]/1e6, whole*3/4e6)
 	}
-	t.Logf("at most %.1f MB with 3 micro-batches, %.1f MB with 8", few.Peak[0]/1e6, many.Peak[0]/1e6)
+	t.Logf(
+		"at most %.1f MB with 3 micro-batches, %.1f MB with 8",
+		few.Peak[0]/1e6,
+		many.Peak[0]/1e6,
+	)
 	if many.Peak[0] > 1.05*few.Peak[0] {
-		t.Errorf("with 8 micro-batches a stage holds %.1f MB at most, with 3 %.1f MB", many.Peak[0]/1e6, few.Peak[0]/1e6)
+		t.Errorf(
+			"with 8 micro-batches a stage holds %.1f MB at most, with 3 %.1f MB",
+			many.Peak[0]/1e6,
+			few.Peak[0]/1e6,
+		)
 	}
 }
 
-// For the export one process has all weights; the others have what they had, and what is on its way.
+// For the export one process has all weights; the others have what they had, and what is on its
+// way.
 func TestOneProcessHoldsTheWholeModelForTheExport(t *testing.T) {
 	for what, change := range map[string]func(*runSpec){
 		"fsdp": func(s *runSpec) {},
@@ -287,12 +356,30 @@ func TestOneProcessHoldsTheWholeModelForTheExport(t *testing.T) {
 		change(&s)
 		r := succeedIn(t, s, 2)
 		whole := float64(4 * model.Parameters(plannedModel(t, "llama", false)))
-		t.Logf("%s: %.1f and %.1f MB between steps, %.1f and %.1f MB for the export of %.1f MB", what, r.Held[0]/1e6, r.Held[1]/1e6, r.Whole[0]/1e6, r.Whole[1]/1e6, whole/1e6)
+		t.Logf(
+			"%s: %.1f and %.1f MB between steps, %.1f and %.1f MB for the export of %.1f MB",
+			what,
+			r.Held[0]/1e6,
+			r.Held[1]/1e6,
+			r.Whole[0]/1e6,
+			r.Whole[1]/1e6,
+			whole/1e6,
+		)
 		if more := r.Whole[0] - r.Held[0]; more < whole/3 || more > 1.2*whole {
-			t.Errorf("%s: rank 0 takes %.1f MB more for the export of %.1f MB", what, more/1e6, whole/1e6)
+			t.Errorf(
+				"%s: rank 0 takes %.1f MB more for the export of %.1f MB",
+				what,
+				more/1e6,
+				whole/1e6,
+			)
 		}
 		if more := r.Whole[1] - r.Held[1]; more > whole/3 {
-			t.Errorf("%s: rank 1 takes %.1f MB more while rank 0 exports %.1f MB", what, more/1e6, whole/1e6)
+			t.Errorf(
+				"%s: rank 1 takes %.1f MB more while rank 0 exports %.1f MB",
+				what,
+				more/1e6,
+				whole/1e6,
+			)
 		}
 	}
 }
@@ -319,7 +406,12 @@ func TestBlocksAreDividedOverStages(t *testing.T) {
 			t.Errorf("%v and a head of %d: %v, %v, want %v", c.blocks, c.head, got, err, c.want)
 		}
 	}
-	if _, err := units.Stages(make([][]*nn.Param, 5), 0, 4); err == nil || !strings.Contains(err.Error(), "3 layers") {
+	if _, err := units.Stages(
+		make([][]*nn.Param, 5),
+		0,
+		4,
+	); err == nil ||
+		!strings.Contains(err.Error(), "3 layers") {
 		t.Errorf("3 layers over 4 processes: %v", err)
 	}
 }
@@ -327,7 +419,12 @@ func TestBlocksAreDividedOverStages(t *testing.T) {
 func TestCopiesThatWouldPartAreRefused(t *testing.T) {
 	s := spec()
 	s.Architecture, s.Distributed, s.TensorSize, s.Options.Moments = "bamba", TP, 2, optim.Int8
-	if _, ends := launch(t, s, 2); ends[0].code != 1 || !strings.Contains(ends[0].stderr, "8-bit moments and stochastic rounding") {
+	if _, ends := launch(
+		t,
+		s,
+		2,
+	); ends[0].code != 1 ||
+		!strings.Contains(ends[0].stderr, "8-bit moments and stochastic rounding") {
 		t.Errorf("ended with %+v", ends)
 	}
 }
@@ -343,7 +440,13 @@ func TestProcessesThatDoNotDoTheSameAreToldApart(t *testing.T) {
 		changed := o
 		change(&changed)
 		m := tiny(t, true, torch.Float32)
-		if _, err := New(m, samples(8, 1), nil, changed); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := New(
+			m,
+			samples(8, 1),
+			nil,
+			changed,
+		); err == nil ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 		model.Free(m)

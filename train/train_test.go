@@ -18,6 +18,8 @@ import (
 	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/nn"
+	"conquer/train/internal/network"
+	"conquer/train/report"
 )
 
 const vocabulary = 61
@@ -26,9 +28,18 @@ const vocabulary = 61
 func tiny(t testing.TB, tied bool, dtype torch.DType) model.Model {
 	t.Helper()
 	m, err := model.New(model.Config{
-		"model_type": "llama", "architectures": []any{"LlamaForCausalLM"}, "vocab_size": float64(vocabulary), "hidden_size": 32.0,
-		"intermediate_size": 48.0, "num_hidden_layers": 3.0, "num_attention_heads": 4.0, "num_key_value_heads": 2.0,
-		"max_position_embeddings": 64.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": tied, "initializer_range": 0.2,
+		"model_type":              "llama",
+		"architectures":           []any{"LlamaForCausalLM"},
+		"vocab_size":              float64(vocabulary),
+		"hidden_size":             32.0,
+		"intermediate_size":       48.0,
+		"num_hidden_layers":       3.0,
+		"num_attention_heads":     4.0,
+		"num_key_value_heads":     2.0,
+		"max_position_embeddings": 64.0,
+		"rms_norm_eps":            1e-5,
+		"tie_word_embeddings":     tied,
+		"initializer_range":       0.2,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +54,8 @@ func tiny(t testing.TB, tied bool, dtype torch.DType) model.Model {
 	return m
 }
 
-// samples makes texts of 4 to 20 tokens that count upwards from an arbitrary token, with loss on their later part.
+// samples makes texts of 4 to 20 tokens that count upwards from an arbitrary token, with loss on
+// their later part.
 func samples(n int, seed uint64) *dataset.Dataset {
 	draw := rand.New(rand.NewPCG(seed, 0))
 	d := &dataset.Dataset{}
@@ -64,7 +76,15 @@ func samples(n int, seed uint64) *dataset.Dataset {
 }
 
 func options() Options {
-	return Options{Steps: 6, BatchSize: 4, SequenceLength: 24, Rate: 3e-3, Decay: 0.01, Clip: 1, Seed: 5}
+	return Options{
+		Steps:          6,
+		BatchSize:      4,
+		SequenceLength: 24,
+		Rate:           3e-3,
+		Decay:          0.01,
+		Clip:           1,
+		Seed:           5,
+	}
 }
 
 // recorder is a Listener that remembers.
@@ -93,7 +113,13 @@ func (r *recorder) losses() (list []float64) {
 }
 
 // train runs a whole run and returns what it reported; the model it tuned is freed.
-func train(t testing.TB, m model.Model, data, validation *dataset.Dataset, o Options, use func(*Trainer)) *recorder {
+func train(
+	t testing.TB,
+	m model.Model,
+	data, validation *dataset.Dataset,
+	o Options,
+	use func(*Trainer),
+) *recorder {
 	t.Helper()
 	tr, err := New(m, data, validation, o)
 	if err != nil {
@@ -143,9 +169,18 @@ func near(t testing.TB, what string, got, want []float32, tolerance float64) {
 	}
 }
 
+// evaluate returns the sums of a micro-batch's numbers.
+func evaluate(net *network.Network, mb network.MicroBatch) (sums []float64) {
+	net.Infer(mb, func(hidden torch.Tensor) { sums = net.Evaluate(hidden, mb) })
+	return sums
+}
+
 func batchOf(t testing.TB, d *dataset.Dataset, rows int, pack bool) dataset.Batch {
 	t.Helper()
-	b, err := dataset.NewBatcher(d, dataset.BatchOptions{Rows: rows, Length: 40, Pack: pack, InOrder: true})
+	b, err := dataset.NewBatcher(
+		d,
+		dataset.BatchOptions{Rows: rows, Length: 40, Pack: pack, InOrder: true},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +203,9 @@ func plainLoss(m model.Model, d *dataset.Dataset, n int) torch.Tensor {
 				targets, rows = append(targets, int64(s.Labels[i])), append(rows, int64(i-1))
 			}
 		}
-		logits := model.Logits(m, model.Sequence{IDs: torch.From(ids, 1, len(ids))}).Squeeze(0).To(torch.Float32)
+		logits := model.Logits(m, model.Sequence{IDs: torch.From(ids, 1, len(ids))}).
+			Squeeze(0).
+			To(torch.Float32)
 		nll := logits.LogSoftmax(-1).IndexSelect(0, torch.From(rows, len(rows))).
 			Gather(1, torch.From(targets, len(targets), 1)).Sum().Neg()
 		if labels += len(rows); total.Defined() {
@@ -198,13 +235,28 @@ func TestBlockByBlockGradientsAreThoseOfTheWholeModel(t *testing.T) {
 						p.ClearGrad()
 					}
 					b := batchOf(t, data, 6, pack)
-					net := network{model: m, blocks: m.Blocks(), lowest: -1, recompute: recompute, strategy: &local{}}
-					got := torch.Values[float64](net.gradients(newMicroBatch(b, torch.CPU, 1), float64(targets(b)), true))
-					if want := torch.Item[float64](loss.Detach()); len(got) != 1 || math.Abs(got[0]-want) > 1e-5 {
+					net := network.New(m, network.Objective{}, recompute, &local{})
+					got := torch.Values[float64](
+						net.Gradients(
+							network.NewMicroBatch(b, torch.CPU, 1),
+							float64(network.Targets(b)),
+							true,
+						),
+					)
+					if want := torch.Item[float64](
+						loss.Detach(),
+					); len(got) != 1 ||
+						math.Abs(got[0]-want) > 1e-5 {
 						t.Errorf("loss %v, want %v", got, want)
 					}
 					nn.Walk(m, func(p nn.Component) {
-						near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()), want[p.Param], 2e-5)
+						near(
+							t,
+							"gradient of "+p.Name,
+							torch.Values[float32](p.Param.Grad()),
+							want[p.Param],
+							2e-5,
+						)
 					})
 					return nil
 				})
@@ -220,7 +272,8 @@ func TestBlockByBlockGradientsAreThoseOfTheWholeModel(t *testing.T) {
 	}
 }
 
-// What is computed again is the same to the last bit, and between the passes a third of what blocks leave is not there.
+// What is computed again is the same to the last bit, and between the passes a third of what blocks
+// leave is not there.
 func TestSelectiveRecomputationChangesNothingButTheMemory(t *testing.T) {
 	noLeaks(t)
 	const rows, length = 4, 256
@@ -237,7 +290,16 @@ func TestSelectiveRecomputationChangesNothingButTheMemory(t *testing.T) {
 		"bamba bfloat16": {"bamba", torch.BFloat16, nil, 0.66},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := Options{Steps: 3, BatchSize: rows, SequenceLength: length, Rate: 1e-3, Pack: true, LoRA: c.lora, Seed: 3, Clip: 1}
+			o := Options{
+				Steps:          3,
+				BatchSize:      rows,
+				SequenceLength: length,
+				Rate:           1e-3,
+				Pack:           true,
+				LoRA:           c.lora,
+				Seed:           3,
+				Clip:           1,
+			}
 			type outcome struct {
 				losses  []float64
 				weights map[string][]float32
@@ -245,7 +307,9 @@ func TestSelectiveRecomputationChangesNothingButTheMemory(t *testing.T) {
 			}
 			run := func(recompute Recompute) (r outcome) {
 				m := plannedModel(t, c.architecture, false)
-				if err := torch.Run(func() error { torch.ManualSeed(2); model.Initialize(m, c.dtype, torch.CPU); return nil }); err != nil {
+				if err := torch.Run(
+					func() error { torch.ManualSeed(2); model.Initialize(m, c.dtype, torch.CPU); return nil },
+				); err != nil {
 					t.Fatal(err)
 				}
 				o.Recompute, r.weights = recompute, map[string][]float32{}
@@ -259,10 +323,10 @@ func TestSelectiveRecomputationChangesNothingButTheMemory(t *testing.T) {
 							return err
 						}
 						before, _ := torch.CPU.Memory()
-						f := tr.net.begin(newMicroBatch(b, torch.CPU, 1))
-						defer f.free()
-						f.embed()
-						f.forward(0, len(tr.net.blocks))
+						f := tr.net.Begin(network.NewMicroBatch(b, torch.CPU, 1))
+						defer f.Free()
+						f.Embed()
+						f.Forward(0, len(tr.net.Blocks))
 						after, _ := torch.CPU.Memory()
 						r.left = after - before
 						return nil
@@ -281,9 +345,17 @@ func TestSelectiveRecomputationChangesNothingButTheMemory(t *testing.T) {
 					t.Errorf("%s is another one", name)
 				}
 			}
-			t.Logf("%.1f MB are left for the backward pass, %.1f MB where nothing is recomputed", float64(again.left)/1e6, float64(kept.left)/1e6)
+			t.Logf(
+				"%.1f MB are left for the backward pass, %.1f MB where nothing is recomputed",
+				float64(again.left)/1e6,
+				float64(kept.left)/1e6,
+			)
 			if share := float64(again.left) / float64(kept.left); share > c.most {
-				t.Errorf("%d bytes are left for the backward pass, %d where nothing is recomputed", again.left, kept.left)
+				t.Errorf(
+					"%d bytes are left for the backward pass, %d where nothing is recomputed",
+					again.left,
+					kept.left,
+				)
 			}
 		})
 	}
@@ -306,9 +378,17 @@ func TestAccumulatedPassesEqualOneLargeBatch(t *testing.T) {
 	for _, batch := range []int{1, 2} {
 		got, r := weights(batch, 4/batch)
 		for i := range once.steps {
-			if math.Abs(r.steps[i].Loss-once.steps[i].Loss) > 1e-5 || math.Abs(r.steps[i].Norm-once.steps[i].Norm) > 1e-4*once.steps[i].Norm {
-				t.Errorf("step %d in passes of %d: loss %v norm %v, want %v and %v", i+1, batch, r.steps[i].Loss, r.steps[i].Norm,
-					once.steps[i].Loss, once.steps[i].Norm)
+			if math.Abs(r.steps[i].Loss-once.steps[i].Loss) > 1e-5 ||
+				math.Abs(r.steps[i].Norm-once.steps[i].Norm) > 1e-4*once.steps[i].Norm {
+				t.Errorf(
+					"step %d in passes of %d: loss %v norm %v, want %v and %v",
+					i+1,
+					batch,
+					r.steps[i].Loss,
+					r.steps[i].Norm,
+					once.steps[i].Loss,
+					once.steps[i].Norm,
+				)
 			}
 		}
 		for i := range want {
@@ -331,7 +411,10 @@ func TestTuningLowersTheLossOnUnseenSamples(t *testing.T) {
 			change(&o)
 			r := train(t, tiny(t, true, dtype), samples(64, 3), samples(8, 4), o, nil)
 			if len(r.looks) != 11 {
-				t.Errorf("%d looks at the validation set, want one before and one after each tenth", len(r.looks))
+				t.Errorf(
+					"%d looks at the validation set, want one before and one after each tenth",
+					len(r.looks),
+				)
 			}
 			first, last := r.looks[0].Loss, r.looks[len(r.looks)-1].Loss
 			if !(last < 0.8*first) {
@@ -406,7 +489,8 @@ func TestGradientsThatAreNoNumbersSkipTheStep(t *testing.T) {
 	r := &recorder{}
 	tr.Listen(r)
 	err = tr.Run(context.Background())
-	if err == nil || !strings.Contains(err.Error(), "in a row") || !strings.Contains(err.Error(), "learning rate") {
+	if err == nil || !strings.Contains(err.Error(), "in a row") ||
+		!strings.Contains(err.Error(), "learning rate") {
 		t.Errorf("got %v, want an error that says what to do", err)
 	}
 	if last := r.steps[len(r.steps)-1]; !last.Skipped {
@@ -417,7 +501,12 @@ func TestGradientsThatAreNoNumbersSkipTheStep(t *testing.T) {
 func TestManyStepsHoldMemoryAndTensorsFlat(t *testing.T) {
 	noLeaks(t)
 	o := options()
-	o.Steps, o.Recompute, o.LoRA = 300, RecomputeBlock, &lora.Config{Rank: 2, Alpha: 4, Dropout: 0.1, Targets: []string{lora.AllLinear}}
+	o.Steps, o.Recompute, o.LoRA = 300, RecomputeBlock, &lora.Config{
+		Rank:    2,
+		Alpha:   4,
+		Dropout: 0.1,
+		Targets: []string{lora.AllLinear},
+	}
 	tr, err := New(tiny(t, true, torch.Float32), samples(32, 1), nil, o)
 	if err != nil {
 		t.Fatal(err)
@@ -434,7 +523,7 @@ func TestManyStepsHoldMemoryAndTensorsFlat(t *testing.T) {
 			return
 		}
 		runtime.GC()
-		now, _ := memory(torch.CPU)
+		now, _ := report.Memory(torch.CPU)
 		if s.Step == 100 {
 			live, resident = torch.LiveTensors(), now
 			return
@@ -483,7 +572,13 @@ func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
 	defer model.Free(m)
 	bad := samples(4, 1)
 	bad.Samples[2].IDs[1] = vocabulary
-	if _, err := New(m, bad, nil, options()); err == nil || !strings.Contains(err.Error(), "tokenizer") {
+	if _, err := New(
+		m,
+		bad,
+		nil,
+		options(),
+	); err == nil ||
+		!strings.Contains(err.Error(), "tokenizer") {
 		t.Errorf("a token outside the vocabulary gave %v", err)
 	}
 }

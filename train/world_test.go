@@ -114,7 +114,11 @@ func (s runSpec) fromFiles(t testing.TB) runSpec {
 		t.Fatal(err)
 	}
 	s.Files = filepath.Join(t.TempDir(), "model")
-	if err := checkpoint.Save(s.Files, model.Weights(m), checkpoint.Options{Config: config}); err != nil {
+	if err := checkpoint.Save(
+		s.Files,
+		model.Weights(m),
+		checkpoint.Options{Config: config},
+	); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -152,12 +156,34 @@ func (s runSpec) model() (model.Model, error) {
 		keyHeads = 4
 	}
 	m, err := model.New(model.Config{
-		"model_type": "bamba", "architectures": []any{"BambaForCausalLM"}, "vocab_size": float64(vocabulary), "hidden_size": 32.0,
-		"intermediate_size": 48.0, "num_hidden_layers": 3.0, "num_attention_heads": 4.0, "num_key_value_heads": keyHeads,
-		"attn_layer_indices": []any{1.0}, "attn_rotary_emb": 4.0, "mamba_n_heads": 4.0, "mamba_d_head": 16.0, "mamba_n_groups": 1.0,
-		"mamba_d_state": 16.0, "mamba_d_conv": 4.0, "mamba_expand": 2.0, "mamba_chunk_size": 16.0, "mamba_conv_bias": true,
-		"mamba_proj_bias": false, "max_position_embeddings": 64.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": s.Tied,
-		"initializer_range": 0.2, "hidden_act": "silu", "partial_rotary_factor": 0.5, "rope_theta": 10000.0,
+		"model_type":          "bamba",
+		"architectures":       []any{"BambaForCausalLM"},
+		"vocab_size":          float64(vocabulary),
+		"hidden_size":         32.0,
+		"intermediate_size":   48.0,
+		"num_hidden_layers":   3.0,
+		"num_attention_heads": 4.0,
+		"num_key_value_heads": keyHeads,
+		"attn_layer_indices": []any{
+			1.0,
+		},
+		"attn_rotary_emb":         4.0,
+		"mamba_n_heads":           4.0,
+		"mamba_d_head":            16.0,
+		"mamba_n_groups":          1.0,
+		"mamba_d_state":           16.0,
+		"mamba_d_conv":            4.0,
+		"mamba_expand":            2.0,
+		"mamba_chunk_size":        16.0,
+		"mamba_conv_bias":         true,
+		"mamba_proj_bias":         false,
+		"max_position_embeddings": 64.0,
+		"rms_norm_eps":            1e-5,
+		"tie_word_embeddings":     s.Tied,
+		"initializer_range":       0.2,
+		"hidden_act":              "silu",
+		"partial_rotary_factor":   0.5,
+		"rope_theta":              10000.0,
 	})
 	if err != nil {
 		return nil, err
@@ -243,7 +269,7 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 	r.Weights = map[string][]float32{}
 	torch.CPU.ResetPeak()
 	err = tr.Whole(func() error {
-		for param, stretches := range named(tr.Model()) {
+		for param, stretches := range componentsOf(tr.Model()) {
 			all := torch.Values[float32](param.Detach())
 			for _, n := range stretches {
 				r.Weights[n.name] = all[n.start : n.start+n.count]
@@ -323,9 +349,24 @@ func launch(t testing.TB, s runSpec, n int) (r result, ends []ending) {
 	var children []*exec.Cmd
 	for rank := range n {
 		child := exec.Command(os.Args[0], "-test.run=none")
-		child.Env = append(os.Environ(), worldVariable+"="+string(text), fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", n),
-			fmt.Sprint("LOCAL_RANK=", rank), fmt.Sprint("LOCAL_WORLD_SIZE=", n), "MASTER_ADDR=127.0.0.1",
-			fmt.Sprint("MASTER_PORT=", store.Port()), "TORCHELASTIC_USE_AGENT_STORE=True", "OMP_NUM_THREADS=1")
+		child.Env = append(
+			os.Environ(),
+			worldVariable+"="+string(text),
+			fmt.Sprint("RANK=", rank),
+			fmt.Sprint("WORLD_SIZE=", n),
+			fmt.Sprint(
+				"LOCAL_RANK=",
+				rank,
+			),
+			fmt.Sprint("LOCAL_WORLD_SIZE=", n),
+			"MASTER_ADDR=127.0.0.1",
+			fmt.Sprint(
+				"MASTER_PORT=",
+				store.Port(),
+			),
+			"TORCHELASTIC_USE_AGENT_STORE=True",
+			"OMP_NUM_THREADS=1",
+		)
 		var stderr bytes.Buffer
 		child.Stderr = &stderr
 		if err := child.Start(); err != nil {
@@ -409,15 +450,32 @@ func same(t testing.TB, what string, got, want result, tolerance float64) {
 
 func spec() runSpec {
 	return runSpec{Architecture: "llama", DType: "float32", Tied: true, Options: Options{
-		Steps: 20, BatchSize: 2, Accumulate: 2, SequenceLength: 24, Rate: 3e-3, Decay: 0.01, Clip: 0.5, Seed: 5}}
+		Steps:          20,
+		BatchSize:      2,
+		Accumulate:     2,
+		SequenceLength: 24,
+		Rate:           3e-3,
+		Decay:          0.01,
+		Clip:           0.5,
+		Seed:           5,
+	}}
 }
 
 func plannedModel(t *testing.T, architecture string, tied bool) model.Model {
 	t.Helper()
 	config := model.Config{
-		"model_type": "llama", "architectures": []any{"LlamaForCausalLM"}, "vocab_size": 2000.0, "hidden_size": 256.0,
-		"intermediate_size": 704.0, "num_hidden_layers": 6.0, "num_attention_heads": 8.0, "num_key_value_heads": 4.0,
-		"max_position_embeddings": 512.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": tied, "initializer_range": 0.02,
+		"model_type":              "llama",
+		"architectures":           []any{"LlamaForCausalLM"},
+		"vocab_size":              2000.0,
+		"hidden_size":             256.0,
+		"intermediate_size":       704.0,
+		"num_hidden_layers":       6.0,
+		"num_attention_heads":     8.0,
+		"num_key_value_heads":     4.0,
+		"max_position_embeddings": 512.0,
+		"rms_norm_eps":            1e-5,
+		"tie_word_embeddings":     tied,
+		"initializer_range":       0.02,
 	}
 	if architecture == "bamba" {
 		config["model_type"], config["architectures"] = "bamba", []any{"BambaForCausalLM"}

@@ -24,7 +24,9 @@ func Stages(m model.Model, o Options, machine Machine) ([]Plan, error) {
 		plans[i] = s.plan(train.None, o, machine)
 		p := &plans[i]
 		p.Strategy = train.PP
-		sent := float64(min(2*n, micro)) * hidden // a stage frees what it sends with a delay, see train's pipeline
+		sent := float64(
+			min(2*n, micro),
+		) * hidden // a stage frees what it sends with a delay, see train's pipeline
 		p.Buffers += sent
 		p.Peak += sent
 		atEnd := i == 0 || i == n-1
@@ -37,8 +39,8 @@ func Stages(m model.Model, o Options, machine Machine) ([]Plan, error) {
 	return plans, nil
 }
 
-// pipelinePlan returns the plan of the fullest stage at the pace of the slowest one. All stages work at the same time,
-// except on the first and the last micro-batches of a step.
+// pipelinePlan returns the plan of the fullest stage at the pace of the slowest one. All stages
+// work at the same time, except on the first and the last micro-batches of a step.
 func pipelinePlan(m model.Model, o Options, machine Machine) Plan {
 	if o.OffloadOptimizer {
 		return Plan{Strategy: train.PP, Refused: offloadRefused}

@@ -1,4 +1,5 @@
-// Package plan predicts the memory and the time of a training step from sizes, without weights and without a GPU.
+// Package plan predicts the memory and the time of a training step from sizes, without weights and
+// without a GPU.
 package plan
 
 import (
@@ -14,7 +15,8 @@ import (
 	"conquer/train/internal/units"
 )
 
-// Machine describes the hardware of a run. Rates are what a long GEMM or copy sustains, not data sheet values.
+// Machine describes the hardware of a run. Rates are what a long GEMM or copy sustains, not data
+// sheet values.
 type Machine struct {
 	GPUs     int     `json:"gpus"`          // in total
 	PerHost  int     `json:"gpus_per_host"` // connected by the fast link
@@ -47,8 +49,9 @@ func (m Machine) check() error {
 	return nil
 }
 
-// Plan predicts what a training step needs of each GPU under one strategy. Memory is in bytes, time in seconds. Under
-// pipeline parallelism, memory is of the fullest GPU and compute time of the slowest.
+// Plan predicts what a training step needs of each GPU under one strategy. Memory is in bytes, time
+// in seconds. Under pipeline parallelism, memory is of the fullest GPU and compute time of the
+// slowest.
 type Plan struct {
 	Strategy    string  `json:"strategy"`
 	Weights     float64 `json:"weights"`
@@ -57,8 +60,8 @@ type Plan struct {
 	Activations float64 `json:"activations"`
 	// Buffers are temporary: gathered weights, the loss's logits, gradients inside a block.
 	Buffers float64 `json:"buffers"`
-	// Peak is the most memory in use at one moment. It is less than the sum of the parts, because activations are freed
-	// while gradients are created.
+	// Peak is the most memory in use at one moment. It is less than the sum of the parts, because
+	// activations are freed while gradients are created.
 	Peak float64 `json:"peak"`
 	Fits bool    `json:"fits"`
 	// Host is kept in host memory, with [Options].OffloadOptimizer.
@@ -72,7 +75,8 @@ type Plan struct {
 	Tokens        float64 `json:"tokens_per_second"` // of all GPUs
 }
 
-// Options are the options of a run that a plan depends on. Fields without a comment are as in [train.Options].
+// Options are the options of a run that a plan depends on. Fields without a comment are as in
+// [train.Options].
 type Options struct {
 	BatchSize      int // rows of a forward pass of one GPU, or of one tensor-parallel group
 	SequenceLength int
@@ -91,10 +95,17 @@ type Options struct {
 
 // run returns the options of a training run with o.
 func (o Options) run() train.Options {
+	adapter := o.LoRA
+	if adapter != nil && adapter.Alpha == 0 { // the scale of the adapters does not matter for a plan
+		scaled := *adapter
+		scaled.Alpha = 1
+		adapter = &scaled
+	}
 	return train.Options{
-		Steps: 1, Rate: 1, BatchSize: o.BatchSize, SequenceLength: o.SequenceLength, Accumulate: o.Accumulate,
-		Recompute: o.Recompute, LoRA: o.LoRA, HeadOnly: o.HeadOnly, Optimizer: o.Optimizer, Moments: o.Moments,
-		Stochastic: o.Stochastic, OffloadOptimizer: o.OffloadOptimizer,
+		Steps: 1, Rate: 1, BatchSize: o.BatchSize, SequenceLength: o.SequenceLength,
+		Accumulate: o.Accumulate, Recompute: o.Recompute, LoRA: adapter, HeadOnly: o.HeadOnly,
+		Optimizer: o.Optimizer, Moments: o.Moments, Stochastic: o.Stochastic,
+		OffloadOptimizer: o.OffloadOptimizer,
 	}
 }
 
@@ -105,7 +116,11 @@ func (o Options) micro() int { return max(1, o.Accumulate) }
 func (o Options) tokens() float64 { return float64(o.BatchSize * o.SequenceLength) }
 
 // hidden is the size in bytes of the hidden states of a micro-batch, [B,L,D].
-func (o Options) hidden(width float64) float64 { return o.tokens() * width * float64(o.DType.Size()) }
+func (o Options) hidden(
+	width float64,
+) float64 {
+	return o.tokens() * width * float64(o.DType.Size())
+}
 
 // stochastic reports whether weights are rounded stochastically, without master weights.
 func (o Options) stochastic() bool {
@@ -114,15 +129,20 @@ func (o Options) stochastic() bool {
 
 const offloadRefused = "the optimizer's state can be kept in host memory with fsdp and hsdp only"
 
-// Predict returns a plan for each strategy that the machine allows: none or ddp, fsdp, hsdp, tensor parallelism, and
-// pipeline parallelism. m needs no weights.
+// Predict returns a plan for each strategy that the machine allows: none or ddp, fsdp, hsdp, tensor
+// parallelism, and pipeline parallelism. m needs no weights.
 func Predict(m model.Model, o Options, machine Machine) ([]Plan, error) {
 	if err := o.run().Check(); err != nil {
 		return nil, err
 	}
-	if size := o.TensorSize; size < 0 || size > 0 && (machine.GPUs%size != 0 || machine.PerHost%size != 0) {
-		return nil, fmt.Errorf("layers divided over %d GPUs: this does not divide %d GPUs, or hosts of %d",
-			size, machine.GPUs, machine.PerHost)
+	if size := o.TensorSize; size < 0 ||
+		size > 0 && (machine.GPUs%size != 0 || machine.PerHost%size != 0) {
+		return nil, fmt.Errorf(
+			"layers divided over %d GPUs: this does not divide %d GPUs, or hosts of %d",
+			size,
+			machine.GPUs,
+			machine.PerHost,
+		)
 	}
 	if err := machine.check(); err != nil {
 		return nil, err
@@ -136,15 +156,19 @@ func Predict(m model.Model, o Options, machine Machine) ([]Plan, error) {
 	switch {
 	case machine.GPUs == 1:
 	case o.Stochastic && units.Tied(m): // train refuses it too
-		plans = append(plans, Plan{Strategy: train.PP, Refused: "the first and the last GPU would round " +
-			"the embedding, which is also the head, with different random numbers"})
+		plans = append(
+			plans,
+			Plan{Strategy: train.PP, Refused: "the first and the last GPU would round " +
+				"the embedding, which is also the head, with different random numbers"},
+		)
 	default:
 		plans = append(plans, pipelinePlan(m, o, machine))
 	}
 	return plans, nil
 }
 
-// dataParallel lists the strategies without divided layers that differ from each other on the machine.
+// dataParallel lists the strategies without divided layers that differ from each other on the
+// machine.
 func dataParallel(o Options, machine Machine) (list []string) {
 	if machine.GPUs == 1 {
 		if list = []string{train.None}; o.OffloadOptimizer {
@@ -255,7 +279,10 @@ func (p *prediction) working() (w working) {
 		w.flight -= w.again * active
 	}
 	slice := func(size float64) float64 { // of the vocabulary
-		return math.Min(min(tokens, 1024)*p.s.vocabulary*size, math.Max(64<<20, 64*p.s.vocabulary*size))
+		return math.Min(
+			min(tokens, 1024)*p.s.vocabulary*size,
+			math.Max(64<<20, 64*p.s.vocabulary*size),
+		)
 	}
 	switch {
 	case p.s.vocabulary == 0: // another stage has the head
@@ -276,8 +303,9 @@ func (p *prediction) working() (w working) {
 	return w
 }
 
-// memory predicts the peak. The fullest moment is the loss, or the first block of the backward pass, or the last one, when
-// all gradients exist and activations are gone. A later forward pass of the same step meets all gradients.
+// memory predicts the peak. The fullest moment is the loss, or the first block of the backward
+// pass, or the last one, when all gradients exist and activations are gone. A later forward pass of
+// the same step meets all gradients.
 func (p *prediction) memory() {
 	w, micro := p.working(), float64(p.o.micro())
 	p.Activations = w.flight * p.s.inFlight
@@ -308,8 +336,9 @@ func (p *prediction) memory() {
 	p.Fits = p.Peak <= p.machine.Memory*1e9
 }
 
-// shardedBuffers is the most that a sharded process holds besides its shards and the activations of a forward pass:
-// gathered weights, and gradients that are not reduced yet, both as computed and as sent.
+// shardedBuffers is the most that a sharded process holds besides its shards and the activations of
+// a forward pass: gathered weights, and gradients that are not reduced yet, both as computed and as
+// sent.
 func (p *prediction) shardedBuffers(w working) float64 {
 	share, backward := p.share(), w.again+w.backward
 	block, head := p.s.block*p.weight, p.s.after*p.weight

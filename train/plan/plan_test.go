@@ -19,9 +19,18 @@ import (
 func plannedModel(t *testing.T, architecture string, tied bool) model.Model {
 	t.Helper()
 	config := model.Config{
-		"model_type": "llama", "architectures": []any{"LlamaForCausalLM"}, "vocab_size": 2000.0, "hidden_size": 256.0,
-		"intermediate_size": 704.0, "num_hidden_layers": 6.0, "num_attention_heads": 8.0, "num_key_value_heads": 4.0,
-		"max_position_embeddings": 512.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": tied, "initializer_range": 0.02,
+		"model_type":              "llama",
+		"architectures":           []any{"LlamaForCausalLM"},
+		"vocab_size":              2000.0,
+		"hidden_size":             256.0,
+		"intermediate_size":       704.0,
+		"num_hidden_layers":       6.0,
+		"num_attention_heads":     8.0,
+		"num_key_value_heads":     4.0,
+		"max_position_embeddings": 512.0,
+		"rms_norm_eps":            1e-5,
+		"tie_word_embeddings":     tied,
+		"initializer_range":       0.02,
 	}
 	if architecture == "bamba" {
 		config["model_type"], config["architectures"] = "bamba", []any{"BambaForCausalLM"}
@@ -38,7 +47,8 @@ func plannedModel(t *testing.T, architecture string, tied bool) model.Model {
 }
 
 func TestOperations_CountGEMMs(t *testing.T) {
-	// Weights of q, k, v, o, gate, up and down in six blocks, and the head. An embedding of its own is no product.
+	// Weights of q, k, v, o, gate, up and down in six blocks, and the head. An embedding of its own
+	// is no product.
 	const blocks, head = 6 * (2*256*256 + 2*256*128 + 3*256*704), 256 * 2000
 	adapter := &lora.Config{Rank: 8, Alpha: 8, Targets: []string{lora.AllLinear}}
 	for _, c := range []struct {
@@ -49,7 +59,10 @@ func TestOperations_CountGEMMs(t *testing.T) {
 		{Options{}, false, 3}, {Options{}, true, 3}, {Options{Recompute: train.RecomputeBlock}, false, 4},
 		{Options{Recompute: train.RecomputeSelective}, false, 3}, {Options{LoRA: adapter}, false, 2},
 	} {
-		got, want := Operations(plannedModel(t, "llama", c.tied), c.options), 2*c.passes*(blocks+head)
+		got, want := Operations(
+			plannedModel(t, "llama", c.tied),
+			c.options,
+		), 2*c.passes*(blocks+head)
 		if math.Abs(got-want) > 0.03*want { // the norms' weights; an adapter's own products
 			t.Errorf("%+v, tied=%v: %g operations a token, want %g", c.options, c.tied, got, want)
 		}
@@ -58,7 +71,16 @@ func TestOperations_CountGEMMs(t *testing.T) {
 
 func TestPredict_DividesStateByStrategy(t *testing.T) {
 	m := plannedModel(t, "llama", false)
-	machine := Machine{GPUs: 16, PerHost: 8, Memory: 80, Rate: 600, Transfer: 3000, Link: 300, Network: 40, Host: 20}
+	machine := Machine{
+		GPUs:     16,
+		PerHost:  8,
+		Memory:   80,
+		Rate:     600,
+		Transfer: 3000,
+		Link:     300,
+		Network:  40,
+		Host:     20,
+	}
 	options := Options{BatchSize: 2, SequenceLength: 128, DType: torch.BFloat16}
 	plans, err := Predict(m, options, machine)
 	if err != nil {
@@ -67,7 +89,8 @@ func TestPredict_DividesStateByStrategy(t *testing.T) {
 	weights := float64(model.Parameters(m) * 2)
 	shares := map[string]float64{"ddp": 1, "fsdp": 16, "hsdp": 8}
 	for _, p := range plans {
-		// Over the 8 of a host, which its 4 heads of keys and values do not allow, and over all 16, for its 6 layers.
+		// Over the 8 of a host, which its 4 heads of keys and values do not allow, and over all 16,
+		// for its 6 layers.
 		if p.Strategy == train.TP || p.Strategy == train.PP {
 			if p.Refused == "" {
 				t.Errorf("%+v", p)
@@ -75,7 +98,13 @@ func TestPredict_DividesStateByStrategy(t *testing.T) {
 			continue
 		}
 		if p.Weights != weights/shares[p.Strategy] || p.Optimizer != 6*weights/shares[p.Strategy] {
-			t.Errorf("%s: weights %v, optimizer %v of %v", p.Strategy, p.Weights, p.Optimizer, weights)
+			t.Errorf(
+				"%s: weights %v, optimizer %v of %v",
+				p.Strategy,
+				p.Weights,
+				p.Optimizer,
+				weights,
+			)
 		}
 		if p.Step < p.Compute || p.Communication <= 0 || p.Peak < p.Weights+p.Optimizer {
 			t.Errorf("%s: %+v", p.Strategy, p)
@@ -90,7 +119,10 @@ func TestPredict_DividesStateByStrategy(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, share := range []float64{4, 16} {
-		if p := plans[3+i]; p.Strategy != []string{"tp", "fsdp+tp"}[i] || math.Abs(p.Weights/(weights/share)-1) > 0.01 || p.Step < p.Compute || p.Refused != "" {
+		if p := plans[3+i]; p.Strategy != []string{"tp", "fsdp+tp"}[i] ||
+			math.Abs(p.Weights/(weights/share)-1) > 0.01 ||
+			p.Step < p.Compute ||
+			p.Refused != "" {
 			t.Errorf("%+v", p)
 		}
 	}
@@ -120,8 +152,23 @@ func TestPredict_DividesStateByStrategy(t *testing.T) {
 
 func TestPredict_RefusesDivisionsWhoseCopiesDiverge(t *testing.T) {
 	m := plannedModel(t, "bamba", false)
-	o := Options{BatchSize: 1, SequenceLength: 24, DType: torch.Float32, TensorSize: 2, Moments: optim.Int8}
-	machine := Machine{GPUs: 2, PerHost: 2, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1, Host: 1}
+	o := Options{
+		BatchSize:      1,
+		SequenceLength: 24,
+		DType:          torch.Float32,
+		TensorSize:     2,
+		Moments:        optim.Int8,
+	}
+	machine := Machine{
+		GPUs:     2,
+		PerHost:  2,
+		Memory:   1,
+		Rate:     1,
+		Transfer: 1,
+		Link:     1,
+		Network:  1,
+		Host:     1,
+	}
 	plans, err := Predict(m, o, machine)
 	if err != nil {
 		t.Fatal(err)

@@ -2,7 +2,6 @@ package plan
 
 import (
 	"math"
-	"strings"
 
 	"conquer/lora"
 	"conquer/model"
@@ -32,12 +31,17 @@ type sizes struct {
 	divided        bool    // the process holds a shard of each layer
 }
 
-// measure counts what a process holds that has the blocks from low up to, and without, high. The first blocks come with the
-// embedding, the last ones with the head.
+// measure counts what a process holds that has the blocks from low up to, and without, high. The
+// first blocks come with the embedding, the last ones with the head.
 func measure(m model.Model, o Options, low, high int) sizes {
 	blocks, list := m.Blocks()[low:high], units.Of(m)
 	last := high == len(m.Blocks())
-	s := sizes{blocks: len(blocks), active: len(blocks), width: float64(m.Head().Shape[1]), inFlight: 1}
+	s := sizes{
+		blocks:   len(blocks),
+		active:   len(blocks),
+		width:    float64(m.Head().Shape[1]),
+		inFlight: 1,
+	}
 	s.stream = s.width
 	if part := m.Head().Shard; part != nil {
 		s.divided = true
@@ -68,7 +72,8 @@ func measure(m model.Model, o Options, low, high int) sizes {
 	return s
 }
 
-// addBlock adds a block to s and its linear layers to inside, and returns the number of its weights.
+// addBlock adds a block to s and its linear layers to inside, and returns the number of its
+// weights.
 func (s *sizes) addBlock(block model.Block, inside map[*nn.Linear]bool) float64 {
 	n, share := elements(nn.Params(block)...), float64(s.blocks)
 	s.block = math.Max(s.block, n)
@@ -102,40 +107,37 @@ func elements(params ...*nn.Param) (n float64) {
 	return n
 }
 
-// activation counts the elements that a token leaves in a block for the backward pass, and those among them that selective
-// recomputation computes again: results of norms, SwiGLU and convolutions. It counts the input of every GEMM, the output of
-// those that are not added to the residual stream, the inputs of both norms, and in a state-space layer the results of the
-// convolution and of the scan. Inputs that were gathered from other processes are not computed again, nor is attention's
-// output.
+// activation counts the elements that a token leaves in a block for the backward pass, and those
+// among them that selective recomputation computes again. It counts the inputs of both norms, the
+// input of every linear layer, the output of those that are not added to the residual stream, and
+// what layers say of themselves (see [nn.Activated]). Inputs are computed again unless they were
+// gathered from other processes.
 func activation(block model.Block, width, stream float64) (n, cheap float64) {
 	n = 2 * stream
-	nn.Linears(block, func(names []string, l *nn.Linear) {
-		local := l.Weight.Local()
-		n += float64(local[1])
-		gathered := l.Weight.Shard != nil && l.Weight.Shard.Dim == 0
-		if !gathered && !strings.HasSuffix(names[0], "o_proj") {
-			cheap += float64(local[1])
+	nn.Layers(block, func(_ string, layer any) {
+		if l, ok := layer.(*nn.Linear); ok {
+			out, in := float64(l.Weight.Local()[0]), float64(l.Weight.Local()[1])
+			n += in
+			if gathered := l.Weight.Shard != nil && l.Weight.Shard.Dim == 0; !gathered {
+				cheap += in
+			}
+			if float64(l.Weight.Shape[0]) != width {
+				n += out
+			}
 		}
-		if float64(l.Weight.Shape[0]) != width {
-			n += float64(local[0])
-		}
-	})
-	nn.Walk(block, func(p nn.Component) {
-		if len(p.Param.Shape) == 3 { // a convolution [channels, 1, taps]: its result, and the scan's
-			n += float64(p.Param.Local()[0])
-			cheap += float64(p.Param.Local()[0])
-		}
-		if len(p.Param.Shape) == 1 && p.Start == 0 && float64(p.Param.Shape[0]) != width && p.Name == "mamba.norm.weight" {
-			n += float64(p.Param.Local()[0])
+		if l, ok := layer.(nn.Activated); ok {
+			a := l.Activations()
+			n, cheap = n+a.Kept, cheap+a.Recomputable
 		}
 	})
 	return n, cheap
 }
 
-// Operations returns the number of floating-point operations of a training step per token, counting only the GEMMs with
-// m's weights: two operations per weight in the forward pass, two for the gradient of the input, two for the gradient of a
-// trained weight, and two if the block runs again. Embedding lookups, attention over the sequence and scans are left out;
-// for Llama-2-7B, attention adds 2 % per 1,000 tokens of context.
+// Operations returns the number of floating-point operations of a training step per token, counting
+// only the GEMMs with m's weights: two operations per weight in the forward pass, two for the
+// gradient of the input, two for the gradient of a trained weight, and two if the block runs again.
+// Embedding lookups, attention over the sequence and scans are left out; for Llama-2-7B, attention
+// adds 2 % per 1,000 tokens of context.
 func Operations(m model.Model, o Options) float64 {
 	return measure(m, o, 0, len(m.Blocks())).operations(o.Recompute)
 }

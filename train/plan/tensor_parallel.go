@@ -9,9 +9,10 @@ import (
 	"conquer/train"
 )
 
-// tensorParallelPlans returns the plans of GPUs that divide each layer in groups of TensorSize: alone or with ddp across
-// the groups, and with fsdp across the groups. It returns none if the machine has no such groups. Memory and compute are
-// counted from the shards that [parallel.Divide] makes.
+// tensorParallelPlans returns the plans of GPUs that divide each layer in groups of TensorSize:
+// alone or with ddp across the groups, and with fsdp across the groups. It returns none if the
+// machine has no such groups. Memory and compute are counted from the shards that [parallel.Divide]
+// makes.
 func tensorParallelPlans(m model.Model, o Options, machine Machine) (plans []Plan) {
 	size := o.TensorSize
 	if size == 0 {
@@ -52,8 +53,9 @@ func tensorParallelPlans(m model.Model, o Options, machine Machine) (plans []Pla
 	return plans
 }
 
-// allReduces counts the sums of hidden states over a group in a step: one per layer that is divided by columns, in the
-// forward pass and, where gradients flow, in the backward pass; one for the embedding and one for the head.
+// allReduces counts the sums of hidden states over a group in a step: one per layer that is divided
+// by columns, in the forward pass and, where gradients flow, in the backward pass; one for the
+// embedding and one for the head.
 func allReduces(m model.Model, o Options, s sizes) float64 {
 	forward, backward := 0.0, 0.0
 	for i, block := range m.Blocks() {

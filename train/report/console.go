@@ -11,8 +11,8 @@ import (
 	"golang.org/x/term"
 )
 
-// Console writes a run's progress for a person: a line every few steps and, on a terminal, a progress bar below them. It
-// is a train.Listener.
+// Console writes a run's progress for a person: a line every few steps and, on a terminal, a
+// progress bar below them. It is a train.Listener.
 type Console struct {
 	out   io.Writer
 	every int
@@ -27,8 +27,8 @@ type Console struct {
 	measures []Measure
 }
 
-// NewConsole returns a Console that writes to out one line per `every` steps of a run of total steps, of which done are
-// already done.
+// NewConsole returns a Console that writes to out one line per `every` steps of a run of total
+// steps, of which done are already done.
 func NewConsole(out io.Writer, every, done, total int) *Console {
 	c := &Console{out: out, every: max(1, every), total: total}
 	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
@@ -44,8 +44,8 @@ func NewConsole(out io.Writer, every, done, total int) *Console {
 	return c
 }
 
-// Step counts a step. For the first, the last, and every `every`th step it writes a line with the means since the last
-// line.
+// Step counts a step. For the first, the last, and every `every`th step it writes a line with the
+// means since the last line.
 func (c *Console) Step(s Step) error {
 	c.steps, c.loss = c.steps+1, c.loss+s.Loss
 	c.tokens, c.seconds = c.tokens+s.Tokens, c.seconds+s.Seconds
@@ -56,12 +56,28 @@ func (c *Console) Step(s Step) error {
 		c.measures[i].Value += m.Value
 	}
 	if s.Skipped {
-		c.Notice(fmt.Sprintf("step %d skipped: its gradients are not finite (norm %v)", s.Step, s.Norm))
+		c.Notice(
+			fmt.Sprintf("step %d skipped: its gradients are not finite (norm %v)", s.Step, s.Norm),
+		)
 	}
 	if s.Step == 1 || s.Step%c.every == 0 || s.Step == c.total {
-		c.line(fmt.Sprintf("step %*d/%d  epoch %.2f  loss %.4f%s  rate %.2e  norm %.3f  %.0f tok/s  %s",
-			digits(c.total), s.Step, c.total, s.Epoch, c.loss/float64(c.steps), spelled(c.measures, c.steps), s.Rate, s.Norm,
-			float64(c.tokens)/c.seconds, gigabytes(s.Memory)))
+		c.line(
+			fmt.Sprintf(
+				"step %*d/%d  epoch %.2f  loss %.4f%s  rate %.2e  norm %.3f  %.0f tok/s  %s",
+				digits(
+					c.total,
+				),
+				s.Step,
+				c.total,
+				s.Epoch,
+				c.loss/float64(c.steps),
+				spelled(c.measures, c.steps),
+				s.Rate,
+				s.Norm,
+				float64(c.tokens)/c.seconds,
+				gigabytes(s.Memory),
+			),
+		)
 		c.steps, c.loss, c.tokens, c.seconds, c.measures = 0, 0, 0, 0, nil
 	}
 	if c.bar != nil {

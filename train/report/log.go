@@ -15,7 +15,8 @@ import (
 	"conquer/internal/atomicfile"
 )
 
-// MetricsFile is the name of the file that holds one JSON object per line for each [Step] and each [Validation].
+// MetricsFile is the name of the file that holds one JSON object per line for each [Step] and each
+// [Validation].
 const MetricsFile = "metrics.jsonl"
 
 // record is a line of metrics.jsonl. Numbers that are not finite are null.
@@ -51,8 +52,9 @@ type Log struct {
 	events  *events // nil without TensorBoard
 }
 
-// OpenLog opens metrics.jsonl in the folder dir and, if tensorBoard is set, a new event file in dir/tensorboard. The run
-// has done `done` steps: lines of an earlier run about later steps are removed, because those steps run again.
+// OpenLog opens metrics.jsonl in the folder dir and, if tensorBoard is set, a new event file in
+// dir/tensorboard. The run has done `done` steps: lines of an earlier run about later steps are
+// removed, because those steps run again.
 func OpenLog(dir string, tensorBoard bool, done int) (*Log, error) {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return nil, err
@@ -131,8 +133,15 @@ func (l *Log) Step(s Step) error {
 		}
 	}
 	return l.write(record{
-		Step: s.Step, Epoch: s.Epoch, Loss: numberOf(s.Loss), Rate: numberOf(s.Rate), Norm: numberOf(s.Norm),
-		Skipped: s.Skipped, Tokens: s.Tokens, Seconds: s.Seconds, Memory: s.Memory,
+		Step:    s.Step,
+		Epoch:   s.Epoch,
+		Loss:    numberOf(s.Loss),
+		Rate:    numberOf(s.Rate),
+		Norm:    numberOf(s.Norm),
+		Skipped: s.Skipped,
+		Tokens:  s.Tokens,
+		Seconds: s.Seconds,
+		Memory:  s.Memory,
 	}, s.Measures)
 }
 
@@ -147,7 +156,10 @@ func (l *Log) Validation(v Validation) error {
 			return err
 		}
 	}
-	return l.write(record{Step: v.Step, Validation: numberOf(v.Loss), Seconds: v.Seconds}, v.Measures)
+	return l.write(
+		record{Step: v.Step, Validation: numberOf(v.Loss), Seconds: v.Seconds},
+		v.Measures,
+	)
 }
 
 // Notice does nothing: notices are not logged.
@@ -170,8 +182,8 @@ type Point struct {
 	Loss float64
 }
 
-// ReadLosses reads a metrics.jsonl file: the loss of each step and of each validation. Losses that are not finite are left
-// out.
+// ReadLosses reads a metrics.jsonl file: the loss of each step and of each validation. Losses that
+// are not finite are left out.
 func ReadLosses(path string) (steps, validation []Point, err error) {
 	f, err := os.Open(path)
 	if err != nil {

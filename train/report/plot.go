@@ -15,8 +15,8 @@ import (
 	"gonum.org/v1/plot/vg/draw"
 )
 
-// PlotLoss draws the losses in the file metrics (see [MetricsFile]) as a PNG at path: each step's loss, its moving
-// average, and the validation loss.
+// PlotLoss draws the losses in the file metrics (see [MetricsFile]) as a PNG at path: each step's
+// loss, its moving average, and the validation loss.
 func PlotLoss(metrics, path string) error {
 	training, validation, err := ReadLosses(metrics)
 	if err != nil {
@@ -65,8 +65,16 @@ func newPlot() *plot.Plot {
 	return p
 }
 
-// addLine draws points as a line of the given width in points, with a circle at each point if marks is set.
-func addLine(p *plot.Plot, name string, points plotter.XYs, c color.Color, width float64, marks bool) error {
+// addLine draws points as a line of the given width in points, with a circle at each point if marks
+// is set.
+func addLine(
+	p *plot.Plot,
+	name string,
+	points plotter.XYs,
+	c color.Color,
+	width float64,
+	marks bool,
+) error {
 	l, err := plotter.NewLine(points)
 	if err != nil {
 		return err
@@ -87,7 +95,8 @@ func addLine(p *plot.Plot, name string, points plotter.XYs, c color.Color, width
 	return nil
 }
 
-// smooth returns the exponential moving average over about a twentieth of the points, corrected for its start at zero.
+// smooth returns the exponential moving average over about a twentieth of the points, corrected for
+// its start at zero.
 func smooth(points plotter.XYs) plotter.XYs {
 	keep := 1 - 1/math.Max(1, float64(len(points))/20)
 	average, weight := 0.0, 0.0

@@ -1,5 +1,5 @@
-// Package report shows and records the progress of a training run: lines on a console, metrics.jsonl, TensorBoard event
-// files, and a plot of the loss.
+// Package report shows and records the progress of a training run: lines on a console,
+// metrics.jsonl, TensorBoard event files, and a plot of the loss.
 package report
 
 // Step is the result of one optimizer step.
@@ -13,9 +13,10 @@ type Step struct {
 	Tokens  int     // without padding
 	Seconds float64
 	Memory  int64 // bytes that the process has resident, or that libtorch has allocated on the GPU
-	// Measures are further numbers of the objective. "objective" is the loss including label smoothing and z-loss, which
-	// Loss excludes. DPO's Loss is a mean over pairs, as are "reward_chosen" and "reward_rejected" (beta times the answer's
-	// log-probability minus the reference's), "reward_margin" (their difference) and "accuracy" (how often it is positive).
+	// Measures are further numbers of the objective. "objective" is the loss including label
+	// smoothing and z-loss, which Loss excludes. DPO's Loss is a mean over pairs, as are
+	// "reward_chosen" and "reward_rejected" (beta times the answer's log-probability minus the
+	// reference's), "reward_margin" (their difference) and "accuracy" (how often it is positive).
 	Measures []Measure
 }
 

@@ -25,7 +25,14 @@ func writeLog(t *testing.T, dir string, tensorBoard bool) (steps []Step) {
 	for i := 0; i <= 30; i++ {
 		loss := 4 * math.Exp(-float64(i)/20)
 		if i > 0 {
-			s := Step{Step: i, Loss: loss + 0.2*float64(i%3), Rate: 1e-3, Norm: 1, Tokens: 10, Seconds: 0.1}
+			s := Step{
+				Step:    i,
+				Loss:    loss + 0.2*float64(i%3),
+				Rate:    1e-3,
+				Norm:    1,
+				Tokens:  10,
+				Seconds: 0.1,
+			}
 			if steps, err = append(steps, s), l.Step(s); err != nil {
 				t.Fatal(err)
 			}
@@ -79,7 +86,18 @@ func TestConsole_WritesFirstAndEveryNthStep(t *testing.T) {
 	c := NewConsole(&out, 2, 0, 4)
 	c.Validation(Validation{Loss: 3})
 	for i := 1; i <= 4; i++ {
-		c.Step(Step{Step: i, Loss: float64(i), Norm: 1, Rate: 1e-4, Tokens: 100, Seconds: 0.5, Memory: 1e9, Skipped: i == 3})
+		c.Step(
+			Step{
+				Step:    i,
+				Loss:    float64(i),
+				Norm:    1,
+				Rate:    1e-4,
+				Tokens:  100,
+				Seconds: 0.5,
+				Memory:  1e9,
+				Skipped: i == 3,
+			},
+		)
 	}
 	c.Close()
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")

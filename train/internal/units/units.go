@@ -1,5 +1,6 @@
-// Package units divides a model into the units that training gathers, runs and reduces together: unit 0 is the embedding,
-// unit i+1 is block i, and the last unit is what follows the blocks (final norm and head).
+// Package units divides a model into the units that training gathers, runs and reduces together:
+// unit 0 is the embedding, unit i+1 is block i, and the last unit is what follows the blocks (final
+// norm and head).
 package units
 
 import (
@@ -10,25 +11,17 @@ import (
 	"conquer/torch/nn"
 )
 
-// Of divides m's parameters, and the adapters on them, into units. If the head shares the embedding's weights, every
-// parameter outside the blocks is in unit 0 and the last unit is empty.
+// Of divides m's parameters, and the adapters on them, into units. If the head shares the
+// embedding's weights, every parameter outside the blocks is in unit 0 and the last unit is empty.
 func Of(m model.Model) [][]*nn.Param {
 	blocks, tied := m.Blocks(), Tied(m)
 	list := make([][]*nn.Param, len(blocks)+2)
 	inside := map[*nn.Param]bool{}
 	for i, b := range blocks {
-		params := nn.Params(b)
-		nn.Linears(b, func(_ []string, l *nn.Linear) {
-			for _, a := range l.LoRA {
-				if a != nil {
-					params = append(params, a.A, a.B)
-				}
-			}
-		})
-		for _, p := range params {
+		list[i+1] = Block(b)
+		for _, p := range list[i+1] {
 			inside[p] = true
 		}
-		list[i+1] = params
 	}
 	for _, p := range nn.Params(m) {
 		switch {
@@ -42,10 +35,26 @@ func Of(m model.Model) [][]*nn.Param {
 	return list
 }
 
+// Block lists the parameters of a block, and the adapters on them.
+func Block(b model.Block) []*nn.Param {
+	params := nn.Params(b)
+	nn.Linears(b, func(_ []string, l *nn.Linear) {
+		for _, a := range l.LoRA {
+			if a != nil {
+				params = append(params, a.A, a.B)
+			}
+		}
+	})
+	return params
+}
+
 // Tied reports whether m's head shares the embedding's weights.
 func Tied(m model.Model) bool {
 	tied := true
-	nn.Walk(m, func(p nn.Component) { tied = tied && !(p.Param == m.Head().Param && p.Name == "lm_head.weight") })
+	nn.Walk(
+		m,
+		func(p nn.Component) { tied = tied && !(p.Param == m.Head().Param && p.Name == "lm_head.weight") },
+	)
 	return tied
 }
 
@@ -57,12 +66,17 @@ func Head(m model.Model) int {
 	return len(m.Blocks()) + 1
 }
 
-// Stages divides the blocks over n pipeline stages, balancing the number of weights. head is the number of elements of the
-// head, which the last stage computes. Stage s has the blocks from first[s] up to, and without, first[s+1].
+// Stages divides the blocks over n pipeline stages, balancing the number of weights. head is the
+// number of elements of the head, which the last stage computes. Stage s has the blocks from
+// first[s] up to, and without, first[s+1].
 func Stages(list [][]*nn.Param, head, n int) (first []int, err error) {
 	count := len(list) - 2
 	if count < n {
-		return nil, fmt.Errorf("pp: a model of %d layers cannot be divided over %d processes", count, n)
+		return nil, fmt.Errorf(
+			"pp: a model of %d layers cannot be divided over %d processes",
+			count,
+			n,
+		)
 	}
 	weights, total := make([]int, count), head
 	for i := range weights {

@@ -1,4 +1,4 @@
-package train
+package report
 
 import (
 	"fmt"
@@ -8,9 +8,9 @@ import (
 	"conquer/torch"
 )
 
-// memory returns the memory in use now and at its peak, in bytes: on the CPU what the process has resident, on a GPU what
-// libtorch has allocated there. It returns 0 if the system does not tell.
-func memory(d torch.Device) (now, peak int64) {
+// Memory returns the memory in use now and at its peak, in bytes: on the CPU what the process has
+// resident, on a GPU what libtorch has allocated. It returns 0 if the system does not tell.
+func Memory(d torch.Device) (now, peak int64) {
 	if d.IsCUDA() {
 		info := d.Info()
 		return info.Allocated, info.Peak
@@ -28,10 +28,4 @@ func memory(d torch.Device) (now, peak int64) {
 		}
 	}
 	return now, peak
-}
-
-// PeakMemory returns the most memory in use so far on the device of the model in training, in bytes.
-func (t *Trainer) PeakMemory() int64 {
-	_, peak := memory(t.device)
-	return peak
 }

@@ -1,0 +1,243 @@
+package network
+
+import (
+	"fmt"
+
+	"conquer/model"
+	"conquer/text/dataset"
+	"conquer/torch"
+)
+
+// MakeBatch makes the tensors of a micro-batch when they are needed.
+type MakeBatch func() MicroBatch
+
+// MicroBatch is a batch as tensors, cut to the length that its rows use.
+type MicroBatch struct {
+	Seq model.Sequence
+	// Rows are the positions, of B·L, that predict a counted label; Labels are these labels (int64
+	// [N]). The head runs on these rows only.
+	Rows, Labels torch.Tensor
+	Targets      int // N
+	Pairing
+}
+
+// Pairing describes a micro-batch of pairs, for DPO. Its sequences are the preferred answers of all
+// pairs, then the rejected ones.
+type Pairing struct {
+	Pairs     int
+	Sources   []uint32     // index of each pair in the data set
+	Owner     torch.Tensor // int64 [N]: the sequence that each label belongs to
+	Reference torch.Tensor // float32 [2·pairs]: log-probability of each sequence under the reference model
+}
+
+// Reference has, for each pair of a data set, the log-probabilities of both answers under the model
+// before training: of pair i the preferred answer's at 2i, the rejected one's at 2i+1. So DPO's
+// reference model runs once over the data and is then not needed. With LoRA it is the base model,
+// because fresh adapters add nothing.
+type Reference []float64
+
+// NewMicroBatch makes the tensors of b on device. A label stands at its own token, as in Hugging
+// Face; the position before it predicts it. The number of tokens is a multiple of `parts`, over
+// which processes divide them.
+func NewMicroBatch(b dataset.Batch, device torch.Device, parts int) MicroBatch {
+	used, packed := usedLength(b, device, parts)
+	cut := func(values []int32) torch.Tensor {
+		list := make([]int64, b.Rows*used)
+		for r := range b.Rows {
+			for i, v := range values[r*b.Length : r*b.Length+min(used, b.Length)] {
+				list[r*used+i] = int64(v)
+			}
+		}
+		return torch.From(list, b.Rows, used).ToDevice(device)
+	}
+	var rows, labels []int64
+	for r := range b.Rows {
+		for i := 1; i < min(used, b.Length); i++ {
+			if label := b.Labels[r*b.Length+i]; label != dataset.IgnoreLabel {
+				rows, labels = append(rows, int64(r*used+i-1)), append(labels, int64(label))
+			}
+		}
+	}
+	mb := MicroBatch{Seq: model.Sequence{IDs: cut(b.IDs)}, Targets: len(rows)}
+	if len(rows) == 0 { // other processes have labels, and this one runs the same passes
+		rows, labels = []int64{0}, []int64{int64(dataset.IgnoreLabel)}
+	}
+	mb.Rows = torch.From(rows, len(rows)).ToDevice(device)
+	mb.Labels = torch.From(labels, len(labels)).ToDevice(device)
+	if packed { // a row with one sample needs no mask: padding comes last, where no token attends
+		mb.Seq.Positions, mb.Seq.Limit, mb.Seq.Segments = cut(b.Positions), used, cut(b.Segments)
+	}
+	return mb
+}
+
+// usedLength is the length that b is cut to, and whether a row has several samples.
+func usedLength(b dataset.Batch, device torch.Device, parts int) (used int, packed bool) {
+	for i, segment := range b.Segments {
+		if segment > 0 {
+			used = max(used, i%b.Length+1)
+		}
+		packed = packed || segment > 1
+	}
+	used = max(used, 1)
+	if device.IsCUDA() { // few lengths: attention plans each one, and memory is cached by size
+		used = min((used+63)/64*64, b.Length)
+	}
+	for b.Rows*used%parts != 0 {
+		used++
+	}
+	return used, packed
+}
+
+// NewPairBatch makes the tensors of a batch of pairs. known has the reference's log-probabilities
+// of the data set, nil if they are not needed. Unless pack is set, each answer gets a row of its
+// own.
+func NewPairBatch(
+	b dataset.Batch,
+	device torch.Device,
+	parts int,
+	known Reference,
+	pack bool,
+) MicroBatch {
+	var p Pairing
+	first := make([]int, b.Rows) // pairs in the previous rows
+	for r, sources := range b.Sources {
+		first[r] = len(p.Sources)
+		p.Sources = append(p.Sources, sources...)
+	}
+	p.Pairs = len(p.Sources)
+	var owner []int64
+	for r := range b.Rows {
+		for i := r*b.Length + 1; i < (r+1)*b.Length; i++ {
+			if b.Labels[i] != dataset.IgnoreLabel {
+				s := int(b.Segments[i] - 1)
+				owner = append(owner, int64(first[r]+s/2+s%2*p.Pairs))
+			}
+		}
+	}
+	if len(owner) == 0 { // as for the labels in NewMicroBatch
+		owner = []int64{0}
+	}
+	p.Owner = torch.From(owner, len(owner)).ToDevice(device)
+	values := make([]float32, 2*max(1, p.Pairs))
+	for pair, i := range p.Sources {
+		if known != nil {
+			values[pair], values[p.Pairs+pair] = float32(known[2*i]), float32(known[2*i+1])
+		}
+	}
+	p.Reference = torch.From(values, len(values)).ToDevice(device)
+	if !pack {
+		b = splitPairs(b)
+	}
+	mb := NewMicroBatch(b, device, parts)
+	mb.Pairing = p
+	return mb
+}
+
+// splitPairs gives both texts of the pair in each row a row of its own, so that attention needs no
+// mask.
+func splitPairs(b dataset.Batch) dataset.Batch {
+	wide := b
+	wide.Rows, wide.Length = 2*b.Rows, 2
+	bounds := make([]int, b.Rows) // start of the second text
+	for r := range b.Rows {
+		segments := b.Segments[r*b.Length : (r+1)*b.Length]
+		end := 0
+		for i, s := range segments {
+			if s == 1 {
+				bounds[r] = i + 1
+			}
+			if s > 0 {
+				end = i + 1
+			}
+		}
+		wide.Length = max(wide.Length, bounds[r], end-bounds[r])
+	}
+	spread := func(values []int32, padding int32) []int32 {
+		out := make([]int32, wide.Rows*wide.Length)
+		for i := range out {
+			out[i] = padding
+		}
+		for r := range b.Rows {
+			row := values[r*b.Length : (r+1)*b.Length]
+			copy(out[2*r*wide.Length:(2*r+1)*wide.Length], row[:bounds[r]])
+			second := row[bounds[r]:]
+			copy(
+				out[(2*r+1)*wide.Length:(2*r+2)*wide.Length],
+				second[:min(len(second), wide.Length)],
+			)
+		}
+		return out
+	}
+	wide.IDs, wide.Labels = spread(b.IDs, 0), spread(b.Labels, dataset.IgnoreLabel)
+	wide.Positions, wide.Segments = spread(b.Positions, 0), spread(b.Segments, 0)
+	for i, s := range wide.Segments {
+		wide.Segments[i] = min(s, 1)
+	}
+	return wide
+}
+
+// Targets counts the labels of b that contribute to the loss.
+func Targets(b dataset.Batch) int {
+	n := 0
+	for i, label := range b.Labels {
+		if i%b.Length > 0 && label != dataset.IgnoreLabel {
+			n++
+		}
+	}
+	return n
+}
+
+// Likelihoods sums the negative log-likelihoods of labels, [N], to log-probabilities of sequences,
+// [2·pairs].
+func (p Pairing) Likelihoods(nll torch.Tensor) torch.Tensor {
+	zeros := torch.Zeros([]int{2 * max(1, p.Pairs)}, torch.Float32, nll.Device())
+	return zeros.IndexAdd(0, p.Owner, nll.Neg())
+}
+
+// tensors lists the tensors of a micro-batch; some may be undefined.
+func (mb *MicroBatch) tensors() []*torch.Tensor {
+	return []*torch.Tensor{
+		&mb.Seq.IDs,
+		&mb.Seq.Positions,
+		&mb.Seq.Segments,
+		&mb.Rows,
+		&mb.Labels,
+		&mb.Owner,
+		&mb.Reference,
+	}
+}
+
+// shape is a key that is equal for micro-batches whose passes launch the same work.
+func (mb MicroBatch) shape() string {
+	list := []any{mb.Pairs, mb.Seq.Limit}
+	for _, t := range mb.tensors() {
+		if t.Defined() {
+			list = append(list, t.Shape())
+		} else {
+			list = append(list, nil)
+		}
+	}
+	return fmt.Sprint(list...)
+}
+
+// padded returns mb with more rows for the head, which predict nothing, so that their number is a
+// multiple of half the number of tokens. Otherwise each number of labels would be a shape of its
+// own.
+func (mb MicroBatch) padded() MicroBatch {
+	unit := max(1, mb.Seq.IDs.Numel()/2)
+	n := (unit - mb.Labels.Numel()%unit) % unit
+	if n == 0 {
+		return mb
+	}
+	device := mb.Seq.IDs.Device()
+	torch.NoGrad(func() {
+		// Different positions, because their gradients are added.
+		mb.Rows = torch.Cat(0, mb.Rows, torch.Arange(0, n, torch.Int64, device))
+		ignored := torch.Full([]int{n}, float64(dataset.IgnoreLabel), torch.Int64, device)
+		mb.Labels = torch.Cat(0, mb.Labels, ignored)
+		if mb.Owner.Defined() {
+			mb.Owner = torch.Cat(0, mb.Owner, torch.Zeros([]int{n}, torch.Int64, device))
+		}
+	})
+	return mb
+}

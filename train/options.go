@@ -1,0 +1,602 @@
+package train
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"conquer/lora"
+	"conquer/model"
+	"conquer/parallel"
+	"conquer/text/dataset"
+	"conquer/text/tokenizer"
+	"conquer/torch"
+	"conquer/torch/dist"
+	"conquer/torch/optim"
+	"conquer/train/internal/network"
+	"conquer/train/internal/units"
+)
+
+// Recompute says which results of a forward pass are kept for the backward pass.
+type Recompute = network.Recompute
+
+const (
+	RecomputeNone  = network.RecomputeNone  // every result
+	RecomputeBlock = network.RecomputeBlock // the input of each block; the block runs again in the backward pass
+	// RecomputeSelective keeps the results of linear layers, attention and scans. Norms, SwiGLU and
+	// convolutions run again. It saves a third of the memory and costs a few percent of the time.
+	RecomputeSelective = network.RecomputeSelective
+)
+
+// Recomputes lists the values of Recompute.
+var Recomputes = []Recompute{RecomputeNone, RecomputeSelective, RecomputeBlock}
+
+// Compile says how the operations of a step are launched.
+type Compile string
+
+const (
+	CompileNone Compile = "none" // one by one
+	// CompileGraph records forward and backward passes as CUDA graphs, once per shape, and replays
+	// them. On the CPU, the passes run as they are.
+	CompileGraph Compile = "graph"
+)
+
+// The objectives.
+const (
+	SFT = "sft" // supervised fine-tuning: raises the likelihood of texts and answers
+	// DPO is direct preference optimization (Rafailov et al., arXiv 2305.18290): raises the
+	// likelihood of the preferred answer of a pair relative to the other's.
+	DPO = "dpo"
+)
+
+// Objectives lists the objectives.
+var Objectives = []string{SFT, DPO}
+
+// The strategies that divide the work of a run over processes. Data-parallel processes take
+// different rows of each batch. The result of a step does not depend on the strategy.
+const (
+	None = "none" // one process
+	DDP  = "ddp"  // each process holds all weights; gradients are summed
+	FSDP = "fsdp" // each process holds an equal part of every weight, its gradient and its optimizer state
+	HSDP = "hsdp" // fsdp within groups of processes (hosts), ddp across the groups
+	// TP is tensor parallelism: the TensorSize processes of a group divide each layer (see package
+	// parallel) and take the same rows. Several groups sum their gradients as ddp does. FSDP with a
+	// TensorSize shards the divided layers further, over the processes that hold the same shard in
+	// each group.
+	TP = "tp"
+	// PP is pipeline parallelism: each process is a stage with some of the blocks, and all take the
+	// same rows. A step's micro-batches (Options.Accumulate) follow each other through the stages.
+	// Each stage alternates one forward and one backward pass, after as many forward passes as
+	// there are stages behind it (Narayanan et al., arXiv 2104.04473).
+	PP = "pp"
+)
+
+// Strategies lists the strategies.
+var Strategies = []string{None, DDP, FSDP, HSDP, TP, PP}
+
+// StrategyName returns pp for mp, its second name, and any other name unchanged.
+func StrategyName(name string) string {
+	if name == "mp" {
+		return PP
+	}
+	return name
+}
+
+// The formats of checkpoints. FormatHF is a Hugging Face folder (or a PEFT folder) that one process
+// writes. In FormatNative ([checkpoint.Native]) every process writes what it holds while training
+// continues. Any number of processes can resume from it, with any strategy.
+const (
+	FormatHF     = "hf"
+	FormatNative = "native"
+)
+
+// NoDecayKinds lists the kinds of weights that can be excluded from weight decay: norms, biases
+// (and other vectors, such as a state-space layer's rates), the embedding. "none" excludes nothing.
+var NoDecayKinds = []string{"norm", "bias", "embedding", "none"}
+
+// Options describe a run. A resumed run must have the same values in the fields that have a JSON
+// name.
+type Options struct {
+	// Steps is the number of steps; 0 means as many as Epochs passes over the data need.
+	Steps  int `json:"steps,omitempty"`
+	Epochs int `json:"-"`
+
+	BatchSize      int  `json:"batch_size"`      // rows of a micro-batch; of each data-parallel process
+	SequenceLength int  `json:"sequence_length"` // maximum number of tokens of a row
+	Accumulate     int  `json:"accumulate"`      // micro-batches of a step; 0 means 1
+	Pack           bool `json:"pack"`            // put several samples in a row; they do not attend to each other
+
+	Schedule    string  `json:"schedule"` // optim.Constant, optim.Linear or optim.Cosine (the default)
+	Rate        float64 `json:"learning_rate"`
+	MinRate     float64 `json:"min_learning_rate"`
+	WarmupSteps int     `json:"warmup_steps"`        // -1 for a twentieth of the run
+	Optimizer   string  `json:"optimizer,omitempty"` // optim.AdamW (the default) or optim.Lion
+	Moments     string  `json:"moments,omitempty"`   // dtype of AdamW's moments: optim.Float32 (the default), BFloat16, Int8
+	Beta1       float64 `json:"beta1"`               // 0 means 0.9
+	Beta2       float64 `json:"beta2"`               // 0 means 0.999, or 0.99 for Lion
+	Decay       float64 `json:"weight_decay"`
+	// NoDecay lists the kinds of weights without weight decay, of NoDecayKinds; nil means norms and
+	// biases.
+	NoDecay []string `json:"no_decay,omitempty"`
+	Clip    float64  `json:"clip"` // maximum norm of a step's gradients; 0 means no limit
+
+	Objective string  `json:"objective,omitempty"` // SFT (the default) or DPO
+	Beta      float64 `json:"dpo_beta,omitempty"`  // DPO: how strongly the model is held to the reference; 0 means 0.1
+	// Progress, if not nil, is called with the progress of the work before the first step. An error
+	// from it ends New.
+	Progress func(what string, done, total int) error `json:"-"`
+
+	LabelSmoothing float64 `json:"label_smoothing,omitempty"` // fraction of a label that is spread over the vocabulary
+	ZLoss          float64 `json:"z_loss,omitempty"`          // coefficient of the squared log-sum-exp of the logits
+
+	LoRA     *lora.Config `json:"lora,omitempty"` // trains adapters instead of the weights
+	HeadOnly bool         `json:"head_only"`      // trains the head's weights only
+	// Stochastic keeps bfloat16 weights without float32 master weights, see optim.Options.
+	Stochastic bool      `json:"stochastic_rounding,omitempty"`
+	Seed       int64     `json:"seed"`
+	Recompute  Recompute `json:"-"` // "" means RecomputeNone
+	// Compile is CompileGraph or CompileNone. "" means CompileGraph for one process on a GPU that a
+	// micro-batch of this size does not keep busy, else CompileNone. It changes the speed, and sums
+	// in their last bits.
+	Compile Compile `json:"-"`
+
+	// ValidateSteps is the number of steps between validations; 0 means a tenth of the run.
+	// Validation also happens before the first and after the last step.
+	ValidateSteps int `json:"-"`
+
+	CheckpointPath  string `json:"-"` // folder for checkpoints; "" means no checkpoints
+	CheckpointSteps int    `json:"-"` // steps between checkpoints; 0 means only when the run is stopped
+	// CheckpointFormat is FormatHF or FormatNative. "" means FormatNative if several processes
+	// write, else FormatHF.
+	CheckpointFormat string `json:"-"`
+	Keep             int    `json:"-"` // number of checkpoints to keep; 0 means 2
+	Resume           bool   `json:"-"` // continue from the latest checkpoint, if there is one
+
+	LogPath     string `json:"-"` // folder for metrics.jsonl and event files; "" means none
+	TensorBoard bool   `json:"-"` // write event files
+
+	// World holds the processes of the run, nil for one process without communication. Distributed
+	// is the strategy, "" for None.
+	World       *dist.World `json:"-"`
+	Distributed string      `json:"-"`
+	ShardSize   int         `json:"-"` // hsdp: processes of a sharding group; 0 means those of a host
+	// TensorSize is the number of processes that divide each layer, with TP, DDP and FSDP. 0 means
+	// none, with TP those of a host. The group shares a BatchSize.
+	TensorSize int `json:"-"`
+	// KeepGathered keeps a block's gathered weights from its forward to its backward pass, with
+	// fsdp and hsdp.
+	KeepGathered bool `json:"-"`
+	// OffloadOptimizer, with fsdp and hsdp, keeps moments, float32 master weights and summed
+	// gradients in host memory and runs the optimizer there.
+	OffloadOptimizer bool   `json:"-"`
+	ReduceDType      string `json:"-"` // dtype of gradient sums: "float32" (the default), or "same" for the weights' dtype
+
+	// Tokenizer, if not nil, is saved with the weights.
+	Tokenizer *tokenizer.Tokenizer `json:"-"`
+	// BaseModel is the name or path of the model that an adapter belongs to.
+	BaseModel string `json:"-"`
+	// GenerationConfig is the text of generation_config.json to save with the weights; nil means
+	// none.
+	GenerationConfig []byte `json:"-"`
+}
+
+// complete returns o with defaults filled in.
+func (o Options) complete() Options {
+	otherwise(&o.Accumulate, 1)
+	otherwise(&o.Schedule, optim.Cosine)
+	otherwise(&o.Beta1, 0.9)
+	otherwise(&o.Optimizer, optim.AdamW)
+	otherwise(&o.Moments, optim.Float32)
+	if o.Optimizer == optim.Lion {
+		otherwise(&o.Beta2, 0.99)
+	}
+	otherwise(&o.Beta2, 0.999)
+	if o.NoDecay == nil {
+		o.NoDecay = []string{"norm", "bias"}
+	}
+	otherwise(&o.Recompute, RecomputeNone)
+	otherwise(&o.Objective, SFT)
+	if o.Objective == DPO {
+		otherwise(&o.Beta, 0.1)
+	}
+	otherwise(&o.Keep, 2)
+	o.Distributed = StrategyName(o.Distributed)
+	otherwise(&o.Distributed, None)
+	if o.World != nil {
+		otherwise(&o.ShardSize, o.World.LocalSize)
+		if o.Distributed == TP {
+			otherwise(&o.TensorSize, o.World.LocalSize)
+		}
+	}
+	if o.processes() > 1 || o.OffloadOptimizer {
+		otherwise(&o.CheckpointFormat, FormatNative)
+	}
+	otherwise(&o.CheckpointFormat, FormatHF)
+	return o
+}
+
+func otherwise[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Check returns an error for the first option that is invalid for every model and data set. New
+// calls it too.
+func (o Options) Check() error {
+	o = o.complete()
+	switch {
+	case o.Steps < 0 || o.Epochs < 0 || (o.Steps == 0) == (o.Epochs == 0):
+		return fmt.Errorf("%d steps and %d epochs: give one of the two", o.Steps, o.Epochs)
+	case o.BatchSize < 1 || o.Accumulate < 1:
+		return fmt.Errorf(
+			"batch size %d, accumulated %d times: both must be at least 1",
+			o.BatchSize,
+			o.Accumulate,
+		)
+	case o.SequenceLength < 2:
+		return fmt.Errorf("sequence length %d: it must be at least 2", o.SequenceLength)
+	case o.LoRA != nil && o.HeadOnly:
+		return errors.New("LoRA trains the blocks and head_only the head: choose one")
+	case o.ValidateSteps < 0 || o.CheckpointSteps < 0 || o.Keep < 1:
+		return errors.New("steps between validations and checkpoints cannot be negative, " +
+			"and at least 1 checkpoint is kept")
+	case o.Resume && o.CheckpointPath == "":
+		return errors.New("cannot resume: there is no checkpoint path")
+	case !slices.Contains(Recomputes, o.Recompute):
+		return fmt.Errorf("unknown recompute %q: choose %s, %s or %s",
+			o.Recompute, RecomputeNone, RecomputeSelective, RecomputeBlock)
+	}
+	if o.LoRA != nil {
+		if err := o.LoRA.Check(); err != nil {
+			return err
+		}
+	}
+	for _, check := range []func() error{o.checkCompile, o.checkObjective, o.checkOptimizer} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	schedule := optim.Schedule{
+		Kind:   o.Schedule,
+		Peak:   o.Rate,
+		Min:    o.MinRate,
+		Warmup: max(0, o.WarmupSteps),
+	}
+	return schedule.Check()
+}
+
+// checkCompile returns an error if the passes cannot be recorded.
+func (o Options) checkCompile() error {
+	switch {
+	case o.Compile != "" && o.Compile != CompileNone && o.Compile != CompileGraph:
+		return fmt.Errorf(
+			"unknown compile mode %q: use %s or %s",
+			o.Compile,
+			CompileNone,
+			CompileGraph,
+		)
+	case o.Compile != CompileGraph:
+	case o.processes() > 1 || o.Distributed != None:
+		return fmt.Errorf(
+			"steps can be recorded in a single process only: with %d, or --distributed %s, use compile %s",
+			o.processes(),
+			o.Distributed,
+			CompileNone,
+		)
+	case o.redrawsDropout():
+		return fmt.Errorf("passes that draw the same random numbers twice cannot be recorded: "+
+			"with LoRA dropout and compile %s, use recompute %s or %s", CompileGraph, RecomputeSelective, RecomputeNone)
+	}
+	return nil
+}
+
+// redrawsDropout reports whether blocks that run again must draw the same dropout masks again.
+func (o Options) redrawsDropout() bool {
+	return o.Recompute == RecomputeBlock && o.LoRA != nil && o.LoRA.Dropout > 0
+}
+
+func (o Options) checkObjective() error {
+	switch {
+	case !slices.Contains(Objectives, o.Objective):
+		return fmt.Errorf(
+			"unknown objective %q: choose one of %s",
+			o.Objective,
+			strings.Join(Objectives, ", "),
+		)
+	case o.Objective != DPO && o.Beta != 0:
+		return fmt.Errorf("beta %g is for the objective %s only", o.Beta, DPO)
+	case o.Objective == DPO && !(o.Beta > 0 && !math.IsInf(o.Beta, 0)):
+		return fmt.Errorf("DPO with beta %g: it must be positive; 0.1 is usual", o.Beta)
+	case o.Objective == DPO && (o.LabelSmoothing != 0 || o.ZLoss != 0):
+		return fmt.Errorf(
+			"label smoothing and z-loss change the likelihood loss: they cannot be combined with %s",
+			DPO,
+		)
+	case !(o.LabelSmoothing >= 0 && o.LabelSmoothing < 1):
+		return fmt.Errorf("label smoothing %g: it must be at least 0 and below 1", o.LabelSmoothing)
+	case !(o.ZLoss >= 0 && o.ZLoss < 1):
+		return fmt.Errorf(
+			"z-loss %g: its coefficient must be at least 0 and below 1; 1e-4 is usual",
+			o.ZLoss,
+		)
+	}
+	return nil
+}
+
+func (o Options) checkOptimizer() error {
+	switch {
+	case !slices.Contains(optim.Methods, o.Optimizer):
+		return fmt.Errorf(
+			"unknown optimizer %q: choose one of %s",
+			o.Optimizer,
+			strings.Join(optim.Methods, ", "),
+		)
+	case !slices.Contains(optim.MomentTypes, o.Moments):
+		return fmt.Errorf(
+			"unknown moments %q: choose one of %s",
+			o.Moments,
+			strings.Join(optim.MomentTypes, ", "),
+		)
+	case !(o.Beta1 >= 0 && o.Beta1 < 1) || !(o.Beta2 >= 0 && o.Beta2 < 1):
+		return fmt.Errorf("betas %g and %g: they must be at least 0 and below 1", o.Beta1, o.Beta2)
+	case !(o.Decay >= 0) || !(o.Clip >= 0) || math.IsInf(o.Decay, 0):
+		return fmt.Errorf(
+			"weight decay %g and clipping at %g: neither can be negative",
+			o.Decay,
+			o.Clip,
+		)
+	case o.Moments != optim.Float32 && o.Optimizer != optim.AdamW:
+		return fmt.Errorf("moments in %s are for %s", o.Moments, optim.AdamW)
+	case o.Stochastic && (o.Moments != optim.Float32 || o.Optimizer != optim.AdamW):
+		return fmt.Errorf(
+			"stochastic rounding is for %s, and chooses the moments' dtype itself",
+			optim.AdamW,
+		)
+	case o.Stochastic && o.LoRA != nil:
+		return errors.New("stochastic rounding is for bfloat16 weights, and adapters are float32")
+	case o.Stochastic && o.OffloadOptimizer:
+		return errors.New("an optimizer in host memory keeps float32 master weights there: " +
+			"omit --stochastic_rounding")
+	}
+	for _, kind := range o.NoDecay {
+		if !slices.Contains(NoDecayKinds, kind) {
+			return fmt.Errorf(
+				"no decay of %q: choose from %s",
+				kind,
+				strings.Join(NoDecayKinds, ", "),
+			)
+		}
+	}
+	return nil
+}
+
+// CheckPlace returns an error for the first option that does not fit the number of processes in
+// place. New calls it too.
+func (o Options) CheckPlace(place dist.Place) error {
+	if place.Size > 1 || o.Distributed != "" && o.Distributed != None {
+		o.World = &dist.World{Place: place}
+	}
+	return o.complete().checkDistributed()
+}
+
+func (o Options) checkDistributed() error {
+	sharded := o.Distributed == FSDP || o.Distributed == HSDP
+	switch {
+	case !slices.Contains(Strategies, o.Distributed):
+		return fmt.Errorf(
+			"unknown strategy %q: choose one of %s",
+			o.Distributed,
+			strings.Join(Strategies, ", "),
+		)
+	case o.Distributed != None && o.World == nil:
+		return fmt.Errorf(
+			"strategy %s needs the processes of a run, and this process is not part of one",
+			o.Distributed,
+		)
+	case o.Distributed == None && o.World != nil && o.World.Size > 1:
+		return fmt.Errorf("%d processes without a strategy would each train their own model: "+
+			"choose ddp, fsdp, hsdp, tp or pp", o.World.Size)
+	case o.Distributed == HSDP && (o.ShardSize < 1 || o.World.Size%o.ShardSize != 0):
+		return fmt.Errorf(
+			"hsdp with groups of %d: this does not divide the %d processes",
+			o.ShardSize,
+			o.World.Size,
+		)
+	case o.TensorSize < 0 || o.World != nil && o.World.Size%o.tensorSize() != 0:
+		return fmt.Errorf(
+			"layers divided over %d: this does not divide the %d processes",
+			o.TensorSize,
+			o.World.Size,
+		)
+	case o.TensorSize > 0 && (o.Distributed == None || o.Distributed == HSDP || o.Distributed == PP):
+		return fmt.Errorf("layers can be divided with tp, ddp or fsdp, not with %s", o.Distributed)
+	case o.OffloadOptimizer && !sharded:
+		return fmt.Errorf(
+			"the optimizer's state can be kept in host memory with fsdp or hsdp, not with %s",
+			o.Distributed,
+		)
+	case o.ReduceDType != "" && o.ReduceDType != "float32" && o.ReduceDType != "same":
+		return fmt.Errorf(
+			"gradients cannot be summed in %q: choose float32, or same for the weights' dtype",
+			o.ReduceDType,
+		)
+	case o.ReduceDType == "same" && o.Distributed != DDP && !sharded:
+		return fmt.Errorf(
+			"gradients can be summed in the weights' dtype with ddp, fsdp or hsdp, not with %s",
+			o.Distributed,
+		)
+	}
+	return o.checkFormat()
+}
+
+func (o Options) checkFormat() error {
+	switch {
+	case o.CheckpointFormat != "" && o.CheckpointFormat != FormatHF && o.CheckpointFormat != FormatNative:
+		return fmt.Errorf(
+			"unknown checkpoint format %q: choose %s or %s",
+			o.CheckpointFormat,
+			FormatHF,
+			FormatNative,
+		)
+	case o.CheckpointFormat == FormatHF && o.OffloadOptimizer:
+		return fmt.Errorf(
+			"with the optimizer's state in host memory, checkpoints have the format %s",
+			FormatNative,
+		)
+	case o.CheckpointFormat == FormatHF && o.World != nil && o.World.Size > 1:
+		return fmt.Errorf(
+			"checkpoints of %d processes are written by all of them, in the format %s",
+			o.World.Size,
+			FormatNative,
+		)
+	}
+	return nil
+}
+
+// CheckDivision returns an error if copies of a parameter on several processes would diverge under
+// the division d: 8-bit moments and stochastic rounding depend on an element's position and
+// neighbors, which differ between the processes.
+func (o Options) CheckDivision(d *parallel.Division) error {
+	if d.Mixed() && (o.Moments == optim.Int8 || o.Stochastic && !d.Even()) {
+		return errors.New(
+			"8-bit moments and stochastic rounding do not work for state-space layers " +
+				"whose B and C are copied to every process: keep moments in float32 or bfloat16",
+		)
+	}
+	return nil
+}
+
+// rank is this process's rank in the run.
+func (o Options) rank() int {
+	if o.World == nil {
+		return 0
+	}
+	return o.World.Rank
+}
+
+// processes is the number of processes of the run.
+func (o Options) processes() int {
+	if o.World == nil {
+		return 1
+	}
+	return o.World.Size
+}
+
+// sums adds each value over the processes of the run. All processes call it.
+func (o Options) sums(values ...float64) []float64 {
+	if o.processes() == 1 {
+		return values
+	}
+	return o.World.All.Sums(values...)
+}
+
+// anyOf reports whether a condition holds on any process of the run. All processes call it.
+func (o Options) anyOf(condition bool) bool {
+	vote := 0.0
+	if condition {
+		vote = 1
+	}
+	return o.sums(vote)[0] > 0
+}
+
+// at records what this process is doing, for the error messages of other processes that wait for
+// it.
+func (o Options) at(format string, args ...any) {
+	if o.World != nil {
+		o.World.At(format, args...)
+	}
+}
+
+// tensorSize is the number of processes that divide each layer.
+func (o Options) tensorSize() int { return max(1, o.TensorSize) }
+
+// sameRows is the number of processes that take the same rows.
+func (o Options) sameRows() int {
+	if o.Distributed == PP {
+		return o.processes()
+	}
+	return o.tensorSize()
+}
+
+// rowGroup says which rows of a step this process takes: part index of count.
+func (o Options) rowGroup() (index, count int) {
+	return o.rank() / o.sameRows(), o.processes() / o.sameRows()
+}
+
+// movesWeights reports whether the strategy moves parameters into memory of its own.
+func (o Options) movesWeights() bool {
+	several := o.processes() > 1
+	return o.TensorSize > 0 || o.OffloadOptimizer ||
+		several && (o.Distributed == PP || o.Distributed == FSDP) ||
+		o.Distributed == HSDP && o.ShardSize > 1
+}
+
+// keepsBase reports whether a run needs the weights it started with: they stay frozen, or DPO
+// compares with them.
+func (o Options) keepsBase() bool { return o.LoRA != nil || o.HeadOnly || o.Objective == DPO }
+
+// objective returns what the run minimizes.
+func (o Options) objective() network.Objective {
+	return network.Objective{Smoothing: o.LabelSmoothing, ZLoss: o.ZLoss, Beta: o.Beta}
+}
+
+// layout completes the layout of batches: b says how one use of a data set differs from the others.
+// A pair is one row.
+func (o Options) layout(b dataset.BatchOptions) dataset.BatchOptions {
+	b.Rows, b.Length = o.BatchSize, o.SequenceLength
+	b.Rank, b.World = o.rowGroup()
+	if o.Objective == DPO {
+		b.Length, b.Pack = 2*o.SequenceLength, o.Pack
+	}
+	return b
+}
+
+// decays reports whether weight decay applies to a weight with this name (fused weights have
+// several, joined by +) and shape.
+func (o Options) decays(name string, shape []int) bool {
+	kind, layer := "", strings.TrimSuffix(name, ".weight")
+	switch {
+	case strings.Contains(name, "embed_tokens.") || strings.Contains(name, "embeddings."):
+		kind = "embedding"
+	case len(shape) == 1 && strings.Contains(layer[strings.LastIndexByte(layer, '.')+1:], "norm"):
+		kind = "norm"
+	case len(shape) == 1:
+		kind = "bias"
+	}
+	return !slices.Contains(o.NoDecay, kind)
+}
+
+// launchBound is the largest product of a block's weights and a micro-batch's tokens for which
+// steps are recorded by default. It estimates where launching takes as long as computing on an
+// H100: 0.3 ms per block, forward and backward, for 6 operations per weight and token at 6e14
+// operations per second. Somewhat larger passes still gain from a recording.
+const launchBound = 3e10
+
+// records reports whether a run on device records its passes. By default these are the passes of a
+// single process on a GPU that are launch-bound: others gain little, and would hold all gradients
+// during the forward pass.
+func (o Options) records(m model.Model, device torch.Device) bool {
+	single := o.processes() == 1 && o.Distributed == None
+	switch {
+	case o.Compile == CompileGraph:
+		return true
+	case o.Compile == CompileNone || !device.IsCUDA() || !single || o.redrawsDropout():
+		return false
+	}
+	largest, tokens := 0, o.BatchSize*o.SequenceLength
+	if o.Objective == DPO {
+		tokens *= 2
+	}
+	for _, block := range m.Blocks() {
+		n := 0
+		for _, p := range units.Block(block) {
+			n += units.Elements(p.Local())
+		}
+		largest = max(largest, n)
+	}
+	return float64(largest)*float64(tokens) <= launchBound
+}
