@@ -12,5 +12,6 @@ var (
 	PlannedSpec  = plannedSpec
 	RunOnce      = train
 	Samples      = samples
-	SucceedIn    = succeedIn
+	SkipWorlds   = skipWorlds
+	Succeed      = succeed
 )

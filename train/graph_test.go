@@ -18,7 +18,7 @@ import (
 // On the CPU a recorded pass simply runs, on the tensors that a recording reads and with the
 // gradients that it adds to: so it must learn what operations launched one by one learn, whatever
 // the shapes, the passes of a step and the objective.
-func TestStepsThatCanBeRecordedLearnTheSame(t *testing.T) {
+func TestReplayer_EqualsLaunchedSteps(t *testing.T) {
 	noLeaks(t)
 	for name, change := range map[string]func(*Options){
 		"all weights": func(*Options) {},
@@ -37,7 +37,7 @@ func TestStepsThatCanBeRecordedLearnTheSame(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			run := func(compile Compile) (r *recorder, shapes int) {
 				o := options()
-				o.Steps, o.Compile = 20, compile
+				o.Steps, o.Compile = 10, compile
 				change(&o)
 				data := samples(30, 3)
 				if o.Objective == DPO {
@@ -77,7 +77,7 @@ func TestStepsThatCanBeRecordedLearnTheSame(t *testing.T) {
 }
 
 // There is no room for more shapes than some: the others run as they would without recording.
-func TestMoreShapesThanAreRecordedLearnTheSame(t *testing.T) {
+func TestReplayer_ManyShapesEqualLaunchedSteps(t *testing.T) {
 	noLeaks(t)
 	data := &dataset.Dataset{}
 	for length := 3; length < 60; length++ {
@@ -116,7 +116,7 @@ func TestMoreShapesThanAreRecordedLearnTheSame(t *testing.T) {
 }
 
 // A step without labels leaves weights as they are, also where gradients are there, and zero.
-func TestAStepWithoutLabelsChangesNothing(t *testing.T) {
+func TestTrainer_StepWithoutLabelsChangesNothing(t *testing.T) {
 	noLeaks(t)
 	for _, compile := range []Compile{CompileNone, CompileGraph} {
 		data := samples(2, 1)
@@ -153,7 +153,7 @@ func TestAStepWithoutLabelsChangesNothing(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeRecordedIsRefused(t *testing.T) {
+func TestOptions_RefusesUnrecordableSteps(t *testing.T) {
 	for want, change := range map[string]func(*Options){
 		"unknown compile mode":         func(o *Options) { o.Compile = "jit" },
 		"recorded in a single process": func(o *Options) { o.Distributed = DDP },

@@ -30,7 +30,7 @@ func adapterConfig() *lora.Config {
 	return &lora.Config{Rank: 4, Alpha: 8, Targets: []string{lora.AllLinear}}
 }
 
-func TestTuningAdaptersLeavesTheWeightsBelowAsTheyAre(t *testing.T) {
+func TestLoRA_KeepsBaseWeights(t *testing.T) {
 	noLeaks(t)
 	m := tiny(t, true, torch.Float32)
 	before := map[*nn.Param][]float32{}
@@ -53,7 +53,7 @@ func TestTuningAdaptersLeavesTheWeightsBelowAsTheyAre(t *testing.T) {
 	})
 }
 
-func TestRecomputedBlocksDropTheSameInputsAgain(t *testing.T) {
+func TestLoRA_RecomputeRepeatsDropout(t *testing.T) {
 	noLeaks(t)
 	var losses [2][]float64
 	for i, recompute := range []Recompute{RecomputeNone, RecomputeBlock} {
@@ -69,7 +69,7 @@ func TestRecomputedBlocksDropTheSameInputsAgain(t *testing.T) {
 	}
 }
 
-func TestTheMergedModelOfARunIsTheAdapterOnItsBase(t *testing.T) {
+func TestLoRA_MergedExportEqualsAdapterOnBase(t *testing.T) {
 	noLeaks(t)
 	o := options()
 	o.LoRA, o.Rate = adapterConfig(), 1e-2

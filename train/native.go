@@ -157,7 +157,7 @@ func (t *Trainer) saveNative(s state.State) error {
 
 // partReport is what a rank tells rank 0 when its file is written.
 type partReport struct {
-	Part  checkpoint.NativePart
+	Part  checkpoint.ProcessFile
 	Error string
 }
 
@@ -165,7 +165,7 @@ func reportKey(step, rank int) string { return fmt.Sprintf("checkpoint/%d/%d", s
 
 // reportPart tells rank 0 that this rank wrote its part, or failed with err. It returns the first
 // error.
-func (o Options) reportPart(step int, part checkpoint.NativePart, err error) error {
+func (o Options) reportPart(step int, part checkpoint.ProcessFile, err error) error {
 	mine := partReport{Part: part}
 	if err != nil {
 		mine.Error = err.Error()
@@ -178,7 +178,7 @@ func (o Options) reportPart(step int, part checkpoint.NativePart, err error) err
 }
 
 // otherParts waits for the reports of the other ranks.
-func (o Options) otherParts(dir string, step int) (parts []checkpoint.NativePart, err error) {
+func (o Options) otherParts(dir string, step int) (parts []checkpoint.ProcessFile, err error) {
 	for rank := 1; rank < o.processes(); rank++ {
 		message, err := o.World.Store().Get(reportKey(step, rank), o.World.Timeout())
 		if err != nil {
@@ -199,7 +199,7 @@ func (o Options) otherParts(dir string, step int) (parts []checkpoint.NativePart
 // commitNative waits for the other ranks' files and makes them a checkpoint.
 func (t *Trainer) commitNative(
 	dir string,
-	mine checkpoint.NativePart,
+	mine checkpoint.ProcessFile,
 	tensors map[string]checkpoint.NativeTensor,
 	s state.State,
 ) error {
@@ -216,7 +216,7 @@ func (t *Trainer) commitNative(
 	if err := s.Write(stage); err != nil {
 		return err
 	}
-	parts := append([]checkpoint.NativePart{mine}, others...)
+	parts := append([]checkpoint.ProcessFile{mine}, others...)
 	if err := checkpoint.WriteNativeIndex(stage, parts, tensors); err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func plainObjective(
 	return totals[0].MulScalar(1 / labels), totals[1].MulScalar(1 / labels)
 }
 
-func TestLabelSmoothingAndZLossAreTheirFormulas(t *testing.T) {
+func TestObjective_SmoothingAndZLossMatchFormulas(t *testing.T) {
 	noLeaks(t)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -117,7 +117,7 @@ func TestLabelSmoothingAndZLossAreTheirFormulas(t *testing.T) {
 
 // The objective is told beside the plain loss; validation stays plain, and what is told of a plain
 // run is as it was.
-func TestPenaltiesAreToldBesideThePlainLoss(t *testing.T) {
+func TestObjective_IsReportedBesidePlainLoss(t *testing.T) {
 	noLeaks(t)
 	plain := train(t, tiny(t, true, torch.Float32), samples(16, 1), samples(5, 2), options(), nil)
 	if plain.steps[0].Measures != nil {
@@ -126,10 +126,10 @@ func TestPenaltiesAreToldBesideThePlainLoss(t *testing.T) {
 	o := options()
 	o.LabelSmoothing, o.ZLoss, o.LogPath, o.TensorBoard = 0.2, 1e-3, t.TempDir(), true
 	r := train(t, tiny(t, true, torch.Float32), samples(16, 1), samples(5, 2), o, nil)
-	if r.looks[0].Loss != plain.looks[0].Loss ||
+	if r.validations[0].Loss != plain.validations[0].Loss ||
 		math.Abs(r.steps[0].Loss-plain.steps[0].Loss) > 1e-6 ||
-		r.looks[1].Loss == plain.looks[1].Loss {
-		t.Errorf("penalties changed the plain loss: %v and %v", r.looks, plain.looks)
+		r.validations[1].Loss == plain.validations[1].Loss {
+		t.Errorf("penalties changed the plain loss: %v and %v", r.validations, plain.validations)
 	}
 	first := r.steps[0]
 	if len(first.Measures) != 1 || first.Measures[0].Name != "objective" ||

@@ -14,7 +14,7 @@ import (
 
 // Where the averages are small, 50 steps end within 3 % of where float32 ones lead, from a loss
 // four times as far away as the end is; Lion learns too.
-func TestSmallMomentsLearnWhatFloat32Learns(t *testing.T) {
+func TestOptimizer_SmallMomentsFollowFloat32(t *testing.T) {
 	noLeaks(t)
 	data, valid := samples(200, 1), samples(20, 2)
 	end := func(change func(*Options), dtype torch.DType) (first, last float64) {
@@ -22,9 +22,12 @@ func TestSmallMomentsLearnWhatFloat32Learns(t *testing.T) {
 		o.Steps = 50
 		change(&o)
 		r := train(t, tiny(t, true, dtype), data, valid, o, nil)
-		return r.looks[0].Loss, r.looks[len(r.looks)-1].Loss
+		return r.validations[0].Loss, r.validations[len(r.validations)-1].Loss
 	}
 	for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
+		if testing.Short() && dtype != torch.Float32 {
+			continue
+		}
 		first, want := end(func(*Options) {}, dtype)
 		for _, moments := range []string{optim.BFloat16, optim.Int8} {
 			_, got := end(func(o *Options) { o.Moments = moments }, dtype)
@@ -56,7 +59,10 @@ func TestSmallMomentsLearnWhatFloat32Learns(t *testing.T) {
 }
 
 // Each optimizer's state is saved and found again to the last bit, in both formats.
-func TestEveryOptimizerResumesToBitEqualLosses(t *testing.T) {
+func TestOptimizer_ResumeIsBitEqual(t *testing.T) {
+	if testing.Short() {
+		t.Skip("resumes runs: left out by -short")
+	}
 	noLeaks(t)
 	data := samples(22, 1)
 	for _, format := range []string{FormatHF, FormatNative} {
@@ -113,42 +119,41 @@ func TestEveryOptimizerResumesToBitEqualLosses(t *testing.T) {
 	}
 }
 
-// A sharded run with moments of 8 bits goes on bit by bit in a world of the same size, and nearly
-// so in another.
-func TestSmallMomentsOfASharedRunResume(t *testing.T) {
-	s := spec()
-	s.Distributed, s.Options.Moments, s.Options.Steps = FSDP, optim.Int8, 12
-	want := succeedIn(t, s, 2)
-	s.Checkpoints, s.StopAt = filepath.Join(t.TempDir(), "c"), 6
-	launch(t, s, 2)
-	s.StopAt, s.Resume = 0, true
-	same(t, "int8 in a world of 2", succeedIn(t, s, 2), want, 0)
-
-	d := spec()
-	d.Distributed, d.TensorSize, d.Options.Moments, d.Options.Steps = TP, 2, optim.Int8, 8
-	divided := succeedIn(t, d, 2)
-	d.Checkpoints, d.StopAt = filepath.Join(t.TempDir(), "c"), 4
-	launch(t, d, 2)
-	d.StopAt, d.Resume = 0, true
-	same(t, "int8 of divided layers", succeedIn(t, d, 2), divided, 0)
-
-	s.Options.BatchSize /= 2
-	s.Checkpoints, s.Resume, s.StopAt = filepath.Join(t.TempDir(), "c"), false, 6
-	launch(t, s, 4)
-	s.Options.BatchSize *= 2
-	s.StopAt, s.Resume = 0, true
-	r := succeedIn(t, s, 2)
-	if r.First != 6 {
-		t.Fatalf("resumed after step %d", r.First)
+// A sharded run with 8-bit moments resumes bit by bit in a world of the same size, and approximately in another.
+func TestOptimizer_ShardedInt8MomentsResume(t *testing.T) {
+	skipWorlds(t)
+	sharded, divided := spec(), spec()
+	sharded.Distributed, sharded.Options.Moments, sharded.Options.Steps = FSDP, optim.Int8, 12
+	divided.Distributed, divided.TensorSize = TP, 2
+	divided.Options.Moments, divided.Options.Steps = optim.Int8, 8
+	interrupted := func(s runSpec, stop int) (first, second runSpec) {
+		s.Checkpoints, s.StopAt = filepath.Join(t.TempDir(), "c"), stop
+		first, second = s, s
+		second.StopAt, second.Resume = 0, true
+		return first, second
 	}
-	for i, loss := range r.Losses {
+	first, second := interrupted(sharded, 6)
+	firstDivided, secondDivided := interrupted(divided, 4)
+	r := succeed(t, 2, sharded, first, second, divided, firstDivided, secondDivided)
+	want := r[0]
+	same(t, "fsdp in a world of 2", r[2], want, 0)
+	same(t, "tp in a world of 2", r[5], r[3], 0)
+
+	first, second = interrupted(sharded, 6)
+	first.Options.BatchSize /= 2
+	succeed(t, 4, first)
+	other := succeed(t, 2, second)[0]
+	if other.First != 6 {
+		t.Fatalf("resumed after step %d", other.First)
+	}
+	for i, loss := range other.Losses {
 		if math.Abs(loss-want.Losses[6+i]) > 0.05*want.Losses[6+i] {
-			t.Errorf("step %d gave %v, the run of one world %v", 7+i, loss, want.Losses[6+i])
+			t.Errorf("step %d gave %v, in one world %v", 7+i, loss, want.Losses[6+i])
 		}
 	}
 }
 
-func TestWhatDecaysIsByKind(t *testing.T) {
+func TestOptions_NoDecaySelectsKinds(t *testing.T) {
 	noLeaks(t)
 	decaying := func(architecture string, kinds []string) (list []string) {
 		m, err := runSpec{Architecture: architecture, DType: "float32", Tied: true}.model()

@@ -14,7 +14,7 @@ import (
 
 // Attention, the short convolution and the scan all begin anew with each sample of a row, wherever
 // in a chunk it begins.
-func TestSamplesPackedIntoRowsLoseWhatTheyLoseAlone(t *testing.T) {
+func TestPacking_LossEqualsSeparateSamples(t *testing.T) {
 	noLeaks(t)
 	seed := rand.Uint64()
 	draw := rand.New(rand.NewPCG(seed, 0))

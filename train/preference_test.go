@@ -70,7 +70,7 @@ func said(m model.Model, s dataset.Sample) (chosen, rejected torch.Tensor) {
 // Loss, rewards and gradients of a micro-batch of pairs are those of TRL's formulas: for the
 // sigmoid loss, logits = (pi_chosen - pi_rejected) - (ref_chosen - ref_rejected), loss = mean -log
 // sigmoid(beta logits), and the rewards beta (pi - ref).
-func TestPreferencesAreLearnedByTheFormula(t *testing.T) {
+func TestDPO_MatchesFormula(t *testing.T) {
 	noLeaks(t)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -171,7 +171,7 @@ func dpo() Options {
 
 // The run begins where both models are one, and learns the preference also where it was not shown;
 // what the reference says is what the model said before, with an adapter and without.
-func TestARunLearnsToPrefer(t *testing.T) {
+func TestDPO_LearnsToPrefer(t *testing.T) {
 	noLeaks(t)
 	data, valid := pairs(40, 1), pairs(10, 2)
 	base := tiny(t, true, torch.Float32)
@@ -208,7 +208,7 @@ func TestARunLearnsToPrefer(t *testing.T) {
 				}
 			}
 		})
-		first, last := r.looks[0], r.looks[len(r.looks)-1]
+		first, last := r.validations[0], r.validations[len(r.validations)-1]
 		if math.Abs(first.Loss-math.Ln2) > 1e-5 || math.Abs(first.Measures[0].Value) > 1e-4 {
 			t.Errorf("%s: begins with %+v, want ln 2 and no reward", name, first)
 		}
@@ -219,7 +219,7 @@ func TestARunLearnsToPrefer(t *testing.T) {
 	}
 }
 
-func TestAResumedRunComparesWithTheSameReference(t *testing.T) {
+func TestDPO_ResumeKeepsReference(t *testing.T) {
 	noLeaks(t)
 	data, valid := pairs(22, 1), pairs(5, 2)
 	o := dpo()
@@ -235,8 +235,8 @@ func TestAResumedRunComparesWithTheSameReference(t *testing.T) {
 			t.Errorf("step %d gave %+v, undisturbed %+v", i+1, s, want.steps[i])
 		}
 	}
-	if second.looks[0].Loss != want.looks[1].Loss {
-		t.Errorf("look %+v, undisturbed %+v", second.looks[0], want.looks[1])
+	if second.validations[0].Loss != want.validations[1].Loss {
+		t.Errorf("look %+v, undisturbed %+v", second.validations[0], want.validations[1])
 	}
 
 	// Another model would be another reference.
@@ -271,7 +271,7 @@ func TestAResumedRunComparesWithTheSameReference(t *testing.T) {
 	tr.Close()
 }
 
-func TestWhatIsNoPreferenceRunIsRefused(t *testing.T) {
+func TestDPO_RefusesUnsuitableRuns(t *testing.T) {
 	noLeaks(t)
 	for want, c := range map[string]struct {
 		data   *dataset.Dataset

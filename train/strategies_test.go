@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"conquer/checkpoint"
 	"conquer/model"
@@ -21,83 +20,122 @@ import (
 	"conquer/train/internal/units"
 )
 
-func TestEveryStrategyLearnsWhatOneProcessLearns(t *testing.T) {
-	for what, c := range map[string]struct {
-		world  int
-		change func(*runSpec)
-	}{
-		"ddp 2 llama":         {2, func(s *runSpec) { s.Distributed = DDP }},
-		"ddp 4 bamba untied":  {4, func(s *runSpec) { s.Distributed, s.Architecture, s.Tied = DDP, "bamba", false }},
-		"fsdp 1 llama":        {1, func(s *runSpec) { s.Distributed = FSDP }},
-		"fsdp 2 llama packed": {2, func(s *runSpec) { s.Distributed, s.Options.Pack, s.Recompute = FSDP, true, RecomputeBlock }},
-		"fsdp 4 bamba":        {4, func(s *runSpec) { s.Distributed, s.Architecture, s.Recompute = FSDP, "bamba", RecomputeSelective }},
-		"fsdp 2 llama untied": {2, func(s *runSpec) { s.Distributed, s.Tied, s.Keep = FSDP, false, true }},
-		"hsdp 4 llama":        {4, func(s *runSpec) { s.Distributed, s.ShardSize = HSDP, 2 }},
-		"hsdp 4 bamba untied": {4, func(s *runSpec) { s.Distributed, s.ShardSize, s.Architecture, s.Tied = HSDP, 2, "bamba", false }},
-		"ddp 2 llama LoRA":    {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = DDP, adapterConfig() }},
-		"mp 2 llama":          {2, func(s *runSpec) { s.Distributed, s.Options.Accumulate = PP, 4 }},
-		"mp 4 bamba untied": {4, func(s *runSpec) {
-			s.Distributed, s.Architecture, s.Tied, s.Recompute = PP, "deep bamba", false, RecomputeBlock
-		}},
-		"mp 4 llama packed": {4, func(s *runSpec) {
-			s.Distributed, s.Architecture, s.Options.Pack, s.Recompute = PP, "deep llama", true, RecomputeSelective
-		}},
-		"mp 2 llama LoRA":          {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = PP, adapterConfig() }},
-		"mp 2 bamba head alone":    {2, func(s *runSpec) { s.Distributed, s.Architecture, s.Options.HeadOnly = PP, "bamba", true }},
-		"mp 2 llama preferences":   {2, func(s *runSpec) { s.Distributed, s.Options.Objective = PP, DPO }},
-		"ddp 2 llama preferences":  {2, func(s *runSpec) { s.Distributed, s.Options.Objective, s.Options.Pack = DDP, DPO, true }},
-		"fsdp 2 bamba preferences": {2, func(s *runSpec) { s.Distributed, s.Architecture, s.Options.Objective = FSDP, "bamba", DPO }},
-		"fsdp 2 llama LoRA":        {2, func(s *runSpec) { s.Distributed, s.Options.LoRA = FSDP, adapterConfig() }},
-		"fsdp 2 llama head alone":  {2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = FSDP, true }},
-		"ddp 2 llama head alone":   {2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = DDP, true }},
-	} {
-		t.Run(what, func(t *testing.T) {
-			s := spec()
-			c.change(&s)
-			parts := c.world
-			if s.Distributed == PP {
+// worldCase is a run of several processes that must learn what one process learns.
+type worldCase struct {
+	name   string
+	world  int
+	change func(*runSpec)
+}
+
+var worldCases = []worldCase{
+	{"ddp llama", 2, func(s *runSpec) { s.Distributed = DDP }},
+	{"ddp llama LoRA", 2, func(s *runSpec) { s.Distributed, s.Options.LoRA = DDP, adapterConfig() }},
+	{"ddp llama head alone", 2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = DDP, true }},
+	{"ddp llama preferences", 2, func(s *runSpec) {
+		s.Distributed, s.Options.Objective, s.Options.Pack = DDP, DPO, true
+	}},
+	{"ddp bamba untied", 4, func(s *runSpec) {
+		s.Distributed, s.Architecture, s.Tied = DDP, "bamba", false
+	}},
+
+	{"fsdp llama alone", 1, func(s *runSpec) { s.Distributed = FSDP }},
+	{"fsdp llama packed", 2, func(s *runSpec) {
+		s.Distributed, s.Options.Pack, s.Recompute = FSDP, true, RecomputeBlock
+	}},
+	{"fsdp llama untied, kept", 2, func(s *runSpec) { s.Distributed, s.Tied, s.Keep = FSDP, false, true }},
+	{"fsdp llama LoRA", 2, func(s *runSpec) { s.Distributed, s.Options.LoRA = FSDP, adapterConfig() }},
+	{"fsdp llama head alone", 2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = FSDP, true }},
+	{"fsdp bamba preferences", 2, func(s *runSpec) {
+		s.Distributed, s.Architecture, s.Options.Objective = FSDP, "bamba", DPO
+	}},
+	{"fsdp bamba", 4, func(s *runSpec) {
+		s.Distributed, s.Architecture, s.Recompute = FSDP, "bamba", RecomputeSelective
+	}},
+
+	{"hsdp llama", 4, func(s *runSpec) { s.Distributed, s.ShardSize = HSDP, 2 }},
+	{"hsdp bamba untied", 4, func(s *runSpec) {
+		s.Distributed, s.ShardSize, s.Architecture, s.Tied = HSDP, 2, "bamba", false
+	}},
+
+	{"pp llama", 2, func(s *runSpec) { s.Distributed, s.Options.Accumulate = PP, 4 }},
+	{"pp llama LoRA", 2, func(s *runSpec) { s.Distributed, s.Options.LoRA = PP, adapterConfig() }},
+	{"pp llama preferences", 2, func(s *runSpec) { s.Distributed, s.Options.Objective = PP, DPO }},
+	{"pp bamba head alone", 2, func(s *runSpec) {
+		s.Distributed, s.Architecture, s.Options.HeadOnly = "mp", "bamba", true // pp's second name
+	}},
+	{"pp bamba untied", 4, func(s *runSpec) {
+		s.Distributed, s.Architecture, s.Tied, s.Recompute = PP, "deep bamba", false, RecomputeBlock
+	}},
+	{"pp llama packed", 4, func(s *runSpec) {
+		s.Distributed, s.Architecture, s.Options.Pack = PP, "deep llama", true
+		s.Recompute = RecomputeSelective
+	}},
+
+	{"tp llama untied, packed, recomputed", 2, func(s *runSpec) {
+		s.Distributed, s.TensorSize = TP, 2
+		s.Tied, s.Options.Pack, s.Recompute = false, true, RecomputeBlock
+	}},
+	{"tp llama LoRA", 2, func(s *runSpec) {
+		s.Distributed, s.TensorSize, s.Options.LoRA = TP, 2, adapterConfig()
+	}},
+	{"tp llama head, smoothed", 2, func(s *runSpec) {
+		s.Distributed, s.TensorSize = TP, 2
+		s.Options.HeadOnly, s.Options.LabelSmoothing, s.Options.ZLoss = true, 0.1, 1e-2
+	}},
+	{"tp llama preferences", 2, func(s *runSpec) {
+		s.Distributed, s.TensorSize, s.Options.Objective, s.Options.Beta = TP, 2, DPO, 0.3
+	}},
+	{"tp llama odd rows", 2, func(s *runSpec) {
+		s.Distributed, s.TensorSize, s.Options.BatchSize, s.Options.SequenceLength = TP, 2, 1, 23
+	}},
+	{"tp bamba", 4, func(s *runSpec) {
+		s.Distributed, s.TensorSize = TP, 4
+		s.Architecture, s.Recompute = "bamba with 4 key heads", RecomputeSelective
+	}},
+	{"tp and ddp bamba untied", 4, func(s *runSpec) {
+		s.Distributed, s.TensorSize, s.Architecture, s.Tied = TP, 2, "bamba", false
+	}},
+	{"tp and fsdp llama", 4, func(s *runSpec) { s.Distributed, s.TensorSize = FSDP, 2 }},
+	{"tp and fsdp bamba LoRA, recomputed", 4, func(s *runSpec) {
+		s.Distributed, s.TensorSize, s.Architecture = FSDP, 2, "bamba"
+		s.Options.LoRA, s.Recompute = adapterConfig(), RecomputeBlock
+	}},
+}
+
+func TestStrategy_EqualsOneProcess(t *testing.T) {
+	skipWorlds(t)
+	specs := map[int][]runSpec{} // by world size
+	for _, c := range worldCases {
+		s := spec()
+		s.Options.Steps = 6
+		c.change(&s)
+		specs[c.world] = append(specs[c.world], s)
+	}
+	results := map[int][]result{}
+	for n, list := range specs {
+		files := slices.Clone(list)
+		for i := range files {
+			files[i] = files[i].fromFiles(t)
+		}
+		results[n] = succeed(t, n, files...)
+	}
+	for _, c := range worldCases {
+		s, got := specs[c.world][0], results[c.world][0]
+		specs[c.world], results[c.world] = specs[c.world][1:], results[c.world][1:]
+		t.Run(c.name, func(t *testing.T) {
+			parts := c.world / max(1, s.TensorSize)
+			if StrategyName(s.Distributed) == PP {
 				parts = 1
 			}
-			same(t, what, succeedIn(t, s.fromFiles(t), c.world), alone(t, s, parts), 2e-4)
+			same(t, c.name, got, alone(t, s, parts), 2e-4)
 		})
 	}
 }
 
-func TestDividedLayersLearnWhatOneProcessLearns(t *testing.T) {
-	for what, c := range map[string]struct {
-		world, tensor int
-		change        func(*runSpec)
-	}{
-		"2 llama untied, packed, recomputed": {2, 2, func(s *runSpec) { s.Tied, s.Options.Pack, s.Recompute = false, true, RecomputeBlock }},
-		"4 bamba":                            {4, 4, func(s *runSpec) { s.Architecture, s.Recompute = "bamba with 4 key heads", RecomputeSelective }},
-		"2x2 bamba untied":                   {4, 2, func(s *runSpec) { s.Architecture, s.Tied = "bamba", false }},
-		"2x2 fsdp llama":                     {4, 2, func(s *runSpec) { s.Distributed = FSDP }},
-		"2x2 fsdp bamba LoRA recomputed": {4, 2, func(s *runSpec) {
-			s.Distributed, s.Architecture, s.Options.LoRA, s.Recompute = FSDP, "bamba", adapterConfig(), RecomputeBlock
-		}},
-		"2 llama LoRA":           {2, 2, func(s *runSpec) { s.Options.LoRA = adapterConfig() }},
-		"2 llama head, smoothed": {2, 2, func(s *runSpec) { s.Options.HeadOnly, s.Options.LabelSmoothing, s.Options.ZLoss = true, 0.1, 1e-2 }},
-		"2 llama preferences":    {2, 2, func(s *runSpec) { s.Options.Objective, s.Options.Beta = DPO, 0.3 }},
-		"2 llama odd rows":       {2, 2, func(s *runSpec) { s.Options.BatchSize, s.Options.SequenceLength = 1, 23 }},
-	} {
-		t.Run(what, func(t *testing.T) {
-			s := spec()
-			s.Distributed, s.TensorSize = TP, c.tensor
-			c.change(&s)
-			same(
-				t,
-				what,
-				succeedIn(t, s.fromFiles(t), c.world),
-				alone(t, s, c.world/c.tensor),
-				2e-4,
-			)
-		})
-	}
-}
-
-// Of a model that is read from files, a process never holds more than its part and one unit. Frozen
-// weights show it, which have no averages that would take more memory than reading does.
-func TestAProcessReadsItsPartOfTheFiles(t *testing.T) {
+// A process that reads a model from files never holds more than its part and one unit. Frozen weights show this: they
+// have no moments, which would need more memory than reading.
+func TestNew_ReadsOnlyThisProcessesPart(t *testing.T) {
+	skipWorlds(t)
 	m := plannedModel(t, "llama", false)
 	whole, unit := float64(4*model.Parameters(m)), 0.0
 	for _, params := range units.Of(m) {
@@ -107,46 +145,38 @@ func TestAProcessReadsItsPartOfTheFiles(t *testing.T) {
 		}
 		unit = max(unit, float64(size))
 	}
-	for what, change := range map[string]func(*runSpec){
-		"fsdp LoRA": func(s *runSpec) { s.Options.LoRA = adapterConfig() },
-		"fsdp head": func(s *runSpec) { s.Options.HeadOnly = true },
-		"tp LoRA":   func(s *runSpec) { s.Distributed, s.TensorSize, s.Options.LoRA = TP, 2, adapterConfig() },
-		"mp LoRA":   func(s *runSpec) { s.Distributed, s.Options.LoRA = PP, adapterConfig() },
+	names := []string{"fsdp LoRA", "fsdp head", "tp LoRA", "pp LoRA"}
+	specs := make([]runSpec, len(names))
+	for i, change := range []func(*runSpec){
+		func(s *runSpec) { s.Options.LoRA = adapterConfig() },
+		func(s *runSpec) { s.Options.HeadOnly = true },
+		func(s *runSpec) { s.Distributed, s.TensorSize, s.Options.LoRA = TP, 2, adapterConfig() },
+		func(s *runSpec) { s.Distributed, s.Options.LoRA = PP, adapterConfig() },
 	} {
 		s := plannedSpec()
 		change(&s)
-		r := succeedIn(t, s.fromFiles(t), 2)
+		specs[i] = s.fromFiles(t)
+	}
+	for i, r := range succeed(t, 2, specs...) {
 		for rank, opened := range r.Opened {
-			t.Logf(
-				"%s: rank %d held %.1f MB while it opened a model of %.1f MB, and %.1f MB between steps",
-				what,
-				rank,
-				opened/1e6,
-				whole/1e6,
-				r.Held[rank]/1e6,
-			)
+			t.Logf("%s: rank %d held %.1f MB while it opened a model of %.1f MB, and %.1f MB between steps",
+				names[i], rank, opened/1e6, whole/1e6, r.Held[rank]/1e6)
 			if opened > r.Held[rank]+unit {
-				t.Errorf(
-					"%s: rank %d held %.1f MB to open a model of %.1f MB, of which it has %.1f MB, and a unit %.1f MB",
-					what,
-					rank,
-					opened/1e6,
-					whole/1e6,
-					r.Held[rank]/1e6,
-					unit/1e6,
-				)
+				t.Errorf("%s: rank %d held %.1f MB to open a model of %.1f MB, of which it has %.1f MB, "+
+					"and a unit has %.1f MB", names[i], rank, opened/1e6, whole/1e6, r.Held[rank]/1e6, unit/1e6)
 			}
 		}
 	}
 }
 
-func TestAWeightThatCannotBeReadIsAnError(t *testing.T) {
+func TestFSDP_ReportsUnreadableWeights(t *testing.T) {
 	noLeaks(t)
 	m := tiny(t, true, torch.Float32)
 	defer model.Free(m)
 	params, gone := nn.Params(m), errors.New("the disk is gone")
+	last := params[len(params)-1]
 	err := torch.Run(func() error {
-		params[len(params)-1].Defer(torch.Float32, torch.CPU, func(*nn.Param) error { return gone })
+		last.Defer(torch.Float32, torch.CPU, func(*nn.Param) error { return gone })
 		_, err := newSharded(units.Of(m), &dist.Group{Size: 2}, nil, Options{}, true)
 		return err
 	})
@@ -155,7 +185,7 @@ func TestAWeightThatCannotBeReadIsAnError(t *testing.T) {
 	}
 }
 
-func TestAPromiseOfWeightsThatFilesLackIsRefused(t *testing.T) {
+func TestDefer_RefusesFilesThatLackWeights(t *testing.T) {
 	c, err := checkpoint.Open(spec().fromFiles(t).Files)
 	if err != nil {
 		t.Fatal(err)
@@ -171,24 +201,19 @@ func TestAPromiseOfWeightsThatFilesLackIsRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := model.Defer(
-			m,
-			c,
-			torch.Float32,
-			torch.CPU,
-		); err == nil ||
-			!strings.Contains(err.Error(), want) {
+		err = model.Defer(m, c, torch.Float32, torch.CPU)
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}
 }
 
-// Weights of 16 bits are rounded in other places than one process rounds them, so that only their
-// course is the same.
-func TestShardedBfloat16FollowsOneProcess(t *testing.T) {
+// Sharding changes where 16-bit weights are rounded, so only the course of the loss is the same.
+func TestFSDP_BFloat16FollowsOneProcess(t *testing.T) {
+	skipWorlds(t)
 	s := spec()
 	s.DType, s.Distributed = "bfloat16", FSDP
-	got, want := succeedIn(t, s, 2), alone(t, s, 2)
+	got, want := succeed(t, 2, s)[0], alone(t, s, 2)
 	for i := range want.Losses {
 		if math.Abs(got.Losses[i]-want.Losses[i]) > 0.03*want.Losses[i] {
 			t.Errorf("loss %d is %v, alone %v", i, got.Losses[i], want.Losses[i])
@@ -196,195 +221,155 @@ func TestShardedBfloat16FollowsOneProcess(t *testing.T) {
 	}
 }
 
-// While a block computes, the weights of the next one come, and the gradients of the one before go:
-// a trace of rank 0 shows it.
-func TestATraceShowsCommunicationBesideComputation(t *testing.T) {
-	s := plannedSpec()
-	s.Options.Steps = 3
-	s.Trace = filepath.Join(t.TempDir(), "trace.json")
-	succeedIn(t, s, 2)
+// interval is a span of time in a trace.
+type interval struct{ from, to float64 }
+
+// readTrace returns the intervals of blocks and of transfers in a trace, by name.
+func readTrace(t *testing.T, path string) (blocks, transfers map[string][]interval) {
+	t.Helper()
 	var trace struct {
 		TraceEvents []struct {
 			Name, Cat string
 			TS, Dur   float64
 		} `json:"traceEvents"`
 	}
-	data, err := os.ReadFile(s.Trace)
+	data, err := os.ReadFile(path)
 	if err == nil {
 		err = json.Unmarshal(data, &trace)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	type stretch struct{ from, to float64 }
-	block, aside := map[string][]stretch{}, map[string][]stretch{}
+	blocks, transfers = map[string][]interval{}, map[string][]interval{}
 	for _, e := range trace.TraceEvents {
+		i := interval{e.TS, e.TS + e.Dur}
 		switch e.Cat {
 		case "user_annotation":
-			block[e.Name] = append(block[e.Name], stretch{e.TS, e.TS + e.Dur})
+			blocks[e.Name] = append(blocks[e.Name], i)
 		case "communication":
-			aside[e.Name] = append(aside[e.Name], stretch{e.TS, e.TS + e.Dur})
+			transfers[e.Name] = append(transfers[e.Name], i)
 		}
 	}
-	// How often a transfer began just before a block did, that is, behind the block before it, and
-	// was still under way then.
-	beside := func(computing, communicating string) (began, overlapped int) {
-		for _, b := range block[computing] {
+	return blocks, transfers
+}
+
+// While a block computes, the next block is gathered, and the gradients of the previous one are summed.
+func TestFSDP_CommunicationOverlapsComputation(t *testing.T) {
+	skipWorlds(t)
+	s := plannedSpec()
+	s.Options.Steps = 3
+	s.Trace = filepath.Join(t.TempDir(), "trace.json")
+	succeed(t, 2, s)
+	blocks, transfers := readTrace(t, s.Trace)
+	// How often a transfer started right before a block, after the block before it, and was still in progress when the
+	// block started.
+	overlap := func(computing, communicating string) (started, overlapped int) {
+		for _, b := range blocks[computing] {
 			before := 0.0
-			for name, list := range block {
+			for name, list := range blocks {
 				for _, other := range list {
 					if strings.HasPrefix(name, "block ") && other.to < b.from {
 						before = max(before, other.to)
 					}
 				}
 			}
-			for _, a := range aside[communicating] {
+			for _, a := range transfers[communicating] {
 				if a.from > before && a.from < b.from {
-					began++
+					started++
 					if a.to > b.from {
 						overlapped++
 					}
 				}
 			}
 		}
-		return began, overlapped
+		return started, overlapped
 	}
 	gathers, sums, steps := 0, 0, s.Options.Steps
-	const blocks = 6
-	for i := range blocks - 1 {
-		began, overlapped := beside(
-			fmt.Sprintf("block %d forward", i),
-			fmt.Sprintf("gather block %d", i+1),
-		)
-		if gathers += overlapped; began != steps {
-			t.Errorf(
-				"block %d was gathered before block %d ran in %d of %d steps",
-				i+1,
-				i,
-				began,
-				steps,
-			)
+	const count = 6
+	for i := range count - 1 {
+		started, overlapped := overlap(fmt.Sprintf("block %d forward", i), fmt.Sprintf("gather block %d", i+1))
+		if gathers += overlapped; started != steps {
+			t.Errorf("block %d was gathered before block %d ran in %d of %d steps", i+1, i, started, steps)
 		}
-		began, overlapped = beside(
-			fmt.Sprintf("block %d backward", i),
-			fmt.Sprintf("sum gradients of block %d", i+1),
-		)
-		if sums += overlapped; began != steps {
-			t.Errorf(
-				"the gradients of block %d went before block %d ran backward in %d of %d steps",
-				i+1,
-				i,
-				began,
-				steps,
-			)
+		started, overlapped = overlap(
+			fmt.Sprintf("block %d backward", i), fmt.Sprintf("sum gradients of block %d", i+1))
+		if sums += overlapped; started != steps {
+			t.Errorf("gradients of block %d were sent before block %d ran backward in %d of %d steps",
+				i+1, i, started, steps)
 		}
 	}
-	t.Logf(
-		"of %d times each: %d gathers and %d sums overlapped with computation",
-		steps*(blocks-1),
-		gathers,
-		sums,
-	)
+	t.Logf("of %d each, %d gathers and %d sums overlapped with computation", steps*(count-1), gathers, sums)
 	if gathers == 0 || sums == 0 {
 		t.Errorf("%d gathers and %d sums overlapped with computation", gathers, sums)
 	}
 }
 
-// With originals and averages in float32, what is learned differs by the rounding alone.
-func TestShardedWeightsThatAreRoundedAtRandomHaveNoOriginals(t *testing.T) {
+// Stochastic rounding needs no master weights, and the losses differ by rounding only.
+func TestFSDP_StochasticRoundingHasNoMasterWeights(t *testing.T) {
+	skipWorlds(t)
 	s := plannedSpec()
 	s.DType, s.Options.Steps = "bfloat16", 6
-	want := succeedIn(t, s, 2)
-	s.Options.Stochastic = true
-	got := succeedIn(t, s, 2)
+	stochastic := s
+	stochastic.Options.Stochastic = true
+	results := succeed(t, 2, s, stochastic)
+	want, got := results[0], results[1]
 	for i, loss := range got.Losses {
 		if w := want.Losses[i]; !(math.Abs(loss-w) < 0.01*w) {
-			t.Errorf("step %d gave %v, with originals %v", i+1, loss, w)
+			t.Errorf("step %d gave %v, with master weights %v", i+1, loss, w)
 		}
 	}
-	// A weight's original (4 bytes), gradient (4) and averages (8), or gradient (2) and averages
-	// (4).
+	// Bytes per weight: master weight 4, gradient 4, moments 8; or gradient 2, moments 4.
 	less := 10 * float64(model.Parameters(plannedModel(t, "llama", false))) / 2
 	for rank := range want.Held {
 		if saved := (want.Held[rank] - got.Held[rank]) / less; saved < 0.95 || saved > 1.05 {
-			t.Errorf(
-				"rank %d holds %.1f MB, with originals %.1f MB",
-				rank,
-				got.Held[rank]/1e6,
-				want.Held[rank]/1e6,
-			)
+			t.Errorf("rank %d holds %.1f MB, with master weights %.1f MB",
+				rank, got.Held[rank]/1e6, want.Held[rank]/1e6)
 		}
 	}
 }
 
-// A stage holds its own layers, and the activations of no more micro-batches than there are stages
-// behind it, itself included.
-func TestAStageOfAPipelineHoldsItsPart(t *testing.T) {
+// A stage holds its own layers, and the activations of at most as many micro-batches as there are stages from it on.
+func TestPipeline_StageHoldsItsPart(t *testing.T) {
+	skipWorlds(t)
 	s := plannedSpec()
 	s.Distributed, s.Options.Accumulate = PP, 3
-	few := succeedIn(t, s, 2)
-	s.Options.Accumulate = 8
-	many := succeedIn(t, s, 2)
+	longer := s
+	longer.Options.Accumulate = 8
+	results := succeed(t, 2, s, longer)
+	few, many := results[0], results[1]
 	whole := float64(16 * model.Parameters(plannedModel(t, "llama", false)))
-	// Weights and both averages of the first of two stages; the second has the head.
+	// Weights and both moments of the first of two stages; the second also has the head.
 	if part := few.Held[0] / (whole * 3 / 4); part < 0.4 || part > 0.6 {
 		t.Errorf("the first of two stages holds %.1f MB of %.1f MB", few.Held[0]/1e6, whole*3/4e6)
 	}
-	t.Logf(
-		"at most %.1f MB with 3 micro-batches, %.1f MB with 8",
-		few.Peak[0]/1e6,
-		many.Peak[0]/1e6,
-	)
+	t.Logf("peak %.1f MB with 3 micro-batches, %.1f MB with 8", few.Peak[0]/1e6, many.Peak[0]/1e6)
 	if many.Peak[0] > 1.05*few.Peak[0] {
-		t.Errorf(
-			"with 8 micro-batches a stage holds %.1f MB at most, with 3 %.1f MB",
-			many.Peak[0]/1e6,
-			few.Peak[0]/1e6,
-		)
+		t.Errorf("the peak of a stage is %.1f MB with 8 micro-batches, %.1f MB with 3",
+			many.Peak[0]/1e6, few.Peak[0]/1e6)
 	}
 }
 
-// For the export one process has all weights; the others have what they had, and what is on its
-// way.
-func TestOneProcessHoldsTheWholeModelForTheExport(t *testing.T) {
-	for what, change := range map[string]func(*runSpec){
-		"fsdp": func(s *runSpec) {},
-		"tp":   func(s *runSpec) { s.Distributed, s.TensorSize = TP, 2 },
-		"mp":   func(s *runSpec) { s.Distributed = PP },
-	} {
-		s := plannedSpec()
-		change(&s)
-		r := succeedIn(t, s, 2)
+// For the export one process holds all weights. The others hold what they held, and what they send.
+func TestWhole_OneProcessHoldsTheModel(t *testing.T) {
+	skipWorlds(t)
+	fsdp, tp, pp := plannedSpec(), plannedSpec(), plannedSpec()
+	tp.Distributed, tp.TensorSize = TP, 2
+	pp.Distributed = PP
+	for i, r := range succeed(t, 2, fsdp, tp, pp) {
+		what := []string{"fsdp", "tp", "pp"}[i]
 		whole := float64(4 * model.Parameters(plannedModel(t, "llama", false)))
-		t.Logf(
-			"%s: %.1f and %.1f MB between steps, %.1f and %.1f MB for the export of %.1f MB",
-			what,
-			r.Held[0]/1e6,
-			r.Held[1]/1e6,
-			r.Whole[0]/1e6,
-			r.Whole[1]/1e6,
-			whole/1e6,
-		)
+		t.Logf("%s: %.1f and %.1f MB between steps, %.1f and %.1f MB for the export of %.1f MB",
+			what, r.Held[0]/1e6, r.Held[1]/1e6, r.Whole[0]/1e6, r.Whole[1]/1e6, whole/1e6)
 		if more := r.Whole[0] - r.Held[0]; more < whole/3 || more > 1.2*whole {
-			t.Errorf(
-				"%s: rank 0 takes %.1f MB more for the export of %.1f MB",
-				what,
-				more/1e6,
-				whole/1e6,
-			)
+			t.Errorf("%s: rank 0 needs %.1f MB more for the export of %.1f MB", what, more/1e6, whole/1e6)
 		}
 		if more := r.Whole[1] - r.Held[1]; more > whole/3 {
-			t.Errorf(
-				"%s: rank 1 takes %.1f MB more while rank 0 exports %.1f MB",
-				what,
-				more/1e6,
-				whole/1e6,
-			)
+			t.Errorf("%s: rank 1 needs %.1f MB more while rank 0 exports %.1f MB", what, more/1e6, whole/1e6)
 		}
 	}
 }
 
-func TestBlocksAreDividedOverStages(t *testing.T) {
+func TestStages_BalanceWeights(t *testing.T) {
 	unit := func(n int) []*nn.Param { return []*nn.Param{nn.NewParam(nn.Zeros, n, 1)} }
 	for _, c := range []struct {
 		blocks []int
@@ -406,47 +391,28 @@ func TestBlocksAreDividedOverStages(t *testing.T) {
 			t.Errorf("%v and a head of %d: %v, %v, want %v", c.blocks, c.head, got, err, c.want)
 		}
 	}
-	if _, err := units.Stages(
-		make([][]*nn.Param, 5),
-		0,
-		4,
-	); err == nil ||
-		!strings.Contains(err.Error(), "3 layers") {
+	_, err := units.Stages(make([][]*nn.Param, 5), 0, 4)
+	if err == nil || !strings.Contains(err.Error(), "3 layers") {
 		t.Errorf("3 layers over 4 processes: %v", err)
 	}
 }
 
-func TestCopiesThatWouldPartAreRefused(t *testing.T) {
+func TestTensorParallel_RefusesDivergingCopies(t *testing.T) {
+	skipWorlds(t)
 	s := spec()
 	s.Architecture, s.Distributed, s.TensorSize, s.Options.Moments = "bamba", TP, 2, optim.Int8
-	if _, ends := launch(
-		t,
-		s,
-		2,
-	); ends[0].code != 1 ||
-		!strings.Contains(ends[0].stderr, "8-bit moments and stochastic rounding") {
+	_, ends := launch(t, 2, s)
+	if ends[0].code != 1 || !strings.Contains(ends[0].stderr, "8-bit moments and stochastic rounding") {
 		t.Errorf("ended with %+v", ends)
 	}
 }
 
-func TestProcessesThatDoNotDoTheSameAreToldApart(t *testing.T) {
-	s := spec()
-	s.Distributed, s.Options.LoRA, s.Timeout = DDP, nil, 20*time.Second
-	o := s.options()
-	for want, change := range map[string]func(*Options){
-		"unknown strategy": func(o *Options) { o.Distributed = "dpd" },
-		"no run to take":   func(o *Options) { o.Distributed = FSDP },
-	} {
-		changed := o
-		change(&changed)
+func TestNew_RefusesUnknownOrUnusableStrategies(t *testing.T) {
+	for want, strategy := range map[string]string{"unknown strategy": "dpd", "not part of one": FSDP} {
+		o := options()
+		o.Distributed = strategy
 		m := tiny(t, true, torch.Float32)
-		if _, err := New(
-			m,
-			samples(8, 1),
-			nil,
-			changed,
-		); err == nil ||
-			!strings.Contains(err.Error(), want) {
+		if _, err := New(m, samples(8, 1), nil, o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 		model.Free(m)

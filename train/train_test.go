@@ -89,10 +89,10 @@ func options() Options {
 
 // recorder is a Listener that remembers.
 type recorder struct {
-	steps  []Step
-	looks  []Validation
-	after  func(Step)
-	notice []string
+	steps       []Step
+	validations []Validation
+	after       func(Step)
+	notice      []string
 }
 
 func (r *recorder) Step(s Step) error {
@@ -102,8 +102,11 @@ func (r *recorder) Step(s Step) error {
 	}
 	return nil
 }
-func (r *recorder) Validation(v Validation) error { r.looks = append(r.looks, v); return nil }
-func (r *recorder) Notice(message string)         { r.notice = append(r.notice, message) }
+func (r *recorder) Validation(v Validation) error {
+	r.validations = append(r.validations, v)
+	return nil
+}
+func (r *recorder) Notice(message string) { r.notice = append(r.notice, message) }
 
 func (r *recorder) losses() (list []float64) {
 	for _, s := range r.steps {
@@ -216,7 +219,7 @@ func plainLoss(m model.Model, d *dataset.Dataset, n int) torch.Tensor {
 	return total.MulScalar(1 / float64(labels))
 }
 
-func TestBlockByBlockGradientsAreThoseOfTheWholeModel(t *testing.T) {
+func TestNetwork_GradientsEqualWholeModel(t *testing.T) {
 	noLeaks(t)
 	data := samples(6, 1)
 	for _, tied := range []bool{false, true} {
@@ -274,31 +277,27 @@ func TestBlockByBlockGradientsAreThoseOfTheWholeModel(t *testing.T) {
 
 // What is computed again is the same to the last bit, and between the passes a third of what blocks
 // leave is not there.
-func TestSelectiveRecomputationChangesNothingButTheMemory(t *testing.T) {
+func TestNetwork_SelectiveRecomputeSavesMemoryOnly(t *testing.T) {
 	noLeaks(t)
-	const rows, length = 4, 256
+	const rows, length = 2, 128
+	adapter := adapterConfig()
+	adapter.Dropout = 0.3
 	for name, c := range map[string]struct {
 		architecture string
 		dtype        torch.DType
 		lora         *lora.Config
-		most         float64 // of the memory
+		most         float64 // fraction of the memory that is kept
 	}{
 		"llama":          {"llama", torch.Float32, nil, 0.72},
 		"llama bfloat16": {"llama", torch.BFloat16, nil, 0.72},
-		"llama LoRA":     {"llama", torch.Float32, &lora.Config{Rank: 4, Alpha: 8, Dropout: 0.3, Targets: []string{lora.AllLinear}}, 0.88}, // what was not dropped out stays
+		"llama LoRA":     {"llama", torch.Float32, adapter, 0.88}, // dropout's results are kept
 		"bamba":          {"bamba", torch.Float32, nil, 0.66},
 		"bamba bfloat16": {"bamba", torch.BFloat16, nil, 0.66},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := Options{
-				Steps:          3,
-				BatchSize:      rows,
-				SequenceLength: length,
-				Rate:           1e-3,
-				Pack:           true,
-				LoRA:           c.lora,
-				Seed:           3,
-				Clip:           1,
+				Steps: 2, BatchSize: rows, SequenceLength: length, Rate: 1e-3, Pack: true,
+				LoRA: c.lora, Seed: 3, Clip: 1,
 			}
 			type outcome struct {
 				losses  []float64
@@ -307,9 +306,7 @@ func TestSelectiveRecomputationChangesNothingButTheMemory(t *testing.T) {
 			}
 			run := func(recompute Recompute) (r outcome) {
 				m := plannedModel(t, c.architecture, false)
-				if err := torch.Run(
-					func() error { torch.ManualSeed(2); model.Initialize(m, c.dtype, torch.CPU); return nil },
-				); err != nil {
+				if err := initialize(m, c.dtype); err != nil {
 					t.Fatal(err)
 				}
 				o.Recompute, r.weights = recompute, map[string][]float32{}
@@ -361,7 +358,7 @@ func TestSelectiveRecomputationChangesNothingButTheMemory(t *testing.T) {
 	}
 }
 
-func TestAccumulatedPassesEqualOneLargeBatch(t *testing.T) {
+func TestTrainer_AccumulationEqualsLargeBatch(t *testing.T) {
 	noLeaks(t)
 	data := samples(24, 2)
 	weights := func(batch, accumulate int) (list [][]float32, r *recorder) {
@@ -397,7 +394,7 @@ func TestAccumulatedPassesEqualOneLargeBatch(t *testing.T) {
 	}
 }
 
-func TestTuningLowersTheLossOnUnseenSamples(t *testing.T) {
+func TestTrainer_LowersValidationLoss(t *testing.T) {
 	noLeaks(t)
 	for _, change := range []func(*Options){
 		func(*Options) {},
@@ -407,16 +404,13 @@ func TestTuningLowersTheLossOnUnseenSamples(t *testing.T) {
 	} {
 		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
 			o := options()
-			o.Steps, o.Rate = 40, 1e-2
+			o.Steps, o.Rate = 30, 1e-2
 			change(&o)
 			r := train(t, tiny(t, true, dtype), samples(64, 3), samples(8, 4), o, nil)
-			if len(r.looks) != 11 {
-				t.Errorf(
-					"%d looks at the validation set, want one before and one after each tenth",
-					len(r.looks),
-				)
+			if n := len(r.validations); n != 11 {
+				t.Errorf("%d validations, want one before the run and one after each tenth", n)
 			}
-			first, last := r.looks[0].Loss, r.looks[len(r.looks)-1].Loss
+			first, last := r.validations[0].Loss, r.validations[len(r.validations)-1].Loss
 			if !(last < 0.8*first) {
 				t.Errorf("%+v %v: validation loss went from %v to %v", o, dtype, first, last)
 			}
@@ -424,7 +418,7 @@ func TestTuningLowersTheLossOnUnseenSamples(t *testing.T) {
 	}
 }
 
-func TestValidationLossIsTheMeanOverAllLabels(t *testing.T) {
+func TestTrainer_ValidationLossIsMeanOverLabels(t *testing.T) {
 	noLeaks(t)
 	valid := samples(7, 8)
 	m := tiny(t, false, torch.Float32)
@@ -434,12 +428,12 @@ func TestValidationLossIsTheMeanOverAllLabels(t *testing.T) {
 		return nil
 	})
 	r := train(t, m, samples(8, 1), valid, options(), nil)
-	if math.Abs(r.looks[0].Loss-want) > 1e-5 {
-		t.Errorf("validation loss %v, want %v", r.looks[0].Loss, want)
+	if math.Abs(r.validations[0].Loss-want) > 1e-5 {
+		t.Errorf("validation loss %v, want %v", r.validations[0].Loss, want)
 	}
 }
 
-func TestTuningTheHeadAloneLeavesATiedEmbeddingAsItIs(t *testing.T) {
+func TestTrainer_HeadOnlyKeepsTiedEmbedding(t *testing.T) {
 	noLeaks(t)
 	m := tiny(t, true, torch.Float32)
 	var before []float32
@@ -475,7 +469,7 @@ func TestTuningTheHeadAloneLeavesATiedEmbeddingAsItIs(t *testing.T) {
 	})
 }
 
-func TestGradientsThatAreNoNumbersSkipTheStep(t *testing.T) {
+func TestTrainer_SkipsStepsWithNonFiniteGradients(t *testing.T) {
 	noLeaks(t)
 	m := tiny(t, true, torch.Float32)
 	o := options()
@@ -498,15 +492,12 @@ func TestGradientsThatAreNoNumbersSkipTheStep(t *testing.T) {
 	}
 }
 
-func TestManyStepsHoldMemoryAndTensorsFlat(t *testing.T) {
+func TestTrainer_MemoryStaysFlat(t *testing.T) {
 	noLeaks(t)
 	o := options()
-	o.Steps, o.Recompute, o.LoRA = 300, RecomputeBlock, &lora.Config{
-		Rank:    2,
-		Alpha:   4,
-		Dropout: 0.1,
-		Targets: []string{lora.AllLinear},
-	}
+	const first, last = 50, 150
+	o.Steps, o.Recompute, o.LoRA = last, RecomputeBlock, adapterConfig()
+	o.LoRA.Dropout = 0.1
 	tr, err := New(tiny(t, true, torch.Float32), samples(32, 1), nil, o)
 	if err != nil {
 		t.Fatal(err)
@@ -519,12 +510,12 @@ func TestManyStepsHoldMemoryAndTensorsFlat(t *testing.T) {
 	var live int
 	var resident int64
 	tr.Listen(&recorder{after: func(s Step) {
-		if s.Step != 100 && s.Step != 300 {
+		if s.Step != first && s.Step != last {
 			return
 		}
 		runtime.GC()
 		now, _ := report.Memory(torch.CPU)
-		if s.Step == 100 {
+		if s.Step == first {
 			live, resident = torch.LiveTensors(), now
 			return
 		}
@@ -540,7 +531,7 @@ func TestManyStepsHoldMemoryAndTensorsFlat(t *testing.T) {
 	}
 }
 
-func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
+func TestNew_RefusesInvalidOptions(t *testing.T) {
 	noLeaks(t)
 	for want, change := range map[string]func(*Options){
 		"give one of the two":   func(o *Options) { o.Epochs = 2 },

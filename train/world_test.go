@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -17,53 +18,62 @@ import (
 	"conquer/checkpoint"
 	"conquer/lora"
 	"conquer/model"
+	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/torch/dist"
 )
 
-// A child process takes part in the run that the JSON in this variable describes: see TestMain.
+// skipWorlds skips a test that starts processes if -short is set.
+func skipWorlds(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts worlds of several processes: left out by -short")
+	}
+}
+
+// worldVariable holds the runs, as a JSON list of runSpec, that a child process takes part in.
 const worldVariable = "CONQUER_TRAIN_TEST_WORLD"
 
-// runSpec is a run of several processes.
+// runSpec describes a run of several processes.
 type runSpec struct {
 	Architecture, DType string
 	Tied                bool
-	Options             Options // as far as it has JSON names
+	Options             Options // the fields that have JSON names
 	Distributed         string
 	ShardSize           int
 	TensorSize          int
 	Keep                bool // gathered weights
 	Offload             bool
 	Checkpoints         string // folder
-	Apart               bool   // ranks but the first have another
+	SeparateFolders     bool   // ranks above 0 have another folder
 	Every               int
 	Resume              bool
 	Recompute           Recompute
-	KillRank, KillAt    int // this rank dies when it has done so many steps
-	StopAt              int // rank 1 is told to stop then
+	KillRank, KillAt    int // this rank dies after this step
+	StopAt              int // the last rank is canceled after this step
 	Timeout             time.Duration
 	Files               string // folder to read the model from
-	Result              string // file for what rank 0 reports
+	Result              string // file for rank 0's result
 	Trace               string // file for rank 0's trace
-
-	KillAll time.Duration `json:"-"` // all ranks are killed after that time
+	killAllAfter        time.Duration
 }
 
 // result is what rank 0 reports.
 type result struct {
-	Losses, Norms, Looks []float64
-	First                int
-	Opened               []float64 // bytes that each rank's tensors held at most while the run was prepared
-	Held, Peak           []float64 // bytes that each rank's tensors hold between two steps, and at most during one
-	Whole                []float64 // as Peak, while rank 0 has all weights
-	Weights              map[string][]float32
+	Losses, Norms, Validation []float64
+	First                     int       // steps done before
+	Stopped                   bool      // by StopAt
+	Opened                    []float64 // per rank: peak bytes of tensors while the run was prepared
+	Held, Peak                []float64 // per rank: bytes of tensors between two steps, and peak of a step
+	Whole                     []float64 // per rank: peak while rank 0 has all weights
+	Weights                   map[string][]float32
 }
 
 func (s runSpec) options() Options {
 	o := s.Options
 	o.Distributed, o.ShardSize, o.KeepGathered, o.Recompute = s.Distributed, s.ShardSize, s.Keep, s.Recompute
 	o.TensorSize = s.TensorSize
-	o.OffloadOptimizer = s.Offload
+	o.OffloadOptimizer, o.ValidateSteps = s.Offload, 8
 	o.CheckpointPath, o.CheckpointSteps, o.Resume = s.Checkpoints, s.Every, s.Resume
 	return o
 }
@@ -77,7 +87,7 @@ func initialize(m model.Model, dtype torch.DType) error {
 	})
 }
 
-// open makes the model, or reads it from files: as each process needs it, where they divide it.
+// open makes the model, or reads it from files: deferred if processes divide it.
 func (s runSpec) open() (m model.Model, closeFiles func(), err error) {
 	if s.Files == "" {
 		m, err = s.model()
@@ -101,7 +111,7 @@ func (s runSpec) open() (m model.Model, closeFiles func(), err error) {
 	return m, c.Close, torch.Run(func() error { return read(m, c, dtype, torch.CPU) })
 }
 
-// fromFiles is s with its model in files.
+// fromFiles returns s with its model in files.
 func (s runSpec) fromFiles(t testing.TB) runSpec {
 	t.Helper()
 	m, err := s.model()
@@ -114,11 +124,8 @@ func (s runSpec) fromFiles(t testing.TB) runSpec {
 		t.Fatal(err)
 	}
 	s.Files = filepath.Join(t.TempDir(), "model")
-	if err := checkpoint.Save(
-		s.Files,
-		model.Weights(m),
-		checkpoint.Options{Config: config},
-	); err != nil {
+	err = checkpoint.Save(s.Files, model.Weights(m), checkpoint.Options{Config: config})
+	if err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -129,12 +136,12 @@ func (s runSpec) model() (model.Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	if of, ok := strings.CutPrefix(s.Architecture, "planned "); ok {
-		m := plannedModel(&testing.T{}, of, s.Tied)
+	if name, ok := strings.CutPrefix(s.Architecture, "planned "); ok {
+		m := plannedModel(&testing.T{}, name, s.Tied)
 		return m, initialize(m, dtype)
 	}
-	if of, ok := strings.CutPrefix(s.Architecture, "deep "); ok { // five layers in place of three
-		s.Architecture = of
+	if name, ok := strings.CutPrefix(s.Architecture, "deep "); ok { // five layers instead of three
+		s.Architecture = name
 		shallow, err := s.model()
 		if err != nil {
 			return nil, err
@@ -156,34 +163,15 @@ func (s runSpec) model() (model.Model, error) {
 		keyHeads = 4
 	}
 	m, err := model.New(model.Config{
-		"model_type":          "bamba",
-		"architectures":       []any{"BambaForCausalLM"},
-		"vocab_size":          float64(vocabulary),
-		"hidden_size":         32.0,
-		"intermediate_size":   48.0,
-		"num_hidden_layers":   3.0,
-		"num_attention_heads": 4.0,
-		"num_key_value_heads": keyHeads,
-		"attn_layer_indices": []any{
-			1.0,
-		},
-		"attn_rotary_emb":         4.0,
-		"mamba_n_heads":           4.0,
-		"mamba_d_head":            16.0,
-		"mamba_n_groups":          1.0,
-		"mamba_d_state":           16.0,
-		"mamba_d_conv":            4.0,
-		"mamba_expand":            2.0,
-		"mamba_chunk_size":        16.0,
-		"mamba_conv_bias":         true,
-		"mamba_proj_bias":         false,
-		"max_position_embeddings": 64.0,
-		"rms_norm_eps":            1e-5,
-		"tie_word_embeddings":     s.Tied,
-		"initializer_range":       0.2,
-		"hidden_act":              "silu",
-		"partial_rotary_factor":   0.5,
-		"rope_theta":              10000.0,
+		"model_type": "bamba", "architectures": []any{"BambaForCausalLM"},
+		"vocab_size": float64(vocabulary), "hidden_size": 32.0, "intermediate_size": 48.0,
+		"num_hidden_layers": 3.0, "num_attention_heads": 4.0, "num_key_value_heads": keyHeads,
+		"attn_layer_indices": []any{1.0}, "attn_rotary_emb": 4.0, "mamba_n_heads": 4.0,
+		"mamba_d_head": 16.0, "mamba_n_groups": 1.0, "mamba_d_state": 16.0, "mamba_d_conv": 4.0,
+		"mamba_expand": 2.0, "mamba_chunk_size": 16.0, "mamba_conv_bias": true,
+		"mamba_proj_bias": false, "max_position_embeddings": 64.0, "rms_norm_eps": 1e-5,
+		"tie_word_embeddings": s.Tied, "initializer_range": 0.2, "hidden_act": "silu",
+		"partial_rotary_factor": 0.5, "rope_theta": 10000.0,
 	})
 	if err != nil {
 		return nil, err
@@ -191,7 +179,18 @@ func (s runSpec) model() (model.Model, error) {
 	return m, initialize(m, dtype)
 }
 
-// run takes part in the run as the environment's rank.
+// data returns the training and the validation data.
+func (s runSpec) data() (data, validation *dataset.Dataset) {
+	switch {
+	case s.Options.Objective == DPO:
+		return pairs(60, 1), pairs(7, 2)
+	case strings.HasPrefix(s.Architecture, "planned "):
+		return samples(2000, 1), nil
+	}
+	return samples(60, 1), samples(7, 2)
+}
+
+// run takes part in the run as a rank of world, or alone if world is nil.
 func (s runSpec) run(world *dist.World) (r result, err error) {
 	before, _ := torch.CPU.Memory()
 	torch.CPU.ResetPeak()
@@ -202,16 +201,10 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 	defer closeFiles()
 	o := s.options()
 	o.World = world
-	if s.Apart && world.Rank > 0 {
+	if s.SeparateFolders && world.Rank > 0 {
 		o.CheckpointPath += " elsewhere"
 	}
-	data, validation := samples(60, 1), samples(7, 2)
-	if s.Options.Objective == DPO {
-		data, validation = pairs(60, 1), pairs(7, 2)
-	}
-	if strings.HasPrefix(s.Architecture, "planned ") {
-		data, validation = samples(2000, 1), nil
-	}
+	data, validation := s.data()
 	tr, err := New(m, data, validation, o)
 	if err != nil {
 		model.Free(m)
@@ -222,6 +215,62 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 		lora.Remove(tr.Model())
 		model.Free(tr.Model())
 	}()
+	r.First = tr.Done()
+	_, opened := torch.CPU.Memory()
+	torch.CPU.ResetPeak()
+	heard, err := s.take(tr, o)
+	if s.StopAt > 0 && errors.Is(err, context.Canceled) {
+		r.Stopped = true
+		return r, nil
+	} else if err != nil {
+		return r, err
+	}
+	held, peak := torch.CPU.Memory()
+	for range 100 { // a thread of Gloo's may still free what it has sent
+		time.Sleep(time.Millisecond)
+		now, _ := torch.CPU.Memory()
+		held = min(held, now)
+	}
+	for _, step := range heard.steps {
+		r.Losses, r.Norms = append(r.Losses, step.Loss), append(r.Norms, step.Norm)
+	}
+	for _, v := range heard.validations {
+		r.Validation = append(r.Validation, v.Loss)
+	}
+	r.Weights = map[string][]float32{}
+	torch.CPU.ResetPeak()
+	err = tr.Whole(func() error {
+		if strings.HasPrefix(s.Architecture, "planned ") { // too large to report
+			return nil
+		}
+		for param, components := range componentsOf(tr.Model()) {
+			all := torch.Values[float32](param.Detach())
+			for _, c := range components {
+				r.Weights[c.name] = all[c.start : c.start+c.count]
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return r, err
+	}
+	_, whole := torch.CPU.Memory()
+	for list, bytes := range map[*[]float64]int64{
+		&r.Held: held, &r.Opened: opened, &r.Peak: peak, &r.Whole: whole,
+	} {
+		*list = make([]float64, o.processes())
+		(*list)[o.rank()] = float64(bytes - before)
+	}
+	for _, list := range []*[]float64{&r.Held, &r.Opened, &r.Peak, &r.Whole} {
+		if err := torch.Run(func() error { *list = o.sums(*list...); return nil }); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+// take takes the steps of the run, with the interruptions of s.
+func (s runSpec) take(tr *Trainer, o Options) (*recorder, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	heard := &recorder{after: func(step Step) {
@@ -233,79 +282,34 @@ func (s runSpec) run(world *dist.World) (r result, err error) {
 		}
 	}}
 	tr.Listen(heard)
-	r.First = tr.Done()
-	_, opened := torch.CPU.Memory()
-	torch.CPU.ResetPeak()
 	run := func() error { return tr.Run(ctx) }
 	if s.Trace != "" && o.rank() == 0 {
-		_, err = torch.Trace(s.Trace, run)
-	} else {
-		err = run()
+		_, err := torch.Trace(s.Trace, run)
+		return heard, err
 	}
-	if err != nil {
-		return r, err
-	}
-	held, peak := torch.CPU.Memory()
-	for range 100 { // a thread of Gloo's may be about to let go of what it has sent
-		time.Sleep(time.Millisecond)
-		now, _ := torch.CPU.Memory()
-		held = min(held, now)
-	}
-	if r.Held, err = everyones(o, float64(held-before)); err != nil {
-		return r, err
-	}
-	if r.Opened, err = everyones(o, float64(opened-before)); err != nil {
-		return r, err
-	}
-	if r.Peak, err = everyones(o, float64(peak-before)); err != nil {
-		return r, err
-	}
-	for _, step := range heard.steps {
-		r.Losses, r.Norms = append(r.Losses, step.Loss), append(r.Norms, step.Norm)
-	}
-	for _, look := range heard.looks {
-		r.Looks = append(r.Looks, look.Loss)
-	}
-	r.Weights = map[string][]float32{}
-	torch.CPU.ResetPeak()
-	err = tr.Whole(func() error {
-		for param, stretches := range componentsOf(tr.Model()) {
-			all := torch.Values[float32](param.Detach())
-			for _, n := range stretches {
-				r.Weights[n.name] = all[n.start : n.start+n.count]
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return r, err
-	}
-	_, peak = torch.CPU.Memory()
-	r.Whole, err = everyones(o, float64(peak-before))
-	return r, err
+	return heard, run()
 }
 
-// everyones lists every rank's number.
-func everyones(o Options, mine float64) (list []float64, err error) {
-	list = make([]float64, o.processes())
-	list[o.rank()] = mine
-	if o.World == nil {
-		return list, nil
-	}
-	err = torch.Run(func() error { list = o.World.All.Sums(list...); return nil })
-	return list, err
-}
-
-// childOfWorld is a child process's whole life.
+// childOfWorld takes part in all runs that text lists, one after the other.
 func childOfWorld(text string) error {
-	var s runSpec
-	if err := json.Unmarshal([]byte(text), &s); err != nil {
+	var specs []runSpec
+	if err := json.Unmarshal([]byte(text), &specs); err != nil {
 		return err
 	}
 	place, err := dist.FromEnvironment()
 	if err != nil {
 		return err
 	}
+	for i, s := range specs {
+		place.Attempt = fmt.Sprint(i) // keeps the runs apart in the store
+		if err := s.child(place); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s runSpec) child(place dist.Place) error {
 	world, err := dist.Join(place, torch.CPU, s.Timeout)
 	if err != nil {
 		return err
@@ -322,20 +326,23 @@ func childOfWorld(text string) error {
 	return os.WriteFile(s.Result, out, 0o666)
 }
 
-// ended is how a rank of a world ended.
+// ending is how a rank of a world ended.
 type ending struct {
 	code   int
 	stderr string
 }
 
-// launch runs s in a world of n processes.
-func launch(t testing.TB, s runSpec, n int) (r result, ends []ending) {
+// launch runs specs, one after the other, in one world of n processes.
+func launch(t testing.TB, n int, specs ...runSpec) (results []result, ends []ending) {
 	t.Helper()
-	s.Result = filepath.Join(t.TempDir(), "result.json")
-	if s.Timeout == 0 {
-		s.Timeout = 2 * time.Minute
+	dir := t.TempDir()
+	for i := range specs {
+		specs[i].Result = filepath.Join(dir, fmt.Sprint(i))
+		if specs[i].Timeout == 0 {
+			specs[i].Timeout = 2 * time.Minute
+		}
 	}
-	text, err := json.Marshal(s)
+	text, err := json.Marshal(specs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -349,62 +356,50 @@ func launch(t testing.TB, s runSpec, n int) (r result, ends []ending) {
 	var children []*exec.Cmd
 	for rank := range n {
 		child := exec.Command(os.Args[0], "-test.run=none")
-		child.Env = append(
-			os.Environ(),
-			worldVariable+"="+string(text),
-			fmt.Sprint("RANK=", rank),
-			fmt.Sprint("WORLD_SIZE=", n),
-			fmt.Sprint(
-				"LOCAL_RANK=",
-				rank,
-			),
-			fmt.Sprint("LOCAL_WORLD_SIZE=", n),
-			"MASTER_ADDR=127.0.0.1",
-			fmt.Sprint(
-				"MASTER_PORT=",
-				store.Port(),
-			),
-			"TORCHELASTIC_USE_AGENT_STORE=True",
-			"OMP_NUM_THREADS=1",
-		)
+		child.Env = append(os.Environ(), worldVariable+"="+string(text),
+			fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", n),
+			fmt.Sprint("LOCAL_RANK=", rank), fmt.Sprint("LOCAL_WORLD_SIZE=", n),
+			"MASTER_ADDR=127.0.0.1", fmt.Sprint("MASTER_PORT=", store.Port()),
+			"TORCHELASTIC_USE_AGENT_STORE=True", "OMP_NUM_THREADS=1")
 		var stderr bytes.Buffer
 		child.Stderr = &stderr
 		if err := child.Start(); err != nil {
 			t.Fatal(err)
 		}
 		children = append(children, child)
-		all.Add(1)
-		go func() {
-			defer all.Done()
+		all.Go(func() {
 			child.Wait()
 			ends[rank] = ending{child.ProcessState.ExitCode(), stderr.String()}
-		}()
+		})
 	}
-	if s.KillAll > 0 {
-		time.Sleep(s.KillAll)
+	if wait := specs[0].killAllAfter; wait > 0 {
+		time.Sleep(wait)
 		for _, c := range children {
 			c.Process.Kill()
 		}
 	}
 	all.Wait()
-	if out, err := os.ReadFile(s.Result); err == nil {
-		if err := json.Unmarshal(out, &r); err != nil {
-			t.Fatal(err)
+	results = make([]result, len(specs))
+	for i, s := range specs {
+		if out, err := os.ReadFile(s.Result); err == nil {
+			if err := json.Unmarshal(out, &results[i]); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	return r, ends
+	return results, ends
 }
 
-// succeedIn is launch of a run that must succeed.
-func succeedIn(t testing.TB, s runSpec, n int) result {
+// succeed is launch of runs that must succeed.
+func succeed(t testing.TB, n int, specs ...runSpec) []result {
 	t.Helper()
-	r, ends := launch(t, s, n)
+	results, ends := launch(t, n, specs...)
 	for rank, e := range ends {
 		if e.code != 0 {
 			t.Fatalf("rank %d of %d ended with %d: %s", rank, n, e.code, e.stderr)
 		}
 	}
-	return r
+	return results
 }
 
 // alone runs s in this process, with batches of all n processes' rows.
@@ -420,12 +415,12 @@ func alone(t testing.TB, s runSpec, n int) result {
 	return r
 }
 
-// same demands that two runs agree to float32's noise, from a step on.
+// same fails the test unless two runs agree up to the tolerance, from got's first step on.
 func same(t testing.TB, what string, got, want result, tolerance float64) {
 	t.Helper()
 	compare := func(kind string, got, want []float64) {
 		if len(got) != len(want) {
-			t.Errorf("%s: %d of %s, want %d", what, len(got), kind, len(want))
+			t.Errorf("%s: %d %s, want %d", what, len(got), kind, len(want))
 			return
 		}
 		for i := range want {
@@ -438,7 +433,7 @@ func same(t testing.TB, what string, got, want result, tolerance float64) {
 	compare("losses", got.Losses, want.Losses[got.First:])
 	compare("norms", got.Norms, want.Norms[got.First:])
 	if got.First == 0 {
-		compare("validation losses", got.Looks, want.Looks)
+		compare("validation losses", got.Validation, want.Validation)
 	}
 	if len(got.Weights) != len(want.Weights) {
 		t.Errorf("%s: %d weights, want %d", what, len(got.Weights), len(want.Weights))
@@ -450,37 +445,35 @@ func same(t testing.TB, what string, got, want result, tolerance float64) {
 
 func spec() runSpec {
 	return runSpec{Architecture: "llama", DType: "float32", Tied: true, Options: Options{
-		Steps:          20,
-		BatchSize:      2,
-		Accumulate:     2,
-		SequenceLength: 24,
-		Rate:           3e-3,
-		Decay:          0.01,
-		Clip:           0.5,
-		Seed:           5,
+		Steps: 16, BatchSize: 2, Accumulate: 2, SequenceLength: 24, Rate: 3e-3, Decay: 0.01,
+		Clip: 0.5, Seed: 5,
 	}}
 }
 
+// plannedSpec is a run of plannedModel.
+func plannedSpec() runSpec {
+	return runSpec{
+		Architecture: "planned llama", DType: "float32", Distributed: FSDP,
+		Options: Options{Steps: 2, BatchSize: 1, SequenceLength: 128, Rate: 1e-4, Pack: true},
+	}
+}
+
+// plannedModel declares a model that is large enough to compare its memory with a plan.
 func plannedModel(t *testing.T, architecture string, tied bool) model.Model {
 	t.Helper()
 	config := model.Config{
-		"model_type":              "llama",
-		"architectures":           []any{"LlamaForCausalLM"},
-		"vocab_size":              2000.0,
-		"hidden_size":             256.0,
-		"intermediate_size":       704.0,
-		"num_hidden_layers":       6.0,
-		"num_attention_heads":     8.0,
-		"num_key_value_heads":     4.0,
-		"max_position_embeddings": 512.0,
-		"rms_norm_eps":            1e-5,
-		"tie_word_embeddings":     tied,
-		"initializer_range":       0.02,
+		"model_type": "llama", "architectures": []any{"LlamaForCausalLM"}, "vocab_size": 2000.0,
+		"hidden_size": 256.0, "intermediate_size": 704.0, "num_hidden_layers": 6.0,
+		"num_attention_heads": 8.0, "num_key_value_heads": 4.0, "max_position_embeddings": 512.0,
+		"rms_norm_eps": 1e-5, "tie_word_embeddings": tied, "initializer_range": 0.02,
 	}
 	if architecture == "bamba" {
 		config["model_type"], config["architectures"] = "bamba", []any{"BambaForCausalLM"}
-		for key, value := range map[string]any{"mamba_expand": 2.0, "mamba_n_heads": 8.0, "mamba_d_head": 64.0, "mamba_d_state": 32.0,
-			"mamba_n_groups": 1.0, "mamba_d_conv": 4.0, "mamba_chunk_size": 64.0, "attn_layer_indices": []any{3.0}} {
+		for key, value := range map[string]any{
+			"mamba_expand": 2.0, "mamba_n_heads": 8.0, "mamba_d_head": 64.0, "mamba_d_state": 32.0,
+			"mamba_n_groups": 1.0, "mamba_d_conv": 4.0, "mamba_chunk_size": 64.0,
+			"attn_layer_indices": []any{3.0},
+		} {
 			config[key] = value
 		}
 	}
@@ -489,10 +482,4 @@ func plannedModel(t *testing.T, architecture string, tied bool) model.Model {
 		t.Fatal(err)
 	}
 	return m
-}
-
-// plannedSpec is a run of the model that plans are held to.
-func plannedSpec() runSpec {
-	return runSpec{Architecture: "planned llama", DType: "float32", Distributed: FSDP,
-		Options: Options{Steps: 2, BatchSize: 1, SequenceLength: 128, Rate: 1e-4, Pack: true}}
 }

@@ -1,17 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -103,7 +100,7 @@ func (f *processFlags) launch(ctx context.Context, restarts int) error {
 	}
 	defer store.Close()
 	for attempt := 0; ; attempt++ {
-		begun, err := f.attempt(ctx, store.Port(), attempt)
+		begun, err := runOnce(ctx, f.processes, store.Port(), attempt)
 		if err == nil || ctx.Err() != nil || !begun || attempt >= restarts {
 			return err
 		}
@@ -138,108 +135,6 @@ func tellLauncher(text string) bool {
 	}
 	_, err := launcher().WriteString(text[:min(len(text), reportSize-len(begunMark))])
 	return err == nil
-}
-
-// attempt runs the processes once, and reports whether one had begun to take steps. The first to fail ends the others; its error is
-// what is returned.
-func (f *processFlags) attempt(ctx context.Context, port, attempt int) (begun bool, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return false, err
-	}
-	args := os.Args[1:]
-	if attempt > 0 {
-		args = append(args[:len(args):len(args)], "--resume")
-	}
-	type end struct {
-		rank  int
-		err   error
-		begun bool
-		said  string // why, in its own words
-	}
-	children, complaints := make([]*exec.Cmd, 0, f.processes), make([]bytes.Buffer, f.processes)
-	ends := make(chan end, f.processes)
-	kill := func() {
-		for _, c := range children {
-			c.Process.Kill()
-		}
-	}
-	for rank := range f.processes {
-		c := exec.Command(self, args...)
-		c.Env = append(os.Environ(), fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", f.processes), fmt.Sprint("LOCAL_RANK=", rank),
-			fmt.Sprint("LOCAL_WORLD_SIZE=", f.processes), "MASTER_ADDR=127.0.0.1", fmt.Sprint("MASTER_PORT=", port),
-			"TORCHELASTIC_USE_AGENT_STORE=True", fmt.Sprint("TORCHELASTIC_RESTART_COUNT=", attempt))
-		c.Stdout, c.Stderr = os.Stdout, os.Stderr
-		if rank == 0 {
-			c.Stdin = os.Stdin
-		} else {
-			c.Stdout, c.Stderr = nil, &complaints[rank]
-		}
-		// A process must not outlive its launcher.
-		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		reports, report, err := os.Pipe()
-		if err == nil {
-			c.Env, c.ExtraFiles = append(c.Env, reportVariable+"=3"), []*os.File{report} // the first after stdin, stdout and stderr
-			err = c.Start()
-			report.Close()
-		}
-		if err != nil {
-			kill()
-			return false, err
-		}
-		children = append(children, c)
-		go func() {
-			err := c.Wait()
-			said := make([]byte, reportSize)
-			reports.SetReadDeadline(time.Now().Add(time.Second)) // its own children may hold the pipe open
-			n, _ := reports.Read(said)
-			reports.Close()
-			why, begun := strings.CutPrefix(string(said[:n]), begunMark)
-			ends <- end{rank, err, begun, why}
-		}()
-	}
-	stopping := ctx.Done()
-	var first error
-	var failed end // the first to fail
-	alike := 0     // how many said what it said
-	var patience <-chan time.Time
-	for left := f.processes; left > 0; {
-		select {
-		case <-patience:
-			kill()
-		case <-stopping:
-			stopping = nil
-			for _, c := range children {
-				c.Process.Signal(syscall.SIGTERM)
-			}
-		case e := <-ends:
-			left--
-			begun = begun || e.begun
-			if first != nil && e.said != "" && e.said == failed.said {
-				alike++
-			}
-			if e.err == nil || first != nil || ctx.Err() != nil {
-				continue
-			}
-			if code := children[e.rank].ProcessState.ExitCode(); code == 130 { // one of them was told to stop, and told the others
-				first = context.Canceled
-				continue
-			}
-			failed, alike = e, 1
-			if first = failure(e.rank, children[e.rank].ProcessState, e.said, complaints[e.rank].String()); e.said == "" {
-				kill()
-				continue
-			}
-			patience = time.After(500 * time.Millisecond) // for the others to find the same mistake, which is then nobody's own
-		}
-	}
-	if ctx.Err() != nil {
-		return begun, ctx.Err()
-	}
-	if alike == f.processes {
-		first = inItsWords(failed.said, children[failed.rank].ProcessState)
-	}
-	return begun, first
 }
 
 // failure describes how a process failed: by its report, or, if it was killed, by its last line on

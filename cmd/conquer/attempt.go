@@ -1,0 +1,153 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// attempt is one run of this command in several processes.
+type attempt struct {
+	children []*exec.Cmd
+	stderr   []bytes.Buffer // of ranks above 0; rank 0's is printed
+	ends     chan processEnd
+	begun    bool       // a process took steps
+	failed   processEnd // the first to fail
+	err      error      // why, nil while none failed
+	same     int        // processes that reported what the first reported
+}
+
+// processEnd is how a process ended.
+type processEnd struct {
+	rank   int
+	err    error
+	begun  bool
+	report string // why it failed, in its own words
+}
+
+// sameFailureTime is how long the other processes may take to report the failure that one reported.
+const sameFailureTime = 500 * time.Millisecond
+
+// runOnce runs this command in n processes, and reports whether one of them took steps. The first to
+// fail ends the others, and its error is returned. number counts the attempts: all but the first
+// resume.
+func runOnce(ctx context.Context, n, port, number int) (begun bool, err error) {
+	a := &attempt{stderr: make([]bytes.Buffer, n), ends: make(chan processEnd, n)}
+	for rank := range n {
+		if err := a.start(rank, n, port, number); err != nil {
+			a.kill()
+			return false, err
+		}
+	}
+	canceled := ctx.Done()
+	var patience <-chan time.Time
+	for left := n; left > 0; {
+		select {
+		case <-patience:
+			a.kill()
+		case <-canceled:
+			canceled = nil
+			for _, c := range a.children {
+				c.Process.Signal(syscall.SIGTERM)
+			}
+		case e := <-a.ends:
+			left--
+			if a.note(ctx, e) {
+				patience = time.After(sameFailureTime)
+			}
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		a.err = ctx.Err()
+	case a.same == n: // a mistake in the command, not of one process
+		a.err = inItsWords(a.failed.report, a.children[a.failed.rank].ProcessState)
+	}
+	return a.begun, a.err
+}
+
+// start starts the process of a rank.
+func (a *attempt) start(rank, n, port, number int) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	args := os.Args[1:]
+	if number > 0 {
+		args = append(args[:len(args):len(args)], "--resume")
+	}
+	c := exec.Command(self, args...)
+	c.Stdout, c.Stderr, c.Stdin = os.Stdout, os.Stderr, os.Stdin
+	if rank > 0 {
+		c.Stdout, c.Stderr, c.Stdin = nil, &a.stderr[rank], nil
+	}
+	// A process must not outlive its launcher.
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	reports, report, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	c.ExtraFiles = []*os.File{report} // descriptor 3, after stdin, stdout and stderr
+	c.Env = append(os.Environ(),
+		fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", n),
+		fmt.Sprint("LOCAL_RANK=", rank), fmt.Sprint("LOCAL_WORLD_SIZE=", n),
+		"MASTER_ADDR=127.0.0.1", fmt.Sprint("MASTER_PORT=", port),
+		"TORCHELASTIC_USE_AGENT_STORE=True", fmt.Sprint("TORCHELASTIC_RESTART_COUNT=", number),
+		reportVariable+"=3",
+	)
+	err = c.Start()
+	report.Close()
+	if err != nil {
+		return err
+	}
+	a.children = append(a.children, c)
+	go func() { a.ends <- wait(c, rank, reports) }()
+	return nil
+}
+
+// wait waits for a process and reads its report.
+func wait(c *exec.Cmd, rank int, reports *os.File) processEnd {
+	err := c.Wait()
+	text := make([]byte, reportSize)
+	// The process's own children may hold the pipe open.
+	reports.SetReadDeadline(time.Now().Add(time.Second))
+	n, _ := reports.Read(text)
+	reports.Close()
+	why, begun := strings.CutPrefix(string(text[:n]), begunMark)
+	return processEnd{rank, err, begun, why}
+}
+
+// note records how a process ended. It returns true for the first failure that a process reported:
+// the others may report the same soon. It kills the others if the process did not say why it failed.
+func (a *attempt) note(ctx context.Context, e processEnd) (reported bool) {
+	a.begun = a.begun || e.begun
+	if a.err != nil && e.report != "" && e.report == a.failed.report {
+		a.same++
+	}
+	if e.err == nil || a.err != nil || ctx.Err() != nil {
+		return false
+	}
+	state := a.children[e.rank].ProcessState
+	if state.ExitCode() == 130 { // it was told to stop, and told the others
+		a.err = context.Canceled
+		return false
+	}
+	a.failed, a.same = e, 1
+	a.err = failure(e.rank, state, e.report, a.stderr[e.rank].String())
+	if e.report == "" {
+		a.kill()
+		return false
+	}
+	return true
+}
+
+func (a *attempt) kill() {
+	for _, c := range a.children {
+		c.Process.Kill()
+	}
+}
