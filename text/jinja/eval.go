@@ -428,9 +428,10 @@ func (r *renderer) slice(object value, e *sliceExpr, f *frame) value {
 		}
 	}
 	pick := func(items []value) []value {
-		chosen := []value{}
-		for _, i := range sliceIndices(bounds, len(items)) {
-			chosen = append(chosen, items[i])
+		indices := sliceIndices(bounds, len(items))
+		chosen := make([]value, len(indices))
+		for k, i := range indices {
+			chosen[k] = items[i]
 		}
 		r.elements(len(chosen))
 		return chosen
@@ -511,7 +512,14 @@ func sliceBounds(bounds [3]*int, n int) (start, stop, step int) {
 
 func sliceIndices(bounds [3]*int, n int) []int {
 	start, stop, step := sliceBounds(bounds, n)
-	var list []int
+	count := 0
+	switch {
+	case step > 0 && start < stop:
+		count = (stop-start-1)/step + 1
+	case step < 0 && start > stop:
+		count = (start-stop-1)/-step + 1
+	}
+	list := make([]int, 0, count)
 	for i := start; step > 0 && i < stop || step < 0 && i > stop; i += step {
 		list = append(list, i)
 	}

@@ -73,7 +73,8 @@ func TestTemplate_CostIsBounded(t *testing.T) {
 			if !errors.As(err, &limit) || limit.Limit != c.limit {
 				t.Errorf("got %v, want the limit of %s", err, c.limit)
 			}
-			if took := time.Since(began); took > 10*time.Second {
+			// Each takes about a second on a free core. A loaded machine may need much longer.
+			if took := time.Since(began); took > time.Minute {
 				t.Errorf("refused after %v", took)
 			}
 		})
