@@ -62,10 +62,9 @@ def conquer(jobs):
         json.dump(jobs, f)
         f.flush()
         start = time.time()
-        subprocess.run(
-            ["go", "test", "./checkpoint", "-count=1", "-run", "^TestParity_WithThePythonPackages$"],
-            cwd=ROOT, check=True, env=dict(os.environ,
-                                           CHECKPOINT_PARITY=f.name), stdout=subprocess.DEVNULL)
+        test = "^TestParity_WithThePythonPackages$"
+        subprocess.run(["go", "test", "./checkpoint", "-count=1", "-run", test], cwd=ROOT, check=True,
+                       env=dict(os.environ, CHECKPOINT_PARITY=f.name), stdout=subprocess.DEVNULL)
         print(f"conquer wrote {len(jobs)} folders in {time.time() - start:.1f} s")
 
 

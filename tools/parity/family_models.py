@@ -4,9 +4,9 @@
     python tools/parity/family_models.py [--seeds 2]
 
 Random small models of the kinds in tools/fixtures/llama.py and families.py, and Mamba-2, with other
-sizes for each seed, are run and exported by the tests of package families. llama.cpp opens the GGUF files and
-must give the logits that transformers gives. Needs the Go environment of `make env`, torch,
-transformers, safetensors and llama-cpp-python.
+sizes for each seed, are run and exported by the tests of package families. llama.cpp opens the GGUF
+files and must give the logits that transformers gives. Needs the Go environment of `make env`,
+torch, transformers, safetensors and llama-cpp-python.
 """
 import argparse
 import ctypes
