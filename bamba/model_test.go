@@ -205,8 +205,8 @@ func TestCache_RestartForgetsEverything(t *testing.T) {
 				defer cache.Free()
 				ids := torch.RandInt(50, []int{2, 4}, torch.CPU)
 				read := func() (got []float64) {
-					for _, piece := range [][2]int{{0, 1}, {1, 3}} {
-						x := model.Logits(m, model.Sequence{IDs: ids.Narrow(1, piece[0], piece[1]),
+					for _, part := range [][2]int{{0, 1}, {1, 3}} {
+						x := model.Logits(m, model.Sequence{IDs: ids.Narrow(1, part[0], part[1]),
 							Cache: cache})
 						got = append(got, torch.Values[float64](x)...)
 					}

@@ -437,15 +437,15 @@ func TestSSDScan_FinalStateContinuesTheScan(t *testing.T) {
 				c := Chunking{Strategy: Default, ChunkSize: p.chunk, Optimized: optimized}
 				whole, end := c.Scan(in)
 				part := func(start, length int, state torch.Tensor) (y, final torch.Tensor) {
-					piece := in
-					piece.InitialState = state
-					for _, t := range []*torch.Tensor{&piece.X, &piece.DT, &piece.B, &piece.C,
-						&piece.Z} {
+					part := in
+					part.InitialState = state
+					for _, t := range []*torch.Tensor{&part.X, &part.DT, &part.B, &part.C,
+						&part.Z} {
 						if t.Defined() {
 							*t = t.Narrow(1, start, length)
 						}
 					}
-					return c.Scan(piece)
+					return c.Scan(part)
 				}
 				y1, middle := part(0, cut, in.InitialState)
 				y2, final := part(cut, p.length-cut, middle)

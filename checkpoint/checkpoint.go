@@ -268,7 +268,7 @@ func (s *stored) info() Info {
 		File: s.file.path, Bytes: s.bytes}
 }
 
-// torchDType is the dtype of the tensor that stands for s.
+// torchDType is the dtype of the tensor that Tensor returns for s.
 func (s *stored) torchDType() torch.DType {
 	if d, ok := safetensorsTorch[s.dtype]; ok {
 		return d

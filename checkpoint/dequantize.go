@@ -43,14 +43,14 @@ func dequantize(dst []byte, dtype string, src []byte, kind string, rows, columns
 	}
 	// Work is divided into parts of a row or groups of rows, so that long and short rows are shared
 	// evenly.
-	pieceColumns := min(columns, decodeChunk)
-	piecesPerRow := (columns + pieceColumns - 1) / max(pieceColumns, 1)
-	pieces := rows * piecesPerRow
-	share(pieces, max(decodeChunk/max(pieceColumns, 1), 1), func(begin, end int) {
+	partColumns := min(columns, decodeChunk)
+	partsPerRow := (columns + partColumns - 1) / max(partColumns, 1)
+	parts := rows * partsPerRow
+	share(parts, max(decodeChunk/max(partColumns, 1), 1), func(begin, end int) {
 		var buffer [256]float32
-		for piece := begin; piece < end; piece++ {
-			row, first := piece/piecesPerRow, piece%piecesPerRow*pieceColumns
-			last := min(first+pieceColumns, columns)
+		for part := begin; part < end; part++ {
+			row, first := part/partsPerRow, part%partsPerRow*partColumns
+			last := min(first+partColumns, columns)
 			from := row
 			if source != nil {
 				from = source(row)

@@ -103,7 +103,7 @@ func (f *ggufFile) place(headerEnd, size int) error {
 	for i := range f.records {
 		t := &f.records[i]
 		if t.offset%alignment != 0 {
-			return fmt.Errorf("tensor %.80q: its offset %d is no multiple of the alignment %d",
+			return fmt.Errorf("tensor %.80q: its offset %d is not a multiple of the alignment %d",
 				t.name, t.offset, alignment)
 		}
 		if start > size || t.offset > size-start || t.bytes > size-start-t.offset {

@@ -25,7 +25,7 @@ var GGUFTypes = []string{"Q8_0", "Q4_0"}
 // SaveGGUF writes source, a model of a registered family, atomically as one GGUF file at path.
 // options.Metadata holds its tokenizer. Matrices have the type that options.Encoding or
 // options.DType names, or keep their own. Vectors are float32, which llama.cpp requires. With a
-// quantized type, matrices whose rows are no multiple of 32 are float16, and with Q4_0 the
+// quantized type, matrices whose rows are not multiples of 32 are float16, and with Q4_0 the
 // embedding and the head are Q8_0, which costs little size and improves the output. One tensor is
 // in memory at a time.
 func SaveGGUF(path string, source Source, options Options) error {

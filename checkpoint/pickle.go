@@ -284,7 +284,7 @@ func (m *pickleMachine) step(op byte) {
 		if list, ok := m.top().(*pickleList); ok {
 			list.items = append(list.items, items...)
 		} else {
-			m.fail("values are appended to what is no list")
+			m.fail("values are appended to something that is not a list")
 		}
 	case 's', 'u':
 		var items []any
@@ -323,7 +323,7 @@ func (m *pickleMachine) step(op byte) {
 		switch {
 		case m.err != nil:
 		case !ok || !ok2:
-			m.fail("a call of what is no function")
+			m.fail("something that is not a function is called")
 		case call == nil:
 			m.fail("it calls %s", global)
 		default:
@@ -336,7 +336,7 @@ func (m *pickleMachine) step(op byte) {
 	case 'b': // BUILD, the state of an object: state_dict() stores the versions of modules in it
 		state := m.pop()
 		if _, ok := m.top().(*pickleDict); !ok || m.err == nil && !isPickleDict(state) {
-			m.fail("a state is set on what is no dictionary")
+			m.fail("a state is set on something that is not a dictionary")
 		}
 	case 'Q':
 		m.storage(m.pop())
@@ -361,7 +361,7 @@ func (m *pickleMachine) recall(n int) {
 func (m *pickleMachine) setItems(items []any) {
 	d, ok := m.top().(*pickleDict)
 	if m.err == nil && (!ok || len(items)%2 != 0) {
-		m.fail("values are set in what is no dictionary")
+		m.fail("values are set in something that is not a dictionary")
 	}
 	if m.err != nil {
 		return

@@ -265,7 +265,7 @@ func sameModel(t *testing.T, m model.Model, path string) {
 		}
 		switch {
 		case !ok:
-			t.Errorf("%s is no weight of the model", c.Name)
+			t.Errorf("the model has no weight %s", c.Name)
 		case strings.HasSuffix(path, ".gguf") && strings.HasSuffix(c.Name, ".A_log"):
 			if worst := torch.Item[float64](rows(c).Sub(rows(w)).Abs().Max()); worst > 1e-5 {
 				t.Errorf("%s differs by %g", c.Name, worst)
@@ -296,8 +296,7 @@ func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
 			a.B.Tensor.RequireGrad(true)
 			torch.NoGrad(func() { a.B.Tensor.Normal(0, 0.05) })
 		}
-		// Every matrix of a block is a linear layer, but for convolutions, which have three
-		// dimensions.
+		// Every matrix of a block is a linear layer. Convolutions have three dimensions.
 		nn.Walk(m, func(c nn.Component) {
 			name := strings.TrimSuffix(c.Name, ".weight")
 			inBlock := strings.Contains(name, "layers.")

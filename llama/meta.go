@@ -211,7 +211,7 @@ func (f Family) paramsFor(text []byte) (*checkpoint.MetaModel, error) {
 }
 
 // ffnSize finds the numbers from which Meta's code computes the size of the feed-forward layer: two
-// thirds of 4·width, by a multiplier where there is one, rounded up to a multiple.
+// thirds of 4·width, times an optional multiplier, rounded up to a multiple.
 func ffnSize(width, inner int) (multiple int, multiplier *float64) {
 	base := 2 * 4 * width / 3
 	up := func(n, multiple int) int { return (n + multiple - 1) / multiple * multiple }

@@ -191,7 +191,7 @@ func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]strin
 		f := byName[name]
 		if !filepath.IsLocal(filepath.FromSlash(name)) || strings.ContainsAny(name,
 			"\\\x00") || f.size() < 0 {
-			return "", fmt.Errorf("%s%s lists a file %.80q, which is no name for one", Scheme,
+			return "", fmt.Errorf("%s%s lists a file with the invalid name %.80q", Scheme,
 				r.Name, name)
 		}
 		before := done

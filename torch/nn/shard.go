@@ -110,7 +110,7 @@ func (p *Param) Divide(shard *Shard, device torch.Device) {
 func (p *Param) Store(start int, t torch.Tensor) {
 	rows := t.Size(0)
 	if p.Shard == nil {
-		p.Narrow(0, start, rows).Copy(t.ToDevice(p.Device())) // by way of pinned memory
+		p.Narrow(0, start, rows).Copy(t.ToDevice(p.Device())) // through pinned memory
 		return
 	}
 	at := 0
