@@ -33,8 +33,8 @@ type processEnd struct {
 // sameFailureTime is how long the other processes may take to report the failure that one reported.
 const sameFailureTime = 500 * time.Millisecond
 
-// runOnce runs this command in n processes, and reports whether one of them took steps. The first to
-// fail ends the others, and its error is returned. number counts the attempts: all but the first
+// runOnce runs this command in n processes, and reports whether one of them took steps. The first
+// to fail ends the others, and its error is returned. number counts the attempts: all but the first
 // resume.
 func runOnce(ctx context.Context, n, port, number int) (begun bool, err error) {
 	a := &attempt{stderr: make([]bytes.Buffer, n), ends: make(chan processEnd, n)}
@@ -123,7 +123,8 @@ func wait(c *exec.Cmd, rank int, reports *os.File) processEnd {
 }
 
 // note records how a process ended. It returns true for the first failure that a process reported:
-// the others may report the same soon. It kills the others if the process did not say why it failed.
+// the others may report the same soon. It kills the others if the process did not say why it
+// failed.
 func (a *attempt) note(ctx context.Context, e processEnd) (reported bool) {
 	a.begun = a.begun || e.begun
 	if a.err != nil && e.report != "" && e.report == a.failed.report {

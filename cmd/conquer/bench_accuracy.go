@@ -54,7 +54,15 @@ func setupBenchAccuracy(flags *pflag.FlagSet) func(context.Context, []string) er
 		predictions := map[string][]bench.Prediction{}
 		for _, r := range rows {
 			p := subject.Prompts[r.ID]
-			predictions[r.Strategy] = append(predictions[r.Strategy], bench.Prediction{ID: r.ID, Prompt: p.Prompt, Reference: p.Answer, Prediction: r.Prediction})
+			predictions[r.Strategy] = append(
+				predictions[r.Strategy],
+				bench.Prediction{
+					ID:         r.ID,
+					Prompt:     p.Prompt,
+					Reference:  p.Answer,
+					Prediction: r.Prediction,
+				},
+			)
 		}
 		if len(rows) > 0 {
 			if failed := os.MkdirAll(f.output, 0o755); failed != nil {
@@ -62,7 +70,10 @@ func setupBenchAccuracy(flags *pflag.FlagSet) func(context.Context, []string) er
 			}
 		}
 		for strategy, list := range predictions {
-			if failed := bench.WritePredictions(filepath.Join(f.output, bench.PredictionsName(strategy)), list); failed != nil {
+			if failed := bench.WritePredictions(
+				filepath.Join(f.output, bench.PredictionsName(strategy)),
+				list,
+			); failed != nil {
 				return errors.Join(err, failed)
 			}
 		}
@@ -72,7 +83,10 @@ func setupBenchAccuracy(flags *pflag.FlagSet) func(context.Context, []string) er
 
 // printAccuracy writes one line per strategy: the perplexity over all reference tokens.
 func printAccuracy(w io.Writer, rows []bench.AccuracyRow) {
-	fmt.Fprintln(w, "strategy\tchunk\tprompts\treference tokens\tperplexity\tnats per token\tpredictions\t")
+	fmt.Fprintln(
+		w,
+		"strategy\tchunk\tprompts\treference tokens\tperplexity\tnats per token\tpredictions\t",
+	)
 	for i := 0; i < len(rows); {
 		first, sum, tokens := i, 0.0, 0
 		for ; i < len(rows) && rows[i].Strategy == rows[first].Strategy; i++ {
@@ -80,6 +94,16 @@ func printAccuracy(w io.Writer, rows []bench.AccuracyRow) {
 			tokens += rows[i].ReferenceTokens
 		}
 		mean := sum / float64(tokens)
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%.4f\t%.5f\t%s\t\n", rows[first].Strategy, rows[first].ChunkSize, i-first, tokens, math.Exp(mean), mean, bench.PredictionsName(rows[first].Strategy))
+		fmt.Fprintf(
+			w,
+			"%s\t%d\t%d\t%d\t%.4f\t%.5f\t%s\t\n",
+			rows[first].Strategy,
+			rows[first].ChunkSize,
+			i-first,
+			tokens,
+			math.Exp(mean),
+			mean,
+			bench.PredictionsName(rows[first].Strategy),
+		)
 	}
 }

@@ -23,10 +23,14 @@ func readRows[Row any](t *testing.T, dir, kind string) []Row {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Machine.Cores < 1 || r.Machine.CPU == "" || r.Versions.Go == "" || r.Command == "" || r.Time.IsZero() {
+	if r.Machine.Cores < 1 || r.Machine.CPU == "" || r.Versions.Go == "" || r.Command == "" ||
+		r.Time.IsZero() {
 		t.Errorf("%s: %+v", kind, r)
 	}
-	if data, err := os.ReadFile(filepath.Join(dir, kind+".csv")); err != nil || strings.Count(string(data), "\n") <= 1 {
+	if data, err := os.ReadFile(
+		filepath.Join(dir, kind+".csv"),
+	); err != nil ||
+		strings.Count(string(data), "\n") <= 1 {
 		t.Errorf("%s.csv: %v %s", kind, err, data)
 	}
 	return r.Rows.([]Row)
@@ -34,16 +38,42 @@ func readRows[Row any](t *testing.T, dir, kind string) []Row {
 
 func TestBenchSSDPrintsWhatItWrites(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "results")
-	args := []string{"bench", "ssd", "--length", "40", "--heads", "2", "--head_dim", "16", "--state", "16", "--repeats", "2", "--device", "cpu",
-		"--chunking", "default,windowed:1-optimized", "--chunk_size", "16", "--output_path", dir}
+	args := []string{
+		"bench",
+		"ssd",
+		"--length",
+		"40",
+		"--heads",
+		"2",
+		"--head_dim",
+		"16",
+		"--state",
+		"16",
+		"--repeats",
+		"2",
+		"--device",
+		"cpu",
+		"--chunking",
+		"default,windowed:1-optimized",
+		"--chunk_size",
+		"16",
+		"--output_path",
+		dir,
+	}
 	table := succeed(t, args...)
 	rows := readRows[bench.SSDRow](t, dir, "ssd")
-	if len(rows) != 2*2+3 || strings.Count(table, "\n") != len(rows)+4 || !strings.Contains(table, "windowed:1-optimized") {
+	if len(rows) != 2*2+3 || strings.Count(table, "\n") != len(rows)+4 ||
+		!strings.Contains(table, "windowed:1-optimized") {
 		t.Errorf("%d rows, and the table\n%s", len(rows), table)
 	}
 	again := decode[bench.Results](t, succeed(t, append(args, "--json", "--pass", "forward")...))
-	if now := readRows[bench.SSDRow](t, dir, "ssd"); len(now) != 2 || len(again.Rows.([]any)) != 2 || again.Machine.Ceilings.ReadGBPerS <= 0 ||
-		again.Machine.Ceilings.F32GFlopPerS <= 0 || again.Machine.Ceilings.BF16GFlopPerS <= 0 {
+	if now := readRows[bench.SSDRow](
+		t,
+		dir,
+		"ssd",
+	); len(now) != 2 || len(again.Rows.([]any)) != 2 || again.Machine.Ceilings.ReadGBPerS <= 0 ||
+		again.Machine.Ceilings.F32GFlopPerS <= 0 ||
+		again.Machine.Ceilings.BF16GFlopPerS <= 0 {
 		t.Errorf("%d rows, printed %+v", len(now), again)
 	}
 }
@@ -62,10 +92,30 @@ func writePrompts(t *testing.T) string {
 
 func TestBenchChunksTimesAModelWithOrWithoutWeights(t *testing.T) {
 	prompts, dir := writePrompts(t), t.TempDir()
-	args := []string{"bench", "chunks", "--prompts", prompts, "--variant", "bytes", "--repeats", "1", "--max_new_tokens", "2", "--device", "cpu",
-		"--chunking", "default,independent-optimized", "--chunk_size", "16", "--output_path", dir}
+	args := []string{
+		"bench",
+		"chunks",
+		"--prompts",
+		prompts,
+		"--variant",
+		"bytes",
+		"--repeats",
+		"1",
+		"--max_new_tokens",
+		"2",
+		"--device",
+		"cpu",
+		"--chunking",
+		"default,independent-optimized",
+		"--chunk_size",
+		"16",
+		"--output_path",
+		dir,
+	}
 	table, complaints, code := invoke(t, "", args...)
-	if code != 0 || !strings.Contains(complaints, "random (no --model_path)") || !strings.Contains(complaints, "no --tokenizer") || strings.Count(complaints, "\n") != 2 {
+	if code != 0 || !strings.Contains(complaints, "random (no --model_path)") ||
+		!strings.Contains(complaints, "no --tokenizer") ||
+		strings.Count(complaints, "\n") != 2 {
 		t.Fatalf("exit %d: %s", code, complaints)
 	}
 	rows := readRows[bench.ChunksRow](t, dir, "chunks")
@@ -73,18 +123,53 @@ func TestBenchChunksTimesAModelWithOrWithoutWeights(t *testing.T) {
 		t.Fatalf("%d rows, and the table\n%s", len(rows), table)
 	}
 	for i, r := range rows {
-		if want := []int{41, 3}[i/2]; r.PromptTokens != want || r.ChunkSize != 16 || r.Layers != 2 || r.UseCache || r.TotalMS <= 0 {
+		if want := []int{41, 3}[i/2]; r.PromptTokens != want || r.ChunkSize != 16 ||
+			r.Layers != 2 ||
+			r.UseCache ||
+			r.TotalMS <= 0 {
 			t.Errorf("%+v", r)
 		}
 	}
 	// A model of one's own, cut to its first layer; what cannot be recorded here is one line.
 	model := writeBamba(t)
-	table, complaints, code = invoke(t, "", "bench", "chunks", "--prompts", prompts, "--model_path", model, "--tokenizer", "char_tokenizer", "--layers", "1", "--repeats", "1",
-		"--chunking", "default", "--compile", "eager,kernels,graph,both", "--use_cache", "--device", "cpu", "--output_path", dir, "--max_new_tokens", "1")
-	if code != 0 || strings.Count(complaints, "\n") != 2 || strings.Count(complaints, "graphs are for GPUs") != 2 || !strings.Contains(table, "kernels") {
+	table, complaints, code = invoke(
+		t,
+		"",
+		"bench",
+		"chunks",
+		"--prompts",
+		prompts,
+		"--model_path",
+		model,
+		"--tokenizer",
+		"char_tokenizer",
+		"--layers",
+		"1",
+		"--repeats",
+		"1",
+		"--chunking",
+		"default",
+		"--compile",
+		"eager,kernels,graph,both",
+		"--use_cache",
+		"--device",
+		"cpu",
+		"--output_path",
+		dir,
+		"--max_new_tokens",
+		"1",
+	)
+	if code != 0 || strings.Count(complaints, "\n") != 2 ||
+		strings.Count(complaints, "graphs are for GPUs") != 2 ||
+		!strings.Contains(table, "kernels") {
 		t.Fatalf("exit %d: %s", code, complaints)
 	}
-	if rows = readRows[bench.ChunksRow](t, dir, "chunks"); len(rows) != 8 || rows[0].Layers != 1 || !rows[0].UseCache || rows[1].TotalMS <= 0 || rows[2].Failed == "" {
+	if rows = readRows[bench.ChunksRow](
+		t,
+		dir,
+		"chunks",
+	); len(rows) != 8 || rows[0].Layers != 1 || !rows[0].UseCache || rows[1].TotalMS <= 0 ||
+		rows[2].Failed == "" {
 		t.Errorf("%+v", rows)
 	}
 }
@@ -103,8 +188,23 @@ func TestWhatABenchmarkFinishedBeforeItEndedIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := bench.SSDOptions{
-		Passes: []string{"forward", "norm"}, Strategies: strategies, ChunkSizes: []int{16}, Lengths: []int{8}, Batches: []int{1},
-		Shape: bench.ScanShape{Heads: 1, HeadDim: 16, State: 16, Groups: 1}, DType: torch.Float32, Device: torch.CPU, Repeats: 1,
+		Passes: []string{
+			"forward",
+			"norm",
+		},
+		Strategies: strategies,
+		ChunkSizes: []int{16},
+		Lengths:    []int{8},
+		Batches:    []int{1},
+		Shape: bench.ScanShape{
+			Heads:   1,
+			HeadDim: 16,
+			State:   16,
+			Groups:  1,
+		},
+		DType:   torch.Float32,
+		Device:  torch.CPU,
+		Repeats: 1,
 	}
 	err = bench.RunSSD(ctx, o, func(row bench.SSDRow, _ int) {
 		if rows = append(rows, row); len(rows) == 2 {
@@ -115,19 +215,30 @@ func TestWhatABenchmarkFinishedBeforeItEndedIsKept(t *testing.T) {
 	if err = f.finish(r, len(rows), err, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("ended with %v", err)
 	}
-	if got := readRows[bench.SSDRow](t, dir, "ssd"); len(got) != 2 || got[1].Strategy != "independent" {
+	if got := readRows[bench.SSDRow](
+		t,
+		dir,
+		"ssd",
+	); len(got) != 2 ||
+		got[1].Strategy != "independent" {
 		t.Errorf("%+v", got)
 	}
 }
 
-// What a benchmark measured must not be lost with the place where it was to be written, nor be measured for such a place.
+// What a benchmark measured must not be lost with the place where it was to be written, nor be
+// measured for such a place.
 func TestABenchmarkThatCannotWriteItsResults(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o666); err != nil {
 		t.Fatal(err)
 	}
 	f := benchFlags{output: filepath.Join(file, "results"), json: true}
-	if _, err := f.begin(bench.SSD, torch.CPU, false); err == nil || !strings.Contains(err.Error(), "--output_path: "+file+" is a file") {
+	if _, err := f.begin(
+		bench.SSD,
+		torch.CPU,
+		false,
+	); err == nil ||
+		!strings.Contains(err.Error(), "--output_path: "+file+" is a file") {
 		t.Errorf("begins with %v", err)
 	}
 	f.output = t.TempDir()
@@ -143,7 +254,10 @@ func TestABenchmarkThatCannotWriteItsResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = f.finish(r, 1, nil, nil)
-	if printed, _ := os.ReadFile(os.Stdout.Name()); err == nil || !strings.Contains(string(printed), `"median_ms":1.25`) {
+	if printed, _ := os.ReadFile(
+		os.Stdout.Name(),
+	); err == nil ||
+		!strings.Contains(string(printed), `"median_ms":1.25`) {
 		t.Errorf("ended with %v and printed %s", err, printed)
 	}
 }
@@ -178,8 +292,25 @@ func writeBamba(t *testing.T) string {
 
 func TestBenchAccuracyAndGPTScoreGoTogether(t *testing.T) {
 	prompts, dir := writePrompts(t), t.TempDir()
-	table := succeed(t, "bench", "accuracy", "--prompts", prompts, "--model_path", writeBamba(t), "--tokenizer", "char_tokenizer", "--device", "cpu",
-		"--chunking", "default-optimized,windowed:1", "--chunk_size", "16", "--output_path", dir)
+	table := succeed(
+		t,
+		"bench",
+		"accuracy",
+		"--prompts",
+		prompts,
+		"--model_path",
+		writeBamba(t),
+		"--tokenizer",
+		"char_tokenizer",
+		"--device",
+		"cpu",
+		"--chunking",
+		"default-optimized,windowed:1",
+		"--chunk_size",
+		"16",
+		"--output_path",
+		dir,
+	)
 	rows := readRows[bench.AccuracyRow](t, dir, "accuracy")
 	if len(rows) != 4 || !strings.Contains(table, "accuracy_windowed_1.tsv") {
 		t.Fatalf("%d rows, and the table\n%s", len(rows), table)
@@ -188,15 +319,31 @@ func TestBenchAccuracyAndGPTScoreGoTogether(t *testing.T) {
 	for _, strategy := range []string{"default-optimized", "windowed:1"} {
 		path := filepath.Join(dir, bench.PredictionsName(strategy))
 		list, err := bench.ReadPredictions(path)
-		if err != nil || len(list) != 2 || list[1].Prompt != "fog" || list[1].Reference != " again" {
+		if err != nil || len(list) != 2 || list[1].Prompt != "fog" ||
+			list[1].Reference != " again" {
 			t.Errorf("%s: %+v %v", path, list, err)
 		}
 		files = append(files, path)
 	}
-	args := append([]string{"bench", "gptscore", "--model_path", writeModel(t, 704, true), "--device", "cpu", "--aspect", "none,fluency", "--output_path", dir}, files...)
+	args := append(
+		[]string{
+			"bench",
+			"gptscore",
+			"--model_path",
+			writeModel(t, 704, true),
+			"--device",
+			"cpu",
+			"--aspect",
+			"none,fluency",
+			"--output_path",
+			dir,
+		},
+		files...)
 	succeed(t, args...)
 	scores := readRows[bench.GPTScoreRow](t, dir, "gptscore")
-	if len(scores) != 2*2*2 || scores[7].Strategy != "windowed:1" || scores[7].Aspect != "fluency" || !(scores[7].Average < 0) {
+	if len(scores) != 2*2*2 || scores[7].Strategy != "windowed:1" ||
+		scores[7].Aspect != "fluency" ||
+		!(scores[7].Average < 0) {
 		t.Errorf("%+v", scores)
 	}
 }
@@ -208,7 +355,8 @@ func TestBenchExplainsItsParts(t *testing.T) {
 	}
 	for _, part := range benchCommand.parts {
 		own := succeed(t, append(strings.Fields(part.name), "--help")...)
-		if !strings.Contains(help, part.name) || !strings.Contains(own, "Examples:") || !strings.Contains(own, "conquer "+part.name) ||
+		if !strings.Contains(help, part.name) || !strings.Contains(own, "Examples:") ||
+			!strings.Contains(own, "conquer "+part.name) ||
 			own != succeed(t, append([]string{"help"}, strings.Fields(part.name)...)...) {
 			t.Errorf("%s: %s", part.name, own)
 		}
@@ -225,7 +373,10 @@ func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		}
 		return path
 	}
-	missing := write("missing.json", `[{"prompt": "p", "answer": "a", "token_len": 1, "num_chunks": 1}, {"prompt": "p", "token_len": 1, "num_chunks": 1}]`)
+	missing := write(
+		"missing.json",
+		`[{"prompt": "p", "answer": "a", "token_len": 1, "num_chunks": 1}, {"prompt": "p", "token_len": 1, "num_chunks": 1}]`,
+	)
 	good, malformed := write("good.tsv", "1\tp\ta\tb\n"), write("bad.tsv", "1\tp\ta\tb\n2\tp\ta\n")
 	chunks := func(more ...string) []string {
 		return append([]string{"chunks", "--variant", "bytes", "--device", "cpu"}, more...)
@@ -267,8 +418,18 @@ func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"an unknown dtype":       {[]string{"ssd", "--dtype", "int8"}, 2, "--dtype"},
 	} {
 		stdout, stderr, code := invoke(t, "", append([]string{"bench"}, c.args...)...)
-		if code != c.code || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") != 1 || stdout != "" {
-			t.Errorf("%s: exit %d, want %d and one line with %q\nstdout: %s\nstderr: %s", name, code, c.code, c.want, stdout, stderr)
+		if code != c.code || !strings.Contains(stderr, c.want) ||
+			strings.Count(stderr, "\n") != 1 ||
+			stdout != "" {
+			t.Errorf(
+				"%s: exit %d, want %d and one line with %q\nstdout: %s\nstderr: %s",
+				name,
+				code,
+				c.code,
+				c.want,
+				stdout,
+				stderr,
+			)
 		}
 	}
 }
@@ -280,11 +441,16 @@ func TestBenchInferenceSaysWhetherLayersAreFused(t *testing.T) {
 	}{
 		{bench.InferenceRow{}, ""}, // the CPU has nothing to say
 		{bench.InferenceRow{Fused: true}, "  layers       fused: "},
-		{bench.InferenceRow{UnfusedReason: "it takes one row, not 2"}, "  layers       not fused: it takes one row, not 2\n"},
+		{bench.InferenceRow{UnfusedReason: "it takes one row, not 2"}, "  layers       not " +
+			"fused: it takes one row, not 2\n"},
 	} {
 		var text strings.Builder
 		printInference(&text, c.row)
-		if said := strings.Contains(text.String(), "layers"); said != (c.want != "") || !strings.Contains(text.String(), c.want) {
+		if said := strings.Contains(
+			text.String(),
+			"layers",
+		); said != (c.want != "") ||
+			!strings.Contains(text.String(), c.want) {
 			t.Errorf("%+v:\n%s", c.row, text.String())
 		}
 	}

@@ -17,7 +17,11 @@ func TestAModelTravelsThroughEveryFormatWithItsTokenizer(t *testing.T) {
 		to := filepath.Join(work, step[1])
 		succeed(t, "export", "--model_path", at, "--output_path", to, "--format", step[0])
 		at = to
-		if info := decode[modelInfo](t, succeed(t, "info", "--model_path", at, "--json")); info.Problem != "" || info.Tokenizer == nil || info.Tokenizer.Tokens != 700 {
+		if info := decode[modelInfo](
+			t,
+			succeed(t, "info", "--model_path", at, "--json"),
+		); info.Problem != "" || info.Tokenizer == nil ||
+			info.Tokenizer.Tokens != 700 {
 			t.Errorf("%s: %+v", step[0], info)
 		}
 	}
@@ -25,26 +29,76 @@ func TestAModelTravelsThroughEveryFormatWithItsTokenizer(t *testing.T) {
 		t.Error("the weights differ after the round trip")
 	}
 	ask := func(path string) string {
-		return succeed(t, "generate", "--model_path", path, "--prompt", "hello there", "--max_new_tokens", "8", "--ignore_eos", "--json")
+		return succeed(
+			t,
+			"generate",
+			"--model_path",
+			path,
+			"--prompt",
+			"hello there",
+			"--max_new_tokens",
+			"8",
+			"--ignore_eos",
+			"--json",
+		)
 	}
-	if a, b := decode[generateOutput](t, ask(dir)), decode[generateOutput](t, ask(filepath.Join(work, "m.gguf"))); a.Text != b.Text || !slices.Equal(a.TokenIDs, b.TokenIDs) {
+	if a, b := decode[generateOutput](
+		t,
+		ask(dir),
+	), decode[generateOutput](
+		t,
+		ask(filepath.Join(work, "m.gguf")),
+	); a.Text != b.Text ||
+		!slices.Equal(a.TokenIDs, b.TokenIDs) {
 		t.Errorf("%+v, expected %+v", b, a)
 	}
 	quantized := filepath.Join(work, "q.gguf")
 	succeed(t, "export", "--model_path", dir, "--output_path", quantized, "--dtype", "q8_0")
-	if info := decode[modelInfo](t, succeed(t, "info", "--model_path", quantized, "--json")); info.Types["Q8_0"] == 0 || info.Types["BF16"] != 0 {
+	if info := decode[modelInfo](
+		t,
+		succeed(t, "info", "--model_path", quantized, "--json"),
+	); info.Types["Q8_0"] == 0 ||
+		info.Types["BF16"] != 0 {
 		t.Errorf("types %v", info.Types)
 	}
 }
 
 func TestAModelWithoutATokenizerTakesIDsFromGGUFToo(t *testing.T) {
 	dir, out := writeModel(t, 50, false), filepath.Join(t.TempDir(), "m.gguf")
-	_, stderr, code := invoke(t, "", "export", "--model_path", dir, "--output_path", out, "--format", "gguf")
+	_, stderr, code := invoke(
+		t,
+		"",
+		"export",
+		"--model_path",
+		dir,
+		"--output_path",
+		out,
+		"--format",
+		"gguf",
+	)
 	if code != 0 || !strings.Contains(stderr, "no tokenizer") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
-	a := succeed(t, "generate", "--model_path", dir, "--token_ids", "1,2,3", "--max_new_tokens", "5")
-	if b := succeed(t, "generate", "--model_path", out, "--token_ids", "1,2,3", "--max_new_tokens", "5"); a != b {
+	a := succeed(
+		t,
+		"generate",
+		"--model_path",
+		dir,
+		"--token_ids",
+		"1,2,3",
+		"--max_new_tokens",
+		"5",
+	)
+	if b := succeed(
+		t,
+		"generate",
+		"--model_path",
+		out,
+		"--token_ids",
+		"1,2,3",
+		"--max_new_tokens",
+		"5",
+	); a != b {
 		t.Errorf("%q, expected %q", b, a)
 	}
 }
@@ -73,7 +127,14 @@ func TestExportSaysWhatItCannotDo(t *testing.T) {
 	} {
 		_, stderr, code := invoke(t, "", append([]string{"export"}, test.args...)...)
 		if code != test.code || !strings.Contains(stderr, test.want) {
-			t.Errorf("%v: exit %d, %s; expected %d with %q", test.args, code, stderr, test.code, test.want)
+			t.Errorf(
+				"%v: exit %d, %s; expected %d with %q",
+				test.args,
+				code,
+				stderr,
+				test.code,
+				test.want,
+			)
 		}
 	}
 	if left, _ := os.ReadDir(work); len(left) != 2 {
@@ -111,7 +172,8 @@ func TestAModelIsNotWrittenOverWhileItIsRead(t *testing.T) {
 		{"train", "--model_path", link, "--output_path", dir, "--data_path", filepath.Join(dir, "config.json")},
 	} {
 		_, stderr, code := invoke(t, "", args...)
-		if code != 1 || !strings.Contains(stderr, "--output_path: ") || !strings.Contains(stderr, "is also --model_path: choose another") {
+		if code != 1 || !strings.Contains(stderr, "--output_path: ") ||
+			!strings.Contains(stderr, "is also --model_path: choose another") {
 			t.Errorf("%v: exit %d, %s", args, code, stderr)
 		}
 	}

@@ -68,15 +68,26 @@ func decode[T any](t testing.TB, printed string) T {
 	return v
 }
 
-// writeModel writes a random model of the given vocabulary with the tokenizer of text/tokenizer/testdata/smollm, which has 700
-// tokens, or without one.
+// writeModel writes a random model of the given vocabulary with the tokenizer of
+// text/tokenizer/testdata/smollm, which has 700 tokens, or without one.
 func writeModel(t testing.TB, vocabulary int, withTokenizer bool) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "model")
 	config := model.Config{
-		"architectures": []any{"LlamaForCausalLM"}, "model_type": "llama", "vocab_size": float64(vocabulary), "hidden_size": 32.0,
-		"intermediate_size": 48.0, "num_hidden_layers": 2.0, "num_attention_heads": 4.0, "num_key_value_heads": 2.0,
-		"max_position_embeddings": 256.0, "initializer_range": 0.4, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+		"architectures": []any{
+			"LlamaForCausalLM",
+		},
+		"model_type":              "llama",
+		"vocab_size":              float64(vocabulary),
+		"hidden_size":             32.0,
+		"intermediate_size":       48.0,
+		"num_hidden_layers":       2.0,
+		"num_attention_heads":     4.0,
+		"num_key_value_heads":     2.0,
+		"max_position_embeddings": 256.0,
+		"initializer_range":       0.4,
+		"hidden_act":              "silu",
+		"rms_norm_eps":            1e-5,
 	}
 	m, err := model.New(config)
 	if err != nil {
@@ -92,7 +103,10 @@ func writeModel(t testing.TB, vocabulary int, withTokenizer bool) string {
 		t.Fatal(err)
 	}
 	text, _ := json.Marshal(config)
-	options := checkpoint.Options{Config: text, GenerationConfig: []byte(`{"_from_model_config": true}`)}
+	options := checkpoint.Options{
+		Config:           text,
+		GenerationConfig: []byte(`{"_from_model_config": true}`),
+	}
 	if withTokenizer {
 		options.TokenizerFrom = "../../text/tokenizer/testdata/smollm"
 	}
@@ -104,18 +118,46 @@ func writeModel(t testing.TB, vocabulary int, withTokenizer bool) string {
 
 func TestGeneratePrintsOneObjectWithTextAndIDs(t *testing.T) {
 	dir := writeModel(t, 704, true)
-	args := []string{"generate", "--model_path", dir, "--prompt", "hello there", "--max_new_tokens", "12", "--temperature", "0", "--json", "--ignore_eos"}
+	args := []string{
+		"generate",
+		"--model_path",
+		dir,
+		"--prompt",
+		"hello there",
+		"--max_new_tokens",
+		"12",
+		"--temperature",
+		"0",
+		"--json",
+		"--ignore_eos",
+	}
 	got := decode[generateOutput](t, succeed(t, args...))
 	tok, err := tokenizer.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got.TokenIDs) != 12 || got.Text != tok.Decode(got.TokenIDs, true) || got.PromptTokens != len(tok.Encode("hello there", true)) {
+	if len(got.TokenIDs) != 12 || got.Text != tok.Decode(got.TokenIDs, true) ||
+		got.PromptTokens != len(tok.Encode("hello there", true)) {
 		t.Errorf("got %+v", got)
 	}
-	// A dash works for an underscore, without the cache nothing changes, and ids do as well as text.
-	again := decode[generateOutput](t, succeed(t, "generate", "--model-path", dir, "--token-ids", joinIDs(tok.Encode("hello there", true)),
-		"--max-new-tokens", "12", "--json", "--ignore-eos", "--use-cache=false"))
+	// A dash works for an underscore, without the cache nothing changes, and ids do as well as
+	// text.
+	again := decode[generateOutput](
+		t,
+		succeed(
+			t,
+			"generate",
+			"--model-path",
+			dir,
+			"--token-ids",
+			joinIDs(tok.Encode("hello there", true)),
+			"--max-new-tokens",
+			"12",
+			"--json",
+			"--ignore-eos",
+			"--use-cache=false",
+		),
+	)
 	if !slices.Equal(again.TokenIDs, got.TokenIDs) {
 		t.Errorf("from ids %v, from text %v", again.TokenIDs, got.TokenIDs)
 	}
@@ -123,13 +165,34 @@ func TestGeneratePrintsOneObjectWithTextAndIDs(t *testing.T) {
 
 func TestGenerateStreamsPlainText(t *testing.T) {
 	dir := writeModel(t, 704, true)
-	args := []string{"generate", "--model_path", dir, "--prompt", "hello", "--max_new_tokens", "10", "--ignore_eos"}
+	args := []string{
+		"generate",
+		"--model_path",
+		dir,
+		"--prompt",
+		"hello",
+		"--max_new_tokens",
+		"10",
+		"--ignore_eos",
+	}
 	want := decode[generateOutput](t, succeed(t, append(args, "--json")...)).Text
 	if got := succeed(t, args...); got != want+"\n" {
 		t.Errorf("printed %q, want %q", got, want)
 	}
 	// Several prompts are named, by their ids where these were given.
-	if got := succeed(t, "generate", "--model_path", dir, "--token_ids", "5,6", "--token_ids", "7", "--max_new_tokens", "3"); !strings.HasPrefix(got, "> 5,6\n") || !strings.Contains(got, "\n\n> 7\n") {
+	if got := succeed(
+		t,
+		"generate",
+		"--model_path",
+		dir,
+		"--token_ids",
+		"5,6",
+		"--token_ids",
+		"7",
+		"--max_new_tokens",
+		"3",
+	); !strings.HasPrefix(got, "> 5,6\n") ||
+		!strings.Contains(got, "\n\n> 7\n") {
 		t.Errorf("printed %q", got)
 	}
 }
@@ -142,7 +205,11 @@ func TestPromptsComeFromFilesToo(t *testing.T) {
 	os.WriteFile(lines, []byte("\"one\"\n{\"prompt\": \"two three\"}\n"), 0o644)
 	var outputs []string
 	for _, args := range [][]string{{"--prompts_file", plain}, {"--prompts_file", lines, "--batch_size", "1"}, {"--prompt", "one", "--prompt", "two three"}} {
-		printed := succeed(t, append([]string{"generate", "--model_path", dir, "--max_new_tokens", "6", "--json"}, args...)...)
+		printed := succeed(
+			t,
+			append(
+				[]string{"generate", "--model_path", dir, "--max_new_tokens", "6", "--json"},
+				args...)...)
 		texts := ""
 		for line := range strings.Lines(printed) {
 			o := decode[generateOutput](t, line)
@@ -157,14 +224,42 @@ func TestPromptsComeFromFilesToo(t *testing.T) {
 
 func TestAModelWithoutATokenizerTakesIDs(t *testing.T) {
 	dir := writeModel(t, 50, false)
-	if got := succeed(t, "generate", "--model_path", dir, "--token_ids", "1,2,3", "--max_new_tokens", "5"); strings.Count(got, ",") != 4 {
+	if got := succeed(
+		t,
+		"generate",
+		"--model_path",
+		dir,
+		"--token_ids",
+		"1,2,3",
+		"--max_new_tokens",
+		"5",
+	); strings.Count(
+		got,
+		",",
+	) != 4 {
 		t.Errorf("printed %q", got)
 	}
-	got := decode[generateOutput](t, succeed(t, "generate", "--model_path", dir, "--token_ids", "1,2,3", "--max_new_tokens", "5", "--json"))
+	got := decode[generateOutput](
+		t,
+		succeed(
+			t,
+			"generate",
+			"--model_path",
+			dir,
+			"--token_ids",
+			"1,2,3",
+			"--max_new_tokens",
+			"5",
+			"--json",
+		),
+	)
 	if len(got.TokenIDs) != 5 || got.Text != "" {
 		t.Errorf("got %+v", got)
 	}
-	scores := decode[scoreOutput](t, succeed(t, "score", "--model_path", dir, "--token_ids", "1,2,3", "--json"))
+	scores := decode[scoreOutput](
+		t,
+		succeed(t, "score", "--model_path", dir, "--token_ids", "1,2,3", "--json"),
+	)
 	if scores.Tokens != 2 || len(scores.TokenNLL) != 2 {
 		t.Errorf("got %+v", scores)
 	}
@@ -174,15 +269,30 @@ func TestScorePrintsTheMeanAndEachToken(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	file := filepath.Join(t.TempDir(), "text")
 	os.WriteFile(file, []byte("some words, and more of them"), 0o644)
-	got := decode[scoreOutput](t, succeed(t, "score", "--model_path", dir, "--text_file", file, "--json"))
+	got := decode[scoreOutput](
+		t,
+		succeed(t, "score", "--model_path", dir, "--text_file", file, "--json"),
+	)
 	sum := 0.0
 	for _, v := range got.TokenNLL {
 		sum += v
 	}
-	if got.Tokens != len(got.TokenNLL) || math.Abs(got.NLL-sum/float64(got.Tokens)) > 1e-9 || math.Abs(got.Perplexity/math.Exp(got.NLL)-1) > 1e-9 {
+	if got.Tokens != len(got.TokenNLL) || math.Abs(got.NLL-sum/float64(got.Tokens)) > 1e-9 ||
+		math.Abs(got.Perplexity/math.Exp(got.NLL)-1) > 1e-9 {
 		t.Errorf("got %+v", got)
 	}
-	if same := decode[scoreOutput](t, succeed(t, "score", "--model_path", dir, "--text", "some words, and more of them", "--json")); same.NLL != got.NLL {
+	if same := decode[scoreOutput](
+		t,
+		succeed(
+			t,
+			"score",
+			"--model_path",
+			dir,
+			"--text",
+			"some words, and more of them",
+			"--json",
+		),
+	); same.NLL != got.NLL {
 		t.Errorf("the same text scores %v and %v", got.NLL, same.NLL)
 	}
 }
@@ -210,7 +320,20 @@ func TestChatAnswersEachLineAndRemembers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		answer := decode[generateOutput](t, succeed(t, "generate", "--model_path", dir, "--max_new_tokens", "8", "--json", "--token_ids", joinIDs(tok.Encode(prompt, false)))).Text
+		answer := decode[generateOutput](
+			t,
+			succeed(
+				t,
+				"generate",
+				"--model_path",
+				dir,
+				"--max_new_tokens",
+				"8",
+				"--json",
+				"--token_ids",
+				joinIDs(tok.Encode(prompt, false)),
+			),
+		).Text
 		want += answer + "\n"
 		messages = append(messages, tokenizer.Message{Role: "assistant", Content: answer})
 	}
@@ -219,7 +342,8 @@ func TestChatAnswersEachLineAndRemembers(t *testing.T) {
 	}
 }
 
-// A person who asks too much is told so, and the conversation goes on; what was said first makes room for what comes.
+// A person who asks too much is told so, and the conversation goes on; what was said first makes
+// room for what comes.
 func TestAQuestionTooLongIsNotTheEndOfAConversation(t *testing.T) {
 	f := modelFlags{path: writeModel(t, 704, true), device: "cpu"}
 	o, err := f.open(context.Background())
@@ -228,7 +352,12 @@ func TestAQuestionTooLongIsNotTheEndOfAConversation(t *testing.T) {
 	}
 	defer o.Close()
 	var printed strings.Builder
-	c := &conversation{opened: o, samplingFlags: &samplingFlags{options: generate.Options{MaxNewTokens: 8, IgnoreEOS: true}}, out: &printed, person: true}
+	c := &conversation{
+		opened:        o,
+		samplingFlags: &samplingFlags{options: generate.Options{MaxNewTokens: 8, IgnoreEOS: true}},
+		out:           &printed,
+		person:        true,
+	}
 	c.session = generate.NewSession(o.model, o.tokenizer)
 	defer c.session.Close()
 	questions := "hello\n" + strings.Repeat("to and fro ", 200) + "\n"
@@ -241,7 +370,10 @@ func TestAQuestionTooLongIsNotTheEndOfAConversation(t *testing.T) {
 	if n := strings.Count(printed.String(), "\n> "); n != 23 {
 		t.Errorf("asked %d times, expected 23:\n%s", n, printed.String())
 	}
-	if n := len(c.messages); n < 4 || n >= 42 || n%2 != 0 || c.messages[0].Content == "hello" || c.messages[n-2].Content != "and the sea, and the lamp?" {
+	if n := len(
+		c.messages,
+	); n < 4 || n >= 42 || n%2 != 0 || c.messages[0].Content == "hello" ||
+		c.messages[n-2].Content != "and the sea, and the lamp?" {
 		t.Errorf("%d messages are remembered: %v", n, c.messages)
 	}
 }
@@ -267,7 +399,11 @@ func TestExportKeepsEveryBitAndTheTokenizer(t *testing.T) {
 			t.Errorf("%s differs", name)
 		}
 	}
-	if shards, _ := filepath.Glob(filepath.Join(first, "model-*-of-*.safetensors")); len(shards) < 3 {
+	if shards, _ := filepath.Glob(
+		filepath.Join(first, "model-*-of-*.safetensors"),
+	); len(
+		shards,
+	) < 3 {
 		t.Errorf("shards of 40 KB: %v", shards)
 	}
 	half := filepath.Join(t.TempDir(), "half")
@@ -300,7 +436,8 @@ func sameTensors(t *testing.T, a, b string) (same bool) {
 			if err != nil {
 				return err
 			}
-			same = same && x.DType() == y.DType() && bytes.Equal(x.Contiguous().Data(), y.Contiguous().Data())
+			same = same && x.DType() == y.DType() &&
+				bytes.Equal(x.Contiguous().Data(), y.Contiguous().Data())
 		}
 		return nil
 	})
@@ -314,14 +451,27 @@ func TestInfoDescribesModelAndMachine(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	info := decode[modelInfo](t, succeed(t, "info", "--model_path", dir, "--tensors", "--json"))
 	if info.Architecture != "llama" || info.VocabularySize != 704 || info.ContextLength != 256 || info.Problem != "" ||
-		info.Tokenizer == nil || info.Tokenizer.Tokens != 700 || !info.Tokenizer.ChatTemplate || len(info.Tensors) != 21 {
+		info.Tokenizer == nil ||
+		info.Tokenizer.Tokens != 700 ||
+		!info.Tokenizer.ChatTemplate ||
+		len(info.Tensors) != 21 {
 		t.Errorf("got %+v", info)
 	}
-	if plain := succeed(t, "info", "--model_path", dir, "--tensors"); !strings.Contains(plain, "model.layers.1.self_attn.q_proj.weight") {
+	if plain := succeed(
+		t,
+		"info",
+		"--model_path",
+		dir,
+		"--tensors",
+	); !strings.Contains(
+		plain,
+		"model.layers.1.self_attn.q_proj.weight",
+	) {
 		t.Errorf("printed %s", plain)
 	}
 	machine := decode[machineInfo](t, succeed(t, "info", "--device", "--json"))
-	if machine.Cores < 1 || machine.Threads < 1 || machine.Processor == "" || (len(machine.GPUs) == 0) != (machine.NoGPU != "") {
+	if machine.Cores < 1 || machine.Threads < 1 || machine.Processor == "" ||
+		(len(machine.GPUs) == 0) != (machine.NoGPU != "") {
 		t.Errorf("got %+v", machine)
 	}
 }
@@ -339,7 +489,12 @@ func TestCompletionKnowsCommandsAndFlags(t *testing.T) {
 
 func TestHelpTeachesWithAnExample(t *testing.T) {
 	for _, name := range []string{"generate", "chat", "score", "info", "export", "plan", "completion"} {
-		if help := succeed(t, name, "--help"); !strings.Contains(help, "Examples:\n") || !strings.Contains(help, "conquer "+name) {
+		if help := succeed(
+			t,
+			name,
+			"--help",
+		); !strings.Contains(help, "Examples:\n") ||
+			!strings.Contains(help, "conquer "+name) {
 			t.Errorf("%s: %s", name, help)
 		}
 	}
@@ -353,7 +508,11 @@ func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 	os.WriteFile(filepath.Join(full, "precious"), nil, 0o644)
 	broken := filepath.Join(folder, "broken")
 	os.Mkdir(broken, 0o755)
-	os.WriteFile(filepath.Join(broken, "model.safetensors"), []byte("\xff\xff\xff\xff\xff\xff\xff\x7f{"), 0o644)
+	os.WriteFile(
+		filepath.Join(broken, "model.safetensors"),
+		[]byte("\xff\xff\xff\xff\xff\xff\xff\x7f{"),
+		0o644,
+	)
 	os.WriteFile(filepath.Join(broken, "config.json"), []byte("{}"), 0o644)
 	// A folder whose config.json asks for something else than its weights are.
 	changed := func(key string, value any) string {
@@ -431,8 +590,18 @@ func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"info of nothing":       {[]string{"info", "--model_path", "/nowhere"}, 1, "/nowhere"},
 	} {
 		stdout, stderr, code := invoke(t, "", c.args...)
-		if code != c.code || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") != 1 || stdout != "" {
-			t.Errorf("%s: exit %d, want %d and one line with %q\nstdout: %s\nstderr: %s", name, code, c.code, c.want, stdout, stderr)
+		if code != c.code || !strings.Contains(stderr, c.want) ||
+			strings.Count(stderr, "\n") != 1 ||
+			stdout != "" {
+			t.Errorf(
+				"%s: exit %d, want %d and one line with %q\nstdout: %s\nstderr: %s",
+				name,
+				code,
+				c.code,
+				c.want,
+				stdout,
+				stderr,
+			)
 		}
 	}
 }

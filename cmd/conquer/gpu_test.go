@@ -80,14 +80,29 @@ func random(t testing.TB, config model.Config, dtype torch.DType, device torch.D
 	return m
 }
 
-var gpuPrompts = [][]int32{{5, 6, 7, 8, 9, 10, 11, 500, 3}, {300}, {20, 400, 3, 77}, slices.Repeat([]int32{9, 800, 31, 7}, 40)}
+var gpuPrompts = [][]int32{
+	{5, 6, 7, 8, 9, 10, 11, 500, 3},
+	{300},
+	{20, 400, 3, 77},
+	slices.Repeat([]int32{9, 800, 31, 7}, 40),
+}
 
 func TestGPUGivesTheCPUsText(t *testing.T) {
 	device := needGPU(t)
 	for _, architecture := range []string{"llama", "bamba"} {
 		t.Run(architecture, func(t *testing.T) {
 			config := sized(t, architecture)
-			cpu, gpu := random(t, config, torch.Float32, torch.CPU), random(t, config, torch.Float32, device)
+			cpu, gpu := random(
+				t,
+				config,
+				torch.Float32,
+				torch.CPU,
+			), random(
+				t,
+				config,
+				torch.Float32,
+				device,
+			)
 			for _, o := range []generate.Options{{}, {Temperature: 0.8, TopK: 40, TopP: 0.9, Seed: 3, RepetitionPenalty: 1.2}} {
 				o.MaxNewTokens, o.IgnoreEOS, o.Compile = 40, true, generate.CompileNone
 				for _, batch := range [][][]int32{gpuPrompts, gpuPrompts[:1], gpuPrompts[3:]} {
@@ -97,7 +112,16 @@ func TestGPUGivesTheCPUsText(t *testing.T) {
 						o.Compile = compile
 						for i, r := range mustGenerate(t, gpu, batch, o) {
 							if !slices.Equal(r.Tokens, want[i].Tokens) {
-								t.Errorf("%s, temperature %v, prompt %d of %d: the GPU gave %v, the CPU %v", compile, o.Temperature, i, len(batch), r.Tokens, want[i].Tokens)
+								t.Errorf(
+									"%s, temperature %v, prompt %d of %d: the GPU gave %v, the "+
+										"CPU %v",
+									compile,
+									o.Temperature,
+									i,
+									len(batch),
+									r.Tokens,
+									want[i].Tokens,
+								)
 							}
 						}
 					}
@@ -120,8 +144,9 @@ func TestGPUReplaysGiveWhatLaunchesGiveInBFloat16(t *testing.T) {
 	}
 }
 
-// A session's cache has more room than one generation's and holds the turns before, so that sums are cut elsewhere: what it
-// says may differ where two tokens are nearly as likely, which float32 does not see.
+// A session's cache has more room than one generation's and holds the turns before, so that sums
+// are cut elsewhere: what it says may differ where two tokens are nearly as likely, which float32
+// does not see.
 func TestGPUSessionGivesWhatATurnAloneGives(t *testing.T) {
 	device := needGPU(t)
 	m := random(t, sized(t, "llama"), torch.Float32, device)
@@ -129,7 +154,12 @@ func TestGPUSessionGivesWhatATurnAloneGives(t *testing.T) {
 	defer s.Close()
 	ids := slices.Clone(gpuPrompts[0])
 	for range 3 { // the recording serves the turns that follow
-		r, _, err := s.Generate(context.Background(), ids, generate.Options{MaxNewTokens: 20, IgnoreEOS: true}, nil)
+		r, _, err := s.Generate(
+			context.Background(),
+			ids,
+			generate.Options{MaxNewTokens: 20, IgnoreEOS: true},
+			nil,
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -146,14 +176,32 @@ func TestGPULogitsAreNearTheCPUs(t *testing.T) {
 	for _, architecture := range decoders {
 		for dtype, limit := range map[torch.DType]float64{torch.Float32: 1e-3, torch.BFloat16: 5e-2} {
 			config := sized(t, architecture)
-			cpu, gpu := random(t, config, torch.Float32, torch.CPU), random(t, config, dtype, device)
+			cpu, gpu := random(
+				t,
+				config,
+				torch.Float32,
+				torch.CPU,
+			), random(
+				t,
+				config,
+				dtype,
+				device,
+			)
 			if err := torch.Run(func() error {
 				torch.NoGrad(func() {
 					ids := torch.RandInt(1024, []int{2, 200}, torch.CPU)
 					want := torch.Values[float32](model.Logits(cpu, model.Sequence{IDs: ids}))
-					got := torch.Values[float32](model.Logits(gpu, model.Sequence{IDs: ids.ToDevice(device)}).ToDevice(torch.CPU))
+					got := torch.Values[float32](
+						model.Logits(gpu, model.Sequence{IDs: ids.ToDevice(device)}).
+							ToDevice(torch.CPU),
+					)
 					if d := distanceOf(got, want); !(d < limit) {
-						t.Errorf("%s in %v: logits differ by %.2g of their norm", architecture, dtype, d)
+						t.Errorf(
+							"%s in %v: logits differ by %.2g of their norm",
+							architecture,
+							dtype,
+							d,
+						)
 					}
 				})
 				return nil
@@ -174,14 +222,26 @@ func distanceOf(got, want []float32) float64 {
 }
 
 // losses are those of fifty steps from the same weights over the same samples.
-func losses(t *testing.T, architecture string, dtype torch.DType, d torch.Device, o train.Options) []float64 {
+func losses(
+	t *testing.T,
+	architecture string,
+	dtype torch.DType,
+	d torch.Device,
+	o train.Options,
+) []float64 {
 	t.Helper()
 	list, _ := recordedLosses(t, architecture, dtype, d, o)
 	return list
 }
 
 // recordedLosses also says whether passes were replayed.
-func recordedLosses(t *testing.T, architecture string, dtype torch.DType, d torch.Device, o train.Options) ([]float64, bool) {
+func recordedLosses(
+	t *testing.T,
+	architecture string,
+	dtype torch.DType,
+	d torch.Device,
+	o train.Options,
+) ([]float64, bool) {
 	t.Helper()
 	data := &dataset.Dataset{}
 	for i := range 16 {
@@ -216,13 +276,20 @@ func apart(got, want []float64) (worst float64) {
 	return worst
 }
 
-// What is computed again is the same computation: only sums whose order the GPU leaves open may differ.
+// What is computed again is the same computation: only sums whose order the GPU leaves open may
+// differ.
 func TestGPURecomputationGivesTheSameLosses(t *testing.T) {
 	device := needGPU(t)
 	for _, architecture := range []string{"llama", "bamba"} {
 		want := losses(t, architecture, torch.BFloat16, device, train.Options{})
 		for _, recompute := range []train.Recompute{train.RecomputeSelective, train.RecomputeBlock} {
-			got := losses(t, architecture, torch.BFloat16, device, train.Options{Recompute: recompute})
+			got := losses(
+				t,
+				architecture,
+				torch.BFloat16,
+				device,
+				train.Options{Recompute: recompute},
+			)
 			t.Logf("%s, %s: largest difference %.2g", architecture, recompute, apart(got, want))
 			if !(apart(got, want) < 3e-3) {
 				t.Errorf("%s, %s: recomputed %.4f, kept %.4f", architecture, recompute, got, want)
@@ -252,7 +319,14 @@ func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
 			want := losses(t, c.architecture, torch.Float32, torch.CPU, exact)
 			got := losses(t, c.architecture, c.dtype, device, c.options)
 			worst := apart(got, want)
-			t.Logf("first %.4f and %.4f, last %.4f and %.4f, largest difference %.2g", want[0], got[0], want[49], got[49], worst)
+			t.Logf(
+				"first %.4f and %.4f, last %.4f and %.4f, largest difference %.2g",
+				want[0],
+				got[0],
+				want[49],
+				got[49],
+				worst,
+			)
 			if !(worst < c.limit) {
 				t.Errorf("the losses differ by %.2g: CPU %.4f, GPU %.4f", worst, want, got)
 			}
@@ -260,8 +334,8 @@ func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
 	}
 }
 
-// The batches have rows of 64 and of 96 tokens in turns, and as many labels as come. With dropout, a recording must draw what
-// operations launched one by one draw.
+// The batches have rows of 64 and of 96 tokens in turns, and as many labels as come. With dropout,
+// a recording must draw what operations launched one by one draw.
 func TestGPURecordedStepsFollowThoseLaunchedOneByOne(t *testing.T) {
 	device := needGPU(t)
 	adapter := func(dropout float64) *lora.Config {
@@ -282,7 +356,8 @@ func TestGPURecordedStepsFollowThoseLaunchedOneByOne(t *testing.T) {
 		{"llama bfloat16", "llama", torch.BFloat16, 2e-2, train.Options{}},
 		{"llama lora bfloat16", "llama", torch.BFloat16, 2e-2, train.Options{LoRA: adapter(0)}},
 		{"bamba", "bamba", torch.Float32, 1e-3, train.Options{}},
-		{"bamba packed bfloat16", "bamba", torch.BFloat16, 0.1, train.Options{Pack: true}}, // rounds sums of gradients in place of means
+		// rounds sums of gradients in place of means
+		{"bamba packed bfloat16", "bamba", torch.BFloat16, 0.1, train.Options{Pack: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.options.Compile = train.CompileNone
@@ -295,9 +370,19 @@ func TestGPURecordedStepsFollowThoseLaunchedOneByOne(t *testing.T) {
 			if !recorded {
 				t.Error("no pass was recorded")
 			}
-			t.Logf("last %.4f and %.4f, largest difference %.2g", want[49], got[49], apart(got, want))
+			t.Logf(
+				"last %.4f and %.4f, largest difference %.2g",
+				want[49],
+				got[49],
+				apart(got, want),
+			)
 			if !(apart(got, want) < c.limit) {
-				t.Errorf("the losses differ by %.2g: launched one by one %.4f, recorded %.4f", apart(got, want), want, got)
+				t.Errorf(
+					"the losses differ by %.2g: launched one by one %.4f, recorded %.4f",
+					apart(got, want),
+					want,
+					got,
+				)
 			}
 		})
 	}
@@ -322,7 +407,8 @@ func TestGPUWithoutRoomSaysSoAndServesTheNext(t *testing.T) {
 		t.Fatalf("64 GiB a time, for ever: %v", err)
 	}
 	line := explained(err).Error()
-	if strings.Contains(line, "\n") || !strings.Contains(line, "out of memory") || !strings.Contains(line, "GiB are free") {
+	if strings.Contains(line, "\n") || !strings.Contains(line, "out of memory") ||
+		!strings.Contains(line, "GiB are free") {
 		t.Errorf("not one clear line: %s", line)
 	}
 	if after := torch.LiveTensors(); after != before {
@@ -337,7 +423,14 @@ func TestGPUProfileNamesKernels(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "trace.json")
 	var stats generate.Stats
 	rows, err := torch.Trace(path, func() (err error) {
-		_, stats, err = generate.Generate(context.Background(), m, nil, gpuPrompts[:1], generate.Options{MaxNewTokens: 5, IgnoreEOS: true, Compile: generate.CompileNone}, nil)
+		_, stats, err = generate.Generate(
+			context.Background(),
+			m,
+			nil,
+			gpuPrompts[:1],
+			generate.Options{MaxNewTokens: 5, IgnoreEOS: true, Compile: generate.CompileNone},
+			nil,
+		)
 		return err
 	})
 	if err != nil {
@@ -349,12 +442,20 @@ func TestGPUProfileNamesKernels(t *testing.T) {
 		if !stats.Fused || stats.UnfusedReason != "" {
 			t.Errorf("the fused kernel is not spoken of: %+v", stats)
 		}
-	} else if want := fmt.Sprintf("there is no kernel for a GPU of compute capability %d.", device.Info().Major); !strings.HasPrefix(stats.UnfusedReason, want) || stats.Fused {
+	} else if want := fmt.Sprintf("there is no kernel for a GPU of compute capability "+
+		"%d.", device.Info().Major); !strings.HasPrefix(stats.UnfusedReason, want) || stats.Fused {
 		t.Errorf("nothing is said of the fused kernel that is not there: %+v", stats)
 	}
 	for _, kernel := range kernels {
-		if !slices.ContainsFunc(rows, func(r torch.Traced) bool { return r.GPU && strings.TrimSuffix(r.Name, "_mha") == kernel }) {
-			t.Errorf("no %s among the kernels, which begin with %v", kernel, rows[:min(8, len(rows))])
+		if !slices.ContainsFunc(
+			rows,
+			func(r torch.Traced) bool { return r.GPU && strings.TrimSuffix(r.Name, "_mha") == kernel },
+		) {
+			t.Errorf(
+				"no %s among the kernels, which begin with %v",
+				kernel,
+				rows[:min(8, len(rows))],
+			)
 		}
 	}
 	data, err := os.ReadFile(path)
@@ -365,22 +466,71 @@ func TestGPUProfileNamesKernels(t *testing.T) {
 
 func TestGPUBenchmarksRun(t *testing.T) {
 	needGPU(t)
-	printed := succeed(t, "bench", "inference", "--architecture", "llama", "--variant", "micro", "--device", "cuda", "--seq_len", "64",
-		"--max_new_tokens", "16", "--batch_size", "2", "--repeat", "1", "--json")
+	printed := succeed(
+		t,
+		"bench",
+		"inference",
+		"--architecture",
+		"llama",
+		"--variant",
+		"micro",
+		"--device",
+		"cuda",
+		"--seq_len",
+		"64",
+		"--max_new_tokens",
+		"16",
+		"--batch_size",
+		"2",
+		"--repeat",
+		"1",
+		"--json",
+	)
 	if rows := strings.Count(printed, "\n"); rows != 3 {
 		t.Errorf("%d rows, expected 3:\n%s", rows, printed)
 	}
-	if said := strings.Count(printed, `"unfused":"it takes one row, not 2"`); said != 2 { // the rows with a cache
-		t.Errorf("two rows are said to be more than the fused kernel takes %d times, expected 2:\n%s", said, printed)
+	if said := strings.Count(
+		printed,
+		`"unfused":"it takes one row, not 2"`,
+	); said != 2 { // the rows with a cache
+		t.Errorf(
+			"two rows are said to be more than the fused kernel takes %d times, expected 2:\n%s",
+			said,
+			printed,
+		)
 	}
-	row := decode[bench.TrainRow](t, succeed(t, "bench", "train", "--architecture", "llama", "--variant", "micro", "--device", "cuda",
-		"--sequence_length", "128", "--batch_size", "2", "--steps", "2", "--json"))
+	row := decode[bench.TrainRow](
+		t,
+		succeed(
+			t,
+			"bench",
+			"train",
+			"--architecture",
+			"llama",
+			"--variant",
+			"micro",
+			"--device",
+			"cuda",
+			"--sequence_length",
+			"128",
+			"--batch_size",
+			"2",
+			"--steps",
+			"2",
+			"--json",
+		),
+	)
 	if !(row.TokensPerS > 0) || row.PeakBytes == 0 {
 		t.Error(fmt.Sprint(row))
 	}
 }
 
-func mustGenerate(t testing.TB, m model.Model, prompts [][]int32, o generate.Options) []generate.Result {
+func mustGenerate(
+	t testing.TB,
+	m model.Model,
+	prompts [][]int32,
+	o generate.Options,
+) []generate.Result {
 	t.Helper()
 	results, _, err := generate.Generate(context.Background(), m, nil, prompts, o, nil)
 	if err != nil {

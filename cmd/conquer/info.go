@@ -127,7 +127,10 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 		info.Parameters += n
 		info.Types[t.Stored] += n
 		if tensors {
-			info.Tensors = append(info.Tensors, tensorInfo{name, t.Shape, t.Stored, t.Bytes, filepath.Base(t.File)})
+			info.Tensors = append(
+				info.Tensors,
+				tensorInfo{name, t.Shape, t.Stored, t.Bytes, filepath.Base(t.File)},
+			)
 		}
 	}
 	config := model.Config(c.Config())
@@ -147,14 +150,27 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 	if tok != nil {
 		info.Tokenizer = describeTokenizer(tok, c)
 		if info.VocabularySize > 0 && tok.VocabSize() > info.VocabularySize {
-			info.Problem = strings.TrimPrefix(fmt.Sprintf("%s; the tokenizer has %d tokens, the model %d", info.Problem, tok.VocabSize(), info.VocabularySize), "; ")
+			info.Problem = strings.TrimPrefix(
+				fmt.Sprintf(
+					"%s; the tokenizer has %d tokens, the model %d",
+					info.Problem,
+					tok.VocabSize(),
+					info.VocabularySize,
+				),
+				"; ",
+			)
 		}
 	}
 	return info, nil
 }
 
 func describeTokenizer(tok *tokenizer.Tokenizer, c *checkpoint.Checkpoint) *tokenizerInfo {
-	info := &tokenizerInfo{Kind: "byte-level BPE", Tokens: tok.VocabSize(), EOS: tok.EOS(), ChatTemplate: tok.ChatTemplate() != ""}
+	info := &tokenizerInfo{
+		Kind:         "byte-level BPE",
+		Tokens:       tok.VocabSize(),
+		EOS:          tok.EOS(),
+		ChatTemplate: tok.ChatTemplate() != "",
+	}
 	if _, ok := tok.ID("<0x0A>"); ok {
 		info.Kind = "SentencePiece BPE with byte fallback"
 	}
@@ -172,7 +188,11 @@ func (m *modelInfo) print(w io.Writer) {
 		fmt.Fprintf(w, "%-14s %s\n", name, fmt.Sprintf(format, args...))
 	}
 	row("path", "%s (%s)", m.Path, m.Format)
-	row("architecture", "%s", cmp.Or(m.Architecture, "not supported")+" (model_type "+cmp.Or(m.ModelType, "unknown")+")")
+	row(
+		"architecture",
+		"%s",
+		cmp.Or(m.Architecture, "not supported")+" (model_type "+cmp.Or(m.ModelType, "unknown")+")",
+	)
 	row("parameters", "%s", formatCount(m.Parameters))
 	var types []string
 	for name := range m.Types {
@@ -180,14 +200,26 @@ func (m *modelInfo) print(w io.Writer) {
 	}
 	slices.SortFunc(types, func(a, b string) int { return m.Types[b] - m.Types[a] })
 	for i, name := range types {
-		types[i] = fmt.Sprintf("%s %.1f %%", name, 100*float64(m.Types[name])/float64(max(m.Parameters, 1)))
+		types[i] = fmt.Sprintf(
+			"%s %.1f %%",
+			name,
+			100*float64(m.Types[name])/float64(max(m.Parameters, 1)),
+		)
 	}
 	row("stored as", "%s", strings.Join(types, ", "))
 	for i, f := range m.Files {
 		row([]string{"files", ""}[min(i, 1)], "%s, %s", f.Name, formatBytes(f.Bytes))
 	}
 	if m.Layers != nil {
-		row("shape", "%v layers, width %v, feed-forward width %v, %v heads, %v key/value heads", m.Layers, m.Width, m.Inner, m.Heads, cmp.Or(m.KeyValueHeads, m.Heads))
+		row(
+			"shape",
+			"%v layers, width %v, feed-forward width %v, %v heads, %v key/value heads",
+			m.Layers,
+			m.Width,
+			m.Inner,
+			m.Heads,
+			cmp.Or(m.KeyValueHeads, m.Heads),
+		)
 	}
 	if m.ContextLength > 0 {
 		row("context", "%d tokens", m.ContextLength)
@@ -209,7 +241,14 @@ func (m *modelInfo) print(w io.Writer) {
 		fmt.Fprintln(w)
 	}
 	for _, t := range m.Tensors {
-		fmt.Fprintf(w, "%-56s %-8s %-18s %s\n", t.Name, t.Stored, strings.ReplaceAll(fmt.Sprint(t.Shape), " ", "×"), formatBytes(int64(t.Bytes)))
+		fmt.Fprintf(
+			w,
+			"%-56s %-8s %-18s %s\n",
+			t.Name,
+			t.Stored,
+			strings.ReplaceAll(fmt.Sprint(t.Shape), " ", "×"),
+			formatBytes(int64(t.Bytes)),
+		)
 	}
 }
 
@@ -258,7 +297,12 @@ type gpuInfo struct {
 
 func showMachine(w io.Writer, asJSON bool) error {
 	m := machineInfo{
-		Version: version, Go: runtime.Version(), Libtorch: "2.11.0", Processor: processor(), Cores: runtime.NumCPU(), GPUs: []gpuInfo{},
+		Version:   version,
+		Go:        runtime.Version(),
+		Libtorch:  "2.11.0",
+		Processor: processor(),
+		Cores:     runtime.NumCPU(),
+		GPUs:      []gpuInfo{},
 	}
 	err := torch.Run(func() error {
 		m.Threads = torch.Threads()
@@ -267,7 +311,16 @@ func showMachine(w io.Writer, asJSON bool) error {
 			return nil
 		}
 		for _, d := range torch.Devices() {
-			m.GPUs = append(m.GPUs, gpuInfo{d.Name, fmt.Sprintf("%d.%d", d.Major, d.Minor), d.Multiprocessors, d.Total, d.Free})
+			m.GPUs = append(
+				m.GPUs,
+				gpuInfo{
+					d.Name,
+					fmt.Sprintf("%d.%d", d.Major, d.Minor),
+					d.Multiprocessors,
+					d.Total,
+					d.Free,
+				},
+			)
 		}
 		return nil
 	})
@@ -282,10 +335,23 @@ func showMachine(w io.Writer, asJSON bool) error {
 		return printJSON(w, m)
 	}
 	fmt.Fprintf(w, "conquer    %s (%s, libtorch %s)\n", m.Version, m.Go, m.Libtorch)
-	fmt.Fprintf(w, "processor  %s, %s, %s used\n", m.Processor, dataset.Count(m.Cores, "core"), dataset.Count(m.Threads, "thread"))
+	fmt.Fprintf(
+		w,
+		"processor  %s, %s, %s used\n",
+		m.Processor,
+		dataset.Count(m.Cores, "core"),
+		dataset.Count(m.Threads, "thread"),
+	)
 	for _, g := range m.GPUs {
-		fmt.Fprintf(w, "GPU        %s, compute capability %s, %d multiprocessors, %s, %s free\n",
-			g.Name, g.Capability, g.Multiprocessors, formatBytes(g.TotalBytes), formatBytes(g.FreeBytes))
+		fmt.Fprintf(
+			w,
+			"GPU        %s, compute capability %s, %d multiprocessors, %s, %s free\n",
+			g.Name,
+			g.Capability,
+			g.Multiprocessors,
+			formatBytes(g.TotalBytes),
+			formatBytes(g.FreeBytes),
+		)
 	}
 	if m.Driver != "" {
 		fmt.Fprintf(w, "driver     %s\n", m.Driver)
@@ -300,7 +366,11 @@ func showMachine(w io.Writer, asJSON bool) error {
 func processor() string {
 	data, _ := os.ReadFile("/proc/cpuinfo")
 	for line := range strings.Lines(string(data)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+		if name, value, ok := strings.Cut(
+			line,
+			":",
+		); ok &&
+			strings.TrimSpace(name) == "model name" {
 			return strings.TrimSpace(value)
 		}
 	}
