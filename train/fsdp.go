@@ -104,7 +104,7 @@ func groupByKind(params []*nn.Param) (groups [][]*nn.Param) {
 	type kind struct {
 		dtype      torch.DType
 		trained    bool
-		replicated bool // in a tensor-parallel group, whose processes must have equal flat parameters
+		replicated bool // in a tensor-parallel group: its processes need equal flat parameters
 	}
 	index := map[kind]int{}
 	for _, p := range params {

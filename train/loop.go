@@ -59,14 +59,14 @@ func (t *Trainer) noteSlowOptions() {
 	o := t.options
 	if t.device.IsCUDA() && (o.LabelSmoothing != 0 || o.ZLoss != 0) {
 		t.notice(
-			"this device has no kernels for label smoothing and z-loss: libtorch computes the loss " +
-				"in chunks of rows",
+			"this device has no kernels for label smoothing and z-loss: " +
+				"libtorch computes the loss in chunks of rows",
 		)
 	}
 	if stages := t.strategy.stages(); o.Accumulate < stages {
 		t.notice(
 			fmt.Sprintf(
-				"with %d micro-batches per step, the %d stages of the pipeline wait for each other: "+
+				"with %d micro-batches per step, the %d pipeline stages wait for each other: "+
 					"--accumulate %d with a smaller --batch_size is faster",
 				o.Accumulate,
 				stages,
@@ -189,7 +189,8 @@ func (t *Trainer) update(step *Step, list []dataset.Batch, counts []float64) {
 		t.strategy.step(t.net, batches, divisor, &r)
 	}
 	t.strategy.finishReduce()
-	ready, gradients := t.optimizer.Prepare(), t.optimizer.Gradients() // before the host waits for a number
+	// Before the host waits for a number.
+	ready, gradients := t.optimizer.Prepare(), t.optimizer.Gradients()
 	numbers := make([]float64, t.net.Objective.Numbers())
 	r.Sum(numbers, scale)
 	numbers, step.Norm = t.strategy.combine(numbers, scale*optim.Norm(gradients))

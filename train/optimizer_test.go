@@ -119,7 +119,8 @@ func TestOptimizer_ResumeIsBitEqual(t *testing.T) {
 	}
 }
 
-// A sharded run with 8-bit moments resumes bit by bit in a world of the same size, and approximately in another.
+// A sharded run with 8-bit moments resumes bit by bit in a world of the same size, and
+// approximately in another.
 func TestOptimizer_ShardedInt8MomentsResume(t *testing.T) {
 	skipWorlds(t)
 	sharded, divided := spec(), spec()

@@ -24,7 +24,7 @@ type Recompute = network.Recompute
 
 const (
 	RecomputeNone  = network.RecomputeNone  // every result
-	RecomputeBlock = network.RecomputeBlock // the input of each block; the block runs again in the backward pass
+	RecomputeBlock = network.RecomputeBlock // each block's input; the block runs again
 	// RecomputeSelective keeps the results of linear layers, attention and scans. Norms, SwiGLU and
 	// convolutions run again. It saves a third of the memory and costs a few percent of the time.
 	RecomputeSelective = network.RecomputeSelective
@@ -59,7 +59,7 @@ var Objectives = []string{SFT, DPO}
 const (
 	None = "none" // one process
 	DDP  = "ddp"  // each process holds all weights; gradients are summed
-	FSDP = "fsdp" // each process holds an equal part of every weight, its gradient and its optimizer state
+	FSDP = "fsdp" // each process holds an equal part of weights, gradients and optimizer state
 	HSDP = "hsdp" // fsdp within groups of processes (hosts), ddp across the groups
 	// TP is tensor parallelism: the TensorSize processes of a group divide each layer (see package
 	// parallel) and take the same rows. Several groups sum their gradients as ddp does. FSDP with a
@@ -103,17 +103,17 @@ type Options struct {
 	Steps  int `json:"steps,omitempty"`
 	Epochs int `json:"-"`
 
-	BatchSize      int  `json:"batch_size"`      // rows of a micro-batch; of each data-parallel process
+	BatchSize      int  `json:"batch_size"`      // rows of a micro-batch, per data-parallel process
 	SequenceLength int  `json:"sequence_length"` // maximum number of tokens of a row
 	Accumulate     int  `json:"accumulate"`      // micro-batches of a step; 0 means 1
-	Pack           bool `json:"pack"`            // put several samples in a row; they do not attend to each other
+	Pack           bool `json:"pack"`            // several samples per row, apart in attention
 
-	Schedule    string  `json:"schedule"` // optim.Constant, optim.Linear or optim.Cosine (the default)
+	Schedule    string  `json:"schedule"` // optim.Constant, Linear or Cosine (the default)
 	Rate        float64 `json:"learning_rate"`
 	MinRate     float64 `json:"min_learning_rate"`
 	WarmupSteps int     `json:"warmup_steps"`        // -1 for a twentieth of the run
 	Optimizer   string  `json:"optimizer,omitempty"` // optim.AdamW (the default) or optim.Lion
-	Moments     string  `json:"moments,omitempty"`   // dtype of AdamW's moments: optim.Float32 (the default), BFloat16, Int8
+	Moments     string  `json:"moments,omitempty"`   // of AdamW: Float32 (the default), BFloat16, Int8
 	Beta1       float64 `json:"beta1"`               // 0 means 0.9
 	Beta2       float64 `json:"beta2"`               // 0 means 0.999, or 0.99 for Lion
 	Decay       float64 `json:"weight_decay"`
@@ -122,14 +122,17 @@ type Options struct {
 	NoDecay []string `json:"no_decay,omitempty"`
 	Clip    float64  `json:"clip"` // maximum norm of a step's gradients; 0 means no limit
 
-	Objective string  `json:"objective,omitempty"` // SFT (the default) or DPO
-	Beta      float64 `json:"dpo_beta,omitempty"`  // DPO: how strongly the model is held to the reference; 0 means 0.1
+	Objective string `json:"objective,omitempty"` // SFT (the default) or DPO
+	// Beta of DPO: how strongly the model is held to the reference; 0 means 0.1.
+	Beta float64 `json:"dpo_beta,omitempty"`
 	// Progress, if not nil, is called with the progress of the work before the first step. An error
 	// from it ends New.
 	Progress func(what string, done, total int) error `json:"-"`
 
-	LabelSmoothing float64 `json:"label_smoothing,omitempty"` // fraction of a label that is spread over the vocabulary
-	ZLoss          float64 `json:"z_loss,omitempty"`          // coefficient of the squared log-sum-exp of the logits
+	// LabelSmoothing is the fraction of a label that is spread over the vocabulary.
+	LabelSmoothing float64 `json:"label_smoothing,omitempty"`
+	// ZLoss is the coefficient of the squared log-sum-exp of the logits.
+	ZLoss float64 `json:"z_loss,omitempty"`
 
 	LoRA     *lora.Config `json:"lora,omitempty"` // trains adapters instead of the weights
 	HeadOnly bool         `json:"head_only"`      // trains the head's weights only
@@ -147,7 +150,7 @@ type Options struct {
 	ValidateSteps int `json:"-"`
 
 	CheckpointPath  string `json:"-"` // folder for checkpoints; "" means no checkpoints
-	CheckpointSteps int    `json:"-"` // steps between checkpoints; 0 means only when the run is stopped
+	CheckpointSteps int    `json:"-"` // steps between checkpoints; 0: only when the run stops
 	// CheckpointFormat is FormatHF or FormatNative. "" means FormatNative if several processes
 	// write, else FormatHF.
 	CheckpointFormat string `json:"-"`
@@ -161,7 +164,7 @@ type Options struct {
 	// is the strategy, "" for None.
 	World       *dist.World `json:"-"`
 	Distributed string      `json:"-"`
-	ShardSize   int         `json:"-"` // hsdp: processes of a sharding group; 0 means those of a host
+	ShardSize   int         `json:"-"` // hsdp: processes that shard weights; 0: those of a host
 	// TensorSize is the number of processes that divide each layer, with TP, DDP and FSDP. 0 means
 	// none, with TP those of a host. The group shares a BatchSize.
 	TensorSize int `json:"-"`
@@ -170,8 +173,9 @@ type Options struct {
 	KeepGathered bool `json:"-"`
 	// OffloadOptimizer, with fsdp and hsdp, keeps moments, float32 master weights and summed
 	// gradients in host memory and runs the optimizer there.
-	OffloadOptimizer bool   `json:"-"`
-	ReduceDType      string `json:"-"` // dtype of gradient sums: "float32" (the default), or "same" for the weights' dtype
+	OffloadOptimizer bool `json:"-"`
+	// ReduceDType is the dtype of gradient sums: "float32" (the default), or "same" as the weights.
+	ReduceDType string `json:"-"`
 
 	// Tokenizer, if not nil, is saved with the weights.
 	Tokenizer *tokenizer.Tokenizer `json:"-"`
@@ -282,14 +286,16 @@ func (o Options) checkCompile() error {
 	case o.Compile != CompileGraph:
 	case o.processes() > 1 || o.Distributed != None:
 		return fmt.Errorf(
-			"steps can be recorded in a single process only: with %d, or --distributed %s, use compile %s",
+			"steps can be recorded in a single process only: "+
+				"with %d, or --distributed %s, use compile %s",
 			o.processes(),
 			o.Distributed,
 			CompileNone,
 		)
 	case o.redrawsDropout():
 		return fmt.Errorf("passes that draw the same random numbers twice cannot be recorded: "+
-			"with LoRA dropout and compile %s, use recompute %s or %s", CompileGraph, RecomputeSelective, RecomputeNone)
+			"with LoRA dropout and compile %s, use recompute %s or %s",
+			CompileGraph, RecomputeSelective, RecomputeNone)
 	}
 	return nil
 }
@@ -313,7 +319,8 @@ func (o Options) checkObjective() error {
 		return fmt.Errorf("DPO with beta %g: it must be positive; 0.1 is usual", o.Beta)
 	case o.Objective == DPO && (o.LabelSmoothing != 0 || o.ZLoss != 0):
 		return fmt.Errorf(
-			"label smoothing and z-loss change the likelihood loss: they cannot be combined with %s",
+			"label smoothing and z-loss are for the likelihood loss: "+
+				"they cannot be combined with %s",
 			DPO,
 		)
 	case !(o.LabelSmoothing >= 0 && o.LabelSmoothing < 1):
@@ -412,7 +419,7 @@ func (o Options) checkDistributed() error {
 			o.TensorSize,
 			o.World.Size,
 		)
-	case o.TensorSize > 0 && (o.Distributed == None || o.Distributed == HSDP || o.Distributed == PP):
+	case o.TensorSize > 0 && !slices.Contains([]string{TP, DDP, FSDP}, o.Distributed):
 		return fmt.Errorf("layers can be divided with tp, ddp or fsdp, not with %s", o.Distributed)
 	case o.OffloadOptimizer && !sharded:
 		return fmt.Errorf(
@@ -434,8 +441,9 @@ func (o Options) checkDistributed() error {
 }
 
 func (o Options) checkFormat() error {
+	formats := []string{"", FormatHF, FormatNative}
 	switch {
-	case o.CheckpointFormat != "" && o.CheckpointFormat != FormatHF && o.CheckpointFormat != FormatNative:
+	case !slices.Contains(formats, o.CheckpointFormat):
 		return fmt.Errorf(
 			"unknown checkpoint format %q: choose %s or %s",
 			o.CheckpointFormat,

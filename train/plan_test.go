@@ -128,8 +128,9 @@ func stagePlans(t *testing.T, s train.RunSpec, n int) []plan.Plan {
 	return stages
 }
 
-// A plan for several processes is within a tenth of what each of them holds: between two steps, its part of the weights, of
-// the optimizer's state and, if they are sharded, of the gradients; and at the peak, everything temporary too.
+// A plan for several processes is within a tenth of what each of them holds: between two steps, its
+// part of the weights, of the optimizer's state and, if they are sharded, of the gradients; and at
+// the peak, everything temporary too.
 func TestPlan_ProcessesMatchWorld(t *testing.T) {
 	train.SkipWorlds(t)
 	adapter := &lora.Config{Rank: 8, Alpha: 8, Targets: []string{lora.AllLinear}}

@@ -14,8 +14,8 @@ import (
 	"conquer/torch"
 )
 
-// leg is a part of a run in a world of so many processes. It ends when rank 2 is killed after a step, or when all are
-// stopped.
+// leg is a part of a run in a world of so many processes. It ends when rank 2 is killed after a
+// step, or when all are stopped.
 type leg struct {
 	world      int
 	strategy   string
@@ -68,8 +68,9 @@ var resumeCases = []resumeCase{
 	}},
 }
 
-// Each leg of a run resumes where the previous one ended, in another world or with another strategy. The last leg is one
-// process with smaller batches. Its losses are those of one process that took all steps.
+// Each leg of a run resumes where the previous one ended, in another world or with another
+// strategy. The last leg is one process with smaller batches. Its losses are those of one process
+// that took all steps.
 func TestResume_InAnotherWorld(t *testing.T) {
 	skipWorlds(t)
 	const rows = 4
@@ -104,7 +105,8 @@ func TestResume_InAnotherWorld(t *testing.T) {
 	}
 }
 
-// takeLegs takes all legs of resumeCases. Legs that are stopped share a world; a kill ends its world.
+// takeLegs takes all legs of resumeCases. Legs that are stopped share a world; a kill ends its
+// world.
 func takeLegs(t *testing.T, specs []runSpec, rows int) {
 	t.Helper()
 	for n := range 3 {
@@ -131,8 +133,8 @@ func takeLegs(t *testing.T, specs []runSpec, rows int) {
 	}
 }
 
-// Two processes that shard the layers resume from what two processes that divided them wrote, and their losses are those
-// that the first would have continued to.
+// Two processes that shard the layers resume from what two processes that divided them wrote, and
+// their losses are those that the first would have continued to.
 func TestResume_DividedLayersSharded(t *testing.T) {
 	skipWorlds(t)
 	const rows = 4

@@ -132,8 +132,8 @@ func TestStrategy_EqualsOneProcess(t *testing.T) {
 	}
 }
 
-// A process that reads a model from files never holds more than its part and one unit. Frozen weights show this: they
-// have no moments, which would need more memory than reading.
+// A process that reads a model from files never holds more than its part and one unit. Frozen
+// weights show this: they have no moments, which would need more memory than reading.
 func TestNew_ReadsOnlyThisProcessesPart(t *testing.T) {
 	skipWorlds(t)
 	m := plannedModel(t, "llama", false)
@@ -253,7 +253,8 @@ func readTrace(t *testing.T, path string) (blocks, transfers map[string][]interv
 	return blocks, transfers
 }
 
-// While a block computes, the next block is gathered, and the gradients of the previous one are summed.
+// While a block computes, the next block is gathered, and the gradients of the previous one are
+// summed.
 func TestFSDP_CommunicationOverlapsComputation(t *testing.T) {
 	skipWorlds(t)
 	s := plannedSpec()
@@ -261,8 +262,8 @@ func TestFSDP_CommunicationOverlapsComputation(t *testing.T) {
 	s.Trace = filepath.Join(t.TempDir(), "trace.json")
 	succeed(t, 2, s)
 	blocks, transfers := readTrace(t, s.Trace)
-	// How often a transfer started right before a block, after the block before it, and was still in progress when the
-	// block started.
+	// How often a transfer started right before a block, after the block before it, and was still
+	// in progress when the block started.
 	overlap := func(computing, communicating string) (started, overlapped int) {
 		for _, b := range blocks[computing] {
 			before := 0.0
@@ -328,7 +329,8 @@ func TestFSDP_StochasticRoundingHasNoMasterWeights(t *testing.T) {
 	}
 }
 
-// A stage holds its own layers, and the activations of at most as many micro-batches as there are stages from it on.
+// A stage holds its own layers, and the activations of at most as many micro-batches as there are
+// stages from it on.
 func TestPipeline_StageHoldsItsPart(t *testing.T) {
 	skipWorlds(t)
 	s := plannedSpec()

@@ -1,6 +1,7 @@
 // Package train fine-tunes a causal language model: all of its weights, LoRA adapters, or its head.
 //
-//	t, err := train.New(m, data, validation, train.Options{Steps: 100, BatchSize: 4, SequenceLength: 512, Rate: 1e-4})
+//	o := train.Options{Steps: 100, BatchSize: 4, SequenceLength: 512, Rate: 1e-4}
+//	t, err := train.New(m, data, validation, o)
 //	if err != nil { … }
 //	defer t.Close()
 //	if err := t.Run(ctx); err != nil { … }
@@ -256,7 +257,7 @@ func (t *Trainer) prepareOptimizer() (err error) {
 	t.trained, t.params = optimized(t.strategy.fragments(), names, o)
 	if t.device.IsCUDA() && o.Moments != optim.Float32 {
 		return fmt.Errorf(
-			"moments in %s are for the CPU only; on a GPU, stochastic rounding keeps the moments of "+
+			"moments in %s are for the CPU only; on a GPU, stochastic rounding keeps moments of "+
 				"bfloat16 weights in bfloat16, without float32 master weights",
 			o.Moments,
 		)

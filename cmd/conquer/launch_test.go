@@ -28,7 +28,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// program prepares to run conquer as a process of its own.
+// skipProcesses skips a test that starts processes if -short is set.
+func skipProcesses(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts processes: left out by -short")
+	}
+}
+
+// program returns a command that runs conquer in a process of its own.
 func program(args ...string) (*exec.Cmd, *bytes.Buffer, *bytes.Buffer) {
 	c := exec.Command(os.Args[0], args...)
 	c.Env = append(os.Environ(), programVariable+"=1", "OMP_NUM_THREADS=1")
@@ -37,7 +45,7 @@ func program(args ...string) (*exec.Cmd, *bytes.Buffer, *bytes.Buffer) {
 	return c, &stdout, &stderr
 }
 
-// smallRun are the arguments of a run of a few steps into out.
+// smallRun returns the arguments of a small training run that writes to out.
 func smallRun(t *testing.T, out string, more ...string) []string {
 	t.Helper()
 	data := filepath.Join(t.TempDir(), "poem.txt")
@@ -48,7 +56,8 @@ func smallRun(t *testing.T, out string, more ...string) []string {
 		"--output_path", out, "--pack", "--sequence_length", "32", "--batch_size", "1", "--learning_rate", "0.01", "--device", "cpu"}, more...)
 }
 
-func TestTwoProcessesTuneOneModelAndReportOnce(t *testing.T) {
+func TestTrain_TwoProcessesReportOnce(t *testing.T) {
+	skipProcesses(t)
 	for _, strategy := range [][]string{{"fsdp"}, {"pp", "--accumulate", "2"}} {
 		out := filepath.Join(t.TempDir(), "out")
 		c, stdout, stderr := program(smallRun(t, out, append([]string{"--nproc", "2", "--steps", "4", "--report_steps", "1", "--distributed"}, strategy...)...)...)
@@ -103,7 +112,8 @@ func killRank(t *testing.T, launcher *exec.Cmd, checkpoints, rank string) {
 	t.Error("there was no checkpoint, or no process of that rank")
 }
 
-func TestAKilledRankEndsTheRunAndARestartGoesOn(t *testing.T) {
+func TestLaunch_RestartsAfterKilledRank(t *testing.T) {
+	skipProcesses(t)
 	for _, restarts := range []string{"0", "1"} {
 		out := filepath.Join(t.TempDir(), "out")
 		c, _, stderr := program(smallRun(t, out, "--nproc", "2", "--distributed", "ddp", "--steps", "150", "--checkpoint_steps", "2",
@@ -131,7 +141,8 @@ func TestAKilledRankEndsTheRunAndARestartGoesOn(t *testing.T) {
 }
 
 // What fails before the first step would fail again; and a run's checkpoints are not another run's to go on from.
-func TestARunThatDidNotBeginIsNotBegunAgain(t *testing.T) {
+func TestLaunch_DoesNotRestartRunWithoutSteps(t *testing.T) {
+	skipProcesses(t)
 	out := filepath.Join(t.TempDir(), "out")
 	run := func(more ...string) (string, int) {
 		c, _, stderr := program(smallRun(t, out, append(more, "--nproc", "2", "--steps", "4", "--checkpoint_steps", "2")...)...)
@@ -147,7 +158,8 @@ func TestARunThatDidNotBeginIsNotBegunAgain(t *testing.T) {
 	}
 }
 
-func TestAPipelinesAdapterIsMergedIntoTheModel(t *testing.T) {
+func TestTrain_PipelineMergesAdapter(t *testing.T) {
+	skipProcesses(t)
 	out := filepath.Join(t.TempDir(), "out")
 	c, _, stderr := program(smallRun(t, out, "--nproc", "2", "--distributed", "mp", "--accumulate", "2", "--steps", "2", "--lora_rank", "2", "--merge")...)
 	if err := c.Run(); err != nil {
@@ -158,7 +170,8 @@ func TestAPipelinesAdapterIsMergedIntoTheModel(t *testing.T) {
 	}
 }
 
-func TestTheMistakeOfEveryRankIsReportedOnce(t *testing.T) {
+func TestLaunch_ReportsCommonFailureOnce(t *testing.T) {
+	skipProcesses(t)
 	c, _, stderr := program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "3", "--steps", "4", "--distributed", "pp")...)
 	c.Run()
 	if code := c.ProcessState.ExitCode(); code != 1 || strings.Count(stderr.String(), "2 layers cannot be divided over 3 processes") != 1 {
@@ -177,7 +190,8 @@ func TestTheMistakeOfEveryRankIsReportedOnce(t *testing.T) {
 }
 
 // What one process alone finds is told with its rank, and a usage error stays one.
-func TestTheMistakeOfOneRankNamesIt(t *testing.T) {
+func TestLaunch_NamesFailedRank(t *testing.T) {
+	skipProcesses(t)
 	state := func(code string) *os.ProcessState {
 		c := exec.Command("sh", "-c", "exit "+code)
 		c.Run()
@@ -197,7 +211,8 @@ func TestTheMistakeOfOneRankNamesIt(t *testing.T) {
 	}
 }
 
-func TestProcessesThatDivideAModelMakeTheTextOfOne(t *testing.T) {
+func TestGenerate_DividedModelEqualsOneProcess(t *testing.T) {
+	skipProcesses(t)
 	for _, c := range []struct {
 		model, processes string
 	}{{"llama/testdata/llama3", "2"}, {"bamba/testdata/hybrid", "2"}, {"llama/testdata/head_dim", "4"}} {
@@ -221,7 +236,8 @@ func TestProcessesThatDivideAModelMakeTheTextOfOne(t *testing.T) {
 	}
 }
 
-func TestProcessesThatDivideAModelScoreAsOne(t *testing.T) {
+func TestScore_DividedModelEqualsOneProcess(t *testing.T) {
+	skipProcesses(t)
 	var ids []string
 	for range 200 { // more than the model's context
 		ids = append(ids, fmt.Sprint(rand.IntN(64)))
@@ -248,7 +264,8 @@ func TestProcessesThatDivideAModelScoreAsOne(t *testing.T) {
 }
 
 // Rank 0 has the terminal; what it is asked, and that the conversation begins anew or is over, must reach the others.
-func TestProcessesThatDivideAModelChatAsOne(t *testing.T) {
+func TestChat_DividedModelEqualsOneProcess(t *testing.T) {
+	skipProcesses(t)
 	dir := writeModel(t, 704, true)
 	for _, sampling := range [][]string{{"--temperature", "0"}, {"--temperature", "0.9", "--seed", "7"}} {
 		args := append([]string{"chat", "--model_path", dir, "--max_new_tokens", "9", "--ignore_eos", "--device", "cpu"}, sampling...)
@@ -270,7 +287,8 @@ func TestProcessesThatDivideAModelChatAsOne(t *testing.T) {
 }
 
 // Ctrl-C reaches every process of a terminal; it ends an answer, and the program where there is none.
-func TestCtrlCEndsAnAnswerOfSeveralProcesses(t *testing.T) {
+func TestChat_CtrlCStopsSeveralProcesses(t *testing.T) {
+	skipProcesses(t)
 	dir := writeModel(t, 704, true)
 	config := filepath.Join(dir, "config.json")
 	data, err := os.ReadFile(config)
@@ -317,7 +335,8 @@ func TestCtrlCEndsAnAnswerOfSeveralProcesses(t *testing.T) {
 	}
 }
 
-func TestABenchmarkOfADividedModelNamesItsProcesses(t *testing.T) {
+func TestBenchInference_NamesProcesses(t *testing.T) {
+	skipProcesses(t)
 	p, stdout, stderr := program("bench", "inference", "--nproc", "2", "--architecture", "bamba", "--variant", "tiny", "--batch_size", "1", "--seq_len", "8",
 		"--max_new_tokens", "3", "--repeat", "1", "--json", "--device", "cpu")
 	if err := p.Run(); err != nil || strings.Count(stdout.String(), `"processes":2`) != 2 {
@@ -340,7 +359,8 @@ func lossesIn(t *testing.T, out string) (list []float64) {
 	return list
 }
 
-func TestProcessesThatDivideAModelTuneWhatOneTunes(t *testing.T) {
+func TestTrain_DividedModelEqualsOneProcess(t *testing.T) {
+	skipProcesses(t)
 	work := t.TempDir()
 	var all [][]float64
 	for out, more := range map[string][]string{
@@ -375,7 +395,7 @@ func TestProcessesThatDivideAModelTuneWhatOneTunes(t *testing.T) {
 	}
 }
 
-func TestWhatLibtorchSaidIsNamedWhenItEndsARank(t *testing.T) {
+func TestFailure_NamesLibtorchMessage(t *testing.T) {
 	err := failure(1, nil, "", "terminate called after throwing an instance of 'c10::DistBackendError'\n  what():  [Rank 1] CUDA error: out of luck\n"+
 		"Exception raised from query at CUDAEvent.h:111 (most recent call first):\nframe #4: <unknown function> + 0x129ecc (0x7fb2)\n")
 	if want := "rank 1 failed, so the others were stopped: [Rank 1] CUDA error: out of luck"; err.Error() != want {
@@ -384,7 +404,8 @@ func TestWhatLibtorchSaidIsNamedWhenItEndsARank(t *testing.T) {
 }
 
 // /dev/full takes nothing, as a full disk does.
-func TestOutputThatCannotBeWrittenIsAFailure(t *testing.T) {
+func TestOutput_FullDiskIsAFailure(t *testing.T) {
+	skipProcesses(t)
 	dir := writeModel(t, 704, true)
 	for _, args := range [][]string{
 		{"generate", "--prompt", "hello", "--max_new_tokens", "3"}, {"generate", "--prompt", "hello", "--max_new_tokens", "3", "--json"},
@@ -406,7 +427,8 @@ func TestOutputThatCannotBeWrittenIsAFailure(t *testing.T) {
 }
 
 // The first Ctrl-C asks for an end, which what waits for a pipe does not hear.
-func TestASecondInterruptEndsTheProgramAtOnce(t *testing.T) {
+func TestProgram_SecondInterruptEndsAtOnce(t *testing.T) {
+	skipProcesses(t)
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(pipe, 0o666); err != nil {
 		t.Fatal(err)

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestAPlanNamesItsStrategiesAndCountsTheWeights(t *testing.T) {
+func TestPlan_NamesStrategiesAndCountsWeights(t *testing.T) {
 	var report planReport
 	if err := json.Unmarshal([]byte(succeed(t, "plan", "--architecture", "llama", "--variant", "7b", "--gpus", "16", "--json")), &report); err != nil {
 		t.Fatal(err)
@@ -32,5 +32,9 @@ func TestAPlanNamesItsStrategiesAndCountsTheWeights(t *testing.T) {
 	out = succeed(t, "plan", "--architecture", "llama", "--variant", "3.2-1b", "--gpus", "2", "--stochastic_rounding")
 	if !strings.Contains(out, "fsdp") || !strings.Contains(out, "not pp: the first and the last GPU would round the embedding") {
 		t.Error(out)
+	}
+	out = succeed(t, "plan", "--model_path", own, "--lora_rank", "4")
+	if !strings.Contains(out, "none") {
+		t.Errorf("a plan with adapters printed %s", out)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-func TestAModelOfCharactersIsTrainedFromNothingAndContinuesText(t *testing.T) {
+func TestTrain_CharacterModelFromScratch(t *testing.T) {
 	dir := t.TempDir()
 	data := filepath.Join(dir, "poem.txt")
 	if err := os.WriteFile(data, []byte(strings.Repeat("round and round the tower the gulls go round\n", 60)), 0o666); err != nil {
@@ -41,7 +41,7 @@ func TestAModelOfCharactersIsTrainedFromNothingAndContinuesText(t *testing.T) {
 	}
 }
 
-func TestAPreferenceIsLearnedFromPairsAndABadPairIsNamed(t *testing.T) {
+func TestTrain_DPOLearnsAndNamesBadPairs(t *testing.T) {
 	dir := t.TempDir()
 	pairs := filepath.Join(dir, "pairs.jsonl")
 	var lines strings.Builder
@@ -91,7 +91,7 @@ func TestAPreferenceIsLearnedFromPairsAndABadPairIsNamed(t *testing.T) {
 	}
 }
 
-func TestTheOptimizerAndHowAStepRunsAreChosenByFlags(t *testing.T) {
+func TestTrain_FlagsChooseOptimizerAndCompile(t *testing.T) {
 	dir := t.TempDir()
 	data := filepath.Join(dir, "poem.txt")
 	if err := os.WriteFile(data, []byte(strings.Repeat("round and round the tower the gulls go round\n", 30)), 0o666); err != nil {
@@ -136,7 +136,7 @@ func TestTheOptimizerAndHowAStepRunsAreChosenByFlags(t *testing.T) {
 }
 
 // What is wrong with the flags is said before any process begins.
-func TestBadTrainInputGetsOneLineAndTheRightExitCode(t *testing.T) {
+func TestTrain_BadInputGetsOneLineAndExitCode(t *testing.T) {
 	folder, good := t.TempDir(), writeModel(t, 704, true)
 	write := func(name, text string) string {
 		path := filepath.Join(folder, name)
@@ -161,7 +161,7 @@ func TestBadTrainInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"one process offloaded":      {[]string{"--offload_optimizer"}, 2, "fsdp or hsdp"},
 		"an unknown format":          {[]string{"--checkpoint_format", "pt"}, 2, "hf or native"},
 		"hf of two":                  {[]string{"--nproc", "2", "--checkpoint_format", "hf"}, 2, "native"},
-		"sums in 8 bits":             {[]string{"--reduce_dtype", "float8"}, 2, "float32 or same"},
+		"sums in 8 bits":             {[]string{"--reduce_dtype", "float8"}, 2, "float32, or same"},
 		"sums of a pipeline":         {[]string{"--nproc", "2", "--distributed", "pp", "--reduce_dtype", "same"}, 2, "with ddp, fsdp or hsdp"},
 		"adapters of no rank":        {[]string{"--lora_targets", "q_proj"}, 2, "--lora_rank"},
 		"no momentum":                {[]string{"--beta1", "0"}, 2, "--beta1 is 0"},

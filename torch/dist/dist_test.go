@@ -97,6 +97,9 @@ type outcome struct {
 // by themselves.
 func play(t *testing.T, scenario string, n int) []outcome {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a world of several processes: left out by -short")
+	}
 	store, err := OpenStore("127.0.0.1", 0, true, time.Minute)
 	if err != nil {
 		t.Fatal(err)

@@ -69,7 +69,8 @@ type Plan struct {
 	// Refused says why the model cannot be trained with this strategy. The numbers are then 0.
 	Refused string `json:"refused,omitempty"`
 
-	Compute       float64 `json:"compute_s"`       // GEMMs, including recomputation, and the optimizer's memory traffic
+	// Compute is the time of GEMMs, including recomputation, and of the optimizer's memory traffic.
+	Compute       float64 `json:"compute_s"`
 	Communication float64 `json:"communication_s"` // without overlap
 	Step          float64 `json:"step_s"`
 	Tokens        float64 `json:"tokens_per_second"` // of all GPUs
@@ -85,7 +86,7 @@ type Options struct {
 	Recompute      train.Recompute
 	LoRA           *lora.Config // nil trains all weights
 	HeadOnly       bool
-	TensorSize     int // GPUs that divide each layer, in tensor-parallel plans; 0 for those of a host
+	TensorSize     int // GPUs that divide each layer, with tp; 0 for those of a host
 	Optimizer      string
 	Moments        string
 	Stochastic     bool
@@ -96,7 +97,7 @@ type Options struct {
 // run returns the options of a training run with o.
 func (o Options) run() train.Options {
 	adapter := o.LoRA
-	if adapter != nil && adapter.Alpha == 0 { // the scale of the adapters does not matter for a plan
+	if adapter != nil && adapter.Alpha == 0 { // a plan does not depend on the scale
 		scaled := *adapter
 		scaled.Alpha = 1
 		adapter = &scaled
@@ -348,20 +349,23 @@ func (p *prediction) shardedBuffers(w working) float64 {
 	if p.s.after == 0 {
 		head, waiting, headSent = p.s.embedding*p.weight, headGradient, 0
 	}
-	one, passing := w.block, 0.0 // activations of a block, and those of the block that goes backward
+	// Activations of a block, and of the block that runs backward.
+	one, passing := w.block, 0.0
 	if p.o.Recompute == train.RecomputeSelective {
 		one -= w.again
 	}
 	if p.s.active > 0 {
 		passing = math.Min(p.Activations, one)
 	}
+	last := waiting + headSent + backward + blockGradient // while the last block runs backward
+	first := waiting + blockSent + backward + blockGradient - (p.Activations - passing)
 	moments := []float64{
-		2*block + w.unrecorded,                                                             // forward
-		block + head + headGradient + w.logits,                                             // the loss
-		block + headGradient + headSent,                                                    // its gradient is sent
-		2*block + waiting + headSent + backward + blockGradient,                            // the last block goes backward
-		block + waiting + blockGradient + blockSent,                                        // its gradient is sent
-		block + waiting + blockSent + backward + blockGradient - (p.Activations - passing), // the first block
+		2*block + w.unrecorded,                      // forward
+		block + head + headGradient + w.logits,      // the loss
+		block + headGradient + headSent,             // the head's gradient is sent
+		2*block + last,                              // the last block
+		block + waiting + blockGradient + blockSent, // its gradient is sent
+		block + first,                               // the first block
 	}
 	if p.s.trained == p.s.all { // finally the embedding's gradient
 		moments = append(moments, p.s.embedding*(p.weight+4)-p.Activations)
@@ -381,7 +385,8 @@ func (p *prediction) time() {
 	if !o.OffloadOptimizer {
 		p.Compute += (traffic*n + 2*p.moments) / p.shards / (machine.Transfer * 1e9)
 	}
-	if o.Recompute == train.RecomputeSelective { // each result is written, from inputs of once or twice its size
+	if o.Recompute == train.RecomputeSelective {
+		// Each result is written, from inputs of once or twice its size.
 		again := tokens * p.s.cheap * p.weight
 		p.Compute += micro * 3 * again * float64(p.s.active) / (machine.Transfer * 1e9)
 	}

@@ -54,8 +54,9 @@ func newPlot() *plot.Plot {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = "Loss", "step", "nats"
 	for _, size := range []*font.Length{
-		&p.Title.TextStyle.Font.Size, &p.X.Label.TextStyle.Font.Size, &p.Y.Label.TextStyle.Font.Size,
-		&p.X.Tick.Label.Font.Size, &p.Y.Tick.Label.Font.Size, &p.Legend.TextStyle.Font.Size,
+		&p.Title.TextStyle.Font.Size, &p.X.Label.TextStyle.Font.Size,
+		&p.Y.Label.TextStyle.Font.Size, &p.X.Tick.Label.Font.Size,
+		&p.Y.Tick.Label.Font.Size, &p.Legend.TextStyle.Font.Size,
 	} {
 		*size = vg.Points(15)
 	}

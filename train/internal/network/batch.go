@@ -27,7 +27,7 @@ type Pairing struct {
 	Pairs     int
 	Sources   []uint32     // index of each pair in the data set
 	Owner     torch.Tensor // int64 [N]: the sequence that each label belongs to
-	Reference torch.Tensor // float32 [2·pairs]: log-probability of each sequence under the reference model
+	Reference torch.Tensor // float32 [2·pairs]: the reference's log-probabilities
 }
 
 // Reference has, for each pair of a data set, the log-probabilities of both answers under the model

@@ -13,7 +13,7 @@ type Recompute string
 
 const (
 	RecomputeNone  Recompute = "none"  // every result
-	RecomputeBlock Recompute = "block" // the input of each block; the block runs again in the backward pass
+	RecomputeBlock Recompute = "block" // each block's input; the block runs again
 	// RecomputeSelective keeps the results of linear layers, attention and scans. Norms, SwiGLU and
 	// convolutions run again. It saves a third of the memory and costs a few percent of the time.
 	RecomputeSelective Recompute = "selective"
@@ -136,7 +136,7 @@ type Pass struct {
 	// Outputs[0] is the result of the embedding, Outputs[i] that of block i-1. Inputs[i] is the
 	// leaf that block i, or the head, takes.
 	Inputs, Outputs []torch.Tensor
-	generators      []torch.Tensor   // states of the random number generator before blocks that run again
+	generators      []torch.Tensor   // of random numbers, before blocks that run again
 	dropped         []*torch.Dropped // per block, what selective recomputation restores
 	Numbers         torch.Tensor     // of objective.loss
 }

@@ -76,7 +76,8 @@ func (o Objective) evaluate(head nn.Head, hidden torch.Tensor, mb MicroBatch) []
 // preference is DPO's loss, in a form with the same gradient, and the numbers of compare. With the
 // log-probabilities p of the answers under the model and r under the reference,
 //
-//	margin = beta·((p_chosen - r_chosen) - (p_rejected - r_rejected))     loss = -log sigmoid(margin)
+//	margin = beta·((p_chosen - r_chosen) - (p_rejected - r_rejected))
+//	loss = -log sigmoid(margin)
 //
 // so d loss / d p_chosen = -beta·sigmoid(-margin), and d loss / d p_rejected is its negative. The
 // likelihoods of the labels are computed once without gradients, and a second time with each label

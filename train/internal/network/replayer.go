@@ -139,7 +139,8 @@ func (r *Replayer) run(mb MicroBatch) torch.Tensor {
 	var failed *torch.Error
 	errors.As(err, &failed) // Run returns no other type
 	if c.runs == 2 {
-		failed.Message += " (while recording a step: compile none launches its operations one by one)"
+		failed.Message += " (while recording a step: " +
+			"compile none launches its operations one by one)"
 	}
 	panic(failed)
 }

@@ -48,8 +48,9 @@ func HashWeights(m model.Model) (_ string, err error) {
 			}
 			flat := all.Reshape(-1)
 			n := min(flat.Numel(), 1024)
-			for _, part := range []torch.Tensor{flat.Narrow(0, 0, n), flat.Narrow(0, flat.Numel()-n, n)} {
-				binary.Write(h, binary.LittleEndian, torch.Values[float32](part))
+			for _, start := range []int{0, flat.Numel() - n} {
+				part := torch.Values[float32](flat.Narrow(0, start, n))
+				binary.Write(h, binary.LittleEndian, part)
 			}
 		})
 		if err != nil {

@@ -30,7 +30,7 @@ const (
 // State is what a checkpoint holds besides tensors.
 type State struct {
 	Step      int           `json:"step"`
-	Taken     int           `json:"optimizer_steps"` // steps that the optimizer took; others were skipped
+	Taken     int           `json:"optimizer_steps"` // without skipped steps
 	Validated int           `json:"validated"`       // last step after which a validation was done
 	Data      dataset.State `json:"data"`
 	Identity

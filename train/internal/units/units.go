@@ -50,11 +50,10 @@ func Block(b model.Block) []*nn.Param {
 
 // Tied reports whether m's head shares the embedding's weights.
 func Tied(m model.Model) bool {
-	tied := true
-	nn.Walk(
-		m,
-		func(p nn.Component) { tied = tied && !(p.Param == m.Head().Param && p.Name == "lm_head.weight") },
-	)
+	head, tied := m.Head().Param, true
+	nn.Walk(m, func(c nn.Component) {
+		tied = tied && !(c.Param == head && c.Name == "lm_head.weight")
+	})
 	return tied
 }
 
