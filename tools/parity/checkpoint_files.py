@@ -63,8 +63,9 @@ def conquer(jobs):
         f.flush()
         start = time.time()
         test = "^TestParity_WithThePythonPackages$"
-        subprocess.run(["go", "test", "./checkpoint", "-count=1", "-run", test], cwd=ROOT, check=True,
-                       env=dict(os.environ, CHECKPOINT_PARITY=f.name), stdout=subprocess.DEVNULL)
+        subprocess.run(["go", "test", "./checkpoint", "-count=1", "-run", test], cwd=ROOT,
+                       env=dict(os.environ, CHECKPOINT_PARITY=f.name), stdout=subprocess.DEVNULL,
+                       check=True)
         print(f"conquer wrote {len(jobs)} folders in {time.time() - start:.1f} s")
 
 
