@@ -174,16 +174,26 @@ func TestFamilies_LogitsAgreeWithTransformers(t *testing.T) {
 			}
 			near(t, "in parts through the cache", got, want)
 		})
-		prompts := [][]int32{ids, ids[3:]}
-		for _, compile := range []generate.Compile{generate.CompileNone, generate.CompileGraph} {
+		text := func(compile generate.Compile, prompts ...[]int32) [][]int32 {
 			o := generate.Options{MaxNewTokens: len(greedy), IgnoreEOS: true, Compile: compile}
 			results, _, err := generate.Generate(context.Background(), m, nil, prompts, o, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !slices.Equal(results[0].Tokens, greedy) {
-				t.Errorf("compile %s: greedy tokens %v, transformers' %v", compile,
-					results[0].Tokens, greedy)
+			var tokens [][]int32
+			for _, r := range results {
+				tokens = append(tokens, r.Tokens)
+			}
+			return tokens
+		}
+		alone := text(generate.CompileNone, ids[3:])[0]
+		for _, compile := range []generate.Compile{generate.CompileNone, generate.CompileGraph} {
+			got := text(compile, ids, ids[3:]) // the second is padded
+			if !slices.Equal(got[0], greedy) {
+				t.Errorf("compile %s: greedy tokens %v, transformers' %v", compile, got[0], greedy)
+			}
+			if !slices.Equal(got[1], alone) {
+				t.Errorf("compile %s: padded prompt %v, alone %v", compile, got[1], alone)
 			}
 		}
 	})

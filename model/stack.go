@@ -46,6 +46,8 @@ type Stack struct {
 	pass   PassOptions
 }
 
+var _ Model = (*Stack)(nil)
+
 // NewStack makes a model of the given blocks, without weights.
 func NewStack(c StackConfig, blocks []Block) (*Stack, error) {
 	if c.Names == (StackNames{}) {
