@@ -108,8 +108,8 @@ func readMeta(o *opener, dir string) (format string, c contents, err error) {
 		if n := params.interleaved(s.name); n > 0 {
 			if len(s.shape) == 0 || s.shape[0]%(2*n) != 0 || s.shape[0] != n*params.HeadDim {
 				return Meta, c, fmt.Errorf("%s: tensor %.80q has shape %v in %d parts, %s asks "+
-					"for %d heads: is a part "+
-					"missing?", s.file.path, r.name, s.shape, len(parts), paramsFile, n)
+					"for %d heads: is a part missing?",
+					s.file.path, r.name, s.shape, len(parts), paramsFile, n)
 			}
 			s.headRows = s.shape[0] / n
 		}
@@ -119,11 +119,11 @@ func readMeta(o *opener, dir string) (format string, c contents, err error) {
 	if c.config != nil {
 		return Meta, c, nil
 	}
-	config, err := params.Config(func(name string) (Info, bool) {
-		info,
-			ok := infos[name]
-		return info, ok
-	}, tied)
+	info := func(name string) (Info, bool) {
+		found, ok := infos[name]
+		return found, ok
+	}
+	config, err := params.Config(info, tied)
 	if err != nil {
 		return Meta, c, fmt.Errorf("%s: %w", path, err)
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -320,18 +319,10 @@ func TestSave_FullDiskIsNamedAndKeepsTheOldFiles(t *testing.T) {
 	wantSame(t, mustOpen(t, filepath.Join(disk, "small")), llama)
 	wantSame(t, mustOpen(t, filepath.Join(disk, "small.gguf")), llama)
 	path := filepath.Join(disk, "log")
-	if err := atomicfile.Write(path, func(w io.Writer) error {
-		_,
-			err := io.WriteString(w, "old")
-		return err
-	}); err != nil {
+	if err := atomicfile.WriteBytes(path, []byte("old")); err != nil {
 		t.Fatal(err)
 	}
-	err := atomicfile.Write(path, func(w io.Writer) error {
-		_,
-			err := w.Write(make([]byte, 5<<20))
-		return err
-	})
+	err := atomicfile.WriteBytes(path, make([]byte, 5<<20))
 	wantError(t, err, "no space left on", disk)
 	if text, _ := os.ReadFile(path); string(text) != "old" {
 		t.Errorf("the old file is %q", text)

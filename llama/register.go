@@ -51,8 +51,8 @@ var (
 			d.Attention.QKVBias, d.Attention.OutputBias = true, false
 			if r.BoolOr("use_sliding_window", false) && r.IntOr("max_window_layers", 0) < d.Layers {
 				r.Fail(fmt.Errorf("config.json: a sliding window in some layers only "+
-					"(use_sliding_window with "+
-					"max_window_layers %v) is not supported", r.Config["max_window_layers"]))
+					"(use_sliding_window with max_window_layers %v) is not supported",
+					r.Config["max_window_layers"]))
 			}
 			return d
 		},
