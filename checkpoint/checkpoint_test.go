@@ -91,8 +91,7 @@ func TestGGUF_TypesDecodeAsInThePythonPackage(t *testing.T) {
 				}
 				if digest(got.Data()) != sum {
 					t.Errorf("%s (%s) as %s differs: begins %v, expected %v", name, want.Stored,
-						dtype,
-						torch.Values[float64](got)[:4], want.First)
+						dtype, torch.Values[float64](got)[:4], want.First)
 				}
 			}
 		}

@@ -78,8 +78,7 @@ func (f Family) fromGGUF(g *checkpoint.GGUFFile) (map[string]any, checkpoint.Ten
 	}
 	if n := g.Int("rope.dimension_count", headDim); n != headDim {
 		g.Fail("%s.rope.dimension_count is %d of a head's %d: partial rotation is not supported",
-			g.Architecture, n,
-			headDim)
+			g.Architecture, n, headDim)
 	}
 	if n := g.Int("attention.value_length", headDim); n != headDim {
 		g.Fail("%s.attention.value_length is %d, expected the keys' %d", g.Architecture, n, headDim)

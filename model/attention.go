@@ -86,8 +86,7 @@ func (a *Attention) Forward(qkv torch.Tensor, pass *Pass, layer *LayerCache) tor
 	}
 	if layer != nil && length == 1 {
 		return torch.DecodeAttention(qkv, heads, cos, sin, layer.Keys, layer.Values, view.Starts,
-			view.Lengths,
-			a.config.Scale)
+			view.Lengths, a.config.Scale)
 	}
 	var q, k, v torch.Tensor
 	if layer != nil {
