@@ -113,12 +113,8 @@ func Attach(m model.Model, c Config) error {
 	for _, t := range c.Targets {
 		if !slices.Contains(known, t) && len(c.Targets) > 1 ||
 			!slices.Contains(append(known, AllLinear), t) {
-			return fmt.Errorf(
-				"LoRA target %q names no layer: choose %s, or from %s",
-				t,
-				AllLinear,
-				strings.Join(known, ", "),
-			)
+			return fmt.Errorf("LoRA target %q names no layer: choose %s, or from %s", t, AllLinear,
+				strings.Join(known, ", "))
 		}
 	}
 	return torch.Run(func() error {

@@ -126,10 +126,8 @@ func TestOnlyTheNamedLayersAreFold(t *testing.T) {
 	noLeaks(t)
 	m := tiny(t)
 	defer free(m)
-	if err := Attach(
-		m,
-		Config{Rank: 2, Alpha: 2, Targets: []string{"v_proj", "down_proj"}},
-	); err != nil {
+	if err := Attach(m,
+		Config{Rank: 2, Alpha: 2, Targets: []string{"v_proj", "down_proj"}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, a := range Adapters(m) {
@@ -195,15 +193,9 @@ func TestLoad_RefusesUnsupportedAdapters(t *testing.T) {
 		"JSON object":  {"{", "["},
 		"rank_pattern": {`"rank_pattern": {}`, `"rank_pattern": {"q_proj": 8}`},
 	} {
-		os.WriteFile(
-			filepath.Join(dir, configFile),
-			[]byte(strings.Replace(string(config), change[0], change[1], 1)),
-			0o666,
-		)
-		if err := Load(
-			m,
-			dir,
-		); err == nil || !strings.Contains(err.Error(), want) ||
+		os.WriteFile(filepath.Join(dir, configFile),
+			[]byte(strings.Replace(string(config), change[0], change[1], 1)), 0o666)
+		if err := Load(m, dir); err == nil || !strings.Contains(err.Error(), want) ||
 			!strings.Contains(err.Error(), dir) {
 			t.Errorf("got %v, want an error about %s", err, want)
 		}
@@ -293,11 +285,7 @@ func TestFold_EqualsMergeAndUnmerges(t *testing.T) {
 	}
 	defer free(stranger)
 	initialize(t, stranger)
-	if _, err := Fold(
-		save("stranger", model.Weights(stranger)),
-		adapter,
-		false,
-	); err == nil ||
+	if _, err := Fold(save("stranger", model.Weights(stranger)), adapter, false); err == nil ||
 		!strings.Contains(err.Error(), adapter) {
 		t.Errorf("error %v", err)
 	}

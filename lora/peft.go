@@ -85,10 +85,8 @@ func Save(m model.Model, dir, base string, c Config, also func(dir string) error
 		dir,
 		weights,
 		checkpoint.Options{ShardBytes: math.MaxInt, Also: func(stage string) error {
-			if err := os.Rename(
-				filepath.Join(stage, "model.safetensors"),
-				filepath.Join(stage, weightsFile),
-			); err != nil {
+			if err := os.Rename(filepath.Join(stage, "model.safetensors"),
+				filepath.Join(stage, weightsFile)); err != nil {
 				return err
 			}
 			err := atomicfile.WriteBytes(filepath.Join(stage, configFile), append(text, '\n'))
@@ -144,13 +142,8 @@ func Restore(m model.Model, dir string) error {
 				case err != nil:
 					failed = err
 				case !slices.Equal(saved.Shape(), to.Shape()):
-					failed = fmt.Errorf(
-						"%s: tensor %q has shape %v, expected %v",
-						path,
-						name,
-						saved.Shape(),
-						to.Shape(),
-					)
+					failed = fmt.Errorf("%s: tensor %q has shape %v, expected %v", path, name,
+						saved.Shape(), to.Shape())
 				default:
 					to.Detach().Copy(saved)
 				}
@@ -184,11 +177,8 @@ func readConfig(dir string) (peftConfig, error) {
 		return config, fmt.Errorf("%s: %w", path, err)
 	}
 	if feature := config.unsupported(); feature != "" {
-		return config, fmt.Errorf(
-			"%s: %s is not supported: expected a plain LoRA adapter",
-			path,
-			feature,
-		)
+		return config, fmt.Errorf("%s: %s is not supported: expected a plain LoRA adapter", path,
+			feature)
 	}
 	return config, nil
 }
@@ -280,13 +270,8 @@ func attachAll(m model.Model, c *checkpoint.Checkpoint, config peftConfig) error
 var errEmpty = fmt.Errorf("the file holds no adapters")
 
 func shapeError(name string, got, want []int, rank int) error {
-	return fmt.Errorf(
-		"tensor %q has shape %v, but this model and rank %d need %v",
-		name,
-		got,
-		rank,
-		want,
-	)
+	return fmt.Errorf("tensor %q has shape %v, but this model and rank %d need %v", name, got, rank,
+		want)
 }
 
 func halfError(layer string) error {

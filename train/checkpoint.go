@@ -64,11 +64,8 @@ func (t *Trainer) saveHF(s state.State) error {
 		return err
 	}
 	err := t.write(dir, func(stage string) error {
-		err := checkpoint.Save(
-			filepath.Join(stage, optimizerPath),
-			t.optimizerState(),
-			checkpoint.Options{},
-		)
+		err := checkpoint.Save(filepath.Join(stage, optimizerPath), t.optimizerState(),
+			checkpoint.Options{})
 		if err != nil {
 			return err
 		}
@@ -141,8 +138,7 @@ func (t *Trainer) resume() error {
 	case !t.options.Resume:
 		return fmt.Errorf(
 			"%s holds checkpoints of a run: resume it, choose another folder, or remove this one",
-			root,
-		)
+			root)
 	}
 	now, err := t.identity()
 	if err != nil {
@@ -232,13 +228,8 @@ func (t *Trainer) restoreWeights(dir string) error {
 				return
 			}
 			if !slices.Equal(saved.Shape(), to.Shape()) {
-				err = fmt.Errorf(
-					"%s: tensor %q has shape %v, expected %v",
-					dir,
-					part.Name,
-					saved.Shape(),
-					to.Shape(),
-				)
+				err = fmt.Errorf("%s: tensor %q has shape %v, expected %v", dir, part.Name,
+					saved.Shape(), to.Shape())
 				return
 			}
 			to.Copy(saved)

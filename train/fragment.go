@@ -33,10 +33,8 @@ func componentsOf(m model.Model) map[*nn.Param][]component {
 	list := map[*nn.Param][]component{}
 	nn.Walk(m, func(c nn.Component) {
 		row := units.Elements(c.Param.Shape[1:])
-		list[c.Param] = append(
-			list[c.Param],
-			component{c.Name, c.Shape(), c.Start * row, c.Rows * row},
-		)
+		list[c.Param] = append(list[c.Param],
+			component{c.Name, c.Shape(), c.Start * row, c.Rows * row})
 	})
 	for _, a := range lora.Adapters(m) {
 		nameA, nameB := lora.Names(a)

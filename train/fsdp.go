@@ -210,11 +210,8 @@ func (s *sharded) startGather(u int) {
 			continue
 		}
 		dist.Resize(f.whole, f.whole.Numel()*f.whole.DType().Size())
-		torch.Span(
-			func() { f.gathering = s.shard.AllGather(f.whole, f.shard) },
-			"gather %s",
-			s.name(u),
-		)
+		torch.Span(func() { f.gathering = s.shard.AllGather(f.whole, f.shard) }, "gather %s",
+			s.name(u))
 	}
 }
 

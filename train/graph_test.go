@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"conquer/lora"
 	"conquer/model"
 	"conquer/text/dataset"
 	"conquer/torch"
@@ -15,9 +14,8 @@ import (
 	"conquer/train/internal/network"
 )
 
-// On the CPU a recorded pass simply runs, on the tensors that a recording reads and with the
-// gradients that it adds to: so it must learn what operations launched one by one learn, whatever
-// the shapes, the passes of a step and the objective.
+// On the CPU a recorded pass runs as it is, on the recording's tensors and gradients. It must learn
+// what operations launched one by one learn, for all shapes, accumulations and objectives.
 func TestReplayer_EqualsLaunchedSteps(t *testing.T) {
 	noLeaks(t)
 	for name, change := range map[string]func(*Options){
@@ -25,8 +23,8 @@ func TestReplayer_EqualsLaunchedSteps(t *testing.T) {
 		"accumulated": func(o *Options) { o.BatchSize, o.Accumulate = 1, 3 },
 		"packed":      func(o *Options) { o.Pack = true },
 		"dropout": func(o *Options) {
-			o.LoRA = &lora.Config{Rank: 4, Alpha: 8, Dropout: 0.3, Targets: []string{lora.AllLinear}}
-			o.Recompute = RecomputeSelective
+			o.LoRA, o.Recompute = adapterConfig(), RecomputeSelective
+			o.LoRA.Dropout = 0.3
 		},
 		"head alone":  func(o *Options) { o.HeadOnly = true },
 		"recomputed":  func(o *Options) { o.Recompute, o.Clip = RecomputeBlock, 0.1 },
@@ -53,11 +51,8 @@ func TestReplayer_EqualsLaunchedSteps(t *testing.T) {
 			want, none := run(CompileNone)
 			got, shapes := run(CompileGraph)
 			if none != 0 || shapes < 2 {
-				t.Errorf(
-					"%d and %d shapes were prepared for recording, expected none and several",
-					none,
-					shapes,
-				)
+				t.Errorf("%d and %d shapes were prepared for recording, expected none and several",
+					none, shapes)
 			}
 			for i, w := range want.steps {
 				g := got.steps[i]
@@ -76,20 +71,15 @@ func TestReplayer_EqualsLaunchedSteps(t *testing.T) {
 	}
 }
 
-// There is no room for more shapes than some: the others run as they would without recording.
+// Shapes beyond network.MaxRecordings run as they would without recording.
 func TestReplayer_ManyShapesEqualLaunchedSteps(t *testing.T) {
 	noLeaks(t)
 	data := &dataset.Dataset{}
 	for length := 3; length < 60; length++ {
 		var s dataset.Sample
 		for i := range length {
-			s.IDs, s.Labels = append(
-				s.IDs,
-				int32(i*i%vocabulary),
-			), append(
-				s.Labels,
-				int32(i*i%vocabulary),
-			)
+			id := int32(i * i % vocabulary)
+			s.IDs, s.Labels = append(s.IDs, id), append(s.Labels, id)
 		}
 		data.Samples = append(data.Samples, s)
 	}
@@ -105,17 +95,13 @@ func TestReplayer_ManyShapesEqualLaunchedSteps(t *testing.T) {
 	want, got := run(CompileNone), run(CompileGraph)
 	for i := range want.steps {
 		if math.Abs(got.steps[i].Loss-want.steps[i].Loss) > 1e-4*(1+want.steps[i].Loss) {
-			t.Errorf(
-				"step %d: loss %v, launched one by one %v",
-				i+1,
-				got.steps[i].Loss,
-				want.steps[i].Loss,
-			)
+			t.Errorf("step %d: loss %v, launched one by one %v", i+1, got.steps[i].Loss,
+				want.steps[i].Loss)
 		}
 	}
 }
 
-// A step without labels leaves weights as they are, also where gradients are there, and zero.
+// A step without labels does not change the weights, also if gradients exist and are zero.
 func TestTrainer_StepWithoutLabelsChangesNothing(t *testing.T) {
 	noLeaks(t)
 	for _, compile := range []Compile{CompileNone, CompileGraph} {
@@ -130,9 +116,8 @@ func TestTrainer_StepWithoutLabelsChangesNothing(t *testing.T) {
 		o.Steps, o.Decay, o.Compile = 2, 0.5, compile
 		weight := func() []float32 {
 			var list []float32
-			if err := torch.Run(
-				func() error { list = torch.Values[float32](m.Head().Detach()); return nil },
-			); err != nil {
+			read := func() error { list = torch.Values[float32](m.Head().Detach()); return nil }
+			if err := torch.Run(read); err != nil {
 				t.Fatal(err)
 			}
 			return list
@@ -158,14 +143,15 @@ func TestOptions_RefusesUnrecordableSteps(t *testing.T) {
 		"unknown compile mode":         func(o *Options) { o.Compile = "jit" },
 		"recorded in a single process": func(o *Options) { o.Distributed = DDP },
 		"draw the same random numbers twice": func(o *Options) {
-			o.Recompute, o.LoRA = RecomputeBlock, &lora.Config{Rank: 2, Alpha: 2, Dropout: 0.1, Targets: []string{lora.AllLinear}}
+			o.Recompute, o.LoRA = RecomputeBlock, adapterConfig()
+			o.LoRA.Dropout = 0.1
 		},
 	} {
 		o := options()
 		o.Compile = CompileGraph
 		change(&o)
 		if err := o.Check(); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v, expected %q", err, want)
+			t.Errorf("got %v, want %q", err, want)
 		}
 	}
 }

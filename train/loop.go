@@ -173,10 +173,8 @@ func (t *Trainer) update(step *Step, list []dataset.Batch, counts []float64) {
 	var batches []network.MakeBatch
 	for i, b := range list {
 		if divisor += counts[i]; counts[i] > 0 {
-			batches = append(
-				batches,
-				func() network.MicroBatch { return t.microBatch(b, t.reference[t.data]) },
-			)
+			batches = append(batches,
+				func() network.MicroBatch { return t.microBatch(b, t.reference[t.data]) })
 		}
 	}
 	scale := 1.0
@@ -230,8 +228,7 @@ func (t *Trainer) evaluate(ctx context.Context, data *dataset.Dataset) ([]float6
 		numbers = make([]float64, t.net.Objective.Numbers())
 		if t.reference[data] == nil {
 			return numbers, fmt.Errorf(
-				"the reference's log-probabilities of this data set are not known",
-			)
+				"the reference's log-probabilities of this data set are not known")
 		}
 	}
 	batches, err := dataset.NewBatcher(data, o.layout(dataset.BatchOptions{InOrder: true}))

@@ -11,7 +11,7 @@ import (
 	"conquer/torch/nn"
 )
 
-// logits of a fixed input.
+// logits returns the logits of a fixed input.
 func logits(t testing.TB, m model.Model) (values []float32) {
 	t.Helper()
 	if err := torch.Run(func() error {

@@ -17,12 +17,10 @@ import (
 	"conquer/train/report"
 )
 
-// The formulas, over the whole model at once and sample by sample: the mean over the labels of
-// (1-e)(lse - x_y) + e(lse - mean x) + z lse^2, and of the first without e.
+// plainObjective computes the formulas sample by sample over the whole model: the mean over the
+// labels of (1-e)(lse - x_y) + e(lse - mean x) + z lse^2, and of lse - x_y.
 func plainObjective(
-	m model.Model,
-	d *dataset.Dataset,
-	smoothing, z float64,
+	m model.Model, d *dataset.Dataset, smoothing, z float64,
 ) (objective, plain torch.Tensor) {
 	var totals [2]torch.Tensor
 	labels := 0.0
@@ -76,35 +74,21 @@ func TestObjective_SmoothingAndZLossMatchFormulas(t *testing.T) {
 				p.ClearGrad()
 			}
 			b := batchOf(t, data, 6, pack)
-			net := network.New(
-				m,
-				network.Objective{Smoothing: smoothing, ZLoss: z},
-				RecomputeNone,
-				&local{},
-			)
+			net := network.New(m, network.Objective{Smoothing: smoothing, ZLoss: z}, RecomputeNone,
+				&local{})
 			got := torch.Values[float64](
-				net.Gradients(
-					network.NewMicroBatch(b, torch.CPU, 1),
-					float64(network.Targets(b)),
-					true,
-				),
+				net.Gradients(network.NewMicroBatch(b, torch.CPU, 1), float64(network.Targets(b)),
+					true),
 			)
 			for i, number := range []torch.Tensor{plain, objective} {
-				if want := torch.Item[float64](
-					number.Detach(),
-				); len(got) != 2 ||
-					math.Abs(got[i]-want) > 1e-5*want {
+				want := torch.Item[float64](number.Detach())
+				if len(got) != 2 || math.Abs(got[i]-want) > 1e-5*want {
 					t.Errorf("number %d of %v, want %v", i, got, want)
 				}
 			}
 			nn.Walk(m, func(p nn.Component) {
-				near(
-					t,
-					"gradient of "+p.Name,
-					torch.Values[float32](p.Param.Grad()),
-					want[p.Param],
-					2e-5,
-				)
+				near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()), want[p.Param],
+					2e-5)
 			})
 			return nil
 		})
@@ -115,13 +99,13 @@ func TestObjective_SmoothingAndZLossMatchFormulas(t *testing.T) {
 	}
 }
 
-// The objective is told beside the plain loss; validation stays plain, and what is told of a plain
-// run is as it was.
+// With label smoothing or z-loss, steps report the objective besides the plain loss. Validation
+// reports the plain loss, and plain runs report no objective.
 func TestObjective_IsReportedBesidePlainLoss(t *testing.T) {
 	noLeaks(t)
 	plain := train(t, tiny(t, true, torch.Float32), samples(16, 1), samples(5, 2), options(), nil)
 	if plain.steps[0].Measures != nil {
-		t.Errorf("a plain run tells %v", plain.steps[0].Measures)
+		t.Errorf("a plain run reports %v", plain.steps[0].Measures)
 	}
 	o := options()
 	o.LabelSmoothing, o.ZLoss, o.LogPath, o.TensorBoard = 0.2, 1e-3, t.TempDir(), true
@@ -134,7 +118,7 @@ func TestObjective_IsReportedBesidePlainLoss(t *testing.T) {
 	first := r.steps[0]
 	if len(first.Measures) != 1 || first.Measures[0].Name != "objective" ||
 		!(first.Measures[0].Value > first.Loss) {
-		t.Errorf("a step told loss %v and %v", first.Loss, first.Measures)
+		t.Errorf("a step reported loss %v and %v", first.Loss, first.Measures)
 	}
 	written, err := os.ReadFile(filepath.Join(o.LogPath, report.MetricsFile))
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"conquer/torch/optim"
 )
 
-// Where the averages are small, 50 steps end within 3 % of where float32 ones lead, from a loss
-// four times as far away as the end is; Lion learns too.
+// After 50 steps, the loss with bfloat16 or int8 moments is within 3 % of that with float32
+// moments. Lion lowers the loss at least half as far as AdamW.
 func TestOptimizer_SmallMomentsFollowFloat32(t *testing.T) {
 	noLeaks(t)
 	data, valid := samples(200, 1), samples(20, 2)
@@ -31,34 +31,22 @@ func TestOptimizer_SmallMomentsFollowFloat32(t *testing.T) {
 		first, want := end(func(*Options) {}, dtype)
 		for _, moments := range []string{optim.BFloat16, optim.Int8} {
 			_, got := end(func(o *Options) { o.Moments = moments }, dtype)
-			if t.Logf(
-				"%v: from %.4f to %.4f, with moments in %s to %.4f",
-				dtype,
-				first,
-				want,
-				moments,
-				got,
-			); math.Abs(
+			if t.Logf("%v: from %.4f to %.4f, with moments in %s to %.4f", dtype, first, want,
+				moments, got); math.Abs(
 				got-want,
 			) > 0.03*want {
-				t.Errorf(
-					"%v: moments in %s lead from %v to %v, float32 to %v",
-					dtype,
-					moments,
-					first,
-					got,
-					want,
-				)
+				t.Errorf("%v: %s moments lead from %v to %v, float32 to %v", dtype, moments,
+					first, got, want)
 			}
 		}
 		_, got := end(func(o *Options) { o.Optimizer, o.Rate = optim.Lion, 1e-3 }, dtype)
 		if t.Logf("%v: with Lion to %.4f", dtype, got); got > first-0.5*(first-want) {
-			t.Errorf("%v: Lion leads from %v to %v, AdamW to %v", dtype, first, got, want)
+			t.Errorf("%v: Lion lowers the loss from %v to %v, AdamW to %v", dtype, first, got, want)
 		}
 	}
 }
 
-// Each optimizer's state is saved and found again to the last bit, in both formats.
+// Each optimizer's state is saved and restored bit by bit, in both formats.
 func TestOptimizer_ResumeIsBitEqual(t *testing.T) {
 	if testing.Short() {
 		t.Skip("resumes runs: left out by -short")
@@ -82,34 +70,20 @@ func TestOptimizer_ResumeIsBitEqual(t *testing.T) {
 				o.Steps = 9
 				change(&o)
 				want := train(t, tiny(t, true, dtype), data, nil, o, nil)
-				o.CheckpointPath, o.CheckpointFormat, o.Resume = filepath.Join(
-					t.TempDir(),
-					"c",
-				), format, true
+				o.CheckpointPath, o.CheckpointFormat, o.Resume = filepath.Join(t.TempDir(),
+					"c"), format, true
 				steps := interrupted(t, tiny(t, true, dtype), data, nil, o, 5).steps
 				steps = append(steps, train(t, tiny(t, true, dtype), data, nil, o, nil).steps...)
 				for i, s := range steps {
 					if w := want.steps[i]; s.Loss != w.Loss || s.Norm != w.Norm {
-						t.Errorf(
-							"%s: step %d gave %v and %v, undisturbed %v and %v",
-							what,
-							i+1,
-							s.Loss,
-							s.Norm,
-							w.Loss,
-							w.Norm,
-						)
+						t.Errorf("%s: step %d gave %v and %v, uninterrupted %v and %v", what, i+1,
+							s.Loss, s.Norm, w.Loss, w.Norm)
 						break
 					}
 				}
 				o.Optimizer, o.Moments, o.Stochastic = optim.AdamW, optim.Float32, false
 				m := tiny(t, true, dtype)
-				if _, err := New(
-					m,
-					data,
-					nil,
-					o,
-				); err == nil ||
+				if _, err := New(m, data, nil, o); err == nil ||
 					!strings.Contains(err.Error(), "differs from the one to resume") {
 					t.Errorf("%s: another optimizer resumed: %v", what, err)
 				}
@@ -174,45 +148,42 @@ func TestOptions_NoDecaySelectsKinds(t *testing.T) {
 		return list
 	}
 	has := func(list []string, part string) bool {
-		return slices.ContainsFunc(
-			list,
-			func(name string) bool { return strings.Contains(name, part) },
-		)
+		contains := func(name string) bool { return strings.Contains(name, part) }
+		return slices.ContainsFunc(list, contains)
 	}
 	for _, architecture := range []string{"llama", "bamba"} {
-		all, usual, matrices := decaying(
-			architecture,
-			[]string{"none"},
-		), decaying(
-			architecture,
-			nil,
-		), decaying(
-			architecture,
-			[]string{"norm", "bias", "embedding"},
-		)
+		all, usual := decaying(architecture, []string{"none"}), decaying(architecture, nil)
+		matrices := decaying(architecture, []string{"norm", "bias", "embedding"})
 		if !has(all, "norm") || has(usual, "norm") || !has(usual, "embed_tokens") ||
-			has(matrices, "embed_tokens") ||
-			!has(matrices, "q_proj") {
-			t.Errorf("%s: what decays is %v, %v, %v", architecture, all, usual, matrices)
+			has(matrices, "embed_tokens") || !has(matrices, "q_proj") {
+			t.Errorf("%s: decay of %v, %v, %v", architecture, all, usual, matrices)
 		}
-		if architecture == "bamba" &&
-			(!has(all, "A_log") || has(usual, "A_log") || has(usual, "dt_bias") || !has(usual, "conv1d.weight")) {
-			t.Errorf("%s: what decays is %v, %v", architecture, all, usual)
+		rates := has(all, "A_log") && !has(usual, "A_log") && !has(usual, "dt_bias")
+		if architecture == "bamba" && (!rates || !has(usual, "conv1d.weight")) {
+			t.Errorf("%s: decay of %v, %v", architecture, all, usual)
 		}
 	}
 	for want, spoil := range map[string]func(*Options){
-		"unknown optimizer \"sgd\"":    func(o *Options) { o.Optimizer = "sgd" },
-		"unknown moments \"int4\"":     func(o *Options) { o.Moments = "int4" },
-		"are for adamw":                func(o *Options) { o.Optimizer, o.Moments = optim.Lion, optim.Int8 },
-		"stochastic rounding is":       func(o *Options) { o.Stochastic, o.Moments = true, optim.Int8 },
-		"adapters are float32":         func(o *Options) { o.Stochastic, o.LoRA = true, adapterConfig() },
-		"keeps float32 master weights": func(o *Options) { o.Stochastic, o.OffloadOptimizer = true, true },
-		"no decay of \"head\"":         func(o *Options) { o.NoDecay = []string{"norm", "head"} },
+		"unknown optimizer \"sgd\"": func(o *Options) { o.Optimizer = "sgd" },
+		"unknown moments \"int4\"":  func(o *Options) { o.Moments = "int4" },
+		"are for adamw": func(o *Options) {
+			o.Optimizer, o.Moments = optim.Lion, optim.Int8
+		},
+		"stochastic rounding is": func(o *Options) {
+			o.Stochastic, o.Moments = true, optim.Int8
+		},
+		"adapters are float32": func(o *Options) {
+			o.Stochastic, o.LoRA = true, adapterConfig()
+		},
+		"keeps float32 master weights": func(o *Options) {
+			o.Stochastic, o.OffloadOptimizer = true, true
+		},
+		"no decay of \"head\"": func(o *Options) { o.NoDecay = []string{"norm", "head"} },
 	} {
 		o := options()
 		spoil(&o)
 		if err := o.Check(); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("error %v, want %q", err, want)
+			t.Errorf("got %v, want %q", err, want)
 		}
 	}
 }

@@ -113,7 +113,7 @@ type Options struct {
 	MinRate     float64 `json:"min_learning_rate"`
 	WarmupSteps int     `json:"warmup_steps"`        // -1 for a twentieth of the run
 	Optimizer   string  `json:"optimizer,omitempty"` // optim.AdamW (the default) or optim.Lion
-	Moments     string  `json:"moments,omitempty"`   // of AdamW: Float32 (the default), BFloat16, Int8
+	Moments     string  `json:"moments,omitempty"`   // AdamW: Float32 (default), BFloat16 or Int8
 	Beta1       float64 `json:"beta1"`               // 0 means 0.9
 	Beta2       float64 `json:"beta2"`               // 0 means 0.999, or 0.99 for Lion
 	Decay       float64 `json:"weight_decay"`
@@ -236,11 +236,8 @@ func (o Options) Check() error {
 	case o.Steps < 0 || o.Epochs < 0 || (o.Steps == 0) == (o.Epochs == 0):
 		return fmt.Errorf("%d steps and %d epochs: give one of the two", o.Steps, o.Epochs)
 	case o.BatchSize < 1 || o.Accumulate < 1:
-		return fmt.Errorf(
-			"batch size %d, accumulated %d times: both must be at least 1",
-			o.BatchSize,
-			o.Accumulate,
-		)
+		return fmt.Errorf("batch size %d, accumulated %d times: both must be at least 1",
+			o.BatchSize, o.Accumulate)
 	case o.SequenceLength < 2:
 		return fmt.Errorf("sequence length %d: it must be at least 2", o.SequenceLength)
 	case o.LoRA != nil && o.HeadOnly:
@@ -277,12 +274,8 @@ func (o Options) Check() error {
 func (o Options) checkCompile() error {
 	switch {
 	case o.Compile != "" && o.Compile != CompileNone && o.Compile != CompileGraph:
-		return fmt.Errorf(
-			"unknown compile mode %q: use %s or %s",
-			o.Compile,
-			CompileNone,
-			CompileGraph,
-		)
+		return fmt.Errorf("unknown compile mode %q: use %s or %s", o.Compile, CompileNone,
+			CompileGraph)
 	case o.Compile != CompileGraph:
 	case o.processes() > 1 || o.Distributed != None:
 		return fmt.Errorf(
@@ -308,11 +301,8 @@ func (o Options) redrawsDropout() bool {
 func (o Options) checkObjective() error {
 	switch {
 	case !slices.Contains(Objectives, o.Objective):
-		return fmt.Errorf(
-			"unknown objective %q: choose one of %s",
-			o.Objective,
-			strings.Join(Objectives, ", "),
-		)
+		return fmt.Errorf("unknown objective %q: choose one of %s", o.Objective,
+			strings.Join(Objectives, ", "))
 	case o.Objective != DPO && o.Beta != 0:
 		return fmt.Errorf("beta %g is for the objective %s only", o.Beta, DPO)
 	case o.Objective == DPO && !(o.Beta > 0 && !math.IsInf(o.Beta, 0)):
@@ -327,9 +317,7 @@ func (o Options) checkObjective() error {
 		return fmt.Errorf("label smoothing %g: it must be at least 0 and below 1", o.LabelSmoothing)
 	case !(o.ZLoss >= 0 && o.ZLoss < 1):
 		return fmt.Errorf(
-			"z-loss %g: its coefficient must be at least 0 and below 1; 1e-4 is usual",
-			o.ZLoss,
-		)
+			"z-loss %g: its coefficient must be at least 0 and below 1; 1e-4 is usual", o.ZLoss)
 	}
 	return nil
 }
@@ -337,32 +325,21 @@ func (o Options) checkObjective() error {
 func (o Options) checkOptimizer() error {
 	switch {
 	case !slices.Contains(optim.Methods, o.Optimizer):
-		return fmt.Errorf(
-			"unknown optimizer %q: choose one of %s",
-			o.Optimizer,
-			strings.Join(optim.Methods, ", "),
-		)
+		return fmt.Errorf("unknown optimizer %q: choose one of %s", o.Optimizer,
+			strings.Join(optim.Methods, ", "))
 	case !slices.Contains(optim.MomentTypes, o.Moments):
-		return fmt.Errorf(
-			"unknown moments %q: choose one of %s",
-			o.Moments,
-			strings.Join(optim.MomentTypes, ", "),
-		)
+		return fmt.Errorf("unknown moments %q: choose one of %s", o.Moments,
+			strings.Join(optim.MomentTypes, ", "))
 	case !(o.Beta1 >= 0 && o.Beta1 < 1) || !(o.Beta2 >= 0 && o.Beta2 < 1):
 		return fmt.Errorf("betas %g and %g: they must be at least 0 and below 1", o.Beta1, o.Beta2)
 	case !(o.Decay >= 0) || !(o.Clip >= 0) || math.IsInf(o.Decay, 0):
-		return fmt.Errorf(
-			"weight decay %g and clipping at %g: neither can be negative",
-			o.Decay,
-			o.Clip,
-		)
+		return fmt.Errorf("weight decay %g and clipping at %g: neither can be negative", o.Decay,
+			o.Clip)
 	case o.Moments != optim.Float32 && o.Optimizer != optim.AdamW:
 		return fmt.Errorf("moments in %s are for %s", o.Moments, optim.AdamW)
 	case o.Stochastic && (o.Moments != optim.Float32 || o.Optimizer != optim.AdamW):
-		return fmt.Errorf(
-			"stochastic rounding is for %s, and chooses the moments' dtype itself",
-			optim.AdamW,
-		)
+		return fmt.Errorf("stochastic rounding is for %s, and chooses the moments' dtype itself",
+			optim.AdamW)
 	case o.Stochastic && o.LoRA != nil:
 		return errors.New("stochastic rounding is for bfloat16 weights, and adapters are float32")
 	case o.Stochastic && o.OffloadOptimizer:
@@ -371,11 +348,8 @@ func (o Options) checkOptimizer() error {
 	}
 	for _, kind := range o.NoDecay {
 		if !slices.Contains(NoDecayKinds, kind) {
-			return fmt.Errorf(
-				"no decay of %q: choose from %s",
-				kind,
-				strings.Join(NoDecayKinds, ", "),
-			)
+			return fmt.Errorf("no decay of %q: choose from %s", kind,
+				strings.Join(NoDecayKinds, ", "))
 		}
 	}
 	return nil
@@ -394,48 +368,35 @@ func (o Options) checkDistributed() error {
 	sharded := o.Distributed == FSDP || o.Distributed == HSDP
 	switch {
 	case !slices.Contains(Strategies, o.Distributed):
-		return fmt.Errorf(
-			"unknown strategy %q: choose one of %s",
-			o.Distributed,
-			strings.Join(Strategies, ", "),
-		)
+		return fmt.Errorf("unknown strategy %q: choose one of %s", o.Distributed,
+			strings.Join(Strategies, ", "))
 	case o.Distributed != None && o.World == nil:
 		return fmt.Errorf(
 			"strategy %s needs the processes of a run, and this process is not part of one",
-			o.Distributed,
-		)
+			o.Distributed)
 	case o.Distributed == None && o.World != nil && o.World.Size > 1:
 		return fmt.Errorf("%d processes without a strategy would each train their own model: "+
 			"choose ddp, fsdp, hsdp, tp or pp", o.World.Size)
 	case o.Distributed == HSDP && (o.ShardSize < 1 || o.World.Size%o.ShardSize != 0):
-		return fmt.Errorf(
-			"hsdp with groups of %d: this does not divide the %d processes",
-			o.ShardSize,
-			o.World.Size,
-		)
+		return fmt.Errorf("hsdp with groups of %d: this does not divide the %d processes",
+			o.ShardSize, o.World.Size)
 	case o.TensorSize < 0 || o.World != nil && o.World.Size%o.tensorSize() != 0:
-		return fmt.Errorf(
-			"layers divided over %d: this does not divide the %d processes",
-			o.TensorSize,
-			o.World.Size,
-		)
+		return fmt.Errorf("layers divided over %d: this does not divide the %d processes",
+			o.TensorSize, o.World.Size)
 	case o.TensorSize > 0 && !slices.Contains([]string{TP, DDP, FSDP}, o.Distributed):
 		return fmt.Errorf("layers can be divided with tp, ddp or fsdp, not with %s", o.Distributed)
 	case o.OffloadOptimizer && !sharded:
 		return fmt.Errorf(
 			"the optimizer's state can be kept in host memory with fsdp or hsdp, not with %s",
-			o.Distributed,
-		)
+			o.Distributed)
 	case o.ReduceDType != "" && o.ReduceDType != "float32" && o.ReduceDType != "same":
 		return fmt.Errorf(
 			"gradients cannot be summed in %q: choose float32, or same for the weights' dtype",
-			o.ReduceDType,
-		)
+			o.ReduceDType)
 	case o.ReduceDType == "same" && o.Distributed != DDP && !sharded:
 		return fmt.Errorf(
 			"gradients can be summed in the weights' dtype with ddp, fsdp or hsdp, not with %s",
-			o.Distributed,
-		)
+			o.Distributed)
 	}
 	return o.checkFormat()
 }
@@ -444,23 +405,16 @@ func (o Options) checkFormat() error {
 	formats := []string{"", FormatHF, FormatNative}
 	switch {
 	case !slices.Contains(formats, o.CheckpointFormat):
-		return fmt.Errorf(
-			"unknown checkpoint format %q: choose %s or %s",
-			o.CheckpointFormat,
-			FormatHF,
-			FormatNative,
-		)
+		return fmt.Errorf("unknown checkpoint format %q: choose %s or %s", o.CheckpointFormat,
+			FormatHF, FormatNative)
 	case o.CheckpointFormat == FormatHF && o.OffloadOptimizer:
 		return fmt.Errorf(
 			"with the optimizer's state in host memory, checkpoints have the format %s",
-			FormatNative,
-		)
+			FormatNative)
 	case o.CheckpointFormat == FormatHF && o.World != nil && o.World.Size > 1:
 		return fmt.Errorf(
 			"checkpoints of %d processes are written by all of them, in the format %s",
-			o.World.Size,
-			FormatNative,
-		)
+			o.World.Size, FormatNative)
 	}
 	return nil
 }

@@ -12,8 +12,8 @@ import (
 	"conquer/train/internal/network"
 )
 
-// Attention, the short convolution and the scan all begin anew with each sample of a row, wherever
-// in a chunk it begins.
+// Attention, the short convolution and the scan restart with each sample of a row, wherever in a
+// chunk it starts.
 func TestPacking_LossEqualsSeparateSamples(t *testing.T) {
 	noLeaks(t)
 	seed := rand.Uint64()
@@ -22,10 +22,8 @@ func TestPacking_LossEqualsSeparateSamples(t *testing.T) {
 		m := tiny(t, true, torch.Float32)
 		if name != "llama" {
 			free(m)
-			config, err := model.Variant(
-				name,
-				"tiny",
-			) // bamba's third layer is attention; chunks of 32
+			// bamba's third layer is attention; chunks have 32 tokens.
+			config, err := model.Variant(name, "tiny")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -48,10 +46,8 @@ func TestPacking_LossEqualsSeparateSamples(t *testing.T) {
 			s.Labels = s.IDs
 			d.Samples = append(d.Samples, s)
 		}
-		batches, err := dataset.NewBatcher(
-			d,
-			dataset.BatchOptions{Rows: 9, Length: 64, Pack: true, InOrder: true},
-		)
+		batches, err := dataset.NewBatcher(d,
+			dataset.BatchOptions{Rows: 9, Length: 64, Pack: true, InOrder: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,10 +59,8 @@ func TestPacking_LossEqualsSeparateSamples(t *testing.T) {
 			net := network.New(m, network.Objective{}, RecomputeNone, &local{})
 			alone, labels := 0.0, 0
 			for _, s := range d.Samples {
-				b, err := dataset.NewBatcher(
-					&dataset.Dataset{Samples: []dataset.Sample{s}},
-					dataset.BatchOptions{Rows: 1, Length: 64, InOrder: true},
-				)
+				b, err := dataset.NewBatcher(&dataset.Dataset{Samples: []dataset.Sample{s}},
+					dataset.BatchOptions{Rows: 1, Length: 64, InOrder: true})
 				if err != nil {
 					return err
 				}
@@ -74,36 +68,24 @@ func TestPacking_LossEqualsSeparateSamples(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				torch.Scoped(
-					func() { alone += evaluate(net, network.NewMicroBatch(one, torch.CPU, 1))[0] },
-				)
+				torch.Scoped(func() {
+					alone += evaluate(net, network.NewMicroBatch(one, torch.CPU, 1))[0]
+				})
 				labels += one.Targets
 			}
 			torch.Scoped(func() {
 				mb := network.NewMicroBatch(packed, torch.CPU, 1)
 				together := evaluate(net, mb)[0]
 				if mb.Targets != labels || math.Abs(together-alone) > 2e-5*alone {
-					t.Errorf(
-						"seed %d, %s: %d labels lose %v in rows, %d lose %v alone",
-						seed,
-						name,
-						mb.Targets,
-						together,
-						labels,
-						alone,
-					)
+					t.Errorf("seed %d, %s: packed, %d labels lose %v; alone, %d lose %v",
+						seed, name, mb.Targets, together, labels, alone)
 				}
 				mb.Seq.Segments = torch.Tensor{}
-				if mixed := evaluate(net, mb)[0]; math.Abs(
-					mixed-together,
-				) < 1e-6*alone { // by chance the sums may lie close
-					t.Errorf(
-						"seed %d, %s: samples that see each other lose %v, alone %v: this test tells nothing",
-						seed,
-						name,
-						mixed,
-						alone,
-					)
+				// By chance, the sums may be close.
+				mixed := evaluate(net, mb)[0]
+				if math.Abs(mixed-together) < 1e-6*alone {
+					t.Errorf("seed %d, %s: without segments the loss is %v, alone %v: "+
+						"the test detects nothing", seed, name, mixed, alone)
 				}
 			})
 			return nil

@@ -206,10 +206,8 @@ func (p *pipeline) infer(
 			defer f.Free()
 			low, high := p.first[p.stage], p.first[p.stage+1]
 			if p.isFirst() {
-				f.Outputs[0] = network.Owned(
-					false,
-					func() torch.Tensor { return n.Model.Embed(mb.Seq.IDs) },
-				)
+				f.Outputs[0] = network.Owned(false,
+					func() torch.Tensor { return n.Model.Embed(mb.Seq.IDs) })
 			} else {
 				f.Outputs[low] = p.receive(p.down, p.stage-1, p.passed, mb)
 			}
@@ -234,17 +232,13 @@ func (p *pipeline) send(group *dist.Group, t torch.Tensor, to, tag int) {
 	if t.DType() != p.dtype {
 		panic(&torch.Error{
 			Op: "pipeline",
-			Message: fmt.Sprintf(
-				"hidden states are %v, but the stages exchange %v",
-				t.DType(),
-				p.dtype,
-			),
+			Message: fmt.Sprintf("hidden states are %v, but the stages exchange %v", t.DType(),
+				p.dtype),
 		})
 	}
 	torch.Scoped(func() {
 		torch.NoGrad(
-			func() { p.sent = append(p.sent, group.Send(t.Detach().Contiguous(), to, tag)) },
-		)
+			func() { p.sent = append(p.sent, group.Send(t.Detach().Contiguous(), to, tag)) })
 	})
 }
 
@@ -322,10 +316,8 @@ func (p *pipeline) fragments() (list []fragment) {
 			for _, param := range unit {
 				if p.holds(u) && param.RequiresGrad() == trained {
 					copied := p.owner(u) != p.stage
-					list = append(
-						list,
-						fragment{param: param, tensor: param.Tensor, copied: copied},
-					)
+					list = append(list,
+						fragment{param: param, tensor: param.Tensor, copied: copied})
 				}
 			}
 		}

@@ -20,6 +20,7 @@ import (
 func TestPlan_OneDeviceMatchesRun(t *testing.T) {
 	train.NoLeaks(t)
 	const rows, length = 2, 256
+	const selective = train.RecomputeSelective
 	adapter := &lora.Config{Rank: 8, Alpha: 8, Targets: []string{lora.AllLinear}}
 	for i, c := range []struct {
 		architecture string
@@ -32,8 +33,8 @@ func TestPlan_OneDeviceMatchesRun(t *testing.T) {
 		{"llama", false, torch.BFloat16, train.Options{Accumulate: 2}},
 		{"llama", false, torch.Float32, train.Options{Recompute: train.RecomputeBlock}},
 		{"llama", false, torch.Float32, train.Options{Recompute: train.RecomputeSelective}},
-		{"llama", true, torch.BFloat16, train.Options{Recompute: train.RecomputeSelective, Accumulate: 2}},
-		{"llama", false, torch.Float32, train.Options{Recompute: train.RecomputeSelective, LoRA: adapter}},
+		{"llama", true, torch.BFloat16, train.Options{Recompute: selective, Accumulate: 2}},
+		{"llama", false, torch.Float32, train.Options{Recompute: selective, LoRA: adapter}},
 		{"llama", false, torch.Float32, train.Options{LoRA: adapter}},
 		{"llama", false, torch.Float32, train.Options{HeadOnly: true}},
 		{"llama", false, torch.BFloat16, train.Options{Moments: optim.Int8}},
@@ -45,9 +46,10 @@ func TestPlan_OneDeviceMatchesRun(t *testing.T) {
 		{"bamba", false, torch.Float32, train.Options{Recompute: train.RecomputeSelective}},
 	} {
 		o := c.options
-		name := fmt.Sprintf("%s tied=%v %v %s%s stochastic=%v accumulate=%d recompute=%s lora=%v head_only=%v",
-			c.architecture, c.tied, c.dtype, o.Optimizer, o.Moments, o.Stochastic, o.Accumulate, o.Recompute,
-			o.LoRA != nil, o.HeadOnly)
+		name := fmt.Sprintf("%s tied=%v %v %s%s stochastic=%v accumulate=%d recompute=%s",
+			c.architecture, c.tied, c.dtype, o.Optimizer, o.Moments, o.Stochastic, o.Accumulate,
+			o.Recompute)
+		name += fmt.Sprintf(" lora=%v head_only=%v", o.LoRA != nil, o.HeadOnly)
 		t.Run(name, func(t *testing.T) {
 			if testing.Short() && i%4 > 0 {
 				t.Skip("-short runs every fourth case")
@@ -98,8 +100,9 @@ func stagePlans(t *testing.T, s train.RunSpec, n int) []plan.Plan {
 	m := train.PlannedModel(t, strings.TrimPrefix(s.Architecture, "planned "), s.Tied)
 	o := plan.Options{
 		BatchSize: s.Options.BatchSize, SequenceLength: s.Options.SequenceLength,
-		Accumulate: s.Options.Accumulate, DType: dtype, Recompute: s.Recompute, LoRA: s.Options.LoRA,
-		HeadOnly: s.Options.HeadOnly, TensorSize: s.TensorSize, Stochastic: s.Options.Stochastic,
+		Accumulate: s.Options.Accumulate, DType: dtype, Recompute: s.Recompute,
+		LoRA: s.Options.LoRA, HeadOnly: s.Options.HeadOnly,
+		TensorSize: s.TensorSize, Stochastic: s.Options.Stochastic,
 		OffloadOptimizer: s.Offload,
 	}
 	plans, err := plan.Predict(m, o, machine)
@@ -121,7 +124,8 @@ func stagePlans(t *testing.T, s train.RunSpec, n int) []plan.Plan {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fullest := slices.MaxFunc(stages, func(a, b plan.Plan) int { return cmp.Compare(a.Peak, b.Peak) })
+	byPeak := func(a, b plan.Plan) int { return cmp.Compare(a.Peak, b.Peak) }
+	fullest := slices.MaxFunc(stages, byPeak)
 	if plans[i].Peak != fullest.Peak || plans[i].Weights != fullest.Weights {
 		t.Errorf("the plan is %+v, that of the fullest stage %+v", plans[i], fullest)
 	}
@@ -152,7 +156,9 @@ func TestPlan_ProcessesMatchWorld(t *testing.T) {
 		{"ddp tied bfloat16, stochastic rounding", 2, func(s *train.RunSpec) {
 			s.Distributed, s.Tied, s.DType, s.Options.Stochastic = train.DDP, true, "bfloat16", true
 		}},
-		{"ddp bfloat16", 2, func(s *train.RunSpec) { s.Distributed, s.DType = train.DDP, "bfloat16" }},
+		{"ddp bfloat16", 2, func(s *train.RunSpec) {
+			s.Distributed, s.DType = train.DDP, "bfloat16"
+		}},
 		{"hsdp recomputed", 4, func(s *train.RunSpec) {
 			s.Distributed, s.ShardSize, s.Recompute = train.HSDP, 2, train.RecomputeBlock
 		}},
@@ -181,7 +187,9 @@ func TestPlan_ProcessesMatchWorld(t *testing.T) {
 		{"pp tied bfloat16, accumulated", 2, func(s *train.RunSpec) {
 			s.Distributed, s.Tied, s.DType, s.Options.Accumulate = train.PP, true, "bfloat16", 6
 		}},
-		{"pp accumulated", 4, func(s *train.RunSpec) { s.Distributed, s.Options.Accumulate = train.PP, 8 }},
+		{"pp accumulated", 4, func(s *train.RunSpec) {
+			s.Distributed, s.Options.Accumulate = train.PP, 8
+		}},
 		{"pp bamba recomputed, accumulated", 3, func(s *train.RunSpec) {
 			s.Distributed, s.Architecture = train.PP, "planned bamba"
 			s.Recompute, s.Options.Accumulate = train.RecomputeBlock, 4
@@ -207,7 +215,7 @@ func TestPlan_ProcessesMatchWorld(t *testing.T) {
 			if s.Distributed == train.FSDP || s.Distributed == train.HSDP {
 				held += p.Gradients
 			}
-			t.Logf("%s, rank %d: %.1f MB between steps, planned %.1f MB; peak %.1f MB, planned %.1f MB",
+			t.Logf("%s, rank %d: %.1f MB between steps, planned %.1f; peak %.1f MB, planned %.1f",
 				c.name, rank, r.Held[rank]/1e6, held/1e6, r.Peak[rank]/1e6, peak/1e6)
 			if math.Abs(held/r.Held[rank]-1) > 0.1 {
 				t.Errorf("%s: between steps process %d holds %.2f MB, the plan says %.2f MB",

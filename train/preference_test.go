@@ -16,8 +16,8 @@ import (
 	"conquer/train/internal/network"
 )
 
-// pairs makes pairs of texts that begin alike; the preferred one goes on counting upwards, the
-// other downwards.
+// pairs makes pairs of texts with a common prompt. The preferred answer continues to count upwards,
+// the other downwards.
 func pairs(n int, seed uint64) *dataset.Dataset {
 	draw := rand.New(rand.NewPCG(seed, 1))
 	d := &dataset.Dataset{}
@@ -27,13 +27,8 @@ func pairs(n int, seed uint64) *dataset.Dataset {
 		for k, direction := range []int{1, vocabulary - 1} {
 			s.Second = len(s.IDs)
 			for i := range prompt {
-				s.IDs, s.Labels = append(
-					s.IDs,
-					int32((first+i)%vocabulary),
-				), append(
-					s.Labels,
-					dataset.IgnoreLabel,
-				)
+				s.IDs = append(s.IDs, int32((first+i)%vocabulary))
+				s.Labels = append(s.Labels, dataset.IgnoreLabel)
 			}
 			for i := range 1 + draw.IntN(8) {
 				id := int32((first + prompt + (i+k)*direction) % vocabulary)
@@ -45,9 +40,9 @@ func pairs(n int, seed uint64) *dataset.Dataset {
 	return d
 }
 
-// said is the log-probability of both texts of a pair, over the whole model at once, in float64
-// from the logits on.
-func said(m model.Model, s dataset.Sample) (chosen, rejected torch.Tensor) {
+// logProbabilities returns the log-probabilities of both texts of a pair, computed over the whole
+// model, in float64 from the logits on.
+func logProbabilities(m model.Model, s dataset.Sample) (chosen, rejected torch.Tensor) {
 	of := func(from, to int) torch.Tensor {
 		var ids, targets, rows []int64
 		for i := from; i < to; i++ {
@@ -67,9 +62,9 @@ func said(m model.Model, s dataset.Sample) (chosen, rejected torch.Tensor) {
 	return of(0, s.Second), of(s.Second, len(s.IDs))
 }
 
-// Loss, rewards and gradients of a micro-batch of pairs are those of TRL's formulas: for the
-// sigmoid loss, logits = (pi_chosen - pi_rejected) - (ref_chosen - ref_rejected), loss = mean -log
-// sigmoid(beta logits), and the rewards beta (pi - ref).
+// Loss, rewards and gradients match TRL's formulas for the sigmoid loss:
+// logits = (pi_chosen - pi_rejected) - (ref_chosen - ref_rejected),
+// loss = mean -log sigmoid(beta logits), reward = beta (pi - ref).
 func TestDPO_MatchesFormula(t *testing.T) {
 	noLeaks(t)
 	seed := rand.Uint64()
@@ -92,21 +87,16 @@ func TestDPO_MatchesFormula(t *testing.T) {
 				want := make([]float64, 5)
 				n := float64(len(data.Samples))
 				for i, s := range data.Samples {
-					a, b := said(m, s)
-					chosen, rejected := a.AddScalar(-known[2*i]).
-						MulScalar(beta),
-						b.AddScalar(-known[2*i+1]).
-							MulScalar(beta)
+					a, b := logProbabilities(m, s)
+					chosen := a.AddScalar(-known[2*i]).MulScalar(beta)
+					rejected := b.AddScalar(-known[2*i+1]).MulScalar(beta)
 					loss := chosen.Sub(rejected).Neg().Exp().AddScalar(1).Log()
 					if total.Defined() {
 						loss = total.Add(loss)
 					}
 					total = loss
-					c, r := torch.Item[float64](
-						chosen.Detach(),
-					), torch.Item[float64](
-						rejected.Detach(),
-					)
+					c := torch.Item[float64](chosen.Detach())
+					r := torch.Item[float64](rejected.Detach())
 					want[1], want[2], want[3] = want[1]+c/n, want[2]+r/n, want[3]+(c-r)/n
 					if c > r {
 						want[4] += 1 / n
@@ -121,10 +111,8 @@ func TestDPO_MatchesFormula(t *testing.T) {
 					p.ClearGrad()
 				}
 
-				tr := &Trainer{
-					options: Options{Objective: DPO, Pack: pack}.complete(),
-					device:  torch.CPU,
-				}
+				o := Options{Objective: DPO, Pack: pack}.complete()
+				tr := &Trainer{options: o, device: torch.CPU}
 				net := network.New(m, network.Objective{Beta: beta}, recompute, &local{})
 				b := batchOf(t, data, 8, pack)
 				if b.Samples != len(data.Samples) {
@@ -137,13 +125,8 @@ func TestDPO_MatchesFormula(t *testing.T) {
 					}
 				}
 				nn.Walk(m, func(p nn.Component) {
-					near(
-						t,
-						"gradient of "+p.Name,
-						torch.Values[float32](p.Param.Grad()),
-						gradients[p.Param],
-						3e-5,
-					)
+					near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()),
+						gradients[p.Param], 3e-5)
 				})
 				for i, sum := range evaluate(net, tr.microBatch(b, known)) {
 					if math.Abs(sum/n-want[i]) > 1e-5*(1+math.Abs(want[i])) {
@@ -169,8 +152,8 @@ func dpo() Options {
 	return o
 }
 
-// The run begins where both models are one, and learns the preference also where it was not shown;
-// what the reference says is what the model said before, with an adapter and without.
+// The run starts with the model equal to the reference, and learns preferences that generalize to
+// unseen pairs. The reference's log-probabilities are those of the initial model.
 func TestDPO_LearnsToPrefer(t *testing.T) {
 	noLeaks(t)
 	data, valid := pairs(40, 1), pairs(10, 2)
@@ -179,7 +162,7 @@ func TestDPO_LearnsToPrefer(t *testing.T) {
 	if err := torch.Run(func() error {
 		for _, s := range data.Samples {
 			torch.Scoped(func() {
-				chosen, rejected := said(base, s)
+				chosen, rejected := logProbabilities(base, s)
 				before = append(before, torch.Item[float64](chosen), torch.Item[float64](rejected))
 			})
 		}
@@ -198,19 +181,14 @@ func TestDPO_LearnsToPrefer(t *testing.T) {
 		r := train(t, tiny(t, true, torch.Float32), data, valid, o, func(tr *Trainer) {
 			for i, want := range before {
 				if got := tr.reference[data][i]; math.Abs(got-want) > 1e-4*(1+math.Abs(want)) {
-					t.Fatalf(
-						"%s: the reference says %v of text %d, the model before said %v",
-						name,
-						got,
-						i,
-						want,
-					)
+					t.Fatalf("%s: the reference has %v for text %d, the initial model %v", name,
+						got, i, want)
 				}
 			}
 		})
 		first, last := r.validations[0], r.validations[len(r.validations)-1]
 		if math.Abs(first.Loss-math.Ln2) > 1e-5 || math.Abs(first.Measures[0].Value) > 1e-4 {
-			t.Errorf("%s: begins with %+v, want ln 2 and no reward", name, first)
+			t.Errorf("%s: starts with %+v, want ln 2 and no reward", name, first)
 		}
 		if accuracy := last.Measures[3]; accuracy.Name != "accuracy" || !(accuracy.Value >= 0.8) ||
 			!(last.Loss < 0.6) {
@@ -228,36 +206,33 @@ func TestDPO_ResumeKeepsReference(t *testing.T) {
 	o.CheckpointPath, o.Resume = filepath.Join(t.TempDir(), "c"), true
 	o.Progress = func(string, int, int) error { return nil }
 	first := interrupted(t, tiny(t, true, torch.Float32), data, valid, o, 3)
-	o.Progress = func(string, int, int) error { t.Error("the reference was computed again"); return nil }
+	o.Progress = func(string, int, int) error {
+		t.Error("the reference was computed again")
+		return nil
+	}
 	second := train(t, tiny(t, true, torch.Float32), data, valid, o, nil)
 	for i, s := range append(first.steps, second.steps...) {
 		if s.Loss != want.steps[i].Loss || s.Measures[2] != want.steps[i].Measures[2] {
-			t.Errorf("step %d gave %+v, undisturbed %+v", i+1, s, want.steps[i])
+			t.Errorf("step %d gave %+v, uninterrupted %+v", i+1, s, want.steps[i])
 		}
 	}
 	if second.validations[0].Loss != want.validations[1].Loss {
-		t.Errorf("look %+v, undisturbed %+v", second.validations[0], want.validations[1])
+		t.Errorf("validation %+v, uninterrupted %+v", second.validations[0], want.validations[1])
 	}
 
-	// Another model would be another reference.
+	// Another model has another reference.
 	other := tiny(t, true, torch.Float32)
 	defer model.Free(other)
-	if err := torch.Run(
-		func() error { torch.NoGrad(func() { nn.Params(other)[0].Detach().Uniform(-1, 1) }); return nil },
-	); err != nil {
+	change := func() { nn.Params(other)[0].Detach().Uniform(-1, 1) }
+	if err := torch.Run(func() error { torch.NoGrad(change); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	o.Progress = nil
-	if _, err := New(
-		other,
-		data,
-		valid,
-		o,
-	); err == nil ||
-		!strings.Contains(err.Error(), "base model's weights") {
+	_, err := New(other, data, valid, o)
+	if err == nil || !strings.Contains(err.Error(), "base model's weights") {
 		t.Errorf("resuming against another model: %v", err)
 	}
-	// A file that is cut short is made anew.
+	// A truncated file is written again.
 	path := filepath.Join(o.CheckpointPath, referenceFile)
 	if err := os.Truncate(path, 100); err != nil {
 		t.Fatal(err)
@@ -273,18 +248,21 @@ func TestDPO_ResumeKeepsReference(t *testing.T) {
 
 func TestDPO_RefusesUnsuitableRuns(t *testing.T) {
 	noLeaks(t)
+	nine := pairs(9, 1)
 	for want, c := range map[string]struct {
 		data   *dataset.Dataset
 		change func(*Options)
 	}{
 		"0 of 9 samples are pairs":    {samples(9, 1), func(o *Options) {}},
-		"9 of 9 samples are pairs":    {pairs(9, 1), func(o *Options) { o.Objective, o.Beta = SFT, 0 }},
-		"unknown objective \"ppo\"":   {pairs(9, 1), func(o *Options) { o.Objective, o.Beta = "ppo", 0 }},
-		"it must be positive":         {pairs(9, 1), func(o *Options) { o.Beta = -1 }},
+		"9 of 9 samples are pairs":    {nine, func(o *Options) { o.Objective, o.Beta = SFT, 0 }},
+		"unknown objective \"ppo\"":   {nine, func(o *Options) { o.Objective, o.Beta = "ppo", 0 }},
+		"it must be positive":         {nine, func(o *Options) { o.Beta = -1 }},
 		"beta 0.3 is for":             {samples(9, 1), func(o *Options) { o.Objective = SFT }},
-		"cannot be combined with dpo": {pairs(9, 1), func(o *Options) { o.ZLoss = 0.1 }},
-		"context canceled":            {pairs(9, 1), func(o *Options) { o.Progress = func(string, int, int) error { return context.Canceled } }},
-		"sample 0 has":                {pairs(9, 1), func(o *Options) { o.SequenceLength = 2 }},
+		"cannot be combined with dpo": {nine, func(o *Options) { o.ZLoss = 0.1 }},
+		"context canceled": {nine, func(o *Options) {
+			o.Progress = func(string, int, int) error { return context.Canceled }
+		}},
+		"sample 0 has": {nine, func(o *Options) { o.SequenceLength = 2 }},
 	} {
 		m := tiny(t, true, torch.Float32)
 		o := dpo()

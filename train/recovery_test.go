@@ -261,8 +261,8 @@ func TestNativeCheckpoint_DamageIsReportedInOneLine(t *testing.T) {
 			os.WriteFile(file, content, 0o666)
 		}
 		_, err := s.run(nil)
-		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), file) ||
-			strings.Contains(err.Error(), "\n") {
+		if err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), file) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("got %v, want %q and the file's name in one line", err, want)
 		}
 	}

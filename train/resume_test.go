@@ -21,8 +21,7 @@ import (
 	"conquer/train/report"
 )
 
-// interrupted runs until a number of steps are done, stops the run there as Ctrl-C does, and
-// returns its losses.
+// interrupted runs `after` steps, stops the run as Ctrl-C does, and returns what it reported.
 func interrupted(
 	t testing.TB,
 	m model.Model,
@@ -58,8 +57,10 @@ func TestTrainer_ResumeIsBitEqual(t *testing.T) {
 	}
 	noLeaks(t)
 	for name, change := range map[string]func(*Options){
-		"all weights":  func(o *Options) {},
-		"packed":       func(o *Options) { o.Pack, o.Recompute, o.Accumulate = true, RecomputeBlock, 2 },
+		"all weights": func(o *Options) {},
+		"packed": func(o *Options) {
+			o.Pack, o.Recompute, o.Accumulate = true, RecomputeBlock, 2
+		},
 		"head":         func(o *Options) { o.HeadOnly = true },
 		"LoRA dropout": func(o *Options) { o.LoRA = adapterConfig(); o.LoRA.Dropout = 0.3 },
 	} {
@@ -70,50 +71,30 @@ func TestTrainer_ResumeIsBitEqual(t *testing.T) {
 			change(&o)
 			want := train(t, tiny(t, true, dtype), data, valid, o, nil)
 
-			o.CheckpointPath, o.LogPath, o.CheckpointSteps, o.Keep = filepath.Join(
-				t.TempDir(),
-				"c",
-			), t.TempDir(), 5, 1
-			o.Resume = true
+			o.CheckpointPath, o.LogPath = filepath.Join(t.TempDir(), "c"), t.TempDir()
+			o.CheckpointSteps, o.Keep, o.Resume = 5, 1, true
 			first := interrupted(t, tiny(t, true, dtype), data, valid, o, 7)
 			second := train(t, tiny(t, true, dtype), data, valid, o, nil)
-			steps, looks := append(
-				first.steps,
-				second.steps...), append(
-				first.validations,
-				second.validations...)
-			if len(steps) != 12 || len(looks) != len(want.validations) {
-				t.Fatalf(
-					"%s: %d steps and %d looks, want 12 and %d",
-					name,
-					len(steps),
-					len(looks),
-					len(want.validations),
-				)
+			steps := append(first.steps, second.steps...)
+			validations := append(first.validations, second.validations...)
+			if len(steps) != 12 || len(validations) != len(want.validations) {
+				t.Fatalf("%s: %d steps and %d validations, want 12 and %d",
+					name, len(steps), len(validations), len(want.validations))
 			}
 			for i, s := range steps {
 				if w := want.steps[i]; s.Loss != w.Loss || s.Norm != w.Norm || s.Rate != w.Rate ||
 					s.Epoch != w.Epoch {
-					t.Errorf("%s %v: step %d gave %+v, undisturbed %+v", name, dtype, i+1, s, w)
+					t.Errorf("%s %v: step %d gave %+v, uninterrupted %+v", name, dtype, i+1, s, w)
 				}
 			}
-			for i, v := range looks {
-				if v.Loss != want.validations[i].Loss || v.Step != want.validations[i].Step {
-					t.Errorf(
-						"%s %v: look %d gave %+v, undisturbed %+v",
-						name,
-						dtype,
-						i,
-						v,
-						want.validations[i],
-					)
+			for i, v := range validations {
+				if w := want.validations[i]; v.Loss != w.Loss || v.Step != w.Step {
+					t.Errorf("%s %v: validation %d gave %+v, uninterrupted %+v",
+						name, dtype, i, v, w)
 				}
 			}
-			if entries, _ := filepath.Glob(
-				filepath.Join(o.CheckpointPath, "step-*"),
-			); len(
-				entries,
-			) != 1 {
+			entries, _ := filepath.Glob(filepath.Join(o.CheckpointPath, "step-*"))
+			if len(entries) != 1 {
 				t.Errorf("%s: %d checkpoints are left, want the last one", name, len(entries))
 			}
 			checkMetrics(t, o.LogPath, want)
@@ -121,8 +102,7 @@ func TestTrainer_ResumeIsBitEqual(t *testing.T) {
 	}
 }
 
-// checkMetrics demands that metrics.jsonl has each step and each look once, with the losses of
-// want.
+// checkMetrics fails the test unless metrics.jsonl has each step and validation of want once.
 func checkMetrics(t testing.TB, dir string, want *recorder) {
 	t.Helper()
 	steps, validation, err := report.ReadLosses(filepath.Join(dir, report.MetricsFile))
@@ -130,28 +110,19 @@ func checkMetrics(t testing.TB, dir string, want *recorder) {
 		t.Fatal(err)
 	}
 	if len(steps) != len(want.steps) || len(validation) != len(want.validations) {
-		t.Fatalf(
-			"metrics of %d steps and %d looks, want %d and %d",
-			len(steps),
-			len(validation),
-			len(want.steps),
-			len(want.validations),
-		)
+		t.Fatalf("%d steps and %d validations, want %d and %d", len(steps), len(validation),
+			len(want.steps), len(want.validations))
 	}
 	for i, s := range steps {
 		if s.Step != i+1 || s.Loss != want.steps[i].Loss {
-			t.Errorf(
-				"line of step %v has loss %v, want step %d and %v",
-				s.Step,
-				s.Loss,
-				i+1,
-				want.steps[i].Loss,
-			)
+			t.Errorf("line of step %v has loss %v, want step %d and %v", s.Step, s.Loss, i+1,
+				want.steps[i].Loss)
 		}
 	}
 	for i, v := range validation {
 		if v.Step != want.validations[i].Step || v.Loss != want.validations[i].Loss {
-			t.Errorf("look at step %v has loss %v, want %+v", v.Step, v.Loss, want.validations[i])
+			t.Errorf("the validation of step %v has loss %v, want %+v",
+				v.Step, v.Loss, want.validations[i])
 		}
 	}
 }
@@ -171,12 +142,7 @@ func TestResume_NamesDifferences(t *testing.T) {
 		free(m)
 		return err
 	}
-	if err := attempt(
-		tiny(t, true, torch.Float32),
-		data,
-		valid,
-		o,
-	); err == nil ||
+	if err := attempt(tiny(t, true, torch.Float32), data, valid, o); err == nil ||
 		!strings.Contains(err.Error(), "resume it") {
 		t.Errorf("a second run into the same folder gave %v", err)
 	}
@@ -190,19 +156,15 @@ func TestResume_NamesDifferences(t *testing.T) {
 	} {
 		changed := o
 		change(&changed)
-		if err := attempt(
-			tiny(t, true, torch.Float32),
-			data,
-			valid,
-			changed,
-		); err == nil ||
+		if err := attempt(tiny(t, true, torch.Float32), data, valid, changed); err == nil ||
 			!strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error with %q", err, want)
 		}
 	}
 	for want, err := range map[string]error{
-		"other data":                      attempt(tiny(t, true, torch.Float32), samples(16, 9), valid, o),
-		"other validation data":           attempt(tiny(t, true, torch.Float32), data, samples(5, 9), o),
+		"other data":            attempt(tiny(t, true, torch.Float32), samples(16, 9), valid, o),
+		"other validation data": attempt(tiny(t, true, torch.Float32), data, samples(5, 9), o),
+
 		"dtype float32 (now bfloat16)":    attempt(tiny(t, true, torch.BFloat16), data, valid, o),
 		"tie_word_embeddings true (now f": attempt(tiny(t, false, torch.Float32), data, valid, o),
 	} {
@@ -223,12 +185,7 @@ func TestResume_RefusesAdapterOnOtherWeights(t *testing.T) {
 	m := tiny(t, true, torch.Float32)
 	defer free(m)
 	torch.Run(func() error { torch.NoGrad(func() { m.Head().Select(0, 0).Zero() }); return nil })
-	if tr, err := New(
-		m,
-		samples(16, 1),
-		nil,
-		o,
-	); err == nil ||
+	if tr, err := New(m, samples(16, 1), nil, o); err == nil ||
 		!strings.Contains(err.Error(), "base model's weights") {
 		tr.Close()
 		t.Errorf("got %v", err)
@@ -246,12 +203,7 @@ func TestNew_RefusesFolderOfAnotherRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tr.Close()
-	if _, err := New(
-		m,
-		samples(16, 1),
-		nil,
-		o,
-	); err == nil ||
+	if _, err := New(m, samples(16, 1), nil, o); err == nil ||
 		!strings.Contains(err.Error(), "another run") {
 		t.Errorf("got %v", err)
 	}
@@ -272,10 +224,8 @@ func fillDisk(t *testing.T, format string) {
 	defer syscall.Unmount(disk, syscall.MNT_DETACH)
 	data := samples(16, 1)
 	o := options()
-	o.CheckpointPath, o.CheckpointSteps, o.Resume, o.CheckpointFormat = filepath.Join(
-		disk,
-		"c",
-	), 2, true, format
+	o.CheckpointPath, o.CheckpointSteps, o.Resume, o.CheckpointFormat = filepath.Join(disk,
+		"c"), 2, true, format
 	m := tiny(t, true, torch.Float32)
 	tr, err := New(m, data, nil, o)
 	if err != nil {
@@ -305,8 +255,7 @@ func fillDisk(t *testing.T, format string) {
 	}
 }
 
-// A child process trains in the folder that this variable names until it is done or killed: see
-// TestMain.
+// childVariable names the folder in which a child process trains, until it is done or killed.
 const childVariable = "CONQUER_TRAIN_TEST_CHILD"
 
 func childOptions(dir string) Options {
@@ -317,12 +266,8 @@ func childOptions(dir string) Options {
 }
 
 func childRun(dir string) {
-	tr, err := New(
-		tiny(&testing.T{}, true, torch.Float32),
-		samples(22, 1),
-		samples(5, 2),
-		childOptions(dir),
-	)
+	tr, err := New(tiny(&testing.T{}, true, torch.Float32), samples(22, 1), samples(5, 2),
+		childOptions(dir))
 	if err == nil {
 		err = tr.Run(context.Background())
 		tr.Close()
@@ -337,16 +282,17 @@ func TestResume_AfterKillAtAnyMoment(t *testing.T) {
 	if testing.Short() {
 		t.Skip("kills processes: left out by -short")
 	}
-	undisturbed := childOptions("")
-	undisturbed.CheckpointPath, undisturbed.LogPath, undisturbed.Resume = "", "", false
-	want := train(t, tiny(t, true, torch.Float32), samples(22, 1), samples(5, 2), undisturbed, nil)
+	uninterrupted := childOptions("")
+	uninterrupted.CheckpointPath, uninterrupted.LogPath, uninterrupted.Resume = "", "", false
+	m := tiny(t, true, torch.Float32)
+	want := train(t, m, samples(22, 1), samples(5, 2), uninterrupted, nil)
 
 	draw := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	const enough = 8
-	// A fast machine gets to the run's end in fewer kills than that: then another run begins.
+	// On a fast machine a run may end before that many kills. Then another run starts.
 	for kills, runs := 0, 0; kills < enough; runs++ {
 		if runs == 20 {
-			t.Fatalf("%d runs met only %d kills", runs, kills)
+			t.Fatalf("%d runs were killed only %d times", runs, kills)
 		}
 		dir := t.TempDir()
 		for ended := false; !ended; {
@@ -364,8 +310,8 @@ func TestResume_AfterKillAtAnyMoment(t *testing.T) {
 
 var errKilled = errors.New("killed")
 
-// killedRun runs a child in dir and, if kill is set, kills it at a moment of draw's choice:
-// errKilled if that came before the end.
+// killedRun runs a child in dir and, if kill is set, kills it at a random moment. It returns
+// errKilled if the child had not ended before.
 func killedRun(dir string, kill bool, draw *rand.Rand) error {
 	child := exec.Command(os.Args[0], "-test.run=none")
 	child.Env = append(os.Environ(), childVariable+"="+dir)
@@ -389,8 +335,8 @@ func killedRun(dir string, kill bool, draw *rand.Rand) error {
 	return err
 }
 
-// waitForProgress waits until a child has written something, then for a moment more, up to what a
-// few checkpoints take.
+// waitForProgress waits until a child has written something, and then for a random time, up to that
+// of a few checkpoints.
 func waitForProgress(dir string, draw *rand.Rand) {
 	size := func() int64 {
 		info, err := os.Stat(filepath.Join(dir, "log", report.MetricsFile))

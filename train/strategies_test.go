@@ -29,7 +29,9 @@ type worldCase struct {
 
 var worldCases = []worldCase{
 	{"ddp llama", 2, func(s *runSpec) { s.Distributed = DDP }},
-	{"ddp llama LoRA", 2, func(s *runSpec) { s.Distributed, s.Options.LoRA = DDP, adapterConfig() }},
+	{"ddp llama LoRA", 2, func(s *runSpec) {
+		s.Distributed, s.Options.LoRA = DDP, adapterConfig()
+	}},
 	{"ddp llama head alone", 2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = DDP, true }},
 	{"ddp llama preferences", 2, func(s *runSpec) {
 		s.Distributed, s.Options.Objective, s.Options.Pack = DDP, DPO, true
@@ -42,9 +44,15 @@ var worldCases = []worldCase{
 	{"fsdp llama packed", 2, func(s *runSpec) {
 		s.Distributed, s.Options.Pack, s.Recompute = FSDP, true, RecomputeBlock
 	}},
-	{"fsdp llama untied, kept", 2, func(s *runSpec) { s.Distributed, s.Tied, s.Keep = FSDP, false, true }},
-	{"fsdp llama LoRA", 2, func(s *runSpec) { s.Distributed, s.Options.LoRA = FSDP, adapterConfig() }},
-	{"fsdp llama head alone", 2, func(s *runSpec) { s.Distributed, s.Options.HeadOnly = FSDP, true }},
+	{"fsdp llama untied, kept", 2, func(s *runSpec) {
+		s.Distributed, s.Tied, s.Keep = FSDP, false, true
+	}},
+	{"fsdp llama LoRA", 2, func(s *runSpec) {
+		s.Distributed, s.Options.LoRA = FSDP, adapterConfig()
+	}},
+	{"fsdp llama head alone", 2, func(s *runSpec) {
+		s.Distributed, s.Options.HeadOnly = FSDP, true
+	}},
 	{"fsdp bamba preferences", 2, func(s *runSpec) {
 		s.Distributed, s.Architecture, s.Options.Objective = FSDP, "bamba", DPO
 	}},
@@ -159,11 +167,11 @@ func TestNew_ReadsOnlyThisProcessesPart(t *testing.T) {
 	}
 	for i, r := range succeed(t, 2, specs...) {
 		for rank, opened := range r.Opened {
-			t.Logf("%s: rank %d held %.1f MB while it opened a model of %.1f MB, and %.1f MB between steps",
+			t.Logf("%s: rank %d held %.1f MB to open a model of %.1f MB, and %.1f MB between steps",
 				names[i], rank, opened/1e6, whole/1e6, r.Held[rank]/1e6)
 			if opened > r.Held[rank]+unit {
-				t.Errorf("%s: rank %d held %.1f MB to open a model of %.1f MB, of which it has %.1f MB, "+
-					"and a unit has %.1f MB", names[i], rank, opened/1e6, whole/1e6, r.Held[rank]/1e6, unit/1e6)
+				t.Errorf("%s: rank %d held %.1f MB to open %.1f MB and a unit of %.1f MB",
+					names[i], rank, opened/1e6, r.Held[rank]/1e6, unit/1e6)
 			}
 		}
 	}
@@ -288,18 +296,21 @@ func TestFSDP_CommunicationOverlapsComputation(t *testing.T) {
 	gathers, sums, steps := 0, 0, s.Options.Steps
 	const count = 6
 	for i := range count - 1 {
-		started, overlapped := overlap(fmt.Sprintf("block %d forward", i), fmt.Sprintf("gather block %d", i+1))
+		started, overlapped := overlap(
+			fmt.Sprintf("block %d forward", i), fmt.Sprintf("gather block %d", i+1))
 		if gathers += overlapped; started != steps {
-			t.Errorf("block %d was gathered before block %d ran in %d of %d steps", i+1, i, started, steps)
+			t.Errorf("block %d was gathered before block %d ran in %d of %d steps",
+				i+1, i, started, steps)
 		}
 		started, overlapped = overlap(
 			fmt.Sprintf("block %d backward", i), fmt.Sprintf("sum gradients of block %d", i+1))
 		if sums += overlapped; started != steps {
-			t.Errorf("gradients of block %d were sent before block %d ran backward in %d of %d steps",
+			t.Errorf("gradients of block %d were sent before block %d ran in %d of %d steps",
 				i+1, i, started, steps)
 		}
 	}
-	t.Logf("of %d each, %d gathers and %d sums overlapped with computation", steps*(count-1), gathers, sums)
+	t.Logf("of %d each, %d gathers and %d sums overlapped with computation",
+		steps*(count-1), gathers, sums)
 	if gathers == 0 || sums == 0 {
 		t.Errorf("%d gathers and %d sums overlapped with computation", gathers, sums)
 	}
@@ -363,10 +374,12 @@ func TestWhole_OneProcessHoldsTheModel(t *testing.T) {
 		t.Logf("%s: %.1f and %.1f MB between steps, %.1f and %.1f MB for the export of %.1f MB",
 			what, r.Held[0]/1e6, r.Held[1]/1e6, r.Whole[0]/1e6, r.Whole[1]/1e6, whole/1e6)
 		if more := r.Whole[0] - r.Held[0]; more < whole/3 || more > 1.2*whole {
-			t.Errorf("%s: rank 0 needs %.1f MB more for the export of %.1f MB", what, more/1e6, whole/1e6)
+			t.Errorf("%s: rank 0 needs %.1f MB more for the export of %.1f MB",
+				what, more/1e6, whole/1e6)
 		}
 		if more := r.Whole[1] - r.Held[1]; more > whole/3 {
-			t.Errorf("%s: rank 1 needs %.1f MB more while rank 0 exports %.1f MB", what, more/1e6, whole/1e6)
+			t.Errorf("%s: rank 1 needs %.1f MB more while rank 0 exports %.1f MB",
+				what, more/1e6, whole/1e6)
 		}
 	}
 }
@@ -404,17 +417,21 @@ func TestTensorParallel_RefusesDivergingCopies(t *testing.T) {
 	s := spec()
 	s.Architecture, s.Distributed, s.TensorSize, s.Options.Moments = "bamba", TP, 2, optim.Int8
 	_, ends := launch(t, 2, s)
-	if ends[0].code != 1 || !strings.Contains(ends[0].stderr, "8-bit moments and stochastic rounding") {
+	want := "8-bit moments and stochastic rounding"
+	if ends[0].code != 1 || !strings.Contains(ends[0].stderr, want) {
 		t.Errorf("ended with %+v", ends)
 	}
 }
 
 func TestNew_RefusesUnknownOrUnusableStrategies(t *testing.T) {
-	for want, strategy := range map[string]string{"unknown strategy": "dpd", "not part of one": FSDP} {
+	for want, strategy := range map[string]string{
+		"unknown strategy": "dpd", "not part of one": FSDP,
+	} {
 		o := options()
 		o.Distributed = strategy
 		m := tiny(t, true, torch.Float32)
-		if _, err := New(m, samples(8, 1), nil, o); err == nil || !strings.Contains(err.Error(), want) {
+		_, err := New(m, samples(8, 1), nil, o)
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 		model.Free(m)

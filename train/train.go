@@ -110,11 +110,8 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 		return o, err
 	}
 	if o = o.complete(); o.SequenceLength > m.MaxLength() {
-		return o, fmt.Errorf(
-			"sequence length %d is beyond the model's %d",
-			o.SequenceLength,
-			m.MaxLength(),
-		)
+		return o, fmt.Errorf("sequence length %d is beyond the model's %d", o.SequenceLength,
+			m.MaxLength())
 	}
 	for _, set := range []*dataset.Dataset{data, validation} {
 		if set == nil {
@@ -126,11 +123,8 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 		pairs := set.Pairs()
 		if o.Objective == DPO && pairs < set.Len() || o.Objective != DPO && pairs > 0 {
 			return o, fmt.Errorf(
-				"%d of %d samples are pairs of answers, which are for the objective %s only",
-				pairs,
-				set.Len(),
-				DPO,
-			)
+				"%d of %d samples are pairs of answers, which are for the objective %s only", pairs,
+				set.Len(), DPO)
 		}
 	}
 	bfloat16 := func(p *nn.Param) bool { return p.DType() == torch.BFloat16 }

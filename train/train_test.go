@@ -24,7 +24,7 @@ import (
 
 const vocabulary = 61
 
-// tiny makes a Llama of a few thousand weights.
+// tiny makes a Llama with a few thousand weights.
 func tiny(t testing.TB, tied bool, dtype torch.DType) model.Model {
 	t.Helper()
 	m, err := model.New(model.Config{
@@ -54,8 +54,8 @@ func tiny(t testing.TB, tied bool, dtype torch.DType) model.Model {
 	return m
 }
 
-// samples makes texts of 4 to 20 tokens that count upwards from an arbitrary token, with loss on
-// their later part.
+// samples makes texts of 4 to 20 tokens that count upwards from a random token. The first third has
+// no labels.
 func samples(n int, seed uint64) *dataset.Dataset {
 	draw := rand.New(rand.NewPCG(seed, 0))
 	d := &dataset.Dataset{}
@@ -87,7 +87,7 @@ func options() Options {
 	}
 }
 
-// recorder is a Listener that remembers.
+// recorder is a Listener that records what it receives.
 type recorder struct {
 	steps       []Step
 	validations []Validation
@@ -115,7 +115,7 @@ func (r *recorder) losses() (list []float64) {
 	return list
 }
 
-// train runs a whole run and returns what it reported; the model it tuned is freed.
+// train runs a complete run and returns what it reported. It frees the model.
 func train(
 	t testing.TB,
 	m model.Model,
@@ -146,7 +146,7 @@ func train(
 	return r
 }
 
-// noLeaks demands that a test leaves no tensors behind.
+// noLeaks fails the test if it leaves tensors behind.
 func noLeaks(t *testing.T) {
 	before := torch.LiveTensors()
 	t.Cleanup(func() {
@@ -156,7 +156,7 @@ func noLeaks(t *testing.T) {
 	})
 }
 
-// near reports the largest difference of two lists, relative to the largest element.
+// near fails the test if two lists differ by more than tolerance times the largest element.
 func near(t testing.TB, what string, got, want []float32, tolerance float64) {
 	t.Helper()
 	if len(got) != len(want) {
@@ -180,10 +180,8 @@ func evaluate(net *network.Network, mb network.MicroBatch) (sums []float64) {
 
 func batchOf(t testing.TB, d *dataset.Dataset, rows int, pack bool) dataset.Batch {
 	t.Helper()
-	b, err := dataset.NewBatcher(
-		d,
-		dataset.BatchOptions{Rows: rows, Length: 40, Pack: pack, InOrder: true},
-	)
+	b, err := dataset.NewBatcher(d,
+		dataset.BatchOptions{Rows: rows, Length: 40, Pack: pack, InOrder: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +192,7 @@ func batchOf(t testing.TB, d *dataset.Dataset, rows int, pack bool) dataset.Batc
 	return batch
 }
 
-// plainLoss is the mean loss of a batch, over the whole model at once and sample by sample.
+// plainLoss returns the mean loss of n samples, computed sample by sample over the whole model.
 func plainLoss(m model.Model, d *dataset.Dataset, n int) torch.Tensor {
 	var total torch.Tensor
 	labels := 0
@@ -240,26 +238,16 @@ func TestNetwork_GradientsEqualWholeModel(t *testing.T) {
 					b := batchOf(t, data, 6, pack)
 					net := network.New(m, network.Objective{}, recompute, &local{})
 					got := torch.Values[float64](
-						net.Gradients(
-							network.NewMicroBatch(b, torch.CPU, 1),
-							float64(network.Targets(b)),
-							true,
-						),
+						net.Gradients(network.NewMicroBatch(b, torch.CPU, 1),
+							float64(network.Targets(b)), true),
 					)
-					if want := torch.Item[float64](
-						loss.Detach(),
-					); len(got) != 1 ||
+					if want := torch.Item[float64](loss.Detach()); len(got) != 1 ||
 						math.Abs(got[0]-want) > 1e-5 {
 						t.Errorf("loss %v, want %v", got, want)
 					}
 					nn.Walk(m, func(p nn.Component) {
-						near(
-							t,
-							"gradient of "+p.Name,
-							torch.Values[float32](p.Param.Grad()),
-							want[p.Param],
-							2e-5,
-						)
+						near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()),
+							want[p.Param], 2e-5)
 					})
 					return nil
 				})
@@ -275,8 +263,7 @@ func TestNetwork_GradientsEqualWholeModel(t *testing.T) {
 	}
 }
 
-// What is computed again is the same to the last bit, and between the passes a third of what blocks
-// leave is not there.
+// Recomputed results are bit-equal, and between the passes blocks hold a third less.
 func TestNetwork_SelectiveRecomputeSavesMemoryOnly(t *testing.T) {
 	noLeaks(t)
 	const rows, length = 2, 128
@@ -295,6 +282,9 @@ func TestNetwork_SelectiveRecomputeSavesMemoryOnly(t *testing.T) {
 		"bamba bfloat16": {"bamba", torch.BFloat16, nil, 0.66},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if testing.Short() && c.dtype != torch.Float32 {
+				t.Skip("slow on a CPU: left out by -short")
+			}
 			o := Options{
 				Steps: 2, BatchSize: rows, SequenceLength: length, Rate: 1e-3, Pack: true,
 				LoRA: c.lora, Seed: 3, Clip: 1,
@@ -335,24 +325,18 @@ func TestNetwork_SelectiveRecomputeSavesMemoryOnly(t *testing.T) {
 			}
 			kept, again := run(RecomputeNone), run(RecomputeSelective)
 			if !slices.Equal(kept.losses, again.losses) {
-				t.Errorf("losses %v, and %v where nothing is recomputed", again.losses, kept.losses)
+				t.Errorf("losses %v, without recomputation %v", again.losses, kept.losses)
 			}
 			for name, want := range kept.weights {
 				if !slices.Equal(again.weights[name], want) {
-					t.Errorf("%s is another one", name)
+					t.Errorf("%s differs", name)
 				}
 			}
-			t.Logf(
-				"%.1f MB are left for the backward pass, %.1f MB where nothing is recomputed",
-				float64(again.left)/1e6,
-				float64(kept.left)/1e6,
-			)
+			t.Logf("%.1f MB are kept for the backward pass, without recomputation %.1f MB",
+				float64(again.left)/1e6, float64(kept.left)/1e6)
 			if share := float64(again.left) / float64(kept.left); share > c.most {
-				t.Errorf(
-					"%d bytes are left for the backward pass, %d where nothing is recomputed",
-					again.left,
-					kept.left,
-				)
+				t.Errorf("%d bytes are kept for the backward pass, without recomputation %d",
+					again.left, kept.left)
 			}
 		})
 	}
@@ -377,15 +361,8 @@ func TestTrainer_AccumulationEqualsLargeBatch(t *testing.T) {
 		for i := range once.steps {
 			if math.Abs(r.steps[i].Loss-once.steps[i].Loss) > 1e-5 ||
 				math.Abs(r.steps[i].Norm-once.steps[i].Norm) > 1e-4*once.steps[i].Norm {
-				t.Errorf(
-					"step %d in passes of %d: loss %v norm %v, want %v and %v",
-					i+1,
-					batch,
-					r.steps[i].Loss,
-					r.steps[i].Norm,
-					once.steps[i].Loss,
-					once.steps[i].Norm,
-				)
+				t.Errorf("step %d in passes of %d: loss %v norm %v, want %v and %v", i+1, batch,
+					r.steps[i].Loss, r.steps[i].Norm, once.steps[i].Loss, once.steps[i].Norm)
 			}
 		}
 		for i := range want {
@@ -398,7 +375,7 @@ func TestTrainer_LowersValidationLoss(t *testing.T) {
 	noLeaks(t)
 	for _, change := range []func(*Options){
 		func(*Options) {},
-		func(o *Options) { o.LoRA = &lora.Config{Rank: 8, Alpha: 16, Targets: []string{lora.AllLinear}} },
+		func(o *Options) { o.LoRA = adapterConfig() },
 		func(o *Options) { o.HeadOnly = true },
 		func(o *Options) { o.Pack = true; o.Recompute = RecomputeBlock },
 	} {
@@ -443,7 +420,7 @@ func TestTrainer_HeadOnlyKeepsTiedEmbedding(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "out")
 	train(t, m, samples(16, 1), nil, o, func(tr *Trainer) {
 		if n := tr.Trained(); n != vocabulary*32 {
-			t.Errorf("%d weights are tuned, want the head's", n)
+			t.Errorf("%d weights are trained, want the head's", n)
 		}
 		if err := tr.Export(dir); err != nil {
 			t.Fatal(err)
@@ -542,10 +519,16 @@ func TestNew_RefusesInvalidOptions(t *testing.T) {
 		"unknown schedule":      func(o *Options) { o.Schedule = "step" },
 		"learning rate 0":       func(o *Options) { o.Rate = 0 },
 		"choose one": func(o *Options) {
-			o.HeadOnly, o.LoRA = true, &lora.Config{Rank: 1, Alpha: 1, Targets: []string{"q_proj"}}
+			o.HeadOnly, o.LoRA = true, adapterConfig()
 		},
-		"names no layer":         func(o *Options) { o.LoRA = &lora.Config{Rank: 1, Alpha: 1, Targets: []string{"qproj"}} },
-		"at least 1":             func(o *Options) { o.LoRA = &lora.Config{Rank: -1, Alpha: 1, Targets: []string{lora.AllLinear}} },
+		"names no layer": func(o *Options) {
+			o.LoRA = adapterConfig()
+			o.LoRA.Targets = []string{"qproj"}
+		},
+		"at least 1": func(o *Options) {
+			o.LoRA = adapterConfig()
+			o.LoRA.Rank = -1
+		},
 		"there is no checkpoint": func(o *Options) { o.Resume = true },
 	} {
 		m := tiny(t, true, torch.Float32)
@@ -553,7 +536,7 @@ func TestNew_RefusesInvalidOptions(t *testing.T) {
 		change(&o)
 		if tr, err := New(m, samples(8, 1), nil, o); err == nil {
 			tr.Close()
-			t.Errorf("nothing refused what should give %q", want)
+			t.Errorf("no error, want %q", want)
 		} else if !strings.Contains(err.Error(), want) {
 			t.Errorf("got %q, want an error with %q", err, want)
 		}
@@ -563,12 +546,7 @@ func TestNew_RefusesInvalidOptions(t *testing.T) {
 	defer model.Free(m)
 	bad := samples(4, 1)
 	bad.Samples[2].IDs[1] = vocabulary
-	if _, err := New(
-		m,
-		bad,
-		nil,
-		options(),
-	); err == nil ||
+	if _, err := New(m, bad, nil, options()); err == nil ||
 		!strings.Contains(err.Error(), "tokenizer") {
 		t.Errorf("a token outside the vocabulary gave %v", err)
 	}

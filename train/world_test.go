@@ -63,16 +63,16 @@ type result struct {
 	Losses, Norms, Validation []float64
 	First                     int       // steps done before
 	Stopped                   bool      // by StopAt
-	Opened                    []float64 // per rank: peak bytes of tensors while the run was prepared
-	Held, Peak                []float64 // per rank: bytes of tensors between two steps, and peak of a step
+	Opened                    []float64 // per rank: peak bytes of tensors in New
+	Held, Peak                []float64 // per rank: bytes of tensors between steps, and peak
 	Whole                     []float64 // per rank: peak while rank 0 has all weights
 	Weights                   map[string][]float32
 }
 
 func (s runSpec) options() Options {
 	o := s.Options
-	o.Distributed, o.ShardSize, o.KeepGathered, o.Recompute = s.Distributed, s.ShardSize, s.Keep, s.Recompute
-	o.TensorSize = s.TensorSize
+	o.Distributed, o.ShardSize, o.TensorSize = s.Distributed, s.ShardSize, s.TensorSize
+	o.KeepGathered, o.Recompute = s.Keep, s.Recompute
 	o.OffloadOptimizer, o.ValidateSteps = s.Offload, 8
 	o.CheckpointPath, o.CheckpointSteps, o.Resume = s.Checkpoints, s.Every, s.Resume
 	return o

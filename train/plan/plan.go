@@ -139,11 +139,8 @@ func Predict(m model.Model, o Options, machine Machine) ([]Plan, error) {
 	if size := o.TensorSize; size < 0 ||
 		size > 0 && (machine.GPUs%size != 0 || machine.PerHost%size != 0) {
 		return nil, fmt.Errorf(
-			"layers divided over %d GPUs: this does not divide %d GPUs, or hosts of %d",
-			size,
-			machine.GPUs,
-			machine.PerHost,
-		)
+			"layers divided over %d GPUs: this does not divide %d GPUs, or hosts of %d", size,
+			machine.GPUs, machine.PerHost)
 	}
 	if err := machine.check(); err != nil {
 		return nil, err
@@ -280,10 +277,8 @@ func (p *prediction) working() (w working) {
 		w.flight -= w.again * active
 	}
 	slice := func(size float64) float64 { // of the vocabulary
-		return math.Min(
-			min(tokens, 1024)*p.s.vocabulary*size,
-			math.Max(64<<20, 64*p.s.vocabulary*size),
-		)
+		return math.Min(min(tokens, 1024)*p.s.vocabulary*size,
+			math.Max(64<<20, 64*p.s.vocabulary*size))
 	}
 	switch {
 	case p.s.vocabulary == 0: // another stage has the head

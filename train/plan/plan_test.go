@@ -34,8 +34,11 @@ func plannedModel(t *testing.T, architecture string, tied bool) model.Model {
 	}
 	if architecture == "bamba" {
 		config["model_type"], config["architectures"] = "bamba", []any{"BambaForCausalLM"}
-		for key, value := range map[string]any{"mamba_expand": 2.0, "mamba_n_heads": 8.0, "mamba_d_head": 64.0, "mamba_d_state": 32.0,
-			"mamba_n_groups": 1.0, "mamba_d_conv": 4.0, "mamba_chunk_size": 64.0, "attn_layer_indices": []any{3.0}} {
+		for key, value := range map[string]any{
+			"mamba_expand": 2.0, "mamba_n_heads": 8.0, "mamba_d_head": 64.0, "mamba_d_state": 32.0,
+			"mamba_n_groups": 1.0, "mamba_d_conv": 4.0, "mamba_chunk_size": 64.0,
+			"attn_layer_indices": []any{3.0},
+		} {
 			config[key] = value
 		}
 	}
@@ -47,8 +50,8 @@ func plannedModel(t *testing.T, architecture string, tied bool) model.Model {
 }
 
 func TestOperations_CountGEMMs(t *testing.T) {
-	// Weights of q, k, v, o, gate, up and down in six blocks, and the head. An embedding of its own
-	// is no product.
+	// Weights of q, k, v, o, gate, up and down in six blocks, and of the head. A separate embedding
+	// is looked up, not multiplied.
 	const blocks, head = 6 * (2*256*256 + 2*256*128 + 3*256*704), 256 * 2000
 	adapter := &lora.Config{Rank: 8, Alpha: 8, Targets: []string{lora.AllLinear}}
 	for _, c := range []struct {
@@ -56,13 +59,14 @@ func TestOperations_CountGEMMs(t *testing.T) {
 		tied    bool
 		passes  float64
 	}{
-		{Options{}, false, 3}, {Options{}, true, 3}, {Options{Recompute: train.RecomputeBlock}, false, 4},
-		{Options{Recompute: train.RecomputeSelective}, false, 3}, {Options{LoRA: adapter}, false, 2},
+		{Options{}, false, 3},
+		{Options{}, true, 3},
+		{Options{Recompute: train.RecomputeBlock}, false, 4},
+		{Options{Recompute: train.RecomputeSelective}, false, 3},
+		{Options{LoRA: adapter}, false, 2},
 	} {
-		got, want := Operations(
-			plannedModel(t, "llama", c.tied),
-			c.options,
-		), 2*c.passes*(blocks+head)
+		got, want := Operations(plannedModel(t, "llama", c.tied),
+			c.options), 2*c.passes*(blocks+head)
 		if math.Abs(got-want) > 0.03*want { // the norms' weights; an adapter's own products
 			t.Errorf("%+v, tied=%v: %g operations a token, want %g", c.options, c.tied, got, want)
 		}
@@ -89,8 +93,7 @@ func TestPredict_DividesStateByStrategy(t *testing.T) {
 	weights := float64(model.Parameters(m) * 2)
 	shares := map[string]float64{"ddp": 1, "fsdp": 16, "hsdp": 8}
 	for _, p := range plans {
-		// Over the 8 of a host, which its 4 heads of keys and values do not allow, and over all 16,
-		// for its 6 layers.
+		// 4 key and value heads do not divide over the 8 GPUs of a host, nor 6 layers over all 16.
 		if p.Strategy == train.TP || p.Strategy == train.PP {
 			if p.Refused == "" {
 				t.Errorf("%+v", p)
@@ -98,13 +101,8 @@ func TestPredict_DividesStateByStrategy(t *testing.T) {
 			continue
 		}
 		if p.Weights != weights/shares[p.Strategy] || p.Optimizer != 6*weights/shares[p.Strategy] {
-			t.Errorf(
-				"%s: weights %v, optimizer %v of %v",
-				p.Strategy,
-				p.Weights,
-				p.Optimizer,
-				weights,
-			)
+			t.Errorf("%s: weights %v, optimizer %v of %v", p.Strategy, p.Weights, p.Optimizer,
+				weights)
 		}
 		if p.Step < p.Compute || p.Communication <= 0 || p.Peak < p.Weights+p.Optimizer {
 			t.Errorf("%s: %+v", p.Strategy, p)
@@ -128,7 +126,7 @@ func TestPredict_DividesStateByStrategy(t *testing.T) {
 	}
 	for _, p := range nn.Params(m) {
 		if p.Shard != nil {
-			t.Fatal("a plan left its mark on the model")
+			t.Fatal("Predict left a shard on the model")
 		}
 	}
 	options.TensorSize = 0
@@ -145,7 +143,7 @@ func TestPredict_DividesStateByStrategy(t *testing.T) {
 		o, c := options, machine
 		spoil(&o, &c)
 		if _, err := Predict(m, o, c); err == nil {
-			t.Errorf("a spoiled %s was planned with", name)
+			t.Errorf("no error for an invalid %s", name)
 		}
 	}
 }

@@ -57,26 +57,15 @@ func (c *Console) Step(s Step) error {
 	}
 	if s.Skipped {
 		c.Notice(
-			fmt.Sprintf("step %d skipped: its gradients are not finite (norm %v)", s.Step, s.Norm),
-		)
+			fmt.Sprintf("step %d skipped: its gradients are not finite (norm %v)", s.Step, s.Norm))
 	}
 	if s.Step == 1 || s.Step%c.every == 0 || s.Step == c.total {
 		c.line(
 			fmt.Sprintf(
 				"step %*d/%d  epoch %.2f  loss %.4f%s  rate %.2e  norm %.3f  %.0f tok/s  %s",
-				digits(
-					c.total,
-				),
-				s.Step,
-				c.total,
-				s.Epoch,
-				c.loss/float64(c.steps),
-				spelled(c.measures, c.steps),
-				s.Rate,
-				s.Norm,
-				float64(c.tokens)/c.seconds,
-				gigabytes(s.Memory),
-			),
+				digits(c.total), s.Step, c.total, s.Epoch, c.loss/float64(c.steps),
+				spelled(c.measures, c.steps), s.Rate, s.Norm, float64(c.tokens)/c.seconds,
+				gigabytes(s.Memory)),
 		)
 		c.steps, c.loss, c.tokens, c.seconds, c.measures = 0, 0, 0, 0, nil
 	}

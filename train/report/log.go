@@ -156,10 +156,8 @@ func (l *Log) Validation(v Validation) error {
 			return err
 		}
 	}
-	return l.write(
-		record{Step: v.Step, Validation: numberOf(v.Loss), Seconds: v.Seconds},
-		v.Measures,
-	)
+	return l.write(record{Step: v.Step, Validation: numberOf(v.Loss), Seconds: v.Seconds},
+		v.Measures)
 }
 
 // Notice does nothing: notices are not logged.

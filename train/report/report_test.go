@@ -101,12 +101,16 @@ func TestConsole_WritesFirstAndEveryNthStep(t *testing.T) {
 	}
 	c.Close()
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	for i, want := range []string{"validation loss 3.0000", "step 1/4", "step 2/4", "step 3 skipped", "step 4/4"} {
+	for i, want := range []string{
+		"validation loss 3.0000", "step 1/4", "step 2/4", "step 3 skipped", "step 4/4",
+	} {
 		if i >= len(lines) || !strings.Contains(lines[i], want) {
 			t.Fatalf("line %d of %q lacks %q", i, lines, want)
 		}
 	}
-	for _, want := range []string{"loss 3.5000", "rate 1.00e-04", "norm 1.000", "200 tok/s", "1.00 GB"} {
+	for _, want := range []string{
+		"loss 3.5000", "rate 1.00e-04", "norm 1.000", "200 tok/s", "1.00 GB",
+	} {
 		if !strings.Contains(lines[4], want) {
 			t.Errorf("%q lacks %q", lines[4], want)
 		}

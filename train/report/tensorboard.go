@@ -28,23 +28,16 @@ func openEvents(dir string, done int) (*events, error) {
 	}
 	host, _ := os.Hostname()
 	now := time.Now()
-	name := fmt.Sprintf(
-		"events.out.tfevents.%d.%s.%d.%d",
-		now.Unix(),
-		host,
-		os.Getpid(),
-		now.Nanosecond(),
-	)
+	name := fmt.Sprintf("events.out.tfevents.%d.%s.%d.%d", now.Unix(), host, os.Getpid(),
+		now.Nanosecond())
 	f, err := os.Create(filepath.Join(dir, name))
 	if err != nil {
 		return nil, err
 	}
 	e := &events{f}
 	if err = e.record(0, appendBytes(nil, 3, []byte("brain.Event:2"))); err == nil && done > 0 {
-		start := protowire.AppendVarint(
-			protowire.AppendTag(nil, 1, protowire.VarintType),
-			1,
-		) // SessionLog.status = START
+		start := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType),
+			1) // SessionLog.status = START
 		err = e.record(done+1, appendBytes(nil, 7, start))
 	}
 	if err != nil {
@@ -61,10 +54,8 @@ func (e *events) scalars(step int, values map[string]float64) error {
 	var summary []byte
 	for _, tag := range slices.Sorted(maps.Keys(values)) {
 		value := appendBytes(nil, 1, []byte(tag))
-		value = protowire.AppendFixed32(
-			protowire.AppendTag(value, 2, protowire.Fixed32Type),
-			math.Float32bits(float32(values[tag])),
-		)
+		value = protowire.AppendFixed32(protowire.AppendTag(value, 2, protowire.Fixed32Type),
+			math.Float32bits(float32(values[tag])))
 		summary = appendBytes(summary, 1, value)
 	}
 	return e.record(step, appendBytes(nil, 5, summary))
@@ -78,14 +69,10 @@ func appendBytes(b []byte, field protowire.Number, content []byte) []byte {
 // checksum of the event.
 func (e *events) record(step int, content []byte) error {
 	seconds := float64(time.Now().UnixNano()) / 1e9
-	event := protowire.AppendFixed64(
-		protowire.AppendTag(nil, 1, protowire.Fixed64Type),
-		math.Float64bits(seconds),
-	)
-	event = protowire.AppendVarint(
-		protowire.AppendTag(event, 2, protowire.VarintType),
-		uint64(step),
-	)
+	event := protowire.AppendFixed64(protowire.AppendTag(nil, 1, protowire.Fixed64Type),
+		math.Float64bits(seconds))
+	event = protowire.AppendVarint(protowire.AppendTag(event, 2, protowire.VarintType),
+		uint64(step))
 	event = append(event, content...)
 	frame := binary.LittleEndian.AppendUint64(nil, uint64(len(event)))
 	frame = binary.LittleEndian.AppendUint32(frame, masked(frame))

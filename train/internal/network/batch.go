@@ -161,10 +161,8 @@ func splitPairs(b dataset.Batch) dataset.Batch {
 			row := values[r*b.Length : (r+1)*b.Length]
 			copy(out[2*r*wide.Length:(2*r+1)*wide.Length], row[:bounds[r]])
 			second := row[bounds[r]:]
-			copy(
-				out[(2*r+1)*wide.Length:(2*r+2)*wide.Length],
-				second[:min(len(second), wide.Length)],
-			)
+			copy(out[(2*r+1)*wide.Length:(2*r+2)*wide.Length],
+				second[:min(len(second), wide.Length)])
 		}
 		return out
 	}

@@ -173,20 +173,16 @@ func (f *Pass) Free() {
 func (f *Pass) Embed() {
 	n := f.n
 	n.Strategy.Gather(0, 1)
-	f.Outputs[0] = Owned(
-		n.Lowest < 0,
-		func() torch.Tensor { return n.Model.Embed(f.Batch.Seq.IDs) },
-	)
+	f.Outputs[0] = Owned(n.Lowest < 0,
+		func() torch.Tensor { return n.Model.Embed(f.Batch.Seq.IDs) })
 	n.Strategy.Release(0, n.head == 0)
 }
 
 // Block runs block i on Inputs[i], with gradients if grad is set.
 func (f *Pass) Block(i int, grad bool) (out torch.Tensor) {
 	torch.Span(func() {
-		out = Owned(
-			grad,
-			func() torch.Tensor { return f.n.Blocks[i].Forward(f.Inputs[i], f.shared, nil) },
-		)
+		out = Owned(grad,
+			func() torch.Tensor { return f.n.Blocks[i].Forward(f.Inputs[i], f.shared, nil) })
 	}, "block %d forward", i)
 	return out
 }
@@ -198,21 +194,17 @@ func (f *Pass) Forward(from, to int) {
 		n.Strategy.Gather(i+1, n.next(i))
 		f.Inputs[i] = Leaf(f.Outputs[i], n.Lowest < i)
 		if n.recomputed(i) && n.Dropout {
-			f.generators[i] = Owned(
-				false,
-				func() torch.Tensor { return torch.RNGState(f.Batch.Seq.IDs.Device()) },
-			)
+			f.generators[i] = Owned(false,
+				func() torch.Tensor { return torch.RNGState(f.Batch.Seq.IDs.Device()) })
 		}
 		if n.Recompute == RecomputeSelective && n.Lowest <= i {
 			f.Outputs[i+1], f.dropped[i] = torch.DropCheap(
-				func() torch.Tensor { return f.Block(i, true) },
-			)
+				func() torch.Tensor { return f.Block(i, true) })
 		} else {
 			f.Outputs[i+1] = f.Block(i, n.Lowest <= i)
 		}
 		if n.recomputed(
-			i,
-		) { // drop the graph; the block ran with gradients so that it runs the same way again
+			i) { // drop the graph; the block ran with gradients so that it runs the same way again
 			f.Outputs[i+1] = detached(f.Outputs[i+1])
 		}
 		if backward := n.Lowest <= i; !backward ||

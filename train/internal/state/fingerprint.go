@@ -85,17 +85,13 @@ func Compare(then, now Identity) error {
 		}
 	}
 	if then.Print.DType != now.Print.DType {
-		differences = append(
-			differences,
-			fmt.Sprintf("dtype %s (now %s)", then.Print.DType, now.Print.DType),
-		)
+		differences = append(differences,
+			fmt.Sprintf("dtype %s (now %s)", then.Print.DType, now.Print.DType))
 	}
 	if len(differences) > 0 {
 		slices.Sort(differences)
-		return fmt.Errorf(
-			"this run differs from the one to resume, which had %s",
-			strings.Join(differences, ", "),
-		)
+		return fmt.Errorf("this run differs from the one to resume, which had %s",
+			strings.Join(differences, ", "))
 	}
 	return nil
 }

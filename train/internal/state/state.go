@@ -60,10 +60,8 @@ func (f Folder) Step(step int) string {
 // old ones.
 func (f Folder) Commit(step int) error {
 	name := filepath.Base(f.Step(step))
-	if err := atomicfile.WriteBytes(
-		filepath.Join(f.Path, latestFile),
-		[]byte(name+"\n"),
-	); err != nil {
+	if err := atomicfile.WriteBytes(filepath.Join(f.Path, latestFile),
+		[]byte(name+"\n")); err != nil {
 		return err
 	}
 	return f.prune(step)

@@ -71,11 +71,8 @@ func Head(m model.Model) int {
 func Stages(list [][]*nn.Param, head, n int) (first []int, err error) {
 	count := len(list) - 2
 	if count < n {
-		return nil, fmt.Errorf(
-			"pp: a model of %d layers cannot be divided over %d processes",
-			count,
-			n,
-		)
+		return nil, fmt.Errorf("pp: a model of %d layers cannot be divided over %d processes",
+			count, n)
 	}
 	weights, total := make([]int, count), head
 	for i := range weights {
