@@ -116,8 +116,8 @@ func (d Device) Synchronize() {
 	}
 }
 
-// Memory is how many bytes tensors on d hold now, and the most since the process began or
-// ResetPeak. Views of mapped files do not count.
+// Memory returns the bytes that tensors on d hold now, and their maximum since the process began or
+// since ResetPeak. Views of mapped files do not count.
 func (d Device) Memory() (now, peak int64) {
 	if d.IsCUDA() {
 		info := d.Info()

@@ -1,6 +1,6 @@
-// cpu.h: the CPU's kernels on tensors, which device.cpp registers, and what their files share. The
-// files of this folder split an operator's work over threads and run the inner loops of kernels.h
-// on each part; ops/ checks the arguments and records gradients before.
+// cpu.h: the CPU's kernels on tensors, which device.cpp registers, and their helpers. The files of
+// this folder divide an operator's work among threads, which run the inner loops of kernels.h. ops/
+// checks arguments and records gradients.
 #pragma once
 
 #include <ATen/ATen.h>

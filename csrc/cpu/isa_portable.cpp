@@ -1,4 +1,4 @@
-// The kernels for any processor: what the compiler's baseline offers (SSE2 on x86-64, NEON on
+// The kernels for any processor, in the compiler's baseline instructions (SSE2 on x86-64, NEON on
 // arm64).
 #include <string.h>
 

@@ -1,4 +1,4 @@
-// state_space.h: what the CPU's state-space kernels share. They compute in float32.
+// state_space.h: helpers of the CPU's state-space kernels, which compute in float32.
 #pragma once
 
 #include "cpu.h"

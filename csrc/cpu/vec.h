@@ -239,8 +239,8 @@ template <class T> inline void store_some(T *p, Vec a, int64_t n) {
 // x = n ln 2 + r with |r| <= ln 2 / 2, e^r by the degree-6 polynomial of Cephes, 2^n through the
 // exponent bits.
 inline Vec exp(Vec x) {
-  const Vec magic = splat(
-      12582912.f); // 1.5 * 2^23: adding it rounds to an integer, held in the low mantissa bits
+  // Adding 1.5 * 2^23 rounds to an integer, held in the low mantissa bits.
+  const Vec magic = splat(12582912.f);
   Vec clamped = x < -87.f ? splat(-87.f) : x;
   clamped = clamped > 88.f ? splat(88.f) : clamped;
   Vec shifted = fma(clamped, splat(1.44269504f), magic);

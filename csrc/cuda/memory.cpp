@@ -46,8 +46,8 @@ int describe(int device, cq_cuda_info *info) {
     C10_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     info->free_bytes = static_cast<int64_t>(free_bytes);
     info->total_bytes = static_cast<int64_t>(total_bytes);
-    at::globalContext().lazyInitDevice(
-        c10::DeviceType::CUDA); // the allocator counts nothing before
+    // The allocator has no statistics before.
+    at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
     auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device);
     constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     info->allocated_bytes = stats.allocated_bytes[all].current;

@@ -20,8 +20,8 @@ constexpr int buffers = 4;
 struct Ring {
   at::Tensor memory =
       at::empty({buffers, buffer_size}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
-  std::array<std::optional<c10::cuda::CUDAEvent>, buffers>
-      read; // recorded after the device has read each buffer
+  // Recorded after the device has read each buffer.
+  std::array<std::optional<c10::cuda::CUDAEvent>, buffers> read;
   int next = 0;
 };
 

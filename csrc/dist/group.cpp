@@ -30,8 +30,8 @@ struct cq_work {
   std::vector<c10::intrusive_ptr<c10d::Work>> parts;
   std::vector<at::Tensor> tensors; // that the operation reads or writes, kept alive
   bool point_to_point = false;     // only a waiting thread learns of its end
-  std::function<void()> traced =
-      nullptr; // ends the operation's event in a trace, if no callback does
+  // Ends the operation's event in a trace, if no callback does.
+  std::function<void()> traced = nullptr;
 };
 
 namespace {

@@ -83,8 +83,8 @@ class Collect : public torch::autograd::Function<Collect> {
 public:
   static at::Tensor forward(AutogradContext *, const at::Tensor &x, int64_t group) {
     at::Tensor y = summed(x, group);
-    torch::autograd::impl::bump_version(
-        x); // autograd then rejects saved copies of x, whose memory this overwrote
+    // The sum overwrote x's memory: with a new version autograd rejects saved copies of x.
+    torch::autograd::impl::bump_version(x);
     return y;
   }
   static variable_list backward(AutogradContext *, variable_list grads) { return {grads[0], {}}; }

@@ -68,8 +68,8 @@ struct ScanOptions {
 
 struct ScanInput {
   at::Tensor x, dt, a, b, c;
-  at::Tensor d, dt_bias, initial,
-      segment; // optional; segment int32 [B,L] counts the sequence changes before a token
+  at::Tensor d, dt_bias, initial; // optional
+  at::Tensor segment; // optional, int32 [B,L]: the number of sequence changes before each token
 };
 
 struct ScanGradients {

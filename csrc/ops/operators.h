@@ -1,4 +1,4 @@
-// operators.h: what the operators of this folder share, and those that others are made of.
+// operators.h: helpers of the operators, and operators that other operators call.
 #pragma once
 
 #include "../runtime/handles.h"
@@ -33,8 +33,8 @@ inline int give_all(std::initializer_list<std::pair<cq_tensor *, at::Tensor>> re
   return 0;
 }
 
-// Throw unless t, if it is defined, has the shape and lies on the device of `beside`; unless it is
-// float32, bfloat16 or float16. `name` is the argument's in the message.
+// check_shape throws unless t is undefined, or has the given shape and the device of `beside`.
+// check_dtype throws unless t is float32, bfloat16 or float16. Messages call t `name`.
 void check_shape(const char *name, const at::Tensor &t, at::IntArrayRef shape,
                  const at::Tensor &beside);
 void check_dtype(const char *name, const at::Tensor &t);

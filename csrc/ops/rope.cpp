@@ -41,7 +41,7 @@ const Device *kernels_for(const at::Tensor &qkv, int64_t P, const at::Tensor &co
   return fits ? device : nullptr;
 }
 
-// [B,H,L,P] whose tokens lie one after the other: attention lays its result out as q is, so that
+// [B,H,L,P] in the order of tokens: attention's result has q's layout, so that
 // the output projection reads whole rows.
 at::Tensor empty_queries(const at::Tensor &qkv, int64_t H, int64_t P) {
   return at::empty({qkv.size(0), qkv.size(1), H, P}, qkv.options()).transpose(1, 2);

@@ -48,8 +48,8 @@ static std::string unfit(void *driver) {
   for (int i = 0; i < count; i++) {
     int device = 0, major = 0, minor = 0;
     call("cuDeviceGet", &device, i);
-    call("cuDeviceGetAttribute", &major, 75,
-         device); // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+    // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+    call("cuDeviceGetAttribute", &major, 75, device);
     call("cuDeviceGetAttribute", &minor, 76, device);
     best = std::max(best, major * 10 + minor);
   }

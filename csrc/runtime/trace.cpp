@@ -81,8 +81,8 @@ struct Background {
   struct Event {
     std::string name;
     size_t row;
-    int64_t start,
-        end; // nanoseconds of the system clock, as in the profiler's events; end is 0 while it runs
+    // Nanoseconds of the system clock, as in the profiler's events; end is 0 while it runs.
+    int64_t start, end;
   };
   std::mutex mutex;
   bool on = false;
