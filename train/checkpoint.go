@@ -154,9 +154,7 @@ func (t *Trainer) resume() error {
 		return fmt.Errorf(
 			"%s was written by one process in the format %s: resume it with one process, "+
 				"or start again with --checkpoint_format %s",
-			dir,
-			FormatHF,
-			FormatNative,
+			dir, FormatHF, FormatNative,
 		)
 	}
 	if err := restore(dir, s); err != nil {

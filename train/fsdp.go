@@ -63,10 +63,7 @@ type scatter struct {
 // holds the same shards. A sharding group of one process needs no flat parameters, unless the
 // optimizer's state is in host memory.
 func newSharded(
-	list [][]*nn.Param,
-	shard, copies *dist.Group,
-	o Options,
-	wide bool,
+	list [][]*nn.Param, shard, copies *dist.Group, o Options, wide bool,
 ) (strategy, error) {
 	switch {
 	case o.OffloadOptimizer:
@@ -122,9 +119,7 @@ func groupByKind(params []*nn.Param) (groups [][]*nn.Param) {
 
 // newFlatParameter moves parameters into a flat parameter and keeps this process's shard of it.
 func newFlatParameter(
-	params []*nn.Param,
-	group *dist.Group,
-	o Options,
+	params []*nn.Param, group *dist.Group, o Options,
 ) (f *flatParameter, err error) {
 	f = &flatParameter{params: params, trained: params[0].RequiresGrad()}
 	total := 0
@@ -307,10 +302,7 @@ func (s *sharded) finishReduce() {
 }
 
 func (s *sharded) step(
-	n *network.Network,
-	batches []network.MakeBatch,
-	divisor float64,
-	r *network.Results,
+	n *network.Network, batches []network.MakeBatch, divisor float64, r *network.Results,
 ) {
 	n.Step(batches, divisor, r)
 }

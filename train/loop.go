@@ -68,9 +68,7 @@ func (t *Trainer) noteSlowOptions() {
 			fmt.Sprintf(
 				"with %d micro-batches per step, the %d pipeline stages wait for each other: "+
 					"--accumulate %d with a smaller --batch_size is faster",
-				o.Accumulate,
-				stages,
-				4*stages,
+				o.Accumulate, stages, 4*stages,
 			),
 		)
 	}
@@ -212,10 +210,7 @@ func (t *Trainer) checkSkipped(step Step) error {
 	return fmt.Errorf(
 		"step %d: loss %v and gradient norm %v have not been finite for %d steps in a row: "+
 			"lower the learning rate, or use bfloat16 instead of float16",
-		step.Step,
-		step.Loss,
-		step.Norm,
-		t.skipped,
+		step.Step, step.Loss, step.Norm, t.skipped,
 	)
 }
 

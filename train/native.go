@@ -198,9 +198,7 @@ func (o Options) otherParts(dir string, step int) (parts []checkpoint.ProcessFil
 
 // commitNative waits for the other ranks' files and makes them a checkpoint.
 func (t *Trainer) commitNative(
-	dir string,
-	mine checkpoint.ProcessFile,
-	tensors map[string]checkpoint.NativeTensor,
+	dir string, mine checkpoint.ProcessFile, tensors map[string]checkpoint.NativeTensor,
 	s state.State,
 ) error {
 	others, err := t.options.otherParts(dir, s.Step)

@@ -281,9 +281,7 @@ func (o Options) checkCompile() error {
 		return fmt.Errorf(
 			"steps can be recorded in a single process only: "+
 				"with %d, or --distributed %s, use compile %s",
-			o.processes(),
-			o.Distributed,
-			CompileNone,
+			o.processes(), o.Distributed, CompileNone,
 		)
 	case o.redrawsDropout():
 		return fmt.Errorf("passes that draw the same random numbers twice cannot be recorded: "+

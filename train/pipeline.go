@@ -119,10 +119,7 @@ func (p *pipeline) owner(u int) int {
 
 // step runs the one-forward-one-backward schedule.
 func (p *pipeline) step(
-	n *network.Network,
-	batches []network.MakeBatch,
-	divisor float64,
-	r *network.Results,
+	n *network.Network, batches []network.MakeBatch, divisor float64, r *network.Results,
 ) {
 	passes := make([]*network.Pass, len(batches)) // in flight
 	defer func() {
@@ -153,12 +150,7 @@ func (p *pipeline) step(
 // forward runs this stage's blocks on a micro-batch and, on the last stage, the head forward and
 // backward.
 func (p *pipeline) forward(
-	n *network.Network,
-	f *network.Pass,
-	tag int,
-	divisor float64,
-	last bool,
-	r *network.Results,
+	n *network.Network, f *network.Pass, tag int, divisor float64, last bool, r *network.Results,
 ) {
 	low, high := p.first[p.stage], p.first[p.stage+1]
 	if p.isFirst() {

@@ -23,11 +23,7 @@ import (
 
 // interrupted runs `after` steps, stops the run as Ctrl-C does, and returns what it reported.
 func interrupted(
-	t testing.TB,
-	m model.Model,
-	data, validation *dataset.Dataset,
-	o Options,
-	after int,
+	t testing.TB, m model.Model, data, validation *dataset.Dataset, o Options, after int,
 ) *recorder {
 	t.Helper()
 	tr, err := New(m, data, validation, o)

@@ -56,10 +56,7 @@ func (l *local) releaseAll()       {}
 func (l *local) free()             {}
 
 func (l *local) step(
-	n *network.Network,
-	batches []network.MakeBatch,
-	divisor float64,
-	r *network.Results,
+	n *network.Network, batches []network.MakeBatch, divisor float64, r *network.Results,
 ) {
 	n.Step(batches, divisor, r)
 }

@@ -7,8 +7,8 @@
 //	if err := t.Run(ctx); err != nil { … }
 //	err = t.Export("tuned")
 //
-// A step is visible in one function, network.gradients: the model runs block by block, and autograd
-// does not cross the borders of blocks.
+// A step is visible in one function, Gradients in internal/network: the model runs block by block,
+// and autograd does not cross the borders of blocks.
 //
 // A run with a checkpoint path writes its whole state there every few steps and when it is stopped.
 // A later run with the same options and Resume continues from the latest checkpoint. On the CPU
@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"conquer/lora"
 	"conquer/model"
@@ -75,7 +74,6 @@ type Trainer struct {
 	writing   *writing // native checkpoint that is being written, or nil
 	print     state.Fingerprint
 	weights   string // hash of the initial weights, if other processes must have the same
-	started   time.Time
 }
 
 // New prepares a run that trains m on data. m has weights, or deferred ones ([model.Defer]).
@@ -93,7 +91,6 @@ func New(m model.Model, data, validation *dataset.Dataset, o Options) (*Trainer,
 			valid:     validation,
 			validated: -1,
 			saved:     -1,
-			started:   time.Now(),
 		}
 		if err = t.prepare(m); err != nil {
 			t.Close()

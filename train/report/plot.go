@@ -69,12 +69,7 @@ func newPlot() *plot.Plot {
 // addLine draws points as a line of the given width in points, with a circle at each point if marks
 // is set.
 func addLine(
-	p *plot.Plot,
-	name string,
-	points plotter.XYs,
-	c color.Color,
-	width float64,
-	marks bool,
+	p *plot.Plot, name string, points plotter.XYs, c color.Color, width float64, marks bool,
 ) error {
 	l, err := plotter.NewLine(points)
 	if err != nil {

@@ -92,11 +92,7 @@ func usedLength(b dataset.Batch, device torch.Device, parts int) (used int, pack
 // of the data set, nil if they are not needed. Unless pack is set, each answer gets a row of its
 // own.
 func NewPairBatch(
-	b dataset.Batch,
-	device torch.Device,
-	parts int,
-	known Reference,
-	pack bool,
+	b dataset.Batch, device torch.Device, parts int, known Reference, pack bool,
 ) MicroBatch {
 	var p Pairing
 	first := make([]int, b.Rows) // pairs in the previous rows

@@ -97,9 +97,7 @@ func (o Objective) preference(
 // compare returns DPO's numbers for the labels' negative log-likelihoods, [N], and the weights of
 // the labels, [N].
 func (o Objective) compare(
-	nll torch.Tensor,
-	mb MicroBatch,
-	divisor float64,
+	nll torch.Tensor, mb MicroBatch, divisor float64,
 ) (numbers, weights torch.Tensor) {
 	pairs := max(1, mb.Pairs)
 	reward := mb.Likelihoods(nll).Sub(mb.Reference).MulScalar(o.Beta)
