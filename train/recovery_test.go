@@ -48,23 +48,23 @@ type resumeCase struct {
 
 var resumeCases = []resumeCase{
 	{"sharded bamba", func(s *runSpec) { s.Architecture = "bamba" }, []leg{
-		{world: 4, strategy: FSDP, kill: 8}, {world: 2, strategy: HSDP, size: 2, stop: 13},
+		{world: 4, strategy: FSDP, kill: 5}, {world: 2, strategy: HSDP, size: 2, stop: 8},
 	}},
 	{"pipeline", func(s *runSpec) { s.Architecture = "deep llama" }, []leg{
-		{world: 4, strategy: PP, kill: 8}, {world: 2, strategy: PP, stop: 13},
+		{world: 4, strategy: PP, kill: 5}, {world: 2, strategy: PP, stop: 8},
 	}},
 	{"divided llama, bfloat16", func(s *runSpec) { s.DType = "bfloat16" }, []leg{
-		{world: 4, strategy: FSDP, stop: 5}, {world: 2, strategy: TP, size: 2, stop: 9},
-		{world: 4, strategy: FSDP, size: 2, stop: 13},
+		{world: 4, strategy: FSDP, stop: 3}, {world: 2, strategy: TP, size: 2, stop: 5},
+		{world: 4, strategy: FSDP, size: 2, stop: 8},
 	}},
 	{"divided bamba, untied", func(s *runSpec) { s.Architecture, s.Tied = "bamba", false }, []leg{
-		{world: 4, strategy: TP, size: 2, stop: 5}, {world: 2, strategy: TP, size: 2, stop: 13},
+		{world: 4, strategy: TP, size: 2, stop: 3}, {world: 2, strategy: TP, size: 2, stop: 8},
 	}},
 	{"sharded LoRA", func(s *runSpec) { s.Options.LoRA = adapterConfig() }, []leg{
-		{world: 2, strategy: FSDP, stop: 13},
+		{world: 2, strategy: FSDP, stop: 8},
 	}},
 	{"divided LoRA", func(s *runSpec) { s.Options.LoRA = adapterConfig() }, []leg{
-		{world: 2, strategy: TP, size: 2, stop: 13},
+		{world: 2, strategy: TP, size: 2, stop: 8},
 	}},
 }
 
@@ -78,8 +78,8 @@ func TestResume_InAnotherWorld(t *testing.T) {
 	for i, c := range resumeCases {
 		s := spec()
 		c.change(&s)
-		s.Checkpoints, s.Every, s.Resume = filepath.Join(t.TempDir(), "c"), 5, true
-		s.Options.BatchSize = rows
+		s.Checkpoints, s.Every, s.Resume = filepath.Join(t.TempDir(), "c"), 3, true
+		s.Options.BatchSize, s.Options.Steps = rows, 10
 		specs[i] = s
 	}
 	takeLegs(t, specs, rows)
@@ -93,8 +93,8 @@ func TestResume_InAnotherWorld(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if last.First != 13 {
-				t.Errorf("the last leg resumed after step %d, want 13", last.First)
+			if last.First != 8 {
+				t.Errorf("the last leg resumed after step %d, want 8", last.First)
 			}
 			tolerance := 2e-4
 			if s.DType == "bfloat16" {
@@ -143,6 +143,7 @@ func TestResume_DividedLayersSharded(t *testing.T) {
 	for _, dtype := range dtypes {
 		s := spec()
 		s.DType, s.Checkpoints, s.Resume = dtype, filepath.Join(t.TempDir(), "c"), true
+		s.Options.Steps = 10
 		first = append(first, s.on(leg{world: 2, strategy: TP, size: 2, stop: 7}, rows))
 	}
 	succeed(t, 2, first...)
@@ -174,7 +175,7 @@ func TestResume_AfterKillingAllRanks(t *testing.T) {
 	skipWorlds(t)
 	s := spec()
 	s.Distributed, s.Checkpoints, s.Resume = FSDP, filepath.Join(t.TempDir(), "c"), true
-	s.Options.Steps, s.Every = 60, 1
+	s.Options.Steps, s.Every = 40, 1
 	want := alone(t, s, 2)
 	for range 3 {
 		s.killAllAfter = 300*time.Millisecond + rand.N(1200*time.Millisecond)
