@@ -33,7 +33,7 @@ help: ## this list
 libtorch:
 	@cmake -DDESTINATION=$(LIBTORCH) -DPYTHON=$(PYTHON) -DCUDA=$(CUDA) -P cmake/fetch_libtorch.cmake
 
-# gotch's C++ compiles on one core, csrc on the other.
+# gotch's C++ keeps one core busy, so `build` compiles csrc at the same time.
 gotch: libtorch
 	@[ "$$($(GO) list -f '{{.Stale}}' github.com/sugarme/gotch/libtch)" = false ] || \
 		echo "compiling gotch's C++ bindings: 2 to 3 minutes, once per machine ..."
@@ -63,7 +63,7 @@ build: libtorch ## build/bin/conquer
 # Test packages share the cores, so waiting OpenMP threads must not spin.
 GOTEST := OMP_WAIT_POLICY=passive $(GO) test -timeout 20m -ldflags '-r $(TESTPATH)'
 
-quick: build ## vet and unit tests, without worlds of processes, kills and resumes
+quick: build ## vet and unit tests, without those of several processes, kills and resumes
 	@$(GO) vet ./...
 	@$(GOTEST) -short ./...
 
@@ -87,16 +87,16 @@ test-gpu: build ## the tests that need a GPU; without one each test says that it
 	@$(BUILD)/csrc_gpu_test
 	@$(GO) test -count 1 -v -run GPU -ldflags '-r $(TESTPATH)' ./cmd/conquer ./torch/dist
 
-demo: build ## tunes SmolLM2-135M on examples/lighthouse: a minute on 2 cores once built
+demo: build ## tunes SmolLM2-135M on examples/lighthouse: a minute on 2 cores after the build
 	@tools/demo.sh $(BUILD)/bin/conquer
 
 experiment: build ## trains a small Bamba, compares chunking strategies, draws a report: 10 minutes
 	@GO=$(GO) tools/experiment.sh $(BUILD)/bin/conquer
 
-bench: build ## the speed table of docs/performance.md (needs `make parity`'s Python environment)
+bench: build ## the CPU table of docs/performance.md (needs `make parity`'s Python environment)
 	@tools/bench-cpu.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
 
-bench-gpu: build ## conquer beside transformers on a GPU (PYTHON has torch, transformers and peft)
+bench-gpu: build ## conquer beside transformers on a GPU (PYTHON: with torch, transformers, peft)
 	@tools/bench-gpu.sh $(BUILD)/bin/conquer $(PYTHON)
 
 install: build ## one binary and its libraries under PREFIX (~/.local)

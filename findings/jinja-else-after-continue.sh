@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # jinja2 3.1.6, extension loopcontrols, which transformers enables for chat templates. The else
-# branch of a for block runs if no pass through the body reached its end. One that ends with {%
-# continue %} or {% break %} does not count, although Python's for/else and Jinja's documentation
-# ("if no iteration took place") say otherwise. A template that skips its only message renders the
+# branch of a for block runs if no pass through the body reached its end. A pass that {% continue %}
+# or {% break %} ends does not count. Jinja's documentation ("if no iteration took place") and
+# Python's for/else say otherwise. A template that skips its only message therefore renders the
 # text for an empty conversation.
 # Seen: "[no message]" for a list of one skipped message, "[user]" for two of which one is
 # skipped.

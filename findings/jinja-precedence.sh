@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# jinja2 3.1.6. Three operators bind otherwise than in Python, whose syntax Jinja's expressions
-# follow:
+# jinja2 3.1.6. Jinja's expressions follow Python's syntax, but three operators bind differently:
 # - ~ (concatenation) binds tighter than + and -: 'n' ~ 1 + 1 is an error, not 'n2'.
 # - unary minus binds tighter than **: -2 ** 2 is 4, in Python -4.
 # - ** associates to the left: 2 ** 3 ** 2 is 64, in Python 512.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# jinja2 3.1.6. A test without parentheses takes the next name as its argument, and only else, or
-# and and are excluded. In "x is defined if y else z" the word if therefore becomes the argument
-# of defined, and the rest is a syntax error. Parentheses around the test mend it. Chat templates
-# that guard a variable this way do not compile.
+# jinja2 3.1.6. A test without parentheses takes the next name as its argument, unless that name is
+# "else", "or" or "and". In "x is defined if y else z" the word "if" therefore becomes the argument
+# of "defined", and the rest is a syntax error. Parentheses around the test avoid this. Chat
+# templates that guard a variable this way do not compile.
 # Seen: TemplateSyntaxError "expected token 'end of print statement', got 'y'", and "z" with
 # parentheses.
 set -euo pipefail
