@@ -1,18 +1,18 @@
-/* conquer.h: the functions of the project's C++ that the Go packages call through cgo. gotch's C
- * layer has the rest of libtorch. torch/cgo.go has a version number: change it whenever this file
- * changes.
+/* conquer.h: the functions of the project's C++ that the Go packages call through cgo. Go calls the
+ * rest of libtorch through gotch's C layer. torch/cgo.go has a version number: change it when a
+ * declaration of this file changes.
  *
  * Conventions
  *   - cq_tensor is an at::Tensor*, the same handle as in gotch's C layer.
  *   - A function that can fail returns 0 on success and 1 on failure. cq_last_error() then returns
- * the reason, for the calling thread, until its next failure.
+ *     the reason, for the calling thread, until its next failure.
  *   - A tensor returned through an `out` pointer belongs to the innermost open scope of the calling
- * thread.
+ *     thread.
  *   - Tensor arguments are required unless the description says "or NULL".
  *   - Shapes: B batch, L sequence, H query heads, K key/value heads, P head dimension, N state, G
- * groups, D model width, F feed-forward width, V vocabulary.
+ *     groups, D model width, F feed-forward width, V vocabulary.
  *   - dtypes are c10::ScalarType numbers. A device is -1 for the CPU, else the index of a CUDA
- * device.
+ *     device.
  */
 #ifndef CONQUER_H
 #define CONQUER_H
@@ -26,16 +26,13 @@ extern "C" {
 
 typedef void *cq_tensor;
 
-/* ---- errors
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- errors ---- */
 
 /* The message of the calling thread's last failure, valid until its next failure; owned by the
  * library. */
 const char *cq_last_error(void);
 
-/* ---- scopes: deterministic freeing of tensor handles (runtime/scope.cpp)
- * ------------------------------------------- */
+/* ---- scopes: deterministic freeing of tensor handles (runtime/scope.cpp) ---- */
 
 /* Opens a scope on the calling thread. Tensors created afterwards belong to it. */
 void cq_scope_open(void);
@@ -57,9 +54,7 @@ int64_t cq_live_tensors(void);
 /* The number of open scopes of the calling thread. */
 int cq_scope_depth(void);
 
-/* ---- tensors
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- tensors ---- */
 
 /* Rank, dtype, device and the sizes of t, the latter for at most `room` dimensions. */
 void cq_tensor_describe(cq_tensor t, int *rank, int *dtype, int *device, int64_t *sizes, int room);
@@ -88,8 +83,7 @@ int cq_map_tensor(cq_mapping *map, size_t offset, const int64_t *sizes, int rank
  * overhead. */
 double cq_time_add(cq_tensor a, cq_tensor b, int64_t n);
 
-/* ---- autograd and randomness
- * --------------------------------------------------------------------------------- */
+/* ---- autograd and randomness ---- */
 
 /* Adds the gradient of sum_i <outputs_i, seeds_i> to each input's .grad, or to that of every leaf
  * if n_inputs is 0. A seed may be NULL for a scalar output and is then one. */
@@ -138,8 +132,7 @@ int cq_profile_begin(int device);
 void cq_profile_end(void);
 int cq_profile_entry(int i, const char **name, double *seconds, int64_t *calls);
 
-/* ---- optimizer steps
- * ----------------------------------------------------------------------------------------- */
+/* ---- optimizer steps ---- */
 
 /* A parameter and the optimizer's state for it, tensors of one shape on one device. */
 typedef struct {
@@ -172,8 +165,8 @@ int cq_adamw(const cq_parameter *parameters, int n, const cq_adamw_options *opti
  * the parameter. */
 int cq_moment_unpack(cq_tensor codes, cq_tensor exponents, int which, cq_tensor *out);
 int cq_moment_pack(cq_tensor values, cq_tensor codes, cq_tensor exponents, int which);
-/* One step of Lion (Chen et al., arXiv 2302.06675). Master weights are required; means are float32.
- */
+/* One step of Lion (Chen et al., arXiv 2302.06675). Master weights are required; means have
+ * float32. */
 int cq_lion(const cq_parameter *parameters, int n, double scale, double rate, double beta1,
             double beta2);
 int cq_lion_reference(const cq_parameter *parameters, int n, double scale, double rate,
@@ -181,9 +174,7 @@ int cq_lion_reference(const cq_parameter *parameters, int n, double scale, doubl
 /* The 2-norm of all elements of n tensors of one device. */
 int cq_global_norm(const cq_tensor *tensors, int n, double *out);
 
-/* ---- attention
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- attention ---- */
 
 /* Scaled dot-product attention with grouped queries: q [B,H,L,P], k and v [B,K,S,P] with K dividing
  * H. mask is NULL, boolean, or of q's dtype, and broadcastable to [B,H,L,S]. With causal, query i
@@ -193,9 +184,7 @@ int cq_global_norm(const cq_tensor *tensors, int n, double *out);
 int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropout, int causal,
             double scale, cq_tensor *out);
 
-/* ---- kernels
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- kernels ---- */
 
 /* Operators with kernels of the project (ops/, cpu/, cuda/). Elements are float32, bfloat16 or
  * float16; sums are float32. Gradients are recorded if an input requires one. cq_x_reference is the
@@ -222,14 +211,15 @@ int cq_norm_linear_swiglu(cq_tensor x, cq_tensor norm, double eps, cq_tensor wei
                           cq_tensor *out);
 
 /* A block tail and the next block's input projection, of the block's input x [..., D] and its
- * mixer's result mixed
- * [..., A]:
- *   z = x + output rms_norm(mixed),  y = z + down swiglu(gate_up rms_norm(z)),  next = next
- * rms_norm(y) output [D,A], gate_up [2F,D] (gate first), down [D,F], next [N,D]. norm [A] may be
- * NULL (mixed is then not normalized), and so may each bias and next (then *out_next is NULL). On a
+ * mixer's result mixed [..., A]:
+ *   z = x + output rms_norm(mixed)
+ *   y = z + down swiglu(gate_up rms_norm(z))
+ *   *out_next = next rms_norm(y)
+ * with output [D,A], gate_up [2F,D] (gate first), down [D,F] and next [N,D]. norm [A] may be NULL
+ * (mixed is then not normalized), and so may each bias and next (then *out_next is NULL). On a
  * Hopper GPU one kernel does this for a single row without gradients, and *unfused_reason is NULL.
- * Otherwise the operators above run one after the other and *unfused_reason says why, until this
- * thread's next call. */
+ * Otherwise the operators above run one after the other, and *unfused_reason is the reason, valid
+ * until this thread's next call. */
 typedef struct {
   cq_tensor norm, output, output_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias, next_norm,
       next, next_bias;
@@ -263,11 +253,12 @@ int cq_rope_qkv_cache(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin
 int cq_swiglu(cq_tensor gate_up, cq_tensor *out);
 int cq_swiglu_reference(cq_tensor gate_up, cq_tensor *out);
 
-/* Attention of one new position of each sequence to a static cache. cq_rope_qkv_cache of qkv
- * [B,1,(H+2K)P] at the positions lengths - 1; then the queries attend to the positions starts[b] (0
- * if starts is NULL) to lengths[b] - 1: out [B,1,HP]. Caches [B,K,S,P] (rows of P contiguous) with
- * K dividing H; cos and sin as in cq_rope_qkv; lengths and starts int64 [B]. Only those positions
- * are read. Without gradients: if one is recorded, the reference runs. */
+/* Attention of one new position of each sequence to a static cache. First cq_rope_qkv_cache writes
+ * the keys and values of qkv [B,1,(H+2K)P] at the positions lengths - 1. Then the queries attend to
+ * the positions from starts[b] (0 if starts is NULL) to lengths[b] - 1; no others are read. The
+ * result is out [B,1,HP]. The caches are [B,K,S,P], contiguous in P, with K dividing H; cos and sin
+ * are as in cq_rope_qkv; lengths and starts are int64 [B]. If gradients are recorded, the reference
+ * runs. */
 typedef struct {
   cq_tensor qkv;
   int64_t heads;
@@ -276,20 +267,21 @@ typedef struct {
 } cq_decode;
 int cq_decode_attention(const cq_decode *arguments, cq_tensor *out);
 int cq_decode_attention_reference(const cq_decode *arguments, cq_tensor *out);
-/* cache[b,:,positions[b,l],:] = fresh[b,:,l,:] in place: cache [B,K,S,P], fresh [B,K,L,P],
- * positions int64 [B or 1, L].
- */
+/* cache[b,:,positions[b,l],:] = fresh[b,:,l,:] in place. cache is [B,K,S,P], fresh [B,K,L,P] and
+ * positions int64 [B or 1, L]. */
 int cq_cache_write(cq_tensor cache, cq_tensor fresh, cq_tensor positions);
 int cq_cache_write_reference(cq_tensor cache, cq_tensor fresh, cq_tensor positions);
 
-/* The language model head and its loss, a chunk of rows at a time: hidden [N,D], weight [V,D],
- * labels int64 [N] (-100: not counted). With the logits x = hidden weight^T of a row, its label y
- * and lse = log sum exp x, the row's loss is (1 - label_smoothing) (lse - x_y) + label_smoothing
- * (lse - mean x) + z_loss lse^2 times its entry in row_weights (float32 [N], no gradient; NULL: 1).
+/* The language model head and its loss, some rows at a time: hidden [N,D], weight [V,D], labels
+ * int64 [N] (-100: not counted). With the logits x = hidden weight^T of a row, its label y, lse =
+ * log sum exp x, s = label_smoothing, and w its entry in row_weights (float32 [N], no gradient; 1
+ * if NULL), the row's loss is
+ *   w ((1 - s) (lse - x_y) + s (lse - mean x) + z_loss lse^2)
  * out_loss is a float32 scalar: the sum over counted rows divided by `divisor`, or by their number
  * if divisor is 0 (with no counted row the loss is 0). out_nll (or NULL) is float32 [N] without a
- * gradient: lse - x_y whatever the options, 0 where not counted. The forward pass computes the
- * gradients (the weight's only if it requires one), so the result allows one backward pass only. */
+ * gradient: lse - x_y, without the options' terms, and 0 where not counted. The forward pass
+ * computes the gradients (the weight's only if it requires one), so the result allows one backward
+ * pass only. */
 typedef struct {
   double divisor, label_smoothing, z_loss;
 } cq_loss;
@@ -319,14 +311,14 @@ typedef struct {
 int cq_choose(cq_tensor logits, cq_tensor seen, cq_tensor uniform, const cq_sampling *options,
               cq_tensor *out);
 
-/* ---- state-space operators
- * ------------------------------------------------------------------------------------ */
+/* ---- state-space operators ---- */
 
-/* Mamba-2's scan (arXiv 2405.21060), with gradients for every floating-point input.
+/* Mamba-2's scan (arXiv 2405.21060), with gradients for every floating-point input:
  *   dt = clamp(softplus(dt + dt_bias), dt_min, dt_max)      (softplus if dt_softplus is not 0)
- *   h_t = exp(dt_t*A)*h_{t-1} + dt_t*B_t (x) x_t,   y_t = C_t*h_t + D*x_t,   and with z:
- * y_t*silu(z_t) x and z [B,L,H,P], dt [B,L,H], A and D and dt_bias [H], B and C [B,L,G,N],
- * initial_state [B,H,P,N], seq_idx int32 [B,L]. The state is reset to zero where seq_idx changes;
+ *   h_t = exp(dt_t*A)*h_{t-1} + dt_t*B_t (x) x_t            (the outer product)
+ *   y_t = C_t*h_t + D*x_t                                   (times silu(z_t) if there is a z)
+ * x and z are [B,L,H,P], dt [B,L,H], A, D and dt_bias [H], B and C [B,L,G,N], initial_state
+ * [B,H,P,N], seq_idx int32 [B,L]. The state is reset to zero where seq_idx changes;
  * the initial state belongs to the first sequence. Inputs are float32, bfloat16 or float16; the
  * state is float32. chunk_size is a power of two from 16 to 256. `window` is the number of chunks
  * that state is carried across: negative for all, 0 for none (each chunk starts from zero), k for
@@ -371,8 +363,7 @@ int cq_conv1d_step(cq_tensor state, cq_tensor x, cq_tensor weight, cq_tensor bia
 int cq_gated_rms_norm(cq_tensor x, cq_tensor z, cq_tensor weight, double eps, int64_t group_size,
                       cq_tensor *y);
 
-/* ---- distributed (dist/)
- * ----------------------------------------------------------------------------------- */
+/* ---- distributed (dist/) ---- */
 
 /* A key-value store that the processes of a run share over TCP. The process with `server` set runs
  * it (port 0: any free port); the others wait up to `seconds` for it. A connection serves one call
@@ -411,8 +402,7 @@ int cq_recv(cq_group *group, cq_tensor tensor, int from, int tag, cq_work **out)
 int cq_work_wait(cq_work *work);
 void cq_work_forget(cq_work *work);
 
-/* ---- layers sharded over a group (dist/tensor_parallel.cpp)
- * ---------------------------------------------------------------- */
+/* ---- layers sharded over a group (dist/tensor_parallel.cpp) ---- */
 
 /* The callback that runs a collective of a group and waits for it; `group` identifies the group to
  * the caller of cq_set_group_run. Tensors are contiguous; those of a sum are one tensor. Returns
@@ -444,12 +434,11 @@ int cq_group_cross_entropy(cq_tensor hidden, cq_tensor weight, cq_tensor labels,
                            cq_tensor row_weights, const cq_loss *loss, const cq_group_part *part,
                            cq_tensor *out_loss, cq_tensor *out_nll);
 
-/* Frees the storage of t and of every tensor that shares it (bytes 0), or allocates it again with
- * undefined contents. Tensors that view it remain views, readable while the storage exists. */
+/* Frees the storage of t if bytes is 0, else allocates it again with undefined contents. Tensors
+ * that share the storage still do: they can be read while it exists. */
 int cq_storage_resize(cq_tensor t, size_t bytes);
 
-/* ---- trace (runtime/trace.cpp)
- * --------------------------------------------------------------------------------------- */
+/* ---- trace (runtime/trace.cpp) ---- */
 
 /* Records the operations of the calling thread and of the work it starts. cq_trace_end, on the same
  * thread, writes them to `path` as a Chrome trace. *table then has a line for each operation: "cpu"
@@ -461,8 +450,7 @@ int cq_span_begin(const char *name);
 void cq_span_end(void);
 int cq_trace_end(const char *path, const char **table);
 
-/* ---- CUDA (cuda/), loaded at run time
- * ------------------------------------------------------------------------ */
+/* ---- CUDA (cuda/), loaded at run time ---- */
 
 /* Loads libtorch's and the project's CUDA libraries. It must run before the first CUDA query of the
  * process; later calls return the first result. Returns 2 on a machine without an NVIDIA driver, 1

@@ -17,10 +17,12 @@
 // bit: with A = -16 and long steps, s reaches thousands inside a block.
 //
 // The backward pass walks the blocks in reverse with dH', the gradient of the state that leaves.
-// With M = (dy_t·u_r)·P_tr
-//     du_r = Σ_t P_tr·dy_t + exp(s_Q - s_r)·B_r·dH'          dC_t += exp(s_t)·H·dy_t        d(C·Bᵀ)
-//     += L∘(dy·uᵀ) dH   = exp(s_Q)·dH' + Σ_t exp(s_t)·C_t ⊗ dy_t          dB_r += exp(s_Q -
-//     s_r)·dH'·u_r
+// With L_tr = exp(s_t - s_r) for r ≤ t, P_tr = L_tr·(C_t·B_r) and M_tr = (dy_t·u_r)·P_tr:
+//     du_r = Σ_t P_tr·dy_t + exp(s_Q - s_r)·B_r·dH'
+//     dC_t += exp(s_t)·H·dy_t
+//     dB_r += exp(s_Q - s_r)·dH'·u_r
+//     d(C·Bᵀ) += L∘(dy·uᵀ)
+//     dH = exp(s_Q)·dH' + Σ_t exp(s_t)·C_t ⊗ dy_t
 // The gradient of a step's decay a_t = dt_t·A is a sum over all pairs (r before t, t' at or after
 // t): suffix sums of M's row sums minus its column sums, suffix sums of exp(s_t)·dy_t·(C_t·H),
 // prefix sums of u_r·(its gradient through H'), and exp(s_Q)·<H,dH'>. Row and column sums come from

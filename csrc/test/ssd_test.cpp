@@ -1,10 +1,9 @@
 // ssd_test.cpp: compares the state-space operators of conquer.h with a token-by-token recurrence in
 // float64, forward and every gradient, over random shapes.
 //   csrc_ssd_test [cpu|cuda] [seed] [cases] [full]   40 random cases by default; full: every shape
-//   on
-//                                                    a GPU too (a build with TRITON_FULL)
-//   csrc_ssd_test cpu quick                          shorter sequences and fewer cases, for make
-//   test csrc_ssd_test cpu times                          prints times on the CPU instead
+//                                                    on a GPU too (a build with TRITON_FULL)
+//   csrc_ssd_test cpu quick                          shorter sequences, fewer cases: `make test`
+//   csrc_ssd_test cpu times                          prints times on the CPU instead
 // Prints the largest relative error ‖out - ref‖ / ‖ref‖ of each quantity. Exits 1 if one is too
 // large.
 #include "../conquer.h"
