@@ -140,7 +140,7 @@ func TestTrainer_StepWithoutLabelsChangesNothing(t *testing.T) {
 
 func TestOptions_RefusesUnrecordableSteps(t *testing.T) {
 	for want, change := range map[string]func(*Options){
-		"unknown compile mode":         func(o *Options) { o.Compile = "jit" },
+		"unknown way to compile":       func(o *Options) { o.Compile = "jit" },
 		"recorded in a single process": func(o *Options) { o.Distributed = DDP },
 		"draw the same random numbers twice": func(o *Options) {
 			o.Recompute, o.LoRA = RecomputeBlock, adapterConfig()

@@ -274,7 +274,7 @@ func (o Options) Check() error {
 func (o Options) checkCompile() error {
 	switch {
 	case o.Compile != "" && o.Compile != CompileNone && o.Compile != CompileGraph:
-		return fmt.Errorf("unknown compile mode %q: use %s or %s", o.Compile, CompileNone,
+		return fmt.Errorf("unknown way to compile %q: use %s or %s", o.Compile, CompileNone,
 			CompileGraph)
 	case o.Compile != CompileGraph:
 	case o.processes() > 1 || o.Distributed != None:

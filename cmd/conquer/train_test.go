@@ -125,7 +125,7 @@ func TestTrain_FlagsChooseOptimizerAndCompile(t *testing.T) {
 		`unknown optimizer "sgd"`:                                   {"--optimizer", "sgd"},
 		`unknown moments "int4"`:                                    {"--moments", "int4"},
 		"moments in int8 are for adamw":                             {"--optimizer", "lion", "--moments", "int8"},
-		`no decay of "head": choose among norm`:                     {"--no_decay", "head"},
+		`no decay of "head": choose from norm`:                      {"--no_decay", "head"},
 		"label smoothing 2":                                         {"--label_smoothing", "2"},
 	} {
 		_, stderr, code := invoke(t, "", args("none", more...)...)
