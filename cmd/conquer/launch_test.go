@@ -18,7 +18,8 @@ import (
 	"conquer/train/report"
 )
 
-// With this variable set, the test binary is the program itself, which starts itself again for each process of a run.
+// With this variable set, the test binary is the program itself, which starts itself again for each
+// process of a run.
 const programVariable = "CONQUER_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -49,18 +50,56 @@ func program(args ...string) (*exec.Cmd, *bytes.Buffer, *bytes.Buffer) {
 func smallRun(t *testing.T, out string, more ...string) []string {
 	t.Helper()
 	data := filepath.Join(t.TempDir(), "poem.txt")
-	if err := os.WriteFile(data, []byte(strings.Repeat("round and round the tower the gulls go round\n", 60)), 0o666); err != nil {
+	if err := os.WriteFile(
+		data, []byte(strings.Repeat("round and round the tower the gulls go round\n", 60)), 0o666,
+	); err != nil {
 		t.Fatal(err)
 	}
-	return append([]string{"train", "--architecture", "bamba", "--variant", "bytes", "--tokenizer", "char_tokenizer", "--data_path", data,
-		"--output_path", out, "--pack", "--sequence_length", "32", "--batch_size", "1", "--learning_rate", "0.01", "--device", "cpu"}, more...)
+	return append(
+		[]string{
+			"train",
+			"--architecture",
+			"bamba",
+			"--variant",
+			"bytes",
+			"--tokenizer",
+			"char_tokenizer",
+			"--data_path",
+			data,
+			"--output_path",
+			out,
+			"--pack",
+			"--sequence_length",
+			"32",
+			"--batch_size",
+			"1",
+			"--learning_rate",
+			"0.01",
+			"--device",
+			"cpu",
+		},
+		more...)
 }
 
 func TestTrain_TwoProcessesReportOnce(t *testing.T) {
 	skipProcesses(t)
 	for _, strategy := range [][]string{{"fsdp"}, {"pp", "--accumulate", "2"}} {
 		out := filepath.Join(t.TempDir(), "out")
-		c, stdout, stderr := program(smallRun(t, out, append([]string{"--nproc", "2", "--steps", "4", "--report_steps", "1", "--distributed"}, strategy...)...)...)
+		c, stdout, stderr := program(
+			smallRun(
+				t,
+				out,
+				append(
+					[]string{
+						"--nproc",
+						"2",
+						"--steps",
+						"4",
+						"--report_steps",
+						"1",
+						"--distributed",
+					},
+					strategy...)...)...)
 		if err := c.Run(); err != nil {
 			t.Fatalf("%v: %v\n%s", strategy, err, stderr)
 		}
@@ -70,7 +109,11 @@ func TestTrain_TwoProcessesReportOnce(t *testing.T) {
 		if n := strings.Count(stdout.String(), "tuning "); n != 1 {
 			t.Errorf("%v: the beginning is reported %d times\n%s", strategy, n, stdout)
 		}
-		if text := succeed(t, "generate", "--model_path", out, "--prompt", "round", "--max_new_tokens", "4", "--ignore_eos"); len(text) < 4 {
+		if text := succeed(
+			t, "generate", "--model_path", out, "--prompt", "round", "--max_new_tokens", "4",
+			"--ignore_eos"); len(
+			text,
+		) < 4 {
 			t.Errorf("%v: the result continues with %q", strategy, text)
 		}
 	}
@@ -116,8 +159,9 @@ func TestLaunch_RestartsAfterKilledRank(t *testing.T) {
 	skipProcesses(t)
 	for _, restarts := range []string{"0", "1"} {
 		out := filepath.Join(t.TempDir(), "out")
-		c, _, stderr := program(smallRun(t, out, "--nproc", "2", "--distributed", "ddp", "--steps", "150", "--checkpoint_steps", "2",
-			"--max_restarts", restarts)...)
+		c, _, stderr := program(
+			smallRun(t, out, "--nproc", "2", "--distributed", "ddp", "--steps", "150",
+				"--checkpoint_steps", "2", "--max_restarts", restarts)...)
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -135,17 +179,23 @@ func TestLaunch_RestartsAfterKilledRank(t *testing.T) {
 		}
 		metrics, err := os.ReadFile(filepath.Join(out, report.MetricsFile))
 		if err != nil || bytes.Count(metrics, []byte("gradient_norm")) != 150 {
-			t.Errorf("%d steps are in the metrics, want 150 (%v)", bytes.Count(metrics, []byte("gradient_norm")), err)
+			t.Errorf("%d steps are in the metrics, want 150 (%v)",
+				bytes.Count(metrics, []byte("gradient_norm")), err)
 		}
 	}
 }
 
-// What fails before the first step would fail again; and a run's checkpoints are not another run's to go on from.
+// What fails before the first step would fail again; and a run's checkpoints are not another run's
+// to go on from.
 func TestLaunch_DoesNotRestartRunWithoutSteps(t *testing.T) {
 	skipProcesses(t)
 	out := filepath.Join(t.TempDir(), "out")
 	run := func(more ...string) (string, int) {
-		c, _, stderr := program(smallRun(t, out, append(more, "--nproc", "2", "--steps", "4", "--checkpoint_steps", "2")...)...)
+		c, _, stderr := program(
+			smallRun(
+				t,
+				out,
+				append(more, "--nproc", "2", "--steps", "4", "--checkpoint_steps", "2")...)...)
 		c.Run()
 		return stderr.String(), c.ProcessState.ExitCode()
 	}
@@ -153,7 +203,8 @@ func TestLaunch_DoesNotRestartRunWithoutSteps(t *testing.T) {
 		t.Fatal(stderr)
 	}
 	stderr, code := run("--max_restarts", "1")
-	if code != 1 || !strings.Contains(stderr, "holds checkpoints of a run") || strings.Contains(stderr, "restarting") {
+	if code != 1 || !strings.Contains(stderr, "holds checkpoints of a run") ||
+		strings.Contains(stderr, "restarting") {
 		t.Errorf("exit code %d and\n%s", code, stderr)
 	}
 }
@@ -161,30 +212,47 @@ func TestLaunch_DoesNotRestartRunWithoutSteps(t *testing.T) {
 func TestTrain_PipelineMergesAdapter(t *testing.T) {
 	skipProcesses(t)
 	out := filepath.Join(t.TempDir(), "out")
-	c, _, stderr := program(smallRun(t, out, "--nproc", "2", "--distributed", "mp", "--accumulate", "2", "--steps", "2", "--lora_rank", "2", "--merge")...)
+	c, _, stderr := program(
+		smallRun(t, out, "--nproc", "2", "--distributed", "mp", "--accumulate", "2", "--steps", "2",
+			"--lora_rank", "2", "--merge")...)
 	if err := c.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, stderr)
 	}
-	if text := succeed(t, "generate", "--model_path", out, "--prompt", "round", "--max_new_tokens", "4", "--ignore_eos"); len(text) < 4 {
+	if text := succeed(
+		t, "generate", "--model_path", out, "--prompt", "round", "--max_new_tokens", "4",
+		"--ignore_eos"); len(
+		text,
+	) < 4 {
 		t.Errorf("the result continues with %q", text)
 	}
 }
 
 func TestLaunch_ReportsCommonFailureOnce(t *testing.T) {
 	skipProcesses(t)
-	c, _, stderr := program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "3", "--steps", "4", "--distributed", "pp")...)
+	c, _, stderr := program(
+		smallRun(
+			t, filepath.Join(t.TempDir(), "out"), "--nproc", "3", "--steps", "4", "--distributed",
+			"pp")...)
 	c.Run()
-	if code := c.ProcessState.ExitCode(); code != 1 || strings.Count(stderr.String(), "2 layers cannot be divided over 3 processes") != 1 {
+	if code := c.ProcessState.ExitCode(); code != 1 ||
+		strings.Count(stderr.String(), "2 layers cannot be divided over 3 processes") != 1 {
 		t.Errorf("exit code %d and\n%s", code, stderr)
 	}
 	data := filepath.Join(t.TempDir(), "bad.jsonl")
-	if err := os.WriteFile(data, []byte("{\"text\": \"fog\"}\n{\"text\": 5}\n"), 0o666); err != nil {
+	if err := os.WriteFile(data, []byte("{\"text\": \"fog\"}\n{\"text\": 5}\n"),
+		0o666); err != nil {
 		t.Fatal(err)
 	}
-	c, _, stderr = program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "2", "--steps", "4", "--data_path", data)...)
+	c, _, stderr = program(
+		smallRun(
+			t, filepath.Join(t.TempDir(), "out"), "--nproc", "2", "--steps", "4", "--data_path",
+			data)...)
 	c.Run()
-	complaint, _ := strings.CutSuffix(stderr.String(), "bad.jsonl:2: field \"text\" is 5, expected a string\n")
-	if code := c.ProcessState.ExitCode(); code != 1 || !strings.HasPrefix(complaint, "conquer train: ") || strings.Contains(complaint, "\n") {
+	complaint, _ := strings.CutSuffix(stderr.String(),
+		"bad.jsonl:2: field \"text\" is 5, expected a string\n")
+	if code := c.ProcessState.ExitCode(); code != 1 ||
+		!strings.HasPrefix(complaint, "conquer train: ") ||
+		strings.Contains(complaint, "\n") {
 		t.Errorf("exit code %d and\n%s", code, stderr)
 	}
 }
@@ -200,13 +268,17 @@ func TestLaunch_NamesFailedRank(t *testing.T) {
 	for code, usage := range map[string]bool{"1": false, "2": true} {
 		err := failure(3, state(code), "its disk is full", "a notice\n")
 		var wrong usageError
-		if err.Error() != "rank 3 failed, so the others were stopped: its disk is full" || errors.As(err, &wrong) != usage {
+		if err.Error() != "rank 3 failed, so the others were stopped: its disk is full" ||
+			errors.As(err, &wrong) != usage {
 			t.Errorf("exit %s: %#v", code, err)
 		}
 	}
 	// Go's own crashes end with 2, too.
 	var wrong usageError
-	if err := failure(0, state("2"), "", ""); err.Error() != "rank 0 failed, so the others were stopped: it ended with exit status 2; its error is above" || errors.As(err, &wrong) {
+	if err := failure(
+		0, state("2"), "", "",
+	); err.Error() != "rank 0 failed, so the others were stopped: it ended with exit status 2; its error is above" ||
+		errors.As(err, &wrong) {
 		t.Errorf("%#v", err)
 	}
 }
@@ -216,20 +288,46 @@ func TestGenerate_DividedModelEqualsOneProcess(t *testing.T) {
 	for _, c := range []struct {
 		model, processes string
 	}{{"llama/testdata/llama3", "2"}, {"bamba/testdata/hybrid", "2"}, {"llama/testdata/head_dim", "4"}} {
-		args := []string{"generate", "--model_path", "../../" + c.model, "--token_ids", "1,2,3,4", "--token_ids", "9,8", "--max_new_tokens", "10",
-			"--ignore_eos", "--device", "cpu"}
+		args := []string{
+			"generate",
+			"--model_path",
+			"../../" + c.model,
+			"--token_ids",
+			"1,2,3,4",
+			"--token_ids",
+			"9,8",
+			"--max_new_tokens",
+			"10",
+			"--ignore_eos",
+			"--device",
+			"cpu",
+		}
 		want := succeed(t, args...)
 		p, stdout, stderr := program(append(args, "--nproc", c.processes)...)
 		if err := p.Run(); err != nil || stdout.String() != want {
-			t.Errorf("%s in %s processes: %v and %q, want %q\n%s", c.model, c.processes, err, stdout, want, stderr)
+			t.Errorf("%s in %s processes: %v and %q, want %q\n%s",
+				c.model, c.processes, err, stdout, want, stderr)
 		}
 	}
 	// What they cannot divide is said once, and so is what they cannot do.
 	for want, more := range map[string][]string{
 		"2 heads of keys and values cannot be divided over 3 processes": {"--nproc", "3"},
-		"--compile graph works in one process only":                     {"--nproc", "2", "--compile", "graph"},
+		"--compile graph works in one process only": {
+			"--nproc", "2", "--compile", "graph",
+		},
 	} {
-		p, stdout, stderr := program(append([]string{"generate", "--model_path", "../../llama/testdata/llama", "--token_ids", "1", "--device", "cpu"}, more...)...)
+		p, stdout, stderr := program(
+			append(
+				[]string{
+					"generate",
+					"--model_path",
+					"../../llama/testdata/llama",
+					"--token_ids",
+					"1",
+					"--device",
+					"cpu",
+				},
+				more...)...)
 		if p.Run() == nil || !strings.Contains(stderr.String(), want) || stdout.Len() > 0 {
 			t.Errorf("%q printed %q and %q, want %q", more, stdout, stderr, want)
 		}
@@ -245,7 +343,16 @@ func TestScore_DividedModelEqualsOneProcess(t *testing.T) {
 	for _, c := range []struct {
 		model, processes string
 	}{{"llama/testdata/llama3", "2"}, {"bamba/testdata/hybrid", "2"}, {"llama/testdata/head_dim", "4"}} {
-		args := []string{"score", "--model_path", "../../" + c.model, "--token_ids", strings.Join(ids, ","), "--device", "cpu", "--json"}
+		args := []string{
+			"score",
+			"--model_path",
+			"../../" + c.model,
+			"--token_ids",
+			strings.Join(ids, ","),
+			"--device",
+			"cpu",
+			"--json",
+		}
 		want := decode[scoreOutput](t, succeed(t, args...))
 		p, stdout, stderr := program(append(args, "--nproc", c.processes)...)
 		if err := p.Run(); err != nil {
@@ -253,27 +360,42 @@ func TestScore_DividedModelEqualsOneProcess(t *testing.T) {
 		}
 		got := decode[scoreOutput](t, stdout.String())
 		if got.Tokens != want.Tokens || len(got.TokenNLL) != got.Tokens {
-			t.Fatalf("%s in %s processes: %d tokens, want %d", c.model, c.processes, got.Tokens, want.Tokens)
+			t.Fatalf("%s in %s processes: %d tokens, want %d",
+				c.model, c.processes, got.Tokens, want.Tokens)
 		}
 		for i, nll := range want.TokenNLL {
 			if math.Abs(got.TokenNLL[i]-nll) > 1e-4*math.Max(1, nll) {
-				t.Fatalf("%s in %s processes: token %d costs %v, in one %v", c.model, c.processes, i+1, got.TokenNLL[i], nll)
+				t.Fatalf("%s in %s processes: token %d costs %v, in one %v",
+					c.model, c.processes, i+1, got.TokenNLL[i], nll)
 			}
 		}
 	}
 }
 
-// Rank 0 has the terminal; what it is asked, and that the conversation begins anew or is over, must reach the others.
+// Rank 0 has the terminal; what it is asked, and that the conversation begins anew or is over, must
+// reach the others.
 func TestChat_DividedModelEqualsOneProcess(t *testing.T) {
 	skipProcesses(t)
 	dir := writeModel(t, 704, true)
 	for _, sampling := range [][]string{{"--temperature", "0"}, {"--temperature", "0.9", "--seed", "7"}} {
-		args := append([]string{"chat", "--model_path", dir, "--max_new_tokens", "9", "--ignore_eos", "--device", "cpu"}, sampling...)
+		args := append(
+			[]string{
+				"chat",
+				"--model_path",
+				dir,
+				"--max_new_tokens",
+				"9",
+				"--ignore_eos",
+				"--device",
+				"cpu",
+			},
+			sampling...)
 		for _, typed := range []string{"hello\nagain\n\n/reset\n/help\nhello\n/exit\nnever\n", "two \\\nlines\nand the end", ""} {
 			want, _, code := invoke(t, typed, args...)
 			p, stdout, stderr := program(append(args, "--nproc", "2")...)
 			p.Stdin = strings.NewReader(typed)
-			if err := p.Run(); err != nil || code != 0 || stdout.String() != want || stderr.Len() > 0 {
+			if err := p.Run(); err != nil || code != 0 || stdout.String() != want ||
+				stderr.Len() > 0 {
 				t.Errorf("%q: %v and %q, want %q\n%s", typed, err, stdout, want, stderr)
 			}
 		}
@@ -281,12 +403,14 @@ func TestChat_DividedModelEqualsOneProcess(t *testing.T) {
 	// A question too long for the model is one line, and the end of all.
 	p, _, stderr := program("chat", "--model_path", dir, "--device", "cpu", "--nproc", "2")
 	p.Stdin = strings.NewReader(strings.Repeat("to and fro ", 200))
-	if p.Run() == nil || strings.Count(stderr.String(), "\n") != 1 || !strings.Contains(stderr.String(), "the model's context is 256") {
+	if p.Run() == nil || strings.Count(stderr.String(), "\n") != 1 ||
+		!strings.Contains(stderr.String(), "the model's context is 256") {
 		t.Errorf("printed %s", stderr)
 	}
 }
 
-// Ctrl-C reaches every process of a terminal; it ends an answer, and the program where there is none.
+// Ctrl-C reaches every process of a terminal; it ends an answer, and the program where there is
+// none.
 func TestChat_CtrlCStopsSeveralProcesses(t *testing.T) {
 	skipProcesses(t)
 	dir := writeModel(t, 704, true)
@@ -295,13 +419,20 @@ func TestChat_CtrlCStopsSeveralProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	longer := bytes.Replace(data, []byte(`"max_position_embeddings": 256`), []byte(`"max_position_embeddings": 100000`), 1)
+	longer := bytes.Replace(
+		data,
+		[]byte(`"max_position_embeddings": 256`),
+		[]byte(`"max_position_embeddings": 100000`),
+		1,
+	)
 	if err := os.WriteFile(config, longer, 0o666); err != nil || bytes.Equal(data, longer) {
 		t.Fatalf("%v: %s", err, longer)
 	}
 	last := chatHelp[strings.LastIndex(chatHelp, "\n")+1:] + "\n"
 	for _, processes := range []string{"1", "2"} {
-		p, _, stderr := program("chat", "--model_path", dir, "--max_new_tokens", "90000", "--temperature", "0", "--ignore_eos", "--device", "cpu", "--nproc", processes)
+		p, _, stderr := program(
+			"chat", "--model_path", dir, "--max_new_tokens", "90000", "--temperature", "0",
+			"--ignore_eos", "--device", "cpu", "--nproc", processes)
 		p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		p.Stdout = nil
 		typed, _ := p.StdinPipe()
@@ -337,8 +468,10 @@ func TestChat_CtrlCStopsSeveralProcesses(t *testing.T) {
 
 func TestBenchInference_NamesProcesses(t *testing.T) {
 	skipProcesses(t)
-	p, stdout, stderr := program("bench", "inference", "--nproc", "2", "--architecture", "bamba", "--variant", "tiny", "--batch_size", "1", "--seq_len", "8",
-		"--max_new_tokens", "3", "--repeat", "1", "--json", "--device", "cpu")
+	p, stdout, stderr := program(
+		"bench", "inference", "--nproc", "2", "--architecture", "bamba", "--variant", "tiny",
+		"--batch_size", "1", "--seq_len", "8", "--max_new_tokens", "3", "--repeat", "1", "--json",
+		"--device", "cpu")
 	if err := p.Run(); err != nil || strings.Count(stdout.String(), `"processes":2`) != 2 {
 		t.Errorf("%v and %q\n%s", err, stdout, stderr)
 	}
@@ -367,7 +500,8 @@ func TestTrain_DividedModelEqualsOneProcess(t *testing.T) {
 		"one": nil, "tp": {"--nproc", "2", "--distributed", "tp"}, "fsdp+tp": {"--nproc", "2", "--distributed", "fsdp", "--tp_size", "2"},
 	} {
 		out = filepath.Join(work, out)
-		p, _, stderr := program(smallRun(t, out, append(more, "--steps", "4", "--checkpoint_steps", "2")...)...)
+		p, _, stderr := program(
+			smallRun(t, out, append(more, "--steps", "4", "--checkpoint_steps", "2")...)...)
 		if err := p.Run(); err != nil {
 			t.Fatalf("%v\n%s", err, stderr)
 		}
@@ -385,19 +519,34 @@ func TestTrain_DividedModelEqualsOneProcess(t *testing.T) {
 	}
 	// What the processes wrote on the way is a model.
 	exported := filepath.Join(work, "exported")
-	succeed(t, "export", "--model_path", filepath.Join(work, "tp", "checkpoints", "step-00000002"), "--output_path", exported)
-	if text := succeed(t, "generate", "--model_path", exported, "--prompt", "round", "--max_new_tokens", "4", "--ignore_eos"); len(text) < 4 {
+	succeed(t, "export", "--model_path", filepath.Join(work, "tp", "checkpoints", "step-00000002"),
+		"--output_path", exported)
+	if text := succeed(
+		t, "generate", "--model_path", exported, "--prompt", "round", "--max_new_tokens", "4",
+		"--ignore_eos"); len(
+		text,
+	) < 4 {
 		t.Errorf("the exported checkpoint continues with %q", text)
 	}
-	p, _, stderr := program(smallRun(t, filepath.Join(work, "none"), "--nproc", "2", "--distributed", "tp", "--tp_size", "3", "--steps", "4")...)
-	if p.Run() == nil || !strings.Contains(stderr.String(), "layers divided over 3: this does not divide the 2 processes") {
+	p, _, stderr := program(
+		smallRun(
+			t, filepath.Join(work, "none"), "--nproc", "2", "--distributed", "tp", "--tp_size", "3",
+			"--steps", "4")...)
+	if p.Run() == nil ||
+		!strings.Contains(stderr.String(),
+			"layers divided over 3: this does not divide the 2 processes") {
 		t.Errorf("2 processes as groups of 3: %s", stderr)
 	}
 }
 
 func TestFailure_NamesLibtorchMessage(t *testing.T) {
-	err := failure(1, nil, "", "terminate called after throwing an instance of 'c10::DistBackendError'\n  what():  [Rank 1] CUDA error: out of luck\n"+
-		"Exception raised from query at CUDAEvent.h:111 (most recent call first):\nframe #4: <unknown function> + 0x129ecc (0x7fb2)\n")
+	err := failure(
+		1,
+		nil,
+		"",
+		"terminate called after throwing an instance of 'c10::DistBackendError'\n  what():  [Rank 1] CUDA error: out of luck\n"+
+			"Exception raised from query at CUDAEvent.h:111 (most recent call first):\nframe #4: <unknown function> + 0x129ecc (0x7fb2)\n",
+	)
 	if want := "rank 1 failed, so the others were stopped: [Rank 1] CUDA error: out of luck"; err.Error() != want {
 		t.Errorf("got %q, want %q", err, want)
 	}
@@ -420,7 +569,8 @@ func TestOutput_FullDiskIsAFailure(t *testing.T) {
 		p.Stdout = full
 		p.Run()
 		full.Close()
-		if code := p.ProcessState.ExitCode(); code != 1 || strings.Count(stderr.String(), "no space left") != 1 {
+		if code := p.ProcessState.ExitCode(); code != 1 ||
+			strings.Count(stderr.String(), "no space left") != 1 {
 			t.Errorf("%v: exit %d\n%s", args, code, stderr)
 		}
 	}
