@@ -1,6 +1,6 @@
-// Package bamba is Bamba, Mamba-2 state-space layers with a few attention layers among them, and
-// the plain Mamba-2 stack; the chunked scan that both use; and the strategies by which its chunks
-// share their states.
+// Package bamba holds two families: Bamba, which is Mamba-2 state-space layers with a few attention
+// layers among them, and Mamba-2. It also holds the chunked scan that both use, and the strategies
+// by which chunks share their states.
 //
 // [Block] and [Mamba2Block] are the models' blocks, [Mixer] is the state-space layer, [SSD] is the
 // scan on one page, [Chunking] chooses how it runs.
@@ -82,7 +82,7 @@ func New(config model.Config) (model.Model, error) {
 	return NewModel(s.stack, blocks, chunking)
 }
 
-// Model is a stack with state-space layers, which scan by one common [Chunking].
+// Model is a [model.Stack] whose state-space layers share one [Chunking].
 type Model struct {
 	*model.Stack
 	chunking *Chunking
@@ -99,7 +99,7 @@ func NewModel(c model.StackConfig, blocks []model.Block, chunking *Chunking) (mo
 	return &Model{Stack: stack, chunking: chunking, chunk: chunking.ChunkSize}, nil
 }
 
-// Chunked is a model whose state-space layers' chunking can be chosen: [Model].
+// Chunked is a model whose state-space layers can be given another chunking. [Model] implements it.
 type Chunked interface {
 	model.Model
 	// Chunking returns the current choice; a new model's is default-optimized with its config's
@@ -124,8 +124,8 @@ func (m *Model) SetChunking(c Chunking) error {
 	return nil
 }
 
-// NewChunking is the choice of a new model: default-optimized, with the chunk size of its config.
-// That size is rounded to one that the kernels have; under the default strategy it changes the
+// NewChunking returns the chunking of a new model: default-optimized, with the chunk size of its
+// config, rounded to a size that the kernels have. Under the default strategy the size changes the
 // speed only.
 func NewChunking(size int) *Chunking {
 	chunk := 16

@@ -68,7 +68,7 @@ func (m *Mixer) Sizes() (heads, headDim, groups, state int) {
 }
 
 // Forward is the layer without its two projections: from the output of In [B,L,2HP+2GN+H] to the
-// input of Out [B,L,HP]. If norm is not nil, the result must still be normalized by it.
+// input of Out [B,L,HP]. If norm is not nil, the caller must still normalize the result with it.
 func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 	layer *model.LayerCache) (mixed torch.Tensor, norm *nn.RMSNorm) {
 	heads, headDim, groups, states := m.Sizes()

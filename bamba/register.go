@@ -21,9 +21,9 @@ func init() {
 			"tiny": bambaSizes{vocabulary: 49152, width: 64, inner: 128, layers: 4, heads: 4,
 				keyHeads: 2, attention: []any{2.0}, stateHeads: 8, headDim: 16, state: 16,
 				chunk: 32}.config(tied),
-			// For char_tokenizer: it learns within minutes on a CPU. Without attention layers, a
-			// chunk knows earlier ones through the states only; short chunks and few layers make
-			// that matter.
+			// For char_tokenizer: it learns within minutes on a CPU. Without attention layers only
+			// the states carry information from earlier chunks, and with short chunks and few
+			// layers this matters.
 			"bytes": bambaSizes{vocabulary: 256, width: 192, inner: 384, layers: 2, heads: 6,
 				keyHeads: 2, attention: []any{}, stateHeads: 12, headDim: 32, state: 64,
 				chunk: 16}.config(tied),

@@ -12,8 +12,8 @@ import (
 )
 
 // Family translates between the config.json and tensor names of a model family and formats with
-// names of their own. Families register it when they are imported. Functions of a format that the
-// family does not have are nil.
+// names of their own. Families register it when they are imported. The functions of a format
+// without models of the family are nil.
 type Family struct {
 	// ModelTypes lists the model_type values of config.json that the family writes.
 	ModelTypes []string

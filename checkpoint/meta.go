@@ -237,9 +237,9 @@ func joinParts(parts []*metaFile, i int, split func(name string, shape []int) in
 // SaveMeta writes source into the folder dir in Meta's layout: params.json and options.Parts files
 // consolidated.NN.pth, one for each process. torch.load reads them with weights_only and mmap.
 // config.json, generation_config.json and what options.Also writes are stored beside them, because
-// params.json cannot hold all that they say. A model that Meta's code cannot run (biases, other
-// rotary scalings) gets a params.json that this code refuses. Like [Save] it replaces the old files
-// and holds one tensor in memory at a time.
+// params.json cannot hold all that they say. If Meta's code cannot run a model (biases, other
+// rotary scalings), that code refuses its params.json. Like [Save] it replaces the old files and
+// holds one tensor in memory at a time.
 func SaveMeta(dir string, source Source, options Options) error {
 	return saveFolder(dir, func(stage string) error { return fillMeta(stage, source, options) })
 }

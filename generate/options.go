@@ -98,11 +98,11 @@ func (s *Stats) fusion(m model.Model, c *model.Cache) {
 	}
 }
 
-// PrefillRate returns the prompt tokens read in a second.
+// PrefillRate returns the prompt tokens read per second.
 func (s Stats) PrefillRate() float64 { return rate(s.PromptTokens-s.Reused, s.Prefill) }
 
-// DecodeRate returns the tokens made in a second, without the first of each prompt;
-// 0 if there were none.
+// DecodeRate returns the new tokens per second, without the first of each prompt; 0 if there were
+// none.
 func (s Stats) DecodeRate() float64 { return rate(s.decoded, s.Decode) }
 
 func rate(n int, d time.Duration) float64 {

@@ -81,7 +81,8 @@ func component(name string) string {
 // Sizes are the numbers by which variants of a family differ.
 type Sizes struct{ Vocabulary, Width, Inner, Layers, Heads, KeyHeads, Positions int }
 
-// Variant is the config.json of a fresh model of the given sizes, with the keys of more.
+// Variant returns the config.json of a fresh model of the given sizes. The fields of more are added
+// to it or replace its own.
 func (f Family) Variant(s Sizes, more model.Config) model.Config {
 	return merged(model.Config{
 		"architectures": []any{f.Class}, "model_type": f.ModelType, "hidden_act": "silu",

@@ -116,8 +116,7 @@ func (d *Decoder) SetHeadDim(r *model.Reader, headDim int) {
 	d.Rotary = &rotary
 }
 
-// New makes the model without weights. r is the reader of its config: a problem that it met is
-// returned.
+// New makes the model without weights. r is the reader of its config, whose error New returns.
 func (d *Decoder) New(r *model.Reader) (model.Model, error) {
 	if r.Err != nil {
 		return nil, r.Err

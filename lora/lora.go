@@ -54,8 +54,8 @@ type Layer struct {
 	Name   string // model.layers.0.self_attn.q_proj
 }
 
-// Layers lists the linear layers of m's blocks. The head is left out: its loss is computed in
-// slices of the vocabulary, which an adapter does not support.
+// Layers lists the linear layers of m's blocks. The head is left out: its GEMM and its loss are one
+// operation, which supports no adapter.
 func Layers(m model.Model) []Layer {
 	var list []Layer
 	nn.Linears(m, func(names []string, l *nn.Linear) {

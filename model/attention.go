@@ -63,7 +63,7 @@ func NewAttention(c AttentionConfig) (*Attention, error) {
 	return a, nil
 }
 
-// Config is the configuration of the whole layer.
+// Config is the configuration of the whole layer, also under tensor parallelism.
 func (a *Attention) Config() AttentionConfig { return a.config }
 
 // Sizes returns the layer's H, K and P; under tensor parallelism, those of this process's shard.

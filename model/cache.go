@@ -9,8 +9,8 @@ type Cache struct {
 	Length   int // columns filled
 	Capacity int
 	Starts   []int // first valid column of each sequence; nil if all begin at 0
-	// Position (int64 [1] on the device), if defined, is read in place of Length by passes over a
-	// single token, so that a recorded graph serves every position.
+	// Position (int64 [1] on the device), if defined, replaces Length in passes over a single
+	// token. A recorded graph then serves every position.
 	Position torch.Tensor
 	// Fused reports whether a block of a single-token pass ended in the GPU's fused kernel (see
 	// nn.BlockTail), and UnfusedReason why the first block without it ran unfused.

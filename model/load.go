@@ -59,8 +59,8 @@ type TensorSource interface {
 }
 
 // Load fills m's weights from source. A weight that is stored in the wanted dtype stays a view of
-// the mapped file. Others are converted, and fused ones joined, one at a time. Of a divided weight,
-// this process's shard is kept.
+// the mapped file. Others are converted, and fused ones joined, one at a time. This process keeps
+// its shard of a divided weight.
 func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
 	failed := check(m, source)
 	nn.Walk(m, func(p nn.Component) {

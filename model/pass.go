@@ -33,7 +33,7 @@ type Pass struct {
 	Columns torch.Tensor // int64 [1,L]: the cache columns of its tokens
 
 	views map[int]*View
-	// [1,L,P/2]: the rotary embedding of layers that have none, which rotates by 0
+	// [1,L,P/2]: cosines and sines of the angle 0, for layers without rotary embedding
 	fixedCos, fixedSin torch.Tensor
 
 	next *nn.InputProjection // of the block after the current one; nil if there is none
@@ -45,8 +45,8 @@ type Pass struct {
 type View struct {
 	Mask   torch.Tensor // boolean [B or 1, 1, L, S], or no tensor
 	Causal bool         // hide the columns after each row
-	// Over one token per sequence: it attends to the columns [Starts, Lengths) of the cache, both
-	// int64 [B].
+	// In a pass over one token per sequence, the token attends to the columns [Starts, Lengths) of
+	// the cache, both int64 [B].
 	Lengths, Starts torch.Tensor
 }
 

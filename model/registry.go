@@ -88,8 +88,8 @@ func Variant(architecture, variant string) (Config, error) {
 }
 
 // Initialize gives m fresh weights: normal draws with the config's initializer_range, ones for
-// norms, or the layer's own distribution. Of a divided weight, each process draws the whole and
-// keeps its shard.
+// norms, or the layer's own distribution. Each process draws a divided weight whole and keeps its
+// shard.
 func Initialize(m Model, dtype torch.DType, device torch.Device) {
 	r := Reader{Config: m.Config()}
 	std := r.FloatOr("initializer_range", 0.02)

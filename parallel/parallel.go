@@ -168,7 +168,7 @@ func (d *Division) DivideTokens() {
 }
 
 // Gather makes the weights whole on every process where keep is set; the others only send their
-// shards. Until [Division.Release] the model is an undivided one. All processes call it.
+// shards. Until [Division.Release] the model works like an undivided one. All processes call it.
 func (d *Division) Gather(keep bool) {
 	for _, p := range d.params {
 		whole := p.Gather()

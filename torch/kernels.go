@@ -149,10 +149,11 @@ func Attention(q, k, v, mask Tensor, causal bool, scale float64) Tensor {
 	return Tensor{libtch.Ctensor(out)}
 }
 
-// DecodeAttention is attention of one new position of each sequence: [RotaryQKVCache] of qkv
-// [B,1,(H+2K)·P] at the columns lengths - 1, then Attention of its queries to the columns [starts,
-// lengths) of the caches [B,K,S,P]: [B,1,H·P]. starts and lengths are int64 [B]; starts may be no
-// tensor, which means 0. Other columns are not read. scale is as in Attention.
+// DecodeAttention is attention of one new position of each sequence. Like [RotaryQKVCache] it
+// writes the keys and values of qkv [B,1,(H+2K)·P] into the caches [B,K,S,P] at the columns
+// lengths-1. Then the queries attend to the columns [starts, lengths), and no other columns are
+// read. The result is [B,1,H·P]. starts and lengths are int64 [B]; starts may be no tensor, which
+// means 0. scale is as in Attention.
 func DecodeAttention(
 	qkv Tensor, heads int, cos, sin, keys, values, starts, lengths Tensor, scale float64,
 ) Tensor {
@@ -183,11 +184,11 @@ type Loss struct {
 	Weights Tensor
 }
 
-// HeadCrossEntropy returns the loss of labels (int64 [N], -100 = not counted) under the logits
-// hidden [N,D] · weight [V,D] transposed, a float32 scalar, and each label's negative
-// log-likelihood in nats, float32 [N], 0 where not counted, without a gradient. It works on chunks
-// of rows, so the logits of a whole batch are never in memory. Gradients are computed in the
-// forward pass, so the result allows one backward pass only.
+// HeadCrossEntropy computes the logits hidden [N,D] · weight [V,D] transposed and their
+// cross-entropy with labels (int64 [N]; -100: not counted). It returns the loss, a float32 scalar,
+// and each label's negative log-likelihood in nats, float32 [N] without a gradient, 0 where not
+// counted. It works on some rows at a time, so the logits of a whole batch are never in memory.
+// Gradients are computed in the forward pass, so the result allows one backward pass only.
 func HeadCrossEntropy(hidden, weight, labels Tensor, o Loss) (loss, nll Tensor) {
 	var out, each C.cq_tensor
 	options := C.cq_loss{

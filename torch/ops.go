@@ -474,7 +474,7 @@ func (t Tensor) Softmax(dim int) Tensor {
 	return c.end("softmax", t)
 }
 
-// LogSoftmax is the logarithm of Softmax, computed without it.
+// LogSoftmax is the logarithm of Softmax, computed directly.
 func (t Tensor) LogSoftmax(dim int) Tensor {
 	c := begin()
 	libtch.AtgLogSoftmax(&c.out[0], t.c, int64(dim), keepDType)

@@ -76,7 +76,7 @@ const (
 // Strategies lists the strategies.
 var Strategies = []string{None, DDP, FSDP, HSDP, TP, PP}
 
-// StrategyName returns pp for mp, its second name, and any other name unchanged.
+// StrategyName returns pp for mp, which is another name of it, and any other name unchanged.
 func StrategyName(name string) string {
 	if name == "mp" {
 		return PP

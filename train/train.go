@@ -7,8 +7,8 @@
 //	if err := t.Run(ctx); err != nil { … }
 //	err = t.Export("tuned")
 //
-// A step is visible in one function, Gradients in internal/network: the model runs block by block,
-// and autograd does not cross the borders of blocks.
+// One function shows a micro-batch's way through the model: Gradients in internal/network. The
+// model runs block by block, and autograd does not cross the borders of blocks.
 //
 // A run with a checkpoint path writes its whole state there every few steps and when it is stopped.
 // A later run with the same options and Resume continues from the latest checkpoint. On the CPU

@@ -15,10 +15,10 @@ import (
 	"fmt"
 )
 
-// Dataset is a list of samples in a fixed order: either Samples, or the samples
-// that Load found in files. Of the latter it keeps an index of 24 bytes a
-// sample and reads a sample when At asks for it, so the files may be larger
-// than memory. Several goroutines may call At and NewBatcher at once.
+// Dataset is a list of samples in a fixed order: either Samples, or the samples that Load found in
+// files. For the latter it keeps an index of 24 bytes a sample and reads a sample when At asks for
+// it, so the files may be larger than memory. Several goroutines may call At and NewBatcher at
+// once.
 type Dataset struct {
 	Samples []Sample
 	Report  Report

@@ -320,8 +320,8 @@ func (w *World) NewMesh(columns int) (*Mesh, error) {
 	return m, err
 }
 
-// Resize frees the storage of t, which every tensor that shares it loses (bytes 0), or allocates it
-// again with undefined contents. Views of t remain views, readable while the storage exists.
+// Resize frees the storage of t if bytes is 0, else allocates it again with undefined contents.
+// Tensors that share the storage still do: they can be read while it exists.
 func Resize(t torch.Tensor, bytes int) {
 	if C.cq_storage_resize(handle(t), C.size_t(bytes)) != 0 {
 		panic(&torch.Error{Op: "resize", Message: C.GoString(C.cq_last_error())})

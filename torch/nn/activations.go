@@ -1,9 +1,9 @@
 package nn
 
-// Activations counts the elements, per token, that autograd keeps for a layer's own operations
-// besides the inputs and the outputs of its linear layers, as this process holds them. A negative
-// Recomputable says that so many elements of a linear layer's input are not recomputed, although
-// such inputs usually are.
+// Activations counts the elements per token that autograd keeps in this process for a layer's own
+// operations. The inputs and outputs of its linear layers are counted elsewhere, and the inputs as
+// recomputable. A negative Recomputable corrects this for a linear layer whose input is not
+// recomputed.
 type Activations struct {
 	Kept         float64
 	Recomputable float64 // by selective recomputation: results of norms, SwiGLU and convolutions

@@ -10,8 +10,8 @@ import (
 )
 
 // Param is a parameter: one tensor that is stored and trained. Shape is declared when the layer is
-// made; the tensor exists once it is loaded or initialized. A fused parameter holds several
-// components (see [Component]) below each other: component i has Rows[i] rows.
+// made; the tensor exists once it is loaded or initialized. A fused parameter is several components
+// (see [Component]), one below the other: component i has Rows[i] rows.
 type Param struct {
 	torch.Tensor
 	Shape []int

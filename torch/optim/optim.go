@@ -310,8 +310,8 @@ func (o *Optimizer) SetMoments(i int, list []Moment) {
 // SetSteps sets the number of steps taken, for a state that was loaded by other means than Restore.
 func (o *Optimizer) SetSteps(n int) { o.steps = n }
 
-// Restore loads a state: tensor returns the saved tensor of a name of State, steps is what Steps
-// was.
+// Restore loads a state. tensor returns the saved tensor of a name that State listed; steps is the
+// saved number of steps.
 func (o *Optimizer) Restore(steps int, tensor func(name string) (torch.Tensor, error)) error {
 	for _, s := range o.State() {
 		var failed error

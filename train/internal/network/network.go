@@ -37,8 +37,8 @@ type Strategy interface {
 type Network struct {
 	Model  model.Model
 	Blocks []model.Block
-	// Lowest is the first part with trained weights: -1 the embedding, i block i, len(Blocks) the
-	// head. What lies below runs without gradients.
+	// Lowest is the first part with trained weights: -1 for the embedding, i for block i,
+	// len(Blocks) for the head. Earlier parts run without gradients.
 	Lowest    int
 	Recompute Recompute
 	Strategy  Strategy
