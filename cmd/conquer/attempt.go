@@ -93,13 +93,11 @@ func (a *attempt) start(rank, n, port, number int) error {
 		return err
 	}
 	c.ExtraFiles = []*os.File{report} // descriptor 3, after stdin, stdout and stderr
-	c.Env = append(os.Environ(),
-		fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", n),
+	c.Env = append(os.Environ(), fmt.Sprint("RANK=", rank), fmt.Sprint("WORLD_SIZE=", n),
 		fmt.Sprint("LOCAL_RANK=", rank), fmt.Sprint("LOCAL_WORLD_SIZE=", n),
 		"MASTER_ADDR=127.0.0.1", fmt.Sprint("MASTER_PORT=", port),
 		"TORCHELASTIC_USE_AGENT_STORE=True", fmt.Sprint("TORCHELASTIC_RESTART_COUNT=", number),
-		reportVariable+"=3",
-	)
+		reportVariable+"=3")
 	err = c.Start()
 	report.Close()
 	if err != nil {

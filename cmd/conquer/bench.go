@@ -45,24 +45,16 @@ type benchFlags struct {
 }
 
 func (f *benchFlags) declare(flags *pflag.FlagSet, kind string) {
-	flags.StringVar(
-		&f.output,
-		"output_path",
-		"results",
-		fmt.Sprintf("`folder` for %s.json and %s.csv", kind, kind),
-	)
+	flags.StringVar(&f.output, "output_path", "results",
+		fmt.Sprintf("`folder` for %s.json and %s.csv", kind, kind))
 	flags.BoolVar(&f.json, "json", false, "print the JSON instead of a table")
 }
 
 // declareChunking adds the flags that choose strategies.
 func declareChunking(flags *pflag.FlagSet, chunking *[]string, otherwise ...string) {
-	flags.StringSliceVar(
-		chunking,
-		"chunking",
-		otherwise,
+	flags.StringSliceVar(chunking, "chunking", otherwise,
 		"chunking `strategies`: default, independent, or windowed:k to carry the state across k "+
-			"chunks; add -optimized for the kernels",
-	)
+			"chunks; add -optimized for the kernels")
 }
 
 func parseStrategies(names []string) ([]bamba.Chunking, error) {
@@ -108,23 +100,15 @@ func commandLine() string {
 }
 
 // finish writes and prints the rows. runErr is the error that ended the benchmark early, or nil.
-func (f *benchFlags) finish(
-	r *bench.Results,
-	rows int,
-	runErr error,
-	print func(w io.Writer),
-) error {
+func (f *benchFlags) finish(r *bench.Results, rows int, runErr error,
+	print func(w io.Writer)) error {
 	if rows == 0 && runErr != nil {
 		return runErr
 	}
 	saved := r.Save(f.output)
 	if runErr != nil && saved == nil {
-		fmt.Fprintf(
-			os.Stderr,
-			"%d finished rows are in %s\n",
-			rows,
-			filepath.Join(f.output, r.Kind+".json"),
-		)
+		fmt.Fprintf(os.Stderr, "%d finished rows are in %s\n", rows,
+			filepath.Join(f.output, r.Kind+".json"))
 		return runErr
 	}
 	if f.json {
@@ -144,15 +128,10 @@ func newCounter(total int, what string) *progressbar.ProgressBar {
 	if !isTerminal(os.Stderr) {
 		return progressbar.DefaultSilent(int64(total), what)
 	}
-	return progressbar.NewOptions(
-		total,
-		progressbar.OptionSetDescription(what),
-		progressbar.OptionSetWriter(os.Stderr),
-		progressbar.OptionShowCount(),
-		progressbar.OptionSetWidth(30),
-		progressbar.OptionClearOnFinish(),
-		progressbar.OptionUseANSICodes(true),
-	)
+	return progressbar.NewOptions(total, progressbar.OptionSetDescription(what),
+		progressbar.OptionSetWriter(os.Stderr), progressbar.OptionShowCount(),
+		progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish(),
+		progressbar.OptionUseANSICodes(true))
 }
 
 // formatMS formats milliseconds with about three digits.

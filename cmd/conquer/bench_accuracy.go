@@ -18,9 +18,11 @@ import (
 var benchAccuracyCommand = command{
 	name:    "bench accuracy",
 	summary: "Answer prompts under each strategy and measure the perplexity of the references.",
-	example: `conquer bench accuracy --model_path my-bamba --prompts examples/prompts/prompts.json
+	example: `conquer bench accuracy --model_path my-bamba \
+  --prompts examples/prompts/prompts.json
 # how far the state must be carried
-conquer bench accuracy --model_path my-bamba --prompts prompts.json --chunking default-optimized,windowed:4-optimized,windowed:1-optimized,independent-optimized`,
+conquer bench accuracy --model_path my-bamba --prompts prompts.json \
+  --chunking default-optimized,windowed:4-optimized,windowed:1-optimized,independent-optimized`,
 	setup: setupBenchAccuracy,
 }
 
@@ -54,15 +56,12 @@ func setupBenchAccuracy(flags *pflag.FlagSet) func(context.Context, []string) er
 		predictions := map[string][]bench.Prediction{}
 		for _, r := range rows {
 			p := subject.Prompts[r.ID]
-			predictions[r.Strategy] = append(
-				predictions[r.Strategy],
-				bench.Prediction{
-					ID:         r.ID,
-					Prompt:     p.Prompt,
-					Reference:  p.Answer,
-					Prediction: r.Prediction,
-				},
-			)
+			predictions[r.Strategy] = append(predictions[r.Strategy], bench.Prediction{
+				ID:         r.ID,
+				Prompt:     p.Prompt,
+				Reference:  p.Answer,
+				Prediction: r.Prediction,
+			})
 		}
 		if len(rows) > 0 {
 			if failed := os.MkdirAll(f.output, 0o755); failed != nil {
@@ -70,10 +69,8 @@ func setupBenchAccuracy(flags *pflag.FlagSet) func(context.Context, []string) er
 			}
 		}
 		for strategy, list := range predictions {
-			if failed := bench.WritePredictions(
-				filepath.Join(f.output, bench.PredictionsName(strategy)),
-				list,
-			); failed != nil {
+			if failed := bench.WritePredictions(filepath.Join(f.output,
+				bench.PredictionsName(strategy)), list); failed != nil {
 				return errors.Join(err, failed)
 			}
 		}
@@ -83,10 +80,8 @@ func setupBenchAccuracy(flags *pflag.FlagSet) func(context.Context, []string) er
 
 // printAccuracy writes one line per strategy: the perplexity over all reference tokens.
 func printAccuracy(w io.Writer, rows []bench.AccuracyRow) {
-	fmt.Fprintln(
-		w,
-		"strategy\tchunk\tprompts\treference tokens\tperplexity\tnats per token\tpredictions\t",
-	)
+	fmt.Fprintln(w, "strategy\tchunk\tprompts\treference tokens\tperplexity\tnats per "+
+		"token\tpredictions\t")
 	for i := 0; i < len(rows); {
 		first, sum, tokens := i, 0.0, 0
 		for ; i < len(rows) && rows[i].Strategy == rows[first].Strategy; i++ {
@@ -94,16 +89,8 @@ func printAccuracy(w io.Writer, rows []bench.AccuracyRow) {
 			tokens += rows[i].ReferenceTokens
 		}
 		mean := sum / float64(tokens)
-		fmt.Fprintf(
-			w,
-			"%s\t%d\t%d\t%d\t%.4f\t%.5f\t%s\t\n",
-			rows[first].Strategy,
-			rows[first].ChunkSize,
-			i-first,
-			tokens,
-			math.Exp(mean),
-			mean,
-			bench.PredictionsName(rows[first].Strategy),
-		)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%.4f\t%.5f\t%s\t\n", rows[first].Strategy,
+			rows[first].ChunkSize, i-first, tokens, math.Exp(mean), mean,
+			bench.PredictionsName(rows[first].Strategy))
 	}
 }

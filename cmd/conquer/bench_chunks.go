@@ -21,10 +21,11 @@ import (
 var benchChunksCommand = command{
 	name:    "bench chunks",
 	summary: "Time a model over prompts of growing length under each chunking strategy.",
-	example: `# random weights of a named size, four layers, no cache; random tokens without a tokenizer
+	example: `# four layers with random weights, without a cache; random tokens without a tokenizer
 conquer bench chunks --variant small --prompts examples/prompts/prompts.json
 # your own model; separate the cost of launches from the cost of the scan
-conquer bench chunks --model_path my-bamba --prompts prompts.json --chunking default,independent --compile eager,kernels,graph,both`,
+conquer bench chunks --model_path my-bamba --prompts prompts.json \
+  --chunking default,independent --compile eager,kernels,graph,both`,
 	setup: setupBenchChunks,
 }
 
@@ -37,58 +38,32 @@ type subjectFlags struct {
 	useCache                             bool
 }
 
-func (f *subjectFlags) declare(
-	flags *pflag.FlagSet,
-	layers int,
-	useCache bool,
-	chunking ...string,
-) {
-	flags.StringVar(
-		&f.prompts,
-		"prompts",
-		"",
-		"JSON `file`: a list of objects with prompt, answer, token_len and num_chunks",
-	)
+func (f *subjectFlags) declare(flags *pflag.FlagSet, layers int, useCache bool,
+	chunking ...string) {
+	flags.StringVar(&f.prompts, "prompts", "",
+		"JSON `file`: a list of objects with prompt, answer, token_len and num_chunks")
 	f.modelFlags.declare(flags)
-	flags.StringVar(
-		&f.architecture,
-		"architecture",
-		"bamba",
-		"with --variant, instead of --model_path: bamba or mamba2",
-	)
-	flags.StringVar(
-		&f.variant,
-		"variant",
-		"",
-		"size of a model with random weights, such as small or 9b",
-	)
+	flags.StringVar(&f.architecture, "architecture", "bamba",
+		"with --variant, instead of --model_path: bamba or mamba2")
+	flags.StringVar(&f.variant, "variant", "",
+		"size of a model with random weights, such as small or 9b")
 	declareChunking(flags, &f.chunking, chunking...)
-	flags.StringVar(
-		&f.size,
-		"chunk_size",
-		"",
-		"chunk `size` in tokens: a power of two from 16 to 256, or auto (default: the model's)",
-	)
+	flags.StringVar(&f.size, "chunk_size", "",
+		"chunk `size` in tokens: a power of two from 16 to 256, or auto (default: the model's)")
 	flags.IntVar(&f.layers, "layers", layers, "`number` of layers to run, from the first; 0: all")
-	flags.BoolVar(
-		&f.useCache,
-		"use_cache",
-		useCache,
-		"cache states; without it, all tokens are recomputed for each new token",
-	)
+	flags.BoolVar(&f.useCache, "use_cache", useCache,
+		"cache states; without it, all tokens are recomputed for each new token")
 }
 
 // open opens the model and reads the prompts. The caller frees the model.
 func (f *subjectFlags) open(ctx context.Context, layersGiven bool) (s bench.Subject, err error) {
 	if f.prompts == "" {
-		return s, usagef(
-			"--prompts is missing: give a JSON file such as examples/prompts/prompts.json",
-		)
+		return s, usagef("--prompts is missing: give a JSON file such as " +
+			"examples/prompts/prompts.json")
 	}
 	if (f.path == "") == (f.variant == "") {
-		return s, usagef(
-			"give --model_path for a model with weights, or --variant for one with random weights",
-		)
+		return s, usagef("give --model_path for a model with weights, or --variant for one with " +
+			"random weights")
 	}
 	if f.layers < 0 {
 		return s, usagef("--layers is %d, expected 0 (all) or more", f.layers)
@@ -116,11 +91,8 @@ func (f *subjectFlags) open(ctx context.Context, layersGiven bool) (s bench.Subj
 	m, ok := o.model.(bamba.Chunked)
 	if !ok {
 		model.Free(o.model)
-		return s, fmt.Errorf(
-			"%s is a %s model, which has no chunks: use a bamba or mamba2 model",
-			o.path,
-			o.model.Architecture(),
-		)
+		return s, fmt.Errorf("%s is a %s model, which has no chunks: use a bamba or mamba2 model",
+			o.path, o.model.Architecture())
 	}
 	s.Model, s.Tokenizer = m, o.tokenizer
 	return s, nil
@@ -185,12 +157,8 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 		if o.checkpoint != nil {
 			return model.Load(o.model, o.checkpoint, *dtype, device)
 		}
-		fmt.Fprintf(
-			os.Stderr,
-			"the weights of %s %s are random (no --model_path)\n",
-			f.architecture,
-			f.variant,
-		)
+		fmt.Fprintf(os.Stderr, "the weights of %s %s are random (no --model_path)\n",
+			f.architecture, f.variant)
 		torch.ManualSeed(time.Now().UnixNano())
 		model.Initialize(o.model, *dtype, device)
 		return nil
@@ -229,22 +197,11 @@ func setupBenchChunks(flags *pflag.FlagSet) func(context.Context, []string) erro
 	var f benchFlags
 	var s subjectFlags
 	var o bench.ChunksOptions
-	s.declare(
-		flags,
-		4,
-		false,
-		"default",
-		"default-optimized",
-		"independent",
-		"independent-optimized",
-	)
-	flags.StringSliceVar(
-		&o.Compile,
-		"compile",
-		nil,
+	s.declare(flags, 4, false, "default", "default-optimized", "independent",
+		"independent-optimized")
+	flags.StringSliceVar(&o.Compile, "compile", nil,
 		"`ways` to run each strategy: eager (plain libtorch), kernels, graph (eager in a CUDA "+
-			"graph), both (kernels in a CUDA graph) (default: as --chunking says)",
-	)
+			"graph), both (kernels in a CUDA graph) (default: as --chunking says)")
 	flags.IntVar(&o.MaxNewTokens, "max_new_tokens", 4, "`number` of new tokens per prompt")
 	flags.IntVar(&o.Repeats, "repeats", 3, "timed runs per row, after a warm-up")
 	f.declare(flags, bench.Chunks)
@@ -279,14 +236,8 @@ func setupBenchChunks(flags *pflag.FlagSet) func(context.Context, []string) erro
 		for _, r := range rows {
 			if r.Failed != "" && !failures[r.Compile+r.Failed] {
 				failures[r.Compile+r.Failed] = true
-				fmt.Fprintf(
-					os.Stderr,
-					"prompt %d, %s, %s: %s\n",
-					r.ID,
-					r.Strategy,
-					r.Compile,
-					r.Failed,
-				)
+				fmt.Fprintf(os.Stderr, "prompt %d, %s, %s: %s\n", r.ID, r.Strategy, r.Compile,
+					r.Failed)
 			}
 		}
 		results.Rows = rows
@@ -295,11 +246,8 @@ func setupBenchChunks(flags *pflag.FlagSet) func(context.Context, []string) erro
 }
 
 func printChunks(w io.Writer, rows []bench.ChunksRow) {
-	fmt.Fprintln(
-		w,
-		"id\ttokens\tstrategy\tcompile\ttotal ms\tquartiles\tfirst ms\tbetween "+
-			"ms\ttok/s\tpeak\tGB/s\tGFLOP/s\tCPU\tGPU\tcostliest\t",
-	)
+	fmt.Fprintln(w, "id\ttokens\tstrategy\tcompile\ttotal ms\tquartiles\tfirst ms\tbetween "+
+		"ms\ttok/s\tpeak\tGB/s\tGFLOP/s\tCPU\tGPU\tcostliest\t")
 	for _, r := range rows {
 		if r.Failed != "" {
 			fmt.Fprintf(w, "%d\t%d\t%s\t%s\t—\t\n", r.ID, r.PromptTokens, r.Strategy, r.Compile)
@@ -313,29 +261,10 @@ func printChunks(w io.Writer, rows []bench.ChunksRow) {
 		for _, o := range r.TopOperations[:min(2, len(r.TopOperations))] {
 			costly = append(costly, fmt.Sprintf("%s %.0f %%", o.Name, 100*o.Share))
 		}
-		fmt.Fprintf(
-			w,
-			"%d\t%d\t%s\t%s\t%s\t%s–%s\t%s\t%s\t%.1f\t%s\t%.2f\t%.1f\t%.0f %%\t%s\t%s\t\n",
-			r.ID,
-			r.PromptTokens,
-			r.Strategy,
-			r.Compile,
-			formatMS(
-				r.TotalMS,
-			),
-			formatMS(r.LowMS),
-			formatMS(r.HighMS),
-			formatMS(r.FirstTokenMS),
-			formatMS(r.BetweenTokensMS),
-			r.TokensPerS,
-			formatBytes(
-				r.PeakBytes,
-			),
-			r.GBPerS,
-			r.GFlopPerS,
-			100*r.CPUUtilization,
-			gpu,
-			strings.Join(costly, ", "),
-		)
+		fmt.Fprintf(w, "%d\t%d\t%s\t%s\t%s\t%s–%s\t%s\t%s\t%.1f\t%s\t%.2f\t%.1f\t%.0f "+
+			"%%\t%s\t%s\t\n", r.ID, r.PromptTokens, r.Strategy, r.Compile, formatMS(r.TotalMS),
+			formatMS(r.LowMS), formatMS(r.HighMS), formatMS(r.FirstTokenMS),
+			formatMS(r.BetweenTokensMS), r.TokensPerS, formatBytes(r.PeakBytes), r.GBPerS,
+			r.GFlopPerS, 100*r.CPUUtilization, gpu, strings.Join(costly, ", "))
 	}
 }

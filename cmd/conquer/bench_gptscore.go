@@ -14,9 +14,12 @@ import (
 var benchGPTScoreCommand = command{
 	name:    "bench gptscore",
 	summary: "Score predictions against their references with a language model (GPTScore).",
-	example: `conquer bench gptscore --model_path smollm2-135m results/accuracy_default-optimized.tsv results/accuracy_independent-optimized.tsv
+	example: `conquer bench gptscore \
+  --model_path smollm2-135m results/accuracy_default-optimized.tsv \
+  results/accuracy_independent-optimized.tsv
 # judged by single qualities
-conquer bench gptscore --model_path smollm2-135m --aspect none,semantics,fluency results/accuracy_*.tsv`,
+conquer bench gptscore --model_path smollm2-135m \
+  --aspect none,semantics,fluency results/accuracy_*.tsv`,
 	setup: setupBenchGPTScore,
 }
 
@@ -24,19 +27,14 @@ func setupBenchGPTScore(flags *pflag.FlagSet) func(context.Context, []string) er
 	var f benchFlags
 	var m modelFlags
 	m.declare(flags)
-	aspects := flags.StringSlice(
-		"aspect",
-		[]string{"none", "semantics"},
+	aspects := flags.StringSlice("aspect", []string{"none", "semantics"},
 		"`aspects` to judge by: none, semantics, informativeness, relevance, factuality, "+
-			"coherence, fluency",
-	)
+			"coherence, fluency")
 	f.declare(flags, bench.GPTScore)
 	return func(ctx context.Context, args []string) error {
 		if len(args) == 0 {
-			return usagef(
-				"name the predictions to score: the .tsv files of conquer bench accuracy (id, " +
-					"prompt, reference, prediction)",
-			)
+			return usagef("name the predictions to score: the .tsv files of conquer bench " +
+				"accuracy (id, prompt, reference, prediction)")
 		}
 		list, err := bench.ParseAspects(*aspects)
 		if err != nil {
@@ -58,18 +56,12 @@ func setupBenchGPTScore(flags *pflag.FlagSet) func(context.Context, []string) er
 		}
 		rows := []bench.GPTScoreRow{}
 		bar := newCounter(0, "scoring")
-		err = bench.RunGPTScore(
-			ctx,
-			o.model,
-			o.tokenizer,
-			args,
-			list,
+		err = bench.RunGPTScore(ctx, o.model, o.tokenizer, args, list,
 			func(row bench.GPTScoreRow, total int) {
 				rows = append(rows, row)
 				bar.ChangeMax(total)
 				bar.Add(1)
-			},
-		)
+			})
 		bar.Finish()
 		results.Rows = rows
 		return f.finish(results, len(rows), err, func(w io.Writer) { printGPTScore(w, rows) })
@@ -92,22 +84,11 @@ func printGPTScore(w io.Writer, rows []bench.GPTScoreRow) {
 		}
 		sums[g] = s
 	}
-	fmt.Fprintln(
-		w,
-		"predictions\taspect\ttexts\thypo given ref\tref given hypo\taverage\tharmonic mean\t",
-	)
+	fmt.Fprintln(w, "predictions\taspect\ttexts\thypo given ref\tref given "+
+		"hypo\taverage\tharmonic mean\t")
 	for _, g := range order {
 		s := sums[g]
-		fmt.Fprintf(
-			w,
-			"%s\t%s\t%.0f\t%.4f\t%.4f\t%.4f\t%.4f\t\n",
-			g.source,
-			g.aspect,
-			s[0],
-			s[1]/s[0],
-			s[2]/s[0],
-			s[3]/s[0],
-			s[4]/s[0],
-		)
+		fmt.Fprintf(w, "%s\t%s\t%.0f\t%.4f\t%.4f\t%.4f\t%.4f\t\n", g.source, g.aspect, s[0],
+			s[1]/s[0], s[2]/s[0], s[3]/s[0], s[4]/s[0])
 	}
 }

@@ -28,38 +28,27 @@ type reportOutput struct {
 }
 
 func setupBenchReport(flags *pflag.FlagSet) func(context.Context, []string) error {
-	results := flags.String(
-		"results_path",
-		"results",
-		"`folder` with benchmark results: ssd.json, chunks.json, accuracy.json and "+
-			"gptscore.json, as far as they exist",
-	)
-	output := flags.String(
-		"output_path",
-		"report.html",
-		"HTML `page` to write; plots go to the folder plots beside it",
-	)
+	results := flags.String("results_path", "results",
+		"`folder` with benchmark results: ssd.json, chunks.json, accuracy.json and gptscore.json, "+
+			"as far as they exist")
+	output := flags.String("output_path", "report.html",
+		"HTML `page` to write; plots go to the folder plots beside it")
 	asJSON := flags.Bool("json", false, "print a JSON object with page, plots and missing")
 	return func(_ context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q: name the results with --results_path", args[0])
 		}
 		if info, err := os.Stat(*output); err == nil && info.IsDir() {
-			return usagef(
-				"--output_path %s is a folder, expected the page's name, such as %s",
-				*output,
-				filepath.Join(*output, "report.html"),
-			)
+			return usagef("--output_path %s is a folder, expected the page's name, such as %s",
+				*output, filepath.Join(*output, "report.html"))
 		}
 		r, err := report.Write(*results, *output)
 		if r == nil {
 			return err
 		}
 		if *asJSON {
-			if failed := printJSON(
-				os.Stdout,
-				reportOutput{r.Page, r.Plots, append([]string{}, r.Notes...)},
-			); failed != nil {
+			if failed := printJSON(os.Stdout,
+				reportOutput{r.Page, r.Plots, append([]string{}, r.Notes...)}); failed != nil {
 				return failed
 			}
 			return err
@@ -67,12 +56,8 @@ func setupBenchReport(flags *pflag.FlagSet) func(context.Context, []string) erro
 		for _, note := range r.Notes {
 			fmt.Fprintln(os.Stderr, note)
 		}
-		fmt.Printf(
-			"wrote %s and %d plots in %s\n",
-			r.Page,
-			len(r.Plots)/2,
-			filepath.Join(filepath.Dir(r.Page), "plots"),
-		)
+		fmt.Printf("wrote %s and %d plots in %s\n", r.Page, len(r.Plots)/2,
+			filepath.Join(filepath.Dir(r.Page), "plots"))
 		return err
 	}
 }

@@ -20,19 +20,24 @@ import (
 var benchInferenceCommand = command{
 	name:    "bench inference",
 	summary: "Time generation: launched one by one and recorded, with and without a cache.",
-	example: `conquer bench inference --model_path smollm2-135m --seq_len 512 --max_new_tokens 64 --batch_size 1
+	example: `conquer bench inference --model_path smollm2-135m --seq_len 512 \
+  --max_new_tokens 64 --batch_size 1
 # random weights of a named size, on a GPU
-conquer bench inference --architecture llama --variant 7b --dtype bfloat16 --seq_len 1024 --max_new_tokens 256 --batch_size 1 --json
+conquer bench inference --architecture llama --variant 7b --dtype bfloat16 --seq_len 1024 \
+  --max_new_tokens 256 --batch_size 1 --json
 # divided over two GPUs
-conquer bench inference --nproc 2 --architecture llama --variant 13b --dtype bfloat16 --skip_nokvcache_runs`,
+conquer bench inference --nproc 2 --architecture llama --variant 13b --dtype bfloat16 \
+  --skip_nokvcache_runs`,
 	setup: setupBenchInference,
 }
 
 var benchTrainCommand = command{
 	name:    "bench train",
 	summary: "Time training steps on random tokens.",
-	example: `conquer bench train --model_path smollm2-135m --batch_size 2 --sequence_length 256 --steps 5
-conquer bench train --architecture llama --variant 3.2-1b --dtype bfloat16 --batch_size 4 --sequence_length 2048 --json`,
+	example: `conquer bench train --model_path smollm2-135m --batch_size 2 \
+  --sequence_length 256 --steps 5
+conquer bench train --architecture llama --variant 3.2-1b --dtype bfloat16 --batch_size 4 \
+  --sequence_length 2048 --json`,
 	setup: setupBenchTrain,
 }
 
@@ -47,12 +52,8 @@ type speedFlags struct {
 
 func (f *speedFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
-	flags.StringVar(
-		&f.architecture,
-		"architecture",
-		"",
-		"with --variant, instead of --model_path: random weights",
-	)
+	flags.StringVar(&f.architecture, "architecture", "",
+		"with --variant, instead of --model_path: random weights")
 	flags.StringVar(&f.variant, "variant", "", "size of the model, such as 7b")
 	flags.Int64Var(&f.seed, "seed", 1, "`seed` of random weights and tokens")
 	flags.BoolVar(&f.json, "json", false, "print a JSON object for each row")
@@ -63,9 +64,8 @@ func (f *speedFlags) declare(flags *pflag.FlagSet) {
 // tokens. The returned function closes the checkpoint.
 func (f *speedFlags) model(ctx context.Context, positions int) (model.Model, func(), error) {
 	if (f.path == "") == (f.architecture == "" || f.variant == "") {
-		return nil, nil, usagef(
-			"give --model_path, or --architecture and --variant for random weights",
-		)
+		return nil, nil, usagef("give --model_path, or --architecture and --variant for random " +
+			"weights")
 	}
 	if err := f.checkProfile(); err != nil {
 		return nil, nil, err
@@ -97,49 +97,35 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 	flags.IntVar(&o.NewTokens, "max_new_tokens", 256, "new `tokens` per prompt")
 	flags.IntVar(&o.Repeats, "repeat", 3, "timed calls, after one warm-up call")
 	flags.BoolVar(&skip[0], "skip_eager_runs", false, "skip runs launched operation by operation")
-	flags.BoolVar(
-		&skip[1],
-		"skip_compile_runs",
-		false,
-		"skip runs recorded as CUDA graphs (GPU only)",
-	)
+	flags.BoolVar(&skip[1], "skip_compile_runs", false,
+		"skip runs recorded as CUDA graphs (GPU only)")
 	flags.BoolVar(&skip[2], "skip_kvcache_runs", false, "skip runs with a cache")
-	flags.BoolVar(
-		&skip[3],
-		"skip_nokvcache_runs",
-		false,
-		"skip runs without a cache, which recompute all tokens at each step",
-	)
+	flags.BoolVar(&skip[3], "skip_nokvcache_runs", false,
+		"skip runs without a cache, which recompute all tokens at each step")
 	return func(ctx context.Context, args []string) error {
 		switch {
 		case len(args) > 0:
 			return usagef("unexpected %q", args[0])
 		case skip[0] && (skip[1] || skip[2] || p.processes > 1) || skip[2] && skip[3]:
-			return usagef(
-				"nothing left to measure: recorded steps need a cache and a single process",
-			)
+			return usagef("nothing left to measure: recorded steps need a cache and a single " +
+				"process")
 		case o.Batch < 1 || o.Length < 1 || o.NewTokens < 2 || o.Repeats < 1:
-			return usagef(
-				"--batch_size, --seq_len and --repeat must be at least 1, --max_new_tokens at " +
-					"least 2",
-			)
+			return usagef("--batch_size, --seq_len and --repeat must be at least 1, " +
+				"--max_new_tokens at least 2")
 		}
 		if err := p.checkProcesses(); err != nil {
 			return err
 		}
-		o.Eager, o.Compiled, o.Cache, o.NoCache, o.Seed = !skip[0], !skip[1], !skip[2], !skip[3], uint64(
-			f.seed,
-		)
+		o.Eager, o.Compiled, o.Cache, o.NoCache = !skip[0], !skip[1], !skip[2], !skip[3]
+		o.Seed = uint64(f.seed)
 		place, err := dist.FromEnvironment()
 		switch {
 		case err != nil:
 			return err
 		case place.Size == 1 && p.processes > 1:
 			if o.Compiled {
-				fmt.Fprintln(
-					os.Stderr,
-					"(steps of several processes are not recorded: skipping the compiled runs)",
-				)
+				fmt.Fprintln(os.Stderr, "(steps of several processes are not recorded: skipping "+
+					"the compiled runs)")
 			}
 			return p.launch(ctx, 0)
 		case place.Size > 1:
@@ -158,21 +144,15 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 		defer done()
 		defer model.Free(m)
 		if device := model.Device(m); o.Compiled && o.Group == nil && !device.IsCUDA() {
-			fmt.Fprintln(
-				os.Stderr,
-				"(steps are not recorded on the CPU: skipping the compiled runs)",
-			)
+			fmt.Fprintln(os.Stderr, "(steps are not recorded on the CPU: skipping the compiled "+
+				"runs)")
 		}
 		if err := o.Check(model.Device(m)); err != nil {
 			return usageError{err}
 		}
 		if room := m.MaxLength() - o.Length; room < o.NewTokens {
-			return usagef(
-				"--seq_len %d and --max_new_tokens %d do not fit the model's context of %d",
-				o.Length,
-				o.NewTokens,
-				m.MaxLength(),
-			)
+			return usagef("--seq_len %d and --max_new_tokens %d do not fit the model's context of "+
+				"%d", o.Length, o.NewTokens, m.MaxLength())
 		}
 		var unwritten error
 		o.Done = func(r bench.InferenceRow) {
@@ -191,28 +171,14 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 
 func printInference(w io.Writer, r bench.InferenceRow) {
 	how := map[string]string{"none": "eager", "graph": "compiled"}[r.Compile]
-	fmt.Fprintf(
-		w,
-		"%s, use_cache=%t, batch %d, %d + %d tokens, %s on %s\n",
-		how,
-		r.UseCache,
-		r.Batch,
-		r.Length,
-		r.NewTokens,
-		r.DType,
-		r.Device,
-	)
+	fmt.Fprintf(w, "%s, use_cache=%t, batch %d, %d + %d tokens, %s on %s\n", how, r.UseCache,
+		r.Batch, r.Length, r.NewTokens, r.DType, r.Device)
 	fmt.Fprintf(w, "  first token  %10.2f ms\n", r.FirstTokenMS)
 	if r.SingleMS > 0 {
 		fmt.Fprintf(w, "  single token %10.3f ms\n", r.SingleMS)
 	}
-	fmt.Fprintf(
-		w,
-		"  end to end   %10.2f ms, %.3f ms per token, %.1f tok/s\n",
-		r.TotalMS,
-		r.PerTokenMS,
-		r.TokensPerS,
-	)
+	fmt.Fprintf(w, "  end to end   %10.2f ms, %.3f ms per token, %.1f tok/s\n", r.TotalMS,
+		r.PerTokenMS, r.TokensPerS)
 	if r.PeakBytes > 0 {
 		fmt.Fprintf(w, "  peak memory  %10s\n", formatBytes(r.PeakBytes))
 	}
@@ -237,12 +203,8 @@ func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error
 	flags.StringVar(&recompute, "recompute", "none", recomputeUsage)
 	flags.StringVar((*string)(&o.Compile), "compile", "", compileTrainUsage)
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "as in conquer train")
-	flags.IntVar(
-		&adapter.Rank,
-		"lora_rank",
-		0,
-		"train a LoRA adapter of this `rank` on all linear layers",
-	)
+	flags.IntVar(&adapter.Rank, "lora_rank", 0,
+		"train a LoRA adapter of this `rank` on all linear layers")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q", args[0])
@@ -253,11 +215,8 @@ func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error
 			o.LoRA = &adapter
 		}
 		if o.Steps < 1 || adapter.Rank < 0 {
-			return usagef(
-				"--steps %d, --lora_rank %d: expected at least 1 step and no negative rank",
-				o.Steps,
-				adapter.Rank,
-			)
+			return usagef("--steps %d, --lora_rank %d: expected at least 1 step and no negative "+
+				"rank", o.Steps, adapter.Rank)
 		}
 		if err := o.Check(); err != nil {
 			return usageError{err}
@@ -283,27 +242,13 @@ func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error
 			if row.Recorded {
 				how += ", recorded"
 			}
-			fmt.Printf(
-				"%s of %s weights, batch %d × %d tokens, %s on %s%s\n",
-				thousands(row.Trained),
-				thousands(row.Parameters),
-				row.Batch,
-				row.Length,
-				row.DType,
-				row.Device,
-				how,
-			)
-			fmt.Printf(
-				"  step         %10.2f ms (%.2f to %.2f; the first %.0f)\n  speed        %10.1f "+
-					"tok/s, %.1f TFLOP/s\n  peak memory  %10s\n",
-				row.StepMS,
-				row.LowMS,
-				row.HighMS,
-				row.FirstStepMS,
-				row.TokensPerS,
-				row.TFlopPerS,
-				formatBytes(row.PeakBytes),
-			)
+			fmt.Printf("%s of %s weights, batch %d × %d tokens, %s on %s%s\n",
+				thousands(row.Trained), thousands(row.Parameters), row.Batch, row.Length, row.DType,
+				row.Device, how)
+			fmt.Printf("  step         %10.2f ms (%.2f to %.2f; the first %.0f)\n  speed        "+
+				"%10.1f tok/s, %.1f TFLOP/s\n  peak memory  %10s\n", row.StepMS, row.LowMS,
+				row.HighMS, row.FirstStepMS, row.TokensPerS, row.TFlopPerS,
+				formatBytes(row.PeakBytes))
 			return nil
 		})
 	}

@@ -10,23 +10,9 @@ import (
 	"conquer/bench"
 )
 
-func TestBenchInferenceTimesEveryWayToRun(t *testing.T) {
-	args := []string{
-		"bench",
-		"inference",
-		"--model_path",
-		writeModel(t, 700, true),
-		"--device",
-		"cpu",
-		"--seq_len",
-		"9",
-		"--max_new_tokens",
-		"6",
-		"--batch_size",
-		"2",
-		"--repeat",
-		"2",
-	}
+func TestBenchInference_TimesEachMode(t *testing.T) {
+	args := []string{"bench", "inference", "--model_path", writeModel(t, 700, true), "--device",
+		"cpu", "--seq_len", "9", "--max_new_tokens", "6", "--batch_size", "2", "--repeat", "2"}
 	var ways []string
 	rows, _, code := invoke(t, "", append(args, "--json")...)
 	if code != 0 {
@@ -34,79 +20,46 @@ func TestBenchInferenceTimesEveryWayToRun(t *testing.T) {
 	}
 	for line := range strings.Lines(rows) {
 		r := decode[bench.InferenceRow](t, line)
-		if !(r.SingleMS > 0 && r.FirstTokenMS > 0 && r.TotalMS > r.FirstTokenMS && r.TokensPerS > 0) ||
-			r.Batch != 2 ||
-			r.Length != 9 {
+		if !(r.SingleMS > 0 && r.FirstTokenMS > 0 && r.TotalMS > r.FirstTokenMS &&
+			r.TokensPerS > 0) || r.Batch != 2 || r.Length != 9 {
 			t.Errorf("%+v", r)
 		}
 		ways = append(ways, r.Compile+map[bool]string{true: " with", false: " without"}[r.UseCache])
 	}
-	if got := strings.Join(
-		ways,
-		", ",
-	); got != "none with, none without" { // the CPU records nothing
+	if got := strings.Join(ways, ", "); got != "none with, none "+
+		"without" { // the CPU does not record
 		t.Errorf("measured %s", got)
 	}
-	printed, stderr, code := invoke(
-		t,
-		"",
+	printed, stderr, code := invoke(t, "",
 		append(args, "--max_new_tokens", "2", "--skip_nokvcache_runs")...)
 	if code != 0 || strings.Count(printed, "single token") != 1 ||
 		!strings.Contains(printed, "eager, use_cache=true") ||
 		!strings.Contains(stderr, "skipping the compiled runs") {
 		t.Errorf("exit %d: %s%s", code, printed, stderr)
 	}
-	if printed, stderr, code := invoke(
-		t,
-		"",
-		append(args, "--skip_eager_runs")...); code != 2 || printed != "" ||
-		!strings.Contains(stderr, "nothing to measure") {
+	if printed, stderr, code := invoke(t, "", append(args, "--skip_eager_runs")...); code != 2 ||
+		printed != "" || !strings.Contains(stderr, "nothing to measure") {
 		t.Errorf("exit %d: %s%s", code, printed, stderr)
 	}
-	for _, nothing := range [][]string{{"--skip_eager_runs", "--skip_compile_runs"}, {"--skip_eager_runs", "--skip_kvcache_runs"},
+	for _, nothing := range [][]string{{"--skip_eager_runs", "--skip_compile_runs"},
+		{"--skip_eager_runs", "--skip_kvcache_runs"},
 		{"--skip_kvcache_runs", "--skip_nokvcache_runs"}, {"--nproc", "2", "--skip_eager_runs"}} {
-		if _, stderr, code := invoke(
-			t,
-			"",
-			append(args, nothing...)...); code != 2 ||
+		if _, stderr, code := invoke(t, "", append(args, nothing...)...); code != 2 ||
 			!strings.Contains(stderr, "nothing left to measure") {
 			t.Errorf("%v: exit %d: %s", nothing, code, stderr)
 		}
 	}
-	if _, stderr, code := invoke(
-		t,
-		"",
-		append(args, "--seq_len", "300")...); code != 2 ||
+	if _, stderr, code := invoke(t, "", append(args, "--seq_len", "300")...); code != 2 ||
 		!strings.Contains(stderr, "context of 256") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
 
-func TestBenchTrainTimesSteps(t *testing.T) {
+func TestBenchTrain_TimesSteps(t *testing.T) {
 	trace := filepath.Join(t.TempDir(), "trace.json")
-	args := []string{
-		"bench",
-		"train",
-		"--architecture",
-		"bamba",
-		"--variant",
-		"tiny",
-		"--dtype",
-		"bfloat16",
-		"--device",
-		"cpu",
-		"--batch_size",
-		"2",
-		"--sequence_length",
-		"16",
-		"--steps",
-		"2",
-		"--stochastic_rounding",
-		"--compile",
-		"graph",
-		"--recompute",
-		"selective",
-	}
+	args := []string{"bench", "train", "--architecture", "bamba", "--variant", "tiny", "--dtype",
+		"bfloat16", "--device", "cpu", "--batch_size", "2", "--sequence_length", "16", "--steps",
+		"2", "--stochastic_rounding", "--compile", "graph", "--recompute", "selective"}
 	stdout, stderr, code := invoke(t, "", append(args, "--json", "--profile", trace)...)
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, stderr)
@@ -116,7 +69,7 @@ func TestBenchTrainTimesSteps(t *testing.T) {
 		r.Steps != 2 {
 		t.Errorf("%+v", r)
 	}
-	// Every pass that is accumulated is run, and its tokens count.
+	// Every accumulated pass runs, and its tokens count.
 	printed := succeed(t, append(args, "--accumulate", "7")...)
 	more := decode[bench.TrainRow](t, succeed(t, append(args, "--accumulate", "7", "--json")...))
 	if want := 7 * 2 * 16 * 1e3 / more.StepMS; more.Accumulate != 7 || more.Batch != 2 ||
@@ -126,18 +79,11 @@ func TestBenchTrainTimesSteps(t *testing.T) {
 	if !strings.Contains(printed, "batch 2 × 16 tokens, bfloat16 on cpu, 7 passes a step") {
 		t.Error(printed)
 	}
-	if info, err := os.Stat(
-		trace,
-	); err != nil || info.Size() == 0 ||
+	if info, err := os.Stat(trace); err != nil || info.Size() == 0 ||
 		!strings.Contains(stderr, "aten::mm") {
 		t.Errorf("no trace: %v\n%s", err, stderr)
 	}
-	if _, stderr, code := invoke(
-		t,
-		"",
-		"bench",
-		"train",
-	); code != 2 ||
+	if _, stderr, code := invoke(t, "", "bench", "train"); code != 2 ||
 		!strings.Contains(stderr, "--model_path") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}

@@ -17,9 +17,11 @@ var benchSSDCommand = command{
 	summary: "Time the state-space scan, convolution and norm against the machine's ceilings.",
 	example: `conquer bench ssd --length 1024,4096,16384
 # forward pass under several strategies
-conquer bench ssd --pass forward --chunking default-optimized,windowed:1-optimized,windowed:4-optimized,independent-optimized
+conquer bench ssd --pass forward \
+  --chunking default-optimized,windowed:1-optimized,windowed:4-optimized,independent-optimized
 # plain libtorch beside the kernels, in bfloat16, at Bamba-9B's width
-conquer bench ssd --heads 128 --dtype bfloat16 --chunking default,default-optimized --chunk_size 64,256`,
+conquer bench ssd --heads 128 --dtype bfloat16 --chunking default,default-optimized \
+  --chunk_size 64,256`,
 	setup: setupBenchSSD,
 }
 
@@ -28,54 +30,26 @@ func setupBenchSSD(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var o bench.SSDOptions
 	var strategies, sizes []string
 	var threads int
-	flags.StringSliceVar(
-		&o.Passes,
-		"pass",
-		bench.Passes,
-		"`passes` to time: forward, backward, step, conv, norm",
-	)
-	declareChunking(
-		flags,
-		&strategies,
-		"default",
-		"default-optimized",
-		"independent",
-		"independent-optimized",
-	)
-	flags.StringSliceVar(
-		&sizes,
-		"chunk_size",
-		[]string{"64"},
-		"chunk `sizes` in tokens: powers of two from 16 to 256, or auto",
-	)
-	flags.IntSliceVar(
-		&o.Lengths,
-		"length",
-		nil,
+	flags.StringSliceVar(&o.Passes, "pass", bench.Passes,
+		"`passes` to time: forward, backward, step, conv, norm")
+	declareChunking(flags, &strategies, "default", "default-optimized", "independent",
+		"independent-optimized")
+	flags.StringSliceVar(&sizes, "chunk_size", []string{"64"},
+		"chunk `sizes` in tokens: powers of two from 16 to 256, or auto")
+	flags.IntSliceVar(&o.Lengths, "length", nil,
 		"sequence `lengths` in tokens (default: 256,1024,2048 on the CPU, 1024,4096,16384 on a "+
-			"GPU)",
-	)
+			"GPU)")
 	flags.IntSliceVar(&o.Batches, "batch_size", []int{1}, "`batch sizes`")
-	flags.IntVar(
-		&o.Shape.Heads,
-		"heads",
-		0,
-		"`number` of heads (default: 16 on the CPU, 128 as in Bamba-9B on a GPU)",
-	)
+	flags.IntVar(&o.Shape.Heads, "heads", 0,
+		"`number` of heads (default: 16 on the CPU, 128 as in Bamba-9B on a GPU)")
 	flags.IntVar(&o.Shape.HeadDim, "head_dim", 64, "head `dimension`, 16 to 128")
 	flags.IntVar(&o.Shape.State, "state", 128, "state `size`, 16 to 256")
 	flags.IntVar(&o.Shape.Groups, "groups", 1, "`number` of groups of heads that share B and C")
-	dtype := flags.String(
-		"dtype",
-		"",
-		"input `dtype`: float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on "+
-			"a GPU)",
-	)
-	device := flags.String(
-		"device",
-		"",
-		"`device`: cpu, cuda or cuda:N (default: a GPU if there is one)",
-	)
+	dtype := flags.String("dtype", "",
+		"input `dtype`: float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on a "+
+			"GPU)")
+	device := flags.String("device", "",
+		"`device`: cpu, cuda or cuda:N (default: a GPU if there is one)")
 	flags.IntVar(&o.Repeats, "repeats", 10, "timed runs per row, after a warm-up")
 	flags.IntVar(&threads, "threads", 0, "`number` of CPU threads (default: one per core)")
 	f.declare(flags, bench.SSD)
@@ -135,12 +109,8 @@ func setupBenchSSD(flags *pflag.FlagSet) func(context.Context, []string) error {
 		})
 		bar.Finish()
 		results.Rows = rows
-		return f.finish(
-			results,
-			len(rows),
-			err,
-			func(w io.Writer) { printSSD(w, results.Machine, rows) },
-		)
+		return f.finish(results, len(rows), err,
+			func(w io.Writer) { printSSD(w, results.Machine, rows) })
 	}
 }
 
@@ -160,60 +130,27 @@ func printSSD(w io.Writer, m bench.Machine, rows []bench.SSDRow) {
 	if m.GPU != "" {
 		where = m.GPU
 	}
-	fmt.Fprintf(
-		w,
-		"%s: reads %.1f GB/s; GEMMs run at %.0f GFLOP/s in float32 and %.0f in bfloat16\n\n",
-		where,
-		m.Ceilings.ReadGBPerS,
-		m.Ceilings.F32GFlopPerS,
-		m.Ceilings.BF16GFlopPerS,
-	)
-	fmt.Fprintln(
-		w,
-		"pass\tstrategy\tB\tL\tchunk\tms\tquartiles\tGB/s\tof read\tGFLOP/s\tof "+
-			"rate\tpeak\terror\t× default\t",
-	)
+	fmt.Fprintf(w, "%s: reads %.1f GB/s; GEMMs run at %.0f GFLOP/s in float32 and %.0f in "+
+		"bfloat16\n\n", where, m.Ceilings.ReadGBPerS, m.Ceilings.F32GFlopPerS,
+		m.Ceilings.BF16GFlopPerS)
+	fmt.Fprintln(w, "pass\tstrategy\tB\tL\tchunk\tms\tquartiles\tGB/s\tof read\tGFLOP/s\tof "+
+		"rate\tpeak\terror\t× default\t")
 	for _, r := range rows {
 		chunk, ratio := "", ""
 		if r.ChunkSize > 0 {
 			chunk = fmt.Sprint(r.ChunkSize)
 		}
 		if r.Failed != "" {
-			fmt.Fprintf(
-				w,
-				"%s\t%s\t%d\t%d\t%s\t%s\t\n",
-				r.Pass,
-				r.Strategy,
-				r.Batch,
-				r.Length,
-				chunk,
-				r.Failed,
-			)
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t\n", r.Pass, r.Strategy, r.Batch, r.Length,
+				chunk, r.Failed)
 			continue
 		}
 		if base := plain[shape{r.Pass, r.Batch, r.Length, r.ChunkSize}]; base > 0 {
 			ratio = fmt.Sprintf("%.2f", base/r.MedianMS)
 		}
-		fmt.Fprintf(
-			w,
-			"%s\t%s\t%d\t%d\t%s\t%s\t%s–%s\t%.2f\t%.0f %%\t%.1f\t%.0f %%\t%s\t%.1e\t%s\t\n",
-			r.Pass,
-			r.Strategy,
-			r.Batch,
-			r.Length,
-			chunk,
-			formatMS(
-				r.MedianMS,
-			),
-			formatMS(r.LowMS),
-			formatMS(r.HighMS),
-			r.GBPerS,
-			100*r.OfBandwidth,
-			r.GFlopPerS,
-			100*r.OfRate,
-			formatBytes(r.PeakBytes),
-			r.Error,
-			ratio,
-		)
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s–%s\t%.2f\t%.0f %%\t%.1f\t%.0f "+
+			"%%\t%s\t%.1e\t%s\t\n", r.Pass, r.Strategy, r.Batch, r.Length, chunk,
+			formatMS(r.MedianMS), formatMS(r.LowMS), formatMS(r.HighMS), r.GBPerS,
+			100*r.OfBandwidth, r.GFlopPerS, 100*r.OfRate, formatBytes(r.PeakBytes), r.Error, ratio)
 	}
 }

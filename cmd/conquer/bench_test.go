@@ -16,7 +16,7 @@ import (
 	"conquer/torch"
 )
 
-// readRows reads what a benchmark wrote.
+// readRows reads the rows that a benchmark wrote.
 func readRows[Row any](t *testing.T, dir, kind string) []Row {
 	t.Helper()
 	r, err := bench.Read(filepath.Join(dir, kind+".json"))
@@ -27,39 +27,18 @@ func readRows[Row any](t *testing.T, dir, kind string) []Row {
 		r.Time.IsZero() {
 		t.Errorf("%s: %+v", kind, r)
 	}
-	if data, err := os.ReadFile(
-		filepath.Join(dir, kind+".csv"),
-	); err != nil ||
+	if data, err := os.ReadFile(filepath.Join(dir, kind+".csv")); err != nil ||
 		strings.Count(string(data), "\n") <= 1 {
 		t.Errorf("%s.csv: %v %s", kind, err, data)
 	}
 	return r.Rows.([]Row)
 }
 
-func TestBenchSSDPrintsWhatItWrites(t *testing.T) {
+func TestBenchSSD_PrintsTheWrittenRows(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "results")
-	args := []string{
-		"bench",
-		"ssd",
-		"--length",
-		"40",
-		"--heads",
-		"2",
-		"--head_dim",
-		"16",
-		"--state",
-		"16",
-		"--repeats",
-		"2",
-		"--device",
-		"cpu",
-		"--chunking",
-		"default,windowed:1-optimized",
-		"--chunk_size",
-		"16",
-		"--output_path",
-		dir,
-	}
+	args := []string{"bench", "ssd", "--length", "40", "--heads", "2", "--head_dim", "16",
+		"--state", "16", "--repeats", "2", "--device", "cpu", "--chunking",
+		"default,windowed:1-optimized", "--chunk_size", "16", "--output_path", dir}
 	table := succeed(t, args...)
 	rows := readRows[bench.SSDRow](t, dir, "ssd")
 	if len(rows) != 2*2+3 || strings.Count(table, "\n") != len(rows)+4 ||
@@ -67,13 +46,9 @@ func TestBenchSSDPrintsWhatItWrites(t *testing.T) {
 		t.Errorf("%d rows, and the table\n%s", len(rows), table)
 	}
 	again := decode[bench.Results](t, succeed(t, append(args, "--json", "--pass", "forward")...))
-	if now := readRows[bench.SSDRow](
-		t,
-		dir,
-		"ssd",
-	); len(now) != 2 || len(again.Rows.([]any)) != 2 || again.Machine.Ceilings.ReadGBPerS <= 0 ||
-		again.Machine.Ceilings.F32GFlopPerS <= 0 ||
-		again.Machine.Ceilings.BF16GFlopPerS <= 0 {
+	if now := readRows[bench.SSDRow](t, dir, "ssd"); len(now) != 2 ||
+		len(again.Rows.([]any)) != 2 || again.Machine.Ceilings.ReadGBPerS <= 0 ||
+		again.Machine.Ceilings.F32GFlopPerS <= 0 || again.Machine.Ceilings.BF16GFlopPerS <= 0 {
 		t.Errorf("%d rows, printed %+v", len(now), again)
 	}
 }
@@ -82,7 +57,8 @@ func TestBenchSSDPrintsWhatItWrites(t *testing.T) {
 func writePrompts(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "prompts.json")
-	text := `[{"prompt": "the sea is calm and the lamp is lit, what", "answer": "is seen", "token_len": 41, "num_chunks": 1},
+	text := `[{"prompt": "the sea is calm and the lamp is lit, what",
+  "answer": "is seen", "token_len": 41, "num_chunks": 1},
 		{"prompt": "fog", "answer": " again", "token_len": 3, "num_chunks": 1}]`
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
@@ -90,32 +66,14 @@ func writePrompts(t *testing.T) string {
 	return path
 }
 
-func TestBenchChunksTimesAModelWithOrWithoutWeights(t *testing.T) {
+func TestBenchChunks_TimesStoredAndRandomWeights(t *testing.T) {
 	prompts, dir := writePrompts(t), t.TempDir()
-	args := []string{
-		"bench",
-		"chunks",
-		"--prompts",
-		prompts,
-		"--variant",
-		"bytes",
-		"--repeats",
-		"1",
-		"--max_new_tokens",
-		"2",
-		"--device",
-		"cpu",
-		"--chunking",
-		"default,independent-optimized",
-		"--chunk_size",
-		"16",
-		"--output_path",
-		dir,
-	}
+	args := []string{"bench", "chunks", "--prompts", prompts, "--variant", "bytes", "--repeats",
+		"1", "--max_new_tokens", "2", "--device", "cpu", "--chunking",
+		"default,independent-optimized", "--chunk_size", "16", "--output_path", dir}
 	table, complaints, code := invoke(t, "", args...)
 	if code != 0 || !strings.Contains(complaints, "random (no --model_path)") ||
-		!strings.Contains(complaints, "no --tokenizer") ||
-		strings.Count(complaints, "\n") != 2 {
+		!strings.Contains(complaints, "no --tokenizer") || strings.Count(complaints, "\n") != 2 {
 		t.Fatalf("exit %d: %s", code, complaints)
 	}
 	rows := readRows[bench.ChunksRow](t, dir, "chunks")
@@ -124,57 +82,28 @@ func TestBenchChunksTimesAModelWithOrWithoutWeights(t *testing.T) {
 	}
 	for i, r := range rows {
 		if want := []int{41, 3}[i/2]; r.PromptTokens != want || r.ChunkSize != 16 ||
-			r.Layers != 2 ||
-			r.UseCache ||
-			r.TotalMS <= 0 {
+			r.Layers != 2 || r.UseCache || r.TotalMS <= 0 {
 			t.Errorf("%+v", r)
 		}
 	}
-	// A model of one's own, cut to its first layer; what cannot be recorded here is one line.
+	// A stored model, cut to its first layer. Modes that the CPU cannot record print one line.
 	model := writeBamba(t)
-	table, complaints, code = invoke(
-		t,
-		"",
-		"bench",
-		"chunks",
-		"--prompts",
-		prompts,
-		"--model_path",
-		model,
-		"--tokenizer",
-		"char_tokenizer",
-		"--layers",
-		"1",
-		"--repeats",
-		"1",
-		"--chunking",
-		"default",
-		"--compile",
-		"eager,kernels,graph,both",
-		"--use_cache",
-		"--device",
-		"cpu",
-		"--output_path",
-		dir,
-		"--max_new_tokens",
-		"1",
-	)
+	table, complaints, code = invoke(t, "", "bench", "chunks", "--prompts", prompts, "--model_path",
+		model, "--tokenizer", "char_tokenizer", "--layers", "1", "--repeats", "1", "--chunking",
+		"default", "--compile", "eager,kernels,graph,both", "--use_cache", "--device", "cpu",
+		"--output_path", dir, "--max_new_tokens", "1")
 	if code != 0 || strings.Count(complaints, "\n") != 2 ||
 		strings.Count(complaints, "graphs are for GPUs") != 2 ||
 		!strings.Contains(table, "kernels") {
 		t.Fatalf("exit %d: %s", code, complaints)
 	}
-	if rows = readRows[bench.ChunksRow](
-		t,
-		dir,
-		"chunks",
-	); len(rows) != 8 || rows[0].Layers != 1 || !rows[0].UseCache || rows[1].TotalMS <= 0 ||
-		rows[2].Failed == "" {
+	if rows = readRows[bench.ChunksRow](t, dir, "chunks"); len(rows) != 8 || rows[0].Layers != 1 ||
+		!rows[0].UseCache || rows[1].TotalMS <= 0 || rows[2].Failed == "" {
 		t.Errorf("%+v", rows)
 	}
 }
 
-func TestWhatABenchmarkFinishedBeforeItEndedIsKept(t *testing.T) {
+func TestBench_KeepsFinishedRowsWhenInterrupted(t *testing.T) {
 	dir := t.TempDir()
 	f := benchFlags{output: dir}
 	r, err := f.begin(bench.SSD, torch.CPU, false)
@@ -188,10 +117,7 @@ func TestWhatABenchmarkFinishedBeforeItEndedIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := bench.SSDOptions{
-		Passes: []string{
-			"forward",
-			"norm",
-		},
+		Passes:     []string{"forward", "norm"},
 		Strategies: strategies,
 		ChunkSizes: []int{16},
 		Lengths:    []int{8},
@@ -215,29 +141,21 @@ func TestWhatABenchmarkFinishedBeforeItEndedIsKept(t *testing.T) {
 	if err = f.finish(r, len(rows), err, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("ended with %v", err)
 	}
-	if got := readRows[bench.SSDRow](
-		t,
-		dir,
-		"ssd",
-	); len(got) != 2 ||
+	if got := readRows[bench.SSDRow](t, dir, "ssd"); len(got) != 2 ||
 		got[1].Strategy != "independent" {
 		t.Errorf("%+v", got)
 	}
 }
 
-// What a benchmark measured must not be lost with the place where it was to be written, nor be
-// measured for such a place.
-func TestABenchmarkThatCannotWriteItsResults(t *testing.T) {
+// An unwritable folder is refused before the benchmark. If it becomes unwritable during the
+// benchmark, the measured rows are still printed.
+func TestBench_ReportsUnwritableResults(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o666); err != nil {
 		t.Fatal(err)
 	}
 	f := benchFlags{output: filepath.Join(file, "results"), json: true}
-	if _, err := f.begin(
-		bench.SSD,
-		torch.CPU,
-		false,
-	); err == nil ||
+	if _, err := f.begin(bench.SSD, torch.CPU, false); err == nil ||
 		!strings.Contains(err.Error(), "--output_path: "+file+" is a file") {
 		t.Errorf("begins with %v", err)
 	}
@@ -246,7 +164,7 @@ func TestABenchmarkThatCannotWriteItsResults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.output = file // as if it had come while it was measured
+	f.output = file // as if the file had appeared during the benchmark
 	r.Rows = []bench.SSDRow{{Strategy: "default", MedianMS: 1.25}}
 	output := os.Stdout
 	defer func() { os.Stdout = output }()
@@ -254,9 +172,7 @@ func TestABenchmarkThatCannotWriteItsResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = f.finish(r, 1, nil, nil)
-	if printed, _ := os.ReadFile(
-		os.Stdout.Name(),
-	); err == nil ||
+	if printed, _ := os.ReadFile(os.Stdout.Name()); err == nil ||
 		!strings.Contains(string(printed), `"median_ms":1.25`) {
 		t.Errorf("ended with %v and printed %s", err, printed)
 	}
@@ -290,27 +206,11 @@ func writeBamba(t *testing.T) string {
 	return dir
 }
 
-func TestBenchAccuracyAndGPTScoreGoTogether(t *testing.T) {
+func TestBenchGPTScore_ReadsAccuracyPredictions(t *testing.T) {
 	prompts, dir := writePrompts(t), t.TempDir()
-	table := succeed(
-		t,
-		"bench",
-		"accuracy",
-		"--prompts",
-		prompts,
-		"--model_path",
-		writeBamba(t),
-		"--tokenizer",
-		"char_tokenizer",
-		"--device",
-		"cpu",
-		"--chunking",
-		"default-optimized,windowed:1",
-		"--chunk_size",
-		"16",
-		"--output_path",
-		dir,
-	)
+	table := succeed(t, "bench", "accuracy", "--prompts", prompts, "--model_path", writeBamba(t),
+		"--tokenizer", "char_tokenizer", "--device", "cpu", "--chunking",
+		"default-optimized,windowed:1", "--chunk_size", "16", "--output_path", dir)
 	rows := readRows[bench.AccuracyRow](t, dir, "accuracy")
 	if len(rows) != 4 || !strings.Contains(table, "accuracy_windowed_1.tsv") {
 		t.Fatalf("%d rows, and the table\n%s", len(rows), table)
@@ -325,30 +225,17 @@ func TestBenchAccuracyAndGPTScoreGoTogether(t *testing.T) {
 		}
 		files = append(files, path)
 	}
-	args := append(
-		[]string{
-			"bench",
-			"gptscore",
-			"--model_path",
-			writeModel(t, 704, true),
-			"--device",
-			"cpu",
-			"--aspect",
-			"none,fluency",
-			"--output_path",
-			dir,
-		},
-		files...)
+	args := append([]string{"bench", "gptscore", "--model_path", writeModel(t, 704, true),
+		"--device", "cpu", "--aspect", "none,fluency", "--output_path", dir}, files...)
 	succeed(t, args...)
 	scores := readRows[bench.GPTScoreRow](t, dir, "gptscore")
 	if len(scores) != 2*2*2 || scores[7].Strategy != "windowed:1" ||
-		scores[7].Aspect != "fluency" ||
-		!(scores[7].Average < 0) {
+		scores[7].Aspect != "fluency" || !(scores[7].Average < 0) {
 		t.Errorf("%+v", scores)
 	}
 }
 
-func TestBenchExplainsItsParts(t *testing.T) {
+func TestBench_HelpListsSubcommands(t *testing.T) {
 	help := succeed(t, "bench", "--help")
 	if !reflect.DeepEqual(help, succeed(t, "help", "bench")) {
 		t.Error("two ways to ask for help give two answers")
@@ -363,7 +250,7 @@ func TestBenchExplainsItsParts(t *testing.T) {
 	}
 }
 
-func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
+func TestBench_BadInputGetsOneLineAndExitCode(t *testing.T) {
 	prompts, llama, bare := writePrompts(t), writeModel(t, 704, true), writeModel(t, 50, false)
 	folder := t.TempDir()
 	write := func(name, text string) string {
@@ -373,10 +260,9 @@ func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		}
 		return path
 	}
-	missing := write(
-		"missing.json",
-		`[{"prompt": "p", "answer": "a", "token_len": 1, "num_chunks": 1}, {"prompt": "p", "token_len": 1, "num_chunks": 1}]`,
-	)
+	missing := write("missing.json",
+		`[{"prompt": "p", "answer": "a", "token_len": 1, "num_chunks": 1},
+  {"prompt": "p", "token_len": 1, "num_chunks": 1}]`)
 	good, malformed := write("good.tsv", "1\tp\ta\tb\n"), write("bad.tsv", "1\tp\ta\tb\n2\tp\ta\n")
 	chunks := func(more ...string) []string {
 		return append([]string{"chunks", "--variant", "bytes", "--device", "cpu"}, more...)
@@ -386,10 +272,11 @@ func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		code int
 		want string
 	}{
-		"no benchmark":           {[]string{}, 2, "ssd"},
-		"an unknown benchmark":   {[]string{"sdd"}, 2, `"bench ssd"`},
-		"an unknown strategy":    {[]string{"ssd", "--chunking", "sideways"}, 2, "sideways"},
-		"a strategy twice":       {[]string{"ssd", "--chunking", "default,independent,default"}, 2, "twice"},
+		"no benchmark":         {[]string{}, 2, "ssd"},
+		"an unknown benchmark": {[]string{"sdd"}, 2, `"bench ssd"`},
+		"an unknown strategy":  {[]string{"ssd", "--chunking", "sideways"}, 2, "sideways"},
+		"a strategy twice": {[]string{"ssd", "--chunking", "default,independent,default"}, 2,
+			"twice"},
 		"a window without k":     {[]string{"ssd", "--chunking", "windowed"}, 2, "windowed:k"},
 		"no power of two":        {[]string{"ssd", "--chunk_size", "48"}, 2, "power of two"},
 		"N out of range":         {[]string{"ssd", "--state", "512"}, 2, "16 to 256"},
@@ -397,59 +284,58 @@ func TestBadBenchInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		"an unknown pass":        {[]string{"ssd", "--pass", "sideways"}, 2, "sideways"},
 		"a length of nothing":    {[]string{"ssd", "--length", "0"}, 2, "length"},
 		"a length that is words": {[]string{"ssd", "--length", "long"}, 2, "length"},
-		"half a length":          {[]string{"ssd", "--length", "1,2.5"}, 2, `"--length" flag: expected integers`},
-		"no steps":               {[]string{"train", "--model_path", llama, "--steps", "0"}, 2, "at least 1 step"},
-		"no prompts":             {chunks(), 2, "--prompts"},
-		"prompts that lack":      {chunks("--prompts", missing), 1, `entry 1 has no "answer"`},
-		"prompts not there":      {chunks("--prompts", "/nowhere.json"), 1, "/nowhere.json"},
-		"no model":               {[]string{"chunks", "--prompts", prompts}, 2, "--variant"},
-		"an unknown variant":     {[]string{"chunks", "--prompts", prompts, "--variant", "huge"}, 2, "huge"},
-		"a model without chunks": {[]string{"chunks", "--prompts", prompts, "--model_path", llama}, 1, "llama"},
-		"a chunk of 100":         {chunks("--prompts", prompts, "--chunk_size", "100"), 2, "power of two"},
-		"more layers than all":   {chunks("--prompts", prompts, "--layers", "3"), 2, "has 2"},
-		"an unknown way":         {chunks("--prompts", prompts, "--compile", "jit"), 2, "jit"},
-		"no new tokens":          {chunks("--prompts", prompts, "--max_new_tokens", "0"), 2, "max_new_tokens"},
-		"answers without words":  {[]string{"accuracy", "--prompts", prompts, "--model_path", writeBamba(t), "--device", "cpu"}, 1, "needs a tokenizer"},
-		"no predictions":         {[]string{"gptscore", "--model_path", llama}, 2, "predictions"},
-		"a malformed line":       {[]string{"gptscore", "--model_path", llama, good, malformed}, 1, "bad.tsv:2"},
-		"an unknown aspect":      {[]string{"gptscore", "--model_path", llama, "--aspect", "beauty", good}, 2, "beauty"},
-		"a scorer without words": {[]string{"gptscore", "--model_path", bare, "--device", "cpu", good}, 1, "no tokenizer"},
-		"threads below none":     {[]string{"ssd", "--threads", "-1"}, 2, "--threads"},
-		"an unknown dtype":       {[]string{"ssd", "--dtype", "int8"}, 2, "--dtype"},
+		"half a length": {[]string{"ssd", "--length", "1,2.5"}, 2,
+			`"--length" flag: expected integers`},
+		"no steps": {[]string{"train", "--model_path", llama, "--steps", "0"}, 2,
+			"at least 1 step"},
+		"no prompts":        {chunks(), 2, "--prompts"},
+		"prompts that lack": {chunks("--prompts", missing), 1, `entry 1 has no "answer"`},
+		"prompts not there": {chunks("--prompts", "/nowhere.json"), 1, "/nowhere.json"},
+		"no model":          {[]string{"chunks", "--prompts", prompts}, 2, "--variant"},
+		"an unknown variant": {[]string{"chunks", "--prompts", prompts, "--variant", "huge"}, 2,
+			"huge"},
+		"a model without chunks": {[]string{"chunks", "--prompts", prompts, "--model_path", llama},
+			1, "llama"},
+		"a chunk of 100": {chunks("--prompts", prompts, "--chunk_size", "100"), 2,
+			"power of two"},
+		"more layers than all": {chunks("--prompts", prompts, "--layers", "3"), 2, "has 2"},
+		"an unknown way":       {chunks("--prompts", prompts, "--compile", "jit"), 2, "jit"},
+		"no new tokens": {chunks("--prompts", prompts, "--max_new_tokens", "0"), 2,
+			"max_new_tokens"},
+		"answers without words": {[]string{"accuracy", "--prompts", prompts, "--model_path",
+			writeBamba(t), "--device", "cpu"}, 1, "needs a tokenizer"},
+		"no predictions": {[]string{"gptscore", "--model_path", llama}, 2, "predictions"},
+		"a malformed line": {[]string{"gptscore", "--model_path", llama, good, malformed}, 1,
+			"bad.tsv:2"},
+		"an unknown aspect": {[]string{"gptscore", "--model_path", llama, "--aspect", "beauty",
+			good}, 2, "beauty"},
+		"a scorer without words": {[]string{"gptscore", "--model_path", bare, "--device", "cpu",
+			good}, 1, "no tokenizer"},
+		"threads below none": {[]string{"ssd", "--threads", "-1"}, 2, "--threads"},
+		"an unknown dtype":   {[]string{"ssd", "--dtype", "int8"}, 2, "--dtype"},
 	} {
 		stdout, stderr, code := invoke(t, "", append([]string{"bench"}, c.args...)...)
 		if code != c.code || !strings.Contains(stderr, c.want) ||
-			strings.Count(stderr, "\n") != 1 ||
-			stdout != "" {
-			t.Errorf(
-				"%s: exit %d, want %d and one line with %q\nstdout: %s\nstderr: %s",
-				name,
-				code,
-				c.code,
-				c.want,
-				stdout,
-				stderr,
-			)
+			strings.Count(stderr, "\n") != 1 || stdout != "" {
+			t.Errorf("%s: exit %d, want %d and one line with %q\nstdout: %s\nstderr: %s", name,
+				code, c.code, c.want, stdout, stderr)
 		}
 	}
 }
 
-func TestBenchInferenceSaysWhetherLayersAreFused(t *testing.T) {
+func TestBenchInference_ReportsFusedLayers(t *testing.T) {
 	for _, c := range []struct {
 		row  bench.InferenceRow
 		want string
 	}{
-		{bench.InferenceRow{}, ""}, // the CPU has nothing to say
+		{bench.InferenceRow{}, ""}, // the CPU prints nothing
 		{bench.InferenceRow{Fused: true}, "  layers       fused: "},
-		{bench.InferenceRow{UnfusedReason: "it takes one row, not 2"}, "  layers       not " +
-			"fused: it takes one row, not 2\n"},
+		{bench.InferenceRow{UnfusedReason: "it takes one row, not 2"},
+			"  layers       not fused: it takes one row, not 2\n"},
 	} {
 		var text strings.Builder
 		printInference(&text, c.row)
-		if said := strings.Contains(
-			text.String(),
-			"layers",
-		); said != (c.want != "") ||
+		if said := strings.Contains(text.String(), "layers"); said != (c.want != "") ||
 			!strings.Contains(text.String(), c.want) {
 			t.Errorf("%+v:\n%s", c.row, text.String())
 		}

@@ -51,10 +51,8 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 	f.declareProcesses(flags)
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
-			return usagef(
-				"unexpected %q: questions are typed, or come from standard input",
-				args[0],
-			)
+			return usagef("unexpected %q: questions are typed, or come from standard input",
+				args[0])
 		}
 		if err := f.read(); err != nil {
 			return err
@@ -67,10 +65,8 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 			return err
 		}
 		if max(f.processes, place.Size) > 1 && f.options.Compile == generate.CompileGraph {
-			return usagef(
-				"--compile %s works in one process only: leave it out with several",
-				generate.CompileGraph,
-			)
+			return usagef("--compile %s works in one process only: leave it out with several",
+				generate.CompileGraph)
 		}
 		if f.processes > 1 && place.Size == 1 {
 			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -102,10 +98,8 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 		c.session = generate.NewSession(c.model, c.tokenizer)
 		defer c.session.Close()
 		c.reset()
-		if _, err := encodeChat(
-			c.opened,
-			append(c.messages, tokenizer.Message{Role: "user", Content: "?"}),
-		); err != nil {
+		if _, err := encodeChat(c.opened,
+			append(c.messages, tokenizer.Message{Role: "user", Content: "?"})); err != nil {
 			return err
 		}
 		switch {
@@ -284,12 +278,8 @@ func (c *conversation) answer(question string, signals <-chan os.Signal) (stop b
 		case <-ctx.Done():
 		}
 	}()
-	result, stats, err := c.session.Generate(
-		ctx,
-		prompt,
-		c.options,
-		func(piece string) { io.WriteString(c.out, piece) },
-	)
+	result, stats, err := c.session.Generate(ctx, prompt, c.options,
+		func(piece string) { io.WriteString(c.out, piece) })
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return false, err
 	}
@@ -308,9 +298,8 @@ func (c *conversation) answer(question string, signals <-chan os.Signal) (stop b
 
 // fit renders the conversation with one more question. It drops the oldest turns if there is too
 // little room for an answer.
-func (c *conversation) fit(
-	question string,
-) (messages []tokenizer.Message, prompt []int32, err error) {
+func (c *conversation) fit(question string) (messages []tokenizer.Message, prompt []int32,
+	err error) {
 	messages = append(slices.Clone(c.messages), tokenizer.Message{Role: "user", Content: question})
 	room := min(c.options.MaxNewTokens, c.model.MaxLength()/4)
 	for {
@@ -321,11 +310,8 @@ func (c *conversation) fit(
 		first := len(c.system)
 		if len(messages)-first < 3 {
 			if len(prompt) >= c.model.MaxLength() {
-				err = fmt.Errorf(
-					"the question has %d tokens; the model's context is %d: shorten it",
-					len(prompt),
-					c.model.MaxLength(),
-				)
+				err = fmt.Errorf("the question has %d tokens; the model's context is %d: shorten "+
+					"it", len(prompt), c.model.MaxLength())
 			}
 			return messages, prompt, err
 		}

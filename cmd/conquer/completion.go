@@ -86,20 +86,12 @@ func bashCompletion(w io.Writer) error {
 			words += " --" + f.Name
 			if !taken[f.Name] && flagValues[f.Name] != "" {
 				taken[f.Name] = true
-				fmt.Fprintf(
-					&valueCases,
-					"    --%s) COMPREPLY=($(compgen -W '%s' -- \"$current\")); return ;;\n",
-					f.Name,
-					flagValues[f.Name],
-				)
+				fmt.Fprintf(&valueCases, "    --%s) COMPREPLY=($(compgen -W '%s' -- "+
+					"\"$current\")); return ;;\n", f.Name, flagValues[f.Name])
 			} else if !taken[f.Name] && takesPath(f.Name) {
 				taken[f.Name] = true
-				fmt.Fprintf(
-					&valueCases,
-					"    --%s) COMPREPLY=($(compgen -f -- \"$current\")); compopt -o filenames; "+
-						"return ;;\n",
-					f.Name,
-				)
+				fmt.Fprintf(&valueCases, "    --%s) COMPREPLY=($(compgen -f -- \"$current\")); "+
+					"compopt -o filenames; return ;;\n", f.Name)
 			}
 		}
 		words = c.words() + words
@@ -175,26 +167,16 @@ func fishCompletion(w io.Writer) error {
 	quote := strings.NewReplacer(`\`, `\\`, "'", `\'`, "\n", " ")
 	var b strings.Builder
 	b.WriteString("# fish completion for conquer\ncomplete -c conquer -f\n")
-	b.WriteString(
-		"complete -c conquer -n __fish_use_subcommand -a help -d 'Show the help of a command.'\n",
-	)
+	b.WriteString("complete -c conquer -n __fish_use_subcommand -a help -d 'Show the help of a " +
+		"command.'\n")
 	visitFlags(func(c command, flags []*pflag.Flag) {
-		fmt.Fprintf(
-			&b,
-			"complete -c conquer -n __fish_use_subcommand -a %s -d '%s'\n",
-			c.name,
-			quote.Replace(c.summary),
-		)
+		fmt.Fprintf(&b, "complete -c conquer -n __fish_use_subcommand -a %s -d '%s'\n", c.name,
+			quote.Replace(c.summary))
 		fmt.Fprintf(&b, "complete -c conquer -n '__fish_seen_subcommand_from help' -a %s\n", c.name)
 		for _, f := range flags {
 			_, usage := pflag.UnquoteUsage(f)
-			fmt.Fprintf(
-				&b,
-				"complete -c conquer -n '__fish_seen_subcommand_from %s' -l %s -d '%s'",
-				c.name,
-				f.Name,
-				quote.Replace(usage),
-			)
+			fmt.Fprintf(&b, "complete -c conquer -n '__fish_seen_subcommand_from %s' -l %s -d '%s'",
+				c.name, f.Name, quote.Replace(usage))
 			switch {
 			case f.NoOptDefVal != "":
 			case flagValues[f.Name] != "":
@@ -207,12 +189,8 @@ func fishCompletion(w io.Writer) error {
 			b.WriteString("\n")
 		}
 		if words := c.words(); words != "" {
-			fmt.Fprintf(
-				&b,
-				"complete -c conquer -n '__fish_seen_subcommand_from %s' -a '%s'\n",
-				c.name,
-				words,
-			)
+			fmt.Fprintf(&b, "complete -c conquer -n '__fish_seen_subcommand_from %s' -a '%s'\n",
+				c.name, words)
 		}
 	})
 	_, err := io.WriteString(w, b.String())

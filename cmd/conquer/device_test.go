@@ -9,23 +9,21 @@ import (
 	"testing"
 )
 
-// fakeDriver is a folder with an NVIDIA driver for a version of CUDA, which a process loads whose
-// LD_LIBRARY_PATH begins with it, and a CUDA part of libtorch's that does not load.
+// fakeDriver builds an NVIDIA driver that reports a CUDA version, and a libtorch_cuda.so that does
+// not load. It returns their folder. A process loads them if its LD_LIBRARY_PATH begins with the
+// folder.
 func fakeDriver(t *testing.T, version int) string {
 	t.Helper()
 	dir := t.TempDir()
 	source := filepath.Join(dir, "driver.c")
-	code := fmt.Sprintf(
-		"int cuDriverGetVersion(int *v) { *v = %d; return 0; }\nint cuInit(unsigned f) { return "+
-			"0; }\n"+
-			"int cuDeviceGetCount(int *n) { *n = 0; return 0; }\n",
-		version,
-	)
+	code := fmt.Sprintf("int cuDriverGetVersion(int *v) { *v = %d; return 0; }\nint "+
+		"cuInit(unsigned f) { return 0; }\n"+
+		"int cuDeviceGetCount(int *n) { *n = 0; return 0; }\n", version)
 	if err := os.WriteFile(source, []byte(code), 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("cc", "-shared", "-fPIC", "-o", filepath.Join(dir, "libcuda.so.1"), source).
-		CombinedOutput(); err != nil {
+	if out, err := exec.Command("cc", "-shared", "-fPIC", "-o", filepath.Join(dir, "libcuda.so.1"),
+		source).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "libtorch_cuda.so"), nil, 0o666); err != nil {
@@ -34,9 +32,9 @@ func fakeDriver(t *testing.T, version int) string {
 	return dir
 }
 
-// A GPU that cannot be used is never left out in silence: the default device says once why the CPU
-// does the work, one that is named fails with the remedy.
-func TestDriverWithoutCUDA(t *testing.T) {
+// With the default device, an unusable GPU is reported once and the CPU is used. With --device
+// cuda, the command fails with the remedy.
+func TestDevice_DriverWithoutCUDAIsReportedOnce(t *testing.T) {
 	for _, c := range []struct {
 		version int
 		reason  string
@@ -58,10 +56,8 @@ func TestDriverWithoutCUDA(t *testing.T) {
 		if err := run.Run(); err != nil {
 			t.Fatalf("%v\n%s", err, stderr)
 		}
-		if said := stderr.String(); strings.Count(
-			said,
-			"conquer: using the CPU: no CUDA device can be used: ",
-		) != 1 ||
+		if said := stderr.String(); strings.Count(said,
+			"conquer: using the CPU: no CUDA device can be used: ") != 1 ||
 			!strings.Contains(said, c.reason) {
 			t.Errorf("CUDA %d, the default device: %s", c.version, said)
 		}

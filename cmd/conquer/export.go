@@ -44,49 +44,25 @@ conquer export --model_path tuned --adapter_path my-adapter --unmerge --output_p
 
 func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 	path := flags.String("model_path", "", modelPathUsage)
-	tokenizerPath := flags.String(
-		"tokenizer",
-		"",
-		"tokenizer `folder` or file, if it is not the model's own",
-	)
-	adapter := flags.String(
-		"adapter_path",
-		"",
-		"`folder` of a LoRA adapter in PEFT's format to merge into the weights",
-	)
-	unmerge := flags.Bool(
-		"unmerge",
-		false,
+	tokenizerPath := flags.String("tokenizer", "",
+		"tokenizer `folder` or file, if it is not the model's own")
+	adapter := flags.String("adapter_path", "",
+		"`folder` of a LoRA adapter in PEFT's format to merge into the weights")
+	unmerge := flags.Bool("unmerge", false,
 		"subtract the adapter from a model that it was merged into; weights are restored up to "+
-			"rounding",
-	)
+			"rounding")
 	output := flags.String("output_path", "", "`folder` to write, or the file with --format gguf")
-	formatName := flags.String(
-		"format",
-		"",
-		"output `format`: "+formatList()+" (default: gguf for a name that ends in .gguf, else hf)",
-	)
-	dtypeName := flags.String(
-		"dtype",
-		"",
-		"`dtype` of the written weights: float32, bfloat16 or float16; for gguf also q8_0 or "+
-			"q4_0 (default: as stored; quantized weights become float32)",
-	)
-	shard := flags.String(
-		"shard_size",
-		"5GB",
-		"maximum file `size`, such as 500MB or 5GB (format hf)",
-	)
-	parts := flags.Int(
-		"shards",
-		1,
-		"`number` of files, one per process of Meta's code (format meta)",
-	)
-	overwrite := flags.Bool(
-		"overwrite",
-		false,
-		"replace an existing file or the model in an existing folder",
-	)
+	formatName := flags.String("format", "",
+		"output `format`: "+formatList()+" (default: gguf for a name that ends in .gguf, else hf)")
+	dtypeName := flags.String("dtype", "",
+		"`dtype` of the written weights: float32, bfloat16 or float16; for gguf also q8_0 or q4_0 "+
+			"(default: as stored; quantized weights become float32)")
+	shard := flags.String("shard_size", "5GB",
+		"maximum file `size`, such as 500MB or 5GB (format hf)")
+	parts := flags.Int("shards", 1,
+		"`number` of files, one per process of Meta's code (format meta)")
+	overwrite := flags.Bool("overwrite", false,
+		"replace an existing file or the model in an existing folder")
 	return func(ctx context.Context, args []string) error {
 		if *formatName == "" {
 			*formatName = "hf"
@@ -131,11 +107,8 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		for flag, read := range map[string]string{"model_path": *path, "adapter_path": *adapter} {
 			if sameFile(read, *output) {
-				return fmt.Errorf(
-					"--output_path: %s is also --%s: choose another name",
-					*output,
-					flag,
-				)
+				return fmt.Errorf("--output_path: %s is also --%s: choose another name", *output,
+					flag)
 			}
 		}
 		where, c, err := openCheckpoint(ctx, *path)
@@ -181,13 +154,8 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		source.bar.Finish()
 		if isTerminal(os.Stderr) {
-			fmt.Fprintf(
-				os.Stderr,
-				"\nwrote %s, %s; run it with conquer generate --model_path %s\n",
-				*output,
-				format.Summary,
-				*output,
-			)
+			fmt.Fprintf(os.Stderr, "\nwrote %s, %s; run it with conquer generate --model_path %s\n",
+				*output, format.Summary, *output)
 		}
 		return nil
 	}
@@ -199,11 +167,8 @@ const noVocabulary = "no_vocab"
 // ggufTokenizer returns a tokenizer as GGUF metadata for c's model.
 func ggufTokenizer(tok *tokenizer.Tokenizer, c *checkpoint.Checkpoint) (map[string]any, error) {
 	if tok == nil {
-		fmt.Fprintln(
-			os.Stderr,
-			"conquer export: the model has no tokenizer, so the file will accept only token ids "+
-				"(give one with --tokenizer)",
-		)
+		fmt.Fprintln(os.Stderr, "conquer export: the model has no tokenizer, so the file will "+
+			"accept only token ids (give one with --tokenizer)")
 		return map[string]any{"tokenizer.ggml.model": noVocabulary}, nil
 	}
 	rows, _ := c.Config()["vocab_size"].(float64)
@@ -251,15 +216,11 @@ func checkOutput(dir string, file, overwrite bool) error {
 	if info, err := os.Stat(dir); file && err == nil {
 		switch {
 		case info.IsDir():
-			return fmt.Errorf(
-				"--output_path: %s is a folder: name a file in it, such as model.gguf",
-				dir,
-			)
+			return fmt.Errorf("--output_path: %s is a folder: name a file in it, such as "+
+				"model.gguf", dir)
 		case !overwrite:
-			return fmt.Errorf(
-				"--output_path: %s exists: choose another name, or give --overwrite",
-				dir,
-			)
+			return fmt.Errorf("--output_path: %s exists: choose another name, or give --overwrite",
+				dir)
 		}
 		return nil
 	}
@@ -270,10 +231,8 @@ func checkOutput(dir string, file, overwrite bool) error {
 	case err != nil:
 		return fmt.Errorf("--output_path: %w", err)
 	case len(entries) > 0 && !overwrite:
-		return fmt.Errorf(
-			"--output_path: %s is not empty: choose another folder, or give --overwrite",
-			dir,
-		)
+		return fmt.Errorf("--output_path: %s is not empty: choose another folder, or give "+
+			"--overwrite", dir)
 	}
 	return nil
 }
@@ -295,12 +254,8 @@ func checkComplete(c *checkpoint.Checkpoint) error {
 		case !ok:
 			err = fmt.Errorf("tensor %q is missing", p.Name)
 		case fmt.Sprint(info.Shape) != fmt.Sprint(p.Shape()):
-			err = fmt.Errorf(
-				"tensor %q has shape %v, expected %v from config.json",
-				p.Name,
-				info.Shape,
-				p.Shape(),
-			)
+			err = fmt.Errorf("tensor %q has shape %v, expected %v from config.json", p.Name,
+				info.Shape, p.Shape())
 		}
 	})
 	return err
@@ -311,7 +266,8 @@ func parseSize(s string) (int, error) {
 	units := []struct {
 		suffix string
 		factor float64
-	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1}}
+	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"KB", 1e3}, {"MB", 1e6}, {"GB",
+		1e9}, {"TB", 1e12}, {"B", 1}}
 	text, factor := strings.TrimSpace(s), 1.0
 	for _, u := range units {
 		if n := len(text) - len(u.suffix); n > 0 && strings.EqualFold(text[n:], u.suffix) {
@@ -341,13 +297,8 @@ type weights interface {
 	Release(name string)
 }
 
-func newCountedSource(
-	ctx context.Context,
-	source weights,
-	dtype *torch.DType,
-	passes int,
-	name string,
-) *countedSource {
+func newCountedSource(ctx context.Context, source weights, dtype *torch.DType, passes int,
+	name string) *countedSource {
 	total := 0
 	for _, name := range source.Names() {
 		total += tensorBytes(source, name, dtype)
@@ -364,16 +315,9 @@ func newBar(total int64, what string) *progressbar.ProgressBar {
 	if !isTerminal(os.Stderr) {
 		return progressbar.DefaultBytesSilent(total, what)
 	}
-	return progressbar.NewOptions64(
-		total,
-		progressbar.OptionSetDescription(what),
-		progressbar.OptionSetWriter(os.Stderr),
-		progressbar.OptionShowBytes(
-			true,
-		),
-		progressbar.OptionSetWidth(30),
-		progressbar.OptionUseANSICodes(true),
-	)
+	return progressbar.NewOptions64(total, progressbar.OptionSetDescription(what),
+		progressbar.OptionSetWriter(os.Stderr), progressbar.OptionShowBytes(true),
+		progressbar.OptionSetWidth(30), progressbar.OptionUseANSICodes(true))
 }
 
 // passingBar shows the progress of consecutive tasks on a terminal. A bar disappears when its task
@@ -387,18 +331,11 @@ func passingBar(options ...progressbar.Option) func(what string, done, total int
 		}
 		if what != current {
 			current = what
-			bar = progressbar.NewOptions64(
-				total,
-				append(
-					options,
-					progressbar.OptionSetDescription(what),
-					progressbar.OptionSetWriter(os.Stderr),
-					progressbar.OptionSetWidth(
-						30,
-					),
+			bar = progressbar.NewOptions64(total,
+				append(options, progressbar.OptionSetDescription(what),
+					progressbar.OptionSetWriter(os.Stderr), progressbar.OptionSetWidth(30),
 					progressbar.OptionThrottle(100*time.Millisecond),
-					progressbar.OptionClearOnFinish(),
-				)...)
+					progressbar.OptionClearOnFinish())...)
 		}
 		bar.Set64(done)
 	}

@@ -10,18 +10,17 @@ import (
 	"conquer/checkpoint"
 )
 
-func TestAModelTravelsThroughEveryFormatWithItsTokenizer(t *testing.T) {
+func TestExport_RoundTripKeepsModelAndTokenizer(t *testing.T) {
 	dir, work := writeModel(t, 704, true), t.TempDir()
 	at := dir
-	for _, step := range [][]string{{"meta", "m"}, {"gguf", "m.gguf"}, {"native", "n"}, {"hf", "back"}} {
+	for _, step := range [][]string{{"meta", "m"}, {"gguf", "m.gguf"}, {"native", "n"},
+		{"hf", "back"}} {
 		to := filepath.Join(work, step[1])
 		succeed(t, "export", "--model_path", at, "--output_path", to, "--format", step[0])
 		at = to
-		if info := decode[modelInfo](
-			t,
-			succeed(t, "info", "--model_path", at, "--json"),
-		); info.Problem != "" || info.Tokenizer == nil ||
-			info.Tokenizer.Tokens != 700 {
+		if info := decode[modelInfo](t,
+			succeed(t, "info", "--model_path", at, "--json")); info.Problem != "" ||
+			info.Tokenizer == nil || info.Tokenizer.Tokens != 700 {
 			t.Errorf("%s: %+v", step[0], info)
 		}
 	}
@@ -29,81 +28,39 @@ func TestAModelTravelsThroughEveryFormatWithItsTokenizer(t *testing.T) {
 		t.Error("the weights differ after the round trip")
 	}
 	ask := func(path string) string {
-		return succeed(
-			t,
-			"generate",
-			"--model_path",
-			path,
-			"--prompt",
-			"hello there",
-			"--max_new_tokens",
-			"8",
-			"--ignore_eos",
-			"--json",
-		)
+		return succeed(t, "generate", "--model_path", path, "--prompt", "hello there",
+			"--max_new_tokens", "8", "--ignore_eos", "--json")
 	}
-	if a, b := decode[generateOutput](
-		t,
-		ask(dir),
-	), decode[generateOutput](
-		t,
-		ask(filepath.Join(work, "m.gguf")),
-	); a.Text != b.Text ||
+	if a, b := decode[generateOutput](t, ask(dir)), decode[generateOutput](t,
+		ask(filepath.Join(work, "m.gguf"))); a.Text != b.Text ||
 		!slices.Equal(a.TokenIDs, b.TokenIDs) {
 		t.Errorf("%+v, expected %+v", b, a)
 	}
 	quantized := filepath.Join(work, "q.gguf")
 	succeed(t, "export", "--model_path", dir, "--output_path", quantized, "--dtype", "q8_0")
-	if info := decode[modelInfo](
-		t,
-		succeed(t, "info", "--model_path", quantized, "--json"),
-	); info.Types["Q8_0"] == 0 ||
+	if info := decode[modelInfo](t,
+		succeed(t, "info", "--model_path", quantized, "--json")); info.Types["Q8_0"] == 0 ||
 		info.Types["BF16"] != 0 {
 		t.Errorf("types %v", info.Types)
 	}
 }
 
-func TestAModelWithoutATokenizerTakesIDsFromGGUFToo(t *testing.T) {
+func TestExport_GGUFWithoutTokenizerTakesIDs(t *testing.T) {
 	dir, out := writeModel(t, 50, false), filepath.Join(t.TempDir(), "m.gguf")
-	_, stderr, code := invoke(
-		t,
-		"",
-		"export",
-		"--model_path",
-		dir,
-		"--output_path",
-		out,
-		"--format",
-		"gguf",
-	)
+	_, stderr, code := invoke(t, "", "export", "--model_path", dir, "--output_path", out,
+		"--format", "gguf")
 	if code != 0 || !strings.Contains(stderr, "no tokenizer") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
-	a := succeed(
-		t,
-		"generate",
-		"--model_path",
-		dir,
-		"--token_ids",
-		"1,2,3",
-		"--max_new_tokens",
-		"5",
-	)
-	if b := succeed(
-		t,
-		"generate",
-		"--model_path",
-		out,
-		"--token_ids",
-		"1,2,3",
-		"--max_new_tokens",
-		"5",
-	); a != b {
+	a := succeed(t, "generate", "--model_path", dir, "--token_ids", "1,2,3", "--max_new_tokens",
+		"5")
+	if b := succeed(t, "generate", "--model_path", out, "--token_ids", "1,2,3", "--max_new_tokens",
+		"5"); a != b {
 		t.Errorf("%q, expected %q", b, a)
 	}
 }
 
-func TestExportSaysWhatItCannotDo(t *testing.T) {
+func TestExport_BadInputGetsReasonAndExitCode(t *testing.T) {
 	dir, work := writeModel(t, 704, true), t.TempDir()
 	there := filepath.Join(work, "there.gguf")
 	os.WriteFile(there, []byte("mine"), 0o644)
@@ -114,27 +71,28 @@ func TestExportSaysWhatItCannotDo(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "onnx"}, 2, "hf, meta, native, gguf"},
+		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "onnx"}, 2,
+			"hf, meta, native, gguf"},
 		{[]string{"--model_path", dir, "--output_path", work + "/x", "--dtype", "q8_0"}, 2, "q8_0"},
-		{[]string{"--model_path", dir, "--output_path", work + "/x", "--shards", "2"}, 2, "--format meta"},
-		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "meta", "--shards", "3"}, 1, "3 equal parts"},
-		{[]string{"--model_path", dir, "--output_path", work + "/x", "--dtype", "q4_0"}, 2, "is for --format gguf"},
-		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "gguf", "--dtype", "q9"}, 2, "float16, q8_0, q4_0"},
-		{[]string{"--model_path", dir, "--output_path", there, "--format", "gguf"}, 1, "--overwrite"},
+		{[]string{"--model_path", dir, "--output_path", work + "/x", "--shards", "2"}, 2,
+			"--format meta"},
+		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "meta", "--shards",
+			"3"}, 1, "3 equal parts"},
+		{[]string{"--model_path", dir, "--output_path", work + "/x", "--dtype", "q4_0"}, 2,
+			"is for --format gguf"},
+		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "gguf", "--dtype",
+			"q9"}, 2, "float16, q8_0, q4_0"},
+		{[]string{"--model_path", dir, "--output_path", there, "--format", "gguf"}, 1,
+			"--overwrite"},
 		{[]string{"--model_path", dir, "--output_path", work, "--format", "gguf"}, 1, "model.gguf"},
 		{[]string{"--model_path", bin, "--output_path", work + "/x"}, 1, "zip archive"},
-		{[]string{"--model_path", "../../bamba/testdata/hybrid", "--output_path", work + "/x", "--format", "gguf"}, 1, "bamba"},
+		{[]string{"--model_path", "../../bamba/testdata/hybrid", "--output_path", work + "/x",
+			"--format", "gguf"}, 1, "bamba"},
 	} {
 		_, stderr, code := invoke(t, "", append([]string{"export"}, test.args...)...)
 		if code != test.code || !strings.Contains(stderr, test.want) {
-			t.Errorf(
-				"%v: exit %d, %s; expected %d with %q",
-				test.args,
-				code,
-				stderr,
-				test.code,
-				test.want,
-			)
+			t.Errorf("%v: exit %d, %s; expected %d with %q", test.args, code, stderr, test.code,
+				test.want)
 		}
 	}
 	if left, _ := os.ReadDir(work); len(left) != 2 {
@@ -150,7 +108,7 @@ func TestExportSaysWhatItCannotDo(t *testing.T) {
 	}
 }
 
-func TestAModelIsNotWrittenOverWhileItIsRead(t *testing.T) {
+func TestExport_RefusesToOverwriteItsInput(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	link := filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink(dir, link); err != nil {
@@ -168,8 +126,10 @@ func TestAModelIsNotWrittenOverWhileItIsRead(t *testing.T) {
 	before := contents()
 	for _, args := range [][]string{
 		{"export", "--model_path", dir, "--output_path", dir, "--overwrite"},
-		{"export", "--model_path", dir, "--output_path", link, "--overwrite", "--dtype", "bfloat16"},
-		{"train", "--model_path", link, "--output_path", dir, "--data_path", filepath.Join(dir, "config.json")},
+		{"export", "--model_path", dir, "--output_path", link, "--overwrite", "--dtype",
+			"bfloat16"},
+		{"train", "--model_path", link, "--output_path", dir, "--data_path",
+			filepath.Join(dir, "config.json")},
 	} {
 		_, stderr, code := invoke(t, "", args...)
 		if code != 1 || !strings.Contains(stderr, "--output_path: ") ||

@@ -30,7 +30,8 @@ var generateCommand = command{
 	example: `# continue a text
 conquer generate --model_path smollm2-135m --prompt "Once upon a time" --max_new_tokens 40
 # ask a chat model and sample the answer
-conquer generate --model_path smollm2-135m --chat --prompt "Why is the sky blue?" --temperature 0.7 --top_p 0.9 --seed 1
+conquer generate --model_path smollm2-135m --chat --prompt "Why is the sky blue?" \
+  --temperature 0.7 --top_p 0.9 --seed 1
 # for programs: one JSON object per prompt
 conquer generate --model_path my-model --prompts_file questions.txt --chat --json
 # a model too large for one GPU: two GPUs hold half of every layer each
@@ -51,34 +52,18 @@ func (f *samplingFlags) declare(flags *pflag.FlagSet, maxNewTokens int, temperat
 	flags.IntVar(&o.MaxNewTokens, "max_new_tokens", maxNewTokens, "maximum number of new `tokens`")
 	flags.Float64Var(&o.Temperature, "temperature", temperature, "sampling temperature; 0: greedy")
 	flags.IntVar(&o.TopK, "top_k", 0, "sample from the `k` most likely tokens; 0: from all")
-	flags.Float64Var(
-		&o.TopP,
-		"top_p",
-		topP,
-		"sample from the most likely tokens with this total `probability`",
-	)
-	flags.Float64Var(
-		&o.MinP,
-		"min_p",
-		0,
-		"drop tokens less likely than this `fraction` of the most likely one",
-	)
-	flags.Float64Var(
-		&o.RepetitionPenalty,
-		"repetition_penalty",
-		1,
-		"divide the logits of tokens that have occurred by this `factor`",
-	)
+	flags.Float64Var(&o.TopP, "top_p", topP,
+		"sample from the most likely tokens with this total `probability`")
+	flags.Float64Var(&o.MinP, "min_p", 0,
+		"drop tokens less likely than this `fraction` of the most likely one")
+	flags.Float64Var(&o.RepetitionPenalty, "repetition_penalty", 1,
+		"divide the logits of tokens that have occurred by this `factor`")
 	flags.Int64Var(&f.seed, "seed", -1, "`seed` of sampling; -1: a new one each time")
 	flags.StringArrayVar(&o.Stop, "stop", nil, "stop before this `text`; may be repeated")
 	flags.BoolVar(&o.IgnoreEOS, "ignore_eos", false, "continue after an end-of-sequence token")
-	flags.StringVar(
-		&f.compile,
-		"compile",
-		"",
-		"graph: record a decoding step as a CUDA graph and replay it; none: launch operations "+
-			"one by one (default: graph on a GPU)",
-	)
+	flags.StringVar(&f.compile, "compile", "",
+		"graph: record a decoding step as a CUDA graph and replay it; none: launch operations one "+
+			"by one (default: graph on a GPU)")
 }
 
 // read checks the flags and draws a seed if none was given.
@@ -91,11 +76,13 @@ func (f *samplingFlags) read() error {
 		want  string
 	}{
 		{o.MaxNewTokens < 1, "max_new_tokens", o.MaxNewTokens, "1 or more"},
-		{!(o.Temperature >= 0) || math.IsInf(o.Temperature, 0), "temperature", o.Temperature, "0 or more"},
+		{!(o.Temperature >= 0) || math.IsInf(o.Temperature, 0), "temperature", o.Temperature,
+			"0 or more"},
 		{o.TopK < 0, "top_k", o.TopK, "0 or more"},
 		{!(o.TopP > 0 && o.TopP <= 1), "top_p", o.TopP, "more than 0, at most 1"},
 		{!(o.MinP >= 0 && o.MinP <= 1), "min_p", o.MinP, "from 0 to 1"},
-		{!(o.RepetitionPenalty > 0) || math.IsInf(o.RepetitionPenalty, 0), "repetition_penalty", o.RepetitionPenalty, "more than 0"},
+		{!(o.RepetitionPenalty > 0) || math.IsInf(o.RepetitionPenalty, 0), "repetition_penalty",
+			o.RepetitionPenalty, "more than 0"},
 	} {
 		if c.wrong {
 			return usagef("--%s is %v, expected %s", c.flag, c.value, c.want)
@@ -117,12 +104,8 @@ func (f *samplingFlags) read() error {
 func (f *samplingFlags) tell(command string, s generate.Stats) {
 	if s.UnfusedReason != "" && !f.told {
 		f.told = true
-		fmt.Fprintf(
-			os.Stderr,
-			"conquer %s: decoding was slower, without the fused kernel: %s\n",
-			command,
-			s.UnfusedReason,
-		)
+		fmt.Fprintf(os.Stderr, "conquer %s: decoding was slower, without the fused kernel: %s\n",
+			command, s.UnfusedReason)
 	}
 }
 
@@ -161,42 +144,22 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 	f.modelFlags.declare(flags)
 	f.modelFlags.declareAdapter(flags)
 	flags.StringArrayVar(&f.prompts, "prompt", nil, "the `text` to continue; may be repeated")
-	flags.StringVar(
-		&f.promptsFile,
-		"prompts_file",
-		"",
+	flags.StringVar(&f.promptsFile, "prompts_file", "",
 		"`file` with one prompt per line; a .jsonl file has strings or objects with the field "+
-			"prompt",
-	)
-	flags.StringArrayVar(
-		&f.tokenIDs,
-		"token_ids",
-		nil,
-		"a prompt as token `ids`, such as 1,2,3; no tokenizer is needed; may be repeated",
-	)
-	flags.BoolVar(
-		&f.chat,
-		"chat",
-		false,
-		"send each prompt as a user's message through the chat template",
-	)
+			"prompt")
+	flags.StringArrayVar(&f.tokenIDs, "token_ids", nil,
+		"a prompt as token `ids`, such as 1,2,3; no tokenizer is needed; may be repeated")
+	flags.BoolVar(&f.chat, "chat", false,
+		"send each prompt as a user's message through the chat template")
 	flags.StringVar(&f.system, "system", "", "with --chat: the system message (`instructions`)")
 	f.samplingFlags.declare(flags, 128, 0, 1)
 	flags.IntVar(&f.batchSize, "batch_size", 8, "number of prompts processed together")
-	flags.BoolVar(
-		&f.useCache,
-		"use_cache",
-		true,
-		"cache keys, values and states; =false recomputes all tokens at each step",
-	)
+	flags.BoolVar(&f.useCache, "use_cache", true,
+		"cache keys, values and states; =false recomputes all tokens at each step")
 	f.declareProcesses(flags)
 	f.declareProfile(flags)
-	flags.BoolVar(
-		&f.json,
-		"json",
-		false,
-		"print a JSON object for each prompt, with text, token_ids and timings",
-	)
+	flags.BoolVar(&f.json, "json", false,
+		"print a JSON object for each prompt, with text, token_ids and timings")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q: a prompt is given with --prompt", args[0])
@@ -247,20 +210,14 @@ func (f *generateFlags) check(processes int) (texts []string, ids [][]int32, err
 	case f.system != "" && !f.chat:
 		err = usagef("--system needs --chat")
 	case processes > 1 && f.options.Compile == generate.CompileGraph:
-		err = usagef(
-			"--compile %s works in one process only: leave it out with several",
-			generate.CompileGraph,
-		)
+		err = usagef("--compile %s works in one process only: leave it out with several",
+			generate.CompileGraph)
 	}
 	return texts, ids, err
 }
 
-func (f *generateFlags) run(
-	ctx context.Context,
-	place dist.Place,
-	texts []string,
-	ids [][]int32,
-) (err error) {
+func (f *generateFlags) run(ctx context.Context, place dist.Place, texts []string,
+	ids [][]int32) (err error) {
 	if place.Size > 1 {
 		if f.world, err = f.join(place, &f.modelFlags); err != nil {
 			return err
@@ -304,16 +261,12 @@ func (f *generateFlags) run(
 // encode turns a prompt into ids.
 func (f *generateFlags) encode(o *opened, prompt string) ([]int32, error) {
 	if o.tokenizer == nil {
-		return nil, fmt.Errorf(
-			"%s has no tokenizer: give one with --tokenizer, or the prompt as --token_ids",
-			o.path,
-		)
+		return nil, fmt.Errorf("%s has no tokenizer: give one with --tokenizer, or the prompt as "+
+			"--token_ids", o.path)
 	}
 	if f.chat {
-		return encodeChat(
-			o,
-			append(systemMessage(f.system), tokenizer.Message{Role: "user", Content: prompt}),
-		)
+		return encodeChat(o, append(systemMessage(f.system),
+			tokenizer.Message{Role: "user", Content: prompt}))
 	}
 	ids := o.tokenizer.Encode(prompt, true)
 	if bos, ok := o.tokenizer.BOS(); ok && len(ids) == 0 {
@@ -335,17 +288,13 @@ func systemMessage(system string) []tokenizer.Message {
 // encodeChat renders a conversation up to the start of the assistant's turn.
 func encodeChat(o *opened, messages []tokenizer.Message) ([]int32, error) {
 	if o.tokenizer == nil {
-		return nil, fmt.Errorf(
-			"%s has no tokenizer, and a chat needs one: give it with --tokenizer",
-			o.path,
-		)
+		return nil, fmt.Errorf("%s has no tokenizer, and a chat needs one: give it with "+
+			"--tokenizer", o.path)
 	}
 	rendered, err := o.tokenizer.Chat(messages, true)
 	if errors.Is(err, tokenizer.ErrNoChatTemplate) {
-		return nil, fmt.Errorf(
-			"%s has no chat template: use `conquer generate --prompt`, or a model tuned on chats",
-			o.path,
-		)
+		return nil, fmt.Errorf("%s has no chat template: use `conquer generate --prompt`, or a "+
+			"model tuned on chats", o.path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.path, err)
@@ -360,15 +309,9 @@ func (f *generateFlags) advise(o *opened, ids [][]int32) {
 		longest = max(longest, len(list))
 	}
 	if room := o.model.MaxLength() - longest; room > 0 && room < f.options.MaxNewTokens {
-		fmt.Fprintf(
-			os.Stderr,
-			"conquer generate: the model's context of %d leaves room for %s after a prompt of "+
-				"%d, not %d\n",
-			o.model.MaxLength(),
-			dataset.Count(room, "new token"),
-			longest,
-			f.options.MaxNewTokens,
-		)
+		fmt.Fprintf(os.Stderr, "conquer generate: the model's context of %d leaves room for %s "+
+			"after a prompt of %d, not %d\n", o.model.MaxLength(), dataset.Count(room, "new token"),
+			longest, f.options.MaxNewTokens)
 	}
 	if !f.json && !f.chat && isTerminal(os.Stderr) && o.tokenizer != nil &&
 		o.tokenizer.ChatTemplate() != "" {
@@ -377,14 +320,8 @@ func (f *generateFlags) advise(o *opened, ids [][]int32) {
 }
 
 // batch continues some prompts and prints the results. names holds the prompts as text, or is nil.
-func (f *generateFlags) batch(
-	ctx context.Context,
-	o *opened,
-	ids [][]int32,
-	names []string,
-	single bool,
-	load time.Duration,
-) error {
+func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, names []string,
+	single bool, load time.Duration) error {
 	var show func(int, string)
 	out := bufio.NewWriter(os.Stdout)
 	defer out.Flush()
@@ -402,18 +339,16 @@ func (f *generateFlags) batch(
 		switch {
 		case f.json:
 			line := generateOutput{
-				Text:         r.Text,
-				TokenIDs:     append([]int32{}, r.Tokens...),
-				FinishReason: string(r.Finish),
-				Seed:         f.seed,
-				PromptTokens: r.PromptTokens,
-				NewTokens:    len(r.Tokens),
-				FirstTokenMS: milliseconds(stats.Prefill),
-				PrefillPerSecond: roundThousandth(
-					stats.PrefillRate(),
-				),
-				DecodePerSecond: roundThousandth(stats.DecodeRate()),
-				LoadMS:          milliseconds(load),
+				Text:             r.Text,
+				TokenIDs:         append([]int32{}, r.Tokens...),
+				FinishReason:     string(r.Finish),
+				Seed:             f.seed,
+				PromptTokens:     r.PromptTokens,
+				NewTokens:        len(r.Tokens),
+				FirstTokenMS:     milliseconds(stats.Prefill),
+				PrefillPerSecond: roundThousandth(stats.PrefillRate()),
+				DecodePerSecond:  roundThousandth(stats.DecodeRate()),
+				LoadMS:           milliseconds(load),
 			}
 			if names != nil {
 				line.Prompt = names[i]
@@ -445,12 +380,8 @@ func (f *generateFlags) batch(
 }
 
 func printStats(s generate.Stats, load time.Duration) {
-	line := fmt.Sprintf(
-		"%s at %.0f tok/s, %d new",
-		dataset.Count(s.PromptTokens-s.Reused, "prompt token"),
-		s.PrefillRate(),
-		s.NewTokens,
-	)
+	line := fmt.Sprintf("%s at %.0f tok/s, %d new",
+		dataset.Count(s.PromptTokens-s.Reused, "prompt token"), s.PrefillRate(), s.NewTokens)
 	if s.DecodeRate() > 0 {
 		line += fmt.Sprintf(" at %.1f tok/s", s.DecodeRate())
 	}
@@ -513,10 +444,8 @@ func parseIDs(lists []string) ([][]int32, error) {
 		for field := range strings.SplitSeq(list, ",") {
 			id, err := strconv.ParseInt(strings.TrimSpace(field), 10, 32)
 			if err != nil || id < 0 {
-				return nil, usagef(
-					"--token_ids: %q is not a token id, expected a list such as 1,2,3",
-					field,
-				)
+				return nil, usagef("--token_ids: %q is not a token id, expected a list such as "+
+					"1,2,3", field)
 			}
 			ids = append(ids, int32(id))
 		}
@@ -542,9 +471,7 @@ func printJSON(w io.Writer, value any) error {
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
-func milliseconds(
-	d time.Duration,
-) float64 {
+func milliseconds(d time.Duration) float64 {
 	return roundThousandth(float64(d.Microseconds()) / 1000)
 }
 

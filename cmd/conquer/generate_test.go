@@ -74,9 +74,7 @@ func writeModel(t testing.TB, vocabulary int, withTokenizer bool) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "model")
 	config := model.Config{
-		"architectures": []any{
-			"LlamaForCausalLM",
-		},
+		"architectures":           []any{"LlamaForCausalLM"},
 		"model_type":              "llama",
 		"vocab_size":              float64(vocabulary),
 		"hidden_size":             32.0,
@@ -116,21 +114,10 @@ func writeModel(t testing.TB, vocabulary int, withTokenizer bool) string {
 	return dir
 }
 
-func TestGeneratePrintsOneObjectWithTextAndIDs(t *testing.T) {
+func TestGenerate_PrintsOneObjectWithTextAndIDs(t *testing.T) {
 	dir := writeModel(t, 704, true)
-	args := []string{
-		"generate",
-		"--model_path",
-		dir,
-		"--prompt",
-		"hello there",
-		"--max_new_tokens",
-		"12",
-		"--temperature",
-		"0",
-		"--json",
-		"--ignore_eos",
-	}
+	args := []string{"generate", "--model_path", dir, "--prompt", "hello there", "--max_new_tokens",
+		"12", "--temperature", "0", "--json", "--ignore_eos"}
 	got := decode[generateOutput](t, succeed(t, args...))
 	tok, err := tokenizer.Open(dir)
 	if err != nil {
@@ -140,76 +127,44 @@ func TestGeneratePrintsOneObjectWithTextAndIDs(t *testing.T) {
 		got.PromptTokens != len(tok.Encode("hello there", true)) {
 		t.Errorf("got %+v", got)
 	}
-	// A dash works for an underscore, without the cache nothing changes, and ids do as well as
-	// text.
-	again := decode[generateOutput](
-		t,
-		succeed(
-			t,
-			"generate",
-			"--model-path",
-			dir,
-			"--token-ids",
-			joinIDs(tok.Encode("hello there", true)),
-			"--max-new-tokens",
-			"12",
-			"--json",
-			"--ignore-eos",
-			"--use-cache=false",
-		),
-	)
+	// A dash replaces an underscore. The result is the same without the cache and with token ids.
+	again := decode[generateOutput](t,
+		succeed(t, "generate", "--model-path", dir, "--token-ids",
+			joinIDs(tok.Encode("hello there", true)), "--max-new-tokens", "12", "--json",
+			"--ignore-eos", "--use-cache=false"))
 	if !slices.Equal(again.TokenIDs, got.TokenIDs) {
 		t.Errorf("from ids %v, from text %v", again.TokenIDs, got.TokenIDs)
 	}
 }
 
-func TestGenerateStreamsPlainText(t *testing.T) {
+func TestGenerate_StreamsPlainText(t *testing.T) {
 	dir := writeModel(t, 704, true)
-	args := []string{
-		"generate",
-		"--model_path",
-		dir,
-		"--prompt",
-		"hello",
-		"--max_new_tokens",
-		"10",
-		"--ignore_eos",
-	}
+	args := []string{"generate", "--model_path", dir, "--prompt", "hello", "--max_new_tokens", "10",
+		"--ignore_eos"}
 	want := decode[generateOutput](t, succeed(t, append(args, "--json")...)).Text
 	if got := succeed(t, args...); got != want+"\n" {
 		t.Errorf("printed %q, want %q", got, want)
 	}
-	// Several prompts are named, by their ids where these were given.
-	if got := succeed(
-		t,
-		"generate",
-		"--model_path",
-		dir,
-		"--token_ids",
-		"5,6",
-		"--token_ids",
-		"7",
-		"--max_new_tokens",
-		"3",
-	); !strings.HasPrefix(got, "> 5,6\n") ||
+	// With several prompts, each is printed, as text or as token ids.
+	if got := succeed(t, "generate", "--model_path", dir, "--token_ids", "5,6", "--token_ids", "7",
+		"--max_new_tokens", "3"); !strings.HasPrefix(got, "> 5,6\n") ||
 		!strings.Contains(got, "\n\n> 7\n") {
 		t.Errorf("printed %q", got)
 	}
 }
 
-func TestPromptsComeFromFilesToo(t *testing.T) {
+func TestGenerate_ReadsPromptsFromFiles(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	folder := t.TempDir()
 	plain, lines := filepath.Join(folder, "p.txt"), filepath.Join(folder, "p.jsonl")
 	os.WriteFile(plain, []byte("one\n\ntwo three\r\n"), 0o644)
 	os.WriteFile(lines, []byte("\"one\"\n{\"prompt\": \"two three\"}\n"), 0o644)
 	var outputs []string
-	for _, args := range [][]string{{"--prompts_file", plain}, {"--prompts_file", lines, "--batch_size", "1"}, {"--prompt", "one", "--prompt", "two three"}} {
-		printed := succeed(
-			t,
-			append(
-				[]string{"generate", "--model_path", dir, "--max_new_tokens", "6", "--json"},
-				args...)...)
+	for _, args := range [][]string{{"--prompts_file", plain},
+		{"--prompts_file", lines, "--batch_size", "1"},
+		{"--prompt", "one", "--prompt", "two three"}} {
+		printed := succeed(t, append([]string{"generate", "--model_path", dir, "--max_new_tokens",
+			"6", "--json"}, args...)...)
 		texts := ""
 		for line := range strings.Lines(printed) {
 			o := decode[generateOutput](t, line)
@@ -222,57 +177,31 @@ func TestPromptsComeFromFilesToo(t *testing.T) {
 	}
 }
 
-func TestAModelWithoutATokenizerTakesIDs(t *testing.T) {
+func TestGenerate_ModelWithoutTokenizerTakesIDs(t *testing.T) {
 	dir := writeModel(t, 50, false)
-	if got := succeed(
-		t,
-		"generate",
-		"--model_path",
-		dir,
-		"--token_ids",
-		"1,2,3",
-		"--max_new_tokens",
-		"5",
-	); strings.Count(
-		got,
-		",",
-	) != 4 {
+	if got := succeed(t, "generate", "--model_path", dir, "--token_ids", "1,2,3",
+		"--max_new_tokens", "5"); strings.Count(got, ",") != 4 {
 		t.Errorf("printed %q", got)
 	}
-	got := decode[generateOutput](
-		t,
-		succeed(
-			t,
-			"generate",
-			"--model_path",
-			dir,
-			"--token_ids",
-			"1,2,3",
-			"--max_new_tokens",
-			"5",
-			"--json",
-		),
-	)
+	got := decode[generateOutput](t,
+		succeed(t, "generate", "--model_path", dir, "--token_ids", "1,2,3", "--max_new_tokens", "5",
+			"--json"))
 	if len(got.TokenIDs) != 5 || got.Text != "" {
 		t.Errorf("got %+v", got)
 	}
-	scores := decode[scoreOutput](
-		t,
-		succeed(t, "score", "--model_path", dir, "--token_ids", "1,2,3", "--json"),
-	)
+	scores := decode[scoreOutput](t,
+		succeed(t, "score", "--model_path", dir, "--token_ids", "1,2,3", "--json"))
 	if scores.Tokens != 2 || len(scores.TokenNLL) != 2 {
 		t.Errorf("got %+v", scores)
 	}
 }
 
-func TestScorePrintsTheMeanAndEachToken(t *testing.T) {
+func TestScore_PrintsMeanAndEachToken(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	file := filepath.Join(t.TempDir(), "text")
 	os.WriteFile(file, []byte("some words, and more of them"), 0o644)
-	got := decode[scoreOutput](
-		t,
-		succeed(t, "score", "--model_path", dir, "--text_file", file, "--json"),
-	)
+	got := decode[scoreOutput](t,
+		succeed(t, "score", "--model_path", dir, "--text_file", file, "--json"))
 	sum := 0.0
 	for _, v := range got.TokenNLL {
 		sum += v
@@ -281,23 +210,14 @@ func TestScorePrintsTheMeanAndEachToken(t *testing.T) {
 		math.Abs(got.Perplexity/math.Exp(got.NLL)-1) > 1e-9 {
 		t.Errorf("got %+v", got)
 	}
-	if same := decode[scoreOutput](
-		t,
-		succeed(
-			t,
-			"score",
-			"--model_path",
-			dir,
-			"--text",
-			"some words, and more of them",
-			"--json",
-		),
-	); same.NLL != got.NLL {
+	if same := decode[scoreOutput](t,
+		succeed(t, "score", "--model_path", dir, "--text", "some words, and more of them",
+			"--json")); same.NLL != got.NLL {
 		t.Errorf("the same text scores %v and %v", got.NLL, same.NLL)
 	}
 }
 
-func TestChatAnswersEachLineAndRemembers(t *testing.T) {
+func TestChat_AnswersEachLineAndRemembers(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	args := []string{"chat", "--model_path", dir, "--max_new_tokens", "8", "--temperature", "0"}
 	stdout, stderr, code := invoke(t, "hello\n/reset\nhello\nagain\n/exit\nnever\n", args...)
@@ -320,20 +240,9 @@ func TestChatAnswersEachLineAndRemembers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		answer := decode[generateOutput](
-			t,
-			succeed(
-				t,
-				"generate",
-				"--model_path",
-				dir,
-				"--max_new_tokens",
-				"8",
-				"--json",
-				"--token_ids",
-				joinIDs(tok.Encode(prompt, false)),
-			),
-		).Text
+		answer := decode[generateOutput](t,
+			succeed(t, "generate", "--model_path", dir, "--max_new_tokens", "8", "--json",
+				"--token_ids", joinIDs(tok.Encode(prompt, false)))).Text
 		want += answer + "\n"
 		messages = append(messages, tokenizer.Message{Role: "assistant", Content: answer})
 	}
@@ -342,9 +251,9 @@ func TestChatAnswersEachLineAndRemembers(t *testing.T) {
 	}
 }
 
-// A person who asks too much is told so, and the conversation goes on; what was said first makes
-// room for what comes.
-func TestAQuestionTooLongIsNotTheEndOfAConversation(t *testing.T) {
+// A question that is too long prints an error and the conversation continues. The oldest turns are
+// dropped to make room.
+func TestChat_ContinuesAfterTooLongQuestion(t *testing.T) {
 	f := modelFlags{path: writeModel(t, 704, true), device: "cpu"}
 	o, err := f.open(context.Background())
 	if err != nil {
@@ -361,7 +270,7 @@ func TestAQuestionTooLongIsNotTheEndOfAConversation(t *testing.T) {
 	c.session = generate.NewSession(o.model, o.tokenizer)
 	defer c.session.Close()
 	questions := "hello\n" + strings.Repeat("to and fro ", 200) + "\n"
-	for range 20 { // more than the context has room for
+	for range 20 { // more than the context holds
 		questions += "and the sea, and the lamp?\n"
 	}
 	if err := c.run(strings.NewReader(questions)); err != nil {
@@ -370,20 +279,19 @@ func TestAQuestionTooLongIsNotTheEndOfAConversation(t *testing.T) {
 	if n := strings.Count(printed.String(), "\n> "); n != 23 {
 		t.Errorf("asked %d times, expected 23:\n%s", n, printed.String())
 	}
-	if n := len(
-		c.messages,
-	); n < 4 || n >= 42 || n%2 != 0 || c.messages[0].Content == "hello" ||
+	if n := len(c.messages); n < 4 || n >= 42 || n%2 != 0 || c.messages[0].Content == "hello" ||
 		c.messages[n-2].Content != "and the sea, and the lamp?" {
 		t.Errorf("%d messages are remembered: %v", n, c.messages)
 	}
 }
 
-func TestExportKeepsEveryBitAndTheTokenizer(t *testing.T) {
+func TestExport_KeepsEveryBitAndTokenizer(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	first, second := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
 	succeed(t, "export", "--model_path", dir, "--output_path", first, "--shard_size", "40KB")
 	succeed(t, "export", "--model_path", first, "--output_path", second)
-	for _, name := range []string{"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"} {
+	for _, name := range []string{"model.safetensors", "config.json", "tokenizer.json",
+		"tokenizer_config.json", "generation_config.json"} {
 		a, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
@@ -399,11 +307,8 @@ func TestExportKeepsEveryBitAndTheTokenizer(t *testing.T) {
 			t.Errorf("%s differs", name)
 		}
 	}
-	if shards, _ := filepath.Glob(
-		filepath.Join(first, "model-*-of-*.safetensors"),
-	); len(
-		shards,
-	) < 3 {
+	if shards, _ := filepath.Glob(filepath.Join(first,
+		"model-*-of-*.safetensors")); len(shards) < 3 {
 		t.Errorf("shards of 40 KB: %v", shards)
 	}
 	half := filepath.Join(t.TempDir(), "half")
@@ -447,26 +352,16 @@ func sameTensors(t *testing.T, a, b string) (same bool) {
 	return same
 }
 
-func TestInfoDescribesModelAndMachine(t *testing.T) {
+func TestInfo_DescribesModelAndMachine(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	info := decode[modelInfo](t, succeed(t, "info", "--model_path", dir, "--tensors", "--json"))
-	if info.Architecture != "llama" || info.VocabularySize != 704 || info.ContextLength != 256 || info.Problem != "" ||
-		info.Tokenizer == nil ||
-		info.Tokenizer.Tokens != 700 ||
-		!info.Tokenizer.ChatTemplate ||
-		len(info.Tensors) != 21 {
+	if info.Architecture != "llama" || info.VocabularySize != 704 || info.ContextLength != 256 ||
+		info.Problem != "" || info.Tokenizer == nil || info.Tokenizer.Tokens != 700 ||
+		!info.Tokenizer.ChatTemplate || len(info.Tensors) != 21 {
 		t.Errorf("got %+v", info)
 	}
-	if plain := succeed(
-		t,
-		"info",
-		"--model_path",
-		dir,
-		"--tensors",
-	); !strings.Contains(
-		plain,
-		"model.layers.1.self_attn.q_proj.weight",
-	) {
+	if plain := succeed(t, "info", "--model_path", dir, "--tensors"); !strings.Contains(plain,
+		"model.layers.1.self_attn.q_proj.weight") {
 		t.Errorf("printed %s", plain)
 	}
 	machine := decode[machineInfo](t, succeed(t, "info", "--device", "--json"))
@@ -476,7 +371,7 @@ func TestInfoDescribesModelAndMachine(t *testing.T) {
 	}
 }
 
-func TestCompletionKnowsCommandsAndFlags(t *testing.T) {
+func TestCompletion_ListsCommandsAndFlags(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		script := succeed(t, "completion", shell)
 		for _, want := range []string{"generate", "max_new_tokens", "bfloat16", "completion"} {
@@ -487,20 +382,17 @@ func TestCompletionKnowsCommandsAndFlags(t *testing.T) {
 	}
 }
 
-func TestHelpTeachesWithAnExample(t *testing.T) {
-	for _, name := range []string{"generate", "chat", "score", "info", "export", "plan", "completion"} {
-		if help := succeed(
-			t,
-			name,
-			"--help",
-		); !strings.Contains(help, "Examples:\n") ||
+func TestHelp_ShowsExamples(t *testing.T) {
+	for _, name := range []string{"generate", "chat", "score", "info", "export", "plan",
+		"completion"} {
+		if help := succeed(t, name, "--help"); !strings.Contains(help, "Examples:\n") ||
 			!strings.Contains(help, "conquer "+name) {
 			t.Errorf("%s: %s", name, help)
 		}
 	}
 }
 
-func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
+func TestProgram_BadInputGetsOneLineAndExitCode(t *testing.T) {
 	good, bare, small := writeModel(t, 704, true), writeModel(t, 50, false), writeModel(t, 60, true)
 	folder := t.TempDir()
 	full := filepath.Join(folder, "full")
@@ -508,13 +400,10 @@ func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 	os.WriteFile(filepath.Join(full, "precious"), nil, 0o644)
 	broken := filepath.Join(folder, "broken")
 	os.Mkdir(broken, 0o755)
-	os.WriteFile(
-		filepath.Join(broken, "model.safetensors"),
-		[]byte("\xff\xff\xff\xff\xff\xff\xff\x7f{"),
-		0o644,
-	)
+	os.WriteFile(filepath.Join(broken, "model.safetensors"),
+		[]byte("\xff\xff\xff\xff\xff\xff\xff\x7f{"), 0o644)
 	os.WriteFile(filepath.Join(broken, "config.json"), []byte("{}"), 0o644)
-	// A folder whose config.json asks for something else than its weights are.
+	// config.json does not match the weights.
 	changed := func(key string, value any) string {
 		config := map[string]any{}
 		whole, _ := os.ReadFile(filepath.Join(bare, "config.json"))
@@ -542,66 +431,86 @@ func TestBadInputGetsOneLineAndTheRightExitCode(t *testing.T) {
 		code int
 		want string
 	}{
-		"no model":              {[]string{"generate", "--prompt", "x"}, 2, "--model_path"},
-		"no such model":         {generate("/nowhere/at/all", "--prompt", "x"), 1, "/nowhere/at/all"},
-		"a broken file":         {generate(broken, "--prompt", "x"), 1, "model.safetensors"},
-		"more layers":           {generate(changed("num_hidden_layers", 9), "--token_ids", "1"), 1, "changed lacks 63 of the tensors"},
-		"layers without end":    {generate(changed("num_hidden_layers", 1e18), "--token_ids", "1"), 1, "a positive whole number below 2^40"},
-		"a word for a number":   {generate(changed("num_attention_heads", "four"), "--token_ids", "1"), 1, `is "four", expected`},
-		"an empty text":         {[]string{"score", "--model_path", good, "--text_file", empty}, 1, "two"},
-		"a plan of both":        {[]string{"plan", "--architecture", "llama", "--variant", "7b", "--lora_rank", "4", "--head_only"}, 2, "choose one"},
-		"a plan of no passes":   {[]string{"plan", "--architecture", "llama", "--variant", "7b", "--accumulate", "-5"}, 2, "at least 1"},
-		"a plan without hosts":  {[]string{"plan", "--architecture", "llama", "--variant", "7b", "--gpus_per_host", "0"}, 2, "0 GPUs per host"},
-		"two wrong processes":   {generate(good, "--prompt", "x", "--nproc", "2", "--temperature", "-1"), 2, "--temperature"},
-		"two that record":       {generate(good, "--prompt", "x", "--nproc", "2", "--compile", "graph"), 2, "--compile graph works in one process"},
-		"nothing to do":         {generate(good), 2, "--prompt"},
-		"text and ids":          {generate(good, "--prompt", "x", "--token_ids", "1"), 2, "--token_ids"},
-		"unknown flag":          {generate(good, "--promt", "x"), 2, "did you mean --prompt?"},
-		"a word for a flag":     {generate(good, "--prompt", "x", "--use_cache", "false"), 2, "--flag=false"},
-		"half a flag":           {generate(good, "--max", "3"), 2, "did you mean --max_new_tokens?"},
-		"no flag like it":       {generate(good, "--colour", "x"), 2, "unknown flag: --colour; `conquer"},
-		"unknown dtype":         {generate(good, "--prompt", "x", "--dtype", "int3"), 2, "--dtype"},
-		"unknown device":        {generate(good, "--prompt", "x", "--device", "tpu"), 2, "--device"},
-		"a device out of reach": {generate(good, "--prompt", "x", "--device", "cuda:977"), 1, "--device"},
-		"negative temperature":  {generate(good, "--prompt", "x", "--temperature", "-1"), 2, "--temperature"},
-		"top_p of 2":            {generate(good, "--prompt", "x", "--top_p", "2"), 2, "--top_p"},
-		"no new tokens":         {generate(good, "--prompt", "x", "--max_new_tokens", "0"), 2, "--max_new_tokens"},
-		"not a number":          {generate(good, "--prompt", "x", "--max_new_tokens", "many"), 2, "max_new_tokens"},
-		"ids that are words":    {generate(good, "--token_ids", "1,two"), 2, `"two"`},
-		"ids out of range":      {generate(bare, "--token_ids", "1,50"), 1, "0 to 49"},
-		"vocabulary mismatch":   {generate(small, "--prompt", "x"), 1, "700 tokens"},
-		"no tokenizer":          {generate(bare, "--prompt", "x"), 1, "--tokenizer"},
-		"no chat template":      {[]string{"chat", "--model_path", bare}, 1, "--tokenizer"},
-		"beyond the context":    {generate(bare, "--token_ids", strings.Repeat("1,", 256)+"1"), 1, "256"},
-		"no prompts file":       {generate(good, "--prompts_file", "/nowhere.txt"), 1, "/nowhere.txt"},
-		"a bad line":            {generate(good, "--prompts_file", lines), 1, "bad.jsonl:2"},
-		"stop without text":     {generate(bare, "--token_ids", "1", "--stop", "x"), 1, "tokenizer"},
-		"no text":               {[]string{"score", "--model_path", good}, 2, "--text_file"},
-		"no text file":          {[]string{"score", "--model_path", good, "--text_file", "/nowhere"}, 1, "/nowhere"},
-		"one token":             {[]string{"score", "--model_path", bare, "--token_ids", "1"}, 1, "two"},
-		"no output":             {[]string{"export", "--model_path", good}, 2, "--output_path"},
-		"a folder in use":       {[]string{"export", "--model_path", good, "--output_path", full}, 1, "--overwrite"},
-		"an unknown format":     {[]string{"export", "--model_path", good, "--output_path", folder + "/x", "--format", "onnx"}, 2, "onnx"},
-		"a strange size":        {[]string{"export", "--model_path", good, "--output_path", folder + "/x", "--shard_size", "big"}, 2, "--shard_size"},
-		"a version of what":     {[]string{"version", "of", "what"}, 2, `"of"`},
-		"an unknown shell":      {[]string{"completion", "csh"}, 2, "csh"},
-		"a plan of nothing":     {[]string{"plan"}, 2, "--architecture"},
-		"a plan for half hosts": {[]string{"plan", "--architecture", "llama", "--variant", "7b", "--gpus", "12"}, 2, "hosts of 8"},
-		"info of nothing":       {[]string{"info", "--model_path", "/nowhere"}, 1, "/nowhere"},
+		"no model": {[]string{"generate", "--prompt", "x"}, 2, "--model_path"},
+		"no such model": {generate("/nowhere/at/all", "--prompt", "x"), 1,
+			"/nowhere/at/all"},
+		"a broken file": {generate(broken, "--prompt", "x"), 1, "model.safetensors"},
+		"more layers": {generate(changed("num_hidden_layers", 9), "--token_ids", "1"), 1,
+			"changed lacks 63 of the tensors"},
+		"layers without end": {generate(changed("num_hidden_layers", 1e18), "--token_ids", "1"),
+			1, "a positive whole number below 2^40"},
+		"a word for a number": {generate(changed("num_attention_heads", "four"), "--token_ids",
+			"1"), 1, `is "four", expected`},
+		"an empty text": {[]string{"score", "--model_path", good, "--text_file", empty}, 1,
+			"two"},
+		"a plan of both": {[]string{"plan", "--architecture", "llama", "--variant", "7b",
+			"--lora_rank", "4", "--head_only"}, 2, "choose one"},
+		"a plan of no passes": {[]string{"plan", "--architecture", "llama", "--variant", "7b",
+			"--accumulate", "-5"}, 2, "at least 1"},
+		"a plan without hosts": {[]string{"plan", "--architecture", "llama", "--variant", "7b",
+			"--gpus_per_host", "0"}, 2, "0 GPUs per host"},
+		"two wrong processes": {generate(good, "--prompt", "x", "--nproc", "2", "--temperature",
+			"-1"), 2, "--temperature"},
+		"two that record": {generate(good, "--prompt", "x", "--nproc", "2", "--compile",
+			"graph"), 2, "--compile graph works in one process"},
+		"nothing to do": {generate(good), 2, "--prompt"},
+		"text and ids": {generate(good, "--prompt", "x", "--token_ids", "1"), 2,
+			"--token_ids"},
+		"unknown flag": {generate(good, "--promt", "x"), 2, "did you mean --prompt?"},
+		"a word for a flag": {generate(good, "--prompt", "x", "--use_cache", "false"), 2,
+			"--flag=false"},
+		"half a flag": {generate(good, "--max", "3"), 2,
+			"did you mean --max_new_tokens?"},
+		"no flag like it": {generate(good, "--colour", "x"), 2,
+			"unknown flag: --colour; `conquer"},
+		"unknown dtype": {generate(good, "--prompt", "x", "--dtype", "int3"), 2, "--dtype"},
+		"unknown device": {generate(good, "--prompt", "x", "--device", "tpu"), 2,
+			"--device"},
+		"a device out of reach": {generate(good, "--prompt", "x", "--device", "cuda:977"), 1,
+			"--device"},
+		"negative temperature": {generate(good, "--prompt", "x", "--temperature", "-1"), 2,
+			"--temperature"},
+		"top_p of 2": {generate(good, "--prompt", "x", "--top_p", "2"), 2, "--top_p"},
+		"no new tokens": {generate(good, "--prompt", "x", "--max_new_tokens", "0"), 2,
+			"--max_new_tokens"},
+		"not a number": {generate(good, "--prompt", "x", "--max_new_tokens", "many"), 2,
+			"max_new_tokens"},
+		"ids that are words":  {generate(good, "--token_ids", "1,two"), 2, `"two"`},
+		"ids out of range":    {generate(bare, "--token_ids", "1,50"), 1, "0 to 49"},
+		"vocabulary mismatch": {generate(small, "--prompt", "x"), 1, "700 tokens"},
+		"no tokenizer":        {generate(bare, "--prompt", "x"), 1, "--tokenizer"},
+		"no chat template":    {[]string{"chat", "--model_path", bare}, 1, "--tokenizer"},
+		"beyond the context": {generate(bare, "--token_ids", strings.Repeat("1,", 256)+"1"), 1,
+			"256"},
+		"no prompts file": {generate(good, "--prompts_file", "/nowhere.txt"), 1,
+			"/nowhere.txt"},
+		"a bad line": {generate(good, "--prompts_file", lines), 1, "bad.jsonl:2"},
+		"stop without text": {generate(bare, "--token_ids", "1", "--stop", "x"), 1,
+			"tokenizer"},
+		"no text": {[]string{"score", "--model_path", good}, 2, "--text_file"},
+		"no text file": {[]string{"score", "--model_path", good, "--text_file",
+			"/nowhere"}, 1, "/nowhere"},
+		"one token": {[]string{"score", "--model_path", bare, "--token_ids", "1"}, 1,
+			"two"},
+		"no output": {[]string{"export", "--model_path", good}, 2, "--output_path"},
+		"a folder in use": {[]string{"export", "--model_path", good, "--output_path", full},
+			1, "--overwrite"},
+		"an unknown format": {[]string{"export", "--model_path", good, "--output_path",
+			folder + "/x", "--format", "onnx"}, 2, "onnx"},
+		"a strange size": {[]string{"export", "--model_path", good, "--output_path",
+			folder + "/x", "--shard_size", "big"}, 2, "--shard_size"},
+		"a version of what": {[]string{"version", "of", "what"}, 2, `"of"`},
+		"an unknown shell":  {[]string{"completion", "csh"}, 2, "csh"},
+		"a plan of nothing": {[]string{"plan"}, 2, "--architecture"},
+		"a plan for half hosts": {[]string{"plan", "--architecture", "llama", "--variant", "7b",
+			"--gpus", "12"}, 2, "hosts of 8"},
+		"info of nothing": {[]string{"info", "--model_path", "/nowhere"}, 1, "/nowhere"},
 	} {
 		stdout, stderr, code := invoke(t, "", c.args...)
 		if code != c.code || !strings.Contains(stderr, c.want) ||
-			strings.Count(stderr, "\n") != 1 ||
-			stdout != "" {
-			t.Errorf(
-				"%s: exit %d, want %d and one line with %q\nstdout: %s\nstderr: %s",
-				name,
-				code,
-				c.code,
-				c.want,
-				stdout,
-				stderr,
-			)
+			strings.Count(stderr, "\n") != 1 || stdout != "" {
+			t.Errorf("%s: exit %d, want %d and one line with %q\nstdout: %s\nstderr: %s", name,
+				code, c.code, c.want, stdout, stderr)
 		}
 	}
 }

@@ -22,9 +22,9 @@ import (
 	"conquer/train"
 )
 
-// The GPU's suite: `make test-gpu`. What a GPU computes must be what the CPU does.
+// The tests of `make test-gpu`. A GPU must compute the same results as the CPU.
 
-// needGPU skips where there is no GPU, and says why.
+// needGPU skips the test, with the reason, if no GPU can be used.
 func needGPU(t testing.TB) torch.Device {
 	t.Helper()
 	if err := torch.LoadCUDA(); err != nil {
@@ -36,7 +36,7 @@ func needGPU(t testing.TB) torch.Device {
 // decoders are architectures that differ in what their blocks compute.
 var decoders = []string{"llama", "bamba", "qwen3", "granite", "smollm3"}
 
-// sized is a config of a size at which every kernel is used.
+// sized returns a config large enough that every kernel is used.
 func sized(t testing.TB, architecture string) model.Config {
 	t.Helper()
 	variant := map[string]string{"llama": "micro", "bamba": "small", "qwen3": "0.6b",
@@ -45,14 +45,16 @@ func sized(t testing.TB, architecture string) model.Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config["vocab_size"], config["num_hidden_layers"], config["initializer_range"] = 1024.0, 4.0, 0.08
+	config["vocab_size"], config["num_hidden_layers"] = 1024.0, 4.0
+	config["initializer_range"] = 0.08
 	switch architecture {
 	case "qwen3", "granite", "smollm3":
 		config["hidden_size"], config["intermediate_size"] = 512.0, 1024.0
 		config["num_attention_heads"], config["num_key_value_heads"] = 8.0, 4.0
 	case "bamba":
 		config["attn_layer_indices"] = []any{2.0}
-		config["hidden_size"], config["mamba_d_head"], config["mamba_d_state"], config["mamba_n_heads"] = 512.0, 64.0, 128.0, 16.0
+		config["hidden_size"], config["mamba_d_head"] = 512.0, 64.0
+		config["mamba_d_state"], config["mamba_n_heads"] = 128.0, 16.0
 	}
 	return config
 }
@@ -87,41 +89,27 @@ var gpuPrompts = [][]int32{
 	slices.Repeat([]int32{9, 800, 31, 7}, 40),
 }
 
-func TestGPUGivesTheCPUsText(t *testing.T) {
+func TestGPU_GeneratesSameTextAsCPU(t *testing.T) {
 	device := needGPU(t)
 	for _, architecture := range []string{"llama", "bamba"} {
 		t.Run(architecture, func(t *testing.T) {
 			config := sized(t, architecture)
-			cpu, gpu := random(
-				t,
-				config,
-				torch.Float32,
-				torch.CPU,
-			), random(
-				t,
-				config,
-				torch.Float32,
-				device,
-			)
-			for _, o := range []generate.Options{{}, {Temperature: 0.8, TopK: 40, TopP: 0.9, Seed: 3, RepetitionPenalty: 1.2}} {
+			cpu, gpu := random(t, config, torch.Float32, torch.CPU), random(t, config,
+				torch.Float32, device)
+			for _, o := range []generate.Options{{},
+				{Temperature: 0.8, TopK: 40, TopP: 0.9, Seed: 3, RepetitionPenalty: 1.2}} {
 				o.MaxNewTokens, o.IgnoreEOS, o.Compile = 40, true, generate.CompileNone
 				for _, batch := range [][][]int32{gpuPrompts, gpuPrompts[:1], gpuPrompts[3:]} {
 					want := mustGenerate(t, cpu, batch, o)
-					for _, compile := range []generate.Compile{generate.CompileNone, generate.CompileGraph} {
+					for _, compile := range []generate.Compile{generate.CompileNone,
+						generate.CompileGraph} {
 						o := o
 						o.Compile = compile
 						for i, r := range mustGenerate(t, gpu, batch, o) {
 							if !slices.Equal(r.Tokens, want[i].Tokens) {
-								t.Errorf(
-									"%s, temperature %v, prompt %d of %d: the GPU gave %v, the "+
-										"CPU %v",
-									compile,
-									o.Temperature,
-									i,
-									len(batch),
-									r.Tokens,
-									want[i].Tokens,
-								)
+								t.Errorf("%s, temperature %v, prompt %d of %d: the GPU gave %v, "+
+									"the CPU %v", compile, o.Temperature, i, len(batch), r.Tokens,
+									want[i].Tokens)
 							}
 						}
 					}
@@ -131,7 +119,7 @@ func TestGPUGivesTheCPUsText(t *testing.T) {
 	}
 }
 
-func TestGPUReplaysGiveWhatLaunchesGiveInBFloat16(t *testing.T) {
+func TestGPU_ReplayEqualsLaunchesInBFloat16(t *testing.T) {
 	device := needGPU(t)
 	for _, architecture := range decoders {
 		m := random(t, sized(t, architecture), torch.BFloat16, device)
@@ -144,26 +132,22 @@ func TestGPUReplaysGiveWhatLaunchesGiveInBFloat16(t *testing.T) {
 	}
 }
 
-// A session's cache has more room than one generation's and holds the turns before, so that sums
-// are cut elsewhere: what it says may differ where two tokens are nearly as likely, which float32
-// does not see.
-func TestGPUSessionGivesWhatATurnAloneGives(t *testing.T) {
+// A session's cache is larger than that of one generation and holds earlier turns, so sums are
+// split differently. In float32 the difference is too small to change the most likely token.
+func TestGPU_SessionEqualsSingleTurns(t *testing.T) {
 	device := needGPU(t)
 	m := random(t, sized(t, "llama"), torch.Float32, device)
 	s := generate.NewSession(m, nil)
 	defer s.Close()
 	ids := slices.Clone(gpuPrompts[0])
-	for range 3 { // the recording serves the turns that follow
-		r, _, err := s.Generate(
-			context.Background(),
-			ids,
-			generate.Options{MaxNewTokens: 20, IgnoreEOS: true},
-			nil,
-		)
+	for range 3 { // later turns replay the recording
+		r, _, err := s.Generate(context.Background(), ids,
+			generate.Options{MaxNewTokens: 20, IgnoreEOS: true}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		alone := mustGenerate(t, m, [][]int32{ids}, generate.Options{MaxNewTokens: 20, IgnoreEOS: true, Compile: generate.CompileNone})[0]
+		alone := mustGenerate(t, m, [][]int32{ids},
+			generate.Options{MaxNewTokens: 20, IgnoreEOS: true, Compile: generate.CompileNone})[0]
 		if !slices.Equal(alone.Tokens, r.Tokens) {
 			t.Errorf("a session gave %v, alone %v", r.Tokens, alone.Tokens)
 		}
@@ -171,37 +155,23 @@ func TestGPUSessionGivesWhatATurnAloneGives(t *testing.T) {
 	}
 }
 
-func TestGPULogitsAreNearTheCPUs(t *testing.T) {
+func TestGPU_LogitsAreNearCPU(t *testing.T) {
 	device := needGPU(t)
 	for _, architecture := range decoders {
-		for dtype, limit := range map[torch.DType]float64{torch.Float32: 1e-3, torch.BFloat16: 5e-2} {
+		for dtype, limit := range map[torch.DType]float64{torch.Float32: 1e-3,
+			torch.BFloat16: 5e-2} {
 			config := sized(t, architecture)
-			cpu, gpu := random(
-				t,
-				config,
-				torch.Float32,
-				torch.CPU,
-			), random(
-				t,
-				config,
-				dtype,
-				device,
-			)
+			cpu, gpu := random(t, config, torch.Float32, torch.CPU), random(t, config, dtype,
+				device)
 			if err := torch.Run(func() error {
 				torch.NoGrad(func() {
 					ids := torch.RandInt(1024, []int{2, 200}, torch.CPU)
 					want := torch.Values[float32](model.Logits(cpu, model.Sequence{IDs: ids}))
-					got := torch.Values[float32](
-						model.Logits(gpu, model.Sequence{IDs: ids.ToDevice(device)}).
-							ToDevice(torch.CPU),
-					)
+					got := torch.Values[float32](model.Logits(gpu,
+						model.Sequence{IDs: ids.ToDevice(device)}).ToDevice(torch.CPU))
 					if d := distanceOf(got, want); !(d < limit) {
-						t.Errorf(
-							"%s in %v: logits differ by %.2g of their norm",
-							architecture,
-							dtype,
-							d,
-						)
+						t.Errorf("%s in %v: logits differ by %.2g of their norm", architecture,
+							dtype, d)
 					}
 				})
 				return nil
@@ -221,27 +191,17 @@ func distanceOf(got, want []float32) float64 {
 	return math.Sqrt(d / n)
 }
 
-// losses are those of fifty steps from the same weights over the same samples.
-func losses(
-	t *testing.T,
-	architecture string,
-	dtype torch.DType,
-	d torch.Device,
-	o train.Options,
-) []float64 {
+// losses trains for fifty steps from the same weights on the same samples and returns the losses.
+func losses(t *testing.T, architecture string, dtype torch.DType, d torch.Device,
+	o train.Options) []float64 {
 	t.Helper()
 	list, _ := recordedLosses(t, architecture, dtype, d, o)
 	return list
 }
 
-// recordedLosses also says whether passes were replayed.
-func recordedLosses(
-	t *testing.T,
-	architecture string,
-	dtype torch.DType,
-	d torch.Device,
-	o train.Options,
-) ([]float64, bool) {
+// recordedLosses also reports whether passes were replayed.
+func recordedLosses(t *testing.T, architecture string, dtype torch.DType, d torch.Device,
+	o train.Options) ([]float64, bool) {
 	t.Helper()
 	data := &dataset.Dataset{}
 	for i := range 16 {
@@ -268,37 +228,34 @@ func recordedLosses(
 	return list, tr.Recorded()
 }
 
-// apart is the largest difference of two runs' losses, as a share of the loss.
-func apart(got, want []float64) (worst float64) {
+// largestDifference is the largest difference of two runs' losses, as a share of the loss.
+func largestDifference(got, want []float64) (worst float64) {
 	for i := range want {
 		worst = max(worst, math.Abs(got[i]-want[i])/max(want[i], 0.5))
 	}
 	return worst
 }
 
-// What is computed again is the same computation: only sums whose order the GPU leaves open may
+// Recomputation repeats the same computation. Only sums in an undefined order on the GPU may
 // differ.
-func TestGPURecomputationGivesTheSameLosses(t *testing.T) {
+func TestGPU_RecomputationKeepsLosses(t *testing.T) {
 	device := needGPU(t)
 	for _, architecture := range []string{"llama", "bamba"} {
 		want := losses(t, architecture, torch.BFloat16, device, train.Options{})
-		for _, recompute := range []train.Recompute{train.RecomputeSelective, train.RecomputeBlock} {
-			got := losses(
-				t,
-				architecture,
-				torch.BFloat16,
-				device,
-				train.Options{Recompute: recompute},
-			)
-			t.Logf("%s, %s: largest difference %.2g", architecture, recompute, apart(got, want))
-			if !(apart(got, want) < 3e-3) {
+		for _, recompute := range []train.Recompute{train.RecomputeSelective,
+			train.RecomputeBlock} {
+			got := losses(t, architecture, torch.BFloat16, device,
+				train.Options{Recompute: recompute})
+			t.Logf("%s, %s: largest difference %.2g", architecture, recompute,
+				largestDifference(got, want))
+			if !(largestDifference(got, want) < 3e-3) {
 				t.Errorf("%s, %s: recomputed %.4f, kept %.4f", architecture, recompute, got, want)
 			}
 		}
 	}
 }
 
-func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
+func TestGPU_LossesFollowCPUForFiftySteps(t *testing.T) {
 	device := needGPU(t)
 	for _, c := range []struct {
 		name, architecture string
@@ -308,9 +265,13 @@ func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
 	}{
 		{"llama", "llama", torch.Float32, 2e-4, train.Options{}},
 		{"llama packed", "llama", torch.Float32, 2e-4, train.Options{Pack: true}},
-		{"llama recomputed", "llama", torch.BFloat16, 2e-2, train.Options{Recompute: train.RecomputeBlock}},
-		{"llama rounded at random", "llama", torch.BFloat16, 2.5e-2, train.Options{Stochastic: true}},
-		{"llama lora", "llama", torch.BFloat16, 2e-2, train.Options{LoRA: &lora.Config{Rank: 8, Alpha: 16, Targets: []string{lora.AllLinear}}}},
+		{"llama recomputed", "llama", torch.BFloat16, 2e-2,
+			train.Options{Recompute: train.RecomputeBlock}},
+		{"llama rounded at random", "llama", torch.BFloat16, 2.5e-2,
+			train.Options{Stochastic: true}},
+		{"llama lora", "llama", torch.BFloat16, 2e-2,
+			train.Options{LoRA: &lora.Config{Rank: 8, Alpha: 16,
+				Targets: []string{lora.AllLinear}}}},
 		{"bamba", "bamba", torch.Float32, 1e-3, train.Options{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -318,15 +279,9 @@ func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
 			exact.Stochastic = false // the CPU trains float32 weights, which need no rounding
 			want := losses(t, c.architecture, torch.Float32, torch.CPU, exact)
 			got := losses(t, c.architecture, c.dtype, device, c.options)
-			worst := apart(got, want)
-			t.Logf(
-				"first %.4f and %.4f, last %.4f and %.4f, largest difference %.2g",
-				want[0],
-				got[0],
-				want[49],
-				got[49],
-				worst,
-			)
+			worst := largestDifference(got, want)
+			t.Logf("first %.4f and %.4f, last %.4f and %.4f, largest difference %.2g", want[0],
+				got[0], want[49], got[49], worst)
 			if !(worst < c.limit) {
 				t.Errorf("the losses differ by %.2g: CPU %.4f, GPU %.4f", worst, want, got)
 			}
@@ -334,9 +289,9 @@ func TestGPULossesFollowTheCPUsForFiftySteps(t *testing.T) {
 	}
 }
 
-// The batches have rows of 64 and of 96 tokens in turns, and as many labels as come. With dropout,
-// a recording must draw what operations launched one by one draw.
-func TestGPURecordedStepsFollowThoseLaunchedOneByOne(t *testing.T) {
+// Batches alternate between rows of 64 and of 96 tokens, with varying numbers of labels. With
+// dropout, a recording must draw the same random numbers as operations launched one by one.
+func TestGPU_RecordedStepsFollowLaunchedSteps(t *testing.T) {
 	device := needGPU(t)
 	adapter := func(dropout float64) *lora.Config {
 		return &lora.Config{Rank: 8, Alpha: 16, Dropout: dropout, Targets: []string{lora.AllLinear}}
@@ -349,14 +304,17 @@ func TestGPURecordedStepsFollowThoseLaunchedOneByOne(t *testing.T) {
 	}{
 		{"llama", "llama", torch.Float32, 2e-4, train.Options{}},
 		{"llama accumulated", "llama", torch.Float32, 2e-4, train.Options{Accumulate: 3}},
-		{"llama packed, selective", "llama", torch.Float32, 2e-4, train.Options{Pack: true, Recompute: train.RecomputeSelective}},
-		{"llama block by block", "llama", torch.Float32, 2e-4, train.Options{Recompute: train.RecomputeBlock}},
+		{"llama packed, selective", "llama", torch.Float32, 2e-4,
+			train.Options{Pack: true, Recompute: train.RecomputeSelective}},
+		{"llama block by block", "llama", torch.Float32, 2e-4,
+			train.Options{Recompute: train.RecomputeBlock}},
 		{"llama lora, dropout", "llama", torch.Float32, 2e-4, train.Options{LoRA: adapter(0.2)}},
-		{"llama smoothed", "llama", torch.Float32, 2e-4, train.Options{LabelSmoothing: 0.1, ZLoss: 1e-3}},
+		{"llama smoothed", "llama", torch.Float32, 2e-4,
+			train.Options{LabelSmoothing: 0.1, ZLoss: 1e-3}},
 		{"llama bfloat16", "llama", torch.BFloat16, 2e-2, train.Options{}},
 		{"llama lora bfloat16", "llama", torch.BFloat16, 2e-2, train.Options{LoRA: adapter(0)}},
 		{"bamba", "bamba", torch.Float32, 1e-3, train.Options{}},
-		// rounds sums of gradients in place of means
+		// rounds sums of gradients instead of means
 		{"bamba packed bfloat16", "bamba", torch.BFloat16, 0.1, train.Options{Pack: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -370,19 +328,11 @@ func TestGPURecordedStepsFollowThoseLaunchedOneByOne(t *testing.T) {
 			if !recorded {
 				t.Error("no pass was recorded")
 			}
-			t.Logf(
-				"last %.4f and %.4f, largest difference %.2g",
-				want[49],
-				got[49],
-				apart(got, want),
-			)
-			if !(apart(got, want) < c.limit) {
-				t.Errorf(
-					"the losses differ by %.2g: launched one by one %.4f, recorded %.4f",
-					apart(got, want),
-					want,
-					got,
-				)
+			t.Logf("last %.4f and %.4f, largest difference %.2g", want[49], got[49],
+				largestDifference(got, want))
+			if !(largestDifference(got, want) < c.limit) {
+				t.Errorf("the losses differ by %.2g: launched one by one %.4f, recorded %.4f",
+					largestDifference(got, want), want, got)
 			}
 		})
 	}
@@ -394,7 +344,7 @@ func (f listener) Step(s train.Step) error         { f(s); return nil }
 func (listener) Validation(train.Validation) error { return nil }
 func (listener) Notice(string)                     {}
 
-func TestGPUWithoutRoomSaysSoAndServesTheNext(t *testing.T) {
+func TestGPU_OutOfMemoryIsReportedAndRecovered(t *testing.T) {
 	device := needGPU(t)
 	m := random(t, sized(t, "llama"), torch.BFloat16, device)
 	before := torch.LiveTensors()
@@ -417,27 +367,21 @@ func TestGPUWithoutRoomSaysSoAndServesTheNext(t *testing.T) {
 	mustGenerate(t, m, gpuPrompts[:1], generate.Options{MaxNewTokens: 5, IgnoreEOS: true})
 }
 
-func TestGPUProfileNamesKernels(t *testing.T) {
+func TestGPU_ProfileNamesKernels(t *testing.T) {
 	device := needGPU(t)
 	m := random(t, sized(t, "llama"), torch.BFloat16, device)
 	path := filepath.Join(t.TempDir(), "trace.json")
 	var stats generate.Stats
 	rows, err := torch.Trace(path, func() (err error) {
-		_, stats, err = generate.Generate(
-			context.Background(),
-			m,
-			nil,
-			gpuPrompts[:1],
-			generate.Options{MaxNewTokens: 5, IgnoreEOS: true, Compile: generate.CompileNone},
-			nil,
-		)
+		_, stats, err = generate.Generate(context.Background(), m, nil, gpuPrompts[:1],
+			generate.Options{MaxNewTokens: 5, IgnoreEOS: true, Compile: generate.CompileNone}, nil)
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	kernels := []string{"gemv", "decode_attention"}
-	if device.Info().Major == 9 { // else the operations that it is made of give the same
+	if device.Info().Major == 9 { // elsewhere separate operations compute the same
 		kernels = append(kernels, "block_tail")
 		if !stats.Fused || stats.UnfusedReason != "" {
 			t.Errorf("the fused kernel is not spoken of: %+v", stats)
@@ -447,15 +391,13 @@ func TestGPUProfileNamesKernels(t *testing.T) {
 		t.Errorf("nothing is said of the fused kernel that is not there: %+v", stats)
 	}
 	for _, kernel := range kernels {
-		if !slices.ContainsFunc(
-			rows,
-			func(r torch.Traced) bool { return r.GPU && strings.TrimSuffix(r.Name, "_mha") == kernel },
-		) {
-			t.Errorf(
-				"no %s among the kernels, which begin with %v",
-				kernel,
-				rows[:min(8, len(rows))],
-			)
+		if !slices.ContainsFunc(rows,
+			func(r torch.Traced) bool {
+				return r.GPU &&
+					strings.TrimSuffix(r.Name, "_mha") == kernel
+			}) {
+			t.Errorf("no %s among the kernels, which begin with %v", kernel,
+				rows[:min(8, len(rows))])
 		}
 	}
 	data, err := os.ReadFile(path)
@@ -464,73 +406,29 @@ func TestGPUProfileNamesKernels(t *testing.T) {
 	}
 }
 
-func TestGPUBenchmarksRun(t *testing.T) {
+func TestGPU_BenchmarksRun(t *testing.T) {
 	needGPU(t)
-	printed := succeed(
-		t,
-		"bench",
-		"inference",
-		"--architecture",
-		"llama",
-		"--variant",
-		"micro",
-		"--device",
-		"cuda",
-		"--seq_len",
-		"64",
-		"--max_new_tokens",
-		"16",
-		"--batch_size",
-		"2",
-		"--repeat",
-		"1",
-		"--json",
-	)
+	printed := succeed(t, "bench", "inference", "--architecture", "llama", "--variant", "micro",
+		"--device", "cuda", "--seq_len", "64", "--max_new_tokens", "16", "--batch_size", "2",
+		"--repeat", "1", "--json")
 	if rows := strings.Count(printed, "\n"); rows != 3 {
 		t.Errorf("%d rows, expected 3:\n%s", rows, printed)
 	}
-	if said := strings.Count(
-		printed,
-		`"unfused":"it takes one row, not 2"`,
-	); said != 2 { // the rows with a cache
-		t.Errorf(
-			"two rows are said to be more than the fused kernel takes %d times, expected 2:\n%s",
-			said,
-			printed,
-		)
+	if said := strings.Count(printed,
+		`"unfused":"it takes one row, not 2"`); said != 2 { // one per row with a cache
+		t.Errorf("two rows are said to be more than the fused kernel takes %d times, expected "+
+			"2:\n%s", said, printed)
 	}
-	row := decode[bench.TrainRow](
-		t,
-		succeed(
-			t,
-			"bench",
-			"train",
-			"--architecture",
-			"llama",
-			"--variant",
-			"micro",
-			"--device",
-			"cuda",
-			"--sequence_length",
-			"128",
-			"--batch_size",
-			"2",
-			"--steps",
-			"2",
-			"--json",
-		),
-	)
+	row := decode[bench.TrainRow](t,
+		succeed(t, "bench", "train", "--architecture", "llama", "--variant", "micro", "--device",
+			"cuda", "--sequence_length", "128", "--batch_size", "2", "--steps", "2", "--json"))
 	if !(row.TokensPerS > 0) || row.PeakBytes == 0 {
 		t.Error(fmt.Sprint(row))
 	}
 }
 
-func mustGenerate(
-	t testing.TB,
-	m model.Model,
-	prompts [][]int32,
-	o generate.Options,
-) []generate.Result {
+func mustGenerate(t testing.TB, m model.Model, prompts [][]int32,
+	o generate.Options) []generate.Result {
 	t.Helper()
 	results, _, err := generate.Generate(context.Background(), m, nil, prompts, o, nil)
 	if err != nil {

@@ -127,21 +127,21 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 		info.Parameters += n
 		info.Types[t.Stored] += n
 		if tensors {
-			info.Tensors = append(
-				info.Tensors,
-				tensorInfo{name, t.Shape, t.Stored, t.Bytes, filepath.Base(t.File)},
-			)
+			info.Tensors = append(info.Tensors,
+				tensorInfo{name, t.Shape, t.Stored, t.Bytes, filepath.Base(t.File)})
 		}
 	}
 	config := model.Config(c.Config())
 	info.ModelType, _ = config["model_type"].(string)
-	info.Layers, info.Width, info.Inner = config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]
+	info.Layers, info.Width = config["num_hidden_layers"], config["hidden_size"]
+	info.Inner = config["intermediate_size"]
 	info.Heads, info.KeyValueHeads = config["num_attention_heads"], config["num_key_value_heads"]
 	if err := checkComplete(c); err != nil {
 		info.Problem = err.Error()
 	}
 	if m, err := model.New(config); config != nil && err == nil {
-		info.Architecture, info.ContextLength, info.VocabularySize = m.Architecture(), m.MaxLength(), m.Head().Shape[0]
+		info.Architecture, info.ContextLength = m.Architecture(), m.MaxLength()
+		info.VocabularySize = m.Head().Shape[0]
 	}
 	tok, err := openTokenizer("", path, c)
 	if err != nil {
@@ -150,15 +150,8 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 	if tok != nil {
 		info.Tokenizer = describeTokenizer(tok, c)
 		if info.VocabularySize > 0 && tok.VocabSize() > info.VocabularySize {
-			info.Problem = strings.TrimPrefix(
-				fmt.Sprintf(
-					"%s; the tokenizer has %d tokens, the model %d",
-					info.Problem,
-					tok.VocabSize(),
-					info.VocabularySize,
-				),
-				"; ",
-			)
+			info.Problem = strings.TrimPrefix(fmt.Sprintf("%s; the tokenizer has %d tokens, the "+
+				"model %d", info.Problem, tok.VocabSize(), info.VocabularySize), "; ")
 		}
 	}
 	return info, nil
@@ -188,11 +181,8 @@ func (m *modelInfo) print(w io.Writer) {
 		fmt.Fprintf(w, "%-14s %s\n", name, fmt.Sprintf(format, args...))
 	}
 	row("path", "%s (%s)", m.Path, m.Format)
-	row(
-		"architecture",
-		"%s",
-		cmp.Or(m.Architecture, "not supported")+" (model_type "+cmp.Or(m.ModelType, "unknown")+")",
-	)
+	row("architecture", "%s", cmp.Or(m.Architecture,
+		"not supported")+" (model_type "+cmp.Or(m.ModelType, "unknown")+")")
 	row("parameters", "%s", formatCount(m.Parameters))
 	var types []string
 	for name := range m.Types {
@@ -200,26 +190,16 @@ func (m *modelInfo) print(w io.Writer) {
 	}
 	slices.SortFunc(types, func(a, b string) int { return m.Types[b] - m.Types[a] })
 	for i, name := range types {
-		types[i] = fmt.Sprintf(
-			"%s %.1f %%",
-			name,
-			100*float64(m.Types[name])/float64(max(m.Parameters, 1)),
-		)
+		types[i] = fmt.Sprintf("%s %.1f %%", name,
+			100*float64(m.Types[name])/float64(max(m.Parameters, 1)))
 	}
 	row("stored as", "%s", strings.Join(types, ", "))
 	for i, f := range m.Files {
 		row([]string{"files", ""}[min(i, 1)], "%s, %s", f.Name, formatBytes(f.Bytes))
 	}
 	if m.Layers != nil {
-		row(
-			"shape",
-			"%v layers, width %v, feed-forward width %v, %v heads, %v key/value heads",
-			m.Layers,
-			m.Width,
-			m.Inner,
-			m.Heads,
-			cmp.Or(m.KeyValueHeads, m.Heads),
-		)
+		row("shape", "%v layers, width %v, feed-forward width %v, %v heads, %v key/value heads",
+			m.Layers, m.Width, m.Inner, m.Heads, cmp.Or(m.KeyValueHeads, m.Heads))
 	}
 	if m.ContextLength > 0 {
 		row("context", "%d tokens", m.ContextLength)
@@ -241,14 +221,8 @@ func (m *modelInfo) print(w io.Writer) {
 		fmt.Fprintln(w)
 	}
 	for _, t := range m.Tensors {
-		fmt.Fprintf(
-			w,
-			"%-56s %-8s %-18s %s\n",
-			t.Name,
-			t.Stored,
-			strings.ReplaceAll(fmt.Sprint(t.Shape), " ", "×"),
-			formatBytes(int64(t.Bytes)),
-		)
+		fmt.Fprintf(w, "%-56s %-8s %-18s %s\n", t.Name, t.Stored,
+			strings.ReplaceAll(fmt.Sprint(t.Shape), " ", "×"), formatBytes(int64(t.Bytes)))
 	}
 }
 
@@ -311,16 +285,8 @@ func showMachine(w io.Writer, asJSON bool) error {
 			return nil
 		}
 		for _, d := range torch.Devices() {
-			m.GPUs = append(
-				m.GPUs,
-				gpuInfo{
-					d.Name,
-					fmt.Sprintf("%d.%d", d.Major, d.Minor),
-					d.Multiprocessors,
-					d.Total,
-					d.Free,
-				},
-			)
+			m.GPUs = append(m.GPUs, gpuInfo{d.Name, fmt.Sprintf("%d.%d", d.Major, d.Minor),
+				d.Multiprocessors, d.Total, d.Free})
 		}
 		return nil
 	})
@@ -335,23 +301,12 @@ func showMachine(w io.Writer, asJSON bool) error {
 		return printJSON(w, m)
 	}
 	fmt.Fprintf(w, "conquer    %s (%s, libtorch %s)\n", m.Version, m.Go, m.Libtorch)
-	fmt.Fprintf(
-		w,
-		"processor  %s, %s, %s used\n",
-		m.Processor,
-		dataset.Count(m.Cores, "core"),
-		dataset.Count(m.Threads, "thread"),
-	)
+	fmt.Fprintf(w, "processor  %s, %s, %s used\n", m.Processor, dataset.Count(m.Cores, "core"),
+		dataset.Count(m.Threads, "thread"))
 	for _, g := range m.GPUs {
-		fmt.Fprintf(
-			w,
-			"GPU        %s, compute capability %s, %d multiprocessors, %s, %s free\n",
-			g.Name,
-			g.Capability,
-			g.Multiprocessors,
-			formatBytes(g.TotalBytes),
-			formatBytes(g.FreeBytes),
-		)
+		fmt.Fprintf(w, "GPU        %s, compute capability %s, %d multiprocessors, %s, %s free\n",
+			g.Name, g.Capability, g.Multiprocessors, formatBytes(g.TotalBytes),
+			formatBytes(g.FreeBytes))
 	}
 	if m.Driver != "" {
 		fmt.Fprintf(w, "driver     %s\n", m.Driver)
@@ -366,10 +321,7 @@ func showMachine(w io.Writer, asJSON bool) error {
 func processor() string {
 	data, _ := os.ReadFile("/proc/cpuinfo")
 	for line := range strings.Lines(string(data)) {
-		if name, value, ok := strings.Cut(
-			line,
-			":",
-		); ok &&
+		if name, value, ok := strings.Cut(line, ":"); ok &&
 			strings.TrimSpace(name) == "model name" {
 			return strings.TrimSpace(value)
 		}

@@ -25,27 +25,16 @@ type processFlags struct {
 }
 
 func (f *processFlags) declareProcesses(flags *pflag.FlagSet) {
-	flags.IntVar(
-		&f.processes,
-		"nproc",
-		1,
-		"number of processes on this machine: one per GPU, or sharing the CPU's cores",
-	)
-	flags.DurationVar(
-		&f.timeout,
-		"timeout",
-		10*time.Minute,
-		"how long a process waits for the others before it fails and names them",
-	)
+	flags.IntVar(&f.processes, "nproc", 1,
+		"number of processes on this machine: one per GPU, or sharing the CPU's cores")
+	flags.DurationVar(&f.timeout, "timeout", 10*time.Minute,
+		"how long a process waits for the others before it fails and names them")
 }
 
 func (f *processFlags) checkProcesses() error {
 	if f.processes < 1 || f.timeout <= 0 {
-		return usagef(
-			"--nproc %d, --timeout %v: expected at least 1 process and a positive time",
-			f.processes,
-			f.timeout,
-		)
+		return usagef("--nproc %d, --timeout %v: expected at least 1 process and a positive time",
+			f.processes, f.timeout)
 	}
 	return nil
 }
@@ -58,52 +47,24 @@ type worldFlags struct {
 
 func (f *worldFlags) declare(flags *pflag.FlagSet, o *train.Options) {
 	f.declareProcesses(flags)
-	flags.StringVar(
-		&o.Distributed,
-		"distributed",
-		"",
+	flags.StringVar(&o.Distributed, "distributed", "",
 		"parallel strategy: none, ddp, fsdp, hsdp, tp or pp (default: none for one process, ddp "+
-			"for several)",
-	)
-	flags.IntVar(
-		&o.ShardSize,
-		"hsdp_size",
-		0,
-		"hsdp: number of processes that shard the weights among them (default: those of a machine)",
-	)
-	flags.IntVar(
-		&o.TensorSize,
-		"tp_size",
-		0,
+			"for several)")
+	flags.IntVar(&o.ShardSize, "hsdp_size", 0,
+		"hsdp: number of processes that shard the weights among them (default: those of a machine)")
+	flags.IntVar(&o.TensorSize, "tp_size", 0,
 		"tp, ddp and fsdp: number of processes that divide each layer (default: those of a "+
-			"machine with tp, else none)",
-	)
-	flags.BoolVar(
-		&o.KeepGathered,
-		"keep_gathered",
-		false,
-		"fsdp and hsdp: keep gathered weights from the forward to the backward pass; faster, "+
-			"more memory",
-	)
-	flags.BoolVar(
-		&o.OffloadOptimizer,
-		"offload_optimizer",
-		false,
-		"fsdp and hsdp: keep the optimizer's state in host memory and take its steps there; "+
-			"saves 16 bytes per weight, slower steps",
-	)
-	flags.StringVar(
-		&o.ReduceDType,
-		"reduce_dtype",
-		"float32",
-		"`dtype` in which gradients are summed: float32, or same for the weights' dtype",
-	)
-	flags.IntVar(
-		&f.restarts,
-		"max_restarts",
-		0,
-		"with --nproc: how often to restart from the last checkpoint when a process fails",
-	)
+			"machine with tp, else none)")
+	flags.BoolVar(&o.KeepGathered, "keep_gathered", false,
+		"fsdp and hsdp: keep gathered weights from the forward to the backward pass; faster, more "+
+			"memory")
+	flags.BoolVar(&o.OffloadOptimizer, "offload_optimizer", false,
+		"fsdp and hsdp: keep the optimizer's state in host memory and take its steps there; saves "+
+			"16 bytes per weight, slower steps")
+	flags.StringVar(&o.ReduceDType, "reduce_dtype", "float32",
+		"`dtype` in which gradients are summed: float32, or same for the weights' dtype")
+	flags.IntVar(&f.restarts, "max_restarts", 0,
+		"with --nproc: how often to restart from the last checkpoint when a process fails")
 }
 
 // join makes this process a rank of the run that its environment describes. It returns nil if there
@@ -158,13 +119,8 @@ func (f *processFlags) launch(ctx context.Context, restarts int) error {
 		if err == nil || ctx.Err() != nil || !begun || attempt >= restarts {
 			return err
 		}
-		fmt.Fprintf(
-			os.Stderr,
-			"conquer train: %v\nrestarting from the last checkpoint (restart %d of %d)\n",
-			err,
-			attempt+1,
-			restarts,
-		)
+		fmt.Fprintf(os.Stderr, "conquer train: %v\nrestarting from the last checkpoint (restart "+
+			"%d of %d)\n", err, attempt+1, restarts)
 	}
 }
 

@@ -18,8 +18,7 @@ import (
 	"conquer/train/report"
 )
 
-// With this variable set, the test binary is the program itself, which starts itself again for each
-// process of a run.
+// programVariable makes the test binary run as the program, which starts itself once per process.
 const programVariable = "CONQUER_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -50,56 +49,22 @@ func program(args ...string) (*exec.Cmd, *bytes.Buffer, *bytes.Buffer) {
 func smallRun(t *testing.T, out string, more ...string) []string {
 	t.Helper()
 	data := filepath.Join(t.TempDir(), "poem.txt")
-	if err := os.WriteFile(
-		data, []byte(strings.Repeat("round and round the tower the gulls go round\n", 60)), 0o666,
-	); err != nil {
+	if err := os.WriteFile(data, []byte(strings.Repeat("round and round the tower the gulls go "+
+		"round\n", 60)), 0o666); err != nil {
 		t.Fatal(err)
 	}
-	return append(
-		[]string{
-			"train",
-			"--architecture",
-			"bamba",
-			"--variant",
-			"bytes",
-			"--tokenizer",
-			"char_tokenizer",
-			"--data_path",
-			data,
-			"--output_path",
-			out,
-			"--pack",
-			"--sequence_length",
-			"32",
-			"--batch_size",
-			"1",
-			"--learning_rate",
-			"0.01",
-			"--device",
-			"cpu",
-		},
-		more...)
+	return append([]string{"train", "--architecture", "bamba", "--variant", "bytes", "--tokenizer",
+		"char_tokenizer", "--data_path", data, "--output_path", out, "--pack", "--sequence_length",
+		"32", "--batch_size", "1", "--learning_rate", "0.01", "--device", "cpu"}, more...)
 }
 
 func TestTrain_TwoProcessesReportOnce(t *testing.T) {
 	skipProcesses(t)
 	for _, strategy := range [][]string{{"fsdp"}, {"pp", "--accumulate", "2"}} {
 		out := filepath.Join(t.TempDir(), "out")
-		c, stdout, stderr := program(
-			smallRun(
-				t,
-				out,
-				append(
-					[]string{
-						"--nproc",
-						"2",
-						"--steps",
-						"4",
-						"--report_steps",
-						"1",
-						"--distributed",
-					},
-					strategy...)...)...)
+		c, stdout, stderr := program(smallRun(t, out,
+			append([]string{"--nproc", "2", "--steps", "4", "--report_steps", "1", "--distributed"},
+				strategy...)...)...)
 		if err := c.Run(); err != nil {
 			t.Fatalf("%v: %v\n%s", strategy, err, stderr)
 		}
@@ -109,11 +74,8 @@ func TestTrain_TwoProcessesReportOnce(t *testing.T) {
 		if n := strings.Count(stdout.String(), "tuning "); n != 1 {
 			t.Errorf("%v: the beginning is reported %d times\n%s", strategy, n, stdout)
 		}
-		if text := succeed(
-			t, "generate", "--model_path", out, "--prompt", "round", "--max_new_tokens", "4",
-			"--ignore_eos"); len(
-			text,
-		) < 4 {
+		if text := succeed(t, "generate", "--model_path", out, "--prompt", "round",
+			"--max_new_tokens", "4", "--ignore_eos"); len(text) < 4 {
 			t.Errorf("%v: the result continues with %q", strategy, text)
 		}
 	}
@@ -159,9 +121,8 @@ func TestLaunch_RestartsAfterKilledRank(t *testing.T) {
 	skipProcesses(t)
 	for _, restarts := range []string{"0", "1"} {
 		out := filepath.Join(t.TempDir(), "out")
-		c, _, stderr := program(
-			smallRun(t, out, "--nproc", "2", "--distributed", "ddp", "--steps", "150",
-				"--checkpoint_steps", "2", "--max_restarts", restarts)...)
+		c, _, stderr := program(smallRun(t, out, "--nproc", "2", "--distributed", "ddp", "--steps",
+			"150", "--checkpoint_steps", "2", "--max_restarts", restarts)...)
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -185,17 +146,14 @@ func TestLaunch_RestartsAfterKilledRank(t *testing.T) {
 	}
 }
 
-// What fails before the first step would fail again; and a run's checkpoints are not another run's
-// to go on from.
+// A failure before the first step would repeat, so the run does not restart. A run does not resume
+// from the checkpoints of another run.
 func TestLaunch_DoesNotRestartRunWithoutSteps(t *testing.T) {
 	skipProcesses(t)
 	out := filepath.Join(t.TempDir(), "out")
 	run := func(more ...string) (string, int) {
-		c, _, stderr := program(
-			smallRun(
-				t,
-				out,
-				append(more, "--nproc", "2", "--steps", "4", "--checkpoint_steps", "2")...)...)
+		c, _, stderr := program(smallRun(t, out,
+			append(more, "--nproc", "2", "--steps", "4", "--checkpoint_steps", "2")...)...)
 		c.Run()
 		return stderr.String(), c.ProcessState.ExitCode()
 	}
@@ -212,27 +170,21 @@ func TestLaunch_DoesNotRestartRunWithoutSteps(t *testing.T) {
 func TestTrain_PipelineMergesAdapter(t *testing.T) {
 	skipProcesses(t)
 	out := filepath.Join(t.TempDir(), "out")
-	c, _, stderr := program(
-		smallRun(t, out, "--nproc", "2", "--distributed", "mp", "--accumulate", "2", "--steps", "2",
-			"--lora_rank", "2", "--merge")...)
+	c, _, stderr := program(smallRun(t, out, "--nproc", "2", "--distributed", "mp", "--accumulate",
+		"2", "--steps", "2", "--lora_rank", "2", "--merge")...)
 	if err := c.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, stderr)
 	}
-	if text := succeed(
-		t, "generate", "--model_path", out, "--prompt", "round", "--max_new_tokens", "4",
-		"--ignore_eos"); len(
-		text,
-	) < 4 {
+	if text := succeed(t, "generate", "--model_path", out, "--prompt", "round", "--max_new_tokens",
+		"4", "--ignore_eos"); len(text) < 4 {
 		t.Errorf("the result continues with %q", text)
 	}
 }
 
 func TestLaunch_ReportsCommonFailureOnce(t *testing.T) {
 	skipProcesses(t)
-	c, _, stderr := program(
-		smallRun(
-			t, filepath.Join(t.TempDir(), "out"), "--nproc", "3", "--steps", "4", "--distributed",
-			"pp")...)
+	c, _, stderr := program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "3",
+		"--steps", "4", "--distributed", "pp")...)
 	c.Run()
 	if code := c.ProcessState.ExitCode(); code != 1 ||
 		strings.Count(stderr.String(), "2 layers cannot be divided over 3 processes") != 1 {
@@ -243,21 +195,18 @@ func TestLaunch_ReportsCommonFailureOnce(t *testing.T) {
 		0o666); err != nil {
 		t.Fatal(err)
 	}
-	c, _, stderr = program(
-		smallRun(
-			t, filepath.Join(t.TempDir(), "out"), "--nproc", "2", "--steps", "4", "--data_path",
-			data)...)
+	c, _, stderr = program(smallRun(t, filepath.Join(t.TempDir(), "out"), "--nproc", "2", "--steps",
+		"4", "--data_path", data)...)
 	c.Run()
 	complaint, _ := strings.CutSuffix(stderr.String(),
 		"bad.jsonl:2: field \"text\" is 5, expected a string\n")
 	if code := c.ProcessState.ExitCode(); code != 1 ||
-		!strings.HasPrefix(complaint, "conquer train: ") ||
-		strings.Contains(complaint, "\n") {
+		!strings.HasPrefix(complaint, "conquer train: ") || strings.Contains(complaint, "\n") {
 		t.Errorf("exit code %d and\n%s", code, stderr)
 	}
 }
 
-// What one process alone finds is told with its rank, and a usage error stays one.
+// An error of one process names its rank. A usage error keeps its exit code.
 func TestLaunch_NamesFailedRank(t *testing.T) {
 	skipProcesses(t)
 	state := func(code string) *os.ProcessState {
@@ -273,12 +222,11 @@ func TestLaunch_NamesFailedRank(t *testing.T) {
 			t.Errorf("exit %s: %#v", code, err)
 		}
 	}
-	// Go's own crashes end with 2, too.
+	// A crash of the Go runtime also exits with 2.
 	var wrong usageError
-	if err := failure(
-		0, state("2"), "", "",
-	); err.Error() != "rank 0 failed, so the others were stopped: it ended with exit status 2; its error is above" ||
-		errors.As(err, &wrong) {
+	if err := failure(0, state("2"), "",
+		""); err.Error() != "rank 0 failed, so the others were stopped: it ended with exit status "+
+		"2; its error is above" || errors.As(err, &wrong) {
 		t.Errorf("%#v", err)
 	}
 }
@@ -287,47 +235,25 @@ func TestGenerate_DividedModelEqualsOneProcess(t *testing.T) {
 	skipProcesses(t)
 	for _, c := range []struct {
 		model, processes string
-	}{{"llama/testdata/llama3", "2"}, {"bamba/testdata/hybrid", "2"}, {"llama/testdata/head_dim", "4"}} {
-		args := []string{
-			"generate",
-			"--model_path",
-			"../../" + c.model,
-			"--token_ids",
-			"1,2,3,4",
-			"--token_ids",
-			"9,8",
-			"--max_new_tokens",
-			"10",
-			"--ignore_eos",
-			"--device",
-			"cpu",
-		}
+	}{{"llama/testdata/llama3", "2"}, {"bamba/testdata/hybrid", "2"}, {"llama/testdata/head_dim",
+		"4"}} {
+		args := []string{"generate", "--model_path", "../../" + c.model, "--token_ids", "1,2,3,4",
+			"--token_ids", "9,8", "--max_new_tokens", "10", "--ignore_eos", "--device", "cpu"}
 		want := succeed(t, args...)
 		p, stdout, stderr := program(append(args, "--nproc", c.processes)...)
 		if err := p.Run(); err != nil || stdout.String() != want {
-			t.Errorf("%s in %s processes: %v and %q, want %q\n%s",
-				c.model, c.processes, err, stdout, want, stderr)
+			t.Errorf("%s in %s processes: %v and %q, want %q\n%s", c.model, c.processes, err,
+				stdout, want, stderr)
 		}
 	}
-	// What they cannot divide is said once, and so is what they cannot do.
+	// A model that cannot be divided, or an unsupported flag, is reported once.
 	for want, more := range map[string][]string{
 		"2 heads of keys and values cannot be divided over 3 processes": {"--nproc", "3"},
-		"--compile graph works in one process only": {
-			"--nproc", "2", "--compile", "graph",
-		},
+		"--compile graph works in one process only": {"--nproc", "2",
+			"--compile", "graph"},
 	} {
-		p, stdout, stderr := program(
-			append(
-				[]string{
-					"generate",
-					"--model_path",
-					"../../llama/testdata/llama",
-					"--token_ids",
-					"1",
-					"--device",
-					"cpu",
-				},
-				more...)...)
+		p, stdout, stderr := program(append([]string{"generate", "--model_path",
+			"../../llama/testdata/llama", "--token_ids", "1", "--device", "cpu"}, more...)...)
 		if p.Run() == nil || !strings.Contains(stderr.String(), want) || stdout.Len() > 0 {
 			t.Errorf("%q printed %q and %q, want %q", more, stdout, stderr, want)
 		}
@@ -342,17 +268,10 @@ func TestScore_DividedModelEqualsOneProcess(t *testing.T) {
 	}
 	for _, c := range []struct {
 		model, processes string
-	}{{"llama/testdata/llama3", "2"}, {"bamba/testdata/hybrid", "2"}, {"llama/testdata/head_dim", "4"}} {
-		args := []string{
-			"score",
-			"--model_path",
-			"../../" + c.model,
-			"--token_ids",
-			strings.Join(ids, ","),
-			"--device",
-			"cpu",
-			"--json",
-		}
+	}{{"llama/testdata/llama3", "2"}, {"bamba/testdata/hybrid", "2"}, {"llama/testdata/head_dim",
+		"4"}} {
+		args := []string{"score", "--model_path", "../../" + c.model, "--token_ids",
+			strings.Join(ids, ","), "--device", "cpu", "--json"}
 		want := decode[scoreOutput](t, succeed(t, args...))
 		p, stdout, stderr := program(append(args, "--nproc", c.processes)...)
 		if err := p.Run(); err != nil {
@@ -360,37 +279,28 @@ func TestScore_DividedModelEqualsOneProcess(t *testing.T) {
 		}
 		got := decode[scoreOutput](t, stdout.String())
 		if got.Tokens != want.Tokens || len(got.TokenNLL) != got.Tokens {
-			t.Fatalf("%s in %s processes: %d tokens, want %d",
-				c.model, c.processes, got.Tokens, want.Tokens)
+			t.Fatalf("%s in %s processes: %d tokens, want %d", c.model, c.processes, got.Tokens,
+				want.Tokens)
 		}
 		for i, nll := range want.TokenNLL {
 			if math.Abs(got.TokenNLL[i]-nll) > 1e-4*math.Max(1, nll) {
-				t.Fatalf("%s in %s processes: token %d costs %v, in one %v",
-					c.model, c.processes, i+1, got.TokenNLL[i], nll)
+				t.Fatalf("%s in %s processes: token %d costs %v, in one %v", c.model, c.processes,
+					i+1, got.TokenNLL[i], nll)
 			}
 		}
 	}
 }
 
-// Rank 0 has the terminal; what it is asked, and that the conversation begins anew or is over, must
-// reach the others.
+// Rank 0 reads the terminal. The other ranks must receive its questions, resets and the end.
 func TestChat_DividedModelEqualsOneProcess(t *testing.T) {
 	skipProcesses(t)
 	dir := writeModel(t, 704, true)
-	for _, sampling := range [][]string{{"--temperature", "0"}, {"--temperature", "0.9", "--seed", "7"}} {
-		args := append(
-			[]string{
-				"chat",
-				"--model_path",
-				dir,
-				"--max_new_tokens",
-				"9",
-				"--ignore_eos",
-				"--device",
-				"cpu",
-			},
-			sampling...)
-		for _, typed := range []string{"hello\nagain\n\n/reset\n/help\nhello\n/exit\nnever\n", "two \\\nlines\nand the end", ""} {
+	for _, sampling := range [][]string{{"--temperature", "0"},
+		{"--temperature", "0.9", "--seed", "7"}} {
+		args := append([]string{"chat", "--model_path", dir, "--max_new_tokens", "9",
+			"--ignore_eos", "--device", "cpu"}, sampling...)
+		for _, typed := range []string{"hello\nagain\n\n/reset\n/help\nhello\n/exit\nnever\n",
+			"two \\\nlines\nand the end", ""} {
 			want, _, code := invoke(t, typed, args...)
 			p, stdout, stderr := program(append(args, "--nproc", "2")...)
 			p.Stdin = strings.NewReader(typed)
@@ -400,7 +310,7 @@ func TestChat_DividedModelEqualsOneProcess(t *testing.T) {
 			}
 		}
 	}
-	// A question too long for the model is one line, and the end of all.
+	// A question too long for the model prints one line and ends every process.
 	p, _, stderr := program("chat", "--model_path", dir, "--device", "cpu", "--nproc", "2")
 	p.Stdin = strings.NewReader(strings.Repeat("to and fro ", 200))
 	if p.Run() == nil || strings.Count(stderr.String(), "\n") != 1 ||
@@ -409,8 +319,7 @@ func TestChat_DividedModelEqualsOneProcess(t *testing.T) {
 	}
 }
 
-// Ctrl-C reaches every process of a terminal; it ends an answer, and the program where there is
-// none.
+// Ctrl-C reaches every process of a terminal. It ends the current answer, or else the program.
 func TestChat_CtrlCStopsSeveralProcesses(t *testing.T) {
 	skipProcesses(t)
 	dir := writeModel(t, 704, true)
@@ -419,20 +328,15 @@ func TestChat_CtrlCStopsSeveralProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	longer := bytes.Replace(
-		data,
-		[]byte(`"max_position_embeddings": 256`),
-		[]byte(`"max_position_embeddings": 100000`),
-		1,
-	)
+	longer := bytes.Replace(data, []byte(`"max_position_embeddings": 256`),
+		[]byte(`"max_position_embeddings": 100000`), 1)
 	if err := os.WriteFile(config, longer, 0o666); err != nil || bytes.Equal(data, longer) {
 		t.Fatalf("%v: %s", err, longer)
 	}
 	last := chatHelp[strings.LastIndex(chatHelp, "\n")+1:] + "\n"
 	for _, processes := range []string{"1", "2"} {
-		p, _, stderr := program(
-			"chat", "--model_path", dir, "--max_new_tokens", "90000", "--temperature", "0",
-			"--ignore_eos", "--device", "cpu", "--nproc", processes)
+		p, _, stderr := program("chat", "--model_path", dir, "--max_new_tokens", "90000",
+			"--temperature", "0", "--ignore_eos", "--device", "cpu", "--nproc", processes)
 		p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		p.Stdout = nil
 		typed, _ := p.StdinPipe()
@@ -442,7 +346,8 @@ func TestChat_CtrlCStopsSeveralProcesses(t *testing.T) {
 		}
 		answers := bufio.NewReader(printed)
 		interrupt := func() { syscall.Kill(-p.Process.Pid, syscall.SIGINT) }
-		for _, question := range []string{"hello", "again"} { // the second goes on from what the first left in the caches
+		for _, question := range []string{"hello",
+			"again"} { // the second answer continues from the first one's caches
 			fmt.Fprintln(typed, question)
 			if _, err := answers.ReadByte(); err != nil {
 				t.Fatalf("no answer: %v\n%s", err, stderr)
@@ -455,7 +360,7 @@ func TestChat_CtrlCStopsSeveralProcesses(t *testing.T) {
 					t.Fatalf("%v\n%s", err, stderr)
 				}
 			}
-			if size > 80000 { // more than a pipe holds, and less than 90,000 tokens
+			if size > 80000 { // more than a pipe holds, fewer than 90,000 tokens
 				t.Errorf("%s processes: an answer of %d bytes was not ended", processes, size)
 			}
 		}
@@ -468,10 +373,9 @@ func TestChat_CtrlCStopsSeveralProcesses(t *testing.T) {
 
 func TestBenchInference_NamesProcesses(t *testing.T) {
 	skipProcesses(t)
-	p, stdout, stderr := program(
-		"bench", "inference", "--nproc", "2", "--architecture", "bamba", "--variant", "tiny",
-		"--batch_size", "1", "--seq_len", "8", "--max_new_tokens", "3", "--repeat", "1", "--json",
-		"--device", "cpu")
+	p, stdout, stderr := program("bench", "inference", "--nproc", "2", "--architecture", "bamba",
+		"--variant", "tiny", "--batch_size", "1", "--seq_len", "8", "--max_new_tokens", "3",
+		"--repeat", "1", "--json", "--device", "cpu")
 	if err := p.Run(); err != nil || strings.Count(stdout.String(), `"processes":2`) != 2 {
 		t.Errorf("%v and %q\n%s", err, stdout, stderr)
 	}
@@ -497,11 +401,12 @@ func TestTrain_DividedModelEqualsOneProcess(t *testing.T) {
 	work := t.TempDir()
 	var all [][]float64
 	for out, more := range map[string][]string{
-		"one": nil, "tp": {"--nproc", "2", "--distributed", "tp"}, "fsdp+tp": {"--nproc", "2", "--distributed", "fsdp", "--tp_size", "2"},
+		"one": nil, "tp": {"--nproc", "2", "--distributed", "tp"}, "fsdp+tp": {"--nproc", "2",
+			"--distributed", "fsdp", "--tp_size", "2"},
 	} {
 		out = filepath.Join(work, out)
-		p, _, stderr := program(
-			smallRun(t, out, append(more, "--steps", "4", "--checkpoint_steps", "2")...)...)
+		p, _, stderr := program(smallRun(t, out,
+			append(more, "--steps", "4", "--checkpoint_steps", "2")...)...)
 		if err := p.Run(); err != nil {
 			t.Fatalf("%v\n%s", err, stderr)
 		}
@@ -517,49 +422,44 @@ func TestTrain_DividedModelEqualsOneProcess(t *testing.T) {
 			}
 		}
 	}
-	// What the processes wrote on the way is a model.
+	// The checkpoint that the processes wrote is a model.
 	exported := filepath.Join(work, "exported")
 	succeed(t, "export", "--model_path", filepath.Join(work, "tp", "checkpoints", "step-00000002"),
 		"--output_path", exported)
-	if text := succeed(
-		t, "generate", "--model_path", exported, "--prompt", "round", "--max_new_tokens", "4",
-		"--ignore_eos"); len(
-		text,
-	) < 4 {
+	if text := succeed(t, "generate", "--model_path", exported, "--prompt", "round",
+		"--max_new_tokens", "4", "--ignore_eos"); len(text) < 4 {
 		t.Errorf("the exported checkpoint continues with %q", text)
 	}
-	p, _, stderr := program(
-		smallRun(
-			t, filepath.Join(work, "none"), "--nproc", "2", "--distributed", "tp", "--tp_size", "3",
-			"--steps", "4")...)
-	if p.Run() == nil ||
-		!strings.Contains(stderr.String(),
-			"layers divided over 3: this does not divide the 2 processes") {
+	p, _, stderr := program(smallRun(t, filepath.Join(work, "none"), "--nproc", "2",
+		"--distributed", "tp", "--tp_size", "3", "--steps", "4")...)
+	if p.Run() == nil || !strings.Contains(stderr.String(),
+		"layers divided over 3: this does not divide the 2 processes") {
 		t.Errorf("2 processes as groups of 3: %s", stderr)
 	}
 }
 
 func TestFailure_NamesLibtorchMessage(t *testing.T) {
-	err := failure(
-		1,
-		nil,
-		"",
-		"terminate called after throwing an instance of 'c10::DistBackendError'\n  what():  [Rank 1] CUDA error: out of luck\n"+
-			"Exception raised from query at CUDAEvent.h:111 (most recent call first):\nframe #4: <unknown function> + 0x129ecc (0x7fb2)\n",
-	)
-	if want := "rank 1 failed, so the others were stopped: [Rank 1] CUDA error: out of luck"; err.Error() != want {
+	err := failure(1, nil, "", "terminate called after throwing an instance of "+
+		"'c10::DistBackendError'\n  what():  [Rank 1] CUDA error: out of luck\n"+
+		"Exception raised from query at CUDAEvent.h:111 (most recent call first):\nframe #4: "+
+		"<unknown function> + 0x129ecc (0x7fb2)\n")
+	if want := "rank 1 failed, so the others were stopped: [Rank 1] CUDA error: out of " +
+		"luck"; err.Error() != want {
 		t.Errorf("got %q, want %q", err, want)
 	}
 }
 
-// /dev/full takes nothing, as a full disk does.
+// /dev/full behaves like a full disk.
 func TestOutput_FullDiskIsAFailure(t *testing.T) {
 	skipProcesses(t)
 	dir := writeModel(t, 704, true)
 	for _, args := range [][]string{
-		{"generate", "--prompt", "hello", "--max_new_tokens", "3"}, {"generate", "--prompt", "hello", "--max_new_tokens", "3", "--json"},
-		{"score", "--text", "hello there"}, {"score", "--text", "hello there", "--json"}, {"info", "--json"},
-		{"bench", "inference", "--seq_len", "4", "--max_new_tokens", "3", "--repeat", "1", "--json"},
+		{"generate", "--prompt", "hello", "--max_new_tokens", "3"}, {"generate", "--prompt",
+			"hello", "--max_new_tokens", "3", "--json"},
+		{"score", "--text", "hello there"}, {"score", "--text", "hello there", "--json"}, {"info",
+			"--json"},
+		{"bench", "inference", "--seq_len", "4", "--max_new_tokens", "3", "--repeat", "1",
+			"--json"},
 	} {
 		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 		if err != nil {
@@ -576,7 +476,8 @@ func TestOutput_FullDiskIsAFailure(t *testing.T) {
 	}
 }
 
-// The first Ctrl-C asks for an end, which what waits for a pipe does not hear.
+// The first Ctrl-C cancels the run's context. A read from a pipe ignores that; the second Ctrl-C
+// must end it.
 func TestProgram_SecondInterruptEndsAtOnce(t *testing.T) {
 	skipProcesses(t)
 	pipe := filepath.Join(t.TempDir(), "pipe")
@@ -588,7 +489,8 @@ func TestProgram_SecondInterruptEndsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Process.Kill()
-	// Opened once the program reads from it, and never closed before the program ends.
+	// Opening succeeds once the program reads from the pipe. The pipe stays open until the program
+	// ends.
 	writer, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
 	for i := 0; err != nil && i < 2000; i++ {
 		time.Sleep(10 * time.Millisecond)

@@ -81,12 +81,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 			return c.run(args[1:], stdout, stderr)
 		}
 	}
-	fmt.Fprintf(
-		stderr,
-		"conquer: there is no command %q%s; `conquer help` lists them\n",
-		args[0],
-		suggestion(args[0], commands()),
-	)
+	fmt.Fprintf(stderr, "conquer: there is no command %q%s; `conquer help` lists them\n", args[0],
+		suggestion(args[0], commands()))
 	return 2
 }
 
@@ -101,34 +97,22 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 		c.help(stdout, flags)
 		return 0
 	case err != nil:
-		message, _, bare := strings.Cut(
-			err.Error(),
-			"strconv.",
-		) // pflag's message for a list of numbers
+		message, _, bare := strings.Cut(err.Error(),
+			"strconv.") // pflag's message for a list of numbers
 		if bare {
 			message += "expected integers separated by commas"
 		}
 		if typo, unknown := strings.CutPrefix(message, "unknown flag: --"); unknown {
 			message += meant(typo, flags)
 		}
-		fmt.Fprintf(
-			stderr,
-			"conquer %s: %s; `conquer %s --help` lists the flags\n",
-			c.name,
-			message,
-			c.name,
-		)
+		fmt.Fprintf(stderr, "conquer %s: %s; `conquer %s --help` lists the flags\n", c.name,
+			message, c.name)
 		return 2
 	}
 	for _, word := range flags.Args() {
 		if word == "true" || word == "false" {
-			fmt.Fprintf(
-				stderr,
-				"conquer %s: unexpected %q: write a boolean flag as --flag=%s\n",
-				c.name,
-				word,
-				word,
-			)
+			fmt.Fprintf(stderr, "conquer %s: unexpected %q: write a boolean flag as --flag=%s\n",
+				c.name, word, word)
 			return 2
 		}
 	}
@@ -179,23 +163,12 @@ func (c command) runPart(args []string, stdout, stderr io.Writer) int {
 		}
 		return 0
 	case "":
-		fmt.Fprintf(
-			stderr,
-			"conquer %s: choose a subcommand: %s; `conquer %s --help` explains them\n",
-			c.name,
-			strings.ReplaceAll(c.words(), " ", ", "),
-			c.name,
-		)
+		fmt.Fprintf(stderr, "conquer %s: choose a subcommand: %s; `conquer %s --help` explains "+
+			"them\n", c.name, strings.ReplaceAll(c.words(), " ", ", "), c.name)
 		return 2
 	}
-	fmt.Fprintf(
-		stderr,
-		"conquer %s: there is no command %q%s; `conquer %s --help` lists them\n",
-		c.name,
-		name,
-		suggestion(c.name+" "+name, c.parts),
-		c.name,
-	)
+	fmt.Fprintf(stderr, "conquer %s: there is no command %q%s; `conquer %s --help` lists them\n",
+		c.name, name, suggestion(c.name+" "+name, c.parts), c.name)
 	return 2
 }
 
@@ -217,11 +190,8 @@ func explained(err error) error {
 	if !errors.Is(err, torch.ErrOutOfMemory) || !errors.As(err, &failed) {
 		return err
 	}
-	return fmt.Errorf(
-		"%s; use a smaller --batch_size or --sequence_length, --recompute selective or block, a "+
-			"--dtype of 16 bits, or a smaller model",
-		failed.OutOfMemory(),
-	)
+	return fmt.Errorf("%s; use a smaller --batch_size or --sequence_length, --recompute selective "+
+		"or block, a --dtype of 16 bits, or a smaller model", failed.OutOfMemory())
 }
 
 // newFlags makes a flag set that accepts a dash for each underscore.
@@ -244,22 +214,13 @@ func (c command) help(w io.Writer, flags *pflag.FlagSet) {
 }
 
 func overview(w io.Writer) {
-	fmt.Fprint(
-		w,
-		"conquer fine-tunes Llama, runs and measures Bamba's chunked scan, and exports "+
-			"checkpoints that\nother programs load.\n\nCommands:\n",
-	)
+	fmt.Fprint(w, "conquer fine-tunes Llama, runs and measures Bamba's chunked scan, and exports "+
+		"checkpoints that\nother programs load.\n\nCommands:\n")
 	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-11s %s\n", c.name, c.summary)
 	}
-	fmt.Fprint(
-		w,
-		"\nFirst steps:\n"+indent(
-			"conquer generate --model_path smollm2-135m --chat --prompt 'Why is the sky blue?' "+
-				"--max_new_tokens 60\n"+
-				"conquer help train",
-		)+"\n",
-	)
+	fmt.Fprint(w, "\nFirst steps:\n"+indent("conquer generate --model_path smollm2-135m --chat "+
+		"--prompt 'Why is the sky blue?' --max_new_tokens 60\n"+"conquer help train")+"\n")
 }
 
 func indent(text string) string {

@@ -44,81 +44,39 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var machine plan.Machine
 	adapter := lora.Config{Targets: []string{lora.AllLinear}}
 	path := flags.String("model_path", "", modelPathUsage)
-	architecture := flags.String(
-		"architecture",
-		"",
-		"with --variant, instead of --model_path: an architecture, such as llama",
-	)
+	architecture := flags.String("architecture", "",
+		"with --variant, instead of --model_path: an architecture, such as llama")
 	variant := flags.String("variant", "", "model `size`, such as 70b")
 	flags.IntVar(&machine.GPUs, "gpus", 1, "total `number` of GPUs")
 	flags.IntVar(&machine.PerHost, "gpus_per_host", 8, "`number` of GPUs per host")
 	flags.Float64Var(&machine.Memory, "memory_gb", 80, "memory of a GPU in 1e9 bytes")
 	flags.Float64Var(&machine.Rate, "tflops", 600, "sustained GEMM rate of a GPU in TFLOP/s")
 	flags.Float64Var(&machine.Transfer, "memory_gb_s", 3000, "memory bandwidth of a GPU in GB/s")
-	flags.Float64Var(
-		&machine.Link,
-		"link_gb_s",
-		300,
-		"bandwidth between two GPUs of a host in GB/s, each way",
-	)
-	flags.Float64Var(
-		&machine.Network,
-		"network_gb_s",
-		40,
-		"bandwidth between hosts per GPU in GB/s, each way",
-	)
-	flags.Float64Var(
-		&machine.Host,
-		"host_gb_s",
-		20,
-		"bandwidth to host memory per GPU in GB/s, for --offload_optimizer",
-	)
-	flags.IntVar(
-		&o.BatchSize,
-		"batch_size",
-		4,
-		"samples per forward pass of a GPU, or of the GPUs that divide the layers",
-	)
+	flags.Float64Var(&machine.Link, "link_gb_s", 300,
+		"bandwidth between two GPUs of a host in GB/s, each way")
+	flags.Float64Var(&machine.Network, "network_gb_s", 40,
+		"bandwidth between hosts per GPU in GB/s, each way")
+	flags.Float64Var(&machine.Host, "host_gb_s", 20,
+		"bandwidth to host memory per GPU in GB/s, for --offload_optimizer")
+	flags.IntVar(&o.BatchSize, "batch_size", 4,
+		"samples per forward pass of a GPU, or of the GPUs that divide the layers")
 	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "`tokens` per sample")
 	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes per optimizer step")
-	flags.IntVar(
-		&o.TensorSize,
-		"tp_size",
-		0,
-		"number of GPUs that divide the layers under tp (default: those of a host)",
-	)
-	dtype := flags.String(
-		"dtype",
-		"bfloat16",
-		"`dtype` of the weights: float32, bfloat16 or float16",
-	)
+	flags.IntVar(&o.TensorSize, "tp_size", 0,
+		"number of GPUs that divide the layers under tp (default: those of a host)")
+	dtype := flags.String("dtype", "bfloat16",
+		"`dtype` of the weights: float32, bfloat16 or float16")
 	recompute := flags.String("recompute", "none", recomputeUsage)
-	flags.IntVar(
-		&adapter.Rank,
-		"lora_rank",
-		0,
-		"train a LoRA adapter of this `rank` instead of the weights",
-	)
+	flags.IntVar(&adapter.Rank, "lora_rank", 0,
+		"train a LoRA adapter of this `rank` instead of the weights")
 	flags.StringVar(&o.Optimizer, "optimizer", "adamw", "adamw or lion")
-	flags.StringVar(
-		&o.Moments,
-		"moments",
-		"float32",
-		"dtype of AdamW's moments: float32, bfloat16 or int8",
-	)
-	flags.BoolVar(
-		&o.Stochastic,
-		"stochastic_rounding",
-		false,
+	flags.StringVar(&o.Moments, "moments", "float32",
+		"dtype of AdamW's moments: float32, bfloat16 or int8")
+	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false,
 		"round bfloat16 weights stochastically, without float32 master weights; moments in "+
-			"bfloat16",
-	)
-	flags.BoolVar(
-		&o.OffloadOptimizer,
-		"offload_optimizer",
-		false,
-		"fsdp and hsdp: keep the optimizer's state in host memory and take its steps there",
-	)
+			"bfloat16")
+	flags.BoolVar(&o.OffloadOptimizer, "offload_optimizer", false,
+		"fsdp and hsdp: keep the optimizer's state in host memory and take its steps there")
 	flags.BoolVar(&o.HeadOnly, "head_only", false, "train only the output head")
 	asJSON := flags.Bool("json", false, "print a JSON object")
 	return func(ctx context.Context, args []string) error {
@@ -168,8 +126,8 @@ func shape(ctx context.Context, path, architecture, variant string) (model.Model
 	var config model.Config
 	name := path
 	switch {
-	case (path == "") != (architecture != "" && variant != ""),
-		path != "" && architecture+variant != "":
+	case (path == "") != (architecture != "" && variant != ""), path != "" &&
+		architecture+variant != "":
 		return nil, "", usagef("give --model_path, or both --architecture and --variant")
 	case path == "":
 		var err error
@@ -194,29 +152,24 @@ func (r planReport) print() {
 	if r.Machine.GPUs > 1 {
 		gpus = fmt.Sprintf("%d GPUs", r.Machine.GPUs)
 	}
-	fmt.Printf(
-		"%s, %s parameters, on %s; GB of each GPU, seconds of a step, tokens a second of all\n\n",
-		r.Model,
-		thousands(r.Parameters),
-		gpus,
-	)
+	fmt.Printf("%s, %s parameters, on %s; GB of each GPU, seconds of a step, tokens a second of "+
+		"all\n\n", r.Model, thousands(r.Parameters), gpus)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	host := slices.ContainsFunc(r.Plans, func(p plan.Plan) bool { return p.Host > 0 })
 	column := ""
 	if host {
 		column = "host\t"
 	}
-	fmt.Fprintln(
-		w,
-		"\tweights\tgradients\toptimizer\tactivations\tbuffers\tpeak\t"+column+"compute\tcommunication\tstep\ttok/s\t",
-	)
+	fmt.Fprintln(w,
+		"\tweights\tgradients\toptimizer\tactivations\tbuffers\tpeak\t"+column+"compute\tcommunication\tstep\ttok/s\t")
 	var full []string
 	for _, p := range r.Plans {
 		if p.Refused != "" {
 			continue
 		}
 		fmt.Fprintf(w, "%s\t", p.Strategy)
-		for _, bytes := range []float64{p.Weights, p.Gradients, p.Optimizer, p.Activations, p.Buffers, p.Peak} {
+		for _, bytes := range []float64{p.Weights, p.Gradients, p.Optimizer, p.Activations,
+			p.Buffers, p.Peak} {
 			fmt.Fprintf(w, "%.2f\t", bytes/1e9)
 		}
 		if host {
@@ -229,11 +182,8 @@ func (r planReport) print() {
 	}
 	w.Flush()
 	for i, p := range r.Plans {
-		if p.Refused == "" ||
-			slices.ContainsFunc(
-				r.Plans[:i],
-				func(q plan.Plan) bool { return q.Refused == p.Refused },
-			) {
+		if p.Refused == "" || slices.ContainsFunc(r.Plans[:i],
+			func(q plan.Plan) bool { return q.Refused == p.Refused }) {
 			continue
 		}
 		var refused []string
@@ -246,9 +196,7 @@ func (r planReport) print() {
 	}
 	if len(full) > 0 {
 		fmt.Printf("\ndoes not fit %g GB: %s\n", r.Machine.Memory, strings.Join(full, ", "))
-		fmt.Println(
-			"to save memory: --recompute selective or block, a smaller --batch_size with " +
-				"--accumulate, --lora_rank, or more GPUs with fsdp",
-		)
+		fmt.Println("to save memory: --recompute selective or block, a smaller --batch_size with " +
+			"--accumulate, --lora_rank, or more GPUs with fsdp")
 	}
 }

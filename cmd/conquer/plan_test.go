@@ -8,15 +8,11 @@ import (
 
 func TestPlan_NamesStrategiesAndCountsWeights(t *testing.T) {
 	var report planReport
-	if err := json.Unmarshal(
-		[]byte(
-			succeed(
-				t, "plan", "--architecture", "llama", "--variant", "7b", "--gpus", "16", "--json"),
-		), &report,
-	); err != nil {
+	if err := json.Unmarshal([]byte(succeed(t, "plan", "--architecture", "llama", "--variant", "7b",
+		"--gpus", "16", "--json")), &report); err != nil {
 		t.Fatal(err)
 	}
-	if report.Parameters != 6738415616 { // Llama 2 7B's, from its paper's sizes
+	if report.Parameters != 6738415616 { // Llama 2 7B, from the sizes in its paper
 		t.Errorf("%d parameters", report.Parameters)
 	}
 	names := ""
@@ -27,16 +23,14 @@ func TestPlan_NamesStrategiesAndCountsWeights(t *testing.T) {
 		t.Errorf("plans for %s", names)
 	}
 	own := writeModel(t, 704, true)
-	if out := succeed(t, "plan", "--model_path", own, "--memory_gb", "0.000001"); !strings.Contains(
-		out, "does not fit 1e-06 GB: none\n") {
+	if out := succeed(t, "plan", "--model_path", own, "--memory_gb",
+		"0.000001"); !strings.Contains(out, "does not fit 1e-06 GB: none\n") {
 		t.Error(out)
 	}
 	out := succeed(t, "plan", "--model_path", own, "--gpus", "2", "--offload_optimizer")
 	if !strings.Contains(out, "host") ||
-		!strings.Contains(
-			out,
-			"not ddp, tp, pp: the optimizer's state can be kept in host memory with fsdp and hsdp only",
-		) {
+		!strings.Contains(out, "not ddp, tp, pp: the optimizer's state can be kept in host memory "+
+			"with fsdp and hsdp only") {
 		t.Error(out)
 	}
 	out = succeed(t, "plan", "--architecture", "llama", "--variant", "3.2-1b", "--gpus", "2",

@@ -39,17 +39,11 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 	f.declareAdapter(flags)
 	file := flags.String("text_file", "", "text `file` to score")
 	given := flags.String("text", "", "the `text` to score")
-	idList := flags.String(
-		"token_ids",
-		"",
-		"token `ids` to score, such as 1,2,3; no tokenizer is needed",
-	)
+	idList := flags.String("token_ids", "",
+		"token `ids` to score, such as 1,2,3; no tokenizer is needed")
 	p.declareProcesses(flags)
-	asJSON := flags.Bool(
-		"json",
-		false,
-		"print a JSON object with tokens, nll (the mean, in nats), perplexity and token_nll",
-	)
+	asJSON := flags.Bool("json", false,
+		"print a JSON object with tokens, nll (the mean, in nats), perplexity and token_nll")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q: a text is given with --text or --text_file", args[0])
@@ -100,10 +94,8 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 		defer o.Close()
 		if ids == nil {
 			if o.tokenizer == nil {
-				return fmt.Errorf(
-					"%s has no tokenizer: give one with --tokenizer, or the text as --token_ids",
-					o.path,
-				)
+				return fmt.Errorf("%s has no tokenizer: give one with --tokenizer, or the text as "+
+					"--token_ids", o.path)
 			}
 			ids = o.tokenizer.Encode(*given, true)
 		}
@@ -113,22 +105,15 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 			return err
 		}
 		if *asJSON {
-			return printJSON(
-				os.Stdout,
-				scoreOutput{
-					Tokens:     len(s.TokenNLL),
-					NLL:        s.NLL,
-					Perplexity: s.Perplexity,
-					TokenNLL:   s.TokenNLL,
-				},
-			)
+			return printJSON(os.Stdout, scoreOutput{
+				Tokens:     len(s.TokenNLL),
+				NLL:        s.NLL,
+				Perplexity: s.Perplexity,
+				TokenNLL:   s.TokenNLL,
+			})
 		}
-		if _, err := fmt.Printf(
-			"perplexity %.4f, %.5f nats per token over %s\n",
-			s.Perplexity,
-			s.NLL,
-			dataset.Count(len(s.TokenNLL), "predicted token"),
-		); err != nil {
+		if _, err := fmt.Printf("perplexity %.4f, %.5f nats per token over %s\n", s.Perplexity,
+			s.NLL, dataset.Count(len(s.TokenNLL), "predicted token")); err != nil {
 			return err
 		}
 		if isTerminal(os.Stderr) {

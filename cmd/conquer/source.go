@@ -39,36 +39,20 @@ const modelPathUsage = "a Hugging Face or Meta `folder`, a .gguf file, hf://org/
 
 func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
-	flags.StringVar(
-		&f.tokenizer,
-		"tokenizer",
-		"",
-		"tokenizer `folder` or file if it is not the model's own, or char_tokenizer",
-	)
-	flags.StringVar(
-		&f.dtype,
-		"dtype",
-		"",
+	flags.StringVar(&f.tokenizer, "tokenizer", "",
+		"tokenizer `folder` or file if it is not the model's own, or char_tokenizer")
+	flags.StringVar(&f.dtype, "dtype", "",
 		"`dtype` of the weights: float32, bfloat16 or float16 (default: as stored; quantized "+
-			"weights become float32 on the CPU, bfloat16 on a GPU)",
-	)
-	flags.StringVar(
-		&f.device,
-		"device",
-		"",
-		"`device`: cpu, cuda or cuda:N (default: a GPU if there is one)",
-	)
+			"weights become float32 on the CPU, bfloat16 on a GPU)")
+	flags.StringVar(&f.device, "device", "",
+		"`device`: cpu, cuda or cuda:N (default: a GPU if there is one)")
 	flags.IntVar(&f.threads, "threads", 0, "`number` of CPU threads (default: one per core)")
 }
 
 // declareAdapter adds the flag of commands that run a model without training it.
 func (f *modelFlags) declareAdapter(flags *pflag.FlagSet) {
-	flags.StringVar(
-		&f.adapter,
-		"adapter_path",
-		"",
-		"`folder` of a LoRA adapter in PEFT's format, to merge into the model",
-	)
+	flags.StringVar(&f.adapter, "adapter_path", "",
+		"`folder` of a LoRA adapter in PEFT's format, to merge into the model")
 }
 
 // opened is an open model with its tokenizer.
@@ -139,11 +123,8 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 
 // load makes the model and reads its weights. If processes share the model, it reads this process's
 // shard, now or when the run takes it. An adapter is merged into whole weights first.
-func (f *modelFlags) load(
-	c *checkpoint.Checkpoint,
-	dtype torch.DType,
-	device torch.Device,
-) (model.Model, error) {
+func (f *modelFlags) load(c *checkpoint.Checkpoint, dtype torch.DType,
+	device torch.Device) (model.Model, error) {
 	switch {
 	case f.world != nil && f.adapter != "":
 		return model.FromCheckpoint(c, dtype, torch.CPU)
@@ -218,9 +199,8 @@ func parseDevice(name string) (torch.Device, error) {
 // openCheckpoint opens --model_path, downloading a named model first. It returns the model's path.
 func openCheckpoint(ctx context.Context, name string) (string, *checkpoint.Checkpoint, error) {
 	if name == "" {
-		return "", nil, usagef(
-			"--model_path is missing: give a Hugging Face folder, a .gguf file or smollm2-135m",
-		)
+		return "", nil, usagef("--model_path is missing: give a Hugging Face folder, a .gguf " +
+			"file or smollm2-135m")
 	}
 	path := name
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
@@ -234,11 +214,8 @@ func openCheckpoint(ctx context.Context, name string) (string, *checkpoint.Check
 			for _, m := range hub.Models {
 				known = append(known, m.Name)
 			}
-			return "", nil, fmt.Errorf(
-				"--model_path: no file, folder or known model %s (known models: %s)",
-				name,
-				strings.Join(known, ", "),
-			)
+			return "", nil, fmt.Errorf("--model_path: no file, folder or known model %s (known "+
+				"models: %s)", name, strings.Join(known, ", "))
 		}
 		if err != nil {
 			return "", nil, err
@@ -329,13 +306,9 @@ func checkVocabulary(o *opened) error {
 		return nil
 	}
 	if rows := o.model.Head().Shape[0]; o.tokenizer.VocabSize() > rows {
-		return fmt.Errorf(
-			"vocabulary mismatch: the tokenizer has %d tokens, but %s has %d rows: give the "+
-				"tokenizer that belongs to the model with --tokenizer",
-			o.tokenizer.VocabSize(),
-			o.path,
-			rows,
-		)
+		return fmt.Errorf("vocabulary mismatch: the tokenizer has %d tokens, but %s has %d rows: "+
+			"give the tokenizer that belongs to the model with --tokenizer",
+			o.tokenizer.VocabSize(), o.path, rows)
 	}
 	return nil
 }

@@ -16,20 +16,14 @@ import (
 type profileFlag struct{ profile string }
 
 func (f *profileFlag) declareProfile(flags *pflag.FlagSet) {
-	flags.StringVar(
-		&f.profile,
-		"profile",
-		"",
-		"write a trace of rank 0's operations to this `file` (for ui.perfetto.dev) and print "+
-			"the most expensive ones",
-	)
+	flags.StringVar(&f.profile, "profile", "",
+		"write a trace of rank 0's operations to this `file` (for ui.perfetto.dev) and print the "+
+			"most expensive ones")
 }
 
 // checkProfile reports a missing folder before any work is done.
 func (f *profileFlag) checkProfile() error {
-	if info, err := os.Stat(
-		filepath.Dir(f.profile),
-	); f.profile != "" &&
+	if info, err := os.Stat(filepath.Dir(f.profile)); f.profile != "" &&
 		(err != nil || !info.IsDir()) {
 		return usagef("--profile: no folder %s", filepath.Dir(f.profile))
 	}
@@ -64,16 +58,8 @@ func printProfile(w io.Writer, rows []torch.Traced, elapsed time.Duration) {
 			continue
 		}
 		where := map[bool]string{true: "GPU", false: "host"}[gpu]
-		fmt.Fprintf(
-			w,
-			"\n%-5s %8s %7s %10s  %.3f s of %.3f s\n",
-			where,
-			"share",
-			"calls",
-			"each",
-			whole.Seconds(),
-			elapsed.Seconds(),
-		)
+		fmt.Fprintf(w, "\n%-5s %8s %7s %10s  %.3f s of %.3f s\n", where, "share", "calls", "each",
+			whole.Seconds(), elapsed.Seconds())
 		shown := 0
 		for _, r := range rows {
 			if r.GPU != gpu || shown == most {
@@ -84,15 +70,9 @@ func printProfile(w io.Writer, rows []torch.Traced, elapsed time.Duration) {
 			if len(name) > 90 {
 				name = name[:87] + "..."
 			}
-			fmt.Fprintf(
-				w,
-				"%5s %6.1f %% %7d %7.1f µs  %s\n",
-				"",
-				100*r.Own.Seconds()/whole.Seconds(),
-				r.Calls,
-				float64(r.Own.Microseconds())/float64(r.Calls),
-				name,
-			)
+			fmt.Fprintf(w, "%5s %6.1f %% %7d %7.1f µs  %s\n", "",
+				100*r.Own.Seconds()/whole.Seconds(), r.Calls,
+				float64(r.Own.Microseconds())/float64(r.Calls), name)
 		}
 	}
 }

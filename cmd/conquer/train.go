@@ -34,24 +34,32 @@ var trainCommand = command{
 	summary: "Tune a model on instructions, chats or text: all weights, a LoRA adapter, or the " +
 		"head.",
 	example: `# all weights, on instructions; the result is a folder that transformers loads
-conquer train --model_path smollm2-135m --data_path examples/lighthouse/train.jsonl --output_path tuned
+conquer train --model_path smollm2-135m --data_path examples/lighthouse/train.jsonl \
+  --output_path tuned
 # a LoRA adapter in PEFT's format, with validation and an answer before and after training
-conquer train --model_path smollm2-135m --data_path train.jsonl --validation_path heldout.jsonl --output_path adapter \
-  --lora_rank 16 --ask "Why is the sky blue?"
+conquer train --model_path smollm2-135m --data_path train.jsonl \
+  --validation_path heldout.jsonl --output_path adapter --lora_rank 16 --ask "Why is the sky blue?"
 # two GPUs of this machine, or two processes on its cores, each with half of the weights
-conquer train --nproc 2 --distributed fsdp --model_path smollm2-135m --data_path train.jsonl --output_path tuned
+conquer train --nproc 2 --distributed fsdp --model_path smollm2-135m --data_path train.jsonl \
+  --output_path tuned
 # continue after Ctrl-C or a power loss
-conquer train --model_path smollm2-135m --data_path train.jsonl --output_path tuned --checkpoint_steps 100 --resume
+conquer train --model_path smollm2-135m --data_path train.jsonl --output_path tuned \
+  --checkpoint_steps 100 --resume
 # a small model from random weights, on plain text
-conquer train --architecture llama --variant micro --tokenizer tokenizer.json --data_path books --pack --output_path mine
+conquer train --architecture llama --variant micro --tokenizer tokenizer.json \
+  --data_path books --pack --output_path mine
 # a data set of the Hugging Face Hub, or folders of Arrow token shards larger than memory
-conquer train --model_path smollm2-135m --data_path hf://datasets/tatsu-lab/alpaca --output_path tuned
-conquer train --model_path smollm2-135m --data_path shards --pack --steps 1000 --output_path tuned
+conquer train --model_path smollm2-135m --data_path hf://datasets/tatsu-lab/alpaca \
+  --output_path tuned
+conquer train --model_path smollm2-135m --data_path shards --pack --steps 1000 \
+  --output_path tuned
 # preference tuning: learn which of two answers is better
-conquer train --objective dpo --model_path tuned --data_path examples/preferences/train.jsonl --output_path preferring
+conquer train --objective dpo --model_path tuned \
+  --data_path examples/preferences/train.jsonl --output_path preferring
 # a character-level Bamba, from a folder of source files
-conquer train --architecture bamba --variant bytes --tokenizer char_tokenizer --data_path src --pack --sequence_length 1024 \
-  --batch_size 4 --steps 500 --learning_rate 6e-3 --beta2 0.98 --output_path mine`,
+conquer train --architecture bamba --variant bytes --tokenizer char_tokenizer --data_path src \
+  --pack --sequence_length 1024 --batch_size 4 --steps 500 \
+  --learning_rate 6e-3 --beta2 0.98 --output_path mine`,
 	setup: setupTrain,
 }
 
@@ -83,215 +91,98 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f trainFlags
 	o := &f.Options
 	f.modelFlags.declare(flags)
-	flags.StringVar(
-		&f.architecture,
-		"architecture",
-		"",
-		"with --variant, instead of --model_path: start from random weights",
-	)
+	flags.StringVar(&f.architecture, "architecture", "",
+		"with --variant, instead of --model_path: start from random weights")
 	flags.StringVar(&f.variant, "variant", "", "size of the new model, such as micro")
-	flags.StringSliceVar(
-		&f.data,
-		"data_path",
-		nil,
+	flags.StringSliceVar(&f.data, "data_path", nil,
 		"training data: `files`, folders or .tar.gz archives of instructions, chats, texts or "+
 			"tokens (.json, .jsonl, .parquet, .arrow) or plain text, or "+
-			"hf://datasets/org/name[@revision][:glob]; may be repeated",
-	)
-	flags.StringSliceVar(
-		&f.validation,
-		"validation_path",
-		nil,
-		"validation data: `files` or folders to measure the loss on",
-	)
-	flags.Float64Var(
-		&f.fraction,
-		"validation_fraction",
-		0,
+			"hf://datasets/org/name[@revision][:glob]; may be repeated")
+	flags.StringSliceVar(&f.validation, "validation_path", nil,
+		"validation data: `files` or folders to measure the loss on")
+	flags.Float64Var(&f.fraction, "validation_fraction", 0,
 		"instead of --validation_path: the `share` of the data to hold out, or the number of "+
-			"samples",
-	)
-	flags.StringVar(
-		&f.output,
-		"output_path",
-		"",
-		"`folder` for the result, metrics.jsonl and loss.png",
-	)
+			"samples")
+	flags.StringVar(&f.output, "output_path", "",
+		"`folder` for the result, metrics.jsonl and loss.png")
 
 	flags.IntVar(&o.Epochs, "epochs", 0, "passes over the data (default 3 without --steps)")
 	flags.IntVar(&o.Steps, "steps", 0, "number of optimizer steps")
 	flags.IntVar(&o.BatchSize, "batch_size", 8, "samples per forward pass; rows with --pack")
 	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes per optimizer step")
-	flags.IntVar(
-		&o.SequenceLength,
-		"sequence_length",
-		512,
-		"maximum `tokens` of a sample; with --objective dpo of each answer with its prompt; "+
-			"with --pack of a row",
-	)
-	flags.BoolVar(
-		&o.Pack,
-		"pack",
-		false,
-		"put several samples into each row; attention and state do not cross samples",
-	)
+	flags.IntVar(&o.SequenceLength, "sequence_length", 512,
+		"maximum `tokens` of a sample; with --objective dpo of each answer with its prompt; with "+
+			"--pack of a row")
+	flags.BoolVar(&o.Pack, "pack", false,
+		"put several samples into each row; attention and state do not cross samples")
 
-	flags.Float64Var(
-		&o.Rate,
-		"learning_rate",
-		0,
+	flags.Float64Var(&o.Rate, "learning_rate", 0,
 		"peak learning `rate` (default 1e-4; 5e-4 with LoRA or --head_only; divided by 20 for "+
-			"dpo, by 5 for lion)",
-	)
-	flags.StringVar(
-		&o.Schedule,
-		"schedule",
-		"cosine",
-		"learning-rate schedule after the warm-up: cosine, linear or constant",
-	)
+			"dpo, by 5 for lion)")
+	flags.StringVar(&o.Schedule, "schedule", "cosine",
+		"learning-rate schedule after the warm-up: cosine, linear or constant")
 	flags.IntVar(&o.WarmupSteps, "warmup_steps", -1, "warm-up steps (default: 5 % of the run)")
 	flags.Lookup("warmup_steps").DefValue = "0" // the usage text describes the default
 	flags.Float64Var(&o.MinRate, "min_learning_rate", 0, "final learning `rate`")
-	flags.StringVar(
-		&o.Optimizer,
-		"optimizer",
-		"adamw",
-		"adamw; or lion, which keeps one moment per weight instead of two",
-	)
-	flags.StringVar(
-		&o.Moments,
-		"moments",
-		"float32",
+	flags.StringVar(&o.Optimizer, "optimizer", "adamw",
+		"adamw; or lion, which keeps one moment per weight instead of two")
+	flags.StringVar(&o.Moments, "moments", "float32",
 		"dtype of AdamW's moments: float32, bfloat16 or int8 (8, 4 or 2 bytes per weight; the "+
-			"last two on the CPU only)",
-	)
-	flags.Float64Var(
-		&o.Decay,
-		"weight_decay",
-		0.01,
-		"weight decay per step, multiplied by the learning rate",
-	)
-	flags.StringSliceVar(
-		&o.NoDecay,
-		"no_decay",
-		nil,
-		"`kinds` of weights that do not decay: norm, bias, embedding, or none (default norm,bias)",
-	)
+			"last two on the CPU only)")
+	flags.Float64Var(&o.Decay, "weight_decay", 0.01,
+		"weight decay per step, multiplied by the learning rate")
+	flags.StringSliceVar(&o.NoDecay, "no_decay", nil,
+		"`kinds` of weights that do not decay: norm, bias, embedding, or none (default norm,bias)")
 	flags.Float64Var(&o.Beta1, "beta1", 0.9, "decay rate of the first moment")
-	flags.Float64Var(
-		&o.Beta2,
-		"beta2",
-		0,
-		"decay rate of AdamW's second moment (default 0.999) or of Lion's moment (default 0.99)",
-	)
+	flags.Float64Var(&o.Beta2, "beta2", 0,
+		"decay rate of AdamW's second moment (default 0.999) or of Lion's moment (default 0.99)")
 	flags.Float64Var(&o.Clip, "clip", 1, "clip gradients to this `norm`; 0: no clipping")
-	flags.StringVar(
-		&o.Objective,
-		"objective",
-		train.SFT,
+	flags.StringVar(&o.Objective, "objective", train.SFT,
 		"sft: learn texts and answers; dpo: learn to prefer one answer of a pair (records of "+
-			"prompt, chosen and rejected)",
-	)
-	flags.Float64Var(
-		&o.Beta,
-		"dpo_beta",
-		0,
-		"DPO beta: how strongly the model is held to the reference (default 0.1)",
-	)
-	flags.Float64Var(
-		&o.LabelSmoothing,
-		"label_smoothing",
-		0,
-		"`share` of each label to spread evenly over the vocabulary, such as 0.1",
-	)
-	flags.Float64Var(
-		&o.ZLoss,
-		"z_loss",
-		0,
-		"`coefficient` of the squared log of the softmax denominator, such as 1e-4; keeps "+
-			"logits from drifting",
-	)
-	flags.BoolVar(
-		&o.Stochastic,
-		"stochastic_rounding",
-		false,
-		"round bfloat16 weights stochastically instead of keeping float32 master weights; "+
-			"moments in bfloat16 (8 bytes per weight instead of 16)",
-	)
+			"prompt, chosen and rejected)")
+	flags.Float64Var(&o.Beta, "dpo_beta", 0,
+		"DPO beta: how strongly the model is held to the reference (default 0.1)")
+	flags.Float64Var(&o.LabelSmoothing, "label_smoothing", 0,
+		"`share` of each label to spread evenly over the vocabulary, such as 0.1")
+	flags.Float64Var(&o.ZLoss, "z_loss", 0,
+		"`coefficient` of the squared log of the softmax denominator, such as 1e-4; keeps logits "+
+			"from drifting")
+	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false,
+		"round bfloat16 weights stochastically instead of keeping float32 master weights; moments "+
+			"in bfloat16 (8 bytes per weight instead of 16)")
 	flags.Int64Var(&o.Seed, "seed", 1, "`seed` of data order, dropout and random weights")
 	flags.StringVar((*string)(&o.Compile), "compile", "", compileTrainUsage)
 	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
 
-	flags.IntVar(
-		&f.lora.Rank,
-		"lora_rank",
-		0,
-		"train a LoRA adapter of this `rank` instead of the weights",
-	)
-	flags.Float64Var(
-		&f.lora.Alpha,
-		"lora_alpha",
-		0,
-		"LoRA alpha: the adapter's scale times its rank (default: twice the rank)",
-	)
+	flags.IntVar(&f.lora.Rank, "lora_rank", 0,
+		"train a LoRA adapter of this `rank` instead of the weights")
+	flags.Float64Var(&f.lora.Alpha, "lora_alpha", 0,
+		"LoRA alpha: the adapter's scale times its rank (default: twice the rank)")
 	flags.Float64Var(&f.lora.Dropout, "lora_dropout", 0, "`share` of an adapter's inputs to drop")
-	flags.StringSliceVar(
-		&f.lora.Targets,
-		"lora_targets",
-		[]string{lora.AllLinear},
-		"`layers` to adapt, such as q_proj,v_proj, or all-linear",
-	)
-	flags.BoolVar(
-		&f.merge,
-		"merge",
-		false,
-		"write the model with the adapter merged, instead of the adapter",
-	)
+	flags.StringSliceVar(&f.lora.Targets, "lora_targets", []string{lora.AllLinear},
+		"`layers` to adapt, such as q_proj,v_proj, or all-linear")
+	flags.BoolVar(&f.merge, "merge", false,
+		"write the model with the adapter merged, instead of the adapter")
 	flags.BoolVar(&o.HeadOnly, "head_only", false, "train only the output head")
 
 	flags.IntVar(&f.report, "report_steps", 10, "steps between lines of metrics")
-	flags.IntVar(
-		&o.ValidateSteps,
-		"validate_steps",
-		0,
-		"steps between validations (default: 10 % of the run)",
-	)
-	flags.IntVar(
-		&o.CheckpointSteps,
-		"checkpoint_steps",
-		500,
-		"steps between checkpoints; 0: only when the run is stopped",
-	)
-	flags.StringVar(
-		&o.CheckpointPath,
-		"checkpoint_path",
-		"",
-		"`folder` for checkpoints (default: checkpoints in the output folder)",
-	)
+	flags.IntVar(&o.ValidateSteps, "validate_steps", 0,
+		"steps between validations (default: 10 % of the run)")
+	flags.IntVar(&o.CheckpointSteps, "checkpoint_steps", 500,
+		"steps between checkpoints; 0: only when the run is stopped")
+	flags.StringVar(&o.CheckpointPath, "checkpoint_path", "",
+		"`folder` for checkpoints (default: checkpoints in the output folder)")
 	flags.IntVar(&o.Keep, "keep", 2, "number of checkpoints to keep")
 	flags.BoolVar(&o.Resume, "resume", false, "continue from the last checkpoint, if there is one")
-	flags.StringVar(
-		&o.CheckpointFormat,
-		"checkpoint_format",
-		"",
-		"hf: a folder for transformers, written by one process; native: every process writes "+
-			"its shard while training continues (default: hf for one process, native for "+
-			"several)",
-	)
-	flags.BoolVar(
-		&o.TensorBoard,
-		"tensorboard",
-		false,
-		"write TensorBoard event files to the folder tensorboard in the output folder",
-	)
+	flags.StringVar(&o.CheckpointFormat, "checkpoint_format", "",
+		"hf: a folder for transformers, written by one process; native: every process writes its "+
+			"shard while training continues (default: hf for one process, native for several)")
+	flags.BoolVar(&o.TensorBoard, "tensorboard", false,
+		"write TensorBoard event files to the folder tensorboard in the output folder")
 	f.worldFlags.declare(flags, o)
 	f.declareProfile(flags)
-	flags.StringArrayVar(
-		&f.ask,
-		"ask",
-		nil,
-		"a `question` to answer before and after training; may be repeated",
-	)
+	flags.StringArrayVar(&f.ask, "ask", nil,
+		"a `question` to answer before and after training; may be repeated")
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q: data is given with --data_path", args[0])
@@ -321,16 +212,11 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	f.Distributed = train.StrategyName(f.Distributed)
 	switch {
 	case !slices.Contains(train.Objectives, f.Objective):
-		return usagef(
-			"--objective: unknown objective %q: choose one of %s",
-			f.Objective,
-			strings.Join(train.Objectives, ", "),
-		)
+		return usagef("--objective: unknown objective %q: choose one of %s", f.Objective,
+			strings.Join(train.Objectives, ", "))
 	case (f.path == "") == (f.architecture == "" && f.variant == ""):
-		return usagef(
-			"give --model_path to tune a model, or --architecture and --variant to start from " +
-				"random weights",
-		)
+		return usagef("give --model_path to tune a model, or --architecture and --variant to " +
+			"start from random weights")
 	case f.path == "" && (f.architecture == "" || f.variant == ""):
 		return usagef("give both --architecture and --variant")
 	case f.path == "" && f.tokenizer == "":
@@ -347,17 +233,16 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 		return usagef("give --steps or --epochs, not both")
 	case f.merge && f.lora.Rank == 0:
 		return usagef("--merge needs --lora_rank")
-	case f.lora.Rank == 0 && (flags.Changed("lora_alpha") || flags.Changed("lora_dropout") || flags.Changed("lora_targets")):
+	case f.lora.Rank == 0 && (flags.Changed("lora_alpha") || flags.Changed("lora_dropout") ||
+		flags.Changed("lora_targets")):
 		return usagef("--lora_alpha, --lora_dropout and --lora_targets need --lora_rank")
 	case flags.Changed("warmup_steps") && f.WarmupSteps < 0:
 		return usagef("--warmup_steps is %d, expected 0 or more", f.WarmupSteps)
 	case flags.Changed("validate_steps") && len(f.validation) == 0 && f.fraction == 0:
 		return usagef("--validate_steps needs --validation_path or --validation_fraction")
 	case f.fraction > 1 && f.fraction != math.Trunc(f.fraction):
-		return usagef(
-			"--validation_fraction is %g, expected a share below 1 or a number of samples",
-			f.fraction,
-		)
+		return usagef("--validation_fraction is %g, expected a share below 1 or a number of "+
+			"samples", f.fraction)
 	case f.restarts < 0:
 		return usagef("--max_restarts is %d, expected 0 or more", f.restarts)
 	case f.restarts > 0 && f.processes == 1:
@@ -365,17 +250,13 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	case f.Keep < 1:
 		return usagef("--keep is %d, expected 1 or more", f.Keep)
 	case f.Distributed != "" && !slices.Contains(train.Strategies, f.Distributed):
-		return usagef(
-			"--distributed: unknown strategy %q: choose one of %s",
-			f.Distributed,
-			strings.Join(train.Strategies, ", "),
-		)
+		return usagef("--distributed: unknown strategy %q: choose one of %s", f.Distributed,
+			strings.Join(train.Strategies, ", "))
 	case f.report < 1:
 		return usagef("--report_steps is %d, expected 1 or more", f.report)
 	case f.dtype == "float16" || f.dtype == "fp16" || f.dtype == "half":
-		return usagef(
-			"--dtype float16 has too small a range for gradients: use bfloat16 or float32",
-		)
+		return usagef("--dtype float16 has too small a range for gradients: use bfloat16 or " +
+			"float32")
 	}
 	for _, name := range []string{"learning_rate", "beta1", "beta2", "dpo_beta"} {
 		if flag := flags.Lookup(name); flag.Changed && flag.Value.String() == "0" {
@@ -389,10 +270,8 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 		return err
 	}
 	if f.processes > 1 && f.Compile == train.CompileGraph {
-		return usagef(
-			"--compile %s works in one process only: leave it out with several",
-			train.CompileGraph,
-		)
+		return usagef("--compile %s works in one process only: leave it out with several",
+			train.CompileGraph)
 	}
 	if f.Steps == 0 && f.Epochs == 0 {
 		f.Epochs = 3
@@ -440,7 +319,8 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 
 // checkPaths reports missing files and unwritable folders before the model and data are read.
 func (f *trainFlags) checkPaths(rank int) error {
-	for flag, paths := range map[string][]string{"data_path": f.data, "validation_path": f.validation} {
+	for flag, paths := range map[string][]string{"data_path": f.data,
+		"validation_path": f.validation} {
 		for _, path := range paths {
 			if strings.HasPrefix(path, hub.DataScheme) {
 				continue
@@ -453,7 +333,8 @@ func (f *trainFlags) checkPaths(rank int) error {
 	if rank == 0 && sameFile(f.path, f.output) {
 		return fmt.Errorf("--output_path: %s is also --model_path: choose another folder", f.output)
 	}
-	for flag, path := range map[string]string{"output_path": f.output, "checkpoint_path": f.CheckpointPath} {
+	for flag, path := range map[string]string{"output_path": f.output,
+		"checkpoint_path": f.CheckpointPath} {
 		if rank > 0 || path == "" { // another machine may not have this folder
 			continue
 		}
@@ -501,13 +382,8 @@ func (f *trainFlags) run(ctx context.Context) error {
 	}()
 	if most := o.model.MaxLength(); f.SequenceLength > most {
 		if f.lengthGiven && (world == nil || world.Rank == 0) {
-			fmt.Fprintf(
-				os.Stderr,
-				"conquer train: samples are cut to the model's context of %d, not to "+
-					"--sequence_length %d\n",
-				most,
-				f.SequenceLength,
-			)
+			fmt.Fprintf(os.Stderr, "conquer train: samples are cut to the model's context of %d, "+
+				"not to --sequence_length %d\n", most, f.SequenceLength)
 		}
 		f.SequenceLength = most
 	}
@@ -533,12 +409,8 @@ func (f *trainFlags) run(ctx context.Context) error {
 	}
 	defer t.Close()
 	o.model = t.Model()
-	fmt.Printf(
-		"tuning %s of %s weights for %s\n",
-		thousands(t.Trained()),
-		thousands(model.Parameters(o.model)),
-		dataset.Count(t.Steps(), "step"),
-	)
+	fmt.Printf("tuning %s of %s weights for %s\n", thousands(t.Trained()),
+		thousands(model.Parameters(o.model)), dataset.Count(t.Steps(), "step"))
 	if f.Resume {
 		if t.Done() > 0 {
 			fmt.Printf("resuming after step %d\n", t.Done())
@@ -578,11 +450,8 @@ func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
 		case o.tokenizer == nil:
 			err = fmt.Errorf("%s has no tokenizer: give one with --tokenizer", o.path)
 		case model.DType(o.model) == torch.Float16:
-			err = fmt.Errorf(
-				"%s is stored as float16, which has too small a range for gradients: give "+
-					"--dtype bfloat16 or float32",
-				o.path,
-			)
+			err = fmt.Errorf("%s is stored as float16, which has too small a range for gradients: "+
+				"give --dtype bfloat16 or float32", o.path)
 		}
 		if err != nil {
 			o.Close()
@@ -609,12 +478,8 @@ func (f *trainFlags) freshModel() (*opened, error) {
 
 // fresh makes a variant of an architecture with random weights on the device of the flags. It fails
 // if the vocabulary has fewer rows than tokens, and extends the context to positions.
-func (f *modelFlags) fresh(
-	architecture, variant string,
-	dtype torch.DType,
-	seed int64,
-	tokens, positions int,
-) (model.Model, error) {
+func (f *modelFlags) fresh(architecture, variant string, dtype torch.DType, seed int64, tokens,
+	positions int) (model.Model, error) {
 	config, err := model.Variant(architecture, variant)
 	if err != nil {
 		return nil, usageError{err}
@@ -642,12 +507,8 @@ func (f *modelFlags) fresh(
 		return nil, err
 	}
 	if rows := m.Head().Shape[0]; rows < tokens {
-		return nil, fmt.Errorf(
-			"vocabulary mismatch: the tokenizer has %d tokens, but %s has %d rows",
-			tokens,
-			variant,
-			rows,
-		)
+		return nil, fmt.Errorf("vocabulary mismatch: the tokenizer has %d tokens, but %s has %d "+
+			"rows", tokens, variant, rows)
 	}
 	if f.world != nil {
 		if _, err := parallel.Divide(m, f.world.All, device); err != nil {
@@ -667,10 +528,8 @@ func (f *modelFlags) fresh(
 }
 
 // load reads and encodes the data sets.
-func (f *trainFlags) load(
-	ctx context.Context,
-	tok *tokenizer.Tokenizer,
-) (data, validation *dataset.Dataset, err error) {
+func (f *trainFlags) load(ctx context.Context, tok *tokenizer.Tokenizer) (data,
+	validation *dataset.Dataset, err error) {
 	if data, err = f.loadAll(ctx, f.data, "data", tok); err != nil {
 		return nil, nil, err
 	}
@@ -685,12 +544,8 @@ func (f *trainFlags) load(
 	return data, validation, err
 }
 
-func (f *trainFlags) loadAll(
-	ctx context.Context,
-	paths []string,
-	what string,
-	tok *tokenizer.Tokenizer,
-) (*dataset.Dataset, error) {
+func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
+	tok *tokenizer.Tokenizer) (*dataset.Dataset, error) {
 	all := &dataset.Dataset{}
 	var files []string
 	for _, path := range paths {
@@ -740,23 +595,13 @@ func (f *trainFlags) answerAll(ctx context.Context, o *opened, when string) erro
 			return err
 		}
 		ids := o.tokenizer.Encode(prompt, special)
-		results, _, err := generate.Generate(
-			ctx,
-			o.model,
-			o.tokenizer,
-			[][]int32{ids},
-			generate.Options{MaxNewTokens: 80},
-			nil,
-		)
+		results, _, err := generate.Generate(ctx, o.model, o.tokenizer, [][]int32{ids},
+			generate.Options{MaxNewTokens: 80}, nil)
 		if err != nil {
 			return err
 		}
-		fmt.Printf(
-			"\n%s tuning: %s\n  %s\n",
-			when,
-			question,
-			strings.ReplaceAll(strings.TrimSpace(results[0].Text), "\n", "\n  "),
-		)
+		fmt.Printf("\n%s tuning: %s\n  %s\n", when, question,
+			strings.ReplaceAll(strings.TrimSpace(results[0].Text), "\n", "\n  "))
 	}
 	fmt.Println()
 	return nil
@@ -775,31 +620,20 @@ func (f *trainFlags) finish(t *train.Trainer) error {
 	if err := report.PlotLoss(filepath.Join(f.output, report.MetricsFile), picture); err != nil {
 		return err
 	}
-	fmt.Printf(
-		"peak memory %.2f GB\nwrote %s (losses in %s)\ntry:\n",
-		float64(t.PeakMemory())/1e9,
-		f.output,
-		picture,
-	)
+	fmt.Printf("peak memory %.2f GB\nwrote %s (losses in %s)\ntry:\n", float64(t.PeakMemory())/1e9,
+		f.output, picture)
 	question := "Why is the sky blue?"
 	if len(f.ask) > 0 {
 		question = f.ask[0]
 	}
 	if f.LoRA != nil && !f.merge {
-		fmt.Printf(
-			"  conquer generate --model_path %s --adapter_path %s --chat --prompt %q\n",
-			f.path,
-			f.output,
-			question,
-		)
+		fmt.Printf("  conquer generate --model_path %s --adapter_path %s --chat --prompt %q\n",
+			f.path, f.output, question)
 		return nil
 	}
 	if f.path == "" && len(f.ask) == 0 { // a model trained from random weights continues texts
-		fmt.Printf(
-			"  conquer generate --model_path %s --temperature 0.7 --prompt %q\n",
-			f.output,
-			"The ",
-		)
+		fmt.Printf("  conquer generate --model_path %s --temperature 0.7 --prompt %q\n", f.output,
+			"The ")
 		return nil
 	}
 	fmt.Printf("  conquer generate --model_path %s --chat --prompt %q\n", f.output, question)

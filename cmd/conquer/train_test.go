@@ -13,17 +13,15 @@ import (
 func TestTrain_CharacterModelFromScratch(t *testing.T) {
 	dir := t.TempDir()
 	data := filepath.Join(dir, "poem.txt")
-	if err := os.WriteFile(
-		data, []byte(strings.Repeat("round and round the tower the gulls go round\n", 60)), 0o666,
-	); err != nil {
+	if err := os.WriteFile(data, []byte(strings.Repeat("round and round the tower the gulls go "+
+		"round\n", 60)), 0o666); err != nil {
 		t.Fatal(err)
 	}
 	out := filepath.Join(dir, "model")
-	stdout, stderr, code := invoke(
-		t, "", "train", "--architecture", "bamba", "--variant", "bytes", "--tokenizer",
-		"char_tokenizer", "--data_path", data, "--validation_path", data, "--output_path", out,
-		"--pack", "--sequence_length", "128", "--batch_size", "2", "--steps", "30",
-		"--learning_rate", "0.01", "--checkpoint_steps", "0", "--validate_steps", "30")
+	stdout, stderr, code := invoke(t, "", "train", "--architecture", "bamba", "--variant", "bytes",
+		"--tokenizer", "char_tokenizer", "--data_path", data, "--validation_path", data,
+		"--output_path", out, "--pack", "--sequence_length", "128", "--batch_size", "2", "--steps",
+		"30", "--learning_rate", "0.01", "--checkpoint_steps", "0", "--validate_steps", "30")
 	if code != 0 {
 		t.Fatalf("exit %d\n%s", code, stderr)
 	}
@@ -31,21 +29,18 @@ func TestTrain_CharacterModelFromScratch(t *testing.T) {
 	if len(losses) != 2 || losses[0][1] < "5" || losses[1][1] > "3" { // ln 256 = 5.5
 		t.Errorf("the losses before and after are %v\n%s", losses, stderr)
 	}
-	// The command that is printed for trying it works as it stands.
+	// The printed command runs unchanged.
 	_, suggestion, _ := strings.Cut(stdout, "try:\n  conquer ")
 	if !strings.HasPrefix(suggestion, "generate --model_path "+out+" ") ||
 		strings.Contains(suggestion, "--chat") {
 		t.Errorf("suggests %q", suggestion)
 	}
-	if text := succeed(
-		t, "generate", "--model_path", out, "--prompt", "round and ", "--max_new_tokens", "8",
-		"--ignore_eos"); len(
-		text,
-	) < 8 {
+	if text := succeed(t, "generate", "--model_path", out, "--prompt", "round and ",
+		"--max_new_tokens", "8", "--ignore_eos"); len(text) < 8 {
 		t.Errorf("continues with %q", text)
 	}
-	score := decode[scoreOutput](
-		t, succeed(t, "score", "--model_path", out, "--text", "round the tower", "--json"))
+	score := decode[scoreOutput](t,
+		succeed(t, "score", "--model_path", out, "--text", "round the tower", "--json"))
 	if score.Tokens != len("round the tower") || !(score.Perplexity > 1 && score.Perplexity < 100) {
 		t.Errorf("scores %+v", score)
 	}
@@ -62,33 +57,12 @@ func TestTrain_DPOLearnsAndNamesBadPairs(t *testing.T) {
 		t.Fatal(err)
 	}
 	args := func(data, out string, more ...string) []string {
-		return append(
-			[]string{
-				"train",
-				"--architecture",
-				"bamba",
-				"--variant",
-				"bytes",
-				"--tokenizer",
-				"char_tokenizer",
-				"--data_path",
-				data,
-				"--output_path",
-				filepath.Join(dir, out),
-				"--batch_size",
-				"4",
-				"--steps",
-				"4",
-				"--learning_rate",
-				"1e-3",
-				"--checkpoint_steps",
-				"3",
-			},
-			more...)
+		return append([]string{"train", "--architecture", "bamba", "--variant", "bytes",
+			"--tokenizer", "char_tokenizer", "--data_path", data, "--output_path",
+			filepath.Join(dir, out), "--batch_size", "4", "--steps", "4", "--learning_rate", "1e-3",
+			"--checkpoint_steps", "3"}, more...)
 	}
-	if _, stderr, code := invoke(
-		t,
-		"",
+	if _, stderr, code := invoke(t, "",
 		args(pairs, "out", "--objective", "dpo", "--validation_path", pairs)...); code != 0 {
 		t.Fatalf("exit %d\n%s", code, stderr)
 	}
@@ -96,12 +70,11 @@ func TestTrain_DPOLearnsAndNamesBadPairs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	looks := regexp.MustCompile(`"validation_loss":([0-9.]+).*"reward_margin":([-0-9.e]+),"accuracy":([0-9.]+)}`).
-		FindAllStringSubmatch(string(metrics), -1)
-	if len(looks) < 2 || !strings.HasPrefix(looks[0][1], "0.69") ||
-		looks[len(looks)-1][1] > "0.6" ||
-		looks[len(looks)-1][3] != "1" {
-		t.Errorf("the looks are %v of\n%s", looks, metrics)
+	pattern := `"validation_loss":([0-9.]+).*"reward_margin":([-0-9.e]+),"accuracy":([0-9.]+)}`
+	validations := regexp.MustCompile(pattern).FindAllStringSubmatch(string(metrics), -1)
+	if len(validations) < 2 || !strings.HasPrefix(validations[0][1], "0.69") ||
+		validations[len(validations)-1][1] > "0.6" || validations[len(validations)-1][3] != "1" {
+		t.Errorf("the validations are %v of\n%s", validations, metrics)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "out", "checkpoints", "reference.json")); err != nil {
 		t.Error(err)
@@ -111,13 +84,14 @@ func TestTrain_DPOLearnsAndNamesBadPairs(t *testing.T) {
 		more       []string
 		code       int
 	}{
-		"bad":     {`{"prompt":"x","chosen":3,"rejected":"y"}`, `:9: field "chosen" is 3`, []string{"--objective", "dpo"}, 1},
-		"no pair": {`{"text":"x"}`, ":9: a record of layout text, expected a pair", []string{"--objective", "dpo"}, 1},
+		"bad": {`{"prompt":"x","chosen":3,"rejected":"y"}`, `:9: field "chosen" is 3`,
+			[]string{"--objective", "dpo"}, 1},
+		"no pair": {`{"text":"x"}`, ":9: a record of layout text, expected a pair",
+			[]string{"--objective", "dpo"}, 1},
 		"no dpo":  {"", ":1: a pair of answers", nil, 1},
 		"unknown": {"", "unknown objective", []string{"--objective", "ppo"}, 2},
-		"negative": {
-			"", "it must be positive", []string{"--objective", "dpo", "--dpo_beta", "-1"}, 2,
-		},
+		"negative": {"", "it must be positive", []string{"--objective", "dpo", "--dpo_beta", "-1"},
+			2},
 	} {
 		path := filepath.Join(dir, "bad.jsonl")
 		if err := os.WriteFile(path, []byte(lines.String()+c.line), 0o666); err != nil {
@@ -134,42 +108,21 @@ func TestTrain_DPOLearnsAndNamesBadPairs(t *testing.T) {
 func TestTrain_FlagsChooseOptimizerAndCompile(t *testing.T) {
 	dir := t.TempDir()
 	data := filepath.Join(dir, "poem.txt")
-	if err := os.WriteFile(
-		data, []byte(strings.Repeat("round and round the tower the gulls go round\n", 30)), 0o666,
-	); err != nil {
+	if err := os.WriteFile(data, []byte(strings.Repeat("round and round the tower the gulls go "+
+		"round\n", 30)), 0o666); err != nil {
 		t.Fatal(err)
 	}
 	args := func(out string, more ...string) []string {
-		return append(
-			[]string{
-				"train",
-				"--architecture",
-				"bamba",
-				"--variant",
-				"bytes",
-				"--tokenizer",
-				"char_tokenizer",
-				"--data_path",
-				data,
-				"--output_path",
-				filepath.Join(dir, out),
-				"--pack",
-				"--sequence_length",
-				"64",
-				"--batch_size",
-				"2",
-				"--steps",
-				"3",
-			},
-			more...)
+		return append([]string{"train", "--architecture", "bamba", "--variant", "bytes",
+			"--tokenizer", "char_tokenizer", "--data_path", data, "--output_path",
+			filepath.Join(dir, out), "--pack", "--sequence_length", "64", "--batch_size", "2",
+			"--steps", "3"}, more...)
 	}
 	for name, more := range map[string][]string{
-		"lion": {
-			"--optimizer", "lion", "--no_decay", "norm,bias,embedding", "--weight_decay", "0.1",
-		},
-		"int8": {
-			"--moments", "int8", "--checkpoint_steps", "2", "--checkpoint_format", "native",
-		},
+		"lion": {"--optimizer", "lion", "--no_decay", "norm,bias,embedding", "--weight_decay",
+			"0.1"},
+		"int8": {"--moments", "int8", "--checkpoint_steps", "2",
+			"--checkpoint_format", "native"},
 		"bfloat16": {"--moments", "bfloat16", "--no-decay", "none"},
 		"spare":    {"--recompute", "selective", "--compile", "none"},
 		"recorded": {"--recompute", "selective", "--compile", "graph"},
@@ -178,8 +131,8 @@ func TestTrain_FlagsChooseOptimizerAndCompile(t *testing.T) {
 			t.Errorf("%s: exit %d\n%s", name, code, stderr)
 		}
 	}
-	plain, recorded := lossesIn(t, filepath.Join(dir, "spare")), lossesIn(
-		t, filepath.Join(dir, "recorded"))
+	plain, recorded := lossesIn(t, filepath.Join(dir, "spare")), lossesIn(t,
+		filepath.Join(dir, "recorded"))
 	for i := range 3 {
 		if math.Abs(plain[i]-recorded[i]) > 1e-4*plain[i] {
 			t.Errorf("losses %v, and %v with passes to be recorded", plain, recorded)
@@ -188,14 +141,11 @@ func TestTrain_FlagsChooseOptimizerAndCompile(t *testing.T) {
 	for want, more := range map[string][]string{
 		`unknown recompute "some": choose none, selective or block`: {"--recompute", "some"},
 		`unknown way to compile "jit"`:                              {"--compile", "jit"},
-		"--compile graph works in one process only": {
-			"--compile", "graph", "--nproc", "2", "--distributed", "ddp",
-		},
-		`unknown optimizer "sgd"`: {"--optimizer", "sgd"},
-		`unknown moments "int4"`:  {"--moments", "int4"},
-		"moments in int8 are for adamw": {
-			"--optimizer", "lion", "--moments", "int8",
-		},
+		"--compile graph works in one process only": {"--compile", "graph", "--nproc", "2",
+			"--distributed", "ddp"},
+		`unknown optimizer "sgd"`:              {"--optimizer", "sgd"},
+		`unknown moments "int4"`:               {"--moments", "int4"},
+		"moments in int8 are for adamw":        {"--optimizer", "lion", "--moments", "int8"},
 		`no decay of "head": choose from norm`: {"--no_decay", "head"},
 		"label smoothing 2":                    {"--label_smoothing", "2"},
 	} {
@@ -207,7 +157,7 @@ func TestTrain_FlagsChooseOptimizerAndCompile(t *testing.T) {
 	}
 }
 
-// What is wrong with the flags is said before any process begins.
+// Bad flags are reported before any process starts.
 func TestTrain_BadInputGetsOneLineAndExitCode(t *testing.T) {
 	folder, good := t.TempDir(), writeModel(t, 704, true)
 	write := func(name, text string) string {
@@ -224,91 +174,74 @@ func TestTrain_BadInputGetsOneLineAndExitCode(t *testing.T) {
 		code int
 		want string
 	}{
-		"no strategy for two": {
-			[]string{"--nproc", "2", "--distributed", "none"}, 2, "choose ddp",
-		},
-		"three of two divide":    {[]string{"--nproc", "2", "--distributed", "tp", "--tp_size", "3"}, 2, "divide the 2 processes"},
-		"groups of three of two": {[]string{"--nproc", "2", "--distributed", "hsdp", "--hsdp_size", "3"}, 2, "divide the 2 processes"},
-		"groups without hsdp":    {[]string{"--nproc", "2", "--distributed", "fsdp", "--hsdp_size", "2"}, 2, "--distributed hsdp"},
-		"gathered without shards": {
-			[]string{"--nproc", "2", "--keep_gathered"}, 2, "--keep_gathered",
-		},
-		"a pipeline offloaded":  {[]string{"--nproc", "2", "--distributed", "pp", "--offload_optimizer"}, 2, "fsdp or hsdp"},
+		"no strategy for two": {[]string{"--nproc", "2", "--distributed", "none"}, 2, "choose ddp"},
+		"three of two divide": {[]string{"--nproc", "2", "--distributed", "tp", "--tp_size",
+			"3"}, 2, "divide the 2 processes"},
+		"groups of three of two": {[]string{"--nproc", "2", "--distributed", "hsdp", "--hsdp_size",
+			"3"}, 2, "divide the 2 processes"},
+		"groups without hsdp": {[]string{"--nproc", "2", "--distributed", "fsdp", "--hsdp_size",
+			"2"}, 2, "--distributed hsdp"},
+		"gathered without shards": {[]string{"--nproc", "2", "--keep_gathered"}, 2,
+			"--keep_gathered"},
+		"a pipeline offloaded": {[]string{"--nproc", "2", "--distributed", "pp",
+			"--offload_optimizer"}, 2, "fsdp or hsdp"},
 		"one process offloaded": {[]string{"--offload_optimizer"}, 2, "fsdp or hsdp"},
 		"an unknown format":     {[]string{"--checkpoint_format", "pt"}, 2, "hf or native"},
-		"hf of two": {
-			[]string{"--nproc", "2", "--checkpoint_format", "hf"}, 2, "native",
-		},
-		"sums in 8 bits":           {[]string{"--reduce_dtype", "float8"}, 2, "float32, or same"},
-		"sums of a pipeline":       {[]string{"--nproc", "2", "--distributed", "pp", "--reduce_dtype", "same"}, 2, "with ddp, fsdp or hsdp"},
+		"hf of two": {[]string{"--nproc", "2", "--checkpoint_format", "hf"},
+			2, "native"},
+		"sums in 8 bits": {[]string{"--reduce_dtype", "float8"}, 2, "float32, or same"},
+		"sums of a pipeline": {[]string{"--nproc", "2", "--distributed", "pp",
+			"--reduce_dtype", "same"}, 2, "with ddp, fsdp or hsdp"},
 		"adapters of no rank":      {[]string{"--lora_targets", "q_proj"}, 2, "--lora_rank"},
 		"no momentum":              {[]string{"--beta1", "0"}, 2, "--beta1 is 0"},
 		"a warm-up before the run": {[]string{"--warmup_steps", "-7"}, 2, "--warmup_steps is -7"},
-		"looks at nothing":         {[]string{"--validate_steps", "3"}, 2, "--validation_path"},
-		"float32 rounded at random": {
-			[]string{"--stochastic_rounding", "--dtype", "float32"}, 1, "--dtype bfloat16",
-		},
+		"validations without data": {[]string{"--validate_steps", "3"}, 2, "--validation_path"},
+		"float32 rounded at random": {[]string{"--stochastic_rounding", "--dtype", "float32"}, 1,
+			"--dtype bfloat16"},
 		"fewer threads than none": {[]string{"--threads", "-3"}, 2, "--threads is -3"},
 		"restarts of nothing":     {[]string{"--max_restarts", "2"}, 2, "--nproc"},
 		"no checkpoint kept":      {[]string{"--keep", "0"}, 2, "--keep"},
 		"two samples and a half":  {[]string{"--validation_fraction", "2.5"}, 2, "2.5"},
 		"all samples held out":    {[]string{"--validation_fraction", "5"}, 1, "5 of 5 samples"},
-		"too short for an answer": {
-			[]string{"--sequence_length", "4"}, 1, "allow samples of more than 4 tokens",
-		},
+		"too short for an answer": {[]string{"--sequence_length", "4"}, 1,
+			"allow samples of more than 4 tokens"},
 		"fewer steps than none": {[]string{"--steps", "-3"}, 2, "--steps -3"},
-		"no validation data":    {[]string{"--validation_path", filepath.Join(folder, "nowhere")}, 1, "--validation_path: "},
-		"a file to write into":  {[]string{"--output_path", filepath.Join(data, "out")}, 1, "--output_path: " + data + " is a file"},
-		"a file for checkpoints": {
-			[]string{"--checkpoint_path", data}, 1, "--checkpoint_path: " + data + " is a file",
-		},
-		"a profile nowhere": {[]string{"--profile", filepath.Join(folder, "nowhere", "x.json")}, 2, "--profile: no folder"},
-		"no data": {
-			[]string{"--data_path", filepath.Join(folder, "nowhere")}, 1, "nowhere",
-		},
-		"a record that ends": {[]string{"--data_path", write("cut.jsonl", `{"text": "a"}`+"\n"+`{"text": `)}, 1, "cut.jsonl:2"},
-		"an array that does not end": {
-			[]string{"--data_path", write("cut.json", `[{"text": "a"}`)}, 1, "cut.json",
-		},
-		"columns that are none": {
-			[]string{"--data_path", write("cut.parquet", "PAR1PAR1")}, 1, "cut.parquet",
-		},
-		"an archive that is none": {
-			[]string{"--data_path", write("cut.tar.gz", "\x1f\x8b")}, 1, "cut.tar.gz",
-		},
-		"an unknown field": {
-			[]string{"--data_path", write("odd.jsonl", `{"foo": 1}`)}, 1, "odd.jsonl:1",
-		},
+		"no validation data": {[]string{"--validation_path", filepath.Join(folder, "nowhere")},
+			1, "--validation_path: "},
+		"a file to write into": {[]string{"--output_path", filepath.Join(data, "out")}, 1,
+			"--output_path: " + data + " is a file"},
+		"a file for checkpoints": {[]string{"--checkpoint_path", data}, 1,
+			"--checkpoint_path: " + data + " is a file"},
+		"a profile nowhere": {[]string{"--profile", filepath.Join(folder, "nowhere", "x.json")}, 2,
+			"--profile: no folder"},
+		"no data": {[]string{"--data_path", filepath.Join(folder, "nowhere")}, 1, "nowhere"},
+		"a record that ends": {[]string{"--data_path",
+			write("cut.jsonl", `{"text": "a"}`+"\n"+`{"text": `)}, 1, "cut.jsonl:2"},
+		"an array that does not end": {[]string{"--data_path", write("cut.json", `[{"text": "a"}`)},
+			1, "cut.json"},
+		"columns that are none": {[]string{"--data_path", write("cut.parquet", "PAR1PAR1")}, 1,
+			"cut.parquet"},
+		"an archive that is none": {[]string{"--data_path", write("cut.tar.gz", "\x1f\x8b")}, 1,
+			"cut.tar.gz"},
+		"an unknown field": {[]string{"--data_path", write("odd.jsonl", `{"foo": 1}`)}, 1,
+			"odd.jsonl:1"},
 	} {
-		_, stderr, code := invoke(
-			t,
-			"",
-			append(
-				[]string{
-					"train",
-					"--model_path",
-					good,
-					"--data_path",
-					data,
-					"--output_path",
-					out,
-					"--device",
-					"cpu",
-				},
-				c.args...)...)
+		_, stderr, code := invoke(t, "",
+			append([]string{"train", "--model_path", good, "--data_path", data, "--output_path",
+				out, "--device", "cpu"}, c.args...)...)
 		if code != c.code || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") != 1 {
-			t.Errorf("%s: exit %d, want %d and one line with %q\n%s",
-				name, code, c.code, c.want, stderr)
+			t.Errorf("%s: exit %d, want %d and one line with %q\n%s", name, code, c.code, c.want,
+				stderr)
 		}
 	}
 	if _, err := os.Stat(out); err == nil {
 		t.Error("a run that did not begin left a folder")
 	}
-	// More tokens than the model's context has are cut, and that is said.
-	if _, stderr, code := invoke(
-		t, "", "train", "--model_path", good, "--data_path", data, "--output_path", out, "--device",
-		"cpu", "--steps", "1", "--sequence_length", "1000"); code != 0 ||
-		!strings.Contains(stderr, "samples are cut to the model's context of 256") {
+	// Samples longer than the model's context are cut, with a message.
+	if _, stderr, code := invoke(t, "", "train", "--model_path", good, "--data_path", data,
+		"--output_path", out, "--device", "cpu", "--steps", "1", "--sequence_length",
+		"1000"); code != 0 || !strings.Contains(stderr,
+		"samples are cut to the model's context of 256") {
 		t.Errorf("exit %d\n%s", code, stderr)
 	}
 }

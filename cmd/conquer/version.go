@@ -19,14 +19,8 @@ var versionCommand = command{
 			if len(args) > 0 {
 				return usagef("unexpected %q", args[0])
 			}
-			fmt.Fprintf(
-				os.Stdout,
-				"conquer %s (%s, %s/%s)\n",
-				version,
-				runtime.Version(),
-				runtime.GOOS,
-				runtime.GOARCH,
-			)
+			fmt.Fprintf(os.Stdout, "conquer %s (%s, %s/%s)\n", version, runtime.Version(),
+				runtime.GOOS, runtime.GOARCH)
 			if info, ok := debug.ReadBuildInfo(); ok {
 				for _, dep := range info.Deps {
 					if dep.Path == "github.com/sugarme/gotch" {
