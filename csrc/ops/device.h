@@ -1,8 +1,8 @@
 // device.h: the device table. A device provides its kernels as one ops::Device, an entry for each
 // operator, and registers it once: cpu/device.cpp for the CPU, cuda/device.cpp for CUDA. The
 // operators of this folder check arguments, record gradients and call the entry of the tensors'
-// device; without an entry, or for tensors that the kernels do not accept, they compute with
-// libtorch.
+// device. Without an entry, or for tensors that the kernels do not accept, they compute with
+// libtorch; the state-space operators, which have no such form, fail.
 //
 // Tensors are contiguous unless an entry says otherwise. An undefined tensor stands for an absent
 // one. Results that come as arguments are allocated by the caller. Letters are those of conquer.h.
@@ -22,7 +22,7 @@ struct BlockTail {
   double eps, mlp_eps, next_eps;
 };
 
-// Rows of logits whose cross-entropy is computed, a chunk of a batch.
+// Some rows of a batch's logits, whose cross-entropy is computed.
 struct CrossEntropyRows {
   at::Tensor logits;  // [N,V]; replaced by their gradient if gradient is set
   at::Tensor targets; // int64 [N]
@@ -173,7 +173,7 @@ struct Device {
   at::Tensor (*argmax)(const at::Tensor &logits);
   // grad[ids[i]] += dy[i].
   void (*add_rows)(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &dy);
-  // y *= factor, a float32 scalar on the device; costs nothing if it is one.
+  // y *= factor, a float32 scalar on the device. Costs nothing if the factor is 1.
   void (*multiply)(const at::Tensor &y, const at::Tensor &factor);
   // master is empty if the weights are float32, and for stochastic rounding.
   void (*adamw)(const OptimizerStep &step);
