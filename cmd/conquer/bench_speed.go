@@ -85,88 +85,113 @@ func (f *speedFlags) model(ctx context.Context, positions int) (model.Model, fun
 	return m, func() {}, err
 }
 
+// inferenceFlags are the flags of conquer bench inference.
+type inferenceFlags struct {
+	speedFlags
+	processFlags
+	bench.InferenceOptions
+	noEager, noCompiled, noCacheRuns, noUncachedRuns bool
+}
+
 func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) error {
-	var f speedFlags
-	var p processFlags
-	o := bench.InferenceOptions{}
-	var skip [4]bool
+	var f inferenceFlags
 	f.declare(flags)
-	p.declareProcesses(flags)
-	flags.IntVar(&o.Batch, "batch_size", 2, "prompts per batch")
-	flags.IntVar(&o.Length, "seq_len", 512, "`tokens` of a prompt")
-	flags.IntVar(&o.NewTokens, "max_new_tokens", 256, "new `tokens` per prompt")
-	flags.IntVar(&o.Repeats, "repeat", 3, "timed calls, after one warm-up call")
-	flags.BoolVar(&skip[0], "skip_eager_runs", false, "skip runs launched operation by operation")
-	flags.BoolVar(&skip[1], "skip_compile_runs", false,
-		"skip runs recorded as CUDA graphs (GPU only)")
-	flags.BoolVar(&skip[2], "skip_kvcache_runs", false, "skip runs with a cache")
-	flags.BoolVar(&skip[3], "skip_nokvcache_runs", false,
-		"skip runs without a cache, which recompute all tokens at each step")
 	return func(ctx context.Context, args []string) error {
-		switch {
-		case len(args) > 0:
-			return usagef("unexpected %q", args[0])
-		case skip[0] && (skip[1] || skip[2] || p.processes > 1) || skip[2] && skip[3]:
-			return usagef("nothing left to measure: recorded steps need a cache and a single " +
-				"process")
-		case o.Batch < 1 || o.Length < 1 || o.NewTokens < 2 || o.Repeats < 1:
-			return usagef("--batch_size, --seq_len and --repeat must be at least 1, " +
-				"--max_new_tokens at least 2")
-		}
-		if err := p.checkProcesses(); err != nil {
+		if err := f.check(args); err != nil {
 			return err
 		}
-		o.Eager, o.Compiled, o.Cache, o.NoCache = !skip[0], !skip[1], !skip[2], !skip[3]
-		o.Seed = uint64(f.seed)
-		place, err := dist.FromEnvironment()
-		switch {
-		case err != nil:
-			return err
-		case place.Size == 1 && p.processes > 1:
-			if o.Compiled {
-				fmt.Fprintln(os.Stderr, "(steps of several processes are not recorded: skipping "+
-					"the compiled runs)")
-			}
-			return p.launch(ctx, 0)
-		case place.Size > 1:
-			if f.world, err = p.join(place, &f.modelFlags); err != nil {
-				return err
-			}
-			defer f.world.Leave()
-			if o.Group = f.world.All; place.Rank > 0 {
-				f.profile = ""
-			}
-		}
-		m, done, err := f.model(ctx, o.Length+o.NewTokens)
-		if err != nil {
-			return err
-		}
-		defer done()
-		defer model.Free(m)
-		if device := model.Device(m); o.Compiled && o.Group == nil && !device.IsCUDA() {
-			fmt.Fprintln(os.Stderr, "(steps are not recorded on the CPU: skipping the compiled "+
-				"runs)")
-		}
-		if err := o.Check(model.Device(m)); err != nil {
-			return usageError{err}
-		}
-		if room := m.MaxLength() - o.Length; room < o.NewTokens {
-			return usagef("--seq_len %d and --max_new_tokens %d do not fit the model's context of "+
-				"%d", o.Length, o.NewTokens, m.MaxLength())
-		}
-		var unwritten error
-		o.Done = func(r bench.InferenceRow) {
-			if f.json {
-				unwritten = cmp.Or(unwritten, printJSON(os.Stdout, r))
-				return
-			}
-			printInference(os.Stdout, r)
-		}
-		return f.profiled(func() error {
-			_, err := bench.Inference(ctx, m, o)
-			return cmp.Or(err, unwritten)
-		})
+		return f.start(ctx)
 	}
+}
+
+func (f *inferenceFlags) declare(flags *pflag.FlagSet) {
+	f.speedFlags.declare(flags)
+	f.declareProcesses(flags)
+	flags.IntVar(&f.Batch, "batch_size", 2, "prompts per batch")
+	flags.IntVar(&f.Length, "seq_len", 512, "`tokens` of a prompt")
+	flags.IntVar(&f.NewTokens, "max_new_tokens", 256, "new `tokens` per prompt")
+	flags.IntVar(&f.Repeats, "repeat", 3, "timed calls, after one warm-up call")
+	flags.BoolVar(&f.noEager, "skip_eager_runs", false,
+		"skip runs launched operation by operation")
+	flags.BoolVar(&f.noCompiled, "skip_compile_runs", false,
+		"skip runs recorded as CUDA graphs (GPU only)")
+	flags.BoolVar(&f.noCacheRuns, "skip_kvcache_runs", false, "skip runs with a cache")
+	flags.BoolVar(&f.noUncachedRuns, "skip_nokvcache_runs", false,
+		"skip runs without a cache, which recompute all tokens at each step")
+}
+
+// check reads the flags into the options.
+func (f *inferenceFlags) check(args []string) error {
+	recordedOnly := f.noEager && (f.noCompiled || f.noCacheRuns || f.processes > 1)
+	switch {
+	case len(args) > 0:
+		return usagef("unexpected %q", args[0])
+	case recordedOnly || f.noCacheRuns && f.noUncachedRuns:
+		return usagef("nothing left to measure: recorded steps need a cache and a single process")
+	case f.Batch < 1 || f.Length < 1 || f.NewTokens < 2 || f.Repeats < 1:
+		return usagef("--batch_size, --seq_len and --repeat must be at least 1, " +
+			"--max_new_tokens at least 2")
+	}
+	f.Eager, f.Compiled = !f.noEager, !f.noCompiled
+	f.Cache, f.NoCache = !f.noCacheRuns, !f.noUncachedRuns
+	f.Seed = uint64(f.seed)
+	return f.checkProcesses()
+}
+
+// start measures in this process, or starts the processes of --nproc.
+func (f *inferenceFlags) start(ctx context.Context) error {
+	place, err := dist.FromEnvironment()
+	switch {
+	case err != nil:
+		return err
+	case place.Size == 1 && f.processes > 1:
+		if f.Compiled {
+			fmt.Fprintln(os.Stderr,
+				"(steps of several processes are not recorded: skipping the compiled runs)")
+		}
+		return f.launch(ctx, 0)
+	case place.Size > 1:
+		if f.world, err = f.join(place, &f.modelFlags); err != nil {
+			return err
+		}
+		defer f.world.Leave()
+		if f.Group = f.world.All; place.Rank > 0 {
+			f.profile = ""
+		}
+	}
+	return f.run(ctx)
+}
+
+func (f *inferenceFlags) run(ctx context.Context) error {
+	m, done, err := f.model(ctx, f.Length+f.NewTokens)
+	if err != nil {
+		return err
+	}
+	defer done()
+	defer model.Free(m)
+	device := model.Device(m)
+	if f.Compiled && f.Group == nil && !device.IsCUDA() {
+		fmt.Fprintln(os.Stderr, "(steps are not recorded on the CPU: skipping the compiled runs)")
+	}
+	if err := f.Check(device); err != nil {
+		return usageError{err}
+	}
+	if room := m.MaxLength() - f.Length; room < f.NewTokens {
+		return usagef("--seq_len %d and --max_new_tokens %d do not fit the model's context of %d",
+			f.Length, f.NewTokens, m.MaxLength())
+	}
+	var unwritten error
+	f.Done = func(r bench.InferenceRow) {
+		if f.json {
+			unwritten = cmp.Or(unwritten, printJSON(os.Stdout, r))
+			return
+		}
+		printInference(os.Stdout, r)
+	}
+	return f.profiled(func() error {
+		_, err := bench.Inference(ctx, m, f.InferenceOptions)
+		return cmp.Or(err, unwritten)
+	})
 }
 
 func printInference(w io.Writer, r bench.InferenceRow) {
@@ -190,66 +215,92 @@ func printInference(w io.Writer, r bench.InferenceRow) {
 	}
 }
 
+// benchTrainFlags are the flags of conquer bench train.
+type benchTrainFlags struct {
+	speedFlags
+	options   train.Options
+	adapter   lora.Config
+	recompute string
+}
+
 func setupBenchTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
-	var f speedFlags
-	o := train.Options{Rate: 1e-5, Schedule: "constant", Decay: 0.01}
-	var adapter lora.Config
-	var recompute string
+	f := benchTrainFlags{options: train.Options{Rate: 1e-5, Schedule: "constant", Decay: 0.01}}
 	f.declare(flags)
+	return func(ctx context.Context, args []string) error {
+		if err := f.check(args); err != nil {
+			return err
+		}
+		return f.run(ctx)
+	}
+}
+
+func (f *benchTrainFlags) declare(flags *pflag.FlagSet) {
+	o := &f.options
+	f.speedFlags.declare(flags)
 	flags.IntVar(&o.BatchSize, "batch_size", 4, "rows per forward pass")
 	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "tokens per row")
 	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes per optimizer step")
 	flags.IntVar(&o.Steps, "steps", 6, "timed steps, after two warm-up steps")
-	flags.StringVar(&recompute, "recompute", "none", recomputeUsage)
+	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
 	flags.StringVar((*string)(&o.Compile), "compile", "", compileTrainUsage)
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "as in conquer train")
-	flags.IntVar(&adapter.Rank, "lora_rank", 0,
+	flags.IntVar(&f.adapter.Rank, "lora_rank", 0,
 		"train a LoRA adapter of this `rank` on all linear layers")
-	return func(ctx context.Context, args []string) error {
-		if len(args) > 0 {
-			return usagef("unexpected %q", args[0])
-		}
-		o.Recompute, o.Seed, o.Clip = train.Recompute(recompute), f.seed, 1
-		if adapter.Rank > 0 {
-			adapter.Alpha, adapter.Targets = float64(2*adapter.Rank), []string{lora.AllLinear}
-			o.LoRA = &adapter
-		}
-		if o.Steps < 1 || adapter.Rank < 0 {
-			return usagef("--steps %d, --lora_rank %d: expected at least 1 step and no negative "+
-				"rank", o.Steps, adapter.Rank)
-		}
-		if err := o.Check(); err != nil {
-			return usageError{err}
-		}
-		m, done, err := f.model(ctx, o.SequenceLength)
-		if err != nil {
+}
+
+// check reads the flags into the options.
+func (f *benchTrainFlags) check(args []string) error {
+	o := &f.options
+	if len(args) > 0 {
+		return usagef("unexpected %q", args[0])
+	}
+	o.Recompute, o.Seed, o.Clip = train.Recompute(f.recompute), f.seed, 1
+	if rank := f.adapter.Rank; rank > 0 {
+		f.adapter.Alpha, f.adapter.Targets = float64(2*rank), []string{lora.AllLinear}
+		o.LoRA = &f.adapter
+	}
+	if o.Steps < 1 || f.adapter.Rank < 0 {
+		return usagef("--steps %d, --lora_rank %d: expected at least 1 step and no negative rank",
+			o.Steps, f.adapter.Rank)
+	}
+	if err := o.Check(); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
+func (f *benchTrainFlags) run(ctx context.Context) error {
+	m, done, err := f.model(ctx, f.options.SequenceLength)
+	if err != nil {
+		return err
+	}
+	defer done()
+	defer func() { model.Free(m) }()
+	return f.profiled(func() error {
+		var row bench.TrainRow
+		if row, m, err = bench.Train(ctx, m, f.options); err != nil {
 			return err
 		}
-		defer done()
-		defer func() { model.Free(m) }()
-		return f.profiled(func() error {
-			var row bench.TrainRow
-			if row, m, err = bench.Train(ctx, m, o); err != nil {
-				return err
-			}
-			if f.json {
-				return printJSON(os.Stdout, row)
-			}
-			how := ""
-			if row.Accumulate > 1 {
-				how = fmt.Sprintf(", %d passes a step", row.Accumulate)
-			}
-			if row.Recorded {
-				how += ", recorded"
-			}
-			fmt.Printf("%s of %s weights, batch %d × %d tokens, %s on %s%s\n",
-				thousands(row.Trained), thousands(row.Parameters), row.Batch, row.Length, row.DType,
-				row.Device, how)
-			fmt.Printf("  step         %10.2f ms (%.2f to %.2f; the first %.0f)\n  speed        "+
-				"%10.1f tok/s, %.1f TFLOP/s\n  peak memory  %10s\n", row.StepMS, row.LowMS,
-				row.HighMS, row.FirstStepMS, row.TokensPerS, row.TFlopPerS,
-				formatBytes(row.PeakBytes))
-			return nil
-		})
+		if f.json {
+			return printJSON(os.Stdout, row)
+		}
+		printTrain(row)
+		return nil
+	})
+}
+
+func printTrain(row bench.TrainRow) {
+	how := ""
+	if row.Accumulate > 1 {
+		how = fmt.Sprintf(", %d passes a step", row.Accumulate)
 	}
+	if row.Recorded {
+		how += ", recorded"
+	}
+	fmt.Printf("%s of %s weights, batch %d × %d tokens, %s on %s%s\n", thousands(row.Trained),
+		thousands(row.Parameters), row.Batch, row.Length, row.DType, row.Device, how)
+	fmt.Printf("  step         %10.2f ms (%.2f to %.2f; the first %.0f)\n", row.StepMS, row.LowMS,
+		row.HighMS, row.FirstStepMS)
+	fmt.Printf("  speed        %10.1f tok/s, %.1f TFLOP/s\n", row.TokensPerS, row.TFlopPerS)
+	fmt.Printf("  peak memory  %10s\n", formatBytes(row.PeakBytes))
 }

@@ -25,93 +25,111 @@ conquer bench ssd --heads 128 --dtype bfloat16 --chunking default,default-optimi
 	setup: setupBenchSSD,
 }
 
+// ssdFlags are the flags of conquer bench ssd.
+type ssdFlags struct {
+	benchFlags
+	bench.SSDOptions
+	strategies, sizes []string
+	dtype, device     string
+	threads           int
+}
+
 func setupBenchSSD(flags *pflag.FlagSet) func(context.Context, []string) error {
-	var f benchFlags
-	var o bench.SSDOptions
-	var strategies, sizes []string
-	var threads int
-	flags.StringSliceVar(&o.Passes, "pass", bench.Passes,
+	var f ssdFlags
+	f.declare(flags)
+	return func(ctx context.Context, args []string) error {
+		if err := f.check(flags, args); err != nil {
+			return err
+		}
+		return f.run(ctx)
+	}
+}
+
+func (f *ssdFlags) declare(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.Passes, "pass", bench.Passes,
 		"`passes` to time: forward, backward, step, conv, norm")
-	declareChunking(flags, &strategies, "default", "default-optimized", "independent",
+	declareChunking(flags, &f.strategies, "default", "default-optimized", "independent",
 		"independent-optimized")
-	flags.StringSliceVar(&sizes, "chunk_size", []string{"64"},
+	flags.StringSliceVar(&f.sizes, "chunk_size", []string{"64"},
 		"chunk `sizes` in tokens: powers of two from 16 to 256, or auto")
-	flags.IntSliceVar(&o.Lengths, "length", nil,
+	flags.IntSliceVar(&f.Lengths, "length", nil,
 		"sequence `lengths` in tokens (default: 256,1024,2048 on the CPU, 1024,4096,16384 on a "+
 			"GPU)")
-	flags.IntSliceVar(&o.Batches, "batch_size", []int{1}, "`batch sizes`")
-	flags.IntVar(&o.Shape.Heads, "heads", 0,
+	flags.IntSliceVar(&f.Batches, "batch_size", []int{1}, "`batch sizes`")
+	flags.IntVar(&f.Shape.Heads, "heads", 0,
 		"`number` of heads (default: 16 on the CPU, 128 as in Bamba-9B on a GPU)")
-	flags.IntVar(&o.Shape.HeadDim, "head_dim", 64, "head `dimension`, 16 to 128")
-	flags.IntVar(&o.Shape.State, "state", 128, "state `size`, 16 to 256")
-	flags.IntVar(&o.Shape.Groups, "groups", 1, "`number` of groups of heads that share B and C")
-	dtype := flags.String("dtype", "",
+	flags.IntVar(&f.Shape.HeadDim, "head_dim", 64, "head `dimension`, 16 to 128")
+	flags.IntVar(&f.Shape.State, "state", 128, "state `size`, 16 to 256")
+	flags.IntVar(&f.Shape.Groups, "groups", 1, "`number` of groups of heads that share B and C")
+	flags.StringVar(&f.dtype, "dtype", "",
 		"input `dtype`: float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on a "+
 			"GPU)")
-	device := flags.String("device", "",
-		"`device`: cpu, cuda or cuda:N (default: a GPU if there is one)")
-	flags.IntVar(&o.Repeats, "repeats", 10, "timed runs per row, after a warm-up")
-	flags.IntVar(&threads, "threads", 0, "`number` of CPU threads (default: one per core)")
-	f.declare(flags, bench.SSD)
-	return func(ctx context.Context, args []string) error {
-		if len(args) > 0 {
-			return usagef("unexpected %q", args[0])
-		}
-		var err error
-		if o.Strategies, err = parseStrategies(strategies); err != nil {
-			return err
-		}
-		for _, text := range sizes {
-			size, err := bamba.ParseChunkSize(text)
-			if err != nil {
-				return usagef("--chunk_size: %w", err)
-			}
-			o.ChunkSizes = append(o.ChunkSizes, size)
-		}
-		given, err := parseDType(*dtype)
-		if err != nil {
-			return err
-		}
-		if o.Device, err = parseDevice(*device); err != nil {
-			return err
-		}
-		heads, lengths := 16, []int{256, 1024, 2048}
-		o.DType = torch.Float32
-		if o.Device.IsCUDA() {
-			heads, lengths, o.DType = 128, []int{1024, 4096, 16384}, torch.BFloat16
-		}
-		if given != nil {
-			o.DType = *given
-		}
-		if !flags.Changed("heads") {
-			o.Shape.Heads = heads
-		}
-		if !flags.Changed("length") {
-			o.Lengths = lengths
-		}
-		if err := o.Check(); err != nil {
-			return usageError{err}
-		}
-		if err := setThreads(threads); err != nil {
-			return err
-		}
-		results, err := f.begin(bench.SSD, o.Device, true)
-		if err != nil {
-			return err
-		}
-		o.Ceilings = results.Machine.Ceilings
-		rows := []bench.SSDRow{}
-		bar := newCounter(0, "timing")
-		err = bench.RunSSD(ctx, o, func(row bench.SSDRow, total int) {
-			rows = append(rows, row)
-			bar.ChangeMax(total)
-			bar.Add(1)
-		})
-		bar.Finish()
-		results.Rows = rows
-		return f.finish(results, len(rows), err,
-			func(w io.Writer) { printSSD(w, results.Machine, rows) })
+	flags.StringVar(&f.device, "device", "", deviceUsage)
+	flags.IntVar(&f.Repeats, "repeats", 10, "timed runs per row, after a warm-up")
+	flags.IntVar(&f.threads, "threads", 0, threadsUsage)
+	f.benchFlags.declare(flags, bench.SSD)
+}
+
+// check reads the flags into the options. Some defaults depend on the device.
+func (f *ssdFlags) check(flags *pflag.FlagSet, args []string) error {
+	if len(args) > 0 {
+		return usagef("unexpected %q", args[0])
 	}
+	var err error
+	if f.Strategies, err = parseStrategies(f.strategies); err != nil {
+		return err
+	}
+	for _, text := range f.sizes {
+		size, err := bamba.ParseChunkSize(text)
+		if err != nil {
+			return usagef("--chunk_size: %w", err)
+		}
+		f.ChunkSizes = append(f.ChunkSizes, size)
+	}
+	given, err := parseDType(f.dtype)
+	if err != nil {
+		return err
+	}
+	if f.Device, err = parseDevice(f.device); err != nil {
+		return err
+	}
+	heads, lengths := 16, []int{256, 1024, 2048}
+	f.DType = torch.Float32
+	if f.Device.IsCUDA() {
+		heads, lengths, f.DType = 128, []int{1024, 4096, 16384}, torch.BFloat16
+	}
+	if given != nil {
+		f.DType = *given
+	}
+	if !flags.Changed("heads") {
+		f.Shape.Heads = heads
+	}
+	if !flags.Changed("length") {
+		f.Lengths = lengths
+	}
+	if err := f.Check(); err != nil {
+		return usageError{err}
+	}
+	return setThreads(f.threads)
+}
+
+func (f *ssdFlags) run(ctx context.Context) error {
+	results, err := f.begin(bench.SSD, f.Device, true)
+	if err != nil {
+		return err
+	}
+	f.Ceilings = results.Machine.Ceilings
+	rows := []bench.SSDRow{}
+	bar := newCounter(0, "timing")
+	err = bench.RunSSD(ctx, f.SSDOptions, func(row bench.SSDRow, total int) {
+		rows = append(rows, row)
+		bar.ChangeMax(total)
+		bar.Add(1)
+	})
+	bar.Finish()
+	results.Rows = rows
+	return f.finish(results, len(rows), err,
+		func(w io.Writer) { printSSD(w, results.Machine, rows) })
 }
 
 // printSSD writes one line per row. The last column is the speed-up over the plain default.

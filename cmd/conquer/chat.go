@@ -38,78 +38,101 @@ const chatHelp = `/reset  forget the conversation
 /exit   leave (also Ctrl-D)
 Ctrl-C stops an answer. A line that ends in \ continues on the next line.`
 
+// chatFlags are the flags of conquer chat.
+type chatFlags struct {
+	modelFlags
+	samplingFlags
+	processFlags
+	system string
+}
+
 func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
-	var f struct {
-		modelFlags
-		samplingFlags
-		processFlags
-	}
-	f.modelFlags.declare(flags)
-	f.modelFlags.declareAdapter(flags)
-	system := flags.String("system", "", "the system message (`instructions`)")
-	f.samplingFlags.declare(flags, 1024, 0.6, 0.9)
-	f.declareProcesses(flags)
+	var f chatFlags
+	f.declare(flags)
 	return func(ctx context.Context, args []string) error {
-		if len(args) > 0 {
-			return usagef("unexpected %q: questions are typed, or come from standard input",
-				args[0])
-		}
-		if err := f.read(); err != nil {
-			return err
-		}
-		if err := f.checkProcesses(); err != nil {
-			return err
-		}
-		place, err := dist.FromEnvironment()
+		place, err := f.check(args)
 		if err != nil {
 			return err
-		}
-		if max(f.processes, place.Size) > 1 && f.options.Compile == generate.CompileGraph {
-			return usagef("--compile %s works in one process only: leave it out with several",
-				generate.CompileGraph)
 		}
 		if f.processes > 1 && place.Size == 1 {
 			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 			defer stop()
-			signal.Notify(make(chan os.Signal, 1), os.Interrupt) // the first process handles Ctrl-C
+			signal.Notify(make(chan os.Signal, 1), os.Interrupt) // rank 0 handles Ctrl-C
 			return f.launch(ctx, 0)
 		}
-		c := &conversation{
-			samplingFlags: &f.samplingFlags,
-			system:        systemMessage(*system),
-			person:        isTerminal(os.Stdin) && place.Rank == 0,
-		}
-		if place.Size > 1 {
-			if f.world, err = f.join(place, &f.modelFlags); err != nil {
-				return err
-			}
-			defer f.world.Leave()
-			c.world, c.options.Group, c.told = f.world, f.world.All, place.Rank > 0
-			if place.Rank == 0 {
-				defer c.share("")
-			}
-		}
-		if c.opened, err = f.open(ctx); err != nil {
-			return err
-		}
-		defer c.Close()
-		suggest(c.checkpoint, flags, &c.options)
-		c.out = os.Stdout
-		c.session = generate.NewSession(c.model, c.tokenizer)
-		defer c.session.Close()
-		c.reset()
-		if _, err := encodeChat(c.opened,
-			append(c.messages, tokenizer.Message{Role: "user", Content: "?"})); err != nil {
-			return err
-		}
-		switch {
-		case place.Rank > 0:
-			return c.follow()
-		case ctx.Err() != nil: // Ctrl-C while the model was loading
-			return ctx.Err()
-		}
-		return c.run(os.Stdin)
+		return f.run(ctx, flags, place)
 	}
+}
+
+func (f *chatFlags) declare(flags *pflag.FlagSet) {
+	f.modelFlags.declare(flags)
+	f.declareAdapter(flags)
+	group(flags, "Model")
+	flags.StringVar(&f.system, "system", "", "the system message (`instructions`)")
+	group(flags, "Conversation")
+	f.samplingFlags.declare(flags, 1024, 0.6, 0.9)
+	group(flags, "Sampling")
+	f.declareProcesses(flags)
+	group(flags, "Several processes")
+}
+
+// check reads the flags and this process's place among the ranks.
+func (f *chatFlags) check(args []string) (place dist.Place, err error) {
+	if len(args) > 0 {
+		return place, usagef("unexpected %q: questions are read from standard input", args[0])
+	}
+	if err := f.read(); err != nil {
+		return place, err
+	}
+	if err := f.checkProcesses(); err != nil {
+		return place, err
+	}
+	if place, err = dist.FromEnvironment(); err != nil {
+		return place, err
+	}
+	if max(f.processes, place.Size) > 1 && f.options.Compile == generate.CompileGraph {
+		return place, usagef("--compile %s works in one process only: leave it out with several",
+			generate.CompileGraph)
+	}
+	return place, nil
+}
+
+func (f *chatFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Place) (err error) {
+	c := &conversation{
+		samplingFlags: &f.samplingFlags,
+		system:        systemMessage(f.system),
+		person:        isTerminal(os.Stdin) && place.Rank == 0,
+	}
+	if place.Size > 1 {
+		if f.world, err = f.join(place, &f.modelFlags); err != nil {
+			return err
+		}
+		defer f.world.Leave()
+		c.world, c.options.Group, c.told = f.world, f.world.All, place.Rank > 0
+		if place.Rank == 0 {
+			defer c.share("")
+		}
+	}
+	if c.opened, err = f.open(ctx); err != nil {
+		return err
+	}
+	defer c.Close()
+	suggest(c.checkpoint, flags, &c.options)
+	c.out = os.Stdout
+	c.session = generate.NewSession(c.model, c.tokenizer)
+	defer c.session.Close()
+	c.reset()
+	probe := append(c.messages, tokenizer.Message{Role: "user", Content: "?"})
+	if _, err := encodeChat(c.opened, probe); err != nil {
+		return err
+	}
+	switch {
+	case place.Rank > 0:
+		return c.follow()
+	case ctx.Err() != nil: // Ctrl-C while the model was loading
+		return ctx.Err()
+	}
+	return c.run(os.Stdin)
 }
 
 // suggest takes sampling options that were not given from the model's generation_config.json.
@@ -206,35 +229,43 @@ func (c *conversation) run(in io.Reader) error {
 				}
 				return failed
 			}
-			switch line = strings.TrimSpace(line); {
-			case line == "":
-			case line == "/exit" || line == "/quit":
-				return nil
-			case line == "/reset":
-				if err := c.share(line); err != nil {
-					return err
-				}
-				c.reset()
-			case line == "/help":
-				fmt.Fprintln(c.out, chatHelp)
-			case c.person && strings.HasPrefix(line, "/") && !strings.Contains(line, " "):
-				fmt.Fprintf(c.out, "Unknown command %s.\n%s\n", line, chatHelp)
-			default:
-				if c.person { // who can rephrase the question
-					if _, _, err := c.fit(line); err != nil {
-						fmt.Fprintf(os.Stderr, "(%v)\n", err)
-						continue
-					}
-				}
-				if err := c.share(line); err != nil {
-					return err
-				}
-				if stop, err := c.answer(line, signals); stop || err != nil {
-					return err
-				}
+			if stop, err := c.handle(strings.TrimSpace(line), signals); stop || err != nil {
+				return err
 			}
 		}
 	}
+}
+
+// handle runs a command such as /reset, or answers a question. stop ends the conversation.
+func (c *conversation) handle(line string, signals <-chan os.Signal) (stop bool, err error) {
+	switch {
+	case line == "":
+		return false, nil
+	case line == "/exit" || line == "/quit":
+		return true, nil
+	case line == "/reset":
+		if err := c.share(line); err != nil {
+			return false, err
+		}
+		c.reset()
+		return false, nil
+	case line == "/help":
+		fmt.Fprintln(c.out, chatHelp)
+		return false, nil
+	case c.person && strings.HasPrefix(line, "/") && !strings.Contains(line, " "):
+		fmt.Fprintf(c.out, "Unknown command %s.\n%s\n", line, chatHelp)
+		return false, nil
+	}
+	if c.person { // a person can rephrase a question that is too long
+		if _, _, err := c.fit(line); err != nil {
+			fmt.Fprintf(os.Stderr, "(%v)\n", err)
+			return false, nil
+		}
+	}
+	if err := c.share(line); err != nil {
+		return false, err
+	}
+	return c.answer(line, signals)
 }
 
 // read sends the input's lines. A backslash at the end of a line joins it with the next line.

@@ -42,123 +42,161 @@ conquer export --model_path tuned --adapter_path my-adapter --unmerge --output_p
 	setup: setupExport,
 }
 
+// exportFlags are the flags of conquer export. check fills the lower fields.
+type exportFlags struct {
+	path, tokenizer, adapter, output string
+	formatName, dtypeName, shard     string
+	parts                            int
+	unmerge, overwrite               bool
+
+	format   checkpoint.Format
+	encoding string       // GGUF block format, empty without one
+	dtype    *torch.DType // nil: as stored
+	bytes    int          // maximum size of a file
+}
+
 func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
-	path := flags.String("model_path", "", modelPathUsage)
-	tokenizerPath := flags.String("tokenizer", "",
+	var f exportFlags
+	f.declare(flags)
+	return func(ctx context.Context, args []string) error {
+		if err := f.check(args); err != nil {
+			return err
+		}
+		return f.run(ctx)
+	}
+}
+
+func (f *exportFlags) declare(flags *pflag.FlagSet) {
+	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
+	flags.StringVar(&f.tokenizer, "tokenizer", "",
 		"tokenizer `folder` or file, if it is not the model's own")
-	adapter := flags.String("adapter_path", "",
+	flags.StringVar(&f.adapter, "adapter_path", "",
 		"`folder` of a LoRA adapter in PEFT's format to merge into the weights")
-	unmerge := flags.Bool("unmerge", false,
+	flags.BoolVar(&f.unmerge, "unmerge", false,
 		"subtract the adapter from a model that it was merged into; weights are restored up to "+
 			"rounding")
-	output := flags.String("output_path", "", "`folder` to write, or the file with --format gguf")
-	formatName := flags.String("format", "",
+	flags.StringVar(&f.output, "output_path", "",
+		"`folder` to write, or the file with --format gguf")
+	flags.StringVar(&f.formatName, "format", "",
 		"output `format`: "+formatList()+" (default: gguf for a name that ends in .gguf, else hf)")
-	dtypeName := flags.String("dtype", "",
+	flags.StringVar(&f.dtypeName, "dtype", "",
 		"`dtype` of the written weights: float32, bfloat16 or float16; for gguf also q8_0 or q4_0 "+
 			"(default: as stored; quantized weights become float32)")
-	shard := flags.String("shard_size", "5GB",
+	flags.StringVar(&f.shard, "shard_size", "5GB",
 		"maximum file `size`, such as 500MB or 5GB (format hf)")
-	parts := flags.Int("shards", 1,
+	flags.IntVar(&f.parts, "shards", 1,
 		"`number` of files, one per process of Meta's code (format meta)")
-	overwrite := flags.Bool("overwrite", false,
+	flags.BoolVar(&f.overwrite, "overwrite", false,
 		"replace an existing file or the model in an existing folder")
-	return func(ctx context.Context, args []string) error {
-		if *formatName == "" {
-			*formatName = "hf"
-			if strings.HasSuffix(strings.ToLower(*output), ".gguf") {
-				*formatName = "gguf"
-			}
+}
+
+// check reads the flags and refuses an output that exists or that is also an input.
+func (f *exportFlags) check(args []string) error {
+	if f.formatName == "" {
+		f.formatName = "hf"
+		if strings.HasSuffix(strings.ToLower(f.output), ".gguf") {
+			f.formatName = "gguf"
 		}
-		format, known := findFormat(*formatName)
-		switch {
-		case len(args) > 0:
-			return usagef("unexpected %q: name the output with --output_path", args[0])
-		case *output == "":
-			return usagef("--output_path is missing: name the folder or file to write")
-		case *unmerge && *adapter == "":
-			return usagef("--unmerge needs --adapter_path")
-		case !known:
-			return usagef("--format: unknown format %q: use one of %s", *formatName, formatNames())
-		case *parts < 1 || *parts > 100:
-			return usagef("--shards is %d, expected 1 to 100", *parts)
-		case *parts > 1 && format.Name != "meta":
-			return usagef("--shards needs --format meta")
-		}
-		encoding := ""
-		if format.File && slices.Contains(checkpoint.GGUFTypes, strings.ToUpper(*dtypeName)) {
-			encoding, *dtypeName = strings.ToUpper(*dtypeName), "float32"
-		}
-		dtype, err := parseDType(*dtypeName)
-		switch {
-		case err != nil && format.File:
-			return usagef("%w, %s", err, strings.ToLower(strings.Join(checkpoint.GGUFTypes, ", ")))
-		case err != nil && slices.Contains(checkpoint.GGUFTypes, strings.ToUpper(*dtypeName)):
-			return usagef("--dtype %s is for --format gguf", *dtypeName)
-		case err != nil:
-			return err
-		}
-		bytes, err := parseSize(*shard)
-		if err != nil {
-			return usagef("--shard_size: %w", err)
-		}
-		if err := checkOutput(*output, format.File, *overwrite); err != nil {
-			return err
-		}
-		for flag, read := range map[string]string{"model_path": *path, "adapter_path": *adapter} {
-			if sameFile(read, *output) {
-				return fmt.Errorf("--output_path: %s is also --%s: choose another name", *output,
-					flag)
-			}
-		}
-		where, c, err := openCheckpoint(ctx, *path)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		tok, err := openTokenizer(*tokenizerPath, where, c)
-		if err != nil {
-			return err
-		}
-		if err := checkComplete(c); err != nil {
-			return fmt.Errorf("%s: %w", where, err)
-		}
-		from := weights(c)
-		if *adapter != "" {
-			adapted, err := lora.Fold(c, *adapter, *unmerge)
-			if err != nil {
-				return fmt.Errorf("--adapter_path: %w", err)
-			}
-			defer adapted.Close()
-			from = adapted
-		}
-		source := newCountedSource(ctx, from, dtype, *parts, filepath.Base(*output))
-		options := checkpoint.Options{
-			DType:            dtype,
-			ShardBytes:       bytes,
-			Parts:            *parts,
-			Config:           c.ConfigJSON(),
-			GenerationConfig: c.GenerationConfigJSON(),
-		}
-		switch {
-		case format.File:
-			options.Encoding = encoding
-			if options.Metadata, err = ggufTokenizer(tok, c); err != nil {
-				return err
-			}
-		case tok != nil:
-			options.Also = tok.Save
-		}
-		if err := format.Save(*output, source, options); err != nil {
-			return err
-		}
-		source.bar.Finish()
-		if isTerminal(os.Stderr) {
-			fmt.Fprintf(os.Stderr, "\nwrote %s, %s; run it with conquer generate --model_path %s\n",
-				*output, format.Summary, *output)
-		}
-		return nil
 	}
+	var known bool
+	f.format, known = findFormat(f.formatName)
+	switch {
+	case len(args) > 0:
+		return usagef("unexpected %q: name the output with --output_path", args[0])
+	case f.output == "":
+		return usagef("--output_path is missing: name the folder or file to write")
+	case f.unmerge && f.adapter == "":
+		return usagef("--unmerge needs --adapter_path")
+	case !known:
+		return usagef("--format: unknown format %q: use one of %s", f.formatName, formatNames())
+	case f.parts < 1 || f.parts > 100:
+		return usagef("--shards is %d, expected 1 to 100", f.parts)
+	case f.parts > 1 && f.format.Name != "meta":
+		return usagef("--shards needs --format meta")
+	}
+	err := f.checkDType()
+	if err != nil {
+		return err
+	}
+	if f.bytes, err = parseSize(f.shard); err != nil {
+		return usagef("--shard_size: %w", err)
+	}
+	if err := checkOutput(f.output, f.format.File, f.overwrite); err != nil {
+		return err
+	}
+	for flag, read := range map[string]string{"model_path": f.path, "adapter_path": f.adapter} {
+		if sameFile(read, f.output) {
+			return fmt.Errorf("--output_path: %s is also --%s: choose another name", f.output, flag)
+		}
+	}
+	return nil
+}
+
+// checkDType reads --dtype. A block format of GGUF is made from float32.
+func (f *exportFlags) checkDType() (err error) {
+	block := slices.Contains(checkpoint.GGUFTypes, strings.ToUpper(f.dtypeName))
+	name := f.dtypeName
+	if f.format.File && block {
+		f.encoding, name = strings.ToUpper(name), "float32"
+	}
+	f.dtype, err = parseDType(name)
+	switch {
+	case err != nil && f.format.File:
+		return usagef("%w, %s", err, strings.ToLower(strings.Join(checkpoint.GGUFTypes, ", ")))
+	case err != nil && block:
+		return usagef("--dtype %s is for --format gguf", name)
+	}
+	return err
+}
+
+func (f *exportFlags) run(ctx context.Context) error {
+	where, c, err := openCheckpoint(ctx, f.path)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	tok, err := openTokenizer(f.tokenizer, where, c)
+	if err != nil {
+		return err
+	}
+	if err := checkComplete(c); err != nil {
+		return fmt.Errorf("%s: %w", where, err)
+	}
+	from := weights(c)
+	if f.adapter != "" {
+		adapted, err := lora.Fold(c, f.adapter, f.unmerge)
+		if err != nil {
+			return fmt.Errorf("--adapter_path: %w", err)
+		}
+		defer adapted.Close()
+		from = adapted
+	}
+	source := newCountedSource(ctx, from, f.dtype, f.parts, filepath.Base(f.output))
+	options := checkpoint.Options{
+		DType:            f.dtype,
+		ShardBytes:       f.bytes,
+		Parts:            f.parts,
+		Config:           c.ConfigJSON(),
+		GenerationConfig: c.GenerationConfigJSON(),
+	}
+	switch {
+	case f.format.File:
+		options.Encoding = f.encoding
+		if options.Metadata, err = ggufTokenizer(tok, c); err != nil {
+			return err
+		}
+	case tok != nil:
+		options.Also = tok.Save
+	}
+	if err := f.format.Save(f.output, source, options); err != nil {
+		return err
+	}
+	source.bar.Finish()
+	if isTerminal(os.Stderr) {
+		fmt.Fprintf(os.Stderr, "\nwrote %s, %s; run it with conquer generate --model_path %s\n",
+			f.output, f.format.Summary, f.output)
+	}
+	return nil
 }
 
 // noVocabulary marks a GGUF file without a tokenizer.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -208,9 +209,44 @@ func newFlags(name string) *pflag.FlagSet {
 
 func (c command) help(w io.Writer, flags *pflag.FlagSet) {
 	fmt.Fprintf(w, "%s\n\nExamples:\n%s\n", c.summary, indent(c.example))
-	if usages := flags.FlagUsagesWrapped(100); usages != "" {
-		fmt.Fprintf(w, "\nFlags:\n%s", usages)
+	for _, g := range groups(flags) {
+		fmt.Fprintf(w, "\n%s:\n%s", g.heading, g.flags.FlagUsagesWrapped(100))
 	}
+}
+
+// headingKey is the annotation of a flag that holds its heading in the help.
+const headingKey = "conquer/heading"
+
+// group puts the flags that were declared since the last call under a heading of the help. A
+// heading may be used again.
+func group(flags *pflag.FlagSet, heading string) {
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Annotations == nil {
+			f.Annotations = map[string][]string{headingKey: {heading}}
+		}
+	})
+}
+
+// flagGroup is a section of the help.
+type flagGroup struct {
+	heading string
+	flags   *pflag.FlagSet
+}
+
+// groups returns the flags by heading, in the order of declaration. The default heading is Flags.
+func groups(flags *pflag.FlagSet) []flagGroup {
+	group(flags, "Flags")
+	var list []flagGroup
+	flags.VisitAll(func(f *pflag.Flag) {
+		heading := f.Annotations[headingKey][0]
+		i := slices.IndexFunc(list, func(g flagGroup) bool { return g.heading == heading })
+		if i < 0 {
+			i = len(list)
+			list = append(list, flagGroup{heading, newFlags(flags.Name())})
+		}
+		list[i].flags.AddFlag(f)
+	})
+	return list
 }
 
 func overview(w io.Writer) {

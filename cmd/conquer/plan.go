@@ -39,86 +39,123 @@ type planReport struct {
 	Plans      []plan.Plan  `json:"plans"`
 }
 
+// planFlags are the flags of conquer plan.
+type planFlags struct {
+	plan.Options
+	machine                     plan.Machine
+	adapter                     lora.Config
+	path, architecture, variant string
+	dtype, recompute            string
+	json                        bool
+}
+
 func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
-	var o plan.Options
-	var machine plan.Machine
-	adapter := lora.Config{Targets: []string{lora.AllLinear}}
-	path := flags.String("model_path", "", modelPathUsage)
-	architecture := flags.String("architecture", "",
+	f := planFlags{adapter: lora.Config{Targets: []string{lora.AllLinear}}}
+	f.declare(flags)
+	return func(ctx context.Context, args []string) error {
+		if err := f.check(args); err != nil {
+			return err
+		}
+		return f.run(ctx)
+	}
+}
+
+func (f *planFlags) declare(flags *pflag.FlagSet) {
+	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
+	flags.StringVar(&f.architecture, "architecture", "",
 		"with --variant, instead of --model_path: an architecture, such as llama")
-	variant := flags.String("variant", "", "model `size`, such as 70b")
-	flags.IntVar(&machine.GPUs, "gpus", 1, "total `number` of GPUs")
-	flags.IntVar(&machine.PerHost, "gpus_per_host", 8, "`number` of GPUs per host")
-	flags.Float64Var(&machine.Memory, "memory_gb", 80, "memory of a GPU in 1e9 bytes")
-	flags.Float64Var(&machine.Rate, "tflops", 600, "sustained GEMM rate of a GPU in TFLOP/s")
-	flags.Float64Var(&machine.Transfer, "memory_gb_s", 3000, "memory bandwidth of a GPU in GB/s")
-	flags.Float64Var(&machine.Link, "link_gb_s", 300,
+	flags.StringVar(&f.variant, "variant", "", "model `size`, such as 70b")
+	group(flags, "Model")
+	f.declareMachine(flags)
+	group(flags, "GPUs")
+	f.declareRun(flags)
+	group(flags, "Training run")
+	flags.BoolVar(&f.json, "json", false, "print a JSON object")
+	group(flags, "Output")
+}
+
+func (f *planFlags) declareMachine(flags *pflag.FlagSet) {
+	m := &f.machine
+	flags.IntVar(&m.GPUs, "gpus", 1, "total `number` of GPUs")
+	flags.IntVar(&m.PerHost, "gpus_per_host", 8, "`number` of GPUs per host")
+	flags.Float64Var(&m.Memory, "memory_gb", 80, "memory of a GPU in 1e9 bytes")
+	flags.Float64Var(&m.Rate, "tflops", 600, "sustained GEMM rate of a GPU in TFLOP/s")
+	flags.Float64Var(&m.Transfer, "memory_gb_s", 3000, "memory bandwidth of a GPU in GB/s")
+	flags.Float64Var(&m.Link, "link_gb_s", 300,
 		"bandwidth between two GPUs of a host in GB/s, each way")
-	flags.Float64Var(&machine.Network, "network_gb_s", 40,
+	flags.Float64Var(&m.Network, "network_gb_s", 40,
 		"bandwidth between hosts per GPU in GB/s, each way")
-	flags.Float64Var(&machine.Host, "host_gb_s", 20,
+	flags.Float64Var(&m.Host, "host_gb_s", 20,
 		"bandwidth to host memory per GPU in GB/s, for --offload_optimizer")
-	flags.IntVar(&o.BatchSize, "batch_size", 4,
+}
+
+func (f *planFlags) declareRun(flags *pflag.FlagSet) {
+	flags.IntVar(&f.BatchSize, "batch_size", 4,
 		"samples per forward pass of a GPU, or of the GPUs that divide the layers")
-	flags.IntVar(&o.SequenceLength, "sequence_length", 2048, "`tokens` per sample")
-	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes per optimizer step")
-	flags.IntVar(&o.TensorSize, "tp_size", 0,
-		"number of GPUs that divide the layers under tp (default: those of a host)")
-	dtype := flags.String("dtype", "bfloat16",
+	flags.IntVar(&f.SequenceLength, "sequence_length", 2048, "`tokens` per sample")
+	flags.IntVar(&f.Accumulate, "accumulate", 1, "forward passes per optimizer step")
+	flags.IntVar(&f.TensorSize, "tp_size", 0,
+		"number of GPUs that divide the layers under tp (default: the GPUs of a host)")
+	flags.StringVar(&f.dtype, "dtype", "bfloat16",
 		"`dtype` of the weights: float32, bfloat16 or float16")
-	recompute := flags.String("recompute", "none", recomputeUsage)
-	flags.IntVar(&adapter.Rank, "lora_rank", 0,
+	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
+	flags.IntVar(&f.adapter.Rank, "lora_rank", 0,
 		"train a LoRA adapter of this `rank` instead of the weights")
-	flags.StringVar(&o.Optimizer, "optimizer", "adamw", "adamw or lion")
-	flags.StringVar(&o.Moments, "moments", "float32",
+	flags.StringVar(&f.Optimizer, "optimizer", "adamw", "adamw or lion")
+	flags.StringVar(&f.Moments, "moments", "float32",
 		"dtype of AdamW's moments: float32, bfloat16 or int8")
-	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false,
+	flags.BoolVar(&f.Stochastic, "stochastic_rounding", false,
 		"round bfloat16 weights stochastically, without float32 master weights; moments in "+
 			"bfloat16")
-	flags.BoolVar(&o.OffloadOptimizer, "offload_optimizer", false,
+	flags.BoolVar(&f.OffloadOptimizer, "offload_optimizer", false,
 		"fsdp and hsdp: keep the optimizer's state in host memory and take its steps there")
-	flags.BoolVar(&o.HeadOnly, "head_only", false, "train only the output head")
-	asJSON := flags.Bool("json", false, "print a JSON object")
-	return func(ctx context.Context, args []string) error {
-		if len(args) > 0 {
-			return usagef("unexpected %q", args[0])
-		}
-		t, err := parseDType(*dtype)
-		if err != nil {
-			return err
-		}
-		if t == nil {
-			return usagef("--dtype is empty: use float32, bfloat16 or float16")
-		}
-		o.DType = *t
-		o.Recompute = train.Recompute(*recompute)
-		if adapter.Rank < 0 {
-			return usagef("--lora_rank is %d, expected a positive number", adapter.Rank)
-		}
-		if adapter.Rank > 0 {
-			o.LoRA = &adapter
-		}
-		m, name, err := shape(ctx, *path, *architecture, *variant)
-		if err != nil {
-			return err
-		}
-		machine.PerHost = min(machine.PerHost, max(1, machine.GPUs))
-		plans, err := plan.Predict(m, o, machine)
-		if err != nil {
-			return usageError{err}
-		}
-		report := planReport{
-			Model:      name,
-			Parameters: model.Parameters(m),
-			Machine:    machine,
-			Plans:      plans,
-		}
-		if *asJSON {
-			return printJSON(os.Stdout, report)
-		}
-		report.print()
-		return nil
+	flags.BoolVar(&f.HeadOnly, "head_only", false, "train only the output head")
+}
+
+// check reads the flags into the options.
+func (f *planFlags) check(args []string) error {
+	if len(args) > 0 {
+		return usagef("unexpected %q", args[0])
 	}
+	dtype, err := parseDType(f.dtype)
+	if err != nil {
+		return err
+	}
+	if dtype == nil {
+		return usagef("--dtype is empty: use float32, bfloat16 or float16")
+	}
+	f.DType = *dtype
+	f.Recompute = train.Recompute(f.recompute)
+	if f.adapter.Rank < 0 {
+		return usagef("--lora_rank is %d, expected a positive number", f.adapter.Rank)
+	}
+	if f.adapter.Rank > 0 {
+		f.LoRA = &f.adapter
+	}
+	return nil
+}
+
+func (f *planFlags) run(ctx context.Context) error {
+	m, name, err := shape(ctx, f.path, f.architecture, f.variant)
+	if err != nil {
+		return err
+	}
+	f.machine.PerHost = min(f.machine.PerHost, max(1, f.machine.GPUs))
+	plans, err := plan.Predict(m, f.Options, f.machine)
+	if err != nil {
+		return usageError{err}
+	}
+	report := planReport{
+		Model:      name,
+		Parameters: model.Parameters(m),
+		Machine:    f.machine,
+		Plans:      plans,
+	}
+	if f.json {
+		return printJSON(os.Stdout, report)
+	}
+	report.print()
+	return nil
 }
 
 // shape makes the model that the flags name, without weights.

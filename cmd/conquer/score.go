@@ -32,93 +32,118 @@ type scoreOutput struct {
 	TokenNLL   []float64 `json:"token_nll"`
 }
 
+// scoreFlags are the flags of conquer score.
+type scoreFlags struct {
+	modelFlags
+	processFlags
+	file, text, idList string
+	json               bool
+}
+
 func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
-	var f modelFlags
-	var p processFlags
+	var f scoreFlags
 	f.declare(flags)
-	f.declareAdapter(flags)
-	file := flags.String("text_file", "", "text `file` to score")
-	given := flags.String("text", "", "the `text` to score")
-	idList := flags.String("token_ids", "",
-		"token `ids` to score, such as 1,2,3; no tokenizer is needed")
-	p.declareProcesses(flags)
-	asJSON := flags.Bool("json", false,
-		"print a JSON object with tokens, nll (the mean, in nats), perplexity and token_nll")
 	return func(ctx context.Context, args []string) error {
-		if len(args) > 0 {
-			return usagef("unexpected %q: a text is given with --text or --text_file", args[0])
-		}
-		sources := 0
-		for _, name := range []string{"text_file", "text", "token_ids"} {
-			if flags.Changed(name) {
-				sources++
-			}
-		}
-		if sources != 1 {
-			return usagef("give one of --text_file, --text and --token_ids")
-		}
-		var ids []int32
-		if flags.Changed("token_ids") {
-			lists, err := parseIDs([]string{*idList})
-			if err != nil {
-				return err
-			}
-			ids = lists[0]
-		}
-		if flags.Changed("text_file") {
-			data, err := dataset.ReadFile(*file)
-			if err != nil {
-				return fmt.Errorf("--text_file: %w", err)
-			}
-			*given = string(data)
-		}
-		if err := p.checkProcesses(); err != nil {
-			return err
-		}
-		place, err := dist.FromEnvironment()
-		switch {
-		case err != nil:
-			return err
-		case place.Size == 1 && p.processes > 1:
-			return p.launch(ctx, 0)
-		case place.Size > 1:
-			if f.world, err = p.join(place, &f); err != nil {
-				return err
-			}
-			defer f.world.Leave()
-		}
-		o, err := f.open(ctx)
+		ids, err := f.check(flags, args)
 		if err != nil {
 			return err
 		}
-		defer o.Close()
-		if ids == nil {
-			if o.tokenizer == nil {
-				return fmt.Errorf("%s has no tokenizer: give one with --tokenizer, or the text as "+
-					"--token_ids", o.path)
-			}
-			ids = o.tokenizer.Encode(*given, true)
-		}
-		began := time.Now()
-		s, err := generate.Score(ctx, o.model, ids)
-		if err != nil {
-			return err
-		}
-		if *asJSON {
-			return printJSON(os.Stdout, scoreOutput{
-				Tokens:     len(s.TokenNLL),
-				NLL:        s.NLL,
-				Perplexity: s.Perplexity,
-				TokenNLL:   s.TokenNLL,
-			})
-		}
-		if _, err := fmt.Printf("perplexity %.4f, %.5f nats per token over %s\n", s.Perplexity,
-			s.NLL, dataset.Count(len(s.TokenNLL), "predicted token")); err != nil {
-			return err
-		}
-		if isTerminal(os.Stderr) {
-			fmt.Fprintf(os.Stderr, "(%.0f tok/s)\n", float64(len(ids))/time.Since(began).Seconds())
-		}
-		return nil
+		return f.start(ctx, ids)
 	}
+}
+
+func (f *scoreFlags) declare(flags *pflag.FlagSet) {
+	f.modelFlags.declare(flags)
+	f.declareAdapter(flags)
+	flags.StringVar(&f.file, "text_file", "", "text `file` to score")
+	flags.StringVar(&f.text, "text", "", "the `text` to score")
+	flags.StringVar(&f.idList, "token_ids", "",
+		"token `ids` to score, such as 1,2,3; no tokenizer is needed")
+	f.declareProcesses(flags)
+	flags.BoolVar(&f.json, "json", false,
+		"print a JSON object with tokens, nll (the mean, in nats), perplexity and token_nll")
+}
+
+// check reads the text, or returns the ids of --token_ids.
+func (f *scoreFlags) check(flags *pflag.FlagSet, args []string) (ids []int32, err error) {
+	if len(args) > 0 {
+		return nil, usagef("unexpected %q: a text is given with --text or --text_file", args[0])
+	}
+	sources := 0
+	for _, name := range []string{"text_file", "text", "token_ids"} {
+		if flags.Changed(name) {
+			sources++
+		}
+	}
+	if sources != 1 {
+		return nil, usagef("give one of --text_file, --text and --token_ids")
+	}
+	if flags.Changed("token_ids") {
+		lists, err := parseIDs([]string{f.idList})
+		if err != nil {
+			return nil, err
+		}
+		ids = lists[0]
+	}
+	if flags.Changed("text_file") {
+		data, err := dataset.ReadFile(f.file)
+		if err != nil {
+			return nil, fmt.Errorf("--text_file: %w", err)
+		}
+		f.text = string(data)
+	}
+	return ids, f.checkProcesses()
+}
+
+// start scores in this process, or starts the processes of --nproc.
+func (f *scoreFlags) start(ctx context.Context, ids []int32) error {
+	place, err := dist.FromEnvironment()
+	switch {
+	case err != nil:
+		return err
+	case place.Size == 1 && f.processes > 1:
+		return f.launch(ctx, 0)
+	case place.Size > 1:
+		if f.world, err = f.join(place, &f.modelFlags); err != nil {
+			return err
+		}
+		defer f.world.Leave()
+	}
+	return f.run(ctx, ids)
+}
+
+func (f *scoreFlags) run(ctx context.Context, ids []int32) error {
+	o, err := f.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	if ids == nil {
+		if o.tokenizer == nil {
+			return fmt.Errorf("%s has no tokenizer: give one with --tokenizer, or the text as "+
+				"--token_ids", o.path)
+		}
+		ids = o.tokenizer.Encode(f.text, true)
+	}
+	began := time.Now()
+	s, err := generate.Score(ctx, o.model, ids)
+	if err != nil {
+		return err
+	}
+	if f.json {
+		return printJSON(os.Stdout, scoreOutput{
+			Tokens:     len(s.TokenNLL),
+			NLL:        s.NLL,
+			Perplexity: s.Perplexity,
+			TokenNLL:   s.TokenNLL,
+		})
+	}
+	if _, err := fmt.Printf("perplexity %.4f, %.5f nats per token over %s\n", s.Perplexity,
+		s.NLL, dataset.Count(len(s.TokenNLL), "predicted token")); err != nil {
+		return err
+	}
+	if isTerminal(os.Stderr) {
+		fmt.Fprintf(os.Stderr, "(%.0f tok/s)\n", float64(len(ids))/time.Since(began).Seconds())
+	}
+	return nil
 }

@@ -37,6 +37,10 @@ type modelFlags struct {
 const modelPathUsage = "a Hugging Face or Meta `folder`, a .gguf file, hf://org/name[@revision] " +
 	"on the Hugging Face Hub, or smollm2-135m; named models are downloaded once"
 
+const deviceUsage = "`device`: cpu, cuda or cuda:N (default: a GPU if one can be used)"
+
+const threadsUsage = "`number` of CPU threads (default: one per core)"
+
 func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
 	flags.StringVar(&f.tokenizer, "tokenizer", "",
@@ -44,9 +48,8 @@ func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.dtype, "dtype", "",
 		"`dtype` of the weights: float32, bfloat16 or float16 (default: as stored; quantized "+
 			"weights become float32 on the CPU, bfloat16 on a GPU)")
-	flags.StringVar(&f.device, "device", "",
-		"`device`: cpu, cuda or cuda:N (default: a GPU if there is one)")
-	flags.IntVar(&f.threads, "threads", 0, "`number` of CPU threads (default: one per core)")
+	flags.StringVar(&f.device, "device", "", deviceUsage)
+	flags.IntVar(&f.threads, "threads", 0, threadsUsage)
 }
 
 // declareAdapter adds the flag of commands that run a model without training it.
