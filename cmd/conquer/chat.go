@@ -74,6 +74,8 @@ func (f *chatFlags) declare(flags *pflag.FlagSet) {
 	group(flags, "Sampling")
 	f.declareProcesses(flags)
 	group(flags, "Several processes")
+	f.declareCompile(flags)
+	group(flags, "Speed and memory")
 }
 
 // check reads the flags and this process's place among the ranks.

@@ -61,6 +61,9 @@ func (f *samplingFlags) declare(flags *pflag.FlagSet, maxNewTokens int, temperat
 	flags.Int64Var(&f.seed, "seed", -1, "`seed` of sampling; -1: a new one each time")
 	flags.StringArrayVar(&o.Stop, "stop", nil, "stop before this `text`; may be repeated")
 	flags.BoolVar(&o.IgnoreEOS, "ignore_eos", false, "continue after an end-of-sequence token")
+}
+
+func (f *samplingFlags) declareCompile(flags *pflag.FlagSet) {
 	flags.StringVar(&f.compile, "compile", "",
 		"graph: record a decoding step as a CUDA graph and replay it; none: launch operations one "+
 			"by one (default: graph on a GPU)")
@@ -141,25 +144,7 @@ type generateFlags struct {
 
 func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f generateFlags
-	f.modelFlags.declare(flags)
-	f.modelFlags.declareAdapter(flags)
-	flags.StringArrayVar(&f.prompts, "prompt", nil, "the `text` to continue; may be repeated")
-	flags.StringVar(&f.promptsFile, "prompts_file", "",
-		"`file` with one prompt per line; a .jsonl file has strings or objects with the field "+
-			"prompt")
-	flags.StringArrayVar(&f.tokenIDs, "token_ids", nil,
-		"a prompt as token `ids`, such as 1,2,3; no tokenizer is needed; may be repeated")
-	flags.BoolVar(&f.chat, "chat", false,
-		"send each prompt as a user's message through the chat template")
-	flags.StringVar(&f.system, "system", "", "with --chat: the system message (`instructions`)")
-	f.samplingFlags.declare(flags, 128, 0, 1)
-	flags.IntVar(&f.batchSize, "batch_size", 8, "number of prompts processed together")
-	flags.BoolVar(&f.useCache, "use_cache", true,
-		"cache keys, values and states; =false recomputes all tokens at each step")
-	f.declareProcesses(flags)
-	f.declareProfile(flags)
-	flags.BoolVar(&f.json, "json", false,
-		"print a JSON object for each prompt, with text, token_ids and timings")
+	f.declare(flags)
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q: a prompt is given with --prompt", args[0])
@@ -177,6 +162,35 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		return f.run(ctx, place, texts, ids)
 	}
+}
+
+func (f *generateFlags) declare(flags *pflag.FlagSet) {
+	f.modelFlags.declare(flags)
+	f.modelFlags.declareAdapter(flags)
+	group(flags, "Model")
+	flags.StringArrayVar(&f.prompts, "prompt", nil, "the `text` to continue; may be repeated")
+	flags.StringVar(&f.promptsFile, "prompts_file", "",
+		"`file` with one prompt per line; a .jsonl file has strings or objects with the field "+
+			"prompt")
+	flags.StringArrayVar(&f.tokenIDs, "token_ids", nil,
+		"a prompt as token `ids`, such as 1,2,3; no tokenizer is needed; may be repeated")
+	flags.BoolVar(&f.chat, "chat", false,
+		"send each prompt as a user's message through the chat template")
+	flags.StringVar(&f.system, "system", "", "with --chat: the system message (`instructions`)")
+	flags.IntVar(&f.batchSize, "batch_size", 8, "number of prompts processed together")
+	group(flags, "Prompts")
+	f.samplingFlags.declare(flags, 128, 0, 1)
+	group(flags, "Sampling")
+	flags.BoolVar(&f.json, "json", false,
+		"print a JSON object for each prompt, with text, token_ids and timings")
+	group(flags, "Output")
+	f.declareProcesses(flags)
+	group(flags, "Several processes")
+	flags.BoolVar(&f.useCache, "use_cache", true,
+		"cache keys, values and states; =false recomputes all tokens at each step")
+	f.declareCompile(flags)
+	f.declareProfile(flags)
+	group(flags, "Speed and memory")
 }
 
 // check reads the flags and the prompts, as texts or as token ids, for a run of that many
@@ -336,24 +350,13 @@ func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, nam
 		return err
 	}
 	for i, r := range results {
+		name := ""
+		if names != nil {
+			name = names[i]
+		}
 		switch {
 		case f.json:
-			line := generateOutput{
-				Text:             r.Text,
-				TokenIDs:         append([]int32{}, r.Tokens...),
-				FinishReason:     string(r.Finish),
-				Seed:             f.seed,
-				PromptTokens:     r.PromptTokens,
-				NewTokens:        len(r.Tokens),
-				FirstTokenMS:     milliseconds(stats.Prefill),
-				PrefillPerSecond: roundThousandth(stats.PrefillRate()),
-				DecodePerSecond:  roundThousandth(stats.DecodeRate()),
-				LoadMS:           milliseconds(load),
-			}
-			if names != nil {
-				line.Prompt = names[i]
-			}
-			if err := printJSON(out, line); err != nil {
+			if err := printJSON(out, f.output(r, name, stats, load)); err != nil {
 				return err
 			}
 		case o.tokenizer == nil:
@@ -363,7 +366,7 @@ func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, nam
 		default:
 			prompt := joinIDs(ids[i])
 			if names != nil {
-				prompt = strings.TrimSpace(names[i])
+				prompt = strings.TrimSpace(name)
 			}
 			fmt.Fprintf(out, "> %s\n%s\n\n", prompt, r.Text)
 		}
@@ -377,6 +380,24 @@ func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, nam
 		err = unwritten
 	}
 	return err
+}
+
+// output is the JSON object of a result. stats are those of its batch.
+func (f *generateFlags) output(r generate.Result, prompt string, stats generate.Stats,
+	load time.Duration) generateOutput {
+	return generateOutput{
+		Text:             r.Text,
+		TokenIDs:         append([]int32{}, r.Tokens...),
+		Prompt:           prompt,
+		FinishReason:     string(r.Finish),
+		Seed:             f.seed,
+		PromptTokens:     r.PromptTokens,
+		NewTokens:        len(r.Tokens),
+		FirstTokenMS:     milliseconds(stats.Prefill),
+		PrefillPerSecond: roundThousandth(stats.PrefillRate()),
+		DecodePerSecond:  roundThousandth(stats.DecodeRate()),
+		LoadMS:           milliseconds(load),
+	}
 }
 
 func printStats(s generate.Stats, load time.Duration) {

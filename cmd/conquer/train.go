@@ -89,100 +89,7 @@ type trainFlags struct {
 
 func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f trainFlags
-	o := &f.Options
-	f.modelFlags.declare(flags)
-	flags.StringVar(&f.architecture, "architecture", "",
-		"with --variant, instead of --model_path: start from random weights")
-	flags.StringVar(&f.variant, "variant", "", "size of the new model, such as micro")
-	flags.StringSliceVar(&f.data, "data_path", nil,
-		"training data: `files`, folders or .tar.gz archives of instructions, chats, texts or "+
-			"tokens (.json, .jsonl, .parquet, .arrow) or plain text, or "+
-			"hf://datasets/org/name[@revision][:glob]; may be repeated")
-	flags.StringSliceVar(&f.validation, "validation_path", nil,
-		"validation data: `files` or folders to measure the loss on")
-	flags.Float64Var(&f.fraction, "validation_fraction", 0,
-		"instead of --validation_path: the `share` of the data to hold out, or the number of "+
-			"samples")
-	flags.StringVar(&f.output, "output_path", "",
-		"`folder` for the result, metrics.jsonl and loss.png")
-
-	flags.IntVar(&o.Epochs, "epochs", 0, "passes over the data (default 3 without --steps)")
-	flags.IntVar(&o.Steps, "steps", 0, "number of optimizer steps")
-	flags.IntVar(&o.BatchSize, "batch_size", 8, "samples per forward pass; rows with --pack")
-	flags.IntVar(&o.Accumulate, "accumulate", 1, "forward passes per optimizer step")
-	flags.IntVar(&o.SequenceLength, "sequence_length", 512,
-		"maximum `tokens` of a sample; with --objective dpo of each answer with its prompt; with "+
-			"--pack of a row")
-	flags.BoolVar(&o.Pack, "pack", false,
-		"put several samples into each row; attention and state do not cross samples")
-
-	flags.Float64Var(&o.Rate, "learning_rate", 0,
-		"peak learning `rate` (default 1e-4; 5e-4 with LoRA or --head_only; divided by 20 for "+
-			"dpo, by 5 for lion)")
-	flags.StringVar(&o.Schedule, "schedule", "cosine",
-		"learning-rate schedule after the warm-up: cosine, linear or constant")
-	flags.IntVar(&o.WarmupSteps, "warmup_steps", -1, "warm-up steps (default: 5 % of the run)")
-	flags.Lookup("warmup_steps").DefValue = "0" // the usage text describes the default
-	flags.Float64Var(&o.MinRate, "min_learning_rate", 0, "final learning `rate`")
-	flags.StringVar(&o.Optimizer, "optimizer", "adamw",
-		"adamw; or lion, which keeps one moment per weight instead of two")
-	flags.StringVar(&o.Moments, "moments", "float32",
-		"dtype of AdamW's moments: float32, bfloat16 or int8 (8, 4 or 2 bytes per weight; the "+
-			"last two on the CPU only)")
-	flags.Float64Var(&o.Decay, "weight_decay", 0.01,
-		"weight decay per step, multiplied by the learning rate")
-	flags.StringSliceVar(&o.NoDecay, "no_decay", nil,
-		"`kinds` of weights that do not decay: norm, bias, embedding, or none (default norm,bias)")
-	flags.Float64Var(&o.Beta1, "beta1", 0.9, "decay rate of the first moment")
-	flags.Float64Var(&o.Beta2, "beta2", 0,
-		"decay rate of AdamW's second moment (default 0.999) or of Lion's moment (default 0.99)")
-	flags.Float64Var(&o.Clip, "clip", 1, "clip gradients to this `norm`; 0: no clipping")
-	flags.StringVar(&o.Objective, "objective", train.SFT,
-		"sft: learn texts and answers; dpo: learn to prefer one answer of a pair (records of "+
-			"prompt, chosen and rejected)")
-	flags.Float64Var(&o.Beta, "dpo_beta", 0,
-		"DPO beta: how strongly the model is held to the reference (default 0.1)")
-	flags.Float64Var(&o.LabelSmoothing, "label_smoothing", 0,
-		"`share` of each label to spread evenly over the vocabulary, such as 0.1")
-	flags.Float64Var(&o.ZLoss, "z_loss", 0,
-		"`coefficient` of the squared log of the softmax denominator, such as 1e-4; keeps logits "+
-			"from drifting")
-	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false,
-		"round bfloat16 weights stochastically instead of keeping float32 master weights; moments "+
-			"in bfloat16 (8 bytes per weight instead of 16)")
-	flags.Int64Var(&o.Seed, "seed", 1, "`seed` of data order, dropout and random weights")
-	flags.StringVar((*string)(&o.Compile), "compile", "", compileTrainUsage)
-	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
-
-	flags.IntVar(&f.lora.Rank, "lora_rank", 0,
-		"train a LoRA adapter of this `rank` instead of the weights")
-	flags.Float64Var(&f.lora.Alpha, "lora_alpha", 0,
-		"LoRA alpha: the adapter's scale times its rank (default: twice the rank)")
-	flags.Float64Var(&f.lora.Dropout, "lora_dropout", 0, "`share` of an adapter's inputs to drop")
-	flags.StringSliceVar(&f.lora.Targets, "lora_targets", []string{lora.AllLinear},
-		"`layers` to adapt, such as q_proj,v_proj, or all-linear")
-	flags.BoolVar(&f.merge, "merge", false,
-		"write the model with the adapter merged, instead of the adapter")
-	flags.BoolVar(&o.HeadOnly, "head_only", false, "train only the output head")
-
-	flags.IntVar(&f.report, "report_steps", 10, "steps between lines of metrics")
-	flags.IntVar(&o.ValidateSteps, "validate_steps", 0,
-		"steps between validations (default: 10 % of the run)")
-	flags.IntVar(&o.CheckpointSteps, "checkpoint_steps", 500,
-		"steps between checkpoints; 0: only when the run is stopped")
-	flags.StringVar(&o.CheckpointPath, "checkpoint_path", "",
-		"`folder` for checkpoints (default: checkpoints in the output folder)")
-	flags.IntVar(&o.Keep, "keep", 2, "number of checkpoints to keep")
-	flags.BoolVar(&o.Resume, "resume", false, "continue from the last checkpoint, if there is one")
-	flags.StringVar(&o.CheckpointFormat, "checkpoint_format", "",
-		"hf: a folder for transformers, written by one process; native: every process writes its "+
-			"shard while training continues (default: hf for one process, native for several)")
-	flags.BoolVar(&o.TensorBoard, "tensorboard", false,
-		"write TensorBoard event files to the folder tensorboard in the output folder")
-	f.worldFlags.declare(flags, o)
-	f.declareProfile(flags)
-	flags.StringArrayVar(&f.ask, "ask", nil,
-		"a `question` to answer before and after training; may be repeated")
+	f.declare(flags)
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q: data is given with --data_path", args[0])
@@ -206,10 +113,178 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	}
 }
 
+// declare declares the flags, one group of the help after the other.
+func (f *trainFlags) declare(flags *pflag.FlagSet) {
+	f.modelFlags.declare(flags)
+	flags.StringVar(&f.architecture, "architecture", "",
+		"with --variant, instead of --model_path: start from random weights")
+	flags.StringVar(&f.variant, "variant", "", "size of the new model, such as micro")
+	group(flags, "Model")
+	f.declareData(flags)
+	group(flags, "Data")
+	f.declareSteps(flags)
+	group(flags, "Steps")
+	f.declareOptimizer(flags)
+	group(flags, "Optimizer")
+	f.declareLoss(flags)
+	group(flags, "Loss")
+	f.declareLoRA(flags)
+	group(flags, "LoRA and frozen weights")
+	f.declareOutput(flags)
+	group(flags, "Output")
+	f.declareCheckpoints(flags)
+	group(flags, "Checkpoints")
+	f.worldFlags.declare(flags, &f.Options)
+	group(flags, "Several processes")
+	f.declareSpeed(flags)
+	group(flags, "Speed and memory")
+}
+
+func (f *trainFlags) declareData(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.data, "data_path", nil,
+		"training data: `files`, folders or .tar.gz archives of instructions, chats, texts or "+
+			"tokens (.json, .jsonl, .parquet, .arrow) or plain text, or "+
+			"hf://datasets/org/name[@revision][:glob]; may be repeated")
+	flags.StringSliceVar(&f.validation, "validation_path", nil,
+		"validation data: `files` or folders to measure the loss on")
+	flags.Float64Var(&f.fraction, "validation_fraction", 0,
+		"instead of --validation_path: the `share` of the data to hold out, or the number of "+
+			"samples")
+	flags.IntVar(&f.SequenceLength, "sequence_length", 512,
+		"maximum `tokens` of a sample; with --objective dpo of each answer with its prompt; with "+
+			"--pack of a row")
+	flags.BoolVar(&f.Pack, "pack", false,
+		"put several samples into each row; attention and state do not cross samples")
+}
+
+func (f *trainFlags) declareSteps(flags *pflag.FlagSet) {
+	flags.IntVar(&f.Epochs, "epochs", 0, "passes over the data (default 3 without --steps)")
+	flags.IntVar(&f.Steps, "steps", 0, "number of optimizer steps")
+	flags.IntVar(&f.BatchSize, "batch_size", 8, "samples per forward pass; rows with --pack")
+	flags.IntVar(&f.Accumulate, "accumulate", 1, "forward passes per optimizer step")
+	flags.IntVar(&f.ValidateSteps, "validate_steps", 0,
+		"steps between validations (default: 10 % of the run)")
+	flags.Int64Var(&f.Seed, "seed", 1, "`seed` of data order, dropout and random weights")
+}
+
+func (f *trainFlags) declareOptimizer(flags *pflag.FlagSet) {
+	flags.Float64Var(&f.Rate, "learning_rate", 0,
+		"peak learning `rate` (default 1e-4; 5e-4 with LoRA or --head_only; divided by 20 for "+
+			"dpo, by 5 for lion)")
+	flags.StringVar(&f.Schedule, "schedule", "cosine",
+		"learning-rate schedule after the warm-up: cosine, linear or constant")
+	flags.IntVar(&f.WarmupSteps, "warmup_steps", -1, "warm-up steps (default: 5 % of the run)")
+	flags.Lookup("warmup_steps").DefValue = "0" // the usage text describes the default
+	flags.Float64Var(&f.MinRate, "min_learning_rate", 0, "final learning `rate`")
+	flags.StringVar(&f.Optimizer, "optimizer", "adamw",
+		"adamw; or lion, which keeps one moment per weight instead of two")
+	flags.StringVar(&f.Moments, "moments", "float32",
+		"dtype of AdamW's moments: float32, bfloat16 or int8 (8, 4 or 2 bytes per weight; the "+
+			"last two on the CPU only)")
+	flags.Float64Var(&f.Decay, "weight_decay", 0.01,
+		"weight decay per step, multiplied by the learning rate")
+	flags.StringSliceVar(&f.NoDecay, "no_decay", nil,
+		"`kinds` of weights that do not decay: norm, bias, embedding, or none (default norm,bias)")
+	flags.Float64Var(&f.Beta1, "beta1", 0.9, "decay rate of the first moment")
+	flags.Float64Var(&f.Beta2, "beta2", 0,
+		"decay rate of AdamW's second moment (default 0.999) or of Lion's moment (default 0.99)")
+	flags.Float64Var(&f.Clip, "clip", 1, "clip gradients to this `norm`; 0: no clipping")
+	flags.BoolVar(&f.Stochastic, "stochastic_rounding", false,
+		"round bfloat16 weights stochastically instead of keeping float32 master weights; moments "+
+			"in bfloat16 (8 bytes per weight instead of 16)")
+}
+
+func (f *trainFlags) declareLoss(flags *pflag.FlagSet) {
+	flags.StringVar(&f.Objective, "objective", train.SFT,
+		"sft: learn texts and answers; dpo: learn to prefer one answer of a pair (records of "+
+			"prompt, chosen and rejected)")
+	flags.Float64Var(&f.Beta, "dpo_beta", 0,
+		"DPO beta: how strongly the model is held to the reference (default 0.1)")
+	flags.Float64Var(&f.LabelSmoothing, "label_smoothing", 0,
+		"`share` of each label to spread evenly over the vocabulary, such as 0.1")
+	flags.Float64Var(&f.ZLoss, "z_loss", 0,
+		"`coefficient` of the squared log of the softmax denominator, such as 1e-4; keeps logits "+
+			"from drifting")
+}
+
+func (f *trainFlags) declareLoRA(flags *pflag.FlagSet) {
+	flags.IntVar(&f.lora.Rank, "lora_rank", 0,
+		"train a LoRA adapter of this `rank` instead of the weights")
+	flags.Float64Var(&f.lora.Alpha, "lora_alpha", 0,
+		"LoRA alpha: the adapter's scale times its rank (default: twice the rank)")
+	flags.Float64Var(&f.lora.Dropout, "lora_dropout", 0, "`share` of an adapter's inputs to drop")
+	flags.StringSliceVar(&f.lora.Targets, "lora_targets", []string{lora.AllLinear},
+		"`layers` to adapt, such as q_proj,v_proj, or all-linear")
+	flags.BoolVar(&f.merge, "merge", false,
+		"write the model with the adapter merged, instead of the adapter")
+	flags.BoolVar(&f.HeadOnly, "head_only", false, "train only the output head")
+}
+
+func (f *trainFlags) declareOutput(flags *pflag.FlagSet) {
+	flags.StringVar(&f.output, "output_path", "",
+		"`folder` for the result, metrics.jsonl and loss.png")
+	flags.IntVar(&f.report, "report_steps", 10, "steps between lines of metrics")
+	flags.BoolVar(&f.TensorBoard, "tensorboard", false,
+		"write TensorBoard event files to the folder tensorboard in the output folder")
+	flags.StringArrayVar(&f.ask, "ask", nil,
+		"a `question` to answer before and after training; may be repeated")
+}
+
+func (f *trainFlags) declareCheckpoints(flags *pflag.FlagSet) {
+	flags.IntVar(&f.CheckpointSteps, "checkpoint_steps", 500,
+		"steps between checkpoints; 0: only when the run is stopped")
+	flags.StringVar(&f.CheckpointPath, "checkpoint_path", "",
+		"`folder` for checkpoints (default: checkpoints in the output folder)")
+	flags.IntVar(&f.Keep, "keep", 2, "number of checkpoints to keep")
+	flags.BoolVar(&f.Resume, "resume", false, "continue from the last checkpoint, if there is one")
+	flags.StringVar(&f.CheckpointFormat, "checkpoint_format", "",
+		"hf: a folder for transformers, written by one process; native: every process writes its "+
+			"shard while training continues (default: hf for one process, native for several)")
+}
+
+func (f *trainFlags) declareSpeed(flags *pflag.FlagSet) {
+	flags.StringVar((*string)(&f.Compile), "compile", "", compileTrainUsage)
+	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
+	f.declareProfile(flags)
+}
+
 // check reports flags that contradict each other or the number of processes, and sets the
 // defaults that depend on other flags.
 func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	f.Distributed = train.StrategyName(f.Distributed)
+	for _, check := range []func(*pflag.FlagSet) error{f.checkInputs, f.checkSteps, f.checkRun} {
+		if err := check(flags); err != nil {
+			return err
+		}
+	}
+	if err := f.checkProcesses(); err != nil {
+		return err
+	}
+	if err := f.checkPaths(place.Rank); err != nil {
+		return err
+	}
+	if f.processes > 1 && f.Compile == train.CompileGraph {
+		return usagef("--compile %s works in one process only: leave it out with several",
+			train.CompileGraph)
+	}
+	f.setDefaults(place)
+	switch {
+	case flags.Changed("hsdp_size") && f.Distributed != train.HSDP:
+		return usagef("--hsdp_size needs --distributed hsdp")
+	case f.KeepGathered && f.Distributed != train.FSDP && f.Distributed != train.HSDP:
+		return usagef("--keep_gathered needs --distributed fsdp or hsdp")
+	}
+	if err := f.Options.Check(); err != nil {
+		return usageError{err}
+	}
+	if err := f.Options.CheckPlace(place); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
+// checkInputs checks the flags that name the objective, the model, the data and the result.
+func (f *trainFlags) checkInputs(*pflag.FlagSet) error {
 	switch {
 	case !slices.Contains(train.Objectives, f.Objective):
 		return usagef("--objective: unknown objective %q: choose one of %s", f.Objective,
@@ -227,14 +302,22 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 		return usagef("--output_path is missing: give a folder for the result")
 	case len(f.validation) > 0 && f.fraction != 0:
 		return usagef("give --validation_path or --validation_fraction, not both")
+	}
+	return nil
+}
+
+// checkSteps checks the flags that count steps and samples, and those of LoRA.
+func (f *trainFlags) checkSteps(flags *pflag.FlagSet) error {
+	loraChanged := flags.Changed("lora_alpha") || flags.Changed("lora_dropout") ||
+		flags.Changed("lora_targets")
+	switch {
 	case f.Steps < 0 || f.Epochs < 0:
 		return usagef("--steps %d, --epochs %d: neither can be negative", f.Steps, f.Epochs)
 	case f.Steps != 0 && f.Epochs != 0:
 		return usagef("give --steps or --epochs, not both")
 	case f.merge && f.lora.Rank == 0:
 		return usagef("--merge needs --lora_rank")
-	case f.lora.Rank == 0 && (flags.Changed("lora_alpha") || flags.Changed("lora_dropout") ||
-		flags.Changed("lora_targets")):
+	case f.lora.Rank == 0 && loraChanged:
 		return usagef("--lora_alpha, --lora_dropout and --lora_targets need --lora_rank")
 	case flags.Changed("warmup_steps") && f.WarmupSteps < 0:
 		return usagef("--warmup_steps is %d, expected 0 or more", f.WarmupSteps)
@@ -243,6 +326,13 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	case f.fraction > 1 && f.fraction != math.Trunc(f.fraction):
 		return usagef("--validation_fraction is %g, expected a share below 1 or a number of "+
 			"samples", f.fraction)
+	}
+	return nil
+}
+
+// checkRun checks the flags of the processes, the reports and the optimizer.
+func (f *trainFlags) checkRun(flags *pflag.FlagSet) error {
+	switch {
 	case f.restarts < 0:
 		return usagef("--max_restarts is %d, expected 0 or more", f.restarts)
 	case f.restarts > 0 && f.processes == 1:
@@ -255,24 +345,18 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	case f.report < 1:
 		return usagef("--report_steps is %d, expected 1 or more", f.report)
 	case f.dtype == "float16" || f.dtype == "fp16" || f.dtype == "half":
-		return usagef("--dtype float16 has too small a range for gradients: use bfloat16 or " +
-			"float32")
+		return usagef("--dtype float16 has too small a range for gradients: use bfloat16 or float32")
 	}
 	for _, name := range []string{"learning_rate", "beta1", "beta2", "dpo_beta"} {
 		if flag := flags.Lookup(name); flag.Changed && flag.Value.String() == "0" {
 			return usagef("--%s is 0, expected a number above 0", name)
 		}
 	}
-	if err := f.checkProcesses(); err != nil {
-		return err
-	}
-	if err := f.checkPaths(place.Rank); err != nil {
-		return err
-	}
-	if f.processes > 1 && f.Compile == train.CompileGraph {
-		return usagef("--compile %s works in one process only: leave it out with several",
-			train.CompileGraph)
-	}
+	return nil
+}
+
+// setDefaults sets the defaults that depend on other flags.
+func (f *trainFlags) setDefaults(place dist.Place) {
 	if f.Steps == 0 && f.Epochs == 0 {
 		f.Epochs = 3
 	}
@@ -283,16 +367,7 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 		}
 	}
 	if f.Rate == 0 {
-		f.Rate = 1e-4
-		if f.LoRA != nil || f.HeadOnly {
-			f.Rate = 5e-4
-		}
-		if f.Objective == train.DPO {
-			f.Rate /= 20
-		}
-		if f.Optimizer == optim.Lion {
-			f.Rate /= 5
-		}
+		f.Rate = f.defaultRate()
 	}
 	f.Recompute = train.Recompute(f.recompute)
 	if f.CheckpointPath == "" {
@@ -302,19 +377,21 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	if f.Distributed == "" && place.Size > 1 {
 		f.Distributed = train.DDP
 	}
-	switch {
-	case flags.Changed("hsdp_size") && f.Distributed != train.HSDP:
-		return usagef("--hsdp_size needs --distributed hsdp")
-	case f.KeepGathered && f.Distributed != train.FSDP && f.Distributed != train.HSDP:
-		return usagef("--keep_gathered needs --distributed fsdp or hsdp")
+}
+
+// defaultRate is the default of --learning_rate.
+func (f *trainFlags) defaultRate() float64 {
+	rate := 1e-4
+	if f.LoRA != nil || f.HeadOnly {
+		rate = 5e-4
 	}
-	if err := f.Options.Check(); err != nil {
-		return usageError{err}
+	if f.Objective == train.DPO {
+		rate /= 20
 	}
-	if err := f.Options.CheckPlace(place); err != nil {
-		return usageError{err}
+	if f.Optimizer == optim.Lion {
+		rate /= 5
 	}
-	return nil
+	return rate
 }
 
 // checkPaths reports missing files and unwritable folders before the model and data are read.
@@ -370,6 +447,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 		return err
 	}
 	defer world.Leave()
+	first := world == nil || world.Rank == 0
 	o, err := f.openModel(ctx)
 	if err != nil {
 		return err
@@ -380,13 +458,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 			o.checkpoint.Close()
 		}
 	}()
-	if most := o.model.MaxLength(); f.SequenceLength > most {
-		if f.lengthGiven && (world == nil || world.Rank == 0) {
-			fmt.Fprintf(os.Stderr, "conquer train: samples are cut to the model's context of %d, "+
-				"not to --sequence_length %d\n", most, f.SequenceLength)
-		}
-		f.SequenceLength = most
-	}
+	f.limitLength(o.model.MaxLength(), first)
 	data, validation, err := f.load(ctx, o.tokenizer)
 	if err != nil {
 		return err
@@ -398,7 +470,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 	f.Tokenizer = o.tokenizer
 	bar := passingBar(progressbar.OptionShowCount())
 	f.Progress = func(what string, done, total int) error {
-		if world == nil || world.Rank == 0 {
+		if first {
 			bar(what, int64(done), int64(total))
 		}
 		return ctx.Err()
@@ -409,24 +481,45 @@ func (f *trainFlags) run(ctx context.Context) error {
 	}
 	defer t.Close()
 	o.model = t.Model()
-	fmt.Printf("tuning %s of %s weights for %s\n", thousands(t.Trained()),
-		thousands(model.Parameters(o.model)), dataset.Count(t.Steps(), "step"))
-	if f.Resume {
-		if t.Done() > 0 {
-			fmt.Printf("resuming after step %d\n", t.Done())
-		} else {
-			fmt.Println("no checkpoint yet: starting at step 1")
-		}
+	f.announce(t)
+	return f.tune(ctx, t, o, first)
+}
+
+// limitLength cuts samples to the model's context, with a message if --sequence_length was given.
+func (f *trainFlags) limitLength(context int, first bool) {
+	if f.SequenceLength <= context {
+		return
 	}
+	if f.lengthGiven && first {
+		fmt.Fprintf(os.Stderr, "conquer train: samples are cut to the model's context of %d, "+
+			"not to --sequence_length %d\n", context, f.SequenceLength)
+	}
+	f.SequenceLength = context
+}
+
+// announce prints how much is trained and where the run starts.
+func (f *trainFlags) announce(t *train.Trainer) {
+	fmt.Printf("tuning %s of %s weights for %s\n", thousands(t.Trained()),
+		thousands(model.Parameters(t.Model())), dataset.Count(t.Steps(), "step"))
+	switch {
+	case !f.Resume:
+	case t.Done() > 0:
+		fmt.Printf("resuming after step %d\n", t.Done())
+	default:
+		fmt.Println("no checkpoint yet: starting at step 1")
+	}
+}
+
+// tune trains the model, answers --ask before and after, and writes the result.
+func (f *trainFlags) tune(ctx context.Context, t *train.Trainer, o *opened, first bool) error {
 	if err := f.answer(ctx, t, o, "before"); err != nil {
 		return err
 	}
-	if world == nil || world.Rank == 0 {
+	if first {
 		console := report.NewConsole(os.Stderr, f.report, t.Done(), t.Steps())
 		defer console.Close()
 		t.Listen(console)
-	}
-	if world != nil && world.Rank > 0 {
+	} else {
 		f.profile = ""
 	}
 	tellLauncher(begunMark)
