@@ -345,7 +345,8 @@ func (f *trainFlags) checkRun(flags *pflag.FlagSet) error {
 	case f.report < 1:
 		return usagef("--report_steps is %d, expected 1 or more", f.report)
 	case f.dtype == "float16" || f.dtype == "fp16" || f.dtype == "half":
-		return usagef("--dtype float16 has too small a range for gradients: use bfloat16 or float32")
+		return usagef("--dtype float16 has too small a range for gradients: use bfloat16 or " +
+			"float32")
 	}
 	for _, name := range []string{"learning_rate", "beta1", "beta2", "dpo_beta"} {
 		if flag := flags.Lookup(name); flag.Changed && flag.Value.String() == "0" {
