@@ -123,6 +123,19 @@ func (f *benchFlags) finish(r *bench.Results, rows int, runErr error,
 	return saved
 }
 
+// collect runs a benchmark with a progress bar and returns its rows, also those before an error.
+func collect[T any](what string, run func(add func(row T, total int)) error) ([]T, error) {
+	rows := []T{}
+	bar := newCounter(0, what)
+	err := run(func(row T, total int) {
+		rows = append(rows, row)
+		bar.ChangeMax(total)
+		bar.Add(1)
+	})
+	bar.Finish()
+	return rows, err
+}
+
 // newCounter makes a progress bar over steps on stderr. It is silent if stderr is not a terminal.
 func newCounter(total int, what string) *progressbar.ProgressBar {
 	if !isTerminal(os.Stderr) {

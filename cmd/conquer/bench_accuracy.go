@@ -26,56 +26,69 @@ conquer bench accuracy --model_path my-bamba --prompts prompts.json \
 	setup: setupBenchAccuracy,
 }
 
+// accuracyFlags are the flags of conquer bench accuracy.
+type accuracyFlags struct {
+	subjectFlags
+	results benchFlags
+}
+
 func setupBenchAccuracy(flags *pflag.FlagSet) func(context.Context, []string) error {
-	var f benchFlags
-	var s subjectFlags
-	s.declare(flags, 0, true, "default-optimized", "windowed:1-optimized", "independent-optimized")
-	f.declare(flags, bench.Accuracy)
+	var f accuracyFlags
+	f.declare(flags, 0, true, "default-optimized", "windowed:1-optimized", "independent-optimized")
+	f.results.declare(flags, bench.Accuracy)
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q", args[0])
 		}
-		subject, err := s.open(ctx, flags.Changed("layers"))
-		if err != nil {
-			return err
-		}
-		defer model.Free(subject.Model)
-		results, err := f.begin(bench.Accuracy, model.Device(subject.Model), false)
-		if err != nil {
-			return err
-		}
-		rows := []bench.AccuracyRow{}
-		bar := newCounter(0, "answering")
-		err = bench.RunAccuracy(ctx, subject, func(row bench.AccuracyRow, total int) {
-			rows = append(rows, row)
-			bar.ChangeMax(total)
-			bar.Add(1)
-		})
-		bar.Finish()
-		results.Rows = rows
-		predictions := map[string][]bench.Prediction{}
-		for _, r := range rows {
-			p := subject.Prompts[r.ID]
-			predictions[r.Strategy] = append(predictions[r.Strategy], bench.Prediction{
-				ID:         r.ID,
-				Prompt:     p.Prompt,
-				Reference:  p.Answer,
-				Prediction: r.Prediction,
-			})
-		}
-		if len(rows) > 0 {
-			if failed := os.MkdirAll(f.output, 0o755); failed != nil {
-				return errors.Join(err, failed)
-			}
-		}
-		for strategy, list := range predictions {
-			if failed := bench.WritePredictions(filepath.Join(f.output,
-				bench.PredictionsName(strategy)), list); failed != nil {
-				return errors.Join(err, failed)
-			}
-		}
-		return f.finish(results, len(rows), err, func(w io.Writer) { printAccuracy(w, rows) })
+		return f.run(ctx, flags.Changed("layers"))
 	}
+}
+
+func (f *accuracyFlags) run(ctx context.Context, layersGiven bool) error {
+	subject, err := f.open(ctx, layersGiven)
+	if err != nil {
+		return err
+	}
+	defer model.Free(subject.Model)
+	results, err := f.results.begin(bench.Accuracy, model.Device(subject.Model), false)
+	if err != nil {
+		return err
+	}
+	rows, err := collect("answering", func(add func(bench.AccuracyRow, int)) error {
+		return bench.RunAccuracy(ctx, subject, add)
+	})
+	results.Rows = rows
+	if failed := f.writePredictions(subject.Prompts, rows); failed != nil {
+		return errors.Join(err, failed)
+	}
+	return f.results.finish(results, len(rows), err, func(w io.Writer) { printAccuracy(w, rows) })
+}
+
+// writePredictions writes a .tsv file of predictions for each strategy, which bench gptscore reads.
+func (f *accuracyFlags) writePredictions(prompts []bench.Prompt, rows []bench.AccuracyRow) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	predictions := map[string][]bench.Prediction{}
+	for _, r := range rows {
+		p := prompts[r.ID]
+		predictions[r.Strategy] = append(predictions[r.Strategy], bench.Prediction{
+			ID:         r.ID,
+			Prompt:     p.Prompt,
+			Reference:  p.Answer,
+			Prediction: r.Prediction,
+		})
+	}
+	if err := os.MkdirAll(f.results.output, 0o755); err != nil {
+		return err
+	}
+	for strategy, list := range predictions {
+		path := filepath.Join(f.results.output, bench.PredictionsName(strategy))
+		if err := bench.WritePredictions(path, list); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // printAccuracy writes one line per strategy: the perplexity over all reference tokens.

@@ -112,28 +112,12 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 	if err := setThreads(f.threads); err != nil {
 		return nil, err
 	}
-	o = &opened{path: f.variant}
-	var config model.Config
-	if f.path != "" {
-		if o.path, o.checkpoint, err = openCheckpoint(ctx, f.path); err != nil {
-			return nil, err
-		}
+	o, config, err := f.openConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if o.checkpoint != nil {
 		defer o.checkpoint.Close()
-		if config = model.Config(o.checkpoint.Config()).Clone(); len(config) == 0 {
-			return nil, fmt.Errorf("%s: no config.json beside the weights", o.path)
-		}
-		if o.tokenizer, err = openTokenizer(f.tokenizer, o.path, o.checkpoint); err != nil {
-			return nil, err
-		}
-	} else {
-		if config, err = model.Variant(f.architecture, f.variant); err != nil {
-			return nil, usageError{err}
-		}
-		if f.tokenizer != "" {
-			if o.tokenizer, err = tokenizer.Open(f.tokenizer); err != nil {
-				return nil, err
-			}
-		}
 	}
 	if err := f.cut(config, layersGiven); err != nil {
 		return nil, err
@@ -153,21 +137,56 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 		}
 		dtype = &stored
 	}
-	err = torch.Run(func() error {
-		if o.checkpoint != nil {
-			return model.Load(o.model, o.checkpoint, *dtype, device)
-		}
-		fmt.Fprintf(os.Stderr, "the weights of %s %s are random (no --model_path)\n",
-			f.architecture, f.variant)
-		torch.ManualSeed(time.Now().UnixNano())
-		model.Initialize(o.model, *dtype, device)
-		return nil
-	})
-	if err != nil {
+	if err := f.fill(o, *dtype, device); err != nil {
 		model.Free(o.model)
 		return nil, err
 	}
 	return o, nil
+}
+
+// openConfig opens the checkpoint of --model_path and its tokenizer, or reads the config of
+// --variant and the tokenizer of --tokenizer. If there is no error, the caller closes the
+// checkpoint.
+func (f *subjectFlags) openConfig(ctx context.Context) (*opened, model.Config, error) {
+	o := &opened{path: f.variant}
+	if f.path == "" {
+		config, err := model.Variant(f.architecture, f.variant)
+		if err != nil {
+			return nil, nil, usageError{err}
+		}
+		if f.tokenizer != "" {
+			o.tokenizer, err = tokenizer.Open(f.tokenizer)
+		}
+		return o, config, err
+	}
+	var err error
+	if o.path, o.checkpoint, err = openCheckpoint(ctx, f.path); err != nil {
+		return nil, nil, err
+	}
+	config := model.Config(o.checkpoint.Config()).Clone()
+	if len(config) == 0 {
+		err = fmt.Errorf("%s: no config.json beside the weights", o.path)
+	} else {
+		o.tokenizer, err = openTokenizer(f.tokenizer, o.path, o.checkpoint)
+	}
+	if err != nil {
+		o.checkpoint.Close()
+	}
+	return o, config, err
+}
+
+// fill reads the model's weights, or makes random ones.
+func (f *subjectFlags) fill(o *opened, dtype torch.DType, device torch.Device) error {
+	return torch.Run(func() error {
+		if o.checkpoint != nil {
+			return model.Load(o.model, o.checkpoint, dtype, device)
+		}
+		fmt.Fprintf(os.Stderr, "the weights of %s %s are random (no --model_path)\n",
+			f.architecture, f.variant)
+		torch.ManualSeed(time.Now().UnixNano())
+		model.Initialize(o.model, dtype, device)
+		return nil
+	})
 }
 
 // cut reduces the config to its first --layers layers. A model with fewer layers keeps them all,
@@ -193,55 +212,68 @@ func (f *subjectFlags) cut(config model.Config, given bool) error {
 	return nil
 }
 
+// chunksFlags are the flags of conquer bench chunks.
+type chunksFlags struct {
+	subjectFlags
+	results benchFlags
+	options bench.ChunksOptions
+}
+
 func setupBenchChunks(flags *pflag.FlagSet) func(context.Context, []string) error {
-	var f benchFlags
-	var s subjectFlags
-	var o bench.ChunksOptions
-	s.declare(flags, 4, false, "default", "default-optimized", "independent",
-		"independent-optimized")
-	flags.StringSliceVar(&o.Compile, "compile", nil,
-		"`ways` to run each strategy: eager (plain libtorch), kernels, graph (eager in a CUDA "+
-			"graph), both (kernels in a CUDA graph) (default: as --chunking says)")
-	flags.IntVar(&o.MaxNewTokens, "max_new_tokens", 4, "`number` of new tokens per prompt")
-	flags.IntVar(&o.Repeats, "repeats", 3, "timed runs per row, after a warm-up")
-	f.declare(flags, bench.Chunks)
+	var f chunksFlags
+	f.declare(flags)
 	return func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
 			return usagef("unexpected %q", args[0])
 		}
-		if err := o.Check(); err != nil {
+		if err := f.options.Check(); err != nil {
 			return usageError{err}
 		}
-		var err error
-		if o.Subject, err = s.open(ctx, flags.Changed("layers")); err != nil {
-			return err
+		return f.run(ctx, flags.Changed("layers"))
+	}
+}
+
+func (f *chunksFlags) declare(flags *pflag.FlagSet) {
+	f.subjectFlags.declare(flags, 4, false, "default", "default-optimized", "independent",
+		"independent-optimized")
+	flags.StringSliceVar(&f.options.Compile, "compile", nil,
+		"`ways` to run each strategy: eager (plain libtorch), kernels, graph (eager in a CUDA "+
+			"graph), both (kernels in a CUDA graph) (default: as --chunking says)")
+	flags.IntVar(&f.options.MaxNewTokens, "max_new_tokens", 4,
+		"`number` of new tokens per prompt")
+	flags.IntVar(&f.options.Repeats, "repeats", 3, "timed runs per row, after a warm-up")
+	f.results.declare(flags, bench.Chunks)
+}
+
+func (f *chunksFlags) run(ctx context.Context, layersGiven bool) (err error) {
+	o := &f.options
+	if o.Subject, err = f.open(ctx, layersGiven); err != nil {
+		return err
+	}
+	defer model.Free(o.Model)
+	if o.Tokenizer == nil {
+		fmt.Fprintln(os.Stderr, "no --tokenizer: prompts are token_len random tokens")
+	}
+	results, err := f.results.begin(bench.Chunks, model.Device(o.Model), true)
+	if err != nil {
+		return err
+	}
+	rows, err := collect("timing", func(add func(bench.ChunksRow, int)) error {
+		return bench.RunChunks(ctx, *o, add)
+	})
+	results.Rows = rows
+	printFailures(os.Stderr, rows)
+	return f.results.finish(results, len(rows), err, func(w io.Writer) { printChunks(w, rows) })
+}
+
+// printFailures prints each reason for a failure once.
+func printFailures(w io.Writer, rows []bench.ChunksRow) {
+	printed := map[string]bool{}
+	for _, r := range rows {
+		if r.Failed != "" && !printed[r.Compile+r.Failed] {
+			printed[r.Compile+r.Failed] = true
+			fmt.Fprintf(w, "prompt %d, %s, %s: %s\n", r.ID, r.Strategy, r.Compile, r.Failed)
 		}
-		defer model.Free(o.Model)
-		if o.Tokenizer == nil {
-			fmt.Fprintln(os.Stderr, "no --tokenizer: prompts are token_len random tokens")
-		}
-		results, err := f.begin(bench.Chunks, model.Device(o.Model), true)
-		if err != nil {
-			return err
-		}
-		rows := []bench.ChunksRow{}
-		bar := newCounter(0, "timing")
-		err = bench.RunChunks(ctx, o, func(row bench.ChunksRow, total int) {
-			rows = append(rows, row)
-			bar.ChangeMax(total)
-			bar.Add(1)
-		})
-		bar.Finish()
-		failures := map[string]bool{}
-		for _, r := range rows {
-			if r.Failed != "" && !failures[r.Compile+r.Failed] {
-				failures[r.Compile+r.Failed] = true
-				fmt.Fprintf(os.Stderr, "prompt %d, %s, %s: %s\n", r.ID, r.Strategy, r.Compile,
-					r.Failed)
-			}
-		}
-		results.Rows = rows
-		return f.finish(results, len(rows), err, func(w io.Writer) { printChunks(w, rows) })
 	}
 }
 

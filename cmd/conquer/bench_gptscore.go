@@ -23,49 +23,56 @@ conquer bench gptscore --model_path smollm2-135m \
 	setup: setupBenchGPTScore,
 }
 
+// gptScoreFlags are the flags of conquer bench gptscore.
+type gptScoreFlags struct {
+	modelFlags
+	results benchFlags
+	aspects []string
+}
+
 func setupBenchGPTScore(flags *pflag.FlagSet) func(context.Context, []string) error {
-	var f benchFlags
-	var m modelFlags
-	m.declare(flags)
-	aspects := flags.StringSlice("aspect", []string{"none", "semantics"},
+	var f gptScoreFlags
+	f.declare(flags)
+	return f.run
+}
+
+func (f *gptScoreFlags) declare(flags *pflag.FlagSet) {
+	f.modelFlags.declare(flags)
+	flags.StringSliceVar(&f.aspects, "aspect", []string{"none", "semantics"},
 		"`aspects` to judge by: none, semantics, informativeness, relevance, factuality, "+
 			"coherence, fluency")
-	f.declare(flags, bench.GPTScore)
-	return func(ctx context.Context, args []string) error {
-		if len(args) == 0 {
-			return usagef("name the predictions to score: the .tsv files of conquer bench " +
-				"accuracy (id, prompt, reference, prediction)")
-		}
-		list, err := bench.ParseAspects(*aspects)
-		if err != nil {
-			return usagef("--aspect: %w", err)
-		}
-		for _, path := range args { // before a model is opened
-			if _, err := bench.ReadPredictions(path); err != nil {
-				return err
-			}
-		}
-		o, err := m.open(ctx)
-		if err != nil {
-			return err
-		}
-		defer o.Close()
-		results, err := f.begin(bench.GPTScore, model.Device(o.model), false)
-		if err != nil {
-			return err
-		}
-		rows := []bench.GPTScoreRow{}
-		bar := newCounter(0, "scoring")
-		err = bench.RunGPTScore(ctx, o.model, o.tokenizer, args, list,
-			func(row bench.GPTScoreRow, total int) {
-				rows = append(rows, row)
-				bar.ChangeMax(total)
-				bar.Add(1)
-			})
-		bar.Finish()
-		results.Rows = rows
-		return f.finish(results, len(rows), err, func(w io.Writer) { printGPTScore(w, rows) })
+	f.results.declare(flags, bench.GPTScore)
+}
+
+// run scores the predictions in the files. It checks the files before it opens the model.
+func (f *gptScoreFlags) run(ctx context.Context, files []string) error {
+	if len(files) == 0 {
+		return usagef("name the predictions to score: the .tsv files of conquer bench " +
+			"accuracy (id, prompt, reference, prediction)")
 	}
+	aspects, err := bench.ParseAspects(f.aspects)
+	if err != nil {
+		return usagef("--aspect: %w", err)
+	}
+	for _, path := range files {
+		if _, err := bench.ReadPredictions(path); err != nil {
+			return err
+		}
+	}
+	o, err := f.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	results, err := f.results.begin(bench.GPTScore, model.Device(o.model), false)
+	if err != nil {
+		return err
+	}
+	rows, err := collect("scoring", func(add func(bench.GPTScoreRow, int)) error {
+		return bench.RunGPTScore(ctx, o.model, o.tokenizer, files, aspects, add)
+	})
+	results.Rows = rows
+	return f.results.finish(results, len(rows), err, func(w io.Writer) { printGPTScore(w, rows) })
 }
 
 // printGPTScore writes the means per file and aspect.

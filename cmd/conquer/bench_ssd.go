@@ -119,14 +119,9 @@ func (f *ssdFlags) run(ctx context.Context) error {
 		return err
 	}
 	f.Ceilings = results.Machine.Ceilings
-	rows := []bench.SSDRow{}
-	bar := newCounter(0, "timing")
-	err = bench.RunSSD(ctx, f.SSDOptions, func(row bench.SSDRow, total int) {
-		rows = append(rows, row)
-		bar.ChangeMax(total)
-		bar.Add(1)
+	rows, err := collect("timing", func(add func(bench.SSDRow, int)) error {
+		return bench.RunSSD(ctx, f.SSDOptions, add)
 	})
-	bar.Finish()
 	results.Rows = rows
 	return f.finish(results, len(rows), err,
 		func(w io.Writer) { printSSD(w, results.Machine, rows) })

@@ -74,33 +74,44 @@ type tensorInfo struct {
 	File   string `json:"file"`
 }
 
+// infoFlags are the flags of conquer info.
+type infoFlags struct {
+	path                  string
+	tensors, device, json bool
+}
+
 func setupInfo(flags *pflag.FlagSet) func(context.Context, []string) error {
-	path := flags.String("model_path", "", modelPathUsage)
-	tensors := flags.Bool("tensors", false, "list every tensor")
-	device := flags.Bool("device", false, "describe the processor, GPUs and libraries instead")
-	asJSON := flags.Bool("json", false, "print a JSON object")
-	return func(ctx context.Context, args []string) error {
-		if len(args) == 1 && *path == "" {
-			*path, args = args[0], nil
-		}
-		if len(args) > 0 {
-			return usagef("unexpected %q", args[len(args)-1])
-		}
-		if *device {
-			return showMachine(os.Stdout, *asJSON)
-		}
-		info, err := describe(ctx, *path, *tensors)
-		if err != nil {
-			return err
-		}
-		if *asJSON {
-			return printJSON(os.Stdout, info)
-		}
-		out := bufio.NewWriter(os.Stdout)
-		defer out.Flush()
-		info.print(out)
-		return nil
+	var f infoFlags
+	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
+	flags.BoolVar(&f.tensors, "tensors", false, "list every tensor")
+	flags.BoolVar(&f.device, "device", false,
+		"describe the processor, GPUs and libraries instead")
+	flags.BoolVar(&f.json, "json", false, "print a JSON object")
+	return f.run
+}
+
+// run takes the model's path from --model_path or from the only argument.
+func (f *infoFlags) run(ctx context.Context, args []string) error {
+	if len(args) == 1 && f.path == "" {
+		f.path, args = args[0], nil
 	}
+	if len(args) > 0 {
+		return usagef("unexpected %q", args[len(args)-1])
+	}
+	if f.device {
+		return showMachine(os.Stdout, f.json)
+	}
+	info, err := describe(ctx, f.path, f.tensors)
+	if err != nil {
+		return err
+	}
+	if f.json {
+		return printJSON(os.Stdout, info)
+	}
+	out := bufio.NewWriter(os.Stdout)
+	defer out.Flush()
+	info.print(out)
+	return nil
 }
 
 // describe reads everything except the weights. Problems of a checkpoint that opens are part of the
@@ -118,26 +129,14 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 			info.Bytes += stat.Size()
 		}
 	}
-	for _, name := range c.Names() {
-		t, _ := c.Info(name)
-		n := 1
-		for _, size := range t.Shape {
-			n *= size
-		}
-		info.Parameters += n
-		info.Types[t.Stored] += n
-		if tensors {
-			info.Tensors = append(info.Tensors,
-				tensorInfo{name, t.Shape, t.Stored, t.Bytes, filepath.Base(t.File)})
-		}
-	}
+	info.addTensors(c, tensors)
 	config := model.Config(c.Config())
 	info.ModelType, _ = config["model_type"].(string)
 	info.Layers, info.Width = config["num_hidden_layers"], config["hidden_size"]
 	info.Inner = config["intermediate_size"]
 	info.Heads, info.KeyValueHeads = config["num_attention_heads"], config["num_key_value_heads"]
 	if err := checkComplete(c); err != nil {
-		info.Problem = err.Error()
+		info.addProblem(err.Error())
 	}
 	if m, err := model.New(config); config != nil && err == nil {
 		info.Architecture, info.ContextLength = m.Architecture(), m.MaxLength()
@@ -145,16 +144,37 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 	}
 	tok, err := openTokenizer("", path, c)
 	if err != nil {
-		info.Problem = strings.TrimPrefix(info.Problem+"; "+err.Error(), "; ")
+		info.addProblem(err.Error())
 	}
 	if tok != nil {
 		info.Tokenizer = describeTokenizer(tok, c)
 		if info.VocabularySize > 0 && tok.VocabSize() > info.VocabularySize {
-			info.Problem = strings.TrimPrefix(fmt.Sprintf("%s; the tokenizer has %d tokens, the "+
-				"model %d", info.Problem, tok.VocabSize(), info.VocabularySize), "; ")
+			info.addProblem(fmt.Sprintf("the tokenizer has %d tokens, the model %d",
+				tok.VocabSize(), info.VocabularySize))
 		}
 	}
 	return info, nil
+}
+
+// addTensors counts the parameters by stored type, and lists the tensors if list is set.
+func (m *modelInfo) addTensors(c *checkpoint.Checkpoint, list bool) {
+	for _, name := range c.Names() {
+		t, _ := c.Info(name)
+		n := 1
+		for _, size := range t.Shape {
+			n *= size
+		}
+		m.Parameters += n
+		m.Types[t.Stored] += n
+		if list {
+			m.Tensors = append(m.Tensors,
+				tensorInfo{name, t.Shape, t.Stored, t.Bytes, filepath.Base(t.File)})
+		}
+	}
+}
+
+func (m *modelInfo) addProblem(text string) {
+	m.Problem = strings.TrimPrefix(m.Problem+"; "+text, "; ")
 }
 
 func describeTokenizer(tok *tokenizer.Tokenizer, c *checkpoint.Checkpoint) *tokenizerInfo {
@@ -217,6 +237,10 @@ func (m *modelInfo) print(w io.Writer) {
 	if m.Problem != "" {
 		row("PROBLEM", "%s", m.Problem)
 	}
+	m.printTensors(w)
+}
+
+func (m *modelInfo) printTensors(w io.Writer) {
 	if m.Tensors != nil {
 		fmt.Fprintln(w)
 	}
@@ -300,6 +324,11 @@ func showMachine(w io.Writer, asJSON bool) error {
 	if asJSON {
 		return printJSON(w, m)
 	}
+	m.print(w)
+	return nil
+}
+
+func (m *machineInfo) print(w io.Writer) {
 	fmt.Fprintf(w, "conquer    %s (%s, libtorch %s)\n", m.Version, m.Go, m.Libtorch)
 	fmt.Fprintf(w, "processor  %s, %s, %s used\n", m.Processor, dataset.Count(m.Cores, "core"),
 		dataset.Count(m.Threads, "thread"))
@@ -314,7 +343,6 @@ func showMachine(w io.Writer, asJSON bool) error {
 	if m.NoGPU != "" {
 		fmt.Fprintf(w, "GPU        none: %s\n", m.NoGPU)
 	}
-	return nil
 }
 
 // processor is the name of the CPU.
