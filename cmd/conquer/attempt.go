@@ -16,26 +16,27 @@ type attempt struct {
 	children []*exec.Cmd
 	stderr   []bytes.Buffer // of ranks above 0; rank 0's is printed
 	ends     chan processEnd
-	begun    bool       // a process took steps
-	failed   processEnd // the first to fail
-	err      error      // why, nil while none failed
-	same     int        // processes that reported what the first reported
+	begun    bool       // a process has taken steps
+	failed   processEnd // the first failure
+	err      error      // the error to return, nil while no process failed
+	same     int        // number of processes that reported the first failure
 }
 
-// processEnd is how a process ended.
+// processEnd describes how a process ended.
 type processEnd struct {
 	rank   int
 	err    error
 	begun  bool
-	report string // why it failed, in its own words
+	report string // the error that the process reported, or empty
 }
 
-// sameFailureTime is how long the other processes may take to report the failure that one reported.
+// sameFailureTime is how long the launcher waits for the other processes to report the same
+// failure.
 const sameFailureTime = 500 * time.Millisecond
 
-// runOnce runs this command in n processes, and reports whether one of them took steps. The first
-// to fail ends the others, and its error is returned. number counts the attempts: all but the first
-// resume.
+// runOnce runs this command in n processes. It reports whether a process took steps. The first
+// failure ends the other processes, and its error is returned. number counts the attempts from 0;
+// later attempts resume.
 func runOnce(ctx context.Context, n, port, number int) (begun bool, err error) {
 	a := &attempt{stderr: make([]bytes.Buffer, n), ends: make(chan processEnd, n)}
 	for rank := range n {
@@ -65,8 +66,8 @@ func runOnce(ctx context.Context, n, port, number int) (begun bool, err error) {
 	switch {
 	case ctx.Err() != nil:
 		a.err = ctx.Err()
-	case a.same == n: // a mistake in the command, not of one process
-		a.err = inItsWords(a.failed.report, a.children[a.failed.rank].ProcessState)
+	case a.same == n: // a mistake in the command line
+		a.err = reportedError(a.failed.report, a.children[a.failed.rank].ProcessState)
 	}
 	return a.begun, a.err
 }
@@ -120,9 +121,9 @@ func wait(c *exec.Cmd, rank int, reports *os.File) processEnd {
 	return processEnd{rank, err, begun, why}
 }
 
-// note records how a process ended. It returns true for the first failure that a process reported:
-// the others may report the same soon. It kills the others if the process did not say why it
-// failed.
+// note records how a process ended. It returns true for the first failure that a process reported,
+// because the other processes may soon report the same failure. It kills the other processes if the
+// process failed without a report.
 func (a *attempt) note(ctx context.Context, e processEnd) (reported bool) {
 	a.begun = a.begun || e.begun
 	if a.err != nil && e.report != "" && e.report == a.failed.report {
@@ -132,7 +133,7 @@ func (a *attempt) note(ctx context.Context, e processEnd) (reported bool) {
 		return false
 	}
 	state := a.children[e.rank].ProcessState
-	if state.ExitCode() == 130 { // it was told to stop, and told the others
+	if state.ExitCode() == 130 { // it was interrupted and has informed the others
 		a.err = context.Canceled
 		return false
 	}

@@ -27,7 +27,7 @@ conquer bench accuracy --model_path my-bamba --prompts examples/prompts/prompts.
 conquer bench gptscore --model_path smollm2-135m results/accuracy_*.tsv
 conquer bench inference --model_path smollm2-135m --seq_len 512 --max_new_tokens 64
 conquer bench report`,
-	parts: []command{
+	subcommands: []command{
 		benchSSDCommand,
 		benchChunksCommand,
 		benchAccuracyCommand,

@@ -18,8 +18,7 @@ import (
 var benchAccuracyCommand = command{
 	name:    "bench accuracy",
 	summary: "Answer prompts under each strategy and measure the perplexity of the references.",
-	example: `conquer bench accuracy --model_path my-bamba \
-  --prompts examples/prompts/prompts.json
+	example: `conquer bench accuracy --model_path my-bamba --prompts examples/prompts/prompts.json
 # how far the state must be carried
 conquer bench accuracy --model_path my-bamba --prompts prompts.json \
   --chunking default-optimized,windowed:4-optimized,windowed:1-optimized,independent-optimized`,

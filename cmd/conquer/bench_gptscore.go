@@ -14,12 +14,11 @@ import (
 var benchGPTScoreCommand = command{
 	name:    "bench gptscore",
 	summary: "Score predictions against their references with a language model (GPTScore).",
-	example: `conquer bench gptscore \
-  --model_path smollm2-135m results/accuracy_default-optimized.tsv \
-  results/accuracy_independent-optimized.tsv
-# judged by single qualities
-conquer bench gptscore --model_path smollm2-135m \
-  --aspect none,semantics,fluency results/accuracy_*.tsv`,
+	example: `conquer bench gptscore --model_path smollm2-135m \
+  results/accuracy_default-optimized.tsv results/accuracy_independent-optimized.tsv
+# scores by aspect
+conquer bench gptscore --model_path smollm2-135m --aspect none,semantics,fluency \
+  results/accuracy_*.tsv`,
 	setup: setupBenchGPTScore,
 }
 

@@ -127,7 +127,7 @@ func (f *ssdFlags) run(ctx context.Context) error {
 		func(w io.Writer) { printSSD(w, results.Machine, rows) })
 }
 
-// printSSD writes one line per row. The last column is the speed-up over the plain default.
+// printSSD writes one line per row. The last column is the speed-up over strategy default.
 func printSSD(w io.Writer, m bench.Machine, rows []bench.SSDRow) {
 	type shape struct {
 		pass                 string

@@ -240,7 +240,7 @@ func TestBench_HelpListsSubcommands(t *testing.T) {
 	if !reflect.DeepEqual(help, succeed(t, "help", "bench")) {
 		t.Error("two ways to ask for help give two answers")
 	}
-	for _, part := range benchCommand.parts {
+	for _, part := range benchCommand.subcommands {
 		own := succeed(t, append(strings.Fields(part.name), "--help")...)
 		if !strings.Contains(help, part.name) || !strings.Contains(own, "Examples:") ||
 			!strings.Contains(own, "conquer "+part.name) ||

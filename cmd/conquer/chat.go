@@ -110,7 +110,7 @@ func (f *chatFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Pl
 			return err
 		}
 		defer f.world.Leave()
-		c.world, c.options.Group, c.told = f.world, f.world.All, place.Rank > 0
+		c.world, c.options.Group, c.reasonPrinted = f.world, f.world.All, place.Rank > 0
 		if place.Rank == 0 {
 			defer c.share("")
 		}
@@ -137,7 +137,7 @@ func (f *chatFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Pl
 	return c.run(os.Stdin)
 }
 
-// suggest takes sampling options that were not given from the model's generation_config.json.
+// suggest sets the sampling options without a flag to those of the model's generation_config.json.
 func suggest(c *checkpoint.Checkpoint, flags *pflag.FlagSet, o *generate.Options) {
 	config := c.GenerationConfig()
 	if on, _ := config["do_sample"].(bool); !on {
@@ -164,13 +164,13 @@ type conversation struct {
 	messages []tokenizer.Message
 	session  *generate.Session
 	out      io.Writer
-	person   bool        // a person types at a terminal
+	person   bool        // standard input is a terminal
 	world    *dist.World // the processes that share the model; nil for one process
 	shared   int         // number of messages that rank 0 has sent to the others
 }
 
-// share sends a question or /reset to the other processes; an empty line ends the conversation. It
-// uses the store and not a broadcast, which would time out while a person thinks.
+// share sends a question or /reset to the other processes. An empty line ends the conversation. It
+// uses the store because a broadcast would time out between two questions.
 func (c *conversation) share(line string) error {
 	if c.world == nil {
 		return nil
@@ -179,7 +179,7 @@ func (c *conversation) share(line string) error {
 	return c.world.Store().Set(fmt.Sprint("chat/", c.shared), []byte(line))
 }
 
-// follow computes the answers to what rank 0 shares, together with it.
+// follow computes the answers together with rank 0, which shares the questions.
 func (c *conversation) follow() error {
 	for {
 		c.shared++
@@ -322,7 +322,7 @@ func (c *conversation) answer(question string, signals <-chan os.Signal) (stop b
 	default:
 	}
 	c.messages = append(c.messages, tokenizer.Message{Role: "assistant", Content: result.Text})
-	c.tell("chat", stats)
+	c.printUnfusedReason("chat", stats)
 	if c.person && isTerminal(os.Stderr) {
 		printStats(stats, 0)
 	}

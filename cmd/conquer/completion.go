@@ -42,7 +42,7 @@ conquer completion fish > ~/.config/fish/completions/conquer.fish`,
 	}
 }
 
-// flagValues lists the values of flags that accept only a few.
+// flagValues lists the values of flags that accept fixed values.
 var flagValues = map[string]string{
 	"dtype": "float32 bfloat16 float16", "device": "cpu cuda", "format": "hf",
 }
@@ -64,7 +64,7 @@ func visitFlags(each func(c command, flags []*pflag.Flag)) {
 		if c.setup != nil {
 			c.setup(set)
 		}
-		for _, part := range c.parts {
+		for _, part := range c.subcommands {
 			own := newFlags(part.name)
 			part.setup(own)
 			set.AddFlagSet(own)

@@ -50,7 +50,7 @@ type exportFlags struct {
 	unmerge, overwrite               bool
 
 	format   checkpoint.Format
-	encoding string       // GGUF block format, empty without one
+	encoding string       // GGUF block format, or empty
 	dtype    *torch.DType // nil: as stored
 	bytes    int          // maximum size of a file
 }
@@ -325,7 +325,7 @@ type countedSource struct {
 	weights
 	ctx  context.Context
 	bar  *progressbar.ProgressBar
-	last string // the last tensor read
+	last string // name of the last tensor read
 }
 
 // weights is a source to export: a checkpoint, with or without an adapter.

@@ -41,10 +41,10 @@ conquer generate --nproc 2 --model_path llama-3.1-8b --prompt "Once upon a time"
 
 // samplingFlags are the flags of the commands that sample.
 type samplingFlags struct {
-	options generate.Options
-	seed    int64
-	compile string
-	told    bool // the reason for unfused steps was printed
+	options       generate.Options
+	seed          int64
+	compile       string
+	reasonPrinted bool // the reason for unfused steps was printed
 }
 
 func (f *samplingFlags) declare(flags *pflag.FlagSet, maxNewTokens int, temperature, topP float64) {
@@ -103,10 +103,10 @@ func (f *samplingFlags) read() error {
 	return nil
 }
 
-// tell prints, once, why decoding steps did not use the fused kernel.
-func (f *samplingFlags) tell(command string, s generate.Stats) {
-	if s.UnfusedReason != "" && !f.told {
-		f.told = true
+// printUnfusedReason prints once why decoding steps did not use the fused kernel.
+func (f *samplingFlags) printUnfusedReason(command string, s generate.Stats) {
+	if s.UnfusedReason != "" && !f.reasonPrinted {
+		f.reasonPrinted = true
 		fmt.Fprintf(os.Stderr, "conquer %s: decoding was slower, without the fused kernel: %s\n",
 			command, s.UnfusedReason)
 	}
@@ -193,8 +193,8 @@ func (f *generateFlags) declare(flags *pflag.FlagSet) {
 	group(flags, "Speed and memory")
 }
 
-// check reads the flags and the prompts, as texts or as token ids, for a run of that many
-// processes.
+// check reads the flags and the prompts for a run of that many processes. It returns prompts as
+// texts and as token ids.
 func (f *generateFlags) check(processes int) (texts []string, ids [][]int32, err error) {
 	if err := f.checkProcesses(); err != nil {
 		return nil, nil, err
@@ -239,7 +239,7 @@ func (f *generateFlags) run(ctx context.Context, place dist.Place, texts []strin
 		defer f.world.Leave()
 		f.options.Group = f.world.All
 		if place.Rank > 0 {
-			f.profile, f.told = "", true
+			f.profile, f.reasonPrinted = "", true
 		}
 	}
 	began := time.Now()
@@ -284,7 +284,7 @@ func (f *generateFlags) encode(o *opened, prompt string) ([]int32, error) {
 	}
 	ids := o.tokenizer.Encode(prompt, true)
 	if bos, ok := o.tokenizer.BOS(); ok && len(ids) == 0 {
-		ids = []int32{bos} // an empty prompt starts a text
+		ids = []int32{bos} // an empty prompt becomes the start token
 	}
 	if len(ids) == 0 {
 		return nil, usagef("--prompt is empty")
@@ -372,7 +372,7 @@ func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, nam
 		}
 	}
 	out.Flush()
-	f.tell("generate", stats)
+	f.printUnfusedReason("generate", stats)
 	if !f.json && isTerminal(os.Stderr) {
 		printStats(stats, load)
 	}
@@ -483,7 +483,7 @@ func joinIDs(ids []int32) string {
 	return strings.Join(fields, ",")
 }
 
-// printJSON prints one value on one line, with < and > as they are.
+// printJSON prints one value on one line. It does not escape < and >.
 func printJSON(w io.Writer, value any) error {
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)

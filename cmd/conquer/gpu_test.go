@@ -356,7 +356,7 @@ func TestGPU_OutOfMemoryIsReportedAndRecovered(t *testing.T) {
 	if !errors.Is(err, torch.ErrOutOfMemory) {
 		t.Fatalf("64 GiB a time, for ever: %v", err)
 	}
-	line := explained(err).Error()
+	line := withRemedy(err).Error()
 	if strings.Contains(line, "\n") || !strings.Contains(line, "out of memory") ||
 		!strings.Contains(line, "GiB are free") {
 		t.Errorf("not one clear line: %s", line)

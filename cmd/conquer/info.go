@@ -114,8 +114,8 @@ func (f *infoFlags) run(ctx context.Context, args []string) error {
 	return nil
 }
 
-// describe reads everything except the weights. Problems of a checkpoint that opens are part of the
-// description.
+// describe reads everything except the weights. If the checkpoint opens, its problems are part of
+// the result.
 func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error) {
 	path, c, err := openCheckpoint(ctx, name)
 	if err != nil {
@@ -282,7 +282,7 @@ type machineInfo struct {
 	Threads   int       `json:"threads"`
 	Driver    string    `json:"driver,omitempty"`
 	GPUs      []gpuInfo `json:"gpus"`
-	NoGPU     string    `json:"no_gpu,omitempty"` // why
+	NoGPU     string    `json:"no_gpu,omitempty"` // why no GPU can be used
 }
 
 type gpuInfo struct {

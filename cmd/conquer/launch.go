@@ -51,10 +51,11 @@ func (f *worldFlags) declare(flags *pflag.FlagSet, o *train.Options) {
 		"parallel strategy: none, ddp, fsdp, hsdp, tp or pp (default: none for one process, ddp "+
 			"for several)")
 	flags.IntVar(&o.ShardSize, "hsdp_size", 0,
-		"hsdp: number of processes that shard the weights among them (default: those of a machine)")
+		"hsdp: number of processes that share one copy of the weights (default: the processes "+
+			"of one machine)")
 	flags.IntVar(&o.TensorSize, "tp_size", 0,
-		"tp, ddp and fsdp: number of processes that divide each layer (default: those of a "+
-			"machine with tp, else none)")
+		"tp, ddp and fsdp: number of processes that divide each layer (default: with tp the "+
+			"processes of one machine, else 1)")
 	flags.BoolVar(&o.KeepGathered, "keep_gathered", false,
 		"fsdp and hsdp: keep gathered weights from the forward to the backward pass; faster, more "+
 			"memory")
@@ -67,8 +68,8 @@ func (f *worldFlags) declare(flags *pflag.FlagSet, o *train.Options) {
 		"with --nproc: how often to restart from the last checkpoint when a process fails")
 }
 
-// join makes this process a rank of the run that its environment describes. It returns nil if there
-// is none.
+// join makes this process a rank of the run that its environment describes. It returns nil for a
+// single process without a parallel strategy.
 func (f *trainFlags) join() (*dist.World, error) {
 	place, err := dist.FromEnvironment()
 	if err != nil {
@@ -131,11 +132,11 @@ const reportVariable = "CONQUER_REPORT"
 // reportSize is the maximum size of a report: a pipe holds this much without a reader.
 const reportSize = 4096
 
-// begunMark precedes a report once the process takes steps. Earlier failures would repeat after a
-// restart.
+// begunMark precedes a report if the process has taken steps. Only such a run is restarted: an
+// earlier failure would repeat.
 const begunMark = "begun\n"
 
-// launcher is the pipe to this process's launcher, nil without one.
+// launcher is the pipe to this process's launcher, or nil.
 var launcher = sync.OnceValue(func() *os.File {
 	descriptor, err := strconv.Atoi(os.Getenv(reportVariable))
 	if err != nil {
@@ -144,8 +145,8 @@ var launcher = sync.OnceValue(func() *os.File {
 	return os.NewFile(uintptr(descriptor), reportVariable)
 })
 
-// tellLauncher sends text to this process's launcher. It returns false if there is none.
-func tellLauncher(text string) bool {
+// reportToLauncher sends text to this process's launcher. It returns false without a launcher.
+func reportToLauncher(text string) bool {
 	if launcher() == nil {
 		return false
 	}
@@ -153,16 +154,16 @@ func tellLauncher(text string) bool {
 	return err == nil
 }
 
-// failure describes how a process failed: by its report, or, if it was killed, by its last line on
-// stderr (rank 0's stderr has been printed already).
+// failure returns the error of a failed process: its report or, if it was killed, its last line on
+// stderr. The stderr of rank 0 has been printed already.
 func failure(rank int, state *os.ProcessState, said, complaint string) error {
 	const ended = "rank %d failed, so the others were stopped: %s"
 	if said != "" {
-		return inItsWords(fmt.Sprintf(ended, rank, said), state)
+		return reportedError(fmt.Sprintf(ended, rank, said), state)
 	}
 	lines := strings.Split(strings.TrimSpace(complaint), "\n")
 	last := lines[len(lines)-1]
-	for _, line := range lines { // libtorch aborted: its message, without the C++ location
+	for _, line := range lines { // libtorch aborted: keep its message only
 		if _, what, ok := strings.Cut(line, "what():"); ok {
 			last = strings.TrimSpace(what)
 		}
@@ -176,8 +177,8 @@ func failure(rank int, state *os.ProcessState, said, complaint string) error {
 	return fmt.Errorf(ended, rank, last)
 }
 
-// inItsWords is a process's report as an error of the kind that its exit code says.
-func inItsWords(said string, state *os.ProcessState) error {
+// reportedError returns a process's report as an error, a usage error if the exit code is 2.
+func reportedError(said string, state *os.ProcessState) error {
 	if state.ExitCode() == 2 {
 		return usageError{errors.New(said)}
 	}

@@ -20,19 +20,19 @@ import (
 	"conquer/torch"
 )
 
-// version is set when the binary is linked.
+// version is set by the linker.
 var version = "unknown"
 
-// command is one subcommand: its flags and what it does. Files of this folder define one each.
+// command is a command of the program with its flags. Each command has a file in this folder.
 type command struct {
 	name    string
 	summary string // one line for the list of commands
-	example string // lines to copy
+	example string // command lines, with a comment before each
 	// setup declares the flags. The function it returns runs after they are parsed, with the
 	// arguments that are not flags.
 	setup func(flags *pflag.FlagSet) func(ctx context.Context, args []string) error
-	// parts are subcommands, used instead of setup. Their names begin with this command's name.
-	parts []command
+	// subcommands are used instead of setup. Their names begin with this command's name.
+	subcommands []command
 }
 
 // commands lists the subcommands in the order of the help.
@@ -83,13 +83,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 	}
 	fmt.Fprintf(stderr, "conquer: there is no command %q%s; `conquer help` lists them\n", args[0],
-		suggestion(args[0], commands()))
+		suggestCommand(args[0], commands()))
 	return 2
 }
 
 func (c command) run(args []string, stdout, stderr io.Writer) int {
-	if c.parts != nil {
-		return c.runPart(args, stdout, stderr)
+	if c.subcommands != nil {
+		return c.runSubcommand(args, stdout, stderr)
 	}
 	flags := newFlags(c.name)
 	run := c.setup(flags)
@@ -98,13 +98,13 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 		c.help(stdout, flags)
 		return 0
 	case err != nil:
-		message, _, bare := strings.Cut(err.Error(),
-			"strconv.") // pflag's message for a list of numbers
+		// pflag quotes strconv's error for a list of numbers.
+		message, _, bare := strings.Cut(err.Error(), "strconv.")
 		if bare {
 			message += "expected integers separated by commas"
 		}
 		if typo, unknown := strings.CutPrefix(message, "unknown flag: --"); unknown {
-			message += meant(typo, flags)
+			message += suggestFlag(typo, flags)
 		}
 		fmt.Fprintf(stderr, "conquer %s: %s; `conquer %s --help` lists the flags\n", c.name,
 			message, c.name)
@@ -133,16 +133,16 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, context.Canceled):
 		return 130
 	default:
-		err = explained(err)
+		err = withRemedy(err)
 	}
-	if !tellLauncher(err.Error()) {
+	if !reportToLauncher(err.Error()) {
 		fmt.Fprintf(stderr, "conquer %s: %v\n", c.name, err)
 	}
 	return code
 }
 
-// runPart runs the subcommand that the first argument names.
-func (c command) runPart(args []string, stdout, stderr io.Writer) int {
+// runSubcommand runs the subcommand that the first argument names.
+func (c command) runSubcommand(args []string, stdout, stderr io.Writer) int {
 	name := ""
 	if len(args) > 0 {
 		name = args[0]
@@ -151,7 +151,7 @@ func (c command) runPart(args []string, stdout, stderr io.Writer) int {
 		args = []string{args[1], "--help"}
 		name = args[0]
 	}
-	for _, part := range c.parts {
+	for _, part := range c.subcommands {
 		if part.name == c.name+" "+name {
 			return part.run(args[1:], stdout, stderr)
 		}
@@ -159,7 +159,7 @@ func (c command) runPart(args []string, stdout, stderr io.Writer) int {
 	switch name {
 	case "help", "--help", "-h":
 		fmt.Fprintf(stdout, "%s\n\nExamples:\n%s\n\nCommands:\n", c.summary, indent(c.example))
-		for _, part := range c.parts {
+		for _, part := range c.subcommands {
 			fmt.Fprintf(stdout, "  %-16s %s\n", part.name, part.summary)
 		}
 		return 0
@@ -169,7 +169,7 @@ func (c command) runPart(args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	fmt.Fprintf(stderr, "conquer %s: there is no command %q%s; `conquer %s --help` lists them\n",
-		c.name, name, suggestion(c.name+" "+name, c.parts), c.name)
+		c.name, name, suggestCommand(c.name+" "+name, c.subcommands), c.name)
 	return 2
 }
 
@@ -179,14 +179,14 @@ func (c command) words() string {
 		return "bash zsh fish"
 	}
 	var names []string
-	for _, part := range c.parts {
+	for _, part := range c.subcommands {
 		names = append(names, strings.TrimPrefix(part.name, c.name+" "))
 	}
 	return strings.Join(names, " ")
 }
 
-// explained adds a remedy to an out-of-memory error. It returns other errors unchanged.
-func explained(err error) error {
+// withRemedy adds a remedy to an out-of-memory error. It returns other errors unchanged.
+func withRemedy(err error) error {
 	var failed *torch.Error
 	if !errors.Is(err, torch.ErrOutOfMemory) || !errors.As(err, &failed) {
 		return err
@@ -263,8 +263,8 @@ func indent(text string) string {
 	return "  " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ")
 }
 
-// suggestion names the command closest to a misspelled one.
-func suggestion(typo string, among []command) string {
+// suggestCommand names the command closest to a misspelled one.
+func suggestCommand(typo string, among []command) string {
 	for _, c := range among {
 		if distance(typo, c.name) <= 2 {
 			return fmt.Sprintf(", did you mean %q?", c.name)
@@ -273,8 +273,8 @@ func suggestion(typo string, among []command) string {
 	return ""
 }
 
-// meant suggests a flag for a misspelled one: a flag with that prefix, or the closest name.
-func meant(typo string, flags *pflag.FlagSet) string {
+// suggestFlag suggests a flag for a misspelled one: a flag with that prefix, or the closest name.
+func suggestFlag(typo string, flags *pflag.FlagSet) string {
 	typo = strings.ReplaceAll(typo, "-", "_")
 	best, name := 3, ""
 	flags.VisitAll(func(f *pflag.Flag) {

@@ -189,8 +189,8 @@ func (r planReport) print() {
 	if r.Machine.GPUs > 1 {
 		gpus = fmt.Sprintf("%d GPUs", r.Machine.GPUs)
 	}
-	fmt.Printf("%s, %s parameters, on %s; GB of each GPU, seconds of a step, tokens a second of "+
-		"all\n\n", r.Model, thousands(r.Parameters), gpus)
+	fmt.Printf("%s, %s parameters, on %s; memory in GB per GPU, time in seconds per "+
+		"step, tokens per second of all GPUs\n\n", r.Model, thousands(r.Parameters), gpus)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	host := slices.ContainsFunc(r.Plans, func(p plan.Plan) bool { return p.Host > 0 })
 	column := ""

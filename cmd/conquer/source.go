@@ -27,7 +27,7 @@ import (
 type modelFlags struct {
 	path, tokenizer, dtype, device, adapter string
 	threads                                 int
-	// defer reading weights until a rank takes its shard
+	// reading the weights is deferred until a rank takes its shard
 	divided bool
 	onHost  bool // make random weights on the host
 	// the processes that share the model, or nil
@@ -60,10 +60,10 @@ func (f *modelFlags) declareAdapter(flags *pflag.FlagSet) {
 
 // opened is an open model with its tokenizer.
 type opened struct {
-	path       string // of the model's files
+	path       string // path of the model's files
 	checkpoint *checkpoint.Checkpoint
 	model      model.Model
-	tokenizer  *tokenizer.Tokenizer // nil if there is none
+	tokenizer  *tokenizer.Tokenizer // nil if the model has none
 }
 
 func (o *opened) Close() {
@@ -125,7 +125,7 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 }
 
 // load makes the model and reads its weights. If processes share the model, it reads this process's
-// shard, now or when the run takes it. An adapter is merged into whole weights first.
+// shard, now or deferred. An adapter is merged into whole weights first.
 func (f *modelFlags) load(c *checkpoint.Checkpoint, dtype torch.DType,
 	device torch.Device) (model.Model, error) {
 	switch {
@@ -176,8 +176,8 @@ func parseDType(name string) (*torch.DType, error) {
 	return &dtype, nil
 }
 
-// toldCPU ensures that the reason for using the CPU on a machine with a GPU driver is printed once.
-var toldCPU sync.Once
+// cpuReason prints once why the CPU is used although the machine has a GPU driver.
+var cpuReason sync.Once
 
 // parseDevice reads --device. An unknown name is a usage error. A device that cannot be used is a
 // failure.
@@ -186,7 +186,7 @@ func parseDevice(name string) (torch.Device, error) {
 		return torch.CPU, usagef("--device: unknown device %q: use cpu, cuda or cuda:N", name)
 	}
 	if name == "" {
-		toldCPU.Do(func() {
+		cpuReason.Do(func() {
 			if err := torch.LoadCUDA(); err != nil && !errors.Is(err, torch.ErrNoDriver) {
 				fmt.Fprintf(os.Stderr, "conquer: using the CPU: %v\n", err)
 			}

@@ -30,7 +30,7 @@ func (f *profileFlag) checkProfile() error {
 	return nil
 }
 
-// profiled runs f, under the profiler if --profile was given.
+// profiled calls run, under the profiler if --profile was given.
 func (f *profileFlag) profiled(run func() error) error {
 	if f.profile == "" {
 		return run()

@@ -211,7 +211,7 @@ func (f *trainFlags) declareLoRA(flags *pflag.FlagSet) {
 	flags.IntVar(&f.lora.Rank, "lora_rank", 0,
 		"train a LoRA adapter of this `rank` instead of the weights")
 	flags.Float64Var(&f.lora.Alpha, "lora_alpha", 0,
-		"LoRA alpha: the adapter's scale times its rank (default: twice the rank)")
+		"LoRA alpha: scale of the adapter multiplied by its rank (default: twice the rank)")
 	flags.Float64Var(&f.lora.Dropout, "lora_dropout", 0, "`share` of an adapter's inputs to drop")
 	flags.StringSliceVar(&f.lora.Targets, "lora_targets", []string{lora.AllLinear},
 		"`layers` to adapt, such as q_proj,v_proj, or all-linear")
@@ -236,7 +236,7 @@ func (f *trainFlags) declareCheckpoints(flags *pflag.FlagSet) {
 	flags.StringVar(&f.CheckpointPath, "checkpoint_path", "",
 		"`folder` for checkpoints (default: checkpoints in the output folder)")
 	flags.IntVar(&f.Keep, "keep", 2, "number of checkpoints to keep")
-	flags.BoolVar(&f.Resume, "resume", false, "continue from the last checkpoint, if there is one")
+	flags.BoolVar(&f.Resume, "resume", false, "continue from the last checkpoint if one exists")
 	flags.StringVar(&f.CheckpointFormat, "checkpoint_format", "",
 		"hf: a folder for transformers, written by one process; native: every process writes its "+
 			"shard while training continues (default: hf for one process, native for several)")
@@ -248,8 +248,8 @@ func (f *trainFlags) declareSpeed(flags *pflag.FlagSet) {
 	f.declareProfile(flags)
 }
 
-// check reports flags that contradict each other or the number of processes, and sets the
-// defaults that depend on other flags.
+// check reports flags that contradict each other or the number of processes. It sets the defaults
+// that depend on other flags.
 func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	f.Distributed = train.StrategyName(f.Distributed)
 	for _, check := range []func(*pflag.FlagSet) error{f.checkInputs, f.checkSteps, f.checkRun} {
@@ -423,7 +423,7 @@ func (f *trainFlags) checkPaths(rank int) error {
 	return f.checkProfile()
 }
 
-// checkFolder reports why files cannot be written to a folder, which may not exist yet.
+// checkFolder reports why files cannot be written to a folder. The folder need not exist yet.
 func checkFolder(path string) error {
 	info, err := os.Stat(path)
 	switch {
@@ -523,7 +523,7 @@ func (f *trainFlags) tune(ctx context.Context, t *train.Trainer, o *opened, firs
 	} else {
 		f.profile = ""
 	}
-	tellLauncher(begunMark)
+	reportToLauncher(begunMark)
 	if err := f.profiled(func() error { return t.Run(ctx) }); err != nil {
 		return err
 	}
@@ -554,25 +554,25 @@ func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
 		f.GenerationConfig = o.checkpoint.GenerationConfigJSON()
 		return o, nil
 	}
-	return f.freshModel()
+	return f.randomModel()
 }
 
-// freshModel makes a model of --architecture and --variant with random weights.
-func (f *trainFlags) freshModel() (*opened, error) {
+// randomModel makes a model of --architecture and --variant with random weights.
+func (f *trainFlags) randomModel() (*opened, error) {
 	tok, err := tokenizer.Open(f.tokenizer)
 	if err != nil {
 		return nil, err
 	}
-	m, err := f.fresh(f.architecture, f.variant, torch.Float32, f.Seed, tok.VocabSize(), 0)
+	m, err := f.newModel(f.architecture, f.variant, torch.Float32, f.Seed, tok.VocabSize(), 0)
 	if err != nil {
 		return nil, err
 	}
 	return &opened{path: f.variant, model: m, tokenizer: tok}, nil
 }
 
-// fresh makes a variant of an architecture with random weights on the device of the flags. It fails
-// if the vocabulary has fewer rows than tokens, and extends the context to positions.
-func (f *modelFlags) fresh(architecture, variant string, dtype torch.DType, seed int64, tokens,
+// newModel makes a variant of an architecture with random weights on the device of the flags. It
+// fails if the vocabulary has fewer rows than tokens. It extends the context to positions.
+func (f *modelFlags) newModel(architecture, variant string, dtype torch.DType, seed int64, tokens,
 	positions int) (model.Model, error) {
 	config, err := model.Variant(architecture, variant)
 	if err != nil {
@@ -701,7 +701,7 @@ func (f *trainFlags) answerAll(ctx context.Context, o *opened, when string) erro
 	return nil
 }
 
-// finish writes the result and prints where it is and how to use it.
+// finish writes the result and prints its path and a command that uses it.
 func (f *trainFlags) finish(t *train.Trainer) error {
 	export := t.Export
 	if f.merge {
@@ -725,7 +725,7 @@ func (f *trainFlags) finish(t *train.Trainer) error {
 			f.path, f.output, question)
 		return nil
 	}
-	if f.path == "" && len(f.ask) == 0 { // a model trained from random weights continues texts
+	if f.path == "" && len(f.ask) == 0 { // not a chat model
 		fmt.Printf("  conquer generate --model_path %s --temperature 0.7 --prompt %q\n", f.output,
 			"The ")
 		return nil
