@@ -45,7 +45,8 @@ csrc: libtorch ## the C++ half: CPU kernels and the CUDA part
 		-DTRITON_HOME=$(CACHE)/triton-3.6.0 > $(BUILD)/configure.log 2>&1 || \
 		{ cat $(BUILD)/configure.log; exit 1; }
 	@echo "compiling csrc ..."
-	@cmake --build $(BUILD) -j $(JOBS) > $(BUILD)/csrc.log 2>&1 || { cat $(BUILD)/csrc.log; exit 1; }
+	@cmake --build $(BUILD) -j $(JOBS) > $(BUILD)/csrc.log 2>&1 || \
+		{ cat $(BUILD)/csrc.log; exit 1; }
 
 # A machine without a GPU compiles the kernels too, so that the build also runs on a GPU.
 kernels: csrc ## the Triton kernels, compiled ahead of time

@@ -25,7 +25,9 @@ func TestDocuments_LinksLeadToFiles(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if entry.IsDir() && (entry.Name() == "build" || strings.HasPrefix(entry.Name(), ".") && len(entry.Name()) > 2) {
+		name := entry.Name()
+		hidden := strings.HasPrefix(name, ".") && name != ".."
+		if entry.IsDir() && (name == "build" || hidden) {
 			return fs.SkipDir
 		}
 		if filepath.Ext(path) != ".md" {
@@ -124,9 +126,11 @@ func writeModel(t *testing.T, folder string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for key, size := range map[string]float64{"vocab_size": float64(tok.VocabSize()), "hidden_size": 32,
-		"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2} {
-		config[key] = size
+	for key, size := range map[string]int{
+		"vocab_size": tok.VocabSize(), "hidden_size": 32, "intermediate_size": 64,
+		"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+	} {
+		config[key] = float64(size)
 	}
 	m, err := model.New(config)
 	if err != nil {
@@ -140,7 +144,8 @@ func writeModel(t *testing.T, folder string) {
 	err = torch.Run(func() error {
 		torch.ManualSeed(1)
 		model.Initialize(m, torch.Float32, torch.CPU)
-		return checkpoint.Save(folder, model.Weights(m), checkpoint.Options{Config: text, Also: tok.Save})
+		options := checkpoint.Options{Config: text, Also: tok.Save}
+		return checkpoint.Save(folder, model.Weights(m), options)
 	})
 	if err != nil {
 		t.Fatal(err)

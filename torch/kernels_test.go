@@ -57,7 +57,7 @@ func compareChain(t *testing.T, name string, f comparison, roundings float64) {
 				t.Errorf("%s %v: forward differs by %.2g", name, dtype, e)
 			}
 			seed := torch.Randn(got.Shape(), dtype, torch.CPU)
-			if len(got.Shape()) == 0 { // a loss, scaled as in float16 training, else gradients underflow
+			if len(got.Shape()) == 0 { // a loss, scaled so that float16 gradients do not underflow
 				seed = seed.ZerosLike().AddScalar(64)
 			}
 			torch.Backward([]torch.Tensor{got}, []torch.Tensor{seed})
@@ -415,7 +415,8 @@ func TestBlockTail_ReportsUnfusedReason(t *testing.T) {
 		{1, 32, 48, 80, 112, BFloat16, func(t *torch.Tail) { t.DownBias = bias(48) }, biases},
 		{1, 8208, 16, 16, 16, BFloat16, nil, "it takes rows of up to 8192 numbers, not 8208"},
 		{1, 16, 8208, 16, 16, BFloat16, nil, "it takes rows of up to 8192 numbers, not 8208"},
-		{1, 16, 16, 16400, 16, BFloat16, nil, "it takes feed-forward layers of up to 16384, not 16400"},
+		{1, 16, 16, 16400, 16, BFloat16, nil,
+			"it takes feed-forward layers of up to 16384, not 16400"},
 		{1, 32, 48, 72, 112, BFloat16, nil, multiple + "48 with 32, 72 and 112"},
 		{1, 32, 48, 80, 100, BFloat16, nil, multiple + "48 with 32, 80 and 100"},
 		{1, 32, 48, 80, 112, BFloat16, transposed,

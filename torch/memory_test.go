@@ -47,7 +47,8 @@ func TestMemory_BlocksNeverOverlap(t *testing.T) {
 						live = append(
 							live,
 							block{
-								torch.Full([]int{n + draw.IntN(n)}, value, torch.Float64, torch.CPU).
+								torch.Full([]int{n + draw.IntN(n)},
+									value, torch.Float64, torch.CPU).
 									Own(),
 								value,
 							},

@@ -56,7 +56,9 @@ func Full(shape []int, value float64, dtype DType, device Device) Tensor {
 	dims, n := c.sizes(shape)
 	scalar(
 		value,
-		func(s libtch.Cscalar) { libtch.AtgFull(&c.out[0], dims, n, s, int32(dtype), int32(device)) },
+		func(s libtch.Cscalar) {
+			libtch.AtgFull(&c.out[0], dims, n, s, int32(dtype), int32(device))
+		},
 	)
 	return c.end("full")
 }

@@ -60,7 +60,7 @@ func (t *Trainer) noteSlowOptions() {
 	if t.device.IsCUDA() && (o.LabelSmoothing != 0 || o.ZLoss != 0) {
 		t.notice(
 			"this device has no kernels for label smoothing and z-loss: " +
-				"libtorch computes the loss in chunks of rows",
+				"libtorch computes the loss, for some rows at a time",
 		)
 	}
 	if stages := t.strategy.stages(); o.Accumulate < stages {

@@ -192,7 +192,8 @@ func (s *section) againstCeilings(rows []bench.SSDRow, set shape, ceilings bench
 		axis := rate.unit
 		caption := fmt.Sprintf("Each pass at its greatest length: %s.", set)
 		if rate.most > 0 {
-			caption += fmt.Sprintf(" Dashed line: ceiling, the rate of %s in libtorch.", rate.operation)
+			caption += fmt.Sprintf(" Dashed line: ceiling, the rate of %s in libtorch.",
+				rate.operation)
 			axis += fmt.Sprintf(" (dashed: ceiling of %s)", short(rate.most))
 		}
 		c := newChart(rate.title, axis, "")

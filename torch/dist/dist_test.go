@@ -455,7 +455,8 @@ func TestFromEnvironment_ReadsEachLauncher(t *testing.T) {
 			StoreElsewhere: true, Attempt: "2",
 		}},
 		{slurm, Place{
-			Rank: 9, Size: 11, LocalRank: 1, LocalSize: 3, Address: "gpu07", Port: 24567, Attempt: "0",
+			Rank: 9, Size: 11, LocalRank: 1, LocalSize: 3,
+			Address: "gpu07", Port: 24567, Attempt: "0",
 		}},
 		{job, Place{
 			Rank: 1, Size: 2, LocalSize: 1, Address: "job-master-0", Port: 23456, Attempt: "0",

@@ -114,7 +114,8 @@ func TestAdamW_MasterWeightsKeepSmallSteps(t *testing.T) {
 
 func TestOptimizer_ContinuesExactlyFromSavedState(t *testing.T) {
 	for _, options := range []optim.Options{
-		{}, {Moments: optim.BFloat16}, {Moments: optim.Int8}, {Stochastic: true}, {Method: optim.Lion},
+		{}, {Moments: optim.BFloat16}, {Moments: optim.Int8},
+		{Stochastic: true}, {Method: optim.Lion},
 	} {
 		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
 			goesOn(t, dtype, options)
@@ -252,7 +253,8 @@ func TestSchedule_WarmsUpThenFalls(t *testing.T) {
 	for kind, want := range map[string]map[int]float64{
 		optim.Constant: {0: 0.1, 9: 1, 10: 1, 60: 1, 110: 1},
 		optim.Linear:   {0: 0.1, 4: 0.5, 9: 1, 10: 1, 60: 0.6, 110: 0.2, 500: 0.2},
-		optim.Cosine:   {0: 0.1, 9: 1, 10: 1, 60: 0.6, 35: 0.2 + 0.8*(1+math.Sqrt2/2)/2, 110: 0.2, 500: 0.2},
+		optim.Cosine: {0: 0.1, 9: 1, 10: 1, 60: 0.6, 35: 0.2 + 0.8*(1+math.Sqrt2/2)/2,
+			110: 0.2, 500: 0.2},
 	} {
 		s := optim.Schedule{Kind: kind, Peak: 1, Min: 0.2, Warmup: 10, Steps: 110}
 		for step, rate := range want {
@@ -391,7 +393,8 @@ func TestPackMoment_IsCloseAndRoundTrips(t *testing.T) {
 				return pack(once.Narrow(0, first, count).Contiguous())
 			}
 			for what, again := range map[string]torch.Tensor{
-				"again": pack(once), "in other blocks": torch.Cat(0, part(0, 100), part(100, n-100)),
+				"again":           pack(once),
+				"in other blocks": torch.Cat(0, part(0, 100), part(100, n-100)),
 			} {
 				for i, v := range torch.Values[float64](again) {
 					if v != got[i] && (what == "again" || math.Abs(got[i]) > tiny) {

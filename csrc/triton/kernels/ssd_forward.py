@@ -17,8 +17,8 @@ and head moves only Q·Q + 4·Q numbers more. The Q-sized vectors are prefetched
 long as its GEMMs. The state stays in registers along a segment and is written at its end only.
 
 What resets the state (a new sequence, or a chunk of the `independent` strategy) is a zero in
-`enter` or `through`, written by `prepare`; the other kernels do not depend on the strategy. With
-the window strategy a segment is one chunk.
+`enter` or `through`, written by `prepare`. With the window strategy a segment is one chunk, and
+`state_passing` drops what lies outside the window. The other kernels do not depend on the strategy.
 
 Arrays over tokens and heads are [B,H,blocks·Q] float32. Decays are powers of two. For float32
 inputs the sums s_t have a second float that holds their rounding error, so that differences inside

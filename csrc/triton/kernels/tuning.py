@@ -1,5 +1,5 @@
 """The tuning table: warps, pipeline stages, registers and block sizes of every kernel, found by
-measurement (docs/kernels.md).
+measurement (docs/notes).
 
 The compiler (../build) and the checks read the table. ../build/header.py writes its block sizes to
 tuning.h for the C++ that launches the kernels, so that each number is written once. A tuple lists
