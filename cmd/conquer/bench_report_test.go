@@ -80,8 +80,8 @@ func TestBenchReport_ShowsAllResults(t *testing.T) {
 		!strings.Contains(stdout, "wrote") {
 		t.Errorf("with a broken file: exit %d\n%s%s", code, stdout, stderr)
 	}
-	for name, args := range map[string][]string{"a word": {"results"},
-		"a folder as the page": {"--output_path", results}} {
+	for name, args := range map[string][]string{"extra argument": {"results"},
+		"folder as page": {"--output_path", results}} {
 		if _, stderr, code := invoke(t, "",
 			append([]string{"bench", "report"}, args...)...); code != 2 ||
 			strings.Count(stderr, "\n") != 1 {

@@ -99,7 +99,7 @@ func TestExport_BadInputGetsReasonAndExitCode(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 	if text, _ := os.ReadFile(there); string(text) != "mine" {
-		t.Error("a file was written over")
+		t.Error("an existing file was overwritten")
 	}
 	for _, f := range checkpoint.Formats {
 		if help := succeed(t, "export", "--help"); !strings.Contains(help, f.Name+" (") {

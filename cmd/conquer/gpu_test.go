@@ -267,7 +267,7 @@ func TestGPU_LossesFollowCPUForFiftySteps(t *testing.T) {
 		{"llama packed", "llama", torch.Float32, 2e-4, train.Options{Pack: true}},
 		{"llama recomputed", "llama", torch.BFloat16, 2e-2,
 			train.Options{Recompute: train.RecomputeBlock}},
-		{"llama rounded at random", "llama", torch.BFloat16, 2.5e-2,
+		{"llama stochastic rounding", "llama", torch.BFloat16, 2.5e-2,
 			train.Options{Stochastic: true}},
 		{"llama lora", "llama", torch.BFloat16, 2e-2,
 			train.Options{LoRA: &lora.Config{Rank: 8, Alpha: 16,
@@ -354,12 +354,12 @@ func TestGPU_OutOfMemoryIsReportedAndRecovered(t *testing.T) {
 		}
 	})
 	if !errors.Is(err, torch.ErrOutOfMemory) {
-		t.Fatalf("64 GiB a time, for ever: %v", err)
+		t.Fatalf("allocations of 64 GiB did not fail: %v", err)
 	}
 	line := withRemedy(err).Error()
 	if strings.Contains(line, "\n") || !strings.Contains(line, "out of memory") ||
 		!strings.Contains(line, "GiB are free") {
-		t.Errorf("not one clear line: %s", line)
+		t.Errorf("expected one line: %s", line)
 	}
 	if after := torch.LiveTensors(); after != before {
 		t.Errorf("%d tensors before, %d after", before, after)
@@ -384,11 +384,11 @@ func TestGPU_ProfileNamesKernels(t *testing.T) {
 	if device.Info().Major == 9 { // elsewhere separate operations compute the same
 		kernels = append(kernels, "block_tail")
 		if !stats.Fused || stats.UnfusedReason != "" {
-			t.Errorf("the fused kernel is not spoken of: %+v", stats)
+			t.Errorf("no reason for unfused layers: %+v", stats)
 		}
 	} else if want := fmt.Sprintf("there is no kernel for a GPU of compute capability "+
 		"%d.", device.Info().Major); !strings.HasPrefix(stats.UnfusedReason, want) || stats.Fused {
-		t.Errorf("nothing is said of the fused kernel that is not there: %+v", stats)
+		t.Errorf("no reason for the missing fused kernel: %+v", stats)
 	}
 	for _, kernel := range kernels {
 		if !slices.ContainsFunc(rows,
@@ -402,7 +402,7 @@ func TestGPU_ProfileNamesKernels(t *testing.T) {
 	}
 	data, err := os.ReadFile(path)
 	if err != nil || !json.Valid(data) {
-		t.Errorf("the trace is no JSON: %v", err)
+		t.Errorf("the trace is not valid JSON: %v", err)
 	}
 }
 

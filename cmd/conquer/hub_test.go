@@ -79,7 +79,7 @@ func TestHub_TrainsOnDataSetAndRefusesBadRow(t *testing.T) {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 	if _, err := os.Stat(out); err == nil {
-		t.Error("a refused run left something behind")
+		t.Error("a refused run left files behind")
 	}
 	stdout, stderr, code := invoke(t, "", append(args, "hf://datasets/org/tiny@v1")...)
 	if code != 0 || !strings.Contains(stdout, "9 samples from 9 records") ||

@@ -114,7 +114,7 @@ func killRank(t *testing.T, launcher *exec.Cmd, checkpoints, rank string) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Error("there was no checkpoint, or no process of that rank")
+	t.Error("no checkpoint was written, or no process has that rank")
 }
 
 func TestLaunch_RestartsAfterKilledRank(t *testing.T) {
@@ -284,8 +284,8 @@ func TestScore_DividedModelEqualsOneProcess(t *testing.T) {
 		}
 		for i, nll := range want.TokenNLL {
 			if math.Abs(got.TokenNLL[i]-nll) > 1e-4*math.Max(1, nll) {
-				t.Fatalf("%s in %s processes: token %d costs %v, in one %v", c.model, c.processes,
-					i+1, got.TokenNLL[i], nll)
+				t.Fatalf("%s in %s processes: token %d has NLL %v, in one process %v", c.model,
+					c.processes, i+1, got.TokenNLL[i], nll)
 			}
 		}
 	}
@@ -361,7 +361,7 @@ func TestChat_CtrlCStopsSeveralProcesses(t *testing.T) {
 				}
 			}
 			if size > 80000 { // more than a pipe holds, fewer than 90,000 tokens
-				t.Errorf("%s processes: an answer of %d bytes was not ended", processes, size)
+				t.Errorf("%s processes: an answer of %d bytes was not stopped", processes, size)
 			}
 		}
 		interrupt()

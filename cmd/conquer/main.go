@@ -98,16 +98,8 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 		c.help(stdout, flags)
 		return 0
 	case err != nil:
-		// pflag quotes strconv's error for a list of numbers.
-		message, _, bare := strings.Cut(err.Error(), "strconv.")
-		if bare {
-			message += "expected integers separated by commas"
-		}
-		if typo, unknown := strings.CutPrefix(message, "unknown flag: --"); unknown {
-			message += suggestFlag(typo, flags)
-		}
 		fmt.Fprintf(stderr, "conquer %s: %s; `conquer %s --help` lists the flags\n", c.name,
-			message, c.name)
+			parseMessage(err, flags), c.name)
 		return 2
 	}
 	for _, word := range flags.Args() {
@@ -122,7 +114,25 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	if os.Getenv("WORLD_SIZE") == "" { // a launcher may repeat the terminal's signal
 		context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	}
-	err := run(ctx, flags.Args())
+	return c.exitCode(run(ctx, flags.Args()), stderr)
+}
+
+// parseMessage describes an error of pflag and suggests a flag for a misspelled one.
+func parseMessage(err error, flags *pflag.FlagSet) string {
+	// pflag quotes strconv's error for a list of numbers.
+	message, _, numbers := strings.Cut(err.Error(), "strconv.")
+	if numbers {
+		message += "expected integers separated by commas"
+	}
+	if typo, unknown := strings.CutPrefix(message, "unknown flag: --"); unknown {
+		message += suggestFlag(typo, flags)
+	}
+	return message
+}
+
+// exitCode reports an error and returns the exit code: 0 for success, 2 for a usage error, 130
+// after an interrupt, else 1.
+func (c command) exitCode(err error, stderr io.Writer) int {
 	code := 1
 	var usage usageError
 	switch {

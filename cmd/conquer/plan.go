@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -189,17 +190,32 @@ func (r planReport) print() {
 	if r.Machine.GPUs > 1 {
 		gpus = fmt.Sprintf("%d GPUs", r.Machine.GPUs)
 	}
-	fmt.Printf("%s, %s parameters, on %s; memory in GB per GPU, time in seconds per "+
-		"step, tokens per second of all GPUs\n\n", r.Model, thousands(r.Parameters), gpus)
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	host := slices.ContainsFunc(r.Plans, func(p plan.Plan) bool { return p.Host > 0 })
-	column := ""
-	if host {
-		column = "host\t"
-	}
-	fmt.Fprintln(w,
-		"\tweights\tgradients\toptimizer\tactivations\tbuffers\tpeak\t"+column+"compute\tcommunication\tstep\ttok/s\t")
+	fmt.Printf("%s, %s parameters, on %s; memory in GB per GPU, time in seconds per step, "+
+		"tokens per second of all GPUs\n\n", r.Model, thousands(r.Parameters), gpus)
+	r.printTable(os.Stdout)
+	r.printRefused()
 	var full []string
+	for _, p := range r.Plans {
+		if p.Refused == "" && !p.Fits {
+			full = append(full, p.Strategy)
+		}
+	}
+	if len(full) > 0 {
+		fmt.Printf("\ndoes not fit %g GB: %s\n", r.Machine.Memory, strings.Join(full, ", "))
+		fmt.Println("to save memory: --recompute selective or block, a smaller --batch_size with " +
+			"--accumulate, --lora_rank, or more GPUs with fsdp")
+	}
+}
+
+// printTable prints a row for each possible strategy.
+func (r planReport) printTable(out io.Writer) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	host := slices.ContainsFunc(r.Plans, func(p plan.Plan) bool { return p.Host > 0 })
+	fmt.Fprint(w, "\tweights\tgradients\toptimizer\tactivations\tbuffers\tpeak\t")
+	if host {
+		fmt.Fprint(w, "host\t")
+	}
+	fmt.Fprintln(w, "compute\tcommunication\tstep\ttok/s\t")
 	for _, p := range r.Plans {
 		if p.Refused != "" {
 			continue
@@ -213,27 +229,24 @@ func (r planReport) print() {
 			fmt.Fprintf(w, "%.2f\t", p.Host/1e9)
 		}
 		fmt.Fprintf(w, "%.3f\t%.3f\t%.3f\t%.0f\t\n", p.Compute, p.Communication, p.Step, p.Tokens)
-		if !p.Fits {
-			full = append(full, p.Strategy)
-		}
 	}
 	w.Flush()
-	for i, p := range r.Plans {
-		if p.Refused == "" || slices.ContainsFunc(r.Plans[:i],
-			func(q plan.Plan) bool { return q.Refused == p.Refused }) {
+}
+
+// printRefused prints the strategies that are not possible, grouped by reason.
+func (r planReport) printRefused() {
+	var reasons []string
+	refused := map[string][]string{}
+	for _, p := range r.Plans {
+		if p.Refused == "" {
 			continue
 		}
-		var refused []string
-		for _, q := range r.Plans {
-			if q.Refused == p.Refused {
-				refused = append(refused, q.Strategy)
-			}
+		if refused[p.Refused] == nil {
+			reasons = append(reasons, p.Refused)
 		}
-		fmt.Printf("\nnot %s: %s\n", strings.Join(refused, ", "), p.Refused)
+		refused[p.Refused] = append(refused[p.Refused], p.Strategy)
 	}
-	if len(full) > 0 {
-		fmt.Printf("\ndoes not fit %g GB: %s\n", r.Machine.Memory, strings.Join(full, ", "))
-		fmt.Println("to save memory: --recompute selective or block, a smaller --batch_size with " +
-			"--accumulate, --lora_rank, or more GPUs with fsdp")
+	for _, reason := range reasons {
+		fmt.Printf("\nnot %s: %s\n", strings.Join(refused[reason], ", "), reason)
 	}
 }
