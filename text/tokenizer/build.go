@@ -125,7 +125,7 @@ func (spec *fileSpec) buildPreTokenizer(t *Tokenizer) error {
 			case c.Pattern.String != nil:
 				step, err = splitByString(*c.Pattern.String, c.Behavior, c.Invert)
 			default:
-				err = fmt.Errorf("Split has no pattern")
+				err = fmt.Errorf("the pre-tokenizer Split has no pattern")
 			}
 		case "Metaspace":
 			step, err = metaspace(c)
