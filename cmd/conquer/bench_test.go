@@ -134,7 +134,7 @@ func TestBench_KeepsFinishedRowsWhenInterrupted(t *testing.T) {
 	}
 	err = bench.RunSSD(ctx, o, func(row bench.SSDRow, _ int) {
 		if rows = append(rows, row); len(rows) == 2 {
-			stop() // as Ctrl-C does
+			stop() // like Ctrl-C
 		}
 	})
 	r.Rows = rows

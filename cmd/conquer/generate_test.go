@@ -19,7 +19,7 @@ import (
 	"conquer/torch"
 )
 
-// invoke runs the program with standard input, and returns what it printed and its exit code.
+// invoke runs the program with input on stdin. It returns its stdout, stderr and exit code.
 func invoke(t testing.TB, input string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	dir := t.TempDir()
@@ -43,7 +43,7 @@ func invoke(t testing.TB, input string, args ...string) (stdout, stderr string, 
 	return string(printed), string(complained), code
 }
 
-// succeed is invoke for a call that must work without a complaint.
+// succeed runs the program. The test fails unless the exit code is 0 and stderr is empty.
 func succeed(t testing.TB, args ...string) string {
 	t.Helper()
 	stdout, stderr, code := invoke(t, "", args...)
@@ -53,7 +53,7 @@ func succeed(t testing.TB, args ...string) string {
 	return stdout
 }
 
-// decode reads one JSON object from what succeed printed.
+// decode reads one JSON object from the output of succeed.
 func decode[T any](t testing.TB, printed string) T {
 	t.Helper()
 	var v T

@@ -260,13 +260,15 @@ func groups(flags *pflag.FlagSet) []flagGroup {
 }
 
 func overview(w io.Writer) {
-	fmt.Fprint(w, "conquer fine-tunes Llama, runs and measures Bamba's chunked scan, and exports "+
-		"checkpoints that\nother programs load.\n\nCommands:\n")
+	fmt.Fprint(w, "conquer fine-tunes Llama, runs and measures Bamba's chunked scan, and exports\n"+
+		"checkpoints that other programs load.\n\nCommands:\n")
 	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-11s %s\n", c.name, c.summary)
 	}
-	fmt.Fprint(w, "\nFirst steps:\n"+indent("conquer generate --model_path smollm2-135m --chat "+
-		"--prompt 'Why is the sky blue?' --max_new_tokens 60\n"+"conquer help train")+"\n")
+	fmt.Fprintf(w, "\nFirst steps:\n%s\n", indent(`
+conquer generate --model_path smollm2-135m --chat --prompt 'Why is the sky blue?' \
+  --max_new_tokens 60
+conquer help train`))
 }
 
 func indent(text string) string {
