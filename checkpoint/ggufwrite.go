@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,7 +23,8 @@ var ggufFileTypes = map[string]uint32{"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, 
 // [Options.Encoding].
 var GGUFTypes = []string{"Q8_0", "Q4_0"}
 
-// SaveGGUF writes source, a model of a registered family, atomically as one GGUF file at path.
+// SaveGGUF writes source, a model of a registered family, atomically as one GGUF file at path. It
+// makes the file's folder if that does not exist.
 // options.Metadata holds its tokenizer. Matrices have the type that options.Encoding or
 // options.DType names, or keep their own. Vectors are float32, which llama.cpp requires. With a
 // quantized type, matrices whose rows are not multiples of 32 are float16, and with Q4_0 the
@@ -31,6 +33,9 @@ var GGUFTypes = []string{"Q8_0", "Q4_0"}
 func SaveGGUF(path string, source Source, options Options) error {
 	w, err := planGGUF(path, source, options)
 	if err != nil {
+		return atomicfile.Explain(path, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
 		return atomicfile.Explain(path, err)
 	}
 	return atomicfile.Write(path, func(out io.Writer) error {

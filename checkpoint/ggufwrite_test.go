@@ -18,7 +18,7 @@ func TestFormats_RoundTripChangesNoBit(t *testing.T) {
 		seed := rand.Uint64()
 		source, config := randomLlama(t, kind, torch.Float32, seed)
 		dir := t.TempDir()
-		meta, gguf, native, hf := filepath.Join(dir, "meta"), filepath.Join(dir, "m.gguf"),
+		meta, gguf, native, hf := filepath.Join(dir, "meta"), filepath.Join(dir, "new", "m.gguf"),
 			filepath.Join(dir, "native"), filepath.Join(dir, "hf")
 		if err := SaveMeta(meta, source, Options{Config: config, Parts: 2}); err != nil {
 			t.Fatalf("%s, seed %d: %v", kind, seed, err)

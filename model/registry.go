@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -68,23 +69,20 @@ func New(config Config) (Model, error) {
 
 // Variant returns the config of a named variant of an architecture, for a model with fresh weights.
 func Variant(architecture, variant string) (Config, error) {
-	var names []string
+	var architectures []string
 	for _, a := range Architectures() {
-		if a.Name == architecture {
-			if config, ok := a.Variants[variant]; ok {
-				return config.Clone(), nil
-			}
-			for name := range a.Variants {
-				names = append(names, name)
-			}
-			slices.Sort(names)
-			return nil, fmt.Errorf("architecture %q has no variant %q: choose one of %s",
-				architecture, variant, strings.Join(names, ", "))
+		if a.Name != architecture {
+			architectures = append(architectures, a.Name)
+			continue
 		}
-		names = append(names, a.Name)
+		if config, ok := a.Variants[variant]; ok {
+			return config.Clone(), nil
+		}
+		return nil, fmt.Errorf("architecture %q has no variant %q: choose one of %s",
+			architecture, variant, strings.Join(slices.Sorted(maps.Keys(a.Variants)), ", "))
 	}
 	return nil, fmt.Errorf("unknown architecture %q: choose one of %s", architecture,
-		strings.Join(names, ", "))
+		strings.Join(architectures, ", "))
 }
 
 // Initialize gives m fresh weights: normal draws with the config's initializer_range, ones for
