@@ -91,22 +91,23 @@ func TestLibrary_ProgramRunsInAnotherModule(t *testing.T) {
 		`{"instruction": "Part.", "input": "", "output": "Goodbye."}`+"\n")
 	writeModel(t, filepath.Join(dir, "model"))
 
-	run := func(name string, args ...string) string {
-		c := exec.Command(name, args...)
-		c.Dir = dir
-		c.Env = append(os.Environ(), "GOFLAGS=-mod=mod")
-		out, err := c.CombinedOutput()
-		if err != nil {
-			t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-		}
-		return string(out)
+	// As library.md says: the environment of `make env`, then go. The test may run below make.
+	script := `unset MAKEFLAGS MAKELEVEL LD_LIBRARY_PATH
+		eval "$(make -s -C "$CONQUER" env)"
+		go mod init example.com/mine
+		go mod edit -require conquer@v0.0.0 -replace "conquer=$CONQUER"
+		go mod tidy
+		go run . model train.jsonl tuned`
+	c := exec.Command("bash", "-e", "-c", script)
+	c.Dir = dir
+	c.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "CONQUER="+root)
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
-	run("go", "mod", "init", "example.com/mine")
-	run("go", "mod", "edit", "-require", "conquer@v0.0.0", "-replace", "conquer="+root)
-	run("go", "mod", "tidy")
-	out := run("go", "run", ".", "model", "train.jsonl", "tuned")
-	if !strings.Contains(out, "nats per token") || !strings.Contains(out, "step 3: loss") {
-		t.Errorf("the program printed\n%s", out)
+	printed := string(out)
+	if !strings.Contains(printed, "nats per token") || !strings.Contains(printed, "step 3: loss") {
+		t.Errorf("the program printed\n%s", printed)
 	}
 	m, err := model.Open(filepath.Join(dir, "tuned"), torch.Float32, torch.CPU)
 	if err != nil {
