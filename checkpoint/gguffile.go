@@ -38,7 +38,7 @@ func (f *GGUFFile) Fail(format string, args ...any) {
 // Has reports whether the file holds a tensor.
 func (f *GGUFFile) Has(tensor string) bool { return f.tensors[tensor].name != "" }
 
-// Shape is a tensor's shape, rows first; nil if there is no such tensor.
+// Shape is a tensor's shape, rows first; nil if the file lacks it.
 func (f *GGUFFile) Shape(tensor string) []int { return f.tensors[tensor].shape }
 
 // Floats reads a tensor of type F32; nil if there is none.

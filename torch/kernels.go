@@ -63,7 +63,7 @@ type Tail struct {
 // BlockTail computes a block's output y [..., D] and the next block's input projection next [...,
 // N] from the block's input x and its mixer's result mixed [..., A]:
 //
-//	z = x + Output·RMSNorm(mixed) (without the norm if Norm is no tensor)
+//	z = x + Output·RMSNorm(mixed) (without the norm if Norm is undefined)
 //	y = z + Down·SwiGLU(GateUp·RMSNorm(z))
 //	next = Next·RMSNorm(y) (no tensor if Next is none)
 //
@@ -140,7 +140,7 @@ func SwiGLU(gateUp Tensor) Tensor {
 }
 
 // Attention is scaled dot-product attention with grouped queries: q [B,H,L,P], k and v [B,K,S,P]
-// with K dividing H. mask is no tensor, or boolean and broadcastable to [B,H,L,S]. With causal,
+// with K dividing H. mask is undefined, or boolean and broadcastable to [B,H,L,S]. With causal,
 // query i sees keys 0 to i. scale multiplies q·k; 0 means 1/√P.
 func Attention(q, k, v, mask Tensor, causal bool, scale float64) Tensor {
 	var out C.cq_tensor

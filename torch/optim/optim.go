@@ -91,7 +91,7 @@ type Optimizer struct {
 }
 
 type state struct {
-	mean, square torch.Tensor // square is no tensor with Lion
+	mean, square torch.Tensor // square is undefined with Lion
 	exponents    torch.Tensor // of 8-bit moments
 	master       torch.Tensor // float32; no tensor if the weight is float32 itself
 }
