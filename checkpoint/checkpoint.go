@@ -335,7 +335,7 @@ func (c *Checkpoint) TensorAs(name string, dtype torch.DType) (torch.Tensor, err
 func (c *Checkpoint) find(name string) (*stored, error) {
 	s, ok := c.tensors[name]
 	if !ok {
-		return nil, fmt.Errorf("%s: there is no tensor %.120q", c.Path, name)
+		return nil, fmt.Errorf("%s has no tensor %.120q", c.Path, name)
 	}
 	if c.files == nil {
 		return nil, fmt.Errorf("%s: closed before tensor %.120q was read", c.Path, name)

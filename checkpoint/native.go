@@ -351,11 +351,11 @@ func (f *nativeFile) dtypeOf(name string) string {
 func (c *Checkpoint) Range(name string, start, length int) (torch.Tensor, error) {
 	t := c.native[name]
 	if t == nil {
-		return torch.Tensor{}, fmt.Errorf("%s: there is no tensor %.120q",
+		return torch.Tensor{}, fmt.Errorf("%s has no tensor %.120q",
 			filepath.Join(c.Path, NativeFile), name)
 	}
 	if start < 0 || length < 0 || start+length > numel(t.Shape) {
-		return torch.Tensor{}, fmt.Errorf("%s: tensor %.120q has %d elements: there are no "+
+		return torch.Tensor{}, fmt.Errorf("%s: tensor %.120q has %d elements, which exclude "+
 			"elements %d to %d", c.Path, name, numel(t.Shape), start, start+length)
 	}
 	if length == 0 {

@@ -37,7 +37,7 @@ func (s *Tensors) Info(name string) (Info, bool) {
 func (s *Tensors) Tensor(name string) (torch.Tensor, error) {
 	t, ok := s.tensors[name]
 	if !ok {
-		return torch.Tensor{}, fmt.Errorf("there is no tensor %q", name)
+		return torch.Tensor{}, fmt.Errorf("no tensor is named %q", name)
 	}
 	return t.Detach().ToDevice(torch.CPU).Contiguous(), nil
 }
