@@ -1,0 +1,375 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+
+	"conquer/lora"
+	"conquer/model/hub"
+	"conquer/torch/dist"
+	"conquer/torch/optim"
+	"conquer/train"
+)
+
+// trainFlags are the flags of the train command.
+type trainFlags struct {
+	modelFlags
+	worldFlags
+	train.Options
+	architecture, variant string
+	data, validation      []string
+	fraction              float64
+	output                string
+	report                int
+	recompute             string
+	lora                  lora.Config
+	merge                 bool
+	ask                   []string
+	lengthGiven           bool // --sequence_length was given
+	profileFlag
+}
+
+const recomputeUsage = "selective: recompute normalizations, SwiGLU and convolutions, which " +
+	"saves a third of the activations at little cost; block: keep only each block's input; none"
+
+const compileTrainUsage = "graph: record forward and backward passes as CUDA graphs and replay " +
+	"them; none: launch operations one by one (default: graph in one process on a GPU if passes " +
+	"are too small to hide their launches)"
+
+// declare declares the flags, one group of the help after the other.
+func (f *trainFlags) declare(flags *pflag.FlagSet) {
+	f.modelFlags.declare(flags)
+	flags.StringVar(&f.architecture, "architecture", "",
+		"with --variant, instead of --model_path: start from random weights")
+	flags.StringVar(&f.variant, "variant", "", "size of the new model, such as micro")
+	group(flags, "Model")
+	f.declareData(flags)
+	group(flags, "Data")
+	f.declareSteps(flags)
+	group(flags, "Steps")
+	f.declareOptimizer(flags)
+	group(flags, "Optimizer")
+	f.declareLoss(flags)
+	group(flags, "Loss")
+	f.declareLoRA(flags)
+	group(flags, "LoRA and frozen weights")
+	f.declareOutput(flags)
+	group(flags, "Output")
+	f.declareCheckpoints(flags)
+	group(flags, "Checkpoints")
+	f.worldFlags.declare(flags, &f.Options)
+	group(flags, "Several processes")
+	f.declareSpeed(flags)
+	group(flags, "Speed and memory")
+}
+
+func (f *trainFlags) declareData(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.data, "data_path", nil,
+		"training data: `files`, folders or .tar.gz archives of instructions, chats, texts or "+
+			"tokens (.json, .jsonl, .parquet, .arrow) or plain text, or "+
+			"hf://datasets/org/name[@revision][:glob]; may be repeated")
+	flags.StringSliceVar(&f.validation, "validation_path", nil,
+		"validation data: `files` or folders to measure the loss on")
+	flags.Float64Var(&f.fraction, "validation_fraction", 0,
+		"instead of --validation_path: the `share` of the data to hold out, or the number of "+
+			"samples")
+	flags.IntVar(&f.SequenceLength, "sequence_length", 512,
+		"maximum `tokens` of a sample; with --objective dpo of each answer with its prompt; with "+
+			"--pack of a row")
+	flags.BoolVar(&f.Pack, "pack", false,
+		"put several samples into each row; attention and state do not cross samples")
+}
+
+func (f *trainFlags) declareSteps(flags *pflag.FlagSet) {
+	flags.IntVar(&f.Epochs, "epochs", 0, "passes over the data (default 3 without --steps)")
+	flags.IntVar(&f.Steps, "steps", 0, "number of optimizer steps")
+	flags.IntVar(&f.BatchSize, "batch_size", 8, "samples per forward pass; rows with --pack")
+	flags.IntVar(&f.Accumulate, "accumulate", 1, "forward passes per optimizer step")
+	flags.IntVar(&f.ValidateSteps, "validate_steps", 0,
+		"steps between validations (default: 10 % of the run)")
+	flags.Int64Var(&f.Seed, "seed", 1, "`seed` of data order, dropout and random weights")
+}
+
+func (f *trainFlags) declareOptimizer(flags *pflag.FlagSet) {
+	flags.Float64Var(&f.Rate, "learning_rate", 0,
+		"peak learning `rate` (default 1e-4; 5e-4 with LoRA or --head_only; divided by 20 for "+
+			"dpo, by 5 for lion)")
+	flags.StringVar(&f.Schedule, "schedule", "cosine",
+		"learning-rate schedule after the warm-up: cosine, linear or constant")
+	flags.IntVar(&f.WarmupSteps, "warmup_steps", -1, "warm-up steps (default: 5 % of the run)")
+	flags.Lookup("warmup_steps").DefValue = "0" // the usage text describes the default
+	flags.Float64Var(&f.MinRate, "min_learning_rate", 0, "final learning `rate`")
+	flags.StringVar(&f.Optimizer, "optimizer", "adamw",
+		"adamw; or lion, which keeps one moment per weight instead of two")
+	flags.StringVar(&f.Moments, "moments", "float32",
+		"dtype of AdamW's moments: float32, bfloat16 or int8 (8, 4 or 2 bytes per weight; the "+
+			"last two on the CPU only)")
+	flags.Float64Var(&f.Decay, "weight_decay", 0.01,
+		"weight decay per step, multiplied by the learning rate")
+	flags.StringSliceVar(&f.NoDecay, "no_decay", nil,
+		"`kinds` of weights that do not decay: norm, bias, embedding, or none (default norm,bias)")
+	flags.Float64Var(&f.Beta1, "beta1", 0.9, "decay rate of the first moment")
+	flags.Float64Var(&f.Beta2, "beta2", 0,
+		"decay rate of AdamW's second moment (default 0.999) or of Lion's moment (default 0.99)")
+	flags.Float64Var(&f.Clip, "clip", 1, "clip gradients to this `norm`; 0: no clipping")
+	flags.BoolVar(&f.Stochastic, "stochastic_rounding", false,
+		"round bfloat16 weights stochastically instead of keeping float32 master weights; moments "+
+			"in bfloat16 (8 bytes per weight instead of 16)")
+}
+
+func (f *trainFlags) declareLoss(flags *pflag.FlagSet) {
+	flags.StringVar(&f.Objective, "objective", train.SFT,
+		"sft: learn texts and answers; dpo: learn to prefer one answer of a pair (records of "+
+			"prompt, chosen and rejected)")
+	flags.Float64Var(&f.Beta, "dpo_beta", 0,
+		"DPO beta: how strongly the model is held to the reference (default 0.1)")
+	flags.Float64Var(&f.LabelSmoothing, "label_smoothing", 0,
+		"`share` of each label to spread evenly over the vocabulary, such as 0.1")
+	flags.Float64Var(&f.ZLoss, "z_loss", 0,
+		"`coefficient` of the squared log of the softmax denominator, such as 1e-4; keeps logits "+
+			"from drifting")
+}
+
+func (f *trainFlags) declareLoRA(flags *pflag.FlagSet) {
+	flags.IntVar(&f.lora.Rank, "lora_rank", 0,
+		"train a LoRA adapter of this `rank` instead of the weights")
+	flags.Float64Var(&f.lora.Alpha, "lora_alpha", 0,
+		"LoRA alpha: scale of the adapter multiplied by its rank (default: twice the rank)")
+	flags.Float64Var(&f.lora.Dropout, "lora_dropout", 0, "`share` of an adapter's inputs to drop")
+	flags.StringSliceVar(&f.lora.Targets, "lora_targets", []string{lora.AllLinear},
+		"`layers` to adapt, such as q_proj,v_proj, or all-linear")
+	flags.BoolVar(&f.merge, "merge", false,
+		"write the model with the adapter merged, instead of the adapter")
+	flags.BoolVar(&f.HeadOnly, "head_only", false, "train only the output head")
+}
+
+func (f *trainFlags) declareOutput(flags *pflag.FlagSet) {
+	flags.StringVar(&f.output, "output_path", "",
+		"`folder` for the result, metrics.jsonl and loss.png")
+	flags.IntVar(&f.report, "report_steps", 10, "steps between lines of metrics")
+	flags.BoolVar(&f.TensorBoard, "tensorboard", false,
+		"write TensorBoard event files to the folder tensorboard in the output folder")
+	flags.StringArrayVar(&f.ask, "ask", nil,
+		"a `question` to answer before and after training; may be repeated")
+}
+
+func (f *trainFlags) declareCheckpoints(flags *pflag.FlagSet) {
+	flags.IntVar(&f.CheckpointSteps, "checkpoint_steps", 500,
+		"steps between checkpoints; 0: only when the run is stopped")
+	flags.StringVar(&f.CheckpointPath, "checkpoint_path", "",
+		"`folder` for checkpoints (default: checkpoints in the output folder)")
+	flags.IntVar(&f.Keep, "keep", 2, "number of checkpoints to keep")
+	flags.BoolVar(&f.Resume, "resume", false, "continue from the last checkpoint if one exists")
+	flags.StringVar(&f.CheckpointFormat, "checkpoint_format", "",
+		"hf: a folder for transformers, written by one process; native: every process writes its "+
+			"shard while training continues (default: hf for one process, native for several)")
+}
+
+func (f *trainFlags) declareSpeed(flags *pflag.FlagSet) {
+	flags.StringVar((*string)(&f.Compile), "compile", "", compileTrainUsage)
+	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
+	f.declareProfile(flags)
+}
+
+// check reports flags that contradict each other or the number of processes. It sets the defaults
+// that depend on other flags.
+func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
+	f.Distributed = train.StrategyName(f.Distributed)
+	for _, check := range []func(*pflag.FlagSet) error{f.checkInputs, f.checkSteps, f.checkRun} {
+		if err := check(flags); err != nil {
+			return err
+		}
+	}
+	if err := f.checkProcesses(); err != nil {
+		return err
+	}
+	if err := f.checkPaths(place.Rank); err != nil {
+		return err
+	}
+	if f.processes > 1 && f.Compile == train.CompileGraph {
+		return usagef("--compile %s works in one process only: leave it out with several",
+			train.CompileGraph)
+	}
+	f.setDefaults(place)
+	switch {
+	case flags.Changed("hsdp_size") && f.Distributed != train.HSDP:
+		return usagef("--hsdp_size needs --distributed hsdp")
+	case f.KeepGathered && f.Distributed != train.FSDP && f.Distributed != train.HSDP:
+		return usagef("--keep_gathered needs --distributed fsdp or hsdp")
+	}
+	if err := f.Options.Check(); err != nil {
+		return usageError{err}
+	}
+	if err := f.Options.CheckPlace(place); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
+// checkInputs checks the flags that name the objective, the model, the data and the result.
+func (f *trainFlags) checkInputs(*pflag.FlagSet) error {
+	switch {
+	case !slices.Contains(train.Objectives, f.Objective):
+		return usagef("--objective: unknown objective %q: choose one of %s", f.Objective,
+			strings.Join(train.Objectives, ", "))
+	case (f.path == "") == (f.architecture == "" && f.variant == ""):
+		return usagef("give --model_path to tune a model, or --architecture and --variant to " +
+			"start from random weights")
+	case f.path == "" && (f.architecture == "" || f.variant == ""):
+		return usagef("give both --architecture and --variant")
+	case f.path == "" && f.tokenizer == "":
+		return usagef("a model with random weights needs --tokenizer")
+	case len(f.data) == 0:
+		return usagef("--data_path is missing: give a file such as examples/lighthouse/train.jsonl")
+	case f.output == "":
+		return usagef("--output_path is missing: give a folder for the result")
+	case len(f.validation) > 0 && f.fraction != 0:
+		return usagef("give --validation_path or --validation_fraction, not both")
+	}
+	return nil
+}
+
+// checkSteps checks the flags that count steps and samples, and those of LoRA.
+func (f *trainFlags) checkSteps(flags *pflag.FlagSet) error {
+	loraChanged := flags.Changed("lora_alpha") || flags.Changed("lora_dropout") ||
+		flags.Changed("lora_targets")
+	switch {
+	case f.Steps < 0 || f.Epochs < 0:
+		return usagef("--steps %d, --epochs %d: neither can be negative", f.Steps, f.Epochs)
+	case f.Steps != 0 && f.Epochs != 0:
+		return usagef("give --steps or --epochs, not both")
+	case f.merge && f.lora.Rank == 0:
+		return usagef("--merge needs --lora_rank")
+	case f.lora.Rank == 0 && loraChanged:
+		return usagef("--lora_alpha, --lora_dropout and --lora_targets need --lora_rank")
+	case flags.Changed("warmup_steps") && f.WarmupSteps < 0:
+		return usagef("--warmup_steps is %d, expected 0 or more", f.WarmupSteps)
+	case flags.Changed("validate_steps") && len(f.validation) == 0 && f.fraction == 0:
+		return usagef("--validate_steps needs --validation_path or --validation_fraction")
+	case f.fraction > 1 && f.fraction != math.Trunc(f.fraction):
+		return usagef("--validation_fraction is %g, expected a share below 1 or a number of "+
+			"samples", f.fraction)
+	}
+	return nil
+}
+
+// checkRun checks the flags of the processes, the reports and the optimizer.
+func (f *trainFlags) checkRun(flags *pflag.FlagSet) error {
+	switch {
+	case f.restarts < 0:
+		return usagef("--max_restarts is %d, expected 0 or more", f.restarts)
+	case f.restarts > 0 && f.processes == 1:
+		return usagef("--max_restarts needs --nproc")
+	case f.Keep < 1:
+		return usagef("--keep is %d, expected 1 or more", f.Keep)
+	case f.Distributed != "" && !slices.Contains(train.Strategies, f.Distributed):
+		return usagef("--distributed: unknown strategy %q: choose one of %s", f.Distributed,
+			strings.Join(train.Strategies, ", "))
+	case f.report < 1:
+		return usagef("--report_steps is %d, expected 1 or more", f.report)
+	case f.dtype == "float16" || f.dtype == "fp16" || f.dtype == "half":
+		return usagef("--dtype float16 has too small a range for gradients: use bfloat16 or " +
+			"float32")
+	}
+	for _, name := range []string{"learning_rate", "beta1", "beta2", "dpo_beta"} {
+		if flag := flags.Lookup(name); flag.Changed && flag.Value.String() == "0" {
+			return usagef("--%s is 0, expected a number above 0", name)
+		}
+	}
+	return nil
+}
+
+// setDefaults sets the defaults that depend on other flags.
+func (f *trainFlags) setDefaults(place dist.Place) {
+	if f.Steps == 0 && f.Epochs == 0 {
+		f.Epochs = 3
+	}
+	if f.lora.Rank != 0 {
+		f.LoRA = &f.lora
+		if f.lora.Alpha == 0 {
+			f.lora.Alpha = 2 * float64(f.lora.Rank)
+		}
+	}
+	if f.Rate == 0 {
+		f.Rate = f.defaultRate()
+	}
+	f.Recompute = train.Recompute(f.recompute)
+	if f.CheckpointPath == "" {
+		f.CheckpointPath = filepath.Join(f.output, "checkpoints")
+	}
+	f.LogPath, f.BaseModel = f.output, f.path
+	if f.Distributed == "" && place.Size > 1 {
+		f.Distributed = train.DDP
+	}
+}
+
+// defaultRate is the default of --learning_rate.
+func (f *trainFlags) defaultRate() float64 {
+	rate := 1e-4
+	if f.LoRA != nil || f.HeadOnly {
+		rate = 5e-4
+	}
+	if f.Objective == train.DPO {
+		rate /= 20
+	}
+	if f.Optimizer == optim.Lion {
+		rate /= 5
+	}
+	return rate
+}
+
+// checkPaths reports missing files and unwritable folders before the model and data are read.
+func (f *trainFlags) checkPaths(rank int) error {
+	for flag, paths := range map[string][]string{"data_path": f.data,
+		"validation_path": f.validation} {
+		for _, path := range paths {
+			if strings.HasPrefix(path, hub.DataScheme) {
+				continue
+			}
+			if _, err := os.Stat(path); err != nil {
+				return fmt.Errorf("--%s: %w", flag, err)
+			}
+		}
+	}
+	if rank == 0 && sameFile(f.path, f.output) {
+		return fmt.Errorf("--output_path: %s is also --model_path: choose another folder", f.output)
+	}
+	for flag, path := range map[string]string{"output_path": f.output,
+		"checkpoint_path": f.CheckpointPath} {
+		if rank > 0 || path == "" { // another machine may not have this folder
+			continue
+		}
+		if err := checkFolder(path); err != nil {
+			return fmt.Errorf("--%s: %w", flag, err)
+		}
+	}
+	return f.checkProfile()
+}
+
+// checkFolder reports why files cannot be written to a folder. The folder need not exist yet.
+func checkFolder(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && path != filepath.Dir(path):
+		return checkFolder(filepath.Dir(path))
+	case errors.Is(err, syscall.ENOTDIR):
+		return checkFolder(filepath.Dir(path)) // a parent is a file
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return fmt.Errorf("%s is a file, expected a folder", path)
+	}
+	if err := syscall.Access(path, 2); err != nil { // W_OK
+		return fmt.Errorf("cannot write to %s: %w", path, err)
+	}
+	return nil
+}
