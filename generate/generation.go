@@ -68,7 +68,7 @@ func begin(m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32, o Options
 			full: room < o.MaxNewTokens}
 		r.sampler = newSampler(o, repeats, vocabulary(m), prompt)
 		if tok != nil {
-			r.stream = &stream{decoder: tok.Decoder(true), stops: o.Stop}
+			r.stream = &stream{decoder: tok.Continue(prompt, true), stops: o.Stop}
 			if onText != nil {
 				r.stream.emit = func(piece string) { onText(i, piece) }
 			}

@@ -217,40 +217,6 @@ func (spec *fileSpec) buildAdded(t *Tokenizer) error {
 	return nil
 }
 
-func (spec *fileSpec) buildDecoder(t *Tokenizer) error {
-	d := &t.decoder
-	if len(spec.Decoder) == 0 || string(spec.Decoder) == "null" {
-		d.join = " "
-	}
-	return eachStage("decoder", spec.Decoder, func(c *stage) error {
-		switch c.Type {
-		case "ByteLevel":
-			d.byteLevel = true
-		case "ByteFallback":
-			d.byteFallback = true
-		case "Fuse":
-		case "Replace":
-			if c.Pattern.String == nil || *c.Pattern.String == "" {
-				return fmt.Errorf("the decoder Replace is supported for a non-empty string, " +
-					"not for a regular expression")
-			}
-			d.replace = append(d.replace, [2]string{*c.Pattern.String, c.Content})
-		case "Metaspace":
-			d.mark, d.markKept = c.Replacement, c.scheme() == "never"
-		case "Strip":
-			if c.Stop != 0 || c.Content == "" {
-				return fmt.Errorf("the decoder Strip is supported at the start of a text, " +
-					"not at its end")
-			}
-			d.strip, d.stripCount = c.Content, c.Start
-		default:
-			return unsupported(c.Type,
-				"ByteLevel, ByteFallback, Fuse, Replace, Metaspace, Strip, Sequence")
-		}
-		return nil
-	})
-}
-
 func (spec *fileSpec) buildPostProcessor(t *Tokenizer) error {
 	return eachStage("post_processor", spec.PostProcessor, func(c *stage) error {
 		switch c.Type {

@@ -1,36 +1,17 @@
 package tokenizer
 
-import (
-	"strconv"
-	"strings"
-	"unicode/utf8"
-)
-
-// decoderSpec is the decoder of a tokenizer.json, as its effect on each token and
-// on the whole text.
-type decoderSpec struct {
-	byteLevel    bool        // tokens spell bytes; invalid UTF-8 in the text is replaced
-	byteFallback bool        // a token such as <0x0A> is a byte
-	replace      [][2]string // from, to: applied to each token
-	mark         string      // Metaspace: becomes a space, or is dropped in the first token
-	markKept     bool        // Metaspace: becomes a space in the first token too
-	strip        string      // up to stripCount of these are removed from the start
-	stripCount   int
-	join         string // separates tokens, for files without a decoder
-}
-
-// pieceKind says how a token is decoded.
+// pieceKind says how an id is decoded.
 type pieceKind uint8
 
 const (
-	unusedPiece pieceKind = iota
-	textPiece
-	bytePiece    // one byte; a run of bytes must be valid UTF-8
-	specialPiece // left out with skipSpecial
+	unusedPiece  pieceKind = iota // not a token: left out
+	textPiece                     // its text goes through the decoder
+	specialPiece                  // the same, but left out with skipSpecial
 )
 
-// setDecoding computes the text of each id. normalized holds the added tokens
-// that are matched in normalized text, special the special tokens.
+// setDecoding computes the text of each id as it enters the decoder. normalized
+// holds the added tokens that are matched in normalized text, special the special
+// tokens.
 func (t *Tokenizer) setDecoding(normalized map[int32]string, special map[string]bool) {
 	t.decodeKind = make([]pieceKind, len(t.tokens))
 	t.decodeText = make([]string, len(t.tokens))
@@ -41,23 +22,11 @@ func (t *Tokenizer) setDecoding(normalized map[int32]string, special map[string]
 		if n, ok := normalized[int32(id)]; ok {
 			token = n
 		}
-		kind := textPiece
+		t.decodeKind[id] = textPiece
 		if special[token] {
-			kind = specialPiece
+			t.decodeKind[id] = specialPiece
 		}
-		d := t.decoder
-		for _, r := range d.replace {
-			token = strings.ReplaceAll(token, r[0], r[1])
-		}
-		if d.byteFallback && len(token) == 6 && strings.HasPrefix(token, "<0x") && token[5] == '>' {
-			if b, err := strconv.ParseUint(token[3:5], 16, 8); err == nil && kind != specialPiece {
-				kind, token = bytePiece, string([]byte{byte(b)})
-			}
-		}
-		if raw, ok := byteLevelBytes(token); ok && d.byteLevel {
-			token = raw
-		}
-		t.decodeKind[id], t.decodeText[id] = kind, token
+		t.decodeText[id] = t.decoder.single(token)
 	}
 }
 
@@ -66,12 +35,10 @@ func (t *Tokenizer) setDecoding(normalized map[int32]string, special map[string]
 // are ignored.
 func (t *Tokenizer) Decode(ids []int32, skipSpecial bool) string {
 	d := t.Decoder(skipSpecial)
-	var b strings.Builder
 	for _, id := range ids {
-		b.WriteString(d.Next(id))
+		d.add(id)
 	}
-	b.WriteString(d.Flush())
-	return b.String()
+	return d.Flush()
 }
 
 // Decoder decodes one token at a time, for text that is shown while it is
@@ -81,112 +48,123 @@ func (t *Tokenizer) Decode(ids []int32, skipSpecial bool) string {
 type Decoder struct {
 	t           *Tokenizer
 	skipSpecial bool
-	started     bool   // a token was seen
-	pending     []byte // bytes of an incomplete character or byte run
-	strip       int    // how many strip strings may still be removed
+	push        func(token string) // passes a token through the stages into text
+	ends        []func()           // ends the stages, first to last
+	text        []byte             // not returned yet
+	known       string             // a continuation: text that the prompt has shown already
 }
 
 // Decoder returns a decoder at the beginning of a text.
 func (t *Tokenizer) Decoder(skipSpecial bool) *Decoder {
-	return &Decoder{t: t, skipSpecial: skipSpecial, strip: t.decoder.stripCount}
+	d := &Decoder{t: t, skipSpecial: skipSpecial}
+	d.push = func(piece string) { d.text = append(d.text, piece...) }
+	stages := t.decoder.stages
+	d.ends = make([]func(), len(stages))
+	for i := len(stages) - 1; i >= 0; i-- {
+		s, out := stages[i](), d.push
+		d.push = func(token string) { s.token(token, out) }
+		d.ends[i] = func() { s.end(out) }
+	}
+	return d
+}
+
+// Continue returns a decoder of the text that follows the ids of a prompt. The text
+// of the prompt and what the decoder returns are together the text of all ids. So
+// the space before the first new word is kept, which a decoder at the beginning of
+// a text removes in SentencePiece models. If the prompt ends inside a character,
+// the decoder returns the whole character.
+func (t *Tokenizer) Continue(prompt []int32, skipSpecial bool) *Decoder {
+	d := t.Decoder(skipSpecial)
+	for _, id := range prompt {
+		d.add(id)
+	}
+	sent := len(d.text)
+	d.text = d.text[:0]
+	d.known = t.Decode(prompt, skipSpecial)[sent:]
+	return d
 }
 
 // Next adds an id and returns the text that is now complete, often "".
 func (d *Decoder) Next(id int32) string {
-	t, spec := d.t, &d.t.decoder
-	if id < 0 || int(id) >= len(t.decodeKind) {
-		return ""
-	}
-	kind, piece := t.decodeKind[id], t.decodeText[id]
-	if kind == unusedPiece || kind == specialPiece && d.skipSpecial {
-		return ""
-	}
-	first := !d.started
-	d.started = true
-	if kind == bytePiece {
-		d.pending = append(d.pending, piece...)
-		return ""
-	}
-	if spec.mark != "" && strings.Contains(piece, spec.mark) {
-		with := " "
-		if first && !spec.markKept {
-			with = ""
-		}
-		piece = strings.ReplaceAll(piece, spec.mark, with)
-	}
-	if spec.byteLevel {
-		if len(d.pending) == 0 && utf8.ValidString(piece) {
-			return piece
-		}
-		d.pending = append(d.pending, piece...)
-		return d.validPrefix(false)
-	}
-	if spec.join != "" && !first {
-		piece = spec.join + piece
-	}
-	return d.stripped(d.byteRun() + piece)
+	d.add(id)
+	return d.take()
 }
 
 // Flush ends the text and returns what Next held back.
 func (d *Decoder) Flush() string {
-	if d.t.decoder.byteLevel {
-		return d.validPrefix(true)
+	for _, end := range d.ends {
+		end()
 	}
-	return d.stripped(d.byteRun())
+	return d.take()
 }
 
-// byteRun ends a run of byte tokens. It returns the run as text if it is valid
-// UTF-8, else one U+FFFD for each byte.
-func (d *Decoder) byteRun() string {
-	s := string(d.pending)
-	d.pending = d.pending[:0]
-	if !utf8.ValidString(s) {
-		return strings.Repeat("\uFFFD", len(s))
+func (d *Decoder) add(id int32) {
+	if id < 0 || int(id) >= len(d.t.decodeKind) {
+		return
+	}
+	if k := d.t.decodeKind[id]; k == unusedPiece || k == specialPiece && d.skipSpecial {
+		return
+	}
+	d.push(d.t.decodeText[id])
+}
+
+// take returns the text so far, without what the prompt has shown.
+func (d *Decoder) take() string {
+	s := string(d.text)
+	d.text = d.text[:0]
+	if d.known != "" && s != "" {
+		n := CommonPrefix([]byte(d.known), []byte(s))
+		if d.known = d.known[n:]; n < len(s) {
+			d.known = "" // the text goes on, or differs
+		}
+		s = s[n:]
 	}
 	return s
 }
 
-// stripped removes the remaining strip strings from the start of s.
-func (d *Decoder) stripped(s string) string {
-	for d.strip > 0 && s != "" {
-		rest, ok := strings.CutPrefix(s, d.t.decoder.strip)
-		if !ok {
-			d.strip = 0
-			break
-		}
-		s = rest
-		d.strip--
-	}
-	return s
+// decoderSpec is the decoder of a tokenizer.json.
+type decoderSpec struct {
+	// first lists the stages that change each token by itself, before all others.
+	first []func(token string) string
+	// stages makes the other stages. Each decodes one text.
+	stages []func() decodeStage
+	// fused is true if the stages before pass on pieces of one token.
+	fused bool
 }
 
-// validPrefix removes the complete characters from pending and returns them. Of
-// invalid bytes, each longest valid beginning of a character becomes one U+FFFD.
-func (d *Decoder) validPrefix(atEnd bool) string {
-	p := d.pending
-	var out []byte
-	for len(p) > 0 && (atEnd || utf8.FullRune(p)) {
-		if r, size := utf8.DecodeRune(p); r != utf8.RuneError || size > 1 {
-			out, p = append(out, p[:size]...), p[size:]
-			continue
-		}
-		out, p = append(out, "\uFFFD"...), p[characterStart(p):]
-	}
-	d.pending = append(d.pending[:0], p...)
-	return string(out)
+// decodeStage is a stage that remembers something of the tokens before.
+type decodeStage interface {
+	token(token string, out func(string))
+	end(out func(string)) // passes on what token held back
 }
 
-// characterStart returns the length of the longest prefix of p that can begin a
-// character's encoding, at least 1.
-func characterStart(p []byte) int {
-	n := 1
-	for n < len(p) && n < utf8.UTFMax && !utf8.FullRune(p[:n]) {
-		n++
+// single applies the first stages to a token.
+func (d *decoderSpec) single(token string) string {
+	for _, f := range d.first {
+		token = f(token)
 	}
-	// FullRune is also true if p[:n] is invalid; then its last byte does not
-	// belong to the prefix.
-	if n > 1 && utf8.FullRune(p[:n]) {
-		n--
+	return token
+}
+
+// each adds a stage that changes each token by itself.
+func (d *decoderSpec) each(f func(token string) string) {
+	if len(d.stages) == 0 {
+		d.first = append(d.first, f)
+		return
 	}
-	return n
+	d.add(func() decodeStage { return eachToken(f) })
+}
+
+// add adds a stage that needs whole tokens.
+func (d *decoderSpec) add(stage func() decodeStage) {
+	if d.fused {
+		d.stages = append(d.stages, func() decodeStage { return new(collect) })
+		d.fused = false
+	}
+	d.stages = append(d.stages, stage)
+}
+
+// addPieces adds a stage that also works on the pieces of a token.
+func (d *decoderSpec) addPieces(stage func() decodeStage) {
+	d.stages = append(d.stages, stage)
 }

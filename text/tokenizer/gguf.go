@@ -3,6 +3,7 @@ package tokenizer
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
 )
 
@@ -59,7 +60,7 @@ var ggufPre = func() map[string]string {
 // BPE, with a value of tokenizer.ggml.pre that llama.cpp knows) and "llama"
 // (SentencePiece BPE).
 func FromGGUF(meta map[string]any) (*Tokenizer, error) {
-	t, err := fromGGUF(ggufMeta(meta))
+	t, err := fromGGUF(ggufMeta(maps.Clone(meta)))
 	if err != nil {
 		return nil, fmt.Errorf("GGUF tokenizer: %w", err)
 	}
@@ -86,6 +87,11 @@ func fromGGUF(meta ggufMeta) (*Tokenizer, error) {
 	case "gpt2":
 		addBOS, err = spec.setGGUFByteLevel(meta.text("tokenizer.ggml.pre"))
 	case "llama":
+		for key, id := range map[string]int32{"bos": 1, "eos": 2} {
+			if _, ok := meta["tokenizer.ggml."+key+"_token_id"]; !ok {
+				meta["tokenizer.ggml."+key+"_token_id"] = id // llama.cpp's defaults
+			}
+		}
 		addBOS, err = true, spec.setGGUFSentencePiece(v, meta.flag("add_space_prefix", true))
 	default:
 		err = fmt.Errorf("tokenizer.ggml.model is %q; known are gpt2 and llama", kind)
@@ -113,9 +119,7 @@ func fromGGUF(meta ggufMeta) (*Tokenizer, error) {
 			*to = id
 		}
 	}
-	for _, key := range []string{"eos", "eot", "eom"} {
-		t.addEOS(meta.id(key))
-	}
+	t.setGGUFEnds(meta)
 	return t, nil
 }
 
@@ -169,6 +173,9 @@ func (v ggufVocabulary) addTokens(spec *fileSpec, unk int32) int32 {
 			continue // some files repeat names as padding; the first one counts
 		}
 		spec.Model.Vocab[content] = int32(i)
+		if kind != ggufUnknown && endsGGUF(content) {
+			kind = ggufControl // some files give these tokens the type of ordinary text
+		}
 		switch kind {
 		case ggufUnknown, ggufControl, ggufUserDefined:
 			spec.AddedTokens = append(spec.AddedTokens,

@@ -117,7 +117,7 @@ func TestGGUF_RoundTripKeepsIDs(t *testing.T) {
 			t.Errorf("%d tokens, bos %d, pad %d; expected %d, %d, %d", back.VocabSize(), back.bos,
 				back.pad, tok.VocabSize(), tok.bos, tok.pad)
 		}
-		if n := min(len(tok.eos), 3); !slices.Equal(back.eos, tok.eos[:n]) {
+		if n := min(len(tok.eos), 3); !slices.Equal(back.eos[:n], tok.eos[:n]) {
 			t.Errorf("ends %v, expected %v", back.eos, tok.eos)
 		}
 		// GGUF cannot represent a space that is added only at the beginning of a text, nor an added
@@ -137,5 +137,44 @@ func TestGGUF_RoundTripKeepsIDs(t *testing.T) {
 	if _, err := tok.GGUF(tok.VocabSize() - 1); err == nil ||
 		!strings.Contains(err.Error(), "rows") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// Files whose metadata name only </s> end a turn at the tokens that llama.cpp knows by name.
+func TestFromGGUF_EndsAtKnownNames(t *testing.T) {
+	for _, c := range []struct{ names, want string }{
+		{"<|eot_id|> <|eom_id|> x", "</s> <|eot_id|> <|eom_id|>"},
+		{"<|im_end|> <|end|>", "</s> <|im_end|> <|end|>"},
+		{"<|return|> <|call|> <|end|>", "</s> <|return|> <|call|>"},
+		{"<|end|> <|calls|> <|flush|>", "</s> <|calls|> <|flush|>"},
+		{"<|end|> <|flush|>", "</s> <|end|> <|flush|>"},
+		{"<|tool_response> <turn|>", "<|tool_response> <turn|>"},
+		{"<|file_sep|> <fim-pad> <|fim_pad|> <reponame>", "</s> <fim-pad> <reponame> <|file_sep|>"},
+	} {
+		meta := map[string]any{"tokenizer.ggml.model": "llama",
+			"tokenizer.ggml.eos_token_id": uint32(2),
+			"tokenizer.ggml.tokens": append([]string{"<unk>", "<s>", "</s>", "▁", "a"},
+				strings.Fields(c.names)...)}
+		n := len(meta["tokenizer.ggml.tokens"].([]string))
+		meta["tokenizer.ggml.scores"] = make([]float32, n)
+		types := slices.Repeat([]int32{1}, n)
+		types[0], types[1], types[2] = ggufUnknown, ggufControl, ggufControl
+		meta["tokenizer.ggml.token_type"] = types
+		tok, err := FromGGUF(meta)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, id := range tok.EOS() {
+			got = append(got, tok.Token(id))
+		}
+		if !slices.Equal(got, strings.Fields(c.want)) {
+			t.Errorf("%s: ends %v, want %s", c.names, got, c.want)
+		}
+		// A token of that name is one, though the file gives it the type of text.
+		name := strings.Fields(c.names)[0]
+		if ids := tok.Encode("a"+name, false); tok.Token(ids[len(ids)-1]) != name {
+			t.Errorf("%s becomes %v", name, ids)
+		}
 	}
 }

@@ -128,6 +128,12 @@ type stage struct {
 	Start            int    `json:"start"`
 	Stop             int    `json:"stop"`
 
+	Prefix        *string `json:"prefix"` // decoders
+	Suffix        *string `json:"suffix"`
+	Cleanup       *bool   `json:"cleanup"`
+	PadToken      *string `json:"pad_token"`
+	WordDelimiter *string `json:"word_delimiter_token"`
+
 	Single []struct {
 		SpecialToken *struct {
 			ID string `json:"id"`
