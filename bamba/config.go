@@ -20,35 +20,50 @@ type settings struct {
 	attentionLayers []int
 }
 
+// defaults are the values of BambaConfig.
+var defaults = model.Config{
+	"vocab_size": 128000.0, "hidden_size": 4096.0, "intermediate_size": 14336.0,
+	"num_hidden_layers": 32.0, "num_attention_heads": 32.0, "num_key_value_heads": 8.0,
+	"max_position_embeddings": 262144.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
+	"mamba_n_heads": 128.0, "mamba_d_head": "auto", "mamba_n_groups": 1.0, "mamba_d_state": 256.0,
+	"mamba_d_conv": 4.0, "mamba_expand": 2.0, "mamba_chunk_size": 256.0, "mamba_conv_bias": true,
+	"mamba_proj_bias": false,
+}
+
 func read(config model.Config) (settings, error) {
-	r := &model.Reader{Config: config}
+	r := &model.Reader{Config: config.Or(defaults)}
+	r.Refuse("per_layer_config")
 	s := settings{
 		stack: model.StackConfig{
 			Architecture: "bamba", Config: decimals(config),
 			Vocabulary: r.Int("vocab_size"), Width: r.Int("hidden_size"),
-			MaxLength: r.IntOr("max_position_embeddings", 262144),
-			Eps:       r.FloatOr("rms_norm_eps", 1e-5),
-			Tied:      r.BoolOr("tie_word_embeddings", false),
+			MaxLength: r.Int("max_position_embeddings"),
+			Eps:       r.Float("rms_norm_eps"),
+			Tied:      r.Bool("tie_word_embeddings"),
 			Names: model.StackNames{Embedding: "model.embed_tokens", Layers: "model.layers",
 				FinalNorm: "model.final_layernorm"},
 		},
-		layers: r.Int("num_hidden_layers"), inner: r.Int("intermediate_size"),
-		mlpBias: r.BoolOr("mlp_bias", false), chunk: r.IntOr("mamba_chunk_size", 256),
+		layers: r.IntUpTo("num_hidden_layers", model.Layers), inner: r.Int("intermediate_size"),
+		mlpBias: r.BoolOr("mlp_bias", false), chunk: r.Int("mamba_chunk_size"),
 	}
 	width := s.stack.Width
 	s.mixer = MixerConfig{
-		Width: width, Heads: r.IntOr("mamba_n_heads", 128), Groups: r.IntOr("mamba_n_groups", 1),
-		State: r.IntOr("mamba_d_state", 256), Taps: r.IntOr("mamba_d_conv", 4),
-		ProjBias: r.BoolOr("mamba_proj_bias", false), ConvBias: r.BoolOr("mamba_conv_bias", true),
-		Eps: s.stack.Eps,
+		Width: width, Heads: r.Int("mamba_n_heads"), Groups: r.Int("mamba_n_groups"),
+		State: r.Int("mamba_d_state"), Taps: r.Int("mamba_d_conv"),
+		ProjBias: r.BoolOr("mamba_proj_bias", false),
+		ConvBias: r.BoolOr("mamba_conv_bias", false),
+		Eps:      s.stack.Eps,
 	}
 	heads, bias := r.Int("num_attention_heads"), r.BoolOr("attention_bias", false)
 	s.attention = model.AttentionConfig{
 		Width: width, Heads: heads, KeyHeads: r.IntOr("num_key_value_heads", heads),
-		HeadDim: r.IntOr("head_dim", width/heads), QKVBias: bias, OutputBias: bias,
+		HeadDim: min(width/heads, model.HeadDims), QKVBias: bias, OutputBias: bias,
 	}
-	inner := r.IntOr("mamba_expand", 2) * width
-	if config["mamba_d_head"] == "auto" || !r.Has("mamba_d_head") {
+	if r.Has("head_dim") {
+		s.attention.HeadDim = r.IntUpTo("head_dim", model.HeadDims)
+	}
+	inner := r.Int("mamba_expand") * width
+	if r.Config["mamba_d_head"] == "auto" {
 		s.mixer.HeadDim = inner / s.mixer.Heads
 	} else {
 		s.mixer.HeadDim = r.Int("mamba_d_head")
@@ -86,8 +101,8 @@ type MixerNames struct{ Heads, HeadDim, State, Taps string }
 // Check reads time_step_limit and reports what the kernels cannot run. inner is the number of
 // channels that the config's expansion asks for.
 func (c *MixerConfig) Check(r *model.Reader, inner int, names MixerNames) error {
-	if act := r.StringOr("hidden_act", "silu"); act != "silu" {
-		return fmt.Errorf("config.json: hidden_act %q is not supported, expected silu", act)
+	if r.SiLU(); r.Err != nil {
+		return r.Err
 	}
 	switch {
 	case c.Heads*c.HeadDim != inner:
@@ -127,15 +142,20 @@ func (c *MixerConfig) Check(r *model.Reader, inner int, names MixerNames) error 
 	return r.Err
 }
 
-// limitOf reads a number that may be infinite, which transformers writes as {"__float__":
-// "Infinity"}.
+// limitOf reads a number that may be infinite, which transformers 5 writes as {"__float__":
+// "Infinity"}. Earlier versions write the bare word, which package checkpoint turns into that.
 func limitOf(v any) (float64, bool) {
 	if object, ok := v.(map[string]any); ok {
 		v = object["__float__"]
 	}
 	switch v := v.(type) {
 	case string:
-		return math.Inf(1), v == "Infinity"
+		switch v {
+		case "Infinity":
+			return math.Inf(1), true
+		case "-Infinity":
+			return math.Inf(-1), true
+		}
 	case json.Number:
 		f, err := v.Float64()
 		return f, err == nil

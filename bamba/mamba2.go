@@ -31,30 +31,37 @@ func (b *Mamba2Block) NewCache(batch, _ int, dtype torch.DType,
 	return b.Mixer.NewCache(batch, dtype, device)
 }
 
+// mamba2Defaults are the values of Mamba2Config.
+var mamba2Defaults = model.Config{
+	"vocab_size": 32768.0, "hidden_size": 4096.0, "num_hidden_layers": 64.0, "num_heads": 128.0,
+	"head_dim": 64.0, "state_size": 128.0, "n_groups": 8.0, "expand": 2.0, "conv_kernel": 4.0,
+	"chunk_size": 256.0, "use_bias": false, "use_conv_bias": true, "layer_norm_epsilon": 1e-5,
+	"residual_in_fp32": true, "tie_word_embeddings": false,
+}
+
 // NewMamba2 makes a model without weights from a Hugging Face config of model_type "mamba2"
 // (Mamba2ForCausalLM): the paper's stack of Mamba-2 layers, without attention or feed-forward
 // layers.
 func NewMamba2(config model.Config) (model.Model, error) {
-	r := &model.Reader{Config: config}
+	r := &model.Reader{Config: config.Or(mamba2Defaults)}
+	r.Refuse("per_layer_config")
 	stack := model.StackConfig{
 		Architecture: "mamba2", Config: decimals(config),
 		Vocabulary: r.Int("vocab_size"), Width: r.Int("hidden_size"),
 		MaxLength:    1 << 20, // for training and generation: a state-space model has no positions
-		Eps:          r.FloatOr("layer_norm_epsilon", 1e-5),
-		Tied:         r.BoolOr("tie_word_embeddings", false),
-		WideResidual: r.BoolOr("residual_in_fp32", true),
+		Eps:          r.Float("layer_norm_epsilon"),
+		Tied:         r.Bool("tie_word_embeddings"),
+		WideResidual: r.Bool("residual_in_fp32"),
 		Names: model.StackNames{Embedding: "backbone.embeddings", Layers: "backbone.layers",
 			FinalNorm: "backbone.norm_f"},
 	}
 	c := MixerConfig{
 		Width: stack.Width, Heads: r.Int("num_heads"), HeadDim: r.Int("head_dim"),
-		Groups: r.IntOr("n_groups", 8),
-		State:  r.IntOr("state_size", 128), Taps: r.IntOr("conv_kernel", 4),
-		ProjBias: r.BoolOr("use_bias", false),
-		ConvBias: r.BoolOr("use_conv_bias", true), Eps: stack.Eps,
+		Groups: r.Int("n_groups"), State: r.Int("state_size"), Taps: r.Int("conv_kernel"),
+		ProjBias: r.Bool("use_bias"), ConvBias: r.Bool("use_conv_bias"), Eps: stack.Eps,
 	}
-	layers, inner := r.Int("num_hidden_layers"), r.IntOr("expand", 2)*stack.Width
-	chunking := NewChunking(r.IntOr("chunk_size", 256))
+	layers, inner := r.IntUpTo("num_hidden_layers", model.Layers), r.Int("expand")*stack.Width
+	chunking := NewChunking(r.Int("chunk_size"))
 	if r.Err != nil {
 		return nil, r.Err
 	}

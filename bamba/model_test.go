@@ -242,6 +242,7 @@ func TestNew_RefusesConfigsByField(t *testing.T) {
 		{"bamba", "time_step_limit", []any{1.0}, "two numbers"},
 		{"bamba", "time_step_limit", []any{0.5, 0.1}, "above"},
 		{"bamba", "time_step_limit", []any{0.0, "much"}, "a number"},
+		{"mamba2", "time_step_limit", []any{0.0, map[string]any{"__float__": "NaN"}}, "a number"},
 		{"bamba", "rope_scaling", map[string]any{"rope_type": "yarn"}, "yarn"},
 		{"mamba2", "state_size", 512.0, "16 to 256"},
 		{"mamba2", "head_dim", nil, "head_dim"},

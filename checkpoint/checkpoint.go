@@ -411,7 +411,7 @@ func (s *stored) decode(dst []byte, dtype torch.DType) error {
 }
 
 // ConfigJSON returns the text of config.json, or what it would be for a GGUF file; nil if there is
-// none.
+// none. Python's bare words, such as Infinity, are {"__float__": "Infinity"}, as in transformers 5.
 func (c *Checkpoint) ConfigJSON() []byte { return slices.Clone(c.config) }
 
 // Config returns config.json as encoding/json decodes it, numbers as float64; nil if there is none.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -268,5 +269,34 @@ func copyFile(t testing.TB, from, to string) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Python's json module writes Infinity and NaN as bare words; transformers 5 writes an object.
+func TestOpen_ConfigsOfPythonHaveInfinity(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		weightsFile: safetensorsFile(`{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, "x"),
+		configFile: `{"time_step_limit": [0.0, Infinity], "low": -Infinity, "x": NaN,
+			"new": {"__float__": "Infinity"}, "text": "NaN, Infinity"}`,
+		generationFile: `{"temperature": Infinity}`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	word := func(s string) any { return map[string]any{"__float__": s} }
+	want := map[string]any{"time_step_limit": []any{0.0, word("Infinity")}, "low": word("-Infinity"),
+		"x": word("NaN"), "new": word("Infinity"), "text": "NaN, Infinity"}
+	if got := c.Config(); !reflect.DeepEqual(got, want) {
+		t.Errorf("config %v, expected %v", got, want)
+	}
+	if got := c.GenerationConfig()["temperature"]; !reflect.DeepEqual(got, word("Infinity")) {
+		t.Errorf("temperature %v", got)
 	}
 }

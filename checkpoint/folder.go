@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"conquer/internal/pyjson"
 )
 
 // The names of a Hugging Face folder's files.
@@ -172,6 +174,7 @@ func readConfigs(dir string) (config, generation []byte, err error) {
 		if err != nil {
 			return nil, nil, err
 		}
+		text = pyjson.Standard(text)
 		var object map[string]any
 		if err := json.Unmarshal(text, &object); err != nil {
 			return nil, nil, fmt.Errorf("%s: expected a JSON object: %w", path, err)

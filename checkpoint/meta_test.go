@@ -214,7 +214,8 @@ func TestSaveMeta_NamesWhatTheLayoutCannotHold(t *testing.T) {
 	}{
 		{`{"model_type":"bamba"}`, 1, "bamba"},
 		{string(config), 3, "equal parts"},
-		{strings.Replace(string(config), `"num_hidden_layers"`, `"x"`, 1), 1, "num_hidden_layers"},
+		{strings.Replace(string(config), `"num_hidden_layers":`, `"num_hidden_layers":-`, 1), 1,
+			"num_hidden_layers"},
 	} {
 		dir := filepath.Join(t.TempDir(), "m")
 		wantError(t, SaveMeta(dir, source, Options{Config: []byte(test.config),

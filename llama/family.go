@@ -12,7 +12,10 @@ import (
 type Family struct {
 	// ModelType is that of config.json, Class that of transformers.
 	ModelType, Class string
-	// Decoder reads a config.json. Problems are kept in r.
+	// Defaults are the values that keys have in transformers if a config.json lacks them, where they
+	// differ from Llama's.
+	Defaults model.Config
+	// Decoder reads a config.json, to which the defaults are added. Problems are kept in r.
 	Decoder func(r *model.Reader) *Decoder
 	// GGUF is general.architecture in the files that are written, Read those that are read.
 	GGUF string
@@ -31,8 +34,23 @@ type Family struct {
 // New makes a model without weights from a Hugging Face config. It fails if the config asks for
 // something that the family does not have.
 func (f Family) New(config model.Config) (model.Model, error) {
-	r := &model.Reader{Config: config}
-	return f.Decoder(r).New(r)
+	r, d := f.read(config)
+	return d.New(r)
+}
+
+// defaults are the values of LlamaConfig. Families differ in few of them.
+var defaults = model.Config{
+	"vocab_size": 32000.0, "hidden_size": 4096.0, "intermediate_size": 11008.0,
+	"num_hidden_layers": 32.0, "num_attention_heads": 32.0, "max_position_embeddings": 2048.0,
+	"rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+}
+
+// read reads a config.json with the family's defaults.
+func (f Family) read(config model.Config) (*model.Reader, *Decoder) {
+	r := &model.Reader{Config: config.Or(f.Defaults.Or(defaults))}
+	d := f.Decoder(r)
+	d.Config = config
+	return r, d
 }
 
 // Format is the family's translation to other formats.

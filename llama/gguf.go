@@ -109,11 +109,11 @@ func (f Family) fromGGUF(g *checkpoint.GGUFFile) (map[string]any, checkpoint.Ten
 
 // toGGUF describes a model of this family for a GGUF file.
 func (f Family) toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
-	r, err := reader(text)
+	config, err := configOf(text)
 	if err != nil {
 		return nil, err
 	}
-	d := f.Decoder(r)
+	r, d := f.read(config)
 	if r.Err != nil {
 		return nil, r.Err
 	}
@@ -189,13 +189,12 @@ func RefuseBias(_ *model.Reader, d *Decoder, m *checkpoint.GGUFModel) error {
 	return nil
 }
 
-// reader reads a config.json from text.
-func reader(text []byte) (*model.Reader, error) {
-	r := &model.Reader{}
-	if err := json.Unmarshal(text, &r.Config); err != nil {
-		return nil, fmt.Errorf("config.json: %w", err)
+// configOf reads a config.json from text.
+func configOf(text []byte) (config model.Config, err error) {
+	if err = json.Unmarshal(text, &config); err != nil {
+		err = fmt.Errorf("config.json: %w", err)
 	}
-	return r, nil
+	return config, err
 }
 
 // ropeScaling gives config.json's rope_scaling, or nil. GGUF names linear and yarn scaling in its

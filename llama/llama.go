@@ -6,7 +6,6 @@ package llama
 
 import (
 	"fmt"
-	"slices"
 
 	"conquer/model"
 	"conquer/torch"
@@ -66,54 +65,82 @@ func (d *Decoder) AttentionOf(i int) model.AttentionConfig {
 	return c
 }
 
-// ReadWindows gives the layers that layer_types calls sliding_attention a window of sliding_window
-// positions.
-func (d *Decoder) ReadWindows(r *model.Reader) {
+// SetWindows gives the layers that layer_types calls sliding_attention a window of the given number
+// of positions. Without layer_types these are the layers for which sliding is true. window 0 is
+// none.
+func (d *Decoder) SetWindows(r *model.Reader, window int, sliding func(i int) bool) {
 	types := r.Strings("layer_types", d.Layers)
-	if !slices.Contains(types, "sliding_attention") {
-		return
+	for _, kind := range types {
+		switch kind {
+		case "full_attention", "attention":
+		case "sliding_attention":
+			if window == 0 {
+				r.Fail(fmt.Errorf("config.json: layer_types asks for sliding_attention, but the " +
+					"config gives no sliding_window to use"))
+			}
+		default:
+			r.Fail(fmt.Errorf("config.json: layer_types has %.40q, which is not supported: "+
+				"expected full_attention or sliding_attention", kind))
+		}
 	}
-	window, before := r.Int("sliding_window"), d.Layer
+	if types != nil {
+		sliding = func(i int) bool { return types[i] == "sliding_attention" }
+	}
+	before := d.Layer
 	d.Layer = func(i int, c *model.AttentionConfig) {
 		if before != nil {
 			before(i, c)
 		}
-		if types[i] == "sliding_attention" {
+		if sliding(i) {
 			c.Window = window
 		}
 	}
 }
 
-// Read reads the fields that families of this kind have in common from their config.json. Problems
-// are kept in r.
+// QwenWindows reads the sliding windows of Qwen's families: use_sliding_window allows them, and the
+// layers from max_window_layers on have them unless layer_types says otherwise.
+func (d *Decoder) QwenWindows(r *model.Reader) {
+	window, first := 0, r.Natural("max_window_layers")
+	if r.Bool("use_sliding_window") && r.Has("sliding_window") {
+		window = r.Int("sliding_window")
+	}
+	d.SetWindows(r, window, func(i int) bool { return i >= first })
+}
+
+// Read reads the fields that families of this kind have in common from their config.json, whose
+// defaults the reader's config includes. Problems are kept in r.
 func Read(r *model.Reader, architecture string) *Decoder {
 	d := &Decoder{StackConfig: model.StackConfig{
 		Architecture: architecture, Config: r.Config,
 		Vocabulary: r.Int("vocab_size"), Width: r.Int("hidden_size"),
-		MaxLength: r.IntOr("max_position_embeddings", 2048), Eps: r.FloatOr("rms_norm_eps", 1e-6),
-		Tied: r.BoolOr("tie_word_embeddings", false),
+		MaxLength: r.Int("max_position_embeddings"), Eps: r.Float("rms_norm_eps"),
+		Tied: r.Bool("tie_word_embeddings"),
 	}}
-	d.Layers, d.Inner, d.MLPBias = r.Int("num_hidden_layers"), r.Int("intermediate_size"),
-		r.BoolOr("mlp_bias", false)
+	r.Refuse("per_layer_config")
+	d.Layers, d.Inner = r.IntUpTo("num_hidden_layers", model.Layers), r.Int("intermediate_size")
+	d.MLPBias = r.BoolOr("mlp_bias", false)
 	heads := r.Int("num_attention_heads")
 	bias := r.BoolOr("attention_bias", false)
 	d.Attention = model.AttentionConfig{
-		Width: d.Width, Heads: heads, KeyHeads: r.IntOr("num_key_value_heads", heads),
-		HeadDim: r.IntOr("head_dim", d.Width/heads), NormEps: d.Eps, QKVBias: bias,
-		OutputBias: bias,
+		Width: d.Width, Heads: heads, KeyHeads: heads, HeadDim: d.Width / heads, NormEps: d.Eps,
+		QKVBias: bias, OutputBias: bias,
 	}
-	if act := r.StringOr("hidden_act", "silu"); act != "silu" {
-		r.Fail(fmt.Errorf("config.json: hidden_act %q is not supported, expected silu", act))
+	if r.Has("num_key_value_heads") {
+		d.Attention.KeyHeads = r.Int("num_key_value_heads")
 	}
-	d.SetHeadDim(r, d.Attention.HeadDim)
-	return d
-}
-
-// SetHeadDim sets the size of a head, and with it the rotary embedding that the config asks for.
-func (d *Decoder) SetHeadDim(r *model.Reader, headDim int) {
-	d.Attention.HeadDim = headDim
-	rotary := r.Rotary(headDim, 1)
+	if r.Has("head_dim") {
+		d.Attention.HeadDim = r.IntUpTo("head_dim", model.HeadDims)
+	}
+	if d.Attention.HeadDim > model.HeadDims {
+		r.Fail(fmt.Errorf("config.json: hidden_size %d and num_attention_heads %d give heads of "+
+			"%d dimensions, expected at most %d", d.Width, heads, d.Attention.HeadDim,
+			model.HeadDims))
+		d.Attention.HeadDim = 1
+	}
+	r.SiLU()
+	rotary := r.Rotary(d.Attention.HeadDim, 0)
 	d.Rotary = &rotary
+	return d
 }
 
 // New makes the model without weights. r is the reader of its config, whose error New returns.

@@ -159,11 +159,12 @@ func (p *metaParams) config(info func(string) (checkpoint.Info, bool), tied bool
 
 // paramsFor is the inverse of config.
 func (f Family) paramsFor(text []byte) (*checkpoint.MetaModel, error) {
-	r, err := reader(text)
+	config, err := configOf(text)
 	if err != nil {
 		return nil, err
 	}
-	kind, d := f.ModelType, f.Decoder(r)
+	kind := f.ModelType
+	r, d := f.read(config)
 	if r.Err != nil {
 		return nil, r.Err
 	}

@@ -7,6 +7,11 @@ import (
 	"conquer/model"
 )
 
+// QwenDefaults are the defaults of Qwen2Config and Qwen3Config.
+var QwenDefaults = model.Config{"vocab_size": 151936.0, "intermediate_size": 22016.0,
+	"num_key_value_heads": 32.0, "max_position_embeddings": 32768.0, "use_sliding_window": false,
+	"sliding_window": 4096.0, "max_window_layers": 28.0}
+
 // The members of the Llama family.
 var (
 	base = Family{
@@ -28,9 +33,11 @@ var (
 		ModelType: "mistral", Class: "MistralForCausalLM", GGUF: "llama",
 		Read: []string{"mistral"}, Interleaved: true,
 		Meta: true,
+		Defaults: model.Config{"intermediate_size": 14336.0, "num_key_value_heads": 8.0,
+			"max_position_embeddings": 131072.0, "sliding_window": 4096.0},
 		Decoder: func(r *model.Reader) *Decoder {
 			d := Read(r, "llama")
-			d.Attention.QKVBias, d.Attention.OutputBias = false, false
+			d.Attention.QKVBias, d.Attention.OutputBias, d.MLPBias = false, false, false
 			d.Attention.Window = r.IntOr("sliding_window", 0)
 			return d
 		},
@@ -45,15 +52,12 @@ var (
 	}
 	qwen2 = Family{
 		ModelType: "qwen2", Class: "Qwen2ForCausalLM", GGUF: "qwen2", Read: []string{"qwen2"},
-		Meta: true,
+		Meta:     true,
+		Defaults: QwenDefaults,
 		Decoder: func(r *model.Reader) *Decoder {
 			d := Read(r, "llama")
-			d.Attention.QKVBias, d.Attention.OutputBias = true, false
-			if r.BoolOr("use_sliding_window", false) && r.IntOr("max_window_layers", 0) < d.Layers {
-				r.Fail(fmt.Errorf("config.json: a sliding window in some layers only "+
-					"(use_sliding_window with max_window_layers %v) is not supported",
-					r.Config["max_window_layers"]))
-			}
+			d.Attention.QKVBias, d.Attention.OutputBias, d.MLPBias = true, false, false
+			d.QwenWindows(r)
 			return d
 		},
 		FromGGUF: func(_ *checkpoint.GGUFFile, config map[string]any) {

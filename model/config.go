@@ -3,9 +3,8 @@ package model
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
-
-	"conquer/torch/nn"
 )
 
 // Config is a Hugging Face config.json.
@@ -20,20 +19,50 @@ func (c Config) Clone() Config {
 	return clone
 }
 
+// Or returns the config with the values of defaults for the keys that it lacks. A key that is null
+// is not lacking.
+func (c Config) Or(defaults Config) Config {
+	all := defaults.Clone()
+	maps.Copy(all, c)
+	return all
+}
+
 // Reader reads typed fields of a Config. The first field that is missing or of the wrong type is
 // kept in Err.
 type Reader struct {
 	Config Config
 	Err    error
+
+	within string // the path of a nested object, with a dot behind it
 }
 
 func (r *Reader) fail(key, want string) {
 	if r.Err == nil {
 		if v, ok := r.Config[key]; ok {
 			text, _ := json.Marshal(v)
-			r.Err = fmt.Errorf("config.json: %q is %.100s, expected %s", key, text, want)
+			r.Err = fmt.Errorf("config.json: %q is %.100s, expected %s", r.within+key, text, want)
 		} else {
-			r.Err = fmt.Errorf("config.json: %q is missing, expected %s", key, want)
+			r.Err = fmt.Errorf("config.json: %q is missing, expected %s", r.within+key, want)
+		}
+	}
+}
+
+// Refuse fails for each of the keys whose value is neither null, false nor empty: what they ask for
+// is not supported.
+func (r *Reader) Refuse(keys ...string) {
+	for _, key := range keys {
+		switch v := r.Config[key].(type) {
+		case nil:
+		case bool:
+			if v {
+				r.fail(key, "none: it is not supported")
+			}
+		case map[string]any:
+			if len(v) > 0 {
+				r.fail(key, "none: it is not supported")
+			}
+		default:
+			r.fail(key, "none: it is not supported")
 		}
 	}
 }
@@ -62,12 +91,26 @@ func number(v any) (float64, bool) {
 // Has reports whether the field is present and not null.
 func (r *Reader) Has(key string) bool { return r.Config[key] != nil }
 
-// Int reads a positive whole number.
-func (r *Reader) Int(key string) int {
+// Int reads a positive whole number, at most 2^30.
+func (r *Reader) Int(key string) int { return r.IntUpTo(key, 1<<30) }
+
+// IntUpTo reads a positive whole number, at most most. It bounds numbers for which memory is taken
+// before the weights are read.
+func (r *Reader) IntUpTo(key string, most int) int {
 	n, ok := number(r.Config[key])
-	if !ok || n != math.Trunc(n) || n < 1 || n > 1<<40 {
-		r.fail(key, "a positive whole number below 2^40")
+	if !ok || n != math.Trunc(n) || n < 1 || n > float64(most) {
+		r.fail(key, fmt.Sprintf("a positive whole number, at most %d", most))
 		return 1
+	}
+	return int(n)
+}
+
+// Natural reads a whole number from 0 to 2^30.
+func (r *Reader) Natural(key string) int {
+	n, ok := number(r.Config[key])
+	if !ok || n != math.Trunc(n) || n < 0 || n > 1<<30 {
+		r.fail(key, "a whole number from 0 on")
+		return 0
 	}
 	return int(n)
 }
@@ -98,16 +141,21 @@ func (r *Reader) FloatOr(key string, otherwise float64) float64 {
 	return r.Float(key)
 }
 
-// BoolOr reads true or false, with a default for a field that is absent or null.
-func (r *Reader) BoolOr(key string, otherwise bool) bool {
-	if !r.Has(key) {
-		return otherwise
-	}
+// Bool reads true or false.
+func (r *Reader) Bool(key string) bool {
 	b, ok := r.Config[key].(bool)
 	if !ok {
 		r.fail(key, "true or false")
 	}
 	return b
+}
+
+// BoolOr reads true or false, with a default for a field that is absent or null.
+func (r *Reader) BoolOr(key string, otherwise bool) bool {
+	if !r.Has(key) {
+		return otherwise
+	}
+	return r.Bool(key)
 }
 
 // StringOr reads a string, with a default for a field that is absent or null.
@@ -160,43 +208,29 @@ func list[T any](r *Reader, key string, n int, want string, of func(any) (T, boo
 
 // Object reads a nested object; an empty one if it is absent or null.
 func (r *Reader) Object(key string) *Reader {
-	if !r.Has(key) {
-		return &Reader{Config: Config{}}
-	}
-	switch o := r.Config[key].(type) {
+	o := &Reader{Config: Config{}, within: r.within + key + "."}
+	switch v := r.Config[key].(type) {
+	case nil:
 	case map[string]any:
-		return &Reader{Config: o}
+		o.Config = v
 	case Config:
-		return &Reader{Config: o}
+		o.Config = v
+	default:
+		r.fail(key, "an object")
 	}
-	r.fail(key, "an object")
-	return &Reader{Config: Config{}}
+	return o
 }
 
-// Rotary reads the rotary embedding of heads of headDim dimensions: rope_theta and rope_scaling, or
-// rope_parameters, which holds both in transformers 5. share is the fraction of a head that is
-// rotated, unless partial_rotary_factor gives another.
-func (r *Reader) Rotary(headDim int, share float64) nn.RotaryConfig {
-	scaling := r.Object("rope_scaling")
-	if r.Has("rope_parameters") {
-		scaling = r.Object("rope_parameters")
+// Layers are the most layers that a config may ask for, and HeadDims the most dimensions of a head:
+// for both, memory is taken before the weights are read.
+const (
+	Layers   = 10_000
+	HeadDims = 1 << 16
+)
+
+// SiLU reads hidden_act, of which the kernels have silu only. swish is another name for it.
+func (r *Reader) SiLU() {
+	if act := r.StringOr("hidden_act", "silu"); act != "silu" && act != "swish" {
+		r.Fail(fmt.Errorf("config.json: hidden_act %.40q is not supported, expected silu", act))
 	}
-	c := nn.RotaryConfig{
-		Dims:    int(float64(headDim) * scaling.FloatOr("partial_rotary_factor", share)),
-		Theta:   scaling.FloatOr("rope_theta", r.FloatOr("rope_theta", 10000)),
-		Scaling: scaling.StringOr("rope_type", scaling.StringOr("type", "")),
-	}
-	switch c.Scaling {
-	case "linear":
-		c.Factor = scaling.Float("factor")
-	case "llama3":
-		c.Factor = scaling.Float("factor")
-		c.LowFreqFactor = scaling.Float("low_freq_factor")
-		c.HighFreqFactor = scaling.Float("high_freq_factor")
-		c.OriginalPosition = scaling.Int("original_max_position_embeddings")
-	}
-	if r.Err == nil {
-		r.Err = scaling.Err
-	}
-	return c
 }

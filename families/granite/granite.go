@@ -13,12 +13,14 @@ import (
 var family = llama.Family{
 	ModelType: "granite", Class: "GraniteForCausalLM", GGUF: "granite", Read: []string{"granite"},
 	Interleaved: true,
+	Defaults: model.Config{"embedding_multiplier": 1.0, "attention_multiplier": 1.0,
+		"residual_multiplier": 1.0, "logits_scaling": 1.0},
 	Decoder: func(r *model.Reader) *llama.Decoder {
 		d := llama.Read(r, "granite")
-		d.EmbeddingScale = r.FloatOr("embedding_multiplier", 1)
-		d.Attention.Scale = r.FloatOr("attention_multiplier", 1)
-		d.ResidualScale = r.FloatOr("residual_multiplier", 1)
-		d.LogitsScale = 1 / r.FloatOr("logits_scaling", 1)
+		d.EmbeddingScale = r.Float("embedding_multiplier")
+		d.Attention.Scale = r.Float("attention_multiplier")
+		d.ResidualScale = r.Float("residual_multiplier")
+		d.LogitsScale = 1 / r.Float("logits_scaling")
 		return d
 	},
 	FromGGUF: func(g *checkpoint.GGUFFile, config map[string]any) {
@@ -33,7 +35,7 @@ var family = llama.Family{
 		m.Set("embedding_scale", float32(d.EmbeddingScale))
 		m.Set("attention.scale", float32(d.Attention.Scale))
 		m.Set("residual_scale", float32(d.ResidualScale))
-		m.Set("logit_scale", float32(r.FloatOr("logits_scaling", 1)))
+		m.Set("logit_scale", float32(r.Float("logits_scaling")))
 		return nil
 	},
 }

@@ -10,13 +10,11 @@ import (
 
 var family = llama.Family{
 	ModelType: "qwen3", Class: "Qwen3ForCausalLM", GGUF: "qwen3", Read: []string{"qwen3"},
+	Defaults: llama.QwenDefaults.Or(model.Config{"head_dim": 128.0}),
 	Decoder: func(r *model.Reader) *llama.Decoder {
 		d := llama.Read(r, "qwen3")
-		d.SetHeadDim(r, r.IntOr("head_dim", 128))
-		d.Attention.QKNorm = true
-		if r.BoolOr("use_sliding_window", false) {
-			d.ReadWindows(r)
-		}
+		d.Attention.QKNorm, d.MLPBias = true, false
+		d.QwenWindows(r)
 		return d
 	},
 	FromGGUF: func(_ *checkpoint.GGUFFile, config map[string]any) {

@@ -15,7 +15,11 @@ const interval = 4 // default of no_rope_layer_interval; in GGUF it is fixed
 var family = llama.Family{
 	ModelType: "smollm3", Class: "SmolLM3ForCausalLM", GGUF: "smollm3", Read: []string{"smollm3"},
 	Interleaved: true,
-	Decoder:     decoder,
+	Defaults: model.Config{"vocab_size": 128256.0, "hidden_size": 2048.0,
+		"num_hidden_layers": 36.0, "num_attention_heads": 16.0, "num_key_value_heads": 4.0,
+		"max_position_embeddings": 32768.0, "rope_theta": 2e6, "tie_word_embeddings": true,
+		"use_sliding_window": false, "no_rope_layer_interval": float64(interval)},
+	Decoder: decoder,
 	FromGGUF: func(_ *checkpoint.GGUFFile, config map[string]any) {
 		config["no_rope_layer_interval"], config["use_sliding_window"] = interval, false
 	},
@@ -36,20 +40,21 @@ var family = llama.Family{
 
 func decoder(r *model.Reader) *llama.Decoder {
 	d := llama.Read(r, "smollm3")
-	d.Tied = r.BoolOr("tie_word_embeddings", true)
-	if !r.Has("rope_parameters") && !r.Has("rope_theta") {
-		d.Rotary.Theta = 2e6
+	every := r.Int("no_rope_layer_interval")
+	rotates := func(i int) bool { return (i+1)%every != 0 }
+	// no_rope_layers has 1 for a layer with rotary embedding; it may be longer than needed.
+	if list, ok := r.Config["no_rope_layers"].([]any); ok && len(list) >= d.Layers {
+		rotated := r.Ints("no_rope_layers", len(list))
+		rotates = func(i int) bool { return rotated[i] != 0 }
+	} else if r.Has("no_rope_layers") {
+		r.Fail(fmt.Errorf("config.json: no_rope_layers is %.60v, expected a number for each of "+
+			"%d layers", r.Config["no_rope_layers"], d.Layers))
 	}
-	rotated := r.Ints("no_rope_layers", d.Layers) // 1 for a layer with rotary embedding
-	every := r.IntOr("no_rope_layer_interval", interval)
-	d.Layer = func(i int, c *model.AttentionConfig) {
-		if c.NoRotary = (i+1)%every == 0; rotated != nil {
-			c.NoRotary = rotated[i] == 0
-		}
-	}
-	if r.BoolOr("use_sliding_window", false) {
-		d.ReadWindows(r)
-	}
+	d.Layer = func(i int, c *model.AttentionConfig) { c.NoRotary = !rotates(i) }
+	// Layers without rotary embedding have the window, unless layer_types says otherwise.
+	window := r.IntOr("sliding_window", 0)
+	uses := r.Bool("use_sliding_window")
+	d.SetWindows(r, window, func(i int) bool { return uses && !rotates(i) })
 	return d
 }
 
