@@ -10,11 +10,11 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/pflag"
 
 	"conquer/bamba"
 	"conquer/bench"
+	"conquer/internal/progress"
 	"conquer/torch"
 )
 
@@ -126,25 +126,14 @@ func (f *benchFlags) finish(r *bench.Results, rows int, runErr error,
 // collect runs a benchmark with a progress bar and returns its rows, also those before an error.
 func collect[T any](what string, run func(add func(row T, total int)) error) ([]T, error) {
 	rows := []T{}
-	bar := newCounter(0, what)
+	bar := progress.New(os.Stderr, what, progress.Steps, 0, 0)
+	defer bar.Close()
 	err := run(func(row T, total int) {
 		rows = append(rows, row)
-		bar.ChangeMax(total)
+		bar.SetTotal(int64(total))
 		bar.Add(1)
 	})
-	bar.Finish()
 	return rows, err
-}
-
-// newCounter makes a progress bar over steps on stderr. It is silent if stderr is not a terminal.
-func newCounter(total int, what string) *progressbar.ProgressBar {
-	if !isTerminal(os.Stderr) {
-		return progressbar.DefaultSilent(int64(total), what)
-	}
-	return progressbar.NewOptions(total, progressbar.OptionSetDescription(what),
-		progressbar.OptionSetWriter(os.Stderr), progressbar.OptionShowCount(),
-		progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish(),
-		progressbar.OptionUseANSICodes(true))
 }
 
 // formatMS formats milliseconds with about three digits.

@@ -11,12 +11,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/pflag"
 
 	"conquer/checkpoint"
+	"conquer/internal/progress"
 	"conquer/lora"
 	"conquer/model"
 	"conquer/text/tokenizer"
@@ -188,12 +187,13 @@ func (f *exportFlags) run(ctx context.Context) error {
 	case tok != nil:
 		options.Also = tok.Save
 	}
-	if err := f.format.Save(f.output, source, options); err != nil {
+	err = f.format.Save(f.output, source, options)
+	source.bar.Close()
+	if err != nil {
 		return err
 	}
-	source.bar.Finish()
 	if isTerminal(os.Stderr) {
-		fmt.Fprintf(os.Stderr, "\nwrote %s, %s; run it with conquer generate --model_path %s\n",
+		fmt.Fprintf(os.Stderr, "wrote %s, %s; run it with conquer generate --model_path %s\n",
 			f.output, f.format.Summary, f.output)
 	}
 	return nil
@@ -324,7 +324,7 @@ func parseSize(s string) (int, error) {
 type countedSource struct {
 	weights
 	ctx  context.Context
-	bar  *progressbar.ProgressBar
+	bar  *progress.Bar
 	last string // name of the last tensor read
 }
 
@@ -344,38 +344,8 @@ func newCountedSource(ctx context.Context, source weights, dtype *torch.DType, p
 	return &countedSource{
 		weights: source,
 		ctx:     ctx,
-		bar:     newBar(int64(total*passes), "writing "+name),
-	}
-}
-
-// newBar makes a progress bar over bytes on stderr. It is silent if stderr is not a terminal.
-func newBar(total int64, what string) *progressbar.ProgressBar {
-	if !isTerminal(os.Stderr) {
-		return progressbar.DefaultBytesSilent(total, what)
-	}
-	return progressbar.NewOptions64(total, progressbar.OptionSetDescription(what),
-		progressbar.OptionSetWriter(os.Stderr), progressbar.OptionShowBytes(true),
-		progressbar.OptionSetWidth(30), progressbar.OptionUseANSICodes(true))
-}
-
-// passingBar shows the progress of consecutive tasks on a terminal. A bar disappears when its task
-// is done.
-func passingBar(options ...progressbar.Option) func(what string, done, total int64) {
-	var bar *progressbar.ProgressBar
-	current := ""
-	return func(what string, done, total int64) {
-		if !isTerminal(os.Stderr) {
-			return
-		}
-		if what != current {
-			current = what
-			bar = progressbar.NewOptions64(total,
-				append(options, progressbar.OptionSetDescription(what),
-					progressbar.OptionSetWriter(os.Stderr), progressbar.OptionSetWidth(30),
-					progressbar.OptionThrottle(100*time.Millisecond),
-					progressbar.OptionClearOnFinish())...)
-		}
-		bar.Set64(done)
+		bar: progress.New(os.Stderr, "writing "+name, progress.Bytes, 0,
+			int64(total*passes)),
 	}
 }
 
@@ -403,7 +373,7 @@ func (s *countedSource) TensorAs(name string, dtype torch.DType) (t torch.Tensor
 	}
 	s.last = name
 	if t, err = s.weights.TensorAs(name, dtype); err == nil {
-		s.bar.Add(t.Bytes())
+		s.bar.Add(int64(t.Bytes()))
 	}
 	return t, err
 }

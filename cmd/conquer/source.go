@@ -10,10 +10,10 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/pflag"
 
 	"conquer/checkpoint"
+	"conquer/internal/progress"
 	"conquer/lora"
 	"conquer/model"
 	"conquer/model/hub"
@@ -230,13 +230,8 @@ func openCheckpoint(ctx context.Context, name string) (string, *checkpoint.Check
 
 // downloadBar shows the progress of a download.
 func downloadBar(name string) func(done, total int64) {
-	var bar *progressbar.ProgressBar
-	return func(done, total int64) {
-		if bar == nil {
-			bar = newBar(total, "downloading "+name)
-		}
-		bar.Set64(done)
-	}
+	show := progress.Tasks(os.Stderr, progress.Bytes)
+	return func(done, total int64) { show("downloading "+name, done, total) }
 }
 
 // storedDType is the dtype of most of the stored weights.

@@ -7,10 +7,10 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/pflag"
 
 	"conquer/generate"
+	"conquer/internal/progress"
 	"conquer/model"
 	"conquer/model/hub"
 	"conquer/parallel"
@@ -109,7 +109,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 		defer validation.Close()
 	}
 	f.Tokenizer = o.tokenizer
-	bar := passingBar(progressbar.OptionShowCount())
+	bar := progress.Tasks(os.Stderr, progress.Steps)
 	f.Progress = func(what string, done, total int) error {
 		if first {
 			bar(what, int64(done), int64(total))
@@ -294,7 +294,7 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
 		files = append(files, fetched...)
 	}
 	for _, path := range files {
-		bar := passingBar(progressbar.OptionShowBytes(true))
+		bar := progress.Tasks(os.Stderr, progress.Bytes)
 		o := dataset.Options{MaxLength: f.SequenceLength, Progress: func(done, total int64) error {
 			if f.World == nil || f.World.Rank == 0 {
 				bar("reading "+path, done, total)

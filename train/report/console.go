@@ -3,12 +3,9 @@ package report
 import (
 	"fmt"
 	"io"
-	"os"
 	"strings"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
-	"golang.org/x/term"
+	"conquer/internal/progress"
 )
 
 // Console writes a run's progress for a person: a line every few steps and, on a terminal, a
@@ -17,7 +14,7 @@ type Console struct {
 	out   io.Writer
 	every int
 	total int
-	bar   *progressbar.ProgressBar // nil unless out is a terminal
+	bar   *progress.Bar
 
 	// Sums since the last line.
 	steps    int
@@ -30,18 +27,8 @@ type Console struct {
 // NewConsole returns a Console that writes to out one line per `every` steps of a run of total
 // steps, of which done are already done.
 func NewConsole(out io.Writer, every, done, total int) *Console {
-	c := &Console{out: out, every: max(1, every), total: total}
-	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		c.bar = progressbar.NewOptions(total,
-			progressbar.OptionSetWriter(out),
-			progressbar.OptionShowCount(),
-			progressbar.OptionSetWidth(24),
-			progressbar.OptionThrottle(100*time.Millisecond),
-			progressbar.OptionClearOnFinish(),
-			progressbar.OptionSetDescription("training"))
-		c.bar.Add(done)
-	}
-	return c
+	bar := progress.New(out, "training", progress.Steps, int64(done), int64(total))
+	return &Console{out: out, every: max(1, every), total: total, bar: bar}
 }
 
 // Step counts a step. For the first, the last, and every `every`th step it writes a line with the
@@ -55,6 +42,8 @@ func (c *Console) Step(s Step) error {
 		}
 		c.measures[i].Value += m.Value
 	}
+	c.bar.Note(fmt.Sprintf("loss %.3f", s.Loss))
+	c.bar.Set(int64(s.Step))
 	if s.Skipped {
 		c.Notice(
 			fmt.Sprintf("step %d skipped: its gradients are not finite (norm %v)", s.Step, s.Norm))
@@ -68,10 +57,6 @@ func (c *Console) Step(s Step) error {
 				gigabytes(s.Memory)),
 		)
 		c.steps, c.loss, c.tokens, c.seconds, c.measures = 0, 0, 0, 0, nil
-	}
-	if c.bar != nil {
-		c.bar.Describe(fmt.Sprintf("loss %.3f", s.Loss))
-		c.bar.Add(1)
 	}
 	return nil
 }
@@ -95,22 +80,9 @@ func spelled(measures []Measure, n int) (text string) {
 func (c *Console) Notice(message string) { c.line(message) }
 
 // Close removes the progress bar.
-func (c *Console) Close() {
-	if c.bar != nil {
-		c.bar.Finish()
-		c.bar = nil
-	}
-}
+func (c *Console) Close() { c.bar.Close() }
 
-func (c *Console) line(text string) {
-	if c.bar != nil {
-		c.bar.Clear()
-	}
-	fmt.Fprintln(c.out, text)
-	if c.bar != nil {
-		c.bar.RenderBlank()
-	}
-}
+func (c *Console) line(text string) { c.bar.Print(c.out, text) }
 
 func digits(n int) int { return len(fmt.Sprint(n)) }
 
