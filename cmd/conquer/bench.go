@@ -48,6 +48,7 @@ func (f *benchFlags) declare(flags *pflag.FlagSet, kind string) {
 	flags.StringVar(&f.output, "output_path", "results",
 		fmt.Sprintf("`folder` for %s.json and %s.csv", kind, kind))
 	flags.BoolVar(&f.json, "json", false, "print the JSON instead of a table")
+	group(flags, "Output")
 }
 
 // declareChunking adds the flags that choose strategies.

@@ -42,17 +42,21 @@ func (f *subjectFlags) declare(flags *pflag.FlagSet, layers int, useCache bool,
 	chunking ...string) {
 	flags.StringVar(&f.prompts, "prompts", "",
 		"JSON `file`: a list of objects with prompt, answer, token_len and num_chunks")
+	group(flags, "Prompts")
 	f.modelFlags.declare(flags)
 	flags.StringVar(&f.architecture, "architecture", "bamba",
 		"with --variant, instead of --model_path: bamba or mamba2")
 	flags.StringVar(&f.variant, "variant", "",
 		"size of a model with random weights, such as small or 9b")
+	flags.IntVar(&f.layers, "layers", layers, "`number` of layers to run, from the first; 0: all")
+	group(flags, "Model")
 	declareChunking(flags, &f.chunking, chunking...)
 	flags.StringVar(&f.size, "chunk_size", "",
 		"chunk `size` in tokens: a power of two from 16 to 256, or auto (default: the model's)")
-	flags.IntVar(&f.layers, "layers", layers, "`number` of layers to run, from the first; 0: all")
+	group(flags, "Chunking")
 	flags.BoolVar(&f.useCache, "use_cache", useCache,
 		"cache states; without it, all tokens are recomputed for each new token")
+	group(flags, "Runs")
 }
 
 // open opens the model and reads the prompts. The caller frees the model.
@@ -242,6 +246,7 @@ func (f *chunksFlags) declare(flags *pflag.FlagSet) {
 	flags.IntVar(&f.options.MaxNewTokens, "max_new_tokens", 4,
 		"`number` of new tokens per prompt")
 	flags.IntVar(&f.options.Repeats, "repeats", 3, "timed runs per row, after a warm-up")
+	group(flags, "Runs")
 	f.results.declare(flags, bench.Chunks)
 }
 

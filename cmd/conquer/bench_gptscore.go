@@ -19,6 +19,7 @@ var benchGPTScoreCommand = command{
 # scores by aspect
 conquer bench gptscore --model_path smollm2-135m --aspect none,semantics,fluency \
   results/accuracy_*.tsv`,
+	files: true,
 	setup: setupBenchGPTScore,
 }
 
@@ -37,9 +38,11 @@ func setupBenchGPTScore(flags *pflag.FlagSet) func(context.Context, []string) er
 
 func (f *gptScoreFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
+	group(flags, "Model")
 	flags.StringSliceVar(&f.aspects, "aspect", []string{"none", "semantics"},
 		"`aspects` to judge by: none, semantics, informativeness, relevance, factuality, "+
 			"coherence, fluency")
+	group(flags, "Judgement")
 	f.results.declare(flags, bench.GPTScore)
 }
 

@@ -56,8 +56,10 @@ func (f *speedFlags) declare(flags *pflag.FlagSet) {
 		"with --variant, instead of --model_path: random weights")
 	flags.StringVar(&f.variant, "variant", "", "size of the model, such as 7b")
 	flags.Int64Var(&f.seed, "seed", 1, "`seed` of random weights and tokens")
+	group(flags, "Model")
 	flags.BoolVar(&f.json, "json", false, "print a JSON object for each row")
 	f.declareProfile(flags)
+	group(flags, "Output")
 }
 
 // model opens or makes the model. A model with random weights gets a context of at least positions
@@ -107,6 +109,7 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 func (f *inferenceFlags) declare(flags *pflag.FlagSet) {
 	f.speedFlags.declare(flags)
 	f.declareProcesses(flags)
+	group(flags, "Several processes")
 	flags.IntVar(&f.Batch, "batch_size", 2, "prompts per batch")
 	flags.IntVar(&f.Length, "seq_len", 512, "`tokens` of a prompt")
 	flags.IntVar(&f.NewTokens, "max_new_tokens", 256, "new `tokens` per prompt")
@@ -118,6 +121,7 @@ func (f *inferenceFlags) declare(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.noCacheRuns, "skip_kvcache_runs", false, "skip runs with a cache")
 	flags.BoolVar(&f.noUncachedRuns, "skip_nokvcache_runs", false,
 		"skip runs without a cache, which recompute all tokens at each step")
+	group(flags, "Runs")
 }
 
 // check reads the flags into the options.
@@ -246,6 +250,7 @@ func (f *benchTrainFlags) declare(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "as in conquer train")
 	flags.IntVar(&f.adapter.Rank, "lora_rank", 0,
 		"train a LoRA adapter of this `rank` on all linear layers")
+	group(flags, "Steps")
 }
 
 // check reads the flags into the options.

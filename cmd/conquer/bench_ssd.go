@@ -52,6 +52,7 @@ func (f *ssdFlags) declare(flags *pflag.FlagSet) {
 		"independent-optimized")
 	flags.StringSliceVar(&f.sizes, "chunk_size", []string{"64"},
 		"chunk `sizes` in tokens: powers of two from 16 to 256, or auto")
+	group(flags, "Passes and chunking")
 	flags.IntSliceVar(&f.Lengths, "length", nil,
 		"sequence `lengths` in tokens (default: 256,1024,2048 on the CPU, 1024,4096,16384 on a "+
 			"GPU)")
@@ -64,9 +65,11 @@ func (f *ssdFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.dtype, "dtype", "",
 		"input `dtype`: float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on a "+
 			"GPU)")
+	group(flags, "Shapes")
 	flags.StringVar(&f.device, "device", "", deviceUsage)
-	flags.IntVar(&f.Repeats, "repeats", 10, "timed runs per row, after a warm-up")
 	flags.IntVar(&f.threads, "threads", 0, threadsUsage)
+	flags.IntVar(&f.Repeats, "repeats", 10, "timed runs per row, after a warm-up")
+	group(flags, "Runs")
 	f.benchFlags.declare(flags, bench.SSD)
 }
 

@@ -74,6 +74,7 @@ func (f *exportFlags) declare(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.unmerge, "unmerge", false,
 		"subtract the adapter from a model that it was merged into; weights are restored up to "+
 			"rounding")
+	group(flags, "Model")
 	flags.StringVar(&f.output, "output_path", "",
 		"`folder` to write, or the file with --format gguf")
 	flags.StringVar(&f.formatName, "format", "",
@@ -87,6 +88,7 @@ func (f *exportFlags) declare(flags *pflag.FlagSet) {
 		"`number` of files, one per process of Meta's code (format meta)")
 	flags.BoolVar(&f.overwrite, "overwrite", false,
 		"replace an existing file or the model in an existing folder")
+	group(flags, "Output")
 }
 
 // check reads the flags and refuses an output that exists or that is also an input.

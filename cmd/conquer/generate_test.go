@@ -371,17 +371,6 @@ func TestInfo_DescribesModelAndMachine(t *testing.T) {
 	}
 }
 
-func TestCompletion_ListsCommandsAndFlags(t *testing.T) {
-	for _, shell := range []string{"bash", "zsh", "fish"} {
-		script := succeed(t, "completion", shell)
-		for _, want := range []string{"generate", "max_new_tokens", "bfloat16", "completion"} {
-			if !strings.Contains(script, want) {
-				t.Errorf("%s: the script lacks %s", shell, want)
-			}
-		}
-	}
-}
-
 func TestHelp_ShowsExamples(t *testing.T) {
 	for _, name := range []string{"generate", "chat", "score", "info", "export", "plan",
 		"completion"} {

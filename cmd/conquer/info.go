@@ -28,6 +28,7 @@ var infoCommand = command{
 conquer info --model_path my-model --tensors
 # the processor, GPUs and libraries
 conquer info --device`,
+	files: true,
 	setup: setupInfo,
 }
 

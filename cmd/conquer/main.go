@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -31,6 +30,9 @@ type command struct {
 	// setup declares the flags. The function it returns runs after they are parsed, with the
 	// arguments that are not flags.
 	setup func(flags *pflag.FlagSet) func(ctx context.Context, args []string) error
+	// arguments lists the words that may follow the flags. If files is true, paths may.
+	arguments []string
+	files     bool
 	// subcommands are used instead of setup. Their names begin with this command's name.
 	subcommands []command
 }
@@ -67,6 +69,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	switch args[0] {
+	case completeCommand:
+		complete(args[1:], stdout)
+		return 0
 	case "help", "--help", "-h":
 		if len(args) > 1 {
 			args = append(args[1:], "--help")
@@ -117,19 +122,6 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	return c.exitCode(run(ctx, flags.Args()), stderr)
 }
 
-// parseMessage describes an error of pflag and suggests a flag for a misspelled one.
-func parseMessage(err error, flags *pflag.FlagSet) string {
-	// pflag quotes strconv's error for a list of numbers.
-	message, _, numbers := strings.Cut(err.Error(), "strconv.")
-	if numbers {
-		message += "expected integers separated by commas"
-	}
-	if typo, unknown := strings.CutPrefix(message, "unknown flag: --"); unknown {
-		message += suggestFlag(typo, flags)
-	}
-	return message
-}
-
 // exitCode reports an error and returns the exit code: 0 for success, 2 for a usage error, 130
 // after an interrupt, else 1.
 func (c command) exitCode(err error, stderr io.Writer) int {
@@ -175,7 +167,7 @@ func (c command) runSubcommand(args []string, stdout, stderr io.Writer) int {
 		return 0
 	case "":
 		fmt.Fprintf(stderr, "conquer %s: choose a subcommand: %s; `conquer %s --help` explains "+
-			"them\n", c.name, strings.ReplaceAll(c.words(), " ", ", "), c.name)
+			"them\n", c.name, strings.Join(c.subcommandNames(), ", "), c.name)
 		return 2
 	}
 	fmt.Fprintf(stderr, "conquer %s: there is no command %q%s; `conquer %s --help` lists them\n",
@@ -183,16 +175,12 @@ func (c command) runSubcommand(args []string, stdout, stderr io.Writer) int {
 	return 2
 }
 
-// words lists the arguments that may follow the command's name.
-func (c command) words() string {
-	if c.name == "completion" {
-		return "bash zsh fish"
-	}
+func (c command) subcommandNames() []string {
 	var names []string
 	for _, part := range c.subcommands {
 		names = append(names, strings.TrimPrefix(part.name, c.name+" "))
 	}
-	return strings.Join(names, " ")
+	return names
 }
 
 // withRemedy adds a remedy to an out-of-memory error. It returns other errors unchanged.
@@ -205,58 +193,11 @@ func withRemedy(err error) error {
 		"or block, a --dtype of 16 bits, or a smaller model", failed.OutOfMemory())
 }
 
-// newFlags makes a flag set that accepts a dash for each underscore.
-func newFlags(name string) *pflag.FlagSet {
-	flags := pflag.NewFlagSet(name, pflag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.Usage = func() {}
-	flags.SortFlags = false
-	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
-		return pflag.NormalizedName(strings.ReplaceAll(name, "-", "_"))
-	})
-	return flags
-}
-
 func (c command) help(w io.Writer, flags *pflag.FlagSet) {
 	fmt.Fprintf(w, "%s\n\nExamples:\n%s\n", c.summary, indent(c.example))
 	for _, g := range groups(flags) {
 		fmt.Fprintf(w, "\n%s:\n%s", g.heading, g.flags.FlagUsagesWrapped(100))
 	}
-}
-
-// headingKey is the annotation of a flag that holds its heading in the help.
-const headingKey = "conquer/heading"
-
-// group puts the flags that were declared since the last call under a heading of the help. A
-// heading may be used again.
-func group(flags *pflag.FlagSet, heading string) {
-	flags.VisitAll(func(f *pflag.Flag) {
-		if f.Annotations == nil {
-			f.Annotations = map[string][]string{headingKey: {heading}}
-		}
-	})
-}
-
-// flagGroup is a section of the help.
-type flagGroup struct {
-	heading string
-	flags   *pflag.FlagSet
-}
-
-// groups returns the flags by heading, in the order of declaration. The default heading is Flags.
-func groups(flags *pflag.FlagSet) []flagGroup {
-	group(flags, "Flags")
-	var list []flagGroup
-	flags.VisitAll(func(f *pflag.Flag) {
-		heading := f.Annotations[headingKey][0]
-		i := slices.IndexFunc(list, func(g flagGroup) bool { return g.heading == heading })
-		if i < 0 {
-			i = len(list)
-			list = append(list, flagGroup{heading, newFlags(flags.Name())})
-		}
-		list[i].flags.AddFlag(f)
-	})
-	return list
 }
 
 func overview(w io.Writer) {
@@ -283,44 +224,4 @@ func suggestCommand(typo string, among []command) string {
 		}
 	}
 	return ""
-}
-
-// suggestFlag suggests a flag for a misspelled one: a flag with that prefix, or the closest name.
-func suggestFlag(typo string, flags *pflag.FlagSet) string {
-	typo = strings.ReplaceAll(typo, "-", "_")
-	best, name := 3, ""
-	flags.VisitAll(func(f *pflag.Flag) {
-		d := distance(typo, f.Name)
-		if strings.HasPrefix(f.Name, typo) {
-			d = min(d, 2)
-		}
-		if d < best {
-			best, name = d, f.Name
-		}
-	})
-	if name == "" {
-		return ""
-	}
-	return fmt.Sprintf(", did you mean --%s?", name)
-}
-
-// distance is the Levenshtein distance.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		previous := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := previous
-			if a[i] != b[j] {
-				cost++
-			}
-			previous = row[j+1]
-			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -55,13 +55,17 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 func (f *scoreFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
 	f.declareAdapter(flags)
+	group(flags, "Model")
 	flags.StringVar(&f.file, "text_file", "", "text `file` to score")
 	flags.StringVar(&f.text, "text", "", "the `text` to score")
 	flags.StringVar(&f.idList, "token_ids", "",
 		"token `ids` to score, such as 1,2,3; no tokenizer is needed")
+	group(flags, "Text")
 	f.declareProcesses(flags)
+	group(flags, "Several processes")
 	flags.BoolVar(&f.json, "json", false,
 		"print a JSON object with tokens, nll (the mean, in nats), perplexity and token_nll")
+	group(flags, "Output")
 }
 
 // check reads the text, or returns the ids of --token_ids.

@@ -1,0 +1,252 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// newFlags makes a flag set that accepts a dash for each underscore.
+func newFlags(name string) *pflag.FlagSet {
+	flags := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.Usage = func() {}
+	flags.SortFlags = false
+	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		return pflag.NormalizedName(flagName(name))
+	})
+	return flags
+}
+
+// flagName is the declared name of a flag that may be written with dashes.
+func flagName(written string) string { return strings.ReplaceAll(written, "-", "_") }
+
+// headingKey is the annotation of a flag that holds its heading in the help.
+const headingKey = "conquer/heading"
+
+// group puts the flags that were declared since the last call under a heading of the help. A
+// heading may be used again.
+func group(flags *pflag.FlagSet, heading string) {
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Annotations == nil {
+			f.Annotations = map[string][]string{headingKey: {heading}}
+		}
+	})
+}
+
+// flagGroup is a section of the help.
+type flagGroup struct {
+	heading string
+	flags   *pflag.FlagSet
+}
+
+// groups returns the flags by heading, in the order of declaration. The default heading is Flags.
+func groups(flags *pflag.FlagSet) []flagGroup {
+	group(flags, "Flags")
+	var list []flagGroup
+	flags.VisitAll(func(f *pflag.Flag) {
+		heading := f.Annotations[headingKey][0]
+		i := slices.IndexFunc(list, func(g flagGroup) bool { return g.heading == heading })
+		if i < 0 {
+			i = len(list)
+			list = append(list, flagGroup{heading, newFlags(flags.Name())})
+		}
+		list[i].flags.AddFlag(f)
+	})
+	return list
+}
+
+// parseMessage describes an error of pflag and suggests a flag for an unknown one.
+func parseMessage(err error, flags *pflag.FlagSet) string {
+	// pflag quotes strconv's error for a list of numbers.
+	message, _, numbers := strings.Cut(err.Error(), "strconv.")
+	if numbers {
+		message += "expected integers separated by commas"
+	}
+	if typo, unknown := strings.CutPrefix(message, "unknown flag: --"); unknown {
+		return message + suggestFlag(flagName(typo), flags)
+	}
+	if short, unknown := strings.CutPrefix(message, "unknown shorthand flag: '"); unknown {
+		letter, _, _ := strings.Cut(short, "'")
+		_, given, _ := strings.Cut(short, " in ")
+		return fmt.Sprintf("unknown flag: %s%s", given, suggestFlag(letter, flags))
+	}
+	return message
+}
+
+// otherNames lists the names that other programs give to a flag: transformers, TRL, peft, axolotl,
+// LLaMA-Factory, torchtune, llama.cpp, vLLM and ollama. If a command lacks the first of several
+// flags, the next is suggested.
+var otherNames = map[string][]string{
+	"adapter":                     {"adapter_path"},
+	"adapter_name_or_path":        {"adapter_path"},
+	"alpha":                       {"lora_alpha"},
+	"arch":                        {"architecture"},
+	"b":                           {"batch_size"},
+	"base_model":                  {"model_path"},
+	"batch":                       {"batch_size"},
+	"beta":                        {"dpo_beta"},
+	"bs":                          {"batch_size"},
+	"c":                           {"sequence_length"},
+	"checkpoint":                  {"model_path"},
+	"checkpoint_dir":              {"checkpoint_path"},
+	"ckpt":                        {"model_path"},
+	"context_length":              {"sequence_length"},
+	"ctx_size":                    {"sequence_length"},
+	"cutoff_len":                  {"sequence_length"},
+	"d":                           {"data_path"},
+	"data":                        {"data_path"},
+	"dataset":                     {"data_path"},
+	"dataset_name":                {"data_path"},
+	"dataset_path":                {"data_path"},
+	"datasets":                    {"data_path"},
+	"do_sample":                   {"temperature"},
+	"dropout":                     {"lora_dropout"},
+	"epoch":                       {"epochs"},
+	"eval_data":                   {"validation_path"},
+	"eval_dataset":                {"validation_path"},
+	"eval_steps":                  {"validate_steps"},
+	"f":                           {"prompts_file", "text_file"},
+	"file":                        {"prompts_file", "text_file"},
+	"force":                       {"overwrite"},
+	"grad_accum":                  {"accumulate"},
+	"gradient_accumulation":       {"accumulate"},
+	"gradient_accumulation_steps": {"accumulate"},
+	"gradient_checkpointing":      {"recompute"},
+	"gguf":                        {"format", "model_path"},
+	"gpus":                        {"nproc"},
+	"i":                           {"prompt"},
+	"input":                       {"prompt", "text"},
+	"logging_steps":               {"report_steps"},
+	"lora":                        {"lora_rank", "adapter_path"},
+	"lora_r":                      {"lora_rank"},
+	"lora_target":                 {"lora_targets"},
+	"lora_target_modules":         {"lora_targets"},
+	"lr":                          {"learning_rate"},
+	"lr_scheduler":                {"schedule"},
+	"lr_scheduler_type":           {"schedule"},
+	"m":                           {"model_path"},
+	"max_grad_norm":               {"clip"},
+	"max_len":                     {"sequence_length", "max_new_tokens"},
+	"max_length":                  {"sequence_length", "max_new_tokens"},
+	"max_model_len":               {"sequence_length", "max_new_tokens"},
+	"max_seq_len":                 {"sequence_length", "max_new_tokens"},
+	"max_seq_length":              {"sequence_length", "max_new_tokens"},
+	"max_steps":                   {"steps"},
+	"max_tokens":                  {"max_new_tokens"},
+	"micro_batch_size":            {"batch_size"},
+	"mixed_precision":             {"dtype"},
+	"model":                       {"model_path"},
+	"model_dir":                   {"model_path"},
+	"model_id":                    {"model_path"},
+	"model_name":                  {"model_path"},
+	"model_name_or_path":          {"model_path"},
+	"n":                           {"max_new_tokens"},
+	"n_predict":                   {"max_new_tokens"},
+	"nproc_per_node":              {"nproc"},
+	"num_ctx":                     {"sequence_length"},
+	"num_epochs":                  {"epochs"},
+	"num_predict":                 {"max_new_tokens"},
+	"num_processes":               {"nproc"},
+	"num_tokens":                  {"max_new_tokens"},
+	"num_train_epochs":            {"epochs"},
+	"o":                           {"output_path"},
+	"optim":                       {"optimizer"},
+	"out":                         {"output_path"},
+	"outfile":                     {"output_path"},
+	"output":                      {"output_path"},
+	"output_dir":                  {"output_path"},
+	"output_file":                 {"output_path"},
+	"outtype":                     {"dtype"},
+	"p":                           {"prompt"},
+	"packing":                     {"pack"},
+	"peft":                        {"lora_rank", "adapter_path"},
+	"per_device_train_batch_size": {"batch_size"},
+	"precision":                   {"dtype"},
+	"prompt_file":                 {"prompts_file"},
+	"prompts":                     {"prompts_file", "prompt"},
+	"quantize":                    {"dtype"},
+	"r":                           {"lora_rank"},
+	"rank":                        {"lora_rank"},
+	"repeat_penalty":              {"repetition_penalty"},
+	"resume_from_checkpoint":      {"resume"},
+	"s":                           {"seed"},
+	"sample_packing":              {"pack"},
+	"save_steps":                  {"checkpoint_steps"},
+	"save_total_limit":            {"keep"},
+	"scheduler":                   {"schedule"},
+	"seq_len":                     {"sequence_length"},
+	"seq_length":                  {"sequence_length"},
+	"seqlen":                      {"sequence_length"},
+	"stop_sequences":              {"stop"},
+	"strategy":                    {"distributed"},
+	"system_prompt":               {"system"},
+	"t":                           {"threads", "temperature"},
+	"target_modules":              {"lora_targets"},
+	"temp":                        {"temperature"},
+	"template":                    {"chat"},
+	"tensor_parallel_size":        {"tp_size", "nproc"},
+	"tokenizer_name":              {"tokenizer"},
+	"tokenizer_path":              {"tokenizer"},
+	"torch_dtype":                 {"dtype"},
+	"total_batch_size":            {"accumulate"},
+	"tp":                          {"tp_size", "nproc"},
+	"train_data":                  {"data_path"},
+	"train_file":                  {"data_path"},
+	"use_lora":                    {"lora_rank"},
+	"val_data":                    {"validation_path"},
+	"val_set_size":                {"validation_fraction"},
+	"validation_data":             {"validation_path"},
+	"validation_file":             {"validation_path"},
+	"validation_split":            {"validation_fraction"},
+	"warmup":                      {"warmup_steps"},
+	"wd":                          {"weight_decay"},
+}
+
+// suggestFlag suggests a flag for an unknown one: the flag that has another name here, a flag with
+// that prefix, or the closest name.
+func suggestFlag(typo string, flags *pflag.FlagSet) string {
+	for _, name := range otherNames[typo] {
+		if flags.Lookup(name) != nil {
+			return fmt.Sprintf(", here it is --%s", name)
+		}
+	}
+	best, name := 3, ""
+	flags.VisitAll(func(f *pflag.Flag) {
+		d := distance(typo, f.Name)
+		if strings.HasPrefix(f.Name, typo) {
+			d = min(d, 2)
+		}
+		if d < best && d < len(typo) {
+			best, name = d, f.Name
+		}
+	})
+	if name == "" {
+		return ""
+	}
+	return fmt.Sprintf(", did you mean --%s?", name)
+}
+
+// distance is the Levenshtein distance.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		previous := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := previous
+			if a[i] != b[j] {
+				cost++
+			}
+			previous = row[j+1]
+			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
+}
