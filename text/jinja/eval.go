@@ -2,7 +2,6 @@ package jinja
 
 import (
 	"math/big"
-	"strings"
 	"unicode/utf8"
 )
 
@@ -181,12 +180,12 @@ func (e *concatExpr) eval(r *renderer, f *frame) value {
 	var joined [8]string
 	parts, total := joined[:0], 0
 	for _, p := range e.parts {
-		s := r.str(p.eval(r, f))
+		s := r.shown(p.eval(r, f))
 		total += len(s)
 		parts = append(parts, s)
 	}
 	r.grow(total)
-	return strings.Join(parts, "")
+	return r.joined(parts...)
 }
 
 type binaryExpr struct {
@@ -386,9 +385,12 @@ func character(s string, index value) (value, bool) {
 	if i < 0 {
 		return nil, false
 	}
-	for _, c := range s {
+	for at, c := range s {
 		if i == 0 {
-			return string(c), true
+			if c == utf8.RuneError {
+				return string(c), true
+			}
+			return s[at : at+utf8.RuneLen(c)], true
 		}
 		i--
 	}
@@ -451,9 +453,9 @@ func (r *renderer) slice(object value, e *sliceExpr, f *frame) value {
 	}
 	switch o := object.(type) {
 	case string:
-		return cut(o)
+		return r.derived(cut(o), o)
 	case markup:
-		return markup(cut(string(o)))
+		return r.derived(markup(cut(string(o))), o)
 	case *list:
 		return &list{pick(o.items)}
 	case tuple:
@@ -575,6 +577,16 @@ type callExpr struct {
 }
 
 func (e *callExpr) eval(r *renderer, f *frame) value {
+	if attr, ok := e.callee.(*attrExpr); ok && r.trace != nil {
+		object := attr.object.eval(r, f)
+		callee := r.attribute(object, attr.name)
+		a := e.args.eval(r, f)
+		result := r.call(callee, a)
+		if _, isText := text(object); isText {
+			return r.derived(result, object, append(a.positional, a.named...)...)
+		}
+		return result
+	}
 	callee := e.callee.eval(r, f)
 	return r.call(callee, e.args.eval(r, f))
 }
@@ -606,7 +618,11 @@ func (e *filterExpr) eval(r *renderer, f *frame) value {
 	if e.filter == nil {
 		fail("No filter named '%s'.", e.name)
 	}
-	return e.filter(r, v, e.args.eval(r, f))
+	if r.trace == nil {
+		return e.filter(r, v, e.args.eval(r, f))
+	}
+	a := e.args.eval(r, f)
+	return r.derived(e.filter(r, v, a), v, append(a.positional, a.named...)...)
 }
 
 type testExpr struct {

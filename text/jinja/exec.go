@@ -38,8 +38,9 @@ type renderer struct {
 	limits  Limits
 	context map[string]value
 	now     func() time.Time
-	root    *output
+	root    *output // its length counts for generation spans
 	spans   []Span
+	trace   *tracer // nil unless the origin of text is traced
 	steps   int
 	calls   int    // depth of macro calls
 	body    string // the captured text that a filter block's first filter reads
@@ -137,7 +138,7 @@ func (s *printStmt) exec(r *renderer, f *frame, out *output) signal {
 	case string:
 		out.write(v)
 	default:
-		out.write(r.str(v))
+		out.write(r.shown(v))
 	}
 	return done
 }
@@ -276,7 +277,11 @@ func (s *forStmt) run(r *renderer, f *frame, out *output, v value, depth int) {
 		inner.reset()
 		inner.vars[s.loop] = l
 		s.target.assign(r, inner, l.current)
+		start := out.Len()
 		sig := r.exec(s.body, inner, out)
+		if r.trace != nil {
+			r.turn(l.current, out, start)
+		}
 		if sig == broke {
 			break
 		}

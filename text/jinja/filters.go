@@ -378,7 +378,7 @@ func filterReplace(r *renderer, v value, a args) value {
 	if _, isNone := b[2].(none); b[2] != nil && !isNone {
 		n = intArg(args{positional: b}, 2, -1)
 	}
-	return r.replace(r.str(v), r.str(b[0]), r.str(b[1]), n)
+	return r.replace(r.shown(v), r.str(b[0]), r.shown(b[1]), n)
 }
 
 func filterRound(_ *renderer, v value, a args) value {

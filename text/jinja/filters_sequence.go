@@ -188,14 +188,14 @@ func filterJoin(r *renderer, v value, a args) value {
 		separator = r.str(b[0])
 	}
 	get := r.getter(b[1], nil)
-	var out strings.Builder
+	out := &output{r: r}
 	it := r.iterate(v)
 	for i := 0; ; i++ {
 		item, ok := it()
 		if !ok {
 			return out.String()
 		}
-		part := r.str(get(item))
+		part := r.shown(get(item))
 		if i > 0 {
 			out.WriteString(separator)
 		}
@@ -264,7 +264,9 @@ func filterMap(r *renderer, v value, a args) value {
 		if f == nil {
 			fail("No filter named '%s'.", name)
 		}
-		return func(v value) (value, bool) { return f(r, v, rest), true }
+		return func(v value) (value, bool) {
+			return r.derived(f(r, v, rest), v, rest.positional...), true
+		}
 	})
 }
 

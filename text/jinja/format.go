@@ -10,7 +10,7 @@ import (
 
 // percent is Python's format % values.
 func (r *renderer) percent(format string, values value) string {
-	var b strings.Builder
+	b := &output{r: r}
 	positional, isTuple := values.(tuple)
 	if !isTuple {
 		positional = tuple{values}
@@ -509,7 +509,7 @@ func (r *renderer) bracesAt(format string, a args, automatic *int, depth int) st
 	if depth == 0 {
 		fail("Max string recursion exceeded")
 	}
-	var b strings.Builder
+	b := &output{r: r}
 	for i := 0; i < len(format); i++ {
 		r.step()
 		c := format[i]

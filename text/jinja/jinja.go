@@ -9,6 +9,8 @@
 //	if err != nil { … }
 //	text, err := t.Render(ctx, map[string]any{"messages": messages})
 //
+// [Template.Trace] also tells which parts of the text stem from which message.
+//
 // A template comes with a foreign model, so its cost is bounded: see [Limits]. Template
 // inheritance, imports and autoescaping are refused by [Compile].
 package jinja
@@ -18,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"strings"
 	"time"
 )
 
@@ -107,15 +108,24 @@ func (t *Template) Render(ctx context.Context, values map[string]any) (string, e
 
 // RenderSpans is Render; it also returns where the {% generation %} blocks lie in the text.
 func (t *Template) RenderSpans(ctx context.Context, values map[string]any) (string, []Span, error) {
-	context := make(map[string]value, len(values))
+	vars, err := variables(values)
+	if err != nil {
+		return "", nil, err
+	}
+	return t.renderSpans(ctx, vars)
+}
+
+// variables converts the variables of a template.
+func variables(values map[string]any) (map[string]value, error) {
+	vars := make(map[string]value, len(values))
 	for name, v := range values {
 		converted, err := fromGo(v)
 		if err != nil {
-			return "", nil, fmt.Errorf("variable %s: %w", name, err)
+			return nil, fmt.Errorf("variable %s: %w", name, err)
 		}
-		context[name] = converted
+		vars[name] = converted
 	}
-	return t.render(ctx, context)
+	return vars, nil
 }
 
 // RenderJSON renders the template with the variables of a JSON object. Objects keep the order of
@@ -139,13 +149,21 @@ func (t *Template) RenderJSONSpans(ctx context.Context, object []byte) (string, 
 	for _, e := range d.entries {
 		context[e.key.(string)] = e.value
 	}
-	return t.render(ctx, context)
+	return t.renderSpans(ctx, context)
 }
 
-func (t *Template) render(ctx context.Context, vars map[string]value) (
-	text string, spans []Span, err error,
+func (t *Template) renderSpans(ctx context.Context, vars map[string]value) (string, []Span, error) {
+	text, r, err := t.render(ctx, vars, nil)
+	if err != nil {
+		return "", nil, err
+	}
+	return text, r.spans, nil
+}
+
+func (t *Template) render(ctx context.Context, vars map[string]value, trace *tracer) (
+	text string, r *renderer, err error,
 ) {
-	r := &renderer{ctx: ctx, limits: t.Limits, context: vars, now: t.Now}
+	r = &renderer{ctx: ctx, limits: t.Limits, context: vars, now: t.Now, trace: trace}
 	defer catch(&err)
 	defer r.located()
 	if r.now == nil {
@@ -157,7 +175,7 @@ func (t *Template) render(ctx context.Context, vars map[string]value) (
 	out := &output{r: r}
 	r.root = out
 	r.exec(t.body, newFrame(t.scope, nil), out)
-	return out.String(), r.spans, nil
+	return out.String(), r, nil
 }
 
 // catch turns a panic with an *Error into an error.
@@ -181,17 +199,4 @@ func fail(format string, args ...any) {
 func failLimit(limit string, n int) {
 	e := &LimitError{limit, n}
 	panic(&Error{Message: e.Error(), cause: e})
-}
-
-// output collects text. Only the root's length counts for generation spans.
-type output struct {
-	strings.Builder
-	r *renderer
-}
-
-func (o *output) write(s string) {
-	if o.Len()+len(s) > o.r.limits.Bytes {
-		failLimit("bytes", o.r.limits.Bytes)
-	}
-	o.WriteString(s)
 }

@@ -235,6 +235,7 @@ func (e *encoder) write(v value, depth int) {
 		e.b.WriteString(jsonScalar(v))
 	case string:
 		e.quote(v)
+		e.r.encodes(v)
 	case markup:
 		e.quote(string(v))
 	case *list:

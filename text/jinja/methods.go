@@ -333,7 +333,7 @@ func textMethod(s string, self value, name string) value {
 	case "join":
 		return bound(name, func(r *renderer, a args) value {
 			a.count(name, 1, 1)
-			var b strings.Builder
+			b := &output{r: r}
 			for i, item := range r.collect(a.positional[0]) {
 				part, ok := text(item)
 				if !ok {
@@ -605,7 +605,18 @@ func (r *renderer) replace(s, old, new string, n int) string {
 		failLimit("bytes", r.limits.Bytes)
 	}
 	r.grow(len(s) + found*max(0, len(new)-len(old)))
-	return strings.Replace(s, old, new, n)
+	if r.trace == nil || old == "" {
+		return strings.Replace(s, old, new, n)
+	}
+	out := &output{r: r}
+	for ; found > 0; found-- {
+		before, after, _ := strings.Cut(s, old)
+		out.WriteString(before)
+		out.WriteString(new)
+		s = after
+	}
+	out.WriteString(s)
+	return out.String()
 }
 
 func search(r *renderer, s, name string, a args) value {

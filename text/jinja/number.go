@@ -61,7 +61,10 @@ func (r *renderer) arithmetic(op byte, a, b value) value {
 	if x, ok := a.(string); ok && op == '+' {
 		if y, ok := b.(string); ok {
 			r.grow(len(x) + len(y))
-			return x + y
+			if r.trace == nil {
+				return x + y
+			}
+			return r.joined(x, y)
 		}
 	}
 	if x, ok := a.(int); ok {
@@ -82,7 +85,7 @@ func (r *renderer) arithmetic(op byte, a, b value) value {
 		return arithmeticNumbers(op, x, y)
 	}
 	if v := r.sequenceArithmetic(op, a, b); v != nil {
-		return v
+		return r.derived(v, a, b)
 	}
 	fail("unsupported operand type(s) for %s: '%s' and '%s'", opNames[op], typeName(a), typeName(b))
 	return nil
@@ -288,10 +291,10 @@ func (r *renderer) concatenate(a, b value) value {
 			y = escapeHTML(y)
 		}
 		r.grow(len(x) + len(y))
-		return markup(x + y)
+		return markup(r.joined(x, y))
 	case textA && textB:
 		r.grow(len(x) + len(y))
-		return x + y
+		return r.joined(x, y)
 	case textA:
 		fail("can only concatenate str (not \"%s\") to str", typeName(b))
 	}

@@ -73,9 +73,9 @@ func (m *matcher) find(s string, from int) (token *addedToken, start, end int) {
 	return nil, 0, 0
 }
 
-// split calls yield for each part of s: the id of an added token, or -1 and the
-// text between two tokens. atStart is true at the beginning of s.
-func (m *matcher) split(s string, yield func(piece string, id int32, atStart bool)) {
+// split calls yield for each part s[start:end] of s: the id of an added token, or
+// -1 and the text between two tokens.
+func (m *matcher) split(s string, yield func(piece string, id int32, start, end int)) {
 	done, search := 0, 0
 	for m.root.next != nil {
 		token, start, end := m.find(s, search)
@@ -97,12 +97,12 @@ func (m *matcher) split(s string, yield func(piece string, id int32, atStart boo
 			end = len(s) - len(strings.TrimLeftFunc(s[end:], unicode.IsSpace))
 		}
 		if done < start {
-			yield(s[done:start], -1, done == 0)
+			yield(s[done:start], -1, done, start)
 		}
-		yield("", token.ID, done == 0)
+		yield("", token.ID, start, end)
 		done = end
 	}
 	if done < len(s) {
-		yield(s[done:], -1, done == 0)
+		yield(s[done:], -1, done, len(s))
 	}
 }

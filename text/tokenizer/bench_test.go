@@ -71,7 +71,8 @@ func BenchmarkChat(b *testing.B) {
 	if tok.ChatTemplate() == "" {
 		tok.template.source = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
 	}
-	messages := []Message{{"user", "Hello"}, {"assistant", "Hi"}, {"user", "Bye"}}
+	messages := []Message{{Role: "user", Content: "Hello"},
+		{Role: "assistant", Content: "Hi"}, {Role: "user", Content: "Bye"}}
 	for b.Loop() {
 		if _, err := tok.Chat(messages, true); err != nil {
 			b.Fatal(err)

@@ -53,13 +53,26 @@ func (t *Tokenizer) Encode(s string, addSpecial bool) []int32 {
 	if !utf8.ValidString(s) {
 		s = strings.ToValidUTF8(s, "\uFFFD")
 	}
-	e := t.scratch.Get().(*scratch)
-	defer t.scratch.Put(e)
 	out := make([]int32, 0, len(s)/3+4)
 	if addSpecial {
 		out = append(out, t.prefix...)
 	}
-	t.rawAdded.split(s, func(piece string, id int32, atStart bool) {
+	out = t.encodeParts(out, s, nil)
+	if addSpecial {
+		out = append(out, t.suffix...)
+	}
+	return out
+}
+
+// encodeParts appends the ids of s. It tells each part of s that it encodes by
+// itself, and how many ids precede it in out.
+func (t *Tokenizer) encodeParts(out []int32, s string, tell func(p part, before int)) []int32 {
+	e := t.scratch.Get().(*scratch)
+	defer t.scratch.Put(e)
+	t.rawAdded.split(s, func(piece string, id int32, start, end int) {
+		if tell != nil {
+			tell(part{start, end, id >= 0}, len(out))
+		}
 		if id >= 0 {
 			out = append(out, id)
 			return
@@ -67,17 +80,14 @@ func (t *Tokenizer) Encode(s string, addSpecial bool) []int32 {
 		for _, f := range t.normalize {
 			piece = f(piece)
 		}
-		t.normAdded.split(piece, func(piece string, id int32, first bool) {
+		t.normAdded.split(piece, func(piece string, id int32, at, _ int) {
 			if id >= 0 {
 				out = append(out, id)
 				return
 			}
-			out = t.encodeWords(out, e, t.pretoken, piece, atStart && first)
+			out = t.encodeWords(out, e, t.pretoken, piece, start == 0 && at == 0)
 		})
 	})
-	if addSpecial {
-		out = append(out, t.suffix...)
-	}
 	return out
 }
 
