@@ -33,6 +33,7 @@ import (
 	"strings"
 	"syscall"
 
+	"conquer/internal/wrongfile"
 	"conquer/torch"
 )
 
@@ -173,7 +174,7 @@ func readFile(o *opener, path string) (format string, c contents, err error) {
 	if data := file.Bytes(); strings.HasSuffix(path,
 		".gguf") || string(data[:min(len(data), 4)]) == "GGUF" {
 		if c, err = readGGUF(file); err != nil {
-			err = fmt.Errorf("%s: %w", path, err)
+			err = fmt.Errorf("%s: %w", path, wrongfile.Explain(data, wrongfile.GGUF, err))
 		}
 		return GGUF, c, err
 	}
@@ -187,14 +188,16 @@ func readFile(o *opener, path string) (format string, c contents, err error) {
 func readWeights(file *mapping, wanted map[string]bool) (format string, tensors []*stored,
 	err error) {
 	var records []record
+	kind := wrongfile.SafeTensors
 	if format = SafeTensors; isTorchFile(file.path, file.Bytes()) {
-		format = PyTorch
+		format, kind = PyTorch, wrongfile.PyTorch
 		records, err = parseTorch(file.Bytes())
 	} else {
 		records, _, err = parseSafetensors(file.Bytes())
 	}
 	if err != nil {
-		return format, nil, fmt.Errorf("%s: %w", file.path, err)
+		return format, nil, fmt.Errorf("%s: %w", file.path,
+			wrongfile.Explain(file.Bytes(), kind, err))
 	}
 	for _, r := range records {
 		if wanted == nil || wanted[r.name] {

@@ -235,6 +235,51 @@ func TestOpen_NamesBadFoldersAndWhatWasExpected(t *testing.T) {
 	}
 }
 
+// Every reader names a file that is something else in the same words.
+func TestOpen_NamesWhatLiesInTheFilesPlace(t *testing.T) {
+	pointer := "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2336927\n"
+	html := "<!DOCTYPE html><html><body>404</body></html>"
+	one := safetensorsFile(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, "x")
+	gzip := "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03"
+	for _, test := range []struct{ file, text, want string }{
+		{weightsFile, pointer, "git lfs pull"}, {weightsFile, html, "HTML page"},
+		{weightsFile, "", "it is empty"}, {weightsFile, gzip, "gzip -d"},
+		{weightsFile, "Entry not found", "Entry not found"},
+		{weightsFile, `{"error":"Repository not found"}`, "Repository not found"},
+		{weightsFile, "<Error><Code>AccessDenied</Code></Error>", "XML"},
+		{weightsFile, strings.Repeat("\x00", 100), "zeros"},
+		{weightsFile, one[:len(one)-1], "truncated"}, {weightsFile, one[:20], "truncated"},
+		{pickleFile, pointer, "git lfs pull"}, {pickleFile, html, "HTML page"},
+		{pickleFile, "", "it is empty"}, {pickleFile, gzip, "gzip -d"},
+		{pickleFile, one, "it is a safetensors file"},
+		{pickleFile, "PK\x03\x04 and no more", "truncated"},
+		{"m.gguf", pointer, "git lfs pull"}, {"m.gguf", html, "HTML page"},
+		{"m.gguf", "", "it is empty"}, {"m.gguf", gzip, "gzip -d"},
+		{"m.gguf", one, "it is a safetensors file"},
+		{"m.gguf", "GGUF\x03\x00\x00", "truncated"},
+		{configFile, pointer, "git lfs pull"}, {configFile, html, "HTML page"},
+		{configFile, "", "it is empty"}, {configFile, `{"model_type": "lla`, "truncated"},
+		{configFile, `{"error":"Repository not found"}`, "Repository not found"},
+		{configFile, gzip, "gzip -d"}, {generationFile, pointer, "git lfs pull"},
+		{indexFile, pointer, "git lfs pull"}, {indexFile, html, "HTML page"},
+		{NativeFile, pointer, "git lfs pull"}, {paramsFile, html, "HTML page"},
+	} {
+		path := writeFile(t, test.file, test.text)
+		open := filepath.Dir(path)
+		switch test.file {
+		case "m.gguf":
+			open = path
+		case configFile, generationFile:
+			err := os.WriteFile(filepath.Join(open, weightsFile), []byte(one), 0o644)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := Open(open)
+		wantError(t, err, path, test.want)
+	}
+}
+
 // wantError fails unless err contains every part, on one line.
 func wantError(t testing.TB, err error, parts ...string) {
 	t.Helper()

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"conquer/internal/pyjson"
+	"conquer/internal/wrongfile"
 )
 
 // The names of a Hugging Face folder's files.
@@ -115,7 +116,7 @@ func readShards(o *opener, dir, index string, text []byte) (format string, tenso
 		err = fmt.Errorf("expected a key \"weight_map\"")
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("%s: %w", index, err)
+		return "", nil, fmt.Errorf("%s: %w", index, wrongfile.Explain(text, wrongfile.JSON, err))
 	}
 	for _, shard := range shards {
 		path := filepath.Join(dir, shard)
@@ -177,7 +178,11 @@ func readConfigs(dir string) (config, generation []byte, err error) {
 		text = pyjson.Standard(text)
 		var object map[string]any
 		if err := json.Unmarshal(text, &object); err != nil {
+			err = wrongfile.Explain(text, wrongfile.JSON, err)
 			return nil, nil, fmt.Errorf("%s: expected a JSON object: %w", path, err)
+		}
+		if what := wrongfile.Describe(text, wrongfile.JSON); what != "" {
+			return nil, nil, fmt.Errorf("%s: %s", path, what)
 		}
 		*to = text
 	}

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"conquer/internal/atomicfile"
+	"conquer/internal/wrongfile"
 )
 
 // Meta's layout is params.json and consolidated.00.pth, …, one file for each process that runs the
@@ -73,7 +74,7 @@ func readMeta(o *opener, dir string) (format string, c contents, err error) {
 	}
 	params, err := family.Meta.Read(text)
 	if err != nil {
-		return Meta, c, fmt.Errorf("%s: %w", path, err)
+		return Meta, c, fmt.Errorf("%s: %w", path, wrongfile.Explain(text, wrongfile.JSON, err))
 	}
 	if c.config, c.generation, err = readConfigs(dir); err != nil {
 		return Meta, c, err
@@ -180,7 +181,8 @@ func metaParts(o *opener, dir string) ([]*metaFile, error) {
 		}
 		records, err := parseTorch(file.Bytes())
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return nil, fmt.Errorf("%s: %w", path,
+				wrongfile.Explain(file.Bytes(), wrongfile.PyTorch, err))
 		}
 		parts = append(parts, &metaFile{file, records})
 	}

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"conquer/internal/atomicfile"
+	"conquer/internal/wrongfile"
 	"conquer/torch"
 )
 
@@ -172,7 +173,7 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 	path := filepath.Join(dir, NativeFile)
 	var index nativeIndex
 	if err := json.Unmarshal(text, &index); err != nil {
-		return c, fmt.Errorf("%s: %w", path, err)
+		return c, fmt.Errorf("%s: %w", path, wrongfile.Explain(text, wrongfile.JSON, err))
 	}
 	if index.Version != 1 {
 		return c, fmt.Errorf("%s has version %d, expected 1", path, index.Version)

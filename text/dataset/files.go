@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"conquer/internal/wrongfile"
 )
 
 // file is an open data file. Its records are read when they are needed, by
@@ -122,6 +124,21 @@ func openFile(name string, data []byte, layout Layout, maps *mappings) (f file, 
 		}
 	}()
 	ext := strings.ToLower(filepath.Ext(name))
+	kinds := map[string]wrongfile.Kind{".parquet": wrongfile.Parquet, ".arrow": wrongfile.Other,
+		".json": wrongfile.JSON, ".jsonl": wrongfile.JSON, ".ndjson": wrongfile.JSON}
+	kind, known := kinds[ext]
+	if !known || layout == RawText {
+		kind = wrongfile.Text
+	}
+	err = guarded(func() error {
+		if what := wrongfile.Describe(data, kind); len(data) > 0 && what != "" {
+			return errors.New(what)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
 	if isColumns(name) {
 		err = guarded(func() (err error) {
 			if ext == ".parquet" {

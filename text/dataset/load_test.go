@@ -357,3 +357,21 @@ func TestLoad_RefusesDevicesAndBrokenLinks(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestLoad_NamesWhatLiesInTheFilesPlace(t *testing.T) {
+	pointer := "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2336927\n"
+	for _, c := range []struct{ file, text, want string }{
+		{"a.jsonl", pointer, "git lfs pull"}, {"a.json", pointer, "git lfs pull"},
+		{"a.txt", pointer, "git lfs pull"}, {"a.parquet", pointer, "git lfs pull"},
+		{"a.arrow", pointer, "git lfs pull"}, {"a.jsonl", "<html><body>404", "HTML page"},
+		{"a.parquet", "<html><body>404", "HTML page"},
+		{"a.json", `{"error":"Repository not found"}`, "Repository not found"},
+	} {
+		path := writeTestFile(t, c.file, c.text)
+		_, err := Load(path, nil, Options{})
+		if err == nil || !strings.Contains(err.Error(), path) ||
+			!strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s %.20q: %v, want %q", c.file, c.text, err, c.want)
+		}
+	}
+}

@@ -8,6 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"conquer/internal/pyjson"
+	"conquer/internal/wrongfile"
 )
 
 // companions are the files of a folder that belong to a tokenizer.
@@ -154,7 +157,7 @@ func readJSON(path string, into any) error {
 		return nil
 	}
 	if err == nil {
-		err = json.Unmarshal(data, into)
+		err = wrongfile.Explain(data, wrongfile.JSON, json.Unmarshal(pyjson.Standard(data), into))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)

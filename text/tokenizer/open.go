@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+
+	"conquer/internal/wrongfile"
 )
 
 // source is what Save writes: the files of the folder that the tokenizer was
@@ -79,8 +81,6 @@ func Open(path string) (*Tokenizer, error) {
 // parseFile reads a tokenizer.json or tokenizer.model.
 func parseFile(data []byte, about *folderInfo) (*Tokenizer, error) {
 	switch {
-	case len(data) == 0:
-		return nil, fmt.Errorf("the file is empty")
 	case bytes.HasPrefix(data, []byte("GGUF")):
 		return nil, fmt.Errorf(
 			"it is a GGUF file, whose tokenizer can only be used with its own model: " +
@@ -93,16 +93,17 @@ func parseFile(data []byte, about *folderInfo) (*Tokenizer, error) {
 			"it is a list of ranks in the format of Llama 3, which is not supported: " +
 				"give the folder of the model's tokenizer.json with --tokenizer")
 	}
-	read, isJSON := about.specFromSentencePiece, looksLikeJSON(data)
+	read, kind := about.specFromSentencePiece, wrongfile.Other
+	isJSON := len(data) > 0 && looksLikeJSON(data)
 	if isJSON {
-		read = parseSpec
+		read, kind = parseSpec, wrongfile.JSON
 	} else if looksLikeText(data) {
-		return nil, fmt.Errorf("it is text that begins with %.40q, "+
-			"neither a tokenizer.json nor a SentencePiece model", data)
+		return nil, wrongfile.Explain(data, wrongfile.JSON, fmt.Errorf("it is text that begins with %.40q, "+
+			"neither a tokenizer.json nor a SentencePiece model", data))
 	}
 	spec, err := read(data)
 	if err != nil {
-		return nil, err
+		return nil, wrongfile.Explain(data, kind, err)
 	}
 	t, err := spec.build()
 	if err != nil {

@@ -102,7 +102,12 @@ func TestOpen_ErrorsNameFileAndProblem(t *testing.T) {
 		{"tokenizer.model", "hello",
 			`it is text that begins with "hello",` +
 				` neither a tokenizer.json nor a SentencePiece model`},
-		{"tokenizer.model", "", "the file is empty"},
+		{"tokenizer.model", "", "it is empty"},
+		{"tokenizer.model", "version https://git-lfs.github.com/spec/v1\nsize 5\n", "git lfs pull"},
+		{"tokenizer.json", "version https://git-lfs.github.com/spec/v1\nsize 5\n", "git lfs pull"},
+		{"tokenizer.json", "<!doctype html><html></html>", "HTML page"},
+		{"tokenizer.json", `{"error":"Repository not found"}`, "Repository not found"},
+		{"tokenizer.model", "\x1f\x8b\x08\x00\x00\x00", "gzip -d"},
 		{"tokenizer.model", "\x01\x02\x03", "neither JSON nor a SentencePiece model"},
 		{"tokenizer.model", "\x1a\x00", "neither JSON nor a SentencePiece model, which has pieces"},
 		{"tokenizer.model", string(pieces[:len(pieces)/2]),
