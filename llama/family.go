@@ -12,8 +12,8 @@ import (
 type Family struct {
 	// ModelType is that of config.json, Class that of transformers.
 	ModelType, Class string
-	// Defaults are the values that keys have in transformers if a config.json lacks them, where they
-	// differ from Llama's.
+	// Defaults are the values that keys have in transformers if a config.json lacks them, where
+	// they differ from Llama's.
 	Defaults model.Config
 	// Decoder reads a config.json, to which the defaults are added. Problems are kept in r.
 	Decoder func(r *model.Reader) *Decoder

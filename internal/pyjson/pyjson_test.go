@@ -39,7 +39,8 @@ func FuzzStandard(f *testing.F) {
 		if json.Unmarshal(text, &before) != nil {
 			return
 		}
-		if err := json.Unmarshal(standard, &after); err != nil || !reflect.DeepEqual(before, after) {
+		err := json.Unmarshal(standard, &after)
+		if err != nil || !reflect.DeepEqual(before, after) {
 			t.Errorf("%q became %q: %v", text, standard, err)
 		}
 	})

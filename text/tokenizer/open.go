@@ -98,8 +98,9 @@ func parseFile(data []byte, about *folderInfo) (*Tokenizer, error) {
 	if isJSON {
 		read, kind = parseSpec, wrongfile.JSON
 	} else if looksLikeText(data) {
-		return nil, wrongfile.Explain(data, wrongfile.JSON, fmt.Errorf("it is text that begins with %.40q, "+
-			"neither a tokenizer.json nor a SentencePiece model", data))
+		err := fmt.Errorf("it is text that begins with %.40q, "+
+			"neither a tokenizer.json nor a SentencePiece model", data)
+		return nil, wrongfile.Explain(data, wrongfile.JSON, err)
 	}
 	spec, err := read(data)
 	if err != nil {
