@@ -37,7 +37,7 @@ var mamba2Names = checkpoint.Names{
 // mamba2Format is Mamba-2 in GGUF.
 var mamba2Format = checkpoint.Family{
 	ModelTypes: []string{"mamba2"}, Architectures: []string{"mamba2"},
-	FromGGUF: mamba2FromGGUF, ToGGUF: mamba2ToGGUF,
+	FromGGUF: mamba2FromGGUF, ToGGUF: mamba2ToGGUF, Embedding: "backbone.embeddings",
 }
 
 // MixerGGUF gives the form of a state-space layer's tensor in GGUF, by its Hugging Face name, for a

@@ -143,6 +143,9 @@ func Open(path string) (*Checkpoint, error) {
 		read = readFolder
 	}
 	format, found, err := read(o, path)
+	if err == nil && (format == SafeTensors || format == PyTorch) {
+		err = found.conform(path)
+	}
 	c := assemble(path, format, found, o)
 	if err != nil {
 		c.Close()

@@ -26,6 +26,11 @@ type Family struct {
 	ToGGUF func(config []byte) (*GGUFModel, error)
 	// Meta describes models in Meta's layout.
 	Meta *MetaFamily
+	// Embedding is the embedding's Hugging Face name, without .weight; model.embed_tokens if empty.
+	// Its first part is the prefix of all tensors but the head's.
+	Embedding string
+	// Tied says that a config.json without tie_word_embeddings ties the head to the embedding.
+	Tied bool
 }
 
 // Mapped is a tensor's name and form in another format.

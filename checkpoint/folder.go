@@ -55,6 +55,9 @@ func readFolder(o *opener, dir string) (format string, c contents, err error) {
 	if _, err := os.Stat(filepath.Join(dir, paramsFile)); err == nil {
 		return readMeta(o, dir)
 	}
+	if what := shardsWithoutIndex(dir); what != "" {
+		return "", c, fmt.Errorf("%s: %s", dir, what)
+	}
 	return "", c, fmt.Errorf("%s: expected %s, %s or %s (or their index), or %s beside "+
 		"consolidated.00.pth%s", dir,
 		weightsFile, indexFile, pickleFile, paramsFile, whatElse(dir))
@@ -122,8 +125,8 @@ func readShards(o *opener, dir, index string, text []byte) (format string, tenso
 		path := filepath.Join(dir, shard)
 		file, err := o.open(path)
 		if err != nil {
-			return "", nil, fmt.Errorf("%w (%s names it for tensor %q)", err, index,
-				first(wanted[shard]))
+			return "", nil, fmt.Errorf("%w (%s names it for tensor %q: fetch all files that it "+
+				"names)", err, index, first(wanted[shard]))
 		}
 		kind, list, err := readWeights(file, wanted[shard])
 		if err != nil {

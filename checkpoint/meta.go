@@ -84,9 +84,7 @@ func readMeta(o *opener, dir string) (format string, c contents, err error) {
 		return Meta, c, err
 	}
 	tied := false
-	if config := decoded(c.config); config != nil {
-		tied, _ = config["tie_word_embeddings"].(bool)
-	} else if out := parts[0].find("output.weight"); out != nil {
+	if out := parts[0].find("output.weight"); out != nil && c.config == nil {
 		embedding := parts[0].find("tok_embeddings.weight")
 		tied = embedding != nil && out.offset == embedding.offset // one storage under two names
 	}
@@ -117,8 +115,11 @@ func readMeta(o *opener, dir string) (format string, c contents, err error) {
 		infos[s.name] = s.info()
 		c.tensors = append(c.tensors, s)
 	}
-	if c.config != nil {
-		return Meta, c, nil
+	if config := decoded(c.config); config != nil {
+		if tied, _ = config["tie_word_embeddings"].(bool); tied {
+			err = c.tie(Family{}.embedding() + ".weight")
+		}
+		return Meta, c, err
 	}
 	info := func(name string) (Info, bool) {
 		found, ok := infos[name]

@@ -57,6 +57,7 @@ func (f Family) read(config model.Config) (*model.Reader, *Decoder) {
 func (f Family) Format() checkpoint.Family {
 	c := checkpoint.Family{ModelTypes: []string{f.ModelType}, Architectures: f.Read,
 		FromGGUF: f.fromGGUF, ToGGUF: f.toGGUF}
+	c.Tied, _ = f.Defaults["tie_word_embeddings"].(bool)
 	if f.Meta {
 		c.Meta = &checkpoint.MetaFamily{Names: metaNames, Split: metaSplit, Read: readParams,
 			Write: f.paramsFor}

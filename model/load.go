@@ -45,11 +45,29 @@ func Declare(source *checkpoint.Checkpoint) (Model, error) {
 	if config == nil {
 		return nil, fmt.Errorf("%s: there is no config.json beside the weights", source.Path)
 	}
+	if err := checkLayers(config, source.Names()); err != nil {
+		return nil, fmt.Errorf("%s: %w", source.Path, err)
+	}
 	m, err := New(config)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", source.Path, err)
 	}
 	return m, nil
+}
+
+// checkLayers looks for the last of the layers that config asks for, before memory is taken for
+// all of them.
+func checkLayers(config Config, names []string) error {
+	n, ok := number(config["num_hidden_layers"])
+	if !ok || n < 1 {
+		return nil // New names the problem
+	}
+	last := fmt.Sprintf("layers.%.0f.", n-1)
+	if slices.ContainsFunc(names, func(name string) bool { return strings.Contains(name, last) }) {
+		return nil
+	}
+	return fmt.Errorf("config.json: num_hidden_layers is %.0f, but the weights have no layer %.0f: "+
+		"the config is of another model, or files are missing", n, n-1)
 }
 
 // TensorSource is a checkpoint to load from.
@@ -120,6 +138,11 @@ func check(m Model, source TensorSource) error {
 		where := "the checkpoint"
 		if c, ok := source.(*checkpoint.Checkpoint); ok {
 			where = c.Path
+		}
+		if len(missing) == 1 && missing[0] == "lm_head.weight" {
+			return fmt.Errorf("%s has no head (tensor \"lm_head.weight\"), and config.json does "+
+				"not tie it to the embedding: it is a base model, as for embeddings or "+
+				"classification, which predicts no tokens", where)
 		}
 		return fmt.Errorf("%s lacks %d of the tensors that config.json asks for: %s", where,
 			len(missing), abbreviate(missing))
