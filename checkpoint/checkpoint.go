@@ -318,7 +318,7 @@ func (s *stored) read(dtype torch.DType) (torch.Tensor, error) {
 	return t, s.decode(t.Data(), dtype)
 }
 
-// TensorAs returns a tensor as dtype. It decodes a quantized tensor to bfloat16 or float16 without
+// TensorAs returns a tensor as dtype. Integers are not read as floating-point numbers. It decodes a quantized tensor to bfloat16 or float16 without
 // a float32 copy; others are [Checkpoint.Tensor] and a conversion.
 func (c *Checkpoint) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
 	s, err := c.find(name)
@@ -330,6 +330,11 @@ func (c *Checkpoint) TensorAs(name string, dtype torch.DType) (torch.Tensor, err
 		dtype == torch.Float16) {
 		t := torch.Empty(s.shape, dtype, torch.CPU)
 		return t, s.decode(t.Data(), dtype)
+	}
+	if d := s.torchDType(); dtype.Floating() && d != Unsupported && !d.Floating() {
+		return torch.Tensor{}, fmt.Errorf("%s: tensor %.120q is stored as %s, expected "+
+			"floating-point numbers: the integers of a quantized model are no weights",
+			s.file.path, name, s.dtype)
 	}
 	t, err := c.Tensor(name)
 	if err != nil || t.DType() == dtype {

@@ -235,6 +235,44 @@ func TestOpen_NamesBadFoldersAndWhatWasExpected(t *testing.T) {
 	}
 }
 
+func TestOpen_NamesFoldersOfOtherProgramsAndWhatToDo(t *testing.T) {
+	for files, want := range map[string]string{
+		".metadata __0_0.distcp __1_0.distcp":                  "dcp_to_torch",
+		"pytorch_model_fsdp_0/.metadata optimizer_0/.metadata": "merge-weights",
+		"latest zero_to_fp32.py global_step10/mp_rank_00.pt":   "zero_to_fp32.py",
+		"adapter_config.json adapter_model.safetensors":        "--adapter_path",
+		"model_index.json unet/config.json":                    "diffusers",
+		"config.json model.onnx":                               "ONNX",
+		"config.json onnx/model.onnx":                          "ONNX",
+		"config.json tf_model.h5":                              "from_tf",
+		"config.json flax_model.msgpack":                       "from_flax",
+		"params.json consolidated.safetensors":                 "Mistral's own layout",
+		"openvino_model.xml":                                   "OpenVINO",
+		"state.json data-00000-of-00001.arrow":                 "--data_path",
+		"refs/main snapshots/abc/config.json":                  "in its snapshots",
+		"checkpoint-500/model.safetensors":                     "checkpoint-500",
+		"config.json tokenizer.json":                           "weights are missing",
+		"config.json model-00001-of-00002.safetensors":         indexFile,
+		"config.json pytorch_model-00001-of-00002.bin":         pickleIndex,
+		"m-00001-of-00002.gguf m-00002-of-00002.gguf":          "m-00001-of-00002.gguf",
+		"modules.json config_sentence_transformers.json":       "sentence-transformers",
+	} {
+		dir := t.TempDir()
+		for _, file := range strings.Fields(files) {
+			path := filepath.Join(dir, file)
+			err := os.MkdirAll(filepath.Dir(path), 0o777)
+			if err == nil {
+				err = os.WriteFile(path, []byte(`{"dim":1,"n_layers":1,"n_heads":1}`), 0o644)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := Open(dir)
+		wantError(t, err, dir, want)
+	}
+}
+
 // Every reader names a file that is something else in the same words.
 func TestOpen_NamesWhatLiesInTheFilesPlace(t *testing.T) {
 	pointer := "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2336927\n"

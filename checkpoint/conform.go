@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -134,18 +133,4 @@ func (s *stored) equals(other *stored) (same bool, err error) {
 		return err
 	})
 	return same, err
-}
-
-// shardsWithoutIndex says that a folder has the shards of a model but not their index; "" if it has
-// no shards.
-func shardsWithoutIndex(dir string) string {
-	for pattern, index := range map[string]string{"model-*-of-*.safetensors": indexFile,
-		"pytorch_model-*-of-*.bin": pickleIndex} {
-		if found, _ := filepath.Glob(filepath.Join(dir, pattern)); len(found) > 0 {
-			return fmt.Sprintf("it holds %d of a model's files, such as %s, but not %s, which says "+
-				"which tensor is where: fetch that file too", len(found),
-				filepath.Base(found[0]), index)
-		}
-	}
-	return ""
 }

@@ -55,24 +55,13 @@ func readFolder(o *opener, dir string) (format string, c contents, err error) {
 	if _, err := os.Stat(filepath.Join(dir, paramsFile)); err == nil {
 		return readMeta(o, dir)
 	}
-	if what := shardsWithoutIndex(dir); what != "" {
-		return "", c, fmt.Errorf("%s: %s", dir, what)
+	what := nameForeign(dir)
+	if what != "" {
+		what = "; " + what
 	}
 	return "", c, fmt.Errorf("%s: expected %s, %s or %s (or their index), or %s beside "+
 		"consolidated.00.pth%s", dir,
-		weightsFile, indexFile, pickleFile, paramsFile, whatElse(dir))
-}
-
-// whatElse names a weight file of a folder that lacks the expected ones, for an error message.
-func whatElse(dir string) string {
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		switch filepath.Ext(e.Name()) {
-		case ".gguf", ".safetensors", ".bin", ".pth", ".pt":
-			return fmt.Sprintf("; it holds %s: give the path of that file", e.Name())
-		}
-	}
-	return ""
+		weightsFile, indexFile, pickleFile, paramsFile, what)
 }
 
 // isTorchFile distinguishes PyTorch's files, zip archives with any name, from safetensors.

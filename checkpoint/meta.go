@@ -188,7 +188,8 @@ func metaParts(o *opener, dir string) ([]*metaFile, error) {
 		parts = append(parts, &metaFile{file, records})
 	}
 	if len(parts) == 0 {
-		return nil, fmt.Errorf("%s: there is %s, but no consolidated.00.pth", dir, paramsFile)
+		return nil, fmt.Errorf("%s: there is %s, but no consolidated.00.pth; %s", dir, paramsFile,
+			nameForeign(dir))
 	}
 	for _, p := range parts[1:] {
 		if len(p.records) != len(parts[0].records) {

@@ -45,7 +45,11 @@ func Declare(source *checkpoint.Checkpoint) (Model, error) {
 	if config == nil {
 		return nil, fmt.Errorf("%s: there is no config.json beside the weights", source.Path)
 	}
-	if err := checkLayers(config, source.Names()); err != nil {
+	err := checkQuantized(config)
+	if err == nil {
+		err = checkLayers(config, source.Names())
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", source.Path, err)
 	}
 	m, err := New(config)
@@ -66,8 +70,8 @@ func checkLayers(config Config, names []string) error {
 	if slices.ContainsFunc(names, func(name string) bool { return strings.Contains(name, last) }) {
 		return nil
 	}
-	return fmt.Errorf("config.json: num_hidden_layers is %.0f, but the weights have no layer %.0f: "+
-		"the config is of another model, or files are missing", n, n-1)
+	return fmt.Errorf("config.json: num_hidden_layers is %.0f, but the weights have no layer "+
+		"%.0f: the config is of another model, or files are missing", n, n-1)
 }
 
 // TensorSource is a checkpoint to load from.
@@ -116,7 +120,17 @@ func Defer(m Model, source TensorSource, dtype torch.DType, device torch.Device)
 	return nil
 }
 
-// check reports tensors that m needs and source lacks or holds in another shape.
+// Check is [Declare] and fails if the checkpoint lacks a tensor of the model, or holds it in another
+// shape or as integers. It returns the model with such an error, too.
+func Check(source *checkpoint.Checkpoint) (Model, error) {
+	m, err := Declare(source)
+	if err == nil {
+		err = check(m, source)
+	}
+	return m, err
+}
+
+// check reports tensors that m needs and source lacks, or holds in another shape or as integers.
 func check(m Model, source TensorSource) error {
 	var missing []string
 	var failed error
@@ -126,6 +140,9 @@ func check(m Model, source TensorSource) error {
 		case failed != nil:
 		case !ok:
 			missing = append(missing, p.Name)
+		case info.DType != checkpoint.Unsupported && !info.DType.Floating():
+			failed = fmt.Errorf("%s: tensor %q is stored as %s, expected floating-point numbers: "+
+				"the integers of a quantized model are no weights", info.File, p.Name, info.Stored)
 		case !slices.Equal(info.Shape, p.Shape()):
 			failed = fmt.Errorf("%s: tensor %q has shape %v, config.json asks for %v", info.File,
 				p.Name, info.Shape, p.Shape())
@@ -138,6 +155,9 @@ func check(m Model, source TensorSource) error {
 		where := "the checkpoint"
 		if c, ok := source.(*checkpoint.Checkpoint); ok {
 			where = c.Path
+		}
+		if what := quantizedBy(source); what != "" {
+			return fmt.Errorf("%s: %s", where, what)
 		}
 		if len(missing) == 1 && missing[0] == "lm_head.weight" {
 			return fmt.Errorf("%s has no head (tensor \"lm_head.weight\"), and config.json does "+

@@ -63,8 +63,28 @@ func New(config Config) (Model, error) {
 		}
 		known = append(known, a.ModelTypes...)
 	}
-	return nil, fmt.Errorf("config.json: model_type %q is not supported: expected one of %s", kind,
-		strings.Join(known, ", "))
+	if kind == "" {
+		return nil, fmt.Errorf("config.json: it has no model_type%s", typeless(config))
+	}
+	return nil, fmt.Errorf("config.json: model_type %.60q is not supported: expected one of %s",
+		kind, strings.Join(known, ", "))
+}
+
+// typeless says what a config without model_type is, if it is known.
+func typeless(config Config) string {
+	switch {
+	case config["d_model"] != nil && config["n_layer"] != nil:
+		return ", but d_model and n_layer: it is of state-spaces' own library (mamba_ssm), which " +
+			"has other names; convert it with transformers' " +
+			"convert_mamba2_ssm_checkpoint_to_pytorch.py"
+	case config["_class_name"] != nil:
+		return fmt.Sprintf(": it is of %.60v in diffusers, which is no language model",
+			config["_class_name"])
+	case config["architectures"] != nil:
+		return fmt.Sprintf(" (architectures %.100v): add the one of its architecture",
+			config["architectures"])
+	}
+	return ", which says of what kind the model is"
 }
 
 // Variant returns the config of a named variant of an architecture, for a model with fresh weights.

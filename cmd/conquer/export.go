@@ -20,7 +20,6 @@ import (
 	"conquer/model"
 	"conquer/text/tokenizer"
 	"conquer/torch"
-	"conquer/torch/nn"
 )
 
 var exportCommand = command{
@@ -160,8 +159,8 @@ func (f *exportFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := checkComplete(c); err != nil {
-		return fmt.Errorf("%s: %w", where, err)
+	if _, err := model.Check(c); err != nil {
+		return err
 	}
 	from := weights(c)
 	if f.adapter != "" {
@@ -275,30 +274,6 @@ func checkOutput(dir string, file, overwrite bool) error {
 			"--overwrite", dir)
 	}
 	return nil
-}
-
-// checkComplete fails unless c has every tensor of its config, in the right shape.
-func checkComplete(c *checkpoint.Checkpoint) error {
-	config := model.Config(c.Config())
-	if config == nil {
-		return errors.New("no config.json beside the weights")
-	}
-	m, err := model.New(config)
-	if err != nil {
-		return err
-	}
-	nn.Walk(m, func(p nn.Component) {
-		info, ok := c.Info(p.Name)
-		switch {
-		case err != nil:
-		case !ok:
-			err = fmt.Errorf("tensor %q is missing", p.Name)
-		case fmt.Sprint(info.Shape) != fmt.Sprint(p.Shape()):
-			err = fmt.Errorf("tensor %q has shape %v, expected %v from config.json", p.Name,
-				info.Shape, p.Shape())
-		}
-	})
-	return err
 }
 
 // parseSize reads a size such as 5GB, with the units of transformers' max_shard_size.

@@ -85,7 +85,7 @@ func TestExport_BadInputGetsReasonAndExitCode(t *testing.T) {
 		{[]string{"--model_path", dir, "--output_path", there, "--format", "gguf"}, 1,
 			"--overwrite"},
 		{[]string{"--model_path", dir, "--output_path", work, "--format", "gguf"}, 1, "model.gguf"},
-		{[]string{"--model_path", bin, "--output_path", work + "/x"}, 1, "zip archive"},
+		{[]string{"--model_path", bin, "--output_path", work + "/x"}, 1, "not a model"},
 		{[]string{"--model_path", "../../bamba/testdata/hybrid", "--output_path", work + "/x",
 			"--format", "gguf"}, 1, "bamba"},
 	} {

@@ -136,10 +136,11 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 	info.Layers, info.Width = config["num_hidden_layers"], config["hidden_size"]
 	info.Inner = config["intermediate_size"]
 	info.Heads, info.KeyValueHeads = config["num_attention_heads"], config["num_key_value_heads"]
-	if err := checkComplete(c); err != nil {
+	m, err := model.Check(c)
+	if err != nil {
 		info.addProblem(err.Error())
 	}
-	if m, err := model.New(config); config != nil && err == nil {
+	if m != nil {
 		info.Architecture, info.ContextLength = m.Architecture(), m.MaxLength()
 		info.VocabularySize = m.Head().Shape[0]
 	}

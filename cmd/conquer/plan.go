@@ -179,7 +179,8 @@ func shape(ctx context.Context, path, architecture, variant string) (model.Model
 			return nil, "", err
 		}
 		defer c.Close()
-		config = c.Config()
+		m, err := model.Declare(c)
+		return m, name, err
 	}
 	m, err := model.New(config)
 	return m, name, err

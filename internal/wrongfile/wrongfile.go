@@ -44,7 +44,7 @@ var magics = []struct {
 	{Other, "BZh", "it is compressed by bzip2: decompress it with bzip2 -d"},
 	{Other, "7z\xbc\xaf\x27\x1c", "it is a 7-Zip archive: unpack it first"},
 	{Other, "Rar!\x1a\x07", "it is a RAR archive: unpack it first"},
-	{PyTorch, "PK\x03\x04", "it is a zip archive: unpack it, or, if PyTorch wrote it, name it .bin"},
+	{PyTorch, "PK\x03\x04", "it is a zip archive: unpack it, or name it .bin if PyTorch wrote it"},
 	{GGUF, "GGUF", "it is a GGUF file: name it .gguf"},
 	{Other, "ggjt", "it is of GGML, the format before GGUF: convert it with llama.cpp"},
 	{Other, "tjgg", "it is of GGML, the format before GGUF: convert it with llama.cpp"},
@@ -113,8 +113,8 @@ func describeText(head []byte, expected Kind) string {
 	text := bytes.ToLower(bytes.TrimLeft(head, "\ufeff \t\r\n"))
 	for _, tag := range []string{"<!doctype html", "<html", "<head", "<body"} {
 		if bytes.HasPrefix(text, []byte(tag)) {
-			return "it is an HTML page, such as a download server's error or login page: download " +
-				"the file itself"
+			return "it is an HTML page, such as a download server's error or login page: " +
+				"download the file itself"
 		}
 	}
 	switch {

@@ -13,11 +13,12 @@ const pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsi
 
 func TestDescribe_NamesWhatLiesInTheFilesPlace(t *testing.T) {
 	for data, want := range map[string]string{
-		"":                               "empty",
-		pointer:                          "Git LFS pointer, which stands for the file of 2336 bytes: fetch the file with git lfs pull",
-		"\n <!DOCTYPE html>\n<html>":     "HTML page",
-		"<HTML lang=en>":                 "HTML page",
-		"<?xml version=\"1.0\"?><Error>": "XML document",
+		"": "empty",
+		pointer: "it is a Git LFS pointer, which stands for the file of 2336 bytes: fetch the " +
+			"file with git lfs pull",
+		"\n <!DOCTYPE html>\n<html>":                   "HTML page",
+		"<HTML lang=en>":                               "HTML page",
+		"<?xml version=\"1.0\"?><Error>":               "XML document",
 		"<Error><Code>AccessDenied</Code></Error>":     "AccessDenied",
 		"Entry not found":                              `"Entry not found"`,
 		`{"error":"Repository not found"}`:             "Repository not found",
