@@ -13,37 +13,60 @@ import (
 	"conquer/torch/nn"
 )
 
-// AllLinear as the only target selects every linear layer of the blocks.
+// AllLinear as the only target selects every linear layer of the blocks that PEFT adapts too: on
+// Mamba-2 that excludes out_proj, which can be named besides it or instead of it.
 const AllLinear = "all-linear"
 
-// Config describes the adapters of a model.
+// Defaults of a [Config].
+const (
+	DefaultRank = 16
+	// DefaultAlphaPerRank is the default of Alpha divided by Rank: the scale of an adapter.
+	DefaultAlphaPerRank = 2
+)
+
+// Config describes the adapters of a model. The zero Config is complete: rank 16, alpha 32, no
+// dropout, on all linear layers.
 type Config struct {
-	Rank    int     `json:"rank"`
-	Alpha   float64 `json:"alpha"` // an adapter's output is scaled by Alpha/Rank
-	Dropout float64 `json:"dropout"`
-	// Targets are the last components of layer names (q_proj, gate_proj, …), or AllLinear alone.
+	Rank    int     `json:"rank"`    // 0 means DefaultRank
+	Alpha   float64 `json:"alpha"`   // output is scaled by Alpha/Rank; 0 means twice the rank
+	Dropout float64 `json:"dropout"` // share of an adapter's inputs that is dropped
+	// Targets are the last components of layer names (q_proj, gate_proj, …), or AllLinear alone;
+	// nil means AllLinear.
 	Targets []string `json:"targets"`
+}
+
+// Complete returns c with the defaults of its zero fields filled in.
+func (c Config) Complete() Config {
+	if c.Rank == 0 {
+		c.Rank = DefaultRank
+	}
+	if c.Alpha == 0 {
+		c.Alpha = DefaultAlphaPerRank * float64(c.Rank)
+	}
+	if len(c.Targets) == 0 {
+		c.Targets = []string{AllLinear}
+	}
+	return c
 }
 
 // Check returns an error if a field is out of range.
 func (c Config) Check() error {
-	switch {
+	switch c = c.Complete(); {
 	case c.Rank < 1:
 		return fmt.Errorf("LoRA rank is %d: it must be at least 1", c.Rank)
 	case !(c.Alpha > 0):
 		return fmt.Errorf("LoRA alpha is %g: it must be positive", c.Alpha)
 	case !(c.Dropout >= 0 && c.Dropout < 1):
 		return fmt.Errorf("LoRA dropout is %g: it must be at least 0 and below 1", c.Dropout)
-	case len(c.Targets) == 0:
-		return fmt.Errorf("LoRA has no targets: name layers such as q_proj, or %s", AllLinear)
 	}
 	return nil
 }
 
 // Adapts reports whether l gets an adapter.
 func (c Config) Adapts(l Layer) bool {
-	return slices.Equal(c.Targets, []string{AllLinear}) ||
-		slices.Contains(c.Targets, lastComponent(l.Name))
+	targets := c.Complete().Targets
+	return slices.Contains(targets, lastComponent(l.Name)) ||
+		slices.Contains(targets, AllLinear) && !l.Refused
 }
 
 // Layer is a linear layer as the checkpoint names it: one component of an [nn.Linear], which may
@@ -52,18 +75,30 @@ type Layer struct {
 	Linear *nn.Linear
 	Index  int    // of the component in Linear
 	Name   string // model.layers.0.self_attn.q_proj
+	// Refused is true if PEFT loads no adapter on this layer.
+	Refused bool
 }
+
+// PEFT refuses adapters on layers of these names in models of these types: their kernels take the
+// weight without calling the layer.
+var (
+	refusedNames = []string{"out_proj", "conv1d"}
+	refusedTypes = []string{"mamba2", "mamba", "falcon_h1", "falcon_mamba", "nemotron_h"}
+)
 
 // Layers lists the linear layers of m's blocks. The head is left out: its GEMM and its loss are one
 // operation, which supports no adapter.
 func Layers(m model.Model) []Layer {
 	var list []Layer
+	kind, _ := m.Config()["model_type"].(string)
+	restricted := slices.Contains(refusedTypes, kind)
 	nn.Linears(m, func(names []string, l *nn.Linear) {
 		if l.Weight == m.Head().Param {
 			return
 		}
 		for i := range l.Rows {
-			list = append(list, Layer{l, i, names[i]})
+			refused := restricted && slices.Contains(refusedNames, lastComponent(names[i]))
+			list = append(list, Layer{l, i, names[i], refused})
 		}
 	})
 	return list
@@ -97,6 +132,7 @@ func (l Layer) newAdapter(rank int, scale, dropout float64) *nn.LoRA {
 // layer's weight and B is zero, so the model's output does not change yet. Attach fails if m has
 // adapters or if a target names no layer.
 func Attach(m model.Model, c Config) error {
+	c = c.Complete()
 	if err := c.Check(); err != nil {
 		return err
 	}
@@ -111,8 +147,7 @@ func Attach(m model.Model, c Config) error {
 		}
 	}
 	for _, t := range c.Targets {
-		if !slices.Contains(known, t) && len(c.Targets) > 1 ||
-			!slices.Contains(append(known, AllLinear), t) {
+		if t != AllLinear && !slices.Contains(known, t) {
 			return fmt.Errorf("LoRA target %q names no layer: choose %s, or from %s", t, AllLinear,
 				strings.Join(known, ", "))
 		}

@@ -2,12 +2,13 @@ package lora
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"conquer/checkpoint"
 	"conquer/internal/atomicfile"
@@ -20,13 +21,13 @@ import (
 const (
 	configFile    = "adapter_config.json"
 	weightsFile   = "adapter_model.safetensors"
+	pickleFile    = "adapter_model.bin" // of PEFT before 0.6, and with safe_serialization=False
 	adapterPrefix = "base_model.model."
 	suffixA       = ".lora_A.weight"
 	suffixB       = ".lora_B.weight"
 )
 
-// peftConfig holds the fields of adapter_config.json that matter here. Saved files equal PEFT's own
-// for the same adapter.
+// peftConfig holds the fields of an adapter_config.json that is written.
 type peftConfig struct {
 	Type         string         `json:"peft_type"`
 	Task         string         `json:"task_type"`
@@ -43,6 +44,7 @@ type peftConfig struct {
 	RankPattern  map[string]any `json:"rank_pattern"`
 	AlphaPattern map[string]any `json:"alpha_pattern"`
 	Save         []string       `json:"modules_to_save"`
+	Revision     *string        `json:"revision"`
 }
 
 // Names returns the names of a's matrices without PEFT's prefix:
@@ -98,9 +100,9 @@ func Save(m model.Model, dir, base string, c Config, also func(dir string) error
 	)
 }
 
-// Load attaches the adapters in the folder dir, in PEFT's format, to m. It fails, and leaves m
-// unchanged, if the folder adapts a layer that m does not have or uses a variant other than plain
-// LoRA.
+// Load attaches the adapters in the folder dir, in PEFT's format, to m. The logits are then those
+// of PEFT. It fails, and leaves m unchanged, if the folder adapts a layer that m does not have, or
+// if a field of adapter_config.json or a tensor asks for more than W + scale·B·A.
 func Load(m model.Model, dir string) error {
 	config, err := readConfig(dir)
 	if err != nil {
@@ -110,17 +112,29 @@ func Load(m model.Model, dir string) error {
 		return fmt.Errorf("%s: the model already has adapters: merge them first", dir)
 	}
 	return torch.Run(func() error {
-		c, err := checkpoint.Open(filepath.Join(dir, weightsFile))
+		c, err := openWeights(dir)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		if err := attachAll(m, c, config); err != nil {
+		if err := attachAll(m, c, &config); err != nil {
 			Remove(m)
-			return fmt.Errorf("%s: %w", filepath.Join(dir, weightsFile), err)
+			return fmt.Errorf("%s: %w", c.Path, err)
 		}
 		return nil
 	})
+}
+
+// openWeights opens the adapter's tensors. As in PEFT, safetensors is taken before a pickle.
+func openWeights(dir string) (*checkpoint.Checkpoint, error) {
+	for _, name := range []string{weightsFile, pickleFile} {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		return checkpoint.Open(path)
+	}
+	return nil, fmt.Errorf("%s holds neither %s nor %s", dir, weightsFile, pickleFile)
 }
 
 // Restore copies the adapter weights in the folder dir into m's adapters, which must have the same
@@ -156,90 +170,25 @@ func Restore(m model.Model, dir string) error {
 	return nil
 }
 
-func readConfig(dir string) (peftConfig, error) {
-	var config peftConfig
-	path := filepath.Join(dir, configFile)
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return config, fmt.Errorf("this is not an adapter folder: %w", err)
-	}
-	// target_modules may be a string (a pattern) or a list. The tensor names carry the same
-	// information.
-	var raw map[string]json.RawMessage
-	if err := json.Unmarshal(text, &raw); err != nil {
-		return config, fmt.Errorf("%s: expected a JSON object: %w", path, err)
-	}
-	delete(raw, "target_modules")
-	if text, err = json.Marshal(raw); err != nil {
-		return config, err
-	}
-	if err := json.Unmarshal(text, &config); err != nil {
-		return config, fmt.Errorf("%s: %w", path, err)
-	}
-	if feature := config.unsupported(); feature != "" {
-		return config, fmt.Errorf("%s: %s is not supported: expected a plain LoRA adapter", path,
-			feature)
-	}
-	return config, nil
-}
-
-// unsupported names a setting that makes the adapter something other than plain LoRA, "" if there
-// is none.
-func (c peftConfig) unsupported() string {
-	switch {
-	case c.Type != "LORA":
-		return fmt.Sprintf("peft_type %q", c.Type)
-	case c.Rank < 1:
-		return fmt.Sprintf("r %d", c.Rank)
-	case c.DoRA:
-		return "use_dora"
-	case c.FanInFanOut:
-		return "fan_in_fan_out"
-	case c.Bias != "" && c.Bias != "none":
-		return fmt.Sprintf("bias %q", c.Bias)
-	case len(c.AlphaPattern) > 0 || len(c.RankPattern) > 0:
-		return "rank_pattern or alpha_pattern"
-	case len(c.Save) > 0:
-		return "modules_to_save"
-	}
-	return ""
-}
-
-// scale is the factor of B·A.
-func (c peftConfig) scale() float64 {
-	if c.RSLoRA {
-		return c.Alpha / math.Sqrt(float64(c.Rank))
-	}
-	return c.Alpha / float64(c.Rank)
-}
-
-// splitName splits a tensor name into the layer's name and the matrix: ok is false if it is neither
-// A nor B.
-func splitName(tensor string) (layer string, isB, ok bool) {
-	name := strings.TrimPrefix(tensor, adapterPrefix)
-	if layer, ok = strings.CutSuffix(name, suffixA); ok {
-		return layer, false, true
-	}
-	layer, ok = strings.CutSuffix(name, suffixB)
-	return layer, true, ok
-}
-
-func attachAll(m model.Model, c *checkpoint.Checkpoint, config peftConfig) error {
-	scale := config.scale()
+func attachAll(m model.Model, c *checkpoint.Checkpoint, config *adapterConfig) error {
 	byName := map[string]Layer{}
 	for _, l := range Layers(m) {
 		byName[l.Name] = l
 	}
 	found := 0
 	for _, name := range c.Names() {
-		layer, isB, ok := splitName(name)
+		layer, isB, err := config.split(name)
+		if err != nil {
+			return err
+		}
 		l, known := byName[layer]
-		if !ok || !known {
+		if !known {
 			return fmt.Errorf("tensor %q belongs to no linear layer of this model's blocks", name)
 		}
+		rank, scale := config.of(layer)
 		a := l.adapter()
 		if a == nil {
-			a = l.newAdapter(config.Rank, scale, config.Dropout)
+			a = l.newAdapter(rank, scale, config.dropout)
 			l.attach(a)
 		}
 		param := a.A
@@ -247,7 +196,7 @@ func attachAll(m model.Model, c *checkpoint.Checkpoint, config peftConfig) error
 			param = a.B
 		}
 		if info, _ := c.Info(name); !slices.Equal(info.Shape, param.Shape) {
-			return shapeError(name, info.Shape, param.Shape, config.Rank)
+			return shapeError(name, info.Shape, param.Shape, rank)
 		}
 		t, err := c.TensorAs(name, torch.Float32)
 		if err != nil {
@@ -277,101 +226,3 @@ func shapeError(name string, got, want []int, rank int) error {
 func halfError(layer string) error {
 	return fmt.Errorf("layer %q has only one of the adapter's two matrices", layer)
 }
-
-// Fold returns source's weights with the adapter in the folder dir, in PEFT's format, added, or
-// subtracted if unmerge is set. Each weight is computed in float32 when it is read and rounded
-// once. Subtracting from rounded weights does not restore every bit. No model is built, and one
-// weight is in memory at a time. Close closes the adapter's file.
-func Fold(source *checkpoint.Checkpoint, dir string, unmerge bool) (*Folded, error) {
-	config, err := readConfig(dir)
-	if err != nil {
-		return nil, err
-	}
-	path := filepath.Join(dir, weightsFile)
-	c, err := checkpoint.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	f := &Folded{
-		Checkpoint: source,
-		adapter:    c,
-		scale:      config.scale(),
-		layers:     map[string][2]string{},
-	}
-	if unmerge {
-		f.scale = -f.scale
-	}
-	if err := f.match(config.Rank); err != nil {
-		c.Close()
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return f, nil
-}
-
-// Folded is a checkpoint with an adapter folded in, see [Fold].
-type Folded struct {
-	*checkpoint.Checkpoint
-	adapter *checkpoint.Checkpoint
-	scale   float64
-	layers  map[string][2]string // weight name → names of its A and B
-}
-
-// match finds the weight that each tensor of the adapter belongs to.
-func (f *Folded) match(rank int) error {
-	for _, name := range f.adapter.Names() {
-		layer, isB, isAdapter := splitName(name)
-		weight, ok := f.Checkpoint.Info(layer + ".weight")
-		if !ok || !isAdapter || len(weight.Shape) != 2 {
-			return fmt.Errorf("tensor %q belongs to no linear layer of this model", name)
-		}
-		want, index := []int{rank, weight.Shape[1]}, 0
-		if isB {
-			want, index = []int{weight.Shape[0], rank}, 1
-		}
-		if info, _ := f.adapter.Info(name); !slices.Equal(info.Shape, want) {
-			return shapeError(name, info.Shape, want, rank)
-		}
-		pair := f.layers[layer+".weight"]
-		pair[index] = name
-		f.layers[layer+".weight"] = pair
-	}
-	if len(f.layers) == 0 {
-		return errEmpty
-	}
-	for name, pair := range f.layers {
-		if pair[0] == "" || pair[1] == "" {
-			return halfError(strings.TrimSuffix(name, ".weight"))
-		}
-	}
-	return nil
-}
-
-// Tensor returns a weight in its stored dtype.
-func (f *Folded) Tensor(name string) (torch.Tensor, error) {
-	info, _ := f.Info(name)
-	return f.TensorAs(name, info.DType)
-}
-
-// TensorAs returns a weight as dtype.
-func (f *Folded) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
-	pair, ok := f.layers[name]
-	if !ok {
-		return f.Checkpoint.TensorAs(name, dtype)
-	}
-	w, err := f.Checkpoint.TensorAs(name, torch.Float32)
-	if err != nil {
-		return w, err
-	}
-	a, err := f.adapter.TensorAs(pair[0], torch.Float32)
-	if err != nil {
-		return a, err
-	}
-	b, err := f.adapter.TensorAs(pair[1], torch.Float32)
-	if err != nil {
-		return b, err
-	}
-	return w.Add(b.Matmul(a).MulScalar(f.scale)).To(dtype), nil
-}
-
-// Close closes the adapter's file. The base checkpoint stays open.
-func (f *Folded) Close() { f.adapter.Close() }

@@ -134,8 +134,9 @@ type Options struct {
 	// ZLoss is the coefficient of the squared log-sum-exp of the logits.
 	ZLoss float64 `json:"z_loss,omitempty"`
 
-	LoRA     *lora.Config `json:"lora,omitempty"` // trains adapters instead of the weights
-	HeadOnly bool         `json:"head_only"`      // trains the head's weights only
+	// LoRA, if not nil, trains adapters instead of the weights. The zero Config has defaults.
+	LoRA     *lora.Config `json:"lora,omitempty"`
+	HeadOnly bool         `json:"head_only"` // trains the head's weights only
 	// Stochastic keeps bfloat16 weights without float32 master weights, see optim.Options.
 	Stochastic bool      `json:"stochastic_rounding,omitempty"`
 	Seed       int64     `json:"seed"`
@@ -204,6 +205,10 @@ func (o Options) complete() Options {
 	otherwise(&o.Objective, SFT)
 	if o.Objective == DPO {
 		otherwise(&o.Beta, 0.1)
+	}
+	if o.LoRA != nil {
+		adapter := o.LoRA.Complete()
+		o.LoRA = &adapter
 	}
 	otherwise(&o.Keep, 2)
 	o.Distributed = StrategyName(o.Distributed)

@@ -260,8 +260,7 @@ func (f *benchTrainFlags) check(args []string) error {
 		return usagef("unexpected %q", args[0])
 	}
 	o.Recompute, o.Seed, o.Clip = train.Recompute(f.recompute), f.seed, 1
-	if rank := f.adapter.Rank; rank > 0 {
-		f.adapter.Alpha, f.adapter.Targets = float64(2*rank), []string{lora.AllLinear}
+	if f.adapter.Rank > 0 {
 		o.LoRA = &f.adapter
 	}
 	if o.Steps < 1 || f.adapter.Rank < 0 {

@@ -51,7 +51,7 @@ type planFlags struct {
 }
 
 func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
-	f := planFlags{adapter: lora.Config{Targets: []string{lora.AllLinear}}}
+	f := planFlags{}
 	f.declare(flags)
 	return func(ctx context.Context, args []string) error {
 		if err := f.check(args); err != nil {

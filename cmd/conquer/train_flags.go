@@ -295,9 +295,6 @@ func (f *trainFlags) setDefaults(place dist.Place) {
 	}
 	if f.lora.Rank != 0 {
 		f.LoRA = &f.lora
-		if f.lora.Alpha == 0 {
-			f.lora.Alpha = 2 * float64(f.lora.Rank)
-		}
 	}
 	if f.Rate == 0 {
 		f.Rate = f.defaultRate()

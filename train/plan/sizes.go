@@ -90,6 +90,7 @@ func (s *sizes) addBlock(block model.Block, inside map[*nn.Linear]bool) float64 
 
 // adapterElements counts the elements of the adapters that c adds to the linear layers in inside.
 func adapterElements(m model.Model, c lora.Config, inside map[*nn.Linear]bool) (n float64) {
+	c = c.Complete()
 	for _, l := range lora.Layers(m) {
 		if inside[l.Linear] && c.Adapts(l) {
 			whole, local := l.Linear.Weight.Shape, l.Linear.Weight.Local()

@@ -1,0 +1,291 @@
+package lora
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Info says which model an adapter folder in PEFT's format belongs to.
+type Info struct {
+	// Base is the name or path of the base model as the folder gives it, "" if it gives none.
+	Base string
+	// Revision of the base model on the Hugging Face Hub, "" if the folder gives none.
+	Revision string
+}
+
+// IsAdapter reports whether dir is an adapter folder: it holds an adapter_config.json.
+func IsAdapter(dir string) bool {
+	info, err := os.Stat(filepath.Join(dir, configFile))
+	return err == nil && info.Mode().IsRegular()
+}
+
+// ReadInfo reads which model the adapter in the folder dir belongs to. It fails if the adapter
+// cannot be applied exactly.
+func ReadInfo(dir string) (Info, error) {
+	c, err := readConfig(dir)
+	return Info{c.base, c.revision}, err
+}
+
+// adapterConfig is what adapter_config.json says about the adapter's tensors.
+type adapterConfig struct {
+	path                       string
+	rank                       int
+	alpha                      float64
+	dropout                    float64
+	rsLoRA                     bool
+	ranks, alphas              []pattern
+	bias                       string
+	base, revision, initialize string
+}
+
+// pattern gives the layers whose name matches a regular expression a rank or an alpha.
+type pattern struct {
+	matches *regexp.Regexp
+	value   float64
+}
+
+// field says what a field of adapter_config.json means for the logits of an adapted model.
+type field struct {
+	// into returns where the value is decoded to, or is nil for a field that is not needed.
+	into func(c *adapterConfig) any
+	// values lists the values that are supported, as JSON. Empty means every value.
+	values []string
+	// why says what another value does and what to do about it.
+	why string
+}
+
+var (
+	// off lists the values of a feature that is not used.
+	off = []string{"null", "false", "[]", "{}", `""`}
+
+	unmergeable = "which is not supported: merge the adapter with PEFT (merge_and_unload) and " +
+		"give the merged model"
+	changesBase = "so PEFT changes the base's weights when it loads the adapter, which is not " +
+		"supported: save the adapter again with " +
+		"save_pretrained(…, path_initial_model_for_weight_conversion=…), or merge it with " +
+		"PEFT (merge_and_unload)"
+	noHead = "so the adapted model has another head: expected CAUSAL_LM"
+)
+
+// fields lists every field that PEFT 0.21 and its predecessors write for LoRA. Three kinds exist:
+// fields that are decoded, fields that must be unused because they change the computation, and
+// fields that do not change it. Which layers are adapted follows from the names of the tensors.
+var fields = map[string]field{
+	"peft_type": {values: []string{`"LORA"`}, why: "expected LORA: merge the adapter with PEFT " +
+		"(merge_and_unload), where its method can be merged, and give the merged model"},
+	"task_type":               {values: []string{"null", `"CAUSAL_LM"`}, why: noHead},
+	"base_model_name_or_path": {into: func(c *adapterConfig) any { return &c.base }},
+	"revision":                {into: func(c *adapterConfig) any { return &c.revision }},
+	"r":                       {into: func(c *adapterConfig) any { return &c.rank }},
+	"lora_alpha":              {into: func(c *adapterConfig) any { return &c.alpha }},
+	"lora_dropout":            {into: func(c *adapterConfig) any { return &c.dropout }},
+	"use_rslora":              {into: func(c *adapterConfig) any { return &c.rsLoRA }},
+	"rank_pattern":            {into: func(c *adapterConfig) any { return (*patterns)(&c.ranks) }},
+	"alpha_pattern":           {into: func(c *adapterConfig) any { return (*patterns)(&c.alphas) }},
+	// Trained biases are tensors of the file. A model without biases has none.
+	"bias": {into: func(c *adapterConfig) any { return &c.bias },
+		values: []string{`"none"`, `"all"`, `"lora_only"`}, why: unmergeable},
+	// The other values of init_lora_weights set tensors that the file replaces.
+	"init_lora_weights": {values: []string{"true", "false", "null", `"gaussian"`, `"eva"`,
+		`"orthogonal"`, `"mica"`}, why: changesBase},
+
+	"use_dora":                {values: off, why: unmergeable},
+	"lora_bias":               {values: off, why: unmergeable},
+	"modules_to_save":         {values: off, why: unmergeable},
+	"trainable_token_indices": {values: off, why: unmergeable},
+	"target_parameters":       {values: off, why: unmergeable},
+	"layer_replication":       {values: off, why: unmergeable},
+	"use_qalora":              {values: off, why: unmergeable},
+	"use_bdlora":              {values: off, why: unmergeable},
+	"megatron_config":         {values: off, why: unmergeable},
+	"alora_invocation_tokens": {values: []string{"null"}, why: "so the adapter acts only after " +
+		"these tokens, which is not supported: it cannot be merged either"},
+	"arrow_config":      {values: off, why: "so adapters are chosen per token, which is not supported"},
+	"kasa_config":       {values: off, why: unmergeable},
+	"velora_config":     {values: off, why: unmergeable},
+	"monteclora_config": {values: off, why: unmergeable},
+	"enable_lora":       {values: off, why: unmergeable}, // of PEFT before 0.3
+
+	// The names of the tensors say which layers are adapted.
+	"target_modules": {}, "exclude_modules": {}, "layers_to_transform": {}, "layers_pattern": {},
+	// PEFT ignores it for linear layers, and the models here have no others.
+	"fan_in_fan_out": {},
+	// They act only while PEFT makes new adapters, or with a field above.
+	"eva_config": {}, "corda_config": {}, "lora_ga_config": {}, "loftq_config": {},
+	"qalora_group_size": {}, "ensure_weight_tying": {}, "megatron_core": {},
+	"runtime_config": {},
+	// They describe the file.
+	"inference_mode": {}, "auto_mapping": {}, "peft_version": {}, "merge_weights": {},
+}
+
+// patterns decodes rank_pattern or alpha_pattern. The first match counts, so the order stays.
+type patterns []pattern
+
+func (p *patterns) UnmarshalJSON(text []byte) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	if open, err := d.Token(); err != nil || open == nil {
+		return err
+	} else if open != json.Delim('{') {
+		return errors.New("expected an object of patterns and numbers")
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return err
+		}
+		var value float64
+		if err := d.Decode(&value); err != nil {
+			return fmt.Errorf("%q: %w", key, err)
+		}
+		matches, err := regexp.Compile(`^(.*\.)?(` + key.(string) + `)$`)
+		if err != nil {
+			return fmt.Errorf("%.80q is not a regular expression that this program can read: %w",
+				key, err)
+		}
+		*p = append(*p, pattern{matches, value})
+	}
+	return nil
+}
+
+// readConfig reads the config of the adapter in the folder dir. It fails if a field makes PEFT
+// compute something other than W + scale·B·A.
+func readConfig(dir string) (adapterConfig, error) {
+	path := filepath.Join(dir, configFile)
+	c := adapterConfig{path: path, rank: 8, alpha: 8, bias: "none"} // PEFT's defaults
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, fmt.Errorf("%s is not an adapter folder: it holds no %s", dir, configFile)
+	} else if err != nil {
+		return c, err
+	}
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(text, &raw); err != nil {
+		return c, fmt.Errorf("%s: expected a JSON object: %w", path, err)
+	}
+	if raw["peft_type"] == nil {
+		return c, fmt.Errorf("%s: the field peft_type is missing: expected \"LORA\"", path)
+	}
+	for _, name := range inOrder(raw) {
+		if err := c.read(name, raw[name]); err != nil {
+			return c, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	if c.rank < 1 {
+		return c, fmt.Errorf("%s: r is %d: it must be at least 1", path, c.rank)
+	}
+	return c, nil
+}
+
+// inOrder returns the keys of raw in alphabetical order, the field that says the adapter's type
+// first.
+func inOrder(raw map[string]json.RawMessage) []string {
+	var names []string
+	for name := range raw {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		if first := "peft_type"; a == first || b == first {
+			return map[bool]int{true: -1, false: 1}[a == first]
+		}
+		return strings.Compare(a, b)
+	})
+	return names
+}
+
+// read decodes a field, or checks that its value is one of those that the table allows.
+func (c *adapterConfig) read(name string, value json.RawMessage) error {
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, value); err != nil {
+		return err
+	}
+	f, known := fields[name]
+	if !known {
+		// A number or a text alone switches nothing on.
+		if on := compact.String(); on == "true" || on[0] == '{' && on != "{}" ||
+			on[0] == '[' && on != "[]" {
+			return fmt.Errorf("%s is %.80s, but this program does not know the field: %s", name,
+				on, unmergeable)
+		}
+		return nil
+	}
+	if f.values != nil && !slices.Contains(f.values, compact.String()) {
+		return fmt.Errorf("%s is %.80s, %s", name, compact.String(), f.why)
+	}
+	if f.into == nil {
+		return nil
+	}
+	if number := name == "r" || name == "lora_alpha"; number && compact.String() == "null" {
+		return fmt.Errorf("%s is null: expected a number", name)
+	}
+	if err := json.Unmarshal(value, f.into(c)); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// of returns the rank of a layer's adapter and the factor of its B·A.
+func (c *adapterConfig) of(layer string) (rank int, scale float64) {
+	r := first(c.ranks, layer, float64(c.rank))
+	alpha := first(c.alphas, layer, c.alpha)
+	if c.rsLoRA {
+		return int(r), alpha / math.Sqrt(r)
+	}
+	return int(r), alpha / r
+}
+
+// first returns the value of the first pattern that matches layer.
+func first(list []pattern, layer string, otherwise float64) float64 {
+	for _, p := range list {
+		if p.matches.MatchString(layer) {
+			return p.value
+		}
+	}
+	return otherwise
+}
+
+// split splits a tensor name into the layer's name and the matrix. It fails if the tensor is
+// neither A nor B of a linear layer.
+func (c *adapterConfig) split(tensor string) (layer string, isB bool, err error) {
+	name, prefixed := strings.CutPrefix(tensor, adapterPrefix)
+	layer, isA := strings.CutSuffix(name, suffixA)
+	if !isA {
+		layer, isB = strings.CutSuffix(name, suffixB)
+	}
+	has := func(part string) bool { return strings.Contains(name, part) }
+	switch {
+	case isA || isB:
+		if !prefixed {
+			return "", false, fmt.Errorf("tensor %q: PEFT ignores names that do not begin with %s",
+				tensor, adapterPrefix)
+		}
+		return layer, isB, nil
+	case has("lora_magnitude_vector"):
+		err = fmt.Errorf("tensor %q belongs to DoRA (use_dora), %s", tensor, unmergeable)
+	case has("lora_embedding_"):
+		err = fmt.Errorf("tensor %q adapts an embedding, %s", tensor, unmergeable)
+	case has("lora_A.bias") || has("lora_B.bias"):
+		err = fmt.Errorf("tensor %q is a bias of an adapter (lora_bias), %s", tensor, unmergeable)
+	case has("token_adapter") || has("trainable_tokens"):
+		err = fmt.Errorf("tensor %q holds trained tokens (trainable_token_indices), %s", tensor,
+			unmergeable)
+	case strings.HasSuffix(name, ".bias"):
+		err = fmt.Errorf("tensor %q replaces a bias of the base model (bias is %q), %s", tensor,
+			c.bias, unmergeable)
+	case has(".lora_"):
+		err = fmt.Errorf("tensor %q is neither %s nor %s of a layer, %s", tensor, suffixA, suffixB,
+			unmergeable)
+	default:
+		err = fmt.Errorf("tensor %q replaces a weight of the base model (save_embedding_layers or "+
+			"modules_to_save), %s", tensor, unmergeable)
+	}
+	return "", false, err
+}
