@@ -24,8 +24,7 @@ type Architecture struct {
 	// Formats translate between the architecture's config.json and weights and formats with names
 	// of their own.
 	Formats []checkpoint.Family
-	// LoRATargets are the names of the linear layers in a block: those that LoRA on all linear
-	// layers adapts.
+	// LoRATargets are the names of the linear layers in a block: those that LoRA can adapt.
 	LoRATargets []string
 }
 
