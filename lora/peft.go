@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 
 	"conquer/checkpoint"
@@ -47,14 +48,19 @@ type peftConfig struct {
 	Revision     *string        `json:"revision"`
 }
 
+// hubRevision matches a name on the Hugging Face Hub with a revision.
+var hubRevision = regexp.MustCompile(`^([\w.-]+/[\w.-]+)@([\w./-]+)$`)
+
 // Names returns the names of a's matrices without PEFT's prefix:
 // model.layers.0.self_attn.q_proj.lora_A.weight.
 func Names(a *nn.LoRA) (nameA, nameB string) { return a.Name + suffixA, a.Name + suffixB }
 
-// Save writes m's adapters into the folder dir as PEFT does. base is the name or path of the model
-// that the adapters belong to. If also is not nil, it is called with the staging folder and may
-// write more files there.
+// Save writes m's adapters into the folder dir as PEFT does. base says which model the adapters
+// belong to: organization/name or organization/name@revision on the Hugging Face Hub, or a path,
+// which should be absolute, because PEFT reads a relative one from the working folder. If also is
+// not nil, it is called with the staging folder and may write more files there.
 func Save(m model.Model, dir, base string, c Config, also func(dir string) error) error {
+	c = c.Complete()
 	config := peftConfig{
 		Type:         "LORA",
 		Task:         "CAUSAL_LM",
@@ -66,6 +72,9 @@ func Save(m model.Model, dir, base string, c Config, also func(dir string) error
 		Inference:    true,
 		RankPattern:  map[string]any{},
 		AlphaPattern: map[string]any{},
+	}
+	if parts := hubRevision.FindStringSubmatch(base); parts != nil {
+		config.Base, config.Revision = parts[1], &parts[2]
 	}
 	weights := &checkpoint.Tensors{}
 	for _, a := range Adapters(m) {

@@ -14,12 +14,10 @@ import (
 	"strings"
 )
 
-// Info says which model an adapter folder in PEFT's format belongs to.
+// Info says which model an adapter belongs to.
 type Info struct {
-	// Base is the name or path of the base model as the folder gives it, "" if it gives none.
-	Base string
-	// Revision of the base model on the Hugging Face Hub, "" if the folder gives none.
-	Revision string
+	Base     string // name on the Hugging Face Hub, or path; "" if it is not known
+	Revision string // of the base model on the Hub; "" if it is not known
 }
 
 // IsAdapter reports whether dir is an adapter folder: it holds an adapter_config.json.

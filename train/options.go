@@ -180,7 +180,7 @@ type Options struct {
 
 	// Tokenizer, if not nil, is saved with the weights.
 	Tokenizer *tokenizer.Tokenizer `json:"-"`
-	// BaseModel is the name or path of the model that an adapter belongs to.
+	// BaseModel says which model an adapter belongs to, see [lora.Save].
 	BaseModel string `json:"-"`
 	// GenerationConfig is the text of generation_config.json to save with the weights; nil means
 	// none.

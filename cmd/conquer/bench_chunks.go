@@ -164,14 +164,14 @@ func (f *subjectFlags) openConfig(ctx context.Context) (*opened, model.Config, e
 		return o, config, err
 	}
 	var err error
-	if o.path, o.checkpoint, err = openCheckpoint(ctx, f.path); err != nil {
+	if o.path, f.adapter, o.checkpoint, err = openModel(ctx, f.path, ""); err != nil {
 		return nil, nil, err
 	}
 	config := model.Config(o.checkpoint.Config()).Clone()
 	if len(config) == 0 {
 		err = fmt.Errorf("%s: no config.json beside the weights", o.path)
 	} else {
-		o.tokenizer, err = openTokenizer(f.tokenizer, o.path, o.checkpoint)
+		o.tokenizer, err = openTokenizer(f.tokenizer, o.path, f.adapter, o.checkpoint)
 	}
 	if err != nil {
 		o.checkpoint.Close()
@@ -183,7 +183,11 @@ func (f *subjectFlags) openConfig(ctx context.Context) (*opened, model.Config, e
 func (f *subjectFlags) fill(o *opened, dtype torch.DType, device torch.Device) error {
 	return torch.Run(func() error {
 		if o.checkpoint != nil {
-			return model.Load(o.model, o.checkpoint, dtype, device)
+			err := model.Load(o.model, o.checkpoint, dtype, device)
+			if err == nil && f.adapter != "" {
+				err = foldAdapter(o.model, f.adapter)
+			}
+			return err
 		}
 		fmt.Fprintf(os.Stderr, "the weights of %s %s are random (no --model_path)\n",
 			f.architecture, f.variant)

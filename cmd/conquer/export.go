@@ -150,12 +150,13 @@ func (f *exportFlags) checkDType() (err error) {
 }
 
 func (f *exportFlags) run(ctx context.Context) error {
-	where, c, err := openCheckpoint(ctx, f.path)
+	where, adapter, c, err := openModel(ctx, f.path, f.adapter)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	tok, err := openTokenizer(f.tokenizer, where, c)
+	f.adapter = adapter
+	tok, err := openTokenizer(f.tokenizer, where, adapter, c)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"conquer/checkpoint"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/text/dataset"
 	"conquer/text/tokenizer"
@@ -35,6 +36,7 @@ conquer info --device`,
 // modelInfo describes a checkpoint; --json prints it.
 type modelInfo struct {
 	Path           string         `json:"path"`
+	Adapter        string         `json:"adapter,omitempty"` // LoRA adapter of the model at Path
 	Format         string         `json:"format"`
 	Architecture   string         `json:"architecture,omitempty"`
 	ModelType      string         `json:"model_type"`
@@ -118,12 +120,19 @@ func (f *infoFlags) run(ctx context.Context, args []string) error {
 // describe reads everything except the weights. If the checkpoint opens, its problems are part of
 // the result.
 func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error) {
-	path, c, err := openCheckpoint(ctx, name)
+	path, adapter, c, err := openModel(ctx, name, "")
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	info := &modelInfo{Path: path, Format: c.Format, Types: map[string]int{}}
+	info := &modelInfo{Path: path, Adapter: adapter, Format: c.Format, Types: map[string]int{}}
+	if adapter != "" {
+		if folded, err := lora.Fold(c, adapter, false); err != nil {
+			info.addProblem(err.Error())
+		} else {
+			folded.Close()
+		}
+	}
 	for _, file := range c.Files() {
 		if stat, err := os.Stat(file); err == nil {
 			info.Files = append(info.Files, fileInfo{filepath.Base(file), stat.Size()})
@@ -144,7 +153,7 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 		info.Architecture, info.ContextLength = m.Architecture(), m.MaxLength()
 		info.VocabularySize = m.Head().Shape[0]
 	}
-	tok, err := openTokenizer("", path, c)
+	tok, err := openTokenizer("", path, adapter, c)
 	if err != nil {
 		info.addProblem(err.Error())
 	}
@@ -201,6 +210,9 @@ func describeTokenizer(tok *tokenizer.Tokenizer, c *checkpoint.Checkpoint) *toke
 func (m *modelInfo) print(w io.Writer) {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%-14s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	if m.Adapter != "" {
+		row("adapter", "%s (LoRA, of the model below)", m.Adapter)
 	}
 	row("path", "%s (%s)", m.Path, m.Format)
 	row("architecture", "%s", cmp.Or(m.Architecture,

@@ -174,7 +174,7 @@ func shape(ctx context.Context, path, architecture, variant string) (model.Model
 		}
 		name = architecture + " " + variant
 	default:
-		_, c, err := openCheckpoint(ctx, path)
+		_, _, c, err := openModel(ctx, path, "")
 		if err != nil {
 			return nil, "", err
 		}

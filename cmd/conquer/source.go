@@ -14,7 +14,6 @@ import (
 
 	"conquer/checkpoint"
 	"conquer/internal/progress"
-	"conquer/lora"
 	"conquer/model"
 	"conquer/model/hub"
 	"conquer/parallel"
@@ -87,14 +86,14 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 		return nil, err
 	}
 	o := &opened{}
-	if o.path, o.checkpoint, err = openCheckpoint(ctx, f.path); err != nil {
+	if o.path, f.adapter, o.checkpoint, err = openModel(ctx, f.path, f.adapter); err != nil {
 		return nil, err
 	}
 	// Reading a vocabulary takes as long as reading a small model, so both run at once.
 	tokenizerDone := make(chan error, 1)
 	go func() {
 		var err error
-		o.tokenizer, err = openTokenizer(f.tokenizer, o.path, o.checkpoint)
+		o.tokenizer, err = openTokenizer(f.tokenizer, o.path, f.adapter, o.checkpoint)
 		tokenizerDone <- err
 	}()
 	if dtype == nil {
@@ -199,33 +198,29 @@ func parseDevice(name string) (torch.Device, error) {
 	return device, nil
 }
 
-// openCheckpoint opens --model_path, downloading a named model first. It returns the model's path.
-func openCheckpoint(ctx context.Context, name string) (string, *checkpoint.Checkpoint, error) {
+// locate returns the path of the files that --model_path names, downloading a named model first.
+func locate(ctx context.Context, name string) (string, error) {
 	if name == "" {
-		return "", nil, usagef("--model_path is missing: give a Hugging Face folder, a .gguf " +
+		return "", usagef("--model_path is missing: give a Hugging Face folder, a .gguf " +
 			"file or smollm2-135m")
 	}
-	path := name
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		fetch := hub.Fetch
-		if strings.HasPrefix(name, hub.Scheme) {
-			fetch = hub.FetchModel
-		}
-		path, err = fetch(ctx, name, downloadBar(name))
-		if errors.Is(err, hub.ErrUnknown) {
-			var known []string
-			for _, m := range hub.Models {
-				known = append(known, m.Name)
-			}
-			return "", nil, fmt.Errorf("--model_path: no file, folder or known model %s (known "+
-				"models: %s)", name, strings.Join(known, ", "))
-		}
-		if err != nil {
-			return "", nil, err
-		}
+	if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+		return name, nil
 	}
-	c, err := checkpoint.Open(path)
-	return path, c, err
+	fetch := hub.Fetch
+	if strings.HasPrefix(name, hub.Scheme) {
+		fetch = hub.FetchModel
+	}
+	path, err := fetch(ctx, name, downloadBar(name))
+	if errors.Is(err, hub.ErrUnknown) {
+		var known []string
+		for _, m := range hub.Models {
+			known = append(known, m.Name)
+		}
+		return "", fmt.Errorf("--model_path: no file, folder or known model %s (known models: %s)",
+			name, strings.Join(known, ", "))
+	}
+	return path, err
 }
 
 // downloadBar shows the progress of a download.
@@ -261,11 +256,15 @@ func storedDType(c *checkpoint.Checkpoint, device torch.Device) torch.DType {
 	return torch.Float32
 }
 
-// openTokenizer opens the tokenizer at path or, if path is empty, the model's own. It returns nil
-// if the model has none.
-func openTokenizer(path, modelPath string, c *checkpoint.Checkpoint) (*tokenizer.Tokenizer, error) {
+// openTokenizer opens the tokenizer at path. If path is empty, it opens the one that was saved with
+// the adapter in the folder adapter, or the model's own. It returns nil if there is none.
+func openTokenizer(path, modelPath, adapter string,
+	c *checkpoint.Checkpoint) (*tokenizer.Tokenizer, error) {
 	if path != "" {
 		return tokenizer.Open(path)
+	}
+	if adapter != "" && hasTokenizer(adapter) {
+		return tokenizer.Open(adapter)
 	}
 	if c.Format == checkpoint.GGUF {
 		meta := c.GGUFMetadata()
@@ -282,20 +281,20 @@ func openTokenizer(path, modelPath string, c *checkpoint.Checkpoint) (*tokenizer
 	if info, err := os.Stat(modelPath); err == nil && !info.IsDir() {
 		folder = filepath.Dir(modelPath)
 	}
-	for _, name := range []string{"tokenizer.json", "tokenizer.model"} {
-		if _, err := os.Stat(filepath.Join(folder, name)); err == nil {
-			return tokenizer.Open(folder)
-		}
+	if hasTokenizer(folder) {
+		return tokenizer.Open(folder)
 	}
 	return nil, nil
 }
 
-// foldAdapter merges an adapter into a model's weights.
-func foldAdapter(m model.Model, dir string) error {
-	if err := lora.Load(m, dir); err != nil {
-		return fmt.Errorf("--adapter_path: %w", err)
+// hasTokenizer reports whether a folder holds a tokenizer.
+func hasTokenizer(folder string) bool {
+	for _, name := range []string{"tokenizer.json", "tokenizer.model"} {
+		if _, err := os.Stat(filepath.Join(folder, name)); err == nil {
+			return true
+		}
 	}
-	return lora.Merge(m)
+	return false
 }
 
 // checkVocabulary refuses a tokenizer with more tokens than the model has rows.

@@ -11,6 +11,7 @@ import (
 
 	"conquer/generate"
 	"conquer/internal/progress"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/model/hub"
 	"conquer/parallel"
@@ -176,6 +177,15 @@ func (f *trainFlags) tune(ctx context.Context, t *train.Trainer, o *opened, firs
 // openModel opens the model to tune, or makes one with random weights.
 func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
 	if f.path != "" {
+		path, err := locate(ctx, f.path)
+		if err != nil {
+			return nil, err
+		}
+		if lora.IsAdapter(path) {
+			return nil, fmt.Errorf("--model_path: %s is a LoRA adapter: merge it into its base "+
+				"with conquer export --model_path %s --output_path merged, and tune that folder",
+				path, f.path)
+		}
 		o, err := f.open(ctx)
 		if err != nil {
 			return nil, err

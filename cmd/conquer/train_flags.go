@@ -303,7 +303,7 @@ func (f *trainFlags) setDefaults(place dist.Place) {
 	if f.CheckpointPath == "" {
 		f.CheckpointPath = filepath.Join(f.output, "checkpoints")
 	}
-	f.LogPath, f.BaseModel = f.output, f.path
+	f.LogPath, f.BaseModel = f.output, baseName(f.path)
 	if f.Distributed == "" && place.Size > 1 {
 		f.Distributed = train.DDP
 	}

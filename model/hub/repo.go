@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha1"
 	"crypto/sha256"
@@ -74,6 +75,29 @@ func (f *repoFile) size() int64 {
 		return f.LFS.Size
 	}
 	return f.Size
+}
+
+// Cached returns the folder of a model that Hugging Face's libraries have downloaded: name is
+// organization/name, and revision a branch, a tag or a commit, "" for main. No request is made.
+func Cached(name, revision string) (dir string, ok bool) {
+	root := os.Getenv("HF_HUB_CACHE")
+	if home := os.Getenv("HF_HOME"); root == "" && home != "" {
+		root = filepath.Join(home, "hub")
+	}
+	if cache, err := os.UserCacheDir(); root == "" && err == nil {
+		root = filepath.Join(cache, "huggingface", "hub")
+	}
+	revision = cmp.Or(revision, "main")
+	if !repoName.MatchString(name) || !filepath.IsLocal(revision) {
+		return "", false
+	}
+	base := filepath.Join(root, "models--"+strings.ReplaceAll(name, "/", "--"))
+	if commit, err := os.ReadFile(filepath.Join(base, "refs", revision)); err == nil {
+		revision = strings.TrimSpace(string(commit))
+	}
+	dir = filepath.Join(base, "snapshots", revision)
+	_, err := os.Stat(filepath.Join(dir, "config.json"))
+	return dir, commitSum.MatchString(revision) && err == nil
 }
 
 // listing is the hub's description of a revision.

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"conquer/checkpoint"
+	"conquer/lora"
+	"conquer/model"
+	"conquer/model/hub"
+)
+
+// openModel opens the files of a model that is named as openCheckpoint expects. If the name is that
+// of a LoRA adapter, it opens the adapter's base and returns the adapter's folder too. adapter is
+// that of --adapter_path, which stays.
+func openModel(ctx context.Context, name, adapter string) (path, dir string,
+	c *checkpoint.Checkpoint, err error) {
+	if path, err = locate(ctx, name); err != nil {
+		return "", "", nil, err
+	}
+	if !lora.IsAdapter(path) {
+		c, err = checkpoint.Open(path)
+		return path, adapter, c, err
+	}
+	switch {
+	case adapter != "":
+		return "", "", nil, fmt.Errorf("--model_path: %s is a LoRA adapter too: give its base "+
+			"model with --adapter_path %s, or merge it first with conquer export", path, adapter)
+	case hasConfig(path):
+		return "", "", nil, fmt.Errorf("--model_path: %s holds a model and a LoRA adapter: move "+
+			"one of them to another folder", path)
+	}
+	base, err := baseOf(path)
+	if err == nil {
+		path, dir = base, path
+		if path, err = locate(ctx, base); err == nil {
+			c, err = checkpoint.Open(path)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s is a LoRA adapter, and its base model %s cannot be opened: %w; "+
+				"give the base with --model_path and the adapter with --adapter_path %s", dir, base,
+				err, dir)
+		}
+	}
+	return path, dir, c, err
+}
+
+// hasConfig reports whether a folder holds the config of a model.
+func hasConfig(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "config.json"))
+	return err == nil
+}
+
+// baseOf returns the name or path of the model that the adapter in the folder dir belongs to, in
+// the form of --model_path. A relative path begins in the working folder, or else in dir.
+func baseOf(dir string) (string, error) {
+	info, err := lora.ReadInfo(dir)
+	if err != nil {
+		return "", err
+	}
+	if info.Base == "" {
+		return "", fmt.Errorf("%s is a LoRA adapter that does not name its base model: give the "+
+			"base with --model_path and the adapter with --adapter_path %s", dir, dir)
+	}
+	for _, path := range []string{info.Base, filepath.Join(dir, info.Base)} {
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	if _, known := hub.Find(info.Base); known || strings.HasPrefix(info.Base, hub.Scheme) {
+		return info.Base, nil
+	}
+	ref := hub.Scheme + info.Base
+	if _, err := hub.Parse("models", ref); err != nil || strings.Count(info.Base, "/") != 1 {
+		return "", fmt.Errorf("%s is a LoRA adapter of %s, which does not exist here: give the "+
+			"base with --model_path and the adapter with --adapter_path %s", dir, info.Base, dir)
+	}
+	if path, ok := hub.Cached(info.Base, info.Revision); ok {
+		return path, nil
+	}
+	if m, ok := hub.FindHub(info.Base); ok {
+		fmt.Fprintf(os.Stderr, "conquer: %s stands for %s, the base of %s; for another copy, give "+
+			"it with --model_path and the adapter with --adapter_path\n", m.Name, info.Base, dir)
+		return m.Name, nil
+	}
+	if info.Revision != "" {
+		ref += "@" + info.Revision
+	}
+	return ref, nil
+}
+
+// baseName returns the name or path under which the next reader of an adapter, PEFT or this
+// program, finds the base model: a name of the Hugging Face Hub, with @revision unless that is
+// main, or an absolute path.
+func baseName(path string) string {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		if m, ok := hub.Find(path); ok {
+			return m.Hub
+		}
+		if r, err := hub.Parse("models", path); err == nil && r.File == "" {
+			return strings.TrimSuffix(strings.TrimPrefix(path, hub.Scheme), "@main")
+		}
+		return path
+	}
+	absolute, err := filepath.Abs(path)
+	if err != nil {
+		return path
+	}
+	if name := filepath.Base(absolute); name == "model.safetensors" || name == "pytorch_model.bin" {
+		return filepath.Dir(absolute)
+	}
+	return absolute
+}
+
+// foldAdapter merges an adapter into a model's weights.
+func foldAdapter(m model.Model, dir string) error {
+	if err := lora.Load(m, dir); err != nil {
+		return fmt.Errorf("--adapter_path: %w", err)
+	}
+	return lora.Merge(m)
+}
