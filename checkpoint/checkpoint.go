@@ -2,7 +2,8 @@
 //
 // [Open] takes a Hugging Face folder (config.json beside model.safetensors or pytorch_model.bin, or
 // beside shards with an index), a folder in Meta's layout (params.json beside consolidated.NN.pth),
-// a native checkpoint, or one .safetensors, .bin, .pth or .gguf file. It gives a [Checkpoint]:
+// a native checkpoint, or one .safetensors, .bin, .pth or .gguf file, which may be the first of
+// several. It gives a [Checkpoint]:
 // tensors by their Hugging Face names and the config that describes the model. Files are mapped
 // into memory: opening reads the headers only, and a tensor of a plain type is a view of the file.
 // Quantized tensors are decoded when they are read. Pickles are read without executing them.
@@ -176,8 +177,12 @@ func readFile(o *opener, path string) (format string, c contents, err error) {
 	}
 	if data := file.Bytes(); strings.HasSuffix(path,
 		".gguf") || string(data[:min(len(data), 4)]) == "GGUF" {
-		if c, err = readGGUF(file); err != nil {
-			err = fmt.Errorf("%s: %w", path, wrongfile.Explain(data, wrongfile.GGUF, err))
+		parts, err := readGGUFParts(o, file)
+		if err != nil {
+			return GGUF, c, err
+		}
+		if c, err = readGGUF(parts); err != nil {
+			err = fmt.Errorf("%s: %w", path, err)
 		}
 		return GGUF, c, err
 	}
@@ -210,14 +215,13 @@ func readWeights(file *mapping, wanted map[string]bool) (format string, tensors 
 	return format, tensors, nil
 }
 
-// readGGUF reads a GGUF file with the help of its model's family.
-func readGGUF(file *mapping) (c contents, err error) {
-	parsed, err := parseGGUF(file.Bytes())
+// readGGUF reads the files of a GGUF model with the help of its family.
+func readGGUF(parts []ggufPart) (c contents, err error) {
+	c.metadata = parts[0].metadata
+	f, err := newGGUFFile(parts)
 	if err != nil {
 		return c, err
 	}
-	c.metadata = parsed.metadata
-	f := newGGUFFile(parsed, file.Bytes())
 	config, generation, tensors, err := f.config()
 	if err != nil {
 		return c, err
@@ -228,33 +232,42 @@ func readGGUF(file *mapping) (c contents, err error) {
 	if c.generation, err = jsonText(generation); err != nil {
 		return c, err
 	}
-	for _, r := range parsed.records {
-		mapped, ok := tensors(r.name)
-		if !ok {
-			return c, fmt.Errorf("a %s model has no tensor %.80q", f.Architecture, r.name)
-		}
-		if mapped.Name == "" {
-			continue
-		}
-		s := &stored{record: r, file: file}
-		if mapped.Heads > 0 && len(r.shape) > 0 {
-			if r.shape[0]%(2*mapped.Heads) != 0 {
-				return c, fmt.Errorf("tensor %.80q has %d rows, expected a multiple of twice its "+
-					"%d heads", r.name, r.shape[0],
-					mapped.Heads)
+	for _, part := range parts {
+		for _, r := range part.records {
+			mapped, ok := tensors(r.name)
+			if !ok {
+				return c, fmt.Errorf("a %s model has no tensor %.80q", f.Architecture, r.name)
 			}
-			s.headRows = r.shape[0] / mapped.Heads
-		}
-		if s.transform = mapped.Transform; s.transform != nil {
-			s.shape = s.transform.Back(r.shape)
-			if s.shape == nil {
-				return c, fmt.Errorf("tensor %.80q has the unexpected shape %v", r.name, r.shape)
+			if mapped.Name == "" {
+				continue
 			}
+			s, err := mapped.place(r, part.file)
+			if err != nil {
+				return c, err
+			}
+			c.tensors = append(c.tensors, s)
 		}
-		s.name = mapped.Name
-		c.tensors = append(c.tensors, s)
 	}
 	return c, nil
+}
+
+// place is the tensor that r describes in a GGUF file.
+func (m Mapped) place(r record, file *mapping) (*stored, error) {
+	s := &stored{record: r, file: file}
+	if m.Heads > 0 && len(r.shape) > 0 {
+		if r.shape[0]%(2*m.Heads) != 0 {
+			return nil, fmt.Errorf("tensor %.80q has %d rows, expected a multiple of twice its %d "+
+				"heads", r.name, r.shape[0], m.Heads)
+		}
+		s.headRows = r.shape[0] / m.Heads
+	}
+	if s.transform = m.Transform; s.transform != nil {
+		if s.shape = s.transform.Back(r.shape); s.shape == nil {
+			return nil, fmt.Errorf("tensor %.80q has the unexpected shape %v", r.name, r.shape)
+		}
+	}
+	s.name = m.Name
+	return s, nil
 }
 
 // Names lists the tensors by their Hugging Face names, in the order in which they lie in the files.
@@ -318,8 +331,9 @@ func (s *stored) read(dtype torch.DType) (torch.Tensor, error) {
 	return t, s.decode(t.Data(), dtype)
 }
 
-// TensorAs returns a tensor as dtype. Integers are not read as floating-point numbers. It decodes a quantized tensor to bfloat16 or float16 without
-// a float32 copy; others are [Checkpoint.Tensor] and a conversion.
+// TensorAs returns a tensor as dtype. It refuses to read integers as floating-point numbers. It
+// decodes a quantized tensor to bfloat16 or float16 without a float32 copy; others are
+// [Checkpoint.Tensor] and a conversion.
 func (c *Checkpoint) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
 	s, err := c.find(name)
 	if err != nil {

@@ -375,7 +375,8 @@ func TestOpen_ConfigsOfPythonHaveInfinity(t *testing.T) {
 	defer c.Close()
 	word := func(s string) any { return map[string]any{"__float__": s} }
 	want := map[string]any{"time_step_limit": []any{0.0, word("Infinity")},
-		"low": word("-Infinity"), "x": word("NaN"), "new": word("Infinity"), "text": "NaN, Infinity"}
+		"low": word("-Infinity"), "x": word("NaN"), "new": word("Infinity"),
+		"text": "NaN, Infinity"}
 	if got := c.Config(); !reflect.DeepEqual(got, want) {
 		t.Errorf("config %v, expected %v", got, want)
 	}

@@ -196,7 +196,11 @@ func FuzzGGUF(f *testing.F) {
 				}
 			}
 		}
-		config, generation, tensors, err := newGGUFFile(file, data).config()
+		whole, err := newGGUFFile([]ggufPart{{ggufFile: file, data: data}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		config, generation, tensors, err := whole.config()
 		if err != nil {
 			return
 		}

@@ -228,7 +228,7 @@ func TestGGUF_HostileFilesAreRefusedByTensor(t *testing.T) {
 		"experts": {model(nil, map[string][]int{"blk.0.ffn_gate_exps.weight": {6, 16}}),
 			[]string{`"blk.0.ffn_gate_exps.weight"`, "llama"}},
 		"one of several": {model(map[string]any{"split.count": uint32(3)}, nil),
-			[]string{"one of 3", "merge"}},
+			[]string{"one of 3", "NAME-00001-of-00003.gguf"}},
 		"layer 01": {model(nil, map[string][]int{"blk.01.ffn_up.weight": {6, 16}}),
 			[]string{`"blk.01.ffn_up.weight"`}},
 	} {

@@ -15,17 +15,28 @@ type GGUFFile struct {
 	Err          error
 
 	metadata map[string]any
-	tensors  map[string]record
-	data     []byte
+	tensors  map[string]ggufRecord
 }
 
-func newGGUFFile(f *ggufFile, data []byte) *GGUFFile {
-	g := &GGUFFile{metadata: f.metadata, tensors: map[string]record{}, data: data}
-	g.Architecture, _ = f.metadata["general.architecture"].(string)
-	for _, r := range f.records {
-		g.tensors[r.name] = r
+// ggufRecord is a tensor and the bytes of its file.
+type ggufRecord struct {
+	record
+	data []byte
+}
+
+func newGGUFFile(parts []ggufPart) (*GGUFFile, error) {
+	g := &GGUFFile{metadata: parts[0].metadata, tensors: map[string]ggufRecord{}}
+	g.Architecture, _ = g.metadata["general.architecture"].(string)
+	for _, part := range parts {
+		for _, r := range part.records {
+			if g.Has(r.name) {
+				return nil, fmt.Errorf("%s: tensor %.80q is in another part, too", part.file.path,
+					r.name)
+			}
+			g.tensors[r.name] = ggufRecord{r, part.data}
+		}
 	}
-	return g
+	return g, nil
 }
 
 // Fail keeps a problem, unless one is kept already.
@@ -48,7 +59,7 @@ func (f *GGUFFile) Floats(tensor string) []float32 {
 		return nil
 	}
 	values := make([]float32, r.bytes/4)
-	decodeF32(values, f.data[r.offset:r.offset+r.bytes])
+	decodeF32(values, r.data[r.offset:r.offset+r.bytes])
 	return values
 }
 
@@ -75,7 +86,7 @@ func (f *GGUFFile) Int(key string, fallback int) int {
 }
 
 // Natural reads one integer; -1 if there is none, or it is negative.
-func (f *GGUFFile) Natural(key string) int { return f.natural(f.Architecture + "." + key) }
+func (f *GGUFFile) Natural(key string) int { return natural(f.metadata, f.Architecture+"."+key) }
 
 // Ints reads a list of n integers; a single integer counts as n equal ones. It returns nil if the
 // key is missing.
@@ -128,9 +139,9 @@ func (f *GGUFFile) Text(key string) string {
 	return text
 }
 
-// natural reads one integer by its full key; -1 if there is none, or it is negative.
-func (f *GGUFFile) natural(key string) int {
-	if list, ok := integers(f.metadata[key]); ok && len(list) == 1 && list[0] >= 0 {
+// natural reads one integer of the metadata; -1 if there is none, or it is negative.
+func natural(metadata map[string]any, key string) int {
+	if list, ok := integers(metadata[key]); ok && len(list) == 1 && list[0] >= 0 {
 		return list[0]
 	}
 	return -1
@@ -183,10 +194,6 @@ func (f *GGUFFile) config() (config, generation map[string]any, tensors TensorMa
 		return nil, nil, nil, fmt.Errorf("general.architecture is %.40q, expected one of %s",
 			f.Architecture, known)
 	}
-	if n := f.natural("split.count"); n > 1 {
-		return nil, nil, nil, fmt.Errorf("the file is one of %d that a model was split into: "+
-			"merge them first (llama-gguf-split --merge)", n)
-	}
 	embedding := f.Shape("token_embd.weight")
 	if len(embedding) != 2 || embedding[0] == 0 {
 		return nil, nil, nil, fmt.Errorf("tensor \"token_embd.weight\" is missing or not a matrix")
@@ -215,13 +222,13 @@ func (f *GGUFFile) generation(config map[string]any, vocabulary int) map[string]
 	generation := map[string]any{"_from_model_config": true}
 	for key, to := range map[string]string{"bos": "bos_token_id", "eos": "eos_token_id",
 		"padding": "pad_token_id"} {
-		if id := f.natural("tokenizer.ggml." + key + "_token_id"); id >= 0 && id < vocabulary {
+		if id := natural(f.metadata, "tokenizer.ggml."+key+"_token_id"); id >= 0 && id < vocabulary {
 			config[to], generation[to] = id, id
 		}
 	}
 	// A chat turn ends with another token than a text.
 	eos, hasEOS := config["eos_token_id"].(int)
-	if id := f.natural("tokenizer.ggml.eot_token_id"); hasEOS && id >= 0 && id < vocabulary &&
+	if id := natural(f.metadata, "tokenizer.ggml.eot_token_id"); hasEOS && id >= 0 && id < vocabulary &&
 		id != eos {
 		generation["eos_token_id"] = []int{eos, id}
 	}

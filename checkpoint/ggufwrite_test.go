@@ -128,7 +128,7 @@ func TestSaveGGUF_WritesTheRequestedTypes(t *testing.T) {
 			}
 			want, _ := source.Tensor("model.layers.0.self_attn.k_proj.weight")
 			worst := torch.Item[float64](got.Sub(want.To(torch.Float32)).Abs().Max())
-			if worst > 0.3 {
+			if worst > 0.6 { // an eighth of the largest value, at most
 				t.Errorf("%s: off by %g", test.matrix, worst)
 			}
 		})

@@ -120,8 +120,8 @@ func Defer(m Model, source TensorSource, dtype torch.DType, device torch.Device)
 	return nil
 }
 
-// Check is [Declare] and fails if the checkpoint lacks a tensor of the model, or holds it in another
-// shape or as integers. It returns the model with such an error, too.
+// Check is [Declare] and fails if the checkpoint lacks a tensor of the model, or holds it in
+// another shape or as integers. It returns the model with such an error, too.
 func Check(source *checkpoint.Checkpoint) (Model, error) {
 	m, err := Declare(source)
 	if err == nil {
