@@ -15,6 +15,8 @@ import (
 	arrays "github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/ipc"
 	flatbuffers "github.com/google/flatbuffers/go"
+
+	"conquer/text/tokenizer"
 )
 
 // arrowFile is a file of Arrow record batches, read in place. Each row is a
@@ -204,34 +206,39 @@ func (f *arrowFile) record(at int64) (r record, err error) {
 	if err != nil {
 		return r, err
 	}
-	object := map[string]any{}
+	fields := jsonFields{}
 	for _, i := range f.columns {
 		column := batch.Column(i)
-		switch name := batch.ColumnName(i); {
+		name := batch.ColumnName(i)
+		switch {
 		case row < 0 && name != "tokens", row >= 0 && column.IsNull(row):
+			continue
 		case name == "tokens":
-			r.layout = Tokens
 			if r.ids, err = tokensOf(column, row); err != nil {
 				return r, fmt.Errorf("column %q: %w", name, err)
 			}
-			object[name] = []int32{}
-		default:
-			value := column.GetOneForMarshal(row)
-			if text, ok := value.([]byte); ok {
-				value = string(text)
+			fields[name] = json.RawMessage("[]") // replaced by r.ids
+			if len(r.ids) > 0 {
+				fields[name] = json.RawMessage("[0]")
 			}
-			object[name] = value
+			continue
+		}
+		var value bytes.Buffer
+		if err := writeArrow(&value, column, row); err != nil {
+			return r, fmt.Errorf("column %q: %w", name, err)
+		}
+		if string(value.Bytes()) == "null" {
+			continue
+		}
+		if fields[name], err = tokenizer.DropNulls(value.Bytes()); err != nil {
+			return r, err
 		}
 	}
-	has := func(name string) bool { _, ok := object[name]; return ok }
-	if (f.layout == AnyLayout || f.layout == Tokens) && layoutOf(f.layout, has) == Tokens {
+	if fields.layout(f.layout) == Tokens && checkLayout(Tokens, f.layout) == nil {
+		r.layout = Tokens
 		return r, nil
 	}
-	text, err := json.Marshal(object)
-	if err != nil {
-		return r, err
-	}
-	return parseRecord(text, f.layout)
+	return fields.record(f.layout)
 }
 
 // tokensOf returns the list in a row of a column, or, for row -1, the whole

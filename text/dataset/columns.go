@@ -7,21 +7,10 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
-// The columns that belong to records.
-var (
-	recordColumns = []string{
-		"messages",
-		"instruction",
-		"input",
-		"output",
-		"system",
-		"tokens",
-		"text",
-	}
-	pairColumns = []string{"prompt", "chosen", "rejected", "system"}
-	// chatColumns hold messages if they are lists.
-	chatColumns = []string{"messages", "prompt", "chosen", "rejected"}
-)
+// recordColumns are the columns that belong to records.
+var recordColumns = []string{"messages", "conversations", "conversation", "instruction", "input",
+	"output", "system", "prompt", "completion", "chosen", "rejected", "tokens", "text", "tools",
+	"documents", "chat_template_kwargs"}
 
 // pickColumns returns the indices of the columns that belong to a record. name
 // returns the name of each of the n columns.
@@ -29,19 +18,14 @@ func pickColumns(layout Layout, n int, name func(int) string) (picked []int, err
 	var names []string
 	for i := range n {
 		names = append(names, name(i))
-	}
-	columns := recordColumns
-	found := layoutOf(layout, func(name string) bool { return slices.Contains(names, name) })
-	switch found {
-	case AnyLayout:
-		return nil, fmt.Errorf("no known layout has the columns %q; %s", names, knownLayouts)
-	case Preference:
-		columns = pairColumns
-	}
-	for i, name := range names {
-		if slices.Contains(columns, name) {
+		if slices.Contains(recordColumns, name(i)) {
 			picked = append(picked, i)
 		}
+	}
+	has := func(name string) bool { return slices.Contains(names, name) }
+	if layoutOf(layout, has) == AnyLayout {
+		return nil, fmt.Errorf("no known layout has the columns %q; %s", slices.Compact(names),
+			knownLayouts)
 	}
 	return picked, nil
 }

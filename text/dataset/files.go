@@ -35,11 +35,9 @@ type file interface {
 // openFiles opens path: a file, a folder or an archive. skipped counts the files
 // without data.
 func openFiles(path string, layout Layout, maps *mappings) (files []file, skipped int, err error) {
-	switch layout {
-	case AnyLayout, Instruction, Chat, RawText, Tokens, Preference:
-	default:
-		return nil, 0, fmt.Errorf("layout %q is not known; known are %s, %s, %s, %s and %s",
-			layout, Instruction, Chat, RawText, Tokens, Preference)
+	if layout != AnyLayout && !slices.Contains(layouts, layout) {
+		return nil, 0, fmt.Errorf("layout %q is not known; known are %s", layout,
+			strings.Trim(fmt.Sprint(layouts), "[]"))
 	}
 	info, err := os.Stat(path)
 	if err != nil {

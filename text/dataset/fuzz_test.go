@@ -88,9 +88,13 @@ func FuzzLoad_Pairs(f *testing.F) {
 		if err != nil {
 			return
 		}
-		s, _, err := pairSample(tok, &r.pair, 50)
-		if err == nil && (s.Second <= 0 || s.Second > 50 || len(s.IDs) != len(s.Labels) ||
-			len(s.IDs)-s.Second > 50) {
+		e, err := pairSample(tok, &r, Options{MaxLength: 50})
+		if err != nil {
+			return
+		}
+		s := e.samples[0]
+		if s.Second <= 0 || s.Second > 50 || len(s.IDs) != len(s.Labels) ||
+			len(s.IDs)-s.Second > 50 {
 			t.Errorf("%q became %+v", record, s)
 		}
 	})

@@ -50,39 +50,55 @@ func joinInput(instruction, input string) string {
 	return instruction + "\n\n" + input
 }
 
-// samples encodes a record and labels the tokens that have loss. Samples longer
-// than maxLength are cut and counted in truncated.
-func (r *record) samples(tok *tokenizer.Tokenizer, maxLength int) (
-	samples []Sample, truncated int, err error,
-) {
+// encode makes samples of a record and labels the tokens that have loss. Samples
+// longer than opts.MaxLength are cut and counted.
+func (r *record) encode(tok *tokenizer.Tokenizer, opts Options) (e encoded, err error) {
+	var s Sample
+	template := tok.ChatTemplate() != ""
 	switch {
-	case r.layout == Preference:
-		pair, cut, err := pairSample(tok, &r.pair, maxLength)
-		if err != nil {
-			return nil, 0, err
-		}
-		return []Sample{pair}, cut, nil
 	case r.layout == RawText:
-		return splitText(textIDs(tok, r), maxLength), 0, nil
+		e.samples = splitText(textIDs(tok, r), opts.MaxLength)
+		return e, nil
 	case r.layout == Tokens:
-		samples, err = tokenSamples(tok, r.ids, maxLength)
-		return samples, 0, err
-	case r.layout == Instruction && tok.ChatTemplate() == "":
-		samples = []Sample{alpacaSample(tok, r.messages, r.input)}
-	case r.layout == Instruction:
-		messages := slices.Clone(r.messages)
-		user := &messages[len(messages)-2]
-		user.Content = joinInput(user.Content, r.input)
-		samples, err = chatSamples(tok, messages)
-	case tok.ChatTemplate() == "":
-		return nil, 0, errNoTemplate
+		e.samples, err = tokenSamples(tok, r.ids, opts.MaxLength)
+		return e, err
+	case r.layout == Preference:
+		return pairSample(tok, r, opts)
+	case r.layout == Completion && r.messages == nil:
+		s = promptSample(tok, r.prompt, r.completion)
+	case r.layout == Instruction && !template:
+		s = alpacaSample(tok, r.messages, r.input)
+	case !template:
+		return e, errNoTemplate
 	default:
-		samples, err = chatSamples(tok, r.messages)
+		messages := r.messages
+		if r.layout == Instruction {
+			messages = slices.Clone(messages)
+			user := &messages[len(messages)-2]
+			user.Content = joinInput(user.Content, r.input)
+		}
+		learn := func(i int) bool {
+			return i >= r.given && isAnswer(messages[i]) && (r.silent == nil || !r.silent[i])
+		}
+		if opts.LastAnswer {
+			last := len(messages) - 1
+			for last > 0 && !isAnswer(messages[last]) {
+				last--
+			}
+			every := learn
+			learn = func(i int) bool { return i == last && every(i) }
+		}
+		s, e.unrendered, err = chatSample(tok, r.conversation(messages, opts), learn)
 	}
-	for i := range samples {
-		truncated += samples[i].truncate(maxLength)
-	}
-	return samples, truncated, err
+	e.truncated = s.truncate(opts.MaxLength)
+	e.samples = []Sample{s}
+	return e, err
+}
+
+// conversation is what the chat template renders.
+func (r *record) conversation(messages []tokenizer.Message,
+	opts Options) tokenizer.Conversation {
+	return tokenizer.Conversation{Messages: messages, ChatInputs: r.inputs.Over(opts.Inputs)}
 }
 
 // truncate cuts a sample of one text at maxLength tokens, unless that is 0. It
@@ -166,127 +182,67 @@ func alpacaSample(tok *tokenizer.Tokenizer, messages []tokenizer.Message, input 
 	if n > 2 {
 		prompt = messages[0].Content + "\n\n" + prompt
 	}
-	ids := withEOS(tok, tok.Encode(prompt+messages[n-1].Content, true))
+	return promptSample(tok, prompt, messages[n-1].Content)
+}
+
+// promptSample encodes a prompt and the text that follows it, and labels the
+// tokens of the latter and the end-of-text token.
+func promptSample(tok *tokenizer.Tokenizer, prompt, answer string) Sample {
+	prompt = strings.ToValidUTF8(prompt, "\uFFFD")
+	ids, at := tok.EncodeAt(prompt+answer, true, []int{len(prompt)})
+	ids = withEOS(tok, ids)
 	s := Sample{IDs: ids, Labels: ignored(len(ids))}
-	start := tokenizer.CommonPrefix(tok.Encode(prompt, true), ids)
-	copy(s.Labels[start:], ids[start:])
+	copy(s.Labels[at[0]:], ids[at[0]:])
 	return s
 }
 
-// chatSamples renders a conversation and labels the assistant's turns.
-//
-// Some templates render a turn differently once others follow it: they drop its
-// reasoning, for example. Then each turn becomes a sample of its own, rendered
-// as the last turn of its conversation.
-func chatSamples(tok *tokenizer.Tokenizer, messages []tokenizer.Message) ([]Sample, error) {
-	s, missing, err := labelTurns(tok, messages, 0)
-	if err != nil || missing < 0 {
-		return []Sample{s}, err
-	}
-	var samples []Sample
-	for i, m := range messages {
-		if m.Role != assistantRole {
-			continue
-		}
-		s, missing, err := labelTurns(tok, messages[:i+1], i)
-		if err != nil {
-			return nil, err
-		}
-		if missing >= 0 {
-			return nil, fmt.Errorf(
-				"the chat template does not render message %d, %.40q, after its prompt", i,
-				m.Content)
-		}
-		samples = append(samples, s)
-	}
-	return samples, nil
-}
-
-// labelTurns renders a conversation and labels the assistant's turns from
-// message first on. A turn's labels start where the prompt for the turn ends and
-// stop where the turn ends. The ids are those of the whole text, as a model sees
-// them when the conversation is encoded; a token that spans the start of an
-// answer belongs to the answer. missing is the index of the first turn whose
-// content is not in the text as written, or -1.
-func labelTurns(tok *tokenizer.Tokenizer, messages []tokenizer.Message, first int) (
-	s Sample, missing int, err error,
+// chatSample renders a conversation and labels the turns that learn selects.
+// unrendered counts those that the template does not render.
+func chatSample(tok *tokenizer.Tokenizer, c tokenizer.Conversation, learn func(i int) bool) (
+	s Sample, unrendered int, err error,
 ) {
-	whole, err := tok.Chat(messages, false)
+	trace, err := tok.Trace(c, false)
 	if err != nil {
-		return s, -1, err
+		return s, 0, err
 	}
-	ids := tok.Encode(whole, false)
-	s = Sample{IDs: ids, Labels: ignored(len(ids))}
-	for i := first; i < len(messages); i++ {
-		if messages[i].Role != assistantRole {
-			continue
-		}
-		start, end, err := turnBounds(tok, messages, i, whole)
-		if err != nil {
-			return s, -1, err
-		}
-		if !strings.Contains(whole[start:end], strings.TrimSpace(messages[i].Content)) {
-			return s, i, nil
-		}
-		from := tokenizer.CommonPrefix(tok.Encode(whole[:start], false), ids)
-		to := max(from, tokenizer.CommonPrefix(tok.Encode(whole[:end], false), ids))
-		// A model stops at the token that ends a turn, so what the template puts
-		// behind that token has no loss.
-		for j := to; j > from; j-- {
-			if tok.IsEOS(ids[j-1]) {
-				to = j
-				break
-			}
-		}
-		copy(s.Labels[from:to], ids[from:to])
-	}
-	return s, -1, nil
-}
-
-// turnBounds returns the bytes [start, end) of the rendered conversation whole
-// that message i adds after the prompt for it.
-func turnBounds(tok *tokenizer.Tokenizer, messages []tokenizer.Message, i int, whole string) (
-	start, end int, err error,
-) {
-	before, err := tok.Chat(messages[:i], true)
+	turns := &turns{tok: tok, conversation: c, trace: trace}
+	ranges, unrendered, err := turns.learned(learn)
 	if err != nil {
-		return 0, 0, err
+		return s, 0, err
 	}
-	until := whole
-	if i+1 < len(messages) {
-		if until, err = tok.Chat(messages[:i+1], false); err != nil {
-			return 0, 0, err
-		}
+	s = Sample{IDs: turns.ids, Labels: ignored(len(turns.ids))}
+	for _, r := range ranges {
+		copy(s.Labels[r.from:r.to], s.IDs[r.from:r.to])
 	}
-	start = tokenizer.CommonPrefix([]byte(before), []byte(whole))
-	return start, max(start, tokenizer.CommonPrefix([]byte(until), []byte(whole))), nil
+	return s, unrendered, nil
 }
 
-// pairSample encodes both texts of a preference record, each cut at maxLength
-// unless that is 0. truncated is 1 if either was cut, else 0.
-func pairSample(tok *tokenizer.Tokenizer, p *preference, maxLength int) (
-	pair Sample, truncated int, err error,
-) {
-	for _, answer := range [][]tokenizer.Message{p.chosen, p.rejected} {
-		s, err := answerSample(tok, p.prompt, answer)
+// pairSample encodes both texts of a preference record, each cut at the maximum
+// length. truncated is 1 if either was cut, else 0.
+func pairSample(tok *tokenizer.Tokenizer, r *record, opts Options) (e encoded, err error) {
+	var pair Sample
+	for _, answer := range [][]tokenizer.Message{r.pair.chosen, r.pair.rejected} {
+		s, err := r.answerSample(tok, answer, opts)
 		if err != nil {
-			return pair, 0, err
+			return e, err
 		}
-		truncated = max(truncated, s.truncate(maxLength))
+		e.truncated = max(e.truncated, s.truncate(opts.MaxLength))
 		if len(s.Labels) > 0 {
 			s.Labels[0] = IgnoreLabel // no token precedes it
 		}
 		pair.Second = len(pair.IDs)
 		pair.IDs, pair.Labels = append(pair.IDs, s.IDs...), append(pair.Labels, s.Labels...)
 	}
-	return pair, truncated, nil
+	e.samples = []Sample{pair}
+	return e, nil
 }
 
-// answerSample encodes a prompt and an answer, and labels the assistant's turns
-// in the answer. If the template renders earlier turns differently once others
-// follow, only the last turn is labeled.
-func answerSample(tok *tokenizer.Tokenizer, prompt, answer []tokenizer.Message) (Sample, error) {
-	messages := slices.Concat(prompt, answer)
+// answerSample encodes the prompt of a pair and an answer, and labels the
+// assistant's turns in the answer. The template must render the last one.
+func (r *record) answerSample(tok *tokenizer.Tokenizer, answer []tokenizer.Message,
+	opts Options) (Sample, error) {
+	given := len(r.pair.prompt)
+	messages := slices.Concat(r.pair.prompt, answer)
 	n := len(messages)
 	if tok.ChatTemplate() == "" {
 		if len(answer) > 1 || messages[n-2].Role != "user" || n > 3 || n == 3 &&
@@ -295,13 +251,13 @@ func answerSample(tok *tokenizer.Tokenizer, prompt, answer []tokenizer.Message) 
 		}
 		return alpacaSample(tok, messages, ""), nil
 	}
-	for _, first := range []int{len(prompt), n - 1} {
-		s, missing, err := labelTurns(tok, messages, first)
-		if err != nil || missing < 0 {
-			return s, err
-		}
+	c := r.conversation(messages, opts)
+	s, unrendered, err := chatSample(tok, c, func(i int) bool {
+		return i >= given && isAnswer(messages[i])
+	})
+	if err == nil && unrendered > 0 {
+		err = fmt.Errorf("the chat template does not render the answer %.40q",
+			messages[n-1].Content)
 	}
-	return Sample{}, fmt.Errorf(
-		"the chat template does not render the answer %.40q after its prompt",
-		messages[n-1].Content)
+	return s, err
 }

@@ -65,7 +65,8 @@ func TestLoad_ChatsLabelEveryAssistantTurn(t *testing.T) {
 	}
 }
 
-func TestLoad_TurnsThatATemplateShortensBecomeSamples(t *testing.T) {
+// A template may render a turn differently once others follow it. Then that rendering counts.
+func TestLoad_AnswersThatATemplateLeavesOutHaveNoLoss(t *testing.T) {
 	const forgetful = "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' " +
 		"and not loop.last %}..{% else %}{{ m['content'] }}{% endif %}\x03{% endfor %}{% if " +
 		"add_generation_prompt %}<assistant>{% endif %}"
@@ -74,13 +75,11 @@ func TestLoad_TurnsThatATemplateShortensBecomeSamples(t *testing.T) {
 			`{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}`)
 	tok := chars(t, forgetful)
 	d := mustLoad(t, path, tok, Options{})
-	if len(d.Samples) != 2 {
-		t.Fatalf("%d samples, want 2", len(d.Samples))
+	if got := labeledText(tok, d.Samples[0]); len(d.Samples) != 1 || got != "d\x03" {
+		t.Errorf("learns %q", got)
 	}
-	for i, want := range []string{"b\x03", "d\x03"} {
-		if got := labeledText(tok, d.Samples[i]); got != want {
-			t.Errorf("sample %d learns %q, want %q", i, got, want)
-		}
+	if d.Report.Unrendered != 1 || !strings.Contains(d.Report.String(), "1 answer left out by") {
+		t.Error(d.Report)
 	}
 }
 

@@ -18,6 +18,11 @@ type Options struct {
 	// Layout requires one layout. RawText also reads JSON files as plain text.
 	// Preference must be set to read pairs.
 	Layout Layout
+	// Inputs are given to the chat template with each record that does not have
+	// them itself.
+	Inputs tokenizer.ChatInputs
+	// LastAnswer restricts the loss to the last turn of the assistant.
+	LastAnswer bool
 	// Progress, if it is not nil, receives the number of bytes read so far and in
 	// total. An error from it ends the reading.
 	Progress func(done, total int64) error
@@ -70,7 +75,7 @@ func load(path string, tok *tokenizer.Tokenizer, opts Options, maps *mappings) (
 	}
 	cache := new(cache)
 	for _, f := range files {
-		d.sources = append(d.sources, &source{f, tok, opts.MaxLength, cache, maps})
+		d.sources = append(d.sources, &source{f, tok, opts, cache, maps})
 		progress := func(bytes int64) error {
 			if opts.Progress == nil {
 				return nil
@@ -145,6 +150,7 @@ func (d *Dataset) addRecord(s *source, at int64, e encoded) {
 		d.Report.Records++
 	}
 	d.Report.Truncated += e.truncated
+	d.Report.Unrendered += e.unrendered
 	for i, sample := range e.samples {
 		if !d.Report.add(sample) {
 			continue
@@ -163,17 +169,18 @@ func (d *Dataset) addRecord(s *source, at int64, e encoded) {
 // cache of encoded records, which all sources of a data set share.
 type source struct {
 	file
-	tok       *tokenizer.Tokenizer
-	maxLength int
-	cache     *cache
-	maps      *mappings
+	tok   *tokenizer.Tokenizer
+	opts  Options
+	cache *cache
+	maps  *mappings
 }
 
 // encoded is the result of encoding one record.
 type encoded struct {
-	samples   []Sample
-	truncated int
-	continued bool // the record continues the text of the previous one
+	samples    []Sample
+	truncated  int
+	unrendered int  // answers that the chat template does not render
+	continued  bool // the record continues the text of the previous one
 }
 
 func (e encoded) tokens() (n int) {
@@ -231,10 +238,10 @@ func (s *source) encode(at int64) (e encoded, err error) {
 	if err != nil {
 		return e, err
 	}
-	e.continued = r.lead != ""
-	if e.samples, e.truncated, err = r.samples(s.tok, s.maxLength); err != nil {
+	if e, err = r.encode(s.tok, s.opts); err != nil {
 		return e, err
 	}
+	e.continued = r.lead != ""
 	if r.layout != Tokens { // reading token ids again is as fast as caching them
 		s.cache.put(s, at, e)
 	}

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strconv"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/apache/arrow-go/v18/parquet"
@@ -36,26 +36,23 @@ func parquetToLines(data []byte, layout Layout, w io.Writer) error {
 		return err
 	}
 	defer r.Close()
-	s := r.MetaData().Schema
-	top := func(i int) string { return s.Column(i).ColumnPath()[0] }
-	picked, err := pickColumns(layout, s.NumColumns(), top)
+	root := r.MetaData().Schema.Root()
+	picked, err := pickColumns(layout, root.NumFields(), func(i int) string {
+		return root.Field(i).Name()
+	})
 	if err != nil {
 		return err
 	}
 	rows := 0
 	for g := range r.NumRowGroups() {
-		var columns []*leaf
+		group := &rowGroup{reader: r.RowGroup(g), schema: r.MetaData().Schema}
+		var columns []*node
 		for _, i := range picked {
-			c := s.Column(i)
-			isMessage := len(c.ColumnPath()) > 1 && slices.Contains(chatColumns, top(i))
-			if isMessage && c.Name() != "role" && c.Name() != "content" {
-				continue
-			}
-			chunk, err := r.RowGroup(g).Column(i)
+			c, err := group.column(root.Field(i), 0, 0)
 			if err != nil {
 				return err
 			}
-			columns = append(columns, &leaf{desc: c, chunk: chunk})
+			columns = append(columns, c)
 		}
 		for {
 			line, err := rowJSON(columns)
@@ -66,7 +63,7 @@ func parquetToLines(data []byte, layout Layout, w io.Writer) error {
 			if err != nil {
 				return fmt.Errorf("row %d: %w", rows, err)
 			}
-			if _, err := w.Write(append(line, '\n')); err != nil {
+			if _, err := w.Write(line); err != nil {
 				return err
 			}
 		}
@@ -78,34 +75,28 @@ func parquetToLines(data []byte, layout Layout, w io.Writer) error {
 	return nil
 }
 
-// rowJSON returns the next row of a row group, io.EOF after the last.
-func rowJSON(columns []*leaf) ([]byte, error) {
-	object := map[string]json.RawMessage{}
-	messages := map[string]map[string][]string{} // by column, then "role" or "content"
+// rowJSON returns the next row of a row group as a line, io.EOF after the last.
+func rowJSON(columns []*node) ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteByte('{')
 	ended := 0
-	for _, c := range columns {
-		values, err := c.next()
-		if err == io.EOF {
+	for i, c := range columns {
+		if _, err := c.leaves[0].peek(); err == io.EOF {
 			ended++
 			continue
 		}
-		if err != nil {
-			return nil, fmt.Errorf("column %q: %w", c.desc.Path(), err)
+		if i > 0 {
+			b.WriteByte(',')
 		}
-		top := c.desc.ColumnPath()[0]
-		if c.desc.MaxRepetitionLevel() == 1 && slices.Contains(chatColumns, top) {
-			if messages[top] == nil {
-				messages[top] = map[string][]string{}
+		writeString(&b, c.name)
+		b.WriteByte(':')
+		if err := c.write(&b); err != nil {
+			return nil, fmt.Errorf("column %q: %w", c.name, err)
+		}
+		for _, l := range c.leaves {
+			if next, err := l.peek(); err == nil && next.rep > 0 || err != nil && err != io.EOF {
+				return nil, fmt.Errorf("column %q: its parts differ in length", c.name)
 			}
-			messages[top][c.desc.Name()] = values
-			continue
-		}
-		value, err := c.jsonValue(values)
-		if err != nil {
-			return nil, err
-		}
-		if value != "null" {
-			object[top] = json.RawMessage(value)
 		}
 	}
 	if ended == len(columns) {
@@ -114,19 +105,168 @@ func rowJSON(columns []*leaf) ([]byte, error) {
 	if ended > 0 {
 		return nil, errors.New("the file is damaged: its columns differ in length")
 	}
-	for column, parts := range messages {
-		roles, contents := parts["role"], parts["content"]
-		if len(roles) != len(contents) {
-			return nil, fmt.Errorf("column %q has %d roles and %d contents",
-				column, len(roles), len(contents))
-		}
-		var list []string
-		for i := range roles {
-			list = append(list, fmt.Sprintf(`{"role":%s,"content":%s}`, roles[i], contents[i]))
-		}
-		object[column] = json.RawMessage("[" + strings.Join(list, ",") + "]")
+	b.WriteString("}\n")
+	return b.Bytes(), nil
+}
+
+// rowGroup gives the leaves of a row group in the order of the schema.
+type rowGroup struct {
+	reader *parquetfile.RowGroupReader
+	schema *schema.Schema
+}
+
+// node is a node of a schema: a value, an object or a list.
+type node struct {
+	name   string
+	def    int16 // definition level from which the value is not null
+	list   bool
+	filled int16 // of a list: definition level from which it has elements
+	rep    int16 // of a list: repetition level of its elements
+	inner  []*node
+	leaves []*leaf // below the node, at least one
+}
+
+// column returns the node n, whose parent has the given levels.
+func (g *rowGroup) column(n schema.Node, def, rep int16) (*node, error) {
+	if n.RepetitionType() == parquet.Repetitions.Repeated { // a list without a wrapper
+		return g.listOf(n.Name(), n, def, def+1, rep+1)
 	}
-	return json.Marshal(object)
+	if n.RepetitionType() == parquet.Repetitions.Optional {
+		def++
+	}
+	return g.value(n, def, rep)
+}
+
+// value returns the node n, which is not null from level def on.
+func (g *rowGroup) value(n schema.Node, def, rep int16) (*node, error) {
+	c := &node{name: n.Name(), def: def}
+	group, isGroup := n.(*schema.GroupNode)
+	if !isGroup {
+		return c, g.open(c, n)
+	}
+	switch n.ConvertedType() {
+	case schema.ConvertedTypes.List:
+		if group.NumFields() != 1 ||
+			group.Field(0).RepetitionType() != parquet.Repetitions.Repeated {
+			return nil, fmt.Errorf("the file is damaged: column %q is not a list", n.Path())
+		}
+		middle := group.Field(0)
+		element := middle
+		if m, ok := middle.(*schema.GroupNode); ok && m.NumFields() == 1 &&
+			m.Name() != "array" && m.Name() != n.Name()+"_tuple" {
+			element = m.Field(0)
+		}
+		return g.listOf(n.Name(), element, def, def+1, rep+1)
+	case schema.ConvertedTypes.Map, schema.ConvertedTypes.MapKeyValue:
+		return nil, fmt.Errorf("column %q is a map, which is not supported", n.Path())
+	}
+	for i := range group.NumFields() {
+		inner, err := g.column(group.Field(i), def, rep)
+		if err != nil {
+			return nil, err
+		}
+		c.inner, c.leaves = append(c.inner, inner), append(c.leaves, inner.leaves...)
+	}
+	if len(c.leaves) == 0 {
+		return nil, fmt.Errorf("column %q is an object without members", n.Path())
+	}
+	return c, nil
+}
+
+// listOf returns a list of the node element.
+func (g *rowGroup) listOf(name string, element schema.Node, def, filled, rep int16) (
+	*node, error,
+) {
+	inner := filled
+	if element.RepetitionType() == parquet.Repetitions.Optional {
+		inner++
+	}
+	e, err := g.value(element, inner, rep)
+	if err != nil {
+		return nil, err
+	}
+	return &node{name: name, def: def, list: true, filled: filled, rep: rep,
+		inner: []*node{e}, leaves: e.leaves}, nil
+}
+
+// open opens the leaf n.
+func (g *rowGroup) open(c *node, n schema.Node) error {
+	index := g.schema.ColumnIndexByNode(n)
+	if index < 0 {
+		return fmt.Errorf("the file is damaged: column %q is not in its schema", n.Path())
+	}
+	chunk, err := g.reader.Column(index)
+	if err != nil {
+		return err
+	}
+	c.leaves = []*leaf{{desc: g.schema.Column(index), chunk: chunk}}
+	return nil
+}
+
+// write writes the value of the node in the next row as JSON.
+func (c *node) write(b *bytes.Buffer) error {
+	first, err := c.leaves[0].peek()
+	if err != nil {
+		return cutShort(err)
+	}
+	empty := c.list && first.def < c.filled
+	if first.def < c.def || empty {
+		for _, l := range c.leaves {
+			if _, err := l.peek(); err != nil {
+				return cutShort(err)
+			}
+			l.take()
+		}
+		if first.def < c.def {
+			b.WriteString("null")
+		} else {
+			b.WriteString("[]")
+		}
+		return nil
+	}
+	switch {
+	case c.list:
+		b.WriteByte('[')
+		for {
+			if err := c.inner[0].write(b); err != nil {
+				return err
+			}
+			next, err := c.leaves[0].peek()
+			if err != nil && err != io.EOF {
+				return err
+			}
+			if err == io.EOF || next.rep != c.rep {
+				break
+			}
+			b.WriteByte(',')
+		}
+		b.WriteByte(']')
+	case c.inner != nil:
+		b.WriteByte('{')
+		for i, inner := range c.inner {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			writeString(b, inner.name)
+			b.WriteByte(':')
+			if err := inner.write(b); err != nil {
+				return err
+			}
+		}
+		b.WriteByte('}')
+	default:
+		b.WriteString(first.value)
+		c.leaves[0].take()
+	}
+	return nil
+}
+
+// cutShort makes the end of a column inside a row an error.
+func cutShort(err error) error {
+	if err == io.EOF {
+		return errors.New("the file is damaged: its columns differ in length")
+	}
+	return err
 }
 
 // leaf reads one column of a row group.
@@ -134,81 +274,97 @@ type leaf struct {
 	desc  *schema.Column
 	chunk parquetfile.ColumnChunkReader
 
-	def, rep []int16  // levels of the entries that were read and not yet returned
+	def, rep []int16  // levels of the entries that were read and not yet taken
 	values   []string // those entries that are not null, as JSON
 }
 
-// jsonValue returns the entries of one row as a JSON value: a scalar, or a list
-// for the column tokens.
-func (c *leaf) jsonValue(entries []string) (string, error) {
-	value := strings.Join(entries, ",")
-	switch {
-	case c.desc.MaxRepetitionLevel() == 0 && len(c.desc.ColumnPath()) == 1:
-		return value, nil
-	case c.desc.MaxRepetitionLevel() > 1 || c.desc.ColumnPath()[0] != "tokens":
-		return "", fmt.Errorf("column %q has a type that no record has there; %s",
-			c.desc.Path(), knownLayouts)
-	case value == "null" && len(entries) == 1: // an empty list
-		return "[]", nil
-	default:
-		return "[" + value + "]", nil
-	}
+// entry is a value of a leaf, as JSON, or the levels at which there is none.
+type entry struct {
+	def, rep int16
+	value    string
 }
 
-// next returns the entries of the column in the next row, as JSON.
-func (c *leaf) next() (row []string, err error) {
-	for {
-		if len(c.def) == 0 {
-			if err := c.read(); err == io.EOF && len(row) > 0 {
-				return row, nil
-			} else if err != nil {
-				return nil, err
-			}
+// peek returns the next entry, io.EOF after the last.
+func (l *leaf) peek() (e entry, err error) {
+	if len(l.def) == 0 {
+		if err := l.read(); err != nil {
+			return e, err
 		}
-		if len(row) > 0 && c.rep[0] == 0 {
-			return row, nil
-		}
-		value := "null"
-		if c.def[0] == c.desc.MaxDefinitionLevel() {
-			value, c.values = c.values[0], c.values[1:]
-		}
-		row, c.def, c.rep = append(row, value), c.def[1:], c.rep[1:]
 	}
+	e = entry{def: l.def[0], rep: l.rep[0]}
+	if e.def == l.desc.MaxDefinitionLevel() {
+		if len(l.values) == 0 {
+			return e, errors.New("the file is damaged: a value is missing")
+		}
+		e.value = l.values[0]
+	}
+	return e, nil
+}
+
+// take removes the entry that peek returned.
+func (l *leaf) take() {
+	if l.def[0] == l.desc.MaxDefinitionLevel() {
+		l.values = l.values[1:]
+	}
+	l.def, l.rep = l.def[1:], l.rep[1:]
 }
 
 // entriesAtOnce is how many entries read reads.
 const entriesAtOnce = 1024
 
 // read reads more entries, io.EOF after the last.
-func (c *leaf) read() error {
-	if !c.chunk.HasNext() {
-		if err := c.chunk.Err(); err != nil {
+func (l *leaf) read() error {
+	if !l.chunk.HasNext() {
+		if err := l.chunk.Err(); err != nil {
 			return err
 		}
 		return io.EOF
 	}
-	c.def, c.rep = make([]int16, entriesAtOnce), make([]int16, entriesAtOnce)
+	l.def, l.rep = make([]int16, entriesAtOnce), make([]int16, entriesAtOnce)
 	var n int64
 	var err error
-	switch r := c.chunk.(type) {
+	number := plainNumber(l.desc.LogicalType())
+	switch r := l.chunk.(type) {
+	case *parquetfile.BooleanColumnChunkReader:
+		n, l.values, err = readEntries(r.ReadBatch, l, func(v bool) (string, error) {
+			return strconv.FormatBool(v), nil
+		})
 	case *parquetfile.Int32ColumnChunkReader:
-		n, c.values, err = readEntries(r.ReadBatch, c, func(v int32) (string, error) {
-			return strconv.Itoa(int(v)), nil
+		if number == nil {
+			return l.unsupported()
+		}
+		n, l.values, err = readEntries(r.ReadBatch, l, func(v int32) (string, error) {
+			return number(int64(v), uint64(uint32(v))), nil
 		})
 	case *parquetfile.Int64ColumnChunkReader:
-		n, c.values, err = readEntries(r.ReadBatch, c, func(v int64) (string, error) {
-			return strconv.FormatInt(v, 10), nil
+		if number == nil {
+			return l.unsupported()
+		}
+		n, l.values, err = readEntries(r.ReadBatch, l, func(v int64) (string, error) {
+			return number(v, uint64(v)), nil
 		})
+	case *parquetfile.Float32ColumnChunkReader:
+		n, l.values, err = readEntries(r.ReadBatch, l, func(v float32) (string, error) {
+			return floatJSON(float64(v))
+		})
+	case *parquetfile.Float64ColumnChunkReader:
+		n, l.values, err = readEntries(r.ReadBatch, l, floatJSON)
 	case *parquetfile.ByteArrayColumnChunkReader:
-		n, c.values, err = readEntries(r.ReadBatch, c, func(v parquet.ByteArray) (string, error) {
-			if !utf8.Valid(v) {
-				return "", errors.New("not text in UTF-8")
+		_, isJSON := l.desc.LogicalType().(schema.JSONLogicalType)
+		n, l.values, err = readEntries(r.ReadBatch, l, func(v parquet.ByteArray) (string, error) {
+			var b bytes.Buffer
+			if isJSON {
+				err := writeEmbedded(&b, v)
+				return b.String(), err
 			}
-			text, err := json.Marshal(string(v))
-			return string(text), err
+			if !utf8.Valid(v) {
+				return "", errNotText
+			}
+			writeString(&b, string(v))
+			return b.String(), nil
 		})
 	default:
-		return fmt.Errorf("its type is %s, expected text or token ids", c.desc.PhysicalType())
+		return l.unsupported()
 	}
 	if err != nil {
 		return err
@@ -216,24 +372,72 @@ func (c *leaf) read() error {
 	if n < 1 {
 		return io.ErrUnexpectedEOF
 	}
-	c.def, c.rep = c.def[:n], c.rep[:n]
+	l.def, l.rep = l.def[:n], l.rep[:n]
 	// A file does not store levels that have one possible value.
-	if c.desc.MaxDefinitionLevel() == 0 {
-		c.def = slices.Repeat([]int16{0}, int(n))
+	if l.desc.MaxDefinitionLevel() == 0 {
+		l.def = slices.Repeat([]int16{0}, int(n))
 	}
-	if c.desc.MaxRepetitionLevel() == 0 {
-		c.rep = slices.Repeat([]int16{0}, int(n))
+	if l.desc.MaxRepetitionLevel() == 0 {
+		l.rep = slices.Repeat([]int16{0}, int(n))
 	}
 	return nil
+}
+
+func (l *leaf) unsupported() error {
+	kind := l.desc.PhysicalType().String()
+	if logical := l.desc.LogicalType(); logical != nil && !logical.IsNone() {
+		kind += " (" + logical.String() + ")"
+	}
+	return fmt.Errorf("the type of %q is %s, expected text, numbers or booleans", l.desc.Path(), kind)
+}
+
+// plainNumber returns how an integer of a logical type is written, or nil if the
+// type is a date or another thing than a number.
+func plainNumber(t schema.LogicalType) func(signed int64, unsigned uint64) string {
+	switch t := t.(type) {
+	case nil, schema.NoLogicalType, schema.UnknownLogicalType, schema.NullLogicalType:
+	case schema.IntLogicalType:
+		if !t.IsSigned() {
+			return func(_ int64, v uint64) string { return strconv.FormatUint(v, 10) }
+		}
+	default:
+		return nil
+	}
+	return func(v int64, _ uint64) string { return strconv.FormatInt(v, 10) }
+}
+
+// floatJSON writes a number as Python does, with a fraction.
+func floatJSON(v float64) (string, error) {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return "", fmt.Errorf("a number is %v", v)
+	}
+	text := strconv.FormatFloat(v, 'g', -1, 64)
+	if v == math.Trunc(v) && math.Abs(v) < 1e16 {
+		text = strconv.FormatFloat(v, 'f', 1, 64)
+	}
+	return text, nil
+}
+
+// writeEmbedded writes a value of a column of JSON, which is text.
+func writeEmbedded(b *bytes.Buffer, text []byte) error {
+	if !json.Valid(text) {
+		return fmt.Errorf("%.40q is not JSON", text)
+	}
+	return json.Compact(b, text)
+}
+
+func writeString(b *bytes.Buffer, s string) {
+	text, _ := json.Marshal(s) // a string can be encoded
+	b.Write(text)
 }
 
 // readEntries reads a batch of a column into its levels and returns the number
 // of entries and those that are not null, as JSON.
 func readEntries[T any](readBatch func(n int64, values []T, def, rep []int16) (int64, int, error),
-	c *leaf, format func(T) (string, error),
+	l *leaf, format func(T) (string, error),
 ) (n int64, entries []string, err error) {
 	values := make([]T, entriesAtOnce)
-	n, count, err := readBatch(entriesAtOnce, values, c.def, c.rep)
+	n, count, err := readBatch(entriesAtOnce, values, l.def, l.rep)
 	if err != nil {
 		return 0, nil, err
 	}

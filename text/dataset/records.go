@@ -1,6 +1,7 @@
 package dataset
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,14 +17,19 @@ import (
 type Layout string
 
 const (
-	// AnyLayout detects the layout of each record from its fields.
+	// AnyLayout detects the layout of each record from the values of its fields.
 	AnyLayout Layout = ""
 	// Instruction records have the fields instruction and output, and optionally
 	// input and system. Only the output has loss.
 	Instruction Layout = "instruction"
-	// Chat records have the field messages, a list of {role, content}. Only the
-	// assistant's turns have loss.
+	// Chat records have the field messages, a list of {role, content}, or
+	// conversations, a list of {from, value} as in ShareGPT. Only the assistant's
+	// turns have loss.
 	Chat Layout = "chat"
+	// Completion records have the fields prompt and completion: strings that follow
+	// each other as they are, or lists of messages as in Chat. Only the completion
+	// has loss.
+	Completion Layout = "completion"
 	// RawText is plain text: whole files, or records with the field text. Every
 	// token has loss.
 	RawText Layout = "text"
@@ -36,19 +42,28 @@ const (
 	Preference Layout = "preference"
 )
 
+// layouts are the layouts that can be required.
+var layouts = []Layout{Instruction, Chat, Completion, RawText, Tokens, Preference}
+
 const knownLayouts = "known are instruction (instruction, input, output), " +
-	"chat (messages of role and content), text (text) and tokens (tokens)"
+	"chat (messages of role and content, or conversations of from and value), " +
+	"completion (prompt, completion), text (text) and tokens (tokens)"
 
 // record is one entry of a data file, not yet encoded.
 type record struct {
-	layout   Layout
-	text     string              // of RawText: the text or one block of it
-	lead     string              // end of the previous block, "" for the first
-	open     bool                // another block follows
-	input    string              // of Instruction
-	messages []tokenizer.Message // of Instruction and Chat
-	ids      []int32             // of Tokens
-	pair     preference          // of Preference
+	layout     Layout
+	text       string              // of RawText: the text or one block of it
+	lead       string              // end of the previous block, "" for the first
+	open       bool                // another block follows
+	input      string              // of Instruction
+	messages   []tokenizer.Message // of Instruction, Chat, and Completion if it is of messages
+	silent     []bool              // messages without loss; nil for none
+	given      int                 // how many messages a completion's prompt has
+	prompt     string              // of Completion
+	completion string              // of Completion
+	inputs     tokenizer.ChatInputs
+	ids        []int32    // of Tokens
+	pair       preference // of Preference
 }
 
 // preference is a conversation and two answers to it.
@@ -64,10 +79,12 @@ func layoutOf(wanted Layout, has func(field string) bool) Layout {
 	switch {
 	case pair && wanted == Preference:
 		return Preference
-	case has("messages"):
+	case slices.ContainsFunc(conversationFields, has):
 		return Chat
 	case has("instruction"):
 		return Instruction
+	case has("prompt") && has("completion"):
+		return Completion
 	case has("tokens"):
 		return Tokens
 	case has("text"):
@@ -94,15 +111,64 @@ func checkLayout(found, wanted Layout) error {
 	return nil
 }
 
-// jsonFields are the members of a record's JSON object.
+// jsonFields are the members of a record's JSON object that are not null.
 type jsonFields map[string]json.RawMessage
 
 func (f jsonFields) has(name string) bool { _, ok := f[name]; return ok }
 
-// text returns a member that is a string, or "" if it is missing or null.
+// filled reports whether a member has a value that is not empty. A table has each
+// column in each row, so an empty value says that the record has no such field.
+func (f jsonFields) filled(name string) bool {
+	raw, ok := f[name]
+	switch string(raw) {
+	case `""`, "[]", "{}":
+		return false
+	}
+	return ok
+}
+
+// layout detects the layout of a record.
+func (f jsonFields) layout(wanted Layout) Layout {
+	if found := layoutOf(wanted, f.filled); found != AnyLayout {
+		return found
+	}
+	return layoutOf(wanted, f.has)
+}
+
+// readFields reads the members of a record's object. Null is the same as missing,
+// at every depth, so that JSON and columns mean the same.
+func readFields(data []byte) (jsonFields, error) {
+	var fields jsonFields
+	if err := json.Unmarshal(data, &fields); err != nil {
+		if _, wrongType := errors.AsType[*json.UnmarshalTypeError](err); wrongType {
+			return nil, fmt.Errorf("expected an object, got %.40s", data)
+		}
+		return nil, jsonProblem(err)
+	}
+	if fields == nil {
+		return nil, errors.New("expected an object, got null")
+	}
+	if !bytes.Contains(data, []byte("null")) {
+		return fields, nil
+	}
+	for name, raw := range fields {
+		if string(raw) == "null" {
+			delete(fields, name)
+			continue
+		}
+		kept, err := tokenizer.DropNulls(raw)
+		if err != nil {
+			return nil, err
+		}
+		fields[name] = kept
+	}
+	return fields, nil
+}
+
+// text returns a member that is a string, or "" if it is missing.
 func (f jsonFields) text(name string) (s string, err error) {
 	raw := f[name]
-	if raw == nil || string(raw) == "null" {
+	if raw == nil {
 		return "", nil
 	}
 	if err := json.Unmarshal(raw, &s); err != nil {
@@ -113,7 +179,7 @@ func (f jsonFields) text(name string) (s string, err error) {
 
 // requiredText is text for a member that layout must have.
 func (f jsonFields) requiredText(name string, layout Layout) (string, error) {
-	if raw := f[name]; raw == nil || string(raw) == "null" {
+	if f[name] == nil {
 		return "", fmt.Errorf("field %q is missing; expected for layout %s; %s",
 			name, layout, knownLayouts)
 	}
@@ -122,16 +188,18 @@ func (f jsonFields) requiredText(name string, layout Layout) (string, error) {
 
 // parseRecord reads a record of the given layout from JSON.
 func parseRecord(data []byte, layout Layout) (r record, err error) {
-	var fields jsonFields
-	if err := json.Unmarshal(data, &fields); err != nil {
-		if _, wrongType := errors.AsType[*json.UnmarshalTypeError](err); wrongType {
-			return r, fmt.Errorf("expected an object, got %.40s", data)
-		}
-		return r, jsonProblem(err)
+	fields, err := readFields(data)
+	if err != nil {
+		return r, err
 	}
-	r.layout = layoutOf(layout, fields.has)
+	return fields.record(layout)
+}
+
+// record reads a record of the given layout.
+func (f jsonFields) record(layout Layout) (r record, err error) {
+	r.layout = f.layout(layout)
 	if r.layout == AnyLayout {
-		names := slices.Sorted(maps.Keys(fields))
+		names := slices.Sorted(maps.Keys(f))
 		return r, fmt.Errorf("no known layout has the fields %q; %s", names, knownLayouts)
 	}
 	if err := checkLayout(r.layout, layout); err != nil {
@@ -139,21 +207,69 @@ func parseRecord(data []byte, layout Layout) (r record, err error) {
 	}
 	switch r.layout {
 	case Chat:
-		r.messages, err = parseMessages("messages", fields["messages"])
-		if err == nil && !slices.ContainsFunc(r.messages, isAnswer) {
-			err = fmt.Errorf("none of %s has the role %q, so there is nothing to learn",
-				Count(len(r.messages), "message"), assistantRole)
-		}
+		err = r.parseChat(f)
 	case Preference:
-		r.pair, err = parsePair(fields)
+		r.pair, err = parsePair(f)
 	case Instruction:
-		err = r.parseInstruction(fields)
+		err = r.parseInstruction(f)
+	case Completion:
+		err = r.parseCompletion(f)
 	case Tokens:
-		r.ids, err = parseTokens(fields["tokens"])
+		r.ids, err = parseTokens(f["tokens"])
 	case RawText:
-		r.text, err = fields.requiredText("text", r.layout)
+		r.text, err = f.requiredText("text", r.layout)
+	}
+	if err == nil && r.layout != RawText && r.layout != Tokens {
+		err = r.parseInputs(f)
 	}
 	return r, err
+}
+
+// parseInputs reads what a chat template gets beside the messages.
+func (r *record) parseInputs(fields jsonFields) error {
+	for _, input := range []struct {
+		name string
+		to   *json.RawMessage
+	}{
+		{"tools", &r.inputs.Tools},
+		{"documents", &r.inputs.Documents},
+		{"chat_template_kwargs", &r.inputs.Kwargs},
+	} {
+		if fields.filled(input.name) {
+			*input.to = tokenizer.DecodeText(fields[input.name])
+		}
+	}
+	var tools []json.RawMessage
+	if json.Unmarshal(r.inputs.Tools, &tools) == nil {
+		for i := range tools {
+			tools[i] = tokenizer.DecodeText(tools[i])
+		}
+		r.inputs.Tools = tokenizer.JoinList(tools)
+	}
+	return r.inputs.Check()
+}
+
+// parseCompletion reads a prompt and a completion: two strings, or messages.
+func (r *record) parseCompletion(fields jsonFields) (err error) {
+	if json.Unmarshal(fields["prompt"], &r.prompt) == nil &&
+		json.Unmarshal(fields["completion"], &r.completion) == nil {
+		return nil
+	}
+	prompt, _, err := parseTurns(fields, "prompt", "user")
+	if err != nil {
+		return err
+	}
+	completion, _, err := parseTurns(fields, "completion", assistantRole)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(completion, isAnswer) {
+		return fmt.Errorf("none of the messages in %q has the role %q, so there is nothing to learn",
+			"completion", assistantRole)
+	}
+	r.prompt, r.completion = "", ""
+	r.messages, r.given = slices.Concat(prompt, completion), len(prompt)
+	return nil
 }
 
 func (r *record) parseInstruction(fields jsonFields) error {
@@ -197,26 +313,6 @@ func parseTokens(raw json.RawMessage) (ids []int32, err error) {
 }
 
 func isAnswer(m tokenizer.Message) bool { return m.Role == assistantRole }
-
-func parseMessages(field string, raw json.RawMessage) ([]tokenizer.Message, error) {
-	const expected = `a list of {"role": string, "content": string}`
-	var list []struct {
-		Role    *string
-		Content *string
-	}
-	if err := json.Unmarshal(raw, &list); err != nil {
-		return nil, fmt.Errorf("field %q is %.60s, expected %s", field, raw, expected)
-	}
-	messages := make([]tokenizer.Message, len(list))
-	for i, m := range list {
-		if m.Role == nil || m.Content == nil {
-			return nil, fmt.Errorf("message %d lacks role or content, expected %q to be %s",
-				i, field, expected)
-		}
-		messages[i] = tokenizer.Message{Role: *m.Role, Content: *m.Content}
-	}
-	return messages, nil
-}
 
 // parsePair reads a preference record. prompt, chosen and rejected are strings
 // (one turn of the user and one of the assistant each) or lists of messages. If
@@ -268,14 +364,14 @@ func parseTurns(fields jsonFields, name, role string) (
 	messages []tokenizer.Message, whole bool, err error,
 ) {
 	raw, ok := fields[name]
-	if !ok || string(raw) == "null" {
+	if !ok {
 		return nil, false, nil
 	}
 	var content string
 	if json.Unmarshal(raw, &content) == nil {
 		return []tokenizer.Message{{Role: role, Content: content}}, false, nil
 	}
-	messages, err = parseMessages(name, raw)
+	messages, _, err = parseMessages(name, raw)
 	return messages, len(messages) > 0 && !isAnswer(messages[0]), err
 }
 

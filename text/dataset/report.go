@@ -12,6 +12,9 @@ type Report struct {
 	Truncated int // samples cut at MaxLength
 	Dropped   int // samples without targets, usually because the prompt alone fills MaxLength
 	Skipped   int // files that are not text
+	// Unrendered counts the assistant's turns that have no loss because the chat
+	// template leaves out their content or their tool calls.
+	Unrendered int
 }
 
 // Count formats a number with its noun: "1 token", "2 tokens".
@@ -34,6 +37,9 @@ func (r Report) String() string {
 	}
 	if r.Dropped > 0 {
 		s += fmt.Sprintf(", %d dropped (nothing to learn)", r.Dropped)
+	}
+	if r.Unrendered > 0 {
+		s += fmt.Sprintf(", %s left out by the chat template", Count(r.Unrendered, "answer"))
 	}
 	if r.Skipped > 0 {
 		s += ", " + Count(r.Skipped, "file") + " skipped (not text)"
@@ -67,4 +73,5 @@ func (r *Report) merge(other Report) {
 	r.Truncated += other.Truncated
 	r.Dropped += other.Dropped
 	r.Skipped += other.Skipped
+	r.Unrendered += other.Unrendered
 }

@@ -37,7 +37,7 @@ type Mark struct {
 // Trace is a rendered text and what is known about its ranges.
 type Trace struct {
 	Text string
-	// Generation are the {% generation %} blocks.
+	// Generation are the {% generation %} blocks; nil if the template has none.
 	Generation []Span
 	// Marks are in no particular order. They follow the messages' text through trimming, slicing,
 	// splitting, joining, formatting, replacing, macros and JSON.
@@ -66,7 +66,11 @@ func (t *Template) Trace(ctx context.Context, values map[string]any) (Trace, err
 	if err != nil {
 		return Trace{}, err
 	}
-	return Trace{text, r.spans, r.root.marks, tr.encoded}, nil
+	generation := r.spans
+	if t.blocks && generation == nil {
+		generation = []Span{}
+	}
+	return Trace{text, generation, r.root.marks, tr.encoded}, nil
 }
 
 // tracer knows the origin of strings by where their bytes are: a substring shares the bytes of the

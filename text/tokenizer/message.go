@@ -47,7 +47,7 @@ func ParseFields(object json.RawMessage) (fields []Field, err error) {
 		if err := d.Decode(&value); err != nil {
 			return nil, err
 		}
-		if value, err = withoutNulls(value); err != nil {
+		if value, err = DropNulls(value); err != nil {
 			return nil, err
 		}
 		if i, again := at[name.(string)]; again { // as in Python, the last one counts
@@ -67,14 +67,14 @@ func ParseFields(object json.RawMessage) (fields []Field, err error) {
 	return kept, err
 }
 
-// withoutNulls returns a value without the members that are null. Elements of lists stay.
-func withoutNulls(value json.RawMessage) (json.RawMessage, error) {
+// DropNulls returns a value without the members that are null. Elements of lists stay.
+func DropNulls(value json.RawMessage) (json.RawMessage, error) {
 	switch {
 	case !bytes.Contains(value, []byte("null")):
 		return value, nil
 	case value[0] == '{':
 		fields, err := ParseFields(value)
-		return json.RawMessage(joinFields(fields)), err
+		return JoinFields(fields), err
 	case value[0] == '[':
 		var list []json.RawMessage
 		if err := json.Unmarshal(value, &list); err != nil {
@@ -82,7 +82,7 @@ func withoutNulls(value json.RawMessage) (json.RawMessage, error) {
 		}
 		for i := range list {
 			var err error
-			if list[i], err = withoutNulls(list[i]); err != nil {
+			if list[i], err = DropNulls(list[i]); err != nil {
 				return nil, err
 			}
 		}
@@ -91,8 +91,8 @@ func withoutNulls(value json.RawMessage) (json.RawMessage, error) {
 	return value, nil
 }
 
-// joinFields is the inverse of ParseFields.
-func joinFields(fields []Field) string {
+// JoinFields is the inverse of ParseFields.
+func JoinFields(fields []Field) json.RawMessage {
 	var b strings.Builder
 	b.WriteByte('{')
 	for i, f := range fields {
@@ -104,8 +104,11 @@ func joinFields(fields []Field) string {
 		b.Write(f.Value)
 	}
 	b.WriteByte('}')
-	return b.String()
+	return json.RawMessage(b.String())
 }
+
+// JoinList returns the JSON list of values.
+func JoinList(values []json.RawMessage) json.RawMessage { return encodeJSON(values) }
 
 // encodeJSON encodes a value that can be encoded.
 func encodeJSON(v any) json.RawMessage {
@@ -123,6 +126,11 @@ func (m *Message) UnmarshalJSON(data []byte) error {
 	if err != nil {
 		return err
 	}
+	return m.SetFields(fields)
+}
+
+// SetFields sets m to the message with the given members.
+func (m *Message) SetFields(fields []Field) (err error) {
 	*m = Message{Null: true}
 	var others []Field
 	for _, f := range fields {
@@ -158,7 +166,7 @@ func (m *Message) UnmarshalJSON(data []byte) error {
 		return errors.New("content is missing")
 	}
 	if len(others) > 0 {
-		m.Fields = joinFields(others)
+		m.Fields = string(JoinFields(others))
 	}
 	return nil
 }
@@ -179,7 +187,7 @@ func (m Message) MarshalJSON() ([]byte, error) {
 		}
 		fields = append(fields, others...)
 	}
-	return []byte(joinFields(fields)), nil
+	return JoinFields(fields), nil
 }
 
 // joinParts returns the text of a list of parts: strings, or objects with the field text.
@@ -213,11 +221,11 @@ func joinParts(list json.RawMessage) (string, error) {
 // alone. Calls that are strings of JSON are decoded. It returns nil for an empty list.
 func toolCalls(list json.RawMessage) (json.RawMessage, error) {
 	var calls []json.RawMessage
-	if json.Unmarshal(decodeText(list), &calls) != nil {
+	if json.Unmarshal(DecodeText(list), &calls) != nil {
 		return nil, fmt.Errorf("tool_calls is %.60s, expected a list of calls", list)
 	}
 	for i := range calls {
-		calls[i] = decodeText(calls[i])
+		calls[i] = DecodeText(calls[i])
 		var call struct {
 			Name     *string
 			Function *struct{ Name *string }
@@ -234,9 +242,9 @@ func toolCalls(list json.RawMessage) (json.RawMessage, error) {
 	return encodeJSON(calls), nil
 }
 
-// decodeText returns the JSON list or object that a JSON string holds, and any other value as it
+// DecodeText returns the JSON list or object that a JSON string holds, and any other value as it
 // is.
-func decodeText(value json.RawMessage) json.RawMessage {
+func DecodeText(value json.RawMessage) json.RawMessage {
 	var text string
 	if json.Unmarshal(value, &text) != nil {
 		return value
@@ -286,9 +294,9 @@ func withObjects(calls json.RawMessage) json.RawMessage {
 	var list []json.RawMessage
 	json.Unmarshal(calls, &list)
 	for i, call := range list {
-		list[i] = mapField(call, "arguments", decodeText)
+		list[i] = mapField(call, "arguments", DecodeText)
 		list[i] = mapField(list[i], "function", func(f json.RawMessage) json.RawMessage {
-			return mapField(f, "arguments", decodeText)
+			return mapField(f, "arguments", DecodeText)
 		})
 	}
 	return encodeJSON(list)
@@ -306,5 +314,5 @@ func mapField(object json.RawMessage, name string,
 			fields[i].Value = change(fields[i].Value)
 		}
 	}
-	return json.RawMessage(joinFields(fields))
+	return JoinFields(fields)
 }

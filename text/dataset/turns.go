@@ -1,0 +1,371 @@
+package dataset
+
+import (
+	"fmt"
+	"strings"
+
+	"conquer/text/jinja"
+	"conquer/text/tokenizer"
+)
+
+// turns finds the tokens of a rendered conversation that the assistant wrote.
+//
+// The whole conversation is rendered and encoded once. Where an answer lies in the
+// text is known from the template's {% generation %} blocks, or else from the
+// bytes that stem from the message. An answer begins where the generation prompt
+// ends, and includes the token that ends the turn.
+type turns struct {
+	tok          *tokenizer.Tokenizer
+	conversation tokenizer.Conversation
+	trace        jinja.Trace
+
+	ids    []int32 // of the whole text
+	prompt *string // the generation prompt, once it is needed
+}
+
+// tokenRange is a half-open range [from, to) of tokens.
+type tokenRange struct{ from, to int }
+
+// answer is the place of an answer in the text.
+type answer struct {
+	begin int        // where the labels begin
+	body  jinja.Span // the message's own text
+	end   int        // where the turn ends at the latest
+	open  bool       // nothing follows the turn but what the template puts after all turns
+}
+
+// learned returns the tokens of the messages that learn selects. unrendered counts
+// those messages that the template leaves out.
+func (t *turns) learned(learn func(i int) bool) (ranges []tokenRange, unrendered int, err error) {
+	if t.trace.Generation != nil {
+		return t.generated(learn)
+	}
+	var answers []answer
+	var offsets []int
+	for i := range t.conversation.Messages {
+		if !learn(i) {
+			continue
+		}
+		a, found, err := t.find(i)
+		if err != nil {
+			return nil, 0, fmt.Errorf("message %d: %w", i, err)
+		}
+		if !found {
+			unrendered++
+			continue
+		}
+		answers = append(answers, a)
+		offsets = append(offsets, a.begin, max(a.body.End-1, a.begin), max(a.end-1, 0),
+			len(t.trace.Text))
+	}
+	var at []int
+	t.ids, at = t.tok.EncodeAt(t.trace.Text, false, offsets)
+	for k, a := range answers {
+		from, last, limit, all := at[4*k], at[4*k+1], at[4*k+2]+1, at[4*k+3]
+		if a.body.End > a.begin {
+			last++
+		}
+		to := t.turnEnd(last, limit)
+		if to == last && a.open {
+			to = t.turnEnd(last, all)
+		}
+		if to == last { // no special token ends the turn
+			rest := strings.TrimRight(t.trace.Text[a.body.End:a.end], " \t\r\n")
+			if end := a.body.End + len(rest); end > a.body.End {
+				_, ends := t.tok.EncodeAt(t.trace.Text, false, []int{end - 1})
+				to = ends[0] + 1
+			}
+		}
+		ranges = append(ranges, tokenRange{from, to})
+	}
+	return ranges, unrendered, nil
+}
+
+// generated returns the tokens of the {% generation %} blocks of messages that
+// learn selects, or of all blocks if it selects every answer.
+func (t *turns) generated(learn func(i int) bool) (ranges []tokenRange, unrendered int, err error) {
+	every := true
+	for i, m := range t.conversation.Messages {
+		every = every && (learn(i) || !isAnswer(m))
+	}
+	var offsets []int
+	for _, block := range t.trace.Generation {
+		if block.Start == block.End {
+			continue
+		}
+		if !every {
+			i, err := t.messageOf(block)
+			if err != nil {
+				return nil, 0, err
+			}
+			if !learn(i) {
+				continue
+			}
+		}
+		offsets = append(offsets, block.Start, block.End-1)
+	}
+	ids, at := t.tok.EncodeAt(t.trace.Text, false, offsets)
+	t.ids = ids
+	for k := 0; k < len(at); k += 2 {
+		ranges = append(ranges, tokenRange{at[k], min(at[k+1]+1, len(ids))})
+	}
+	return ranges, 0, nil
+}
+
+// messageOf returns the message that a {% generation %} block belongs to.
+func (t *turns) messageOf(block jinja.Span) (message int, err error) {
+	message = -1
+	for _, m := range t.trace.Marks {
+		inside := m.Start < block.End && m.End > block.Start
+		if m.Kind == jinja.Turn {
+			inside = m.Start <= block.Start && m.End >= block.End
+		}
+		if !inside || m.Kind == jinja.Header || m.Message < 0 {
+			continue
+		}
+		if message >= 0 && message != m.Message {
+			return 0, fmt.Errorf("the generation block at byte %d of the chat holds text of "+
+				"messages %d and %d, so they cannot be learned apart", block.Start, message, m.Message)
+		}
+		message = m.Message
+	}
+	if message < 0 {
+		return 0, fmt.Errorf("the generation block at byte %d of the chat holds no text of a "+
+			"message, so it cannot be told whether to learn it", block.Start)
+	}
+	return message, nil
+}
+
+// find returns the place of message i in the text. found is false if the template
+// leaves out its content or its tool calls.
+func (t *turns) find(i int) (a answer, found bool, err error) {
+	text := t.trace.Text
+	home, hasHome, err := t.home(i)
+	if err != nil {
+		return a, false, err
+	}
+	a.body = jinja.Span{Start: len(text) + 1}
+	first, members := "", map[string]bool{}
+	for _, m := range t.trace.Marks {
+		inside := m.Message == i && m.Kind >= jinja.Body && m.Start >= home.Start && m.End <= home.End
+		if !inside {
+			continue
+		}
+		members[m.Member] = true
+		if m.Start < a.body.Start {
+			a.body.Start, first = m.Start, m.Member
+		}
+		a.body.End = max(a.body.End, m.End)
+	}
+	message := t.conversation.Messages[i]
+	calls := strings.HasPrefix(message.Fields, `{"tool_calls":`) ||
+		strings.Contains(message.Fields, `,"tool_calls":`)
+	whole := members[""] // the message as a whole, such as its JSON
+	if calls && !members["tool_calls"] && !whole || len(members) == 0 && message.Fields != "" ||
+		len(members) == 0 && strings.TrimSpace(message.Content) != "" {
+		for _, m := range t.trace.Marks {
+			if m.Message == jinja.Unclear {
+				err = t.mixed(i)
+			}
+		}
+		return a, false, err
+	}
+	prompt := t.generationPrompt()
+	if len(members) == 0 { // an empty answer
+		at := strings.Index(text[home.Start:home.End], prompt)
+		if !hasHome || prompt == "" || at < 0 {
+			return a, false, nil
+		}
+		at += home.Start + len(prompt)
+		a.body = jinja.Span{Start: at, End: at}
+	}
+	for _, m := range t.trace.Marks {
+		if m.Kind >= jinja.Body && m.Message != i && m.Start < a.body.End && m.End > a.body.Start {
+			if m.Message == jinja.Unclear {
+				return a, false, t.mixed(i)
+			}
+			return a, false, fmt.Errorf("the chat template renders its text %.40q around that of "+
+				"message %d", message.Content, m.Message)
+		}
+	}
+	if !hasHome {
+		home = t.between(i, a.body)
+	}
+	a.end = home.End
+	a.open = t.last(i, home.End)
+	a.begin = t.start(i, home, a.body, first, prompt)
+	return a, true, nil
+}
+
+func (t *turns) mixed(i int) error {
+	return fmt.Errorf("the chat template mixes its text %.40q with other text in a way that "+
+		"cannot be followed", t.conversation.Messages[i].Content)
+}
+
+// home returns what a loop over the messages wrote for message i. If none did,
+// that is the whole text.
+func (t *turns) home(i int) (home jinja.Span, found bool, err error) {
+	holds := func(turn jinja.Mark) bool {
+		for _, m := range t.trace.Marks {
+			if m.Message == i && m.Kind >= jinja.Body && m.Start >= turn.Start && m.End <= turn.End {
+				return true
+			}
+		}
+		return false
+	}
+	filled := false
+	for _, m := range t.trace.Marks {
+		if m.Kind != jinja.Turn || m.Message != i {
+			continue
+		}
+		switch h := holds(m); {
+		case found && filled && h:
+			return home, false, fmt.Errorf("the chat template renders its text %.40q twice",
+				t.conversation.Messages[i].Content)
+		case !found || h:
+			home, found, filled = m.Span, true, h
+		}
+	}
+	if !found || !filled && t.hasBody(i) {
+		return jinja.Span{End: len(t.trace.Text)}, false, nil
+	}
+	return home, true, nil
+}
+
+func (t *turns) hasBody(i int) bool {
+	for _, m := range t.trace.Marks {
+		if m.Message == i && m.Kind >= jinja.Body {
+			return true
+		}
+	}
+	return false
+}
+
+// between returns the range around body without text of other messages.
+func (t *turns) between(i int, body jinja.Span) jinja.Span {
+	around := jinja.Span{End: len(t.trace.Text)}
+	for _, m := range t.trace.Marks {
+		if m.Message == i || m.Kind == jinja.Turn {
+			continue
+		}
+		if m.End <= body.Start {
+			around.Start = max(around.Start, m.End)
+		}
+		if m.Start >= body.End {
+			around.End = min(around.End, m.Start)
+		}
+	}
+	return around
+}
+
+// last reports whether no text of another message follows a place.
+func (t *turns) last(i, at int) bool {
+	for _, m := range t.trace.Marks {
+		if m.Message != i && m.End > at {
+			return false
+		}
+	}
+	return true
+}
+
+// start returns where the answer in home begins: after the generation prompt if
+// the template writes it there, else with the message's own text. What the
+// template writes before reasoning or tool calls belongs to the answer.
+func (t *turns) start(i int, home, body jinja.Span, member, prompt string) int {
+	before := t.trace.Text[home.Start:body.Start]
+	for n := len(prompt); n > 0; n-- {
+		// The prompt may end with the start of a reasoning block that this turn lacks.
+		rest := strings.TrimLeft(prompt[n:], " \t\r\n")
+		if rest != "" && rest[0] != '<' && rest[0] != '[' {
+			continue
+		}
+		if at := strings.LastIndex(before, prompt[:n]); at >= 0 && strings.TrimSpace(prompt[:n]) != "" {
+			return home.Start + at + n
+		}
+	}
+	if member == "content" || member == "" {
+		return body.Start
+	}
+	for _, m := range t.trace.Marks {
+		if m.Kind == jinja.Header && m.Start >= home.Start && m.End <= body.Start {
+			return body.Start
+		}
+	}
+	return home.Start
+}
+
+// turnEnd returns the end of the tokens that end a turn whose text ends before
+// token from: the first run of special tokens, or the first that holds a token of
+// the model's end-of-text tokens. It returns from if there is none before to.
+func (t *turns) turnEnd(from, to int) int {
+	bos, hasBOS := t.tok.BOS()
+	ends := func(id int32) bool {
+		return t.tok.IsEOS(id) || t.tok.IsSpecial(id) && !(hasBOS && id == bos) &&
+			!strings.HasPrefix(t.generationPrompt(), t.tok.Token(id))
+	}
+	to = min(to, len(t.ids))
+	first := from
+	for i := from; i < to; {
+		if !ends(t.ids[i]) {
+			i++
+			continue
+		}
+		final := false
+		for ; i < to && ends(t.ids[i]); i++ {
+			final = final || t.tok.IsEOS(t.ids[i])
+		}
+		if final {
+			return i
+		}
+		if first == from {
+			first = i
+		}
+	}
+	return first
+}
+
+// generationPrompt is what the template writes before an answer, as it shows
+// after a message of the user; "" if it writes nothing or is not known.
+func (t *turns) generationPrompt() string {
+	if t.prompt == nil {
+		prompt := promptOf(t.tok, t.conversation.ChatInputs)
+		t.prompt = &prompt
+	}
+	return *t.prompt
+}
+
+func promptOf(tok *tokenizer.Tokenizer, inputs tokenizer.ChatInputs) string {
+	question := tokenizer.Conversation{ChatInputs: inputs,
+		Messages: []tokenizer.Message{{Role: "user", Content: "?"}}}
+	var rest [2]string
+	for i, prompt := range []bool{false, true} {
+		trace, err := tok.Trace(question, prompt)
+		if err != nil {
+			return ""
+		}
+		end := 0
+		for _, m := range trace.Marks {
+			if m.Kind >= jinja.Body {
+				end = max(end, m.End)
+			}
+		}
+		rest[i] = trace.Text[end:]
+	}
+	if prompt, ok := strings.CutPrefix(rest[1], rest[0]); ok {
+		return prompt
+	}
+	// Without the prompt the text ends with something else. Tokens show where they part.
+	ids := tok.Encode(rest[1], false)
+	n := tokenizer.CommonPrefix(tok.Encode(rest[0], false), ids)
+	var offsets []int
+	for i := range len(rest[1]) {
+		offsets = append(offsets, i)
+	}
+	_, at := tok.EncodeAt(rest[1], false, offsets)
+	for i := range offsets {
+		if at[i] >= n {
+			return rest[1][i:]
+		}
+	}
+	return ""
+}
