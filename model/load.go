@@ -1,18 +1,26 @@
 package model
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 
 	"conquer/checkpoint"
+	"conquer/model/hub"
 	"conquer/torch"
 	"conquer/torch/nn"
 )
 
-// Open opens the checkpoint at path, in any format that package checkpoint reads, as a model of its
-// architecture, with its weights as dtype on device. The caller frees the model with [Free].
-func Open(path string, dtype torch.DType, device torch.Device) (m Model, err error) {
+// Open opens a model: a checkpoint in any format that package checkpoint reads, as a path or as a
+// name that [hub.ModelPath] downloads, such as smollm2-135m or organization/name. The weights become
+// dtype on device. The caller frees the model with [Free]. A program that shows the progress of a
+// download or cancels it calls hub.ModelPath itself and gives Open the path.
+func Open(name string, dtype torch.DType, device torch.Device) (m Model, err error) {
+	path, err := hub.ModelPath(context.Background(), name, nil)
+	if err != nil {
+		return nil, err
+	}
 	err = torch.Run(func() error {
 		source, err := checkpoint.Open(path)
 		if err != nil {

@@ -426,7 +426,7 @@ func TestProgram_BadInputGetsOneLineAndExitCode(t *testing.T) {
 		"config has more layers": {generate(changed("num_hidden_layers", 9), "--token_ids", "1"), 1,
 			"changed lacks 63 of the tensors"},
 		"unlimited layers": {generate(changed("num_hidden_layers", 1e18), "--token_ids", "1"), 1,
-			"a positive whole number below 2^40"},
+			"a positive whole number, at most 10000"},
 		"heads not a number": {generate(changed("num_attention_heads", "four"), "--token_ids", "1"),
 			1, `is "four", expected`},
 		"empty text": {[]string{"score", "--model_path", good, "--text_file", empty}, 1, "two"},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -204,23 +203,11 @@ func locate(ctx context.Context, name string) (string, error) {
 		return "", usagef("--model_path is missing: give a Hugging Face folder, a .gguf " +
 			"file or smollm2-135m")
 	}
-	if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
-		return name, nil
+	path, err := hub.ModelPath(ctx, name, downloadBar(name))
+	if err != nil {
+		return "", fmt.Errorf("--model_path: %w", err)
 	}
-	fetch := hub.Fetch
-	if strings.HasPrefix(name, hub.Scheme) {
-		fetch = hub.FetchModel
-	}
-	path, err := fetch(ctx, name, downloadBar(name))
-	if errors.Is(err, hub.ErrUnknown) {
-		var known []string
-		for _, m := range hub.Models {
-			known = append(known, m.Name)
-		}
-		return "", fmt.Errorf("--model_path: no file, folder or known model %s (known models: %s)",
-			name, strings.Join(known, ", "))
-	}
-	return path, err
+	return path, nil
 }
 
 // downloadBar shows the progress of a download.

@@ -293,15 +293,11 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
 	all := &dataset.Dataset{}
 	var files []string
 	for _, path := range paths {
-		if !strings.HasPrefix(path, hub.DataScheme) {
-			files = append(files, path)
-			continue
-		}
-		fetched, err := hub.FetchData(ctx, path, downloadBar(path))
+		found, err := hub.DataPaths(ctx, path, downloadBar(path))
 		if err != nil {
 			return nil, err
 		}
-		files = append(files, fetched...)
+		files = append(files, found...)
 	}
 	for _, path := range files {
 		bar := progress.Tasks(os.Stderr, progress.Bytes)

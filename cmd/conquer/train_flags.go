@@ -329,7 +329,7 @@ func (f *trainFlags) checkPaths(rank int) error {
 	for flag, paths := range map[string][]string{"data_path": f.data,
 		"validation_path": f.validation} {
 		for _, path := range paths {
-			if strings.HasPrefix(path, hub.DataScheme) {
+			if hub.OnHub(path) {
 				continue
 			}
 			if _, err := os.Stat(path); err != nil {
