@@ -14,7 +14,6 @@ import (
 	"conquer/bamba"
 	"conquer/bench"
 	"conquer/model"
-	"conquer/text/tokenizer"
 	"conquer/torch"
 )
 
@@ -159,7 +158,7 @@ func (f *subjectFlags) openConfig(ctx context.Context) (*opened, model.Config, e
 			return nil, nil, usageError{err}
 		}
 		if f.tokenizer != "" {
-			o.tokenizer, err = tokenizer.Open(f.tokenizer)
+			o.tokenizer, err = openNamedTokenizer(ctx, f.tokenizer)
 		}
 		return o, config, err
 	}
@@ -171,7 +170,7 @@ func (f *subjectFlags) openConfig(ctx context.Context) (*opened, model.Config, e
 	if len(config) == 0 {
 		err = fmt.Errorf("%s: no config.json beside the weights", o.path)
 	} else {
-		o.tokenizer, err = openTokenizer(f.tokenizer, o.path, f.adapter, o.checkpoint)
+		o.tokenizer, err = openTokenizer(ctx, f.tokenizer, o.path, f.adapter, o.checkpoint)
 	}
 	if err != nil {
 		o.checkpoint.Close()

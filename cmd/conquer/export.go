@@ -156,7 +156,7 @@ func (f *exportFlags) run(ctx context.Context) error {
 	}
 	defer c.Close()
 	f.adapter = adapter
-	tok, err := openTokenizer(f.tokenizer, where, adapter, c)
+	tok, err := openTokenizer(ctx, f.tokenizer, where, adapter, c)
 	if err != nil {
 		return err
 	}

@@ -153,7 +153,7 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 		info.Architecture, info.ContextLength = m.Architecture(), m.MaxLength()
 		info.VocabularySize = m.Head().Shape[0]
 	}
-	tok, err := openTokenizer("", path, adapter, c)
+	tok, err := openTokenizer(ctx, "", path, adapter, c)
 	if err != nil {
 		info.addProblem(err.Error())
 	}

@@ -32,8 +32,8 @@ type modelFlags struct {
 	world *dist.World
 }
 
-const modelPathUsage = "a Hugging Face or Meta `folder`, a .gguf file, hf://org/name[@revision] " +
-	"on the Hugging Face Hub, or smollm2-135m; named models are downloaded once"
+const modelPathUsage = "a Hugging Face or Meta `folder`, a .gguf file, org/name[@revision] on the " +
+	"Hugging Face Hub, or smollm2-135m; named models are downloaded once"
 
 const deviceUsage = "`device`: cpu, cuda or cuda:N (default: a GPU if one can be used)"
 
@@ -42,7 +42,7 @@ const threadsUsage = "`number` of CPU threads (default: one per core)"
 func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
 	flags.StringVar(&f.tokenizer, "tokenizer", "",
-		"tokenizer `folder` or file if it is not the model's own, or char_tokenizer")
+		"tokenizer `folder`, file or name if it is not the model's own, or char_tokenizer")
 	flags.StringVar(&f.dtype, "dtype", "",
 		"`dtype` of the weights: float32, bfloat16 or float16 (default: as stored; quantized "+
 			"weights become float32 on the CPU, bfloat16 on a GPU)")
@@ -92,7 +92,7 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	tokenizerDone := make(chan error, 1)
 	go func() {
 		var err error
-		o.tokenizer, err = openTokenizer(f.tokenizer, o.path, f.adapter, o.checkpoint)
+		o.tokenizer, err = openTokenizer(ctx, f.tokenizer, o.path, f.adapter, o.checkpoint)
 		tokenizerDone <- err
 	}()
 	if dtype == nil {
@@ -243,26 +243,56 @@ func storedDType(c *checkpoint.Checkpoint, device torch.Device) torch.DType {
 	return torch.Float32
 }
 
-// openTokenizer opens the tokenizer at path. If path is empty, it opens the one that was saved with
-// the adapter in the folder adapter, or the model's own. It returns nil if there is none.
-func openTokenizer(path, modelPath, adapter string,
-	c *checkpoint.Checkpoint) (*tokenizer.Tokenizer, error) {
-	if path != "" {
+// openNamedTokenizer opens the tokenizer that --tokenizer names: a folder, a file, also of a GGUF
+// model, char_tokenizer, or a model's name.
+func openNamedTokenizer(ctx context.Context, name string) (*tokenizer.Tokenizer, error) {
+	if name == tokenizer.CharTokenizer {
+		return tokenizer.Open(name)
+	}
+	path, err := hub.TokenizerPath(ctx, name, downloadBar(name))
+	if err != nil {
+		return nil, fmt.Errorf("--tokenizer: %w", err)
+	}
+	if !strings.HasSuffix(path, ".gguf") {
 		return tokenizer.Open(path)
+	}
+	c, err := checkpoint.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	t, err := ggufVocabulary(path, c)
+	if err == nil && t == nil {
+		err = fmt.Errorf("--tokenizer: %s holds no tokenizer", path)
+	}
+	return t, err
+}
+
+// ggufVocabulary returns the tokenizer in a GGUF file, or nil if it has none.
+func ggufVocabulary(path string, c *checkpoint.Checkpoint) (*tokenizer.Tokenizer, error) {
+	meta := c.GGUFMetadata()
+	if kind := meta["tokenizer.ggml.model"]; kind == nil || kind == noVocabulary {
+		return nil, nil
+	}
+	t, err := tokenizer.FromGGUF(meta)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return t, nil
+}
+
+// openTokenizer opens the tokenizer that name names. If name is empty, it opens the one that was
+// saved with the adapter in the folder adapter, or the model's own. It returns nil if there is none.
+func openTokenizer(ctx context.Context, name, modelPath, adapter string, c *checkpoint.Checkpoint) (
+	*tokenizer.Tokenizer, error) {
+	if name != "" {
+		return openNamedTokenizer(ctx, name)
 	}
 	if adapter != "" && hasTokenizer(adapter) {
 		return tokenizer.Open(adapter)
 	}
 	if c.Format == checkpoint.GGUF {
-		meta := c.GGUFMetadata()
-		if kind := meta["tokenizer.ggml.model"]; kind == nil || kind == noVocabulary {
-			return nil, nil
-		}
-		t, err := tokenizer.FromGGUF(meta)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", modelPath, err)
-		}
-		return t, nil
+		return ggufVocabulary(modelPath, c)
 	}
 	folder := modelPath
 	if info, err := os.Stat(modelPath); err == nil && !info.IsDir() {

@@ -171,7 +171,7 @@ func (f *trainFlags) tune(ctx context.Context, t *train.Trainer, o *opened, firs
 	if err := f.answer(ctx, t, o, "after"); err != nil {
 		return err
 	}
-	return f.finish(t)
+	return f.finish(t, o)
 }
 
 // openModel opens the model to tune, or makes one with random weights.
@@ -204,12 +204,13 @@ func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
 		f.GenerationConfig = o.checkpoint.GenerationConfigJSON()
 		return o, nil
 	}
-	return f.randomModel()
+	return f.randomModel(ctx)
 }
 
-// randomModel makes a model of --architecture and --variant with random weights.
-func (f *trainFlags) randomModel() (*opened, error) {
-	tok, err := tokenizer.Open(f.tokenizer)
+// randomModel makes a model of --architecture and --variant with random weights. Its vocabulary is
+// the tokenizer's.
+func (f *trainFlags) randomModel(ctx context.Context) (*opened, error) {
+	tok, err := openNamedTokenizer(ctx, f.tokenizer)
 	if err != nil {
 		return nil, err
 	}
@@ -220,8 +221,13 @@ func (f *trainFlags) randomModel() (*opened, error) {
 	return &opened{path: f.variant, model: m, tokenizer: tok}, nil
 }
 
-// newModel makes a variant of an architecture with random weights on the device of the flags. It
-// fails if the vocabulary has fewer rows than tokens. It extends the context to positions.
+// vocabularyMultiple divides the number of rows of a new model's embedding and head. GEMMs and
+// tensor parallelism need aligned rows.
+const vocabularyMultiple = 64
+
+// newModel makes a variant of an architecture with random weights on the device of the flags. The
+// vocabulary is extended or cut to tokens, rounded up to vocabularyMultiple, and the context is
+// extended to positions; 0 keeps the variant's.
 func (f *modelFlags) newModel(architecture, variant string, dtype torch.DType, seed int64, tokens,
 	positions int) (model.Model, error) {
 	config, err := model.Variant(architecture, variant)
@@ -230,6 +236,10 @@ func (f *modelFlags) newModel(architecture, variant string, dtype torch.DType, s
 	}
 	if most, ok := config["max_position_embeddings"].(float64); ok && most < float64(positions) {
 		config["max_position_embeddings"] = float64(positions)
+	}
+	if tokens > 0 {
+		rows := (tokens + vocabularyMultiple - 1) / vocabularyMultiple * vocabularyMultiple
+		config["vocab_size"] = float64(rows)
 	}
 	if given, err := parseDType(f.dtype); err != nil {
 		return nil, err
@@ -249,10 +259,6 @@ func (f *modelFlags) newModel(architecture, variant string, dtype torch.DType, s
 	m, err := model.New(config)
 	if err != nil {
 		return nil, err
-	}
-	if rows := m.Head().Shape[0]; rows < tokens {
-		return nil, fmt.Errorf("vocabulary mismatch: the tokenizer has %d tokens, but %s has %d "+
-			"rows", tokens, variant, rows)
 	}
 	if f.world != nil {
 		if _, err := parallel.Divide(m, f.world.All, device); err != nil {
@@ -348,7 +354,7 @@ func (f *trainFlags) answerAll(ctx context.Context, o *opened, when string) erro
 }
 
 // finish writes the result and prints its path and a command that uses it.
-func (f *trainFlags) finish(t *train.Trainer) error {
+func (f *trainFlags) finish(t *train.Trainer, o *opened) error {
 	export := t.Export
 	if f.merge {
 		export = t.ExportMerged
@@ -362,22 +368,39 @@ func (f *trainFlags) finish(t *train.Trainer) error {
 	}
 	fmt.Printf("peak memory %.2f GB\nwrote %s (losses in %s)\ntry:\n", float64(t.PeakMemory())/1e9,
 		f.output, picture)
-	question := "Why is the sky blue?"
-	if len(f.ask) > 0 {
-		question = f.ask[0]
-	}
-	if f.LoRA != nil && !f.merge {
-		fmt.Printf("  conquer generate --model_path %s --adapter_path %s --chat --prompt %q\n",
-			f.path, f.output, question)
-		return nil
-	}
-	if f.path == "" && len(f.ask) == 0 { // not a chat model
-		fmt.Printf("  conquer generate --model_path %s --temperature 0.7 --prompt %q\n", f.output,
-			"The ")
-		return nil
-	}
-	fmt.Printf("  conquer generate --model_path %s --chat --prompt %q\n", f.output, question)
+	fmt.Printf("  %s\n", f.trial(o.tokenizer))
 	return nil
+}
+
+// trial is a command that tries the result. Its prompt has the form that training gave to the
+// questions of --ask: the chat template's or, without one, Alpaca's. Without a question and a
+// template, it is the start of a text.
+func (f *trainFlags) trial(tok *tokenizer.Tokenizer) string {
+	command := "conquer generate --model_path " + quoted(f.output)
+	if f.LoRA != nil && !f.merge {
+		command = fmt.Sprintf("conquer generate --model_path %s --adapter_path %s", quoted(f.path),
+			quoted(f.output))
+	}
+	chat := tok.ChatTemplate() != ""
+	switch {
+	case chat && len(f.ask) == 0:
+		return command + " --chat --prompt 'Why is the sky blue?'"
+	case chat:
+		return command + " --chat --prompt " + quoted(f.ask[0])
+	case len(f.ask) > 0:
+		prompt, _, _ := dataset.InstructionPrompt(tok, f.ask[0], "")
+		return command + " --prompt " + quoted(prompt)
+	}
+	return command + " --temperature 0.7 --prompt 'The '"
+}
+
+// quoted returns text as a shell takes it as one word.
+func quoted(text string) string {
+	if text != "" && strings.Trim(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"+
+		"0123456789._/:@=,+-") == "" {
+		return text
+	}
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }
 
 // thousands formats a count, such as 134.5M.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -43,6 +44,62 @@ func TestTrain_CharacterModelFromScratch(t *testing.T) {
 		succeed(t, "score", "--model_path", out, "--text", "round the tower", "--json"))
 	if score.Tokens != len("round the tower") || !(score.Perplexity > 1 && score.Perplexity < 100) {
 		t.Errorf("scores %+v", score)
+	}
+}
+
+// shellWords splits a command as a shell does.
+func shellWords(t *testing.T, command string) []string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", "set -- "+command+"\nprintf '%s\\0' \"$@\"").Output()
+	if err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+	return strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
+}
+
+// A new model takes its vocabulary from the tokenizer. The command that the run suggests fits what
+// was trained, and runs.
+func TestTrain_NewModelFitsTheTokenizerAndTheSuggestionRuns(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "data.jsonl")
+	if err := os.WriteFile(data, []byte(`{"instruction":"What's up?","output":"the tower"}`+"\n"),
+		0o666); err != nil {
+		t.Fatal(err)
+	}
+	chatty := writeModel(t, 704, true)
+	for _, c := range []struct {
+		tokenizer  string
+		vocabulary float64
+		more       []string
+		suggests   string // after the path
+	}{
+		{"char_tokenizer", 256, nil, "--temperature 0.7 --prompt 'The '"},
+		{"char_tokenizer", 256, []string{"--ask", "What's up?"},
+			"--prompt 'Below is an instruction that describes a task. Write a response that " +
+				"appropriately completes the request.\n\n### Instruction:\nWhat'\\''s up?\n\n" +
+				"### Response:\n'"},
+		{chatty, 704, []string{"--ask", "What's up?"}, "--chat --prompt 'What'\\''s up?'"},
+	} {
+		out := filepath.Join(t.TempDir(), "a model")
+		stdout, stderr, code := invoke(t, "", append([]string{"train", "--architecture", "smollm3",
+			"--variant", "tiny", "--tokenizer", c.tokenizer, "--data_path", data, "--output_path",
+			out, "--steps", "1", "--batch_size", "1", "--checkpoint_steps", "0"}, c.more...)...)
+		if code != 0 {
+			t.Fatalf("%s: exit %d\n%s", c.tokenizer, code, stderr)
+		}
+		text, err := os.ReadFile(filepath.Join(out, "config.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if config := decode[map[string]any](t, string(text)); config["vocab_size"] != c.vocabulary {
+			t.Errorf("%s: vocab_size %v, expected %v", c.tokenizer, config["vocab_size"],
+				c.vocabulary)
+		}
+		_, suggestion, _ := strings.Cut(stdout, "try:\n  conquer ")
+		want := "generate --model_path '" + out + "' " + c.suggests + "\n"
+		if suggestion != want {
+			t.Errorf("%s: suggests %q, expected %q", c.tokenizer, suggestion, want)
+		}
+		succeed(t, append(shellWords(t, strings.TrimSpace(suggestion)), "--max_new_tokens", "2")...)
 	}
 }
 
