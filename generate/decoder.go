@@ -49,8 +49,8 @@ func (o Options) sampling() torch.Sampling {
 	if s.RepetitionPenalty == 0 {
 		s.RepetitionPenalty = 1
 	}
-	if s.Temperature == 0 {
-		s.TopK, s.TopP, s.MinP = 0, 0, 0
+	if o.mostLikely() {
+		s.Temperature, s.TopK, s.TopP, s.MinP = 0, 0, 0, 0
 	}
 	return s
 }

@@ -7,8 +7,9 @@
 //
 // Prompts of unequal length are padded on the left in the cache, and each row sees
 // only its own tokens, so a prompt gives the same tokens alone and in a batch.
-// Sampling depends only on Options.Seed: the same seed gives the same text on every
-// device that computes the same logits.
+// Sampling depends on Options.Seed, the prompt and the number of its sample, not on
+// the batch: the same seed gives the same text on every device that computes the same
+// logits.
 //
 // The functions of this package return failures of libtorch as errors (see
 // [conquer/torch.Run]).
@@ -77,6 +78,19 @@ func CheckIDs(m model.Model, ids []int32) error {
 			return fmt.Errorf("token %d is %d, but the model's vocabulary has the ids 0 to %d", i+1,
 				id, vocabulary(m)-1)
 		}
+	}
+	return nil
+}
+
+// CheckPrompt returns an error if ids cannot be continued: for the reasons of [CheckIDs], or because
+// the model's context has no room for a new token.
+func CheckPrompt(m model.Model, ids []int32) error {
+	if err := CheckIDs(m, ids); err != nil {
+		return err
+	}
+	if most := m.MaxLength(); len(ids) >= most {
+		return fmt.Errorf("the prompt has %d tokens, the model's context only %d, including at "+
+			"least one new token: shorten it", len(ids), most)
 	}
 	return nil
 }

@@ -132,12 +132,84 @@ func TestGenerate_SeedDecidesTheText(t *testing.T) {
 	}
 }
 
-func TestGenerate_EqualPromptsUseDifferentStreams(t *testing.T) {
+// However the prompts are divided into calls, with or without a cache, recorded or not, each prompt
+// gets the same text, and equal prompts get different ones.
+func TestGenerate_SamplesDoNotDependOnTheBatch(t *testing.T) {
 	m := tiny(t, nil)
-	r := mustGenerate(t, m, nil, [][]int32{prompts[0], prompts[0]},
-		generate.Options{MaxNewTokens: 24, IgnoreEOS: true, Temperature: 1})
-	if slices.Equal(r[0].Tokens, r[1].Tokens) {
-		t.Error("both gave the same text")
+	all := slices.Concat(prompts, prompts[:1], prompts[2:], prompts[:1])
+	o := generate.Options{MaxNewTokens: 24, IgnoreEOS: true, Temperature: 1, Seed: 5}
+	want := mustGenerate(t, m, nil, all, o)
+	for _, pair := range [][2]int{{0, 4}, {0, 7}, {4, 7}, {2, 5}, {3, 6}} {
+		if slices.Equal(want[pair[0]].Tokens, want[pair[1]].Tokens) {
+			t.Errorf("the equal prompts %v gave the same text", pair)
+		}
+	}
+	samples := generate.Repeats(all)
+	if fmt.Sprint(samples) != "[0 0 0 0 1 1 1 2]" {
+		t.Fatalf("repeats %v", samples)
+	}
+	for _, size := range []int{1, 2, 3, 8} {
+		for start := 0; start < len(all); start += size {
+			end := min(start+size, len(all))
+			for _, more := range []generate.Options{{}, {NoCache: true},
+				{Compile: generate.CompileGraph}} {
+				o := o
+				o.NoCache, o.Compile = more.NoCache, more.Compile
+				o.Samples = samples[start:end]
+				for i, r := range mustGenerate(t, m, nil, all[start:end], o) {
+					if !slices.Equal(r.Tokens, want[start+i].Tokens) {
+						t.Errorf("prompt %d in a call of %d, %+v: %v, in one call %v", start+i,
+							size, more, r.Tokens, want[start+i].Tokens)
+					}
+				}
+			}
+		}
+	}
+}
+
+// The random numbers of one prompt say nothing about those of another. The mean product of two
+// independent uniform numbers minus 1/2 is 0 with a deviation of 1/12/sqrt(n).
+func TestGenerate_DifferentPromptsDrawIndependently(t *testing.T) {
+	const n = 4000
+	m := tiny(t, model.Config{"vocab_size": 64.0})
+	if err := torch.Run(func() error { m.Head().Tensor.Zero(); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	o := generate.Options{MaxNewTokens: 40, IgnoreEOS: true, Temperature: 1, Seed: 3}
+	sum, count := 0.0, 0
+	for first := int32(0); count < n; first++ { // logits of zero: each token shows its number
+		r := mustGenerate(t, m, nil, [][]int32{{first % 64, 1}, {first % 64, 2}}, o)
+		for i := range r[0].Tokens {
+			sum += (float64(r[0].Tokens[i])/63 - 0.5) * (float64(r[1].Tokens[i])/63 - 0.5)
+			count++
+		}
+		o.Seed += uint64(first / 63)
+	}
+	if mean := sum / float64(count); math.Abs(mean) > 5/12./math.Sqrt(float64(count)) {
+		t.Errorf("the mean product of %d pairs is %v", count, mean)
+	}
+}
+
+func TestGenerate_LowestTemperatureIsGreedy(t *testing.T) {
+	m := tiny(t, nil)
+	for _, penalty := range []float64{1, 1.3} {
+		o := generate.Options{MaxNewTokens: 12, IgnoreEOS: true, RepetitionPenalty: penalty}
+		want := mustGenerate(t, m, nil, prompts, o)
+		for _, temperature := range []float64{5e-324, 1e-45, 1e-39, 1e-31, 1e-20, 1e-6} {
+			for _, compile := range []generate.Compile{"", generate.CompileGraph} {
+				o.Temperature, o.Compile = temperature, compile
+				for i, r := range mustGenerate(t, m, nil, prompts, o) {
+					if !slices.Equal(r.Tokens, want[i].Tokens) {
+						t.Errorf("temperature %v, %+v: %v, greedy %v", temperature, o, r.Tokens,
+							want[i].Tokens)
+					}
+				}
+			}
+		}
+	}
+	for _, temperature := range []float64{1e39, math.MaxFloat64} {
+		mustGenerate(t, m, nil, prompts, generate.Options{MaxNewTokens: 4,
+			Temperature: temperature})
 	}
 }
 
@@ -263,6 +335,7 @@ func TestGenerate_RefusesWrongInput(t *testing.T) {
 		"max_new_tokens": {[]int32{1}, generate.Options{}},
 		"temperature":    {[]int32{1}, generate.Options{MaxNewTokens: 1, Temperature: math.NaN()}},
 		"top_p":          {[]int32{1}, generate.Options{MaxNewTokens: 1, TopP: 2}},
+		"samples":        {[]int32{1}, generate.Options{MaxNewTokens: 1, Samples: []int{0, 1}}},
 		"stop strings":   {[]int32{1}, generate.Options{MaxNewTokens: 1, Stop: []string{"x"}}},
 	} {
 		_, _, err := generate.Generate(context.Background(), m, nil, [][]int32{c.prompt}, c.o, nil)

@@ -38,35 +38,28 @@ type row struct {
 func begin(m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32, o Options,
 	onText func(int, string),
 ) (*generation, error) {
-	if err := o.check(tok); err != nil {
+	if err := o.check(tok, len(prompts)); err != nil {
 		return nil, err
 	}
 	g := &generation{model: m, options: o, eos: o.EOS, next: make([]int32, len(prompts))}
 	if g.eos == nil {
 		g.eos = EOS(m, tok)
 	}
+	samples := o.Samples
+	if samples == nil {
+		samples = Repeats(prompts)
+	}
 	for i, prompt := range prompts {
-		name := "the prompt"
-		if len(prompts) > 1 {
-			name = fmt.Sprintf("prompt %d", i+1)
-		}
-		if err := CheckIDs(m, prompt); err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+		if err := CheckPrompt(m, prompt); err != nil {
+			if len(prompts) > 1 {
+				err = fmt.Errorf("prompt %d: %w", i+1, err)
+			}
+			return nil, err
 		}
 		room := m.MaxLength() - len(prompt)
-		if room < 1 {
-			return nil, fmt.Errorf("%s has %d tokens, the model's context only %d, "+
-				"including at least one new token: shorten it", name, len(prompt), m.MaxLength())
-		}
-		repeats := uint64(0)
-		for _, earlier := range prompts[:i] {
-			if slices.Equal(earlier, prompt) {
-				repeats++
-			}
-		}
 		r := &row{ids: slices.Clone(prompt), prompt: len(prompt), most: min(o.MaxNewTokens, room),
 			full: room < o.MaxNewTokens}
-		r.sampler = newSampler(o, repeats, vocabulary(m), prompt)
+		r.sampler = newSampler(o, samples[i], vocabulary(m), prompt)
 		if tok != nil {
 			r.stream = &stream{decoder: tok.Continue(prompt, true), stops: o.Stop}
 			if onText != nil {

@@ -19,7 +19,8 @@ type Options struct {
 	// MaxNewTokens limits the tokens made for a prompt. The model's context may end
 	// first.
 	MaxNewTokens int
-	// Temperature divides the logits before sampling; 0 takes the most likely token.
+	// Temperature divides the logits before sampling; 0, or less than 1e-30, takes the most likely
+	// token.
 	Temperature float64
 	// TopK keeps the k most likely tokens and those as likely as the k-th; 0 keeps all.
 	TopK int
@@ -33,8 +34,12 @@ type Options struct {
 	// divides their positive logits and multiplies their negative ones (Keskar et al.,
 	// arXiv 1909.05858). 0 or 1 changes nothing.
 	RepetitionPenalty float64
-	// Seed is the seed of sampling. Equal prompts in a batch use different streams.
+	// Seed is the seed of sampling. The random numbers of a row depend on Seed, on the tokens of
+	// its prompt and on its number in Samples, but not on the other rows.
 	Seed uint64
+	// Samples numbers each prompt, so that equal prompts get different texts. nil means
+	// [Repeats], which is enough if one call holds all prompts of a seed.
+	Samples []int
 	// Stop lists strings that end a row. The text of the row ends before the string.
 	// They need a tokenizer.
 	Stop []string
@@ -113,7 +118,7 @@ func rate(n int, d time.Duration) float64 {
 }
 
 // check returns an error for the first invalid option.
-func (o Options) check(tok *tokenizer.Tokenizer) error {
+func (o Options) check(tok *tokenizer.Tokenizer, prompts int) error {
 	switch {
 	case o.MaxNewTokens < 1:
 		return fmt.Errorf("max_new_tokens is %d, expected at least 1", o.MaxNewTokens)
@@ -128,6 +133,9 @@ func (o Options) check(tok *tokenizer.Tokenizer) error {
 	case !(o.RepetitionPenalty >= 0) || math.IsInf(o.RepetitionPenalty, 0):
 		return fmt.Errorf("repetition_penalty is %v, expected a positive number",
 			o.RepetitionPenalty)
+	case o.Samples != nil && len(o.Samples) != prompts:
+		return fmt.Errorf("samples has %d numbers, expected one for each of %d prompts",
+			len(o.Samples), prompts)
 	case len(o.Stop) > 0 && tok == nil:
 		return errors.New("stop strings need a tokenizer, and there is none")
 	case slices.Contains(o.Stop, ""):

@@ -1,6 +1,8 @@
 package generate
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -12,9 +14,42 @@ import (
 var errNotANumber = errors.New("the model's output is not a number: its weights are damaged, " +
 	"or their values do not fit float16; try dtype bfloat16 or float32")
 
+// leastTemperature is the lowest temperature that divides logits. A lower one would overflow
+// float32, and its limit is the most likely token.
+const leastTemperature = 1e-30
+
+// mostLikely reports whether each token is the most likely one after the penalties.
+func (o Options) mostLikely() bool { return o.Temperature < leastTemperature }
+
 // greedy reports whether each token is the argmax of the model's logits.
 func (o Options) greedy() bool {
-	return o.Temperature == 0 && (o.RepetitionPenalty == 0 || o.RepetitionPenalty == 1)
+	return o.mostLikely() && (o.RepetitionPenalty == 0 || o.RepetitionPenalty == 1)
+}
+
+// Repeats returns, for each prompt, the number of equal prompts before it.
+func Repeats(prompts [][]int32) []int {
+	seen := map[string]int{}
+	repeats := make([]int, len(prompts))
+	for i, prompt := range prompts {
+		key := string(bytesOf(prompt))
+		repeats[i] = seen[key]
+		seen[key]++
+	}
+	return repeats
+}
+
+// bytesOf returns the ids in little-endian order.
+func bytesOf(ids []int32) []byte {
+	data, _ := binary.Append(nil, binary.LittleEndian, ids)
+	return data
+}
+
+// newRandom returns the random numbers of a row. They depend on the seed, the tokens of the prompt and
+// the number of the sample alone.
+func newRandom(seed uint64, sample int, prompt []int32) *rand.Rand {
+	key := binary.LittleEndian.AppendUint64(nil, seed)
+	key = binary.LittleEndian.AppendUint64(key, uint64(sample))
+	return rand.New(rand.NewChaCha8(sha256.Sum256(append(key, bytesOf(prompt)...))))
 }
 
 // sampler chooses the tokens of one row.
@@ -32,8 +67,8 @@ type candidate struct {
 	p  float32
 }
 
-func newSampler(o Options, stream uint64, vocabulary int, prompt []int32) sampler {
-	s := sampler{options: o, random: rand.New(rand.NewPCG(o.Seed, stream))}
+func newSampler(o Options, sample, vocabulary int, prompt []int32) sampler {
+	s := sampler{options: o, random: newRandom(o.Seed, sample, prompt)}
 	if o.RepetitionPenalty != 0 && o.RepetitionPenalty != 1 {
 		s.known = make([]bool, vocabulary)
 		for _, id := range prompt {
@@ -62,7 +97,7 @@ func (s *sampler) choose(logits torch.Tensor) (int32, error) {
 			values[id] *= penalty
 		}
 	}
-	if s.options.Temperature == 0 {
+	if s.options.mostLikely() {
 		best, most := argmax(values)
 		if best < 0 || most != most {
 			return 0, errNotANumber

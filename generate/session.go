@@ -19,6 +19,7 @@ type Session struct {
 	// decoder runs recorded steps. It is kept while the cache and the sampling options
 	// stay the same.
 	decoder *decoder
+	calls   int // number of calls so far, so that an equal prompt gets another text
 }
 
 // NewSession returns a session with an empty text. tok may be nil. The caller must
@@ -42,14 +43,18 @@ func (s *Session) Reset() {
 }
 
 // Generate continues prompt, which is the whole text from its beginning. The tokens
-// at its start that an earlier call read or made are not computed again. Otherwise
-// it is like the function [Generate].
+// at its start that an earlier call read or made are not computed again. Without
+// Options.Samples the calls are numbered. Otherwise it is like the function [Generate].
 func (s *Session) Generate(ctx context.Context, prompt []int32, o Options,
 	onText func(piece string),
 ) (Result, Stats, error) {
 	if o.NoCache {
 		return Result{}, Stats{}, errors.New("a session needs its cache: NoCache is not supported")
 	}
+	if o.Samples == nil {
+		o.Samples = []int{s.calls}
+	}
+	s.calls++
 	g, err := begin(s.model, s.tok, [][]int32{prompt}, o, func(_ int, piece string) {
 		if onText != nil {
 			onText(piece)

@@ -40,7 +40,8 @@ type subjectFlags struct {
 func (f *subjectFlags) declare(flags *pflag.FlagSet, layers int, useCache bool,
 	chunking ...string) {
 	flags.StringVar(&f.prompts, "prompts", "",
-		"JSON `file`: a list of objects with prompt, answer, token_len and num_chunks")
+		"JSON `file`, or - for standard input: a list of objects with prompt, answer, token_len "+
+			"and num_chunks")
 	group(flags, "Prompts")
 	f.modelFlags.declare(flags)
 	flags.StringVar(&f.architecture, "architecture", "bamba",
@@ -270,12 +271,12 @@ func (f *chunksFlags) run(ctx context.Context, layersGiven bool) (err error) {
 		return bench.RunChunks(ctx, *o, add)
 	})
 	results.Rows = rows
-	printFailures(os.Stderr, rows)
+	printFailedRows(os.Stderr, rows)
 	return f.results.finish(results, len(rows), err, func(w io.Writer) { printChunks(w, rows) })
 }
 
-// printFailures prints each reason for a failure once.
-func printFailures(w io.Writer, rows []bench.ChunksRow) {
+// printFailedRows prints each reason for a failure once.
+func printFailedRows(w io.Writer, rows []bench.ChunksRow) {
 	printed := map[string]bool{}
 	for _, r := range rows {
 		if r.Failed != "" && !printed[r.Compile+r.Failed] {

@@ -9,6 +9,7 @@ import (
 
 	"conquer/bench"
 	"conquer/model"
+	"conquer/text/dataset"
 )
 
 var benchGPTScoreCommand = command{
@@ -57,6 +58,9 @@ func (f *gptScoreFlags) run(ctx context.Context, files []string) error {
 		return usagef("--aspect: %w", err)
 	}
 	for _, path := range files {
+		if path == dataset.Stdin { // can be read once
+			continue
+		}
 		if _, err := bench.ReadPredictions(path); err != nil {
 			return err
 		}

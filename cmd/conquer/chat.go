@@ -274,9 +274,10 @@ func (c *conversation) handle(line string, signals <-chan os.Signal) (stop bool,
 func read(in io.Reader, lines chan<- string) error {
 	scanner := bufio.NewScanner(in)
 	scanner.Buffer(nil, 16<<20)
-	held := ""
+	held, mark := "", "\ufeff" // a file may begin with a byte order mark
 	for scanner.Scan() {
-		line := held + scanner.Text()
+		line := held + strings.TrimPrefix(scanner.Text(), mark)
+		mark = ""
 		if rest, ok := strings.CutSuffix(line, `\`); ok {
 			held = rest + "\n"
 			continue

@@ -1,16 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -112,11 +109,14 @@ func (f *samplingFlags) printUnfusedReason(command string, s generate.Stats) {
 	}
 }
 
-// generateOutput is the JSON object of one prompt.
+// generateOutput is the JSON object of one prompt. A prompt that failed has Error, and
+// FinishReason is "error".
 type generateOutput struct {
 	Text             string  `json:"text"`
 	TokenIDs         []int32 `json:"token_ids"`
 	Prompt           string  `json:"prompt,omitempty"`
+	Line             int     `json:"line,omitempty"` // of --prompts_file, from 1
+	Error            string  `json:"error,omitempty"`
 	FinishReason     string  `json:"finish_reason"`
 	Seed             int64   `json:"seed"`
 	PromptTokens     int     `json:"prompt_tokens"`
@@ -153,14 +153,14 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if err != nil {
 			return err
 		}
-		texts, ids, err := f.check(max(f.processes, place.Size))
+		prompts, err := f.check(max(f.processes, place.Size))
 		if err != nil {
 			return err
 		}
 		if f.processes > 1 && place.Size == 1 {
 			return f.launch(ctx, 0)
 		}
-		return f.run(ctx, place, texts, ids)
+		return f.run(ctx, place, prompts)
 	}
 }
 
@@ -170,8 +170,9 @@ func (f *generateFlags) declare(flags *pflag.FlagSet) {
 	group(flags, "Model")
 	flags.StringArrayVar(&f.prompts, "prompt", nil, "the `text` to continue; may be repeated")
 	flags.StringVar(&f.promptsFile, "prompts_file", "",
-		"`file` with one prompt per line; a .jsonl file has strings or objects with the field "+
-			"prompt")
+		"`file` with one prompt per line, or - for standard input; the lines of a .jsonl file "+
+			"are strings or objects with the field prompt; a prompt that fails does not stop "+
+			"the others")
 	flags.StringArrayVar(&f.tokenIDs, "token_ids", nil,
 		"a prompt as token `ids`, such as 1,2,3; no tokenizer is needed; may be repeated")
 	flags.BoolVar(&f.chat, "chat", false,
@@ -193,45 +194,40 @@ func (f *generateFlags) declare(flags *pflag.FlagSet) {
 	group(flags, "Speed and memory")
 }
 
-// check reads the flags and the prompts for a run of that many processes. It returns prompts as
-// texts and as token ids.
-func (f *generateFlags) check(processes int) (texts []string, ids [][]int32, err error) {
+// check reads the flags and the prompts for a run of that many processes.
+func (f *generateFlags) check(processes int) ([]*prompt, error) {
 	if err := f.checkProcesses(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := f.read(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := f.checkProfile(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	f.options.NoCache = !f.useCache
-	if texts, err = f.readPrompts(); err != nil {
-		return nil, nil, err
-	}
-	if ids, err = parseIDs(f.tokenIDs); err != nil {
-		return nil, nil, err
-	}
-	switch {
+	switch texts := len(f.prompts) > 0 || f.promptsFile != ""; {
 	case f.batchSize < 1:
-		err = usagef("--batch_size is %d, expected 1 or more", f.batchSize)
-	case len(texts)+len(ids) == 0:
-		err = usagef("no prompt: give --prompt, --prompts_file or --token_ids")
-	case len(texts) > 0 && len(ids) > 0:
-		err = usagef("give either --token_ids or --prompt and --prompts_file, not both")
-	case len(ids) > 0 && f.chat:
-		err = usagef("--chat needs a text prompt, not --token_ids")
+		return nil, usagef("--batch_size is %d, expected 1 or more", f.batchSize)
+	case !texts && len(f.tokenIDs) == 0:
+		return nil, usagef("no prompt: give --prompt, --prompts_file or --token_ids")
+	case texts && len(f.tokenIDs) > 0:
+		return nil, usagef("give either --token_ids or --prompt and --prompts_file, not both")
+	case !texts && f.chat:
+		return nil, usagef("--chat needs a text prompt, not --token_ids")
 	case f.system != "" && !f.chat:
-		err = usagef("--system needs --chat")
+		return nil, usagef("--system needs --chat")
 	case processes > 1 && f.options.Compile == generate.CompileGraph:
-		err = usagef("--compile %s works in one process only: leave it out with several",
+		return nil, usagef("--compile %s works in one process only: leave it out with several",
 			generate.CompileGraph)
 	}
-	return texts, ids, err
+	if err := checkStdin("prompts_file", f.promptsFile, processes); err != nil {
+		return nil, err
+	}
+	return f.readPrompts()
 }
 
-func (f *generateFlags) run(ctx context.Context, place dist.Place, texts []string,
-	ids [][]int32) (err error) {
+func (f *generateFlags) run(ctx context.Context, place dist.Place, prompts []*prompt) (err error) {
 	if place.Size > 1 {
 		if f.world, err = f.join(place, &f.modelFlags); err != nil {
 			return err
@@ -249,47 +245,15 @@ func (f *generateFlags) run(ctx context.Context, place dist.Place, texts []strin
 	}
 	defer o.Close()
 	load := time.Since(began)
-	for _, prompt := range texts {
-		list, err := f.encode(o, prompt)
-		if err != nil {
-			return err
-		}
-		ids = append(ids, list)
+	if err := f.encodeAll(o, prompts); err != nil {
+		return err
 	}
-	f.advise(o, ids)
-	return f.profiled(func() error {
-		for start := 0; start < len(ids); start += f.batchSize {
-			end := min(start+f.batchSize, len(ids))
-			var names []string
-			if len(texts) > 0 {
-				names = texts[start:end]
-			}
-			if err := f.batch(ctx, o, ids[start:end], names, len(ids) == 1, load); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// encode turns a prompt into ids.
-func (f *generateFlags) encode(o *opened, prompt string) ([]int32, error) {
-	if o.tokenizer == nil {
-		return nil, fmt.Errorf("%s has no tokenizer: give one with --tokenizer, or the prompt as "+
-			"--token_ids", o.path)
+	f.advise(o, prompts)
+	if place.Rank == 0 {
+		printFailures(prompts)
 	}
-	if f.chat {
-		return encodeChat(o, append(systemMessage(f.system),
-			tokenizer.Message{Role: "user", Content: prompt}))
-	}
-	ids := o.tokenizer.Encode(prompt, true)
-	if bos, ok := o.tokenizer.BOS(); ok && len(ids) == 0 {
-		ids = []int32{bos} // an empty prompt becomes the start token
-	}
-	if len(ids) == 0 {
-		return nil, usagef("--prompt is empty")
-	}
-	return ids, nil
+	r := replies{generateFlags: f, opened: o, load: load, prompts: prompts}
+	return f.profiled(func() error { return r.answer(ctx) })
 }
 
 func systemMessage(system string) []tokenizer.Message {
@@ -299,17 +263,25 @@ func systemMessage(system string) []tokenizer.Message {
 	return []tokenizer.Message{{Role: "system", Content: system}}
 }
 
+// checkChat returns an error if the model cannot chat.
+func checkChat(o *opened) error {
+	switch {
+	case o.tokenizer == nil:
+		return fmt.Errorf("%s has no tokenizer, and a chat needs one: give it with --tokenizer",
+			o.path)
+	case o.tokenizer.ChatTemplate() == "":
+		return fmt.Errorf("%s has no chat template: use `conquer generate --prompt`, or a model "+
+			"tuned on chats", o.path)
+	}
+	return nil
+}
+
 // encodeChat renders a conversation up to the start of the assistant's turn.
 func encodeChat(o *opened, messages []tokenizer.Message) ([]int32, error) {
-	if o.tokenizer == nil {
-		return nil, fmt.Errorf("%s has no tokenizer, and a chat needs one: give it with "+
-			"--tokenizer", o.path)
+	if err := checkChat(o); err != nil {
+		return nil, err
 	}
 	rendered, err := o.tokenizer.Chat(messages, true)
-	if errors.Is(err, tokenizer.ErrNoChatTemplate) {
-		return nil, fmt.Errorf("%s has no chat template: use `conquer generate --prompt`, or a "+
-			"model tuned on chats", o.path)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.path, err)
 	}
@@ -317,12 +289,14 @@ func encodeChat(o *opened, messages []tokenizer.Message) ([]int32, error) {
 }
 
 // advise prints hints: a short context, or a chat model used without --chat.
-func (f *generateFlags) advise(o *opened, ids [][]int32) {
+func (f *generateFlags) advise(o *opened, prompts []*prompt) {
 	longest := 0
-	for _, list := range ids {
-		longest = max(longest, len(list))
+	for _, p := range prompts {
+		if p.err == nil {
+			longest = max(longest, len(p.ids))
+		}
 	}
-	if room := o.model.MaxLength() - longest; room > 0 && room < f.options.MaxNewTokens {
+	if room := o.model.MaxLength() - longest; longest > 0 && room < f.options.MaxNewTokens {
 		fmt.Fprintf(os.Stderr, "conquer generate: the model's context of %d leaves room for %s "+
 			"after a prompt of %d, not %d\n", o.model.MaxLength(), dataset.Count(room, "new token"),
 			longest, f.options.MaxNewTokens)
@@ -330,73 +304,6 @@ func (f *generateFlags) advise(o *opened, ids [][]int32) {
 	if !f.json && !f.chat && isTerminal(os.Stderr) && o.tokenizer != nil &&
 		o.tokenizer.ChatTemplate() != "" {
 		fmt.Fprintln(os.Stderr, "(this is a chat model; use --chat to ask it a question)")
-	}
-}
-
-// batch continues some prompts and prints the results. names holds the prompts as text, or is nil.
-func (f *generateFlags) batch(ctx context.Context, o *opened, ids [][]int32, names []string,
-	single bool, load time.Duration) error {
-	var show func(int, string)
-	out := bufio.NewWriter(os.Stdout)
-	defer out.Flush()
-	if !f.json && single {
-		show = func(_ int, piece string) {
-			out.WriteString(piece)
-			out.Flush()
-		}
-	}
-	results, stats, err := generate.Generate(ctx, o.model, o.tokenizer, ids, f.options, show)
-	if results == nil {
-		return err
-	}
-	for i, r := range results {
-		name := ""
-		if names != nil {
-			name = names[i]
-		}
-		switch {
-		case f.json:
-			if err := printJSON(out, f.output(r, name, stats, load)); err != nil {
-				return err
-			}
-		case o.tokenizer == nil:
-			fmt.Fprintln(out, joinIDs(r.Tokens))
-		case single:
-			fmt.Fprintln(out)
-		default:
-			prompt := joinIDs(ids[i])
-			if names != nil {
-				prompt = strings.TrimSpace(name)
-			}
-			fmt.Fprintf(out, "> %s\n%s\n\n", prompt, r.Text)
-		}
-	}
-	out.Flush()
-	f.printUnfusedReason("generate", stats)
-	if !f.json && isTerminal(os.Stderr) {
-		printStats(stats, load)
-	}
-	if unwritten := out.Flush(); err == nil {
-		err = unwritten
-	}
-	return err
-}
-
-// output is the JSON object of a result. stats are those of its batch.
-func (f *generateFlags) output(r generate.Result, prompt string, stats generate.Stats,
-	load time.Duration) generateOutput {
-	return generateOutput{
-		Text:             r.Text,
-		TokenIDs:         append([]int32{}, r.Tokens...),
-		Prompt:           prompt,
-		FinishReason:     string(r.Finish),
-		Seed:             f.seed,
-		PromptTokens:     r.PromptTokens,
-		NewTokens:        len(r.Tokens),
-		FirstTokenMS:     milliseconds(stats.Prefill),
-		PrefillPerSecond: roundThousandth(stats.PrefillRate()),
-		DecodePerSecond:  roundThousandth(stats.DecodeRate()),
-		LoadMS:           milliseconds(load),
 	}
 }
 
@@ -410,51 +317,6 @@ func printStats(s generate.Stats, load time.Duration) {
 		line += fmt.Sprintf(", first after %.2f s", (load + s.Prefill).Seconds())
 	}
 	fmt.Fprintf(os.Stderr, "(%s)\n", line)
-}
-
-// readPrompts collects --prompt and --prompts_file.
-func (f *generateFlags) readPrompts() ([]string, error) {
-	prompts := f.prompts
-	if f.promptsFile == "" {
-		return prompts, nil
-	}
-	data, err := dataset.ReadFile(f.promptsFile)
-	if err != nil {
-		return nil, fmt.Errorf("--prompts_file: %w", err)
-	}
-	found := false
-	for i, line := range strings.Split(string(data), "\n") {
-		line = strings.TrimSuffix(line, "\r")
-		if strings.TrimSpace(line) == "" {
-			continue
-		}
-		if filepath.Ext(f.promptsFile) == ".jsonl" {
-			if line, err = promptOf(line); err != nil {
-				return nil, fmt.Errorf("%s:%d: %w", f.promptsFile, i+1, err)
-			}
-		}
-		prompts = append(prompts, line)
-		found = true
-	}
-	if !found {
-		return nil, fmt.Errorf("--prompts_file: %s holds no prompt", f.promptsFile)
-	}
-	return prompts, nil
-}
-
-// promptOf reads a line of a .jsonl file.
-func promptOf(line string) (string, error) {
-	var prompt string
-	if json.Unmarshal([]byte(line), &prompt) == nil {
-		return prompt, nil
-	}
-	var object struct {
-		Prompt *string `json:"prompt"`
-	}
-	if err := json.Unmarshal([]byte(line), &object); err != nil || object.Prompt == nil {
-		return "", errors.New(`expected a JSON string, or an object with the field "prompt"`)
-	}
-	return *object.Prompt, nil
 }
 
 // parseIDs reads lists such as 1,2,3.

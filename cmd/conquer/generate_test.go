@@ -410,8 +410,6 @@ func TestProgram_BadInputGetsOneLineAndExitCode(t *testing.T) {
 	}
 	empty := filepath.Join(folder, "empty.txt")
 	os.WriteFile(empty, nil, 0o644)
-	lines := filepath.Join(folder, "bad.jsonl")
-	os.WriteFile(lines, []byte("\"fine\"\n{\"text\": 1}\n"), 0o644)
 	generate := func(model string, more ...string) []string {
 		return append([]string{"generate", "--model_path", model}, more...)
 	}
@@ -468,7 +466,8 @@ func TestProgram_BadInputGetsOneLineAndExitCode(t *testing.T) {
 			1, "256"},
 		"missing prompts file": {generate(good, "--prompts_file", "/nowhere.txt"), 1,
 			"/nowhere.txt"},
-		"bad prompts line": {generate(good, "--prompts_file", lines), 1, "bad.jsonl:2"},
+		"stdin for two processes": {generate(good, "--prompts_file", "-", "--nproc", "2"), 2,
+			"one process only"},
 		"stop text without tokenizer": {generate(bare, "--token_ids", "1", "--stop", "x"), 1,
 			"tokenizer"},
 		"missing text": {[]string{"score", "--model_path", good}, 2, "--text_file"},

@@ -56,7 +56,7 @@ func (f *scoreFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
 	f.declareAdapter(flags)
 	group(flags, "Model")
-	flags.StringVar(&f.file, "text_file", "", "text `file` to score")
+	flags.StringVar(&f.file, "text_file", "", "text `file` to score, or - for standard input")
 	flags.StringVar(&f.text, "text", "", "the `text` to score")
 	flags.StringVar(&f.idList, "token_ids", "",
 		"token `ids` to score, such as 1,2,3; no tokenizer is needed")
@@ -88,6 +88,9 @@ func (f *scoreFlags) check(flags *pflag.FlagSet, args []string) (ids []int32, er
 			return nil, err
 		}
 		ids = lists[0]
+	}
+	if err := checkStdin("text_file", f.file, f.processes); err != nil {
+		return nil, err
 	}
 	if flags.Changed("text_file") {
 		data, err := dataset.ReadFile(f.file)

@@ -193,15 +193,32 @@ func guarded(read func() error) (err error) {
 	return read()
 }
 
-// ReadFile reads a whole file or pipe. It refuses a device, which may have no
-// end.
+// Stdin is the name of standard input for [ReadFile].
+const Stdin = "-"
+
+// ReadFile reads a whole file of text, or a pipe. The name - stands for standard
+// input. A byte order mark of UTF-8 is dropped, and UTF-16 is refused. A device is
+// refused too, because it may have no end.
 func ReadFile(name string) ([]byte, error) {
-	f, err := openRegular(name)
+	f := os.Stdin
+	if name != Stdin {
+		var err error
+		if f, err = openRegular(name); err != nil {
+			return nil, err
+		}
+		defer f.Close()
+	}
+	data, err := io.ReadAll(f)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	return io.ReadAll(f)
+	for _, mark := range []string{"\xff\xfe", "\xfe\xff"} {
+		if bytes.HasPrefix(data, []byte(mark)) {
+			return nil, fmt.Errorf("%s is UTF-16, expected UTF-8: convert it with "+
+				"`iconv -f UTF-16 -t UTF-8`", name)
+		}
+	}
+	return bytes.TrimPrefix(data, []byte("\ufeff")), nil
 }
 
 var errDevice = errors.New("a device, expected a file or a pipe")
