@@ -82,8 +82,8 @@ func CheckIDs(m model.Model, ids []int32) error {
 	return nil
 }
 
-// CheckPrompt returns an error if ids cannot be continued: for the reasons of [CheckIDs], or because
-// the model's context has no room for a new token.
+// CheckPrompt returns an error if ids cannot be continued: for a reason of [CheckIDs], or
+// because the model's context has no room for a new token.
 func CheckPrompt(m model.Model, ids []int32) error {
 	if err := CheckIDs(m, ids); err != nil {
 		return err

@@ -44,8 +44,8 @@ func bytesOf(ids []int32) []byte {
 	return data
 }
 
-// newRandom returns the random numbers of a row. They depend on the seed, the tokens of the prompt and
-// the number of the sample alone.
+// newRandom returns the random numbers of a row. They depend on the seed, the number of the
+// sample and the tokens of the prompt.
 func newRandom(seed uint64, sample int, prompt []int32) *rand.Rand {
 	key := binary.LittleEndian.AppendUint64(nil, seed)
 	key = binary.LittleEndian.AppendUint64(key, uint64(sample))
