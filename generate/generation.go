@@ -41,6 +41,9 @@ func begin(m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32, o Options
 	if err := o.check(tok, len(prompts)); err != nil {
 		return nil, err
 	}
+	if err := o.Rules.check(vocabulary(m)); err != nil {
+		return nil, err
+	}
 	g := &generation{model: m, options: o, eos: o.EOS, next: make([]int32, len(prompts))}
 	if g.eos == nil {
 		g.eos = EOS(m, tok)
@@ -60,6 +63,7 @@ func begin(m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32, o Options
 		r := &row{ids: slices.Clone(prompt), prompt: len(prompt), most: min(o.MaxNewTokens, room),
 			full: room < o.MaxNewTokens}
 		r.sampler = newSampler(o, samples[i], vocabulary(m), prompt)
+		r.sampler.eos = g.eos
 		if tok != nil {
 			r.stream = &stream{decoder: tok.Continue(prompt, true), stops: o.Stop}
 			if onText != nil {
@@ -262,7 +266,7 @@ func (g *generation) choose(logits torch.Tensor) error {
 			continue
 		}
 		var err error
-		if g.next[i], err = r.sampler.choose(logits.Select(0, i)); err != nil {
+		if g.next[i], err = r.sampler.choose(logits.Select(0, i), r.ids); err != nil {
 			return err
 		}
 	}

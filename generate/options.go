@@ -14,7 +14,8 @@ import (
 )
 
 // Options say how tokens are chosen and when to stop. The filters have the order and
-// the meaning of transformers': repetition penalty, temperature, top-k, top-p, min-p.
+// the meaning of transformers': repetition penalty, rules, temperature, top-k, top-p,
+// min-p.
 type Options struct {
 	// MaxNewTokens limits the tokens made for a prompt. The model's context may end
 	// first.
@@ -34,6 +35,7 @@ type Options struct {
 	// divides their positive logits and multiplies their negative ones (Keskar et al.,
 	// arXiv 1909.05858). 0 or 1 changes nothing.
 	RepetitionPenalty float64
+	Rules             Rules // tokens that may not be chosen
 	// Seed is the seed of sampling. The random numbers of a row depend on Seed, on the tokens of
 	// its prompt and on its number in Samples, but not on the other rows.
 	Seed uint64
@@ -159,9 +161,10 @@ const (
 )
 
 // compiled reports whether steps are recorded. The default is yes on a GPU, unless
-// the model is divided over processes.
+// the model is divided over processes. Rules need the tokens on the host.
 func (o Options) compiled(device torch.Device) bool {
-	return o.Compile == CompileGraph || o.Compile == "" && device.IsCUDA() && o.Group == nil
+	return o.Rules.none() &&
+		(o.Compile == CompileGraph || o.Compile == "" && device.IsCUDA() && o.Group == nil)
 }
 
 // ParseCompile returns the Compile of a name; "" is the default.

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"unsafe"
@@ -23,7 +24,8 @@ func (o Options) mostLikely() bool { return o.Temperature < leastTemperature }
 
 // greedy reports whether each token is the argmax of the model's logits.
 func (o Options) greedy() bool {
-	return o.mostLikely() && (o.RepetitionPenalty == 0 || o.RepetitionPenalty == 1)
+	return o.mostLikely() && (o.RepetitionPenalty == 0 || o.RepetitionPenalty == 1) &&
+		o.Rules.none()
 }
 
 // Repeats returns, for each prompt, the number of equal prompts before it.
@@ -55,6 +57,8 @@ func newRandom(seed uint64, sample int, prompt []int32) *rand.Rand {
 // sampler chooses the tokens of one row.
 type sampler struct {
 	options Options
+	eos     []int32 // tokens that end the text
+	prompt  int     // tokens of the prompt
 	random  *rand.Rand
 	known   []bool  // by id: the token is in seen
 	seen    []int32 // distinct tokens so far, for a repetition penalty
@@ -68,7 +72,7 @@ type candidate struct {
 }
 
 func newSampler(o Options, sample, vocabulary int, prompt []int32) sampler {
-	s := sampler{options: o, random: newRandom(o.Seed, sample, prompt)}
+	s := sampler{options: o, prompt: len(prompt), random: newRandom(o.Seed, sample, prompt)}
 	if o.RepetitionPenalty != 0 && o.RepetitionPenalty != 1 {
 		s.known = make([]bool, vocabulary)
 		for _, id := range prompt {
@@ -86,16 +90,11 @@ func (s *sampler) saw(id int32) {
 	}
 }
 
-// choose picks a token from logits [V], float32 on the CPU. It overwrites them.
-func (s *sampler) choose(logits torch.Tensor) (int32, error) {
+// choose picks the token after ids from logits [V], float32 on the CPU. It overwrites them.
+func (s *sampler) choose(logits torch.Tensor, ids []int32) (int32, error) {
 	values := floats(logits)
-	penalty := float32(s.options.RepetitionPenalty)
-	for _, id := range s.seen {
-		if values[id] > 0 {
-			values[id] /= penalty
-		} else {
-			values[id] *= penalty
-		}
+	if err := s.weigh(values, ids); err != nil {
+		return 0, err
 	}
 	if s.options.mostLikely() {
 		best, most := argmax(values)
@@ -105,6 +104,25 @@ func (s *sampler) choose(logits torch.Tensor) (int32, error) {
 		return int32(best), nil
 	}
 	return s.draw(floats(logits.MulScalar(1 / s.options.Temperature).Softmax(-1)))
+}
+
+// weigh applies the repetition penalty and the rules to the logits of the token after ids.
+func (s *sampler) weigh(values []float32, ids []int32) error {
+	penalty := float32(s.options.RepetitionPenalty)
+	for _, id := range s.seen {
+		if values[id] > 0 {
+			values[id] /= penalty
+		} else {
+			values[id] *= penalty
+		}
+	}
+	if rules := s.options.Rules; !rules.none() {
+		rules.forbid(values, ids, s.prompt, s.eos)
+		if _, most := argmax(values); math.IsInf(float64(most), -1) {
+			return errAllForbidden
+		}
+	}
+	return nil
 }
 
 // floats returns the memory of a contiguous float32 tensor on the CPU.
@@ -134,8 +152,7 @@ func (s *sampler) draw(p []float32) (int32, error) {
 	if !(most > 0) {
 		return 0, errNotANumber
 	}
-	o := s.options
-	if o.TopK == 0 && (o.TopP == 0 || o.TopP == 1) && o.MinP == 0 {
+	if !s.options.filters() {
 		return s.drawAny(p), nil
 	}
 	s.keep(p, most)
@@ -232,6 +249,9 @@ func (s *sampler) keep(p []float32, most float32) {
 		s.kept = s.kept[:n]
 	}
 }
+
+// filters reports whether some tokens are dropped before sampling.
+func (o Options) filters() bool { return o.TopK > 0 || o.filtersTopP() || o.MinP > 0 }
 
 func (o Options) filtersTopP() bool { return o.TopP > 0 && o.TopP < 1 }
 

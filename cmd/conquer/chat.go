@@ -15,7 +15,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"conquer/checkpoint"
 	"conquer/generate"
 	"conquer/text/tokenizer"
 	"conquer/torch/dist"
@@ -119,7 +118,12 @@ func (f *chatFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Pl
 		return err
 	}
 	defer c.Close()
-	suggest(c.checkpoint, flags, &c.options)
+	if err := c.configure(c.opened, flags, "chat"); err != nil {
+		return err
+	}
+	if place.Rank == 0 {
+		c.printIgnored("chat")
+	}
 	c.out = os.Stdout
 	c.session = generate.NewSession(c.model, c.tokenizer)
 	defer c.session.Close()
@@ -135,25 +139,6 @@ func (f *chatFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Pl
 		return ctx.Err()
 	}
 	return c.run(os.Stdin)
-}
-
-// suggest sets the sampling options without a flag to those of the model's generation_config.json.
-func suggest(c *checkpoint.Checkpoint, flags *pflag.FlagSet, o *generate.Options) {
-	config := c.GenerationConfig()
-	if on, _ := config["do_sample"].(bool); !on {
-		return
-	}
-	for name, put := range map[string]func(float64){
-		"temperature":        func(v float64) { o.Temperature = v },
-		"top_p":              func(v float64) { o.TopP = v },
-		"top_k":              func(v float64) { o.TopK = int(v) },
-		"min_p":              func(v float64) { o.MinP = v },
-		"repetition_penalty": func(v float64) { o.RepetitionPenalty = v },
-	} {
-		if v, ok := config[name].(float64); ok && !flags.Changed(name) {
-			put(v)
-		}
-	}
 }
 
 // conversation is the state of a chat.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -36,79 +35,6 @@ conquer generate --nproc 2 --model_path llama-3.1-8b --prompt "Once upon a time"
 	setup: setupGenerate,
 }
 
-// samplingFlags are the flags of the commands that sample.
-type samplingFlags struct {
-	options       generate.Options
-	seed          int64
-	compile       string
-	reasonPrinted bool // the reason for unfused steps was printed
-}
-
-func (f *samplingFlags) declare(flags *pflag.FlagSet, maxNewTokens int, temperature, topP float64) {
-	o := &f.options
-	flags.IntVar(&o.MaxNewTokens, "max_new_tokens", maxNewTokens, "maximum number of new `tokens`")
-	flags.Float64Var(&o.Temperature, "temperature", temperature, "sampling temperature; 0: greedy")
-	flags.IntVar(&o.TopK, "top_k", 0, "sample from the `k` most likely tokens; 0: from all")
-	flags.Float64Var(&o.TopP, "top_p", topP,
-		"sample from the most likely tokens with this total `probability`")
-	flags.Float64Var(&o.MinP, "min_p", 0,
-		"drop tokens less likely than this `fraction` of the most likely one")
-	flags.Float64Var(&o.RepetitionPenalty, "repetition_penalty", 1,
-		"divide the logits of tokens that have occurred by this `factor`")
-	flags.Int64Var(&f.seed, "seed", -1, "`seed` of sampling; -1: a new one each time")
-	flags.StringArrayVar(&o.Stop, "stop", nil, "stop before this `text`; may be repeated")
-	flags.BoolVar(&o.IgnoreEOS, "ignore_eos", false, "continue after an end-of-sequence token")
-}
-
-func (f *samplingFlags) declareCompile(flags *pflag.FlagSet) {
-	flags.StringVar(&f.compile, "compile", "",
-		"graph: record a decoding step as a CUDA graph and replay it; none: launch operations one "+
-			"by one (default: graph on a GPU)")
-}
-
-// read checks the flags and draws a seed if none was given.
-func (f *samplingFlags) read() error {
-	o := f.options
-	for _, c := range []struct {
-		wrong bool
-		flag  string
-		value any
-		want  string
-	}{
-		{o.MaxNewTokens < 1, "max_new_tokens", o.MaxNewTokens, "1 or more"},
-		{!(o.Temperature >= 0) || math.IsInf(o.Temperature, 0), "temperature", o.Temperature,
-			"0 or more"},
-		{o.TopK < 0, "top_k", o.TopK, "0 or more"},
-		{!(o.TopP > 0 && o.TopP <= 1), "top_p", o.TopP, "more than 0, at most 1"},
-		{!(o.MinP >= 0 && o.MinP <= 1), "min_p", o.MinP, "from 0 to 1"},
-		{!(o.RepetitionPenalty > 0) || math.IsInf(o.RepetitionPenalty, 0), "repetition_penalty",
-			o.RepetitionPenalty, "more than 0"},
-	} {
-		if c.wrong {
-			return usagef("--%s is %v, expected %s", c.flag, c.value, c.want)
-		}
-	}
-	compile, err := generate.ParseCompile(f.compile)
-	if err != nil {
-		return usagef("--compile: %w", err)
-	}
-	f.options.Compile = compile
-	if f.seed < 0 {
-		f.seed = rand.Int64N(1 << 31)
-	}
-	f.options.Seed = uint64(f.seed)
-	return nil
-}
-
-// printUnfusedReason prints once why decoding steps did not use the fused kernel.
-func (f *samplingFlags) printUnfusedReason(command string, s generate.Stats) {
-	if s.UnfusedReason != "" && !f.reasonPrinted {
-		f.reasonPrinted = true
-		fmt.Fprintf(os.Stderr, "conquer %s: decoding was slower, without the fused kernel: %s\n",
-			command, s.UnfusedReason)
-	}
-}
-
 // generateOutput is the JSON object of one prompt. A prompt that failed has Error, and
 // FinishReason is "error".
 type generateOutput struct {
@@ -125,6 +51,8 @@ type generateOutput struct {
 	PrefillPerSecond float64 `json:"prefill_tokens_per_second"`
 	DecodePerSecond  float64 `json:"decode_tokens_per_second"`
 	LoadMS           float64 `json:"load_ms"`
+	// IgnoredSettings are fields of generation_config.json that change texts in transformers.
+	IgnoredSettings []string `json:"ignored_settings,omitempty"`
 }
 
 type generateFlags struct {
@@ -160,7 +88,7 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if f.processes > 1 && place.Size == 1 {
 			return f.launch(ctx, 0)
 		}
-		return f.run(ctx, place, prompts)
+		return f.run(ctx, flags, place, prompts)
 	}
 }
 
@@ -227,7 +155,8 @@ func (f *generateFlags) check(processes int) ([]*prompt, error) {
 	return f.readPrompts()
 }
 
-func (f *generateFlags) run(ctx context.Context, place dist.Place, prompts []*prompt) (err error) {
+func (f *generateFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Place,
+	prompts []*prompt) (err error) {
 	if place.Size > 1 {
 		if f.world, err = f.join(place, &f.modelFlags); err != nil {
 			return err
@@ -245,11 +174,15 @@ func (f *generateFlags) run(ctx context.Context, place dist.Place, prompts []*pr
 	}
 	defer o.Close()
 	load := time.Since(began)
+	if err := f.configure(o, flags, "generate"); err != nil {
+		return err
+	}
 	if err := f.encodeAll(o, prompts); err != nil {
 		return err
 	}
 	f.advise(o, prompts)
 	if place.Rank == 0 {
+		f.printIgnored("generate")
 		printFailures(prompts)
 	}
 	r := replies{generateFlags: f, opened: o, load: load, prompts: prompts}

@@ -102,6 +102,7 @@ func (r *replies) print(out *bufio.Writer, p *prompt, result generate.Result,
 			PrefillPerSecond: roundThousandth(stats.PrefillRate()),
 			DecodePerSecond:  roundThousandth(stats.DecodeRate()),
 			LoadMS:           milliseconds(r.load),
+			IgnoredSettings:  r.ignored,
 		})
 	case r.opened.tokenizer == nil:
 		fmt.Fprintln(out, joinIDs(result.Tokens))
