@@ -36,6 +36,7 @@ type Subject struct {
 	// ChunksOptions.Compile is set, it decides whether kernels run, not -optimized.
 	Strategies []bamba.Chunking
 	UseCache   bool
+	Seed       int64 // of random prompts
 }
 
 // ChunksOptions say what [RunChunks] measures.
@@ -103,7 +104,7 @@ func RunChunks(ctx context.Context, o ChunksOptions, each func(row ChunksRow, to
 	if err := o.Check(); err != nil {
 		return err
 	}
-	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	random := rand.New(rand.NewPCG(uint64(o.Seed), 0))
 	prompts := make([][]int32, len(o.Prompts))
 	for id, p := range o.Prompts {
 		prompts[id] = o.encode(p, random)

@@ -18,7 +18,8 @@ type InferenceOptions struct {
 	Repeats                  int  // measured calls, after a warm-up call
 	Compiled, Eager          bool // recorded steps (GPU only), and operations launched one by one
 	Cache, NoCache           bool
-	Seed                     uint64
+	Seed                     uint64 // of the prompts
+	Weights                  string // for the rows
 	// Group is the processes that the model is divided over, or nil. They do not record steps.
 	Group *dist.Group
 	// Done receives each row when it is measured. It may be nil.
@@ -29,6 +30,7 @@ type InferenceOptions struct {
 type InferenceRow struct {
 	Compile      string  `json:"compile"` // none or graph
 	UseCache     bool    `json:"use_cache"`
+	Weights      string  `json:"weights,omitempty"` // as in [Results]
 	Device       string  `json:"device"`
 	DType        string  `json:"dtype"`
 	Batch        int     `json:"batch"`
@@ -110,7 +112,7 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 ) (InferenceRow, error) {
 	device := model.Device(m)
 	row := InferenceRow{
-		Compile: string(compile), UseCache: cache, Device: device.String(),
+		Compile: string(compile), UseCache: cache, Weights: o.Weights, Device: device.String(),
 		DType: model.DType(m).String(), Batch: o.Batch,
 		Length: o.Length, NewTokens: o.NewTokens, Repeats: o.Repeats,
 	}

@@ -37,8 +37,21 @@ type Results struct {
 	Time     time.Time `json:"time"`    // start of the run
 	Machine  Machine   `json:"machine"`
 	Versions Versions  `json:"versions"`
+	// Weights says where the model's weights are from: the path of a checkpoint, or what
+	// [RandomWeights] returns. Inputs says the same of random inputs. Both are "" where there are
+	// none, and in files of versions before they were recorded.
+	Weights string `json:"weights,omitempty"`
+	Inputs  string `json:"inputs,omitempty"`
 	// []SSDRow, []ChunksRow, []AccuracyRow or []GPTScoreRow, by Kind
 	Rows any `json:"rows"`
+}
+
+// RandomWeights is the value of Results.Weights for random weights.
+func RandomWeights(seed int64) string { return fmt.Sprintf("random, seed %d", seed) }
+
+// RandomInputs is the value of Results.Inputs for random inputs of the kind what.
+func RandomInputs(what string, seed int64) string {
+	return fmt.Sprintf("random %s, seed %d", what, seed)
 }
 
 // Machine describes where a benchmark ran.

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"time"
 
 	"conquer/bamba"
 	"conquer/torch"
@@ -31,6 +30,7 @@ type SSDOptions struct {
 	Device     torch.Device
 	Repeats    int // timed runs of each row, after a warm-up
 	Ceilings   Ceilings
+	Seed       int64 // of the inputs
 }
 
 // ScanShape is the shape of a state-space layer: H heads of P dimensions, state N, G groups.
@@ -117,7 +117,7 @@ func RunSSD(ctx context.Context, o SSDOptions, each func(row SSDRow, total int))
 		return err
 	}
 	rows, strategies := o.plan()
-	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	random := rand.New(rand.NewPCG(uint64(o.Seed), 0))
 	for i, row := range rows {
 		if err := ctx.Err(); err != nil {
 			return err

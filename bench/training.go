@@ -13,6 +13,7 @@ import (
 
 // TrainRow is the result of [Train].
 type TrainRow struct {
+	Weights     string  `json:"weights,omitempty"` // as in [Results]; the caller sets it
 	Device      string  `json:"device"`
 	DType       string  `json:"dtype"`
 	Batch       int     `json:"batch"` // rows in a forward pass

@@ -49,23 +49,23 @@ func read(t *testing.T, text string) (Settings, error) {
 	return ReadSettings(config)
 }
 
-// A field that is null, or whose value changes nothing, is not reported; other values of fields that
-// are not supported are.
+// A field that is null, or whose value changes nothing, is not reported. Other values of fields
+// that are not supported are.
 func TestSettings_NameWhatIsNotSupported(t *testing.T) {
 	for text, want := range map[string]string{
-		`{"num_beams": 4}`:                               "num_beams 4",
-		`{"num_beams": 1, "num_beam_groups": 1}`:         "",
-		`{"guidance_scale": 1.5}`:                        "guidance_scale 1.5",
-		`{"guidance_scale": 1.0}`:                        "",
-		`{"typical_p": 0.9, "epsilon_cutoff": 0.1}`:      "epsilon_cutoff 0.1, typical_p 0.9",
-		`{"typical_p": 1.0, "epsilon_cutoff": 0.0}`:      "",
-		`{"eta_cutoff": 1.0, "top_h": null}`:             "",
-		`{"top_h": 0.4}`:                                 "top_h 0.4",
-		`{"penalty_alpha": 0.6, "top_k": 4}`:             "penalty_alpha 0.6",
-		`{"sequence_bias": [[[5], 2.0]]}`:                "sequence_bias [[[5] 2]]",
-		`{"exponential_decay_length_penalty": [9, 1.1]}`: "exponential_decay_length_penalty [9 1.1]",
-		`{"forced_eos_token_id": 2}`:                     "forced_eos_token_id 2",
-		`{"cache_implementation": "quantized"}`:          `cache_implementation "quantized"`,
+		`{"num_beams": 4}`:                          "num_beams 4",
+		`{"num_beams": 1, "num_beam_groups": 1}`:    "",
+		`{"guidance_scale": 1.5}`:                   "guidance_scale 1.5",
+		`{"guidance_scale": 1.0}`:                   "",
+		`{"typical_p": 0.9, "epsilon_cutoff": 0.1}`: "epsilon_cutoff 0.1, typical_p 0.9",
+		`{"typical_p": 1.0, "epsilon_cutoff": 0.0}`: "",
+		`{"eta_cutoff": 1.0, "top_h": null}`:        "",
+		`{"top_h": 0.4}`:                            "top_h 0.4",
+		`{"penalty_alpha": 0.6, "top_k": 4}`:        "penalty_alpha 0.6",
+		`{"sequence_bias": [[[5], 2.0]]}`:           "sequence_bias [[[5] 2]]",
+		`{"sequence_bias": null, "max_time": 9}`:    "max_time 9",
+		`{"forced_eos_token_id": 2}`:                "forced_eos_token_id 2",
+		`{"cache_implementation": "quantized"}`:     `cache_implementation "quantized"`,
 		`{"cache_implementation": "static", "use_cache": true, "max_length": 4096,
 		  "early_stopping": true, "token_healing": false, "eos_token_id": [1, -1],
 		  "pad_token_id": -1, "a_new_field": 3, "encoder_repetition_penalty": 1.0}`: "",
@@ -98,18 +98,19 @@ func TestSettings_RefuseWhatTransformersRefuses(t *testing.T) {
 // The options after a file, for a caller whose own are temperature 0.6, top_p 0.9.
 func TestSettings_CompleteTheOptions(t *testing.T) {
 	for text, want := range map[string]Options{
-		`{}`:                                       {Temperature: 0.6, TopP: 0.9},
-		`{"do_sample": true}`:                      {Temperature: 1, TopP: 1, TopK: 50},
-		`{"do_sample": true, "top_k": null}`:       {Temperature: 1, TopP: 1, TopK: 50},
-		`{"do_sample": true, "top_k": -1}`:         {Temperature: 1, TopP: 1},
-		`{"do_sample": true, "top_k": 0}`:          {Temperature: 1, TopP: 1},
-		`{"do_sample": true, "top_k": 1000000}`:    {Temperature: 1, TopP: 1, TopK: 1000000},
-		`{"top_k": 7, "temperature": 0.2}`:         {Temperature: 0.2, TopP: 0.9, TopK: 7},
-		`{"top_p": 1.5, "min_p": 0.1}`:             {Temperature: 0.6, TopP: 1, MinP: 0.1},
-		`{"top_p": 0}`:                             {Temperature: 0.6, TopP: 1, TopK: 1},
-		`{"temperature": 1e-40}`:                   {Temperature: 1e-40, TopP: 0.9},
-		`{"temperature": 0, "do_sample": true}`:    {TopP: 1, TopK: 50},
-		`{"repetition_penalty": 1.1, "top_p": 1}`:  {Temperature: 0.6, TopP: 1, RepetitionPenalty: 1.1},
+		`{}`:                                    {Temperature: 0.6, TopP: 0.9},
+		`{"do_sample": true}`:                   {Temperature: 1, TopP: 1, TopK: 50},
+		`{"do_sample": true, "top_k": null}`:    {Temperature: 1, TopP: 1, TopK: 50},
+		`{"do_sample": true, "top_k": -1}`:      {Temperature: 1, TopP: 1},
+		`{"do_sample": true, "top_k": 0}`:       {Temperature: 1, TopP: 1},
+		`{"do_sample": true, "top_k": 1000000}`: {Temperature: 1, TopP: 1, TopK: 1000000},
+		`{"top_k": 7, "temperature": 0.2}`:      {Temperature: 0.2, TopP: 0.9, TopK: 7},
+		`{"top_p": 1.5, "min_p": 0.1}`:          {Temperature: 0.6, TopP: 1, MinP: 0.1},
+		`{"top_p": 0}`:                          {Temperature: 0.6, TopP: 1, TopK: 1},
+		`{"temperature": 1e-40}`:                {Temperature: 1e-40, TopP: 0.9},
+		`{"temperature": 0, "do_sample": true}`: {TopP: 1, TopK: 50},
+		`{"repetition_penalty": 1.1}`: {Temperature: 0.6, TopP: 0.9,
+			RepetitionPenalty: 1.1},
 		`{"do_sample": false, "temperature": 0.3}`: {Temperature: 0.3, TopP: 0.9},
 	} {
 		s, err := read(t, text)

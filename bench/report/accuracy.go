@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"strings"
 
@@ -67,6 +68,47 @@ func (p *perplexities) differences(w way) (list []float64) {
 	return list
 }
 
+// resamples is the number of bootstrap samples of an interval.
+const resamples = 2000
+
+// interval describes the 95 % interval of a way's perplexity relative to that of the base, in
+// percent: the percentile bootstrap over prompts, in which both sides keep the same prompts (Efron
+// and Tibshirani, An Introduction to the Bootstrap, 1993). A single prompt has no
+// interval.
+func (p *perplexities) interval(w way) string {
+	base := map[int]bench.AccuracyRow{}
+	for _, row := range p.rows[way{p.base, w.chunk}] {
+		base[row.ID] = row
+	}
+	var pairs [][2]bench.AccuracyRow
+	for _, row := range p.rows[w] {
+		if b, ok := base[row.ID]; ok {
+			pairs = append(pairs, [2]bench.AccuracyRow{row, b})
+		}
+	}
+	if len(pairs) < 2 {
+		return ", one prompt"
+	}
+	random := rand.New(rand.NewPCG(1, 1))
+	ratios := make([]float64, resamples)
+	for i := range ratios {
+		sum, tokens := 0.0, 0.0
+		for range pairs {
+			pair := pairs[random.IntN(len(pairs))]
+			n := float64(pair[1].ReferenceTokens)
+			sum, tokens = sum+n*(pair[0].NLL-pair[1].NLL), tokens+n
+		}
+		ratios[i] = 100 * (math.Exp(sum/tokens) - 1)
+	}
+	slices.Sort(ratios)
+	low, high := ratios[resamples/40], ratios[resamples-1-resamples/40]
+	text := fmt.Sprintf(", 95 %% interval %+.1f to %+.1f %%", low, high)
+	if low <= 0 && high >= 0 {
+		text += ", which may be noise"
+	}
+	return text
+}
+
 // accuracy makes the section about the perplexity of each strategy.
 func accuracy(p *page, r *bench.Results, l *looks) section {
 	rows := where(r.Rows.([]bench.AccuracyRow), func(r bench.AccuracyRow) bool {
@@ -74,7 +116,8 @@ func accuracy(p *page, r *bench.Results, l *looks) section {
 	})
 	s := section{Intro: "How well the model predicts the references after their prompts with " +
 		"each strategy. Lower is better, 1 is perfect. Differences are means over references. " +
-		"The standard error is that of this mean."}
+		"The standard error is that of this mean." +
+		randomNote(r, "the perplexities say nothing about a trained model.")}
 	if len(rows) == 0 {
 		s.Missing = "accuracy.json has no rows with a reference."
 		return s
@@ -138,10 +181,14 @@ func (all *perplexities) finding(p *page) {
 	base := math.Exp(nats)
 	var parts []string
 	for _, name := range all.strategies {
-		if nats, tokens := all.nats(way{name, size}); name != all.base && tokens > 0 {
-			got := math.Exp(nats)
-			parts = append(parts, fmt.Sprintf("%s %.2f (%+.1f %%)", name, got, 100*(got/base-1)))
+		w := way{name, size}
+		nats, tokens := all.nats(w)
+		if name == all.base || tokens == 0 {
+			continue
 		}
+		got := math.Exp(nats)
+		parts = append(parts, fmt.Sprintf("%s %.2f (%+.1f %%%s)", name, got, 100*(got/base-1),
+			all.interval(w)))
 	}
 	if len(parts) > 0 {
 		p.Findings = append(p.Findings,

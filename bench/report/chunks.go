@@ -51,7 +51,8 @@ func chunks(p *page, r *bench.Results, l *looks) section {
 		return r.Failed == "" && r.PromptTokens > 0 && r.TotalMS > 0 && finite(r.TotalMS)
 	})
 	s := section{Intro: "The whole model, from the prompt to the last new token, for several " +
-		"prompt lengths. Points are medians of repeated runs, error bars are quartiles."}
+		"prompt lengths. " + runsOf(rows) + randomNote(r, "they take the same time as trained "+
+		"ones.")}
 	if failed := where(all, func(r bench.ChunksRow) bool { return r.Failed != "" }); len(
 		failed) > 0 {
 		f := failed[0]
@@ -78,6 +79,24 @@ func chunks(p *page, r *bench.Results, l *looks) section {
 		s.operations(of)
 	}
 	return s
+}
+
+// runsOf says what a point is: a single run, or the median of several.
+func runsOf(rows []bench.ChunksRow) string {
+	least, most := 1<<30, 0
+	for _, r := range rows {
+		least, most = min(least, max(1, r.Repeats)), max(most, r.Repeats)
+	}
+	switch {
+	case most < 2:
+		return "Each prompt was run once, so there are no quartiles. A point that holds several " +
+			"prompts is their median."
+	case least == most:
+		return fmt.Sprintf("Points are medians of %d runs of each prompt, error bars are "+
+			"quartiles.", most)
+	}
+	return fmt.Sprintf("Points are medians of %d to %d runs of each prompt, error bars are "+
+		"quartiles.", least, most)
 }
 
 // curve is a strategy and a way to launch.
@@ -216,7 +235,7 @@ type lengthsTable struct {
 
 func (t *lengthsTable) table() table {
 	names := []string{
-		"strategy|", "prompt (tokens)", "prompts", "total (ms)", "first token (ms)",
+		"strategy|", "prompt (tokens)", "prompts", "runs of each", "total (ms)", "first token (ms)",
 		"between tokens (ms)", "tokens/s", "peak memory (MB)", "moved (GB)", "GB/s", "GFLOP/s",
 		"CPU used",
 	}
@@ -237,6 +256,7 @@ func (t *lengthsTable) add(c curve, rows []bench.ChunksRow) {
 	}
 	row := []string{
 		c.name(), count(medianOf(rows, promptTokens)), fmt.Sprint(len(rows)),
+		count(medianOf(rows, func(r bench.ChunksRow) float64 { return float64(r.Repeats) })),
 		cell(1, func(r bench.ChunksRow) float64 { return r.TotalMS }),
 		cell(1, func(r bench.ChunksRow) float64 { return r.FirstTokenMS }), between,
 		cell(1, func(r bench.ChunksRow) float64 { return r.TokensPerS }),
@@ -263,37 +283,44 @@ func (s *section) speedFinding(p *page, rows []bench.ChunksRow, lengths []bucket
 		return
 	}
 	longest := lengths[len(lengths)-1]
-	at := func(way string, value func(bench.ChunksRow) float64) float64 {
-		var list []float64
-		for _, r := range rows {
-			if r.Strategy == "default" && r.Compile == way && longest.holds(r.PromptTokens) {
-				list = append(list, value(r))
-			}
-		}
-		if len(list) == 0 {
-			return nan
-		}
-		_, m, _ := quartiles(list)
-		return m
+	of := func(way string) []bench.ChunksRow {
+		return where(rows, func(r bench.ChunksRow) bool {
+			return r.Strategy == "default" && r.Compile == way && longest.holds(r.PromptTokens)
+		})
 	}
-	total, memory := func(r bench.ChunksRow) float64 { return r.TotalMS },
-		func(r bench.ChunksRow) float64 { return float64(r.PeakBytes) }
-	slow, fast := at("eager", total), at(usual, total)
-	if !finite(slow) || !finite(fast) {
+	eager, other := of("eager"), of(usual)
+	if len(eager) == 0 || len(other) == 0 {
 		return
 	}
+	slow, fast := timesOf(eager), timesOf(other)
 	code := wayCode[usual]
 	if code == "" {
 		code = usual
 	}
 	text := fmt.Sprintf("For a prompt of %s tokens the model takes %s ms with %s "+
-		"and %s ms with libtorch's operations: %s times as fast",
-		count(float64(longest.high)), short(fast), code, short(slow), short(slow/fast))
-	if more, less := at("eager", memory), at(usual, memory); more > 0 && less > 0 {
+		"and %s ms with libtorch's operations: %s",
+		count(float64(longest.high)), short(fast.Median), code, short(slow.Median),
+		asFast(slow.Over(fast)))
+	memory := func(r bench.ChunksRow) float64 { return float64(r.PeakBytes) }
+	if more, less := medianOf(eager, memory), medianOf(other, memory); more > 0 && less > 0 {
 		text += fmt.Sprintf(", with %s instead of %s MB in addition to the weights",
 			short(less/1e6), short(more/1e6))
 	}
 	p.Findings = append(p.Findings, text+".")
+}
+
+// timesOf returns the medians of the times of rows, which are those of one curve and one length.
+func timesOf(rows []bench.ChunksRow) bench.Times {
+	t := bench.Times{
+		Median: medianOf(rows, func(r bench.ChunksRow) float64 { return r.TotalMS }),
+		Low:    medianOf(rows, func(r bench.ChunksRow) float64 { return r.LowMS }),
+		High:   medianOf(rows, func(r bench.ChunksRow) float64 { return r.HighMS }),
+		Runs:   rows[0].Repeats,
+	}
+	for _, r := range rows {
+		t.Runs = min(t.Runs, r.Repeats)
+	}
+	return t
 }
 
 // compilations plots the ways to launch at the longest prompts.

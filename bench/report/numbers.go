@@ -9,6 +9,8 @@ import (
 	"unicode"
 
 	"gonum.org/v1/plot/plotter"
+
+	"conquer/bench"
 )
 
 func meanAndDeviation(list []float64) (mean, deviation float64) {
@@ -28,6 +30,20 @@ func quartiles(list []float64) (low, median, high float64) {
 		return math.NaN(), math.NaN(), math.NaN()
 	}
 	return b.Quartile1, b.Median, b.Quartile3
+}
+
+// asFast says how many times as fast the faster side is, with the limits that the quartiles leave.
+func asFast(r bench.Ratio) string {
+	text := short(r.Value) + " times as fast"
+	switch {
+	case r.Single():
+		return text + " (a single run, without quartiles)"
+	case r.Overlap():
+		return fmt.Sprintf("%s (%s to %s between the quartiles, which overlap: the difference may "+
+			"be noise)", text, short(r.Low), short(r.High))
+	}
+	return fmt.Sprintf("%s (%s to %s between the quartiles of %d runs)", text, short(r.Low),
+		short(r.High), r.Runs)
 }
 
 // brief shortens a name for an axis.

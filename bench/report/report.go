@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"conquer/bench"
 	"conquer/internal/atomicfile"
@@ -130,6 +131,23 @@ func (r *Report) write(p *page) error {
 	return atomicfile.WriteBytes(r.Page, html)
 }
 
+// weightsOf says where the weights of a run are from. Older versions did not record it.
+func weightsOf(r *bench.Results) string {
+	if r.Weights == "" && strings.Contains(r.Command, "--variant") {
+		return "random, seed not recorded"
+	}
+	return r.Weights
+}
+
+// randomNote is a sentence for the intro of a section if its weights were random.
+func randomNote(r *bench.Results, what string) string {
+	weights := weightsOf(r)
+	if !strings.HasPrefix(weights, "random, ") {
+		return ""
+	}
+	return fmt.Sprintf(" The weights are %s: %s", weights, what)
+}
+
 // madeBy describes the run that produced results.
 func madeBy(title string, r *bench.Results) made {
 	m := made{Title: title, Command: r.Command,
@@ -140,6 +158,8 @@ func madeBy(title string, r *bench.Results) made {
 		}
 	}
 	add("measured", r.Time.Format("2 January 2006, 15:04 MST"))
+	add("weights", weightsOf(r))
+	add("inputs", r.Inputs)
 	add("CPU", fmt.Sprintf("%s, %s, %s", r.Machine.CPU, dataset.Count(r.Machine.Cores, "core"),
 		dataset.Count(r.Machine.Threads, "thread")))
 	add("memory", fmt.Sprintf("%.1f GB", float64(r.Machine.MemoryBytes)/1e9))

@@ -421,3 +421,106 @@ func FuzzWrite(f *testing.F) {
 		}
 	})
 }
+
+// A page says which weights were random and how often a time was measured, and a ratio has limits.
+func TestWrite_NamesWeightsRunsAndLimits(t *testing.T) {
+	page := func(command, weights string, repeats int, spread float64) string {
+		t.Helper()
+		dir := t.TempDir()
+		r := rand.New(rand.NewPCG(3, 4))
+		chunks, scans := chunksRows(r), ssdRows(r)
+		for i := range chunks {
+			c := &chunks[i]
+			c.TotalMS = map[string]float64{"eager": 1000}[c.Compile] + 500
+			c.LowMS, c.HighMS, c.Repeats = c.TotalMS/spread, c.TotalMS*spread, repeats
+		}
+		for i := range scans {
+			s := &scans[i]
+			s.MedianMS = 2
+			if strings.HasSuffix(s.Strategy, "-optimized") {
+				s.MedianMS = 0.5
+			}
+			s.LowMS, s.HighMS, s.Repeats = s.MedianMS/spread, s.MedianMS*spread, repeats
+		}
+		for kind, rows := range map[string]any{bench.Chunks: chunks, bench.SSD: scans,
+			bench.Accuracy: accuracyRows(r)} {
+			result := &bench.Results{Kind: kind, Command: command, Weights: weights,
+				Inputs: "random tokens, seed 9", Rows: rows}
+			if err := result.Save(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out := filepath.Join(t.TempDir(), "report.html")
+		if _, err := Write(dir, out); err != nil {
+			t.Fatal(err)
+		}
+		return parse(t, out).text
+	}
+	for name, c := range map[string]struct {
+		command, weights string
+		repeats          int
+		spread           float64
+		with, without    []string
+	}{
+		"random": {"conquer", bench.RandomWeights(7), 5, 1.1, []string{
+			"The weights are random, seed 7: the perplexities say nothing",
+			"The weights are random, seed 7: they take the same time", "random tokens, seed 9",
+			"Points are medians of 5 runs of each prompt, error bars are quartiles.",
+			"4 times as fast (3.31 to 4.84 between the quartiles of 5 runs)",
+			"3 times as fast (2.48 to 3.63 between the quartiles of 5 runs)",
+			"95 % interval"}, []string{"overlap", "single run, without"}},
+		"overlapping": {"conquer --model_path m", "m", 5, 2.5, []string{
+			"4 times as fast (0.64 to 25 between the quartiles, which overlap: the difference " +
+				"may be noise)"}, []string{"The weights are random"}},
+		"single": {"conquer", "m", 1, 1, []string{"run once, so there are no quartiles",
+			"Each time is that of a single run",
+			"4 times as fast (a single run, without quartiles)",
+		}, []string{"medians of", "The weights are random"}},
+		"older file": {"conquer bench accuracy --variant bytes", "", 3, 1.1, []string{
+			"The weights are random, seed not recorded"}, nil},
+	} {
+		text := strings.Join(strings.Fields(page(c.command, c.weights, c.repeats, c.spread)), " ")
+		for _, want := range c.with {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: the page lacks %q", name, want)
+			}
+		}
+		for _, not := range c.without {
+			if strings.Contains(text, not) {
+				t.Errorf("%s: the page says %q", name, not)
+			}
+		}
+	}
+}
+
+func TestPerplexities_IntervalHoldsTheDifference(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	rows := func(shift, noise float64) *perplexities {
+		var list []bench.AccuracyRow
+		for id := range 40 {
+			nll := 1 + r.Float64()
+			for name, more := range map[string]float64{"default": 0,
+				"independent": shift + noise*r.NormFloat64()} {
+				list = append(list, bench.AccuracyRow{ID: id, Strategy: name, ChunkSize: 16,
+					ReferenceTokens: 50, NLL: nll + more})
+			}
+		}
+		return newPerplexities(list)
+	}
+	for _, c := range []struct {
+		shift, noise float64
+		noisy        bool
+	}{{0.2, 0.05, false}, {0, 0.3, true}, {-0.2, 0.05, false}} {
+		var low, high float64
+		text := rows(c.shift, c.noise).interval(way{"independent", 16})
+		if _, err := fmt.Sscanf(text, ", 95 %% interval %f to %f", &low, &high); err != nil {
+			t.Fatalf("%q: %v", text, err)
+		}
+		mean := 100 * (math.Exp(c.shift) - 1)
+		deviation := 100 * math.Exp(c.shift) * c.noise / math.Sqrt(40)
+		if low > mean+deviation || high < mean-deviation || high-low < 2.5*deviation ||
+			high-low > 6*deviation || strings.Contains(text, "noise") != c.noisy {
+			t.Errorf("%+v: %s", c, text)
+		}
+	}
+}

@@ -37,7 +37,8 @@ func ssd(p *page, r *bench.Results, l *looks) section {
 		"around it in a " +
 		"layer: the state update of one token, the convolution and the gated norm. Bytes and " +
 		"operations are counted from the shapes. The ceilings were measured in the same run with " +
-		"libtorch's operations. Small inputs can exceed them, because they stay in the caches."}
+		"libtorch's operations. Small inputs can exceed them, because they stay in the caches. " +
+		repeatsOf(rows)}
 	if failed := where(all, func(r bench.SSDRow) bool { return r.Failed != "" }); len(failed) > 0 {
 		f := failed[0]
 		s.Missing = fmt.Sprintf("%d of %d measurements failed. The first (%s %s, %d tokens): %s",
@@ -81,6 +82,14 @@ func ssd(p *page, r *bench.Results, l *looks) section {
 	return s
 }
 
+// repeatsOf says whether times are medians.
+func repeatsOf(rows []bench.SSDRow) string {
+	if slices.ContainsFunc(rows, func(r bench.SSDRow) bool { return r.Repeats > 1 }) {
+		return "Times are medians of the runs that the tables count; a single run has no quartiles."
+	}
+	return "Each time is that of a single run, so there are no quartiles."
+}
+
 // scanOverLengths plots the time and memory of one pass against length.
 func (s *section) scanOverLengths(rows []bench.SSDRow, set shape, size int, pass, suffix string,
 	l *looks,
@@ -92,8 +101,9 @@ func (s *section) scanOverLengths(rows []bench.SSDRow, set shape, size int, pass
 	time := newChart("Scan, "+pass, "length (tokens)", "time (ms)")
 	memory := newChart("Scan, "+pass+": memory without the inputs", "length (tokens)",
 		"peak memory (MB)")
-	t := table{Columns: columns("strategy|", "length (tokens)", "median (ms)", "quartiles (ms)",
-		"GB/s", "share of ceiling", "GFLOP/s", "share of ceiling", "peak memory (MB)", "error")}
+	t := table{Columns: columns("strategy|", "length (tokens)", "runs", "time (ms)",
+		"quartiles (ms)", "GB/s", "share of ceiling", "GFLOP/s", "share of ceiling",
+		"peak memory (MB)", "error")}
 	for _, name := range inOrder(distinct(rows,
 		func(r bench.SSDRow) string { return r.Strategy })) {
 		of := where(rows, func(r bench.SSDRow) bool { return r.Strategy == name })
@@ -103,9 +113,10 @@ func (s *section) scanOverLengths(rows []bench.SSDRow, set shape, size int, pass
 			times = append(times, point{float64(r.Length), r.MedianMS, r.LowMS, r.HighMS})
 			peak := float64(r.PeakBytes) / 1e6
 			peaks = append(peaks, point{float64(r.Length), peak, peak, peak})
-			t.Rows = append(t.Rows, []string{name, count(float64(r.Length)), short(r.MedianMS),
-				short(r.LowMS) + " to " + short(r.HighMS), short(r.GBPerS), share(r.OfBandwidth),
-				short(r.GFlopPerS), share(r.OfRate), short(peak), fmt.Sprintf("%.1e", r.Error)})
+			t.Rows = append(t.Rows, []string{name, count(float64(r.Length)),
+				fmt.Sprint(r.Repeats), short(r.MedianMS), quartileCell(r.Times()),
+				short(r.GBPerS), share(r.OfBandwidth), short(r.GFlopPerS), share(r.OfRate),
+				short(peak), fmt.Sprintf("%.1e", r.Error)})
 		}
 		for _, err := range []error{time.line(name, l.of(name), times),
 			memory.line(name, l.of(name), peaks)} {
@@ -127,6 +138,14 @@ func (s *section) scanOverLengths(rows []bench.SSDRow, set shape, size int, pass
 	}
 }
 
+// quartileCell formats the quartiles of several runs; a single run has none.
+func quartileCell(t bench.Times) string {
+	if t.Runs < 2 {
+		return "–"
+	}
+	return short(t.Low) + " to " + short(t.High)
+}
+
 // overChunks plots the time of the forward pass against the chunk size at the greatest length.
 func (s *section) overChunks(rows []bench.SSDRow, set shape, suffix string, l *looks) {
 	rows = longest(where(rows, func(r bench.SSDRow) bool {
@@ -136,8 +155,8 @@ func (s *section) overChunks(rows []bench.SSDRow, set shape, suffix string, l *l
 		return
 	}
 	c := newChart("Scan, forward, by chunk size", "chunk (tokens)", "time (ms)")
-	t := table{Columns: columns("strategy|", "chunk (tokens)", "median (ms)", "quartiles (ms)",
-		"peak memory (MB)")}
+	t := table{Columns: columns("strategy|", "chunk (tokens)", "runs", "time (ms)",
+		"quartiles (ms)", "peak memory (MB)")}
 	for _, name := range inOrder(distinct(rows,
 		func(r bench.SSDRow) string { return r.Strategy })) {
 		of := where(rows, func(r bench.SSDRow) bool { return r.Strategy == name })
@@ -145,8 +164,9 @@ func (s *section) overChunks(rows []bench.SSDRow, set shape, suffix string, l *l
 		var points []point
 		for _, r := range of {
 			points = append(points, point{float64(r.ChunkSize), r.MedianMS, r.LowMS, r.HighMS})
-			t.Rows = append(t.Rows, []string{name, count(float64(r.ChunkSize)), short(r.MedianMS),
-				short(r.LowMS) + " to " + short(r.HighMS), short(float64(r.PeakBytes) / 1e6)})
+			t.Rows = append(t.Rows, []string{name, count(float64(r.ChunkSize)),
+				fmt.Sprint(r.Repeats), short(r.MedianMS), quartileCell(r.Times()),
+				short(float64(r.PeakBytes) / 1e6)})
 		}
 		if err := c.line(name, l.of(name), points); err != nil {
 			s.Missing = err.Error()
@@ -253,9 +273,9 @@ func scanFinding(p *page, rows []bench.SSDRow) {
 		if plain != nil && fast != nil {
 			text := fmt.Sprintf(
 				"The %s pass of the scan over %s tokens takes %s ms with the kernels "+
-					"and %s ms with libtorch's operations: %s times as fast",
+					"and %s ms with libtorch's operations: %s",
 				pass, count(float64(fast.Length)), short(fast.MedianMS), short(plain.MedianMS),
-				short(plain.MedianMS/fast.MedianMS))
+				asFast(plain.Times().Over(fast.Times())))
 			if fast.PeakBytes > 0 && plain.PeakBytes > 0 {
 				text += fmt.Sprintf(", with %s instead of %s MB in addition to the inputs",
 					short(float64(fast.PeakBytes)/1e6), short(float64(plain.PeakBytes)/1e6))

@@ -119,9 +119,24 @@ func (f *benchFlags) finish(r *bench.Results, rows int, runErr error,
 	print(table)
 	table.Flush()
 	if saved == nil {
-		fmt.Printf("wrote %s and .csv\n", filepath.Join(f.output, r.Kind+".json"))
+		fmt.Printf("wrote %s and .csv%s\n", filepath.Join(f.output, r.Kind+".json"), origin(r))
 	}
 	return saved
+}
+
+// origin says in brackets where the weights and inputs of results are from, if that is recorded.
+func origin(r *bench.Results) string {
+	var parts []string
+	if r.Weights != "" {
+		parts = append(parts, "weights: "+r.Weights)
+	}
+	if r.Inputs != "" {
+		parts = append(parts, "inputs: "+r.Inputs)
+	}
+	if parts == nil {
+		return ""
+	}
+	return " (" + strings.Join(parts, "; ") + ")"
 }
 
 // collect runs a benchmark with a progress bar and returns its rows, also those before an error.
@@ -135,6 +150,14 @@ func collect[T any](what string, run func(add func(row T, total int)) error) ([]
 		bar.Add(1)
 	})
 	return rows, err
+}
+
+// formatQuartiles formats the quartiles of several runs; a single run has none.
+func formatQuartiles(t bench.Times) string {
+	if t.Runs < 2 {
+		return "–"
+	}
+	return formatMS(t.Low) + "–" + formatMS(t.High)
 }
 
 // formatMS formats milliseconds with about three digits.

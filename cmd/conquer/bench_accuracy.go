@@ -53,6 +53,7 @@ func (f *accuracyFlags) run(ctx context.Context, layersGiven bool) error {
 	if err != nil {
 		return err
 	}
+	results.Weights = f.weights()
 	rows, err := collect("answering", func(add func(bench.AccuracyRow, int)) error {
 		return bench.RunAccuracy(ctx, subject, add)
 	})

@@ -7,7 +7,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/pflag"
 
@@ -35,6 +34,7 @@ type subjectFlags struct {
 	chunking                             []string
 	layers                               int
 	useCache                             bool
+	seed                                 int64
 }
 
 func (f *subjectFlags) declare(flags *pflag.FlagSet, layers int, useCache bool,
@@ -54,6 +54,7 @@ func (f *subjectFlags) declare(flags *pflag.FlagSet, layers int, useCache bool,
 	flags.StringVar(&f.size, "chunk_size", "",
 		"chunk `size` in tokens: a power of two from 16 to 256, or auto (default: the model's)")
 	group(flags, "Chunking")
+	flags.Int64Var(&f.seed, "seed", 1, "`seed` of random weights and random prompts")
 	flags.BoolVar(&f.useCache, "use_cache", useCache,
 		"cache states; without it, all tokens are recomputed for each new token")
 	group(flags, "Runs")
@@ -87,7 +88,7 @@ func (f *subjectFlags) open(ctx context.Context, layersGiven bool) (s bench.Subj
 	if s.Prompts, err = bench.ReadPrompts(f.prompts); err != nil {
 		return s, fmt.Errorf("--prompts: %w", err)
 	}
-	s.UseCache = f.useCache
+	s.UseCache, s.Seed = f.useCache, f.seed
 	o, err := f.openLayers(ctx, layersGiven)
 	if err != nil {
 		return s, err
@@ -100,6 +101,14 @@ func (f *subjectFlags) open(ctx context.Context, layersGiven bool) (s bench.Subj
 	}
 	s.Model, s.Tokenizer = m, o.tokenizer
 	return s, nil
+}
+
+// weights says where the weights of the model are from.
+func (f *subjectFlags) weights() string {
+	if f.path == "" {
+		return bench.RandomWeights(f.seed)
+	}
+	return f.path
 }
 
 // openLayers opens the first layers of --model_path, or makes those of --variant with random
@@ -189,9 +198,9 @@ func (f *subjectFlags) fill(o *opened, dtype torch.DType, device torch.Device) e
 			}
 			return err
 		}
-		fmt.Fprintf(os.Stderr, "the weights of %s %s are random (no --model_path)\n",
-			f.architecture, f.variant)
-		torch.ManualSeed(time.Now().UnixNano())
+		fmt.Fprintf(os.Stderr, "the weights of %s %s are random (no --model_path), seed %d\n",
+			f.architecture, f.variant, f.seed)
+		torch.ManualSeed(f.seed)
 		model.Initialize(o.model, dtype, device)
 		return nil
 	})
@@ -267,6 +276,10 @@ func (f *chunksFlags) run(ctx context.Context, layersGiven bool) (err error) {
 	if err != nil {
 		return err
 	}
+	results.Weights = f.weights()
+	if o.Tokenizer == nil {
+		results.Inputs = bench.RandomInputs("tokens", f.seed)
+	}
 	rows, err := collect("timing", func(add func(bench.ChunksRow, int)) error {
 		return bench.RunChunks(ctx, *o, add)
 	})
@@ -302,9 +315,9 @@ func printChunks(w io.Writer, rows []bench.ChunksRow) {
 		for _, o := range r.TopOperations[:min(2, len(r.TopOperations))] {
 			costly = append(costly, fmt.Sprintf("%s %.0f %%", o.Name, 100*o.Share))
 		}
-		fmt.Fprintf(w, "%d\t%d\t%s\t%s\t%s\t%s–%s\t%s\t%s\t%.1f\t%s\t%.2f\t%.1f\t%.0f "+
+		fmt.Fprintf(w, "%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%.1f\t%s\t%.2f\t%.1f\t%.0f "+
 			"%%\t%s\t%s\t\n", r.ID, r.PromptTokens, r.Strategy, r.Compile, formatMS(r.TotalMS),
-			formatMS(r.LowMS), formatMS(r.HighMS), formatMS(r.FirstTokenMS),
+			formatQuartiles(r.Times()), formatMS(r.FirstTokenMS),
 			formatMS(r.BetweenTokensMS), r.TokensPerS, formatBytes(r.PeakBytes), r.GBPerS,
 			r.GFlopPerS, 100*r.CPUUtilization, gpu, strings.Join(costly, ", "))
 	}

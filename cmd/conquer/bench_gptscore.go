@@ -74,6 +74,7 @@ func (f *gptScoreFlags) run(ctx context.Context, files []string) error {
 	if err != nil {
 		return err
 	}
+	results.Weights = f.path
 	rows, err := collect("scoring", func(add func(bench.GPTScoreRow, int)) error {
 		return bench.RunGPTScore(ctx, o.model, o.tokenizer, files, aspects, add)
 	})

@@ -87,6 +87,14 @@ func (f *speedFlags) model(ctx context.Context, positions int) (model.Model, fun
 	return m, func() {}, err
 }
 
+// weights says where the weights of the model are from.
+func (f *speedFlags) weights() string {
+	if f.path == "" {
+		return bench.RandomWeights(f.seed)
+	}
+	return f.path
+}
+
 // inferenceFlags are the flags of conquer bench inference.
 type inferenceFlags struct {
 	speedFlags
@@ -138,7 +146,7 @@ func (f *inferenceFlags) check(args []string) error {
 	}
 	f.Eager, f.Compiled = !f.noEager, !f.noCompiled
 	f.Cache, f.NoCache = !f.noCacheRuns, !f.noUncachedRuns
-	f.Seed = uint64(f.seed)
+	f.Seed, f.Weights = uint64(f.seed), f.weights()
 	return f.checkProcesses()
 }
 
@@ -200,8 +208,8 @@ func (f *inferenceFlags) run(ctx context.Context) error {
 
 func printInference(w io.Writer, r bench.InferenceRow) {
 	how := map[string]string{"none": "eager", "graph": "compiled"}[r.Compile]
-	fmt.Fprintf(w, "%s, use_cache=%t, batch %d, %d + %d tokens, %s on %s\n", how, r.UseCache,
-		r.Batch, r.Length, r.NewTokens, r.DType, r.Device)
+	fmt.Fprintf(w, "%s, use_cache=%t, batch %d, %d + %d tokens, %s on %s, weights: %s\n",
+		how, r.UseCache, r.Batch, r.Length, r.NewTokens, r.DType, r.Device, r.Weights)
 	fmt.Fprintf(w, "  first token  %10.2f ms\n", r.FirstTokenMS)
 	if r.SingleMS > 0 {
 		fmt.Fprintf(w, "  single token %10.3f ms\n", r.SingleMS)
@@ -285,6 +293,7 @@ func (f *benchTrainFlags) run(ctx context.Context) error {
 		if row, m, err = bench.Train(ctx, m, f.options); err != nil {
 			return err
 		}
+		row.Weights = f.weights()
 		if f.json {
 			return printJSON(os.Stdout, row)
 		}
@@ -303,8 +312,12 @@ func printTrain(row bench.TrainRow) {
 	}
 	fmt.Printf("%s of %s weights, batch %d × %d tokens, %s on %s%s\n", thousands(row.Trained),
 		thousands(row.Parameters), row.Batch, row.Length, row.DType, row.Device, how)
-	fmt.Printf("  step         %10.2f ms (%.2f to %.2f; the first %.0f)\n", row.StepMS, row.LowMS,
-		row.HighMS, row.FirstStepMS)
+	fmt.Printf("  weights      %s\n", row.Weights)
+	spread := ""
+	if row.Steps > 1 {
+		spread = fmt.Sprintf("%.2f to %.2f; ", row.LowMS, row.HighMS)
+	}
+	fmt.Printf("  step         %10.2f ms (%sthe first %.0f)\n", row.StepMS, spread, row.FirstStepMS)
 	fmt.Printf("  speed        %10.1f tok/s, %.1f TFLOP/s\n", row.TokensPerS, row.TFlopPerS)
 	fmt.Printf("  peak memory  %10s\n", formatBytes(row.PeakBytes))
 }

@@ -69,6 +69,7 @@ func (f *ssdFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.device, "device", "", deviceUsage)
 	flags.IntVar(&f.threads, "threads", 0, threadsUsage)
 	flags.IntVar(&f.Repeats, "repeats", 10, "timed runs per row, after a warm-up")
+	flags.Int64Var(&f.Seed, "seed", 1, "`seed` of the random inputs")
 	group(flags, "Runs")
 	f.benchFlags.declare(flags, bench.SSD)
 }
@@ -121,7 +122,7 @@ func (f *ssdFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.Ceilings = results.Machine.Ceilings
+	f.Ceilings, results.Inputs = results.Machine.Ceilings, bench.RandomInputs("values", f.Seed)
 	rows, err := collect("timing", func(add func(bench.SSDRow, int)) error {
 		return bench.RunSSD(ctx, f.SSDOptions, add)
 	})
@@ -130,16 +131,17 @@ func (f *ssdFlags) run(ctx context.Context) error {
 		func(w io.Writer) { printSSD(w, results.Machine, rows) })
 }
 
-// printSSD writes one line per row. The last column is the speed-up over strategy default.
+// printSSD writes one line per row. The last column is the speed-up over strategy default, with the
+// limits that the quartiles leave it.
 func printSSD(w io.Writer, m bench.Machine, rows []bench.SSDRow) {
 	type shape struct {
 		pass                 string
 		batch, length, chunk int
 	}
-	plain := map[shape]float64{}
+	plain := map[shape]bench.Times{}
 	for _, r := range rows {
 		if r.Strategy == bamba.Default && r.Failed == "" {
-			plain[shape{r.Pass, r.Batch, r.Length, r.ChunkSize}] = r.MedianMS
+			plain[shape{r.Pass, r.Batch, r.Length, r.ChunkSize}] = r.Times()
 		}
 	}
 	where := m.CPU
@@ -161,12 +163,13 @@ func printSSD(w io.Writer, m bench.Machine, rows []bench.SSDRow) {
 				chunk, r.Failed)
 			continue
 		}
-		if base := plain[shape{r.Pass, r.Batch, r.Length, r.ChunkSize}]; base > 0 {
-			ratio = fmt.Sprintf("%.2f", base/r.MedianMS)
+		base := plain[shape{r.Pass, r.Batch, r.Length, r.ChunkSize}]
+		if base.Median > 0 && r.Strategy != bamba.Default {
+			ratio = base.Over(r.Times()).String()
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s–%s\t%.2f\t%.0f %%\t%.1f\t%.0f "+
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s\t%.2f\t%.0f %%\t%.1f\t%.0f "+
 			"%%\t%s\t%.1e\t%s\t\n", r.Pass, r.Strategy, r.Batch, r.Length, chunk,
-			formatMS(r.MedianMS), formatMS(r.LowMS), formatMS(r.HighMS), r.GBPerS,
+			formatMS(r.MedianMS), formatQuartiles(r.Times()), r.GBPerS,
 			100*r.OfBandwidth, r.GFlopPerS, 100*r.OfRate, formatBytes(r.PeakBytes), r.Error, ratio)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -100,6 +101,58 @@ func TestBenchChunks_TimesStoredAndRandomWeights(t *testing.T) {
 	if rows = readRows[bench.ChunksRow](t, dir, "chunks"); len(rows) != 8 || rows[0].Layers != 1 ||
 		!rows[0].UseCache || rows[1].TotalMS <= 0 || rows[2].Failed == "" {
 		t.Errorf("%+v", rows)
+	}
+}
+
+// Random weights, prompts and inputs come from --seed, which the results name.
+func TestBench_SeedDecidesRandomWeights(t *testing.T) {
+	prompts := writePrompts(t)
+	run := func(seed string) (rows []bench.AccuracyRow, said string) {
+		dir := t.TempDir()
+		stdout, stderr, code := invoke(t, "", "bench", "accuracy", "--variant", "bytes", "--layers",
+			"1", "--tokenizer", "char_tokenizer", "--prompts", prompts, "--seed", seed, "--device",
+			"cpu", "--chunking", "default-optimized", "--output_path", dir)
+		r, err := bench.Read(filepath.Join(dir, "accuracy.json"))
+		if code != 0 || err != nil || r.Weights != "random, seed "+seed ||
+			!strings.Contains(stdout, "(weights: random, seed "+seed+")") ||
+			!strings.Contains(stderr, "seed "+seed) {
+			t.Fatalf("exit %d, %v, %+v\n%s%s", code, err, r, stdout, stderr)
+		}
+		return r.Rows.([]bench.AccuracyRow), stdout
+	}
+	first, _ := run("1")
+	again, _ := run("1")
+	other, _ := run("2")
+	for i := range first {
+		if first[i] != again[i] || first[i].NLL == other[i].NLL {
+			t.Errorf("seed 1: %+v and %+v, seed 2: %+v", first[i], again[i], other[i])
+		}
+	}
+	errors := func(seed string) (list []float64) {
+		dir := t.TempDir()
+		succeed(t, "bench", "ssd", "--pass", "forward,norm", "--length", "20", "--heads", "2",
+			"--head_dim", "16", "--state", "16", "--chunk_size", "16", "--repeats", "1", "--device",
+			"cpu", "--chunking", "default", "--output_path", dir, "--seed", seed)
+		if r, err := bench.Read(filepath.Join(dir, "ssd.json")); err != nil ||
+			r.Inputs != "random values, seed "+seed {
+			t.Errorf("%v, %+v", err, r)
+		}
+		for _, r := range readRows[bench.SSDRow](t, dir, "ssd") {
+			list = append(list, r.Error)
+		}
+		return list
+	}
+	if a, b, c := errors("3"), errors("3"), errors("4"); !slices.Equal(a, b) || slices.Equal(a, c) {
+		t.Errorf("errors %v, %v and %v", a, b, c)
+	}
+	row := decode[bench.InferenceRow](t, func() string {
+		stdout, _, _ := invoke(t, "", "bench", "inference", "--architecture", "llama", "--variant",
+			"tiny", "--device", "cpu", "--seq_len", "4", "--max_new_tokens", "2", "--repeat", "1",
+			"--skip_nokvcache_runs", "--seed", "6", "--json")
+		return stdout
+	}())
+	if row.Weights != "random, seed 6" {
+		t.Errorf("%+v", row)
 	}
 }
 

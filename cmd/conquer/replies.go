@@ -118,7 +118,8 @@ func (r *replies) print(out *bufio.Writer, p *prompt, result generate.Result,
 	return nil
 }
 
-// printFailed prints a JSON object for each failed prompt before next, or to the end if next is nil.
+// printFailed prints a JSON object for each failed prompt before next, or for all that are left if
+// next is nil.
 func (r *replies) printFailed(out *bufio.Writer, next *prompt) error {
 	for ; r.printed < len(r.prompts) && r.prompts[r.printed] != next; r.printed++ {
 		p := r.prompts[r.printed]
