@@ -23,7 +23,8 @@ func TestRatio_LimitsComeFromTheQuartiles(t *testing.T) {
 			t.Errorf("%+v over %+v: %s, %v", c.a, c.b, r, r.Overlap())
 		}
 		// The quartiles of both sides overlap if and only if the limits enclose 1.
-		if !r.Single() && c.overlap != (math.Max(c.a.Low, c.b.Low) <= math.Min(c.a.High, c.b.High)) {
+		touch := math.Max(c.a.Low, c.b.Low) <= math.Min(c.a.High, c.b.High)
+		if !r.Single() && c.overlap != touch {
 			t.Errorf("%+v and %+v", c.a, c.b)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,6 +66,24 @@ func TestRunSSD_EveryPassAgreesWithFloat64(t *testing.T) {
 					want)
 			}
 		}
+	}
+}
+
+func TestRunSSD_SeedDecidesTheInputs(t *testing.T) {
+	run := func(seed int64) (list []float64) {
+		o := SSDOptions{Passes: []string{"forward", "norm"}, Lengths: []int{20}, Batches: []int{1},
+			ChunkSizes: []int{16}, DType: torch.Float32, Device: torch.CPU, Seed: seed, Repeats: 1,
+			Strategies: strategies(t, "default"), Shape: ScanShape{Heads: 2, HeadDim: 16,
+				State: 16, Groups: 1}}
+		if err := RunSSD(context.Background(), o, func(row SSDRow, _ int) {
+			list = append(list, row.Error)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	if a, b, c := run(3), run(3), run(4); !slices.Equal(a, b) || slices.Equal(a, c) {
+		t.Errorf("errors %v, %v and %v", a, b, c)
 	}
 }
 
