@@ -313,7 +313,7 @@ func (l *leaf) take() {
 const entriesAtOnce = 1024
 
 // read reads more entries, io.EOF after the last.
-func (l *leaf) read() error {
+func (l *leaf) read() (err error) {
 	if !l.chunk.HasNext() {
 		if err := l.chunk.Err(); err != nil {
 			return err
@@ -321,8 +321,12 @@ func (l *leaf) read() error {
 		return io.EOF
 	}
 	l.def, l.rep = make([]int16, entriesAtOnce), make([]int16, entriesAtOnce)
+	defer func() {
+		if err != nil {
+			l.def, l.rep = nil, nil
+		}
+	}()
 	var n int64
-	var err error
 	number := plainNumber(l.desc.LogicalType())
 	switch r := l.chunk.(type) {
 	case *parquetfile.BooleanColumnChunkReader:
