@@ -2,7 +2,6 @@ package dataset
 
 import (
 	"archive/tar"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,12 +19,12 @@ type member struct {
 
 // openArchive opens the files in a .tar.gz. Their names appear only in messages:
 // nothing is written under them.
-func openArchive(path string, layout Layout, maps *mappings) (
-	files []file, skipped int, err error,
+func openArchive(path string, opts Options, maps *mappings) (
+	files []file, chosen Chosen, err error,
 ) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, 0, err
+		return nil, chosen, err
 	}
 	var members []member
 	data, err := maps.unpack(int(info.Size()), func(w io.Writer) (err error) {
@@ -33,27 +32,21 @@ func openArchive(path string, layout Layout, maps *mappings) (
 		return err
 	})
 	if err != nil {
-		return nil, 0, fmt.Errorf("%s: %w", path, err)
+		return nil, chosen, fmt.Errorf("%s: %w", path, err)
 	}
-	columns := false
+	var names []string
+	byName := map[string]member{}
 	for _, m := range members {
-		columns = columns || isColumns(m.name)
+		names, byName[m.name] = append(names, m.name), m
 	}
-	for _, m := range members {
-		if columns && !isColumns(m.name) {
-			skipped++
-			continue
-		}
-		f, err := openFile(path+":"+m.name, data[m.start:m.end:m.end], layout, maps)
-		if errors.Is(err, errNotText) {
-			skipped++
-		} else if err != nil {
-			return nil, 0, err
-		} else {
-			files = append(files, f)
-		}
+	if chosen, err = Choose(names, opts.Validation); err != nil {
+		return nil, chosen, fmt.Errorf("%s: %w", path, err)
 	}
-	return files, skipped, nil
+	files, err = chosen.open(func(name string) (file, error) {
+		m := byName[name]
+		return openFile(path+":"+name, data[m.start:m.end:m.end], opts.Layout, maps)
+	})
+	return files, chosen, err
 }
 
 // unpackMembers writes the content of the files in an archive to w. Each starts

@@ -22,6 +22,7 @@ import (
 type Dataset struct {
 	Samples []Sample
 	Report  Report
+	Chosen  Chosen // the files of a folder or an archive
 
 	refs      []ref
 	sources   []*source

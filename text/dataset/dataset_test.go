@@ -60,6 +60,10 @@ func TestAt_ReadsEvictedRecordsAgain(t *testing.T) {
 	}
 
 	// Splitting and appending lazy data sets gives the same samples as in memory.
+	if lazy, err = Load(dir, chars(t, ""), Options{MaxLength: 60}); err != nil {
+		t.Fatal(err)
+	}
+	want = readAll(t, lazy)
 	train, valid, err := lazy.Split(0.3, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +120,7 @@ func TestAt_TruncatedFileIsAnError(t *testing.T) {
 func TestReport_UsesSingularAndPlural(t *testing.T) {
 	if got := (Report{Records: 1, Samples: 2, Tokens: 1,
 		Skipped: 1}).String(); got != "2 samples from 1 record, 1 token, 0 of them targets, 1 "+
-		"file skipped (not text)" {
+		"file skipped (no data)" {
 		t.Error(got)
 	}
 }

@@ -2,6 +2,7 @@ package dataset
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/klauspost/compress/zstd"
 
 	"conquer/internal/wrongfile"
 )
@@ -34,50 +37,68 @@ type file interface {
 
 // openFiles opens path: a file, a folder or an archive. skipped counts the files
 // without data.
-func openFiles(path string, layout Layout, maps *mappings) (files []file, skipped int, err error) {
+func openFiles(path string, opts Options, maps *mappings) (files []file, chosen Chosen, err error) {
+	layout := opts.Layout
 	if layout != AnyLayout && !slices.Contains(layouts, layout) {
-		return nil, 0, fmt.Errorf("layout %q is not known; known are %s", layout,
+		return nil, chosen, fmt.Errorf("layout %q is not known; known are %s", layout,
 			strings.Trim(fmt.Sprint(layouts), "[]"))
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, 0, err
+		return nil, chosen, err
 	}
 	if !info.IsDir() {
 		if strings.HasSuffix(path, ".tar.gz") || strings.HasSuffix(path, ".tgz") {
-			return openArchive(path, layout, maps)
+			return openArchive(path, opts, maps)
 		}
 		data, err := maps.mapFile(path)
 		if err != nil {
-			return nil, 0, err
+			return nil, chosen, err
 		}
 		f, err := openFile(path, data, layout, maps)
-		return []file{f}, 0, err
+		return []file{f}, chosen, err
 	}
 	names, err := filesIn(path)
 	if err != nil {
-		return nil, 0, err
+		return nil, chosen, err
 	}
-	columns := slices.ContainsFunc(names, isColumns)
-	for _, name := range names {
-		if columns && !isColumns(name) { // a text beside files of columns describes them
-			skipped++
-			continue
+	for i, name := range names {
+		relative, err := filepath.Rel(path, name)
+		if err != nil {
+			return nil, chosen, err
 		}
+		names[i] = filepath.ToSlash(relative)
+	}
+	if chosen, err = Choose(names, opts.Validation); err != nil {
+		return nil, chosen, fmt.Errorf("%s: %w", path, err)
+	}
+	files, err = chosen.open(func(name string) (file, error) {
+		name = filepath.Join(path, filepath.FromSlash(name))
 		data, err := maps.mapFile(name)
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
-		f, err := openFile(name, data, layout, maps)
+		return openFile(name, data, layout, maps)
+	})
+	return files, chosen, err
+}
+
+// open opens the chosen files. Those that are not text are skipped.
+func (c *Chosen) open(open func(name string) (file, error)) (files []file, err error) {
+	var kept []string
+	for _, name := range c.Files {
+		f, err := open(name)
 		if errors.Is(err, errNotText) {
-			skipped++
-		} else if err != nil {
-			return nil, 0, err
-		} else {
-			files = append(files, f)
+			c.Skipped = append(c.Skipped, name)
+			continue
 		}
+		if err != nil {
+			return nil, err
+		}
+		files, kept = append(files, f), append(kept, name)
 	}
-	return files, skipped, nil
+	c.Files = kept
+	return files, nil
 }
 
 // filesIn lists the files below a folder in the order of their names, without
@@ -121,7 +142,10 @@ func openFile(name string, data []byte, layout Layout, maps *mappings) (f file, 
 			err = fmt.Errorf("%s: %w", name, err)
 		}
 	}()
-	ext := strings.ToLower(filepath.Ext(name))
+	if data, err = uncompressed(name, data, maps); err != nil {
+		return nil, err
+	}
+	ext := extension(name)
 	kinds := map[string]wrongfile.Kind{".parquet": wrongfile.Parquet, ".arrow": wrongfile.Other,
 		".json": wrongfile.JSON, ".jsonl": wrongfile.JSON, ".ndjson": wrongfile.JSON}
 	kind, known := kinds[ext]
@@ -158,7 +182,11 @@ func openFile(name string, data []byte, layout Layout, maps *mappings) (f file, 
 	switch {
 	case err != nil:
 		return nil, err
-	case ext == ".jsonl" || ext == ".ndjson" && layout != RawText:
+	case ext == ".csv":
+		return openTable(name, data, layout, ',')
+	case ext == ".tsv":
+		return openTable(name, data, layout, '\t')
+	case (ext == ".jsonl" || ext == ".ndjson") && layout != RawText:
 		return &lines{name: name, data: data, layout: layout}, nil
 	case ext == ".json" && layout != RawText:
 		return &array{name: name, data: data, layout: layout}, nil
@@ -166,13 +194,48 @@ func openFile(name string, data []byte, layout Layout, maps *mappings) (f file, 
 		return &plain{name: name, data: data}, nil
 	}
 	return nil, fmt.Errorf("plain text, expected records of layout %s "+
-		"in .jsonl, .json, .arrow or .parquet", layout)
+		"in .jsonl, .json, .csv, .tsv, .arrow or .parquet", layout)
 }
 
 // isColumns reports whether a file of this name holds columns.
 func isColumns(name string) bool {
-	ext := strings.ToLower(filepath.Ext(name))
+	ext := extension(name)
 	return ext == ".arrow" || ext == ".parquet"
+}
+
+// extension returns the extension of a name in lower case, without that of a
+// compression.
+func extension(name string) string {
+	name = strings.ToLower(name)
+	return filepath.Ext(strings.TrimSuffix(strings.TrimSuffix(name, ".gz"), ".zst"))
+}
+
+// uncompressed unpacks the data of a .gz or .zst file.
+func uncompressed(name string, data []byte, maps *mappings) ([]byte, error) {
+	var open func(io.Reader) (io.ReadCloser, error)
+	switch strings.ToLower(filepath.Ext(name)) {
+	case ".gz":
+		open = func(r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }
+	case ".zst":
+		open = func(r io.Reader) (io.ReadCloser, error) {
+			d, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(maxBuffer))
+			if err != nil {
+				return nil, err
+			}
+			return d.IOReadCloser(), nil
+		}
+	default:
+		return data, nil
+	}
+	return maps.unpack(len(data), func(w io.Writer) error {
+		r, err := open(bytes.NewReader(data))
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		_, err = io.Copy(w, r)
+		return err
+	})
 }
 
 // damage describes a panic or a fault while a file was read.

@@ -21,6 +21,9 @@ type Options struct {
 	// Inputs are given to the chat template with each record that does not have
 	// them itself.
 	Inputs tokenizer.ChatInputs
+	// Validation chooses the validation files of a folder rather than those to
+	// learn from, see Choose.
+	Validation bool
 	// LastAnswer restricts the loss to the last turn of the assistant.
 	LastAnswer bool
 	// Progress, if it is not nil, receives the number of bytes read so far and in
@@ -32,14 +35,16 @@ type Options struct {
 //
 //   - a .json file: an array of records;
 //   - a .jsonl or .ndjson file: one record a line;
+//   - a .csv or .tsv file: one record a row; the first row names the columns;
 //   - a .arrow file of record batches, or a stream of them: one record a row.
 //     If the column tokens holds integers rather than lists, each batch is one
 //     document, as in foundation-model-stack's shards;
 //   - a .parquet file: one record a row;
 //   - a .tar.gz or .tgz archive: each file in it as if it were in a folder;
-//   - a folder: every file in it, in the order of the names. A UTF-8 file that
-//     holds no records is one text. Names that begin with a dot are skipped. If
-//     the folder has .arrow or .parquet files, all other files are skipped;
+//   - a folder: the files in it that [Choose] chooses, in the order of the names.
+//     A UTF-8 file that holds no records is one text. Names that begin with a dot
+//     are skipped;
+//   - one of these files compressed as .gz or .zst;
 //   - any other file: one text.
 //
 // An instruction is rendered with the tokenizer's chat template as one user turn
@@ -64,11 +69,12 @@ func Load(path string, tok *tokenizer.Tokenizer, opts Options) (*Dataset, error)
 }
 
 func load(path string, tok *tokenizer.Tokenizer, opts Options, maps *mappings) (*Dataset, error) {
-	files, skipped, err := openFiles(path, opts.Layout, maps)
+	files, chosen, err := openFiles(path, opts, maps)
 	if err != nil {
 		return nil, err
 	}
-	d := &Dataset{Report: Report{Skipped: skipped}, maps: []*mappings{maps}}
+	d := &Dataset{Chosen: chosen, maps: []*mappings{maps}}
+	d.Report.Skipped = len(chosen.Skipped)
 	done, total := int64(0), int64(0)
 	for _, f := range files {
 		total += f.size()

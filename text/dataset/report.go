@@ -11,7 +11,7 @@ type Report struct {
 	Targets   int // labels with loss
 	Truncated int // samples cut at MaxLength
 	Dropped   int // samples without targets, usually because the prompt alone fills MaxLength
-	Skipped   int // files that are not text
+	Skipped   int // files that hold no data to learn from
 	// Unrendered counts the assistant's turns that have no loss because the chat
 	// template leaves out their content or their tool calls.
 	Unrendered int
@@ -42,7 +42,7 @@ func (r Report) String() string {
 		s += fmt.Sprintf(", %s left out by the chat template", Count(r.Unrendered, "answer"))
 	}
 	if r.Skipped > 0 {
-		s += ", " + Count(r.Skipped, "file") + " skipped (not text)"
+		s += ", " + Count(r.Skipped, "file") + " skipped (no data)"
 	}
 	return s
 }

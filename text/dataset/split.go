@@ -2,27 +2,36 @@ package dataset
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 )
 
 // Split divides d into a training and a validation set. validation is the
-// fraction of samples for validation if it is below 1, else their number. The
-// choice depends only on seed, and both parts keep the order of d. It fails if
-// either part would be empty.
+// fraction of records for validation if it is below 1, else their number. All
+// samples of a record are on the same side. The choice depends only on seed, and
+// both parts keep the order of d. It fails if either part would be empty.
 func (d *Dataset) Split(validation float64, seed uint64) (train, valid *Dataset, err error) {
-	total := d.Len()
+	records, total := d.records()
 	n := int(validation)
 	if validation < 1 {
 		n = max(int(validation*float64(total)+0.5), 1)
 	}
+	if validation > 0 && total == 1 {
+		return nil, nil, errors.New("data set: it is one record, which cannot be split: " +
+			"give validation data of its own, or more records (a text file is one)")
+	}
 	if !(validation > 0) || n >= total {
-		return nil, nil, fmt.Errorf("data set: cannot take %g of %d samples for validation; "+
+		return nil, nil, fmt.Errorf("data set: cannot take %g of %d records for validation; "+
 			"expected a fraction below 1 or a smaller number", validation, total)
 	}
-	chosen := make([]bool, total)
+	held := make([]bool, total)
 	for _, i := range shuffled(total, seed, 1<<63)[:n] {
-		chosen[i] = true
+		held[i] = true
+	}
+	chosen := make([]bool, d.Len())
+	for i := range chosen {
+		chosen[i] = held[records(i)]
 	}
 	part := func(name string, valid bool) *Dataset {
 		p := d.subset(func(i int) bool { return chosen[i] == valid })
@@ -51,8 +60,28 @@ func (d *Dataset) subset(keep func(i int) bool) *Dataset {
 		p.Report.Tokens += int(d.refs[i].length)
 		p.Report.Targets += int(d.refs[i].targets)
 	}
-	p.Report.Records = p.Len()
+	_, p.Report.Records = p.records()
 	return p
+}
+
+// records returns a function that tells the index of the record that a sample was
+// made of, and the number of records.
+func (d *Dataset) records() (of func(sample int) int, total int) {
+	if d.refs == nil {
+		return func(i int) int { return i }, len(d.Samples)
+	}
+	index := make([]int32, len(d.refs))
+	for i, r := range d.refs {
+		if i > 0 {
+			before := d.refs[i-1]
+			_, one := d.sources[r.source].file.(*plain) // its blocks are one text
+			if r.source != before.source || r.at != before.at && !one {
+				total++
+			}
+		}
+		index[i] = int32(total)
+	}
+	return func(i int) int { return int(index[i]) }, total + min(1, len(d.refs))
 }
 
 // shuffled returns a permutation of 0 … n-1 that depends only on seed and

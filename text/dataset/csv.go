@@ -1,0 +1,136 @@
+package dataset
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+
+	"conquer/text/tokenizer"
+)
+
+// table is a file of rows of text with the names of the columns in the first row.
+// Fields are separated by a comma or a tab. A field in quotes may hold separators,
+// line ends and, doubled, quotes. An empty field is missing. A position is a byte
+// offset.
+type table struct {
+	name      string
+	data      []byte
+	layout    Layout
+	separator byte
+	columns   []string
+	first     int // offset of the first row after the names
+}
+
+func openTable(name string, data []byte, layout Layout, separator byte) (file, error) {
+	t := &table{name: name, data: data, layout: layout, separator: separator}
+	t.first = t.skipBlank(0)
+	columns, end, err := t.row(t.first)
+	if err != nil {
+		return nil, fmt.Errorf("the names of its columns: %w", err)
+	}
+	t.columns, t.first = columns, end
+	for i, c := range columns {
+		if slices.Contains(columns[:i], c) {
+			return nil, fmt.Errorf("two of its columns have the name %q", c)
+		}
+	}
+	if _, err := pickColumns(layout, len(columns), func(i int) string { return columns[i] }); err != nil {
+		return nil, fmt.Errorf("%w; the first row names the columns", err)
+	}
+	return t, nil
+}
+
+// skipBlank returns the offset of the next line that is not empty.
+func (t *table) skipBlank(at int) int {
+	for at < len(t.data) && (t.data[at] == '\n' || t.data[at] == '\r') {
+		at++
+	}
+	return at
+}
+
+// row returns the fields of the row at an offset and the offset of its end.
+func (t *table) row(at int) (fields []string, end int, err error) {
+	for {
+		var field []byte
+		if at < len(t.data) && t.data[at] == '"' {
+			closed := false
+			for at++; at < len(t.data) && !closed; {
+				i := bytes.IndexByte(t.data[at:], '"')
+				if i < 0 {
+					break
+				}
+				field = append(field, t.data[at:at+i]...)
+				at += i + 1
+				if at < len(t.data) && t.data[at] == '"' {
+					field = append(field, '"')
+					at++
+				} else {
+					closed = true
+				}
+			}
+			if !closed {
+				return nil, at, errors.New("a quoted field does not end")
+			}
+		} else {
+			n := bytes.IndexAny(t.data[at:], string([]byte{t.separator, '\r', '\n'}))
+			if n < 0 {
+				n = len(t.data) - at
+			}
+			field, at = t.data[at:at+n], at+n
+		}
+		fields = append(fields, string(field))
+		switch {
+		case at >= len(t.data):
+			return fields, at, nil
+		case t.data[at] == t.separator:
+			at++
+		case t.data[at] == '\n' || t.data[at] == '\r':
+			return fields, at + 1, nil
+		default:
+			return nil, at, fmt.Errorf("%.20q follows the closing quote of a field", t.data[at:])
+		}
+	}
+}
+
+func (t *table) scan(take func(at int64) error) error {
+	for at := t.skipBlank(t.first); at < len(t.data); at = t.skipBlank(at) {
+		_, end, err := t.row(at)
+		if err != nil {
+			return fmt.Errorf("%s: %w", t.where(int64(at)), err)
+		}
+		if err := take(int64(at)); err != nil {
+			return err
+		}
+		at = end
+	}
+	return nil
+}
+
+func (t *table) record(at int64) (r record, err error) {
+	values, _, err := t.row(int(at))
+	if err != nil {
+		return r, err
+	}
+	if len(values) != len(t.columns) {
+		return r, fmt.Errorf("%s, but the first row names %s", Count(len(values), "field"),
+			Count(len(t.columns), "column"))
+	}
+	fields := jsonFields{}
+	for i, v := range values {
+		if v == "" {
+			continue
+		}
+		fields[t.columns[i]] = quoted(v)
+		if t.columns[i] == "tokens" {
+			fields["tokens"] = tokenizer.DecodeText(quoted(v))
+		}
+	}
+	return fields.record(t.layout)
+}
+
+func (t *table) where(at int64) string { return lineAt(t.name+":", t.data, at) }
+
+func (t *table) offset(at int64) int64 { return at }
+
+func (t *table) size() int64 { return int64(len(t.data)) }
