@@ -11,9 +11,9 @@ import (
 // foreign are layouts that this package does not read, by a pattern of names that marks them, with
 // what the folder is and what to do.
 var foreign = []struct{ pattern, what string }{
-	{"*.distcp", "it is a checkpoint of torch.distributed.checkpoint (DCP): join it with python -m " +
-		"torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER pytorch_model.bin, and put " +
-		"that file beside the model's config.json"},
+	{"*.distcp", "it is a checkpoint of torch.distributed.checkpoint (DCP): join it with python " +
+		"-m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER pytorch_model.bin, and " +
+		"put that file beside the model's config.json"},
 	{"pytorch_model_fsdp_*", "it is a checkpoint of FSDP in training: join it with accelerate " +
 		"merge-weights FOLDER/pytorch_model_fsdp_0 OUTPUT"},
 	{"zero_to_fp32.py", "it is a checkpoint of DeepSpeed: join it with python zero_to_fp32.py " +
@@ -33,8 +33,8 @@ var foreign = []struct{ pattern, what string }{
 	{"saved_model.pb", "it is a model of TensorFlow: use the model's safetensors files"},
 	{"flax_model*.msgpack", "it holds weights for Flax: load it in transformers with " +
 		"from_flax=True and save it, or use the model's safetensors files"},
-	{"_CHECKPOINT_METADATA", "it is a checkpoint of Orbax (JAX): use the model's safetensors files"},
-	{"manifest.ocdbt", "it is a checkpoint of Orbax (JAX): use the model's safetensors files"},
+	{"_CHECKPOINT_METADATA", "it is of Orbax (JAX): use the model's safetensors files"},
+	{"manifest.ocdbt", "it is of Orbax (JAX): use the model's safetensors files"},
 	{"*.nemo", "it is a model of NeMo: export it to Hugging Face's format with NeMo"},
 	{"model_config.yaml", "it is a model of NeMo: export it to Hugging Face's format with NeMo"},
 	{"*.engine", "it is compiled for TensorRT: use the weights that it was made from"},
@@ -69,8 +69,8 @@ func nameForeign(dir string) string {
 	for pattern, index := range map[string]string{"model-*-of-*.safetensors": indexFile,
 		"pytorch_model-*-of-*.bin": pickleIndex} {
 		if shard := find(pattern); shard != "" {
-			return fmt.Sprintf("it holds files of a model, such as %s, but not %s, which says which "+
-				"tensor is in which file: fetch that file too", shard, index)
+			return fmt.Sprintf("it holds files of a model, such as %s, but not %s, which says "+
+				"which tensor is in which file: fetch that file too", shard, index)
 		}
 	}
 	for _, f := range foreign {

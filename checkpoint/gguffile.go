@@ -222,7 +222,8 @@ func (f *GGUFFile) generation(config map[string]any, vocabulary int) map[string]
 	generation := map[string]any{"_from_model_config": true}
 	for key, to := range map[string]string{"bos": "bos_token_id", "eos": "eos_token_id",
 		"padding": "pad_token_id"} {
-		if id := natural(f.metadata, "tokenizer.ggml."+key+"_token_id"); id >= 0 && id < vocabulary {
+		id := natural(f.metadata, "tokenizer.ggml."+key+"_token_id")
+		if id >= 0 && id < vocabulary {
 			config[to], generation[to] = id, id
 		}
 	}

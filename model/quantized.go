@@ -45,7 +45,8 @@ var quantizedParts = []struct{ part, method string }{
 	{".weight_packed", "compressed-tensors"}, {".weight.absmax", "bitsandbytes"},
 	{".weight.quant_map", "bitsandbytes"}, {".SCB", "bitsandbytes"},
 	{".weight_scale", "fp8 or compressed-tensors"}, {"_proj_blocks", "mxfp4"}, {".W_q", "HQQ"},
-	{".codebooks", "AQLM"}, {".weight._data", "quanto"}, {".q_weight", "EXL2"}, {".trellis", "EXL3"},
+	{".codebooks", "AQLM"}, {".weight._data", "quanto"}, {".q_weight", "EXL2"},
+	{".trellis", "EXL3"},
 	{".Qidxs", "QuIP#"}, {".biases", "MLX"}, {".weight_scales", "EETQ"},
 	{".weight:_data", "torchao"}, {".weight_qdata", "torchao"},
 }
