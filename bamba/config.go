@@ -40,6 +40,7 @@ func read(config model.Config) (settings, error) {
 			MaxLength: r.Int("max_position_embeddings"),
 			Eps:       r.Float("rms_norm_eps"),
 			Tied:      r.Bool("tie_word_embeddings"),
+			ZLoss:     max(r.FloatOr("z_loss_coefficient", 0), 0),
 			Names: model.StackNames{Embedding: "model.embed_tokens", Layers: "model.layers",
 				FinalNorm: "model.final_layernorm"},
 		},

@@ -229,8 +229,8 @@ func (f *GGUFFile) generation(config map[string]any, vocabulary int) map[string]
 	}
 	// A chat turn ends with another token than a text.
 	eos, hasEOS := config["eos_token_id"].(int)
-	if id := natural(f.metadata, "tokenizer.ggml.eot_token_id"); hasEOS && id >= 0 && id < vocabulary &&
-		id != eos {
+	id := natural(f.metadata, "tokenizer.ggml.eot_token_id")
+	if hasEOS && id >= 0 && id < vocabulary && id != eos {
 		generation["eos_token_id"] = []int{eos, id}
 	}
 	return generation

@@ -13,8 +13,8 @@ import (
 )
 
 // A model may be split into several GGUF files, which llama.cpp opens by the first:
-// NAME-00001-of-00003.gguf and so on. The first holds the metadata. Each has the keys split.no (from
-// 0), split.count and split.tensors.count, the number of tensors in all of them.
+// NAME-00001-of-00003.gguf and so on. The first holds the metadata. Each has the keys split.no
+// (from 0), split.count and split.tensors.count, the number of tensors in all of them.
 
 // splitName is the name of such a file.
 var splitName = regexp.MustCompile(`^(.*)-([0-9]{5})-of-([0-9]{5})\.gguf$`)
@@ -83,8 +83,8 @@ func readGGUFParts(o *opener, file *mapping) ([]ggufPart, error) {
 		parts = append(parts, part)
 	}
 	if total := natural(first.metadata, "split.tensors.count"); total >= 0 && total != tensors {
-		return nil, fmt.Errorf("%s: the %d parts hold %d tensors, expected %d: a part is of another "+
-			"model", file.path, count, tensors, total)
+		return nil, fmt.Errorf("%s: the %d parts hold %d tensors, expected %d: a part is of "+
+			"another model", file.path, count, tensors, total)
 	}
 	return parts, nil
 }

@@ -84,6 +84,9 @@ func number(v any) (float64, bool) {
 		return float64(n), true
 	case uint32:
 		return float64(n), true
+	case json.Number:
+		f, err := n.Float64()
+		return f, err == nil
 	}
 	return 0, false
 }

@@ -20,6 +20,7 @@ type StackConfig struct {
 	EmbeddingScale float64 // multiplier of the embedding
 	LogitsScale    float64 // multiplier of the logits
 	WideResidual   bool    // keep the residual stream in float32
+	ZLoss          float64 // coefficient of the z-loss that the model is trained with
 
 	Rotary *nn.RotaryConfig // nil for a model without rotary embedding
 	Names  StackNames
@@ -96,6 +97,9 @@ func (s *Stack) Architecture() string { return s.config.Architecture }
 
 // Config is the config.json that the model was made from.
 func (s *Stack) Config() Config { return s.config.Config }
+
+// ZLoss is the coefficient of the squared log-sum-exp of the logits in the model's loss.
+func (s *Stack) ZLoss() float64 { return s.config.ZLoss }
 
 // MaxLength is the number of positions that the model was made for.
 func (s *Stack) MaxLength() int { return s.config.MaxLength }

@@ -145,3 +145,27 @@ func TestObjective_IsReportedBesidePlainLoss(t *testing.T) {
 		}
 	}
 }
+
+// Bamba's config.json has a coefficient, which counts unless the options give another.
+func TestObjective_BambasZLossCounts(t *testing.T) {
+	config, err := model.Variant("bamba", "bytes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		coefficient any
+		given, want float64
+	}{{1e-3, 0, 1e-3}, {1e-3, 1e-2, 1e-2}, {0.0, 0, 0}, {nil, 0, 0}, {-1.0, 0, 0}} {
+		config["z_loss_coefficient"] = c.coefficient
+		m, err := model.New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := options()
+		o.ZLoss = c.given
+		if o, err = o.fit(m, samples(4, 1), nil); err != nil || o.objective().ZLoss != c.want {
+			t.Errorf("coefficient %v, option %g: z-loss %g, expected %g (%v)", c.coefficient,
+				c.given, o.objective().ZLoss, c.want, err)
+		}
+	}
+}

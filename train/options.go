@@ -131,7 +131,8 @@ type Options struct {
 
 	// LabelSmoothing is the fraction of a label that is spread over the vocabulary.
 	LabelSmoothing float64 `json:"label_smoothing,omitempty"`
-	// ZLoss is the coefficient of the squared log-sum-exp of the logits.
+	// ZLoss is the coefficient of the squared log-sum-exp of the logits; 0 means that of the model,
+	// which for Bamba is z_loss_coefficient.
 	ZLoss float64 `json:"z_loss,omitempty"`
 
 	// LoRA, if not nil, trains adapters instead of the weights. The zero Config has defaults.

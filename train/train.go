@@ -110,6 +110,9 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 		return o, fmt.Errorf("sequence length %d is beyond the model's %d", o.SequenceLength,
 			m.MaxLength())
 	}
+	if own, ok := m.(interface{ ZLoss() float64 }); ok && o.ZLoss == 0 && o.Objective != DPO {
+		o.ZLoss = own.ZLoss()
+	}
 	for _, set := range []*dataset.Dataset{data, validation} {
 		if set == nil {
 			continue

@@ -83,7 +83,7 @@ func (f *speedFlags) model(ctx context.Context, positions int) (model.Model, fun
 	if f.device != "cpu" {
 		dtype = torch.BFloat16
 	}
-	m, err := f.newModel(f.architecture, f.variant, dtype, f.seed, 0, positions)
+	m, err := f.newModel(f.architecture, f.variant, dtype, f.seed, nil, positions)
 	return m, func() {}, err
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -56,6 +57,32 @@ func smallRun(t *testing.T, out string, more ...string) []string {
 	return append([]string{"train", "--architecture", "bamba", "--variant", "bytes", "--tokenizer",
 		"char_tokenizer", "--data_path", data, "--output_path", out, "--pack", "--sequence_length",
 		"32", "--batch_size", "1", "--learning_rate", "0.01", "--device", "cpu"}, more...)
+}
+
+// transformers has defaults for missing special tokens, such as 2 to end a text, and 0 to pad.
+func TestTrain_FreshModelHoldsTheSpecialTokensOfItsTokenizer(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "out")
+	if _, stderr, code := invoke(t, "", smallRun(t, out, "--steps", "1")...); code != 0 {
+		t.Fatal(stderr)
+	}
+	for name, want := range map[string]map[string]any{
+		"config.json":            {"bos_token_id": 2.0, "eos_token_id": 3.0, "pad_token_id": nil},
+		"generation_config.json": {"bos_token_id": 2.0, "eos_token_id": 3.0},
+	} {
+		text, err := os.ReadFile(filepath.Join(out, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]any{}
+		if err := json.Unmarshal(text, &got); err != nil {
+			t.Fatal(err)
+		}
+		for key, id := range want {
+			if value, there := got[key]; !there || value != id {
+				t.Errorf("%s: %s is %v (%v), expected %v", name, key, value, there, id)
+			}
+		}
+	}
 }
 
 func TestTrain_TwoProcessesReportOnce(t *testing.T) {

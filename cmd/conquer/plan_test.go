@@ -44,3 +44,10 @@ func TestPlan_NamesStrategiesAndCountsWeights(t *testing.T) {
 		t.Errorf("a plan with adapters printed %s", out)
 	}
 }
+
+func TestPlan_MissingVariantIsAnsweredWithTheArchitecturesOwn(t *testing.T) {
+	_, stderr, code := invoke(t, "", "plan", "--architecture", "llama", "--variant", "bamba")
+	if code != 2 || !strings.Contains(stderr, "3.2-1b") || strings.Contains(stderr, "780m") {
+		t.Errorf("exit %d, expected 2 and llama's variants alone: %s", code, stderr)
+	}
+}

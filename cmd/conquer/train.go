@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -214,8 +216,13 @@ func (f *trainFlags) randomModel(ctx context.Context) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := f.newModel(f.architecture, f.variant, torch.Float32, f.Seed, tok.VocabSize(), 0)
+	m, err := f.newModel(f.architecture, f.variant, torch.Float32, f.Seed, tok, 0)
 	if err != nil {
+		return nil, err
+	}
+	generation := specialTokens(tok)
+	maps.DeleteFunc(generation, func(_ string, id any) bool { return id == nil })
+	if f.GenerationConfig, err = json.MarshalIndent(generation, "", "  "); err != nil {
 		return nil, err
 	}
 	return &opened{path: f.variant, model: m, tokenizer: tok}, nil
@@ -225,21 +232,46 @@ func (f *trainFlags) randomModel(ctx context.Context) (*opened, error) {
 // tensor parallelism need aligned rows.
 const vocabularyMultiple = 64
 
-// newModel makes a variant of an architecture with random weights on the device of the flags. The
-// vocabulary is extended or cut to tokens, rounded up to vocabularyMultiple, and the context is
-// extended to positions; 0 keeps the variant's.
-func (f *modelFlags) newModel(architecture, variant string, dtype torch.DType, seed int64, tokens,
-	positions int) (model.Model, error) {
+// specialTokens are the token ids of a fresh model's config.json. Those that the tokenizer does not
+// have are null, because transformers has defaults for missing keys, such as 2 to end a text.
+func specialTokens(tok *tokenizer.Tokenizer) map[string]any {
+	ids := map[string]any{"bos_token_id": nil, "eos_token_id": nil, "pad_token_id": nil}
+	if bos, ok := tok.BOS(); ok {
+		ids["bos_token_id"] = float64(bos)
+	}
+	if pad, ok := tok.Pad(); ok {
+		ids["pad_token_id"] = float64(pad)
+	}
+	switch eos := tok.EOS(); len(eos) {
+	case 0:
+	case 1:
+		ids["eos_token_id"] = float64(eos[0])
+	default:
+		var list []any
+		for _, id := range eos {
+			list = append(list, float64(id))
+		}
+		ids["eos_token_id"] = list
+	}
+	return ids
+}
+
+// newModel makes a variant of an architecture with random weights on the device of the flags. If tok
+// is not nil, the vocabulary is extended or cut to its tokens, rounded up to vocabularyMultiple, and
+// the config gets its special tokens. The context is extended to positions; 0 keeps the variant's.
+func (f *modelFlags) newModel(architecture, variant string, dtype torch.DType, seed int64,
+	tok *tokenizer.Tokenizer, positions int) (model.Model, error) {
 	config, err := model.Variant(architecture, variant)
 	if err != nil {
 		return nil, usageError{err}
 	}
+	if tok != nil {
+		maps.Copy(config, specialTokens(tok))
+		rows := (tok.VocabSize() + vocabularyMultiple - 1) / vocabularyMultiple * vocabularyMultiple
+		config["vocab_size"] = float64(rows)
+	}
 	if most, ok := config["max_position_embeddings"].(float64); ok && most < float64(positions) {
 		config["max_position_embeddings"] = float64(positions)
-	}
-	if tokens > 0 {
-		rows := (tokens + vocabularyMultiple - 1) / vocabularyMultiple * vocabularyMultiple
-		config["vocab_size"] = float64(rows)
 	}
 	if given, err := parseDType(f.dtype); err != nil {
 		return nil, err

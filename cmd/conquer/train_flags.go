@@ -136,7 +136,7 @@ func (f *trainFlags) declareLoss(flags *pflag.FlagSet) {
 		"`share` of each label to spread evenly over the vocabulary, such as 0.1")
 	flags.Float64Var(&f.ZLoss, "z_loss", 0,
 		"`coefficient` of the squared log of the softmax denominator, such as 1e-4; keeps logits "+
-			"from drifting")
+			"from drifting (default: the model's, which for Bamba is z_loss_coefficient)")
 }
 
 func (f *trainFlags) declareLoRA(flags *pflag.FlagSet) {
