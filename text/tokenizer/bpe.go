@@ -14,7 +14,6 @@ import (
 // leftmost of equal pairs first.
 type bpe struct {
 	ids    map[string]int32
-	tokens []string
 	pairs  pairTable
 	merged []int32 // by rank: id that the merge produces
 

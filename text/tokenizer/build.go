@@ -2,6 +2,7 @@ package tokenizer
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -22,23 +23,9 @@ func (spec *fileSpec) build() (*Tokenizer, error) {
 	return t, nil
 }
 
+// buildModel makes the model of its type and sets the vocabulary.
 func (spec *fileSpec) buildModel(t *Tokenizer) error {
 	s := &spec.Model
-	switch {
-	case s.Type != "BPE" && (s.Type != "" || len(s.Merges) == 0):
-		return fmt.Errorf("model: %w", unsupported(s.Type, "BPE"))
-	case s.Prefix != nil && *s.Prefix != "" || s.Suffix != nil && *s.Suffix != "":
-		return fmt.Errorf("model: " +
-			"continuing_subword_prefix and end_of_word_suffix are not supported")
-	case s.Dropout != nil && *s.Dropout != 0:
-		return fmt.Errorf("model: dropout %g is not supported: encoding would be random",
-			*s.Dropout)
-	case len(s.Vocab) == 0:
-		return fmt.Errorf("model: the vocabulary is empty")
-	}
-	m := t.model
-	m.ids = s.Vocab
-	m.byteFallback, m.ignoreMerges, m.fuseUnk, m.unk = s.ByteFallback, s.IgnoreMerges, s.FuseUnk, -1
 	size := int32(0)
 	for token, id := range s.Vocab {
 		if id < 0 || id >= maxVocab {
@@ -46,22 +33,55 @@ func (spec *fileSpec) buildModel(t *Tokenizer) error {
 		}
 		size = max(size, id+1)
 	}
-	m.tokens = make([]string, size)
+	t.vocab = s.Vocab
+	t.tokens = make([]string, size)
 	for token, id := range s.Vocab {
-		m.tokens[id] = token
+		t.tokens[id] = token
 	}
-	if s.UnkToken != nil {
+	var err error
+	switch {
+	case s.Type == "BPE" || s.Type == "" && len(s.Merges) > 0:
+		t.model, err = s.buildBPE(t)
+	default:
+		err = unsupported(s.Type, "BPE")
+	}
+	if err == nil && len(s.Vocab) == 0 {
+		err = fmt.Errorf("the vocabulary is empty")
+	}
+	if err == nil && s.UnkToken != nil {
 		id, ok := s.Vocab[*s.UnkToken]
 		if !ok {
-			return fmt.Errorf("model: unk_token %q is not in the vocabulary", *s.UnkToken)
+			err = fmt.Errorf("unk_token %q is not in the vocabulary", *s.UnkToken)
 		}
-		m.unk, t.unk = id, id
+		t.unk = id
 	}
-	if err := m.setMerges(s.Merges); err != nil {
+	if err != nil {
 		return fmt.Errorf("model: %w", err)
 	}
-	m.setUnits()
 	return nil
+}
+
+// buildBPE makes byte-pair encoding.
+func (s *modelSpec) buildBPE(t *Tokenizer) (*bpe, error) {
+	switch {
+	case s.Prefix != nil && *s.Prefix != "" || s.Suffix != nil && *s.Suffix != "":
+		return nil, fmt.Errorf(
+			"continuing_subword_prefix and end_of_word_suffix are not supported")
+	case s.Dropout != nil && *s.Dropout != 0:
+		return nil, fmt.Errorf("dropout %g is not supported: encoding would be random", *s.Dropout)
+	}
+	m := &bpe{ids: s.Vocab, byteLevel: t.byteLevel, byteFallback: s.ByteFallback,
+		ignoreMerges: s.IgnoreMerges, fuseUnk: s.FuseUnk, unk: -1}
+	if s.UnkToken != nil {
+		if id, ok := s.Vocab[*s.UnkToken]; ok {
+			m.unk = id
+		}
+	}
+	if err := m.setMerges(s.Merges); err != nil {
+		return nil, err
+	}
+	m.setUnits()
+	return m, nil
 }
 
 func (spec *fileSpec) buildNormalizer(t *Tokenizer) error {
@@ -96,15 +116,14 @@ func (spec *fileSpec) buildNormalizer(t *Tokenizer) error {
 }
 
 func (spec *fileSpec) buildPreTokenizer(t *Tokenizer) error {
-	t.model = new(bpe)
 	return eachStage("pre_tokenizer", spec.PreTokenizer, func(c *stage) error {
-		if t.model.byteLevel {
+		if t.byteLevel {
 			return fmt.Errorf("%s comes after ByteLevel, which must be the last", c.Type)
 		}
 		step, err := preStep{}, error(nil)
 		switch c.Type {
 		case "ByteLevel":
-			t.model.byteLevel = true
+			t.byteLevel = true
 			if c.AddPrefixSpace == nil || *c.AddPrefixSpace {
 				step.rewrite = func(s string, _ bool) string {
 					if strings.HasPrefix(s, " ") {
@@ -169,33 +188,50 @@ func metaspace(c *stage) (step preStep, err error) {
 	return step, nil
 }
 
-// buildAdded sets the id of every added token: the model's id if the model has the
+// numberAdded sets the id of every added token: the model's id if the model has the
 // token, else the next free id. Like Hugging Face, it ignores the id in the file,
-// which differs only if the file was edited by hand.
-func (spec *fileSpec) buildAdded(t *Tokenizer) error {
-	t.ids = make(map[string]int32, len(t.model.ids)+len(spec.AddedTokens))
-	for token, id := range t.model.ids {
-		t.ids[token] = id
-	}
-	t.tokens = slices.Clone(t.model.tokens)
-	t.rawAdded, t.normAdded = newMatcher(), newMatcher()
-	normalized, special := map[int32]string{}, map[string]bool{}
-	next := int32(len(t.model.ids))
-	for i := range spec.AddedTokens {
-		token := &spec.AddedTokens[i]
+// which differs only if the file was edited by hand. Of two added tokens of the same
+// content, the properties of the last count.
+func (spec *fileSpec) numberAdded() {
+	index, next := map[string]int{}, int32(len(spec.Model.Vocab))
+	list := []addedToken{}
+	for _, token := range spec.AddedTokens {
 		if token.Content == "" {
 			continue
 		}
-		if id, ok := t.ids[token.Content]; ok {
+		if i, double := index[token.Content]; double {
+			token.ID = list[i].ID
+			list[i] = token
+			continue
+		}
+		if id, ok := spec.Model.Vocab[token.Content]; ok {
 			token.ID = id
 		} else {
 			token.ID = next
-			next++
 		}
+		next = max(next, token.ID+1)
+		index[token.Content] = len(list)
+		list = append(list, token)
+	}
+	spec.AddedTokens = list
+}
+
+// buildAdded takes the added tokens and how ids are decoded.
+func (spec *fileSpec) buildAdded(t *Tokenizer) error {
+	t.ids = make(map[string]int32, len(t.vocab)+len(spec.AddedTokens))
+	maps.Copy(t.ids, t.vocab)
+	spec.numberAdded()
+	t.added = spec.AddedTokens
+	for _, token := range t.added {
 		for int(token.ID) >= len(t.tokens) {
 			t.tokens = append(t.tokens, "")
 		}
 		t.tokens[token.ID], t.ids[token.Content] = token.Content, token.ID
+	}
+	t.rawAdded, t.normAdded = newMatcher(), newMatcher()
+	normalized, special := map[int32]string{}, map[string]bool{}
+	for i := range t.added {
+		token := &t.added[i]
 		if token.Special {
 			special[token.Content] = true
 		}

@@ -8,6 +8,7 @@ import (
 
 // chatTemplate is a template's source and, once it is needed, its compiled form.
 type chatTemplate struct {
+	others   []string // names of the templates besides the default
 	source   string
 	once     sync.Once
 	compiled *jinja.Template

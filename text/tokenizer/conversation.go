@@ -194,15 +194,8 @@ func (t *Tokenizer) variables(c Conversation, addGenerationPrompt bool, f form) 
 		list[i] = value
 	}
 	values := map[string]any{}
-	for name, id := range map[string]int32{
-		"bos_token": t.bos, "unk_token": t.unk, "pad_token": t.pad,
-	} {
-		if id >= 0 {
-			values[name] = t.tokens[id]
-		}
-	}
-	if len(t.eos) > 0 {
-		values["eos_token"] = t.tokens[t.eos[0]]
+	for role, token := range t.names {
+		values[role] = token
 	}
 	if c.Kwargs != nil {
 		fields, err := ParseFields(c.Kwargs)
@@ -226,6 +219,10 @@ func (t *Tokenizer) variables(c Conversation, addGenerationPrompt bool, f form) 
 
 // compile compiles the template once.
 func (c *chatTemplate) compile() (*jinja.Template, error) {
+	if c.source == "" && len(c.others) > 0 {
+		return nil, fmt.Errorf("%w of the name default; it has %s", ErrNoChatTemplate,
+			strings.Join(c.others, ", "))
+	}
 	if c.source == "" {
 		return nil, ErrNoChatTemplate
 	}

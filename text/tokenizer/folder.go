@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"conquer/internal/pyjson"
 	"conquer/internal/wrongfile"
@@ -21,28 +22,14 @@ var companions = []string{
 
 // folderInfo holds the settings in the small files beside a tokenizer.
 type folderInfo struct {
-	bos, eos, unk, pad string
-	bosID, padID       *int32
-	eosIDs             []int32
-	addBOS, addEOS     *bool
-	legacyOff          bool // for a tokenizer.model, see setSentencePiece
-	template           string
-}
-
-// nameOrToken is a token in a configuration: a string, or an object with the
-// field content.
-type nameOrToken string
-
-func (n *nameOrToken) UnmarshalJSON(data []byte) error {
-	if json.Unmarshal(data, (*string)(n)) == nil {
-		return nil
-	}
-	var token struct {
-		Content string `json:"content"`
-	}
-	err := json.Unmarshal(data, &token)
-	*n = nameOrToken(token.Content)
-	return err
+	specialTokens
+	bosID, padID   *int32
+	eosIDs         []int32
+	configured     bool // there is a tokenizer_config.json
+	llamaClass     bool // its class is LlamaTokenizer, which has rules of its own
+	addBOS, addEOS *bool
+	legacy         *bool // for a tokenizer.model, see setSentencePiece
+	templates      map[string]string
 }
 
 // idOrIDs is one id or a list of ids.
@@ -73,57 +60,49 @@ func readFolder(folder string) (*folderInfo, error) {
 	return about, nil
 }
 
-// readTokens reads special_tokens_map.json and tokenizer_config.json.
+// readTokens reads tokenizer_config.json, special_tokens_map.json and
+// added_tokens.json.
 func (about *folderInfo) readTokens(folder string) error {
-	for _, name := range []string{"special_tokens_map.json", "tokenizer_config.json"} {
-		var c struct {
-			BOS      nameOrToken     `json:"bos_token"`
-			EOS      nameOrToken     `json:"eos_token"`
-			Unk      nameOrToken     `json:"unk_token"`
-			Pad      nameOrToken     `json:"pad_token"`
-			AddBOS   *bool           `json:"add_bos_token"`
-			AddEOS   *bool           `json:"add_eos_token"`
-			Legacy   *bool           `json:"legacy"`
-			Template json.RawMessage `json:"chat_template"`
-		}
-		path := filepath.Join(folder, name)
-		if err := readJSON(path, &c); err != nil {
-			return err
-		}
-		for _, f := range []struct {
-			to   *string
-			from nameOrToken
-		}{{&about.bos, c.BOS}, {&about.eos, c.EOS}, {&about.unk, c.Unk}, {&about.pad, c.Pad}} {
-			if f.from != "" {
-				*f.to = string(f.from)
-			}
-		}
-		if name == "tokenizer_config.json" {
-			about.addBOS, about.addEOS = c.AddBOS, c.AddEOS
-			about.legacyOff = c.Legacy != nil && !*c.Legacy
-			var err error
-			if about.template, err = parseTemplate(c.Template); err != nil {
-				return fmt.Errorf("%s: chat_template: %w", path, err)
-			}
-		}
-	}
-	return nil
-}
-
-// readTemplate reads the files that hold only a chat template.
-func (about *folderInfo) readTemplate(folder string) error {
-	var c struct {
-		Template json.RawMessage `json:"chat_template"`
-	}
-	if err := readJSON(filepath.Join(folder, "chat_template.json"), &c); err != nil {
+	path := filepath.Join(folder, "tokenizer_config.json")
+	config, err := readFields(path)
+	if err != nil {
 		return err
 	}
-	if template, err := parseTemplate(c.Template); err == nil && template != "" {
-		about.template = template
+	about.configured = config != nil
+	var c struct {
+		Class    string          `json:"tokenizer_class"`
+		AddBOS   *bool           `json:"add_bos_token"`
+		AddEOS   *bool           `json:"add_eos_token"`
+		Legacy   *bool           `json:"legacy"`
+		Template json.RawMessage `json:"chat_template"`
 	}
-	if data, err := os.ReadFile(filepath.Join(folder, "chat_template.jinja")); err == nil {
-		about.template = string(data)
+	if err := readJSON(path, &c); err != nil {
+		return err
 	}
+	about.addBOS, about.addEOS, about.legacy = c.AddBOS, c.AddEOS, c.Legacy
+	about.llamaClass = strings.TrimSuffix(c.Class, "Fast") == "LlamaTokenizer"
+	if about.templates, err = parseTemplates(c.Template); err != nil {
+		return fmt.Errorf("%s: chat_template: %w", path, err)
+	}
+	if err := about.specialTokens.setConfig(config); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if about.listed != nil {
+		return nil // added_tokens_decoder replaces the older files
+	}
+	path = filepath.Join(folder, "special_tokens_map.json")
+	special, err := readFields(path)
+	if err != nil {
+		return err
+	}
+	if err := about.setFields(special); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	var ids map[string]int32
+	if err := readJSON(filepath.Join(folder, "added_tokens.json"), &ids); err != nil {
+		return err
+	}
+	about.listIDs(ids)
 	return nil
 }
 
@@ -165,31 +144,10 @@ func readJSON(path string, into any) error {
 	return nil
 }
 
-// parseTemplate reads a chat template: a string, or a list of named templates of
-// which the one named "default" is used.
-func parseTemplate(raw json.RawMessage) (string, error) {
-	if len(raw) == 0 || string(raw) == "null" {
-		return "", nil
-	}
-	var one string
-	if json.Unmarshal(raw, &one) == nil {
-		return one, nil
-	}
-	var named []struct{ Name, Template string }
-	if err := json.Unmarshal(raw, &named); err != nil {
-		return "", fmt.Errorf("expected a string or a list of {name, template}: %w", err)
-	}
-	for _, n := range named {
-		if n.Name == "default" {
-			return n.Template, nil
-		}
-	}
-	return "", nil
-}
-
-// apply sets the special tokens and the chat template of t.
+// apply sets the special tokens and the chat templates of t.
 func (about *folderInfo) apply(t *Tokenizer) {
-	t.template.source = about.template
+	t.setTemplates(about.templates)
+	t.names = about.values()
 	set := func(to *int32, name string, id *int32) {
 		if known, ok := t.ids[name]; ok && name != "" {
 			*to = known
@@ -197,10 +155,10 @@ func (about *folderInfo) apply(t *Tokenizer) {
 			*to = *id
 		}
 	}
-	set(&t.bos, about.bos, about.bosID)
-	set(&t.pad, about.pad, about.padID)
-	set(&t.unk, about.unk, nil)
-	if id, ok := t.ids[about.eos]; ok && about.eos != "" {
+	set(&t.bos, t.names["bos_token"], about.bosID)
+	set(&t.pad, t.names["pad_token"], about.padID)
+	set(&t.unk, t.names["unk_token"], nil)
+	if id, ok := t.ids[t.names["eos_token"]]; ok && t.names["eos_token"] != "" {
 		t.addEOS(id)
 	}
 	for _, id := range about.eosIDs {

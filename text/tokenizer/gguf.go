@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"strings"
 )
 
 // Token types of the GGUF specification.
@@ -113,13 +114,20 @@ func fromGGUF(meta ggufMeta) (*Tokenizer, error) {
 		return nil, err
 	}
 	t.source.spec = spec
-	t.template.source = meta.text("tokenizer.chat_template")
+	templates := map[string]string{defaultTemplate: meta.text("tokenizer.chat_template")}
+	for key := range meta {
+		if name, ok := strings.CutPrefix(key, "tokenizer.chat_template."); ok {
+			templates[name] = meta.text(key)
+		}
+	}
+	t.setTemplates(templates)
 	for key, to := range map[string]*int32{"bos": &t.bos, "padding": &t.pad, "unknown": &t.unk} {
 		if id := meta.id(key); t.valid(id) {
 			*to = id
 		}
 	}
 	t.setGGUFEnds(meta)
+	t.setNames()
 	return t, nil
 }
 
@@ -210,7 +218,11 @@ func (spec *fileSpec) setGGUFByteLevel(pre string) (addBOS bool, err error) {
 // setGGUFSentencePiece sets the stages of SentencePiece BPE, and the merges if
 // the file has scores instead.
 func (spec *fileSpec) setGGUFSentencePiece(v ggufVocabulary, spacePrefix bool) error {
-	spec.setSentencePiece(spacePrefix, true)
+	scheme := "never"
+	if spacePrefix {
+		scheme = normalizerPrefix
+	}
+	spec.setSentencePiece(scheme)
 	if len(v.merges) > 0 {
 		return nil
 	}

@@ -67,3 +67,18 @@ func (t *Tokenizer) setGGUFEnds(meta ggufMeta) {
 		drop("</s>")
 	}
 }
+
+// setNames names the special tokens for templates, by their ids.
+func (t *Tokenizer) setNames() {
+	t.names = map[string]string{}
+	for role, id := range map[string]int32{
+		"bos_token": t.bos, "unk_token": t.unk, "pad_token": t.pad,
+	} {
+		if t.valid(id) {
+			t.names[role] = t.tokens[id]
+		}
+	}
+	if len(t.eos) > 0 {
+		t.names["eos_token"] = t.tokens[t.eos[0]]
+	}
+}

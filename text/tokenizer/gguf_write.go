@@ -30,10 +30,10 @@ func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
 		return nil, fmt.Errorf("it has %d tokens, the model's embedding only %d rows",
 			len(t.tokens), rows)
 	}
-	tokens, types := t.ggufTokens(spec, rows)
+	tokens, types := t.ggufTokens(rows)
 	meta := map[string]any{"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
 	switch {
-	case t.model.byteLevel:
+	case t.byteLevel:
 		err = spec.ggufByteLevel(meta)
 	case spec.Model.ByteFallback:
 		err = spec.ggufSentencePiece(meta, tokens, types, t.unk)
@@ -48,6 +48,12 @@ func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
 	}
 	if t.template.source != "" {
 		meta["tokenizer.chat_template"] = t.template.source
+	}
+	if names := t.templateNames(); len(names) > 0 {
+		meta["tokenizer.chat_templates"] = names
+		for _, name := range names {
+			meta["tokenizer.chat_template."+name] = t.named[name]
+		}
 	}
 	return meta, nil
 }
@@ -65,7 +71,7 @@ func (t *Tokenizer) spec() (*fileSpec, error) {
 }
 
 // ggufTokens returns the token of each row of the embedding and its type.
-func (t *Tokenizer) ggufTokens(spec *fileSpec, rows int) (tokens []string, types []int32) {
+func (t *Tokenizer) ggufTokens(rows int) (tokens []string, types []int32) {
 	tokens, types = make([]string, rows), make([]int32, rows)
 	for i := range tokens {
 		tokens[i], types[i] = paddingToken(i), ggufUnused
@@ -73,10 +79,7 @@ func (t *Tokenizer) ggufTokens(spec *fileSpec, rows int) (tokens []string, types
 			tokens[i], types[i] = t.tokens[i], pieceNormal
 		}
 	}
-	for _, a := range spec.AddedTokens {
-		if !t.valid(a.ID) {
-			continue
-		}
+	for _, a := range t.added {
 		types[a.ID] = ggufUserDefined
 		if a.Special {
 			types[a.ID] = ggufControl

@@ -99,10 +99,11 @@ func (t *Tokenizer) prepared(s string, first bool) string {
 // span returns how many bytes of the model's text a token stands for.
 func (t *Tokenizer) span(id int32) int {
 	token := t.tokens[id]
-	switch {
-	case t.model.byteLevel:
+	if t.byteLevel {
 		return utf8.RuneCountInString(token)
-	case t.model.byteFallback && len(token) == 6 && slices.Contains(t.model.fallback[:], id):
+	}
+	if m, ok := t.model.(*bpe); ok && m.byteFallback && len(token) == 6 &&
+		slices.Contains(m.fallback[:], id) {
 		return 1
 	}
 	return len(token)

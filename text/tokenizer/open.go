@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 
 	"conquer/internal/wrongfile"
 )
@@ -69,7 +70,11 @@ func Open(path string) (*Tokenizer, error) {
 	}
 	if t.source.spec == nil {
 		t.source.folder = folder
-		for _, name := range companions {
+		names := slices.Clone(companions)
+		for _, name := range t.templateNames() {
+			names = append(names, filepath.Join(templateFolder, name+".jinja"))
+		}
+		for _, name := range names {
 			if _, err := os.Stat(filepath.Join(folder, name)); err == nil {
 				t.source.files = append(t.source.files, name)
 			}
@@ -105,6 +110,9 @@ func parseFile(data []byte, about *folderInfo) (*Tokenizer, error) {
 	spec, err := read(data)
 	if err != nil {
 		return nil, wrongfile.Explain(data, kind, err)
+	}
+	if isJSON {
+		about.addTo(spec)
 	}
 	t, err := spec.build()
 	if err != nil {
@@ -154,5 +162,6 @@ func openChars() (*Tokenizer, error) {
 		return nil, err
 	}
 	t.bos, t.eos, t.source.spec = 2, []int32{3}, spec
+	t.setNames()
 	return t, nil
 }

@@ -25,7 +25,11 @@ func (t *Tokenizer) Save(dir string) error {
 		return fmt.Errorf("save tokenizer: %w", err)
 	}
 	for _, f := range files {
-		if err := atomicfile.WriteBytes(filepath.Join(dir, f.name), f.data); err != nil {
+		path := filepath.Join(dir, f.name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+			return fmt.Errorf("save tokenizer: %w", err)
+		}
+		if err := atomicfile.WriteBytes(path, f.data); err != nil {
 			return fmt.Errorf("save tokenizer: %w", err)
 		}
 	}
@@ -57,19 +61,22 @@ func (t *Tokenizer) files() (files []savedFile, err error) {
 		"model_max_length":             int64(1e18),
 	}
 	special := map[string]any{}
-	eos := int32(-1)
-	if len(t.eos) > 0 {
-		eos = t.eos[0]
-	}
-	for name, id := range map[string]int32{
-		"bos_token": t.bos, "eos_token": eos, "pad_token": t.pad, "unk_token": t.unk,
-	} {
-		if id >= 0 {
-			config[name], special[name] = t.tokens[id], t.tokens[id]
-		}
+	for role, token := range t.names {
+		config[role], special[role] = token, token
 	}
 	if t.template.source != "" {
 		config["chat_template"] = t.template.source
+	}
+	if names := t.templateNames(); len(names) > 0 {
+		templates := []map[string]string{}
+		if t.template.source != "" {
+			names = append([]string{defaultTemplate}, names...)
+		}
+		for _, name := range names {
+			templates = append(templates,
+				map[string]string{"name": name, "template": t.ChatTemplates()[name]})
+		}
+		config["chat_template"] = templates
 	}
 	for _, f := range []struct {
 		name string

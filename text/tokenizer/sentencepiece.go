@@ -186,6 +186,9 @@ func (about *folderInfo) specFromSentencePiece(data []byte) (*fileSpec, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !about.llamaClass {
+		about.rename(m)
+	}
 	spec := newSpec(len(m.tokens))
 	special := map[string]bool{}
 	for i, token := range m.tokens {
@@ -207,43 +210,83 @@ func (about *folderInfo) specFromSentencePiece(data []byte) (*fileSpec, error) {
 	spec.Model.Merges = mergesFromScores(m.tokens, m.scores, func(i int) bool {
 		return m.types[i] != pieceNormal && m.types[i] != ggufUserDefined
 	})
-	spec.setSentencePiece(m.normalizer.dummyPrefix, !about.legacyOff)
+	legacy := !about.llamaClass
+	if about.legacy != nil {
+		legacy = *about.legacy
+	}
+	scheme := "first"
+	switch {
+	case !m.normalizer.dummyPrefix:
+		scheme = "never"
+	case legacy && about.llamaClass:
+		scheme = "always"
+	case legacy:
+		scheme = normalizerPrefix
+	}
+	spec.setSentencePiece(scheme)
 	spec.Model.ByteFallback = m.byteFallback
 	// Pieces do not say which token begins or ends a text. Every SentencePiece
 	// model of Llama uses these names.
-	defaults := map[*string]string{&about.bos: "<s>", &about.eos: "</s>", &about.unk: "<unk>"}
-	for to, name := range defaults {
-		if *to == "" && special[name] {
-			*to = name
+	for role, name := range map[string]string{
+		"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+	} {
+		if special[name] {
+			about.setDefault(role, name)
 		}
 	}
 	before, after := "", ""
-	if about.addBOS == nil || *about.addBOS {
-		before = about.bos
+	names := about.values()
+	if about.addBOS == nil && !about.configured || about.addBOS != nil && *about.addBOS {
+		before = names["bos_token"]
 	}
 	if about.addEOS != nil && *about.addEOS {
-		after = about.eos
+		after = names["eos_token"]
 	}
-	vocab := spec.Model.Vocab
-	spec.PostProcessor = templateProcessing(before, vocab[before], after, vocab[after])
+	about.addTo(spec)
+	spec.numberAdded()
+	ids := map[string]int32{}
+	for _, token := range spec.AddedTokens {
+		ids[token.Content] = token.ID
+	}
+	spec.PostProcessor = templateProcessing(before, ids[before], after, ids[after])
 	return spec, nil
 }
 
-// setSentencePiece sets the normalizer and decoder of Llama 2's tokenizer.json.
-// With legacy, a space is added to the text after each special token too, as the
-// first conversions did; otherwise only at the beginning of the text.
-func (spec *fileSpec) setSentencePiece(prefixSpace, legacy bool) {
-	replace := `{"type":"Replace","pattern":{"String":" "},"content":"▁"}`
+// rename gives a piece the name of the added token that has its id. All added tokens
+// are matched in the raw text then. transformers does so for every class but Llama's.
+func (about *folderInfo) rename(m *sentencePiece) {
+	names, kept := map[int]string{}, map[string]bool{}
+	for _, token := range about.listed {
+		names[int(token.ID)] = token.Content
+		token.Normalized = token.Normalized && !m.normalizer.dummyPrefix
+	}
+	for i, token := range m.tokens {
+		kept[token] = names[i] == ""
+	}
+	for i := range m.tokens {
+		if name := names[i]; name != "" && !kept[name] {
+			m.tokens[i] = name
+		}
+	}
+}
+
+// normalizerPrefix adds a space to each text between added tokens, even if the text
+// begins with one.
+const normalizerPrefix = "normalizer"
+
+// setSentencePiece sets how Llama 2's tokenizer.json treats spaces, and its decoder.
+// The scheme says where a space is added: normalizerPrefix, or a prepend_scheme of
+// Metaspace.
+func (spec *fileSpec) setSentencePiece(scheme string) {
 	back := `{"type":"Replace","pattern":{"String":"▁"},"content":" "},` +
 		`{"type":"ByteFallback"},{"type":"Fuse"}`
-	scheme := "never"
-	if prefixSpace {
-		replace = `{"type":"Prepend","prepend":"▁"},` + replace
+	if scheme != "never" {
 		back += `,{"type":"Strip","content":" ","start":1,"stop":0}`
-		scheme = "first"
 	}
-	if legacy {
-		spec.Normalizer = json.RawMessage(`{"type":"Sequence","normalizers":[` + replace + `]}`)
+	if scheme == normalizerPrefix {
+		spec.Normalizer = json.RawMessage(`{"type":"Sequence","normalizers":[` +
+			`{"type":"Prepend","prepend":"▁"},` +
+			`{"type":"Replace","pattern":{"String":" "},"content":"▁"}]}`)
 	} else {
 		spec.PreTokenizer = json.RawMessage(`{"type":"Metaspace","replacement":"▁",` +
 			`"prepend_scheme":"` + scheme + `","split":false}`)

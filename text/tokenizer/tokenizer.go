@@ -24,9 +24,11 @@ import (
 // Tokenizer turns text into token ids and ids into text. It is immutable, and
 // several goroutines may use it at once.
 type Tokenizer struct {
-	model      *bpe
-	rawAdded   *matcher // added tokens matched in the original text
-	normAdded  *matcher // added tokens matched in the normalized text
+	model      wordModel
+	vocab      map[string]int32 // of the model, without the added tokens
+	byteLevel  bool             // the model works on bytes, spelled by byteRune
+	rawAdded   *matcher         // added tokens matched in the original text
+	normAdded  *matcher         // added tokens matched in the normalized text
 	normalize  []func(string) string
 	pretoken   []preStep
 	prefix     []int32 // ids that the post-processor adds before a text
@@ -41,8 +43,16 @@ type Tokenizer struct {
 	bos, pad, unk int32 // -1 if there is none
 	eos           []int32
 	template      chatTemplate
+	named         map[string]string // templates besides the default
+	names         map[string]string // special tokens by role ("eos_token"), for templates
+	added         []addedToken      // with their ids
 
 	source source // for Save
+}
+
+// wordModel turns the words that the pre-tokenizer makes into ids.
+type wordModel interface {
+	encode(out []int32, e *scratch, word string) []int32
 }
 
 // Encode returns the ids of s. With addSpecial it also adds the tokens of the

@@ -1,0 +1,101 @@
+package tokenizer
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// defaultTemplate is the name of the template that Chat renders.
+const defaultTemplate = "default"
+
+// templateFolder holds the named templates of a folder, one NAME.jinja each.
+const templateFolder = "additional_chat_templates"
+
+// setTemplates takes the chat templates by name.
+func (t *Tokenizer) setTemplates(templates map[string]string) {
+	t.template.source = templates[defaultTemplate]
+	t.named = maps.Clone(templates)
+	delete(t.named, defaultTemplate)
+	t.template.others = t.templateNames()
+}
+
+// ChatTemplates returns the Jinja sources of the chat templates by name. The one
+// that Chat renders is "default". Files may have others, such as "tool_use".
+func (t *Tokenizer) ChatTemplates() map[string]string {
+	all := map[string]string{}
+	maps.Copy(all, t.named)
+	if t.template.source != "" {
+		all[defaultTemplate] = t.template.source
+	}
+	return all
+}
+
+// templateNames lists the names of the templates besides the default.
+func (t *Tokenizer) templateNames() []string { return slices.Sorted(maps.Keys(t.named)) }
+
+// readTemplate reads the files that hold only chat templates. They replace those of
+// tokenizer_config.json.
+func (about *folderInfo) readTemplate(folder string) error {
+	var c struct {
+		Template json.RawMessage `json:"chat_template"`
+	}
+	if err := readJSON(filepath.Join(folder, "chat_template.json"), &c); err != nil {
+		return err
+	}
+	if templates, err := parseTemplates(c.Template); err == nil && len(templates) > 0 {
+		about.templates = templates
+	}
+	files, err := filepath.Glob(filepath.Join(globQuote(folder), templateFolder, "*.jinja"))
+	if err != nil {
+		return err
+	}
+	templates := map[string]string{}
+	for _, path := range files {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		templates[strings.TrimSuffix(filepath.Base(path), ".jinja")] = string(data)
+	}
+	if data, err := os.ReadFile(filepath.Join(folder, "chat_template.jinja")); err == nil {
+		templates[defaultTemplate] = string(data)
+	}
+	if len(templates) > 0 {
+		about.templates = templates
+	}
+	return nil
+}
+
+// globQuote makes a folder's name stand for itself in a pattern.
+func globQuote(folder string) string {
+	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(folder)
+}
+
+// parseTemplates reads the chat templates of a JSON file: a string, a list of named
+// templates, or an object of them.
+func parseTemplates(raw json.RawMessage) (map[string]string, error) {
+	if len(raw) == 0 || string(raw) == "null" {
+		return nil, nil
+	}
+	var one string
+	if json.Unmarshal(raw, &one) == nil {
+		return map[string]string{defaultTemplate: one}, nil
+	}
+	templates := map[string]string{}
+	if json.Unmarshal(raw, &templates) == nil {
+		return templates, nil
+	}
+	var named []struct{ Name, Template string }
+	if err := json.Unmarshal(raw, &named); err != nil {
+		return nil, fmt.Errorf("expected a string or a list of {name, template}: %w", err)
+	}
+	for _, n := range named {
+		templates[n.Name] = n.Template
+	}
+	return templates, nil
+}
