@@ -138,7 +138,7 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 	if o.model, err = model.New(config); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.path, err)
 	}
-	if err := checkVocabulary(o); err != nil {
+	if err := o.setTokenizer(o.tokenizer, f.tokenizer, checkVocabulary(o)); err != nil {
 		return nil, err
 	}
 	if dtype == nil {
@@ -180,7 +180,8 @@ func (f *subjectFlags) openConfig(ctx context.Context) (*opened, model.Config, e
 	if len(config) == 0 {
 		err = fmt.Errorf("%s: no config.json beside the weights", o.path)
 	} else {
-		o.tokenizer, err = openTokenizer(ctx, f.tokenizer, o.path, f.adapter, o.checkpoint)
+		t, failed := openTokenizer(ctx, f.tokenizer, o.path, f.adapter, o.checkpoint)
+		err = o.setTokenizer(t, f.tokenizer, failed)
 	}
 	if err != nil {
 		o.checkpoint.Close()

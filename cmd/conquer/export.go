@@ -156,8 +156,9 @@ func (f *exportFlags) run(ctx context.Context) error {
 	}
 	defer c.Close()
 	f.adapter = adapter
+	o := &opened{path: where}
 	tok, err := openTokenizer(ctx, f.tokenizer, where, adapter, c)
-	if err != nil {
+	if err := o.setTokenizer(tok, f.tokenizer, err); err != nil {
 		return err
 	}
 	if _, err := model.Check(c); err != nil {
@@ -183,11 +184,15 @@ func (f *exportFlags) run(ctx context.Context) error {
 	switch {
 	case f.format.File:
 		options.Encoding = f.encoding
-		if options.Metadata, err = ggufTokenizer(tok, c); err != nil {
+		if options.Metadata, err = ggufTokenizer(o, c); err != nil {
 			return err
 		}
-	case tok != nil:
-		options.Also = tok.Save
+	case o.tokenizer != nil:
+		options.Also = o.tokenizer.Save
+	case o.unusable != nil:
+		fmt.Fprintf(os.Stderr, "conquer export: the files of the tokenizer are copied as they are: "+
+			"%v\n", o.unusable)
+		options.Also = func(dir string) error { return tokenizer.Copy(modelFolder(where), dir) }
 	}
 	err = f.format.Save(f.output, source, options)
 	source.bar.Close()
@@ -204,15 +209,15 @@ func (f *exportFlags) run(ctx context.Context) error {
 // noVocabulary marks a GGUF file without a tokenizer.
 const noVocabulary = "no_vocab"
 
-// ggufTokenizer returns a tokenizer as GGUF metadata for c's model.
-func ggufTokenizer(tok *tokenizer.Tokenizer, c *checkpoint.Checkpoint) (map[string]any, error) {
-	if tok == nil {
-		fmt.Fprintln(os.Stderr, "conquer export: the model has no tokenizer, so the file will "+
-			"accept only token ids (give one with --tokenizer)")
+// ggufTokenizer returns o's tokenizer as GGUF metadata for c's model.
+func ggufTokenizer(o *opened, c *checkpoint.Checkpoint) (map[string]any, error) {
+	if o.tokenizer == nil {
+		fmt.Fprintf(os.Stderr, "conquer export: the file will accept only token ids: %v\n",
+			o.noTokenizer("give one with --tokenizer"))
 		return map[string]any{"tokenizer.ggml.model": noVocabulary}, nil
 	}
 	rows, _ := c.Config()["vocab_size"].(float64)
-	return tok.GGUF(int(rows))
+	return o.tokenizer.GGUF(int(rows))
 }
 
 func findFormat(name string) (checkpoint.Format, bool) {

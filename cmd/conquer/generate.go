@@ -200,8 +200,7 @@ func systemMessage(system string) []tokenizer.Message {
 func checkChat(o *opened) error {
 	switch {
 	case o.tokenizer == nil:
-		return fmt.Errorf("%s has no tokenizer, and a chat needs one: give it with --tokenizer",
-			o.path)
+		return o.noTokenizer("a chat needs one: give it with --tokenizer")
 	case o.tokenizer.ChatTemplate() == "":
 		return fmt.Errorf("%s has no chat template: use `conquer generate --prompt`, or a model "+
 			"tuned on chats", o.path)
@@ -233,6 +232,9 @@ func (f *generateFlags) advise(o *opened, prompts []*prompt) {
 		fmt.Fprintf(os.Stderr, "conquer generate: the model's context of %d leaves room for %s "+
 			"after a prompt of %d, not %d\n", o.model.MaxLength(), dataset.Count(room, "new token"),
 			longest, f.options.MaxNewTokens)
+	}
+	if o.unusable != nil {
+		fmt.Fprintf(os.Stderr, "conquer generate: the answer is printed as token ids: %v\n", o.unusable)
 	}
 	if !f.json && !f.chat && isTerminal(os.Stderr) && o.tokenizer != nil &&
 		o.tokenizer.ChatTemplate() != "" {

@@ -159,7 +159,7 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 	}
 	if tok != nil {
 		info.Tokenizer = describeTokenizer(tok, c)
-		if info.VocabularySize > 0 && tok.VocabSize() > info.VocabularySize {
+		if info.VocabularySize > 0 && !tok.Fits(info.VocabularySize) {
 			info.addProblem(fmt.Sprintf("the tokenizer has %d tokens, the model %d",
 				tok.VocabSize(), info.VocabularySize))
 		}

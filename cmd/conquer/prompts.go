@@ -114,8 +114,7 @@ func (f *generateFlags) encodeAll(o *opened, prompts []*prompt) error {
 			return err
 		}
 	} else if texts && o.tokenizer == nil {
-		return fmt.Errorf("%s has no tokenizer: give one with --tokenizer, or the prompt as "+
-			"--token_ids", o.path)
+		return o.noTokenizer("give one with --tokenizer, or the prompt as --token_ids")
 	}
 	for _, p := range prompts {
 		if p.err == nil && texts {

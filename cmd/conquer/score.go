@@ -127,8 +127,7 @@ func (f *scoreFlags) run(ctx context.Context, ids []int32) error {
 	defer o.Close()
 	if ids == nil {
 		if o.tokenizer == nil {
-			return fmt.Errorf("%s has no tokenizer: give one with --tokenizer, or the text as "+
-				"--token_ids", o.path)
+			return o.noTokenizer("give one with --tokenizer, or the text as --token_ids")
 		}
 		ids = o.tokenizer.Encode(f.text, true)
 	}

@@ -61,7 +61,26 @@ type opened struct {
 	path       string // path of the model's files
 	checkpoint *checkpoint.Checkpoint
 	model      model.Model
-	tokenizer  *tokenizer.Tokenizer // nil if the model has none
+	tokenizer  *tokenizer.Tokenizer // nil if the model has none that can be used
+	unusable   error                // why the model's own tokenizer cannot be used
+}
+
+// noTokenizer returns the error of a command that needs a tokenizer.
+func (o *opened) noTokenizer(advice string) error {
+	if o.unusable != nil {
+		return o.unusable
+	}
+	return fmt.Errorf("%s has no tokenizer: %s", o.path, advice)
+}
+
+// setTokenizer takes the result of openTokenizer for the path of --tokenizer. Only commands that
+// need text fail if the model's own tokenizer cannot be read.
+func (o *opened) setTokenizer(t *tokenizer.Tokenizer, path string, err error) error {
+	o.tokenizer = t
+	if err != nil && path == "" {
+		o.tokenizer, o.unusable, err = nil, err, nil
+	}
+	return err
 }
 
 func (o *opened) Close() {
@@ -91,9 +110,8 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	// Reading a vocabulary takes as long as reading a small model, so both run at once.
 	tokenizerDone := make(chan error, 1)
 	go func() {
-		var err error
-		o.tokenizer, err = openTokenizer(ctx, f.tokenizer, o.path, f.adapter, o.checkpoint)
-		tokenizerDone <- err
+		t, err := openTokenizer(ctx, f.tokenizer, o.path, f.adapter, o.checkpoint)
+		tokenizerDone <- o.setTokenizer(t, f.tokenizer, err)
 	}()
 	if dtype == nil {
 		stored := storedDType(o.checkpoint, device)
@@ -107,7 +125,7 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 		err = failed
 	}
 	if err == nil {
-		err = checkVocabulary(o)
+		err = o.setTokenizer(o.tokenizer, f.tokenizer, checkVocabulary(o))
 	}
 	if err == nil && f.adapter != "" {
 		err = foldAdapter(o.model, f.adapter)
@@ -294,14 +312,18 @@ func openTokenizer(ctx context.Context, name, modelPath, adapter string, c *chec
 	if c.Format == checkpoint.GGUF {
 		return ggufVocabulary(modelPath, c)
 	}
-	folder := modelPath
-	if info, err := os.Stat(modelPath); err == nil && !info.IsDir() {
-		folder = filepath.Dir(modelPath)
-	}
-	if hasTokenizer(folder) {
+	if folder := modelFolder(modelPath); hasTokenizer(folder) {
 		return tokenizer.Open(folder)
 	}
 	return nil, nil
+}
+
+// modelFolder returns the folder of a model's files: the path or, for a file, its folder.
+func modelFolder(path string) string {
+	if info, err := os.Stat(path); err == nil && !info.IsDir() {
+		return filepath.Dir(path)
+	}
+	return path
 }
 
 // hasTokenizer reports whether a folder holds a tokenizer.
@@ -314,12 +336,13 @@ func hasTokenizer(folder string) bool {
 	return false
 }
 
-// checkVocabulary refuses a tokenizer with more tokens than the model has rows.
+// checkVocabulary refuses a tokenizer that does not belong to the model. Tokens without a row in a
+// model that it fits are refused when they occur.
 func checkVocabulary(o *opened) error {
 	if o.tokenizer == nil {
 		return nil
 	}
-	if rows := o.model.Head().Shape[0]; o.tokenizer.VocabSize() > rows {
+	if rows := o.model.Head().Shape[0]; !o.tokenizer.Fits(rows) {
 		return fmt.Errorf("vocabulary mismatch: the tokenizer has %d tokens, but %s has %d rows: "+
 			"give the tokenizer that belongs to the model with --tokenizer",
 			o.tokenizer.VocabSize(), o.path, rows)

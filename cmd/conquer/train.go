@@ -194,7 +194,7 @@ func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
 		}
 		switch {
 		case o.tokenizer == nil:
-			err = fmt.Errorf("%s has no tokenizer: give one with --tokenizer", o.path)
+			err = o.noTokenizer("give one with --tokenizer")
 		case model.DType(o.model) == torch.Float16:
 			err = fmt.Errorf("%s is stored as float16, which has too small a range for gradients: "+
 				"give --dtype bfloat16 or float32", o.path)

@@ -37,9 +37,11 @@ func withSpecial(t testing.TB, template string) *tokenizer.Tokenizer {
 	if data, err = json.Marshal(file); err != nil {
 		t.Fatal(err)
 	}
+	const names = `{"bos_token":"<s>","eos_token":"</s>"}`
 	for name, content := range map[string][]byte{name: data,
-		filepath.Join(dir, "tokenizer_config.json"): []byte(`{"bos_token":"<s>","eos_token":"</s>"}`),
-		filepath.Join(dir, "chat_template.jinja"):   []byte(template)} {
+		filepath.Join(dir, "tokenizer_config.json"):   []byte(names),
+		filepath.Join(dir, "special_tokens_map.json"): []byte(names),
+		filepath.Join(dir, "chat_template.jinja"):     []byte(template)} {
 		if err := os.WriteFile(name, content, 0o666); err != nil {
 			t.Fatal(err)
 		}

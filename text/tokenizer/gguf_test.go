@@ -134,9 +134,18 @@ func TestGGUF_RoundTripKeepsIDs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tok.GGUF(tok.VocabSize() - 1); err == nil ||
+	if _, err := tok.GGUF(tok.VocabSize() / 2); err == nil ||
 		!strings.Contains(err.Error(), "rows") {
 		t.Errorf("error %v", err)
+	}
+	// One token more than the model has rows is left out.
+	rows := tok.VocabSize() - 1
+	meta, err := tok.GGUF(rows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, err := FromGGUF(meta); err != nil || back.VocabSize() != rows {
+		t.Errorf("%v, want %d tokens", err, rows)
 	}
 }
 

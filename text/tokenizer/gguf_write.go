@@ -26,7 +26,7 @@ func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(t.tokens) > rows {
+	if !t.Fits(rows) {
 		return nil, fmt.Errorf("it has %d tokens, the model's embedding only %d rows",
 			len(t.tokens), rows)
 	}
@@ -43,7 +43,7 @@ func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := t.ggufSpecial(meta); err != nil {
+	if err := t.ggufSpecial(meta, rows); err != nil {
 		return nil, err
 	}
 	if t.template.source != "" {
@@ -80,6 +80,9 @@ func (t *Tokenizer) ggufTokens(rows int) (tokens []string, types []int32) {
 		}
 	}
 	for _, a := range t.added {
+		if int(a.ID) >= rows {
+			continue // the model cannot read it
+		}
 		types[a.ID] = ggufUserDefined
 		if a.Special {
 			types[a.ID] = ggufControl
@@ -90,9 +93,9 @@ func (t *Tokenizer) ggufTokens(rows int) (tokens []string, types []int32) {
 
 // ggufSpecial adds the ids of special tokens to meta, and which of them are added to
 // a text.
-func (t *Tokenizer) ggufSpecial(meta map[string]any) error {
+func (t *Tokenizer) ggufSpecial(meta map[string]any, rows int) error {
 	set := func(key string, id int32) {
-		if id >= 0 {
+		if id >= 0 && int(id) < rows {
 			meta["tokenizer.ggml."+key+"_token_id"] = uint32(id)
 		}
 	}
@@ -142,9 +145,12 @@ func (spec *fileSpec) ggufByteLevel(meta map[string]any) error {
 			name = "smaug-bpe" // the same split, but without ignore_merges
 		}
 		meta["tokenizer.ggml.model"], meta["tokenizer.ggml.pre"] = "gpt2", name
-		merges := make([]string, len(spec.Model.Merges))
-		for i, m := range spec.Model.Merges {
-			merges[i] = m[0] + " " + m[1]
+		merges := make([]string, 0, len(spec.Model.Merges))
+		rows := int32(len(meta["tokenizer.ggml.tokens"].([]string)))
+		for _, m := range spec.Model.Merges {
+			if v := spec.Model.Vocab; v[m[0]] < rows && v[m[1]] < rows && v[m[0]+m[1]] < rows {
+				merges = append(merges, m[0]+" "+m[1])
+			}
 		}
 		meta["tokenizer.ggml.merges"] = merges
 		return nil
@@ -193,11 +199,11 @@ func (spec *fileSpec) ggufSentencePiece(meta map[string]any, tokens []string, ty
 			types[i], scores[i] = ggufByte, 0
 		}
 	}
-	if unk >= 0 {
+	if unk >= 0 && int(unk) < len(types) {
 		types[unk] = ggufUnknown
 	}
 	for rank, m := range slices.Backward(spec.Model.Merges) {
-		if id, ok := spec.Model.Vocab[m[0]+m[1]]; ok {
+		if id, ok := spec.Model.Vocab[m[0]+m[1]]; ok && int(id) < len(scores) {
 			scores[id] = -float32(rank)
 		}
 	}

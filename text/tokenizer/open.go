@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 
 	"conquer/internal/wrongfile"
 )
@@ -69,16 +68,7 @@ func Open(path string) (*Tokenizer, error) {
 		return nil, fmt.Errorf("tokenizer: %s: %w", file, err)
 	}
 	if t.source.spec == nil {
-		t.source.folder = folder
-		names := slices.Clone(companions)
-		for _, name := range t.templateNames() {
-			names = append(names, filepath.Join(templateFolder, name+".jinja"))
-		}
-		for _, name := range names {
-			if _, err := os.Stat(filepath.Join(folder, name)); err == nil {
-				t.source.files = append(t.source.files, name)
-			}
-		}
+		t.source.collect(folder)
 	}
 	return t, nil
 }

@@ -36,6 +36,28 @@ func (t *Tokenizer) Save(dir string) error {
 	return nil
 }
 
+// Copy copies the files of a tokenizer in the folder from to the folder dir, also if
+// Open refuses them. Each write is atomic.
+func Copy(from, dir string) error {
+	t := &Tokenizer{}
+	t.source.collect(from)
+	return t.Save(dir)
+}
+
+// collect notes the files of a folder that belong to a tokenizer.
+func (s *source) collect(folder string) {
+	s.folder = folder
+	for _, name := range companions {
+		if _, err := os.Stat(filepath.Join(folder, name)); err == nil {
+			s.files = append(s.files, name)
+		}
+	}
+	templates, _ := filepath.Glob(filepath.Join(globQuote(folder), templateFolder, "*.jinja"))
+	for _, path := range templates {
+		s.files = append(s.files, filepath.Join(templateFolder, filepath.Base(path)))
+	}
+}
+
 type savedFile struct {
 	name string
 	data []byte

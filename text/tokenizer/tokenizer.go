@@ -165,6 +165,19 @@ func (t *Tokenizer) encodeWords(out []int32, e *scratch, steps []preStep, s stri
 // has at least that many rows.
 func (t *Tokenizer) VocabSize() int { return len(t.tokens) }
 
+// Fits reports whether the tokenizer can belong to a model whose embedding has so many
+// rows. Added tokens and one in a hundred others may lack a row, as in some models. The
+// caller must refuse their ids.
+func (t *Tokenizer) Fits(rows int) bool {
+	n := 0
+	for _, id := range t.vocab {
+		if int(id) >= rows {
+			n++
+		}
+	}
+	return n <= max(1, rows/100)
+}
+
 // Token returns the spelling of an id in the vocabulary ("Ġthe", "▁the",
 // "<0x0A>"), or "" for an unused id.
 func (t *Tokenizer) Token(id int32) string {
