@@ -379,6 +379,80 @@ func TestGenerate_FreesAllTensors(t *testing.T) {
 	}
 }
 
+// nllOf is the float64 negative log-likelihood of each token of ids but the first.
+func nllOf(t testing.TB, m model.Model, ids []int32) (list []float64) {
+	t.Helper()
+	if err := torch.Run(func() error {
+		torch.NoGrad(func() {
+			input := torch.From(ids, 1, len(ids)).To(torch.Int64)
+			logits := m.Head().Logits(model.Hidden(m, model.Sequence{IDs: input}).Squeeze(0))
+			v := logits.Shape()[1]
+			values := torch.Values[float64](logits)
+			for i, id := range ids[1:] {
+				row, sum := values[i*v:(i+1)*v], 0.0
+				for _, x := range row {
+					sum += math.Exp(x - row[id])
+				}
+				list = append(list, math.Log(sum))
+			}
+		})
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// Each token is predicted once, by the first window that holds it, after at least window-stride
+// tokens.
+func TestScoreWindows_EachTokenIsPredictedOnce(t *testing.T) {
+	ids := make([]int32, 203)
+	for i := range ids {
+		ids[i] = int32(i*i*7+i*3) % 700
+	}
+	for name, m := range map[string]model.Model{"llama": tiny(t, nil), "hybrid": hybrid(t)} {
+		most := m.MaxLength()
+		for _, w := range []generate.Windows{{}, {Size: 32, Stride: 1}, {Size: 32, Stride: 16},
+			{Size: 40}, {Stride: 50}, {Size: 2, Stride: 1}, {Size: 64, Stride: 63}} {
+			got, err := generate.ScoreWindows(context.Background(), m, ids, w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			size, stride := w.Size, w.Stride
+			if size == 0 {
+				size = most
+			}
+			if stride == 0 {
+				stride = size - 1
+			}
+			var want []float64
+			for begin, previous := 0, 1; previous < len(ids); begin += stride {
+				end := min(begin+size, len(ids))
+				want = append(want, nllOf(t, m, ids[begin:end])[previous-begin-1:]...)
+				previous = end
+			}
+			if len(got.TokenNLL) != len(ids)-1 || len(want) != len(ids)-1 {
+				t.Fatalf("%s %+v: %d tokens, %d in the test", name, w, len(got.TokenNLL), len(want))
+			}
+			for i := range want {
+				if math.Abs(got.TokenNLL[i]-want[i]) > 1e-4*math.Max(1, want[i]) {
+					t.Fatalf("%s %+v: token %d: %v, want %v", name, w, i+1, got.TokenNLL[i],
+						want[i])
+				}
+			}
+		}
+	}
+	m := tiny(t, nil)
+	for want, w := range map[string]generate.Windows{"window is 97": {Size: 97},
+		"window is 1":  {Size: 1},
+		"stride is 32": {Size: 32, Stride: 32}, "stride is -1": {Stride: -1}} {
+		if _, err := generate.ScoreWindows(context.Background(), m, ids, w); err == nil ||
+			!strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v", w, err)
+		}
+	}
+}
+
 func TestSession_ReadsOnlyNewTokens(t *testing.T) {
 	m := tiny(t, model.Config{"max_position_embeddings": 4096.0})
 	s := generate.NewSession(m, nil)

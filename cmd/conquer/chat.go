@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"sort"
 	"strings"
 	"syscall"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"conquer/generate"
+	"conquer/text/dataset"
 	"conquer/text/tokenizer"
 	"conquer/torch/dist"
 )
@@ -103,6 +105,7 @@ func (f *chatFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Pl
 		samplingFlags: &f.samplingFlags,
 		system:        systemMessage(f.system),
 		person:        isTerminal(os.Stdin) && place.Rank == 0,
+		quiet:         place.Rank > 0,
 	}
 	if place.Size > 1 {
 		if f.world, err = f.join(place, &f.modelFlags); err != nil {
@@ -150,6 +153,10 @@ type conversation struct {
 	session  *generate.Session
 	out      io.Writer
 	person   bool        // standard input is a terminal
+	quiet    bool        // another process prints
+	failed   int         // questions that were not answered
+	asked    int         // questions so far
+	read     int         // tokens that the model has read, without those it made
 	world    *dist.World // the processes that share the model; nil for one process
 	shared   int         // number of messages that rank 0 has sent to the others
 }
@@ -175,7 +182,11 @@ func (c *conversation) follow() error {
 		case string(line) == "/reset":
 			c.reset()
 		default:
-			if _, err := c.answer(string(line), nil); err != nil {
+			messages, prompt, err := c.fit(string(line))
+			if err != nil {
+				return err
+			}
+			if _, err := c.answer(messages, prompt, nil); err != nil {
 				return err
 			}
 		}
@@ -192,7 +203,7 @@ func (c *conversation) run(in io.Reader) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	lines := make(chan string)
+	lines := make(chan input)
 	var failed error
 	go func() {
 		failed = read(in, lines)
@@ -214,76 +225,101 @@ func (c *conversation) run(in io.Reader) error {
 				if c.person {
 					fmt.Fprintln(c.out)
 				}
-				return failed
+				return errors.Join(failed, c.failures())
 			}
-			if stop, err := c.handle(strings.TrimSpace(line), signals); stop || err != nil {
-				return err
+			if stop, err := c.handle(line, signals); stop || err != nil {
+				return errors.Join(err, c.failures())
 			}
 		}
 	}
 }
 
 // handle runs a command such as /reset, or answers a question. stop ends the conversation.
-func (c *conversation) handle(line string, signals <-chan os.Signal) (stop bool, err error) {
+func (c *conversation) handle(line input, signals <-chan os.Signal) (stop bool, err error) {
+	text := strings.TrimSpace(line.text)
 	switch {
-	case line == "":
+	case text == "":
 		return false, nil
-	case line == "/exit" || line == "/quit":
+	case text == "/exit" || text == "/quit":
 		return true, nil
-	case line == "/reset":
-		if err := c.share(line); err != nil {
+	case text == "/reset":
+		if err := c.share(text); err != nil {
 			return false, err
 		}
 		c.reset()
 		return false, nil
-	case line == "/help":
+	case text == "/help":
 		fmt.Fprintln(c.out, chatHelp)
 		return false, nil
-	case c.person && strings.HasPrefix(line, "/") && !strings.Contains(line, " "):
-		fmt.Fprintf(c.out, "Unknown command %s.\n%s\n", line, chatHelp)
+	case c.person && strings.HasPrefix(text, "/") && !strings.Contains(text, " "):
+		fmt.Fprintf(c.out, "Unknown command %s.\n%s\n", text, chatHelp)
 		return false, nil
 	}
-	if c.person { // a person can rephrase a question that is too long
-		if _, _, err := c.fit(line); err != nil {
+	c.asked++
+	messages, prompt, err := c.fit(text)
+	if err != nil {
+		if c.person { // can rephrase it
 			fmt.Fprintf(os.Stderr, "(%v)\n", err)
 			return false, nil
 		}
+		c.failed++
+		fmt.Fprintf(os.Stderr, "standard input:%d: %v\n", line.number, err)
+		return false, nil
 	}
-	if err := c.share(line); err != nil {
+	if err := c.share(text); err != nil {
 		return false, err
 	}
-	return c.answer(line, signals)
+	return c.answer(messages, prompt, signals)
+}
+
+// failures returns an error that counts the questions without an answer, or nil.
+func (c *conversation) failures() error {
+	if c.failed == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d of %s failed", c.failed, dataset.Count(c.asked, "question"))
+}
+
+// input is a line of input, joined with those that continue it.
+type input struct {
+	text   string
+	number int // of its first line, from 1
 }
 
 // read sends the input's lines. A backslash at the end of a line joins it with the next line.
-func read(in io.Reader, lines chan<- string) error {
+func read(in io.Reader, lines chan<- input) error {
 	scanner := bufio.NewScanner(in)
 	scanner.Buffer(nil, 16<<20)
-	held, mark := "", "\ufeff" // a file may begin with a byte order mark
-	for scanner.Scan() {
-		line := held + strings.TrimPrefix(scanner.Text(), mark)
-		mark = ""
-		if rest, ok := strings.CutSuffix(line, `\`); ok {
-			held = rest + "\n"
+	var held input
+	for number := 1; scanner.Scan(); number++ {
+		text := scanner.Text()
+		if number == 1 { // a file may begin with a byte order mark
+			text = strings.TrimPrefix(text, "\ufeff")
+		}
+		if held.text == "" {
+			held.number = number
+		}
+		if rest, ok := strings.CutSuffix(text, `\`); ok {
+			held.text += rest + "\n"
 			continue
 		}
-		held = ""
-		lines <- line
+		held.text += text
+		lines <- held
+		held = input{}
 	}
-	if held != "" {
+	if held.text != "" {
 		lines <- held
 	}
 	return scanner.Err()
 }
 
-// answer asks a question and streams the answer. stop is set if the program was asked to end.
-func (c *conversation) answer(question string, signals <-chan os.Signal) (stop bool, err error) {
-	messages, prompt, err := c.fit(question)
-	if err != nil {
-		return false, err
-	}
-	if len(messages) <= len(c.messages) && c.person {
-		fmt.Fprintln(os.Stderr, "(the context is full: the oldest turns were dropped)")
+// answer streams the answer to the last of messages, which prompt renders. stop is set if the
+// program was asked to end.
+func (c *conversation) answer(messages []tokenizer.Message, prompt []int32,
+	signals <-chan os.Signal) (stop bool, err error) {
+	if dropped := (len(c.messages) + 1 - len(messages)) / 2; dropped > 0 && !c.quiet {
+		fmt.Fprintf(os.Stderr, "(the context is full: the oldest %s of the conversation were "+
+			"dropped)\n", dataset.Count(dropped, "turn"))
 	}
 	c.messages = messages
 	ctx, cancel := context.WithCancel(context.Background())
@@ -299,6 +335,7 @@ func (c *conversation) answer(question string, signals <-chan os.Signal) (stop b
 	}()
 	result, stats, err := c.session.Generate(ctx, prompt, c.options,
 		func(piece string) { io.WriteString(c.out, piece) })
+	c.read += stats.PromptTokens - stats.Reused
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return false, err
 	}
@@ -315,25 +352,30 @@ func (c *conversation) answer(question string, signals <-chan os.Signal) (stop b
 	return stop, nil
 }
 
-// fit renders the conversation with one more question. It drops the oldest turns if there is too
-// little room for an answer.
+// fit renders the conversation with one more question. If there is too little room for an answer,
+// it drops the oldest turns until half of the context is free, so that the cost of reading the
+// rest again is spread over many turns. The system message stays.
 func (c *conversation) fit(question string) (messages []tokenizer.Message, prompt []int32,
 	err error) {
-	messages = append(slices.Clone(c.messages), tokenizer.Message{Role: "user", Content: question})
-	room := min(c.options.MaxNewTokens, c.model.MaxLength()/4)
-	for {
+	all := append(slices.Clone(c.messages), tokenizer.Message{Role: "user", Content: question})
+	most, first := c.model.MaxLength(), len(c.system)
+	render := func(turns int) {
+		messages = slices.Delete(slices.Clone(all), first, first+2*turns)
 		prompt, err = encodeChat(c.opened, messages)
-		if err != nil || len(prompt)+room <= c.model.MaxLength() {
-			return messages, prompt, err
-		}
-		first := len(c.system)
-		if len(messages)-first < 3 {
-			if len(prompt) >= c.model.MaxLength() {
-				err = fmt.Errorf("the question has %d tokens; the model's context is %d: shorten "+
-					"it", len(prompt), c.model.MaxLength())
-			}
-			return messages, prompt, err
-		}
-		messages = slices.Delete(messages, first, first+2)
 	}
+	render(0)
+	room := min(c.options.MaxNewTokens, most/4)
+	if err != nil || len(prompt)+room <= most {
+		return messages, prompt, err
+	}
+	turns := (len(all) - first - 1) / 2
+	few := sort.Search(turns, func(n int) bool {
+		render(n)
+		return err != nil || len(prompt) <= most/2
+	})
+	if render(few); err == nil && len(prompt) >= most {
+		err = fmt.Errorf("the question has %d tokens; the model's context is %d: shorten it",
+			len(prompt), most)
+	}
+	return messages, prompt, err
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"io"
 	"math"
@@ -13,7 +12,6 @@ import (
 	"testing"
 
 	"conquer/checkpoint"
-	"conquer/generate"
 	"conquer/model"
 	"conquer/text/tokenizer"
 	"conquer/torch"
@@ -251,40 +249,6 @@ func TestChat_AnswersEachLineAndRemembers(t *testing.T) {
 	}
 }
 
-// A question that is too long prints an error and the conversation continues. The oldest turns are
-// dropped to make room.
-func TestChat_ContinuesAfterTooLongQuestion(t *testing.T) {
-	f := modelFlags{path: writeModel(t, 704, true), device: "cpu"}
-	o, err := f.open(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer o.Close()
-	var printed strings.Builder
-	c := &conversation{
-		opened:        o,
-		samplingFlags: &samplingFlags{options: generate.Options{MaxNewTokens: 8, IgnoreEOS: true}},
-		out:           &printed,
-		person:        true,
-	}
-	c.session = generate.NewSession(o.model, o.tokenizer)
-	defer c.session.Close()
-	questions := "hello\n" + strings.Repeat("to and fro ", 200) + "\n"
-	for range 20 { // more than the context holds
-		questions += "and the sea, and the lamp?\n"
-	}
-	if err := c.run(strings.NewReader(questions)); err != nil {
-		t.Fatal(err)
-	}
-	if n := strings.Count(printed.String(), "\n> "); n != 23 {
-		t.Errorf("asked %d times, expected 23:\n%s", n, printed.String())
-	}
-	if n := len(c.messages); n < 4 || n >= 42 || n%2 != 0 || c.messages[0].Content == "hello" ||
-		c.messages[n-2].Content != "and the sea, and the lamp?" {
-		t.Errorf("%d messages are remembered: %v", n, c.messages)
-	}
-}
-
 func TestExport_KeepsEveryBitAndTokenizer(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	first, second := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
@@ -473,6 +437,10 @@ func TestProgram_BadInputGetsOneLineAndExitCode(t *testing.T) {
 		"missing text": {[]string{"score", "--model_path", good}, 2, "--text_file"},
 		"missing text file": {[]string{"score", "--model_path", good, "--text_file", "/nowhere"}, 1,
 			"/nowhere"},
+		"stride of a window": {[]string{"score", "--model_path", bare, "--token_ids", "1,2",
+			"--window", "8", "--stride", "8"}, 2, "stride is 8"},
+		"window beyond the context": {[]string{"score", "--model_path", bare, "--token_ids", "1,2",
+			"--window", "1000"}, 2, "window is 1000"},
 		"single token":   {[]string{"score", "--model_path", bare, "--token_ids", "1"}, 1, "two"},
 		"missing output": {[]string{"export", "--model_path", good}, 2, "--output_path"},
 		"output folder not empty": {[]string{"export", "--model_path", good, "--output_path", full},

@@ -19,6 +19,8 @@ var scoreCommand = command{
 	example: `conquer score --model_path smollm2-135m --text "The sky is blue."
 # every token's negative log-likelihood as JSON
 conquer score --model_path my-model --text_file book.txt --json
+# a long text: windows of 1,024 tokens, each predicted after at least 512
+conquer score --model_path my-model --text_file book.txt --window 1024 --stride 512
 # a model too large for one GPU: two GPUs hold half of every layer each
 conquer score --nproc 2 --model_path llama-3.1-8b --text_file book.txt`,
 	setup: setupScore,
@@ -30,6 +32,8 @@ type scoreOutput struct {
 	NLL        float64   `json:"nll"`
 	Perplexity float64   `json:"perplexity"`
 	TokenNLL   []float64 `json:"token_nll"`
+	Window     int       `json:"window"`
+	Stride     int       `json:"stride"`
 }
 
 // scoreFlags are the flags of conquer score.
@@ -37,6 +41,7 @@ type scoreFlags struct {
 	modelFlags
 	processFlags
 	file, text, idList string
+	windows            generate.Windows
 	json               bool
 }
 
@@ -61,10 +66,17 @@ func (f *scoreFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.idList, "token_ids", "",
 		"token `ids` to score, such as 1,2,3; no tokenizer is needed")
 	group(flags, "Text")
+	flags.IntVar(&f.windows.Size, "window", 0,
+		"`tokens` that the model reads at once (default: its context)")
+	flags.IntVar(&f.windows.Stride, "stride", 0,
+		"`tokens` from the start of a window to the start of the next; after the first window "+
+			"each token is predicted after at least window-stride tokens (default: window-1)")
+	group(flags, "Long texts")
 	f.declareProcesses(flags)
 	group(flags, "Several processes")
 	flags.BoolVar(&f.json, "json", false,
-		"print a JSON object with tokens, nll (the mean, in nats), perplexity and token_nll")
+		"print a JSON object with tokens, nll (the mean, in nats), perplexity, token_nll, window "+
+			"and stride")
 	group(flags, "Output")
 }
 
@@ -99,6 +111,11 @@ func (f *scoreFlags) check(flags *pflag.FlagSet, args []string) (ids []int32, er
 		}
 		f.text = string(data)
 	}
+	if w := f.windows; flags.Changed("window") && w.Size < 2 ||
+		flags.Changed("stride") && w.Stride < 1 {
+		return nil, usagef("--window %d, --stride %d: expected a window of at least 2 tokens and "+
+			"a stride of at least 1", w.Size, w.Stride)
+	}
 	return ids, f.checkProcesses()
 }
 
@@ -132,7 +149,11 @@ func (f *scoreFlags) run(ctx context.Context, ids []int32) error {
 		ids = o.tokenizer.Encode(f.text, true)
 	}
 	began := time.Now()
-	s, err := generate.Score(ctx, o.model, ids)
+	windows, err := f.windows.For(o.model)
+	if err != nil {
+		return usageError{err}
+	}
+	s, err := generate.ScoreWindows(ctx, o.model, ids, windows)
 	if err != nil {
 		return err
 	}
@@ -142,6 +163,8 @@ func (f *scoreFlags) run(ctx context.Context, ids []int32) error {
 			NLL:        s.NLL,
 			Perplexity: s.Perplexity,
 			TokenNLL:   s.TokenNLL,
+			Window:     windows.Size,
+			Stride:     windows.Stride,
 		})
 	}
 	if _, err := fmt.Printf("perplexity %.4f, %.5f nats per token over %s\n", s.Perplexity,
