@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"conquer/internal/atomicfile"
 	"conquer/torch"
@@ -55,9 +54,10 @@ var tokenizerFiles = []string{"tokenizer.json", "tokenizer_config.json", "tokeni
 // beside the configs. One tensor is in memory at a time.
 //
 // Everything is first written to a temporary folder and flushed to the disk. A new dir then appears
-// by one rename. In an existing dir the files are replaced one by one, the index last, and weight
-// files of an earlier save that are no longer part of the model are removed. If anything fails
-// before that, the old files stay and the temporary folder is removed.
+// by one rename. In an existing dir the new result replaces the old one, which may be a model in
+// any layout or an adapter: all files that belong to it are replaced or removed (see
+// [ResultFiles]), and other files stay. If anything fails before that, the old files stay and the
+// temporary folder is removed.
 func Save(dir string, source Source, options Options) error {
 	return saveFolder(dir, func(stage string) error { return fillStage(stage, source, options) })
 }
@@ -332,58 +332,4 @@ func configFor(config []byte, shards [][]record) ([]byte, error) {
 		return jsonText(object)
 	}
 	return config, nil
-}
-
-// moveFiles moves the files of a finished stage into dir: weights, then small files, then the
-// index. It removes weight files that the new checkpoint does not have.
-func moveFiles(stage, dir string) error {
-	entries, err := os.ReadDir(stage)
-	if err != nil {
-		return err
-	}
-	rank := func(name string) int {
-		switch {
-		case name == indexFile || name == paramsFile || name == NativeFile:
-			return 2
-		case strings.HasSuffix(name, ".safetensors") || isMetaPart(name):
-			return 0
-		}
-		return 1
-	}
-	slices.SortStableFunc(entries,
-		func(a, b os.DirEntry) int { return rank(a.Name()) - rank(b.Name()) })
-	// Remove the old index first: shards of two models under one index would go unnoticed, a folder
-	// without an index does not open.
-	if last := len(entries) - 1; last >= 0 && rank(entries[last].Name()) == 2 {
-		if err := os.Remove(filepath.Join(dir,
-			entries[last].Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	moved := map[string]bool{}
-	for _, e := range entries {
-		if err := os.Rename(filepath.Join(stage, e.Name()),
-			filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-		moved[e.Name()] = true
-	}
-	if err := atomicfile.SyncFolder(dir); err != nil {
-		return err
-	}
-	if entries, err = os.ReadDir(dir); err != nil {
-		return err
-	}
-	for _, e := range entries {
-		shard, _ := filepath.Match("model-*-of-*.safetensors", e.Name())
-		rank, _ := filepath.Match("rank-*-of-*.safetensors", e.Name())
-		if (shard || e.Name() == weightsFile || e.Name() == indexFile || isMetaPart(e.Name()) ||
-			e.Name() == paramsFile ||
-			rank || e.Name() == NativeFile) && !moved[e.Name()] {
-			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	return atomicfile.SyncFolder(dir)
 }

@@ -43,6 +43,7 @@ func (t *Trainer) Save() error {
 			Taken:     t.optimizer.Steps(),
 			Validated: t.validated,
 			Data:      t.batches.State(),
+			Began:     t.options.Began,
 			Identity:  identity,
 		}
 		if t.log != nil {
@@ -129,6 +130,12 @@ func (t *Trainer) resume() error {
 	if root == "" {
 		return nil
 	}
+	if t.options.Overwrite && !t.options.Resume {
+		if t.options.rank() > 0 {
+			return nil
+		}
+		return t.folder().Clear()
+	}
 	dir, s, err := t.folder().Latest()
 	switch {
 	case err != nil:
@@ -136,9 +143,8 @@ func (t *Trainer) resume() error {
 	case dir == "":
 		return nil
 	case !t.options.Resume:
-		return fmt.Errorf(
-			"%s holds checkpoints of a run: resume it, choose another folder, or remove this one",
-			root)
+		return fmt.Errorf("%s holds checkpoints of a run: resume it, choose another folder, or "+
+			"overwrite it", root)
 	}
 	now, err := t.identity()
 	if err != nil {
@@ -161,6 +167,9 @@ func (t *Trainer) resume() error {
 		return err
 	}
 	t.step, t.validated, t.saved = s.Step, s.Validated, s.Step
+	if !s.Began.IsZero() {
+		t.options.Began = s.Began
+	}
 	return nil
 }
 

@@ -1,12 +1,18 @@
 package train
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
 
 	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 	"conquer/lora"
 	"conquer/model"
+	"conquer/text/tokenizer"
 	"conquer/torch"
 )
 
@@ -53,7 +59,18 @@ func (t *Trainer) Whole(f func() error) error {
 func (t *Trainer) write(dir string, also func(stage string) error) error {
 	o := t.options
 	if o.LoRA != nil {
-		return lora.Save(t.net.Model, dir, o.BaseModel, *o.LoRA, also)
+		return lora.Save(t.net.Model, dir, o.BaseModel, *o.LoRA, func(stage string) error {
+			if t.ends != nil {
+				err := atomicfile.WriteBytes(filepath.Join(stage, generationFile), t.ends)
+				if err != nil {
+					return err
+				}
+			}
+			if also == nil {
+				return nil
+			}
+			return also(stage)
+		})
 	}
 	return t.writeModel(dir, also)
 }
@@ -64,8 +81,12 @@ func (t *Trainer) writeModel(dir string, also func(stage string) error) error {
 	if err != nil {
 		return err
 	}
+	generation := o.GenerationConfig
+	if t.ends != nil {
+		generation = t.ends
+	}
 	return checkpoint.Save(dir, model.Weights(m), checkpoint.Options{
-		Config: config, GenerationConfig: o.GenerationConfig, Also: func(stage string) error {
+		Config: config, GenerationConfig: generation, Also: func(stage string) error {
 			if o.Tokenizer != nil {
 				if err := o.Tokenizer.Save(stage); err != nil {
 					return err
@@ -77,4 +98,66 @@ func (t *Trainer) writeModel(dir string, also func(stage string) error) error {
 			return also(stage)
 		},
 	})
+}
+
+const generationFile = "generation_config.json"
+
+// findEnds makes the tokens that end the data's turns end generation: in the tokenizer, and in the
+// generation_config.json of the result, unless they do already.
+func (t *Trainer) findEnds(m model.Model) error {
+	o := t.options
+	if o.Tokenizer == nil {
+		return nil
+	}
+	ends, err := t.data.TurnEnds(o.Tokenizer)
+	if err != nil {
+		return err
+	}
+	generation := map[string]any{}
+	if o.GenerationConfig != nil {
+		d := json.NewDecoder(bytes.NewReader(o.GenerationConfig))
+		d.UseNumber() // numbers keep their digits
+		if err := d.Decode(&generation); err != nil {
+			return fmt.Errorf("%s: expected a JSON object: %w", generationFile, err)
+		}
+	} else {
+		for _, key := range []string{"bos_token_id", "pad_token_id"} {
+			if id := m.Config()[key]; id != nil {
+				generation[key] = id
+			}
+		}
+	}
+	known := tokenIDs(generation["eos_token_id"]) // which transformers takes, if there are any
+	if o.GenerationConfig == nil {
+		known = tokenIDs(m.Config()["eos_token_id"])
+	}
+	if len(known) == 0 {
+		ends = append(o.Tokenizer.EOS(), ends...)
+	}
+	o.Tokenizer.AddEOS(ends...)
+	all := slices.Clone(known)
+	for _, id := range ends {
+		if !slices.Contains(all, id) {
+			all = append(all, id)
+		}
+	}
+	if len(all) == len(known) {
+		return nil
+	}
+	delete(generation, "_from_model_config") // transformers would read the ends from config.json
+	if generation["eos_token_id"] = all; len(all) == 1 {
+		generation["eos_token_id"] = all[0]
+	}
+	text, err := json.MarshalIndent(generation, "", "  ")
+	t.ends = append(text, '\n')
+	return err
+}
+
+// tokenIDs reads a token id, or a list of them, of a config.
+func tokenIDs(value any) (ids tokenizer.IDs) {
+	text, err := json.Marshal(value)
+	if err != nil || json.Unmarshal(text, &ids) != nil {
+		return nil
+	}
+	return ids
 }

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"conquer/lora"
 	"conquer/model"
@@ -158,6 +159,10 @@ type Options struct {
 	CheckpointFormat string `json:"-"`
 	Keep             int    `json:"-"` // number of checkpoints to keep; 0 means 2
 	Resume           bool   `json:"-"` // continue from the latest checkpoint, if there is one
+	// Overwrite, without a checkpoint to resume from, replaces the checkpoints of another run.
+	Overwrite bool `json:"-"`
+	// Began is when the run began, see [Options.Start]; zero means now.
+	Began time.Time `json:"-"`
 
 	LogPath     string `json:"-"` // folder for metrics.jsonl and event files; "" means none
 	TensorBoard bool   `json:"-"` // write event files

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"conquer/lora"
 	"conquer/model"
@@ -72,6 +73,7 @@ type Trainer struct {
 	saved     int      // step of the latest checkpoint, -1 for none
 	skipped   int      // consecutive skipped steps
 	writing   *writing // native checkpoint that is being written, or nil
+	ends      []byte   // generation_config.json that ends generation at the data's turn ends
 	print     state.Fingerprint
 	weights   string // hash of the initial weights, if other processes must have the same
 }
@@ -84,6 +86,9 @@ func New(m model.Model, data, validation *dataset.Dataset, o Options) (*Trainer,
 	err := torch.Run(func() (err error) {
 		if o, err = o.fit(m, data, validation); err != nil {
 			return err
+		}
+		if o.Began.IsZero() {
+			o.Began = time.Now()
 		}
 		t = &Trainer{
 			options:   o,
@@ -140,6 +145,9 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 // prepare builds everything that a run needs, in the order in which one part needs another.
 func (t *Trainer) prepare(m model.Model) (err error) {
 	if err = t.openBatches(); err != nil {
+		return err
+	}
+	if err = t.findEnds(m); err != nil {
 		return err
 	}
 	o := t.options

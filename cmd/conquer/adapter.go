@@ -117,6 +117,16 @@ func baseName(path string) string {
 	return absolute
 }
 
+// adapterGeneration returns the generation_config.json that training wrote beside an adapter, nil if
+// there is none.
+func adapterGeneration(dir string) ([]byte, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "generation_config.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return text, err
+}
+
 // foldAdapter merges an adapter into a model's weights.
 func foldAdapter(m model.Model, dir string) error {
 	if err := lora.Load(m, dir); err != nil {

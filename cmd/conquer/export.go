@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -86,7 +84,7 @@ func (f *exportFlags) declare(flags *pflag.FlagSet) {
 	flags.IntVar(&f.parts, "shards", 1,
 		"`number` of files, one per process of Meta's code (format meta)")
 	flags.BoolVar(&f.overwrite, "overwrite", false,
-		"replace an existing file or the model in an existing folder")
+		"replace an existing file; or "+overwriteUsage)
 	group(flags, "Output")
 }
 
@@ -181,6 +179,15 @@ func (f *exportFlags) run(ctx context.Context) error {
 		Config:           c.ConfigJSON(),
 		GenerationConfig: c.GenerationConfigJSON(),
 	}
+	if adapter != "" && !f.unmerge {
+		generation, err := adapterGeneration(adapter)
+		if err != nil {
+			return err
+		}
+		if generation != nil {
+			options.GenerationConfig = generation
+		}
+	}
 	switch {
 	case f.format.File:
 		options.Encoding = f.encoding
@@ -244,42 +251,6 @@ func formatList() string {
 		list = append(list, f.Name+" ("+f.Summary+")")
 	}
 	return strings.Join(list, ", ")
-}
-
-// sameFile reports whether two paths name the same file or folder.
-func sameFile(a, b string) bool {
-	one, err := os.Stat(a)
-	if err != nil {
-		return false
-	}
-	other, err := os.Stat(b)
-	return err == nil && os.SameFile(one, other)
-}
-
-// checkOutput refuses an existing file and a folder that is not empty.
-func checkOutput(dir string, file, overwrite bool) error {
-	if info, err := os.Stat(dir); file && err == nil {
-		switch {
-		case info.IsDir():
-			return fmt.Errorf("--output_path: %s is a folder: name a file in it, such as "+
-				"model.gguf", dir)
-		case !overwrite:
-			return fmt.Errorf("--output_path: %s exists: choose another name, or give --overwrite",
-				dir)
-		}
-		return nil
-	}
-	entries, err := os.ReadDir(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return fmt.Errorf("--output_path: %w", err)
-	case len(entries) > 0 && !overwrite:
-		return fmt.Errorf("--output_path: %s is not empty: choose another folder, or give "+
-			"--overwrite", dir)
-	}
-	return nil
 }
 
 // parseSize reads a size such as 5GB, with the units of transformers' max_shard_size.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -301,7 +302,28 @@ func ggufVocabulary(path string, c *checkpoint.Checkpoint) (*tokenizer.Tokenizer
 
 // openTokenizer opens the tokenizer that name names. If name is empty, it opens the one that was
 // saved with the adapter in the folder adapter, or the model's own. It returns nil if there is none.
+// The tokens with which the adapter was trained to end its turns end generation.
 func openTokenizer(ctx context.Context, name, modelPath, adapter string, c *checkpoint.Checkpoint) (
+	*tokenizer.Tokenizer, error) {
+	t, err := findTokenizer(ctx, name, modelPath, adapter, c)
+	if err != nil || t == nil || adapter == "" {
+		return t, err
+	}
+	generation, err := adapterGeneration(adapter)
+	if err != nil {
+		return nil, err
+	}
+	var ends struct {
+		EOS tokenizer.IDs `json:"eos_token_id"`
+	}
+	if generation != nil {
+		err = json.Unmarshal(generation, &ends)
+	}
+	t.AddEOS(ends.EOS...)
+	return t, err
+}
+
+func findTokenizer(ctx context.Context, name, modelPath, adapter string, c *checkpoint.Checkpoint) (
 	*tokenizer.Tokenizer, error) {
 	if name != "" {
 		return openNamedTokenizer(ctx, name)

@@ -103,6 +103,10 @@ func (f *trainFlags) run(ctx context.Context) error {
 		}
 	}()
 	f.limitLength(o.model.MaxLength(), first)
+	if f.Began, err = f.Start(); err != nil {
+		return err
+	}
+	o.tokenizer.SetClock(f.Began)
 	data, validation, err := f.load(ctx, o.tokenizer)
 	if err != nil {
 		return err

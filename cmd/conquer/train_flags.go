@@ -1,15 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/pflag"
 
@@ -155,6 +152,8 @@ func (f *trainFlags) declareLoRA(flags *pflag.FlagSet) {
 func (f *trainFlags) declareOutput(flags *pflag.FlagSet) {
 	flags.StringVar(&f.output, "output_path", "",
 		"`folder` for the result, metrics.jsonl and loss.png")
+	flags.BoolVar(&f.Overwrite, "overwrite", false, overwriteUsage+"; checkpoints and metrics of "+
+		"an earlier run in the folder are replaced at once")
 	flags.IntVar(&f.report, "report_steps", 10, "steps between lines of metrics")
 	flags.BoolVar(&f.TensorBoard, "tensorboard", false,
 		"write TensorBoard event files to the folder tensorboard in the output folder")
@@ -200,6 +199,11 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 			train.CompileGraph)
 	}
 	f.setDefaults(place)
+	if place.Rank == 0 { // another machine may not have the folders
+		if err := f.checkResult(); err != nil {
+			return err
+		}
+	}
 	switch {
 	case flags.Changed("hsdp_size") && f.Distributed != train.HSDP:
 		return usagef("--hsdp_size needs --distributed hsdp")
@@ -350,23 +354,4 @@ func (f *trainFlags) checkPaths(rank int) error {
 		}
 	}
 	return f.checkProfile()
-}
-
-// checkFolder reports why files cannot be written to a folder. The folder need not exist yet.
-func checkFolder(path string) error {
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && path != filepath.Dir(path):
-		return checkFolder(filepath.Dir(path))
-	case errors.Is(err, syscall.ENOTDIR):
-		return checkFolder(filepath.Dir(path)) // a parent is a file
-	case err != nil:
-		return err
-	case !info.IsDir():
-		return fmt.Errorf("%s is a file, expected a folder", path)
-	}
-	if err := syscall.Access(path, 2); err != nil { // W_OK
-		return fmt.Errorf("cannot write to %s: %w", path, err)
-	}
-	return nil
 }

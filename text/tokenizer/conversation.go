@@ -226,7 +226,11 @@ func (c *chatTemplate) compile() (*jinja.Template, error) {
 	if c.source == "" {
 		return nil, ErrNoChatTemplate
 	}
-	c.once.Do(func() { c.compiled, c.err = jinja.Compile(c.source) })
+	c.once.Do(func() {
+		if c.compiled, c.err = jinja.Compile(c.source); c.err == nil {
+			c.compiled.Now = c.now
+		}
+	})
 	if c.err != nil {
 		return nil, fmt.Errorf("chat template: %w", c.err)
 	}

@@ -32,14 +32,16 @@ type folderInfo struct {
 	templates      map[string]string
 }
 
-// idOrIDs is one id or a list of ids.
-type idOrIDs []int32
+// IDs are the tokens that a field such as eos_token_id of generation_config.json names: in JSON one
+// id, a list of ids, or null.
+type IDs []int32
 
-func (l *idOrIDs) UnmarshalJSON(data []byte) error {
+// UnmarshalJSON reads one id, a list of ids, or null.
+func (l *IDs) UnmarshalJSON(data []byte) error {
 	var one *int32
 	if json.Unmarshal(data, &one) == nil {
 		if one != nil {
-			*l = idOrIDs{*one}
+			*l = IDs{*one}
 		}
 		return nil
 	}
@@ -111,9 +113,9 @@ func (about *folderInfo) readTokens(folder string) error {
 func (about *folderInfo) readIDs(folder string) error {
 	for _, name := range []string{"generation_config.json", "config.json"} {
 		var c struct {
-			BOS idOrIDs `json:"bos_token_id"`
-			EOS idOrIDs `json:"eos_token_id"`
-			Pad idOrIDs `json:"pad_token_id"`
+			BOS IDs `json:"bos_token_id"`
+			EOS IDs `json:"eos_token_id"`
+			Pad IDs `json:"pad_token_id"`
 		}
 		if err := readJSON(filepath.Join(folder, name), &c); err != nil {
 			return err

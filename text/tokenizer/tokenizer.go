@@ -200,6 +200,14 @@ func (t *Tokenizer) BOS() (id int32, ok bool) { return t.bos, t.bos >= 0 }
 // end-of-text token, then the ids of generation_config.json and config.json.
 func (t *Tokenizer) EOS() []int32 { return append([]int32(nil), t.eos...) }
 
+// AddEOS adds ids to those that end a text or a turn: EOS lists them last. Ids that are not tokens
+// are left out. It must not be called while another goroutine uses t.
+func (t *Tokenizer) AddEOS(ids ...int32) {
+	for _, id := range ids {
+		t.addEOS(id)
+	}
+}
+
 // IsEOS reports whether id ends a text or a turn.
 func (t *Tokenizer) IsEOS(id int32) bool { return slices.Contains(t.eos, id) }
 

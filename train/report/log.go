@@ -54,7 +54,7 @@ type Log struct {
 
 // OpenLog opens metrics.jsonl in the folder dir and, if tensorBoard is set, a new event file in
 // dir/tensorboard. The run has done `done` steps: lines of an earlier run about later steps are
-// removed, because those steps run again.
+// removed, because those steps run again. If done is 0, its event files are removed too.
 func OpenLog(dir string, tensorBoard bool, done int) (*Log, error) {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return nil, err
@@ -63,13 +63,19 @@ func OpenLog(dir string, tensorBoard bool, done int) (*Log, error) {
 	if err := truncateMetrics(path, done); err != nil {
 		return nil, err
 	}
+	events := filepath.Join(dir, "tensorboard")
+	if done == 0 {
+		if err := removeEvents(events); err != nil {
+			return nil, err
+		}
+	}
 	l := &Log{}
 	var err error
 	if l.metrics, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o666); err != nil {
 		return nil, err
 	}
 	if tensorBoard {
-		if l.events, err = openEvents(filepath.Join(dir, "tensorboard"), done); err != nil {
+		if l.events, err = openEvents(events, done); err != nil {
 			l.metrics.Close()
 			return nil, err
 		}

@@ -2,13 +2,16 @@ package report
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -19,6 +22,8 @@ import (
 // few fields that are needed are written by their numbers.
 type events struct{ file *os.File }
 
+const eventsPrefix = "events.out.tfevents."
+
 // openEvents starts a new file in dir. TensorBoard reads the files of a folder as one run. A file
 // that says it continues after `done` steps makes TensorBoard discard what it has read about later
 // steps.
@@ -28,7 +33,7 @@ func openEvents(dir string, done int) (*events, error) {
 	}
 	host, _ := os.Hostname()
 	now := time.Now()
-	name := fmt.Sprintf("events.out.tfevents.%d.%s.%d.%d", now.Unix(), host, os.Getpid(),
+	name := fmt.Sprintf(eventsPrefix+"%d.%s.%d.%d", now.Unix(), host, os.Getpid(),
 		now.Nanosecond())
 	f, err := os.Create(filepath.Join(dir, name))
 	if err != nil {
@@ -45,6 +50,25 @@ func openEvents(dir string, done int) (*events, error) {
 		return nil, err
 	}
 	return e, nil
+}
+
+// removeEvents removes the event files in dir, and dir if nothing else is in it.
+func removeEvents(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), eventsPrefix) {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if len(entries) > 0 {
+		os.Remove(dir)
+	}
+	return err
 }
 
 func (e *events) close() { e.file.Close() }

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"conquer/checkpoint"
 	"conquer/internal/atomicfile"
@@ -33,6 +34,7 @@ type State struct {
 	Taken     int           `json:"optimizer_steps"` // without skipped steps
 	Validated int           `json:"validated"`       // last step after which a validation was done
 	Data      dataset.State `json:"data"`
+	Began     time.Time     `json:"began,omitzero"` // when the run began
 	Identity
 }
 
@@ -94,6 +96,31 @@ func (f Folder) prune(step int) error {
 		}
 		if err := os.RemoveAll(filepath.Join(f.Path, name)); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// Clear removes all checkpoints. The pointer to the latest goes first.
+func (f Folder) Clear() error {
+	entries, err := os.ReadDir(f.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	err = os.Remove(filepath.Join(f.Path, latestFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := atomicfile.SyncFolder(f.Path); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() && strings.HasPrefix(e.Name(), stepPrefix) {
+			if err := os.RemoveAll(filepath.Join(f.Path, e.Name())); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
