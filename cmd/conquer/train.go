@@ -333,33 +333,55 @@ func (f *trainFlags) load(ctx context.Context, tok *tokenizer.Tokenizer) (data,
 func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
 	tok *tokenizer.Tokenizer) (*dataset.Dataset, error) {
 	all := &dataset.Dataset{}
-	var files []string
+	validation := what == "validation"
 	for _, path := range paths {
-		found, err := hub.DataPaths(ctx, path, downloadBar(path))
+		files, heldOut, err := hub.DataPaths(ctx, path, validation, downloadBar(path))
 		if err != nil {
 			return nil, err
 		}
-		files = append(files, found...)
+		for _, file := range files {
+			d, err := dataset.Load(file, tok, f.dataOptions(ctx, file, validation))
+			if err != nil {
+				return nil, err
+			}
+			all.Append(d)
+			fmt.Printf("%s %s: %s\n", what, file, d.Report)
+			printFiles("from", d.Chosen.Files)
+			heldOut = append(heldOut, d.Chosen.HeldOut...)
+		}
+		if !validation {
+			printFiles("held out, for --validation_path "+path, heldOut)
+		}
 	}
-	for _, path := range files {
-		bar := progress.Tasks(os.Stderr, progress.Bytes)
-		o := dataset.Options{MaxLength: f.SequenceLength, Progress: func(done, total int64) error {
+	return all, nil
+}
+
+func (f *trainFlags) dataOptions(ctx context.Context, path string,
+	validation bool) dataset.Options {
+	bar := progress.Tasks(os.Stderr, progress.Bytes)
+	o := dataset.Options{MaxLength: f.SequenceLength, Inputs: f.inputs, LastAnswer: f.lastAnswer,
+		Validation: validation, Progress: func(done, total int64) error {
 			if f.World == nil || f.World.Rank == 0 {
 				bar("reading "+path, done, total)
 			}
 			return ctx.Err()
 		}}
-		if f.Objective == train.DPO {
-			o.Layout = dataset.Preference
-		}
-		d, err := dataset.Load(path, tok, o)
-		if err != nil {
-			return nil, err
-		}
-		all.Append(d)
-		fmt.Printf("%s %s: %s\n", what, path, d.Report)
+	if f.Objective == train.DPO {
+		o.Layout = dataset.Preference
 	}
-	return all, nil
+	return o
+}
+
+// printFiles prints which files of a folder, an archive or a repository were chosen.
+func printFiles(how string, names []string) {
+	if len(names) == 0 {
+		return
+	}
+	list := strings.Join(names[:min(len(names), 4)], ", ")
+	if more := len(names) - 4; more > 0 {
+		list += fmt.Sprintf(" and %d more", more)
+	}
+	fmt.Printf("  %s: %s\n", how, list)
 }
 
 // answer prints the model's answers to --ask.

@@ -25,13 +25,15 @@ type trainFlags struct {
 	architecture, variant string
 	data, validation      []string
 	fraction              float64
-	output                string
-	report                int
-	recompute             string
-	lora                  lora.Config
-	merge                 bool
-	ask                   []string
-	lengthGiven           bool // --sequence_length was given
+	lastAnswer            bool
+	chatInputs
+	output      string
+	report      int
+	recompute   string
+	lora        lora.Config
+	merge       bool
+	ask         []string
+	lengthGiven bool // --sequence_length was given
 	profileFlag
 }
 
@@ -71,14 +73,18 @@ func (f *trainFlags) declare(flags *pflag.FlagSet) {
 
 func (f *trainFlags) declareData(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&f.data, "data_path", nil,
-		"training data: `files`, folders or .tar.gz archives of instructions, chats, texts or "+
-			"tokens (.json, .jsonl, .parquet, .arrow) or plain text, or "+
+		"training data: `files`, folders or .tar.gz archives of instructions, chats, prompts with "+
+			"completions, texts or tokens (.json, .jsonl, .csv, .tsv, .parquet, .arrow, also .gz "+
+			"and .zst) or plain text; of a folder with splits, its training files; or "+
 			"hf://datasets/org/name[@revision][:glob]; may be repeated")
 	flags.StringSliceVar(&f.validation, "validation_path", nil,
-		"validation data: `files` or folders to measure the loss on")
+		"validation data: `files` to measure the loss on, or folders; of a folder with splits, its "+
+			"validation files, or else its test files")
 	flags.Float64Var(&f.fraction, "validation_fraction", 0,
-		"instead of --validation_path: the `share` of the data to hold out, or the number of "+
-			"samples")
+		"instead of --validation_path: the `share` of the records to hold out, or their number")
+	f.chatInputs.declare(flags)
+	flags.BoolVar(&f.lastAnswer, "last_answer_only", false,
+		"learn only the assistant's last turn of each chat")
 	flags.IntVar(&f.SequenceLength, "sequence_length", 512,
 		"maximum `tokens` of a sample; with --objective dpo of each answer with its prompt; with "+
 			"--pack of a row")
@@ -221,6 +227,9 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 
 // checkInputs checks the flags that name the objective, the model, the data and the result.
 func (f *trainFlags) checkInputs(*pflag.FlagSet) error {
+	if err := f.readInputs(); err != nil {
+		return err
+	}
 	switch {
 	case !slices.Contains(train.Objectives, f.Objective):
 		return usagef("--objective: unknown objective %q: choose one of %s", f.Objective,

@@ -6,6 +6,8 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+
+	"conquer/text/dataset"
 )
 
 // DataScheme is the prefix of the name of a data set on the Hugging Face Hub.
@@ -13,41 +15,46 @@ const DataScheme = Scheme + "datasets/"
 
 // dataSuffixes are the suffixes of data files. If a repository has several kinds, the first in this
 // list is taken.
-var dataSuffixes = []string{".parquet", ".arrow", ".jsonl", ".json", ".tar.gz", ".txt"}
+var dataSuffixes = []string{".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".csv",
+	".tsv", ".tar.gz", ".txt"}
 
 // FetchData downloads a data set from the hub as [FetchModel] does a model, and returns its files.
 // ref is hf://datasets/organization/name[@revision][:glob]. A glob without a slash matches the last
-// component of names. Without a glob, the data files with train in their names are taken, or all
-// data files if no name contains it.
-func FetchData(ctx context.Context, ref string, progress func(done, total int64)) ([]string,
-	error) {
+// component of names. Without a glob, [dataset.Choose] chooses among the data files: those to learn
+// from, or those for validation. heldOut names the files of other splits, which are not downloaded.
+func FetchData(ctx context.Context, ref string, validation bool,
+	progress func(done, total int64)) (files, heldOut []string, err error) {
 	rest, ok := strings.CutPrefix(ref, DataScheme)
 	name, glob, _ := strings.Cut(rest, ":")
 	r, err := Parse("datasets", Scheme+name)
 	if _, bad := path.Match(glob, ""); !ok || err != nil || r.File != "" || bad != nil {
-		return nil, fmt.Errorf("%.120q is not a data set on the hub: expected "+
+		return nil, nil, fmt.Errorf("%.120q is not a data set on the hub: expected "+
 			"%sorganization/name, with @revision and :glob behind it where wanted", ref, DataScheme)
 	}
-	var wanted []string
+	var chosen dataset.Chosen
 	dir, err := r.Snapshot(ctx, func(names []string) ([]string, error) {
-		if wanted = dataFiles(names, glob); len(wanted) == 0 {
+		var err error
+		if chosen, err = dataFiles(names, glob, validation); err != nil {
+			return nil, fmt.Errorf("%s: %w", ref, err)
+		}
+		if len(chosen.Files) == 0 {
 			return nil, fmt.Errorf("%s: none of its %d files is wanted: expected one of %s, or "+
 				"give a glob such as %s%s:*.jsonl", ref, len(names),
 				strings.Join(dataSuffixes, ", "), DataScheme, r.Name)
 		}
-		return wanted, nil
+		return chosen.Files, nil
 	}, progress)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	for i, name := range wanted {
-		wanted[i] = filepath.Join(dir, filepath.FromSlash(name))
+	for _, name := range chosen.Files {
+		files = append(files, filepath.Join(dir, filepath.FromSlash(name)))
 	}
-	return wanted, nil
+	return files, chosen.HeldOut, nil
 }
 
-// dataFiles chooses the training files.
-func dataFiles(names []string, glob string) []string {
+// dataFiles chooses files to learn from or to validate with.
+func dataFiles(names []string, glob string, validation bool) (dataset.Chosen, error) {
 	matching := func(match func(name string) bool) (list []string) {
 		for _, name := range names {
 			if match(name) {
@@ -57,26 +64,20 @@ func dataFiles(names []string, glob string) []string {
 		return list
 	}
 	if glob != "" {
-		return matching(func(name string) bool {
+		return dataset.Chosen{Files: matching(func(name string) bool {
 			if !strings.Contains(glob, "/") {
 				name = path.Base(name)
 			}
 			ok, _ := path.Match(glob, name)
 			return ok
-		})
+		})}, nil
 	}
 	for _, suffix := range dataSuffixes {
-		all := matching(func(name string) bool { return strings.HasSuffix(name, suffix) })
-		train := matching(func(name string) bool {
-			return strings.HasSuffix(name,
-				suffix) && strings.Contains(name, "train")
-		})
-		if len(train) > 0 {
-			return train
-		}
-		if len(all) > 0 {
-			return all
+		kind := matching(func(name string) bool { return strings.HasSuffix(name, suffix) })
+		chosen, err := dataset.Choose(kind, validation)
+		if len(chosen.Files) > 0 || err != nil && len(chosen.Skipped) < len(kind) {
+			return chosen, err
 		}
 	}
-	return nil
+	return dataset.Chosen{}, nil
 }

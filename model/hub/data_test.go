@@ -31,7 +31,7 @@ func TestFetchData_ResumesAnInterruptedDownload(t *testing.T) {
 		"hf://datasets/org/name:data/t*st-*.parquet":       {"data/test-00000.parquet"},
 		"hf://datasets/org/name@main:[a-z]*-00001.parquet": {"data/train-00001.parquet"},
 	} {
-		got, err := FetchData(context.Background(), ref, nil)
+		got, _, err := FetchData(context.Background(), ref, false, nil)
 		if err != nil {
 			t.Errorf("%s: %v", ref, err)
 			continue
@@ -60,7 +60,7 @@ func TestFetchData_ResumesAnInterruptedDownload(t *testing.T) {
 		"hf://datasets/org":            "is not a data set",
 		"hf://datasets/org/other":      "has no revision main",
 	} {
-		if _, err := FetchData(context.Background(), ref,
+		if _, _, err := FetchData(context.Background(), ref, false,
 			nil); err == nil || !strings.Contains(err.Error(),
 			want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: error %v, want %q", ref, err, want)

@@ -26,24 +26,25 @@ func TokenizerPath(ctx context.Context, name string, progress func(done, total i
 
 // DataPaths returns the files that name stands for: a file or folder,
 // hf://datasets/organization/name, or organization/name if there is no folder of that organization
-// here; a name on the hub may end in @revision and :glob, see [FetchData].
-func DataPaths(ctx context.Context, name string, progress func(done, total int64)) ([]string,
-	error) {
+// here; a name on the hub may end in @revision and :glob, see [FetchData], which also explains
+// validation and heldOut.
+func DataPaths(ctx context.Context, name string, validation bool,
+	progress func(done, total int64)) (paths, heldOut []string, err error) {
 	if strings.HasPrefix(name, DataScheme) {
-		return FetchData(ctx, name, progress)
+		return FetchData(ctx, name, validation, progress)
 	}
 	if exists(name) {
-		return []string{name}, nil
+		return []string{name}, nil, nil
 	}
 	repo, _, _ := strings.Cut(name, ":")
 	if !implied(repo) {
-		return nil, missing(name, "file or folder", DataScheme+repo)
+		return nil, nil, missing(name, "file or folder", DataScheme+repo)
 	}
-	paths, err := FetchData(ctx, DataScheme+name, progress)
+	paths, heldOut, err = FetchData(ctx, DataScheme+name, validation, progress)
 	if err != nil {
-		return nil, notHere(name, err)
+		return nil, nil, notHere(name, err)
 	}
-	return paths, nil
+	return paths, heldOut, nil
 }
 
 // OnHub reports whether name stands for something on the hub, and not for a path: it has the scheme

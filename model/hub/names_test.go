@@ -54,9 +54,17 @@ func TestDataPaths_NamesWithoutScheme(t *testing.T) {
 		"test.jsonl": []byte("{}\n")}
 	t.Chdir(t.TempDir())
 	for _, name := range []string{"org/name", "hf://datasets/org/name", "org/name:train.*"} {
-		paths, err := DataPaths(context.Background(), name, nil)
+		paths, heldOut, err := DataPaths(context.Background(), name, false, nil)
 		if err != nil || len(paths) != 1 || filepath.Base(paths[0]) != "train.jsonl" {
 			t.Errorf("%s: %v, %v", name, paths, err)
+		}
+		if glob := strings.Contains(name, ":train"); glob != (len(heldOut) == 0) {
+			t.Errorf("%s: holds out %v", name, heldOut)
+		}
+		paths, _, err = DataPaths(context.Background(), name, true, nil)
+		if !strings.Contains(name, ":train") && (err != nil || len(paths) != 1 ||
+			filepath.Base(paths[0]) != "test.jsonl") {
+			t.Errorf("%s for validation: %v, %v", name, paths, err)
 		}
 		if !OnHub(name) {
 			t.Errorf("%s does not count as a name on the hub", name)
