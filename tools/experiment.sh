@@ -51,7 +51,7 @@ step $model/model.safetensors "Train a character-level Bamba, 1 million weights:
   --data_path $out/corpus/train --validation_path $out/corpus/validation \
   --output_path $model --checkpoint_path $out/checkpoints \
   --pack --sequence_length 1024 --batch_size 1 --steps 3500 --learning_rate 4e-3 --beta2 0.98 \
-  --report_steps 250 --validate_steps 700 --checkpoint_steps 500 --resume
+  --report_steps 250 --validate_steps 700 --checkpoint_steps 500 --resume --overwrite
 rm -rf $out/checkpoints
 
 step $results/accuracy.json "Continue held-out texts; measure perplexity for each strategy" \

@@ -37,25 +37,25 @@ conquer train --model_path smollm2-135m --data_path train.jsonl \
   --validation_path heldout.jsonl --output_path adapter --lora_rank 16 --ask "Why is the sky blue?"
 # two GPUs of this machine, or two processes on its cores, each with half of the weights
 conquer train --nproc 2 --distributed fsdp --model_path smollm2-135m --data_path train.jsonl \
-  --output_path tuned
-# continue after Ctrl-C or a power loss
-conquer train --model_path smollm2-135m --data_path train.jsonl --output_path tuned \
+  --output_path tuned2
+# continue after Ctrl-C or a power loss; --overwrite would start again
+conquer train --model_path smollm2-135m --data_path train.jsonl --output_path tuned3 \
   --checkpoint_steps 100 --resume
 # a small model from random weights, on plain text
 conquer train --architecture llama --variant micro --tokenizer tokenizer.json \
   --data_path books --pack --output_path mine
 # a data set of the Hugging Face Hub, or folders of Arrow token shards larger than memory
 conquer train --model_path smollm2-135m --data_path hf://datasets/tatsu-lab/alpaca \
-  --output_path tuned
+  --output_path alpaca
 conquer train --model_path smollm2-135m --data_path shards --pack --steps 1000 \
-  --output_path tuned
+  --output_path continued
 # preference tuning: learn which of two answers is better
 conquer train --objective dpo --model_path tuned \
   --data_path examples/preferences/train.jsonl --output_path preferring
 # a character-level Bamba, from a folder of source files
 conquer train --architecture bamba --variant bytes --tokenizer char_tokenizer --data_path src \
   --pack --sequence_length 1024 --batch_size 4 --steps 500 \
-  --learning_rate 6e-3 --beta2 0.98 --output_path mine`,
+  --learning_rate 6e-3 --beta2 0.98 --output_path characters`,
 	setup: setupTrain,
 }
 
