@@ -299,8 +299,8 @@ func readAs(source Source, r record) (t torch.Tensor, err error) {
 	return t.To(dtype).ToDevice(torch.CPU).Contiguous(), nil
 }
 
-// configFor returns the config with torch_dtype set to the dtype of most of the bytes. Its other
-// keys stay unchanged.
+// configFor returns the config with torch_dtype or dtype, or both if it has both, set to the dtype
+// of most of the bytes. Its other keys stay unchanged.
 func configFor(config []byte, shards [][]record) ([]byte, error) {
 	if config == nil {
 		return nil, nil
@@ -323,12 +323,18 @@ func configFor(config []byte, shards [][]record) ([]byte, error) {
 			best = name
 		}
 	}
-	key := "torch_dtype"
-	if _, ok := object["dtype"]; ok {
-		key = "dtype" // the name in transformers 5
+	keys := []string{"dtype", "torch_dtype"} // the names in transformers 5 and before
+	keys = slices.DeleteFunc(keys, func(key string) bool { return object[key] == nil })
+	if len(keys) == 0 {
+		keys = []string{"torch_dtype"} // which both read
 	}
-	if name := safetensorsTorch[best].String(); best != "" && object[key] != name {
-		object[key] = name
+	changed := false
+	for _, key := range keys {
+		if name := safetensorsTorch[best].String(); best != "" && object[key] != name {
+			object[key], changed = name, true
+		}
+	}
+	if changed {
 		return jsonText(object)
 	}
 	return config, nil

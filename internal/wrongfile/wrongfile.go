@@ -58,8 +58,14 @@ var magics = []struct {
 	{Other, "\x89PNG", "it is an image"},
 	{Other, "\xff\xd8\xff", "it is an image"},
 	{PyTorch, "\x80\x02", "it is a Python pickle: if PyTorch wrote it, name it .bin"},
-	{JSON, "\xff\xfe", "it is UTF-16 text: save it as UTF-8"},
-	{JSON, "\xfe\xff", "it is UTF-16 text: save it as UTF-8"},
+}
+
+// encodings are the first bytes of texts that are not JSON, although they look like it.
+var encodings = []struct{ bytes, what string }{
+	{"\xef\xbb\xbf", "it begins with a byte order mark, which JSON does not allow: save it " +
+		"without one"},
+	{"\xff\xfe", "it is UTF-16 text: save it as UTF-8"},
+	{"\xfe\xff", "it is UTF-16 text: save it as UTF-8"},
 }
 
 var pointerSize = regexp.MustCompile(`(?m)^size ([0-9]+)$`)
@@ -75,11 +81,16 @@ func Describe(data []byte, expected Kind) string {
 		return what
 	}
 	for _, m := range magics {
-		if strings.HasPrefix(string(head), m.bytes) && !(m.kind == expected && m.kind != Other) {
-			// The first letters of a text prove nothing.
-			if expected == JSON && m.kind == JSON || !printable(head) || len(m.bytes) > 3 {
-				return m.what
-			}
+		right := m.kind == expected && m.kind != Other
+		// The first three letters of a text prove nothing.
+		certain := len(m.bytes) > 3 || !printable(head)
+		if strings.HasPrefix(string(head), m.bytes) && certain && !right {
+			return m.what
+		}
+	}
+	for _, e := range encodings {
+		if expected == JSON && strings.HasPrefix(string(head), e.bytes) {
+			return e.what
 		}
 	}
 	if len(head) >= 262 && string(head[257:262]) == "ustar" {

@@ -50,6 +50,11 @@ func TestDescribe_NamesWhatLiesInTheFilesPlace(t *testing.T) {
 		{`{"error":"Invalid credentials"}`, wrongfile.JSON, "server's error message"},
 		{"Access to model x is restricted", wrongfile.JSON, "restricted"},
 		{"[1, 2", wrongfile.JSON, ""},
+		{"\xef\xbb\xbf{}", wrongfile.JSON, "byte order mark"},
+		{"\xff\xfe{\x00", wrongfile.JSON, "UTF-16"},
+		{"version https://git-lfs.github.com/spec/v1\n", wrongfile.Text, "git lfs pull"},
+		{"<html>", wrongfile.Text, ""},
+		{"PAR1", wrongfile.Parquet, ""},
 	} {
 		got := wrongfile.Describe([]byte(c.data), c.expected)
 		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {

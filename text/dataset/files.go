@@ -153,7 +153,8 @@ func openFile(name string, data []byte, layout Layout, maps *mappings) (f file, 
 		kind = wrongfile.Text
 	}
 	err = guarded(func() error {
-		if what := wrongfile.Describe(data, kind); len(data) > 0 && what != "" {
+		what := wrongfile.Describe(bytes.TrimPrefix(data, []byte("\xEF\xBB\xBF")), kind)
+		if len(data) > 0 && what != "" {
 			return errors.New(what)
 		}
 		return nil
