@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	_ "conquer/families"
+	"conquer/model/hub"
 	"conquer/torch"
 )
 
@@ -61,7 +62,10 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 // The profiler must start on the main thread.
 func init() { runtime.LockOSThread() }
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	hub.Notice = func(message string) { fmt.Fprintf(os.Stderr, "conquer: %s\n", message) }
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
 
 func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {

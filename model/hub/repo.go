@@ -175,19 +175,20 @@ var smallFiles = []string{"config.json", "generation_config.json", "adapter_conf
 const listFile = ".listing.json"
 
 // Snapshot downloads the files that choose selects from the repository's names and returns their
-// folder: below $XDG_CACHE_HOME/conquer/hub, or ~/.cache/conquer/hub, by kind, name and commit.
+// folder: below $XDG_CACHE_HOME/conquer/hub, or ~/.cache/conquer/hub, by kind, name and commit. If
+// the cache of huggingface_hub (HF_HUB_CACHE) holds them, it returns the folder there. It makes no
+// request for a commit that is at hand, nor if HF_HUB_OFFLINE is set. If the hub cannot be reached,
+// it returns the copy at hand and tells [Notice].
 func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]string, error),
 	progress func(done, total int64)) (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("no folder to keep models in: %w; set XDG_CACHE_HOME", err)
-	}
-	base := filepath.Join(cache, "conquer", "hub", r.Kind, filepath.FromSlash(r.Name))
-	list, err := r.list(ctx, base)
+	base, err := r.base()
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(base, list.Commit)
+	list, copy, err := r.find(ctx, base)
+	if err != nil {
+		return "", err
+	}
 	byName := map[string]repoFile{}
 	var names []string
 	for _, f := range list.Files {
@@ -198,6 +199,23 @@ func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]strin
 	if err != nil {
 		return "", err
 	}
+	if copy == nil || copy.list.Commit != list.Commit {
+		copy = r.inHubCache(list.Commit)
+	}
+	if copy != nil && copy.has(list, wanted) {
+		return copy.dir, nil
+	}
+	if offline() {
+		return "", fmt.Errorf("%s%s: %w, and the copy on this machine, %s, lacks some of its files",
+			Scheme, r.Name, errOffline, copy.dir)
+	}
+	return r.download(ctx, base, list, wanted, byName, progress)
+}
+
+// download fetches files of a commit into its folder and returns the folder.
+func (r Repo) download(ctx context.Context, base string, list *listing, wanted []string,
+	byName map[string]repoFile, progress func(done, total int64)) (string, error) {
+	dir := filepath.Join(base, list.Commit)
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return "", err
 	}
@@ -236,24 +254,24 @@ func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]strin
 	if err != nil {
 		return "", err
 	}
-	return dir, atomicfile.Write(filepath.Join(dir, listFile),
+	err = atomicfile.Write(filepath.Join(dir, listFile),
 		func(w io.Writer) error { _, err := w.Write(text); return err })
+	if err != nil {
+		return "", err
+	}
+	return dir, r.remember(base, list.Commit)
 }
 
-// list gets the hub's listing of the revision. A commit that was fetched before cannot change and
-// needs no request.
-func (r Repo) list(ctx context.Context, base string) (*listing, error) {
+var errNotTheHub = errors.New("does not answer as the Hugging Face Hub does: expected a commit and " +
+	"its files (HF_ENDPOINT names the server)")
+
+// ask gets the hub's listing of the revision. It gives up after that many failures of the network.
+func (r Repo) ask(ctx context.Context, attempts int) (*listing, error) {
 	list := new(listing)
-	if commitSum.MatchString(r.Revision) {
-		text, err := os.ReadFile(filepath.Join(base, r.Revision, listFile))
-		if err == nil && json.Unmarshal(text, list) == nil && list.Commit == r.Revision {
-			return list, nil
-		}
-	}
 	address := fmt.Sprintf("%s/api/%s/%s/revision/%s?blobs=true", endpoint(), r.Kind, r.Name,
 		url.PathEscape(r.Revision))
 	var text []byte
-	err := retry(ctx, func() (bool, error) {
+	err := retry(ctx, "the hub", attempts, func() (bool, error) {
 		response, err := getWith(ctx, address, 0, authorization())
 		if err != nil {
 			return false, err
@@ -263,24 +281,22 @@ func (r Repo) list(ctx context.Context, base string) (*listing, error) {
 		return false, plain(err)
 	})
 	if err != nil {
-		return nil, r.explain(err, base)
+		return nil, err
 	}
 	if err := json.Unmarshal(text, list); err != nil || !commitSum.MatchString(list.Commit) {
-		return nil, fmt.Errorf("%s does not answer as the Hugging Face Hub does: expected a "+
-			"commit and its files (HF_ENDPOINT names the server)", address)
+		return nil, fmt.Errorf("%s %w", address, errNotTheHub)
 	}
 	return list, nil
 }
 
 // explain turns an error of the hub into one that says what to do.
-func (r Repo) explain(err error, base string) error {
+func (r Repo) explain(err error) error {
 	var status *statusError
 	name := Scheme + r.Name
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, errNotTheHub) {
+		return err
+	}
 	if !errors.As(err, &status) {
-		if copies, _ := filepath.Glob(filepath.Join(base, "*", listFile)); len(copies) > 0 {
-			return fmt.Errorf("%s: the hub cannot be reached: %w; to use a copy that was fetched "+
-				"before, name it: %s@%s", name, err, name, filepath.Base(filepath.Dir(copies[0])))
-		}
 		return fmt.Errorf("%s: the hub cannot be reached: %w", name, err)
 	}
 	switch status.code {
@@ -321,7 +337,7 @@ func (r Repo) fetch(ctx context.Context, commit string, f repoFile, to string,
 	arrived := to + ".arrived"
 	defer os.Remove(arrived)
 	last := int64(-1)
-	err := retry(ctx, func() (bool, error) {
+	err := retry(ctx, f.Name, 5, func() (bool, error) {
 		reached := int64(0)
 		err := fetchTo(ctx, address, arrived, authorization(), func(done, _ int64) {
 			reached = done
@@ -332,7 +348,7 @@ func (r Repo) fetch(ctx context.Context, commit string, f repoFile, to string,
 		return moved, err
 	})
 	if err != nil {
-		return err
+		return continued(err)
 	}
 	if err := f.verify(arrived); err != nil {
 		return err
@@ -389,9 +405,9 @@ func authorization() http.Header {
 // pause is the wait before the second attempt; it doubles with each attempt.
 var pause = time.Second
 
-// retry calls f again after a failure of the network or the server, at most five times in a row
-// without progress.
-func retry(ctx context.Context, f func() (moved bool, err error)) error {
+// retry calls f again after a failure of the network or the server, until it failed that many times
+// in a row without progress. It tells Notice what it waits for.
+func retry(ctx context.Context, what string, attempts int, f func() (moved bool, err error)) error {
 	wait := pause
 	for failures := 0; ; {
 		moved, err := f()
@@ -407,9 +423,10 @@ func retry(ctx context.Context, f func() (moved bool, err error)) error {
 		if failures++; moved {
 			failures, wait = 1, pause
 		}
-		if errors.As(err, &local) || failures == 5 {
+		if errors.As(err, &local) || failures >= attempts {
 			return err
 		}
+		Notice(fmt.Sprintf("%s: %v; the next attempt is in %v", what, err, wait))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
