@@ -52,7 +52,7 @@ func openArrow(name string, data []byte, layout Layout, maps *mappings) (file, e
 	if err := checkFooter(data); err != nil {
 		return nil, err
 	}
-	r, err := ipc.NewMappedFileReader(data, ipc.WithAllocator(bounded))
+	r, err := openBatches(data)
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +76,22 @@ func openArrow(name string, data []byte, layout Layout, maps *mappings) (file, e
 		f.starts = append(f.starts, f.starts[i]+batch.NumRows())
 	}
 	return f, nil
+}
+
+// openBatches opens an Arrow file in place. The reader that does so panics if the file has
+// dictionaries; such a file is read with another one, which copies each batch.
+func openBatches(data []byte) (r *ipc.FileReader, err error) {
+	inPlace := guarded(func() (err error) {
+		r, err = ipc.NewMappedFileReader(data, ipc.WithAllocator(bounded))
+		return err
+	})
+	if inPlace == nil {
+		return r, nil
+	}
+	if _, panicked := inPlace.(damage); !panicked {
+		return nil, inPlace
+	}
+	return ipc.NewFileReader(bytes.NewReader(data), ipc.WithAllocator(bounded))
 }
 
 // checkFooter checks the schema in the footer of a file.

@@ -199,7 +199,11 @@ func (g *rowGroup) open(c *node, n schema.Node) error {
 	if err != nil {
 		return err
 	}
-	c.leaves = []*leaf{{desc: g.schema.Column(index), chunk: chunk}}
+	meta, err := g.reader.MetaData().ColumnChunk(index)
+	if err != nil {
+		return err
+	}
+	c.leaves = []*leaf{{desc: g.schema.Column(index), chunk: chunk, left: meta.NumValues()}}
 	return nil
 }
 
@@ -273,6 +277,7 @@ func cutShort(err error) error {
 type leaf struct {
 	desc  *schema.Column
 	chunk parquetfile.ColumnChunkReader
+	left  int64 // entries that were not read yet
 
 	def, rep []int16  // levels of the entries that were read and not yet taken
 	values   []string // those entries that are not null, as JSON
@@ -309,16 +314,25 @@ func (l *leaf) take() {
 	l.def, l.rep = l.def[1:], l.rep[1:]
 }
 
+// maxEmptyPages is how many empty pages may follow each other.
+const maxEmptyPages = 1 << 12
+
 // entriesAtOnce is how many entries read reads.
 const entriesAtOnce = 1024
 
 // read reads more entries, io.EOF after the last.
 func (l *leaf) read() (err error) {
-	if !l.chunk.HasNext() {
+	// The reader stops at an empty page, which pyarrow writes; pages may follow it.
+	for retries := 0; !l.chunk.HasNext(); retries++ {
 		if err := l.chunk.Err(); err != nil {
 			return err
 		}
-		return io.EOF
+		if l.left <= 0 {
+			return io.EOF
+		}
+		if retries > maxEmptyPages {
+			return fmt.Errorf("the file is damaged: %d values are missing", l.left)
+		}
 	}
 	l.def, l.rep = make([]int16, entriesAtOnce), make([]int16, entriesAtOnce)
 	defer func() {
@@ -376,6 +390,7 @@ func (l *leaf) read() (err error) {
 	if n < 1 {
 		return io.ErrUnexpectedEOF
 	}
+	l.left -= n
 	l.def, l.rep = l.def[:n], l.rep[:n]
 	// A file does not store levels that have one possible value.
 	if l.desc.MaxDefinitionLevel() == 0 {

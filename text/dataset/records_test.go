@@ -139,3 +139,21 @@ func TestLoad_ColumnsOfEveryTypeEqualLines(t *testing.T) {
 		}
 	}
 }
+
+func TestLoad_DictionariesAndEmptyPagesAreRead(t *testing.T) {
+	tok := withSpecial(t, imTemplate)
+	words := &arrow.DictionaryType{IndexType: arrow.PrimitiveTypes.Int32,
+		ValueType: arrow.BinaryTypes.String}
+	rows := []string{`{"prompt":"a","completion":"b"}`, `{"prompt":"a","completion":"c"}`}
+	want := mustLoad(t, writeTestFile(t, "d.jsonl", strings.Join(rows, "\n")), tok, Options{})
+	schema := schemaOf(column("prompt", words), column("completion", arrow.BinaryTypes.String))
+	data := arrowBytes(t, false, schema, "["+strings.Join(rows, ",")+"]")
+	sameSamples(t, "dictionary", mustLoad(t, writeTestFile(t, "d.arrow", string(data)), tok,
+		Options{}), want)
+
+	// pyarrow wrote this file of 7 chats with pages of one value. Some of its pages are empty.
+	d := mustLoad(t, "testdata/empty-pages.parquet", tok, Options{})
+	if got := labeledText(tok, d.Samples[len(d.Samples)-1]); d.Len() != 7 || got != "a6<|im_end|>|" {
+		t.Errorf("%s: %q", d.Report, got)
+	}
+}

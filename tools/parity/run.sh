@@ -17,6 +17,7 @@ compare() {
 }
 compare tools/parity/text_tokenizers.py "$model"
 compare tools/parity/chat_templates.py
+compare tools/parity/data_sets.py
 compare tools/parity/checkpoint_files.py "$model"
 compare tools/parity/generate_greedy.py --conquer "$conquer"
 compare tools/parity/export_formats.py --conquer "$conquer"
