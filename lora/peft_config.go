@@ -107,7 +107,8 @@ var fields = map[string]field{
 	"megatron_config":         {values: off, why: unmergeable},
 	"alora_invocation_tokens": {values: []string{"null"}, why: "so the adapter acts only after " +
 		"these tokens, which is not supported: it cannot be merged either"},
-	"arrow_config":      {values: off, why: "so adapters are chosen per token, which is not supported"},
+	"arrow_config": {values: off, why: "so an adapter is chosen for each token, which is not " +
+		"supported"},
 	"kasa_config":       {values: off, why: unmergeable},
 	"velora_config":     {values: off, why: unmergeable},
 	"monteclora_config": {values: off, why: unmergeable},

@@ -117,8 +117,8 @@ func baseName(path string) string {
 	return absolute
 }
 
-// adapterGeneration returns the generation_config.json that training wrote beside an adapter, nil if
-// there is none.
+// adapterGeneration returns the generation_config.json that training wrote beside an adapter, or
+// nil.
 func adapterGeneration(dir string) ([]byte, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "generation_config.json"))
 	if errors.Is(err, fs.ErrNotExist) {

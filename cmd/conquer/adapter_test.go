@@ -12,7 +12,8 @@ import (
 func tune(t testing.TB, base, out string, more ...string) (stderr string, code int) {
 	t.Helper()
 	data := filepath.Join(filepath.Dir(base), "chats.jsonl")
-	chat := `{"messages":[{"role":"user","content":"hello"},{"role":"assistant","content":"there"}]}`
+	chat := `{"messages":[{"role":"user","content":"hello"},` +
+		`{"role":"assistant","content":"there"}]}`
 	if err := os.WriteFile(data, []byte(strings.Repeat(chat+"\n", 3)), 0o666); err != nil {
 		t.Fatal(err)
 	}
@@ -48,8 +49,8 @@ func TestAdapter_AsModelOpensItsBase(t *testing.T) {
 	if got := score("--model_path", merged); got-want > 1e-5 || want-got > 1e-5 {
 		t.Errorf("the exported model gives %g, want %g", got, want)
 	}
-	if info := decode[modelInfo](t, succeed(t, "info", "--json", adapter)); info.Adapter != adapter ||
-		info.Path != base || info.Problem != "" {
+	if info := decode[modelInfo](t, succeed(t, "info", "--json", adapter)); info.Path != base ||
+		info.Adapter != adapter || info.Problem != "" {
 		t.Errorf("%+v", info)
 	}
 	succeed(t, "generate", "--model_path", adapter, "--prompt", "hello", "--max_new_tokens", "2")

@@ -65,6 +65,7 @@ func (f *accuracyFlags) run(ctx context.Context, layersGiven bool) error {
 }
 
 // writePredictions writes a .tsv file of predictions for each strategy, which bench gptscore reads.
+// It removes those of other strategies, because the results replace an earlier run's as a whole.
 func (f *accuracyFlags) writePredictions(prompts []bench.Prompt, rows []bench.AccuracyRow) error {
 	if len(rows) == 0 {
 		return nil
@@ -82,10 +83,23 @@ func (f *accuracyFlags) writePredictions(prompts []bench.Prompt, rows []bench.Ac
 	if err := os.MkdirAll(f.results.output, 0o755); err != nil {
 		return err
 	}
+	fresh := map[string]bool{}
 	for strategy, list := range predictions {
 		path := filepath.Join(f.results.output, bench.PredictionsName(strategy))
 		if err := bench.WritePredictions(path, list); err != nil {
 			return err
+		}
+		fresh[filepath.Base(path)] = true
+	}
+	names, err := inUse(f.results.output)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if match, _ := filepath.Match(bench.PredictionsName("*"), name); match && !fresh[name] {
+			if err := os.Remove(filepath.Join(f.results.output, name)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -243,12 +243,17 @@ func writeBamba(t *testing.T) string {
 
 func TestBenchGPTScore_ReadsAccuracyPredictions(t *testing.T) {
 	prompts, dir := writePrompts(t), t.TempDir()
+	stale := filepath.Join(dir, bench.PredictionsName("independent"))
+	os.WriteFile(stale, []byte("of an earlier run"), 0o666)
 	table := succeed(t, "bench", "accuracy", "--prompts", prompts, "--model_path", writeBamba(t),
 		"--tokenizer", "char_tokenizer", "--device", "cpu", "--chunking",
 		"default-optimized,windowed:1", "--chunk_size", "16", "--output_path", dir)
 	rows := readRows[bench.AccuracyRow](t, dir, "accuracy")
 	if len(rows) != 4 || !strings.Contains(table, "accuracy_windowed_1.tsv") {
 		t.Fatalf("%d rows, and the table\n%s", len(rows), table)
+	}
+	if _, err := os.Stat(stale); err == nil {
+		t.Errorf("%s is left of an earlier run", stale)
 	}
 	var files []string
 	for _, strategy := range []string{"default-optimized", "windowed:1"} {

@@ -36,7 +36,8 @@ func checkOutput(path string, file, overwrite bool) error {
 		return fmt.Errorf("--output_path: %s is a folder: name a file in it, such as model.gguf",
 			path)
 	case file && err == nil && !overwrite:
-		return fmt.Errorf("--output_path: %s exists: choose another name, or give --overwrite", path)
+		return fmt.Errorf("--output_path: %s exists: choose another name, or give --overwrite",
+			path)
 	case file:
 		return nil
 	}
@@ -92,8 +93,8 @@ func (f *trainFlags) checkResult() error {
 			return fmt.Errorf("--output_path: %s holds checkpoints of a run: continue it with "+
 				"--resume, choose other folders, or start again with --overwrite", f.CheckpointPath)
 		case len(names) > 0:
-			return fmt.Errorf("--output_path: %s is not empty, it holds %s: choose another folder, "+
-				"or give --overwrite", f.output, some(names))
+			return fmt.Errorf("--output_path: %s is not empty, it holds %s: choose another "+
+				"folder, or give --overwrite", f.output, some(names))
 		}
 		return nil
 	}

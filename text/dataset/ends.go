@@ -10,9 +10,9 @@ import (
 const endSamples = 1000
 
 // TurnEnds returns the special tokens with which the answers of d end, in the order in which they
-// are found: a model that is trained on d ends its turns with them. It looks at up to 1,000 samples,
-// evenly spread. Texts, which are learned from their first token on, and answers that are cut have
-// no end.
+// are found: a model that is trained on d ends its turns with them. It looks at up to 1,000
+// samples, evenly spread. Texts, which are learned from their first token on, and answers that are
+// cut have no end.
 func (d *Dataset) TurnEnds(tok *tokenizer.Tokenizer) (ends []int32, err error) {
 	special := func(id int32) bool {
 		one := []int32{id}

@@ -23,6 +23,7 @@ compare tools/parity/generate_greedy.py --conquer "$conquer"
 compare tools/parity/export_formats.py --conquer "$conquer"
 compare tools/parity/train_losses.py --conquer "$conquer"
 compare tools/parity/train_lora.py --conquer "$conquer"
+compare tools/parity/peft_adapters.py --conquer "$conquer"
 compare tools/parity/bamba_logits.py
 compare tools/parity/family_models.py
 exit $status

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Compares how conquer reads adapters with PEFT's own reload of them.
+
+    python tools/parity/peft_adapters.py [--conquer BINARY] [--seeds 1]
+
+For random small Llama, Mamba-2 and Bamba models, PEFT makes adapters with each option of LoraConfig
+and with other methods, at random ranks, alphas and targets. conquer must give the likelihoods of
+PEFT's reload, or refuse the adapter and name the field. Adapters that conquer makes must load in
+PEFT by the name of their base. Needs torch, transformers and peft.
+"""
+
+import json
+import random
+import subprocess
+import warnings
+
+import peft
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BambaConfig, BambaForCausalLM,
+                          LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM)
+
+from harness import ROOT, check, conquer, options, run
+
+warnings.filterwarnings("ignore")
+IDS = [3, 9, 27, 81, 243, 111, 333, 5, 15, 45, 135, 405, 17, 51, 153]
+TARGETS = {
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "mamba2": ["in_proj"],
+    "bamba": ["q_proj", "o_proj", "in_proj", "out_proj", "gate_proj", "down_proj"],
+}
+
+
+def base_model(kind, seed):
+    torch.manual_seed(seed)
+    common = dict(vocab_size=512, hidden_size=64, initializer_range=0.1, tie_word_embeddings=False)
+    if kind == "llama":
+        return LlamaForCausalLM(
+            LlamaConfig(**common, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+                        num_key_value_heads=2, attention_bias=True))
+    if kind == "mamba2":
+        return Mamba2ForCausalLM(
+            Mamba2Config(**common, num_hidden_layers=3, num_heads=8, head_dim=16, state_size=16,
+                         n_groups=1, expand=2, chunk_size=16))
+    return BambaForCausalLM(
+        BambaConfig(**common, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+                    num_key_value_heads=2, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=16,
+                    mamba_d_state=16, mamba_n_groups=1, mamba_expand=2, mamba_chunk_size=16))
+
+
+def cases(kind, rng):
+    """Yields (name, options of LoraConfig or another config, how it is saved)."""
+    names = TARGETS[kind]
+    some = rng.sample(names, rng.randint(1, len(names)))
+    one = some[0]
+    for name, more in {
+            "plain": {},
+            "all-linear": {} if kind == "mamba2" else {"target_modules": "all-linear"},
+            "regular expression": {"target_modules": rf".*layers\.[01]\..*{one}"},
+            "rslora": {"use_rslora": True},
+            "rank pattern": {"rank_pattern": {one: 3, r"layers\.1\..*": 5}},
+            "alpha pattern": {"alpha_pattern": {rf"layers.[02].*{one}": 21, one: 2}},
+            "both patterns, rslora": {"rank_pattern": {one: 3}, "alpha_pattern": {r"^.*\.1\..*": 40},
+                                      "use_rslora": True},
+            "layers to transform": {"layers_to_transform": [0, 2]},
+            "one layer": {"layers_to_transform": 1, "layers_pattern": "layers"},
+            "excluded": {"target_modules": names, "exclude_modules": rf".*\.1\..*{one}"},
+            "dropout": {"lora_dropout": 0.3},
+            "fan_in_fan_out": {"fan_in_fan_out": True},
+            "bias all": {"bias": "all"},
+            "bias lora_only": {"bias": "lora_only"},
+            "init false": {"init_lora_weights": False},
+            "init gaussian": {"init_lora_weights": "gaussian"},
+            "init orthogonal": {"init_lora_weights": "orthogonal", "r": 4},
+            "init mica": {"init_lora_weights": "mica"},
+            "init pissa": {"init_lora_weights": "pissa"},
+            "init pissa_niter_4": {"init_lora_weights": "pissa_niter_4"},
+            "init olora": {"init_lora_weights": "olora"},
+            "dora": {"use_dora": True},
+            "lora_bias": {"lora_bias": True},
+            "modules_to_save": {"modules_to_save": ["lm_head"]},
+            "trainable tokens": {"trainable_token_indices": [1, 5]},
+            "activated": {"alora_invocation_tokens": [81, 243], "task_type": "CAUSAL_LM"},
+            "replicated layers": {"layer_replication": [[0, 2], [1, 3]]},
+            "head": {"target_modules": some + ["lm_head"]},
+            "sequence classification": {"task_type": "SEQ_CLS"},
+            "no task": {"task_type": None},
+    }.items():
+        settings = dict(r=rng.randint(1, 8), lora_alpha=rng.randint(1, 32), target_modules=some,
+                        task_type="CAUSAL_LM")
+        settings.update(more)
+        yield name, LoraConfig, settings, {}
+    plain = dict(r=4, lora_alpha=8, target_modules=some, task_type="CAUSAL_LM")
+    yield "adapter_model.bin", LoraConfig, plain, {"safe_serialization": False}
+    yield "embeddings beside", LoraConfig, plain, {"save_embedding_layers": True}
+    for method, more in {"IA3Config": {"feedforward_modules": []}, "LoHaConfig": {},
+                         "LoKrConfig": {}, "AdaLoraConfig": {"total_step": 10},
+                         "VeraConfig": {}, "OFTConfig": {"oft_block_size": 4}}.items():
+        settings = dict(target_modules=[one], task_type="CAUSAL_LM") | more
+        yield method, getattr(peft, method), settings, {}
+    yield "PromptTuningConfig", peft.PromptTuningConfig, dict(num_virtual_tokens=3,
+                                                              task_type="CAUSAL_LM"), {}
+
+
+def nll(model):
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        return torch.nn.functional.cross_entropy(model(ids).logits[0, :-1].float(), ids[0, 1:])
+
+
+def randomize(model, adapter_config):
+    """Gives all trained weights values that change the output."""
+    for name, p in model.named_parameters():
+        if p.requires_grad or "lora_" in name:
+            p.data += 0.05 * torch.randn_like(p) * p.std().clamp(min=1.0)
+
+
+def score(*args):
+    done = subprocess.run([
+        options.conquer, "score", "--dtype", "float32", "--device", "cpu", "--json", "--token_ids",
+        ",".join(map(str, IDS)), *map(str, args)
+    ], capture_output=True, text=True)
+    return (json.loads(done.stdout)["nll"], "") if done.returncode == 0 else (None, done.stderr)
+
+
+def read_adapters(folder, kind, seed):
+    rng = random.Random(100 * seed + len(kind))
+    folder = folder.resolve()
+    base = folder / "base"
+    base_model(kind, seed).save_pretrained(base)
+    before = nll(AutoModelForCausalLM.from_pretrained(base).eval()).item()
+    for name, config_class, settings, saving in cases(kind, rng):
+        torch.manual_seed(seed)
+        adapter = folder / name.replace(" ", "-")
+        model = AutoModelForCausalLM.from_pretrained(base)
+        try:
+            tuned = get_peft_model(model, config_class(**settings))
+        except (ValueError, TypeError, ImportError, AttributeError, IndexError) as error:
+            print(f"-     {kind}: {name}: PEFT makes none: {str(error)[:90]}")
+            continue
+        randomize(tuned, settings)
+        tuned.save_pretrained(adapter, **saving)
+        got, error = score("--model_path", adapter)
+        if got is None:
+            fields = json.loads((adapter / "adapter_config.json").read_text())
+            named = [k for k in fields if k in error] + [w for w in error.split() if "tensor" in w]
+            check(f"{kind}: {name}: refused by name", bool(named) and str(adapter) in error,
+                  error.strip()[-150:])
+            continue
+        reloaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base),
+                                             adapter).eval()
+        want = nll(reloaded).item()
+        check(f"{kind}: {name}: likelihoods of PEFT's reload", abs(got - want) < 2e-5 * abs(want),
+              f"{got:.6f}, PEFT {want:.6f}, the base {before:.6f}")
+        both = score("--model_path", base, "--adapter_path", adapter)[0]
+        merged = folder / f"{adapter.name}-merged"
+        conquer("export", "--model_path", adapter, "--output_path", merged)
+        check(f"{kind}: {name}: the same with --adapter_path and exported",
+              both == got and abs(score("--model_path", merged)[0] - got) < 2e-5 * abs(got))
+
+
+def own_adapters(folder, kind, seed):
+    """conquer's adapters with default targets load in PEFT, also by the name of their base."""
+    folder = folder.resolve()
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "text/tokenizer/testdata/smollm")
+    base = folder / "tuned-base"
+    model = base_model(kind, seed)
+    model.resize_token_embeddings(704)
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    adapter = folder / "own"
+    done = subprocess.run([
+        options.conquer, "train", "--model_path", "tuned-base", "--data_path",
+        str(ROOT / "examples/lighthouse/heldout.jsonl"), "--output_path", "own", "--steps", "2",
+        "--batch_size", "2", "--lora_rank", "4", "--learning_rate", "0.05", "--sequence_length",
+        "64", "--device", "cpu"
+    ], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        check(f"{kind}: conquer trains an adapter", False, done.stderr)
+        return
+    want = nll(AutoPeftModelForCausalLM.from_pretrained(adapter).eval()).item()
+    got, error = score("--model_path", adapter)
+    check(f"{kind}: PEFT opens conquer's adapter and its base",
+          got is not None and abs(got - want) < 2e-5 * abs(want), f"{got}, PEFT {want} {error}")
+
+
+def small(folder, kind, seed):
+    read_adapters(folder, kind, seed)
+    own_adapters(folder, kind, seed)
+
+
+if __name__ == "__main__":
+    run(__doc__, list(TARGETS), small, lambda work: None)
