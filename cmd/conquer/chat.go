@@ -44,6 +44,7 @@ type chatFlags struct {
 	modelFlags
 	samplingFlags
 	processFlags
+	chatInputs
 	system string
 }
 
@@ -70,6 +71,7 @@ func (f *chatFlags) declare(flags *pflag.FlagSet) {
 	f.declareAdapter(flags)
 	group(flags, "Model")
 	flags.StringVar(&f.system, "system", "", "the system message (`instructions`)")
+	f.chatInputs.declare(flags)
 	group(flags, "Conversation")
 	f.samplingFlags.declare(flags, 1024, 0.6, 0.9)
 	group(flags, "Sampling")
@@ -85,6 +87,9 @@ func (f *chatFlags) check(args []string) (place dist.Place, err error) {
 		return place, usagef("unexpected %q: questions are read from standard input", args[0])
 	}
 	if err := f.read(); err != nil {
+		return place, err
+	}
+	if err := f.readInputs(); err != nil {
 		return place, err
 	}
 	if err := f.checkProcesses(); err != nil {
@@ -104,6 +109,7 @@ func (f *chatFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Pl
 	c := &conversation{
 		samplingFlags: &f.samplingFlags,
 		system:        systemMessage(f.system),
+		inputs:        f.inputs,
 		person:        isTerminal(os.Stdin) && place.Rank == 0,
 		quiet:         place.Rank > 0,
 	}
@@ -132,7 +138,7 @@ func (f *chatFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Pl
 	defer c.session.Close()
 	c.reset()
 	probe := append(c.messages, tokenizer.Message{Role: "user", Content: "?"})
-	if _, err := encodeChat(c.opened, probe); err != nil {
+	if _, err := c.encode(probe); err != nil {
 		return err
 	}
 	switch {
@@ -149,6 +155,7 @@ type conversation struct {
 	*opened
 	*samplingFlags
 	system   []tokenizer.Message
+	inputs   tokenizer.ChatInputs
 	messages []tokenizer.Message
 	session  *generate.Session
 	out      io.Writer
@@ -352,6 +359,13 @@ func (c *conversation) answer(messages []tokenizer.Message, prompt []int32,
 	return stop, nil
 }
 
+// encode renders a conversation up to the start of the assistant's turn and encodes the text.
+func (c *conversation) encode(messages []tokenizer.Message) ([]int32, error) {
+	_, ids, err := encodeChat(c.opened, tokenizer.Conversation{Messages: messages,
+		ChatInputs: c.inputs})
+	return ids, err
+}
+
 // fit renders the conversation with one more question. If there is too little room for an answer,
 // it drops the oldest turns until half of the context is free, so that the cost of reading the
 // rest again is spread over many turns. The system message stays.
@@ -361,7 +375,7 @@ func (c *conversation) fit(question string) (messages []tokenizer.Message, promp
 	most, first := c.model.MaxLength(), len(c.system)
 	render := func(turns int) {
 		messages = slices.Delete(slices.Clone(all), first, first+2*turns)
-		prompt, err = encodeChat(c.opened, messages)
+		prompt, err = c.encode(messages)
 	}
 	render(0)
 	room := min(c.options.MaxNewTokens, most/4)

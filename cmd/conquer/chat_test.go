@@ -89,7 +89,7 @@ func TestChat_FullContextIsReadAgainSeldom(t *testing.T) {
 		if _, err := c.answer(messages, prompt, nil); err != nil {
 			t.Fatal(err)
 		}
-		alone, err := encodeChat(c.opened, messages[len(messages)-1:])
+		alone, err := c.encode(messages[len(messages)-1:])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -38,13 +38,16 @@ conquer generate --nproc 2 --model_path llama-3.1-8b --prompt "Once upon a time"
 // generateOutput is the JSON object of one prompt. A prompt that failed has Error, and
 // FinishReason is "error".
 type generateOutput struct {
-	Text             string  `json:"text"`
-	TokenIDs         []int32 `json:"token_ids"`
-	Prompt           string  `json:"prompt,omitempty"`
-	Line             int     `json:"line,omitempty"` // of --prompts_file, from 1
-	Error            string  `json:"error,omitempty"`
-	FinishReason     string  `json:"finish_reason"`
-	Seed             int64   `json:"seed"`
+	Text         string  `json:"text"`
+	TokenIDs     []int32 `json:"token_ids"`
+	Prompt       string  `json:"prompt,omitempty"`
+	Line         int     `json:"line,omitempty"` // of --prompts_file, from 1
+	Error        string  `json:"error,omitempty"`
+	FinishReason string  `json:"finish_reason"`
+	Seed         int64   `json:"seed"`
+	// RenderedPrompt is the text whose tokens are PromptTokenIDs; with --chat the template wrote it.
+	RenderedPrompt   string  `json:"rendered_prompt,omitempty"`
+	PromptTokenIDs   []int32 `json:"prompt_token_ids"`
 	PromptTokens     int     `json:"prompt_tokens"`
 	NewTokens        int     `json:"new_tokens"`
 	FirstTokenMS     float64 `json:"first_token_ms"`
@@ -64,9 +67,10 @@ type generateFlags struct {
 	tokenIDs    []string
 	chat        bool
 	system      string
-	useCache    bool
-	batchSize   int
-	json        bool
+	chatInputs
+	useCache  bool
+	batchSize int
+	json      bool
 	profileFlag
 }
 
@@ -99,19 +103,22 @@ func (f *generateFlags) declare(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&f.prompts, "prompt", nil, "the `text` to continue; may be repeated")
 	flags.StringVar(&f.promptsFile, "prompts_file", "",
 		"`file` with one prompt per line, or - for standard input; the lines of a .jsonl file "+
-			"are strings or objects with the field prompt; a prompt that fails does not stop "+
+			"are strings or objects with the field prompt, or with --chat messages; an object may "+
+			"have tools, documents and chat_template_kwargs; a prompt that fails does not stop "+
 			"the others")
 	flags.StringArrayVar(&f.tokenIDs, "token_ids", nil,
 		"a prompt as token `ids`, such as 1,2,3; no tokenizer is needed; may be repeated")
 	flags.BoolVar(&f.chat, "chat", false,
 		"send each prompt as a user's message through the chat template")
 	flags.StringVar(&f.system, "system", "", "with --chat: the system message (`instructions`)")
+	f.chatInputs.declare(flags)
 	flags.IntVar(&f.batchSize, "batch_size", 8, "number of prompts processed together")
 	group(flags, "Prompts")
 	f.samplingFlags.declare(flags, 128, 0, 1)
 	group(flags, "Sampling")
 	flags.BoolVar(&f.json, "json", false,
-		"print a JSON object for each prompt, with text, token_ids and timings")
+		"print a JSON object for each prompt, with text, token_ids, rendered_prompt, "+
+			"prompt_token_ids and timings")
 	group(flags, "Output")
 	f.declareProcesses(flags)
 	group(flags, "Several processes")
@@ -145,9 +152,14 @@ func (f *generateFlags) check(processes int) ([]*prompt, error) {
 		return nil, usagef("--chat needs a text prompt, not --token_ids")
 	case f.system != "" && !f.chat:
 		return nil, usagef("--system needs --chat")
+	case f.given() && !f.chat:
+		return nil, usagef("--tools, --documents and --chat_template_kwargs need --chat")
 	case processes > 1 && f.options.Compile == generate.CompileGraph:
 		return nil, usagef("--compile %s works in one process only: leave it out with several",
 			generate.CompileGraph)
+	}
+	if err := f.readInputs(); err != nil {
+		return nil, err
 	}
 	if err := checkStdin("prompts_file", f.promptsFile, processes); err != nil {
 		return nil, err
@@ -208,16 +220,15 @@ func checkChat(o *opened) error {
 	return nil
 }
 
-// encodeChat renders a conversation up to the start of the assistant's turn.
-func encodeChat(o *opened, messages []tokenizer.Message) ([]int32, error) {
+// encodeChat renders a conversation up to the start of the assistant's turn and encodes the text.
+func encodeChat(o *opened, c tokenizer.Conversation) (rendered string, ids []int32, err error) {
 	if err := checkChat(o); err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	rendered, err := o.tokenizer.Chat(messages, true)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", o.path, err)
+	if rendered, err = o.tokenizer.Render(c, true); err != nil {
+		return "", nil, fmt.Errorf("%s: %w", o.path, err)
 	}
-	return o.tokenizer.Encode(rendered, false), nil
+	return rendered, o.tokenizer.Encode(rendered, false), nil
 }
 
 // advise prints hints: a short context, or a chat model used without --chat.

@@ -18,9 +18,13 @@ import (
 type prompt struct {
 	text string  // empty for --token_ids
 	ids  []int32 // set by encodeAll for a text
-	name string  // where it was given, such as questions.txt:10 or --prompt 2
-	line int     // in the file of --prompts_file, from 1; 0 for a flag
-	err  error   // why it cannot be continued
+	// messages are a conversation given instead of a text. inputs belong to it or to the text.
+	messages []tokenizer.Message
+	inputs   tokenizer.ChatInputs
+	rendered string // text of ids
+	name     string // where it was given, such as questions.txt:10 or --prompt 2
+	line     int    // in the file of --prompts_file, from 1; 0 for a flag
+	err      error  // why it cannot be continued
 }
 
 // readPrompts collects --prompt, --prompts_file and --token_ids. A line that is no prompt becomes a
@@ -61,32 +65,49 @@ func promptLines(data, path string) (prompts []*prompt) {
 		}
 		p := &prompt{text: line, name: fmt.Sprintf("%s:%d", inputName(path), i+1), line: i + 1}
 		if path == dataset.Stdin && len(prompts) == 0 { // has no extension
-			_, err := promptOf(line)
-			objects = err == nil
+			objects = new(prompt).parse(line) == nil
 		}
 		if !utf8.ValidString(line) {
 			p.err = errors.New("the line is not valid UTF-8")
 		} else if objects {
-			p.text, p.err = promptOf(line)
+			p.err = p.parse(line)
 		}
 		prompts = append(prompts, p)
 	}
 	return prompts
 }
 
-// promptOf reads a line of a .jsonl file.
-func promptOf(line string) (string, error) {
-	var prompt string
-	if json.Unmarshal([]byte(line), &prompt) == nil {
-		return prompt, nil
+// parse reads a line of a .jsonl file.
+func (p *prompt) parse(line string) error {
+	var text string
+	if json.Unmarshal([]byte(line), &text) == nil {
+		p.text = text
+		return nil
 	}
 	var object struct {
-		Prompt *string `json:"prompt"`
+		Prompt    *string             `json:"prompt"`
+		Messages  []tokenizer.Message `json:"messages"`
+		Tools     json.RawMessage     `json:"tools"`
+		Documents json.RawMessage     `json:"documents"`
+		Kwargs    json.RawMessage     `json:"chat_template_kwargs"`
 	}
-	if err := json.Unmarshal([]byte(line), &object); err != nil || object.Prompt == nil {
-		return "", errors.New(`expected a JSON string, or an object with the field "prompt"`)
+	err := json.Unmarshal([]byte(line), &object)
+	switch {
+	case err == nil && object.Prompt != nil:
+		p.text = *object.Prompt
+	case err == nil && len(object.Messages) > 0:
+		p.text, p.messages = object.Messages[len(object.Messages)-1].Content, object.Messages
+	default:
+		expected := errors.New(`expected a JSON string, or an object with the field "prompt" or ` +
+			`"messages"`)
+		if _, wrongType := errors.AsType[*json.UnmarshalTypeError](err); err == nil || wrongType {
+			return expected
+		}
+		return fmt.Errorf("%w: %w", expected, err)
 	}
-	return *object.Prompt, nil
+	p.inputs = tokenizer.ChatInputs{Tools: object.Tools, Documents: object.Documents,
+		Kwargs: object.Kwargs}
+	return p.inputs.Check()
 }
 
 // checkStdin refuses standard input as a file if several processes would read it.
@@ -118,7 +139,7 @@ func (f *generateFlags) encodeAll(o *opened, prompts []*prompt) error {
 	}
 	for _, p := range prompts {
 		if p.err == nil && texts {
-			p.ids, p.err = f.encode(o, p.text)
+			p.err = f.encode(o, p)
 		}
 		if p.err == nil {
 			p.err = generate.CheckPrompt(o.model, p.ids)
@@ -130,20 +151,31 @@ func (f *generateFlags) encodeAll(o *opened, prompts []*prompt) error {
 	return nil
 }
 
-// encode turns a prompt into ids.
-func (f *generateFlags) encode(o *opened, text string) ([]int32, error) {
+// encode sets the ids of a prompt.
+func (f *generateFlags) encode(o *opened, p *prompt) (err error) {
 	if f.chat {
-		return encodeChat(o, append(systemMessage(f.system),
-			tokenizer.Message{Role: "user", Content: text}))
+		messages := p.messages
+		if messages == nil {
+			messages = []tokenizer.Message{{Role: "user", Content: p.text}}
+		}
+		if messages[0].Role != "system" {
+			messages = append(systemMessage(f.system), messages...)
+		}
+		p.rendered, p.ids, err = encodeChat(o, tokenizer.Conversation{Messages: messages,
+			ChatInputs: p.inputs.Over(f.inputs)})
+		return err
 	}
-	ids := o.tokenizer.Encode(text, true)
-	if bos, ok := o.tokenizer.BOS(); ok && len(ids) == 0 {
-		ids = []int32{bos} // an empty prompt becomes the start token
+	if p.messages != nil {
+		return usagef("messages need --chat")
 	}
-	if len(ids) == 0 {
-		return nil, usagef("the prompt is empty, and the tokenizer has no start token")
+	p.rendered, p.ids = p.text, o.tokenizer.Encode(p.text, true)
+	if bos, ok := o.tokenizer.BOS(); ok && len(p.ids) == 0 {
+		p.ids = []int32{bos} // an empty prompt becomes the start token
 	}
-	return ids, nil
+	if len(p.ids) == 0 {
+		return usagef("the prompt is empty, and the tokenizer has no start token")
+	}
+	return nil
 }
 
 // printFailures prints why prompts failed.

@@ -96,6 +96,8 @@ func (r *replies) print(out *bufio.Writer, p *prompt, result generate.Result,
 			Line:             p.line,
 			FinishReason:     string(result.Finish),
 			Seed:             r.seed,
+			RenderedPrompt:   p.rendered,
+			PromptTokenIDs:   append([]int32{}, p.ids...),
 			PromptTokens:     result.PromptTokens,
 			NewTokens:        len(result.Tokens),
 			FirstTokenMS:     milliseconds(stats.Prefill),
@@ -128,6 +130,7 @@ func (r *replies) printFailed(out *bufio.Writer, next *prompt) error {
 		}
 		err := printJSON(out, generateOutput{TokenIDs: []int32{}, Prompt: p.text, Line: p.line,
 			Error: fmt.Sprintf("%s: %v", p.name, p.err), FinishReason: "error", Seed: r.seed,
+			RenderedPrompt: p.rendered, PromptTokenIDs: append([]int32{}, p.ids...),
 			PromptTokens: len(p.ids)})
 		if err != nil {
 			return err
