@@ -37,7 +37,9 @@ conquer chat --model_path smollm2-135m --temperature 0 < questions.txt`,
 const chatHelp = `/reset  forget the conversation
 /help   show this
 /exit   leave (also Ctrl-D)
-Ctrl-C stops an answer. A line that ends in \ continues on the next line.`
+Ctrl-C stops an answer or discards a line; on an empty line it leaves. The arrow keys edit a line
+and recall earlier ones. Several pasted lines are one question, which Enter sends. A line that ends
+in \ continues on the next line.`
 
 // chatFlags are the flags of conquer chat.
 type chatFlags struct {
@@ -111,7 +113,7 @@ func (f *chatFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Pl
 		system:        systemMessage(f.system),
 		inputs:        f.inputs,
 		person:        isTerminal(os.Stdin) && place.Rank == 0,
-		quiet:         place.Rank > 0,
+		told:          place.Rank > 0,
 	}
 	if place.Size > 1 {
 		if f.world, err = f.join(place, &f.modelFlags); err != nil {
@@ -147,6 +149,11 @@ func (f *chatFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Pl
 	case ctx.Err() != nil: // Ctrl-C while the model was loading
 		return ctx.Err()
 	}
+	if c.person {
+		if c.editor = newEditor(os.Stdin, os.Stdout); c.editor != nil {
+			defer c.editor.close()
+		}
+	}
 	return c.run(os.Stdin)
 }
 
@@ -160,8 +167,10 @@ type conversation struct {
 	session  *generate.Session
 	out      io.Writer
 	person   bool        // standard input is a terminal
-	quiet    bool        // another process prints
+	editor   *editor     // reads a person's lines; nil without a terminal
+	told     bool        // the person knows that turns are dropped, or another process prints
 	failed   int         // questions that were not answered
+	failure  error       // of the last one, if it is not printed yet
 	asked    int         // questions so far
 	read     int         // tokens that the model has read, without those it made
 	world    *dist.World // the processes that share the model; nil for one process
@@ -210,17 +219,25 @@ func (c *conversation) run(in io.Reader) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	lines := make(chan input)
+	lines, wanted := make(chan input), make(chan struct{}, 1)
 	var failed error
 	go func() {
-		failed = read(in, lines)
+		if c.editor == nil {
+			failed = read(in, lines)
+		} else {
+			failed = c.editor.send(wanted, lines)
+		}
 		close(lines)
 	}()
 	if c.person {
 		fmt.Fprintf(c.out, "Chat with %s. Type /help for commands.\n", c.path)
 	}
 	for {
-		if c.person {
+		switch {
+		case c.editor != nil:
+			fmt.Fprintln(c.out)
+			wanted <- struct{}{}
+		case c.person:
 			fmt.Fprint(c.out, "\n> ")
 		}
 		select {
@@ -263,6 +280,7 @@ func (c *conversation) handle(line input, signals <-chan os.Signal) (stop bool, 
 		return false, nil
 	}
 	c.asked++
+	c.printFailure()
 	messages, prompt, err := c.fit(text)
 	if err != nil {
 		if c.person { // can rephrase it
@@ -270,7 +288,7 @@ func (c *conversation) handle(line input, signals <-chan os.Signal) (stop bool, 
 			return false, nil
 		}
 		c.failed++
-		fmt.Fprintf(os.Stderr, "standard input:%d: %v\n", line.number, err)
+		c.failure = fmt.Errorf("standard input:%d: %w", line.number, err)
 		return false, nil
 	}
 	if err := c.share(text); err != nil {
@@ -279,11 +297,24 @@ func (c *conversation) handle(line input, signals <-chan os.Signal) (stop bool, 
 	return c.answer(messages, prompt, signals)
 }
 
-// failures returns an error that counts the questions without an answer, or nil.
-func (c *conversation) failures() error {
-	if c.failed == 0 {
-		return nil
+// printFailure prints why the last question was not answered.
+func (c *conversation) printFailure() {
+	if c.failure != nil {
+		fmt.Fprintln(os.Stderr, c.failure)
+		c.failure = nil
 	}
+}
+
+// failures returns an error that counts the questions without an answer, that of the only question,
+// or nil.
+func (c *conversation) failures() error {
+	switch {
+	case c.failed == 0:
+		return nil
+	case c.asked == 1:
+		return c.failure
+	}
+	c.printFailure()
 	return fmt.Errorf("%d of %s failed", c.failed, dataset.Count(c.asked, "question"))
 }
 
@@ -324,9 +355,10 @@ func read(in io.Reader, lines chan<- input) error {
 // program was asked to end.
 func (c *conversation) answer(messages []tokenizer.Message, prompt []int32,
 	signals <-chan os.Signal) (stop bool, err error) {
-	if dropped := (len(c.messages) + 1 - len(messages)) / 2; dropped > 0 && !c.quiet {
-		fmt.Fprintf(os.Stderr, "(the context is full: the oldest %s of the conversation were "+
-			"dropped)\n", dataset.Count(dropped, "turn"))
+	if dropped := (len(c.messages) + 1 - len(messages)) / 2; dropped > 0 && !c.told {
+		c.told = true
+		fmt.Fprintf(os.Stderr, "(the context is full: the oldest turns are dropped when it is, "+
+			"now %d)\n", dropped)
 	}
 	c.messages = messages
 	ctx, cancel := context.WithCancel(context.Background())
