@@ -100,8 +100,8 @@ func (e *editor) restore() {
 }
 
 // line reads a text: a line, or several if they were pasted or end in a backslash. The error is
-// io.EOF after Ctrl-D and errInterrupted after Ctrl-C, both on an empty line. Ctrl-C discards a line
-// that is not empty.
+// io.EOF after Ctrl-D and errInterrupted after Ctrl-C, both on an empty line. Ctrl-C discards
+// another line.
 func (e *editor) line() (string, error) {
 	cooked, err := term.MakeRaw(int(e.in.Fd()))
 	if err != nil {

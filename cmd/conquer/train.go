@@ -399,13 +399,14 @@ func (f *trainFlags) answerAll(ctx context.Context, o *opened, when string) erro
 			return err
 		}
 		ids := o.tokenizer.Encode(prompt, special)
-		results, _, err := generate.Generate(ctx, o.model, o.tokenizer, [][]int32{ids},
-			generate.Options{MaxNewTokens: 80}, nil)
+		fmt.Printf("\n%s tuning: %s\n  ", when, question)
+		out := indented{out: os.Stdout}
+		_, _, err = generate.Generate(ctx, o.model, o.tokenizer, [][]int32{ids},
+			generate.Options{MaxNewTokens: 80}, func(_ int, piece string) { out.write(piece) })
+		fmt.Println()
 		if err != nil {
 			return err
 		}
-		fmt.Printf("\n%s tuning: %s\n  %s\n", when, question,
-			strings.ReplaceAll(strings.TrimSpace(results[0].Text), "\n", "\n  "))
 	}
 	fmt.Println()
 	return nil
