@@ -42,11 +42,21 @@ func (spec *fileSpec) buildModel(t *Tokenizer) error {
 	switch {
 	case s.Type == "BPE" || s.Type == "" && len(s.Merges) > 0:
 		t.model, err = s.buildBPE(t)
+	case s.Type == "Unigram" && len(s.Vocab) > 0:
+		t.model, err = s.buildUnigram(t)
+	case s.Type == "WordPiece" && len(s.Vocab) > 0:
+		t.model, err = s.buildWordPiece()
+	case s.Type == "WordLevel" && len(s.Vocab) > 0:
+		t.model, err = s.buildWordLevel()
+	case s.Type == "Unigram" || s.Type == "WordPiece" || s.Type == "WordLevel":
 	default:
-		err = unsupported(s.Type, "BPE")
+		err = unsupported(s.Type, "BPE, Unigram, WordLevel, WordPiece")
 	}
 	if err == nil && len(s.Vocab) == 0 {
 		err = fmt.Errorf("the vocabulary is empty")
+	}
+	if err == nil && t.byteLevel && s.Type != "BPE" && s.Type != "" {
+		t.spellBytes()
 	}
 	if err == nil && s.UnkToken != nil {
 		id, ok := s.Vocab[*s.UnkToken]
@@ -84,37 +94,6 @@ func (s *modelSpec) buildBPE(t *Tokenizer) (*bpe, error) {
 	return m, nil
 }
 
-func (spec *fileSpec) buildNormalizer(t *Tokenizer) error {
-	return eachStage("normalizer", spec.Normalizer, func(c *stage) error {
-		var f func(string) string
-		switch c.Type {
-		case "NFC":
-			f = nfc
-		case "NFD":
-			f = nfd
-		case "Prepend":
-			prefix := c.Prepend
-			f = func(s string) string {
-				if s == "" {
-					return s
-				}
-				return prefix + s
-			}
-		case "Replace":
-			if c.Pattern.String == nil || *c.Pattern.String == "" {
-				return fmt.Errorf("the normalizer Replace is supported for a non-empty string, " +
-					"not for a regular expression")
-			}
-			from, to := *c.Pattern.String, c.Content
-			f = func(s string) string { return strings.ReplaceAll(s, from, to) }
-		default:
-			return unsupported(c.Type, "NFC, NFD, Prepend, Replace, Sequence")
-		}
-		t.normalize = append(t.normalize, f)
-		return nil
-	})
-}
-
 func (spec *fileSpec) buildPreTokenizer(t *Tokenizer) error {
 	return eachStage("pre_tokenizer", spec.PreTokenizer, func(c *stage) error {
 		if t.byteLevel {
@@ -148,8 +127,23 @@ func (spec *fileSpec) buildPreTokenizer(t *Tokenizer) error {
 			}
 		case "Metaspace":
 			step, err = metaspace(c)
+		case "Whitespace":
+			step.all = wordsAndSymbols
+		case "WhitespaceSplit":
+			step.all = strings.Fields
+		case "BertPreTokenizer":
+			step.all = bertWords
+		case "Punctuation":
+			behavior := c.Behavior
+			if behavior == "" {
+				behavior = "Isolated"
+			}
+			step, err = splitAt(findRunes(isPunctuation), behavior, false)
+		case "CharDelimiterSplit":
+			step, err = splitByString(c.Delimiter, "Removed", false)
 		default:
-			err = unsupported(c.Type, "ByteLevel, Digits, Split, Metaspace, Sequence")
+			err = unsupported(c.Type, "BertPreTokenizer, ByteLevel, CharDelimiterSplit, Digits, "+
+				"Metaspace, Punctuation, Sequence, Split, Whitespace, WhitespaceSplit")
 		}
 		t.pretoken = append(t.pretoken, step)
 		return err
@@ -258,9 +252,17 @@ func (spec *fileSpec) buildPostProcessor(t *Tokenizer) error {
 		switch c.Type {
 		case "ByteLevel":
 			return nil // changes only offsets, which this package does not report
+		case "BertProcessing", "RobertaProcessing":
+			if c.Cls.id < 0 || c.Sep.id < 0 {
+				return fmt.Errorf("%s lacks cls or sep", c.Type)
+			}
+			t.prefix = append([]int32{c.Cls.id}, t.prefix...)
+			t.suffix = append(t.suffix, c.Sep.id)
+			return nil
 		case "TemplateProcessing":
 		default:
-			return unsupported(c.Type, "TemplateProcessing, ByteLevel, Sequence")
+			return unsupported(c.Type, "BertProcessing, ByteLevel, RobertaProcessing, Sequence, "+
+				"TemplateProcessing")
 		}
 		var before, after []int32
 		side := &before

@@ -29,12 +29,11 @@ func (spec *fileSpec) buildDecoder(t *Tokenizer) error {
 		case "Fuse":
 			d.fused = true
 		case "Replace":
-			if c.Pattern.String == nil || *c.Pattern.String == "" {
-				return fmt.Errorf("the decoder Replace is supported for a non-empty string, " +
-					"not for a regular expression")
+			replace, err := c.replacer()
+			if err != nil {
+				return err
 			}
-			from, to := *c.Pattern.String, c.Content
-			d.each(func(token string) string { return strings.ReplaceAll(token, from, to) })
+			d.each(replace)
 		case "Metaspace":
 			mark, kept := c.Replacement, c.scheme() == "never"
 			d.add(func() decodeStage { return &marks{mark: mark, started: kept} })

@@ -18,6 +18,7 @@ func exercise(tok *Tokenizer) {
 	if _, err := json.Marshal(tok.source.spec); err != nil {
 		panic(err)
 	}
+	tok.GGUF(tok.VocabSize())
 }
 
 func FuzzOpen_TokenizerJSON(f *testing.F) {
@@ -35,6 +36,14 @@ func FuzzOpen_TokenizerJSON(f *testing.F) {
 		`{"type":"Strip","content":" ","start":1}]},` +
 		`"model":{"type":"BPE","unk_token":"u","byte_fallback":true,"vocab":{"u":0,"▁":1,` +
 		`"<0x0A>":2},"merges":[]}}`))
+	f.Add([]byte(`{"normalizer":{"type":"BertNormalizer"},"pre_tokenizer":{"type":"BertPreTokenizer"},` +
+		`"post_processor":{"type":"BertProcessing","sep":["[SEP]",1],"cls":["[CLS]",2]},` +
+		`"decoder":{"type":"WordPiece","prefix":"##"},"model":{"type":"WordPiece",` +
+		`"unk_token":"[UNK]","vocab":{"[UNK]":0,"[SEP]":1,"[CLS]":2,"h":3,"##ello":4}}}`))
+	f.Add([]byte(`{"normalizer":{"type":"Replace","pattern":{"Regex":"(?=e)|[[:space:]&&[^ ]]+"},` +
+		`"content":"_"},"pre_tokenizer":{"type":"Metaspace","replacement":"▁"},` +
+		`"model":{"type":"Unigram","unk_id":0,"byte_fallback":true,` +
+		`"vocab":[["u",0],["▁",-1],["<0x0A>",-3.5],["He",-2]]}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) > 1<<16 {
 			return

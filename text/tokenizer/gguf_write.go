@@ -33,6 +33,8 @@ func (t *Tokenizer) gguf(rows int) (map[string]any, error) {
 	tokens, types := t.ggufTokens(rows)
 	meta := map[string]any{"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
 	switch {
+	case spec.Model.Type != "BPE" && spec.Model.Type != "":
+		err = fmt.Errorf("its model is %s, not BPE", spec.Model.Type)
 	case t.byteLevel:
 		err = spec.ggufByteLevel(meta)
 	case spec.Model.ByteFallback:

@@ -57,11 +57,14 @@ func markClass(r rune) uint8 {
 
 // decompose replaces each character by its canonical parts and sorts each run of
 // marks by class.
-func decompose(s string) []rune {
+func decompose(s string) []rune { return decomposeBy(norm.NFD, s) }
+
+// decomposeBy is decompose with the parts of a form, NFD or NFKD.
+func decomposeBy(form norm.Form, s string) []rune {
 	var out []rune
 	for _, r := range s {
 		// One character is too short for x/text to insert a U+034F.
-		for _, part := range norm.NFD.String(string(r)) {
+		for _, part := range form.String(string(r)) {
 			out = append(out, part)
 		}
 	}

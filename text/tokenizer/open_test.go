@@ -87,10 +87,10 @@ func TestOpen_ErrorsNameFileAndProblem(t *testing.T) {
 	}
 	for _, c := range []struct{ name, content, want string }{
 		{"tokenizer.json", `{"model":`, "not JSON"},
-		{"tokenizer.json", `{"model":{"type":"Unigram"}}`,
-			`type "Unigram" is not supported; known are BPE`},
-		{"tokenizer.json", edit(`"type":"Prepend"`, `"type":"BertNormalizer"`),
-			`normalizer: type "BertNormalizer" is not supported`},
+		{"tokenizer.json", `{"model":{"type":"Nothing"}}`,
+			`type "Nothing" is not supported; known are BPE`},
+		{"tokenizer.json", edit(`"type":"Prepend"`, `"type":"Precompiled"`),
+			`normalizer: type "Precompiled" is not supported`},
 		{"tokenizer.json", edit(`"type":"Fuse"`, `"type":"Nothing"`),
 			`decoder: type "Nothing"`},
 		{"tokenizer.json", edit(`"unk_token":"<unk>"`, `"unk_token":"<no>"`),

@@ -2,10 +2,11 @@ package tokenizer
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
-	"github.com/dlclark/regexp2"
+	"conquer/text/onig"
 )
 
 // preStep is one pre-tokenizer. It rewrites the text if rewrite is set, then
@@ -43,12 +44,11 @@ func splitByPattern(pattern string, behavior string, invert bool) (preStep, erro
 			return preStep{next: func(s string) int { return nextLlama3(s, 1) }}, nil
 		}
 	}
-	re, err := regexp2.Compile(withUnicode16(pattern), regexp2.None)
+	re, err := onig.Compile(pattern)
 	if err != nil {
-		return preStep{}, fmt.Errorf("pre-tokenizer pattern %q: %w", pattern, err)
+		return preStep{}, err
 	}
-	find := func(s string) [][2]int { return findAll(re, s) }
-	return splitAt(find, behavior, invert)
+	return splitAt(re.FindAll, behavior, invert)
 }
 
 // splitByString returns the pre-tokenizer "Split" for a literal string.
@@ -56,41 +56,43 @@ func splitByString(sep, behavior string, invert bool) (preStep, error) {
 	if sep == "" {
 		return preStep{}, fmt.Errorf("pre-tokenizer Split has an empty pattern")
 	}
-	return splitAt(func(s string) (found [][2]int) {
-		for at := 0; ; {
-			i := strings.Index(s[at:], sep)
-			if i < 0 {
-				return found
-			}
-			found = append(found, [2]int{at + i, at + i + len(sep)})
-			at += i + len(sep)
-		}
-	}, behavior, invert)
+	return splitAt(func(s string) [][2]int { return findString(s, sep) }, behavior, invert)
 }
 
-// findAll returns the byte ranges [start, end) of all matches that are not empty.
-func findAll(re *regexp2.Regexp, s string) (found [][2]int) {
-	runes := []rune(s)
-	at, atByte := 0, 0
-	offset := func(r int) int {
-		for ; at < r; at++ {
-			atByte += utf8.RuneLen(runes[at])
+// findString returns the ranges of a string in s.
+func findString(s, sep string) (found [][2]int) {
+	for at := 0; ; {
+		i := strings.Index(s[at:], sep)
+		if i < 0 {
+			return found
 		}
-		return atByte
+		found = append(found, [2]int{at + i, at + i + len(sep)})
+		at += i + len(sep)
 	}
-	m, err := re.FindRunesMatch(runes)
-	for ; m != nil && err == nil; m, err = re.FindNextMatch(m) {
-		if m.Length > 0 {
-			start := offset(m.Index)
-			found = append(found, [2]int{start, offset(m.Index + m.Length)})
+}
+
+// findRunes returns the range of each character for which is is true.
+func findRunes(is func(rune) bool) func(s string) [][2]int {
+	return func(s string) (found [][2]int) {
+		for i, r := range s {
+			if is(r) {
+				found = append(found, [2]int{i, i + utf8.RuneLen(r)})
+			}
 		}
+		return found
 	}
-	return found
+}
+
+// splitPart is a match of a split, or the text between two.
+type splitPart struct {
+	start, end int
+	match      bool
 }
 
 // splitAt splits a text at the matches of find. Isolated makes each match a piece,
 // Removed drops it, the Merged behaviors join it to a neighbor, Contiguous joins
-// adjacent matches. invert swaps matches and the text between them.
+// adjacent matches. A match without characters divides the text too. invert swaps
+// matches and the text between them.
 func splitAt(find func(string) [][2]int, behavior string, invert bool) (preStep, error) {
 	switch behavior {
 	case "Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous":
@@ -98,45 +100,59 @@ func splitAt(find func(string) [][2]int, behavior string, invert bool) (preStep,
 		return preStep{}, fmt.Errorf("pre-tokenizer Split has behavior %q; known are "+
 			"Isolated, Removed, MergedWithPrevious, MergedWithNext, Contiguous", behavior)
 	}
-	type part struct {
-		start, end int
-		match      bool
-	}
 	return preStep{all: func(s string) (pieces []string) {
-		var parts []part
+		var parts []splitPart
 		at := 0
 		for _, m := range find(s) {
 			if at < m[0] {
-				parts = append(parts, part{at, m[0], invert})
+				parts = append(parts, splitPart{at, m[0], invert})
 			}
-			parts = append(parts, part{m[0], m[1], !invert})
+			parts = append(parts, splitPart{m[0], m[1], !invert})
 			at = m[1]
 		}
 		if at < len(s) {
-			parts = append(parts, part{at, len(s), invert})
+			parts = append(parts, splitPart{at, len(s), invert})
 		}
-		for i := 0; i < len(parts); i++ {
-			p := parts[i]
-			switch {
-			case behavior == "Removed" && p.match:
-				continue
-			case behavior == "MergedWithPrevious" && !p.match && i+1 < len(parts) &&
-				parts[i+1].match:
-				i++
-				p.end = parts[i].end
-			case behavior == "MergedWithNext" && p.match && i+1 < len(parts) && !parts[i+1].match:
-				i++
-				p.end = parts[i].end
-			case behavior == "Contiguous":
-				for i+1 < len(parts) && parts[i+1].match == p.match {
-					i++
-					p.end = parts[i].end
-				}
+		for _, p := range mergeParts(parts, behavior) {
+			if p.start < p.end {
+				pieces = append(pieces, s[p.start:p.end])
 			}
-			pieces = append(pieces, s[p.start:p.end])
 		}
 		return pieces
 	}}, nil
+}
+
+// mergeParts applies the behavior of a split to its parts.
+func mergeParts(parts []splitPart, behavior string) []splitPart {
+	if behavior == "MergedWithNext" {
+		slices.Reverse(parts)
+	}
+	out := parts[:0]
+	previous := false
+	for _, p := range parts {
+		join := false
+		switch behavior {
+		case "Removed":
+			if p.match {
+				continue
+			}
+		case "Contiguous":
+			join = p.match == previous
+		case "MergedWithPrevious", "MergedWithNext":
+			join = p.match && !previous
+		}
+		previous = p.match
+		if n := len(out); join && n > 0 {
+			out[n-1].start = min(out[n-1].start, p.start)
+			out[n-1].end = max(out[n-1].end, p.end)
+			continue
+		}
+		out = append(out, p)
+	}
+	if behavior == "MergedWithNext" {
+		slices.Reverse(out)
+	}
+	return out
 }
 
 // nextDigits returns the pre-tokenizer "Digits". Each digit is a piece if

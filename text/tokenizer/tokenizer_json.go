@@ -34,6 +34,64 @@ type modelSpec struct {
 	IgnoreMerges bool        `json:"ignore_merges"`
 	Vocab        vocab       `json:"vocab"`
 	Merges       []mergePair `json:"merges"`
+
+	UnkID    *int32    `json:"unk_id,omitempty"` // Unigram
+	scores   []float64 // Unigram: by id
+	pieces   []string  // Unigram: by id
+	MaxChars *int      `json:"max_input_chars_per_word,omitempty"` // WordPiece
+}
+
+// UnmarshalJSON reads the vocabulary as an object of ids or, for Unigram, as a list of
+// tokens and scores.
+func (m *modelSpec) UnmarshalJSON(data []byte) error {
+	type plain modelSpec
+	list := struct {
+		*plain
+		Vocab json.RawMessage `json:"vocab"`
+	}{plain: (*plain)(m)}
+	if err := json.Unmarshal(data, &list); err != nil {
+		return err
+	}
+	if !bytes.HasPrefix(list.Vocab, []byte("[")) {
+		if len(list.Vocab) == 0 {
+			return nil
+		}
+		return json.Unmarshal(list.Vocab, &m.Vocab)
+	}
+	var pieces [][]json.RawMessage
+	if err := json.Unmarshal(list.Vocab, &pieces); err != nil {
+		return err
+	}
+	if len(pieces) > maxVocab {
+		return fmt.Errorf("the vocabulary has %d tokens, expected at most %d", len(pieces), maxVocab)
+	}
+	m.Vocab = make(vocab, len(pieces))
+	for id, pair := range pieces {
+		var token string
+		var score float64
+		if len(pair) != 2 {
+			return fmt.Errorf("entry %d of the vocabulary is not a token and a score", id)
+		}
+		if err := errors.Join(json.Unmarshal(pair[0], &token),
+			json.Unmarshal(pair[1], &score)); err != nil {
+			return fmt.Errorf("entry %d of the vocabulary: %w", id, err)
+		}
+		m.Vocab[token] = int32(id)
+		m.pieces, m.scores = append(m.pieces, token), append(m.scores, score)
+	}
+	return nil
+}
+
+// tokenAndID is a token in a post-processor, written as a list.
+type tokenAndID struct{ id int32 }
+
+func (t *tokenAndID) UnmarshalJSON(data []byte) error {
+	var pair []json.RawMessage
+	t.id = -1
+	if err := json.Unmarshal(data, &pair); err != nil || len(pair) != 2 {
+		return fmt.Errorf("expected a token and its id, got %.40s", data)
+	}
+	return json.Unmarshal(pair[1], &t.id)
 }
 
 // newSpec returns an empty file with room for size tokens. Its empty lists are
@@ -127,6 +185,16 @@ type stage struct {
 	Split            *bool  `json:"split"`
 	Start            int    `json:"start"`
 	Stop             int    `json:"stop"`
+	Delimiter        string `json:"delimiter"`
+
+	StripLeft    bool       `json:"strip_left"` // normalizers
+	StripRight   bool       `json:"strip_right"`
+	CleanText    *bool      `json:"clean_text"`
+	ChineseChars *bool      `json:"handle_chinese_chars"`
+	StripAccents *bool      `json:"strip_accents"`
+	Lowercase    *bool      `json:"lowercase"`
+	Sep          tokenAndID `json:"sep"` // post-processors
+	Cls          tokenAndID `json:"cls"`
 
 	Prefix        *string `json:"prefix"` // decoders
 	Suffix        *string `json:"suffix"`
