@@ -94,10 +94,11 @@ func TestConfig_WindowsAreThoseOfTheLayers(t *testing.T) {
 		{"smollm3", model.Config{"use_sliding_window": true, "sliding_window": 6.0,
 			"no_rope_layers": []any{0.0, 1.0, 1.0, 1.0, 0.0, 0.0}}, "6 0 0 0"},
 		{"smollm3", model.Config{"sliding_window": 6.0, "layer_types": types("sfff")}, "6 0 0 0"},
-		// Llama and Mistral ignore layer_types.
+		// Llama ignores layer_types. AutoModel makes a Ministral of a Mistral that has them.
 		{"llama", model.Config{"sliding_window": 6.0, "layer_types": types("ssss")}, "0 0 0 0"},
-		{"mistral", model.Config{"num_key_value_heads": 4.0, "sliding_window": 6.0,
-			"layer_types": types("ffff")}, "6 6 6 6"},
+		{"mistral", model.Config{"sliding_window": 6.0, "layer_types": nil}, "6 6 6 6"},
+		{"mistral", model.Config{"sliding_window": 6.0, "layer_types": types("fsaf")}, "0 6 0 0"},
+		{"mistral", model.Config{"layer_types": types("sfff")}, "4096 0 0 0"},
 	} {
 		if c.more["num_key_value_heads"] == nil {
 			c.more["num_key_value_heads"] = 4.0

@@ -91,7 +91,7 @@ func (d *Decoder) SetWindows(r *model.Reader, window int, sliding func(i int) bo
 		if before != nil {
 			before(i, c)
 		}
-		if sliding(i) {
+		if c.Window = 0; sliding(i) {
 			c.Window = window
 		}
 	}

@@ -39,6 +39,9 @@ var (
 			d := Read(r, "llama")
 			d.Attention.QKVBias, d.Attention.OutputBias, d.MLPBias = false, false, false
 			d.Attention.Window = r.IntOr("sliding_window", 0)
+			if r.Has("layer_types") { // transformers then makes it a Ministral
+				d.SetWindows(r, d.Attention.Window, nil)
+			}
 			return d
 		},
 		FromGGUF: func(g *checkpoint.GGUFFile, config map[string]any) {

@@ -39,8 +39,8 @@ func (r *Reader) Rotary(headDim int, share float64) nn.RotaryConfig {
 			part = p.FloatOr("partial_rotary_factor", r.Float("partial_rotary_factor"))
 		}
 		if share == 0 && part != 0 && part != 1 {
-			r.Fail(fmt.Errorf("config.json: partial_rotary_factor %g with %s scaling is not "+
-				"supported in this family", part, c.Scaling))
+			r.Fail(fmt.Errorf("config.json: %q has %s scaling with a partial_rotary_factor of %g, "+
+				"which is not supported in this family", key, c.Scaling, part))
 		}
 		if c.Factor = p.Float("factor"); c.Factor <= 0 {
 			p.fail("factor", "a positive number")

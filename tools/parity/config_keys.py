@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares how config.json and the names of tensors are read with transformers.
 
-    python tools/parity/config_keys.py [--cases 40] [--seed 0]
+    python tools/parity/config_keys.py [--cases 40] [--seed 0] [FAMILY ...]
 
 Small random models of every family are saved by transformers. Keys of their config.json are then
 dropped, set to null or changed at random, and their tensors get the names that other programs
@@ -140,7 +140,8 @@ def rename(folder, kind):
     path = folder / "model.safetensors"
     tensors = load_file(path)
     if kind == "wrapped":
-        tensors = {"model." + name: t for name, t in tensors.items()}
+        prefix = next(n for n in tensors if not n.startswith("lm_head")).split(".")[0]
+        tensors = {f"{prefix}.{name}": t for name, t in tensors.items()}
     elif kind == "bare":
         tensors = {n if n.startswith("lm_head") else n.split(".", 1)[1]: t
                    for n, t in tensors.items()}
@@ -195,13 +196,14 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=40, help="changed configs of each family")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("families", nargs="*", default=list(FAMILIES))
     args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as work:
         root = pathlib.Path(work)
-        for family in FAMILIES:
+        for family in args.families:
             source = root / f"{family}-source"
             make(source, family, rng)
             for i in range(args.cases):

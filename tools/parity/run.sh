@@ -26,4 +26,5 @@ compare tools/parity/train_lora.py --conquer "$conquer"
 compare tools/parity/peft_adapters.py --conquer "$conquer"
 compare tools/parity/bamba_logits.py
 compare tools/parity/family_models.py
+compare tools/parity/config_keys.py
 exit $status

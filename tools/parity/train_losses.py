@@ -6,16 +6,19 @@ same data.
 
 Every step sees the whole of a small data set, so that its order does not matter. The loss and the
 gradient's norm before clipping are compared step by step. Random small models are trained in one
-pass per step, in accumulated passes, packed, and with blocks recomputed; then the real one. Needs
-torch and transformers.
+pass per step, in accumulated passes, packed, and with blocks recomputed; then the real one. The
+first objective of a Bamba with a z_loss_coefficient is compared, too. Needs torch and transformers.
 """
 
 import json
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from torch.nn.functional import cross_entropy
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BambaConfig, BambaForCausalLM,
+                          LlamaConfig, LlamaForCausalLM)
 
 from harness import ROOT, check, conquer, options, run
+import bamba
 
 STEPS = 20
 TEXTS = [
@@ -76,8 +79,41 @@ def compare(work, name, folder, texts, rate, *flags):
     )
 
 
+def z_loss(folder, tokenizer):
+    """Compares the objective of Bamba's z-loss. Its mean is over the labels here, and over all
+    positions in transformers, which differ by the last position of a text."""
+    coefficient = 0.01
+    model = BambaForCausalLM(
+        BambaConfig(vocab_size=max(tokenizer.get_vocab().values()) + 1, hidden_size=64,
+                    intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=2, mamba_n_heads=4, mamba_d_head=32, mamba_d_state=16,
+                    attn_layer_indices=[1], z_loss_coefficient=coefficient,
+                    eos_token_id=tokenizer.eos_token_id)).float()
+    with torch.no_grad():
+        bamba.randomize(model)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    data, out, text = folder / "data.jsonl", folder / "out", TEXTS[5]
+    data.write_text(json.dumps({"text": text}) + "\n")
+    conquer("train", "--model_path", folder / "model", "--data_path", data, "--output_path", out,
+            "--steps", 1, "--dtype", "float32", "--device", "cpu")
+    step = next(m for m in map(json.loads, (out / "metrics.jsonl").open()) if "objective" in m)
+    ids = torch.tensor([tokenizer(text).input_ids + [tokenizer.eos_token_id]])
+    with torch.no_grad():
+        logits, theirs = model(ids).logits[0, :-1], model(ids, labels=ids).loss.item()
+    plain = cross_entropy(logits, ids[0, 1:]).item()
+    want = plain + coefficient * logits.logsumexp(-1).pow(2).mean().item()
+    check("Bamba's z-loss", abs(step["objective"] - want) < 1e-4 and
+          abs(step["loss"] - plain) < 1e-4 and abs(want - theirs) < 1e-2 * (theirs - plain),
+          f"objective {step['objective']:.5f}, over the labels {want:.5f}, transformers "
+          f"{theirs:.5f}, plain {plain:.5f}")
+
+
 def small(folder, kind, seed):
     torch.manual_seed(3 + seed)
+    if kind == "bamba":
+        z_loss(folder, AutoTokenizer.from_pretrained(ROOT / "text/tokenizer/testdata/smollm"))
+        return
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "text/tokenizer/testdata/smollm")
     model = folder / "model"
     LlamaForCausalLM(
@@ -103,4 +139,4 @@ def real(work):
 
 
 if __name__ == "__main__":
-    run(__doc__, ["tied", "untied"], small, real)
+    run(__doc__, ["tied", "untied", "bamba"], small, real)
