@@ -97,7 +97,7 @@ func (s *modelSpec) buildBPE(t *Tokenizer) (*bpe, error) {
 func (spec *fileSpec) buildPreTokenizer(t *Tokenizer) error {
 	return eachStage("pre_tokenizer", spec.PreTokenizer, func(c *stage) error {
 		if t.byteLevel {
-			return fmt.Errorf("%s comes after ByteLevel, which must be the last", c.Type)
+			t.spellBytes() // the stages after ByteLevel see characters that spell bytes
 		}
 		step, err := preStep{}, error(nil)
 		switch c.Type {

@@ -17,44 +17,6 @@ const (
 	ggufByte        = 6
 )
 
-// Pre-tokenizers of the families in tokenizer.ggml.pre.
-const (
-	byteLevelOnly = `{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,` +
-		`"use_regex":false}`
-	byteLevelGPT2 = `{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,` +
-		`"use_regex":true}`
-	digitsGPT2 = `{"type":"Sequence","pretokenizers":[{"type":"Digits",` +
-		`"individual_digits":true},` + byteLevelGPT2 + `]}`
-)
-
-// splitThenBytes splits by a regular expression, then maps bytes to characters.
-func splitThenBytes(pattern string) string {
-	quoted, _ := json.Marshal(pattern)
-	return `{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":` +
-		string(quoted) +
-		`},"behavior":"Isolated","invert":false},` + byteLevelOnly + `]}`
-}
-
-// ggufPre maps a value of tokenizer.ggml.pre to a pre-tokenizer, like llama.cpp.
-var ggufPre = func() map[string]string {
-	m := map[string]string{}
-	for pre, names := range map[string][]string{
-		byteLevelGPT2: {"gpt-2", "phi-2", "olmo", "mpt", "jina-es", "jina-de",
-			"roberta-bpe"},
-		digitsGPT2: {"smollm", "starcoder", "refact", "command-r", "codeshell",
-			"exaone", "minerva-7b"},
-		splitThenBytes(llama3Pattern): {"llama-bpe", "llama3", "llama-v3", "falcon3", "dbrx",
-			"smaug-bpe"},
-		splitThenBytes(qwen2Pattern): {"qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan",
-			"solar-open"},
-	} {
-		for _, name := range names {
-			m[name] = pre
-		}
-	}
-	return m
-}()
-
 // FromGGUF makes the tokenizer of a GGUF file. meta holds the file's metadata by
 // key; lists are []string, []int32 and []float32, single numbers are of any
 // integer type. Supported values of tokenizer.ggml.model are "gpt2" (byte-level
@@ -199,20 +161,18 @@ func (v ggufVocabulary) addTokens(spec *fileSpec, unk int32) int32 {
 // setGGUFByteLevel sets the stages of byte-level BPE for a value of
 // tokenizer.ggml.pre. addBOS is the default for tokenizer.ggml.add_bos_token.
 func (spec *fileSpec) setGGUFByteLevel(pre string) (addBOS bool, err error) {
-	known, ok := ggufPre[pre]
-	if !ok {
-		return false, fmt.Errorf("tokenizer.ggml.pre is %q; "+
-			"known are the families of gpt-2, smollm, llama-bpe and qwen2", pre)
+	known, err := findGGUFPre(pre)
+	if err != nil {
+		return false, err
 	}
-	spec.PreTokenizer = json.RawMessage(known)
-	spec.Decoder = json.RawMessage(byteLevelGPT2)
-	switch known {
-	case ggufPre["llama-bpe"]:
-		spec.Model.IgnoreMerges, addBOS = true, true
-	case ggufPre["qwen2"]:
+	spec.PreTokenizer = known.json()
+	spec.Decoder = json.RawMessage(`{"type":"ByteLevel","add_prefix_space":false,` +
+		`"trim_offsets":true,"use_regex":true}`)
+	spec.Model.IgnoreMerges = known.ignoreMerges
+	if known.nfc {
 		spec.Normalizer = json.RawMessage(`{"type":"NFC"}`)
 	}
-	return addBOS, nil
+	return known.addBOS, nil
 }
 
 // setGGUFSentencePiece sets the stages of SentencePiece BPE, and the merges if

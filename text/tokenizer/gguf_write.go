@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -135,16 +136,24 @@ func (spec *fileSpec) ggufByteLevel(meta map[string]any) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"gpt-2", "smollm", "llama-bpe", "qwen2"} {
-		known, err := (&fileSpec{PreTokenizer: []byte(ggufPre[name])}).splits()
-		if err != nil {
-			return err
-		}
-		if !slices.Equal(own, known) {
+	for _, pre := range ggufPres {
+		if pre.ignoreMerges != spec.Model.IgnoreMerges && pre.names[0] != "gpt-2" &&
+			pre.names[0] != "smollm" {
 			continue
 		}
-		if name == "llama-bpe" && !spec.Model.IgnoreMerges {
-			name = "smaug-bpe" // the same split, but without ignore_merges
+		forms := append([]json.RawMessage{pre.json()}, originalForms[pre.names[0]]...)
+		name := ""
+		for _, form := range forms {
+			known, err := (&fileSpec{PreTokenizer: form}).splits()
+			if err != nil {
+				return err
+			}
+			if slices.Equal(own, known) {
+				name = pre.names[0]
+			}
+		}
+		if name == "" {
+			continue
 		}
 		meta["tokenizer.ggml.model"], meta["tokenizer.ggml.pre"] = "gpt2", name
 		merges := make([]string, 0, len(spec.Model.Merges))
@@ -157,9 +166,27 @@ func (spec *fileSpec) ggufByteLevel(meta map[string]any) error {
 		meta["tokenizer.ggml.merges"] = merges
 		return nil
 	}
-	return fmt.Errorf("llama.cpp has names for the pre-tokenizers of GPT-2, SmolLM, Llama 3 "+
-		"and Qwen2; this one is %.200s", spec.PreTokenizer)
+	return fmt.Errorf("llama.cpp has no name for its pre-tokenizer: %.200s", spec.PreTokenizer)
 }
+
+// originalForms are pre-tokenizers as the models' own tokenizer.json has them, where
+// llama.cpp's patterns are written in another way.
+var originalForms = func() map[string][]json.RawMessage {
+	upper := `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`
+	lower := `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`
+	words := func(after string) string {
+		return `[^\r\n\p{L}\p{N}]?` + upper + `*` + lower + `+` + after + `|[^\r\n\p{L}\p{N}]?` + upper +
+			`+` + lower + `*` + after
+	}
+	rest := ` ?[^\s\p{L}\p{N}]+[\r\n/]*|` + spacesEnd
+	form := func(patterns ...string) json.RawMessage {
+		return ggufPre{names: []string{""}, patterns: patterns}.json()
+	}
+	return map[string][]json.RawMessage{
+		"tekken": {form(words("") + `|\p{N}|` + rest)},
+		"gpt-4o": {form(words(`(?i:'s|'t|'re|'ve|'m|'ll|'d)?`) + `|\p{N}{1,3}|` + rest)},
+	}
+}()
 
 // splits describes the stages of the pre-tokenizer, to compare two files.
 func (spec *fileSpec) splits() (list []string, err error) {

@@ -149,7 +149,7 @@ func TestOpen_ErrorsNameFileAndProblem(t *testing.T) {
 		{map[string]any{"tokenizer.ggml.tokens": []string{"a"}, "tokenizer.ggml.model": "bert"},
 			`tokenizer.ggml.model is "bert"`},
 		{map[string]any{"tokenizer.ggml.tokens": []string{"a"}, "tokenizer.ggml.model": "gpt2",
-			"tokenizer.ggml.pre": "tekken"}, `tokenizer.ggml.pre is "tekken"`},
+			"tokenizer.ggml.pre": "nothing"}, `tokenizer.ggml.pre is "nothing"`},
 		{map[string]any{"tokenizer.ggml.tokens": []string{"a"},
 			"tokenizer.ggml.scores": []float32{1, 2}}, "2 entries for 1 tokens"},
 	} {
