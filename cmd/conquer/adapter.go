@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"conquer/checkpoint"
@@ -31,7 +32,7 @@ func openModel(ctx context.Context, name, adapter string) (path, dir string,
 	case adapter != "":
 		return "", "", nil, fmt.Errorf("--model_path: %s is a LoRA adapter too: give its base "+
 			"model with --adapter_path %s, or merge it first with conquer export", path, adapter)
-	case hasConfig(path):
+	case holdsModel(path):
 		return "", "", nil, fmt.Errorf("--model_path: %s holds a model and a LoRA adapter: move "+
 			"one of them to another folder", path)
 	}
@@ -50,10 +51,17 @@ func openModel(ctx context.Context, name, adapter string) (path, dir string,
 	return path, dir, c, err
 }
 
-// hasConfig reports whether a folder holds the config of a model.
-func hasConfig(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, "config.json"))
-	return err == nil
+// holdsModel reports whether a folder holds weights of a model. A config.json alone, which some
+// programs save beside an adapter, makes no model.
+func holdsModel(dir string) bool {
+	names, _ := checkpoint.ResultFiles(dir)
+	return slices.ContainsFunc(names, func(name string) bool {
+		switch filepath.Ext(name) {
+		case ".safetensors", ".bin", ".pth":
+			return !strings.HasPrefix(name, "adapter_model.")
+		}
+		return false
+	})
 }
 
 // baseOf returns the name or path of the model that the adapter in the folder dir belongs to, in

@@ -58,6 +58,20 @@ func TestAdapter_AsModelOpensItsBase(t *testing.T) {
 		"--max_new_tokens", "2"); code != 0 {
 		t.Errorf("exit %d: %s%s", code, out, stderr)
 	}
+	// A config beside the adapter makes no model of it; weights do, and then it is not clear what
+	// is meant.
+	config, _ := os.ReadFile(filepath.Join(base, "config.json"))
+	os.WriteFile(filepath.Join(adapter, "config.json"), config, 0o666)
+	if got := score("--model_path", adapter); got != want {
+		t.Errorf("with a config beside it, the adapter gives %g, want %g", got, want)
+	}
+	both := filepath.Join(adapter, "model.safetensors")
+	os.WriteFile(both, []byte("x"), 0o666)
+	if _, stderr, code := invoke(t, "", "score", "--model_path", adapter, "--text",
+		"x"); code != 1 || !strings.Contains(stderr, "holds a model and a LoRA adapter") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	os.Remove(both)
 	// What cannot be opened is named with what to pass.
 	rename := func(base any) {
 		text, err := os.ReadFile(filepath.Join(adapter, "adapter_config.json"))
