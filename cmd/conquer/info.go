@@ -347,7 +347,7 @@ func (m *machineInfo) print(w io.Writer) {
 	fmt.Fprintf(w, "processor  %s, %s, %s used\n", m.Processor, dataset.Count(m.Cores, "core"),
 		dataset.Count(m.Threads, "thread"))
 	for _, g := range m.GPUs {
-		fmt.Fprintf(w, "GPU        %s, compute capability %s, %d multiprocessors, %s, %s free\n",
+		fmt.Fprintf(w, "GPU        %s, compute capability %s, %d SMs, %s, %s free\n",
 			g.Name, g.Capability, g.Multiprocessors, formatBytes(g.TotalBytes),
 			formatBytes(g.FreeBytes))
 	}
