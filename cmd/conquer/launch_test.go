@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -543,5 +544,44 @@ func TestProgram_SecondInterruptEndsAtOnce(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Error("the second did not end it")
+	}
+}
+
+// The reader of the output may end before the run, as in conquer train … | head.
+func TestTrain_FinishesWithoutAReaderOfItsOutput(t *testing.T) {
+	skipProcesses(t)
+	out := filepath.Join(t.TempDir(), "out")
+	c, _, _ := program(smallRun(t, out, "--steps", "1")...)
+	for _, stream := range []*io.Writer{&c.Stdout, &c.Stderr} {
+		read, write, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		read.Close()
+		defer write.Close()
+		*stream = write
+	}
+	if err := c.Run(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(out, "model.safetensors")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTrain_ReplacesTheLogsOfARunWithoutAResult(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "out")
+	if err := os.MkdirAll(filepath.Join(out, "checkpoints"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(out, "metrics.jsonl"), []byte("{}\n"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, stderr, code := invoke(t, "", smallRun(t, out, "--steps", "1")...); code != 0 {
+		t.Fatal(stderr)
+	}
+	text, err := os.ReadFile(filepath.Join(out, "metrics.jsonl"))
+	if err != nil || !strings.Contains(string(text), "loss") || strings.HasPrefix(string(text), "{}") {
+		t.Errorf("metrics.jsonl holds %q, %v", text, err)
 	}
 }

@@ -6,12 +6,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"conquer/checkpoint"
 	"conquer/internal/atomicfile"
 	"conquer/train"
+	"conquer/train/report"
 )
 
 // overwriteUsage describes --overwrite of the commands that write a folder.
@@ -92,7 +94,7 @@ func (f *trainFlags) checkResult() error {
 		case saved:
 			return fmt.Errorf("--output_path: %s holds checkpoints of a run: continue it with "+
 				"--resume, choose other folders, or start again with --overwrite", f.CheckpointPath)
-		case len(names) > 0:
+		case slices.ContainsFunc(names, func(name string) bool { return !f.isLog(name) }):
 			return fmt.Errorf("--output_path: %s is not empty, it holds %s: choose another "+
 				"folder, or give --overwrite", f.output, some(names))
 		}
@@ -107,6 +109,13 @@ func (f *trainFlags) checkResult() error {
 		return fmt.Errorf("--output_path: %w", err)
 	}
 	return nil
+}
+
+// isLog reports whether a run that has no result and no checkpoint may have left a file of this name
+// in its folder. The next run replaces it.
+func (f *trainFlags) isLog(name string) bool {
+	logs := []string{report.MetricsFile, report.EventsFolder, filepath.Base(f.CheckpointPath)}
+	return slices.Contains(logs, name)
 }
 
 // checkFolder reports why files cannot be written to a folder. The folder need not exist yet.

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/pflag"
 
@@ -86,6 +88,7 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 }
 
 func (f *trainFlags) run(ctx context.Context) error {
+	signal.Ignore(syscall.SIGPIPE) // a reader of the output that ends does not end the run
 	world, err := f.join()
 	if err != nil {
 		return err

@@ -19,6 +19,9 @@ import (
 // [Validation].
 const MetricsFile = "metrics.jsonl"
 
+// EventsFolder is the name of the folder that holds TensorBoard's event files.
+const EventsFolder = "tensorboard"
+
 // record is a line of metrics.jsonl. Numbers that are not finite are null.
 type record struct {
 	Step       int     `json:"step"`
@@ -63,7 +66,7 @@ func OpenLog(dir string, tensorBoard bool, done int) (*Log, error) {
 	if err := truncateMetrics(path, done); err != nil {
 		return nil, err
 	}
-	events := filepath.Join(dir, "tensorboard")
+	events := filepath.Join(dir, EventsFolder)
 	if done == 0 {
 		if err := removeEvents(events); err != nil {
 			return nil, err
