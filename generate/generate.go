@@ -75,15 +75,11 @@ func CheckIDs(m model.Model, ids []int32) error {
 	}
 	for i, id := range ids {
 		if id < 0 || int(id) >= vocabulary(m) {
-			return fmt.Errorf("token %d: %w", i+1, errTokenOutside(id, vocabulary(m)))
+			return fmt.Errorf("token %d is %d, but the model's vocabulary has the ids 0 to %d", i+1,
+				id, vocabulary(m)-1)
 		}
 	}
 	return nil
-}
-
-func errTokenOutside(id int32, vocabulary int) error {
-	return fmt.Errorf("the id is %d, but the model's vocabulary has the ids 0 to %d", id,
-		vocabulary-1)
 }
 
 // CheckPrompt returns an error if ids cannot be continued: for a reason of [CheckIDs], or

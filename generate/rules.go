@@ -37,7 +37,7 @@ func (r Rules) check(vocabulary int) error {
 	}
 	for _, id := range slices.Concat(r.Suppress, r.BeginSuppress) {
 		if id < 0 { // one above the vocabulary cannot be chosen anyway
-			return errTokenOutside(id, vocabulary)
+			return fmt.Errorf("the token id %d is suppressed, expected 0 or more", id)
 		}
 	}
 	for _, word := range r.BadWords {
@@ -46,7 +46,8 @@ func (r Rules) check(vocabulary int) error {
 		}
 		for _, id := range word {
 			if id < 0 || int(id) >= vocabulary {
-				return fmt.Errorf("bad_words_ids: %w", errTokenOutside(id, vocabulary))
+				return fmt.Errorf("bad_words_ids holds %d, but the model's vocabulary has the ids "+
+					"0 to %d", id, vocabulary-1)
 			}
 		}
 	}

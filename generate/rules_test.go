@@ -56,7 +56,7 @@ func TestRules_RefuseWhatCannotHold(t *testing.T) {
 		"0 to 699":           {BadWords: [][]int32{{700}}},
 		"is empty":           {BadWords: [][]int32{{}}},
 		"0 or more":          {MinLength: -1},
-		"the id is -1":       {Suppress: []int32{-1}},
+		"the token id -1":    {Suppress: []int32{-1}},
 		"forbid every token": {Suppress: all},
 	} {
 		for _, temperature := range []float64{0, 1} {

@@ -3,8 +3,12 @@ package generate
 import (
 	"encoding/json"
 	"fmt"
+	"math"
+	"os"
 	"strings"
 	"testing"
+
+	"conquer/torch"
 )
 
 // generationFields are the fields of GenerationConfig in transformers 5.24.
@@ -137,5 +141,81 @@ func TestSettings_CompleteTheOptions(t *testing.T) {
 		"{NoRepeatNGram:2 BadWords:[[1 2]] Suppress:[8] BeginSuppress:[] MinNewTokens:3 "+
 			"MinLength:0}" {
 		t.Errorf("%+v", o)
+	}
+}
+
+// warperCases are distributions that transformers computed: testdata/warpers.json.
+type warperCases struct {
+	Logits []float32 `json:"logits"`
+	Cases  []struct {
+		Config        map[string]any `json:"config"`
+		IDs           []int32        `json:"ids"` // prompt and text so far
+		Prompt        int            `json:"prompt"`
+		Probabilities []float64      `json:"probabilities"`
+	} `json:"cases"`
+}
+
+func distance(a, b []float64) (worst float64) {
+	for i := range a {
+		worst = max(worst, math.Abs(a[i]-b[i]))
+	}
+	return worst
+}
+
+// The next token is drawn from the distribution that transformers computes with the same settings.
+func TestSettings_DistributionsAreThoseOfTransformers(t *testing.T) {
+	text, err := os.ReadFile("testdata/warpers.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all warperCases
+	if err := json.Unmarshal(text, &all); err != nil {
+		t.Fatal(err)
+	}
+	if len(all.Cases) < 100 {
+		t.Fatalf("%d cases", len(all.Cases))
+	}
+	for _, c := range all.Cases {
+		s, err := ReadSettings(c.Config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := Options{MaxNewTokens: 1}
+		none := func(string) bool { return false }
+		s.Sample(&o, none)
+		s.Constrain(&o, nil, none)
+		got := make([]float64, len(all.Logits))
+		if err := torch.Run(func() error {
+			sampler := newSampler(o, 0, len(all.Logits), c.IDs)
+			sampler.prompt, sampler.eos = c.Prompt, o.EOS
+			logits := torch.From(all.Logits, len(all.Logits))
+			if err := sampler.weigh(floats(logits), c.IDs); err != nil {
+				return err
+			}
+			p := floats(logits.MulScalar(1 / o.Temperature).Softmax(-1))
+			if o.filters() {
+				_, most := argmax(p)
+				sampler.keep(p, most)
+			} else {
+				for i, p := range p {
+					sampler.kept = append(sampler.kept, candidate{int32(i), p})
+				}
+			}
+			total := 0.0
+			for _, k := range sampler.kept {
+				got[k.id] = float64(k.p)
+				total += float64(k.p)
+			}
+			for i := range got {
+				got[i] /= total
+			}
+			return nil
+		}); err != nil {
+			t.Errorf("%v: %v", c.Config, err)
+			continue
+		}
+		if worst := distance(got, c.Probabilities); !(worst < 2e-6) {
+			t.Errorf("%v after %v: %v\nwant %v", c.Config, c.IDs, got, c.Probabilities)
+		}
 	}
 }

@@ -57,7 +57,8 @@ func TestChat_ContinuesAfterTooLongQuestion(t *testing.T) {
 func TestChat_QuestionsOfAFileFailAlone(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	stdout, stderr, code := invoke(t, "\ufeffhello \\\nagain\n\n"+
-		strings.Repeat("to and fro ", 200)+"\r\nhello\n", "chat", "--model_path", dir, "--max_new_tokens", "4", "--temperature", "0")
+		strings.Repeat("to and fro ", 200)+"\r\nhello\n", "chat", "--model_path", dir,
+		"--max_new_tokens", "4", "--temperature", "0")
 	if code != 1 || strings.Count(stdout, "\n") < 2 ||
 		!strings.HasPrefix(stderr, "standard input:4: the question has ") ||
 		!strings.HasSuffix(stderr, "conquer chat: 1 of 3 questions failed\n") {

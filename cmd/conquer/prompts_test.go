@@ -88,7 +88,7 @@ func TestGenerate_PromptsFailAlone(t *testing.T) {
 	stdout, stderr, code := invoke(t, "", "generate", "--model_path", dir, "--token_ids", "5",
 		"--token_ids", "6,704", "--token_ids", "7", "--max_new_tokens", "2")
 	if code != 1 || strings.Count(stdout, "> ") != 2 ||
-		!strings.Contains(stderr, "--token_ids 2: token 2: the id is 704") {
+		!strings.Contains(stderr, "--token_ids 2: token 2 is 704") {
 		t.Errorf("exit %d\n%s%s", code, stdout, stderr)
 	}
 }

@@ -4,12 +4,15 @@
     python tools/parity/generate_greedy.py [--conquer BINARY] [--model smollm2-135m] [--seeds 1]
 
 Random small models of every kind in tools/fixtures/llama.py give the same greedy tokens and each
-token's log-likelihood within 1e-4; the same holds with a random PEFT adapter and with that adapter
+token's log-likelihood within 1e-4, also with a sliding window and with the settings of a
+generation_config.json; the same holds with a random PEFT adapter and with that adapter
 merged by `conquer export`. The exported folder of the real model loads in transformers, generates
 the same greedy text with and without the chat template, one by one and in a batch, and scores a
 text within 1e-3. Exporting the export changes no bit. Needs torch, transformers, peft and
 safetensors.
 """
+
+import json
 
 import torch
 from safetensors.torch import load_file
@@ -47,6 +50,43 @@ def greedy(model, ids, n, **more):
     return out[0, len(ids):].tolist()
 
 
+def sliding_window(what, model, ids, window, stride, *flags):
+    """The loop of transformers' guide to the perplexity of models with a fixed length."""
+    want, previous = [], 1
+    for begin in range(0, len(ids), stride):
+        end = min(begin + window, len(ids))
+        want.append(token_nll(model, ids[begin:end])[previous - begin - 1:])
+        previous = end
+        if end == len(ids):
+            break
+    want = torch.cat(want)
+    got = conquer("score", "--token_ids", ",".join(map(str, ids)), "--device", "cpu", "--json",
+                  "--window", window, "--stride", stride, *flags)[0]
+    worst = ((torch.tensor(got["token_nll"]) - want).abs() / want.abs().clamp(min=1)).max().item()
+    check(what, worst < 1e-4 and abs(got["nll"] - want.mean().item()) < 1e-4,
+          f"worst {worst:.1e}")
+
+
+def settings(what, folder, model, ids, n=24):
+    """The settings of a generation_config.json that hold for greedy texts too."""
+    file = folder / "generation_config.json"
+    before = file.read_bytes() if file.exists() else None
+    plain = greedy(model, ids, n)
+    for values in ({"repetition_penalty": 1.4}, {"no_repeat_ngram_size": 2},
+                   {"suppress_tokens": plain[:3], "begin_suppress_tokens": plain[3:5]},
+                   {"bad_words_ids": [plain[:1], plain[1:3]]},
+                   {"eos_token_id": plain[4], "min_new_tokens": 9},
+                   {"eos_token_id": [plain[4], plain[5]], "min_length": len(ids) + 7},
+                   {"do_sample": False, "temperature": 0.3, "top_k": -1, "typical_p": 0.5}):
+        file.write_text(json.dumps(values))
+        got = conquer("generate", "--model_path", folder, "--token_ids", ",".join(map(str, ids)),
+                      "--max_new_tokens", n, "--device", "cpu", "--json")[0]
+        more = {k: v for k, v in values.items()
+                if k not in ("do_sample", "temperature", "top_k", "typical_p")}
+        check(f"{what}: {', '.join(values)}", got["token_ids"] == greedy(model, ids, n, **more))
+    file.unlink() if before is None else file.write_bytes(before)
+
+
 def small(folder, kind, seed):
     fixtures.write(folder, kind, seed, vary=seed > 0)
     expected = load_file(folder / "expected.safetensors")
@@ -60,6 +100,10 @@ def small(folder, kind, seed):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     long = torch.randint(0, model.config.vocab_size, (100,)).tolist()
     scores_agree(f"{name}: log-likelihoods", model, long, "--model_path", folder)
+    for window, stride in ((32, 10), (48, 47), (16, 1)):
+        sliding_window(f"{name}: window {window}, stride {stride}", model, long, window, stride,
+                       "--model_path", folder)
+    settings(name, folder, model, ids)
 
     from peft import LoraConfig, get_peft_model
     modules = ["q_proj", "v_proj", "down_proj"] if seed % 2 else "all-linear"
