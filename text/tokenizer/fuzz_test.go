@@ -119,3 +119,28 @@ func FuzzTokenizer_EncodeDecode(f *testing.F) {
 		}
 	})
 }
+
+func FuzzOpen_FolderFiles(f *testing.F) {
+	f.Add([]byte(`{"eos_token":{"content":"</s>"},"extra_special_tokens":{"image":"<i>"},`+
+		`"added_tokens_decoder":{"7":{"content":"<x>","special":true}}}`),
+		[]byte(`{"pad_token":"<p>","additional_special_tokens":["<a>"]}`))
+	f.Fuzz(func(t *testing.T, config, special []byte) {
+		about := new(folderInfo)
+		for _, data := range [][]byte{config, special} {
+			fields, err := parseFields(data)
+			if err == nil {
+				err = about.setConfig(fields)
+			}
+			if err != nil {
+				return
+			}
+		}
+		spec := newSpec(1)
+		spec.Model.Vocab["a"] = 0
+		about.addTo(spec)
+		if tok, err := spec.build(); err == nil {
+			about.apply(tok)
+			exercise(tok)
+		}
+	})
+}

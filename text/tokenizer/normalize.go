@@ -29,6 +29,18 @@ var lateMarks = &unicode.RangeTable{
 	},
 }
 
+// lateParts are the characters whose compatible parts these tables lack, and one whose
+// canonical parts they lack.
+var lateParts = &unicode.RangeTable{
+	R16: []unicode.Range16{
+		{0x32ff, 0x32ff, 1}, {0xa7f2, 0xa7f4, 1}, {0xab69, 0xab69, 1},
+	},
+	R32: []unicode.Range32{
+		{0x10781, 0x10785, 1}, {0x10787, 0x107b0, 1}, {0x107b2, 0x107ba, 1}, {0x11938, 0x11938, 1},
+		{0x1e030, 0x1e06d, 1}, {0x1f16c, 0x1f16c, 1}, {0x1fbf0, 0x1fbf9, 1},
+	},
+}
+
 // nfc composes s canonically. It uses x/text, except for texts with lateMarks or
 // with runs of more than 30 marks: x/text inserts a U+034F into such a run (the
 // Stream-Safe format), Hugging Face does not.
@@ -64,6 +76,10 @@ func decomposeBy(form norm.Form, s string) []rune {
 	var out []rune
 	for _, r := range s {
 		// One character is too short for x/text to insert a U+034F.
+		if r >= 0x32ff && unicode.Is(lateParts, r) && (form == norm.NFKD || r == 0x11938) {
+			out = append(out, r)
+			continue
+		}
 		for _, part := range form.String(string(r)) {
 			out = append(out, part)
 		}

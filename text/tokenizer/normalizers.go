@@ -106,16 +106,30 @@ func removeRunes(drop func(rune) bool) func(string) string {
 }
 
 // isMark reports whether StripAccents drops r.
-func isMark(r rune) bool { return unicode.Is(unicode.M, r) || unicode.Is(marks16, r) }
+func isMark(r rune) bool { return unicode.Is(unicode.M, r) != unicode.Is(otherMarks, r) }
 
 // lowercase lowers each character by itself.
 func lowercase(s string) string {
-	lower := strings.Map(unicode.ToLower, s)
 	// Of all letters only this one has a lower case of two characters.
-	if strings.Contains(s, "İ") {
-		return strings.Map(unicode.ToLower, strings.ReplaceAll(s, "İ", "i\u0307"))
+	return strings.Map(lowerRune, strings.ReplaceAll(s, "İ", "i\u0307"))
+}
+
+// lowerRune is unicode.ToLower with the letters of Unicode 17, as Rust has them.
+func lowerRune(r rune) rune {
+	switch {
+	case r < 0x1c89:
+	case r == 0xa7cb:
+		return 0x264
+	case r == 0xa7dc:
+		return 0x19b
+	case r == 0x1c89 || r == 0xa7cc || r == 0xa7ce || r == 0xa7d2 || r == 0xa7d4 || r == 0xa7da:
+		return r + 1
+	case r >= 0x10d50 && r <= 0x10d65:
+		return r + 0x20
+	case r >= 0x16ea0 && r <= 0x16eb8:
+		return r + 0x1b
 	}
-	return lower
+	return unicode.ToLower(r)
 }
 
 // bert returns the normalizer of BERT: clean text, space around Chinese characters, no
@@ -164,11 +178,14 @@ func (c *stage) bert() func(string) string {
 	}
 }
 
-func isNonspacing(r rune) bool { return unicode.Is(unicode.Mn, r) }
+// isNonspacing reports whether the normalizer of BERT drops r as an accent.
+func isNonspacing(r rune) bool {
+	return unicode.Is(unicode.Mn, r) != unicode.Is(otherNonspacing, r)
+}
 
 // isOther reports whether r is a control, format or private character.
 func isOther(r rune) bool {
-	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co)
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co) != unicode.Is(otherControls, r)
 }
 
 func isChinese(r rune) bool {

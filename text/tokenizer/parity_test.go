@@ -41,6 +41,13 @@ func TestParity_HuggingFace(t *testing.T) {
 	}
 	var texts []string
 	readTestJSON(t, filepath.Join(dir, "texts.json"), &texts)
+	ends, err := json.Marshal(tok.EOS())
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "ends.json"), ends, 0o666)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	f, err := os.Create(filepath.Join(dir, "go.jsonl"))
 	if err != nil {
 		t.Fatal(err)

@@ -61,7 +61,7 @@ func isPunctuation(r rune) bool {
 	if r < utf8.RuneSelf {
 		return r > ' ' && r < 0x7f && !unicode.IsLetter(r) && !unicode.IsDigit(r)
 	}
-	return unicode.IsPunct(r)
+	return unicode.IsPunct(r) != unicode.Is(otherPunctuation, r)
 }
 
 // spellBytes makes ByteLevel, the last pre-tokenizer, write bytes as characters, for

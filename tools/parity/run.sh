@@ -16,6 +16,7 @@ compare() {
   "$py" "$@" || { echo "FAILED: $*"; status=1; }
 }
 compare tools/parity/text_tokenizers.py "$model"
+compare tools/parity/text_gguf.py
 compare tools/parity/chat_templates.py
 compare tools/parity/data_sets.py
 compare tools/parity/checkpoint_files.py "$model"
