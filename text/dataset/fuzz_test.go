@@ -88,7 +88,7 @@ func FuzzLoad_Pairs(f *testing.F) {
 		if err != nil {
 			return
 		}
-		e, err := pairSample(tok, &r, Options{MaxLength: 50})
+		e, err := pairSample(tok, &r, Options{MaxLength: 50, prompts: new(promptCache)})
 		if err != nil {
 			return
 		}

@@ -88,7 +88,7 @@ func (r *record) encode(tok *tokenizer.Tokenizer, opts Options) (e encoded, err 
 			every := learn
 			learn = func(i int) bool { return i == last && every(i) }
 		}
-		s, e.unrendered, err = chatSample(tok, r.conversation(messages, opts), learn)
+		s, e.unrendered, err = chatSample(tok, r.conversation(messages, opts), opts.prompts, learn)
 	}
 	e.truncated = s.truncate(opts.MaxLength)
 	e.samples = []Sample{s}
@@ -198,14 +198,14 @@ func promptSample(tok *tokenizer.Tokenizer, prompt, answer string) Sample {
 
 // chatSample renders a conversation and labels the turns that learn selects.
 // unrendered counts those that the template does not render.
-func chatSample(tok *tokenizer.Tokenizer, c tokenizer.Conversation, learn func(i int) bool) (
-	s Sample, unrendered int, err error,
-) {
+func chatSample(tok *tokenizer.Tokenizer, c tokenizer.Conversation, prompts *promptCache,
+	learn func(i int) bool,
+) (s Sample, unrendered int, err error) {
 	trace, err := tok.Trace(c, false)
 	if err != nil {
 		return s, 0, err
 	}
-	turns := &turns{tok: tok, conversation: c, trace: trace}
+	turns := &turns{tok: tok, conversation: c, trace: trace, prompts: prompts}
 	ranges, unrendered, err := turns.learned(learn)
 	if err != nil {
 		return s, 0, err
@@ -252,7 +252,7 @@ func (r *record) answerSample(tok *tokenizer.Tokenizer, answer []tokenizer.Messa
 		return alpacaSample(tok, messages, ""), nil
 	}
 	c := r.conversation(messages, opts)
-	s, unrendered, err := chatSample(tok, c, func(i int) bool {
+	s, unrendered, err := chatSample(tok, c, opts.prompts, func(i int) bool {
 		return i >= given && isAnswer(messages[i])
 	})
 	if err == nil && unrendered > 0 {

@@ -29,6 +29,8 @@ type Options struct {
 	// Progress, if it is not nil, receives the number of bytes read so far and in
 	// total. An error from it ends the reading.
 	Progress func(done, total int64) error
+
+	prompts *promptCache // set by Load
 }
 
 // Load finds the samples in path and encodes them with tok. path is one of
@@ -73,6 +75,7 @@ func load(path string, tok *tokenizer.Tokenizer, opts Options, maps *mappings) (
 	if err != nil {
 		return nil, err
 	}
+	opts.prompts = new(promptCache)
 	d := &Dataset{Chosen: chosen, maps: []*mappings{maps}}
 	d.Report.Skipped = len(chosen.Skipped)
 	done, total := int64(0), int64(0)

@@ -3,6 +3,7 @@ package dataset
 import (
 	"fmt"
 	"strings"
+	"sync"
 
 	"conquer/text/jinja"
 	"conquer/text/tokenizer"
@@ -18,6 +19,7 @@ type turns struct {
 	tok          *tokenizer.Tokenizer
 	conversation tokenizer.Conversation
 	trace        jinja.Trace
+	prompts      *promptCache
 
 	ids    []int32 // of the whole text
 	prompt *string // the generation prompt, once it is needed
@@ -328,10 +330,38 @@ func (t *turns) turnEnd(from, to int) int {
 // after a message of the user; "" if it writes nothing or is not known.
 func (t *turns) generationPrompt() string {
 	if t.prompt == nil {
-		prompt := promptOf(t.tok, t.conversation.ChatInputs)
+		prompt := t.prompts.of(t.tok, t.conversation.ChatInputs)
 		t.prompt = &prompt
 	}
 	return *t.prompt
+}
+
+// promptCache keeps generation prompts by the inputs of their chat template, since most records
+// have the same.
+type promptCache struct {
+	mu     sync.Mutex
+	byText map[string]string
+}
+
+// maxPrompts bounds a promptCache.
+const maxPrompts = 1024
+
+func (c *promptCache) of(tok *tokenizer.Tokenizer, inputs tokenizer.ChatInputs) string {
+	key := string(inputs.Tools) + "\x00" + string(inputs.Documents) + "\x00" + string(inputs.Kwargs)
+	c.mu.Lock()
+	prompt, known := c.byText[key]
+	c.mu.Unlock()
+	if known {
+		return prompt
+	}
+	prompt = promptOf(tok, inputs)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byText == nil || len(c.byText) >= maxPrompts {
+		c.byText = map[string]string{}
+	}
+	c.byText[key] = prompt
+	return prompt
 }
 
 func promptOf(tok *tokenizer.Tokenizer, inputs tokenizer.ChatInputs) string {
