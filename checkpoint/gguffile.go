@@ -252,3 +252,58 @@ func ggufDtype(bytes map[string]int) string {
 	}
 	return "float32"
 }
+
+// readGGUF reads the files of a GGUF model with the help of its family.
+func readGGUF(parts []ggufPart) (c contents, err error) {
+	c.metadata = parts[0].metadata
+	f, err := newGGUFFile(parts)
+	if err != nil {
+		return c, err
+	}
+	config, generation, tensors, err := f.config()
+	if err != nil {
+		return c, err
+	}
+	if c.config, err = jsonText(config); err != nil {
+		return c, err
+	}
+	if c.generation, err = jsonText(generation); err != nil {
+		return c, err
+	}
+	for _, part := range parts {
+		for _, r := range part.records {
+			mapped, ok := tensors(r.name)
+			if !ok {
+				return c, fmt.Errorf("a %s model has no tensor %.80q", f.Architecture, r.name)
+			}
+			if mapped.Name == "" {
+				continue
+			}
+			s, err := mapped.place(r, part.file)
+			if err != nil {
+				return c, err
+			}
+			c.tensors = append(c.tensors, s)
+		}
+	}
+	return c, nil
+}
+
+// place is the tensor that r describes in a GGUF file.
+func (m Mapped) place(r record, file *mapping) (*stored, error) {
+	s := &stored{record: r, file: file}
+	if m.Heads > 0 && len(r.shape) > 0 {
+		if r.shape[0]%(2*m.Heads) != 0 {
+			return nil, fmt.Errorf("tensor %.80q has %d rows, expected a multiple of twice its %d "+
+				"heads", r.name, r.shape[0], m.Heads)
+		}
+		s.headRows = r.shape[0] / m.Heads
+	}
+	if s.transform = m.Transform; s.transform != nil {
+		if s.shape = s.transform.Back(r.shape); s.shape == nil {
+			return nil, fmt.Errorf("tensor %.80q has the unexpected shape %v", r.name, r.shape)
+		}
+	}
+	s.name = m.Name
+	return s, nil
+}
