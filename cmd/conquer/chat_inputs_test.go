@@ -13,7 +13,8 @@ import (
 func TestGenerate_GivesToolsAndVariablesToTheTemplate(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	const template = "{% if tools %}{{ tools | tojson }}{% endif %}{% for d in documents or [] %}" +
-		"{{ d.title }}{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}" +
+		"{{ d.title }}{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor " +
+		"%}" +
 		"{% if add_generation_prompt %}<assistant>{% endif %}{% if enable_thinking is false %}" +
 		"<think></think>{% endif %}"
 	if err := os.WriteFile(filepath.Join(dir, "chat_template.jinja"), []byte(template),
@@ -24,7 +25,8 @@ func TestGenerate_GivesToolsAndVariablesToTheTemplate(t *testing.T) {
 	tools, lines := filepath.Join(folder, "tools.json"), filepath.Join(folder, "p.jsonl")
 	for name, text := range map[string]string{tools: `[{"name": "f"}]`,
 		lines: `{"prompt":"a","tools":[{"name":"g"}]}` + "\n" + `{"messages":[{"role":"user",` +
-			`"content":[{"type":"text","text":"b"}]}],"chat_template_kwargs":{"enable_thinking":true}}` +
+			`"content":[{"type":"text","text":"b"}]}],` +
+			`"chat_template_kwargs":{"enable_thinking":true}}` +
 			"\n" + `{"messages":[{"role":"user"}]}`} {
 		if err := os.WriteFile(name, []byte(text), 0o666); err != nil {
 			t.Fatal(err)
@@ -54,7 +56,8 @@ func TestGenerate_GivesToolsAndVariablesToTheTemplate(t *testing.T) {
 		"--chat_template_kwargs", `{"enable_thinking":false}`)...)
 	check(stdout, `[{"name": "g"}]<user>a<assistant><think></think>`,
 		`[{"name": "f"}]<user>b<assistant>`)
-	if code != 1 || !strings.Contains(stderr, "p.jsonl:3: expected a JSON string, or an object with "+
+	if code != 1 || !strings.Contains(stderr, "p.jsonl:3: expected a JSON string, or an object "+
+		"with "+
 		"the field \"prompt\" or \"messages\": content is missing") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
@@ -68,7 +71,8 @@ func TestGenerate_GivesToolsAndVariablesToTheTemplate(t *testing.T) {
 			t.Errorf("%s %s: exit code %d: %s", c.flag, c.value, code, stderr)
 		}
 	}
-	_, stderr, code = invoke(t, "", "generate", "--model_path", dir, "--prompt", "q", "--tools", tools)
+	_, stderr, code = invoke(t, "", "generate", "--model_path", dir, "--prompt", "q", "--tools",
+		tools)
 	if code != 2 || !strings.Contains(stderr, "need --chat") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}

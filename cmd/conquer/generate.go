@@ -45,7 +45,7 @@ type generateOutput struct {
 	Error        string  `json:"error,omitempty"`
 	FinishReason string  `json:"finish_reason"`
 	Seed         int64   `json:"seed"`
-	// RenderedPrompt is the text whose tokens are PromptTokenIDs; with --chat the template wrote it.
+	// RenderedPrompt is the text of PromptTokenIDs; with --chat the template wrote it.
 	RenderedPrompt   string  `json:"rendered_prompt,omitempty"`
 	PromptTokenIDs   []int32 `json:"prompt_token_ids"`
 	PromptTokens     int     `json:"prompt_tokens"`
@@ -245,7 +245,8 @@ func (f *generateFlags) advise(o *opened, prompts []*prompt) {
 			longest, f.options.MaxNewTokens)
 	}
 	if o.unusable != nil {
-		fmt.Fprintf(os.Stderr, "conquer generate: the answer is printed as token ids: %v\n", o.unusable)
+		fmt.Fprintf(os.Stderr, "conquer generate: the answer is printed as token ids: "+
+			"%v\n", o.unusable)
 	}
 	if !f.json && !f.chat && isTerminal(os.Stderr) && o.tokenizer != nil &&
 		o.tokenizer.ChatTemplate() != "" {

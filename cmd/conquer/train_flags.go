@@ -78,8 +78,8 @@ func (f *trainFlags) declareData(flags *pflag.FlagSet) {
 			"and .zst) or plain text; of a folder with splits, its training files; or "+
 			"hf://datasets/org/name[@revision][:glob]; may be repeated")
 	flags.StringSliceVar(&f.validation, "validation_path", nil,
-		"validation data: `files` to measure the loss on, or folders; of a folder with splits, its "+
-			"validation files, or else its test files")
+		"validation data: `files` to measure the loss on, or folders; of a folder with splits, "+
+			"its validation files, or else its test files")
 	flags.Float64Var(&f.fraction, "validation_fraction", 0,
 		"instead of --validation_path: the `share` of the records to hold out, or their number")
 	f.chatInputs.declare(flags)

@@ -15,7 +15,8 @@ const DataScheme = Scheme + "datasets/"
 
 // dataSuffixes are the suffixes of data files. If a repository has several kinds, the first in this
 // list is taken.
-var dataSuffixes = []string{".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".csv",
+var dataSuffixes = []string{".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json",
+	".csv",
 	".tsv", ".tar.gz", ".txt"}
 
 // FetchData downloads a data set from the hub as [FetchModel] does a model, and returns its files.

@@ -101,7 +101,8 @@ func implied(name string) bool {
 func missing(name, what, onHub string) error {
 	organization, _, slash := strings.Cut(name, "/")
 	if slash && exists(organization) && !strings.HasPrefix(name, "/") {
-		return fmt.Errorf("there is no %s %s in the folder %s; on the Hugging Face Hub it would be "+
+		return fmt.Errorf("there is no %s %s in the folder %s; on the Hugging Face Hub it would "+
+			"be "+
 			"%s", what, name, organization, onHub)
 	}
 	return fmt.Errorf("there is no %s %s", what, name)

@@ -262,7 +262,8 @@ func (r Repo) download(ctx context.Context, base string, list *listing, wanted [
 	return dir, r.remember(base, list.Commit)
 }
 
-var errNotTheHub = errors.New("does not answer as the Hugging Face Hub does: expected a commit and " +
+var errNotTheHub = errors.New("does not answer as the Hugging Face Hub does: expected a commit " +
+	"and " +
 	"its files (HF_ENDPOINT names the server)")
 
 // ask gets the hub's listing of the revision. It gives up after that many failures of the network.

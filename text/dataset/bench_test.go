@@ -127,7 +127,8 @@ func BenchmarkBatcher(b *testing.B) {
 func BenchmarkLoad_Chats(b *testing.B) {
 	tok := withSpecial(b, imTemplate)
 	const turn = `{"role":"user","content":"A question of a person, of some words."},` +
-		`{"role":"assistant","content":"An answer, which is a little longer than the question was."}`
+		`{"role":"assistant","content":"An answer, which is a little longer than the question ` +
+		`was."}`
 	line := `{"messages":[` + strings.Repeat(turn+",", 4) + turn + "]}\n"
 	path := writeTestFile(b, "a.jsonl", strings.Repeat(line, 1000))
 	for b.Loop() {

@@ -29,7 +29,8 @@ func splitOf(name string) string {
 	parts := strings.Split(strings.ToLower(name), "/")
 	for _, part := range slices.Backward(parts) {
 		found := ""
-		for _, word := range strings.FieldsFunc(part, func(c rune) bool { return !unicode.IsLetter(c) }) {
+		for _, word := range strings.FieldsFunc(part,
+			func(c rune) bool { return !unicode.IsLetter(c) }) {
 			if split := splitWords[word]; split != "" && found == "" {
 				found = split
 			}
@@ -79,7 +80,8 @@ func Choose(names []string, validation bool) (c Chosen, err error) {
 			"name a file to learn from it", strings.Join(names[:min(len(names), 5)], ", "))
 	}
 	if c.Files == nil && len(names) > 0 {
-		return c, errors.New("it holds no data, only " + strings.Join(names[:min(len(names), 5)], ", "))
+		return c, errors.New("it holds no data, " +
+			"only " + strings.Join(names[:min(len(names), 5)], ", "))
 	}
 	for _, name := range names {
 		if slices.Contains(c.Files, name) || slices.Contains(c.Skipped, name) {
@@ -103,5 +105,6 @@ func isDescription(name string) bool {
 	}
 	stem, _, _ := strings.Cut(base, ".")
 	return slices.Contains([]string{"readme", "license", "licence", "notice", "copying", "citation",
-		"changelog"}, stem) || strings.HasPrefix(base, "cache-") && strings.HasSuffix(base, ".arrow")
+		"changelog"}, stem) || strings.HasPrefix(base, "cache-") && strings.HasSuffix(base,
+		".arrow")
 }

@@ -15,7 +15,8 @@ import (
 func TestChoose_TakesTheFilesOfASplit(t *testing.T) {
 	for _, c := range []struct{ names, train, validation, held string }{
 		{"README.md test.jsonl train.jsonl", "train.jsonl", "test.jsonl", "test.jsonl"},
-		{"a.jsonl b.txt LICENSE sub/c.csv", "a.jsonl b.txt sub/c.csv", "a.jsonl b.txt sub/c.csv", ""},
+		{"a.jsonl b.txt LICENSE sub/c.csv", "a.jsonl b.txt sub/c.csv", "a.jsonl b.txt " +
+			"sub/c.csv", ""},
 		{"data/train-00000-of-00002.parquet data/train-00001-of-00002.parquet " +
 			"data/validation-00000-of-00001.parquet data/test-00000-of-00001.parquet README.md",
 			"data/train-00000-of-00002.parquet data/train-00001-of-00002.parquet",
@@ -67,7 +68,8 @@ func TestLoad_FoldersAndArchivesLearnFromTheTrainSplit(t *testing.T) {
 		}
 	}
 	for _, path := range []string{dir, writeArchive(t, files...)} {
-		for validation, want := range map[bool]string{false: "\x02learn\x03", true: "\x02hold\x03"} {
+		for validation, want := range map[bool]string{false: "\x02learn\x03",
+			true: "\x02hold\x03"} {
 			d, err := Load(path, tok, Options{Validation: validation})
 			if err != nil {
 				t.Fatal(err)
@@ -82,7 +84,8 @@ func TestLoad_FoldersAndArchivesLearnFromTheTrainSplit(t *testing.T) {
 
 func TestLoad_CompressedFilesEqualPlainOnes(t *testing.T) {
 	tok := chars(t, "")
-	for name, content := range map[string]string{"a.jsonl": "{\"text\":\"one\"}\n{\"text\":\"two\"}\n",
+	for name, content := range map[string]string{"a.jsonl": "{\"text\":\"one\"}" +
+		"\n{\"text\":\"two\"}\n",
 		"a.csv": "text\none\ntwo\n", "a.txt": "prose",
 		"a.parquet": string(parquetBytes(t, schemaOf(column("text", arrow.BinaryTypes.String)),
 			`[{"text":"one"}]`))} {
@@ -98,7 +101,8 @@ func TestLoad_CompressedFilesEqualPlainOnes(t *testing.T) {
 		z.Write([]byte(content))
 		z.Close()
 		for ext, data := range map[string]string{".gz": gz.String(), ".zst": zst.String()} {
-			sameSamples(t, name+ext, mustLoad(t, writeTestFile(t, name+ext, data), tok, Options{}), want)
+			sameSamples(t, name+ext, mustLoad(t, writeTestFile(t, name+ext, data), tok,
+				Options{}), want)
 			for _, bad := range []string{data[:len(data)-3], "not compressed"} {
 				if _, err := Load(writeTestFile(t, name+ext, bad), tok, Options{}); err == nil ||
 					!strings.Contains(err.Error(), name+ext) {
@@ -118,7 +122,8 @@ func TestLoad_TablesAreRecords(t *testing.T) {
 			"5\t8\tSay \"hello\".\t\"2, 3\n4\"",
 	} {
 		want := mustLoad(t, writeTestFile(t, "a.json", `[{"instruction":"Name a colour.","output":`+
-			`"Red, of course."},{"instruction":"Say \"hello\".","input":"2, 3\n4","output":"5"}]`), tok,
+			`"Red, of course."},{"instruction":"Say \"hello\".","input":"2, 3\n4",`+
+			`"output":"5"}]`), tok,
 			Options{})
 		sameSamples(t, name, mustLoad(t, writeTestFile(t, name, content), tok, Options{}), want)
 	}

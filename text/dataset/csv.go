@@ -35,7 +35,8 @@ func openTable(name string, data []byte, layout Layout, separator byte) (file, e
 			return nil, fmt.Errorf("two of its columns have the name %q", c)
 		}
 	}
-	if _, err := pickColumns(layout, len(columns), func(i int) string { return columns[i] }); err != nil {
+	if _, err := pickColumns(layout, len(columns),
+		func(i int) string { return columns[i] }); err != nil {
 		return nil, fmt.Errorf("%w; the first row names the columns", err)
 	}
 	return t, nil

@@ -149,9 +149,12 @@ func TestLoad_PairErrorsNameFileLineAndExpectation(t *testing.T) {
 		`{"prompt":"q","chosen":"yes"}`:    `no known layout has the fields ["chosen" "prompt"]`,
 		`{"text":"x"}`: `a record of ` +
 			`layout text, expected a pair`,
-		`{"prompt":"q","chosen":3,"rejected":"no"}`:                              `field "chosen" is 3, expected a list`,
-		`{"prompt":"q","chosen":[],"rejected":"no"}`:                             `field "chosen" is empty`,
-		`{"prompt":"q","chosen":"yes","rejected":[{"role":"user"}]}`:             `message 0: content is missing`,
+		`{"prompt":"q","chosen":3,"rejected":"no"}`: `field ` +
+			`"chosen" is 3, expected a list`,
+		`{"prompt":"q","chosen":[],"rejected":"no"}`: `field ` +
+			`"chosen" is empty`,
+		`{"prompt":"q","chosen":"yes","rejected":[{"role":"user"}]}`: `message 0: ` +
+			`content is missing`,
 		`{"chosen":[{"role":"user","content":"a"}],"rejected":"no","prompt":""}`: "other does not",
 		`{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"rejected":` +
 			`[{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}`: `with the same`,

@@ -407,7 +407,8 @@ func (l *leaf) unsupported() error {
 	if logical := l.desc.LogicalType(); logical != nil && !logical.IsNone() {
 		kind += " (" + logical.String() + ")"
 	}
-	return fmt.Errorf("the type of %q is %s, expected text, numbers or booleans", l.desc.Path(), kind)
+	return fmt.Errorf("the type of %q is %s, expected text, numbers or "+
+		"booleans", l.desc.Path(), kind)
 }
 
 // plainNumber returns how an integer of a logical type is written, or nil if the

@@ -264,7 +264,8 @@ func (r *record) parseCompletion(fields jsonFields) (err error) {
 		return err
 	}
 	if !slices.ContainsFunc(completion, isAnswer) {
-		return fmt.Errorf("none of the messages in %q has the role %q, so there is nothing to learn",
+		return fmt.Errorf("none of the messages in %q has the role %q, so there is nothing to "+
+			"learn",
 			"completion", assistantRole)
 	}
 	r.prompt, r.completion = "", ""

@@ -13,7 +13,8 @@ func TestLoad_ValuesTellTheLayout(t *testing.T) {
 	for _, c := range []struct{ record, want string }{
 		{`{"messages":null,"instruction":"q","input":null,"output":"a"}`, "a<|im_end|>|"},
 		{`{"messages":[],"instruction":"q","input":"","output":"a","text":"t"}`, "a<|im_end|>|"},
-		{`{"messages":[{"role":"user","content":"q","name":null},{"role":"assistant","content":"a"}],` +
+		{`{"messages":[{"role":"user","content":"q","name":null},{"role":"assistant",` +
+			`"content":"a"}],` +
 			`"instruction":null,"output":null}`, "a<|im_end|>|"},
 		{`{"instruction":"","output":"","text":"t"}`, "</s>"},
 		{`{"conversations":[{"from":"system","value":"s"},{"from":"human","value":"q"},` +
@@ -27,10 +28,13 @@ func TestLoad_ValuesTellTheLayout(t *testing.T) {
 			`"{\"role\":\"assistant\",\"content\":\"a\"}"]}`, "a<|im_end|>|"},
 		{`{"messages":"[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",` +
 			`\"content\":\"a\"}]"}`, "a<|im_end|>|"},
-		{`{"messages":[{"role":"user","content":[{"type":"text","text":"q"}]},{"role":"assistant",` +
-			`"content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]}`, "ab<|im_end|>|"},
+		{`{"messages":[{"role":"user","content":[{"type":"text","text":"q"}]},` +
+			`{"role":"assistant",` +
+			`"content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}` +
+			`]}`, "ab<|im_end|>|"},
 		{`{"tools":[{"type":"function"}],"messages":[{"role":"user","content":"q"},{"role":` +
-			`"assistant","content":null,"tool_calls":[{"function":{"name":"f","arguments":"{}"}}]},` +
+			`"assistant","content":null,"tool_calls":[{"function":{"name":"f","arguments":"{}"}}` +
+			`]},` +
 			`{"role":"tool","content":"1"},{"role":"assistant","content":"a"}]}`, "a<|im_end|>|"},
 	} {
 		d := mustLoad(t, writeTestFile(t, "a.jsonl", c.record), tok, Options{})
@@ -41,7 +45,8 @@ func TestLoad_ValuesTellTheLayout(t *testing.T) {
 }
 
 func TestLoad_ToolsAndDocumentsReachTheTemplate(t *testing.T) {
-	tok := withSpecial(t, "{% if tools %}{{ tools | tojson }}{% endif %}{% for d in documents or [] %}"+
+	tok := withSpecial(t, "{% if tools %}{{ tools | tojson }}{% endif %}{% for d in documents "+
+		"or [] %}"+
 		"{{ d.title }}{% endfor %}{{ style }}{% for m in messages %}{{ m.role + ':' + m.content }}"+
 		"{% endfor %}")
 	const chat = `"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]`
@@ -56,7 +61,8 @@ func TestLoad_ToolsAndDocumentsReachTheTemplate(t *testing.T) {
 		`{` + chat + `,"tools":` + tools + `}`: {Options{}, tools + "user:qassistant:a"},
 		`{` + chat + `,"tools":"[{\"name\":\"f\",\"parameters\":{\"b\":1,\"a\":{}}}]"}`: {Options{},
 			tools + "user:qassistant:a"},
-		`{` + chat + `,"documents":[{"title":"D"}],"chat_template_kwargs":{"style":"Y"}}`: {Options{},
+		`{` + chat + `,"documents":[{"title":"D"}],` +
+			`"chat_template_kwargs":{"style":"Y"}}`: {Options{},
 			"DYuser:qassistant:a"},
 		`{` + chat + `}`: {defaults, tools + "Xuser:qassistant:a"},
 		`{` + chat + `,"tools":[],"chat_template_kwargs":{"style":"Y"}}`: {defaults,
@@ -70,7 +76,8 @@ func TestLoad_ToolsAndDocumentsReachTheTemplate(t *testing.T) {
 		}
 	}
 	for record, want := range map[string]string{
-		`{` + chat + `,"tools":{"a":1}}`: "a.jsonl:1: tools is {\"a\":1}, expected a list of objects",
+		`{` + chat + `,"tools":{"a":1}}`: "a.jsonl:1: tools is {\"a\":1}, expected a list of " +
+			"objects",
 		`{` + chat + `,"chat_template_kwargs":{"messages":1}}`: "chat_template_kwargs cannot set " +
 			"messages",
 		`{"messages":[{"from":"robot","value":"x"}]}`: `a.jsonl:1: message 0: from is "robot"`,
@@ -94,8 +101,10 @@ func TestLoad_ColumnsOfEveryTypeEqualLines(t *testing.T) {
 	tok := withSpecial(t, "{{ tools | tojson }}"+thinkTemplate)
 	text := arrow.BinaryTypes.String
 	call := arrow.ListOf(arrow.StructOf(column("id", text), column("function", arrow.StructOf(
-		column("name", text), column("arguments", arrow.StructOf(column("x", arrow.PrimitiveTypes.Int64),
-			column("y", arrow.PrimitiveTypes.Float64), column("z", arrow.FixedWidthTypes.Boolean)))))))
+		column("name", text), column("arguments", arrow.StructOf(column("x",
+			arrow.PrimitiveTypes.Int64),
+			column("y", arrow.PrimitiveTypes.Float64), column("z",
+				arrow.FixedWidthTypes.Boolean)))))))
 	message := func(text arrow.DataType, list func(arrow.DataType) arrow.DataType) arrow.DataType {
 		return list(arrow.StructOf(column("role", text), column("content", text),
 			column("tool_calls", call), column("weight", arrow.PrimitiveTypes.Float64)))
@@ -103,9 +112,12 @@ func TestLoad_ColumnsOfEveryTypeEqualLines(t *testing.T) {
 	list := func(t arrow.DataType) arrow.DataType { return arrow.ListOf(t) }
 	large := func(t arrow.DataType) arrow.DataType { return arrow.LargeListOf(t) }
 	rows := []string{
-		`{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":null,"tool_calls":[` +
-			`{"id":"1","function":{"name":"f","arguments":{"x":1,"y":2.0}}},{"id":null,"function":` +
-			`{"name":"g","arguments":{"z":true}}}]},{"role":"tool","content":"r","tool_calls":[]},` +
+		`{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":null,` +
+			`"tool_calls":[` +
+			`{"id":"1","function":{"name":"f","arguments":{"x":1,"y":2.0}}},{"id":null,` +
+			`"function":` +
+			`{"name":"g","arguments":{"z":true}}}]},{"role":"tool","content":"r",` +
+			`"tool_calls":[]},` +
 			`{"role":"assistant","content":"a","weight":1}],"instruction":null,"tools":null}`,
 		`{"messages":null,"instruction":"i","output":"o","tools":"[{\"name\":\"t\"}]"}`,
 		`{"messages":[],"instruction":"i","output":"p","input":"x"}`,
@@ -153,7 +165,8 @@ func TestLoad_DictionariesAndEmptyPagesAreRead(t *testing.T) {
 
 	// pyarrow wrote this file of 7 chats with pages of one value. Some of its pages are empty.
 	d := mustLoad(t, "testdata/empty-pages.parquet", tok, Options{})
-	if got := labeledText(tok, d.Samples[len(d.Samples)-1]); d.Len() != 7 || got != "a6<|im_end|>|" {
+	if got := labeledText(tok, d.Samples[len(d.Samples)-1]); d.Len() != 7 ||
+		got != "a6<|im_end|>|" {
 		t.Errorf("%s: %q", d.Report, got)
 	}
 }

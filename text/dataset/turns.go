@@ -127,7 +127,8 @@ func (t *turns) messageOf(block jinja.Span) (message int, err error) {
 		}
 		if message >= 0 && message != m.Message {
 			return 0, fmt.Errorf("the generation block at byte %d of the chat holds text of "+
-				"messages %d and %d, so they cannot be learned apart", block.Start, message, m.Message)
+				"messages %d and %d, so they cannot be learned "+
+				"apart", block.Start, message, m.Message)
 		}
 		message = m.Message
 	}
@@ -149,7 +150,8 @@ func (t *turns) find(i int) (a answer, found bool, err error) {
 	a.body = jinja.Span{Start: len(text) + 1}
 	first, members := "", map[string]bool{}
 	for _, m := range t.trace.Marks {
-		inside := m.Message == i && m.Kind >= jinja.Body && m.Start >= home.Start && m.End <= home.End
+		inside := m.Message == i && m.Kind >= jinja.Body && m.Start >= home.Start &&
+			m.End <= home.End
 		if !inside {
 			continue
 		}
@@ -209,7 +211,8 @@ func (t *turns) mixed(i int) error {
 func (t *turns) home(i int) (home jinja.Span, found bool, err error) {
 	holds := func(turn jinja.Mark) bool {
 		for _, m := range t.trace.Marks {
-			if m.Message == i && m.Kind >= jinja.Body && m.Start >= turn.Start && m.End <= turn.End {
+			if m.Message == i && m.Kind >= jinja.Body && m.Start >= turn.Start &&
+				m.End <= turn.End {
 				return true
 			}
 		}
@@ -281,7 +284,8 @@ func (t *turns) start(i int, home, body jinja.Span, member, prompt string) int {
 		if rest != "" && rest[0] != '<' && rest[0] != '[' {
 			continue
 		}
-		if at := strings.LastIndex(before, prompt[:n]); at >= 0 && strings.TrimSpace(prompt[:n]) != "" {
+		if at := strings.LastIndex(before, prompt[:n]); at >= 0 &&
+			strings.TrimSpace(prompt[:n]) != "" {
 			return home.Start + at + n
 		}
 	}

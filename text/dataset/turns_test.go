@@ -28,7 +28,8 @@ func withSpecial(t testing.TB, template string) *tokenizer.Tokenizer {
 		t.Fatal(err)
 	}
 	var added []any
-	for i, token := range []string{"<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|user|>",
+	for i, token := range []string{"<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>",
+		"<|user|>",
 		"<|assistant|>", "[INST]", "[/INST]", "[CALLS]"} {
 		added = append(added, map[string]any{"id": 256 + i, "content": token, "special": true,
 			"single_word": false, "lstrip": false, "rstrip": false, "normalized": false})
@@ -59,36 +60,49 @@ const (
 		"system\nBe kind<|im_end|>\n{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + " +
 		"'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n" +
 		"{% endif %}"
-	instTemplate = "{% if messages[0].role == 'system' %}{% set sys = messages[0].content %}{% set " +
+	instTemplate = "{% if messages[0].role == 'system' %}{% set sys = messages[0].content %}{% " +
+		"set " +
 		"rest = messages[1:] %}{% else %}{% set sys = none %}{% set rest = messages %}{% endif %}" +
-		"{% for m in rest %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception(" +
-		"'roles must alternate') }}{% endif %}{% if loop.index0 == 0 and sys %}{% set c = sys + ' / '" +
+		"{% for m in rest %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ " +
+		"raise_exception(" +
+		"'roles must alternate') }}{% endif %}{% if loop.index0 == 0 and sys %}{% set c = sys + " +
+		"' / '" +
 		" + m.content %}{% else %}{% set c = m.content %}{% endif %}{% if m.role == 'user' %}{{ " +
 		"bos_token + '[INST] ' + c.strip() + ' [/INST]' }}{% else %}{{ ' ' + c.strip() + ' ' + " +
 		"eos_token }}{% endif %}{% endfor %}"
 	callsTemplate = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ " +
 		"m.content }}[/INST]{% elif m.tool_calls %}[CALLS] [{% for c in m.tool_calls %}" +
 		"{{ c.function | tojson }}{{ ', ' if not loop.last }}{% endfor %}]{{ eos_token }}" +
-		"{% elif m.role == 'tool' %}(tool: {{ m.content }}){% else %} {{ m.content }}{{ eos_token }}" +
+		"{% elif m.role == 'tool' %}(tool: {{ m.content }}){% else %} {{ m.content }}{{ " +
+		"eos_token }}" +
 		"{% endif %}{% endfor %}"
-	phiTemplate = "{% for m in messages %}{{ '<|' + m.role + '|>' + '\n' + m.content + '<|end|>' + " +
+	phiTemplate = "{% for m in messages %}{{ '<|' + m.role + '|>' + '\n' + m.content + '<|end|>" +
+		"' + " +
 		"'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}" +
 		"{{ eos_token }}{% endif %}"
-	thinkTemplate = "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' " +
-		"%}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}{% set c = " +
-		"m.content or '' %}{% set r = m.reasoning_content or '' %}{% if not r and '</think>' in c %}" +
+	thinkTemplate = "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == " +
+		"'user' " +
+		"%}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}{% set " +
+		"c = " +
+		"m.content or '' %}{% set r = m.reasoning_content or '' %}{% if not r and '</think>' in " +
+		"c %}" +
 		"{% set r = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}{% set c = c.split(" +
 		"'</think>')[-1].lstrip('\n') %}{% endif %}<|im_start|>{{ m.role }}\n{% if m.role == " +
-		"'assistant' and loop.index0 > ns.last %}{{ '<think>\n' + r.strip('\n') + '\n</think>\n\n' " +
+		"'assistant' and loop.index0 > ns.last %}{{ '<think>\n' + r.strip('\n') + '\n</think>" +
+		"\n\n' " +
 		"}}{% endif %}{{ c }}{% if m.tool_calls %}{% for k in m.tool_calls %}\n<tool_call>\n{" +
-		"\"name\": \"{{ k.function.name }}\", \"arguments\": {{ k.function.arguments | tojson }}}\n" +
-		"</tool_call>{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}" +
-		"<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n" +
+		"\"name\": \"{{ k.function.name }}\", \"arguments\": {{ k.function.arguments | tojson }}" +
+		"}\n" +
+		"</tool_call>{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt " +
+		"%}" +
+		"<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}" +
+		"<think>\n" +
 		"\n</think>\n\n{% endif %}{% endif %}"
 	indexTemplate = "{% for i in range(messages | length) %}<{{ messages[i].role }}>{{ " +
 		"messages[i].content | trim }}{{ '</s>' if loop.last else '<|end|>' }}\n{% endfor %}"
 	macroTemplate = "{% macro turn(m) %}<|im_start|>{{ m.role }}<|im_end|>{{ caller() }}<|end|>" +
-		"{% endmacro %}{% for m in messages %}{% call turn(m) %}{{ m.content | upper }}{% endcall %}" +
+		"{% endmacro %}{% for m in messages %}{% call turn(m) %}{{ m.content | upper }}{% " +
+		"endcall %}" +
 		"{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant<|im_end|>{% endif %}"
 	plainTemplate = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" +
 		"{% if add_generation_prompt %}assistant: {% endif %}"
@@ -97,7 +111,8 @@ const (
 		"{% if loop.last and add_generation_prompt %}<|assistant|>{% endif %}{% else %}" +
 		"<|assistant|>{{ m.content }}{% if not loop.last %}{{ eos_token + bos_token }}{% endif %}" +
 		"{% endif %}{% endfor %}{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
-	generationTemplate = "{% for m in messages %}{% if m.role == 'assistant' %}A: {% generation %}" +
+	generationTemplate = "{% for m in messages %}{% if m.role == 'assistant' %}A: {% generation " +
+		"%}" +
 		"{{ m.content }}{{ eos_token }}{% endgeneration %}{% else %}Q: {{ m.content }}{% endif %}" +
 		"{% endfor %}"
 )
@@ -109,7 +124,8 @@ func TestLoad_LabelsAreTheAssistantsTextAndItsEndTokens(t *testing.T) {
 		one, two = `{"role":"assistant","content":" one "}`, `{"role":"assistant","content":"two"}`
 		thought  = `{"role":"assistant","content":"<think>\nhm\n</think>\n\none"}`
 		reason   = `{"role":"assistant","content":"two","reasoning_content":"hm"}`
-		call     = `{"role":"assistant","content":null,"tool_calls":[{"type":"function","function":` +
+		call     = `{"role":"assistant","content":null,"tool_calls":[{"type":"function",` +
+			`"function":` +
 			`{"name":"f","arguments":"{\"x\":1}"}}]}`
 		result = `{"role":"tool","content":"7"}`
 		empty  = `{"role":"assistant","content":""}`
@@ -120,10 +136,12 @@ func TestLoad_LabelsAreTheAssistantsTextAndItsEndTokens(t *testing.T) {
 		want                   string
 	}{
 		{"default system prompt", imTemplate, "", []string{ask, one}, " one <|im_end|>|"},
-		{"assistant first", imTemplate, "", []string{one, ask, two}, " one <|im_end|>|two<|im_end|>|"},
+		{"assistant first", imTemplate, "", []string{one, ask, two}, " one <|im_end|>" +
+			"|two<|im_end|>|"},
 		{"assistant after system", imTemplate, "", []string{sys, one, again, two},
 			" one <|im_end|>|two<|im_end|>|"},
-		{"empty answer", imTemplate, "", []string{ask, empty, again, two}, "<|im_end|>|two<|im_end|>|"},
+		{"empty answer", imTemplate, "", []string{ask, empty, again, two}, "<|im_end|>" +
+			"|two<|im_end|>|"},
 		{"last alone", imTemplate, "", []string{ask, two}, "two<|im_end|>|"},
 		{"inst", instTemplate, "", []string{sys, ask, one, again, two}, "one </s>|two </s>"},
 		{"calls", callsTemplate, "", []string{ask, call, result, two, again, one},
@@ -188,10 +206,12 @@ func TestLoad_LossOfSomeAnswersOnly(t *testing.T) {
 				`"gpt"`, "messages", "conversations").Replace(record(`,"weight":0`, "")), false,
 				"two" + end},
 			{`{"prompt":[{"role":"user","content":"q"},{"role":"assistant","content":"one"},` +
-				`{"role":"user","content":"r"}],"completion":[{"role":"assistant","content":"two"}]}`,
+				`{"role":"user","content":"r"}],"completion":[{"role":"assistant",` +
+				`"content":"two"}]}`,
 				false, "two" + end},
 		} {
-			d := mustLoad(t, writeTestFile(t, "a.jsonl", c.record), tok, Options{LastAnswer: c.last})
+			d := mustLoad(t, writeTestFile(t, "a.jsonl", c.record), tok,
+				Options{LastAnswer: c.last})
 			if got := labeledText(tok, d.Samples[0]); got != c.want {
 				t.Errorf("%s: learns %q, want %q", c.record, got, c.want)
 			}
@@ -199,7 +219,8 @@ func TestLoad_LossOfSomeAnswersOnly(t *testing.T) {
 	}
 	tok := withSpecial(t, imTemplate)
 	for record, want := range map[string]string{
-		record(`,"weight":0.5`, ""):          `a.jsonl:1: message 1: weight is 0.5, expected 0 or 1`,
+		record(`,"weight":0.5`, ""): `a.jsonl:1: message 1: weight is 0.5, expected 0 ` +
+			`or 1`,
 		record(`,"train":"no"`, ""):          `message 1: train is "no", expected true or false`,
 		record(`,"weight":0`, `,"weight":0`): `no sample to learn from`,
 	} {
@@ -211,7 +232,8 @@ func TestLoad_LossOfSomeAnswersOnly(t *testing.T) {
 }
 
 func TestLoad_RefusesAnswersThatCannotBeToldApart(t *testing.T) {
-	const chat = `{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"one"},` +
+	const chat = `{"messages":[{"role":"user","content":"q"},{"role":"assistant",` +
+		`"content":"one"},` +
 		`{"role":"user","content":"r"},{"role":"assistant","content":"two"}]}`
 	for template, want := range map[string]string{
 		"{{ messages | tojson }}": "a.jsonl:1: message 1: the chat template mixes",

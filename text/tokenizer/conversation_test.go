@@ -72,13 +72,16 @@ func TestMessage_ReadsWhatOpenAIWrites(t *testing.T) {
 
 // A template gets arguments as text or as an object, and content as text or as parts, as it needs.
 func TestRender_GivesMessagesInTheFormThatTheTemplateUses(t *testing.T) {
-	const call = `[{"role":"assistant","content":null,"tool_calls":[{"type":"function","function":` +
+	const call = `[{"role":"assistant","content":null,"tool_calls":[{"type":"function",` +
+		`"function":` +
 		`{"name":"f","arguments":"{\"x\":1}"}}]}]`
-	const parts = `[{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]`
+	const parts = `[{"role":"user","content":[{"type":"text","text":"a"},{"type":"text",` +
+		`"text":"b"}]}]`
 	for _, c := range []struct{ template, messages, want string }{
 		{"{% for m in messages %}{{ m.tool_calls[0].function.arguments }}{% endfor %}", call,
 			`{"x":1}`},
-		{"{% for m in messages %}{{ m.tool_calls[0].function.arguments | tojson }}{% endfor %}", call,
+		{"{% for m in messages %}{{ m.tool_calls[0].function.arguments | tojson }}{% endfor " +
+			"%}", call,
 			`{"x": 1}`},
 		{"{% for m in messages %}{{ m.tool_calls[0].function | tojson }}{% endfor %}", call,
 			`{"name": "f", "arguments": {"x": 1}}`},
@@ -100,7 +103,8 @@ func TestRender_GivesMessagesInTheFormThatTheTemplateUses(t *testing.T) {
 
 func TestRender_GivesToolsDocumentsAndKwargs(t *testing.T) {
 	tok := withTemplate(t, "{{ tools | tojson }}{{ documents[0].title }}"+
-		"{% if enable_thinking is defined and enable_thinking is false %}off{% endif %}{{ bos_token }}")
+		"{% if enable_thinking is defined and enable_thinking is false %}off{% endif %}{{ "+
+		"bos_token }}")
 	c := Conversation{Messages: []Message{{Role: "user", Content: "x"}}}
 	c.Tools = json.RawMessage(`[{"z":1,"a":null}]`)
 	c.ChatInputs = c.ChatInputs.Over(ChatInputs{Tools: json.RawMessage(`[]`),

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 import transformers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-WORDS = ["Hello", "the lamp", "wörld", "日本", "\n", "  ", "a\tb", "\"quoted\"", "<b>", "</s>", "7", "'"]
+WORDS = ["Hello", "the lamp", "wörld", "日本", "\n", "  ", "a\tb", "\"quoted\"", "<b>", "</s>", "7",
+         "'"]
 
 
 def text(draw):
