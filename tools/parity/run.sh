@@ -25,6 +25,7 @@ compare tools/parity/export_formats.py --conquer "$conquer"
 compare tools/parity/train_losses.py --conquer "$conquer"
 compare tools/parity/train_lora.py --conquer "$conquer"
 compare tools/parity/peft_adapters.py --conquer "$conquer"
+compare tools/parity/turn_ends.py --conquer "$conquer"
 compare tools/parity/bamba_logits.py
 compare tools/parity/family_models.py
 compare tools/parity/config_keys.py
