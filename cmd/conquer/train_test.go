@@ -260,7 +260,7 @@ func TestTrain_BadInputGetsOneLineAndExitCode(t *testing.T) {
 		"restarts without nproc":  {[]string{"--max_restarts", "2"}, 2, "--nproc"},
 		"zero checkpoints kept":   {[]string{"--keep", "0"}, 2, "--keep"},
 		"fractional sample count": {[]string{"--validation_fraction", "2.5"}, 2, "2.5"},
-		"all samples held out":    {[]string{"--validation_fraction", "5"}, 1, "5 of 5 samples"},
+		"all samples held out":    {[]string{"--validation_fraction", "5"}, 1, "5 of 5 records"},
 		"sequence too short for an answer": {[]string{"--sequence_length", "4"}, 1,
 			"allow samples of more than 4 tokens"},
 		"negative steps": {[]string{"--steps", "-3"}, 2, "--steps -3"},
