@@ -43,8 +43,7 @@ scale = model.base_model.model.layers[0]["q_proj"].scaling["default"]
 adapter = os.path.join(os.environ["FOLDER"], "adapter")
 model.save_pretrained(adapter)
 fresh = Model()
-fresh.load_state_dict({k.replace(".base_layer", ""): v for k, v in weights.items()
-                       if "lora_" not in k})
+fresh.load_state_dict(weights)
 loaded = PeftModel.from_pretrained(fresh, adapter).eval()
 with torch.no_grad():
     after = loaded(x)
