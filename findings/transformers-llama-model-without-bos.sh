@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# transformers 5.24's LlamaTokenizer says that add_bos_token is true by default. From a folder with a
-# tokenizer.model, whose tokenizer_config.json does not name add_bos_token, it adds no <s>. A text
+# transformers 5.24's LlamaTokenizer says that add_bos_token is true by default. From a folder with
+# a tokenizer.model, whose tokenizer_config.json does not name add_bos_token, it adds no <s>. A text
 # for a Llama model then lacks its first token.
 # Seen: the first token is "▁the", and "<s>" with add_bos_token.
 set -euo pipefail

@@ -197,8 +197,9 @@ func (f *exportFlags) run(ctx context.Context) error {
 	case o.tokenizer != nil:
 		options.Also = o.tokenizer.Save
 	case o.unusable != nil:
-		fmt.Fprintf(os.Stderr, "conquer export: the files of the tokenizer are copied as they are: "+
-			"%v\n", o.unusable)
+		fmt.Fprintf(os.Stderr,
+			"conquer export: the files of the tokenizer are copied as they are: "+
+				"%v\n", o.unusable)
 		options.Also = func(dir string) error { return tokenizer.Copy(modelFolder(where), dir) }
 	}
 	err = f.format.Save(f.output, source, options)

@@ -85,8 +85,9 @@ func (p *parser) escaped() (s *set, r rune, err error) {
 			digits, ok = p.hex(2), true
 		}
 		n, failed := strconv.ParseUint(digits, 16, 32)
-		if !ok || failed != nil || !utf8.ValidRune(rune(n)) || p.text[start+1:p.at] != "{"+digits+"}" &&
-			n > 0x7f {
+		if !ok || failed != nil || !utf8.ValidRune(rune(n)) ||
+			p.text[start+1:p.at] != "{"+digits+"}" &&
+				n > 0x7f {
 			p.at = start
 			return nil, 0, p.errorf("\\x does not name a character")
 		}

@@ -66,9 +66,12 @@ func TestCompile_RefusesByName(t *testing.T) {
 	for pattern, want := range map[string]string{
 		`(a)\1`: `\1 is not supported`, `\Ga`: `\G is not supported`, `a\K`: `\K is not supported`,
 		`\X`: `\X is not supported`, `(?~a)`: "a group of the form (?~a)", `(?i)ß`: "case folding",
-		`(?i:ss)`: `"ss" matches one character`, `(?i)\p{L}`: "case folding", `(a*)*`: "can be empty",
-		`(?<=a+)b`: "without a longest match", `[b-a]`: "reversed", `[a`: "has no end", `a)`: "unmatched",
-		`*a`: "nothing to repeat", `\p{Nothing}`: `"Nothing" is not known`, `[a-\d]`: "ends with a set",
+		`(?i:ss)`: `"ss" matches one character`, `(?i)\p{L}`: "case folding",
+		`(a*)*`:    "can be empty",
+		`(?<=a+)b`: "without a longest match", `[b-a]`: "reversed", `[a`: "has no end",
+		`a)`: "unmatched",
+		`*a`: "nothing to repeat", `\p{Nothing}`: `"Nothing" is not known`,
+		`[a-\d]`:    "ends with a set",
 		`a{100001}`: "more than 100000", `(((a{100}){100}){100}){100}`: "expands to more than",
 		strings.Repeat("(", 500): "nested groups", `a\`: "ends with a backslash",
 	} {

@@ -64,8 +64,9 @@ func (spec *fileSpec) buildDecoder(t *Tokenizer) error {
 					cleanup: s.cleanup}
 			})
 		default:
-			return unsupported(c.Type, "BPEDecoder, ByteFallback, ByteLevel, CTC, Fuse, Metaspace, "+
-				"Replace, Sequence, Strip, WordPiece")
+			return unsupported(c.Type,
+				"BPEDecoder, ByteFallback, ByteLevel, CTC, Fuse, Metaspace, "+
+					"Replace, Sequence, Strip, WordPiece")
 		}
 		return nil
 	})

@@ -66,7 +66,8 @@ func TestOpen_AddsTheTokensOfTheFolder(t *testing.T) {
 				for what, c := range map[string]struct {
 					got  int32
 					want *int32
-				}{"bos": {tok.bos, shape.BOS}, "eos": {eos, shape.EOS}, "pad": {tok.pad, shape.Pad}} {
+				}{"bos": {tok.bos, shape.BOS}, "eos": {eos, shape.EOS}, "pad": {tok.pad,
+					shape.Pad}} {
 					if c.want == nil && c.got >= 0 || c.want != nil && c.got != *c.want {
 						t.Errorf("%s %d", what, c.got)
 					}
@@ -108,7 +109,8 @@ func TestChat_TemplatesOfTheFolder(t *testing.T) {
 		{"a token that is null is empty", map[string]string{
 			config: `{"bos_token":null,"eos_token":"<|im_end|>","image_token":"<|im_start|>",` +
 				`"chat_template":"[{{ bos_token }}|{{ eos_token }}|{{ image_token }}]"}`,
-			"config.json": `{"bos_token_id":1}`}, "[|<|im_end|>|<|im_start|>]", []string{"default"}},
+			"config.json": `{"bos_token_id":1}`}, "[|<|im_end|>|<|im_start|>]",
+			[]string{"default"}},
 		{"a list of templates", map[string]string{
 			config: `{"chat_template":[{"name":"tool_use","template":"T"},` +
 				`{"name":"default","template":"D"}]}`}, "D", []string{"default", "tool_use"}},

@@ -36,7 +36,8 @@ func FuzzOpen_TokenizerJSON(f *testing.F) {
 		`{"type":"Strip","content":" ","start":1}]},` +
 		`"model":{"type":"BPE","unk_token":"u","byte_fallback":true,"vocab":{"u":0,"▁":1,` +
 		`"<0x0A>":2},"merges":[]}}`))
-	f.Add([]byte(`{"normalizer":{"type":"BertNormalizer"},"pre_tokenizer":{"type":"BertPreTokenizer"},` +
+	f.Add([]byte(`{"normalizer":{"type":"BertNormalizer"},` +
+		`"pre_tokenizer":{"type":"BertPreTokenizer"},` +
 		`"post_processor":{"type":"BertProcessing","sep":["[SEP]",1],"cls":["[CLS]",2]},` +
 		`"decoder":{"type":"WordPiece","prefix":"##"},"model":{"type":"WordPiece",` +
 		`"unk_token":"[UNK]","vocab":{"[UNK]":0,"[SEP]":1,"[CLS]":2,"h":3,"##ello":4}}}`))

@@ -37,18 +37,22 @@ const (
 )
 
 var ggufPres = []ggufPre{
-	{names: []string{"gpt-2", "phi-2", "olmo", "mpt", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de",
+	{names: []string{"gpt-2", "phi-2", "olmo", "mpt", "jina-es", "jina-de", "jina-v2-es",
+		"jina-v2-de",
 		"roberta-bpe", "jina-v1-en", "jina-v2-code", "gigachat", "a.x-4.0", "mellum", "modern-bert",
 		"exaone4", "jais", "trillion", "granite-docling"}, patterns: []string{gpt2Pattern}},
 	{names: []string{"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone",
 		"minerva-7b", "mellum2"}, patterns: []string{`\p{N}`, gpt2Pattern}},
-	{names: []string{"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0",
-		"lfm2", "jina-v5-nano"}, patterns: []string{llama3Pattern}, ignoreMerges: true, addBOS: true},
+	{names: []string{"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral",
+		"midm-2.0",
+		"lfm2", "jina-v5-nano"}, patterns: []string{llama3Pattern}, ignoreMerges: true,
+		addBOS: true},
 	{names: []string{"smaug-bpe", "dbrx", "chatglm-bpe"}, patterns: []string{llama3Pattern}},
 	{names: []string{"glm4", "glm5"}, patterns: []string{llama3Pattern}, ignoreMerges: true},
 	{names: []string{"qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan", "solar-open", "kormo",
 		"f2llmv2", "megrez", "grok-2"}, patterns: []string{qwen2Pattern}, nfc: true},
-	{names: []string{"qwen35"}, patterns: []string{contractions + `|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|` +
+	{names: []string{"qwen35"}, patterns: []string{contractions +
+		`|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|` +
 		`\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|` + spacesEnd}},
 	{names: []string{"tekken"}, patterns: []string{upperWord + `|` + lowerWord +
 		`|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|` + spacesEnd}, ignoreMerges: true, addBOS: true},
@@ -57,13 +61,15 @@ var ggufPres = []ggufPre{
 			`?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|` + spacesEnd}},
 	{names: []string{"deepseek-llm"}, patterns: []string{`[\r\n]`, `\s?[` + latinLetters + `]+`,
 		`\s?[!-/:-~！-／：-～‘-‟、-。]+`, `\s+\z`, oldAsian, `\p{N}+`}},
-	{names: []string{"deepseek-coder"}, patterns: []string{`[\r\n]`, `\s?\p{L}+`, `\s?\p{P}+`, oldAsian,
+	{names: []string{"deepseek-coder"}, patterns: []string{`[\r\n]`, `\s?\p{L}+`, `\s?\p{P}+`,
+		oldAsian,
 		`\p{N}`}},
 	{names: []string{"deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"},
 		patterns: []string{`\p{N}{1,3}`, asian, deepseek3}},
 	{names: []string{"falcon"}, patterns: []string{"[\\p{P}\\$\\+<=>\\^~\\|`]+", gpt2Pattern,
 		`[0-9][0-9][0-9]`}},
-	{names: []string{"default", ""}, patterns: []string{`[\p{P}\$\+<=>\^~\|]+`, gpt2Pattern, `\p{N}+`,
+	{names: []string{"default", ""}, patterns: []string{`[\p{P}\$\+<=>\^~\|]+`, gpt2Pattern,
+		`\p{N}+`,
 		`[0-9][0-9][0-9]`}},
 	{names: []string{"poro-chat", "bloom", "gpt3-finnish"},
 		patterns: []string{` ?[^(\s|.,!?…。，、।۔،)]+`}},
@@ -96,14 +102,16 @@ func findGGUFPre(name string) (ggufPre, error) {
 
 // json returns the pre-tokenizer as a stage of a tokenizer.json.
 func (p ggufPre) json() json.RawMessage {
-	byteLevel := map[string]any{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-		"use_regex": false}
+	byteLevel := map[string]any{"type": "ByteLevel", "add_prefix_space": false,
+		"trim_offsets": true,
+		"use_regex":    false}
 	var stages []any
 	for _, pattern := range p.patterns {
 		switch {
 		case pattern == gpt2Pattern && len(stages) == len(p.patterns)-1:
 			byteLevel["use_regex"] = true // the same pattern
-		case pattern == `\p{N}` && len(stages) == 0 && len(p.patterns) == 2 && p.names[0] == "smollm":
+		case pattern == `\p{N}` && len(stages) == 0 && len(p.patterns) == 2 &&
+			p.names[0] == "smollm":
 			stages = append(stages, map[string]any{"type": "Digits", "individual_digits": true})
 		default:
 			stages = append(stages, map[string]any{"type": "Split", "behavior": "Isolated",

@@ -175,7 +175,8 @@ var originalForms = func() map[string][]json.RawMessage {
 	upper := `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`
 	lower := `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`
 	words := func(after string) string {
-		return `[^\r\n\p{L}\p{N}]?` + upper + `*` + lower + `+` + after + `|[^\r\n\p{L}\p{N}]?` + upper +
+		return `[^\r\n\p{L}\p{N}]?` + upper + `*` + lower + `+` + after + `|[^\r\n\p{L}\p{N}]?` +
+			upper +
 			`+` + lower + `*` + after
 	}
 	rest := ` ?[^\s\p{L}\p{N}]+[\r\n/]*|` + spacesEnd

@@ -38,7 +38,8 @@ func (s *modelSpec) buildUnigram(t *Tokenizer) (wordModel, error) {
 	t.tokens = append([]string(nil), s.pieces...)
 	if s.UnkID != nil {
 		if *s.UnkID < 0 || int(*s.UnkID) >= len(s.pieces) {
-			return nil, fmt.Errorf("unk_id is %d, the vocabulary has %d tokens", *s.UnkID, len(s.pieces))
+			return nil, fmt.Errorf("unk_id is %d, the vocabulary has %d tokens", *s.UnkID,
+				len(s.pieces))
 		}
 		m.unk, t.unk = *s.UnkID, *s.UnkID
 		return m, nil

@@ -63,7 +63,8 @@ func (m *modelSpec) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	if len(pieces) > maxVocab {
-		return fmt.Errorf("the vocabulary has %d tokens, expected at most %d", len(pieces), maxVocab)
+		return fmt.Errorf("the vocabulary has %d tokens, expected at most %d", len(pieces),
+			maxVocab)
 	}
 	m.Vocab = make(vocab, len(pieces))
 	for id, pair := range pieces {
