@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # pyarrow 26.0.1, writing and reading Parquet. With small pages, write_table begins a
-# dictionary-encoded column of lists with a data page that holds no values. Its own reader takes that
-# page for the end of the column: read_table returns fewer rows than the file's footer says, without
-# an error. Readers that go on to the next page find every row, so nothing is lost in the file.
+# dictionary-encoded column of lists with a data page that holds no values. Its own reader takes
+# that page for the end of the column: read_table returns fewer rows than the file's footer says,
+# without an error. Readers that go on to the next page find every row, so nothing is lost in the
+# file.
 # Seen: seven rows in row groups of one row, data_page_size=1: read_table returns 0 rows, the footer
 # says 7. With the default page size, or without dictionaries, it returns 7.
 set -euo pipefail

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # transformers 5.24.0. A folder of model_type mistral whose config.json has layer_types is two
 # models: AutoConfig, and so AutoModelForCausalLM, makes a Ministral of it, in which only the layers
-# named sliding_attention have the window. MistralForCausalLM.from_pretrained of the same folder ignores
-# the list, and all layers have the window. The key alone decides, with any value but a missing one.
+# named sliding_attention have the window. MistralForCausalLM.from_pretrained of the same folder
+# ignores the list, and all layers have the window. The key alone decides, whatever its value.
 # Seen: MinistralConfig with the two kinds of layers, and MistralConfig.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # transformers 5.24.0. A config.json that transformers 5 wrote holds rope_theta inside
 # rope_parameters. Adding rope_scaling to it, which is how guides for transformers 4 extend a
-# model's context, replaces rope_parameters as a whole: the model's own rope_theta of 500000 is lost without
-# a warning, and the default of 10000 is used, because the file has none at its top level.
+# model's context, replaces rope_parameters as a whole: the model's own rope_theta of 500000 is lost
+# without a warning, and the default of 10000 is used, because the file has none at its top level.
 # Seen: rope_theta 500000.0 without rope_scaling, 10000.0 with it.
 set -euo pipefail
 folder=$(mktemp -d)

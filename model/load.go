@@ -13,9 +13,9 @@ import (
 )
 
 // Open opens a model: a checkpoint in any format that package checkpoint reads, as a path or as a
-// name that [hub.ModelPath] downloads, such as smollm2-135m or organization/name. The weights become
-// dtype on device. The caller frees the model with [Free]. A program that shows the progress of a
-// download or cancels it calls hub.ModelPath itself and gives Open the path.
+// name that [hub.ModelPath] downloads, such as smollm2-135m or organization/name. The weights
+// become dtype on device. The caller frees the model with [Free]. A program that shows the progress
+// of a download or cancels it calls hub.ModelPath itself and gives Open the path.
 func Open(name string, dtype torch.DType, device torch.Device) (m Model, err error) {
 	path, err := hub.ModelPath(context.Background(), name, nil)
 	if err != nil {

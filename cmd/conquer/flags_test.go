@@ -38,8 +38,8 @@ func TestFlags_OtherProgramsNamesAreAnswered(t *testing.T) {
 			t.Errorf("%s: exit %d, %s", line, code, stderr)
 		}
 	}
-	if _, stderr, _ := invoke(t, "", "export", "--lr", "3"); strings.Contains(stderr, "here it is") ||
-		strings.Contains(stderr, "did you mean") {
+	_, stderr, _ := invoke(t, "", "export", "--lr", "3")
+	if strings.Contains(stderr, "here it is") || strings.Contains(stderr, "did you mean") {
 		t.Errorf("export has no learning rate, but suggests: %s", stderr)
 	}
 }

@@ -581,7 +581,7 @@ func TestTrain_ReplacesTheLogsOfARunWithoutAResult(t *testing.T) {
 		t.Fatal(stderr)
 	}
 	text, err := os.ReadFile(filepath.Join(out, "metrics.jsonl"))
-	if err != nil || !strings.Contains(string(text), "loss") || strings.HasPrefix(string(text), "{}") {
+	if err != nil || !strings.Contains(string(text), "loss") || text[1] == '}' {
 		t.Errorf("metrics.jsonl holds %q, %v", text, err)
 	}
 }

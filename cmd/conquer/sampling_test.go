@@ -73,8 +73,8 @@ func TestSampling_UsesTheModelsSettings(t *testing.T) {
 	} {
 		chat := func(config string, more ...string) string {
 			os.WriteFile(file, []byte(config), 0o644)
-			stdout, stderr, code := invoke(t, "hello\n", append([]string{"chat", "--model_path", dir,
-				"--max_new_tokens", "8", "--seed", "4"}, more...)...)
+			args := []string{"chat", "--model_path", dir, "--max_new_tokens", "8", "--seed", "4"}
+			stdout, stderr, code := invoke(t, "hello\n", append(args, more...)...)
 			if code != 0 || stderr != "" {
 				t.Errorf("%s: exit %d: %s", config, code, stderr)
 			}
@@ -85,8 +85,8 @@ func TestSampling_UsesTheModelsSettings(t *testing.T) {
 		}
 	}
 	os.WriteFile(file, []byte(`{"temperature": -1}`), 0o644)
-	if _, stderr, code := invoke(t, "", "generate", "--model_path", dir, "--token_ids", "5"); code !=
-		1 || !strings.Contains(stderr, "generation_config.json: temperature is -1, expected 0 or") {
+	_, stderr, code := invoke(t, "", "generate", "--model_path", dir, "--token_ids", "5")
+	if code != 1 || !strings.Contains(stderr, "generation_config.json: temperature is -1, expected 0 or") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }

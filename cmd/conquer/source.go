@@ -33,8 +33,8 @@ type modelFlags struct {
 	world *dist.World
 }
 
-const modelPathUsage = "a Hugging Face or Meta `folder`, a .gguf file, org/name[@revision] on the " +
-	"Hugging Face Hub, or smollm2-135m; named models are downloaded once"
+const modelPathUsage = "a Hugging Face or Meta `folder`, a .gguf file, org/name[@revision] on " +
+	"the Hugging Face Hub, or smollm2-135m; named models are downloaded once"
 
 const deviceUsage = "`device`: cpu, cuda or cuda:N (default: a GPU if one can be used)"
 
@@ -301,8 +301,8 @@ func ggufVocabulary(path string, c *checkpoint.Checkpoint) (*tokenizer.Tokenizer
 }
 
 // openTokenizer opens the tokenizer that name names. If name is empty, it opens the one that was
-// saved with the adapter in the folder adapter, or the model's own. It returns nil if there is none.
-// The tokens with which the adapter was trained to end its turns end generation.
+// saved with the adapter in the folder adapter, or the model's own. It returns nil if there is
+// none. The tokens with which the adapter was trained to end its turns end generation.
 func openTokenizer(ctx context.Context, name, modelPath, adapter string, c *checkpoint.Checkpoint) (
 	*tokenizer.Tokenizer, error) {
 	t, err := findTokenizer(ctx, name, modelPath, adapter, c)

@@ -263,9 +263,10 @@ func specialTokens(tok *tokenizer.Tokenizer) map[string]any {
 	return ids
 }
 
-// newModel makes a variant of an architecture with random weights on the device of the flags. If tok
-// is not nil, the vocabulary is extended or cut to its tokens, rounded up to vocabularyMultiple, and
-// the config gets its special tokens. The context is extended to positions; 0 keeps the variant's.
+// newModel makes a variant of an architecture with random weights on the device of the flags. If
+// tok is not nil, the vocabulary is extended or cut to its tokens, rounded up to
+// vocabularyMultiple, and the config gets its special tokens. The context is extended to positions;
+// 0 keeps the variant's.
 func (f *modelFlags) newModel(architecture, variant string, dtype torch.DType, seed int64,
 	tok *tokenizer.Tokenizer, positions int) (model.Model, error) {
 	config, err := model.Variant(architecture, variant)

@@ -187,7 +187,7 @@ func (r Repo) find(ctx context.Context, base string) (list *listing, copy *snaps
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("no answer within %v", patience)
 	}
-	Notice(fmt.Sprintf("%s%s: the hub cannot be reached (%v): using the copy of commit %.12s", Scheme,
-		r.Name, err, copy.list.Commit))
+	Notice(fmt.Sprintf("%s%s: the hub cannot be reached (%v): using the copy of commit %.12s",
+		Scheme, r.Name, err, copy.list.Commit))
 	return copy.list, copy, nil
 }

@@ -62,7 +62,8 @@ func TestSnapshot_UsesTheCopyIfTheHubCannotBeReached(t *testing.T) {
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("%s: the copy came after %v", address, took)
 		}
-		if len(*told) != 1 || !strings.Contains((*told)[0], "using the copy of commit 012345678901") {
+		if len(*told) != 1 || !strings.Contains((*told)[0],
+			"using the copy of commit 012345678901") {
 			t.Errorf("%s: told %q", address, *told)
 		}
 	}
@@ -105,20 +106,22 @@ func TestSnapshot_UsesTheCacheOfHuggingfaceHub(t *testing.T) {
 	t.Setenv("HF_HUB_CACHE", cache)
 	repo := filepath.Join(cache, "models--org--name")
 	dir := filepath.Join(repo, "snapshots", h.commit)
-	for _, folder := range []string{dir, filepath.Join(repo, "refs"), filepath.Join(repo, "blobs")} {
+	blobs := filepath.Join(repo, "blobs")
+	for _, folder := range []string{dir, filepath.Join(repo, "refs"), blobs} {
 		if err := os.MkdirAll(folder, 0o777); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(repo, "refs", "main"), []byte(h.commit), 0o666); err != nil {
+	err := os.WriteFile(filepath.Join(repo, "refs", "main"), []byte(h.commit), 0o666)
+	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"config.json", "tokenizer.json", "model.safetensors"} {
-		blob := filepath.Join(repo, "blobs", name)
-		if err := os.WriteFile(blob, h.files[name], 0o666); err != nil {
+		if err := os.WriteFile(filepath.Join(blobs, name), h.files[name], 0o666); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Symlink(filepath.Join("../../blobs", name), filepath.Join(dir, name)); err != nil {
+		err := os.Symlink(filepath.Join("../../blobs", name), filepath.Join(dir, name))
+		if err != nil {
 			t.Fatal(err)
 		}
 	}

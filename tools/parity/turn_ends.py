@@ -3,9 +3,9 @@
 
     python tools/parity/turn_ends.py [--conquer BINARY] [--seeds 1]
 
-The end-of-text token of a small random Llama is <|endoftext|>, and its chat template ends turns with
-another special token. After it has learned one answer, conquer, transformers and llama.cpp must end
-the answer there. Needs torch, transformers and llama-cpp-python.
+The end-of-text token of a small random Llama is <|endoftext|>, and its chat template ends turns
+with another special token. After it has learned one answer, conquer, transformers and llama.cpp
+must end the answer there. Needs torch, transformers and llama-cpp-python.
 """
 
 import json
