@@ -86,7 +86,7 @@ func TestSampling_UsesTheModelsSettings(t *testing.T) {
 	}
 	os.WriteFile(file, []byte(`{"temperature": -1}`), 0o644)
 	_, stderr, code := invoke(t, "", "generate", "--model_path", dir, "--token_ids", "5")
-	if code != 1 || !strings.Contains(stderr, "generation_config.json: temperature is -1, expected") {
+	if code != 1 || !strings.Contains(stderr, "config.json: temperature is -1, expected 0 or") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
