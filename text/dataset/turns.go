@@ -63,7 +63,7 @@ func (t *turns) learned(learn func(i int) bool) (ranges []tokenRange, unrendered
 	var at []int
 	t.ids, at = t.tok.EncodeAt(t.trace.Text, false, offsets)
 	for k, a := range answers {
-		from, last, limit, all := at[4*k], at[4*k+1], at[4*k+2]+1, at[4*k+3]
+		from, last, limit, all := t.opening(at[4*k], a.begin), at[4*k+1], at[4*k+2]+1, at[4*k+3]
 		if a.body.End > a.begin {
 			last++
 		}
@@ -109,9 +109,23 @@ func (t *turns) generated(learn func(i int) bool) (ranges []tokenRange, unrender
 	ids, at := t.tok.EncodeAt(t.trace.Text, false, offsets)
 	t.ids = ids
 	for k := 0; k < len(at); k += 2 {
-		ranges = append(ranges, tokenRange{at[k], min(at[k+1]+1, len(ids))})
+		ranges = append(ranges, tokenRange{t.opening(at[k], offsets[k]),
+			min(at[k+1]+1, len(ids))})
 	}
 	return ranges, 0, nil
+}
+
+// opening returns the first token of what begins at a byte of the text. Token i holds that byte.
+// A space that the tokenizer put before the byte, as Llama-2's does after a special token, is the
+// token before.
+func (t *turns) opening(i, at int) int {
+	if i == 0 || strings.HasSuffix(t.trace.Text[:at], " ") {
+		return i
+	}
+	if space := t.tok.Token(t.ids[i-1]); space == "▁" || space == "Ġ" {
+		return i - 1
+	}
+	return i
 }
 
 // messageOf returns the message that a {% generation %} block belongs to.
@@ -176,11 +190,10 @@ func (t *turns) find(i int) (a answer, found bool, err error) {
 	}
 	prompt := t.generationPrompt()
 	if len(members) == 0 { // an empty answer
-		at := strings.Index(text[home.Start:home.End], prompt)
-		if !hasHome || prompt == "" || at < 0 {
+		at, ok := t.emptyAnswer(i, home, prompt)
+		if !hasHome || !ok {
 			return a, false, nil
 		}
-		at += home.Start + len(prompt)
 		a.body = jinja.Span{Start: at, End: at}
 	}
 	for _, m := range t.trace.Marks {
@@ -277,17 +290,8 @@ func (t *turns) last(i, at int) bool {
 // the template writes it there, else with the message's own text. What the
 // template writes before reasoning or tool calls belongs to the answer.
 func (t *turns) start(i int, home, body jinja.Span, member, prompt string) int {
-	before := t.trace.Text[home.Start:body.Start]
-	for n := len(prompt); n > 0; n-- {
-		// The prompt may end with the start of a reasoning block that this turn lacks.
-		rest := strings.TrimLeft(prompt[n:], " \t\r\n")
-		if rest != "" && rest[0] != '<' && rest[0] != '[' {
-			continue
-		}
-		if at := strings.LastIndex(before, prompt[:n]); at >= 0 &&
-			strings.TrimSpace(prompt[:n]) != "" {
-			return home.Start + at + n
-		}
+	if at, ok := t.promptEnd(jinja.Span{Start: home.Start, End: body.Start}, prompt); ok {
+		return at
 	}
 	if member == "content" || member == "" {
 		return body.Start
@@ -300,24 +304,60 @@ func (t *turns) start(i int, home, body jinja.Span, member, prompt string) int {
 	return home.Start
 }
 
+// promptEnd returns where the generation prompt ends in a range of the text. The prompt may end with
+// a reasoning block that the range lacks. ok is false if the range does not hold the prompt.
+func (t *turns) promptEnd(in jinja.Span, prompt string) (at int, ok bool) {
+	for n := len(prompt); n > 0; n-- {
+		rest := strings.TrimLeft(prompt[n:], " \t\r\n")
+		if rest != "" && rest[0] != '<' && rest[0] != '[' || strings.HasPrefix(rest, "</") {
+			continue
+		}
+		if at := strings.LastIndex(t.trace.Text[in.Start:in.End], prompt[:n]); at >= 0 &&
+			strings.TrimSpace(prompt[:n]) != "" {
+			return in.Start + at + n, true
+		}
+	}
+	return 0, false
+}
+
+// emptyAnswer returns where the tokens that end an answer without text begin in home: after the
+// generation prompt, or else after the header if a token that ends a turn follows it.
+func (t *turns) emptyAnswer(i int, home jinja.Span, prompt string) (at int, ok bool) {
+	if at, ok := t.promptEnd(home, prompt); ok {
+		return at, true
+	}
+	at = home.Start
+	for _, m := range t.trace.Marks {
+		if m.Message == i && m.Kind == jinja.Header && m.End <= home.End {
+			at = max(at, m.End)
+		}
+	}
+	rest := t.trace.Text[at:home.End]
+	text := strings.TrimLeft(rest, " \t\r\n")
+	ids := t.tok.Encode(text, false)
+	return at + len(rest) - len(text), len(ids) > 0 && t.endsTurn(ids[0])
+}
+
+// endsTurn reports whether a token may end a turn.
+func (t *turns) endsTurn(id int32) bool {
+	bos, hasBOS := t.tok.BOS()
+	return t.tok.IsEOS(id) || t.tok.IsSpecial(id) && !(hasBOS && id == bos) &&
+		!strings.HasPrefix(t.generationPrompt(), t.tok.Token(id))
+}
+
 // turnEnd returns the end of the tokens that end a turn whose text ends before
 // token from: the first run of special tokens, or the first that holds a token of
 // the model's end-of-text tokens. It returns from if there is none before to.
 func (t *turns) turnEnd(from, to int) int {
-	bos, hasBOS := t.tok.BOS()
-	ends := func(id int32) bool {
-		return t.tok.IsEOS(id) || t.tok.IsSpecial(id) && !(hasBOS && id == bos) &&
-			!strings.HasPrefix(t.generationPrompt(), t.tok.Token(id))
-	}
 	to = min(to, len(t.ids))
 	first := from
 	for i := from; i < to; {
-		if !ends(t.ids[i]) {
+		if !t.endsTurn(t.ids[i]) {
 			i++
 			continue
 		}
 		final := false
-		for ; i < to && ends(t.ids[i]); i++ {
+		for ; i < to && t.endsTurn(t.ids[i]); i++ {
 			final = final || t.tok.IsEOS(t.ids[i])
 		}
 		if final {

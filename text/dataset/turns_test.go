@@ -144,6 +144,8 @@ func TestLoad_LabelsAreTheAssistantsTextAndItsEndTokens(t *testing.T) {
 			"|two<|im_end|>|"},
 		{"last alone", imTemplate, "", []string{ask, two}, "two<|im_end|>|"},
 		{"inst", instTemplate, "", []string{sys, ask, one, again, two}, "one </s>|two </s>"},
+		{"inst, empty answer", instTemplate, "", []string{ask, empty, again, two}, "</s>|two </s>"},
+		{"mark, empty answer", markTemplate, "", []string{ask, empty, again, two}, "two((end))|"},
 		{"calls", callsTemplate, "", []string{ask, call, result, two, again, one},
 			`[CALLS] [{"name": "f", "arguments": {"x": 1}}]</s>|two</s>| one </s>`},
 		{"phi", phiTemplate, "", []string{ask, one, again, two}, " one <|end|>|two<|end|>|"},
@@ -151,6 +153,9 @@ func TestLoad_LabelsAreTheAssistantsTextAndItsEndTokens(t *testing.T) {
 			"one<|im_end|>|<think>\nhm\n</think>\n\ntwo<|im_end|>|"},
 		{"no thinking", thinkTemplate, `,"chat_template_kwargs":{"enable_thinking":false}`,
 			[]string{ask, two}, "two<|im_end|>|"},
+		{"thinking against the prompt", thinkTemplate,
+			`,"chat_template_kwargs":{"enable_thinking":false}`, []string{ask, reason},
+			"<think>\nhm\n</think>\n\ntwo<|im_end|>|"},
 		{"empty thinking", thinkTemplate, "", []string{ask, two},
 			"<think>\n\n</think>\n\ntwo<|im_end|>|"},
 		{"calls as text", thinkTemplate, "", []string{ask, call, result, two, again, two},
@@ -177,6 +182,34 @@ func TestLoad_LabelsAreTheAssistantsTextAndItsEndTokens(t *testing.T) {
 		}
 		if got := labeledText(tok, s); got != c.want {
 			t.Errorf("%s: learns %q, want %q, of %q", c.name, got, c.want, tok.Decode(s.IDs, false))
+		}
+	}
+}
+
+// A space that the tokenizer puts in front of an answer is the answer's first token.
+func TestLoad_SpacesBeforeAnswersHaveLoss(t *testing.T) {
+	const record = `{"messages":[{"role":"user","content":"Q"},{"role":"assistant",` +
+		`"content":"%"},{"role":"user","content":"Q"},{"role":"assistant","content":" %"}]}`
+	for _, name := range []string{"llama2", "metaspace"} {
+		for _, answer := range []string{"{{ m.content + eos_token }}",
+			"{% generation %}{{ m.content + eos_token }}{% endgeneration %}"} {
+			tok := withChatTemplate(t, "../tokenizer/testdata/"+name, "{% for m in messages %}"+
+				"{% if m.role == 'user' %}{{ m.content + bos_token }}{% else %}"+answer+
+				"{% endif %}{% endfor %}")
+			d := mustLoad(t, writeTestFile(t, "a.jsonl", record), tok, Options{})
+			learned := ""
+			for _, id := range d.Samples[0].Labels {
+				if id != IgnoreLabel {
+					learned += tok.Token(id)
+				}
+			}
+			want := "▁%</s>▁▁%</s>"
+			if name == "metaspace" { // it adds no space to a space
+				want = "▁%</s>▁%</s>"
+			}
+			if learned != want {
+				t.Errorf("%s: %s learns %q, want %q", name, answer, learned, want)
+			}
 		}
 	}
 }

@@ -167,6 +167,8 @@ TEMPLATES = [
     "<|im_end|>{% endif %}\n{% endfor %}",
     "{% for m in messages %}{% if m.role == 'assistant' %} {% generation %}{{ m.content.strip() }} "
     "{{ eos_token }}{% endgeneration %}{% else %}[{{ m.content }}]{% endif %}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{{ eos_token }}{% endgeneration %}{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}",
 ]
 
 
