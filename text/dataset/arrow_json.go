@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -60,6 +61,13 @@ func writeArrow(b *bytes.Buffer, array arrow.Array, i int) error {
 		return float(float64(a.Value(i)))
 	case *arrays.Float64:
 		return float(a.Value(i))
+	case *arrays.Timestamp:
+		t := a.DataType().(*arrow.TimestampType)
+		return text(timeText(a.Value(i).ToTime(t.Unit), t.TimeZone != ""))
+	case *arrays.Date32:
+		return text(a.Value(i).ToTime().Format(time.DateOnly))
+	case *arrays.Date64:
+		return text(a.Value(i).ToTime().Format(time.DateOnly))
 	case *arrays.Binary:
 		return text(string(a.Value(i)))
 	case *arrays.LargeBinary:
@@ -87,8 +95,20 @@ func writeArrow(b *bytes.Buffer, array arrow.Array, i int) error {
 		}
 		return writeEmbedded(b, []byte(textOf(stored.Bytes())))
 	}
-	return fmt.Errorf("its type is %s, expected text, numbers, booleans, lists or structs",
+	return fmt.Errorf("its type is %s, expected text, numbers, booleans, times, lists or structs",
 		array.DataType())
+}
+
+// timeText writes a time as Python's isoformat does; zoned says that it is a time of UTC.
+func timeText(t time.Time, zoned bool) string {
+	layout := "2006-01-02T15:04:05"
+	if t.Nanosecond() != 0 {
+		layout += ".000000"
+	}
+	if zoned {
+		layout += "+00:00"
+	}
+	return t.UTC().Format(layout)
 }
 
 // writeArrowList writes a list of any kind: list, large_list, fixed_size_list,

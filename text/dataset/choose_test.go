@@ -118,6 +118,8 @@ func TestLoad_TablesAreRecords(t *testing.T) {
 	for name, content := range map[string]string{
 		"a.csv": "instruction,input,output\n\"Name a colour.\",,\"Red, of course.\"\r\n\n" +
 			"\"Say \"\"hello\"\".\",\"2, 3\n4\",5\n",
+		"lines.json": `{"instruction":"Name a colour.","output":"Red, of course."}` + "\r\n" +
+			`{"instruction":"Say \"hello\".","input":"2, 3\n4","output":"5"}`,
 		"a.tsv": "\ufeffoutput\tid\tinstruction\tinput\nRed, of course.\t7\tName a colour.\t\n" +
 			"5\t8\tSay \"hello\".\t\"2, 3\n4\"",
 	} {
@@ -127,6 +129,10 @@ func TestLoad_TablesAreRecords(t *testing.T) {
 			Options{})
 		sameSamples(t, name, mustLoad(t, writeTestFile(t, name, content), tok, Options{}), want)
 	}
+	texts := mustLoad(t, writeTestFile(t, "a.jsonl", "{\"text\":\"a\"}\n{\"text\":\"\"}\n"+
+		"{\"text\":\"b\"}\n"), tok, Options{})
+	sameSamples(t, "an empty text", mustLoad(t, writeTestFile(t, "a.csv",
+		"id,text\n1,a\n2,\n3,b\n"), tok, Options{}), texts)
 	for content, want := range map[string]string{
 		"question,answer\nx,y\n":        `no known layout has the columns ["question" "answer"]`,
 		"text\na\nb,c\n":                "a.csv:3: 2 fields, but the first row names 1 column",

@@ -127,6 +127,9 @@ func (t *table) record(at int64) (r record, err error) {
 			fields["tokens"] = tokenizer.DecodeText(quoted(v))
 		}
 	}
+	if slices.Contains(t.columns, "text") && !slices.ContainsFunc(recordColumns, fields.has) {
+		fields["text"] = quoted("") // a text is empty rather than missing
+	}
 	return fields.record(t.layout)
 }
 

@@ -187,7 +187,8 @@ func openFile(name string, data []byte, layout Layout, maps *mappings) (f file, 
 		return openTable(name, data, layout, ',')
 	case ext == ".tsv":
 		return openTable(name, data, layout, '\t')
-	case (ext == ".jsonl" || ext == ".ndjson") && layout != RawText:
+	case (ext == ".jsonl" || ext == ".ndjson" || ext == ".json" && isLines(data)) &&
+		layout != RawText:
 		return &lines{name: name, data: data, layout: layout}, nil
 	case ext == ".json" && layout != RawText:
 		return &array{name: name, data: data, layout: layout}, nil

@@ -29,6 +29,13 @@ type lines struct {
 	rows   bool // the lines are rows of a Parquet file
 }
 
+// isLines reports whether the first line of a file is an object: datasets and pandas also name such
+// files .json.
+func isLines(data []byte) bool {
+	line, _, _ := bytes.Cut(bytes.TrimSpace(data), []byte("\n"))
+	return bytes.HasPrefix(line, []byte("{")) && json.Valid(line)
+}
+
 func (l *lines) scan(take func(at int64) error) error {
 	for at := 0; at < len(l.data); {
 		line := l.line(at)

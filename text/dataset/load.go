@@ -35,7 +35,7 @@ type Options struct {
 
 // Load finds the samples in path and encodes them with tok. path is one of
 //
-//   - a .json file: an array of records;
+//   - a .json file: an array of records, or one record a line;
 //   - a .jsonl or .ndjson file: one record a line;
 //   - a .csv or .tsv file: one record a row; the first row names the columns;
 //   - a .arrow file of record batches, or a stream of them: one record a row.

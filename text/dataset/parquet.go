@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"github.com/apache/arrow-go/v18/parquet"
@@ -341,7 +342,7 @@ func (l *leaf) read() (err error) {
 		}
 	}()
 	var n int64
-	number := plainNumber(l.desc.LogicalType())
+	number := integerJSON(l.desc.LogicalType())
 	switch r := l.chunk.(type) {
 	case *parquetfile.BooleanColumnChunkReader:
 		n, l.values, err = readEntries(r.ReadBatch, l, func(v bool) (string, error) {
@@ -360,6 +361,10 @@ func (l *leaf) read() (err error) {
 		}
 		n, l.values, err = readEntries(r.ReadBatch, l, func(v int64) (string, error) {
 			return number(v, uint64(v)), nil
+		})
+	case *parquetfile.Int96ColumnChunkReader: // a timestamp of old writers
+		n, l.values, err = readEntries(r.ReadBatch, l, func(v parquet.Int96) (string, error) {
+			return quotedTime(timeText(v.ToTime(), false)), nil
 		})
 	case *parquetfile.Float32ColumnChunkReader:
 		n, l.values, err = readEntries(r.ReadBatch, l, func(v float32) (string, error) {
@@ -407,18 +412,35 @@ func (l *leaf) unsupported() error {
 	if logical := l.desc.LogicalType(); logical != nil && !logical.IsNone() {
 		kind += " (" + logical.String() + ")"
 	}
-	return fmt.Errorf("the type of %q is %s, expected text, numbers or "+
-		"booleans", l.desc.Path(), kind)
+	return fmt.Errorf("the type of %q is %s, expected text, numbers, booleans or times",
+		l.desc.Path(), kind)
 }
 
-// plainNumber returns how an integer of a logical type is written, or nil if the
-// type is a date or another thing than a number.
-func plainNumber(t schema.LogicalType) func(signed int64, unsigned uint64) string {
+func quotedTime(t string) string { return `"` + t + `"` }
+
+// integerJSON returns how an integer of a logical type is written, or nil if the type is a decimal
+// or another thing than a number, a date or a timestamp.
+func integerJSON(t schema.LogicalType) func(signed int64, unsigned uint64) string {
 	switch t := t.(type) {
 	case nil, schema.NoLogicalType, schema.UnknownLogicalType, schema.NullLogicalType:
 	case schema.IntLogicalType:
 		if !t.IsSigned() {
 			return func(_ int64, v uint64) string { return strconv.FormatUint(v, 10) }
+		}
+	case schema.DateLogicalType:
+		return func(v int64, _ uint64) string {
+			return quotedTime(time.Unix(v*24*60*60, 0).UTC().Format(time.DateOnly))
+		}
+	case schema.TimestampLogicalType:
+		at := map[schema.TimeUnitType]func(int64) time.Time{
+			schema.TimeUnitMillis: time.UnixMilli, schema.TimeUnitMicros: time.UnixMicro,
+			schema.TimeUnitNanos: func(v int64) time.Time { return time.Unix(0, v) },
+		}[t.TimeUnit()]
+		if at == nil {
+			return nil
+		}
+		return func(v int64, _ uint64) string {
+			return quotedTime(timeText(at(v), t.IsAdjustedToUTC()))
 		}
 	default:
 		return nil

@@ -235,7 +235,8 @@ func (r *record) parseInputs(fields jsonFields) error {
 		{"documents", &r.inputs.Documents},
 		{"chat_template_kwargs", &r.inputs.Kwargs},
 	} {
-		if fields.filled(input.name) {
+		// A column of text holds a value that is missing as the JSON null.
+		if fields.filled(input.name) && string(fields[input.name]) != `"null"` {
 			*input.to = tokenizer.DecodeText(fields[input.name])
 		}
 	}
@@ -251,8 +252,8 @@ func (r *record) parseInputs(fields jsonFields) error {
 
 // parseCompletion reads a prompt and a completion: two strings, or messages.
 func (r *record) parseCompletion(fields jsonFields) (err error) {
-	if json.Unmarshal(fields["prompt"], &r.prompt) == nil &&
-		json.Unmarshal(fields["completion"], &r.completion) == nil {
+	if json.Unmarshal(decodeMessages(fields["prompt"]), &r.prompt) == nil &&
+		json.Unmarshal(decodeMessages(fields["completion"]), &r.completion) == nil {
 		return nil
 	}
 	prompt, _, err := parseTurns(fields, "prompt", "user")
@@ -368,12 +369,32 @@ func parseTurns(fields jsonFields, name, role string) (
 	if !ok {
 		return nil, false, nil
 	}
+	raw = decodeMessages(raw)
 	var content string
 	if json.Unmarshal(raw, &content) == nil {
 		return []tokenizer.Message{{Role: role, Content: content}}, false, nil
 	}
 	messages, _, err = parseMessages(name, raw)
 	return messages, len(messages) > 0 && !isAnswer(messages[0]), err
+}
+
+// decodeMessages returns the messages that a string holds as JSON, as in a CSV file, and any other
+// value as it is.
+func decodeMessages(raw json.RawMessage) json.RawMessage {
+	var messages []struct {
+		Role    *string
+		Content json.RawMessage
+	}
+	inner := tokenizer.DecodeText(raw)
+	if json.Unmarshal(inner, &messages) != nil || len(messages) == 0 {
+		return raw
+	}
+	for _, m := range messages {
+		if m.Role == nil || m.Content == nil {
+			return raw
+		}
+	}
+	return inner
 }
 
 // jsonProblem describes an error of the JSON decoder.

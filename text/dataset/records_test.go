@@ -22,6 +22,9 @@ func TestLoad_ValuesTellTheLayout(t *testing.T) {
 		{`{"conversations":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}],` +
 			`"system":"s"}`, "a<|im_end|>|"},
 		{`{"prompt":"The lamp is ","completion":"lit."}`, "lit.</s>"},
+		{`{"prompt":"[{\"role\":\"user\",\"content\":\"q\"}]","completion":"[{\"role\":` +
+			`\"assistant\",\"content\":\"a\"}]"}`, "a<|im_end|>|"},
+		{`{"prompt":"Numbers: ","completion":"[1,2]"}`, "[1,2]</s>"},
 		{`{"prompt":"q","completion":[{"role":"assistant","content":"a"}]}`, "a<|im_end|>|"},
 		{`{"messages":{"role":["user","assistant"],"content":["q","a"]}}`, "a<|im_end|>|"},
 		{`{"messages":["{\"role\":\"user\",\"content\":\"q\"}",` +
@@ -75,6 +78,11 @@ func TestLoad_ToolsAndDocumentsReachTheTemplate(t *testing.T) {
 			t.Errorf("%s: %q, want %q", record, got, c.want)
 		}
 	}
+	none := `{` + chat + `,"tools":"null","documents":"null"}`
+	d := mustLoad(t, writeTestFile(t, "a.jsonl", none), tok, Options{})
+	if got := tok.Decode(d.Samples[0].IDs, false); got != "user:qassistant:a" {
+		t.Errorf("%s: %q", none, got)
+	}
 	for record, want := range map[string]string{
 		`{` + chat + `,"tools":{"a":1}}`: "a.jsonl:1: tools is {\"a\":1}, expected a list of " +
 			"objects",
@@ -98,7 +106,8 @@ func TestLoad_ToolsAndDocumentsReachTheTemplate(t *testing.T) {
 
 // The same table as JSON lines, Arrow and Parquet gives the same samples.
 func TestLoad_ColumnsOfEveryTypeEqualLines(t *testing.T) {
-	tok := withSpecial(t, "{{ tools | tojson }}"+thinkTemplate)
+	tok := withSpecial(t, "{{ tools | tojson }}{{ messages[0].when }}{{ messages[1].when }}"+
+		thinkTemplate)
 	text := arrow.BinaryTypes.String
 	call := arrow.ListOf(arrow.StructOf(column("id", text), column("function", arrow.StructOf(
 		column("name", text), column("arguments", arrow.StructOf(column("x",
@@ -107,12 +116,14 @@ func TestLoad_ColumnsOfEveryTypeEqualLines(t *testing.T) {
 				arrow.FixedWidthTypes.Boolean)))))))
 	message := func(text arrow.DataType, list func(arrow.DataType) arrow.DataType) arrow.DataType {
 		return list(arrow.StructOf(column("role", text), column("content", text),
-			column("tool_calls", call), column("weight", arrow.PrimitiveTypes.Float64)))
+			column("tool_calls", call), column("weight", arrow.PrimitiveTypes.Float64),
+			column("when", arrow.FixedWidthTypes.Timestamp_us)))
 	}
 	list := func(t arrow.DataType) arrow.DataType { return arrow.ListOf(t) }
 	large := func(t arrow.DataType) arrow.DataType { return arrow.LargeListOf(t) }
 	rows := []string{
-		`{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":null,` +
+		`{"messages":[{"role":"user","content":"q","when":"2024-07-06T13:05:09+00:00"},` +
+			`{"role":"assistant","content":null,"when":"2024-07-06T13:05:09.250000+00:00",` +
 			`"tool_calls":[` +
 			`{"id":"1","function":{"name":"f","arguments":{"x":1,"y":2.0}}},{"id":null,` +
 			`"function":` +
@@ -141,10 +152,10 @@ func TestLoad_ColumnsOfEveryTypeEqualLines(t *testing.T) {
 			sameSamples(t, name, got, want)
 		}
 	}
-	schema := schemaOf(column("text", arrow.FixedWidthTypes.Date32))
+	schema := schemaOf(column("text", arrow.FixedWidthTypes.Time32s))
 	for name, data := range map[string][]byte{
-		"d.arrow":   arrowBytes(t, false, schema, `[{"text":"2024-07-06"}]`),
-		"d.parquet": parquetBytes(t, schema, `[{"text":"2024-07-06"}]`)} {
+		"d.arrow":   arrowBytes(t, false, schema, `[{"text":"13:05:09"}]`),
+		"d.parquet": parquetBytes(t, schema, `[{"text":"13:05:09"}]`)} {
 		_, err := Load(writeTestFile(t, name, string(data)), tok, Options{})
 		if err == nil || !strings.Contains(err.Error(), name+`: row 1: column "text": `) {
 			t.Errorf("%s: %v", name, err)

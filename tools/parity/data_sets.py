@@ -140,6 +140,8 @@ def write_table(folder, draw, kind):
     data = datasets.Dataset.from_list(rows)
     data.save_to_disk(str(folder / "saved"))
     data.to_parquet(str(folder / "datasets.parquet"))
+    data.to_json(str(folder / "lines.json"))
+    data.to_json(str(folder / "array.json"), lines=False)
     datasets.DatasetDict(train=data, test=data.select([0])).save_to_disk(str(folder / "splits"))
     for name, change in (("columns", columns_of_messages), ("encoded", encoded)):
         changed = pa.Table.from_pylist(change(rows))
