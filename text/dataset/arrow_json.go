@@ -20,7 +20,7 @@ func writeArrow(b *bytes.Buffer, array arrow.Array, i int) error {
 	}
 	text := func(s string) error {
 		if !utf8.ValidString(s) {
-			return errNotText
+			return errBinary
 		}
 		writeString(b, s)
 		return nil
@@ -81,6 +81,7 @@ func writeArrow(b *bytes.Buffer, array arrow.Array, i int) error {
 	case *arrays.RunEndEncoded:
 		return writeArrow(b, a.Values(), a.GetPhysicalIndex(i))
 	case *arrays.Map:
+		return writeArrowMap(b, a, i)
 	case arrays.ListLike:
 		return writeArrowList(b, a, i)
 	case *arrays.Struct:
@@ -97,18 +98,6 @@ func writeArrow(b *bytes.Buffer, array arrow.Array, i int) error {
 	}
 	return fmt.Errorf("its type is %s, expected text, numbers, booleans, times, lists or structs",
 		array.DataType())
-}
-
-// timeText writes a time as Python's isoformat does; zoned says that it is a time of UTC.
-func timeText(t time.Time, zoned bool) string {
-	layout := "2006-01-02T15:04:05"
-	if t.Nanosecond() != 0 {
-		layout += ".000000"
-	}
-	if zoned {
-		layout += "+00:00"
-	}
-	return t.UTC().Format(layout)
 }
 
 // writeArrowList writes a list of any kind: list, large_list, fixed_size_list,
@@ -130,6 +119,35 @@ func writeArrowList(b *bytes.Buffer, list arrays.ListLike, i int) error {
 		}
 	}
 	b.WriteByte(']')
+	return nil
+}
+
+// writeArrowMap writes a map as an object. Its keys are text.
+func writeArrowMap(b *bytes.Buffer, m *arrays.Map, i int) error {
+	from, to := m.ValueOffsets(i)
+	keys, items := m.Keys(), m.Items()
+	if from < 0 || from > to || to > int64(min(keys.Len(), items.Len())) {
+		return fmt.Errorf("the file is damaged: a map from %d to %d of %d entries", from, to,
+			keys.Len())
+	}
+	b.WriteByte('{')
+	for k := from; k < to; k++ {
+		if k > from {
+			b.WriteByte(',')
+		}
+		start := b.Len()
+		if err := writeArrow(b, keys, int(k)); err != nil {
+			return err
+		}
+		if b.Bytes()[start] != '"' {
+			return errMapKey
+		}
+		b.WriteByte(':')
+		if err := writeArrow(b, items, int(k)); err != nil {
+			return err
+		}
+	}
+	b.WriteByte('}')
 	return nil
 }
 

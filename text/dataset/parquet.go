@@ -2,14 +2,11 @@ package dataset
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"strconv"
-	"time"
 	"unicode/utf8"
 
 	"github.com/apache/arrow-go/v18/parquet"
@@ -116,11 +113,12 @@ type rowGroup struct {
 	schema *schema.Schema
 }
 
-// node is a node of a schema: a value, an object or a list.
+// node is a node of a schema: a value, an object, a list or a map, which is a list too.
 type node struct {
 	name   string
 	def    int16 // definition level from which the value is not null
 	list   bool
+	object bool  // a map: its elements are objects of a key and a value
 	filled int16 // of a list: definition level from which it has elements
 	rep    int16 // of a list: repetition level of its elements
 	inner  []*node
@@ -159,7 +157,15 @@ func (g *rowGroup) value(n schema.Node, def, rep int16) (*node, error) {
 		}
 		return g.listOf(n.Name(), element, def, def+1, rep+1)
 	case schema.ConvertedTypes.Map, schema.ConvertedTypes.MapKeyValue:
-		return nil, fmt.Errorf("column %q is a map, which is not supported", n.Path())
+		entries, ok := group.Field(0).(*schema.GroupNode)
+		if ok && group.NumFields() == 1 && entries.NumFields() == 2 &&
+			entries.RepetitionType() == parquet.Repetitions.Repeated {
+			m, err := g.listOf(n.Name(), entries, def, def+1, rep+1)
+			if err == nil {
+				m.object = true
+			}
+			return m, err
+		}
 	}
 	for i := range group.NumFields() {
 		inner, err := g.column(group.Field(i), def, rep)
@@ -222,18 +228,25 @@ func (c *node) write(b *bytes.Buffer) error {
 			}
 			l.take()
 		}
-		if first.def < c.def {
+		switch {
+		case first.def < c.def:
 			b.WriteString("null")
-		} else {
+		case c.object:
+			b.WriteString("{}")
+		default:
 			b.WriteString("[]")
 		}
 		return nil
 	}
 	switch {
 	case c.list:
-		b.WriteByte('[')
+		open, write, end := byte('['), c.inner[0].write, byte(']')
+		if c.object {
+			open, write, end = '{', c.inner[0].writeEntry, '}'
+		}
+		b.WriteByte(open)
 		for {
-			if err := c.inner[0].write(b); err != nil {
+			if err := write(b); err != nil {
 				return err
 			}
 			next, err := c.leaves[0].peek()
@@ -245,7 +258,7 @@ func (c *node) write(b *bytes.Buffer) error {
 			}
 			b.WriteByte(',')
 		}
-		b.WriteByte(']')
+		b.WriteByte(end)
 	case c.inner != nil:
 		b.WriteByte('{')
 		for i, inner := range c.inner {
@@ -264,6 +277,19 @@ func (c *node) write(b *bytes.Buffer) error {
 		c.leaves[0].take()
 	}
 	return nil
+}
+
+// writeEntry writes a key and a value of a map as a member of an object. The key is text.
+func (c *node) writeEntry(b *bytes.Buffer) error {
+	start := b.Len()
+	if err := c.inner[0].write(b); err != nil {
+		return err
+	}
+	if b.Bytes()[start] != '"' {
+		return errMapKey
+	}
+	b.WriteByte(':')
+	return c.inner[1].write(b)
 }
 
 // cutShort makes the end of a column inside a row an error.
@@ -381,7 +407,7 @@ func (l *leaf) read() (err error) {
 				return b.String(), err
 			}
 			if !utf8.Valid(v) {
-				return "", errNotText
+				return "", errBinary
 			}
 			writeString(&b, string(v))
 			return b.String(), nil
@@ -414,63 +440,6 @@ func (l *leaf) unsupported() error {
 	}
 	return fmt.Errorf("the type of %q is %s, expected text, numbers, booleans or times",
 		l.desc.Path(), kind)
-}
-
-func quotedTime(t string) string { return `"` + t + `"` }
-
-// integerJSON returns how an integer of a logical type is written, or nil if the type is a decimal
-// or another thing than a number, a date or a timestamp.
-func integerJSON(t schema.LogicalType) func(signed int64, unsigned uint64) string {
-	switch t := t.(type) {
-	case nil, schema.NoLogicalType, schema.UnknownLogicalType, schema.NullLogicalType:
-	case schema.IntLogicalType:
-		if !t.IsSigned() {
-			return func(_ int64, v uint64) string { return strconv.FormatUint(v, 10) }
-		}
-	case schema.DateLogicalType:
-		return func(v int64, _ uint64) string {
-			return quotedTime(time.Unix(v*24*60*60, 0).UTC().Format(time.DateOnly))
-		}
-	case schema.TimestampLogicalType:
-		at := map[schema.TimeUnitType]func(int64) time.Time{
-			schema.TimeUnitMillis: time.UnixMilli, schema.TimeUnitMicros: time.UnixMicro,
-			schema.TimeUnitNanos: func(v int64) time.Time { return time.Unix(0, v) },
-		}[t.TimeUnit()]
-		if at == nil {
-			return nil
-		}
-		return func(v int64, _ uint64) string {
-			return quotedTime(timeText(at(v), t.IsAdjustedToUTC()))
-		}
-	default:
-		return nil
-	}
-	return func(v int64, _ uint64) string { return strconv.FormatInt(v, 10) }
-}
-
-// floatJSON writes a number as Python does, with a fraction.
-func floatJSON(v float64) (string, error) {
-	if math.IsNaN(v) || math.IsInf(v, 0) {
-		return "", fmt.Errorf("a number is %v", v)
-	}
-	text := strconv.FormatFloat(v, 'g', -1, 64)
-	if v == math.Trunc(v) && math.Abs(v) < 1e16 {
-		text = strconv.FormatFloat(v, 'f', 1, 64)
-	}
-	return text, nil
-}
-
-// writeEmbedded writes a value of a column of JSON, which is text.
-func writeEmbedded(b *bytes.Buffer, text []byte) error {
-	if !json.Valid(text) {
-		return fmt.Errorf("%.40q is not JSON", text)
-	}
-	return json.Compact(b, text)
-}
-
-func writeString(b *bytes.Buffer, s string) {
-	text, _ := json.Marshal(s) // a string can be encoded
-	b.Write(text)
 }
 
 // readEntries reads a batch of a column into its levels and returns the number

@@ -152,6 +152,18 @@ func TestLoad_ColumnsOfEveryTypeEqualLines(t *testing.T) {
 			sameSamples(t, name, got, want)
 		}
 	}
+	maps := schemaOf(column("messages", arrow.ListOf(arrow.MapOf(text, text))))
+	want = mustLoad(t, writeTestFile(t, "d.jsonl", `{"messages":[{"role":"user","content":"q"},`+
+		`{"role":"assistant","content":"a"}]}`), tok, Options{})
+	batches = []string{`[{"messages":[[{"key":"role","value":"user"},{"key":"content",` +
+		`"value":"q"},{"key":"name","value":null}],[{"key":"content","value":"a"},{"key":"role",` +
+		`"value":"assistant"}]]}]`}
+	for name, data := range map[string][]byte{
+		"d.arrow":   arrowBytes(t, false, maps, batches...),
+		"d.parquet": parquetBytes(t, maps, batches...)} {
+		sameSamples(t, "maps in "+name, mustLoad(t, writeTestFile(t, name, string(data)), tok,
+			Options{}), want)
+	}
 	schema := schemaOf(column("text", arrow.FixedWidthTypes.Time32s))
 	for name, data := range map[string][]byte{
 		"d.arrow":   arrowBytes(t, false, schema, `[{"text":"13:05:09"}]`),
