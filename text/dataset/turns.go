@@ -33,7 +33,9 @@ type answer struct {
 	begin int        // where the labels begin
 	body  jinja.Span // the message's own text
 	end   int        // where the turn ends at the latest
-	open  bool       // nothing follows the turn but what the template puts after all turns
+	// textEnd is where the turn's text ends without the white space after it.
+	textEnd int
+	open    bool // nothing follows the turn but what the template puts after all turns
 }
 
 // learned returns the tokens of the messages that learn selects. unrendered counts
@@ -56,27 +58,25 @@ func (t *turns) learned(learn func(i int) bool) (ranges []tokenRange, unrendered
 			unrendered++
 			continue
 		}
+		rest := strings.TrimRight(t.trace.Text[a.body.End:a.end], " \t\r\n")
+		a.textEnd = a.body.End + len(rest)
 		answers = append(answers, a)
 		offsets = append(offsets, a.begin, max(a.body.End-1, a.begin), max(a.end-1, 0),
-			len(t.trace.Text))
+			max(a.textEnd-1, 0))
 	}
 	var at []int
 	t.ids, at = t.tok.EncodeAt(t.trace.Text, false, offsets)
 	for k, a := range answers {
-		from, last, limit, all := t.opening(at[4*k], a.begin), at[4*k+1], at[4*k+2]+1, at[4*k+3]
+		from, last, limit := t.opening(at[4*k], a.begin), at[4*k+1], at[4*k+2]+1
 		if a.body.End > a.begin {
 			last++
 		}
 		to := t.turnEnd(last, limit)
 		if to == last && a.open {
-			to = t.turnEnd(last, all)
+			to = t.turnEnd(last, len(t.ids))
 		}
-		if to == last { // no special token ends the turn
-			rest := strings.TrimRight(t.trace.Text[a.body.End:a.end], " \t\r\n")
-			if end := a.body.End + len(rest); end > a.body.End {
-				_, ends := t.tok.EncodeAt(t.trace.Text, false, []int{end - 1})
-				to = ends[0] + 1
-			}
+		if to == last && a.textEnd > a.body.End { // no special token ends the turn
+			to = at[4*k+3] + 1
 		}
 		ranges = append(ranges, tokenRange{from, to})
 	}
