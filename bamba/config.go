@@ -131,8 +131,8 @@ func (c *MixerConfig) Check(r *model.Reader, inner int, names MixerNames) error 
 		}
 		for i, to := range []*float64{&c.DTMin, &c.DTMax} {
 			if *to, ok = limitOf(limit[i]); !ok {
-				return fmt.Errorf("config.json: time_step_limit holds %v, expected a number",
-					limit[i])
+				text, _ := json.Marshal(limit[i])
+				return fmt.Errorf("config.json: time_step_limit holds %s, expected a number", text)
 			}
 		}
 		if !(c.DTMin <= c.DTMax) {

@@ -30,8 +30,9 @@ func openModel(ctx context.Context, name, adapter string) (path, dir string,
 	}
 	switch {
 	case adapter != "":
-		return "", "", nil, fmt.Errorf("--model_path: %s is a LoRA adapter too: give its base "+
-			"model with --adapter_path %s, or merge it first with conquer export", path, adapter)
+		return "", "", nil, fmt.Errorf("--model_path: %s is a LoRA adapter, and so is "+
+			"--adapter_path: give the base model with --model_path, or merge %[1]s with "+
+			"`conquer export` and give the result", path)
 	case holdsModel(path):
 		return "", "", nil, fmt.Errorf("--model_path: %s holds a model and a LoRA adapter: move "+
 			"one of them to another folder", path)

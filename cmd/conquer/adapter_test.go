@@ -58,6 +58,11 @@ func TestAdapter_AsModelOpensItsBase(t *testing.T) {
 		"--max_new_tokens", "2"); code != 0 {
 		t.Errorf("exit %d: %s%s", code, out, stderr)
 	}
+	if _, stderr, code := invoke(t, "", "score", "--model_path", adapter, "--adapter_path", adapter,
+		"--text", "x"); code != 1 || !strings.Contains(stderr, "give the base model with "+
+		"--model_path, or merge "+adapter) {
+		t.Errorf("an adapter of an adapter: exit %d\n%s", code, stderr)
+	}
 	// A config beside the adapter makes no model of it; weights do, and then it is not clear what
 	// is meant.
 	config, _ := os.ReadFile(filepath.Join(base, "config.json"))

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -60,6 +61,7 @@ func (f *samplingFlags) read() error {
 		{!(o.MinP >= 0 && o.MinP <= 1), "min_p", o.MinP, "from 0 to 1"},
 		{!(o.RepetitionPenalty > 0) || math.IsInf(o.RepetitionPenalty, 0), "repetition_penalty",
 			o.RepetitionPenalty, "more than 0"},
+		{slices.Contains(o.Stop, ""), "stop", "empty", "a text"},
 	} {
 		if c.wrong {
 			return usagef("--%s is %v, expected %s", c.flag, c.value, c.want)

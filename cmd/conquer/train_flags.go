@@ -293,9 +293,18 @@ func (f *trainFlags) checkRun(flags *pflag.FlagSet) error {
 		return usagef("--dtype float16 has too small a range for gradients: use bfloat16 or " +
 			"float32")
 	}
-	for _, name := range []string{"learning_rate", "beta1", "beta2", "dpo_beta"} {
-		if flag := flags.Lookup(name); flag.Changed && flag.Value.String() == "0" {
-			return usagef("--%s is 0, expected a number above 0", name)
+	// In the options 0 stands for the default, so only the flags show that a 0 was given.
+	for _, zero := range []struct {
+		want  string
+		names []string
+	}{
+		{"a number above 0", []string{"learning_rate", "beta1", "beta2", "dpo_beta", "lora_alpha"}},
+		{"1 or more", []string{"steps", "epochs", "accumulate", "lora_rank"}},
+	} {
+		for _, name := range zero.names {
+			if flag := flags.Lookup(name); flag.Changed && flag.Value.String() == "0" {
+				return usagef("--%s is 0, expected %s", name, zero.want)
+			}
 		}
 	}
 	return nil
