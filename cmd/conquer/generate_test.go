@@ -173,6 +173,13 @@ func TestGenerate_ReadsPromptsFromFiles(t *testing.T) {
 	if outputs[0] != outputs[1] || outputs[0] != outputs[2] || strings.Count(outputs[0], ";") != 2 {
 		t.Errorf("outputs differ: %q", outputs)
 	}
+	// The lines of a JSON list are no prompts.
+	list := filepath.Join(folder, "p.json")
+	os.WriteFile(list, []byte("[\n  \"one\",\n  \"two\"\n]\n"), 0o644)
+	if _, stderr, code := invoke(t, "", "generate", "--model_path", dir, "--prompts_file",
+		list); code != 1 || !strings.Contains(stderr, list+" is a JSON list, expected one prompt") {
+		t.Errorf("a JSON list as --prompts_file: exit %d\n%s", code, stderr)
+	}
 }
 
 func TestGenerate_ModelWithoutTokenizerTakesIDs(t *testing.T) {

@@ -48,6 +48,10 @@ func (f *generateFlags) readPrompts() ([]*prompt, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--prompts_file: %w", err)
 	}
+	if filepath.Ext(f.promptsFile) == ".json" && json.Unmarshal(data, new([]any)) == nil {
+		return nil, fmt.Errorf("--prompts_file: %s is a JSON list, expected one prompt per line: "+
+			"convert it with `jq -c .[] %[1]s > prompts.jsonl`", f.promptsFile)
+	}
 	lines := promptLines(string(data), f.promptsFile)
 	if len(lines) == 0 {
 		return nil, fmt.Errorf("--prompts_file: %s holds no prompt", inputName(f.promptsFile))
