@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"conquer/torch"
@@ -54,26 +55,42 @@ func memory() int64 {
 	return 0
 }
 
+// ceilings are those that this process has measured, by device.
+var ceilings sync.Map
+
 // MeasureCeilings measures the best rates of libtorch's own operations on the device: the
 // sum of a tensor larger than the caches, and GEMMs of square matrices. The best of a few
-// runs counts.
+// runs counts. A process measures a device once.
 func MeasureCeilings(device torch.Device) (c Ceilings, err error) {
+	if known, ok := ceilings.Load(device); ok {
+		return known.(Ceilings), nil
+	}
+	if c, err = measureCeilings(device); err == nil {
+		ceilings.Store(device, c)
+	}
+	return c, err
+}
+
+func measureCeilings(device torch.Device) (c Ceilings, err error) {
 	bytes, side := 256<<20, 1024
 	if device.IsCUDA() {
 		bytes, side = 4<<30, 8192
 	}
 	best := func(f func()) float64 {
 		least, first := 0.0, time.Now()
-		for i := 0; i < 5 || time.Since(first) < 300*time.Millisecond; i++ {
+		for i := 0; ; i++ {
+			took := time.Since(first)
+			if i >= 5 && took > 300*time.Millisecond || i >= 2 && took > 2*time.Second {
+				return least
+			}
 			began := time.Now()
 			torch.Scoped(f)
 			device.Synchronize()
-			took := time.Since(began).Seconds()
-			if i == 1 || took < least { // run 0 touches memory for the first time
-				least = took
+			seconds := time.Since(began).Seconds()
+			if i == 1 || seconds < least { // run 0 touches memory for the first time
+				least = seconds
 			}
 		}
-		return least
 	}
 	err = torch.Run(func() error {
 		torch.NoGrad(func() {

@@ -294,6 +294,9 @@ func (r Repo) ask(ctx context.Context, attempts int) (*listing, error) {
 func (r Repo) explain(err error) error {
 	var status *statusError
 	name := Scheme + r.Name
+	if r.Kind == "datasets" {
+		name = DataScheme + r.Name
+	}
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, errNotTheHub) {
 		return err
 	}
