@@ -35,14 +35,14 @@ func ReadInfo(dir string) (Info, error) {
 
 // adapterConfig is what adapter_config.json says about the adapter's tensors.
 type adapterConfig struct {
-	path                       string
-	rank                       int
-	alpha                      float64
-	dropout                    float64
-	rsLoRA                     bool
-	ranks, alphas              []pattern
-	bias                       string
-	base, revision, initialize string
+	path           string
+	rank           int
+	alpha          float64
+	dropout        float64
+	rsLoRA         bool
+	ranks, alphas  []pattern
+	bias           string
+	base, revision string
 }
 
 // pattern gives the layers whose name matches a regular expression a rank or an alpha.

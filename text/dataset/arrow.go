@@ -243,7 +243,7 @@ func (f *arrowFile) record(at int64) (r record, err error) {
 		if err := writeArrow(&value, column, row); err != nil {
 			return r, fmt.Errorf("column %q: %w", name, err)
 		}
-		if string(value.Bytes()) == "null" {
+		if value.String() == "null" {
 			continue
 		}
 		if fields[name], err = tokenizer.DropNulls(value.Bytes()); err != nil {
