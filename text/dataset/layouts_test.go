@@ -13,8 +13,9 @@ func TestLoad_LearnsTheAnswersOfPublishedLayouts(t *testing.T) {
 		"{% endfor %}<|im_end|>\n{% endfor %}"+
 		"{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 	for name, want := range map[string][]string{
-		"nulls.jsonl":             {"It warns ships.<|im_end|>|", "The North Sea.<|im_end|>|"},
-		"table.csv":               {"Red, of course.<|im_end|>|", "5<|im_end|>|", "Hello.<|im_end|>|"},
+		"nulls.jsonl": {"It warns ships.<|im_end|>|", "The North Sea.<|im_end|>|"},
+		"table.csv": {"Red, of course.<|im_end|>|", "5<|im_end|>|",
+			"Hello.<|im_end|>|"},
 		"sharegpt.jsonl":          {"The keeper.<|im_end|>|", "Nobody.<|im_end|>|"},
 		"prompt-completion.jsonl": {"lit.</s>", "Yes.<|im_end|>|"},
 		"tools.jsonl": {`{"name": "tide", "arguments": {"place": "Dover"}}<|im_end|>|` +

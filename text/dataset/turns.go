@@ -304,8 +304,8 @@ func (t *turns) start(i int, home, body jinja.Span, member, prompt string) int {
 	return home.Start
 }
 
-// promptEnd returns where the generation prompt ends in a range of the text. The prompt may end with
-// a reasoning block that the range lacks. ok is false if the range does not hold the prompt.
+// promptEnd returns where the generation prompt ends in a range of the text. The prompt may end
+// with a reasoning block that the range lacks. ok is false if the range does not hold the prompt.
 func (t *turns) promptEnd(in jinja.Span, prompt string) (at int, ok bool) {
 	for n := len(prompt); n > 0; n-- {
 		rest := strings.TrimLeft(prompt[n:], " \t\r\n")

@@ -167,10 +167,11 @@ TEMPLATES = [
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
     "{% generation %}{{ m.content | trim }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}"
     "<|im_end|>{% endif %}\n{% endfor %}",
-    "{% for m in messages %}{% if m.role == 'assistant' %} {% generation %}{{ m.content.strip() }} "
-    "{{ eos_token }}{% endgeneration %}{% else %}[{{ m.content }}]{% endif %}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'assistant' %} {% generation %}{{ m.content.strip() }}"
+    " {{ eos_token }}{% endgeneration %}{% else %}[{{ m.content }}]{% endif %}{% endfor %}",
     "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
-    "{{ eos_token }}{% endgeneration %}{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}",
+    "{{ eos_token }}{% endgeneration %}{% else %}"
+    "{{ m.content + eos_token }}{% endif %}{% endfor %}",
 ]
 
 
