@@ -339,7 +339,8 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
 	all := &dataset.Dataset{}
 	validation := what == "validation"
 	for _, path := range paths {
-		files, heldOut, err := hub.DataPaths(ctx, path, validation, downloadBar(path))
+		files, heldOut, err := hub.DataPaths(ctx, path, dataset.SplitFiles(validation),
+			downloadBar(path))
 		if err != nil {
 			return nil, err
 		}

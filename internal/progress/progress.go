@@ -39,8 +39,8 @@ type Bar struct {
 	sinceDone int64
 }
 
-// New returns a bar for a task of which done of total units are finished. A total of 0 is not yet
-// known. New returns nil if out is not a terminal.
+// New returns a bar for a task of total units, done of which are finished. A total of 0 means that
+// it is not yet known. New returns nil if out is not a terminal.
 func New(out io.Writer, task string, unit Unit, done, total int64) *Bar {
 	if f, ok := out.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) {
 		return nil

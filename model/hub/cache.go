@@ -16,8 +16,8 @@ import (
 	"conquer/internal/atomicfile"
 )
 
-// Notice is told what a download waits for, and when a copy on this machine is used because the hub
-// cannot be reached. Assign it before the first call.
+// Notice is called with a message when a download waits, and when a copy on this machine is used
+// because the hub cannot be reached. Assign it before the first call.
 var Notice = func(message string) {}
 
 // offline reports whether the environment forbids requests, as huggingface_hub reads it.

@@ -6,8 +6,6 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
-
-	"conquer/text/dataset"
 )
 
 // DataScheme is the prefix of the name of a data set on the Hugging Face Hub.
@@ -19,11 +17,15 @@ var dataSuffixes = []string{".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".jsonl
 	".csv",
 	".tsv", ".tar.gz", ".txt"}
 
+// A Split chooses the files of one split, such as train, among the names of a data set's files.
+// heldOut are the names of other splits.
+type Split func(names []string) (files, heldOut []string, err error)
+
 // FetchData downloads a data set from the hub as [FetchModel] does a model, and returns its files.
 // ref is hf://datasets/organization/name[@revision][:glob]. A glob without a slash matches the last
-// component of names. Without a glob, [dataset.Choose] chooses among the data files: those to learn
-// from, or those for validation. heldOut names the files of other splits, which are not downloaded.
-func FetchData(ctx context.Context, ref string, validation bool,
+// component of names. Without a glob, split chooses among the data files. heldOut names the files
+// of other splits, which are not downloaded.
+func FetchData(ctx context.Context, ref string, split Split,
 	progress func(done, total int64)) (files, heldOut []string, err error) {
 	rest, ok := strings.CutPrefix(ref, DataScheme)
 	name, glob, _ := strings.Cut(rest, ":")
@@ -32,30 +34,30 @@ func FetchData(ctx context.Context, ref string, validation bool,
 		return nil, nil, fmt.Errorf("%.120q is not a data set on the hub: expected "+
 			"%sorganization/name, with @revision and :glob behind it where wanted", ref, DataScheme)
 	}
-	var chosen dataset.Chosen
+	var chosen []string
 	dir, err := r.Snapshot(ctx, func(names []string) ([]string, error) {
 		var err error
-		if chosen, err = dataFiles(names, glob, validation); err != nil {
+		if chosen, heldOut, err = dataFiles(names, glob, split); err != nil {
 			return nil, fmt.Errorf("%s: %w", ref, err)
 		}
-		if len(chosen.Files) == 0 {
+		if len(chosen) == 0 {
 			return nil, fmt.Errorf("%s: none of its %d files is wanted: expected one of %s, or "+
 				"give a glob such as %s%s:*.jsonl", ref, len(names),
 				strings.Join(dataSuffixes, ", "), DataScheme, r.Name)
 		}
-		return chosen.Files, nil
+		return chosen, nil
 	}, progress)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, name := range chosen.Files {
+	for _, name := range chosen {
 		files = append(files, filepath.Join(dir, filepath.FromSlash(name)))
 	}
-	return files, chosen.HeldOut, nil
+	return files, heldOut, nil
 }
 
-// dataFiles chooses files to learn from or to validate with.
-func dataFiles(names []string, glob string, validation bool) (dataset.Chosen, error) {
+// dataFiles chooses the files that glob matches or, without a glob, those of the split.
+func dataFiles(names []string, glob string, split Split) (files, heldOut []string, err error) {
 	matching := func(match func(name string) bool) (list []string) {
 		for _, name := range names {
 			if match(name) {
@@ -65,20 +67,20 @@ func dataFiles(names []string, glob string, validation bool) (dataset.Chosen, er
 		return list
 	}
 	if glob != "" {
-		return dataset.Chosen{Files: matching(func(name string) bool {
+		return matching(func(name string) bool {
 			if !strings.Contains(glob, "/") {
 				name = path.Base(name)
 			}
 			ok, _ := path.Match(glob, name)
 			return ok
-		})}, nil
+		}), nil, nil
 	}
 	for _, suffix := range dataSuffixes {
 		kind := matching(func(name string) bool { return strings.HasSuffix(name, suffix) })
-		chosen, err := dataset.Choose(kind, validation)
-		if len(chosen.Files) > 0 || err != nil && len(chosen.Skipped) < len(kind) {
-			return chosen, err
+		files, heldOut, err = split(kind)
+		if len(files) > 0 || err != nil {
+			return files, heldOut, err
 		}
 	}
-	return dataset.Chosen{}, nil
+	return nil, nil, nil
 }

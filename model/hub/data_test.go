@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"conquer/text/dataset"
 )
 
 func TestFetchData_ResumesAnInterruptedDownload(t *testing.T) {
@@ -31,7 +33,7 @@ func TestFetchData_ResumesAnInterruptedDownload(t *testing.T) {
 		"hf://datasets/org/name:data/t*st-*.parquet":       {"data/test-00000.parquet"},
 		"hf://datasets/org/name@main:[a-z]*-00001.parquet": {"data/train-00001.parquet"},
 	} {
-		got, _, err := FetchData(context.Background(), ref, false, nil)
+		got, _, err := FetchData(context.Background(), ref, dataset.SplitFiles(false), nil)
 		if err != nil {
 			t.Errorf("%s: %v", ref, err)
 			continue
@@ -60,7 +62,7 @@ func TestFetchData_ResumesAnInterruptedDownload(t *testing.T) {
 		"hf://datasets/org":            "is not a data set",
 		"hf://datasets/org/other":      "has no revision main",
 	} {
-		if _, _, err := FetchData(context.Background(), ref, false,
+		if _, _, err := FetchData(context.Background(), ref, dataset.SplitFiles(false),
 			nil); err == nil || !strings.Contains(err.Error(),
 			want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: error %v, want %q", ref, err, want)

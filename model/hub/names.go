@@ -26,12 +26,12 @@ func TokenizerPath(ctx context.Context, name string, progress func(done, total i
 
 // DataPaths returns the files that name stands for: a file or folder,
 // hf://datasets/organization/name, or organization/name if there is no folder of that organization
-// here; a name on the hub may end in @revision and :glob, see [FetchData], which also explains
-// validation and heldOut.
-func DataPaths(ctx context.Context, name string, validation bool,
+// here. A name on the hub may end in @revision and :glob. [FetchData] explains those, split and
+// heldOut.
+func DataPaths(ctx context.Context, name string, split Split,
 	progress func(done, total int64)) (paths, heldOut []string, err error) {
 	if strings.HasPrefix(name, DataScheme) {
-		return FetchData(ctx, name, validation, progress)
+		return FetchData(ctx, name, split, progress)
 	}
 	if exists(name) {
 		return []string{name}, nil, nil
@@ -40,7 +40,7 @@ func DataPaths(ctx context.Context, name string, validation bool,
 	if !implied(repo) {
 		return nil, nil, missing(name, "file or folder", DataScheme+repo)
 	}
-	paths, heldOut, err = FetchData(ctx, DataScheme+name, validation, progress)
+	paths, heldOut, err = FetchData(ctx, DataScheme+name, split, progress)
 	if err != nil {
 		return nil, nil, notHere(name, err)
 	}

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"conquer/text/dataset"
 )
 
 func TestModelPath_NamesWithoutScheme(t *testing.T) {
@@ -54,14 +56,15 @@ func TestDataPaths_NamesWithoutScheme(t *testing.T) {
 		"test.jsonl": []byte("{}\n")}
 	t.Chdir(t.TempDir())
 	for _, name := range []string{"org/name", "hf://datasets/org/name", "org/name:train.*"} {
-		paths, heldOut, err := DataPaths(context.Background(), name, false, nil)
+		paths, heldOut, err := DataPaths(context.Background(), name,
+			dataset.SplitFiles(false), nil)
 		if err != nil || len(paths) != 1 || filepath.Base(paths[0]) != "train.jsonl" {
 			t.Errorf("%s: %v, %v", name, paths, err)
 		}
 		if glob := strings.Contains(name, ":train"); glob != (len(heldOut) == 0) {
 			t.Errorf("%s: holds out %v", name, heldOut)
 		}
-		paths, _, err = DataPaths(context.Background(), name, true, nil)
+		paths, _, err = DataPaths(context.Background(), name, dataset.SplitFiles(true), nil)
 		if !strings.Contains(name, ":train") && (err != nil || len(paths) != 1 ||
 			filepath.Base(paths[0]) != "test.jsonl") {
 			t.Errorf("%s for validation: %v, %v", name, paths, err)

@@ -108,3 +108,15 @@ func isDescription(name string) bool {
 		"changelog"}, stem) || strings.HasPrefix(base, "cache-") && strings.HasSuffix(base,
 		".arrow")
 }
+
+// SplitFiles returns [Choose] as a function from names to the chosen files and those of other
+// splits. It returns none, without an error, for names of which none is a data file.
+func SplitFiles(validation bool) func(names []string) (files, heldOut []string, err error) {
+	return func(names []string) (files, heldOut []string, err error) {
+		c, err := Choose(names, validation)
+		if err != nil && len(c.Skipped) == len(names) {
+			return nil, nil, nil
+		}
+		return c.Files, c.HeldOut, err
+	}
+}

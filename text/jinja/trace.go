@@ -26,7 +26,7 @@ const (
 // formed together.
 const Unclear = -1
 
-// Mark is a range of bytes of a rendered text that stems from a message.
+// Mark is a range of bytes of a rendered text that came from a message.
 type Mark struct {
 	Span
 	Message int // index in the variable messages, or Unclear
