@@ -25,7 +25,7 @@ const programVariable = "CONQUER_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(programVariable) != "" {
-		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+		os.Exit(runCommands(os.Args[1:]))
 	}
 	os.Exit(m.Run())
 }
