@@ -24,7 +24,8 @@ func cpus(root fs.FS) (least float64, ok bool) {
 		// Version 2 has "QUOTA PERIOD" in one file, version 1 has two files.
 		quota, period, _ := strings.Cut(text(root, dir, "cpu.max"), " ")
 		if quota == "" {
-			quota, period = text(root, dir, "cpu.cfs_quota_us"), text(root, dir, "cpu.cfs_period_us")
+			quota = text(root, dir, "cpu.cfs_quota_us")
+			period = text(root, dir, "cpu.cfs_period_us")
 		}
 		q, err1 := strconv.ParseFloat(quota, 64)
 		p, err2 := strconv.ParseFloat(period, 64)
