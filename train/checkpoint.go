@@ -22,7 +22,7 @@ const (
 )
 
 // Save writes a checkpoint of the current step, unless that exists, and removes all but the last
-// Keep.
+// Keep. It writes none, and returns an error, if the weights are not finite.
 func (t *Trainer) Save() error {
 	if t.options.CheckpointPath == "" {
 		return fmt.Errorf("cannot save: there is no checkpoint path")
@@ -32,6 +32,9 @@ func (t *Trainer) Save() error {
 	}
 	return torch.Run(func() error {
 		if err := t.finishSaving(); err != nil {
+			return err
+		}
+		if err := t.checkWeights(); err != nil {
 			return err
 		}
 		identity, err := t.identity()

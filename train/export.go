@@ -17,14 +17,20 @@ import (
 )
 
 // Export writes the trained model to the folder dir in Hugging Face's format, or the adapters in
-// PEFT's.
+// PEFT's. It writes nothing, and returns an error, if the trained weights are not finite.
 func (t *Trainer) Export(dir string) error {
+	if err := torch.Run(t.checkWeights); err != nil {
+		return err
+	}
 	return t.Whole(func() error { return t.write(dir, nil) })
 }
 
 // ExportMerged folds the adapters into the model, which ends the run, and writes it in Hugging
-// Face's format.
+// Face's format, as [Trainer.Export] does.
 func (t *Trainer) ExportMerged(dir string) error {
+	if err := torch.Run(t.checkWeights); err != nil {
+		return err
+	}
 	t.freeOptimizer()
 	return t.Whole(func() error {
 		if err := lora.Merge(t.net.Model); err != nil {

@@ -12,9 +12,6 @@ import (
 	"conquer/train/report"
 )
 
-// maxSkipped is the number of consecutive steps whose gradients may be not finite.
-const maxSkipped = 10
-
 // Run takes the remaining steps. If ctx is canceled, it finishes the current step, writes a
 // checkpoint and returns ctx's error.
 func (t *Trainer) Run(ctx context.Context) error {
@@ -45,6 +42,9 @@ func (t *Trainer) Run(ctx context.Context) error {
 				}
 			}
 			if t.step >= t.options.Steps {
+				if err := t.checkEnd(); err != nil {
+					return err
+				}
 				return t.finishSaving()
 			}
 			if err := t.next(); err != nil {
@@ -81,11 +81,12 @@ func (t *Trainer) validates() bool {
 		(t.step%o.ValidateSteps == 0 || t.step == o.Steps)
 }
 
-// savesNow reports whether a checkpoint is due. The last step has none: the result replaces it.
+// savesNow reports whether a checkpoint is due. The last step has none: the result replaces it. A
+// skipped step has none: a run that has diverged would replace its good checkpoints.
 func (t *Trainer) savesNow() bool {
 	o := t.options
-	return o.CheckpointPath != "" && o.CheckpointSteps > 0 && t.step%o.CheckpointSteps == 0 &&
-		t.step > 0 && t.step < o.Steps
+	return o.CheckpointPath != "" && o.CheckpointSteps > 0 && t.step < o.Steps && t.skipped == 0 &&
+		t.step/o.CheckpointSteps > max(t.saved, 0)/o.CheckpointSteps
 }
 
 // stopped reports whether the run ends here. All processes agree, although each hears of a signal
@@ -103,13 +104,19 @@ func (t *Trainer) stop(ctx context.Context) error {
 	}
 	how := ""
 	if t.options.CheckpointPath != "" {
-		if err := t.Save(); err != nil {
-			return err
+		if t.skipped == 0 {
+			if err := t.Save(); err != nil {
+				return err
+			}
 		}
 		if err := t.finishSaving(); err != nil {
 			return err
 		}
 		how = "; the same command with --resume continues from there"
+		if t.skipped > 0 {
+			how = fmt.Sprintf("; this step was skipped, so no checkpoint was written, and "+
+				"--resume continues after step %d", max(t.saved, 0))
+		}
 	}
 	t.notice(fmt.Sprintf("stopped after step %d of %d%s", t.step, t.options.Steps, how))
 	return err
@@ -125,9 +132,7 @@ func (t *Trainer) next() error {
 	}
 	t.options.at("step %d", step.Step)
 	torch.Scoped(func() { t.update(&step, list, counts) })
-	if err := t.checkSkipped(step); err != nil {
-		return err
-	}
+	t.countSkipped(step)
 	if t.replayer != nil {
 		t.replayer.Clear()
 	} else {
@@ -138,7 +143,10 @@ func (t *Trainer) next() error {
 	// The device may still be updating the weights: the host prepares the next pass meanwhile.
 	step.Seconds = time.Since(begin).Seconds()
 	step.Memory, _ = report.Memory(t.device)
-	return t.tell(func(l Listener) error { return l.Step(step) })
+	if err := t.tell(func(l Listener) error { return l.Step(step) }); err != nil {
+		return err
+	}
+	return t.checkSkipped()
 }
 
 // nextBatches returns the micro-batches of a step and how many labels (or pairs) each has on all
@@ -198,22 +206,6 @@ func (t *Trainer) update(step *Step, list []dataset.Batch, counts []float64) {
 	}
 }
 
-// checkSkipped counts consecutive skipped steps and returns an error if there are too many.
-func (t *Trainer) checkSkipped(step Step) error {
-	if !step.Skipped {
-		t.skipped = 0
-		return nil
-	}
-	if t.skipped++; t.skipped < maxSkipped {
-		return nil
-	}
-	return fmt.Errorf(
-		"step %d: loss %v and gradient norm %v have not been finite for %d steps in a row: "+
-			"lower the learning rate, or use bfloat16 instead of float16",
-		step.Step, step.Loss, step.Norm, t.skipped,
-	)
-}
-
 // evaluate returns the numbers of [network.Network.Evaluate] for a data set, divided by the number
 // of its labels or pairs.
 func (t *Trainer) evaluate(ctx context.Context, data *dataset.Dataset) ([]float64, error) {
@@ -268,7 +260,7 @@ func (t *Trainer) validate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.validated = t.step
+	t.validated, t.validLoss = t.step, numbers[0]
 	v := Validation{Step: t.step, Loss: numbers[0], Seconds: time.Since(begin).Seconds()}
 	if t.options.Objective == DPO {
 		v.Measures = t.net.Objective.Named(numbers)

@@ -148,6 +148,10 @@ type Options struct {
 	// in their last bits.
 	Compile Compile `json:"-"`
 
+	// MaxSkipped is the number of steps in a row that may be skipped, because their loss or
+	// gradients are not finite, before the run ends with an error; 0 means 20.
+	MaxSkipped int `json:"-"`
+
 	// ValidateSteps is the number of steps between validations; 0 means a tenth of the run.
 	// Validation also happens before the first and after the last step.
 	ValidateSteps int `json:"-"`
@@ -217,6 +221,7 @@ func (o Options) complete() Options {
 		o.LoRA = &adapter
 	}
 	otherwise(&o.Keep, 2)
+	otherwise(&o.MaxSkipped, 20)
 	o.Distributed = StrategyName(o.Distributed)
 	otherwise(&o.Distributed, None)
 	if o.World != nil {
@@ -256,6 +261,8 @@ func (o Options) Check() error {
 	case o.ValidateSteps < 0 || o.CheckpointSteps < 0 || o.Keep < 1:
 		return errors.New("steps between validations and checkpoints cannot be negative, " +
 			"and at least 1 checkpoint is kept")
+	case o.MaxSkipped < 0:
+		return fmt.Errorf("at most %d skipped steps in a row: expected 1 or more", o.MaxSkipped)
 	case o.Resume && o.CheckpointPath == "":
 		return errors.New("cannot resume: there is no checkpoint path")
 	case !slices.Contains(Recomputes, o.Recompute):

@@ -72,6 +72,8 @@ type Trainer struct {
 	validated int      // last step after which a validation was done, -1 for none
 	saved     int      // step of the latest checkpoint, -1 for none
 	skipped   int      // consecutive skipped steps
+	loss      float64  // of the last step
+	validLoss float64  // of the last validation
 	writing   *writing // native checkpoint that is being written, or nil
 	ends      []byte   // generation_config.json that ends generation at the data's turn ends
 	print     state.Fingerprint

@@ -446,29 +446,6 @@ func TestTrainer_HeadOnlyKeepsTiedEmbedding(t *testing.T) {
 	})
 }
 
-func TestTrainer_SkipsStepsWithNonFiniteGradients(t *testing.T) {
-	noLeaks(t)
-	m := tiny(t, true, torch.Float32)
-	o := options()
-	o.Rate, o.Clip, o.Steps, o.Schedule = 1e30, 0, 40, "constant"
-	tr, err := New(m, samples(16, 1), nil, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer model.Free(m)
-	defer tr.Close()
-	r := &recorder{}
-	tr.Listen(r)
-	err = tr.Run(context.Background())
-	if err == nil || !strings.Contains(err.Error(), "in a row") ||
-		!strings.Contains(err.Error(), "learning rate") {
-		t.Errorf("got %v, want an error that says what to do", err)
-	}
-	if last := r.steps[len(r.steps)-1]; !last.Skipped {
-		t.Errorf("the last step was taken: %+v", last)
-	}
-}
-
 func TestTrainer_MemoryStaysFlat(t *testing.T) {
 	noLeaks(t)
 	o := options()

@@ -97,6 +97,9 @@ func (f *trainFlags) declareSteps(flags *pflag.FlagSet) {
 	flags.IntVar(&f.Steps, "steps", 0, "number of optimizer steps")
 	flags.IntVar(&f.BatchSize, "batch_size", 8, "samples per forward pass; rows with --pack")
 	flags.IntVar(&f.Accumulate, "accumulate", 1, "forward passes per optimizer step")
+	flags.IntVar(&f.MaxSkipped, "max_skipped_steps", 20,
+		"steps in a row that may be skipped because the loss or the gradients are not finite, "+
+			"before the run ends with an error")
 	flags.IntVar(&f.ValidateSteps, "validate_steps", 0,
 		"steps between validations (default: 10 % of the run)")
 	flags.Int64Var(&f.Seed, "seed", 1, "`seed` of data order, dropout and random weights")
@@ -282,6 +285,8 @@ func (f *trainFlags) checkRun(flags *pflag.FlagSet) error {
 		return usagef("--max_restarts is %d, expected 0 or more", f.restarts)
 	case f.restarts > 0 && f.processes == 1:
 		return usagef("--max_restarts needs --nproc")
+	case f.MaxSkipped < 1:
+		return usagef("--max_skipped_steps is %d, expected 1 or more", f.MaxSkipped)
 	case f.Keep < 1:
 		return usagef("--keep is %d, expected 1 or more", f.Keep)
 	case f.Distributed != "" && !slices.Contains(train.Strategies, f.Distributed):
