@@ -64,6 +64,7 @@ func setupExport(flags *pflag.FlagSet) func(context.Context, []string) error {
 
 func (f *exportFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
+	declareVerify(flags)
 	flags.StringVar(&f.tokenizer, "tokenizer", "",
 		"tokenizer `folder` or file, if it is not the model's own")
 	flags.StringVar(&f.adapter, "adapter_path", "",

