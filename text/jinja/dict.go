@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+	"strings"
 )
 
 // Dict is Python's dict: a mapping that keeps the order in which keys were first set. Its zero
@@ -108,7 +109,7 @@ func hashOf(key value) any {
 		}
 		return k
 	case *big.Int:
-		return "\x00int" + k.String()
+		return "\x00int" + string(rune('0'+k.Sign()+1)) + string(k.Bytes())
 	case tuple:
 		var joined [8]any
 		if len(k) <= len(joined) {
@@ -120,23 +121,32 @@ func hashOf(key value) any {
 				items [8]any
 			}{len(k), joined}
 		}
-		text := "\x00tuple"
+		var text strings.Builder
+		text.WriteString("\x00tuple")
 		for _, item := range k {
-			text += fmt.Sprintf("%T:%v,", hashOf(item), hashOf(item))
+			h := hashOf(item)
+			fmt.Fprintf(&text, "%T:%v,", h, h)
 		}
-		return text
+		return text.String()
 	}
 	return key
 }
 
 // hashable fails for values that cannot be a key.
-func hashable(v value) value {
+func (r *renderer) hashable(v value) value { return r.hashableAt(v, 0) }
+
+func (r *renderer) hashableAt(v value, depth int) value {
+	r.nested(depth)
 	switch v := v.(type) {
 	case *list, *Dict, *view:
 		fail("unhashable type: '%s'", typeName(v))
+	case string:
+		r.reads(len(v))
+	case markup:
+		r.reads(len(v))
 	case tuple:
 		for _, item := range v {
-			hashable(item)
+			r.hashableAt(item, depth+1)
 		}
 	}
 	return v

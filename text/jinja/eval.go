@@ -32,10 +32,8 @@ type place struct{ out, slot int }
 func (e *nameExpr) resolve() {
 	out := 0
 	for s := e.scope; s != nil; s = s.parent {
-		for slot, name := range s.names {
-			if name == e.name {
-				e.places = append(e.places, place{out, slot})
-			}
+		if slot, assigned := s.slots[e.name]; assigned {
+			e.places = append(e.places, place{out, slot})
 		}
 		out++
 	}
@@ -70,6 +68,7 @@ type listExpr struct{ items []expr }
 func (e *listExpr) eval(r *renderer, f *frame) value { return &list{evalAll(r, f, e.items)} }
 
 func evalAll(r *renderer, f *frame, items []expr) []value {
+	r.work(len(items))
 	values := make([]value, len(items))
 	for i, item := range items {
 		values[i] = item.eval(r, f)
@@ -80,9 +79,10 @@ func evalAll(r *renderer, f *frame, items []expr) []value {
 type dictExpr struct{ keys, values []expr }
 
 func (e *dictExpr) eval(r *renderer, f *frame) value {
+	r.work(2 * len(e.keys))
 	d := NewDict()
 	for i, key := range e.keys {
-		k := hashable(key.eval(r, f))
+		k := r.hashable(key.eval(r, f))
 		d.set(k, e.values[i].eval(r, f))
 	}
 	return d
@@ -105,6 +105,7 @@ func (e *conditionalExpr) eval(r *renderer, f *frame) value {
 type orExpr struct{ a, b expr }
 
 func (e *orExpr) eval(r *renderer, f *frame) value {
+	r.step()
 	if v := e.a.eval(r, f); truth(v) {
 		return v
 	}
@@ -114,6 +115,7 @@ func (e *orExpr) eval(r *renderer, f *frame) value {
 type andExpr struct{ a, b expr }
 
 func (e *andExpr) eval(r *renderer, f *frame) value {
+	r.step()
 	if v := e.a.eval(r, f); !truth(v) {
 		return v
 	}
@@ -122,7 +124,10 @@ func (e *andExpr) eval(r *renderer, f *frame) value {
 
 type notExpr struct{ e expr }
 
-func (e *notExpr) eval(r *renderer, f *frame) value { return !truth(e.e.eval(r, f)) }
+func (e *notExpr) eval(r *renderer, f *frame) value {
+	r.step()
+	return !truth(e.e.eval(r, f))
+}
 
 // compareExpr is a chain of comparisons, such as 0 < x <= 9.
 type compareExpr struct {
@@ -146,11 +151,6 @@ func (e *compareExpr) eval(r *renderer, f *frame) value {
 func (r *renderer) holds(op string, a, b value) bool {
 	switch op {
 	case "==":
-		if x, ok := a.(string); ok {
-			if y, ok := b.(string); ok {
-				return x == y
-			}
-		}
 		return r.equal(a, b)
 	case "!=":
 		return !r.equal(a, b)
@@ -177,6 +177,7 @@ func (r *renderer) holds(op string, a, b value) bool {
 type concatExpr struct{ parts []expr }
 
 func (e *concatExpr) eval(r *renderer, f *frame) value {
+	r.work(len(e.parts))
 	var joined [8]string
 	parts, total := joined[:0], 0
 	for _, p := range e.parts {
@@ -200,6 +201,7 @@ func (e *binaryExpr) eval(r *renderer, f *frame) value {
 type negateExpr struct{ e expr }
 
 func (e *negateExpr) eval(r *renderer, f *frame) value {
+	r.step()
 	switch v := e.e.eval(r, f).(type) {
 	case *undefined:
 		v.fail()
@@ -218,6 +220,7 @@ func (e *negateExpr) eval(r *renderer, f *frame) value {
 type positiveExpr struct{ e expr }
 
 func (e *positiveExpr) eval(r *renderer, f *frame) value {
+	r.step()
 	v := e.e.eval(r, f)
 	if u, ok := v.(*undefined); ok {
 		u.fail()
@@ -332,7 +335,7 @@ func (r *renderer) item(object, index value) value {
 		switch index.(type) {
 		case *list, *Dict:
 		default:
-			v, found = o.find(hashable(index))
+			v, found = o.find(r.hashable(index))
 		}
 	case *list:
 		v, found = lookup(o.items)
@@ -350,9 +353,9 @@ func (r *renderer) item(object, index value) value {
 			}
 		}
 	case string:
-		v, found = character(o, index)
+		v, found = r.character(o, index)
 	case markup:
-		if v, found = character(string(o), index); found {
+		if v, found = r.character(string(o), index); found {
 			v = markup(v.(string))
 		}
 	}
@@ -373,18 +376,20 @@ func (r *renderer) item(object, index value) value {
 	return r.attribute(object, name)
 }
 
-func character(s string, index value) (value, bool) {
+func (r *renderer) character(s string, index value) (value, bool) {
 	n, ok := number(index)
 	i, whole := n.(int)
 	if !ok || !whole {
 		return nil, false
 	}
 	if i < 0 {
+		r.reads(len(s))
 		i += utf8.RuneCountInString(s)
 	}
 	if i < 0 {
 		return nil, false
 	}
+	r.reads(min(len(s), i))
 	for at, c := range s {
 		if i == 0 {
 			if c == utf8.RuneError {
@@ -429,16 +434,18 @@ func (r *renderer) slice(object value, e *sliceExpr, f *frame) value {
 			fail("slice indices must be integers or None or have an __index__ method")
 		}
 	}
+	r.step()
 	pick := func(items []value) []value {
 		indices := sliceIndices(bounds, len(items))
+		r.elements(len(indices))
 		chosen := make([]value, len(indices))
 		for k, i := range indices {
 			chosen[k] = items[i]
 		}
-		r.elements(len(chosen))
 		return chosen
 	}
 	cut := func(s string) string {
+		r.reads(len(s))
 		if (bounds[2] == nil || *bounds[2] == 1) && isASCII(s) {
 			start, stop, _ := sliceBounds(bounds, len(s))
 			return s[start:max(start, stop)]
@@ -557,10 +564,12 @@ func (a *arguments) eval(r *renderer, f *frame) (out args) {
 			if !ok {
 				fail("keywords must be strings")
 			}
+			r.step()
 			out.names = append(out.names, name)
 			out.named = append(out.named, e.value)
 		}
 	}
+	r.work(len(out.names) * min(len(out.names), r.limits.Steps) >> 3)
 	for i, name := range out.names {
 		for _, other := range out.names[:i] {
 			if name == other {

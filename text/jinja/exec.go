@@ -26,7 +26,8 @@ type frame struct {
 	parent *frame
 }
 
-func newFrame(s *scope, parent *frame) *frame {
+func (r *renderer) newFrame(s *scope, parent *frame) *frame {
+	r.work(len(s.names) >> 2)
 	return &frame{make([]value, len(s.names)), parent}
 }
 
@@ -41,28 +42,51 @@ type renderer struct {
 	root    *output // its length counts for generation spans
 	spans   []Span
 	trace   *tracer // nil unless the origin of text is traced
+	began   time.Time
 	steps   int
+	check   int    // steps at which look looks again
 	calls   int    // depth of macro calls
 	body    string // the captured text that a filter block's first filter reads
 	line    int
 }
 
-// step counts a unit of work and ends the rendering if there were too many or ctx was cancelled.
+// step counts a unit of work and ends the rendering if there were too many, it took too long or ctx
+// was cancelled.
 func (r *renderer) step() {
-	r.steps++
-	if r.steps > r.limits.Steps {
-		failLimit("steps", r.limits.Steps)
-	}
-	if r.steps&1023 == 0 {
-		if err := r.ctx.Err(); err != nil {
-			panic(&Error{Line: r.line, Message: err.Error(), cause: err})
-		}
+	if r.steps++; r.steps >= r.check {
+		r.look()
 	}
 }
 
 // work counts n units at once: the elements that a filter visits, for example.
 func (r *renderer) work(n int) {
-	r.steps += n
+	if r.steps += min(n, r.limits.Steps) + 1; r.steps >= r.check {
+		r.look()
+	}
+}
+
+// look compares the steps, the time and the context with their limits.
+func (r *renderer) look() {
+	if r.steps > r.limits.Steps {
+		failLimit("steps", r.limits.Steps)
+	}
+	if err := r.ctx.Err(); err != nil {
+		panic(&Error{Line: r.line, Message: err.Error(), cause: err})
+	}
+	if time.Since(r.began) > r.limits.Time {
+		failLimit("time", int(r.limits.Time.Milliseconds()))
+	}
+	r.check = min(r.steps+1024, r.limits.Steps+1)
+}
+
+// reads counts the work of reading a text of n bytes.
+func (r *renderer) reads(n int) { r.work(n >> 6) }
+
+// nested counts a visit to a value that is depth levels inside another.
+func (r *renderer) nested(depth int) {
+	if depth > r.limits.Nesting {
+		failLimit("nesting", r.limits.Nesting)
+	}
 	r.step()
 }
 
@@ -76,7 +100,13 @@ func (r *renderer) size(n int) {
 // grow checks the size of a text of n bytes before it is made, and counts the work of making it.
 func (r *renderer) grow(n int) {
 	r.size(n)
-	r.work(n >> 6)
+	r.reads(n)
+}
+
+// made does the same for a text that was made, and returns it.
+func (r *renderer) made(s string) string {
+	r.grow(len(s))
+	return s
 }
 
 // elements does the same for a list of n elements.
@@ -90,6 +120,7 @@ func (r *renderer) elements(n int) {
 
 func (r *renderer) exec(body []stmt, f *frame, out *output) signal {
 	for _, s := range body {
+		r.step()
 		if sig := s.exec(r, f, out); sig != done {
 			return sig
 		}
@@ -195,7 +226,7 @@ type setBlockStmt struct {
 
 func (s *setBlockStmt) exec(r *renderer, f *frame, out *output) signal {
 	r.at(s.line)
-	text, sig := r.capture(s.body, newFrame(s.scope, f))
+	text, sig := r.capture(s.body, r.newFrame(s.scope, f))
 	var v value = text
 	if s.filter != nil {
 		outer := r.body
@@ -221,7 +252,7 @@ type withStmt struct {
 
 func (s *withStmt) exec(r *renderer, f *frame, out *output) signal {
 	r.at(s.line)
-	inner := newFrame(s.scope, f)
+	inner := r.newFrame(s.scope, f)
 	for i, t := range s.targets {
 		t.assign(r, inner, s.values[i].eval(r, f))
 	}
@@ -236,7 +267,7 @@ type generationStmt struct {
 
 func (s *generationStmt) exec(r *renderer, f *frame, out *output) signal {
 	r.at(s.line)
-	text, sig := r.capture(s.body, newFrame(s.scope, f))
+	text, sig := r.capture(s.body, r.newFrame(s.scope, f))
 	start := r.root.Len()
 	r.spans = append(r.spans, Span{start, start + len(text)})
 	out.write(text)
@@ -269,11 +300,11 @@ func (s *forStmt) run(r *renderer, f *frame, out *output, v value, depth int) {
 		it = s.filtered(r, f, it)
 	}
 	l := &loop{r: r, it: it, depth: depth, stmt: s, frame: f, length: -1}
-	inner := newFrame(s.scope, f)
+	inner := r.newFrame(s.scope, f)
 	// Jinja runs else unless a pass through the body reached its end.
 	completed := false
 	for l.advance() {
-		r.step()
+		r.work(len(inner.vars) >> 6)
 		inner.reset()
 		inner.vars[s.loop] = l
 		s.target.assign(r, inner, l.current)
@@ -289,20 +320,20 @@ func (s *forStmt) run(r *renderer, f *frame, out *output, v value, depth int) {
 		r.line = s.line
 	}
 	if !completed && s.orElse != nil {
-		r.exec(s.orElse, newFrame(s.elseScope, f), out)
+		r.exec(s.orElse, r.newFrame(s.elseScope, f), out)
 	}
 }
 
 // filtered leaves out the items that fail the loop's test.
 func (s *forStmt) filtered(r *renderer, f *frame, it iterator) iterator {
-	inner := newFrame(s.scope, f)
+	inner := r.newFrame(s.scope, f)
 	return func() (value, bool) {
 		for {
 			v, ok := it()
 			if !ok {
 				return nil, false
 			}
-			r.step()
+			r.work(len(inner.vars) >> 6)
 			inner.reset()
 			s.target.assign(r, inner, v)
 			if truth(s.test.eval(r, inner)) {
@@ -501,7 +532,7 @@ func (s *callStmt) exec(r *renderer, f *frame, out *output) signal {
 
 func (c *closure) call(r *renderer, a args) value {
 	defer r.descend()()
-	f := newFrame(c.scope, c.frame)
+	f := r.newFrame(c.scope, c.frame)
 	given := min(len(a.positional), len(c.params))
 	for i := range given {
 		f.vars[c.slots[i]] = a.positional[i]
@@ -511,6 +542,7 @@ func (c *closure) call(r *renderer, a args) value {
 		fail("macro '%s' takes not more than %d argument(s)", c.name, len(c.params))
 	}
 	kwargs := NewDict()
+	r.work(len(c.params) + len(a.names)*(len(c.params)+1)>>3)
 	for i, name := range a.names {
 		at := -1
 		for j, p := range c.params {

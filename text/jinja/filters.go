@@ -48,10 +48,11 @@ func onText(f func(string) string) filter {
 		a.bind("filter")
 		s := r.str(v)
 		r.grow(len(s))
+		s = r.made(f(s))
 		if _, ok := v.(markup); ok {
-			return markup(f(s))
+			return markup(s)
 		}
-		return f(s)
+		return s
 	}
 }
 
@@ -121,14 +122,31 @@ func filterDefault(_ *renderer, v value, a args) value {
 }
 
 // caseless lowers text unless the filter is case sensitive.
-func caseless(v value, sensitive value) value {
+func (r *renderer) caseless(v value, sensitive value) value {
 	if sensitive != nil && truth(sensitive) {
 		return v
 	}
 	if s, ok := text(v); ok {
+		r.reads(4 * len(s))
 		return lower(s)
 	}
 	return v
+}
+
+// escaped is escapeHTML of a text whose size counts.
+func (r *renderer) escaped(s string) string {
+	r.reads(len(s))
+	grown := len(s)
+	for i := range len(s) {
+		switch s[i] {
+		case '&', '\'', '"':
+			grown += 4
+		case '<', '>':
+			grown += 3
+		}
+	}
+	r.grow(grown)
+	return escapeHTML(s)
 }
 
 func escapeHTML(s string) string {
@@ -137,24 +155,27 @@ func escapeHTML(s string) string {
 	).Replace(s)
 }
 
-func escapeValue(r *renderer, v value) value {
+func escapeValue(r *renderer, v value) value { return escapeValueAt(r, v, 0) }
+
+func escapeValueAt(r *renderer, v value, depth int) value {
+	r.nested(depth)
 	switch v := v.(type) {
 	case markup, int, float64, bool, *big.Int:
 		return v
 	case tuple:
 		escaped := make(tuple, len(v))
 		for i := range v {
-			escaped[i] = escapeValue(r, v[i])
+			escaped[i] = escapeValueAt(r, v[i], depth+1)
 		}
 		return escaped
 	case *Dict:
 		escaped := NewDict()
 		for _, e := range v.entries {
-			escaped.set(e.key, escapeValue(r, e.value))
+			escaped.set(e.key, escapeValueAt(r, e.value, depth+1))
 		}
 		return escaped
 	}
-	return escapeHTML(r.str(v))
+	return r.escaped(r.str(v))
 }
 
 func filterEscape(r *renderer, v value, a args) value {
@@ -162,14 +183,12 @@ func filterEscape(r *renderer, v value, a args) value {
 	if m, ok := v.(markup); ok {
 		return m
 	}
-	s := r.str(v)
-	r.grow(len(s) * 6)
-	return markup(escapeHTML(s))
+	return markup(r.escaped(r.str(v)))
 }
 
 func filterForceEscape(r *renderer, v value, a args) value {
 	a.bind("forceescape")
-	return markup(escapeHTML(r.str(v)))
+	return markup(r.escaped(r.str(v)))
 }
 
 func filterSafe(r *renderer, v value, a args) value {
@@ -185,7 +204,7 @@ func filterString(r *renderer, v value, a args) value {
 	return r.str(v)
 }
 
-func filterFloat(_ *renderer, v value, a args) value {
+func filterFloat(r *renderer, v value, a args) value {
 	b := a.bind("float", "default=")
 	if b[0] == nil {
 		b[0] = 0.0
@@ -197,6 +216,7 @@ func filterFloat(_ *renderer, v value, a args) value {
 		return floatOf(n)
 	}
 	if s, ok := text(v); ok {
+		r.reads(4 * len(s))
 		if f, ok := parseFloat(s); ok {
 			return f
 		}
@@ -241,7 +261,7 @@ func validUnderscores(s string) bool {
 
 func isAlnum(c byte) bool { return decimal(c) || c|0x20 >= 'a' && c|0x20 <= 'z' }
 
-func filterInt(_ *renderer, v value, a args) value {
+func filterInt(r *renderer, v value, a args) value {
 	b := a.bind("int", "default=", "base=")
 	if b[0] == nil {
 		b[0] = 0
@@ -267,6 +287,7 @@ func filterInt(_ *renderer, v value, a args) value {
 	if !ok {
 		return b[0]
 	}
+	r.reads(4 * len(s))
 	if n, ok := parseInt(s, base); ok {
 		return normalize(n)
 	}
@@ -351,7 +372,8 @@ func filterIndent(r *renderer, v value, a args) value {
 		}
 		fail("unsupported operand type(s) for +=: '%s' and 'str'", typeName(v))
 	}
-	lines := splitLines(s+"\n", false, func(s string) value { return s }).items
+	lines := splitLines(r, s+"\n", false, func(s string) value { return s }).items
+	r.size(len(lines))
 	r.grow(len(s) + len(lines)*len(indent))
 	var out strings.Builder
 	for i, line := range lines {
@@ -442,7 +464,7 @@ var (
 func filterStriptags(r *renderer, v value, a args) value {
 	a.bind("striptags")
 	s := r.str(v)
-	r.grow(len(s))
+	r.work(len(s)) // the regular expressions take some 100 ns a byte
 	s = htmlTag.ReplaceAllString(htmlComment.ReplaceAllString(s, ""), "")
 	return html.UnescapeString(strings.Join(strings.FieldsFunc(s, isSpace), " "))
 }
@@ -450,8 +472,8 @@ func filterStriptags(r *renderer, v value, a args) value {
 func filterTitle(r *renderer, v value, a args) value {
 	a.bind("title")
 	s := r.str(v)
-	r.grow(len(s))
-	return titleFilter(s)
+	r.reads(8 * len(s))
+	return r.made(titleFilter(s))
 }
 
 // titleFilter is the filter title, whose words begin after white space, hyphens and open brackets.
@@ -500,9 +522,9 @@ func filterTruncate(r *renderer, v value, a args) value {
 	if _, isNone := b[3].(none); b[3] != nil && !isNone {
 		leeway = intArg(args{positional: b}, 3, 5)
 	}
-	room := length - utf8.RuneCountInString(end)
+	room := length - r.length(end)
 	if room < 0 {
-		fail("expected length >= %d, got %d", utf8.RuneCountInString(end), length)
+		fail("expected length >= %d, got %d", r.length(end), length)
 	}
 	if leeway < 0 {
 		fail("expected leeway >= 0, got %d", leeway)
@@ -520,7 +542,7 @@ func filterTruncate(r *renderer, v value, a args) value {
 			s = s[:at]
 		}
 	}
-	return s + end
+	return r.made(s + end)
 }
 
 func quoteURL(s string, query bool) string {
@@ -558,15 +580,19 @@ func filterURLEncode(r *renderer, v value, a args) value {
 		if len(p) != 2 {
 			fail("not enough values to unpack (expected 2, got %d)", len(p))
 		}
-		parts = append(parts, quoteURL(r.str(p[0]), true)+"="+quoteURL(r.str(p[1]), true))
+		key, item := r.str(p[0]), r.str(p[1])
+		r.grow(3*(len(key)+len(item)) + 1)
+		parts = append(parts, quoteURL(key, true)+"="+quoteURL(item, true))
 	}
-	return strings.Join(parts, "&")
+	return r.made(strings.Join(parts, "&"))
 }
 
 func filterWordcount(r *renderer, v value, a args) value {
 	a.bind("wordcount")
 	n, inside := 0, false
-	for _, c := range r.str(v) {
+	s := r.str(v)
+	r.reads(4 * len(s))
+	for _, c := range s {
 		word := c == '_' || unicode.IsLetter(c) || unicode.IsNumber(c)
 		if word && !inside {
 			n++

@@ -26,6 +26,7 @@ func filterBatch(r *renderer, v value, a args) value {
 			batches = append(batches, &list{current})
 			current = nil
 		}
+		r.step()
 		current = append(current, item)
 	}
 	if len(current) > 0 {
@@ -60,7 +61,7 @@ func filterDictsort(r *renderer, v value, a args) value {
 		fail("'%s object' has no attribute 'items'", typeName(v))
 	}
 	items := d.view(r, "items").items
-	r.sort(items, func(item value) value { return caseless(item.(tuple)[at], b[0]) }, b[2])
+	r.sort(items, func(item value) value { return r.caseless(item.(tuple)[at], b[0]) }, b[2])
 	return &list{items}
 }
 
@@ -152,10 +153,11 @@ func filterGroupby(r *renderer, v value, a args) value {
 	b := a.bind("groupby", "attribute", "default=", "case_sensitive=")
 	get := r.getter(b[0], b[1])
 	items := r.collect(v)
-	key := func(item value) value { return caseless(get(item), b[2]) }
+	key := func(item value) value { return r.caseless(get(item), b[2]) }
 	r.sort(items, key, nil)
 	var groups []value
 	for i := 0; i < len(items); {
+		r.work(4)
 		g := &group{key: get(items[i]), items: &list{}}
 		k := key(items[i])
 		for i < len(items) && r.equal(key(items[i]), k) {
@@ -197,10 +199,9 @@ func filterJoin(r *renderer, v value, a args) value {
 		}
 		part := r.shown(get(item))
 		if i > 0 {
-			out.WriteString(separator)
+			out.write(separator)
 		}
-		r.grow(out.Len() + len(part))
-		out.WriteString(part)
+		out.write(part)
 	}
 }
 
@@ -309,13 +310,13 @@ func extreme(r *renderer, v value, a args, name string) value {
 	if !ok {
 		return &undefined{hint: "No aggregated item, sequence was empty."}
 	}
-	bestKey := caseless(get(best), b[0])
+	bestKey := r.caseless(get(best), b[0])
 	for {
 		item, ok := it()
 		if !ok {
 			return best
 		}
-		key := caseless(get(item), b[0])
+		key := r.caseless(get(item), b[0])
 		order, ordered := r.compare(key, bestKey, map[string]string{"max": ">", "min": "<"}[name])
 		if ordered && (name == "max" && order > 0 || name == "min" && order < 0) {
 			best, bestKey = item, key
@@ -326,8 +327,8 @@ func extreme(r *renderer, v value, a args, name string) value {
 func filterReverse(r *renderer, v value, a args) value {
 	a.bind("reverse")
 	if s, ok := text(v); ok {
-		runes := []rune(s)
 		r.grow(len(s))
+		runes := []rune(s)
 		slices.Reverse(runes)
 		if _, ok := v.(markup); ok {
 			return markup(runes)
@@ -391,9 +392,10 @@ func filterSort(r *renderer, v value, a args) value {
 		}
 	}
 	key := func(item value) value {
+		r.work(2 * len(attributes))
 		l := &list{}
 		for _, attribute := range attributes {
-			l.items = append(l.items, caseless(r.getter(attribute, nil)(item), b[1]))
+			l.items = append(l.items, r.caseless(r.getter(attribute, nil)(item), b[1]))
 		}
 		return l
 	}
@@ -433,7 +435,7 @@ func filterUnique(r *renderer, v value, a args) value {
 				return nil, false
 			}
 			r.step()
-			key := hashable(caseless(get(item), b[0]))
+			key := r.hashable(r.caseless(get(item), b[0]))
 			if _, found := seen.find(key); !found {
 				seen.set(key, true)
 				return item, true

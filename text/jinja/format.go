@@ -174,9 +174,7 @@ func (r *renderer) percent(format string, values value) string {
 		if zero && !left {
 			s.fill, s.align = "0", '='
 		}
-		text = s.padded(r, text)
-		r.grow(b.Len() + len(text))
-		b.WriteString(text)
+		b.write(s.padded(r, text))
 	}
 	if !named && mapping == nil && used < len(positional) {
 		if isTuple {
@@ -282,7 +280,7 @@ func parseSpec(r *renderer, text string) (s spec) {
 }
 
 func (s spec) padded(r *renderer, text string) string {
-	missing := s.width - utf8.RuneCountInString(text)
+	missing := s.width - r.length(text)
 	if missing <= 0 {
 		return text
 	}
@@ -557,9 +555,7 @@ func (r *renderer) bracesAt(format string, a args, automatic *int, depth int) st
 		if strings.ContainsAny(specText, "{}") {
 			specText = r.bracesAt(specText, a, automatic, depth-1)
 		}
-		text := r.format(v, specText)
-		r.grow(b.Len() + len(text))
-		b.WriteString(text)
+		b.write(r.format(v, specText))
 	}
 	return b.String()
 }

@@ -27,7 +27,9 @@ var globals = map[string]value{
 		if !ok {
 			fail("strftime() argument 1 must be str, not %s", typeName(b[0]))
 		}
-		return strftime(r.now(), format)
+		r.reads(32 * len(format))
+		r.size(maxDirective * (strings.Count(format, "%") + 1))
+		return r.made(strftime(r.now(), format))
 	}},
 	"self": &opaque{"TemplateReference"},
 }
@@ -66,6 +68,7 @@ func dictOf(r *renderer, name string, a args) *Dict {
 	if len(a.positional) == 1 {
 		switch v := a.positional[0].(type) {
 		case *Dict:
+			r.elements(4 * v.Len())
 			d = v.clone()
 		default:
 			for i, item := range r.collect(v) {
@@ -74,7 +77,7 @@ func dictOf(r *renderer, name string, a args) *Dict {
 					fail("dictionary update sequence element #%d has length %d; 2 is required",
 						i, len(pair))
 				}
-				d.set(hashable(pair[0]), pair[1])
+				d.set(r.hashable(pair[0]), pair[1])
 			}
 		}
 	}
@@ -142,6 +145,9 @@ func makeJoiner(_ *renderer, a args) value {
 		return ""
 	}}
 }
+
+// maxDirective is the most bytes that a directive of strftime writes.
+const maxDirective = 32
 
 // strftime formats t as Python's datetime.strftime does in the C locale.
 func strftime(t time.Time, format string) string {

@@ -30,23 +30,32 @@ type Limits struct {
 	Steps      int // evaluated expressions, statements and loop iterations
 	Bytes      int // size of the output, and of any one value
 	Range      int // length of a range() object
+	// Time ends a rendering whose steps take longer than they should. It is far above what a
+	// template of ordinary size needs.
+	Time time.Duration
 }
 
 // DefaultLimits are the limits of a compiled template.
 var DefaultLimits = Limits{
 	Nesting: 200, MacroDepth: 100, Steps: 5_000_000, Bytes: 16 << 20, Range: 100_000,
+	Time: 5 * time.Second,
 }
+
+// maxSource limits the bytes of a template, because compiling it takes memory in proportion. The
+// templates of models have at most some 10,000.
+const maxSource = 1 << 20
 
 // LimitError reports which limit a template exceeded.
 type LimitError struct {
-	Limit string // "nesting", "macro depth", "steps", "bytes" or "range"
-	Value int    // the limit's value
+	Limit string // "nesting", "macro depth", "steps", "bytes", "range" or "time"
+	Value int    // the limit's value, in milliseconds for time
 }
 
 func (e *LimitError) Error() string {
 	return fmt.Sprintf("the template exceeds its limit of %d %s", e.Value,
 		map[string]string{"nesting": "levels of nesting", "macro depth": "nested macro calls",
-			"steps": "steps", "bytes": "bytes", "range": "elements of a range"}[e.Limit])
+			"steps": "steps", "bytes": "bytes", "range": "elements of a range",
+			"time": "milliseconds"}[e.Limit])
 }
 
 // Error is a failure to compile or render a template. Its text says what Jinja or Python would say.
@@ -87,6 +96,9 @@ type Span struct{ Start, End int }
 // supported.
 func Compile(source string) (t *Template, err error) {
 	defer catch(&err)
+	if len(source) > maxSource {
+		fail("the template has %d bytes, expected at most %d", len(source), maxSource)
+	}
 	p := &parser{limits: DefaultLimits}
 	p.tokens = lex(source)
 	t = &Template{Limits: DefaultLimits, body: p.template()}
@@ -163,7 +175,11 @@ func (t *Template) renderSpans(ctx context.Context, vars map[string]value) (stri
 func (t *Template) render(ctx context.Context, vars map[string]value, trace *tracer) (
 	text string, r *renderer, err error,
 ) {
-	r = &renderer{ctx: ctx, limits: t.Limits, context: vars, now: t.Now, trace: trace}
+	r = &renderer{ctx: ctx, limits: t.Limits, context: vars, now: t.Now, trace: trace,
+		began: time.Now()}
+	if trace != nil {
+		trace.r = r
+	}
 	defer catch(&err)
 	defer r.located()
 	if r.now == nil {
@@ -174,7 +190,7 @@ func (t *Template) render(ctx context.Context, vars map[string]value, trace *tra
 	}
 	out := &output{r: r}
 	r.root = out
-	r.exec(t.body, newFrame(t.scope, nil), out)
+	r.exec(t.body, r.newFrame(t.scope, nil), out)
 	return out.String(), r, nil
 }
 

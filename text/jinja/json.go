@@ -214,7 +214,9 @@ func filterToJSON(r *renderer, v value, a args) value {
 }
 
 func (e *encoder) newline(depth int) {
+	e.r.reads(len(e.item) + len(e.keyValue))
 	if e.pretty {
+		e.r.reads(depth * len(e.indent))
 		e.b.WriteByte('\n')
 		for range depth {
 			e.b.WriteString(e.indent)
@@ -223,15 +225,13 @@ func (e *encoder) newline(depth int) {
 }
 
 func (e *encoder) write(v value, depth int) {
-	e.r.step()
-	if depth > e.r.limits.Nesting {
-		failLimit("nesting", e.r.limits.Nesting)
-	}
+	e.r.nested(depth)
 	if e.b.Len() > e.r.limits.Bytes {
 		failLimit("bytes", e.r.limits.Bytes)
 	}
 	switch v := v.(type) {
 	case none, bool, int, *big.Int, float64:
+		e.r.reads(bigBits(v) / 3)
 		e.b.WriteString(jsonScalar(v))
 	case string:
 		e.quote(v)

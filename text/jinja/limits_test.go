@@ -11,10 +11,29 @@ import (
 	"conquer/text/jinja"
 )
 
-// Each template is refused by a limit, and soon.
+// Each template is refused by a limit, and soon. A tenth of the usual steps shows theirs.
 func TestTemplate_CostIsBounded(t *testing.T) {
 	nested := func(open, middle, close string, n int) string {
 		return strings.Repeat(open, n) + middle + strings.Repeat(close, n)
+	}
+	loops := func(body string) string {
+		return "{% for i in range(99999) %}{% for j in range(99999) %}" + body +
+			"{% endfor %}{% endfor %}"
+	}
+	kept := func(e string) string {
+		return "{% set ns = namespace(l=[]) %}{% for i in range(99999) %}{% set ns.l = [ns.l, " +
+			e + "] %}{% endfor %}"
+	}
+	manyNames := func(pattern string, n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, pattern, i)
+		}
+		return b.String()
+	}
+	pairs := jinja.NewDict()
+	for i := range 20000 {
+		pairs.Set(fmt.Sprint("k", i), i)
 	}
 	for name, c := range map[string]struct{ source, limit string }{
 		"nested loops": {"{% for a in range(99999) %}{% for b in range(99999) %}{% " +
@@ -60,20 +79,69 @@ func TestTemplate_CostIsBounded(t *testing.T) {
 			"set x = l[1:] %}{% endfor %}", "steps"},
 		"splitting much": {"{% set s = 'a ' * 99999 %}{% for i in range(99999) %}{% set x " +
 			"= s.split() %}{% endfor %}", "steps"},
-		"a wide batch": {"{{ [1]|batch(99999999, 0)|list|length }}", "bytes"},
-		"many slices":  {"{{ [1]|slice(99999999)|list|length }}", "bytes"},
+		"a wide batch":  {"{{ [1]|batch(99999999, 0)|list|length }}", "bytes"},
+		"many slices":   {"{{ [1]|slice(99999999)|list|length }}", "bytes"},
+		"long literals": {kept("[" + strings.Repeat("1,", 10000) + "]"), "steps"},
+		"long conditions": {loops("{% if " + strings.Repeat("0 or ", 900) + "1 %}{% endif %}"),
+			"steps"},
+		"many statements": {loops(strings.Repeat("{% if 0 %}{% endif %}", 5000)), "steps"},
+		"captured text": {kept("'x'") + loops("{% set x %}"+strings.Repeat("x", 500000)+
+			"{% endset %}{% set ns.l = [ns.l, x] %}"), "steps"},
+		"a long chain of or":      {"{{ " + strings.Repeat("1 or ", 5000) + "1 }}", "nesting"},
+		"a long sum":              {"{{ " + strings.Repeat("1+", 5000) + "1 }}", "nesting"},
+		"a long chain of calls":   {"{{ a" + strings.Repeat("()", 5000) + " }}", "nesting"},
+		"a long chain of filters": {"{{ a" + strings.Repeat("|e", 5000) + " }}", "nesting"},
+		"a long chain of members": {"{{ a" + strings.Repeat(".a", 5000) + " }}", "nesting"},
+		"a long chain of items":   {"{{ a" + strings.Repeat("[0]", 5000) + " }}", "nesting"},
+		"comparing much": {"{% set s = 'a' * 2000000 %}{% set t = 'a' * 2000000 %}" +
+			loops("{% set x = s == t %}"), "steps"},
+		"counting much": {"{% set s = 'a' * 9999999 %}" + loops("{% set x = s|length %}"), "steps"},
+		"indexing much": {"{% set s = 'a' * 9999999 %}" + loops("{% set x = s[9999998] %}"),
+			"steps"},
+		"showing much": {"{% set s = 'a' * 99999 %}" + loops("{% set x = [s]|string %}"), "steps"},
+		"parsing numbers much": {"{% set s = '1' * 99999 %}" + loops("{% set x = s|float %}"),
+			"steps"},
+		"large products": {"{% set n = 9 ** 15000 %}" + loops("{% set x = n * n // n %}"),
+			"bytes"},
+		"large quotients": {"{% set n = 9 ** 15000 %}" + loops("{% set x = n // 7 ** 9000 %}"),
+			"steps"},
+		"many dates":    {kept("strftime_now('%c' * 9999)"), "steps"},
+		"a long date":   {"{{ strftime_now('%c' * 999999) }}", "bytes"},
+		"escaping much": {kept("('<' * 99999)|forceescape"), "steps"},
+		"copying dicts": {kept("dict(pairs)"), "steps"},
+		"quoting much":  {kept("pairs|urlencode"), "steps"},
+		"many keywords": {"{% macro f() %}{{ kwargs }}{% endmacro %}{{ f(**pairs) }}", "steps"},
+		"many lines":    {"{{ ('\n' * 16000000)|indent|length }}", "bytes"},
+		"many parts":    {"{{ ('a' * 16000000).split('a')|length }}", "bytes"},
+		"many variables": {loops(manyNames("{%% if 0 %%}{%% set a%d = 1 %%}{%% endif %%}",
+			5000)), "steps"},
+		"a key in itself": {"{% set ns = namespace(t=(1,)) %}{% for i in range(60) %}{% set " +
+			"ns.t = (ns.t, ns.t) %}{% endfor %}{{ {ns.t: 1} }}", "steps"},
+		"a deep key": {"{% set ns = namespace(t=(1,)) %}{% for i in range(5000) %}{% set " +
+			"ns.t = (ns.t,) %}{% endfor %}{{ {ns.t: 1} }}", "nesting"},
+		"escaping what holds itself": {"{% set ns = namespace(t=(1,)) %}{% for i in range(60) " +
+			"%}{% set ns.t = (ns.t, ns.t) %}{% endfor %}{{ ('%s'|safe) % (ns.t,) }}", "steps"},
+		"texts of messages": {"{% set ns = namespace(l=[]) %}{% for i in range(99999) %}{% set " +
+			"ns.l = [ns.l, messages[0].content ~ i] %}{% endfor %}", "steps"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			began := time.Now()
 			template, err := jinja.Compile(c.source)
 			if err == nil {
-				_, err = template.Render(t.Context(), nil)
+				if c.limit == "steps" {
+					template.Limits.Steps /= 10
+				}
+				template.Limits.Time = time.Minute
+				message := jinja.NewDict()
+				message.Set("content", strings.Repeat("word ", 1000))
+				_, err = template.Trace(t.Context(), map[string]any{"pairs": pairs,
+					"messages": []any{message}})
 			}
 			var limit *jinja.LimitError
 			if !errors.As(err, &limit) || limit.Limit != c.limit {
 				t.Errorf("got %v, want the limit of %s", err, c.limit)
 			}
-			// Each takes about a second on a free core. A loaded machine may need much longer.
+			// Each takes some 0.1 s on a free core. A loaded machine may need much longer.
 			if took := time.Since(began); took > time.Minute {
 				t.Errorf("refused after %v", took)
 			}
@@ -92,6 +160,43 @@ func TestTemplate_ContextCancelsARendering(t *testing.T) {
 	defer cancel()
 	if _, err := template.Render(ctx, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestTemplate_TimeIsBounded(t *testing.T) {
+	template, err := jinja.Compile("{% for a in range(99999) %}{% for b in range(99999) %}{% " +
+		"endfor %}{% endfor %}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	template.Limits.Steps, template.Limits.Time = 1<<40, 20*time.Millisecond
+	_, err = template.Render(t.Context(), nil)
+	var limit *jinja.LimitError
+	if !errors.As(err, &limit) || limit.Limit != "time" ||
+		!strings.Contains(err.Error(), "20 milliseconds") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCompile_RefusesALongTemplate(t *testing.T) {
+	_, err := jinja.Compile(strings.Repeat("x", 2<<20))
+	if err == nil || !strings.Contains(err.Error(), "2097152 bytes, expected at most") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A message of n letters that a template joins letter by letter is one mark, not n² of them.
+func TestTrace_JoinsTheLettersOfAMessage(t *testing.T) {
+	template, err := jinja.Compile("{% set ns = namespace(s='') %}{% for c in " +
+		"messages[0].content %}{% set ns.s = ns.s + c %}{% endfor %}{{ ns.s }}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := jinja.NewDict()
+	message.Set("content", strings.Repeat("word ", 2000))
+	trace, err := template.Trace(t.Context(), map[string]any{"messages": []any{message}})
+	if err != nil || len(trace.Text) != 10000 || len(trace.Marks) != 1 {
+		t.Errorf("%d bytes, %d marks, %v", len(trace.Text), len(trace.Marks), err)
 	}
 }
 
@@ -155,7 +260,7 @@ func FuzzTemplate(f *testing.F) {
 	f.Fuzz(func(t *testing.T, source string) {
 		template, err := jinja.Compile(source)
 		if err == nil {
-			template.Limits.Steps, template.Limits.Bytes = 20000, 1<<16
+			template.Limits.Steps, template.Limits.Bytes = 5000, 1<<16
 			_, err = template.Render(context.Background(), map[string]any{
 				"messages": []any{map[string]any{"role": "user", "content": "é <b>"}}, "a": 1,
 				"b": []any{1, 2.5, nil},

@@ -172,7 +172,7 @@ func dictMethod(d *Dict, name string) value {
 	case "get":
 		return bound(name, func(r *renderer, a args) value {
 			a.count(name, 1, 2)
-			if v, found := d.find(hashable(a.positional[0])); found {
+			if v, found := d.find(r.hashable(a.positional[0])); found {
 				return v
 			}
 			if len(a.positional) == 2 {
@@ -188,7 +188,7 @@ func dictMethod(d *Dict, name string) value {
 	case "copy":
 		return bound(name, func(r *renderer, a args) value {
 			a.count(name, 0, 0)
-			r.elements(2 * d.Len())
+			r.elements(4 * d.Len())
 			return d.clone()
 		})
 	case "clear", "pop", "popitem", "setdefault", "update":
@@ -198,7 +198,11 @@ func dictMethod(d *Dict, name string) value {
 }
 
 func (d *Dict) view(r *renderer, kind string) *view {
-	r.elements(d.Len())
+	perEntry := 1
+	if kind == "items" {
+		perEntry = 4 // a tuple of two
+	}
+	r.elements(perEntry * d.Len())
 	v := &view{kind: kind, items: make([]value, len(d.entries))}
 	for i, e := range d.entries {
 		switch kind {
@@ -253,7 +257,7 @@ func textMethod(s string, self value, name string) value {
 		return bound(name, func(r *renderer, a args) value {
 			a.count(name, 0, 0)
 			r.grow(len(s))
-			return wrap(f(s))
+			return wrap(r.made(f(s)))
 		})
 	}
 	ask := func(f func(string) bool) value {
@@ -289,10 +293,7 @@ func textMethod(s string, self value, name string) value {
 	case "splitlines":
 		return bound(name, func(r *renderer, a args) value {
 			b := a.bind(name, "keepends=")
-			r.grow(len(s))
-			lines := splitLines(s, b[0] != nil && truth(b[0]), wrap)
-			r.elements(len(lines.items))
-			return lines
+			return splitLines(r, s, b[0] != nil && truth(b[0]), wrap)
 		})
 	case "partition", "rpartition":
 		return bound(name, func(r *renderer, a args) value {
@@ -315,10 +316,11 @@ func textMethod(s string, self value, name string) value {
 			return tuple{wrap(""), wrap(""), wrap(s)}
 		})
 	case "startswith", "endswith":
-		return bound(name, func(r *renderer, a args) value { return affix(s, name, a) })
+		return bound(name, func(r *renderer, a args) value { return affix(r, s, name, a) })
 	case "removeprefix", "removesuffix":
 		return bound(name, func(r *renderer, a args) value {
 			a.count(name, 1, 1)
+			r.reads(len(s))
 			if name == "removeprefix" {
 				return wrap(strings.TrimPrefix(s, stringArg(a, name, 0)))
 			}
@@ -340,13 +342,12 @@ func textMethod(s string, self value, name string) value {
 					fail("sequence item %d: expected str instance, %s found", i, typeName(item))
 				}
 				if _, safe := item.(markup); marked && !safe {
-					part = escapeHTML(part)
+					part = r.escaped(part)
 				}
 				if i > 0 {
-					b.WriteString(s)
+					b.write(s)
 				}
-				r.grow(b.Len() + len(part))
-				b.WriteString(part)
+				b.write(part)
 			}
 			return wrap(b.String())
 		})
@@ -358,11 +359,11 @@ func textMethod(s string, self value, name string) value {
 		return bound(name, func(r *renderer, a args) value {
 			a.count(name, 1, 1)
 			width := intArg(a, 0, 0)
-			missing := width - utf8.RuneCountInString(s)
+			missing := width - r.length(s)
 			if missing <= 0 {
 				return wrap(s)
 			}
-			r.grow(width)
+			r.grow(missing + len(s))
 			sign := ""
 			rest := s
 			if strings.HasPrefix(s, "+") || strings.HasPrefix(s, "-") {
@@ -467,11 +468,14 @@ func splitMethod(r *renderer, s, name string, a args, wrap func(string) value) v
 		if sep == "" {
 			fail("empty separator")
 		}
+		found := strings.Count(s, sep)
+		if most >= 0 {
+			found = min(found, most)
+		}
+		r.elements(2 * (found + 1))
 		switch {
-		case most < 0:
-			parts = strings.Split(s, sep)
-		case name == "split":
-			parts = strings.SplitN(s, sep, most+1)
+		case name == "split" || most < 0:
+			parts = strings.SplitN(s, sep, found+1)
 		default:
 			for ; most > 0; most-- {
 				at := strings.LastIndex(s, sep)
@@ -533,9 +537,13 @@ func splitSpace(s string, fromRight bool, most int) []string {
 	return parts
 }
 
-func splitLines(s string, keep bool, wrap func(string) value) *list {
+// splitLines divides s into lines. Each counts as two elements, because its text is one too.
+func splitLines(r *renderer, s string, keep bool, wrap func(string) value) *list {
+	r.grow(len(s))
 	l := &list{items: []value{}}
 	for s != "" {
+		r.size(len(l.items) * 32)
+		r.step()
 		end, next := len(s), len(s)
 		for i, c := range s {
 			switch c {
@@ -559,8 +567,11 @@ func splitLines(s string, keep bool, wrap func(string) value) *list {
 	return l
 }
 
-func affix(s, name string, a args) value {
+func affix(r *renderer, s, name string, a args) value {
 	a.count(name, 1, 3)
+	if len(a.positional) > 1 {
+		r.reads(4 * len(s))
+	}
 	if len(a.positional) > 1 {
 		runes := []rune(s)
 		start, end := searchRange(a.positional[1:], len(runes))
@@ -579,6 +590,7 @@ func affix(s, name string, a args) value {
 			if !ok {
 				fail("tuple for %s must only contain str, not %s", name, typeName(option))
 			}
+			r.reads(min(len(s), len(part)))
 			if has(s, part) {
 				return true
 			}
@@ -592,6 +604,7 @@ func affix(s, name string, a args) value {
 		}
 		fail("%s first arg must be str or a tuple of str, not %s", name, typeName(a.positional[0]))
 	}
+	r.reads(min(len(s), len(part)))
 	return has(s, part)
 }
 
@@ -656,10 +669,11 @@ func search(r *renderer, s, name string, a args) value {
 
 // pad fills s up to a width.
 func (r *renderer) pad(s, how string, width int, fill string) string {
-	missing := width - utf8.RuneCountInString(s)
+	missing := width - r.length(s)
 	if missing <= 0 {
 		return s
 	}
+	r.size(missing)
 	r.grow(missing*len(fill) + len(s))
 	left := 0
 	switch how {
@@ -672,6 +686,7 @@ func (r *renderer) pad(s, how string, width int, fill string) string {
 }
 
 func expandTabs(r *renderer, s string, size int) string {
+	r.reads(4 * len(s))
 	var b strings.Builder
 	column := 0
 	for _, c := range s {
@@ -679,7 +694,9 @@ func expandTabs(r *renderer, s string, size int) string {
 		case '\t':
 			if size > 0 {
 				n := size - column%size
-				r.grow(b.Len() + n)
+				r.size(n)
+				r.size(b.Len() + n)
+				r.reads(n)
 				b.WriteString(strings.Repeat(" ", n))
 				column += n
 			}

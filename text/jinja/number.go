@@ -82,7 +82,7 @@ func (r *renderer) arithmetic(op byte, a, b value) value {
 	x, okX := number(a)
 	y, okY := number(b)
 	if okX && okY {
-		return arithmeticNumbers(op, x, y)
+		return r.arithmeticNumbers(op, x, y)
 	}
 	if v := r.sequenceArithmetic(op, a, b); v != nil {
 		return r.derived(v, a, b)
@@ -121,7 +121,17 @@ func small(op byte, a, b int) (value, bool) {
 	return nil, false
 }
 
-func arithmeticNumbers(op byte, a, b value) value {
+// bigBits returns the bits of an integer that is large, else 0.
+func bigBits(v value) int {
+	if n, ok := v.(*big.Int); ok {
+		return n.BitLen()
+	}
+	return 0
+}
+
+func (r *renderer) arithmeticNumbers(op byte, a, b value) value {
+	// Multiplying and dividing take time with the product of the words.
+	r.work((bigBits(a) >> 6) * (bigBits(b) >> 6) >> 6)
 	_, floatA := a.(float64)
 	_, floatB := b.(float64)
 	if floatA || floatB || op == '/' {
@@ -161,6 +171,7 @@ func arithmeticNumbers(op byte, a, b value) value {
 			y = new(big.Int).Add(big.NewInt(2), new(big.Int).And(y, big.NewInt(1)))
 		}
 		z.Exp(x, y, nil)
+		r.work((z.BitLen() >> 6) * (z.BitLen() >> 6) >> 6)
 	}
 	return normalize(z)
 }
@@ -285,10 +296,10 @@ func (r *renderer) concatenate(a, b value) value {
 	switch {
 	case textA && textB && (markA || markB):
 		if !markA {
-			x = escapeHTML(x)
+			x = r.escaped(x)
 		}
 		if !markB {
-			y = escapeHTML(y)
+			y = r.escaped(y)
 		}
 		r.grow(len(x) + len(y))
 		return markup(r.joined(x, y))

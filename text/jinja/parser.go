@@ -13,13 +13,18 @@ import (
 type scope struct {
 	parent *scope
 	names  []string
+	slots  map[string]int // of the names
 }
 
 // slot returns the place of a variable that the scope assigns, declaring it if it is new.
 func (s *scope) slot(name string) int {
-	if i := slices.Index(s.names, name); i >= 0 {
+	if i, known := s.slots[name]; known {
 		return i
 	}
+	if s.slots == nil {
+		s.slots = map[string]int{}
+	}
+	s.slots[name] = len(s.names)
 	s.names = append(s.names, name)
 	return len(s.names) - 1
 }
@@ -30,6 +35,7 @@ type parser struct {
 	tokens     []token
 	at         int
 	depth      int
+	height     int // of the last expression that was parsed, see above
 	scope      *scope
 	names      []*nameExpr // resolved once all scopes are known
 	loops      int         // enclosing loops that break and continue can address
@@ -106,6 +112,17 @@ func (p *parser) enter() func() {
 		failLimit("nesting", p.limits.Nesting)
 	}
 	return func() { p.depth-- }
+}
+
+// maxHeight bounds how deep the parts of an expression are nested, which is how deep evaluating it
+// recurses. A chain such as a + b + c nests once an operator without parentheses.
+const maxHeight = 1000
+
+// above notes that the last expression is nested in another, whose first part has a height.
+func (p *parser) above(first int) {
+	if p.height = max(p.height, first) + 1; p.height > maxHeight {
+		failLimit("nesting", maxHeight)
+	}
 }
 
 // inner opens a scope; its result closes it.
@@ -489,6 +506,7 @@ func (p *parser) tuple(conditional bool, end []string) expr {
 func (p *parser) tupleOf(conditional bool, end []string, parentheses bool) expr {
 	var items []expr
 	comma := false
+	highest := 0
 	for {
 		if len(items) > 0 {
 			if !p.skipOp(",") {
@@ -500,10 +518,12 @@ func (p *parser) tupleOf(conditional bool, end []string, parentheses bool) expr 
 			break
 		}
 		items = append(items, p.expression(conditional))
+		highest = max(highest, p.height)
 		if !p.isOp(",") {
 			break
 		}
 	}
+	p.height = highest
 	if !comma {
 		if len(items) > 0 {
 			return items[0]
@@ -512,6 +532,7 @@ func (p *parser) tupleOf(conditional bool, end []string, parentheses bool) expr 
 			p.fail("Expected an expression, got '%s'", p.cur().describe())
 		}
 	}
+	p.above(0)
 	return &tupleExpr{items}
 }
 
@@ -523,9 +544,13 @@ func (p *parser) expression(conditional bool) expr {
 	e := p.or()
 	for p.skipName("if") {
 		p.soft++
+		first := p.height
 		c := &conditionalExpr{then: e, test: p.or()}
+		p.above(first)
 		if p.skipName("else") {
+			first = p.height
 			c.orElse = p.expression(true)
+			p.above(first)
 		}
 		p.soft--
 		e = c
@@ -536,7 +561,9 @@ func (p *parser) expression(conditional bool) expr {
 func (p *parser) or() expr {
 	e := p.and()
 	for p.skipName("or") {
+		first := p.height
 		e = &orExpr{e, p.and()}
+		p.above(first)
 	}
 	return e
 }
@@ -544,7 +571,9 @@ func (p *parser) or() expr {
 func (p *parser) and() expr {
 	e := p.not()
 	for p.skipName("and") {
+		first := p.height
 		e = &andExpr{e, p.not()}
+		p.above(first)
 	}
 	return e
 }
@@ -564,8 +593,10 @@ func (p *parser) compare() expr {
 		if c == nil {
 			c = &compareExpr{first: first}
 		}
+		highest := p.height
 		c.ops = append(c.ops, op)
 		c.operands = append(c.operands, p.sum())
+		p.height = max(p.height, highest)
 	}
 	for {
 		t := p.cur()
@@ -593,8 +624,9 @@ func (p *parser) compare() expr {
 func (p *parser) sum() expr {
 	e := p.concat()
 	for p.isOp("+") || p.isOp("-") {
-		op := p.next().text
+		op, first := p.next().text, p.height
 		e = &binaryExpr{op[0], e, p.concat()}
+		p.above(first)
 	}
 	return e
 }
@@ -606,7 +638,9 @@ func (p *parser) concat() expr {
 	}
 	c := &concatExpr{[]expr{e}}
 	for p.skipOp("~") {
+		highest := p.height
 		c.parts = append(c.parts, p.product())
+		p.height = max(p.height, highest)
 	}
 	return c
 }
@@ -622,10 +656,13 @@ func (p *parser) product() expr {
 	for {
 		switch {
 		case p.isOp("*"), p.isOp("/"), p.isOp("%"):
-			op := p.next().text
+			op, first := p.next().text, p.height
 			e = &binaryExpr{op[0], e, p.power()}
+			p.above(first)
 		case p.skipOp("//"):
+			first := p.height
 			e = &binaryExpr{opFloorDivide, e, p.power()}
+			p.above(first)
 		default:
 			return e
 		}
@@ -635,7 +672,9 @@ func (p *parser) product() expr {
 func (p *parser) power() expr {
 	e := p.unary(true)
 	for p.skipOp("**") {
+		first := p.height
 		e = &binaryExpr{opPower, e, p.unary(true)}
+		p.above(first)
 	}
 	return e
 }
@@ -659,6 +698,7 @@ func (p *parser) unary(filters bool) expr {
 }
 
 func (p *parser) primary() expr {
+	p.height = 0
 	t := p.cur()
 	switch t.kind {
 	case tokenName:
@@ -721,8 +761,11 @@ func (p *parser) list() expr {
 				break
 			}
 		}
+		highest := p.height
 		l.items = append(l.items, p.expression(true))
+		p.height = max(p.height, highest)
 	}
+	p.above(0)
 	p.expectOp("]")
 	return l
 }
@@ -737,10 +780,14 @@ func (p *parser) dict() expr {
 				break
 			}
 		}
+		highest := p.height
 		d.keys = append(d.keys, p.expression(true))
+		highest = max(p.height, highest)
 		p.expectOp(":")
 		d.values = append(d.values, p.expression(true))
+		p.height = max(p.height, highest)
 	}
+	p.above(0)
 	p.expectOp("}")
 	return d
 }
@@ -750,7 +797,9 @@ func (p *parser) postfix(e expr) expr {
 	for {
 		switch {
 		case p.isOp("."), p.isOp("["):
+			first := p.height
 			e = p.subscript(e)
+			p.above(first)
 		case p.isOp("("):
 			e = p.call(e)
 		default:
@@ -765,7 +814,9 @@ func (p *parser) filterExpr(e expr) expr {
 		case p.isOp("|"):
 			e = p.filters(e, false)
 		case p.isName("is"):
+			first := p.height
 			e = p.test(e)
+			p.above(first)
 		case p.isOp("("):
 			e = p.call(e)
 		default:
@@ -791,12 +842,15 @@ func (p *parser) subscript(e expr) expr {
 	}
 	p.next()
 	var args []expr
+	highest := 0
 	for !p.isOp("]") {
 		if len(args) > 0 {
 			p.expectOp(",")
 		}
 		args = append(args, p.subscribed())
+		highest = max(highest, p.height)
 	}
+	p.height = highest
 	p.expectOp("]")
 	switch len(args) {
 	case 0:
@@ -819,21 +873,25 @@ func (p *parser) subscribed() expr {
 		p.next()
 		parts[0] = e
 	}
+	first := p.height
 	if !p.isOp(":") && !p.isOp("]") && !p.isOp(",") {
 		parts[1] = p.expression(true)
 	}
 	if p.skipOp(":") && !p.isOp("]") && !p.isOp(",") {
 		parts[2] = p.expression(true)
 	}
+	p.above(first)
 	return &sliceExpr{parts}
 }
 
 func (p *parser) call(e expr) expr { return &callExpr{e, p.arguments()} }
 
+// arguments parses the arguments of a call, which is above them and the expression before them.
 func (p *parser) arguments() (a arguments) {
 	p.expectOp("(")
 	comma := false
-	for !p.isOp(")") {
+	highest := p.height
+	for ; !p.isOp(")"); highest = max(highest, p.height) {
 		if comma {
 			p.expectOp(",")
 			if p.isOp(")") {
@@ -867,6 +925,7 @@ func (p *parser) arguments() (a arguments) {
 			a.positional = append(a.positional, p.expression(true))
 		}
 	}
+	p.above(highest)
 	p.expectOp(")")
 	return a
 }
@@ -902,6 +961,7 @@ func (p *parser) filters(e expr, bare bool) expr {
 		if f.operand == nil {
 			f.operand = bodyExpr{}
 		}
+		p.above(0)
 		result = f
 	}
 	return result

@@ -77,6 +77,7 @@ func (t *Template) Trace(ctx context.Context, values map[string]any) (Trace, err
 // string it was cut from. Operations that make new bytes tell it the origin of the result. It keeps
 // the strings alive, so that their addresses stay theirs.
 type tracer struct {
+	r       *renderer
 	turns   map[*Dict]int
 	holders map[value][]Mark // origin of dicts and lists
 	pieces  []piece          // by address
@@ -87,6 +88,13 @@ type piece struct {
 	start uintptr
 	text  string
 	marks []Mark
+}
+
+// work counts the work of a rendering; there is none yet while the messages are adopted.
+func (t *tracer) work(n int) {
+	if t.r != nil {
+		t.r.work(n)
+	}
 }
 
 func address(s string) uintptr { return uintptr(goUnsafe.Pointer(goUnsafe.StringData(s))) }
@@ -141,6 +149,7 @@ func (t *tracer) add(s string, marks []Mark) {
 	if found || s == "" {
 		return
 	}
+	t.work((len(t.pieces) - at) >> 5)
 	t.pieces = slices.Insert(t.pieces, at, piece{address(s), s, marks})
 }
 
@@ -164,7 +173,9 @@ func (t *tracer) marks(s string) (marks []Mark, known bool) {
 		return nil, false
 	}
 	shift := int(start - t.pieces[at].start)
-	for _, m := range t.pieces[at].marks {
+	all := t.pieces[at].marks
+	t.work(len(all) >> 3)
+	for _, m := range all {
 		m.Start, m.End = max(m.Start-shift, 0), min(m.End-shift, len(s))
 		if m.Start < m.End {
 			marks = append(marks, m)
@@ -174,7 +185,10 @@ func (t *tracer) marks(s string) (marks []Mark, known bool) {
 }
 
 // origin returns the marks of v, or of what it holds.
-func (t *tracer) origin(v value) (marks []Mark) {
+func (t *tracer) origin(v value) []Mark { return t.originAt(v, 0) }
+
+func (t *tracer) originAt(v value, depth int) (marks []Mark) {
+	t.r.nested(depth)
 	if s, ok := text(v); ok {
 		marks, _ = t.marks(s)
 		return marks
@@ -185,18 +199,18 @@ func (t *tracer) origin(v value) (marks []Mark) {
 			return known
 		}
 		for _, item := range v.items {
-			marks = append(marks, t.origin(item)...)
+			marks = append(marks, t.originAt(item, depth+1)...)
 		}
 	case tuple:
 		for _, item := range v {
-			marks = append(marks, t.origin(item)...)
+			marks = append(marks, t.originAt(item, depth+1)...)
 		}
 	case *Dict:
 		if known := t.holders[v]; known != nil {
 			return known
 		}
 		for _, e := range v.entries {
-			marks = append(marks, t.origin(e.value)...)
+			marks = append(marks, t.originAt(e.value, depth+1)...)
 		}
 	}
 	return marks
@@ -316,9 +330,8 @@ type output struct {
 
 // write appends text to a value or to the rendering, which have a limit.
 func (o *output) write(s string) {
-	if o.Len()+len(s) > o.r.limits.Bytes {
-		failLimit("bytes", o.r.limits.Bytes)
-	}
+	o.r.size(o.Len() + len(s))
+	o.r.reads(len(s))
 	o.WriteString(s)
 }
 
@@ -326,13 +339,28 @@ func (o *output) write(s string) {
 func (o *output) WriteString(s string) (int, error) {
 	if o.r.trace != nil {
 		marks, _ := o.r.trace.marks(s)
+		o.r.work(len(marks))
 		for _, m := range marks {
 			m.Start += o.Len()
 			m.End += o.Len()
-			o.marks = append(o.marks, m)
+			o.mark(m)
 		}
 	}
 	return o.Builder.WriteString(s)
+}
+
+// mark notes the origin of text. Text that continues the text before it extends its mark: a message
+// that is written letter by letter has one.
+func (o *output) mark(m Mark) {
+	if n := len(o.marks); n > 0 {
+		last := &o.marks[n-1]
+		if last.End == m.Start && last.Message == m.Message && last.Kind == m.Kind &&
+			last.Member == m.Member {
+			last.End = m.End
+			return
+		}
+	}
+	o.marks = append(o.marks, m)
 }
 
 // String returns the text. Its origin is known from then on.

@@ -28,7 +28,7 @@ func TestTrace_FollowsTextOfMessagesThroughOperations(t *testing.T) {
 		"{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}": "0: q |1:Ab, c.",
 		"{{ '<' + messages[1].content|trim + '>' }}":                           "1:Ab, c.",
 		"{{ '<' ~ messages[0].content.strip() ~ messages[1]['content'] }}":     "0:q|1:Ab, c.",
-		"{{ messages[1].content[2:] }}{{ messages[1].content[0] }}":            "1:, c.|1:A",
+		"{{ messages[1].content[2:] }}{{ messages[1].content[0] }}":            "1:, c.A",
 		"{{ messages[1].content.split(', ')[-1] }}":                            "1:c.",
 		"{{ '[%s] (%s)' % (messages[1].content, 7) }}":                         "1:Ab, c.",
 		"{{ '[{}|{x}]'.format(messages[1].content, x=messages[0].content) }}":  "1:Ab, c.|0: q ",
@@ -46,7 +46,7 @@ func TestTrace_FollowsTextOfMessagesThroughOperations(t *testing.T) {
 		"{% filter trim %} {{ messages[1].content }} {% endfilter %}":         "1:Ab, c.",
 		"{% set ns = namespace(x='') %}{% for m in messages %}{% set ns.x = ns.x + m.content %}" +
 			"{% endfor %}{{ ns.x }}": "0: q |1:Ab, c.",
-		"{% for c in messages[1].content %}{{ c }}{% endfor %}A":     "1:A|1:b|1:,|1: |1:c|1:.",
+		"{% for c in messages[1].content %}{{ c }}{% endfor %}A":     "1:Ab, c.",
 		"{{ messages | tojson | length }}Ab, c.":                     "",
 		"{{ (messages[0].content ~ messages[1].content) | tojson }}": "-1:\" q Ab, c.\"",
 	} {

@@ -199,10 +199,7 @@ func (r *renderer) repr(v value) string {
 }
 
 func (r *renderer) writeRepr(b *strings.Builder, v value, depth int) {
-	r.step()
-	if depth > r.limits.Nesting {
-		failLimit("nesting", r.limits.Nesting)
-	}
+	r.nested(depth)
 	sequence := func(open, end string, items []value) {
 		b.WriteString(open)
 		for i, item := range items {
@@ -233,9 +230,11 @@ func (r *renderer) writeRepr(b *strings.Builder, v value, depth int) {
 	case float64:
 		b.WriteString(formatFloat(v))
 	case string:
-		b.WriteString(repr(v))
+		r.reads(4 * len(v))
+		b.WriteString(r.made(repr(v)))
 	case markup:
-		b.WriteString("Markup(" + repr(string(v)) + ")")
+		r.reads(4 * len(v))
+		b.WriteString("Markup(" + r.made(repr(string(v))) + ")")
 	case *list:
 		sequence("[", "]", v.items)
 	case tuple:
@@ -346,10 +345,7 @@ func number(v value) (value, bool) {
 func (r *renderer) equal(a, b value) bool { return r.equalAt(a, b, 0) }
 
 func (r *renderer) equalAt(a, b value, depth int) bool {
-	r.step()
-	if depth > r.limits.Nesting {
-		failLimit("nesting", r.limits.Nesting)
-	}
+	r.nested(depth)
 	if g, ok := a.(*group); ok {
 		a = g.pair()
 	}
@@ -358,7 +354,11 @@ func (r *renderer) equalAt(a, b value, depth int) bool {
 	}
 	if x, ok := text(a); ok {
 		y, ok := text(b)
-		return ok && x == y
+		if !ok || len(x) != len(y) {
+			return false
+		}
+		r.reads(len(x))
+		return x == y
 	}
 	if x, ok := number(a); ok {
 		y, ok := number(b)
@@ -465,11 +465,13 @@ func (r *renderer) compare(a, b value, op string) (order int, ordered bool) {
 	}
 	if x, ok := text(a); ok {
 		if y, ok := text(b); ok {
+			r.reads(min(len(x), len(y)))
 			return strings.Compare(x, y), true // UTF-8 sorts as code points do
 		}
 	}
 	if x, ok := number(a); ok {
 		if y, ok := number(b); ok {
+			r.reads((bigBits(x) + bigBits(y)) >> 3)
 			return compareNumbers(x, y)
 		}
 	}
@@ -589,8 +591,10 @@ func (r *renderer) collect(v value) []value {
 func (r *renderer) length(v value) int {
 	switch v := v.(type) {
 	case string:
+		r.reads(len(v))
 		return utf8.RuneCountInString(v)
 	case markup:
+		r.reads(len(v))
 		return utf8.RuneCountInString(string(v))
 	case *list:
 		return len(v.items)
@@ -628,7 +632,7 @@ func (r *renderer) contains(v, item value) bool {
 	}
 	switch v := v.(type) {
 	case *Dict:
-		_, found := v.find(hashable(item))
+		_, found := v.find(r.hashable(item))
 		return found
 	case *rangeObject:
 		n, ok := number(item)
