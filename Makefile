@@ -25,8 +25,8 @@ export LIBRARY_PATH       := $(BUILD)/lib/conquer:$(LIBTORCH)/torch/lib:$(BUILD)
 RPATH    := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
 TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
-.PHONY: help build quick test check-csrc check-kernels test-gpu bench bench-gpu demo experiment \
-	parity lint format install env clean csrc kernels gotch libtorch
+.PHONY: help build quick test fuzz check-csrc check-kernels test-gpu bench bench-gpu demo \
+	experiment parity lint format install env clean csrc kernels gotch libtorch
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
@@ -71,6 +71,12 @@ quick: build ## vet and unit tests, without those of several processes, kills an
 test: build check-csrc check-kernels ## every test that runs without a GPU
 	@$(GO) vet ./...
 	@$(GOTEST) ./...
+
+# Go's cache keeps the inputs that reached new code, or FUZZ_CORPUS does.
+TIME ?= 1m
+fuzz: build ## every fuzz target for TIME (1m); FUZZ=REGEXP chooses targets
+	@GOFLAGS="'-ldflags=-r $(TESTPATH)'" $(GO) run ./tools/fuzz -time $(TIME) -jobs $(JOBS) \
+		-match '$(FUZZ)' -corpus '$(FUZZ_CORPUS)' ./...
 
 check-csrc: kernels ## the C++ checks: CPU kernels, the scan, and the keys of the GPU kernels
 	@cmake --build $(BUILD) -j $(JOBS) --target csrc_test csrc_ssd_test csrc_keys_test \

@@ -26,9 +26,21 @@ func openArchive(path string, opts Options, maps *mappings) (
 	if err != nil {
 		return nil, chosen, err
 	}
+	r, err := tgz.OpenFile(path)
+	if err != nil {
+		return nil, chosen, fmt.Errorf("%s: %w", path, err)
+	}
+	defer r.Close()
+	return openMembers(path, int(info.Size()), r.Reader, opts, maps)
+}
+
+// openMembers unpacks an archive and opens the files in it. packed is the size of the archive.
+func openMembers(path string, packed int, r *tar.Reader, opts Options, maps *mappings) (
+	files []file, chosen Chosen, err error,
+) {
 	var members []member
-	data, err := maps.unpack(int(info.Size()), func(w io.Writer) (err error) {
-		members, err = unpackMembers(path, w)
+	data, err := maps.unpack(packed, func(w io.Writer) (err error) {
+		members, err = unpackMembers(r, w)
 		return err
 	})
 	if err != nil {
@@ -51,12 +63,7 @@ func openArchive(path string, opts Options, maps *mappings) (
 
 // unpackMembers writes the content of the files in an archive to w. Each starts
 // at a multiple of 64 bytes, because columns are read in place.
-func unpackMembers(path string, w io.Writer) (members []member, err error) {
-	r, err := tgz.OpenFile(path)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
+func unpackMembers(r *tar.Reader, w io.Writer) (members []member, err error) {
 	at := int64(0)
 	for {
 		entry, err := r.Next()

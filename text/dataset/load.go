@@ -75,6 +75,12 @@ func load(path string, tok *tokenizer.Tokenizer, opts Options, maps *mappings) (
 	if err != nil {
 		return nil, err
 	}
+	return encodeFiles(path, files, chosen, tok, opts, maps)
+}
+
+// encodeFiles encodes the records of open files once and remembers where their samples are.
+func encodeFiles(path string, files []file, chosen Chosen, tok *tokenizer.Tokenizer, opts Options,
+	maps *mappings) (*Dataset, error) {
 	opts.prompts = new(promptCache)
 	d := &Dataset{Chosen: chosen, maps: []*mappings{maps}}
 	d.Report.Skipped = len(chosen.Skipped)

@@ -154,15 +154,22 @@ func writeArchive(t testing.TB, members ...[2]string) string {
 	t.Helper()
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
-	w := tar.NewWriter(z)
+	z.Write(tarBytes(members...))
+	z.Close()
+	return writeTestFile(t, "data.tar.gz", b.String())
+}
+
+// tarBytes is an archive of files: names and contents.
+func tarBytes(members ...[2]string) []byte {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
 	for _, m := range members {
 		w.WriteHeader(&tar.Header{Name: m[0], Mode: 0o644, Size: int64(len(m[1])),
 			Typeflag: tar.TypeReg})
 		w.Write([]byte(m[1]))
 	}
 	w.Close()
-	z.Close()
-	return writeTestFile(t, "data.tar.gz", b.String())
+	return b.Bytes()
 }
 
 func TestLoad_DamagedFileErrorsAreOneLineWithFileAndRow(t *testing.T) {
@@ -242,11 +249,38 @@ func TestLoad_ArchiveWritesNoFilesAndHasALimit(t *testing.T) {
 	if left, _ := os.ReadDir(tmp); len(left) > 0 {
 		t.Errorf("%d files are left in TMPDIR", len(left))
 	}
-	var out bytes.Buffer
-	l := &limitedFile{f: nil, left: 10}
-	if _, err := l.Write(make([]byte, 11)); err == nil ||
+	u := &unpacked{left: 10}
+	if _, err := u.Write(make([]byte, 11)); err == nil ||
 		!strings.Contains(err.Error(), "unpack it by hand") {
-		t.Errorf("got %v (%d)", err, out.Len())
+		t.Error(err)
+	}
+}
+
+// What is small is unpacked into memory, the rest into a file in TMPDIR.
+func TestLoad_UnpacksSmallFilesInMemory(t *testing.T) {
+	text := strings.Repeat("0123456789", minMapped/10)
+	tok := chars(t, "")
+	for _, size := range []int{0, 1, minMapped - 64, minMapped - 9} {
+		d, err := Load(writeArchive(t, [2]string{"a.txt", text[:size]}, [2]string{"b.txt", "xyz"}),
+			tok, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := 5 // "xyz" between the tokens of a text's begin and end
+		if size > 0 {
+			want += size + 2
+		}
+		if got := int(d.Report.Tokens); got != want {
+			t.Errorf("%d bytes became %d tokens, expected %d", size, got, want)
+		}
+		d.Close()
+	}
+	t.Setenv("TMPDIR", filepath.Join(t.TempDir(), "missing"))
+	mustLoad(t, writeArchive(t, [2]string{"a.txt", text[:1000]}), tok, Options{})
+	_, err := Load(writeArchive(t, [2]string{"a.txt", text}, [2]string{"b.txt", text}), tok,
+		Options{})
+	if err == nil || !strings.Contains(err.Error(), "missing") {
+		t.Errorf("got %v, expected that the folder for temporary files is missing", err)
 	}
 }
 

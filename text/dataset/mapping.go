@@ -84,40 +84,54 @@ const (
 	minUnpackLimit = 1 << 30
 )
 
-// unpack maps what write writes. The data is in an unlinked file in TMPDIR, which
-// the system deletes when it is unmapped. packed is the size of the source.
+// unpack returns what write writes. Up to minMapped bytes stay in memory. More are in a mapped,
+// unlinked file in TMPDIR, which the system deletes when it is unmapped. packed is the size of the
+// source.
 func (m *mappings) unpack(packed int, write func(io.Writer) error) ([]byte, error) {
-	f, err := os.CreateTemp("", "conquer-data-*")
+	u := &unpacked{left: max(minUnpackLimit, maxUnpackRatio*int64(packed))}
+	err := write(u)
+	if u.file == nil {
+		return u.start, err
+	}
+	defer u.file.Close()
+	if err == nil {
+		err = u.buffer.Flush()
+	}
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	os.Remove(f.Name())
-	limit := max(minUnpackLimit, maxUnpackRatio*int64(packed))
-	w := bufio.NewWriterSize(&limitedFile{f, limit}, 1<<20)
-	if err := write(w); err != nil {
-		return nil, err
-	}
-	if err := w.Flush(); err != nil {
-		return nil, err
-	}
-	return m.mapOpen(f)
+	return m.mapOpen(u.file)
 }
 
-// limitedFile is a file that accepts at most left more bytes.
-type limitedFile struct {
-	f    *os.File
-	left int64
+// unpacked accepts at most left bytes more. It moves them to a file when they get many.
+type unpacked struct {
+	left   int64
+	start  []byte // all of it, while file is nil
+	file   *os.File
+	buffer *bufio.Writer
 }
 
-func (l *limitedFile) Write(p []byte) (int, error) {
-	if l.left -= int64(len(p)); l.left < 0 {
+func (u *unpacked) Write(p []byte) (int, error) {
+	if u.left -= int64(len(p)); u.left < 0 {
 		return 0, fmt.Errorf("unpacks to more than %d times its size: "+
 			"unpack it by hand if that is intended", maxUnpackRatio)
 	}
-	n, err := l.f.Write(p)
+	if u.file == nil {
+		if len(u.start)+len(p) < minMapped {
+			u.start = append(u.start, p...)
+			return len(p), nil
+		}
+		f, err := os.CreateTemp("", "conquer-data-*")
+		if err != nil {
+			return 0, err
+		}
+		os.Remove(f.Name())
+		u.file, u.buffer = f, bufio.NewWriterSize(f, 1<<20)
+		u.buffer.Write(u.start) // fits
+	}
+	n, err := u.buffer.Write(p)
 	if err != nil {
-		err = fmt.Errorf("unpacking to %s (TMPDIR): %w", filepath.Dir(l.f.Name()), err)
+		err = fmt.Errorf("unpacking to %s (TMPDIR): %w", filepath.Dir(u.file.Name()), err)
 	}
 	return n, err
 }
