@@ -365,12 +365,11 @@ int cq_gated_rms_norm(cq_tensor x, cq_tensor z, cq_tensor weight, double eps, in
 
 /* ---- distributed (dist/) ---- */
 
-/* A key-value store that the processes of a run share over TCP. The process with `server` set runs
- * it (port 0: any free port); the others wait up to `seconds` for it. A connection serves one call
- * at a time, so a call that waits blocks the others. */
+/* A key-value store that the processes of a run share over TCP. The process that passes a listening
+ * socket runs it there and gives the socket away; the others pass -1 and wait up to `seconds` for
+ * it. A connection serves one call at a time, so a call that waits blocks the others. */
 typedef struct cq_store cq_store;
-int cq_store_open(const char *host, int port, int server, double seconds, cq_store **out);
-int cq_store_port(cq_store *store);
+int cq_store_open(const char *host, int port, int listener, double seconds, cq_store **out);
 void cq_store_close(cq_store *store);
 int cq_store_set(cq_store *store, const char *key, const void *data, size_t bytes);
 /* Waits up to `seconds` for the key; the caller frees *data with free. */

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sort"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -59,9 +58,10 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 			return err
 		}
 		if f.processes > 1 && place.Size == 1 {
-			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-			defer stop()
 			signal.Notify(make(chan os.Signal, 1), os.Interrupt) // rank 0 handles Ctrl-C
+			ctx, stop := signal.NotifyContext(context.Background(), stopSignals[1:]...)
+			defer stop()
+			context.AfterFunc(ctx, stop)
 			return f.launch(ctx, 0)
 		}
 		return f.run(ctx, flags, place)
@@ -217,7 +217,7 @@ func (c *conversation) reset() {
 // run answers lines until the input ends. Ctrl-C stops an answer, or the program between answers.
 func (c *conversation) run(in io.Reader) error {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(signals, stopSignals...)
 	defer signal.Stop(signals)
 	lines, wanted := make(chan input), make(chan struct{}, 1)
 	var failed error
@@ -259,7 +259,7 @@ func (c *conversation) run(in io.Reader) error {
 }
 
 // handle runs a command such as /reset, or answers a question. stop ends the conversation.
-func (c *conversation) handle(line input, signals <-chan os.Signal) (stop bool, err error) {
+func (c *conversation) handle(line input, signals chan os.Signal) (stop bool, err error) {
 	text := strings.TrimSpace(line.text)
 	switch {
 	case text == "":
@@ -354,7 +354,7 @@ func read(in io.Reader, lines chan<- input) error {
 // answer streams the answer to the last of messages, which prompt renders. stop is set if the
 // program was asked to end.
 func (c *conversation) answer(messages []tokenizer.Message, prompt []int32,
-	signals <-chan os.Signal) (stop bool, err error) {
+	signals chan os.Signal) (stop bool, err error) {
 	if dropped := (len(c.messages) + 1 - len(messages)) / 2; dropped > 0 && !c.told {
 		c.told = true
 		fmt.Fprintf(os.Stderr, "(the context is full: the oldest turns are dropped when it is, "+
@@ -368,6 +368,9 @@ func (c *conversation) answer(messages []tokenizer.Message, prompt []int32,
 		select {
 		case s := <-signals:
 			asked <- s != os.Interrupt
+			if s != os.Interrupt {
+				signal.Stop(signals) // the next ends the program at once
+			}
 			cancel()
 		case <-ctx.Done():
 		}

@@ -36,7 +36,16 @@ func (f *processFlags) checkProcesses() error {
 		return usagef("--nproc %d, --timeout %v: expected at least 1 process and a positive time",
 			f.processes, f.timeout)
 	}
-	return nil
+	if f.processes == 1 || launcher() != nil {
+		return nil
+	}
+	place, err := dist.FromEnvironment()
+	if err == nil && place.Size > 1 {
+		err = usagef("--nproc %d starts processes, and the environment says that this already is "+
+			"one of %d, which torchrun, srun or another launcher has started: leave --nproc out, "+
+			"or unset WORLD_SIZE and Slurm's SLURM_STEP_ID", f.processes, place.Size)
+	}
+	return err
 }
 
 // worldFlags are the flags of a run of several processes.

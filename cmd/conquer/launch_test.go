@@ -504,46 +504,49 @@ func TestOutput_FullDiskIsAFailure(t *testing.T) {
 	}
 }
 
-// The first Ctrl-C cancels the run's context. A read from a pipe ignores that; the second Ctrl-C
-// must end it.
-func TestProgram_SecondInterruptEndsAtOnce(t *testing.T) {
+// The first signal cancels the run's context. A read from a pipe ignores that; the second must end
+// it.
+func TestProgram_SecondSignalEndsAtOnce(t *testing.T) {
 	skipProcesses(t)
-	pipe := filepath.Join(t.TempDir(), "pipe")
-	if err := syscall.Mkfifo(pipe, 0o666); err != nil {
-		t.Fatal(err)
-	}
-	c, _, _ := program("score", "--model_path", "none", "--text_file", pipe)
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer c.Process.Kill()
-	// Opening succeeds once the program reads from the pipe. The pipe stays open until the program
-	// ends.
-	writer, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
-	for i := 0; err != nil && i < 2000; i++ {
-		time.Sleep(10 * time.Millisecond)
-		writer, err = os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer writer.Close()
-	ended := make(chan error, 1)
-	go func() { ended <- c.Wait() }()
-	c.Process.Signal(os.Interrupt)
-	select {
-	case err := <-ended:
-		t.Fatalf("the first ended it: %v", err)
-	case <-time.After(300 * time.Millisecond):
-	}
-	c.Process.Signal(os.Interrupt)
-	select {
-	case <-ended:
-		if status := c.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGINT {
-			t.Errorf("exit status: %v", c.ProcessState)
+	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT} {
+		pipe := filepath.Join(t.TempDir(), "pipe")
+		if err := syscall.Mkfifo(pipe, 0o666); err != nil {
+			t.Fatal(err)
 		}
-	case <-time.After(20 * time.Second):
-		t.Error("the second did not end it")
+		c, _, stderr := program("score", "--model_path", "none", "--text_file", pipe)
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer c.Process.Kill()
+		// Opening succeeds once the program reads from the pipe. The pipe stays open until the
+		// program ends.
+		writer, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		for i := 0; err != nil && i < 2000; i++ {
+			time.Sleep(10 * time.Millisecond)
+			writer, err = os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer writer.Close()
+		ended := make(chan error, 1)
+		go func() { ended <- c.Wait() }()
+		c.Process.Signal(signal)
+		select {
+		case err := <-ended:
+			t.Fatalf("the first %v ended it: %v", signal, err)
+		case <-time.After(300 * time.Millisecond):
+		}
+		c.Process.Signal(signal)
+		select {
+		case <-ended:
+			status := c.ProcessState.Sys().(syscall.WaitStatus)
+			if status.Signal() != signal && status.ExitStatus() != 130 || stderr.Len() > 0 {
+				t.Errorf("%v: exit status: %v\n%s", signal, c.ProcessState, stderr)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("the second %v did not end it", signal)
+		}
 	}
 }
 

@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/pflag"
 
@@ -118,11 +116,8 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 			return 2
 		}
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if os.Getenv("WORLD_SIZE") == "" { // a launcher may repeat the terminal's signal
-		context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
-	}
+	ctx, release := untilStopped()
+	defer release()
 	return c.exitCode(run(ctx, flags.Args()), stderr)
 }
 

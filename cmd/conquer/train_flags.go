@@ -203,6 +203,9 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	if err := f.checkPaths(place.Rank); err != nil {
 		return err
 	}
+	if f.restarts != 0 && f.processes == 1 {
+		return usagef("--max_restarts is for the processes of --nproc: leave it out")
+	}
 	if f.processes > 1 && f.Compile == train.CompileGraph {
 		return usagef("--compile %s works in one process only: leave it out with several",
 			train.CompileGraph)

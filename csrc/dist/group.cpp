@@ -88,7 +88,7 @@ bool is_part(const at::Tensor &output, const at::Tensor &input, int rank) {
 
 // ---- store
 
-int cq_store_open(const char *host, int port, int server, double seconds, cq_store **out) {
+int cq_store_open(const char *host, int port, int listener, double seconds, cq_store **out) {
   return guarded([&] {
     // The returned error has the reason. c10d would also print it, with the place in C++ that
     // raised it.
@@ -96,15 +96,15 @@ int cq_store_open(const char *host, int port, int server, double seconds, cq_sto
       FLAGS_caffe2_log_level = c10::GLOG_FATAL;
     c10d::TCPStoreOptions options;
     options.port = static_cast<std::uint16_t>(port);
-    options.isServer = server != 0;
+    options.isServer = listener >= 0;
+    if (listener >= 0)
+      options.masterListenFd = listener;
     options.waitWorkers = false;
     options.timeout = milliseconds(seconds);
     *out = new cq_store{c10::make_intrusive<c10d::TCPStore>(host, options)};
     return 0;
   });
 }
-
-int cq_store_port(cq_store *store) { return store->store->getPort(); }
 
 void cq_store_close(cq_store *store) { delete store; }
 
@@ -147,10 +147,10 @@ int cq_group_new(cq_store *store, const char *name, int rank, int size, int devi
       return 0;
     }
     auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(seconds));
-    if (const char *interface = std::getenv("GLOO_SOCKET_IFNAME"))
-      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(interface));
-    else if (*address)
+    if (*address)
       options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
+    else if (const char *interface = std::getenv("GLOO_SOCKET_IFNAME"))
+      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(interface));
     else
       options->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
     *out = new cq_group{c10::make_intrusive<c10d::ProcessGroupGloo>(within, rank, size, options),

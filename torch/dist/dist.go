@@ -21,6 +21,7 @@ import "C"
 
 import (
 	"fmt"
+	"os"
 	"runtime/cgo"
 	"slices"
 	"time"
@@ -52,8 +53,12 @@ type World struct {
 }
 
 // Join makes this process a member of the run that place describes, with its tensors on device, and
-// waits until all members joined. An operation of a group fails if a member does not join it within
-// timeout. Leave ends the membership.
+// waits until all members joined. The processes do not authenticate each other: on several machines
+// they belong in a network that others cannot reach. On one machine they listen on the loopback
+// interface alone, whatever GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME say.
+//
+// An operation of a group fails if a member does not join it within timeout. Leave ends the
+// membership.
 func Join(place Place, device torch.Device, timeout time.Duration) (_ *World, err error) {
 	w := &World{Place: place, device: device, timeout: timeout}
 	defer func() {
@@ -61,6 +66,11 @@ func Join(place Place, device torch.Device, timeout time.Duration) (_ *World, er
 			w.Leave()
 		}
 	}()
+	if place.Local() { // NCCL reads it when it starts; Gloo is told by NewGroup
+		if err := os.Setenv("NCCL_SOCKET_IFNAME", "lo"); err != nil {
+			return nil, err
+		}
+	}
 	host := place.Rank == 0 && !place.StoreElsewhere
 	if place.Size == 1 && place.Address == "" {
 		place.Address, host = "127.0.0.1", true

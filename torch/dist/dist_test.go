@@ -437,6 +437,15 @@ func TestFromEnvironment_ReadsEachLauncher(t *testing.T) {
 		"SLURM_STEP_NODELIST":       "gpu[07-08,12],big3",
 		"SLURM_JOB_ID":              "1234567",
 	}
+	oneMachine := map[string]string{
+		"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+		"MASTER_ADDR": "host", "MASTER_PORT": "29400",
+	}
+	oneSlurmNode := map[string]string{
+		"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1",
+		"SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": "2",
+		"SLURM_STEP_NODELIST": "gpu07", "SLURM_JOB_ID": "7",
+	}
 	job := map[string]string{
 		"RANK":        "1",
 		"WORLD_SIZE":  "2",
@@ -457,6 +466,14 @@ func TestFromEnvironment_ReadsEachLauncher(t *testing.T) {
 		{slurm, Place{
 			Rank: 9, Size: 11, LocalRank: 1, LocalSize: 3,
 			Address: "gpu07", Port: 24567, Attempt: "0",
+		}},
+		{oneMachine, Place{
+			Rank: 1, Size: 2, LocalRank: 1, LocalSize: 2, Address: "127.0.0.1", Port: 29400,
+			OneMachine: true, Attempt: "0",
+		}},
+		{oneSlurmNode, Place{
+			Rank: 1, Size: 2, LocalRank: 1, LocalSize: 2, Address: "127.0.0.1", Port: 20007,
+			OneMachine: true, Attempt: "0",
 		}},
 		{job, Place{
 			Rank: 1, Size: 2, LocalSize: 1, Address: "job-master-0", Port: 23456, Attempt: "0",

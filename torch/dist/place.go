@@ -15,6 +15,8 @@ type Place struct {
 	LocalRank, LocalSize int    // among the processes on this machine
 	Address              string // of the machine that runs the store
 	Port                 int
+	// OneMachine is set if the launcher says that all processes run on this machine.
+	OneMachine bool
 	// StoreElsewhere is set if the launcher runs the store, not rank 0.
 	StoreElsewhere bool
 	// Attempt distinguishes runs that use one store one after another.
@@ -24,10 +26,13 @@ type Place struct {
 // Alone is the place of a process that is a run by itself.
 var Alone = Place{Size: 1, LocalSize: 1}
 
-// Local reports whether all processes run on this machine.
-func (p Place) Local() bool {
-	ip := net.ParseIP(p.Address)
-	return p.Address == "localhost" || ip != nil && ip.IsLoopback()
+// Local reports whether all processes run on this machine. Their sockets then listen on the
+// loopback interface alone.
+func (p Place) Local() bool { return p.OneMachine || loopback(p.Address) }
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // FromEnvironment reads this process's place from the variables that launchers set: RANK,
@@ -46,6 +51,8 @@ func placeFrom(getenv func(string) string) (Place, error) {
 		p.LocalSize = e.number("LOCAL_WORLD_SIZE", 1, 0)
 		if p.LocalSize == 0 { // PyTorchJob: one process a pod
 			p.LocalSize = max(1, p.LocalRank+1)
+		} else {
+			p.OneMachine = p.LocalSize == p.Size
 		}
 		p.Address, p.Port = e.text("MASTER_ADDR"), e.number("MASTER_PORT", 1, -1)
 		if getenv("TORCHELASTIC_USE_AGENT_STORE") == "True" {
@@ -61,6 +68,7 @@ func placeFrom(getenv func(string) string) (Place, error) {
 		}
 		p.LocalSize = localTasks(getenv("SLURM_STEP_TASKS_PER_NODE"),
 			e.number("SLURM_NODEID", 0, 0))
+		p.OneMachine = p.LocalSize == p.Size
 		if p.LocalSize <= p.LocalRank {
 			p.LocalSize = p.LocalRank + 1
 		}
@@ -89,6 +97,9 @@ func placeFrom(getenv func(string) string) (Place, error) {
 	}
 	if p.Size == 1 {
 		return Alone, nil
+	}
+	if p.OneMachine && !p.StoreElsewhere {
+		p.Address = "127.0.0.1" // rank 0 runs the store, so it is here
 	}
 	return p, nil
 }
