@@ -42,9 +42,11 @@ func (p *parser) escape() (*node, error) {
 		return p.char(r)
 	}
 	if p.flags.ignoreCase && (p.text[start] == 'p' || p.text[start] == 'P') {
-		err = p.foldClass(s)
+		if err = p.foldClass(s); err != nil {
+			return nil, err
+		}
 	}
-	return &node{set: s.done()}, err
+	return p.oneOf(s, start), nil
 }
 
 // escaped parses what may follow a backslash both inside and outside of a class: a

@@ -4,27 +4,37 @@ import (
 	"unicode/utf8"
 )
 
-// matcher matches programs in one text.
+// matcher matches programs in one text. No position that is more than reach before floor is visited
+// again.
 type matcher struct {
-	text string
-	free []*run
+	text         string
+	reach, floor int
+	runs         map[*program]*run
 }
 
-// run is the state of one program: the choices that are left, and the choices that
-// were made before at each position. A choice that was made is not made again: it
-// failed, or it is part of an empty repeat.
+// run is the state of one program in a text: the choices that are left, and what is known of the
+// states that were visited before. A state is a position and an instruction that remembers
+// (opSplit and opOnce). What follows a state does not depend on what came before it. So a state is
+// visited once: it failed, or it led to a match whose end is known.
 type run struct {
-	stack []choice
-	made  []uint64 // a bit per split and position since base
-	base  int
+	stack   []choice
+	path    []int    // states that led to the present one
+	visited []uint64 // a bit a state since base
+	base    int
+	main    bool
+	ends    map[int]int    // of the visited states that led to a match: where it ends
+	spans   map[int][2]int // by instruction: the last run of characters of an opSpan
 }
 
-type choice struct{ at, pos int }
+// choice is where to continue after a failure, and the length of the path to it.
+type choice struct{ at, pos, path int }
 
-// search returns the first match at or after start, or -1.
+// search returns the first match at or after start, or -1. The starts of one matcher do not
+// decrease.
 func (m *matcher) search(p *program, start int) (from, to int) {
-	r := m.newRun(start)
-	defer m.release(r)
+	m.floor = start
+	r := m.runOf(p)
+	r.main = true
 	for pos := start; pos <= len(m.text); {
 		if end := m.match(r, p, pos, -1); end >= 0 {
 			return pos, end
@@ -43,48 +53,84 @@ func (m *matcher) width(pos int) int {
 	return size
 }
 
-func (m *matcher) newRun(base int) *run {
-	if n := len(m.free); n > 0 {
-		r := m.free[n-1]
-		m.free = m.free[:n-1]
-		r.base = base
-		return r
+// minForgotten is from how many bytes before the floor a run forgets its states.
+const minForgotten = 4096
+
+// runOf returns the run of a program whose match may end anywhere. It forgets what it knows when at
+// least half of that is about positions that are not visited again.
+func (m *matcher) runOf(p *program) *run {
+	r := m.runs[p]
+	if r == nil {
+		if m.runs == nil {
+			m.runs = map[*program]*run{}
+		}
+		r = &run{base: max(0, m.floor-m.reach)}
+		m.runs[p] = r
 	}
-	return &run{base: base}
+	if past := m.floor - m.reach - r.base; past >= minForgotten+m.reach &&
+		2*past*p.states >= 64*len(r.visited) {
+		r.forget(m.floor - m.reach)
+	}
+	return r
 }
 
-func (m *matcher) release(r *run) {
-	clear(r.made)
-	r.made, r.stack = r.made[:0], r.stack[:0]
-	m.free = append(m.free, r)
+func (r *run) forget(base int) {
+	clear(r.visited)
+	clear(r.ends)
+	r.visited, r.base = r.visited[:0], base
 }
 
-// first reports whether a choice is made for the first time.
-func (r *run) first(p *program, index, pos int) bool {
-	bit := (pos-r.base)*p.splits + index
-	word := bit / 64
-	if word >= len(r.made) {
-		if word < cap(r.made) {
-			r.made = r.made[:word+1] // release cleared it
+// visit reports whether a state is visited for the first time. If not, end is where the match ends
+// that it led to, or -1.
+func (r *run) visit(p *program, index, pos int) (first bool, end int) {
+	state := (pos-r.base)*p.states + index
+	word := state / 64
+	if word >= len(r.visited) {
+		if word < cap(r.visited) {
+			r.visited = r.visited[:word+1] // forget cleared it
 		} else {
-			r.made = append(r.made, make([]uint64, word+1+word/2-len(r.made))...)
+			r.visited = append(r.visited, make([]uint64, word+1+word/2-len(r.visited))...)
 		}
 	}
-	if r.made[word]>>(bit%64)&1 != 0 {
-		return false
+	if r.visited[word]>>(state%64)&1 != 0 {
+		if end, matched := r.ends[state]; matched {
+			return false, end
+		}
+		return false, -1
 	}
-	r.made[word] |= 1 << (bit % 64)
-	return true
+	r.visited[word] |= 1 << (state % 64)
+	r.path = append(r.path, state)
+	return true, -1
+}
+
+// keptState says which states of a path to a match are kept: one of so many. The others may be
+// visited again, which leads to a kept one soon.
+const keptState = 64
+
+// matched notes that the states of the path lead to a match. The main program does not visit them
+// again, because the next search begins where the match ends.
+func (r *run) matched(end int) {
+	for i, state := range r.path {
+		if !r.main && i%keptState == 0 {
+			if r.ends == nil {
+				r.ends = map[int]int{}
+			}
+			r.ends[state] = end
+			continue
+		}
+		r.visited[state/64] &^= 1 << (state % 64)
+	}
 }
 
 // match runs p at pos and returns the end of its first match, or -1. The match must
 // end at target unless that is negative.
 func (m *matcher) match(r *run, p *program, pos, target int) int {
-	r.stack = append(r.stack[:0], choice{0, pos})
+	r.stack, r.path = append(r.stack[:0], choice{0, pos, 0}), r.path[:0]
 	for len(r.stack) > 0 {
 		top := r.stack[len(r.stack)-1]
-		r.stack = r.stack[:len(r.stack)-1]
+		r.stack, r.path = r.stack[:len(r.stack)-1], r.path[:top.path]
 		if end := m.follow(r, p, top.at, top.pos, target); end >= 0 {
+			r.matched(end)
 			return end
 		}
 	}
@@ -104,23 +150,20 @@ func (m *matcher) follow(r *run, p *program, at, pos, target int) int {
 			}
 			pos += size
 		case opSpan:
-			n := 0
-			for ; n != i.max; n++ {
-				size := m.charIn(i.set, pos)
-				if size == 0 {
-					break
-				}
-				pos += size
-			}
-			if n < i.min {
+			if pos = m.span(r, i, at, pos); pos < 0 {
 				return -1
 			}
 		case opSplit:
-			if !r.first(p, i.index, pos) {
-				return -1
+			first, end := r.visit(p, i.index, pos)
+			if !first {
+				return end
 			}
-			r.stack = append(r.stack, choice{i.y, pos})
+			r.stack = append(r.stack, choice{i.y, pos, len(r.path)})
 			at = i.x
+		case opOnce:
+			if first, end := r.visit(p, i.index, pos); !first {
+				return end
+			}
 		case opJump:
 			at = i.x
 		case opAssert:
@@ -132,13 +175,9 @@ func (m *matcher) follow(r *run, p *program, at, pos, target int) int {
 				return -1
 			}
 		case opAtomic:
-			inner := m.newRun(pos)
-			end := m.match(inner, i.sub, pos, -1)
-			m.release(inner)
-			if end < 0 {
+			if pos = m.match(m.runOf(i.sub), i.sub, pos, -1); pos < 0 {
 				return -1
 			}
-			pos = end
 		case opMatch:
 			if target >= 0 && pos != target {
 				return -1
@@ -147,6 +186,39 @@ func (m *matcher) follow(r *run, p *program, at, pos, target int) int {
 		}
 	}
 }
+
+// span returns the end of the characters that an opSpan takes at pos, or -1 if they are too few.
+func (m *matcher) span(r *run, i *instruction, at, pos int) int {
+	endless := i.max < 0
+	if endless && len(r.spans) > 0 {
+		last := r.spans[at]
+		if pos >= last[0] && pos < last[1] && last[1]-pos >= i.min*utf8.UTFMax {
+			return last[1]
+		}
+	}
+	start, n := pos, 0
+	for ; n != i.max; n++ {
+		size := m.charIn(i.set, pos)
+		if size == 0 {
+			break
+		}
+		pos += size
+	}
+	if endless && pos-start >= minSpan {
+		if r.spans == nil {
+			r.spans = map[int][2]int{}
+		}
+		r.spans[at] = [2]int{start, pos}
+	}
+	if n < i.min {
+		return -1
+	}
+	return pos
+}
+
+// minSpan is the length from which a span is remembered, so that the positions inside it do not
+// read it again.
+const minSpan = 64
 
 // charIn returns the bytes of the character at pos if it is in s, else 0.
 func (m *matcher) charIn(s *set, pos int) int {
@@ -166,15 +238,13 @@ func (m *matcher) charIn(s *set, pos int) int {
 // look reports whether the program of a look-around matches at pos.
 func (m *matcher) look(i *instruction, pos int) bool {
 	if !i.isBehind {
-		r := m.newRun(pos)
-		defer m.release(r)
-		return m.match(r, i.sub, pos, -1) >= 0
+		return m.match(m.runOf(i.sub), i.sub, pos, -1) >= 0
 	}
+	// The states depend on where the match must end.
+	r := new(run)
 	for start, n := pos, 0; ; n++ {
-		r := m.newRun(start)
-		end := m.match(r, i.sub, start, pos)
-		m.release(r)
-		if end >= 0 {
+		r.forget(start)
+		if m.match(r, i.sub, start, pos) >= 0 {
 			return true
 		}
 		if start == 0 || n == i.behind {

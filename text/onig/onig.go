@@ -8,21 +8,41 @@
 // what can be empty, letters whose case folding has several characters under (?i), and
 // look-behind without a longest match.
 //
-// Matching takes time proportional to the length of the pattern times that of the
-// text. It remembers which states failed at which position, instead of trying them
-// again.
+// Matching takes time proportional to the [Regexp.Cost] of the pattern times the
+// length of the text. It remembers which states failed or matched at which
+// position, instead of trying them again. Compile refuses a pattern of a large cost.
 package onig
 
-import "fmt"
+import (
+	"fmt"
+	"unicode/utf8"
+)
 
 // Regexp is a compiled pattern. Several goroutines may use it at once.
 type Regexp struct {
 	program *program
+	least   int // characters of a match
+	cost    int
+	reach   int // the most bytes before its position that a match looks at
 }
+
+// Cost returns the most steps that finding all matches takes for a byte of the text.
+func (r *Regexp) Cost() int { return r.cost }
+
+// MinLength returns the least characters of a match.
+func (r *Regexp) MinLength() int { return r.least }
+
+// maxPattern limits the bytes of a pattern, because each class of it takes memory. The longest of a
+// known tokenizer has some 1,000.
+const maxPattern = 1 << 14
 
 // Compile parses a pattern. The error says at which byte and why it is refused.
 func Compile(pattern string) (*Regexp, error) {
-	p := &parser{text: pattern}
+	if len(pattern) > maxPattern {
+		return nil, fmt.Errorf("regular expression %.200q has %d bytes, expected at most %d",
+			pattern, len(pattern), maxPattern)
+	}
+	p := &parser{text: pattern, sets: map[string]*set{}}
 	n, err := p.parse()
 	if err != nil {
 		return nil, fmt.Errorf("regular expression %.200q: %w", pattern, err)
@@ -32,13 +52,13 @@ func Compile(pattern string) (*Regexp, error) {
 	if c.err != nil {
 		return nil, fmt.Errorf("regular expression %.200q: %w", pattern, c.err)
 	}
-	return &Regexp{program: main}, nil
+	return &Regexp{main, n.shortest(), c.cost, c.reach * utf8.UTFMax}, nil
 }
 
 // FindAll returns the byte ranges [start, end) of all matches in s, which must be
 // UTF-8. A match may be empty, but not at the end of the match before it.
 func (r *Regexp) FindAll(s string) (found [][2]int) {
-	m := &matcher{text: s}
+	m := &matcher{text: s, reach: r.reach}
 	last := -1
 	for at := 0; at <= len(s); {
 		start, end := m.search(r.program, at)

@@ -2,7 +2,9 @@ package onig
 
 import (
 	"encoding/json"
+	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -72,8 +74,12 @@ func TestCompile_RefusesByName(t *testing.T) {
 		`a)`: "unmatched",
 		`*a`: "nothing to repeat", `\p{Nothing}`: `"Nothing" is not known`,
 		`[a-\d]`:    "ends with a set",
-		`a{100001}`: "more than 100000", `(((a{100}){100}){100}){100}`: "expands to more than",
-		strings.Repeat("(", 500): "nested groups", `a\`: "ends with a backslash",
+		`a{100001}`: "more than 100000", `a{1,9999}+`: "more than 2000 steps",
+		`(?<=[a-z]{90}(a|b)?)c`:       "more than 2000 steps",
+		`\p{L}{3000}`:                 "more than 2000 steps",
+		strings.Repeat("a", 20000):    "has 20000 bytes, expected at most 16384",
+		`(((a{100}){100}){100}){100}`: "expands to more than",
+		strings.Repeat("(", 500):      "nested groups", `a\`: "ends with a backslash",
 	} {
 		if _, err := Compile(pattern); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.40s: error %v, want %q", pattern, err, want)
@@ -83,19 +89,105 @@ func TestCompile_RefusesByName(t *testing.T) {
 
 // Patterns for which backtracking takes exponential or quadratic time.
 func TestFindAll_TakesLinearTime(t *testing.T) {
-	text := strings.Repeat("a", 100000)
+	const n = 20000
+	text := strings.Repeat("a", n)
 	began := time.Now()
-	for _, pattern := range []string{`(a+)+b`, `(a|aa)+b`, `a+b`, `(?:a?){1}(a|a)*c`, `\s+$|a*?b`} {
+	for pattern, want := range map[string]int{
+		`(a+)+b`: 0, `(a|aa)+b`: 0, `a+b`: 0, `(?:a?){1}(a|a)*c`: 0, `\s+$|a*?b`: 0, `a++b`: 0,
+		`a{1,3}+b`: 0, `(?>a*)b`: 0, `(?>(?:aa?)*)b`: 0, `(?=(?=(?=a*b)a*b)a*b)a`: 0,
+		`(?:a*b)|a`: n, `(?:a*b|aa*c)|a`: n, `(?=a*)a`: n, `(?>a*b|a)`: n,
+		`(?!a*b)a`: n, `(?<=(?=a*)a)a`: n - 1, `(?=(?:a|aa)*)a`: n,
+		`(?:` + strings.Repeat("a|", 50) + `a)` + strings.Repeat("a", 50) + `b|a`: n,
+		`(a(a(a(a(a)?)?)?)?)?aaaaaaaaaaab|a`:                                      n,
+		strings.Repeat("a?", 100) + strings.Repeat("a", 100) + `b|a`:              n,
+	} {
 		re, err := Compile(pattern)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if found := re.FindAll(text); len(found) > 0 {
-			t.Errorf("%s matches %v", pattern, found[0])
+		if found := re.FindAll(text); len(found) != want {
+			t.Errorf("%s has %d matches, want %d", pattern, len(found), want)
 		}
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	// They take half a second on a free core, and minutes to years with backtracking.
+	if took := time.Since(began); took > 15*time.Second {
 		t.Errorf("took %v", took)
+	}
+}
+
+// Leftmost-first matches of Go's package, which has no look-around and no atomic groups. What is
+// known of states from one match holds for the next ones.
+func TestFindAll_MatchesGo(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var pattern func(depth int) string
+	pattern = func(depth int) string {
+		switch k := random.IntN(9); {
+		case depth == 0 || k < 3:
+			return []string{"a", "b", "[ab]", "c", "ab"}[random.IntN(5)]
+		case k < 5:
+			return pattern(depth-1) + pattern(depth-1)
+		case k < 7:
+			return "(?:" + pattern(depth-1) + "|" + pattern(depth-1) + ")"
+		}
+		return "(?:" + pattern(depth-1) + ")" +
+			[]string{"*", "+", "?", "*?", "+?", "??", "{1,3}", "{2,}", "{0,2}?"}[random.IntN(9)]
+	}
+	compared := 0
+	for range 3000 {
+		p := pattern(4)
+		re, err := Compile(p)
+		if err != nil {
+			continue // what can be empty is repeated
+		}
+		compared++
+		text := strings.Map(func(rune) rune { return rune("aab bc"[random.IntN(6)]) },
+			strings.Repeat("x", 40))
+		var want [][2]int
+		for _, m := range regexp.MustCompile(p).FindAllStringIndex(text, -1) {
+			want = append(want, [2]int(m))
+		}
+		if got := re.FindAll(text); !slices.Equal(got, want) {
+			t.Fatalf("%q in %q: %v, want %v", p, text, got, want)
+		}
+	}
+	if compared < 1000 {
+		t.Errorf("only %d patterns were compared", compared)
+	}
+}
+
+// Look-around that may look at any place says the same as a match that begins or ends there.
+func TestFindAll_LooksAroundAsOftenAsNeeded(t *testing.T) {
+	text := strings.Repeat("aab bcaabb aaa b", 2000)
+	for pattern, same := range map[string]string{
+		`(?=a*b)a`:          `(?:a)(?=a*b)|a(?=b)`,
+		`(?>aa*)(?=b)`:      `a++(?=b)`,
+		`(?<=(?>a|b)c)a+`:   `(?<=[ab]c)a++`,
+		`(?<=(?=aab)a)ab`:   `(?<=a)ab(?!b)|(?<=a)abb(?<=abb)(?!x)(?<!abb)|(?<=a)ab`,
+		`(?!aaa)a+|b(?<=b)`: `(?:(?!aaa)a+)|b`,
+	} {
+		a, err := Compile(pattern)
+		b, err2 := Compile(same)
+		if err != nil || err2 != nil {
+			t.Fatal(err, err2)
+		}
+		if got, want := a.FindAll(text), b.FindAll(text); !slices.Equal(got, want) ||
+			len(got) < 1000 {
+			t.Errorf("%s has %d matches, %s has %d", pattern, len(got), same, len(want))
+		}
+	}
+}
+
+func TestRegexp_CostAndMinLength(t *testing.T) {
+	for pattern, want := range map[string][2]int{
+		`a`: {2, 1}, `a++`: {3, 1}, `a{3,9}`: {11, 3}, `(?<=a{4})b`: {28, 1}, `ab|c*`: {7, 0},
+	} {
+		re, err := Compile(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := [2]int{re.Cost(), re.MinLength()}; got != want {
+			t.Errorf("%s: %v, want %v", pattern, got, want)
+		}
 	}
 }
 

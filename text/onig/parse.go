@@ -69,6 +69,8 @@ type parser struct {
 	depth int
 	// inClass counts the classes around the position.
 	inClass int
+	// sets are the sets of classes and properties by what spells them.
+	sets map[string]*set
 }
 
 func (p *parser) errorf(format string, args ...any) error {
@@ -81,6 +83,16 @@ func (p *parser) parse() (*node, error) {
 		err = p.errorf("unmatched )")
 	}
 	return n, err
+}
+
+// oneOf returns the node of a set that the pattern spells from start on. It keeps the set, because
+// large ones take memory.
+func (p *parser) oneOf(s *set, start int) *node {
+	key := fmt.Sprint(p.flags.ignoreCase, p.text[start:p.at])
+	if p.sets[key] == nil {
+		p.sets[key] = s.done()
+	}
+	return &node{set: p.sets[key]}
 }
 
 func (p *parser) more() bool { return p.at < len(p.text) }
@@ -254,6 +266,7 @@ func (p *parser) interval() (least, most int, ok bool) {
 
 // item parses one character, class, group or assertion. It returns nil for a comment.
 func (p *parser) item() (*node, error) {
+	start := p.at
 	switch r := p.next(); r {
 	case '(':
 		return p.group()
@@ -267,10 +280,13 @@ func (p *parser) item() (*node, error) {
 		case p.flags.ignoreCase:
 			err = p.foldClass(s)
 		}
+		if err != nil {
+			return nil, err
+		}
 		if negative {
 			s.negate()
 		}
-		return &node{set: s.done()}, err
+		return p.oneOf(s, start), nil
 	case '.':
 		s := newSet(0, unicode.MaxRune)
 		if !p.flags.dotAll {

@@ -9,7 +9,7 @@ import (
 // unless it says otherwise.
 type program struct {
 	code   []instruction
-	splits int // the number of instructions of opSplit
+	states int // the number of instructions that remember: opSplit and opOnce
 }
 
 type operation uint8
@@ -18,6 +18,7 @@ const (
 	opChar   operation = iota // a character of set
 	opSpan                    // min to max characters of set, as many as possible
 	opSplit                   // continue at x or, if that fails, at y
+	opOnce                    // where several ways meet: only the first goes on
 	opJump                    // continue at x
 	opAssert                  // assert holds
 	opLook                    // sub matches here, or does not if negative
@@ -32,24 +33,26 @@ type instruction struct {
 	behind   int // of opLook: the most characters before this position, 0 for look-ahead
 	isBehind bool
 	x, y     int
-	index    int // of opSplit: its number
+	index    int // of opSplit and opOnce: its number
 	min, max int
 	set      *set
 	sub      *program
 }
 
-// Limits of a program. Nested sub-programs multiply the time of a match.
-const (
-	maxCode   = 100000
-	maxNested = 6
-)
+// maxCost limits the steps that a match may take for each byte of the text, and with them the
+// instructions of a program. The patterns of tokenizers take some 200.
+const maxCost = 2000
 
-var errTooLarge = fmt.Errorf("it expands to more than %d steps", maxCode)
+// maxNested limits how deep programs are nested in programs.
+const maxNested = 6
+
+var errTooLarge = fmt.Errorf("it expands to more than %d steps for each byte of a text", maxCost)
 
 // compiler turns a pattern into programs.
 type compiler struct {
-	size int // instructions so far, in all programs
-	err  error
+	cost  int // the most steps at one position so far, in all programs
+	reach int // characters of all look-behinds so far
+	err   error
 }
 
 // compile makes the program of n. depth counts the programs around it. free is true if
@@ -66,15 +69,23 @@ func (c *compiler) compile(n *node, depth int, free bool) *program {
 }
 
 func (c *compiler) add(p *program, i instruction) int {
-	if c.size++; c.size > maxCode && c.err == nil {
-		c.err = errTooLarge
+	c.spend(1)
+	if i.op == opSpan { // see matcher.span
+		c.spend(max(i.min, i.max))
 	}
-	if i.op == opSplit {
-		i.index = p.splits
-		p.splits++
+	if i.op == opSplit || i.op == opOnce {
+		i.index = p.states
+		p.states++
 	}
 	p.code = append(p.code, i)
 	return len(p.code) - 1
+}
+
+// spend adds to the cost.
+func (c *compiler) spend(n int) {
+	if c.cost += n; c.cost > maxCost && c.err == nil {
+		c.err = errTooLarge
+	}
 }
 
 // emit appends the instructions of n. last is true if the match ends with n.
@@ -105,6 +116,9 @@ func (c *compiler) emit(p *program, n *node, depth int, last bool) {
 		for _, end := range ends {
 			p.code[end].x = len(p.code)
 		}
+		if len(ends) > 0 {
+			c.add(p, instruction{op: opOnce})
+		}
 	case repeat:
 		c.emitRepeat(p, n, depth, last)
 	case atomic:
@@ -117,8 +131,12 @@ func (c *compiler) emit(p *program, n *node, depth int, last bool) {
 				return
 			}
 		}
+		before := c.cost
+		c.reach += behind
+		sub := c.compile(n.parts[0], depth+1, !n.behind)
+		c.spend((c.cost - before) * behind) // it is tried at each start
 		c.add(p, instruction{op: opLook, negative: n.negative, isBehind: n.behind, behind: behind,
-			sub: c.compile(n.parts[0], depth+1, !n.behind)})
+			sub: sub})
 	case simpleAssertion:
 		c.add(p, instruction{op: opAssert, assert: n.assert})
 	}
@@ -171,6 +189,9 @@ func (c *compiler) emitRepeat(p *program, n *node, depth int, last bool) {
 	for _, at := range optional {
 		to(at, p.code[at].x, len(p.code))
 	}
+	if len(optional) > 1 || len(optional) == 1 && body.kind != oneChar {
+		c.add(p, instruction{op: opOnce})
+	}
 }
 
 // longest returns the most characters that n can match, or -1 if there is no limit.
@@ -182,7 +203,7 @@ func (n *node) longest() int {
 		sum := 0
 		for _, part := range n.parts {
 			l := part.longest()
-			if l < 0 || sum > maxCode {
+			if l < 0 || sum > maxCost {
 				return -1
 			}
 			sum += l
@@ -203,12 +224,35 @@ func (n *node) longest() int {
 		if l == 0 {
 			return 0
 		}
-		if l < 0 || n.max < 0 || n.max > maxCode/l {
+		if l < 0 || n.max < 0 || n.max > maxCost/l {
 			return -1
 		}
 		return n.max * l
 	case atomic:
 		return n.parts[0].longest()
+	}
+	return 0
+}
+
+// shortest returns the least characters that n can match.
+func (n *node) shortest() int {
+	switch n.kind {
+	case oneChar:
+		return 1
+	case sequence, atomic:
+		sum := 0
+		for _, part := range n.parts {
+			sum += part.shortest()
+		}
+		return sum
+	case alternatives:
+		least := n.parts[0].shortest()
+		for _, part := range n.parts {
+			least = min(least, part.shortest())
+		}
+		return least
+	case repeat:
+		return n.min * n.parts[0].shortest()
 	}
 	return 0
 }

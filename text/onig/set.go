@@ -137,7 +137,7 @@ func (s *set) addFolds() {
 		if r[1]-r[0] > 0x20000 {
 			continue // it has all that the folds of a character of it could add
 		}
-		for c := r[0]; c <= r[1]; c++ {
+		for _, c := range casedIn(r[0], r[1]) {
 			for f := unicode.SimpleFold(c); f != c; f = unicode.SimpleFold(f) {
 				more = append(more, [2]rune{f, f})
 			}
@@ -145,6 +145,24 @@ func (s *set) addFolds() {
 	}
 	s.ranges = append(s.ranges, more...)
 	s.normalize()
+}
+
+// cased are the characters that have another case, sorted.
+var cased = sync.OnceValue(func() (list []rune) {
+	for c := rune(0); c < 0x20000; c++ {
+		if unicode.SimpleFold(c) != c {
+			list = append(list, c)
+		}
+	}
+	return list
+})
+
+// casedIn returns the characters from lo to hi that have another case.
+func casedIn(lo, hi rune) []rune {
+	list := cased()
+	from, _ := slices.BinarySearch(list, lo)
+	to, _ := slices.BinarySearch(list, hi+1)
+	return list[from:to]
 }
 
 // folds holds the characters whose case folding has several characters, and these
