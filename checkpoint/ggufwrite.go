@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -35,7 +34,7 @@ func SaveGGUF(path string, source Source, options Options) error {
 	if err != nil {
 		return atomicfile.Explain(path, err)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+	if err := atomicfile.MkdirAll(filepath.Dir(path)); err != nil {
 		return atomicfile.Explain(path, err)
 	}
 	return atomicfile.Write(path, func(out io.Writer) error {

@@ -127,7 +127,7 @@ func Commit(dir string) error {
 	if err := atomicfile.SyncFolder(dir + atomicfile.Suffix); err != nil {
 		return atomicfile.Explain(dir, err)
 	}
-	if err := os.Rename(dir+atomicfile.Suffix, dir); err != nil {
+	if err := atomicfile.Rename(dir+atomicfile.Suffix, dir); err != nil {
 		return atomicfile.Explain(dir, err)
 	}
 	return atomicfile.Explain(dir, atomicfile.SyncFolder(filepath.Dir(dir)))
@@ -384,6 +384,18 @@ func (c *Checkpoint) Range(name string, start, length int) (torch.Tensor, error)
 		}
 	}
 	return result, nil
+}
+
+// CheckFiles returns an error unless all files of a native checkpoint have their checksums.
+func (c *Checkpoint) CheckFiles() error {
+	for _, t := range c.native {
+		for _, f := range t.fragments {
+			if err := f.file.check(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // HasRange reports whether a native checkpoint has a tensor of that name.

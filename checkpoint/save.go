@@ -53,83 +53,28 @@ var tokenizerFiles = []string{"tokenizer.json", "tokenizer_config.json", "tokeni
 // model.safetensors, or shards model-00001-of-00003.safetensors with model.safetensors.index.json,
 // beside the configs. One tensor is in memory at a time.
 //
-// Everything is first written to a temporary folder and flushed to the disk. A new dir then appears
-// by one rename. In an existing dir the new result replaces the old one, which may be a model in
-// any layout or an adapter: all files that belong to it are replaced or removed (see
-// [ResultFiles]), and other files stay. If anything fails before that, the old files stay and the
-// temporary folder is removed.
+// Everything is first written to a temporary folder beside dir and flushed to the disk. A new dir
+// then appears by one rename. An existing dir, which may hold a model in any layout or an adapter,
+// is exchanged with the new folder in one step: all files of the old result are gone then (see
+// [ResultFiles]), and other files are moved to the new folder. If anything fails before that, the
+// old files stay and the temporary folder is removed. After a kill, [Recover] and the next Save
+// complete what had begun.
 func Save(dir string, source Source, options Options) error {
 	return saveFolder(dir, func(stage string) error { return fillStage(stage, source, options) })
 }
 
-// saveFolder creates dir, or replaces its files, with the files that fill writes into a temporary
-// folder.
+// saveFolder creates the result dir, or replaces it, with the files that fill writes into a
+// temporary folder.
 func saveFolder(dir string, fill func(stage string) error) error {
-	dir = filepath.Clean(dir)
-	stage, existed, err := openStage(dir)
+	f, err := atomicfile.OpenFolder(dir, kindOf)
 	if err != nil {
 		return atomicfile.Explain(dir, err)
 	}
-	defer stage.Close()
-	err = torch.Run(func() error { return fill(stage.Name()) })
-	if err == nil {
-		err = atomicfile.SyncFolder(stage.Name())
-	}
-	if err == nil && existed {
-		err = moveFiles(stage.Name(), dir)
-	} else if err == nil {
-		err = os.Rename(stage.Name(), dir)
-	}
-	if err != nil {
-		os.RemoveAll(stage.Name())
+	if err := torch.Run(func() error { return fill(f.Stage) }); err != nil {
+		f.Abort()
 		return atomicfile.Explain(dir, err)
 	}
-	if !existed {
-		return atomicfile.Explain(dir, atomicfile.SyncFolder(filepath.Dir(dir)))
-	}
-	return atomicfile.Explain(dir, os.RemoveAll(stage.Name()))
-}
-
-// openStage creates the temporary folder of a save and reports whether dir existed. It is beside
-// dir if not, else inside it, so that renaming does not cross file systems.
-func openStage(dir string) (stage *os.File, existed bool, err error) {
-	name := dir + atomicfile.Suffix
-	if info, err := os.Stat(dir); err == nil {
-		if !info.IsDir() {
-			return nil, false, fmt.Errorf("it is a file, expected a folder")
-		}
-		name, existed = filepath.Join(dir, atomicfile.Suffix), true
-	} else if err := os.MkdirAll(filepath.Dir(dir), 0o777); err != nil {
-		return nil, false, err
-	}
-	if err := os.Mkdir(name, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, false, err
-	}
-	if stage, err = os.Open(name); err != nil {
-		return nil, false, err
-	}
-	if err = atomicfile.Lock(stage); err == nil {
-		err = emptyFolder(name)
-	}
-	if err != nil {
-		stage.Close()
-		return nil, false, err
-	}
-	return stage, existed, nil
-}
-
-// emptyFolder removes the files that a killed save left behind.
-func emptyFolder(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
+	return atomicfile.Explain(dir, f.Commit())
 }
 
 // fillStage writes every file of the checkpoint into dir.

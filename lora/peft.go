@@ -96,7 +96,7 @@ func Save(m model.Model, dir, base string, c Config, also func(dir string) error
 		dir,
 		weights,
 		checkpoint.Options{ShardBytes: math.MaxInt, Also: func(stage string) error {
-			if err := os.Rename(filepath.Join(stage, "model.safetensors"),
+			if err := atomicfile.Rename(filepath.Join(stage, "model.safetensors"),
 				filepath.Join(stage, weightsFile)); err != nil {
 				return err
 			}

@@ -43,6 +43,9 @@ func checkOutput(path string, file, overwrite bool) error {
 	case file:
 		return nil
 	}
+	if err := checkpoint.Recover(path); err != nil {
+		return fmt.Errorf("--output_path: %w", err)
+	}
 	names, err := inUse(path)
 	switch {
 	case err != nil:
@@ -80,6 +83,9 @@ func some(names []string) string {
 // checkResult refuses an output folder in which a run would destroy what is there. A run that is
 // resumed may continue in its own folder.
 func (f *trainFlags) checkResult() error {
+	if err := checkpoint.Recover(f.output); err != nil {
+		return fmt.Errorf("--output_path: %w", err)
+	}
 	if f.Overwrite {
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -27,10 +28,10 @@ func Write(path string, write func(io.Writer) error) error {
 	}
 	defer f.Close()
 	if err = fill(f, write); err == nil {
-		err = os.Rename(f.Name(), path)
+		err = current().Rename(f.Name(), path)
 	}
 	if err != nil {
-		os.Remove(f.Name())
+		current().Remove(f.Name())
 		return Explain(path, err)
 	}
 	return Explain(path, SyncFolder(filepath.Dir(path)))
@@ -47,7 +48,7 @@ func WriteBytes(path string, data []byte) error {
 // Create writes a new file and flushes it, without a temporary name: for files inside a folder that
 // is itself renamed when it is complete. It fails if the file exists.
 func Create(path string, write func(io.Writer) error) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	f, err := current().Open(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
 	if err != nil {
 		return err
 	}
@@ -58,8 +59,22 @@ func Create(path string, write func(io.Writer) error) error {
 	return f.Close()
 }
 
+// Append opens a file to append to, and makes it if there is none. What is written to it is on the
+// disk after its Sync.
+func Append(path string) (File, error) {
+	f, err := current().Open(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND)
+	if err != nil {
+		return nil, err
+	}
+	if err := SyncFolder(filepath.Dir(path)); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 // fill writes through a buffer and waits until the file is on the disk.
-func fill(f *os.File, write func(io.Writer) error) error {
+func fill(f File, write func(io.Writer) error) error {
 	b := bufio.NewWriterSize(f, 1<<20)
 	if err := write(b); err != nil {
 		return err
@@ -71,25 +86,37 @@ func fill(f *os.File, write func(io.Writer) error) error {
 }
 
 // createLocked creates an empty file, or empties a left-over one, that no other process is writing.
-func createLocked(name string) (*os.File, error) {
+func createLocked(name string) (File, error) {
 	for range 100 {
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o666)
+		f, err := current().Open(name, os.O_RDWR|os.O_CREATE)
 		if err != nil {
 			return nil, err
 		}
-		if err := Lock(f); err != nil {
+		if err := Lock(f.Handle()); err != nil {
 			f.Close()
 			return nil, err
 		}
-		// Another process may have finished and renamed this file between the open and the lock.
-		if mine, err := f.Stat(); err == nil {
-			if there, err := os.Stat(name); err == nil && os.SameFile(mine, there) {
-				return f, f.Truncate(0)
+		if !replaced(f.Handle(), name) {
+			if err := f.Truncate(0); err != nil {
+				f.Close()
+				return nil, err
 			}
+			return f, nil
 		}
 		f.Close()
 	}
 	return nil, fmt.Errorf("%s is being replaced over and over", name)
+}
+
+// replaced reports whether another process has renamed or removed the file or folder between its
+// opening and its locking.
+func replaced(f *os.File, name string) bool {
+	mine, err := f.Stat()
+	if err != nil {
+		return true
+	}
+	there, err := os.Stat(name)
+	return err != nil || !os.SameFile(mine, there)
 }
 
 // Lock takes the lock that distinguishes a file or folder being written from one left behind.
@@ -107,17 +134,88 @@ func Lock(f *os.File) error {
 }
 
 // SyncFolder waits until the names in a folder are on the disk.
-func SyncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
+func SyncFolder(dir string) error { return current().SyncFolder(dir) }
+
+// Rename renames a file or folder. The caller flushes the folders that hold the names.
+func Rename(from, to string) error { return current().Rename(from, to) }
+
+// Remove removes a file or an empty folder.
+func Remove(name string) error { return current().Remove(name) }
+
+// MkdirAll makes a folder and its missing parents, and flushes the folders that it made them in.
+func MkdirAll(dir string) error {
+	if info, err := os.Stat(dir); err == nil && info.IsDir() {
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if parent != dir {
+		if err := MkdirAll(parent); err != nil {
+			return err
+		}
+	}
+	if err := current().Mkdir(dir); err != nil {
+		if info, stat := os.Stat(dir); stat == nil && info.IsDir() {
+			return nil // another process was faster
+		}
 		return err
 	}
-	defer f.Close()
-	// Some file systems cannot flush a folder, and need not.
-	if err := f.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
+	return SyncFolder(parent)
+}
+
+// RemoveAll removes a file, or a folder with all that it holds. It does nothing if there is none.
+func RemoveAll(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		if err := empty(path); err != nil {
+			return err
+		}
+	}
+	if err := current().Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
+}
+
+// empty removes all that a folder holds.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Discard removes a folder so that no part of it stays under its name: it first renames it.
+func Discard(dir string) error {
+	if err := RemoveAll(dir + Suffix); err != nil {
+		return err
+	}
+	err := current().Rename(dir, dir+Suffix)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if err := SyncFolder(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	return RemoveAll(dir + Suffix)
+}
+
+// isUnsupported reports whether the file system does not know the operation that failed with err.
+func isUnsupported(err error) bool {
+	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSYS) ||
+		errors.Is(err, syscall.ENOTSUP)
 }
 
 // Explain adds the path that could not be written to err, and says when the disk is full. It

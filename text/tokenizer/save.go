@@ -17,7 +17,7 @@ import (
 // tokenizer.json, tokenizer_config.json (with the chat template) and
 // special_tokens_map.json. Each write is atomic.
 func (t *Tokenizer) Save(dir string) error {
-	if err := os.MkdirAll(dir, 0o777); err != nil {
+	if err := atomicfile.MkdirAll(dir); err != nil {
 		return fmt.Errorf("save tokenizer: %w", err)
 	}
 	files, err := t.files()
@@ -26,7 +26,7 @@ func (t *Tokenizer) Save(dir string) error {
 	}
 	for _, f := range files {
 		path := filepath.Join(dir, f.name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+		if err := atomicfile.MkdirAll(filepath.Dir(path)); err != nil {
 			return fmt.Errorf("save tokenizer: %w", err)
 		}
 		if err := atomicfile.WriteBytes(path, f.data); err != nil {

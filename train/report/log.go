@@ -51,7 +51,7 @@ func numberOf(x float64) *number { n := number(x); return &n }
 
 // Log writes metrics.jsonl and TensorBoard event files. It is a train.Listener.
 type Log struct {
-	metrics *os.File
+	metrics atomicfile.File
 	events  *events // nil without TensorBoard
 }
 
@@ -59,7 +59,7 @@ type Log struct {
 // dir/tensorboard. The run has done `done` steps: lines of an earlier run about later steps are
 // removed, because those steps run again. If done is 0, its event files are removed too.
 func OpenLog(dir string, tensorBoard bool, done int) (*Log, error) {
-	if err := os.MkdirAll(dir, 0o777); err != nil {
+	if err := atomicfile.MkdirAll(dir); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(dir, MetricsFile)
@@ -74,7 +74,7 @@ func OpenLog(dir string, tensorBoard bool, done int) (*Log, error) {
 	}
 	l := &Log{}
 	var err error
-	if l.metrics, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o666); err != nil {
+	if l.metrics, err = atomicfile.Append(path); err != nil {
 		return nil, err
 	}
 	if tensorBoard {
@@ -94,18 +94,26 @@ func truncateMetrics(path string, done int) error {
 	} else if err != nil {
 		return err
 	}
-	var kept bytes.Buffer
+	kept := keptLines(old, done)
+	if len(kept) == len(old) {
+		return nil
+	}
+	return atomicfile.WriteBytes(path, kept)
+}
+
+// keptLines returns the complete lines about steps 1 to done. Lines that cannot be read, such as the
+// last ones before a power failure, are left out.
+func keptLines(old []byte, done int) []byte {
+	var kept []byte
 	for line := range bytes.Lines(old) {
 		var r record
 		complete := bytes.HasSuffix(line, []byte("\n"))
-		if done > 0 && complete && json.Unmarshal(line, &r) == nil && r.Step <= done {
-			kept.Write(line)
+		if done > 0 && complete && json.Unmarshal(line, &r) == nil && r.Step >= 0 &&
+			r.Step <= done {
+			kept = append(kept, line...)
 		}
 	}
-	if kept.Len() == len(old) {
-		return nil
-	}
-	return atomicfile.WriteBytes(path, kept.Bytes())
+	return kept
 }
 
 // write appends a line with the fields of r and one more field per measure.
@@ -197,13 +205,20 @@ func ReadLosses(path string) (steps, validation []Point, err error) {
 		return nil, nil, err
 	}
 	defer f.Close()
+	if steps, validation, err = readLosses(f); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return steps, validation, nil
+}
+
+func readLosses(f io.Reader) (steps, validation []Point, err error) {
 	d := json.NewDecoder(f)
 	for {
 		var r record
 		if err := d.Decode(&r); err == io.EOF {
 			return steps, validation, nil
 		} else if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", path, err)
+			return nil, nil, err
 		}
 		if r.Loss != nil {
 			steps = append(steps, Point{r.Step, float64(*r.Loss)})
