@@ -9,8 +9,8 @@ import (
 	"conquer/torch"
 )
 
-// Each format is written over another model, of another layout and size where a folder can have one,
-// beside files of other names.
+// Each format is written over another model, of another layout and size where a folder can have
+// one, beside files of other names.
 func TestSave_SurvivesPowerLoss(t *testing.T) {
 	old, oldConfig := randomLlama(t, "llama", torch.Float32, 1)
 	fresh, config := randomLlama(t, "llama", torch.BFloat16, 2)

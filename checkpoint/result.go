@@ -45,9 +45,9 @@ func kindOf(name string) atomicfile.Kind {
 	return atomicfile.Other
 }
 
-// ResultFiles lists the names of the entries of the folder dir that belong to a result: the weights,
-// configs and tokenizer of a model in any layout, or an adapter. A new result replaces all of them.
-// It returns none if dir does not exist.
+// ResultFiles lists the names of the entries of the folder dir that belong to a result: the
+// weights, configs and tokenizer of a model in any layout, or an adapter. A new result replaces all
+// of them. It returns none if dir does not exist.
 func ResultFiles(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -62,9 +62,9 @@ func ResultFiles(dir string) ([]string, error) {
 	return names, err
 }
 
-// Recover completes the replacement of the result in the folder dir that a killed process had begun,
-// and does nothing if there is none. Commands call it before they look at what an output folder
-// holds.
+// Recover completes the replacement of the result in the folder dir that a killed process had
+// begun, and does nothing if there is none. Commands call it before they look at what an output
+// folder holds.
 func Recover(dir string) error {
 	return atomicfile.Explain(dir, atomicfile.Recover(dir, kindOf))
 }

@@ -3,11 +3,11 @@ package train
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"conquer/checkpoint"
+	"conquer/internal/atomicfile"
 	"conquer/lora"
 	"conquer/torch"
 	"conquer/torch/nn"
@@ -64,7 +64,7 @@ func (t *Trainer) Save() error {
 func (t *Trainer) saveHF(s state.State) error {
 	dir := t.folder().Step(t.step)
 	// A run that was killed before it committed may have left the folder.
-	if err := os.RemoveAll(dir); err != nil {
+	if err := atomicfile.Discard(dir); err != nil {
 		return err
 	}
 	err := t.write(dir, func(stage string) error {
@@ -73,7 +73,10 @@ func (t *Trainer) saveHF(s state.State) error {
 		if err != nil {
 			return err
 		}
-		return s.Write(stage)
+		if err := s.Write(stage); err != nil {
+			return err
+		}
+		return state.WriteSums(stage)
 	})
 	if err != nil {
 		return err
@@ -149,6 +152,9 @@ func (t *Trainer) resume() error {
 		return fmt.Errorf("%s holds checkpoints of a run: resume it, choose another folder, or "+
 			"overwrite it", root)
 	}
+	if err := state.Verify(dir); err != nil {
+		return t.folder().Damaged(dir, err)
+	}
 	now, err := t.identity()
 	if err != nil {
 		return err
@@ -167,7 +173,7 @@ func (t *Trainer) resume() error {
 		)
 	}
 	if err := restore(dir, s); err != nil {
-		return err
+		return t.folder().Damaged(dir, err)
 	}
 	t.step, t.validated, t.saved = s.Step, s.Validated, s.Step
 	if !s.Began.IsZero() {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"path/filepath"
 
 	"conquer/checkpoint"
@@ -122,8 +121,9 @@ func (t *Trainer) saveNative(s state.State) error {
 	var err error
 	if o.rank() == 0 {
 		// A run that was killed before it committed may have left either folder.
-		if err = errors.Join(os.RemoveAll(stage), os.RemoveAll(dir)); err == nil {
-			err = os.MkdirAll(stage, 0o777)
+		err = errors.Join(atomicfile.RemoveAll(stage), atomicfile.Discard(dir))
+		if err == nil {
+			err = atomicfile.MkdirAll(stage)
 		}
 	}
 	o.at("checkpoint after step %d", t.step)
@@ -148,7 +148,7 @@ func (t *Trainer) saveNative(s state.State) error {
 			err = t.commitNative(dir, part, tensors, s)
 		}
 		if err != nil && o.rank() == 0 { // the disk may be full
-			os.RemoveAll(stage)
+			atomicfile.RemoveAll(stage)
 		}
 		w.done <- err
 	}()
@@ -216,6 +216,9 @@ func (t *Trainer) commitNative(
 	}
 	parts := append([]checkpoint.ProcessFile{mine}, others...)
 	if err := checkpoint.WriteNativeIndex(stage, parts, tensors); err != nil {
+		return err
+	}
+	if err := state.WriteSums(stage); err != nil {
 		return err
 	}
 	if err := checkpoint.Commit(dir); err != nil {

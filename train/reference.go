@@ -3,6 +3,7 @@ package train
 import (
 	"encoding/json"
 	"errors"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -23,6 +24,15 @@ type references struct {
 	Print      state.Fingerprint `json:"made_from"`
 	Data       network.Reference `json:"data"`
 	Validation network.Reference `json:"validation,omitempty"`
+	// CRC is the CRC-32C of the JSON text of both lists.
+	CRC uint32 `json:"crc32c"`
+}
+
+// checksum is the CRC of r.
+func (r references) checksum() uint32 {
+	// It fails only for numbers that are not finite, which no file holds.
+	text, _ := json.Marshal([]network.Reference{r.Data, r.Validation})
+	return crc32.Checksum(text, crc32.MakeTable(crc32.Castagnoli))
 }
 
 // complete reports whether r has all pairs of the data sets. validation may be nil.
@@ -73,14 +83,17 @@ func (t *Trainer) findReferences() error {
 	if have || o.CheckpointPath == "" || o.rank() > 0 {
 		return nil
 	}
-	text, err := json.Marshal(references{t.print, t.reference[t.data], t.reference[t.valid]})
+	r := references{Print: t.print, Data: t.reference[t.data], Validation: t.reference[t.valid]}
+	r.CRC = r.checksum()
+	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
 	return atomicfile.WriteBytes(path, append(text, '\n'))
 }
 
-// readReferences reads referenceFile on rank 0: nil if it does not exist or belongs to another run.
+// readReferences reads referenceFile on rank 0: nil if it does not exist, is damaged or belongs to
+// another run. The run then computes the log-probabilities again.
 func (t *Trainer) readReferences(path string) (*references, error) {
 	if t.options.CheckpointPath == "" || t.options.rank() > 0 {
 		return nil, nil
@@ -92,7 +105,8 @@ func (t *Trainer) readReferences(path string) (*references, error) {
 		return nil, err
 	}
 	var r references
-	if json.Unmarshal(text, &r) != nil || !t.madeFromThis(r) || !r.complete(t.data, t.valid) {
+	if json.Unmarshal(text, &r) != nil || r.CRC != r.checksum() || !t.madeFromThis(r) ||
+		!r.complete(t.data, t.valid) {
 		return nil, nil
 	}
 	return &r, nil

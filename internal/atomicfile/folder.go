@@ -29,10 +29,10 @@ const (
 // flushed, then Commit puts them in place in one step: where the folder exists, by exchanging it
 // with Stage. Entries of kind Other are then moved from the old folder to the new one.
 //
-// A file system that cannot exchange gets two renames, with a moment in between in which there is no
-// folder. Where the folder cannot be renamed (it is a mount point or the working directory, or its
-// parent cannot be written to), files are moved one by one: without its entry files the folder does
-// not open meanwhile. In each case [Recover] completes what a killed process began.
+// A file system that cannot exchange gets two renames, with a moment in between in which there is
+// no folder. Where the folder cannot be renamed (it is a mount point or the working directory, or
+// its parent cannot be written to), files are moved one by one: without its entry files the folder
+// does not open meanwhile. In each case [Recover] completes what a killed process began.
 type Folder struct {
 	Path  string // of the result, without symbolic links
 	Stage string // temporary folder
@@ -194,8 +194,8 @@ func (f *Folder) Abort() {
 	f.Close()
 }
 
-// Commit puts the stage in place. After an error, the folder holds the whole old result or the whole
-// new one.
+// Commit puts the stage in place. After an error, the folder holds the whole old result or the
+// whole new one.
 func (f *Folder) Commit() error {
 	defer f.Close()
 	err := f.prepare()

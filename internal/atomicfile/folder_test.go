@@ -20,7 +20,7 @@ import (
 type content map[string]string
 
 var (
-	oldResult = content{"config": "old", "weights": "old weights", "weights-2": "more", "words": "a"}
+	oldResult = content{"config": "old", "weights": "old weights", "weights-2": "w", "words": "a"}
 	newResult = content{"config": "new", "weights": "new, longer weights", "words": "b"}
 	// others are files of the folder that do not belong to the result.
 	others = content{"README": "mine", "checkpoints/latest": "step-3", "checkpoints/step-3/s": "3"}
@@ -149,7 +149,9 @@ var replacements = map[string]struct {
 	exists bool
 	moves  bool // files are moved, or the folder is missing for a moment
 }{
-	"new":            {begin: func(_ testing.TB, root string) string { return filepath.Join(root, "a/b/out") }},
+	"new": {begin: func(_ testing.TB, root string) string {
+		return filepath.Join(root, "a/b/out")
+	}},
 	"by an exchange": {begin: existing, exists: true},
 	"by two renames": {begin: existing, fail: powerloss.NoExchange, exists: true, moves: true},
 	"by moving files": {exists: true, moves: true,

@@ -101,8 +101,8 @@ func truncateMetrics(path string, done int) error {
 	return atomicfile.WriteBytes(path, kept)
 }
 
-// keptLines returns the complete lines about steps 1 to done. Lines that cannot be read, such as the
-// last ones before a power failure, are left out.
+// keptLines returns the complete lines about steps 1 to done. Lines that cannot be read, such as
+// the last ones before a power failure, are left out.
 func keptLines(old []byte, done int) []byte {
 	var kept []byte
 	for line := range bytes.Lines(old) {

@@ -5,8 +5,8 @@
 // makes the states that a crash may have left after each of them. What it assumes of a file system
 // is less than ext4, xfs and btrfs promise:
 //
-//   - A write or truncation that no Sync of the file followed may be missing, complete, or its first
-//     part with zeros after it, independently of the other ones.
+//   - A write or truncation that no Sync of the file followed may be missing, complete, or its
+//     first part with zeros after it, independently of the other ones.
 //   - A change of names (create, mkdir, rename, exchange, remove) is atomic. Until a SyncFolder of
 //     every folder that it changes, it may be missing, although later ones are there. Only changes
 //     of the same name, and those inside a folder that was made, stay in order.

@@ -1,11 +1,12 @@
 // Package state keeps the checkpoints of a run in a folder.
 //
 // A checkpoint is a folder step-00000100 that appears in one atomic step: the model (or an
-// adapter), the optimizer's state, and state.json. The file latest names the checkpoint to resume
-// from. It moves when the checkpoint is complete.
+// adapter), the optimizer's state, state.json, and checksums.json with the checksums of all files.
+// The file latest names the checkpoint to resume from. It moves when the checkpoint is complete.
 package state
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -38,6 +40,38 @@ type State struct {
 	Identity
 }
 
+// check returns an error if s cannot be the state of a run in the checkpoint name.
+func (s State) check(name string) error {
+	switch {
+	case s.Step < 0 || stepName(s.Step) != name:
+		return fmt.Errorf("step %d, expected that of the folder's name", s.Step)
+	case s.Taken < 0 || s.Taken > s.Step:
+		return fmt.Errorf("%d steps of the optimizer, expected 0 to %d", s.Taken, s.Step)
+	case s.Validated < -1 || s.Validated > s.Step:
+		return fmt.Errorf("a validation after step %d, expected -1 to %d", s.Validated, s.Step)
+	case s.Data.Epoch < 0 || s.Data.Epoch > s.Step || s.Data.Index < 0:
+		return fmt.Errorf("position %d of epoch %d of the data, expected epochs from 0 to %d",
+			s.Data.Index, s.Data.Epoch, s.Step)
+	}
+	return nil
+}
+
+// parse reads the state.json of the checkpoint name.
+func parse(name string, text []byte) (s State, err error) {
+	if err := decode(text, &s); err != nil {
+		return s, err
+	}
+	return s, s.check(name)
+}
+
+func stepName(step int) string { return fmt.Sprintf("%s%08d", stepPrefix, step) }
+
+// isStep reports whether name is that of a checkpoint.
+func isStep(name string) bool {
+	step, err := strconv.Atoi(strings.TrimPrefix(name, stepPrefix))
+	return err == nil && step >= 0 && name == stepName(step)
+}
+
 // Write writes s into a checkpoint that is being made.
 func (s State) Write(stage string) error {
 	text, err := json.MarshalIndent(s, "", "  ")
@@ -55,7 +89,7 @@ type Folder struct {
 
 // Step returns the path of the checkpoint after a step.
 func (f Folder) Step(step int) string {
-	return filepath.Join(f.Path, fmt.Sprintf("%s%08d", stepPrefix, step))
+	return filepath.Join(f.Path, stepName(step))
 }
 
 // Commit makes the checkpoint after a step, which is complete, the one to resume from, and removes
@@ -75,80 +109,147 @@ func (f Folder) prune(step int) error {
 	if err != nil {
 		return err
 	}
-	var complete []string
 	for _, e := range entries {
-		if !e.IsDir() || !strings.HasPrefix(e.Name(), stepPrefix) {
-			continue
-		}
-		if strings.HasSuffix(e.Name(), ".partial") {
-			if err := os.RemoveAll(filepath.Join(f.Path, e.Name())); err != nil {
+		if strings.HasPrefix(e.Name(), stepPrefix) &&
+			strings.HasSuffix(e.Name(), atomicfile.Suffix) {
+			if err := atomicfile.RemoveAll(filepath.Join(f.Path, e.Name())); err != nil {
 				return err
 			}
-			continue
 		}
-		complete = append(complete, e.Name())
 	}
-	slices.Sort(complete)
+	complete, err := f.checkpoints()
+	if err != nil {
+		return err
+	}
 	at := slices.Index(complete, filepath.Base(f.Step(step)))
 	for i, name := range complete { // a folder of a later step was never committed
 		if i > at-f.Keep && i <= at {
 			continue
 		}
-		if err := os.RemoveAll(filepath.Join(f.Path, name)); err != nil {
+		if err := atomicfile.Discard(filepath.Join(f.Path, name)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Clear removes all checkpoints. The pointer to the latest goes first.
-func (f Folder) Clear() error {
+// checkpoints lists the names of the complete checkpoints, the latest last.
+func (f Folder) checkpoints() (names []string, err error) {
 	entries, err := os.ReadDir(f.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		if e.IsDir() && isStep(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int { // longer numbers are larger
+		return cmp.Or(cmp.Compare(len(a), len(b)), strings.Compare(a, b))
+	})
+	return names, err
+}
+
+// Clear removes all checkpoints. The latest goes last, and the pointer to it after that.
+func (f Folder) Clear() error {
+	names, err := f.checkpoints()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := atomicfile.Discard(filepath.Join(f.Path, name)); err != nil {
+			return err
+		}
+	}
+	err = atomicfile.Remove(filepath.Join(f.Path, latestFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	err = os.Remove(filepath.Join(f.Path, latestFile))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := atomicfile.SyncFolder(f.Path); err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.IsDir() && strings.HasPrefix(e.Name(), stepPrefix) {
-			if err := os.RemoveAll(filepath.Join(f.Path, e.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return atomicfile.SyncFolder(f.Path)
 }
 
 // Latest returns the path and the state of the checkpoint to resume from, "" if the folder has
-// none.
+// none. A run that was killed between its first checkpoint and the pointer has no pointer: then it
+// is the last checkpoint.
 func (f Folder) Latest() (dir string, s State, err error) {
-	pointer, err := os.ReadFile(filepath.Join(f.Path, latestFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", s, nil
-	} else if err != nil {
+	path := filepath.Join(f.Path, latestFile)
+	pointer, err := os.ReadFile(path)
+	name := strings.TrimSuffix(string(pointer), "\n")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		names, err := f.checkpoints()
+		if err != nil || len(names) == 0 {
+			return "", s, err
+		}
+		name = names[len(names)-1]
+	case err != nil:
 		return "", s, err
-	}
-	name := strings.TrimSpace(string(pointer))
-	if !filepath.IsLocal(name) || !strings.HasPrefix(name, stepPrefix) {
-		return "", s, fmt.Errorf("%s holds %.80q, expected the name of a checkpoint",
-			filepath.Join(f.Path, latestFile), name)
+	case !isStep(name):
+		return "", s, f.Damaged(path, fmt.Errorf("%s holds %.80q, expected the name of a "+
+			"checkpoint", path, name))
 	}
 	dir = filepath.Join(f.Path, name)
-	data, err := os.ReadFile(filepath.Join(dir, file))
-	if err != nil {
-		return "", s, fmt.Errorf("the latest checkpoint cannot be read: %w", err)
-	}
-	if err := json.Unmarshal(data, &s); err != nil {
-		return "", s, fmt.Errorf("%s: %w", filepath.Join(dir, file), err)
+	if s, err = read(dir); err != nil {
+		return "", s, f.Damaged(dir, err)
 	}
 	return dir, s, nil
+}
+
+// read reads the state of the checkpoint dir.
+func read(dir string) (s State, err error) {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return s, fmt.Errorf("%s, which %s names, does not exist", dir, latestFile)
+	}
+	list, err := readSums(dir)
+	if err != nil {
+		return s, err
+	}
+	if err := list.check(dir, file); err != nil {
+		return s, err
+	}
+	path := filepath.Join(dir, file)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return s, err
+	}
+	if s, err = parse(filepath.Base(dir), text); err != nil {
+		return s, fmt.Errorf("%s: %w", path, err)
+	}
+	return s, nil
+}
+
+// Damaged adds to err, which says why the checkpoint dir cannot be read, how to resume from the
+// last one before it that can be read.
+func (f Folder) Damaged(dir string, err error) error {
+	names, _ := f.checkpoints()
+	for _, name := range slices.Backward(names) {
+		other := filepath.Join(f.Path, name)
+		if other == dir || isStep(filepath.Base(dir)) && name > filepath.Base(dir) {
+			continue
+		}
+		if _, bad := read(other); bad != nil || VerifyAll(other) != nil {
+			continue
+		}
+		return fmt.Errorf("%w; the checkpoint %s is intact: to resume from it, write its name "+
+			"into the file %s", err, name, filepath.Join(f.Path, latestFile))
+	}
+	return fmt.Errorf("%w; no other checkpoint in %s is intact: start again with --overwrite", err,
+		f.Path)
+}
+
+// VerifyAll is [Verify], also for the files of all ranks if the checkpoint has the native format.
+func VerifyAll(dir string) error {
+	if err := Verify(dir); err != nil || !Native(dir) {
+		return err
+	}
+	c, err := checkpoint.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.CheckFiles()
 }
 
 // Native reports whether the checkpoint dir has the native format.
@@ -166,7 +267,7 @@ func NewLock(path string) (*Lock, error) {
 	if path == "" {
 		return nil, nil
 	}
-	if err := os.MkdirAll(path, 0o777); err != nil {
+	if err := atomicfile.MkdirAll(path); err != nil {
 		return nil, err
 	}
 	dir, err := os.Open(path)
@@ -184,7 +285,7 @@ func NewLock(path string) (*Lock, error) {
 // Release releases the lock, and removes the folder if it is empty.
 func (l *Lock) Release() {
 	if l != nil {
-		os.Remove(l.dir.Name())
+		atomicfile.Remove(l.dir.Name())
 		l.dir.Close()
 	}
 }
