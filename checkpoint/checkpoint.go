@@ -34,6 +34,7 @@ import (
 	"strings"
 	"syscall"
 
+	"conquer/internal/budget"
 	"conquer/internal/wrongfile"
 	"conquer/torch"
 )
@@ -101,10 +102,16 @@ type mapping struct {
 	*torch.Mapping
 }
 
-// opener maps the files that readers open.
-type opener struct{ files []*mapping }
+// opener maps the files that readers open, and holds the budget of what they read.
+type opener struct {
+	files  []*mapping
+	budget *budget.Budget
+}
 
 func (o *opener) open(path string) (*mapping, error) {
+	if err := wrongfile.Regular(path); err != nil {
+		return nil, err
+	}
 	m, err := torch.OpenMapping(path)
 	if err != nil {
 		return nil, err
@@ -139,7 +146,7 @@ func Open(path string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, read := &opener{}, readFile
+	o, read := &opener{budget: budget.New(budget.Model)}, readFile
 	if info.IsDir() {
 		read = readFolder
 	}
@@ -186,22 +193,22 @@ func readFile(o *opener, path string) (format string, c contents, err error) {
 		}
 		return GGUF, c, err
 	}
-	if format, c.tensors, err = readWeights(file, nil); err == nil {
-		c.config, c.generation, err = readConfigs(filepath.Dir(path))
+	if format, c.tensors, err = readWeights(o, file, nil); err == nil {
+		c.config, c.generation, err = readConfigs(o, filepath.Dir(path))
 	}
 	return format, c, err
 }
 
 // readWeights finds the tensors of a safetensors or PyTorch file: all, or those wanted.
-func readWeights(file *mapping, wanted map[string]bool) (format string, tensors []*stored,
-	err error) {
+func readWeights(o *opener, file *mapping, wanted map[string]bool) (format string,
+	tensors []*stored, err error) {
 	var records []record
 	kind := wrongfile.SafeTensors
 	if format = SafeTensors; isTorchFile(file.path, file.Bytes()) {
 		format, kind = PyTorch, wrongfile.PyTorch
-		records, err = parseTorch(file.Bytes())
+		records, err = parseTorch(file.Bytes(), o.budget)
 	} else {
-		records, _, err = parseSafetensors(file.Bytes())
+		records, _, err = parseSafetensors(file.Bytes(), o.budget)
 	}
 	if err != nil {
 		return format, nil, fmt.Errorf("%s: %w", file.path,

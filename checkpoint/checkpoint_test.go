@@ -216,7 +216,7 @@ func TestOpen_NamesBadFoldersAndWhatWasExpected(t *testing.T) {
 			[]string{"/s", `"b"`, indexFile}},
 		"deep nesting": {map[string]string{indexFile: `{"x":` + strings.Repeat("[", 1e6)},
 			[]string{indexFile, "depth"}},
-		"deep config": {map[string]string{configFile: strings.Repeat(`{"a":`, 1e6),
+		"deep config": {map[string]string{configFile: strings.Repeat(`[`, 1e6),
 			weightsFile: one}, []string{configFile, "depth"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"conquer/internal/budget"
 	"conquer/internal/pyjson"
 	"conquer/internal/wrongfile"
 )
@@ -23,14 +24,17 @@ const (
 	generationFile = "generation_config.json"
 )
 
-// maxJSONFile is the size in bytes beyond which a config or an index is refused.
-const maxJSONFile = 100_000_000
+// The sizes in bytes beyond which a config and an index are refused.
+const (
+	maxConfig = 4 << 20
+	maxIndex  = 64 << 20
+)
 
 // readFolder reads a folder of Hugging Face's or Meta's layout, or a native checkpoint. As in
 // transformers, model.safetensors is taken before an index, and safetensors before pickles. Meta's
 // files, which some models have besides, come last.
 func readFolder(o *opener, dir string) (format string, c contents, err error) {
-	if text, err := readJSONFile(filepath.Join(dir, NativeFile)); err == nil {
+	if text, err := wrongfile.Read(filepath.Join(dir, NativeFile), maxIndex); err == nil {
 		c, err = readNative(o, dir, text)
 		return Native, c, err
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -41,10 +45,10 @@ func readFolder(o *opener, dir string) (format string, c contents, err error) {
 		if _, err := os.Stat(path); err == nil {
 			return readFile(o, path)
 		}
-		text, err := readJSONFile(index)
+		text, err := wrongfile.Read(index, maxIndex)
 		if err == nil {
 			if format, c.tensors, err = readShards(o, dir, index, text); err == nil {
-				c.config, c.generation, err = readConfigs(dir)
+				c.config, c.generation, err = readConfigs(o, dir)
 			}
 			return format, c, err
 		}
@@ -78,6 +82,10 @@ func isTorchFile(path string, data []byte) bool {
 // folder's files make the model.
 func readShards(o *opener, dir, index string, text []byte) (format string, tensors []*stored,
 	err error) {
+	c := budget.Count(text)
+	if err := o.budget.Take(len(text) + 4*c.StringBytes + 128*c.Values); err != nil {
+		return "", nil, fmt.Errorf("%s: %w", index, err)
+	}
 	var shards []string
 	wanted := map[string]map[string]bool{}
 	hasMap := false
@@ -117,7 +125,7 @@ func readShards(o *opener, dir, index string, text []byte) (format string, tenso
 			return "", nil, fmt.Errorf("%w (%s names it for tensor %q: fetch all files that it "+
 				"names)", err, index, first(wanted[shard]))
 		}
-		kind, list, err := readWeights(file, wanted[shard])
+		kind, list, err := readWeights(o, file, wanted[shard])
 		if err != nil {
 			return "", nil, err
 		}
@@ -157,17 +165,16 @@ func skipValue(d *json.Decoder) error {
 }
 
 // readConfigs reads config.json and generation_config.json; nil for one that is missing.
-func readConfigs(dir string) (config, generation []byte, err error) {
+func readConfigs(o *opener, dir string) (config, generation []byte, err error) {
 	for name, to := range map[string]*[]byte{configFile: &config, generationFile: &generation} {
 		path := filepath.Join(dir, name)
-		text, err := readJSONFile(path)
+		text, err := o.readConfig(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return nil, nil, err
 		}
-		text = pyjson.Standard(text)
 		var object map[string]any
 		if err := json.Unmarshal(text, &object); err != nil {
 			err = wrongfile.Explain(text, wrongfile.JSON, err)
@@ -181,13 +188,15 @@ func readConfigs(dir string) (config, generation []byte, err error) {
 	return config, generation, nil
 }
 
-func readJSONFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
+// readConfig reads a JSON file that is decoded as a whole, in standard JSON.
+func (o *opener) readConfig(path string) ([]byte, error) {
+	text, err := wrongfile.Read(path, maxConfig)
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() || info.Size() > maxJSONFile {
-		return nil, fmt.Errorf("%s: expected a regular file of at most %d bytes", path, maxJSONFile)
+	text = pyjson.Standard(text)
+	if err := o.budget.JSON(text); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return os.ReadFile(path)
+	return text, nil
 }

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"conquer/internal/budget"
 )
 
 const fixtures = "testdata"
@@ -33,7 +35,7 @@ func FuzzSafetensors(f *testing.F) {
 	f.Add([]byte(safetensorsFile(`{"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},`+
 		`"b":{"dtype":"U8","shape":[2],"data_offsets":[4,6]}}`, "123456")))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		records, _, err := parseSafetensors(data)
+		records, _, err := parseSafetensors(data, budget.New(budget.Model))
 		if err != nil {
 			return
 		}
@@ -175,7 +177,7 @@ func FuzzGGUF(f *testing.F) {
 		uint64(1), "x").
 		tensors(ggufTensor{"token_embd.weight", 12, []uint64{256, 2}, 0}).data(288)))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		file, err := parseGGUF(data)
+		file, err := parseGGUF(data, budget.New(budget.Model))
 		if err != nil {
 			return
 		}

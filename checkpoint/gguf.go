@@ -7,6 +7,9 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"unsafe"
+
+	"conquer/internal/budget"
 )
 
 // The types of GGUF metadata values.
@@ -39,9 +42,10 @@ type ggufFile struct {
 
 // parseGGUF reads the header of the GGUF file in data, version 2 or 3 and little-endian:
 // https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count is compared with the
-// remaining bytes before anything is allocated for it, so memory stays proportional to the file.
-func parseGGUF(data []byte) (*ggufFile, error) {
-	r := &ggufReader{data: data}
+// remaining bytes before anything is allocated for it, and what is allocated is taken from the
+// budget.
+func parseGGUF(data []byte, left *budget.Budget) (*ggufFile, error) {
+	r := &ggufReader{data: data, budget: left}
 	if string(r.take(4)) != "GGUF" {
 		return nil, fmt.Errorf("the file does not begin with GGUF")
 	}
@@ -57,6 +61,7 @@ func parseGGUF(data []byte) (*ggufFile, error) {
 	for i := 0; i < pairs && r.err == nil; i++ {
 		at := r.at
 		key := r.string()
+		r.allow(96) // an entry of the map
 		value := r.value(r.uint32(), 0)
 		if r.err != nil {
 			return nil, fmt.Errorf("metadata %d of %d (%.80q) at byte %d: %w", i+1, pairs, key, at,
@@ -70,6 +75,7 @@ func parseGGUF(data []byte) (*ggufFile, error) {
 	names := map[string]bool{}
 	for i := 0; i < tensors && r.err == nil; i++ {
 		at := r.at
+		r.allow(512) // a record, its place in a checkpoint, and entries of maps by its name
 		t := r.tensor()
 		if r.err != nil {
 			return nil, fmt.Errorf("tensor %.80q (%d of %d, described at byte %d): %w", t.name,
@@ -126,9 +132,17 @@ func (f *ggufFile) place(headerEnd, size int) error {
 // ggufReader reads a file's bytes in order. After the first failure it keeps the reason and returns
 // zeros.
 type ggufReader struct {
-	data []byte
-	at   int
-	err  error
+	data   []byte
+	at     int
+	budget *budget.Budget
+	err    error
+}
+
+// allow takes bytes from the budget for what is made of the file's.
+func (r *ggufReader) allow(bytes int) {
+	if r.err == nil {
+		r.err = r.budget.Take(bytes)
+	}
 }
 
 func (r *ggufReader) fail(format string, args ...any) {
@@ -180,7 +194,9 @@ func (r *ggufReader) count(what string, least int) int {
 }
 
 func (r *ggufReader) string() string {
-	return string(r.take(r.count("string", 1)))
+	n := r.count("string", 1)
+	r.allow(n)
+	return string(r.take(n))
 }
 
 // tensor reads one description. Its offset is relative to the data section.
@@ -311,39 +327,55 @@ func (r *ggufReader) array(depth int) any {
 	n := r.count("array", least)
 	switch kind {
 	case ggufUint8:
-		return ggufList[uint8](r, kind, n, depth)
+		return ggufNumbers[uint8](r, n)
 	case ggufInt8:
-		return ggufList[int8](r, kind, n, depth)
+		return ggufNumbers[int8](r, n)
 	case ggufUint16:
-		return ggufList[uint16](r, kind, n, depth)
+		return ggufNumbers[uint16](r, n)
 	case ggufInt16:
-		return ggufList[int16](r, kind, n, depth)
+		return ggufNumbers[int16](r, n)
 	case ggufUint32:
-		return ggufList[uint32](r, kind, n, depth)
+		return ggufNumbers[uint32](r, n)
 	case ggufInt32:
-		return ggufList[int32](r, kind, n, depth)
+		return ggufNumbers[int32](r, n)
 	case ggufFloat32:
-		return ggufList[float32](r, kind, n, depth)
-	case ggufBool:
-		return ggufList[bool](r, kind, n, depth)
-	case ggufString:
-		return ggufList[string](r, kind, n, depth)
+		return ggufNumbers[float32](r, n)
 	case ggufUint64:
-		return ggufList[uint64](r, kind, n, depth)
+		return ggufNumbers[uint64](r, n)
 	case ggufInt64:
-		return ggufList[int64](r, kind, n, depth)
+		return ggufNumbers[int64](r, n)
 	case ggufFloat64:
-		return ggufList[float64](r, kind, n, depth)
+		return ggufNumbers[float64](r, n)
+	case ggufBool:
+		return ggufList(r, n, 1, func() bool { return r.value(kind, depth+1) == true })
+	case ggufString:
+		return ggufList(r, n, 16, r.string)
 	default:
-		return ggufList[any](r, kind, n, depth)
+		return ggufList(r, n, 40, func() any { return r.value(kind, depth+1) })
 	}
 }
 
-// ggufList reads n values whose Go type is T.
-func ggufList[T any](r *ggufReader, kind uint32, n, depth int) []T {
+// ggufNumbers reads n numbers, whose bytes are there.
+func ggufNumbers[T any](r *ggufReader, n int) []T {
+	bytes := r.take(n * int(unsafe.Sizeof(*new(T))))
+	if r.allow(len(bytes)); r.err != nil {
+		return nil
+	}
+	list := make([]T, n)
+	if _, err := binary.Decode(bytes, binary.LittleEndian, list); err != nil {
+		r.fail("%w", err)
+	}
+	return list
+}
+
+// ggufList reads n values, each of which takes size bytes beside what read takes.
+func ggufList[T any](r *ggufReader, n, size int, read func() T) []T {
+	if r.allow(n * size); r.err != nil {
+		return nil
+	}
 	list := make([]T, 0, n)
 	for i := 0; i < n; i++ {
-		v, _ := r.value(kind, depth+1).(T)
+		v := read()
 		if r.err != nil {
 			return nil
 		}

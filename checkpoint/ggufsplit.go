@@ -32,7 +32,7 @@ type ggufPart struct {
 // readGGUFParts reads the header of file and, if it is the first of several that a model was split
 // into, those of the others.
 func readGGUFParts(o *opener, file *mapping) ([]ggufPart, error) {
-	first, err := readGGUFPart(file)
+	first, err := readGGUFPart(o, file)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func readGGUFParts(o *opener, file *mapping) ([]ggufPart, error) {
 		if err != nil {
 			return nil, err
 		}
-		part, err := readGGUFPart(next)
+		part, err := readGGUFPart(o, next)
 		if err != nil {
 			return nil, err
 		}
@@ -89,8 +89,8 @@ func readGGUFParts(o *opener, file *mapping) ([]ggufPart, error) {
 	return parts, nil
 }
 
-func readGGUFPart(file *mapping) (ggufPart, error) {
-	parsed, err := parseGGUF(file.Bytes())
+func readGGUFPart(o *opener, file *mapping) (ggufPart, error) {
+	parsed, err := parseGGUF(file.Bytes(), o.budget)
 	if err != nil {
 		err = fmt.Errorf("%s: %w", file.path, wrongfile.Explain(file.Bytes(), wrongfile.GGUF, err))
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 
+	"conquer/internal/budget"
 	"conquer/torch"
 )
 
@@ -176,7 +177,7 @@ func FuzzGGUFRoundTrip(f *testing.F) {
 		if err := w.write(&b, nil); err != nil {
 			t.Fatal(err)
 		}
-		file, err := parseGGUF(b.Bytes())
+		file, err := parseGGUF(b.Bytes(), budget.New(budget.Model))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -65,7 +65,7 @@ func readMeta(o *opener, dir string) (format string, c contents, err error) {
 			dir)
 	}
 	path := filepath.Join(dir, paramsFile)
-	text, err := readJSONFile(path)
+	text, err := o.readConfig(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w: it belongs beside consolidated.00.pth", err)
 	}
@@ -76,7 +76,7 @@ func readMeta(o *opener, dir string) (format string, c contents, err error) {
 	if err != nil {
 		return Meta, c, fmt.Errorf("%s: %w", path, wrongfile.Explain(text, wrongfile.JSON, err))
 	}
-	if c.config, c.generation, err = readConfigs(dir); err != nil {
+	if c.config, c.generation, err = readConfigs(o, dir); err != nil {
 		return Meta, c, err
 	}
 	parts, err := metaParts(o, dir)
@@ -180,7 +180,7 @@ func metaParts(o *opener, dir string) ([]*metaFile, error) {
 		if err != nil {
 			return nil, err
 		}
-		records, err := parseTorch(file.Bytes())
+		records, err := parseTorch(file.Bytes(), o.budget)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path,
 				wrongfile.Explain(file.Bytes(), wrongfile.PyTorch, err))

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"conquer/internal/atomicfile"
+	"conquer/internal/budget"
 	"conquer/internal/wrongfile"
 	"conquer/torch"
 )
@@ -171,6 +172,11 @@ type nativeFragment struct {
 // exactly.
 func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 	path := filepath.Join(dir, NativeFile)
+	counts := budget.Count(text)
+	err = o.budget.Take(len(text) + counts.StringBytes + 8*counts.Values + 192*counts.Objects)
+	if err != nil {
+		return c, fmt.Errorf("%s: %w", path, err)
+	}
 	var index nativeIndex
 	if err := json.Unmarshal(text, &index); err != nil {
 		return c, fmt.Errorf("%s: %w", path, wrongfile.Explain(text, wrongfile.JSON, err))
@@ -178,7 +184,7 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 	if index.Version != 1 {
 		return c, fmt.Errorf("%s has version %d, expected 1", path, index.Version)
 	}
-	if c.config, c.generation, err = readConfigs(dir); err != nil {
+	if c.config, c.generation, err = readConfigs(o, dir); err != nil {
 		return c, err
 	}
 	c.native = map[string]*nativeTensor{}
@@ -309,7 +315,7 @@ func (c *contents) addPart(o *opener, dir string, part ProcessFile) error {
 		return err
 	}
 	file := &nativeFile{mapping: mapped, part: part}
-	records, _, err := parseSafetensors(mapped.Bytes())
+	records, _, err := parseSafetensors(mapped.Bytes(), o.budget)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}

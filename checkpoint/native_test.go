@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"conquer/internal/budget"
 	"conquer/torch"
 )
 
@@ -152,7 +153,7 @@ func FuzzNativeIndex(f *testing.F) {
 	}
 	f.Add(text)
 	f.Fuzz(func(t *testing.T, text []byte) {
-		o := new(opener)
+		o := &opener{budget: budget.New(budget.Model)}
 		found, err := readNative(o, dir, text)
 		c := assemble(dir, Native, found, o)
 		defer c.Close()

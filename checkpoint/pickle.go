@@ -7,6 +7,8 @@ import (
 	"math"
 	"slices"
 	"strings"
+
+	"conquer/internal/budget"
 )
 
 // A pickle is a program for a small stack machine that can import and call any Python function. The
@@ -83,18 +85,20 @@ func rebuildTensor(args []any) (any, error) {
 	offset, ok2 := args[1].(int)
 	shape, ok3 := pickleInts(args[2])
 	strides, ok4 := pickleInts(args[3])
-	if !ok || !ok2 || !ok3 || !ok4 || offset < 0 || len(shape) != len(strides) ||
-		len(shape) > maxRank {
+	if !ok || !ok2 || !ok3 || !ok4 || offset < 0 || len(shape) != len(strides) {
 		return nil, fmt.Errorf("a tensor that is not made of a storage, an offset, a size and a " +
 			"stride")
 	}
 	return &pickleTensor{storage, offset, shape, strides}, nil
 }
 
-// pickleInts gives a tuple of integers that are not negative.
+// pickleInts gives a tuple of integers that are not negative, at most maxRank of them.
 func pickleInts(v any) ([]int, bool) {
 	list, ok := v.(*pickleList)
 	if !ok {
+		return nil, false
+	}
+	if len(list.items) > maxRank {
 		return nil, false
 	}
 	ints := make([]int, len(list.items))
@@ -106,9 +110,10 @@ func pickleInts(v any) ([]int, bool) {
 	return ints, true
 }
 
-// unpickle runs a pickle and returns its result. Memory stays proportional to the pickle's length.
-func unpickle(data []byte) (value any, err error) {
-	m := &pickleMachine{data: data, memo: map[int]any{}}
+// unpickle runs a pickle and returns its result. What the instructions make is taken from the
+// budget.
+func unpickle(data []byte, left *budget.Budget) (value any, err error) {
+	m := &pickleMachine{data: data, memo: map[int]any{}, budget: left}
 	for {
 		at := m.at
 		op := m.take(1)
@@ -137,13 +142,45 @@ type pickleMachine struct {
 	stack []any
 	marks []int
 	memo  map[int]any
-	err   error
+
+	budget *budget.Budget
+	err    error
 }
 
 func (m *pickleMachine) fail(format string, args ...any) {
 	if m.err == nil {
 		m.err = fmt.Errorf(format, args...)
 	}
+}
+
+// The bytes that are taken from the budget for an instruction, and for the instructions that make
+// objects or keep them.
+const (
+	pickleStep   = 48  // a place on the stack, and in the list that it moves to
+	pickleObject = 160 // a list, a dictionary, a storage or a tensor
+	pickleEntry  = 96  // an entry of a dictionary or of the memo
+)
+
+// allow takes bytes from the budget.
+func (m *pickleMachine) allow(bytes int) {
+	if m.err == nil {
+		m.err = m.budget.Take(bytes)
+	}
+}
+
+// text returns the next n bytes as a string.
+func (m *pickleMachine) text(n int) string {
+	b := m.take(n)
+	if m.allow(len(b)); m.err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// remember keeps the value on top of the stack.
+func (m *pickleMachine) remember(n int) {
+	m.allow(pickleEntry)
+	m.memo[n] = m.top()
 }
 
 // take returns the next n bytes; after a failure, zeros, at most as many as the pickle has bytes.
@@ -180,7 +217,7 @@ func (m *pickleMachine) line() string {
 		m.fail("it ends in the middle")
 		return ""
 	}
-	return string(m.take(end + 1)[:end])
+	return strings.TrimSuffix(m.text(end+1), "\n")
 }
 
 func (m *pickleMachine) push(v any) { m.stack = append(m.stack, v) }
@@ -220,6 +257,9 @@ func (m *pickleMachine) top() any {
 }
 
 func (m *pickleMachine) step(op byte) {
+	if m.allow(pickleStep); m.err != nil {
+		return
+	}
 	switch op {
 	case 0x80: // PROTO
 		if n := m.take(1)[0]; n < 2 || n > 5 {
@@ -257,18 +297,22 @@ func (m *pickleMachine) step(op byte) {
 	case 'G':
 		m.push(math.Float64frombits(binary.BigEndian.Uint64(m.take(8))))
 	case 'X', 'T':
-		m.push(string(m.take(m.number(4))))
+		m.push(m.text(m.number(4)))
 	case 0x8c, 'U':
-		m.push(string(m.take(m.number(1))))
+		m.push(m.text(m.number(1)))
 	case 0x8d:
-		m.push(string(m.take(m.number(8))))
+		m.push(m.text(m.number(8)))
 	case '}':
+		m.allow(pickleObject)
 		m.push(newPickleDict())
 	case ']', ')':
+		m.allow(pickleObject)
 		m.push(&pickleList{})
 	case 't':
+		m.allow(pickleObject)
 		m.push(&pickleList{m.toMark()})
 	case 0x85, 0x86, 0x87: // TUPLE1 to TUPLE3
+		m.allow(pickleObject)
 		items := make([]any, op-0x84)
 		for i := len(items) - 1; i >= 0; i-- {
 			items[i] = m.pop()
@@ -296,11 +340,11 @@ func (m *pickleMachine) step(op byte) {
 		}
 		m.setItems(items)
 	case 'q':
-		m.memo[m.number(1)] = m.top()
+		m.remember(m.number(1))
 	case 'r':
-		m.memo[m.number(4)] = m.top()
+		m.remember(m.number(4))
 	case 0x94: // MEMOIZE
-		m.memo[len(m.memo)] = m.top()
+		m.remember(len(m.memo))
 	case 'h':
 		m.recall(m.number(1))
 	case 'j':
@@ -317,6 +361,7 @@ func (m *pickleMachine) step(op byte) {
 		}
 		m.global(module, name)
 	case 'R':
+		m.allow(pickleObject)
 		args, ok := m.pop().(*pickleList)
 		global, ok2 := m.pop().(pickleGlobal)
 		call := pickleCalls[global]
@@ -330,6 +375,9 @@ func (m *pickleMachine) step(op byte) {
 			v, err := call(args.items)
 			if err != nil {
 				m.fail("%w", err)
+			}
+			if t, ok := v.(*pickleTensor); ok {
+				m.allow(8 * len(t.shape) * 2)
 			}
 			m.push(v)
 		}
@@ -368,6 +416,7 @@ func (m *pickleMachine) setItems(items []any) {
 	}
 	for i := 0; i < len(items); i += 2 {
 		if key, ok := items[i].(string); ok {
+			m.allow(pickleEntry)
 			d.set(key, items[i+1])
 		}
 	}
@@ -398,5 +447,6 @@ func (m *pickleMachine) storage(id any) {
 		m.fail("a storage that is not described by its class, key and number of elements")
 		return
 	}
+	m.allow(pickleObject)
 	m.push(&pickleStorage{key, storageDtypes[class], count})
 }

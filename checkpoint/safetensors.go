@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+
+	"conquer/internal/budget"
 )
 
 // maxSafetensorsHeader is the longest header that the reference implementation reads.
@@ -39,8 +41,10 @@ type record struct {
 
 // parseSafetensors reads the header of the safetensors file in data and checks it as the format
 // demands: https://github.com/huggingface/safetensors. Tensors must cover the bytes behind the
-// header exactly, without gaps or overlaps. The records are ordered by their offsets.
-func parseSafetensors(data []byte) ([]record, map[string]string, error) {
+// header exactly, without gaps or overlaps. The records are ordered by their offsets. What they
+// take is taken from the budget.
+func parseSafetensors(data []byte, left *budget.Budget) ([]record, map[string]string,
+	error) {
 	if len(data) < 8 {
 		return nil, nil, fmt.Errorf("the file has %d bytes, a safetensors file has at least 8",
 			len(data))
@@ -58,6 +62,11 @@ func parseSafetensors(data []byte) ([]record, map[string]string, error) {
 	header := data[8:start]
 	if len(header) == 0 || header[0] != '{' {
 		return nil, nil, fmt.Errorf("the header does not begin with '{': not a safetensors file?")
+	}
+	// a record, its place in a checkpoint, and the entries of maps by its name
+	c := budget.Count(header)
+	if err := left.Take(len(header) + 4*c.StringBytes + 32*c.Values + 512*c.Objects); err != nil {
+		return nil, nil, fmt.Errorf("header of %d bytes: %w", length, err)
 	}
 	var records []record
 	metadata := map[string]string{}

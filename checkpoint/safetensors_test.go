@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"conquer/internal/budget"
 )
 
 func TestSafetensors_HostileFilesAreRefusedByTensor(t *testing.T) {
@@ -102,7 +104,7 @@ func TestSafetensors_TruncatedFilesAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := range data {
-		if _, _, err := parseSafetensors(data[:n]); err == nil {
+		if _, _, err := parseSafetensors(data[:n], budget.New(budget.Model)); err == nil {
 			t.Fatalf("%d of %d bytes were accepted", n, len(data))
 		}
 	}
@@ -118,7 +120,8 @@ func TestSafetensors_HeaderIsReadAsWritten(t *testing.T) {
 	if err != nil || len(header)%8 != 0 {
 		t.Fatalf("%v, %d bytes", err, len(header))
 	}
-	got, metadata, err := parseSafetensors(append(header, make([]byte, 26)...))
+	got, metadata, err := parseSafetensors(append(header, make([]byte, 26)...),
+		budget.New(budget.Model))
 	if err != nil {
 		t.Fatal(err)
 	}

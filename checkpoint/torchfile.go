@@ -4,32 +4,59 @@ import (
 	"archive/zip"
 	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
+	"math"
 	"path"
 	"slices"
 	"strings"
+
+	"conquer/internal/budget"
 )
 
-// maxPickle is the size of the longest pickle that is read; a model of 100,000 tensors takes a
-// fifth of it.
-const maxPickle = 100_000_000
+// maxDirectory is the longest list of files in an archive that is read; a model of 100,000 tensors
+// takes a half of it.
+const maxDirectory = 16 << 20
+
+// directoryReader fails when more bytes of a file were read than a list of files takes.
+type directoryReader struct {
+	*bytes.Reader
+	left int
+}
+
+func (r *directoryReader) ReadAt(p []byte, offset int64) (int, error) {
+	if r.left -= len(p); r.left < 0 {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return r.Reader.ReadAt(p, offset)
+}
 
 // parseTorch reads a dictionary of tensors that torch.save wrote: a zip archive of a pickle, which
 // describes the tensors, and an uncompressed file for each storage. The pickle is not executed: see
 // [unpickle]. Records are in the dictionary's order; strides are set for tensors that are not
-// contiguous.
-func parseTorch(data []byte) ([]record, error) {
+// contiguous. What is read is taken from the budget.
+func parseTorch(data []byte, left *budget.Budget) ([]record, error) {
 	if !bytes.HasPrefix(data, []byte("PK")) {
 		return nil, fmt.Errorf("it is not a zip archive, as PyTorch writes since 1.6: truncated, " +
 			"or older? torch.load and torch.save it again")
 	}
-	archive, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
+	list := &directoryReader{bytes.NewReader(data), maxDirectory}
+	archive, err := zip.NewReader(list, int64(len(data)))
+	switch {
+	case list.left < 0:
+		return nil, fmt.Errorf("its list of files has more than %d bytes", maxDirectory)
+	case err != nil:
 		return nil, fmt.Errorf("%w: truncated?", err)
 	}
-	prefix, files := "", map[string]span{}
+	// an entry of 46 bytes becomes a file and a span
+	if err := left.Take(8 * (maxDirectory - list.left)); err != nil {
+		return nil, err
+	}
+	list.left = math.MaxInt
+	files := map[string]span{}
+	var pickle *span
+	var checksum uint32
 	var order []span
 	for _, f := range archive.File {
 		if files[f.Name].name != "" {
@@ -48,12 +75,13 @@ func parseTorch(data []byte) ([]record, error) {
 			f.Method == zip.Store && f.CompressedSize64 == f.UncompressedSize64}
 		files[f.Name] = s
 		order = append(order, s)
-		if base := path.Base(f.Name); base == "data.pkl" {
-			if prefix != "" {
+		switch path.Base(f.Name) {
+		case "data.pkl":
+			if pickle != nil {
 				return nil, fmt.Errorf("the archive has two files data.pkl")
 			}
-			prefix = strings.TrimSuffix(f.Name, base)
-		} else if base == "constants.pkl" {
+			pickle, checksum = &s, f.CRC32
+		case "constants.pkl":
 			return nil, fmt.Errorf("it is a TorchScript program, expected a dictionary of tensors")
 		}
 	}
@@ -63,19 +91,29 @@ func parseTorch(data []byte) ([]record, error) {
 			return nil, fmt.Errorf("the files %.80q and %.80q overlap", before.name, order[i].name)
 		}
 	}
-	text, err := readMember(archive, prefix+"data.pkl", maxPickle)
+	switch {
+	case pickle == nil:
+		return nil, fmt.Errorf("the archive has no file data.pkl: not written by torch.save?")
+	case !pickle.plain:
+		return nil, fmt.Errorf("data.pkl is compressed, which torch.save does not do")
+	}
+	prefix := strings.TrimSuffix(pickle.name, "data.pkl")
+	if order, ok := files[prefix+"byteorder"]; ok && string(order.of(data)) != "little" {
+		return nil, fmt.Errorf("its numbers are %.10q-endian, expected little", order.of(data))
+	}
+	if err := left.Take(pickle.bytes); err != nil {
+		return nil, fmt.Errorf("data.pkl of %d bytes: %w", pickle.bytes, err)
+	}
+	text := pickle.of(data)
+	if crc32.ChecksumIEEE(text) != checksum {
+		return nil, fmt.Errorf("data.pkl does not have the checksum that the archive gives it: " +
+			"damaged?")
+	}
+	value, err := unpickle(text, left)
 	if err != nil {
 		return nil, err
 	}
-	if order, err := readMember(archive, prefix+"byteorder",
-		16); err == nil && string(order) != "little" {
-		return nil, fmt.Errorf("its numbers are %.10q-endian, expected little", order)
-	}
-	value, err := unpickle(text)
-	if err != nil {
-		return nil, err
-	}
-	return torchRecords(value, prefix, files)
+	return torchRecords(value, prefix, files, len(data))
 }
 
 // span is the place of a file in an archive.
@@ -85,26 +123,14 @@ type span struct {
 	plain         bool // not compressed
 }
 
-func readMember(archive *zip.Reader, name string, most int64) ([]byte, error) {
-	f, err := archive.Open(name)
-	if err != nil {
-		return nil, fmt.Errorf("the archive has no file %s: not written by torch.save?",
-			path.Base(name))
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(text)) > most {
-		err = errors.New("it is too long")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path.Base(name), err)
-	}
-	return text, nil
-}
+func (s span) of(data []byte) []byte { return data[s.offset : s.offset+s.bytes] }
 
 // torchRecords locates the tensors of an unpickled dictionary, or of the one that a training
 // program stored in it as "state_dict" or "model".
-func torchRecords(value any, prefix string, files map[string]span) ([]record, error) {
+//
+// Tensors may share a storage, as a tied head does. Together they must not have more than twice the
+// bytes of the file, which has size.
+func torchRecords(value any, prefix string, files map[string]span, size int) ([]record, error) {
 	d, ok := value.(*pickleDict)
 	if !ok {
 		return nil, fmt.Errorf("it holds no dictionary of tensors")
@@ -116,6 +142,7 @@ func torchRecords(value any, prefix string, files map[string]span) ([]record, er
 		}
 	}
 	var records []record
+	total := 0
 	for _, name := range d.keys {
 		t, ok := d.values[name].(*pickleTensor)
 		if !ok {
@@ -124,6 +151,10 @@ func torchRecords(value any, prefix string, files map[string]span) ([]record, er
 		r, err := t.place(name, prefix, files)
 		if err != nil {
 			return nil, fmt.Errorf("tensor %.80q: %w", name, err)
+		}
+		if total += r.bytes; total > 2*size {
+			return nil, fmt.Errorf("tensor %.80q: the tensors share their storages: they have "+
+				"more than twice the bytes of the file", name)
 		}
 		records = append(records, r)
 	}

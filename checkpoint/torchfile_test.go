@@ -9,6 +9,7 @@ import (
 	"slices"
 	"testing"
 
+	"conquer/internal/budget"
 	"conquer/torch"
 )
 
@@ -179,7 +180,7 @@ func FuzzTorchFile(f *testing.F) {
 		"X\x09\x00\x00\x00_metadatah\x01sb."), []byte{})
 	f.Fuzz(func(t *testing.T, pickle, storage []byte) {
 		data := torchArchive(string(pickle), map[string]string{"0": string(storage)})
-		records, err := parseTorch(data)
+		records, err := parseTorch(data, budget.New(budget.Model))
 		if err != nil {
 			return
 		}
@@ -199,7 +200,7 @@ func FuzzTorchArchive(f *testing.F) {
 	f.Add(torchArchive(pickled(24, 3, []int{4, 5}, []int{1, 4}),
 		map[string]string{"0": floats(24)}))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		records, err := parseTorch(data)
+		records, err := parseTorch(data, budget.New(budget.Model))
 		if err != nil {
 			return
 		}

@@ -7,6 +7,8 @@ import (
 	"math"
 	"slices"
 	"strings"
+
+	"conquer/text/tokenizer"
 )
 
 // Settings are what a generation_config.json says about choosing tokens. A nil pointer means that
@@ -93,8 +95,8 @@ var settingsFields = map[string]settingsField{
 				s.EOS = append(s.EOS, int32(id))
 			}
 		}
-		if !ok {
-			return errors.New("a token id or a list of them")
+		if !ok || len(list) > tokenizer.MaxIDs {
+			return fmt.Errorf("a token id or a list of at most %d", tokenizer.MaxIDs)
 		}
 		return nil
 	}},

@@ -86,7 +86,7 @@ func TestSettings_RefuseWhatTransformersRefuses(t *testing.T) {
 		`{"no_repeat_ngram_size": -1}`, `{"min_length": 1.5}`, `{"bad_words_ids": [5]}`,
 		`{"bad_words_ids": [[]]}`, `{"suppress_tokens": "5"}`, `{"begin_suppress_tokens": [-1]}`,
 		`{"stop_strings": [3]}`, `{"stop_strings": ""}`, `{"eos_token_id": "2"}`,
-	} {
+		`{"eos_token_id": [` + strings.Repeat("1,", 1024) + `2]}`} {
 		name := strings.Split(text, `"`)[1]
 		if s, err := read(t, text); err == nil || !strings.Contains(err.Error(),
 			"generation_config.json: "+name+" is ") {

@@ -52,8 +52,15 @@ func Architectures() []Architecture {
 	return list
 }
 
+// maxEnds is the largest number of tokens that end a text: each new token is compared with them.
+const maxEnds = 1024
+
 // New makes a model without weights from a config, by its model_type.
 func New(config Config) (Model, error) {
+	if list, ok := config["eos_token_id"].([]any); ok && len(list) > maxEnds {
+		return nil, fmt.Errorf("config.json: eos_token_id has %d token ids, expected at most %d",
+			len(list), maxEnds)
+	}
 	kind, _ := config["model_type"].(string)
 	var known []string
 	for _, a := range Architectures() {

@@ -36,7 +36,11 @@ type folderInfo struct {
 // id, a list of ids, or null.
 type IDs []int32
 
-// UnmarshalJSON reads one id, a list of ids, or null.
+// MaxIDs is the largest length of such a list: its entries are compared with each new token. Lists
+// in use have fewer than ten.
+const MaxIDs = 1024
+
+// UnmarshalJSON reads one id, a list of at most [MaxIDs] ids, or null.
 func (l *IDs) UnmarshalJSON(data []byte) error {
 	var one *int32
 	if json.Unmarshal(data, &one) == nil {
@@ -45,7 +49,11 @@ func (l *IDs) UnmarshalJSON(data []byte) error {
 		}
 		return nil
 	}
-	return json.Unmarshal(data, (*[]int32)(l))
+	err := json.Unmarshal(data, (*[]int32)(l))
+	if err == nil && len(*l) > MaxIDs {
+		err = fmt.Errorf("a list of %d token ids, expected at most %d", len(*l), MaxIDs)
+	}
+	return err
 }
 
 // readFolder reads the files that name the special tokens. Each file is optional,
