@@ -25,8 +25,8 @@ export LIBRARY_PATH       := $(BUILD)/lib/conquer:$(LIBTORCH)/torch/lib:$(BUILD)
 RPATH    := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
 TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
-.PHONY: help build quick test fuzz check-csrc check-kernels test-gpu bench bench-gpu demo \
-	experiment parity lint format install env clean csrc kernels gotch libtorch
+.PHONY: help build quick test fuzz check-csrc check-kernels test-gpu bench bench-shared bench-gpu \
+	demo experiment parity lint format install env clean csrc kernels gotch libtorch
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
@@ -102,6 +102,9 @@ experiment: build ## trains a small Bamba, compares chunking strategies, draws a
 
 bench: build ## the CPU table of docs/performance.md (needs `make parity`'s Python environment)
 	@tools/bench-cpu.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
+
+bench-shared: build ## decoding and training beside busy processes (MODEL: a model to open)
+	@tools/bench-shared.sh $(BUILD)/bin/conquer $(MODEL)
 
 bench-gpu: build ## conquer beside transformers on a GPU (PYTHON: with torch, transformers, peft)
 	@tools/bench-gpu.sh $(BUILD)/bin/conquer $(PYTHON)

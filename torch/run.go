@@ -143,7 +143,10 @@ func (t *Tensor) Free() {
 func LiveTensors() int { return int(C.cq_live_tensors()) }
 
 // SetThreads sets how many threads an operation on the CPU may use. It applies to every scope
-// opened afterwards, on any thread of the process.
+// opened afterwards, on any thread of the process. Without it, that is the number of processors
+// that the process may use (its affinity and the quota of its control group), divided by the number
+// of processes that a launcher started on this machine (LOCAL_WORLD_SIZE). OMP_NUM_THREADS takes
+// precedence over both.
 func SetThreads(n int) { C.cq_set_threads(C.int(n)) }
 
 // Threads returns how many threads an operation on the CPU may use in this scope.

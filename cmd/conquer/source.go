@@ -175,7 +175,7 @@ func (f *modelFlags) load(c *checkpoint.Checkpoint, dtype torch.DType,
 	return m, nil
 }
 
-// setThreads applies --threads. 0 leaves the choice to libtorch.
+// setThreads applies --threads. 0 leaves the default, see torch.SetThreads.
 func setThreads(n int) error {
 	if n < 0 {
 		return usagef("--threads is %d, expected a positive number", n)

@@ -23,7 +23,7 @@ void add_rows(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &d
     using T = decltype(element);
     const T *rows = data_of<T>(dy);
     T *into = mutable_data_of<T>(grad);
-    at::parallel_for(0, distinct, rows_per_share(D), [&](int64_t begin, int64_t end) {
+    parallel_for(distinct, rows_per_share(D), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++)
         kernels<T>().add_rows(rows, order.data() + first[i], first[i + 1] - first[i], D,
                               into + id[order[first[i]]] * D);

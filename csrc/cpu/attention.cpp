@@ -13,7 +13,7 @@ template <class T> at::Tensor transposed(const at::Tensor &x) {
   const int64_t K = x.size(1), S = x.size(2), P = x.size(3), keys = FlashHead<T>::keys,
                 blocks = (S + keys - 1) / keys;
   at::Tensor out = at::empty({x.size(0), K, blocks, P, keys}, x.options());
-  at::parallel_for(0, x.size(0) * K * blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(x.size(0) * K * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t h = i / blocks, at = i % blocks * keys;
       kernels<T>().transpose_keys(
@@ -60,7 +60,7 @@ struct Shape {
 template <class T> void forward(const Shape &s, const at::Tensor &out, const at::Tensor &lse) {
   const at::Tensor kt = transposed<T>(s.k);
   const int64_t blocks = (s.L + block - 1) / block, tasks = s.B * s.H * blocks;
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(block * (2 * s.P + FlashHead<T>::keys + 2));
     for (int64_t i = begin; i < end; i++) {
       // Under causal attention later blocks see more keys, so a head's blocks are taken from both
@@ -81,7 +81,7 @@ std::vector<at::Tensor> backward(const Shape &s, const at::Tensor &out, const at
   // afterwards.
   at::Tensor dk = at::empty({s.B, s.H, s.S, s.P}, s.k.options().dtype(at::kFloat)),
              dv = at::empty_like(dk);
-  at::parallel_for(0, s.B * s.H, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(s.B * s.H, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(s.L * (s.P + 1) + block * (2 * s.P + 2 * FlashHead<T>::keys));
     for (int64_t i = begin; i < end; i++) {
       const int64_t b = i / s.H, h = i % s.H;

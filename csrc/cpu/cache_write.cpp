@@ -19,7 +19,7 @@ void cache_write(const at::Tensor &cache, const at::Tensor &fresh, const at::Ten
   char *to = static_cast<char *>(cache.mutable_data_ptr());
   const char *from = static_cast<const char *>(fresh.const_data_ptr());
   const int64_t *position = data_of<int64_t>(positions), position_b = positions.size(0) > 1 ? L : 0;
-  at::parallel_for(0, B * K, rows_per_share(L * P), [&](int64_t begin, int64_t end) {
+  parallel_for(B * K, rows_per_share(L * P), [&](int64_t begin, int64_t end) {
     for (int64_t h = begin; h < end; h++) {
       const int64_t b = h / K, k = h % K;
       for (int64_t l = 0; l < L; l++)

@@ -18,7 +18,7 @@ struct Conv {
   void run(bool silu, float *y, float *pre) const {
     const float *xs = data_of<float>(x), *h = data_of<float>(initial);
     const int32_t *seg = data_of<int32_t>(segment);
-    at::parallel_for(0, batch * length, rows_per_share(dim), [&](int64_t from, int64_t until) {
+    parallel_for(batch * length, rows_per_share(dim), [&](int64_t from, int64_t until) {
       while (from < until) { // tokens of one sequence at a time
         int64_t row = from / length, t0 = from % length, t1 = std::min(length, t0 + until - from),
                 at = row * length;
@@ -50,7 +50,7 @@ void causal_conv1d_grad(const ops::ConvInput &in, const at::Tensor &dy, ops::Con
     conv.run(false, mutable_data_of<float>(pre), nullptr);
     const float *ps = data_of<float>(pre), *dys = data_of<float>(d);
     float *to = mutable_data_of<float>(y);
-    at::parallel_for(0, y.numel(), 16384, [&](int64_t from, int64_t until) {
+    parallel_for(y.numel(), 16384, [&](int64_t from, int64_t until) {
       state_space_kernels().silu_grad(until - from, ps + from, dys + from, to + from);
     });
     d = y;

@@ -8,6 +8,7 @@
 
 #include "../ops/device.h"
 #include "kernels.h"
+#include "threads.h"
 
 namespace conquer::cpu {
 

@@ -12,7 +12,7 @@ void cross_entropy(const ops::CrossEntropyRows &rows) {
   with_type(rows.logits.scalar_type(), [&](auto element) {
     using T = decltype(element);
     T *data = mutable_data_of<T>(rows.logits);
-    at::parallel_for(0, N, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(N, 1, [&](int64_t begin, int64_t end) {
       kernels<T>().cross_entropy(data + begin * V, end - begin, V, targets + begin,
                                  scales ? scales + begin : nullptr, penalties, nll + begin,
                                  penalty + begin);

@@ -45,7 +45,7 @@ at::Tensor attend(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
     for (int64_t i = 0; i < B * H * P; i++)
       query[i] *= float(scale);
     const T *keys = data_of<T>(k), *values = data_of<T>(v);
-    at::parallel_for(0, shares, 1, [&](int64_t first, int64_t past) {
+    parallel_for(shares, 1, [&](int64_t first, int64_t past) {
       for (int64_t t = first; t < past; t++) {
         int64_t from = total * t / shares, to = total * (t + 1) / shares;
         int64_t h = std::upper_bound(before.begin(), before.end(), from) - before.begin() - 1;

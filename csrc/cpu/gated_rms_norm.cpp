@@ -9,7 +9,7 @@ at::Tensor gated_rms_norm(const ops::GatedNormInput &in) {
   const int64_t dim = x.size(-1);
   const float *xs = data_of<float>(x), *zs = data_of<float>(z), *w = data_of<float>(weight);
   float *ys = mutable_data_of<float>(y);
-  at::parallel_for(0, x.numel() / dim, rows_per_share(dim), [&](int64_t from, int64_t until) {
+  parallel_for(x.numel() / dim, rows_per_share(dim), [&](int64_t from, int64_t until) {
     for (int64_t i = from; i < until; i++)
       state_space_kernels().norm(dim, in.group, float(in.eps), xs + i * dim,
                                  zs ? zs + i * dim : nullptr, w, ys + i * dim);
@@ -28,7 +28,7 @@ void gated_rms_norm_grad(const ops::GatedNormInput &in, const at::Tensor &dy,
               *ds = data_of<float>(d);
   float *dxs = mutable_data_of<float>(dx), *dzs = mutable_data_of<float>(dz),
         *dws = mutable_data_of<float>(dweight);
-  at::parallel_for(0, parts, 1, [&](int64_t from, int64_t until) {
+  parallel_for(parts, 1, [&](int64_t from, int64_t until) {
     for (int64_t part = from; part < until; part++)
       for (int64_t i = rows * part / parts; i < rows * (part + 1) / parts; i++)
         state_space_kernels().norm_grad(dim, in.group, float(in.eps), xs + i * dim,

@@ -23,8 +23,9 @@ at::Tensor linear(const at::Tensor &x, const at::Tensor &, double, const at::Ten
       k.widen(data_of<T>(x), n * depth, buffer.data());
       wide = buffer.data();
     }
-    const int64_t grain = std::max<int64_t>(4, one_thread / (n * depth));
-    at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    // A multiple of the four rows that the inner loop takes at once.
+    const int64_t grain = std::max<int64_t>(4, one_thread / (n * depth) / 4 * 4);
+    parallel_for(rows, grain, [&](int64_t begin, int64_t end) {
       k.linear(w + begin * depth, b ? b + begin : nullptr, wide, end - begin, depth, n, y + begin,
                rows);
     });

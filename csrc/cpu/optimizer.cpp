@@ -25,7 +25,7 @@ std::vector<Share> shares_of(const std::vector<at::Tensor> &tensors) {
 }
 
 template <class F> void each_share(const std::vector<Share> &list, F f) {
-  at::parallel_for(0, list.size(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(list.size(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++)
       f(i, list[i]);
   });

@@ -23,7 +23,7 @@ void rotate(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin, f
     using T = decltype(element);
     const T *in = data_of<T>(x);
     T *out = mutable_data_of<T>(y);
-    at::parallel_for(0, B * L, rows_per_share(N * P), [&](int64_t begin, int64_t end) {
+    parallel_for(B * L, rows_per_share(N * P), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
         const int64_t b = i / L, l = i % L, table = b * table_b + l * half,
                       row = column ? column[b * column_b + l] : l;

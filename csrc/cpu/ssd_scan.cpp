@@ -36,7 +36,7 @@ struct Prepared {
     float *to = mutable_data_of<float>(cb);
     // Groups of blocks are separate tasks, so that even one group keeps all threads busy.
     int64_t run = 8, parts = (s.blocks + run - 1) / run; // blocks in a task
-    at::parallel_for(0, s.batch * s.groups * parts, 1, [&](int64_t from, int64_t until) {
+    parallel_for(s.batch * s.groups * parts, 1, [&](int64_t from, int64_t until) {
       for (int64_t i = from; i < until; i++) {
         int64_t k = i % parts * run, bg = i / parts, row = bg / s.groups;
         Scan part = s;
@@ -61,7 +61,7 @@ void ssd_scan(const ops::ScanInput &in, const ops::ScanOptions &o, at::Tensor &y
   at::Tensor out = at::empty_like(p.x);
   final_state = at::empty({s.batch, s.heads, s.head_dim, s.state}, at::kFloat);
   ScanOut to{mutable_data_of<float>(out), mutable_data_of<float>(final_state)};
-  at::parallel_for(0, s.batch * s.heads, 1, [&](int64_t from, int64_t until) {
+  parallel_for(s.batch * s.heads, 1, [&](int64_t from, int64_t until) {
     for (int64_t i = from; i < until; i++)
       state_space_kernels().forward(s, to, i / s.heads, i % s.heads);
   });
@@ -98,14 +98,14 @@ void ssd_scan_grad(const ops::ScanInput &in, const ops::ScanOptions &o,
     parts[i] = {mutable_data_of<float>(part_db) + i * s.length * np,
                 mutable_data_of<float>(part_dc) + i * s.length * np,
                 mutable_data_of<float>(part_cb) + i * s.blocks * s.block * s.block};
-  at::parallel_for(0, bg * slices, 1, [&](int64_t from, int64_t until) {
+  parallel_for(bg * slices, 1, [&](int64_t from, int64_t until) {
     for (int64_t i = from; i < until; i++) {
       int64_t slice = i % slices, group = i / slices % s.groups, row = i / slices / s.groups;
       for (int64_t h = per_group * slice / slices; h < per_group * (slice + 1) / slices; h++)
         state_space_kernels().backward(s, g, parts[i], row, group * per_group + h);
     }
   });
-  at::parallel_for(0, bg, 1, [&](int64_t from, int64_t until) {
+  parallel_for(bg, 1, [&](int64_t from, int64_t until) {
     for (int64_t i = from; i < until; i++) {
       int64_t row = i / s.groups, group = i % s.groups,
               at = (row * s.length * s.groups + group) * s.state;

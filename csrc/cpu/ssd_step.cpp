@@ -18,15 +18,15 @@ void ssd_step(const at::Tensor &state, const ops::ScanInput &in, const at::Tenso
   const float *xs = data_of<float>(x), *dts = data_of<float>(dt), *as = data_of<float>(a),
               *bs = data_of<float>(b), *cs = data_of<float>(c), *ds = data_of<float>(d);
   float *hs = mutable_data_of<float>(h), *ys = mutable_data_of<float>(out);
-  at::parallel_for(0, x.size(0) * heads, std::max<int64_t>(1, 32768 / (p * n)),
-                   [&](int64_t from, int64_t until) {
-                     for (int64_t i = from; i < until; i++) {
-                       int64_t head = i % heads, g = i / heads * groups + head / (heads / groups);
-                       state_space_kernels().step(p, n, std::exp(dts[i] * as[head]), dts[i],
-                                                  ds ? ds[head] : 0, xs + i * p, bs + g * n,
-                                                  cs + g * n, hs + i * p * n, ys + i * p);
-                     }
-                   });
+  parallel_for(x.size(0) * heads, std::max<int64_t>(1, 32768 / (p * n)),
+               [&](int64_t from, int64_t until) {
+                 for (int64_t i = from; i < until; i++) {
+                   int64_t head = i % heads, g = i / heads * groups + head / (heads / groups);
+                   state_space_kernels().step(p, n, std::exp(dts[i] * as[head]), dts[i],
+                                              ds ? ds[head] : 0, xs + i * p, bs + g * n, cs + g * n,
+                                              hs + i * p * n, ys + i * p);
+                 }
+               });
   if (!direct)
     state.copy_(h);
   if (z.defined())

@@ -9,7 +9,7 @@ void swiglu(const at::Tensor &gate_up, const at::Tensor &out) {
     using T = decltype(element);
     const T *x = data_of<T>(gate_up);
     T *y = mutable_data_of<T>(out);
-    at::parallel_for(0, rows, rows_per_share(width), [&](int64_t begin, int64_t end) {
+    parallel_for(rows, rows_per_share(width), [&](int64_t begin, int64_t end) {
       kernels<T>().swiglu(x + begin * 2 * width, end - begin, width, y + begin * width);
     });
   });
@@ -21,7 +21,7 @@ void swiglu_grad(const at::Tensor &dy, const at::Tensor &gate_up, const at::Tens
     using T = decltype(element);
     const T *g = data_of<T>(dy), *x = data_of<T>(gate_up);
     T *out = mutable_data_of<T>(dx);
-    at::parallel_for(0, rows, rows_per_share(width), [&](int64_t begin, int64_t end) {
+    parallel_for(rows, rows_per_share(width), [&](int64_t begin, int64_t end) {
       kernels<T>().swiglu_backward(g + begin * width, x + begin * 2 * width, end - begin, width,
                                    out + begin * 2 * width);
     });

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <thread>
 
 #include <torch/csrc/autograd/autograd.h>
 
+#include "../cpu/threads.h"
 #include "harness.h"
 
 namespace {
@@ -659,11 +661,63 @@ void time_training() {
   }
 }
 
+// Every index is visited once, by pieces that begin at multiples of the grain: for two threads that
+// run loops at once, inside a loop, and after the number of threads has changed.
+void check_threads() {
+  std::atomic<int> faults{0};
+  auto loops = [&](unsigned seed) {
+    for (int round = 0; round < 4000; round++) {
+      if (round % 64 == 0)
+        at::set_num_threads(1 + rand_r(&seed) % 6);
+      const int64_t n = rand_r(&seed) % 1000, grain = 1 + rand_r(&seed) % 50;
+      std::vector<int> visits(n);
+      conquer::cpu::parallel_for(n, grain, [&](int64_t begin, int64_t end) {
+        faults += begin % grain != 0;
+        int64_t inner = 0;
+        conquer::cpu::parallel_for(3, 1,
+                                   [&](int64_t from, int64_t until) { inner += until - from; });
+        faults += inner != 3;
+        for (int64_t i = begin; i < end; i++)
+          visits[i]++;
+      });
+      for (int v : visits)
+        faults += v != 1;
+      if (round % 512 == 0) // long enough for the workers to fall asleep
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  };
+  const int before = at::get_num_threads();
+  std::thread other(loops, 2);
+  loops(1);
+  other.join();
+  at::set_num_threads(before);
+  if (faults) {
+    std::printf("FAIL threads: %d faults\n", faults.load());
+    failures++;
+  }
+  report("threads");
+}
+
+// An empty loop, whose time is that of handing out its pieces, beside OpenMP's.
+void time_threads() {
+  auto t = race(20, {[] {
+                       for (int i = 0; i < 1000; i++)
+                         conquer::cpu::parallel_for(64, 1, [](int64_t, int64_t) {});
+                     },
+                     [] {
+                       for (int i = 0; i < 1000; i++)
+                         at::parallel_for(0, 64, 1, [](int64_t, int64_t) {});
+                     }});
+  std::printf("an empty loop on %d threads: %.2f us; OpenMP's %.2f us\n", at::get_num_threads(),
+              t[0], t[1]);
+}
+
 struct Family {
   const char *name;
   void (*check)(), (*time)();
 };
 const Family families[] = {
+    {"threads", check_threads, time_threads},
     {"linear", check_linear, time_linear},
     {"many", check_linear_many, time_linear_many},
     {"norm", check_norm, nullptr},
