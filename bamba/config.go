@@ -36,16 +36,19 @@ func read(config model.Config) (settings, error) {
 	s := settings{
 		stack: model.StackConfig{
 			Architecture: "bamba", Config: decimals(config),
-			Vocabulary: r.Int("vocab_size"), Width: r.Int("hidden_size"),
-			MaxLength: r.Int("max_position_embeddings"),
-			Eps:       r.Float("rms_norm_eps"),
-			Tied:      r.Bool("tie_word_embeddings"),
-			ZLoss:     max(r.FloatOr("z_loss_coefficient", 0), 0),
+			Vocabulary: r.IntUpTo("vocab_size", model.Vocabulary),
+			Width:      r.IntUpTo("hidden_size", model.Widths),
+			MaxLength:  r.Int("max_position_embeddings"),
+			Eps:        r.Eps("rms_norm_eps"),
+			Tied:       r.Bool("tie_word_embeddings"),
+			ZLoss:      max(r.FloatOr("z_loss_coefficient", 0), 0),
 			Names: model.StackNames{Embedding: "model.embed_tokens", Layers: "model.layers",
 				FinalNorm: "model.final_layernorm"},
 		},
-		layers: r.IntUpTo("num_hidden_layers", model.Layers), inner: r.Int("intermediate_size"),
-		mlpBias: r.BoolOr("mlp_bias", false), chunk: r.Int("mamba_chunk_size"),
+		layers:  r.IntUpTo("num_hidden_layers", model.Layers),
+		inner:   r.IntUpTo("intermediate_size", model.Widths),
+		mlpBias: r.BoolOr("mlp_bias", false),
+		chunk:   r.IntUpTo("mamba_chunk_size", model.Chunk),
 	}
 	width := s.stack.Width
 	s.mixer = MixerConfig{
@@ -74,6 +77,9 @@ func read(config model.Config) (settings, error) {
 	rotary := r.Rotary(s.attention.HeadDim, 0.5)
 	s.stack.Rotary = &rotary
 	switch list, ok := config["attn_layer_indices"].([]any); {
+	case len(list) > s.layers:
+		return s, fmt.Errorf("config.json: attn_layer_indices has %d entries for %d layers",
+			len(list), s.layers)
 	case ok:
 		for _, v := range list {
 			i, ok := v.(float64)
@@ -110,6 +116,9 @@ func (c *MixerConfig) Check(r *model.Reader, inner int, names MixerNames) error 
 		return fmt.Errorf("config.json: %s %d times %s %d is not the %d channels that the "+
 			"expansion asks for", names.Heads,
 			c.Heads, names.HeadDim, c.HeadDim, inner)
+	case inner > model.Widths:
+		return fmt.Errorf("config.json: the expansion asks for %d channels, expected at most %d",
+			inner, model.Widths)
 	case c.Heads%c.Groups != 0:
 		return fmt.Errorf("config.json: %d groups do not divide %s %d", c.Groups, names.Heads,
 			c.Heads)

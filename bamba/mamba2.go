@@ -47,9 +47,10 @@ func NewMamba2(config model.Config) (model.Model, error) {
 	r.Refuse("per_layer_config")
 	stack := model.StackConfig{
 		Architecture: "mamba2", Config: decimals(config),
-		Vocabulary: r.Int("vocab_size"), Width: r.Int("hidden_size"),
+		Vocabulary:   r.IntUpTo("vocab_size", model.Vocabulary),
+		Width:        r.IntUpTo("hidden_size", model.Widths),
 		MaxLength:    1 << 20, // for training and generation: a state-space model has no positions
-		Eps:          r.Float("layer_norm_epsilon"),
+		Eps:          r.Eps("layer_norm_epsilon"),
 		Tied:         r.Bool("tie_word_embeddings"),
 		WideResidual: r.Bool("residual_in_fp32"),
 		Names: model.StackNames{Embedding: "backbone.embeddings", Layers: "backbone.layers",
@@ -61,7 +62,7 @@ func NewMamba2(config model.Config) (model.Model, error) {
 		ProjBias: r.Bool("use_bias"), ConvBias: r.Bool("use_conv_bias"), Eps: stack.Eps,
 	}
 	layers, inner := r.IntUpTo("num_hidden_layers", model.Layers), r.Int("expand")*stack.Width
-	chunking := NewChunking(r.Int("chunk_size"))
+	chunking := NewChunking(r.IntUpTo("chunk_size", model.Chunk))
 	if r.Err != nil {
 		return nil, r.Err
 	}

@@ -112,12 +112,14 @@ func (d *Decoder) QwenWindows(r *model.Reader) {
 func Read(r *model.Reader, architecture string) *Decoder {
 	d := &Decoder{StackConfig: model.StackConfig{
 		Architecture: architecture, Config: r.Config,
-		Vocabulary: r.Int("vocab_size"), Width: r.Int("hidden_size"),
-		MaxLength: r.Int("max_position_embeddings"), Eps: r.Float("rms_norm_eps"),
+		Vocabulary: r.IntUpTo("vocab_size", model.Vocabulary),
+		Width:      r.IntUpTo("hidden_size", model.Widths),
+		MaxLength:  r.Int("max_position_embeddings"), Eps: r.Eps("rms_norm_eps"),
 		Tied: r.Bool("tie_word_embeddings"),
 	}}
 	r.Refuse("per_layer_config")
-	d.Layers, d.Inner = r.IntUpTo("num_hidden_layers", model.Layers), r.Int("intermediate_size")
+	d.Layers = r.IntUpTo("num_hidden_layers", model.Layers)
+	d.Inner = r.IntUpTo("intermediate_size", model.Widths)
 	d.MLPBias = r.BoolOr("mlp_bias", false)
 	heads := r.Int("num_attention_heads")
 	bias := r.BoolOr("attention_bias", false)

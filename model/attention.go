@@ -29,6 +29,9 @@ func (c AttentionConfig) check() error {
 	case c.SoftCap != 0:
 		return fmt.Errorf("config.json: a soft cap of attention scores (%g) is not supported",
 			c.SoftCap)
+	case c.HeadDim < 1 || c.Heads > Widths || c.Heads*c.HeadDim > Widths:
+		return fmt.Errorf("config.json: %d heads of %d dimensions, expected at least one "+
+			"dimension, and at most %d in all heads", c.Heads, c.HeadDim, Widths)
 	case c.Heads%c.KeyHeads != 0:
 		return fmt.Errorf("config.json: num_key_value_heads %d does not divide "+
 			"num_attention_heads %d", c.KeyHeads,

@@ -136,6 +136,36 @@ func (r *Reader) Float(key string) float64 {
 	return n
 }
 
+// Positive reads a number above 0.
+func (r *Reader) Positive(key string) float64 {
+	n := r.Float(key)
+	if n <= 0 {
+		r.fail(key, "a positive number")
+		return 1
+	}
+	return n
+}
+
+// Eps reads what is added to a variance: a number from 0 to 1.
+func (r *Reader) Eps(key string) float64 {
+	n := r.Float(key)
+	if n < 0 || n > 1 {
+		r.fail(key, "a number from 0 to 1")
+		return 1
+	}
+	return n
+}
+
+// Multiplier reads a factor of activations, which is not 0.
+func (r *Reader) Multiplier(key string) float64 {
+	n := r.Float(key)
+	if n == 0 {
+		r.fail(key, "a number other than 0")
+		return 1
+	}
+	return n
+}
+
 // FloatOr is Float with a default for a field that is absent or null.
 func (r *Reader) FloatOr(key string, otherwise float64) float64 {
 	if !r.Has(key) {
@@ -224,11 +254,15 @@ func (r *Reader) Object(key string) *Reader {
 	return o
 }
 
-// Layers are the most layers that a config may ask for, and HeadDims the most dimensions of a head:
-// for both, memory is taken before the weights are read.
+// The largest numbers that a config may ask for. For layers and the dimensions of a head, memory is
+// taken before the weights are read. The others bound the activations of a token, which can take
+// more than the weights of a model whose other widths are small.
 const (
-	Layers   = 10_000
-	HeadDims = 1 << 16
+	Layers     = 10_000
+	HeadDims   = 1 << 16
+	Widths     = 1 << 20 // of the model, a feed-forward layer and the heads of a layer together
+	Vocabulary = 1 << 24
+	Chunk      = 1 << 16 // tokens of a chunk of a scan
 )
 
 // SiLU reads hidden_act, of which the kernels have silu only. swish is another name for it.

@@ -159,6 +159,11 @@ func check(m Model, source TensorSource) error {
 	if failed != nil {
 		return failed
 	}
+	if extra, _ := Unused(m, source); len(extra) > 0 && len(missing) == 0 {
+		return fmt.Errorf("config.json has no place for %d of the tensors: %s; it asks for %d "+
+			"layers: the config is of another model, or without some of its fields", len(extra),
+			abbreviate(extra), len(m.Blocks()))
+	}
 	if len(missing) > 0 {
 		where := "the checkpoint"
 		if c, ok := source.(*checkpoint.Checkpoint); ok {
@@ -176,6 +181,35 @@ func check(m Model, source TensorSource) error {
 			len(missing), abbreviate(missing))
 	}
 	return nil
+}
+
+// unread are the ends of names of tensors that follow from the config or are not used: inverse
+// frequencies that older programs stored, and scales of caches in 8 bits.
+var unread = []string{".rotary_emb.inv_freq", ".k_scale", ".v_scale"}
+
+// Unused lists the tensors of a checkpoint that m does not use. Those inside would change what m
+// computes: their names begin like those of its own parts, as do layers beyond its last one. Those
+// outside belong to other parts, such as a value head. A source that is no checkpoint has none.
+func Unused(m Model, source TensorSource) (inside, outside []string) {
+	c, ok := source.(*checkpoint.Checkpoint)
+	if !ok {
+		return nil, nil
+	}
+	used, parts := map[string]bool{}, map[string]bool{}
+	part := func(name string) string { first, _, _ := strings.Cut(name, "."); return first }
+	nn.Walk(m, func(p nn.Component) { used[p.Name], parts[part(p.Name)] = true, true })
+	for _, name := range c.Names() {
+		switch {
+		case used[name]:
+		case slices.ContainsFunc(unread,
+			func(end string) bool { return strings.HasSuffix(name, end) }):
+		case parts[part(name)]:
+			inside = append(inside, name)
+		default:
+			outside = append(outside, name)
+		}
+	}
+	return inside, outside
 }
 
 func loadComponent(p nn.Component, source TensorSource, dtype torch.DType,

@@ -27,7 +27,14 @@ func (r *Reader) Rotary(headDim int, share float64) nn.RotaryConfig {
 		Theta:   p.FloatOr("rope_theta", r.FloatOr("rope_theta", 10000)),
 		Scaling: p.StringOr("rope_type", p.StringOr("type", "default")),
 	}
+	if c.Theta <= 0 {
+		r.Fail(fmt.Errorf("config.json: rope_theta is %g, expected a positive number", c.Theta))
+	}
 	part := p.FloatOr("partial_rotary_factor", share)
+	if part < 0 || part > 1 {
+		p.fail("partial_rotary_factor", "a number from 0 to 1")
+		part = share
+	}
 	if share != 0 {
 		c.Dims = int(float64(headDim) * part)
 	}
@@ -42,16 +49,16 @@ func (r *Reader) Rotary(headDim int, share float64) nn.RotaryConfig {
 			r.Fail(fmt.Errorf("config.json: %q has %s scaling with a partial_rotary_factor of %g, "+
 				"which is not supported in this family", key, c.Scaling, part))
 		}
-		if c.Factor = p.Float("factor"); c.Factor <= 0 {
-			p.fail("factor", "a positive number")
-		}
+		c.Factor = p.Positive("factor")
 	default:
 		r.Fail(fmt.Errorf("config.json: %q has the type %.40q, which is not supported: expected "+
 			"default, linear or llama3", key, c.Scaling))
 	}
 	if c.Scaling == "llama3" {
-		c.LowFreqFactor = p.Float("low_freq_factor")
-		c.HighFreqFactor = p.Float("high_freq_factor")
+		c.LowFreqFactor = p.Positive("low_freq_factor")
+		if c.HighFreqFactor = p.Positive("high_freq_factor"); c.HighFreqFactor <= c.LowFreqFactor {
+			p.fail("high_freq_factor", "a number above low_freq_factor")
+		}
 		switch {
 		case r.Has("original_max_position_embeddings"):
 			c.OriginalPosition = r.Int("original_max_position_embeddings")

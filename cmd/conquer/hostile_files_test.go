@@ -143,6 +143,54 @@ func safetensors(header string, size int64) func(testing.TB, string) string {
 	}
 }
 
+// addEmpty adds tensors without elements to the safetensors file of a model.
+func addEmpty(t testing.TB, dir string, names ...string) {
+	t.Helper()
+	path := filepath.Join(dir, "model.safetensors")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := 8 + binary.LittleEndian.Uint64(data)
+	header := map[string]any{}
+	if err := json.Unmarshal(data[8:end], &header); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		size := len(data) - int(end)
+		header[name] = map[string]any{"dtype": "F32", "shape": []int{0},
+			"data_offsets": []int{size, size}}
+	}
+	text, err := json.Marshal(header)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = append(text, bytes.Repeat([]byte(" "), (8-len(text)%8)%8)...)
+	put(t, path, string(bytesOf(uint64(len(text)), text))+string(data[end:]))
+}
+
+func TestGenerate_NamesTensorsThatTheModelDoesNotUse(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	addEmpty(t, dir, "v_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq")
+	args := []string{"generate", "--model_path", dir, "--prompt", "hello", "--max_new_tokens", "1",
+		"--device", "cpu"}
+	_, stderr, code := invoke(t, "", args...)
+	if want := `does not use 1 tensor of its files: "v_head.weight"`; code != 0 ||
+		!strings.Contains(stderr, want) {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	info := succeed(t, "info", "--model_path", dir)
+	if !strings.Contains(info, "1 tensor: v_head.weight") || strings.Contains(info, "PROBLEM") {
+		t.Error(info)
+	}
+	addEmpty(t, dir, "model.layers.2.input_layernorm.weight")
+	_, stderr, code = invoke(t, "", args...)
+	if code != 1 || !strings.Contains(stderr, "no place for 1 of the tensors: "+
+		"model.layers.2.input_layernorm.weight; it asks for 2 layers") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+}
+
 // hostileSafetensors are safetensors files with hostile headers.
 var hostileSafetensors = []hostileModel{
 	{name: "safetensors: a header of 1 TB", build: func(t testing.TB, dir string) string {

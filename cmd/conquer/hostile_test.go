@@ -33,8 +33,8 @@ type hostileModel struct {
 }
 
 // hostileModels are the cases of TestHostile.
-var hostileModels = slices.Concat(hostileConfigs, hostileJSON, hostileKinds, hostileSafetensors,
-	hostilePickles)
+var hostileModels = slices.Concat(hostileConfigs, hostileJSON, hostileKinds,
+	hostileSafetensors, hostileGGUF, hostilePickles)
 
 // What a hostile model may take when it is opened twice: seconds of processor time and of the
 // clock, which has more because tests run side by side, and bytes of memory beyond the model's size
@@ -216,6 +216,8 @@ var hostileConfigs = []hostileModel{
 		want: `num_hidden_layers`},
 	{name: "config: one layer more", build: inConfig(map[string]any{"num_hidden_layers": 3}),
 		want: `num_hidden_layers is 3, but the weights have no layer 2`},
+	{name: "config: one layer less", build: inConfig(map[string]any{"num_hidden_layers": 1}),
+		want: "model.layers.1."},
 	{name: "config: width 2^40", build: inConfig(map[string]any{"hidden_size": 1 << 40}),
 		want: `"hidden_size" is`},
 }

@@ -53,6 +53,7 @@ type modelInfo struct {
 	Inner          any            `json:"intermediate_size,omitempty"`
 	Tokenizer      *tokenizerInfo `json:"tokenizer"`
 	Tensors        []tensorInfo   `json:"tensors,omitempty"`
+	Unused         []string       `json:"unused_tensors,omitempty"` // beside those of the model
 	Problem        string         `json:"problem,omitempty"`
 }
 
@@ -153,6 +154,7 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 	if m != nil {
 		info.Architecture, info.ContextLength = m.Architecture(), m.MaxLength()
 		info.VocabularySize = m.Head().Shape[0]
+		_, info.Unused = model.Unused(m, c)
 	}
 	tok, err := openTokenizer(ctx, "", path, adapter, c)
 	if err != nil {
@@ -248,6 +250,9 @@ func (m *modelInfo) print(w io.Writer) {
 		row("tokenizer", "%s, %d tokens, %s", t.Kind, t.Tokens, chat)
 	} else {
 		row("tokenizer", "none")
+	}
+	if len(m.Unused) > 0 {
+		row("unused", "%s: %s", dataset.Count(len(m.Unused), "tensor"), some(m.Unused))
 	}
 	if m.Problem != "" {
 		row("PROBLEM", "%s", m.Problem)

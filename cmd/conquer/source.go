@@ -17,6 +17,7 @@ import (
 	"conquer/model"
 	"conquer/model/hub"
 	"conquer/parallel"
+	"conquer/text/dataset"
 	"conquer/text/tokenizer"
 	"conquer/torch"
 	"conquer/torch/dist"
@@ -145,6 +146,11 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	if err != nil {
 		o.Close()
 		return nil, err
+	}
+	if _, unused := model.Unused(o.model, o.checkpoint); len(unused) > 0 && (f.world == nil ||
+		f.world.All.Rank == 0) {
+		fmt.Fprintf(os.Stderr, "conquer: %s does not use %s of its files: %.200q\n", o.path,
+			dataset.Count(len(unused), "tensor"), some(unused))
 	}
 	return o, nil
 }

@@ -17,10 +17,10 @@ var family = llama.Family{
 		"residual_multiplier": 1.0, "logits_scaling": 1.0},
 	Decoder: func(r *model.Reader) *llama.Decoder {
 		d := llama.Read(r, "granite")
-		d.EmbeddingScale = r.Float("embedding_multiplier")
-		d.Attention.Scale = r.Float("attention_multiplier")
-		d.ResidualScale = r.Float("residual_multiplier")
-		d.LogitsScale = 1 / r.Float("logits_scaling")
+		d.EmbeddingScale = r.Multiplier("embedding_multiplier")
+		d.Attention.Scale = r.Multiplier("attention_multiplier")
+		d.ResidualScale = r.Multiplier("residual_multiplier")
+		d.LogitsScale = 1 / r.Multiplier("logits_scaling")
 		return d
 	},
 	FromGGUF: func(g *checkpoint.GGUFFile, config map[string]any) {
