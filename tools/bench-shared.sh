@@ -18,7 +18,8 @@ best() {
     train) "$conquer" bench train --model_path "$model" --device cpu --batch_size 2 \
       --sequence_length 256 --steps 3 --json ;;
     esac
-  done | tee -a "${LOG:-/dev/null}" | sed -n "s/.*\"$2\": *\([0-9.e+-]*\).*/\1/p" | sort -g | head -n 1
+  done | tee -a "${LOG:-/dev/null}" | sed -n "s/.*\"$2\": *\([0-9.e+-]*\).*/\1/p" |
+    sort -g | head -n 1
 }
 
 load=
