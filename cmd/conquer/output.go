@@ -40,7 +40,15 @@ func checkOutput(path string, file, overwrite bool) error {
 	case file && err == nil && !overwrite:
 		return fmt.Errorf("--output_path: %s exists: choose another name, or give --overwrite",
 			path)
-	case file:
+	}
+	to := path
+	if file {
+		to = filepath.Dir(path)
+	}
+	if err := checkFolder(to); err != nil {
+		return fmt.Errorf("--output_path: %w", err)
+	}
+	if file {
 		return nil
 	}
 	if err := checkpoint.Recover(path); err != nil {
@@ -137,8 +145,13 @@ func checkFolder(path string) error {
 	case !info.IsDir():
 		return fmt.Errorf("%s is a file, expected a folder", path)
 	}
-	if err := syscall.Access(path, 2); err != nil { // W_OK
-		return fmt.Errorf("cannot write to %s: %w", path, err)
+	// Permissions do not tell whether a file system takes files, so a folder is made.
+	made, err := os.MkdirTemp(path, ".conquer-")
+	var failed *fs.PathError
+	if errors.As(err, &failed) {
+		return fmt.Errorf("cannot write to %s: %w", path, failed.Err)
+	} else if err != nil {
+		return err
 	}
-	return nil
+	return os.Remove(made)
 }

@@ -163,3 +163,31 @@ func TestTrain_ResumesWithTheTimeOfTheRun(t *testing.T) {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
+
+// /proc takes no files, although its permissions let root write.
+func TestOutput_IsTestedByWriting(t *testing.T) {
+	dir := t.TempDir()
+	for path, want := range map[string]string{
+		filepath.Join(dir, "a", "b"): "", "/proc/a/b": "cannot write to /proc",
+		filepath.Join(dir, "file", "a"): "is a file", "/dev/null": "is a file",
+	} {
+		os.WriteFile(filepath.Join(dir, "file"), nil, 0o666)
+		if err := checkFolder(path); err == nil && want != "" ||
+			err != nil && (want == "" || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s gave %v, want %q", path, err, want)
+		}
+	}
+	if names := listing(t, dir); !slices.Equal(names, []string{"file"}) {
+		t.Errorf("the folder holds %v", names)
+	}
+	for _, args := range [][]string{
+		{"train", "--model_path", dir, "--data_path", dir, "--output_path", "/proc/a"},
+		{"export", "--model_path", dir, "--output_path", "/proc/a"},
+		{"export", "--model_path", dir, "--output_path", "/proc/a.gguf"},
+	} {
+		if _, stderr, code := invoke(t, "", args...); code != 1 ||
+			!strings.Contains(stderr, "cannot write to /proc") {
+			t.Errorf("%v: exit code %d: %s", args, code, stderr)
+		}
+	}
+}
