@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -132,7 +133,10 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 		options := generate.Options{MaxNewTokens: o.NewTokens, IgnoreEOS: true, NoCache: !cache,
 			Compile: compile, Group: o.Group}
 		began := time.Now()
-		_, stats, err := generate.Generate(ctx, m, nil, prompts, options, nil)
+		results, stats, err := generate.Generate(ctx, m, nil, prompts, options, nil)
+		for _, r := range results {
+			err = cmp.Or(err, r.Err)
+		}
 		if err != nil {
 			return row, err
 		}

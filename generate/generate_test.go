@@ -15,6 +15,7 @@ import (
 	"conquer/model"
 	"conquer/text/tokenizer"
 	"conquer/torch"
+	"conquer/torch/nn"
 )
 
 // tiny returns a random model with the vocabulary of text/tokenizer/testdata/smollm.
@@ -353,6 +354,39 @@ func TestGenerate_NaNWeightsAreAnError(t *testing.T) {
 		_, _, err := generate.Generate(context.Background(), m, nil, prompts[:1], o, nil)
 		if err == nil || !strings.Contains(err.Error(), "not a number") {
 			t.Errorf("%+v: error %v", o, err)
+		}
+	}
+}
+
+// The weights of one token are damaged: the prompt that has it fails, and the others continue as
+// without it.
+func TestGenerate_FailsOnlyTheRowWithNaN(t *testing.T) {
+	const damaged = 699
+	batch := [][]int32{prompts[0], {20, damaged, 3}, prompts[3]}
+	for _, o := range []generate.Options{{MaxNewTokens: 4}, {MaxNewTokens: 4, Temperature: 1},
+		{MaxNewTokens: 4, RepetitionPenalty: 2}, {MaxNewTokens: 4, NoCache: true}} {
+		m := tiny(t, nil)
+		o.IgnoreEOS, o.Samples = true, []int{0, 0, 0}
+		want := mustGenerate(t, m, nil, batch, o)
+		nn.Walk(m, func(c nn.Component) {
+			if c.Name == "model.embed_tokens.weight" {
+				torch.NoGrad(func() {
+					torch.Scoped(func() {
+						row := c.Param.Detach().Narrow(0, damaged, 1)
+						row.Copy(row.MulScalar(math.NaN()))
+					})
+				})
+			}
+		})
+		got := mustGenerate(t, m, nil, batch, o)
+		for i, r := range got {
+			if i == 1 {
+				if r.Err == nil || r.Finish != generate.FinishError || len(r.Tokens) > 0 {
+					t.Errorf("%+v: the row with NaN is %+v", o, r)
+				}
+			} else if r.Err != nil || !slices.Equal(r.Tokens, want[i].Tokens) {
+				t.Errorf("%+v: row %d is %+v, want %+v", o, i, r, want[i])
+			}
 		}
 	}
 }

@@ -30,6 +30,7 @@ type row struct {
 	most   int     // limit of new tokens
 	full   bool    // the model's context sets that limit
 	finish Finish
+	err    error // of a row that failed
 	sampler
 	stream *stream // nil without a tokenizer
 }
@@ -118,10 +119,7 @@ func (g *generation) loop(ctx context.Context, logits func() torch.Tensor) (err 
 		if err = g.ended(ctx); err != nil {
 			break
 		}
-		torch.Scoped(func() { err = g.choose(logits()) })
-		if err != nil {
-			return err
-		}
+		torch.Scoped(func() { g.choose(logits()) })
 		g.agree(ctx)
 		g.clock(&began, step)
 		tokens := make([]int64, len(g.next))
@@ -198,7 +196,8 @@ func (r *row) end(why Finish) {
 func (g *generation) results() []Result {
 	results := make([]Result, len(g.rows))
 	for i, r := range g.rows {
-		results[i] = Result{Tokens: r.ids[r.prompt:], Finish: r.finish, PromptTokens: r.prompt}
+		results[i] = Result{Tokens: r.ids[r.prompt:], Finish: r.finish, PromptTokens: r.prompt,
+			Err: r.err}
 		if r.stream != nil {
 			results[i].Text = r.stream.text.String()
 		}
@@ -245,32 +244,32 @@ func (g *generation) whole() torch.Tensor {
 	return g.model.Head().Logits(torch.Stack(0, last...))
 }
 
+// failed is the token of a row that has none.
+const failed = -1
+
 // choose picks a token for each row from logits [B, V].
-func (g *generation) choose(logits torch.Tensor) error {
+func (g *generation) choose(logits torch.Tensor) {
 	if g.options.greedy() {
 		values, indices := logits.MaxDim(-1, false)
+		chosen := torch.Values[int64](indices)
 		for i, v := range torch.Values[float32](values) {
-			if math.IsNaN(float64(v)) && g.rows[i].finish == "" {
-				return errNotANumber
+			if g.next[i] = int32(chosen[i]); math.IsNaN(float64(v)) && g.rows[i].finish == "" {
+				g.next[i] = failed
 			}
 		}
-		for i, id := range torch.Values[int64](indices) {
-			g.next[i] = int32(id)
-		}
-		return nil
+		return
 	}
 	logits = logits.To(torch.Float32).ToDevice(torch.CPU).Contiguous()
 	for i, r := range g.rows {
-		if r.finish != "" {
-			g.next[i] = 0
+		if g.next[i] = 0; r.finish != "" {
 			continue
 		}
-		var err error
-		if g.next[i], err = r.sampler.choose(logits.Select(0, i), r.ids); err != nil {
-			return err
+		if id, err := r.sampler.choose(logits.Select(0, i), r.ids); err != nil {
+			g.next[i], r.err = failed, err
+		} else {
+			g.next[i] = id
 		}
 	}
-	return nil
 }
 
 // clock adds the time since began to Prefill in step 0, else to Decode.
@@ -292,8 +291,12 @@ func (g *generation) take(tokens []int64, step int) (going bool, err error) {
 		if r.finish != "" {
 			continue
 		}
-		if tokens[i] < 0 {
-			return false, errNotANumber
+		if tokens[i] < 0 { // the row reads any token until the others have ended
+			if g.next[i] = 0; r.err == nil {
+				r.err = errNotANumber
+			}
+			r.finish = FinishError
+			continue
 		}
 		g.next[i] = int32(tokens[i])
 		g.stats.NewTokens++
@@ -302,6 +305,10 @@ func (g *generation) take(tokens []int64, step int) (going bool, err error) {
 		}
 		r.accept(g.next[i], !g.options.IgnoreEOS && slices.Contains(g.eos, g.next[i]))
 		going = going || r.finish == ""
+	}
+	alive := func(r *row) bool { return r.err == nil }
+	if !slices.ContainsFunc(g.rows, alive) {
+		return false, g.rows[0].err
 	}
 	return going, nil
 }

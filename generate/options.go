@@ -70,6 +70,7 @@ const (
 	FinishLength      Finish = "length"      // Options.MaxNewTokens were made
 	FinishContext     Finish = "context"     // the model's context is full
 	FinishInterrupted Finish = "interrupted" // the context.Context was cancelled
+	FinishError       Finish = "error"       // see Result.Err
 )
 
 // Result is the continuation of one prompt.
@@ -78,6 +79,9 @@ type Result struct {
 	Text         string  // their text without special tokens; "" without a tokenizer
 	Finish       Finish
 	PromptTokens int
+	// Err says why the row failed, while other rows of the batch did not. If all fail, the call
+	// does.
+	Err error
 }
 
 // Stats are the token counts and times of a call. Prefill is the time from the call

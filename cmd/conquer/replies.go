@@ -62,6 +62,13 @@ func (r *replies) batch(ctx context.Context, prompts []*prompt, ids [][]int32) e
 		return err
 	}
 	for i, result := range results {
+		if p := prompts[i]; result.Err != nil {
+			p.err = result.Err
+			if r.world == nil || r.world.Rank == 0 {
+				printFailures([]*prompt{p})
+			}
+			continue // printFailed prints it for --json
+		}
 		if err := r.print(out, prompts[i], result, stats); err != nil {
 			return err
 		}
