@@ -25,8 +25,8 @@ export LIBRARY_PATH       := $(BUILD)/lib/conquer:$(LIBTORCH)/torch/lib:$(BUILD)
 RPATH    := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
 TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
-.PHONY: help build quick test fuzz check-csrc check-kernels test-gpu bench bench-shared bench-gpu \
-	demo experiment parity lint format install env clean csrc kernels gotch libtorch
+.PHONY: help build quick test fuzz kills check-csrc check-kernels test-gpu bench bench-shared \
+	bench-gpu demo experiment parity lint format install env clean csrc kernels gotch libtorch
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
@@ -71,6 +71,11 @@ quick: build ## vet and unit tests, without those of several processes, kills an
 test: build check-csrc check-kernels ## every test that runs without a GPU
 	@$(GO) vet ./...
 	@$(GOTEST) ./...
+
+N ?= 250
+EXPORTS ?= 100
+kills: build ## kill training N times and exports EXPORTS times at random moments
+	$(GO) run ./tools/kills -binary build/bin/conquer -training $(N) -exports $(EXPORTS)
 
 # Go's cache keeps the inputs that reached new code, or FUZZ_CORPUS does.
 TIME ?= 1m
