@@ -41,9 +41,9 @@ var DefaultLimits = Limits{
 	Time: 5 * time.Second,
 }
 
-// maxSource limits the bytes of a template, because compiling it takes memory in proportion. The
+// MaxSource is the most bytes of a template, because compiling it takes memory in proportion. The
 // templates of models have at most some 10,000.
-const maxSource = 1 << 20
+const MaxSource = 1 << 20
 
 // LimitError reports which limit a template exceeded.
 type LimitError struct {
@@ -96,8 +96,8 @@ type Span struct{ Start, End int }
 // supported.
 func Compile(source string) (t *Template, err error) {
 	defer catch(&err)
-	if len(source) > maxSource {
-		fail("the template has %d bytes, expected at most %d", len(source), maxSource)
+	if len(source) > MaxSource {
+		fail("the template has %d bytes, expected at most %d", len(source), MaxSource)
 	}
 	p := &parser{limits: DefaultLimits}
 	p.tokens = lex(source)

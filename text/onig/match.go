@@ -12,6 +12,21 @@ type matcher struct {
 	runs         map[*program]*run
 }
 
+// begin prepares the matcher for a text.
+func (m *matcher) begin(text string) {
+	m.text, m.floor = text, 0
+	for _, r := range m.runs {
+		if cap(r.visited) > maxIdle {
+			r.visited = nil
+		}
+		r.forget(0)
+		clear(r.spans)
+	}
+}
+
+// maxIdle is the most words that a run keeps for the next text.
+const maxIdle = 1 << 12
+
 // run is the state of one program in a text: the choices that are left, and what is known of the
 // states that were visited before. A state is a position and an instruction that remembers
 // (opSplit and opOnce). What follows a state does not depend on what came before it. So a state is

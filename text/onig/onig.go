@@ -15,6 +15,7 @@ package onig
 
 import (
 	"fmt"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -23,7 +24,8 @@ type Regexp struct {
 	program *program
 	least   int // characters of a match
 	cost    int
-	reach   int // the most bytes before its position that a match looks at
+	reach   int       // the most bytes before its position that a match looks at
+	idle    sync.Pool // of *matcher
 }
 
 // Cost returns the most steps that finding all matches takes for a byte of the text.
@@ -52,13 +54,19 @@ func Compile(pattern string) (*Regexp, error) {
 	if c.err != nil {
 		return nil, fmt.Errorf("regular expression %.200q: %w", pattern, c.err)
 	}
-	return &Regexp{main, n.shortest(), c.cost, c.reach * utf8.UTFMax}, nil
+	return &Regexp{program: main, least: n.shortest(), cost: c.cost,
+		reach: c.reach * utf8.UTFMax}, nil
 }
 
 // FindAll returns the byte ranges [start, end) of all matches in s, which must be
 // UTF-8. A match may be empty, but not at the end of the match before it.
 func (r *Regexp) FindAll(s string) (found [][2]int) {
-	m := &matcher{text: s, reach: r.reach}
+	m, _ := r.idle.Get().(*matcher)
+	if m == nil {
+		m = &matcher{reach: r.reach}
+	}
+	m.begin(s)
+	defer r.idle.Put(m)
 	last := -1
 	for at := 0; at <= len(s); {
 		start, end := m.search(r.program, at)

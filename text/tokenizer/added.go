@@ -1,6 +1,8 @@
 package tokenizer
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -20,52 +22,26 @@ type addedToken struct {
 
 // matcher finds added tokens in a text, leftmost first, then longest.
 type matcher struct {
-	root   *trieNode
-	starts [256]bool
+	prefixes
+	tokens []*addedToken // by index in prefixes
 }
 
-type trieNode struct {
-	next  map[byte]*trieNode
-	token *addedToken
-}
-
-func newMatcher() *matcher { return &matcher{root: &trieNode{}} }
-
-func (m *matcher) add(content string, token *addedToken) {
-	if content == "" {
-		return
+// newMatcher returns the matcher of tokens by how they are spelled.
+func newMatcher(tokens map[string]*addedToken) *matcher {
+	m := &matcher{prefixes: *newPrefixes(slices.Collect(maps.Keys(tokens)))}
+	for _, content := range m.sorted {
+		m.tokens = append(m.tokens, tokens[content])
 	}
-	m.starts[content[0]] = true
-	node := m.root
-	for i := range len(content) {
-		child := node.next[content[i]]
-		if child == nil {
-			if node.next == nil {
-				node.next = map[byte]*trieNode{}
-			}
-			child = &trieNode{}
-			node.next[content[i]] = child
-		}
-		node = child
-	}
-	node.token = token
+	return m
 }
 
 // find returns the first added token at or after from, and its range.
 func (m *matcher) find(s string, from int) (token *addedToken, start, end int) {
 	for start = from; start < len(s); start++ {
-		if !m.starts[s[start]] {
+		if b := int(s[start]); m.first[b] == m.first[b+1] {
 			continue
 		}
-		node := m.root
-		for i := start; i < len(s); i++ {
-			if node = node.next[s[i]]; node == nil {
-				break
-			}
-			if node.token != nil {
-				token, end = node.token, i+1
-			}
-		}
+		m.each(s[start:], func(index, length int) { token, end = m.tokens[index], start+length })
 		if token != nil {
 			return token, start, end
 		}
@@ -77,7 +53,8 @@ func (m *matcher) find(s string, from int) (token *addedToken, start, end int) {
 // -1 and the text between two tokens.
 func (m *matcher) split(s string, yield func(piece string, id int32, start, end int)) {
 	done, search := 0, 0
-	for m.root.next != nil {
+	spaces := [2]int{} // the last white space that a token took after it
+	for len(m.tokens) > 0 {
 		token, start, end := m.find(s, search)
 		if token == nil {
 			break
@@ -91,10 +68,17 @@ func (m *matcher) split(s string, yield func(piece string, id int32, start, end 
 			}
 		}
 		if token.LStrip {
-			start = max(len(strings.TrimRightFunc(s[:start], unicode.IsSpace)), done)
+			if done < start {
+				start = done + len(strings.TrimRightFunc(s[done:start], unicode.IsSpace))
+			} else {
+				start = done
+			}
 		}
 		if token.RStrip {
-			end = len(s) - len(strings.TrimLeftFunc(s[end:], unicode.IsSpace))
+			if end < spaces[0] || end > spaces[1] {
+				spaces = [2]int{end, len(s) - len(strings.TrimLeftFunc(s[end:], unicode.IsSpace))}
+			}
+			end = spaces[1]
 		}
 		if done < start {
 			yield(s[done:start], -1, done, start)

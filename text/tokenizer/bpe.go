@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math/bits"
+	"math/rand/v2"
 	"strings"
 	"unicode/utf8"
 )
@@ -38,13 +39,16 @@ type bpe struct {
 const (
 	noRank     = int32(1<<31 - 1)
 	spaceMark  = "▁"     // U+2581, SentencePiece's space
-	maxVocab   = 1 << 21 // far above any real vocabulary; limits the memory for a damaged file
+	maxVocab   = 1 << 20 // far above any real vocabulary; limits the memory for a damaged file
 	linearMax  = 96      // longest word in symbols that is merged without a heap
 	cacheSlots = 1 << 13
 )
 
 // setMerges fills the tables from the list of merges, in order of priority.
 func (m *bpe) setMerges(merges []mergePair) error {
+	if len(merges) > maxVocab {
+		return fmt.Errorf("%d merges, expected at most %d", len(merges), maxVocab)
+	}
 	m.merged = make([]int32, len(merges))
 	m.pairs = newPairTable(len(merges))
 	_, hasMark := m.ids[spaceMark]
@@ -364,6 +368,8 @@ func siftUp(h []uint64) []uint64 {
 type pairTable struct {
 	slots []pairSlot
 	shift int
+	// seed differs from table to table, so that a file cannot choose ids whose pairs collide.
+	seed uint64
 }
 
 type pairSlot struct {
@@ -373,7 +379,7 @@ type pairSlot struct {
 
 func newPairTable(n int) pairTable {
 	logSize := max(bits.Len(uint(2*n)), 4)
-	t := pairTable{slots: make([]pairSlot, 1<<logSize), shift: 64 - logSize}
+	t := pairTable{slots: make([]pairSlot, 1<<logSize), shift: 64 - logSize, seed: rand.Uint64()}
 	for i := range t.slots {
 		t.slots[i].rank = noRank
 	}
@@ -382,7 +388,8 @@ func newPairTable(n int) pairTable {
 
 func (t *pairTable) find(left, right int32) *pairSlot {
 	key := uint64(uint32(left))<<32 | uint64(uint32(right))
-	i := int(key * 0x9E3779B97F4A7C15 >> t.shift)
+	high, low := bits.Mul64(key^t.seed, 0x9E3779B97F4A7C15)
+	i := int((high ^ low) * 0xD6E8FEB86659FD93 >> t.shift)
 	for {
 		s := &t.slots[i]
 		if s.rank == noRank || s.left == left && s.right == right {

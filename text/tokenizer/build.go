@@ -13,8 +13,8 @@ func (spec *fileSpec) build() (*Tokenizer, error) {
 	t := &Tokenizer{bos: -1, pad: -1, unk: -1}
 	t.scratch.New = newScratch
 	for _, f := range []func(*Tokenizer) error{
-		spec.buildPreTokenizer, spec.buildModel, spec.buildNormalizer, spec.buildAdded,
-		spec.buildPostProcessor,
+		spec.buildPreTokenizer, spec.buildModel, spec.buildNormalizer, (*Tokenizer).checkStages,
+		spec.buildAdded, spec.buildPostProcessor,
 	} {
 		if err := f(t); err != nil {
 			return nil, err
@@ -95,8 +95,10 @@ func (s *modelSpec) buildBPE(t *Tokenizer) (*bpe, error) {
 }
 
 func (spec *fileSpec) buildPreTokenizer(t *Tokenizer) error {
+	b := &t.pretokenBudget
 	return eachStage("pre_tokenizer", spec.PreTokenizer, func(c *stage) error {
 		if t.byteLevel {
+			b.grow(2)
 			t.spellBytes() // the stages after ByteLevel see characters that spell bytes
 		}
 		step, err := preStep{}, error(nil)
@@ -104,6 +106,7 @@ func (spec *fileSpec) buildPreTokenizer(t *Tokenizer) error {
 		case "ByteLevel":
 			t.byteLevel = true
 			if c.AddPrefixSpace == nil || *c.AddPrefixSpace {
+				b.grow(2)
 				step.rewrite = func(s string, _ bool) string {
 					if strings.HasPrefix(s, " ") {
 						return s
@@ -126,6 +129,7 @@ func (spec *fileSpec) buildPreTokenizer(t *Tokenizer) error {
 				err = fmt.Errorf("the pre-tokenizer Split has no pattern")
 			}
 		case "Metaspace":
+			b.grow(1 + len(c.Replacement))
 			step, err = metaspace(c)
 		case "Whitespace":
 			step.all = wordsAndSymbols
@@ -145,9 +149,21 @@ func (spec *fileSpec) buildPreTokenizer(t *Tokenizer) error {
 			err = unsupported(c.Type, "BertPreTokenizer, ByteLevel, CharDelimiterSplit, Digits, "+
 				"Metaspace, Punctuation, Sequence, Split, Whitespace, WhitespaceSplit")
 		}
+		if step.cost > 0 {
+			b.match(step.cost)
+		}
 		t.pretoken = append(t.pretoken, step)
 		return err
 	})
+}
+
+// checkStages returns an error if normalizing and dividing a text may take too much.
+func (t *Tokenizer) checkStages() error {
+	all := t.normalBudget.then(t.pretokenBudget)
+	if err := all.check(); err != nil {
+		return fmt.Errorf("normalizer and pre_tokenizer: %w", err)
+	}
+	return nil
 }
 
 // scheme returns when Metaspace adds its mark to the start of a text: always,
@@ -216,13 +232,29 @@ func (spec *fileSpec) buildAdded(t *Tokenizer) error {
 	maps.Copy(t.ids, t.vocab)
 	spec.numberAdded()
 	t.added = spec.AddedTokens
+	if len(t.added) > maxAdded {
+		return fmt.Errorf("%d added tokens, expected at most %d", len(t.added), maxAdded)
+	}
+	size := 0 // of those in the normalized text
+	for _, token := range t.added {
+		if len(token.Content) > maxPiece {
+			return fmt.Errorf("the added token %.40q has %d bytes, expected at most %d",
+				token.Content, len(token.Content), maxPiece)
+		}
+		if token.Normalized {
+			size += len(token.Content)
+		}
+	}
+	if err := t.normalBudget.checkOn(size, "the added tokens"); err != nil {
+		return fmt.Errorf("normalizer: %w", err)
+	}
 	for _, token := range t.added {
 		for int(token.ID) >= len(t.tokens) {
 			t.tokens = append(t.tokens, "")
 		}
 		t.tokens[token.ID], t.ids[token.Content] = token.Content, token.ID
 	}
-	t.rawAdded, t.normAdded = newMatcher(), newMatcher()
+	raw, norm := map[string]*addedToken{}, map[string]*addedToken{}
 	normalized, special := map[int32]string{}, map[string]bool{}
 	for i := range t.added {
 		token := &t.added[i]
@@ -230,7 +262,7 @@ func (spec *fileSpec) buildAdded(t *Tokenizer) error {
 			special[token.Content] = true
 		}
 		if !token.Normalized {
-			t.rawAdded.add(token.Content, token)
+			raw[token.Content] = token
 			continue
 		}
 		content := token.Content
@@ -238,8 +270,9 @@ func (spec *fileSpec) buildAdded(t *Tokenizer) error {
 			content = f(content)
 		}
 		normalized[token.ID] = content
-		t.normAdded.add(content, token)
+		norm[content] = token
 	}
+	t.rawAdded, t.normAdded = newMatcher(raw), newMatcher(norm)
 	if err := spec.buildDecoder(t); err != nil {
 		return err
 	}
@@ -248,7 +281,7 @@ func (spec *fileSpec) buildAdded(t *Tokenizer) error {
 }
 
 func (spec *fileSpec) buildPostProcessor(t *Tokenizer) error {
-	return eachStage("post_processor", spec.PostProcessor, func(c *stage) error {
+	err := eachStage("post_processor", spec.PostProcessor, func(c *stage) error {
 		switch c.Type {
 		case "ByteLevel":
 			return nil // changes only offsets, which this package does not report
@@ -258,7 +291,7 @@ func (spec *fileSpec) buildPostProcessor(t *Tokenizer) error {
 			}
 			t.prefix = append([]int32{c.Cls.id}, t.prefix...)
 			t.suffix = append(t.suffix, c.Sep.id)
-			return nil
+			return t.checkFixed(len(t.prefix) + len(t.suffix))
 		case "TemplateProcessing":
 		default:
 			return unsupported(c.Type, "BertProcessing, ByteLevel, RobertaProcessing, Sequence, "+
@@ -271,11 +304,33 @@ func (spec *fileSpec) buildPostProcessor(t *Tokenizer) error {
 			case part.Sequence != nil:
 				side = &after
 			case part.SpecialToken != nil:
-				*side = append(*side, c.SpecialTokens[part.SpecialToken.ID].IDs...)
+				ids := c.SpecialTokens[part.SpecialToken.ID].IDs
+				if err := t.checkFixed(len(t.prefix) + len(t.suffix) + len(before) + len(after) +
+					len(ids)); err != nil {
+					return err
+				}
+				*side = append(*side, ids...)
 			}
 		}
 		t.prefix = append(before, t.prefix...)
 		t.suffix = append(t.suffix, after...)
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	for _, id := range slices.Concat(t.prefix, t.suffix) {
+		if id < 0 || int(id) >= len(t.tokens) {
+			return fmt.Errorf("post_processor: it adds token %d, the vocabulary has %d", id,
+				len(t.tokens))
+		}
+	}
+	return nil
+}
+
+func (t *Tokenizer) checkFixed(n int) error {
+	if n > maxFixed {
+		return fmt.Errorf("it adds more than %d tokens to a text", maxFixed)
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -13,7 +14,16 @@ func (spec *fileSpec) buildDecoder(t *Tokenizer) error {
 	if len(spec.Decoder) == 0 || string(spec.Decoder) == "null" {
 		d.add(func() decodeStage { return new(joinTokens) })
 	}
-	return eachStage("decoder", spec.Decoder, func(c *stage) error {
+	b := new(budget)
+	err := eachStage("decoder", spec.Decoder, func(c *stage) error {
+		empty := func(s *string) bool { return s != nil && *s == "" }
+		switch {
+		case c.Type == "ByteLevel": // a byte may become U+FFFD
+			b.grow(3)
+		case c.Type == "WordPiece", c.Type == "Metaspace" && c.Replacement == "",
+			c.Type == "BPEDecoder" && empty(c.Suffix), c.Type == "CTC" && empty(c.WordDelimiter):
+			b.grow(2) // a space, between any two characters if what it replaces is empty
+		}
 		switch c.Type {
 		case "ByteLevel":
 			d.each(func(token string) string {
@@ -29,7 +39,7 @@ func (spec *fileSpec) buildDecoder(t *Tokenizer) error {
 		case "Fuse":
 			d.fused = true
 		case "Replace":
-			replace, err := c.replacer()
+			replace, err := c.replacer(b)
 			if err != nil {
 				return err
 			}
@@ -70,6 +80,17 @@ func (spec *fileSpec) buildDecoder(t *Tokenizer) error {
 		}
 		return nil
 	})
+	size := 0
+	for _, token := range t.tokens {
+		size += len(token)
+	}
+	if err == nil {
+		err = errors.Join(b.check(), b.checkOn(size, "the vocabulary"))
+	}
+	if err != nil {
+		return fmt.Errorf("decoder: %w", err)
+	}
+	return nil
 }
 
 // addStrip adds the decoder Strip. It removes up to Start characters from the

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -128,7 +127,10 @@ func (about *folderInfo) readIDs(folder string) error {
 		if err := readJSON(filepath.Join(folder, name), &c); err != nil {
 			return err
 		}
-		about.eosIDs = append(about.eosIDs, c.EOS...)
+		if about.eosIDs = append(about.eosIDs, c.EOS...); len(about.eosIDs) > maxFixed {
+			return fmt.Errorf("%s: eos_token_id has more than %d ids", filepath.Join(folder, name),
+				maxFixed)
+		}
 		if about.bosID == nil && len(c.BOS) > 0 {
 			about.bosID = &c.BOS[0]
 		}
@@ -141,7 +143,7 @@ func (about *folderInfo) readIDs(folder string) error {
 
 // readJSON reads a file, if it exists, into a value.
 func readJSON(path string, into any) error {
-	data, err := os.ReadFile(path)
+	data, err := readFile(path, maxSmallFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -195,10 +195,11 @@ func (spec *fileSpec) setGGUFSentencePiece(v ggufVocabulary, spacePrefix bool) e
 				i, len(piece), maxPiece)
 		}
 	}
-	spec.Model.Merges = mergesFromScores(v.tokens, v.scores, func(i int) bool {
+	merges, err := mergesFromScores(v.tokens, v.scores, func(i int) bool {
 		return v.types != nil && v.types[i] != pieceNormal && v.types[i] != ggufUserDefined
 	})
-	return nil
+	spec.Model.Merges = merges
+	return err
 }
 
 // ggufMeta is the metadata of a GGUF file.

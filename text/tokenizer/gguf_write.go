@@ -3,7 +3,6 @@ package tokenizer
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 )
@@ -66,7 +65,7 @@ func (t *Tokenizer) spec() (*fileSpec, error) {
 	if t.source.spec != nil {
 		return t.source.spec, nil
 	}
-	data, err := os.ReadFile(filepath.Join(t.source.folder, "tokenizer.json"))
+	data, err := readFile(filepath.Join(t.source.folder, "tokenizer.json"), maxFile)
 	if err != nil {
 		return nil, err
 	}

@@ -3,12 +3,15 @@ package tokenizer
 import (
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"unicode/utf8"
 )
 
 // unigram divides a word into the tokens whose scores have the largest sum.
 type unigram struct {
-	trie         *pieceTrie
+	pieces       *prefixes
+	pieceIDs     []int32 // by index in pieces
 	ids          map[string]int32
 	scores       []float64
 	unkScore     float64
@@ -23,16 +26,18 @@ func (s *modelSpec) buildUnigram(t *Tokenizer) (wordModel, error) {
 	if s.scores == nil {
 		return nil, fmt.Errorf("the vocabulary of Unigram must be a list of tokens and scores")
 	}
-	m := &unigram{trie: &pieceTrie{}, ids: s.Vocab, scores: s.scores, unk: -1,
-		byteFallback: s.ByteFallback}
+	m := &unigram{pieces: newPrefixes(slices.Clone(s.pieces)), ids: s.Vocab, scores: s.scores,
+		unk: -1, byteFallback: s.ByteFallback}
 	lowest := math.Inf(1)
 	for id, piece := range s.pieces {
 		if len(piece) > maxPiece {
 			return nil, fmt.Errorf("token %d has %d bytes, expected at most %d", id, len(piece),
 				maxPiece)
 		}
-		m.trie.add(piece)
 		lowest = min(lowest, s.scores[id])
+	}
+	for _, piece := range m.pieces.sorted {
+		m.pieceIDs = append(m.pieceIDs, s.Vocab[piece])
 	}
 	m.unkScore = lowest - unkPenalty
 	t.tokens = append([]string(nil), s.pieces...)
@@ -46,27 +51,6 @@ func (s *modelSpec) buildUnigram(t *Tokenizer) (wordModel, error) {
 	}
 	return nil, fmt.Errorf("a Unigram model without unk_id is not supported: it fails at unknown " +
 		"characters")
-}
-
-// pieceTrie finds the tokens that begin at a position.
-type pieceTrie struct {
-	next map[byte]*pieceTrie
-	end  bool
-}
-
-func (t *pieceTrie) add(piece string) {
-	for i := range len(piece) {
-		child := t.next[piece[i]]
-		if child == nil {
-			if t.next == nil {
-				t.next = map[byte]*pieceTrie{}
-			}
-			child = &pieceTrie{}
-			t.next[piece[i]] = child
-		}
-		t = child
-	}
-	t.end = true
 }
 
 // pathEnd is the best way to divide a text up to a position.
@@ -90,16 +74,11 @@ func (m *unigram) encode(out []int32, _ *scratch, word string) []int32 {
 	for start := 0; start < len(word); {
 		_, width := utf8.DecodeRuneInString(word[start:])
 		single := false
-		for node, end := m.trie, start; end < len(word); {
-			if node = node.next[word[end]]; node == nil {
-				break
-			}
-			if end++; node.end {
-				id := m.ids[word[start:end]]
-				reach(start, end, id, m.scores[id])
-				single = single || end == start+width
-			}
-		}
+		m.pieces.each(word[start:], func(index, length int) {
+			id := m.pieceIDs[index]
+			reach(start, start+length, id, m.scores[id])
+			single = single || length == width
+		})
 		if !single {
 			reach(start, start+width, m.unk, m.unkScore)
 		}
@@ -144,11 +123,11 @@ func (m *unigram) appendToken(out []int32, token string) []int32 {
 // wordPiece divides a word into the longest tokens, from its beginning. All but the
 // first have a prefix.
 type wordPiece struct {
-	ids      map[string]int32
-	prefix   string
-	unk      int32
-	maxChars int // a longer word is unknown
-	longest  int // bytes of the longest token
+	ids         map[string]int32
+	prefix      string
+	unk         int32
+	maxChars    int       // a longer word is unknown
+	first, next *prefixes // tokens that begin a word; others, without their prefix
 }
 
 func (s *modelSpec) buildWordPiece() (wordModel, error) {
@@ -163,9 +142,18 @@ func (s *modelSpec) buildWordPiece() (wordModel, error) {
 	if s.MaxChars != nil {
 		m.maxChars = *s.MaxChars
 	}
+	var first, next []string
 	for token := range s.Vocab {
-		m.longest = max(m.longest, len(token))
+		if len(token) > maxPiece {
+			return nil, fmt.Errorf("token %.40q has %d bytes, expected at most %d", token,
+				len(token), maxPiece)
+		}
+		first = append(first, token)
+		if rest, ok := strings.CutPrefix(token, m.prefix); ok {
+			next = append(next, rest)
+		}
 	}
+	m.first, m.next = newPrefixes(first), newPrefixes(next)
 	return m, nil
 }
 
@@ -187,25 +175,19 @@ func (m *wordPiece) encode(out []int32, _ *scratch, word string) []int32 {
 		return append(out, m.unk)
 	}
 	first := len(out)
-	for start := 0; start < len(word); {
-		end := min(len(word), start+m.longest)
-		for ; end > start; end-- {
-			if end < len(word) && !utf8.RuneStart(word[end]) {
-				continue
+	tokens, prefix := m.first, ""
+	for word != "" {
+		longest := 0
+		tokens.each(word, func(_, length int) {
+			if length == len(word) || utf8.RuneStart(word[length]) {
+				longest = length
 			}
-			token := word[start:end]
-			if start > 0 {
-				token = m.prefix + token
-			}
-			if id, ok := m.ids[token]; ok {
-				out = append(out, id)
-				break
-			}
-		}
-		if end == start {
+		})
+		if longest == 0 {
 			return append(out[:first], m.unk)
 		}
-		start = end
+		out = append(out, m.ids[prefix+word[:longest]])
+		word, tokens, prefix = word[longest:], m.next, m.prefix
 	}
 	return out
 }

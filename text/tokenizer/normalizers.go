@@ -13,13 +13,24 @@ import (
 // buildNormalizer sets the normalizers.
 func (spec *fileSpec) buildNormalizer(t *Tokenizer) error {
 	return eachStage("normalizer", spec.Normalizer, func(c *stage) error {
-		f, err := c.normalizer()
+		f, err := c.normalizer(&t.normalBudget)
 		t.normalize = append(t.normalize, f)
 		return err
 	})
 }
 
-func (c *stage) normalizer() (f func(string) string, err error) {
+// normalizer returns the function of a stage and adds what it may take to b.
+func (c *stage) normalizer(b *budget) (f func(string) string, err error) {
+	switch c.Type {
+	case "NFC", "NFD", "BertNormalizer":
+		b.grow(3)
+	case "NFKC", "NFKD":
+		b.grow(11)
+	case "Prepend":
+		b.grow(1 + len(c.Prepend))
+	case "Lowercase", "ByteLevel":
+		b.grow(2)
+	}
 	switch c.Type {
 	case "NFC":
 		return nfc, nil
@@ -38,7 +49,7 @@ func (c *stage) normalizer() (f func(string) string, err error) {
 			return prefix + s
 		}, nil
 	case "Replace":
-		return c.replacer()
+		return c.replacer(b)
 	case "Lowercase":
 		return lowercase, nil
 	case "Strip":
@@ -63,12 +74,20 @@ func (c *stage) normalizer() (f func(string) string, err error) {
 		"Prepend, Replace, Sequence, Strip, StripAccents")
 }
 
-// replacer returns the function of a stage Replace.
-func (c *stage) replacer() (func(string) string, error) {
+// replacer returns the function of a stage Replace and adds what it may take to b.
+func (c *stage) replacer(b *budget) (func(string) string, error) {
 	to := c.Content
+	grow := func(least int) { // bytes of what is replaced
+		if least == 0 {
+			b.grow(1 + len(to))
+			return
+		}
+		b.grow((len(to) + least - 1) / least)
+	}
 	switch {
 	case c.Pattern.String != nil && *c.Pattern.String != "":
 		from := *c.Pattern.String
+		grow(len(from))
 		return func(s string) string { return strings.ReplaceAll(s, from, to) }, nil
 	case c.Pattern.Regex == nil:
 		return nil, fmt.Errorf("%s has no pattern", c.Type)
@@ -77,6 +96,8 @@ func (c *stage) replacer() (func(string) string, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.match(re.Cost())
+	grow(re.MinLength())
 	return func(s string) string {
 		if s == "" {
 			return s

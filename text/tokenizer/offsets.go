@@ -27,8 +27,14 @@ func (t *Tokenizer) EncodeAt(s string, addSpecial bool, offsets []int) (ids []in
 	})
 	first = append(first, len(ids))
 	tokens = make([]int, len(offsets))
-	for k, at := range offsets {
-		i := sort.Search(len(parts), func(i int) bool { return parts[i].end > at })
+	order := make([]int, len(offsets))
+	for k := range order {
+		order[k] = k
+	}
+	slices.SortFunc(order, func(a, b int) int { return offsets[a] - offsets[b] })
+	found, at := (*placed)(nil), -1 // of part number at
+	for _, k := range order {
+		i := sort.Search(len(parts), func(i int) bool { return parts[i].end > offsets[k] })
 		switch {
 		case i == len(parts):
 			tokens[k] = len(ids)
@@ -36,8 +42,10 @@ func (t *Tokenizer) EncodeAt(s string, addSpecial bool, offsets []int) (ids []in
 			tokens[k] = first[i]
 		default:
 			p := parts[i]
-			tokens[k] = first[i] + t.tokenAt(s[p.start:p.end], p.start == 0,
-				ids[first[i]:first[i+1]], at-p.start)
+			if at != i {
+				found, at = t.place(s[p.start:p.end], p.start == 0, ids[first[i]:first[i+1]]), i
+			}
+			tokens[k] = first[i] + found.tokenAt(offsets[k]-p.start)
 		}
 	}
 	if addSpecial {
@@ -46,38 +54,109 @@ func (t *Tokenizer) EncodeAt(s string, addSpecial bool, offsets []int) (ids []in
 	return ids, tokens
 }
 
-// tokenAt returns the index of the token of piece that holds the byte at an offset. first is true
-// at the beginning of the text.
-func (t *Tokenizer) tokenAt(piece string, first bool, ids []int32, at int) int {
-	whole := t.prepared(piece, first)
+// placed tells which token holds which byte of a text without added tokens. It is asked for growing
+// offsets.
+type placed struct {
+	t     *Tokenizer
+	piece string
+	first bool // the text is at the beginning of the whole one
+	whole string
+	ids   []int32
+	ends  []int // of the tokens in whole; nil if they are not known
+
+	done, length int // whole[:length] is made of piece[:done]
+}
+
+// place finds the tokens of a text.
+func (t *Tokenizer) place(piece string, first bool, ids []int32) *placed {
+	p := &placed{t: t, piece: piece, first: first, ids: ids, whole: t.prepared(piece, first)}
 	total := 0
 	for _, id := range ids {
 		total += t.span(id)
+		p.ends = append(p.ends, total)
 	}
-	start := at
-	for start > 0 && !utf8.RuneStart(piece[start]) {
-		start--
+	if total != len(p.whole) { // some of the text is unknown
+		p.align()
 	}
-	if total != len(whole) {
-		// The tokens do not spell the text, because some of it is unknown.
-		return min(CommonPrefix(t.Encode(piece[:start], false), ids), len(ids)-1)
-	}
-	target := at - start
-	if start > 0 {
-		target += len(t.prepared(piece[:start], first))
-	} else {
+	if piece[0] != ' ' {
 		for _, space := range []string{" ", spaceMark} { // one that was put in front
-			if strings.HasPrefix(whole, space) && piece[0] != ' ' {
-				target += len(space)
+			if strings.HasPrefix(p.whole, space) {
+				p.length = len(space)
 			}
 		}
 	}
-	for i, id := range ids {
-		if target -= t.span(id); target < 0 {
-			return i
+	return p
+}
+
+// align sets the ends of tokens of which some do not spell their text. Such a token stands for the
+// characters up to the next token that does. ends is nil if that is not so.
+func (p *placed) align() {
+	spelled := func(id int32) string {
+		token := p.t.tokens[id]
+		if p.t.byteLevel {
+			token, _ = byteLevelBytes(token)
+		}
+		return token
+	}
+	at := 0
+	for i, id := range p.ids {
+		token := spelled(id)
+		switch {
+		case token != "" && id != p.t.unk && strings.HasPrefix(p.whole[at:], token):
+			at += len(token)
+		case id != p.t.unk && p.t.span(id) == 1 && at < len(p.whole): // a byte
+			at++
+		case at < len(p.whole):
+			_, size := utf8.DecodeRuneInString(p.whole[at:])
+			at += size
+			if i+1 < len(p.ids) && p.ids[i+1] != p.t.unk {
+				if n := strings.Index(p.whole[at:], spelled(p.ids[i+1])); n > 0 {
+					at += n
+				}
+			} else if i+1 == len(p.ids) {
+				at = len(p.whole)
+			}
+		default:
+			p.ends = nil
+			return
+		}
+		p.ends[i] = at
+	}
+	if at != len(p.whole) {
+		p.ends = nil
+	}
+}
+
+// tokenAt returns the index of the token that holds the byte at an offset of piece.
+func (p *placed) tokenAt(at int) int {
+	start := at
+	for start > 0 && !utf8.RuneStart(p.piece[start]) {
+		start--
+	}
+	if p.ends == nil {
+		prefix := p.t.Encode(p.piece[:start], false)
+		return max(0, min(CommonPrefix(prefix, p.ids), len(p.ids)-1))
+	}
+	p.advance(start)
+	target := p.length + at - start
+	i := sort.Search(len(p.ends), func(i int) bool { return p.ends[i] > target })
+	return max(0, min(i, len(p.ends)-1))
+}
+
+// advance sets done to start. What is between is prepared by itself if that gives the same text.
+func (p *placed) advance(start int) {
+	if start == p.done {
+		return
+	}
+	next := p.t.prepared(p.piece[p.done:start], false)
+	for _, mark := range []string{"", " ", spaceMark} { // one that was put in front
+		more, ok := strings.CutPrefix(next, mark)
+		if ok && p.done > 0 && strings.HasPrefix(p.whole[min(p.length, len(p.whole)):], more) {
+			p.done, p.length = start, p.length+len(more)
+			return
 		}
 	}
-	return len(ids) - 1
+	p.done, p.length = start, len(p.t.prepared(p.piece[:start], p.first))
 }
 
 // prepared returns a text as the model gets it.

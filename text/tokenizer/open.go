@@ -55,7 +55,7 @@ func Open(path string) (*Tokenizer, error) {
 				path)
 		}
 	}
-	data, err := os.ReadFile(file)
+	data, err := readFile(file, maxFile)
 	if err != nil {
 		return nil, fmt.Errorf("tokenizer: %w", err)
 	}
@@ -83,7 +83,7 @@ func parseFile(data []byte, about *folderInfo) (*Tokenizer, error) {
 	case bytes.HasPrefix(data, byteOrderMark):
 		return nil, fmt.Errorf("it begins with a byte order mark, which JSON does not allow: " +
 			"save it without one")
-	case tiktokenLine.Match(data):
+	case tiktokenLine.Match(data[:min(len(data), 1024)]):
 		return nil, fmt.Errorf(
 			"it is a list of ranks in the format of Llama 3, which is not supported: " +
 				"give the folder of the model's tokenizer.json with --tokenizer")

@@ -18,6 +18,8 @@ type preStep struct {
 	next func(s string) int
 	// all returns all pieces.
 	all func(s string) []string
+	// cost is that of its regular expression.
+	cost int
 }
 
 // The patterns of most tokenizers. Hand-written scanners match them many times
@@ -48,7 +50,9 @@ func splitByPattern(pattern string, behavior string, invert bool) (preStep, erro
 	if err != nil {
 		return preStep{}, err
 	}
-	return splitAt(re.FindAll, behavior, invert)
+	step, err := splitAt(re.FindAll, behavior, invert)
+	step.cost = re.Cost()
+	return step, err
 }
 
 // splitByString returns the pre-tokenizer "Split" for a literal string.

@@ -66,7 +66,7 @@ type savedFile struct {
 // files returns the files that Save writes.
 func (t *Tokenizer) files() (files []savedFile, err error) {
 	for _, name := range t.source.files {
-		data, err := os.ReadFile(filepath.Join(t.source.folder, name))
+		data, err := readFile(filepath.Join(t.source.folder, name), maxFile)
 		if err != nil {
 			return nil, err
 		}

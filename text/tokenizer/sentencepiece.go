@@ -1,12 +1,13 @@
 package tokenizer
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
-	"sort"
+	"slices"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -94,6 +95,10 @@ type sentencePiece struct {
 
 // parseSentencePiece reads a tokenizer.model.
 func parseSentencePiece(data []byte) (*sentencePiece, error) {
+	if len(data) > maxModel {
+		return nil, fmt.Errorf("it has %d bytes, a SentencePiece model at most %d", len(data),
+			maxModel)
+	}
 	m := &sentencePiece{modelType: 1}
 	m.normalizer.dummyPrefix, m.normalizer.removeExtra, m.normalizer.escape = true, true, true
 	err := fields(data, func(n protowire.Number, data []byte, _ uint64) error {
@@ -207,9 +212,12 @@ func (about *folderInfo) specFromSentencePiece(data []byte) (*fileSpec, error) {
 				addedToken{ID: id, Content: token, Special: m.types[i] != ggufUserDefined})
 		}
 	}
-	spec.Model.Merges = mergesFromScores(m.tokens, m.scores, func(i int) bool {
+	spec.Model.Merges, err = mergesFromScores(m.tokens, m.scores, func(i int) bool {
 		return m.types[i] != pieceNormal && m.types[i] != ggufUserDefined
 	})
+	if err != nil {
+		return nil, err
+	}
 	legacy := !about.llamaClass
 	if about.legacy != nil {
 		legacy = *about.legacy
@@ -298,7 +306,9 @@ func (spec *fileSpec) setSentencePiece(scheme string) {
 // mergesFromScores lists all splits of each piece into two pieces, ordered by
 // best score, then longer left part, then longer right part. Pieces for which
 // skip is true are left out.
-func mergesFromScores(tokens []string, scores []float32, skip func(int) bool) []mergePair {
+func mergesFromScores(tokens []string, scores []float32, skip func(int) bool) (
+	[]mergePair, error,
+) {
 	ids := make(map[string]int, len(tokens))
 	for i, token := range tokens {
 		if _, double := ids[token]; !double && !skip(i) {
@@ -314,40 +324,31 @@ func mergesFromScores(tokens []string, scores []float32, skip func(int) bool) []
 		if ids[token] != i || skip(i) {
 			continue
 		}
-		start, n := len(splits), utf8.RuneCountInString(token)
-		count := 0
+		n, count := utf8.RuneCountInString(token), 0
 		for cut := range token {
 			if cut == 0 {
 				continue
 			}
 			count++
 			left, ok := ids[token[:cut]]
-			right, ok2 := ids[token[cut:]]
-			if ok && ok2 {
+			if !ok {
+				continue
+			}
+			if right, ok := ids[token[cut:]]; ok {
 				splits = append(splits, split{i, left, right, count, n - count})
 			}
 		}
-		local := splits[start:]
-		sort.Slice(local, func(a, b int) bool {
-			if local[a].left != local[b].left {
-				return local[a].left < local[b].left
-			}
-			return local[a].right < local[b].right
-		})
+		if len(splits) > maxVocab {
+			return nil, fmt.Errorf("its pieces are formed by more than %d merges", maxVocab)
+		}
 	}
-	sort.SliceStable(splits, func(a, b int) bool {
-		x, y := splits[a], splits[b]
-		if scores[x.piece] != scores[y.piece] {
-			return scores[x.piece] > scores[y.piece]
-		}
-		if x.leftLen != y.leftLen {
-			return x.leftLen > y.leftLen
-		}
-		return x.rightLen > y.rightLen
+	slices.SortFunc(splits, func(x, y split) int {
+		return cmp.Or(cmp.Compare(scores[y.piece], scores[x.piece]), y.leftLen-x.leftLen,
+			y.rightLen-x.rightLen, x.piece-y.piece, x.left-y.left, x.right-y.right)
 	})
 	merges := make([]mergePair, len(splits))
 	for i, s := range splits {
 		merges[i] = mergePair{tokens[s.left], tokens[s.right]}
 	}
-	return merges
+	return merges, nil
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 
@@ -68,7 +67,7 @@ func parseFields(data []byte) (fields []field, err error) {
 
 // readFields reads the object in a file, nil if there is no file.
 func readFields(path string) ([]field, error) {
-	data, err := os.ReadFile(path)
+	data, err := readFile(path, maxSmallFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

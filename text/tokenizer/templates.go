@@ -2,12 +2,15 @@ package tokenizer
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"conquer/text/jinja"
 )
 
 // defaultTemplate is the name of the template that Chat renders.
@@ -54,16 +57,23 @@ func (about *folderInfo) readTemplate(folder string) error {
 	if err != nil {
 		return err
 	}
+	if len(files) > maxTemplates {
+		return fmt.Errorf("%s holds %d chat templates, expected at most %d",
+			filepath.Join(folder, templateFolder), len(files), maxTemplates)
+	}
 	templates := map[string]string{}
 	for _, path := range files {
-		data, err := os.ReadFile(path)
+		data, err := readFile(path, jinja.MaxSource)
 		if err != nil {
 			return err
 		}
 		templates[strings.TrimSuffix(filepath.Base(path), ".jinja")] = string(data)
 	}
-	if data, err := os.ReadFile(filepath.Join(folder, "chat_template.jinja")); err == nil {
+	switch data, err := readFile(filepath.Join(folder, "chat_template.jinja"), jinja.MaxSource); {
+	case err == nil:
 		templates[defaultTemplate] = string(data)
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
 	}
 	if len(templates) > 0 {
 		about.templates = templates

@@ -48,6 +48,8 @@ type Tokenizer struct {
 	added         []addedToken      // with their ids
 
 	source source // for Save
+
+	normalBudget, pretokenBudget budget // what normalize and pretoken may take
 }
 
 // wordModel turns the words that the pre-tokenizer makes into ids.

@@ -15,12 +15,23 @@ type fileSpec struct {
 	Version       string          `json:"version"`
 	Truncation    json.RawMessage `json:"truncation"`
 	Padding       json.RawMessage `json:"padding"`
-	AddedTokens   []addedToken    `json:"added_tokens"`
+	AddedTokens   addedList       `json:"added_tokens"`
 	Normalizer    json.RawMessage `json:"normalizer"`
 	PreTokenizer  json.RawMessage `json:"pre_tokenizer"`
 	PostProcessor json.RawMessage `json:"post_processor"`
 	Decoder       json.RawMessage `json:"decoder"`
 	Model         modelSpec       `json:"model"`
+}
+
+// addedList is a list of added tokens.
+type addedList []addedToken
+
+// UnmarshalJSON reads a list that is not too long.
+func (l *addedList) UnmarshalJSON(data []byte) error {
+	if err := checkMembers(data, maxAdded, "added tokens"); err != nil {
+		return err
+	}
+	return json.Unmarshal(data, (*[]addedToken)(l))
 }
 
 type modelSpec struct {
@@ -47,10 +58,20 @@ func (m *modelSpec) UnmarshalJSON(data []byte) error {
 	type plain modelSpec
 	list := struct {
 		*plain
-		Vocab json.RawMessage `json:"vocab"`
+		Vocab  json.RawMessage `json:"vocab"`
+		Merges json.RawMessage `json:"merges"`
 	}{plain: (*plain)(m)}
 	if err := json.Unmarshal(data, &list); err != nil {
 		return err
+	}
+	if err := errors.Join(checkMembers(list.Vocab, maxVocab, "tokens"),
+		checkMembers(list.Merges, maxVocab, "merges")); err != nil {
+		return err
+	}
+	if len(list.Merges) > 0 {
+		if err := json.Unmarshal(list.Merges, &m.Merges); err != nil {
+			return err
+		}
 	}
 	if !bytes.HasPrefix(list.Vocab, []byte("[")) {
 		if len(list.Vocab) == 0 {
@@ -58,27 +79,32 @@ func (m *modelSpec) UnmarshalJSON(data []byte) error {
 		}
 		return json.Unmarshal(list.Vocab, &m.Vocab)
 	}
-	var pieces [][]json.RawMessage
+	var pieces []scoredPiece
 	if err := json.Unmarshal(list.Vocab, &pieces); err != nil {
 		return err
 	}
-	if len(pieces) > maxVocab {
-		return fmt.Errorf("the vocabulary has %d tokens, expected at most %d", len(pieces),
-			maxVocab)
-	}
 	m.Vocab = make(vocab, len(pieces))
-	for id, pair := range pieces {
-		var token string
-		var score float64
-		if len(pair) != 2 {
-			return fmt.Errorf("entry %d of the vocabulary is not a token and a score", id)
-		}
-		if err := errors.Join(json.Unmarshal(pair[0], &token),
-			json.Unmarshal(pair[1], &score)); err != nil {
-			return fmt.Errorf("entry %d of the vocabulary: %w", id, err)
-		}
-		m.Vocab[token] = int32(id)
-		m.pieces, m.scores = append(m.pieces, token), append(m.scores, score)
+	for id, p := range pieces {
+		m.Vocab[p.token] = int32(id)
+		m.pieces, m.scores = append(m.pieces, p.token), append(m.scores, p.score)
+	}
+	return nil
+}
+
+// scoredPiece is a token of Unigram and its score, written as a list of both.
+type scoredPiece struct {
+	token string
+	score float64
+}
+
+func (p *scoredPiece) UnmarshalJSON(data []byte) error {
+	comma := bytes.LastIndexByte(data, ',')
+	if data[0] != '[' || comma < 0 || members(data) != 2 {
+		return fmt.Errorf("%.60s in the vocabulary is not a token and a score", data)
+	}
+	if err := errors.Join(json.Unmarshal(data[1:comma], &p.token),
+		json.Unmarshal(data[comma+1:len(data)-1], &p.score)); err != nil {
+		return fmt.Errorf("%.60s in the vocabulary: %w", data, err)
 	}
 	return nil
 }
@@ -219,6 +245,16 @@ type stage struct {
 // eachStage calls f for the stage in raw, or for each stage of it if it is a
 // Sequence. kind is for errors.
 func eachStage(kind string, raw json.RawMessage, f func(*stage) error) error {
+	if len(raw) > maxStage {
+		return fmt.Errorf("%s: it has %d bytes, expected at most %d", kind, len(raw), maxStage)
+	}
+	count := 0
+	return eachStageAt(kind, raw, 0, &count, f)
+}
+
+func eachStageAt(kind string, raw json.RawMessage, depth int, count *int,
+	f func(*stage) error,
+) error {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
 	}
@@ -226,10 +262,16 @@ func eachStage(kind string, raw json.RawMessage, f func(*stage) error) error {
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return fmt.Errorf("%s: %w", kind, err)
 	}
+	if *count++; *count > maxStages {
+		return fmt.Errorf("%s: more than %d stages", kind, maxStages)
+	}
 	if c.Type == "Sequence" {
+		if depth == maxNesting {
+			return fmt.Errorf("%s: more than %d Sequences inside each other", kind, maxNesting)
+		}
 		for _, part := range slices.Concat(c.Normalizers, c.Pretokenizers, c.Processors,
 			c.Decoders) {
-			if err := eachStage(kind, part, f); err != nil {
+			if err := eachStageAt(kind, part, depth+1, count, f); err != nil {
 				return err
 			}
 		}
