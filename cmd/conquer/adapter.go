@@ -93,7 +93,7 @@ func baseOf(dir string) (string, error) {
 		return path, nil
 	}
 	if m, ok := hub.FindHub(info.Base); ok {
-		fmt.Fprintf(os.Stderr, "conquer: %s stands for %s, the base of %s; for another copy, give "+
+		note("conquer: %s stands for %s, the base of %s; for another copy, give "+
 			"it with --model_path and the adapter with --adapter_path\n", m.Name, info.Base, dir)
 		return m.Name, nil
 	}

@@ -108,7 +108,7 @@ func (f *benchFlags) finish(r *bench.Results, rows int, runErr error,
 	}
 	saved := r.Save(f.output)
 	if runErr != nil && saved == nil {
-		fmt.Fprintf(os.Stderr, "%d finished rows are in %s\n", rows,
+		note("%d finished rows are in %s\n", rows,
 			filepath.Join(f.output, r.Kind+".json"))
 		return runErr
 	}

@@ -199,7 +199,7 @@ func (f *subjectFlags) fill(o *opened, dtype torch.DType, device torch.Device) e
 			}
 			return err
 		}
-		fmt.Fprintf(os.Stderr, "the weights of %s %s are random (no --model_path), seed %d\n",
+		note("the weights of %s %s are random (no --model_path), seed %d\n",
 			f.architecture, f.variant, f.seed)
 		torch.ManualSeed(f.seed)
 		model.Initialize(o.model, dtype, device)
@@ -271,7 +271,7 @@ func (f *chunksFlags) run(ctx context.Context, layersGiven bool) (err error) {
 	}
 	defer model.Free(o.Model)
 	if o.Tokenizer == nil {
-		fmt.Fprintln(os.Stderr, "no --tokenizer: prompts are token_len random tokens")
+		note("no --tokenizer: prompts are token_len random tokens\n")
 	}
 	results, err := f.results.begin(bench.Chunks, model.Device(o.Model), true)
 	if err != nil {

@@ -53,8 +53,8 @@ func setupBenchReport(flags *pflag.FlagSet) func(context.Context, []string) erro
 			}
 			return err
 		}
-		for _, note := range r.Notes {
-			fmt.Fprintln(os.Stderr, note)
+		for _, remark := range r.Notes {
+			note("%s\n", remark)
 		}
 		fmt.Printf("wrote %s and %d plots in %s\n", r.Page, len(r.Plots)/2,
 			filepath.Join(filepath.Dir(r.Page), "plots"))

@@ -158,8 +158,7 @@ func (f *inferenceFlags) start(ctx context.Context) error {
 		return err
 	case place.Size == 1 && f.processes > 1:
 		if f.Compiled {
-			fmt.Fprintln(os.Stderr,
-				"(steps of several processes are not recorded: skipping the compiled runs)")
+			note("(steps of several processes are not recorded: skipping the compiled runs)\n")
 		}
 		return f.launch(ctx, 0)
 	case place.Size > 1:
@@ -183,7 +182,7 @@ func (f *inferenceFlags) run(ctx context.Context) error {
 	defer model.Free(m)
 	device := model.Device(m)
 	if f.Compiled && f.Group == nil && !device.IsCUDA() {
-		fmt.Fprintln(os.Stderr, "(steps are not recorded on the CPU: skipping the compiled runs)")
+		note("(steps are not recorded on the CPU: skipping the compiled runs)\n")
 	}
 	if err := f.Check(device); err != nil {
 		return usageError{err}

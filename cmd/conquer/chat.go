@@ -135,7 +135,7 @@ func (f *chatFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Pl
 	if place.Rank == 0 {
 		c.printIgnored("chat")
 	}
-	c.out = os.Stdout
+	c.out = textOutput()
 	c.session = generate.NewSession(c.model, c.tokenizer)
 	defer c.session.Close()
 	c.reset()
@@ -284,7 +284,7 @@ func (c *conversation) handle(line input, signals chan os.Signal) (stop bool, er
 	messages, prompt, err := c.fit(text)
 	if err != nil {
 		if c.person { // can rephrase it
-			fmt.Fprintf(os.Stderr, "(%v)\n", err)
+			note("(%v)\n", err)
 			return false, nil
 		}
 		c.failed++
@@ -300,7 +300,7 @@ func (c *conversation) handle(line input, signals chan os.Signal) (stop bool, er
 // printFailure prints why the last question was not answered.
 func (c *conversation) printFailure() {
 	if c.failure != nil {
-		fmt.Fprintln(os.Stderr, c.failure)
+		note("%v\n", c.failure)
 		c.failure = nil
 	}
 }
@@ -357,7 +357,7 @@ func (c *conversation) answer(messages []tokenizer.Message, prompt []int32,
 	signals chan os.Signal) (stop bool, err error) {
 	if dropped := (len(c.messages) + 1 - len(messages)) / 2; dropped > 0 && !c.told {
 		c.told = true
-		fmt.Fprintf(os.Stderr, "(the context is full: the oldest turns are dropped when it is, "+
+		note("(the context is full: the oldest turns are dropped when it is, "+
 			"now %d)\n", dropped)
 	}
 	c.messages = messages

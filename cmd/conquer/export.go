@@ -198,9 +198,8 @@ func (f *exportFlags) run(ctx context.Context) error {
 	case o.tokenizer != nil:
 		options.Also = o.tokenizer.Save
 	case o.unusable != nil:
-		fmt.Fprintf(os.Stderr,
-			"conquer export: the files of the tokenizer are copied as they are: "+
-				"%v\n", o.unusable)
+		note("conquer export: the files of the tokenizer are copied as they are: "+
+			"%v\n", o.unusable)
 		options.Also = func(dir string) error { return tokenizer.Copy(modelFolder(where), dir) }
 	}
 	err = f.format.Save(f.output, source, options)
@@ -209,7 +208,7 @@ func (f *exportFlags) run(ctx context.Context) error {
 		return err
 	}
 	if isTerminal(os.Stderr) {
-		fmt.Fprintf(os.Stderr, "wrote %s, %s; run it with conquer generate --model_path %s\n",
+		note("wrote %s, %s; run it with conquer generate --model_path %s\n",
 			f.output, f.format.Summary, f.output)
 	}
 	return nil
@@ -221,7 +220,7 @@ const noVocabulary = "no_vocab"
 // ggufTokenizer returns o's tokenizer as GGUF metadata for c's model.
 func ggufTokenizer(o *opened, c *checkpoint.Checkpoint) (map[string]any, error) {
 	if o.tokenizer == nil {
-		fmt.Fprintf(os.Stderr, "conquer export: the file will accept only token ids: %v\n",
+		note("conquer export: the file will accept only token ids: %v\n",
 			o.noTokenizer("give one with --tokenizer"))
 		return map[string]any{"tokenizer.ggml.model": noVocabulary}, nil
 	}

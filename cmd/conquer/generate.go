@@ -240,17 +240,17 @@ func (f *generateFlags) advise(o *opened, prompts []*prompt) {
 		}
 	}
 	if room := o.model.MaxLength() - longest; longest > 0 && room < f.options.MaxNewTokens {
-		fmt.Fprintf(os.Stderr, "conquer generate: the model's context of %d leaves room for %s "+
+		note("conquer generate: the model's context of %d leaves room for %s "+
 			"after a prompt of %d, not %d\n", o.model.MaxLength(), dataset.Count(room, "new token"),
 			longest, f.options.MaxNewTokens)
 	}
 	if o.unusable != nil {
-		fmt.Fprintf(os.Stderr, "conquer generate: the answer is printed as token ids: "+
+		note("conquer generate: the answer is printed as token ids: "+
 			"%v\n", o.unusable)
 	}
 	if !f.json && !f.chat && isTerminal(os.Stderr) && o.tokenizer != nil &&
 		o.tokenizer.ChatTemplate() != "" {
-		fmt.Fprintln(os.Stderr, "(this is a chat model; use --chat to ask it a question)")
+		note("(this is a chat model; use --chat to ask it a question)\n")
 	}
 }
 
@@ -263,7 +263,7 @@ func printStats(s generate.Stats, load time.Duration) {
 	if load > 0 {
 		line += fmt.Sprintf(", first after %.2f s", (load + s.Prefill).Seconds())
 	}
-	fmt.Fprintf(os.Stderr, "(%s)\n", line)
+	note("(%s)\n", line)
 }
 
 // parseIDs reads lists such as 1,2,3.
@@ -292,11 +292,24 @@ func joinIDs(ids []int32) string {
 	return strings.Join(fields, ",")
 }
 
-// printJSON prints one value on one line. It does not escape < and >.
+// printJSON prints one value on one line. It does not escape < and >, but what a terminal obeys.
 func printJSON(w io.Writer, value any) error {
-	e := json.NewEncoder(w)
+	var text strings.Builder
+	e := json.NewEncoder(&text)
 	e.SetEscapeHTML(false)
-	return e.Encode(value)
+	if err := e.Encode(value); err != nil {
+		return err
+	}
+	var b strings.Builder
+	for _, r := range text.String() {
+		if obeyed(r) {
+			fmt.Fprintf(&b, `\u%04x`, r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }

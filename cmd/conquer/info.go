@@ -113,7 +113,7 @@ func (f *infoFlags) run(ctx context.Context, args []string) error {
 	if f.json {
 		return printJSON(os.Stdout, info)
 	}
-	out := bufio.NewWriter(os.Stdout)
+	out := bufio.NewWriter(&visibleWriter{out: os.Stdout})
 	defer out.Flush()
 	info.print(out)
 	return nil

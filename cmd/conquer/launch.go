@@ -129,7 +129,7 @@ func (f *processFlags) launch(ctx context.Context, restarts int) error {
 		if err == nil || ctx.Err() != nil || !begun || attempt >= restarts {
 			return err
 		}
-		fmt.Fprintf(os.Stderr, "conquer train: %v\nrestarting from the last checkpoint (restart "+
+		note("conquer train: %v\nrestarting from the last checkpoint (restart "+
 			"%d of %d)\n", err, attempt+1, restarts)
 	}
 }

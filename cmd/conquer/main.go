@@ -61,7 +61,7 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 func init() { runtime.LockOSThread() }
 
 func main() {
-	hub.Notice = func(message string) { fmt.Fprintf(os.Stderr, "conquer: %s\n", message) }
+	hub.Notice = func(message string) { note("conquer: %s\n", message) }
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -137,7 +137,7 @@ func (c command) exitCode(err error, stderr io.Writer) int {
 		err = withRemedy(err)
 	}
 	if !reportToLauncher(err.Error()) {
-		fmt.Fprintf(stderr, "conquer %s: %v\n", c.name, err)
+		io.WriteString(stderr, visible(fmt.Sprintf("conquer %s: %v\n", c.name, err)))
 	}
 	return code
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"unicode/utf8"
@@ -186,7 +185,7 @@ func (f *generateFlags) encode(o *opened, p *prompt) (err error) {
 func printFailures(prompts []*prompt) {
 	for _, p := range prompts {
 		if p.err != nil {
-			fmt.Fprintf(os.Stderr, "%s: %v\n", p.name, p.err)
+			note("%s: %v\n", p.name, p.err)
 		}
 	}
 }

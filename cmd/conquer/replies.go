@@ -39,7 +39,7 @@ func (r *replies) answer(ctx context.Context) error {
 			return err
 		}
 	}
-	out := bufio.NewWriter(os.Stdout)
+	out := bufio.NewWriter(textOutput())
 	if err := errors.Join(r.printFailed(out, nil), out.Flush()); err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func (r *replies) answer(ctx context.Context) error {
 // batch continues some prompts and prints the results.
 func (r *replies) batch(ctx context.Context, prompts []*prompt, ids [][]int32) error {
 	var show func(int, string)
-	out := bufio.NewWriter(os.Stdout)
+	out := bufio.NewWriter(textOutput())
 	defer out.Flush()
 	if r.single() {
 		show = func(_ int, piece string) {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 
@@ -84,7 +83,7 @@ func (f *samplingFlags) read() error {
 func (f *samplingFlags) printUnfusedReason(command string, s generate.Stats) {
 	if s.UnfusedReason != "" && !f.reasonPrinted {
 		f.reasonPrinted = true
-		fmt.Fprintf(os.Stderr, "conquer %s: decoding was slower, without the fused kernel: %s\n",
+		note("conquer %s: decoding was slower, without the fused kernel: %s\n",
 			command, s.UnfusedReason)
 	}
 }
@@ -115,7 +114,7 @@ func (f *samplingFlags) configure(o *opened, flags *pflag.FlagSet, command strin
 // printIgnored names the fields of generation_config.json that are not supported.
 func (f *samplingFlags) printIgnored(command string) {
 	if len(f.ignored) > 0 {
-		fmt.Fprintf(os.Stderr, "conquer %s: not supported in generation_config.json, and ignored: "+
+		note("conquer %s: not supported in generation_config.json, and ignored: "+
 			"%s\n", command, strings.Join(f.ignored, ", "))
 	}
 }

@@ -172,7 +172,7 @@ func (f *scoreFlags) run(ctx context.Context, ids []int32) error {
 		return err
 	}
 	if isTerminal(os.Stderr) {
-		fmt.Fprintf(os.Stderr, "(%.0f tok/s)\n", float64(len(ids))/time.Since(began).Seconds())
+		note("(%.0f tok/s)\n", float64(len(ids))/time.Since(began).Seconds())
 	}
 	return nil
 }

@@ -149,7 +149,7 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	}
 	if _, unused := model.Unused(o.model, o.checkpoint); len(unused) > 0 && (f.world == nil ||
 		f.world.All.Rank == 0) {
-		fmt.Fprintf(os.Stderr, "conquer: %s does not use %s of its files: %.200q\n", o.path,
+		note("conquer: %s does not use %s of its files: %.200q\n", o.path,
 			dataset.Count(len(unused), "tensor"), some(unused))
 	}
 	return o, nil
@@ -219,7 +219,7 @@ func parseDevice(name string) (torch.Device, error) {
 	if name == "" {
 		cpuReason.Do(func() {
 			if err := torch.LoadCUDA(); err != nil && !errors.Is(err, torch.ErrNoDriver) {
-				fmt.Fprintf(os.Stderr, "conquer: using the CPU: %v\n", err)
+				note("conquer: using the CPU: %v\n", err)
 			}
 		})
 	}

@@ -39,7 +39,7 @@ func (f *profileFlag) profiled(run func() error) error {
 	rows, err := torch.Trace(f.profile, run)
 	if rows != nil {
 		printProfile(os.Stderr, rows, time.Since(began))
-		fmt.Fprintf(os.Stderr, "wrote %s\n", f.profile)
+		note("wrote %s\n", f.profile)
 	}
 	return err
 }

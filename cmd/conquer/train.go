@@ -142,7 +142,7 @@ func (f *trainFlags) limitLength(context int, first bool) {
 		return
 	}
 	if f.lengthGiven && first {
-		fmt.Fprintf(os.Stderr, "conquer train: samples are cut to the model's context of %d, "+
+		note("conquer train: samples are cut to the model's context of %d, "+
 			"not to --sequence_length %d\n", context, f.SequenceLength)
 	}
 	f.SequenceLength = context
@@ -405,7 +405,7 @@ func (f *trainFlags) answerAll(ctx context.Context, o *opened, when string) erro
 		}
 		ids := o.tokenizer.Encode(prompt, special)
 		fmt.Printf("\n%s tuning: %s\n  ", when, question)
-		out := indented{out: os.Stdout}
+		out := indented{out: textOutput()}
 		_, _, err = generate.Generate(ctx, o.model, o.tokenizer, [][]int32{ids},
 			generate.Options{MaxNewTokens: 80}, func(_ int, piece string) { out.write(piece) })
 		fmt.Println()

@@ -14,7 +14,8 @@ import (
 
 // withStages is a tokenizer.json of a few letters with other members.
 func withStages(rest string) string {
-	return `{"model":{"type":"BPE","vocab":{"a":0,"b":1,"aa":2,"▁":3},"merges":["a a"]}` + rest + "}"
+	return `{"model":{"type":"BPE","vocab":{"a":0,"b":1,"aa":2,"▁":3},"merges":["a a"]}` + rest +
+		"}"
 }
 
 func sequence(kind, stages string) string {
@@ -197,7 +198,8 @@ func TestEncodeAt_TakesLinearTime(t *testing.T) {
 			t.Errorf("%s: %v", name, took)
 		}
 		slices.Reverse(at)
-		if !slices.IsSorted(at) || name == CharTokenizer && at[len("Hello 世界, ")] != len("Hello XY, ") {
+		if !slices.IsSorted(at) || name == CharTokenizer &&
+			at[len("Hello 世界, ")] != len("Hello XY, ") {
 			t.Errorf("%s: the tokens are not in order", name)
 		}
 	}
