@@ -31,19 +31,21 @@ var (
 // WritePredictions writes a predictions file: a header line, then one line for each prediction
 // with id, prompt, reference and prediction, separated by tabs. The write is atomic.
 func WritePredictions(path string, list []Prediction) error {
-	return atomicfile.Write(path, func(w io.Writer) error {
-		if _, err := fmt.Fprintln(w, predictionsHeader); err != nil {
+	return atomicfile.Write(path, func(w io.Writer) error { return writePredictions(w, list) })
+}
+
+func writePredictions(w io.Writer, list []Prediction) error {
+	if _, err := fmt.Fprintln(w, predictionsHeader); err != nil {
+		return err
+	}
+	for _, p := range list {
+		_, err := fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", p.ID, escapeTSV.Replace(p.Prompt),
+			escapeTSV.Replace(p.Reference), escapeTSV.Replace(p.Prediction))
+		if err != nil {
 			return err
 		}
-		for _, p := range list {
-			_, err := fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", p.ID, escapeTSV.Replace(p.Prompt),
-				escapeTSV.Replace(p.Reference), escapeTSV.Replace(p.Prediction))
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // ReadPredictions reads a predictions file. The header line may be missing.

@@ -244,8 +244,12 @@ func Read(path string) (*Results, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseResults(path, data)
+}
+
+func parseResults(path string, data []byte) (r *Results, err error) {
 	var rows json.RawMessage
-	r := &Results{Rows: &rows}
+	r = &Results{Rows: &rows}
 	if err := json.Unmarshal(data, r); err != nil {
 		return nil, fmt.Errorf("%s: not the results of a benchmark: %w", path, err)
 	}

@@ -47,6 +47,7 @@ type adapterConfig struct {
 
 // pattern gives the layers whose name matches a regular expression a rank or an alpha.
 type pattern struct {
+	key     string // as in the file
 	matches *regexp.Regexp
 	value   float64
 }
@@ -150,7 +151,7 @@ func (p *patterns) UnmarshalJSON(text []byte) error {
 			return fmt.Errorf("%.80q is not a regular expression that this program can read: %w",
 				key, err)
 		}
-		*p = append(*p, pattern{matches, value})
+		*p = append(*p, pattern{fmt.Sprintf("%.80q", key), matches, value})
 	}
 	return nil
 }
@@ -166,6 +167,12 @@ func readConfig(dir string) (adapterConfig, error) {
 	} else if err != nil {
 		return c, err
 	}
+	return c.parse(text)
+}
+
+// parse reads the text of the config over the defaults in c.
+func (c adapterConfig) parse(text []byte) (adapterConfig, error) {
+	path := c.path
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(text, &raw); err != nil {
 		return c, fmt.Errorf("%s: expected a JSON object: %w", path, err)
@@ -180,6 +187,12 @@ func readConfig(dir string) (adapterConfig, error) {
 	}
 	if c.rank < 1 {
 		return c, fmt.Errorf("%s: r is %d: it must be at least 1", path, c.rank)
+	}
+	for _, p := range c.ranks {
+		if p.value < 1 || p.value > math.MaxInt32 || p.value != math.Trunc(p.value) {
+			return c, fmt.Errorf("%s: rank_pattern gives %s the rank %g: expected a whole number "+
+				"of at least 1", path, p.key, p.value)
+		}
 	}
 	return c, nil
 }

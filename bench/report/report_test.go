@@ -396,12 +396,17 @@ func FuzzWrite(f *testing.F) {
 		`{"nll":-1e300,"reference_tokens":9223372036854775807}]}`), 2)
 	f.Add([]byte(`{"kind":"gptscore","rows":[{"average":1e308},{"average":-1e308},`+
 		`{"average":0}]}`), 3)
+	dir := f.TempDir()
+	last := ""
 	f.Fuzz(func(t *testing.T, data []byte, kind int) {
 		if len(data) > 1<<14 {
 			return
 		}
-		dir := t.TempDir()
 		path := filepath.Join(dir, kinds[uint(kind)%4]+".json")
+		if last != "" && last != path {
+			os.Remove(last)
+		}
+		last = path
 		if err := os.WriteFile(path, data, 0o666); err != nil {
 			t.Fatal(err)
 		}

@@ -169,7 +169,20 @@ func (t *Template) renderSpans(ctx context.Context, vars map[string]value) (stri
 	if err != nil {
 		return "", nil, err
 	}
-	return text, r.spans, nil
+	return text, within(r.spans, len(text)), nil
+}
+
+// within cuts spans at the end of a text. A block whose output goes into a variable, such as one in
+// {% set %}, has the place in the text that transformers gives it: where the text was by then. The
+// text may end before that block's length.
+func within(spans []Span, end int) []Span {
+	kept := spans[:0]
+	for _, s := range spans {
+		if s.End = min(s.End, end); s.Start <= s.End {
+			kept = append(kept, s)
+		}
+	}
+	return kept
 }
 
 func (t *Template) render(ctx context.Context, vars map[string]value, trace *tracer) (

@@ -66,7 +66,7 @@ func (t *Template) Trace(ctx context.Context, values map[string]any) (Trace, err
 	if err != nil {
 		return Trace{}, err
 	}
-	generation := r.spans
+	generation := within(r.spans, len(text))
 	if t.blocks && generation == nil {
 		generation = []Span{}
 	}

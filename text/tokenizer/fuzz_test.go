@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -64,8 +65,23 @@ func FuzzOpen_TokenizerModel(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(data)
-	f.Add(data[:300])
+	// Some pieces and the settings of the model: all of it would be large for the fuzzer.
+	var small []byte
+	for pieces := 0; len(data) > 0; {
+		size, n := binary.Uvarint(data[1:])
+		if n <= 0 || 1+n+int(size) > len(data) {
+			f.Fatal("the model is not made of fields with a length")
+		}
+		if data[0] != 1<<3|2 || pieces < 20 {
+			small = append(small, data[:1+n+int(size)]...)
+		}
+		if data[0] == 1<<3|2 {
+			pieces++
+		}
+		data = data[1+n+int(size):]
+	}
+	f.Add(small)
+	f.Add(small[:len(small)/2])
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if tok, err := parseFile(data, new(folderInfo)); err == nil {
 			exercise(tok)
@@ -121,20 +137,30 @@ func FuzzTokenizer_EncodeDecode(f *testing.F) {
 	})
 }
 
+// The files beside a tokenizer name its special tokens and chat templates.
 func FuzzOpen_FolderFiles(f *testing.F) {
+	dir := f.TempDir()
 	f.Add([]byte(`{"eos_token":{"content":"</s>"},"extra_special_tokens":{"image":"<i>"},`+
-		`"added_tokens_decoder":{"7":{"content":"<x>","special":true}}}`),
-		[]byte(`{"pad_token":"<p>","additional_special_tokens":["<a>"]}`))
-	f.Fuzz(func(t *testing.T, config, special []byte) {
-		about := new(folderInfo)
-		for _, data := range [][]byte{config, special} {
-			fields, err := parseFields(data)
-			if err == nil {
-				err = about.setConfig(fields)
+		`"added_tokens_decoder":{"7":{"content":"<x>","special":true}},"chat_template":"{{ 1 }}"}`),
+		[]byte(`{"pad_token":"<p>","additional_special_tokens":["<a>"]}`), []byte(`{"<y>":9}`),
+		[]byte(`{"eos_token_id":[1,2],"bos_token_id":0,"pad_token_id":null}`))
+	f.Add([]byte(`{"tokenizer_class":"LlamaTokenizerFast","legacy":false,"add_bos_token":true,`+
+		`"chat_template":[{"name":"default","template":"{% if a %}"},{"name":"tool_use",`+
+		`"template":""}]}`), []byte(`{}`), []byte(`{"a":1,"b":1}`), []byte(`{"eos_token_id":-1}`))
+	f.Fuzz(func(t *testing.T, config, special, added, generation []byte) {
+		for name, data := range map[string][]byte{"tokenizer_config.json": config,
+			"special_tokens_map.json": special, "added_tokens.json": added,
+			"generation_config.json": generation} {
+			if err := os.WriteFile(filepath.Join(dir, name), data, 0o666); err != nil {
+				t.Fatal(err)
 			}
-			if err != nil {
-				return
+		}
+		about, err := readFolder(dir)
+		if err != nil {
+			if !strings.Contains(err.Error(), dir) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("the error does not name the file in one line: %v", err)
 			}
+			return
 		}
 		spec := newSpec(1)
 		spec.Model.Vocab["a"] = 0

@@ -177,6 +177,9 @@ func declared(dir string, files []string) (names []string, err error) {
 // that takes longer is a fault.
 const grace = 3 * time.Minute
 
+// memory is a folder of files in memory, for the targets that must write some.
+const memory = "/dev/shm"
+
 func (t *target) run(ctx context.Context, wrapper []string, each time.Duration, corpus string) {
 	// By default Go makes each new input smaller for a minute, which is all the time there is.
 	args := append(wrapper[:len(wrapper):len(wrapper)], t.binary, "-test.run=^$",
@@ -188,6 +191,9 @@ func (t *target) run(ctx context.Context, wrapper []string, each time.Duration, 
 	c := exec.CommandContext(ctx, args[0], args[1:]...)
 	c.Dir = t.dir
 	c.Env = append(os.Environ(), "GOMAXPROCS=1", "OMP_NUM_THREADS=1")
+	if _, err := os.Stat(memory); err == nil {
+		c.Env = append(c.Env, "TMPDIR="+memory)
+	}
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGINT) }
 	c.WaitDelay = 10 * time.Second
