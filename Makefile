@@ -25,8 +25,9 @@ export LIBRARY_PATH       := $(BUILD)/lib/conquer:$(LIBTORCH)/torch/lib:$(BUILD)
 RPATH    := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
 TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
-.PHONY: help build quick test fuzz kills check-csrc check-kernels test-gpu bench bench-shared \
-	bench-gpu demo experiment parity lint format install env clean csrc kernels gotch libtorch
+.PHONY: help build quick test fuzz kills check-licenses check-csrc check-kernels test-gpu bench \
+	bench-shared bench-gpu demo experiment parity lint format install env clean csrc kernels gotch \
+	libtorch
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
@@ -68,7 +69,7 @@ quick: build ## vet and unit tests, without those of several processes, kills an
 	@$(GO) vet ./...
 	@$(GOTEST) -short ./...
 
-test: build check-csrc check-kernels ## every test that runs without a GPU
+test: build check-licenses check-csrc check-kernels ## every test that runs without a GPU
 	@$(GO) vet ./...
 	@$(GOTEST) ./...
 
@@ -82,6 +83,9 @@ TIME ?= 1m
 fuzz: build ## every fuzz target for TIME (1m); FUZZ=REGEXP chooses targets
 	@GOFLAGS="'-ldflags=-r $(TESTPATH)'" $(GO) run ./tools/fuzz -time $(TIME) -jobs $(JOBS) \
 		-match '$(FUZZ)' -corpus '$(FUZZ_CORPUS)' ./...
+
+check-licenses: build ## license texts of all that `make install` installs
+	@tools/licenses.sh $(GO) $(BUILD)/bin/conquer $(LIBTORCH) $(BUILD)/licenses
 
 check-csrc: kernels ## the C++ checks: CPU kernels, the scan, and the keys of the GPU kernels
 	@cmake --build $(BUILD) -j $(JOBS) --target csrc_test csrc_ssd_test csrc_keys_test \
@@ -115,7 +119,7 @@ bench-gpu: build ## conquer beside transformers on a GPU (PYTHON: with torch, tr
 	@tools/bench-gpu.sh $(BUILD)/bin/conquer $(PYTHON)
 
 install: build ## one binary and its libraries under PREFIX (~/.local)
-	@cmake -DBUILD=$(BUILD) -DPREFIX=$(DESTDIR)$(PREFIX) -DLIBTORCH=$(LIBTORCH) \
+	@cmake -DBUILD=$(BUILD) -DPREFIX=$(DESTDIR)$(PREFIX) -DLIBTORCH=$(LIBTORCH) -DGO=$(GO) \
 		-P cmake/install.cmake
 
 lint: csrc ## gofmt, go vet, staticcheck, clang-format, line lengths

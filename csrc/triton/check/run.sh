@@ -10,7 +10,8 @@ py=$environment/bin/python
 if ! cmp -s "$here/requirements.txt" "$environment/requirements.txt"; then
   echo "installing numpy and autograd into $environment ..."
   "$python" -m venv --clear "$environment"
-  "$environment/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+  "$environment/bin/pip" install --quiet --disable-pip-version-check --only-binary=:all: \
+    --require-hashes -r "$here/requirements.txt"
   cp "$here/requirements.txt" "$environment/requirements.txt"
 fi
 export TRITON_INTERPRET=1 PYTHONPATH="$cache/triton-3.6.0" OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
@@ -18,7 +19,8 @@ export TRITON_INTERPRET=1 PYTHONPATH="$cache/triton-3.6.0" OMP_NUM_THREADS=1 OPE
 if ! "$py" -c 'import triton.language' 2> /dev/null; then
   echo "installing triton 3.6.0 into $environment (190 MB) ..."
   unset PYTHONPATH
-  "$environment/bin/pip" install --quiet --disable-pip-version-check triton==3.6.0
+  "$environment/bin/pip" install --quiet --disable-pip-version-check --only-binary=:all: \
+    --require-hashes -r "$here/../../../cmake/requirements-triton.txt"
 fi
 if [ "$mode" = --long ]; then
   scan="1 40" dense="1"
