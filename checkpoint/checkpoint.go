@@ -34,6 +34,7 @@ import (
 	"strings"
 	"syscall"
 
+	"conquer/internal/atomicfile"
 	"conquer/internal/budget"
 	"conquer/internal/wrongfile"
 	"conquer/torch"
@@ -143,7 +144,10 @@ var safetensorsTorch = map[string]torch.DType{
 // if it concerns one.
 func Open(path string) (*Checkpoint, error) {
 	info, err := os.Stat(path)
-	if err != nil {
+	if atomicfile.Interrupted(path) {
+		return nil, fmt.Errorf("%s does not exist: a program was killed while it replaced this "+
+			"folder: run it again, which completes that", path)
+	} else if err != nil {
 		return nil, err
 	}
 	o, read := &opener{budget: budget.New(budget.Model)}, readFile

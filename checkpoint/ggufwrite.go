@@ -22,8 +22,8 @@ var ggufFileTypes = map[string]uint32{"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, 
 // [Options.Encoding].
 var GGUFTypes = []string{"Q8_0", "Q4_0"}
 
-// SaveGGUF writes source, a model of a registered family, atomically as one GGUF file at path. It
-// makes the file's folder if that does not exist.
+// SaveGGUF writes source, a model of a registered family, atomically as one GGUF file at path, or
+// where the symbolic link path leads. It makes the file's folder if that does not exist.
 // options.Metadata holds its tokenizer. Matrices have the type that options.Encoding or
 // options.DType names, or keep their own. Vectors are float32, which llama.cpp requires. With a
 // quantized type, matrices whose rows are not multiples of 32 are float16, and with Q4_0 the
@@ -36,6 +36,9 @@ func SaveGGUF(path string, source Source, options Options) error {
 	}
 	if err := atomicfile.MkdirAll(filepath.Dir(path)); err != nil {
 		return atomicfile.Explain(path, err)
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real // a symbolic link stays
 	}
 	return atomicfile.Write(path, func(out io.Writer) error {
 		return torch.Run(func() error { return w.write(out, source) })

@@ -1,8 +1,10 @@
 package checkpoint
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"conquer/internal/atomicfile/powerloss"
@@ -66,4 +68,54 @@ func recoverModel(path string) error {
 		}
 	}
 	return nil
+}
+
+// A program was killed between the two renames of a file system without an exchange.
+func TestSave_InterruptedReplacementIsNamedAndCompleted(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "m")
+	if err := Save(dir, someTensors(), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	killed := errors.New("killed")
+	renames := 0
+	r := powerloss.Record(t, filepath.Dir(dir))
+	r.Fail = func(i int, op powerloss.Op) error {
+		if op.Kind == powerloss.Rename && strings.HasPrefix(op.To, dir) {
+			renames++
+		}
+		if renames > 2 { // plan, the old folder aside, and no further operation
+			return killed
+		}
+		return powerloss.NoExchange(i, op)
+	}
+	more := someTensors().add("more", torch.Float32, 2)
+	if err := Save(dir, more, Options{}); !errors.Is(err, killed) {
+		t.Fatal(err)
+	}
+	_, err := Open(dir)
+	wantError(t, err, dir, "run it again")
+	r.Fail = nil
+	if err := Recover(dir); err != nil {
+		t.Fatal(err)
+	}
+	wantSame(t, mustOpen(t, dir), more)
+}
+
+func TestSaveGGUF_KeepsASymbolicLink(t *testing.T) {
+	model, config := randomLlama(t, "llama", torch.Float32, 1)
+	dir := t.TempDir()
+	link := filepath.Join(dir, "link.gguf")
+	if err := os.Symlink("real.gguf", link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "real.gguf"), []byte("old"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := SaveGGUF(link, model, Options{Config: config}); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link is now %v, %v", info.Mode(), err)
+	}
+	wantSame(t, mustOpen(t, filepath.Join(dir, "real.gguf")), model)
 }

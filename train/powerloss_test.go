@@ -179,3 +179,28 @@ func TestResume_RefusesAFlippedByte(t *testing.T) {
 		}
 	}
 }
+
+func TestTrainer_RefusesASecondRunInAFolder(t *testing.T) {
+	noLeaks(t)
+	o := options()
+	o.LogPath = t.TempDir()
+	o.CheckpointPath = filepath.Join(o.LogPath, "a")
+	m, other := tiny(t, true, torch.Float32), tiny(t, true, torch.Float32)
+	defer free(m)
+	defer free(other)
+	tr, err := New(m, samples(16, 1), nil, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := o
+	second.CheckpointPath = filepath.Join(o.LogPath, "b")
+	_, err = New(other, samples(16, 1), nil, second)
+	wantWords(t, err, "another run is writing to "+o.LogPath)
+	tr.Close()
+	third := o
+	third.CheckpointPath = o.LogPath // one folder for all
+	if tr, err = New(other, samples(16, 1), nil, third); err != nil {
+		t.Fatal(err)
+	}
+	tr.Close()
+}

@@ -154,7 +154,7 @@ func (t *Trainer) prepare(m model.Model) (err error) {
 	}
 	o := t.options
 	if o.rank() == 0 {
-		if t.lock, err = state.NewLock(o.CheckpointPath); err != nil {
+		if t.lock, err = state.NewLock(o.LogPath, o.CheckpointPath); err != nil {
 			return err
 		}
 	}

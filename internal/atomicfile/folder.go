@@ -466,6 +466,10 @@ func Recover(path string, kind func(name string) Kind) error {
 	return finish(f.Path, kind)
 }
 
+// Interrupted reports whether there is nothing at path because a process was killed between the two
+// renames that replace a folder.
+func Interrupted(path string) bool { return !exists(path) && exists(filepath.Clean(path)+aside) }
+
 // cannotRename reports whether err says that a folder cannot be renamed: it is a mount point, or
 // belongs to a lower layer of an overlay.
 func cannotRename(err error) bool {

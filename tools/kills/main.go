@@ -95,6 +95,7 @@ func all(dir string) (rows []row, err error) {
 			"--data_path", data, "--pack", "--sequence_length", "32", "--batch_size", "1",
 			"--steps", "24", "--checkpoint_steps", "1", "--resume", "--overwrite", "--threads",
 			"1"}, k.flags...)
+		log.Printf("%s: %d kills", k.what, n)
 		r, err := killTraining(filepath.Join(dir, fmt.Sprint("training", i)), k.what, flags, n)
 		if rows = append(rows, r); err != nil {
 			return rows, err
@@ -102,6 +103,7 @@ func all(dir string) (rows []row, err error) {
 	}
 	for i, format := range []string{"hf", "native", "meta", "gguf"} {
 		n := (*exports*(i+1))/4 - (*exports*i)/4
+		log.Printf("export, %s: %d kills", format, n)
 		r, err := killExports(filepath.Join(dir, "export-"+format), format, base, n)
 		if rows = append(rows, r); err != nil {
 			return rows, err
@@ -169,11 +171,15 @@ func killTraining(dir, what string, flags []string, n int) (r row, err error) {
 		for ended := false; !ended; {
 			after := time.Duration(0)
 			if r.kills < n {
-				after = whole/5 + time.Duration(draw.Int64N(int64(whole)))
+				after = time.Duration(1 + draw.Int64N(int64(whole)))
 			}
+			begin := time.Now()
 			killed, err := run(after, append(flags, "--output_path", out)...)
 			if err != nil {
 				return r, err
+			}
+			if !killed { // other programs change the time that a run takes
+				whole = (whole + time.Since(begin)) / 2
 			}
 			if ended = !killed; killed {
 				r.kills++
@@ -222,10 +228,13 @@ func killExports(out, format, base string, n int) (r row, err error) {
 		want = append(want, result(out))
 	}
 	for i := 0; r.kills < n; i++ {
-		after := whole/2 + time.Duration(draw.Int64N(int64(whole)))
+		begin, after := time.Now(), whole/2+time.Duration(draw.Int64N(int64(whole/2)))
 		killed, err := run(after, flags(i%2)...)
 		if err != nil {
 			return r, err
+		}
+		if !killed {
+			whole = (whole + time.Since(begin)) / 2
 		}
 		got := result(out)
 		switch whole := maps.Equal(got, want[i%2]); {

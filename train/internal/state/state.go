@@ -258,34 +258,60 @@ func Native(dir string) bool {
 	return err == nil
 }
 
-// Lock keeps a second run out of a folder of checkpoints.
-type Lock struct{ dir *os.File }
+// Lock keeps a second run out of the folders that a run writes to.
+type Lock struct{ dirs []*os.File }
 
-// NewLock creates the folder at path if necessary and locks it. It fails if another run holds the
-// lock.
-func NewLock(path string) (*Lock, error) {
-	if path == "" {
-		return nil, nil
+// NewLock creates the folders if necessary and locks them. It fails if another run holds a lock.
+// Empty names, and further names of a folder, do nothing.
+func NewLock(paths ...string) (*Lock, error) {
+	l := &Lock{}
+	for _, path := range paths {
+		if path == "" {
+			continue
+		}
+		if err := l.add(path); err != nil {
+			l.Release()
+			return nil, err
+		}
 	}
+	return l, nil
+}
+
+func (l *Lock) add(path string) error {
 	if err := atomicfile.MkdirAll(path); err != nil {
-		return nil, err
+		return err
 	}
 	dir, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	info, err := dir.Stat()
+	if err != nil {
+		dir.Close()
+		return err
+	}
+	for _, other := range l.dirs {
+		if locked, err := other.Stat(); err == nil && os.SameFile(locked, info) {
+			return dir.Close()
+		}
 	}
 	err = syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		dir.Close()
-		return nil, fmt.Errorf("another run is writing its checkpoints to %s", path)
+		return fmt.Errorf("another run is writing to %s", path)
 	}
-	return &Lock{dir}, nil
+	l.dirs = append(l.dirs, dir)
+	return nil
 }
 
-// Release releases the lock, and removes the folder if it is empty.
+// Release releases the locks, and removes folders that are empty, the last one first.
 func (l *Lock) Release() {
-	if l != nil {
-		atomicfile.Remove(l.dir.Name())
-		l.dir.Close()
+	if l == nil {
+		return
 	}
+	for _, dir := range slices.Backward(l.dirs) {
+		atomicfile.Remove(dir.Name())
+		dir.Close()
+	}
+	l.dirs = nil
 }
