@@ -148,16 +148,10 @@ func (m *MetaModel) interleaved(name string) int {
 type metaFile struct {
 	file    *mapping
 	records []record
+	byName  map[string]*record
 }
 
-func (f *metaFile) find(name string) *record {
-	for i := range f.records {
-		if f.records[i].name == name {
-			return &f.records[i]
-		}
-	}
-	return nil
-}
+func (f *metaFile) find(name string) *record { return f.byName[name] }
 
 // metaParts opens consolidated.00.pth and those that follow it.
 func metaParts(o *opener, dir string) ([]*metaFile, error) {
@@ -185,7 +179,11 @@ func metaParts(o *opener, dir string) ([]*metaFile, error) {
 			return nil, fmt.Errorf("%s: %w", path,
 				wrongfile.Explain(file.Bytes(), wrongfile.PyTorch, err))
 		}
-		parts = append(parts, &metaFile{file, records})
+		part := &metaFile{file, records, map[string]*record{}}
+		for i := range records {
+			part.byName[records[i].name] = &records[i]
+		}
+		parts = append(parts, part)
 	}
 	if len(parts) == 0 {
 		return nil, fmt.Errorf("%s: there is %s, but no consolidated.00.pth; %s", dir, paramsFile,

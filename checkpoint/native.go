@@ -165,6 +165,7 @@ type nativeTensor struct {
 type nativeFragment struct {
 	start, length, offset int
 	run, every            int // as in Fragment
+	dtype                 string
 	file                  *nativeFile
 }
 
@@ -213,7 +214,8 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 		if slices.ContainsFunc(t.fragments, func(s nativeFragment) bool { return s.every != 0 }) {
 			if !t.tiled() {
 				return c, fmt.Errorf("%s: the parts of tensor %.120q do not cover it exactly: "+
-					"one is missing, or there twice", path, name)
+					"one is missing, or there twice, or they are more than %d", path, name,
+					maxTiles)
 			}
 			continue
 		}
@@ -232,6 +234,10 @@ func readNative(o *opener, dir string, text []byte) (c contents, err error) {
 	}
 	return c, nil
 }
+
+// maxTiles is the largest number of tiles of one tensor: each is compared with the others. A tensor
+// has a few for each process of a run.
+const maxTiles = 1 << 13
 
 // tile is rows [top, bottom) and columns [left, right) of a matrix.
 type tile struct{ top, bottom, left, right int }
@@ -272,6 +278,9 @@ func (t *nativeTensor) tiled() bool {
 			tiles = append(tiles, tile{row, row + rows, column, column + n})
 			at += n * rows
 		}
+	}
+	if len(tiles) > maxTiles {
+		return false
 	}
 	for i, a := range tiles {
 		if a.bottom > all/width {
@@ -335,22 +344,13 @@ func (c *contents) addPart(o *opener, dir string, part ProcessFile) error {
 			r.offset%dtype.Size() != 0:
 			return fmt.Errorf("%s does not hold elements %d to %d of tensor %.120q as %s: it "+
 				"belongs to another run", path, s.Start, s.Start+s.Length, s.Name, s.DType)
-		case len(t.fragments) > 0 && t.fragments[0].file.dtypeOf(s.Name) != s.DType:
+		case len(t.fragments) > 0 && t.fragments[0].dtype != s.DType:
 			return fmt.Errorf("%s: the parts of tensor %.120q have several dtypes", index, s.Name)
 		}
 		t.fragments = append(t.fragments, nativeFragment{s.Start, s.Length, r.offset, s.Run,
-			s.Every, file})
+			s.Every, s.DType, file})
 	}
 	return nil
-}
-
-func (f *nativeFile) dtypeOf(name string) string {
-	for _, s := range f.part.Fragments {
-		if s.Name == name {
-			return s.DType
-		}
-	}
-	return ""
 }
 
 // Range returns elements [start, start+length) of a tensor of a native checkpoint, in row-major
@@ -368,7 +368,7 @@ func (c *Checkpoint) Range(name string, start, length int) (torch.Tensor, error)
 	if length == 0 {
 		return torch.Empty([]int{0}, safetensorsTorch[t.DType], torch.CPU), nil
 	}
-	dtype := safetensorsTorch[t.fragments[0].file.dtypeOf(name)]
+	dtype := safetensorsTorch[t.fragments[0].dtype]
 	result := torch.Empty([]int{length}, dtype, torch.CPU)
 	into, size := result.Data(), dtype.Size()
 	for _, s := range t.fragments {

@@ -163,7 +163,7 @@ func FuzzNativeIndex(f *testing.F) {
 		for name, tensor := range c.native {
 			elements := 0
 			for _, s := range tensor.fragments {
-				width := safetensorsTorch[s.file.dtypeOf(name)].Size()
+				width := safetensorsTorch[s.dtype].Size()
 				if end := s.offset + s.length*width; s.offset < 0 || s.length < 0 ||
 					end > len(s.file.Bytes()) {
 					t.Fatalf("%s: %+v ends at %d of %d bytes", name, s, end, len(s.file.Bytes()))
@@ -175,4 +175,22 @@ func FuzzNativeIndex(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Each tile is compared with the others, so a file that claims very many must not be believed.
+func TestNative_TilesOfATensorAreBounded(t *testing.T) {
+	columns := func(n int) *nativeTensor {
+		tensor := &nativeTensor{NativeTensor: NativeTensor{Shape: []int{2, n}}}
+		for i := range n {
+			tensor.fragments = append(tensor.fragments, nativeFragment{start: i, length: 2, run: 1,
+				every: n})
+		}
+		return tensor
+	}
+	if !columns(maxTiles).tiled() {
+		t.Error("a tensor in columns is refused")
+	}
+	if columns(maxTiles + 1).tiled() {
+		t.Error("more tiles than are compared were accepted")
+	}
 }

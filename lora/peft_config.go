@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"conquer/internal/wrongfile"
 )
 
 // Info says which model an adapter belongs to.
@@ -127,6 +129,9 @@ var fields = map[string]field{
 	"inference_mode": {}, "auto_mapping": {}, "peft_version": {}, "merge_weights": {},
 }
 
+// maxPatterns is the largest number of patterns: each is compared with the name of each layer.
+const maxPatterns = 1024
+
 // patterns decodes rank_pattern or alpha_pattern. The first match counts, so the order stays.
 type patterns []pattern
 
@@ -138,6 +143,9 @@ func (p *patterns) UnmarshalJSON(text []byte) error {
 		return errors.New("expected an object of patterns and numbers")
 	}
 	for d.More() {
+		if len(*p) == maxPatterns {
+			return fmt.Errorf("more than %d patterns", maxPatterns)
+		}
 		key, err := d.Token()
 		if err != nil {
 			return err
@@ -161,7 +169,7 @@ func (p *patterns) UnmarshalJSON(text []byte) error {
 func readConfig(dir string) (adapterConfig, error) {
 	path := filepath.Join(dir, configFile)
 	c := adapterConfig{path: path, rank: 8, alpha: 8, bias: "none"} // PEFT's defaults
-	text, err := os.ReadFile(path)
+	text, err := wrongfile.Read(path, 4<<20)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, fmt.Errorf("%s is not an adapter folder: it holds no %s", dir, configFile)
 	} else if err != nil {

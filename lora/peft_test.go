@@ -274,3 +274,14 @@ func TestAttach_LeavesOutWhatPEFTRefuses(t *testing.T) {
 		t.Errorf("adapted %s", got)
 	}
 }
+
+// Each pattern is compared with the name of each layer.
+func TestPEFT_PatternsAreBounded(t *testing.T) {
+	for n, want := range map[int]bool{1024: true, 1025: false} {
+		var p patterns
+		text := "{" + strings.TrimSuffix(strings.Repeat(`"q_proj": 4,`, n), ",") + "}"
+		if err := json.Unmarshal([]byte(text), &p); (err == nil) != want {
+			t.Errorf("%d patterns: %v", n, err)
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"conquer/checkpoint"
+	"conquer/internal/wrongfile"
 	"conquer/lora"
 	"conquer/model"
 	"conquer/model/hub"
@@ -129,7 +130,7 @@ func baseName(path string) string {
 // adapterGeneration returns the generation_config.json that training wrote beside an adapter, or
 // nil.
 func adapterGeneration(dir string) ([]byte, error) {
-	text, err := os.ReadFile(filepath.Join(dir, "generation_config.json"))
+	text, err := wrongfile.Read(filepath.Join(dir, "generation_config.json"), 4<<20)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -306,3 +306,36 @@ var hostilePickles = []hostileModel{
 		return archive("}.", names...)
 	}), want: "list of files"},
 }
+
+// metaModel makes the build function of a model in Meta's layout with these values in params.json.
+func metaModel(values map[string]any) func(testing.TB, string) string {
+	return func(t testing.TB, dir string) string {
+		out := filepath.Join(t.TempDir(), "meta")
+		succeed(t, "export", "--model_path", dir, "--format", "meta", "--output_path", out)
+		os.Remove(filepath.Join(out, "config.json"))
+		changeJSON(t, filepath.Join(out, "params.json"), values)
+		return out
+	}
+}
+
+// hostileMeta are folders in Meta's layout with hostile numbers.
+var hostileMeta = []hostileModel{
+	{name: "meta: small", build: metaModel(nil)},
+	{name: "meta: a million layers", build: metaModel(map[string]any{"n_layers": 1_000_000}),
+		want: "num_hidden_layers"},
+	{name: "meta: one layer less", build: metaModel(map[string]any{"n_layers": 1}),
+		want: "model.layers.1."},
+	{name: "meta: width 2^40", build: metaModel(map[string]any{"dim": 1 << 40}), want: "dim is"},
+	{name: "meta: no heads", build: metaModel(map[string]any{"n_heads": 0}), want: "n_heads is"},
+	{name: "meta: negative key heads", build: metaModel(map[string]any{"n_kv_heads": -2}),
+		want: "params.json"},
+	{name: "meta: heads of 2^62", build: metaModel(map[string]any{"head_dim": 1 << 62}),
+		want: "attention.wq"},
+	{name: "meta: a frequency base below 0", build: metaModel(map[string]any{"rope_theta": -1.0}),
+		want: "rope_theta"},
+	{name: "meta: 1 GB of zeros", build: func(t testing.TB, dir string) string {
+		out := metaModel(nil)(t, dir)
+		hole(t, filepath.Join(out, "params.json"), "{", 1<<30)
+		return out
+	}, want: "params.json has 1073741824 bytes"},
+}
