@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"conquer/internal/cgroup"
 )
 
 // attempt is one run of this command in several processes.
@@ -20,6 +22,7 @@ type attempt struct {
 	failed   processEnd // the first failure
 	err      error      // the error to return, nil while no process failed
 	same     int        // number of processes that reported the first failure
+	oomKills int64      // that the kernel had counted before
 }
 
 // processEnd describes how a process ended.
@@ -39,6 +42,7 @@ const sameFailureTime = 500 * time.Millisecond
 // later attempts resume.
 func runOnce(ctx context.Context, n, port, number int) (begun bool, err error) {
 	a := &attempt{stderr: make([]bytes.Buffer, n), ends: make(chan processEnd, n)}
+	a.oomKills, _ = cgroup.OOMKills()
 	for rank := range n {
 		if err := a.start(rank, n, port, number); err != nil {
 			a.kill()
@@ -138,7 +142,12 @@ func (a *attempt) note(ctx context.Context, e processEnd) (reported bool) {
 		return false
 	}
 	a.failed, a.same = e, 1
-	a.err = failure(e.rank, state, e.report, a.stderr[e.rank].String())
+	complaint := a.stderr[e.rank].String()
+	if killed(state) {
+		after, _ := cgroup.OOMKills()
+		complaint = killedMessage(after > a.oomKills)
+	}
+	a.err = failure(e.rank, state, e.report, complaint)
 	if e.report == "" {
 		a.kill()
 		return false
@@ -150,4 +159,22 @@ func (a *attempt) kill() {
 	for _, c := range a.children {
 		c.Process.Kill()
 	}
+}
+
+// killed reports whether a process was ended by SIGKILL, perhaps below a shell or container that
+// gives this as an exit code.
+func killed(state *os.ProcessState) bool {
+	status, ok := state.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL || state.ExitCode() == 137
+}
+
+// killedMessage explains the end of a process by SIGKILL. counted is set if the kernel has counted
+// such an end for want of memory during the run.
+func killedMessage(counted bool) string {
+	why := "most likely because memory was short (a person or a scheduler may have sent it too)"
+	if counted {
+		why = "because memory was short: the kernel has counted it (oom_kill)"
+	}
+	return fmt.Sprintf("it was killed (SIGKILL), %s: use a smaller --batch_size, --recompute "+
+		"block, or fewer processes; free memory, or raise the container's limit", why)
 }

@@ -156,7 +156,8 @@ func TestLaunch_RestartsAfterKilledRank(t *testing.T) {
 		}
 		killRank(t, c, filepath.Join(out, "checkpoints"), "1")
 		c.Wait()
-		message := "rank 1 failed, so the others were stopped: it ended with signal: killed"
+		message := "rank 1 failed, so the others were stopped: it was killed (SIGKILL), " +
+			"most likely because memory was short"
 		if !strings.Contains(stderr.String(), message) {
 			t.Errorf("a killed rank is not named\n%s", stderr)
 		}

@@ -202,10 +202,21 @@ func (r planReport) print() {
 			full = append(full, p.Strategy)
 		}
 	}
+	r.printHost()
 	if len(full) > 0 {
 		fmt.Printf("\ndoes not fit %g GB: %s\n", r.Machine.Memory, strings.Join(full, ", "))
 		fmt.Println("to save memory: --recompute selective or block, a smaller --batch_size with " +
 			"--accumulate, --lora_rank, or more GPUs with fsdp")
+	}
+}
+
+// printHost compares the host memory of each strategy with this machine's.
+func (r planReport) printHost() {
+	for _, p := range r.Plans {
+		processes := min(r.Machine.GPUs, r.Machine.PerHost)
+		if _, err := plan.ReadHostMemory().Check(processes, p.Host, p.Host); err != nil {
+			fmt.Printf("\non this machine, %s: %v\n", p.Strategy, err)
+		}
 	}
 }
 

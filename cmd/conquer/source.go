@@ -32,6 +32,8 @@ type modelFlags struct {
 	onHost  bool // make random weights on the host
 	// the processes that share the model, or nil
 	world *dist.World
+	// checks a model before its weights are read or made, or nil
+	fits func(m model.Model, dtype torch.DType, device torch.Device) error
 }
 
 const modelPathUsage = "a Hugging Face or Meta `folder`, a .gguf file, org/name[@revision] on " +
@@ -159,6 +161,15 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 // shard, now or deferred. An adapter is merged into whole weights first.
 func (f *modelFlags) load(c *checkpoint.Checkpoint, dtype torch.DType,
 	device torch.Device) (model.Model, error) {
+	if f.fits != nil {
+		m, err := model.Declare(c)
+		if err == nil {
+			err = f.fits(m, dtype, device)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case f.world != nil && f.adapter != "":
 		return model.FromCheckpoint(c, dtype, torch.CPU)

@@ -95,6 +95,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 	}
 	defer world.Leave()
 	first := world == nil || world.Rank == 0
+	f.fits = f.checkMemory
 	o, err := f.openModel(ctx)
 	if err != nil {
 		return err
@@ -293,12 +294,15 @@ func (f *modelFlags) newModel(architecture, variant string, dtype torch.DType, s
 	if err := setThreads(f.threads); err != nil {
 		return nil, err
 	}
-	if f.onHost {
-		device = torch.CPU
-	}
 	m, err := model.New(config)
+	if err == nil && f.fits != nil {
+		err = f.fits(m, dtype, device)
+	}
 	if err != nil {
 		return nil, err
+	}
+	if f.onHost {
+		device = torch.CPU
 	}
 	if f.world != nil {
 		if _, err := parallel.Divide(m, f.world.All, device); err != nil {

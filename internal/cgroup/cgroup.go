@@ -49,6 +49,31 @@ func memory(root fs.FS) (least int64, ok bool) {
 	return least, ok
 }
 
+// OOMKills returns how many processes the kernel has killed for want of memory in this process's
+// group or, if no group tells, on the machine. ok is false if neither can be read.
+func OOMKills() (n int64, ok bool) { return oomKills(os.DirFS("/")) }
+
+func oomKills(root fs.FS) (n int64, ok bool) {
+	count := func(dir, name string) {
+		for line := range strings.Lines(text(root, dir, name)) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+			killed, err := strconv.ParseInt(value, 10, 64)
+			if key == "oom_kill" && err == nil {
+				n, ok = killed, true
+			}
+		}
+	}
+	for _, dir := range folders(root, "memory") {
+		count(dir, "memory.events")      // version 2
+		count(dir, "memory.oom_control") // version 1
+		if ok {
+			return n, ok
+		}
+	}
+	count("proc", "vmstat")
+	return n, ok
+}
+
 // folders returns the folders of the process's group for a controller, with those of the groups
 // that enclose it: the limits of all of them apply.
 func folders(root fs.FS, controller string) (dirs []string) {

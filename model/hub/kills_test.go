@@ -18,7 +18,8 @@ import (
 	"time"
 )
 
-var kills = flag.Int("kills", 4, "how many downloading processes TestFetchModel_SurvivesKills kills")
+var kills = flag.Int("kills", 4,
+	"how many downloading processes TestFetchModel_SurvivesKills kills")
 
 // downloadVariable makes the test binary download a model, and nothing else.
 const downloadVariable = "CONQUER_HUB_TEST_DOWNLOAD"
@@ -135,6 +136,7 @@ func TestFetchModel_SurvivesKills(t *testing.T) {
 			continued++
 		}
 	}
-	t.Logf("%d kills: %d with a part, %d with whole files; %d downloads finished; %d of %d requests "+
-		"for files continued a part", killed, withPart, between, finished, continued, len(h.ranges))
+	t.Logf("%d kills: %d with a part, %d with whole files; %d downloads finished; %d of %d "+
+		"requests for files continued a part", killed, withPart, between, finished, continued,
+		len(h.ranges))
 }

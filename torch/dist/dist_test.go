@@ -108,6 +108,7 @@ func play(t *testing.T, scenario string, n int) []outcome {
 	ends := make([]outcome, n)
 	var ending sync.WaitGroup
 	children := make([]*exec.Cmd, n)
+	output := make([]struct{ stdout, stderr bytes.Buffer }, n)
 	for rank := range n {
 		child := exec.Command(os.Args[0], "-test.run=none")
 		child.Env = append(os.Environ(), scenarioVariable+"="+scenario, fmt.Sprint("RANK=", rank),
@@ -115,21 +116,21 @@ func play(t *testing.T, scenario string, n int) []outcome {
 			fmt.Sprint("LOCAL_WORLD_SIZE=", n), "MASTER_ADDR=127.0.0.1",
 			fmt.Sprint("MASTER_PORT=", store.Port()), "TORCHELASTIC_USE_AGENT_STORE=True",
 			"OMP_NUM_THREADS=1")
-		var stdout, stderr bytes.Buffer
-		child.Stdout, child.Stderr = &stdout, &stderr
+		child.Stdout, child.Stderr = &output[rank].stdout, &output[rank].stderr
 		if err := child.Start(); err != nil {
 			t.Fatal(err)
 		}
 		children[rank] = child
-		ending.Add(1)
-		go func() {
-			defer ending.Done()
+	}
+	for rank, child := range children { // all have started: the first to end kills the last
+		ending.Go(func() {
 			child.Wait()
-			ends[rank] = outcome{child.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+			ends[rank] = outcome{child.ProcessState.ExitCode(), output[rank].stdout.String(),
+				output[rank].stderr.String()}
 			if strings.HasPrefix(scenario, "laggard") && rank == 0 {
 				children[n-1].Process.Kill()
 			}
-		}()
+		})
 	}
 	ending.Wait()
 	return ends
