@@ -18,7 +18,7 @@ func TestSave_SurvivesPowerLoss(t *testing.T) {
 	fresh, config := randomLlama(t, "llama", torch.BFloat16, 2)
 	for _, f := range Formats {
 		t.Run(f.Name, func(t *testing.T) {
-			root := t.TempDir()
+			root := powerloss.Folder(t)
 			out := filepath.Join(root, "out")
 			files := func(dir string) error {
 				templates := filepath.Join(dir, templateFolder)

@@ -27,7 +27,7 @@ func TestTrainer_CheckpointsSurvivePowerLoss(t *testing.T) {
 }
 
 func testPowerLoss(t *testing.T, format string, adapter *lora.Config) {
-	root := t.TempDir()
+	root := powerloss.Folder(t)
 	out := filepath.Join(root, "out")
 	o := options()
 	o.Steps, o.CheckpointSteps, o.Keep, o.CheckpointFormat = 3, 1, 1, format

@@ -187,7 +187,7 @@ func existing(t testing.TB, root string) string {
 func TestFolder_SurvivesPowerLoss(t *testing.T) {
 	for name, c := range replacements {
 		t.Run(name, func(t *testing.T) {
-			root := t.TempDir()
+			root := powerloss.Folder(t)
 			path := c.begin(t, root)
 			r := powerloss.Record(t, root)
 			r.Fail = c.fail
@@ -215,7 +215,7 @@ func TestFolder_SurvivesFailingDisk(t *testing.T) {
 	for name, c := range replacements {
 		t.Run(name, func(t *testing.T) {
 			for n, failed := 0, true; failed; n++ {
-				root := t.TempDir()
+				root := powerloss.Folder(t)
 				path := c.begin(t, root)
 				r := powerloss.Record(t, root)
 				failed = false

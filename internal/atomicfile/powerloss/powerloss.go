@@ -402,7 +402,7 @@ func (r *Recorder) Crashes(
 	}
 	draw := rand.New(rand.NewPCG(1, uint64(len(steps))))
 	seen, seed := map[uint64]bool{}, maphash.MakeSeed()
-	base, failed := memoryFolder(t), 0
+	base, failed := Folder(t), 0
 	defer atomicfile.Use(atomicfile.Use(Memory))
 	try := func(n int, how string, keep func() int) {
 		state := crash(r.before, steps[:n], keep)
@@ -441,8 +441,8 @@ func (r *Recorder) Crashes(
 	t.Logf("%d operations left %d different states", len(steps), len(seen))
 }
 
-// memoryFolder makes a folder that the test removes: in memory if possible.
-func memoryFolder(t testing.TB) string {
+// Folder makes a folder that is removed at the end of the test: in memory if there is /dev/shm.
+func Folder(t testing.TB) string {
 	dir, err := os.MkdirTemp("/dev/shm", "crashes")
 	if err != nil {
 		return t.TempDir()
