@@ -16,6 +16,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"conquer/checkpoint"
+	"conquer/model"
+	"conquer/torch"
 )
 
 // hostileModel is a model whose author wants the program to take time or memory, or to show
@@ -210,6 +214,40 @@ func inConfig(values map[string]any) func(testing.TB, string) string {
 	}
 }
 
+// fresh makes the build function of a model of random weights whose config has these values, beside
+// the tokenizer of the small model. Then its config gets the values of more.
+func fresh(config, more map[string]any) func(testing.TB, string) string {
+	return func(t testing.TB, dir string) string {
+		variant, err := model.Variant(config["model_type"].(string), "tiny")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := model.Config(config).Or(variant)
+		m, err := model.New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer model.Free(m)
+		if err := torch.Run(func() error {
+			model.Initialize(m, torch.Float32, torch.CPU)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		text, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := filepath.Join(t.TempDir(), "fresh")
+		if err := checkpoint.Save(out, model.Weights(m), checkpoint.Options{Config: text,
+			TokenizerFrom: dir}); err != nil {
+			t.Fatal(err)
+		}
+		changeJSON(t, filepath.Join(out, "config.json"), more)
+		return out
+	}
+}
+
 // hostileConfigs have numbers in config.json that ask for more than the weights hold.
 var hostileConfigs = []hostileModel{
 	{name: "config: a million layers", build: inConfig(map[string]any{"num_hidden_layers": 1e6}),
@@ -218,6 +256,26 @@ var hostileConfigs = []hostileModel{
 		want: `num_hidden_layers is 3, but the weights have no layer 2`},
 	{name: "config: one layer less", build: inConfig(map[string]any{"num_hidden_layers": 1}),
 		want: "model.layers.1."},
+	{name: "config: layers of nothing", build: inConfig(map[string]any{"intermediate_size": 1}),
+		want: "config.json asks for"},
+	{name: "config: a context of 2^30", build: inConfig(map[string]any{
+		"max_position_embeddings": 1 << 30})},
+	{name: "config: a window of 2^30", build: inConfig(map[string]any{"model_type": "mistral",
+		"sliding_window": 1 << 30})},
+	{name: "config: an epsilon below 0", build: inConfig(map[string]any{"rms_norm_eps": -1e-5}),
+		want: `"rms_norm_eps" is`},
+	{name: "config: bamba's chunk of 2^16", build: fresh(map[string]any{"model_type": "bamba",
+		"vocab_size": 704.0}, map[string]any{"mamba_chunk_size": 1 << 16})},
+	{name: "config: bamba's chunk of 1", build: fresh(map[string]any{"model_type": "bamba",
+		"vocab_size": 704.0}, map[string]any{"mamba_chunk_size": 1})},
+	{name: "config: bamba's attention everywhere", build: fresh(map[string]any{
+		"model_type": "bamba", "vocab_size": 704.0}, map[string]any{
+		"attn_layer_indices": json.RawMessage("[" + strings.Repeat("2,", 900_000) + "2]")}),
+		want: "attn_layer_indices"},
+	{name: "config: mamba2's chunk of 2^16", build: fresh(map[string]any{"model_type": "mamba2",
+		"vocab_size": 704.0}, map[string]any{"chunk_size": 1 << 16})},
+	{name: "config: mamba2's chunk of 2^30", build: fresh(map[string]any{"model_type": "mamba2",
+		"vocab_size": 704.0}, map[string]any{"chunk_size": 1 << 30}), want: `"chunk_size" is`},
 	{name: "config: width 2^40", build: inConfig(map[string]any{"hidden_size": 1 << 40}),
 		want: `"hidden_size" is`},
 }
