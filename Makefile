@@ -25,9 +25,9 @@ export LIBRARY_PATH       := $(BUILD)/lib/conquer:$(LIBTORCH)/torch/lib:$(BUILD)
 RPATH    := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
 TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
-.PHONY: help build quick test fuzz kills check-licenses check-csrc check-kernels test-gpu bench \
-	bench-shared bench-gpu demo experiment parity lint format install env clean csrc kernels gotch \
-	libtorch
+.PHONY: help build quick test fuzz kills race check-licenses check-csrc check-kernels test-gpu \
+	bench bench-shared bench-gpu demo experiment parity lint format install env clean csrc \
+	kernels gotch libtorch
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
@@ -83,6 +83,9 @@ TIME ?= 1m
 fuzz: build ## every fuzz target for TIME (1m); FUZZ=REGEXP chooses targets
 	@GOFLAGS="'-ldflags=-r $(TESTPATH)'" $(GO) run ./tools/fuzz -time $(TIME) -jobs $(JOBS) \
 		-match '$(FUZZ)' -corpus '$(FUZZ_CORPUS)' ./...
+
+race: ## the tests of the packages without libtorch with Go's race detector
+	@$(GO) test -race -short $$(tools/pure-packages.sh $(GO))
 
 check-licenses: build ## license texts of all that `make install` installs
 	@tools/licenses.sh $(GO) $(BUILD)/bin/conquer $(LIBTORCH) $(BUILD)/licenses
