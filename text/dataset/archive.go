@@ -61,10 +61,17 @@ func openMembers(path string, packed int, r *tar.Reader, opts Options, maps *map
 	return files, chosen, err
 }
 
+// maxMembers and maxNames limit the files of an archive and the bytes of their names, which pack to
+// almost nothing.
+const (
+	maxMembers = 1 << 20
+	maxNames   = 64 << 20
+)
+
 // unpackMembers writes the content of the files in an archive to w. Each starts
 // at a multiple of 64 bytes, because columns are read in place.
 func unpackMembers(r *tar.Reader, w io.Writer) (members []member, err error) {
-	at := int64(0)
+	at, names := int64(0), 0
 	for {
 		entry, err := r.Next()
 		if err == io.EOF {
@@ -75,6 +82,10 @@ func unpackMembers(r *tar.Reader, w io.Writer) (members []member, err error) {
 		}
 		if entry.Typeflag != tar.TypeReg || strings.HasPrefix(filepath.Base(entry.Name), ".") {
 			continue
+		}
+		if names += len(entry.Name); len(members) >= maxMembers || names > maxNames {
+			return nil, fmt.Errorf("it holds more than %d files, or their names have more than %d "+
+				"bytes: unpack it by hand if that is intended", maxMembers, maxNames)
 		}
 		n, err := io.Copy(w, r)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	arrays "github.com/apache/arrow-go/v18/arrow/array"
@@ -30,6 +31,9 @@ type arrowFile struct {
 	bytes   int64   // size of the file
 	columns []int   // columns that belong to a record
 	starts  []int64 // first row of each batch, then the row count; nil if a batch is a document
+
+	indexed  bool         // the rows were read once
+	unpacked atomic.Int64 // bytes of the rows that were read until then
 
 	mu     sync.Mutex // guards the last batch, which may have been decompressed
 	number int
@@ -192,6 +196,22 @@ func (f *arrowFile) scan(take func(at int64) error) error {
 			return err
 		}
 	}
+	f.indexed = true
+	return nil
+}
+
+// minRow is what a row counts at least. Columns of one repeated value hold any number of rows in a
+// few bytes.
+const minRow = 1024
+
+// spend counts the bytes of a row, as unpacking a Parquet file does.
+func (f *arrowFile) spend(bytes int) error {
+	if f.indexed {
+		return nil
+	}
+	if f.unpacked.Add(int64(max(bytes, minRow))) > max(minUnpackLimit, maxUnpackRatio*f.bytes) {
+		return errUnpacks
+	}
 	return nil
 }
 
@@ -222,7 +242,7 @@ func (f *arrowFile) record(at int64) (r record, err error) {
 	if err != nil {
 		return r, err
 	}
-	fields := jsonFields{}
+	fields, size := jsonFields{}, 0
 	for _, i := range f.columns {
 		column := batch.Column(i)
 		name := batch.ColumnName(i)
@@ -243,12 +263,15 @@ func (f *arrowFile) record(at int64) (r record, err error) {
 		if err := writeArrow(&value, column, row); err != nil {
 			return r, fmt.Errorf("column %q: %w", name, err)
 		}
-		if value.String() == "null" {
+		if size += value.Len(); value.String() == "null" {
 			continue
 		}
 		if fields[name], err = tokenizer.DropNulls(value.Bytes()); err != nil {
 			return r, err
 		}
+	}
+	if err := f.spend(size + 4*len(r.ids)); err != nil {
+		return r, err
 	}
 	if fields.layout(f.layout) == Tokens && checkLayout(Tokens, f.layout) == nil {
 		r.layout = Tokens

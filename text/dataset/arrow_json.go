@@ -14,6 +14,9 @@ import (
 
 // writeArrow writes value i of an array as JSON.
 func writeArrow(b *bytes.Buffer, array arrow.Array, i int) error {
+	if b.Len() > maxRecord {
+		return errTooLong()
+	}
 	if array.IsNull(i) {
 		b.WriteString("null")
 		return nil

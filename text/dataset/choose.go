@@ -83,8 +83,12 @@ func Choose(names []string, validation bool) (c Chosen, err error) {
 		return c, errors.New("it holds no data, " +
 			"only " + strings.Join(names[:min(len(names), 5)], ", "))
 	}
+	placed := map[string]bool{} // there may be tens of thousands
+	for _, name := range slices.Concat(c.Files, c.Skipped) {
+		placed[name] = true
+	}
 	for _, name := range names {
-		if slices.Contains(c.Files, name) || slices.Contains(c.Skipped, name) {
+		if placed[name] {
 			continue
 		}
 		if split := splitOf(name); split == "validation" || split == "test" {

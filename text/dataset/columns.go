@@ -24,10 +24,20 @@ func pickColumns(layout Layout, n int, name func(int) string) (picked []int, err
 	}
 	has := func(name string) bool { return slices.Contains(names, name) }
 	if layoutOf(layout, has) == AnyLayout {
-		return nil, fmt.Errorf("no known layout has the columns %q; %s", slices.Compact(names),
-			knownLayouts)
+		return nil, fmt.Errorf("no known layout has the columns %s; %s",
+			someNames(slices.Compact(names)), knownLayouts)
 	}
 	return picked, nil
+}
+
+// someNames lists the first of many names for an error.
+func someNames(names []string) string {
+	const most = 20
+	text := fmt.Sprintf("%.80q", names[:min(len(names), most)])
+	if len(names) > most {
+		text += fmt.Sprintf(" and %d more", len(names)-most)
+	}
+	return text
 }
 
 // maxBuffer is the largest buffer that a decoder may allocate: a damaged file

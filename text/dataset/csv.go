@@ -30,10 +30,12 @@ func openTable(name string, data []byte, layout Layout, separator byte) (file, e
 		return nil, fmt.Errorf("the names of its columns: %w", err)
 	}
 	t.columns, t.first = columns, end
-	for i, c := range columns {
-		if slices.Contains(columns[:i], c) {
-			return nil, fmt.Errorf("two of its columns have the name %q", c)
+	known := map[string]bool{}
+	for _, c := range columns {
+		if known[c] {
+			return nil, fmt.Errorf("two of its columns have the name %.80q", c)
 		}
+		known[c] = true
 	}
 	if _, err := pickColumns(layout, len(columns),
 		func(i int) string { return columns[i] }); err != nil {
@@ -57,9 +59,12 @@ func (t *table) row(at int) (fields []string, end int, err error) {
 		if at < len(t.data) && t.data[at] == '"' {
 			closed := false
 			for at++; at < len(t.data) && !closed; {
-				i := bytes.IndexByte(t.data[at:], '"')
+				i := bytes.IndexByte(t.data[at:min(len(t.data), at+maxRecord)], '"')
 				if i < 0 {
 					break
+				}
+				if len(field)+i > maxRecord {
+					return nil, at, errTooLong()
 				}
 				field = append(field, t.data[at:at+i]...)
 				at += i + 1
@@ -69,6 +74,9 @@ func (t *table) row(at int) (fields []string, end int, err error) {
 				} else {
 					closed = true
 				}
+			}
+			if !closed && len(t.data)-at > maxRecord {
+				return nil, at, fmt.Errorf("a quoted field does not end within %d bytes", maxRecord)
 			}
 			if !closed {
 				return nil, at, errors.New("a quoted field does not end")

@@ -29,7 +29,7 @@ type Dataset struct {
 	maps      []*mappings
 	hash      [sha256.Size]byte // of all samples in refs
 	largest   int32             // largest token id in refs
-	largestAt string            // record that holds it
+	largestIn ref               // sample that holds it
 }
 
 // ref locates a sample in a file.
@@ -91,7 +91,8 @@ func (d *Dataset) Append(other *Dataset) {
 	d.sources = append(d.sources, other.sources...)
 	d.maps = append(d.maps, other.maps...)
 	if other.largest > d.largest {
-		d.largest, d.largestAt = other.largest, other.largestAt
+		d.largest, d.largestIn = other.largest, other.largestIn
+		d.largestIn.source += uint32(len(d.sources) - len(other.sources))
 	}
 	d.hash = sha256.Sum256(append(d.hash[:], other.hash[:]...))
 	d.Report.merge(other.Report)
@@ -120,7 +121,8 @@ func (d *Dataset) CheckVocabulary(size int) error {
 	const problem = "%s holds token %d, the model's vocabulary has %d: " +
 		"the tokenizer does not belong to this model"
 	if int(d.largest) >= size {
-		return fmt.Errorf("data set: "+problem, d.largestAt, d.largest, size)
+		s := d.sources[d.largestIn.source]
+		return fmt.Errorf("data set: "+problem, s.where(d.largestIn.at), d.largest, size)
 	}
 	for i, s := range d.Samples {
 		for _, id := range s.IDs {

@@ -174,10 +174,7 @@ func openFile(name string, data []byte, layout Layout, maps *mappings) (f file, 
 		return f, err
 	}
 	err = guarded(func() error {
-		if !utf8.Valid(data) || bytes.IndexByte(data, 0) >= 0 {
-			return errNotText
-		}
-		return nil
+		return checkText(data, known || slices.Contains([]string{".csv", ".tsv", ".txt"}, ext))
 	})
 	data = bytes.TrimPrefix(data, []byte("\xEF\xBB\xBF"))
 	switch {
@@ -197,6 +194,43 @@ func openFile(name string, data []byte, layout Layout, maps *mappings) (f file, 
 	}
 	return nil, fmt.Errorf("plain text, expected records of layout %s "+
 		"in .jsonl, .json, .csv, .tsv, .arrow or .parquet", layout)
+}
+
+// checkText returns an error unless data is text in UTF-8. It names the first line that is not if
+// the file holds records, which are not left out silently.
+func checkText(data []byte, records bool) error {
+	at := bytes.IndexByte(data, 0)
+	what := "a zero byte"
+	if at < 0 {
+		if utf8.Valid(data) {
+			return nil
+		}
+		for at = 0; at < len(data); {
+			r, size := utf8.DecodeRune(data[at:])
+			if r == utf8.RuneError && size == 1 {
+				break
+			}
+			at += size
+		}
+		what = fmt.Sprintf("the byte 0x%02x", data[at])
+	}
+	if known := wrongfile.Describe(data, wrongfile.Other); known != "" && !isText(data) {
+		return fmt.Errorf("%w: %s", errNotText, known)
+	}
+	if !records {
+		return fmt.Errorf("%w: line %d holds %s", errNotText,
+			1+bytes.Count(data[:at], []byte("\n")), what)
+	}
+	return fmt.Errorf("line %d holds %s, which is not text in UTF-8: save the file as UTF-8, or "+
+		"correct the line", 1+bytes.Count(data[:at], []byte("\n")), what)
+}
+
+// isText reports whether data begins as text does, rather than as a compressed or binary file.
+func isText(data []byte) bool {
+	isControl := func(r rune) bool { return r < ' ' && r != '\n' && r != '\r' && r != '\t' }
+	first, size := utf8.DecodeRune(data)
+	return !bytes.ContainsFunc(data[:min(len(data), 4)], isControl) &&
+		(first != utf8.RuneError || size > 1)
 }
 
 // isColumns reports whether a file of this name holds columns.

@@ -55,7 +55,11 @@ func (l *lines) line(at int) []byte {
 }
 
 func (l *lines) record(at int64) (record, error) {
-	return parseRecord(l.line(int(at)), l.layout)
+	line := l.line(int(at))
+	if len(line) > maxRecord {
+		return record{}, errTooLong()
+	}
+	return parseRecord(line, l.layout)
 }
 
 func (l *lines) where(at int64) string {
@@ -96,6 +100,9 @@ func (a *array) scan(take func(at int64) error) error {
 		var raw json.RawMessage
 		if err := d.Decode(&raw); err != nil {
 			return fail(at, jsonProblem(err))
+		}
+		if len(raw) > maxRecord {
+			return fail(at, errTooLong())
 		}
 		if err := take(at); err != nil {
 			return err

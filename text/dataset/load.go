@@ -133,7 +133,7 @@ func (d *Dataset) index(progress func(bytes int64) error) error {
 				return r.err
 			}
 			total.Write(r.hash[:])
-			d.addRecord(s, positions[i], r.encoded)
+			d.addRecord(positions[i], r.encoded)
 		}
 		last := positions[len(positions)-1]
 		positions = positions[:0]
@@ -160,7 +160,7 @@ func (d *Dataset) index(progress func(bytes int64) error) error {
 }
 
 // addRecord adds the samples of one record that have targets.
-func (d *Dataset) addRecord(s *source, at int64, e encoded) {
+func (d *Dataset) addRecord(at int64, e encoded) {
 	if !e.continued {
 		d.Report.Records++
 	}
@@ -175,7 +175,7 @@ func (d *Dataset) addRecord(s *source, at int64, e encoded) {
 			length: int32(len(sample.IDs)), targets: int32(sample.targets()),
 		})
 		if id := slices.Max(sample.IDs); id > d.largest {
-			d.largest, d.largestAt = id, s.where(at)
+			d.largest, d.largestIn = id, d.refs[len(d.refs)-1]
 		}
 	}
 }

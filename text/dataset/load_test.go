@@ -135,7 +135,7 @@ func TestLoad_RecordErrorsNameFileLineAndExpectation(t *testing.T) {
 		{"a.json", "{\n}", `a.json:1: expected an array`},
 		{"a.json", "{\"text\":\"x\"}\n{\"txt\":\"x\"}\n", `a.json:2: no known layout`},
 		{"a.json", "[]\n[]", `a.json:2: something follows`},
-		{"a.txt", "\xff\xfe", `not a text file`},
+		{"a.txt", "\xff\xfe", `not text in UTF-8`},
 		{"a.txt", " \n", `no sample to learn from`},
 	} {
 		_, err := Load(writeTestFile(t, c.name, c.content), tok, Options{})

@@ -79,10 +79,9 @@ func (m *mappings) mapOpen(f *os.File) ([]byte, error) {
 // A small archive or Parquet file may claim to hold more than fits on the disk.
 // It is unpacked to at most maxUnpackRatio times its size or minUnpackLimit
 // bytes, whichever is larger.
-const (
-	maxUnpackRatio = 200
-	minUnpackLimit = 1 << 30
-)
+const maxUnpackRatio = 200
+
+var minUnpackLimit int64 = 1 << 30 // tests lower it
 
 // unpack returns what write writes. Up to minMapped bytes stay in memory. More are in a mapped,
 // unlinked file in TMPDIR, which the system deletes when it is unmapped. packed is the size of the
@@ -103,6 +102,9 @@ func (m *mappings) unpack(packed int, write func(io.Writer) error) ([]byte, erro
 	return m.mapOpen(u.file)
 }
 
+var errUnpacks = fmt.Errorf("unpacks to more than %d times its size: "+
+	"unpack it by hand if that is intended", maxUnpackRatio)
+
 // unpacked accepts at most left bytes more. It moves them to a file when they get many.
 type unpacked struct {
 	left   int64
@@ -113,8 +115,7 @@ type unpacked struct {
 
 func (u *unpacked) Write(p []byte) (int, error) {
 	if u.left -= int64(len(p)); u.left < 0 {
-		return 0, fmt.Errorf("unpacks to more than %d times its size: "+
-			"unpack it by hand if that is intended", maxUnpackRatio)
+		return 0, errUnpacks
 	}
 	if u.file == nil {
 		if len(u.start)+len(p) < minMapped {

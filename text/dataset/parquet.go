@@ -216,6 +216,9 @@ func (g *rowGroup) open(c *node, n schema.Node) error {
 
 // write writes the value of the node in the next row as JSON.
 func (c *node) write(b *bytes.Buffer) error {
+	if b.Len() > maxRecord {
+		return errTooLong()
+	}
 	first, err := c.leaves[0].peek()
 	if err != nil {
 		return cutShort(err)
@@ -306,8 +309,12 @@ type leaf struct {
 	chunk parquetfile.ColumnChunkReader
 	left  int64 // entries that were not read yet
 
-	def, rep []int16  // levels of the entries that were read and not yet taken
-	values   []string // those entries that are not null, as JSON
+	def, rep []int16 // levels of the entries that were read and not yet taken
+	// Those entries that are not null become JSON one at a time: many may stand for one large value
+	// of a dictionary.
+	value       func(i int) (string, error)
+	next, count int
+	current     string // value next, once it is needed
 }
 
 // entry is a value of a leaf, as JSON, or the levels at which there is none.
@@ -325,10 +332,15 @@ func (l *leaf) peek() (e entry, err error) {
 	}
 	e = entry{def: l.def[0], rep: l.rep[0]}
 	if e.def == l.desc.MaxDefinitionLevel() {
-		if len(l.values) == 0 {
+		if l.next >= l.count {
 			return e, errors.New("the file is damaged: a value is missing")
 		}
-		e.value = l.values[0]
+		if l.current == "" {
+			if l.current, err = l.value(l.next); err != nil {
+				return e, err
+			}
+		}
+		e.value = l.current
 	}
 	return e, nil
 }
@@ -336,7 +348,7 @@ func (l *leaf) peek() (e entry, err error) {
 // take removes the entry that peek returned.
 func (l *leaf) take() {
 	if l.def[0] == l.desc.MaxDefinitionLevel() {
-		l.values = l.values[1:]
+		l.next, l.current = l.next+1, ""
 	}
 	l.def, l.rep = l.def[1:], l.rep[1:]
 }
@@ -368,39 +380,40 @@ func (l *leaf) read() (err error) {
 		}
 	}()
 	var n int64
+	l.next, l.current = 0, ""
 	number := integerJSON(l.desc.LogicalType())
 	switch r := l.chunk.(type) {
 	case *parquetfile.BooleanColumnChunkReader:
-		n, l.values, err = readEntries(r.ReadBatch, l, func(v bool) (string, error) {
+		n, err = readEntries(r.ReadBatch, l, func(v bool) (string, error) {
 			return strconv.FormatBool(v), nil
 		})
 	case *parquetfile.Int32ColumnChunkReader:
 		if number == nil {
 			return l.unsupported()
 		}
-		n, l.values, err = readEntries(r.ReadBatch, l, func(v int32) (string, error) {
+		n, err = readEntries(r.ReadBatch, l, func(v int32) (string, error) {
 			return number(int64(v), uint64(uint32(v))), nil
 		})
 	case *parquetfile.Int64ColumnChunkReader:
 		if number == nil {
 			return l.unsupported()
 		}
-		n, l.values, err = readEntries(r.ReadBatch, l, func(v int64) (string, error) {
+		n, err = readEntries(r.ReadBatch, l, func(v int64) (string, error) {
 			return number(v, uint64(v)), nil
 		})
 	case *parquetfile.Int96ColumnChunkReader: // a timestamp of old writers
-		n, l.values, err = readEntries(r.ReadBatch, l, func(v parquet.Int96) (string, error) {
+		n, err = readEntries(r.ReadBatch, l, func(v parquet.Int96) (string, error) {
 			return quotedTime(timeText(v.ToTime(), false)), nil
 		})
 	case *parquetfile.Float32ColumnChunkReader:
-		n, l.values, err = readEntries(r.ReadBatch, l, func(v float32) (string, error) {
+		n, err = readEntries(r.ReadBatch, l, func(v float32) (string, error) {
 			return floatJSON(float64(v))
 		})
 	case *parquetfile.Float64ColumnChunkReader:
-		n, l.values, err = readEntries(r.ReadBatch, l, floatJSON)
+		n, err = readEntries(r.ReadBatch, l, floatJSON)
 	case *parquetfile.ByteArrayColumnChunkReader:
 		_, isJSON := l.desc.LogicalType().(schema.JSONLogicalType)
-		n, l.values, err = readEntries(r.ReadBatch, l, func(v parquet.ByteArray) (string, error) {
+		n, err = readEntries(r.ReadBatch, l, func(v parquet.ByteArray) (string, error) {
 			var b bytes.Buffer
 			if isJSON {
 				err := writeEmbedded(&b, v)
@@ -442,22 +455,13 @@ func (l *leaf) unsupported() error {
 		l.desc.Path(), kind)
 }
 
-// readEntries reads a batch of a column into its levels and returns the number
-// of entries and those that are not null, as JSON.
+// readEntries reads a batch of a column into its levels and values, which format writes as JSON.
+// It returns the number of entries.
 func readEntries[T any](readBatch func(n int64, values []T, def, rep []int16) (int64, int, error),
 	l *leaf, format func(T) (string, error),
-) (n int64, entries []string, err error) {
+) (n int64, err error) {
 	values := make([]T, entriesAtOnce)
-	n, count, err := readBatch(entriesAtOnce, values, l.def, l.rep)
-	if err != nil {
-		return 0, nil, err
-	}
-	for _, v := range values[:count] {
-		entry, err := format(v)
-		if err != nil {
-			return 0, nil, err
-		}
-		entries = append(entries, entry)
-	}
-	return n, entries, nil
+	n, l.count, err = readBatch(entriesAtOnce, values, l.def, l.rep)
+	l.value = func(i int) (string, error) { return format(values[i]) }
+	return n, err
 }

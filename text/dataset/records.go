@@ -49,6 +49,13 @@ const knownLayouts = "known are instruction (instruction, input, output), " +
 	"chat (messages of role and content, or conversations of from and value), " +
 	"completion (prompt, completion), text (text) and tokens (tokens)"
 
+// maxRecord is the most bytes of a record. Reading one takes several times as much memory.
+var maxRecord = 256 << 20 // tests lower it
+
+func errTooLong() error {
+	return fmt.Errorf("the record has more than %d bytes: divide it", maxRecord)
+}
+
 // record is one entry of a data file, not yet encoded.
 type record struct {
 	layout     Layout
@@ -200,7 +207,8 @@ func (f jsonFields) record(layout Layout) (r record, err error) {
 	r.layout = f.layout(layout)
 	if r.layout == AnyLayout {
 		names := slices.Sorted(maps.Keys(f))
-		return r, fmt.Errorf("no known layout has the fields %q; %s", names, knownLayouts)
+		return r, fmt.Errorf("no known layout has the fields %s; %s", someNames(names),
+			knownLayouts)
 	}
 	if err := checkLayout(r.layout, layout); err != nil {
 		return r, err

@@ -44,7 +44,7 @@ func (d *Dataset) Split(validation float64, seed uint64) (train, valid *Dataset,
 
 // subset returns the samples for which keep is true, without a hash.
 func (d *Dataset) subset(keep func(i int) bool) *Dataset {
-	p := &Dataset{sources: d.sources, maps: d.maps, largest: d.largest, largestAt: d.largestAt}
+	p := &Dataset{sources: d.sources, maps: d.maps, largest: d.largest, largestIn: d.largestIn}
 	for i := range d.Len() {
 		if !keep(i) {
 			continue

@@ -1,6 +1,7 @@
 package dataset
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"sync"
@@ -176,8 +177,7 @@ func (t *turns) find(i int) (a answer, found bool, err error) {
 		a.body.End = max(a.body.End, m.End)
 	}
 	message := t.conversation.Messages[i]
-	calls := strings.HasPrefix(message.Fields, `{"tool_calls":`) ||
-		strings.Contains(message.Fields, `,"tool_calls":`)
+	calls := hasCalls(message)
 	whole := members[""] // the message as a whole, such as its JSON
 	if calls && !members["tool_calls"] && !whole || len(members) == 0 && message.Fields != "" ||
 		len(members) == 0 && strings.TrimSpace(message.Content) != "" {
@@ -212,6 +212,15 @@ func (t *turns) find(i int) (a answer, found bool, err error) {
 	a.open = t.last(i, home.End)
 	a.begin = t.start(i, home, a.body, first, prompt)
 	return a, true, nil
+}
+
+// hasCalls reports whether a message has tool calls.
+func hasCalls(message tokenizer.Message) bool {
+	var fields struct {
+		Calls []json.RawMessage `json:"tool_calls"`
+	}
+	return strings.Contains(message.Fields, `"tool_calls"`) &&
+		json.Unmarshal([]byte(message.Fields), &fields) == nil && len(fields.Calls) > 0
 }
 
 func (t *turns) mixed(i int) error {
