@@ -53,7 +53,7 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f chatFlags
 	f.declare(flags)
 	return func(ctx context.Context, args []string) error {
-		place, err := f.check(args)
+		place, err := f.check(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -84,14 +84,14 @@ func (f *chatFlags) declare(flags *pflag.FlagSet) {
 }
 
 // check reads the flags and this process's place among the ranks.
-func (f *chatFlags) check(args []string) (place dist.Place, err error) {
+func (f *chatFlags) check(ctx context.Context, args []string) (place dist.Place, err error) {
 	if len(args) > 0 {
 		return place, usagef("unexpected %q: questions are read from standard input", args[0])
 	}
 	if err := f.read(); err != nil {
 		return place, err
 	}
-	if err := f.readInputs(); err != nil {
+	if err := f.readInputs(ctx); err != nil {
 		return place, err
 	}
 	if err := f.checkProcesses(); err != nil {

@@ -1,9 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -28,7 +28,7 @@ func (f *chatInputs) declare(flags *pflag.FlagSet) {
 }
 
 // readInputs reads the flags.
-func (f *chatInputs) readInputs() error {
+func (f *chatInputs) readInputs(ctx context.Context) error {
 	for _, flag := range []struct {
 		name, value string
 		to          *json.RawMessage
@@ -42,7 +42,7 @@ func (f *chatInputs) readInputs() error {
 			continue
 		}
 		if text[0] != '[' && text[0] != '{' {
-			data, err := os.ReadFile(flag.value)
+			data, err := readInput(ctx, flag.value)
 			if err != nil {
 				return fmt.Errorf("--%s: %w", flag.name, err)
 			}

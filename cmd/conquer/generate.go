@@ -85,7 +85,7 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 		if err != nil {
 			return err
 		}
-		prompts, err := f.check(max(f.processes, place.Size))
+		prompts, err := f.check(ctx, max(f.processes, place.Size))
 		if err != nil {
 			return err
 		}
@@ -130,7 +130,7 @@ func (f *generateFlags) declare(flags *pflag.FlagSet) {
 }
 
 // check reads the flags and the prompts for a run of that many processes.
-func (f *generateFlags) check(processes int) ([]*prompt, error) {
+func (f *generateFlags) check(ctx context.Context, processes int) ([]*prompt, error) {
 	if err := f.checkProcesses(); err != nil {
 		return nil, err
 	}
@@ -158,13 +158,13 @@ func (f *generateFlags) check(processes int) ([]*prompt, error) {
 		return nil, usagef("--compile %s works in one process only: leave it out with several",
 			generate.CompileGraph)
 	}
-	if err := f.readInputs(); err != nil {
+	if err := f.readInputs(ctx); err != nil {
 		return nil, err
 	}
 	if err := checkStdin("prompts_file", f.promptsFile, processes); err != nil {
 		return nil, err
 	}
-	return f.readPrompts()
+	return f.readPrompts(ctx)
 }
 
 func (f *generateFlags) run(ctx context.Context, flags *pflag.FlagSet, place dist.Place,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ type prompt struct {
 
 // readPrompts collects --prompt, --prompts_file and --token_ids. A line that is no prompt becomes a
 // prompt with an error.
-func (f *generateFlags) readPrompts() ([]*prompt, error) {
+func (f *generateFlags) readPrompts(ctx context.Context) ([]*prompt, error) {
 	var prompts []*prompt
 	for i, text := range f.prompts {
 		prompts = append(prompts, &prompt{text: text, name: fmt.Sprintf("--prompt %d", i+1)})
@@ -43,7 +44,7 @@ func (f *generateFlags) readPrompts() ([]*prompt, error) {
 	if f.promptsFile == "" {
 		return prompts, nil
 	}
-	data, err := dataset.ReadFile(f.promptsFile)
+	data, err := readInput(ctx, f.promptsFile)
 	if err != nil {
 		return nil, fmt.Errorf("--prompts_file: %w", err)
 	}
@@ -119,6 +120,25 @@ func checkStdin(flag, path string, processes int) error {
 		return usagef("--%s - works in one process only: with --nproc give a file", flag)
 	}
 	return nil
+}
+
+// readInput is dataset.ReadFile. A signal ends the wait for a pipe that nobody writes to.
+func readInput(ctx context.Context, path string) ([]byte, error) {
+	type result struct {
+		data []byte
+		err  error
+	}
+	read := make(chan result, 1)
+	go func() {
+		data, err := dataset.ReadFile(path)
+		read <- result{data, err}
+	}()
+	select {
+	case r := <-read:
+		return r.data, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // inputName returns the name of an input file for messages.

@@ -49,7 +49,7 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f scoreFlags
 	f.declare(flags)
 	return func(ctx context.Context, args []string) error {
-		ids, err := f.check(flags, args)
+		ids, err := f.check(ctx, flags, args)
 		if err != nil {
 			return err
 		}
@@ -81,7 +81,8 @@ func (f *scoreFlags) declare(flags *pflag.FlagSet) {
 }
 
 // check reads the text, or returns the ids of --token_ids.
-func (f *scoreFlags) check(flags *pflag.FlagSet, args []string) (ids []int32, err error) {
+func (f *scoreFlags) check(ctx context.Context, flags *pflag.FlagSet, args []string) (ids []int32,
+	err error) {
 	if len(args) > 0 {
 		return nil, usagef("unexpected %q: a text is given with --text or --text_file", args[0])
 	}
@@ -105,7 +106,7 @@ func (f *scoreFlags) check(flags *pflag.FlagSet, args []string) (ids []int32, er
 		return nil, err
 	}
 	if flags.Changed("text_file") {
-		data, err := dataset.ReadFile(f.file)
+		data, err := readInput(ctx, f.file)
 		if err != nil {
 			return nil, fmt.Errorf("--text_file: %w", err)
 		}

@@ -78,3 +78,37 @@ func TestTrain_KeepsAnIgnoredHangupIgnored(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A pipe without a writer is no reason to outlive a signal.
+func TestGenerate_EndsWhileItWaitsForAPipe(t *testing.T) {
+	skipProcesses(t)
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"generate", "--model_path", "m", "--prompts_file", pipe},
+		{"generate", "--model_path", "m", "--prompt", "x", "--chat", "--tools", pipe},
+		{"score", "--model_path", "m", "--text_file", pipe},
+		{"train", "--model_path", "m", "--data_path", "d", "--documents", pipe},
+	} {
+		c, _, stderr := program(args...)
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		// A pipe can be opened for writing without waiting once somebody reads it.
+		var writer *os.File
+		for i := 0; writer == nil && i < 600; i++ {
+			time.Sleep(50 * time.Millisecond)
+			writer, _ = os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		}
+		if writer == nil {
+			t.Fatalf("%v: it does not read the pipe", args)
+		}
+		defer writer.Close()
+		c.Process.Signal(syscall.SIGTERM)
+		if code := ends(t, strings.Join(args, " "), c); code != 130 {
+			t.Errorf("%v: exit %d\n%s", args, code, stderr)
+		}
+	}
+}

@@ -77,6 +77,9 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 			place.Size, place.LocalSize = f.processes, f.processes
 		}
 		f.lengthGiven = flags.Changed("sequence_length")
+		if err := f.readInputs(ctx); err != nil {
+			return err
+		}
 		if err := f.check(flags, place); err != nil {
 			return err
 		}

@@ -233,9 +233,6 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 
 // checkInputs checks the flags that name the objective, the model, the data and the result.
 func (f *trainFlags) checkInputs(*pflag.FlagSet) error {
-	if err := f.readInputs(); err != nil {
-		return err
-	}
 	switch {
 	case !slices.Contains(train.Objectives, f.Objective):
 		return usagef("--objective: unknown objective %q: choose one of %s", f.Objective,
