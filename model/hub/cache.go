@@ -85,7 +85,7 @@ func (r Repo) reference(base string) string {
 // remember records which commit the revision is.
 func (r Repo) remember(base, commit string) error {
 	file := r.reference(base)
-	if err := os.MkdirAll(filepath.Dir(file), 0o777); err != nil {
+	if err := atomicfile.MkdirAll(filepath.Dir(file)); err != nil {
 		return err
 	}
 	return atomicfile.Write(file,

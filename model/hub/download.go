@@ -14,6 +14,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"conquer/internal/atomicfile"
 )
 
 const defaultIndex = "https://pypi.org/simple"
@@ -269,12 +271,12 @@ var errIdle = errors.New("no data, or almost none, arrived for a long time")
 // there. The file is complete and on the disk when it returns nil. The caller compares the hash.
 func fetchTo(ctx context.Context, link, path string, size int64, header http.Header,
 	progress func(done int64)) error {
-	part, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o666)
+	part, err := atomicfile.Append(path)
 	if err != nil {
 		return err
 	}
 	defer part.Close()
-	info, err := part.Stat()
+	info, err := part.Handle().Stat()
 	if err != nil {
 		return err
 	}
@@ -317,7 +319,8 @@ func fetchTo(ctx context.Context, link, path string, size int64, header http.Hea
 }
 
 // receive appends the rest of a file to the done bytes that part holds.
-func receive(from io.Reader, part *os.File, done, size int64, progress func(done int64)) error {
+func receive(from io.Reader, part atomicfile.File, done, size int64,
+	progress func(done int64)) error {
 	from = io.LimitReader(from, size-done+1)
 	buffer := make([]byte, 1<<18)
 	for {

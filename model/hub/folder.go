@@ -109,7 +109,7 @@ func (d *folder) fetch(ctx context.Context, f repoFile, progress func(done int64
 	if f.sum() == "" {
 		return errors.New("the hub cannot be asked for its hash")
 	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o777); err != nil {
+	if err := atomicfile.MkdirAll(filepath.Dir(to)); err != nil {
 		return err
 	}
 	before, err := os.Stat(part)
@@ -133,7 +133,7 @@ func (d *folder) fetch(ctx context.Context, f repoFile, progress func(done int64
 		if err = f.verify(part); err == nil {
 			break
 		}
-		if failed := os.Remove(part); failed != nil {
+		if failed := atomicfile.Remove(part); failed != nil {
 			return errors.Join(err, failed)
 		}
 		if !pieces || !errors.Is(err, errDamaged) {
@@ -143,11 +143,13 @@ func (d *folder) fetch(ctx context.Context, f repoFile, progress func(done int64
 			"starting again", f.Name, err))
 		pieces = false
 	}
-	if err := os.Rename(part, to); err != nil {
+	if err := atomicfile.Rename(part, to); err != nil {
 		return err
 	}
-	if err := atomicfile.SyncFolder(filepath.Dir(to)); err != nil {
-		return err
+	for _, name := range []string{to, part} {
+		if err := atomicfile.SyncFolder(filepath.Dir(name)); err != nil {
+			return err
+		}
 	}
 	info, err := os.Stat(to)
 	if err == nil {

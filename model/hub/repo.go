@@ -198,7 +198,7 @@ func (r Repo) Snapshot(ctx context.Context, choose func(names []string) ([]strin
 func (r Repo) complete(ctx context.Context, base string, list *listing, files []repoFile,
 	progress func(done, total int64)) (dir string, err error) {
 	dir = filepath.Join(base, list.Commit)
-	err = os.MkdirAll(filepath.Join(dir, partFolder), 0o777)
+	err = atomicfile.MkdirAll(filepath.Join(dir, partFolder))
 	var unlock func()
 	if err == nil {
 		unlock, err = lock(ctx, filepath.Join(dir, lockFile))
@@ -235,7 +235,7 @@ func (r Repo) complete(ctx context.Context, base string, list *listing, files []
 	if err := atomicfile.WriteBytes(filepath.Join(dir, listFile), text); err != nil {
 		return "", err
 	}
-	os.Remove(filepath.Join(dir, partFolder)) // if no other download was interrupted
+	atomicfile.Remove(filepath.Join(dir, partFolder)) // if no other download was interrupted
 	return dir, r.remember(base, list.Commit)
 }
 
