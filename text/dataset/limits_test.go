@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,7 +80,8 @@ func TestLoad_NamesSomeOfManyFields(t *testing.T) {
 	for name, data := range map[string]string{"a.csv": strings.Join(names, ",") + "\n1",
 		"a.jsonl": fields} {
 		_, err := Load(writeTestFile(t, name, data), chars(t, ""), Options{})
-		if err == nil || !strings.Contains(err.Error(), `"f00019"] and `) || len(err.Error()) > 1000 {
+		if err == nil || !strings.Contains(err.Error(), `"f00019"] and `) ||
+			len(err.Error()) > 1000 {
 			t.Errorf("%s: %.2000v", name, err)
 		}
 	}
@@ -95,8 +99,8 @@ func (w *stopWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A column of one large value that each row repeats becomes JSON row by row: reading some rows takes
-// the memory of a page, not of the JSON of many rows.
+// A column of one large value that each row repeats becomes JSON row by row: reading some rows
+// takes the memory of a page, not of the JSON of many rows.
 func TestParquetToLines_ReadsRepeatedValuesOneAtATime(t *testing.T) {
 	const size, rows = 1 << 14, 1000
 	row := `{"text":"` + strings.Repeat("x", size) + `"}`
@@ -186,5 +190,46 @@ func TestHasCalls_LooksAtTheMessagesOwnMember(t *testing.T) {
 		if got := hasCalls(tokenizer.Message{Role: "assistant", Fields: fields}); got != want {
 			t.Errorf("%s: %t", fields, got)
 		}
+	}
+}
+
+// Files that are too many to be mapped are copied into one. Their samples are the same.
+func TestLoad_BundlesTheFilesThatAreTooMany(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 12 {
+		text := strings.Repeat(fmt.Sprintf("line %d\n", i), 10+i%2*10000)
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%02d.txt", i)), []byte(text),
+			0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tok := chars(t, "")
+	usual := mustLoad(t, dir, tok, Options{MaxLength: 100})
+	lower(t, &maxMapped, 2)
+	lower(t, &maxSmall, 100)
+	maps := new(mappings)
+	d, err := load(dir, tok, Options{MaxLength: 100}, maps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(maps.list) != 3 || maps.bundle == nil {
+		t.Errorf("%d mappings, expected 2 of files and a bundle", len(maps.list))
+	}
+	if d.Len() != usual.Len() {
+		t.Fatalf("%d samples, expected %d", d.Len(), usual.Len())
+	}
+	for i := range d.Len() {
+		got, err := d.At(i)
+		want, err2 := usual.At(i)
+		if err != nil || err2 != nil || !slices.Equal(got.IDs, want.IDs) {
+			t.Fatalf("sample %d: %v %v", i, err, err2)
+		}
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	t.Setenv("TMPDIR", filepath.Join(dir, "missing"))
+	if _, err := Load(dir, tok, Options{}); err == nil || !strings.Contains(err.Error(), "TMPDIR") {
+		t.Errorf("got %v, expected that the folder for temporary files is missing", err)
 	}
 }

@@ -17,6 +17,8 @@ type mappings struct {
 	mu     sync.RWMutex
 	closed bool
 	list   []*mapping.Mapping
+	small  int64   // bytes of the files that were read into memory
+	bundle *bundle // of the files that are too many, nil if there are none
 }
 
 // whileOpen calls read and keeps the files mapped until it returns. It fails if
@@ -36,7 +38,10 @@ func (m *mappings) close() (err error) {
 	for _, file := range m.list {
 		err = errors.Join(err, file.Close())
 	}
-	m.closed, m.list = true, nil
+	if m.bundle != nil {
+		err = errors.Join(err, m.bundle.file.Close())
+	}
+	m.closed, m.list, m.bundle = true, nil, nil
 	return err
 }
 
@@ -50,8 +55,7 @@ func (m *mappings) mapFile(name string) ([]byte, error) {
 	return m.mapOpen(f)
 }
 
-// minMapped is the size from which a file is mapped rather than read. A process
-// can have about 65,000 mappings, and a folder may have more files.
+// minMapped is the size from which a file is mapped rather than read.
 const minMapped = 1 << 16
 
 // mapOpen maps an open file, or reads it if it is small or not regular.
@@ -63,7 +67,13 @@ func (m *mappings) mapOpen(f *os.File) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return io.ReadAll(f)
 	}
-	if info.Size() < minMapped {
+	small := info.Size() < minMapped
+	if (small && m.small >= maxSmall || !small && len(m.list) >= maxMapped) &&
+		info.Size() <= bundleBytes/4 {
+		return m.bundled(f, int(info.Size()))
+	}
+	if small {
+		m.small += info.Size()
 		data := make([]byte, info.Size())
 		_, err := f.ReadAt(data, 0)
 		return data, err
@@ -74,6 +84,64 @@ func (m *mappings) mapOpen(f *os.File) ([]byte, error) {
 	}
 	m.list = append(m.list, file)
 	return file.Bytes(), nil
+}
+
+// A process can have about 65,000 mappings (vm.max_map_count), and a folder may have more files.
+// When maxMapped files are mapped, or maxSmall bytes of small ones are in memory, the next ones are
+// copied into bundles.
+var (
+	maxMapped       = 16384     // tests lower it
+	maxSmall  int64 = 256 << 20 // tests lower it
+)
+
+// bundleBytes is the size of a bundle.
+const bundleBytes = 1 << 30
+
+// bundle is an unlinked file in TMPDIR that holds many files one after the other. It is mapped as a
+// whole, and takes the space on the disk that is used.
+type bundle struct {
+	file *os.File
+	data []byte
+	used int
+}
+
+// bundled copies a file of the given size into a bundle and returns its place there.
+func (m *mappings) bundled(f *os.File, size int) ([]byte, error) {
+	if m.bundle == nil || m.bundle.used+size > bundleBytes {
+		if err := m.newBundle(); err != nil {
+			return nil, fmt.Errorf("copying files to %s (TMPDIR): %w", os.TempDir(), err)
+		}
+	}
+	p := m.bundle
+	at := p.used
+	_, err := io.Copy(io.NewOffsetWriter(p.file, int64(at)),
+		io.NewSectionReader(f, 0, int64(size)))
+	if err != nil {
+		return nil, fmt.Errorf("copying files to %s (TMPDIR): %w", os.TempDir(), err)
+	}
+	p.used = (at + size + 63) &^ 63 // columns are read in place
+	return p.data[at : at+size : at+size], nil
+}
+
+func (m *mappings) newBundle() error {
+	f, err := os.CreateTemp("", "conquer-data-*")
+	if err != nil {
+		return err
+	}
+	os.Remove(f.Name())
+	var file *mapping.Mapping
+	if err = f.Truncate(bundleBytes); err == nil {
+		file, err = mapping.Map(f)
+	}
+	if err != nil {
+		f.Close()
+		return err
+	}
+	if m.bundle != nil {
+		m.bundle.file.Close()
+	}
+	m.list, m.bundle = append(m.list, file), &bundle{file: f, data: file.Bytes()}
+	return nil
 }
 
 // A small archive or Parquet file may claim to hold more than fits on the disk.

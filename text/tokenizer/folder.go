@@ -127,10 +127,7 @@ func (about *folderInfo) readIDs(folder string) error {
 		if err := readJSON(filepath.Join(folder, name), &c); err != nil {
 			return err
 		}
-		if about.eosIDs = append(about.eosIDs, c.EOS...); len(about.eosIDs) > maxFixed {
-			return fmt.Errorf("%s: eos_token_id has more than %d ids", filepath.Join(folder, name),
-				maxFixed)
-		}
+		about.eosIDs = append(about.eosIDs, c.EOS...)
 		if about.bosID == nil && len(c.BOS) > 0 {
 			about.bosID = &c.BOS[0]
 		}

@@ -15,7 +15,7 @@ const (
 	maxSmallFile = 32 << 20  // bytes of another file
 	maxTemplates = 100       // files of chat templates
 	maxAdded     = 1 << 18   // added tokens
-	maxFixed     = 1024      // tokens that a post-processor adds, or that end a text
+	maxFixed     = 1024      // tokens that a post-processor adds
 	maxStage     = 1 << 20   // bytes of a normalizer, pre-tokenizer, post-processor or decoder
 	maxStages    = 100       // stages of one of these
 	maxNesting   = 16        // Sequences inside each other
