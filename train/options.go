@@ -244,6 +244,12 @@ func otherwise[T comparable](field *T, value T) {
 	}
 }
 
+// The most steps or epochs of a run.
+const (
+	maxSteps  = math.MaxInt32
+	maxEpochs = 1 << 20
+)
+
 // Check returns an error for the first option that is invalid for every model and data set. New
 // calls it too.
 func (o Options) Check() error {
@@ -254,6 +260,12 @@ func (o Options) Check() error {
 	case o.BatchSize < 1 || o.Accumulate < 1:
 		return fmt.Errorf("batch size %d, accumulated %d times: both must be at least 1",
 			o.BatchSize, o.Accumulate)
+	case o.BatchSize > dataset.MaxRows || o.Accumulate > dataset.MaxPasses:
+		return fmt.Errorf("batch size %d, accumulated %d times: expected at most %d and %d",
+			o.BatchSize, o.Accumulate, dataset.MaxRows, dataset.MaxPasses)
+	case o.Steps > maxSteps || o.Epochs > maxEpochs:
+		return fmt.Errorf("%d steps and %d epochs: expected at most %d and %d", o.Steps, o.Epochs,
+			maxSteps, maxEpochs)
 	case o.SequenceLength < 2:
 		return fmt.Errorf("sequence length %d: it must be at least 2", o.SequenceLength)
 	case o.LoRA != nil && o.HeadOnly:

@@ -18,6 +18,9 @@ import (
 	"conquer/train"
 )
 
+// maxProcesses is the most that --nproc may be.
+const maxProcesses = 1024
+
 // processFlags are the flags of commands that can run in several processes.
 type processFlags struct {
 	processes int
@@ -32,9 +35,9 @@ func (f *processFlags) declareProcesses(flags *pflag.FlagSet) {
 }
 
 func (f *processFlags) checkProcesses() error {
-	if f.processes < 1 || f.timeout <= 0 {
-		return usagef("--nproc %d, --timeout %v: expected at least 1 process and a positive time",
-			f.processes, f.timeout)
+	if f.processes < 1 || f.processes > maxProcesses || f.timeout <= 0 {
+		return usagef("--nproc %d, --timeout %v: expected 1 to %d processes and a positive time",
+			f.processes, f.timeout, maxProcesses)
 	}
 	if f.processes == 1 || launcher() != nil {
 		return nil

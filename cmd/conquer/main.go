@@ -137,7 +137,7 @@ func (c command) exitCode(err error, stderr io.Writer) int {
 		err = withRemedy(err)
 	}
 	if !reportToLauncher(err.Error()) {
-		io.WriteString(stderr, visible(fmt.Sprintf("conquer %s: %v\n", c.name, err)))
+		io.WriteString(stderr, message(fmt.Sprintf("conquer %s: %v\n", c.name, err)))
 	}
 	return code
 }

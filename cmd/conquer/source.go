@@ -192,10 +192,13 @@ func (f *modelFlags) load(c *checkpoint.Checkpoint, dtype torch.DType,
 	return m, nil
 }
 
+// maxThreads is the most that --threads may be. Every thread has a stack and a place in tables.
+const maxThreads = 1024
+
 // setThreads applies --threads. 0 leaves the default, see torch.SetThreads.
 func setThreads(n int) error {
-	if n < 0 {
-		return usagef("--threads is %d, expected a positive number", n)
+	if n < 0 || n > maxThreads {
+		return usagef("--threads is %d, expected 1 to %d", n, maxThreads)
 	}
 	if n > 0 {
 		torch.SetThreads(n)

@@ -78,7 +78,25 @@ func textOutput() io.Writer {
 	return os.Stdout
 }
 
+// messageSize is the maximum size of a message, which may hold names and values of a file.
+const messageSize = 4000
+
+// message returns an error or a note for a terminal: visible, and without its middle if it is long.
+func message(text string) string {
+	if len(text) > messageSize {
+		const part = messageSize/2 - 50
+		first, last := part, len(text)-part
+		for ; !utf8.RuneStart(text[first]) && first > part-utf8.UTFMax; first-- {
+		}
+		for ; !utf8.RuneStart(text[last]) && last < len(text)-part+utf8.UTFMax; last++ {
+		}
+		text = fmt.Sprintf("%s … (%d bytes are left out) … %s", text[:first], last-first,
+			text[last:])
+	}
+	return visible(text)
+}
+
 // note prints a message, which may hold names and values of a model's files, on standard error.
 func note(format string, args ...any) {
-	io.WriteString(os.Stderr, visible(fmt.Sprintf(format, args...)))
+	io.WriteString(os.Stderr, message(fmt.Sprintf(format, args...)))
 }

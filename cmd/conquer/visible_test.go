@@ -39,6 +39,18 @@ func TestVisible_CharactersThatTerminalsObeyAreEscapes(t *testing.T) {
 	}
 }
 
+func TestMessage_IsShort(t *testing.T) {
+	long := "model: the tensor " + strings.Repeat("ä", 100_000) + "\x1b has no place"
+	got := message(long)
+	if len(got) > messageSize+50 || !strings.HasPrefix(got, "model: the tensor ä") ||
+		!strings.HasSuffix(got, `ä\x1b has no place`) || strings.Contains(got, `\xc3`) {
+		t.Errorf("%d bytes: %s", len(got), got)
+	}
+	if short := "a" + strings.Repeat("b", messageSize-1); message(short) != short {
+		t.Error("a short message changes")
+	}
+}
+
 func TestPrintJSON_EscapesWhatTerminalsObey(t *testing.T) {
 	text := "\x1b\u009b\u202e\x7f\"<\\\n漢"
 	var b strings.Builder

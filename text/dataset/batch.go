@@ -75,6 +75,14 @@ type Batcher struct {
 	plans    [2]*plan // of the epochs used last
 }
 
+// MaxRows, MaxPasses and MaxTokens are the most that a step can have. A batch has four numbers for
+// each of its tokens.
+const (
+	MaxRows   = 1 << 20 // of a batch
+	MaxPasses = 1 << 20
+	MaxTokens = 1 << 27 // of a batch
+)
+
 // NewBatcher returns a Batcher at the first batch of epoch 0. It fails if a
 // sample is longer than a row: load the data set with MaxLength set to Length.
 func NewBatcher(d *Dataset, opts BatchOptions) (*Batcher, error) {
@@ -84,6 +92,10 @@ func NewBatcher(d *Dataset, opts BatchOptions) (*Batcher, error) {
 		return nil, fmt.Errorf(
 			"batches of %d rows of %d tokens; expected at least 1 row and 2 tokens", opts.Rows,
 			opts.Length)
+	case opts.Rows > MaxRows || opts.Length > MaxTokens/opts.Rows || opts.Passes > MaxPasses:
+		return nil, fmt.Errorf("%d batches of %d rows of %d tokens in a step: expected at most "+
+			"%d batches, %d rows and %d tokens in a batch", opts.Passes, opts.Rows, opts.Length,
+			MaxPasses, MaxRows, MaxTokens)
 	case opts.Rank < 0 || opts.Rank >= opts.World:
 		return nil, fmt.Errorf("rank %d of %d; expected 0 to %d", opts.Rank, opts.World,
 			opts.World-1)

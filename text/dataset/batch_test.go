@@ -1,6 +1,7 @@
 package dataset
 
 import (
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -145,6 +146,17 @@ func TestNewBatcher_RefusesSamplesLongerThanARow(t *testing.T) {
 	_, err := NewBatcher(numberedSamples(20, 17), BatchOptions{Rows: 1, Length: 8})
 	if err == nil || !strings.Contains(err.Error(), "MaxLength 8") {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestNewBatcher_RefusesStepsThatDoNotFit(t *testing.T) {
+	for _, o := range []BatchOptions{{Rows: 1 << 40, Length: 8}, {Rows: math.MaxInt, Length: 8},
+		{Rows: 1 << 20, Length: 1 << 20}, {Rows: 4, Length: math.MaxInt},
+		{Rows: 4, Length: 8, Passes: math.MaxInt}} {
+		_, err := NewBatcher(numberedSamples(20, 7), o)
+		if err == nil || !strings.Contains(err.Error(), "expected at most") {
+			t.Errorf("%+v: error %v", o, err)
+		}
 	}
 }
 

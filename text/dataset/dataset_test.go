@@ -2,6 +2,7 @@ package dataset
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,7 +30,7 @@ func TestSplit_IsDisjointCompleteAndRepeatable(t *testing.T) {
 			t.Fatal("20 % and 20 samples of the same seed differ")
 		}
 	}
-	for _, n := range []float64{0, -1, 100, 1000} {
+	for _, n := range []float64{0, -1, 100, 1000, 1e300, math.Inf(1), math.NaN()} {
 		if _, _, err := d.Split(n, 1); err == nil {
 			t.Errorf("Split(%g) of 100 samples gives no error", n)
 		}

@@ -13,9 +13,12 @@ import (
 // both parts keep the order of d. It fails if either part would be empty.
 func (d *Dataset) Split(validation float64, seed uint64) (train, valid *Dataset, err error) {
 	records, total := d.records()
-	n := int(validation)
-	if validation < 1 {
+	n := total
+	switch {
+	case validation < 1:
 		n = max(int(validation*float64(total)+0.5), 1)
+	case validation < float64(total):
+		n = int(validation)
 	}
 	if validation > 0 && total == 1 {
 		return nil, nil, errors.New("data set: it is one record, which cannot be split: " +
