@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"conquer/internal/atomicfile"
+	"conquer/internal/budget"
+	"conquer/internal/wrongfile"
 )
 
 // Kinds of results. Each is the name of a benchmark and of its files.
@@ -238,9 +240,15 @@ func cell(v any) string {
 	return fmt.Sprint(v)
 }
 
+// The largest size of a file of results, in bytes, and the most rows and operations in it.
+const (
+	maxResults = 64 << 20
+	maxObjects = 1 << 19
+)
+
 // Read reads a JSON file that [Results.Save] wrote.
 func Read(path string) (*Results, error) {
-	data, err := os.ReadFile(path)
+	data, err := wrongfile.Read(path, maxResults)
 	if err != nil {
 		return nil, err
 	}
@@ -250,6 +258,10 @@ func Read(path string) (*Results, error) {
 func parseResults(path string, data []byte) (r *Results, err error) {
 	var rows json.RawMessage
 	r = &Results{Rows: &rows}
+	if c := budget.Count(data); c.Objects > maxObjects || c.Arrays > maxObjects {
+		return nil, fmt.Errorf("%s: not the results of a benchmark: it has %d objects and %d "+
+			"lists, expected at most %d", path, c.Objects, c.Arrays, maxObjects)
+	}
 	if err := json.Unmarshal(data, r); err != nil {
 		return nil, fmt.Errorf("%s: not the results of a benchmark: %w", path, err)
 	}

@@ -80,13 +80,14 @@ func TestRead_ErrorsNameTheFile(t *testing.T) {
 		"[]":                           "results",
 		`{"kind": "poem", "rows": []}`: "poem",
 		`{"kind": "ssd", "rows": {}}`:  "rows",
-		`{"kind": "ssd", "rows": [{"median_ms": "fast"}]}`: "rows",
+		`{"kind": "ssd", "rows": [{"median_ms": "fast"}]}`:                       "rows",
+		`{"kind": "accuracy", "rows": [` + strings.Repeat("{},", 1<<20) + "{}]}": "1048578 objects",
 	} {
 		path := filepath.Join(t.TempDir(), "r.json")
 		os.WriteFile(path, []byte(text), 0o644)
 		if _, err := Read(path); err == nil || !strings.Contains(err.Error(), words) ||
 			!strings.Contains(err.Error(), path) {
-			t.Errorf("%q: %v, want an error with the path and %q", text, err, words)
+			t.Errorf("%.80q: %v, want an error with the path and %q", text, err, words)
 		}
 	}
 }

@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"conquer/internal/atomicfile"
+	"conquer/internal/wrongfile"
 	"conquer/torch"
 )
 
@@ -48,6 +48,9 @@ type Options struct {
 var tokenizerFiles = []string{"tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 	"special_tokens_map.json",
 	"added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"}
+
+// maxTokenizerFile is the largest of tokenizerFiles, in bytes.
+const maxTokenizerFile = 64 << 20
 
 // Save writes the tensors of source into the folder dir as Hugging Face's libraries do:
 // model.safetensors, or shards model-00001-of-00003.safetensors with model.safetensors.index.json,
@@ -117,7 +120,8 @@ func fillStage(dir string, source Source, options Options) error {
 func writeTexts(dir string, texts map[string][]byte, options Options) error {
 	if options.TokenizerFrom != "" {
 		for _, name := range tokenizerFiles {
-			text, err := os.ReadFile(filepath.Join(options.TokenizerFrom, name))
+			text, err := wrongfile.Read(filepath.Join(options.TokenizerFrom, name),
+				maxTokenizerFile)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}

@@ -230,6 +230,33 @@ func TestSave_OverTheSourceFolderWorks(t *testing.T) {
 	}
 }
 
+func TestSave_RefusesATokenizerFileThatDoesNotEnd(t *testing.T) {
+	for name, replace := range map[string]func(path string) error{
+		"it is a pipe":   func(path string) error { return syscall.Mkfifo(path, 0o666) },
+		"it is a device": func(path string) error { return os.Symlink("/dev/zero", path) },
+		"has 1099511627776 bytes": func(path string) error {
+			if err := os.WriteFile(path, nil, 0o666); err != nil {
+				return err
+			}
+			return os.Truncate(path, 1<<40)
+		},
+	} {
+		from, to := t.TempDir(), filepath.Join(t.TempDir(), "model")
+		path := filepath.Join(from, "vocab.json")
+		if err := replace(path); err != nil {
+			t.Fatal(err)
+		}
+		err := Save(to, someTensors(), Options{TokenizerFrom: from})
+		if err == nil || !strings.Contains(err.Error(), path) ||
+			!strings.Contains(err.Error(), name) {
+			t.Errorf("error %v, expected %q", err, name)
+		}
+		if _, err := os.Stat(to); err == nil {
+			t.Error("a part of the model was written")
+		}
+	}
+}
+
 func TestSave_FailureKeepsTheOldFiles(t *testing.T) {
 	broken := someTensors()
 	broken.fail = errors.New("the source broke")

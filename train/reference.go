@@ -5,11 +5,11 @@ import (
 	"errors"
 	"hash/crc32"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"reflect"
 
 	"conquer/internal/atomicfile"
+	"conquer/internal/wrongfile"
 	"conquer/text/dataset"
 	"conquer/torch"
 	"conquer/train/internal/network"
@@ -92,13 +92,16 @@ func (t *Trainer) findReferences() error {
 	return atomicfile.WriteBytes(path, append(text, '\n'))
 }
 
+// maxReferences is the largest size of referenceFile, in bytes.
+const maxReferences = 2 << 30
+
 // readReferences reads referenceFile on rank 0: nil if it does not exist, is damaged or belongs to
 // another run. The run then computes the log-probabilities again.
 func (t *Trainer) readReferences(path string) (*references, error) {
 	if t.options.CheckpointPath == "" || t.options.rank() > 0 {
 		return nil, nil
 	}
-	text, err := os.ReadFile(path)
+	text, err := wrongfile.Read(path, maxReferences)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {

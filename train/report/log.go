@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"conquer/internal/atomicfile"
+	"conquer/internal/wrongfile"
 )
 
 // MetricsFile is the name of the file that holds one JSON object per line for each [Step] and each
@@ -86,9 +86,12 @@ func OpenLog(dir string, tensorBoard bool, done int) (*Log, error) {
 	return l, nil
 }
 
+// maxMetrics is the largest metrics.jsonl, in bytes, that a run continues: four million lines.
+const maxMetrics = 1 << 30
+
 // truncateMetrics keeps the complete lines about the first `done` steps, and none if done is 0.
 func truncateMetrics(path string, done int) error {
-	old, err := os.ReadFile(path)
+	old, err := wrongfile.Read(path, maxMetrics)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
@@ -200,7 +203,7 @@ type Point struct {
 // ReadLosses reads a metrics.jsonl file: the loss of each step and of each validation. Losses that
 // are not finite are left out.
 func ReadLosses(path string) (steps, validation []Point, err error) {
-	f, err := os.Open(path)
+	f, err := wrongfile.Open(path)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -21,6 +21,7 @@ import (
 
 	"conquer/checkpoint"
 	"conquer/internal/atomicfile"
+	"conquer/internal/wrongfile"
 	"conquer/text/dataset"
 )
 
@@ -28,6 +29,13 @@ const (
 	file       = "state.json"
 	latestFile = "latest"
 	stepPrefix = "step-"
+)
+
+// The largest sizes of files, in bytes: that of a name, and of a file that has a model's config or
+// lists a checkpoint's files.
+const (
+	maxName = 4 << 10
+	maxFile = 32 << 20
 )
 
 // State is what a checkpoint holds besides tensors.
@@ -175,7 +183,7 @@ func (f Folder) Clear() error {
 // is the last checkpoint.
 func (f Folder) Latest() (dir string, s State, err error) {
 	path := filepath.Join(f.Path, latestFile)
-	pointer, err := os.ReadFile(path)
+	pointer, err := wrongfile.Read(path, maxName)
 	name := strings.TrimSuffix(string(pointer), "\n")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -210,7 +218,7 @@ func read(dir string) (s State, err error) {
 		return s, err
 	}
 	path := filepath.Join(dir, file)
-	text, err := os.ReadFile(path)
+	text, err := wrongfile.Read(path, maxFile)
 	if err != nil {
 		return s, err
 	}

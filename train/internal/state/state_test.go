@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"conquer/text/dataset"
@@ -172,6 +173,35 @@ func TestFolder_NamesTheCheckpointBefore(t *testing.T) {
 	os.RemoveAll(f.Step(12))
 	if _, _, err := f.Latest(); err == nil || !strings.Contains(err.Error(), "does not exist") {
 		t.Errorf("a pointer to nothing gave %v", err)
+	}
+}
+
+func TestFolder_RefusesFilesThatDoNotEnd(t *testing.T) {
+	for _, name := range []string{latestFile, "step-00000002/" + file,
+		"step-00000002/" + sumsFile} {
+		for kind, replace := range map[string]func(path string) error{
+			"pipe":      func(path string) error { return syscall.Mkfifo(path, 0o666) },
+			"device":    func(path string) error { return os.Symlink("/dev/zero", path) },
+			"bytes":     func(path string) error { return os.WriteFile(path, nil, 0o666) },
+			"directory": func(path string) error { return os.Mkdir(path, 0o777) },
+		} {
+			f := Folder{Path: t.TempDir(), Keep: 2}
+			write(t, f, 2)
+			path := filepath.Join(f.Path, name)
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			err := replace(path)
+			if kind == "bytes" && err == nil {
+				err = os.Truncate(path, 1<<40)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := f.Latest(); err == nil || !strings.Contains(err.Error(), path) {
+				t.Errorf("%s as %s: error %v", name, kind, err)
+			}
+		}
 	}
 }
 

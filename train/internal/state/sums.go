@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"conquer/internal/atomicfile"
+	"conquer/internal/wrongfile"
 )
 
 // sumsFile lists the sizes and checksums of a checkpoint's files.
@@ -72,7 +73,7 @@ func WriteSums(stage string) error {
 // readSums reads the checksums of the checkpoint dir.
 func readSums(dir string) (sums, error) {
 	path := filepath.Join(dir, sumsFile)
-	text, err := os.ReadFile(path)
+	text, err := wrongfile.Read(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return sums{}, fmt.Errorf("%s does not exist: the checkpoint is incomplete, or an earlier "+
 			"version wrote it", path)
