@@ -14,20 +14,20 @@ best() {
   for _ in 1 2 3; do
     case $1 in
     decode\ *) "$conquer" bench inference --model_path "$model" --device cpu --seq_len 32 \
-      --max_new_tokens 32 --batch_size 1 --skip_nokvcache_runs --json --dtype "${1#decode }" ;;
-    train) "$conquer" bench train --model_path "$model" --device cpu --batch_size 2 \
-      --sequence_length 256 --steps 3 --json ;;
+      --max_new_tokens 16 --batch_size 1 --skip_nokvcache_runs --json --dtype "${1#decode }" ;;
+    train) "$conquer" bench train --model_path "$model" --device cpu --batch_size 1 \
+      --sequence_length 128 --steps 3 --json ;;
     esac
-  done | tee -a "${LOG:-/dev/null}" | sed -n "s/.*\"$2\": *\([0-9.e+-]*\).*/\1/p" |
-    sort -g | head -n 1
+  done | sed -n "s/.*\"$2\": *\([0-9.e+-]*\).*/\1/p" | sort -g | head -n 1
 }
 
 load=
 stop() { [ -z "$load" ] || kill $load 2> /dev/null || true; load=; }
 trap stop EXIT
-for work in "decode float32:milliseconds" "decode bfloat16:milliseconds" "train:milliseconds"; do
+for work in "decode float32:single_token_ms" "decode bfloat16:single_token_ms" "train:step_ms"; do
   field=${work#*:} work=${work%:*}
   quiet=$(best "$work" "$field")
+  [ -n "$quiet" ] || exit 1 # the program has said why
   echo "$work, quiet: $quiet ms"
   for busy in "$@"; do
     for _ in $(seq "$busy"); do
