@@ -14,8 +14,12 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 # Settings for cgo. Folders are passed through the compiler's path variables and not as flags,
 # because flags are part of Go's cache key. Every clone on a machine then shares one compilation of
 # gotch's C++, which takes two minutes.
-export CGO_CXXFLAGS       := -include gotch_libtorch_2.11.h
+# The path of libtorch is left out of gotch's messages.
+export CGO_CXXFLAGS := -include gotch_libtorch_2.11.h -ffile-prefix-map=$(LIBTORCH)=libtorch
 export CGO_LDFLAGS        := -Wl,--allow-shlib-undefined -Wl,--as-needed
+# The binary holds no paths of this machine and can be loaded at any address. Tests are built alike,
+# because otherwise gotch's C++ would be compiled twice.
+export GOFLAGS            := -trimpath -buildmode=pie
 HEADERS                   := $(LIBTORCH)/torch/include
 export CPLUS_INCLUDE_PATH := $(CURDIR)/csrc/gotch:$(HEADERS):$(HEADERS)/torch/csrc/api/include
 export C_INCLUDE_PATH     := $(CURDIR)/csrc
@@ -23,11 +27,12 @@ export LIBRARY_PATH       := $(BUILD)/lib/conquer:$(LIBTORCH)/torch/lib:$(BUILD)
 # The binary finds its libraries relative to itself. Tests run in temporary folders, so they need
 # full paths.
 RPATH    := $$ORIGIN/../lib/conquer:$$ORIGIN/../lib/conquer/torch/lib
+LINK     := -X main.version=$(VERSION) -extldflags=-Wl,-z,relro,-z,now
 TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
-.PHONY: help build quick test fuzz kills race check-licenses check-csrc check-kernels test-gpu \
-	bench bench-shared bench-gpu demo experiment parity lint format install env clean csrc \
-	kernels gotch libtorch
+.PHONY: help build binary quick test fuzz kills race reproduce sanitize check-binary \
+	check-licenses check-csrc check-kernels test-gpu bench bench-shared bench-gpu demo experiment \
+	parity lint format install env clean csrc kernels gotch libtorch
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
@@ -57,9 +62,13 @@ kernels: csrc ## the Triton kernels, compiled ahead of time
 		{ tail -n 3 $(BUILD)/kernels.log; echo "the Triton kernels were NOT compiled \
 		(build/kernels.log): state-space models will not run on a GPU"; }
 
+binary: libtorch
+	@$(MAKE) --no-print-directory -j2 gotch csrc
+	@$(GO) build -o $(BUILD)/bin/ -ldflags '-r $(RPATH) $(LINK)' ./cmd/conquer
+
 build: libtorch ## build/bin/conquer
 	@$(MAKE) --no-print-directory -j2 gotch kernels
-	@$(GO) build -ldflags '-r $(RPATH) -X main.version=$(VERSION)' -o $(BUILD)/bin/ ./cmd/conquer
+	@$(MAKE) --no-print-directory binary
 	@echo "built $(patsubst $(CURDIR)/%,%,$(BUILD)/bin/conquer)"
 
 # Test packages share the cores, so waiting OpenMP threads must not spin.
@@ -69,7 +78,7 @@ quick: build ## vet and unit tests, without those of several processes, kills an
 	@$(GO) vet ./...
 	@$(GOTEST) -short ./...
 
-test: build check-licenses check-csrc check-kernels ## every test that runs without a GPU
+test: build check-binary check-licenses check-csrc check-kernels ## tests that need no GPU: all
 	@$(GO) vet ./...
 	@$(GOTEST) ./...
 
@@ -81,14 +90,33 @@ kills: build ## kill training N times and exports EXPORTS times at random moment
 # Go's cache keeps the inputs that reached new code, or FUZZ_CORPUS does.
 TIME ?= 1m
 fuzz: build ## every fuzz target for TIME (1m); FUZZ=REGEXP chooses targets
-	@GOFLAGS="'-ldflags=-r $(TESTPATH)'" $(GO) run ./tools/fuzz -time $(TIME) -jobs $(JOBS) \
-		-match '$(FUZZ)' -corpus '$(FUZZ_CORPUS)' ./...
+	@GOFLAGS="$(GOFLAGS) '-ldflags=-r $(TESTPATH)'" $(GO) run ./tools/fuzz -time $(TIME) \
+		-jobs $(JOBS) -match '$(FUZZ)' -corpus '$(FUZZ_CORPUS)' ./...
 
-race: ## the tests of the packages without libtorch with Go's race detector
-	@$(GO) test -race -short $$(tools/pure-packages.sh $(GO))
+check-binary: build ## protections of the binary and the libraries, and no paths in them
+	@tools/check-binary.sh $(BUILD) $(CURDIR) $(HOME)
 
 check-licenses: build ## license texts of all that `make install` installs
 	@tools/licenses.sh $(GO) $(BUILD)/bin/conquer $(LIBTORCH) $(BUILD)/licenses
+
+race: ## the tests of the packages without libtorch with Go's race detector
+	@GOFLAGS= $(GO) test -race -short $$(tools/pure-packages.sh $(GO))
+
+reproduce: ## builds the last commit in two folders and compares the results
+	@tools/reproduce.sh
+
+# libtorch is not instrumented. Classes of its headers are defined in its libraries too, and what it
+# keeps until the process ends is in leaks.txt.
+sanitize: kernels ## the C++ checks with AddressSanitizer and UndefinedBehaviorSanitizer
+	@mkdir -p $(BUILD)/sanitize
+	@{ cmake -S . -B $(BUILD)/sanitize -DSANITIZE=ON -DLIBTORCH=$(LIBTORCH) \
+		-DPYTHON=$(PYTHON) && cmake --build $(BUILD)/sanitize -j $(JOBS) \
+		--target csrc_test csrc_ssd_test csrc_keys_test; } \
+		> $(BUILD)/sanitize.log 2>&1 || { cat $(BUILD)/sanitize.log; exit 1; }
+	@export ASAN_OPTIONS=detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LSAN_OPTIONS=suppressions=$(CURDIR)/csrc/test/leaks.txt:print_suppressions=0 && \
+		$(BUILD)/sanitize/csrc_test check && $(BUILD)/sanitize/csrc_ssd_test cpu quick && \
+		$(BUILD)/sanitize/csrc_keys_test $(BUILD)/lib/conquer/kernels/sm_90/manifest
 
 check-csrc: kernels ## the C++ checks: CPU kernels, the scan, and the keys of the GPU kernels
 	@cmake --build $(BUILD) -j $(JOBS) --target csrc_test csrc_ssd_test csrc_keys_test \
@@ -137,11 +165,12 @@ format: ## rewrites Go and C++ in the project's format
 	@tools/clang-format.sh $(CACHE) $(PYTHON) -i
 
 parity: build ## comparisons with transformers, tokenizers, jinja2, peft and llama.cpp
-	@GOFLAGS="'-ldflags=-r $(TESTPATH)'" \
+	@GOFLAGS="$(GOFLAGS) '-ldflags=-r $(TESTPATH)'" \
 		tools/parity/run.sh $(BUILD)/bin/conquer $(CACHE)/parity $(PYTHON)
 
 env: ## the settings for calling go by hand: eval "$(make env)"
 	@echo 'export CGO_CXXFLAGS="$(CGO_CXXFLAGS)" CGO_LDFLAGS="$(CGO_LDFLAGS)"'
+	@echo 'export GOFLAGS="$(GOFLAGS)"'
 	@echo 'export CPLUS_INCLUDE_PATH="$(CPLUS_INCLUDE_PATH)" C_INCLUDE_PATH="$(C_INCLUDE_PATH)"'
 	@echo 'export LIBRARY_PATH="$(LIBRARY_PATH)" LD_LIBRARY_PATH="$(TESTPATH)"'
 
