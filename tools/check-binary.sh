@@ -14,7 +14,8 @@ expect() { grep -qE "$3" <<< "$2" || wrong "$1" "$4"; }
 
 for file in "$build/bin/conquer" "$build/lib/conquer/libconquer.so" \
   "$build/lib/conquer/libconquer_cuda.so"; do
-  headers=$(readelf -lW "$file") dynamic=$(readelf -dW "$file") symbols=$(readelf -W --dyn-syms "$file")
+  headers=$(readelf -lW "$file") dynamic=$(readelf -dW "$file")
+  symbols=$(readelf -W --dyn-syms "$file")
   expect "$file" "$headers" '^Elf file type is DYN' "it is not position-independent"
   expect "$file" "$headers" 'GNU_STACK .* RW  ' "its stack is executable"
   expect "$file" "$headers" 'GNU_RELRO' "its relocations stay writable (-z relro)"
