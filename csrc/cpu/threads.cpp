@@ -53,7 +53,7 @@ uint32_t spin_on(const std::atomic<uint32_t> &word, uint32_t value) {
   return value;
 }
 
-// A thread that works on a loop runs loops inside it alone.
+// A thread that shares a loop with others runs loops inside it alone.
 thread_local bool inside = false;
 
 // Makes OpenMP's waits short. libtorch's own loops run on GNU's OpenMP, whose threads spin for some

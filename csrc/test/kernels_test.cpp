@@ -673,7 +673,7 @@ void check_threads() {
       std::vector<int> visits(n);
       conquer::cpu::parallel_for(n, grain, [&](int64_t begin, int64_t end) {
         faults += begin % grain != 0;
-        int64_t inner = 0;
+        std::atomic<int64_t> inner{0}; // a loop of one piece leaves the threads to those inside it
         conquer::cpu::parallel_for(3, 1,
                                    [&](int64_t from, int64_t until) { inner += until - from; });
         faults += inner != 3;
