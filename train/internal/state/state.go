@@ -312,13 +312,16 @@ func (l *Lock) add(path string) error {
 	return nil
 }
 
-// Release releases the locks, and removes folders that are empty, the last one first.
+// Release releases the locks, and removes folders that are empty, the last one first. Symbolic
+// links to folders stay.
 func (l *Lock) Release() {
 	if l == nil {
 		return
 	}
 	for _, dir := range slices.Backward(l.dirs) {
-		atomicfile.Remove(dir.Name())
+		if info, err := os.Lstat(dir.Name()); err == nil && info.IsDir() {
+			atomicfile.Remove(dir.Name()) // fails if there are files in it
+		}
 		dir.Close()
 	}
 	l.dirs = nil

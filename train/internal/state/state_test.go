@@ -176,6 +176,33 @@ func TestFolder_NamesTheCheckpointBefore(t *testing.T) {
 	}
 }
 
+func TestLock_KeepsLinksAndFilledFolders(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"linked", "filled/file"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link, filled, empty := filepath.Join(dir, "link"), filepath.Join(dir, "filled"),
+		filepath.Join(dir, "new", "empty")
+	if err := os.Symlink(filepath.Join(dir, "linked"), link); err != nil {
+		t.Fatal(err)
+	}
+	l, err := NewLock(link, filled, empty)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Release()
+	for _, path := range []string{link, filled, filepath.Join(filled, "file")} {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Lstat(empty); err == nil {
+		t.Errorf("the empty folder %s is left", empty)
+	}
+}
+
 func TestFolder_RefusesFilesThatDoNotEnd(t *testing.T) {
 	for _, name := range []string{latestFile, "step-00000002/" + file,
 		"step-00000002/" + sumsFile} {
