@@ -135,7 +135,10 @@ func (f *trainFlags) isLog(name string) bool {
 // checkFolder reports why files cannot be written to a folder. The folder need not exist yet.
 func checkFolder(path string) error {
 	info, err := os.Stat(path)
+	to, notLink := os.Readlink(path)
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && notLink == nil:
+		return fmt.Errorf("%s is a symbolic link to %s, which does not exist", path, to)
 	case errors.Is(err, fs.ErrNotExist) && path != filepath.Dir(path):
 		return checkFolder(filepath.Dir(path))
 	case errors.Is(err, syscall.ENOTDIR):

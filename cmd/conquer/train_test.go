@@ -225,7 +225,10 @@ func TestTrain_BadInputGetsOneLineAndExitCode(t *testing.T) {
 		return path
 	}
 	data := write("data.jsonl", strings.Repeat(`{"instruction": "Why?", "output": "So."}`+"\n", 5))
-	out := filepath.Join(folder, "out")
+	out, link := filepath.Join(folder, "out"), filepath.Join(folder, "link")
+	if err := os.Symlink("nowhere", link); err != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct {
 		args []string
 		code int
@@ -283,6 +286,8 @@ func TestTrain_BadInputGetsOneLineAndExitCode(t *testing.T) {
 			1, "--validation_path: "},
 		"file as output folder": {[]string{"--output_path", filepath.Join(data, "out")}, 1,
 			"--output_path: " + data + " is a file"},
+		"link to nothing as output folder": {[]string{"--output_path", link}, 1,
+			"--output_path: " + link + " is a symbolic link to nowhere"},
 		"file as checkpoint folder": {[]string{"--checkpoint_path", data}, 1,
 			"--checkpoint_path: " + data + " is a file"},
 		"profile in missing folder": {[]string{"--profile",
