@@ -193,7 +193,11 @@ func (f *subjectFlags) openConfig(ctx context.Context) (*opened, model.Config, e
 func (f *subjectFlags) fill(o *opened, dtype torch.DType, device torch.Device) error {
 	return torch.Run(func() error {
 		if o.checkpoint != nil {
-			err := model.Load(o.model, o.checkpoint, dtype, device)
+			var weights model.TensorSource = o.checkpoint
+			if f.layers > 0 { // the layers beyond them are left out: see model.Unused
+				weights = struct{ model.TensorSource }{weights}
+			}
+			err := model.Load(o.model, weights, dtype, device)
 			if err == nil && f.adapter != "" {
 				err = foldAdapter(o.model, f.adapter)
 			}
