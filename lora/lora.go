@@ -49,11 +49,16 @@ func (c Config) Complete() Config {
 	return c
 }
 
+// maxRank is the largest rank: the widths of common models are smaller.
+const maxRank = 1 << 16
+
 // Check returns an error if a field is out of range.
 func (c Config) Check() error {
 	switch c = c.Complete(); {
 	case c.Rank < 1:
 		return fmt.Errorf("LoRA rank is %d: it must be at least 1", c.Rank)
+	case c.Rank > maxRank:
+		return fmt.Errorf("LoRA rank is %d: it must be at most %d", c.Rank, maxRank)
 	case !(c.Alpha > 0):
 		return fmt.Errorf("LoRA alpha is %g: it must be positive", c.Alpha)
 	case !(c.Dropout >= 0 && c.Dropout < 1):

@@ -229,8 +229,10 @@ func TestConfig_HasDefaults(t *testing.T) {
 	if len(list) != 3*7 || list[0].A.Shape[0] != 16 || list[0].Scale != 2 {
 		t.Errorf("%d adapters of rank %d, scale %g", len(list), list[0].A.Shape[0], list[0].Scale)
 	}
-	if err := (Config{Rank: -1}).Check(); err == nil {
-		t.Error("a negative rank is allowed")
+	for _, rank := range []int{-1, 1<<16 + 1, 1 << 62} {
+		if err := (Config{Rank: rank}).Check(); err == nil {
+			t.Errorf("a rank of %d is allowed", rank)
+		}
 	}
 }
 
