@@ -38,7 +38,7 @@ type hostileModel struct {
 
 // hostileModels are the cases of TestHostile.
 var hostileModels = slices.Concat(hostileConfigs, hostileJSON, hostileKinds,
-	hostileSafetensors, hostileGGUF, hostilePickles, hostileMeta)
+	hostileSafetensors, hostileGGUF, hostilePickles, hostileMeta, hostileText)
 
 // What a hostile model may take when it is opened twice: seconds of processor time and of the
 // clock, which has more because tests run side by side, and bytes of memory beyond the model's size
