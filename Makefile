@@ -62,13 +62,15 @@ kernels: csrc ## the Triton kernels, compiled ahead of time
 		{ tail -n 3 $(BUILD)/kernels.log; echo "the Triton kernels were NOT compiled \
 		(build/kernels.log): state-space models will not run on a GPU"; }
 
+GOBUILD = $(GO) build -o $(BUILD)/bin/ -ldflags '-r $(RPATH) $(LINK)' ./cmd/conquer
+
 binary: libtorch
 	@$(MAKE) --no-print-directory -j2 gotch csrc
-	@$(GO) build -o $(BUILD)/bin/ -ldflags '-r $(RPATH) $(LINK)' ./cmd/conquer
+	@$(GOBUILD)
 
 build: libtorch ## build/bin/conquer
 	@$(MAKE) --no-print-directory -j2 gotch kernels
-	@$(MAKE) --no-print-directory binary
+	@$(GOBUILD)
 	@echo "built $(patsubst $(CURDIR)/%,%,$(BUILD)/bin/conquer)"
 
 # Test packages share the cores, so waiting OpenMP threads must not spin.
@@ -78,14 +80,14 @@ quick: build ## vet and unit tests, without those of several processes, kills an
 	@$(GO) vet ./...
 	@$(GOTEST) -short ./...
 
-test: build check-binary check-licenses check-csrc check-kernels ## tests that need no GPU: all
+test: build check-binary check-licenses check-csrc check-kernels ## every test without a GPU
 	@$(GO) vet ./...
 	@$(GOTEST) ./...
 
 N ?= 250
 EXPORTS ?= 100
 kills: build ## kill training N times and exports EXPORTS times at random moments
-	$(GO) run ./tools/kills -binary build/bin/conquer -training $(N) -exports $(EXPORTS)
+	$(GO) run ./tools/kills -binary $(BUILD)/bin/conquer -training $(N) -exports $(EXPORTS)
 
 # Go's cache keeps the inputs that reached new code, or FUZZ_CORPUS does.
 TIME ?= 1m

@@ -14,6 +14,10 @@ func FuzzAdapterConfig(f *testing.F) {
 	f.Add([]byte(`{"peft_type":"LORA","r":1,"use_dora":false,"task_type":"CAUSAL_LM",`+
 		`"base_model_name_or_path":"a/b","revision":null,"more":[1]}`),
 		"base_model.model.lm_head.lora_B.bias")
+	for _, rank := range []string{"0", "-1", "2.5"} {
+		f.Add([]byte(`{"peft_type":"LORA","r":4,"rank_pattern":{"q_proj":`+rank+`}}`),
+			"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight")
+	}
 	f.Fuzz(func(t *testing.T, text []byte, tensor string) {
 		c, err := adapterConfig{path: "adapter_config.json", rank: 8, alpha: 8}.parse(text)
 		if err != nil {

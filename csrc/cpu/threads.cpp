@@ -1,4 +1,4 @@
-// threads.cpp: the threads behind parallel_for, and short waits for OpenMP's.
+// threads.cpp: the threads behind parallel_for. It also shortens the waits of OpenMP's threads.
 #include "threads.h"
 
 #include <ATen/Parallel.h>
@@ -59,8 +59,9 @@ thread_local bool inside = false;
 // Makes OpenMP's waits short. libtorch's own loops run on GNU's OpenMP, whose threads spin for some
 // milliseconds before they sleep: they keep processors from Team's threads and from other programs.
 // Its manual (GOMP_SPINCOUNT) says that they spin only 100 times while the runtime has more threads
-// than processors. An idle team, kept by a thread that sleeps, makes it so: a loop on n threads has
-// n - 1 of them, and these are the rest. OMP_WAIT_POLICY and GOMP_SPINCOUNT still decide if set.
+// than processors. A thread that sleeps keeps an idle team, so that this team and that of a loop on
+// at::get_num_threads() threads exceed the processors. OMP_WAIT_POLICY and GOMP_SPINCOUNT take
+// precedence.
 void shorten_waits_of_openmp() {
   const int extra = std::max(1, omp_get_num_procs() - at::get_num_threads() + 1);
   std::thread([extra] {

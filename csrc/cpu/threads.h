@@ -5,8 +5,8 @@
 // the loop is cut into more pieces than there are threads, each thread takes the next piece when it
 // has finished one, and a thread that comes late finds nothing left to do.
 //
-// A thread that waits spins for spin_time, which covers the gap between two operators of a model,
-// and then sleeps. On a quiet machine threads rarely sleep; on a busy one they waste little.
+// A thread that waits spins for spin_time, which is meant to cover the gap between two operators of
+// a model, and then sleeps.
 #pragma once
 
 #include <stdint.h>

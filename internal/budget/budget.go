@@ -6,8 +6,7 @@ package budget
 
 import "fmt"
 
-// Model is the budget of a model's description, in bytes. The largest model of the supported
-// families takes less than a tenth of it.
+// Model is the budget of a model's description, in bytes.
 const Model = 128 << 20
 
 // A Budget is a number of bytes that may still be taken. It belongs to one goroutine.
