@@ -352,13 +352,16 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
 			return nil, err
 		}
 		for _, file := range files {
-			d, err := dataset.Load(file, tok, f.dataOptions(ctx, file, validation))
+			options, err := f.dataOptions(ctx, file, validation)
+			if err != nil {
+				return nil, err
+			}
+			d, err := dataset.Load(file, tok, options)
 			if err != nil {
 				return nil, err
 			}
 			all.Append(d)
-			fmt.Printf("%s %s: %s\n", what, file, d.Report)
-			printFiles("from", d.Chosen.Files)
+			printLoaded(what, file, d)
 			heldOut = append(heldOut, d.Chosen.HeldOut...)
 		}
 		if !validation {
@@ -369,7 +372,7 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
 }
 
 func (f *trainFlags) dataOptions(ctx context.Context, path string,
-	validation bool) dataset.Options {
+	validation bool) (dataset.Options, error) {
 	bar := progress.Tasks(os.Stderr, progress.Bytes)
 	o := dataset.Options{MaxLength: f.SequenceLength, Inputs: f.inputs, LastAnswer: f.lastAnswer,
 		Validation: validation, Progress: func(done, total int64) error {
@@ -381,7 +384,7 @@ func (f *trainFlags) dataOptions(ctx context.Context, path string,
 	if f.Objective == train.DPO {
 		o.Layout = dataset.Preference
 	}
-	return o
+	return o, f.records.set(&o)
 }
 
 // printFiles prints which files of a folder, an archive or a repository were chosen.

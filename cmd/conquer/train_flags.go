@@ -12,6 +12,7 @@ import (
 
 	"conquer/lora"
 	"conquer/model/hub"
+	"conquer/text/dataset"
 	"conquer/torch/dist"
 	"conquer/torch/optim"
 	"conquer/train"
@@ -26,6 +27,7 @@ type trainFlags struct {
 	data, validation      []string
 	fraction              float64
 	lastAnswer            bool
+	records               recordFlags
 	chatInputs
 	output      string
 	report      int
@@ -82,6 +84,7 @@ func (f *trainFlags) declareData(flags *pflag.FlagSet) {
 			"its validation files, or else its test files")
 	flags.Float64Var(&f.fraction, "validation_fraction", 0,
 		"instead of --validation_path: the `share` of the records to hold out, or their number")
+	f.records.declare(flags)
 	f.chatInputs.declare(flags)
 	flags.BoolVar(&f.lastAnswer, "last_answer_only", false,
 		"learn only the assistant's last turn of each chat")
@@ -251,7 +254,7 @@ func (f *trainFlags) checkInputs(*pflag.FlagSet) error {
 	case len(f.validation) > 0 && f.fraction != 0:
 		return usagef("give --validation_path or --validation_fraction, not both")
 	}
-	return nil
+	return f.records.set(new(dataset.Options))
 }
 
 // checkSteps checks the flags that count steps and samples, and those of LoRA.

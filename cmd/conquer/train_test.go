@@ -322,3 +322,43 @@ func TestTrain_BadInputGetsOneLineAndExitCode(t *testing.T) {
 		t.Errorf("exit %d\n%s", code, stderr)
 	}
 }
+
+func TestTrain_MapsColumnsAndSkipsBadRecords(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "data.jsonl")
+	if err := os.WriteFile(data, []byte(`{"question":"What?","answer":"the tower"}
+{"question":"What?","answer":
+{"question":"\u001b]0;x","answer":7}
+`), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	train := func(more ...string) (stdout, stderr string, code int) {
+		args := append([]string{"train", "--architecture", "bamba", "--variant", "bytes",
+			"--tokenizer", "char_tokenizer", "--data_path", data, "--steps", "1",
+			"--batch_size", "1", "--output_path", filepath.Join(t.TempDir(), "out"),
+			"--checkpoint_steps", "0"}, more...)
+		return invoke(t, "", args...)
+	}
+	columns := "--columns=instruction=question,output=answer"
+	stdout, stderr, code := train(columns, "--on_bad_record", "skip")
+	if code != 0 || !strings.Contains(stdout, "from 1 record") ||
+		!strings.Contains(stdout, "2 bad records skipped") ||
+		!strings.Contains(stdout, "  skipped "+data+":2: ") ||
+		!strings.Contains(stdout, "  skipped "+data+":3: ") {
+		t.Errorf("exit %d\n%s%s", code, stdout, stderr)
+	}
+	for _, c := range []struct {
+		more []string
+		code int
+		want string
+	}{
+		{[]string{columns}, 1, data + ":2: "},
+		{[]string{"--on_bad_record", "skip"}, 1, "3 bad records skipped"},
+		{[]string{"--on_bad_record", "ignore"}, 2, "expected stop or skip"},
+		{[]string{"--columns", "question=a"}, 2, "known are messages"},
+	} {
+		_, stderr, code := train(c.more...)
+		if code != c.code || !strings.Contains(stderr, c.want) {
+			t.Errorf("%q: exit %d, %s", c.more, code, stderr)
+		}
+	}
+}

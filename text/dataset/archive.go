@@ -56,7 +56,7 @@ func openMembers(path string, packed int, r *tar.Reader, opts Options, maps *map
 	}
 	files, err = chosen.open(func(name string) (file, error) {
 		m := byName[name]
-		return openFile(path+":"+name, data[m.start:m.end:m.end], opts.Layout, maps)
+		return openFile(path+":"+name, data[m.start:m.end:m.end], opts, maps)
 	})
 	return files, chosen, err
 }

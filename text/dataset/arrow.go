@@ -26,7 +26,7 @@ import (
 // the number of a row or a batch.
 type arrowFile struct {
 	name    string
-	layout  Layout
+	opts    Options
 	reader  *ipc.FileReader
 	bytes   int64   // size of the file
 	columns []int   // columns that belong to a record
@@ -40,7 +40,7 @@ type arrowFile struct {
 	batch  arrow.RecordBatch
 }
 
-func openArrow(name string, data []byte, layout Layout, maps *mappings) (file, error) {
+func openArrow(name string, data []byte, opts Options, maps *mappings) (file, error) {
 	// A stream, the format of Hugging Face's cached data sets, has no index.
 	if bytes.HasPrefix(data, []byte("\xFF\xFF\xFF\xFF")) {
 		stream := data
@@ -60,14 +60,15 @@ func openArrow(name string, data []byte, layout Layout, maps *mappings) (file, e
 	if err != nil {
 		return nil, err
 	}
-	f := &arrowFile{name: name, layout: layout, reader: r, bytes: int64(len(data)), number: -1}
+	f := &arrowFile{name: name, opts: opts, reader: r, bytes: int64(len(data)), number: -1}
 	fields := r.Schema().Fields()
-	f.columns, err = pickColumns(layout, len(fields), func(i int) string { return fields[i].Name })
+	f.columns, err = pickColumns(opts, len(fields), func(i int) string { return fields[i].Name })
 	if err != nil {
 		return nil, err
 	}
 	for _, i := range f.columns {
-		if fields[i].Name == "tokens" && arrow.IsInteger(fields[i].Type.ID()) {
+		if opts.Columns.target(fields[i].Name) == "tokens" &&
+			arrow.IsInteger(fields[i].Type.ID()) {
 			return f, nil
 		}
 	}
@@ -246,10 +247,11 @@ func (f *arrowFile) record(at int64) (r record, err error) {
 	for _, i := range f.columns {
 		column := batch.Column(i)
 		name := batch.ColumnName(i)
+		tokens := f.opts.Columns.target(name) == "tokens"
 		switch {
-		case row < 0 && name != "tokens", row >= 0 && column.IsNull(row):
+		case row < 0 && !tokens, row >= 0 && column.IsNull(row):
 			continue
-		case name == "tokens":
+		case tokens:
 			if r.ids, err = tokensOf(column, row); err != nil {
 				return r, fmt.Errorf("column %q: %w", name, err)
 			}
@@ -273,11 +275,20 @@ func (f *arrowFile) record(at int64) (r record, err error) {
 	if err := f.spend(size + 4*len(r.ids)); err != nil {
 		return r, err
 	}
-	if fields.layout(f.layout) == Tokens && checkLayout(Tokens, f.layout) == nil {
+	f.opts.Columns.rename(fields)
+	if fields.layout(f.opts.Layout) == Tokens && checkLayout(Tokens, f.opts.Layout) == nil {
 		r.layout = Tokens
 		return r, nil
 	}
-	return fields.record(f.layout)
+	r, err = fields.record(f.opts.Layout)
+	if err != nil {
+		var names []string
+		for _, field := range f.reader.Schema().Fields() {
+			names = append(names, field.Name)
+		}
+		err = f.opts.Columns.explain(err, names)
+	}
+	return r, err
 }
 
 // tokensOf returns the list in a row of a column, or, for row -1, the whole

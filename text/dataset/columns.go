@@ -14,16 +14,20 @@ var recordColumns = []string{"messages", "conversations", "conversation", "instr
 
 // pickColumns returns the indices of the columns that belong to a record. name
 // returns the name of each of the n columns.
-func pickColumns(layout Layout, n int, name func(int) string) (picked []int, err error) {
+func pickColumns(opts Options, n int, name func(int) string) (picked []int, err error) {
 	var names []string
 	for i := range n {
 		names = append(names, name(i))
-		if slices.Contains(recordColumns, name(i)) {
+		if slices.Contains(recordColumns, opts.Columns.target(name(i))) {
 			picked = append(picked, i)
 		}
 	}
 	has := func(name string) bool { return slices.Contains(names, name) }
-	if layoutOf(layout, has) == AnyLayout {
+	if err := opts.Columns.missing(names); err != nil {
+		return nil, err
+	}
+	renamed := func(name string) bool { return has(opts.Columns.source(name)) || has(name) }
+	if layoutOf(opts.Layout, renamed) == AnyLayout {
 		return nil, fmt.Errorf("no known layout has the columns %s; %s",
 			someNames(slices.Compact(names)), knownLayouts)
 	}

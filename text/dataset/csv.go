@@ -16,14 +16,14 @@ import (
 type table struct {
 	name      string
 	data      []byte
-	layout    Layout
+	opts      Options
 	separator byte
 	columns   []string
 	first     int // offset of the first row after the names
 }
 
-func openTable(name string, data []byte, layout Layout, separator byte) (file, error) {
-	t := &table{name: name, data: data, layout: layout, separator: separator}
+func openTable(name string, data []byte, opts Options, separator byte) (file, error) {
+	t := &table{name: name, data: data, opts: opts, separator: separator}
 	t.first = t.skipBlank(0)
 	columns, end, err := t.row(t.first)
 	if err != nil {
@@ -37,7 +37,7 @@ func openTable(name string, data []byte, layout Layout, separator byte) (file, e
 		}
 		known[c] = true
 	}
-	if _, err := pickColumns(layout, len(columns),
+	if _, err := pickColumns(opts, len(columns),
 		func(i int) string { return columns[i] }); err != nil {
 		return nil, fmt.Errorf("%w; the first row names the columns", err)
 	}
@@ -131,14 +131,17 @@ func (t *table) record(at int64) (r record, err error) {
 			continue
 		}
 		fields[t.columns[i]] = quoted(v)
-		if t.columns[i] == "tokens" {
-			fields["tokens"] = tokenizer.DecodeText(quoted(v))
+		if t.opts.Columns.target(t.columns[i]) == "tokens" {
+			fields[t.columns[i]] = tokenizer.DecodeText(quoted(v))
 		}
 	}
-	if slices.Contains(t.columns, "text") && !slices.ContainsFunc(recordColumns, fields.has) {
+	t.opts.Columns.rename(fields)
+	if slices.Contains(t.columns, t.opts.Columns.source("text")) &&
+		!slices.ContainsFunc(recordColumns, fields.has) {
 		fields["text"] = quoted("") // a text is empty rather than missing
 	}
-	return fields.record(t.layout)
+	r, err = fields.record(t.opts.Layout)
+	return r, t.opts.Columns.explain(err, t.columns)
 }
 
 func (t *table) where(at int64) string { return lineAt(t.name+":", t.data, at) }

@@ -22,7 +22,8 @@ import (
 type Dataset struct {
 	Samples []Sample
 	Report  Report
-	Chosen  Chosen // the files of a folder or an archive
+	Chosen  Chosen   // the files of a folder or an archive
+	Bad     []string // what was wrong with the first of the records that were skipped
 
 	refs      []ref
 	sources   []*source
@@ -96,6 +97,8 @@ func (d *Dataset) Append(other *Dataset) {
 	}
 	d.hash = sha256.Sum256(append(d.hash[:], other.hash[:]...))
 	d.Report.merge(other.Report)
+	d.Bad = append(d.Bad, other.Bad...)
+	d.Bad = d.Bad[:min(len(d.Bad), maxBad)]
 }
 
 // Close unmaps the files. Afterwards the samples of d cannot be read, nor those

@@ -55,7 +55,7 @@ func openFiles(path string, opts Options, maps *mappings) (files []file, chosen 
 		if err != nil {
 			return nil, chosen, err
 		}
-		f, err := openFile(path, data, layout, maps)
+		f, err := openFile(path, data, opts, maps)
 		return []file{f}, chosen, err
 	}
 	names, err := filesIn(path)
@@ -78,7 +78,7 @@ func openFiles(path string, opts Options, maps *mappings) (files []file, chosen 
 		if err != nil {
 			return nil, err
 		}
-		return openFile(name, data, layout, maps)
+		return openFile(name, data, opts, maps)
 	})
 	return files, chosen, err
 }
@@ -136,7 +136,8 @@ var errNotText = errors.New("not a text file in UTF-8")
 
 // openFile opens a file with the given name and content. The extension of the
 // name selects the format.
-func openFile(name string, data []byte, layout Layout, maps *mappings) (f file, err error) {
+func openFile(name string, data []byte, opts Options, maps *mappings) (f file, err error) {
+	layout := opts.Layout
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%s: %w", name, err)
@@ -165,30 +166,34 @@ func openFile(name string, data []byte, layout Layout, maps *mappings) (f file, 
 	if isColumns(name) {
 		err = guarded(func() (err error) {
 			if ext == ".parquet" {
-				f, err = openParquet(name, data, layout, maps)
+				f, err = openParquet(name, data, opts, maps)
 			} else {
-				f, err = openArrow(name, data, layout, maps)
+				f, err = openArrow(name, data, opts, maps)
 			}
 			return err
 		})
 		return f, err
 	}
+	data = bytes.TrimPrefix(data, []byte("\xEF\xBB\xBF"))
+	perLine := (ext == ".jsonl" || ext == ".ndjson" || ext == ".json" && isLines(data)) &&
+		layout != RawText
 	err = guarded(func() error {
+		if perLine && opts.SkipBad {
+			return nil // each line is checked for itself
+		}
 		return checkText(data, known || slices.Contains([]string{".csv", ".tsv", ".txt"}, ext))
 	})
-	data = bytes.TrimPrefix(data, []byte("\xEF\xBB\xBF"))
 	switch {
 	case err != nil:
 		return nil, err
 	case ext == ".csv":
-		return openTable(name, data, layout, ',')
+		return openTable(name, data, opts, ',')
 	case ext == ".tsv":
-		return openTable(name, data, layout, '\t')
-	case (ext == ".jsonl" || ext == ".ndjson" || ext == ".json" && isLines(data)) &&
-		layout != RawText:
-		return &lines{name: name, data: data, layout: layout}, nil
+		return openTable(name, data, opts, '\t')
+	case perLine:
+		return &lines{name: name, data: data, opts: opts, names: opts.Columns.check()}, nil
 	case ext == ".json" && layout != RawText:
-		return &array{name: name, data: data, layout: layout}, nil
+		return &array{name: name, data: data, opts: opts, names: opts.Columns.check()}, nil
 	case layout == AnyLayout || layout == RawText:
 		return &plain{name: name, data: data}, nil
 	}

@@ -15,7 +15,7 @@ import (
 // take longer than everything else.
 func fuzzFile(t *testing.T, tok *tokenizer.Tokenizer, name string, data []byte) {
 	maps := new(mappings)
-	f, err := openFile(name, data, AnyLayout, maps)
+	f, err := openFile(name, data, Options{}, maps)
 	fuzzSamples(t, tok, name, []file{f}, Chosen{}, maps, err)
 }
 
@@ -100,7 +100,7 @@ func FuzzLoad_Pairs(f *testing.F) {
 	f.Add(`{"prompt":[],"chosen":[],"rejected":null,"system":1}`)
 	tok := chars(f, chatML)
 	f.Fuzz(func(t *testing.T, record string) {
-		r, err := parseRecord([]byte(record), Preference)
+		r, err := parseRecord([]byte(record), Options{Layout: Preference}, nil)
 		if err != nil {
 			return
 		}

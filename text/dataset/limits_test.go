@@ -111,7 +111,7 @@ func TestParquetToLines_ReadsRepeatedValuesOneAtATime(t *testing.T) {
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	err := parquetToLines(data, AnyLayout, &stopWriter{5 * size})
+	err := parquetToLines(data, Options{}, &stopWriter{5 * size})
 	runtime.ReadMemStats(&after)
 	if !errors.Is(err, errStop) {
 		t.Error(err)

@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 )
+
+var errNotUTF8 = errors.New("not text in UTF-8")
 
 // lineAt names the line that a byte is on. If the file was truncated since it
 // was mapped, it names the byte instead.
@@ -23,10 +26,11 @@ func lineAt(prefix string, data []byte, at int64) string {
 // lines is a file of one JSON record a line, or a Parquet file unpacked into one
 // line a row. A position is a byte offset.
 type lines struct {
-	name   string
-	data   []byte
-	layout Layout
-	rows   bool // the lines are rows of a Parquet file
+	name  string
+	data  []byte
+	opts  Options
+	names *columnCheck // nil for the rows of a Parquet file
+	rows  bool         // the lines are rows of a Parquet file
 }
 
 // isLines reports whether the first line of a file is an object: datasets and pandas also name such
@@ -59,7 +63,10 @@ func (l *lines) record(at int64) (record, error) {
 	if len(line) > maxRecord {
 		return record{}, errTooLong()
 	}
-	return parseRecord(line, l.layout)
+	if l.opts.SkipBad && !utf8.Valid(line) {
+		return record{}, errNotUTF8
+	}
+	return parseRecord(line, l.opts, l.names)
 }
 
 func (l *lines) where(at int64) string {
@@ -75,9 +82,10 @@ func (l *lines) size() int64 { return int64(len(l.data)) }
 
 // array is a file with a JSON array of records. A position is a byte offset.
 type array struct {
-	name   string
-	data   []byte
-	layout Layout
+	name  string
+	data  []byte
+	opts  Options
+	names *columnCheck
 }
 
 func (a *array) scan(take func(at int64) error) error {
@@ -123,7 +131,7 @@ func (a *array) record(at int64) (r record, err error) {
 	if err := json.NewDecoder(bytes.NewReader(a.data[at:])).Decode(&raw); err != nil {
 		return r, jsonProblem(err)
 	}
-	return parseRecord(raw, a.layout)
+	return parseRecord(raw, a.opts, a.names)
 }
 
 func (a *array) where(at int64) string { return lineAt(a.name+":", a.data, at) }

@@ -2,6 +2,7 @@ package dataset
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -24,6 +25,11 @@ type Options struct {
 	// Validation chooses the validation files of a folder rather than those to
 	// learn from, see Choose.
 	Validation bool
+	// Columns maps fields to the names that the data has for them.
+	Columns Columns
+	// SkipBad leaves out and counts records that cannot be read or rendered, rather than failing
+	// at the first one.
+	SkipBad bool
 	// LastAnswer restricts the loss to the last turn of the assistant.
 	LastAnswer bool
 	// Progress, if it is not nil, receives the number of bytes read so far and in
@@ -107,6 +113,9 @@ func encodeFiles(path string, files []file, chosen Chosen, tok *tokenizer.Tokeni
 	}
 	if len(d.refs) == 0 {
 		remedy := ""
+		if len(d.Bad) > 0 {
+			remedy = ": " + d.Bad[0]
+		}
 		if d.Report.Truncated > 0 {
 			remedy = fmt.Sprintf(": allow samples of more than %d tokens", opts.MaxLength)
 		}
@@ -129,6 +138,10 @@ func (d *Dataset) index(progress func(bytes int64) error) error {
 			return nil
 		}
 		for i, r := range s.readAll(positions) {
+			if r.err != nil && s.opts.SkipBad && isBadRecord(r.err) {
+				d.addBad(r.err.Error())
+				continue
+			}
 			if r.err != nil {
 				return r.err
 			}
@@ -155,8 +168,29 @@ func (d *Dataset) index(progress func(bytes int64) error) error {
 	if err == nil {
 		err = flush()
 	}
+	if err == nil {
+		err = s.checkColumns()
+	}
 	total.Sum(d.hash[:0])
 	return err
+}
+
+// isBadRecord reports whether an error is one of a record, rather than of its file or of the
+// tokenizer.
+func isBadRecord(err error) bool {
+	_, damaged := errors.AsType[damage](err)
+	return !damaged && !errors.Is(err, errUnpacks) && !errors.Is(err, errNoTemplate)
+}
+
+// maxBad is how many of the records that were skipped are described.
+const maxBad = 5
+
+// addBad counts a record that is skipped.
+func (d *Dataset) addBad(problem string) {
+	d.Report.Bad++
+	if len(d.Bad) < maxBad {
+		d.Bad = append(d.Bad, problem)
+	}
 }
 
 // addRecord adds the samples of one record that have targets.
@@ -178,6 +212,23 @@ func (d *Dataset) addRecord(at int64, e encoded) {
 			d.largest, d.largestIn = id, d.refs[len(d.refs)-1]
 		}
 	}
+}
+
+// checkColumns returns an error if a mapped column is in no record of the file. Files that have a
+// list of their columns were checked when they were opened.
+func (s *source) checkColumns() error {
+	var err error
+	name := ""
+	switch f := s.file.(type) {
+	case *lines:
+		name, err = f.name, f.names.err()
+	case *array:
+		name, err = f.name, f.names.err()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
 }
 
 // source is a file, the settings with which its records are encoded, and the

@@ -66,7 +66,7 @@ func mustLoad(t testing.TB, path string, tok *tokenizer.Tokenizer, opts Options)
 // readAll returns the samples of d in memory.
 func readAll(t testing.TB, d *Dataset) *Dataset {
 	t.Helper()
-	all := &Dataset{Report: d.Report}
+	all := &Dataset{Report: d.Report, Bad: d.Bad}
 	for i := range d.Len() {
 		s, err := d.At(i)
 		if err != nil {

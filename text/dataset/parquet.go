@@ -16,18 +16,18 @@ import (
 
 // openParquet unpacks a Parquet file into JSON lines. Its pages are compressed,
 // so a single row cannot be read in place.
-func openParquet(name string, data []byte, layout Layout, maps *mappings) (file, error) {
+func openParquet(name string, data []byte, opts Options, maps *mappings) (file, error) {
 	unpacked, err := maps.unpack(len(data), func(w io.Writer) error {
-		return parquetToLines(data, layout, w)
+		return parquetToLines(data, opts, w)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &lines{name: name, data: unpacked, layout: layout, rows: true}, nil
+	return &lines{name: name, data: unpacked, opts: opts, rows: true}, nil
 }
 
 // parquetToLines writes the rows of a Parquet file as JSON lines.
-func parquetToLines(data []byte, layout Layout, w io.Writer) error {
+func parquetToLines(data []byte, opts Options, w io.Writer) error {
 	props := parquetfile.WithReadProps(parquet.NewReaderProperties(bounded))
 	r, err := parquetfile.NewParquetReader(bytes.NewReader(data), props)
 	if err != nil {
@@ -35,7 +35,7 @@ func parquetToLines(data []byte, layout Layout, w io.Writer) error {
 	}
 	defer r.Close()
 	root := r.MetaData().Schema.Root()
-	picked, err := pickColumns(layout, root.NumFields(), func(i int) string {
+	picked, err := pickColumns(opts, root.NumFields(), func(i int) string {
 		return root.Field(i).Name()
 	})
 	if err != nil {

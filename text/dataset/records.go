@@ -144,7 +144,7 @@ func (f jsonFields) layout(wanted Layout) Layout {
 
 // readFields reads the members of a record's object. Null is the same as missing,
 // at every depth, so that JSON and columns mean the same.
-func readFields(data []byte) (jsonFields, error) {
+func readFields(data []byte, check *columnCheck) (jsonFields, error) {
 	var fields jsonFields
 	if err := json.Unmarshal(data, &fields); err != nil {
 		if _, wrongType := errors.AsType[*json.UnmarshalTypeError](err); wrongType {
@@ -155,6 +155,7 @@ func readFields(data []byte) (jsonFields, error) {
 	if fields == nil {
 		return nil, errors.New("expected an object, got null")
 	}
+	check.note(fields)
 	if !bytes.Contains(data, []byte("null")) {
 		return fields, nil
 	}
@@ -193,13 +194,20 @@ func (f jsonFields) requiredText(name string, layout Layout) (string, error) {
 	return f.text(name)
 }
 
-// parseRecord reads a record of the given layout from JSON.
-func parseRecord(data []byte, layout Layout) (r record, err error) {
-	fields, err := readFields(data)
+// parseRecord reads a record from JSON. If there are names of columns, check notes which of them
+// the record has.
+func parseRecord(data []byte, opts Options, check *columnCheck) (r record, err error) {
+	fields, err := readFields(data, check)
 	if err != nil {
 		return r, err
 	}
-	return fields.record(layout)
+	if len(opts.Columns) == 0 {
+		return fields.record(opts.Layout)
+	}
+	names := slices.Sorted(maps.Keys(fields))
+	opts.Columns.rename(fields)
+	r, err = fields.record(opts.Layout)
+	return r, opts.Columns.explain(err, names)
 }
 
 // record reads a record of the given layout.

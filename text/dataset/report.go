@@ -12,6 +12,7 @@ type Report struct {
 	Truncated int // samples cut at MaxLength
 	Dropped   int // samples without targets, usually because the prompt alone fills MaxLength
 	Skipped   int // files that hold no data to learn from
+	Bad       int // records that were skipped because they cannot be read or rendered
 	// Unrendered counts the assistant's turns that have no loss because the chat
 	// template leaves out their content or their tool calls.
 	Unrendered int
@@ -40,6 +41,9 @@ func (r Report) String() string {
 	}
 	if r.Unrendered > 0 {
 		s += fmt.Sprintf(", %s left out by the chat template", Count(r.Unrendered, "answer"))
+	}
+	if r.Bad > 0 {
+		s += ", " + Count(r.Bad, "bad record") + " skipped"
 	}
 	if r.Skipped > 0 {
 		s += ", " + Count(r.Skipped, "file") + " skipped (no data)"
@@ -73,5 +77,6 @@ func (r *Report) merge(other Report) {
 	r.Truncated += other.Truncated
 	r.Dropped += other.Dropped
 	r.Skipped += other.Skipped
+	r.Bad += other.Bad
 	r.Unrendered += other.Unrendered
 }
