@@ -31,6 +31,9 @@ func TestReplayer_EqualsLaunchedSteps(t *testing.T) {
 		"smoothed":    func(o *Options) { o.LabelSmoothing, o.ZLoss = 0.1, 1e-2 },
 		"lion":        func(o *Options) { o.Optimizer, o.Rate = optim.Lion, 1e-4 },
 		"preferences": func(o *Options) { o.Objective, o.Rate = DPO, 1e-4 },
+		"odds ratios": func(o *Options) {
+			o.Objective, o.Rate, o.BatchSize, o.Accumulate = ORPO, 1e-4, 2, 2
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			run := func(compile Compile) (r *recorder, shapes int) {
@@ -38,7 +41,7 @@ func TestReplayer_EqualsLaunchedSteps(t *testing.T) {
 				o.Steps, o.Compile = 10, compile
 				change(&o)
 				data := samples(30, 3)
-				if o.Objective == DPO {
+				if o.Layout() == dataset.Preference {
 					data = pairs(30, 3)
 				}
 				r = train(t, tiny(t, true, torch.Float32), data, nil, o, func(tr *Trainer) {

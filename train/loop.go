@@ -2,6 +2,7 @@ package train
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -57,7 +58,7 @@ func (t *Trainer) Run(ctx context.Context) error {
 // noteSlowOptions tells listeners about options that slow this run down.
 func (t *Trainer) noteSlowOptions() {
 	o := t.options
-	if t.device.IsCUDA() && (o.LabelSmoothing != 0 || o.ZLoss != 0) {
+	if t.device.IsCUDA() && !o.compares() && (o.LabelSmoothing != 0 || o.ZLoss != 0) {
 		t.notice(
 			"this device has no kernels for label smoothing and z-loss: " +
 				"libtorch computes the loss, for some rows at a time",
@@ -169,18 +170,26 @@ func (t *Trainer) nextBatches(step *Step) (list []dataset.Batch, counts []float6
 // finite.
 func (t *Trainer) update(step *Step, list []dataset.Batch, counts []float64) {
 	o := t.options
-	sums := o.sums(append(counts, float64(step.Tokens))...)
+	imitated := 0
+	for _, b := range list {
+		imitated += t.net.Objective.Imitated(b)
+	}
+	sums := o.sums(append(counts, float64(step.Tokens), float64(imitated))...)
 	for i := range sums { // processes that take the same rows have counted them several times
 		sums[i] /= float64(o.sameRows())
 	}
 	counts, step.Tokens = sums[:len(list)], int(sums[len(list)])
 	// Dividing by the items of all passes makes accumulation equal to one large batch.
 	divisor := 0.0
+	for _, n := range counts {
+		divisor += n
+	}
+	whole := network.Whole{Share: divisor / max(1, sums[len(list)+1])}
 	var batches []network.MakeBatch
 	for i, b := range list {
-		if divisor += counts[i]; counts[i] > 0 {
+		if counts[i] > 0 {
 			batches = append(batches,
-				func() network.MicroBatch { return t.microBatch(b, t.reference[t.data]) })
+				func() network.MicroBatch { return t.microBatch(b, t.reference[t.data], whole) })
 		}
 	}
 	scale := 1.0
@@ -198,7 +207,7 @@ func (t *Trainer) update(step *Step, list []dataset.Batch, counts []float64) {
 	numbers := make([]float64, t.net.Objective.Numbers())
 	r.Sum(numbers, scale)
 	numbers, step.Norm = t.strategy.combine(numbers, scale*optim.Norm(gradients))
-	step.Loss, step.Measures = numbers[0], t.net.Objective.Named(numbers)
+	step.Loss, step.Measures = t.net.Objective.Report(numbers)
 	if step.Skipped = !optim.Finite(step.Norm) ||
 		!optim.Finite(step.Loss); !step.Skipped &&
 		len(batches) > 0 {
@@ -207,16 +216,16 @@ func (t *Trainer) update(step *Step, list []dataset.Batch, counts []float64) {
 }
 
 // evaluate returns the numbers of [network.Network.Evaluate] for a data set, divided by the number
-// of its labels or pairs.
+// of its labels or samples.
 func (t *Trainer) evaluate(ctx context.Context, data *dataset.Dataset) ([]float64, error) {
 	o := t.options
 	numbers, count := []float64{0}, 0.0
-	if o.Objective == DPO {
+	if o.compares() {
 		numbers = make([]float64, t.net.Objective.Numbers())
-		if t.reference[data] == nil {
-			return numbers, fmt.Errorf(
-				"the reference's log-probabilities of this data set are not known")
-		}
+	}
+	if o.kind().Reference && t.reference[data] == nil {
+		return numbers, errors.New(
+			"the reference's log-probabilities of this data set are not known")
 	}
 	batches, err := dataset.NewBatcher(data, o.layout(dataset.BatchOptions{InOrder: true}))
 	if err != nil {
@@ -235,7 +244,7 @@ func (t *Trainer) evaluate(ctx context.Context, data *dataset.Dataset) ([]float6
 			continue
 		}
 		torch.Scoped(func() {
-			mb := t.microBatch(b, t.reference[data])
+			mb := t.microBatch(b, t.reference[data], network.Whole{})
 			t.strategy.infer(t.net, mb, func(hidden torch.Tensor) { // on the process with the head
 				for i, v := range t.net.Evaluate(hidden, mb) {
 					numbers[i] += v
@@ -260,11 +269,9 @@ func (t *Trainer) validate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.validated, t.validLoss = t.step, numbers[0]
-	v := Validation{Step: t.step, Loss: numbers[0], Seconds: time.Since(begin).Seconds()}
-	if t.options.Objective == DPO {
-		v.Measures = t.net.Objective.Named(numbers)
-	}
+	v := Validation{Step: t.step, Seconds: time.Since(begin).Seconds()}
+	v.Loss, v.Measures = t.net.Objective.Report(numbers)
+	t.validated, t.validLoss = t.step, v.Loss
 	return t.tell(func(l Listener) error { return l.Validation(v) })
 }
 

@@ -44,16 +44,29 @@ const (
 	CompileGraph Compile = "graph"
 )
 
-// The objectives.
+// The objectives. docs/training.md has their formulas.
 const (
 	SFT = "sft" // supervised fine-tuning: raises the likelihood of texts and answers
-	// DPO is direct preference optimization (Rafailov et al., arXiv 2305.18290): raises the
-	// likelihood of the preferred answer of a pair relative to the other's.
-	DPO = "dpo"
+
+	// These learn from pairs which answer is better, relative to the model before training.
+
+	DPO   = "dpo"   // direct preference optimization (Rafailov et al., arXiv 2305.18290)
+	IPO   = "ipo"   // identity preference optimization (Azar et al., arXiv 2310.12036)
+	Hinge = "hinge" // DPO with the hinge loss of SLiC (Zhao et al., arXiv 2305.10425)
+
+	// These learn from pairs, and need no reference.
+
+	SimPO = "simpo" // simple preference optimization (Meng et al., arXiv 2405.14734)
+	ORPO  = "orpo"  // odds ratio preference optimization (Hong et al., arXiv 2403.07691)
 )
 
 // Objectives lists the objectives.
-var Objectives = []string{SFT, DPO}
+var Objectives = func() (names []string) {
+	for _, k := range network.Kinds {
+		names = append(names, k.Name)
+	}
+	return names
+}()
 
 // The strategies that divide the work of a run over processes. Data-parallel processes take
 // different rows of each batch. The result of a step does not depend on the strategy.
@@ -123,14 +136,22 @@ type Options struct {
 	NoDecay []string `json:"no_decay,omitempty"`
 	Clip    float64  `json:"clip"` // maximum norm of a step's gradients; 0 means no limit
 
-	Objective string `json:"objective,omitempty"` // SFT (the default) or DPO
-	// Beta of DPO: how strongly the model is held to the reference; 0 means 0.1.
-	Beta float64 `json:"dpo_beta,omitempty"`
+	Objective string `json:"objective,omitempty"` // one of Objectives; "" means SFT
+	// Beta multiplies the differences of log-probabilities that preferences are learned from: the
+	// larger it is, the closer the model stays to the reference. For IPO it is tau, and for ORPO
+	// the weight of the odds ratio. 0 means 0.1.
+	Beta float64 `json:"beta,omitempty"`
+	// Gamma is the margin that SimPO aims at; TRL's default is 0.5.
+	Gamma float64 `json:"gamma,omitempty"`
+	// SFTWeight adds the mean negative log-likelihood of the preferred answers to a loss of pairs.
+	// For ORPO it is 1.
+	SFTWeight float64 `json:"sft_weight,omitempty"`
 	// Progress, if not nil, is called with the progress of the work before the first step. An error
 	// from it ends New.
 	Progress func(what string, done, total int) error `json:"-"`
 
-	// LabelSmoothing is the fraction of a label that is spread over the vocabulary.
+	// LabelSmoothing is the fraction of a label that is spread over the vocabulary. For DPO and
+	// SimPO it is the probability that the answers of a pair are swapped.
 	LabelSmoothing float64 `json:"label_smoothing,omitempty"`
 	// ZLoss is the coefficient of the squared log-sum-exp of the logits; 0 means that of the model,
 	// which for Bamba is z_loss_coefficient.
@@ -213,8 +234,11 @@ func (o Options) complete() Options {
 	}
 	otherwise(&o.Recompute, RecomputeNone)
 	otherwise(&o.Objective, SFT)
-	if o.Objective == DPO {
+	if o.compares() {
 		otherwise(&o.Beta, 0.1)
+	}
+	if o.Objective == ORPO {
+		otherwise(&o.SFTWeight, 1)
 	}
 	if o.LoRA != nil {
 		adapter := o.LoRA.Complete()
@@ -327,22 +351,41 @@ func (o Options) redrawsDropout() bool {
 }
 
 func (o Options) checkObjective() error {
-	switch {
-	case !slices.Contains(Objectives, o.Objective):
+	if !slices.Contains(Objectives, o.Objective) {
 		return fmt.Errorf("unknown objective %q: choose one of %s", o.Objective,
 			strings.Join(Objectives, ", "))
-	case o.Objective != DPO && o.Beta != 0:
-		return fmt.Errorf("beta %g is for the objective %s only", o.Beta, DPO)
-	case o.Objective == DPO && !(o.Beta > 0 && !math.IsInf(o.Beta, 0)):
-		return fmt.Errorf("DPO with beta %g: it must be positive; 0.1 is usual", o.Beta)
-	case o.Objective == DPO && (o.LabelSmoothing != 0 || o.ZLoss != 0):
-		return fmt.Errorf(
-			"label smoothing and z-loss are for the likelihood loss: "+
-				"they cannot be combined with %s",
-			DPO,
-		)
+	}
+	pairs := o.kind().Texts == 2
+	smoothed := !o.compares() || o.Objective == DPO || o.Objective == SimPO
+	switch {
+	case o.Beta != 0 && !o.compares():
+		return fmt.Errorf("--beta %g is for objectives that compare answers, such as %s", o.Beta,
+			DPO)
+	case o.compares() && !(o.Beta > 0 && !math.IsInf(o.Beta, 0)):
+		return fmt.Errorf("--beta %g: it must be positive; 0.1 is usual", o.Beta)
+	case o.Gamma != 0 && o.Objective != SimPO:
+		return fmt.Errorf("--gamma %g is for the objective %s only", o.Gamma, SimPO)
+	case !(o.Gamma >= 0) || math.IsInf(o.Gamma, 0):
+		return fmt.Errorf("--gamma %g: it cannot be negative; 0.5 is usual", o.Gamma)
+	case o.SFTWeight != 0 && !pairs:
+		return fmt.Errorf("--sft_weight %g is for objectives that learn from pairs, such as %s",
+			o.SFTWeight, DPO)
+	case !(o.SFTWeight >= 0) || math.IsInf(o.SFTWeight, 0):
+		return fmt.Errorf("--sft_weight %g: it cannot be negative", o.SFTWeight)
+	case o.Objective == ORPO && o.SFTWeight != 1:
+		return fmt.Errorf("--sft_weight %g: it is 1 in the objective %s, whose --beta weighs the "+
+			"other term", o.SFTWeight, ORPO)
+	case o.LabelSmoothing != 0 && !smoothed:
+		return fmt.Errorf("--label_smoothing cannot be combined with %s: it is for %s, %s and %s",
+			o.Objective, SFT, DPO, SimPO)
 	case !(o.LabelSmoothing >= 0 && o.LabelSmoothing < 1):
 		return fmt.Errorf("label smoothing %g: it must be at least 0 and below 1", o.LabelSmoothing)
+	case pairs && o.LabelSmoothing >= 0.5:
+		return fmt.Errorf("--label_smoothing %g: it is the probability that the answers of a pair "+
+			"are swapped, which must be below 0.5", o.LabelSmoothing)
+	case o.ZLoss != 0 && o.compares():
+		return fmt.Errorf("--z_loss cannot be combined with %s: it is for the likelihood loss",
+			o.Objective)
 	case !(o.ZLoss >= 0 && o.ZLoss < 1):
 		return fmt.Errorf(
 			"z-loss %g: its coefficient must be at least 0 and below 1; 1e-4 is usual", o.ZLoss)
@@ -525,13 +568,30 @@ func (o Options) movesWeights() bool {
 		o.Distributed == HSDP && o.ShardSize > 1
 }
 
-// keepsBase reports whether a run needs the weights it started with: they stay frozen, or DPO
-// compares with them.
-func (o Options) keepsBase() bool { return o.LoRA != nil || o.HeadOnly || o.Objective == DPO }
+// keepsBase reports whether a run needs the weights it started with: they stay frozen, or the
+// objective compares with them.
+func (o Options) keepsBase() bool { return o.LoRA != nil || o.HeadOnly || o.kind().Reference }
+
+// kind returns the kind of objective.
+func (o Options) kind() network.Kind { return network.KindOf(o.Objective) }
+
+// compares reports whether the objective compares answers, rather than learn their labels.
+func (o Options) compares() bool { return o.kind().Texts > 0 }
+
+// Layout is the layout that the objective requires of the data's records.
+func (o Options) Layout() dataset.Layout {
+	if o.complete().kind().Texts == 2 {
+		return dataset.Preference
+	}
+	return dataset.AnyLayout
+}
 
 // objective returns what the run minimizes.
 func (o Options) objective() network.Objective {
-	return network.Objective{Smoothing: o.LabelSmoothing, ZLoss: o.ZLoss, Beta: o.Beta}
+	return network.Objective{
+		Kind: o.kind(), Smoothing: o.LabelSmoothing, ZLoss: o.ZLoss, Beta: o.Beta, Gamma: o.Gamma,
+		Imitation: o.SFTWeight,
+	}
 }
 
 // layout completes the layout of batches: b says how one use of a data set differs from the others.
@@ -539,8 +599,8 @@ func (o Options) objective() network.Objective {
 func (o Options) layout(b dataset.BatchOptions) dataset.BatchOptions {
 	b.Rows, b.Length = o.BatchSize, o.SequenceLength
 	b.Rank, b.World = o.rowGroup()
-	if o.Objective == DPO {
-		b.Length, b.Pack = 2*o.SequenceLength, o.Pack
+	if texts := o.kind().Texts; texts > 0 {
+		b.Length, b.Pack = texts*o.SequenceLength, o.Pack
 	}
 	return b
 }
@@ -577,10 +637,7 @@ func (o Options) records(m model.Model, device torch.Device) bool {
 	case o.Compile == CompileNone || !device.IsCUDA() || !single || o.redrawsDropout():
 		return false
 	}
-	largest, tokens := 0, o.BatchSize*o.SequenceLength
-	if o.Objective == DPO {
-		tokens *= 2
-	}
+	largest, tokens := 0, o.BatchSize*o.SequenceLength*max(1, o.kind().Texts)
 	for _, block := range m.Blocks() {
 		n := 0
 		for _, p := range units.Block(block) {

@@ -2,6 +2,7 @@ package train
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -40,16 +41,22 @@ func pairs(n int, seed uint64) *dataset.Dataset {
 	return d
 }
 
-// logProbabilities returns the log-probabilities of both texts of a pair, computed over the whole
-// model, in float64 from the logits on.
-func logProbabilities(m model.Model, s dataset.Sample) (chosen, rejected torch.Tensor) {
-	of := func(from, to int) torch.Tensor {
+// logProbabilities returns the log-probabilities of the answers of a sample's texts, and of the
+// first text's prompt after its first token, computed over the whole model, in float64 from the
+// logits on.
+func logProbabilities(m model.Model, s dataset.Sample) (
+	answers []torch.Tensor, prompt torch.Tensor,
+) {
+	of := func(from, to int, answer bool) torch.Tensor {
 		var ids, targets, rows []int64
 		for i := from; i < to; i++ {
 			ids = append(ids, int64(s.IDs[i]))
-			if i > from && s.Labels[i] != dataset.IgnoreLabel {
-				targets, rows = append(targets, int64(s.Labels[i])), append(rows, int64(i-from-1))
+			if i > from && (s.Labels[i] != dataset.IgnoreLabel) == answer {
+				targets, rows = append(targets, int64(s.IDs[i])), append(rows, int64(i-from-1))
 			}
+		}
+		if rows == nil {
+			return torch.Zeros(nil, torch.Float64, torch.CPU)
 		}
 		logits := model.Logits(m, model.Sequence{IDs: torch.From(ids, 1, len(ids))}).
 			Squeeze(0).
@@ -59,90 +66,201 @@ func logProbabilities(m model.Model, s dataset.Sample) (chosen, rejected torch.T
 			Gather(1, torch.From(targets, len(targets), 1)).
 			Sum()
 	}
-	return of(0, s.Second), of(s.Second, len(s.IDs))
+	end := s.Second
+	if end == 0 {
+		end = len(s.IDs)
+	}
+	answers = append(answers, of(0, end, true))
+	if s.Second > 0 {
+		answers = append(answers, of(s.Second, len(s.IDs), true))
+	}
+	return answers, of(0, end, false)
 }
 
-// Loss, rewards and gradients match TRL's formulas for the sigmoid loss:
-// logits = (pi_chosen - pi_rejected) - (ref_chosen - ref_rejected),
-// loss = mean -log sigmoid(beta logits), reward = beta (pi - ref).
-func TestDPO_MatchesFormula(t *testing.T) {
+// comparedSample is what the formulas below need of a sample: the log-probabilities of its answers,
+// those under the reference, the numbers of labels, and the prompt of the first text.
+type comparedSample struct {
+	answers, reference, labels []float64
+	prompt, promptLabels       float64
+}
+
+// formulas computes the loss of samples and the rest of what a step reports, as TRL 1.16 does:
+// DPOTrainer with the losses sigmoid, ipo, hinge and sft, CPOTrainer with simpo, and ORPOTrainer.
+func formulas(o Options, list []comparedSample) (loss float64, measures []float64) {
+	sigmoid := func(x float64) float64 { return 1 / (1 + math.Exp(-x)) }
+	logistic := func(x float64) float64 {
+		e := o.LabelSmoothing
+		return -(1-e)*math.Log(sigmoid(x)) - e*math.Log(sigmoid(-x))
+	}
+	n := float64(len(list))
+	var chosen, rejected, right, nll, labels float64
+	for _, s := range list {
+		c, r := s.answers[0]-s.reference[0], s.answers[1]-s.reference[1]
+		meanC, meanR := s.answers[0]/s.labels[0], s.answers[1]/s.labels[1]
+		rewardC, rewardR := o.Beta*c, o.Beta*r
+		switch o.Objective {
+		case DPO:
+			loss += logistic(o.Beta*(c-r)) / n
+		case IPO:
+			d := c/s.labels[0] - r/s.labels[1] - 1/(2*o.Beta)
+			loss += d * d / n
+		case Hinge:
+			loss += max(0, 1-o.Beta*(c-r)) / n
+		case SimPO:
+			rewardC, rewardR = o.Beta*meanC, o.Beta*meanR
+			loss += logistic(rewardC-rewardR-o.Gamma) / n
+		case ORPO:
+			rewardC, rewardR = o.Beta*meanC, o.Beta*meanR
+			odds := meanC - meanR - math.Log(-math.Expm1(meanC)) + math.Log(-math.Expm1(meanR))
+			loss -= o.Beta * math.Log(sigmoid(odds)) / n
+			nll -= s.prompt
+			labels += s.promptLabels
+		}
+		nll -= s.answers[0]
+		labels += s.labels[0]
+		chosen, rejected = chosen+rewardC/n, rejected+rewardR/n
+		if rewardC > rewardR {
+			right += 1 / n
+		}
+	}
+	measures = []float64{chosen, rejected, chosen - rejected, right}
+	if o.SFTWeight > 0 {
+		measures = append(measures, nll/labels)
+		loss += o.SFTWeight * nll / labels
+	}
+	return loss, measures
+}
+
+// The losses, their measures and the gradients of the weights match the formulas, whose derivatives
+// are taken by finite differences. One pass of a step, several, and a validation give the same.
+func TestObjective_ComparisonsMatchFormulas(t *testing.T) {
 	noLeaks(t)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	draw := rand.New(rand.NewPCG(seed, 0))
-	data := pairs(7, seed)
+	beta := 0.02 + 0.2*draw.Float64()
+	for name, o := range map[string]Options{
+		"dpo":             {Objective: DPO, Beta: beta},
+		"dpo, recomputed": {Objective: DPO, Beta: beta, Recompute: RecomputeBlock},
+		"dpo, smoothed":   {Objective: DPO, Beta: beta, LabelSmoothing: 0.2},
+		"dpo and sft":     {Objective: DPO, Beta: beta, SFTWeight: 0.7},
+		"ipo":             {Objective: IPO, Beta: beta},
+		"hinge":           {Objective: Hinge, Beta: beta},
+		"simpo":           {Objective: SimPO, Beta: 10 * beta, Gamma: draw.Float64()},
+		"simpo, smoothed": {Objective: SimPO, Beta: 10 * beta, LabelSmoothing: 0.1, SFTWeight: 1},
+		"orpo":            {Objective: ORPO, Beta: 10 * beta},
+	} {
+		for _, pack := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, pack %v", name, pack), func(t *testing.T) {
+				o.Pack = pack
+				o.Steps, o.SequenceLength = 1, 24
+				o.Rate = 1e-30 // the weights stay
+				checkComparison(t, o.complete(), pairs(7, seed), draw)
+			})
+		}
+	}
+}
+
+func checkComparison(t *testing.T, o Options, data *dataset.Dataset, draw *rand.Rand) {
 	known := make(network.Reference, 2*len(data.Samples))
 	for i := range known {
-		known[i] = -40 * draw.Float64()
+		known[i] = -20 * draw.Float64()
 	}
-	beta := 0.02 + 0.2*draw.Float64()
-	for _, pack := range []bool{false, true} {
-		for _, recompute := range []Recompute{RecomputeNone, RecomputeBlock} {
-			m := tiny(t, pack, torch.Float32)
-			err := torch.Run(func() error {
-				for _, p := range nn.Params(m) {
-					p.RequireGrad(true)
-				}
-				var total torch.Tensor
-				want := make([]float64, 5)
-				n := float64(len(data.Samples))
-				for i, s := range data.Samples {
-					a, b := logProbabilities(m, s)
-					chosen := a.AddScalar(-known[2*i]).MulScalar(beta)
-					rejected := b.AddScalar(-known[2*i+1]).MulScalar(beta)
-					loss := chosen.Sub(rejected).Neg().Exp().AddScalar(1).Log()
-					if total.Defined() {
-						loss = total.Add(loss)
-					}
-					total = loss
-					c := torch.Item[float64](chosen.Detach())
-					r := torch.Item[float64](rejected.Detach())
-					want[1], want[2], want[3] = want[1]+c/n, want[2]+r/n, want[3]+(c-r)/n
-					if c > r {
-						want[4] += 1 / n
-					}
-				}
-				total = total.MulScalar(1 / n)
-				want[0] = torch.Item[float64](total.Detach())
-				total.Backward()
-				gradients := map[*nn.Param][]float32{}
-				for _, p := range nn.Params(m) {
-					gradients[p] = torch.Values[float32](p.Grad())
-					p.ClearGrad()
-				}
-
-				o := Options{Objective: DPO, Pack: pack}.complete()
-				tr := &Trainer{options: o, device: torch.CPU}
-				net := network.New(m, network.Objective{Beta: beta}, recompute, &local{})
-				b := batchOf(t, data, 8, pack)
-				if b.Samples != len(data.Samples) {
-					t.Fatalf("%d pairs in the batch", b.Samples)
-				}
-				got := torch.Values[float64](net.Gradients(tr.microBatch(b, known), n, true))
-				for i := range want {
-					if math.Abs(got[i]-want[i]) > 1e-5*(1+math.Abs(want[i])) {
-						t.Errorf("number %d is %v, want %v", i, got[i], want[i])
-					}
-				}
-				nn.Walk(m, func(p nn.Component) {
-					near(t, "gradient of "+p.Name, torch.Values[float32](p.Param.Grad()),
-						gradients[p.Param], 3e-5)
-				})
-				for i, sum := range evaluate(net, tr.microBatch(b, known)) {
-					if math.Abs(sum/n-want[i]) > 1e-5*(1+math.Abs(want[i])) {
-						t.Errorf("number %d is evaluated to %v, want %v", i, sum/n, want[i])
-					}
-				}
-				return nil
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			model.Free(m)
-			if t.Failed() {
-				t.Fatalf("with pack %v, recompute %v", pack, recompute)
-			}
+	m := tiny(t, o.Pack, torch.Float32)
+	defer model.Free(m)
+	if err := torch.Run(func() error {
+		for _, p := range nn.Params(m) {
+			p.RequireGrad(true)
 		}
+		var list []comparedSample
+		var leaves [][]torch.Tensor
+		for i, s := range data.Samples {
+			answers, prompt := logProbabilities(m, s)
+			sample := comparedSample{
+				reference: known[2*i : 2*i+2],
+				labels:    make([]float64, 2),
+				prompt:    torch.Item[float64](prompt.Detach()),
+			}
+			for k, label := range s.Labels {
+				switch {
+				case label != dataset.IgnoreLabel && s.Second > 0 && k >= s.Second:
+					sample.labels[1]++
+				case label != dataset.IgnoreLabel:
+					sample.labels[0]++
+				case k > 0 && (s.Second == 0 || k < s.Second):
+					sample.promptLabels++
+				}
+			}
+			for _, a := range answers {
+				sample.answers = append(sample.answers, torch.Item[float64](a.Detach()))
+			}
+			list, leaves = append(list, sample), append(leaves, append(answers, prompt))
+		}
+		loss, measures := formulas(o, list)
+		total := torch.Zeros(nil, torch.Float64, torch.CPU)
+		slope := func(of *float64, p torch.Tensor) {
+			const step = 1e-5
+			was := *of
+			*of = was + step
+			above, _ := formulas(o, list)
+			*of = was - step
+			below, _ := formulas(o, list)
+			*of = was
+			total = total.Add(p.MulScalar((above - below) / (2 * step)))
+		}
+		for i, s := range list {
+			for k := range s.answers {
+				slope(&s.answers[k], leaves[i][k])
+			}
+			slope(&list[i].prompt, leaves[i][len(s.answers)])
+		}
+		total.Backward()
+		gradients := map[*nn.Param][]float32{}
+		for _, p := range nn.Params(m) {
+			gradients[p] = torch.Values[float32](p.Grad())
+			p.ClearGrad()
+		}
+
+		check := func(what string, loss32 float64, list []Measure) {
+			t.Helper()
+			got, want := []float32{float32(loss32)}, []float32{float32(loss)}
+			for i, m := range list {
+				got, want = append(got, float32(m.Value)), append(want, float32(measures[i]))
+			}
+			near(t, what, got, want, 1e-5)
+		}
+		for _, passes := range []int{1, 4} {
+			o.BatchSize, o.Accumulate = 8/passes, passes
+			tr, err := New(m, data, data, o)
+			if err != nil {
+				return err
+			}
+			if o.kind().Reference {
+				tr.reference[data] = known
+			}
+			what := fmt.Sprintf("%d passes", passes)
+			step := Step{Rate: tr.schedule.Rate(0)}
+			batches, counts, err := tr.nextBatches(&step)
+			if err != nil {
+				return err
+			}
+			tr.update(&step, batches, counts)
+			check(what, step.Loss, step.Measures)
+			nn.Walk(m, func(p nn.Component) {
+				near(t, what+": gradient of "+p.Name, torch.Values[float32](p.Param.Grad()),
+					gradients[p.Param], 3e-5)
+			})
+			numbers, err := tr.evaluate(context.Background(), data)
+			if err != nil {
+				return err
+			}
+			loss, list := tr.net.Objective.Report(numbers)
+			check(what+": validation", loss, list)
+			tr.Close()
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -162,8 +280,10 @@ func TestDPO_LearnsToPrefer(t *testing.T) {
 	if err := torch.Run(func() error {
 		for _, s := range data.Samples {
 			torch.Scoped(func() {
-				chosen, rejected := logProbabilities(base, s)
-				before = append(before, torch.Item[float64](chosen), torch.Item[float64](rejected))
+				answers, _ := logProbabilities(base, s)
+				for _, a := range answers {
+					before = append(before, torch.Item[float64](a))
+				}
 			})
 		}
 		return nil
@@ -253,12 +373,31 @@ func TestDPO_RefusesUnsuitableRuns(t *testing.T) {
 		data   *dataset.Dataset
 		change func(*Options)
 	}{
-		"0 of 9 samples are pairs":    {samples(9, 1), func(o *Options) {}},
-		"9 of 9 samples are pairs":    {nine, func(o *Options) { o.Objective, o.Beta = SFT, 0 }},
-		"unknown objective \"ppo\"":   {nine, func(o *Options) { o.Objective, o.Beta = "ppo", 0 }},
-		"it must be positive":         {nine, func(o *Options) { o.Beta = -1 }},
-		"beta 0.3 is for":             {samples(9, 1), func(o *Options) { o.Objective = SFT }},
-		"cannot be combined with dpo": {nine, func(o *Options) { o.ZLoss = 0.1 }},
+		"0 of 9 samples are pairs": {samples(9, 1), func(o *Options) {}},
+		"9 of 9 samples are pairs": {nine, func(o *Options) {
+			o.Objective, o.Beta = SFT, 0
+		}},
+		"unknown objective \"ppo\"":      {nine, func(o *Options) { o.Objective = "ppo" }},
+		"--beta -1: it must be positive": {nine, func(o *Options) { o.Beta = -1 }},
+		"--beta 0.3 is for": {samples(9, 1), func(o *Options) {
+			o.Objective = SFT
+		}},
+		"--z_loss cannot be combined with dpo": {nine, func(o *Options) { o.ZLoss = 0.1 }},
+		"--label_smoothing cannot be combined with ipo": {nine, func(o *Options) {
+			o.Objective, o.LabelSmoothing = IPO, 0.1
+		}},
+		"--label_smoothing 0.5: it is the probability": {nine, func(o *Options) {
+			o.LabelSmoothing = 0.5
+		}},
+		"--gamma 0.5 is for":    {nine, func(o *Options) { o.Gamma = 0.5 }},
+		"--gamma -1: it cannot": {nine, func(o *Options) { o.Objective, o.Gamma = SimPO, -1 }},
+		"--sft_weight 1 is for": {samples(9, 1), func(o *Options) {
+			o.Objective, o.Beta, o.SFTWeight = SFT, 0, 1
+		}},
+		"--sft_weight -1: it cannot": {nine, func(o *Options) { o.SFTWeight = -1 }},
+		"--sft_weight 2: it is 1": {nine, func(o *Options) {
+			o.Objective, o.SFTWeight = ORPO, 2
+		}},
 		"context canceled": {nine, func(o *Options) {
 			o.Progress = func(string, int, int) error { return context.Canceled }
 		}},

@@ -45,7 +45,7 @@ func (r references) complete(data, validation *dataset.Dataset) bool {
 // ones, which it writes.
 func (t *Trainer) findReferences() error {
 	o := t.options
-	if o.Objective != DPO {
+	if !o.kind().Reference {
 		return nil
 	}
 	path := filepath.Join(o.CheckpointPath, referenceFile)
@@ -123,7 +123,8 @@ func (t *Trainer) madeFromThis(r references) bool {
 	return err == nil && json.Unmarshal(text, &now) == nil && reflect.DeepEqual(now, r.Print)
 }
 
-// logProbabilities runs the model over a data set of pairs. Each process runs its part.
+// logProbabilities runs the model over a data set of samples that are compared. Each process runs
+// its part.
 func (t *Trainer) logProbabilities(data *dataset.Dataset, what string) (network.Reference, error) {
 	o := t.options
 	batches, err := dataset.NewBatcher(data, o.layout(dataset.BatchOptions{InOrder: true}))
@@ -140,7 +141,7 @@ func (t *Trainer) logProbabilities(data *dataset.Dataset, what string) (network.
 		last = b.Last
 		o.at("%s", what)
 		torch.Scoped(func() {
-			mb := t.microBatch(b, nil)
+			mb := t.microBatch(b, nil, network.Whole{})
 			t.strategy.infer(t.net, mb, func(hidden torch.Tensor) {
 				t.net.AddLikelihoods(list, hidden, mb)
 			})
@@ -158,12 +159,14 @@ func (t *Trainer) logProbabilities(data *dataset.Dataset, what string) (network.
 	return o.sums(list...), nil
 }
 
-// network.MicroBatch makes the tensors of a batch. known has the reference of a data set of pairs,
-// nil if it is not needed.
-func (t *Trainer) microBatch(b dataset.Batch, known network.Reference) network.MicroBatch {
+// microBatch makes the tensors of a batch. known has the reference of the data set, nil if it is
+// not needed, and whole the numbers of the step.
+func (t *Trainer) microBatch(
+	b dataset.Batch, known network.Reference, whole network.Whole,
+) network.MicroBatch {
 	o := t.options
-	if o.Objective == DPO {
-		return network.NewPairBatch(b, t.device, o.tensorSize(), known, o.Pack)
+	if o.compares() {
+		return network.NewComparedBatch(b, t.device, o.tensorSize(), o.kind(), known, whole, o.Pack)
 	}
 	return network.NewMicroBatch(b, t.device, o.tensorSize())
 }

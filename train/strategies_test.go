@@ -54,7 +54,7 @@ var worldCases = []worldCase{
 		s.Distributed, s.Options.HeadOnly = FSDP, true
 	}},
 	{"fsdp bamba preferences", 2, func(s *runSpec) {
-		s.Distributed, s.Architecture, s.Options.Objective = FSDP, "bamba", DPO
+		s.Distributed, s.Architecture, s.Options.Objective = FSDP, "bamba", IPO
 	}},
 	{"fsdp bamba", 4, func(s *runSpec) {
 		s.Distributed, s.Architecture, s.Recompute = FSDP, "bamba", RecomputeSelective
@@ -67,7 +67,7 @@ var worldCases = []worldCase{
 
 	{"pp llama", 2, func(s *runSpec) { s.Distributed, s.Options.Accumulate = PP, 4 }},
 	{"pp llama LoRA", 2, func(s *runSpec) { s.Distributed, s.Options.LoRA = PP, adapterConfig() }},
-	{"pp llama preferences", 2, func(s *runSpec) { s.Distributed, s.Options.Objective = PP, DPO }},
+	{"pp llama preferences", 2, func(s *runSpec) { s.Distributed, s.Options.Objective = PP, ORPO }},
 	{"pp bamba head alone", 2, func(s *runSpec) {
 		s.Distributed, s.Architecture, s.Options.HeadOnly = "mp", "bamba", true // pp's second name
 	}},

@@ -57,7 +57,7 @@ type Trainer struct {
 	batches   *dataset.Batcher
 	data      *dataset.Dataset
 	valid     *dataset.Dataset                       // nil without validation
-	reference map[*dataset.Dataset]network.Reference // for DPO
+	reference map[*dataset.Dataset]network.Reference // if the objective needs one
 	device    torch.Device
 	params    []optim.Param
 	trained   []fragment // what params are of the weights
@@ -117,7 +117,7 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 		return o, fmt.Errorf("sequence length %d is beyond the model's %d", o.SequenceLength,
 			m.MaxLength())
 	}
-	if own, ok := m.(interface{ ZLoss() float64 }); ok && o.ZLoss == 0 && o.Objective != DPO {
+	if own, ok := m.(interface{ ZLoss() float64 }); ok && o.ZLoss == 0 && !o.compares() {
 		o.ZLoss = own.ZLoss()
 	}
 	for _, set := range []*dataset.Dataset{data, validation} {
@@ -127,11 +127,14 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 		if err := set.CheckVocabulary(m.Head().Shape[0]); err != nil {
 			return o, err
 		}
-		pairs := set.Pairs()
-		if o.Objective == DPO && pairs < set.Len() || o.Objective != DPO && pairs > 0 {
+		pairs, wanted := set.Pairs(), 0
+		if o.kind().Texts == 2 {
+			wanted = set.Len()
+		}
+		if pairs != wanted {
 			return o, fmt.Errorf(
-				"%d of %d samples are pairs of answers, which are for the objective %s only", pairs,
-				set.Len(), DPO)
+				"%d of %d samples are pairs of answers, and the objective %s needs %d", pairs,
+				set.Len(), o.Objective, wanted)
 		}
 	}
 	bfloat16 := func(p *nn.Param) bool { return p.DType() == torch.BFloat16 }

@@ -182,7 +182,7 @@ func (s runSpec) model() (model.Model, error) {
 // data returns the training and the validation data.
 func (s runSpec) data() (data, validation *dataset.Dataset) {
 	switch {
-	case s.Options.Objective == DPO:
+	case s.Options.Layout() == dataset.Preference:
 		return pairs(60, 1), pairs(7, 2)
 	case strings.HasPrefix(s.Architecture, "planned "):
 		return samples(2000, 1), nil

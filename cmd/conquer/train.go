@@ -375,15 +375,12 @@ func (f *trainFlags) dataOptions(ctx context.Context, path string,
 	validation bool) (dataset.Options, error) {
 	bar := progress.Tasks(os.Stderr, progress.Bytes)
 	o := dataset.Options{MaxLength: f.SequenceLength, Inputs: f.inputs, LastAnswer: f.lastAnswer,
-		Validation: validation, Progress: func(done, total int64) error {
+		Layout: f.Layout(), Validation: validation, Progress: func(done, total int64) error {
 			if f.World == nil || f.World.Rank == 0 {
 				bar("reading "+path, done, total)
 			}
 			return ctx.Err()
 		}}
-	if f.Objective == train.DPO {
-		o.Layout = dataset.Preference
-	}
 	return o, f.records.set(&o)
 }
 

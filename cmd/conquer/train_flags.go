@@ -89,7 +89,7 @@ func (f *trainFlags) declareData(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.lastAnswer, "last_answer_only", false,
 		"learn only the assistant's last turn of each chat")
 	flags.IntVar(&f.SequenceLength, "sequence_length", 512,
-		"maximum `tokens` of a sample; with --objective dpo of each answer with its prompt; with "+
+		"maximum `tokens` of a sample; if answers are compared, of each with its prompt; with "+
 			"--pack of a row")
 	flags.BoolVar(&f.Pack, "pack", false,
 		"put several samples into each row; attention and state do not cross samples")
@@ -110,8 +110,8 @@ func (f *trainFlags) declareSteps(flags *pflag.FlagSet) {
 
 func (f *trainFlags) declareOptimizer(flags *pflag.FlagSet) {
 	flags.Float64Var(&f.Rate, "learning_rate", 0,
-		"peak learning `rate` (default 1e-4; 5e-4 with LoRA or --head_only; divided by 20 for "+
-			"dpo, by 5 for lion)")
+		"peak learning `rate` (default 1e-4; 5e-4 with LoRA or --head_only; divided by 20 "+
+			"if answers are compared, by 5 for lion)")
 	flags.StringVar(&f.Schedule, "schedule", "cosine",
 		"learning-rate schedule after the warm-up: cosine, linear or constant")
 	flags.IntVar(&f.WarmupSteps, "warmup_steps", -1, "warm-up steps (default: 5 % of the run)")
@@ -137,12 +137,19 @@ func (f *trainFlags) declareOptimizer(flags *pflag.FlagSet) {
 
 func (f *trainFlags) declareLoss(flags *pflag.FlagSet) {
 	flags.StringVar(&f.Objective, "objective", train.SFT,
-		"sft: learn texts and answers; dpo: learn to prefer one answer of a pair (records of "+
-			"prompt, chosen and rejected)")
-	flags.Float64Var(&f.Beta, "dpo_beta", 0,
-		"DPO beta: how strongly the model is held to the reference (default 0.1)")
+		"sft: learn texts and answers; dpo, ipo, hinge, simpo, orpo: learn to prefer one answer "+
+			"of a pair (records of prompt, chosen and rejected), the first three relative to the "+
+			"model before training")
+	flags.Float64Var(&f.Beta, "beta", 0,
+		"how strongly the model is held to the one before training; ipo: tau; simpo: scale of "+
+			"the rewards; orpo: weight of the odds ratio (default 0.1)")
+	flags.Float64Var(&f.Gamma, "gamma", 0, "`margin` that simpo aims at (default 0.5)")
+	flags.Float64Var(&f.SFTWeight, "sft_weight", 0,
+		"`weight` of the preferred answers' mean negative log-likelihood in a loss of pairs "+
+			"(orpo: 1)")
 	flags.Float64Var(&f.LabelSmoothing, "label_smoothing", 0,
-		"`share` of each label to spread evenly over the vocabulary, such as 0.1")
+		"`share` of each label to spread evenly over the vocabulary, such as 0.1; dpo and simpo: "+
+			"probability that the answers of a pair are swapped")
 	flags.Float64Var(&f.ZLoss, "z_loss", 0,
 		"`coefficient` of the squared log of the softmax denominator, such as 1e-4; keeps logits "+
 			"from drifting (default: the model's, which for Bamba is z_loss_coefficient)")
@@ -213,7 +220,7 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 		return usagef("--compile %s works in one process only: leave it out with several",
 			train.CompileGraph)
 	}
-	f.setDefaults(place)
+	f.setDefaults(flags, place)
 	if place.Rank == 0 { // another machine may not have the folders
 		if err := f.checkResult(); err != nil {
 			return err
@@ -306,7 +313,7 @@ func (f *trainFlags) checkRun(flags *pflag.FlagSet) error {
 		want  string
 		names []string
 	}{
-		{"a number above 0", []string{"learning_rate", "beta1", "beta2", "dpo_beta", "lora_alpha"}},
+		{"a number above 0", []string{"learning_rate", "beta1", "beta2", "beta", "lora_alpha"}},
 		{"1 or more", []string{"steps", "epochs", "accumulate", "lora_rank"}},
 	} {
 		for _, name := range zero.names {
@@ -319,7 +326,7 @@ func (f *trainFlags) checkRun(flags *pflag.FlagSet) error {
 }
 
 // setDefaults sets the defaults that depend on other flags.
-func (f *trainFlags) setDefaults(place dist.Place) {
+func (f *trainFlags) setDefaults(flags *pflag.FlagSet, place dist.Place) {
 	if f.Steps == 0 && f.Epochs == 0 {
 		f.Epochs = 3
 	}
@@ -328,6 +335,9 @@ func (f *trainFlags) setDefaults(place dist.Place) {
 	}
 	if f.Rate == 0 {
 		f.Rate = f.defaultRate()
+	}
+	if f.Objective == train.SimPO && !flags.Changed("gamma") {
+		f.Gamma = 0.5
 	}
 	f.Recompute = train.Recompute(f.recompute)
 	if f.CheckpointPath == "" {
@@ -345,7 +355,7 @@ func (f *trainFlags) defaultRate() float64 {
 	if f.LoRA != nil || f.HeadOnly {
 		rate = 5e-4
 	}
-	if f.Objective == train.DPO {
+	if f.Objective != train.SFT {
 		rate /= 20
 	}
 	if f.Optimizer == optim.Lion {

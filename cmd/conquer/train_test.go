@@ -147,7 +147,7 @@ func TestTrain_DPOLearnsAndNamesBadPairs(t *testing.T) {
 			[]string{"--objective", "dpo"}, 1},
 		"pair without dpo": {"", ":1: a pair of answers", nil, 1},
 		"unknown":          {"", "unknown objective", []string{"--objective", "ppo"}, 2},
-		"negative": {"", "it must be positive", []string{"--objective", "dpo", "--dpo_beta", "-1"},
+		"negative": {"", "it must be positive", []string{"--objective", "dpo", "--beta", "-1"},
 			2},
 	} {
 		path := filepath.Join(dir, "bad.jsonl")

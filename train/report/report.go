@@ -14,9 +14,11 @@ type Step struct {
 	Seconds float64
 	Memory  int64 // bytes that the process has resident, or that libtorch has allocated on the GPU
 	// Measures are further numbers of the objective. "objective" is the loss including label
-	// smoothing and z-loss, which Loss excludes. DPO's Loss is a mean over pairs, as are
-	// "reward_chosen" and "reward_rejected" (beta times the answer's log-probability minus the
-	// reference's), "reward_margin" (their difference) and "accuracy" (how often it is positive).
+	// smoothing and z-loss, which Loss excludes. If answers are compared, Loss is a mean over
+	// samples, as are "reward_chosen" and "reward_rejected" (beta times the answer's
+	// log-probability minus the reference's), "reward_margin" (their difference) and "accuracy"
+	// (how often it is positive). "nll_chosen" is the mean negative log-likelihood of the preferred
+	// answers, over their tokens, if the loss contains it.
 	Measures []Measure
 }
 
@@ -25,7 +27,7 @@ type Validation struct {
 	Step    int
 	Loss    float64 // mean over the labels, or pairs, in nats
 	Seconds float64
-	// Measures are DPO's, as in [Step].
+	// Measures are those of objectives that compare answers, as in [Step].
 	Measures []Measure
 }
 

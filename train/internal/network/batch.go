@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"slices"
 
 	"conquer/model"
 	"conquer/text/dataset"
@@ -18,22 +19,25 @@ type MicroBatch struct {
 	// [N]). The head runs on these rows only.
 	Rows, Labels torch.Tensor
 	Targets      int // N
-	Pairing
+	Compared
 }
 
-// Pairing describes a micro-batch of pairs, for DPO. Its sequences are the preferred answers of all
-// pairs, then the rejected ones.
-type Pairing struct {
-	Pairs     int
-	Sources   []uint32     // index of each pair in the data set
-	Owner     torch.Tensor // int64 [N]: the sequence that each label belongs to
-	Reference torch.Tensor // float32 [2·pairs]: the reference's log-probabilities
+// Compared describes the texts of a micro-batch whose log-probabilities are compared: the first
+// text of each sample, then the second one of each.
+type Compared struct {
+	Samples   int
+	Sources   []uint32     // index of each sample in the data set
+	Owner     torch.Tensor // int64 [N]: the text of each label, see Likelihoods
+	Lengths   torch.Tensor // float64 [texts]: labels of each text
+	Reference torch.Tensor // float64 [texts]: the reference's log-probabilities
+	Share     torch.Tensor // float64 []: Whole.Share of the step
+	Imitated  torch.Tensor // float64 []: labels of the imitation term
 }
 
-// Reference has, for each pair of a data set, the log-probabilities of both answers under the model
-// before training: of pair i the preferred answer's at 2i, the rejected one's at 2i+1. So DPO's
-// reference model runs once over the data and is then not needed. With LoRA it is the base model,
-// because fresh adapters add nothing.
+// Reference has, for each sample of a data set, the log-probabilities of both texts under the model
+// before training: of sample i the first text's at 2i, the second one's at 2i+1. So the reference
+// model runs once over the data and is then not needed. With LoRA it is the base model, because
+// fresh adapters add nothing.
 type Reference []float64
 
 // NewMicroBatch makes the tensors of b on device. A label stands at its own token, as in Hugging
@@ -88,45 +92,88 @@ func usedLength(b dataset.Batch, device torch.Device, parts int) (used int, pack
 	return used, packed
 }
 
-// NewPairBatch makes the tensors of a batch of pairs. known has the reference's log-probabilities
-// of the data set, nil if they are not needed. Unless pack is set, each answer gets a row of its
-// own.
-func NewPairBatch(
-	b dataset.Batch, device torch.Device, parts int, known Reference, pack bool,
+// NewComparedBatch makes the tensors of a batch of samples whose texts an objective compares. known
+// has the reference's log-probabilities of the data set, nil if they are not needed, and whole the
+// numbers of the step. Unless pack is set, each text gets a row of its own.
+func NewComparedBatch(
+	b dataset.Batch, device torch.Device, parts int, k Kind, known Reference, whole Whole,
+	pack bool,
 ) MicroBatch {
-	var p Pairing
-	first := make([]int, b.Rows) // pairs in the previous rows
-	for r, sources := range b.Sources {
-		first[r] = len(p.Sources)
-		p.Sources = append(p.Sources, sources...)
+	c, prompts := Compared{Samples: b.Samples}, b
+	if k.Prompts {
+		prompts.Labels = withPrompts(b)
 	}
-	p.Pairs = len(p.Sources)
-	var owner []int64
+	n := max(1, b.Samples)
+	lengths, owner, imitated := make([]float64, k.Texts*n), []int64{}, 0
 	for r := range b.Rows {
 		for i := r*b.Length + 1; i < (r+1)*b.Length; i++ {
-			if b.Labels[i] != dataset.IgnoreLabel {
-				s := int(b.Segments[i] - 1)
-				owner = append(owner, int64(first[r]+s/2+s%2*p.Pairs))
+			text := int(b.Segments[i] - 1)
+			switch bin := len(c.Sources) + text/k.Texts + text%k.Texts*n; {
+			case b.Labels[i] != dataset.IgnoreLabel:
+				owner = append(owner, int64(bin))
+				lengths[bin]++
+			case prompts.Labels[i] != dataset.IgnoreLabel:
+				owner = append(owner, int64(k.Texts*n))
+			default:
+				continue
+			}
+			if text%k.Texts == 0 {
+				imitated++
 			}
 		}
+		c.Sources = append(c.Sources, b.Sources[r]...)
 	}
 	if len(owner) == 0 { // as for the labels in NewMicroBatch
 		owner = []int64{0}
 	}
-	p.Owner = torch.From(owner, len(owner)).ToDevice(device)
-	values := make([]float32, 2*max(1, p.Pairs))
-	for pair, i := range p.Sources {
-		if known != nil {
-			values[pair], values[p.Pairs+pair] = float32(known[2*i]), float32(known[2*i+1])
+	reference := make([]float64, k.Texts*n)
+	for sample, i := range c.Sources {
+		for text := range k.Texts {
+			lengths[text*n+sample] = max(1, lengths[text*n+sample])
+			if known != nil {
+				reference[text*n+sample] = known[2*int(i)+text]
+			}
 		}
 	}
-	p.Reference = torch.From(values, len(values)).ToDevice(device)
-	if !pack {
+	c.Owner = torch.From(owner, len(owner)).ToDevice(device)
+	c.Lengths = torch.From(lengths, len(lengths)).ToDevice(device)
+	c.Reference = torch.From(reference, len(reference)).ToDevice(device)
+	c.Share = torch.From([]float64{whole.Share}).ToDevice(device)
+	c.Imitated = torch.From([]float64{float64(imitated)}).ToDevice(device)
+	if b = prompts; k.Texts == 2 && !pack {
 		b = splitPairs(b)
 	}
 	mb := NewMicroBatch(b, device, parts)
-	mb.Pairing = p
+	mb.Compared = c
 	return mb
+}
+
+// withPrompts returns the labels of b and, in the first text of each pair, those of the prompt.
+func withPrompts(b dataset.Batch) []int32 {
+	labels := slices.Clone(b.Labels)
+	for i := range labels {
+		if i%b.Length > 0 && b.Segments[i] == b.Segments[i-1] && b.Segments[i]%2 == 1 {
+			labels[i] = b.IDs[i]
+		}
+	}
+	return labels
+}
+
+// Imitated counts the labels of b in the imitation term.
+func (o Objective) Imitated(b dataset.Batch) (n int) {
+	if o.Imitation == 0 {
+		return 0
+	}
+	labels := b.Labels
+	if o.Prompts {
+		labels = withPrompts(b)
+	}
+	for i, label := range labels {
+		if i%b.Length > 0 && label != dataset.IgnoreLabel && b.Segments[i]%2 == 1 {
+			n++
+		}
+	}
+	return n
 }
 
 // splitPairs gives both texts of the pair in each row a row of its own, so that attention needs no
@@ -181,11 +228,17 @@ func Targets(b dataset.Batch) int {
 	return n
 }
 
-// Likelihoods sums the negative log-likelihoods of labels, [N], to log-probabilities of sequences,
-// [2·pairs].
-func (p Pairing) Likelihoods(nll torch.Tensor) torch.Tensor {
-	zeros := torch.Zeros([]int{2 * max(1, p.Pairs)}, torch.Float32, nll.Device())
-	return zeros.IndexAdd(0, p.Owner, nll.Neg())
+// Likelihoods sums the negative log-likelihoods of labels, [N], to the log-probabilities of texts
+// and, in one more element, that of the prompts which are imitated: float64 [texts+1].
+func (c Compared) Likelihoods(nll torch.Tensor) torch.Tensor {
+	zeros := torch.Zeros([]int{c.Lengths.Numel() + 1}, torch.Float64, nll.Device())
+	return zeros.IndexAdd(0, c.Owner, nll.Neg().To(torch.Float64))
+}
+
+// margin is the difference of a value of the first and the second texts.
+func (c Compared) margin(values torch.Tensor) torch.Tensor {
+	n := max(1, c.Samples)
+	return values.Narrow(0, 0, n).Sub(values.Narrow(0, n, n))
 }
 
 // tensors lists the tensors of a micro-batch; some may be undefined.
@@ -197,13 +250,16 @@ func (mb *MicroBatch) tensors() []*torch.Tensor {
 		&mb.Rows,
 		&mb.Labels,
 		&mb.Owner,
+		&mb.Lengths,
 		&mb.Reference,
+		&mb.Share,
+		&mb.Imitated,
 	}
 }
 
 // shape is a key that is equal for micro-batches whose passes launch the same work.
 func (mb MicroBatch) shape() string {
-	list := []any{mb.Pairs, mb.Seq.Limit}
+	list := []any{mb.Samples, mb.Seq.Limit}
 	for _, t := range mb.tensors() {
 		if t.Defined() {
 			list = append(list, t.Shape())

@@ -306,18 +306,18 @@ func (n *Network) Infer(mb MicroBatch, head func(hidden torch.Tensor)) {
 }
 
 // Evaluate returns the sums of a micro-batch's numbers for its last hidden states, [B,L,D]: the
-// plain negative log-likelihood of its labels, or DPO's numbers.
+// plain negative log-likelihood of its labels, or those of a comparison.
 func (n *Network) Evaluate(hidden torch.Tensor, mb MicroBatch) []float64 {
 	return n.Objective.evaluate(n.Model.Head(), n.rows(hidden, mb), mb)
 }
 
-// AddLikelihoods sets the log-probabilities of a micro-batch's pairs in list, for its last hidden
+// AddLikelihoods sets the log-probabilities of a micro-batch's texts in list, for its last hidden
 // states, [B,L,D].
 func (n *Network) AddLikelihoods(list Reference, hidden torch.Tensor, mb MicroBatch) {
 	_, nll := n.Model.Head().Loss(n.rows(hidden, mb), mb.Labels, torch.Loss{})
 	values := torch.Values[float64](mb.Likelihoods(nll))
-	for pair, i := range mb.Sources {
-		list[2*i], list[2*i+1] = values[pair], values[mb.Pairs+pair]
+	for sample, i := range mb.Sources {
+		list[2*i], list[2*i+1] = values[sample], values[mb.Samples+sample]
 	}
 }
 

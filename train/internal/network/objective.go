@@ -7,38 +7,29 @@ import (
 	"conquer/train/report"
 )
 
-// Objective is what a run minimizes: the likelihood loss, or DPO's if Beta is not 0.
+// Objective is what a run minimizes: a kind of loss and its coefficients.
 type Objective struct {
-	Smoothing float64 // fraction of a label that is spread over the vocabulary
+	Kind
+	// Smoothing is the fraction of a label that is spread over the vocabulary. For pairs it is the
+	// probability that the answers of a pair are swapped.
+	Smoothing float64
 	ZLoss     float64 // coefficient of the squared log-sum-exp of the logits
-	Beta      float64 // of DPO
+	Beta      float64 // of the kinds that compare answers
+	Gamma     float64 // SimPO's target margin
+	// Imitation is the weight of the mean negative log-likelihood of the preferred answers.
+	Imitation float64
 }
 
-// measures names the numbers of a pass after the first, which is the loss.
-func (o Objective) measures() []string {
-	if o.Beta > 0 {
-		return []string{"reward_chosen", "reward_rejected", "reward_margin", "accuracy"}
-	}
-	if o.Smoothing != 0 || o.ZLoss != 0 {
-		return []string{"objective"}
-	}
-	return nil
+// Whole has numbers of a whole step that the gradients of each of its micro-batches need.
+type Whole struct {
+	// Share is the number of samples divided by the number of labels of the imitation term.
+	Share float64
 }
 
-// Numbers is how many numbers a pass has.
-func (o Objective) Numbers() int { return 1 + len(o.measures()) }
-
-// Named gives the numbers of a pass after the first their names.
-func (o Objective) Named(numbers []float64) (list []report.Measure) {
-	for i, name := range o.measures() {
-		list = append(list, report.Measure{Name: name, Value: numbers[i+1]})
-	}
-	return list
-}
-
-// Count is the number of items of a batch that the loss is the mean over: labels, or pairs.
+// Count is the number of items of a batch that the loss is the mean over: labels, or samples whose
+// answers are compared.
 func (o Objective) Count(b dataset.Batch) int {
-	if o.Beta > 0 {
+	if o.Texts > 0 {
 		return b.Samples
 	}
 	return Targets(b)
@@ -46,13 +37,12 @@ func (o Objective) Count(b dataset.Batch) int {
 
 // loss returns the tensor that the backward pass starts from, for the normed hidden states of the
 // labels, [N,D], and the numbers that a step reports, float32 [K]. Both are sums over the
-// micro-batch divided by divisor. The first number is the plain negative log-likelihood, so that
-// runs with label smoothing or z-loss can be compared with runs without.
+// micro-batch divided by divisor.
 func (o Objective) loss(
 	head nn.Head, hidden torch.Tensor, mb MicroBatch, divisor float64,
 ) (loss, numbers torch.Tensor) {
-	if o.Beta > 0 {
-		return o.preference(head, hidden, mb, divisor)
+	if o.Texts > 0 {
+		return o.comparison(head, hidden, mb, divisor)
 	}
 	loss, nll := head.Loss(hidden, mb.Labels, torch.Loss{
 		Divisor: divisor, LabelSmoothing: o.Smoothing, ZLoss: o.ZLoss,
@@ -64,52 +54,37 @@ func (o Objective) loss(
 }
 
 // evaluate returns the sums of a micro-batch's numbers: the plain negative log-likelihood of its
-// labels, or DPO's numbers.
+// labels, or those of a comparison.
 func (o Objective) evaluate(head nn.Head, hidden torch.Tensor, mb MicroBatch) []float64 {
 	numbers, nll := head.Loss(hidden, mb.Labels, torch.Loss{Divisor: 1})
-	if o.Beta > 0 {
-		numbers, _ = o.compare(nll, mb, 1)
+	if o.Texts > 0 {
+		numbers, _ = o.compare(mb, mb.Likelihoods(nll), 1)
 	}
 	return torch.Values[float64](numbers)
 }
 
-// preference is DPO's loss, in a form with the same gradient, and the numbers of compare. With the
-// log-probabilities p of the answers under the model and r under the reference,
-//
-//	margin = beta·((p_chosen - r_chosen) - (p_rejected - r_rejected))
-//	loss = -log sigmoid(margin)
-//
-// so d loss / d p_chosen = -beta·sigmoid(-margin), and d loss / d p_rejected is its negative. The
-// likelihoods of the labels are computed once without gradients, and a second time with each label
-// weighted by its pair's derivative.
-func (o Objective) preference(
-	head nn.Head, hidden torch.Tensor, mb MicroBatch, divisor float64,
-) (loss, numbers torch.Tensor) {
-	var weights torch.Tensor
-	torch.NoGrad(func() {
-		_, nll := head.Loss(hidden, mb.Labels, torch.Loss{})
-		numbers, weights = o.compare(nll, mb, divisor)
-	})
-	loss, _ = head.Loss(hidden, mb.Labels, torch.Loss{Divisor: 1, Weights: weights})
-	return loss, numbers
+// Numbers is how many numbers a pass has.
+func (o Objective) Numbers() int {
+	switch {
+	case o.Texts > 0 && o.Imitation > 0:
+		return comparisonNumbers + 2
+	case o.Texts > 0:
+		return comparisonNumbers
+	case o.Smoothing != 0 || o.ZLoss != 0:
+		return 2
+	}
+	return 1
 }
 
-// compare returns DPO's numbers for the labels' negative log-likelihoods, [N], and the weights of
-// the labels, [N].
-func (o Objective) compare(
-	nll torch.Tensor, mb MicroBatch, divisor float64,
-) (numbers, weights torch.Tensor) {
-	pairs := max(1, mb.Pairs)
-	reward := mb.Likelihoods(nll).Sub(mb.Reference).MulScalar(o.Beta)
-	chosen, rejected := reward.Narrow(0, 0, pairs), reward.Narrow(0, pairs, pairs)
-	margin := chosen.Sub(rejected)
-	loss := margin.Neg().Softplus()
-	right := margin.ZerosLike().Less(margin).To(torch.Float32)
-	numbers = torch.Stack(0, loss.Sum(), chosen.Sum(), rejected.Sum(), margin.Sum(), right.Sum()).
-		MulScalar(1 / divisor)
-	if mb.Pairs == 0 {
-		numbers = numbers.ZerosLike()
+// Report turns the numbers of a step or a validation, summed and divided by the number of items,
+// into the loss and the measures to report. The loss of the likelihood objective is the plain one,
+// so that runs with label smoothing or z-loss can be compared with runs without.
+func (o Objective) Report(numbers []float64) (loss float64, list []report.Measure) {
+	if o.Texts > 0 {
+		return o.reportComparison(numbers)
 	}
-	push := margin.Softplus().Neg().Exp().MulScalar(o.Beta / divisor) // beta·sigmoid(-margin)
-	return numbers, torch.Cat(0, push, push.Neg()).IndexSelect(0, mb.Owner)
+	if len(numbers) > 1 {
+		list = append(list, report.Measure{Name: "objective", Value: numbers[1]})
+	}
+	return numbers[0], list
 }
