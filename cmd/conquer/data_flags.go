@@ -1,19 +1,23 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
 
+	"conquer/model/hub"
 	"conquer/text/dataset"
+	"conquer/text/tokenizer"
 )
 
 // recordFlags are the flags that say how the records of data sets are read.
 type recordFlags struct {
 	columns []string
 	onBad   string
+	mapped  *dataset.Columns // --columns, once check has read it
 }
 
 func (f *recordFlags) declare(flags *pflag.FlagSet) {
@@ -24,17 +28,49 @@ func (f *recordFlags) declare(flags *pflag.FlagSet) {
 		"stop at a record that cannot be read or rendered, or skip it and count it")
 }
 
-// set checks the flags and sets the options that they stand for.
-func (f *recordFlags) set(o *dataset.Options) (err error) {
-	if o.Columns, err = dataset.ParseColumns(f.columns); err != nil {
+// check reads the flags.
+func (f *recordFlags) check() (err error) {
+	if f.onBad != "stop" && f.onBad != "skip" {
+		return usagef("--on_bad_record is %q, expected stop or skip", f.onBad)
+	}
+	if f.mapped, err = dataset.ParseColumns(f.columns); err != nil {
 		return usagef("--columns: %w", err)
 	}
-	switch f.onBad {
-	case "stop", "skip":
-		o.SkipBad = f.onBad == "skip"
-		return nil
+	return nil
+}
+
+// checkUsed returns an error if none of the data sets that were read has a column of --columns.
+func (f *recordFlags) checkUsed() error {
+	if err := f.mapped.Unused(); err != nil {
+		return usagef("--columns: %w", err)
 	}
-	return usagef("--on_bad_record is %q, expected stop or skip", f.onBad)
+	return nil
+}
+
+// set sets the options that the flags stand for.
+func (f *recordFlags) set(o *dataset.Options) {
+	o.Columns, o.SkipBad = f.mapped, f.onBad == "skip"
+}
+
+// loadPath loads the data sets at a path: files, or a name of the Hub. It calls take with each, and
+// returns the files of other splits.
+func loadPath(ctx context.Context, path string, validation bool, tok *tokenizer.Tokenizer,
+	options func(file string) dataset.Options, take func(file string, d *dataset.Dataset)) (
+	heldOut []string, err error) {
+	files, heldOut, err := hub.DataPaths(ctx, path, dataset.SplitFiles(validation),
+		downloadBar(path))
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range files {
+		d, err := dataset.Load(file, tok, options(file))
+		if err != nil {
+			return nil, err
+		}
+		take(file, d)
+		heldOut = append(heldOut, d.Chosen.HeldOut...)
+	}
+	return heldOut, nil
 }
 
 // printLoaded prints what was read: what names the data, path its place.

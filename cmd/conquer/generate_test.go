@@ -343,7 +343,7 @@ func TestInfo_DescribesModelAndMachine(t *testing.T) {
 }
 
 func TestHelp_ShowsExamples(t *testing.T) {
-	for _, name := range []string{"generate", "chat", "score", "info", "export", "plan",
+	for _, name := range []string{"generate", "chat", "score", "data", "info", "export", "plan",
 		"completion"} {
 		if help := succeed(t, name, "--help"); !strings.Contains(help, "Examples:\n") ||
 			!strings.Contains(help, "conquer "+name) {

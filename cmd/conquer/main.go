@@ -43,6 +43,7 @@ func commands() []command {
 		generateCommand,
 		chatCommand,
 		scoreCommand,
+		dataCommand,
 		exportCommand,
 		benchCommand,
 		infoCommand,

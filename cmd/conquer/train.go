@@ -17,7 +17,6 @@ import (
 	"conquer/internal/progress"
 	"conquer/lora"
 	"conquer/model"
-	"conquer/model/hub"
 	"conquer/parallel"
 	"conquer/text/dataset"
 	"conquer/text/tokenizer"
@@ -330,6 +329,9 @@ func (f *trainFlags) load(ctx context.Context, tok *tokenizer.Tokenizer) (data,
 	if data, err = f.loadAll(ctx, f.data, "data", tok); err != nil {
 		return nil, nil, err
 	}
+	if err := f.records.checkUsed(); err != nil {
+		return nil, nil, err
+	}
 	if len(f.validation) > 0 {
 		validation, err = f.loadAll(ctx, f.validation, "validation", tok)
 	} else if f.fraction != 0 {
@@ -346,23 +348,16 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
 	all := &dataset.Dataset{}
 	validation := what == "validation"
 	for _, path := range paths {
-		files, heldOut, err := hub.DataPaths(ctx, path, dataset.SplitFiles(validation),
-			downloadBar(path))
+		heldOut, err := loadPath(ctx, path, validation, tok,
+			func(file string) dataset.Options {
+				return f.dataOptions(ctx, file, validation)
+			},
+			func(file string, d *dataset.Dataset) {
+				all.Append(d)
+				printLoaded(what, file, d)
+			})
 		if err != nil {
 			return nil, err
-		}
-		for _, file := range files {
-			options, err := f.dataOptions(ctx, file, validation)
-			if err != nil {
-				return nil, err
-			}
-			d, err := dataset.Load(file, tok, options)
-			if err != nil {
-				return nil, err
-			}
-			all.Append(d)
-			printLoaded(what, file, d)
-			heldOut = append(heldOut, d.Chosen.HeldOut...)
 		}
 		if !validation {
 			printFiles("held out, for --validation_path "+path, heldOut)
@@ -372,7 +367,7 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
 }
 
 func (f *trainFlags) dataOptions(ctx context.Context, path string,
-	validation bool) (dataset.Options, error) {
+	validation bool) dataset.Options {
 	bar := progress.Tasks(os.Stderr, progress.Bytes)
 	o := dataset.Options{MaxLength: f.SequenceLength, Inputs: f.inputs, LastAnswer: f.lastAnswer,
 		Layout: f.Layout(), Validation: validation, Progress: func(done, total int64) error {
@@ -381,7 +376,8 @@ func (f *trainFlags) dataOptions(ctx context.Context, path string,
 			}
 			return ctx.Err()
 		}}
-	return o, f.records.set(&o)
+	f.records.set(&o)
+	return o
 }
 
 // printFiles prints which files of a folder, an archive or a repository were chosen.

@@ -12,7 +12,6 @@ import (
 
 	"conquer/lora"
 	"conquer/model/hub"
-	"conquer/text/dataset"
 	"conquer/torch/dist"
 	"conquer/torch/optim"
 	"conquer/train"
@@ -261,7 +260,7 @@ func (f *trainFlags) checkInputs(*pflag.FlagSet) error {
 	case len(f.validation) > 0 && f.fraction != 0:
 		return usagef("give --validation_path or --validation_fraction, not both")
 	}
-	return f.records.set(new(dataset.Options))
+	return f.records.check()
 }
 
 // checkSteps checks the flags that count steps and samples, and those of LoRA.

@@ -228,6 +228,8 @@ func (f *arrowFile) positions() int64 {
 // offset assumes that all records have the same size.
 func (f *arrowFile) offset(at int64) int64 { return f.bytes / max(1, f.positions()) * at }
 
+func (f *arrowFile) title() string { return f.name }
+
 func (f *arrowFile) size() int64 { return f.bytes }
 
 func (f *arrowFile) where(at int64) string { return fmt.Sprintf("%s: row %d", f.name, at+1) }

@@ -103,9 +103,9 @@ func NewBatcher(d *Dataset, opts BatchOptions) (*Batcher, error) {
 		return nil, fmt.Errorf("the data set is empty")
 	}
 	for i := range d.Len() {
-		if d.length(i) > opts.Length {
+		if d.Length(i) > opts.Length {
 			return nil, fmt.Errorf("sample %d has %d tokens and rows have %d: "+
-				"load the data set with MaxLength %d", i, d.length(i), opts.Length, opts.Length)
+				"load the data set with MaxLength %d", i, d.Length(i), opts.Length, opts.Length)
 		}
 	}
 	for i, s := range d.Samples {
@@ -269,7 +269,7 @@ func (b *Batcher) fillRow(out *Batch, r int) error {
 		copy(out.IDs[at:], sample.IDs)
 		copy(out.Labels[at+1:], sample.Labels[1:])
 		start := 0
-		for _, end := range sample.ends() {
+		for _, end := range sample.Ends() {
 			out.Labels[at+start] = IgnoreLabel
 			segment++
 			for p := start; p < end; p++ {

@@ -23,7 +23,7 @@ func pickColumns(opts Options, n int, name func(int) string) (picked []int, err 
 		}
 	}
 	has := func(name string) bool { return slices.Contains(names, name) }
-	if err := opts.Columns.missing(names); err != nil {
+	if err := opts.Columns.check(names); err != nil {
 		return nil, err
 	}
 	renamed := func(name string) bool { return has(opts.Columns.source(name)) || has(name) }

@@ -148,4 +148,6 @@ func (t *table) where(at int64) string { return lineAt(t.name+":", t.data, at) }
 
 func (t *table) offset(at int64) int64 { return at }
 
+func (t *table) title() string { return t.name }
+
 func (t *table) size() int64 { return int64(len(t.data)) }

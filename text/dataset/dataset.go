@@ -22,8 +22,9 @@ import (
 type Dataset struct {
 	Samples []Sample
 	Report  Report
-	Chosen  Chosen   // the files of a folder or an archive
-	Bad     []string // what was wrong with the first of the records that were skipped
+	Files   []FileReport // of the files that were read, in their order
+	Chosen  Chosen       // the files of a folder or an archive
+	Bad     []string     // what was wrong with the first of the records that were skipped
 
 	refs      []ref
 	sources   []*source
@@ -56,8 +57,8 @@ func (d *Dataset) Pairs() (n int) {
 	return n
 }
 
-// length returns the number of tokens of sample i.
-func (d *Dataset) length(i int) int {
+// Length returns the number of tokens of sample i.
+func (d *Dataset) Length(i int) int {
 	if d.refs == nil {
 		return len(d.Samples[i].IDs)
 	}
@@ -97,6 +98,7 @@ func (d *Dataset) Append(other *Dataset) {
 	}
 	d.hash = sha256.Sum256(append(d.hash[:], other.hash[:]...))
 	d.Report.merge(other.Report)
+	d.Files = append(d.Files, other.Files...)
 	d.Bad = append(d.Bad, other.Bad...)
 	d.Bad = d.Bad[:min(len(d.Bad), maxBad)]
 }

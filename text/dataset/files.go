@@ -27,6 +27,8 @@ type file interface {
 	scan(take func(at int64) error) error
 	// record reads the record at a position.
 	record(at int64) (record, error)
+	// title is the name of the file.
+	title() string
 	// where names the file and the line or row of a position.
 	where(at int64) string
 	// offset returns the number of bytes before a position.
@@ -191,9 +193,9 @@ func openFile(name string, data []byte, opts Options, maps *mappings) (f file, e
 	case ext == ".tsv":
 		return openTable(name, data, opts, '\t')
 	case perLine:
-		return &lines{name: name, data: data, opts: opts, names: opts.Columns.check()}, nil
+		return &lines{name: name, data: data, opts: opts, names: opts.Columns.checker()}, nil
 	case ext == ".json" && layout != RawText:
-		return &array{name: name, data: data, opts: opts, names: opts.Columns.check()}, nil
+		return &array{name: name, data: data, opts: opts, names: opts.Columns.checker()}, nil
 	case layout == AnyLayout || layout == RawText:
 		return &plain{name: name, data: data}, nil
 	}

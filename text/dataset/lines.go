@@ -78,6 +78,8 @@ func (l *lines) where(at int64) string {
 
 func (l *lines) offset(at int64) int64 { return at }
 
+func (l *lines) title() string { return l.name }
+
 func (l *lines) size() int64 { return int64(len(l.data)) }
 
 // array is a file with a JSON array of records. A position is a byte offset.
@@ -137,5 +139,7 @@ func (a *array) record(at int64) (r record, err error) {
 func (a *array) where(at int64) string { return lineAt(a.name+":", a.data, at) }
 
 func (a *array) offset(at int64) int64 { return at }
+
+func (a *array) title() string { return a.name }
 
 func (a *array) size() int64 { return int64(len(a.data)) }

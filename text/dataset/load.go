@@ -26,7 +26,7 @@ type Options struct {
 	// learn from, see Choose.
 	Validation bool
 	// Columns maps fields to the names that the data has for them.
-	Columns Columns
+	Columns *Columns
 	// SkipBad leaves out and counts records that cannot be read or rendered, rather than failing
 	// at the first one.
 	SkipBad bool
@@ -97,6 +97,7 @@ func encodeFiles(path string, files []file, chosen Chosen, tok *tokenizer.Tokeni
 	cache := new(cache)
 	for _, f := range files {
 		d.sources = append(d.sources, &source{f, tok, opts, cache, maps})
+		d.Files = append(d.Files, FileReport{Name: f.title(), Layouts: map[Layout]int{}})
 		progress := func(bytes int64) error {
 			if opts.Progress == nil {
 				return nil
@@ -110,6 +111,7 @@ func encodeFiles(path string, files []file, chosen Chosen, tok *tokenizer.Tokeni
 			return nil, err
 		}
 		done += f.size()
+		d.Report.merge(d.Files[len(d.Files)-1].Report)
 	}
 	if len(d.refs) == 0 {
 		remedy := ""
@@ -187,7 +189,7 @@ const maxBad = 5
 
 // addBad counts a record that is skipped.
 func (d *Dataset) addBad(problem string) {
-	d.Report.Bad++
+	d.Files[len(d.Files)-1].Bad++
 	if len(d.Bad) < maxBad {
 		d.Bad = append(d.Bad, problem)
 	}
@@ -195,13 +197,15 @@ func (d *Dataset) addBad(problem string) {
 
 // addRecord adds the samples of one record that have targets.
 func (d *Dataset) addRecord(at int64, e encoded) {
+	report := &d.Files[len(d.Files)-1]
 	if !e.continued {
-		d.Report.Records++
+		report.Records++
+		report.Layouts[e.layout]++
 	}
-	d.Report.Truncated += e.truncated
-	d.Report.Unrendered += e.unrendered
+	report.Truncated += e.truncated
+	report.Unrendered += e.unrendered
 	for i, sample := range e.samples {
-		if !d.Report.add(sample) {
+		if !report.add(sample) {
 			continue
 		}
 		d.refs = append(d.refs, ref{
@@ -218,15 +222,14 @@ func (d *Dataset) addRecord(at int64, e encoded) {
 // list of their columns were checked when they were opened.
 func (s *source) checkColumns() error {
 	var err error
-	name := ""
 	switch f := s.file.(type) {
 	case *lines:
-		name, err = f.name, f.names.err()
+		err = f.names.err()
 	case *array:
-		name, err = f.name, f.names.err()
+		err = f.names.err()
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", s.title(), err)
 	}
 	return nil
 }
@@ -243,6 +246,7 @@ type source struct {
 
 // encoded is the result of encoding one record.
 type encoded struct {
+	layout     Layout
 	samples    []Sample
 	truncated  int
 	unrendered int  // answers that the chat template does not render
@@ -307,7 +311,7 @@ func (s *source) encode(at int64) (e encoded, err error) {
 	if e, err = r.encode(s.tok, s.opts); err != nil {
 		return e, err
 	}
-	e.continued = r.lead != ""
+	e.layout, e.continued = r.layout, r.lead != ""
 	if r.layout != Tokens { // reading token ids again is as fast as caching them
 		s.cache.put(s, at, e)
 	}

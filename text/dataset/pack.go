@@ -29,7 +29,7 @@ func (b *Batcher) plan(epoch int) *plan {
 	}
 	p := &plan{epoch: epoch, samples: order}
 	if b.opts.Pack {
-		p.samples, p.starts = pack(order, b.data.length, b.opts.Length)
+		p.samples, p.starts = pack(order, b.data.Length, b.opts.Length)
 	} else {
 		p.starts = inOrder(len(order) + 1)
 	}

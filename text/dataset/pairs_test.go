@@ -84,7 +84,7 @@ func TestBatcher_PairsAreTwoSegments(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				for k, end := range s.ends() {
+				for k, end := range s.Ends() {
 					segment++
 					for p := []int{0, s.Second}[k]; p < end; p++ {
 						want := int32(p - []int{0, s.Second}[k])

@@ -69,4 +69,6 @@ func (p *plain) where(at int64) string {
 
 func (p *plain) offset(at int64) int64 { return at * blockBytes }
 
+func (p *plain) title() string { return p.name }
+
 func (p *plain) size() int64 { return int64(len(p.data)) }

@@ -201,7 +201,7 @@ func parseRecord(data []byte, opts Options, check *columnCheck) (r record, err e
 	if err != nil {
 		return r, err
 	}
-	if len(opts.Columns) == 0 {
+	if opts.Columns == nil {
 		return fields.record(opts.Layout)
 	}
 	names := slices.Sorted(maps.Keys(fields))

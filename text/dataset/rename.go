@@ -12,16 +12,24 @@ import (
 )
 
 // Columns maps the names that fields have here, such as instruction, to the names of the columns
-// or fields that a data set has instead. The names role and content are those of the fields of a
-// message. A field that is mapped keeps its own name too, for records that lack the other one.
-type Columns map[string]string
+// or fields that data sets have instead. The names role and content are those of the fields of a
+// message. A field that is mapped keeps its own name too, for records that lack the other one. A
+// file that has some of the mapped columns must have all, a file that has none is read as it is. A
+// nil Columns maps nothing.
+type Columns struct {
+	names map[string]string
+
+	mu    sync.Mutex
+	seen  map[string]bool // mapped names of which a file had the column
+	there []string        // columns of a file that lacks some
+}
 
 // messageColumns are the fields of messages that Columns may map.
 var messageColumns = []string{"role", "content"}
 
 // ParseColumns reads a list of NAME=COLUMN.
-func ParseColumns(list []string) (Columns, error) {
-	columns := Columns{}
+func ParseColumns(list []string) (*Columns, error) {
+	columns := map[string]string{}
 	used := map[string]string{}
 	for _, item := range list {
 		name, column, ok := strings.Cut(item, "=")
@@ -42,38 +50,85 @@ func ParseColumns(list []string) (Columns, error) {
 			used[column] = name
 		}
 	}
-	return columns, nil
+	return &Columns{names: columns, seen: map[string]bool{}}, nil
 }
 
-// ofRecords reports whether a name is mapped that belongs to records rather than to messages.
-func (c Columns) ofRecords(name string) bool {
-	return c[name] != "" && !slices.Contains(messageColumns, name)
+// Unused returns an error that names the columns there are if a mapped column was in none of the
+// files that were read with c.
+func (c *Columns) Unused() error {
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, name := range c.sorted() {
+		if !c.seen[name] && c.there != nil {
+			return missingColumn(name, c.names[name], c.there)
+		}
+	}
+	return nil
+}
+
+// sorted returns the mapped names of fields of records.
+func (c *Columns) sorted() (names []string) {
+	if c == nil {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.names)) {
+		if !slices.Contains(messageColumns, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // source returns the name that a data set has for a field.
-func (c Columns) source(name string) string {
-	if c.ofRecords(name) {
-		return c[name]
+func (c *Columns) source(name string) string {
+	if c == nil || c.names[name] == "" || slices.Contains(messageColumns, name) {
+		return name
 	}
-	return name
+	return c.names[name]
 }
 
 // target returns the field that a column holds.
-func (c Columns) target(column string) string {
-	for name, source := range c {
-		if source == column && c.ofRecords(name) {
+func (c *Columns) target(column string) string {
+	for _, name := range c.sorted() {
+		if c.names[name] == column {
 			return name
 		}
 	}
 	return column
 }
 
-// missing returns an error that names the columns there are if neither a mapped one nor the field
-// itself is among them.
-func (c Columns) missing(names []string) error {
-	for _, name := range slices.Sorted(maps.Keys(c)) {
-		if c.ofRecords(name) && !slices.Contains(names, c[name]) && !slices.Contains(names, name) {
-			return missingColumn(name, c[name], names)
+// check checks the names of a file's columns.
+func (c *Columns) check(names []string) error {
+	has := map[string]bool{}
+	for _, name := range names {
+		has[name] = true
+	}
+	return c.checkSome(has, names)
+}
+
+// checkSome checks the columns of a file. there are the columns to name in an error.
+func (c *Columns) checkSome(has map[string]bool, there []string) error {
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	some := false
+	for _, name := range c.sorted() {
+		if has[c.names[name]] {
+			some, c.seen[name] = true, true
+		}
+	}
+	for _, name := range c.sorted() {
+		if has[c.names[name]] {
+			continue
+		}
+		c.there = there
+		if some && !has[name] {
+			return missingColumn(name, c.names[name], there)
 		}
 	}
 	return nil
@@ -81,10 +136,13 @@ func (c Columns) missing(names []string) error {
 
 // explain adds to the error of a record which mapped column it lacks. names are the columns of the
 // record.
-func (c Columns) explain(err error, names []string) error {
-	for _, name := range slices.Sorted(maps.Keys(c)) {
-		if err != nil && c.ofRecords(name) && !slices.Contains(names, c[name]) {
-			return fmt.Errorf("%w; %w", err, missingColumn(name, c[name], names))
+func (c *Columns) explain(err error, names []string) error {
+	if err == nil {
+		return nil
+	}
+	for _, name := range c.sorted() {
+		if !slices.Contains(names, c.names[name]) {
+			return fmt.Errorf("%w; %w", err, missingColumn(name, c.names[name], names))
 		}
 	}
 	return err
@@ -96,21 +154,21 @@ func missingColumn(name, column string, names []string) error {
 }
 
 // rename gives the fields of a record the names that they have here.
-func (c Columns) rename(fields jsonFields) {
-	if len(c) == 0 {
+func (c *Columns) rename(fields jsonFields) {
+	if c == nil {
 		return
 	}
 	found := map[string]json.RawMessage{}
-	for name, column := range c {
-		if raw, ok := fields[column]; ok && c.ofRecords(name) {
+	for _, name := range c.sorted() {
+		if raw, ok := fields[c.names[name]]; ok {
 			found[name] = raw
 		}
 	}
 	for name := range found {
-		delete(fields, c[name])
+		delete(fields, c.names[name])
 	}
 	maps.Copy(fields, found)
-	if c["role"] == "" && c["content"] == "" {
+	if c.names["role"] == "" && c.names["content"] == "" {
 		return
 	}
 	for _, name := range slices.Concat(conversationFields,
@@ -123,7 +181,7 @@ func (c Columns) rename(fields jsonFields) {
 
 // renameMessages renames the fields of a list of messages, or of an object of lists. A mapped role
 // takes the speakers of ShareGPT as well as roles. Anything else stays as it is.
-func (c Columns) renameMessages(raw json.RawMessage) json.RawMessage {
+func (c *Columns) renameMessages(raw json.RawMessage) json.RawMessage {
 	inner := tokenizer.DecodeText(raw)
 	var list []json.RawMessage
 	if json.Unmarshal(inner, &list) != nil {
@@ -142,21 +200,21 @@ func (c Columns) renameMessages(raw json.RawMessage) json.RawMessage {
 	return tokenizer.JoinList(list)
 }
 
-func (c Columns) renameMessage(raw json.RawMessage) (json.RawMessage, bool) {
+func (c *Columns) renameMessage(raw json.RawMessage) (json.RawMessage, bool) {
 	fields, err := tokenizer.ParseFields(raw)
 	if err != nil {
 		return nil, false
 	}
 	names := map[string]string{}
-	if c["role"] != "" {
-		names[c["role"]] = "from"
+	if c.names["role"] != "" {
+		names[c.names["role"]] = "from"
 		names["content"] = "value"
 	}
-	if c["content"] != "" {
+	if c.names["content"] != "" {
 		delete(names, "content")
-		names[c["content"]] = "content"
-		if c["role"] != "" {
-			names[c["content"]] = "value"
+		names[c.names["content"]] = "content"
+		if c.names["role"] != "" {
+			names[c.names["content"]] = "value"
 		}
 	}
 	var kept []tokenizer.Field
@@ -168,7 +226,8 @@ func (c Columns) renameMessage(raw json.RawMessage) (json.RawMessage, bool) {
 		switch name := names[f.Name]; {
 		case name != "":
 			f.Name = name
-		case f.Name == "role" && has[c["role"]], f.Name == "content" && has[c["content"]]:
+		case f.Name == "role" && has[c.names["role"]],
+			f.Name == "content" && has[c.names["content"]]:
 			continue // the mapped field stands for it
 		}
 		kept = append(kept, f)
@@ -176,26 +235,20 @@ func (c Columns) renameMessage(raw json.RawMessage) (json.RawMessage, bool) {
 	return tokenizer.JoinFields(kept), true
 }
 
-// columnCheck notes which mapped columns the records of a file have.
+// columnCheck notes which fields the records of a file have.
 type columnCheck struct {
 	mu      sync.Mutex
-	columns Columns
-	lacking map[string]bool // names of which no column was seen
-	names   []string        // fields of the first record that lacks one
+	columns *Columns
+	has     map[string]bool // of the fields that are mapped and their columns
+	names   []string        // fields of the first record
 }
 
-// check returns a columnCheck, or nil if nothing is mapped.
-func (c Columns) check() *columnCheck {
-	check := &columnCheck{columns: c, lacking: map[string]bool{}}
-	for name := range c {
-		if c.ofRecords(name) {
-			check.lacking[name] = true
-		}
-	}
-	if len(check.lacking) == 0 {
+// checker returns a columnCheck, or nil if nothing is mapped.
+func (c *Columns) checker() *columnCheck {
+	if len(c.sorted()) == 0 {
 		return nil
 	}
-	return check
+	return &columnCheck{columns: c, has: map[string]bool{}}
 }
 
 // note notes the fields of a record.
@@ -205,23 +258,22 @@ func (c *columnCheck) note(fields jsonFields) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for name := range c.lacking {
-		if fields.has(name) || fields.has(c.columns[name]) {
-			delete(c.lacking, name)
+	for _, name := range c.columns.sorted() {
+		for _, field := range []string{name, c.columns.names[name]} {
+			if fields.has(field) {
+				c.has[field] = true
+			}
 		}
 	}
-	if len(c.lacking) > 0 && c.names == nil {
+	if c.names == nil {
 		c.names = slices.Sorted(maps.Keys(fields))
 	}
 }
 
-// err returns an error if no record had a mapped column.
+// err checks the fields that were noted.
 func (c *columnCheck) err() error {
 	if c == nil || c.names == nil {
 		return nil
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.lacking)) {
-		return missingColumn(name, c.columns[name], c.names)
-	}
-	return nil
+	return c.columns.checkSome(c.has, c.names)
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/apache/arrow-go/v18/arrow"
 )
 
-func columnsOf(t testing.TB, list string) Columns {
+func columnsOf(t testing.TB, list string) *Columns {
 	t.Helper()
 	c, err := ParseColumns(strings.Split(list, ","))
 	if err != nil {
@@ -32,7 +32,7 @@ func TestParseColumns_RefusesWhatItCannotMean(t *testing.T) {
 		}
 	}
 	c := columnsOf(t, " messages = dialog=x,role=who,content=who")
-	if len(c) != 3 || c["messages"] != " dialog=x" {
+	if len(c.names) != 3 || c.names["messages"] != " dialog=x" {
 		t.Errorf("%v", c)
 	}
 }
@@ -74,6 +74,23 @@ func TestLoad_ColumnsAreMapped(t *testing.T) {
 			!strings.Contains(err.Error(), `no column "answr"`) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A file without any of the mapped columns is another data set, which may have other names. A
+// column that none of the files has is named.
+func TestLoad_ColumnsOfOneOfSeveralDataSets(t *testing.T) {
+	own := writeTestFile(t, "a.jsonl", `{"instruction":"Q","output":"A"}`)
+	other := writeTestFile(t, "b.csv", "question,answer\nQ,A\n")
+	c := columnsOf(t, "instruction=question,output=answer")
+	want := mustLoad(t, own, chars(t, chatML), Options{Columns: c})
+	if err := c.Unused(); err == nil || !strings.Contains(err.Error(), `no column "question"`) ||
+		!strings.Contains(err.Error(), `"output"`) {
+		t.Error(err)
+	}
+	sameSamples(t, other, mustLoad(t, other, chars(t, chatML), Options{Columns: c}), want)
+	if err := c.Unused(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -224,7 +241,7 @@ func FuzzLoad_Columns(f *testing.F) {
 		}
 		opts := Options{Columns: columns, SkipBad: true, MaxLength: 64,
 			prompts: new(promptCache)}
-		r, err := parseRecord([]byte(record), opts, columns.check())
+		r, err := parseRecord([]byte(record), opts, columns.checker())
 		if err != nil {
 			return
 		}

@@ -18,6 +18,13 @@ type Report struct {
 	Unrendered int
 }
 
+// FileReport counts what was read from one file.
+type FileReport struct {
+	Name    string
+	Layouts map[Layout]int // records of each layout
+	Report
+}
+
 // Count formats a number with its noun: "1 token", "2 tokens".
 func Count(n int, noun string) string {
 	if n != 1 {

@@ -21,8 +21,8 @@ type Sample struct {
 	Second int // start of the second text of a pair; 0 for a sample of one text
 }
 
-// ends returns the end of each text of the sample.
-func (s Sample) ends() []int {
+// Ends returns the end of each text of the sample.
+func (s Sample) Ends() []int {
 	if s.Second > 0 {
 		return []int{s.Second, len(s.IDs)}
 	}
