@@ -152,11 +152,11 @@ typedef struct {
 
 /* One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101) over n parameters of one device, in
  * place. Master weights are updated and the weight is rounded from them; a float32 weight is its
- * own master. Without master weights, weight and moments are bfloat16 and all three are rounded
- * stochastically, so that an update smaller than a rounding step still happens with the right
- * probability. With master weights the moments may be smaller than float32 on the CPU, also rounded
- * stochastically: bfloat16, or uint8 with exponents, uint8 [2, ceil(elements/256)]. All parameters
- * have the same kinds of state. */
+ * own master. Moments may be smaller than float32: bfloat16, or uint8 with exponents, uint8 [2,
+ * ceil(elements/256)]. These are rounded stochastically, so that an update smaller than a rounding
+ * step still happens with the right probability. Without master weights the weight is bfloat16 and
+ * rounded stochastically too, and the moments are of the smaller kinds. All parameters have the
+ * same kinds of state. */
 int cq_adamw(const cq_parameter *parameters, int n, const cq_adamw_options *options);
 /* An 8-bit moment is a float with 3 bits of mantissa whose exponents count down from the largest of
  * each 256 elements: means (which = 0) have a sign and 15 octaves, squares (which = 1) no sign and

@@ -10,9 +10,9 @@ import "github.com/sugarme/gotch/libtch"
 type AdamWStep struct {
 	// Lists of one length: the weights; their float32 master weights, from which 16-bit weights are
 	// rounded (a float32 weight is its own master); gradients in the weights' dtype; the moments.
-	// Moments are float32, or on the CPU bfloat16, or uint8 with Exponents as [PackMoment] makes
-	// them. Moments smaller than float32 are rounded stochastically. Without Master, weights and
-	// moments are bfloat16 and all are rounded stochastically.
+	// Moments are float32, bfloat16, or uint8 with Exponents as [PackMoment] makes them. Moments
+	// smaller than float32 are rounded stochastically. Without Master, the weights are bfloat16 and
+	// rounded stochastically too, and the moments are smaller than float32.
 	Weights, Master, Gradients, Means, Squares, Exponents []Tensor
 	Decays                                                []float64 // weight decay of each weight
 	Step                                                  int       // counted from 1

@@ -163,6 +163,19 @@ func optimized(
 	return trained, params
 }
 
+// matricesOf lists the rows of the matrices that each parameter of m's blocks holds, one below the
+// other. Embedding, head, vectors and convolutions hold none.
+func matricesOf(m model.Model) map[*nn.Param][]int {
+	list := map[*nn.Param][]int{}
+	for _, block := range m.Blocks() {
+		nn.Linears(block, func(_ []string, l *nn.Linear) { list[l.Weight] = l.Rows })
+	}
+	for _, a := range lora.Adapters(m) {
+		list[a.A], list[a.B] = a.A.Shape[:1], a.B.Shape[:1]
+	}
+	return list
+}
+
 // reducedAs is the dtype in which p's gradients are summed over processes: float32 if wide is set,
 // else p's own.
 func reducedAs(p *nn.Param, wide bool) torch.DType {

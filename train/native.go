@@ -43,7 +43,8 @@ func (t *Trainer) nativeTensors() map[string]checkpoint.NativeTensor {
 		for _, c := range components {
 			tensors[c.name] = checkpoint.TensorType(param.DType(), c.shape)
 			if param.RequiresGrad() {
-				moments, dtype := t.optimizer.MomentNames(param.DType())
+				moments, dtype := t.optimizer.MomentNames(param.DType(),
+					t.matrices[param])
 				for _, m := range moments {
 					tensors[m+":"+c.name] = checkpoint.TensorType(dtype, c.shape)
 				}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"conquer/torch"
+	"conquer/torch/dist"
 	"conquer/torch/optim"
 )
 
@@ -56,15 +57,24 @@ func TestOptimizer_ResumeIsBitEqual(t *testing.T) {
 	for _, format := range []string{FormatHF, FormatNative} {
 		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
 			for name, change := range map[string]func(*Options){
-				"bfloat16":   func(o *Options) { o.Moments = optim.BFloat16 },
-				"int8":       func(o *Options) { o.Moments = optim.Int8 },
-				"LoRA, int8": func(o *Options) { o.LoRA, o.Moments = adapterConfig(), optim.Int8 },
+				"bfloat16": func(o *Options) { o.Moments = optim.BFloat16 },
+				"int8":     func(o *Options) { o.Moments = optim.Int8 },
+				"LoRA, int8": func(o *Options) {
+					o.LoRA, o.Moments = adapterConfig(), optim.Int8
+				},
 				"lion":       func(o *Options) { o.Optimizer, o.Rate = optim.Lion, 1e-3 },
 				"stochastic": func(o *Options) { o.Stochastic = true },
+				"stochastic, int8": func(o *Options) {
+					o.Stochastic, o.Moments = true, optim.Int8
+				},
+				"muon": func(o *Options) { o.Optimizer = optim.Muon },
+				"LoRA, muon": func(o *Options) {
+					o.LoRA, o.Optimizer = adapterConfig(), optim.Muon
+				},
 			} {
 				what := fmt.Sprint(name, " ", dtype, " ", format)
-				if name == "stochastic" && dtype == torch.Float32 { // which has nothing to round
-					continue
+				if strings.HasPrefix(name, "stochastic") && dtype == torch.Float32 {
+					continue // there is nothing to round
 				}
 				o := options()
 				o.Steps = 9
@@ -170,8 +180,15 @@ func TestOptions_NoDecaySelectsKinds(t *testing.T) {
 			o.Optimizer, o.Moments = optim.Lion, optim.Int8
 		},
 		"stochastic rounding is": func(o *Options) {
-			o.Stochastic, o.Moments = true, optim.Int8
+			o.Stochastic, o.Optimizer = true, optim.Lion
 		},
+		"muon needs whole matrices": func(o *Options) {
+			o.Optimizer, o.Distributed = optim.Muon, FSDP
+			o.World = &dist.World{Place: dist.Place{Size: 2, LocalSize: 2}}
+		},
+		"muon is for the matrices": func(o *Options) { o.Optimizer, o.HeadOnly = optim.Muon, true },
+		"constant has no separate": func(o *Options) { o.Schedule, o.DecaySteps = "constant", 5 },
+
 		"adapters are float32": func(o *Options) {
 			o.Stochastic, o.LoRA = true, adapterConfig()
 		},

@@ -122,15 +122,20 @@ type Options struct {
 	Accumulate     int  `json:"accumulate"`      // micro-batches of a step; 0 means 1
 	Pack           bool `json:"pack"`            // several samples per row, apart in attention
 
-	Schedule    string  `json:"schedule"` // optim.Constant, Linear or Cosine (the default)
+	Schedule    string  `json:"schedule"` // of optim.Schedules; "" means optim.Cosine
 	Rate        float64 `json:"learning_rate"`
 	MinRate     float64 `json:"min_learning_rate"`
-	WarmupSteps int     `json:"warmup_steps"`        // -1 for a twentieth of the run
-	Optimizer   string  `json:"optimizer,omitempty"` // optim.AdamW (the default) or optim.Lion
-	Moments     string  `json:"moments,omitempty"`   // AdamW: Float32 (default), BFloat16 or Int8
-	Beta1       float64 `json:"beta1"`               // 0 means 0.9
-	Beta2       float64 `json:"beta2"`               // 0 means 0.999, or 0.99 for Lion
-	Decay       float64 `json:"weight_decay"`
+	WarmupSteps int     `json:"warmup_steps"` // -1 for a twentieth of the run
+	// DecaySteps are the last steps of optim.WSD, in which the rate falls; 0 means a tenth of the
+	// run. Cycles is how often it falls with optim.Restarts; 0 means 2.
+	DecaySteps int `json:"decay_steps,omitempty"`
+	Cycles     int `json:"cycles,omitempty"`
+
+	Optimizer string  `json:"optimizer,omitempty"` // of optim.Methods; "" means optim.AdamW
+	Moments   string  `json:"moments,omitempty"`   // AdamW: Float32 (default), BFloat16 or Int8
+	Beta1     float64 `json:"beta1"`               // 0 means 0.9
+	Beta2     float64 `json:"beta2"`               // 0 means 0.999, or 0.99 for Lion
+	Decay     float64 `json:"weight_decay"`
 	// NoDecay lists the kinds of weights without weight decay, of NoDecayKinds; nil means norms and
 	// biases.
 	NoDecay []string `json:"no_decay,omitempty"`
@@ -315,13 +320,15 @@ func (o Options) Check() error {
 			return err
 		}
 	}
-	schedule := optim.Schedule{
-		Kind:   o.Schedule,
-		Peak:   o.Rate,
-		Min:    o.MinRate,
-		Warmup: max(0, o.WarmupSteps),
+	return o.schedule().Check()
+}
+
+// schedule is the learning rate of the run's steps.
+func (o Options) schedule() optim.Schedule {
+	return optim.Schedule{
+		Kind: o.Schedule, Peak: o.Rate, Min: o.MinRate, Warmup: max(0, o.WarmupSteps),
+		Steps: o.Steps, Decay: o.DecaySteps, Cycles: o.Cycles,
 	}
-	return schedule.Check()
 }
 
 // checkCompile returns an error if the passes cannot be recorded.
@@ -408,9 +415,15 @@ func (o Options) checkOptimizer() error {
 			o.Clip)
 	case o.Moments != optim.Float32 && o.Optimizer != optim.AdamW:
 		return fmt.Errorf("moments in %s are for %s", o.Moments, optim.AdamW)
-	case o.Stochastic && (o.Moments != optim.Float32 || o.Optimizer != optim.AdamW):
-		return fmt.Errorf("stochastic rounding is for %s, and chooses the moments' dtype itself",
-			optim.AdamW)
+	case o.Stochastic && o.Optimizer != optim.AdamW:
+		return fmt.Errorf("stochastic rounding is for %s", optim.AdamW)
+	case o.Optimizer == optim.Muon && (o.TensorSize > 0 ||
+		slices.Contains([]string{FSDP, HSDP, TP}, o.Distributed)):
+		return fmt.Errorf("%s needs whole matrices, which %s divides: choose none, ddp or pp",
+			optim.Muon, o.Distributed)
+	case o.Optimizer == optim.Muon && o.HeadOnly:
+		return fmt.Errorf("%s is for the matrices of the blocks, and the head is not one of them",
+			optim.Muon)
 	case o.Stochastic && o.LoRA != nil:
 		return errors.New("stochastic rounding is for bfloat16 weights, and adapters are float32")
 	case o.Stochastic && o.OffloadOptimizer:

@@ -60,7 +60,8 @@ type Trainer struct {
 	reference map[*dataset.Dataset]network.Reference // if the objective needs one
 	device    torch.Device
 	params    []optim.Param
-	trained   []fragment // what params are of the weights
+	trained   []fragment          // what params are of the weights
+	matrices  map[*nn.Param][]int // Muon: the rows of the matrices in each weight
 	optimizer *optim.Optimizer
 	replayer  *network.Replayer // nil if operations are launched one by one
 	schedule  optim.Schedule
@@ -206,9 +207,7 @@ func (t *Trainer) openBatches() (err error) {
 	if o.ValidateSteps == 0 {
 		o.ValidateSteps = max(1, o.Steps/10)
 	}
-	t.schedule = optim.Schedule{
-		Kind: o.Schedule, Peak: o.Rate, Min: o.MinRate, Warmup: o.WarmupSteps, Steps: o.Steps,
-	}
+	t.schedule = o.schedule()
 	return nil
 }
 
@@ -262,12 +261,11 @@ func (t *Trainer) prepareOptimizer() (err error) {
 		}
 	}
 	t.trained, t.params = optimized(t.strategy.fragments(), names, o)
-	if t.device.IsCUDA() && o.Moments != optim.Float32 {
-		return fmt.Errorf(
-			"moments in %s are for the CPU only; on a GPU, stochastic rounding keeps moments of "+
-				"bfloat16 weights in bfloat16, without float32 master weights",
-			o.Moments,
-		)
+	if o.Optimizer == optim.Muon {
+		t.matrices = matricesOf(m)
+		for i, f := range t.trained {
+			t.params[i].Rows = t.matrices[f.param]
+		}
 	}
 	t.optimizer = optim.New(t.params, optim.Options{
 		Method: o.Optimizer, Moments: o.Moments, Beta1: o.Beta1, Beta2: o.Beta2, Decay: o.Decay,

@@ -103,12 +103,12 @@ func (f *planFlags) declareRun(flags *pflag.FlagSet) {
 	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
 	flags.IntVar(&f.adapter.Rank, "lora_rank", 0,
 		"train a LoRA adapter of this `rank` instead of the weights")
-	flags.StringVar(&f.Optimizer, "optimizer", "adamw", "adamw or lion")
+	flags.StringVar(&f.Optimizer, "optimizer", "adamw", "adamw, lion or muon")
 	flags.StringVar(&f.Moments, "moments", "float32",
 		"dtype of AdamW's moments: float32, bfloat16 or int8")
 	flags.BoolVar(&f.Stochastic, "stochastic_rounding", false,
 		"round bfloat16 weights stochastically, without float32 master weights; moments in "+
-			"bfloat16")
+			"bfloat16, or with --moments int8 in 8 bits")
 	flags.BoolVar(&f.OffloadOptimizer, "offload_optimizer", false,
 		"fsdp and hsdp: keep the optimizer's state in host memory and take its steps there")
 	flags.BoolVar(&f.HeadOnly, "head_only", false, "train only the output head")

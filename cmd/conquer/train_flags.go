@@ -112,15 +112,21 @@ func (f *trainFlags) declareOptimizer(flags *pflag.FlagSet) {
 		"peak learning `rate` (default 1e-4; 5e-4 with LoRA or --head_only; divided by 20 "+
 			"if answers are compared, by 5 for lion)")
 	flags.StringVar(&f.Schedule, "schedule", "cosine",
-		"learning-rate schedule after the warm-up: cosine, linear or constant")
+		"learning-rate `schedule` after the warm-up: cosine, linear, constant, wsd (constant, "+
+			"then a fall over the last --decay_steps), or restarts (cosine, --cycles times)")
+	flags.IntVar(&f.DecaySteps, "decay_steps", 0,
+		"with --schedule wsd: the steps of the fall (default: 10 % of the run)")
+	flags.IntVar(&f.Cycles, "cycles", 0, "with --schedule restarts: how often the rate falls "+
+		"(default 2)")
 	flags.IntVar(&f.WarmupSteps, "warmup_steps", -1, "warm-up steps (default: 5 % of the run)")
 	flags.Lookup("warmup_steps").DefValue = "0" // the usage text describes the default
 	flags.Float64Var(&f.MinRate, "min_learning_rate", 0, "final learning `rate`")
 	flags.StringVar(&f.Optimizer, "optimizer", "adamw",
-		"adamw; or lion, which keeps one moment per weight instead of two")
+		"adamw; lion, which keeps one moment per weight instead of two; or muon, which "+
+			"orthogonalizes the updates of matrices and keeps one moment for them, two for other "+
+			"weights")
 	flags.StringVar(&f.Moments, "moments", "float32",
-		"dtype of AdamW's moments: float32, bfloat16 or int8 (8, 4 or 2 bytes per weight; the "+
-			"last two on the CPU only)")
+		"dtype of AdamW's moments: float32, bfloat16 or int8 (8, 4 or 2 bytes per weight)")
 	flags.Float64Var(&f.Decay, "weight_decay", 0.01,
 		"weight decay per step, multiplied by the learning rate")
 	flags.StringSliceVar(&f.NoDecay, "no_decay", nil,
@@ -131,7 +137,7 @@ func (f *trainFlags) declareOptimizer(flags *pflag.FlagSet) {
 	flags.Float64Var(&f.Clip, "clip", 1, "clip gradients to this `norm`; 0: no clipping")
 	flags.BoolVar(&f.Stochastic, "stochastic_rounding", false,
 		"round bfloat16 weights stochastically instead of keeping float32 master weights; moments "+
-			"in bfloat16 (8 bytes per weight instead of 16)")
+			"in bfloat16 (8 bytes per weight instead of 16), or with --moments int8 in 8 bits (6)")
 }
 
 func (f *trainFlags) declareLoss(flags *pflag.FlagSet) {

@@ -24,7 +24,7 @@ ops::Device table() {
   d.limits.linear_rows_float32 = 16;
   d.limits.linear_rows_16bit = 8;
   d.limits.linear_fuses = false;
-  d.limits.float16_gradients = d.limits.loss_penalties = d.limits.small_moments = true;
+  d.limits.float16_gradients = d.limits.loss_penalties = d.limits.any_parameter = true;
   d.rms_norm = rms_norm;
   d.rms_norm_grad = rms_norm_grad;
   d.rope_qkv = rope_qkv;

@@ -54,7 +54,7 @@ void adamw(const ops::OptimizerStep &o) {
       auto part = [&](const at::Tensor &t, auto type) {
         return mutable_data_of<decltype(type)>(t) + s.from;
       };
-      const uint32_t key = ops::rounding_key(o.seed, o.step, i);
+      const uint32_t key = o.keys[i];
       if (kind == at::kFloat)
         kernels<T>().adamw(w, master, g, part(o.means[i], float{}), part(o.squares[i], float{}),
                            s.n, constants);

@@ -90,8 +90,8 @@ inline VecU encoded(Vec a, uint32_t base, VecU random, bool square) {
   return (code & ~below) | ((VecU)(bar < a) & below & 1);
 }
 
-// With 8-bit moments and an exponent for each block, rounded stochastically. `from` is a multiple
-// of the block.
+// With 8-bit moments and an exponent for each block, rounded stochastically, and so is a weight
+// without a master weight. `from` is a multiple of the block.
 template <class T>
 void adamw_8bit(T *weight, float *master, const T *gradient, uint8_t *mean, uint8_t *square,
                 uint8_t *mean_exponents, uint8_t *square_exponents, int64_t from, int64_t n,
@@ -108,9 +108,13 @@ void adamw_8bit(T *weight, float *master, const T *gradient, uint8_t *mean, uint
       const int64_t at = begin + d;
       const VecU code = load_codes(mean + at, m);
       Vec a = (Vec)((VecU)decoded(code & 127, mean_base) | (code >> 7) << 31),
-          b = decoded(load_codes(square + at, m), square_base), w = load_some(master + at, m);
+          b = decoded(load_codes(square + at, m), square_base),
+          w = master ? load_some(master + at, m) : load_some(weight + at, m);
       adamw_step(load_some(gradient + at, m) * s.gradient_scale, a, b, w, s);
-      store_some(master + at, w, m);
+      if (master)
+        store_some(master + at, w, m);
+      else
+        w = rounded_stochastically(w, random_bits(from + at, ~key));
       if constexpr (!std::is_same_v<T, float>)
         store_some(weight + at, w, m);
       store(means + d, a);

@@ -295,53 +295,52 @@ void multiply(const at::Tensor &y, const at::Tensor &factor) {
 }
 
 // The weight that each program of adamw works on, and its first element: int64 [programs,2]. There
-// are tens of thousands, the same in each step; the last list is kept, since the GPU would idle
-// while the host makes it.
+// are tens of thousands, the same in each step. The lists are kept by device and lengths, since the
+// GPU would idle while the host makes them.
 at::Tensor chunks_of(const std::vector<at::Tensor> &weights, int64_t span) {
-  struct Kept {
-    std::vector<int64_t> lengths;
-    at::Tensor chunks;
-  };
+  constexpr size_t most = 16; // an optimizer has two at most
   static std::mutex mutex;
-  // By device; never freed: CUDA may be unloaded first.
-  static auto &kept = *new std::map<int, Kept>;
-  std::lock_guard<std::mutex> lock(mutex);
-  Kept &last = kept[weights[0].get_device()];
-  std::vector<int64_t> lengths;
+  // Never freed: CUDA may be unloaded first.
+  static auto &kept = *new std::map<std::vector<int64_t>, at::Tensor>;
+  std::vector<int64_t> key = {weights[0].get_device()};
   for (auto &w : weights)
-    lengths.push_back(w.numel());
-  if (last.lengths != lengths) {
-    std::vector<int64_t> list;
-    for (size_t i = 0; i < lengths.size(); i++)
-      for (int64_t start = 0; start < lengths[i]; start += span)
-        list.insert(list.end(), {static_cast<int64_t>(i), start});
-    last.chunks = at::tensor(list, at::kLong).view({-1, 2}).to(weights[0].device());
-    last.lengths = lengths;
-  }
-  return last.chunks;
+    key.push_back(w.numel());
+  std::lock_guard<std::mutex> lock(mutex);
+  if (auto found = kept.find(key); found != kept.end())
+    return found->second;
+  std::vector<int64_t> list;
+  for (size_t i = 0; i < weights.size(); i++)
+    for (int64_t start = 0, length = weights[i].numel(); start < length; start += span)
+      list.insert(list.end(), {static_cast<int64_t>(i), start});
+  if (kept.size() == most)
+    kept.clear();
+  return kept[key] = at::tensor(list, at::kLong).view({-1, 2}).to(weights[0].device());
 }
 
 void adamw(const ops::OptimizerStep &o) {
   const auto &weights = o.weights, &master = o.master;
   c10::cuda::CUDAGuard guard(weights[0].device());
-  constexpr int64_t span = tuning::adamw_SPAN;
+  static_assert(tuning::adamw_SPAN == tuning::adamw_8bit_SPAN &&
+                tuning::adamw_8bit_SPAN % (256 * tuning::adamw_8bit_ROWS) == 0);
   int64_t count = static_cast<int64_t>(weights.size());
-  at::Tensor chunks = chunks_of(weights, span);
+  at::Tensor chunks = chunks_of(weights, tuning::adamw_SPAN);
   at::Tensor host =
-      at::empty({count * 8}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
+      at::empty({count * 9}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
   int64_t *entry = host.mutable_data_ptr<int64_t>();
-  auto address = [](const at::Tensor &t) {
-    return static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.const_data_ptr()));
+  auto address = [](const std::vector<at::Tensor> &list, int64_t i) {
+    return list.empty()
+               ? 0
+               : static_cast<int64_t>(reinterpret_cast<uintptr_t>(list[i].const_data_ptr()));
   };
-  for (int64_t i = 0; i < count; i++, entry += 8) {
+  for (int64_t i = 0; i < count; i++, entry += 9) {
     float shrink = static_cast<float>(o.rate * o.decays[i]);
     int32_t bits;
     std::memcpy(&bits, &shrink, 4);
-    entry[0] = address(weights[i]), entry[1] = address(o.gradients[i]),
-    entry[2] = address(o.means[i]);
-    entry[3] = address(o.squares[i]), entry[4] = master.empty() ? 0 : address(master[i]);
-    entry[5] = weights[i].numel(), entry[6] = bits,
-    entry[7] = ops::rounding_key(o.seed, o.step, static_cast<int>(i));
+    entry[0] = address(weights, i), entry[1] = address(o.gradients, i);
+    entry[2] = address(o.means, i), entry[3] = address(o.squares, i);
+    entry[4] = address(master, i), entry[5] = address(o.exponents, i);
+    entry[6] = weights[i].numel(), entry[7] = bits;
+    entry[8] = o.keys[i];
   }
   at::Tensor table = host.to(weights[0].device(), /*non_blocking=*/true);
   Arguments args;
@@ -349,10 +348,11 @@ void adamw(const ops::OptimizerStep &o) {
        << static_cast<float>(o.rate) << static_cast<float>(o.beta1) << static_cast<float>(o.beta2)
        << static_cast<float>(o.eps) << static_cast<float>(1 - std::pow(o.beta1, o.step))
        << static_cast<float>(std::sqrt(1 - std::pow(o.beta2, o.step)));
-  // A float32 weight is its own master.
-  const bool stochastic = master.empty() && weights[0].scalar_type() != at::kFloat;
-  launch(keys::adamw(dtype_name(weights[0]), !master.empty(), stochastic), grid(chunks.size(0)),
-         args);
+  const Dtype dtype = dtype_name(weights[0]);
+  const auto moments = o.means[0].scalar_type();
+  launch(moments == at::kByte ? keys::adamw_8bit(dtype, !master.empty())
+                              : keys::adamw(dtype, !master.empty(), moments == at::kBFloat16),
+         grid(chunks.size(0)), args);
 }
 
 } // namespace

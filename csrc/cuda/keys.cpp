@@ -87,8 +87,11 @@ std::string decode_attention_mha(Dtype dtype, int64_t P) {
 std::string argmax(Dtype dtype) { return key("argmax", dtype, {tuning::argmax_BLOCK}); }
 std::string add_rows(Dtype dtype) { return key("add_rows", dtype, {tuning::add_rows_BLOCK}); }
 std::string multiply(Dtype dtype) { return key("multiply", dtype, {tuning::multiply_BLOCK}); }
-std::string adamw(Dtype dtype, bool master, bool stochastic) {
-  return key("adamw", dtype, {master, stochastic, tuning::adamw_SPAN, tuning::adamw_BLOCK});
+std::string adamw(Dtype dtype, bool master, bool narrow) {
+  return key("adamw", dtype, {master, narrow, tuning::adamw_SPAN, tuning::adamw_BLOCK});
+}
+std::string adamw_8bit(Dtype dtype, bool master) {
+  return key("adamw_8bit", dtype, {master, tuning::adamw_8bit_SPAN, tuning::adamw_8bit_ROWS});
 }
 
 std::string state_step(Dtype dtype, Dtype state, Dtype params, bool z, bool softplus, bool log_a,

@@ -51,7 +51,8 @@ std::string decode_attention_mha(Dtype dtype, int64_t P);
 std::string argmax(Dtype dtype);
 std::string add_rows(Dtype dtype);
 std::string multiply(Dtype dtype);
-std::string adamw(Dtype dtype, bool master, bool stochastic);
+std::string adamw(Dtype dtype, bool master, bool narrow);
+std::string adamw_8bit(Dtype dtype, bool master);
 
 // The other operators of a Mamba-2 layer. unaligned: rows may start anywhere, not only at multiples
 // of 16 elements. rows: rows of the state per program, one of tuning::state_step_BP.

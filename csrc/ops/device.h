@@ -44,7 +44,8 @@ struct OptimizerStep {
   std::vector<at::Tensor> squares;   // AdamW's second moments
   std::vector<at::Tensor> exponents; // of 8-bit moments, else empty
   std::vector<double> decays;
-  int64_t step; // counted from 1
+  std::vector<uint32_t> keys; // AdamW: of the stochastic rounding
+  int64_t step;               // counted from 1
   double scale; // of the gradients
   double rate, beta1, beta2, eps;
   int64_t seed; // of the stochastic rounding
@@ -110,7 +111,7 @@ struct Limits {
   bool linear_fuses;      // linear takes a norm and a residual, and linear_swiglu is there
   bool float16_gradients; // kernels have backward passes in float16
   bool loss_penalties;    // cross_entropy takes row scales, label smoothing and z-loss
-  bool small_moments;     // adamw takes moments smaller than float32, and parameters in float16
+  bool any_parameter;     // adamw takes parameters of every length, in float16 too
 };
 
 struct Device {

@@ -1,22 +1,26 @@
-// moments.cpp: 8-bit moments, packed and unpacked: cq_moment_pack and cq_moment_unpack.
+// moments.cpp: 8-bit moments in plain libtorch, on any device: cq_moment_pack and cq_moment_unpack.
 #include "../cpu/kernels.h"
 #include "operators.h"
-
-#include <cmath>
 
 namespace conquer::ops {
 
 namespace {
 
-// Calls f(first element, number of elements, exponent) for each block of an 8-bit moment.
-template <class F>
-void each_block(const at::Tensor &codes, const at::Tensor &exponents, int which, F f) {
-  check_moment8(codes, exponents);
-  TORCH_CHECK(which == 0 || which == 1, "8-bit moments: the moment must be 0 or 1, not ", which);
-  const int64_t n = codes.numel(), blocks = exponents.size(1);
-  uint8_t *e = exponents.mutable_data_ptr<uint8_t>() + which * blocks;
-  for (int64_t i = 0; i < blocks; i++)
-    f(i * moment_block, std::min(moment_block, n - i * moment_block), e[i]);
+// What the codes of each block count from, int32 [blocks,1]; see moment_base.
+at::Tensor bases(const at::Tensor &exponents, int which) {
+  return (exponents[which].to(at::kInt) * 8 + int32_t(moment_base(0, which))).unsqueeze(1);
+}
+
+// t's elements in blocks, zeros after the last one: [blocks,moment_block].
+at::Tensor in_blocks(const at::Tensor &t) {
+  const int64_t n = t.numel(), blocks = (n + moment_block - 1) / moment_block;
+  return at::constant_pad_nd(t.reshape({-1}), {0, blocks * moment_block - n})
+      .view({blocks, moment_block});
+}
+
+// The first elements of blocks, in the shape of t.
+at::Tensor out_of_blocks(const at::Tensor &blocks, const at::Tensor &t) {
+  return blocks.reshape({-1}).narrow(0, 0, t.numel()).view(t.sizes());
 }
 
 } // namespace
@@ -30,51 +34,56 @@ void check_moment8(const at::Tensor &codes, const at::Tensor &exponents) {
               exponents.sizes());
 }
 
+at::Tensor unpacked_moment(const at::Tensor &codes, const at::Tensor &exponents, int which) {
+  check_moment8(codes, exponents);
+  const at::Tensor all = in_blocks(codes).to(at::kInt),
+                   code = which ? all : all.bitwise_and(127),
+                   bits = (code + bases(exponents, which)).bitwise_left_shift(20);
+  at::Tensor value = at::where(code == 0, 0, bits).view(at::kFloat);
+  if (which == 0)
+    value = at::where(all > 127, -value, value);
+  return out_of_blocks(value, codes);
+}
+
+void pack_moment(const at::Tensor &values, const at::Tensor &codes, const at::Tensor &exponents,
+                 int which, bool stochastic) {
+  check_moment8(codes, exponents);
+  const at::Tensor wide = in_blocks(values.to(at::kFloat)), size = wide.abs();
+  exponents[which].copy_(
+      (size.amax(1).view(at::kInt) + 0xFFFFF).bitwise_right_shift(23).clamp(31, 253));
+  const at::Tensor base = bases(exponents, which),
+                   smallest = (base + 1).bitwise_left_shift(20).view(at::kFloat);
+  // Half a step, or a random part of it.
+  const at::Tensor part = stochastic
+                              ? at::randint(0, 1 << 20, size.sizes(), base.options())
+                              : at::full({}, 1 << 19, base.options());
+  at::Tensor code = (size.view(at::kInt) + part).bitwise_right_shift(20) - base;
+  const at::Tensor bar = which ? at::zeros({}, size.options()) : smallest * (part * 0x1p-20);
+  code = at::where(size < smallest, (size > bar).to(at::kInt), code);
+  if (which == 0)
+    code = code + wide.signbit().to(at::kInt) * 128;
+  codes.copy_(out_of_blocks(code, codes));
+}
+
 } // namespace conquer::ops
 
 using namespace conquer;
 
 int cq_moment_unpack(cq_tensor codes, cq_tensor exponents, int which, cq_tensor *out) {
   return guarded([&] {
-    const at::Tensor from = tensor_of(codes),
-                     values = at::empty(from.sizes(), from.options().dtype(at::kFloat));
-    const uint8_t *code = from.const_data_ptr<uint8_t>();
-    uint32_t *bits = static_cast<uint32_t *>(values.mutable_data_ptr());
-    ops::each_block(
-        from, tensor_of(exponents), which, [&](int64_t first, int64_t n, uint8_t &exponent) {
-          const uint32_t base = moment_base(exponent, which), magnitude = which ? 255 : 127;
-          for (int64_t i = first; i < first + n; i++) {
-            const uint32_t k = code[i] & magnitude;
-            bits[i] = (k ? (k + base) << 20 : 0) | uint32_t(code[i] & ~magnitude) << 24;
-          }
-        });
-    return give(out, values.to(at::kBFloat16));
+    TORCH_CHECK(which == 0 || which == 1, "8-bit moments: the moment must be 0 or 1, not ", which);
+    return give(out, ops::unpacked_moment(tensor_of(codes), tensor_of(exponents), which)
+                         .to(at::kBFloat16));
   });
 }
 
 int cq_moment_pack(cq_tensor values, cq_tensor codes, cq_tensor exponents, int which) {
   return guarded([&] {
-    const at::Tensor from = tensor_of(values).to(at::kFloat).contiguous(), into = tensor_of(codes);
+    const at::Tensor from = tensor_of(values), into = tensor_of(codes);
+    TORCH_CHECK(which == 0 || which == 1, "8-bit moments: the moment must be 0 or 1, not ", which);
     TORCH_CHECK(from.sizes() == into.sizes(), "8-bit moments: ", from.sizes(), " values for ",
                 into.sizes());
-    const float *value = from.const_data_ptr<float>();
-    uint8_t *code = into.mutable_data_ptr<uint8_t>();
-    ops::each_block(into, tensor_of(exponents), which,
-                    [&](int64_t first, int64_t n, uint8_t &exponent) {
-                      float largest = 0;
-                      for (int64_t i = first; i < first + n; i++)
-                        largest = std::max(largest, std::abs(value[i]));
-                      exponent = moment_exponent(largest);
-                      const uint32_t base = moment_base(exponent, which);
-                      const float smallest = __builtin_bit_cast(float, (base + 1) << 20);
-                      for (int64_t i = first; i < first + n; i++) {
-                        const float a = std::abs(value[i]);
-                        uint32_t k = a > (which ? 0 : smallest / 2);
-                        if (a >= smallest)
-                          k = ((__builtin_bit_cast(uint32_t, a) + 0x80000) >> 20) - base;
-                        code[i] = uint8_t(k | (which == 0 && std::signbit(value[i]) ? 128 : 0));
-                      }
-                    });
+    ops::pack_moment(from, into, tensor_of(exponents), which, /*stochastic=*/false);
     return 0;
   });
 }

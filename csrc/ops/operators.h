@@ -61,6 +61,11 @@ at::Tensor gemm_linear(const at::Tensor &x, const at::Tensor &weight, const at::
 
 // Throws unless codes and exponents are an 8-bit moment's; see cq_moment_pack (moments.cpp).
 void check_moment8(const at::Tensor &codes, const at::Tensor &exponents);
+// The values of an 8-bit moment in float32, and codes and exponents of values, rounded to nearest
+// or stochastically; see cq_moment_pack.
+at::Tensor unpacked_moment(const at::Tensor &codes, const at::Tensor &exponents, int which);
+void pack_moment(const at::Tensor &values, const at::Tensor &codes, const at::Tensor &exponents,
+                 int which, bool stochastic);
 
 // The number of sequence changes before each token, int32 [B,L], from the sequences' numbers; so a
 // number that is used twice still means two sequences (ssd_scan.cpp).

@@ -2,38 +2,13 @@
 #include "operators.h"
 
 #include <cmath>
+#include <numeric>
 
 namespace conquer::ops {
 
 namespace {
 
-// libtorch's fused AdamW on the master weights, with gradients widened before and weights rounded
-// after it, in groups that bound the memory of the widened gradients.
-void adamw_reference(const OptimizerStep &s) {
-  constexpr int64_t together = 1 << 25;
-  const auto &weights = s.weights, &master = s.master;
-  for (size_t begin = 0, end; begin < weights.size(); begin = end) {
-    std::vector<at::Tensor> o, g, m, v, steps;
-    int64_t elements = 0;
-    for (end = begin; end < weights.size() && s.decays[end] == s.decays[begin] &&
-                      (end == begin || elements + weights[end].numel() <= together);
-         end++) {
-      elements += weights[end].numel();
-      at::Tensor wide = s.gradients[end].to(at::kFloat);
-      g.push_back(s.scale == 1 ? wide : wide * s.scale);
-      o.push_back(master[end]), m.push_back(s.means[end]), v.push_back(s.squares[end]);
-      steps.push_back(at::full({}, double(s.step), s.means[end].options()));
-    }
-    at::_fused_adamw_(o, g, m, v, /*max_exp_avg_sqs=*/{}, steps, s.rate, s.beta1, s.beta2,
-                      s.decays[begin], s.eps,
-                      /*amsgrad=*/false, /*maximize=*/false);
-    for (size_t i = begin; i < end; i++)
-      if (weights[i].scalar_type() != at::kFloat)
-        weights[i].copy_(master[i]);
-  }
-}
-
-// Rounds `wide` up or down to 16 bits with the probabilities that keep the mean.
+// Rounds `wide` up or down to bfloat16 with the probabilities that keep the mean.
 void round_stochastically(const at::Tensor &into, const at::Tensor &wide) {
   at::Tensor bits = wide.contiguous().view(at::kInt);
   into.copy_((bits + at::randint(0, 1 << 16, bits.sizes(), bits.options()))
@@ -41,19 +16,37 @@ void round_stochastically(const at::Tensor &into, const at::Tensor &wide) {
                  .view(at::kFloat));
 }
 
-// Without master weights: weights and moments in bfloat16.
-void adamw_stochastic_reference(const OptimizerStep &s) {
+// AdamW in plain libtorch, one parameter after the other.
+void adamw_reference(const OptimizerStep &s) {
   const double correction1 = 1 - std::pow(s.beta1, s.step),
                correction2 = std::sqrt(1 - std::pow(s.beta2, s.step));
   for (size_t i = 0; i < s.weights.size(); i++) {
-    at::Tensor g = s.gradients[i].to(at::kFloat) * s.scale;
-    at::Tensor m = s.means[i].to(at::kFloat) * s.beta1 + g * (1 - s.beta1);
-    at::Tensor v = s.squares[i].to(at::kFloat) * s.beta2 + g * g * (1 - s.beta2);
-    at::Tensor w = s.weights[i].to(at::kFloat) * (1 - s.rate * s.decays[i]);
+    const at::Tensor &weight = s.weights[i];
+    const bool eight_bits = !s.exponents.empty(), has_master = !s.master.empty();
+    auto moment = [&](const at::Tensor &t, int which) {
+      return eight_bits ? unpacked_moment(t, s.exponents[i], which) : t.to(at::kFloat);
+    };
+    auto store = [&](const at::Tensor &value, const at::Tensor &into, int which) {
+      if (eight_bits)
+        pack_moment(value, into, s.exponents[i], which, /*stochastic=*/true);
+      else if (into.scalar_type() == at::kBFloat16)
+        round_stochastically(into, value);
+      else
+        into.copy_(value);
+    };
+    const at::Tensor g = s.gradients[i].to(at::kFloat) * s.scale;
+    const at::Tensor m = moment(s.means[i], 0) * s.beta1 + g * (1 - s.beta1),
+                     v = moment(s.squares[i], 1) * s.beta2 + g * g * (1 - s.beta2);
+    at::Tensor w = (has_master ? s.master[i] : weight.to(at::kFloat)) * (1 - s.rate * s.decays[i]);
     w = w - (m * (s.rate / correction1)) / (v.sqrt() / correction2 + s.eps);
-    round_stochastically(s.means[i], m);
-    round_stochastically(s.squares[i], v);
-    round_stochastically(s.weights[i], w);
+    store(m, s.means[i], 0);
+    store(v, s.squares[i], 1);
+    if (has_master)
+      s.master[i].copy_(w);
+    if (has_master || weight.scalar_type() == at::kFloat)
+      weight.copy_(w);
+    else
+      round_stochastically(weight, w);
   }
 }
 
@@ -68,19 +61,36 @@ void lion_reference(const OptimizerStep &s) {
   }
 }
 
-// Whether a device without small moments has kernels for every parameter.
-bool fits(const Device &device, const OptimizerStep &s) {
-  const auto type = s.weights[0].scalar_type();
-  if (type == at::kHalf)
-    return false;
-  for (size_t i = 0; i < s.weights.size(); i++)
-    for (const at::Tensor *t : {&s.weights[i], &s.gradients[i], &s.means[i], &s.squares[i]}) {
-      const bool weight_or_gradient = t == &s.weights[i] || t == &s.gradients[i];
-      if (!t->is_contiguous() || t->numel() % device.limits.width_multiple ||
-          device_for(*t) != &device || (weight_or_gradient && t->scalar_type() != type))
-        return false;
-    }
-  return true;
+// Whether a device's kernel takes parameter i beside others with weights of a type.
+bool fits(const Device &device, const OptimizerStep &s, size_t i, at::ScalarType type) {
+  const auto multiple = device.limits.width_multiple;
+  auto usable = [&](const at::Tensor &t) {
+    return t.is_contiguous() && t.numel() % multiple == 0 && device_for(t) == &device;
+  };
+  auto aligned = [](const at::Tensor &t) { // codes of 8 bits, which no other kernel reads
+    return t.is_contiguous() && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  };
+  const bool eight_bits = !s.exponents.empty();
+  return s.weights[i].scalar_type() == type && s.gradients[i].scalar_type() == type &&
+         usable(s.weights[i]) && usable(s.gradients[i]) &&
+         (eight_bits ? aligned(s.means[i]) && aligned(s.squares[i])
+                     : usable(s.means[i]) && usable(s.squares[i]));
+}
+
+// A step over some of the parameters.
+OptimizerStep some_of(const OptimizerStep &s, const std::vector<size_t> &which) {
+  OptimizerStep part = s;
+  auto choose = [&](auto &into, const auto &from) {
+    into.clear();
+    for (size_t i : which)
+      if (!from.empty())
+        into.push_back(from[i]);
+  };
+  choose(part.weights, s.weights), choose(part.master, s.master);
+  choose(part.gradients, s.gradients), choose(part.means, s.means);
+  choose(part.squares, s.squares), choose(part.exponents, s.exponents);
+  choose(part.decays, s.decays), choose(part.keys, s.keys);
+  return part;
 }
 
 // The step's tensors; a null handle is an undefined tensor.
@@ -127,10 +137,11 @@ void check_moments(const OptimizerStep &s) {
   const auto kind = s.means[0].scalar_type();
   for (size_t i = 0; i < s.weights.size(); i++) {
     const auto mean = s.means[i].scalar_type(), square = s.squares[i].scalar_type();
-    TORCH_CHECK(!s.master.empty() || (s.weights[i].scalar_type() == at::kBFloat16 &&
-                                      mean == at::kBFloat16 && square == at::kBFloat16),
-                "adamw: weight ", i, " is ", s.weights[i].scalar_type(),
-                "; without master weights it and its moments must be bfloat16");
+    TORCH_CHECK(!s.master.empty() ||
+                    (s.weights[i].scalar_type() == at::kBFloat16 && mean != at::kFloat),
+                "adamw: weight ", i, " is ", s.weights[i].scalar_type(), " with moments in ", mean,
+                "; without master weights it must be bfloat16, and its moments smaller than "
+                "float32");
     TORCH_CHECK(mean == kind && square == kind && (kind == at::kByte) == !s.exponents.empty(),
                 "adamw: the moments of weight ", i, " have another dtype than those of weight 0");
     if (!s.exponents.empty())
@@ -142,22 +153,29 @@ void adamw(OptimizerStep s) {
   check_moments(s);
   check_step("adamw", s, s.means);
   check_step("adamw", s, s.squares);
+  for (size_t i = 0; i < s.weights.size(); i++)
+    s.keys.push_back(rounding_key(s.seed, s.step, i));
   const Device *device = device_for(s.weights[0]);
-  if (device && device->limits.small_moments) {
+  if (device && device->limits.any_parameter) {
     match_gradients(s);
     device->adamw(s);
     return;
   }
-  TORCH_CHECK(s.master.empty() || s.means[0].scalar_type() == at::kFloat,
-              "adamw: with float32 master weights, moments smaller than float32 need the CPU");
-  if (device && device->adamw && fits(*device, s)) {
-    if (s.weights[0].scalar_type() == at::kFloat)
-      s.master.clear(); // a float32 weight is its own master
-    device->adamw(s);
-  } else if (s.master.empty())
-    adamw_stochastic_reference(s);
-  else
-    adamw_reference(s);
+  std::vector<size_t> rest(s.weights.size());
+  std::iota(rest.begin(), rest.end(), 0);
+  for (const auto type : {at::kBFloat16, at::kFloat}) {
+    std::vector<size_t> fitting, others;
+    for (size_t i : rest)
+      (device && device->adamw && fits(*device, s, i, type) ? fitting : others).push_back(i);
+    rest = others;
+    if (fitting.empty())
+      continue;
+    OptimizerStep part = some_of(s, fitting);
+    if (type == at::kFloat)
+      part.master.clear(); // a float32 weight is its own master
+    device->adamw(part);
+  }
+  adamw_reference(some_of(s, rest));
 }
 
 void lion(OptimizerStep s) {

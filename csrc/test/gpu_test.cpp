@@ -1,7 +1,7 @@
 // gpu_test.cpp: compares every operator of conquer.h on a GPU with the same operator written with
 // libtorch in float64 on the CPU, forward and backward, over random shapes.
 //   csrc_gpu_test [seed] [rounds]
-#include "harness.h"
+#include "adamw.h"
 
 #include <cmath>
 #include <random>
@@ -393,6 +393,8 @@ int main(int argc, char **argv) {
       std::printf("%-12s %-9s largest difference %.2e%s\n", family.name, c10::toString(type), worst,
                   failures > before ? "  FAILED" : "");
     }
+  check_adamw(at::kCUDA);
+  std::printf("%-12s checked\n", "adamw");
   std::printf(failures ? "%d FAILURES (seed %llu)\n" : "all within limits\n", failures,
               (unsigned long long)seed);
   return failures != 0;

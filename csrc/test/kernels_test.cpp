@@ -9,7 +9,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "../cpu/threads.h"
-#include "harness.h"
+#include "adamw.h"
 
 namespace {
 
@@ -729,6 +729,7 @@ const Family families[] = {
     {"embedding", check_embedding, nullptr},
     {"decode", nullptr, time_decode},
     {"lion", check_lion, nullptr},
+    {"adamw", [] { check_adamw(at::kCPU); }, nullptr},
     {"training", nullptr, time_training},
 };
 

@@ -57,10 +57,14 @@ void transformer(Dtype dtype) {
   if (trains) {
     for (auto form : {keys::swiglu_grad, keys::add_rows, keys::multiply})
       add(form(dtype));
-    add(keys::adamw(dtype, !fp32, false)); // master weights for every dtype but float32
+    // Of bfloat16 weights, with float32 master weights or rounded stochastically.
+    for (bool master : flags)
+      if (!(fp32 && master)) {
+        add(keys::adamw(dtype, master, true));
+        add(keys::adamw_8bit(dtype, master));
+      }
+    add(keys::adamw(dtype, !fp32, false));
   }
-  if (!fp32 && trains)
-    add(keys::adamw(dtype, false, true)); // stochastic rounding is for bfloat16 alone
 }
 
 // The chunked scan. The plain set has head dimension 64, state 128, aligned rows, and chunks of at

@@ -1,5 +1,5 @@
-// Package optim has the optimizers AdamW and Lion, learning-rate schedules, and gradient clipping
-// by global norm.
+// Package optim has the optimizers AdamW, Lion and Muon, learning-rate schedules, and gradient
+// clipping by global norm.
 //
 //	optimizer := optim.New(params, optim.Options{Beta1: 0.9, Beta2: 0.999, Decay: 0.01})
 //	defer optimizer.Free()
@@ -25,16 +25,22 @@ type Param struct {
 	Name string
 	torch.Tensor
 	NoDecay bool // no weight decay
+	// Rows are the rows of each matrix that the weight holds, one below the other. Muon
+	// orthogonalizes their updates; it updates weights without Rows as AdamW does.
+	Rows []int
 }
 
 // Optimization methods.
 const (
 	AdamW = "adamw" // Loshchilov and Hutter, arXiv 1711.05101
 	Lion  = "lion"  // Chen et al., arXiv 2302.06675: steps by the sign of averaged gradients
+	// Muon orthogonalizes the updates of matrices (Jordan et al.; Liu et al., arXiv 2502.16982).
+	// Other weights take AdamW's steps.
+	Muon = "muon"
 )
 
 // Methods lists the optimization methods.
-var Methods = []string{AdamW, Lion}
+var Methods = []string{AdamW, Lion, Muon}
 
 // Data types of AdamW's moments. Types smaller than float32 are rounded stochastically, which keeps
 // the mean: the second moment changes by a thousandth in each step, and rounding to nearest would
@@ -48,10 +54,10 @@ const (
 // MomentTypes lists the data types of moments.
 var MomentTypes = []string{Float32, BFloat16, Int8}
 
-// MomentBytes returns the size of the moments of n weights.
+// MomentBytes returns the size of the moments of n weights, for Muon of n weights of matrices.
 func MomentBytes(method, moments string, n float64) float64 {
 	switch {
-	case method == Lion:
+	case method == Lion || method == Muon:
 		return 4 * n
 	case moments == BFloat16:
 		return 4 * n
@@ -67,14 +73,15 @@ type Options struct {
 	Moments           string // of AdamW; "" means Float32
 	Beta1, Beta2, Eps float64
 	Decay             float64 // weight decay, for parameters without NoDecay
+	Momentum          float64 // of Muon; 0 means 0.95
 	// Stochastic keeps no float32 master weights of bfloat16 weights, and AdamW's moments in
-	// bfloat16: half the memory. Weights and moments are rounded stochastically. It does not affect
-	// weights of other types.
+	// bfloat16 unless Moments is Int8: half the memory or less. Weights and moments are rounded
+	// stochastically. It does not affect weights of other types.
 	Stochastic bool
 	Seed       int // seed of the stochastic rounding
 }
 
-// Optimizer is AdamW or Lion over a list of weights.
+// Optimizer is AdamW, Lion or Muon over a list of weights.
 //
 // Its state is float32 unless the options say otherwise. 16-bit weights have float32 master
 // weights: a step is added to those, and the weight is rounded from them. A step with learning rate
@@ -91,7 +98,7 @@ type Optimizer struct {
 }
 
 type state struct {
-	mean, square torch.Tensor // square is undefined with Lion
+	mean, square torch.Tensor // square is undefined with Lion, and for Muon's matrices
 	exponents    torch.Tensor // of 8-bit moments
 	master       torch.Tensor // float32; no tensor if the weight is float32 itself
 }
@@ -101,20 +108,23 @@ func New(params []Param, options Options) *Optimizer {
 	if options.Eps == 0 {
 		options.Eps = 1e-8
 	}
+	if options.Momentum == 0 {
+		options.Momentum = 0.95
+	}
 	o := &Optimizer{options: options, params: params, states: make([]state, len(params))}
 	torch.NoGrad(func() {
 		for i, p := range params {
 			torch.Scoped(func() {
-				s, dtype := &o.states[i], o.momentType(p.DType())
+				s, dtype := &o.states[i], options.momentType(p.DType())
 				s.mean = torch.Zeros(p.Shape(), dtype, p.Device()).Own()
-				if options.Method != Lion {
+				if options.hasSquare(p.Rows) {
 					s.square = torch.Zeros(p.Shape(), dtype, p.Device()).Own()
 				}
 				if dtype == torch.Uint8 {
 					blocks := (p.Numel() + torch.MomentBlock - 1) / torch.MomentBlock
 					s.exponents = torch.Zeros([]int{2, blocks}, dtype, p.Device()).Own()
 				}
-				if p.DType() != torch.Float32 && !o.stochastic(p.DType()) {
+				if p.DType() != torch.Float32 && !options.stochastic(p.DType()) {
 					s.master = p.Detach().To(torch.Float32).Own()
 				}
 			})
@@ -123,19 +133,24 @@ func New(params []Param, options Options) *Optimizer {
 	return o
 }
 
-func (o *Optimizer) stochastic(weight torch.DType) bool {
-	return o.options.Stochastic && weight == torch.BFloat16
+func (o Options) stochastic(weight torch.DType) bool {
+	return o.Stochastic && weight == torch.BFloat16
+}
+
+// hasSquare reports whether a weight with these Rows has a second moment.
+func (o Options) hasSquare(rows []int) bool {
+	return o.Method != Lion && (o.Method != Muon || rows == nil)
 }
 
 // momentType returns the type of the moments of weights of a type.
-func (o *Optimizer) momentType(weight torch.DType) torch.DType {
+func (o Options) momentType(weight torch.DType) torch.DType {
 	switch {
-	case o.options.Method == Lion:
+	case o.Method == Lion:
 		return torch.Float32
-	case o.stochastic(weight), o.options.Moments == BFloat16:
-		return torch.BFloat16
-	case o.options.Moments == Int8:
+	case o.Moments == Int8:
 		return torch.Uint8
+	case o.stochastic(weight), o.Moments == BFloat16:
+		return torch.BFloat16
 	}
 	return torch.Float32
 }
@@ -180,6 +195,7 @@ func (o *Optimizer) Step(rate, scale float64) {
 type Prepared struct {
 	optimizer *Optimizer
 	steps     [2]torch.AdamWStep // with master weights, and with stochastic rounding
+	matrices  []muonStep
 }
 
 // Prepare collects the tensors of a step, the present gradients included, so that the host's work
@@ -196,13 +212,20 @@ func (o *Optimizer) Prepare() *Prepared {
 			if p.NoDecay {
 				decay = 0
 			}
+			master := p.Detach()
+			if s.master.Defined() {
+				master = s.master.Detach()
+			}
+			if o.options.Method == Muon && p.Rows != nil {
+				ready.matrices = append(ready.matrices,
+					muonStep{p.Detach(), master, g, s.mean, p.Rows, decay})
+				continue
+			}
 			step := &ready.steps[0]
-			if o.stochastic(p.DType()) {
+			if o.options.stochastic(p.DType()) {
 				step = &ready.steps[1]
-			} else if s.master.Defined() {
-				step.Master = append(step.Master, s.master.Detach())
 			} else {
-				step.Master = append(step.Master, p.Detach())
+				step.Master = append(step.Master, master)
 			}
 			step.Weights, step.Gradients = append(step.Weights, p.Tensor), append(step.Gradients, g)
 			step.Decays = append(step.Decays, decay)
@@ -233,6 +256,9 @@ func (r *Prepared) Apply(rate, scale float64) {
 				step.Step, step.Scale, step.Rate, step.Seed = o.steps, scale, rate, o.options.Seed
 				step.Beta1, step.Beta2, step.Eps = o.options.Beta1, o.options.Beta2, o.options.Eps
 				step.Apply()
+			}
+			for _, step := range r.matrices {
+				torch.Scoped(func() { step.apply(rate, scale, o.options.Momentum) })
 			}
 		})
 	})
@@ -286,15 +312,17 @@ func (o *Optimizer) Moments(i int) (list []Moment) {
 	return list
 }
 
-// MomentNames lists the moments that a weight of a type has, and their type in Moments.
-func (o *Optimizer) MomentNames(weight torch.DType) (names []string, dtype torch.DType) {
-	if dtype = o.momentType(weight); dtype == torch.Uint8 {
+// MomentNames lists the moments of a weight with these Rows, and their type in Moments.
+func (o *Optimizer) MomentNames(weight torch.DType, rows []int) (
+	names []string, dtype torch.DType,
+) {
+	if dtype = o.options.momentType(weight); dtype == torch.Uint8 {
 		dtype = torch.BFloat16
 	}
-	if o.options.Method == Lion {
-		return []string{"mean"}, dtype
+	if o.options.hasSquare(rows) {
+		return []string{"mean", "square"}, dtype
 	}
-	return []string{"mean", "square"}, dtype
+	return []string{"mean"}, dtype
 }
 
 // SetMoments stores what was changed in the i'th weight's Moments.

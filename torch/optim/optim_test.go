@@ -41,8 +41,11 @@ func params(dtype torch.DType) ([]optim.Param, []*reference) {
 	var refs []*reference
 	for i, shape := range [][]int{{5, 7}, {9}} {
 		p := torch.Randn(shape, torch.Float32, torch.CPU).To(dtype).RequireGrad(true)
-		list = append(list,
-			optim.Param{Name: fmt.Sprint("p", i), Tensor: p, NoDecay: len(shape) == 1})
+		param := optim.Param{Name: fmt.Sprint("p", i), Tensor: p, NoDecay: len(shape) == 1}
+		if len(shape) == 2 {
+			param.Rows = []int{2, 3} // of Muon
+		}
+		list = append(list, param)
 		n := p.Numel()
 		refs = append(refs,
 			&reference{torch.Values[float64](p.Detach()), make([]float64, n), make([]float64, n)})
@@ -115,7 +118,8 @@ func TestAdamW_MasterWeightsKeepSmallSteps(t *testing.T) {
 func TestOptimizer_ContinuesExactlyFromSavedState(t *testing.T) {
 	for _, options := range []optim.Options{
 		{}, {Moments: optim.BFloat16}, {Moments: optim.Int8},
-		{Stochastic: true}, {Method: optim.Lion},
+		{Stochastic: true}, {Stochastic: true, Moments: optim.Int8}, {Method: optim.Lion},
+		{Method: optim.Muon},
 	} {
 		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
 			goesOn(t, dtype, options)
@@ -152,6 +156,7 @@ func goesOn(t *testing.T, dtype torch.DType, options optim.Options) {
 				copies,
 				optim.Param{
 					Name:    p.Name,
+					Rows:    p.Rows,
 					NoDecay: p.NoDecay,
 					Tensor:  p.Detach().Clone().RequireGrad(true),
 				},
@@ -251,10 +256,15 @@ func TestNorm_CoversAllElements(t *testing.T) {
 
 func TestSchedule_WarmsUpThenFalls(t *testing.T) {
 	for kind, want := range map[string]map[int]float64{
-		optim.Constant: {0: 0.1, 9: 1, 10: 1, 60: 1, 110: 1},
-		optim.Linear:   {0: 0.1, 4: 0.5, 9: 1, 10: 1, 60: 0.6, 110: 0.2, 500: 0.2},
-		optim.Cosine: {0: 0.1, 9: 1, 10: 1, 60: 0.6, 35: 0.2 + 0.8*(1+math.Sqrt2/2)/2,
+		optim.Constant: {0: 0, 9: 0.9, 10: 1, 60: 1, 110: 1},
+		optim.Linear:   {0: 0, 5: 0.5, 9: 0.9, 10: 1, 60: 0.6, 110: 0.2, 500: 0.2},
+		optim.Cosine: {0: 0, 9: 0.9, 10: 1, 60: 0.6, 35: 0.2 + 0.8*(1+math.Sqrt2/2)/2,
 			110: 0.2, 500: 0.2},
+		// It falls over the last 11 steps.
+		optim.WSD: {0: 0, 10: 1, 99: 1, 101: 0.2 + 0.4*(1+math.Cos(math.Pi*2/11)), 110: 0.2,
+			500: 0.2},
+		optim.Restarts: {0: 0, 10: 1, 35: 0.6, 59: 0.2 + 0.4*(1+math.Cos(math.Pi*49/50)), 60: 1,
+			85: 0.6, 110: 0.2, 500: 0.2},
 	} {
 		s := optim.Schedule{Kind: kind, Peak: 1, Min: 0.2, Warmup: 10, Steps: 110}
 		for step, rate := range want {
@@ -270,10 +280,12 @@ func TestSchedule_WarmsUpThenFalls(t *testing.T) {
 
 func TestSchedule_RejectsInvalidValues(t *testing.T) {
 	for want, s := range map[string]optim.Schedule{
-		"cosine":   {Kind: "cosin", Peak: 1},
-		"positive": {Kind: optim.Linear},
-		"between":  {Kind: optim.Linear, Peak: 1, Min: 2},
-		"negative": {Kind: optim.Linear, Peak: 1, Warmup: -2},
+		"cosine":           {Kind: "cosin", Peak: 1},
+		"positive":         {Kind: optim.Linear},
+		"between":          {Kind: optim.Linear, Peak: 1, Min: 2},
+		"negative":         {Kind: optim.Linear, Peak: 1, Warmup: -2},
+		"no separate fall": {Kind: optim.Cosine, Peak: 1, Decay: 3},
+		"no 2 cycles":      {Kind: optim.Cosine, Peak: 1, Cycles: 2},
 	} {
 		if err := s.Check(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v gave %v, want an error about %q", s, err, want)
@@ -480,6 +492,69 @@ func TestAdamW_OutlierInBlockKeepsNeighboursStable(t *testing.T) {
 		}
 		if most := torch.Item[float64](p.Detach().Abs().Max()); !(most < 20*1.2e-3) {
 			t.Errorf("20 steps of 1e-3 led to %v", most)
+		}
+	})
+}
+
+// Muon's update of each matrix has nearly orthonormal rows and points along the gradient. A weight
+// without matrices takes AdamW's step.
+func TestMuon_OrthogonalizesMatrices(t *testing.T) {
+	run(t, func() {
+		torch.ManualSeed(7)
+		list, refs := params(torch.Float32)
+		muon := optim.New(list,
+			optim.Options{Method: optim.Muon, Beta1: 0.9, Beta2: 0.99, Decay: 0.1})
+		defer muon.Free()
+		before := torch.Values[float64](list[0].Detach())
+		const rate = 0.01
+		g := gradient(list[0], 1)
+		refs[1].step(gradient(list[1], 1), 1, rate, 0.9, 0.99, 0)
+		muon.Step(rate, 1)
+		after := torch.Values[float64](list[0].Detach())
+		first := 0
+		for _, rows := range list[0].Rows {
+			const columns = 7
+			update := make([][]float64, rows) // what is left of the step without decay, scaled
+			for i := range update {
+				for j := range columns {
+					at := (first+i)*columns + j
+					moved := before[at]*(1-rate*0.1) - after[at]
+					moved /= 0.2 * rate * math.Sqrt(columns)
+					update[i] = append(update[i], moved)
+				}
+			}
+			dot := func(a, b []float64) (sum float64) {
+				for k := range a {
+					sum += a[k] * b[k]
+				}
+				return sum
+			}
+			for i := range rows { // its rows are nearly orthonormal
+				for j := range rows {
+					want := 0.0
+					if i == j {
+						want = 1
+					}
+					if got := dot(update[i], update[j]); math.Abs(got-want) > 0.6 {
+						t.Errorf("rows %d and %d of a matrix of %d have the product %.3f", i, j,
+							rows, got)
+					}
+				}
+			}
+			// The update of the first step points along the gradient.
+			sum := 0.0
+			for i := range rows {
+				sum += dot(update[i], g[(first+i)*columns:(first+i+1)*columns])
+			}
+			if sum <= 0 {
+				t.Errorf("the update of a matrix of %d rows opposes its gradient: %v", rows, sum)
+			}
+			first += rows
+		}
+		for j, got := range torch.Values[float64](list[1].Detach()) {
+			if want := refs[1].weight[j]; math.Abs(got-want) > 1e-5*(1+math.Abs(want)) {
+				t.Fatalf("element %d of the vector is %v, want %v", j, got, want)
+			}
 		}
 	})
 }

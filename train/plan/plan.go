@@ -162,6 +162,12 @@ func Predict(m model.Model, o Options, machine Machine) ([]Plan, error) {
 	default:
 		plans = append(plans, pipelinePlan(m, o, machine))
 	}
+	for i, p := range plans { // train refuses it too
+		divides := slices.Contains([]string{train.FSDP, train.HSDP, train.TP}, p.Strategy)
+		if divides && o.Optimizer == optim.Muon {
+			plans[i] = Plan{Strategy: p.Strategy, Refused: "Muon needs whole matrices"}
+		}
+	}
 	return plans, nil
 }
 
@@ -235,10 +241,14 @@ func (p *prediction) state() {
 	}
 	p.Gradients = n * p.trained / p.shards
 	moments := p.o.Moments
-	if random {
+	if random && moments != optim.Int8 {
 		moments = optim.BFloat16
 	}
 	p.moments = optim.MomentBytes(p.o.Optimizer, moments, n)
+	if p.o.Optimizer == optim.Muon && p.o.LoRA == nil {
+		p.moments = optim.MomentBytes(optim.Muon, moments, p.s.matrices) +
+			optim.MomentBytes(optim.AdamW, moments, n-p.s.matrices)
+	}
 	p.Optimizer = p.moments / p.shards
 	if p.trained < 4 && !random {
 		p.Optimizer += n * 4 / p.shards // master weights
@@ -379,6 +389,9 @@ func (p *prediction) time() {
 	}
 	if !o.OffloadOptimizer {
 		p.Compute += (traffic*n + 2*p.moments) / p.shards / (machine.Transfer * 1e9)
+	}
+	if o.Optimizer == optim.Muon && o.LoRA == nil { // adapters have small matrices
+		p.Compute += p.s.orthogonal / (machine.Rate * 1e12)
 	}
 	if o.Recompute == train.RecomputeSelective {
 		// Each result is written, from inputs of once or twice its size.

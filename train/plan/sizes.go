@@ -29,6 +29,8 @@ type sizes struct {
 	outputs        float64 // per token: outputs of all linear layers of a block
 	inFlight       float64 // micro-batches whose activations are held at a time
 	divided        bool    // the process holds a shard of each layer
+	matrices       float64 // weights of the blocks' linear layers
+	orthogonal     float64 // operations in which Muon orthogonalizes their updates
 }
 
 // measure counts what a process holds that has the blocks from low up to, and without, high. The
@@ -82,6 +84,11 @@ func (s *sizes) addBlock(block model.Block, inside map[*nn.Linear]bool) float64 
 	nn.Linears(block, func(_ []string, l *nn.Linear) {
 		out, in := float64(l.Weight.Local()[0]), float64(l.Weight.Local()[1])
 		s.outputs += out / share
+		s.matrices += out * in
+		for _, rows := range l.Rows { // see optim.Muon: three products of matrices, five times
+			small, large := min(float64(rows), in), max(float64(rows), in)
+			s.orthogonal += 5 * (4*small*small*large + 2*small*small*small)
+		}
 		s.widest, s.largest = math.Max(s.widest, out+in), math.Max(s.largest, out*in)
 		inside[l] = true
 	})

@@ -57,9 +57,11 @@ def transformer(dtype):
             yield "rope_qkv_grad", dict(**sizes("rope_qkv_grad", "HEADS"), BH=half)
         for name in ("swiglu_grad", "add_rows", "multiply"):
             yield name, sizes(name, "BLOCK")
-        yield "adamw", dict(MASTER=not fp32, STOCHASTIC=False, **sizes("adamw", "SPAN", "BLOCK"))
-    if dtype == "bf16":
-        yield "adamw", dict(MASTER=False, STOCHASTIC=True, **sizes("adamw", "SPAN", "BLOCK"))
+        # A bfloat16 weight has a float32 master weight, or small moments, or both.
+        yield "adamw", dict(MASTER=not fp32, NARROW=False, **sizes("adamw", "SPAN", "BLOCK"))
+        for master in (False,) if fp32 else BOTH:
+            yield "adamw", dict(MASTER=master, NARROW=True, **sizes("adamw", "SPAN", "BLOCK"))
+            yield "adamw_8bit", dict(MASTER=master, **sizes("adamw_8bit", "SPAN", "ROWS"))
     for p in tuning.values("decode_attention")["BP"]:
         yield "decode_attention", dict(**sizes("decode_attention", "G", "BS", dtype=dtype), BP=p,
                                        PRECISION=precision(dtype, "ieee"))

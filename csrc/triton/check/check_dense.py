@@ -389,8 +389,9 @@ def check_adamw(d, limit):
                 m[i], v[i] = beta1 * m[i] + (1 - beta1) * g, beta2 * v[i] + (1 - beta2) * g * g
                 update = m[i] / (1 - beta1 ** step) / (np.sqrt(v[i] / (1 - beta2 ** step)) + 1e-8)
                 exact[i] = exact[i] * (1 - rate * decays[i]) - rate * update
-            launch_adamw(weights, grads, means, squares, masters if has_master else None, decays,
-                         rate, beta1, beta2, step, span)
+            launch_adamw(dense.adamw, weights, grads, means, squares,
+                         masters if has_master else None, None, decays, rate, beta1, beta2, step,
+                         NARROW=False, SPAN=span, BLOCK=span)
         for w, master, e in zip(weights, masters, exact):
             got = master if has_master else w
             check("adamw", got, e, 1e-5 if has_master or d.dtype == "fp32" else limit * 3)
@@ -401,13 +402,52 @@ def check_adamw(d, limit):
         w, g = tensor(ones, d.dtype), tensor(ones, d.dtype)
         m, v = tensor(ones * 0, d.dtype), tensor(ones * 0, d.dtype)
         for step in range(1, 9):
-            launch_adamw([w], [g], [m], [v], None, [0.0], 1e-4, 0.9, 0.95, step, 4096,
-                         stochastic=True)
+            launch_adamw(dense.adamw, [w], [g], [m], [v], None, None, [0.0], 1e-4, 0.9, 0.95, step,
+                         NARROW=True, SPAN=4096, BLOCK=1024)
         check("adamw stochastic mean", np.mean(host(w)) - 1, np.array(-8e-4), 0.05)
 
 
-def launch_adamw(weights, grads, means, squares, masters, decays, rate, beta1, beta2, step, span,
-                 stochastic=False):
+def unpacked(codes, exponents, which):
+    """The values of an 8-bit moment, as conquer.h describes them."""
+    codes, levels = host(codes).astype(np.int64), (127, 255)[which]
+    exponent = np.repeat(host(exponents).astype(np.int64)[which], 256)[:len(codes)]
+    code, base = codes & levels, 8 * exponent + 7 - levels
+    value = np.where(code == 0, 0, code + base << 20).astype(np.int32).view(np.float32)
+    return np.where(codes > levels, -value, value).astype(np.float64)
+
+
+def check_adamw_8bit(d, limit):
+    """Three steps: the moments stay near those of float64, without a bias, and the weight follows
+    its own moments."""
+    lengths, span, rate, beta1, beta2 = [16, 304, 2048], 1024, 0.05, 0.9, 0.95
+    for has_master in (False, True) if d.dtype == "bf16" else (False,) * (d.dtype == "fp32"):
+        weights = [d.normal(n) for n in lengths]
+        masters = [tensor(host(w)) for w in weights]
+        means, squares = [[device.zeros(n, dtype="u8") for n in lengths] for _ in range(2)]
+        exponents = [device.zeros(2, cdiv(n, 256), dtype="u8") for n in lengths]
+        for step in range(1, 4):
+            grads = [d.normal(n) for n in lengths]
+            before = [(host(w), unpacked(m, e, 0), unpacked(v, e, 1)) for w, m, v, e in zip(
+                masters if has_master else weights, means, squares, exponents)]
+            launch_adamw(dense.adamw_8bit, weights, grads, means, squares,
+                         masters if has_master else None, exponents, [0.1] * 3, rate, beta1, beta2,
+                         step, SPAN=span, ROWS=2)
+            for i, g in enumerate(host(g) / 2 for g in grads):
+                w, m, v = before[i]
+                m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+                update = m / (1 - beta1 ** step) / (np.sqrt(v / (1 - beta2 ** step)) + 1e-8)
+                check("adamw_8bit", masters[i] if has_master else weights[i],
+                      w * (1 - rate * 0.1) - rate * update, 1e-5 if has_master else limit * 10)
+                for which, (codes, want) in enumerate(((means[i], m), (squares[i], v))):
+                    off = (unpacked(codes, exponents[i], which) - want) / (
+                        np.maximum(np.abs(want), np.max(np.abs(want)) * 2.0 ** -11) / 8)
+                    bound = 6 / len(off) ** 0.5
+                    if not (np.max(np.abs(off)) <= 1.001 and abs(np.mean(off)) <= bound):
+                        check(f"adamw_8bit moment {which}", off, off * 0, 0)
+
+
+def launch_adamw(kernel, weights, grads, means, squares, masters, exponents, decays, rate, beta1,
+                 beta2, step, **constants):
     table, chunks = [], []
     for i, (w, g, m, v) in enumerate(zip(weights, grads, means, squares)):
         decay = int(np.array(rate * decays[i], dtype=np.float32).view(np.int32))
@@ -416,18 +456,18 @@ def launch_adamw(weights, grads, means, squares, masters, decays, rate, beta1, b
             g.data_ptr(),
             m.data_ptr(),
             v.data_ptr(), masters[i].data_ptr() if masters else 0,
+            exponents[i].data_ptr() if exponents else 0,
             len(w), decay, step * 40503 + i
         ]
-        chunks += [n for start in range(0, len(w), span) for n in (i, start)]
-    dense.adamw[(len(chunks) // 2, )](tensor(table, "i64"), tensor(chunks, "i64"), weights[0], 0.5,
-                                      rate, beta1, beta2, 1e-8, 1 - beta1 ** step,
-                                      (1 - beta2 ** step) ** 0.5, MASTER=masters is not None,
-                                      STOCHASTIC=stochastic, SPAN=span, BLOCK=min(span, 1024))
+        chunks += [n for start in range(0, len(w), constants["SPAN"]) for n in (i, start)]
+    kernel[(len(chunks) // 2, )](tensor(table, "i64"), tensor(chunks, "i64"), weights[0], 0.5, rate,
+                                 beta1, beta2, 1e-8, 1 - beta1 ** step, (1 - beta2 ** step) ** 0.5,
+                                 MASTER=masters is not None, **constants)
 
 
 CHECKS = (check_rms_norm, check_rope, check_swiglu, check_cross_entropy, check_decode_attention,
           check_argmax, check_gemv, check_embedding_grad, check_conv, check_gated_norm,
-          check_state_step, check_adamw)
+          check_state_step, check_adamw, check_adamw_8bit)
 
 
 def main(arguments, quick=False):

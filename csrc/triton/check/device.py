@@ -14,7 +14,8 @@ DTYPES = ("fp32",) if INTERPRET else ("fp32", "bf16", "fp16")
 
 if INTERPRET:
     np.seterr(all="ignore")  # masked elements overflow, as they do on a GPU
-    NAMES = {"fp32": np.float32, "fp64": np.float64, "i32": np.int32, "i64": np.int64}
+    NAMES = {"fp32": np.float32, "fp64": np.float64, "i32": np.int32, "i64": np.int64,
+             "u8": np.uint8}
 
     class Array(np.ndarray):
         """An array with the methods of a PyTorch tensor that the interpreter and host.py call."""
@@ -93,7 +94,8 @@ else:
         "fp16": torch.float16,
         "fp64": torch.float64,
         "i32": torch.int32,
-        "i64": torch.int64
+        "i64": torch.int64,
+        "u8": torch.uint8
     }
 
     def tensor(values, dtype="fp32"):

@@ -492,59 +492,161 @@ def round_stochastically(v, bits):
     return (raw & 0xFFFF0000).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def random_bits(i, key):
+    """32 random bits for each element, which depend on its index and the key only (Wellons'
+    lowbias32 hash). Philox would cost more than the rest of an optimizer's step."""
+    x = (i.to(tl.int32) ^ key).to(tl.uint32, bitcast=True)
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def tensor_of_step(table, chunks, T: tl.constexpr):
+    """What a program of an AdamW kernel works on: its tensor's entry of the table, its first
+    element, weight and gradient, the tensor's length, 1 - rate·decay, and the key of the
+    stochastic rounding."""
+    which = tl.load(chunks + tl.program_id(0) * 2)
+    start = tl.multiple_of(tl.load(chunks + tl.program_id(0) * 2 + 1), 16)
+    entry = table + which * 9
+    weight = tl.multiple_of(tl.load(entry).to(tl.pointer_type(T)), 16)
+    grad = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(T)), 16)
+    count = tl.multiple_of(tl.load(entry + 6), 16)
+    keep = 1.0 - tl.load(entry + 7).to(tl.int32).to(tl.float32, bitcast=True)
+    return entry, start, weight, grad, count, keep, tl.load(entry + 8).to(tl.int32)
+
+
+@triton.jit
+def adamw_step(g, m, v, w, keep, rate, beta1, beta2, eps, correct1, correct2):
+    """The moments and the weight after a step with gradient g."""
+    m = beta1 * m + (1.0 - beta1) * g
+    v = beta2 * v + (1.0 - beta2) * g * g
+    return m, v, w * keep - rate * (m / correct1) / (tl.sqrt(v) / correct2 + eps)
+
+
 @arguments("table chunks: *i64; like: *data; scale rate beta1 beta2 eps correct1 correct2: fp32")
 @triton.jit
 def adamw(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct2,
-          MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+          MASTER: tl.constexpr, NARROW: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
     """One AdamW step for many tensors in one launch.
 
     chunks [programs,2]: the tensor that a program works on, and its first element. table
-    [tensors,8]: the addresses of weight, gradient, mean, square and float32 master weight, the
-    length, rate·decay as the bits of a float32, and the key of the stochastic rounding. Gradients
-    are multiplied by scale. Lengths are multiples of 16, addresses of 16 bytes. Weight and gradient
-    have the dtype of `like`, which is not read; so do the moments if STOCHASTIC. Otherwise the
-    moments are float32, as the master weights are."""
-    which = tl.load(chunks + tl.program_id(0) * 2)
-    start = tl.multiple_of(tl.load(chunks + tl.program_id(0) * 2 + 1), 16)
-    entry = table + which * 8
-    T = like.dtype.element_ty
-    weight = tl.multiple_of(tl.load(entry).to(tl.pointer_type(T)), 16)
-    grad = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(T)), 16)
-    count = tl.multiple_of(tl.load(entry + 5), 16)
-    shrink = 1.0 - tl.load(entry + 6).to(tl.int32).to(tl.float32, bitcast=True)
-    key = tl.load(entry + 7).to(tl.int32)
+    [tensors,9]: the addresses of weight, gradient, mean, square, float32 master weight and
+    exponents (see adamw_8bit), the length, rate·decay as the bits of a float32, and the key of the
+    stochastic rounding. Gradients are multiplied by scale. Lengths are multiples of 16, addresses
+    of 16 bytes. Weight and gradient have the dtype of `like`, which is not read. A bfloat16 weight
+    without a master weight is rounded stochastically. The moments are float32, or if NARROW
+    bfloat16 and rounded stochastically."""
+    T: tl.constexpr = like.dtype.element_ty
+    M: tl.constexpr = tl.bfloat16 if NARROW else tl.float32
+    entry, start, weight, grad, count, keep, key = tensor_of_step(table, chunks, T)
+    mean = tl.multiple_of(tl.load(entry + 2).to(tl.pointer_type(M)), 16)
+    square = tl.multiple_of(tl.load(entry + 3).to(tl.pointer_type(M)), 16)
+    master = tl.multiple_of(tl.load(entry + 4).to(tl.pointer_type(tl.float32)), 16)
     for at in range(0, SPAN, BLOCK):
         i = start + at + tl.arange(0, BLOCK).to(tl.int64)
         inside = i < count
         g = tl.load(grad + i, mask=inside, other=0.0).to(tl.float32) * scale
-        if STOCHASTIC:
-            mean = tl.multiple_of(tl.load(entry + 2).to(tl.pointer_type(T)), 16)
-            square = tl.multiple_of(tl.load(entry + 3).to(tl.pointer_type(T)), 16)
-        else:
-            mean = tl.multiple_of(tl.load(entry + 2).to(tl.pointer_type(tl.float32)), 16)
-            square = tl.multiple_of(tl.load(entry + 3).to(tl.pointer_type(tl.float32)), 16)
         m = tl.load(mean + i, mask=inside, other=0.0).to(tl.float32)
         v = tl.load(square + i, mask=inside, other=0.0).to(tl.float32)
-        m = beta1 * m + (1.0 - beta1) * g
-        v = beta2 * v + (1.0 - beta2) * g * g
         if MASTER:
-            master = tl.multiple_of(tl.load(entry + 4).to(tl.pointer_type(tl.float32)), 16)
             w = tl.load(master + i, mask=inside, other=0.0)
         else:
             w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
-        w = w * shrink - rate * (m / correct1) / (tl.sqrt(v) / correct2 + eps)
-        if STOCHASTIC:
-            # Three draws per element; the key makes each tensor and step a stream of its own.
-            r0, r1, r2, r3 = tl.randint4x(key, i.to(tl.int32), n_rounds=7)
-            tl.store(mean + i,
-                     round_stochastically(m, r0.to(tl.uint32, bitcast=True)).to(T), mask=inside)
-            tl.store(square + i,
-                     round_stochastically(v, r1.to(tl.uint32, bitcast=True)).to(T), mask=inside)
-            tl.store(weight + i,
-                     round_stochastically(w, r2.to(tl.uint32, bitcast=True)).to(T), mask=inside)
+        m, v, w = adamw_step(g, m, v, w, keep, rate, beta1, beta2, eps, correct1, correct2)
+        if NARROW:  # the key makes each tensor and step a stream of its own
+            bits = random_bits(i, key)
+            m = round_stochastically(m, bits)
+            v = round_stochastically(v, bits >> 16)
+        tl.store(mean + i, m.to(M), mask=inside)
+        tl.store(square + i, v.to(M), mask=inside)
+        if MASTER:
+            tl.store(master + i, w, mask=inside)
+        elif T == tl.bfloat16:
+            w = round_stochastically(w, random_bits(i, ~key))
+        tl.store(weight + i, w.to(T), mask=inside)
+
+
+@triton.jit
+def moment_base(exponent, LEVELS: tl.constexpr):
+    """What the codes of a block count from: code k is the float32 whose upper 12 bits are k +
+    base. The largest of LEVELS codes has the block's exponent."""
+    return 8 * exponent + 7 - LEVELS
+
+
+@triton.jit
+def moment_exponent(values):
+    """The exponents of blocks of values >= 0 [blocks,256]: that of the largest, rounded up, so that
+    rounding exceeds no block."""
+    largest = tl.max(values, axis=1).to(tl.int32, bitcast=True)
+    return tl.minimum(tl.maximum((largest + 0xFFFFF) >> 23, 31), 253)
+
+
+@triton.jit
+def decode_moment(code, base):
+    return tl.where(code != 0, (code + base) << 20, 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def encode_moment(a, base, random, SQUARE: tl.constexpr):
+    """The codes of values a >= 0, rounded by 20 random bits. A value below the smallest number
+    becomes that number or zero. A nonzero square never becomes zero, since the mean is divided by
+    its root."""
+    smallest = ((base + 1) << 20).to(tl.float32, bitcast=True)
+    code = ((a.to(tl.int32, bitcast=True) + random) >> 20) - base
+    bar = 0.0 if SQUARE else smallest * (random.to(tl.float32) * (1.0 / (1 << 20)))
+    return tl.where(a < smallest, (a > bar).to(tl.int32), code)
+
+
+@arguments("table chunks: *i64; like: *data; scale rate beta1 beta2 eps correct1 correct2: fp32")
+@triton.jit
+def adamw_8bit(table, chunks, like, scale, rate, beta1, beta2, eps, correct1, correct2,
+               MASTER: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr):
+    """adamw with moments of 8 bits, which are rounded stochastically.
+
+    A block of 256 moments has an exponent. exponents [2,blocks]: those of mean and square, the
+    largest values' rounded up. A code has the upper bits of a float32 less a base that depends on
+    the exponent; code 0 is zero. The mean's code has the sign in its highest bit. SPAN is a
+    multiple of 256·ROWS."""
+    T: tl.constexpr = like.dtype.element_ty
+    entry, start, weight, grad, count, keep, key = tensor_of_step(table, chunks, T)
+    mean = tl.multiple_of(tl.load(entry + 2).to(tl.pointer_type(tl.uint8)), 16)
+    square = tl.multiple_of(tl.load(entry + 3).to(tl.pointer_type(tl.uint8)), 16)
+    master = tl.multiple_of(tl.load(entry + 4).to(tl.pointer_type(tl.float32)), 16)
+    means = tl.load(entry + 5).to(tl.pointer_type(tl.uint8))
+    blocks = (count + 255) // 256
+    for at in range(0, SPAN, 256 * ROWS):
+        block = (start + at) // 256 + tl.arange(0, ROWS).to(tl.int64)
+        i = block[:, None] * 256 + tl.arange(0, 256)[None, :]
+        inside = i < count
+        here = block < blocks
+        base = moment_base(tl.load(means + block, mask=here, other=31).to(tl.int32), 127)
+        code = tl.load(mean + i, mask=inside, other=0).to(tl.int32)
+        m = decode_moment(code & 127, base[:, None])
+        m = (m.to(tl.int32, bitcast=True) | (code >> 7 << 31)).to(tl.float32, bitcast=True)
+        base = moment_base(tl.load(means + blocks + block, mask=here, other=31).to(tl.int32), 255)
+        v = decode_moment(tl.load(square + i, mask=inside, other=0).to(tl.int32), base[:, None])
+        g = tl.load(grad + i, mask=inside, other=0.0).to(tl.float32) * scale
+        if MASTER:
+            w = tl.load(master + i, mask=inside, other=0.0)
         else:
-            tl.store(mean + i, m, mask=inside)
-            tl.store(square + i, v, mask=inside)
-            if MASTER:
-                tl.store(master + i, w, mask=inside)
-            tl.store(weight + i, w.to(T), mask=inside)
+            w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
+        m, v, w = adamw_step(g, m, v, w, keep, rate, beta1, beta2, eps, correct1, correct2)
+        bits = random_bits(i, key).to(tl.int32, bitcast=True)
+        exponent = moment_exponent(tl.abs(m))
+        tl.store(means + block, exponent.to(tl.uint8), mask=here)
+        code = encode_moment(tl.abs(m), moment_base(exponent, 127)[:, None], (bits & 0xFFFF) << 4,
+                             False)
+        code |= (m.to(tl.int32, bitcast=True) >> 31) & 128
+        tl.store(mean + i, code.to(tl.uint8), mask=inside)
+        exponent = moment_exponent(v)
+        tl.store(means + blocks + block, exponent.to(tl.uint8), mask=here)
+        code = encode_moment(v, moment_base(exponent, 255)[:, None], (bits >> 12) & 0xFFFF0,
+                             True)
+        tl.store(square + i, code.to(tl.uint8), mask=inside)
+        if MASTER:
+            tl.store(master + i, w, mask=inside)
+        elif T == tl.bfloat16:
+            w = round_stochastically(w, random_bits(i, ~key))
+        tl.store(weight + i, w.to(T), mask=inside)

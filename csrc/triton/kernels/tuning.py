@@ -55,6 +55,7 @@ TABLE = [
     ("add_rows", ALWAYS, dict(warps=4, stages=1, BLOCK=1024)),
     ("multiply", ALWAYS, dict(warps=4, stages=1, BLOCK=4096)),
     ("adamw", ALWAYS, dict(warps=4, stages=1, SPAN=1 << 15, BLOCK=1024)),
+    ("adamw_8bit", ALWAYS, dict(warps=4, stages=1, SPAN=1 << 15, ROWS=4)),
     ("decode_attention", ALWAYS, dict(warps=4, stages=3, G=16, BP=(64, 128), BS=64)),
     ("decode_attention", FP32, dict(warps=8, BS=32)),
     ("decode_attention_mha", ALWAYS, dict(warps=16, stages=1, BP=(64, 128), BS=64)),
