@@ -124,7 +124,7 @@ inline void check_adamw_kind(at::Device device, at::ScalarType type, bool has_ma
         const at::Tensor blocks = at::constant_pad_nd(exact.abs(), {0, (n + 255) / 256 * 256 - n}),
                          top = blocks.view({-1, 256}).amax(1),
                          exponent = at::ceil(at::log2(top)) - (which ? 31 : 15),
-                         least = (1.125 * at::exp2(exponent)).repeat_interleave(256).narrow(0, 0, n);
+                         least = 1.125 * at::exp2(exponent).repeat_interleave(256).narrow(0, 0, n);
         const at::Tensor octave = at::exp2(at::floor(at::log2(exact.abs().clamp_min(1e-30))) - 3);
         check_rounded(moment, got, exact, at::maximum(octave, least) * 1.01);
       }

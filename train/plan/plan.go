@@ -163,8 +163,8 @@ func Predict(m model.Model, o Options, machine Machine) ([]Plan, error) {
 		plans = append(plans, pipelinePlan(m, o, machine))
 	}
 	for i, p := range plans { // train refuses it too
-		divides := slices.Contains([]string{train.FSDP, train.HSDP, train.TP}, p.Strategy)
-		if divides && o.Optimizer == optim.Muon {
+		whole := slices.Contains([]string{train.None, train.DDP, train.PP}, p.Strategy)
+		if !whole && o.Optimizer == optim.Muon {
 			plans[i] = Plan{Strategy: p.Strategy, Refused: "Muon needs whole matrices"}
 		}
 	}

@@ -130,6 +130,19 @@ func TestPredict_DividesStateByStrategy(t *testing.T) {
 		}
 	}
 	options.TensorSize = 0
+	muon := options
+	muon.Optimizer = optim.Muon
+	plans, err = Predict(m, muon, machine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range plans {
+		sharded := p.Strategy == train.FSDP || p.Strategy == train.HSDP
+		if refused := strings.Contains(p.Refused, "whole matrices"); refused != sharded &&
+			p.Strategy != train.TP {
+			t.Errorf("Muon under %s: refused %q", p.Strategy, p.Refused)
+		}
+	}
 	for name, spoil := range map[string]func(*Options, *Machine){
 		"batch":   func(o *Options, _ *Machine) { o.BatchSize = 0 },
 		"hosts":   func(_ *Options, c *Machine) { c.GPUs = 12 },
@@ -137,7 +150,7 @@ func TestPredict_DividesStateByStrategy(t *testing.T) {
 		"link":    func(_ *Options, c *Machine) { c.Link = math.NaN() },
 		"groups":  func(o *Options, _ *Machine) { o.TensorSize = 3 },
 		"compute": func(o *Options, _ *Machine) { o.Recompute = "some" },
-		"moments": func(o *Options, _ *Machine) { o.Stochastic, o.Moments = true, optim.Int8 },
+		"moments": func(o *Options, _ *Machine) { o.Optimizer, o.Moments = optim.Lion, optim.Int8 },
 		"host":    func(o *Options, _ *Machine) { o.Stochastic, o.OffloadOptimizer = true, true },
 	} {
 		o, c := options, machine
