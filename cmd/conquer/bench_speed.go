@@ -255,8 +255,9 @@ func (f *benchTrainFlags) declare(flags *pflag.FlagSet) {
 	flags.IntVar(&o.Steps, "steps", 6, "timed steps, after two warm-up steps")
 	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
 	flags.StringVar((*string)(&o.Compile), "compile", "", compileTrainUsage)
-	flags.StringVar(&o.Optimizer, "optimizer", optim.AdamW, "as in conquer train")
-	flags.StringVar(&o.Moments, "moments", optim.Float32, "as in conquer train")
+	flags.StringVar(&o.Optimizer, "optimizer", optim.AdamW, "adamw, lion or muon")
+	flags.StringVar(&o.Moments, "moments", optim.Float32,
+		"dtype of AdamW's moments: float32, bfloat16 or int8")
 	flags.BoolVar(&o.Stochastic, "stochastic_rounding", false, "as in conquer train")
 	flags.IntVar(&f.adapter.Rank, "lora_rank", 0,
 		"train a LoRA adapter of this `rank` on all linear layers")
