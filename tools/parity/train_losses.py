@@ -31,19 +31,29 @@ TEXTS = [
 ]
 
 
-def reference(model, tokenizer, texts, rate):
+def optimizers(model, rate, muon):
+    """PyTorch's optimizers: AdamW for all weights, or Muon for the matrices of the layers."""
+    kinds = {"muon": [], "decayed": [], "plain": []}
+    for name, p in model.named_parameters():
+        matrix = p.ndim == 2 and ".layers." in name
+        kinds["muon" if muon and matrix else "decayed" if p.ndim > 1 else "plain"].append(p)
+    yield torch.optim.AdamW([{
+        "params": kinds["decayed"],
+        "weight_decay": 0.01
+    }, {
+        "params": kinds["plain"],
+        "weight_decay": 0.0
+    }], lr=rate, betas=(0.9, 0.999), eps=1e-8)
+    if muon:
+        yield torch.optim.Muon(kinds["muon"], lr=rate, weight_decay=0.01,
+                               adjust_lr_fn="match_rms_adamw")
+
+
+def reference(model, tokenizer, texts, rate, muon):
     """Losses and gradient norms of STEPS steps over all texts, as transformers and PyTorch compute
     them."""
     model.train()
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{
-        "params": decayed,
-        "weight_decay": 0.01
-    }, {
-        "params": plain,
-        "weight_decay": 0.0
-    }], lr=rate, betas=(0.9, 0.999), eps=1e-8)
+    both = list(optimizers(model, rate, muon))
     rows = [tokenizer(t).input_ids + [tokenizer.eos_token_id] for t in texts]
     longest = max(map(len, rows))
     ids = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
@@ -54,13 +64,14 @@ def reference(model, tokenizer, texts, rate):
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in both:
+            optimizer.step()
+            optimizer.zero_grad()
         results.append((loss.item(), norm.item()))
     return results
 
 
-def compare(work, name, folder, texts, rate, *flags):
+def compare(work, name, folder, texts, rate, *flags, bound=1e-4):
     data, out = work / "data.jsonl", work / f"out-{name.replace(' ', '-')}"
     data.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     conquer("train", "--model_path", folder, "--data_path", data, "--output_path", out, "--steps",
@@ -69,11 +80,11 @@ def compare(work, name, folder, texts, rate, *flags):
     got = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     got = [(m["loss"], m["gradient_norm"]) for m in got if "loss" in m]
     want = reference(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-                     AutoTokenizer.from_pretrained(folder), texts, rate)
+                     AutoTokenizer.from_pretrained(folder), texts, rate, "muon" in flags)
     worst = max(abs(g[0] - w[0]) for g, w in zip(got, want, strict=True))
     norms = max(abs(g[1] - w[1]) / w[1] for g, w in zip(got, want))
     check(
-        f"{name}: {STEPS} steps", worst < 1e-4,
+        f"{name}: {STEPS} steps", worst < bound,
         f"loss {want[0][0]:.4f} to {want[-1][0]:.4f},"
         f" losses within {worst:.1e}, norms within {norms:.1e}"
     )
@@ -129,6 +140,9 @@ def small(folder, kind, seed):
             "--accumulate", 4)
     compare(folder, f"{kind}, packed and recomputed", model, TEXTS, 1e-3, "--batch_size", 8,
             "--pack", "--recompute", "block")
+    # Its updates have the 8 bits of bfloat16.
+    compare(folder, f"{kind}, Muon", model, TEXTS, 1e-3, "--batch_size", 8, "--optimizer", "muon",
+            bound=1e-3)
 
 
 def real(work):
