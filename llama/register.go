@@ -86,7 +86,7 @@ func New(config model.Config) (model.Model, error) {
 }
 
 func init() {
-	Register("llama", map[string]model.Config{
+	variants := map[string]model.Config{
 		"micro": base.Variant(Sizes{Vocabulary: 32000, Width: 256, Inner: 688, Layers: 4, Heads: 8,
 			KeyHeads: 8, Positions: 2048}, nil),
 		"smollm2-135m": base.Variant(Sizes{Vocabulary: 49152, Width: 576, Inner: 1536, Layers: 30,
@@ -107,5 +107,9 @@ func init() {
 				"low_freq_factor":  1.0,
 				"high_freq_factor": 4.0, "original_max_position_embeddings": 8192.0},
 		}),
-	}, base, mistral, qwen2)
+	}
+	for _, size := range []string{"7b", "13b", "70b"} { // of Llama 2
+		variants["2-"+size] = variants[size]
+	}
+	Register("llama", variants, base, mistral, qwen2)
 }

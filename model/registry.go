@@ -52,6 +52,18 @@ func Architectures() []Architecture {
 	return list
 }
 
+// ArchitectureOf returns the architecture of configs with that model_type; false if none has it.
+func ArchitectureOf(modelType string) (Architecture, bool) {
+	list := Architectures()
+	i := slices.IndexFunc(list, func(a Architecture) bool {
+		return slices.Contains(a.ModelTypes, modelType)
+	})
+	if i < 0 {
+		return Architecture{}, false
+	}
+	return list[i], true
+}
+
 // maxEnds is the largest number of tokens that end a text: each new token is compared with them.
 const maxEnds = 1024
 
@@ -62,11 +74,11 @@ func New(config Config) (Model, error) {
 			len(list), maxEnds)
 	}
 	kind, _ := config["model_type"].(string)
+	if a, ok := ArchitectureOf(kind); ok {
+		return a.New(config)
+	}
 	var known []string
 	for _, a := range Architectures() {
-		if slices.Contains(a.ModelTypes, kind) {
-			return a.New(config)
-		}
 		known = append(known, a.ModelTypes...)
 	}
 	if kind == "" {

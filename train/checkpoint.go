@@ -54,7 +54,7 @@ func (t *Trainer) Save() error {
 				return err
 			}
 		}
-		if t.options.CheckpointFormat == FormatNative {
+		if t.options.SaveFormat == FormatNative {
 			return t.saveNative(s)
 		}
 		return t.saveHF(s)
@@ -168,7 +168,7 @@ func (t *Trainer) resume() error {
 	} else if !t.strategy.single() {
 		return fmt.Errorf(
 			"%s was written by one process in the format %s: resume it with one process, "+
-				"or start again with --checkpoint_format %s",
+				"or start again with --save_format %s",
 			dir, FormatHF, FormatNative,
 		)
 	}

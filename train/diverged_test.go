@@ -65,7 +65,7 @@ func TestTrainer_KeepsTheLastGoodCheckpoint(t *testing.T) {
 	noLeaks(t)
 	for _, format := range []string{FormatHF, FormatNative} {
 		o := options()
-		o.CheckpointPath, o.CheckpointFormat = filepath.Join(t.TempDir(), "c"), format
+		o.CheckpointPath, o.SaveFormat = filepath.Join(t.TempDir(), "c"), format
 		o.Steps, o.CheckpointSteps, o.Keep = 40, 2, 1
 		m := tiny(t, false, torch.Float32)
 		tr, err := New(m, samples(16, 1), nil, o)

@@ -80,7 +80,7 @@ func TestOptimizer_ResumeIsBitEqual(t *testing.T) {
 				o.Steps = 9
 				change(&o)
 				want := train(t, tiny(t, true, dtype), data, nil, o, nil)
-				o.CheckpointPath, o.CheckpointFormat, o.Resume = filepath.Join(t.TempDir(),
+				o.CheckpointPath, o.SaveFormat, o.Resume = filepath.Join(t.TempDir(),
 					"c"), format, true
 				steps := interrupted(t, tiny(t, true, dtype), data, nil, o, 5).steps
 				steps = append(steps, train(t, tiny(t, true, dtype), data, nil, o, nil).steps...)

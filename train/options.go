@@ -184,11 +184,11 @@ type Options struct {
 
 	CheckpointPath  string `json:"-"` // folder for checkpoints; "" means no checkpoints
 	CheckpointSteps int    `json:"-"` // steps between checkpoints; 0: only when the run stops
-	// CheckpointFormat is FormatHF or FormatNative. "" means FormatNative if several processes
+	// SaveFormat is FormatHF or FormatNative. "" means FormatNative if several processes
 	// write, else FormatHF.
-	CheckpointFormat string `json:"-"`
-	Keep             int    `json:"-"` // number of checkpoints to keep; 0 means 2
-	Resume           bool   `json:"-"` // continue from the latest checkpoint, if there is one
+	SaveFormat string `json:"-"`
+	Keep       int    `json:"-"` // number of checkpoints to keep; 0 means 2
+	Resume     bool   `json:"-"` // continue from the latest checkpoint, if there is one
 	// Overwrite, without a checkpoint to resume from, replaces the checkpoints of another run.
 	Overwrite bool `json:"-"`
 	// Began is when the run began, see [Options.Start]; zero means now.
@@ -260,9 +260,9 @@ func (o Options) complete() Options {
 		}
 	}
 	if o.processes() > 1 || o.OffloadOptimizer {
-		otherwise(&o.CheckpointFormat, FormatNative)
+		otherwise(&o.SaveFormat, FormatNative)
 	}
-	otherwise(&o.CheckpointFormat, FormatHF)
+	otherwise(&o.SaveFormat, FormatHF)
 	return o
 }
 
@@ -488,14 +488,14 @@ func (o Options) checkDistributed() error {
 func (o Options) checkFormat() error {
 	formats := []string{"", FormatHF, FormatNative}
 	switch {
-	case !slices.Contains(formats, o.CheckpointFormat):
-		return fmt.Errorf("unknown checkpoint format %q: choose %s or %s", o.CheckpointFormat,
+	case !slices.Contains(formats, o.SaveFormat):
+		return fmt.Errorf("unknown checkpoint format %q: choose %s or %s", o.SaveFormat,
 			FormatHF, FormatNative)
-	case o.CheckpointFormat == FormatHF && o.OffloadOptimizer:
+	case o.SaveFormat == FormatHF && o.OffloadOptimizer:
 		return fmt.Errorf(
 			"with the optimizer's state in host memory, checkpoints have the format %s",
 			FormatNative)
-	case o.CheckpointFormat == FormatHF && o.World != nil && o.World.Size > 1:
+	case o.SaveFormat == FormatHF && o.World != nil && o.World.Size > 1:
 		return fmt.Errorf(
 			"checkpoints of %d processes are written by all of them, in the format %s",
 			o.World.Size, FormatNative)

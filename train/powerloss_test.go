@@ -30,7 +30,7 @@ func testPowerLoss(t *testing.T, format string, adapter *lora.Config) {
 	root := powerloss.Folder(t)
 	out := filepath.Join(root, "out")
 	o := options()
-	o.Steps, o.CheckpointSteps, o.Keep, o.CheckpointFormat = 3, 1, 1, format
+	o.Steps, o.CheckpointSteps, o.Keep, o.SaveFormat = 3, 1, 1, format
 	o.LogPath, o.CheckpointPath = out, filepath.Join(out, "checkpoints")
 	o.LoRA = adapter
 	m := tiny(t, true, torch.Float32)
@@ -133,7 +133,7 @@ func TestResume_RefusesAFlippedByte(t *testing.T) {
 	for format, name := range map[string]string{FormatHF: "model.safetensors",
 		FormatNative: "rank-00000-of-00001.safetensors"} {
 		o := options()
-		o.CheckpointPath, o.CheckpointFormat = filepath.Join(t.TempDir(), "c"), format
+		o.CheckpointPath, o.SaveFormat = filepath.Join(t.TempDir(), "c"), format
 		o.CheckpointSteps = 2
 		data := samples(16, 1)
 		interrupted(t, tiny(t, true, torch.Float32), data, nil, o, 4)

@@ -220,7 +220,7 @@ func fillDisk(t *testing.T, format string) {
 	defer syscall.Unmount(disk, syscall.MNT_DETACH)
 	data := samples(16, 1)
 	o := options()
-	o.CheckpointPath, o.CheckpointSteps, o.Resume, o.CheckpointFormat = filepath.Join(disk,
+	o.CheckpointPath, o.CheckpointSteps, o.Resume, o.SaveFormat = filepath.Join(disk,
 		"c"), 2, true, format
 	m := tiny(t, true, torch.Float32)
 	tr, err := New(m, data, nil, o)

@@ -45,17 +45,18 @@ conquer bench train --architecture llama --variant 3.2-1b --dtype bfloat16 --bat
 // speedFlags select the model of a benchmark: a checkpoint, or an architecture with random weights.
 type speedFlags struct {
 	modelFlags
-	architecture, variant string
-	seed                  int64
-	json                  bool
+	seed int64
+	json bool
 	profileFlag
 }
 
 func (f *speedFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
 	flags.StringVar(&f.architecture, "architecture", "",
-		"with --variant, instead of --model_path: random weights")
-	flags.StringVar(&f.variant, "variant", "", "size of the model, such as 7b")
+		"without --model_path: the architecture of a model with random weights; with it: the "+
+			"architecture that the checkpoint must have")
+	flags.StringVar(&f.variant, "variant", "", "`size` of the model, such as 7b")
+	f.declareSourceFormat(flags)
 	flags.Int64Var(&f.seed, "seed", 1, "`seed` of random weights and tokens")
 	group(flags, "Model")
 	flags.BoolVar(&f.json, "json", false, "print a JSON object for each row")
@@ -66,7 +67,7 @@ func (f *speedFlags) declare(flags *pflag.FlagSet) {
 // model opens or makes the model. A model with random weights gets a context of at least positions
 // tokens. The returned function closes the checkpoint.
 func (f *speedFlags) model(ctx context.Context, positions int) (model.Model, func(), error) {
-	if (f.path == "") == (f.architecture == "" || f.variant == "") {
+	if f.path == "" && (f.architecture == "" || f.variant == "") {
 		return nil, nil, usagef("give --model_path, or --architecture and --variant for random " +
 			"weights")
 	}

@@ -30,7 +30,8 @@ conquer chat --model_path my-model --system "Answer in one sentence."
 conquer chat --nproc 2 --model_path llama-3.1-8b-instruct
 # questions from a file, one per line
 conquer chat --model_path smollm2-135m --temperature 0 < questions.txt`,
-	setup: setupChat,
+	config: true,
+	setup:  setupChat,
 }
 
 const chatHelp = `/reset  forget the conversation
@@ -71,6 +72,7 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 func (f *chatFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
 	f.declareAdapter(flags)
+	f.declareExpected(flags)
 	group(flags, "Model")
 	flags.StringVar(&f.system, "system", "", "the system message (`instructions`)")
 	f.chatInputs.declare(flags)

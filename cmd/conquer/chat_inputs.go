@@ -23,8 +23,8 @@ func (f *chatInputs) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.documents, "documents", "",
 		"a JSON list of documents for the chat template, or a `file` that holds it")
 	flags.StringVar(&f.kwargs, "chat_template_kwargs", "",
-		"further variables of the chat template: a JSON `object` such as "+
-			`'{"enable_thinking": false}', or a file that holds it`)
+		"further variables of the chat template: a JSON object such as "+
+			`'{"enable_thinking": false}', or a `+"`file` that holds it")
 }
 
 // readInputs reads the flags.

@@ -198,8 +198,7 @@ func startingWith(prefix string, list []candidate) []candidate {
 
 // complete returns candidates for the last of words, the words after the command's name.
 func (c command) complete(words []string) []candidate {
-	flags := newFlags(c.name)
-	c.setup(flags)
+	flags, _ := c.declare()
 	current, given := words[len(words)-1], words[:len(words)-1]
 	if name, value, ok := strings.Cut(current, "="); ok && strings.HasPrefix(name, "--") {
 		if f := flags.Lookup(name[2:]); f != nil {
@@ -256,13 +255,10 @@ func (c command) completeValue(f *pflag.Flag, prefix, value string, given []stri
 			list = append(list, candidate{word: prefix + word})
 		}
 	}
-	switch kind, _ := pflag.UnquoteUsage(f); kind {
-	case "file", "files", "page":
-		list = append(list, candidate{word: completeFiles})
-	case "folder":
-		paths := completeFolders
-		if f.Name == "model_path" || f.Name == "tokenizer" { // they may be files
-			paths = completeFiles
+	if kind, ok := isPath(f); ok {
+		paths := completeFiles
+		if kind == "folder" && f.Name != "model_path" && f.Name != "tokenizer" { // may be files
+			paths = completeFolders
 		}
 		list = append(list, candidate{word: paths})
 	}
@@ -320,7 +316,8 @@ var fixedValues = map[string][]string{
 	"objective":         train.Objectives,
 	"distributed":       train.Strategies,
 	"reduce_dtype":      {"float32", "same"},
-	"checkpoint_format": {"hf", "native"},
+	"checkpoint_format": sourceFormats,
+	"save_format":       {train.FormatHF, train.FormatNative},
 	"lora_targets":      {lora.AllLinear},
 	"pass":              bench.Passes,
 	"chunk_size":        {"auto", "16", "32", "64", "128", "256"},

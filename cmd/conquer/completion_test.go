@@ -66,8 +66,7 @@ func eachCommand(visit func(c command, flags *pflag.FlagSet)) {
 	for _, c := range commands() {
 		for _, part := range append(slices.Clone(c.subcommands), c) {
 			if part.setup != nil {
-				flags := newFlags(part.name)
-				part.setup(flags)
+				flags, _ := part.declare()
 				visit(part, flags)
 			}
 		}

@@ -35,7 +35,8 @@ conquer export --model_path my-model --output_path my-model-meta --format meta -
 conquer export --model_path smollm2-135m --adapter_path my-adapter --output_path tuned
 # remove it again
 conquer export --model_path tuned --adapter_path my-adapter --unmerge --output_path untuned`,
-	setup: setupExport,
+	config: true,
+	setup:  setupExport,
 }
 
 // exportFlags are the flags of conquer export. check fills the lower fields.

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 
@@ -59,6 +60,56 @@ func groups(flags *pflag.FlagSet) []flagGroup {
 	return list
 }
 
+// isPath reports whether a flag's values are paths, and of which kind: "file", "files", "folder" or
+// "page".
+func isPath(f *pflag.Flag) (kind string, ok bool) {
+	kind, _ = pflag.UnquoteUsage(f)
+	return kind, slices.Contains([]string{"file", "files", "folder", "page"}, kind)
+}
+
+// expandPaths replaces a ~ at the start of given paths by the home folder, which a shell does not
+// do behind an equals sign, and takes the path of a file:// URL.
+func expandPaths(flags *pflag.FlagSet) (err error) {
+	flags.Visit(func(f *pflag.Flag) {
+		if _, ok := isPath(f); ok && err == nil {
+			err = expandFlag(f)
+		}
+	})
+	return err
+}
+
+func expandFlag(f *pflag.Flag) (err error) {
+	list, many := f.Value.(pflag.SliceValue)
+	paths := []string{f.Value.String()}
+	if many {
+		paths = list.GetSlice()
+	}
+	for i := range paths {
+		if paths[i], err = expandPath(paths[i]); err != nil {
+			return usagef("--%s: %w", f.Name, err)
+		}
+	}
+	if many {
+		return list.Replace(paths)
+	}
+	return f.Value.Set(paths[0])
+}
+
+func expandPath(path string) (string, error) {
+	if rest, ok := strings.CutPrefix(path, "file://"); ok && strings.HasPrefix(rest, "/") {
+		return rest, nil
+	}
+	rest, ok := strings.CutPrefix(path, "~")
+	if !ok || rest != "" && rest[0] != '/' {
+		return path, nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("%s: the home folder is unknown: %w", path, err)
+	}
+	return home + rest, nil
+}
+
 // parseMessage describes an error of pflag and suggests a flag for an unknown one.
 func parseMessage(err error, flags *pflag.FlagSet) string {
 	// pflag quotes strconv's error for a list of numbers.
@@ -69,6 +120,11 @@ func parseMessage(err error, flags *pflag.FlagSet) string {
 	if typo, unknown := strings.CutPrefix(message, "unknown flag: --"); unknown {
 		return message + suggestFlag(flagName(typo), flags)
 	}
+	if name, missing := strings.CutPrefix(message, "flag needs an argument: --"); missing {
+		if values := fixedValues[flagName(name)]; len(values) > 0 {
+			return fmt.Sprintf("--%s needs a value, such as %s", name, values[0])
+		}
+	}
 	if short, unknown := strings.CutPrefix(message, "unknown shorthand flag: '"); unknown {
 		letter, _, _ := strings.Cut(short, "'")
 		_, given, _ := strings.Cut(short, " in ")
@@ -78,8 +134,8 @@ func parseMessage(err error, flags *pflag.FlagSet) string {
 }
 
 // otherNames lists the names that other programs give to a flag: transformers, TRL, peft, axolotl,
-// LLaMA-Factory, torchtune, llama.cpp, vLLM and ollama. If a command lacks the first of several
-// flags, the next is suggested.
+// LLaMA-Factory, torchtune, llama.cpp, vLLM, ollama and foundation-model-stack. If a command lacks
+// the first of several flags, the next is suggested.
 var otherNames = map[string][]string{
 	"adapter":                     {"adapter_path"},
 	"adapter_name_or_path":        {"adapter_path"},
@@ -93,6 +149,7 @@ var otherNames = map[string][]string{
 	"checkpoint":                  {"model_path"},
 	"checkpoint_dir":              {"checkpoint_path"},
 	"ckpt":                        {"model_path"},
+	"compile_model":               {"compile"},
 	"context_length":              {"sequence_length"},
 	"cpo_alpha":                   {"sft_weight"},
 	"ctx_size":                    {"sequence_length"},
@@ -103,6 +160,8 @@ var otherNames = map[string][]string{
 	"dataset_name":                {"data_path"},
 	"dataset_path":                {"data_path"},
 	"datasets":                    {"data_path"},
+	"default_dtype":               {"dtype"},
+	"device_type":                 {"device"},
 	"do_sample":                   {"temperature"},
 	"dpo_beta":                    {"beta"},
 	"dropout":                     {"lora_dropout"},
@@ -116,6 +175,7 @@ var otherNames = map[string][]string{
 	"gguf":                        {"format", "model_path"},
 	"gpus":                        {"nproc"},
 	"grad_accum":                  {"accumulate"},
+	"grad_accum_steps":            {"accumulate"},
 	"gradient_accumulation":       {"accumulate"},
 	"gradient_accumulation_steps": {"accumulate"},
 	"gradient_checkpointing":      {"recompute"},
@@ -132,6 +192,7 @@ var otherNames = map[string][]string{
 	"lr_scheduler":                {"schedule"},
 	"lr_scheduler_type":           {"schedule"},
 	"m":                           {"model_path"},
+	"max_data_sequence_length":    {"sequence_length"},
 	"max_grad_norm":               {"clip"},
 	"max_len":                     {"sequence_length", "max_new_tokens"},
 	"max_length":                  {"sequence_length", "max_new_tokens"},
@@ -147,6 +208,7 @@ var otherNames = map[string][]string{
 	"model_id":                    {"model_path"},
 	"model_name":                  {"model_path"},
 	"model_name_or_path":          {"model_path"},
+	"model_source":                {"checkpoint_format"},
 	"n":                           {"max_new_tokens"},
 	"n_predict":                   {"max_new_tokens"},
 	"nproc_per_node":              {"nproc"},
@@ -184,6 +246,7 @@ var otherNames = map[string][]string{
 	"rpo_alpha":                   {"sft_weight"},
 	"s":                           {"seed"},
 	"sample_packing":              {"pack"},
+	"save_checkpoint_format":      {"save_format"},
 	"save_steps":                  {"checkpoint_steps"},
 	"save_total_limit":            {"keep"},
 	"scheduler":                   {"schedule"},
@@ -193,6 +256,7 @@ var otherNames = map[string][]string{
 	"simpo_gamma":                 {"gamma"},
 	"stop_sequences":              {"stop"},
 	"strategy":                    {"distributed"},
+	"system_message":              {"system"},
 	"system_prompt":               {"system"},
 	"t":                           {"threads", "temperature"},
 	"target_modules":              {"lora_targets"},
@@ -216,12 +280,74 @@ var otherNames = map[string][]string{
 	"wd":                          {"weight_decay"},
 }
 
+// unneeded are flags of other programs, mostly of foundation-model-stack's scripts, that stand for
+// something which is done otherwise here, with what to do. An answer that names a flag is for the
+// commands that have it; the first that fits is given.
+var unneeded = map[string][]struct{ flag, answer string }{
+	"attn_name": {{"", "the kernels of attention are chosen by the device"}},
+	"batch_input": {{"prompts_file", "prompts are given with --prompt or --prompts_file, and " +
+		"--batch_size of them are run together"}},
+	"batch_size":        {{"text", "one text is measured at a time"}},
+	"bf16":              {{"dtype", "write --dtype bfloat16"}},
+	"check_correctness": {{"repeat", "bench inference measures times alone"}},
+	"compile":           recorded[2:],
+	"compile_backend":   recorded,
+	"compile_mode":      recorded,
+	"compile_optimizer": recorded,
+	"compile_static":    recorded,
+	"context_file":      {{"prompt", "write --prompt \"$(cat FILE)\""}},
+	"dataset_style": {{"data_path", "the layout of records is recognized: give the files with " +
+		"--data_path"}},
+	"deterministic": {{"seed", "--seed fixes what is random, and no other kernels are needed"},
+		{"", "nothing is random in this command"}},
+	"distributed": {{"nproc", "--nproc N divides the layers over N processes, as do processes " +
+		"that torchrun starts"}},
+	"fp16":           {{"dtype", "write --dtype float16"}},
+	"fp32":           {{"dtype", "write --dtype float32"}},
+	"min_pad_length": {{"prompt", "prompts are padded to the longest of their batch"}},
+	"no_use_cache": {{"use_cache", "write --use_cache=false"},
+		{"skip_kvcache_runs", "write --skip_kvcache_runs"},
+		{"", "keys, values and states are always cached"}},
+	"num_fewshot":  harness,
+	"pad_token_id": {{"data_path", "padding is neither attended to nor learned"}},
+	"peft_method": {{"lora_rank", "--lora_rank 8 trains a LoRA adapter; foundation-model-stack's " +
+		"settings are --lora_rank 8 --lora_alpha 32 --lora_dropout 0.05 --lora_targets " +
+		"q_proj,k_proj"}},
+	"run_validation": {{"ask", "--ask QUESTION has a question answered before and after " +
+		"training, and --validation_path measures the loss"}},
+	"skip_correctness_check": {{"repeat", "bench inference measures times alone"}},
+	"skip_e2e_runs":          {{"repeat", "each run measures single tokens and whole texts"}},
+	"skip_single_token_runs": {{"repeat", "each run measures single tokens and whole texts"}},
+	"tasks":                  harness,
+	"training_type": {{"objective", "causal language models alone are trained, with --objective " +
+		"sft or dpo"}},
+	"unfuse_weights": {{"", "weights are fused in memory and never in files"}},
+}
+
+var recorded = []struct{ flag, answer string }{
+	{"compile", "kernels are compiled with the program; --compile graph records steps as CUDA " +
+		"graphs"},
+	{"skip_compile_runs", "kernels are compiled with the program, and steps are measured " +
+		"recorded as CUDA graphs unless --skip_compile_runs is given"},
+	{"", "kernels are compiled with the program"},
+}
+
+var harness = []struct{ flag, answer string }{
+	{"", "tasks are measured by lm-eval: write the model with `conquer export`, and give its " +
+		"folder to lm_eval --model hf; `conquer score` measures the perplexity of a text"},
+}
+
 // suggestFlag suggests a flag for an unknown one: the flag that has another name here, a flag with
 // that prefix, or the closest name.
 func suggestFlag(typo string, flags *pflag.FlagSet) string {
 	for _, name := range otherNames[typo] {
 		if flags.Lookup(name) != nil {
 			return fmt.Sprintf(", here it is --%s", name)
+		}
+	}
+	for _, u := range unneeded[typo] {
+		if u.flag == "" || flags.Lookup(u.flag) != nil {
+			return ": " + u.answer
 		}
 	}
 	best, name := 3, ""

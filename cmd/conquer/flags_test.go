@@ -1,6 +1,7 @@
 package main
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 
@@ -41,6 +42,67 @@ func TestFlags_OtherProgramsNamesAreAnswered(t *testing.T) {
 	_, stderr, _ := invoke(t, "", "export", "--lr", "3")
 	if strings.Contains(stderr, "here it is") || strings.Contains(stderr, "did you mean") {
 		t.Errorf("export has no learning rate, but suggests: %s", stderr)
+	}
+}
+
+// scripts lists foundation-model-stack's scripts with the options of each and the
+// command that stands for it.
+var scripts = map[string]string{
+	"train": "architecture variant training_type checkpoint_format model_path tokenizer " +
+		"device_type default_dtype distributed unfuse_weights peft_method dataset_style " +
+		"dataset_path pad_token_id max_data_sequence_length report_steps checkpoint_steps " +
+		"output_path compile_model compile_optimizer compile_static compile_backend epochs " +
+		"batch_size grad_accum_steps head_only optimizer lr run_validation",
+	"generate": "device_type architecture variant model_path model_source tokenizer no_use_cache " +
+		"unfuse_weights default_dtype compile compile_mode deterministic distributed batch_input " +
+		"min_pad_length attn_name context_file",
+	"bench inference": "device_type architecture variant tokenizer seq_len batch_size " +
+		"max_new_tokens compile_mode deterministic distributed skip_correctness_check " +
+		"skip_eager_runs skip_compile_runs skip_kvcache_runs skip_nokvcache_runs " +
+		"skip_single_token_runs skip_e2e_runs unfuse_weights check_correctness",
+	"score": "device_type architecture variant model_path model_source tokenizer no_use_cache " +
+		"batch_size compile compile_mode deterministic distributed tasks num_fewshot",
+	"chat": "device_type architecture variant model_path model_source tokenizer no_use_cache " +
+		"compile compile_mode deterministic distributed max_new_tokens system_message",
+}
+
+// Every option of foundation-model-stack's scripts is a flag, or the error says what to do.
+func TestFlags_FoundationModelStacksOptionsAreFlagsOrAnswered(t *testing.T) {
+	eachCommand(func(c command, flags *pflag.FlagSet) {
+		for option := range strings.FieldsSeq(scripts[c.name]) {
+			if flags.Lookup(option) != nil {
+				continue
+			}
+			line := append(strings.Fields(c.name), "--"+option+"=1")
+			_, stderr, code := invoke(t, "", line...)
+			answer := regexp.MustCompile(`unknown flag: --` + option +
+				`(, here it is --\w+|: [^;]{20,}.*); `)
+			if code != 2 || !answer.MatchString(stderr) {
+				t.Errorf("%s: exit %d, %s", line, code, stderr)
+			}
+			named := regexp.MustCompile(`--(\w+)`).FindAllStringSubmatch(stderr, -1)
+			for _, n := range named[1:] { // the first is the option
+				known := n[1] == "help" || n[1] == "model" // lm_eval's
+				if !known && flags.Lookup(n[1]) == nil {
+					t.Errorf("%s names --%s, which is no flag of it", line, n[1])
+				}
+			}
+		}
+	})
+	for line, want := range map[string]string{
+		"generate --compile":                 "--compile needs a value, such as graph",
+		"train --dataset_style=arrow":        "the layout of records is recognized",
+		"generate --no_use_cache":            "write --use_cache=false",
+		"chat --no_use_cache":                "are always cached",
+		"bench inference --distributed":      "--nproc N divides the layers",
+		"score --tasks hellaswag":            "lm_eval --model hf",
+		"train --default_dtype=bf16":         "here it is --dtype",
+		"bench inference --compile_mode max": "unless --skip_compile_runs is given",
+	} {
+		_, stderr, code := invoke(t, "", strings.Fields(line)...)
+		if code != 2 || !strings.Contains(stderr, want) {
+			t.Errorf("%s: exit %d, %s", line, code, stderr)
+		}
 	}
 }
 

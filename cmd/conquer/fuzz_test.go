@@ -47,8 +47,7 @@ func FuzzFlags(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, which int, line string) {
 		c := all[uint(which)%uint(len(all))]
-		flags := newFlags(c.name)
-		c.setup(flags)
+		flags, _ := c.declare()
 		err := flags.Parse(strings.Fields(line))
 		if err == pflag.ErrHelp {
 			var b bytes.Buffer

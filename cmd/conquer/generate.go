@@ -32,7 +32,8 @@ conquer generate --model_path smollm2-135m --chat --prompt "Why is the sky blue?
 conquer generate --model_path my-model --prompts_file questions.txt --chat --json
 # a model too large for one GPU: two GPUs hold half of every layer each
 conquer generate --nproc 2 --model_path llama-3.1-8b --prompt "Once upon a time"`,
-	setup: setupGenerate,
+	config: true,
+	setup:  setupGenerate,
 }
 
 // generateOutput is the JSON object of one prompt. A prompt that failed has Error, and
@@ -98,7 +99,8 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 
 func (f *generateFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
-	f.modelFlags.declareAdapter(flags)
+	f.declareAdapter(flags)
+	f.declareExpected(flags)
 	group(flags, "Model")
 	flags.StringArrayVar(&f.prompts, "prompt", nil, "the `text` to continue; may be repeated")
 	flags.StringVar(&f.promptsFile, "prompts_file", "",

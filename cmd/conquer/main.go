@@ -29,6 +29,8 @@ type command struct {
 	// setup declares the flags. The function it returns runs after they are parsed, with the
 	// arguments that are not flags.
 	setup func(flags *pflag.FlagSet) func(ctx context.Context, args []string) error
+	// config says that the flags may stand in a file, see declareConfig.
+	config bool
 	// arguments lists the words that may follow the flags. If files is true, paths may.
 	arguments []string
 	files     bool
@@ -99,8 +101,7 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	if c.subcommands != nil {
 		return c.runSubcommand(args, stdout, stderr)
 	}
-	flags := newFlags(c.name)
-	run := c.setup(flags)
+	flags, run := c.declare()
 	switch err := flags.Parse(args); {
 	case errors.Is(err, pflag.ErrHelp):
 		c.help(stdout, flags)
@@ -109,6 +110,13 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "conquer %s: %s; `conquer %s --help` lists the flags\n", c.name,
 			parseMessage(err, flags), c.name)
 		return 2
+	}
+	err := applyConfig(flags)
+	if err == nil {
+		err = expandPaths(flags)
+	}
+	if err != nil {
+		return c.exitCode(err, stderr)
 	}
 	for _, word := range flags.Args() {
 		if word == "true" || word == "false" {
@@ -120,6 +128,16 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 	ctx, release := untilStopped()
 	defer release()
 	return c.exitCode(run(ctx, flags.Args()), stderr)
+}
+
+// declare returns the command's flags and the function that runs it.
+func (c command) declare() (*pflag.FlagSet, func(context.Context, []string) error) {
+	flags := newFlags(c.name)
+	run := c.setup(flags)
+	if c.config {
+		declareConfig(flags)
+	}
+	return flags, run
 }
 
 // exitCode reports an error and returns the exit code: 0 for success, 2 for a usage error, 130

@@ -29,7 +29,8 @@ conquer plan --architecture llama --variant 7b --gpus 4 --batch_size 1 --accumul
 conquer plan --architecture llama --variant 7b --gpus 8 --memory_gb 40 --offload_optimizer
 # slower links, with a LoRA adapter
 conquer plan --architecture llama --variant 7b --gpus 8 --link_gb_s 25 --lora_rank 16 --json`,
-	setup: setupPlan,
+	config: true,
+	setup:  setupPlan,
 }
 
 // planReport is what --json prints.

@@ -23,7 +23,8 @@ conquer score --model_path my-model --text_file book.txt --json
 conquer score --model_path my-model --text_file book.txt --window 1024 --stride 512
 # a model too large for one GPU: two GPUs hold half of every layer each
 conquer score --nproc 2 --model_path llama-3.1-8b --text_file book.txt`,
-	setup: setupScore,
+	config: true,
+	setup:  setupScore,
 }
 
 // scoreOutput is the JSON result. Tokens counts predicted tokens: all but the first.
@@ -60,6 +61,7 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 func (f *scoreFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
 	f.declareAdapter(flags)
+	f.declareExpected(flags)
 	group(flags, "Model")
 	flags.StringVar(&f.file, "text_file", "", "text `file` to score, or - for standard input")
 	flags.StringVar(&f.text, "text", "", "the `text` to score")

@@ -27,6 +27,7 @@ import (
 type modelFlags struct {
 	path, tokenizer, dtype, device, adapter string
 	threads                                 int
+	expected
 	// reading the weights is deferred until a rank takes its shard
 	divided bool
 	onHost  bool // make random weights on the host
@@ -115,8 +116,11 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := f.checkExpected(f.path); err != nil {
+		return nil, err
+	}
 	o := &opened{}
-	if o.path, f.adapter, o.checkpoint, err = openModel(ctx, f.path, f.adapter); err != nil {
+	if o.path, f.adapter, o.checkpoint, err = f.openFiles(ctx); err != nil {
 		return nil, err
 	}
 	// Reading a vocabulary takes as long as reading a small model, so both run at once.
@@ -155,6 +159,25 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 			dataset.Count(len(unused), "tensor"), some(unused))
 	}
 	return o, nil
+}
+
+// openFiles opens the files of the model, which must be what the flags expect.
+func (f *modelFlags) openFiles(ctx context.Context) (path, adapter string,
+	c *checkpoint.Checkpoint, err error) {
+	name := f.path
+	if f.format == checkpoint.Meta {
+		if name, err = locate(ctx, name); err != nil {
+			return "", "", nil, err
+		}
+		name = metaPath(name)
+	}
+	if path, adapter, c, err = openModel(ctx, name, f.adapter); err != nil {
+		return "", "", nil, err
+	}
+	if err = f.checkFiles(c); err != nil {
+		c.Close()
+	}
+	return path, adapter, c, err
 }
 
 // load makes the model and reads its weights. If processes share the model, it reads this process's

@@ -57,7 +57,8 @@ conquer train --objective dpo --model_path tuned \
 conquer train --architecture bamba --variant bytes --tokenizer char_tokenizer --data_path src \
   --pack --sequence_length 1024 --batch_size 4 --steps 500 \
   --learning_rate 6e-3 --beta2 0.98 --output_path characters`,
-	setup: setupTrain,
+	config: true,
+	setup:  setupTrain,
 }
 
 func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
@@ -81,6 +82,12 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 		}
 		if err := f.check(flags, place); err != nil {
 			return err
+		}
+		if f.printConfig {
+			if place.Rank > 0 {
+				return nil
+			}
+			return printConfig(os.Stdout, flags, f.absent())
 		}
 		if launching {
 			return f.launch(ctx, f.restarts)

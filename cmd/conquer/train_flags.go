@@ -22,11 +22,10 @@ type trainFlags struct {
 	modelFlags
 	worldFlags
 	train.Options
-	architecture, variant string
-	data, validation      []string
-	fraction              float64
-	lastAnswer            bool
-	records               recordFlags
+	data, validation []string
+	fraction         float64
+	lastAnswer       bool
+	records          recordFlags
 	chatInputs
 	output      string
 	report      int
@@ -35,6 +34,7 @@ type trainFlags struct {
 	merge       bool
 	ask         []string
 	lengthGiven bool // --sequence_length was given
+	printConfig bool
 	profileFlag
 }
 
@@ -49,8 +49,12 @@ const compileTrainUsage = "graph: record forward and backward passes as CUDA gra
 func (f *trainFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
 	flags.StringVar(&f.architecture, "architecture", "",
-		"with --variant, instead of --model_path: start from random weights")
-	flags.StringVar(&f.variant, "variant", "", "size of the new model, such as micro")
+		"without --model_path: the architecture of a new model with random weights; with it: the "+
+			"architecture that the checkpoint must have")
+	flags.StringVar(&f.variant, "variant", "",
+		"without --model_path: the `size` of the new model, such as micro; with it: the size "+
+			"that the checkpoint must have")
+	f.declareSourceFormat(flags)
 	group(flags, "Model")
 	f.declareData(flags)
 	group(flags, "Data")
@@ -70,6 +74,8 @@ func (f *trainFlags) declare(flags *pflag.FlagSet) {
 	group(flags, "Several processes")
 	f.declareSpeed(flags)
 	group(flags, "Speed and memory")
+	flags.BoolVar(&f.printConfig, "print_config", false,
+		"print the values of all flags as a YAML file for --config, and do not train")
 }
 
 func (f *trainFlags) declareData(flags *pflag.FlagSet) {
@@ -192,9 +198,10 @@ func (f *trainFlags) declareCheckpoints(flags *pflag.FlagSet) {
 		"`folder` for checkpoints (default: checkpoints in the output folder)")
 	flags.IntVar(&f.Keep, "keep", 2, "number of checkpoints to keep")
 	flags.BoolVar(&f.Resume, "resume", false, "continue from the last checkpoint if one exists")
-	flags.StringVar(&f.CheckpointFormat, "checkpoint_format", "",
-		"hf: a folder for transformers, written by one process; native: every process writes its "+
-			"shard while training continues (default: hf for one process, native for several)")
+	flags.StringVar(&f.SaveFormat, "save_format", "",
+		"format of checkpoints; hf: a folder for transformers, written by one process; native: "+
+			"every process writes its shard while training continues (default: hf for one "+
+			"process, native for several)")
 }
 
 func (f *trainFlags) declareSpeed(flags *pflag.FlagSet) {
@@ -252,7 +259,7 @@ func (f *trainFlags) checkInputs(*pflag.FlagSet) error {
 	case !slices.Contains(train.Objectives, f.Objective):
 		return usagef("--objective: unknown objective %q: choose one of %s", f.Objective,
 			strings.Join(train.Objectives, ", "))
-	case (f.path == "") == (f.architecture == "" && f.variant == ""):
+	case f.path == "" && f.architecture == "" && f.variant == "":
 		return usagef("give --model_path to tune a model, or --architecture and --variant to " +
 			"start from random weights")
 	case f.path == "" && (f.architecture == "" || f.variant == ""):
@@ -260,19 +267,34 @@ func (f *trainFlags) checkInputs(*pflag.FlagSet) error {
 	case f.path == "" && f.tokenizer == "":
 		return usagef("a model with random weights needs --tokenizer")
 	case len(f.data) == 0:
-		return usagef("--data_path is missing: give a file such as examples/lighthouse/train.jsonl")
+		return usagef("--data_path is missing: give a file such as " +
+			"examples/lighthouse/train.jsonl, or hf://datasets/tatsu-lab/alpaca, the data that " +
+			"foundation-model-stack takes by default")
 	case f.output == "":
 		return usagef("--output_path is missing: give a folder for the result")
 	case len(f.validation) > 0 && f.fraction != 0:
 		return usagef("give --validation_path or --validation_fraction, not both")
 	}
+	if err := f.checkExpected(f.path); err != nil {
+		return err
+	}
 	return f.records.check()
+}
+
+// loraFlags are the flags that need --lora_rank.
+var loraFlags = []string{"lora_alpha", "lora_dropout", "lora_targets"}
+
+// absent lists flags that must not be given beside the others.
+func (f *trainFlags) absent() []string {
+	if f.lora.Rank == 0 {
+		return loraFlags
+	}
+	return nil
 }
 
 // checkSteps checks the flags that count steps and samples, and those of LoRA.
 func (f *trainFlags) checkSteps(flags *pflag.FlagSet) error {
-	loraChanged := flags.Changed("lora_alpha") || flags.Changed("lora_dropout") ||
-		flags.Changed("lora_targets")
+	loraChanged := slices.ContainsFunc(loraFlags, flags.Changed)
 	switch {
 	case f.Steps < 0 || f.Epochs < 0:
 		return usagef("--steps %d, --epochs %d: neither can be negative", f.Steps, f.Epochs)
@@ -376,6 +398,11 @@ func (f *trainFlags) checkPaths(rank int) error {
 		for _, path := range paths {
 			if hub.OnHub(path) {
 				continue
+			}
+			if strings.HasPrefix(path, "https://") || strings.HasPrefix(path, "http://") {
+				return usagef("--%s: %s is not fetched: download it, for example with curl -LO, "+
+					"and give the file; data sets of the Hugging Face Hub are "+
+					"hf://datasets/org/name", flag, path)
 			}
 			if _, err := os.Stat(path); err != nil {
 				return fmt.Errorf("--%s: %w", flag, err)

@@ -83,10 +83,10 @@ func all(dir string) (rows []row, err error) {
 		what  string
 		flags []string
 	}{
-		{"training, hf", []string{"--checkpoint_format", "hf"}},
-		{"training, native", []string{"--checkpoint_format", "native"}},
-		{"training, hf, adapter", []string{"--checkpoint_format", "hf", "--lora_rank", "2"}},
-		{"training, native, merged adapter", []string{"--checkpoint_format", "native",
+		{"training, hf", []string{"--save_format", "hf"}},
+		{"training, native", []string{"--save_format", "native"}},
+		{"training, hf, adapter", []string{"--save_format", "hf", "--lora_rank", "2"}},
+		{"training, native, merged adapter", []string{"--save_format", "native",
 			"--lora_rank", "2", "--merge"}},
 	}
 	for i, k := range kinds {
