@@ -111,7 +111,7 @@ func (f *dataFlags) check(ctx context.Context) error {
 	case f.plot != "" && !strings.EqualFold(filepath.Ext(f.plot), ".png"):
 		return usagef("--plot: %s does not end with .png", f.plot)
 	}
-	if err := f.records.check(); err != nil {
+	if err := f.records.check(len(f.data)); err != nil {
 		return err
 	}
 	if f.plot != "" {
@@ -136,11 +136,12 @@ type dataInfo struct {
 
 // setInfo describes what one path holds.
 type setInfo struct {
-	Path    string       `json:"path"`
-	Files   []fileCounts `json:"files"`
-	HeldOut []string     `json:"held_out,omitempty"`
-	Bad     []string     `json:"bad_records,omitempty"` // the first of them
-	Shown   []sampleInfo `json:"shown,omitempty"`
+	Path    string         `json:"path"`
+	Files   []fileCounts   `json:"files"`
+	HeldOut []string       `json:"held_out,omitempty"`
+	Bad     []string       `json:"bad_records,omitempty"` // the first of them
+	Mix     *dataset.Share `json:"mix,omitempty"`
+	Shown   []sampleInfo   `json:"shown,omitempty"`
 }
 
 type fileCounts struct {
@@ -203,11 +204,16 @@ func (f *dataFlags) run(ctx context.Context) error {
 	}
 	tok.SetClock(time.Now())
 	info := &dataInfo{Data: []setInfo{}, length: f.length, tok: tok}
-	all := new(dataset.Dataset)
-	defer func() { all.Close() }()
+	var sets []*dataset.Dataset
+	defer func() {
+		for _, d := range sets {
+			d.Close()
+		}
+	}()
 	began := time.Now()
 	for _, path := range f.data {
-		s := setInfo{Path: path}
+		s, all := setInfo{Path: path}, new(dataset.Dataset)
+		sets = append(sets, all)
 		shown := f.show
 		var failed error
 		heldOut, err := loadPath(ctx, path, f.validation, tok, func(file string) dataset.Options {
@@ -235,6 +241,13 @@ func (f *dataFlags) run(ctx context.Context) error {
 	}
 	if err := f.records.checkUsed(); err != nil {
 		return err
+	}
+	all, err := f.records.join(sets)
+	if err != nil {
+		return err
+	}
+	for i, share := range all.Shares() {
+		info.Data[i].Mix = &share
 	}
 	info.Seconds = roundThousandth(time.Since(began).Seconds())
 	info.Total, info.Lengths = countsOf(all.Report), lengthsOf(all)
@@ -352,9 +365,7 @@ func packed(d *dataset.Dataset, length int, seed int64) (*packInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows := b.Batches(0)
-	filled := float64(d.Report.Tokens) / (float64(rows) * float64(length))
-	return &packInfo{Rows: rows, Length: length, Filled: filled}, nil
+	return &packInfo{Rows: b.Batches(0), Length: length, Filled: b.Filled(0)}, nil
 }
 
 // maxListed is how many files of a data set are described.
@@ -396,6 +407,11 @@ func (info *dataInfo) print(w io.Writer) {
 		fmt.Fprintf(text, "  records    %d\n", info.Total.Records)
 		info.Total.print(text)
 		fmt.Fprintln(text)
+	}
+	for _, s := range info.Data {
+		if s.Mix != nil {
+			printShares(text, []string{s.Path}, []dataset.Share{*s.Mix})
+		}
 	}
 	info.Lengths.print(text)
 	if p := info.Packed; p != nil {

@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"math"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -13,14 +16,18 @@ import (
 	"conquer/text/tokenizer"
 )
 
-// recordFlags are the flags that say how the records of data sets are read.
+// recordFlags are the flags that say how the records of data sets are read and mixed.
 type recordFlags struct {
-	columns []string
-	onBad   string
-	mapped  *dataset.Columns // --columns, once check has read it
+	columns, weights []string
+	onBad            string
+	mapped           *dataset.Columns // --columns, once check has read it
+	shares           []float64        // --data_weights, once check has read them
 }
 
 func (f *recordFlags) declare(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.weights, "data_weights", nil,
+		"share of the samples from each --data_path: `numbers` such as 0.7,0.3; small data sets "+
+			"are repeated (default: every sample once in an epoch)")
 	flags.StringSliceVar(&f.columns, "columns", nil,
 		"names that the data has for the fields of its records: `NAME=COLUMN`,…, such as "+
 			"instruction=question,output=answer or messages=dialog,role=speaker,content=text")
@@ -28,8 +35,20 @@ func (f *recordFlags) declare(flags *pflag.FlagSet) {
 		"stop at a record that cannot be read or rendered, or skip it and count it")
 }
 
-// check reads the flags.
-func (f *recordFlags) check() (err error) {
+// check reads the flags. paths is the number of --data_path.
+func (f *recordFlags) check(paths int) (err error) {
+	f.shares = nil
+	for _, text := range f.weights {
+		weight, err := strconv.ParseFloat(text, 64)
+		if err != nil || !(weight > 0) || math.IsInf(weight, 1) {
+			return usagef("--data_weights: %q, expected numbers above 0", text)
+		}
+		f.shares = append(f.shares, weight)
+	}
+	if f.shares != nil && len(f.shares) != paths {
+		return usagef("--data_weights has %s, --data_path has %s: give a weight for each path",
+			dataset.Count(len(f.shares), "number"), dataset.Count(paths, "path"))
+	}
 	if f.onBad != "stop" && f.onBad != "skip" {
 		return usagef("--on_bad_record is %q, expected stop or skip", f.onBad)
 	}
@@ -45,6 +64,18 @@ func (f *recordFlags) checkUsed() error {
 		return usagef("--columns: %w", err)
 	}
 	return nil
+}
+
+// join joins data sets, each of one path, into one: a mixture if there are weights.
+func (f *recordFlags) join(sets []*dataset.Dataset) (*dataset.Dataset, error) {
+	if f.shares != nil {
+		return dataset.Mix(sets, f.shares)
+	}
+	all := new(dataset.Dataset)
+	for _, d := range sets {
+		all.Append(d)
+	}
+	return all, nil
 }
 
 // set sets the options that the flags stand for.
@@ -83,5 +114,13 @@ func printLoaded(what, path string, d *dataset.Dataset) {
 			text += fmt.Sprintf("\n  skipped %d more", more)
 		}
 		fmt.Fprintln(&visibleWriter{out: os.Stdout}, text)
+	}
+}
+
+// printShares prints what the data sets at paths give to a mixture.
+func printShares(w io.Writer, paths []string, shares []dataset.Share) {
+	for i, s := range shares {
+		fmt.Fprintf(w, "mix %s: %.1f %% of the samples, %.1f %% of the tokens, %.2f passes in an "+
+			"epoch\n", paths[i], 100*s.Samples, 100*s.Tokens, s.Passes)
 	}
 }

@@ -77,6 +77,36 @@ func TestData_DescribesWhatTrainingLearns(t *testing.T) {
 	}
 }
 
+func TestData_MixesDataSets(t *testing.T) {
+	dir := t.TempDir()
+	var args []string
+	for i, text := range []string{"123456789", "1"} {
+		path := filepath.Join(dir, string(rune('a'+i))+".jsonl")
+		if err := os.WriteFile(path, []byte(strings.Repeat(`{"text":"`+text+`"}`+"\n",
+			10*(i+1))), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--data_path", path)
+	}
+	args = append([]string{"data", "--tokenizer", "char_tokenizer", "--sequence_length", "20"},
+		args...)
+	out := succeed(t, append(args, "--data_weights", "3,1", "--pack")...)
+	// An epoch has 30 samples: 23 of 11 tokens, of which a row holds one, and 7 of 3.
+	for _, want := range []string{
+		"a.jsonl: 76.7 % of the samples, 92.3 % of the tokens, 2.30 passes",
+		"b.jsonl: 23.3 % of the samples, 7.7 % of the tokens, 0.35 passes", "packed: 23 rows"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is missing in\n%s", want, out)
+		}
+	}
+	for _, weights := range []string{"1", "1,2,3", "1,x", "1,0", "1,inf", "1,nan"} {
+		_, stderr, code := invoke(t, "", append(args, "--data_weights", weights)...)
+		if code != 2 || !strings.Contains(stderr, "--data_weights") {
+			t.Errorf("%s: exit %d, %s", weights, code, stderr)
+		}
+	}
+}
+
 func TestData_ShowsBothTextsOfAPair(t *testing.T) {
 	info := decode[dataInfo](t, succeed(t, "data", "--objective", "dpo", "--tokenizer",
 		"char_tokenizer", "--show", "1", "--json", "--data_path",

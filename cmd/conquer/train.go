@@ -333,14 +333,24 @@ func (f *modelFlags) newModel(architecture, variant string, dtype torch.DType, s
 // load reads and encodes the data sets.
 func (f *trainFlags) load(ctx context.Context, tok *tokenizer.Tokenizer) (data,
 	validation *dataset.Dataset, err error) {
-	if data, err = f.loadAll(ctx, f.data, "data", tok); err != nil {
+	sets, err := f.loadAll(ctx, f.data, "data", tok)
+	if err == nil {
+		err = f.records.checkUsed()
+	}
+	if err == nil {
+		data, err = f.records.join(sets)
+	}
+	if err != nil {
 		return nil, nil, err
 	}
-	if err := f.records.checkUsed(); err != nil {
-		return nil, nil, err
-	}
+	printShares(&visibleWriter{out: os.Stdout}, f.data, data.Shares())
 	if len(f.validation) > 0 {
-		validation, err = f.loadAll(ctx, f.validation, "validation", tok)
+		if sets, err = f.loadAll(ctx, f.validation, "validation", tok); err == nil {
+			validation = new(dataset.Dataset)
+			for _, d := range sets {
+				validation.Append(d)
+			}
+		}
 	} else if f.fraction != 0 {
 		if !(f.fraction > 0) {
 			return nil, nil, usagef("--validation_fraction is %g, expected more than 0", f.fraction)
@@ -350,11 +360,12 @@ func (f *trainFlags) load(ctx context.Context, tok *tokenizer.Tokenizer) (data,
 	return data, validation, err
 }
 
+// loadAll returns a data set for each path.
 func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
-	tok *tokenizer.Tokenizer) (*dataset.Dataset, error) {
-	all := &dataset.Dataset{}
+	tok *tokenizer.Tokenizer) (sets []*dataset.Dataset, err error) {
 	validation := what == "validation"
 	for _, path := range paths {
+		all := new(dataset.Dataset)
 		heldOut, err := loadPath(ctx, path, validation, tok,
 			func(file string) dataset.Options {
 				return f.dataOptions(ctx, file, validation)
@@ -369,8 +380,9 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
 		if !validation {
 			printFiles("held out, for --validation_path "+path, heldOut)
 		}
+		sets = append(sets, all)
 	}
-	return all, nil
+	return sets, nil
 }
 
 func (f *trainFlags) dataOptions(ctx context.Context, path string,

@@ -278,7 +278,7 @@ func (f *trainFlags) checkInputs(*pflag.FlagSet) error {
 	if err := f.checkExpected(f.path); err != nil {
 		return err
 	}
-	return f.records.check()
+	return f.records.check(len(f.data))
 }
 
 // loraFlags are the flags that need --lora_rank.

@@ -141,6 +141,16 @@ func (b *Batcher) Batches(epoch int) int {
 	return (b.plan(epoch).rows() + b.opts.step() - 1) / b.opts.step() * b.opts.Passes
 }
 
+// Filled returns the share of the tokens of an epoch's rows that is not padding.
+func (b *Batcher) Filled(epoch int) float64 {
+	p := b.plan(epoch)
+	tokens := 0
+	for _, i := range p.samples {
+		tokens += b.data.Length(int(i))
+	}
+	return float64(tokens) / (float64(p.rows()) * float64(b.opts.Length))
+}
+
 // Progress returns the number of epochs handed out, such as 1.5.
 func (b *Batcher) Progress() float64 {
 	return float64(b.state.Epoch) + float64(b.state.Index)/float64(b.plan(b.state.Epoch).rows())

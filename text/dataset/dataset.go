@@ -26,6 +26,7 @@ type Dataset struct {
 	Chosen  Chosen       // the files of a folder or an archive
 	Bad     []string     // what was wrong with the first of the records that were skipped
 
+	parts     []part // of a mixture, see Mix
 	refs      []ref
 	sources   []*source
 	maps      []*mappings
@@ -117,6 +118,9 @@ func (d *Dataset) Hash() string {
 	h := hashSamples(d.Samples)
 	if d.refs != nil {
 		h = d.hash
+	}
+	if d.parts != nil {
+		h = d.mixedHash(h)
 	}
 	return hex.EncodeToString(h[:])
 }

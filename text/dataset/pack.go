@@ -25,7 +25,7 @@ func (b *Batcher) plan(epoch int) *plan {
 	}
 	order := inOrder(b.data.Len())
 	if !b.opts.InOrder {
-		order = shuffled(b.data.Len(), b.opts.Seed, uint64(epoch))
+		order = b.data.order(b.opts.Seed, epoch)
 	}
 	p := &plan{epoch: epoch, samples: order}
 	if b.opts.Pack {

@@ -36,13 +36,33 @@ func (d *Dataset) Split(validation float64, seed uint64) (train, valid *Dataset,
 	for i := range chosen {
 		chosen[i] = held[records(i)]
 	}
-	part := func(name string, valid bool) *Dataset {
+	side := func(name string, valid bool) *Dataset {
 		p := d.subset(func(i int) bool { return chosen[i] == valid })
 		p.hash = sha256.Sum256(fmt.Appendf(nil, "%x: %s, %d of %d, seed %d", d.hash, name, n, total,
 			seed))
 		return p
 	}
-	return part("train", false), part("validation", true), nil
+	train, valid = side("train", false), side("validation", true)
+	if d.parts != nil {
+		err = train.setParts(d.partsOf(func(i int) bool { return !chosen[i] }))
+	}
+	return train, valid, err
+}
+
+// partsOf returns the parts of a mixture of the samples for which keep is true.
+func (d *Dataset) partsOf(keep func(i int) bool) []part {
+	parts := make([]part, len(d.parts))
+	start := 0
+	for i, p := range d.parts {
+		parts[i] = part{start: start, weight: p.weight}
+		for s := range p.samples {
+			if keep(p.start + s) {
+				parts[i].samples++
+			}
+		}
+		start += parts[i].samples
+	}
+	return parts
 }
 
 // subset returns the samples for which keep is true, without a hash.
