@@ -27,6 +27,9 @@ func (t *Trainer) Save() error {
 	if t.options.CheckpointPath == "" {
 		return fmt.Errorf("cannot save: there is no checkpoint path")
 	}
+	if t.over {
+		return fmt.Errorf("cannot save: the run has ended")
+	}
 	if t.saved == t.step {
 		return nil
 	}
@@ -37,7 +40,7 @@ func (t *Trainer) Save() error {
 		if err := t.checkWeights(); err != nil {
 			return err
 		}
-		identity, err := t.identity()
+		identity, err := t.options.identity(t.print)
 		if err != nil {
 			return err
 		}
@@ -47,6 +50,7 @@ func (t *Trainer) Save() error {
 			Validated: t.validated,
 			Data:      t.batches.State(),
 			Began:     t.options.Began,
+			Best:      t.best,
 			Identity:  identity,
 		}
 		if t.log != nil {
@@ -90,7 +94,11 @@ func (t *Trainer) saveHF(s state.State) error {
 }
 
 func (t *Trainer) folder() state.Folder {
-	return state.Folder{Path: t.options.CheckpointPath, Keep: t.options.Keep}
+	f := state.Folder{Path: t.options.CheckpointPath, Keep: t.options.Keep}
+	if t.options.KeepBest {
+		f.Best = t.best.Step
+	}
+	return f
 }
 
 func (t *Trainer) optimizerState() *checkpoint.Tensors {
@@ -104,8 +112,7 @@ func (t *Trainer) optimizerState() *checkpoint.Tensors {
 
 // identity is what a resumed run must have in common with this one. Settings that do not change
 // what is learned are left out or brought to one form.
-func (t *Trainer) identity() (state.Identity, error) {
-	o := t.options
+func (o Options) identity(print state.Fingerprint) (state.Identity, error) {
 	// The number of rows of a step counts, not how they are divided into processes and
 	// micro-batches.
 	_, parts := o.rowGroup()
@@ -127,7 +134,7 @@ func (t *Trainer) identity() (state.Identity, error) {
 		o.Steps = 0 // the rate does not depend on the end of the run
 	}
 	settings, err := json.Marshal(o)
-	return state.Identity{Settings: settings, Print: t.print}, err
+	return state.Identity{Settings: settings, Print: print}, err
 }
 
 // resume continues from the latest checkpoint if the options ask for it and there is one.
@@ -155,11 +162,7 @@ func (t *Trainer) resume() error {
 	if err := state.Verify(dir); err != nil {
 		return t.folder().Damaged(dir, err)
 	}
-	now, err := t.identity()
-	if err != nil {
-		return err
-	}
-	if err := state.Compare(s.Identity, now); err != nil {
+	if err := t.compare(s); err != nil {
 		return fmt.Errorf("%s: %w", dir, err)
 	}
 	restore := t.restoreHF
@@ -179,7 +182,7 @@ func (t *Trainer) resume() error {
 	if !s.Began.IsZero() {
 		t.options.Began = s.Began
 	}
-	return nil
+	return t.resumeBest(s)
 }
 
 // checkSameStep returns an error unless all processes resume from the same step. Each has read the

@@ -87,12 +87,8 @@ func (t *Trainer) writeModel(dir string, also func(stage string) error) error {
 	if err != nil {
 		return err
 	}
-	generation := o.GenerationConfig
-	if t.ends != nil {
-		generation = t.ends
-	}
 	return checkpoint.Save(dir, model.Weights(m), checkpoint.Options{
-		Config: config, GenerationConfig: generation, Also: func(stage string) error {
+		Config: config, GenerationConfig: t.generation(), Also: func(stage string) error {
 			if o.Tokenizer != nil {
 				if err := o.Tokenizer.Save(stage); err != nil {
 					return err
@@ -107,6 +103,14 @@ func (t *Trainer) writeModel(dir string, also func(stage string) error) error {
 }
 
 const generationFile = "generation_config.json"
+
+// generation is the text of generation_config.json of a model that this run writes, or nil.
+func (t *Trainer) generation() []byte {
+	if t.ends != nil {
+		return t.ends
+	}
+	return t.options.GenerationConfig
+}
 
 // findEnds makes the tokens that end the data's turns end generation: in the tokenizer, and in the
 // generation_config.json of the result, unless they do already.

@@ -17,6 +17,10 @@ import (
 // checkpoint and returns ctx's error.
 func (t *Trainer) Run(ctx context.Context) error {
 	return torch.Run(func() error {
+		for _, note := range t.notes {
+			t.notice(note)
+		}
+		t.notes = nil
 		t.noteSlowOptions()
 		for {
 			stopped, err := t.stopped(ctx)
@@ -37,16 +41,13 @@ func (t *Trainer) Run(ctx context.Context) error {
 			if stopped {
 				return t.stop(ctx)
 			}
-			if t.savesNow() {
+			if t.savesNow() || t.savesBest() {
 				if err := t.Save(); err != nil {
 					return err
 				}
 			}
-			if t.step >= t.options.Steps {
-				if err := t.checkEnd(); err != nil {
-					return err
-				}
-				return t.finishSaving()
+			if t.step >= t.options.Steps || t.stale() {
+				return t.end()
 			}
 			if err := t.next(); err != nil {
 				return err
@@ -82,8 +83,9 @@ func (t *Trainer) validates() bool {
 		(t.step%o.ValidateSteps == 0 || t.step == o.Steps)
 }
 
-// savesNow reports whether a checkpoint is due. The last step has none: the result replaces it. A
-// skipped step has none: a run that has diverged would replace its good checkpoints.
+// savesNow reports whether a checkpoint is due. The last step has none unless it is asked for: the
+// result replaces it. A skipped step has none: a run that has diverged would replace its good
+// checkpoints.
 func (t *Trainer) savesNow() bool {
 	o := t.options
 	return o.CheckpointPath != "" && o.CheckpointSteps > 0 && t.step < o.Steps && t.skipped == 0 &&
@@ -121,6 +123,26 @@ func (t *Trainer) stop(ctx context.Context) error {
 	}
 	t.notice(fmt.Sprintf("stopped after step %d of %d%s", t.step, t.options.Steps, how))
 	return err
+}
+
+// end ends the run after its last step.
+func (t *Trainer) end() error {
+	if err := t.checkEnd(); err != nil {
+		return err
+	}
+	if t.step < t.options.Steps {
+		t.notice(fmt.Sprintf("stopped after step %d of %d: the last %d validations brought no "+
+			"improvement; %s", t.step, t.options.Steps, t.best.Stale, t.noteBest()))
+	}
+	if t.options.SaveAtEnd {
+		if err := t.Save(); err != nil {
+			return err
+		}
+	}
+	if err := t.finishSaving(); err != nil {
+		return err
+	}
+	return t.useBest()
 }
 
 // next takes one step: Accumulate forward and backward passes, then the optimizer's.
@@ -272,6 +294,7 @@ func (t *Trainer) validate(ctx context.Context) error {
 	v := Validation{Step: t.step, Seconds: time.Since(begin).Seconds()}
 	v.Loss, v.Measures = t.net.Objective.Report(numbers)
 	t.validated, t.validLoss = t.step, v.Loss
+	t.judge(v)
 	return t.tell(func(l Listener) error { return l.Validation(v) })
 }
 

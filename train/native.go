@@ -243,10 +243,11 @@ func (t *Trainer) writeModelFiles(dir string) error {
 	if err := atomicfile.WriteBytes(filepath.Join(dir, "config.json"), config); err != nil {
 		return err
 	}
-	if o.GenerationConfig == nil {
+	generation := t.generation()
+	if generation == nil {
 		return nil
 	}
-	return atomicfile.WriteBytes(filepath.Join(dir, "generation_config.json"), o.GenerationConfig)
+	return atomicfile.WriteBytes(filepath.Join(dir, generationFile), generation)
 }
 
 // finishSaving waits until the checkpoint that is being written, if any, is complete.

@@ -181,9 +181,19 @@ type Options struct {
 	// ValidateSteps is the number of steps between validations; 0 means a tenth of the run.
 	// Validation also happens before the first and after the last step.
 	ValidateSteps int `json:"-"`
+	// EarlyStop, if not 0, ends the run after so many validations in a row that did not lower the
+	// validation loss by more than MinImprovement.
+	EarlyStop      int     `json:"-"`
+	MinImprovement float64 `json:"-"`
+	// KeepBest keeps the checkpoint with the lowest validation loss besides Keep others, and makes
+	// its weights the result.
+	KeepBest bool `json:"-"`
 
 	CheckpointPath  string `json:"-"` // folder for checkpoints; "" means no checkpoints
 	CheckpointSteps int    `json:"-"` // steps between checkpoints; 0: only when the run stops
+	// SaveAtEnd writes a checkpoint after the last step too, from which a run of more steps can
+	// continue.
+	SaveAtEnd bool `json:"-"`
 	// SaveFormat is FormatHF or FormatNative. "" means FormatNative if several processes
 	// write, else FormatHF.
 	SaveFormat string `json:"-"`
@@ -304,8 +314,12 @@ func (o Options) Check() error {
 			"and at least 1 checkpoint is kept")
 	case o.MaxSkipped < 0:
 		return fmt.Errorf("at most %d skipped steps in a row: expected 1 or more", o.MaxSkipped)
-	case o.Resume && o.CheckpointPath == "":
-		return errors.New("cannot resume: there is no checkpoint path")
+	case o.CheckpointPath == "" && (o.Resume || o.KeepBest || o.SaveAtEnd):
+		return errors.New("cannot resume, keep the best or save at the end: there is no " +
+			"checkpoint path")
+	case o.EarlyStop < 0 || !(o.MinImprovement >= 0) || o.EarlyStop == 0 && o.MinImprovement != 0:
+		return fmt.Errorf("early stop after %d validations without an improvement of %g: neither "+
+			"can be negative, and the second needs the first", o.EarlyStop, o.MinImprovement)
 	case !slices.Contains(Recomputes, o.Recompute):
 		return fmt.Errorf("unknown recompute %q: choose %s, %s or %s",
 			o.Recompute, RecomputeNone, RecomputeSelective, RecomputeBlock)

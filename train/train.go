@@ -76,6 +76,10 @@ type Trainer struct {
 	loss      float64  // of the last step
 	validLoss float64  // of the last validation
 	writing   *writing // native checkpoint that is being written, or nil
+	best      state.Best
+	over      bool     // the weights are those of the best validation
+	notes     []string // for Run's listeners
+	warmup    bool     // the number of warm-up steps is the default
 	ends      []byte   // generation_config.json that ends generation at the data's turn ends
 	print     state.Fingerprint
 	weights   string // hash of the initial weights, if other processes must have the same
@@ -117,6 +121,9 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 	if o = o.complete(); o.SequenceLength > m.MaxLength() {
 		return o, fmt.Errorf("sequence length %d is beyond the model's %d", o.SequenceLength,
 			m.MaxLength())
+	}
+	if validation == nil && (o.EarlyStop > 0 || o.KeepBest) {
+		return o, errors.New("an early stop and the best weights need validation data")
 	}
 	if own, ok := m.(interface{ ZLoss() float64 }); ok && o.ZLoss == 0 && !o.compares() {
 		o.ZLoss = own.ZLoss()
@@ -201,7 +208,7 @@ func (t *Trainer) openBatches() (err error) {
 		}
 		o.Steps = total / o.Accumulate
 	}
-	if o.WarmupSteps < 0 {
+	if t.warmup = o.WarmupSteps < 0; t.warmup {
 		o.WarmupSteps = o.Steps / 20
 	}
 	if o.ValidateSteps == 0 {
@@ -371,7 +378,7 @@ func (t *Trainer) checkSameRun() error {
 	if t.options.processes() == 1 {
 		return nil
 	}
-	mine, err := t.identity()
+	mine, err := t.options.identity(t.print)
 	if err != nil {
 		return err
 	}

@@ -2,10 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"conquer/lora"
@@ -79,6 +81,62 @@ func TestTrain_OverwriteStartsAgain(t *testing.T) {
 	if got := listing(t, filepath.Join(out, "checkpoints")); !slices.Equal(got,
 		[]string{"latest", "step-00000001", "step-00000002"}) {
 		t.Errorf("the checkpoints are %v", got)
+	}
+}
+
+// A run that has ended continues with more steps. Its result is that of the lowest validation loss.
+func TestTrain_ContinuesAfterItsEnd(t *testing.T) {
+	base := writeModel(t, 704, true)
+	out := filepath.Join(t.TempDir(), "out")
+	flags := []string{"--save_at_end", "--keep_best", "--keep", "1", "--validation_fraction", "1",
+		"--validate_steps", "1", "--schedule", "constant", "--learning_rate", "1e-3"}
+	mustTune(t, base, out, append(flags, "--steps", "2")...)
+	stderr, code := tune(t, base, out, append(flags, "--steps", "4", "--resume")...)
+	if code != 0 || !strings.Contains(stderr, "step 3/4") || strings.Contains(stderr, "step 2/4") ||
+		!strings.Contains(stderr, "the result has the weights after step 4") {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	best := filepath.Join(out, "checkpoints", "step-00000004")
+	if !sameTensors(t, out, best) {
+		t.Error("the result is not the best checkpoint")
+	}
+	stderr, code = tune(t, base, out, append(flags, "--steps", "3", "--resume")...)
+	if code != 1 || !strings.Contains(stderr, "give more steps") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	stderr, code = tune(t, base, out, append(flags, "--steps", "9", "--resume", "--batch_size",
+		"1")...)
+	if code != 1 || !strings.Contains(stderr, "batch_size 2 (now 1)") ||
+		!strings.Contains(stderr, "only the number of steps or epochs, the validation data") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+}
+
+// A run for which the disk is too small does not begin.
+func TestTrain_ComparesTheDiskBeforeItBegins(t *testing.T) {
+	base := writeModel(t, 704, true)
+	info, err := os.Stat(filepath.Join(base, "model.safetensors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := t.TempDir() // with room for the result, but not for its checkpoint
+	size := fmt.Sprintf("size=%d", 2*info.Size())
+	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, size); err != nil {
+		t.Skip("needs a small file system: ", err)
+	}
+	defer syscall.Unmount(disk, syscall.MNT_DETACH)
+	out := filepath.Join(disk, "out")
+	stderr, code := tune(t, base, out, "--save_at_end")
+	if code != 1 || !strings.Contains(stderr, out+" has 0.00") ||
+		!strings.Contains(stderr, "of free space, and the run needs") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	if _, err := os.Stat(filepath.Join(out, "checkpoints")); err == nil {
+		t.Error("the run has begun")
+	}
+	stderr, code = tune(t, base, out)
+	if code != 0 || !strings.Contains(stderr, "if the run is stopped, its checkpoint will not") {
+		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
 

@@ -142,6 +142,13 @@ func (f *trainFlags) run(ctx context.Context) error {
 	}
 	defer t.Close()
 	o.model = t.Model()
+	warning, err := t.CheckDisk(f.output, f.merge)
+	if err != nil {
+		return err
+	}
+	if warning != "" {
+		note("conquer train: %s\n", warning)
+	}
 	f.announce(t)
 	return f.tune(ctx, t, o, first)
 }

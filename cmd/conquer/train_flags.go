@@ -110,6 +110,10 @@ func (f *trainFlags) declareSteps(flags *pflag.FlagSet) {
 			"before the run ends with an error")
 	flags.IntVar(&f.ValidateSteps, "validate_steps", 0,
 		"steps between validations (default: 10 % of the run)")
+	flags.IntVar(&f.EarlyStop, "early_stop", 0,
+		"end the run after this `number` of validations in a row without a lower loss")
+	flags.Float64Var(&f.MinImprovement, "min_improvement", 0,
+		"with --early_stop: a loss must be lower by more than this `difference`, in nats")
 	flags.Int64Var(&f.Seed, "seed", 1, "`seed` of data order, dropout and random weights")
 }
 
@@ -197,7 +201,13 @@ func (f *trainFlags) declareCheckpoints(flags *pflag.FlagSet) {
 	flags.StringVar(&f.CheckpointPath, "checkpoint_path", "",
 		"`folder` for checkpoints (default: checkpoints in the output folder)")
 	flags.IntVar(&f.Keep, "keep", 2, "number of checkpoints to keep")
-	flags.BoolVar(&f.Resume, "resume", false, "continue from the last checkpoint if one exists")
+	flags.BoolVar(&f.KeepBest, "keep_best", false,
+		"keep a checkpoint of the lowest validation loss too, and make its weights the result")
+	flags.BoolVar(&f.SaveAtEnd, "save_at_end", false,
+		"write a checkpoint after the last step too, so that --resume can add steps or epochs")
+	flags.BoolVar(&f.Resume, "resume", false,
+		"continue from the last checkpoint if one exists; steps, epochs and the validation data "+
+			"may differ")
 	flags.StringVar(&f.SaveFormat, "save_format", "",
 		"format of checkpoints; hf: a folder for transformers, written by one process; native: "+
 			"every process writes its shard while training continues (default: hf for one "+
@@ -294,6 +304,13 @@ func (f *trainFlags) absent() []string {
 
 // checkSteps checks the flags that count steps and samples, and those of LoRA.
 func (f *trainFlags) checkSteps(flags *pflag.FlagSet) error {
+	if len(f.validation) == 0 && f.fraction == 0 {
+		for _, name := range []string{"validate_steps", "early_stop", "keep_best"} {
+			if flags.Changed(name) {
+				return usagef("--%s needs --validation_path or --validation_fraction", name)
+			}
+		}
+	}
 	loraChanged := slices.ContainsFunc(loraFlags, flags.Changed)
 	switch {
 	case f.Steps < 0 || f.Epochs < 0:
@@ -306,8 +323,10 @@ func (f *trainFlags) checkSteps(flags *pflag.FlagSet) error {
 		return usagef("--lora_alpha, --lora_dropout and --lora_targets need --lora_rank")
 	case flags.Changed("warmup_steps") && f.WarmupSteps < 0:
 		return usagef("--warmup_steps is %d, expected 0 or more", f.WarmupSteps)
-	case flags.Changed("validate_steps") && len(f.validation) == 0 && f.fraction == 0:
-		return usagef("--validate_steps needs --validation_path or --validation_fraction")
+	case f.EarlyStop < 0 || flags.Changed("early_stop") && f.EarlyStop == 0:
+		return usagef("--early_stop is %d, expected 1 or more", f.EarlyStop)
+	case flags.Changed("min_improvement") && f.EarlyStop == 0:
+		return usagef("--min_improvement needs --early_stop")
 	case f.fraction > 1 && f.fraction != math.Trunc(f.fraction):
 		return usagef("--validation_fraction is %g, expected a share below 1 or a number of "+
 			"samples", f.fraction)

@@ -45,7 +45,16 @@ type State struct {
 	Validated int           `json:"validated"`       // last step after which a validation was done
 	Data      dataset.State `json:"data"`
 	Began     time.Time     `json:"began,omitzero"` // when the run began
+	Best      Best          `json:"best,omitzero"`
 	Identity
+}
+
+// Best is what the validations of a run have shown, if there was one after a step.
+type Best struct {
+	Step  int     `json:"step"` // of the lowest validation loss; 0 if there is none
+	Loss  float64 `json:"loss"`
+	Mark  float64 `json:"mark"`  // the loss that an improvement must be below
+	Stale int     `json:"stale"` // validations since the last improvement
 }
 
 // check returns an error if s cannot be the state of a run in the checkpoint name.
@@ -60,6 +69,9 @@ func (s State) check(name string) error {
 	case s.Data.Epoch < 0 || s.Data.Epoch > s.Step || s.Data.Index < 0:
 		return fmt.Errorf("position %d of epoch %d of the data, expected epochs from 0 to %d",
 			s.Data.Index, s.Data.Epoch, s.Step)
+	case s.Best.Step < 0 || s.Best.Step > s.Step || s.Best.Stale < 0 || s.Best.Stale > s.Step:
+		return fmt.Errorf("a best validation after step %d, and %d since the last improvement, "+
+			"expected 0 to %d", s.Best.Step, s.Best.Stale, s.Step)
 	}
 	return nil
 }
@@ -93,6 +105,7 @@ func (s State) Write(stage string) error {
 type Folder struct {
 	Path string
 	Keep int // number of checkpoints that stay
+	Best int // the step of a further one that stays; 0 for none
 }
 
 // Step returns the path of the checkpoint after a step.
@@ -111,7 +124,8 @@ func (f Folder) Commit(step int) error {
 	return f.prune(step)
 }
 
-// prune removes all checkpoints except the last Keep, and what killed runs left unfinished.
+// prune removes all checkpoints except Best and the last Keep others, and what killed runs left
+// unfinished.
 func (f Folder) prune(step int) error {
 	entries, err := os.ReadDir(f.Path)
 	if err != nil {
@@ -129,9 +143,16 @@ func (f Folder) prune(step int) error {
 	if err != nil {
 		return err
 	}
+	best := filepath.Base(f.Step(f.Best))
 	at := slices.Index(complete, filepath.Base(f.Step(step)))
-	for i, name := range complete { // a folder of a later step was never committed
-		if i > at-f.Keep && i <= at {
+	kept := 0
+	for i, name := range slices.Backward(complete) {
+		switch {
+		case i > at: // a folder of a later step was never committed
+		case f.Best > 0 && name == best:
+			continue
+		case kept < f.Keep:
+			kept++
 			continue
 		}
 		if err := atomicfile.Discard(filepath.Join(f.Path, name)); err != nil {
@@ -156,6 +177,12 @@ func (f Folder) checkpoints() (names []string, err error) {
 		return cmp.Or(cmp.Compare(len(a), len(b)), strings.Compare(a, b))
 	})
 	return names, err
+}
+
+// Count returns the number of complete checkpoints.
+func (f Folder) Count() (int, error) {
+	names, err := f.checkpoints()
+	return len(names), err
 }
 
 // Clear removes all checkpoints. The latest goes last, and the pointer to it after that.
