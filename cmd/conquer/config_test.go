@@ -140,6 +140,9 @@ func TestConfig_PrintedConfigReproducesTheRun(t *testing.T) {
 		if again := succeed(t, "train", "--config", path, "--print_config"); again != printed {
 			t.Errorf("%v: printed\n%s\nand then\n%s", more, printed, again)
 		}
+		if !strings.Contains(printed, "\ncheckpoint_path: null\n") {
+			t.Errorf("checkpoint_path, which follows from output_path, is printed\n%s", printed)
+		}
 		list, err := settings.ParseYAML([]byte(printed))
 		if err != nil {
 			t.Fatal(err)

@@ -294,12 +294,13 @@ func (f *trainFlags) checkInputs(*pflag.FlagSet) error {
 // loraFlags are the flags that need --lora_rank.
 var loraFlags = []string{"lora_alpha", "lora_dropout", "lora_targets"}
 
-// absent lists flags that must not be given beside the others.
+// absent lists flags that are printed as not given, unless they are: they must not be given beside
+// the others, or follow from them.
 func (f *trainFlags) absent() []string {
 	if f.lora.Rank == 0 {
-		return loraFlags
+		return append([]string{"checkpoint_path"}, loraFlags...)
 	}
-	return nil
+	return []string{"checkpoint_path"}
 }
 
 // checkSteps checks the flags that count steps and samples, and those of LoRA.
