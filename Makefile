@@ -136,7 +136,7 @@ test-gpu: build ## the tests that need a GPU; without one each test says that it
 	@$(BUILD)/csrc_gpu_test
 	@$(GO) test -count 1 -v -run GPU -ldflags '-r $(TESTPATH)' ./cmd/conquer ./torch/dist
 
-demo: build ## tunes SmolLM2-135M on examples/lighthouse: a minute on 2 cores after the build
+demo: build ## tunes SmolLM2-135M on examples/lighthouse: one to five minutes on 2 cores
 	@tools/demo.sh $(BUILD)/bin/conquer
 
 experiment: build ## trains a small Bamba, compares chunking strategies, draws a report: 10 minutes

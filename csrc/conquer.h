@@ -197,6 +197,11 @@ int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropou
 int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 
+/* The matrix product over the last two dimensions, and that of a [M,K] and b [K,N] added to into
+ * [M,N] in place. */
+int cq_matmul(cq_tensor a, cq_tensor b, cq_tensor *out);
+int cq_add_matmul(cq_tensor into, cq_tensor a, cq_tensor b);
+
 /* residual [..., N] plus cq_linear. */
 int cq_linear_add(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor residual,
                   cq_tensor *out);

@@ -16,6 +16,19 @@ func Linear(x, weight, bias Tensor) Tensor {
 	return Tensor{libtch.Ctensor(out)}
 }
 
+// Matmul is the matrix product over the last two dimensions, broadcasting the others.
+func (t Tensor) Matmul(o Tensor) Tensor {
+	var out C.cq_tensor
+	check(C.cq_matmul(t.handle(), o.handle(), &out), "matmul", t, o)
+	return Tensor{libtch.Ctensor(out)}
+}
+
+// AddMatmul adds a [M,K] times b [K,N] to t [M,N] in place.
+func (t Tensor) AddMatmul(a, b Tensor) Tensor {
+	check(C.cq_add_matmul(t.handle(), a.handle(), b.handle()), "add matmul", t, a, b)
+	return t
+}
+
 // LinearAdd is residual [..., N] plus Linear.
 func LinearAdd(x, weight, bias, residual Tensor) Tensor {
 	var out C.cq_tensor

@@ -288,14 +288,6 @@ func (t Tensor) AddTo(o Tensor) Tensor {
 	return t
 }
 
-// AddMatmul adds a [M,K] times b [K,N] to t [M,N] in place.
-func (t Tensor) AddMatmul(a, b Tensor) Tensor {
-	c := begin()
-	libtch.AtgAddmm_(&c.out[0], t.c, a.c, b.c)
-	c.end("addmm_", t, a, b)
-	return t
-}
-
 // Sub is t - o.
 func (t Tensor) Sub(o Tensor) Tensor {
 	c := begin()
@@ -408,13 +400,6 @@ func (t Tensor) Clamp(low, high float64) Tensor {
 		scalar(high, func(hi libtch.Cscalar) { libtch.AtgClamp(&c.out[0], t.c, lo, hi) })
 	})
 	return c.end("clamp", t)
-}
-
-// Matmul is the matrix product over the last two dimensions, broadcasting the others.
-func (t Tensor) Matmul(o Tensor) Tensor {
-	c := begin()
-	libtch.AtgMatmul(&c.out[0], t.c, o.c)
-	return c.end("matmul", t, o)
 }
 
 // ---- reductions ----

@@ -37,6 +37,14 @@ static const KernelSet &chosen() {
   return set;
 }
 
+bool has_avx512() {
+#if defined(__x86_64__)
+  return &chosen() != &kernels_portable && &chosen() != &kernels_avx2;
+#else
+  return false;
+#endif
+}
+
 template <> const Kernels<float> &kernels<float>() { return chosen().f32; }
 template <> const Kernels<bf16> &kernels<bf16>() { return chosen().b16; }
 template <> const Kernels<f16> &kernels<f16>() { return chosen().h16; }

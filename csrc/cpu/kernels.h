@@ -196,6 +196,8 @@ struct StateSpaceKernels {
 
 template <class T> const Kernels<T> &kernels();
 const StateSpaceKernels &state_space_kernels();
+// Whether they use AVX-512.
+bool has_avx512();
 
 // The tables of each instruction set; kernels.cpp chooses among them.
 struct KernelSet {

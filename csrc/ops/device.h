@@ -46,7 +46,7 @@ struct OptimizerStep {
   std::vector<double> decays;
   std::vector<uint32_t> keys; // AdamW: of the stochastic rounding
   int64_t step;               // counted from 1
-  double scale; // of the gradients
+  double scale;               // of the gradients
   double rate, beta1, beta2, eps;
   int64_t seed; // of the stochastic rounding
 };

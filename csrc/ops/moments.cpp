@@ -36,8 +36,7 @@ void check_moment8(const at::Tensor &codes, const at::Tensor &exponents) {
 
 at::Tensor unpacked_moment(const at::Tensor &codes, const at::Tensor &exponents, int which) {
   check_moment8(codes, exponents);
-  const at::Tensor all = in_blocks(codes).to(at::kInt),
-                   code = which ? all : all.bitwise_and(127),
+  const at::Tensor all = in_blocks(codes).to(at::kInt), code = which ? all : all.bitwise_and(127),
                    bits = (code + bases(exponents, which)).bitwise_left_shift(20);
   at::Tensor value = at::where(code == 0, 0, bits).view(at::kFloat);
   if (which == 0)
@@ -54,9 +53,8 @@ void pack_moment(const at::Tensor &values, const at::Tensor &codes, const at::Te
   const at::Tensor base = bases(exponents, which),
                    smallest = (base + 1).bitwise_left_shift(20).view(at::kFloat);
   // Half a step, or a random part of it.
-  const at::Tensor part = stochastic
-                              ? at::randint(0, 1 << 20, size.sizes(), base.options())
-                              : at::full({}, 1 << 19, base.options());
+  const at::Tensor part = stochastic ? at::randint(0, 1 << 20, size.sizes(), base.options())
+                                     : at::full({}, 1 << 19, base.options());
   at::Tensor code = (size.view(at::kInt) + part).bitwise_right_shift(20) - base;
   const at::Tensor bar = which ? at::zeros({}, size.options()) : smallest * (part * 0x1p-20);
   code = at::where(size < smallest, (size > bar).to(at::kInt), code);
@@ -72,8 +70,8 @@ using namespace conquer;
 int cq_moment_unpack(cq_tensor codes, cq_tensor exponents, int which, cq_tensor *out) {
   return guarded([&] {
     TORCH_CHECK(which == 0 || which == 1, "8-bit moments: the moment must be 0 or 1, not ", which);
-    return give(out, ops::unpacked_moment(tensor_of(codes), tensor_of(exponents), which)
-                         .to(at::kBFloat16));
+    return give(
+        out, ops::unpacked_moment(tensor_of(codes), tensor_of(exponents), which).to(at::kBFloat16));
   });
 }
 

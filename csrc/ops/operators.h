@@ -59,6 +59,9 @@ void add_gemm(at::Tensor &into, const at::Tensor &a, const at::Tensor &b);
 // at::linear with gradients, through gemm.
 at::Tensor gemm_linear(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias);
 
+// at::matmul with gradients; of two matrices on a CPU as gemm_linear.
+at::Tensor matmul(const at::Tensor &a, const at::Tensor &b);
+
 // Throws unless codes and exponents are an 8-bit moment's; see cq_moment_pack (moments.cpp).
 void check_moment8(const at::Tensor &codes, const at::Tensor &exponents);
 // The values of an 8-bit moment in float32, and codes and exponents of values, rounded to nearest

@@ -88,9 +88,8 @@ inline void check_adamw_kind(at::Device device, at::ScalarType type, bool has_ma
   };
   std::vector<cq_parameter> parameters;
   for (auto &p : list)
-    parameters.push_back(
-        {handle(p.weight), handle(p.gradient), handle(p.master), handle(p.mean),
-         handle(p.square), handle(p.exponents), decay});
+    parameters.push_back({handle(p.weight), handle(p.gradient), handle(p.master), handle(p.mean),
+                          handle(p.square), handle(p.exponents), decay});
   if (cq_adamw(parameters.data(), int(parameters.size()), &o)) {
     std::printf("FAIL adamw: %s\n", cq_last_error());
     failures++;

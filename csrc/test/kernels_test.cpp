@@ -339,9 +339,11 @@ void time_sdpa() {
 
 void check_linear_many() {
   for (auto type : types)
-    for (auto [n, rows, depth] :
-         std::vector<std::array<int64_t, 3>>{{40, 96, 64}, {512, 33, 100}, {9, 5, 7}, {10, 1, 1}})
+    for (auto [n, rows, depth] : std::vector<std::array<int64_t, 3>>{
+             {40, 96, 64}, {512, 33, 100}, {9, 5, 7}, {10, 1, 1}, {9, 17'000, 1'000}})
       for (bool bias : {false, true}) {
+        if (bias && rows > 10'000) // large enough to be widened in parts; once is enough
+          continue;
         std::vector<at::Tensor> in = {
             at::randn({2, n, depth}).to(type),
             (at::randn({rows, depth}) / std::sqrt(double(depth))).to(type)};
@@ -363,6 +365,28 @@ void check_linear_many() {
             tolerance(type), true);
       }
   report("linear of many rows");
+  for (auto type : types) {
+    std::vector<at::Tensor> in = {at::randn({70, 33}).to(type), at::randn({33, 20}).to(type),
+                                  at::randn({70, 20}).to(type)};
+    check_op(
+        "matmul", {in[0], in[1]},
+        [](auto &in) {
+          return call(1, [&](cq_tensor *o) { return cq_matmul(Arg{in[0]}, Arg{in[1]}, o); });
+        },
+        [](auto &in) { return std::vector<at::Tensor>{at::matmul(in[0], in[1])}; },
+        4 * tolerance(type), true);
+    check_op(
+        "matmul added", in,
+        [](auto &in) {
+          at::Tensor sum = in[2] * 1;
+          if (cq_add_matmul(Arg{sum}, Arg{in[0]}, Arg{in[1]}))
+            std::printf("FAIL %s\n", cq_last_error()), failures++;
+          return std::vector<at::Tensor>{sum};
+        },
+        [](auto &in) { return std::vector<at::Tensor>{in[2] + at::matmul(in[0], in[1])}; },
+        4 * tolerance(type), true);
+  }
+  report("matmul");
 }
 
 void time_linear_many() {
