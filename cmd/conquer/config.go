@@ -93,6 +93,8 @@ func applySetting(flags *pflag.FlagSet, f *pflag.Flag, s settings.Setting) error
 		return list.Replace(texts)
 	case s.List:
 		return fmt.Errorf("%s: expected one value, not a list", f.Name)
+	case f.Value.Type() == "bool" && texts[0] == f.Value.String(): // as if it were not given
+		return nil
 	}
 	if err := flags.Set(f.Name, texts[0]); err != nil {
 		return fmt.Errorf("%s: %.60q is not of the type %s", f.Name, texts[0], f.Value.Type())
