@@ -142,6 +142,7 @@ type setInfo struct {
 	Bad     []string       `json:"bad_records,omitempty"` // the first of them
 	Mix     *dataset.Share `json:"mix,omitempty"`
 	Shown   []sampleInfo   `json:"shown,omitempty"`
+	Cached  bool           `json:"cached"` // --data_cache had the samples
 }
 
 type fileCounts struct {
@@ -221,6 +222,7 @@ func (f *dataFlags) run(ctx context.Context) error {
 			return f.options(ctx, file, func(total int64) { info.Bytes = before + total })
 		}, func(_ string, d *dataset.Dataset) {
 			all.Append(d)
+			s.Cached = d.Cached
 			for i := 0; i < d.Len() && shown > 0 && failed == nil; i++ {
 				var sample dataset.Sample
 				if sample, failed = d.At(i); failed == nil {
@@ -418,9 +420,13 @@ func (info *dataInfo) print(w io.Writer) {
 		fmt.Fprintf(text, "packed: %s of %d tokens, %.1f %% filled\n",
 			dataset.Count(p.Rows, "row"), p.Length, 100*p.Filled)
 	}
-	fmt.Fprintf(text, "read %.1f MB in %.2f s: %.1f MB/s, %s tokens/s\n", float64(info.Bytes)/1e6,
-		info.Seconds, float64(info.Bytes)/1e6/max(info.Seconds, 0.001),
-		thousands(int(float64(info.Total.Tokens)/max(info.Seconds, 0.001))))
+	from := ""
+	if !slices.ContainsFunc(info.Data, func(s setInfo) bool { return !s.Cached }) {
+		from = " from --data_cache"
+	}
+	megabytes, seconds := float64(info.Bytes)/1e6, max(info.Seconds, 0.001)
+	fmt.Fprintf(text, "read %.1f MB%s in %.2f s: %.1f MB/s, %s tokens/s\n", megabytes, from,
+		info.Seconds, megabytes/seconds, thousands(int(float64(info.Total.Tokens)/seconds)))
 }
 
 func (c countInfo) print(w io.Writer) {

@@ -19,7 +19,7 @@ import (
 // recordFlags are the flags that say how the records of data sets are read and mixed.
 type recordFlags struct {
 	columns, weights []string
-	onBad            string
+	onBad, cache     string
 	mapped           *dataset.Columns // --columns, once check has read it
 	shares           []float64        // --data_weights, once check has read them
 }
@@ -33,6 +33,9 @@ func (f *recordFlags) declare(flags *pflag.FlagSet) {
 			"instruction=question,output=answer or messages=dialog,role=speaker,content=text")
 	flags.StringVar(&f.onBad, "on_bad_record", "stop",
 		"stop at a record that cannot be read or rendered, or skip it and count it")
+	flags.StringVar(&f.cache, "data_cache", "",
+		"`folder` for encoded data, which the next start with the same files, tokenizer and flags "+
+			"reads instead (default: none)")
 }
 
 // check reads the flags. paths is the number of --data_path.
@@ -81,6 +84,8 @@ func (f *recordFlags) join(sets []*dataset.Dataset) (*dataset.Dataset, error) {
 // set sets the options that the flags stand for.
 func (f *recordFlags) set(o *dataset.Options) {
 	o.Columns, o.SkipBad = f.mapped, f.onBad == "skip"
+	o.Cache = f.cache
+	o.Notice = func(message string) { note("conquer: %s\n", message) }
 }
 
 // loadPath loads the data sets at a path: files, or a name of the Hub. It calls take with each, and
@@ -106,7 +111,11 @@ func loadPath(ctx context.Context, path string, validation bool, tok *tokenizer.
 
 // printLoaded prints what was read: what names the data, path its place.
 func printLoaded(what, path string, d *dataset.Dataset) {
-	fmt.Printf("%s %s: %s\n", what, path, d.Report)
+	from := ""
+	if d.Cached {
+		from = " (from --data_cache)"
+	}
+	fmt.Printf("%s %s: %s%s\n", what, path, d.Report, from)
 	printFiles("from", d.Chosen.Files)
 	if len(d.Bad) > 0 {
 		text := "  skipped " + strings.Join(d.Bad, "\n  skipped ")

@@ -107,6 +107,32 @@ func TestData_MixesDataSets(t *testing.T) {
 	}
 }
 
+func TestData_ReadsFromItsCache(t *testing.T) {
+	dir := t.TempDir()
+	data := filepath.Join(dir, "a.jsonl")
+	if err := os.WriteFile(data, []byte(`{"question":"a","text":"b"}`+"\n"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	cache := filepath.Join(dir, "cache")
+	run := func(more ...string) dataInfo {
+		return decode[dataInfo](t, succeed(t, append([]string{"data", data, "--tokenizer",
+			"char_tokenizer", "--data_cache", cache, "--json", "--show", "1"}, more...)...))
+	}
+	first, second := run(), run()
+	if first.Data[0].Cached || !second.Data[0].Cached || first.Total != second.Total ||
+		first.Bytes != second.Bytes || len(second.Data[0].Shown) != 1 {
+		t.Errorf("%+v, then %+v", first, second)
+	}
+	// A column that no file has is an error with and without the cache.
+	for range 2 {
+		_, stderr, code := invoke(t, "", "data", data, "--tokenizer", "char_tokenizer",
+			"--data_cache", cache, "--columns", "instruction=ask")
+		if code != 2 || !strings.Contains(stderr, `no column "ask"`) {
+			t.Errorf("exit %d, %s", code, stderr)
+		}
+	}
+}
+
 func TestData_ShowsBothTextsOfAPair(t *testing.T) {
 	info := decode[dataInfo](t, succeed(t, "data", "--objective", "dpo", "--tokenizer",
 		"char_tokenizer", "--show", "1", "--json", "--data_path",

@@ -108,7 +108,8 @@ func BenchmarkBatcher(b *testing.B) {
 			}
 			b.SetBytes(int64(c.bytes))
 			for b.Loop() {
-				d.sources[0].cache.records, d.sources[0].cache.tokens = nil, maxCached
+				cache := d.sources[0].(*reader).cache
+				cache.records, cache.tokens = nil, maxCached
 				batches, err := NewBatcher(d, BatchOptions{Rows: 8, Length: 512, Pack: true})
 				if err != nil {
 					b.Fatal(err)

@@ -26,9 +26,13 @@ type Dataset struct {
 	Chosen  Chosen       // the files of a folder or an archive
 	Bad     []string     // what was wrong with the first of the records that were skipped
 
+	Cached bool // the samples were read from Options.Cache
+
 	parts     []part // of a mixture, see Mix
 	refs      []ref
-	sources   []*source
+	sources   []source
+	keep      *storedWriter // while the files are read
+	numbered  uint32        // records that were read
 	maps      []*mappings
 	hash      [sha256.Size]byte // of all samples in refs
 	largest   int32             // largest token id in refs
@@ -72,15 +76,11 @@ func (d *Dataset) At(i int) (Sample, error) {
 		return d.Samples[i], nil
 	}
 	r := d.refs[i]
-	s := d.sources[r.source]
-	e, err := s.read(r.at)
-	if err == nil {
-		if int(r.index) < len(e.samples) && len(e.samples[r.index].IDs) == int(r.length) {
-			return e.samples[r.index], nil
-		}
-		err = s.locate(r.at, errors.New("the file changed while it was in use"))
+	s, err := d.sources[r.source].sample(r)
+	if err != nil {
+		err = fmt.Errorf("data set: %w", err)
 	}
-	return Sample{}, fmt.Errorf("data set: %w", err)
+	return s, err
 }
 
 // Append adds the samples of other after those of d. Either both data sets come

@@ -53,11 +53,11 @@ func TestAt_ReadsEvictedRecordsAgain(t *testing.T) {
 	}
 	want := readAll(t, lazy)
 	for _, s := range lazy.sources {
-		s.cache.records, s.cache.tokens = nil, maxCached // nothing fits
+		s.(*reader).cache.records, s.(*reader).cache.tokens = nil, maxCached // nothing fits
 	}
 	sameSamples(t, "read again", readAll(t, lazy), want)
-	if len(lazy.sources[0].cache.records) > 1 {
-		t.Errorf("%d records are cached", len(lazy.sources[0].cache.records))
+	if len(lazy.sources[0].(*reader).cache.records) > 1 {
+		t.Errorf("%d records are cached", len(lazy.sources[0].(*reader).cache.records))
 	}
 
 	// Splitting and appending lazy data sets gives the same samples as in memory.
@@ -99,7 +99,7 @@ func TestAt_TruncatedFileIsAnError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.sources[0].cache.records, d.sources[0].cache.tokens = nil, maxCached
+	d.sources[0].(*reader).cache.records, d.sources[0].(*reader).cache.tokens = nil, maxCached
 	b, err := NewBatcher(d, BatchOptions{Rows: 4, Length: 40, InOrder: true})
 	if err != nil {
 		t.Fatal(err)

@@ -60,19 +60,8 @@ func openFiles(path string, opts Options, maps *mappings) (files []file, chosen 
 		f, err := openFile(path, data, opts, maps)
 		return []file{f}, chosen, err
 	}
-	names, err := filesIn(path)
-	if err != nil {
+	if chosen, err = chooseIn(path, opts); err != nil {
 		return nil, chosen, err
-	}
-	for i, name := range names {
-		relative, err := filepath.Rel(path, name)
-		if err != nil {
-			return nil, chosen, err
-		}
-		names[i] = filepath.ToSlash(relative)
-	}
-	if chosen, err = Choose(names, opts.Validation); err != nil {
-		return nil, chosen, fmt.Errorf("%s: %w", path, err)
 	}
 	files, err = chosen.open(func(name string) (file, error) {
 		name = filepath.Join(path, filepath.FromSlash(name))
@@ -83,6 +72,25 @@ func openFiles(path string, opts Options, maps *mappings) (files []file, chosen 
 		return openFile(name, data, opts, maps)
 	})
 	return files, chosen, err
+}
+
+// chooseIn chooses files of a folder.
+func chooseIn(path string, opts Options) (chosen Chosen, err error) {
+	names, err := filesIn(path)
+	if err != nil {
+		return chosen, err
+	}
+	for i, name := range names {
+		relative, err := filepath.Rel(path, name)
+		if err != nil {
+			return chosen, err
+		}
+		names[i] = filepath.ToSlash(relative)
+	}
+	if chosen, err = Choose(names, opts.Validation); err != nil {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	return chosen, err
 }
 
 // open opens the chosen files. Those that are not text are skipped.

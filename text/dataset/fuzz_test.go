@@ -3,6 +3,7 @@ package dataset
 import (
 	"archive/tar"
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,8 +25,13 @@ func fuzzSamples(t *testing.T, tok *tokenizer.Tokenizer, name string, files []fi
 	maps *mappings, err error) {
 	defer maps.close()
 	var d *Dataset
+	var kept bytes.Buffer
 	if err == nil {
-		d, err = encodeFiles(name, files, chosen, tok, Options{MaxLength: 16}, maps)
+		keep := newStoredWriter(&kept, [32]byte{}, tok.VocabSize(), 1<<30)
+		d, err = encodeFiles(name, files, chosen, tok, Options{MaxLength: 16}, maps, keep)
+		if err == nil && keep.finish(d.describe(nil)) != nil {
+			t.Errorf("the samples cannot be kept: %v", keep.err)
+		}
 	}
 	if err != nil {
 		if !strings.Contains(err.Error(), name) || strings.Contains(err.Error(), "\n") {
@@ -33,9 +39,19 @@ func fuzzSamples(t *testing.T, tok *tokenizer.Tokenizer, name string, files []fi
 		}
 		return
 	}
+	again, refs, err := openStored(name, kept.Bytes(), [32]byte{})
+	if err != nil || len(refs) != d.Len() {
+		t.Fatalf("%d of %d samples are kept: %v", len(refs), d.Len(), err)
+	}
+	same := again.dataset(refs, maps)
 	for i := range d.Len() {
-		if s, err := d.At(i); err != nil || len(s.IDs) > 16 || len(s.Labels) != len(s.IDs) {
+		s, err := d.At(i)
+		if err != nil || len(s.IDs) > 16 || len(s.Labels) != len(s.IDs) {
 			t.Errorf("sample %d: %v %v", i, s, err)
+		}
+		if k, err := same.At(i); err != nil || !slices.Equal(k.IDs, s.IDs) ||
+			!slices.Equal(k.Labels, s.Labels) || k.Second != s.Second {
+			t.Errorf("sample %d is kept as %v %v, want %v", i, k, err, s)
 		}
 	}
 }

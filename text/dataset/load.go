@@ -32,6 +32,13 @@ type Options struct {
 	SkipBad bool
 	// LastAnswer restricts the loss to the last turn of the assistant.
 	LastAnswer bool
+	// Cache is a folder in which the encoded samples are kept, so that the next Load of the same
+	// files with the same tokenizer, options and program reads them instead of encoding again. ""
+	// keeps none. The tokenizer needs a fixed time if its chat template shows the time.
+	Cache string
+	// Notice, if it is not nil, receives a message about a damaged file of Cache, or why samples
+	// are not kept.
+	Notice func(message string)
 	// Progress, if it is not nil, receives the number of bytes read so far and in
 	// total. An error from it ends the reading.
 	Progress func(done, total int64) error
@@ -77,18 +84,59 @@ func Load(path string, tok *tokenizer.Tokenizer, opts Options) (*Dataset, error)
 }
 
 func load(path string, tok *tokenizer.Tokenizer, opts Options, maps *mappings) (*Dataset, error) {
+	encode := func(keep *storedWriter) (*Dataset, error) {
+		return encodePath(path, tok, opts, maps, keep)
+	}
+	if opts.Cache == "" {
+		return encode(nil)
+	}
+	s, err := newStore(path, tok, opts)
+	if err != nil {
+		return nil, err
+	}
+	if s == nil {
+		return encode(nil)
+	}
+	d := s.load(opts)
+	if d == nil {
+		unlock, err := s.lock(opts)
+		if err != nil {
+			return nil, err
+		}
+		if unlock == nil {
+			return encode(nil)
+		}
+		defer unlock()
+		if d = s.load(opts); d == nil { // no other process was faster
+			return s.fill(tok, opts, encode)
+		}
+	}
+	if opts.Progress != nil {
+		size := s.size()
+		if err := opts.Progress(size, size); err != nil {
+			d.Close()
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// encodePath encodes the files in path. Samples are also given to keep, unless it is nil.
+func encodePath(path string, tok *tokenizer.Tokenizer, opts Options, maps *mappings,
+	keep *storedWriter) (*Dataset, error) {
 	files, chosen, err := openFiles(path, opts, maps)
 	if err != nil {
 		return nil, err
 	}
-	return encodeFiles(path, files, chosen, tok, opts, maps)
+	return encodeFiles(path, files, chosen, tok, opts, maps, keep)
 }
 
 // encodeFiles encodes the records of open files once and remembers where their samples are.
 func encodeFiles(path string, files []file, chosen Chosen, tok *tokenizer.Tokenizer, opts Options,
-	maps *mappings) (*Dataset, error) {
+	maps *mappings, keep *storedWriter) (*Dataset, error) {
 	opts.prompts = new(promptCache)
-	d := &Dataset{Chosen: chosen, maps: []*mappings{maps}}
+	d := &Dataset{Chosen: chosen, maps: []*mappings{maps}, keep: keep}
+	defer func() { d.keep = nil }()
 	d.Report.Skipped = len(chosen.Skipped)
 	done, total := int64(0), int64(0)
 	for _, f := range files {
@@ -96,7 +144,8 @@ func encodeFiles(path string, files []file, chosen Chosen, tok *tokenizer.Tokeni
 	}
 	cache := new(cache)
 	for _, f := range files {
-		d.sources = append(d.sources, &source{f, tok, opts, cache, maps})
+		s := &reader{f, tok, opts, cache, maps}
+		d.sources = append(d.sources, s)
 		d.Files = append(d.Files, FileReport{Name: f.title(), Layouts: map[Layout]int{}})
 		progress := func(bytes int64) error {
 			if opts.Progress == nil {
@@ -104,7 +153,7 @@ func encodeFiles(path string, files []file, chosen Chosen, tok *tokenizer.Tokeni
 			}
 			return opts.Progress(done+bytes, total)
 		}
-		if err := d.index(progress); err != nil {
+		if err := d.index(s, progress); err != nil {
 			return nil, err
 		}
 		if err := progress(f.size()); err != nil {
@@ -129,9 +178,8 @@ func encodeFiles(path string, files []file, chosen Chosen, tok *tokenizer.Tokeni
 // indexBatch is how many records are encoded in parallel.
 const indexBatch = 256
 
-// index adds the samples of the last source to d.
-func (d *Dataset) index(progress func(bytes int64) error) error {
-	s := d.sources[len(d.sources)-1]
+// index adds the samples of s, the last source, to d.
+func (d *Dataset) index(s *reader, progress func(bytes int64) error) error {
 	total := sha256.New()
 	total.Write(d.hash[:])
 	positions := make([]int64, 0, indexBatch)
@@ -201,6 +249,7 @@ func (d *Dataset) addRecord(at int64, e encoded) {
 	if !e.continued {
 		report.Records++
 		report.Layouts[e.layout]++
+		d.numbered++
 	}
 	report.Truncated += e.truncated
 	report.Unrendered += e.unrendered
@@ -215,12 +264,15 @@ func (d *Dataset) addRecord(at int64, e encoded) {
 		if id := slices.Max(sample.IDs); id > d.largest {
 			d.largest, d.largestIn = id, d.refs[len(d.refs)-1]
 		}
+		if d.keep != nil {
+			d.keep.add(d.numbered, sample)
+		}
 	}
 }
 
 // checkColumns returns an error if a mapped column is in no record of the file. Files that have a
 // list of their columns were checked when they were opened.
-func (s *source) checkColumns() error {
+func (s *reader) checkColumns() error {
 	var err error
 	switch f := s.file.(type) {
 	case *lines:
@@ -234,9 +286,18 @@ func (s *source) checkColumns() error {
 	return nil
 }
 
-// source is a file, the settings with which its records are encoded, and the
-// cache of encoded records, which all sources of a data set share.
-type source struct {
+// source is where the samples of a data set are read.
+type source interface {
+	sample(r ref) (Sample, error)
+	// where names the file and the line or row of a position.
+	where(at int64) string
+	// recordOf returns a number that the samples of one record share.
+	recordOf(r ref) int64
+}
+
+// reader is a file, the settings with which its records are encoded, and the
+// cache of encoded records, which all readers of a data set share.
+type reader struct {
 	file
 	tok   *tokenizer.Tokenizer
 	opts  Options
@@ -268,7 +329,7 @@ type indexed struct {
 }
 
 // readAll reads the records at positions on all cores and returns them in order.
-func (s *source) readAll(positions []int64) []indexed {
+func (s *reader) readAll(positions []int64) []indexed {
 	results := make([]indexed, len(positions))
 	var wg sync.WaitGroup
 	workers := max(1, min(runtime.GOMAXPROCS(0), len(positions)))
@@ -288,7 +349,7 @@ func (s *source) readAll(positions []int64) []indexed {
 
 // read returns the samples of the record at a position, from the cache if they
 // are there.
-func (s *source) read(at int64) (e encoded, err error) {
+func (s *reader) read(at int64) (e encoded, err error) {
 	err = s.maps.whileOpen(func() error {
 		known := false
 		if e, known = s.cache.get(s, at); known {
@@ -303,7 +364,7 @@ func (s *source) read(at int64) (e encoded, err error) {
 }
 
 // encode reads and encodes the record at a position and caches the result.
-func (s *source) encode(at int64) (e encoded, err error) {
+func (s *reader) encode(at int64) (e encoded, err error) {
 	r, err := s.record(at)
 	if err != nil {
 		return e, err
@@ -318,8 +379,28 @@ func (s *source) encode(at int64) (e encoded, err error) {
 	return e, nil
 }
 
+// sample implements source.
+func (s *reader) sample(r ref) (Sample, error) {
+	e, err := s.read(r.at)
+	if err == nil {
+		if int(r.index) < len(e.samples) && len(e.samples[r.index].IDs) == int(r.length) {
+			return e.samples[r.index], nil
+		}
+		err = s.locate(r.at, errors.New("the file changed while it was in use"))
+	}
+	return Sample{}, err
+}
+
+// recordOf implements source.
+func (s *reader) recordOf(r ref) int64 {
+	if _, one := s.file.(*plain); one { // its blocks are one text
+		return 0
+	}
+	return r.at
+}
+
 // locate adds the file and the line or row of a record to an error.
-func (s *source) locate(at int64, err error) error {
+func (s *reader) locate(at int64, err error) error {
 	where := ""
 	if s.maps.whileOpen(func() error { where = s.where(at); return nil }) != nil {
 		return err
@@ -338,11 +419,11 @@ type cache struct {
 }
 
 type cacheKey struct {
-	source *source
+	source *reader
 	at     int64
 }
 
-func (c *cache) get(s *source, at int64) (encoded, bool) {
+func (c *cache) get(s *reader, at int64) (encoded, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e, ok := c.records[cacheKey{s, at}]
@@ -351,7 +432,7 @@ func (c *cache) get(s *source, at int64) (encoded, bool) {
 
 // put adds a record and evicts others while the cache is too large. Samples are
 // read in random order, so any record is as good to evict as another.
-func (c *cache) put(s *source, at int64, e encoded) {
+func (c *cache) put(s *reader, at int64, e encoded) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.records == nil {

@@ -69,6 +69,43 @@ func (c *Columns) Unused() error {
 	return nil
 }
 
+// list returns what is mapped.
+func (c *Columns) list() (list []string) {
+	if c == nil {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.names)) {
+		list = append(list, name, c.names[name])
+	}
+	return list
+}
+
+// found returns the mapped names of which a file had the column, and the columns of a file that
+// lacks some.
+func (c *Columns) found() (seen, there []string) {
+	if c == nil {
+		return nil, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.seen)), c.there
+}
+
+// noteFound notes what found returned for a file that is not read again.
+func (c *Columns) noteFound(seen, there []string) {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, name := range seen {
+		c.seen[name] = true
+	}
+	if there != nil {
+		c.there = there
+	}
+}
+
 // sorted returns the mapped names of fields of records.
 func (c *Columns) sorted() (names []string) {
 	if c == nil {

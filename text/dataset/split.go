@@ -96,9 +96,8 @@ func (d *Dataset) records() (of func(sample int) int, total int) {
 	index := make([]int32, len(d.refs))
 	for i, r := range d.refs {
 		if i > 0 {
-			before := d.refs[i-1]
-			_, one := d.sources[r.source].file.(*plain) // its blocks are one text
-			if r.source != before.source || r.at != before.at && !one {
+			before, s := d.refs[i-1], d.sources[r.source]
+			if r.source != before.source || s.recordOf(r) != s.recordOf(before) {
 				total++
 			}
 		}

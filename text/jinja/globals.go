@@ -25,11 +25,11 @@ var globals = map[string]value{
 		b := a.bind("strftime_now", "format")
 		format, ok := text(b[0])
 		if !ok {
-			fail("strftime() argument 1 must be str, not %s", typeName(b[0]))
+			fail("Strftime() argument 1 must be str, not %s", typeName(b[0]))
 		}
 		r.reads(32 * len(format))
 		r.size(maxDirective * (strings.Count(format, "%") + 1))
-		return r.made(strftime(r.now(), format))
+		return r.made(Strftime(r.now(), format))
 	}},
 	"self": &opaque{"TemplateReference"},
 }
@@ -149,8 +149,8 @@ func makeJoiner(_ *renderer, a args) value {
 // maxDirective is the most bytes that a directive of strftime writes.
 const maxDirective = 32
 
-// strftime formats t as Python's datetime.strftime does in the C locale.
-func strftime(t time.Time, format string) string {
+// Strftime formats t as Python's datetime.strftime does in the C locale.
+func Strftime(t time.Time, format string) string {
 	var b strings.Builder
 	pad := func(n, width int, fill string, flag byte) {
 		s := strconv.Itoa(n)
