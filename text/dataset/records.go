@@ -276,7 +276,7 @@ func (r *record) parseCompletion(fields jsonFields) (err error) {
 	if err != nil {
 		return err
 	}
-	completion, _, err := parseTurns(fields, "completion", assistantRole)
+	completion, silent, err := parseAnswers(fields, "completion")
 	if err != nil {
 		return err
 	}
@@ -287,6 +287,9 @@ func (r *record) parseCompletion(fields jsonFields) (err error) {
 	}
 	r.prompt, r.completion = "", ""
 	r.messages, r.given = slices.Concat(prompt, completion), len(prompt)
+	if silent != nil {
+		r.silent = slices.Concat(make([]bool, len(prompt)), silent)
+	}
 	return nil
 }
 
@@ -392,6 +395,18 @@ func parseTurns(fields jsonFields, name, role string) (
 	}
 	messages, _, err = parseMessages(name, raw)
 	return messages, len(messages) > 0 && !isAnswer(messages[0]), err
+}
+
+// parseAnswers reads a field that is a string, the content of one message of the assistant, or a
+// list of messages. silent tells which of them have no loss, as in parseMessages.
+func parseAnswers(fields jsonFields, name string) (messages []tokenizer.Message, silent []bool,
+	err error) {
+	raw := decodeMessages(fields[name])
+	var content string
+	if json.Unmarshal(raw, &content) == nil {
+		return []tokenizer.Message{{Role: assistantRole, Content: content}}, nil, nil
+	}
+	return parseMessages(name, raw)
 }
 
 // decodeMessages returns the messages that a string holds as JSON, as in a CSV file, and any other

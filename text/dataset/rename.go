@@ -12,10 +12,10 @@ import (
 )
 
 // Columns maps the names that fields have here, such as instruction, to the names of the columns
-// or fields that data sets have instead. The names role and content are those of the fields of a
-// message. A field that is mapped keeps its own name too, for records that lack the other one. A
-// file that has some of the mapped columns must have all, a file that has none is read as it is. A
-// nil Columns maps nothing.
+// or fields that data sets have instead. Some names, such as role and content, are those of the
+// fields of a message. A field that is mapped keeps its own name too, for records that lack the
+// other one. A file that has some of the mapped columns must have all, a file that has none is read
+// as it is. A nil Columns maps nothing.
 type Columns struct {
 	names map[string]string
 
@@ -25,7 +25,8 @@ type Columns struct {
 }
 
 // messageColumns are the fields of messages that Columns may map.
-var messageColumns = []string{"role", "content"}
+var messageColumns = []string{"role", "content", "reasoning_content", "thinking", "tool_calls",
+	"train", "weight"}
 
 // ParseColumns reads a list of NAME=COLUMN.
 func ParseColumns(list []string) (*Columns, error) {
@@ -205,7 +206,7 @@ func (c *Columns) rename(fields jsonFields) {
 		delete(fields, c.names[name])
 	}
 	maps.Copy(fields, found)
-	if c.names["role"] == "" && c.names["content"] == "" {
+	if len(c.sorted()) == len(c.names) {
 		return
 	}
 	for _, name := range slices.Concat(conversationFields,
@@ -242,29 +243,31 @@ func (c *Columns) renameMessage(raw json.RawMessage) (json.RawMessage, bool) {
 	if err != nil {
 		return nil, false
 	}
-	names := map[string]string{}
-	if c.names["role"] != "" {
-		names[c.names["role"]] = "from"
-		names["content"] = "value"
+	names, replaced := map[string]string{}, map[string]bool{}
+	for _, name := range messageColumns {
+		column := c.names[name]
+		for _, f := range fields {
+			if column != "" && f.Name == column {
+				names[column], replaced[name] = name, true
+			}
+		}
 	}
-	if c.names["content"] != "" {
-		delete(names, "content")
-		names[c.names["content"]] = "content"
-		if c.names["role"] != "" {
-			names[c.names["content"]] = "value"
+	if replaced["role"] { // as ShareGPT writes it
+		if !replaced["content"] {
+			names["content"] = "content"
+		}
+		for column, name := range names {
+			names[column] = map[string]string{"role": "from", "content": "value"}[name]
+			if names[column] == "" {
+				names[column] = name
+			}
 		}
 	}
 	var kept []tokenizer.Field
-	has := map[string]bool{}
 	for _, f := range fields {
-		has[f.Name] = true
-	}
-	for _, f := range fields {
-		switch name := names[f.Name]; {
-		case name != "":
+		if name := names[f.Name]; name != "" {
 			f.Name = name
-		case f.Name == "role" && has[c.names["role"]],
-			f.Name == "content" && has[c.names["content"]]:
+		} else if replaced[f.Name] {
 			continue // the mapped field stands for it
 		}
 		kept = append(kept, f)

@@ -157,6 +157,22 @@ func TestLoad_FieldsOfMessagesAreMapped(t *testing.T) {
 	}
 }
 
+// A mask and reasoning may have other names too.
+func TestLoad_MasksAndReasoningAreMapped(t *testing.T) {
+	tok := withSpecial(t, thinkTemplate)
+	const chat = `{"messages":[{"role":"user","content":"Q"},{"role":"assistant","content":"A",` +
+		`"train":false},{"role":"user","content":"R"},{"role":"assistant","content":"B",` +
+		`"reasoning_content":"why"}]}`
+	want := readAll(t, mustLoad(t, writeTestFile(t, "a.jsonl", chat), tok, Options{}))
+	if text := tok.Decode(want.Samples[0].IDs, false); !strings.Contains(text, "why") {
+		t.Fatalf("the template does not show the reasoning: %s", text)
+	}
+	d := mustLoad(t, writeTestFile(t, "a.jsonl", strings.NewReplacer("train", "learn",
+		"reasoning_content", "thoughts").Replace(chat)), tok,
+		Options{Columns: columnsOf(t, "train=learn,reasoning_content=thoughts")})
+	sameSamples(t, "mapped", readAll(t, d), want)
+}
+
 func TestLoad_SkipsBadRecordsAndNamesThem(t *testing.T) {
 	tok := chars(t, chatML)
 	var lines []string

@@ -242,6 +242,10 @@ func TestLoad_LossOfSomeAnswersOnly(t *testing.T) {
 				`{"role":"user","content":"r"}],"completion":[{"role":"assistant",` +
 				`"content":"two"}]}`,
 				false, "two" + end},
+			{`{"prompt":[{"role":"user","content":"q"}],"completion":[{"role":"assistant",` +
+				`"content":"one","weight":0},{"role":"user","content":"r"},` +
+				`{"role":"assistant","content":"two"}]}`,
+				false, "two" + end},
 		} {
 			d := mustLoad(t, writeTestFile(t, "a.jsonl", c.record), tok,
 				Options{LastAnswer: c.last})
