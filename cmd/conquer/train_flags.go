@@ -306,8 +306,9 @@ func (f *trainFlags) absent() []string {
 // checkSteps checks the flags that count steps and samples, and those of LoRA.
 func (f *trainFlags) checkSteps(flags *pflag.FlagSet) error {
 	if len(f.validation) == 0 && f.fraction == 0 {
-		for _, name := range []string{"validate_steps", "early_stop", "keep_best"} {
-			if flags.Changed(name) {
+		for name, given := range map[string]bool{"validate_steps": flags.Changed("validate_steps"),
+			"early_stop": flags.Changed("early_stop"), "keep_best": f.KeepBest} {
+			if given {
 				return usagef("--%s needs --validation_path or --validation_fraction", name)
 			}
 		}
