@@ -19,7 +19,7 @@ func FuzzAdapterConfig(f *testing.F) {
 			"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight")
 	}
 	f.Fuzz(func(t *testing.T, text []byte, tensor string) {
-		c, err := adapterConfig{path: "adapter_config.json", rank: 8, alpha: 8}.parse(text)
+		c, err := defaults("adapter_config.json").parse(text)
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), "adapter_config.json: ") {
 				t.Errorf("the error does not name the file: %v", err)

@@ -13,67 +13,6 @@ import (
 	"conquer/torch/nn"
 )
 
-// AllLinear as the only target selects every linear layer of the blocks that PEFT adapts too: on
-// Mamba-2 that excludes out_proj, which can be named besides it or instead of it.
-const AllLinear = "all-linear"
-
-// Defaults of a [Config].
-const (
-	DefaultRank = 16
-	// DefaultAlphaPerRank is the default of Alpha divided by Rank: the scale of an adapter.
-	DefaultAlphaPerRank = 2
-)
-
-// Config describes the adapters of a model. The zero Config is complete: rank 16, alpha 32, no
-// dropout, on all linear layers.
-type Config struct {
-	Rank    int     `json:"rank"`    // 0 means DefaultRank
-	Alpha   float64 `json:"alpha"`   // output is scaled by Alpha/Rank; 0 means twice the rank
-	Dropout float64 `json:"dropout"` // share of an adapter's inputs that is dropped
-	// Targets are the last components of layer names (q_proj, gate_proj, …), or AllLinear alone;
-	// nil means AllLinear.
-	Targets []string `json:"targets"`
-}
-
-// Complete returns c with the defaults of its zero fields filled in.
-func (c Config) Complete() Config {
-	if c.Rank == 0 {
-		c.Rank = DefaultRank
-	}
-	if c.Alpha == 0 {
-		c.Alpha = DefaultAlphaPerRank * float64(c.Rank)
-	}
-	if len(c.Targets) == 0 {
-		c.Targets = []string{AllLinear}
-	}
-	return c
-}
-
-// maxRank is the largest rank: the widths of common models are smaller.
-const maxRank = 1 << 16
-
-// Check returns an error if a field is out of range.
-func (c Config) Check() error {
-	switch c = c.Complete(); {
-	case c.Rank < 1:
-		return fmt.Errorf("LoRA rank is %d: it must be at least 1", c.Rank)
-	case c.Rank > maxRank:
-		return fmt.Errorf("LoRA rank is %d: it must be at most %d", c.Rank, maxRank)
-	case !(c.Alpha > 0):
-		return fmt.Errorf("LoRA alpha is %g: it must be positive", c.Alpha)
-	case !(c.Dropout >= 0 && c.Dropout < 1):
-		return fmt.Errorf("LoRA dropout is %g: it must be at least 0 and below 1", c.Dropout)
-	}
-	return nil
-}
-
-// Adapts reports whether l gets an adapter.
-func (c Config) Adapts(l Layer) bool {
-	targets := c.Complete().Targets
-	return slices.Contains(targets, lastComponent(l.Name)) ||
-		slices.Contains(targets, AllLinear) && !l.Refused
-}
-
 // Layer is a linear layer as the checkpoint names it: one component of an [nn.Linear], which may
 // fuse several.
 type Layer struct {
@@ -124,56 +63,134 @@ func (l Layer) attach(a *nn.LoRA) {
 	l.Linear.LoRA[l.Index] = a
 }
 
-// newAdapter declares an adapter for the layer, without values.
-func (l Layer) newAdapter(rank int, scale, dropout float64) *nn.LoRA {
-	return &nn.LoRA{
-		Name: l.Name, Scale: scale, Dropout: dropout,
+// newAdapter declares the adapter that c gives the layer, without values.
+func (l Layer) newAdapter(c Config) *nn.LoRA {
+	rank, scale := c.of(l.Name)
+	a := &nn.LoRA{
+		Name: l.Name, Scale: scale, Dropout: c.Dropout,
 		A: nn.NewParam(nn.Normal, rank, l.Linear.Weight.Shape[1]),
 		B: nn.NewParam(nn.Zeros, l.Linear.Rows[l.Index], rank),
 	}
+	if c.DoRA {
+		a.M = nn.NewParam(nn.Ones, l.Linear.Rows[l.Index])
+	}
+	return a
 }
 
-// Attach adds fresh float32 adapters to the targets of c in m. A is drawn as PyTorch draws a linear
-// layer's weight and B is zero, so the model's output does not change yet. Attach fails if m has
-// adapters or if a target names no layer.
+// first returns the row of the fused weight at which the layer begins.
+func (l Layer) first() (row int) {
+	for _, rows := range l.Linear.Rows[:l.Index] {
+		row += rows
+	}
+	return row
+}
+
+// weight returns the layer's rows of the fused weight.
+func (l Layer) weight(fused torch.Tensor) torch.Tensor {
+	return fused.Narrow(0, l.first(), l.Linear.Rows[l.Index])
+}
+
+// Attach adds fresh float32 adapters to the layers of m that c adapts, with which the model's
+// output does not change yet. With From, the adapters are those of its folder, and m was made from
+// the result of [Replace]. Attach fails if m has adapters, or if a part of c names no layer. PiSSA
+// changes the weights of the layers.
 func Attach(m model.Model, c Config) error {
 	c = c.Complete()
-	if err := c.Check(); err != nil {
+	all := Layers(m)
+	if slices.ContainsFunc(all, func(l Layer) bool { return l.adapter() != nil }) {
+		return fmt.Errorf("the model already has adapters: merge them first")
+	}
+	if err := c.CheckModel(m); err != nil {
 		return err
 	}
-	all := Layers(m)
-	var known []string
-	for _, l := range all {
-		if l.adapter() != nil {
-			return fmt.Errorf("the model already has adapters: merge them first")
+	if c.From != "" {
+		err := load(m, c.From, true)
+		for _, a := range Adapters(m) {
+			a.Dropout = c.Dropout
 		}
-		if name := lastComponent(l.Name); !slices.Contains(known, name) {
-			known = append(known, name)
-		}
+		return err
 	}
-	for _, t := range c.Targets {
-		if t != AllLinear && !slices.Contains(known, t) {
-			return fmt.Errorf("LoRA target %q names no layer: choose %s, or from %s", t, AllLinear,
-				strings.Join(known, ", "))
-		}
-	}
-	return torch.Run(func() error {
-		for _, l := range all {
-			if !c.Adapts(l) {
-				continue
+	return torch.Run(func() (err error) {
+		torch.NoGrad(func() {
+			for _, l := range all {
+				if err == nil && c.Adapts(l) {
+					torch.Scoped(func() { err = l.attachFresh(c) })
+				}
 			}
-			a := l.newAdapter(c.Rank, c.Alpha/float64(c.Rank), c.Dropout)
-			device, bound := l.Linear.Weight.Device(), 1/math.Sqrt(float64(a.A.Shape[1]))
-			torch.Scoped(func() {
-				a.A.Tensor = torch.Empty(a.A.Shape, torch.Float32, device).
-					Uniform(-bound, bound).
-					Own()
-				a.B.Tensor = torch.Zeros(a.B.Shape, torch.Float32, device).Own()
-			})
-			l.attach(a)
-		}
-		return nil
+		})
+		return err
 	})
+}
+
+// attachFresh gives the layer the adapter that c begins with.
+func (l Layer) attachFresh(c Config) error {
+	a := l.newAdapter(c)
+	device := l.Linear.Weight.Device()
+	var weight torch.Tensor
+	if c.Init == InitPiSSA || c.DoRA {
+		all, err := l.Linear.Weight.Values()
+		if err != nil {
+			return err
+		}
+		weight = l.weight(all).ToDevice(device).To(torch.Float32)
+	}
+	l.attach(a)
+	if c.Init == InitPiSSA {
+		principal(a, weight)
+		weight = weight.Sub(a.Delta()) // a copy: the weight itself changes below
+		l.subtract(a)
+	} else {
+		bound := 1 / math.Sqrt(float64(a.A.Shape[1]))
+		a.A.Tensor = torch.Empty(a.A.Shape, torch.Float32, device).Uniform(-bound, bound).Own()
+		a.B.Tensor = torch.Zeros(a.B.Shape, torch.Float32, device).Own()
+	}
+	if c.DoRA {
+		a.Reset(weight)
+	}
+	return nil
+}
+
+// principal sets A and B, whose scaled product is the best approximation of the weight of their
+// rank, and remembers them in A0 and B0.
+func principal(a *nn.LoRA, weight torch.Tensor) {
+	u, s, v := weight.SVD()
+	n := min(a.A.Shape[0], s.Size(0))
+	roots := s.Narrow(0, 0, n).MulScalar(1 / a.Scale).PowScalar(0.5)
+	rows := v.Transpose(0, 1).Narrow(0, 0, n).Mul(roots.Unsqueeze(1))
+	columns := u.Narrow(1, 0, n).Mul(roots)
+	full := func(part torch.Tensor, shape []int) torch.Tensor { // a rank beyond the weight's
+		t := torch.Zeros(shape, torch.Float32, weight.Device())
+		t.Narrow(0, 0, part.Size(0)).Narrow(1, 0, part.Size(1)).Copy(part)
+		return t.Own()
+	}
+	a.A.Tensor, a.B.Tensor = full(rows, a.A.Shape), full(columns, a.B.Shape)
+	a.A0, a.B0 = full(rows, a.A.Shape), full(columns, a.B.Shape)
+}
+
+// subtract takes the product of A0 and B0 from the layer's weight, now or when it is read.
+func (l Layer) subtract(a *nn.LoRA) {
+	change := func(fused torch.Tensor) {
+		torch.NoGrad(func() {
+			torch.Scoped(func() {
+				first := a.B0.Matmul(a.A0).MulScalar(a.Scale).ToDevice(fused.Device())
+				weight := l.weight(fused.Detach())
+				weight.Copy(weight.To(torch.Float32).Sub(first))
+			})
+		})
+	}
+	p := l.Linear.Weight
+	read := p.Deferred
+	if read == nil {
+		change(p.Tensor)
+		return
+	}
+	p.Deferred = func(into *nn.Param) error {
+		err := read(into)
+		if err == nil {
+			change(into.Tensor)
+		}
+		return err
+	}
 }
 
 func lastComponent(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
@@ -195,19 +212,13 @@ func Merge(m model.Model) error {
 	return torch.Run(func() error {
 		torch.NoGrad(func() {
 			for _, l := range Layers(m) {
-				a := l.adapter()
-				if a == nil {
-					continue
+				if a := l.adapter(); a != nil {
+					torch.Scoped(func() {
+						weight := l.weight(l.Linear.Weight.Detach())
+						weight.Copy(a.Merge(weight))
+					})
+					l.detach()
 				}
-				first := 0
-				for _, rows := range l.Linear.Rows[:l.Index] {
-					first += rows
-				}
-				torch.Scoped(func() {
-					weight := l.Linear.Weight.Detach().Narrow(0, first, l.Linear.Rows[l.Index])
-					delta := a.B.To(torch.Float32).Matmul(a.A.To(torch.Float32)).MulScalar(a.Scale)
-					weight.Copy(weight.To(torch.Float32).Add(delta))
-				})
 			}
 		})
 		Remove(m)
@@ -215,14 +226,19 @@ func Merge(m model.Model) error {
 	})
 }
 
-// Remove frees m's adapters. The base weights stay unchanged.
+// Remove frees m's adapters. The base weights stay as they are: after PiSSA without what A and B
+// began as.
 func Remove(m model.Model) {
 	for _, l := range Layers(m) {
-		if a := l.adapter(); a != nil {
-			a.A.Tensor.Free()
-			a.B.Tensor.Free()
-			l.Linear.LoRA[l.Index] = nil
+		if l.adapter() != nil {
+			l.detach()
 		}
 	}
 	nn.Linears(m, func(_ []string, l *nn.Linear) { l.LoRA = nil })
+}
+
+// detach frees the layer's adapter.
+func (l Layer) detach() {
+	l.adapter().Free()
+	l.Linear.LoRA[l.Index] = nil
 }

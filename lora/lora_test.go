@@ -1,6 +1,7 @@
 package lora
 
 import (
+	"encoding/json"
 	"math"
 	"os"
 	"path/filepath"
@@ -221,7 +222,11 @@ func TestFold_EqualsMergeAndUnmerges(t *testing.T) {
 	}
 	save := func(name string, source checkpoint.Source) *checkpoint.Checkpoint {
 		path := filepath.Join(dir, name)
-		if err := checkpoint.Save(path, source, checkpoint.Options{}); err != nil {
+		config, err := json.Marshal(m.Config())
+		if err == nil {
+			err = checkpoint.Save(path, source, checkpoint.Options{Config: config})
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 		c, err := checkpoint.Open(path)

@@ -9,7 +9,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -35,23 +34,52 @@ func ReadInfo(dir string) (Info, error) {
 	return Info{c.base, c.revision}, err
 }
 
-// adapterConfig is what adapter_config.json says about the adapter's tensors.
+// adapterConfig is what adapter_config.json says about the adapter's tensors. Which layers are
+// adapted follows from the names of the tensors.
 type adapterConfig struct {
-	path           string
-	rank           int
-	alpha          float64
-	dropout        float64
-	rsLoRA         bool
-	ranks, alphas  []pattern
-	bias           string
+	Config
+	path, bias     string
 	base, revision string
+	tokens         tokenIndices
+	tie            bool // a tied head stays the embedding
 }
 
-// pattern gives the layers whose name matches a regular expression a rank or an alpha.
-type pattern struct {
-	key     string // as in the file
-	matches *regexp.Regexp
-	value   float64
+// tokenIndices are the tokens whose rows are trained, by the name of a layer; "" is the embedding.
+type tokenIndices map[string][]int
+
+func (t *tokenIndices) UnmarshalJSON(text []byte) error {
+	list := []int{}
+	if json.Unmarshal(text, &list) == nil {
+		if *t = nil; len(list) > 0 {
+			*t = tokenIndices{"": list}
+		}
+	} else if err := json.Unmarshal(text, (*map[string][]int)(t)); err != nil {
+		return err
+	}
+	for _, ids := range *t {
+		seen := map[int]bool{}
+		for _, id := range ids {
+			if id < 0 || id > maxToken || seen[id] {
+				return fmt.Errorf("token %d: expected different numbers from 0 to %d", id, maxToken)
+			}
+			seen[id] = true
+		}
+	}
+	return nil
+}
+
+// maxToken is the largest id of a token: the vocabularies of common models are smaller.
+const maxToken = 1<<24 - 1
+
+// of returns the tokens whose rows of a layer are trained.
+func (t tokenIndices) of(layer, embedding string) []int {
+	for name, ids := range t {
+		if name == "" && layer+".weight" == embedding ||
+			name != "" && named([]string{name}, layer) {
+			return ids
+		}
+	}
+	return nil
 }
 
 // field says what a field of adapter_config.json means for the logits of an adapted model.
@@ -86,12 +114,12 @@ var fields = map[string]field{
 	"task_type":               {values: []string{"null", `"CAUSAL_LM"`}, why: noHead},
 	"base_model_name_or_path": {into: func(c *adapterConfig) any { return &c.base }},
 	"revision":                {into: func(c *adapterConfig) any { return &c.revision }},
-	"r":                       {into: func(c *adapterConfig) any { return &c.rank }},
-	"lora_alpha":              {into: func(c *adapterConfig) any { return &c.alpha }},
-	"lora_dropout":            {into: func(c *adapterConfig) any { return &c.dropout }},
-	"use_rslora":              {into: func(c *adapterConfig) any { return &c.rsLoRA }},
-	"rank_pattern":            {into: func(c *adapterConfig) any { return (*patterns)(&c.ranks) }},
-	"alpha_pattern":           {into: func(c *adapterConfig) any { return (*patterns)(&c.alphas) }},
+	"r":                       {into: func(c *adapterConfig) any { return &c.Rank }},
+	"lora_alpha":              {into: func(c *adapterConfig) any { return &c.Alpha }},
+	"lora_dropout":            {into: func(c *adapterConfig) any { return &c.Dropout }},
+	"use_rslora":              {into: func(c *adapterConfig) any { return &c.RSLoRA }},
+	"rank_pattern":            {into: func(c *adapterConfig) any { return &c.RankPattern }},
+	"alpha_pattern":           {into: func(c *adapterConfig) any { return &c.AlphaPattern }},
 	// Trained biases are tensors of the file. A model without biases has none.
 	"bias": {into: func(c *adapterConfig) any { return &c.bias },
 		values: []string{`"none"`, `"all"`, `"lora_only"`}, why: unmergeable},
@@ -99,10 +127,11 @@ var fields = map[string]field{
 	"init_lora_weights": {values: []string{"true", "false", "null", `"gaussian"`, `"eva"`,
 		`"orthogonal"`, `"mica"`}, why: changesBase},
 
-	"use_dora":                {values: off, why: unmergeable},
+	"use_dora":                {into: func(c *adapterConfig) any { return &c.DoRA }},
 	"lora_bias":               {values: off, why: unmergeable},
-	"modules_to_save":         {values: off, why: unmergeable},
-	"trainable_token_indices": {values: off, why: unmergeable},
+	"modules_to_save":         {into: func(c *adapterConfig) any { return &c.Save }},
+	"trainable_token_indices": {into: func(c *adapterConfig) any { return &c.tokens }},
+	"ensure_weight_tying":     {into: func(c *adapterConfig) any { return &c.tie }},
 	"target_parameters":       {values: off, why: unmergeable},
 	"layer_replication":       {values: off, why: unmergeable},
 	"use_qalora":              {values: off, why: unmergeable},
@@ -123,52 +152,17 @@ var fields = map[string]field{
 	"fan_in_fan_out": {},
 	// They act only while PEFT makes new adapters, or with a field above.
 	"eva_config": {}, "corda_config": {}, "lora_ga_config": {}, "loftq_config": {},
-	"qalora_group_size": {}, "ensure_weight_tying": {}, "megatron_core": {},
+	"qalora_group_size": {}, "megatron_core": {},
 	"runtime_config": {},
 	// They describe the file.
 	"inference_mode": {}, "auto_mapping": {}, "peft_version": {}, "merge_weights": {},
-}
-
-// maxPatterns is the largest number of patterns: each is compared with the name of each layer.
-const maxPatterns = 1024
-
-// patterns decodes rank_pattern or alpha_pattern. The first match counts, so the order stays.
-type patterns []pattern
-
-func (p *patterns) UnmarshalJSON(text []byte) error {
-	d := json.NewDecoder(bytes.NewReader(text))
-	if open, err := d.Token(); err != nil || open == nil {
-		return err
-	} else if open != json.Delim('{') {
-		return errors.New("expected an object of patterns and numbers")
-	}
-	for d.More() {
-		if len(*p) == maxPatterns {
-			return fmt.Errorf("more than %d patterns", maxPatterns)
-		}
-		key, err := d.Token()
-		if err != nil {
-			return err
-		}
-		var value float64
-		if err := d.Decode(&value); err != nil {
-			return fmt.Errorf("%q: %w", key, err)
-		}
-		matches, err := regexp.Compile(`^(.*\.)?(` + key.(string) + `)$`)
-		if err != nil {
-			return fmt.Errorf("%.80q is not a regular expression that this program can read: %w",
-				key, err)
-		}
-		*p = append(*p, pattern{fmt.Sprintf("%.80q", key), matches, value})
-	}
-	return nil
 }
 
 // readConfig reads the config of the adapter in the folder dir. It fails if a field makes PEFT
 // compute something other than W + scale·B·A.
 func readConfig(dir string) (adapterConfig, error) {
 	path := filepath.Join(dir, configFile)
-	c := adapterConfig{path: path, rank: 8, alpha: 8, bias: "none"} // PEFT's defaults
+	c := defaults(path)
 	text, err := wrongfile.Read(path, 4<<20)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, fmt.Errorf("%s is not an adapter folder: it holds no %s", dir, configFile)
@@ -176,6 +170,11 @@ func readConfig(dir string) (adapterConfig, error) {
 		return c, err
 	}
 	return c.parse(text)
+}
+
+// defaults returns PEFT's defaults.
+func defaults(path string) adapterConfig {
+	return adapterConfig{Config: Config{Rank: 8, Alpha: 8}, path: path, bias: "none"}
 }
 
 // parse reads the text of the config over the defaults in c.
@@ -193,13 +192,13 @@ func (c adapterConfig) parse(text []byte) (adapterConfig, error) {
 			return c, fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	if c.rank < 1 {
-		return c, fmt.Errorf("%s: r is %d: it must be at least 1", path, c.rank)
+	if c.Rank < 1 {
+		return c, fmt.Errorf("%s: r is %d: it must be at least 1", path, c.Rank)
 	}
-	for _, p := range c.ranks {
-		if p.value < 1 || p.value > math.MaxInt32 || p.value != math.Trunc(p.value) {
-			return c, fmt.Errorf("%s: rank_pattern gives %s the rank %g: expected a whole number "+
-				"of at least 1", path, p.key, p.value)
+	for _, p := range c.RankPattern {
+		if p.Value < 1 || p.Value > math.MaxInt32 || p.Value != math.Trunc(p.Value) {
+			return c, fmt.Errorf("%s: rank_pattern gives %.80q the rank %g: expected a whole "+
+				"number of at least 1", path, p.Key, p.Value)
 		}
 	}
 	return c, nil
@@ -252,60 +251,56 @@ func (c *adapterConfig) read(name string, value json.RawMessage) error {
 	return nil
 }
 
-// of returns the rank of a layer's adapter and the factor of its B·A.
-func (c *adapterConfig) of(layer string) (rank int, scale float64) {
-	r := first(c.ranks, layer, float64(c.rank))
-	alpha := first(c.alphas, layer, c.alpha)
-	if c.rsLoRA {
-		return int(r), alpha / math.Sqrt(r)
-	}
-	return int(r), alpha / r
-}
+// part is a part of an adapter: a matrix, the lengths of DoRA, or what takes the place of a weight
+// or of some of its rows.
+type part int
 
-// first returns the value of the first pattern that matches layer.
-func first(list []pattern, layer string, otherwise float64) float64 {
-	for _, p := range list {
-		if p.matches.MatchString(layer) {
-			return p.value
-		}
-	}
-	return otherwise
-}
+const (
+	partA part = iota
+	partB
+	partM
+	partTokens
+	partWhole
+)
 
-// split splits a tensor name into the layer's name and the matrix. It fails if the tensor is
-// neither A nor B of a linear layer.
-func (c *adapterConfig) split(tensor string) (layer string, isB bool, err error) {
+// suffixes are those of the parts' names.
+var suffixes = []string{suffixA, suffixB, suffixM, suffixTokens, ".weight"}
+
+// split splits a tensor name into the layer's name and the part. It fails if the tensor is none.
+func (c *adapterConfig) split(tensor string) (layer string, p part, err error) {
 	name, prefixed := strings.CutPrefix(tensor, adapterPrefix)
-	layer, isA := strings.CutSuffix(name, suffixA)
-	if !isA {
-		layer, isB = strings.CutSuffix(name, suffixB)
+	known := false
+	for i, suffix := range suffixes {
+		if !known {
+			layer, known = strings.CutSuffix(name, suffix)
+			p = part(i)
+		}
 	}
 	has := func(part string) bool { return strings.Contains(name, part) }
 	switch {
-	case isA || isB:
-		if !prefixed {
-			return "", false, fmt.Errorf("tensor %q: PEFT ignores names that do not begin with %s",
-				tensor, adapterPrefix)
-		}
-		return layer, isB, nil
+	case known && !prefixed:
+		err = fmt.Errorf("tensor %q: PEFT ignores names that do not begin with %s", tensor,
+			adapterPrefix)
+	case known && p == partWhole && has(".lora_"):
+	case known && p == partTokens && len(c.tokens) == 0:
+		err = fmt.Errorf("tensor %q holds trained tokens, but trainable_token_indices names none",
+			tensor)
+	case known && (p != partM || c.DoRA):
+		return layer, p, nil
 	case has("lora_magnitude_vector"):
-		err = fmt.Errorf("tensor %q belongs to DoRA (use_dora), %s", tensor, unmergeable)
+		err = fmt.Errorf("tensor %q belongs to DoRA, but use_dora is false: set it in the config",
+			tensor)
 	case has("lora_embedding_"):
 		err = fmt.Errorf("tensor %q adapts an embedding, %s", tensor, unmergeable)
 	case has("lora_A.bias") || has("lora_B.bias"):
 		err = fmt.Errorf("tensor %q is a bias of an adapter (lora_bias), %s", tensor, unmergeable)
-	case has("token_adapter") || has("trainable_tokens"):
-		err = fmt.Errorf("tensor %q holds trained tokens (trainable_token_indices), %s", tensor,
-			unmergeable)
 	case strings.HasSuffix(name, ".bias"):
 		err = fmt.Errorf("tensor %q replaces a bias of the base model (bias is %q), %s", tensor,
 			c.bias, unmergeable)
-	case has(".lora_"):
-		err = fmt.Errorf("tensor %q is neither %s nor %s of a layer, %s", tensor, suffixA, suffixB,
-			unmergeable)
-	default:
-		err = fmt.Errorf("tensor %q replaces a weight of the base model (save_embedding_layers or "+
-			"modules_to_save), %s", tensor, unmergeable)
 	}
-	return "", false, err
+	if err == nil {
+		err = fmt.Errorf("tensor %q is no part of an adapter that this program knows, %s", tensor,
+			unmergeable)
+	}
+	return "", 0, err
 }

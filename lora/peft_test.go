@@ -1,6 +1,7 @@
 package lora
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -61,8 +62,9 @@ func TestLoad_DecidesEveryFieldOfPEFT(t *testing.T) {
 	defer free(m)
 	on := map[string]any{
 		"peft_type": "IA3", "task_type": "SEQ_CLS", "use_dora": true, "lora_bias": true,
-		"modules_to_save": []string{"lm_head"}, "trainable_token_indices": []int{1, 2},
-		"target_parameters": []string{"experts.up"}, "layer_replication": [][]int{{0, 2}, {1, 3}},
+		"modules_to_save": "lm_head", "trainable_token_indices": []int{1, 1},
+		"ensure_weight_tying": "yes",
+		"target_parameters":   []string{"experts.up"}, "layer_replication": [][]int{{0, 2}, {1, 3}},
 		"use_qalora": true, "use_bdlora": map[string]any{"nblocks": 2},
 		"megatron_config": map[string]any{"a": 1}, "alora_invocation_tokens": []int{5},
 		"arrow_config": map[string]any{"top_k": 3}, "kasa_config": map[string]any{"beta": 1},
@@ -78,7 +80,7 @@ func TestLoad_DecidesEveryFieldOfPEFT(t *testing.T) {
 		"layers_to_transform": []int{0, 1, 2}, "layers_pattern": "layers", "fan_in_fan_out": true,
 		"eva_config": map[string]any{"rho": 2.0}, "corda_config": map[string]any{"x": 1},
 		"lora_ga_config": map[string]any{"x": 1}, "loftq_config": map[string]any{"x": 1},
-		"qalora_group_size": 16, "ensure_weight_tying": true, "megatron_core": "megatron.core",
+		"qalora_group_size": 16, "megatron_core": "megatron.core",
 		"runtime_config": map[string]any{"x": true}, "inference_mode": false,
 		"auto_mapping": map[string]any{"base_model_class": "LlamaForCausalLM"},
 		"peft_version": "0.21.2", "merge_weights": true, "a_new_number": 16, "a_new_text": "x",
@@ -181,8 +183,8 @@ func TestLoad_NamesTensorsOfOtherFeatures(t *testing.T) {
 	for tensor, want := range map[string]string{
 		prefix + "model.embed_tokens.weight":                     "save_embedding_layers",
 		prefix + "lm_head.weight":                                "modules_to_save",
+		prefix + "model.embed_tokens" + suffixTokens:             "trainable_token_indices",
 		prefix + "model.embed_tokens.lora_embedding_A":           "embedding",
-		prefix + "model.embed_tokens.token_adapter.weight":       "trainable_token_indices",
 		layer + "lora_magnitude_vector":                          "use_dora",
 		layer + "lora_B.bias":                                    "lora_bias",
 		layer + "bias":                                           "bias",
@@ -214,6 +216,128 @@ func TestLoad_NamesTensorsOfOtherFeatures(t *testing.T) {
 	os.Remove(filepath.Join(dir, weightsFile))
 	if err := Load(m, dir); err == nil || !strings.Contains(err.Error(), pickleFile) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// Each field chooses layers, ranks and scales as PEFT does, and is written under PEFT's name.
+func TestConfig_ChoosesLayersRanksAndScales(t *testing.T) {
+	noLeaks(t)
+	pattern := func(key string, value float64) Pattern {
+		p, err := NewPattern(key, value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	c := Config{Rank: 4, Alpha: 8, RSLoRA: true, Layers: []int{0, 2},
+		Targets:      []string{"q_proj", "self_attn.v_proj", "down_proj"},
+		Exclude:      []string{"layers.0.mlp.down_proj"},
+		RankPattern:  Patterns{pattern(`layers\.2\..*`, 9), pattern("q_proj", 1)},
+		AlphaPattern: Patterns{pattern("(q|v)_proj", 6)}}
+	m, dir, want := saved(t, c)
+	defer free(m)
+	if err := Load(m, dir); err != nil {
+		t.Fatal(err)
+	}
+	near(t, "logits", logits(t, m), want, 0)
+	var got []string
+	for _, a := range Adapters(m) {
+		got = append(got, fmt.Sprintf("%s %d %.3f", strings.TrimPrefix(a.Name, "model.layers."),
+			a.A.Shape[0], a.Scale))
+	}
+	if list := strings.Join(got, "\n"); list != `0.self_attn.q_proj 1 6.000
+0.self_attn.v_proj 4 3.000
+2.self_attn.q_proj 9 2.000
+2.self_attn.v_proj 9 2.000
+2.mlp.down_proj 9 2.667` {
+		t.Errorf("the adapters are\n%s", list)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, configFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, text); err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range []string{`"r":4`, `"lora_alpha":8`, `"use_rslora":true`,
+		`"target_modules":["q_proj","self_attn.v_proj","down_proj"]`,
+		`"exclude_modules":["layers.0.mlp.down_proj"]`, `"layers_to_transform":[0,2]`,
+		`"rank_pattern":{"layers\\.2\\..*":9,"q_proj":1}`, `"alpha_pattern":{"(q|v)_proj":6}`} {
+		if !strings.Contains(compact.String(), field+",") {
+			t.Errorf("%s does not contain %s", compact.String(), field)
+		}
+	}
+}
+
+// An adapter is opened with its layers, ranks and scales, and written again as it was.
+func TestOpen_GoesOnFromAnAdapter(t *testing.T) {
+	noLeaks(t)
+	pattern, err := NewPattern("q_proj", 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []Config{
+		{Rank: 4, RSLoRA: true, Dropout: 0.25, RankPattern: Patterns{pattern}},
+		{Rank: 3, Alpha: 2, Targets: []string{"q_proj", "up_proj"}, Layers: []int{1}},
+	} {
+		m, dir, want := saved(t, c)
+		opened, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := Attach(m, opened); err != nil {
+			t.Fatal(err)
+		}
+		near(t, "logits", logits(t, m), want, 0)
+		if a := Adapters(m)[0]; a.Dropout != c.Dropout {
+			t.Errorf("dropout is %g, want %g", a.Dropout, c.Dropout)
+		}
+		again := filepath.Join(t.TempDir(), "again")
+		if err := Save(m, again, "base", opened, nil); err != nil {
+			t.Fatal(err)
+		}
+		Remove(m)
+		if err := Load(m, again); err != nil {
+			t.Fatal(err)
+		}
+		near(t, "logits", logits(t, m), want, 0)
+		text, err := os.ReadFile(filepath.Join(again, configFile))
+		whole := strings.Contains(string(text), `"model.layers.1.self_attn.q_proj"`)
+		if err != nil || whole != (c.Layers != nil) {
+			t.Errorf("the targets of %+v are %s", c, text)
+		}
+		free(m)
+	}
+	m, dir, _ := saved(t, *config())
+	defer free(m)
+	rewrite(t, dir, map[string]any{"lora_alpha": 0})
+	if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), "lora_alpha") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// A part of the configuration that has no effect is an error.
+func TestAttach_NamesWhatFitsNoLayer(t *testing.T) {
+	noLeaks(t)
+	m := tiny(t)
+	defer free(m)
+	pattern, err := NewPattern("k_proj", 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, c := range map[string]Config{
+		`target "qproj"`:    {Targets: []string{"q_proj", "qproj"}},
+		`exclusion "k_pro"`: {Exclude: []string{"k_pro"}},
+		"layer 3":           {Layers: []int{0, 3}},
+		"adapts no layer":   {Targets: []string{"q_proj"}, Exclude: []string{"self_attn.q_proj"}},
+		"rank pattern":      {Targets: []string{"q_proj"}, RankPattern: Patterns{pattern}},
+		"alpha pattern":     {Exclude: []string{"k_proj"}, AlphaPattern: Patterns{pattern}},
+	} {
+		if err := Attach(m, c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want an error about %s", err, want)
+		}
+		Remove(m)
 	}
 }
 
@@ -280,7 +404,7 @@ func TestAttach_LeavesOutWhatPEFTRefuses(t *testing.T) {
 // Each pattern is compared with the name of each layer.
 func TestPEFT_PatternsAreBounded(t *testing.T) {
 	for n, want := range map[int]bool{1024: true, 1025: false} {
-		var p patterns
+		var p Patterns
 		text := "{" + strings.TrimSuffix(strings.Repeat(`"q_proj": 4,`, n), ",") + "}"
 		if err := json.Unmarshal([]byte(text), &p); (err == nil) != want {
 			t.Errorf("%d patterns: %v", n, err)

@@ -103,8 +103,7 @@ func Free(m Model) {
 	nn.Linears(m, func(_ []string, l *nn.Linear) {
 		for _, adapter := range l.LoRA {
 			if adapter != nil {
-				adapter.A.Tensor.Free()
-				adapter.B.Tensor.Free()
+				adapter.Free()
 			}
 		}
 		l.LoRA = nil

@@ -402,6 +402,13 @@ func (t Tensor) Clamp(low, high float64) Tensor {
 	return c.end("clamp", t)
 }
 
+// SVD decomposes the matrix t into u·diag(s)·vᵀ. u and v have orthonormal columns, and s falls.
+func (t Tensor) SVD() (u, s, v Tensor) {
+	c := begin()
+	libtch.AtgSvd(&c.out[0], t.c, flag(true), flag(true))
+	return c.end3("svd", t)
+}
+
 // ---- reductions ----
 
 // Sum adds all elements.

@@ -164,6 +164,13 @@ func (c *call) end2(op string, in ...Tensor) (Tensor, Tensor) {
 	return a, b
 }
 
+// end3 is end for operations with three results.
+func (c *call) end3(op string, in ...Tensor) (Tensor, Tensor, Tensor) {
+	x, y, z := c.take(0, op, in), c.take(1, op, in), c.take(2, op, in)
+	calls.Put(c)
+	return x, y, z
+}
+
 func (c *call) take(i int, op string, in []Tensor) Tensor {
 	t := Tensor{c.out[i]}
 	c.out[i] = nil

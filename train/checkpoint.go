@@ -133,6 +133,11 @@ func (o Options) identity(print state.Fingerprint) (state.Identity, error) {
 	if o.Schedule == optim.Constant {
 		o.Steps = 0 // the rate does not depend on the end of the run
 	}
+	if o.LoRA != nil { // the hash of its weights is part of the print
+		adapter := *o.LoRA
+		adapter.From = ""
+		o.LoRA = &adapter
+	}
 	settings, err := json.Marshal(o)
 	return state.Identity{Settings: settings, Print: print}, err
 }
@@ -229,7 +234,7 @@ func (t *Trainer) restoreHF(dir string, s state.State) (err error) {
 // restoreWeights copies the trained weights of the checkpoint dir into the model.
 func (t *Trainer) restoreWeights(dir string) error {
 	if t.options.LoRA != nil {
-		return lora.Restore(t.net.Model, dir)
+		return lora.Restore(t.net.Model, dir, *t.options.LoRA)
 	}
 	c, err := checkpoint.Open(dir)
 	if err != nil {

@@ -152,6 +152,9 @@ func (t *Trainer) findEnds(m model.Model) error {
 		}
 	}
 	if len(all) == len(known) {
+		if o.LoRA != nil && o.LoRA.From != "" { // its folder's replaces the base's
+			t.ends = o.GenerationConfig
+		}
 		return nil
 	}
 	delete(generation, "_from_model_config") // transformers would read the ends from config.json

@@ -37,9 +37,9 @@ func componentsOf(m model.Model) map[*nn.Param][]component {
 			component{c.Name, c.Shape(), c.Start * row, c.Rows * row})
 	})
 	for _, a := range lora.Adapters(m) {
-		nameA, nameB := lora.Names(a)
-		for name, p := range map[string]*nn.Param{nameA: a.A, nameB: a.B} {
-			list[p] = []component{{name, p.Shape, 0, units.Elements(p.Shape)}}
+		for _, t := range lora.Tensors(a) {
+			p := t.Param
+			list[p] = []component{{t.Name, p.Shape, 0, units.Elements(p.Shape)}}
 		}
 	}
 	return list

@@ -1,10 +1,13 @@
 package train
 
 import (
+	"encoding/json"
+	"maps"
 	"path/filepath"
 	"slices"
 	"testing"
 
+	"conquer/checkpoint"
 	"conquer/lora"
 	"conquer/model"
 	"conquer/torch"
@@ -103,4 +106,111 @@ func TestLoRA_MergedExportEqualsAdapterOnBase(t *testing.T) {
 func free(m model.Model) {
 	lora.Remove(m)
 	model.Free(m)
+}
+
+// Beside an adapter, whole embeddings or the rows of some tokens are trained and nothing else. The
+// exported adapter on the base gives the trained model's logits.
+func TestLoRA_TrainsEmbeddingsAndTokens(t *testing.T) {
+	noLeaks(t)
+	for name, change := range map[string]func(*lora.Config){
+		"tokens":    func(c *lora.Config) { c.Tokens = []int{3, 7} },
+		"embedding": func(c *lora.Config) { c.Save = []string{"embed_tokens"} },
+		"head":      func(c *lora.Config) { c.Save = []string{"lm_head"} },
+		"both":      func(c *lora.Config) { c.Save = []string{"lm_head", "embed_tokens"} },
+	} {
+		for _, tied := range []bool{true, false} {
+			m := tiny(t, tied, torch.Float32)
+			before := weightsOf(t, m)
+			dir := t.TempDir()
+			base, adapter := filepath.Join(dir, "base"), filepath.Join(dir, "adapter")
+			saveModel(t, m, base)
+			o := options()
+			o.LoRA, o.Rate, o.Decay, o.Accumulate = adapterConfig(), 1e-2, 0.1, 2
+			change(o.LoRA)
+			var want []float32
+			train(t, m, samples(16, 1), nil, o, func(tr *Trainer) {
+				want = logits(t, m)
+				trained := map[string]bool{
+					"model.embed_tokens.weight": name != "head" || tied,
+					"lm_head.weight":            !tied && name != "embedding",
+				}
+				for weight, values := range weightsOf(t, m) {
+					changed := map[int]bool{} // rows
+					for i, v := range values {
+						changed[i/32] = changed[i/32] || v != before[weight][i]
+					}
+					for row, is := range changed {
+						want := trained[weight]
+						if name == "tokens" {
+							want = want && (row == 3 || row == 7)
+						}
+						if is && !want || !is && want && name == "tokens" {
+							t.Errorf("%s, tied %v: row %d of %s: changed %v", name, tied, row,
+								weight, is)
+						}
+					}
+					if any := slices.Contains(slices.Collect(maps.Values(changed)),
+						true); any != trained[weight] {
+						t.Errorf("%s, tied %v: %s changed: %v", name, tied, weight, any)
+					}
+				}
+				if err := tr.Export(adapter); err != nil {
+					t.Fatal(err)
+				}
+			})
+			source, err := checkpoint.Open(base)
+			if err != nil {
+				t.Fatal(err)
+			}
+			folded, err := lora.Fold(source, adapter, false)
+			if err != nil {
+				t.Fatalf("%s, tied %v: %v", name, tied, err)
+			}
+			back, err := folded.Declare()
+			if err == nil {
+				err = torch.Run(func() error {
+					return model.Load(back, folded, torch.Float32, torch.CPU)
+				})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			near(t, name+": logits of the adapter on the base", logits(t, back), want, 1e-4)
+			model.Free(back)
+			folded.Close()
+			source.Close()
+		}
+	}
+}
+
+// weightsOf returns the values of m's weights by name.
+func weightsOf(t testing.TB, m model.Model) map[string][]float32 {
+	t.Helper()
+	all := map[string][]float32{}
+	source := model.Weights(m)
+	if err := torch.Run(func() error {
+		for _, name := range source.Names() {
+			x, err := source.Tensor(name)
+			if err != nil {
+				return err
+			}
+			all[name] = torch.Values[float32](x)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// saveModel writes m in Hugging Face's format.
+func saveModel(t testing.TB, m model.Model, dir string) {
+	t.Helper()
+	config, err := json.Marshal(m.Config())
+	if err == nil {
+		err = checkpoint.Save(dir, model.Weights(m), checkpoint.Options{Config: config})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }

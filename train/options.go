@@ -162,7 +162,8 @@ type Options struct {
 	// which for Bamba is z_loss_coefficient.
 	ZLoss float64 `json:"z_loss,omitempty"`
 
-	// LoRA, if not nil, trains adapters instead of the weights. The zero Config has defaults.
+	// LoRA, if not nil, trains adapters instead of the weights. The zero Config has defaults;
+	// [lora.Open] describes an adapter to go on from.
 	LoRA     *lora.Config `json:"lora,omitempty"`
 	HeadOnly bool         `json:"head_only"` // trains the head's weights only
 	// Stochastic keeps bfloat16 weights without float32 master weights, see optim.Options.
@@ -358,6 +359,9 @@ func (o Options) checkCompile() error {
 				"with %d, or --distributed %s, use compile %s",
 			o.processes(), o.Distributed, CompileNone,
 		)
+	case o.LoRA != nil && len(o.LoRA.Tokens) > 0:
+		return fmt.Errorf("steps that train the rows of some tokens cannot be recorded: use "+
+			"compile %s", CompileNone)
 	case o.redrawsDropout():
 		return fmt.Errorf("passes that draw the same random numbers twice cannot be recorded: "+
 			"with LoRA dropout and compile %s, use recompute %s or %s",
@@ -521,6 +525,14 @@ func (o Options) checkFormat() error {
 // the division d: 8-bit moments and stochastic rounding depend on an element's position and
 // neighbors, which differ between the processes.
 func (o Options) CheckDivision(d *parallel.Division) error {
+	if o.LoRA != nil && len(o.LoRA.Save)+len(o.LoRA.Tokens) > 0 {
+		return errors.New("embeddings and tokens cannot be trained beside LoRA with tensor " +
+			"parallelism: use ddp, fsdp, hsdp or pp")
+	}
+	if o.LoRA != nil && (o.LoRA.DoRA || o.LoRA.Init == lora.InitPiSSA) {
+		return errors.New("DoRA and PiSSA need whole weights, which tensor parallelism divides: " +
+			"use ddp, fsdp, hsdp or pp")
+	}
 	if d.Mixed() && (o.Moments == optim.Int8 || o.Stochastic && !d.Even()) {
 		return errors.New(
 			"8-bit moments and stochastic rounding do not work for state-space layers " +
@@ -635,6 +647,9 @@ func (o Options) layout(b dataset.BatchOptions) dataset.BatchOptions {
 // decays reports whether weight decay applies to a weight with this name (fused weights have
 // several, joined by +) and shape.
 func (o Options) decays(name string, shape []int) bool {
+	if o.LoRA != nil && len(o.LoRA.Tokens) > 0 && !strings.Contains(name, ".lora_") {
+		return false // the rows of other tokens stay as they are
+	}
 	kind, layer := "", strings.TrimSuffix(name, ".weight")
 	switch {
 	case strings.Contains(name, "embed_tokens.") || strings.Contains(name, "embeddings."):
@@ -661,6 +676,8 @@ func (o Options) records(m model.Model, device torch.Device) bool {
 	switch {
 	case o.Compile == CompileGraph:
 		return true
+	case o.LoRA != nil && len(o.LoRA.Tokens) > 0:
+		return false
 	case o.Compile == CompileNone || !device.IsCUDA() || !single || o.redrawsDropout():
 		return false
 	}

@@ -17,11 +17,25 @@ import (
 )
 
 // A plan for one device is within a tenth of what a run holds there.
+// pattern returns a list of one pattern.
+func pattern(t testing.TB, key string, value float64) lora.Patterns {
+	p, err := lora.NewPattern(key, value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lora.Patterns{p}
+}
+
 func TestPlan_OneDeviceMatchesRun(t *testing.T) {
 	train.NoLeaks(t)
 	const rows, length = 2, 256
 	const selective = train.RecomputeSelective
 	adapter := &lora.Config{Rank: 8, Alpha: 8, Targets: []string{lora.AllLinear}}
+	upper := &lora.Config{Rank: 8, Layers: []int{3, 4, 5},
+		Exclude: []string{"layers.3.mlp.up_proj"}, RankPattern: pattern(t, "(q|v)_proj", 200)}
+	dora := &lora.Config{Rank: 8, DoRA: true}
+	save := &lora.Config{Rank: 8, Layers: []int{5}, Save: []string{"lm_head"}}
+	tokens := &lora.Config{Rank: 8, Tokens: []int{3, 4}}
 	for i, c := range []struct {
 		architecture string
 		tied         bool
@@ -36,6 +50,10 @@ func TestPlan_OneDeviceMatchesRun(t *testing.T) {
 		{"llama", true, torch.BFloat16, train.Options{Recompute: selective, Accumulate: 2}},
 		{"llama", false, torch.Float32, train.Options{Recompute: selective, LoRA: adapter}},
 		{"llama", false, torch.Float32, train.Options{LoRA: adapter}},
+		{"llama", false, torch.Float32, train.Options{LoRA: upper}},
+		{"llama", false, torch.Float32, train.Options{LoRA: dora}},
+		{"llama", false, torch.Float32, train.Options{LoRA: save}},
+		{"llama", true, torch.Float32, train.Options{LoRA: tokens}},
 		{"llama", false, torch.Float32, train.Options{HeadOnly: true}},
 		{"llama", false, torch.BFloat16, train.Options{Moments: optim.Int8}},
 		{"llama", true, torch.BFloat16, train.Options{Stochastic: true}},
@@ -49,7 +67,7 @@ func TestPlan_OneDeviceMatchesRun(t *testing.T) {
 		name := fmt.Sprintf("%s tied=%v %v %s%s stochastic=%v accumulate=%d recompute=%s",
 			c.architecture, c.tied, c.dtype, o.Optimizer, o.Moments, o.Stochastic, o.Accumulate,
 			o.Recompute)
-		name += fmt.Sprintf(" lora=%v head_only=%v", o.LoRA != nil, o.HeadOnly)
+		name += fmt.Sprintf(" case=%d lora=%v head_only=%v", i, o.LoRA != nil, o.HeadOnly)
 		t.Run(name, func(t *testing.T) {
 			if testing.Short() && i%4 > 0 {
 				t.Skip("-short runs every fourth case")

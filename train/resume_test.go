@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"conquer/lora"
 	"conquer/model"
 	"conquer/text/dataset"
 	"conquer/torch"
@@ -59,6 +60,18 @@ func TestTrainer_ResumeIsBitEqual(t *testing.T) {
 		},
 		"head":         func(o *Options) { o.HeadOnly = true },
 		"LoRA dropout": func(o *Options) { o.LoRA = adapterConfig(); o.LoRA.Dropout = 0.3 },
+		"LoRA, tokens": func(o *Options) {
+			o.LoRA = adapterConfig()
+			o.LoRA.Tokens = []int{3, 7, 20}
+		},
+		"LoRA, embedding": func(o *Options) {
+			o.LoRA = adapterConfig()
+			o.LoRA.Save = []string{"embed_tokens"}
+		},
+		"DoRA, PiSSA": func(o *Options) {
+			o.LoRA = adapterConfig()
+			o.LoRA.DoRA, o.LoRA.Init, o.LoRA.Dropout = true, lora.InitPiSSA, 0.2
+		},
 	} {
 		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
 			data, valid := samples(22, 1), samples(5, 2)

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"conquer/checkpoint"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/torch"
 	"conquer/torch/dist"
@@ -50,6 +51,18 @@ var worldCases = []worldCase{
 	{"fsdp llama LoRA", 2, func(s *runSpec) {
 		s.Distributed, s.Options.LoRA = FSDP, adapterConfig()
 	}},
+	{"fsdp llama DoRA, PiSSA", 2, func(s *runSpec) {
+		s.Distributed, s.Options.LoRA = FSDP, adapterConfig()
+		s.Options.LoRA.DoRA, s.Options.LoRA.Init = true, lora.InitPiSSA
+	}},
+	{"fsdp llama LoRA, embedding", 2, func(s *runSpec) {
+		s.Distributed, s.Options.LoRA = FSDP, adapterConfig()
+		s.Options.LoRA.Save = []string{"embed_tokens"}
+	}},
+	{"ddp llama LoRA, tokens", 2, func(s *runSpec) {
+		s.Distributed, s.Tied, s.Options.LoRA = DDP, false, adapterConfig()
+		s.Options.LoRA.Tokens = []int{3, 7, 20}
+	}},
 	{"fsdp llama head alone", 2, func(s *runSpec) {
 		s.Distributed, s.Options.HeadOnly = FSDP, true
 	}},
@@ -67,6 +80,14 @@ var worldCases = []worldCase{
 
 	{"pp llama", 2, func(s *runSpec) { s.Distributed, s.Options.Accumulate = PP, 4 }},
 	{"pp llama LoRA", 2, func(s *runSpec) { s.Distributed, s.Options.LoRA = PP, adapterConfig() }},
+	{"pp llama PiSSA", 2, func(s *runSpec) {
+		s.Distributed, s.Options.LoRA = PP, adapterConfig()
+		s.Options.LoRA.Init = lora.InitPiSSA
+	}},
+	{"pp llama LoRA, tokens", 2, func(s *runSpec) {
+		s.Distributed, s.Options.LoRA = PP, adapterConfig()
+		s.Options.LoRA.Tokens = []int{3, 7, 20}
+	}},
 	{"pp llama preferences", 2, func(s *runSpec) { s.Distributed, s.Options.Objective = PP, ORPO }},
 	{"pp bamba head alone", 2, func(s *runSpec) {
 		s.Distributed, s.Architecture, s.Options.HeadOnly = "mp", "bamba", true // pp's second name

@@ -237,6 +237,13 @@ func (t *Trainer) prepareNetwork(m model.Model) (err error) {
 			return err
 		}
 	}
+	if o.LoRA != nil && o.LoRA.From != "" {
+		first, err := lora.Hash(o.LoRA.From)
+		if err != nil {
+			return err
+		}
+		t.weights += first
+	}
 	if o.keepsBase() {
 		t.print.Weights = t.weights
 	}
@@ -307,8 +314,18 @@ func (t *Trainer) markTrained() (names map[*nn.Param]string, err error) {
 		}
 		t.net.Lowest, t.net.Dropout = lowestAdapted(t.net.Blocks), o.LoRA.Dropout > 0
 		for _, a := range lora.Adapters(m) {
-			mark(a.Name+".lora_A", a.A)
-			mark(a.Name+".lora_B", a.B)
+			for _, part := range lora.Tensors(a) {
+				mark(strings.TrimSuffix(part.Name, ".weight"), part.Param)
+			}
+		}
+		for _, w := range o.LoRA.Weights(m) {
+			mark(strings.Join(all[w.Param], "+"), w.Param)
+			if w.Param != m.Head().Param || units.Tied(m) {
+				t.net.Lowest = -1
+			}
+			if len(o.LoRA.Tokens) > 0 {
+				t.net.TrainRows(w.Param, o.LoRA.Tokens)
+			}
 		}
 	case o.HeadOnly:
 		t.net.Lowest = len(t.net.Blocks)
@@ -472,6 +489,11 @@ func (t *Trainer) Trained() int {
 			if p.RequiresGrad() {
 				n += units.Elements(p.Shape)
 			}
+		}
+	}
+	if o := t.options.LoRA; o != nil && len(o.Tokens) > 0 {
+		for _, w := range o.Weights(t.net.Model) {
+			n -= units.Elements(w.Shape()) - len(o.Tokens)*w.Shape()[1]
 		}
 	}
 	return n

@@ -10,10 +10,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/pflag"
+
 	"conquer/checkpoint"
 	"conquer/internal/wrongfile"
 	"conquer/lora"
-	"conquer/model"
 	"conquer/model/hub"
 )
 
@@ -38,7 +39,7 @@ func openModel(ctx context.Context, name, adapter string) (path, dir string,
 		return "", "", nil, fmt.Errorf("--model_path: %s holds a model and a LoRA adapter: move "+
 			"one of them to another folder", path)
 	}
-	base, err := baseOf(path)
+	base, _, err := baseOf(path)
 	if err == nil {
 		path, dir = base, path
 		if path, err = locate(ctx, base); err == nil {
@@ -67,41 +68,85 @@ func holdsModel(dir string) bool {
 }
 
 // baseOf returns the name or path of the model that the adapter in the folder dir belongs to, in
-// the form of --model_path. A relative path begins in the working folder, or else in dir.
-func baseOf(dir string) (string, error) {
+// the form of --model_path, and the name under which an adapter trained from this one names it. A
+// relative path begins in the working folder, or else in dir.
+func baseOf(dir string) (path, name string, err error) {
 	info, err := lora.ReadInfo(dir)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if info.Base == "" {
-		return "", fmt.Errorf("%s is a LoRA adapter that does not name its base model: give the "+
-			"base with --model_path and the adapter with --adapter_path %s", dir, dir)
+		return "", "", fmt.Errorf("%s is a LoRA adapter that does not name its base model: give "+
+			"the base with --model_path and the adapter with --adapter_path %s", dir, dir)
 	}
 	for _, path := range []string{info.Base, filepath.Join(dir, info.Base)} {
 		if _, err := os.Stat(path); err == nil {
-			return path, nil
+			return path, baseName(path), nil
 		}
 	}
 	if _, known := hub.Find(info.Base); known || strings.HasPrefix(info.Base, hub.Scheme) {
-		return info.Base, nil
+		return info.Base, baseName(info.Base), nil
 	}
 	ref := hub.Scheme + info.Base
 	if _, err := hub.Parse("models", ref); err != nil || strings.Count(info.Base, "/") != 1 {
-		return "", fmt.Errorf("%s is a LoRA adapter of %s, which does not exist here: give the "+
-			"base with --model_path and the adapter with --adapter_path %s", dir, info.Base, dir)
+		return "", "", fmt.Errorf("%s is a LoRA adapter of %s, which does not exist here: give "+
+			"the base with --model_path and the adapter with --adapter_path %s", dir,
+			info.Base, dir)
+	}
+	name = info.Base
+	if info.Revision != "" {
+		name += "@" + info.Revision
 	}
 	if path, ok := hub.Cached(info.Base, info.Revision); ok {
-		return path, nil
+		return path, name, nil
 	}
 	if m, ok := hub.FindHub(info.Base); ok {
 		note("conquer: %s stands for %s, the base of %s; for another copy, give "+
 			"it with --model_path and the adapter with --adapter_path\n", m.Name, info.Base, dir)
-		return m.Name, nil
+		return m.Name, name, nil
 	}
-	if info.Revision != "" {
-		ref += "@" + info.Revision
+	return hub.Scheme + name, name, nil
+}
+
+// readLoRA reads the flags of a new adapter, or opens the adapter that is to be trained further:
+// that of --adapter_path, or the one that --model_path names, whose base it takes then.
+func (f *trainFlags) readLoRA(flags *pflag.FlagSet) (err error) {
+	if lora.IsAdapter(f.path) {
+		switch {
+		case f.adapter != "":
+			return usagef("--model_path: %s is a LoRA adapter, and so is --adapter_path: give the "+
+				"base model with --model_path", f.path)
+		case holdsModel(f.path):
+			return fmt.Errorf("--model_path: %s holds a model and a LoRA adapter: move one of "+
+				"them to another folder", f.path)
+		}
+		f.adapter = f.path
+		if f.path, f.BaseModel, err = baseOf(f.adapter); err != nil {
+			return err
+		}
 	}
-	return ref, nil
+	if f.adapter == "" {
+		f.LoRA, err = f.lora.read(flags)
+		return err
+	}
+	flags.Visit(func(flag *pflag.Flag) {
+		if strings.HasPrefix(flag.Name, "lora_") && flag.Name != "lora_dropout" && err == nil {
+			err = usagef("--%s describes a new adapter, and %s has its own: leave the flag out",
+				flag.Name, f.adapter)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	config, err := lora.Open(f.adapter)
+	if err != nil {
+		return fmt.Errorf("--adapter_path: %w", err)
+	}
+	if flags.Changed("lora_dropout") {
+		config.Dropout = f.lora.Dropout
+	}
+	f.LoRA, f.further = &config, true
+	return nil
 }
 
 // baseName returns the name or path under which the next reader of an adapter, PEFT or this
@@ -135,12 +180,4 @@ func adapterGeneration(dir string) ([]byte, error) {
 		return nil, nil
 	}
 	return text, err
-}
-
-// foldAdapter merges an adapter into a model's weights.
-func foldAdapter(m model.Model, dir string) error {
-	if err := lora.Load(m, dir); err != nil {
-		return fmt.Errorf("--adapter_path: %w", err)
-	}
-	return lora.Merge(m)
 }

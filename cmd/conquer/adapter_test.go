@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,10 +93,6 @@ func TestAdapter_AsModelOpensItsBase(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if stderr, code := tune(t, adapter, t.TempDir()); code != 1 ||
-		!strings.Contains(stderr, "conquer export --model_path "+adapter) {
-		t.Errorf("exit %d: %s", code, stderr)
-	}
 	for _, base := range []any{nil, "gone", "/no/such/folder"} {
 		rename(base)
 		if _, stderr, code := invoke(t, "", "score", "--model_path", adapter, "--text",
@@ -129,6 +126,77 @@ func TestAdapter_AsModelOpensItsBase(t *testing.T) {
 	if got := score("--model_path", adapter); got != want {
 		t.Errorf("a base in the cache gives %g, want %g", got, want)
 	}
+	// The adapter of a base on the Hub names it as before, not the folder of the cache.
+	further := filepath.Join(t.TempDir(), "further")
+	mustTune(t, adapter, further)
+	if text := string(mustRead(t, filepath.Join(further,
+		"adapter_config.json"))); !strings.Contains(text, `"base_model_name_or_path": "org/name"`) {
+		t.Error(text)
+	}
+}
+
+// An adapter is trained further by its own name or beside its base, with its own ranks and scales.
+func TestTrain_GoesOnFromAnAdapter(t *testing.T) {
+	base, dir := writeModel(t, 704, true), t.TempDir()
+	first := filepath.Join(dir, "first")
+	mustTune(t, base, first, "--lora_rank", "4", "--lora_rslora", "--lora_layers", "1",
+		"--lora_rank_pattern", "q_proj=2")
+	files := func(name string) (config map[string]any, weights string) {
+		text, err := os.ReadFile(filepath.Join(dir, name, "adapter_model.safetensors"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		config = decode[map[string]any](t, string(mustRead(t, filepath.Join(dir, name,
+			"adapter_config.json"))))
+		return config, string(text)
+	}
+	mustTune(t, base, filepath.Join(dir, "second"), "--adapter_path", first)
+	mustTune(t, first, filepath.Join(dir, "third"))
+	before, start := files("first")
+	beside, weights := files("second")
+	named, same := files("third")
+	if weights == start || weights != same {
+		t.Error("the adapter was not trained further, or in two ways")
+	}
+	if fmt.Sprint(beside) != fmt.Sprint(named) || named["base_model_name_or_path"] != base {
+		t.Errorf("%v and %v", beside, named)
+	}
+	for _, field := range []string{"r", "lora_alpha", "use_rslora", "rank_pattern"} {
+		if fmt.Sprint(named[field]) != fmt.Sprint(before[field]) {
+			t.Errorf("%s is %v, and was %v", field, named[field], before[field])
+		}
+	}
+	loss := func(name string) float64 {
+		return decode[scoreOutput](t, succeed(t, "score", "--text", "hello there", "--json",
+			"--model_path", filepath.Join(dir, name))).NLL
+	}
+	if loss("second") >= loss("first") {
+		t.Errorf("the loss went from %g to %g", loss("first"), loss("second"))
+	}
+	mustTune(t, first, filepath.Join(dir, "merged"), "--merge", "--lora_dropout", "0.1")
+	for want, args := range map[string][]string{
+		"--lora_rank describes a new adapter": {"--adapter_path", first, "--lora_rank", "4"},
+		"is not an adapter folder":            {"--adapter_path", base},
+		"choose one":                          {"--adapter_path", first, "--head_only"},
+	} {
+		if stderr, code := tune(t, base, filepath.Join(dir, "none"), args...); code == 0 ||
+			!strings.Contains(stderr, want) {
+			t.Errorf("%v: exit %d: %s", args, code, stderr)
+		}
+	}
+	if stderr, code := tune(t, base, first, "--adapter_path", first, "--overwrite"); code != 1 ||
+		!strings.Contains(stderr, "is also --adapter_path") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+}
+
+func mustRead(t testing.TB, path string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
 
 func TestBaseName_ExistsForTheNextReader(t *testing.T) {

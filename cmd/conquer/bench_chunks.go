@@ -129,9 +129,7 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 	if err != nil {
 		return nil, err
 	}
-	if o.checkpoint != nil {
-		defer o.checkpoint.Close()
-	}
+	defer o.closeFiles()
 	if err := f.cut(config, layersGiven); err != nil {
 		return nil, err
 	}
@@ -177,14 +175,22 @@ func (f *subjectFlags) openConfig(ctx context.Context) (*opened, model.Config, e
 		return nil, nil, err
 	}
 	config := model.Config(o.checkpoint.Config()).Clone()
-	if len(config) == 0 {
+	if o.adapted, err = f.foldAdapter(o.checkpoint); o.adapted != nil {
+		var m model.Model
+		if m, err = o.declare(); err == nil {
+			config = m.Config().Clone()
+		}
+	}
+	if err != nil {
+		// returned below
+	} else if len(config) == 0 {
 		err = fmt.Errorf("%s: no config.json beside the weights", o.path)
 	} else {
 		t, failed := openTokenizer(ctx, f.tokenizer, o.path, f.adapter, o.checkpoint)
 		err = o.setTokenizer(t, f.tokenizer, failed)
 	}
 	if err != nil {
-		o.checkpoint.Close()
+		o.closeFiles()
 	}
 	return o, config, err
 }
@@ -193,15 +199,11 @@ func (f *subjectFlags) openConfig(ctx context.Context) (*opened, model.Config, e
 func (f *subjectFlags) fill(o *opened, dtype torch.DType, device torch.Device) error {
 	return torch.Run(func() error {
 		if o.checkpoint != nil {
-			var weights model.TensorSource = o.checkpoint
+			weights := o.source()
 			if f.layers > 0 { // the layers beyond them are left out: see model.Unused
 				weights = struct{ model.TensorSource }{weights}
 			}
-			err := model.Load(o.model, weights, dtype, device)
-			if err == nil && f.adapter != "" {
-				err = foldAdapter(o.model, f.adapter)
-			}
-			return err
+			return model.Load(o.model, weights, dtype, device)
 		}
 		note("the weights of %s %s are random (no --model_path), seed %d\n",
 			f.architecture, f.variant, f.seed)

@@ -79,7 +79,7 @@ func (f *speedFlags) model(ctx context.Context, positions int) (model.Model, fun
 		if err != nil {
 			return nil, nil, err
 		}
-		return o.model, func() { o.checkpoint.Close() }, nil
+		return o.model, o.closeFiles, nil
 	}
 	dtype := torch.Float32
 	if f.device != "cpu" {

@@ -319,6 +319,7 @@ var fixedValues = map[string][]string{
 	"checkpoint_format": sourceFormats,
 	"save_format":       {train.FormatHF, train.FormatNative},
 	"lora_targets":      {lora.AllLinear},
+	"lora_init":         {"default", lora.InitPiSSA},
 	"pass":              bench.Passes,
 	"chunk_size":        {"auto", "16", "32", "64", "128", "256"},
 	"chunking": {"default", "default-optimized", "windowed:1", "windowed:1-optimized",

@@ -89,7 +89,7 @@ func TestConfig_ErrorsNameFileLineAndKey(t *testing.T) {
 		"data_path:\n  train: a.jsonl\n":  ":2: data_path: expected a text",
 		"steps: 99999999999999999999\n":   ":1: steps: expected a whole number",
 		"steps: 3\nepochs: 2\n":           "give --steps or --epochs, not both",
-		"lora_alpha: 3\n":                 "need --lora_rank",
+		"lora_alpha: 3\n":                 "needs --lora_rank",
 		"steps: 3\nbatch_size: 0\n":       "batch",
 		"checkpoint_format: hf\nlr: 3\n ": ":2: ",
 	} {

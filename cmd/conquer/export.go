@@ -161,24 +161,28 @@ func (f *exportFlags) run(ctx context.Context) error {
 	if err := o.setTokenizer(tok, f.tokenizer, err); err != nil {
 		return err
 	}
-	if _, err := model.Check(c); err != nil {
+	m, err := model.Check(c)
+	if err != nil {
 		return err
 	}
-	from := weights(c)
+	from, config := weights(c), c.ConfigJSON()
 	if f.adapter != "" {
 		adapted, err := lora.Fold(c, f.adapter, f.unmerge)
 		if err != nil {
 			return fmt.Errorf("--adapter_path: %w", err)
 		}
 		defer adapted.Close()
-		from = adapted
+		from, config = adapted, adapted.ConfigJSON()
+		if m, err = adapted.Declare(); err != nil {
+			return err
+		}
 	}
 	source := newCountedSource(ctx, from, f.dtype, f.parts, filepath.Base(f.output))
 	options := checkpoint.Options{
 		DType:            f.dtype,
 		ShardBytes:       f.bytes,
 		Parts:            f.parts,
-		Config:           c.ConfigJSON(),
+		Config:           config,
 		GenerationConfig: c.GenerationConfigJSON(),
 	}
 	if adapter != "" && !f.unmerge {
@@ -193,7 +197,7 @@ func (f *exportFlags) run(ctx context.Context) error {
 	switch {
 	case f.format.File:
 		options.Encoding = f.encoding
-		if options.Metadata, err = ggufTokenizer(o, c); err != nil {
+		if options.Metadata, err = ggufTokenizer(o, m.Head().Shape[0]); err != nil {
 			return err
 		}
 	case o.tokenizer != nil:
@@ -218,15 +222,14 @@ func (f *exportFlags) run(ctx context.Context) error {
 // noVocabulary marks a GGUF file without a tokenizer.
 const noVocabulary = "no_vocab"
 
-// ggufTokenizer returns o's tokenizer as GGUF metadata for c's model.
-func ggufTokenizer(o *opened, c *checkpoint.Checkpoint) (map[string]any, error) {
+// ggufTokenizer returns o's tokenizer as GGUF metadata for a model with the given rows.
+func ggufTokenizer(o *opened, rows int) (map[string]any, error) {
 	if o.tokenizer == nil {
 		note("conquer export: the file will accept only token ids: %v\n",
 			o.noTokenizer("give one with --tokenizer"))
 		return map[string]any{"tokenizer.ggml.model": noVocabulary}, nil
 	}
-	rows, _ := c.Config()["vocab_size"].(float64)
-	return o.tokenizer.GGUF(int(rows))
+	return o.tokenizer.GGUF(rows)
 }
 
 func findFormat(name string) (checkpoint.Format, bool) {

@@ -11,7 +11,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"conquer/lora"
 	"conquer/model"
 	"conquer/train"
 	"conquer/train/plan"
@@ -45,7 +44,7 @@ type planReport struct {
 type planFlags struct {
 	plan.Options
 	machine                     plan.Machine
-	adapter                     lora.Config
+	lora                        loraFlags
 	path, architecture, variant string
 	dtype, recompute            string
 	json                        bool
@@ -55,7 +54,7 @@ func setupPlan(flags *pflag.FlagSet) func(context.Context, []string) error {
 	f := planFlags{}
 	f.declare(flags)
 	return func(ctx context.Context, args []string) error {
-		if err := f.check(args); err != nil {
+		if err := f.check(flags, args); err != nil {
 			return err
 		}
 		return f.run(ctx)
@@ -102,8 +101,7 @@ func (f *planFlags) declareRun(flags *pflag.FlagSet) {
 	flags.StringVar(&f.dtype, "dtype", "bfloat16",
 		"`dtype` of the weights: float32, bfloat16 or float16")
 	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
-	flags.IntVar(&f.adapter.Rank, "lora_rank", 0,
-		"train a LoRA adapter of this `rank` instead of the weights")
+	f.lora.declareSizes(flags)
 	flags.StringVar(&f.Optimizer, "optimizer", "adamw", "adamw, lion or muon")
 	flags.StringVar(&f.Moments, "moments", "float32",
 		"dtype of AdamW's moments: float32, bfloat16 or int8")
@@ -116,7 +114,7 @@ func (f *planFlags) declareRun(flags *pflag.FlagSet) {
 }
 
 // check reads the flags into the options.
-func (f *planFlags) check(args []string) error {
+func (f *planFlags) check(flags *pflag.FlagSet, args []string) error {
 	if len(args) > 0 {
 		return usagef("unexpected %q", args[0])
 	}
@@ -129,13 +127,8 @@ func (f *planFlags) check(args []string) error {
 	}
 	f.DType = *dtype
 	f.Recompute = train.Recompute(f.recompute)
-	if f.adapter.Rank < 0 {
-		return usagef("--lora_rank is %d, expected a positive number", f.adapter.Rank)
-	}
-	if f.adapter.Rank > 0 {
-		f.LoRA = &f.adapter
-	}
-	return nil
+	f.LoRA, err = f.lora.read(flags)
+	return err
 }
 
 func (f *planFlags) run(ctx context.Context) error {

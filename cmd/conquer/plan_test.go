@@ -43,6 +43,19 @@ func TestPlan_NamesStrategiesAndCountsWeights(t *testing.T) {
 	if !strings.Contains(out, "none") {
 		t.Errorf("a plan with adapters printed %s", out)
 	}
+	peak := func(more ...string) float64 {
+		return decode[planReport](t, succeed(t, append([]string{"plan", "--model_path", own,
+			"--lora_rank", "4", "--json"}, more...)...)).Plans[0].Peak
+	}
+	all, fewer := peak(), peak("--lora_layers", "1", "--lora_exclude", "mlp.up_proj")
+	if fewer >= all || peak("--lora_rank_pattern", "q_proj=64") <= all {
+		t.Errorf("fewer adapters take %g of %g bytes", fewer, all)
+	}
+	if _, stderr, code := invoke(t, "", "plan", "--model_path", own, "--lora_rank", "4",
+		"--lora_targets", "qproj"); code != 2 ||
+		!strings.Contains(stderr, `"qproj" names no layer`) {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
 }
 
 func TestPlan_MissingVariantIsAnsweredWithTheArchitecturesOwn(t *testing.T) {

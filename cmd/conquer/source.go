@@ -14,6 +14,7 @@ import (
 
 	"conquer/checkpoint"
 	"conquer/internal/progress"
+	"conquer/lora"
 	"conquer/model"
 	"conquer/model/hub"
 	"conquer/parallel"
@@ -28,6 +29,8 @@ type modelFlags struct {
 	path, tokenizer, dtype, device, adapter string
 	threads                                 int
 	expected
+	// the adapter is trained further, so it is not merged
+	further bool
 	// reading the weights is deferred until a rank takes its shard
 	divided bool
 	onHost  bool // make random weights on the host
@@ -73,6 +76,7 @@ func (f *modelFlags) declareAdapter(flags *pflag.FlagSet) {
 type opened struct {
 	path       string // path of the model's files
 	checkpoint *checkpoint.Checkpoint
+	adapted    *lora.Folded // the checkpoint with an adapter, or nil
 	model      model.Model
 	tokenizer  *tokenizer.Tokenizer // nil if the model has none that can be used
 	unusable   error                // why the model's own tokenizer cannot be used
@@ -100,7 +104,33 @@ func (o *opened) Close() {
 	if o.model != nil {
 		model.Free(o.model)
 	}
-	o.checkpoint.Close()
+	o.closeFiles()
+}
+
+// closeFiles closes the files that the model was read from.
+func (o *opened) closeFiles() {
+	if o.adapted != nil {
+		o.adapted.Close()
+	}
+	if o.checkpoint != nil {
+		o.checkpoint.Close()
+	}
+}
+
+// source returns what the model's weights are read from.
+func (o *opened) source() model.TensorSource {
+	if o.adapted != nil {
+		return o.adapted
+	}
+	return o.checkpoint
+}
+
+// declare makes the model without weights.
+func (o *opened) declare() (model.Model, error) {
+	if o.adapted != nil {
+		return o.adapted.Declare()
+	}
+	return model.Declare(o.checkpoint)
 }
 
 // open opens the model that the flags name.
@@ -133,21 +163,17 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 		stored := storedDType(o.checkpoint, device)
 		dtype = &stored
 	}
-	err = torch.Run(func() error {
-		o.model, err = f.load(o.checkpoint, *dtype, device)
-		return err
-	})
+	if o.adapted, err = f.foldAdapter(o.checkpoint); err == nil {
+		err = torch.Run(func() error {
+			o.model, err = f.load(o, *dtype, device)
+			return err
+		})
+	}
 	if failed := <-tokenizerDone; err == nil {
 		err = failed
 	}
 	if err == nil {
 		err = o.setTokenizer(o.tokenizer, f.tokenizer, checkVocabulary(o))
-	}
-	if err == nil && f.adapter != "" {
-		err = foldAdapter(o.model, f.adapter)
-		if f.world != nil && err == nil {
-			_, err = parallel.Divide(o.model, f.world.All, device)
-		}
 	}
 	if err != nil {
 		o.Close()
@@ -180,33 +206,42 @@ func (f *modelFlags) openFiles(ctx context.Context) (path, adapter string,
 	return path, adapter, c, err
 }
 
-// load makes the model and reads its weights. If processes share the model, it reads this process's
-// shard, now or deferred. An adapter is merged into whole weights first.
-func (f *modelFlags) load(c *checkpoint.Checkpoint, dtype torch.DType,
-	device torch.Device) (model.Model, error) {
-	if f.fits != nil {
-		m, err := model.Declare(c)
-		if err == nil {
-			err = f.fits(m, dtype, device)
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
+// foldAdapter opens the weights of a checkpoint with the adapter of the flags merged, or nil if
+// there is none. Of an adapter that is trained further, only replaced weights are taken.
+func (f *modelFlags) foldAdapter(c *checkpoint.Checkpoint) (folded *lora.Folded, err error) {
 	switch {
-	case f.world != nil && f.adapter != "":
-		return model.FromCheckpoint(c, dtype, torch.CPU)
-	case f.world == nil && !f.divided:
-		return model.FromCheckpoint(c, dtype, device)
+	case f.adapter == "":
+		return nil, nil
+	case f.further:
+		folded, err = lora.Replace(c, f.adapter)
+	default:
+		folded, err = lora.Fold(c, f.adapter, false)
 	}
-	m, err := model.Declare(c)
+	if err != nil {
+		return nil, fmt.Errorf("--adapter_path: %w", err)
+	}
+	return folded, nil
+}
+
+// load makes the model and reads its weights. If processes share the model, it reads this process's
+// shard, now or deferred.
+func (f *modelFlags) load(o *opened, dtype torch.DType, device torch.Device) (model.Model, error) {
+	m, err := o.declare()
+	if err == nil && f.fits != nil {
+		err = f.fits(m, dtype, device)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if f.divided {
-		err = model.Defer(m, c, dtype, device)
-	} else if _, err = parallel.Divide(m, f.world.All, device); err == nil {
-		err = model.Load(m, c, dtype, device)
+	switch {
+	case f.divided:
+		err = model.Defer(m, o.source(), dtype, device)
+	case f.world != nil:
+		if _, err = parallel.Divide(m, f.world.All, device); err == nil {
+			err = model.Load(m, o.source(), dtype, device)
+		}
+	default:
+		err = model.Load(m, o.source(), dtype, device)
 	}
 	if err != nil {
 		model.Free(m)

@@ -36,6 +36,9 @@ conquer train --model_path smollm2-135m --data_path examples/lighthouse/train.js
 # a LoRA adapter in PEFT's format, with validation and an answer before and after training
 conquer train --model_path smollm2-135m --data_path train.jsonl \
   --validation_path heldout.jsonl --output_path adapter --lora_rank 16 --ask "Why is the sky blue?"
+# the same adapter trained further, on other data
+conquer train --model_path smollm2-135m --adapter_path adapter --data_path more.jsonl \
+  --output_path adapter2
 # two GPUs of this machine, or two processes on its cores, each with half of the weights
 conquer train --nproc 2 --distributed fsdp --model_path smollm2-135m --data_path train.jsonl \
   --output_path tuned2
@@ -111,9 +114,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 	}
 	defer func() {
 		model.Free(o.model)
-		if o.checkpoint != nil {
-			o.checkpoint.Close()
-		}
+		o.closeFiles()
 	}()
 	f.limitLength(o.model.MaxLength(), first)
 	if f.Began, err = f.Start(); err != nil {
@@ -129,6 +130,11 @@ func (f *trainFlags) run(ctx context.Context) error {
 		defer validation.Close()
 	}
 	f.Tokenizer = o.tokenizer
+	if len(f.lora.tokens) > 0 {
+		if f.LoRA.Tokens, err = f.lora.tokenIDs(o.tokenizer); err != nil {
+			return err
+		}
+	}
 	bar := progress.Tasks(os.Stderr, progress.Steps)
 	f.Progress = func(what string, done, total int) error {
 		if first {
@@ -208,9 +214,8 @@ func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
 			return nil, err
 		}
 		if lora.IsAdapter(path) {
-			return nil, fmt.Errorf("--model_path: %s is a LoRA adapter: merge it into its base "+
-				"with conquer export --model_path %s --output_path merged, and tune that folder",
-				path, f.path)
+			return nil, fmt.Errorf("--model_path: %s is a LoRA adapter: give its base with "+
+				"--model_path and the adapter with --adapter_path %s", f.path, path)
 		}
 		o, err := f.open(ctx)
 		if err != nil {
@@ -228,6 +233,16 @@ func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
 			return nil, err
 		}
 		f.GenerationConfig = o.checkpoint.GenerationConfigJSON()
+		if f.adapter != "" {
+			own, err := adapterGeneration(f.adapter)
+			if err != nil {
+				o.Close()
+				return nil, err
+			}
+			if own != nil {
+				f.GenerationConfig = own
+			}
+		}
 		return o, nil
 	}
 	return f.randomModel(ctx)

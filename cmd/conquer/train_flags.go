@@ -30,7 +30,7 @@ type trainFlags struct {
 	output      string
 	report      int
 	recompute   string
-	lora        lora.Config
+	lora        loraFlags
 	merge       bool
 	ask         []string
 	lengthGiven bool // --sequence_length was given
@@ -171,13 +171,11 @@ func (f *trainFlags) declareLoss(flags *pflag.FlagSet) {
 }
 
 func (f *trainFlags) declareLoRA(flags *pflag.FlagSet) {
-	flags.IntVar(&f.lora.Rank, "lora_rank", 0,
-		"train a LoRA adapter of this `rank` instead of the weights")
-	flags.Float64Var(&f.lora.Alpha, "lora_alpha", 0,
-		"LoRA alpha: scale of the adapter multiplied by its rank (default: twice the rank)")
-	flags.Float64Var(&f.lora.Dropout, "lora_dropout", 0, "`share` of an adapter's inputs to drop")
-	flags.StringSliceVar(&f.lora.Targets, "lora_targets", []string{lora.AllLinear},
-		"`layers` to adapt, such as q_proj,v_proj, or all-linear")
+	f.lora.declareSizes(flags)
+	f.lora.declareScales(flags)
+	flags.StringVar(&f.adapter, "adapter_path", "",
+		"`folder` of a LoRA adapter in PEFT's format to train further, with its own layers, ranks "+
+			"and scales; --model_path may name it instead, which opens its base")
 	flags.BoolVar(&f.merge, "merge", false,
 		"write the model with the adapter merged, instead of the adapter")
 	flags.BoolVar(&f.HeadOnly, "head_only", false, "train only the output head")
@@ -242,6 +240,9 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 		return usagef("--compile %s works in one process only: leave it out with several",
 			train.CompileGraph)
 	}
+	if err := f.readLoRA(flags); err != nil {
+		return err
+	}
 	f.setDefaults(flags, place)
 	if place.Rank == 0 { // another machine may not have the folders
 		if err := f.checkResult(); err != nil {
@@ -291,19 +292,16 @@ func (f *trainFlags) checkInputs(*pflag.FlagSet) error {
 	return f.records.check(len(f.data))
 }
 
-// loraFlags are the flags that need --lora_rank.
-var loraFlags = []string{"lora_alpha", "lora_dropout", "lora_targets"}
-
 // absent lists flags that are printed as not given, unless they are: they must not be given beside
 // the others, or follow from them.
 func (f *trainFlags) absent() []string {
 	if f.lora.Rank == 0 {
-		return append([]string{"checkpoint_path"}, loraFlags...)
+		return []string{"checkpoint_path", "lora_targets", "lora_init", "lora_rslora", "lora_dora"}
 	}
 	return []string{"checkpoint_path"}
 }
 
-// checkSteps checks the flags that count steps and samples, and those of LoRA.
+// checkSteps checks the flags that count steps and samples.
 func (f *trainFlags) checkSteps(flags *pflag.FlagSet) error {
 	if len(f.validation) == 0 && f.fraction == 0 {
 		for name, given := range map[string]bool{"validate_steps": flags.Changed("validate_steps"),
@@ -313,16 +311,13 @@ func (f *trainFlags) checkSteps(flags *pflag.FlagSet) error {
 			}
 		}
 	}
-	loraChanged := slices.ContainsFunc(loraFlags, flags.Changed)
 	switch {
 	case f.Steps < 0 || f.Epochs < 0:
 		return usagef("--steps %d, --epochs %d: neither can be negative", f.Steps, f.Epochs)
 	case f.Steps != 0 && f.Epochs != 0:
 		return usagef("give --steps or --epochs, not both")
-	case f.merge && f.lora.Rank == 0:
-		return usagef("--merge needs --lora_rank")
-	case f.lora.Rank == 0 && loraChanged:
-		return usagef("--lora_alpha, --lora_dropout and --lora_targets need --lora_rank")
+	case f.merge && f.lora.Rank == 0 && f.adapter == "" && !lora.IsAdapter(f.path):
+		return usagef("--merge needs --lora_rank or --adapter_path")
 	case flags.Changed("warmup_steps") && f.WarmupSteps < 0:
 		return usagef("--warmup_steps is %d, expected 0 or more", f.WarmupSteps)
 	case f.EarlyStop < 0 || flags.Changed("early_stop") && f.EarlyStop == 0:
@@ -378,9 +373,6 @@ func (f *trainFlags) setDefaults(flags *pflag.FlagSet, place dist.Place) {
 	if f.Steps == 0 && f.Epochs == 0 {
 		f.Epochs = 3
 	}
-	if f.lora.Rank != 0 {
-		f.LoRA = &f.lora
-	}
 	if f.Rate == 0 {
 		f.Rate = f.defaultRate()
 	}
@@ -391,7 +383,10 @@ func (f *trainFlags) setDefaults(flags *pflag.FlagSet, place dist.Place) {
 	if f.CheckpointPath == "" {
 		f.CheckpointPath = filepath.Join(f.output, "checkpoints")
 	}
-	f.LogPath, f.BaseModel = f.output, baseName(f.path)
+	f.LogPath = f.output
+	if f.BaseModel == "" {
+		f.BaseModel = baseName(f.path)
+	}
 	if f.Distributed == "" && place.Size > 1 {
 		f.Distributed = train.DDP
 	}
@@ -429,6 +424,10 @@ func (f *trainFlags) checkPaths(rank int) error {
 				return fmt.Errorf("--%s: %w", flag, err)
 			}
 		}
+	}
+	if rank == 0 && f.adapter != "" && sameFile(f.adapter, f.output) {
+		return fmt.Errorf("--output_path: %s is also --adapter_path: choose another folder",
+			f.output)
 	}
 	if rank == 0 && sameFile(f.path, f.output) {
 		return fmt.Errorf("--output_path: %s is also --model_path: choose another folder", f.output)

@@ -5,17 +5,19 @@
 
 A LoRA is trained and written as an adapter, and again with --merge. PEFT must load every tensor of
 the adapter, and the merged folder must give the logits of the adapter as PEFT applies it, for
-random small models and for the real one. Needs torch, transformers and peft.
+random small models and for the real one. Then conquer and PEFT train an adapter further that PEFT
+made: losses and weights must agree. Needs torch, transformers and peft.
 """
 
 import json
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from harness import ROOT, check, conquer, options, run
+from train_losses import STEPS, TEXTS, reference
 
 
 def compare(work, name, folder, targets):
@@ -51,6 +53,33 @@ def compare(work, name, folder, targets):
           f"worst {worst:.1e}, the adapter's effect {change:.1e}")
 
 
+def further(work, name, folder, **settings):
+    """Trains an adapter of PEFT further, here and in PEFT, on the same texts in each step."""
+    torch.manual_seed(5)
+    start, out, data = work / f"{name}-start", work / f"{name}-further", work / "texts.jsonl"
+    tuned = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", init_lora_weights=False, **settings))
+    tuned.save_pretrained(start)
+    data.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
+    conquer("train", "--model_path", folder, "--adapter_path", start, "--data_path", data,
+            "--output_path", out, "--steps", STEPS, "--learning_rate", 1e-3, "--schedule",
+            "constant", "--warmup_steps", 0, "--batch_size", len(TEXTS), "--dtype", "float32",
+            "--device", "cpu")
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    got = [m["loss"] for m in metrics if "gradient_norm" in m]
+    want = reference(tuned, AutoTokenizer.from_pretrained(folder), TEXTS, 1e-3)
+    losses = max(abs(g - w[0]) for g, w in zip(got, want, strict=True))
+    ours, theirs = load_file(out / "adapter_model.safetensors"), get_peft_model_state_dict(tuned)
+    worst = max((ours[k] - theirs[k]).abs().max().item() for k in theirs)
+    first = load_file(start / "adapter_model.safetensors")
+    moved = max((first[k] - theirs[k]).abs().max().item() for k in theirs)
+    check(f"{name}: {STEPS} steps further are PEFT's",
+          ours.keys() == theirs.keys() and losses < 1e-4 and worst < 0.02 * moved,
+          f"loss {want[0][0]:.4f} to {want[-1][0]:.4f} within {losses:.1e}, weights that moved by "
+          f"{moved:.1e} within {worst:.1e}")
+
+
 def small(folder, kind, seed):
     torch.manual_seed(3 + seed)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "text/tokenizer/testdata/smollm")
@@ -61,6 +90,12 @@ def small(folder, kind, seed):
                     initializer_range=0.05)).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     compare(folder, f"small, {kind}", folder / "model", kind)
+    if kind == "all-linear":
+        targets = {"target_modules": ["q_proj", "v_proj", "down_proj"]}
+        further(folder, "plain", folder / "model", target_modules="all-linear")
+        further(folder, "rslora-and-patterns", folder / "model", use_rslora=True,
+                rank_pattern={"q_proj": 2}, alpha_pattern={r"layers\.1\..*": 9}, **targets)
+        further(folder, "dora", folder / "model", use_dora=True, **targets)
 
 
 def real(work):

@@ -79,13 +79,18 @@ func (l *Linear) local(x torch.Tensor) torch.Tensor {
 	if len(l.LoRA) == 0 {
 		return torch.Linear(x, l.Weight.Tensor, l.bias())
 	}
-	if x.Device().IsCUDA() && !l.drops() {
+	if x.Device().IsCUDA() && !l.drops() && !l.scaled() {
 		return l.adapted(x)
 	}
 	return torch.Scoped1(func() torch.Tensor { // frees the parts here, not at the end of the block
 		parts := torch.Linear(x, l.Weight.Tensor, l.bias()).Split(-1, l.Weight.localRows()...)
 		for i, adapter := range l.LoRA {
-			if adapter != nil {
+			switch {
+			case adapter == nil:
+			case adapter.M != nil:
+				weight, bias := l.component(i)
+				parts[i] = adapter.rescale(x, parts[i], weight, bias)
+			default:
 				parts[i] = parts[i].Add(adapter.Forward(x))
 			}
 		}
@@ -97,6 +102,23 @@ func (l *Linear) local(x torch.Tensor) torch.Tensor {
 func (l *Linear) drops() bool {
 	return torch.GradEnabled() && slices.ContainsFunc(l.LoRA,
 		func(a *LoRA) bool { return a != nil && a.Dropout > 0 })
+}
+
+// scaled reports whether an adapter also scales the layer's rows (DoRA).
+func (l *Linear) scaled() bool {
+	return slices.ContainsFunc(l.LoRA, func(a *LoRA) bool { return a != nil && a.M != nil })
+}
+
+// component returns the rows of the weight and of the bias, if there is one, of component i.
+func (l *Linear) component(i int) (weight, bias torch.Tensor) {
+	first := 0
+	for _, rows := range l.Rows[:i] {
+		first += rows
+	}
+	if l.Bias != nil {
+		bias = l.Bias.Tensor.Narrow(0, first, l.Rows[i])
+	}
+	return l.Weight.Tensor.Narrow(0, first, l.Rows[i]), bias
 }
 
 // adapted is local with all adapters in two GEMMs, in x's dtype: one with their A below each other,
@@ -168,25 +190,6 @@ func (l *Linear) bias() (bias torch.Tensor) {
 		bias = l.Bias.Tensor
 	}
 	return bias
-}
-
-// LoRA is a low-rank adapter of one component of a linear layer: scale · (dropout(x) Aᵀ) Bᵀ (Hu et
-// al., arXiv 2106.09685).
-type LoRA struct {
-	Name    string // the component's name without .weight, e.g. model.layers.0.self_attn.q_proj
-	A       *Param // [r, D]
-	B       *Param // [N, r]
-	Scale   float64
-	Dropout float64 // applied while gradients are recorded
-}
-
-// Forward maps x [..., D] to the adapter's output [..., N].
-func (a *LoRA) Forward(x torch.Tensor) torch.Tensor {
-	if a.Dropout > 0 && torch.GradEnabled() {
-		x = x.Dropout(a.Dropout)
-	}
-	low := torch.Linear(x.To(a.A.DType()), a.A.Tensor, torch.Tensor{})
-	return torch.Linear(low.MulScalar(a.Scale), a.B.Tensor, torch.Tensor{}).To(x.DType())
 }
 
 // Embedding maps ids (int64) to rows of its weight.

@@ -136,6 +136,11 @@ func Predict(m model.Model, o Options, machine Machine) ([]Plan, error) {
 	if err := o.run().Check(); err != nil {
 		return nil, err
 	}
+	if o.LoRA != nil {
+		if err := o.LoRA.CheckModel(m); err != nil {
+			return nil, err
+		}
+	}
 	if size := o.TensorSize; size < 0 ||
 		size > 0 && (machine.GPUs%size != 0 || machine.PerHost%size != 0) {
 		return nil, fmt.Errorf(
@@ -237,7 +242,7 @@ func (p *prediction) state() {
 	n, random := p.s.trained, p.o.stochastic()
 	p.Weights = p.s.all * p.weight / p.shards
 	if p.o.LoRA != nil {
-		p.Weights += n * p.trained / p.shards
+		p.Weights += (n - p.s.saved) * p.trained / p.shards
 	}
 	p.Gradients = n * p.trained / p.shards
 	moments := p.o.Moments
@@ -252,6 +257,10 @@ func (p *prediction) state() {
 	p.Optimizer = p.moments / p.shards
 	if p.trained < 4 && !random {
 		p.Optimizer += n * 4 / p.shards // master weights
+	}
+	if p.trained > p.weight { // weights of 16 bits beside an adapter
+		p.Gradients -= p.s.saved * (p.trained - p.weight) / p.shards
+		p.Optimizer += p.s.saved * 4 / p.shards
 	}
 	switch {
 	case p.sharded() && random: // summed in the weights' dtype, whatever the dtype of the transfers
@@ -305,6 +314,9 @@ func (p *prediction) working() (w working) {
 	}
 	if p.o.LoRA != nil { // the components of a layer, the adapters' outputs, and their sums
 		w.backward *= 2
+		if p.o.LoRA.DoRA { // the sum of a weight and its adapter, and its squares
+			w.backward += 8 * p.s.largest
+		}
 	}
 	return w
 }

@@ -64,6 +64,8 @@ func TestOperations_CountGEMMs(t *testing.T) {
 		{Options{Recompute: train.RecomputeBlock}, false, 4},
 		{Options{Recompute: train.RecomputeSelective}, false, 3},
 		{Options{LoRA: adapter}, false, 2},
+		// The backward pass ends at the first adapted of six blocks.
+		{Options{LoRA: &lora.Config{Rank: 8, Layers: []int{4, 5}}}, false, 1 + 2./6},
 	} {
 		got, want := Operations(plannedModel(t, "llama", c.tied),
 			c.options), 2*c.passes*(blocks+head)

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"math"
+	"slices"
 
 	"conquer/lora"
 	"conquer/model"
@@ -18,6 +19,7 @@ type sizes struct {
 	embedding      float64
 	after          float64 // weights of the final norm and of a head that is not the embedding
 	head           float64 // trained weights of the head
+	saved          float64 // weights that are trained beside an adapter
 	blocks, active int     // blocks, and those that a backward pass goes through
 	gemm           float64 // weights that every token is multiplied by
 	width          float64
@@ -68,6 +70,28 @@ func measure(m model.Model, o Options, low, high int) sizes {
 		s.trained, s.head, s.active = head, head, 0
 	case o.LoRA != nil:
 		s.trained = adapterElements(m, *o.LoRA, inside)
+		s.active = min(s.active, max(0, high-firstAdapted(m, *o.LoRA)))
+		for _, w := range o.LoRA.Weights(m) {
+			switch isHead := w.Param == m.Head().Param; {
+			case isHead && last && !units.Tied(m):
+				s.saved, s.head = s.saved+head, head
+			case !isHead && low == 0, isHead && (low == 0 || last):
+				s.saved, s.active = s.saved+elements(w.Param), s.blocks
+				if isHead && last {
+					s.head = head
+				}
+			default:
+				s.active = s.blocks
+			}
+		}
+		s.trained += s.saved
+		if o.LoRA.DoRA { // what is scaled is kept
+			for _, l := range lora.Layers(m) {
+				if inside[l.Linear] && o.LoRA.Adapts(l) {
+					s.activation += float64(l.Linear.Rows[l.Index]) / float64(s.blocks)
+				}
+			}
+		}
 	default:
 		s.trained, s.head = s.all, head
 	}
@@ -97,14 +121,29 @@ func (s *sizes) addBlock(block model.Block, inside map[*nn.Linear]bool) float64 
 
 // adapterElements counts the elements of the adapters that c adds to the linear layers in inside.
 func adapterElements(m model.Model, c lora.Config, inside map[*nn.Linear]bool) (n float64) {
-	c = c.Complete()
 	for _, l := range lora.Layers(m) {
 		if inside[l.Linear] && c.Adapts(l) {
 			whole, local := l.Linear.Weight.Shape, l.Linear.Weight.Local()
-			n += float64(c.Rank * (l.Linear.Rows[l.Index]*local[0]/whole[0] + local[1]))
+			rows := l.Linear.Rows[l.Index] * local[0] / whole[0]
+			n += float64(c.RankOf(l) * (rows + local[1]))
+			if c.DoRA {
+				n += float64(rows)
+			}
 		}
 	}
 	return n
+}
+
+// firstAdapted returns the number of the first block that c adapts, where a backward pass ends.
+func firstAdapted(m model.Model, c lora.Config) int {
+	adapted := map[*nn.Linear]bool{}
+	for _, l := range lora.Layers(m) {
+		adapted[l.Linear] = adapted[l.Linear] || c.Adapts(l)
+	}
+	return slices.IndexFunc(m.Blocks(), func(block model.Block) (found bool) {
+		nn.Linears(block, func(_ []string, l *nn.Linear) { found = found || adapted[l] })
+		return found
+	})
 }
 
 // elements counts the elements of parameters as this process holds them.

@@ -5,6 +5,7 @@ package network
 import (
 	"conquer/model"
 	"conquer/torch"
+	"conquer/torch/nn"
 	"conquer/train/internal/units"
 )
 
@@ -45,6 +46,38 @@ type Network struct {
 	Objective Objective
 	Dropout   bool // a forward pass draws random numbers
 	head      int  // unit of the head's weights
+	partial   []partial
+}
+
+// partial is a parameter some of whose rows are trained.
+type partial struct {
+	param *nn.Param
+	rows  []int64
+}
+
+// TrainRows restricts the training of p to some of its rows: the gradients of the others are zero.
+func (n *Network) TrainRows(p *nn.Param, rows []int) {
+	list := make([]int64, len(rows))
+	for i, row := range rows {
+		list[i] = int64(row)
+	}
+	n.partial = append(n.partial, partial{p, list})
+}
+
+// dropRows makes the gradients of rows that are not trained zero.
+func (n *Network) dropRows() {
+	torch.NoGrad(func() {
+		for _, p := range n.partial {
+			torch.Scoped(func() {
+				g := p.param.Grad()
+				if !g.Defined() {
+					return
+				}
+				rows := torch.From(p.rows, len(p.rows)).ToDevice(g.Device())
+				p.param.SetGrad(g.ZerosLike().IndexAdd(0, rows, g.IndexSelect(0, rows)))
+			})
+		}
+	})
 }
 
 // New cuts m. All parameters are trained, until Lowest is changed.
@@ -227,6 +260,7 @@ func (f *Pass) Score(divisor float64, last bool) {
 			loss.Backward()
 		})
 	})
+	n.dropRows()
 	n.Strategy.Release(n.head, false)
 	if n.head > 0 { // otherwise the embedding adds to these gradients
 		n.Strategy.Reduce(n.head, last)
@@ -278,6 +312,7 @@ func (f *Pass) BackwardEmbedding(last bool) {
 			torch.Backward([]torch.Tensor{f.Outputs[0]}, []torch.Tensor{f.Inputs[0].Grad()})
 		})
 	}
+	f.n.dropRows()
 	f.n.Strategy.Reduce(0, last)
 }
 

@@ -41,7 +41,7 @@ func Block(b model.Block) []*nn.Param {
 	nn.Linears(b, func(_ []string, l *nn.Linear) {
 		for _, a := range l.LoRA {
 			if a != nil {
-				params = append(params, a.A, a.B)
+				params = append(params, a.Params()...)
 			}
 		}
 	})
