@@ -314,6 +314,7 @@ var fixedValues = map[string][]string{
 	"moments":           {"float32", "bfloat16", "int8"},
 	"no_decay":          {"norm", "bias", "embedding", "none"},
 	"objective":         train.Objectives,
+	"on_bad_record":     {"stop", "skip"},
 	"distributed":       train.Strategies,
 	"reduce_dtype":      {"float32", "same"},
 	"checkpoint_format": sourceFormats,

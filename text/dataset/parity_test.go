@@ -26,7 +26,7 @@ func TestLoad_FilesOfPeersEqualLines(t *testing.T) {
 		t.Fatal(err)
 	}
 	tok := withSpecial(t, thinkTemplate)
-	count := 0
+	count, cached := 0, 0
 	for _, folder := range folders {
 		want, err := Load(filepath.Join(folder, "want.jsonl"), tok, Options{})
 		if err != nil {
@@ -38,13 +38,32 @@ func TestLoad_FilesOfPeersEqualLines(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range names {
-			got, err := Load(name, tok, Options{})
+		renamed, err := filepath.Glob(filepath.Join(folder, "renamed", "?*.*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, renamed...)
+		names = append(names, filepath.Join(folder, "renamed", "saved"))
+		list, err := os.ReadFile(filepath.Join(folder, "renamed", "columns"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cache := t.TempDir()
+		for _, name := range slices.Concat(names, names) {
+			opts := Options{Cache: cache}
+			if filepath.Base(name) == "renamed" {
+				continue
+			}
+			if filepath.Base(filepath.Dir(name)) == "renamed" {
+				opts.Columns = columnsOf(t, string(list))
+			}
+			got, err := Load(name, tok, opts)
 			if err != nil {
 				t.Error(err)
 				continue
 			}
 			samples := readAll(t, got)
+			got.Close()
 			if len(samples.Samples) != len(lines.Samples) {
 				t.Errorf("%s: %s, want %s", name, got.Report, want.Report)
 				continue
@@ -58,10 +77,15 @@ func TestLoad_FilesOfPeersEqualLines(t *testing.T) {
 					break
 				}
 			}
-			count++
+			if count++; got.Cached {
+				cached++
+			}
 		}
 	}
-	t.Logf("%d files of %d tables", count, len(folders))
+	if cached != count/2 {
+		t.Errorf("%d of %d files are read from the cache", cached, count)
+	}
+	t.Logf("%d files of %d tables", count/2, len(folders))
 }
 
 func TestLoad_MasksOfPeersAreEqual(t *testing.T) {

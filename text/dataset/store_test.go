@@ -213,6 +213,15 @@ func TestStore_KeyCoversEveryOption(t *testing.T) {
 	}
 }
 
+// The cache keeps every field of a sample.
+func TestStoredWriter_KnowsTheFieldsOfASample(t *testing.T) {
+	for f := range reflect.TypeFor[Sample]().Fields() {
+		if !slices.Contains([]string{"IDs", "Labels", "Second"}, f.Name) {
+			t.Errorf("storedWriter.add and stored.read do not keep Sample.%s", f.Name)
+		}
+	}
+}
+
 // storedFile returns the only file of a cache.
 func storedFile(t *testing.T, cache string) string {
 	t.Helper()

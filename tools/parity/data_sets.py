@@ -3,8 +3,9 @@
     data_sets.py [--count 60] [--seed 1]
 
 It draws random tables of chats, instructions and prompts, writes each as JSON lines and in the
-formats that `datasets` and pyarrow write, and lets `go test ./text/dataset -run Peers` read them
-all: every file of a table must give the same samples. It also renders chats with templates that
+formats that `datasets` and pyarrow write, also with other names for the columns, and lets `go test
+./text/dataset -run Peers` read them all, first without and then from a cache of encoded samples:
+every file of a table must give the same samples. It also renders chats with templates that
 mark the assistant's text with {% generation %}: tokens and masks must be those of
 apply_chat_template.
 """
@@ -142,6 +143,7 @@ def write_table(folder, draw, kind):
     data.to_parquet(str(folder / "datasets.parquet"))
     data.to_json(str(folder / "lines.json"))
     data.to_json(str(folder / "array.json"), lines=False)
+    write_renamed(folder, data)
     datasets.DatasetDict(train=data, test=data.select([0])).save_to_disk(str(folder / "splits"))
     for name, change in (("columns", columns_of_messages), ("encoded", encoded)):
         changed = pa.Table.from_pylist(change(rows))
@@ -153,6 +155,22 @@ def write_table(folder, draw, kind):
         typed = datasets.Dataset.from_list(rows, features=features)
         typed.to_parquet(str(folder / "json.parquet"))
         typed.save_to_disk(str(folder / "json"))
+
+
+RENAMED = {"instruction": "question", "input": "context", "output": "answer", "messages": "dialog",
+           "conversations": "turns", "prompt": "given", "completion": "wanted", "text": "body"}
+
+
+def write_renamed(folder, data):
+    """The table with columns of other names, which --columns maps back."""
+    columns = {k: v for k, v in RENAMED.items() if k in data.column_names}
+    data = data.rename_columns(columns)
+    (folder / "renamed").mkdir()
+    (folder / "renamed" / "columns").write_text(",".join(f"{k}={v}" for k, v in columns.items()))
+    data.to_parquet(str(folder / "renamed" / "a.parquet"))
+    data.to_json(str(folder / "renamed" / "a.jsonl"))
+    data.to_json(str(folder / "renamed" / "b.json"), lines=False)
+    data.save_to_disk(str(folder / "renamed" / "saved"))
 
 
 def encoded(rows):
