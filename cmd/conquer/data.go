@@ -161,12 +161,14 @@ type countInfo struct {
 	Cut        int `json:"cut_samples"`
 	Dropped    int `json:"samples_without_loss"`
 	Unrendered int `json:"unrendered_answers"`
+	Unreasoned int `json:"answers_without_their_reasoning"`
 	Bad        int `json:"bad_records"`
 }
 
 func countsOf(r dataset.Report) countInfo {
 	return countInfo{Records: r.Records, Samples: r.Samples, Pairs: r.Pairs, Tokens: r.Tokens,
-		Loss: r.Targets, Cut: r.Truncated, Dropped: r.Dropped, Unrendered: r.Unrendered, Bad: r.Bad}
+		Loss: r.Targets, Cut: r.Truncated, Dropped: r.Dropped, Unrendered: r.Unrendered,
+		Unreasoned: r.Unreasoned, Bad: r.Bad}
 }
 
 // lengthInfo describes the tokens of the samples.
@@ -445,6 +447,7 @@ func (c countInfo) print(w io.Writer) {
 		{c.Cut, "cut", "samples longer than --sequence_length"},
 		{c.Dropped, "dropped", "samples without a token to learn"},
 		{c.Unrendered, "left out", "answers that the chat template does not render"},
+		{c.Unreasoned, "reasoning", "answers whose reasoning the chat template does not render"},
 		{c.Bad, "bad", "records that were skipped"},
 	} {
 		if line.n > 0 {

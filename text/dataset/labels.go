@@ -88,7 +88,7 @@ func (r *record) encode(tok *tokenizer.Tokenizer, opts Options) (e encoded, err 
 			every := learn
 			learn = func(i int) bool { return i == last && every(i) }
 		}
-		s, e.unrendered, err = chatSample(tok, r.conversation(messages, opts), opts.prompts, learn)
+		s, e.omitted, err = chatSample(tok, r.conversation(messages, opts), opts.prompts, learn)
 	}
 	e.truncated = s.truncate(opts.MaxLength)
 	e.samples = []Sample{s}
@@ -197,24 +197,25 @@ func promptSample(tok *tokenizer.Tokenizer, prompt, answer string) Sample {
 }
 
 // chatSample renders a conversation and labels the turns that learn selects.
-// unrendered counts those that the template does not render.
+// left counts what the template does not render of them.
 func chatSample(tok *tokenizer.Tokenizer, c tokenizer.Conversation, prompts *promptCache,
 	learn func(i int) bool,
-) (s Sample, unrendered int, err error) {
+) (s Sample, left omitted, err error) {
 	trace, err := tok.Trace(c, false)
 	if err != nil {
-		return s, 0, err
+		return s, left, err
 	}
 	turns := &turns{tok: tok, conversation: c, trace: trace, prompts: prompts}
 	ranges, unrendered, err := turns.learned(learn)
 	if err != nil {
-		return s, 0, err
+		return s, left, err
 	}
+	left = omitted{answers: unrendered, reasoning: turns.withoutReasoning(learn)}
 	s = Sample{IDs: turns.ids, Labels: ignored(len(turns.ids))}
 	for _, r := range ranges {
 		copy(s.Labels[r.from:r.to], s.IDs[r.from:r.to])
 	}
-	return s, unrendered, nil
+	return s, left, nil
 }
 
 // pairSample encodes both texts of a preference record, each cut at the maximum
@@ -252,10 +253,10 @@ func (r *record) answerSample(tok *tokenizer.Tokenizer, answer []tokenizer.Messa
 		return alpacaSample(tok, messages, ""), nil
 	}
 	c := r.conversation(messages, opts)
-	s, unrendered, err := chatSample(tok, c, opts.prompts, func(i int) bool {
+	s, left, err := chatSample(tok, c, opts.prompts, func(i int) bool {
 		return i >= given && isAnswer(messages[i])
 	})
-	if err == nil && unrendered > 0 {
+	if err == nil && left.answers > 0 {
 		err = fmt.Errorf("the chat template does not render the answer %.40q",
 			messages[n-1].Content)
 	}

@@ -83,6 +83,30 @@ func TestLoad_AnswersThatATemplateLeavesOutHaveNoLoss(t *testing.T) {
 	}
 }
 
+// A template renders the reasoning of some answers, of others not, or knows another name for it.
+func TestLoad_CountsReasoningThatATemplateLeavesOut(t *testing.T) {
+	const chat = `{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a",` +
+		`"reasoning_content":"r"},{"role":"user","content":"q"},{"role":"assistant",` +
+		`"content":"b","reasoning_content":"s"}]}`
+	for _, c := range []struct {
+		template, record string
+		want             int
+	}{
+		{thinkTemplate, chat, 1}, // only after the last question
+		{thinkTemplate, strings.ReplaceAll(chat, "reasoning_content", "thinking"), 2},
+		{thinkTemplate, strings.ReplaceAll(chat, `"r"`, `" "`), 0},
+		{imTemplate, chat, 2},
+		{generationTemplate, chat, 2},
+		{"{% for m in messages %}{{ m | tojson }}</s>{% endfor %}", chat, 0},
+	} {
+		d := mustLoad(t, writeTestFile(t, "a.jsonl", c.record), withSpecial(t, c.template),
+			Options{})
+		if d.Report.Unreasoned != c.want || d.Report.Unrendered != 0 {
+			t.Errorf("%s with %s: %s, want %d", c.record, c.template, d.Report, c.want)
+		}
+	}
+}
+
 func TestLoad_TextContinuesInTheNextSample(t *testing.T) {
 	tok := chars(t, "")
 	path := writeTestFile(t, "a.txt", "abcdefg")

@@ -252,7 +252,8 @@ func (d *Dataset) addRecord(at int64, e encoded) {
 		d.numbered++
 	}
 	report.Truncated += e.truncated
-	report.Unrendered += e.unrendered
+	report.Unrendered += e.answers
+	report.Unreasoned += e.reasoning
 	for i, sample := range e.samples {
 		if !report.add(sample) {
 			continue
@@ -307,11 +308,17 @@ type reader struct {
 
 // encoded is the result of encoding one record.
 type encoded struct {
-	layout     Layout
-	samples    []Sample
-	truncated  int
-	unrendered int  // answers that the chat template does not render
-	continued  bool // the record continues the text of the previous one
+	layout    Layout
+	samples   []Sample
+	truncated int
+	omitted
+	continued bool // the record continues the text of the previous one
+}
+
+// omitted counts what the chat template does not render of the answers to learn.
+type omitted struct {
+	answers   int
+	reasoning int // answers without their reasoning
 }
 
 func (e encoded) tokens() (n int) {

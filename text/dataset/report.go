@@ -16,6 +16,8 @@ type Report struct {
 	// Unrendered counts the assistant's turns that have no loss because the chat
 	// template leaves out their content or their tool calls.
 	Unrendered int
+	// Unreasoned counts the assistant's turns whose reasoning the chat template leaves out.
+	Unreasoned int
 }
 
 // FileReport counts what was read from one file.
@@ -48,6 +50,10 @@ func (r Report) String() string {
 	}
 	if r.Unrendered > 0 {
 		s += fmt.Sprintf(", %s left out by the chat template", Count(r.Unrendered, "answer"))
+	}
+	if r.Unreasoned > 0 {
+		s += fmt.Sprintf(", the reasoning of %s left out by the chat template",
+			Count(r.Unreasoned, "answer"))
 	}
 	if r.Bad > 0 {
 		s += ", " + Count(r.Bad, "bad record") + " skipped"
@@ -86,4 +92,5 @@ func (r *Report) merge(other Report) {
 	r.Skipped += other.Skipped
 	r.Bad += other.Bad
 	r.Unrendered += other.Unrendered
+	r.Unreasoned += other.Unreasoned
 }

@@ -3,6 +3,7 @@ package dataset
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -221,6 +222,40 @@ func hasCalls(message tokenizer.Message) bool {
 	}
 	return strings.Contains(message.Fields, `"tool_calls"`) &&
 		json.Unmarshal([]byte(message.Fields), &fields) == nil && len(fields.Calls) > 0
+}
+
+// reasoningFields are the fields of a message that hold its reasoning.
+var reasoningFields = []string{"reasoning_content", "reasoning", "thinking"}
+
+// withoutReasoning counts the messages that learn selects whose reasoning the template leaves out.
+func (t *turns) withoutReasoning(learn func(i int) bool) (n int) {
+	for i, m := range t.conversation.Messages {
+		if !learn(i) || !hasReasoning(m) {
+			continue
+		}
+		rendered := slices.ContainsFunc(t.trace.Marks, func(m jinja.Mark) bool {
+			return m.Kind >= jinja.Body && m.Message == i &&
+				(m.Member == "" || slices.Contains(reasoningFields, m.Member))
+		})
+		if !rendered {
+			n++
+		}
+	}
+	return n
+}
+
+func hasReasoning(message tokenizer.Message) bool {
+	if !strings.Contains(message.Fields, `"reasoning`) &&
+		!strings.Contains(message.Fields, `"thinking"`) {
+		return false
+	}
+	var fields map[string]json.RawMessage
+	if json.Unmarshal([]byte(message.Fields), &fields) != nil {
+		return false
+	}
+	return slices.ContainsFunc(reasoningFields, func(name string) bool {
+		return strings.TrimSpace(textOf(fields[name])) != ""
+	})
 }
 
 func (t *turns) mixed(i int) error {
