@@ -51,7 +51,7 @@ func FromCheckpoint(source *checkpoint.Checkpoint, dtype torch.DType, device tor
 func Declare(source *checkpoint.Checkpoint) (Model, error) {
 	config := Config(source.Config())
 	if config == nil {
-		return nil, fmt.Errorf("%s: there is no config.json beside the weights", source.Path)
+		return nil, fmt.Errorf("%s: %s", source.Path, configless(source.Names()))
 	}
 	err := checkQuantized(config)
 	if err == nil {
@@ -65,6 +65,19 @@ func Declare(source *checkpoint.Checkpoint) (Model, error) {
 		return nil, fmt.Errorf("%s: %w", source.Path, err)
 	}
 	return m, nil
+}
+
+// configless says what a checkpoint without a config is, by the names of its tensors.
+func configless(names []string) string {
+	const none = "there is no config.json beside the weights"
+	if slices.ContainsFunc(names, func(name string) bool {
+		return strings.Contains(name, ".ff_sub_layer.")
+	}) {
+		return none + ", which have the names of foundation-model-stack's own checkpoints: " +
+			"convert them with convert_to_hf of fms_to_hf_llama.py in " +
+			"foundation-model-stack/fms-fsdp"
+	}
+	return none
 }
 
 // checkLayers looks for the last of the layers that config asks for, before memory is taken for
