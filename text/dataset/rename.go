@@ -63,7 +63,12 @@ func (c *Columns) Unused() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, name := range c.sorted() {
-		if !c.seen[name] && c.there != nil {
+		switch {
+		case c.seen[name]:
+		case c.there == nil:
+			return fmt.Errorf("there is no column %.80q, which stands for %s: the data has no "+
+				"columns", c.names[name], name)
+		default:
 			return missingColumn(name, c.names[name], c.there)
 		}
 	}

@@ -83,6 +83,10 @@ func TestLoad_ColumnsOfOneOfSeveralDataSets(t *testing.T) {
 	own := writeTestFile(t, "a.jsonl", `{"instruction":"Q","output":"A"}`)
 	other := writeTestFile(t, "b.csv", "question,answer\nQ,A\n")
 	c := columnsOf(t, "instruction=question,output=answer")
+	mustLoad(t, writeTestFile(t, "a.txt", "a text"), chars(t, ""), Options{Columns: c})
+	if err := c.Unused(); err == nil || !strings.Contains(err.Error(), "has no columns") {
+		t.Error(err)
+	}
 	want := mustLoad(t, own, chars(t, chatML), Options{Columns: c})
 	if err := c.Unused(); err == nil || !strings.Contains(err.Error(), `no column "question"`) ||
 		!strings.Contains(err.Error(), `"output"`) {
