@@ -36,7 +36,7 @@ type Setting struct {
 type Value struct {
 	Kind Kind
 	Text string // true, false, a number that strconv reads, or the text
-	// Plain is what stands in a YAML file without quotes for a number.
+	// Plain is a number as the file writes it.
 	Plain string
 }
 
@@ -206,16 +206,21 @@ func ParseTOML(data []byte) ([]Setting, error) {
 				"`steps = 100`")
 		}
 		s := Setting{Key: string(key.Node().Data), Line: line}
-		members := []any{values[s.Key]}
-		if s.List = e.Value().Kind == unstable.Array; s.List {
+		members, written := []any{values[s.Key]}, e.Value()
+		if s.List = written.Kind == unstable.Array; s.List {
 			members, _ = values[s.Key].([]any)
+			written = written.Child()
 		}
 		for _, member := range members {
 			v, err := tomlValue(member)
 			if err != nil {
 				return nil, &lineError{line, fmt.Errorf("%.40s: %w", s.Key, err)}
 			}
+			if v.Kind == Whole || v.Kind == Real {
+				v.Plain = string(written.Data)
+			}
 			s.Values = append(s.Values, v)
+			written = written.Next()
 		}
 		list = append(list, s)
 	}
