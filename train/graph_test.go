@@ -26,11 +26,12 @@ func TestReplayer_EqualsLaunchedSteps(t *testing.T) {
 			o.LoRA, o.Recompute = adapterConfig(), RecomputeSelective
 			o.LoRA.Dropout = 0.3
 		},
-		"head alone":  func(o *Options) { o.HeadOnly = true },
-		"recomputed":  func(o *Options) { o.Recompute, o.Clip = RecomputeBlock, 0.1 },
-		"smoothed":    func(o *Options) { o.LabelSmoothing, o.ZLoss = 0.1, 1e-2 },
-		"lion":        func(o *Options) { o.Optimizer, o.Rate = optim.Lion, 1e-4 },
-		"preferences": func(o *Options) { o.Objective, o.Rate = DPO, 1e-4 },
+		"head alone":    func(o *Options) { o.HeadOnly = true },
+		"recomputed":    func(o *Options) { o.Recompute, o.Clip = RecomputeBlock, 0.1 },
+		"smoothed":      func(o *Options) { o.LabelSmoothing, o.ZLoss = 0.1, 1e-2 },
+		"lion":          func(o *Options) { o.Optimizer, o.Rate = optim.Lion, 1e-4 },
+		"preferences":   func(o *Options) { o.Objective, o.Rate = DPO, 1e-4 },
+		"rated answers": func(o *Options) { o.Objective, o.Rate = KTO, 1e-4 },
 		"odds ratios": func(o *Options) {
 			o.Objective, o.Rate, o.BatchSize, o.Accumulate = ORPO, 1e-4, 2, 2
 		},
@@ -43,6 +44,9 @@ func TestReplayer_EqualsLaunchedSteps(t *testing.T) {
 				data := samples(30, 3)
 				if o.Layout() == dataset.Preference {
 					data = pairs(30, 3)
+				}
+				if o.Layout() == dataset.Rated {
+					data = rated(30, 3)
 				}
 				r = train(t, tiny(t, true, torch.Float32), data, nil, o, func(tr *Trainer) {
 					if tr.replayer != nil {
@@ -63,6 +67,9 @@ func TestReplayer_EqualsLaunchedSteps(t *testing.T) {
 					math.Abs(g.Norm-w.Norm) > 2e-3*w.Norm ||
 					g.Tokens != w.Tokens {
 					t.Errorf("step %d: %+v, launched one by one %+v", i+1, g, w)
+				}
+				if len(g.Measures) != len(w.Measures) {
+					t.Fatalf("step %d: %v, launched one by one %v", i+1, g.Measures, w.Measures)
 				}
 				for k, m := range w.Measures {
 					if math.Abs(g.Measures[k].Value-m.Value) > 1e-3*(1+math.Abs(m.Value)) {

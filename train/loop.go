@@ -154,7 +154,11 @@ func (t *Trainer) next() error {
 		return err
 	}
 	t.options.at("step %d", step.Step)
-	torch.Scoped(func() { t.update(&step, list, counts) })
+	baseline, err := t.baseline(list)
+	if err != nil {
+		return err
+	}
+	torch.Scoped(func() { t.update(&step, list, counts, baseline) })
 	t.countSkipped(step)
 	if t.replayer != nil {
 		t.replayer.Clear()
@@ -188,9 +192,26 @@ func (t *Trainer) nextBatches(step *Step) (list []dataset.Batch, counts []float6
 	return list, counts, nil
 }
 
+// baseline estimates how far the model is from the reference before a step, if the objective needs
+// it: over all micro-batches of the step, so that accumulation equals one large batch.
+func (t *Trainer) baseline(list []dataset.Batch) (float64, error) {
+	if !t.options.kind().Baseline {
+		return 0, nil
+	}
+	var d divergence
+	for _, b := range list {
+		if err := d.add(t, t.data, b); err != nil {
+			return 0, err
+		}
+	}
+	return d.mean(t.options), nil
+}
+
 // update computes the gradients of a step and lets the optimizer use them, unless they are not
 // finite.
-func (t *Trainer) update(step *Step, list []dataset.Batch, counts []float64) {
+func (t *Trainer) update(
+	step *Step, list []dataset.Batch, counts []float64, baseline float64,
+) {
 	o := t.options
 	imitated := 0
 	for _, b := range list {
@@ -206,7 +227,7 @@ func (t *Trainer) update(step *Step, list []dataset.Batch, counts []float64) {
 	for _, n := range counts {
 		divisor += n
 	}
-	whole := network.Whole{Share: divisor / max(1, sums[len(list)+1])}
+	whole := network.Whole{Share: divisor / max(1, sums[len(list)+1]), Baseline: baseline}
 	var batches []network.MakeBatch
 	for i, b := range list {
 		if counts[i] > 0 {
@@ -249,24 +270,19 @@ func (t *Trainer) evaluate(ctx context.Context, data *dataset.Dataset) ([]float6
 		return numbers, errors.New(
 			"the reference's log-probabilities of this data set are not known")
 	}
-	batches, err := dataset.NewBatcher(data, o.layout(dataset.BatchOptions{InOrder: true}))
-	if err != nil {
-		return numbers, err
-	}
-	for last := false; !last; {
-		if ctx.Err() != nil &&
-			o.processes() == 1 { // otherwise other processes would wait for this one
-			return numbers, ctx.Err()
-		}
-		b, err := batches.Next()
-		if err != nil {
+	var whole network.Whole
+	if o.kind().Baseline {
+		var d divergence
+		if err := t.eachBatch(ctx, data, func(b dataset.Batch) error {
+			return d.add(t, data, b)
+		}); err != nil {
 			return numbers, err
 		}
-		if last = b.Last; t.net.Objective.Count(b) == 0 && o.processes() == 1 {
-			continue
-		}
+		whole.Baseline = d.mean(o)
+	}
+	if err := t.eachBatch(ctx, data, func(b dataset.Batch) error {
 		torch.Scoped(func() {
-			mb := t.microBatch(b, t.reference[data], network.Whole{})
+			mb := t.microBatch(b, t.reference[data], whole)
 			t.strategy.infer(t.net, mb, func(hidden torch.Tensor) { // on the process with the head
 				for i, v := range t.net.Evaluate(hidden, mb) {
 					numbers[i] += v
@@ -274,6 +290,9 @@ func (t *Trainer) evaluate(ctx context.Context, data *dataset.Dataset) ([]float6
 				count += float64(t.net.Objective.Count(b))
 			})
 		})
+		return nil
+	}); err != nil {
+		return numbers, err
 	}
 	sums := o.sums(append(numbers, count)...)
 	numbers, count = sums[:len(numbers)], sums[len(numbers)]
@@ -281,6 +300,34 @@ func (t *Trainer) evaluate(ctx context.Context, data *dataset.Dataset) ([]float6
 		numbers[i] /= max(1, count)
 	}
 	return numbers, nil
+}
+
+// eachBatch calls visit for this process's batches of a data set, in order.
+func (t *Trainer) eachBatch(
+	ctx context.Context, data *dataset.Dataset, visit func(dataset.Batch) error,
+) error {
+	o := t.options
+	batches, err := dataset.NewBatcher(data, o.layout(dataset.BatchOptions{InOrder: true}))
+	if err != nil {
+		return err
+	}
+	for last := false; !last; {
+		if ctx.Err() != nil &&
+			o.processes() == 1 { // otherwise other processes would wait for this one
+			return ctx.Err()
+		}
+		b, err := batches.Next()
+		if err != nil {
+			return err
+		}
+		if last = b.Last; t.net.Objective.Count(b) == 0 && o.processes() == 1 {
+			continue
+		}
+		if err := visit(b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // validate measures the validation loss.

@@ -58,6 +58,10 @@ const (
 
 	SimPO = "simpo" // simple preference optimization (Meng et al., arXiv 2405.14734)
 	ORPO  = "orpo"  // odds ratio preference optimization (Hong et al., arXiv 2403.07691)
+
+	// KTO (Ethayarajh et al., arXiv 2402.01306) learns from answers of which each is desirable or
+	// not, relative to the model before training.
+	KTO = "kto"
 )
 
 // Objectives lists the objectives.
@@ -151,6 +155,9 @@ type Options struct {
 	// SFTWeight adds the mean negative log-likelihood of the preferred answers to a loss of pairs.
 	// For ORPO it is 1.
 	SFTWeight float64 `json:"sft_weight,omitempty"`
+	// DesirableWeight and UndesirableWeight weigh the answers of KTO; 0 means 1.
+	DesirableWeight   float64 `json:"desirable_weight,omitempty"`
+	UndesirableWeight float64 `json:"undesirable_weight,omitempty"`
 	// Progress, if not nil, is called with the progress of the work before the first step. An error
 	// from it ends New.
 	Progress func(what string, done, total int) error `json:"-"`
@@ -253,8 +260,12 @@ func (o Options) complete() Options {
 	if o.compares() {
 		otherwise(&o.Beta, 0.1)
 	}
-	if o.Objective == ORPO {
+	switch o.Objective {
+	case ORPO:
 		otherwise(&o.SFTWeight, 1)
+	case KTO:
+		otherwise(&o.DesirableWeight, 1)
+		otherwise(&o.UndesirableWeight, 1)
 	}
 	if o.LoRA != nil {
 		adapter := o.LoRA.Complete()
@@ -400,6 +411,13 @@ func (o Options) checkObjective() error {
 	case o.Objective == ORPO && o.SFTWeight != 1:
 		return fmt.Errorf("--sft_weight %g: it is 1 in the objective %s, whose --beta weighs the "+
 			"other term", o.SFTWeight, ORPO)
+	case o.Objective != KTO && (o.DesirableWeight != 0 || o.UndesirableWeight != 0):
+		return fmt.Errorf("--desirable_weight and --undesirable_weight are for the objective %s "+
+			"only", KTO)
+	case !(o.DesirableWeight >= 0 && o.UndesirableWeight >= 0) ||
+		math.IsInf(o.DesirableWeight+o.UndesirableWeight, 0):
+		return fmt.Errorf("--desirable_weight %g and --undesirable_weight %g: they must be "+
+			"positive; 1 is usual", o.DesirableWeight, o.UndesirableWeight)
 	case o.LabelSmoothing != 0 && !smoothed:
 		return fmt.Errorf("--label_smoothing cannot be combined with %s: it is for %s, %s and %s",
 			o.Objective, SFT, DPO, SimPO)
@@ -611,6 +629,14 @@ func (o Options) movesWeights() bool {
 // objective compares with them.
 func (o Options) keepsBase() bool { return o.LoRA != nil || o.HeadOnly || o.kind().Reference }
 
+// mismatchedLength is the length at which mismatched texts are cut, or 0 if there are none.
+func (o Options) mismatchedLength() int {
+	if o.kind().Baseline {
+		return o.SequenceLength
+	}
+	return 0
+}
+
 // kind returns the kind of objective.
 func (o Options) kind() network.Kind { return network.KindOf(o.Objective) }
 
@@ -619,17 +645,14 @@ func (o Options) compares() bool { return o.kind().Texts > 0 }
 
 // Layout is the layout that the objective requires of the data's records.
 func (o Options) Layout() dataset.Layout {
-	if o.complete().kind().Texts == 2 {
-		return dataset.Preference
-	}
-	return dataset.AnyLayout
+	return []dataset.Layout{dataset.AnyLayout, dataset.Rated, dataset.Preference}[o.kind().Texts]
 }
 
 // objective returns what the run minimizes.
 func (o Options) objective() network.Objective {
 	return network.Objective{
 		Kind: o.kind(), Smoothing: o.LabelSmoothing, ZLoss: o.ZLoss, Beta: o.Beta, Gamma: o.Gamma,
-		Imitation: o.SFTWeight,
+		Imitation: o.SFTWeight, Desirable: o.DesirableWeight, Undesirable: o.UndesirableWeight,
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,6 +38,22 @@ func pairs(n int, seed uint64) *dataset.Dataset {
 			}
 		}
 		d.Samples = append(d.Samples, s)
+	}
+	return d
+}
+
+// rated makes rated answers: those of pairs, of which each third is left out.
+func rated(n int, seed uint64) *dataset.Dataset {
+	d := &dataset.Dataset{}
+	for i, s := range pairs(n, seed).Samples {
+		for k, text := range []dataset.Sample{
+			{IDs: s.IDs[:s.Second], Labels: s.Labels[:s.Second], Rating: dataset.Desirable},
+			{IDs: s.IDs[s.Second:], Labels: s.Labels[s.Second:], Rating: dataset.Undesirable},
+		} {
+			if (2*i+k)%3 < 2 {
+				d.Samples = append(d.Samples, text)
+			}
+		}
 	}
 	return d
 }
@@ -82,10 +99,13 @@ func logProbabilities(m model.Model, s dataset.Sample) (
 type comparedSample struct {
 	answers, reference, labels []float64
 	prompt, promptLabels       float64
+	mismatched                 float64 // of a rated answer
+	desirable                  bool
 }
 
 // formulas computes the loss of samples and the rest of what a step reports, as TRL 1.16 does:
-// DPOTrainer with the losses sigmoid, ipo, hinge and sft, CPOTrainer with simpo, and ORPOTrainer.
+// DPOTrainer with the losses sigmoid, ipo, hinge and sft, CPOTrainer with simpo, ORPOTrainer, and
+// KTOTrainer with all samples in one batch.
 func formulas(o Options, list []comparedSample) (loss float64, measures []float64) {
 	sigmoid := func(x float64) float64 { return 1 / (1 + math.Exp(-x)) }
 	logistic := func(x float64) float64 {
@@ -93,6 +113,9 @@ func formulas(o Options, list []comparedSample) (loss float64, measures []float6
 		return -(1-e)*math.Log(sigmoid(x)) - e*math.Log(sigmoid(-x))
 	}
 	n := float64(len(list))
+	if o.Objective == KTO {
+		return ktoFormula(o, list)
+	}
 	var chosen, rejected, right, nll, labels float64
 	for _, s := range list {
 		c, r := s.answers[0]-s.reference[0], s.answers[1]-s.reference[1]
@@ -131,6 +154,32 @@ func formulas(o Options, list []comparedSample) (loss float64, measures []float6
 	return loss, measures
 }
 
+// ktoFormula is formulas for KTO. A sample's second answer is the mismatched one.
+func ktoFormula(o Options, list []comparedSample) (loss float64, measures []float64) {
+	var kl, counts, rewards [2]float64
+	for _, s := range list {
+		kl[0] += (s.mismatched - s.reference[1]) / float64(len(list))
+	}
+	baseline := max(0, kl[0])
+	right := 0.0
+	for _, s := range list {
+		reward := o.Beta * (s.answers[0] - s.reference[0])
+		sign, weight, kind := 1.0, o.DesirableWeight, 0
+		if !s.desirable {
+			sign, weight, kind = -1, o.UndesirableWeight, 1
+		}
+		margin := sign * (reward - o.Beta*baseline)
+		loss += weight * (1 - 1/(1+math.Exp(-margin))) / float64(len(list))
+		counts[kind]++
+		rewards[kind] += reward
+		if margin > 0 {
+			right += 1 / float64(len(list))
+		}
+	}
+	chosen, rejected := rewards[0]/counts[0], rewards[1]/counts[1]
+	return loss, []float64{chosen, rejected, chosen - rejected, right, baseline}
+}
+
 // The losses, their measures and the gradients of the weights match the formulas, whose derivatives
 // are taken by finite differences. One pass of a step, several, and a validation give the same.
 func TestObjective_ComparisonsMatchFormulas(t *testing.T) {
@@ -149,15 +198,44 @@ func TestObjective_ComparisonsMatchFormulas(t *testing.T) {
 		"simpo":           {Objective: SimPO, Beta: 10 * beta, Gamma: draw.Float64()},
 		"simpo, smoothed": {Objective: SimPO, Beta: 10 * beta, LabelSmoothing: 0.1, SFTWeight: 1},
 		"orpo":            {Objective: ORPO, Beta: 10 * beta},
+		"kto":             {Objective: KTO, Beta: beta},
+		"kto, weighted":   {Objective: KTO, Beta: beta, DesirableWeight: 1.4, UndesirableWeight: 0.6},
 	} {
 		for _, pack := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, pack %v", name, pack), func(t *testing.T) {
 				o.Pack = pack
 				o.Steps, o.SequenceLength = 1, 24
 				o.Rate = 1e-30 // the weights stay
-				checkComparison(t, o.complete(), pairs(7, seed), draw)
+				data := pairs(7, seed)
+				if o.Objective == KTO {
+					data = rated(6, seed)
+				}
+				checkComparison(t, o.complete(), data, draw)
 			})
 		}
+	}
+}
+
+// mismatchedProbability is the log-probability of the answer of the nearest sample before i that has
+// another prompt, after the prompt of sample i.
+func mismatchedProbability(m model.Model, data *dataset.Dataset, i int) float64 {
+	split := func(s dataset.Sample) (prompt, answer []int32) {
+		at := slices.IndexFunc(s.Labels, func(l int32) bool { return l >= 0 })
+		return s.IDs[:at], s.IDs[at:]
+	}
+	prompt, _ := split(data.Samples[i])
+	for j := i + len(data.Samples) - 1; ; j-- {
+		other, answer := split(data.Samples[j%len(data.Samples)])
+		if slices.Equal(other, prompt) {
+			continue
+		}
+		s := dataset.Sample{IDs: slices.Concat(prompt, answer)}
+		s.Labels = slices.Clone(s.IDs)
+		for k := range prompt {
+			s.Labels[k] = dataset.IgnoreLabel
+		}
+		answers, _ := logProbabilities(m, s)
+		return torch.Item[float64](answers[0].Detach())
 	}
 }
 
@@ -165,6 +243,9 @@ func checkComparison(t *testing.T, o Options, data *dataset.Dataset, draw *rand.
 	known := make(network.Reference, 2*len(data.Samples))
 	for i := range known {
 		known[i] = -20 * draw.Float64()
+		if i%2 == 1 && o.Objective == KTO && o.DesirableWeight == 1 {
+			known[i] -= 60 // the baseline is positive; otherwise it is 0
+		}
 	}
 	m := tiny(t, o.Pack, torch.Float32)
 	defer model.Free(m)
@@ -193,6 +274,9 @@ func checkComparison(t *testing.T, o Options, data *dataset.Dataset, draw *rand.
 			}
 			for _, a := range answers {
 				sample.answers = append(sample.answers, torch.Item[float64](a.Detach()))
+			}
+			if sample.desirable = s.Rating == dataset.Desirable; s.Rating != dataset.Unrated {
+				sample.mismatched = mismatchedProbability(m, data, i)
 			}
 			list, leaves = append(list, sample), append(leaves, append(answers, prompt))
 		}
@@ -244,8 +328,15 @@ func checkComparison(t *testing.T, o Options, data *dataset.Dataset, draw *rand.
 			if err != nil {
 				return err
 			}
-			tr.update(&step, batches, counts)
+			baseline, err := tr.baseline(batches)
+			if err != nil {
+				return err
+			}
+			tr.update(&step, batches, counts, baseline)
 			check(what, step.Loss, step.Measures)
+			if len(batches) != passes || tr.batches.State().Epoch > 0 {
+				t.Errorf("%s: not one step an epoch", what)
+			}
 			nn.Walk(m, func(p nn.Component) {
 				near(t, what+": gradient of "+p.Name, torch.Values[float32](p.Param.Grad()),
 					gradients[p.Param], 3e-5)
@@ -317,10 +408,16 @@ func TestDPO_LearnsToPrefer(t *testing.T) {
 	}
 }
 
-func TestDPO_ResumeKeepsReference(t *testing.T) {
-	noLeaks(t)
-	data, valid := pairs(22, 1), pairs(5, 2)
+func TestDPO_ResumeKeepsReference(t *testing.T) { checkResume(t, dpo(), pairs(22, 1), pairs(5, 2)) }
+
+func TestKTO_ResumeKeepsReference(t *testing.T) {
 	o := dpo()
+	o.Objective = KTO
+	checkResume(t, o, rated(20, 1), rated(5, 2))
+}
+
+func checkResume(t *testing.T, o Options, data, valid *dataset.Dataset) {
+	noLeaks(t)
 	o.Steps, o.ValidateSteps = 8, 4
 	want := train(t, tiny(t, true, torch.Float32), data, valid, o, nil)
 	o.CheckpointPath, o.Resume = filepath.Join(t.TempDir(), "c"), true
@@ -332,7 +429,7 @@ func TestDPO_ResumeKeepsReference(t *testing.T) {
 	}
 	second := train(t, tiny(t, true, torch.Float32), data, valid, o, nil)
 	for i, s := range append(first.steps, second.steps...) {
-		if s.Loss != want.steps[i].Loss || s.Measures[2] != want.steps[i].Measures[2] {
+		if s.Loss != want.steps[i].Loss || !slices.Equal(s.Measures, want.steps[i].Measures) {
 			t.Errorf("step %d gave %+v, uninterrupted %+v", i+1, s, want.steps[i])
 		}
 	}
@@ -369,6 +466,7 @@ func TestDPO_ResumeKeepsReference(t *testing.T) {
 func TestDPO_RefusesUnsuitableRuns(t *testing.T) {
 	noLeaks(t)
 	nine := pairs(9, 1)
+	oneSided := rated(1, 1)
 	for want, c := range map[string]struct {
 		data   *dataset.Dataset
 		change func(*Options)
@@ -397,6 +495,17 @@ func TestDPO_RefusesUnsuitableRuns(t *testing.T) {
 		"--sft_weight -1: it cannot": {nine, func(o *Options) { o.SFTWeight = -1 }},
 		"--sft_weight 2: it is 1": {nine, func(o *Options) {
 			o.Objective, o.SFTWeight = ORPO, 2
+		}},
+		"0 of 9 samples are rated": {samples(9, 1), func(o *Options) { o.Objective = KTO }},
+		"12 of 12 samples are rated": {rated(9, 1), func(o *Options) {
+			o.Objective, o.Beta = SFT, 0
+		}},
+		"all answers have the same prompt": {oneSided, func(o *Options) { o.Objective = KTO }},
+		"--desirable_weight and --undesirable_weight are for": {nine, func(o *Options) {
+			o.DesirableWeight = 2
+		}},
+		"--desirable_weight 1 and --undesirable_weight -2": {rated(9, 1), func(o *Options) {
+			o.Objective, o.UndesirableWeight = KTO, -2
 		}},
 		"context canceled": {nine, func(o *Options) {
 			o.Progress = func(string, int, int) error { return context.Canceled }

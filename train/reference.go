@@ -1,8 +1,10 @@
 package train
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io/fs"
 	"path/filepath"
@@ -24,6 +26,8 @@ type references struct {
 	Print      state.Fingerprint `json:"made_from"`
 	Data       network.Reference `json:"data"`
 	Validation network.Reference `json:"validation,omitempty"`
+	// Length is that at which mismatched texts are cut, which follow from it and from the data.
+	Length int `json:"mismatched_length,omitempty"`
 	// CRC is the CRC-32C of the JSON text of both lists.
 	CRC uint32 `json:"crc32c"`
 }
@@ -47,6 +51,9 @@ func (t *Trainer) findReferences() error {
 	o := t.options
 	if !o.kind().Reference {
 		return nil
+	}
+	if err := t.findMismatched(); err != nil {
+		return err
 	}
 	path := filepath.Join(o.CheckpointPath, referenceFile)
 	found, err := t.readReferences(path)
@@ -83,13 +90,43 @@ func (t *Trainer) findReferences() error {
 	if have || o.CheckpointPath == "" || o.rank() > 0 {
 		return nil
 	}
-	r := references{Print: t.print, Data: t.reference[t.data], Validation: t.reference[t.valid]}
+	r := references{
+		Print: t.print, Data: t.reference[t.data], Validation: t.reference[t.valid],
+		Length: o.mismatchedLength(),
+	}
 	r.CRC = r.checksum()
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
 	return atomicfile.WriteBytes(path, append(text, '\n'))
+}
+
+// findMismatched prepares the mismatched texts of the data sets, if the objective needs them.
+func (t *Trainer) findMismatched() (err error) {
+	o := t.options
+	if !o.kind().Baseline {
+		return nil
+	}
+	t.mismatched = map[*dataset.Dataset]*dataset.Mismatched{}
+	for _, set := range []*dataset.Dataset{t.data, t.valid} {
+		if set == nil {
+			continue
+		}
+		if t.mismatched[set], err = dataset.NewMismatched(set, o.mismatchedLength()); err != nil {
+			return err
+		}
+	}
+	desirable := t.mismatched[t.data].Desirable()
+	good := o.DesirableWeight * float64(desirable)
+	bad := o.UndesirableWeight * float64(t.data.Len()-desirable)
+	if !(good >= bad && good <= bad*4/3) {
+		t.notes = append(t.notes, fmt.Sprintf("%d of %d answers are desirable, with weights %g "+
+			"and %g: the paper on %s advises weights that make the desirable ones count 1 to "+
+			"1.33 times as much as the others (--desirable_weight, --undesirable_weight)",
+			desirable, t.data.Len(), o.DesirableWeight, o.UndesirableWeight, o.Objective))
+	}
+	return nil
 }
 
 // maxReferences is the largest size of referenceFile, in bytes.
@@ -109,7 +146,7 @@ func (t *Trainer) readReferences(path string) (*references, error) {
 	}
 	var r references
 	if json.Unmarshal(text, &r) != nil || r.CRC != r.checksum() || !t.madeFromThis(r) ||
-		!r.complete(t.data, t.valid) {
+		!r.complete(t.data, t.valid) || r.Length != t.options.mismatchedLength() {
 		return nil, nil
 	}
 	return &r, nil
@@ -127,36 +164,70 @@ func (t *Trainer) madeFromThis(r references) bool {
 // its part.
 func (t *Trainer) logProbabilities(data *dataset.Dataset, what string) (network.Reference, error) {
 	o := t.options
-	batches, err := dataset.NewBatcher(data, o.layout(dataset.BatchOptions{InOrder: true}))
-	if err != nil {
-		return nil, err
-	}
 	list := make(network.Reference, 2*data.Len())
 	_, parts := o.rowGroup()
-	for done, last := 0, false; !last; {
-		b, err := batches.Next()
-		if err != nil {
-			return nil, err
-		}
-		last = b.Last
+	done := 0
+	err := t.eachBatch(context.Background(), data, func(b dataset.Batch) error {
 		o.at("%s", what)
-		torch.Scoped(func() {
-			mb := t.microBatch(b, nil, network.Whole{})
-			t.strategy.infer(t.net, mb, func(hidden torch.Tensor) {
-				t.net.AddLikelihoods(list, hidden, mb)
-			})
-		})
-		done += o.BatchSize * parts
-		if o.Progress != nil {
-			if err := o.Progress(what, min(done, data.Len()), data.Len()); err != nil {
-				return nil, err
+		t.likelihoods(b, func(sample uint32, text int, p float64) { list[2*int(sample)+text] = p })
+		if other := t.mismatched[data]; other != nil {
+			texts, err := other.Batch(b, o.Pack)
+			if err != nil {
+				return err
 			}
+			t.likelihoods(texts, func(sample uint32, _ int, p float64) {
+				list[2*int(sample)+1] = p
+			})
 		}
+		done += o.BatchSize * parts
+		if o.Progress == nil {
+			return nil
+		}
+		return o.Progress(what, min(done, data.Len()), data.Len())
+	})
+	if err != nil {
+		return nil, err
 	}
 	if o.rank()%o.tensorSize() > 0 { // another process took the same rows
 		clear(list)
 	}
 	return o.sums(list...), nil
+}
+
+// likelihoods calls use with the log-probability of each text of a batch, on the process with the
+// head. text is 1 for the second text of a sample.
+func (t *Trainer) likelihoods(b dataset.Batch, use func(sample uint32, text int, p float64)) {
+	torch.Scoped(func() {
+		mb := t.microBatch(b, nil, network.Whole{})
+		t.strategy.infer(t.net, mb, func(hidden torch.Tensor) {
+			for i, p := range t.net.Likelihoods(hidden, mb) {
+				use(mb.Sources[i%mb.Samples], i/mb.Samples, p)
+			}
+		})
+	})
+}
+
+// divergence is the sum, over samples of a data set, of the log-probability of the mismatched text
+// minus that under the reference. Each process sums what it runs the head for.
+type divergence struct{ sum, count float64 }
+
+// add adds the samples of a batch.
+func (d *divergence) add(t *Trainer, data *dataset.Dataset, b dataset.Batch) error {
+	texts, err := t.mismatched[data].Batch(b, t.options.Pack)
+	if err != nil {
+		return err
+	}
+	known := t.reference[data]
+	t.likelihoods(texts, func(sample uint32, _ int, p float64) {
+		d.sum, d.count = d.sum+p-known[2*int(sample)+1], d.count+1
+	})
+	return nil
+}
+
+// mean is the estimate of the divergence over all processes, which cannot be negative.
+func (d *divergence) mean(o Options) float64 {
+	sums := o.sums(d.sum, d.count)
+	return max(0, sums[0]/max(1, sums[1]))
 }
 
 // microBatch makes the tensors of a batch. known has the reference of the data set, nil if it is

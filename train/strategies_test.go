@@ -69,6 +69,9 @@ var worldCases = []worldCase{
 	{"fsdp bamba preferences", 2, func(s *runSpec) {
 		s.Distributed, s.Architecture, s.Options.Objective = FSDP, "bamba", IPO
 	}},
+	{"fsdp llama rated answers", 2, func(s *runSpec) {
+		s.Distributed, s.Options.Objective, s.Options.Pack = FSDP, KTO, true
+	}},
 	{"fsdp bamba", 4, func(s *runSpec) {
 		s.Distributed, s.Architecture, s.Recompute = FSDP, "bamba", RecomputeSelective
 	}},
@@ -89,6 +92,9 @@ var worldCases = []worldCase{
 		s.Options.LoRA.Tokens = []int{3, 7, 20}
 	}},
 	{"pp llama preferences", 2, func(s *runSpec) { s.Distributed, s.Options.Objective = PP, ORPO }},
+	{"pp llama rated answers", 2, func(s *runSpec) {
+		s.Distributed, s.Options.Objective, s.Options.Accumulate = PP, KTO, 2
+	}},
 	{"pp bamba head alone", 2, func(s *runSpec) {
 		s.Distributed, s.Architecture, s.Options.HeadOnly = "mp", "bamba", true // pp's second name
 	}},
@@ -113,6 +119,9 @@ var worldCases = []worldCase{
 	}},
 	{"tp llama preferences", 2, func(s *runSpec) {
 		s.Distributed, s.TensorSize, s.Options.Objective, s.Options.Beta = TP, 2, DPO, 0.3
+	}},
+	{"tp llama rated answers", 2, func(s *runSpec) {
+		s.Distributed, s.TensorSize, s.Options.Objective = TP, 2, KTO
 	}},
 	{"tp llama odd rows", 2, func(s *runSpec) {
 		s.Distributed, s.TensorSize, s.Options.BatchSize, s.Options.SequenceLength = TP, 2, 1, 23

@@ -58,16 +58,18 @@ type Trainer struct {
 	data      *dataset.Dataset
 	valid     *dataset.Dataset                       // nil without validation
 	reference map[*dataset.Dataset]network.Reference // if the objective needs one
-	device    torch.Device
-	params    []optim.Param
-	trained   []fragment          // what params are of the weights
-	matrices  map[*nn.Param][]int // Muon: the rows of the matrices in each weight
-	optimizer *optim.Optimizer
-	replayer  *network.Replayer // nil if operations are launched one by one
-	schedule  optim.Schedule
-	listeners []Listener
-	log       *report.Log
-	lock      *state.Lock
+	// mismatched has texts of the data sets, if the objective has a baseline.
+	mismatched map[*dataset.Dataset]*dataset.Mismatched
+	device     torch.Device
+	params     []optim.Param
+	trained    []fragment          // what params are of the weights
+	matrices   map[*nn.Param][]int // Muon: the rows of the matrices in each weight
+	optimizer  *optim.Optimizer
+	replayer   *network.Replayer // nil if operations are launched one by one
+	schedule   optim.Schedule
+	listeners  []Listener
+	log        *report.Log
+	lock       *state.Lock
 
 	step      int      // steps done
 	validated int      // last step after which a validation was done, -1 for none
@@ -135,14 +137,18 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 		if err := set.CheckVocabulary(m.Head().Shape[0]); err != nil {
 			return o, err
 		}
-		pairs, wanted := set.Pairs(), 0
-		if o.kind().Texts == 2 {
-			wanted = set.Len()
-		}
-		if pairs != wanted {
-			return o, fmt.Errorf(
-				"%d of %d samples are pairs of answers, and the objective %s needs %d", pairs,
-				set.Len(), o.Objective, wanted)
+		for _, kind := range []struct {
+			texts, found int
+			name         string
+		}{{2, set.Pairs(), "pairs of answers"}, {1, set.Rated(), "rated answers"}} {
+			wanted := 0
+			if o.kind().Texts == kind.texts {
+				wanted = set.Len()
+			}
+			if kind.found != wanted {
+				return o, fmt.Errorf("%d of %d samples are %s, and the objective %s needs %d",
+					kind.found, set.Len(), kind.name, o.Objective, wanted)
+			}
 		}
 	}
 	bfloat16 := func(p *nn.Param) bool { return p.DType() == torch.BFloat16 }

@@ -186,6 +186,8 @@ func (s runSpec) data() (data, validation *dataset.Dataset) {
 	switch {
 	case s.Options.Layout() == dataset.Preference:
 		return pairs(60, 1), pairs(7, 2)
+	case s.Options.Layout() == dataset.Rated:
+		return rated(50, 1), rated(7, 2)
 	case strings.HasPrefix(s.Architecture, "planned "):
 		return samples(2000, 1), nil
 	}

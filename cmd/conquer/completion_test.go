@@ -29,10 +29,10 @@ func TestCompletion_OffersWhatFitsTheLine(t *testing.T) {
 		"help bench acc":                         "accuracy",
 		"bench ssd --chunk":                      "--chunking --chunk_size",
 		"train --learning-r":                     "--learning-rate",
-		"train --objective ":                     "sft dpo ipo hinge simpo orpo",
+		"train --objective ":                     "sft dpo ipo hinge simpo orpo kto",
 		"train --objective=d":                    "--objective=dpo",
 		"train --objective = d":                  "dpo", // as bash splits the line
-		"train --objective =":                    "sft dpo ipo hinge simpo orpo",
+		"train --objective =":                    "sft dpo ipo hinge simpo orpo kto",
 		"train --no_decay norm,b":                "norm,bias",
 		"bench chunks --compile ":                "eager kernels graph both",
 		"generate --compile ":                    "graph none",

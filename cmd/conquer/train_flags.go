@@ -154,7 +154,8 @@ func (f *trainFlags) declareLoss(flags *pflag.FlagSet) {
 	flags.StringVar(&f.Objective, "objective", train.SFT,
 		"sft: learn texts and answers; dpo, ipo, hinge, simpo, orpo: learn to prefer one answer "+
 			"of a pair (records of prompt, chosen and rejected), the first three relative to the "+
-			"model before training")
+			"model before training; kto: learn from answers with a label (records of prompt, "+
+			"completion and label, which is true or false)")
 	flags.Float64Var(&f.Beta, "beta", 0,
 		"how strongly the model is held to the one before training; ipo: tau; simpo: scale of "+
 			"the rewards; orpo: weight of the odds ratio (default 0.1)")
@@ -162,6 +163,10 @@ func (f *trainFlags) declareLoss(flags *pflag.FlagSet) {
 	flags.Float64Var(&f.SFTWeight, "sft_weight", 0,
 		"`weight` of the preferred answers' mean negative log-likelihood in a loss of pairs "+
 			"(orpo: 1)")
+	flags.Float64Var(&f.DesirableWeight, "desirable_weight", 0,
+		"kto: `weight` of the answers whose label is true (default 1)")
+	flags.Float64Var(&f.UndesirableWeight, "undesirable_weight", 0,
+		"kto: `weight` of the answers whose label is false (default 1)")
 	flags.Float64Var(&f.LabelSmoothing, "label_smoothing", 0,
 		"`share` of each label to spread evenly over the vocabulary, such as 0.1; dpo and simpo: "+
 			"probability that the answers of a pair are swapped")
@@ -338,6 +343,9 @@ func (f *trainFlags) checkRun(flags *pflag.FlagSet) error {
 		return usagef("--max_restarts is %d, expected 0 or more", f.restarts)
 	case f.restarts > 0 && f.processes == 1:
 		return usagef("--max_restarts needs --nproc")
+	case f.Objective == train.ORPO && flags.Changed("sft_weight") && f.SFTWeight == 0:
+		return usagef("--sft_weight is 0, expected 1 for --objective %s, whose --beta weighs the "+
+			"other term", train.ORPO)
 	case f.MaxSkipped < 1:
 		return usagef("--max_skipped_steps is %d, expected 1 or more", f.MaxSkipped)
 	case f.Keep < 1:
@@ -356,7 +364,8 @@ func (f *trainFlags) checkRun(flags *pflag.FlagSet) error {
 		want  string
 		names []string
 	}{
-		{"a number above 0", []string{"learning_rate", "beta1", "beta2", "beta", "lora_alpha"}},
+		{"a number above 0", []string{"learning_rate", "beta1", "beta2", "beta", "lora_alpha",
+			"desirable_weight", "undesirable_weight"}},
 		{"1 or more", []string{"steps", "epochs", "accumulate", "lora_rank"}},
 	} {
 		for _, name := range zero.names {

@@ -22,6 +22,8 @@ type Batch struct {
 	Segments []int32
 	// Sources lists, for each row, the indices of the samples in it.
 	Sources [][]uint32
+	// Ratings are those of the samples in Sources.
+	Ratings [][]Rating
 
 	Samples int // samples in the batch
 	Tokens  int // tokens that are not padding
@@ -240,7 +242,7 @@ func (b *Batcher) batch(s State) (Batch, error) {
 		Rows: n, Length: length,
 		IDs: slices.Repeat([]int32{b.opts.Pad}, n*length), Labels: ignored(n * length),
 		Positions: make([]int32, n*length), Segments: make([]int32, n*length),
-		Epoch: s.Epoch, Sources: make([][]uint32, n),
+		Epoch: s.Epoch, Sources: make([][]uint32, n), Ratings: make([][]Rating, n),
 	}
 	first := s.Index + b.opts.Rank*n
 	used := min(n, max(0, rows.rows()-first))
@@ -276,6 +278,7 @@ func (b *Batcher) fillRow(out *Batch, r int) error {
 		if err != nil {
 			return err
 		}
+		out.Ratings[r] = append(out.Ratings[r], sample.Rating)
 		copy(out.IDs[at:], sample.IDs)
 		copy(out.Labels[at+1:], sample.Labels[1:])
 		start := 0

@@ -9,7 +9,7 @@ import (
 
 // recordColumns are the columns that belong to records.
 var recordColumns = []string{"messages", "conversations", "conversation", "instruction", "input",
-	"output", "system", "prompt", "completion", "chosen", "rejected", "tokens", "text", "tools",
+	"output", "system", "prompt", "completion", "chosen", "rejected", "label", "tokens", "text", "tools",
 	"documents", "chat_template_kwargs"}
 
 // pickColumns returns the indices of the columns that belong to a record. name

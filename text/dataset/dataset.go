@@ -62,6 +62,19 @@ func (d *Dataset) Pairs() (n int) {
 	return n
 }
 
+// Rated returns how many of the samples are rated answers.
+func (d *Dataset) Rated() (n int) {
+	if d.refs != nil {
+		return d.Report.Rated
+	}
+	for _, s := range d.Samples {
+		if s.Rating != Unrated {
+			n++
+		}
+	}
+	return n
+}
+
 // Length returns the number of tokens of sample i.
 func (d *Dataset) Length(i int) int {
 	if d.refs == nil {

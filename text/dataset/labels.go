@@ -91,6 +91,7 @@ func (r *record) encode(tok *tokenizer.Tokenizer, opts Options) (e encoded, err 
 		s, e.omitted, err = chatSample(tok, r.conversation(messages, opts), opts.prompts, learn)
 	}
 	e.truncated = s.truncate(opts.MaxLength)
+	s.Rating = r.rating
 	e.samples = []Sample{s}
 	return e, err
 }
@@ -235,6 +236,9 @@ func pairSample(tok *tokenizer.Tokenizer, r *record, opts Options) (e encoded, e
 		pair.IDs, pair.Labels = append(pair.IDs, s.IDs...), append(pair.Labels, s.Labels...)
 	}
 	e.samples = []Sample{pair}
+	if r.unpaired {
+		e.samples = pair.rated()
+	}
 	return e, nil
 }
 

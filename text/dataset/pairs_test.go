@@ -2,6 +2,7 @@ package dataset
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -178,5 +179,153 @@ func TestLoad_PairErrorsNameFileLineAndExpectation(t *testing.T) {
 		!strings.Contains(err.Error(),
 			"a.jsonl:1: a chat needs a tokenizer with a chat template") {
 		t.Errorf("a chat without a template: %v", err)
+	}
+}
+
+func TestLoad_RatedAnswersHaveLabels(t *testing.T) {
+	tok := chars(t, "")
+	for name, c := range map[string]struct{ file, content string }{
+		"strings": {"rated.jsonl", `{"prompt":"q","completion":"yes","label":true}` + "\n" +
+			`{"prompt":"q","completion":"no","label":false,"score":3}`},
+		"numbers": {"rated.jsonl", `{"prompt":"q","completion":"yes","label":1}` + "\n" +
+			`{"prompt":"q","completion":"no","label":0}`},
+		"table": {"rated.csv", "label,completion,prompt,more\nTrue,yes,q,x\nfalse,no,q,y"},
+	} {
+		d := mustLoad(t, writeTestFile(t, c.file, c.content), tok, Options{Layout: Rated})
+		if d.Rated() != 2 || d.Pairs() != 0 || !strings.HasPrefix(d.Report.String(),
+			"2 rated answers from 2 records") {
+			t.Fatalf("%s: %s", name, d.Report)
+		}
+		for i, want := range []struct {
+			text, learn string
+			rating      Rating
+		}{{"\x02qyes\x03", "yes\x03", Desirable}, {"\x02qno\x03", "no\x03", Undesirable}} {
+			s := d.Samples[i]
+			if text := tok.Decode(s.IDs, false); text != want.text || s.Rating != want.rating ||
+				strings.TrimSuffix(labeledText(tok, s), "|") != want.learn {
+				t.Errorf("%s: sample %d is %q, learns %q and is rated %d", name, i, text,
+					labeledText(tok, s), s.Rating)
+			}
+		}
+	}
+	// A pair is two answers, and messages follow the template.
+	d := mustLoad(t, writeTestFile(t, "pairs.jsonl",
+		`{"prompt":"q","chosen":"yes","rejected":"no"}`+"\n"+
+			`{"prompt":[{"role":"user","content":"q"}],"label":false,`+
+			`"completion":[{"role":"assistant","content":"no"}]}`),
+		chars(t, chatML), Options{Layout: Rated})
+	if d.Len() != 3 || d.Rated() != 3 || d.Samples[0].Rating != Desirable ||
+		d.Samples[1].Rating != Undesirable || d.Samples[0].Second != 0 ||
+		!slices.Equal(d.Samples[1].IDs, d.Samples[2].IDs) ||
+		!slices.Equal(d.Samples[1].Labels, d.Samples[2].Labels) {
+		t.Errorf("pairs become %+v", d.Samples)
+	}
+	for line, want := range map[string]string{
+		`{"prompt":"q","completion":"a"}`:                 "expected a rated answer",
+		`{"prompt":"q","completion":"a","label":null}`:    "expected a rated answer",
+		`{"prompt":"q","completion":"a","label":"maybe"}`: `field "label" is "maybe"`,
+		`{"prompt":"q","completion":"a","label":0.5}`:     `field "label" is 0.5`,
+		`{"text":"q"}`: "a record of layout text, expected a rated answer",
+	} {
+		_, err := Load(writeTestFile(t, "bad.jsonl", line), tok, Options{Layout: Rated})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+}
+
+// A split and a file read later keep the ratings and their number.
+func TestSplit_KeepsRatings(t *testing.T) {
+	var file strings.Builder
+	for i := range 10 {
+		fmt.Fprintf(&file, `{"prompt":"%d","completion":"a","label":%v}`+"\n", i, i%2 == 0)
+	}
+	d, err := Load(writeTestFile(t, "rated.jsonl", file.String()), chars(t, ""),
+		Options{Layout: Rated})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	train, valid, err := d.Split(3, 1)
+	if err != nil || train.Rated() != 7 || valid.Rated() != 3 {
+		t.Fatalf("%d and %d of 10 samples are rated, %v", train.Rated(), valid.Rated(), err)
+	}
+}
+
+func TestMismatched_TakesAnotherPromptsAnswer(t *testing.T) {
+	text := func(prompt, answer string) Sample {
+		var s Sample
+		for i, r := range prompt + answer {
+			s.IDs, s.Labels = append(s.IDs, r), append(s.Labels, r)
+			if i < len(prompt) {
+				s.Labels[i] = IgnoreLabel
+			}
+		}
+		s.Rating = Desirable
+		return s
+	}
+	spelled := func(s Sample) (text string) {
+		for i, id := range s.IDs {
+			if i > 0 && s.Labels[i] != IgnoreLabel && s.Labels[i-1] == IgnoreLabel {
+				text += "|"
+			}
+			text += string(rune(id))
+		}
+		return text
+	}
+	d := &Dataset{Samples: []Sample{
+		text("p", "abcde"), text("p", "b"), text("qq", "c"), text("qq", "d"), text("r", "e"),
+		text("p", "f"),
+	}}
+	d.Samples[1].Rating = Undesirable
+	m, err := NewMismatched(d, 4)
+	if err != nil || m.Desirable() != 5 {
+		t.Fatalf("%d desirable, %v", m.Desirable(), err)
+	}
+	want := []string{"p|e", "p|e", "qq|b", "qq|b", "r|d", "p|e"}
+	for i, want := range want {
+		s, err := m.At(i)
+		if err != nil || spelled(s) != want {
+			t.Errorf("sample %d gives %q, expected %q (%v)", i, spelled(s), want, err)
+		}
+	}
+	// The longest answer is cut where the text ends.
+	d.Samples = d.Samples[:3]
+	if m, err = NewMismatched(d, 4); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := m.At(0); err != nil || spelled(s) != "p|c" {
+		t.Errorf("around the end: %q, %v", spelled(s), err)
+	}
+	d.Samples[1].IDs[0] = 'x'
+	if m, err = NewMismatched(d, 4); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := m.At(1); err != nil || spelled(s) != "x|abc" {
+		t.Errorf("a long answer: %q, %v", spelled(s), err)
+	}
+	for _, pack := range []bool{false, true} {
+		b, err := m.Batch(Batch{Sources: [][]uint32{{2, 0}, nil, {1}}}, pack)
+		if err != nil || b.Samples != 3 || pack && b.Rows != 3 && b.Rows != 2 {
+			t.Fatalf("pack %v: %+v, %v", pack, b, err)
+		}
+		for r, row := range b.Sources {
+			at := r * b.Length
+			for _, i := range row {
+				s, _ := m.At(int(i))
+				if !slices.Equal(b.IDs[at:at+len(s.IDs)], s.IDs) {
+					t.Errorf("pack %v: row %d has %v, not sample %d", pack, r, b.IDs, i)
+				}
+				at += len(s.IDs)
+			}
+		}
+	}
+	if b, err := m.Batch(Batch{Sources: [][]uint32{nil}}, false); err != nil || b.Rows != 1 ||
+		b.Tokens != 0 {
+		t.Errorf("a batch of padding gives %+v, %v", b, err)
+	}
+	if _, err := NewMismatched(&Dataset{Samples: d.Samples[2:]}, 4); err == nil ||
+		!strings.Contains(err.Error(), "same prompt") {
+		t.Errorf("one prompt: %v", err)
 	}
 }

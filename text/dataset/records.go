@@ -40,10 +40,14 @@ const (
 	// lists of messages as in Chat. Each becomes one sample of two texts. Only the
 	// answers have loss.
 	Preference Layout = "preference"
+	// Rated records have the fields prompt and completion, as in Completion, and
+	// label: true if the answer is desirable. A record of Preference is two of
+	// them. Only the answer has loss.
+	Rated Layout = "rated"
 )
 
 // layouts are the layouts that can be required.
-var layouts = []Layout{Instruction, Chat, Completion, RawText, Tokens, Preference}
+var layouts = []Layout{Instruction, Chat, Completion, RawText, Tokens, Preference, Rated}
 
 const knownLayouts = "known are instruction (instruction, input, output), " +
 	"chat (messages of role and content, or conversations of from and value), " +
@@ -71,6 +75,8 @@ type record struct {
 	inputs     tokenizer.ChatInputs
 	ids        []int32    // of Tokens
 	pair       preference // of Preference
+	rating     Rating     // of Rated, unless it is a pair
+	unpaired   bool       // the pair is two rated answers
 }
 
 // preference is a conversation and two answers to it.
@@ -80,12 +86,14 @@ type preference struct {
 }
 
 // layoutOf detects a record's layout from the fields it has. If wanted is
-// Preference, a record may have other fields beside the pair.
+// Preference or Rated, a record may have other fields beside.
 func layoutOf(wanted Layout, has func(field string) bool) Layout {
 	pair := has("chosen") && has("rejected")
 	switch {
-	case pair && wanted == Preference:
-		return Preference
+	case pair && (wanted == Preference || wanted == Rated):
+		return wanted
+	case wanted == Rated && has("prompt") && has("completion") && has("label"):
+		return Rated
 	case slices.ContainsFunc(conversationFields, has):
 		return Chat
 	case has("instruction"):
@@ -108,7 +116,10 @@ func checkLayout(found, wanted Layout) error {
 	switch {
 	case found == Preference && wanted != Preference:
 		return errors.New("a pair of answers, chosen and rejected: " +
-			"only preference tuning learns from pairs (--objective dpo)")
+			"only preference tuning learns from pairs (such as --objective dpo)")
+	case wanted == Rated && found != Rated:
+		return fmt.Errorf("a record of layout %s, expected a rated answer: "+
+			"prompt, completion and label", found)
 	case wanted == Preference && found != Preference:
 		return fmt.Errorf("a record of layout %s, expected a pair: prompt, chosen and rejected",
 			found)
@@ -226,6 +237,8 @@ func (f jsonFields) record(layout Layout) (r record, err error) {
 		err = r.parseChat(f)
 	case Preference:
 		r.pair, err = parsePair(f)
+	case Rated:
+		err = r.parseRated(f)
 	case Instruction:
 		err = r.parseInstruction(f)
 	case Completion:
@@ -291,6 +304,26 @@ func (r *record) parseCompletion(fields jsonFields) (err error) {
 		r.silent = slices.Concat(make([]bool, len(prompt)), silent)
 	}
 	return nil
+}
+
+// parseRated reads an answer with its label, or a pair as two answers. It sets the
+// layout that the texts are encoded in.
+func (r *record) parseRated(fields jsonFields) (err error) {
+	if fields.filled("chosen") && fields.filled("rejected") {
+		r.layout, r.unpaired = Preference, true
+		r.pair, err = parsePair(fields)
+		return err
+	}
+	switch label := strings.ToLower(strings.Trim(string(fields["label"]), `"`)); label {
+	case "true", "1":
+		r.rating = Desirable
+	case "false", "0":
+		r.rating = Undesirable
+	default:
+		return fmt.Errorf("field \"label\" is %.40s, expected true or false", fields["label"])
+	}
+	r.layout = Completion
+	return r.parseCompletion(fields)
 }
 
 func (r *record) parseInstruction(fields jsonFields) error {

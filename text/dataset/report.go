@@ -7,6 +7,7 @@ type Report struct {
 	Records   int // instructions, conversations or texts read
 	Samples   int // samples made of them
 	Pairs     int // samples that are preference pairs
+	Rated     int // samples that are rated answers
 	Tokens    int // tokens in the samples
 	Targets   int // labels with loss
 	Truncated int // samples cut at MaxLength
@@ -37,8 +38,11 @@ func Count(n int, noun string) string {
 
 func (r Report) String() string {
 	noun := "sample"
-	if r.Pairs > 0 {
+	switch {
+	case r.Pairs > 0:
 		noun = "pair"
+	case r.Rated > 0:
+		noun = "rated answer"
 	}
 	s := fmt.Sprintf("%s from %s, %s, %d of them targets",
 		Count(r.Samples, noun), Count(r.Records, "record"), Count(r.Tokens, "token"), r.Targets)
@@ -75,6 +79,9 @@ func (r *Report) add(s Sample) bool {
 	if s.Second > 0 {
 		r.Pairs++
 	}
+	if s.Rating != Unrated {
+		r.Rated++
+	}
 	r.Tokens += len(s.IDs)
 	r.Targets += targets
 	return true
@@ -85,6 +92,7 @@ func (r *Report) merge(other Report) {
 	r.Records += other.Records
 	r.Samples += other.Samples
 	r.Pairs += other.Pairs
+	r.Rated += other.Rated
 	r.Tokens += other.Tokens
 	r.Targets += other.Targets
 	r.Truncated += other.Truncated

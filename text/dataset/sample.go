@@ -19,6 +19,24 @@ type Sample struct {
 	IDs    []int32
 	Labels []int32
 	Second int // start of the second text of a pair; 0 for a sample of one text
+	Rating Rating
+}
+
+// Rating says what is known of an answer, beside its text.
+type Rating int8
+
+const (
+	Desirable   Rating = 1
+	Unrated     Rating = 0
+	Undesirable Rating = -1
+)
+
+// rated returns both texts of a pair as rated answers.
+func (s Sample) rated() []Sample {
+	return []Sample{
+		{IDs: s.IDs[:s.Second], Labels: s.Labels[:s.Second], Rating: Desirable},
+		{IDs: s.IDs[s.Second:], Labels: s.Labels[s.Second:], Rating: Undesirable},
+	}
 }
 
 // Ends returns the end of each text of the sample.
@@ -61,6 +79,9 @@ func hashSamples(samples []Sample) (sum [sha256.Size]byte) {
 		binary.Write(h, binary.LittleEndian, s.Labels)
 		if s.Second > 0 {
 			binary.Write(h, binary.LittleEndian, int64(s.Second))
+		}
+		if s.Rating != Unrated {
+			binary.Write(h, binary.LittleEndian, s.Rating)
 		}
 	}
 	h.Sum(sum[:0])

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"conquer/internal/progress"
@@ -21,7 +22,13 @@ type Console struct {
 	loss     float64
 	tokens   int
 	seconds  float64
-	measures []Measure
+	measures []summed
+}
+
+// summed is a measure that some of the steps have.
+type summed struct {
+	Measure
+	steps int
 }
 
 // NewConsole returns a Console that writes to out one line per `every` steps of a run of total
@@ -36,12 +43,7 @@ func NewConsole(out io.Writer, every, done, total int) *Console {
 func (c *Console) Step(s Step) error {
 	c.steps, c.loss = c.steps+1, c.loss+s.Loss
 	c.tokens, c.seconds = c.tokens+s.Tokens, c.seconds+s.Seconds
-	for i, m := range s.Measures {
-		if len(c.measures) <= i {
-			c.measures = append(c.measures, Measure{Name: m.Name})
-		}
-		c.measures[i].Value += m.Value
-	}
+	c.add(s.Measures)
 	c.bar.Note(fmt.Sprintf("loss %.3f", s.Loss))
 	c.bar.Set(int64(s.Step))
 	if s.Skipped {
@@ -53,7 +55,7 @@ func (c *Console) Step(s Step) error {
 			fmt.Sprintf(
 				"step %*d/%d  epoch %.2f  loss %.4f%s  rate %.2e  norm %.3f  %.0f tok/s  %s",
 				digits(c.total), s.Step, c.total, s.Epoch, c.loss/float64(c.steps),
-				spelled(c.measures, c.steps), s.Rate, s.Norm, float64(c.tokens)/c.seconds,
+				spelled(c.measures), s.Rate, s.Norm, float64(c.tokens)/c.seconds,
 				gigabytes(s.Memory)),
 		)
 		c.steps, c.loss, c.tokens, c.seconds, c.measures = 0, 0, 0, 0, nil
@@ -61,17 +63,33 @@ func (c *Console) Step(s Step) error {
 	return nil
 }
 
+// add adds the measures of a step.
+func (c *Console) add(measures []Measure) {
+	for _, m := range measures {
+		i := slices.IndexFunc(c.measures, func(s summed) bool { return s.Name == m.Name })
+		if i < 0 {
+			i = len(c.measures)
+			c.measures = append(c.measures, summed{Measure: Measure{Name: m.Name}})
+		}
+		c.measures[i].Value += m.Value
+		c.measures[i].steps++
+	}
+}
+
 // Validation writes a line.
 func (c *Console) Validation(v Validation) error {
+	var one Console
+	one.add(v.Measures)
 	c.line(fmt.Sprintf("step %*d/%d  validation loss %.4f%s  (%.1f s)",
-		digits(c.total), v.Step, c.total, v.Loss, spelled(v.Measures, 1), v.Seconds))
+		digits(c.total), v.Step, c.total, v.Loss, spelled(one.measures), v.Seconds))
 	return nil
 }
 
-// spelled formats the means of measures that were summed over n steps.
-func spelled(measures []Measure, n int) (text string) {
+// spelled formats the means of measures.
+func spelled(measures []summed) (text string) {
 	for _, m := range measures {
-		text += fmt.Sprintf("  %s %.4f", strings.ReplaceAll(m.Name, "_", " "), m.Value/float64(n))
+		text += fmt.Sprintf("  %s %.4f", strings.ReplaceAll(m.Name, "_", " "),
+			m.Value/float64(m.steps))
 	}
 	return text
 }

@@ -18,7 +18,9 @@ type Step struct {
 	// samples, as are "reward_chosen" and "reward_rejected" (beta times the answer's
 	// log-probability minus the reference's), "reward_margin" (their difference) and "accuracy"
 	// (how often it is positive). "nll_chosen" is the mean negative log-likelihood of the preferred
-	// answers, over their tokens, if the loss contains it.
+	// answers, over their tokens, if the loss contains it. For KTO the rewards are means over the
+	// desirable and over the other answers, "kl" is the estimated divergence from the reference,
+	// and "accuracy" says how often a desirable answer is above it and another one below.
 	Measures []Measure
 }
 

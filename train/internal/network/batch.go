@@ -23,21 +23,23 @@ type MicroBatch struct {
 }
 
 // Compared describes the texts of a micro-batch whose log-probabilities are compared: the first
-// text of each sample, then the second one of each.
+// text of each sample, then the second one of each if samples are pairs.
 type Compared struct {
 	Samples   int
 	Sources   []uint32     // index of each sample in the data set
 	Owner     torch.Tensor // int64 [N]: the text of each label, see Likelihoods
 	Lengths   torch.Tensor // float64 [texts]: labels of each text
 	Reference torch.Tensor // float64 [texts]: the reference's log-probabilities
+	Better    torch.Tensor // float64 [texts]: 1 for a chosen or desirable answer, else 0
 	Share     torch.Tensor // float64 []: Whole.Share of the step
+	Baseline  torch.Tensor // float64 []: Whole.Baseline of the step
 	Imitated  torch.Tensor // float64 []: labels of the imitation term
 }
 
-// Reference has, for each sample of a data set, the log-probabilities of both texts under the model
-// before training: of sample i the first text's at 2i, the second one's at 2i+1. So the reference
-// model runs once over the data and is then not needed. With LoRA it is the base model, because
-// fresh adapters add nothing.
+// Reference has, for each sample of a data set, the log-probabilities of two texts under the model
+// before training: of sample i the first text's at 2i, the second one's at 2i+1. The second text of
+// a rated answer is the mismatched one. So the reference model runs once over the data and is then
+// not needed. With LoRA it is the base model, because fresh adapters add nothing.
 type Reference []float64
 
 // NewMicroBatch makes the tensors of b on device. A label stands at its own token, as in Hugging
@@ -104,7 +106,8 @@ func NewComparedBatch(
 		prompts.Labels = withPrompts(b)
 	}
 	n := max(1, b.Samples)
-	lengths, owner, imitated := make([]float64, k.Texts*n), []int64{}, 0
+	lengths, better := make([]float64, k.Texts*n), make([]float64, k.Texts*n)
+	owner, imitated := []int64{}, 0
 	for r := range b.Rows {
 		for i := r*b.Length + 1; i < (r+1)*b.Length; i++ {
 			text := int(b.Segments[i] - 1)
@@ -121,7 +124,12 @@ func NewComparedBatch(
 				imitated++
 			}
 		}
-		c.Sources = append(c.Sources, b.Sources[r]...)
+		for s, i := range b.Sources[r] {
+			if k.Texts == 2 || b.Ratings[r][s] == dataset.Desirable {
+				better[len(c.Sources)] = 1
+			}
+			c.Sources = append(c.Sources, i)
+		}
 	}
 	if len(owner) == 0 { // as for the labels in NewMicroBatch
 		owner = []int64{0}
@@ -138,7 +146,9 @@ func NewComparedBatch(
 	c.Owner = torch.From(owner, len(owner)).ToDevice(device)
 	c.Lengths = torch.From(lengths, len(lengths)).ToDevice(device)
 	c.Reference = torch.From(reference, len(reference)).ToDevice(device)
+	c.Better = torch.From(better, len(better)).ToDevice(device)
 	c.Share = torch.From([]float64{whole.Share}).ToDevice(device)
+	c.Baseline = torch.From([]float64{whole.Baseline}).ToDevice(device)
 	c.Imitated = torch.From([]float64{float64(imitated)}).ToDevice(device)
 	if b = prompts; k.Texts == 2 && !pack {
 		b = splitPairs(b)
@@ -235,10 +245,11 @@ func (c Compared) Likelihoods(nll torch.Tensor) torch.Tensor {
 	return zeros.IndexAdd(0, c.Owner, nll.Neg().To(torch.Float64))
 }
 
-// margin is the difference of a value of the first and the second texts.
+// margin is, for each sample, the value of the chosen text minus that of the rejected one. A rated
+// answer has only one of them.
 func (c Compared) margin(values torch.Tensor) torch.Tensor {
-	n := max(1, c.Samples)
-	return values.Narrow(0, 0, n).Sub(values.Narrow(0, n, n))
+	signed := values.Mul(c.Better.MulScalar(2).AddScalar(-1))
+	return signed.View(-1, max(1, c.Samples)).SumDim(0, false)
 }
 
 // tensors lists the tensors of a micro-batch; some may be undefined.
@@ -252,7 +263,9 @@ func (mb *MicroBatch) tensors() []*torch.Tensor {
 		&mb.Owner,
 		&mb.Lengths,
 		&mb.Reference,
+		&mb.Better,
 		&mb.Share,
+		&mb.Baseline,
 		&mb.Imitated,
 	}
 }

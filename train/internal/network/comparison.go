@@ -13,10 +13,13 @@ import (
 type Kind struct {
 	Name string
 	// Texts is the number of texts of a sample whose log-probabilities are compared: 2 for pairs of
-	// answers, 0 for the likelihood of labels.
+	// answers, 1 for rated answers, 0 for the likelihood of labels.
 	Texts int
 	// Reference says that a log-probability is relative to that under the model before training.
 	Reference bool
+	// Baseline says that rewards are compared with the divergence from the reference, which is
+	// estimated from mismatched texts.
+	Baseline bool
 	// Mean says that a log-probability is the mean over the labels of a text, not the sum.
 	Mean bool
 	// Prompts says that the imitation term has the prompt's tokens too.
@@ -57,6 +60,13 @@ var Kinds = []Kind{
 		rest := p.Clamp(math.Inf(-1), -1e-7).Exp().Neg().AddScalar(1).Log()
 		return mb.margin(p.Sub(rest)).Neg().Softplus().MulScalar(o.Beta)
 	}},
+	{Name: "kto", Texts: 1, Reference: true, Baseline: true, loss: func(
+		o Objective, p torch.Tensor, mb MicroBatch) torch.Tensor {
+		// weight·(1 - sigmoid(±beta·(p - baseline))), with + for a desirable answer
+		weight := mb.Better.MulScalar(o.Desirable - o.Undesirable).AddScalar(o.Undesirable)
+		margin := mb.margin(p.Sub(mb.Baseline)).MulScalar(o.Beta)
+		return margin.Softplus().Neg().Exp().Mul(weight)
+	}},
 }
 
 // KindOf returns the kind with a name, or the zero Kind if there is none.
@@ -95,10 +105,11 @@ func (o Objective) comparison(
 	return loss, numbers
 }
 
-// The numbers of a comparison: the sums of its losses, of the rewards of chosen and of rejected
-// answers, and of correct comparisons. With an imitation term, the negative log-likelihood and the
-// number of its labels follow.
-const comparisonNumbers = 4
+// The numbers of a comparison: the sums of its losses and of correct comparisons, the sums of the
+// rewards of chosen and of rejected answers, and the numbers of these. With an imitation term, the
+// negative log-likelihood and the number of its labels follow; with a baseline, the baseline times
+// the samples, and their number.
+const comparisonNumbers = 6
 
 // compare returns the numbers of a micro-batch, float32 [Numbers], for the log-probabilities of
 // [Compared.Likelihoods], and the derivatives of the loss by them, float64.
@@ -108,7 +119,7 @@ func (o Objective) compare(
 	n := max(1, mb.Samples)
 	leaf := likelihoods.Detach().RequireGrad(true)
 	var p, loss torch.Tensor
-	var imitated []torch.Tensor
+	var extra []torch.Tensor
 	torch.WithGrad(func() {
 		p = leaf.Narrow(0, 0, o.Texts*n)
 		chosen := p.Narrow(0, 0, n)
@@ -123,16 +134,23 @@ func (o Objective) compare(
 		if o.Imitation > 0 {
 			nll := chosen.Sum().Add(leaf.Select(0, o.Texts*n)).Neg()
 			total = total.Add(nll.Mul(mb.Share).MulScalar(o.Imitation))
-			imitated = append(imitated, nll.Detach(), mb.Imitated)
+			extra = append(extra, nll.Detach(), mb.Imitated)
 		}
 		total.MulScalar(1 / divisor).Backward()
 	})
-	rewards := p.Detach().MulScalar(o.Beta)
-	margin := mb.margin(rewards)
+	p = p.Detach()
+	margin := mb.margin(p)
+	if o.Baseline {
+		margin = mb.margin(p.Sub(mb.Baseline))
+		count := margin.ZerosLike().AddScalar(1).Sum()
+		extra = append(extra, mb.Baseline.Mul(count), count)
+	}
 	right := margin.ZerosLike().Less(margin).To(torch.Float64)
+	rewards, worse := p.MulScalar(o.Beta), mb.Better.Neg().AddScalar(1)
 	numbers = torch.Stack(0, append([]torch.Tensor{
-		loss.Detach(), rewards.Narrow(0, 0, n).Sum(), rewards.Narrow(0, n, n).Sum(), right.Sum(),
-	}, imitated...)...)
+		loss.Detach(), right.Sum(), rewards.Mul(mb.Better).Sum(), rewards.Mul(worse).Sum(),
+		mb.Better.Sum(), worse.Sum(),
+	}, extra...)...)
 	numbers = numbers.MulScalar(1 / divisor).To(torch.Float32)
 	if mb.Samples == 0 {
 		numbers = numbers.ZerosLike()
@@ -140,23 +158,28 @@ func (o Objective) compare(
 	return numbers, leaf.Grad()
 }
 
-// reportComparison is Report for the numbers of a comparison.
+// reportComparison is Report for the numbers of a comparison. A measure of which a step has no
+// answer is left out.
 func (o Objective) reportComparison(numbers []float64) (loss float64, list []report.Measure) {
-	chosen, rejected := numbers[1], numbers[2]
-	list = []report.Measure{
-		{Name: "reward_chosen", Value: chosen},
-		{Name: "reward_rejected", Value: rejected},
-		{Name: "reward_margin", Value: chosen - rejected},
-		{Name: "accuracy", Value: numbers[3]},
-	}
-	loss = numbers[0]
-	if o.Imitation > 0 {
-		nll := numbers[comparisonNumbers]
-		if labels := numbers[comparisonNumbers+1]; labels > 0 {
-			nll /= labels
+	add := func(name string, value float64, known bool) {
+		if known {
+			list = append(list, report.Measure{Name: name, Value: value})
 		}
+	}
+	mean := func(i, count int) float64 { return numbers[i] / max(numbers[count], 1e-300) }
+	loss = numbers[0]
+	better, worse := numbers[4] > 0, numbers[5] > 0
+	add("reward_chosen", mean(2, 4), better)
+	add("reward_rejected", mean(3, 5), worse)
+	add("reward_margin", mean(2, 4)-mean(3, 5), better && worse)
+	add("accuracy", numbers[1], true)
+	switch {
+	case o.Imitation > 0:
+		nll := mean(comparisonNumbers, comparisonNumbers+1)
 		loss += o.Imitation * nll
-		list = append(list, report.Measure{Name: "nll_chosen", Value: nll})
+		add("nll_chosen", nll, true)
+	case o.Baseline:
+		add("kl", mean(comparisonNumbers, comparisonNumbers+1), true)
 	}
 	return loss, list
 }

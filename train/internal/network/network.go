@@ -346,14 +346,11 @@ func (n *Network) Evaluate(hidden torch.Tensor, mb MicroBatch) []float64 {
 	return n.Objective.evaluate(n.Model.Head(), n.rows(hidden, mb), mb)
 }
 
-// AddLikelihoods sets the log-probabilities of a micro-batch's texts in list, for its last hidden
-// states, [B,L,D].
-func (n *Network) AddLikelihoods(list Reference, hidden torch.Tensor, mb MicroBatch) {
+// Likelihoods returns the log-probabilities of a micro-batch's texts, for its last hidden states,
+// [B,L,D]: those of the first text of each sample, then those of the second.
+func (n *Network) Likelihoods(hidden torch.Tensor, mb MicroBatch) []float64 {
 	_, nll := n.Model.Head().Loss(n.rows(hidden, mb), mb.Labels, torch.Loss{})
-	values := torch.Values[float64](mb.Likelihoods(nll))
-	for sample, i := range mb.Sources {
-		list[2*i], list[2*i+1] = values[sample], values[mb.Samples+sample]
-	}
+	return torch.Values[float64](mb.Likelihoods(nll))[:mb.Samples*n.Objective.Texts]
 }
 
 // Leaf returns x's values as a leaf of autograd, with a gradient of its own if grad is set.

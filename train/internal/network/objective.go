@@ -18,12 +18,16 @@ type Objective struct {
 	Gamma     float64 // SimPO's target margin
 	// Imitation is the weight of the mean negative log-likelihood of the preferred answers.
 	Imitation float64
+	// Desirable and Undesirable are the weights of rated answers.
+	Desirable, Undesirable float64
 }
 
-// Whole has numbers of a whole step that the gradients of each of its micro-batches need.
+// Whole has numbers of a whole step that each of its micro-batches needs.
 type Whole struct {
-	// Share is the number of samples divided by the number of labels of the imitation term.
-	Share float64
+	// Share is the number of samples divided by the number of labels of the imitation term. The
+	// gradients depend on it.
+	Share    float64
+	Baseline float64 // if the kind has one
 }
 
 // Count is the number of items of a batch that the loss is the mean over: labels, or samples whose
@@ -66,7 +70,7 @@ func (o Objective) evaluate(head nn.Head, hidden torch.Tensor, mb MicroBatch) []
 // Numbers is how many numbers a pass has.
 func (o Objective) Numbers() int {
 	switch {
-	case o.Texts > 0 && o.Imitation > 0:
+	case o.Texts > 0 && (o.Imitation > 0 || o.Baseline):
 		return comparisonNumbers + 2
 	case o.Texts > 0:
 		return comparisonNumbers
