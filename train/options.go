@@ -392,7 +392,6 @@ func (o Options) checkObjective() error {
 			strings.Join(Objectives, ", "))
 	}
 	pairs := o.kind().Texts == 2
-	smoothed := !o.compares() || o.Objective == DPO || o.Objective == SimPO
 	switch {
 	case o.Beta != 0 && !o.compares():
 		return fmt.Errorf("--beta %g is for objectives that compare answers, such as %s", o.Beta,
@@ -418,7 +417,7 @@ func (o Options) checkObjective() error {
 		math.IsInf(o.DesirableWeight+o.UndesirableWeight, 0):
 		return fmt.Errorf("--desirable_weight %g and --undesirable_weight %g: they must be "+
 			"positive; 1 is usual", o.DesirableWeight, o.UndesirableWeight)
-	case o.LabelSmoothing != 0 && !smoothed:
+	case o.LabelSmoothing != 0 && !o.kind().Smooths:
 		return fmt.Errorf("--label_smoothing cannot be combined with %s: it is for %s, %s and %s",
 			o.Objective, SFT, DPO, SimPO)
 	case !(o.LabelSmoothing >= 0 && o.LabelSmoothing < 1):

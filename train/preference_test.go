@@ -199,7 +199,7 @@ func TestObjective_ComparisonsMatchFormulas(t *testing.T) {
 		"simpo, smoothed": {Objective: SimPO, Beta: 10 * beta, LabelSmoothing: 0.1, SFTWeight: 1},
 		"orpo":            {Objective: ORPO, Beta: 10 * beta},
 		"kto":             {Objective: KTO, Beta: beta},
-		"kto, weighted":   {Objective: KTO, Beta: beta, DesirableWeight: 1.4, UndesirableWeight: 0.6},
+		"kto, weighted":   {Objective: KTO, Beta: beta, DesirableWeight: 1.4},
 	} {
 		for _, pack := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, pack %v", name, pack), func(t *testing.T) {
@@ -216,8 +216,8 @@ func TestObjective_ComparisonsMatchFormulas(t *testing.T) {
 	}
 }
 
-// mismatchedProbability is the log-probability of the answer of the nearest sample before i that has
-// another prompt, after the prompt of sample i.
+// mismatchedProbability is the log-probability of the answer of the nearest sample before i that
+// has another prompt, after the prompt of sample i.
 func mismatchedProbability(m model.Model, data *dataset.Dataset, i int) float64 {
 	split := func(s dataset.Sample) (prompt, answer []int32) {
 		at := slices.IndexFunc(s.Labels, func(l int32) bool { return l >= 0 })

@@ -121,7 +121,7 @@ func (t *Trainer) findMismatched() (err error) {
 	good := o.DesirableWeight * float64(desirable)
 	bad := o.UndesirableWeight * float64(t.data.Len()-desirable)
 	if !(good >= bad && good <= bad*4/3) {
-		t.notes = append(t.notes, fmt.Sprintf("%d of %d answers are desirable, with weights %g "+
+		t.remember(fmt.Sprintf("%d of %d answers are desirable, with weights %g "+
 			"and %g: the paper on %s advises weights that make the desirable ones count 1 to "+
 			"1.33 times as much as the others (--desirable_weight, --undesirable_weight)",
 			desirable, t.data.Len(), o.DesirableWeight, o.UndesirableWeight, o.Objective))

@@ -156,6 +156,7 @@ type countInfo struct {
 	Records    int `json:"records"`
 	Samples    int `json:"samples"`
 	Pairs      int `json:"pairs,omitempty"`
+	Rated      int `json:"rated_answers,omitempty"`
 	Tokens     int `json:"tokens"`
 	Loss       int `json:"tokens_with_loss"`
 	Cut        int `json:"cut_samples"`
@@ -166,9 +167,9 @@ type countInfo struct {
 }
 
 func countsOf(r dataset.Report) countInfo {
-	return countInfo{Records: r.Records, Samples: r.Samples, Pairs: r.Pairs, Tokens: r.Tokens,
-		Loss: r.Targets, Cut: r.Truncated, Dropped: r.Dropped, Unrendered: r.Unrendered,
-		Unreasoned: r.Unreasoned, Bad: r.Bad}
+	return countInfo{Records: r.Records, Samples: r.Samples, Pairs: r.Pairs, Rated: r.Rated,
+		Tokens: r.Tokens, Loss: r.Targets, Cut: r.Truncated, Dropped: r.Dropped,
+		Unrendered: r.Unrendered, Unreasoned: r.Unreasoned, Bad: r.Bad}
 }
 
 // lengthInfo describes the tokens of the samples.
@@ -433,8 +434,11 @@ func (info *dataInfo) print(w io.Writer) {
 
 func (c countInfo) print(w io.Writer) {
 	what := ""
-	if c.Pairs > 0 {
+	switch {
+	case c.Pairs > 0:
 		what = " pairs"
+	case c.Rated > 0:
+		what = " rated answers"
 	}
 	fmt.Fprintf(w, "  samples    %d%s\n", c.Samples, what)
 	fmt.Fprintf(w, "  tokens     %d, %d with loss (%.1f %%)\n", c.Tokens, c.Loss,

@@ -103,7 +103,7 @@ func TestTrain_NewModelFitsTheTokenizerAndTheSuggestionRuns(t *testing.T) {
 	}
 }
 
-func TestTrain_DPOLearnsAndNamesBadPairs(t *testing.T) {
+func TestTrain_PreferencesAreLearnedAndBadRecordsNamed(t *testing.T) {
 	dir := t.TempDir()
 	pairs := filepath.Join(dir, "pairs.jsonl")
 	var lines strings.Builder
@@ -136,11 +136,34 @@ func TestTrain_DPOLearnsAndNamesBadPairs(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "out", "checkpoints", "reference.json")); err != nil {
 		t.Error(err)
 	}
+	// The same records, as answers with labels.
+	if _, stderr, code := invoke(t, "",
+		args(pairs, "labelled", "--objective", "kto", "--validation_path", pairs)...); code != 0 {
+		t.Fatalf("exit %d\n%s", code, stderr)
+	}
+	if metrics, err = os.ReadFile(filepath.Join(dir, "labelled", "metrics.jsonl")); err != nil {
+		t.Fatal(err)
+	}
+	pattern = `"validation_loss":([0-9.]+).*"accuracy":([0-9.]+),"kl":([0-9.e-]+)}`
+	validations = regexp.MustCompile(pattern).FindAllStringSubmatch(string(metrics), -1)
+	if len(validations) < 2 || validations[0][1] != "0.5" || validations[0][3] != "0" ||
+		validations[len(validations)-1][1] > "0.48" || validations[len(validations)-1][2] != "1" {
+		t.Errorf("the validations are %v of\n%s", validations, metrics)
+	}
 	for name, c := range map[string]struct {
 		line, want string
 		more       []string
 		code       int
 	}{
+		"record without a label": {`{"prompt":"x","completion":"y"}`,
+			":9: a record of layout completion, expected a rated answer",
+			[]string{"--objective", "kto"}, 1},
+		"margin of dpo": {"", "--gamma 0.5 is for the objective simpo only",
+			[]string{"--objective", "dpo", "--gamma", "0.5"}, 2},
+		"no weight": {"", "--desirable_weight is 0, expected a number above 0",
+			[]string{"--objective", "kto", "--desirable_weight", "0"}, 2},
+		"no likelihood": {"", "--sft_weight is 0, expected 1 for --objective orpo",
+			[]string{"--objective", "orpo", "--sft_weight", "0"}, 2},
 		"bad": {`{"prompt":"x","chosen":3,"rejected":"y"}`, `:9: field "chosen" is 3`,
 			[]string{"--objective", "dpo"}, 1},
 		"record without a pair": {`{"text":"x"}`, ":9: a record of layout text, expected a pair",

@@ -9,8 +9,8 @@ import (
 
 // recordColumns are the columns that belong to records.
 var recordColumns = []string{"messages", "conversations", "conversation", "instruction", "input",
-	"output", "system", "prompt", "completion", "chosen", "rejected", "label", "tokens", "text", "tools",
-	"documents", "chat_template_kwargs"}
+	"output", "system", "prompt", "completion", "chosen", "rejected", "label", "tokens", "text",
+	"tools", "documents", "chat_template_kwargs"}
 
 // pickColumns returns the indices of the columns that belong to a record. name
 // returns the name of each of the n columns.

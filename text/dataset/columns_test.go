@@ -95,9 +95,9 @@ func sameSamples(t *testing.T, what string, got, want *Dataset) {
 		t.Fatalf("%s: %d samples, want %d", what, len(got.Samples), len(want.Samples))
 	}
 	for i, s := range got.Samples {
-		if w := want.Samples[i]; !slices.Equal(s.IDs, w.IDs) || !slices.Equal(s.Labels, w.Labels) {
-			t.Errorf("%s: sample %d is %v %v, want %v %v", what, i, s.IDs, s.Labels, w.IDs,
-				w.Labels)
+		if w := want.Samples[i]; !slices.Equal(s.IDs, w.IDs) || !slices.Equal(s.Labels, w.Labels) ||
+			s.Second != w.Second || s.Rating != w.Rating {
+			t.Errorf("%s: sample %d is %+v, want %+v", what, i, s, w)
 		}
 	}
 }

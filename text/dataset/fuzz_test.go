@@ -114,20 +114,28 @@ func FuzzLoad_Pairs(f *testing.F) {
 	f.Add(`{"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],` +
 		`"rejected":[{"role":"user","content":"a"},{"role":"assistant","content":"c"}]}`)
 	f.Add(`{"prompt":[],"chosen":[],"rejected":null,"system":1}`)
+	f.Add(`{"prompt":"q","completion":"yes","label":true}`)
+	f.Add(`{"prompt":[{"role":"user","content":"a"}],"label":"0",` +
+		`"completion":[{"role":"assistant","content":"b"}]}`)
 	tok := chars(f, chatML)
-	f.Fuzz(func(t *testing.T, record string) {
-		r, err := parseRecord([]byte(record), Options{Layout: Preference}, nil)
-		if err != nil {
-			return
-		}
-		e, err := pairSample(tok, &r, Options{MaxLength: 50, prompts: new(promptCache)})
-		if err != nil {
-			return
-		}
-		s := e.samples[0]
-		if s.Second <= 0 || s.Second > 50 || len(s.IDs) != len(s.Labels) ||
-			len(s.IDs)-s.Second > 50 {
-			t.Errorf("%q became %+v", record, s)
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, layout := range []Layout{Preference, Rated} {
+			o := Options{Layout: layout, MaxLength: 50, prompts: new(promptCache)}
+			r, err := parseRecord([]byte(text), o, nil)
+			if err != nil {
+				continue
+			}
+			e, err := r.encode(tok, o)
+			if err != nil {
+				continue
+			}
+			for _, s := range e.samples {
+				if (s.Second > 0) != (layout == Preference) ||
+					(s.Rating != Unrated) != (layout == Rated) ||
+					len(s.IDs) != len(s.Labels) || s.Second > 50 || len(s.IDs)-s.Second > 50 {
+					t.Errorf("%q as %s became %+v", text, layout, s)
+				}
+			}
 		}
 	})
 }

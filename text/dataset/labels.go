@@ -62,9 +62,9 @@ func (r *record) encode(tok *tokenizer.Tokenizer, opts Options) (e encoded, err 
 	case r.layout == Tokens:
 		e.samples, err = tokenSamples(tok, r.ids, opts.MaxLength)
 		return e, err
-	case r.layout == Preference:
+	case r.layout == Preference || r.unpaired:
 		return pairSample(tok, r, opts)
-	case r.layout == Completion && r.messages == nil:
+	case r.messages == nil: // strings of Completion or Rated
 		s = promptSample(tok, r.prompt, r.completion)
 	case r.layout == Instruction && !template:
 		s = alpacaSample(tok, r.messages, r.input)

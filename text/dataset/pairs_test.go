@@ -192,8 +192,8 @@ func TestLoad_RatedAnswersHaveLabels(t *testing.T) {
 		"table": {"rated.csv", "label,completion,prompt,more\nTrue,yes,q,x\nfalse,no,q,y"},
 	} {
 		d := mustLoad(t, writeTestFile(t, c.file, c.content), tok, Options{Layout: Rated})
-		if d.Rated() != 2 || d.Pairs() != 0 || !strings.HasPrefix(d.Report.String(),
-			"2 rated answers from 2 records") {
+		if d.Rated() != 2 || d.Pairs() != 0 ||
+			!strings.HasPrefix(d.Report.String(), "2 rated answers from 2 records") {
 			t.Fatalf("%s: %s", name, d.Report)
 		}
 		for i, want := range []struct {
@@ -246,6 +246,9 @@ func TestSplit_KeepsRatings(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
+	if layouts := d.Files[0].Layouts; layouts[Rated] != 10 || len(layouts) != 1 {
+		t.Errorf("the records are %v", layouts)
+	}
 	train, valid, err := d.Split(3, 1)
 	if err != nil || train.Rated() != 7 || valid.Rated() != 3 {
 		t.Fatalf("%d and %d of 10 samples are rated, %v", train.Rated(), valid.Rated(), err)

@@ -306,11 +306,10 @@ func (r *record) parseCompletion(fields jsonFields) (err error) {
 	return nil
 }
 
-// parseRated reads an answer with its label, or a pair as two answers. It sets the
-// layout that the texts are encoded in.
+// parseRated reads an answer with its label, or a pair as two answers.
 func (r *record) parseRated(fields jsonFields) (err error) {
 	if fields.filled("chosen") && fields.filled("rejected") {
-		r.layout, r.unpaired = Preference, true
+		r.unpaired = true
 		r.pair, err = parsePair(fields)
 		return err
 	}
@@ -322,7 +321,6 @@ func (r *record) parseRated(fields jsonFields) (err error) {
 	default:
 		return fmt.Errorf("field \"label\" is %.40s, expected true or false", fields["label"])
 	}
-	r.layout = Completion
 	return r.parseCompletion(fields)
 }
 

@@ -99,6 +99,9 @@ func TestLoad_CacheGivesTheSamplesOfTheFiles(t *testing.T) {
 	loadTwice(t, writeTestFile(t, "p.jsonl", strings.Repeat(
 		`{"prompt":"q","chosen":"yes","rejected":"no"}`+"\n", 3)), tok,
 		Options{Layout: Preference})
+	loadTwice(t, writeTestFile(t, "r.jsonl", `{"prompt":"q","completion":"yes","label":true}`+"\n"+
+		strings.Repeat(`{"prompt":"q","completion":"no","label":false}`+"\n", 3)), tok,
+		Options{Layout: Rated})
 }
 
 // Vocabularies of more than 65,536 tokens need four bytes a token.
@@ -110,6 +113,8 @@ func TestStoredWriter_KeepsTokensOfEveryWidth(t *testing.T) {
 			{IDs: []int32{last, 0, 1, 2}, Labels: []int32{IgnoreLabel, 0, IgnoreLabel, 2}},
 			{IDs: []int32{0, 1, 0, last}, Labels: []int32{IgnoreLabel, 1, IgnoreLabel, last},
 				Second: 2},
+			{IDs: []int32{0, 1}, Labels: []int32{IgnoreLabel, 1}, Rating: Desirable},
+			{IDs: []int32{0, 1}, Labels: []int32{IgnoreLabel, 1}, Rating: Undesirable},
 		}
 		var kept bytes.Buffer
 		w := newStoredWriter(&kept, [32]byte{1}, vocabulary, 1<<20)
@@ -216,7 +221,7 @@ func TestStore_KeyCoversEveryOption(t *testing.T) {
 // The cache keeps every field of a sample.
 func TestStoredWriter_KnowsTheFieldsOfASample(t *testing.T) {
 	for f := range reflect.TypeFor[Sample]().Fields() {
-		if !slices.Contains([]string{"IDs", "Labels", "Second"}, f.Name) {
+		if !slices.Contains([]string{"IDs", "Labels", "Second", "Rating"}, f.Name) {
 			t.Errorf("storedWriter.add and stored.read do not keep Sample.%s", f.Name)
 		}
 	}

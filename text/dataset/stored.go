@@ -15,7 +15,7 @@ import (
 //
 //	mark, key, samples, description, size of the description (8 bytes), CRC-32C of all before (4)
 //
-// The description is JSON. A sample is five numbers of 32 bits (see storedSample), the ranges of
+// The description is JSON. A sample is six numbers of 32 bits (see storedSample), the ranges of
 // its tokens that have loss, two numbers each, and its tokens in 16 or 32 bits, filled up to a
 // multiple of four bytes. All numbers are little-endian.
 
@@ -25,7 +25,7 @@ const storedMark = "conquer1"
 const (
 	storedHead = len(storedMark) + sha256.Size
 	storedTail = 8 + 4
-	sampleHead = 5 * 4
+	sampleHead = 6 * 4
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -105,7 +105,7 @@ func (w *storedWriter) add(record uint32, s Sample) {
 	}
 	b := w.buffer[:0]
 	for _, v := range []uint32{record, uint32(len(s.IDs)), uint32(s.Second), uint32(s.targets()),
-		uint32(len(ranges) / 2)} {
+		uint32(len(ranges) / 2), uint32(int32(s.Rating))} {
 		b = binary.LittleEndian.AppendUint32(b, v)
 	}
 	for _, v := range ranges {
@@ -192,6 +192,7 @@ func openStored(name string, data []byte, key [sha256.Size]byte) (s *stored, ref
 // storedSample is a sample in a file of the cache.
 type storedSample struct {
 	record, length, second, targets, ranges uint32
+	rating                                  Rating
 
 	size           int // bytes of the sample
 	rangesAt, idAt int // offsets of the ranges and of the tokens
@@ -204,12 +205,13 @@ func (s *stored) parse(at int) (one storedSample, ok bool) {
 	}
 	number := func(i int) uint32 { return binary.LittleEndian.Uint32(s.data[at+4*i:]) }
 	one = storedSample{record: number(0), length: number(1), second: number(2), targets: number(3),
-		ranges: number(4)}
+		ranges: number(4), rating: Rating(number(5))}
 	one.rangesAt = at + sampleHead
 	one.idAt = one.rangesAt + 8*int(one.ranges)
 	one.size = (one.idAt - at + s.Width*int(one.length) + 3) &^ 3
 	return one, one.length > 0 && one.length <= 1<<30 && one.second < one.length &&
 		one.targets > 0 && one.targets <= one.length && one.ranges <= one.length &&
+		uint32(int32(one.rating)) == number(5) && one.rating >= -1 && one.rating <= 1 &&
 		one.size <= len(s.data)-at
 }
 
@@ -230,7 +232,7 @@ func (s *stored) read(at int) (sample Sample, err error) {
 		return sample, errStored
 	}
 	sample = Sample{IDs: make([]int32, one.length), Labels: ignored(int(one.length)),
-		Second: int(one.second)}
+		Second: int(one.second), Rating: one.rating}
 	for i := range sample.IDs {
 		if s.Width == 2 {
 			sample.IDs[i] = int32(binary.LittleEndian.Uint16(s.data[one.idAt+2*i:]))

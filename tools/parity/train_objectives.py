@@ -14,18 +14,27 @@ import json
 import os
 import random
 import tempfile
+import warnings
 
 import torch
-from datasets import Dataset
-from transformers import (AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer,
-                          TrainingArguments)
+from datasets import Dataset, disable_progress_bars
+from transformers import (AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM,
+                          PrinterCallback, Trainer, TrainingArguments)
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from harness import ROOT, check, conquer, options, run
+from transformers.utils import logging
+
+from harness import ROOT, check, conquer, run
 
 STEPS, TOLERANCE = 20, 1e-5
+# Rewards and the divergence are differences of log-probabilities near -100, whose float32 sums in
+# TRL are themselves rounded to 1e-5.
+ROUNDED = 1e-4
+# The rate of comparisons. With a larger one their losses fall so far towards 0 that the rounding of
+# TRL's sums of log-probabilities, near -100 in float32, exceeds a part of 1e-5 of them.
+SLOW = 5e-5
 # The prompt that conquer gives to a model without a chat template.
 ALPACA = ("Below is an instruction that describes a task. "
           "Write a response that appropriately completes the request.\n\n"
@@ -69,7 +78,7 @@ class Case:
     def words(self, most):
         return " ".join(self.random.choices(WORDS, k=self.random.randint(1, most)))
 
-    def ours(self, records, objective, rows, passes=1, rate=1e-3, schedule=("constant", ), warmup=0,
+    def ours(self, records, objective, rows, passes=1, rate=SLOW, schedule=("constant", ), warmup=0,
              flags=()):
         """The metrics of conquer's steps."""
         self.runs += 1
@@ -82,7 +91,7 @@ class Case:
                 "--device", "cpu", "--checkpoint_steps", 0, *flags)
         return [m for m in map(json.loads, (out / "metrics.jsonl").open()) if "loss" in m]
 
-    def theirs(self, kind, config, records, rows, passes=1, rate=1e-3,
+    def theirs(self, kind, config, records, rows, passes=1, rate=SLOW,
                schedule="constant_with_warmup", arguments=None, warmup=0, reference=False,
                collator=None, **settings):
         """The log of a Trainer's steps."""
@@ -113,14 +122,17 @@ class Case:
         losses, norms = apart("loss", "loss"), apart("gradient_norm", "grad_norm")
         rates = max(abs(g["learning_rate"] - w["learning_rate"]) for g, w in zip(got, want))
         measures, worst = 0, 0.0
-        for g, w in zip(got, want):
+        for step, (g, w) in enumerate(zip(got, want)):
             for theirs, ours in MEASURES.items():
-                if theirs in w and ours in g:
+                # Before the first update every margin from a reference is 0, and its sign in TRL
+                # is that of rounding.
+                noise = step == 0 and ours == "accuracy" and "kl" not in g
+                if theirs in w and ours in g and not noise:
                     measures += 1
                     worst = max(worst, abs(g[ours] - w[theirs]) / max(abs(w[theirs]), 1))
         check(
             f"{self.name}: {what}", losses < TOLERANCE and norms < TOLERANCE and rates < 1e-12
-            and worst < TOLERANCE,
+            and worst < ROUNDED,
             f"loss {want[0]['loss']:.4f} to {want[-1]['loss']:.4f}: losses within {losses:.1e}, "
             f"norms {norms:.1e}, rates {rates:.1e}, {measures} measures {worst:.1e}"
         )
@@ -150,17 +162,18 @@ def likelihood(case):
                                                 (longest - len(r["input_ids"])) for r in rows])}
 
     for rows, passes in ((8, 1), (2, 4)):
-        got = case.ours(records, "sft", rows, passes)
+        got = case.ours(records, "sft", rows, passes, 1e-3)
         case.compare(f"sft, {passes} passes, transformers' Trainer", got,
-                     case.theirs(Trainer, TrainingArguments, ids, rows, passes, collator=collate))
+                     case.theirs(Trainer, TrainingArguments, ids, rows, passes, 1e-3,
+                                 collator=collate))
         case.compare(f"sft, {passes} passes, TRL", got,
-                     case.theirs(SFTTrainer, SFTConfig, ids, rows, passes))
+                     case.theirs(SFTTrainer, SFTConfig, ids, rows, passes, 1e-3))
     for name, (flags, schedule, arguments) in SCHEDULES.items():
         case.compare(
             f"sft, schedule {name}",
-            case.ours(records, "sft", 8, schedule=flags, warmup=4),
-            case.theirs(Trainer, TrainingArguments, ids, 8, schedule=schedule, arguments=arguments,
-                        warmup=4, collator=collate))
+            case.ours(records, "sft", 8, rate=1e-3, schedule=flags, warmup=4),
+            case.theirs(Trainer, TrainingArguments, ids, 8, rate=1e-3, schedule=schedule,
+                        arguments=arguments, warmup=4, collator=collate))
 
 
 def pairs(case):
@@ -201,11 +214,12 @@ def pairs(case):
 
 
 def rated(case):
+    # More desirable answers than others raise the mismatched ones, so that the baseline is not 0.
     records = [{"prompt": f"{i}: {case.words(6)}\n", "completion": case.words(10),
-                "label": case.random.random() < 0.5} for i in range(8)]
-    records[0]["label"], records[1]["label"] = True, False
+                "label": i % 4 < 3} for i in range(8)]
     case.compare("kto", one := case.ours(records, "kto", 8),
                  theirs := case.theirs(KTOTrainer, KTOConfig, records, 8, reference=True))
+    check(f"{case.name}: kto's baseline", theirs[-1]["kl"] > 0, f"ends at {theirs[-1]['kl']:.4f}")
     weights = [case.random.uniform(0.5, 2) for _ in range(2)]
     case.compare(
         f"kto, beta 0.4, weights {weights[0]:.3f} and {weights[1]:.3f}",
@@ -229,4 +243,8 @@ def small(folder, kind, seed):
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
     run(__doc__, ["fixed", "fresh"], small, lambda work: None)

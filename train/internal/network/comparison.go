@@ -22,6 +22,8 @@ type Kind struct {
 	Baseline bool
 	// Mean says that a log-probability is the mean over the labels of a text, not the sum.
 	Mean bool
+	// Smooths says that the loss allows for labels or preferences that are wrong.
+	Smooths bool
 	// Prompts says that the imitation term has the prompt's tokens too.
 	Prompts bool
 	// loss is the loss of each sample, [n], for the log-probabilities of its texts, [Texts·n],
@@ -32,8 +34,8 @@ type Kind struct {
 // Kinds lists the kinds. In the formulas, c and r are the log-probabilities of the chosen and the
 // rejected answer, relative to the reference if the kind has one.
 var Kinds = []Kind{
-	{Name: "sft"},
-	{Name: "dpo", Texts: 2, Reference: true, loss: func(
+	{Name: "sft", Smooths: true},
+	{Name: "dpo", Texts: 2, Reference: true, Smooths: true, loss: func(
 		o Objective, p torch.Tensor, mb MicroBatch) torch.Tensor {
 		// -log sigmoid(beta·(c - r))
 		return o.logistic(mb.margin(p).MulScalar(o.Beta))
@@ -48,7 +50,7 @@ var Kinds = []Kind{
 		// max(0, 1 - beta·(c - r))
 		return mb.margin(p).MulScalar(-o.Beta).AddScalar(1).Clamp(0, math.Inf(1))
 	}},
-	{Name: "simpo", Texts: 2, Mean: true, loss: func(
+	{Name: "simpo", Texts: 2, Mean: true, Smooths: true, loss: func(
 		o Objective, p torch.Tensor, mb MicroBatch) torch.Tensor {
 		// -log sigmoid(beta·(c - r) - gamma)
 		return o.logistic(mb.margin(p).MulScalar(o.Beta).AddScalar(-o.Gamma))
