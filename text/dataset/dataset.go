@@ -5,7 +5,8 @@
 // from JSON, JSONL, Parquet, Arrow, text files and archives. labels.go decides
 // which tokens of a record have loss. [NewBatcher] lays samples out in rows of
 // equal length, padded or packed (pack.go). The order depends only on a seed,
-// and a Batcher can be stopped and resumed exactly.
+// and a Batcher can be stopped and resumed exactly. [Mix] joins data sets by
+// weights. Encoded samples can be kept in files for the next start (store.go).
 package dataset
 
 import (

@@ -17,7 +17,8 @@ import (
 // other one. A file that has some of the mapped columns must have all, a file that has none is read
 // as it is. A nil Columns maps nothing.
 type Columns struct {
-	names map[string]string
+	names   map[string]string
+	records []string // the mapped names of fields of records, sorted
 
 	mu    sync.Mutex
 	seen  map[string]bool // mapped names of which a file had the column
@@ -51,7 +52,13 @@ func ParseColumns(list []string) (*Columns, error) {
 			used[column] = name
 		}
 	}
-	return &Columns{names: columns, seen: map[string]bool{}}, nil
+	c := &Columns{names: columns, seen: map[string]bool{}}
+	for _, name := range slices.Sorted(maps.Keys(columns)) {
+		if !slices.Contains(messageColumns, name) {
+			c.records = append(c.records, name)
+		}
+	}
+	return c, nil
 }
 
 // Unused returns an error that names the columns there are if a mapped column was in none of the
@@ -113,16 +120,11 @@ func (c *Columns) noteFound(seen, there []string) {
 }
 
 // sorted returns the mapped names of fields of records.
-func (c *Columns) sorted() (names []string) {
+func (c *Columns) sorted() []string {
 	if c == nil {
 		return nil
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.names)) {
-		if !slices.Contains(messageColumns, name) {
-			names = append(names, name)
-		}
-	}
-	return names
+	return c.records
 }
 
 // source returns the name that a data set has for a field.
