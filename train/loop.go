@@ -22,6 +22,7 @@ func (t *Trainer) Run(ctx context.Context) error {
 		}
 		t.notes = nil
 		t.noteSlowOptions()
+		begun := t.step
 		for {
 			stopped, err := t.stopped(ctx)
 			if err != nil {
@@ -48,6 +49,12 @@ func (t *Trainer) Run(ctx context.Context) error {
 			}
 			if t.step >= t.options.Steps || t.stale() {
 				return t.end()
+			}
+			if t.asks(begun) {
+				ask := func() ([]Answer, error) { return t.options.Ask(t.step) }
+				if err := t.Ask(ask); err != nil {
+					return err
+				}
 			}
 			if err := t.next(); err != nil {
 				return err

@@ -197,6 +197,10 @@ type Options struct {
 	// its weights the result.
 	KeepBest bool `json:"-"`
 
+	// Ask answers questions every AskSteps steps, see [Trainer.Ask]; 0 means never.
+	Ask      func(step int) ([]Answer, error) `json:"-"`
+	AskSteps int                              `json:"-"`
+
 	CheckpointPath  string `json:"-"` // folder for checkpoints; "" means no checkpoints
 	CheckpointSteps int    `json:"-"` // steps between checkpoints; 0: only when the run stops
 	// SaveAtEnd writes a checkpoint after the last step too, from which a run of more steps can
@@ -329,6 +333,8 @@ func (o Options) Check() error {
 	case o.CheckpointPath == "" && (o.Resume || o.KeepBest || o.SaveAtEnd):
 		return errors.New("cannot resume, keep the best or save at the end: there is no " +
 			"checkpoint path")
+	case o.AskSteps < 0:
+		return fmt.Errorf("questions every %d steps: expected 0 or more", o.AskSteps)
 	case o.EarlyStop < 0 || !(o.MinImprovement >= 0) || o.EarlyStop == 0 && o.MinImprovement != 0:
 		return fmt.Errorf("early stop after %d validations without an improvement of %g: neither "+
 			"can be negative, and the second needs the first", o.EarlyStop, o.MinImprovement)

@@ -124,6 +124,9 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 		return o, fmt.Errorf("sequence length %d is beyond the model's %d", o.SequenceLength,
 			m.MaxLength())
 	}
+	if o.AskSteps > 0 && o.Ask == nil {
+		return o, fmt.Errorf("questions every %d steps: nothing answers them", o.AskSteps)
+	}
 	if validation == nil && (o.EarlyStop > 0 || o.KeepBest) {
 		return o, errors.New("an early stop and the best weights need validation data")
 	}

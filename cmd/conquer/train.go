@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -142,6 +144,15 @@ func (f *trainFlags) run(ctx context.Context) error {
 		}
 		return ctx.Err()
 	}
+	f.Ask = func(step int) ([]train.Answer, error) {
+		var text strings.Builder
+		list, err := f.answers(ctx, o, fmt.Sprintf("after step %d", step), &text)
+		if ctx.Err() != nil { // the run stops by itself
+			return nil, nil
+		}
+		f.console.Print(textOutput(), text.String())
+		return list, err
+	}
 	t, err := train.New(o.model, data, validation, f.Options)
 	if err != nil {
 		return err
@@ -186,13 +197,13 @@ func (f *trainFlags) announce(t *train.Trainer) {
 
 // tune trains the model, answers --ask before and after, and writes the result.
 func (f *trainFlags) tune(ctx context.Context, t *train.Trainer, o *opened, first bool) error {
-	if err := f.answer(ctx, t, o, "before"); err != nil {
+	if err := f.answer(ctx, t, o, "before tuning"); err != nil {
 		return err
 	}
 	if first {
-		console := report.NewConsole(os.Stderr, f.report, t.Done(), t.Steps())
-		defer console.Close()
-		t.Listen(console)
+		f.console = report.NewConsole(os.Stderr, f.report, t.Done(), t.Steps())
+		defer f.console.Close()
+		t.Listen(f.console)
 	} else {
 		f.profile = ""
 	}
@@ -200,7 +211,7 @@ func (f *trainFlags) tune(ctx context.Context, t *train.Trainer, o *opened, firs
 	if err := f.profiled(func() error { return t.Run(ctx) }); err != nil {
 		return err
 	}
-	if err := f.answer(ctx, t, o, "after"); err != nil {
+	if err := f.answer(ctx, t, o, "after tuning"); err != nil {
 		return err
 	}
 	return f.finish(t, o)
@@ -433,32 +444,36 @@ func printFiles(how string, names []string) {
 	fmt.Printf("  %s: %s\n", how, list)
 }
 
-// answer prints the model's answers to --ask.
+// answer prints the model's answers to --ask as they are generated.
 func (f *trainFlags) answer(ctx context.Context, t *train.Trainer, o *opened, when string) error {
 	if len(f.ask) == 0 {
 		return nil
 	}
-	return t.Whole(func() error { return f.answerAll(ctx, o, when) })
+	return t.Ask(func() ([]train.Answer, error) { return f.answers(ctx, o, when, textOutput()) })
 }
 
-func (f *trainFlags) answerAll(ctx context.Context, o *opened, when string) error {
-	for _, question := range f.ask {
+// answers writes the model's answers to --ask to out, and returns them.
+func (f *trainFlags) answers(ctx context.Context, o *opened, when string,
+	out io.Writer) (list []train.Answer, err error) {
+	for i, question := range f.ask {
 		prompt, special, err := dataset.InstructionPrompt(o.tokenizer, question, "")
 		if err != nil {
-			return err
+			return nil, err
 		}
-		ids := o.tokenizer.Encode(prompt, special)
-		fmt.Printf("\n%s tuning: %s\n  ", when, question)
-		out := indented{out: textOutput()}
-		_, _, err = generate.Generate(ctx, o.model, o.tokenizer, [][]int32{ids},
-			generate.Options{MaxNewTokens: 80}, func(_ int, piece string) { out.write(piece) })
-		fmt.Println()
+		ids, begin := o.tokenizer.Encode(prompt, special), time.Now()
+		fmt.Fprintf(out, "\n%s: %s\n  ", when, question)
+		text := indented{out: out}
+		results, _, err := generate.Generate(ctx, o.model, o.tokenizer, [][]int32{ids},
+			generate.Options{MaxNewTokens: 80}, func(_ int, piece string) { text.write(piece) })
+		fmt.Fprintln(out)
 		if err != nil {
-			return err
+			return nil, err
 		}
+		list = append(list, train.Answer{Number: i + 1, Question: question, Text: results[0].Text,
+			Seconds: time.Since(begin).Seconds()})
 	}
-	fmt.Println()
-	return nil
+	fmt.Fprintln(out)
+	return list, nil
 }
 
 // finish writes the result and prints its path and a command that uses it.

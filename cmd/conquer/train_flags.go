@@ -15,6 +15,7 @@ import (
 	"conquer/torch/dist"
 	"conquer/torch/optim"
 	"conquer/train"
+	"conquer/train/report"
 )
 
 // trainFlags are the flags of the train command.
@@ -33,7 +34,8 @@ type trainFlags struct {
 	lora        loraFlags
 	merge       bool
 	ask         []string
-	lengthGiven bool // --sequence_length was given
+	console     *report.Console // of the run, on rank 0
+	lengthGiven bool            // --sequence_length was given
 	printConfig bool
 	profileFlag
 }
@@ -196,6 +198,8 @@ func (f *trainFlags) declareOutput(flags *pflag.FlagSet) {
 		"write TensorBoard event files to the folder tensorboard in the output folder")
 	flags.StringArrayVar(&f.ask, "ask", nil,
 		"a `question` to answer before and after training; may be repeated")
+	flags.IntVar(&f.AskSteps, "ask_steps", 0,
+		"answer the questions of --ask after every so many `steps` too")
 }
 
 func (f *trainFlags) declareCheckpoints(flags *pflag.FlagSet) {
@@ -353,6 +357,10 @@ func (f *trainFlags) checkRun(flags *pflag.FlagSet) error {
 	case f.Distributed != "" && !slices.Contains(train.Strategies, f.Distributed):
 		return usagef("--distributed: unknown strategy %q: choose one of %s", f.Distributed,
 			strings.Join(train.Strategies, ", "))
+	case f.AskSteps < 0 || flags.Changed("ask_steps") && f.AskSteps == 0:
+		return usagef("--ask_steps is %d, expected 1 or more", f.AskSteps)
+	case f.AskSteps > 0 && len(f.ask) == 0:
+		return usagef("--ask_steps needs --ask")
 	case f.report < 1:
 		return usagef("--report_steps is %d, expected 1 or more", f.report)
 	case f.dtype == "float16" || f.dtype == "fp16" || f.dtype == "half":

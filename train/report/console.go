@@ -97,6 +97,9 @@ func spelled(measures []summed) (text string) {
 // Notice writes a line.
 func (c *Console) Notice(message string) { c.line(message) }
 
+// Print writes a text to another writer, above the progress bar.
+func (c *Console) Print(out io.Writer, text string) { c.bar.Print(out, text) }
+
 // Close removes the progress bar.
 func (c *Console) Close() { c.bar.Close() }
 

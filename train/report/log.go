@@ -15,8 +15,8 @@ import (
 	"conquer/internal/wrongfile"
 )
 
-// MetricsFile is the name of the file that holds one JSON object per line for each [Step] and each
-// [Validation].
+// MetricsFile is the name of the file that holds one JSON object per line for each [Step],
+// [Validation] and [Answer].
 const MetricsFile = "metrics.jsonl"
 
 // EventsFolder is the name of the folder that holds TensorBoard's event files.
@@ -32,6 +32,8 @@ type record struct {
 	Skipped    bool    `json:"skipped,omitempty"`
 	Tokens     int     `json:"tokens,omitempty"`
 	Validation *number `json:"validation_loss,omitempty"`
+	Question   string  `json:"question,omitempty"`
+	Answer     *string `json:"answer,omitempty"`
 	Seconds    float64 `json:"seconds"`
 	Memory     int64   `json:"memory_bytes,omitempty"`
 }
@@ -178,6 +180,18 @@ func (l *Log) Validation(v Validation) error {
 	}
 	return l.write(record{Step: v.Step, Validation: numberOf(v.Loss), Seconds: v.Seconds},
 		v.Measures)
+}
+
+// Answer writes the line of an answer and its text.
+func (l *Log) Answer(a Answer) error {
+	if l.events != nil {
+		tag, text := fmt.Sprint("answers/", a.Number), a.Question+"\n\n"+a.Text
+		if err := l.events.text(a.Step, tag, text); err != nil {
+			return err
+		}
+	}
+	return l.write(record{Step: a.Step, Question: a.Question, Answer: &a.Text, Seconds: a.Seconds},
+		nil)
 }
 
 // Notice does nothing: notices are not logged.

@@ -33,6 +33,15 @@ type Validation struct {
 	Measures []Measure
 }
 
+// Answer is what the model answered to a question after a step.
+type Answer struct {
+	Step     int
+	Number   int // of the question, from 1
+	Question string
+	Text     string
+	Seconds  float64
+}
+
 // Measure is a named number that an objective reports besides the loss.
 type Measure struct {
 	Name  string

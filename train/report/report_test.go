@@ -158,6 +158,41 @@ func TestLog_EventFilesHoldScalarsInFrames(t *testing.T) {
 	}
 }
 
+func TestLog_EventFilesHoldTexts(t *testing.T) {
+	dir := t.TempDir()
+	l, err := OpenLog(dir, true, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	answer := Answer{Step: 7, Number: 2, Question: "why?", Text: "so \xff", Seconds: 1}
+	if err := l.Answer(answer); err != nil {
+		t.Fatal(err)
+	}
+	files, _ := filepath.Glob(filepath.Join(dir, "tensorboard", "events.out.tfevents.*"))
+	data, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	data = data[16+binary.LittleEndian.Uint64(data):] // after the version
+	event := protoFields(t, data[12:12+binary.LittleEndian.Uint64(data)])
+	value := protoFields(t, protoFields(t, event[5][0].([]byte))[1][0].([]byte))
+	tensor := protoFields(t, value[8][0].([]byte))
+	if event[2][0] != uint64(7) || string(value[1][0].([]byte)) != "answers/2" ||
+		tensor[1][0] != uint64(7) || string(tensor[8][0].([]byte)) != "why?\n\nso \ufffd" ||
+		!bytes.Contains(value[9][0].([]byte), []byte("text")) {
+		t.Errorf("the event is %q", data)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, MetricsFile))
+	if want := `{"step":7,"question":"why?","answer":"so \ufffd","seconds":1}` + "\n"; err != nil ||
+		string(text) != want {
+		t.Errorf("%v: %s, want %s", err, text, want)
+	}
+	if steps, _, err := ReadLosses(filepath.Join(dir, MetricsFile)); err != nil || len(steps) > 0 {
+		t.Errorf("an answer is read as %v, %v", steps, err)
+	}
+}
+
 func checkFrame(t *testing.T, content, sum []byte) {
 	t.Helper()
 	crc := crc32.Checksum(content, crc32.MakeTable(crc32.Castagnoli))

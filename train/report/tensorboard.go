@@ -85,6 +85,23 @@ func (e *events) scalars(step int, values map[string]float64) error {
 	return e.record(step, appendBytes(nil, 5, summary))
 }
 
+// text writes a text, which TensorBoard shows as Markdown.
+func (e *events) text(step int, tag, text string) error {
+	const stringType = 7                                     // DT_STRING
+	plugin := appendBytes(nil, 1, []byte("text"))            // PluginData.plugin_name
+	metadata := appendBytes(nil, 1, plugin)                  // SummaryMetadata.plugin_data
+	one := protowire.AppendTag(nil, 1, protowire.VarintType) // TensorShapeProto.Dim.size
+	shape := appendBytes(nil, 2, protowire.AppendVarint(one, 1))
+	tensor := protowire.AppendTag(nil, 1, protowire.VarintType)
+	tensor = protowire.AppendVarint(tensor, stringType)
+	tensor = appendBytes(tensor, 2, shape)
+	tensor = appendBytes(tensor, 8, []byte(strings.ToValidUTF8(text, "\ufffd")))
+	value := appendBytes(nil, 1, []byte(tag))
+	value = appendBytes(value, 8, tensor)
+	value = appendBytes(value, 9, metadata)
+	return e.record(step, appendBytes(nil, 5, appendBytes(nil, 1, value)))
+}
+
 func appendBytes(b []byte, field protowire.Number, content []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), content)
 }
