@@ -128,7 +128,8 @@ func (f *trainFlags) checkResult() error {
 // isLog reports whether a run that has no result and no checkpoint may have left a file of this
 // name in its folder. The next run replaces it.
 func (f *trainFlags) isLog(name string) bool {
-	logs := []string{report.MetricsFile, report.EventsFolder, filepath.Base(f.CheckpointPath)}
+	logs := []string{report.MetricsFile, report.EventsFolder, report.MLflowFile,
+		filepath.Base(f.CheckpointPath)}
 	return slices.Contains(logs, name)
 }
 

@@ -196,7 +196,8 @@ func (f *trainFlags) announce(t *train.Trainer) {
 }
 
 // tune trains the model, answers --ask before and after, and writes the result.
-func (f *trainFlags) tune(ctx context.Context, t *train.Trainer, o *opened, first bool) error {
+func (f *trainFlags) tune(ctx context.Context, t *train.Trainer, o *opened,
+	first bool) (err error) {
 	if err := f.answer(ctx, t, o, "before tuning"); err != nil {
 		return err
 	}
@@ -204,6 +205,11 @@ func (f *trainFlags) tune(ctx context.Context, t *train.Trainer, o *opened, firs
 		f.console = report.NewConsole(os.Stderr, f.report, t.Done(), t.Steps())
 		defer f.console.Close()
 		t.Listen(f.console)
+		logged, failed := f.openMLflow(t)
+		if failed != nil {
+			return failed
+		}
+		defer func() { closeMLflow(logged, err) }()
 	} else {
 		f.profile = ""
 	}

@@ -38,6 +38,7 @@ type trainFlags struct {
 	lengthGiven bool            // --sequence_length was given
 	printConfig bool
 	profileFlag
+	mlflowFlags
 }
 
 const recomputeUsage = "selective: recompute normalizations, SwiGLU and convolutions, which " +
@@ -196,6 +197,7 @@ func (f *trainFlags) declareOutput(flags *pflag.FlagSet) {
 	flags.IntVar(&f.report, "report_steps", 10, "steps between lines of metrics")
 	flags.BoolVar(&f.TensorBoard, "tensorboard", false,
 		"write TensorBoard event files to the folder tensorboard in the output folder")
+	f.mlflowFlags.declare(flags)
 	flags.StringArrayVar(&f.ask, "ask", nil,
 		"a `question` to answer before and after training; may be repeated")
 	flags.IntVar(&f.AskSteps, "ask_steps", 0,
@@ -270,7 +272,7 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	if err := f.Options.CheckPlace(place); err != nil {
 		return usageError{err}
 	}
-	return nil
+	return f.mlflowFlags.check(flags)
 }
 
 // checkInputs checks the flags that name the objective, the model, the data and the result.
