@@ -281,6 +281,7 @@ func TestCheckDisk_KnowsTheSizes(t *testing.T) {
 		"lion":        func(o *Options) { o.Optimizer, o.SaveFormat = "lion", FormatNative },
 		"LoRA":        func(o *Options) { o.LoRA = adapterConfig() },
 		"LoRA native": func(o *Options) { o.LoRA, o.SaveFormat = adapterConfig(), "native" },
+		"LoRA merged": func(o *Options) { o.LoRA = adapterConfig() },
 		"head":        func(o *Options) { o.HeadOnly = true },
 	} {
 		o := options()
@@ -288,12 +289,17 @@ func TestCheckDisk_KnowsTheSizes(t *testing.T) {
 		change(&o)
 		out := filepath.Join(t.TempDir(), "out")
 		train(t, tiny(t, true, torch.BFloat16), samples(22, 1), nil, o, func(tr *Trainer) {
-			if err := tr.Export(out); err != nil {
+			export, merged := tr.Export, name == "LoRA merged"
+			if merged {
+				export = tr.ExportMerged
+			}
+			predicted, each := tr.resultBytes(merged), tr.checkpointBytes()
+			if err := export(out); err != nil {
 				t.Fatal(err)
 			}
 			for what, c := range map[string]struct{ got, want int64 }{
-				"checkpoint": {tr.checkpointBytes(), folderBytes(t, o.CheckpointPath)},
-				"result":     {tr.resultBytes(false), folderBytes(t, out)},
+				"checkpoint": {each, folderBytes(t, o.CheckpointPath)},
+				"result":     {predicted, folderBytes(t, out)},
 			} {
 				const headers = 40 << 10
 				if c.got > c.want || c.got < c.want-headers {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"conquer/lora"
 	"conquer/torch"
 	"conquer/torch/nn"
 )
@@ -169,11 +170,17 @@ func (t *Trainer) bytes(each func(p *nn.Param) int) (n int64) {
 	return n
 }
 
-// resultBytes is the size of the tensors of the result. With LoRA, only adapters are trained.
+// resultBytes is the size of the tensors of the result: with LoRA what is trained or, merged, all
+// weights.
 func (t *Trainer) resultBytes(merged bool) int64 {
-	adapters := t.options.LoRA != nil
+	adapters := map[*nn.Param]bool{}
+	for _, a := range lora.Adapters(t.net.Model) {
+		for _, part := range lora.Tensors(a) {
+			adapters[part.Param] = true
+		}
+	}
 	return t.bytes(func(p *nn.Param) int {
-		if adapters && p.RequiresGrad() == merged {
+		if merged && adapters[p] || !merged && len(adapters) > 0 && !p.RequiresGrad() {
 			return 0
 		}
 		return p.DType().Size()

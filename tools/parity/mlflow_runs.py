@@ -5,7 +5,8 @@
 
 Starts an MLflow server on a free port, trains a small model, and compares what MLflow's own client
 reads with metrics.jsonl: every metric of every step, parameters and the status of a run that
-finishes, is stopped and resumed, and fails. Needs mlflow and no other package of requirements.txt.
+finishes, is stopped and resumed, and fails. Needs mlflow 3.17.2, which `make parity` does not
+install.
 """
 
 import argparse
