@@ -192,6 +192,7 @@ type packInfo struct {
 // sampleInfo is a sample: one text, or the two of a preference pair.
 type sampleInfo struct {
 	Tokens int      `json:"tokens"`
+	Rating string   `json:"rating,omitempty"` // of a rated answer: desirable or undesirable
 	Texts  [][]span `json:"texts"`
 }
 
@@ -306,9 +307,12 @@ func (f *dataFlags) options(ctx context.Context, path string,
 	return o
 }
 
+var ratings = map[dataset.Rating]string{dataset.Desirable: "desirable",
+	dataset.Undesirable: "undesirable"}
+
 // spansOf divides a sample into runs of tokens with and without loss.
 func spansOf(tok *tokenizer.Tokenizer, s dataset.Sample) sampleInfo {
-	info := sampleInfo{Tokens: len(s.IDs)}
+	info := sampleInfo{Tokens: len(s.IDs), Rating: ratings[s.Rating]}
 	start := 0
 	for _, end := range s.Ends() {
 		var spans []span
@@ -402,7 +406,8 @@ func (info *dataInfo) print(w io.Writer) {
 			fmt.Fprintf(text, "  held out   %s\n", some(s.HeldOut))
 		}
 		for i, sample := range s.Shown {
-			fmt.Fprintf(text, "\nsample %d, %s\n", i+1, dataset.Count(sample.Tokens, "token"))
+			fmt.Fprintf(text, "\nsample %d, %s\n", i+1, strings.TrimSuffix(
+				dataset.Count(sample.Tokens, "token")+", "+sample.Rating, ", "))
 			sample.print(w, isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == "")
 		}
 		fmt.Fprintln(text)

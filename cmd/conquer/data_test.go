@@ -144,6 +144,23 @@ func TestData_ShowsBothTextsOfAPair(t *testing.T) {
 	}
 }
 
+func TestData_ShowsRatings(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "a.jsonl")
+	if err := os.WriteFile(data, []byte(`{"prompt":"a","completion":"b","label":true}
+{"prompt":"a","completion":"c","label":false}
+`), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	out := succeed(t, "data", data, "--objective", "kto", "--tokenizer", "char_tokenizer",
+		"--show", "2")
+	for _, want := range []string{"2 rated", "sample 1, 4 tokens, desirable\n",
+		"sample 2, 4 tokens, undesirable\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is missing in\n%s", want, out)
+		}
+	}
+}
+
 func TestData_RefusesFlagsThatDoNotFit(t *testing.T) {
 	data := filepath.Join("..", "..", "examples", "lighthouse", "train.jsonl")
 	for _, c := range []struct {
