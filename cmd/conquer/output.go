@@ -115,14 +115,32 @@ func (f *trainFlags) checkResult() error {
 		return nil
 	}
 	names, err := checkpoint.ResultFiles(f.output)
-	if err == nil && len(names) > 0 && !saved {
+	switch {
+	case err != nil || len(names) == 0:
+	case !saved:
 		err = fmt.Errorf("%s holds a result (%s), and there is no checkpoint to resume from: "+
 			"choose another folder, or replace the result with --overwrite", f.output, some(names))
+	case !below(f.CheckpointPath, f.output):
+		err = fmt.Errorf("%s holds a result (%s), which may not be that of the run in %s: "+
+			"choose another folder, or replace the result with --overwrite", f.output, some(names),
+			f.CheckpointPath)
 	}
 	if err != nil {
 		return fmt.Errorf("--output_path: %w", err)
 	}
 	return nil
+}
+
+// below reports whether a path is in a folder.
+func below(path, dir string) bool {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return false
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return false
+	}
+	return strings.HasPrefix(path, dir+string(filepath.Separator))
 }
 
 // isLog reports whether a run that has no result and no checkpoint may have left a file of this

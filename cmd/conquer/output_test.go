@@ -112,6 +112,26 @@ func TestTrain_ContinuesAfterItsEnd(t *testing.T) {
 	}
 }
 
+// Checkpoints elsewhere do not show whose result is in the output folder.
+func TestTrain_ResumeReplacesNoOtherRunsResult(t *testing.T) {
+	base := writeModel(t, 704, true)
+	work := t.TempDir()
+	one, two := filepath.Join(work, "one"), filepath.Join(work, "two")
+	flags := []string{"--checkpoint_path", filepath.Join(work, "saved"), "--save_at_end"}
+	mustTune(t, base, one, flags...)
+	mustTune(t, base, two, "--lora_rank", "2")
+	before := listing(t, two)
+	stderr, code := tune(t, base, two, append(flags, "--resume")...)
+	if code != 1 || !strings.Contains(stderr, two+" holds a result") ||
+		!strings.Contains(stderr, "--overwrite") || !slices.Equal(listing(t, two), before) {
+		t.Errorf("exit %d, %v: %s", code, listing(t, two), stderr)
+	}
+	mustTune(t, base, two, append(flags, "--resume", "--overwrite", "--steps", "3")...)
+	if lora.IsAdapter(two) {
+		t.Errorf("the folder holds %v", listing(t, two))
+	}
+}
+
 // A run for which the disk is too small does not begin.
 func TestTrain_ComparesTheDiskBeforeItBegins(t *testing.T) {
 	base := writeModel(t, 704, true)
