@@ -23,10 +23,18 @@ var splitWords = map[string]string{
 	"test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }
 
+// The extensions of files whose names may name a split. Others, such as training.md, are named
+// after what they are about.
+var splitFormats = []string{".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow",
+	".txt"}
+
 // splitOf returns the split that a file belongs to by its name, or else by the
 // folders it is in: "train", "validation", "test" or "".
 func splitOf(name string) string {
 	parts := strings.Split(strings.ToLower(name), "/")
+	if !slices.Contains(splitFormats, extension(name)) {
+		parts = parts[:len(parts)-1]
+	}
 	for _, part := range slices.Backward(parts) {
 		found := ""
 		for _, word := range strings.FieldsFunc(part,

@@ -33,6 +33,9 @@ func TestChoose_TakesTheFilesOfASplit(t *testing.T) {
 		{"train/testing_ground.jsonl train/a.jsonl", "train/a.jsonl", "train/testing_ground.jsonl",
 			"train/testing_ground.jsonl"},
 		{"train.jsonl", "train.jsonl", "train.jsonl", ""},
+		{"docs/training.md docs/test.md docs/index.md", "docs/training.md docs/test.md " +
+			"docs/index.md", "docs/training.md docs/test.md docs/index.md", ""},
+		{"train/a.go test/b.go", "train/a.go", "test/b.go", "test/b.go"},
 	} {
 		for _, validation := range []bool{false, true} {
 			chosen, err := Choose(strings.Fields(c.names), validation)
