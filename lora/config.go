@@ -56,6 +56,9 @@ type Config struct {
 	// Tokens are the ids of tokens whose rows of the embedding, and of a head that is not tied, are
 	// trained beside the adapters.
 	Tokens []int `json:"tokens,omitempty"`
+	// TokenLayers names the layers whose rows of Tokens are trained, in the form of Save; nil means
+	// both.
+	TokenLayers []string `json:"token_layers,omitempty"`
 	// From, if not "", is the folder of an adapter whose weights are the first ones. The fields
 	// above describe that adapter, see [Open].
 	From string `json:"from,omitempty"`
@@ -210,13 +213,15 @@ func (c Config) Weights(m model.Model) (list []nn.Component) {
 	embedding, tied := embeddingName(m), isTied(m)
 	head := slices.Contains(c.Save, "lm_head")
 	nn.Walk(m, func(p nn.Component) {
-		switch all := len(c.Tokens) > 0; p.Name {
+		rows := len(c.Tokens) > 0 &&
+			(len(c.TokenLayers) == 0 || named(c.TokenLayers, layerOf(p.Name)))
+		switch p.Name {
 		case embedding:
-			if all || named(c.Save, layerOf(embedding)) || head && tied {
+			if rows || named(c.Save, layerOf(embedding)) || head && tied {
 				list = append(list, p)
 			}
 		case headWeight:
-			if all || head {
+			if rows || head {
 				list = append(list, p)
 			}
 		}

@@ -284,7 +284,9 @@ func (f *Folded) Declare() (model.Model, error) {
 		return nil, err
 	}
 	for _, field := range []string{"tie_word_embeddings", "vocab_size"} {
-		config[field] = changed[field]
+		if value, ok := changed[field]; ok {
+			config[field] = value
+		}
 	}
 	return model.New(config)
 }

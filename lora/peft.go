@@ -160,9 +160,10 @@ func (p *peftConfig) saveWeights(m model.Model, c Config, to *checkpoint.Tensors
 			p.Save = append(p.Save, layerOf(headWeight))
 		}
 	}
-	if len(tokens) == 1 { // of the embedding, which PEFT finds itself
+	_, head := tokens[layerOf(headWeight)]
+	if len(tokens) > 0 && !head { // PEFT finds the embedding itself
 		p.Tokens = c.Tokens
-	} else if len(tokens) > 1 {
+	} else if len(tokens) > 0 {
 		p.Tokens = tokens
 	}
 }
@@ -208,6 +209,8 @@ func Open(dir string) (Config, error) {
 		switch last := lastComponent(layer); {
 		case part == partA:
 			config.Targets = append(config.Targets, layer)
+		case part == partTokens:
+			config.TokenLayers = append(config.TokenLayers, last)
 		case part == partWhole && !slices.Contains(config.Save, last):
 			config.Save = append(config.Save, last)
 		}

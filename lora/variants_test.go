@@ -385,6 +385,19 @@ func TestFold_ReplacesWeightsAndRows(t *testing.T) {
 			}
 			kinds += " " + kind
 		}
+		if len(c.tensors) == 1 && strings.Contains(c.want, "rows") {
+			opened, err := Open(adapter)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, w := range opened.Weights(back) {
+				names = append(names, layerOf(w.Name))
+			}
+			if _, ok := c.tensors[strings.Join(names, " ")+delta]; !ok {
+				t.Errorf("%s: trained further are the rows of %v", c.name, names)
+			}
+		}
 		if kinds != " "+c.want || back.Head().Shape[0] != c.rows {
 			t.Errorf("%s: %s and %d rows, want %s and %d", c.name, kinds,
 				back.Head().Shape[0], c.want, c.rows)

@@ -72,6 +72,11 @@ func (t *Trainer) write(dir string, also func(stage string) error) error {
 					return err
 				}
 			}
+			if o.AdapterTokenizer && o.Tokenizer != nil {
+				if err := o.Tokenizer.Save(stage); err != nil {
+					return err
+				}
+			}
 			if also == nil {
 				return nil
 			}

@@ -238,6 +238,8 @@ type Options struct {
 
 	// Tokenizer, if not nil, is saved with the weights.
 	Tokenizer *tokenizer.Tokenizer `json:"-"`
+	// AdapterTokenizer also saves Tokenizer beside an adapter, because it is not the base's.
+	AdapterTokenizer bool `json:"-"`
 	// BaseModel says which model an adapter belongs to, see [lora.Save].
 	BaseModel string `json:"-"`
 	// GenerationConfig is the text of generation_config.json to save with the weights; nil means

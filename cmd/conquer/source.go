@@ -31,6 +31,8 @@ type modelFlags struct {
 	expected
 	// the adapter is trained further, so it is not merged
 	further bool
+	// changes the tokenizer before the model is made, or nil
+	extend func(o *opened) error
 	// reading the weights is deferred until a rank takes its shard
 	divided bool
 	onHost  bool // make random weights on the host
@@ -77,6 +79,8 @@ type opened struct {
 	path       string // path of the model's files
 	checkpoint *checkpoint.Checkpoint
 	adapted    *lora.Folded // the checkpoint with an adapter, or nil
+	rows       int          // the least number of rows of the embedding
+	larger     model.TensorSource
 	model      model.Model
 	tokenizer  *tokenizer.Tokenizer // nil if the model has none that can be used
 	unusable   error                // why the model's own tokenizer cannot be used
@@ -119,6 +123,9 @@ func (o *opened) closeFiles() {
 
 // source returns what the model's weights are read from.
 func (o *opened) source() model.TensorSource {
+	if o.larger != nil {
+		return o.larger
+	}
 	if o.adapted != nil {
 		return o.adapted
 	}
@@ -126,11 +133,16 @@ func (o *opened) source() model.TensorSource {
 }
 
 // declare makes the model without weights.
-func (o *opened) declare() (model.Model, error) {
+func (o *opened) declare() (m model.Model, err error) {
 	if o.adapted != nil {
-		return o.adapted.Declare()
+		m, err = o.adapted.Declare()
+	} else {
+		m, err = model.Declare(o.checkpoint)
 	}
-	return model.Declare(o.checkpoint)
+	if err == nil && m.Head().Shape[0] < o.rows {
+		m, o.larger, err = model.Grow(m, o.source(), o.rows)
+	}
+	return m, err
 }
 
 // open opens the model that the flags name.
@@ -159,6 +171,16 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 		t, err := openTokenizer(ctx, f.tokenizer, o.path, f.adapter, o.checkpoint)
 		tokenizerDone <- o.setTokenizer(t, f.tokenizer, err)
 	}()
+	if f.extend != nil {
+		if err = <-tokenizerDone; err == nil {
+			err = f.extend(o)
+		}
+		if err != nil {
+			o.Close()
+			return nil, err
+		}
+		tokenizerDone <- nil
+	}
 	if dtype == nil {
 		stored := storedDType(o.checkpoint, device)
 		dtype = &stored

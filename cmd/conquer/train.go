@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -110,6 +111,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 	defer world.Leave()
 	first := world == nil || world.Rank == 0
 	f.fits = f.checkMemory
+	defer f.add.remove()
 	o, err := f.openModel(ctx)
 	if err != nil {
 		return err
@@ -132,10 +134,8 @@ func (f *trainFlags) run(ctx context.Context) error {
 		defer validation.Close()
 	}
 	f.Tokenizer = o.tokenizer
-	if len(f.lora.tokens) > 0 {
-		if f.LoRA.Tokens, err = f.lora.tokenIDs(o.tokenizer); err != nil {
-			return err
-		}
+	if err := f.chooseRows(o); err != nil {
+		return err
 	}
 	bar := progress.Tasks(os.Stderr, progress.Steps)
 	f.Progress = func(what string, done, total int) error {
@@ -168,6 +168,33 @@ func (f *trainFlags) run(ctx context.Context) error {
 	}
 	f.announce(t)
 	return f.tune(ctx, t, o, first)
+}
+
+// chooseRows sets the tokens whose rows are trained beside an adapter: those of --lora_tokens, and
+// those that are added, because the base model has no rows of them.
+func (f *trainFlags) chooseRows(o *opened) (err error) {
+	f.AdapterTokenizer = len(f.add.ids) > 0 || f.adapter != "" && hasTokenizer(f.adapter)
+	if f.LoRA == nil || f.further {
+		return nil
+	}
+	if f.LoRA.Tokens, err = f.lora.tokenIDs(o.tokenizer); err != nil || len(f.add.ids) == 0 {
+		return err
+	}
+	if len(f.LoRA.Save) > 0 {
+		both := *f.LoRA
+		both.Save = []string{"embed_tokens", "embeddings", "lm_head"}
+		if len(f.LoRA.Weights(o.model)) < len(both.Weights(o.model)) {
+			return usagef("--add_tokens makes rows in the embedding and in the head: name both " +
+				"with --lora_save, or leave it out to train the new rows alone")
+		}
+		return nil
+	}
+	for _, id := range f.add.ids {
+		if !slices.Contains(f.LoRA.Tokens, id) {
+			f.LoRA.Tokens = append(f.LoRA.Tokens, id)
+		}
+	}
+	return nil
 }
 
 // limitLength cuts samples to the model's context, with a message if --sequence_length was given.
@@ -234,6 +261,17 @@ func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
 			return nil, fmt.Errorf("--model_path: %s is a LoRA adapter: give its base with "+
 				"--model_path and the adapter with --adapter_path %s", f.path, path)
 		}
+		if len(f.add.added) > 0 {
+			f.extend = func(o *opened) (err error) {
+				if o.tokenizer == nil {
+					return o.noTokenizer("give one with --tokenizer")
+				}
+				if o.tokenizer, err = f.add.extend(o.tokenizer); err == nil {
+					o.rows = o.tokenizer.VocabSize()
+				}
+				return err
+			}
+		}
 		o, err := f.open(ctx)
 		if err != nil {
 			return nil, err
@@ -269,6 +307,9 @@ func (f *trainFlags) openModel(ctx context.Context) (*opened, error) {
 // the tokenizer's.
 func (f *trainFlags) randomModel(ctx context.Context) (*opened, error) {
 	tok, err := openNamedTokenizer(ctx, f.tokenizer)
+	if err == nil && len(f.add.added) > 0 {
+		tok, err = f.add.extend(tok)
+	}
 	if err != nil {
 		return nil, err
 	}

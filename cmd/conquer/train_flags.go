@@ -32,6 +32,7 @@ type trainFlags struct {
 	report      int
 	recompute   string
 	lora        loraFlags
+	add         addFlags
 	merge       bool
 	ask         []string
 	console     *report.Console // of the run, on rank 0
@@ -58,6 +59,7 @@ func (f *trainFlags) declare(flags *pflag.FlagSet) {
 		"without --model_path: the `size` of the new model, such as micro; with it: the size "+
 			"that the checkpoint must have")
 	f.declareSourceFormat(flags)
+	f.add.declare(flags)
 	group(flags, "Model")
 	f.declareData(flags)
 	group(flags, "Data")
@@ -327,6 +329,11 @@ func (f *trainFlags) checkSteps(flags *pflag.FlagSet) error {
 		return usagef("--steps %d, --epochs %d: neither can be negative", f.Steps, f.Epochs)
 	case f.Steps != 0 && f.Epochs != 0:
 		return usagef("give --steps or --epochs, not both")
+	case flags.Changed("add_tokens") && len(f.add.added) == 0:
+		return usagef("--add_tokens is empty: expected tokens, or a file with one in each line")
+	case len(f.add.added) > 0 && (f.adapter != "" || lora.IsAdapter(f.path)):
+		return usagef("--add_tokens cannot be given for an adapter that is trained further: " +
+			"merge it with conquer export first")
 	case f.merge && f.lora.Rank == 0 && f.adapter == "" && !lora.IsAdapter(f.path):
 		return usagef("--merge needs --lora_rank or --adapter_path")
 	case flags.Changed("warmup_steps") && f.WarmupSteps < 0:

@@ -28,6 +28,7 @@ logging.disable_progress_bar()
 IDS = [3, 9, 27, 81, 243, 111, 333, 5, 15, 45, 135, 405, 17, 51, 153]
 TARGETS = {
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "tied": ["q_proj", "down_proj"],
     "mamba2": ["in_proj"],
     "bamba": ["q_proj", "o_proj", "in_proj", "out_proj", "gate_proj", "down_proj"],
 }
@@ -35,8 +36,9 @@ TARGETS = {
 
 def base_model(kind, seed):
     torch.manual_seed(seed)
-    common = dict(vocab_size=512, hidden_size=64, initializer_range=0.1, tie_word_embeddings=False)
-    if kind == "llama":
+    common = dict(vocab_size=512, hidden_size=64, initializer_range=0.1,
+                  tie_word_embeddings=kind == "tied")
+    if kind in ("llama", "tied"):
         return LlamaForCausalLM(
             LlamaConfig(**common, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
                         num_key_value_heads=2, attention_bias=True))
@@ -55,6 +57,7 @@ def cases(kind, rng):
     names = TARGETS[kind]
     some = rng.sample(names, rng.randint(1, len(names)))
     one = some[0]
+    embedding = "embeddings" if kind == "mamba2" else "embed_tokens"
     for name, more in {
             "plain": {},
             "all-linear": {} if kind == "mamba2" else {"target_modules": "all-linear"},
@@ -80,8 +83,16 @@ def cases(kind, rng):
             "init olora": {"init_lora_weights": "olora"},
             "dora": {"use_dora": True},
             "lora_bias": {"lora_bias": True},
-            "modules_to_save": {"modules_to_save": ["lm_head"]},
-            "trainable tokens": {"trainable_token_indices": [1, 5]},
+            "head saved": {"modules_to_save": ["lm_head"]},
+            "embedding saved": {"modules_to_save": [embedding]},
+            "both saved": {"modules_to_save": [embedding, "lm_head"]},
+            "tied and saved": {"modules_to_save": [embedding], "ensure_weight_tying": True},
+            "norms saved": {"modules_to_save": ["norm_f" if kind == "mamba2" else "norm"]},
+            "trainable tokens": {"trainable_token_indices": [81, 5]},
+            "tokens of both": {"trainable_token_indices": {embedding: [81, 5], "lm_head": [3]}},
+            "the same tokens of both": {"trainable_token_indices": {embedding: [81, 5],
+                                                                    "lm_head": [81, 5]}},
+            "tokens of the head": {"trainable_token_indices": {"lm_head": [81, 5]}},
             "activated": {"alora_invocation_tokens": [81, 243], "task_type": "CAUSAL_LM"},
             "replicated layers": {"layer_replication": [[0, 2], [1, 3]]},
             "head": {"target_modules": some + ["lm_head"]},
@@ -186,6 +197,10 @@ def own_adapters(folder, kind, seed):
                                         "--lora_rank_pattern", f"{first}=6",
                                         "--lora_alpha_pattern", f"{first}=3"],
             "DoRA from PiSSA": ["--lora_init", "pissa", "--lora_dora"],
+            "embedding": ["--lora_save", "embeddings" if kind == "mamba2" else "embed_tokens"],
+            "head": ["--lora_save", "lm_head"],
+            "tokens": ["--lora_tokens", "81,5,27"],
+            "tokens further": ["--adapter_path", "own-tokens"],
             "further": ["--adapter_path", "own-plain"],
             "DoRA further": ["--adapter_path", "own-DoRA"],
     }.items():

@@ -68,7 +68,7 @@ def further(work, name, folder, **settings):
             "--device", "cpu")
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     got = [m["loss"] for m in metrics if "gradient_norm" in m]
-    want = reference(tuned, AutoTokenizer.from_pretrained(folder), TEXTS, 1e-3)
+    want = reference(tuned, AutoTokenizer.from_pretrained(folder), TEXTS, 1e-3, False)
     losses = max(abs(g - w[0]) for g, w in zip(got, want, strict=True))
     ours, theirs = load_file(out / "adapter_model.safetensors"), get_peft_model_state_dict(tuned)
     worst = max((ours[k] - theirs[k]).abs().max().item() for k in theirs)
@@ -96,6 +96,9 @@ def small(folder, kind, seed):
         further(folder, "rslora-and-patterns", folder / "model", use_rslora=True,
                 rank_pattern={"q_proj": 2}, alpha_pattern={r"layers\.1\..*": 9}, **targets)
         further(folder, "dora", folder / "model", use_dora=True, **targets)
+        further(folder, "tokens", folder / "model", trainable_token_indices=[36, 80, 256],
+                **targets)
+        further(folder, "head", folder / "model", modules_to_save=["lm_head"], **targets)
 
 
 def real(work):
