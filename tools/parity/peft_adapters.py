@@ -227,9 +227,36 @@ def own_adapters(folder, kind, seed):
               f"{got}, PEFT {want}, the base {before} {error} {missing}")
 
 
+def new_tokens(folder, kind, seed):
+    """PEFT gives the base rows for the tokens that conquer adds, and the adapter fills them."""
+    folder = folder.resolve()
+    base, model = folder / "base-of-700", base_model(kind, seed)
+    model.resize_token_embeddings(700)
+    model.save_pretrained(base)
+    AutoTokenizer.from_pretrained(ROOT / "text/tokenizer/testdata/llama3").save_pretrained(base)
+    ids, text = [5, 700, 9, 81, 701, 700, 17], "a<lamp>b fog horn"
+    save = "lm_head," + ("embeddings" if kind == "mamba2" else "embed_tokens")
+    for name, flags in {"rows": [], "embeddings": ["--lora_save", save]}.items():
+        adapter = folder / f"new-{name}"
+        conquer("train", "--model_path", base, "--data_path",
+                ROOT / "examples/lighthouse/heldout.jsonl", "--output_path", adapter, "--steps", 2,
+                "--batch_size", 2, "--learning_rate", 0.05, "--sequence_length", 64, "--device",
+                "cpu", "--lora_rank", 4, "--add_tokens", "<lamp>,fog horn", *flags)
+        tuned = AutoPeftModelForCausalLM.from_pretrained(adapter).eval()
+        with torch.no_grad():
+            logits = tuned(torch.tensor([ids])).logits[0, :-1].float()
+        want = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).item()
+        done = conquer("score", "--dtype", "float32", "--device", "cpu", "--json", "--token_ids",
+                       ",".join(map(str, ids)), "--model_path", adapter)
+        theirs = AutoTokenizer.from_pretrained(adapter)(text).input_ids
+        check(f"{kind}: new tokens, {name}", abs(done[0]["nll"] - want) < 2e-5 * want
+              and {700, 701} <= set(theirs), f"{done[0]['nll']}, PEFT {want}, {text!r} is {theirs}")
+
+
 def small(folder, kind, seed):
     read_adapters(folder, kind, seed)
     own_adapters(folder, kind, seed)
+    new_tokens(folder, kind, seed)
 
 
 if __name__ == "__main__":
