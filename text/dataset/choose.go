@@ -84,12 +84,15 @@ func Choose(names []string, validation bool) (c Chosen, err error) {
 		}
 	}
 	if c.Files == nil && data > 0 {
-		return c, fmt.Errorf("its files are for validation and tests: %s; "+
-			"name a file to learn from it", strings.Join(names[:min(len(names), 5)], ", "))
+		return c, fmt.Errorf("it holds only files for validation and tests (%s): give the path "+
+			"of a file to read it all the same", strings.Join(names[:min(len(names), 5)], ", "))
 	}
 	if c.Files == nil && len(names) > 0 {
 		return c, errors.New("it holds no data, " +
 			"only " + strings.Join(names[:min(len(names), 5)], ", "))
+	}
+	if len(names) == 0 {
+		return c, errors.New("it holds no files")
 	}
 	placed := map[string]bool{} // there may be tens of thousands
 	for _, name := range slices.Concat(c.Files, c.Skipped) {

@@ -120,7 +120,7 @@ func TestAt_TruncatedFileIsAnError(t *testing.T) {
 
 func TestReport_UsesSingularAndPlural(t *testing.T) {
 	if got := (Report{Records: 1, Samples: 2, Tokens: 1,
-		Skipped: 1}).String(); got != "2 samples from 1 record, 1 token, 0 of them targets, 1 "+
+		Skipped: 1}).String(); got != "2 samples from 1 record, 1 token, 0 with loss, 1 "+
 		"file skipped (no data)" {
 		t.Error(got)
 	}

@@ -43,7 +43,7 @@ func ExampleLoad() {
 		}
 	}
 	// Output:
-	// 1 sample from 1 record, 51 tokens, 5 of them targets
+	// 1 sample from 1 record, 51 tokens, 5 with loss
 	// "H" "e" "l" "lo" "<|im_end|>"
 }
 
@@ -81,7 +81,7 @@ func ExampleNewBatcher() {
 	fmt.Println(b.Segments)
 	fmt.Printf("%+v\n", batches.State())
 	// Output:
-	// 2 samples from 2 records, 9 tokens, 7 of them targets
+	// 2 samples from 2 records, 9 tokens, 7 with loss
 	// [2 97 98 3 2 99 100 101 3 0]
 	// [-100 97 98 3 -100 99 100 101 3 -100]
 	// [0 1 2 3 0 1 2 3 4 0]

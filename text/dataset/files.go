@@ -233,8 +233,8 @@ func checkText(data []byte, records bool) error {
 		return fmt.Errorf("%w: %s", errNotText, known)
 	}
 	if !records {
-		return fmt.Errorf("%w: line %d holds %s", errNotText,
-			1+bytes.Count(data[:at], []byte("\n")), what)
+		return fmt.Errorf("%w: line %d holds %s; records are read from .jsonl, .json, .csv, .tsv, "+
+			".parquet and .arrow", errNotText, 1+bytes.Count(data[:at], []byte("\n")), what)
 	}
 	return fmt.Errorf("line %d holds %s, which is not text in UTF-8: save the file as UTF-8, or "+
 		"correct the line", 1+bytes.Count(data[:at], []byte("\n")), what)

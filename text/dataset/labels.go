@@ -23,7 +23,8 @@ const (
 )
 
 var errNoTemplate = errors.New("a chat needs a tokenizer with a chat template, " +
-	"and this one has none")
+	"and this one has none: give the tokenizer of a chat model with --tokenizer, or data of " +
+	"another layout")
 
 // InstructionPrompt returns the prompt of an instruction as training renders it:
 // with the chat template of tok, or with Alpaca's prompt if tok has none.

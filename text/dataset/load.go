@@ -168,7 +168,7 @@ func encodeFiles(path string, files []file, chosen Chosen, tok *tokenizer.Tokeni
 			remedy = ": " + d.Bad[0]
 		}
 		if d.Report.Truncated > 0 {
-			remedy = fmt.Sprintf(": allow samples of more than %d tokens", opts.MaxLength)
+			remedy = fmt.Sprintf(": give a --sequence_length of more than %d", opts.MaxLength)
 		}
 		return nil, fmt.Errorf("%s: no sample to learn from (%s)%s", path, d.Report, remedy)
 	}
@@ -191,6 +191,10 @@ func (d *Dataset) index(s *reader, progress func(bytes int64) error) error {
 			if r.err != nil && s.opts.SkipBad && isBadRecord(r.err) {
 				d.addBad(r.err.Error())
 				continue
+			}
+			if r.err != nil && d.numbered > 0 && isBadRecord(r.err) { // others were good
+				return fmt.Errorf("%w; correct the record, or leave it out with --on_bad_record "+
+					"skip", r.err)
 			}
 			if r.err != nil {
 				return r.err

@@ -75,7 +75,7 @@ func parseMessages(field string, raw json.RawMessage) (
 	for i, raw := range list {
 		m, learn, err := parseMessage(tokenizer.DecodeText(raw))
 		if err != nil {
-			return nil, nil, fmt.Errorf(`message %d: %w, expected %q to be a list of `+
+			return nil, nil, fmt.Errorf(`message %d: %w; each message of %q is `+
 				`{"role": string, "content": string}`, i, err, field)
 		}
 		messages = append(messages, m)

@@ -169,7 +169,7 @@ func TestLoad_PairErrorsNameFileLineAndExpectation(t *testing.T) {
 		}
 	}
 	if _, err := Load(writeTestFile(t, "a.jsonl", good), chars(t, chatML), Options{}); err == nil ||
-		!strings.Contains(err.Error(), "a.jsonl:1: a pair of answers") {
+		!strings.Contains(err.Error(), "a.jsonl:1: the record is a pair of answers") {
 		t.Errorf("a pair in place of a sample: %v", err)
 	}
 	long := `{"prompt":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},` +

@@ -51,7 +51,10 @@ var layouts = []Layout{Instruction, Chat, Completion, RawText, Tokens, Preferenc
 
 const knownLayouts = "known are instruction (instruction, input, output), " +
 	"chat (messages of role and content, or conversations of from and value), " +
-	"completion (prompt, completion), text (text) and tokens (tokens)"
+	"completion (prompt, completion), text (text), tokens (tokens) and, for objectives that " +
+	"compare or rate answers, preference (prompt, chosen, rejected) and rated (prompt, " +
+	"completion, label); other names are given with " +
+	"--columns, such as instruction=question"
 
 // maxRecord is the most bytes of a record. Reading one takes several times as much memory.
 var maxRecord = 256 << 20 // tests lower it
@@ -115,14 +118,15 @@ func layoutOf(wanted Layout, has func(field string) bool) Layout {
 func checkLayout(found, wanted Layout) error {
 	switch {
 	case found == Preference && wanted != Preference:
-		return errors.New("a pair of answers, chosen and rejected: " +
-			"only preference tuning learns from pairs (such as --objective dpo)")
+		return errors.New("the record is a pair of answers, chosen and rejected: " +
+			"give an objective that learns from pairs, such as --objective dpo")
 	case wanted == Rated && found != Rated:
-		return fmt.Errorf("a record of layout %s, expected a rated answer: "+
-			"prompt, completion and label", found)
-	case wanted == Preference && found != Preference:
-		return fmt.Errorf("a record of layout %s, expected a pair: prompt, chosen and rejected",
+		return fmt.Errorf("a record of layout %s, expected a rated answer: the objective needs "+
+			"the fields prompt, completion and label; other objectives learn from this layout",
 			found)
+	case wanted == Preference && found != Preference:
+		return fmt.Errorf("a record of layout %s, expected a pair: the objective needs the fields "+
+			"prompt, chosen and rejected; other objectives learn from this layout", found)
 	case wanted != AnyLayout && wanted != found:
 		return fmt.Errorf("a record of layout %s, expected %s", found, wanted)
 	}
@@ -199,8 +203,8 @@ func (f jsonFields) text(name string) (s string, err error) {
 // requiredText is text for a member that layout must have.
 func (f jsonFields) requiredText(name string, layout Layout) (string, error) {
 	if f[name] == nil {
-		return "", fmt.Errorf("field %q is missing; expected for layout %s; %s",
-			name, layout, knownLayouts)
+		return "", fmt.Errorf("field %q is missing, which the layout %s needs; a column of "+
+			"another name is given with --columns %[1]s=NAME", name, layout)
 	}
 	return f.text(name)
 }
@@ -393,7 +397,8 @@ func parsePair(fields jsonFields) (p preference, err error) {
 		p.prompt, p.chosen, p.rejected = p.chosen[:n], p.chosen[n:], p.rejected[n:]
 	case len(p.prompt) == 0:
 		return p, errors.New("field \"prompt\" is missing, " +
-			"and chosen and rejected are not conversations that begin with a prompt")
+			"and chosen and rejected are not conversations that begin with a prompt; a column of " +
+			"another name is given with --columns prompt=NAME")
 	}
 	for name, answer := range map[string][]tokenizer.Message{"chosen": p.chosen,
 		"rejected": p.rejected} {

@@ -38,7 +38,8 @@ func ParseColumns(list []string) (*Columns, error) {
 		name = strings.TrimSpace(name)
 		switch {
 		case !ok || name == "" || column == "":
-			return nil, fmt.Errorf("%q, expected NAME=COLUMN, such as instruction=question", item)
+			return nil, fmt.Errorf("found %q, expected NAME=COLUMN, such as "+
+				"instruction=question", item)
 		case !slices.Contains(recordColumns, name) && !slices.Contains(messageColumns, name):
 			return nil, fmt.Errorf("%q is not the name of a field here: known are %s", name,
 				strings.Join(slices.Concat(recordColumns, messageColumns), ", "))

@@ -44,7 +44,7 @@ func (r Report) String() string {
 	case r.Rated > 0:
 		noun = "rated answer"
 	}
-	s := fmt.Sprintf("%s from %s, %s, %d of them targets",
+	s := fmt.Sprintf("%s from %s, %s, %d with loss",
 		Count(r.Samples, noun), Count(r.Records, "record"), Count(r.Tokens, "token"), r.Targets)
 	if r.Truncated > 0 {
 		s += fmt.Sprintf(", %d truncated", r.Truncated)
