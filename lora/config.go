@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strconv"
 	"strings"
@@ -97,21 +98,19 @@ const maxRank = 1 << 16
 // Check returns an error if a field is out of range.
 func (c Config) Check() error {
 	switch c = c.Complete(); {
-	case c.Rank < 1:
-		return fmt.Errorf("LoRA rank is %d: it must be at least 1", c.Rank)
-	case c.Rank > maxRank:
-		return fmt.Errorf("LoRA rank is %d: it must be at most %d", c.Rank, maxRank)
+	case c.Rank < 1 || c.Rank > maxRank:
+		return fmt.Errorf("LoRA rank is %d, expected 1 to %d", c.Rank, maxRank)
 	case !(c.Alpha > 0):
-		return fmt.Errorf("LoRA alpha is %g: it must be positive", c.Alpha)
+		return fmt.Errorf("LoRA alpha is %g, expected a number above 0", c.Alpha)
 	case !(c.Dropout >= 0 && c.Dropout < 1):
-		return fmt.Errorf("LoRA dropout is %g: it must be at least 0 and below 1", c.Dropout)
+		return fmt.Errorf("LoRA dropout is %g, expected at least 0 and below 1", c.Dropout)
 	case !slices.Contains(Inits, c.Init):
-		return fmt.Errorf("unknown LoRA initialization %q: leave it out, or give %s", c.Init,
+		return fmt.Errorf("unknown LoRA initialization %q: choose default or %s", c.Init,
 			InitPiSSA)
 	}
 	if len(c.Save) > 0 && len(c.Tokens) > 0 {
-		return errors.New("LoRA trains embeddings as a whole, or the rows of some tokens: " +
-			"choose one")
+		return errors.New("LoRA trains embeddings as a whole (--lora_save) or the rows of some " +
+			"tokens (--lora_tokens): choose one")
 	}
 	for _, p := range c.RankPattern {
 		if p.Value < 1 || p.Value > maxRank || p.Value != math.Trunc(p.Value) {
@@ -121,7 +120,7 @@ func (c Config) Check() error {
 	}
 	for _, p := range c.AlphaPattern {
 		if !(p.Value > 0) {
-			return fmt.Errorf("the alpha pattern %.80q has the alpha %g: it must be positive",
+			return fmt.Errorf("the alpha pattern %.80q has the alpha %g: expected a number above 0",
 				p.Key, p.Value)
 		}
 	}
@@ -269,28 +268,33 @@ func (c Config) CheckModel(m model.Model) error {
 					known = append(known, last)
 				}
 			}
-			return fmt.Errorf("LoRA %s %q names no layer: choose %s, or from %s", what, name,
-				AllLinear, strings.Join(known, ", "))
+			choice := strings.Join(known, ", ")
+			if what == "target" {
+				choice = AllLinear + ", or from " + choice
+			}
+			return fmt.Errorf("LoRA %s %q names no layer: choose %s", what, name, choice)
 		}
 	}
 	for _, n := range c.Layers {
 		if !any(func(l Layer) bool { return blockOf(l.Name) == n }) {
-			return fmt.Errorf("LoRA layer %d: the model has no block of this number with linear "+
-				"layers", n)
+			return fmt.Errorf("--lora_layers: the model has no block %d with linear layers: its "+
+				"blocks have the numbers 0 to %d", n, len(m.Blocks())-1)
 		}
 	}
 	if !any(c.Adapts) {
-		return errors.New("LoRA adapts no layer: its targets are all excluded")
+		return errors.New("LoRA adapts no layer: --lora_exclude and --lora_layers leave none of " +
+			"--lora_targets")
 	}
 	for _, name := range c.Save {
 		if name != "lm_head" && !named([]string{name}, layerOf(embeddingName(m))) {
-			return fmt.Errorf("LoRA cannot train %q as a whole: choose from lm_head, %s", name,
-				lastComponent(layerOf(embeddingName(m))))
+			return fmt.Errorf("--lora_save cannot train %q as a whole: choose from lm_head, %s",
+				name, lastComponent(layerOf(embeddingName(m))))
 		}
 	}
 	for _, id := range c.Tokens {
 		if rows := m.Head().Shape[0]; id < 0 || id >= rows {
-			return fmt.Errorf("token %d is none of the model's %d", id, rows)
+			return fmt.Errorf("--lora_tokens: there is no token %d: the model's vocabulary has "+
+				"the ids 0 to %d", id, rows-1)
 		}
 	}
 	if c.From != "" { // patterns of a file may match layers that another model has
@@ -299,7 +303,8 @@ func (c Config) CheckModel(m model.Model) error {
 	for what, list := range map[string]Patterns{"rank": c.RankPattern, "alpha": c.AlphaPattern} {
 		for _, p := range list {
 			if !any(func(l Layer) bool { return c.Adapts(l) && p.matches.MatchString(l.Name) }) {
-				return fmt.Errorf("the %s pattern %.80q matches no adapted layer", what, p.Key)
+				return fmt.Errorf("--lora_%s_pattern: %.80q matches none of the adapted layers, "+
+					"such as %s", what, p.Key, all[slices.IndexFunc(all, c.Adapts)].Name)
 			}
 		}
 	}
@@ -317,9 +322,10 @@ type Pattern struct {
 // NewPattern compiles a pattern.
 func NewPattern(key string, value float64) (Pattern, error) {
 	matches, err := regexp.Compile(`^(.*\.)?(` + key + `)$`)
-	if err != nil {
-		err = fmt.Errorf("%.80q is not a regular expression that this program can read: %w", key,
-			err)
+	var problem *syntax.Error
+	if errors.As(err, &problem) {
+		err = fmt.Errorf("%.80q is not a regular expression that this program can read: %s", key,
+			problem.Code)
 	}
 	return Pattern{key, value, matches}, err
 }

@@ -29,11 +29,11 @@ func Fold(source *checkpoint.Checkpoint, dir string, unmerge bool) (*Folded, err
 	}
 	switch {
 	case config.DoRA:
-		err = fmt.Errorf("%s: use_dora is true, and weights into which DoRA was merged do not "+
-			"tell what they were: give the base model", config.path)
+		err = fmt.Errorf("%s: use_dora is true, and DoRA cannot be taken out of merged weights: "+
+			"give the base model", config.path)
 	case len(f.whole)+len(f.rows) > 0:
 		err = fmt.Errorf("%s: the adapter replaces weights (modules_to_save or "+
-			"trainable_token_indices), and a merged model does not tell what they were: give the "+
+			"trainable_token_indices), whose old values a merged model does not hold: give the "+
 			"base model", config.path)
 	}
 	if err != nil {
@@ -121,8 +121,8 @@ func (f *Folded) match(config *adapterConfig) error {
 		}
 		switch {
 		case !ok, part <= partM && len(weight.Shape) != 2:
-			return fmt.Errorf("tensor %q belongs to no weight of this model that can be adapted",
-				name)
+			return fmt.Errorf("tensor %q belongs to no weight of this model that can be "+
+				"adapted: %s", name, otherBase)
 		case part == partWhole:
 			grows := key == embedding || key == headWeight
 			if !slices.Equal(info.Shape, weight.Shape) && !(grows && len(info.Shape) == 2 &&
@@ -152,11 +152,13 @@ func (f *Folded) match(config *adapterConfig) error {
 			found = found || named([]string{name}, layerOf(weight))
 		}
 		if !found {
-			return fmt.Errorf("modules_to_save names %q, but the file has no weight of it", name)
+			return fmt.Errorf("modules_to_save names %q, but the file has no weight of "+
+				"it: the file is incomplete, or the name must be left out there", name)
 		}
 	}
 	if len(config.tokens) > 0 && len(f.rows) == 0 {
-		return fmt.Errorf("no tensor %s: trainable_token_indices asks for it", suffixTokens)
+		return fmt.Errorf("no tensor ends with %s, which trainable_token_indices needs: the file "+
+			"is incomplete, or trainable_token_indices must be null", suffixTokens)
 	}
 	if len(f.layers) == 0 {
 		return errEmpty

@@ -187,11 +187,13 @@ func TestLoad_RefusesUnsupportedAdapters(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string][2]string{
-		"use_dora":    {`"use_dora": false`, `"use_dora": true`},
-		"peft_type":   {`"LORA"`, `"IA3"`},
-		"rank 5":      {`"r": 4`, `"r": 5`},
-		"JSON object": {"{", "["},
-		"rank 8":      {`"rank_pattern": {}`, `"rank_pattern": {"q_proj": 8}`},
+		"use_dora":                            {`"use_dora": false`, `"use_dora": true`},
+		"peft_type":                           {`"LORA"`, `"IA3"`},
+		"rank 5":                              {`"r": 4`, `"r": 5`},
+		"JSON object":                         {"{", "["},
+		"r is \"x\", expected a whole number": {`"r": 4`, `"r": "x"`},
+		"a field that this program does not know: merge": {`"r": 4`, `"r": 4, "new": true`},
+		"rank 8": {`"rank_pattern": {}`, `"rank_pattern": {"q_proj": 8}`},
 	} {
 		os.WriteFile(filepath.Join(dir, configFile),
 			[]byte(strings.Replace(string(config), change[0], change[1], 1)), 0o666)

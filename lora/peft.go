@@ -220,16 +220,17 @@ func Open(dir string) (Config, error) {
 			config.Tokens = ids
 		}
 		if !slices.Equal(ids, config.Tokens) {
-			return Config{}, fmt.Errorf("%s: trainable_token_indices differ between layers: such "+
-				"an adapter is not trained further", config.path)
+			return Config{}, fmt.Errorf("%s: trainable_token_indices differ between layers, which "+
+				"training further does not support: train a new adapter with --lora_tokens",
+				config.path)
 		}
 	}
 	if config.From = dir; len(config.Targets) == 0 {
 		return Config{}, fmt.Errorf("%s: %w", c.Path, errEmpty)
 	}
 	if config.Alpha == 0 { // in a Config it stands for the default
-		return Config{}, fmt.Errorf("%s: lora_alpha is 0: such an adapter has no effect and "+
-			"cannot be trained", config.path)
+		return Config{}, fmt.Errorf("%s: lora_alpha is 0, so the adapter has no effect and "+
+			"cannot be trained: set it, or train a new one with --lora_rank", config.path)
 	}
 	return config.Config, config.Check()
 }
@@ -381,7 +382,8 @@ func attachAll(m model.Model, c *checkpoint.Checkpoint, config *adapterConfig,
 		}
 		l, known := byName[layer]
 		if !known {
-			return fmt.Errorf("tensor %q belongs to no linear layer of this model's blocks", name)
+			return fmt.Errorf("tensor %q belongs to no linear layer of this model's blocks: %s",
+				name, otherBase)
 		}
 		a := l.adapter()
 		if a == nil {
@@ -413,16 +415,22 @@ func attachAll(m model.Model, c *checkpoint.Checkpoint, config *adapterConfig,
 	return nil
 }
 
+// otherBase is the likely reason for an adapter that does not fit a model.
+const otherBase = "give the base model that the adapter was trained on, and the " +
+	"adapter_config.json that belongs to the file"
+
 var errEmpty = fmt.Errorf("the file holds no adapters")
 
 func shapeError(name string, got, want []int, rank int) error {
-	return fmt.Errorf("tensor %q has shape %v, but this model and rank %d need %v", name, got, rank,
-		want)
+	return fmt.Errorf("tensor %q has shape %v, but this model and rank %d need %v: %s", name, got,
+		rank, want, otherBase)
 }
 
 func missingError(tensor string) error {
 	if strings.HasSuffix(tensor, suffixM) {
-		return fmt.Errorf("tensor %q is missing, which use_dora asks for", tensor)
+		return fmt.Errorf("tensor %q is missing, which use_dora needs: the file is incomplete, or "+
+			"use_dora must be false", tensor)
 	}
-	return fmt.Errorf("tensor %q is missing: the file has other parts of this adapter", tensor)
+	return fmt.Errorf("tensor %q is missing, and the file has other parts of this adapter: save "+
+		"or download it again", tensor)
 }

@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -98,19 +99,22 @@ var (
 
 	unmergeable = "which is not supported: merge the adapter with PEFT (merge_and_unload) and " +
 		"give the merged model"
+	unknownField = "that this program does not know: merge the adapter with PEFT " +
+		"(merge_and_unload) and give the merged model"
 	changesBase = "so PEFT changes the base's weights when it loads the adapter, which is not " +
 		"supported: save the adapter again with " +
 		"save_pretrained(…, path_initial_model_for_weight_conversion=…), or merge it with " +
 		"PEFT (merge_and_unload)"
-	noHead = "so the adapted model has another head: expected CAUSAL_LM"
+	noHead = "so the adapter belongs to a model with another head, which is not supported: " +
+		"expected CAUSAL_LM, for models that generate text"
 )
 
 // fields lists every field that PEFT 0.21 and its predecessors write for LoRA. Three kinds exist:
 // fields that are decoded, fields that must be unused because they change the computation, and
 // fields that do not change it. Which layers are adapted follows from the names of the tensors.
 var fields = map[string]field{
-	"peft_type": {values: []string{`"LORA"`}, why: "expected LORA: merge the adapter with PEFT " +
-		"(merge_and_unload), where its method can be merged, and give the merged model"},
+	"peft_type": {values: []string{`"LORA"`}, why: "expected LORA: other methods are not " +
+		"supported; if PEFT can merge this one (merge_and_unload), give the merged model"},
 	"task_type":               {values: []string{"null", `"CAUSAL_LM"`}, why: noHead},
 	"base_model_name_or_path": {into: func(c *adapterConfig) any { return &c.base }},
 	"revision":                {into: func(c *adapterConfig) any { return &c.revision }},
@@ -138,9 +142,9 @@ var fields = map[string]field{
 	"use_bdlora":              {values: off, why: unmergeable},
 	"megatron_config":         {values: off, why: unmergeable},
 	"alora_invocation_tokens": {values: []string{"null"}, why: "so the adapter acts only after " +
-		"these tokens, which is not supported: it cannot be merged either"},
+		"these tokens, which is not supported: run it with PEFT, which cannot merge it either"},
 	"arrow_config": {values: off, why: "so an adapter is chosen for each token, which is not " +
-		"supported"},
+		"supported: run it with PEFT, or give one of its adapters alone"},
 	"kasa_config":       {values: off, why: unmergeable},
 	"velora_config":     {values: off, why: unmergeable},
 	"monteclora_config": {values: off, why: unmergeable},
@@ -193,7 +197,7 @@ func (c adapterConfig) parse(text []byte) (adapterConfig, error) {
 		}
 	}
 	if c.Rank < 1 {
-		return c, fmt.Errorf("%s: r is %d: it must be at least 1", path, c.Rank)
+		return c, fmt.Errorf("%s: r is %d, expected 1 or more", path, c.Rank)
 	}
 	for _, p := range c.RankPattern {
 		if p.Value < 1 || p.Value > math.MaxInt32 || p.Value != math.Trunc(p.Value) {
@@ -231,8 +235,7 @@ func (c *adapterConfig) read(name string, value json.RawMessage) error {
 		// A number or a text alone switches nothing on.
 		if on := compact.String(); on == "true" || on[0] == '{' && on != "{}" ||
 			on[0] == '[' && on != "[]" {
-			return fmt.Errorf("%s is %.80s, but this program does not know the field: %s", name,
-				on, unmergeable)
+			return fmt.Errorf("%s is %.80s, a field %s", name, on, unknownField)
 		}
 		return nil
 	}
@@ -245,10 +248,30 @@ func (c *adapterConfig) read(name string, value json.RawMessage) error {
 	if number := name == "r" || name == "lora_alpha"; number && compact.String() == "null" {
 		return fmt.Errorf("%s is null: expected a number", name)
 	}
-	if err := json.Unmarshal(value, f.into(c)); err != nil {
+	err := json.Unmarshal(value, f.into(c))
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return fmt.Errorf("%s is %.80s, expected %s", name, compact.String(), kindOf(wrong.Type))
+	} else if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
+}
+
+// kindOf describes the JSON values that are decoded into a type of the table.
+func kindOf(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Int:
+		return "a whole number"
+	case reflect.Float64:
+		return "a number"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.String:
+		return "a text"
+	case reflect.Slice:
+		return "a list"
+	}
+	return "an object"
 }
 
 // part is a part of an adapter: a matrix, the lengths of DoRA, or what takes the place of a weight
@@ -283,12 +306,12 @@ func (c *adapterConfig) split(tensor string) (layer string, p part, err error) {
 			adapterPrefix)
 	case known && p == partWhole && has(".lora_"):
 	case known && p == partTokens && len(c.tokens) == 0:
-		err = fmt.Errorf("tensor %q holds trained tokens, but trainable_token_indices names none",
-			tensor)
+		err = fmt.Errorf("tensor %q holds trained tokens, but trainable_token_indices names none: "+
+			"list their ids there", tensor)
 	case known && (p != partM || c.DoRA):
 		return layer, p, nil
 	case has("lora_magnitude_vector"):
-		err = fmt.Errorf("tensor %q belongs to DoRA, but use_dora is false: set it in the config",
+		err = fmt.Errorf("tensor %q belongs to DoRA, but use_dora is false: set use_dora to true",
 			tensor)
 	case has("lora_embedding_"):
 		err = fmt.Errorf("tensor %q adapts an embedding, %s", tensor, unmergeable)
@@ -299,8 +322,7 @@ func (c *adapterConfig) split(tensor string) (layer string, p part, err error) {
 			c.bias, unmergeable)
 	}
 	if err == nil {
-		err = fmt.Errorf("tensor %q is no part of an adapter that this program knows, %s", tensor,
-			unmergeable)
+		err = fmt.Errorf("tensor %q is a part of an adapter %s", tensor, unknownField)
 	}
 	return "", 0, err
 }

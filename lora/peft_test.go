@@ -329,10 +329,10 @@ func TestAttach_NamesWhatFitsNoLayer(t *testing.T) {
 	for want, c := range map[string]Config{
 		`target "qproj"`:    {Targets: []string{"q_proj", "qproj"}},
 		`exclusion "k_pro"`: {Exclude: []string{"k_pro"}},
-		"layer 3":           {Layers: []int{0, 3}},
+		"no block 3":        {Layers: []int{0, 3}},
 		"adapts no layer":   {Targets: []string{"q_proj"}, Exclude: []string{"self_attn.q_proj"}},
-		"rank pattern":      {Targets: []string{"q_proj"}, RankPattern: Patterns{pattern}},
-		"alpha pattern":     {Exclude: []string{"k_proj"}, AlphaPattern: Patterns{pattern}},
+		"lora_rank_pattern": {Targets: []string{"q_proj"}, RankPattern: Patterns{pattern}},
+		"--lora_alpha":      {Exclude: []string{"k_proj"}, AlphaPattern: Patterns{pattern}},
 	} {
 		if err := Attach(m, c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error about %s", err, want)
