@@ -150,9 +150,9 @@ func TestTrainer_StepWithoutLabelsChangesNothing(t *testing.T) {
 
 func TestOptions_RefusesUnrecordableSteps(t *testing.T) {
 	for want, change := range map[string]func(*Options){
-		"unknown way to compile":       func(o *Options) { o.Compile = "jit" },
-		"recorded in a single process": func(o *Options) { o.Distributed = DDP },
-		"draw the same random numbers twice": func(o *Options) {
+		"unknown value \"jit\"":     func(o *Options) { o.Compile = "jit" },
+		"works in one process only": func(o *Options) { o.Distributed = DDP },
+		"cannot record dropout with --recompute block": func(o *Options) {
 			o.Recompute, o.LoRA = RecomputeBlock, adapterConfig()
 			o.LoRA.Dropout = 0.1
 		},

@@ -175,11 +175,11 @@ func TestOptions_NoDecaySelectsKinds(t *testing.T) {
 	}
 	for want, spoil := range map[string]func(*Options){
 		"unknown optimizer \"sgd\"": func(o *Options) { o.Optimizer = "sgd" },
-		"unknown moments \"int4\"":  func(o *Options) { o.Moments = "int4" },
-		"are for adamw": func(o *Options) {
+		"unknown dtype \"int4\"":    func(o *Options) { o.Moments = "int4" },
+		"--moments int8 is for adamw only": func(o *Options) {
 			o.Optimizer, o.Moments = optim.Lion, optim.Int8
 		},
-		"stochastic rounding is": func(o *Options) {
+		"--stochastic_rounding is for adamw only": func(o *Options) {
 			o.Stochastic, o.Optimizer = true, optim.Lion
 		},
 		"muon needs whole matrices": func(o *Options) {
@@ -187,7 +187,7 @@ func TestOptions_NoDecaySelectsKinds(t *testing.T) {
 			o.World = &dist.World{Place: dist.Place{Size: 2, LocalSize: 2}}
 		},
 		"muon is for the matrices": func(o *Options) { o.Optimizer, o.HeadOnly = optim.Muon, true },
-		"constant has no separate": func(o *Options) { o.Schedule, o.DecaySteps = "constant", 5 },
+		"wsd, not constant":        func(o *Options) { o.Schedule, o.DecaySteps = "constant", 5 },
 
 		"adapters are float32": func(o *Options) {
 			o.Stochastic, o.LoRA = true, adapterConfig()
@@ -195,7 +195,7 @@ func TestOptions_NoDecaySelectsKinds(t *testing.T) {
 		"keeps float32 master weights": func(o *Options) {
 			o.Stochastic, o.OffloadOptimizer = true, true
 		},
-		"no decay of \"head\"": func(o *Options) { o.NoDecay = []string{"norm", "head"} },
+		"unknown kind \"head\"": func(o *Options) { o.NoDecay = []string{"norm", "head"} },
 	} {
 		o := options()
 		spoil(&o)

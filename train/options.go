@@ -313,35 +313,40 @@ func (o Options) Check() error {
 	o = o.complete()
 	switch {
 	case o.Steps < 0 || o.Epochs < 0 || (o.Steps == 0) == (o.Epochs == 0):
-		return fmt.Errorf("%d steps and %d epochs: give one of the two", o.Steps, o.Epochs)
-	case o.BatchSize < 1 || o.Accumulate < 1:
-		return fmt.Errorf("batch size %d, accumulated %d times: both must be at least 1",
-			o.BatchSize, o.Accumulate)
-	case o.BatchSize > dataset.MaxRows || o.Accumulate > dataset.MaxPasses:
-		return fmt.Errorf("batch size %d, accumulated %d times: expected at most %d and %d",
-			o.BatchSize, o.Accumulate, dataset.MaxRows, dataset.MaxPasses)
-	case o.Steps > maxSteps || o.Epochs > maxEpochs:
-		return fmt.Errorf("%d steps and %d epochs: expected at most %d and %d", o.Steps, o.Epochs,
-			maxSteps, maxEpochs)
+		return fmt.Errorf("--steps is %d and --epochs is %d: give one of the two", o.Steps,
+			o.Epochs)
+	case o.BatchSize < 1 || o.BatchSize > dataset.MaxRows:
+		return fmt.Errorf("--batch_size is %d, expected 1 to %d", o.BatchSize, dataset.MaxRows)
+	case o.Accumulate < 1 || o.Accumulate > dataset.MaxPasses:
+		return fmt.Errorf("--accumulate is %d, expected 1 to %d", o.Accumulate, dataset.MaxPasses)
+	case o.Steps > maxSteps:
+		return fmt.Errorf("--steps is %d, expected at most %d", o.Steps, maxSteps)
+	case o.Epochs > maxEpochs:
+		return fmt.Errorf("--epochs is %d, expected at most %d", o.Epochs, maxEpochs)
 	case o.SequenceLength < 2:
-		return fmt.Errorf("sequence length %d: it must be at least 2", o.SequenceLength)
+		return fmt.Errorf("--sequence_length is %d, expected 2 or more", o.SequenceLength)
 	case o.LoRA != nil && o.HeadOnly:
-		return errors.New("LoRA trains the blocks and head_only the head: choose one")
-	case o.ValidateSteps < 0 || o.CheckpointSteps < 0 || o.Keep < 1:
-		return errors.New("steps between validations and checkpoints cannot be negative, " +
-			"and at least 1 checkpoint is kept")
+		return errors.New("--head_only trains the head, an adapter the blocks: choose one; " +
+			"--lora_rank with --lora_save lm_head trains both")
+	case o.ValidateSteps < 0:
+		return fmt.Errorf("--validate_steps is %d, expected 0 or more", o.ValidateSteps)
+	case o.CheckpointSteps < 0:
+		return fmt.Errorf("--checkpoint_steps is %d, expected 0 or more; 0: only when the run is "+
+			"stopped", o.CheckpointSteps)
+	case o.Keep < 1:
+		return fmt.Errorf("--keep is %d, expected 1 or more", o.Keep)
 	case o.MaxSkipped < 0:
-		return fmt.Errorf("at most %d skipped steps in a row: expected 1 or more", o.MaxSkipped)
+		return fmt.Errorf("--max_skipped_steps is %d, expected 1 or more", o.MaxSkipped)
 	case o.CheckpointPath == "" && (o.Resume || o.KeepBest || o.SaveAtEnd):
 		return errors.New("cannot resume, keep the best or save at the end: there is no " +
 			"checkpoint path")
 	case o.AskSteps < 0:
-		return fmt.Errorf("questions every %d steps: expected 0 or more", o.AskSteps)
+		return fmt.Errorf("--ask_steps is %d, expected 0 or more", o.AskSteps)
 	case o.EarlyStop < 0 || !(o.MinImprovement >= 0) || o.EarlyStop == 0 && o.MinImprovement != 0:
-		return fmt.Errorf("early stop after %d validations without an improvement of %g: neither "+
-			"can be negative, and the second needs the first", o.EarlyStop, o.MinImprovement)
+		return fmt.Errorf("--early_stop is %d and --min_improvement is %g: neither can be "+
+			"negative, and --min_improvement needs --early_stop", o.EarlyStop, o.MinImprovement)
 	case !slices.Contains(Recomputes, o.Recompute):
-		return fmt.Errorf("unknown recompute %q: choose %s, %s or %s",
+		return fmt.Errorf("--recompute: unknown value %q: choose %s, %s or %s",
 			o.Recompute, RecomputeNone, RecomputeSelective, RecomputeBlock)
 	}
 	if o.LoRA != nil {
@@ -369,22 +374,22 @@ func (o Options) schedule() optim.Schedule {
 func (o Options) checkCompile() error {
 	switch {
 	case o.Compile != "" && o.Compile != CompileNone && o.Compile != CompileGraph:
-		return fmt.Errorf("unknown way to compile %q: use %s or %s", o.Compile, CompileNone,
+		return fmt.Errorf("--compile: unknown value %q: choose %s or %s", o.Compile, CompileNone,
 			CompileGraph)
 	case o.Compile != CompileGraph:
 	case o.processes() > 1 || o.Distributed != None:
 		return fmt.Errorf(
-			"steps can be recorded in a single process only: "+
-				"with %d, or --distributed %s, use compile %s",
-			o.processes(), o.Distributed, CompileNone,
+			"--compile %s works in one process only: with %s and --distributed %s, "+
+				"leave it out",
+			CompileGraph, dataset.Count(o.processes(), "process"), o.Distributed,
 		)
 	case o.LoRA != nil && len(o.LoRA.Tokens) > 0:
-		return fmt.Errorf("steps that train the rows of some tokens cannot be recorded: use "+
-			"compile %s", CompileNone)
+		return fmt.Errorf("--compile %s cannot be combined with --lora_tokens: leave it out",
+			CompileGraph)
 	case o.redrawsDropout():
-		return fmt.Errorf("passes that draw the same random numbers twice cannot be recorded: "+
-			"with LoRA dropout and compile %s, use recompute %s or %s",
-			CompileGraph, RecomputeSelective, RecomputeNone)
+		return fmt.Errorf("--compile %s cannot record dropout with --recompute %s: choose "+
+			"--recompute %s or %s, or leave --lora_dropout out", CompileGraph, o.Recompute,
+			RecomputeSelective, RecomputeNone)
 	}
 	return nil
 }
@@ -402,43 +407,44 @@ func (o Options) checkObjective() error {
 	pairs := o.kind().Texts == 2
 	switch {
 	case o.Beta != 0 && !o.compares():
-		return fmt.Errorf("--beta %g is for objectives that compare answers, such as %s", o.Beta,
-			DPO)
+		return fmt.Errorf("--beta %g is for objectives that compare answers, such as %s: leave "+
+			"it out, or give --objective; AdamW's rates are --beta1 and --beta2", o.Beta, DPO)
 	case o.compares() && !(o.Beta > 0 && !math.IsInf(o.Beta, 0)):
 		return fmt.Errorf("--beta %g: it must be positive; 0.1 is usual", o.Beta)
 	case o.Gamma != 0 && o.Objective != SimPO:
-		return fmt.Errorf("--gamma %g is for the objective %s only", o.Gamma, SimPO)
+		return fmt.Errorf("--gamma %g is for the objective %s only: leave it out", o.Gamma, SimPO)
 	case !(o.Gamma >= 0) || math.IsInf(o.Gamma, 0):
 		return fmt.Errorf("--gamma %g: it cannot be negative; 0.5 is usual", o.Gamma)
 	case o.SFTWeight != 0 && !pairs:
-		return fmt.Errorf("--sft_weight %g is for objectives that learn from pairs, such as %s",
-			o.SFTWeight, DPO)
+		return fmt.Errorf("--sft_weight %g is for objectives that learn from pairs, such as %s: "+
+			"leave it out", o.SFTWeight, DPO)
 	case !(o.SFTWeight >= 0) || math.IsInf(o.SFTWeight, 0):
 		return fmt.Errorf("--sft_weight %g: it cannot be negative", o.SFTWeight)
 	case o.Objective == ORPO && o.SFTWeight != 1:
-		return fmt.Errorf("--sft_weight %g: it is 1 in the objective %s, whose --beta weighs the "+
-			"other term", o.SFTWeight, ORPO)
+		return fmt.Errorf("--sft_weight %g: in the objective %s it is 1: leave it out; --beta is "+
+			"the weight of the other term", o.SFTWeight, ORPO)
 	case o.Objective != KTO && (o.DesirableWeight != 0 || o.UndesirableWeight != 0):
 		return fmt.Errorf("--desirable_weight and --undesirable_weight are for the objective %s "+
-			"only", KTO)
+			"only: leave them out", KTO)
 	case !(o.DesirableWeight >= 0 && o.UndesirableWeight >= 0) ||
 		math.IsInf(o.DesirableWeight+o.UndesirableWeight, 0):
 		return fmt.Errorf("--desirable_weight %g and --undesirable_weight %g: they must be "+
 			"positive; 1 is usual", o.DesirableWeight, o.UndesirableWeight)
 	case o.LabelSmoothing != 0 && !o.kind().Smooths:
-		return fmt.Errorf("--label_smoothing cannot be combined with %s: it is for %s, %s and %s",
-			o.Objective, SFT, DPO, SimPO)
+		return fmt.Errorf("--label_smoothing cannot be combined with %s: it is for the objectives "+
+			"%s, %s and %s", o.Objective, SFT, DPO, SimPO)
 	case !(o.LabelSmoothing >= 0 && o.LabelSmoothing < 1):
-		return fmt.Errorf("label smoothing %g: it must be at least 0 and below 1", o.LabelSmoothing)
+		return fmt.Errorf("--label_smoothing is %g, expected at least 0 and below 1",
+			o.LabelSmoothing)
 	case pairs && o.LabelSmoothing >= 0.5:
 		return fmt.Errorf("--label_smoothing %g: it is the probability that the answers of a pair "+
 			"are swapped, which must be below 0.5", o.LabelSmoothing)
 	case o.ZLoss != 0 && o.compares():
-		return fmt.Errorf("--z_loss cannot be combined with %s: it is for the likelihood loss",
-			o.Objective)
+		return fmt.Errorf("--z_loss cannot be combined with %s: it is for the objective %s",
+			o.Objective, SFT)
 	case !(o.ZLoss >= 0 && o.ZLoss < 1):
 		return fmt.Errorf(
-			"z-loss %g: its coefficient must be at least 0 and below 1; 1e-4 is usual", o.ZLoss)
+			"--z_loss is %g, expected at least 0 and below 1; 1e-4 is usual", o.ZLoss)
 	}
 	return nil
 }
@@ -446,36 +452,41 @@ func (o Options) checkObjective() error {
 func (o Options) checkOptimizer() error {
 	switch {
 	case !slices.Contains(optim.Methods, o.Optimizer):
-		return fmt.Errorf("unknown optimizer %q: choose one of %s", o.Optimizer,
+		return fmt.Errorf("--optimizer: unknown optimizer %q: choose one of %s", o.Optimizer,
 			strings.Join(optim.Methods, ", "))
 	case !slices.Contains(optim.MomentTypes, o.Moments):
-		return fmt.Errorf("unknown moments %q: choose one of %s", o.Moments,
+		return fmt.Errorf("--moments: unknown dtype %q: choose one of %s", o.Moments,
 			strings.Join(optim.MomentTypes, ", "))
 	case !(o.Beta1 >= 0 && o.Beta1 < 1) || !(o.Beta2 >= 0 && o.Beta2 < 1):
-		return fmt.Errorf("betas %g and %g: they must be at least 0 and below 1", o.Beta1, o.Beta2)
-	case !(o.Decay >= 0) || !(o.Clip >= 0) || math.IsInf(o.Decay, 0):
-		return fmt.Errorf("weight decay %g and clipping at %g: neither can be negative", o.Decay,
-			o.Clip)
+		return fmt.Errorf("--beta1 is %g and --beta2 is %g: expected at least 0 and below 1",
+			o.Beta1, o.Beta2)
+	case !(o.Decay >= 0) || math.IsInf(o.Decay, 0):
+		return fmt.Errorf("--weight_decay is %g, expected 0 or more", o.Decay)
+	case !(o.Clip >= 0):
+		return fmt.Errorf("--clip is %g, expected 0 or more; 0: no clipping", o.Clip)
 	case o.Moments != optim.Float32 && o.Optimizer != optim.AdamW:
-		return fmt.Errorf("moments in %s are for %s", o.Moments, optim.AdamW)
+		return fmt.Errorf("--moments %s is for %s only: leave it out with --optimizer %s",
+			o.Moments, optim.AdamW, o.Optimizer)
 	case o.Stochastic && o.Optimizer != optim.AdamW:
-		return fmt.Errorf("stochastic rounding is for %s", optim.AdamW)
+		return fmt.Errorf("--stochastic_rounding is for %s only: leave it out with --optimizer %s",
+			optim.AdamW, o.Optimizer)
 	case o.Optimizer == optim.Muon && (o.TensorSize > 0 ||
 		slices.Contains([]string{FSDP, HSDP, TP}, o.Distributed)):
-		return fmt.Errorf("%s needs whole matrices, which %s divides: choose none, ddp or pp",
-			optim.Muon, o.Distributed)
+		return fmt.Errorf("--optimizer %s needs whole matrices, which --distributed %s divides: "+
+			"choose none, ddp or pp without --tp_size", optim.Muon, o.Distributed)
 	case o.Optimizer == optim.Muon && o.HeadOnly:
-		return fmt.Errorf("%s is for the matrices of the blocks, and the head is not one of them",
-			optim.Muon)
+		return fmt.Errorf("--optimizer %s is for the matrices of the blocks: with --head_only "+
+			"choose %s or %s", optim.Muon, optim.AdamW, optim.Lion)
 	case o.Stochastic && o.LoRA != nil:
-		return errors.New("stochastic rounding is for bfloat16 weights, and adapters are float32")
+		return errors.New("--stochastic_rounding is for bfloat16 weights, and adapters are " +
+			"float32: leave it out")
 	case o.Stochastic && o.OffloadOptimizer:
-		return errors.New("an optimizer in host memory keeps float32 master weights there: " +
-			"omit --stochastic_rounding")
+		return errors.New("--offload_optimizer keeps float32 master weights in host memory: " +
+			"leave --stochastic_rounding out")
 	}
 	for _, kind := range o.NoDecay {
 		if !slices.Contains(NoDecayKinds, kind) {
-			return fmt.Errorf("no decay of %q: choose from %s", kind,
+			return fmt.Errorf("--no_decay: unknown kind %q: choose from %s", kind,
 				strings.Join(NoDecayKinds, ", "))
 		}
 	}
@@ -495,34 +506,34 @@ func (o Options) checkDistributed() error {
 	sharded := o.Distributed == FSDP || o.Distributed == HSDP
 	switch {
 	case !slices.Contains(Strategies, o.Distributed):
-		return fmt.Errorf("unknown strategy %q: choose one of %s", o.Distributed,
+		return fmt.Errorf("--distributed: unknown strategy %q: choose one of %s", o.Distributed,
 			strings.Join(Strategies, ", "))
 	case o.Distributed != None && o.World == nil:
 		return fmt.Errorf(
 			"strategy %s needs the processes of a run, and this process is not part of one",
 			o.Distributed)
 	case o.Distributed == None && o.World != nil && o.World.Size > 1:
-		return fmt.Errorf("%d processes without a strategy would each train their own model: "+
-			"choose ddp, fsdp, hsdp, tp or pp", o.World.Size)
+		return fmt.Errorf("%d processes with --distributed none would each train their own "+
+			"model: choose ddp, fsdp, hsdp, tp or pp", o.World.Size)
 	case o.Distributed == HSDP && (o.ShardSize < 1 || o.World.Size%o.ShardSize != 0):
-		return fmt.Errorf("hsdp with groups of %d: this does not divide the %d processes",
+		return fmt.Errorf("--hsdp_size %d does not divide the %d processes",
 			o.ShardSize, o.World.Size)
 	case o.TensorSize < 0 || o.World != nil && o.World.Size%o.tensorSize() != 0:
-		return fmt.Errorf("layers divided over %d: this does not divide the %d processes",
+		return fmt.Errorf("--tp_size %d does not divide the %d processes",
 			o.TensorSize, o.World.Size)
 	case o.TensorSize > 0 && !slices.Contains([]string{TP, DDP, FSDP}, o.Distributed):
-		return fmt.Errorf("layers can be divided with tp, ddp or fsdp, not with %s", o.Distributed)
+		return fmt.Errorf("--tp_size needs --distributed tp, ddp or fsdp, not %s", o.Distributed)
 	case o.OffloadOptimizer && !sharded:
 		return fmt.Errorf(
-			"the optimizer's state can be kept in host memory with fsdp or hsdp, not with %s",
+			"--offload_optimizer needs --distributed fsdp or hsdp, not %s",
 			o.Distributed)
 	case o.ReduceDType != "" && o.ReduceDType != "float32" && o.ReduceDType != "same":
 		return fmt.Errorf(
-			"gradients cannot be summed in %q: choose float32, or same for the weights' dtype",
+			"--reduce_dtype: unknown value %q: choose float32, or same for the weights' dtype",
 			o.ReduceDType)
 	case o.ReduceDType == "same" && o.Distributed != DDP && !sharded:
 		return fmt.Errorf(
-			"gradients can be summed in the weights' dtype with ddp, fsdp or hsdp, not with %s",
+			"--reduce_dtype same needs --distributed ddp, fsdp or hsdp, not %s",
 			o.Distributed)
 	}
 	return o.checkFormat()
@@ -532,16 +543,16 @@ func (o Options) checkFormat() error {
 	formats := []string{"", FormatHF, FormatNative}
 	switch {
 	case !slices.Contains(formats, o.SaveFormat):
-		return fmt.Errorf("unknown checkpoint format %q: choose %s or %s", o.SaveFormat,
+		return fmt.Errorf("--save_format: unknown format %q: choose %s or %s", o.SaveFormat,
 			FormatHF, FormatNative)
 	case o.SaveFormat == FormatHF && o.OffloadOptimizer:
 		return fmt.Errorf(
-			"with the optimizer's state in host memory, checkpoints have the format %s",
-			FormatNative)
+			"--save_format %s cannot be combined with --offload_optimizer: choose %s",
+			FormatHF, FormatNative)
 	case o.SaveFormat == FormatHF && o.World != nil && o.World.Size > 1:
 		return fmt.Errorf(
-			"checkpoints of %d processes are written by all of them, in the format %s",
-			o.World.Size, FormatNative)
+			"--save_format %s is written by one process: with %d processes choose %s",
+			FormatHF, o.World.Size, FormatNative)
 	}
 	return nil
 }
@@ -551,12 +562,12 @@ func (o Options) checkFormat() error {
 // neighbors, which differ between the processes.
 func (o Options) CheckDivision(d *parallel.Division) error {
 	if o.LoRA != nil && len(o.LoRA.Save)+len(o.LoRA.Tokens) > 0 {
-		return errors.New("embeddings and tokens cannot be trained beside LoRA with tensor " +
-			"parallelism: use ddp, fsdp, hsdp or pp")
+		return errors.New("--lora_save and --lora_tokens do not work with tensor " +
+			"parallelism: use --distributed ddp, fsdp, hsdp or pp without --tp_size")
 	}
 	if o.LoRA != nil && (o.LoRA.DoRA || o.LoRA.Init == lora.InitPiSSA) {
 		return errors.New("DoRA and PiSSA need whole weights, which tensor parallelism divides: " +
-			"use ddp, fsdp, hsdp or pp")
+			"use --distributed ddp, fsdp, hsdp or pp without --tp_size")
 	}
 	if d.Mixed() && (o.Moments == optim.Int8 || o.Stochastic && !d.Even()) {
 		return errors.New(

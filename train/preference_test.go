@@ -493,7 +493,7 @@ func TestDPO_RefusesUnsuitableRuns(t *testing.T) {
 			o.Objective, o.Beta, o.SFTWeight = SFT, 0, 1
 		}},
 		"--sft_weight -1: it cannot": {nine, func(o *Options) { o.SFTWeight = -1 }},
-		"--sft_weight 2: it is 1": {nine, func(o *Options) {
+		"--sft_weight 2: in the objective orpo it is 1": {nine, func(o *Options) {
 			o.Objective, o.SFTWeight = ORPO, 2
 		}},
 		"0 of 9 samples are rated": {samples(9, 1), func(o *Options) { o.Objective = KTO }},

@@ -121,14 +121,18 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 		return o, err
 	}
 	if o = o.complete(); o.SequenceLength > m.MaxLength() {
-		return o, fmt.Errorf("sequence length %d is beyond the model's %d", o.SequenceLength,
+		return o, fmt.Errorf("--sequence_length %d is beyond the model's %d", o.SequenceLength,
 			m.MaxLength())
 	}
 	if o.AskSteps > 0 && o.Ask == nil {
-		return o, fmt.Errorf("questions every %d steps: nothing answers them", o.AskSteps)
+		return o, fmt.Errorf("--ask_steps %d needs --ask", o.AskSteps)
+	}
+	if err := o.CheckModel(m); err != nil {
+		return o, err
 	}
 	if validation == nil && (o.EarlyStop > 0 || o.KeepBest) {
-		return o, errors.New("an early stop and the best weights need validation data")
+		return o, errors.New("--early_stop and --keep_best need validation data: give " +
+			"--validation_path or --validation_fraction")
 	}
 	if own, ok := m.(interface{ ZLoss() float64 }); ok && o.ZLoss == 0 && !o.compares() {
 		o.ZLoss = own.ZLoss()
@@ -154,14 +158,21 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 			}
 		}
 	}
+	return o, o.checkDistributed()
+}
+
+// CheckModel returns an error for the first option that does not fit the weights of m. New calls it
+// too. A program that calls it before it reads the data reports such an option at once.
+func (o Options) CheckModel(m model.Model) error {
 	bfloat16 := func(p *nn.Param) bool { return p.DType() == torch.BFloat16 }
 	if o.Stochastic && !slices.ContainsFunc(nn.Params(m), bfloat16) {
-		return o, errors.New(
-			"stochastic rounding is for bfloat16 weights, and the model has none: " +
-				"give --dtype bfloat16",
-		)
+		return errors.New("--stochastic_rounding is for bfloat16 weights, and the model has " +
+			"none: give --dtype bfloat16")
 	}
-	return o, o.checkDistributed()
+	if o.LoRA == nil || o.LoRA.From != "" { // an adapter of a file has layers of its own
+		return nil
+	}
+	return o.LoRA.CheckModel(m)
 }
 
 // prepare builds everything that a run needs, in the order in which one part needs another.

@@ -488,13 +488,13 @@ func TestTrainer_MemoryStaysFlat(t *testing.T) {
 func TestNew_RefusesInvalidOptions(t *testing.T) {
 	noLeaks(t)
 	for want, change := range map[string]func(*Options){
-		"give one of the two":   func(o *Options) { o.Epochs = 2 },
-		"batch size 0":          func(o *Options) { o.BatchSize = 0 },
-		"beyond the model's 64": func(o *Options) { o.SequenceLength = 65 },
-		"sample 0 has":          func(o *Options) { o.SequenceLength = 3 },
-		"unknown recompute":     func(o *Options) { o.Recompute = "some" },
-		"unknown schedule":      func(o *Options) { o.Schedule = "step" },
-		"learning rate 0":       func(o *Options) { o.Rate = 0 },
+		"give one of the two":    func(o *Options) { o.Epochs = 2 },
+		"--batch_size is 0":      func(o *Options) { o.BatchSize = 0 },
+		"beyond the model's 64":  func(o *Options) { o.SequenceLength = 65 },
+		"sample 0 has":           func(o *Options) { o.SequenceLength = 3 },
+		"unknown value \"some\"": func(o *Options) { o.Recompute = "some" },
+		"unknown schedule":       func(o *Options) { o.Schedule = "step" },
+		"--learning_rate is 0":   func(o *Options) { o.Rate = 0 },
 		"choose one": func(o *Options) {
 			o.HeadOnly, o.LoRA = true, adapterConfig()
 		},
@@ -502,7 +502,7 @@ func TestNew_RefusesInvalidOptions(t *testing.T) {
 			o.LoRA = adapterConfig()
 			o.LoRA.Targets = []string{"qproj"}
 		},
-		"at least 1": func(o *Options) {
+		"LoRA rank is -1": func(o *Options) {
 			o.LoRA = adapterConfig()
 			o.LoRA.Rank = -1
 		},

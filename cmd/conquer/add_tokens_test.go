@@ -62,7 +62,7 @@ func TestTrain_AddsTokens(t *testing.T) {
 		"name both":         {"--add_tokens", list, "--lora_rank", "2", "--lora_save", "lm_head"},
 		"is empty":          {"--add_tokens", ""},
 		"is neither an id":  {"--lora_rank", "2", "--lora_tokens", "<lamp>"},
-		"none of the model": {"--lora_rank", "2", "--lora_tokens", "700"},
+		"there is no token": {"--lora_rank", "2", "--lora_tokens", "700"},
 		"trained further":   {"--add_tokens", "x", "--adapter_path", filepath.Join(dir, "rows")},
 	} {
 		if stderr, code := tune(t, base, filepath.Join(dir, "none"), args...); code == 0 ||

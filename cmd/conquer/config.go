@@ -19,7 +19,7 @@ var aboutConfig = []string{"config", "print_config"}
 func declareConfig(flags *pflag.FlagSet) {
 	flags.String("config", "",
 		"`file` with values of flags, whose names are its keys (.yaml, .yml or .toml, such as "+
-			"those in examples/recipes); a flag that is given counts more")
+			"those in examples/recipes); flags on the command line override it")
 	group(flags, "Settings in a file")
 }
 
@@ -63,7 +63,9 @@ func applySettings(flags *pflag.FlagSet, path string, list []settings.Setting) e
 		f := flags.Lookup(name)
 		var err error
 		switch {
-		case f == nil || slices.Contains(aboutConfig, name):
+		case slices.Contains(aboutConfig, name):
+			err = fmt.Errorf("%s cannot be set in a file: give --%[1]s on the command line", name)
+		case f == nil:
 			err = fmt.Errorf("unknown key %.60q%s", s.Key, suggestFlag(name, flags))
 		case !given[name] && (s.List || len(s.Values) > 0): // null gives nothing
 			err = applySetting(flags, f, s)
@@ -92,12 +94,13 @@ func applySetting(flags *pflag.FlagSet, f *pflag.Flag, s settings.Setting) error
 		}
 		return list.Replace(texts)
 	case s.List:
-		return fmt.Errorf("%s: expected one value, not a list", f.Name)
+		return fmt.Errorf("%s: expected one value, found a list", f.Name)
 	case f.Value.Type() == "bool" && texts[0] == f.Value.String(): // as if it were not given
 		return nil
 	}
 	if err := flags.Set(f.Name, texts[0]); err != nil {
-		return fmt.Errorf("%s: %.60q is not of the type %s", f.Name, texts[0], f.Value.Type())
+		return fmt.Errorf("%s: %.60q is not of the type %s%s", f.Name, texts[0], f.Value.Type(),
+			map[bool]string{true: ", such as 90s or 10m"}[f.Value.Type() == "duration"])
 	}
 	return nil
 }

@@ -72,14 +72,14 @@ func TestConfig_FileGivesFlagsThatTheLineDoesNot(t *testing.T) {
 
 func TestConfig_ErrorsNameFileLineAndKey(t *testing.T) {
 	for text, want := range map[string]string{
-		"steps: 3\nlr: 1e-4\n":            `:2: unknown key "lr", here it is --learning_rate`,
+		"steps: 3\nlr: 1e-4\n":            `:2: unknown key "lr": use --learning_rate`,
 		"learning_rat: 1e-4\n":            `:1: unknown key "learning_rat", did you mean`,
-		"# x\nunfuse_weights: true\n":     `:2: unknown key "unfuse_weights": weights are fused`,
-		"config: a.yaml\n":                `:1: unknown key "config"`,
-		"print_config: true\n":            `:1: unknown key "print_config"`,
+		"# x\nunfuse_weights: true\n":     `:2: unknown key "unfuse_weights": leave it out`,
+		"config: a.yaml\n":                ":1: config cannot be set in a file",
+		"print_config: true\n":            ":1: print_config cannot be set in a file",
 		"steps: 1.5\n":                    `:1: steps: expected a whole number, found a number, "1`,
 		"steps: '3'\n":                    `:1: steps: expected a whole number, found a text, "3"`,
-		"steps: [3]\n":                    ":1: steps: expected one value, not a list",
+		"steps: [3]\n":                    ":1: steps: expected one value, found a list",
 		"pack: 1\n":                       `:1: pack: expected true or false, found a whole number`,
 		"ask: [true]\n":                   `:1: ask: expected a text, found true or false`,
 		"learning_rate: high\n":           `:1: learning_rate: expected a number, found a text`,

@@ -114,6 +114,9 @@ func (f *dataFlags) check(ctx context.Context) error {
 	if err := f.records.check(len(f.data)); err != nil {
 		return err
 	}
+	if err := checkData("data_path", f.data); err != nil {
+		return err
+	}
 	if f.plot != "" {
 		if _, err := os.Stat(filepath.Dir(f.plot)); err != nil {
 			return fmt.Errorf("--plot: %w", err)

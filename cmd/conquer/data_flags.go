@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"strconv"
@@ -29,7 +31,7 @@ func (f *recordFlags) declare(flags *pflag.FlagSet) {
 		"share of the samples from each --data_path: `numbers` such as 0.7,0.3; small data sets "+
 			"are repeated (default: every sample once in an epoch)")
 	flags.StringSliceVar(&f.columns, "columns", nil,
-		"names that the data has for the fields of its records: `NAME=COLUMN`,…, such as "+
+		"columns of the data that hold the fields of its records: `NAME=COLUMN`,…, such as "+
 			"instruction=question,output=answer or messages=dialog,role=speaker,content=text")
 	flags.StringVar(&f.onBad, "on_bad_record", "stop",
 		"stop at a record that cannot be read or rendered, or skip it and count it")
@@ -86,6 +88,28 @@ func (f *recordFlags) set(o *dataset.Options) {
 	o.Columns, o.SkipBad = f.mapped, f.onBad == "skip"
 	o.Cache = f.cache
 	o.Notice = func(message string) { note("conquer: %s\n", message) }
+}
+
+// checkData reports paths of a flag at which there is no data.
+func checkData(flag string, paths []string) error {
+	for _, path := range paths {
+		if hub.OnHub(path) {
+			continue
+		}
+		if strings.HasPrefix(path, "https://") || strings.HasPrefix(path, "http://") {
+			return usagef("--%s: %s is not fetched: download it, for example with curl -LO, "+
+				"and give the file; data sets of the Hugging Face Hub are "+
+				"hf://datasets/org/name", flag, path)
+		}
+		switch _, err := os.Stat(path); {
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("--%s: there is no file or folder %s; data sets of the Hugging Face "+
+				"Hub are hf://datasets/org/name", flag, path)
+		case err != nil:
+			return fmt.Errorf("--%s: %w", flag, err)
+		}
+	}
+	return nil
 }
 
 // loadPath loads the data sets at a path: files, or a name of the Hub. It calls take with each, and

@@ -177,7 +177,8 @@ func TestData_RefusesFlagsThatDoNotFit(t *testing.T) {
 		{data + " --tokenizer char_tokenizer --plot /nowhere/a/b.png", 1, "/nowhere"},
 		{data + " --tokenizer char_tokenizer --objective x", 2, "unknown objective"},
 		{data + " --tokenizer /nowhere", 1, "/nowhere"},
-		{"/nowhere --tokenizer char_tokenizer", 1, "/nowhere"},
+		{"/nowhere --tokenizer char_tokenizer", 1, "--data_path: there is no file or"},
+		{"https://host/a.jsonl --tokenizer char_tokenizer", 2, "is not fetched"},
 	} {
 		_, stderr, code := invoke(t, "", append([]string{"data"}, strings.Fields(c.args)...)...)
 		if code != c.code || !strings.Contains(stderr, c.want) {

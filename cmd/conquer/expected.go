@@ -39,13 +39,16 @@ func (f *modelFlags) declareSourceFormat(flags *pflag.FlagSet) {
 // checkExpected reports values that no checkpoint has.
 func (e *expected) checkExpected(path string) error {
 	switch {
+	case strings.HasPrefix(e.format, "fms"):
+		return usagef("--checkpoint_format %s: checkpoints in foundation-model-stack's own layout "+
+			"are not read: convert them with convert_to_hf of fms_to_hf_llama.py in "+
+			"foundation-model-stack/fms-fsdp", e.format)
 	case e.format != "" && !slices.Contains(sourceFormats, e.format):
 		return usagef("--checkpoint_format: unknown format %q: choose one of %s", e.format,
 			strings.Join(sourceFormats, ", "))
 	case e.format != "" && path == "":
-		return usagef("--checkpoint_format is the format of the model that --model_path names, " +
-			"which is not given; the format of the checkpoints that train writes is given with " +
-			"--save_format")
+		return usagef("--checkpoint_format is the format of the model's files and needs " +
+			"--model_path; --save_format is that of the checkpoints that train writes")
 	case e.architecture == "hf_pretrained" || e.architecture == "hf_configured":
 		return usagef("--architecture %s: config.json is always read: leave --architecture and "+
 			"--variant out and give the folder, or org/name, with --model_path", e.architecture)
@@ -78,8 +81,8 @@ func (e *expected) checkFiles(c *checkpoint.Checkpoint) error {
 	}
 	if e.format != "" && e.format != format {
 		return usagef("--checkpoint_format %s: %s has the format %s: leave the flag out, because "+
-			"formats are recognized; the format of the checkpoints that train writes is given "+
-			"with --save_format", e.format, c.Path, format)
+			"formats are recognized; --save_format is the format of the checkpoints that train "+
+			"writes", e.format, c.Path, format)
 	}
 	if e.architecture == "" {
 		return nil

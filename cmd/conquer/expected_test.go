@@ -86,7 +86,8 @@ func TestTrain_TakesTheFlagsOfFoundationModelStack(t *testing.T) {
 		{"--variant=8b", `no variant "8b": choose one of`},
 		{"--architecture=hf_pretrained", "leave --architecture and --variant out"},
 		{"--checkpoint_format=hf", "~/models/7B/ has the format meta"},
-		{"--checkpoint_format=native", "given with --save_format"},
+		{"--checkpoint_format=native", "leave the flag out"},
+		{"--checkpoint_format=fms", "convert them with convert_to_hf"},
 		{"--checkpoint_format=pt", "choose one of hf, meta, native, gguf"},
 	} {
 		_, stderr, code := invoke(t, "", command(append(append(run, "--overwrite"),

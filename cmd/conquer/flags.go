@@ -298,56 +298,61 @@ var otherNames = map[string][]string{
 // something which is done otherwise here, with what to do. An answer that names a flag is for the
 // commands that have it; the first that fits is given.
 var unneeded = map[string][]struct{ flag, answer string }{
-	"attn_name": {{"", "the kernels of attention are chosen by the device"}},
-	"batch_input": {{"prompts_file", "prompts are given with --prompt or --prompts_file, and " +
+	"attn_name": {{"", "leave it out: the device chooses the kernels of attention"}},
+	"batch_input": {{"prompts_file", "give the prompts with --prompt or --prompts_file; " +
 		"--batch_size of them are run together"}},
-	"batch_size":        {{"text", "one text is measured at a time"}},
-	"bf16":              {{"dtype", "write --dtype bfloat16"}},
-	"check_correctness": {{"repeat", "bench inference measures times alone"}},
+	"batch_size": {{"text", "leave it out: one text is measured at a time"}},
+	"bf16":       {{"dtype", "write --dtype bfloat16"}},
+	"check_correctness": {{"repeat", "leave it out: bench inference measures times, and " +
+		"tests compare the outputs"}},
 	"compile":           recorded[2:],
 	"compile_backend":   recorded,
 	"compile_mode":      recorded,
 	"compile_optimizer": recorded,
 	"compile_static":    recorded,
 	"context_file":      {{"prompt", "write --prompt \"$(cat FILE)\""}},
-	"dataset_style": {{"data_path", "the layout of records is recognized: give the files with " +
-		"--data_path"}},
-	"deterministic": {{"seed", "--seed fixes what is random, and no other kernels are needed"},
-		{"", "nothing is random in this command"}},
-	"distributed": {{"nproc", "--nproc N divides the layers over N processes, as do processes " +
-		"that torchrun starts"}},
-	"fp16":           {{"dtype", "write --dtype float16"}},
-	"fp32":           {{"dtype", "write --dtype float32"}},
-	"min_pad_length": {{"prompt", "prompts are padded to the longest of their batch"}},
+	"dataset_style": {{"data_path", "leave it out: the layout of records is recognized; give " +
+		"the files with --data_path"}},
+	"deterministic": {{"seed", "leave it out: --seed fixes every random number; there is no " +
+		"switch for deterministic GPU kernels, whose sums may differ in the last bits"},
+		{"", "leave it out: this command draws no random numbers"}},
+	"distributed": {{"nproc", "use --nproc N, or torchrun: the layers are divided over the " +
+		"processes"}},
+	"fp16": {{"dtype", "write --dtype float16"}},
+	"fp32": {{"dtype", "write --dtype float32"}},
+	"min_pad_length": {{"prompt", "leave it out: prompts are padded to the longest of their " +
+		"batch"}},
 	"no_use_cache": {{"use_cache", "write --use_cache=false"},
 		{"skip_kvcache_runs", "write --skip_kvcache_runs"},
-		{"", "keys, values and states are always cached"}},
+		{"", "leave it out: keys, values and states are always cached"}},
 	"num_fewshot":  harness,
-	"pad_token_id": {{"data_path", "padding is neither attended to nor learned"}},
-	"peft_method": {{"lora_rank", "--lora_rank 8 trains a LoRA adapter; foundation-model-stack's " +
-		"settings are --lora_rank 8 --lora_alpha 32 --lora_dropout 0.05 --lora_targets " +
-		"q_proj,k_proj"}},
-	"run_validation": {{"ask", "--ask QUESTION has a question answered before and after " +
-		"training, and --validation_path measures the loss"}},
-	"skip_correctness_check": {{"repeat", "bench inference measures times alone"}},
-	"skip_e2e_runs":          {{"repeat", "each run measures single tokens and whole texts"}},
-	"skip_single_token_runs": {{"repeat", "each run measures single tokens and whole texts"}},
-	"tasks":                  harness,
-	"training_type": {{"objective", "causal language models alone are trained, with --objective " +
-		"sft or dpo"}},
-	"unfuse_weights": {{"", "weights are fused in memory and never in files"}},
+	"pad_token_id": {{"data_path", "leave it out: padding is neither attended to nor learned"}},
+	"peft_method": {{"lora_rank", "use --lora_rank 8 to train a LoRA adapter; the settings of " +
+		"foundation-model-stack are --lora_rank 8 --lora_alpha 32 --lora_dropout 0.05 " +
+		"--lora_targets q_proj,k_proj"}},
+	"run_validation": {{"ask", "use --ask QUESTION for an answer before and after training, " +
+		"and --validation_path for the loss on other data"}},
+	"skip_correctness_check": {{"repeat", "leave it out: bench inference measures only times"}},
+	"skip_e2e_runs": {{"repeat", "leave it out: each run measures single tokens and whole " +
+		"texts"}},
+	"skip_single_token_runs": {{"repeat", "leave it out: each run measures single tokens and " +
+		"whole texts"}},
+	"tasks": harness,
+	"training_type": {{"objective", "leave it out: only causal language models are trained; " +
+		"--objective chooses the loss"}},
+	"unfuse_weights": {{"", "leave it out: weights are fused in memory and never in files"}},
 }
 
 var recorded = []struct{ flag, answer string }{
-	{"compile", "kernels are compiled with the program; --compile graph records steps as CUDA " +
-		"graphs"},
-	{"skip_compile_runs", "kernels are compiled with the program, and steps are measured " +
-		"recorded as CUDA graphs unless --skip_compile_runs is given"},
-	{"", "kernels are compiled with the program"},
+	{"compile", "use --compile graph, which records steps as CUDA graphs; kernels are compiled " +
+		"with the program"},
+	{"skip_compile_runs", "leave it out: kernels are compiled with the program, and steps are " +
+		"measured recorded as CUDA graphs unless --skip_compile_runs is given"},
+	{"", "leave it out: kernels are compiled with the program"},
 }
 
 var harness = []struct{ flag, answer string }{
-	{"", "tasks are measured by lm-eval: write the model with `conquer export`, and give its " +
+	{"", "lm-eval measures tasks: write the model with `conquer export`, and give its " +
 		"folder to lm_eval --model hf; `conquer score` measures the perplexity of a text"},
 }
 
@@ -356,7 +361,7 @@ var harness = []struct{ flag, answer string }{
 func suggestFlag(typo string, flags *pflag.FlagSet) string {
 	for _, name := range otherNames[typo] {
 		if flags.Lookup(name) != nil {
-			return fmt.Sprintf(", here it is --%s", name)
+			return fmt.Sprintf(": use --%s", name)
 		}
 	}
 	for _, u := range unneeded[typo] {

@@ -479,7 +479,7 @@ func TestTrain_DividedModelEqualsOneProcess(t *testing.T) {
 	p, _, stderr := program(smallRun(t, filepath.Join(work, "none"), "--nproc", "2",
 		"--distributed", "tp", "--tp_size", "3", "--steps", "4")...)
 	if p.Run() == nil || !strings.Contains(stderr.String(),
-		"layers divided over 3: this does not divide the 2 processes") {
+		"--tp_size 3 does not divide the 2 processes") {
 		t.Errorf("2 processes as groups of 3: %s", stderr)
 	}
 }

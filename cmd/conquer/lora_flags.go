@@ -40,14 +40,14 @@ func (f *loraFlags) declareSizes(flags *pflag.FlagSet) {
 // declareScales adds the other flags.
 func (f *loraFlags) declareScales(flags *pflag.FlagSet) {
 	flags.Float64Var(&f.Alpha, "lora_alpha", 0,
-		"LoRA alpha: scale of the adapter multiplied by its rank (default: twice the rank)")
+		"LoRA alpha; the adapter is scaled by alpha divided by its rank (default: twice the rank)")
 	flags.StringArrayVar(&f.alphas, "lora_alpha_pattern", nil,
 		"`layers=alpha`: another alpha for some layers, in the form of --lora_rank_pattern")
 	flags.BoolVar(&f.RSLoRA, "lora_rslora", false,
 		"rsLoRA: scale the adapter by alpha divided by the square root of the rank")
 	flags.StringVar(&f.Init, "lora_init", "default",
-		"how the adapter begins: default, without effect; or pissa, with the largest singular "+
-			"values of the weights, written as an adapter of twice the rank")
+		"how the adapter begins: default, with random A and zero B; or pissa, with the largest "+
+			"singular values of the weights, written as an adapter of twice the rank")
 	flags.StringSliceVar(&f.tokens, "lora_tokens", nil,
 		"`tokens` whose rows of the embedding and the head to train beside the adapter: ids, or "+
 			"texts of single tokens")
@@ -88,8 +88,8 @@ func (f *loraFlags) tokenIDs(tok *tokenizer.Tokenizer) (ids []int, err error) {
 		if err != nil {
 			number, ok := tok.ID(token)
 			if !ok {
-				return nil, usagef("--lora_tokens: %q is neither an id nor a token of the "+
-					"vocabulary", token)
+				return nil, usagef("--lora_tokens: %q is neither an id nor one token of the "+
+					"tokenizer", token)
 			}
 			id = int(number)
 		}

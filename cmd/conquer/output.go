@@ -106,8 +106,9 @@ func (f *trainFlags) checkResult() error {
 		case err != nil:
 			return fmt.Errorf("--output_path: %w", err)
 		case saved:
-			return fmt.Errorf("--output_path: %s holds checkpoints of a run: continue it with "+
-				"--resume, choose other folders, or start again with --overwrite", f.CheckpointPath)
+			return fmt.Errorf("%s holds checkpoints of a run: continue it with --resume, choose "+
+				"another --output_path or --checkpoint_path, or start again with --overwrite",
+				f.CheckpointPath)
 		case slices.ContainsFunc(names, func(name string) bool { return !f.isLog(name) }):
 			return fmt.Errorf("--output_path: %s is not empty, it holds %s: choose another "+
 				"folder, or give --overwrite", f.output, some(names))

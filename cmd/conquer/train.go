@@ -125,6 +125,12 @@ func (f *trainFlags) run(ctx context.Context) error {
 		return err
 	}
 	o.tokenizer.SetClock(f.Began)
+	if err := f.chooseRows(o); err != nil {
+		return err
+	}
+	if err := f.CheckModel(o.model); err != nil { // reading the data may take long
+		return err
+	}
 	data, validation, err := f.load(ctx, o.tokenizer)
 	if err != nil {
 		return err
@@ -134,9 +140,6 @@ func (f *trainFlags) run(ctx context.Context) error {
 		defer validation.Close()
 	}
 	f.Tokenizer = o.tokenizer
-	if err := f.chooseRows(o); err != nil {
-		return err
-	}
 	bar := progress.Tasks(os.Stderr, progress.Steps)
 	f.Progress = func(what string, done, total int) error {
 		if first {
@@ -432,10 +435,9 @@ func (f *trainFlags) load(ctx context.Context, tok *tokenizer.Tokenizer) (data,
 			}
 		}
 	} else if f.fraction != 0 {
-		if !(f.fraction > 0) {
-			return nil, nil, usagef("--validation_fraction is %g, expected more than 0", f.fraction)
+		if data, validation, err = data.Split(f.fraction, uint64(f.Seed)); err != nil {
+			err = fmt.Errorf("--validation_fraction: %w", err)
 		}
-		data, validation, err = data.Split(f.fraction, uint64(f.Seed))
 	}
 	return data, validation, err
 }

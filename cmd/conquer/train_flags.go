@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,7 +10,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"conquer/lora"
-	"conquer/model/hub"
 	"conquer/torch/dist"
 	"conquer/torch/optim"
 	"conquer/train"
@@ -325,8 +323,10 @@ func (f *trainFlags) checkSteps(flags *pflag.FlagSet) error {
 		}
 	}
 	switch {
-	case f.Steps < 0 || f.Epochs < 0:
-		return usagef("--steps %d, --epochs %d: neither can be negative", f.Steps, f.Epochs)
+	case f.Steps < 0:
+		return usagef("--steps is %d, expected 1 or more", f.Steps)
+	case f.Epochs < 0:
+		return usagef("--epochs is %d, expected 1 or more", f.Epochs)
 	case f.Steps != 0 && f.Epochs != 0:
 		return usagef("give --steps or --epochs, not both")
 	case flags.Changed("add_tokens") && len(f.add.added) == 0:
@@ -342,9 +342,10 @@ func (f *trainFlags) checkSteps(flags *pflag.FlagSet) error {
 		return usagef("--early_stop is %d, expected 1 or more", f.EarlyStop)
 	case flags.Changed("min_improvement") && f.EarlyStop == 0:
 		return usagef("--min_improvement needs --early_stop")
-	case f.fraction > 1 && f.fraction != math.Trunc(f.fraction):
-		return usagef("--validation_fraction is %g, expected a share below 1 or a number of "+
-			"samples", f.fraction)
+	case flags.Changed("validation_fraction") && !(f.fraction > 0) || math.IsInf(f.fraction, 0) ||
+		f.fraction > 1 && f.fraction != math.Trunc(f.fraction):
+		return usagef("--validation_fraction is %g, expected a share of the records above 0 and "+
+			"below 1, or a number of records", f.fraction)
 	}
 	return nil
 }
@@ -435,21 +436,11 @@ func (f *trainFlags) defaultRate() float64 {
 
 // checkPaths reports missing files and unwritable folders before the model and data are read.
 func (f *trainFlags) checkPaths(rank int) error {
-	for flag, paths := range map[string][]string{"data_path": f.data,
-		"validation_path": f.validation} {
-		for _, path := range paths {
-			if hub.OnHub(path) {
-				continue
-			}
-			if strings.HasPrefix(path, "https://") || strings.HasPrefix(path, "http://") {
-				return usagef("--%s: %s is not fetched: download it, for example with curl -LO, "+
-					"and give the file; data sets of the Hugging Face Hub are "+
-					"hf://datasets/org/name", flag, path)
-			}
-			if _, err := os.Stat(path); err != nil {
-				return fmt.Errorf("--%s: %w", flag, err)
-			}
-		}
+	if err := checkData("data_path", f.data); err != nil {
+		return err
+	}
+	if err := checkData("validation_path", f.validation); err != nil {
+		return err
 	}
 	if rank == 0 && f.adapter != "" && sameFile(f.adapter, f.output) {
 		return fmt.Errorf("--output_path: %s is also --adapter_path: choose another folder",

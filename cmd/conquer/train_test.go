@@ -168,7 +168,7 @@ func TestTrain_PreferencesAreLearnedAndBadRecordsNamed(t *testing.T) {
 			[]string{"--objective", "dpo"}, 1},
 		"record without a pair": {`{"text":"x"}`, ":9: a record of layout text, expected a pair",
 			[]string{"--objective", "dpo"}, 1},
-		"pair without dpo": {"", ":1: a pair of answers", nil, 1},
+		"pair without dpo": {"", ":1: the record is a pair of answers", nil, 1},
 		"unknown":          {"", "unknown objective", []string{"--objective", "ppo"}, 2},
 		"negative": {"", "it must be positive", []string{"--objective", "dpo", "--beta", "-1"},
 			2},
@@ -219,19 +219,42 @@ func TestTrain_FlagsChooseOptimizerAndCompile(t *testing.T) {
 		}
 	}
 	for want, more := range map[string][]string{
-		`unknown recompute "some": choose none, selective or block`: {"--recompute", "some"},
-		`unknown way to compile "jit"`:                              {"--compile", "jit"},
+		`unknown value "some": choose none, selective or block`: {"--recompute", "some"},
+		`--compile: unknown value "jit"`:                        {"--compile", "jit"},
 		"--compile graph works in one process only": {"--compile", "graph", "--nproc", "2",
 			"--distributed", "ddp"},
-		`unknown optimizer "sgd"`:              {"--optimizer", "sgd"},
-		`unknown moments "int4"`:               {"--moments", "int4"},
-		"moments in int8 are for adamw":        {"--optimizer", "lion", "--moments", "int8"},
-		`no decay of "head": choose from norm`: {"--no_decay", "head"},
-		"label smoothing 2":                    {"--label_smoothing", "2"},
+		`unknown optimizer "sgd"`:               {"--optimizer", "sgd"},
+		`unknown dtype "int4"`:                  {"--moments", "int4"},
+		"--moments int8 is for adamw only":      {"--optimizer", "lion", "--moments", "int8"},
+		`unknown kind "head": choose from norm`: {"--no_decay", "head"},
+		"--label_smoothing is 2":                {"--label_smoothing", "2"},
 	} {
 		_, stderr, code := invoke(t, "", args("none", more...)...)
 		if code != 2 || !strings.Contains(stderr, want) ||
 			strings.Count(strings.TrimSpace(stderr), "\n") > 0 {
+			t.Errorf("%v: exit %d\n%s", more, code, stderr)
+		}
+	}
+}
+
+// Flags that do not fit the model are reported before the data is read.
+func TestTrain_ComparesFlagsWithTheModelBeforeTheData(t *testing.T) {
+	base := writeModel(t, 704, true)
+	data := filepath.Join(t.TempDir(), "data.jsonl")
+	if err := os.WriteFile(data, []byte("{\n"), 0o644); err != nil { // reading it would fail
+		t.Fatal(err)
+	}
+	for want, more := range map[string][]string{
+		`LoRA target "qproj" names no layer`:   {"--lora_rank", "2", "--lora_targets", "qproj"},
+		"--lora_tokens: there is no token 704": {"--lora_rank", "2", "--lora_tokens", "704"},
+		`--lora_rank_pattern: "foo" matches none of the adapted layers, such as model.layers.0.`: {
+			"--lora_rank", "2", "--lora_rank_pattern", "foo=3"},
+		"give --dtype bfloat16": {"--stochastic_rounding"},
+	} {
+		_, stderr, code := invoke(t, "", append([]string{"train", "--model_path", base,
+			"--data_path", data, "--output_path", filepath.Join(t.TempDir(), "out"), "--device",
+			"cpu"}, more...)...)
+		if code != 1 || !strings.Contains(stderr, want) {
 			t.Errorf("%v: exit %d\n%s", more, code, stderr)
 		}
 	}
@@ -275,7 +298,7 @@ func TestTrain_BadInputGetsOneLineAndExitCode(t *testing.T) {
 			"native"},
 		"reduce_dtype float8": {[]string{"--reduce_dtype", "float8"}, 2, "float32, or same"},
 		"reduce_dtype with pp": {[]string{"--nproc", "2", "--distributed", "pp", "--reduce_dtype",
-			"same"}, 2, "with ddp, fsdp or hsdp"},
+			"same"}, 2, "--distributed ddp, fsdp or hsdp"},
 		"lora_targets without rank": {[]string{"--lora_targets", "q_proj"}, 2, "--lora_rank"},
 		"early stop without validation": {[]string{"--early_stop", "3"}, 2,
 			"--early_stop needs --validation_path"},
@@ -296,7 +319,7 @@ func TestTrain_BadInputGetsOneLineAndExitCode(t *testing.T) {
 		"pattern of Python": {[]string{"--lora_rank", "2", "--lora_rank_pattern", "q(?!x)=2"}, 2,
 			"regular expression"},
 		"lora_layers beyond the model": {[]string{"--lora_rank", "2", "--lora_layers", "99"}, 1,
-			"LoRA layer 99"},
+			"no block 99"},
 		"steps without a question": {[]string{"--ask_steps", "3"}, 2, "--ask_steps needs --ask"},
 		"zero steps to a question": {[]string{"--ask", "x", "--ask_steps", "0"}, 2,
 			"--ask_steps is 0"},
@@ -315,19 +338,24 @@ func TestTrain_BadInputGetsOneLineAndExitCode(t *testing.T) {
 			"--threads is 2147483648, expected 1 to 1024"},
 		"2^62 processes": {[]string{"--nproc", "4611686018427387904"}, 2,
 			"expected 1 to 1024 processes"},
-		"2^31 samples": {[]string{"--batch_size", "2147483648"}, 2, "expected at most"},
-		"2^63 passes":  {[]string{"--accumulate", "9223372036854775807"}, 2, "expected at most"},
+		"2^31 samples": {[]string{"--batch_size", "2147483648"}, 2, "expected 1 to 1048576"},
+		"2^63 passes":  {[]string{"--accumulate", "9223372036854775807"}, 2, "expected 1 to"},
 		"2^63 epochs":  {[]string{"--epochs", "9223372036854775807"}, 2, "expected at most"},
-		"endless validation": {[]string{"--validation_fraction", "Inf"}, 1,
-			"cannot take +Inf of 5 records"},
+		"endless validation": {[]string{"--validation_fraction", "Inf"}, 2,
+			"--validation_fraction is +Inf"},
+		"no validation": {[]string{"--validation_fraction", "0"}, 2, "is 0, expected a share"},
+		"negative validation": {[]string{"--validation_fraction", "-1"}, 2,
+			"is -1, expected a share"},
+		"too much validation": {[]string{"--validation_fraction", "5"}, 1,
+			"--validation_fraction: cannot hold out 5 of 5 records"},
 		"negative threads":        {[]string{"--threads", "-3"}, 2, "--threads is -3"},
 		"restarts without nproc":  {[]string{"--max_restarts", "2"}, 2, "--nproc"},
 		"zero checkpoints kept":   {[]string{"--keep", "0"}, 2, "--keep"},
 		"fractional sample count": {[]string{"--validation_fraction", "2.5"}, 2, "2.5"},
 		"all samples held out":    {[]string{"--validation_fraction", "5"}, 1, "5 of 5 records"},
 		"sequence too short for an answer": {[]string{"--sequence_length", "4"}, 1,
-			"allow samples of more than 4 tokens"},
-		"negative steps": {[]string{"--steps", "-3"}, 2, "--steps -3"},
+			"give a --sequence_length of more than 4"},
+		"negative steps": {[]string{"--steps", "-3"}, 2, "--steps is -3"},
 		"missing validation file": {[]string{"--validation_path", filepath.Join(folder, "nowhere")},
 			1, "--validation_path: "},
 		"file as output folder": {[]string{"--output_path", filepath.Join(data, "out")}, 1,

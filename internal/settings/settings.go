@@ -149,8 +149,8 @@ func yamlError(err error) error {
 // yamlValue returns the value of a scalar, or nil for null.
 func yamlValue(node *yaml.Node) (*Value, error) {
 	if node.Kind != yaml.ScalarNode || node.Anchor != "" {
-		return nil, errors.New("expected a text, a number, true, false or a list of these, " +
-			"without anchors")
+		return nil, errors.New("expected a text, a number, true, false or a list of these; " +
+			"keys below keys and anchors are not supported")
 	}
 	switch node.ShortTag() {
 	case "!!null":
@@ -179,7 +179,7 @@ func yamlValue(node *yaml.Node) (*Value, error) {
 	case "!!str", "!!timestamp":
 		return &Value{Kind: Text, Text: node.Value}, nil
 	}
-	return nil, fmt.Errorf("the tag %.40s is not supported", node.Tag)
+	return nil, fmt.Errorf("the tag %.40s is not supported: leave it out", node.Tag)
 }
 
 // ParseTOML reads a TOML document of keys without tables.

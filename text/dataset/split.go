@@ -21,12 +21,12 @@ func (d *Dataset) Split(validation float64, seed uint64) (train, valid *Dataset,
 		n = int(validation)
 	}
 	if validation > 0 && total == 1 {
-		return nil, nil, errors.New("data set: it is one record, which cannot be split: " +
+		return nil, nil, errors.New("the data is one record, which cannot be split: " +
 			"give validation data of its own, or more records (a text file is one)")
 	}
 	if !(validation > 0) || n >= total {
-		return nil, nil, fmt.Errorf("data set: cannot take %g of %d records for validation; "+
-			"expected a fraction below 1 or a smaller number", validation, total)
+		return nil, nil, fmt.Errorf("cannot hold out %g of %d records: expected a share above 0 "+
+			"and below 1, or a smaller number of records", validation, total)
 	}
 	held := make([]bool, total)
 	for _, i := range shuffled(total, seed, 1<<63)[:n] {

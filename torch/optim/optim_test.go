@@ -280,12 +280,12 @@ func TestSchedule_WarmsUpThenFalls(t *testing.T) {
 
 func TestSchedule_RejectsInvalidValues(t *testing.T) {
 	for want, s := range map[string]optim.Schedule{
-		"cosine":           {Kind: "cosin", Peak: 1},
-		"positive":         {Kind: optim.Linear},
-		"between":          {Kind: optim.Linear, Peak: 1, Min: 2},
-		"negative":         {Kind: optim.Linear, Peak: 1, Warmup: -2},
-		"no separate fall": {Kind: optim.Cosine, Peak: 1, Decay: 3},
-		"no 2 cycles":      {Kind: optim.Cosine, Peak: 1, Cycles: 2},
+		"cosine":                          {Kind: "cosin", Peak: 1},
+		"--learning_rate is 0":            {Kind: optim.Linear},
+		"expected 0 to --learning_rate":   {Kind: optim.Linear, Peak: 1, Min: 2},
+		"--warmup_steps is -2":            {Kind: optim.Linear, Peak: 1, Warmup: -2},
+		"--schedule wsd, not cosine":      {Kind: optim.Cosine, Peak: 1, Decay: 3},
+		"--schedule restarts, not cosine": {Kind: optim.Cosine, Peak: 1, Cycles: 2},
 	} {
 		if err := s.Check(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v gave %v, want an error about %q", s, err, want)

@@ -36,25 +36,23 @@ type Schedule struct {
 func (s Schedule) Check() error {
 	switch {
 	case !slices.Contains(Schedules, s.Kind):
-		return fmt.Errorf("unknown schedule %q: choose one of %s", s.Kind,
+		return fmt.Errorf("--schedule: unknown schedule %q: choose one of %s", s.Kind,
 			strings.Join(Schedules, ", "))
 	case !(s.Peak > 0) || math.IsInf(s.Peak, 0):
-		return fmt.Errorf("learning rate %g: it must be positive", s.Peak)
+		return fmt.Errorf("--learning_rate is %g, expected a number above 0", s.Peak)
 	case !(s.Min >= 0) || s.Min > s.Peak:
 		return fmt.Errorf(
-			"minimal learning rate %g: it must lie between 0 and the learning rate, %g", s.Min,
+			"--min_learning_rate is %g, expected 0 to --learning_rate, which is %g", s.Min,
 			s.Peak)
 	case s.Warmup < 0:
-		return fmt.Errorf("%d steps of warm-up: the number cannot be negative", s.Warmup)
+		return fmt.Errorf("--warmup_steps is %d, expected 0 or more", s.Warmup)
 	case s.Decay < 0 || s.Cycles < 0:
-		return fmt.Errorf("a fall over %d steps, %d cycles: neither can be negative", s.Decay,
-			s.Cycles)
+		return fmt.Errorf("--decay_steps is %d and --cycles is %d: neither can be negative",
+			s.Decay, s.Cycles)
 	case s.Decay > 0 && s.Kind != WSD:
-		return fmt.Errorf("the schedule %s has no separate fall of %d steps, only %s has one",
-			s.Kind, s.Decay, WSD)
+		return fmt.Errorf("--decay_steps is for --schedule %s, not %s: leave it out", WSD, s.Kind)
 	case s.Cycles > 0 && s.Kind != Restarts:
-		return fmt.Errorf("the schedule %s has no %d cycles, only %s has them", s.Kind, s.Cycles,
-			Restarts)
+		return fmt.Errorf("--cycles is for --schedule %s, not %s: leave it out", Restarts, s.Kind)
 	}
 	return nil
 }
