@@ -23,8 +23,8 @@ func (t *Tokenizer) Extend(dir string, tokens []string) (extended *Tokenizer, id
 	path := filepath.Join(dir, "tokenizer.json")
 	file, err := object(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, errors.New("tokens can be added to a tokenizer with a tokenizer.json: " +
-			"save this one with transformers' AutoTokenizer first")
+		return nil, nil, errors.New("the tokenizer has no tokenizer.json, to which tokens could " +
+			"be added: save it with transformers' AutoTokenizer first")
 	} else if err != nil {
 		return nil, nil, err
 	}
@@ -70,8 +70,9 @@ func (t *Tokenizer) Extend(dir string, tokens []string) (extended *Tokenizer, id
 			return nil, nil, fmt.Errorf("the token %.80q could not be added", token)
 		}
 		if slices.Contains(fresh, token) && t.Token(id) != "" {
-			return nil, nil, fmt.Errorf("the vocabulary has gaps, so that the new token %.80q "+
-				"gets the id %d of %.80q: number its tokens first", token, id, t.Token(id))
+			return nil, nil, fmt.Errorf("the new token %.80q would get the id %d of %.80q, "+
+				"because the ids of tokenizer.json have gaps: number them from 0 without gaps",
+				token, id, t.Token(id))
 		}
 		ids = append(ids, id)
 	}
