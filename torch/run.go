@@ -106,6 +106,8 @@ func Run(f func() error) (err error) {
 // Scoped calls f inside an inner scope. Tensors that f made and did not keep are freed when it
 // returns.
 func Scoped(f func()) {
+	runtime.LockOSThread() // the scope belongs to the thread
+	defer runtime.UnlockOSThread()
 	C.cq_scope_open()
 	defer C.cq_scope_close()
 	f()
@@ -113,6 +115,8 @@ func Scoped(f func()) {
 
 // Scoped1 is Scoped for a function with a result, which it keeps.
 func Scoped1(f func() Tensor) Tensor {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	C.cq_scope_open()
 	defer C.cq_scope_close()
 	return f().Keep()

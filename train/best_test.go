@@ -67,12 +67,16 @@ func TestEarlyStop_EndsTheRun(t *testing.T) {
 
 // trainedWeights returns all weights of m and its adapters.
 func trainedWeights(m model.Model) (list [][]float32) {
-	for _, p := range nn.Params(m) {
-		list = append(list, torch.Values[float32](p.Tensor))
-	}
-	for _, a := range lora.Adapters(m) {
-		list = append(list, torch.Values[float32](a.A.Tensor), torch.Values[float32](a.B.Tensor))
-	}
+	torch.Run(func() error {
+		for _, p := range nn.Params(m) {
+			list = append(list, torch.Values[float32](p.Tensor))
+		}
+		for _, a := range lora.Adapters(m) {
+			list = append(list, torch.Values[float32](a.A.Tensor),
+				torch.Values[float32](a.B.Tensor))
+		}
+		return nil
+	})
 	return list
 }
 
