@@ -402,7 +402,7 @@ func TestProgram_BadInputGetsOneLineAndExitCode(t *testing.T) {
 		"plan with LoRA and head_only": {[]string{"plan", "--architecture", "llama", "--variant",
 			"7b", "--lora_rank", "4", "--head_only"}, 2, "choose one"},
 		"plan with zero accumulation": {[]string{"plan", "--architecture", "llama", "--variant",
-			"7b", "--accumulate", "-5"}, 2, "at least 1"},
+			"7b", "--accumulate", "-5"}, 2, "--accumulate is -5, expected 1"},
 		"plan with zero GPUs per host": {[]string{"plan", "--architecture", "llama", "--variant",
 			"7b", "--gpus_per_host", "0"}, 2, "0 GPUs per host"},
 		"negative temperature, two processes": {generate(good, "--prompt", "x", "--nproc", "2",
