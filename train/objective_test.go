@@ -136,7 +136,7 @@ func TestObjective_IsReportedBesidePlainLoss(t *testing.T) {
 	}
 	for name, spoil := range map[string]func(*Options){
 		"smoothing": func(o *Options) { o.LabelSmoothing = 1 },
-		"z-loss":    func(o *Options) { o.ZLoss = math.NaN() },
+		"z_loss":    func(o *Options) { o.ZLoss = math.NaN() },
 	} {
 		o := options()
 		spoil(&o)
