@@ -94,7 +94,7 @@ func (t *Trainer) resumeBest(then state.State) error {
 	}
 	if then.Print.Validation != t.print.Validation {
 		t.best, t.validated = state.Best{}, -1
-		t.remember("the validation data is other than before: earlier validation losses no " +
+		t.remember("the validation data differs from that before: earlier validation losses no " +
 			"longer count for --keep_best and --early_stop")
 		return nil
 	}

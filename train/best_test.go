@@ -219,7 +219,7 @@ func TestSaveAtEnd_MoreStepsEqualALongerRun(t *testing.T) {
 		t.Errorf("losses %v, want %v", got.losses(), want.losses()[6:])
 	}
 	if notices := strings.Join(got.notice, "\n"); !strings.Contains(notices,
-		"the validation data is other than before") {
+		"the validation data differs from that before") {
 		t.Errorf("%q", notices)
 	}
 	// The rates of a decaying schedule become those of the longer run.
@@ -273,7 +273,7 @@ func folderBytes(t *testing.T, dir string) (n int64) {
 	return n
 }
 
-// What a run is predicted to write is what it writes, but for the headers of the files.
+// A run writes as many bytes as predicted. The headers of the files are not counted.
 func TestCheckDisk_KnowsTheSizes(t *testing.T) {
 	noLeaks(t)
 	for name, change := range map[string]func(*Options){

@@ -84,7 +84,7 @@ func TestFlags_FoundationModelStacksOptionsAreFlagsOrAnswered(t *testing.T) {
 			for _, n := range named[1:] { // the first is the option
 				known := n[1] == "help" || n[1] == "model" // lm_eval's
 				if !known && flags.Lookup(n[1]) == nil {
-					t.Errorf("%s names --%s, which is no flag of it", line, n[1])
+					t.Errorf("%s names --%s, which is not a flag of it", line, n[1])
 				}
 			}
 		}

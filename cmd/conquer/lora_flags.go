@@ -109,7 +109,7 @@ func readPatterns(flag string, values []string) (list lora.Patterns, err error) 
 		}
 		number, err := strconv.ParseFloat(value[equals+1:], 64)
 		if err != nil {
-			return nil, usagef("--%s %q: %q is no number", flag, value, value[equals+1:])
+			return nil, usagef("--%s %q: %q is not a number", flag, value, value[equals+1:])
 		}
 		pattern, err := lora.NewPattern(value[:equals], number)
 		if err != nil {

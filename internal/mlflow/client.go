@@ -127,7 +127,7 @@ func (c *client) do(ctx context.Context, method, what string, body io.Reader, an
 		return nil
 	}
 	if err := json.Unmarshal(text, answer); err != nil {
-		return fmt.Errorf("what answers is no MLflow server: %w", err)
+		return fmt.Errorf("what answers is not an MLflow server: %w", err)
 	}
 	return nil
 }
@@ -161,7 +161,7 @@ func (c *client) experiment(ctx context.Context, name string) (string, error) {
 	}
 	err = c.post(ctx, "experiments/create", map[string]string{"name": name}, &made)
 	if err == nil && made.ID == "" {
-		err = errors.New("what answers is no MLflow server: it named no experiment")
+		err = errors.New("what answers is not an MLflow server: it named no experiment")
 	}
 	return made.ID, err
 }
@@ -182,7 +182,7 @@ func (c *client) create(ctx context.Context, experiment string, o Options) (stri
 		Tags       []param `json:"tags"`
 	}{experiment, o.Run, time.Now().UnixMilli(), paramsOf(o.Tags)}, &made)
 	if err == nil && made.Run.Info.ID == "" {
-		err = errors.New("what answers is no MLflow server: it named no run")
+		err = errors.New("what answers is not an MLflow server: it named no run")
 	}
 	return made.Run.Info.ID, err
 }

@@ -317,7 +317,7 @@ func parse(uri string) (*url.URL, error) {
 	u, err := url.Parse(uri)
 	switch {
 	case err != nil: // its text would hold a password
-		return nil, errors.New("this is no address of an MLflow server: expected one such as " +
+		return nil, errors.New("this is not an address of an MLflow server: expected one such as " +
 			"http://localhost:5000")
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
 		return nil, fmt.Errorf("%s is not the address of an MLflow server: expected one such as "+

@@ -114,7 +114,7 @@ func ParseYAML(data []byte) ([]Setting, error) {
 	for i := 0; i+1 < len(root.Content); i += 2 {
 		key, value := root.Content[i], root.Content[i+1]
 		if key.Kind != yaml.ScalarNode || key.ShortTag() != "!!str" {
-			return nil, atLine(key.Line, "%.40q is no name of a setting", key.Value)
+			return nil, atLine(key.Line, "%.40q is not a name of a setting", key.Value)
 		}
 		s := Setting{Key: key.Value, Line: key.Line, List: value.Kind == yaml.SequenceNode}
 		nodes := value.Content
@@ -167,13 +167,13 @@ func yamlValue(node *yaml.Node) (*Value, error) {
 				node.Value)
 		}
 		if node.Decode(&n) != nil {
-			return nil, fmt.Errorf("%.40s is no whole number below 2^63", node.Value)
+			return nil, fmt.Errorf("%.40s is not a whole number below 2^63", node.Value)
 		}
 		return &Value{Whole, strconv.FormatInt(n, 10), node.Value}, nil
 	case "!!float":
 		var x float64
 		if node.Decode(&x) != nil || !finite(x) {
-			return nil, fmt.Errorf("%.40s is no finite number", node.Value)
+			return nil, fmt.Errorf("%.40s is not a finite number", node.Value)
 		}
 		return &Value{Real, strconv.FormatFloat(x, 'g', -1, 64), node.Value}, nil
 	case "!!str", "!!timestamp":
@@ -240,7 +240,7 @@ func tomlValue(value any) (Value, error) {
 		return Value{Kind: Whole, Text: strconv.FormatInt(v, 10)}, nil
 	case float64:
 		if !finite(v) {
-			return Value{}, fmt.Errorf("%v is no finite number", v)
+			return Value{}, fmt.Errorf("%v is not a finite number", v)
 		}
 		return Value{Kind: Real, Text: strconv.FormatFloat(v, 'g', -1, 64)}, nil
 	}
