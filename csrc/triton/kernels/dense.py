@@ -495,7 +495,7 @@ def round_stochastically(v, bits):
 @triton.jit
 def random_bits(i, key):
     """32 random bits for each element, which depend on its index and the key only (Wellons'
-    lowbias32 hash). Philox would cost more than the rest of an optimizer's step."""
+    lowbias32 hash), the same bits that the CPU's kernels draw."""
     x = (i.to(tl.int32) ^ key).to(tl.uint32, bitcast=True)
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
