@@ -1,19 +1,18 @@
 package bamba
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
-	"strconv"
 
 	"conquer/model"
+	"conquer/model/statespace"
 )
 
 // settings is a Bamba config, read and checked.
 type settings struct {
 	stack           model.StackConfig
 	attention       model.AttentionConfig
-	mixer           MixerConfig
+	mixer           statespace.MixerConfig
 	layers, inner   int
 	chunk           int
 	mlpBias         bool
@@ -35,7 +34,7 @@ func read(config model.Config) (settings, error) {
 	r.Refuse("per_layer_config")
 	s := settings{
 		stack: model.StackConfig{
-			Architecture: "bamba", Config: decimals(config),
+			Architecture: "bamba", Config: statespace.Decimals(config),
 			Vocabulary: r.IntUpTo("vocab_size", model.Vocabulary),
 			Width:      r.IntUpTo("hidden_size", model.Widths),
 			MaxLength:  r.Int("max_position_embeddings"),
@@ -51,7 +50,7 @@ func read(config model.Config) (settings, error) {
 		chunk:   r.IntUpTo("mamba_chunk_size", model.Chunk),
 	}
 	width := s.stack.Width
-	s.mixer = MixerConfig{
+	s.mixer = statespace.MixerConfig{
 		Width: width, Heads: r.Int("mamba_n_heads"), Groups: r.Int("mamba_n_groups"),
 		State: r.Int("mamba_d_state"), Taps: r.Int("mamba_d_conv"),
 		ProjBias: r.BoolOr("mamba_proj_bias", false),
@@ -96,107 +95,7 @@ func read(config model.Config) (settings, error) {
 	if r.Err != nil {
 		return s, r.Err
 	}
-	names := MixerNames{Heads: "mamba_n_heads", HeadDim: "mamba_d_head", State: "mamba_d_state",
-		Taps: "mamba_d_conv"}
+	names := statespace.MixerNames{Heads: "mamba_n_heads", HeadDim: "mamba_d_head",
+		State: "mamba_d_state", Taps: "mamba_d_conv"}
 	return s, s.mixer.Check(r, inner, names)
-}
-
-// MixerNames are a family's names of the fields of a [MixerConfig] in config.json, for error
-// messages.
-type MixerNames struct{ Heads, HeadDim, State, Taps string }
-
-// Check reads time_step_limit and reports what the kernels cannot run. inner is the number of
-// channels that the config's expansion asks for.
-func (c *MixerConfig) Check(r *model.Reader, inner int, names MixerNames) error {
-	if r.SiLU(); r.Err != nil {
-		return r.Err
-	}
-	switch {
-	case c.Heads*c.HeadDim != inner:
-		return fmt.Errorf("config.json: %s %d times %s %d is not the %d channels that the "+
-			"expansion asks for", names.Heads,
-			c.Heads, names.HeadDim, c.HeadDim, inner)
-	case inner > model.Widths:
-		return fmt.Errorf("config.json: the expansion asks for %d channels, expected at most %d",
-			inner, model.Widths)
-	case c.Heads%c.Groups != 0:
-		return fmt.Errorf("config.json: %d groups do not divide %s %d", c.Groups, names.Heads,
-			c.Heads)
-	case c.HeadDim < 16 || c.HeadDim > 128:
-		return fmt.Errorf("config.json: %s %d is out of range, expected 16 to 128", names.HeadDim,
-			c.HeadDim)
-	case c.State < 16 || c.State > 256:
-		return fmt.Errorf("config.json: %s %d is out of range, expected 16 to 256", names.State,
-			c.State)
-	case c.Taps < 2 || c.Taps > 4:
-		return fmt.Errorf("config.json: %s %d is out of range, expected 2 to 4", names.Taps, c.Taps)
-	}
-	c.DTMin, c.DTMax = 0, math.Inf(1)
-	if r.Has("time_step_limit") {
-		limit, ok := r.Config["time_step_limit"].([]any)
-		if !ok || len(limit) != 2 {
-			return fmt.Errorf("config.json: time_step_limit is %v, expected two numbers",
-				r.Config["time_step_limit"])
-		}
-		for i, to := range []*float64{&c.DTMin, &c.DTMax} {
-			if *to, ok = limitOf(limit[i]); !ok {
-				text, _ := json.Marshal(limit[i])
-				return fmt.Errorf("config.json: time_step_limit holds %s, expected a number", text)
-			}
-		}
-		if !(c.DTMin <= c.DTMax) {
-			return fmt.Errorf("config.json: time_step_limit %v: the lower limit is above the upper",
-				limit)
-		}
-	}
-	return r.Err
-}
-
-// limitOf reads a number that may be infinite, which transformers 5 writes as {"__float__":
-// "Infinity"}. Earlier versions write the bare word, which package checkpoint turns into that.
-func limitOf(v any) (float64, bool) {
-	if object, ok := v.(map[string]any); ok {
-		v = object["__float__"]
-	}
-	switch v := v.(type) {
-	case string:
-		switch v {
-		case "Infinity":
-			return math.Inf(1), true
-		case "-Infinity":
-			return math.Inf(-1), true
-		}
-	case json.Number:
-		f, err := v.Float64()
-		return f, err == nil
-	case float64:
-		return v, true
-	}
-	return 0, false
-}
-
-// decimals returns the config with whole numbers written as 0.0 and so on in the fields where
-// transformers demands floats: it refuses [0, 0.5] as a list of floats.
-func decimals(config model.Config) model.Config {
-	config = config.Clone()
-	for _, key := range []string{"time_step_limit", "z_loss_coefficient"} {
-		switch v := config[key].(type) {
-		case float64:
-			config[key] = decimal(v)
-		case []any:
-			list := make([]any, len(v))
-			for i := range v {
-				list[i] = decimal(v[i])
-			}
-			config[key] = list
-		}
-	}
-	return config
-}
-
-func decimal(v any) any {
-	if f, ok := v.(float64); ok && f == math.Trunc(f) {
-		return json.Number(strconv.FormatFloat(f, 'f', 1, 64))
-	}
-	return v
 }

@@ -3,8 +3,9 @@ package bamba_test
 import (
 	"fmt"
 
-	"conquer/bamba"
+	_ "conquer/bamba"
 	"conquer/model"
+	"conquer/model/statespace"
 	"conquer/torch"
 )
 
@@ -17,8 +18,8 @@ func ExampleModel_SetChunking() {
 		return
 	}
 	defer model.Free(m)
-	chunked := m.(bamba.Chunked)
-	chunking, err := bamba.ParseChunking("windowed:2-optimized")
+	chunked := m.(statespace.Chunked)
+	chunking, err := statespace.ParseChunking("windowed:2-optimized")
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -4,12 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"slices"
-	"strings"
 
 	"conquer/checkpoint"
 	"conquer/model"
-	"conquer/torch"
+	"conquer/model/statespace"
 )
 
 // mamba2Names are GGUF's names of a Mamba-2 model's tensors.
@@ -40,46 +38,6 @@ var mamba2Format = checkpoint.Family{
 	FromGGUF: mamba2FromGGUF, ToGGUF: mamba2ToGGUF, Embedding: "backbone.embeddings",
 }
 
-// MixerGGUF gives the form of a state-space layer's tensor in GGUF, by its Hugging Face name, for a
-// layer with the given number of groups.
-func MixerGGUF(name string, groups int) (*checkpoint.Transform, bool) {
-	column := func(shape []int) []int { return append(slices.Clone(shape), 1) } // [H] to [H,1]
-	flat := func(shape []int) []int {
-		if len(shape) != 2 || shape[1] != 1 {
-			return nil
-		}
-		return shape[:1]
-	}
-	switch {
-	case strings.HasSuffix(name, ".A_log"):
-		return &checkpoint.Transform{Shape: column, Back: flat,
-			To:   func(t torch.Tensor) torch.Tensor { return t.Exp().Neg() },
-			From: func(t torch.Tensor) torch.Tensor { return t.Neg().Log() }}, true
-	case strings.HasSuffix(name, ".D"):
-		return &checkpoint.Transform{Shape: column, Back: flat}, true
-	case strings.HasSuffix(name, ".conv1d.weight"):
-		return &checkpoint.Transform{
-			Shape: func(shape []int) []int { return []int{shape[0], shape[2]} },
-			Back: func(shape []int) []int {
-				if len(shape) != 2 {
-					return nil
-				}
-				return []int{shape[0], 1, shape[1]}
-			}}, true
-	case strings.HasSuffix(name, ".mixer.norm.weight"),
-		strings.HasSuffix(name, ".mamba.norm.weight"):
-		return &checkpoint.Transform{
-			Shape: func(shape []int) []int { return []int{groups, shape[0] / groups} },
-			Back: func(shape []int) []int {
-				if len(shape) != 2 {
-					return nil
-				}
-				return []int{shape[0] * shape[1]}
-			}}, true
-	}
-	return nil, false
-}
-
 func mamba2FromGGUF(g *checkpoint.GGUFFile) (map[string]any, checkpoint.TensorMap, error) {
 	width, inner, heads := g.Int("embedding_length", 0), g.Int("ssm.inner_size", 0),
 		g.Int("ssm.time_step_rank", 0)
@@ -103,7 +61,7 @@ func mamba2FromGGUF(g *checkpoint.GGUFFile) (map[string]any, checkpoint.TensorMa
 	}
 	tensors := func(name string) (checkpoint.Mapped, bool) {
 		hf, ok := mamba2Names.HuggingFace(name)
-		transform, _ := MixerGGUF(hf, groups)
+		transform, _ := statespace.MixerGGUF(hf, groups)
 		return checkpoint.Mapped{Name: hf, Transform: transform}, ok
 	}
 	return config, tensors, g.Err
@@ -118,8 +76,8 @@ func mamba2ToGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := declared.(*Model)
-	c := m.Layers[0].(*Mamba2Block).Mixer.config
+	m := declared.(*statespace.Model)
+	c := m.Layers[0].(*Mamba2Block).Mixer.Config()
 	switch {
 	case c.ProjBias:
 		return nil, fmt.Errorf("config.json: use_bias has no form in GGUF")
@@ -151,7 +109,7 @@ func mamba2ToGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 			return checkpoint.Mapped{}, true
 		}
 		foreign, ok := mamba2Names.Foreign(name)
-		transform, float := MixerGGUF(name, c.Groups)
+		transform, float := statespace.MixerGGUF(name, c.Groups)
 		return checkpoint.Mapped{Name: foreign, Transform: transform, Float32: float}, ok
 	}
 	return g, nil

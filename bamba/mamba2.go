@@ -2,14 +2,15 @@ package bamba
 
 import (
 	"conquer/model"
+	"conquer/model/statespace"
 	"conquer/torch"
 	"conquer/torch/nn"
 )
 
 // Mamba2Block is a state-space layer after a normalization, added to its input.
 type Mamba2Block struct {
-	Norm  *nn.RMSNorm `weight:"norm"`
-	Mixer *Mixer      `weight:"mixer"`
+	Norm  *nn.RMSNorm       `weight:"norm"`
+	Mixer *statespace.Mixer `weight:"mixer"`
 }
 
 // InputProjection is that of the state-space layer.
@@ -46,7 +47,7 @@ func NewMamba2(config model.Config) (model.Model, error) {
 	r := &model.Reader{Config: config.Or(mamba2Defaults)}
 	r.Refuse("per_layer_config")
 	stack := model.StackConfig{
-		Architecture: "mamba2", Config: decimals(config),
+		Architecture: "mamba2", Config: statespace.Decimals(config),
 		Vocabulary:   r.IntUpTo("vocab_size", model.Vocabulary),
 		Width:        r.IntUpTo("hidden_size", model.Widths),
 		MaxLength:    1 << 20, // for training and generation: a state-space model has no positions
@@ -56,17 +57,17 @@ func NewMamba2(config model.Config) (model.Model, error) {
 		Names: model.StackNames{Embedding: "backbone.embeddings", Layers: "backbone.layers",
 			FinalNorm: "backbone.norm_f"},
 	}
-	c := MixerConfig{
+	c := statespace.MixerConfig{
 		Width: stack.Width, Heads: r.Int("num_heads"), HeadDim: r.Int("head_dim"),
 		Groups: r.Int("n_groups"), State: r.Int("state_size"), Taps: r.Int("conv_kernel"),
 		ProjBias: r.Bool("use_bias"), ConvBias: r.Bool("use_conv_bias"), Eps: stack.Eps,
 	}
 	layers, inner := r.IntUpTo("num_hidden_layers", model.Layers), r.Int("expand")*stack.Width
-	chunking := NewChunking(r.IntUpTo("chunk_size", model.Chunk))
+	chunking := statespace.NewChunking(r.IntUpTo("chunk_size", model.Chunk))
 	if r.Err != nil {
 		return nil, r.Err
 	}
-	names := MixerNames{Heads: "num_heads", HeadDim: "head_dim", State: "state_size",
+	names := statespace.MixerNames{Heads: "num_heads", HeadDim: "head_dim", State: "state_size",
 		Taps: "conv_kernel"}
 	if err := c.Check(r, inner, names); err != nil {
 		return nil, err
@@ -74,7 +75,7 @@ func NewMamba2(config model.Config) (model.Model, error) {
 	var blocks []model.Block
 	for range layers {
 		blocks = append(blocks, &Mamba2Block{Norm: nn.NewRMSNorm(c.Width, c.Eps),
-			Mixer: NewMixer(c, chunking)})
+			Mixer: statespace.NewMixer(c, chunking)})
 	}
-	return NewModel(stack, blocks, chunking)
+	return statespace.NewModel(stack, blocks, chunking)
 }

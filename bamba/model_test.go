@@ -5,8 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"conquer/bamba"
 	"conquer/model"
+	"conquer/model/statespace"
 	"conquer/torch"
 	"conquer/torch/nn"
 )
@@ -23,7 +23,7 @@ func run(t *testing.T, f func()) {
 }
 
 // small makes a variant with fresh weights and a vocabulary of 50.
-func small(t *testing.T, architecture string, dtype torch.DType) bamba.Chunked {
+func small(t *testing.T, architecture string, dtype torch.DType) statespace.Chunked {
 	t.Helper()
 	config, err := model.Variant(architecture, "tiny")
 	if err != nil {
@@ -35,7 +35,7 @@ func small(t *testing.T, architecture string, dtype torch.DType) bamba.Chunked {
 		t.Fatal(err)
 	}
 	model.Initialize(m, dtype, torch.CPU)
-	return m.(bamba.Chunked)
+	return m.(statespace.Chunked)
 }
 
 func TestVariants_HaveTheSizesOfTheirNames(t *testing.T) {
@@ -79,7 +79,7 @@ func TestModel_GradientsOfKernelsAndReferenceAgree(t *testing.T) {
 					return loss
 				}
 				gradients := func(optimized bool) map[string][]float64 {
-					if err := m.SetChunking(bamba.Chunking{Strategy: bamba.Default,
+					if err := m.SetChunking(statespace.Chunking{Strategy: statespace.Default,
 						Optimized: optimized}); err != nil {
 						t.Fatal(err)
 					}
@@ -144,7 +144,7 @@ func TestModel_RunsByTheChosenStrategy(t *testing.T) {
 		defer model.Free(m)
 		ids := torch.RandInt(50, []int{1, 60}, torch.CPU)
 		logits := func(name string) []float64 {
-			c, err := bamba.ParseChunking(name)
+			c, err := statespace.ParseChunking(name)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -183,10 +183,10 @@ func TestModel_RunsByTheChosenStrategy(t *testing.T) {
 					pair.first)
 			}
 		}
-		if err := m.SetChunking(bamba.Chunking{Strategy: "sideways"}); err == nil {
+		if err := m.SetChunking(statespace.Chunking{Strategy: "sideways"}); err == nil {
 			t.Error("an unknown strategy was accepted")
 		}
-		if err := m.SetChunking(bamba.Chunking{Strategy: bamba.Default,
+		if err := m.SetChunking(statespace.Chunking{Strategy: statespace.Default,
 			ChunkSize: 48}); err == nil {
 			t.Error("a chunk size of 48 was accepted")
 		}

@@ -11,10 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"conquer/bamba"
 	"conquer/checkpoint"
 	"conquer/generate"
 	"conquer/model"
+	"conquer/model/statespace"
 	"conquer/torch"
 )
 
@@ -49,14 +49,14 @@ func TestModel_LogitsAndGreedyTextAgreeWithTransformers(t *testing.T) {
 	}
 }
 
-func open(t *testing.T, folder string) bamba.Chunked {
+func open(t *testing.T, folder string) statespace.Chunked {
 	t.Helper()
 	m, err := model.Open(folder, torch.Float32, torch.CPU)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { model.Free(m) })
-	return m.(bamba.Chunked)
+	return m.(statespace.Chunked)
 }
 
 func fresh(t *testing.T) *rand.Rand {
@@ -78,7 +78,7 @@ func cuts(r *rand.Rand, length int) (parts [][2]int) {
 	return parts
 }
 
-func compare(t *testing.T, m bamba.Chunked, expected string) {
+func compare(t *testing.T, m statespace.Chunked, expected string) {
 	r := fresh(t)
 	var prompts [][]int32
 	want := map[string]torch.Tensor{}
@@ -102,7 +102,7 @@ func compare(t *testing.T, m bamba.Chunked, expected string) {
 			torch.Values[int32](want["short_greedy"])
 		torch.NoGrad(func() {
 			for _, optimized := range []bool{true, false} {
-				if err := m.SetChunking(bamba.Chunking{Strategy: bamba.Default,
+				if err := m.SetChunking(statespace.Chunking{Strategy: statespace.Default,
 					Optimized: optimized}); err != nil {
 					t.Fatal(err)
 				}

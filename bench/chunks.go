@@ -12,6 +12,7 @@ import (
 	"conquer/bamba"
 	"conquer/generate"
 	"conquer/model"
+	"conquer/model/statespace"
 	"conquer/text/tokenizer"
 	"conquer/torch"
 )
@@ -28,13 +29,13 @@ const (
 
 // Subject is the model that a benchmark runs over prompts.
 type Subject struct {
-	Model bamba.Chunked
+	Model statespace.Chunked
 	// Tokenizer may be nil for [RunChunks]. Then a prompt is Prompt.TokenLen random tokens.
 	Tokenizer *tokenizer.Tokenizer
 	Prompts   []Prompt
 	// Strategies holds the chunking strategies with their chunk sizes. If
 	// ChunksOptions.Compile is set, it decides whether kernels run, not -optimized.
-	Strategies []bamba.Chunking
+	Strategies []statespace.Chunking
 	UseCache   bool
 	Seed       int64 // of random prompts
 }
@@ -62,7 +63,7 @@ func (o ChunksOptions) Check() error {
 }
 
 // variants lists each strategy with each of its ways to run, without duplicates.
-func (o ChunksOptions) variants() (list []bamba.Chunking, compile []string) {
+func (o ChunksOptions) variants() (list []statespace.Chunking, compile []string) {
 	for _, c := range o.Strategies {
 		ways := o.Compile
 		if len(ways) == 0 {
@@ -272,9 +273,9 @@ func (o ChunksOptions) operations(ctx context.Context, ids []int32) ([]Operation
 }
 
 // chunkSize returns the chunk size of the model's current strategy in tokens.
-func chunkSize(m bamba.Chunked) int {
+func chunkSize(m statespace.Chunked) int {
 	for _, block := range m.Blocks() {
-		var mixer *bamba.Mixer
+		var mixer *statespace.Mixer
 		switch b := block.(type) {
 		case *bamba.Block:
 			mixer = b.Mixer

@@ -7,18 +7,20 @@ import (
 	"strings"
 	"testing"
 
-	"conquer/bamba"
 	"conquer/generate"
 	"conquer/model"
+	"conquer/model/statespace"
 	"conquer/text/tokenizer"
 	"conquer/torch"
 )
 
 // small returns a random model that reads characters. Its weights are so large that strategies
 // differ.
-func small(t testing.TB, architecture string) bamba.Chunked { return smallOf(t, architecture, 256) }
+func small(t testing.TB, architecture string) statespace.Chunked {
+	return smallOf(t, architecture, 256)
+}
 
-func smallOf(t testing.TB, architecture string, vocabulary float64) bamba.Chunked {
+func smallOf(t testing.TB, architecture string, vocabulary float64) statespace.Chunked {
 	t.Helper()
 	config, err := model.Variant(architecture, "tiny")
 	if err != nil {
@@ -38,7 +40,7 @@ func smallOf(t testing.TB, architecture string, vocabulary float64) bamba.Chunke
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { model.Free(m) })
-	return m.(bamba.Chunked)
+	return m.(statespace.Chunked)
 }
 
 func characters(t testing.TB) *tokenizer.Tokenizer {
@@ -137,7 +139,7 @@ func TestPassCost_IsMostlyTwoOperationsAWeight(t *testing.T) {
 			t.Fatal(err)
 		}
 		const length = 512
-		bytes, flops := passCost(m.(bamba.Chunked), length, 0)
+		bytes, flops := passCost(m.(statespace.Chunked), length, 0)
 		m.Head().Tensor.Free()
 		m.Head().Tensor = torch.Tensor{}
 		if ratio := (float64(flops) - 2*head) / (2 * weights * length); ratio < 1 || ratio > 1.25 {

@@ -3,8 +3,8 @@ package bench
 import (
 	"strings"
 
-	"conquer/bamba"
 	"conquer/model"
+	"conquer/model/statespace"
 	"conquer/torch/nn"
 )
 
@@ -64,19 +64,17 @@ func scanCost(pass string, s ScanShape, batch, length, chunk, element int, indep
 //	attention, H query, K key heads    e·(L·(2H+2K)P + before·2KP) bytes,
 //	                                   4·HP·(pairs of tokens that attend) operations
 //	norm, sum, SwiGLU                  e·2·L·D, e·3·L·D, e·3·L·F bytes
-func passCost(m bamba.Chunked, length, before int) (bytes, flops int64) {
+func passCost(m statespace.Chunked, length, before int) (bytes, flops int64) {
 	e, L := int64(model.DType(m).Size()), int64(length)
 	chunking := m.Chunking()
-	independent := chunking.Strategy == bamba.Independent
+	independent := chunking.Strategy == statespace.Independent
 	width := int64(m.Head().Shape[1])
 	linear := func(l *nn.Linear) {
 		rows, depth := int64(l.Weight.Shape[0]), int64(l.Weight.Shape[1])
 		bytes += e * (rows*depth + L*(rows+depth))
 		flops += 2 * L * rows * depth
 	}
-	mixer := func(x *bamba.Mixer) {
-		linear(x.In)
-		linear(x.Out)
+	mixer := func(x *statespace.Mixer) {
 		var s ScanShape
 		s.Heads, s.HeadDim, s.Groups, s.State = x.Sizes()
 		passes := []string{"forward", "conv", "norm"}
@@ -90,8 +88,6 @@ func passCost(m bamba.Chunked, length, before int) (bytes, flops int64) {
 		}
 	}
 	attention := func(a *model.Attention) {
-		linear(a.QKV)
-		linear(a.Output)
 		queries := int64(a.Output.Weight.Shape[1])              // HP
 		keysAndValues := int64(a.QKV.Weight.Shape[0]) - queries // 2KP
 		bytes += e * (L*(2*queries+keysAndValues) + int64(before)*keysAndValues)
@@ -99,22 +95,20 @@ func passCost(m bamba.Chunked, length, before int) (bytes, flops int64) {
 	}
 	norm, sum := 2*e*L*width, 3*e*L*width
 	for _, block := range m.Blocks() {
-		switch b := block.(type) {
-		case *bamba.Block:
-			bytes += 2*norm + 2*sum
-			if b.Mixer != nil {
-				mixer(b.Mixer)
-			} else {
-				attention(b.Attention)
+		nn.Layers(block, func(_ string, layer any) {
+			switch l := layer.(type) {
+			case *statespace.Mixer:
+				mixer(l)
+			case *model.Attention:
+				attention(l)
+			case *nn.Linear:
+				linear(l)
+			case *nn.SwiGLU:
+				bytes += e * 3 * L * int64(l.Down.Weight.Shape[1])
+			case *nn.RMSNorm: // before a mixer or a feed-forward layer, which is added to its input
+				bytes += norm + sum
 			}
-			gateUp, down := b.MLP.GateUp, b.MLP.Down
-			linear(gateUp)
-			linear(down)
-			bytes += e * 3 * L * int64(down.Weight.Shape[1])
-		case *bamba.Mamba2Block:
-			bytes += norm + sum
-			mixer(b.Mixer)
-		}
+		})
 	}
 	vocabulary := int64(m.Head().Shape[0])
 	// embedding rows, final norm, head
@@ -124,7 +118,7 @@ func passCost(m bamba.Chunked, length, before int) (bytes, flops int64) {
 }
 
 // generationCost sums the passes that make the given number of tokens after a prompt.
-func generationCost(m bamba.Chunked, prompt, made int, cached bool) (bytes, flops int64) {
+func generationCost(m statespace.Chunked, prompt, made int, cached bool) (bytes, flops int64) {
 	for i := range made {
 		length, before := prompt+i, 0
 		if cached && i > 0 {
@@ -137,4 +131,4 @@ func generationCost(m bamba.Chunked, prompt, made int, cached bool) (bytes, flop
 }
 
 // baseName returns the name of a strategy without -optimized.
-func baseName(c bamba.Chunking) string { return strings.TrimSuffix(c.String(), "-optimized") }
+func baseName(c statespace.Chunking) string { return strings.TrimSuffix(c.String(), "-optimized") }

@@ -3,8 +3,8 @@ package bench
 import (
 	"time"
 
-	"conquer/bamba"
 	"conquer/model"
+	"conquer/model/statespace"
 	"conquer/torch"
 )
 
@@ -17,7 +17,7 @@ type recording struct {
 
 // record records the passes after a prompt. Pass i reads the prompt and i tokens, and appends
 // the next token.
-func record(m bamba.Chunked, prompt []int32, count int) (*recording, error) {
+func record(m statespace.Chunked, prompt []int32, count int) (*recording, error) {
 	g := &recording{device: model.Device(m)}
 	err := torch.Run(func() error {
 		torch.NoGrad(func() {

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"conquer/bamba"
+	"conquer/model/statespace"
 	"conquer/torch"
 )
 
@@ -21,8 +21,8 @@ var Passes = []string{"forward", "backward", "step", "conv", "norm"}
 // sizes apply to the passes forward and backward, lengths to all passes except step.
 type SSDOptions struct {
 	Passes     []string
-	Strategies []bamba.Chunking // their ChunkSize is ignored
-	ChunkSizes []int            // powers of two from 16 to 256, or bamba.Auto
+	Strategies []statespace.Chunking // their ChunkSize is ignored
+	ChunkSizes []int                 // powers of two from 16 to 256, or statespace.Auto
 	Lengths    []int
 	Batches    []int
 	Shape      ScanShape
@@ -79,20 +79,20 @@ func (o SSDOptions) row(pass, strategy string, batch, length, chunk int) SSDRow 
 }
 
 // plan lists the rows to measure, each with its strategy.
-func (o SSDOptions) plan() (rows []SSDRow, strategies []bamba.Chunking) {
-	add := func(r SSDRow, c bamba.Chunking) {
+func (o SSDOptions) plan() (rows []SSDRow, strategies []statespace.Chunking) {
+	add := func(r SSDRow, c statespace.Chunking) {
 		rows, strategies = append(rows, r),
 			append(strategies, c)
 	}
 	for _, pass := range o.Passes {
 		for _, batch := range o.Batches {
 			if pass == "step" {
-				add(o.row(pass, "kernel", batch, 1, 0), bamba.Chunking{})
+				add(o.row(pass, "kernel", batch, 1, 0), statespace.Chunking{})
 				continue
 			}
 			for _, length := range o.Lengths {
 				if pass == "conv" || pass == "norm" {
-					add(o.row(pass, "kernel", batch, length, 0), bamba.Chunking{})
+					add(o.row(pass, "kernel", batch, length, 0), statespace.Chunking{})
 					continue
 				}
 				for _, size := range o.ChunkSizes {
@@ -157,7 +157,7 @@ func RunSSD(ctx context.Context, o SSDOptions, each func(row SSDRow, total int))
 
 // rates computes the rates of a row from its counts and times.
 func (o SSDOptions) rates(r *SSDRow) {
-	independent := strings.HasPrefix(r.Strategy, bamba.Independent)
+	independent := strings.HasPrefix(r.Strategy, statespace.Independent)
 	r.Bytes, r.Flops = scanCost(r.Pass, o.Shape, r.Batch, r.Length, r.ChunkSize, o.DType.Size(),
 		independent)
 	if math.IsInf(r.Error, 0) || math.IsNaN(r.Error) {

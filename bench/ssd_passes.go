@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"conquer/bamba"
+	"conquer/model/statespace"
 	"conquer/torch"
 )
 
@@ -35,7 +35,7 @@ func (o SSDOptions) inputs(batch, length int) torch.SSDInput {
 }
 
 // head copies the first tokens of one head of one sequence to the host.
-func (o SSDOptions) head(in torch.SSDInput, c bamba.Chunking, row, head int) *headScan {
+func (o SSDOptions) head(in torch.SSDInput, c statespace.Chunking, row, head int) *headScan {
 	length := min(in.X.Size(1), checked)
 	h := &headScan{
 		length: length, headDim: o.Shape.HeadDim, state: o.Shape.State,
@@ -55,7 +55,7 @@ func column(t torch.Tensor, row, i, length int) []float64 {
 }
 
 // forward measures the scan and checks one head of one sequence.
-func (o SSDOptions) forward(ctx context.Context, r *SSDRow, c bamba.Chunking,
+func (o SSDOptions) forward(ctx context.Context, r *SSDRow, c statespace.Chunking,
 	random *rand.Rand,
 ) error {
 	var in [sets]torch.SSDInput
@@ -82,7 +82,7 @@ func scanInputs(in torch.SSDInput) []torch.Tensor {
 }
 
 // backward measures the backward pass of the scan and checks the gradients of one head.
-func (o SSDOptions) backward(ctx context.Context, r *SSDRow, c bamba.Chunking,
+func (o SSDOptions) backward(ctx context.Context, r *SSDRow, c statespace.Chunking,
 	random *rand.Rand,
 ) error {
 	in := o.inputs(r.Batch, r.Length)
@@ -117,7 +117,7 @@ func (o SSDOptions) backward(ctx context.Context, r *SSDRow, c bamba.Chunking,
 }
 
 // backwardOnce computes the gradients for dy and returns the milliseconds of the backward pass.
-func (o SSDOptions) backwardOnce(c bamba.Chunking, in torch.SSDInput, dy torch.Tensor) (
+func (o SSDOptions) backwardOnce(c statespace.Chunking, in torch.SSDInput, dy torch.Tensor) (
 	took float64,
 ) {
 	leaves := scanInputs(in)
@@ -137,7 +137,8 @@ func (o SSDOptions) backwardOnce(c bamba.Chunking, in torch.SSDInput, dy torch.T
 
 // checkGradients sets the error and the peak memory of a backward pass. With dy zero for all
 // other heads, the gradients are those of one head.
-func (o SSDOptions) checkGradients(r *SSDRow, c bamba.Chunking, in torch.SSDInput, row, head int) {
+func (o SSDOptions) checkGradients(r *SSDRow, c statespace.Chunking, in torch.SSDInput,
+	row, head int) {
 	length, group := min(r.Length, checked), head/(o.Shape.Heads/o.Shape.Groups)
 	dy := torch.Zeros(in.X.Shape(), o.DType, o.Device)
 	alone := dy.Select(0, row).Narrow(0, 0, length).Select(1, head)

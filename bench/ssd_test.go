@@ -9,14 +9,14 @@ import (
 	"testing"
 	"time"
 
-	"conquer/bamba"
+	"conquer/model/statespace"
 	"conquer/torch"
 )
 
-func strategies(t testing.TB, names ...string) (list []bamba.Chunking) {
+func strategies(t testing.TB, names ...string) (list []statespace.Chunking) {
 	t.Helper()
 	for _, name := range names {
-		c, err := bamba.ParseChunking(name)
+		c, err := statespace.ParseChunking(name)
 		if err != nil {
 			t.Fatal(err)
 		}

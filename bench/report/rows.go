@@ -4,8 +4,8 @@ import (
 	"slices"
 	"strings"
 
-	"conquer/bamba"
 	"conquer/bench"
+	"conquer/model/statespace"
 )
 
 // bucket is a range of prompt lengths that is shown as one point.
@@ -72,7 +72,7 @@ func longest(rows []bench.SSDRow) []bench.SSDRow {
 // operations before kernels.
 func inOrder(names []string) []string {
 	rank := func(name string) int {
-		c, err := bamba.ParseChunking(name)
+		c, err := statespace.ParseChunking(name)
 		switch {
 		case err != nil:
 			return 1 << 60

@@ -12,9 +12,9 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"conquer/bamba"
 	"conquer/bench"
 	"conquer/internal/progress"
+	"conquer/model/statespace"
 	"conquer/torch"
 )
 
@@ -58,10 +58,10 @@ func declareChunking(flags *pflag.FlagSet, chunking *[]string, otherwise ...stri
 			"chunks; add -optimized for the kernels")
 }
 
-func parseStrategies(names []string) ([]bamba.Chunking, error) {
-	var list []bamba.Chunking
+func parseStrategies(names []string) ([]statespace.Chunking, error) {
+	var list []statespace.Chunking
 	for _, name := range names {
-		c, err := bamba.ParseChunking(name)
+		c, err := statespace.ParseChunking(name)
 		if err != nil {
 			return nil, usagef("--chunking: %w", err)
 		}

@@ -10,9 +10,9 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"conquer/bamba"
 	"conquer/bench"
 	"conquer/model"
+	"conquer/model/statespace"
 	"conquer/torch"
 )
 
@@ -77,7 +77,7 @@ func (f *subjectFlags) open(ctx context.Context, layersGiven bool) (s bench.Subj
 		return s, err
 	}
 	if f.size != "" {
-		size, err := bamba.ParseChunkSize(f.size)
+		size, err := statespace.ParseChunkSize(f.size)
 		if err != nil {
 			return s, usagef("--chunk_size: %w", err)
 		}
@@ -93,7 +93,7 @@ func (f *subjectFlags) open(ctx context.Context, layersGiven bool) (s bench.Subj
 	if err != nil {
 		return s, err
 	}
-	m, ok := o.model.(bamba.Chunked)
+	m, ok := o.model.(statespace.Chunked)
 	if !ok {
 		model.Free(o.model)
 		return s, fmt.Errorf("%s is a %s model, which has no chunks: use a bamba or mamba2 model",

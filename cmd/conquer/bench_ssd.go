@@ -7,8 +7,8 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"conquer/bamba"
 	"conquer/bench"
+	"conquer/model/statespace"
 	"conquer/torch"
 )
 
@@ -84,7 +84,7 @@ func (f *ssdFlags) check(flags *pflag.FlagSet, args []string) error {
 		return err
 	}
 	for _, text := range f.sizes {
-		size, err := bamba.ParseChunkSize(text)
+		size, err := statespace.ParseChunkSize(text)
 		if err != nil {
 			return usagef("--chunk_size: %w", err)
 		}
@@ -140,7 +140,7 @@ func printSSD(w io.Writer, m bench.Machine, rows []bench.SSDRow) {
 	}
 	plain := map[shape]bench.Times{}
 	for _, r := range rows {
-		if r.Strategy == bamba.Default && r.Failed == "" {
+		if r.Strategy == statespace.Default && r.Failed == "" {
 			plain[shape{r.Pass, r.Batch, r.Length, r.ChunkSize}] = r.Times()
 		}
 	}
@@ -164,7 +164,7 @@ func printSSD(w io.Writer, m bench.Machine, rows []bench.SSDRow) {
 			continue
 		}
 		base := plain[shape{r.Pass, r.Batch, r.Length, r.ChunkSize}]
-		if base.Median > 0 && r.Strategy != bamba.Default {
+		if base.Median > 0 && r.Strategy != statespace.Default {
 			ratio = base.Over(r.Times()).String()
 		}
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%s\t%.2f\t%.0f %%\t%.1f\t%.0f "+

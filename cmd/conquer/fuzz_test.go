@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"conquer/bamba"
+	"conquer/model/statespace"
 )
 
 // Every line of a prompts file must be a prompt or have an error.
@@ -80,12 +80,13 @@ func FuzzValues(f *testing.F) {
 				t.Errorf("%q is %v and then %v, %v", s, lists, again, err)
 			}
 		}
-		if c, err := bamba.ParseChunking(s); err == nil {
-			if again, err := bamba.ParseChunking(c.String()); err != nil || again != c {
+		if c, err := statespace.ParseChunking(s); err == nil {
+			if again, err := statespace.ParseChunking(c.String()); err != nil || again != c {
 				t.Errorf("%q is %+v and then %+v, %v", s, c, again, err)
 			}
 		}
-		if n, err := bamba.ParseChunkSize(s); err == nil && n != bamba.Auto && (n < 16 || n > 256) {
+		n, err := statespace.ParseChunkSize(s)
+		if err == nil && n != statespace.Auto && (n < 16 || n > 256) {
 			t.Errorf("chunk size %q is %d", s, n)
 		}
 		parseDType(s)

@@ -1,4 +1,4 @@
-package bamba
+package statespace
 
 import (
 	"fmt"
@@ -59,6 +59,9 @@ func NewMixer(c MixerConfig, chunking *Chunking) *Mixer {
 	m.ALog.Draw = func(t torch.Tensor) { t.Copy(t.Uniform(1, 16).Log()) }
 	return m
 }
+
+// Config is the configuration of the whole layer, also under tensor parallelism.
+func (m *Mixer) Config() MixerConfig { return m.config }
 
 // Sizes returns the layer's H, P, G and N; under tensor parallelism, those of this process's shard.
 func (m *Mixer) Sizes() (heads, headDim, groups, state int) {

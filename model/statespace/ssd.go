@@ -1,4 +1,4 @@
-package bamba
+package statespace
 
 import (
 	"math"
