@@ -130,7 +130,8 @@ func TestMoE_IsTheSumOfItsExperts(t *testing.T) {
 				weights, experts := r.choose(m.Router.Forward(h.View(rows, width)), torch.Tensor{})
 				var all []torch.Tensor
 				for e := range r.Experts {
-					in := torch.Cat(-1, linear(m.Experts.In, 2*e, h), linear(m.Experts.In, 2*e+1, h))
+					gate, up := linear(m.Experts.In, 2*e, h), linear(m.Experts.In, 2*e+1, h)
+					in := torch.Cat(-1, gate, up)
 					all = append(all, linear(m.Experts.Out, e, torch.SwiGLU(in)).View(rows, width))
 				}
 				outputs := torch.Stack(1, all...) // [rows,E,width]
@@ -163,7 +164,7 @@ func TestMoE_IsTheSumOfItsExperts(t *testing.T) {
 			torch.Backward([]torch.Tensor{got}, []torch.Tensor{gradient})
 			for i, p := range leaves {
 				if d := off(p.Grad(), grads[i]); !(d < 1e-4) {
-					t.Errorf("%s: gradient %d of shape %v is off by %g", name, i, p.Tensor.Shape(), d)
+					t.Errorf("%s: gradient %d of shape %v is off by %g", name, i, p.Shape, d)
 				}
 			}
 			torch.NoGrad(func() {
