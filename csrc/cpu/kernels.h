@@ -177,6 +177,8 @@ struct StateSpaceKernels {
   // One token: state [P,N] in place; y [P].
   void (*step)(int64_t p, int64_t n, float decay, float dt, float d, const float *x, const float *b,
                const float *c, float *state, float *y);
+  // y *= silu(z), over n values.
+  void (*gate)(int64_t n, const float *z, float *y);
   // Rows [t0,t1) of a causal depthwise convolution over [L,D]; `history` holds the width-1 rows
   // before the sequence or is null. weight is [W,D]. `pre` (or null) receives the sums before the
   // SiLU.

@@ -46,6 +46,11 @@ static void conv_rows(int64_t t0, int64_t t1, int64_t dim, int64_t width, const 
   }
 }
 
+static void gate_row(int64_t n, const float *z, float *y) {
+  for (int64_t i = 0; i < n; i++)
+    y[i] *= z[i] * sigmoid(z[i]);
+}
+
 static void silu_grad(int64_t n, const float *pre, const float *dy, float *dpre) {
   for (int64_t i = 0; i < n; i++) {
     float g = sigmoid(pre[i]);
@@ -95,8 +100,8 @@ static void norm_grad_row(int64_t dim, int64_t group, float eps, const float *x,
   }
 }
 
-static const StateSpaceKernels table = {cb_block,     forward_head, backward_head,
-                                        finish_group, step_head,    conv_rows,
-                                        silu_grad,    norm_row,     norm_grad_row};
+static const StateSpaceKernels table = {cb_block,  forward_head, backward_head, finish_group,
+                                        step_head, gate_row,     conv_rows,     silu_grad,
+                                        norm_row,  norm_grad_row};
 
 } // namespace state_space
