@@ -9,8 +9,10 @@ type Cache struct {
 	Length   int // columns filled
 	Capacity int
 	Starts   []int // first valid column of each sequence; nil if all begin at 0
-	// Position (int64 [1] on the device), if defined, replaces Length in passes over a single
-	// token. A recorded graph then serves every position.
+	// Position (int64 [1] or [B] on the device), if defined, replaces Length in passes over a
+	// single token: it is the column of the new token, for each sequence if there are B. A recorded
+	// graph then serves every position, and sequences of different lengths need no padding. The
+	// columns before it must be filled.
 	Position torch.Tensor
 	// Fused reports whether a block of a single-token pass ended in the GPU's fused kernel (see
 	// nn.BlockTail), and UnfusedReason why the first block without it ran unfused.
@@ -33,14 +35,78 @@ func (c *Cache) Layer(i int) *LayerCache {
 	return &c.Layers[i]
 }
 
+// Rows returns the cache of the sequences [first, first+count), as views of this one's tensors that
+// belong to the innermost scope. Its Length is that of c; it has neither Starts nor Position.
+func (c *Cache) Rows(first, count int) *Cache {
+	part := &Cache{Length: c.Length, Capacity: c.Capacity,
+		Layers: make([]LayerCache, len(c.Layers))}
+	for i := range c.Layers {
+		to := part.Layers[i].tensors()
+		for j, t := range c.Layers[i].tensors() {
+			if t.Defined() {
+				*to[j] = t.Narrow(0, first, count)
+			}
+		}
+	}
+	return part
+}
+
+// CopyRow copies the first length columns and the states of a row of from, a cache of the same
+// model, to a row of c.
+func (c *Cache) CopyRow(row int, from *Cache, source, length int) {
+	torch.Scoped(func() {
+		for i := range c.Layers {
+			to := c.Layers[i].tensors()
+			for j, t := range from.Layers[i].tensors() {
+				if !t.Defined() {
+					continue
+				}
+				a, b := to[j].Narrow(0, row, 1), t.Narrow(0, source, 1)
+				if j < 2 { // keys and values
+					a, b = a.Narrow(2, 0, length), b.Narrow(2, 0, length)
+				}
+				a.Copy(b)
+			}
+		}
+	})
+}
+
+// tensors lists the fields, keys and values first.
+func (l *LayerCache) tensors() []*torch.Tensor {
+	return []*torch.Tensor{&l.Keys, &l.Values, &l.Conv, &l.State}
+}
+
+// Own detaches the tensors from their scope. Free frees them.
+func (c *Cache) Own() *Cache {
+	for i := range c.Layers {
+		for _, t := range c.Layers[i].tensors() {
+			if t.Defined() {
+				*t = t.Own()
+			}
+		}
+	}
+	return c
+}
+
 // Free frees the cache's tensors.
 func (c *Cache) Free() {
 	for i := range c.Layers {
-		layer := &c.Layers[i]
-		layer.Keys.Free()
-		layer.Values.Free()
-		layer.Conv.Free()
-		layer.State.Free()
+		for _, t := range c.Layers[i].tensors() {
+			t.Free()
+		}
 	}
 	c.Layers = nil
+}
+
+// Bytes is the memory of the cache's tensors.
+func (c *Cache) Bytes() int64 {
+	n := 0
+	for i := range c.Layers {
+		for _, t := range c.Layers[i].tensors() {
+			if t.Defined() {
+				n += t.Bytes()
+			}
+		}
+	}
+	return int64(n)
 }

@@ -29,8 +29,10 @@ type Pass struct {
 	// boolean [B,L]: the tokens that pad a row on the left; no tensor without padding
 	Padding torch.Tensor
 	Cache   *Cache
-	Start   int          // the cache column of the pass's first token
-	Columns torch.Tensor // int64 [1,L]: the cache columns of its tokens
+	Start   int          // the cache column of the pass's first token, unless Columns differ by row
+	Columns torch.Tensor // int64 [1 or B,L]: the cache columns of its tokens
+	// Begins says that the cache was empty. Layers that keep a state clear it.
+	Begins bool
 
 	views map[int]*View
 	// [1,L,P/2]: cosines and sines of the angle 0, for layers without rotary embedding
@@ -108,7 +110,7 @@ func NewPass(seq Sequence, o PassOptions) *Pass {
 		return pass
 	}
 	if c := seq.Cache; c != nil {
-		pass.Start = c.Length
+		pass.Start, pass.Begins = c.Length, c.Length == 0
 		pass.Columns = torch.Arange(c.Length, c.Length+length, torch.Int64, device).Unsqueeze(0)
 		if c.Length+length > c.Capacity {
 			message := fmt.Sprintf("%d positions do not fit a cache of %d", c.Length+length,
@@ -152,12 +154,11 @@ func NewPass(seq Sequence, o PassOptions) *Pass {
 func (p *Pass) recorded(seq Sequence, o PassOptions) {
 	cache, batch, device := seq.Cache, seq.IDs.Size(0), seq.IDs.Device()
 	p.Start = cache.Length
-	p.Columns = cache.Position.View(1, 1)
+	p.Columns = cache.Position.View(-1, 1)
 	if len(o.Windows) == 0 {
 		return
 	}
-	positions, end := p.Columns, cache.Position.AddScalar(1)
-	lengths := end.Expand(batch).Contiguous()
+	positions, lengths := p.Columns, cache.Position.AddScalar(1).Expand(batch).Contiguous()
 	var starts torch.Tensor
 	if cache.Starts != nil {
 		starts = startsOf(cache, device)
@@ -166,11 +167,11 @@ func (p *Pass) recorded(seq Sequence, o PassOptions) {
 	for _, window := range o.Windows {
 		view := &View{Causal: true, Lengths: lengths, Starts: starts}
 		if window > 0 {
-			first := end.AddScalar(-float64(window)).Clamp(0, 1<<31).Expand(batch)
+			first := lengths.AddScalar(-float64(window)).Clamp(0, 1<<31)
 			if starts.Defined() {
 				first = torch.Where(first.Less(starts), starts, first)
 			}
-			view.Starts = first.Contiguous()
+			view.Starts = first
 		}
 		p.views[window] = view
 	}

@@ -83,7 +83,7 @@ func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 	var before, state torch.Tensor // the cache's [B,W-1,HP+2GN] and [B,H,P,N]
 	if layer != nil {
 		before, state = layer.Conv, layer.State
-		if pass.Start == 0 {
+		if pass.Begins {
 			before.Zero()
 			state.Zero()
 		}
