@@ -84,13 +84,15 @@ func CheckIDs(m model.Model, ids []int32) error {
 
 // CheckPrompt returns an error if ids cannot be continued: for a reason of [CheckIDs], or
 // because the model's context has no room for a new token.
-func CheckPrompt(m model.Model, ids []int32) error {
+func CheckPrompt(m model.Model, ids []int32) error { return checkPrompt(m, ids, m.MaxLength()) }
+
+func checkPrompt(m model.Model, ids []int32, context int) error {
 	if err := CheckIDs(m, ids); err != nil {
 		return err
 	}
-	if most := m.MaxLength(); len(ids) >= most {
-		return fmt.Errorf("the prompt has %d tokens, the model's context only %d, including at "+
-			"least one new token: shorten it", len(ids), most)
+	if len(ids) >= context {
+		return fmt.Errorf("the prompt has %d tokens, the context only %d, including at least one "+
+			"new token: shorten it", len(ids), context)
 	}
 	return nil
 }

@@ -16,23 +16,10 @@ import (
 type generation struct {
 	model   model.Model
 	options Options
-	eos     []int32
-	rows    []*row
+	rows    []*Row
 	next    []int32 // token just chosen for each row
 	stop    bool    // the first process of the group was cancelled
 	stats   Stats
-}
-
-// row is one prompt and its continuation.
-type row struct {
-	ids    []int32 // prompt, then new tokens
-	prompt int     // tokens of the prompt
-	most   int     // limit of new tokens
-	full   bool    // the model's context sets that limit
-	finish Finish
-	err    error // of a row that failed
-	sampler
-	stream *stream // nil without a tokenizer
 }
 
 // begin checks the arguments of a call and makes its state.
@@ -42,13 +29,13 @@ func begin(m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32, o Options
 	if err := o.check(tok, len(prompts)); err != nil {
 		return nil, err
 	}
-	if err := o.Rules.check(vocabulary(m)); err != nil {
+	if err := o.checkVocabulary(vocabulary(m)); err != nil {
 		return nil, err
 	}
-	g := &generation{model: m, options: o, eos: o.EOS, next: make([]int32, len(prompts))}
-	if g.eos == nil {
-		g.eos = EOS(m, tok)
+	if o.EOS == nil {
+		o.EOS = EOS(m, tok)
 	}
+	g := &generation{model: m, options: o, next: make([]int32, len(prompts))}
 	samples := o.Samples
 	if samples == nil {
 		samples = Repeats(prompts)
@@ -60,16 +47,9 @@ func begin(m model.Model, tok *tokenizer.Tokenizer, prompts [][]int32, o Options
 			}
 			return nil, err
 		}
-		room := m.MaxLength() - len(prompt)
-		r := &row{ids: slices.Clone(prompt), prompt: len(prompt), most: min(o.MaxNewTokens, room),
-			full: room < o.MaxNewTokens}
-		r.sampler = newSampler(o, samples[i], vocabulary(m), prompt)
-		r.sampler.eos = g.eos
-		if tok != nil {
-			r.stream = &stream{decoder: tok.Continue(prompt, true), stops: o.Stop}
-			if onText != nil {
-				r.stream.emit = func(piece string) { onText(i, piece) }
-			}
+		r := newRow(m, tok, prompt, o, samples[i])
+		if r.stream != nil && onText != nil {
+			r.stream.emit = func(piece string) { onText(i, piece) }
 		}
 		g.rows = append(g.rows, r)
 		g.stats.PromptTokens += len(prompt)
@@ -168,39 +148,10 @@ func (g *generation) ended(ctx context.Context) error {
 	return nil
 }
 
-// accept adds a token to the row and ends the row if the token ends it.
-func (r *row) accept(id int32, eos bool) {
-	r.ids = append(r.ids, id)
-	r.sampler.saw(id)
-	stopped := r.stream != nil && r.stream.next(id)
-	switch made := len(r.ids) - r.prompt; {
-	case stopped:
-		r.end(FinishStop)
-	case eos:
-		r.end(FinishEOS)
-	case made == r.most && r.full:
-		r.end(FinishContext)
-	case made == r.most:
-		r.end(FinishLength)
-	}
-}
-
-// end ends the row. A stop string at the end of the text takes precedence.
-func (r *row) end(why Finish) {
-	r.finish = why
-	if r.stream != nil && why != FinishStop && r.stream.flush() {
-		r.finish = FinishStop
-	}
-}
-
 func (g *generation) results() []Result {
 	results := make([]Result, len(g.rows))
 	for i, r := range g.rows {
-		results[i] = Result{Tokens: r.ids[r.prompt:], Finish: r.finish, PromptTokens: r.prompt,
-			Err: r.err}
-		if r.stream != nil {
-			results[i].Text = r.stream.text.String()
-		}
+		results[i] = r.Result()
 	}
 	return results
 }
@@ -264,7 +215,7 @@ func (g *generation) choose(logits torch.Tensor) {
 		if g.next[i] = 0; r.finish != "" {
 			continue
 		}
-		if id, err := r.sampler.choose(logits.Select(0, i), r.ids); err != nil {
+		if id, err := r.pick(logits.Select(0, i)); err != nil {
 			g.next[i], r.err = failed, err
 		} else {
 			g.next[i] = id
@@ -303,10 +254,10 @@ func (g *generation) take(tokens []int64, step int) (going bool, err error) {
 		if step > 0 {
 			g.stats.decoded++
 		}
-		r.accept(g.next[i], !g.options.IgnoreEOS && slices.Contains(g.eos, g.next[i]))
+		r.accept(g.next[i])
 		going = going || r.finish == ""
 	}
-	alive := func(r *row) bool { return r.err == nil }
+	alive := func(r *Row) bool { return r.err == nil }
 	if !slices.ContainsFunc(g.rows, alive) {
 		return false, g.rows[0].err
 	}

@@ -14,8 +14,8 @@ import (
 )
 
 // Options say how tokens are chosen and when to stop. The filters have the order and
-// the meaning of transformers': repetition penalty, rules, temperature, top-k, top-p,
-// min-p.
+// the meaning of transformers': repetition penalty, the other penalties and biases, rules,
+// temperature, top-k, top-p, min-p.
 type Options struct {
 	// MaxNewTokens limits the tokens made for a prompt. The model's context may end
 	// first.
@@ -35,7 +35,15 @@ type Options struct {
 	// divides their positive logits and multiplies their negative ones (Keskar et al.,
 	// arXiv 1909.05858). 0 or 1 changes nothing.
 	RepetitionPenalty float64
-	Rules             Rules // tokens that may not be chosen
+	// PresencePenalty is subtracted from the logits of the tokens that the new text holds, and
+	// FrequencyPenalty as often as it holds them.
+	PresencePenalty, FrequencyPenalty float64
+	// LogitBias is added to the logits of tokens, by id.
+	LogitBias map[int32]float64
+	Rules     Rules // tokens that may not be chosen
+	// Logprobs asks for Result.Logprobs, with the TopLogprobs most likely tokens in each place.
+	Logprobs    bool
+	TopLogprobs int
 	// Seed is the seed of sampling. The random numbers of a row depend on Seed, on the tokens of
 	// its prompt and on its number in Samples, but not on the other rows.
 	Seed uint64
@@ -79,6 +87,8 @@ type Result struct {
 	Text         string  // their text without special tokens; "" without a tokenizer
 	Finish       Finish
 	PromptTokens int
+	// Logprobs has an element for each of Tokens, if Options.Logprobs asks for it.
+	Logprobs []TokenLogprob
 	// Err says why the row failed, while other rows of the batch did not. If all fail, the call
 	// does.
 	Err error
@@ -139,6 +149,12 @@ func (o Options) check(tok *tokenizer.Tokenizer, prompts int) error {
 	case !(o.RepetitionPenalty >= 0) || math.IsInf(o.RepetitionPenalty, 0):
 		return fmt.Errorf("repetition_penalty is %v, expected a positive number",
 			o.RepetitionPenalty)
+	case !(math.Abs(o.PresencePenalty) <= math.MaxFloat32):
+		return fmt.Errorf("presence_penalty is %v, expected a number", o.PresencePenalty)
+	case !(math.Abs(o.FrequencyPenalty) <= math.MaxFloat32):
+		return fmt.Errorf("frequency_penalty is %v, expected a number", o.FrequencyPenalty)
+	case o.TopLogprobs < 0 || o.TopLogprobs > MaxTopLogprobs:
+		return fmt.Errorf("top_logprobs is %d, expected 0 to %d", o.TopLogprobs, MaxTopLogprobs)
 	case o.Samples != nil && len(o.Samples) != prompts:
 		return fmt.Errorf("samples has %d numbers, expected one for each of %d prompts",
 			len(o.Samples), prompts)
@@ -165,10 +181,16 @@ const (
 )
 
 // compiled reports whether steps are recorded. The default is yes on a GPU, unless
-// the model is divided over processes. Rules need the tokens on the host.
+// the model is divided over processes.
 func (o Options) compiled(device torch.Device) bool {
-	return o.Rules.none() &&
+	return !o.needsHost() &&
 		(o.Compile == CompileGraph || o.Compile == "" && device.IsCUDA() && o.Group == nil)
+}
+
+// needsHost reports whether tokens must be chosen on the host.
+func (o Options) needsHost() bool {
+	return !o.Rules.none() || o.PresencePenalty != 0 || o.FrequencyPenalty != 0 ||
+		len(o.LogitBias) > 0 || o.Logprobs
 }
 
 // ParseCompile returns the Compile of a name; "" is the default.

@@ -30,6 +30,20 @@ func (r Rules) none() bool {
 		len(r.BeginSuppress) == 0 && r.MinNewTokens == 0 && r.MinLength == 0
 }
 
+// checkVocabulary returns an error for a token that the model does not have.
+func (o Options) checkVocabulary(vocabulary int) error {
+	for id, bias := range o.LogitBias {
+		if id < 0 || int(id) >= vocabulary {
+			return fmt.Errorf("logit_bias names the token %d, but the model's vocabulary has the "+
+				"ids 0 to %d", id, vocabulary-1)
+		}
+		if !(math.Abs(bias) <= math.MaxFloat32) {
+			return fmt.Errorf("logit_bias of the token %d is %v, expected a number", id, bias)
+		}
+	}
+	return o.Rules.check(vocabulary)
+}
+
 // check returns an error for the first rule that a vocabulary does not allow.
 func (r Rules) check(vocabulary int) error {
 	if r.NoRepeatNGram < 0 || r.MinNewTokens < 0 || r.MinLength < 0 {

@@ -25,7 +25,7 @@ func (o Options) mostLikely() bool { return o.Temperature < leastTemperature }
 // greedy reports whether each token is the argmax of the model's logits.
 func (o Options) greedy() bool {
 	return o.mostLikely() && (o.RepetitionPenalty == 0 || o.RepetitionPenalty == 1) &&
-		o.Rules.none()
+		!o.needsHost()
 }
 
 // Repeats returns, for each prompt, the number of equal prompts before it.
@@ -57,11 +57,11 @@ func newRandom(seed uint64, sample int, prompt []int32) *rand.Rand {
 // sampler chooses the tokens of one row.
 type sampler struct {
 	options Options
-	eos     []int32 // tokens that end the text
-	prompt  int     // tokens of the prompt
+	prompt  int // tokens of the prompt
 	random  *rand.Rand
-	known   []bool  // by id: the token is in seen
-	seen    []int32 // distinct tokens so far, for a repetition penalty
+	known   []bool        // by id: the token is in seen
+	seen    []int32       // distinct tokens so far, for a repetition penalty
+	counts  map[int32]int // new tokens, for the other penalties
 	kept    []candidate
 }
 
@@ -80,6 +80,17 @@ func newSampler(o Options, sample, vocabulary int, prompt []int32) sampler {
 		}
 	}
 	return s
+}
+
+// made records a new token for the penalties.
+func (s *sampler) made(id int32) {
+	s.saw(id)
+	if s.options.PresencePenalty != 0 || s.options.FrequencyPenalty != 0 {
+		if s.counts == nil {
+			s.counts = map[int32]int{}
+		}
+		s.counts[id]++
+	}
 }
 
 // saw records a token for the repetition penalty.
@@ -106,7 +117,7 @@ func (s *sampler) choose(logits torch.Tensor, ids []int32) (int32, error) {
 	return s.draw(floats(logits.MulScalar(1 / s.options.Temperature).Softmax(-1)))
 }
 
-// weigh applies the repetition penalty and the rules to the logits of the token after ids.
+// weigh applies the penalties, the biases and the rules to the logits of the token after ids.
 func (s *sampler) weigh(values []float32, ids []int32) error {
 	penalty := float32(s.options.RepetitionPenalty)
 	for _, id := range s.seen {
@@ -116,8 +127,14 @@ func (s *sampler) weigh(values []float32, ids []int32) error {
 			values[id] *= penalty
 		}
 	}
+	for id, n := range s.counts {
+		values[id] -= float32(s.options.PresencePenalty + float64(n)*s.options.FrequencyPenalty)
+	}
+	for id, bias := range s.options.LogitBias {
+		values[id] += float32(bias)
+	}
 	if rules := s.options.Rules; !rules.none() {
-		rules.forbid(values, ids, s.prompt, s.eos)
+		rules.forbid(values, ids, s.prompt, s.options.EOS)
 		if _, most := argmax(values); math.IsInf(float64(most), -1) {
 			return errAllForbidden
 		}

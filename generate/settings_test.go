@@ -187,7 +187,7 @@ func TestSettings_DistributionsAreThoseOfTransformers(t *testing.T) {
 		got := make([]float64, len(all.Logits))
 		if err := torch.Run(func() error {
 			sampler := newSampler(o, 0, len(all.Logits), c.IDs)
-			sampler.prompt, sampler.eos = c.Prompt, o.EOS
+			sampler.prompt, sampler.options.EOS = c.Prompt, o.EOS
 			logits := torch.From(all.Logits, len(all.Logits))
 			if err := sampler.weigh(floats(logits), c.IDs); err != nil {
 				return err

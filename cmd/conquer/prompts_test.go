@@ -73,7 +73,7 @@ func TestGenerate_PromptsFailAlone(t *testing.T) {
 					t.Errorf("%s, row %d: %+v\n%s", name, i, got[i], stderr)
 				}
 			}
-			if !strings.Contains(got[2].Error, "the model's context only 256") {
+			if !strings.Contains(got[2].Error, "the context only 256") {
 				t.Errorf("%s: %q", name, got[2].Error)
 			}
 			alone := decode[generateOutput](t, succeed(t, "generate", "--model_path", dir,
