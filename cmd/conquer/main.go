@@ -45,6 +45,7 @@ func commands() []command {
 		generateCommand,
 		chatCommand,
 		scoreCommand,
+		serveCommand,
 		dataCommand,
 		exportCommand,
 		benchCommand,

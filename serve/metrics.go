@@ -1,0 +1,84 @@
+package serve
+
+import (
+	"net/http"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics are what /metrics reports.
+type metrics struct {
+	registry                *prometheus.Registry
+	requests                *prometheus.CounterVec
+	waiting, running        prometheus.Gauge
+	promptTokens, newTokens prometheus.Counter
+	wait, firstToken, step  prometheus.Histogram
+}
+
+func newMetrics() *metrics {
+	m := &metrics{registry: prometheus.NewRegistry()}
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "conquer", Name: name, Help: help})
+		m.registry.MustRegister(g)
+		return g
+	}
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "conquer", Name: name,
+			Help: help})
+		m.registry.MustRegister(c)
+		return c
+	}
+	seconds := func(name, help string, least float64) prometheus.Histogram {
+		h := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "conquer", Name: name,
+			Help: help, Buckets: prometheus.ExponentialBuckets(least, 2, 16)})
+		m.registry.MustRegister(h)
+		return h
+	}
+	m.requests = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "conquer",
+		Name: "requests_total", Help: "Requests by path and status."}, []string{"path", "status"})
+	m.registry.MustRegister(m.requests)
+	m.waiting = gauge("waiting", "Prompts that wait to be read.")
+	m.running = gauge("running", "Sequences that are decoded.")
+	m.promptTokens = counter("prompt_tokens_total", "Tokens of prompts that were read.")
+	m.newTokens = counter("new_tokens_total", "Tokens that were made.")
+	m.wait = seconds("wait_seconds", "Time from arrival until a prompt is read.", 0.001)
+	m.firstToken = seconds("first_token_seconds", "Time from arrival to the first token.", 0.001)
+	m.step = seconds("step_seconds", "Time of a decoding step.", 0.0005)
+	return m
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// counted counts requests.
+func (s *Server) counted(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		recorded := &recorder{ResponseWriter: w, status: http.StatusOK}
+		defer func() {
+			path := r.URL.Path
+			if recorded.status == http.StatusNotFound {
+				path = "other"
+			}
+			s.metrics.requests.WithLabelValues(path, strconv.Itoa(recorded.status)).Inc()
+		}()
+		next.ServeHTTP(recorded, r)
+	})
+}
+
+// recorder remembers the status of an answer.
+type recorder struct {
+	http.ResponseWriter
+	status int
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (r *recorder) WriteHeader(status int) {
+	r.status = status
+	r.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets [http.ResponseController] flush.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }

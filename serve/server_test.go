@@ -1,0 +1,481 @@
+package serve
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"conquer/generate"
+	"conquer/model"
+)
+
+// serving starts a server with a small random model.
+func serving(t testing.TB, change func(*Options)) (*Server, *httptest.Server) {
+	t.Helper()
+	m := tiny(t, "llama", model.Config{"vocab_size": 704.0})
+	l, err := Fit(m, 0, Limits{Sequences: 4, Length: 300, Piece: 32})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Model: "tiny", Limits: l, Defaults: generate.Options{Temperature: 1}}
+	if change != nil {
+		change(&o)
+	}
+	s, err := New(m, smollm(t), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := httptest.NewServer(s)
+	t.Cleanup(func() {
+		h.Close()
+		s.Shutdown(context.Background())
+	})
+	return s, h
+}
+
+// post sends a body and returns the status and the decoded answer.
+func post(t testing.TB, url, body string) (int, map[string]any) {
+	t.Helper()
+	r, err := http.Post(url, "application/json", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if got := r.Header.Get("Content-Type"); got != "application/json" {
+		t.Errorf("%s: content type %q", body, got)
+	}
+	answer := map[string]any{}
+	if err := json.NewDecoder(r.Body).Decode(&answer); err != nil {
+		t.Fatalf("%s: %v", body, err)
+	}
+	return r.StatusCode, answer
+}
+
+// at returns the member of an answer behind a path such as choices.0.text.
+func at(t testing.TB, answer any, path string) any {
+	t.Helper()
+	for name := range strings.SplitSeq(path, ".") {
+		switch v := answer.(type) {
+		case map[string]any:
+			answer = v[name]
+		case []any:
+			i := 0
+			if _, err := fmt.Sscan(name, &i); err != nil || i >= len(v) {
+				t.Fatalf("%s: no element %s of %d", path, name, len(v))
+			}
+			answer = v[i]
+		default:
+			t.Fatalf("%s: %s is below %v", path, name, v)
+		}
+	}
+	return answer
+}
+
+// scoring is what lm-eval sends to score one-token continuations of four prompts at once.
+const scoring = `{"model": "tiny", "prompt": [[5,6,7,8,9], [300,20], [5,6,7,8,9], [1]],
+	"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true}`
+
+// The rules that lm-eval needs: an entry for each token of the prompt and the generated one, the
+// first null, and equal numbers where the token is the most likely one.
+func TestCompletions_ScoreAsHarnessesNeed(t *testing.T) {
+	s, h := serving(t, nil)
+	status, answer := post(t, h.URL+"/v1/completions", scoring)
+	if status != http.StatusOK {
+		t.Fatalf("%d: %v", status, answer)
+	}
+	prompts := [][]int32{{5, 6, 7, 8, 9}, {300, 20}, {5, 6, 7, 8, 9}, {1}}
+	for i, prompt := range prompts {
+		choice := at(t, answer, fmt.Sprint("choices.", i))
+		if at(t, choice, "index") != float64(i) {
+			t.Errorf("choice %d has the index %v", i, at(t, choice, "index"))
+		}
+		values := at(t, choice, "logprobs.token_logprobs").([]any)
+		tops := at(t, choice, "logprobs.top_logprobs").([]any)
+		if len(values) != len(prompt)+1 || len(tops) != len(values) {
+			t.Fatalf("%d and %d entries for %d tokens", len(values), len(tops), len(prompt))
+		}
+		if values[0] != nil || tops[0] != nil {
+			t.Errorf("the first token has %v and %v", values[0], tops[0])
+		}
+		var nll []float64
+		if len(prompt) > 1 {
+			scores, err := generate.Score(t.Context(), s.model, prompt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			nll = scores.TokenNLL
+		}
+		for k := 1; k < len(values); k++ {
+			best := -1e300
+			for _, v := range tops[k].(map[string]any) {
+				best = max(best, v.(float64))
+			}
+			v := values[k].(float64)
+			if v > best || k == len(prompt) && v != best { // the generated token is greedy
+				t.Errorf("token %d has %v, the largest is %v", k, v, best)
+			}
+			if k < len(prompt) && (v+nll[k-1] > 1e-5 || v+nll[k-1] < -1e-5) {
+				t.Errorf("token %d has %v, expected %v", k, v, -nll[k-1])
+			}
+		}
+	}
+	if a, b := at(t, answer, "choices.0"), at(t, answer, "choices.2"); fmt.Sprint(
+		at(t, a, "logprobs")) != fmt.Sprint(at(t, b, "logprobs")) {
+		t.Errorf("equal prompts differ: %v and %v", a, b)
+	}
+	if got := at(t, answer, "usage.prompt_tokens"); got != 13.0 {
+		t.Errorf("%v prompt tokens, expected 13", got)
+	}
+}
+
+// A stop string that is the text of a special token ends the answer at the token, and no answer
+// holds its stop string.
+func TestCompletions_StopWhereTheyAreTold(t *testing.T) {
+	s, h := serving(t, nil)
+	end := s.tokenizer.EOS()[0]
+	body := `{"prompt": "hello", "max_tokens": 200, "temperature": 0, %s}`
+	_, plain := post(t, h.URL+"/v1/completions", fmt.Sprintf(body, `"ignore_eos": true`))
+	text := at(t, plain, "choices.0.text").(string)
+	middle := text[len(text)/2:][:3]
+	_, cut := post(t, h.URL+"/v1/completions", fmt.Sprintf(body, fmt.Sprintf(
+		`"ignore_eos": true, "stop": [%q]`, middle)))
+	before, _, _ := strings.Cut(text, middle)
+	if got := at(t, cut, "choices.0.text"); got != before ||
+		at(t, cut, "choices.0.finish_reason") != "stop" {
+		t.Errorf("%q before %q: %q", text, middle, got)
+	}
+	if at(t, plain, "choices.0.finish_reason") != "length" {
+		t.Errorf("%v", plain)
+	}
+	name, _ := json.Marshal(s.tokenizer.Token(end))
+	for _, stop := range []string{fmt.Sprintf(`"stop": %s`, name),
+		fmt.Sprintf(`"stop": [%s]`, name), fmt.Sprintf(`"stop_token_ids": [%d]`, end)} {
+		_, answer := post(t, h.URL+"/v1/completions", fmt.Sprintf(body, fmt.Sprintf(
+			`"ignore_eos": true, "logprobs": 0, "logit_bias": {"%d": 100}, %s`, end, stop)))
+		if at(t, answer, "choices.0.text") != "" || at(t, answer, "usage.completion_tokens") != 1.0 ||
+			len(at(t, answer, "choices.0.logprobs.token_logprobs").([]any)) != 1 {
+			t.Errorf("%s: %v", stop, answer)
+		}
+	}
+}
+
+func TestCompletions_SeedsAndChoices(t *testing.T) {
+	_, h := serving(t, nil)
+	body := `{"prompt": ["hello", "there"], "n": 3, "seed": 5, "max_tokens": 12, "echo": true}`
+	_, one := post(t, h.URL+"/v1/completions", body)
+	_, two := post(t, h.URL+"/v1/completions", body)
+	var texts []string
+	for i := range 6 {
+		text := at(t, one, fmt.Sprint("choices.", i, ".text")).(string)
+		if text != at(t, two, fmt.Sprint("choices.", i, ".text")) {
+			t.Errorf("choice %d differs although the seed is the same", i)
+		}
+		if want := []string{"hello", "there"}[i/3]; !strings.HasPrefix(text, want) {
+			t.Errorf("choice %d does not begin with its prompt: %q", i, text)
+		}
+		texts = append(texts, text)
+	}
+	slices.Sort(texts)
+	if len(slices.Compact(texts)) < 6 {
+		t.Errorf("equal choices: %q", texts)
+	}
+	if at(t, one, "usage.prompt_tokens") == 0.0 || at(t, one, "usage.completion_tokens") != 72.0 {
+		t.Errorf("usage %v", at(t, one, "usage"))
+	}
+}
+
+// streamed sends a body and returns the events' data.
+func streamed(t testing.TB, url, body string) (events []string) {
+	t.Helper()
+	r, err := http.Post(url, "application/json", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if got := r.Header.Get("Content-Type"); !strings.HasPrefix(got, "text/event-stream") {
+		text, _ := io.ReadAll(r.Body)
+		t.Fatalf("content type %q: %s", got, text)
+	}
+	lines := bufio.NewScanner(r.Body)
+	for lines.Scan() {
+		line := lines.Text()
+		data, ok := strings.CutPrefix(line, "data: ")
+		if !ok && line != "" {
+			t.Fatalf("a line of the stream is %q", line)
+		}
+		if ok {
+			events = append(events, data)
+		}
+	}
+	return events
+}
+
+// The pieces of a stream give the text of the plain answer, and clients find in it what they need:
+// one id, roles first, empty choices beside the usage, no member "error".
+func TestStream_GivesThePlainAnswerInPieces(t *testing.T) {
+	_, h := serving(t, nil)
+	for path, fields := range map[string][2]string{
+		"/v1/chat/completions": {`"messages": [{"role": "user", "content": "hi"}], "logprobs": true`,
+			"choices.0.message.content"},
+		"/v1/completions": {`"prompt": "hi", "logprobs": 1`, "choices.0.text"},
+	} {
+		body := fmt.Sprintf(`{%s, "n": 2, "max_tokens": 30, "ignore_eos": true,
+			"seed": 7`, fields[0])
+		_, plain := post(t, h.URL+path, body+"}")
+		events := streamed(t, h.URL+path,
+			body+`, "stream": true, "stream_options": {"include_usage": true}}`)
+		if events[len(events)-1] != "[DONE]" {
+			t.Fatalf("%s ends with %q", path, events[len(events)-1])
+		}
+		texts, reasons, entries := [2]string{}, [2]any{}, [2]int{}
+		var id, usage any
+		for i, event := range events[:len(events)-1] {
+			var chunk map[string]any
+			if err := json.Unmarshal([]byte(event), &chunk); err != nil {
+				t.Fatal(err)
+			}
+			if _, has := chunk["error"]; has || id != nil && chunk["id"] != id {
+				t.Errorf("%s: %s", path, event)
+			}
+			id = chunk["id"]
+			if u, has := chunk["usage"]; has {
+				usage = u
+			}
+			for _, c := range chunk["choices"].([]any) {
+				k := int(at(t, c, "index").(float64))
+				if reason := at(t, c, "finish_reason"); reason != nil {
+					reasons[k] = reason
+				}
+				if path == "/v1/completions" {
+					texts[k] += at(t, c, "text").(string)
+					entries[k] += len(at(t, c, "logprobs.token_logprobs").([]any))
+					continue
+				}
+				delta := at(t, c, "delta").(map[string]any)
+				if (delta["role"] != nil) != (i < 2) || i < 2 && k != i {
+					t.Errorf("event %d: %s", i, event)
+				}
+				texts[k] += delta["content"].(string)
+				if l, _ := at(t, c, "logprobs").(map[string]any); l != nil {
+					entries[k] += len(l["content"].([]any))
+				}
+			}
+		}
+		for k := range 2 {
+			want := at(t, plain, strings.Replace(fields[1], "0", fmt.Sprint(k), 1))
+			if texts[k] != want || reasons[k] != "length" || entries[k] != 30 {
+				t.Errorf("%s: choice %d is %q, %v, %d entries, expected %q", path, k, texts[k],
+					reasons[k], entries[k], want)
+			}
+		}
+		for _, name := range []string{"prompt_tokens", "completion_tokens", "total_tokens"} {
+			if got := at(t, usage, name); got != at(t, plain, "usage."+name) {
+				t.Errorf("usage %v, expected %v", usage, at(t, plain, "usage"))
+			}
+		}
+	}
+}
+
+// A client that leaves frees its place.
+func TestServer_ForgetsClientsThatLeave(t *testing.T) {
+	s, h := serving(t, func(o *Options) { o.Limits.Sequences = 1 })
+	for _, stream := range []string{"false", "true"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		r, _ := http.NewRequestWithContext(ctx, "POST", h.URL+"/v1/completions", strings.NewReader(
+			`{"prompt": "a", "max_tokens": 290, "ignore_eos": true, "n": 20, "stream": `+stream+`}`))
+		done := make(chan error, 1)
+		go func() {
+			answer, err := http.DefaultClient.Do(r)
+			if err == nil {
+				_, err = io.ReadAll(answer.Body)
+				answer.Body.Close()
+			}
+			done <- err
+		}()
+		time.Sleep(30 * time.Millisecond)
+		cancel()
+		if err := <-done; err == nil {
+			t.Error("the request ended before it was cancelled")
+		}
+		for range 500 {
+			s.scheduler.mutex.Lock()
+			left := len(s.scheduler.queue)
+			s.scheduler.mutex.Unlock()
+			if left == 0 {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		status, answer := post(t, h.URL+"/v1/completions", `{"prompt": "a", "max_tokens": 2}`)
+		if status != http.StatusOK {
+			t.Errorf("after a client left: %d %v", status, answer)
+		}
+	}
+}
+
+// Every mistake gets a status, a message and the field's name in OpenAI's form.
+func TestServer_AnswersMistakesInOpenAIsForm(t *testing.T) {
+	_, h := serving(t, func(o *Options) { o.MaxBody = 4000 })
+	long := strings.Repeat("1,", 300) + "1"
+	for _, c := range []struct {
+		path, body string
+		status     int
+		param      any
+		says       string
+	}{
+		{"completions", `{"prompt": "a", "best_of": 2}`, 400, "best_of", "best_of"},
+		{"completions", `{"prompt": "a", "model": "other"}`, 404, "model", `has "tiny"`},
+		{"completions", `{"prompt": "a", "frobnicate": 1}`, 400, "frobnicate", "frobnicate"},
+		{"completions", `{"prompt": "a", "max_tokens": "many"}`, 400, "max_tokens", "an integer"},
+		{"completions", `{"prompt": "a", "max_tokens": 0}`, 400, nil, "max_new_tokens is 0"},
+		{"completions", `{"prompt": "a", "n": 0}`, 400, "n", "expected 1"},
+		{"completions", `{"prompt": "a", "n": 1000}`, 400, "n", "expected 1"},
+		{"completions", `{"prompt": [], "n": 1}`, 400, "prompt", "not empty"},
+		{"completions", `{"prompt": {}}`, 400, "prompt", "expected a text"},
+		{"completions", `{}`, 400, "prompt", "expected a text"},
+		{"completions", `{"prompt": [[1, 999]]}`, 400, nil, "999"},
+		{"completions", `{"prompt": [-1]}`, 400, nil, "-1"},
+		{"completions", `{"prompt": [` + long + `]}`, 400, nil, "301 tokens"},
+		{"completions", `{"prompt": "a", "temperature": -1}`, 400, nil, "temperature"},
+		{"completions", `{"prompt": "a", "logprobs": 99}`, 400, "logprobs", "0 to 20"},
+		{"completions", `{"prompt": "a", "logit_bias": {"x": 1}}`, 400, "logit_bias", "token id"},
+		{"completions", `{"prompt": "a", "logit_bias": {"9999": 1}}`, 400, nil, "9999"},
+		{"completions", `{"prompt": "a", "stop": ""}`, 400, nil, "stop string is empty"},
+		{"completions", `{"prompt": "a"} {}`, 400, nil, "more than one"},
+		{"completions", `prompt=a`, 400, nil, "not a JSON object"},
+		{"completions", `{"prompt": "` + strings.Repeat("a", 5000) + `"}`, 413, nil, "4000 bytes"},
+		{"chat/completions", `{"messages": []}`, 400, "messages", "empty"},
+		{"chat/completions", `{"messages": [{"role": "user", "content": "a"}], "tools": []}`,
+			400, "tools", "tools"},
+		{"chat/completions", `{"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}`,
+			400, "top_logprobs", "logprobs true"},
+		{"embeddings", `{"input": "a", "encoding_format": "int8"}`, 400, "encoding_format", "base64"},
+		{"embeddings", `{"input": []}`, 400, "prompt", "not empty"},
+		{"nothing", `{}`, 404, nil, "/v1/nothing"},
+	} {
+		status, answer := post(t, h.URL+"/v1/"+c.path, c.body)
+		message, _ := at(t, answer, "error.message").(string)
+		if status != c.status || at(t, answer, "error.param") != c.param ||
+			!strings.Contains(message, c.says) || at(t, answer, "error.type") !=
+			"invalid_request_error" {
+			t.Errorf("%s %.80s: %d %v", c.path, c.body, status, answer)
+		}
+	}
+	r, err := http.Get(h.URL + "/v1/completions")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Body.Close()
+	if r.StatusCode != http.StatusMethodNotAllowed || r.Header.Get("Allow") != "POST" {
+		t.Errorf("GET of completions: %d", r.StatusCode)
+	}
+	r, err = http.Get(h.URL + "/tokenizer_info") // lm-eval would change its ways
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Body.Close()
+	if r.StatusCode != http.StatusNotFound {
+		t.Errorf("/tokenizer_info: %d", r.StatusCode)
+	}
+}
+
+func TestServer_AsksForAKeyAndKnowsOrigins(t *testing.T) {
+	_, open := serving(t, nil)
+	_, locked := serving(t, func(o *Options) {
+		o.APIKeys = []string{"first", "second"}
+		o.Origins = []string{"https://example.org"}
+	})
+	for _, c := range []struct {
+		url, authorization, origin, site string
+		method                           string
+		status                           int
+		allowed                          string
+	}{
+		{open.URL + "/v1/models", "Bearer ", "", "", "GET", 200, ""},
+		{open.URL + "/v1/models", "", "https://evil.org", "cross-site", "POST", 403, ""},
+		{open.URL + "/v1/models", "", "https://evil.org", "cross-site", "OPTIONS", 405, ""},
+		{locked.URL + "/v1/models", "", "", "", "GET", 401, ""},
+		{locked.URL + "/v1/models", "Bearer third", "", "", "GET", 401, ""},
+		{locked.URL + "/v1/models", "first", "", "", "GET", 401, ""},
+		{locked.URL + "/v1/models", "Bearer second", "", "", "GET", 200, ""},
+		{locked.URL + "/health", "", "", "", "GET", 200, ""},
+		{locked.URL + "/tokenize", "", "", "", "POST", 401, ""},
+		{locked.URL + "/v1/completions", "", "https://example.org", "cross-site", "OPTIONS", 204,
+			"https://example.org"},
+		{locked.URL + "/v1/models", "Bearer first", "https://example.org", "cross-site", "GET", 200,
+			"https://example.org"},
+	} {
+		r, _ := http.NewRequest(c.method, c.url, nil)
+		for name, value := range map[string]string{"Authorization": c.authorization,
+			"Origin": c.origin, "Sec-Fetch-Site": c.site} {
+			if value != "" {
+				r.Header.Set(name, value)
+			}
+		}
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if got := answer.Header.Get("Access-Control-Allow-Origin"); answer.StatusCode != c.status ||
+			got != c.allowed {
+			t.Errorf("%+v: %d, allowed %q", c, answer.StatusCode, got)
+		}
+	}
+}
+
+func TestServer_TimeoutAndFullQueueSayWhetherToTryAgain(t *testing.T) {
+	_, h := serving(t, func(o *Options) { o.Timeout = time.Millisecond })
+	r, err := http.Post(h.URL+"/v1/completions", "application/json",
+		strings.NewReader(`{"prompt": "a", "max_tokens": 290, "ignore_eos": true}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Body.Close()
+	if r.StatusCode != http.StatusGatewayTimeout || r.Header.Get("x-should-retry") != "false" {
+		t.Errorf("a request that took too long: %d, %v", r.StatusCode, r.Header)
+	}
+	_, full := serving(t, func(o *Options) { o.Queue = 1 })
+	r, err = http.Post(full.URL+"/v1/completions", "application/json",
+		strings.NewReader(`{"prompt": ["a", "b"], "max_tokens": 2}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Body.Close()
+	if r.StatusCode != http.StatusServiceUnavailable || r.Header.Get("Retry-After") == "" {
+		t.Errorf("more prompts than the queue holds: %d, %v", r.StatusCode, r.Header)
+	}
+}
+
+func TestEmbeddings_HaveLengthOne(t *testing.T) {
+	_, h := serving(t, nil)
+	_, both := post(t, h.URL+"/v1/embeddings", `{"input": ["hello there", "hello"]}`)
+	_, alone := post(t, h.URL+"/v1/embeddings", `{"input": "hello"}`)
+	_, last := post(t, h.URL+"/v1/embeddings", `{"input": "hello there", "pooling": "last"}`)
+	if fmt.Sprint(at(t, both, "data.1.embedding")) != fmt.Sprint(at(t, alone, "data.0.embedding")) {
+		t.Error("an embedding depends on the other inputs")
+	}
+	if fmt.Sprint(at(t, both, "data.0.embedding")) == fmt.Sprint(at(t, last, "data.0.embedding")) {
+		t.Error("pooling changes nothing")
+	}
+	vector := at(t, both, "data.0.embedding").([]any)
+	square := 0.0
+	for _, v := range vector {
+		square += v.(float64) * v.(float64)
+	}
+	if len(vector) != 48 || square < 0.999 || square > 1.001 {
+		t.Errorf("%d elements of square %v", len(vector), square)
+	}
+	_, packed := post(t, h.URL+"/v1/embeddings", `{"input": "hello", "encoding_format": "base64"}`)
+	if text := at(t, packed, "data.0.embedding").(string); len(text) != 256 {
+		t.Errorf("%d characters of base64", len(text))
+	}
+}
