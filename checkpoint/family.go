@@ -19,6 +19,9 @@ type Family struct {
 	ModelTypes []string
 	// Architectures lists the general.architecture values of GGUF files that the family reads.
 	Architectures []string
+	// Accepts, if not nil, says whether the family reads a file of these architectures, which
+	// another family may read, too. The family is asked before those without Accepts.
+	Accepts func(f *GGUFFile) bool
 	// FromGGUF returns the config.json of a GGUF file and the Hugging Face names of its tensors.
 	// Problems may also be left in f.Err.
 	FromGGUF func(f *GGUFFile) (config map[string]any, tensors TensorMap, err error)
@@ -45,6 +48,9 @@ type Mapped struct {
 	Transform *Transform
 	// Float32 says that the other format demands float32.
 	Float32 bool
+	// Stack, if not nil, lists Hugging Face's names of the tensors that the tensor in the other
+	// format holds along a new first dimension.
+	Stack []string
 }
 
 // Transform converts a tensor between Hugging Face's form and that of another format.
@@ -69,6 +75,51 @@ type Names struct {
 	Block          map[string]string // of a block's tensors, behind its prefix and number
 	// Exact pairs complete names of a block's tensors, for names that end in neither.
 	Exact map[string]string
+	// Stacks pairs names of a block's tensors that hold one tensor for each of Experts experts with
+	// Hugging Face's names of these, where * stands for the expert's number.
+	Stacks  map[string]string
+	Experts int
+}
+
+// Stacked gives the tensors that the other format's tensor of a name stacks.
+func (n Names) Stacked(name string) (Mapped, bool) {
+	layer, stem, ok := n.split(name, n.Blocks)
+	pattern := n.Stacks[stem]
+	if !ok || pattern == "" {
+		return Mapped{}, false
+	}
+	names := make([]string, n.Experts)
+	for i := range names {
+		names[i] = n.Layers + layer + "." + strings.Replace(pattern, "*", strconv.Itoa(i), 1) +
+			".weight"
+	}
+	return Mapped{Name: names[0], Stack: names}, true
+}
+
+// Stacker is the inverse of Stacked, for one of the stacked tensors.
+func (n Names) Stacker(name string) (Mapped, bool) {
+	layer, stem, ok := n.split(name, n.Layers)
+	if !ok {
+		return Mapped{}, false
+	}
+	for foreign, pattern := range n.Stacks {
+		before, after, _ := strings.Cut(pattern, "*")
+		if strings.HasPrefix(stem, before) && strings.HasSuffix(stem, after) {
+			foreign = n.Blocks + layer + "." + foreign + ".weight"
+			m, ok := n.Stacked(foreign)
+			m.Name = foreign
+			return m, ok
+		}
+	}
+	return Mapped{}, false
+}
+
+// split takes the block's number and the rest of a weight's name apart.
+func (n Names) split(name, prefix string) (layer, stem string, ok bool) {
+	rest, ok := strings.CutPrefix(name, prefix)
+	layer, stem, found := strings.Cut(rest, ".")
+	stem, weight := strings.CutSuffix(stem, ".weight")
+	return layer, stem, ok && found && weight
 }
 
 // HuggingFace gives the Hugging Face name of the other format's tensor.

@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"math"
 	"slices"
@@ -186,9 +187,13 @@ func widen[T uint32 | int32](list []T) []int {
 // the token ids of generation_config.json.
 func (f *GGUFFile) config() (config, generation map[string]any, tensors TensorMap, err error) {
 	family, ok := familyOf(func(c Family) bool {
-		return slices.Contains(c.Architectures,
-			f.Architecture)
+		return slices.Contains(c.Architectures, f.Architecture) && c.Accepts != nil && c.Accepts(f)
 	})
+	if !ok {
+		family, ok = familyOf(func(c Family) bool {
+			return slices.Contains(c.Architectures, f.Architecture) && c.Accepts == nil
+		})
+	}
 	if !ok {
 		known := registered(func(c Family) []string { return c.Architectures })
 		return nil, nil, nil, fmt.Errorf("general.architecture is %.40q, expected one of %s",
@@ -207,7 +212,7 @@ func (f *GGUFFile) config() (config, generation map[string]any, tensors TensorMa
 	}
 	dtypes := map[string]int{}
 	for _, r := range f.tensors {
-		if len(r.shape) == 2 {
+		if len(r.shape) > 1 {
 			dtypes[r.dtype] += r.bytes
 		}
 	}
@@ -279,14 +284,43 @@ func readGGUF(parts []ggufPart) (c contents, err error) {
 			if mapped.Name == "" {
 				continue
 			}
-			s, err := mapped.place(r, part.file)
+			list, err := mapped.unstack(r)
 			if err != nil {
 				return c, err
 			}
-			c.tensors = append(c.tensors, s)
+			for name, r := range list {
+				mapped.Name = name
+				s, err := mapped.place(r, part.file)
+				if err != nil {
+					return c, err
+				}
+				c.tensors = append(c.tensors, s)
+			}
 		}
 	}
 	return c, nil
+}
+
+// unstack gives the model's tensors that r holds, by name: itself, or the parts of a stack.
+func (m Mapped) unstack(r record) (iter.Seq2[string, record], error) {
+	n := len(m.Stack)
+	if n == 0 {
+		return func(yield func(string, record) bool) { yield(m.Name, r) }, nil
+	}
+	if len(r.shape) != 3 || r.shape[0] != n {
+		return nil, fmt.Errorf("tensor %.80q has shape %v, expected one matrix for each of %d "+
+			"experts", r.name, r.shape, n)
+	}
+	return func(yield func(string, record) bool) {
+		for i, name := range m.Stack {
+			part := r
+			part.shape, part.bytes = r.shape[1:], r.bytes/n
+			part.offset += i * part.bytes
+			if !yield(name, part) {
+				return
+			}
+		}
+	}, nil
 }
 
 // place is the tensor that r describes in a GGUF file.

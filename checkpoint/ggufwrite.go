@@ -55,7 +55,7 @@ type ggufWriter struct {
 type ggufEntry struct {
 	name, kind string
 	shape      []int
-	from       record // the tensor as it is read from the source
+	from       record // the tensor as it is read from the source, or the first of a stack
 	mapped     Mapped
 	values     []float32 // of a tensor that follows from the config
 	size       int       // in bytes, as it is written
@@ -129,7 +129,19 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 		if ok && mapped.Transform != nil {
 			e.shape = mapped.Transform.Shape(e.shape)
 		}
-		if !ok || len(e.shape) < 1 || len(e.shape) > 2 {
+		if ok && mapped.Stack != nil {
+			if name != mapped.Stack[0] {
+				continue
+			}
+			for _, part := range mapped.Stack {
+				if r := byName[part]; r.dtype != e.from.dtype || !slices.Equal(r.shape, e.shape) {
+					return nil, fmt.Errorf("tensor %.120q is missing or has not the shape and "+
+						"dtype of %.120q, with which GGUF stores it", part, name)
+				}
+			}
+			e.shape = append([]int{len(mapped.Stack)}, e.shape...)
+		}
+		if !ok || len(e.shape) < 1 || len(e.shape) > 2 && mapped.Stack == nil {
 			return nil, fmt.Errorf("tensor %.120q of shape %v has no place in a GGUF file of "+
 				"architecture %s: use --format hf", name, e.shape, m.Architecture)
 		}
@@ -140,7 +152,7 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 		if err := e.choose(options); err != nil {
 			return nil, err
 		}
-		if len(e.shape) == 2 {
+		if len(e.shape) > 1 {
 			sizes[e.kind] += e.size
 		}
 		w.tensors = append(w.tensors, e)
@@ -227,7 +239,7 @@ func (e *ggufEntry) data(source Source) ([]byte, error) {
 		err := binary.Write(&b, binary.LittleEndian, e.values)
 		return b.Bytes(), err
 	}
-	t, err := readAs(source, e.from)
+	t, err := e.read(source)
 	if err != nil {
 		return nil, err
 	}
@@ -243,6 +255,24 @@ func (e *ggufEntry) data(source Source) ([]byte, error) {
 		return quantize(e.kind, float32s(t.Data()))
 	}
 	return t.Data(), nil
+}
+
+// read returns the entry's values, of a stack joined.
+func (e *ggufEntry) read(source Source) (torch.Tensor, error) {
+	if e.mapped.Stack == nil {
+		return readAs(source, e.from)
+	}
+	all := make([]torch.Tensor, len(e.mapped.Stack))
+	for i, name := range e.mapped.Stack {
+		part := e.from
+		part.name = name
+		t, err := readAs(source, part)
+		if err != nil {
+			return t, err
+		}
+		all[i] = t
+	}
+	return torch.Cat(0, all...), nil
 }
 
 // header returns everything before the data.

@@ -5,7 +5,9 @@ package families
 import (
 	_ "conquer/bamba"
 	_ "conquer/families/granite"
+	_ "conquer/families/mixtral"
 	_ "conquer/families/qwen3"
+	_ "conquer/families/qwen3moe"
 	_ "conquer/families/smollm3"
 	_ "conquer/llama"
 )

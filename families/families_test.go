@@ -124,6 +124,14 @@ func (f fixture) prompt(t testing.TB) (ids []int32, logits []float32, greedy []i
 	return ids[:len(ids)/rows], logits[:len(logits)/rows], greedy[:len(greedy)/rows]
 }
 
+// longer adds tokens to ids, so that every expert of a mixture gets some.
+func longer(m model.Model, ids []int32) []int32 {
+	for id := range min(m.Head().Shape[0], 80) {
+		ids = append(ids, int32(id))
+	}
+	return ids
+}
+
 // logitsOf computes the logits of ids.
 func logitsOf(m model.Model, ids []int32) (logits []float32) {
 	torch.NoGrad(func() {
@@ -293,7 +301,9 @@ func sameModel(t *testing.T, m model.Model, path string) {
 
 func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
 	each(t, func(t *testing.T, f fixture, m model.Model) {
-		ids, before, _ := f.prompt(t)
+		ids, _, _ := f.prompt(t)
+		ids = longer(m, ids)
+		before := logitsOf(m, ids)
 		targets := []string{lora.AllLinear}
 		for _, l := range lora.Layers(m) {
 			if l.Refused { // by PEFT; it is adapted because its name is given
@@ -363,6 +373,7 @@ func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
 func TestFamilies_EveryWeightGetsAGradient(t *testing.T) {
 	each(t, func(t *testing.T, f fixture, m model.Model) {
 		ids, _, _ := f.prompt(t)
+		ids = longer(m, ids)
 		for _, p := range nn.Params(m) {
 			p.Tensor.RequireGrad(true)
 		}

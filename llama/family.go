@@ -23,6 +23,13 @@ type Family struct {
 	// Interleaved says that files of the architecture GGUF hold the rows of q and k interleaved,
 	// because it rotates neighbouring rows.
 	Interleaved bool
+	// Accepts, if not nil, says whether a file of the architectures in Read is of this family.
+	Accepts func(g *checkpoint.GGUFFile) bool
+	// Parts are GGUF's names of a block's tensors beyond Llama's, and Hugging Face's. Stacks are
+	// those that hold one matrix for each of the experts; see [checkpoint.Names].
+	Parts, Stacks map[string]string
+	// LoRATargets are the linear layers of a block, if they differ from [LoRATargets].
+	LoRATargets []string
 	// FromGGUF, if not nil, adds to the config what the family has beyond Llama; ToGGUF is its
 	// inverse.
 	FromGGUF func(g *checkpoint.GGUFFile, config map[string]any)
@@ -56,7 +63,7 @@ func (f Family) read(config model.Config) (*model.Reader, *Decoder) {
 // Format is the family's translation to other formats.
 func (f Family) Format() checkpoint.Family {
 	c := checkpoint.Family{ModelTypes: []string{f.ModelType}, Architectures: f.Read,
-		FromGGUF: f.fromGGUF, ToGGUF: f.toGGUF}
+		Accepts: f.Accepts, FromGGUF: f.fromGGUF, ToGGUF: f.toGGUF}
 	c.Tied, _ = f.Defaults["tie_word_embeddings"].(bool)
 	if f.Meta {
 		c.Meta = &checkpoint.MetaFamily{Names: metaNames, Split: metaSplit, Read: readParams,
@@ -71,6 +78,9 @@ func Register(name string, variants map[string]model.Config, list ...Family) {
 	a := model.Architecture{Name: name, Variants: variants, LoRATargets: LoRATargets}
 	byType := map[string]Family{}
 	for _, f := range list {
+		if f.LoRATargets != nil {
+			a.LoRATargets = f.LoRATargets
+		}
 		a.ModelTypes = append(a.ModelTypes, f.ModelType)
 		a.Formats = append(a.Formats, f.Format())
 		byType[f.ModelType] = f

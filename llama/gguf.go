@@ -35,6 +35,15 @@ var ggufNames = checkpoint.Names{
 	},
 }
 
+// names are GGUF's names of this family's tensors, with a number of experts.
+func (f Family) names(experts int) checkpoint.Names {
+	n := ggufNames
+	n.Block = maps.Clone(n.Block)
+	maps.Copy(n.Block, f.Parts)
+	n.Stacks, n.Experts = f.Stacks, experts
+	return n
+}
+
 const ropeFactors = "rope_freqs.weight"
 
 // interleaved gives the number of heads among a tensor's rows, by its Hugging Face name; 0 unless
@@ -93,11 +102,23 @@ func (f Family) fromGGUF(g *checkpoint.GGUFFile) (map[string]any, checkpoint.Ten
 	if f.FromGGUF != nil && g.Err == nil {
 		f.FromGGUF(g, config)
 	}
+	experts := 0
+	if f.Stacks != nil {
+		experts = g.Int("expert_count", 0)
+		if experts > model.Experts {
+			g.Fail("%s.expert_count is %d, expected at most %d", g.Architecture, experts,
+				model.Experts)
+		}
+	}
+	names := f.names(experts)
 	tensors := func(name string) (checkpoint.Mapped, bool) {
 		if name == ropeFactors { // part of the config
 			return checkpoint.Mapped{}, true
 		}
-		hf, ok := ggufNames.HuggingFace(name)
+		if m, ok := names.Stacked(name); ok {
+			return m, true
+		}
+		hf, ok := names.HuggingFace(name)
 		m := checkpoint.Mapped{Name: hf}
 		if f.Interleaved && g.Architecture == f.GGUF {
 			m.Heads = interleaved(hf, heads, keyHeads)
@@ -165,11 +186,15 @@ func (f Family) toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 			return nil, err
 		}
 	}
+	names := f.names(d.Experts)
 	m.Tensor = func(name string) (checkpoint.Mapped, bool) {
 		if d.Tied && name == "lm_head.weight" {
 			return checkpoint.Mapped{}, true
 		}
-		foreign, ok := ggufNames.Foreign(name)
+		if m, ok := names.Stacker(name); ok {
+			return m, true
+		}
+		foreign, ok := names.Foreign(name)
 		mapped := checkpoint.Mapped{Name: foreign}
 		if f.Interleaved {
 			mapped.Heads = interleaved(name, a.Heads, a.KeyHeads)

@@ -5,6 +5,7 @@
 package llama
 
 import (
+	"cmp"
 	"fmt"
 
 	"conquer/model"
@@ -14,11 +15,19 @@ import (
 
 // Block is attention and a feed-forward layer, each after a normalization and added to its input.
 type Block struct {
-	AttentionNorm *nn.RMSNorm      `weight:"input_layernorm"`
-	Attention     *model.Attention `weight:"self_attn"`
-	MLPNorm       *nn.RMSNorm      `weight:"post_attention_layernorm"`
-	MLP           nn.FeedForward   `weight:"mlp"`
-	ResidualScale float64          // multiplier of both branches; 0 means 1
+	AttentionNorm *nn.RMSNorm
+	Attention     *model.Attention
+	MLPNorm       *nn.RMSNorm
+	MLP           nn.FeedForward
+	MLPName       string  // in checkpoints, mlp or another
+	ResidualScale float64 // multiplier of both branches; 0 means 1
+}
+
+// Children names the parts as checkpoints do.
+func (b *Block) Children() []nn.Child {
+	return []nn.Child{{Name: "input_layernorm", Layer: b.AttentionNorm},
+		{Name: "self_attn", Layer: b.Attention},
+		{Name: "post_attention_layernorm", Layer: b.MLPNorm}, {Name: b.MLPName, Layer: b.MLP}}
 }
 
 // InputProjection is the projection to queries, keys and values.
@@ -52,8 +61,11 @@ type Decoder struct {
 	// Layer, if not nil, changes the attention of layer i (from 0): its window or its rotary
 	// embedding.
 	Layer func(i int, c *model.AttentionConfig)
-	// FeedForward, if not nil, makes the feed-forward layer of layer i in place of SwiGLU.
+	// FeedForward, if not nil, makes the feed-forward layer of layer i in place of SwiGLU, if it
+	// does not return nil. MLPName is its name in checkpoints, mlp if empty.
 	FeedForward func(i int) nn.FeedForward
+	MLPName     string
+	Experts     int // of the layers that are mixtures; 0 for none
 }
 
 // AttentionOf is the attention of layer i.
@@ -159,7 +171,8 @@ func (d *Decoder) New(r *model.Reader) (model.Model, error) {
 		var mlp nn.FeedForward
 		if d.FeedForward != nil {
 			mlp = d.FeedForward(i)
-		} else {
+		}
+		if mlp == nil {
 			mlp = nn.NewSwiGLU(d.Width, d.Inner, d.MLPBias)
 		}
 		blocks[i] = &Block{
@@ -167,6 +180,7 @@ func (d *Decoder) New(r *model.Reader) (model.Model, error) {
 			Attention:     attention,
 			MLPNorm:       nn.NewRMSNorm(d.Width, d.Eps),
 			MLP:           mlp,
+			MLPName:       cmp.Or(d.MLPName, "mlp"),
 			ResidualScale: d.ResidualScale,
 		}
 	}

@@ -263,6 +263,7 @@ const (
 	Widths     = 1 << 20 // of the model, a feed-forward layer and the heads of a layer together
 	Vocabulary = 1 << 24
 	Chunk      = 1 << 16 // tokens of a chunk of a scan
+	Experts    = 4096    // of a layer
 )
 
 // SiLU reads hidden_act, of which the kernels have silu only. swish is another name for it.

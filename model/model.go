@@ -89,6 +89,19 @@ func Parameters(m Model) int {
 	return total
 }
 
+// Active counts the weights that a token is multiplied by, the embedding included: of a mixture of
+// experts those of the token's experts.
+func Active(m Model) int {
+	active := Parameters(m)
+	nn.Linears(m, func(_ []string, l *nn.Linear) {
+		if l.Experts > 0 {
+			shape := l.Weight.Shape
+			active -= shape[0] / l.Experts * (l.Experts - l.TopK) * shape[1]
+		}
+	})
+	return active
+}
+
 // Device is where a loaded model's weights are.
 func Device(m Model) torch.Device { return m.Head().Device() }
 

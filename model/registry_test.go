@@ -15,7 +15,7 @@ func TestVariant_ErrorNamesTheArchitecturesOwnVariants(t *testing.T) {
 		t.Errorf("a variant that qwen3 does not have: %v", err)
 	}
 	_, err = model.Variant("qwen4", "8b")
-	list := "choose one of bamba, granite, llama, mamba2, qwen3, smollm3"
+	list := "choose one of bamba, granite, llama, mamba2, mixtral, qwen3, qwen3_moe, smollm3"
 	if err == nil || !strings.HasSuffix(err.Error(), list) {
 		t.Errorf("an unknown architecture: %v", err)
 	}

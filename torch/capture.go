@@ -3,7 +3,13 @@ package torch
 // #include "conquer.h"
 import "C"
 
-import "unsafe"
+import (
+	"sync/atomic"
+	"unsafe"
+)
+
+// recording is set while a graph is recorded, when the host cannot wait for the device.
+var recording atomic.Bool
 
 // Capture runs a step many times on the same tensors. On a GPU the second run records its launches
 // as a CUDA graph, and later runs replay it, which costs the host next to nothing. On the CPU the
@@ -43,7 +49,9 @@ func (c *Capture) record() {
 	var graph *C.cq_graph
 	check(C.cq_graph_begin(C.int(c.device), &graph), "record")
 	recorded := false
+	recording.Store(true)
 	defer func() {
+		recording.Store(false)
 		if !recorded {
 			C.cq_graph_abandon(graph)
 		}

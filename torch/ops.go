@@ -379,6 +379,13 @@ func (t Tensor) Sin() Tensor {
 	return c.end("sin", t)
 }
 
+// Sigmoid is 1/(1+e^-t).
+func (t Tensor) Sigmoid() Tensor {
+	c := begin()
+	libtch.AtgSigmoid(&c.out[0], t.c)
+	return c.end("sigmoid", t)
+}
+
 // Silu is t · sigmoid(t).
 func (t Tensor) Silu() Tensor {
 	c := begin()

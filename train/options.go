@@ -719,6 +719,8 @@ func (o Options) records(m model.Model, device torch.Device) bool {
 		return true
 	case o.LoRA != nil && len(o.LoRA.Tokens) > 0:
 		return false
+	case model.Active(m) < model.Parameters(m): // the sizes of the experts' batches differ
+		return false
 	case o.Compile == CompileNone || !device.IsCUDA() || !single || o.redrawsDropout():
 		return false
 	}

@@ -41,7 +41,8 @@ type modelInfo struct {
 	Architecture   string         `json:"architecture,omitempty"`
 	ModelType      string         `json:"model_type"`
 	Parameters     int            `json:"parameters"`
-	Types          map[string]int `json:"types"` // stored type → parameters
+	Active         int            `json:"active_parameters,omitempty"` // of a mixture
+	Types          map[string]int `json:"types"`                       // stored type → parameters
 	Bytes          int64          `json:"bytes"`
 	Files          []fileInfo     `json:"files"`
 	ContextLength  int            `json:"context_length,omitempty"`
@@ -154,6 +155,9 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 	if m != nil {
 		info.Architecture, info.ContextLength = m.Architecture(), m.MaxLength()
 		info.VocabularySize = m.Head().Shape[0]
+		if active := model.Active(m); active < model.Parameters(m) {
+			info.Active = active
+		}
 		_, info.Unused = model.Unused(m, c)
 	}
 	tok, err := openTokenizer(ctx, "", path, adapter, c)
@@ -221,6 +225,9 @@ func (m *modelInfo) print(w io.Writer) {
 	row("architecture", "%s", cmp.Or(m.Architecture,
 		"not supported")+" (model_type "+cmp.Or(m.ModelType, "unknown")+")")
 	row("parameters", "%s", formatCount(m.Parameters))
+	if m.Active > 0 {
+		row("active", "%s for a token", formatCount(m.Active))
+	}
 	var types []string
 	for name := range m.Types {
 		types = append(types, name)

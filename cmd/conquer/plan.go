@@ -36,6 +36,7 @@ conquer plan --architecture llama --variant 7b --gpus 8 --link_gb_s 25 --lora_ra
 type planReport struct {
 	Model      string       `json:"model"`
 	Parameters int          `json:"parameters"`
+	Active     int          `json:"active_parameters,omitempty"` // of a mixture, for one token
 	Machine    plan.Machine `json:"machine"`
 	Plans      []plan.Plan  `json:"plans"`
 }
@@ -147,6 +148,9 @@ func (f *planFlags) run(ctx context.Context) error {
 		Machine:    f.machine,
 		Plans:      plans,
 	}
+	if active := model.Active(m); active < report.Parameters {
+		report.Active = active
+	}
 	if f.json {
 		return printJSON(os.Stdout, report)
 	}
@@ -186,8 +190,12 @@ func (r planReport) print() {
 	if r.Machine.GPUs > 1 {
 		gpus = fmt.Sprintf("%d GPUs", r.Machine.GPUs)
 	}
-	fmt.Printf("%s, %s parameters, on %s; memory in GB per GPU, time in seconds per step, "+
-		"tokens per second of all GPUs\n\n", r.Model, thousands(r.Parameters), gpus)
+	parameters := thousands(r.Parameters) + " parameters"
+	if r.Active > 0 {
+		parameters += fmt.Sprintf(" (%s active for a token)", thousands(r.Active))
+	}
+	fmt.Printf("%s, %s, on %s; memory in GB per GPU, time in seconds per step, "+
+		"tokens per second of all GPUs\n\n", r.Model, parameters, gpus)
 	r.printTable(os.Stdout)
 	r.printRefused()
 	var full []string

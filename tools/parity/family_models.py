@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares models of all families with transformers and llama.cpp.
 
-    python tools/parity/family_models.py [--seeds 2]
+    python tools/parity/family_models.py [--seeds 2] [FAMILY ...]
 
 Random small models of the kinds in tools/fixtures/llama.py and families.py, and Mamba-2, with other
 sizes for each seed, are run and exported by the tests of package families. llama.cpp opens the GGUF
@@ -57,16 +57,18 @@ def logits(path, ids):
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--seeds", type=int, default=2)
+    p.add_argument("families", nargs="*", default=["llama", "mamba2", *families.FAMILIES])
     args = p.parse_args()
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     with tempfile.TemporaryDirectory() as directory:
         root = pathlib.Path(directory)
         for seed in range(args.seeds):
-            for kind in llama.KINDS:
+            for kind in llama.KINDS if "llama" in args.families else []:
                 llama.write(root / "llama" / "testdata" / f"{kind}-{seed}", kind, seed, True)
-            bamba.write(root / "bamba" / "testdata" / f"mamba2-{seed}", "mamba2", seed, True)
-            for family in families.FAMILIES:
+            if "mamba2" in args.families:
+                bamba.write(root / "bamba" / "testdata" / f"mamba2-{seed}", "mamba2", seed, True)
+            for family in families.FAMILIES.keys() & set(args.families):
                 families.write(root, family, seed, True, f"-{seed}")
         check("Go's tests of package families", subprocess.run(
             ["go", "test", "-count=1", "./families", "-run", "LogitsAgree|Exported|GGUF|LoRA"],

@@ -56,6 +56,17 @@ type Linear struct {
 	Bias   *Param `weight:"bias"`   // [sum of Rows], or nil
 	Rows   []int
 	LoRA   []*LoRA // one for each component, nil for one without; empty without adapters
+	// Experts, if not 0, is the number of experts of a mixture, equally many components of each. A
+	// token passes through TopK of them.
+	Experts, TopK int
+}
+
+// Share is the part of the layer's weight that a token is multiplied by: TopK/Experts, or 1.
+func (l *Linear) Share() float64 {
+	if l.Experts == 0 {
+		return 1
+	}
+	return float64(l.TopK) / float64(l.Experts)
 }
 
 // NewLinear declares a linear layer of the given input width, with components of the given output

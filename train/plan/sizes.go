@@ -21,7 +21,7 @@ type sizes struct {
 	head           float64 // trained weights of the head
 	saved          float64 // weights that are trained beside an adapter
 	blocks, active int     // blocks, and those that a backward pass goes through
-	gemm           float64 // weights that every token is multiplied by
+	gemm           float64 // weights that a token is multiplied by: of a mixture, its experts'
 	width          float64
 	stream         float64 // per token: hidden state between blocks, as this process holds it
 	vocabulary     float64 // 0 if another stage has the head
@@ -64,7 +64,8 @@ func measure(m model.Model, o Options, low, high int) sizes {
 		s.after, s.vocabulary = elements(list[len(list)-1]...), float64(m.Head().Local()[0])
 		head = elements(m.Head().Param)
 	}
-	s.all, s.gemm = s.embedding+inBlocks+s.after, inBlocks+head
+	s.all = s.embedding + inBlocks + s.after
+	s.gemm += inBlocks + head
 	switch {
 	case o.HeadOnly:
 		s.trained, s.head, s.active = head, head, 0
@@ -107,13 +108,16 @@ func (s *sizes) addBlock(block model.Block, inside map[*nn.Linear]bool) float64 
 	s.activation, s.cheap = s.activation+kept/share, s.cheap+cheap/share
 	nn.Linears(block, func(_ []string, l *nn.Linear) {
 		out, in := float64(l.Weight.Local()[0]), float64(l.Weight.Local()[1])
-		s.outputs += out / share
+		used := out * l.Share()
+		s.gemm -= (out - used) * in
+		s.outputs += used / share
 		s.matrices += out * in
 		for _, rows := range l.Rows { // see optim.Muon: three products of matrices, five times
 			small, large := min(float64(rows), in), max(float64(rows), in)
 			s.orthogonal += 5 * (4*small*small*large + 2*small*small*small)
 		}
-		s.widest, s.largest = math.Max(s.widest, out+in), math.Max(s.largest, out*in)
+		s.widest = math.Max(s.widest, used+in*float64(max(1, l.TopK)))
+		s.largest = math.Max(s.largest, out*in)
 		inside[l] = true
 	})
 	return n
@@ -163,7 +167,8 @@ func activation(block model.Block, width, stream float64) (n, cheap float64) {
 	n = 2 * stream
 	nn.Layers(block, func(_ string, layer any) {
 		if l, ok := layer.(*nn.Linear); ok {
-			out, in := float64(l.Weight.Local()[0]), float64(l.Weight.Local()[1])
+			out, in := float64(l.Weight.Local()[0])*l.Share(), float64(l.Weight.Local()[1])
+			in *= float64(max(1, l.TopK)) // a row for each of the token's experts
 			n += in
 			if gathered := l.Weight.Shard != nil && l.Weight.Shard.Dim == 0; !gathered {
 				cheap += in
