@@ -15,6 +15,7 @@ func init() {
 	}
 	model.Register(model.Architecture{
 		Name: "bamba", ModelTypes: []string{"bamba"}, New: New,
+		Formats: []checkpoint.Family{bambaFormat},
 		LoRATargets: []string{"in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj",
 			"gate_proj", "up_proj", "down_proj"},
 		Variants: map[string]model.Config{

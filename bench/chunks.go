@@ -9,12 +9,12 @@ import (
 	"strings"
 	"time"
 
-	"conquer/bamba"
 	"conquer/generate"
 	"conquer/model"
 	"conquer/model/statespace"
 	"conquer/text/tokenizer"
 	"conquer/torch"
+	"conquer/torch/nn"
 )
 
 // Ways to run a model that [RunChunks] compares: the scan in libtorch's operations (Eager,
@@ -274,18 +274,12 @@ func (o ChunksOptions) operations(ctx context.Context, ids []int32) ([]Operation
 
 // chunkSize returns the chunk size of the model's current strategy in tokens.
 func chunkSize(m statespace.Chunked) int {
-	for _, block := range m.Blocks() {
-		var mixer *statespace.Mixer
-		switch b := block.(type) {
-		case *bamba.Block:
-			mixer = b.Mixer
-		case *bamba.Mamba2Block:
-			mixer = b.Mixer
-		}
-		if mixer != nil {
+	size := m.Chunking().ChunkSize
+	nn.Layers(m, func(_ string, layer any) {
+		if mixer, ok := layer.(*statespace.Mixer); ok {
 			_, headDim, _, state := mixer.Sizes()
-			return m.Chunking().Size(headDim, state)
+			size = m.Chunking().Size(headDim, state)
 		}
-	}
-	return m.Chunking().ChunkSize
+	})
+	return size
 }

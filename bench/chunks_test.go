@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	_ "conquer/bamba"
 	"conquer/generate"
 	"conquer/model"
 	"conquer/model/statespace"

@@ -334,6 +334,11 @@ func (s *stored) unsupported() error {
 // whole reports whether the tensor's bytes lie in one file, in order.
 func (s *stored) whole() bool { return s.headRows == 0 && s.parts == nil && s.strides == nil }
 
+// mixed reports whether the tensor's parts have different types, as those of a quantized file may.
+func (s *stored) mixed() bool {
+	return slices.ContainsFunc(s.parts, func(p *stored) bool { return p.dtype != s.dtype })
+}
+
 // data returns the stored bytes in order: a view of the mapping, or a copy.
 func (s *stored) data() []byte {
 	if s.parts == nil && s.strides == nil {
@@ -362,6 +367,15 @@ func (s *stored) data() []byte {
 
 // decode fills dst with s as dtype, rows in Hugging Face's order.
 func (s *stored) decode(dst []byte, dtype torch.DType) error {
+	if s.mixed() {
+		size := len(dst) / len(s.parts)
+		for i, p := range s.parts {
+			if err := p.decode(dst[i*size:(i+1)*size], dtype); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	rows, columns := 1, 1
 	for i, n := range s.shape {
 		// the bias of a permuted matrix has rows of one number

@@ -51,6 +51,10 @@ type Mapped struct {
 	// Stack, if not nil, lists Hugging Face's names of the tensors that the tensor in the other
 	// format holds along a new first dimension.
 	Stack []string
+	// Split, if not nil, lists the names of the tensors that hold equal parts of the rows of one
+	// Hugging Face tensor in the other format, in order. Name is the Hugging Face name, or Split's
+	// first name in a map to the other format.
+	Split []string
 }
 
 // Transform converts a tensor between Hugging Face's form and that of another format.

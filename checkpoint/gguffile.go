@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // GGUFFile is an open GGUF file as a [Family] reads it. Keys are given without the architecture's
@@ -84,6 +85,20 @@ func (f *GGUFFile) Int(key string, fallback int) int {
 		return fallback
 	}
 	return list[0]
+}
+
+// HasKey reports whether the file has a key.
+func (f *GGUFFile) HasKey(key string) bool {
+	_, ok := f.metadata[f.Architecture+"."+key]
+	return ok
+}
+
+// Flag reads a bool; fallback if the key is missing or of another type.
+func (f *GGUFFile) Flag(key string, fallback bool) bool {
+	if value, ok := f.metadata[f.Architecture+"."+key].(bool); ok {
+		return value
+	}
+	return fallback
 }
 
 // Natural reads one integer; -1 if there is none, or it is negative.
@@ -275,6 +290,7 @@ func readGGUF(parts []ggufPart) (c contents, err error) {
 	if c.generation, err = jsonText(generation); err != nil {
 		return c, err
 	}
+	joined := joiner{}
 	for _, part := range parts {
 		for _, r := range part.records {
 			mapped, ok := tensors(r.name)
@@ -291,14 +307,66 @@ func readGGUF(parts []ggufPart) (c contents, err error) {
 			for name, r := range list {
 				mapped.Name = name
 				s, err := mapped.place(r, part.file)
+				if err == nil && mapped.Split != nil {
+					s, err = joined.add(s, r.name, mapped.Split)
+				}
 				if err != nil {
 					return c, err
+				}
+				if s == nil {
+					continue
 				}
 				c.tensors = append(c.tensors, s)
 			}
 		}
 	}
-	return c, nil
+	return c, joined.missing()
+}
+
+// joiner collects the parts of tensors that a file holds split, by their Hugging Face names.
+type joiner map[string]*splitTensor
+
+type splitTensor struct {
+	names []string // as in Mapped.Split
+	whole *stored
+	found int
+}
+
+// add takes a part, whose name in the file is given. It returns the whole tensor with its first
+// part, and nil with the others.
+func (j joiner) add(part *stored, name string, names []string) (*stored, error) {
+	t, ok := j[part.name]
+	if !ok {
+		t = &splitTensor{names: names, whole: &stored{record: part.record, file: part.file,
+			parts: make([]*stored, len(names))}}
+		t.whole.shape = slices.Clone(part.shape)
+		t.whole.shape[0] *= len(names)
+		t.whole.bytes = 0
+		j[part.name] = t
+	}
+	if rows := t.whole.shape[0] / len(names); len(part.shape) == 0 || part.shape[0] != rows ||
+		!slices.Equal(part.shape[1:], t.whole.shape[1:]) {
+		return nil, fmt.Errorf("tensor %.80q has shape %v, expected %v as that of %s", name,
+			part.shape, append([]int{rows}, t.whole.shape[1:]...), strings.Join(names, " and "))
+	}
+	t.whole.parts[slices.Index(names, name)] = part
+	t.whole.bytes += part.bytes
+	if t.found++; ok {
+		return nil, nil
+	}
+	return t.whole, nil
+}
+
+// missing names a part that no file holds.
+func (j joiner) missing() error {
+	for _, t := range j {
+		if t.found == len(t.names) {
+			continue
+		}
+		return fmt.Errorf("tensor %.80q is missing, which belongs to %s",
+			t.names[slices.Index(t.whole.parts, nil)], strings.Join(t.names, ", "))
+	}
+	return nil
 }
 
 // unstack gives the model's tensors that r holds, by name: itself, or the parts of a stack.

@@ -57,6 +57,7 @@ type ggufEntry struct {
 	shape      []int
 	from       record // the tensor as it is read from the source, or the first of a stack
 	mapped     Mapped
+	part       int       // the entry's number in mapped.Split
 	values     []float32 // of a tensor that follows from the config
 	size       int       // in bytes, as it is written
 }
@@ -149,13 +150,25 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 			return nil, fmt.Errorf("tensor %.120q has %d rows, expected a multiple of twice its "+
 				"%d heads", name, e.shape[0], heads)
 		}
-		if err := e.choose(options); err != nil {
-			return nil, err
+		names := mapped.Split
+		if names == nil {
+			names = []string{e.name}
 		}
-		if len(e.shape) > 1 {
-			sizes[e.kind] += e.size
+		if e.shape[0]%len(names) != 0 {
+			return nil, fmt.Errorf("tensor %.120q has %d rows, expected equal parts for %s", name,
+				e.shape[0], strings.Join(names, ", "))
 		}
-		w.tensors = append(w.tensors, e)
+		e.shape = slices.Clone(e.shape)
+		e.shape[0] /= len(names)
+		for e.part, e.name = range names {
+			if err := e.choose(options); err != nil {
+				return nil, err
+			}
+			if len(e.shape) > 1 {
+				sizes[e.kind] += e.size
+			}
+			w.tensors = append(w.tensors, e)
+		}
 	}
 	most := "F32"
 	for kind, size := range sizes {
@@ -245,6 +258,10 @@ func (e *ggufEntry) data(source Source) ([]byte, error) {
 	}
 	if e.mapped.Heads > 0 {
 		t = permuteHeads(t, e.mapped.Heads)
+	}
+	if n := len(e.mapped.Split); n > 0 {
+		rows := t.Size(0) / n
+		t = t.Narrow(0, e.part*rows, rows)
 	}
 	t = t.Reshape(e.shape...)
 	if transform := e.mapped.Transform; transform != nil && transform.To != nil {

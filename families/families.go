@@ -5,6 +5,7 @@ package families
 import (
 	_ "conquer/bamba"
 	_ "conquer/families/granite"
+	_ "conquer/families/granitehybrid"
 	_ "conquer/families/mixtral"
 	_ "conquer/families/qwen3"
 	_ "conquer/families/qwen3moe"

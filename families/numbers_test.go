@@ -32,6 +32,9 @@ func TestConfig_NumbersOfAnySizeAreRefusedOrCostLittle(t *testing.T) {
 			maps.Copy(config, model.Config{"model_type": kind, "use_sliding_window": true,
 				"sliding_window": 64.0, "max_window_layers": 1.0, "num_hidden_layers": 4.0,
 				"attn_layer_indices": []any{2.0}})
+			if list, ok := config["layer_types"].([]any); ok { // of several kinds
+				config["layer_types"] = list[4:8]
+			}
 			if _, err := model.New(config); err != nil {
 				t.Fatalf("%s: %v", kind, err)
 			}

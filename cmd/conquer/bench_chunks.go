@@ -96,7 +96,8 @@ func (f *subjectFlags) open(ctx context.Context, layersGiven bool) (s bench.Subj
 	m, ok := o.model.(statespace.Chunked)
 	if !ok {
 		model.Free(o.model)
-		return s, fmt.Errorf("%s is a %s model, which has no chunks: use a bamba or mamba2 model",
+		return s, fmt.Errorf("%s is a %s model, which has no chunks: use a model with "+
+			"state-space layers, such as bamba or mamba2",
 			o.path, o.model.Architecture())
 	}
 	s.Model, s.Tokenizer = m, o.tokenizer

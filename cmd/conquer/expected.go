@@ -115,7 +115,8 @@ func (e *expected) checkFiles(c *checkpoint.Checkpoint) error {
 var sizes = []string{"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 	"num_attention_heads", "num_key_value_heads", "head_dim", "attn_layer_indices",
 	"mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv",
-	"num_heads", "state_size", "n_groups", "conv_kernel", "tie_word_embeddings"}
+	"num_heads", "state_size", "n_groups", "conv_kernel", "layer_types",
+	"shared_intermediate_size", "tie_word_embeddings"}
 
 // differences describes how the sizes of the model of a checkpoint's config differ from those of a
 // variant: by the fields of the configs or, if those agree, by the shapes of the weights.

@@ -1,5 +1,5 @@
-// Package statespace holds what the families with Mamba-2 layers share: the layer, its chunked scan,
-// and the strategies by which chunks share their states.
+// Package statespace holds what the families with Mamba-2 layers share: the layer, its chunked
+// scan, and the strategies by which chunks share their states.
 //
 // [Mixer] is the layer, [SSD] is its scan on one page, [Chunking] chooses how it runs, and [Model]
 // is a stack of blocks whose layers share one choice.

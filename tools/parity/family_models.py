@@ -3,26 +3,32 @@
 
     python tools/parity/family_models.py [--seeds 2] [FAMILY ...]
 
-Random small models of the kinds in tools/fixtures/llama.py and families.py, and Mamba-2, with other
-sizes for each seed, are run and exported by the tests of package families. llama.cpp opens the GGUF
+Random small models of the kinds in tools/fixtures/llama.py, bamba.py, families.py and hybrids.py,
+with other sizes for each seed, are run, trained and exported by the tests of package families.
+Gradients are compared with those that transformers computes in float64. llama.cpp opens the GGUF
 files and must give the logits that transformers gives. Needs the Go environment of `make env`,
 torch, transformers, safetensors and llama-cpp-python.
 """
 import argparse
+import contextlib
 import ctypes
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 
 import llama_cpp
 import numpy as np
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from harness import ROOT, check, failures
 import bamba
 import families
+import hybrids
 import llama
 
 TOLERANCE = 1e-4  # of the largest logit; keys and values are kept in float32
@@ -54,24 +60,72 @@ def logits(path, ids):
     return np.stack(rows)
 
 
+@contextlib.contextmanager
+def in_float64():
+    """Keeps float64 where transformers converts to float32: in norms, routers and scans."""
+    to, narrow = torch.Tensor.to, torch.Tensor.float
+
+    def wide_to(t, *args, **kwargs):
+        if t.dtype == torch.float64 and torch.float32 in (*args, *kwargs.values()):
+            return t
+        return to(t, *args, **kwargs)
+
+    torch.Tensor.to = wide_to
+    torch.Tensor.float = lambda t: t if t.dtype == torch.float64 else narrow(t)
+    try:
+        yield
+    finally:
+        torch.Tensor.to, torch.Tensor.float = to, narrow
+
+
+def gradients(folder):
+    """Writes the gradients of the mean loss of the first prompt, computed in float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64,
+                                                 attn_implementation="eager",
+                                                 experts_implementation="eager")
+    ids = load_file(folder / "expected.safetensors")["ids"]
+    ids = ids[:1] if ids.dim() == 2 else ids[None]
+    with in_float64():
+        logits = model(ids, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).backward()
+    with torch.no_grad(), tempfile.TemporaryDirectory() as directory:
+        for p in model.parameters():
+            p.copy_(p.grad)
+        model.save_pretrained(directory)  # under the names of weights in files
+        shutil.move(pathlib.Path(directory) / "model.safetensors", folder / "gradients.safetensors")
+
+
+def write(root, family, seed):
+    """Writes all kinds of a family."""
+    suffix = f"-{seed}"
+    if family == "llama":
+        for kind in llama.KINDS:
+            llama.write(root / "llama" / "testdata" / (kind + suffix), kind, seed, True)
+    elif family == "bamba":
+        for kind in bamba.KINDS:
+            bamba.write(root / "bamba" / "testdata" / (kind + suffix), kind, seed, True)
+    else:
+        families.write(root, family, seed, True, suffix)
+
+
 def main():
+    known = ["llama", "bamba", *families.FAMILIES, *hybrids.FAMILIES]
     p = argparse.ArgumentParser()
     p.add_argument("--seeds", type=int, default=2)
-    p.add_argument("families", nargs="*", default=["llama", "mamba2", *families.FAMILIES])
+    p.add_argument("families", nargs="*", default=known, metavar="FAMILY", help=", ".join(known))
     args = p.parse_args()
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     with tempfile.TemporaryDirectory() as directory:
         root = pathlib.Path(directory)
         for seed in range(args.seeds):
-            for kind in llama.KINDS if "llama" in args.families else []:
-                llama.write(root / "llama" / "testdata" / f"{kind}-{seed}", kind, seed, True)
-            if "mamba2" in args.families:
-                bamba.write(root / "bamba" / "testdata" / f"mamba2-{seed}", "mamba2", seed, True)
-            for family in families.FAMILIES.keys() & set(args.families):
-                families.write(root, family, seed, True, f"-{seed}")
+            for family in args.families:
+                write(root, family, seed)
+        for file in sorted(root.glob("*/testdata/*/expected.safetensors")):
+            gradients(file.parent)
+        tests = "LogitsAgree|Exported|GGUF|LoRA|Gradients|Packed|TwoProcesses"
         check("Go's tests of package families", subprocess.run(
-            ["go", "test", "-count=1", "./families", "-run", "LogitsAgree|Exported|GGUF|LoRA"],
+            ["go", "test", "-count=1", "./families", "-run", tests],
             cwd=ROOT, env=os.environ | {"FAMILIES_PARITY": directory}).returncode == 0)
         files = sorted(root.glob("*/testdata/*/model.gguf"))
         check("there are GGUF files", len(files) > 0)

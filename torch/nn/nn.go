@@ -239,14 +239,28 @@ func (n *RMSNorm) Forward(x torch.Tensor) torch.Tensor {
 
 // SwiGLU is the feed-forward layer down(silu(gate(x)) · up(x)), gate and up fused.
 type SwiGLU struct {
-	GateUp *Linear `weight:"gate_proj+up_proj"`
-	Down   *Linear `weight:"down_proj"`
+	GateUp *Linear // gate_proj and up_proj, unless NewFusedSwiGLU named them
+	Down   *Linear // down_proj
+
+	gateUpName, downName string
 }
 
 // NewSwiGLU declares a feed-forward layer of the given widths.
 func NewSwiGLU(width, inner int, bias bool) *SwiGLU {
 	return &SwiGLU{GateUp: NewLinear(width, bias, inner, inner),
-		Down: NewLinear(inner, bias, width)}
+		Down: NewLinear(inner, bias, width), gateUpName: "gate_proj+up_proj", downName: "down_proj"}
+}
+
+// NewFusedSwiGLU is NewSwiGLU for checkpoints that hold gate and up in one tensor, gate first.
+// gateUp and down are the names of the two layers there.
+func NewFusedSwiGLU(width, inner int, gateUp, down string) *SwiGLU {
+	return &SwiGLU{GateUp: NewLinear(width, false, 2*inner), Down: NewLinear(inner, false, width),
+		gateUpName: gateUp, downName: down}
+}
+
+// Children names the two linear layers as checkpoints do.
+func (m *SwiGLU) Children() []Child {
+	return []Child{{Name: m.gateUpName, Layer: m.GateUp}, {Name: m.downName, Layer: m.Down}}
 }
 
 // Forward maps x, normalized by n, to the layer's output: all [..., D].

@@ -1,4 +1,4 @@
-package bamba_test
+package statespace_test
 
 import (
 	"fmt"
@@ -12,7 +12,7 @@ import (
 // Choose how the state-space layers divide their input into chunks: here state is carried across
 // two chunks of 64 tokens.
 func ExampleModel_SetChunking() {
-	m, err := model.Open("testdata/hybrid", torch.Float32, torch.CPU)
+	m, err := model.Open("../../bamba/testdata/hybrid", torch.Float32, torch.CPU)
 	if err != nil {
 		fmt.Println(err)
 		return
