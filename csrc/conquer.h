@@ -221,10 +221,10 @@ int cq_norm_linear_swiglu(cq_tensor x, cq_tensor norm, double eps, cq_tensor wei
  *   y = z + down swiglu(gate_up rms_norm(z))
  *   *out_next = next rms_norm(y)
  * with output [D,A], gate_up [2F,D] (gate first), down [D,F] and next [N,D]. norm [A] may be NULL
- * (mixed is then not normalized), and so may each bias and next (then *out_next is NULL). On a
- * Hopper GPU one kernel does this for a single row without gradients, and *unfused_reason is NULL.
- * Otherwise the operators above run one after the other, and *unfused_reason is the reason, valid
- * until this thread's next call. */
+ * (mixed is then not normalized), and so may each bias and next (then *out_next is NULL). A
+ * GPU does this for up to 64 rows without gradients in fused kernels (a Hopper GPU in one kernel
+ * for a single row), and *unfused_reason is NULL. Otherwise the operators above run one after the
+ * other, and *unfused_reason is the reason, valid until this thread's next call. */
 typedef struct {
   cq_tensor norm, output, output_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias, next_norm,
       next, next_bias;

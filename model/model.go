@@ -34,7 +34,7 @@ type Model interface {
 
 // Block is one layer of a model: h = x + mixer(norm(x)), then, if it has a feed-forward layer, y =
 // h + mlp(norm(h)). It gets its input projection from [Pass.InputProjection] and ends with
-// [Pass.BlockTail]. With a single token, one kernel may compute the tail and the next block's input
+// [Pass.BlockTail]. For a few tokens, one operation may compute the tail and the next block's input
 // projection.
 type Block interface {
 	// InputProjection is the block's norm and first GEMM.

@@ -76,8 +76,8 @@ func (p *Pass) InputProjection(projection nn.InputProjection, x torch.Tensor) to
 	return projection.Forward(x)
 }
 
-// BlockTail computes the output of a block from its input x [B,L,D] and its mixer's result. Over a
-// single token it also computes the next block's input projection, in one kernel.
+// BlockTail computes the output of a block from its input x [B,L,D] and its mixer's result. It may
+// also compute the next block's input projection, in the same kernels.
 func (p *Pass) BlockTail(tail nn.BlockTail, x, mixed torch.Tensor) torch.Tensor {
 	y, projected, reason := tail.Forward(x, mixed, p.next)
 	if projected.Defined() {

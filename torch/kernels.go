@@ -80,8 +80,8 @@ type Tail struct {
 //	y = z + Down·SwiGLU(GateUp·RMSNorm(z))
 //	next = Next·RMSNorm(y) (no tensor if Next is none)
 //
-// On a Hopper GPU, one kernel does this for a single row without gradients. Otherwise the
-// operations run separately and unfusedReason says why.
+// On a GPU, fused kernels do this for up to 64 rows without gradients; a Hopper GPU runs one kernel
+// for a single row. Otherwise the operations run separately and unfusedReason says why.
 func BlockTail(x, mixed Tensor, t Tail) (y, next Tensor, unfusedReason string) {
 	in := C.cq_tail{
 		norm:         t.Norm.handle(),

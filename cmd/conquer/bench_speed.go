@@ -222,7 +222,7 @@ func printInference(w io.Writer, r bench.InferenceRow) {
 	}
 	switch {
 	case r.Fused:
-		fmt.Fprintln(w, "  layers       fused: one kernel between two mixers")
+		fmt.Fprintln(w, "  layers       fused: one operation between two mixers")
 	case r.UnfusedReason != "":
 		fmt.Fprintf(w, "  layers       not fused: %s\n", r.UnfusedReason)
 	}

@@ -371,8 +371,8 @@ func TestBenchInference_ReportsFusedLayers(t *testing.T) {
 	}{
 		{bench.InferenceRow{}, ""}, // the CPU prints nothing
 		{bench.InferenceRow{Fused: true}, "  layers       fused: "},
-		{bench.InferenceRow{UnfusedReason: "it takes one row, not 2"},
-			"  layers       not fused: it takes one row, not 2\n"},
+		{bench.InferenceRow{UnfusedReason: "it takes up to 64 rows, not 65"},
+			"  layers       not fused: it takes up to 64 rows, not 65\n"},
 	} {
 		var text strings.Builder
 		printInference(&text, c.row)

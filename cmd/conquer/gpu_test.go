@@ -409,15 +409,13 @@ func TestGPU_ProfileNamesKernels(t *testing.T) {
 func TestGPU_BenchmarksRun(t *testing.T) {
 	needGPU(t)
 	printed := succeed(t, "bench", "inference", "--architecture", "llama", "--variant", "micro",
-		"--device", "cuda", "--seq_len", "64", "--max_new_tokens", "16", "--batch_size", "2",
-		"--repeat", "1", "--json")
+		"--device", "cuda", "--dtype", "bfloat16", "--seq_len", "64", "--max_new_tokens", "16",
+		"--batch_size", "2", "--repeat", "1", "--json")
 	if rows := strings.Count(printed, "\n"); rows != 3 {
 		t.Errorf("%d rows, expected 3:\n%s", rows, printed)
 	}
-	if said := strings.Count(printed,
-		`"unfused":"it takes one row, not 2"`); said != 2 { // one per row with a cache
-		t.Errorf("two rows are said to be more than the fused kernel takes %d times, expected "+
-			"2:\n%s", said, printed)
+	if fused := strings.Count(printed, `"fused":true`); fused != 2 { // one per row with a cache
+		t.Errorf("%d rows ran the fused kernels, expected 2:\n%s", fused, printed)
 	}
 	row := decode[bench.TrainRow](t,
 		succeed(t, "bench", "train", "--architecture", "llama", "--variant", "micro", "--device",

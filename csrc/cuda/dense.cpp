@@ -190,6 +190,61 @@ int32_t *counters_of(const at::Tensor &like) {
   return t.mutable_data_ptr<int32_t>();
 }
 
+// block_tail of up to 64 rows of bfloat16: four launches of tail_gemm. It has no limits on widths.
+void block_tail_rows(const at::Tensor &x, const at::Tensor &mixed, const ops::BlockTail &t,
+                     at::Tensor &y, at::Tensor &next) {
+  const int64_t m = rows_of(x), width = x.size(-1), inner = t.down.size(-1),
+                bm = fitting(tuning::tail_gemm_BM, m), bn = tuning::tail_gemm_BN,
+                bk = tuning::tail_gemm_BK;
+  const Dtype dtype = dtype_name(x);
+  auto floats = x.options().dtype(at::kFloat);
+  // What a norm needs of the GEMM before it.
+  at::Tensor scaled = at::empty({m, width}, x.options()),
+             squares = at::empty({ceil_div(width, bn), bm}, floats);
+  auto gemm = [&](const at::Tensor &in, const at::Tensor &w, const at::Tensor &bias,
+                  const at::Tensor &residual, const at::Tensor &norm, const at::Tensor &out,
+                  double eps, bool gated) {
+    int64_t columns = out.size(-1), depth = w.size(1), tiles = ceil_div(columns, bn),
+            wanted = gated ? 1 : std::max<int64_t>(1, sm_count() / tiles),
+            span = ceil_div(ceil_div(depth, wanted), bk) * bk, splits = ceil_div(depth, span);
+    TORCH_CHECK(tiles <= counters - arrivals, "block_tail: rows of ", columns, " are too wide");
+    at::Tensor part = splits > 1 ? at::empty({tiles, splits, bn, bm}, floats) : at::Tensor();
+    Arguments args;
+    args << ptr(in) << ptr(w) << ptr(bias) << ptr(residual) << ptr(norm) << ptr(out) << ptr(scaled)
+         << ptr(squares) << ptr(part) << static_cast<const void *>(counters_of(x) + arrivals) << m
+         << columns << depth << span << splits << int64_t(bias.defined()) << int64_t(norm.defined())
+         << static_cast<float>(eps);
+    launch(keys::tail_gemm(dtype, gated, residual.defined(), m), grid(tiles, splits), args);
+  };
+  at::Tensor z = at::empty_like(x), h = at::empty({m, inner}, x.options());
+  y = at::empty_like(x);
+  gemm(t.norm.defined() ? normalized(mixed, t.norm, t.eps) : mixed, t.output, {}, x, t.mlp_norm, z,
+       0, false);
+  gemm(scaled, t.gate_up, {}, {}, {}, h, t.mlp_eps, true);
+  gemm(h, t.down, {}, z, t.next.defined() ? t.next_norm : at::Tensor(), y, 0, false);
+  if (t.next.defined())
+    gemm(scaled, t.next, t.next_bias, {}, {}, next = empty_rows(x, t.next.size(0)), t.next_eps,
+         false);
+}
+
+// block_tail of one row: one kernel of Hopper GPUs.
+void block_tail_row(const std::string &variant, const at::Tensor &x, const at::Tensor &mixed,
+                    const ops::BlockTail &t, at::Tensor &y, at::Tensor &next) {
+  int64_t inner = t.down.size(-1), ahead = t.next.defined() ? t.next.size(0) : 0;
+  y = at::empty_like(x);
+  at::Tensor z = at::empty_like(x), h = at::empty({inner}, x.options());
+  if (ahead > 0)
+    next = empty_rows(x, ahead);
+  Arguments args;
+  args << ptr(x) << ptr(mixed) << ptr(t.norm) << ptr(t.output) << ptr(t.mlp_norm) << ptr(t.gate_up)
+       << ptr(t.down) << ptr(t.next_norm) << ptr(t.next) << ptr(t.next_bias) << ptr(z) << ptr(h)
+       << ptr(y) << ptr(next) << static_cast<const void *>(counters_of(x) + barrier)
+       << mixed.numel() << x.numel() << inner << ahead << static_cast<float>(t.eps)
+       << static_cast<float>(t.mlp_eps) << static_cast<float>(t.next_eps)
+       << int64_t(t.norm.defined()) << int64_t(t.next_bias.defined());
+  launch(variant, grid(sm_count()), args);
+}
+
 std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const ops::BlockTail &t,
                        at::Tensor &y, at::Tensor &next) {
   c10::cuda::CUDAGuard guard(x.device());
@@ -198,26 +253,22 @@ std::string block_tail(const at::Tensor &x, const at::Tensor &mixed, const ops::
     if (w->defined() && !accepts(*w))
       return triton::available() ? "a tensor does not begin at a multiple of 16 bytes"
                                  : "there are no compiled kernels";
-  int64_t from = mixed.numel(), width = x.numel(), inner = t.down.size(-1),
-          ahead = t.next.defined() ? t.next.size(0) : 0;
-  std::string variant = keys::block_tail(dtype_name(x), std::max(from, width));
-  if (!triton::has(variant))
-    return "there is no kernel for a GPU of compute capability " + triton::capability();
-  y = at::empty_like(x);
-  at::Tensor z = at::empty_like(x), h = at::empty({inner}, x.options());
-  if (ahead > 0) {
-    auto shape = x.sizes().vec();
-    shape.back() = ahead;
-    next = at::empty(shape, x.options());
+  const int64_t rows = rows_of(x), widest = std::max(mixed.size(-1), x.size(-1));
+  if (rows == 1 && widest <= tuning::block_tail_WIDTH.back() &&
+      t.down.size(-1) <= tuning::block_tail_INNER) {
+    std::string variant = keys::block_tail(dtype_name(x), widest);
+    if (triton::has(variant)) {
+      block_tail_row(variant, x, mixed, t, y, next);
+      return "";
+    }
   }
-  Arguments args;
-  args << ptr(x) << ptr(mixed) << ptr(t.norm) << ptr(t.output) << ptr(t.mlp_norm) << ptr(t.gate_up)
-       << ptr(t.down) << ptr(t.next_norm) << ptr(t.next) << ptr(t.next_bias) << ptr(z) << ptr(h)
-       << ptr(y) << ptr(next) << static_cast<const void *>(counters_of(x) + barrier) << from
-       << width << inner << ahead << static_cast<float>(t.eps) << static_cast<float>(t.mlp_eps)
-       << static_cast<float>(t.next_eps) << int64_t(t.norm.defined())
-       << int64_t(t.next_bias.defined());
-  launch(variant, grid(sm_count()), args);
+  if (rows > tuning::tail_gemm_BM.back())
+    return c10::str("it takes up to ", tuning::tail_gemm_BM.back(), " rows, not ", rows);
+  if (!triton::has(keys::tail_gemm(dtype_name(x), true, false, rows)))
+    return c10::str("there is no kernel for ", rows, rows == 1 ? " row of " : " rows of ",
+                    x.scalar_type() == at::kHalf ? "float16" : "bfloat16",
+                    " and a GPU of compute capability ", triton::capability());
+  block_tail_rows(x, mixed, t, y, next);
   return "";
 }
 
@@ -245,7 +296,9 @@ at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const 
           heads = qkv.size(2) / width - 2 * key_heads, half = cos.size(2), rows = batch * key_heads;
   // With more rows than SMs the other kernel is faster.
   bool mha = heads == key_heads && rows <= sm_count();
-  int64_t splits = cache_splits(rows, k.size(2), mha ? 1 : 3),
+  const bool many = rows >= sm_count();
+  const int64_t resident = mha ? 1 : many && !is_fp32(dtype_name(qkv)) ? 8 : 3;
+  int64_t splits = cache_splits(rows, k.size(2), resident),
           queries = mha ? 1 : tuning::decode_attention_G;
   TORCH_CHECK(rows <= counters - arrivals, "decode_attention: ", batch, " sequences with ",
               key_heads, " key heads have more cache rows than ", counters - arrivals);
@@ -264,16 +317,25 @@ at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const 
   if (mha)
     launch(keys::decode_attention_mha(dtype_name(qkv), width), grid(rows, splits), args);
   else
-    launch(keys::decode_attention(dtype_name(qkv), width), grid(rows, splits), args);
+    launch(keys::decode_attention(dtype_name(qkv), many, width), grid(rows, splits), args);
   return y;
 }
 
 at::Tensor argmax(const at::Tensor &logits) {
   c10::cuda::CUDAGuard guard(logits.device());
-  at::Tensor ids = at::empty({logits.size(0)}, logits.options().dtype(at::kLong));
+  const int64_t rows = logits.size(0), vocabulary = logits.size(1), block = tuning::argmax_BLOCK;
+  // Several programs read a row if there are fewer rows than SMs.
+  int64_t wanted = std::clamp<int64_t>(sm_count() / std::max<int64_t>(1, rows), 1,
+                                       tuning::argmax_SPLITS),
+          span = ceil_div(ceil_div(vocabulary, wanted), block) * block,
+          splits = ceil_div(vocabulary, span);
+  at::Tensor ids = at::empty({rows}, logits.options().dtype(at::kLong)),
+             place = at::empty({rows, splits}, logits.options().dtype(at::kInt)),
+             top = at::empty({rows, splits}, logits.options().dtype(at::kFloat));
   Arguments args;
-  args << ptr(logits) << ptr(ids) << logits.size(1);
-  launch(keys::argmax(dtype_name(logits)), grid(logits.size(0)), args);
+  args << ptr(logits) << ptr(ids) << ptr(top) << ptr(place)
+       << static_cast<const void *>(counters_of(logits) + arrivals) << vocabulary << span << splits;
+  launch(keys::argmax(dtype_name(logits)), grid(rows, splits), args);
   return ids;
 }
 

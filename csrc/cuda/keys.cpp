@@ -74,17 +74,24 @@ std::string block_tail(Dtype dtype, int64_t width) {
   return key("block_tail", dtype,
              {fitting(tuning::block_tail_WIDTH, width), tuning::block_tail_INNER});
 }
-std::string decode_attention(Dtype dtype, int64_t P) {
+std::string tail_gemm(Dtype dtype, bool gated, bool adds, int64_t M) {
+  return key(
+      "tail_gemm", dtype,
+      {gated, adds, fitting(tuning::tail_gemm_BM, M), tuning::tail_gemm_BN, tuning::tail_gemm_BK});
+}
+std::string decode_attention(Dtype dtype, bool many, int64_t P) {
   return key("decode_attention", dtype,
              {tuning::decode_attention_G, fitting(tuning::decode_attention_BP, P),
-              tuning::decode_attention_BS(is_fp32(dtype))},
+              tuning::decode_attention_BS[many || is_fp32(dtype) ? 0 : 1]},
              precision(dtype));
 }
 std::string decode_attention_mha(Dtype dtype, int64_t P) {
   return key("decode_attention_mha", dtype,
              {fitting(tuning::decode_attention_mha_BP, P), tuning::decode_attention_mha_BS});
 }
-std::string argmax(Dtype dtype) { return key("argmax", dtype, {tuning::argmax_BLOCK}); }
+std::string argmax(Dtype dtype) {
+  return key("argmax", dtype, {tuning::argmax_BLOCK, tuning::argmax_SPLITS});
+}
 std::string add_rows(Dtype dtype) { return key("add_rows", dtype, {tuning::add_rows_BLOCK}); }
 std::string multiply(Dtype dtype) { return key("multiply", dtype, {tuning::multiply_BLOCK}); }
 std::string adamw(Dtype dtype, bool master, bool narrow) {

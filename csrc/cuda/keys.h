@@ -46,7 +46,10 @@ std::string sum_splits(Dtype dtype);
 std::string sum_splits_swiglu(Dtype dtype);
 // width: the wider of the residual stream and the mixer's output.
 std::string block_tail(Dtype dtype, int64_t width);
-std::string decode_attention(Dtype dtype, int64_t P);
+// gated, adds: which of the kernel's three forms. For bfloat16 only.
+std::string tail_gemm(Dtype dtype, bool gated, bool adds, int64_t M);
+// many: there are many cache rows.
+std::string decode_attention(Dtype dtype, bool many, int64_t P);
 std::string decode_attention_mha(Dtype dtype, int64_t P);
 std::string argmax(Dtype dtype);
 std::string add_rows(Dtype dtype);

@@ -1,5 +1,5 @@
-// block_tail.cpp: cq_block_tail. One kernel computes the tail of a block for a single token on
-// devices that have it; else it is the operators of linear.cpp, one after the other.
+// block_tail.cpp: cq_block_tail. Devices that have kernels for it fuse the tail of a block over a
+// few tokens; else it is the operators of linear.cpp, one after the other.
 #include "operators.h"
 
 namespace conquer::ops {
@@ -8,10 +8,10 @@ namespace {
 
 // Why the fused kernel of any device cannot take these tensors; empty if it can.
 std::string unfused_reason(const at::Tensor &x, const at::Tensor &mixed, const BlockTail &t) {
-  const int64_t from = mixed.numel(), width = x.numel(), inner = t.down.size(-1),
+  const int64_t from = mixed.size(-1), width = x.size(-1), inner = t.down.size(-1),
                 ahead = t.next.defined() ? t.next.size(0) : 0;
-  if (width != x.size(-1) || from != mixed.size(-1))
-    return c10::str("it takes one row, not ", width / std::max<int64_t>(1, x.size(-1)));
+  if (x.numel() == 0 || x.numel() / width != mixed.numel() / std::max<int64_t>(1, from))
+    return "it takes as many rows of the block's input as of the mixer's result";
   if (x.scalar_type() != at::kBFloat16 && x.scalar_type() != at::kHalf)
     return c10::str("it takes bfloat16 and float16, not ",
                     x.scalar_type() == at::kFloat ? "float32" : x.dtype().name());
@@ -20,11 +20,6 @@ std::string unfused_reason(const at::Tensor &x, const at::Tensor &mixed, const B
     return "gradients are recorded";
   if (t.output_bias.defined() || t.gate_up_bias.defined() || t.down_bias.defined())
     return "it takes no biases except the input projection's";
-  for (int64_t w : {from, width})
-    if (w > 8192)
-      return c10::str("it takes rows of up to 8192 numbers, not ", w);
-  if (inner > 16384)
-    return c10::str("it takes feed-forward layers of up to 16384, not ", inner);
   auto fits = [&](const at::Tensor &w, int64_t rows, int64_t columns) {
     return w.dim() == 2 && w.size(0) == rows && w.size(1) == columns && rows % 16 == 0 &&
            columns % 16 == 0;

@@ -1,9 +1,10 @@
 // gpu_test.cpp: compares every operator of conquer.h on a GPU with the same operator written with
 // libtorch in float64 on the CPU, forward and backward, over random shapes.
-//   csrc_gpu_test [seed] [rounds]
+//   csrc_gpu_test [seed] [rounds] [family]     family: the name in a line of the output
 #include "adamw.h"
 
 #include <cmath>
+#include <cstring>
 #include <random>
 
 namespace {
@@ -205,7 +206,7 @@ void choices(at::ScalarType type) {
 // to the next.
 void tails(at::ScalarType type) {
   int64_t A = pick({64, 1024, 4096, 8192}), D = pick({64, 576, 2048}), F = pick({16, 1536, 5632}),
-          N = pick({0, 48, 960, 6144}), M = pick({1, 1, 3});
+          N = pick({0, 48, 960, 6144}), M = pick({1, 1, 3, 8, 17, 64});
   auto weight = [&](int64_t rows, int64_t columns) {
     return random({rows, columns}, type) * std::pow(columns, -0.5);
   };
@@ -339,7 +340,8 @@ void losses(at::ScalarType type) {
                            : std::max<int64_t>(1, (labels >= 0).sum().template item<int64_t>());
         return std::vector<at::Tensor>{(by.defined() ? total * by : total).sum() / count, nll};
       },
-      maybe());
+      // In float16 the gradients of so many logits are subnormal numbers.
+      maybe() && (type != at::kHalf || V < 32000));
 }
 
 void elementwise(at::ScalarType type) {
@@ -371,6 +373,7 @@ int main(int argc, char **argv) {
   }
   uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
   int rounds = argc > 2 ? std::atoi(argv[2]) : 6;
+  const char *only = argc > 3 ? argv[3] : "";
   rng.seed(seed);
   at::manual_seed(seed);
   struct Family {
@@ -379,7 +382,9 @@ int main(int argc, char **argv) {
   } families[] = {{"norms", norms},         {"ropes", ropes},    {"linears", linears},
                   {"attention", attention}, {"losses", losses},  {"elementwise", elementwise},
                   {"tails", tails},         {"choices", choices}};
-  for (auto &family : families)
+  for (auto &family : families) {
+    if (*only && std::strcmp(only, family.name) != 0)
+      continue;
     for (auto type : {at::kFloat, at::kBFloat16, at::kHalf}) {
       int before = failures;
       worst = 0;
@@ -393,8 +398,11 @@ int main(int argc, char **argv) {
       std::printf("%-12s %-9s largest difference %.2e%s\n", family.name, c10::toString(type), worst,
                   failures > before ? "  FAILED" : "");
     }
-  check_adamw(at::kCUDA);
-  std::printf("%-12s checked\n", "adamw");
+  }
+  if (!*only || std::strcmp(only, "adamw") == 0) {
+    check_adamw(at::kCUDA);
+    std::printf("%-12s checked\n", "adamw");
+  }
   std::printf(failures ? "%d FAILURES (seed %llu)\n" : "all within limits\n", failures,
               (unsigned long long)seed);
   return failures != 0;

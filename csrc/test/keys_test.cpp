@@ -32,13 +32,18 @@ void transformer(Dtype dtype) {
       if (trains)
         add(keys::rms_norm_grad(dtype, wants_dweight, D));
   }
+  for (int64_t M = 1; M <= 64; M++)
+    if (std::strcmp(dtype, "bf16") == 0)
+      for (int form : {0, 1, 2})
+        add(keys::tail_gemm(dtype, form == 1, form == 2, M));
   for (int64_t half = 16; half <= 128; half += 16) {
     add(keys::rope_qkv(dtype, half));
     if (trains)
       add(keys::rope_qkv_grad(dtype, half));
   }
   for (int64_t P = 16; P <= 128; P += 16) {
-    add(keys::decode_attention(dtype, P));
+    for (bool many : flags)
+      add(keys::decode_attention(dtype, many, P));
     add(keys::decode_attention_mha(dtype, P));
   }
   for (int64_t V : {32000, 50257})

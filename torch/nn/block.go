@@ -38,9 +38,9 @@ type BlockTail struct {
 }
 
 // Forward maps a block's input x [..., D] and its mixer's result to the block's output y [..., D].
-// Over a single token, without gradients and adapters, one operation computes y and also next's
-// projection of y, if next is not nil. projected is that projection, else no tensor. unfusedReason
-// says why the GPU's fused kernel did not run, "" if it did.
+// Without gradients and adapters, one operation computes y and also next's projection of y, if next
+// is not nil. projected is that projection, else no tensor. unfusedReason says why the GPU's fused
+// kernels, which take a few rows, did not run, "" if they did.
 func (t BlockTail) Forward(x, mixed torch.Tensor, next *InputProjection) (y, projected torch.Tensor,
 	unfusedReason string) {
 	if unfusedReason = t.unfusedReason(x, mixed, next); unfusedReason != "" {
@@ -89,9 +89,6 @@ func (t BlockTail) Add(x, mixed torch.Tensor) torch.Tensor {
 func (t BlockTail) unfusedReason(x, mixed torch.Tensor, next *InputProjection) string {
 	if torch.GradEnabled() {
 		return "gradients are recorded"
-	}
-	if rows := x.Numel() / x.Size(-1); rows != 1 {
-		return fmt.Sprintf("it takes one row, not %d", rows)
 	}
 	if x.DType() != mixed.DType() {
 		return fmt.Sprintf("it takes tensors of one dtype, not %v and %v", x.DType(), mixed.DType())

@@ -8,9 +8,10 @@ window strategy over chunks of 16 or 32 tokens needs.
 """
 import itertools
 
-from kernels import attend, dense, rows, ssd_backward, ssd_forward, ssd_hopper, tail_hopper, tuning
+from kernels import (attend, dense, rows, ssd_backward, ssd_forward, ssd_hopper, tail_hopper,
+                     tail_rows, tuning)
 
-MODULES = (ssd_forward, ssd_backward, ssd_hopper, rows, dense, attend, tail_hopper)
+MODULES = (ssd_forward, ssd_backward, ssd_hopper, rows, dense, attend, tail_hopper, tail_rows)
 DTYPES = ("bf16", "fp16", "fp32")
 BOTH = (False, True)
 
@@ -63,8 +64,9 @@ def transformer(dtype):
             yield "adamw", dict(MASTER=master, NARROW=True, **sizes("adamw", "SPAN", "BLOCK"))
             yield "adamw_8bit", dict(MASTER=master, **sizes("adamw_8bit", "SPAN", "ROWS"))
     for p in tuning.values("decode_attention")["BP"]:
-        yield "decode_attention", dict(**sizes("decode_attention", "G", "BS", dtype=dtype), BP=p,
-                                       PRECISION=precision(dtype, "ieee"))
+        for positions in tuning.values("decode_attention")["BS"][:1 if fp32 else None]:
+            yield "decode_attention", dict(**sizes("decode_attention", "G"), BP=p, BS=positions,
+                                           PRECISION=precision(dtype, "ieee"))
         yield "decode_attention_mha", dict(BP=p, **sizes("decode_attention_mha", "BS"))
     for name in ("gemv", "gemv_swiglu"):
         for m, norm in itertools.product(tuning.values(name)["M"], BOTH):
@@ -72,9 +74,14 @@ def transformer(dtype):
     if not fp32:
         for width in tuning.values("block_tail")["WIDTH"]:
             yield "block_tail", dict(WIDTH=width, **sizes("block_tail", "INNER"))
+    if dtype == "bf16":
+        for m, (gated, adds) in itertools.product(
+                tuning.values("tail_gemm")["BM"], ((False, True), (True, False), (False, False))):
+            yield "tail_gemm", dict(GATED=gated, ADDS=adds, BM=m, **sizes("tail_gemm", "BN", "BK"))
     yield "split_k_gemm", dict(**sizes("split_k_gemm", "BM", "BN", "BK", dtype=dtype),
                                PRECISION=precision(dtype, "ieee"))
-    for name in ("argmax", "sum_splits", "sum_splits_swiglu"):
+    yield "argmax", sizes("argmax", "BLOCK", "SPLITS")
+    for name in ("sum_splits", "sum_splits_swiglu"):
         yield name, sizes(name, "BLOCK")
 
 

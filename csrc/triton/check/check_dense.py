@@ -1,4 +1,4 @@
-"""Checks the kernels of dense.py, attend.py and rows.py against float64 references.
+"""Checks the kernels of dense.py, attend.py, tail_rows.py and rows.py against float64 references.
 
     TRITON_INTERPRET=1 python check_dense.py [--quick] [seed]
         on the CPU, in float32 (run.sh makes the environment)
@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from check import device  # noqa: E402
 from check.device import PDL, host, tensor, unwritten  # noqa: E402
-from kernels import attend, dense, rows  # noqa: E402
+from kernels import attend, dense, rows, tail_rows  # noqa: E402
 
 LIMITS = {"fp32": 2e-6, "bf16": 1e-2, "fp16": 2e-3}
 bad = 0
@@ -233,9 +233,15 @@ def check_argmax(d, limit):
         logits[0, d.choice(range(V))] = np.nan
     ids = tensor(np.full(n, -7), "i64")
     logits = tensor(logits, d.dtype)
-    dense.argmax[(n,)](logits, ids, V, BLOCK=1024, PDL=PDL)
+    span = 1024 * d.choice([1, 2, 3])
+    splits = cdiv(V, span)
+    arrived = tensor(np.zeros(n), "i32")
+    place = tensor(np.full((n, splits), 7), "i32")
+    dense.argmax[(n, splits)](logits, ids, unwritten(n, splits), place, arrived, V, span, splits,
+                              BLOCK=1024, SPLITS=64, PDL=PDL)
     want = [-1 if broken and b == 0 else int(np.argmax(host(logits)[b])) for b in range(n)]
-    check(f"argmax {n, V}", ids, np.array(want, dtype=float), 0)
+    check(f"argmax {n, V, span}", ids, np.array(want, dtype=float), 0)
+    check("argmax leaves the counters", arrived, np.zeros(n), 0)
 
 
 def check_gemv(d, limit):
@@ -283,6 +289,45 @@ def check_gemv(d, limit):
             dense.sum_splits_swiglu[(M, cdiv(N, 128))](part, b2, y, M, N, shares, int(has_bias),
                                                        BLOCK=128, PDL=PDL)
         check(f"split_k_gemm {M, width, D, shares}", y, want, limit)
+
+
+def check_tail_rows(d, limit):
+    """A block tail and the next input projection in four launches, as csrc/cuda/dense.cpp makes
+    them."""
+    M, A, D = d.choice([2, 5, 16, 33, 64]), d.choice([64, 144]), d.choice([48, 128, 208])
+    F, N = d.choice([80, 256]), d.choice([16, 112])
+    splits, bk, has_bias = d.choice([1, 3]), d.choice([32, 64]), d.flag()
+    x, mixed, bias = d.normal(M, D), d.normal(M, A), d.normal(N)
+    output, gate_up = d.normal(D, A, scale=A ** -0.5), d.normal(2 * F, D, scale=D ** -0.5)
+    down, ahead = d.normal(D, F, scale=F ** -0.5), d.normal(N, D, scale=D ** -0.5)
+    norms = d.normal(D), d.normal(D)
+    bn, bm = 64, power(M)
+    z, h, y, out, scaled = (d.unwritten(M, w) for w in (D, F, D, N, D))
+    squares, part = unwritten(cdiv(D, bn), bm), unwritten(cdiv(D + F + N, bn) * splits * bn * bm)
+    arrived = tensor(np.zeros(64), "i32")
+
+    def gemm(x, w, bias, residual, norm, y, **form):
+        columns, depth = y.shape[1], w.shape[1]
+        parts = 1 if form.get("GATED") else splits
+        span = cdiv(cdiv(depth, parts), bk) * bk
+        dense_form = dict(GATED=False, ADDS=False) | form
+        tail_rows.tail_gemm[(cdiv(columns, bn), cdiv(depth, span))](
+            x, w, bias, residual, norm, y, scaled, squares, part, arrived, M, columns, depth, span,
+            cdiv(depth, span), int(has_bias and bias is not None), int(norm is not None), 1e-5,
+            **dense_form, BM=bm, BN=bn, BK=bk, PDL=PDL)
+
+    gemm(mixed, output, None, x, norms[0], z, ADDS=True)
+    gemm(scaled, gate_up, None, None, None, h, GATED=True)
+    gemm(h, down, None, z, norms[1], y, ADDS=True)
+    gemm(scaled, ahead, bias, None, None, out)
+    want = host(x) + host(mixed) @ host(output).T
+    g = normalized(want) * host(norms[0]) @ host(gate_up).T
+    want = want + silu(g[:, :F]) * g[:, F:] @ host(down).T
+    case = M, A, D, F, N, splits
+    check(f"tail_gemm y {case}", y, want, limit)
+    want = normalized(want) * host(norms[1]) @ host(ahead).T + (host(bias) if has_bias else 0.0)
+    check(f"tail_gemm next {case}", out, want, limit)
+    check("tail_gemm leaves the counters", arrived, np.zeros(64), 0)
 
 
 def check_embedding_grad(d, limit):
@@ -466,8 +511,8 @@ def launch_adamw(kernel, weights, grads, means, squares, masters, exponents, dec
 
 
 CHECKS = (check_rms_norm, check_rope, check_swiglu, check_cross_entropy, check_decode_attention,
-          check_argmax, check_gemv, check_embedding_grad, check_conv, check_gated_norm,
-          check_state_step, check_adamw, check_adamw_8bit)
+          check_argmax, check_gemv, check_tail_rows, check_embedding_grad, check_conv,
+          check_gated_norm, check_state_step, check_adamw, check_adamw_8bit)
 
 
 def main(arguments, quick=False):

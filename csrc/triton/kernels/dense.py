@@ -221,24 +221,50 @@ def cross_entropy(logits, targets, nll, V, scale, GRAD: tl.constexpr, BLOCK: tl.
             tl.store(base + c + i, g.to(logits.dtype.element_ty), mask=c + i < V)
 
 
-@arguments("logits: *data; ids: *i64; V: i32")
+@arguments("logits: *data; ids: *i64; top: *fp32; place arrived: *i32; V span splits: i32")
 @triton.jit
-def argmax(logits, ids, V, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def argmax(logits, ids, top, place, arrived, V, span, splits, BLOCK: tl.constexpr,
+           SPLITS: tl.constexpr, PDL: tl.constexpr):
     """ids [rows]: the column of the largest of logits [rows,V], the first of equals, or -1 if a row
-    holds a NaN."""
+    holds a NaN.
+
+    `splits` (at most SPLITS) programs read `span` columns of a row each. top and place
+    [rows,splits] hold their maxima and columns, -1 for a NaN; arrived [rows] counts the programs
+    and is 0 before and after. The last program of a row chooses."""
     row = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1)
     i = tl.arange(0, BLOCK)
+    first = split * span
+    last = tl.minimum(first + span, V)
     wait(PDL)
     best = tl.full((BLOCK,), -float("inf"), tl.float32)
-    at = i
+    at = first + i
     broken = tl.zeros((BLOCK,), tl.int32)
-    for c in range(0, V, BLOCK):
-        v = tl.load(logits + row * V + c + i, mask=c + i < V, other=-float("inf")).to(tl.float32)
+    for c in range(first, last, BLOCK):
+        v = tl.load(logits + row * V + c + i, mask=c + i < last,
+                    other=-float("inf")).to(tl.float32)
         broken |= (v != v).to(tl.int32)
         at = tl.where(v > best, c + i, at)
         best = tl.where(v > best, v, best)
-    first = tl.min(tl.where(best == tl.max(best, axis=0), at, V), axis=0)
-    tl.store(ids + row, tl.where(tl.max(broken, axis=0) != 0, -1, first).to(tl.int64))
+    peak = tl.max(best, axis=0)
+    id = tl.min(tl.where(best == peak, at, V), axis=0)
+    id = tl.where(tl.max(broken, axis=0) != 0, -1, id)
+    if splits > 1:
+        tl.store(top + row * splits + split, peak)
+        tl.store(place + row * splits + split, id)
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + row, 1, sem="acq_rel", scope="gpu") == splits - 1:
+            tl.store(arrived + row, 0)
+            s = tl.arange(0, SPLITS)
+            tops = tl.load(top + row * splits + s, mask=s < splits, other=-float("inf"),
+                           cache_modifier=".cg")
+            places = tl.load(place + row * splits + s, mask=s < splits, other=V,
+                             cache_modifier=".cg")
+            id = tl.min(tl.where(tops == tl.max(tops, axis=0), places, V), axis=0)
+            id = tl.where(tl.min(places, axis=0) < 0, -1, id)
+            tl.store(ids + row, id.to(tl.int64))
+    else:
+        tl.store(ids + row, id.to(tl.int64))
 
 
 @triton.jit

@@ -51,13 +51,17 @@ TABLE = [
     ("swiglu", ALWAYS, dict(warps=4, stages=1, BLOCK=1024)),
     ("swiglu_grad", ALWAYS, dict(warps=4, stages=1, BLOCK=1024)),
     ("cross_entropy", ALWAYS, dict(warps=8, stages=1, BLOCK=2048)),
-    ("argmax", ALWAYS, dict(warps=16, stages=1, BLOCK=4096)),
+    ("argmax", ALWAYS, dict(warps=8, stages=1, BLOCK=2048, SPLITS=64)),
     ("add_rows", ALWAYS, dict(warps=4, stages=1, BLOCK=1024)),
     ("multiply", ALWAYS, dict(warps=4, stages=1, BLOCK=4096)),
     ("adamw", ALWAYS, dict(warps=4, stages=1, SPAN=1 << 15, BLOCK=1024)),
     ("adamw_8bit", ALWAYS, dict(warps=4, stages=1, SPAN=1 << 15, ROWS=4)),
-    ("decode_attention", ALWAYS, dict(warps=4, stages=3, G=16, BP=(64, 128), BS=64)),
-    ("decode_attention", FP32, dict(warps=8, BS=32)),
+    # BS: positions per tile, few for many cache rows and more for few (float32 has the first only).
+    ("decode_attention", ALWAYS, dict(warps=2, stages=2, G=16, BP=(64, 128), BS=(32, 64))),
+    ("decode_attention", {
+        "BS": 64
+    }, dict(warps=4, stages=3)),
+    ("decode_attention", FP32, dict(warps=8, stages=3)),
     ("decode_attention_mha", ALWAYS, dict(warps=16, stages=1, BP=(64, 128), BS=64)),
     # A program's tile of the weight, for M rows of x: BN rows by BK columns (gemv_swiglu has two
     # tiles). A warp reads 256 columns at a time, 16 bytes per thread; half as many in float32.
@@ -83,6 +87,7 @@ TABLE = [
     ("split_k_gemm", FP32, dict(BK=64)),
     ("sum_splits", ALWAYS, dict(warps=4, stages=1, BLOCK=512)),
     ("sum_splits_swiglu", ALWAYS, dict(warps=4, stages=1, BLOCK=512)),
+    ("tail_gemm", ALWAYS, dict(warps=4, stages=4, BM=(16, 32, 64), BN=64, BK=128)),
     # The register limit leaves room for the previous kernel, beside which this one begins.
     ("block_tail", ALWAYS, dict(warps=8, stages=1, registers=96, WIDTH=(4096, 8192), INNER=16384)),
 ]
