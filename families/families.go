@@ -7,6 +7,7 @@ import (
 	_ "conquer/families/granite"
 	_ "conquer/families/granitehybrid"
 	_ "conquer/families/mixtral"
+	_ "conquer/families/nemotronh"
 	_ "conquer/families/qwen3"
 	_ "conquer/families/qwen3moe"
 	_ "conquer/families/smollm3"

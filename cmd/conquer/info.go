@@ -155,6 +155,9 @@ func describe(ctx context.Context, name string, tensors bool) (*modelInfo, error
 	if m != nil {
 		info.Architecture, info.ContextLength = m.Architecture(), m.MaxLength()
 		info.VocabularySize = m.Head().Shape[0]
+		if info.Layers == nil { // a config may list the layers in place of counting them
+			info.Layers = len(m.Blocks())
+		}
 		if active := model.Active(m); active < model.Parameters(m) {
 			info.Active = active
 		}

@@ -187,12 +187,5 @@ func New(config model.Config) (model.Model, error) {
 		}
 		blocks = append(blocks, block)
 	}
-	if !slices.Contains(s.isAttention, false) { // nothing to divide into chunks
-		stack, err := model.NewStack(s.stack, blocks)
-		if err != nil {
-			return nil, err
-		}
-		return stack, nil
-	}
 	return statespace.NewModel(s.stack, blocks, chunking)
 }

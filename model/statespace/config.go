@@ -13,20 +13,29 @@ import (
 // messages.
 type MixerNames struct{ Heads, HeadDim, State, Taps string }
 
-// Check reads time_step_limit and reports what the kernels cannot run. inner is the number of
-// channels that the config's expansion asks for.
+// Check reads hidden_act and time_step_limit and reports what the kernels cannot run. inner is the
+// number of channels that the config's expansion asks for.
 func (c *MixerConfig) Check(r *model.Reader, inner int, names MixerNames) error {
 	if r.SiLU(); r.Err != nil {
 		return r.Err
 	}
-	switch {
-	case c.Heads*c.HeadDim != inner:
+	if c.Heads*c.HeadDim != inner {
 		return fmt.Errorf("config.json: %s %d times %s %d is not the %d channels that the "+
-			"expansion asks for", names.Heads,
-			c.Heads, names.HeadDim, c.HeadDim, inner)
-	case inner > model.Widths:
-		return fmt.Errorf("config.json: the expansion asks for %d channels, expected at most %d",
-			inner, model.Widths)
+			"expansion asks for", names.Heads, c.Heads, names.HeadDim, c.HeadDim, inner)
+	}
+	if err := c.CheckSizes(names); err != nil {
+		return err
+	}
+	c.readLimits(r)
+	return r.Err
+}
+
+// CheckSizes reports sizes that the kernels cannot run.
+func (c *MixerConfig) CheckSizes(names MixerNames) error {
+	switch {
+	case c.Heads > model.Widths || c.Heads*c.HeadDim > model.Widths:
+		return fmt.Errorf("config.json: %s %d times %s %d, expected at most %d channels",
+			names.Heads, c.Heads, names.HeadDim, c.HeadDim, model.Widths)
 	case c.Heads%c.Groups != 0:
 		return fmt.Errorf("config.json: %d groups do not divide %s %d", c.Groups, names.Heads,
 			c.Heads)
@@ -39,25 +48,31 @@ func (c *MixerConfig) Check(r *model.Reader, inner int, names MixerNames) error 
 	case c.Taps < 2 || c.Taps > 4:
 		return fmt.Errorf("config.json: %s %d is out of range, expected 2 to 4", names.Taps, c.Taps)
 	}
+	return nil
+}
+
+// readLimits reads time_step_limit, if the config has it.
+func (c *MixerConfig) readLimits(r *model.Reader) {
 	c.DTMin, c.DTMax = 0, math.Inf(1)
-	if r.Has("time_step_limit") {
-		limit, ok := r.Config["time_step_limit"].([]any)
-		if !ok || len(limit) != 2 {
-			return fmt.Errorf("config.json: time_step_limit is %v, expected two numbers",
-				r.Config["time_step_limit"])
-		}
-		for i, to := range []*float64{&c.DTMin, &c.DTMax} {
-			if *to, ok = limitOf(limit[i]); !ok {
-				text, _ := json.Marshal(limit[i])
-				return fmt.Errorf("config.json: time_step_limit holds %s, expected a number", text)
-			}
-		}
-		if !(c.DTMin <= c.DTMax) {
-			return fmt.Errorf("config.json: time_step_limit %v: the lower limit is above the upper",
-				limit)
+	if !r.Has("time_step_limit") {
+		return
+	}
+	limit, ok := r.Config["time_step_limit"].([]any)
+	if !ok || len(limit) != 2 {
+		r.Fail(fmt.Errorf("config.json: time_step_limit is %v, expected two numbers",
+			r.Config["time_step_limit"]))
+		return
+	}
+	for i, to := range []*float64{&c.DTMin, &c.DTMax} {
+		if *to, ok = limitOf(limit[i]); !ok {
+			text, _ := json.Marshal(limit[i])
+			r.Fail(fmt.Errorf("config.json: time_step_limit holds %s, expected a number", text))
 		}
 	}
-	return r.Err
+	if !(c.DTMin <= c.DTMax) {
+		r.Fail(fmt.Errorf("config.json: time_step_limit %v: the lower limit is above the upper",
+			limit))
+	}
 }
 
 // limitOf reads a number that may be infinite, which transformers 5 writes as {"__float__":

@@ -7,6 +7,7 @@ package statespace
 
 import (
 	"conquer/model"
+	"conquer/torch/nn"
 )
 
 // Model is a [model.Stack] whose state-space layers share one [Chunking].
@@ -17,11 +18,19 @@ type Model struct {
 }
 
 // NewModel makes a model, without weights, whose state-space layers were made with the given
-// chunking.
+// chunking. It is a [Model] if there are such layers.
 func NewModel(c model.StackConfig, blocks []model.Block, chunking *Chunking) (model.Model, error) {
 	stack, err := model.NewStack(c, blocks)
 	if err != nil {
 		return nil, err
+	}
+	scans := false
+	nn.Layers(stack, func(_ string, layer any) {
+		_, mixer := layer.(*Mixer)
+		scans = scans || mixer
+	})
+	if !scans {
+		return stack, nil
 	}
 	return &Model{Stack: stack, chunking: chunking, chunk: chunking.ChunkSize}, nil
 }
