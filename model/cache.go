@@ -51,24 +51,33 @@ func (c *Cache) Rows(first, count int) *Cache {
 	return part
 }
 
-// CopyRow copies the first length columns and the states of a row of from, a cache of the same
-// model, to a row of c.
-func (c *Cache) CopyRow(row int, from *Cache, source, length int) {
-	torch.Scoped(func() {
-		for i := range c.Layers {
-			to := c.Layers[i].tensors()
-			for j, t := range from.Layers[i].tensors() {
-				if !t.Defined() {
-					continue
-				}
-				a, b := to[j].Narrow(0, row, 1), t.Narrow(0, source, 1)
-				if j < 2 { // keys and values
-					a, b = a.Narrow(2, 0, length), b.Narrow(2, 0, length)
-				}
-				a.Copy(b)
+// CopyColumns copies length columns of a row of from, a cache of the same model, to a row of c.
+func (c *Cache) CopyColumns(row, column int, from *Cache, fromRow, fromColumn, length int) {
+	for i := range c.Layers {
+		to, of := &c.Layers[i], &from.Layers[i]
+		if !to.Keys.Defined() {
+			continue
+		}
+		torch.Scoped(func() {
+			part := func(t torch.Tensor, row, column int) torch.Tensor {
+				return t.Narrow(0, row, 1).Narrow(2, column, length)
+			}
+			part(to.Keys, row, column).Copy(part(of.Keys, fromRow, fromColumn))
+			part(to.Values, row, column).Copy(part(of.Values, fromRow, fromColumn))
+		})
+	}
+}
+
+// CopyStates copies the states of a row of from, a cache of the same model, to a row of c.
+func (c *Cache) CopyStates(row int, from *Cache, fromRow int) {
+	for i := range c.Layers {
+		to, of := c.Layers[i].tensors()[2:], from.Layers[i].tensors()[2:]
+		for j, t := range to {
+			if t.Defined() {
+				torch.Scoped(func() { t.Narrow(0, row, 1).Copy(of[j].Narrow(0, fromRow, 1)) })
 			}
 		}
-	})
+	}
 }
 
 // tensors lists the fields, keys and values first.

@@ -27,11 +27,16 @@ type responseFormat struct {
 
 // chatChoice is a choice of an answer, with Message, or of a chunk of a stream, with Delta.
 type chatChoice struct {
-	Index        int            `json:"index"`
-	Message      *chatMessage   `json:"message,omitempty"`
-	Delta        map[string]any `json:"delta,omitempty"`
-	Logprobs     *chatLogprobs  `json:"logprobs"`
-	FinishReason *string        `json:"finish_reason"`
+	Index        int           `json:"index"`
+	Message      *chatMessage  `json:"message,omitempty"`
+	Delta        *chatDelta    `json:"delta,omitempty"`
+	Logprobs     *chatLogprobs `json:"logprobs"`
+	FinishReason *string       `json:"finish_reason"`
+}
+
+type chatDelta struct {
+	Role    string  `json:"role,omitempty"`
+	Content *string `json:"content,omitempty"`
 }
 
 type chatMessage struct {
@@ -104,7 +109,13 @@ func (s *Server) chatJob(q *chatRequest) (*job, error) {
 		return s.chatChoice(q, c, piece, done)
 	}
 	j.opened = func(c *choice) any {
-		return chatChoice{Index: c.index, Delta: map[string]any{"role": "assistant", "content": ""}}
+		return chatChoice{Index: c.index,
+			Delta: &chatDelta{Role: "assistant", Content: new(string)}}
+	}
+	j.closed = func(c *choice) any { // clients take a chunk with content as unfinished
+		end := s.chatChoice(q, c, "", true)
+		end.Delta.Content = nil
+		return end
 	}
 	return j, s.addChoices(j, [][]int32{ids}, n, o, nil)
 }
@@ -138,7 +149,7 @@ func (s *Server) chatChoice(q *chatRequest, c *choice, piece string, done bool) 
 		out.FinishReason = c.finishReason()
 	}
 	if q.Stream {
-		out.Delta = map[string]any{"content": piece}
+		out.Delta = &chatDelta{Content: &piece}
 	} else {
 		out.Message = &chatMessage{Role: "assistant", Content: piece}
 	}

@@ -20,7 +20,8 @@ type job struct {
 	// choice describes a choice with its new text, as a whole or in a chunk of a stream. done says
 	// that the choice has ended.
 	choice func(c *choice, piece string, done bool) any
-	opened func(c *choice) any // describes a choice before its first text, or nil
+	opened func(c *choice) any // describes a choice before its first text in a stream, or nil
+	closed func(c *choice) any // describes its end in a chunk without text; nil: choice does
 }
 
 // choice is one continuation of a prompt.
@@ -175,10 +176,15 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, j *job) {
 			events.send(map[string]any{"error": problemOf(n.err)})
 			return
 		}
+		if !n.done || j.closed == nil || n.piece != "" {
+			send([]any{j.choice(n.choice, n.piece, n.done && j.closed == nil)}, nil)
+		}
 		if n.done {
 			open--
+			if j.closed != nil {
+				send([]any{j.closed(n.choice)}, nil)
+			}
 		}
-		send([]any{j.choice(n.choice, n.piece, n.done)}, nil)
 	}
 	if j.StreamOptions != nil && j.StreamOptions.IncludeUsage {
 		send([]any{}, map[string]any{"usage": j.usage()})

@@ -12,7 +12,9 @@ type Limits struct {
 	Sequences int // requests that are decoded together
 	Length    int // tokens of a request, prompt and answer together
 	Piece     int // tokens of a prompt that are read between two decoding steps
-	// Bytes is the memory of the caches: Sequences and one prompt that is being read, each of
+	// Prefixes is the memory for what is kept of the prompts of earlier requests.
+	Prefixes int64
+	// Bytes is the memory of the other caches: Sequences and one prompt that is being read, each of
 	// Length tokens.
 	Bytes int64
 	// PerToken and PerSequence are the bytes of a token's keys and values, and of a sequence's
@@ -26,7 +28,8 @@ const shortest = 2048
 // Fit completes limits, of which those that are 0 may be chosen, for a model and the memory that
 // the caches may take; 0 means any. The default is 16 sequences on the CPU, 64 on a GPU, of the
 // model's context. If they do not fit the memory, they become shorter, down to 2,048 tokens, and
-// then fewer.
+// then fewer. The default for prefixes is a quarter of the memory, or none if memory is 0; a
+// negative number means none.
 func Fit(m model.Model, memory int64, want Limits) (Limits, error) {
 	l := want
 	context := m.MaxLength()
@@ -43,7 +46,7 @@ func Fit(m model.Model, memory int64, want Limits) (Limits, error) {
 	if l.Piece == 0 {
 		l.Piece = 256
 		if cuda {
-			l.Piece = 2048
+			l.Piece = 1024
 		}
 	}
 	if l.Sequences == 0 {
@@ -58,14 +61,21 @@ func Fit(m model.Model, memory int64, want Limits) (Limits, error) {
 	if err := l.measure(m); err != nil {
 		return l, err
 	}
+	switch {
+	case l.Prefixes < 0:
+		l.Prefixes = 0
+	case l.Prefixes == 0:
+		l.Prefixes = memory / 4
+	}
+	rest := memory - l.Prefixes
 	if memory > 0 {
-		l.shrink(memory, want)
+		l.shrink(rest, want)
 	}
 	l.Bytes = l.total()
-	if memory > 0 && l.Bytes > memory {
+	if memory > 0 && l.Bytes > rest {
 		return l, fmt.Errorf("%d sequences of %d tokens need %s of memory for their keys, values "+
 			"and states, and %s may be used: allow fewer sequences, shorter ones or more memory",
-			l.Sequences, l.Length, gigabytes(l.Bytes), gigabytes(memory))
+			l.Sequences, l.Length, gigabytes(l.Bytes), gigabytes(max(0, rest)))
 	}
 	return l, nil
 }
@@ -104,8 +114,8 @@ func (l *Limits) shrink(memory int64, want Limits) {
 
 // String describes the limits in one line.
 func (l Limits) String() string {
-	return fmt.Sprintf("%d sequences of up to %d tokens, %s for keys, values and states",
-		l.Sequences, l.Length, gigabytes(l.Bytes))
+	return fmt.Sprintf("%d sequences of up to %d tokens, %s for keys, values and states, up to %s "+
+		"for prefixes", l.Sequences, l.Length, gigabytes(l.Bytes), gigabytes(l.Prefixes))
 }
 
 func gigabytes(n int64) string { return fmt.Sprintf("%.2f GB", float64(n)/1e9) }

@@ -15,6 +15,8 @@ type metrics struct {
 	waiting, running        prometheus.Gauge
 	promptTokens, newTokens prometheus.Counter
 	wait, firstToken, step  prometheus.Histogram
+	prefixTokens            prometheus.Counter
+	prefixBytes             prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -43,6 +45,9 @@ func newMetrics() *metrics {
 	m.running = gauge("running", "Sequences that are decoded.")
 	m.promptTokens = counter("prompt_tokens_total", "Tokens of prompts that were read.")
 	m.newTokens = counter("new_tokens_total", "Tokens that were made.")
+	m.prefixTokens = counter("prefix_tokens_total",
+		"Tokens of prompts that were known from earlier ones and not read again.")
+	m.prefixBytes = gauge("prefix_bytes", "Memory of what is kept of earlier prompts.")
 	m.wait = seconds("wait_seconds", "Time from arrival until a prompt is read.", 0.001)
 	m.firstToken = seconds("first_token_seconds", "Time from arrival to the first token.", 0.001)
 	m.step = seconds("step_seconds", "Time of a decoding step.", 0.0005)

@@ -17,28 +17,36 @@ type reader struct {
 	piece int     // tokens in a piece
 	ids   []int32 // the tokens in the cache
 	// The logits [1,V] after ids, float32 on the CPU; no tensor within a prompt.
-	last torch.Tensor
-	task *task // whose prompt is read; nil if none
+	last     torch.Tensor
+	task     *task // whose prompt is read; nil if none
+	prefixes *prefixes
 }
 
-func newReader(m model.Model, capacity, piece int) *reader {
-	return &reader{model: m, piece: piece,
-		cache: m.NewCache(1, capacity, model.DType(m), model.Device(m))}
+func newReader(m model.Model, l Limits, metrics *metrics) *reader {
+	return &reader{model: m, piece: l.Piece,
+		cache:    m.NewCache(1, l.Length, model.DType(m), model.Device(m)),
+		prefixes: newPrefixes(m, l.Piece, l.Prefixes, metrics)}
 }
 
 func (r *reader) free() {
+	r.prefixes.free()
 	r.last.Free()
 	r.cache.Free()
 }
 
-// begin starts to read the prompt of a task. If it is what was read last, nothing is left to read.
+// begin starts to read the prompt of a task. What is known of its beginning is not read again; if
+// it is the prompt that was read last, nothing is left to read.
 func (r *reader) begin(t *task) {
-	r.task = t
+	defer func() { r.task = t }()
 	if r.last.Defined() && t.keepsReading() && slices.Equal(r.ids, t.prompt) {
 		t.reused = len(r.ids)
 		return
 	}
 	r.forget()
+	if t.keepsReading() {
+		t.reused = r.prefixes.load(t.prompt, r.cache)
+		r.ids = append(r.ids, t.prompt[:t.reused]...)
+	}
 }
 
 // forget empties the cache.
@@ -71,6 +79,7 @@ func (r *reader) read() {
 		r.last = logits.To(torch.Float32).ToDevice(torch.CPU).Contiguous().Own()
 	}
 	r.ids = append(r.ids, ids...)
+	r.prefixes.store(r.ids, r.cache)
 }
 
 // score adds the log-probabilities of the tokens after those whose states [L,D] are given. It takes

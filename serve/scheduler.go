@@ -41,7 +41,7 @@ func newScheduler(m model.Model, l Limits, queue int, metrics *metrics) (*schedu
 		stop: make(chan struct{}), stopped: make(chan struct{})}
 	err := torch.Run(func() error {
 		s.slots = newSlots(m, l.Sequences, l.Length)
-		s.reader = newReader(m, l.Length, l.Piece)
+		s.reader = newReader(m, l, metrics)
 		return nil
 	})
 	if err != nil {
@@ -164,7 +164,11 @@ func (s *scheduler) next() {
 		t := s.queue[0]
 		s.queue = slices.Delete(s.queue, 0, 1)
 		s.metrics.wait.Observe(time.Since(t.queued).Seconds())
-		s.reader.begin(t)
+		if err := guarded(func() { s.reader.begin(t) }); err != nil {
+			s.reader.task = nil
+			s.reader.forget()
+			s.end(t, err)
+		}
 	}
 	s.metrics.waiting.Set(float64(len(s.queue)))
 }
@@ -204,7 +208,7 @@ func (s *scheduler) read() {
 		ended = t.row.Choose(s.reader.last.Clone().Squeeze(0)) != ""
 		t.publish()
 		if !ended {
-			s.slots.cache.CopyRow(len(s.active), s.reader.cache, 0, len(s.reader.ids))
+			s.slots.copyRow(len(s.active), s.reader.cache, 0, len(s.reader.ids))
 			s.active = append(s.active, t)
 			s.metrics.running.Set(float64(len(s.active)))
 		}
@@ -261,7 +265,7 @@ func (s *scheduler) leave(i int, err error) {
 	t, last := s.active[i], len(s.active)-1
 	if moved := s.active[last]; i < last {
 		failed := guarded(func() {
-			s.slots.cache.CopyRow(i, s.slots.cache, last, moved.row.Len())
+			s.slots.copyRow(i, s.slots.cache, last, moved.row.Len())
 		})
 		s.active[i] = moved
 		if failed != nil {

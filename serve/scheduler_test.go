@@ -285,12 +285,13 @@ func TestFit_ShrinksWhatWasNotChosen(t *testing.T) {
 		t.Errorf("without a limit: %+v", all)
 	}
 	memory := int64(17)*(all.PerSequence+5000*all.PerToken) + 100
-	if l, err := Fit(m, memory, Limits{}); err != nil || l.Length != 5000/256*256 ||
+	if l, err := Fit(m, memory, Limits{Prefixes: -1}); err != nil || l.Length != 5000/256*256 ||
 		l.Sequences != 16 || l.Bytes > memory {
 		t.Errorf("with memory for 5000 tokens each: %+v, %v", l, err)
 	}
-	memory = 4 * (all.PerSequence + shortest*all.PerToken)
-	if l, err := Fit(m, memory, Limits{}); err != nil || l.Length != shortest || l.Sequences != 3 {
+	memory = 4 * (all.PerSequence + shortest*all.PerToken) * 4 / 3
+	if l, err := Fit(m, memory, Limits{}); err != nil || l.Length != shortest ||
+		l.Sequences != 3 || l.Bytes+l.Prefixes > memory {
 		t.Errorf("with memory for 3 short sequences: %+v, %v", l, err)
 	}
 	if _, err := Fit(m, memory, Limits{Sequences: 16, Length: 50000}); err == nil {
@@ -298,5 +299,57 @@ func TestFit_ShrinksWhatWasNotChosen(t *testing.T) {
 	}
 	if _, err := Fit(m, 0, Limits{Length: 100001}); err == nil {
 		t.Error("a length above the model's context was accepted")
+	}
+}
+
+// Requests that share beginnings start from what is kept of them. Their answers, log-probabilities
+// included, have the same bits as without that, also when only some of it fits the memory.
+func TestPrefixes_ChangeNoAnswer(t *testing.T) {
+	for name := range models {
+		t.Run(name, func(t *testing.T) {
+			m := tiny(t, name, nil)
+			r := rand.New(rand.NewPCG(5, 6))
+			var prompts [][]int32
+			stem := randomPrompt(r, 400)[:0]
+			for len(stem) < 200 {
+				stem = append(stem, randomPrompt(r, 100)...)
+			}
+			for range 12 { // conversations that fork at any token
+				prompt := append(slices.Clone(stem[:r.IntN(200)]), randomPrompt(r, 120)...)
+				prompts = append(prompts, prompt, append(slices.Clone(prompt),
+					randomPrompt(r, 60)...))
+			}
+			o := generate.Options{MaxNewTokens: 4, IgnoreEOS: true, Logprobs: true}
+			answers := func(memory int64) (list []string, reused int, peak int64) {
+				l := Limits{Sequences: 4, Length: 400, Piece: 32, Prefixes: memory}
+				s := start(t, m, l, 100)
+				for _, prompt := range prompts {
+					task := newTask(t, s, t.Context(), prompt, o)
+					if err := s.submit(task); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := task.answer.whole(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					list = append(list, fmt.Sprint(task.row.Result()))
+					reused += task.reused
+					peak = max(peak, s.reader.prefixes.bytes)
+				}
+				if err := s.shutdown(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				return list, reused, peak
+			}
+			want, none, _ := answers(-1)
+			all, most, bytes := answers(1 << 30)
+			some, fewer, bounded := answers(bytes / 4)
+			if !slices.Equal(all, want) || !slices.Equal(some, want) {
+				t.Error("an answer differs from one that was read afresh")
+			}
+			if none != 0 || most < 1000 || fewer == 0 || fewer >= most || bounded > bytes/4 {
+				t.Errorf("reused %d, %d and %d tokens, %d of %d bytes", none, most, fewer, bounded,
+					bytes/4)
+			}
+		})
 	}
 }

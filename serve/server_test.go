@@ -160,7 +160,8 @@ func TestCompletions_StopWhereTheyAreTold(t *testing.T) {
 		fmt.Sprintf(`"stop": [%s]`, name), fmt.Sprintf(`"stop_token_ids": [%d]`, end)} {
 		_, answer := post(t, h.URL+"/v1/completions", fmt.Sprintf(body, fmt.Sprintf(
 			`"ignore_eos": true, "logprobs": 0, "logit_bias": {"%d": 100}, %s`, end, stop)))
-		if at(t, answer, "choices.0.text") != "" || at(t, answer, "usage.completion_tokens") != 1.0 ||
+		if at(t, answer, "choices.0.text") != "" ||
+			at(t, answer, "usage.completion_tokens") != 1.0 ||
 			len(at(t, answer, "choices.0.logprobs.token_logprobs").([]any)) != 1 {
 			t.Errorf("%s: %v", stop, answer)
 		}
@@ -223,7 +224,8 @@ func streamed(t testing.TB, url, body string) (events []string) {
 func TestStream_GivesThePlainAnswerInPieces(t *testing.T) {
 	_, h := serving(t, nil)
 	for path, fields := range map[string][2]string{
-		"/v1/chat/completions": {`"messages": [{"role": "user", "content": "hi"}], "logprobs": true`,
+		"/v1/chat/completions": {
+			`"messages": [{"role": "user", "content": "hi"}], "logprobs": true`,
 			"choices.0.message.content"},
 		"/v1/completions": {`"prompt": "hi", "logprobs": 1`, "choices.0.text"},
 	} {
@@ -263,7 +265,11 @@ func TestStream_GivesThePlainAnswerInPieces(t *testing.T) {
 				if (delta["role"] != nil) != (i < 2) || i < 2 && k != i {
 					t.Errorf("event %d: %s", i, event)
 				}
-				texts[k] += delta["content"].(string)
+				if content, ok := delta["content"].(string); ok != (reasons[k] == nil) {
+					t.Errorf("content beside the end of a choice: %s", event)
+				} else {
+					texts[k] += content
+				}
 				if l, _ := at(t, c, "logprobs").(map[string]any); l != nil {
 					entries[k] += len(l["content"].([]any))
 				}
@@ -290,7 +296,8 @@ func TestServer_ForgetsClientsThatLeave(t *testing.T) {
 	for _, stream := range []string{"false", "true"} {
 		ctx, cancel := context.WithCancel(t.Context())
 		r, _ := http.NewRequestWithContext(ctx, "POST", h.URL+"/v1/completions", strings.NewReader(
-			`{"prompt": "a", "max_tokens": 290, "ignore_eos": true, "n": 20, "stream": `+stream+`}`))
+			`{"prompt": "a", "max_tokens": 290, "ignore_eos": true, "n": 20, "stream": `+
+				stream+`}`))
 		done := make(chan error, 1)
 		go func() {
 			answer, err := http.DefaultClient.Do(r)
@@ -357,7 +364,8 @@ func TestServer_AnswersMistakesInOpenAIsForm(t *testing.T) {
 			400, "tools", "tools"},
 		{"chat/completions", `{"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}`,
 			400, "top_logprobs", "logprobs true"},
-		{"embeddings", `{"input": "a", "encoding_format": "int8"}`, 400, "encoding_format", "base64"},
+		{"embeddings", `{"input": "a", "encoding_format": "int8"}`, 400, "encoding_format",
+			"base64"},
 		{"embeddings", `{"input": []}`, 400, "prompt", "not empty"},
 		{"nothing", `{}`, 404, nil, "/v1/nothing"},
 	} {

@@ -30,6 +30,12 @@ func (s *slots) free() {
 	s.cache.Free()
 }
 
+// copyRow copies length columns and the states of a row of another cache.
+func (s *slots) copyRow(row int, from *model.Cache, fromRow, length int) {
+	s.cache.CopyColumns(row, 0, from, fromRow, 0, length)
+	s.cache.CopyStates(row, from, fromRow)
+}
+
 // decode reads the newest token of each used row, at its column, and calls take for each row with
 // the logits [V] of the next token, in the model's dtype, and their argmax, which is -1 if they are
 // not numbers.

@@ -48,6 +48,7 @@ type serveFlags struct {
 	name        string
 	limits      serve.Limits
 	memory      float64
+	prefixes    float64
 	queue       int
 	maxBody     int64
 	maxTokens   int
@@ -99,10 +100,12 @@ func (f *serveFlags) declare(flags *pflag.FlagSet) {
 			"less if memory is short)")
 	flags.IntVar(&f.limits.Piece, "prefill_chunk", 0,
 		"`tokens` of a prompt that are read between two decoding steps (default: 256 on the CPU, "+
-			"2048 on a GPU)")
+			"1024 on a GPU); also the unit in which beginnings of prompts are kept")
 	flags.Float64Var(&f.memory, "cache_memory", 0,
 		"`gigabytes` for keys, values and states (default: half of the free memory, on a GPU "+
 			"nine tenths)")
+	flags.Float64Var(&f.prefixes, "prefix_memory", -1,
+		"`gigabytes` of them that keep the beginnings of earlier prompts; 0: none; -1: a quarter")
 	flags.IntVar(&f.maxTokens, "max_tokens", 0,
 		"most new `tokens` of a request (default: --max_length)")
 	flags.IntVar(&f.queue, "max_queue", 1024, "most prompts that wait; more are refused")
@@ -214,6 +217,12 @@ func (f *serveFlags) server(o *opened, keys []string) (*serve.Server, error) {
 	}
 	f.printIgnored("serve")
 	memory := f.cacheMemory(o.model)
+	switch {
+	case f.prefixes == 0:
+		f.limits.Prefixes = -1
+	case f.prefixes > 0:
+		f.limits.Prefixes = int64(f.prefixes * 1e9)
+	}
 	limits, err := serve.Fit(o.model, memory, f.limits)
 	if err != nil {
 		return nil, err

@@ -106,8 +106,8 @@ func TestServe_RefusesWhatCannotBe(t *testing.T) {
 		{[]string{"--cache_memory", "0.000001"}, 1, "may be used"},
 		{[]string{"question"}, 2, "unexpected"},
 	} {
-		_, stderr, code := invoke(t, "", append([]string{"serve", "--model_path", dir, "--port", "0",
-			"--device", "cpu"}, c.args...)...)
+		_, stderr, code := invoke(t, "", append([]string{"serve", "--model_path", dir, "--port",
+			"0", "--device", "cpu"}, c.args...)...)
 		if code != c.code || !strings.Contains(stderr, c.says) {
 			t.Errorf("%q: exit %d, %s", c.args, code, stderr)
 		}
