@@ -244,7 +244,7 @@ func TestNew_RefusesConfigsByField(t *testing.T) {
 		{"bamba", "time_step_limit", []any{0.0, "much"}, "a number"},
 		{"mamba2", "time_step_limit", []any{0.0, map[string]any{"__float__": "NaN"}},
 			`holds {"__float__":"NaN"}, expected a number`},
-		{"bamba", "rope_scaling", map[string]any{"rope_type": "yarn"}, "yarn"},
+		{"bamba", "rope_scaling", map[string]any{"rope_type": "su"}, `"su"`},
 		{"mamba2", "state_size", 512.0, "16 to 256"},
 		{"mamba2", "head_dim", nil, "head_dim"},
 		{"mamba2", "num_heads", 4.5, "whole number"},

@@ -119,10 +119,12 @@ func TestConfig_WhatIsNotSupportedIsNamed(t *testing.T) {
 		more      model.Config
 		want      string
 	}{
-		{"llama", model.Config{"rope_parameters": map[string]any{"rope_type": "yarn"}},
-			`"rope_parameters" has the type "yarn"`},
-		{"llama", model.Config{"rope_scaling": map[string]any{"type": "dynamic", "factor": 2.0}},
-			`"rope_scaling" has the type "dynamic"`},
+		{"llama", model.Config{"rope_parameters": map[string]any{"rope_type": "proportional"}},
+			`"rope_parameters" has the type "proportional"`},
+		{"llama", model.Config{"rope_scaling": map[string]any{"type": "su", "factor": 2.0}},
+			`"rope_scaling" has the type "su"`},
+		{"llama", model.Config{"rope_scaling": map[string]any{"type": "yarn"}},
+			`"rope_scaling.factor" is missing`},
 		{"llama", model.Config{"rope_scaling": map[string]any{"type": "linear"}},
 			`"rope_scaling.factor" is missing`},
 		{"qwen3", model.Config{"rope_parameters": map[string]any{

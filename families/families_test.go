@@ -124,6 +124,18 @@ func (f fixture) prompt(t testing.TB) (ids []int32, logits []float32, greedy []i
 	return ids[:len(ids)/rows], logits[:len(logits)/rows], greedy[:len(greedy)/rows]
 }
 
+// varies reports whether the rotary embedding of f's model depends on the length of the longest
+// sequence of a pass: then a sequence in parts, or beside a longer one, has other logits.
+func (f fixture) varies(m model.Model) bool {
+	for _, key := range []string{"rope_parameters", "rope_scaling"} {
+		rope, _ := m.Config()[key].(map[string]any)
+		if kind := rope["rope_type"]; kind == "dynamic" || kind == "longrope" {
+			return true
+		}
+	}
+	return false
+}
+
 // longer adds tokens to ids, so that every expert of a mixture gets some.
 func longer(m model.Model, ids []int32) []int32 {
 	for id := range min(m.Head().Shape[0], 80) {
@@ -180,7 +192,9 @@ func TestFamilies_LogitsAgreeWithTransformers(t *testing.T) {
 				part := model.Sequence{IDs: input.Narrow(1, at, size), Cache: cache}
 				got = append(got, torch.Values[float32](model.Logits(m, part))...)
 			}
-			near(t, "in parts through the cache", got, want)
+			if !f.varies(m) {
+				near(t, "in parts through the cache", got, want)
+			}
 		})
 		text := func(compile generate.Compile, prompts ...[]int32) [][]int32 {
 			o := generate.Options{MaxNewTokens: len(greedy), IgnoreEOS: true, Compile: compile}
@@ -200,7 +214,7 @@ func TestFamilies_LogitsAgreeWithTransformers(t *testing.T) {
 			if !slices.Equal(got[0], greedy) {
 				t.Errorf("compile %s: greedy tokens %v, transformers' %v", compile, got[0], greedy)
 			}
-			if !slices.Equal(got[1], alone) {
+			if !slices.Equal(got[1], alone) && !f.varies(m) {
 				t.Errorf("compile %s: padded prompt %v, alone %v", compile, got[1], alone)
 			}
 		}

@@ -177,9 +177,13 @@ func (f Family) toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 			m.Set("rope.scaling.original_context_length", uint32(s.OriginalPosition))
 		}
 		m.Tensors = map[string][]float32{ropeFactors: llama3Divisors(*s)}
+	case "yarn":
+		if err := setYarn(m, *s); err != nil {
+			return nil, err
+		}
 	default:
 		return nil, fmt.Errorf("config.json: rope_scaling of type %.40q has no form in GGUF, "+
-			"expected linear or llama3", s.Scaling)
+			"expected linear, llama3 or yarn: use --format hf", s.Scaling)
 	}
 	if f.ToGGUF != nil {
 		if err := f.ToGGUF(r, d, m); err != nil {
@@ -202,6 +206,26 @@ func (f Family) toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 		return mapped, ok
 	}
 	return m, r.Err
+}
+
+// setYarn writes YaRN's parameters, of which llama.cpp reads few from a file.
+func setYarn(m *checkpoint.GGUFModel, s nn.RotaryConfig) error {
+	if s.Fractional {
+		return fmt.Errorf("config.json: YaRN with truncate false has no form in GGUF: use " +
+			"--format hf")
+	}
+	if s.BetaFast != 32 || s.BetaSlow != 1 {
+		return fmt.Errorf("config.json: YaRN with beta_fast %g and beta_slow %g has no form in a "+
+			"GGUF file, only in llama.cpp's flags: use --format hf", s.BetaFast, s.BetaSlow)
+	}
+	m.Set("rope.scaling.type", "yarn")
+	m.Set("rope.scaling.factor", float32(s.Factor))
+	m.Set("rope.scaling.original_context_length", uint32(s.OriginalPosition))
+	// llama.cpp multiplies by YaRN's own factor
+	if own := nn.YarnAttention(s.Factor, 1); s.AttentionFactor != own {
+		m.Set("rope.scaling.attn_factor", float32(s.AttentionFactor/own))
+	}
+	return nil
 }
 
 // RefuseBias is a [Family.ToGGUF] for architectures that have no bias of the output projection and
@@ -242,9 +266,15 @@ func ropeScaling(g *checkpoint.GGUFFile, config map[string]any) map[string]any {
 		return map[string]any{"rope_type": "linear",
 			"factor": g.Number("rope.scaling.factor", math.NaN())}
 	case kind == "yarn":
-		return map[string]any{"rope_type": "yarn",
-			"factor":                           g.Number("rope.scaling.factor", math.NaN()),
-			"original_max_position_embeddings": original}
+		factor := g.Number("rope.scaling.factor", math.NaN())
+		scaling := map[string]any{"rope_type": "yarn", "factor": factor,
+			"original_max_position_embeddings": original,
+			"beta_fast":                        g.Number("rope.scaling.yarn_beta_fast", 32),
+			"beta_slow":                        g.Number("rope.scaling.yarn_beta_slow", 1)}
+		if more := g.Number("rope.scaling.attn_factor", 1); more != 1 {
+			scaling["attention_factor"] = more * nn.YarnAttention(factor, 1)
+		}
+		return scaling
 	}
 	g.Fail("%s.rope.scaling.type is %.40q, expected none, linear or yarn", g.Architecture, kind)
 	return nil

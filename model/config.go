@@ -221,6 +221,11 @@ func (r *Reader) Ints(key string, n int) []int {
 		})
 }
 
+// Floats reads a list of n numbers; nil if it is absent or null.
+func (r *Reader) Floats(key string, n int) []float64 {
+	return list[float64](r, key, n, fmt.Sprintf("a list of %d numbers", n), number)
+}
+
 func list[T any](r *Reader, key string, n int, want string, of func(any) (T, bool)) []T {
 	if !r.Has(key) {
 		return nil

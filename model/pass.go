@@ -159,10 +159,12 @@ func (p *Pass) recorded(seq Sequence, o PassOptions) {
 		return
 	}
 	positions, lengths := p.Columns, cache.Position.AddScalar(1).Expand(batch).Contiguous()
+	last := p.Columns
 	var starts torch.Tensor
 	if cache.Starts != nil {
 		starts = startsOf(cache, device)
 		positions = p.Columns.Sub(starts.View(batch, 1))
+		last = p.Columns.AddScalar(-float64(slices.Min(cache.Starts)))
 	}
 	for _, window := range o.Windows {
 		view := &View{Causal: true, Lengths: lengths, Starts: starts}
@@ -176,7 +178,7 @@ func (p *Pass) recorded(seq Sequence, o PassOptions) {
 		p.views[window] = view
 	}
 	if o.Rotary != nil {
-		p.Cos, p.Sin = o.Rotary.At(positions, cache.Capacity)
+		p.Cos, p.Sin = o.Rotary.Step(positions, last, cache.Capacity)
 	}
 }
 

@@ -1,7 +1,10 @@
 package model
 
 import (
+	"cmp"
 	"fmt"
+	"math"
+	"slices"
 
 	"conquer/torch/nn"
 )
@@ -40,7 +43,7 @@ func (r *Reader) Rotary(headDim int, share float64) nn.RotaryConfig {
 	}
 	switch c.Scaling {
 	case "default":
-	case "linear", "llama3":
+	case "linear", "llama3", "yarn", "dynamic", "longrope":
 		// Unscaled, such families ignore a partial_rotary_factor. Scaled, transformers fails.
 		if share == 0 && r.Config["partial_rotary_factor"] != nil {
 			part = p.FloatOr("partial_rotary_factor", r.Float("partial_rotary_factor"))
@@ -49,16 +52,21 @@ func (r *Reader) Rotary(headDim int, share float64) nn.RotaryConfig {
 			r.Fail(fmt.Errorf("config.json: %q has %s scaling with a partial_rotary_factor of %g, "+
 				"which is not supported in this family", key, c.Scaling, part))
 		}
-		c.Factor = p.Positive("factor")
+		r.scaling(p, &c)
 	default:
 		r.Fail(fmt.Errorf("config.json: %q has the type %.40q, which is not supported: expected "+
-			"default, linear or llama3", key, c.Scaling))
+			"%s", key, c.Scaling, nn.RotaryScalings))
 	}
-	if c.Scaling == "llama3" {
-		c.LowFreqFactor = p.Positive("low_freq_factor")
-		if c.HighFreqFactor = p.Positive("high_freq_factor"); c.HighFreqFactor <= c.LowFreqFactor {
-			p.fail("high_freq_factor", "a number above low_freq_factor")
-		}
+	if r.Err == nil {
+		r.Err = p.Err
+	}
+	return c
+}
+
+// scaling reads the parameters of a scaled embedding from p.
+func (r *Reader) scaling(p *Reader, c *nn.RotaryConfig) {
+	switch c.Scaling {
+	case "llama3", "yarn", "longrope":
 		switch {
 		case r.Has("original_max_position_embeddings"):
 			c.OriginalPosition = r.Int("original_max_position_embeddings")
@@ -67,9 +75,63 @@ func (r *Reader) Rotary(headDim int, share float64) nn.RotaryConfig {
 		default:
 			c.OriginalPosition = r.Int("max_position_embeddings")
 		}
+	case "dynamic":
+		c.MaxPosition = r.Int("max_position_embeddings")
 	}
-	if r.Err == nil {
-		r.Err = p.Err
+	// Where it may be absent, it is the ratio of the two lengths.
+	ratio := func() float64 {
+		if p.Has("factor") {
+			return p.Positive("factor")
+		}
+		return float64(r.Int("max_position_embeddings")) / float64(c.OriginalPosition)
 	}
-	return c
+	switch c.Scaling {
+	case "linear", "dynamic":
+		c.Factor = p.Positive("factor")
+	case "llama3":
+		c.Factor, c.LowFreqFactor = p.Positive("factor"), p.Positive("low_freq_factor")
+		if c.HighFreqFactor = p.Positive("high_freq_factor"); c.HighFreqFactor <= c.LowFreqFactor {
+			p.fail("high_freq_factor", "a number above low_freq_factor")
+		}
+	case "yarn":
+		if _, given := p.Config["factor"]; !given {
+			p.fail("factor", "a positive number, or null")
+		}
+		c.Factor = ratio()
+		c.BetaFast, c.BetaSlow = cmp.Or(p.FloatOr("beta_fast", 32), 32),
+			cmp.Or(p.FloatOr("beta_slow", 1), 1)
+		if c.BetaFast < 0 || c.BetaSlow < 0 {
+			p.fail("beta_fast", "a number from 0 on, as beta_slow")
+		}
+		_, given := p.Config["truncate"]
+		c.Fractional = !p.BoolOr("truncate", !given)
+		c.AttentionFactor = nn.YarnAttention(c.Factor, 1)
+		if m, all := p.FloatOr("mscale", 0), p.FloatOr("mscale_all_dim", 0); m != 0 && all != 0 {
+			c.AttentionFactor = nn.YarnAttention(c.Factor, m) / nn.YarnAttention(c.Factor, all)
+		}
+	case "longrope":
+		c.ShortFactors = p.Floats("short_factor", c.Dims/2)
+		c.LongFactors = p.Floats("long_factor", c.Dims/2)
+		for _, key := range []string{"short_factor", "long_factor"} {
+			if !p.Has(key) {
+				p.fail(key, fmt.Sprintf("a list of %d numbers", c.Dims/2))
+			}
+		}
+		for _, f := range slices.Concat(c.ShortFactors, c.LongFactors) {
+			if !(f > 0) {
+				p.fail("long_factor", "positive numbers, as in short_factor")
+			}
+		}
+		c.AttentionFactor = 1
+		if factor := ratio(); factor > 1 {
+			original := float64(c.OriginalPosition)
+			c.AttentionFactor = math.Sqrt(1 + math.Log(factor)/math.Log(original))
+		}
+	}
+	if c.AttentionFactor != 0 && p.Has("attention_factor") {
+		c.AttentionFactor = p.Positive("attention_factor")
+	}
+	if math.IsInf(c.AttentionFactor, 0) {
+		p.fail("factor", "a number that gives a finite attention_factor")
+	}
 }

@@ -1,6 +1,8 @@
 package model_test
 
 import (
+	"math"
+	"reflect"
 	"testing"
 
 	"conquer/model"
@@ -46,10 +48,51 @@ func TestRotary_FollowsTransformers(t *testing.T) {
 		"or what rope_parameters says": {model.Config{
 			"rope_parameters": map[string]any{"partial_rotary_factor": 0.25}}, 0.5,
 			nn.RotaryConfig{Dims: 4, Theta: 10000, Scaling: "default"}},
+		"YaRN": {model.Config{"rope_scaling": map[string]any{"rope_type": "yarn", "factor": 4.0},
+			"max_position_embeddings": 64.0}, 0, nn.RotaryConfig{Dims: 16, Theta: 10000,
+			Scaling: "yarn", Factor: 4, OriginalPosition: 64, BetaFast: 32, BetaSlow: 1,
+			AttentionFactor: 0.1*math.Log(4) + 1}},
+		"YaRN's factor is the ratio of the lengths if it is null": {model.Config{
+			"rope_scaling": map[string]any{"rope_type": "yarn", "factor": nil, "truncate": false,
+				"original_max_position_embeddings": 32.0, "beta_fast": 0.0, "beta_slow": 2.0,
+				"attention_factor": 1.5}, "max_position_embeddings": 64.0}, 0,
+			nn.RotaryConfig{Dims: 16, Theta: 10000, Scaling: "yarn", Factor: 2,
+				OriginalPosition: 32, BetaFast: 32, BetaSlow: 2, Fractional: true,
+				AttentionFactor: 1.5}},
+		"dynamic": {model.Config{"rope_scaling": map[string]any{"type": "dynamic", "factor": 3.0},
+			"max_position_embeddings": 64.0}, 0, nn.RotaryConfig{Dims: 16, Theta: 10000,
+			Scaling: "dynamic", Factor: 3, MaxPosition: 64}},
+		"longrope": {model.Config{"rope_scaling": map[string]any{"type": "longrope",
+			"partial_rotary_factor": 0.25,
+			"short_factor":          []any{1.0, 2.0}, "long_factor": []any{3.0, 4.0}},
+			"max_position_embeddings": 64.0, "original_max_position_embeddings": 16.0}, 0.5,
+			nn.RotaryConfig{Dims: 4, Theta: 10000, Scaling: "longrope", OriginalPosition: 16,
+				ShortFactors: []float64{1, 2}, LongFactors: []float64{3, 4},
+				AttentionFactor: math.Sqrt(1 + math.Log(4)/math.Log(16))}},
 	} {
 		r := &model.Reader{Config: c.config}
-		if got := r.Rotary(16, c.share); r.Err != nil || got != c.want {
+		if got := r.Rotary(16, c.share); r.Err != nil || !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: %+v, %v, expected %+v", name, got, r.Err, c.want)
+		}
+	}
+}
+
+func TestRotary_ScalingThatIsIncompleteIsRefused(t *testing.T) {
+	long := []any{1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0}
+	for _, scaling := range []map[string]any{{"type": "yarn", "factor": 0.0},
+		{"type": "yarn", "factor": 2.0, "attention_factor": -1.0},
+		{"type": "yarn", "factor": 2.0, "beta_slow": -1.0}, {"type": "dynamic"},
+		{"type": "longrope", "short_factor": long},
+		{"type": "longrope", "short_factor": long, "long_factor": long[1:]},
+		{"type": "longrope", "short_factor": long,
+			"long_factor": append([]any{0.0}, long[1:]...)}, {"type": "su"}} {
+		r := &model.Reader{Config: model.Config{"rope_scaling": scaling,
+			"max_position_embeddings": 64.0}}
+		c := r.Rotary(16, 0)
+		if r.Err == nil {
+			if _, err := nn.NewRotary(c); err == nil {
+				t.Errorf("%v is accepted", scaling)
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"math"
 	"slices"
 
 	"conquer/torch"
@@ -74,6 +75,9 @@ func NewStack(c StackConfig, blocks []Block) (*Stack, error) {
 			rotated = true
 		}
 	})
+	if r := c.Rotary; r != nil && r.Scaling == "dynamic" { // which is made for more positions
+		s.config.MaxLength = int(math.Min(float64(c.MaxLength)*math.Max(1, r.Factor), 1<<30))
+	}
 	if c.Rotary != nil && rotated {
 		rotary, err := nn.NewRotary(*c.Rotary)
 		if err != nil {
@@ -97,6 +101,9 @@ func (s *Stack) Architecture() string { return s.config.Architecture }
 
 // Config is the config.json that the model was made from.
 func (s *Stack) Config() Config { return s.config.Config }
+
+// DependsOnLength reports whether the rotary embedding of a pass depends on its largest position.
+func (s *Stack) DependsOnLength() bool { return s.rotary != nil && s.rotary.Varies() }
 
 // ZLoss is the coefficient of the squared log-sum-exp of the logits in the model's loss.
 func (s *Stack) ZLoss() float64 { return s.config.ZLoss }

@@ -703,6 +703,13 @@ func (o Options) decays(name string, shape []int) bool {
 	return !slices.Contains(o.NoDecay, kind)
 }
 
+// dependsOnLength reports whether the host must know the positions of a pass for m's rotary
+// embedding.
+func dependsOnLength(m model.Model) bool {
+	s, ok := m.(interface{ DependsOnLength() bool })
+	return ok && s.DependsOnLength()
+}
+
 // launchBound is the largest product of a block's weights and a micro-batch's tokens for which
 // steps are recorded by default. It estimates where launching takes as long as computing on an
 // H100: 0.3 ms per block, forward and backward, for 6 operations per weight and token at 6e14
@@ -718,6 +725,8 @@ func (o Options) records(m model.Model, device torch.Device) bool {
 	case o.Compile == CompileGraph:
 		return true
 	case o.LoRA != nil && len(o.LoRA.Tokens) > 0:
+		return false
+	case dependsOnLength(m):
 		return false
 	case model.Active(m) < model.Parameters(m): // the sizes of the experts' batches differ
 		return false

@@ -24,10 +24,12 @@ var family = llama.Family{
 		return d
 	},
 	FromGGUF: func(g *checkpoint.GGUFFile, config map[string]any) {
-		delete(config, "head_dim") // GraniteConfig has none: it is the width divided by the heads
-		heads := float64(config["hidden_size"].(int)) / float64(config["num_attention_heads"].(int))
+		size := config["head_dim"].(int)
+		if size*config["num_attention_heads"].(int) == config["hidden_size"].(int) {
+			delete(config, "head_dim") // GraniteConfig has no field for it
+		}
 		config["embedding_multiplier"] = g.Number("embedding_scale", 1)
-		config["attention_multiplier"] = g.Number("attention.scale", 1/math.Sqrt(heads))
+		config["attention_multiplier"] = g.Number("attention.scale", 1/math.Sqrt(float64(size)))
 		config["residual_multiplier"] = g.Number("residual_scale", 1)
 		config["logits_scaling"] = g.Number("logit_scale", math.NaN())
 	},

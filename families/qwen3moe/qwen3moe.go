@@ -108,7 +108,8 @@ func init() {
 			"num_experts_per_tok": float64(used), "decoder_sparse_step": 1.0,
 			"mlp_only_layers": []any{}})
 	}
-	tiny := variant(llama.Sizes{Width: 256, Inner: 768, Layers: 4, Heads: 8, KeyHeads: 2}, 96, 16, 4)
+	tiny := variant(llama.Sizes{Width: 256, Inner: 768, Layers: 4, Heads: 8, KeyHeads: 2}, 96, 16,
+		4)
 	tiny["vocab_size"], tiny["head_dim"] = 32000.0, 32.0
 	llama.Register("qwen3_moe", map[string]model.Config{
 		"tiny": tiny,

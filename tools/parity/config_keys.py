@@ -23,8 +23,8 @@ import tempfile
 import torch
 from safetensors.torch import load_file, save_file, save_model
 from transformers import (AutoConfig, AutoModel, AutoModelForCausalLM, BambaConfig, GraniteConfig,
-                          LlamaConfig, Mamba2Config, MistralConfig, Qwen2Config, Qwen3Config,
-                          SmolLM3Config)
+                          LlamaConfig, Mamba2Config, MistralConfig, MixtralConfig, Qwen2Config,
+                          Qwen3Config, SmolLM3Config)
 from transformers.utils import logging
 
 from harness import ROOT, check, failures
@@ -43,6 +43,8 @@ FAMILIES = {
     "llama": (LlamaConfig, dict(SIZES, num_attention_heads=4, num_key_value_heads=4)),
     "mistral": (MistralConfig, dict(SIZES, num_attention_heads=8, num_key_value_heads=8,
                                     sliding_window=6)),
+    "mixtral": (MixtralConfig, dict(SIZES, num_attention_heads=32, num_key_value_heads=8,
+                                    num_local_experts=8, num_experts_per_tok=2)),
     "qwen2": (Qwen2Config, dict(SIZES, num_attention_heads=32, num_key_value_heads=32)),
     "qwen3": (Qwen3Config, dict(SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=128)),
     "granite": (GraniteConfig, dict(SIZES, num_attention_heads=4, num_key_value_heads=4,
@@ -55,6 +57,15 @@ FAMILIES = {
 }
 LINEAR = {"type": "linear", "factor": 3.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {"rope_type": "longrope", "original_max_position_embeddings": 16}  # of heads of 16
+
+
+def longrope(**more):
+    return dict(LONG, short_factor=[1.0 + i / 8 for i in range(8)],
+                long_factor=[1.5 + i for i in range(8)], **more)
+
+
 ROPE = {
     "rope_theta": [777.0, 500],
     "rope_parameters": [DROP, None, {}, {"rope_type": "default", "rope_theta": 500.0},
@@ -63,16 +74,26 @@ ROPE = {
                         dict(LLAMA3, rope_theta=400.0, original_max_position_embeddings=16),
                         {"rope_type": "default", "rope_theta": 90.0, "partial_rotary_factor": 0.5},
                         dict(LINEAR, partial_rotary_factor=0.5),
-                        {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}],
+                        {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4},
+                        dict(YARN, rope_theta=1e4, truncate=False),
+                        dict(YARN, rope_theta=500.0, beta_fast=4, beta_slow=0.5),
+                        dict(YARN, rope_theta=1e4, mscale=0.7, mscale_all_dim=0.4),
+                        dict(YARN, rope_theta=1e4, attention_factor=1.3, truncate=None),
+                        dict(YARN, rope_theta=1e4, factor=None),
+                        longrope(rope_theta=1e4), longrope(rope_theta=300.0, factor=4.0),
+                        longrope(rope_theta=1e4, attention_factor=1.2),
+                        {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 1e4}],
     "rope_scaling": [None, {}, LINEAR, LLAMA3, dict(LINEAR, rope_theta=55.0),
                      dict(LLAMA3, original_max_position_embeddings=16),
-                     {"rope_type": "default"}, {"rope_type": "dynamic", "factor": 2.0}],
+                     {"rope_type": "default"}, {"rope_type": "dynamic", "factor": 2.0}, YARN,
+                     dict(YARN, beta_fast=0, attention_factor=0.9), longrope(),
+                     dict(longrope(), original_max_position_embeddings=40)],
     "original_max_position_embeddings": [16],
     "partial_rotary_factor": [0.5, 1.0],
 }
 DECODER = {
     "tie_word_embeddings": [DROP, None, True, False],
-    "rms_norm_eps": [DROP, None, 1e-3], "max_position_embeddings": [DROP, 64],
+    "rms_norm_eps": [DROP, None, 1e-3], "max_position_embeddings": [DROP, 64, 16],
     "hidden_act": [DROP, "swish", "gelu"], "num_key_value_heads": [DROP, None],
     "head_dim": [DROP, None], "attention_bias": [DROP, None, True], "mlp_bias": [DROP, True],
     "layer_types": [["full_attention"] * 3, ["sliding_attention", "full_attention",
@@ -93,6 +114,9 @@ CHANGES = {
     "llama": ROPE | DECODER, "mistral": ROPE | DECODER, "granite": ROPE | DECODER | {
         key: [DROP, 2, 0.7] for key in ("embedding_multiplier", "attention_multiplier",
                                         "residual_multiplier", "logits_scaling")},
+    "mixtral": ROPE | DECODER | {
+        "num_local_experts": [DROP, None], "num_experts_per_tok": [DROP, 1, 3],
+        "router_jitter_noise": [DROP, 0.1], "router_aux_loss_coef": [DROP, 0.5]},
     "qwen2": ROPE | DECODER | WINDOWS, "qwen3": ROPE | DECODER | WINDOWS,
     "smollm3": ROPE | DECODER | WINDOWS | {
         "no_rope_layers": [DROP, None, [0, 1, 0], [1, 1, 0, 0, 1], [1]],
