@@ -318,6 +318,52 @@ func sameModel(t *testing.T, m model.Model, path string) {
 	near(t, path, logitsOf(back, ids), logitsOf(m, ids))
 }
 
+// reached says of each weight whether its gradient is zero, by the expert that the weight belongs
+// to, or by its own name.
+type reached map[string]map[string]bool
+
+func (r reached) add(name string, gradient torch.Tensor) {
+	key := name
+	if before, after, ok := strings.Cut(name, ".experts."); ok {
+		number, _, _ := strings.Cut(after, ".")
+		key = before + ".experts." + number
+	}
+	if r[key] == nil {
+		r[key] = map[string]bool{}
+	}
+	r[key][name] = gradient.Defined() && torch.Item[float64](gradient.Abs().Max()) > 0
+}
+
+// check demands a gradient of every weight. An expert without tokens has none, but some expert of
+// its layer has.
+func (r reached) check(t *testing.T) {
+	t.Helper()
+	layers := map[string]bool{}
+	for key, weights := range r {
+		idle := true
+		for _, got := range weights {
+			idle = idle && !got
+		}
+		layer, _, expert := strings.Cut(key, ".experts.")
+		if expert {
+			layers[layer] = layers[layer] || !idle
+			if idle {
+				continue
+			}
+		}
+		for name, got := range weights {
+			if !got {
+				t.Errorf("%s gets no gradient", name)
+			}
+		}
+	}
+	for layer, got := range layers {
+		if !got {
+			t.Errorf("no expert of %s gets a gradient", layer)
+		}
+	}
+}
+
 func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
 	each(t, func(t *testing.T, f fixture, m model.Model) {
 		ids, _, _ := f.prompt(t)
@@ -365,14 +411,13 @@ func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
 			hidden := model.Hidden(m, model.Sequence{IDs: input}).Squeeze(0)
 			loss, _ := m.Head().Loss(hidden, input.Squeeze(0), torch.Loss{})
 			loss.Backward()
+			got := reached{}
 			for _, a := range adapters {
 				for _, p := range []*nn.Param{a.A, a.B} {
-					if g := p.Tensor.Grad(); !g.Defined() ||
-						!(torch.Item[float64](g.Abs().Max()) > 0) {
-						t.Errorf("%s gets no gradient", a.Name)
-					}
+					got.add(a.Name, p.Tensor.Grad())
 				}
 			}
+			got.check(t)
 		})
 		for _, a := range adapters {
 			a.A.Tensor.ClearGrad()
@@ -412,13 +457,16 @@ func TestFamilies_EveryWeightGetsAGradient(t *testing.T) {
 			if got := torch.Item[float64](loss); !(math.Abs(got-plain) < 1e-4*math.Max(1, plain)) {
 				t.Errorf("loss %g, from the logits %g", got, plain)
 			}
+			got := reached{}
 			nn.Walk(m, func(c nn.Component) {
-				g := c.Param.Tensor.Grad()
-				if !g.Defined() || !(torch.Item[float64](g.Narrow(0, c.Start,
-					c.Rows).Abs().Max()) > 0) {
-					t.Errorf("%s gets no gradient", c.Name)
+				if g := c.Param.Tensor.Grad(); g.Defined() {
+					g = g.Narrow(0, c.Start, c.Rows)
+					got.add(c.Name, g)
+				} else {
+					t.Errorf("%s has no gradient", c.Name)
 				}
 			})
+			got.check(t)
 		})
 		for _, p := range nn.Params(m) {
 			p.Tensor.ClearGrad()
