@@ -318,11 +318,11 @@ func sameModel(t *testing.T, m model.Model, path string) {
 	near(t, path, logitsOf(back, ids), logitsOf(m, ids))
 }
 
-// reached says of each weight whether its gradient is zero, by the expert that the weight belongs
+// gradients says of each weight whether its gradient is zero, by the expert that the weight belongs
 // to, or by its own name.
-type reached map[string]map[string]bool
+type gradients map[string]map[string]bool
 
-func (r reached) add(name string, gradient torch.Tensor) {
+func (r gradients) add(name string, gradient torch.Tensor) {
 	key := name
 	if before, after, ok := strings.Cut(name, ".experts."); ok {
 		number, _, _ := strings.Cut(after, ".")
@@ -336,7 +336,7 @@ func (r reached) add(name string, gradient torch.Tensor) {
 
 // check demands a gradient of every weight. An expert without tokens has none, but some expert of
 // its layer has.
-func (r reached) check(t *testing.T) {
+func (r gradients) check(t *testing.T) {
 	t.Helper()
 	layers := map[string]bool{}
 	for key, weights := range r {
@@ -411,7 +411,7 @@ func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
 			hidden := model.Hidden(m, model.Sequence{IDs: input}).Squeeze(0)
 			loss, _ := m.Head().Loss(hidden, input.Squeeze(0), torch.Loss{})
 			loss.Backward()
-			got := reached{}
+			got := gradients{}
 			for _, a := range adapters {
 				for _, p := range []*nn.Param{a.A, a.B} {
 					got.add(a.Name, p.Tensor.Grad())
@@ -457,7 +457,7 @@ func TestFamilies_EveryWeightGetsAGradient(t *testing.T) {
 			if got := torch.Item[float64](loss); !(math.Abs(got-plain) < 1e-4*math.Max(1, plain)) {
 				t.Errorf("loss %g, from the logits %g", got, plain)
 			}
-			got := reached{}
+			got := gradients{}
 			nn.Walk(m, func(c nn.Component) {
 				if g := c.Param.Tensor.Grad(); g.Defined() {
 					g = g.Narrow(0, c.Start, c.Rows)
