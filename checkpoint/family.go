@@ -55,6 +55,9 @@ type Mapped struct {
 	// Hugging Face tensor in the other format, in order. Name is the Hugging Face name, or Split's
 	// first name in a map to the other format.
 	Split []string
+	// Also lists further tensors of the other format that are made of the same one, each of its
+	// shape.
+	Also []Mapped
 }
 
 // Transform converts a tensor between Hugging Face's form and that of another format.

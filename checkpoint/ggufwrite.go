@@ -169,6 +169,14 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 			}
 			w.tensors = append(w.tensors, e)
 		}
+		for _, e.mapped = range mapped.Also {
+			e.name = e.mapped.Name
+			if err := e.choose(options); err != nil {
+				return nil, err
+			}
+			sizes[e.kind] += e.size
+			w.tensors = append(w.tensors, e)
+		}
 	}
 	most := "F32"
 	for kind, size := range sizes {

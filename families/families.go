@@ -4,6 +4,7 @@ package families
 
 import (
 	_ "conquer/bamba"
+	_ "conquer/families/falconh1"
 	_ "conquer/families/granite"
 	_ "conquer/families/granitehybrid"
 	_ "conquer/families/mixtral"

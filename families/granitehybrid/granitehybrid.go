@@ -127,8 +127,8 @@ func read(config model.Config) (settings, error) {
 	s.mixer = statespace.MixerConfig{
 		Width: width, Heads: r.Int("mamba_n_heads"), Groups: r.Int("mamba_n_groups"),
 		State: r.Int("mamba_d_state"), Taps: r.Int("mamba_d_conv"),
-		ProjBias: r.BoolOr("mamba_proj_bias", false), ConvBias: r.BoolOr("mamba_conv_bias", false),
-		Eps: s.stack.Eps,
+		InBias: r.BoolOr("mamba_proj_bias", false), OutBias: r.BoolOr("mamba_proj_bias", false),
+		ConvBias: r.BoolOr("mamba_conv_bias", false), Eps: s.stack.Eps,
 	}
 	if s.mixer.HeadDim = inner / s.mixer.Heads; r.Config["mamba_d_head"] != "auto" {
 		s.mixer.HeadDim = r.Int("mamba_d_head")

@@ -73,7 +73,8 @@ func read(config model.Config) (settings, error) {
 	s.mixer = statespace.MixerConfig{
 		Width: s.stack.Width, Heads: r.Int("mamba_num_heads"), HeadDim: r.Int("mamba_head_dim"),
 		Groups: r.Int("n_groups"), State: r.Int("ssm_state_size"), Taps: r.Int("conv_kernel"),
-		ProjBias: r.Bool("use_bias"), ConvBias: r.Bool("use_conv_bias"), Eps: s.stack.Eps,
+		InBias: r.Bool("use_bias"), OutBias: r.Bool("use_bias"),
+		ConvBias: r.Bool("use_conv_bias"), Eps: s.stack.Eps,
 		DTMin: r.Float("time_step_min"), DTMax: math.Inf(1),
 	}
 	if act := r.StringOr("mamba_hidden_act", "silu"); act != "silu" && act != "swish" {

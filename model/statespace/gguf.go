@@ -73,10 +73,10 @@ func MixerGGUF(name string, groups int) (*checkpoint.Transform, bool) {
 }
 
 // SetGGUF writes the keys of the layer's sizes. layers are the numbers of the state-space layers,
-// and bias is the name of the field ProjBias in config.json. It fails for what GGUF cannot hold.
+// and bias is the name of InBias and OutBias in config.json. It fails for what GGUF cannot hold.
 func (c MixerConfig) SetGGUF(g *checkpoint.GGUFModel, layers []int, bias string) error {
 	switch {
-	case c.ProjBias:
+	case c.InBias || c.OutBias:
 		return fmt.Errorf("config.json: %s has no form in GGUF", bias)
 	case c.DTMin > 0 || !math.IsInf(c.DTMax, 1):
 		return fmt.Errorf("config.json: time_step_limit has no form in GGUF")

@@ -21,7 +21,7 @@ type HybridGGUF struct {
 	Mixer       MixerConfig
 	IsAttention []bool // of each layer
 	Inner       int    // F
-	ProjBias    string // the name of Mixer.ProjBias in config.json
+	ProjBias    string // the name of Mixer.InBias and OutBias in config.json
 	Names       HybridNames
 }
 

@@ -12,7 +12,7 @@ import (
 // Mixer is a Mamba-2 layer (Dao and Gu, arXiv 2405.21060, section 7): H heads of P dimensions, each
 // with a state of P×N, in G groups that share B and C. One projection computes the gate, the input,
 // B, C and the time steps. A short convolution mixes neighbouring tokens, the scan carries state
-// along the sequence, and the gate scales the result before it is normalized.
+// along the sequence, and the gate scales the result, which is normalized, after that or before.
 type Mixer struct {
 	// D to the gate (HP), then x (HP), B (GN) and C (GN), then dt (H)
 	In     *nn.Linear       `weight:"in_proj"`
@@ -20,7 +20,7 @@ type Mixer struct {
 	DTBias *nn.Param        `weight:"dt_bias"` // [H]
 	ALog   *nn.Param        `weight:"A_log"`   // [H]: A = -e^ALog
 	D      *nn.Param        `weight:"D"`       // [H]
-	Norm   *nn.GatedRMSNorm `weight:"norm"`
+	Norm   *nn.GatedRMSNorm `weight:"norm"`    // nil with NoNorm
 	Out    *nn.Linear       `weight:"out_proj"`
 
 	config   MixerConfig
@@ -29,10 +29,12 @@ type Mixer struct {
 
 // MixerConfig describes a Mamba-2 layer.
 type MixerConfig struct {
-	Width                         int // D
-	Heads, HeadDim, Groups, State int // H, P, G, N
-	Taps                          int // W, the convolution's width
-	ProjBias, ConvBias            bool
+	Width                         int     // D
+	Heads, HeadDim, Groups, State int     // H, P, G, N
+	Taps                          int     // W, the convolution's width
+	InBias, OutBias, ConvBias     bool    // of the projections and the convolution
+	NoNorm                        bool    // the result is gated, but not normalized
+	NormFirst                     bool    // the result is normalized before it is gated
 	DTMin, DTMax                  float64 // bounds of the time steps
 	Eps                           float64
 }
@@ -41,13 +43,16 @@ type MixerConfig struct {
 func NewMixer(c MixerConfig, chunking *Chunking) *Mixer {
 	inner, mixed := c.Heads*c.HeadDim, c.Heads*c.HeadDim+2*c.Groups*c.State
 	m := &Mixer{
-		In:     nn.NewLinear(c.Width, c.ProjBias, inner+mixed+c.Heads),
+		In:     nn.NewLinear(c.Width, c.InBias, inner+mixed+c.Heads),
 		Conv:   nn.NewConv1D(mixed, c.Taps, c.ConvBias),
 		DTBias: nn.NewParam(nn.Ones, c.Heads),
 		ALog:   nn.NewParam(nn.Zeros, c.Heads),
 		D:      nn.NewParam(nn.Ones, c.Heads),
-		Norm:   nn.NewGatedRMSNorm(inner, c.Groups, c.Eps),
-		Out:    nn.NewLinear(inner, c.ProjBias, c.Width), config: c, chunking: chunking,
+		Out:    nn.NewLinear(inner, c.OutBias, c.Width), config: c, chunking: chunking,
+	}
+	if !c.NoNorm {
+		m.Norm = nn.NewGatedRMSNorm(inner, c.Groups, c.Eps)
+		m.Norm.First = c.NormFirst
 	}
 	// The paper's initialization: time steps log-uniform between 0.001 and 0.1, and A between -1
 	// and -16, so that the heads remember over very different spans. dt_bias is softplus's inverse,
@@ -109,20 +114,29 @@ func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 	if layer != nil && length == 1 {
 		in.X, in.DT, in.B, in.C, in.ALog = in.X.Squeeze(1), in.DT.Squeeze(1), in.B.Squeeze(1),
 			in.C.Squeeze(1), m.ALog.Tensor
-		if m.Norm.Group == inner { // SSDStep applies the gate, and Out's GEMM the norm
+		switch {
+		case m.Norm == nil:
 			in.Z = gate.Reshape(batch, heads, headDim)
-			return torch.SSDStep(state, in).Reshape(batch, 1, inner),
-				&nn.RMSNorm{Weight: m.Norm.Weight, Eps: m.Norm.Eps}
+		case m.Norm.Group == inner && !m.Norm.First: // SSDStep applies the gate, Out's GEMM the norm
+			in.Z = gate.Reshape(batch, heads, headDim)
+			norm = &nn.RMSNorm{Weight: m.Norm.Weight, Eps: m.Norm.Eps}
 		}
-		y := torch.SSDStep(state, in)
-		return m.Norm.Forward(y.Reshape(batch, length, inner), gate), nil
+		y := torch.SSDStep(state, in).Reshape(batch, 1, inner)
+		if in.Z.Defined() {
+			return y, norm
+		}
+		return m.Norm.Forward(y, gate), nil
 	}
 	in.A = m.ALog.To(torch.Float32).Exp().Neg()
 	y, final := m.chunking.Scan(in)
 	if layer != nil {
 		state.Copy(final.Detach())
 	}
-	return m.Norm.Forward(y.Reshape(batch, length, inner), gate), nil
+	y = y.Reshape(batch, length, inner)
+	if m.Norm == nil {
+		return nn.Gate(y, gate), nil
+	}
+	return m.Norm.Forward(y, gate), nil
 }
 
 func withoutPadding(x torch.Tensor, pass *model.Pass) torch.Tensor {
@@ -178,7 +192,9 @@ func (m *Mixer) Divide(d nn.Divider) error {
 	for _, p := range []*nn.Param{m.DTBias, m.ALog, m.D} {
 		d.Rows(p, perHead(0))
 	}
-	d.Rows(m.Norm.Weight, channels(0))
+	if m.Norm != nil {
+		d.Rows(m.Norm.Weight, channels(0))
+	}
 	d.Inputs(m.Out, channels(0))
 	return nil
 }

@@ -56,7 +56,13 @@ func (c *Conv1D) Step(x, state torch.Tensor) torch.Tensor {
 type GatedRMSNorm struct {
 	Weight *Param `weight:"weight"` // [D]
 	Eps    float64
-	Group  int // channels that are normalized together
+	Group  int  // channels that are normalized together
+	First  bool // normalize x alone, and gate the result
+}
+
+// Gate is x·silu(z) in x's dtype, computed in float32. Both are [..., D].
+func Gate(x, z torch.Tensor) torch.Tensor {
+	return x.To(torch.Float32).Mul(z.To(torch.Float32).Silu()).To(x.DType())
 }
 
 // NewGatedRMSNorm declares a normalization over a last dimension of the given width, in equal
@@ -67,8 +73,18 @@ func NewGatedRMSNorm(width, groups int, eps float64) *GatedRMSNorm {
 
 // Forward normalizes x [..., D] gated by z [..., D].
 func (n *GatedRMSNorm) Forward(x, z torch.Tensor) torch.Tensor {
-	if n.Group > x.Size(-1) { // other processes hold the rest of the group
-		return n.divided(x, z)
+	gate := z
+	if n.First {
+		z = torch.Tensor{}
 	}
-	return torch.GatedRMSNorm(x, z, n.Weight.Tensor, n.Eps, n.Group)
+	var y torch.Tensor
+	if n.Group > x.Size(-1) { // other processes hold the rest of the group
+		y = n.divided(x, z)
+	} else {
+		y = torch.GatedRMSNorm(x, z, n.Weight.Tensor, n.Eps, n.Group)
+	}
+	if n.First {
+		return Gate(y, gate)
+	}
+	return y
 }

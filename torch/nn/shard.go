@@ -220,9 +220,13 @@ func (p *Param) lookup(ids torch.Tensor) torch.Tensor {
 	return p.Shard.Group.Collect(part)
 }
 
-// divided is Forward if several processes hold the channels of a group.
+// divided is the norm of x, gated by z if that is a tensor, if several processes hold the channels
+// of a group.
 func (n *GatedRMSNorm) divided(x, z torch.Tensor) torch.Tensor {
-	gated := x.To(torch.Float32).Mul(z.To(torch.Float32).Silu())
+	gated := x.To(torch.Float32)
+	if z.Defined() {
+		gated = gated.Mul(z.To(torch.Float32).Silu())
+	}
 	// Every process's channels depend on the sum, so its gradient is a sum over all processes, too.
 	group := n.Weight.Shard.Group
 	mean := group.Spread(group.Collect(gated.Mul(gated).SumDim(-1,
