@@ -91,7 +91,8 @@ type Experts struct {
 	// Activation maps In's result [N,2F], or [N,F] without gates, to [N,F].
 	Activation func(torch.Tensor) torch.Tensor
 
-	names ExpertNames
+	names  ExpertNames
+	swiglu bool // the activation is SwiGLU
 }
 
 // ExpertNames are the names of an expert's weights, e.g. w1, w3 and w2. Gate is empty for experts
@@ -106,10 +107,11 @@ func NewExperts(r Routing, width, inner int, names ExpertNames,
 	if names.Gate == "" {
 		parts = 1
 	}
-	if activation == nil {
+	swiglu := activation == nil
+	if swiglu {
 		activation = torch.SwiGLU
 	}
-	e := &Experts{Activation: activation, names: names,
+	e := &Experts{Activation: activation, names: names, swiglu: swiglu,
 		In:  NewLinear(width, false, slices.Repeat([]int{inner}, parts*r.Experts)...),
 		Out: NewLinear(inner, false, slices.Repeat([]int{width}, r.Experts)...),
 	}
@@ -169,6 +171,9 @@ func (m *MoE) Children() []Child {
 func (m *MoE) Forward(norm *RMSNorm, x torch.Tensor) torch.Tensor {
 	in := m.Experts.In.Weight
 	var h torch.Tensor
+	if y := m.decode(norm, x); y.Defined() {
+		return y
+	}
 	if in.tokens() { // each process normalizes its own tokens
 		h = in.spread(norm.Forward(x))
 	} else {
@@ -186,14 +191,47 @@ func (m *MoE) ForwardAdd(norm *RMSNorm, x torch.Tensor) torch.Tensor {
 	return x.Add(m.Forward(norm, x))
 }
 
+// decode is Forward of a single token on the CPU, in few operations: a step reads the weights of k
+// experts, which takes little longer than launching an operation. It returns no tensor where it
+// does not apply.
+func (m *MoE) decode(norm *RMSNorm, x torch.Tensor) torch.Tensor {
+	e, width := m.Experts, x.Size(-1)
+	if x.Numel() != width || x.Device().IsCUDA() || torch.GradEnabled() || !e.swiglu ||
+		!e.In.plain() || !e.Out.plain() {
+		return torch.Tensor{}
+	}
+	return torch.Scoped1(func() torch.Tensor {
+		weights, experts := m.choose(norm.Forward(x).View(1, width))
+		inner := e.Out.Weight.Shape[1]
+		var all []torch.Tensor
+		for _, i := range torch.Values[int64](experts) {
+			in := e.In.Weight.Narrow(0, int(i)*2*inner, 2*inner)
+			out := e.Out.Weight.Narrow(0, int(i)*width, width)
+			h := torch.NormLinearSwiGLU(x, norm.Weight.Tensor, norm.Eps, in, torch.Tensor{})
+			all = append(all, torch.Linear(h, out, torch.Tensor{}).View(1, width))
+		}
+		y := torch.Cat(0, all...).To(torch.Float32)
+		y = weights.Matmul(y).To(x.DType()).View(x.Shape()...)
+		if m.Shared != nil {
+			y = y.Add(m.Shared.Forward(norm, x))
+		}
+		return y
+	})
+}
+
+// choose returns the experts of each row of h [N,D] and their weights; see [Routing.choose].
+func (m *MoE) choose(h torch.Tensor) (weights, experts torch.Tensor) {
+	var bias torch.Tensor
+	if m.Bias != nil {
+		bias = m.Bias.Tensor
+	}
+	return m.Routing.choose(m.Router.local(h), bias)
+}
+
 // routed sends each row of h [N,D] through its experts.
 func (m *MoE) routed(h torch.Tensor) torch.Tensor {
 	return torch.Scoped1(func() torch.Tensor {
-		var bias torch.Tensor
-		if m.Bias != nil {
-			bias = m.Bias.Tensor
-		}
-		weights, experts := m.Routing.choose(m.Router.local(h), bias)
+		weights, experts := m.choose(h)
 		k, n, width := m.Routing.TopK, h.Size(0), h.Size(1)
 		groups, order, place := torch.Group(experts.View(-1), m.Routing.Experts)
 		// Row i of the groups is token order[i]/k.
