@@ -2,9 +2,11 @@ package serve
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
@@ -21,6 +23,8 @@ type metrics struct {
 
 func newMetrics() *metrics {
 	m := &metrics{registry: prometheus.NewRegistry()}
+	m.registry.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	gauge := func(name, help string) prometheus.Gauge {
 		g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "conquer", Name: name, Help: help})
 		m.registry.MustRegister(g)
@@ -58,13 +62,16 @@ func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
+var countedPaths = []string{"/", "/v1/chat/completions", "/v1/completions", "/v1/embeddings",
+	"/v1/models", "/tokenize", "/health", "/metrics"}
+
 // counted counts requests.
 func (s *Server) counted(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		recorded := &recorder{ResponseWriter: w, status: http.StatusOK}
 		defer func() {
 			path := r.URL.Path
-			if recorded.status == http.StatusNotFound {
+			if !slices.Contains(countedPaths, path) { // a client could invent any number of them
 				path = "other"
 			}
 			s.metrics.requests.WithLabelValues(path, strconv.Itoa(recorded.status)).Inc()

@@ -119,6 +119,8 @@ func (s *Server) routes() (http.Handler, error) {
 	for _, path := range []string{"/v1/", "/tokenize"} {
 		open.Handle(path, s.authorized(located(guarded)))
 	}
+	open.HandleFunc("GET /{$}", page)
+	open.HandleFunc("GET /page/{file}", page)
 	open.HandleFunc("GET /health", s.health)
 	open.Handle("GET /metrics", s.metrics.handler())
 	return s.crossOrigin(s.counted(located(open)))

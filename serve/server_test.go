@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -486,4 +488,123 @@ func TestEmbeddings_HaveLengthOne(t *testing.T) {
 	if text := at(t, packed, "data.0.embedding").(string); len(text) != 256 {
 		t.Errorf("%d characters of base64", len(text))
 	}
+}
+
+// The page and its files are served with a policy that lets nothing come from elsewhere, and they
+// name no other place.
+func TestPage_NeedsNothingFromElsewhere(t *testing.T) {
+	_, h := serving(t, func(o *Options) { o.APIKeys = []string{"secret"} })
+	get := func(path string) (int, string) {
+		r, err := http.Get(h.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		text, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if policy := r.Header.Get("Content-Security-Policy"); r.StatusCode == http.StatusOK &&
+			(!strings.Contains(policy, "default-src 'none'") || strings.Contains(policy, "unsafe")) {
+			t.Errorf("%s has the policy %q", path, policy)
+		}
+		return r.StatusCode, string(text)
+	}
+	_, index := get("/")
+	links := regexp.MustCompile(`(?:src|href)="([^"]*)"`).FindAllStringSubmatch(index, -1)
+	if len(links) < 4 {
+		t.Errorf("only %d links in %q", len(links), index)
+	}
+	for _, link := range links {
+		status, text := get("/" + link[1])
+		if status != http.StatusOK || len(text) < 50 {
+			t.Errorf("%s: %d", link[1], status)
+		}
+		outside := regexp.MustCompile(`(?:https?:)?//[a-z]+\.[a-z]`).FindString(text)
+		if outside != "" && outside != "http://www.w" { // the name space of SVG
+			t.Errorf("%s names %s", link[1], outside)
+		}
+	}
+	if status, _ := get("/page/none"); status != http.StatusNotFound {
+		t.Errorf("a file that is not there: %d", status)
+	}
+}
+
+// Paths that a client invents do not become names of metrics.
+func TestMetrics_CountTokensAndKnownPaths(t *testing.T) {
+	_, h := serving(t, nil)
+	post(t, h.URL+"/v1/completions", `{"prompt": [5, 6, 7], "max_tokens": 4, "ignore_eos": true}`)
+	for i := range 3 {
+		post(t, h.URL+fmt.Sprint("/v1/invented/", i), `{}`)
+	}
+	r, err := http.Get(h.URL + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"conquer_prompt_tokens_total 3\n", "conquer_new_tokens_total 4\n",
+		`conquer_requests_total{path="/v1/completions",status="200"} 1` + "\n",
+		`conquer_requests_total{path="other",status="404"} 3` + "\n", "conquer_running 0\n"} {
+		if !strings.Contains(string(text), line) {
+			t.Errorf("no %q in\n%s", line, text)
+		}
+	}
+	if strings.Contains(string(text), "invented") {
+		t.Error("an invented path is counted by name")
+	}
+}
+
+// Bodies that are anything give an answer or an error in OpenAI's form, and tasks within the limits.
+func FuzzRequests_NeverCrash(f *testing.F) {
+	s, _ := serving(f, nil)
+	for _, body := range []string{scoring, `{"prompt": "a", "stop": ["b", "<|im_end|>"], "n": 2}`,
+		`{"messages": [{"role": "user", "content": "a"}], "logprobs": true, "top_logprobs": 2}`,
+		`{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "seed": -1}`,
+		`{"input": ["a", ""], "encoding_format": "base64"}`, `{"prompt": [[]]}`, `{"prompt": null}`,
+		`{"prompt": "a", "logit_bias": {"1": 1e300}, "top_k": -2, "max_tokens": 1e9}`, `null`, `[]`,
+		`{"prompt":"a","echo":true,"max_tokens":0}`} {
+		f.Add([]byte(body))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		check := func(j *job, err error) {
+			if err != nil {
+				var p *problem
+				if !errors.As(err, &p) || p.message == "" || p.status < 400 {
+					t.Errorf("%q: %v", body, err)
+				}
+				return
+			}
+			if len(j.choices) == 0 || len(j.choices) > maxChoices {
+				t.Errorf("%q: %d choices", body, len(j.choices))
+			}
+			for _, c := range j.choices {
+				if n := len(c.task.prompt); n == 0 || n > s.options.Limits.Length ||
+					c.task.row != nil && n+c.task.row.Most() > s.options.Limits.Length {
+					t.Errorf("%q: a prompt of %d tokens", body, n)
+				}
+			}
+		}
+		var completion completionRequest
+		if err := decodeBody(body, &completion); err != nil {
+			check(nil, err)
+		} else {
+			check(s.completionJob(&completion))
+		}
+		var chat chatRequest
+		if err := decodeBody(body, &chat); err != nil {
+			check(nil, err)
+		} else {
+			check(s.chatJob(&chat))
+		}
+		var embedding embeddingRequest
+		if err := decodeBody(body, &embedding); err != nil {
+			check(nil, err)
+		} else if _, err := s.embeddingTasks(&embedding); err != nil {
+			check(nil, err)
+		}
+	})
 }
