@@ -58,6 +58,9 @@ func Fit(m model.Model, memory int64, want Limits) (Limits, error) {
 	if l.Length == 0 {
 		l.Length = context
 	}
+	if r, ok := m.(interface{ DependsOnLength() bool }); ok && r.DependsOnLength() {
+		l.Piece = l.Length // the whole prompt decides how its first tokens are rotated
+	}
 	if err := l.measure(m); err != nil {
 		return l, err
 	}

@@ -505,7 +505,8 @@ func TestPage_NeedsNothingFromElsewhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		if policy := r.Header.Get("Content-Security-Policy"); r.StatusCode == http.StatusOK &&
-			(!strings.Contains(policy, "default-src 'none'") || strings.Contains(policy, "unsafe")) {
+			(!strings.Contains(policy, "default-src 'none'") ||
+				strings.Contains(policy, "unsafe")) {
 			t.Errorf("%s has the policy %q", path, policy)
 		}
 		return r.StatusCode, string(text)
@@ -558,7 +559,7 @@ func TestMetrics_CountTokensAndKnownPaths(t *testing.T) {
 	}
 }
 
-// Bodies that are anything give an answer or an error in OpenAI's form, and tasks within the limits.
+// Any body gives an answer or an error in OpenAI's form, and tasks within the limits.
 func FuzzRequests_NeverCrash(f *testing.F) {
 	s, _ := serving(f, nil)
 	for _, body := range []string{scoring, `{"prompt": "a", "stop": ["b", "<|im_end|>"], "n": 2}`,

@@ -45,8 +45,9 @@ func main() {
 
 func question(model string) openai.ChatCompletionNewParams {
 	return openai.ChatCompletionNewParams{
-		Model:       model,
-		Messages:    []openai.ChatCompletionMessageParamUnion{openai.UserMessage("Why is the sky blue?")},
+		Model: model,
+		Messages: []openai.ChatCompletionMessageParamUnion{
+			openai.UserMessage("Why is the sky blue?")},
 		MaxTokens:   openai.Int(24),
 		Temperature: openai.Float(0),
 	}
@@ -98,14 +99,16 @@ func streamed(ctx context.Context, client openai.Client, model, plain string) {
 			cancel()
 		}
 	}
-	check("a cancelled stream ends", errors.Is(stream.Err(), context.Canceled) && n < 500, stream.Err())
+	check("a cancelled stream ends", errors.Is(stream.Err(), context.Canceled) && n < 500,
+		stream.Err())
 	stream.Close()
 	cancel()
 }
 
 func completion(ctx context.Context, client openai.Client, model string) {
 	q := openai.CompletionNewParams{Model: openai.CompletionNewParamsModel(model),
-		Prompt:    openai.CompletionNewParamsPromptUnion{OfArrayOfTokenArrays: [][]int64{{5, 6, 7}, {8}}},
+		Prompt: openai.CompletionNewParamsPromptUnion{
+			OfArrayOfTokenArrays: [][]int64{{5, 6, 7}, {8}}},
 		MaxTokens: openai.Int(1), Echo: openai.Bool(true), Logprobs: openai.Int(1),
 		Temperature: openai.Float(0)}
 	answer, err := client.Completions.New(ctx, q)
@@ -136,7 +139,8 @@ func embedding(ctx context.Context, client openai.Client, model string) {
 			square += v * v
 		}
 	}
-	check("embeddings", err == nil && len(answer.Data) == 2 && square > 0.999 && square < 1.001, err)
+	check("embeddings", err == nil && len(answer.Data) == 2 && square > 0.999 && square < 1.001,
+		err)
 }
 
 func mistakes(ctx context.Context, client openai.Client, url, model string) {
