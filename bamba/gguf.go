@@ -25,6 +25,7 @@ var mamba2Names = statespace.GGUFNames(checkpoint.Names{
 var mamba2Format = checkpoint.Family{
 	ModelTypes: []string{"mamba2"}, Architectures: []string{"mamba2"},
 	FromGGUF: mamba2FromGGUF, ToGGUF: mamba2ToGGUF, Embedding: "backbone.embeddings",
+	Adopt: adoptMamba2,
 }
 
 func mamba2FromGGUF(g *checkpoint.GGUFFile) (map[string]any, checkpoint.TensorMap, error) {

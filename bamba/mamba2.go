@@ -60,7 +60,8 @@ func NewMamba2(config model.Config) (model.Model, error) {
 	c := statespace.MixerConfig{
 		Width: stack.Width, Heads: r.Int("num_heads"), HeadDim: r.Int("head_dim"),
 		Groups: r.Int("n_groups"), State: r.Int("state_size"), Taps: r.Int("conv_kernel"),
-		InBias: r.Bool("use_bias"), OutBias: r.Bool("use_bias"), ConvBias: r.Bool("use_conv_bias"), Eps: stack.Eps,
+		InBias: r.Bool("use_bias"), OutBias: r.Bool("use_bias"),
+		ConvBias: r.Bool("use_conv_bias"), Eps: stack.Eps,
 	}
 	layers, inner := r.IntUpTo("num_hidden_layers", model.Layers), r.Int("expand")*stack.Width
 	chunking := statespace.NewChunking(r.IntUpTo("chunk_size", model.Chunk))

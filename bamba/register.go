@@ -16,6 +16,8 @@ func init() {
 	model.Register(model.Architecture{
 		Name: "bamba", ModelTypes: []string{"bamba"}, New: New,
 		Formats: []checkpoint.Family{bambaFormat},
+		Unread: map[string]string{"hf": "vLLM has no Bamba since 0.24: serve the folder with " +
+			"conquer serve or transformers, or write it with --format gguf for llama.cpp"},
 		LoRATargets: []string{"in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj",
 			"gate_proj", "up_proj", "down_proj"},
 		Variants: map[string]model.Config{

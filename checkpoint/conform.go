@@ -24,6 +24,9 @@ var baseParts = []string{"embed_tokens", "embeddings", "layers", "norm", "norm_f
 // conform gives the tensors of a model in Hugging Face's layout the names that transformers gives
 // them when it loads the folder, and joins a tied head.
 func (c *contents) conform(path string) error {
+	if err := c.adopt(); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
 	config := decoded(c.config)
 	kind, ok := config["model_type"].(string)
 	if !ok {
@@ -47,6 +50,36 @@ func (c *contents) conform(path string) error {
 		return nil
 	}
 	return c.tie(family.embedding() + ".weight")
+}
+
+// adopt replaces a config without model_type, and the names of the tensors, by Hugging Face's if a
+// family knows the config.
+func (c *contents) adopt() error {
+	config := decoded(c.config)
+	if config == nil || config["model_type"] != nil {
+		return nil
+	}
+	families.RLock()
+	list := slices.Clone(families.list)
+	families.RUnlock()
+	for _, f := range list {
+		if f.Adopt == nil {
+			continue
+		}
+		adopted, rename, err := f.Adopt(config)
+		if err != nil {
+			return fmt.Errorf("%s: %w", configFile, err)
+		}
+		if adopted == nil {
+			continue
+		}
+		for _, s := range c.tensors {
+			s.name = rename(s.name)
+		}
+		c.config, err = jsonText(adopted)
+		return err
+	}
+	return nil
 }
 
 // embedding is the name of a family's embedding, without .weight.

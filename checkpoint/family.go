@@ -34,6 +34,11 @@ type Family struct {
 	Embedding string
 	// Tied says that a config.json without tie_word_embeddings ties the head to the embedding.
 	Tied bool
+	// Adopt, if not nil, takes a folder's config.json without model_type, as another library writes
+	// it. It returns the Hugging Face config and maps the names of tensors; no config for a folder
+	// that is of no model of the family. It also returns what it cannot take as an error.
+	Adopt func(config map[string]any) (adopted map[string]any, rename func(name string) string,
+		err error)
 }
 
 // Mapped is a tensor's name and form in another format.

@@ -12,7 +12,7 @@ type Format struct {
 
 // Formats lists the layouts that this package writes.
 var Formats = []Format{
-	{Name: "hf", Summary: "a Hugging Face folder, for transformers and vLLM", Save: Save},
+	{Name: "hf", Summary: "a Hugging Face folder, as for transformers", Save: Save},
 	{Name: "meta", Summary: "params.json and consolidated.NN.pth, for Meta's own code",
 		Save: SaveMeta},
 	{Name: "native", Summary: "this program's own, of which each process reads its part",

@@ -148,7 +148,8 @@ func inTorch(t *testing.T, f func()) {
 // transformers 5: in memory and in every format that is written.
 func TestModel_TiedConfigWithAnotherHeadKeepsTheHead(t *testing.T) {
 	for _, folder := range []string{"../llama/testdata/tied", "../bamba/testdata/groups",
-		"qwen3/testdata/tied", "smollm3/testdata/chosen", "granite/testdata/tied"} {
+		"qwen3/testdata/tied", "smollm3/testdata/chosen", "granite/testdata/tied",
+		"granitehybrid/testdata/rope"} {
 		t.Run(folder, func(t *testing.T) {
 			inTorch(t, func() {
 				keep := func(name string) string { return name }

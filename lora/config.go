@@ -138,6 +138,17 @@ func (c Config) Adapts(l Layer) bool {
 	return named(targets, l.Name) || slices.Contains(targets, AllLinear) && !l.Refused
 }
 
+// Unread lists the last parts of the names of layers of m that c adapts and on which PEFT loads no
+// adapter: readers other than this program need the adapter merged into the weights.
+func (c Config) Unread(m model.Model) (names []string) {
+	for _, l := range Layers(m) {
+		if name := lastComponent(l.Name); l.Refused && c.Adapts(l) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // named returns c's targets with names in place of AllLinear, by which PEFT finds the same layers
 // of m. For an adapter of [Open] these are the last components of the layers' names, if they
 // suffice.

@@ -26,6 +26,9 @@ type Architecture struct {
 	Formats []checkpoint.Family
 	// LoRATargets are the names of the linear layers in a block: those that LoRA can adapt.
 	LoRATargets []string
+	// Unread says, by the name of a format, which program one would expect to load the
+	// architecture's files does not, and what to do.
+	Unread map[string]string
 }
 
 var registry struct {
@@ -92,9 +95,8 @@ func New(config Config) (Model, error) {
 func typeless(config Config) string {
 	switch {
 	case config["d_model"] != nil && config["n_layer"] != nil:
-		return ", but d_model and n_layer: it is of state-spaces' own library (mamba_ssm), which " +
-			"has other names; convert it with transformers' " +
-			"convert_mamba2_ssm_checkpoint_to_pytorch.py"
+		return ", but d_model and n_layer: it is of state-spaces' own library (mamba_ssm), whose " +
+			"Mamba-2 models are opened by the path of their folder"
 	case config["_class_name"] != nil:
 		return fmt.Sprintf(": it is of %.60v in diffusers, which is no language model",
 			config["_class_name"])

@@ -212,6 +212,10 @@ func (f *exportFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	kind, _ := m.Config()["model_type"].(string)
+	if a, ok := model.ArchitectureOf(kind); ok && a.Unread[f.format.Name] != "" {
+		note("conquer export: %s\n", a.Unread[f.format.Name])
+	}
 	if isTerminal(os.Stderr) {
 		note("wrote %s, %s; run it with conquer generate --model_path %s\n",
 			f.output, f.format.Summary, f.output)

@@ -541,6 +541,14 @@ func (f *trainFlags) finish(t *train.Trainer, o *opened) error {
 	fmt.Printf("peak memory %.2f GB\nwrote %s (losses in %s)\ntry:\n", float64(t.PeakMemory())/1e9,
 		f.output, picture)
 	fmt.Printf("  %s\n", f.trial(o.tokenizer))
+	if f.LoRA == nil || f.merge {
+		return nil
+	}
+	if names := f.LoRA.Unread(o.model); len(names) > 0 {
+		note("conquer train: PEFT loads no adapter on %s of this architecture: for transformers, "+
+			"write the merged model with conquer export --model_path %s --output_path FOLDER\n",
+			strings.Join(names, ", "), quoted(f.output))
+	}
 	return nil
 }
 

@@ -1,6 +1,6 @@
-// Package nemotronh is NVIDIA's Nemotron-H family (arXiv 2504.03624), and Nemotron Nano 2 and 3:
-// layers that are each one thing, a Mamba-2 layer, attention without positions, a feed-forward layer
-// of squared ReLU, or a mixture of experts.
+// Package nemotronh is NVIDIA's Nemotron-H family (arXiv 2504.03624) with Nemotron Nano 2: layers
+// that are each one thing, a Mamba-2 layer, attention without positions, or a feed-forward layer of
+// squared ReLU.
 package nemotronh
 
 import (

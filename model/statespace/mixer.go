@@ -117,7 +117,8 @@ func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 		switch {
 		case m.Norm == nil:
 			in.Z = gate.Reshape(batch, heads, headDim)
-		case m.Norm.Group == inner && !m.Norm.First: // SSDStep applies the gate, Out's GEMM the norm
+		case m.Norm.Group == inner && !m.Norm.First:
+			// SSDStep applies the gate, Out's GEMM the norm
 			in.Z = gate.Reshape(batch, heads, headDim)
 			norm = &nn.RMSNorm{Weight: m.Norm.Weight, Eps: m.Norm.Eps}
 		}
