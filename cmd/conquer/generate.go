@@ -55,8 +55,27 @@ type generateOutput struct {
 	PrefillPerSecond float64 `json:"prefill_tokens_per_second"`
 	DecodePerSecond  float64 `json:"decode_tokens_per_second"`
 	LoadMS           float64 `json:"load_ms"`
+	// Logprobs has an element for each of TokenIDs, with --logprobs.
+	Logprobs []tokenLogprob `json:"logprobs,omitempty"`
 	// IgnoredSettings are fields of generation_config.json that change texts in transformers.
 	IgnoredSettings []string `json:"ignored_settings,omitempty"`
+}
+
+// tokenLogprob is a token with its log-probability in nats, as the model gives it.
+type tokenLogprob struct {
+	ID      int32          `json:"id"`
+	Logprob float64        `json:"logprob"`
+	Top     []tokenLogprob `json:"top,omitempty"`
+}
+
+// logprobsOf converts log-probabilities. JSON cannot hold the logarithm of 0.
+func logprobsOf(list []generate.TokenLogprob) []tokenLogprob {
+	var out []tokenLogprob
+	for _, t := range list {
+		out = append(out, tokenLogprob{ID: t.ID, Logprob: max(t.Logprob, -9999),
+			Top: logprobsOf(t.Top)})
+	}
+	return out
 }
 
 type generateFlags struct {
@@ -72,6 +91,7 @@ type generateFlags struct {
 	useCache  bool
 	batchSize int
 	json      bool
+	logprobs  int
 	profileFlag
 }
 
@@ -122,6 +142,10 @@ func (f *generateFlags) declare(flags *pflag.FlagSet) {
 		"print a JSON object for each prompt, with text, token_ids, rendered_prompt, "+
 			"prompt_token_ids and timings")
 	group(flags, "Output")
+	flags.IntVar(&f.logprobs, "logprobs", -1,
+		"with --json: the log-probability of each new token, and this `number` of the most likely "+
+			"ones in its place; -1: none")
+	group(flags, "Output")
 	f.declareProcesses(flags)
 	group(flags, "Several processes")
 	flags.BoolVar(&f.useCache, "use_cache", true,
@@ -143,7 +167,13 @@ func (f *generateFlags) check(ctx context.Context, processes int) ([]*prompt, er
 		return nil, err
 	}
 	f.options.NoCache = !f.useCache
+	f.options.Logprobs, f.options.TopLogprobs = f.logprobs >= 0, max(0, f.logprobs)
 	switch texts := len(f.prompts) > 0 || f.promptsFile != ""; {
+	case f.logprobs < -1 || f.logprobs > generate.MaxTopLogprobs:
+		return nil, usagef("--logprobs is %d, expected -1 to %d", f.logprobs,
+			generate.MaxTopLogprobs)
+	case f.logprobs >= 0 && !f.json:
+		return nil, usagef("--logprobs needs --json")
 	case f.batchSize < 1:
 		return nil, usagef("--batch_size is %d, expected 1 or more", f.batchSize)
 	case !texts && len(f.tokenIDs) == 0:

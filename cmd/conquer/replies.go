@@ -111,6 +111,7 @@ func (r *replies) print(out *bufio.Writer, p *prompt, result generate.Result,
 			PrefillPerSecond: roundThousandth(stats.PrefillRate()),
 			DecodePerSecond:  roundThousandth(stats.DecodeRate()),
 			LoadMS:           milliseconds(r.load),
+			Logprobs:         logprobsOf(result.Logprobs),
 			IgnoredSettings:  r.ignored,
 		})
 	case r.opened.tokenizer == nil:

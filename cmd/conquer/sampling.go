@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -16,6 +17,7 @@ import (
 type samplingFlags struct {
 	options       generate.Options
 	seed          int64
+	biases        []string
 	compile       string
 	reasonPrinted bool     // the reason for unfused steps was printed
 	ignored       []string // fields of generation_config.json that are not supported
@@ -32,6 +34,12 @@ func (f *samplingFlags) declare(flags *pflag.FlagSet, maxNewTokens int, temperat
 		"drop tokens less likely than this `fraction` of the most likely one")
 	flags.Float64Var(&o.RepetitionPenalty, "repetition_penalty", 1,
 		"divide the logits of tokens that have occurred by this `factor`")
+	flags.Float64Var(&o.PresencePenalty, "presence_penalty", 0,
+		"subtract this `number` from the logits of tokens that the new text holds")
+	flags.Float64Var(&o.FrequencyPenalty, "frequency_penalty", 0,
+		"subtract this `number` from a token's logit each time the new text holds it")
+	flags.StringArrayVar(&f.biases, "logit_bias", nil,
+		"add a number to the logit of a token, as `id=number`; may be repeated")
 	flags.Int64Var(&f.seed, "seed", -1, "`seed` of sampling; -1: a new one each time")
 	flags.StringArrayVar(&o.Stop, "stop", nil, "stop before this `text`; may be repeated")
 	flags.BoolVar(&o.IgnoreEOS, "ignore_eos", false, "continue after an end-of-sequence token")
@@ -60,6 +68,10 @@ func (f *samplingFlags) read() error {
 		{!(o.MinP >= 0 && o.MinP <= 1), "min_p", o.MinP, "from 0 to 1"},
 		{!(o.RepetitionPenalty > 0) || math.IsInf(o.RepetitionPenalty, 0), "repetition_penalty",
 			o.RepetitionPenalty, "more than 0"},
+		{!(math.Abs(o.PresencePenalty) <= math.MaxFloat32), "presence_penalty", o.PresencePenalty,
+			"a number"},
+		{!(math.Abs(o.FrequencyPenalty) <= math.MaxFloat32), "frequency_penalty",
+			o.FrequencyPenalty, "a number"},
 		{slices.Contains(o.Stop, ""), "stop", "empty", "a text"},
 	} {
 		if c.wrong {
@@ -67,6 +79,9 @@ func (f *samplingFlags) read() error {
 		}
 	}
 	f.options.TopK = max(f.options.TopK, 0)
+	if err := f.readBiases(); err != nil {
+		return err
+	}
 	compile, err := generate.ParseCompile(f.compile)
 	if err != nil {
 		return usagef("--compile: %w", err)
@@ -76,6 +91,24 @@ func (f *samplingFlags) read() error {
 		f.seed = rand.Int64N(1 << 31)
 	}
 	f.options.Seed = uint64(f.seed)
+	return nil
+}
+
+// readBiases reads --logit_bias.
+func (f *samplingFlags) readBiases() error {
+	for _, text := range f.biases {
+		name, number, _ := strings.Cut(text, "=")
+		id, err := strconv.ParseInt(name, 10, 32)
+		bias, wrong := strconv.ParseFloat(number, 64)
+		if err != nil || wrong != nil || !(math.Abs(bias) <= math.MaxFloat32) {
+			return usagef("--logit_bias is %q, expected a token id and a number, such as 42=-100",
+				text)
+		}
+		if f.options.LogitBias == nil {
+			f.options.LogitBias = map[int32]float64{}
+		}
+		f.options.LogitBias[int32(id)] = bias
+	}
 	return nil
 }
 

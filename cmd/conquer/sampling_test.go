@@ -90,3 +90,42 @@ func TestSampling_UsesTheModelsSettings(t *testing.T) {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
+
+// Penalties, biases and log-probabilities: a bias decides every token, the frequency penalty ends
+// that, and log-probabilities do not show it.
+func TestSampling_PenaltiesAndBiases(t *testing.T) {
+	dir := writeModel(t, 704, true)
+	run := func(more ...string) generateOutput {
+		t.Helper()
+		return decode[generateOutput](t, succeed(t, append([]string{"generate", "--model_path", dir,
+			"--token_ids", "5,6,7", "--max_new_tokens", "6", "--ignore_eos", "--json"}, more...)...))
+	}
+	plain, biased := run("--logprobs", "2"), run("--logit_bias", "9=1000", "--logprobs", "0")
+	for i, p := range plain.Logprobs {
+		if len(p.Top) != 2 || p.Top[0].ID != plain.TokenIDs[i] || p.Top[0].Logprob != p.Logprob ||
+			p.Top[1].Logprob > p.Logprob || p.ID != plain.TokenIDs[i] {
+			t.Errorf("token %d: %+v", plain.TokenIDs[i], p)
+		}
+	}
+	if len(plain.Logprobs) != 6 || !slices.Equal(biased.TokenIDs, []int32{9, 9, 9, 9, 9, 9}) ||
+		biased.Logprobs[0].Logprob > -1 {
+		t.Errorf("%+v and %+v", plain, biased)
+	}
+	for _, penalty := range []string{"--presence_penalty", "--frequency_penalty"} {
+		if got := run("--logit_bias", "9=1000", penalty, "2000"); got.TokenIDs[0] != 9 ||
+			slices.Contains(got.TokenIDs[1:], 9) {
+			t.Errorf("%s: %v", penalty, got.TokenIDs)
+		}
+	}
+	for _, wrong := range [][]string{{"--logit_bias", "a=1"}, {"--logit_bias", "9"},
+		{"--presence_penalty", "NaN"}, {"--logprobs", "1000"}} {
+		if _, stderr, code := invoke(t, "", append([]string{"generate", "--model_path", dir,
+			"--token_ids", "5", "--json"}, wrong...)...); code != 2 {
+			t.Errorf("%q: exit %d, %s", wrong, code, stderr)
+		}
+	}
+	if _, stderr, code := invoke(t, "", "generate", "--model_path", dir, "--token_ids", "5",
+		"--logit_bias", "704=1"); code != 1 || !strings.Contains(stderr, "704") {
+		t.Errorf("a token that the model does not have: exit %d, %s", code, stderr)
+	}
+}
