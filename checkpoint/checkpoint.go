@@ -368,10 +368,17 @@ func (s *stored) data() []byte {
 // decode fills dst with s as dtype, rows in Hugging Face's order.
 func (s *stored) decode(dst []byte, dtype torch.DType) error {
 	if s.mixed() {
-		size := len(dst) / len(s.parts)
+		size, matrices := len(dst)/len(s.parts), 1
+		if s.joined == 1 {
+			matrices = s.shape[0]
+		}
+		part := make([]byte, size)
 		for i, p := range s.parts {
-			if err := p.decode(dst[i*size:(i+1)*size], dtype); err != nil {
+			if err := p.decode(part, dtype); err != nil {
 				return err
+			}
+			for m, n := 0, size/matrices; m < matrices; m++ {
+				copy(dst[(m*len(s.parts)+i)*n:], part[m*n:(m+1)*n])
 			}
 		}
 		return nil

@@ -328,6 +328,7 @@ type joiner map[string]*splitTensor
 
 type splitTensor struct {
 	names []string // as in Mapped.Split
+	shape []int    // of each part
 	whole *stored
 	found int
 }
@@ -339,15 +340,18 @@ func (j joiner) add(part *stored, name string, names []string) (*stored, error) 
 	if !ok {
 		t = &splitTensor{names: names, whole: &stored{record: part.record, file: part.file,
 			parts: make([]*stored, len(names))}}
+		if t.shape = part.shape; len(t.shape) == 0 {
+			return nil, fmt.Errorf("tensor %.80q has no rows", name)
+		}
 		t.whole.shape = slices.Clone(part.shape)
-		t.whole.shape[0] *= len(names)
+		t.whole.joined = max(len(part.shape)-2, 0) // of a stack, the rows of each matrix
+		t.whole.shape[t.whole.joined] *= len(names)
 		t.whole.bytes = 0
 		j[part.name] = t
 	}
-	if rows := t.whole.shape[0] / len(names); len(part.shape) == 0 || part.shape[0] != rows ||
-		!slices.Equal(part.shape[1:], t.whole.shape[1:]) {
+	if !slices.Equal(part.shape, t.shape) {
 		return nil, fmt.Errorf("tensor %.80q has shape %v, expected %v as that of %s", name,
-			part.shape, append([]int{rows}, t.whole.shape[1:]...), strings.Join(names, " and "))
+			part.shape, t.shape, strings.Join(names, " and "))
 	}
 	t.whole.parts[slices.Index(names, name)] = part
 	t.whole.bytes += part.bytes

@@ -142,7 +142,7 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 			}
 			e.shape = append([]int{len(mapped.Stack)}, e.shape...)
 		}
-		if !ok || len(e.shape) < 1 || len(e.shape) > 2 && mapped.Stack == nil {
+		if !ok || len(e.shape) < 1 || len(e.shape) > 3 {
 			return nil, fmt.Errorf("tensor %.120q of shape %v has no place in a GGUF file of "+
 				"architecture %s: use --format hf", name, e.shape, m.Architecture)
 		}
@@ -154,12 +154,13 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 		if names == nil {
 			names = []string{e.name}
 		}
-		if e.shape[0]%len(names) != 0 {
+		rows := max(len(e.shape)-2, 0) // of a stack, the rows of each matrix are divided
+		if e.shape[rows]%len(names) != 0 {
 			return nil, fmt.Errorf("tensor %.120q has %d rows, expected equal parts for %s", name,
-				e.shape[0], strings.Join(names, ", "))
+				e.shape[rows], strings.Join(names, ", "))
 		}
 		e.shape = slices.Clone(e.shape)
-		e.shape[0] /= len(names)
+		e.shape[rows] /= len(names)
 		for e.part, e.name = range names {
 			if err := e.choose(options); err != nil {
 				return nil, err
@@ -268,8 +269,9 @@ func (e *ggufEntry) data(source Source) ([]byte, error) {
 		t = permuteHeads(t, e.mapped.Heads)
 	}
 	if n := len(e.mapped.Split); n > 0 {
-		rows := t.Size(0) / n
-		t = t.Narrow(0, e.part*rows, rows)
+		dim := max(t.Rank()-2, 0)
+		rows := t.Size(dim) / n
+		t = t.Narrow(dim, e.part*rows, rows)
 	}
 	t = t.Reshape(e.shape...)
 	if transform := e.mapped.Transform; transform != nil && transform.To != nil {

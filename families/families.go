@@ -7,6 +7,7 @@ import (
 	_ "conquer/families/falconh1"
 	_ "conquer/families/granite"
 	_ "conquer/families/granitehybrid"
+	_ "conquer/families/granitemoe"
 	_ "conquer/families/mixtral"
 	_ "conquer/families/nemotronh"
 	_ "conquer/families/qwen3"

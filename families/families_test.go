@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -327,11 +328,20 @@ func sameModel(t *testing.T, m model.Model, path string) {
 // to, or by its own name.
 type gradients map[string]map[string]bool
 
+// cutLast takes the last part of a name off.
+func cutLast(name string) (before, last string, ok bool) {
+	i := strings.LastIndexByte(name, '.')
+	return name[:max(i, 0)], name[i+1:], i >= 0
+}
+
 func (r gradients) add(name string, gradient torch.Tensor) {
 	key := name
-	if before, after, ok := strings.Cut(name, ".experts."); ok {
+	for _, part := range []string{".experts.", ".block_sparse_moe."} {
+		before, after, ok := strings.Cut(name, part)
 		number, _, _ := strings.Cut(after, ".")
-		key = before + ".experts." + number
+		if _, err := strconv.Atoi(number); ok && err == nil {
+			key = before + ".experts." + number
+		}
 	}
 	if r[key] == nil {
 		r[key] = map[string]bool{}
@@ -395,7 +405,12 @@ func TestFamilies_LoRAReachesEveryLinearLayer(t *testing.T) {
 		nn.Walk(m, func(c nn.Component) {
 			name := strings.TrimSuffix(c.Name, ".weight")
 			inBlock := strings.Contains(name, "layers.")
-			has := slices.ContainsFunc(adapters, func(a *nn.LoRA) bool { return a.Name == name })
+			has := slices.ContainsFunc(adapters, func(a *nn.LoRA) bool {
+				stack, last, _ := cutLast(name)
+				inStack := strings.HasPrefix(a.Name, stack+".") &&
+					strings.HasSuffix(a.Name, "."+last)
+				return a.Name == name || c.Param.Stack > 0 && inStack
+			})
 			if inBlock && len(c.Param.Shape) == 2 && !has {
 				t.Errorf("%s has no adapter", c.Name)
 			}

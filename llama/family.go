@@ -25,8 +25,10 @@ type Family struct {
 	Interleaved bool
 	// Accepts, if not nil, says whether a file of the architectures in Read is of this family.
 	Accepts func(g *checkpoint.GGUFFile) bool
-	// Parts are GGUF's names of a block's tensors beyond Llama's, and Hugging Face's. Stacks are
-	// those that hold one matrix for each of the experts; see [checkpoint.Names].
+	// Parts are GGUF's names of a block's tensors beyond Llama's, and Hugging Face's. Two of GGUF's
+	// tensors that have one Hugging Face name hold the first and the second half of its rows, in
+	// the order of their names. Stacks are tensors that hold one matrix for each of the experts;
+	// see [checkpoint.Names].
 	Parts, Stacks map[string]string
 	// LoRATargets are the linear layers of a block, if they differ from [LoRATargets].
 	LoRATargets []string

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 
 	"conquer/checkpoint"
 	"conquer/model"
@@ -42,6 +43,22 @@ func (f Family) names(experts int) checkpoint.Names {
 	maps.Copy(n.Block, f.Parts)
 	n.Stacks, n.Experts = f.Stacks, experts
 	return n
+}
+
+// split lists the tensors that hold parts of the rows of the same Hugging Face tensor as that of a
+// name in GGUF; nil if it holds all of them.
+func (f Family) split(name string) (list []string) {
+	rest, _ := strings.CutPrefix(name, ggufNames.Blocks)
+	layer, stem, _ := strings.Cut(strings.TrimSuffix(rest, ".weight"), ".")
+	for _, other := range slices.Sorted(maps.Keys(f.Parts)) {
+		if f.Parts[other] == f.Parts[stem] && f.Parts[stem] != "" {
+			list = append(list, ggufNames.Blocks+layer+"."+other+".weight")
+		}
+	}
+	if len(list) < 2 {
+		return nil
+	}
+	return list
 }
 
 const ropeFactors = "rope_freqs.weight"
@@ -119,7 +136,7 @@ func (f Family) fromGGUF(g *checkpoint.GGUFFile) (map[string]any, checkpoint.Ten
 			return m, true
 		}
 		hf, ok := names.HuggingFace(name)
-		m := checkpoint.Mapped{Name: hf}
+		m := checkpoint.Mapped{Name: hf, Split: f.split(name)}
 		if f.Interleaved && g.Architecture == f.GGUF {
 			m.Heads = interleaved(hf, heads, keyHeads)
 		}
@@ -199,7 +216,7 @@ func (f Family) toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 			return m, true
 		}
 		foreign, ok := names.Foreign(name)
-		mapped := checkpoint.Mapped{Name: foreign}
+		mapped := checkpoint.Mapped{Name: foreign, Split: f.split(foreign)}
 		if f.Interleaved {
 			mapped.Heads = interleaved(name, a.Heads, a.KeyHeads)
 		}

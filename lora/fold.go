@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 
 	"conquer/checkpoint"
 	"conquer/model"
@@ -63,7 +65,7 @@ func fold(source *checkpoint.Checkpoint, dir string) (*Folded, *adapterConfig, e
 	if err != nil {
 		return nil, nil, err
 	}
-	f := &Folded{Checkpoint: source, adapter: c, layers: map[string]*foldedLayer{},
+	f := &Folded{Checkpoint: source, adapter: c, layers: map[matrix]*foldedLayer{},
 		whole: map[string]string{}, rows: map[string]tokenRows{}}
 	err = f.match(&config)
 	if err == nil {
@@ -80,16 +82,44 @@ func fold(source *checkpoint.Checkpoint, dir string) (*Folded, *adapterConfig, e
 type Folded struct {
 	*checkpoint.Checkpoint
 	adapter *checkpoint.Checkpoint
-	layers  map[string]*foldedLayer // by the name of the weight
-	whole   map[string]string       // tensors that take the place of a weight, by its name
-	rows    map[string]tokenRows    // rows that take the place of others, by the weight's name
+	layers  map[matrix]*foldedLayer
+	whole   map[string]string    // tensors that take the place of a weight, by its name
+	rows    map[string]tokenRows // rows that take the place of others, by the weight's name
 	// embedding is the name of a tied model's embedding, if its head gets other values.
 	embedding string
 	text      []byte // of the config; nil for the checkpoint's
 }
 
+// matrix is a weight that an adapter changes: a whole tensor, with index -1, or one of those that a
+// tensor stacks.
+type matrix struct {
+	weight string
+	index  int
+}
+
+// matrixOf finds the weight of a linear layer and its shape. The matrices of a stack a.b are the
+// layers a.0.b, a.1.b and so on.
+func (f *Folded) matrixOf(layer string) (m matrix, info checkpoint.Info, ok bool) {
+	m = matrix{layer + ".weight", -1}
+	if info, ok = f.Checkpoint.Info(m.weight); ok {
+		return m, info, ok
+	}
+	parts := strings.Split(layer, ".")
+	if n := len(parts); n > 2 {
+		index, err := strconv.Atoi(parts[n-2])
+		m = matrix{strings.Join(slices.Delete(parts, n-2, n-1), ".") + ".weight", index}
+		info, ok = f.Checkpoint.Info(m.weight)
+		ok = ok && err == nil && len(info.Shape) == 3 && index >= 0 && index < info.Shape[0]
+		if ok {
+			info.Shape = info.Shape[1:]
+		}
+	}
+	return m, info, ok
+}
+
 // foldedLayer holds the names of an adapter's tensors, by part, and the factor of B·A.
 type foldedLayer struct {
+	layer string
 	parts [3]string
 	scale float64
 }
@@ -115,7 +145,7 @@ func (f *Folded) match(config *adapterConfig) error {
 		}
 		info, _ := f.adapter.Info(name)
 		key := layer + ".weight"
-		weight, ok := f.Checkpoint.Info(key)
+		at, weight, ok := f.matrixOf(layer)
 		if !ok && key == headWeight {
 			weight, ok = f.Checkpoint.Info(embedding)
 		}
@@ -140,7 +170,7 @@ func (f *Folded) match(config *adapterConfig) error {
 			}
 			f.rows[key] = tokenRows{name, ids, max(weight.Shape[0], slices.Max(ids)+1)}
 		default:
-			err := f.matchLayer(config, layer, part, name, info.Shape, weight.Shape)
+			err := f.matchLayer(config, at, layer, part, name, info.Shape, weight.Shape)
 			if err != nil {
 				return err
 			}
@@ -163,10 +193,10 @@ func (f *Folded) match(config *adapterConfig) error {
 	if len(f.layers) == 0 {
 		return errEmpty
 	}
-	for name, l := range f.layers {
+	for _, l := range f.layers {
 		for i, suffix := range []string{suffixA, suffixB, suffixM} {
 			if l.parts[i] == "" && (part(i) != partM || config.DoRA) {
-				return missingError(adapterPrefix + layerOf(name) + suffix)
+				return missingError(adapterPrefix + l.layer + suffix)
 			}
 		}
 	}
@@ -174,12 +204,12 @@ func (f *Folded) match(config *adapterConfig) error {
 }
 
 // matchLayer takes a part of the adapter of a linear layer.
-func (f *Folded) matchLayer(config *adapterConfig, layer string, part part, name string,
-	shape, weight []int) error {
-	l := f.layers[layer+".weight"]
+func (f *Folded) matchLayer(config *adapterConfig, at matrix, layer string, part part,
+	name string, shape, weight []int) error {
+	l := f.layers[at]
 	if l == nil {
-		l = &foldedLayer{}
-		f.layers[layer+".weight"] = l
+		l = &foldedLayer{layer: layer}
+		f.layers[at] = l
 	}
 	rank, scale := config.of(layer)
 	in, out := weight[1], weight[0]
@@ -337,14 +367,48 @@ func (f *Folded) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) 
 	if r := f.rows[name]; r.ids != nil {
 		return f.replaced(name, r, dtype)
 	}
-	l, ok := f.layers[name]
-	if !ok {
+	l, stack := f.layers[matrix{name, -1}], f.stack(name)
+	if l == nil && stack == nil {
 		return f.Checkpoint.TensorAs(f.base(name), dtype)
 	}
 	w, err := f.Checkpoint.TensorAs(name, torch.Float32)
 	if err != nil {
 		return w, err
 	}
+	if l != nil {
+		if w, err = f.merged(l, w); err != nil {
+			return w, err
+		}
+		return w.To(dtype), nil
+	}
+	all := make([]torch.Tensor, w.Size(0))
+	for i := range all {
+		if all[i] = w.Select(0, i); stack[i] == nil {
+			continue
+		}
+		if all[i], err = f.merged(stack[i], all[i]); err != nil {
+			return w, err
+		}
+	}
+	return torch.Stack(0, all...).To(dtype), nil
+}
+
+// stack returns the adapters of the matrices that a tensor stacks, by number; nil if there are
+// none.
+func (f *Folded) stack(name string) (layers map[int]*foldedLayer) {
+	for at, l := range f.layers {
+		if at.weight == name && at.index >= 0 {
+			if layers == nil {
+				layers = map[int]*foldedLayer{}
+			}
+			layers[at.index] = l
+		}
+	}
+	return layers
+}
+
+// merged returns the weight w with an adapter added, in float32.
+func (f *Folded) merged(l *foldedLayer, w torch.Tensor) (torch.Tensor, error) {
 	a := nn.LoRA{Scale: l.scale}
 	for i, to := range []**nn.Param{&a.A, &a.B, &a.M} {
 		if l.parts[i] == "" {
@@ -356,7 +420,7 @@ func (f *Folded) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) 
 		}
 		*to = &nn.Param{Tensor: t}
 	}
-	return a.Merge(w).To(dtype), nil
+	return a.Merge(w), nil
 }
 
 // replaced returns a weight some of whose rows are the adapter's.

@@ -24,7 +24,8 @@ type Layer struct {
 }
 
 // PEFT refuses adapters on layers of these names in models of these types: their kernels take the
-// weight without calling the layer.
+// weight without calling the layer. In Granite's mixtures, whose checkpoints stack the experts,
+// neither the experts nor the router are linear layers to it.
 var (
 	refusedNames = []string{"out_proj", "conv1d"}
 	refusedTypes = []string{"mamba2", "mamba", "falcon_h1", "falcon_mamba", "nemotron_h"}
@@ -41,7 +42,8 @@ func Layers(m model.Model) []Layer {
 			return
 		}
 		for i := range l.Rows {
-			refused := restricted && slices.Contains(refusedNames, lastComponent(names[i]))
+			refused := restricted && slices.Contains(refusedNames, lastComponent(names[i])) ||
+				l.Weight.Stack > 0 || strings.HasSuffix(names[i], ".router.layer")
 			list = append(list, Layer{l, i, names[i], refused})
 		}
 	})

@@ -233,7 +233,7 @@ func loadComponent(p nn.Component, source TensorSource, dtype torch.DType,
 	}
 	if p.Whole() && p.Param.Shard == nil {
 		p.Param.Tensor.Free()
-		p.Param.Tensor = t.ToDevice(device).Own()
+		p.Param.Tensor = t.ToDevice(device).View(p.Param.Shape...).Own()
 		return nil
 	}
 	if !p.Param.Tensor.Defined() {
@@ -285,5 +285,6 @@ func (s *source) Tensor(name string) (torch.Tensor, error) {
 	if !ok {
 		return torch.Tensor{}, fmt.Errorf("the model has no weight %q", name)
 	}
-	return p.Param.Tensor.Detach().Narrow(0, p.Start, p.Rows).ToDevice(torch.CPU).Contiguous(), nil
+	rows := p.Param.Tensor.Detach().Narrow(0, p.Start, p.Rows)
+	return rows.ToDevice(torch.CPU).Contiguous().View(p.Shape()...), nil
 }

@@ -247,7 +247,7 @@ func (t *Trainer) restoreWeights(dir string) error {
 		}
 		torch.Scoped(func() {
 			var saved torch.Tensor
-			to := part.Param.Detach().Narrow(0, part.Start, part.Rows)
+			to := part.Param.Detach().Narrow(0, part.Start, part.Rows).View(part.Shape()...)
 			if saved, err = c.Tensor(part.Name); err != nil {
 				return
 			}

@@ -99,8 +99,17 @@ func (f fragment) components(
 	list []component, from, to int, visit func(c component, at span, from, to int),
 ) {
 	f.spans(from, to, func(at span, from, to int) {
-		if at.every > 0 { // a parameter divided by columns has one component
-			visit(list[0], at, from, to)
+		if at.every > 0 { // a parameter divided by columns
+			row, rows := at.start/at.every, (to-from)/at.run
+			for _, c := range list {
+				top := c.start / at.every
+				first, end := max(row, top), min(row+rows, top+c.count/at.every)
+				if first < end {
+					start := (first-top)*at.every + at.start%at.every
+					visit(c, span{start, at.run, at.every}, from+(first-row)*at.run,
+						from+(end-row)*at.run)
+				}
+			}
 			return
 		}
 		for _, c := range list {

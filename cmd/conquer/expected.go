@@ -165,7 +165,7 @@ func shapes(config model.Config) (map[string]string, error) {
 	}
 	found := map[string]string{}
 	nn.Walk(m, func(c nn.Component) {
-		found[c.Name] = fmt.Sprint(append([]int{c.Rows}, c.Param.Shape[1:]...))
+		found[c.Name] = fmt.Sprint(c.Shape())
 	})
 	return found, nil
 }

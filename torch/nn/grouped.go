@@ -10,7 +10,7 @@ func (l *Linear) grouped(x torch.Tensor, groups torch.Groups) torch.Tensor {
 		return y
 	}
 	parts := len(l.Rows) / l.Experts
-	rows := l.Weight.localRows()[:parts]
+	rows := l.localRows()[:parts]
 	results := y.Split(-1, rows...)
 	for part := range results {
 		a := expertAdapters{groups: groups, rows: rows[part], in: x.Size(1)}

@@ -97,32 +97,45 @@ type Experts struct {
 
 // ExpertNames are the names of an expert's weights, e.g. w1, w3 and w2. Gate is empty for experts
 // without gates.
-type ExpertNames struct{ Gate, Up, Down string }
+type ExpertNames struct {
+	Gate, Up, Down string
+	// Stacked says that checkpoints hold the weights of all experts in one tensor Up, the rows of
+	// each expert's gate before those of up if there are gates, and one tensor Down.
+	Stacked bool
+}
 
 // NewExperts declares the experts of a mixture, without biases and of inner width F. A nil
 // activation is SwiGLU, which needs gates.
 func NewExperts(r Routing, width, inner int, names ExpertNames,
 	activation func(torch.Tensor) torch.Tensor) *Experts {
-	parts := 2
-	if names.Gate == "" {
-		parts = 1
-	}
 	swiglu := activation == nil
+	rows := slices.Repeat([]int{inner}, r.Experts)
+	if names.Stacked && swiglu {
+		rows = slices.Repeat([]int{2 * inner}, r.Experts)
+	} else if names.Gate != "" {
+		rows = slices.Repeat(rows, 2)
+	}
 	if swiglu {
 		activation = torch.SwiGLU
 	}
 	e := &Experts{Activation: activation, names: names, swiglu: swiglu,
-		In:  NewLinear(width, false, slices.Repeat([]int{inner}, parts*r.Experts)...),
+		In:  NewLinear(width, false, rows...),
 		Out: NewLinear(inner, false, slices.Repeat([]int{width}, r.Experts)...),
 	}
 	for _, l := range []*Linear{e.In, e.Out} {
 		l.Experts, l.TopK = r.Experts, r.TopK
+		if names.Stacked {
+			l.Weight.Rows, l.Weight.Stack = l.Weight.Shape[:1], r.Experts
+		}
 	}
 	return e
 }
 
 // Children names the weights of each expert as checkpoints do: 0.w1, 0.w3, 1.w1, ….
 func (e *Experts) Children() []Child {
+	if e.names.Stacked {
+		return []Child{{e.names.Up, e.In}, {e.names.Down, e.Out}}
+	}
 	var in, out []string
 	for i := range e.Out.Experts {
 		if e.names.Gate != "" {
@@ -252,7 +265,7 @@ func (m *MoE) Divide(d Divider) error {
 	if inner < d.Size() {
 		return TooManyProcesses(fmt.Sprintf("experts of width %d", inner), d, inner)
 	}
-	spans := make([]Span, len(e.In.Rows))
+	spans := make([]Span, e.In.Weight.Shape[0]/inner)
 	for i := range spans {
 		spans[i] = Span{i * inner, inner, 1}
 	}

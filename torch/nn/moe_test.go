@@ -84,8 +84,9 @@ func TestMoE_IsTheSumOfItsExperts(t *testing.T) {
 	r := Routing{Experts: 4, TopK: 2, Renormalize: true}
 	for name, adapt := range map[string]bool{"weights": false, "adapters": true} {
 		err := torch.Run(func() error {
-			m := NewMoE(width, r, NewExperts(r, width, inner,
-				ExpertNames{"w1", "w3", "w2"}, nil), MoENames{Router: "gate", Experts: "experts"})
+			experts := NewExperts(r, width, inner,
+				ExpertNames{Gate: "w1", Up: "w3", Down: "w2"}, nil)
+			m := NewMoE(width, r, experts, MoENames{Router: "gate", Experts: "experts"})
 			norm := NewRMSNorm(width, 1e-5)
 			names := []string{}
 			Walk(m, func(c Component) { names = append(names, c.Name) })

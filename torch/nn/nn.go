@@ -16,6 +16,9 @@ type Param struct {
 	torch.Tensor
 	Shape []int
 	Rows  []int
+	// Stack, if not 0, is the number of matrices of which checkpoints hold the parameter's one
+	// component as a stack of three dimensions: [Stack, rows, columns].
+	Stack int
 	// Fill is the initial value of a fresh parameter.
 	Fill Fill
 	// Draw, if not nil, overwrites a fresh float32 tensor with the layer's own distribution.
@@ -94,7 +97,7 @@ func (l *Linear) local(x torch.Tensor) torch.Tensor {
 		return l.adapted(x)
 	}
 	return torch.Scoped1(func() torch.Tensor { // frees the parts here, not at the end of the block
-		parts := torch.Linear(x, l.Weight.Tensor, l.bias()).Split(-1, l.Weight.localRows()...)
+		parts := torch.Linear(x, l.Weight.Tensor, l.bias()).Split(-1, l.localRows()...)
 		for i, adapter := range l.LoRA {
 			switch {
 			case adapter == nil:
@@ -137,7 +140,7 @@ func (l *Linear) component(i int) (weight, bias torch.Tensor) {
 // weight's output in place.
 func (l *Linear) adapted(x torch.Tensor) torch.Tensor {
 	return torch.Scoped1(func() torch.Tensor {
-		rows, ranks := l.Weight.localRows(), 0
+		rows, ranks := l.localRows(), 0
 		var down, up []torch.Tensor
 		for _, a := range l.LoRA {
 			if a != nil {

@@ -68,12 +68,13 @@ func (shard *Shard) shape(p *Param, rank int) []int {
 }
 
 // localRows is the number of rows that this process holds of each component.
-func (p *Param) localRows() []int {
+func (l *Linear) localRows() []int {
+	p := l.Weight
 	if p.Shard == nil || p.Shard.Dim != 0 {
-		return p.Rows
+		return l.Rows
 	}
-	ranges, start := make([]int, len(p.Rows)), 0
-	for i, rows := range p.Rows {
+	ranges, start := make([]int, len(l.Rows)), 0
+	for i, rows := range l.Rows {
 		for _, s := range p.Shard.Own() {
 			ranges[i] += max(0, min(s.First+s.Count, start+rows)-max(s.First, start))
 		}
@@ -105,9 +106,12 @@ func (p *Param) Divide(shard *Shard, device torch.Device) {
 	})
 }
 
-// Store copies t, rows [start, start+t.Size(0)) of the whole parameter, into the tensor, as far as
-// this process holds them.
+// Store copies t, a component as checkpoints hold it that begins at row start of the whole
+// parameter, into the tensor, as far as this process holds its rows.
 func (p *Param) Store(start int, t torch.Tensor) {
+	if p.Stack > 0 {
+		t = t.Reshape(-1, t.Size(-1))
+	}
 	rows := t.Size(0)
 	if p.Shard == nil {
 		p.Narrow(0, start, rows).Copy(t.ToDevice(p.Device())) // through pinned memory

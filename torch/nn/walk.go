@@ -13,8 +13,13 @@ type Component struct {
 	Start, Rows int
 }
 
-// Shape returns the component's shape.
-func (p Component) Shape() []int { return append([]int{p.Rows}, p.Param.Shape[1:]...) }
+// Shape returns the component's shape in checkpoints.
+func (p Component) Shape() []int {
+	if n := p.Param.Stack; n > 0 {
+		return append([]int{n, p.Rows / n}, p.Param.Shape[1:]...)
+	}
+	return append([]int{p.Rows}, p.Param.Shape[1:]...)
+}
 
 // Whole reports whether the component is all of its parameter.
 func (p Component) Whole() bool { return p.Rows == p.Param.Shape[0] }
@@ -110,7 +115,8 @@ func Params(root any) []*Param {
 	return params
 }
 
-// Linears visits every Linear below root with the names of its components, without .weight.
+// Linears visits every Linear below root with the names of its components, without .weight. The
+// matrices of a stack a.b are called a.0.b, a.1.b and so on.
 func Linears(root any, visit func(names []string, l *Linear)) {
 	byWeight := map[*Param][]string{}
 	Walk(root, func(p Component) {
@@ -118,9 +124,23 @@ func Linears(root any, visit func(names []string, l *Linear)) {
 	})
 	Layers(root, func(_ string, layer any) {
 		if l, ok := layer.(*Linear); ok {
-			visit(byWeight[l.Weight], l)
+			names := byWeight[l.Weight]
+			if l.Weight.Stack > 0 {
+				names = stackedNames(names[0], l.Weight.Stack)
+			}
+			visit(names, l)
 		}
 	})
+}
+
+// stackedNames gives the matrices of a stack names of their own: a.0.b, a.1.b, … of a.b.
+func stackedNames(name string, n int) []string {
+	names := make([]string, n)
+	at := strings.LastIndexByte(name, '.') + 1
+	for i := range names {
+		names[i] = name[:at] + strconv.Itoa(i) + "." + name[at:]
+	}
+	return names
 }
 
 // Layers visits every layer below root and root itself, by name, outer layers first: the pointers
