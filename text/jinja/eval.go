@@ -93,20 +93,20 @@ type conditionalExpr struct{ then, test, orElse expr }
 func (e *conditionalExpr) eval(r *renderer, f *frame) value {
 	r.step()
 	switch {
-	case truth(e.test.eval(r, f)):
+	case r.truth(e.test.eval(r, f)):
 		return e.then.eval(r, f)
 	case e.orElse != nil:
 		return e.orElse.eval(r, f)
 	}
 	return &undefined{hint: "the inline if-expression evaluated to false " +
-		"and no else section was defined."}
+		"and no else section was defined.", lenient: true}
 }
 
 type orExpr struct{ a, b expr }
 
 func (e *orExpr) eval(r *renderer, f *frame) value {
 	r.step()
-	if v := e.a.eval(r, f); truth(v) {
+	if v := e.a.eval(r, f); r.truth(v) {
 		return v
 	}
 	return e.b.eval(r, f)
@@ -116,7 +116,7 @@ type andExpr struct{ a, b expr }
 
 func (e *andExpr) eval(r *renderer, f *frame) value {
 	r.step()
-	if v := e.a.eval(r, f); !truth(v) {
+	if v := e.a.eval(r, f); !r.truth(v) {
 		return v
 	}
 	return e.b.eval(r, f)
@@ -126,7 +126,7 @@ type notExpr struct{ e expr }
 
 func (e *notExpr) eval(r *renderer, f *frame) value {
 	r.step()
-	return !truth(e.e.eval(r, f))
+	return !r.truth(e.e.eval(r, f))
 }
 
 // compareExpr is a chain of comparisons, such as 0 < x <= 9.

@@ -48,6 +48,8 @@ type renderer struct {
 	calls   int    // depth of macro calls
 	body    string // the captured text that a filter block's first filter reads
 	line    int
+	strict  bool // undefined values may not be used
+	given   map[string]filter
 }
 
 // step counts a unit of work and ends the rendering if there were too many, it took too long or ctx
@@ -188,7 +190,7 @@ type ifStmt struct {
 
 func (s *ifStmt) exec(r *renderer, f *frame, out *output) signal {
 	for i, test := range s.tests {
-		if truth(test.eval(r, f)) {
+		if r.truth(test.eval(r, f)) {
 			return r.exec(s.bodies[i], f, out)
 		}
 	}
@@ -336,7 +338,7 @@ func (s *forStmt) filtered(r *renderer, f *frame, it iterator) iterator {
 			r.work(len(inner.vars) >> 6)
 			inner.reset()
 			s.target.assign(r, inner, v)
-			if truth(s.test.eval(r, inner)) {
+			if r.truth(s.test.eval(r, inner)) {
 				return v, true
 			}
 		}

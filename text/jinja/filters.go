@@ -56,6 +56,26 @@ func onText(f func(string) string) filter {
 	}
 }
 
+// given makes a filter of one of [Settings].
+func given(name string, f func(string, []string) (string, error)) filter {
+	return func(r *renderer, v value, a args) value {
+		if len(a.names) > 0 {
+			fail("filter '%s': write the argument %s without its name", name, a.names[0])
+		}
+		arguments := make([]string, len(a.positional))
+		for i, argument := range a.positional {
+			arguments[i] = r.str(argument)
+		}
+		s := r.str(v)
+		r.reads(len(s))
+		s, err := f(s, arguments)
+		if err != nil {
+			fail("filter '%s': %v", name, err)
+		}
+		return r.made(s)
+	}
+}
+
 func filterAbs(_ *renderer, v value, a args) value {
 	a.bind("abs")
 	if u, ok := v.(*undefined); ok {

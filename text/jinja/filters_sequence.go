@@ -217,7 +217,7 @@ func filterList(r *renderer, v value, a args) value {
 
 // lazily maps an iterable; keep may leave items out.
 func (r *renderer) lazily(v value, prepare func() func(value) (value, bool)) value {
-	if !truth(v) {
+	if !r.truth(v) {
 		return generate("generator", nil)
 	}
 	var it iterator
@@ -263,6 +263,9 @@ func filterMap(r *renderer, v value, a args) value {
 		name := r.str(a.positional[0])
 		f, rest := filters[name], args{a.positional[1:], a.names, a.named}
 		if f == nil {
+			f = r.given[name]
+		}
+		if f == nil {
 			fail("No filter named '%s'.", name)
 		}
 		return func(v value) (value, bool) {
@@ -283,7 +286,7 @@ func selector(keep, attribute bool) filter {
 				}
 				get, rest = r.getter(rest[0], nil), rest[1:]
 			}
-			holds := func(v value) bool { return truth(v) }
+			holds := r.truth
 			if len(rest) > 0 {
 				name := r.str(rest[0])
 				test := tests[name]

@@ -87,6 +87,8 @@ type Template struct {
 	body   []stmt
 	scope  *scope
 	blocks bool // has {% generation %} blocks
+	strict bool // see Settings
+	given  map[string]filter
 }
 
 // Span is a half-open range [Start, End) of bytes of a rendered text.
@@ -94,14 +96,33 @@ type Span struct{ Start, End int }
 
 // Compile parses a template. The error names the line and the construct that is wrong or not
 // supported.
-func Compile(source string) (t *Template, err error) {
+func Compile(source string) (t *Template, err error) { return CompileWith(source, Settings{}) }
+
+// Settings say how a template is read. The zero value is the environment of chat templates.
+type Settings struct {
+	// KeepSpace leaves trim_blocks and lstrip_blocks off and keeps the newline at the end, if the
+	// template has one.
+	KeepSpace bool
+	// Strict makes every use of an undefined value fail, except for the filter default and the
+	// tests defined and undefined: Jinja's StrictUndefined.
+	Strict bool
+	// Filters are filters beside Jinja's own. They get the text of the operand and those of their
+	// arguments, which have no names.
+	Filters map[string]func(text string, arguments []string) (string, error)
+}
+
+// CompileWith is [Compile] with settings.
+func CompileWith(source string, s Settings) (t *Template, err error) {
 	defer catch(&err)
 	if len(source) > MaxSource {
 		fail("the template has %d bytes, expected at most %d", len(source), MaxSource)
 	}
-	p := &parser{limits: DefaultLimits}
-	p.tokens = lex(source)
-	t = &Template{Limits: DefaultLimits, body: p.template()}
+	p := &parser{limits: DefaultLimits, given: map[string]filter{}}
+	for name, f := range s.Filters {
+		p.given[name] = given(name, f)
+	}
+	p.tokens = lex(source, s.KeepSpace)
+	t = &Template{Limits: DefaultLimits, body: p.template(), strict: s.Strict, given: p.given}
 	t.scope = p.scope
 	t.blocks = p.generation
 	return t, nil
@@ -189,7 +210,7 @@ func (t *Template) render(ctx context.Context, vars map[string]value, trace *tra
 	text string, r *renderer, err error,
 ) {
 	r = &renderer{ctx: ctx, limits: t.Limits, context: vars, now: t.Now, trace: trace,
-		began: time.Now()}
+		began: time.Now(), strict: t.strict, given: t.given}
 	if trace != nil {
 		trace.r = r
 	}

@@ -63,15 +63,18 @@ type lexer struct {
 	tokens []token
 	// lineStart is set if the text before at ends with a newline, or at is 0.
 	lineStart bool
+	keepSpace bool // see Settings
 }
 
 // lex splits a template into tokens, with Jinja's rules for white space under trim_blocks and
-// lstrip_blocks. It drops comments.
-func lex(source string) []token {
+// lstrip_blocks, or without both if keepSpace is set. It drops comments.
+func lex(source string, keepSpace bool) []token {
 	source = strings.ReplaceAll(source, "\r\n", "\n")
 	source = strings.ReplaceAll(source, "\r", "\n")
-	source = strings.TrimSuffix(source, "\n")
-	l := &lexer{source: source, line: 1, lineStart: true}
+	if !keepSpace {
+		source = strings.TrimSuffix(source, "\n")
+	}
+	l := &lexer{source: source, line: 1, lineStart: true, keepSpace: keepSpace}
 	for l.at < len(source) {
 		l.data()
 	}
@@ -147,6 +150,9 @@ func (l *lexer) data() {
 
 // stripIndent removes the white space between the last newline and a block tag.
 func (l *lexer) stripIndent(text string) string {
+	if l.keepSpace {
+		return text
+	}
 	start := strings.LastIndexByte(text, '\n') + 1
 	if start == 0 && !l.lineStart {
 		return text
@@ -176,7 +182,7 @@ func (l *lexer) closing(i int, delimiter string, newline bool) (int, bool) {
 		return i + 1 + len(delimiter), true
 	case strings.HasPrefix(rest, delimiter):
 		end := i + len(delimiter)
-		if newline && end < len(l.source) && l.source[end] == '\n' {
+		if newline && !l.keepSpace && end < len(l.source) && l.source[end] == '\n' {
 			end++
 		}
 		return end, true

@@ -41,7 +41,9 @@ type parser struct {
 	loops      int         // enclosing loops that break and continue can address
 	open       []string    // enclosing tags, for errors
 	generation bool
-	soft       int // depth of conditional code, where an unknown filter fails only when it runs
+	given      map[string]filter // of Settings
+	// depth of conditional code, where an unknown filter fails only when it runs
+	soft int
 }
 
 func (p *parser) cur() token  { return p.tokens[p.at] }
@@ -949,6 +951,9 @@ func (p *parser) filters(e expr, bare bool) expr {
 		bare = false
 		name := p.dotted()
 		f := &filterExpr{operand: result, name: name, filter: filters[name]}
+		if f.filter == nil {
+			f.filter = p.given[name]
+		}
 		if slices.Contains(unsupportedFilters, name) {
 			p.fail("the filter '%s' is not supported in chat templates", name)
 		}

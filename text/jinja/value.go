@@ -32,6 +32,8 @@ type undefined struct {
 	name   string // of the variable, attribute or item
 	object value  // that lacks it; nil for a variable
 	hint   string // overrides the message
+	// It may be used in a strict template too, as Jinja allows where an if has no else.
+	lenient bool
 }
 
 // rangeObject is Python's range.
@@ -167,6 +169,19 @@ func truth(v value) bool {
 	return true
 }
 
+// truth is Python's bool(v), which fails for an undefined value if the template is strict.
+func (r *renderer) truth(v value) bool {
+	r.defined(v)
+	return truth(v)
+}
+
+// defined fails for an undefined value if the template is strict.
+func (r *renderer) defined(v value) {
+	if u, ok := v.(*undefined); ok && r.strict && !u.lenient {
+		u.fail()
+	}
+}
+
 // text returns the characters of a str or Markup.
 func text(v value) (string, bool) {
 	switch v := v.(type) {
@@ -186,6 +201,7 @@ func (r *renderer) str(v value) string {
 	case markup:
 		return string(v)
 	case *undefined, nil:
+		r.defined(v)
 		return ""
 	}
 	return r.repr(v)
@@ -346,6 +362,8 @@ func (r *renderer) equal(a, b value) bool { return r.equalAt(a, b, 0) }
 
 func (r *renderer) equalAt(a, b value, depth int) bool {
 	r.nested(depth)
+	r.defined(a)
+	r.defined(b)
 	if g, ok := a.(*group); ok {
 		a = g.pair()
 	}
@@ -544,6 +562,7 @@ func (r *renderer) iterate(v value) iterator {
 	case *generator:
 		return v.next
 	case *undefined:
+		r.defined(v)
 		return func() (value, bool) { return nil, false }
 	}
 	fail("'%s' object is not iterable", typeName(v))
@@ -589,6 +608,7 @@ func (r *renderer) collect(v value) []value {
 
 // length is Python's len(v).
 func (r *renderer) length(v value) int {
+	r.defined(v)
 	switch v := v.(type) {
 	case string:
 		r.reads(len(v))
