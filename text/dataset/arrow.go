@@ -67,7 +67,7 @@ func openArrow(name string, data []byte, opts Options, maps *mappings) (file, er
 		return nil, err
 	}
 	for _, i := range f.columns {
-		if opts.Columns.target(fields[i].Name) == "tokens" &&
+		if !opts.all && opts.Columns.target(fields[i].Name) == "tokens" &&
 			arrow.IsInteger(fields[i].Type.ID()) {
 			return f, nil
 		}

@@ -18,9 +18,12 @@ func pickColumns(opts Options, n int, name func(int) string) (picked []int, err 
 	var names []string
 	for i := range n {
 		names = append(names, name(i))
-		if slices.Contains(recordColumns, opts.Columns.target(name(i))) {
+		if opts.all || slices.Contains(recordColumns, opts.Columns.target(name(i))) {
 			picked = append(picked, i)
 		}
+	}
+	if opts.all {
+		return picked, nil
 	}
 	has := func(name string) bool { return slices.Contains(names, name) }
 	if err := opts.Columns.check(names); err != nil {

@@ -44,6 +44,7 @@ type Options struct {
 	Progress func(done, total int64) error
 
 	prompts *promptCache // set by Load
+	all     bool         // every column is read, whatever its name; set by Rows
 }
 
 // Load finds the samples in path and encodes them with tok. path is one of
