@@ -352,8 +352,8 @@ var recorded = []struct{ flag, answer string }{
 }
 
 var harness = []struct{ flag, answer string }{
-	{"", "lm-eval measures tasks: write the model with `conquer export`, and give its " +
-		"folder to lm_eval --model hf; `conquer score` measures the perplexity of a text"},
+	{"", "use `conquer eval`, which measures tasks; `conquer score` measures the perplexity of a " +
+		"text"},
 }
 
 // suggestFlag suggests a flag for an unknown one: the flag that has another name here, a flag with

@@ -76,14 +76,13 @@ func TestFlags_FoundationModelStacksOptionsAreFlagsOrAnswered(t *testing.T) {
 			line := append(strings.Fields(c.name), "--"+option+"=1")
 			_, stderr, code := invoke(t, "", line...)
 			answer := regexp.MustCompile(`unknown flag: --` + option +
-				`: ((use|leave|give|write|lm-eval) [^;]{5,}.*); `)
+				`: ((use|leave|give|write) [^;]{5,}.*); `)
 			if code != 2 || !answer.MatchString(stderr) {
 				t.Errorf("%s: exit %d, %s", line, code, stderr)
 			}
 			named := regexp.MustCompile(`--(\w+)`).FindAllStringSubmatch(stderr, -1)
 			for _, n := range named[1:] { // the first is the option
-				known := n[1] == "help" || n[1] == "model" // lm_eval's
-				if !known && flags.Lookup(n[1]) == nil {
+				if n[1] != "help" && flags.Lookup(n[1]) == nil {
 					t.Errorf("%s names --%s, which is not a flag of it", line, n[1])
 				}
 			}
@@ -95,7 +94,7 @@ func TestFlags_FoundationModelStacksOptionsAreFlagsOrAnswered(t *testing.T) {
 		"generate --no_use_cache":            "write --use_cache=false",
 		"chat --no_use_cache":                "are always cached",
 		"bench inference --distributed":      "use --nproc N",
-		"score --tasks hellaswag":            "lm_eval --model hf",
+		"score --tasks hellaswag":            "use `conquer eval`",
 		"train --default_dtype=bf16":         ": use --dtype;",
 		"bench inference --compile_mode max": "unless --skip_compile_runs is given",
 	} {

@@ -45,6 +45,7 @@ func commands() []command {
 		generateCommand,
 		chatCommand,
 		scoreCommand,
+		evalCommand,
 		serveCommand,
 		dataCommand,
 		exportCommand,

@@ -30,5 +30,6 @@ compare tools/parity/turn_ends.py --conquer "$conquer"
 compare tools/parity/bamba_logits.py
 compare tools/parity/family_models.py
 compare tools/parity/config_keys.py
+compare tools/parity/eval_tasks.py --conquer "$conquer"
 compare tools/parity/serve_clients.py "$model" --conquer "$conquer"
 exit $status

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// evalTask writes a task over data of its own and returns the path of its file.
+func evalTask(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"pets.yaml": "task: pets\ndataset_path: json\ndataset_kwargs:\n  data_files: " +
+			"{train: train.jsonl, test: test.jsonl}\noutput_type: multiple_choice\n" +
+			"training_split: train\ntest_split: test\ndoc_to_text: \"{{sound}}:\"\n" +
+			"doc_to_choice: [cat, dog]\ndoc_to_target: label\n",
+		"train.jsonl": "{\"sound\": \"purr\", \"label\": 0}\n{\"sound\": \"growl\", \"label\": 1}\n",
+		"test.jsonl":  "{\"sound\": \"meow\", \"label\": 0}\n{\"sound\": \"bark\", \"label\": 1}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(dir, "pets.yaml")
+}
+
+func TestEval_PrintsATableAndWritesLMEvalsLayout(t *testing.T) {
+	dir, task := writeModel(t, 700, true), evalTask(t)
+	out := filepath.Join(t.TempDir(), "new", "out.json")
+	table := succeed(t, "eval", "--model_path", dir, "--tasks", task, "--num_fewshot", "1",
+		"--log_samples", "--output_path", out)
+	for _, want := range []string{"pets", "acc_norm", "standard error"} {
+		if !strings.Contains(table, want) {
+			t.Errorf("the table lacks %q:\n%s", want, table)
+		}
+	}
+	data, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var results struct {
+		Results map[string]map[string]any
+		Shots   map[string]int `json:"n-shot"`
+		Samples map[string][]struct {
+			Arguments [][]string
+			Acc       float64
+		}
+	}
+	if err := json.Unmarshal(data, &results); err != nil {
+		t.Fatal(err)
+	}
+	samples := results.Samples["pets"]
+	if len(samples) != 2 || results.Shots["pets"] != 1 {
+		t.Fatalf("got %s", data)
+	}
+	mean := (samples[0].Acc + samples[1].Acc) / 2
+	if results.Results["pets"]["acc,none"] != mean {
+		t.Errorf("acc is %v, its mean %v", results.Results["pets"]["acc,none"], mean)
+	}
+	if prompt := samples[0].Arguments[0][0]; !strings.HasSuffix(prompt, "\n\nmeow:") {
+		t.Errorf("the prompt is %q", prompt)
+	}
+	var printed map[string]any
+	text := succeed(t, "eval", "--model_path", dir, "--tasks", task, "--json", "--limit", "0.5")
+	if err := json.Unmarshal([]byte(text), &printed); err != nil || printed["samples"] != nil {
+		t.Errorf("%v in %s", err, text)
+	}
+}
+
+func TestEval_MistakesAreNamed(t *testing.T) {
+	dir, task := writeModel(t, 700, true), evalTask(t)
+	broken := filepath.Join(t.TempDir(), "broken.yaml")
+	if err := os.WriteFile(broken, []byte("task: x\ndoc_to_txt: y\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"no tasks":     {nil, 2, "--tasks"},
+		"unknown task": {[]string{"--tasks", "hellaswga"}, 1, "hellaswag"},
+		"unknown key":  {[]string{"--tasks", broken}, 1, "broken.yaml:"},
+		"limit":        {[]string{"--tasks", task, "--limit", "1.5"}, 2, "--limit"},
+		"data":         {[]string{"--tasks", task, "--data", "dogs=/x"}, 2, "dogs"},
+		"data form":    {[]string{"--tasks", task, "--data", "pets"}, 2, "TASK=PATH"},
+		"no split":     {[]string{"--tasks", task, "--data", "pets:test=/nowhere"}, 1, "/nowhere"},
+		"examples":     {[]string{"--tasks", task, "--num_fewshot", "9"}, 1, "--num_fewshot"},
+		"generation": {[]string{"--tasks", "gsm8k", "--data", "gsm8k=" + filepath.Dir(task),
+			"--gen_kwargs", "beams=3"}, 1, "beams"},
+	} {
+		_, stderr, code := invoke(t, "", append([]string{"eval", "--model_path", dir}, c.args...)...)
+		if code != c.code || !strings.Contains(stderr, c.want) {
+			t.Errorf("%s: exit %d, %s", name, code, stderr)
+		}
+	}
+}
