@@ -15,8 +15,9 @@ var ssmKeys = map[string]struct {
 	name     string
 }{
 	"d_state": {128.0, "state_size"}, "d_conv": {4.0, "conv_kernel"}, "expand": {2.0, "expand"},
-	"headdim": {64.0, "head_dim"}, "ngroups": {1.0, "n_groups"}, "chunk_size": {256.0, "chunk_size"},
-	"bias": {false, "use_bias"}, "conv_bias": {true, "use_conv_bias"},
+	"headdim": {64.0, "head_dim"}, "ngroups": {1.0, "n_groups"},
+	"chunk_size": {256.0, "chunk_size"},
+	"bias":       {false, "use_bias"}, "conv_bias": {true, "use_conv_bias"},
 	"dt_limit": {nil, "time_step_limit"},
 }
 

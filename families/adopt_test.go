@@ -61,7 +61,8 @@ func TestAdopt_RefusesByField(t *testing.T) {
 	} {
 		inTorch(t, func() {
 			dir := rewritten(t, folder, ssmName, ssmConfig(c.more))
-			if m, err := model.Open(dir, torch.Float32, torch.CPU); err == nil || !strings.Contains(err.Error(), c.want) {
+			m, err := model.Open(dir, torch.Float32, torch.CPU)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v: %v, expected an error with %s", c.more, err, c.want)
 				if err == nil {
 					model.Free(m)

@@ -142,7 +142,8 @@ func (c Config) Adapts(l Layer) bool {
 // adapter: readers other than this program need the adapter merged into the weights.
 func (c Config) Unread(m model.Model) (names []string) {
 	for _, l := range Layers(m) {
-		if name := lastComponent(l.Name); l.Refused && c.Adapts(l) && !slices.Contains(names, name) {
+		name := lastComponent(l.Name)
+		if l.Refused && c.Adapts(l) && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}

@@ -43,11 +43,18 @@ func Layers(m model.Model) []Layer {
 		}
 		for i := range l.Rows {
 			refused := restricted && slices.Contains(refusedNames, lastComponent(names[i])) ||
-				l.Weight.Stack > 0 || strings.HasSuffix(names[i], ".router.layer")
+				l.Weight.Stack > 0 || strings.HasSuffix(names[i], ".router.layer") ||
+				kind == "nemotron_h" && ofExperts(names[i])
 			list = append(list, Layer{l, i, names[i], refused})
 		}
 	})
 	return list
+}
+
+// ofExperts reports whether a layer of Nemotron-H is the router or an expert of a mixture: to PEFT
+// these are parameters, not layers.
+func ofExperts(name string) bool {
+	return lastComponent(name) == "gate" || strings.Contains(name, ".experts.")
 }
 
 // adapter returns the layer's adapter, nil if it has none.

@@ -1,6 +1,6 @@
 // Package falconh1 is TII's Falcon-H1 family (arXiv 2507.22448): attention and a Mamba-2 layer side
-// by side in each block, whose results are added, then a feed-forward layer. Fixed multipliers scale
-// the inputs and results of the layers.
+// by side in each block, whose results are added, then a feed-forward layer. Fixed multipliers
+// scale the inputs and results of the layers.
 package falconh1
 
 import (
@@ -61,8 +61,8 @@ func scaled(x torch.Tensor, by float64) torch.Tensor {
 	return x.MulScalar(by)
 }
 
-// input turns y = W·x + b, the result of l, into rows·(by·W·x + b): the multiplier by belongs to the
-// input. rows [N] are multipliers of the results, or no tensor.
+// input turns y = W·x + b, the result of l, into rows·(by·W·x + b): the multiplier by belongs to
+// the input. rows [N] are multipliers of the results, or no tensor.
 func input(y torch.Tensor, l *nn.Linear, rows torch.Tensor, by float64) torch.Tensor {
 	y = scaled(y, by)
 	if by != 1 && l.Bias != nil {

@@ -7,6 +7,7 @@ import (
 
 	"conquer/model"
 	"conquer/model/statespace"
+	"conquer/torch/nn"
 )
 
 // The kinds of layers, by their letters in hybrid_override_pattern.
@@ -25,6 +26,9 @@ type settings struct {
 	layers       []rune // the kind of each
 	inner, chunk int
 	mlpBias      bool
+
+	routing         nn.Routing
+	experts, shared int // widths of an expert and of the shared feed-forward layer
 }
 
 // defaults are the values of NemotronHConfig.
@@ -34,7 +38,9 @@ var defaults = model.Config{
 	"intermediate_size": 21504.0, "mlp_bias": false, "ssm_state_size": 128.0,
 	"mamba_num_heads": 128.0, "mamba_head_dim": 64.0, "n_groups": 8.0, "conv_kernel": 4.0,
 	"time_step_min": 0.001, "use_conv_bias": true, "chunk_size": 128.0, "use_bias": false,
-	"layer_norm_epsilon": 1e-5,
+	"layer_norm_epsilon": 1e-5, "n_routed_experts": 8.0, "num_experts_per_tok": 2.0,
+	"moe_intermediate_size": 7688.0, "moe_shared_expert_intermediate_size": 7688.0,
+	"routed_scaling_factor": 1.0, "n_group": 1.0, "topk_group": 1.0, "norm_topk_prob": true,
 }
 
 // olderNames are names of fields in older config.json files, which win, as in transformers.
@@ -85,11 +91,37 @@ func read(config model.Config) (settings, error) {
 		r.Fail(fmt.Errorf("config.json: mlp_hidden_act %.40q is not supported, expected relu2",
 			act))
 	}
+	if slices.Contains(s.layers, moe) {
+		s.readExperts(r)
+	}
 	if r.Err != nil {
 		return s, r.Err
 	}
 	return s, s.mixer.CheckSizes(statespace.MixerNames{Heads: "mamba_num_heads",
 		HeadDim: "mamba_head_dim", State: "ssm_state_size", Taps: "conv_kernel"})
+}
+
+// readExperts reads what the mixtures of experts have in common.
+func (s *settings) readExperts(r *model.Reader) {
+	if r.Has("moe_latent_size") {
+		r.Fail(fmt.Errorf("config.json: moe_latent_size is %v: experts of a latent width are not "+
+			"supported", r.Config["moe_latent_size"]))
+	}
+	experts := "n_routed_experts"
+	if !r.Has(experts) {
+		experts = "num_local_experts" // as transformers calls the field, too
+	}
+	s.routing = nn.Routing{
+		Experts: r.IntUpTo(experts, model.Experts), TopK: r.Int("num_experts_per_tok"),
+		Sigmoid: true, Renormalize: r.Bool("norm_topk_prob"),
+		Scale: r.Multiplier("routed_scaling_factor"), Groups: r.Int("n_group"),
+		TopGroups: r.Int("topk_group"),
+	}
+	s.experts = r.IntUpTo("moe_intermediate_size", model.Widths)
+	s.shared = r.IntUpTo("moe_shared_expert_intermediate_size", model.Widths)
+	if err := s.routing.Check(); err != nil {
+		r.Fail(err)
+	}
 }
 
 // words are the kinds of layers in the lists of transformers 5 and of older files.
@@ -136,10 +168,6 @@ func layersOf(r *model.Reader) (kinds []rune) {
 	if len(kinds) == 0 {
 		r.Fail(fmt.Errorf("config.json: there are no layers: layers_block_type or " +
 			"hybrid_override_pattern lists them"))
-	}
-	if slices.Contains(kinds, moe) {
-		r.Fail(fmt.Errorf("config.json: layers with mixtures of experts are not supported in " +
-			"nemotron_h"))
 	}
 	return kinds
 }

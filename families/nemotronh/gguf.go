@@ -3,6 +3,7 @@ package nemotronh
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 
@@ -26,12 +27,24 @@ var ggufNames = statespace.GGUFNames(checkpoint.Names{
 		"attn_output": "mixer.o_proj",
 		"ffn_up":      "mixer.up_proj",
 		"ffn_down":    "mixer.down_proj",
+
+		"ffn_gate_inp":   "mixer.gate",
+		"ffn_up_shexp":   "mixer.shared_experts.up_proj",
+		"ffn_down_shexp": "mixer.shared_experts.down_proj",
+	},
+	Exact: map[string]string{"exp_probs_b.bias": "mixer.gate.e_score_correction_bias"},
+	Stacks: map[string]string{
+		"ffn_up_exps":   "mixer.experts.*.up_proj",
+		"ffn_down_exps": "mixer.experts.*.down_proj",
 	},
 }, "mixer.")
 
+// The architectures of models without and with experts.
+const dense, mixture = "nemotron_h", "nemotron_h_moe"
+
 // format is the family in GGUF.
 var format = checkpoint.Family{
-	ModelTypes: []string{"nemotron_h"}, Architectures: []string{"nemotron_h"},
+	ModelTypes: []string{"nemotron_h"}, Architectures: []string{dense, mixture},
 	FromGGUF: fromGGUF, ToGGUF: toGGUF, Embedding: "backbone.embeddings",
 }
 
@@ -68,14 +81,17 @@ func fromGGUF(g *checkpoint.GGUFFile) (map[string]any, checkpoint.TensorMap, err
 				keyHeads = one
 			}
 		case ffn[i] > 0:
-			letter, one = mlp, ffn[i]
+			if letter, one = mlp, ffn[i]; g.Architecture == mixture {
+				letter = moe
+			}
 			if inner == 0 {
 				inner, bias = one, g.Has(fmt.Sprintf("blk.%d.ffn_up.bias", i))
 			}
 		}
-		if letter == attention && one != keyHeads || letter == mlp && one != inner {
-			g.Fail("layers of nemotron_h have %v key/value heads and feed-forward widths %v, "+
-				"expected one number beside 0", kv, ffn)
+		if letter == attention && one != keyHeads || letter != mamba && letter != attention &&
+			one != inner {
+			g.Fail("layers of %s have %v key/value heads and feed-forward widths %v, expected one "+
+				"number beside 0", g.Architecture, kv, ffn)
 		}
 		pattern += string(letter)
 	}
@@ -96,12 +112,61 @@ func fromGGUF(g *checkpoint.GGUFFile) (map[string]any, checkpoint.TensorMap, err
 		"residual_in_fp32": false, "initializer_range": 0.02, "use_cache": true,
 		"tie_word_embeddings": false,
 	}
+	names := ggufNames
+	if g.Architecture == mixture {
+		names.Experts = expertsFromGGUF(g, config)
+	}
 	tensors := func(name string) (checkpoint.Mapped, bool) {
+		if m, ok := names.Stacked(name); ok {
+			return m, true
+		}
 		hf, ok := ggufNames.HuggingFace(name)
 		transform, _ := statespace.MixerGGUF(hf, c.Groups)
 		return checkpoint.Mapped{Name: hf, Transform: transform}, ok
 	}
 	return config, tensors, g.Err
+}
+
+// expertsFromGGUF adds what a config says of mixtures of experts, and returns their number.
+func expertsFromGGUF(g *checkpoint.GGUFFile, config map[string]any) int {
+	experts, used := g.Int("expert_count", 0), g.Int("expert_used_count", 0)
+	if experts > model.Experts {
+		g.Fail("%s.expert_count is %d, expected at most %d", g.Architecture, experts,
+			model.Experts)
+	}
+	scale := g.Number("expert_weights_scale", 0)
+	if scale == 0 {
+		scale = 1
+	}
+	maps.Copy(config, map[string]any{
+		"n_routed_experts": experts, "num_experts_per_tok": used,
+		"moe_intermediate_size": g.Int("expert_feed_forward_length",
+			max(1, config["intermediate_size"].(int)/max(used, 1))),
+		"moe_shared_expert_intermediate_size": g.Int("expert_shared_feed_forward_length", 0),
+		"n_shared_experts":                    1,
+		"norm_topk_prob":                      g.Flag("expert_weights_norm", false),
+		"routed_scaling_factor":               scale, "moe_latent_size": nil,
+		"n_group":    g.Int("expert_group_count", 1),
+		"topk_group": g.Int("expert_group_used_count", 1),
+	})
+	return experts
+}
+
+// setExperts writes the keys that expertsFromGGUF reads.
+func (s settings) setExperts(g *checkpoint.GGUFModel) {
+	for _, pair := range []struct {
+		key string
+		n   int
+	}{
+		{"expert_count", s.routing.Experts}, {"expert_used_count", s.routing.TopK},
+		{"expert_feed_forward_length", s.experts},
+		{"expert_shared_feed_forward_length", s.shared},
+		{"expert_group_count", s.routing.Groups}, {"expert_group_used_count", s.routing.TopGroups},
+	} {
+		g.Set(pair.key, uint32(pair.n))
+	}
+	g.Set("expert_weights_norm", s.routing.Renormalize)
+	g.Set("expert_weights_scale", float32(s.routing.Scale))
 }
 
 func toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
@@ -113,7 +178,11 @@ func toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &checkpoint.GGUFModel{Architecture: "nemotron_h"}
+	g := &checkpoint.GGUFModel{Architecture: dense}
+	names, experts := ggufNames, slices.Contains(s.layers, moe)
+	if experts {
+		g.Architecture, names.Experts = mixture, s.routing.Experts
+	}
 	var mixers []int
 	kv, ffn := make([]uint32, len(s.layers)), make([]uint32, len(s.layers))
 	for i, kind := range s.layers {
@@ -124,6 +193,8 @@ func toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 			kv[i] = uint32(s.attention.KeyHeads)
 		case mlp:
 			ffn[i] = uint32(s.inner)
+		case moe:
+			ffn[i] = uint32(s.experts)
 		}
 	}
 	c := s.mixer
@@ -131,6 +202,12 @@ func toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 	case c.DTMin > noLimit:
 		return nil, fmt.Errorf("config.json: time_step_min %g has no form in GGUF: llama.cpp does "+
 			"not limit time steps", c.DTMin)
+	case experts && slices.Contains(s.layers, mlp):
+		return nil, fmt.Errorf("config.json: a model with both moe and mlp layers has no form in " +
+			"GGUF")
+	case experts && s.mlpBias:
+		return nil, fmt.Errorf("config.json: mlp_bias has no form in GGUF's architecture %s",
+			mixture)
 	case !slices.Contains(s.layers, attention) || len(mixers) == 0:
 		return nil, fmt.Errorf("config.json: a model without attention layers or without " +
 			"state-space layers has no form in GGUF's architecture nemotron_h")
@@ -151,12 +228,18 @@ func toGGUF(text []byte) (*checkpoint.GGUFModel, error) {
 	} {
 		g.Set(pair.key, uint32(pair.n))
 	}
+	if experts {
+		s.setExperts(g)
+	}
 	g.Set("attention.head_count_kv", kv)
 	g.Set("feed_forward_length", ffn)
 	g.Set("attention.layer_norm_epsilon", float32(s.stack.Eps))
 	g.Set(limitKey, float32(math.Max(s.mixer.DTMin, 0)))
 	g.Tensor = func(name string) (checkpoint.Mapped, bool) {
-		foreign, ok := ggufNames.Foreign(name)
+		if m, ok := names.Stacker(name); ok {
+			return m, true
+		}
+		foreign, ok := names.Foreign(name)
 		transform, float := statespace.MixerGGUF(name, c.Groups)
 		return checkpoint.Mapped{Name: foreign, Transform: transform, Float32: float}, ok
 	}

@@ -1,6 +1,6 @@
-// Package nemotronh is NVIDIA's Nemotron-H family (arXiv 2504.03624) with Nemotron Nano 2: layers
-// that are each one thing, a Mamba-2 layer, attention without positions, or a feed-forward layer of
-// squared ReLU.
+// Package nemotronh is NVIDIA's Nemotron-H family (arXiv 2504.03624) with Nemotron Nano 2 and 3:
+// layers that are each one thing, a Mamba-2 layer, attention without positions, a feed-forward
+// layer of squared ReLU, or a mixture of experts.
 package nemotronh
 
 import (
@@ -124,6 +124,13 @@ func New(config model.Config) (model.Model, error) {
 			}
 		case mlp:
 			block.MLP = NewMLP(s.stack.Width, s.inner, s.mlpBias)
+		case moe:
+			block.MoE = nn.NewMoE(s.stack.Width, s.routing, nn.NewExperts(s.routing, s.stack.Width,
+				s.experts, nn.ExpertNames{Up: "up_proj", Down: "down_proj"}, squaredReLU),
+				nn.MoENames{Router: "gate", Bias: "gate.e_score_correction_bias",
+					Experts: "experts", Shared: "shared_experts"})
+			block.MoE.Bias = nn.NewParam(nn.Zeros, s.routing.Experts)
+			block.MoE.Shared = NewMLP(s.stack.Width, s.shared, s.mlpBias)
 		}
 		blocks = append(blocks, block)
 	}

@@ -11,7 +11,7 @@ func init() {
 	model.Register(model.Architecture{
 		Name: "nemotronh", ModelTypes: []string{"nemotron_h"}, New: New,
 		LoRATargets: []string{"in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj",
-			"up_proj", "down_proj"},
+			"up_proj", "down_proj", "gate"},
 		Formats: []checkpoint.Family{format},
 		Variants: map[string]model.Config{
 			"tiny": variant("M-M*", model.Config{"vocab_size": 49152.0, "hidden_size": 64.0,
@@ -22,6 +22,17 @@ func init() {
 			"8b": variant("M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-", model.Config{
 				"hidden_size": 4096.0, "intermediate_size": 21504.0, "num_attention_heads": 32.0,
 				"max_position_embeddings": 8192.0}),
+			// nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B
+			"3-nano-30b": variant("MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+				model.Config{"hidden_size": 2688.0, "intermediate_size": 1856.0,
+					"num_attention_heads": 32.0, "num_key_value_heads": 2.0,
+					"mamba_num_heads": 64.0, "n_routed_experts": 128.0,
+					"num_experts_per_tok": 6.0, "n_shared_experts": 1.0,
+					"moe_intermediate_size":               1856.0,
+					"moe_shared_expert_intermediate_size": 3712.0,
+					"routed_scaling_factor":               2.5, "norm_topk_prob": true,
+					"n_group": 1.0, "topk_group": 1.0,
+					"max_position_embeddings": 262144.0}),
 			// nvidia/NVIDIA-Nemotron-Nano-9B-v2
 			"nano-9b-v2": variant("M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-",
 				model.Config{"hidden_size": 4480.0, "intermediate_size": 15680.0,

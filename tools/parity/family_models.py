@@ -63,26 +63,30 @@ def logits(path, ids):
 @contextlib.contextmanager
 def in_float64():
     """Keeps float64 where transformers converts to float32: in norms, routers and scans."""
-    to, narrow = torch.Tensor.to, torch.Tensor.float
+    to, narrow, cast = torch.Tensor.to, torch.Tensor.float, torch.Tensor.type
 
-    def wide_to(t, *args, **kwargs):
-        if t.dtype == torch.float64 and torch.float32 in (*args, *kwargs.values()):
-            return t
-        return to(t, *args, **kwargs)
+    def unless_wide(convert):
 
-    torch.Tensor.to = wide_to
+        def converted(t, *args, **kwargs):
+            if t.dtype == torch.float64 and torch.float32 in (*args, *kwargs.values()):
+                return t
+            return convert(t, *args, **kwargs)
+
+        return converted
+
+    torch.Tensor.to, torch.Tensor.type = unless_wide(to), unless_wide(cast)
     torch.Tensor.float = lambda t: t if t.dtype == torch.float64 else narrow(t)
     try:
         yield
     finally:
-        torch.Tensor.to, torch.Tensor.float = to, narrow
+        torch.Tensor.to, torch.Tensor.float, torch.Tensor.type = to, narrow, cast
 
 
 def gradients(folder):
     """Writes the gradients of the mean loss of the first prompt, computed in float64."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64,
                                                  attn_implementation="eager",
-                                                 experts_implementation="eager")
+                                                 experts_implementation="eager").double()
     ids = load_file(folder / "expected.safetensors")["ids"]
     ids = ids[:1] if ids.dim() == 2 else ids[None]
     with in_float64():
