@@ -40,7 +40,7 @@ func openMembers(path string, packed int, r *tar.Reader, opts Options, maps *map
 ) {
 	var members []member
 	data, err := maps.unpack(packed, func(w io.Writer) (err error) {
-		members, err = unpackMembers(r, w)
+		members, err = unpackMembers(r, w, unpackLimit(packed))
 		return err
 	})
 	if err != nil {
@@ -69,8 +69,9 @@ const (
 )
 
 // unpackMembers writes the content of the files in an archive to w. Each starts
-// at a multiple of 64 bytes, because columns are read in place.
-func unpackMembers(r *tar.Reader, w io.Writer) (members []member, err error) {
+// at a multiple of 64 bytes, because columns are read in place. Members that it
+// skips, which are unpacked all the same, have at most limit bytes.
+func unpackMembers(r *tar.Reader, w io.Writer, limit int64) (members []member, err error) {
 	at, names := int64(0), 0
 	for {
 		entry, err := r.Next()
@@ -81,6 +82,9 @@ func unpackMembers(r *tar.Reader, w io.Writer) (members []member, err error) {
 			return nil, err
 		}
 		if entry.Typeflag != tar.TypeReg || strings.HasPrefix(filepath.Base(entry.Name), ".") {
+			if limit -= entry.Size; limit < 0 {
+				return nil, fmt.Errorf("%s: %w", entry.Name, errUnpacks)
+			}
 			continue
 		}
 		if names += len(entry.Name); len(members) >= maxMembers || names > maxNames {

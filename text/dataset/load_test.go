@@ -176,6 +176,19 @@ func tarBytes(members ...[2]string) []byte {
 	return b.Bytes()
 }
 
+// A hidden file is unpacked on the way to the next one, so its size counts too.
+func TestArchive_SkippedMembersAreLimited(t *testing.T) {
+	archive := tarBytes([2]string{".hidden", strings.Repeat("x", 2000)}, [2]string{"a.txt", "abc"})
+	for limit, want := range map[int64]string{2000: "", 1999: ".hidden: unpacks to more than"} {
+		var out bytes.Buffer
+		members, err := unpackMembers(tar.NewReader(bytes.NewReader(archive)), &out, limit)
+		if want == "" && (err != nil || len(members) != 1) ||
+			want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)) {
+			t.Errorf("limit %d: %v, %v", limit, members, err)
+		}
+	}
+}
+
 func TestLoad_DamagedFileErrorsAreOneLineWithFileAndRow(t *testing.T) {
 	tok := chars(t, chatML)
 	list, text := arrow.ListOf(arrow.PrimitiveTypes.Int32), arrow.BinaryTypes.String

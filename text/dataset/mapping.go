@@ -155,7 +155,7 @@ var minUnpackLimit int64 = 1 << 30 // tests lower it
 // unlinked file in TMPDIR, which the system deletes when it is unmapped. packed is the size of the
 // source.
 func (m *mappings) unpack(packed int, write func(io.Writer) error) ([]byte, error) {
-	u := &unpacked{left: max(minUnpackLimit, maxUnpackRatio*int64(packed))}
+	u := &unpacked{left: unpackLimit(packed)}
 	err := write(u)
 	if u.file == nil {
 		return u.start, err
@@ -169,6 +169,9 @@ func (m *mappings) unpack(packed int, write func(io.Writer) error) ([]byte, erro
 	}
 	return m.mapOpen(u.file)
 }
+
+// unpackLimit is the most bytes that packed bytes may unpack to.
+func unpackLimit(packed int) int64 { return max(minUnpackLimit, maxUnpackRatio*int64(packed)) }
 
 var errUnpacks = fmt.Errorf("unpacks to more than %d times its size: "+
 	"unpack it by hand if that is intended", maxUnpackRatio)
