@@ -31,7 +31,8 @@ func (checksum) Likelihoods(_ context.Context, pairs []Pair, done func(int)) ([]
 	return list, nil
 }
 
-func (checksum) Rolling(_ context.Context, texts []string, done func(int)) (sums []float64, _ error) {
+func (checksum) Rolling(_ context.Context, texts []string, done func(int)) (sums []float64,
+	_ error) {
 	for _, text := range texts {
 		sums = append(sums, -float64(sum(text)%100000)/100)
 		done(1)
@@ -191,7 +192,8 @@ func compareSamples(t *testing.T, task string, got []*Sample, want []map[string]
 		sample := decodeJSON(t, got[i]).(map[string]any)
 		for name, v := range want[i] {
 			if name == "arguments" {
-				compareArguments(t, fmt.Sprint(task, " sample ", i), sample[name].([]any), v.([]any))
+				compareArguments(t, fmt.Sprint(task, " sample ", i), sample[name].([]any),
+					v.([]any))
 				continue
 			}
 			if !close(sample[name], v) {

@@ -61,7 +61,8 @@ func (d dataConfig) load(ctx context.Context, split, override string,
 		}
 	}
 	if len(documents) == 0 {
-		return nil, fmt.Errorf("%s: the split %q has no documents", strings.Join(files, ", "), split)
+		return nil, fmt.Errorf("%s: the split %q has no documents", strings.Join(files, ", "),
+			split)
 	}
 	return documents, complete(documents)
 }

@@ -25,7 +25,8 @@ func FuzzTaskFile(f *testing.F) {
 	f.Add([]byte("task: &a t\ndataset_path: *a\ntest_split: s\noutput_type: multiple_choice\n" +
 		"doc_to_text: '{{q}}'\ndoc_to_target: 0\ndoc_to_choice: [x, y]\n"))
 	d, err := newDocument(json.RawMessage(`{"question": "q", "choices": {"text": ["a", "b"],
-		"label": ["A", "B"]}, "answerKey": "B", "label": 1, "text": "some words", "page": "p"}`), "d")
+		"label": ["A", "B"]}, "answerKey": "B", "label": 1, "text": "some words",
+		"page": "p"}`), "d")
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -64,12 +65,14 @@ func FuzzTaskFile(f *testing.F) {
 
 // FuzzLiteral reads Python literals. Those that are read can be written as JSON.
 func FuzzLiteral(f *testing.F) {
-	for _, seed := range []string{"['a', \"b\", 1, -2.5, None, True, (1,)]", `'\x41\n'`, "[[[", "007"} {
+	for _, seed := range []string{"['a', \"b\", 1, -2.5, None, True, (1,)]", `'\x41\n'`, "[[[",
+		"007"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, source string) {
 		if v, err := literal(source); err == nil {
-			if _, err := json.Marshal(v); err != nil && !strings.Contains(err.Error(), "unsupported") {
+			_, err := json.Marshal(v)
+			if err != nil && !strings.Contains(err.Error(), "unsupported") {
 				t.Error(err)
 			}
 		}

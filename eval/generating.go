@@ -72,7 +72,7 @@ func (l *LM) Generate(ctx context.Context, prompts []Prompt, done func(n int)) (
 // decoded text does not show, ends the text as a token.
 func (l *LM) options(p Prompt) generate.Options {
 	o := generate.Options{MaxNewTokens: p.MaxTokens, Temperature: p.Temperature, TopK: p.TopK,
-		TopP: p.TopP, MinP: p.MinP, EOS: generate.EOS(l.model, l.tok)}
+		TopP: p.TopP, MinP: p.MinP, NoCache: l.Whole, EOS: generate.EOS(l.model, l.tok)}
 	for _, text := range p.Until {
 		if id, ok := l.tok.ID(text); ok && l.tok.IsSpecial(id) {
 			o.EOS = append(slices.Clone(o.EOS), id)

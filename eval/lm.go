@@ -34,7 +34,7 @@ type LM struct {
 
 // NewLM returns a model for evaluation.
 func NewLM(m model.Model, tok *tokenizer.Tokenizer) (*LM, error) {
-	l := &LM{model: m, tok: tok, MaxLength: m.MaxLength(), BatchTokens: 2048, BatchRows: 16}
+	l := &LM{model: m, tok: tok, MaxLength: m.MaxLength(), BatchTokens: 4096, BatchRows: 16}
 	if model.Device(m).IsCUDA() {
 		l.BatchTokens, l.BatchRows = 16384, 64
 	}

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strings"
 )
 
 // Results are the results of a run in the layout of lm-eval's JSON.
@@ -27,7 +26,12 @@ type Results struct {
 	// Config says what was run. The caller sets it.
 	Config any `json:"config,omitempty"`
 
-	order []string
+	// Comparison compares the results with others. The caller sets it.
+	Comparison []Comparison `json:"comparison,omitempty"`
+
+	order     []string
+	scores    map[column][]score
+	documents map[string][]document
 }
 
 // Count is a number of documents before and after the limit.
@@ -120,7 +124,8 @@ func newResults() *Results {
 	return &Results{Results: map[string]*Metrics{}, GroupSubtasks: map[string][]string{},
 		Configs: map[string]map[string]any{}, Versions: map[string]any{},
 		Shots: map[string]int{}, HigherIsBetter: map[string]map[string]*bool{},
-		Counts: map[string]Count{}, Samples: map[string][]*Sample{}}
+		Counts: map[string]Count{}, Samples: map[string][]*Sample{},
+		scores: map[column][]score{}, documents: map[string][]document{}}
 }
 
 // Names lists tasks and groups in the order in which they were run.
@@ -161,6 +166,7 @@ func (r *Results) add(p *prepared, answers []answer, o Options) error {
 		}
 		for _, metric := range p.metrics {
 			kind := knownMetrics[metric.name]
+			r.scores[column{p.name, f.name, metric.name}] = columns[metric.name]
 			v := Value{Metric: metric.name, Filter: f.name, Error: math.NaN(),
 				Value: aggregate(kind.aggregation, columns[metric.name])}
 			e, ok := standardError(kind.aggregation, columns[metric.name], o.Bootstrap)
@@ -176,6 +182,7 @@ func (r *Results) add(p *prepared, answers []answer, o Options) error {
 		}
 	}
 	r.order = append(r.order, p.name)
+	r.documents[p.name] = p.documents
 	r.Results[p.name], r.HigherIsBetter[p.name] = m, higher
 	r.Configs[p.name] = p.dump()
 	r.Versions[p.name] = p.version
@@ -352,20 +359,4 @@ func (r *Results) aggregate(m *Metrics, metric groupMetric, tasks []string) {
 		}
 		m.counts[metric.name+","+filter] = count
 	}
-}
-
-// String returns a table of the results, one row a metric.
-func (r *Results) String() string {
-	var b strings.Builder
-	for _, name := range r.order {
-		m := r.Results[name]
-		for _, v := range m.Values {
-			fmt.Fprintf(&b, "%s\t%s\t%s\t%d\t%.4f", name, v.Filter, v.Metric, r.Shots[name], v.Value)
-			if !math.IsNaN(v.Error) {
-				fmt.Fprintf(&b, "\t± %.4f", v.Error)
-			}
-			b.WriteByte('\n')
-		}
-	}
-	return b.String()
 }

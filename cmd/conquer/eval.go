@@ -20,6 +20,7 @@ import (
 	"conquer/internal/atomicfile"
 	"conquer/internal/progress"
 	"conquer/model"
+	"conquer/model/statespace"
 )
 
 var evalCommand = command{
@@ -31,6 +32,12 @@ conquer eval --model_path my-model --tasks mmlu --num_fewshot 5 --log_samples \
   --output_path mmlu.json
 # a chat model, and a task of one's own
 conquer eval --model_path my-chat --tasks my-task.yaml --apply_chat_template
+# which documents does the tuned model answer better than the base model?
+conquer eval --model_path base --tasks arc_easy --log_samples --output_path base.json
+conquer eval --model_path tuned --tasks arc_easy --compare base.json
+# a column for each strategy of chunking
+conquer eval --model_path my-bamba --tasks lambada_openai \
+  --chunking default-optimized,windowed:4-optimized,independent-optimized
 # data in a folder rather than on the hub: test.jsonl and train.jsonl, or .parquet
 conquer eval --model_path my-model --tasks gsm8k --data gsm8k=./gsm8k`,
 	config: true,
@@ -43,7 +50,9 @@ type evalFlags struct {
 	tasks, data, generation []string
 	shots, maxLength, batch int
 	options                 eval.Options
-	output                  string
+	compare, output         string
+	chunking                []string
+	strategies              []statespace.Chunking
 	json                    bool
 }
 
@@ -92,8 +101,12 @@ func (f *evalFlags) declare(flags *pflag.FlagSet) {
 	flags.IntVar(&f.options.Bootstrap, "bootstrap_iters", 100_000,
 		"`resamples` for the standard errors of perplexities; 0 computes no standard errors")
 	flags.IntVar(&f.batch, "batch_size", 0,
-		"about how many `tokens` go through the model at once (default: 2,048, on a GPU 16,384)")
+		"about how many `tokens` go through the model at once (default: 4,096, on a GPU 16,384)")
+	declareChunking(flags, &f.chunking)
 	group(flags, "Computation")
+	flags.StringVar(&f.compare, "compare", "",
+		"`file` of results that --log_samples and --output_path wrote, to compare with document "+
+			"by document")
 	flags.StringVar(&f.output, "output_path", "", "`file` to write the results to, as JSON")
 	flags.BoolVar(&f.options.Samples, "log_samples", false,
 		"keep every document's prompts and answers in the JSON")
@@ -126,6 +139,15 @@ func (f *evalFlags) check(flags *pflag.FlagSet, args []string) (*eval.Suite, err
 	case f.options.Multiturn && !f.options.Chat:
 		return nil, usagef("--fewshot_as_multiturn needs --apply_chat_template")
 	}
+	if len(f.chunking) > 0 {
+		var err error
+		if f.strategies, err = parseStrategies(f.chunking); err != nil {
+			return nil, err
+		}
+	}
+	if len(f.chunking) > 0 && f.compare != "" {
+		return nil, usagef("--compare and --chunking exclude each other")
+	}
 	if flags.Changed("num_fewshot") {
 		f.options.Shots = &f.shots
 	}
@@ -136,7 +158,8 @@ func (f *evalFlags) check(flags *pflag.FlagSet, args []string) (*eval.Suite, err
 	if f.options.Data, err = assignments("data", "TASK=PATH", f.data); err != nil {
 		return nil, err
 	}
-	if f.options.Generation, err = assignments("gen_kwargs", "KEY=VALUE", f.generation); err != nil {
+	f.options.Generation, err = assignments("gen_kwargs", "KEY=VALUE", f.generation)
+	if err != nil {
 		return nil, err
 	}
 	for task, path := range f.options.Data {
@@ -195,18 +218,68 @@ func (f *evalFlags) run(ctx context.Context, suite *eval.Suite) error {
 	if f.batch > 0 {
 		lm.BatchTokens = f.batch
 	}
-	began := time.Now()
-	results, err := f.evaluate(ctx, lm, suite)
+	if f.strategies != nil {
+		return f.runStrategies(ctx, o, lm, suite)
+	}
+	var other *eval.Results
+	if f.compare != "" {
+		if other, err = eval.ReadResults(f.compare); err != nil {
+			return fmt.Errorf("--compare: %w", err)
+		}
+	}
+	results, err := f.evaluate(ctx, o, lm, suite)
 	if err != nil {
 		return err
 	}
-	results.Config = f.config(o, lm, time.Since(began))
-	return f.write(results)
+	if other != nil {
+		if results.Comparison, err = eval.Compare(other, results); err != nil {
+			return fmt.Errorf("--compare %s: %w", f.compare, err)
+		}
+	}
+	return f.write(results, func(w io.Writer) { printEvaluation(w, results) })
+}
+
+// runStrategies evaluates the model under each strategy of chunking.
+func (f *evalFlags) runStrategies(ctx context.Context, o *opened, lm *eval.LM, suite *eval.Suite,
+) error {
+	m, ok := o.model.(statespace.Chunked)
+	if !ok {
+		return usagef("--chunking: the architecture %s has no state-space layers",
+			o.model.Architecture())
+	}
+	all := eval.Strategies{Results: map[string]*eval.Results{}}
+	for _, c := range f.strategies {
+		if err := m.SetChunking(c); err != nil {
+			return usagef("--chunking: %w", err)
+		}
+		name := m.Chunking().String()
+		lm.Whole = c.Strategy != statespace.Default
+		results, err := f.evaluate(ctx, o, lm, suite)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		all.Names, all.Results[name] = append(all.Names, name), results
+	}
+	comparisons, err := all.Comparisons()
+	if err != nil {
+		return err
+	}
+	for name, list := range comparisons {
+		all.Results[name].Comparison = list
+	}
+	table, err := all.Table()
+	if err != nil {
+		return err
+	}
+	return f.write(map[string]any{"chunking": all.Results}, func(w io.Writer) {
+		io.WriteString(w, table)
+	})
 }
 
 // evaluate runs the tasks with a progress bar.
-func (f *evalFlags) evaluate(ctx context.Context, lm *eval.LM, suite *eval.Suite) (*eval.Results,
-	error) {
+func (f *evalFlags) evaluate(ctx context.Context, o *opened, lm *eval.LM, suite *eval.Suite) (
+	*eval.Results, error) {
+	began := time.Now()
 	bar := progress.New(os.Stderr, "evaluating", progress.Steps, 0, 0)
 	defer bar.Close()
 	options := f.options
@@ -217,7 +290,15 @@ func (f *evalFlags) evaluate(ctx context.Context, lm *eval.LM, suite *eval.Suite
 		before = done
 	}
 	options.Download = downloadBar("data")
-	return eval.Run(ctx, lm, suite, options)
+	results, err := eval.Run(ctx, lm, suite, options)
+	if err != nil {
+		return nil, err
+	}
+	if !options.Samples {
+		results.Samples = nil
+	}
+	results.Config = f.config(o, lm, time.Since(began))
+	return results, nil
 }
 
 // evalConfig is the member config of the results.
@@ -250,33 +331,28 @@ func (f *evalFlags) config(o *opened, lm *eval.LM, took time.Duration) evalConfi
 	}
 }
 
-// write prints the results and writes the file of --output_path.
-func (f *evalFlags) write(results *eval.Results) error {
-	if !f.options.Samples {
-		results.Samples = nil
-	}
-	data, err := json.MarshalIndent(results, "", "  ")
-	if err != nil {
-		return err
-	}
-	data = append(data, '\n')
+// write prints results as JSON or as a table, whose columns are separated by tabs, and writes the
+// file of --output_path.
+func (f *evalFlags) write(results any, table func(w io.Writer)) error {
+	var err error
 	if f.output != "" {
-		if err := atomicfile.MkdirAll(filepath.Dir(f.output)); err != nil {
+		data, failed := json.MarshalIndent(results, "", "  ")
+		if err = errors.Join(failed, atomicfile.MkdirAll(filepath.Dir(f.output))); err != nil {
 			return err
 		}
-		err = atomicfile.WriteBytes(f.output, data)
+		err = atomicfile.WriteBytes(f.output, append(data, '\n'))
 	}
 	if f.json {
-		_, failed := os.Stdout.Write(data)
-		return errors.Join(err, failed)
+		return errors.Join(err, printJSON(os.Stdout, results))
 	}
-	return errors.Join(err, printEvaluation(os.Stdout, results))
+	columns := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	table(columns)
+	return errors.Join(err, columns.Flush())
 }
 
-// printEvaluation prints a row for each metric.
-func printEvaluation(w io.Writer, results *eval.Results) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "task\tfilter\texamples\tmetric\tvalue\tstandard error\tdocuments")
+// printEvaluation prints a row for each metric, and one for each metric that is compared.
+func printEvaluation(w io.Writer, results *eval.Results) {
+	fmt.Fprintln(w, "task\tfilter\texamples\tmetric\tvalue\tstandard error\tdocuments")
 	for _, name := range results.Names() {
 		m := results.Results[name]
 		for _, v := range m.Values {
@@ -284,9 +360,18 @@ func printEvaluation(w io.Writer, results *eval.Results) error {
 			if !math.IsNaN(v.Error) {
 				e = fmt.Sprintf("%.4f", v.Error)
 			}
-			fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%.4f\t%s\t%d\n", name, v.Filter,
+			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%.4f\t%s\t%d\n", name, v.Filter,
 				results.Shots[name], v.Metric, v.Value, e, m.Documents)
 		}
 	}
-	return table.Flush()
+	if results.Comparison == nil {
+		return
+	}
+	fmt.Fprintln(w, "\ntask\tfilter\tmetric\tother\tthis\tdifference\t95 % interval\tp\t"+
+		"better, worse")
+	for _, c := range results.Comparison {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.4f\t%.4f\t%+.4f\t%+.4f to %+.4f\t%.4f\t%d, %d\n", c.Task,
+			c.Filter, c.Metric, c.Before, c.After, c.Difference, c.Low, c.High, c.P, c.Better,
+			c.Worse)
+	}
 }

@@ -17,8 +17,9 @@ func evalTask(t *testing.T) string {
 			"{train: train.jsonl, test: test.jsonl}\noutput_type: multiple_choice\n" +
 			"training_split: train\ntest_split: test\ndoc_to_text: \"{{sound}}:\"\n" +
 			"doc_to_choice: [cat, dog]\ndoc_to_target: label\n",
-		"train.jsonl": "{\"sound\": \"purr\", \"label\": 0}\n{\"sound\": \"growl\", \"label\": 1}\n",
-		"test.jsonl":  "{\"sound\": \"meow\", \"label\": 0}\n{\"sound\": \"bark\", \"label\": 1}\n",
+		"train.jsonl": "{\"sound\": \"purr\", \"label\": 0}\n" +
+			"{\"sound\": \"growl\", \"label\": 1}\n",
+		"test.jsonl": "{\"sound\": \"meow\", \"label\": 0}\n{\"sound\": \"bark\", \"label\": 1}\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -92,8 +93,43 @@ func TestEval_MistakesAreNamed(t *testing.T) {
 		"generation": {[]string{"--tasks", "gsm8k", "--data", "gsm8k=" + filepath.Dir(task),
 			"--gen_kwargs", "beams=3"}, 1, "beams"},
 	} {
-		_, stderr, code := invoke(t, "", append([]string{"eval", "--model_path", dir}, c.args...)...)
+		args := append([]string{"eval", "--model_path", dir}, c.args...)
+		_, stderr, code := invoke(t, "", args...)
 		if code != c.code || !strings.Contains(stderr, c.want) {
+			t.Errorf("%s: exit %d, %s", name, code, stderr)
+		}
+	}
+}
+
+func TestEval_ComparesRunsAndStrategies(t *testing.T) {
+	dir, task := writeModel(t, 700, true), evalTask(t)
+	out := filepath.Join(t.TempDir(), "a.json")
+	succeed(t, "eval", "--model_path", dir, "--tasks", task, "--log_samples", "--output_path", out)
+	table := succeed(t, "eval", "--model_path", dir, "--tasks", task, "--compare", out)
+	if !strings.Contains(table, "+0.0000 to +0.0000") {
+		t.Errorf("a run differs from itself:\n%s", table)
+	}
+	var compared struct {
+		Comparison []struct{ P, Difference float64 }
+	}
+	text := succeed(t, "eval", "--model_path", dir, "--tasks", task, "--compare", out, "--json")
+	if err := json.Unmarshal([]byte(text), &compared); err != nil ||
+		len(compared.Comparison) != 2 || compared.Comparison[0].P != 1 {
+		t.Errorf("%v in %s", err, text)
+	}
+	bamba := writeBamba(t)
+	table = succeed(t, "eval", "--model_path", bamba, "--tokenizer", "char_tokenizer", "--tasks",
+		task, "--chunking", "default-optimized,independent-optimized")
+	if !strings.Contains(table, "default-optimized") || !strings.Contains(table, "independent") {
+		t.Errorf("the table is\n%s", table)
+	}
+	for name, args := range map[string][]string{
+		"state-space": {"--model_path", dir, "--chunking", "independent"},
+		"exclude":     {"--model_path", dir, "--chunking", "independent", "--compare", out},
+		"no such":     {"--model_path", dir, "--compare", "/nowhere.json"},
+	} {
+		_, stderr, code := invoke(t, "", append([]string{"eval", "--tasks", task}, args...)...)
+		if code == 0 || !strings.Contains(stderr, name) {
 			t.Errorf("%s: exit %d, %s", name, code, stderr)
 		}
 	}
