@@ -37,6 +37,7 @@ import (
 	"conquer/internal/atomicfile"
 	"conquer/internal/budget"
 	"conquer/internal/wrongfile"
+	"conquer/quant"
 	"conquer/torch"
 )
 
@@ -52,7 +53,7 @@ type Info struct {
 }
 
 // Unsupported is the dtype of a stored type that this package does not decode, such as F8_E4M3 or
-// IQ4_XS.
+// IQ2_XS.
 const Unsupported torch.DType = -1
 
 // Source gives tensors by their Hugging Face names. Its methods may be called from several
@@ -248,7 +249,7 @@ func (s *stored) torchDType() torch.DType {
 	if d, ok := safetensorsTorch[s.dtype]; ok {
 		return d
 	}
-	if _, ok := decoders[s.dtype]; ok {
+	if quant.Unpacks(s.dtype) {
 		return torch.Float32
 	}
 	return Unsupported
@@ -326,9 +327,8 @@ func (c *Checkpoint) find(name string) (*stored, error) {
 
 func (s *stored) unsupported() error {
 	return fmt.Errorf("%s: tensor %.120q is stored as %s, which is not supported: expected one "+
-		"of F64, F32, F16, BF16, "+
-		"I64, I32, U8, BOOL, or in GGUF files Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K",
-		s.file.path, s.name, s.dtype)
+		"of F64, F32, F16, BF16, I64, I32, U8, BOOL, or in GGUF files %s",
+		s.file.path, s.name, s.dtype, quant.Unpacked)
 }
 
 // whole reports whether the tensor's bytes lie in one file, in order.
@@ -406,7 +406,7 @@ func (s *stored) decode(dst []byte, dtype torch.DType) error {
 	}
 	name := map[torch.DType]string{torch.Float32: "F32", torch.BFloat16: "BF16",
 		torch.Float16: "F16"}[dtype]
-	if err := dequantize(dst, name, s.data(), s.dtype, rows, columns, source); err != nil {
+	if err := quant.UnpackRows(dst, name, s.data(), s.dtype, rows, columns, source); err != nil {
 		return fmt.Errorf("%s: tensor %.120q: %w", s.file.path, s.name, err)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"conquer/internal/budget"
+	"conquer/quant"
 )
 
 const fixtures = "testdata"
@@ -180,14 +181,15 @@ func FuzzGGUF(f *testing.F) {
 			if r.offset < 0 || r.bytes < 0 || r.offset+r.bytes > len(data) {
 				t.Fatalf("%+v lies outside %d bytes", r, len(data))
 			}
-			kind, columns := ggmlByName[r.dtype], 1
+			columns := 1
+			kind, _ := quant.ByName(r.dtype)
 			if len(r.shape) > 0 {
 				columns = r.shape[len(r.shape)-1]
 			}
-			if rows := r.bytes / kind.bytes * kind.block / columns; decoders[r.dtype] != nil &&
+			if rows := r.bytes / kind.Bytes * kind.Block / columns; quant.Unpacks(r.dtype) &&
 				rows*columns < 1<<20 {
 				dst := make([]byte, 4*rows*columns)
-				if err := dequantize(dst, "F32", data[r.offset:r.offset+r.bytes], r.dtype, rows,
+				if err := quant.UnpackRows(dst, "F32", data[r.offset:r.offset+r.bytes], r.dtype, rows,
 					columns, nil); err != nil {
 					t.Fatalf("%+v: %v", r, err)
 				}

@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"conquer/internal/budget"
+	"conquer/quant"
 )
 
 // The types of GGUF metadata values.
@@ -219,26 +220,26 @@ func (r *ggufReader) tensor() record {
 	if r.err != nil {
 		return t
 	}
-	kind, ok := ggmlTypes[number]
+	kind, ok := quant.ByNumber(int(number))
 	if !ok {
 		r.fail("unknown type %d", number)
 		return t
 	}
-	t.dtype = kind.name
+	t.dtype = kind.Name
 	row := 1
 	if rank > 0 {
 		row = t.shape[rank-1]
 	}
-	if row%kind.block != 0 {
-		r.fail("rows of %d, expected a multiple of %d for %s", row, kind.block, kind.name)
+	if row%kind.Block != 0 {
+		r.fail("rows of %d, expected a multiple of %d for %s", row, kind.Block, kind.Name)
 		return t
 	}
-	size, ok := sizeInBits(t.shape, 8*kind.bytes)
+	size, ok := sizeInBits(t.shape, 8*kind.Bytes)
 	if !ok || offset > 1<<62 {
-		r.fail("%s of shape %v at offset %d exceeds 2^62 bits", kind.name, t.shape, offset)
+		r.fail("%s of shape %v at offset %d exceeds 2^62 bits", kind.Name, t.shape, offset)
 		return t
 	}
-	t.offset, t.bytes = int(offset), size/8/kind.block
+	t.offset, t.bytes = int(offset), size/8/kind.Block
 	return t
 }
 

@@ -249,19 +249,19 @@ func TestGGUF_HostileFilesAreRefusedByTensor(t *testing.T) {
 func TestGGUF_UnsupportedTypeIsNamedWhenItIsRead(t *testing.T) {
 	whole := ggufModel(tinyMetadata("llama", nil),
 		tinyTensors(map[string][]int{"output.weight": {3, 256}}))
-	// The last tensor in the table becomes Q2_K: 3 rows of 84 bytes in the room of 3 × 256 × 4.
+	// The last tensor in the table becomes IQ2_XS: 3 rows of 74 bytes in the room of 3 × 256 × 4.
 	at := strings.Index(whole, "output.weight") + len("output.weight") + 4 + 16
 	copied := []byte(whole)
-	binary.LittleEndian.PutUint32(copied[at:], 10)
+	binary.LittleEndian.PutUint32(copied[at:], 17)
 	c := mustOpen(t, writeFile(t, "m.gguf", string(copied)))
 	info, _ := c.Info("lm_head.weight")
-	if info.Stored != "Q2_K" || info.DType != Unsupported || info.Bytes != 3*84 {
+	if info.Stored != "IQ2_XS" || info.DType != Unsupported || info.Bytes != 3*74 {
 		t.Errorf("%+v", info)
 	}
 	inTorch(t, func() {
 		for _, dtype := range []torch.DType{torch.Float32, torch.BFloat16} {
 			_, err := c.TensorAs("lm_head.weight", dtype)
-			wantError(t, err, "m.gguf", "lm_head.weight", "Q2_K", "Q4_K")
+			wantError(t, err, "m.gguf", "lm_head.weight", "IQ2_XS", "Q4_K")
 		}
 	})
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"conquer/quant"
 )
 
 // GGUFFile is an open GGUF file as a [Family] reads it. Keys are given without the architecture's
@@ -61,7 +63,7 @@ func (f *GGUFFile) Floats(tensor string) []float32 {
 		return nil
 	}
 	values := make([]float32, r.bytes/4)
-	decodeF32(values, r.data[r.offset:r.offset+r.bytes])
+	quant.Unpack(values, "F32", r.data[r.offset:r.offset+r.bytes])
 	return values
 }
 

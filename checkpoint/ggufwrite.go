@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"conquer/internal/atomicfile"
+	"conquer/quant"
 	"conquer/torch"
 )
 
@@ -213,16 +214,16 @@ func (e *ggufEntry) choose(options Options) error {
 	case options.Encoding != "":
 		e.kind = options.Encoding
 	}
-	t, ok := ggmlByName[e.kind]
+	t, ok := quant.ByName(e.kind)
 	if _, known := ggufFileTypes[e.kind]; !ok || !known {
 		return fmt.Errorf("tensor %.120q: %s cannot be written to GGUF: choose a dtype",
 			e.from.name, e.kind)
 	}
 	e.from.dtype = e.kind
-	if encoders[e.kind] != nil {
+	if quant.Packs(e.kind) {
 		e.from.dtype = "F32"
 	}
-	e.size = numel(e.shape) / t.block * t.bytes
+	e.size = numel(e.shape) / t.Block * t.Bytes
 	return nil
 }
 
@@ -278,8 +279,8 @@ func (e *ggufEntry) data(source Source) ([]byte, error) {
 		t = transform.To(t)
 	}
 	t = t.Contiguous()
-	if encoders[e.kind] != nil {
-		return quantize(e.kind, float32s(t.Data()))
+	if quant.Packs(e.kind) {
+		return quant.Pack(e.kind, torch.Values[float32](t))
 	}
 	return t.Data(), nil
 }
@@ -322,7 +323,8 @@ func (w *ggufWriter) header() ([]byte, error) {
 		for _, n := range slices.Backward(e.shape) {
 			b.put(uint64(n))
 		}
-		b.put(ggmlNumber(e.kind))
+		kind, _ := quant.ByName(e.kind)
+		b.put(uint32(kind.Number))
 		b.put(uint64(offset))
 		offset += (e.size + ggufAlign - 1) / ggufAlign * ggufAlign
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"conquer/internal/budget"
+	"conquer/quant"
 	"conquer/torch"
 )
 
@@ -79,7 +80,7 @@ func TestFormats_RoundTripChangesNoBit(t *testing.T) {
 	}
 }
 
-func TestQuantize_GivesTheBitsOfGGML(t *testing.T) {
+func TestPack_GivesTheBitsOfGGML(t *testing.T) {
 	c := mustOpen(t, filepath.Join(fixtures, "quantized.safetensors"))
 	inTorch(t, func() {
 		input, err := c.Tensor("input")
@@ -87,7 +88,7 @@ func TestQuantize_GivesTheBitsOfGGML(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, kind := range GGUFTypes {
-			got, err := quantize(kind, torch.Values[float32](input))
+			got, err := quant.Pack(kind, torch.Values[float32](input))
 			want, err2 := c.Tensor(kind)
 			if err != nil || err2 != nil {
 				t.Fatal(err, err2)
@@ -188,7 +189,7 @@ func FuzzGGUFRoundTrip(f *testing.F) {
 		}
 		for i, r := range file.records {
 			got := make([]float32, len(values))
-			decodeF32(got, b.Bytes()[r.offset:])
+			quant.Unpack(got, "F32", b.Bytes()[r.offset:])
 			if r.name != w.tensors[i].name || !slices.Equal(r.shape,
 				[]int{rows, columns}) || fmt.Sprint(got) != fmt.Sprint(values) {
 				t.Errorf("%+v differs", r)

@@ -197,6 +197,22 @@ int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropou
 int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 
+/* A weight that stays in quantized blocks, of n parts below each other: part i has the kind
+ * kinds[i], ggml's number of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS or MXFP4,
+ * and the bytes data[i], uint8 [rows, bytes of a row] on the CPU, which are not copied; kind 0 is
+ * float32 [rows,D]. The result
+ * is a tensor [N,D] with D = columns, float32 by its dtype, which stands for a weight in cq_linear
+ * and the operators that contain it, cq_embedding, cq_cross_entropy_head and their references; any
+ * other operation fails. While gradient recording is off (cq_set_grad_enabled), cq_linear rounds
+ * activations to 8 bits in blocks of 32 (float32 scales) and sums products of integers. While it is
+ * on, cq_linear multiplies in float32, and only x gets a gradient. */
+int cq_blocks(const cq_tensor *data, const int *kinds, int n, int64_t columns, cq_tensor *out);
+/* The bytes of a weight in blocks, 0 for any other tensor. */
+int64_t cq_blocks_bytes(cq_tensor t);
+/* The values of rows [first, first + rows) of a weight in blocks, exactly as ggml defines them,
+ * rounded to dtype. */
+int cq_blocks_unpack(cq_tensor blocks, int64_t first, int64_t rows, int dtype, cq_tensor *out);
+
 /* The matrix product over the last two dimensions, and that of a [M,K] and b [K,N] added to into
  * [M,N] in place. */
 int cq_matmul(cq_tensor a, cq_tensor b, cq_tensor *out);

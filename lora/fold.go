@@ -353,6 +353,16 @@ func (f *Folded) Info(name string) (checkpoint.Info, bool) {
 	return info, ok
 }
 
+// Blocks is false for the weights that the adapter changes.
+func (f *Folded) Blocks(name string) (part torch.BlockPart, ok bool, err error) {
+	_, whole := f.whole[name]
+	_, rows := f.rows[name]
+	if whole || rows || f.layers[name] != nil || f.base(name) != name {
+		return part, false, nil
+	}
+	return f.Checkpoint.Blocks(name)
+}
+
 // Tensor returns a weight in its stored dtype.
 func (f *Folded) Tensor(name string) (torch.Tensor, error) {
 	info, _ := f.Info(name)

@@ -102,12 +102,20 @@ type TensorSource interface {
 }
 
 // Load fills m's weights from source. A weight that is stored in the wanted dtype stays a view of
-// the mapped file. Others are converted, and fused ones joined, one at a time. This process keeps
-// its shard of a divided weight.
+// the mapped file. Others are converted, and fused ones joined, one at a time; those of [InBlocks]
+// stay in their blocks. This process keeps its shard of a divided weight.
 func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
+	blocks, keeps := source.(inBlocks)
+	if keeps {
+		source = blocks.BlockSource
+	}
 	failed := check(m, source)
+	var kept map[*nn.Param]bool
+	if keeps && failed == nil {
+		kept, failed = blocks.keep(m)
+	}
 	nn.Walk(m, func(p nn.Component) {
-		if failed == nil {
+		if failed == nil && !kept[p.Param] {
 			torch.Scoped(func() { failed = loadComponent(p, source, dtype, device) })
 		}
 	})
@@ -285,6 +293,6 @@ func (s *source) Tensor(name string) (torch.Tensor, error) {
 	if !ok {
 		return torch.Tensor{}, fmt.Errorf("the model has no weight %q", name)
 	}
-	rows := p.Param.Tensor.Detach().Narrow(0, p.Start, p.Rows)
+	rows := p.Param.RowsOf(p.Start, p.Rows)
 	return rows.ToDevice(torch.CPU).Contiguous().View(p.Shape()...), nil
 }

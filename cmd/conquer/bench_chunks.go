@@ -144,6 +144,8 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 		stored := torch.Float32
 		if o.checkpoint != nil {
 			stored = storedDType(o.checkpoint, device)
+			f.converts = "this benchmark measures floating-point weights"
+			f.keepsBlocks(o.checkpoint, stored, device)
 		} else if device.IsCUDA() {
 			stored = torch.BFloat16
 		}
@@ -176,7 +178,7 @@ func (f *subjectFlags) openConfig(ctx context.Context) (*opened, model.Config, e
 		return nil, nil, err
 	}
 	config := model.Config(o.checkpoint.Config()).Clone()
-	if o.adapted, err = f.foldAdapter(o.checkpoint); o.adapted != nil {
+	if o.adapted, err = f.foldAdapter(o); o.adapted != nil {
 		var m model.Model
 		if m, err = o.declare(); err == nil {
 			config = m.Config().Clone()

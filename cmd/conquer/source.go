@@ -36,6 +36,8 @@ type modelFlags struct {
 	// reading the weights is deferred until a rank takes its shard
 	divided bool
 	onHost  bool // make random weights on the host
+	// why the command cannot compute on quantized weights as they are, or ""
+	converts string
 	// the processes that share the model, or nil
 	world *dist.World
 	// checks a model before its weights are read or made, or nil
@@ -62,8 +64,8 @@ func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.tokenizer, "tokenizer", "",
 		"tokenizer `folder`, file or name if it is not the model's own, or char_tokenizer")
 	flags.StringVar(&f.dtype, "dtype", "",
-		"`dtype` of the weights: float32, bfloat16 or float16 (default: as stored; quantized "+
-			"weights become float32 on the CPU, bfloat16 on a GPU)")
+		"`dtype` to convert the weights to: float32, bfloat16 or float16 (default: as stored; the "+
+			"CPU computes on quantized weights, for a GPU they become bfloat16)")
 	flags.StringVar(&f.device, "device", "", deviceUsage)
 	flags.IntVar(&f.threads, "threads", 0, threadsUsage)
 }
@@ -80,7 +82,8 @@ type opened struct {
 	checkpoint *checkpoint.Checkpoint
 	adapted    *lora.Folded // the checkpoint with an adapter, or nil
 	rows       int          // the least number of rows of the embedding
-	larger     model.TensorSource
+	larger     model.BlockSource
+	blocks     bool // quantized weights stay in their blocks
 	model      model.Model
 	tokenizer  *tokenizer.Tokenizer // nil if the model has none that can be used
 	unusable   error                // why the model's own tokenizer cannot be used
@@ -121,8 +124,8 @@ func (o *opened) closeFiles() {
 	}
 }
 
-// source returns what the model's weights are read from.
-func (o *opened) source() model.TensorSource {
+// weights returns the files of the model's weights, with what an adapter and new tokens change.
+func (o *opened) weights() model.BlockSource {
 	if o.larger != nil {
 		return o.larger
 	}
@@ -130,6 +133,14 @@ func (o *opened) source() model.TensorSource {
 		return o.adapted
 	}
 	return o.checkpoint
+}
+
+// source returns what the model's weights are read from.
+func (o *opened) source() model.TensorSource {
+	if o.blocks {
+		return model.InBlocks(o.weights())
+	}
+	return o.weights()
 }
 
 // declare makes the model without weights.
@@ -140,7 +151,7 @@ func (o *opened) declare() (m model.Model, err error) {
 		m, err = model.Declare(o.checkpoint)
 	}
 	if err == nil && m.Head().Shape[0] < o.rows {
-		m, o.larger, err = model.Grow(m, o.source(), o.rows)
+		m, o.larger, err = model.Grow(m, o.weights(), o.rows)
 	}
 	return m, err
 }
@@ -183,9 +194,9 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	}
 	if dtype == nil {
 		stored := storedDType(o.checkpoint, device)
-		dtype = &stored
+		dtype, o.blocks = &stored, f.keepsBlocks(o.checkpoint, stored, device)
 	}
-	if o.adapted, err = f.foldAdapter(o.checkpoint); err == nil {
+	if o.adapted, err = f.foldAdapter(o); err == nil {
 		err = torch.Run(func() error {
 			o.model, err = f.load(o, *dtype, device)
 			return err
@@ -229,15 +240,16 @@ func (f *modelFlags) openFiles(ctx context.Context) (path, adapter string,
 }
 
 // foldAdapter opens the weights of a checkpoint with the adapter of the flags merged, or nil if
-// there is none. Of an adapter that is trained further, only replaced weights are taken.
-func (f *modelFlags) foldAdapter(c *checkpoint.Checkpoint) (folded *lora.Folded, err error) {
+// there is none. Of an adapter that is trained further, or that stays beside weights in blocks,
+// only replaced weights are taken.
+func (f *modelFlags) foldAdapter(o *opened) (folded *lora.Folded, err error) {
 	switch {
 	case f.adapter == "":
 		return nil, nil
-	case f.further:
-		folded, err = lora.Replace(c, f.adapter)
+	case f.further || o.blocks:
+		folded, err = lora.Replace(o.checkpoint, f.adapter)
 	default:
-		folded, err = lora.Fold(c, f.adapter, false)
+		folded, err = lora.Fold(o.checkpoint, f.adapter, false)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("--adapter_path: %w", err)
@@ -264,12 +276,44 @@ func (f *modelFlags) load(o *opened, dtype torch.DType, device torch.Device) (mo
 		}
 	default:
 		err = model.Load(m, o.source(), dtype, device)
+		if err == nil && o.blocks && f.adapter != "" && !f.further {
+			err = attachAdapter(m, f.adapter)
+		}
 	}
 	if err != nil {
 		model.Free(m)
 		return nil, err
 	}
 	return m, nil
+}
+
+// attachAdapter adds the adapter in a folder to a model of [lora.Replace]'s weights.
+func attachAdapter(m model.Model, dir string) error {
+	config, err := lora.Open(dir)
+	if err == nil {
+		err = lora.Attach(m, config)
+	}
+	return err
+}
+
+// keepsBlocks reports whether the quantized weights of a checkpoint stay in their blocks. If they
+// cannot, it says why, and that they become dtype.
+func (f *modelFlags) keepsBlocks(c *checkpoint.Checkpoint, dtype torch.DType,
+	device torch.Device) bool {
+	kind, reason := c.Quantized(), f.converts
+	switch {
+	case kind == "":
+		return false
+	case device.IsCUDA():
+		reason = "no GPU kernel computes on such blocks yet"
+	case f.divided || f.world != nil:
+		reason = "several processes share the model"
+	}
+	if reason != "" && (f.world == nil || f.world.All.Rank == 0) {
+		note("conquer: the %s weights of %s are converted to %v, because %s (--dtype %v asks for "+
+			"it)\n", kind, c.Path, dtype, reason, dtype)
+	}
+	return reason == ""
 }
 
 // maxThreads is the most that --threads may be. Every thread has a stack and a place in tables.

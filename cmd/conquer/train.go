@@ -111,6 +111,14 @@ func (f *trainFlags) run(ctx context.Context) error {
 	defer world.Leave()
 	first := world == nil || world.Rank == 0
 	f.fits = f.checkMemory
+	switch {
+	case f.LoRA == nil:
+		f.converts = "training changes them (--lora_rank trains an adapter beside them)"
+	case f.HeadOnly || len(f.LoRA.Save) > 0 || len(f.lora.tokens) > 0 || len(f.add.added) > 0:
+		f.converts = "training changes some of them"
+	case f.LoRA.Init == lora.InitPiSSA:
+		f.converts = "PiSSA changes them"
+	}
 	defer f.add.remove()
 	o, err := f.openModel(ctx)
 	if err != nil {

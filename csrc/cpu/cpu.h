@@ -62,6 +62,9 @@ void swiglu_grad(const at::Tensor &dy, const at::Tensor &x, const at::Tensor &dx
 void cross_entropy(const ops::CrossEntropyRows &rows);
 at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
                   const at::Tensor &bias, const at::Tensor &residual);
+void block_linear(const at::Tensor &x, const std::vector<ops::BlockPart> &parts,
+                  const at::Tensor &out);
+void block_unpack(const ops::BlockPart &part, int64_t first, int64_t rows, const at::Tensor &out);
 void attention(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
                const at::Tensor &mask, bool causal, double scale, const at::Tensor &out,
                const at::Tensor &lse);

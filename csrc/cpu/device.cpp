@@ -33,6 +33,9 @@ ops::Device table() {
   d.swiglu_grad = swiglu_grad;
   d.cross_entropy = cross_entropy;
   d.linear = linear;
+  d.block_linear = block_linear;
+  d.block_unpack = block_unpack;
+  d.limits.block_rows = block_kernels().gemm ? any : 16;
   d.attention = attention;
   d.attention_grad = attention_grad;
   d.decode_attention = decode_attention;

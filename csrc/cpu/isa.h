@@ -15,6 +15,9 @@ namespace CONQUER_ISA {
 
 #include "add_rows.inl"
 #include "attention.inl"
+#include "block_kinds.inl"
+#include "block_vnni.inl"
+#include "block_linear.inl"
 #include "cross_entropy.inl"
 #include "decode_attention.inl"
 #include "linear.inl"
@@ -55,6 +58,6 @@ template <class T> constexpr Kernels<T> table() {
 #define CONQUER_SET(name) CONQUER_SET_(name)
 extern const KernelSet CONQUER_SET(CONQUER_ISA) = {
     CONQUER_ISA::table<float>(), CONQUER_ISA::table<bf16>(), CONQUER_ISA::table<f16>(),
-    CONQUER_ISA::state_space::table};
+    CONQUER_ISA::state_space::table, CONQUER_ISA::block_table()};
 
 } // namespace conquer

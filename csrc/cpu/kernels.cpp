@@ -22,7 +22,9 @@ static const KernelSet &choose() {
               __builtin_cpu_supports("f16c");
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (level >= 3 && avx512 && __builtin_cpu_supports("avx512bf16"))
+  if (level >= 3 && avx512 && __builtin_cpu_supports("avx512bf16") &&
+      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+      __builtin_cpu_supports("bmi2"))
     return kernels_avx512_bf16;
   if (level >= 2 && avx512)
     return kernels_avx512;
@@ -49,5 +51,6 @@ template <> const Kernels<float> &kernels<float>() { return chosen().f32; }
 template <> const Kernels<bf16> &kernels<bf16>() { return chosen().b16; }
 template <> const Kernels<f16> &kernels<f16>() { return chosen().h16; }
 const StateSpaceKernels &state_space_kernels() { return chosen().state_space; }
+const BlockKernels &block_kernels() { return chosen().blocks; }
 
 } // namespace conquer

@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "blocks.h"
+
 namespace conquer {
 
 struct bf16 {
@@ -207,6 +209,7 @@ struct KernelSet {
   Kernels<bf16> b16;
   Kernels<f16> h16;
   StateSpaceKernels state_space;
+  BlockKernels blocks;
 };
 extern const KernelSet kernels_portable;
 #if defined(__x86_64__)

@@ -6,7 +6,7 @@
 // GEMMs of the backward pass. The backward pass then only scales the gradients. Rows whose label is
 // ignored are dropped first on the host. Operations for each counted row: 2 V D for the loss, 4 V D
 // more for both gradients.
-#include "operators.h"
+#include "blocks.h"
 
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -100,13 +100,15 @@ Head head_on_host(const Device &device, const at::Tensor &hidden, const at::Tens
   for (int64_t begin = 0; begin < counted; begin += chunk) {
     const int64_t n = std::min(chunk, counted - begin);
     const at::Tensor x = input.narrow(0, begin, n);
-    at::Tensor logits = gemm(x, weight.t());
+    at::Tensor logits =
+        blocks_of(weight) ? block_product(x, weight, wanted.gradient()) : gemm(x, weight.t());
     auto chunk_of = [&](const at::Tensor &t) { return t.narrow(0, begin, n); };
     device.cross_entropy({logits, chunk_of(target), chunk_of(nll), wanted.gradient(), inside,
                           chunk_of(scales), wanted.loss.label_smoothing, wanted.loss.z_loss,
                           chunk_of(penalty)});
     if (wanted.dhidden)
-      dinput.narrow(0, begin, n).copy_(gemm(logits, weight));
+      dinput.narrow(0, begin, n)
+          .copy_(blocks_of(weight) ? block_gemm(logits, weight) : gemm(logits, weight));
     if (wanted.dweight) {
       if (begin == 0)
         result.dweight = gemm(logits.t(), x);
@@ -226,7 +228,7 @@ Head fused(const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor 
            const Wanted &wanted) {
   at::NoGradGuard no_grad;
   const Device *device = device_for(hidden);
-  if (device != device_for(weight))
+  if (!blocks_of(weight) && device != device_for(weight))
     device = nullptr;
   if (device && device->limits.loss_penalties && hidden.is_cpu())
     return head_on_host(*device, hidden, weight, labels, wanted);
@@ -297,6 +299,13 @@ int cq_cross_entropy_head(cq_tensor hidden, cq_tensor weight, cq_tensor labels,
                                   by.is_contiguous()),
                 "cross_entropy_head: row_weights must be contiguous float32 [N]");
     const ops::Wanted nothing{*loss, by, false, false};
+    if (ops::blocks_of(w)) {
+      TORCH_CHECK(x.is_cpu() && x.scalar_type() == at::kFloat,
+                  "cross_entropy_head: a weight in blocks takes float32 on the CPU");
+      if (x.size(0) > 0 && !ops::records_grad(x))
+        return give_head(ops::fused(x.contiguous(), w, target.contiguous(), nothing), out_loss,
+                         out_nll);
+    }
     // Gradients in float16 need the CPU's scaling.
     const bool served = x.device() == w.device() && x.scalar_type() == w.scalar_type() &&
                         x.size(0) > 0 &&

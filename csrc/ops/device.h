@@ -22,6 +22,13 @@ struct BlockTail {
   double eps, mlp_eps, next_eps;
 };
 
+// Some rows of a weight that stay in the blocks in which a GGUF file stores them; see ops/blocks.h.
+struct BlockPart {
+  int kind; // ggml's number; 0 for rows that are not quantized
+  int64_t rows, columns;
+  at::Tensor data; // uint8 [rows, bytes of a row]; of kind 0 float32 [rows,columns]
+};
+
 // Some rows of a batch's logits, whose cross-entropy is computed.
 struct CrossEntropyRows {
   at::Tensor logits;  // [N,V]; replaced by their gradient if gradient is set
@@ -108,6 +115,7 @@ struct Limits {
   int64_t decode_group;        // most query heads for each key head in decode_attention
   int64_t linear_rows_float32; // most rows of linear, by the dtype of its input
   int64_t linear_rows_16bit;
+  int64_t block_rows;     // most rows of block_linear
   bool linear_fuses;      // linear takes a norm and a residual, and linear_swiglu is there
   bool float16_gradients; // kernels have backward passes in float16
   bool loss_penalties;    // cross_entropy takes row scales, label smoothing and z-loss
@@ -147,6 +155,12 @@ struct Device {
   // The same with a weight of 2F rows, gate first: silu(gate)·up [...,F].
   at::Tensor (*linear_swiglu)(const at::Tensor &x, const at::Tensor &norm, double eps,
                               const at::Tensor &weight, const at::Tensor &bias);
+  // x [M,D] float32 times the rows of all parts, one after the other: out float32 [M,N], contiguous.
+  // Activations are rounded to 8 bits in blocks of 32. Columns of parts of kind 0 are not written.
+  void (*block_linear)(const at::Tensor &x, const std::vector<BlockPart> &parts,
+                       const at::Tensor &out);
+  // The values of rows [first, first + rows) of a part, exactly: out float32 [rows,D].
+  void (*block_unpack)(const BlockPart &part, int64_t first, int64_t rows, const at::Tensor &out);
   // cq_block_tail of tensors that ops::unfused_reason accepts. Returns an empty string, or why this
   // device cannot fuse it. next_out stays undefined if tail.next is.
   std::string (*block_tail)(const at::Tensor &x, const at::Tensor &mixed, const BlockTail &tail,

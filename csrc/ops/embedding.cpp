@@ -4,7 +4,7 @@
 // up, which autograd then adds to an existing gradient (from a tied head, or from an earlier
 // micro-batch): four passes over V D elements for B L D of them. Here the rows are added to the
 // existing gradient.
-#include "operators.h"
+#include "blocks.h"
 
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -50,6 +50,8 @@ int cq_embedding(cq_tensor weight, cq_tensor ids, cq_tensor *out) {
   return guarded([&] {
     RECORD_USER_SCOPE("conquer::embedding");
     const at::Tensor w = tensor_of(weight), index = tensor_of(ids);
+    if (ops::blocks_of(w))
+      return give(out, ops::block_embedding(w, index));
     const ops::Device *device = ops::device_for(w);
     if (device && w.dim() == 2 && w.size(1) % device->limits.width_multiple == 0 &&
         ops::has_gradients(*device, w.scalar_type()) && index.scalar_type() == at::kLong &&
@@ -60,5 +62,10 @@ int cq_embedding(cq_tensor weight, cq_tensor ids, cq_tensor *out) {
 }
 
 int cq_embedding_reference(cq_tensor weight, cq_tensor ids, cq_tensor *out) {
-  return guarded([&] { return give(out, at::embedding(tensor_of(weight), tensor_of(ids))); });
+  return guarded([&] {
+    at::Tensor w = tensor_of(weight);
+    if (const auto *parts = ops::blocks_of(w))
+      w = ops::unpacked(*parts, 0, w.size(0), at::kFloat);
+    return give(out, at::embedding(w, tensor_of(ids)));
+  });
 }

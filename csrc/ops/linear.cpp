@@ -2,7 +2,7 @@
 // behind. A decode step multiplies one row (a batch of prompts: a few) by every weight of the
 // model, which is bound by reading the weight. The devices' kernels are made for few rows; GEMMs of
 // libtorch and oneDNN, made for many, reach a third of memory speed there.
-#include "operators.h"
+#include "blocks.h"
 
 namespace conquer::ops {
 
@@ -10,7 +10,7 @@ namespace {
 
 // The kernels for few rows x and weight, if the device has them and no gradient is recorded.
 const Device *kernels_for(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias) {
-  if (x.dim() < 1 || weight.dim() != 2 || x.size(-1) != weight.size(1))
+  if (x.dim() < 1 || weight.dim() != 2 || x.size(-1) != weight.size(1) || blocks_of(weight))
     return nullptr;
   const Device *device = device_for(x);
   if (!device)
@@ -46,6 +46,8 @@ bool adds(const at::Tensor &residual, const at::Tensor &x) {
 } // namespace
 
 at::Tensor linear(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias) {
+  if (blocks_of(weight))
+    return block_linear(x, weight, bias);
   if (const Device *device = kernels_for(x, weight, bias))
     return device->linear(x.contiguous(), {}, 0, weight, bias, {});
   return gemm_linear(x, weight, bias);
@@ -138,6 +140,10 @@ int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out) {
 }
 
 int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out) {
-  return guarded(
-      [&] { return give(out, at::linear(tensor_of(x), tensor_of(weight), optional_of(bias))); });
+  return guarded([&] {
+    at::Tensor w = tensor_of(weight);
+    if (const auto *parts = ops::blocks_of(w))
+      w = ops::unpacked(*parts, 0, w.size(0), tensor_of(x).scalar_type());
+    return give(out, at::linear(tensor_of(x), w, optional_of(bias)));
+  });
 }

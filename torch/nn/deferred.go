@@ -34,9 +34,12 @@ func (p *Param) Move(to torch.Tensor) (err error) {
 	return err
 }
 
-// Values returns p's values; for a deferred parameter, a copy on the CPU that is read for this
-// call.
+// Values returns p's values; for a deferred parameter or a weight in blocks, a copy on the CPU that
+// is made for this call.
 func (p *Param) Values() (torch.Tensor, error) {
+	if p.Tensor.InBlocks() {
+		return p.RowsOf(0, p.Size(0)), nil
+	}
 	if p.Deferred == nil {
 		return p.Detach(), nil
 	}

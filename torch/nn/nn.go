@@ -47,6 +47,15 @@ func newParam(fill Fill, rows []int, rest ...int) *Param {
 	return &Param{Shape: append([]int{total}, rest...), Rows: rows, Fill: fill}
 }
 
+// RowsOf returns n rows from first on, without their gradient: a view, or the values of a weight in
+// blocks ([torch.Blocks]) as float32.
+func (p *Param) RowsOf(first, n int) torch.Tensor {
+	if p.Tensor.InBlocks() {
+		return p.Tensor.UnpackRows(first, n, torch.Float32)
+	}
+	return p.Tensor.Detach().Narrow(0, first, n)
+}
+
 // NewParam declares a parameter of one component.
 func NewParam(fill Fill, shape ...int) *Param {
 	return &Param{Shape: shape, Rows: shape[:1], Fill: fill}
@@ -132,7 +141,7 @@ func (l *Linear) component(i int) (weight, bias torch.Tensor) {
 	if l.Bias != nil {
 		bias = l.Bias.Tensor.Narrow(0, first, l.Rows[i])
 	}
-	return l.Weight.Tensor.Narrow(0, first, l.Rows[i]), bias
+	return l.Weight.RowsOf(first, l.Rows[i]), bias
 }
 
 // adapted is local with all adapters in two GEMMs, in x's dtype: one with their A below each other,

@@ -36,6 +36,15 @@ func NewFingerprint(m model.Model, data, validation *dataset.Dataset) Fingerprin
 	return f
 }
 
+// hashed is the number of elements at each end of a parameter that HashWeights hashes.
+const hashed = 1024
+
+// blockEnds returns the first and the last rows of a weight in blocks.
+func blockEnds(p *nn.Param) torch.Tensor {
+	rows := min(p.Size(0), (hashed+p.Size(1)-1)/p.Size(1))
+	return torch.Cat(0, p.RowsOf(0, rows), p.RowsOf(p.Size(0)-rows, rows))
+}
+
 // HashWeights hashes the first and the last 1,024 elements of each of m's parameters. Deferred
 // parameters are read one at a time.
 func HashWeights(m model.Model) (_ string, err error) {
@@ -43,11 +52,13 @@ func HashWeights(m model.Model) (_ string, err error) {
 	for _, p := range nn.Params(m) {
 		torch.Scoped(func() {
 			var all torch.Tensor
-			if all, err = p.Values(); err != nil {
+			if p.Tensor.InBlocks() {
+				all = blockEnds(p)
+			} else if all, err = p.Values(); err != nil {
 				return
 			}
 			flat := all.Reshape(-1)
-			n := min(flat.Numel(), 1024)
+			n := min(flat.Numel(), hashed)
 			for _, start := range []int{0, flat.Numel() - n} {
 				part := torch.Values[float32](flat.Narrow(0, start, n))
 				binary.Write(h, binary.LittleEndian, part)

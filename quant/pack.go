@@ -1,4 +1,4 @@
-package checkpoint
+package quant
 
 import (
 	"fmt"
@@ -9,16 +9,20 @@ import (
 // reference and the gguf Python package do.
 var encoders = map[string]func(dst []byte, src []float32){"Q8_0": encodeQ8_0, "Q4_0": encodeQ4_0}
 
-// quantize encodes src, rows of a multiple of 32 numbers each. The work is shared among GOMAXPROCS
+// Packs reports whether [Pack] takes the kind.
+func Packs(kind string) bool { return encoders[kind] != nil }
+
+// Pack encodes src, rows of a multiple of 32 numbers each. The work is shared among GOMAXPROCS
 // goroutines.
-func quantize(kind string, src []float32) ([]byte, error) {
-	encode, t := encoders[kind], ggmlByName[kind]
-	if encode == nil || len(src)%t.block != 0 {
+func Pack(kind string, src []float32) ([]byte, error) {
+	encode := encoders[kind]
+	t, _ := ByName(kind)
+	if encode == nil || len(src)%t.Block != 0 {
 		return nil, fmt.Errorf("%d numbers cannot be written as %s", len(src), kind)
 	}
-	dst := make([]byte, len(src)/t.block*t.bytes)
-	share(len(src)/t.block, decodeChunk/t.block, func(begin, end int) {
-		encode(dst[begin*t.bytes:end*t.bytes], src[begin*t.block:end*t.block])
+	dst := make([]byte, len(src)/t.Block*t.Bytes)
+	share(len(src)/t.Block, decodeChunk/t.Block, func(begin, end int) {
+		encode(dst[begin*t.Bytes:end*t.Bytes], src[begin*t.Block:end*t.Block])
 	})
 	return dst, nil
 }

@@ -1,9 +1,14 @@
-package checkpoint
+package quant
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"math"
 	"math/rand/v2"
+	"os"
 	"testing"
+	"unsafe"
 
 	"conquer/torch"
 )
@@ -29,7 +34,7 @@ func TestDequantize_RoundsAsLibtorch(t *testing.T) {
 		}
 	}
 	got := make([]byte, 2*len(values))
-	inTorch(t, func() {
+	err := torch.Run(func() error {
 		source := torch.From(values, len(values))
 		for dtype, round := range map[torch.DType]func([]byte,
 			[]float32){torch.BFloat16: roundBF16, torch.Float16: roundF16} {
@@ -42,7 +47,11 @@ func TestDequantize_RoundsAsLibtorch(t *testing.T) {
 				}
 			}
 		}
+		return nil
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, round := range []func([]byte, []float32){roundBF16, roundF16} {
 		pair := make([]byte, 2)
 		round(pair, []float32{math.Float32frombits(0x7f800001)})
@@ -64,7 +73,7 @@ func TestDequantize_SharesLongAndShortRowsEvenly(t *testing.T) {
 		decodeQ4_1(want, src)
 		dst := make([]byte, 4*rows*columns)
 		reversed := func(row int) int { return rows - 1 - row }
-		if err := dequantize(dst, "F32", src, "Q4_1", rows, columns, reversed); err != nil {
+		if err := UnpackRows(dst, "F32", src, "Q4_1", rows, columns, reversed); err != nil {
 			t.Fatal(err)
 		}
 		for i, got := range float32s(dst) {
@@ -74,8 +83,38 @@ func TestDequantize_SharesLongAndShortRowsEvenly(t *testing.T) {
 			}
 		}
 	}
-	if err := dequantize(make([]byte, 128), "F32", make([]byte, 19), "Q4_1", 1, 32,
+	if err := UnpackRows(make([]byte, 128), "F32", make([]byte, 19), "Q4_1", 1, 32,
 		nil); err == nil {
 		t.Error("a block of 19 bytes was decoded as Q4_1")
+	}
+}
+
+func TestUnpack_GivesTheNumbersOfThePythonPackage(t *testing.T) {
+	var expected map[string]struct {
+		Bytes  []byte
+		SHA256 string
+	}
+	text, err := os.ReadFile("testdata/kinds.json")
+	if err == nil {
+		err = json.Unmarshal(text, &expected)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range Kinds {
+		want, ok := expected[kind.Name]
+		if kind.Plain() || !Unpacks(kind.Name) {
+			continue
+		}
+		if !ok {
+			t.Errorf("the fixture has no %s", kind.Name)
+			continue
+		}
+		values := make([]float32, len(want.Bytes)/kind.Bytes*kind.Block)
+		Unpack(values, kind.Name, want.Bytes)
+		sum := sha256.Sum256(unsafe.Slice((*byte)(unsafe.Pointer(&values[0])), 4*len(values)))
+		if hex.EncodeToString(sum[:]) != want.SHA256 {
+			t.Errorf("%s differs: begins %v", kind.Name, values[:4])
+		}
 	}
 }

@@ -1,4 +1,4 @@
-package checkpoint
+package quant
 
 import (
 	"encoding/binary"
@@ -19,25 +19,34 @@ const decodeChunk = 1 << 16
 var decoders = map[string]func(dst []float32, src []byte){
 	"F32": decodeF32, "F16": decodeF16, "BF16": decodeBF16,
 	"Q4_0": decodeQ4_0, "Q4_1": decodeQ4_1, "Q5_0": decodeQ5_0, "Q5_1": decodeQ5_1,
-	"Q8_0": decodeQ8_0,
-	"Q4_K": decodeQ4_K, "Q5_K": decodeQ5_K, "Q6_K": decodeQ6_K,
+	"Q8_0": decodeQ8_0, "Q2_K": decodeQ2_K, "Q3_K": decodeQ3_K, "Q4_K": decodeQ4_K,
+	"Q5_K": decodeQ5_K, "Q6_K": decodeQ6_K, "IQ4_NL": decodeIQ4_NL, "IQ4_XS": decodeIQ4_XS,
+	"MXFP4": decodeMXFP4,
 }
 
-// dequantize decodes rows of `columns` numbers of a ggml type into dst, whose element type is named
-// as safetensors does: F32, or BF16 and F16, rounded to the nearest (even) value. Row r of the
-// result is row source(r) of src; a nil source keeps the order. The work is shared among GOMAXPROCS
+// Unpacks reports whether [Unpack] and [UnpackRows] take the kind.
+func Unpacks(kind string) bool { return decoders[kind] != nil }
+
+// Unpack decodes src, whole blocks of a kind that [Unpacks], into the numbers of dst.
+func Unpack(dst []float32, kind string, src []byte) { decoders[kind](dst, src) }
+
+// UnpackRows decodes rows of `columns` numbers of a kind into dst, whose element type is named as
+// safetensors does: F32, or BF16 and F16, rounded to the nearest (even) value. Row r of the result
+// is row source(r) of src; a nil source keeps the order. The work is shared among GOMAXPROCS
 // goroutines.
-func dequantize(dst []byte, dtype string, src []byte, kind string, rows, columns int,
+func UnpackRows(dst []byte, dtype string, src []byte, kind string, rows, columns int,
 	source func(int) int) error {
 	decode, ok := decoders[kind]
 	if !ok {
-		return fmt.Errorf("the type %s is not decoded: expected F32, F16, BF16, Q4_0, Q4_1, "+
-			"Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K", kind)
+		return fmt.Errorf("the type %s is not decoded: expected one of %s", kind, Unpacked)
 	}
-	width := safetensorsBits[dtype] / 8
-	t := ggmlByName[kind]
-	srcRow, dstRow := columns/t.block*t.bytes, columns*width
-	if columns%t.block != 0 || len(src) != rows*srcRow || len(dst) != rows*dstRow {
+	width := 2
+	if dtype == "F32" {
+		width = 4
+	}
+	t, _ := ByName(kind)
+	srcRow, dstRow := columns/t.Block*t.Bytes, columns*width
+	if columns%t.Block != 0 || len(src) != rows*srcRow || len(dst) != rows*dstRow {
 		return fmt.Errorf("%d bytes of %s for %d bytes of %s are not %d rows of %d", len(src),
 			kind, len(dst), dtype, rows, columns)
 	}
@@ -55,7 +64,7 @@ func dequantize(dst []byte, dtype string, src []byte, kind string, rows, columns
 			if source != nil {
 				from = source(row)
 			}
-			in := src[from*srcRow+first/t.block*t.bytes : from*srcRow+last/t.block*t.bytes]
+			in := src[from*srcRow+first/t.Block*t.Bytes : from*srcRow+last/t.Block*t.Bytes]
 			out := dst[row*dstRow+first*width : row*dstRow+last*width]
 			if dtype == "F32" {
 				decode(float32s(out), in)
@@ -63,7 +72,7 @@ func dequantize(dst []byte, dtype string, src []byte, kind string, rows, columns
 			}
 			for n := last - first; n > 0; {
 				part := buffer[:min(len(buffer), n)]
-				step := len(part) / t.block * t.bytes
+				step := len(part) / t.Block * t.Bytes
 				decode(part, in[:step])
 				if dtype == "BF16" {
 					roundBF16(out, part)
@@ -108,60 +117,6 @@ func float32s(b []byte) []float32 {
 // uint16s views bytes that are aligned to 2.
 func uint16s(b []byte) []uint16 {
 	return unsafe.Slice((*uint16)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/2)
-}
-
-// half reads a float16, keeping every bit of a NaN.
-func half(b []byte) float32 {
-	h := uint32(binary.LittleEndian.Uint16(b))
-	sign, exponent, fraction := h&0x8000<<16, h>>10&0x1f, h&0x3ff
-	switch {
-	case exponent == 0x1f:
-		return math.Float32frombits(sign | 0x7f800000 | fraction<<13)
-	case exponent != 0:
-		return math.Float32frombits(sign | (exponent+112)<<23 | fraction<<13)
-	}
-	f := float32(fraction) * 0x1p-24
-	return math.Float32frombits(sign | math.Float32bits(f))
-}
-
-// roundBF16 rounds to nearest, ties to even, as libtorch does.
-func roundBF16(dst []byte, src []float32) {
-	out := uint16s(dst)[:len(src)]
-	for i, f := range src {
-		b := math.Float32bits(f)
-		rounded := (b + 0x7fff + b>>16&1) >> 16
-		if f != f {
-			rounded = 0x7fc0
-		}
-		out[i] = uint16(rounded)
-	}
-}
-
-// roundF16 rounds to nearest, ties to even, as libtorch does.
-func roundF16(dst []byte, src []float32) {
-	out := uint16s(dst)[:len(src)]
-	for i, f := range src {
-		b := math.Float32bits(f)
-		sign := b >> 16 & 0x8000
-		b &= 0x7fffffff
-		h := (b + 0xfff + b>>13&1 - 112<<23) >> 13 // 112 is the difference of the exponents' biases
-		if b-0x38800000 >= 0x47800000-0x38800000 {
-			h = specialF16(b)
-		}
-		out[i] = uint16(sign | h)
-	}
-}
-
-// specialF16 rounds the magnitudes that have no normal float16.
-func specialF16(b uint32) uint32 {
-	switch {
-	case b > 0x7f800000: // NaN
-		return 0x7e00
-	case b >= 0x47800000: // 65536 and above
-		return 0x7c00
-	}
-	// Below 2^-14 they are subnormal: adding 0.5 aligns the bits and rounds them.
-	return math.Float32bits(math.Float32frombits(b)+0.5) - 0x3f000000
 }
 
 func decodeF32(dst []float32, src []byte) {
@@ -254,65 +209,6 @@ func decodeQ8_0(dst []float32, src []byte) {
 		out := dst[:32:32]
 		for j, q := range src[2:34] {
 			out[j] = float32(int8(q)) * d
-		}
-	}
-}
-
-// scaleAndMin unpacks the j-th of eight six-bit scales and minima of a Q4_K or Q5_K block.
-func scaleAndMin(scales []byte, j int) (scale, minimum float32) {
-	if j < 4 {
-		return float32(scales[j] & 63), float32(scales[j+4] & 63)
-	}
-	return float32(scales[j+4]&15 | scales[j-4]>>2&0x30),
-		float32(scales[j+4]>>4 | scales[j]>>2&0x30)
-}
-
-func decodeQ4_K(dst []float32, src []byte) {
-	for ; len(src) >= 144; dst, src = dst[256:], src[144:] {
-		d, dmin, scales, qs := half(src), half(src[2:]), src[4:16], src[16:144]
-		for j := range 8 {
-			scale, minimum := scaleAndMin(scales, j)
-			dl, ml := d*scale, dmin*minimum
-			var value [16]float32
-			for q := range value {
-				value[q] = float32(dl*float32(q)) - ml
-			}
-			out, shift := dst[j*32:j*32+32:j*32+32], j%2*4
-			for i, q := range qs[j/2*32 : j/2*32+32] {
-				out[i] = value[q>>shift&15]
-			}
-		}
-	}
-}
-
-func decodeQ5_K(dst []float32, src []byte) {
-	for ; len(src) >= 176; dst, src = dst[256:], src[176:] {
-		d, dmin, scales, fifth, qs := half(src), half(src[2:]), src[4:16], src[16:48], src[48:176]
-		for j := range 8 {
-			scale, minimum := scaleAndMin(scales, j)
-			dl, ml := d*scale, dmin*minimum
-			var value [32]float32
-			for q := range value {
-				value[q] = float32(dl*float32(q)) - ml
-			}
-			out, shift := dst[j*32:j*32+32:j*32+32], j%2*4
-			for i, q := range qs[j/2*32 : j/2*32+32] {
-				out[i] = value[q>>shift&15|fifth[i]>>j&1<<4]
-			}
-		}
-	}
-}
-
-func decodeQ6_K(dst []float32, src []byte) {
-	for ; len(src) >= 210; dst, src = dst[256:], src[210:] {
-		low, high, scales, d := src[:128], src[128:192], src[192:208], half(src[208:])
-		for j := range 8 { // 32 values each: bytes of one half of low and high, at this shift
-			at, shift, shift2 := j/4*64+j%2*32, j%4/2*4, j%4*2
-			dl := [2]float32{d * float32(int8(scales[2*j])), d * float32(int8(scales[2*j+1]))}
-			out, top := dst[j*32:j*32+32:j*32+32], high[j/4*32:j/4*32+32]
-			for i, q := range low[at : at+32] {
-				out[i] = dl[i/16] * float32(int8(q>>shift&15|top[i]>>shift2&3<<4)-32)
-			}
 		}
 	}
 }

@@ -1,0 +1,59 @@
+package checkpoint
+
+import (
+	"conquer/quant"
+	"conquer/torch"
+)
+
+// Blocks returns a matrix of a GGUF file in the blocks in which it is stored: a view of the mapped
+// file, or a copy if its rows lie in another order there (see [Mapped]). It is false for a tensor
+// that is not quantized, or that has another form in the file.
+func (c *Checkpoint) Blocks(name string) (part torch.BlockPart, ok bool, err error) {
+	s, err := c.find(name)
+	if err != nil {
+		return part, false, err
+	}
+	if !s.inBlocks() {
+		return part, false, nil
+	}
+	kind, _ := quant.ByName(s.dtype)
+	rows := s.shape[0]
+	shape := []int{rows, s.bytes / max(rows, 1)}
+	part.Kind = kind.Number
+	if s.headRows == 0 {
+		part.Data = s.file.Tensor(s.offset, torch.Uint8, shape)
+		return part, true, nil
+	}
+	part.Data = torch.Empty(shape, torch.Uint8, torch.CPU)
+	copyRows(part.Data.Data(), s.data(), rows, unpermute(s.headRows))
+	c.Release(name)
+	return part, true, nil
+}
+
+// inBlocks reports whether [Checkpoint.Blocks] has the tensor.
+func (s *stored) inBlocks() bool {
+	kind, ok := quant.ByName(s.dtype)
+	return ok && !kind.Plain() && quant.Unpacks(s.dtype) && len(s.shape) == 2 &&
+		s.transform == nil && s.parts == nil && s.strides == nil
+}
+
+// Quantized returns the kind of block that holds most bytes of a GGUF file, such as "Q4_K"; "" if
+// less than half of its bytes are quantized.
+func (c *Checkpoint) Quantized() string {
+	sizes, quantized, all, best := map[string]int{}, 0, 0, ""
+	for _, name := range c.names {
+		s := c.tensors[name]
+		if all += s.bytes; !s.inBlocks() {
+			continue
+		}
+		quantized += s.bytes
+		sizes[s.dtype] += s.bytes
+		if sizes[s.dtype] > sizes[best] {
+			best = s.dtype
+		}
+	}
+	if 2*quantized < all {
+		return ""
+	}
+	return best
+}

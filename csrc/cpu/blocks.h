@@ -1,0 +1,83 @@
+// blocks.h: weights in quantized blocks, and activations in blocks of 8 bits, as the kernels of
+// block_kinds.inl and block_linear.inl read them.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace conquer {
+
+// The kinds of blocks, by their numbers in GGUF files.
+enum class BlockKind : int {
+  Q4_0 = 2,
+  Q4_1 = 3,
+  Q5_0 = 6,
+  Q5_1 = 7,
+  Q8_0 = 8,
+  Q2_K = 10,
+  Q3_K = 11,
+  Q4_K = 12,
+  Q5_K = 13,
+  Q6_K = 14,
+  IQ4_NL = 20,
+  IQ4_XS = 23,
+  MXFP4 = 39,
+};
+
+// A unit is 256 numbers of a row: one block of 256, or eight blocks of 32. The last unit of a row
+// may have fewer blocks of 32.
+constexpr int64_t unit = 256;
+// Numbers that share a scale and a minimum, at least.
+constexpr int64_t group = 16;
+constexpr int64_t groups = unit / group;
+
+// A unit of a row of activations: x[i] is about scale[i / 16] * q[i]. Scales belong to 32 numbers
+// and stand twice. Numbers beyond the row are zero.
+struct alignas(64) ActivationUnit {
+  int8_t q[unit];
+  float scale[groups];
+  float sum[groups];         // scale times the sum of q, of 16 numbers
+  float sum_of_two[8];       // the same of 32 numbers
+  int32_t level[groups];     // the sum of q, of 16 numbers
+  int32_t level_of_two[8];   // of 32 numbers
+  float lane_scale[unit / 4]; // the scale of each four numbers
+  float lane_sum[unit / 4];   // scale times the sum of q, of four numbers
+};
+static_assert(sizeof(ActivationUnit) == 1024);
+
+// The rows of a weight that one call multiplies by, `row_bytes` apart.
+struct BlockRows {
+  BlockKind kind;
+  const uint8_t *data;
+  int64_t row_bytes, rows, columns; // columns: a multiple of the kind's block
+
+  int64_t units() const { return (columns + unit - 1) / unit; }
+  BlockRows from(int64_t row, int64_t n) const {
+    return {kind, data + row * row_bytes, row_bytes, n, columns};
+  }
+};
+
+// Rows of the weight that `gemm` unpacks together, and the floats of its scratch memory.
+constexpr int64_t block_tile = 32;
+inline int64_t block_tile_floats(int64_t units) {
+  return units * block_tile * (unit / 4 + 2 * groups);
+}
+
+// The inner loops on blocks (block_kinds.inl, block_linear.inl).
+struct BlockKernels {
+  // Rounds a row of `columns` floats to units of 8 bits.
+  void (*quantize)(const float *x, int64_t columns, ActivationUnit *out);
+  // y[m * y_stride + r] = <row r of w, x[m]> for the n rows of x, which have w.units() units each.
+  void (*dot)(const BlockRows &w, const ActivationUnit *x, int64_t n, float *y, int64_t y_stride);
+  // The same for many rows of x and at most block_tile rows of w. scratch has
+  // block_tile_floats(w.units()) floats, aligned to 64 bytes. Null if the processor lacks the
+  // instructions that make it faster than a product of floats.
+  void (*gemm)(const BlockRows &w, const ActivationUnit *x, int64_t n, float *y, int64_t y_stride,
+               float *scratch);
+  // The values of w, exactly: [w.rows, w.columns].
+  void (*unpack)(const BlockRows &w, float *out);
+};
+
+const BlockKernels &block_kernels();
+
+} // namespace conquer

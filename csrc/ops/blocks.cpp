@@ -1,0 +1,245 @@
+// blocks.cpp: weights in quantized blocks, and linear layers and embeddings of them.
+//
+// While gradients are off the device's kernel multiplies blocks by activations of 8 bits. While they
+// are recorded, or without a kernel, a tile of rows at a time is unpacked to float32, so that the backward pass
+// differentiates the function that the forward pass computed. A tile is at most 16 MB, whatever the
+// layer.
+#include "blocks.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+namespace conquer::ops {
+
+namespace {
+
+class Blocks final : public c10::TensorImpl {
+public:
+  explicit Blocks(std::vector<BlockPart> all)
+      : TensorImpl(c10::DispatchKeySet(c10::DispatchKey::PrivateUse3),
+                   caffe2::TypeMeta::Make<float>(), c10::Device(c10::kCPU)),
+        parts(std::move(all)) {
+    int64_t rows = 0;
+    for (const BlockPart &part : parts)
+      rows += part.rows;
+    set_sizes_contiguous({rows, parts[0].columns});
+    set_storage_access_should_throw();
+  }
+  const char *tensorimpl_type_name() const override { return "conquer::Blocks"; }
+
+  const std::vector<BlockPart> parts;
+};
+
+// The values of a part's rows from `first` on: out float32.
+void unpack_into(const BlockPart &part, int64_t first, const at::Tensor &out) {
+  if (part.kind == 0)
+    out.copy_(part.data.narrow(0, first, out.size(0)));
+  else
+    registered_device(out).block_unpack(part, first, out.size(0), out);
+}
+
+constexpr int64_t tile_elements = int64_t(1) << 22;
+
+int64_t tile_rows(int64_t columns) { return std::max<int64_t>(16, tile_elements / columns); }
+
+// Calls f(first, tile) for tiles of rows, unpacked to float32.
+template <class F> void for_tiles(const at::Tensor &weight, F &&f) {
+  const std::vector<BlockPart> &parts = *blocks_of(weight);
+  const int64_t rows = weight.size(0), step = tile_rows(weight.size(1));
+  for (int64_t first = 0; first < rows; first += step)
+    f(first, unpacked(parts, first, std::min(step, rows - first), at::kFloat));
+}
+
+// x [M,D] float32 times the weight, by tiles.
+at::Tensor by_tiles(const at::Tensor &x, const at::Tensor &weight) {
+  at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
+  for_tiles(weight, [&](int64_t first, const at::Tensor &tile) {
+    y.narrow(1, first, tile.size(0)).copy_(gemm(x, tile.t()));
+  });
+  return y;
+}
+
+class BlockLinear : public torch::autograd::Function<BlockLinear> {
+public:
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &weight) {
+    ctx->saved_data["weight"] = weight;
+    return by_tiles(x, weight);
+  }
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    return {block_gemm(grads[0].contiguous(), ctx->saved_data["weight"].toTensor()), {}};
+  }
+};
+
+} // namespace
+
+BlockSize block_size(int kind) {
+  switch (kind) {
+  case 2:
+    return {18, 32};
+  case 3:
+    return {20, 32};
+  case 6:
+    return {22, 32};
+  case 7:
+    return {24, 32};
+  case 8:
+    return {34, 32};
+  case 10:
+    return {84, 256};
+  case 11:
+    return {110, 256};
+  case 12:
+    return {144, 256};
+  case 13:
+    return {176, 256};
+  case 14:
+    return {210, 256};
+  case 20:
+    return {18, 32};
+  case 23:
+    return {136, 256};
+  case 39:
+    return {17, 32};
+  }
+  return {0, 0};
+}
+
+const std::vector<BlockPart> *blocks_of(const at::Tensor &t) {
+  const auto *blocks = t.defined() ? dynamic_cast<const Blocks *>(t.unsafeGetTensorImpl()) : nullptr;
+  return blocks ? &blocks->parts : nullptr;
+}
+
+at::Tensor make_blocks(std::vector<BlockPart> parts) {
+  TORCH_CHECK(!parts.empty(), "blocks: no parts");
+  for (const BlockPart &part : parts) {
+    const auto [bytes, numbers] = block_size(part.kind);
+    if (part.kind == 0) {
+      TORCH_CHECK(part.data.dim() == 2 && part.data.scalar_type() == at::kFloat &&
+                      part.data.is_cpu() && part.data.is_contiguous() && part.rows > 0 &&
+                      part.data.size(1) == parts[0].columns,
+                  "blocks: rows that are not quantized must be contiguous float32 [N,",
+                  parts[0].columns, "] on the CPU");
+      continue;
+    }
+    TORCH_CHECK(numbers > 0, "blocks: no kernel for blocks of kind ", part.kind);
+    TORCH_CHECK(part.columns == parts[0].columns && part.columns > 0 && part.columns % numbers == 0,
+                "blocks: rows of ", part.columns, " numbers, expected ", parts[0].columns,
+                " and a multiple of ", numbers);
+    TORCH_CHECK(part.data.dim() == 2 && part.data.scalar_type() == at::kByte &&
+                    part.data.is_cpu() && part.data.is_contiguous() && part.rows > 0 &&
+                    part.data.size(0) == part.rows &&
+                    part.data.size(1) == part.columns / numbers * bytes,
+                "blocks: data must be contiguous uint8 [", part.rows, ",",
+                part.columns / numbers * bytes, "] on the CPU, not ", part.data.sizes());
+  }
+  return at::detail::make_tensor<Blocks>(std::move(parts));
+}
+
+at::Tensor unpacked(const std::vector<BlockPart> &parts, int64_t first, int64_t rows,
+                    at::ScalarType type) {
+  at::Tensor out =
+      at::empty({rows, parts[0].columns}, parts[0].data.options().dtype(at::kFloat));
+  int64_t start = 0; // of the part
+  for (const BlockPart &part : parts) {
+    const int64_t a = std::max(first, start), b = std::min(first + rows, start + part.rows);
+    if (a < b)
+      unpack_into(part, a - start, out.narrow(0, a - first, b - a));
+    start += part.rows;
+  }
+  return out.to(type);
+}
+
+at::Tensor block_product(const at::Tensor &x, const at::Tensor &weight, bool exact) {
+  const Device *device = device_for(x);
+  if (exact || !device || !device->block_linear || x.size(0) > device->limits.block_rows)
+    return by_tiles(x, weight);
+  std::vector<BlockPart> parts = *blocks_of(weight);
+  at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
+  device->block_linear(x, parts, y);
+  int64_t first = 0;
+  for (const BlockPart &part : parts) { // the kernel leaves out what is not quantized
+    if (part.kind == 0)
+      y.narrow(1, first, part.rows).copy_(gemm(x, part.data.t()));
+    first += part.rows;
+  }
+  return y;
+}
+
+at::Tensor block_linear(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias) {
+  TORCH_CHECK(x.dim() >= 1 && x.is_cpu() && x.is_floating_point() && x.size(-1) == weight.size(1),
+              "linear: a weight in blocks ", weight.sizes(),
+              " takes floating-point numbers [..., D] on the CPU, not ", x.sizes());
+  const at::Tensor rows = x.reshape({-1, x.size(-1)}).to(at::kFloat).contiguous();
+  at::Tensor y = records_grad(x) ? BlockLinear::apply(rows, weight)
+                                 : block_product(rows, weight, at::GradMode::is_enabled());
+  if (bias.defined())
+    y = records_grad(x, bias) ? y + bias : y.add_(bias);
+  auto shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  return y.view(shape).to(x.scalar_type());
+}
+
+at::Tensor block_gemm(const at::Tensor &dy, const at::Tensor &weight) {
+  at::Tensor dx = at::zeros({dy.size(0), weight.size(1)}, dy.options());
+  for_tiles(weight, [&](int64_t first, const at::Tensor &tile) {
+    add_gemm(dx, dy.narrow(1, first, tile.size(0)), tile.to(dy.scalar_type()));
+  });
+  return dx;
+}
+
+at::Tensor block_embedding(const at::Tensor &weight, const at::Tensor &ids) {
+  TORCH_CHECK(ids.is_cpu() && ids.scalar_type() == at::kLong,
+              "embedding: a weight in blocks takes ids int64 on the CPU");
+  const at::Tensor flat = ids.reshape({-1}).contiguous();
+  const std::vector<BlockPart> &parts = *blocks_of(weight);
+  at::Tensor out = at::empty({flat.size(0), weight.size(1)}, flat.options().dtype(at::kFloat));
+  const int64_t *id = flat.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < flat.size(0); i++) {
+    TORCH_CHECK_INDEX(id[i] >= 0 && id[i] < weight.size(0), "embedding: id ", id[i],
+                      " is outside the vocabulary of ", weight.size(0));
+    int64_t row = id[i];
+    size_t p = 0;
+    for (; row >= parts[p].rows; p++)
+      row -= parts[p].rows;
+    unpack_into(parts[p], row, out.narrow(0, i, 1));
+  }
+  auto shape = ids.sizes().vec();
+  shape.push_back(weight.size(1));
+  return out.view(shape);
+}
+
+} // namespace conquer::ops
+
+using namespace conquer;
+
+int cq_blocks(const cq_tensor *data, const int *kinds, int n, int64_t columns, cq_tensor *out) {
+  return guarded([&] {
+    std::vector<ops::BlockPart> parts;
+    for (int i = 0; i < n; i++) {
+      const at::Tensor bytes = tensor_of(data[i]);
+      parts.push_back({kinds[i], bytes.size(0), columns, bytes});
+    }
+    return give(out, ops::make_blocks(std::move(parts)));
+  });
+}
+
+int64_t cq_blocks_bytes(cq_tensor t) {
+  int64_t bytes = 0;
+  if (const auto *parts = ops::blocks_of(tensor_of(t)))
+    for (const ops::BlockPart &part : *parts)
+      bytes += part.data.numel();
+  return bytes;
+}
+
+int cq_blocks_unpack(cq_tensor blocks, int64_t first, int64_t rows, int dtype, cq_tensor *out) {
+  return guarded([&] {
+    const at::Tensor t = tensor_of(blocks);
+    const auto *parts = ops::blocks_of(t);
+    TORCH_CHECK(parts, "unpack: the tensor is not in blocks");
+    TORCH_CHECK(first >= 0 && rows >= 0 && first <= t.size(0) && rows <= t.size(0) - first,
+                "unpack: rows ", first, " to ", first + rows, " of ", t.size(0));
+    return give(out, ops::unpacked(*parts, first, rows, at::ScalarType(dtype)));
+  });
+}

@@ -1,0 +1,37 @@
+// blocks.h: weights that stay in quantized blocks.
+//
+// A weight in blocks is a tensor [N,D] that calls itself float32 on the CPU and has no elements:
+// its parts hold the bytes of a GGUF file, as a rule the pages of the file itself. Parts of
+// different kinds lie below each other, as those of a fused q, k and v. The operators below take
+// it in place of a weight; every other operation of libtorch fails.
+#pragma once
+
+#include "operators.h"
+
+namespace conquer::ops {
+
+// Bytes and numbers of a block of a kind, by ggml's number; 0 for kinds without kernels.
+struct BlockSize {
+  int64_t bytes, numbers;
+};
+BlockSize block_size(int kind);
+
+// The parts of a weight in blocks; null for any other tensor.
+const std::vector<BlockPart> *blocks_of(const at::Tensor &t);
+
+at::Tensor make_blocks(std::vector<BlockPart> parts);
+
+// Rows [first, first + rows) of a weight in blocks, in float32, bfloat16 or float16.
+at::Tensor unpacked(const std::vector<BlockPart> &parts, int64_t first, int64_t rows,
+                    at::ScalarType type);
+
+// cq_linear and cq_embedding of a weight in blocks.
+at::Tensor block_linear(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias);
+at::Tensor block_embedding(const at::Tensor &weight, const at::Tensor &ids);
+// x [M,D] float32 times a weight in blocks transposed, without gradients: with activations of 8
+// bits, or exactly.
+at::Tensor block_product(const at::Tensor &x, const at::Tensor &weight, bool exact);
+// dy [M,N] times a weight in blocks [N,D], without gradients.
+at::Tensor block_gemm(const at::Tensor &dy, const at::Tensor &weight);
+
+} // namespace conquer::ops

@@ -1,0 +1,81 @@
+package model
+
+import (
+	"conquer/torch"
+	"conquer/torch/nn"
+)
+
+// BlockSource is a source that holds quantized matrices, such as a checkpoint.
+type BlockSource interface {
+	TensorSource
+	// Blocks returns a matrix in its blocks; false if it is not quantized.
+	Blocks(name string) (part torch.BlockPart, ok bool, err error)
+}
+
+// InBlocks presents source to [Load] so that quantized matrices of linear layers and embeddings
+// stay in their blocks ([torch.Blocks]). Load then takes [torch.Float32] on the CPU, and no
+// [nn.Shard].
+func InBlocks(source BlockSource) TensorSource { return inBlocks{source} }
+
+type inBlocks struct{ BlockSource }
+
+// blockable lists the weights that layers can use in blocks.
+func blockable(m Model) map[*nn.Param]bool {
+	params := map[*nn.Param]bool{}
+	nn.Layers(m, func(_ string, layer any) {
+		switch l := layer.(type) {
+		case *nn.Linear:
+			params[l.Weight] = true
+		case *nn.Embedding:
+			params[l.Weight] = true
+		}
+	})
+	return params
+}
+
+// keep fills the parameters of m that source holds in blocks and returns them. A parameter of
+// several components is one weight of several parts.
+func (source inBlocks) keep(m Model) (kept map[*nn.Param]bool, err error) {
+	kept = map[*nn.Param]bool{}
+	components := map[*nn.Param][]nn.Component{}
+	nn.Walk(m, func(c nn.Component) { components[c.Param] = append(components[c.Param], c) })
+	for param := range blockable(m) {
+		torch.Scoped(func() {
+			var parts []torch.BlockPart
+			if parts, err = source.parts(components[param]); len(parts) > 0 {
+				param.Tensor = torch.Blocks(param.Shape[1], parts...).Own()
+				kept[param] = true
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return kept, nil
+}
+
+// parts returns the components of a parameter in blocks, or none if no component is quantized. A
+// component that is not quantized becomes float32 beside others that are.
+func (source inBlocks) parts(components []nn.Component) ([]torch.BlockPart, error) {
+	parts, quantized := make([]torch.BlockPart, len(components)), false
+	for i, c := range components {
+		part, ok, err := source.Blocks(c.Name)
+		if err != nil {
+			return nil, err
+		}
+		parts[i], quantized = part, quantized || ok
+	}
+	if !quantized {
+		return nil, nil
+	}
+	for i, c := range components {
+		if !parts[i].Data.Defined() {
+			t, err := source.TensorAs(c.Name, torch.Float32)
+			if err != nil {
+				return nil, err
+			}
+			parts[i] = torch.BlockPart{Kind: torch.FloatRows, Data: t}
+		}
+	}
+	return parts, nil
+}
