@@ -189,8 +189,8 @@ func FuzzGGUF(f *testing.F) {
 			if rows := r.bytes / kind.Bytes * kind.Block / columns; quant.Unpacks(r.dtype) &&
 				rows*columns < 1<<20 {
 				dst := make([]byte, 4*rows*columns)
-				if err := quant.UnpackRows(dst, "F32", data[r.offset:r.offset+r.bytes], r.dtype, rows,
-					columns, nil); err != nil {
+				if err := quant.UnpackRows(dst, "F32", data[r.offset:r.offset+r.bytes],
+					r.dtype, rows, columns, nil); err != nil {
 					t.Fatalf("%+v: %v", r, err)
 				}
 			}

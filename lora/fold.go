@@ -357,7 +357,7 @@ func (f *Folded) Info(name string) (checkpoint.Info, bool) {
 func (f *Folded) Blocks(name string) (part torch.BlockPart, ok bool, err error) {
 	_, whole := f.whole[name]
 	_, rows := f.rows[name]
-	if whole || rows || f.layers[name] != nil || f.base(name) != name {
+	if whole || rows || f.stack(name) != nil || f.base(name) != name {
 		return part, false, nil
 	}
 	return f.Checkpoint.Blocks(name)

@@ -19,13 +19,21 @@ func InBlocks(source BlockSource) TensorSource { return inBlocks{source} }
 
 type inBlocks struct{ BlockSource }
 
+// HasExperts reports whether m has layers of experts, which cannot use weights in blocks.
+func HasExperts(m Model) (found bool) {
+	nn.Linears(m, func(_ []string, l *nn.Linear) { found = found || l.Experts > 0 })
+	return found
+}
+
 // blockable lists the weights that layers can use in blocks.
 func blockable(m Model) map[*nn.Param]bool {
 	params := map[*nn.Param]bool{}
 	nn.Layers(m, func(_ string, layer any) {
 		switch l := layer.(type) {
 		case *nn.Linear:
-			params[l.Weight] = true
+			if l.Experts == 0 {
+				params[l.Weight] = true
+			}
 		case *nn.Embedding:
 			params[l.Weight] = true
 		}

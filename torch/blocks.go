@@ -18,8 +18,8 @@ const FloatRows = 0
 // stays in its blocks and keeps the parts' memory, such as pages of a mapped file. It says that its
 // dtype is [Float32] and stands for a weight in [Linear] and the operations that contain one,
 // [Embedding] and [HeadCrossEntropy]; [Tensor.UnpackRows] gives its values, and all other
-// operations fail. In [NoGrad], activations are rounded to 8 bits in blocks of 32. Else the arithmetic
-// is float32, and the weight itself gets no gradient.
+// operations fail. In [NoGrad], activations are rounded to 8 bits in blocks of 32. Else the
+// arithmetic is float32, and the weight itself gets no gradient.
 func Blocks(columns int, parts ...BlockPart) Tensor {
 	data, kinds := make([]Tensor, len(parts)), make([]C.int, len(parts))
 	for i, p := range parts {

@@ -284,26 +284,25 @@ func rms(x torch.Tensor) float64 {
 }
 
 func TestBlocks_BadPartsAndOperationsFail(t *testing.T) {
-	k, _ := quant.ByName("Q4_K")
-	for name, f := range map[string]func(){
+	for name, f := range map[string]func(){ // 12 is Q4_K
 		"kind":    func() { torch.Blocks(256, torch.BlockPart{Kind: 99, Data: bytesOf(1, 144)}) },
-		"size":    func() { torch.Blocks(256, torch.BlockPart{Kind: k.Number, Data: bytesOf(1, 143)}) },
-		"columns": func() { torch.Blocks(128, torch.BlockPart{Kind: k.Number, Data: bytesOf(1, 72)}) },
-		"none":    func() { torch.Blocks(256, torch.BlockPart{Kind: k.Number, Data: bytesOf(0, 144)}) },
+		"size":    func() { torch.Blocks(256, torch.BlockPart{Kind: 12, Data: bytesOf(1, 143)}) },
+		"columns": func() { torch.Blocks(128, torch.BlockPart{Kind: 12, Data: bytesOf(1, 72)}) },
+		"none":    func() { torch.Blocks(256, torch.BlockPart{Kind: 12, Data: bytesOf(0, 144)}) },
 		"width": func() {
-			w := torch.Blocks(256, torch.BlockPart{Kind: k.Number, Data: bytesOf(1, 144)})
+			w := torch.Blocks(256, torch.BlockPart{Kind: 12, Data: bytesOf(1, 144)})
 			torch.Linear(torch.Zeros([]int{1, 255}, torch.Float32, torch.CPU), w, torch.Tensor{})
 		},
 		"id": func() {
-			w := torch.Blocks(256, torch.BlockPart{Kind: k.Number, Data: bytesOf(1, 144)})
+			w := torch.Blocks(256, torch.BlockPart{Kind: 12, Data: bytesOf(1, 144)})
 			torch.Embedding(w, torch.From([]int64{1}, 1))
 		},
 		"rows": func() {
-			w := torch.Blocks(256, torch.BlockPart{Kind: k.Number, Data: bytesOf(1, 144)})
+			w := torch.Blocks(256, torch.BlockPart{Kind: 12, Data: bytesOf(1, 144)})
 			w.UnpackRows(1, 1, torch.Float32)
 		},
 		"sum": func() {
-			w := torch.Blocks(256, torch.BlockPart{Kind: k.Number, Data: bytesOf(1, 144)})
+			w := torch.Blocks(256, torch.BlockPart{Kind: 12, Data: bytesOf(1, 144)})
 			w.Add(w)
 		},
 	} {

@@ -267,6 +267,11 @@ func (f *modelFlags) load(o *opened, dtype torch.DType, device torch.Device) (mo
 	if err != nil {
 		return nil, err
 	}
+	beside := o.blocks
+	if o.blocks && model.HasExperts(m) {
+		o.blocks = false
+		f.announceConversion(o.checkpoint, dtype, "no kernel computes on blocks of experts yet")
+	}
 	switch {
 	case f.divided:
 		err = model.Defer(m, o.source(), dtype, device)
@@ -276,7 +281,7 @@ func (f *modelFlags) load(o *opened, dtype torch.DType, device torch.Device) (mo
 		}
 	default:
 		err = model.Load(m, o.source(), dtype, device)
-		if err == nil && o.blocks && f.adapter != "" && !f.further {
+		if err == nil && beside && f.adapter != "" && !f.further {
 			err = attachAdapter(m, f.adapter)
 		}
 	}
@@ -309,11 +314,19 @@ func (f *modelFlags) keepsBlocks(c *checkpoint.Checkpoint, dtype torch.DType,
 	case f.divided || f.world != nil:
 		reason = "several processes share the model"
 	}
-	if reason != "" && (f.world == nil || f.world.All.Rank == 0) {
-		note("conquer: the %s weights of %s are converted to %v, because %s (--dtype %v asks for "+
-			"it)\n", kind, c.Path, dtype, reason, dtype)
+	if reason != "" {
+		f.announceConversion(c, dtype, reason)
 	}
 	return reason == ""
+}
+
+// announceConversion says why quantized weights are converted without --dtype.
+func (f *modelFlags) announceConversion(c *checkpoint.Checkpoint, dtype torch.DType,
+	reason string) {
+	if f.world == nil || f.world.All.Rank == 0 {
+		note("conquer: the %s weights of %s are converted to %v, because %s (--dtype %v asks for "+
+			"it)\n", c.Quantized(), c.Path, dtype, reason, dtype)
+	}
 }
 
 // maxThreads is the most that --threads may be. Every thread has a stack and a place in tables.

@@ -38,8 +38,7 @@ inline void low_high(const uint8_t *p, uint8_t *q) {
 #if defined(CONQUER_AVX2) || defined(CONQUER_AVX512)
   const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
   const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(b), _mm_srli_epi16(b, 4), 1);
-  _mm256_store_si256(reinterpret_cast<__m256i *>(q),
-                     _mm256_and_si256(both, _mm256_set1_epi8(15)));
+  _mm256_store_si256(reinterpret_cast<__m256i *>(q), _mm256_and_si256(both, _mm256_set1_epi8(15)));
 #else
   for (int i = 0; i < 16; i++) {
     q[i] = p[i] & 15;
@@ -53,8 +52,7 @@ inline void add_fifth(uint32_t bits, uint8_t *q) {
 #if defined(CONQUER_AVX512)
   __m256i *at = reinterpret_cast<__m256i *>(q);
   const __m256i levels = _mm256_load_si256(at);
-  _mm256_store_si256(at, _mm256_or_si256(levels,
-                                              _mm256_maskz_set1_epi8(bits, 16)));
+  _mm256_store_si256(at, _mm256_or_si256(levels, _mm256_maskz_set1_epi8(bits, 16)));
 #else
   for (int i = 0; i < 32; i++)
     q[i] |= (bits >> i & 1) << 4;
@@ -64,8 +62,8 @@ inline void add_fifth(uint32_t bits, uint8_t *q) {
 // Replaces levels of four bits by entries of a table.
 inline void look_up(const uint8_t *table, uint8_t *q, int n) {
 #if defined(CONQUER_AVX2) || defined(CONQUER_AVX512)
-  const __m256i t = _mm256_broadcastsi128_si256(
-      _mm_loadu_si128(reinterpret_cast<const __m128i *>(table)));
+  const __m256i t =
+      _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(table)));
   for (int i = 0; i < n; i += 32) {
     __m256i *at = reinterpret_cast<__m256i *>(q + i);
     _mm256_store_si256(at, _mm256_shuffle_epi8(t, _mm256_load_si256(at)));
@@ -176,8 +174,8 @@ inline void scales_of_k(const uint8_t *p, Unit &u) {
   const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i *>(words));
   const __m128i twice = _mm_set_epi8(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
   const __m512 scale = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_shuffle_epi8(all, twice)));
-  const __m512 minimum = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
-      _mm_shuffle_epi8(all, _mm_add_epi8(twice, _mm_set1_epi8(8)))));
+  const __m512 minimum = _mm512_cvtepi32_ps(
+      _mm512_cvtepu8_epi32(_mm_shuffle_epi8(all, _mm_add_epi8(twice, _mm_set1_epi8(8)))));
   _mm512_store_ps(u.scale, _mm512_mul_ps(scale, _mm512_set1_ps(d)));
   _mm512_store_ps(u.minimum, _mm512_mul_ps(minimum, _mm512_set1_ps(least)));
 #else
@@ -263,8 +261,8 @@ template <> struct Kind<BlockKind::Q3_K> {
     for (int h = 0; h < 2; h++)
       for (int j = 0; j < 4; j++)
         for (int i = 0; i < 32; i++)
-          u.q[128 * h + 32 * j + i] =
-              (p[32 + 32 * h + i] >> 2 * j & 3) | (p[i] >> (4 * h + j) & 1) << 2;
+          u.q[128 * h + 32 * j + i] = (p[32 + 32 * h + i] >> 2 * j & 3) | (p[i] >> (4 * h + j) & 1)
+                                                                              << 2;
   }
 };
 

@@ -6,6 +6,10 @@
 // rows of x. gemm unpacks 32 rows of the weight into the second-level cache, four columns of a row
 // in each 32-bit lane, and multiplies them by many rows of x.
 
+#include "block_kinds.inl"
+
+#include "block_vnni.inl"
+
 // acc plus, in each lane, the sum of four products of unsigned bytes of a and signed bytes of b.
 inline VecI dot_bytes(VecI acc, VecI a, VecI b) {
 #if defined(CONQUER_AVX512_VNNI)
@@ -163,8 +167,7 @@ template <BlockKind K> struct Dot {
   }
 };
 
-void block_dot(const BlockRows &w, const ActivationUnit *x, int64_t n, float *y,
-               int64_t y_stride) {
+void block_dot(const BlockRows &w, const ActivationUnit *x, int64_t n, float *y, int64_t y_stride) {
   // A strip of the weight that fits the first-level cache is used for all rows of x.
   const int64_t strip = n <= 4 ? w.rows : std::max<int64_t>(1, 16384 / w.row_bytes);
   for (int64_t r = 0; r < w.rows; r += strip)
@@ -257,8 +260,8 @@ inline void tile_rows(const float *tile, const ActivationUnit *x, int64_t units,
         const Vec scale = load(scales + g * block_tile + v * W);
         for (int m = 0; m < M; m++) {
           const ActivationUnit &a = x[m * units + i];
-          acc[m][v] = fma((Vec)_mm512_cvtepi32_ps(sums[m][v]), scale * a.scale[g * every],
-                          acc[m][v]);
+          acc[m][v] =
+              fma((Vec)_mm512_cvtepi32_ps(sums[m][v]), scale * a.scale[g * every], acc[m][v]);
           if (Kind<K>::zero == 0)
             acc[m][v] = acc[m][v] - load(minima + g * block_tile + v * W) *
                                         (every == 2 ? a.sum_of_two[g] : a.sum[g]);

@@ -55,8 +55,8 @@ template <int BYTES, int AT> struct Pair {
   }
   template <int WHERE> static __m512 halfs(__m512i raw) {
     static constexpr Words words(WHERE);
-    return _mm512_cvtph_ps(_mm512_castsi512_si256(
-        _mm512_permutexvar_epi16(_mm512_load_si512(words.words), raw)));
+    return _mm512_cvtph_ps(
+        _mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_load_si512(words.words), raw)));
   }
 };
 
@@ -93,8 +93,8 @@ template <> struct Vnni<BlockKind::IQ4_NL> {
   static constexpr int scales = 4;
   static void unpack(const uint8_t *p, Levels &l, Scales<4> &s) {
     Vnni<BlockKind::Q4_0>::unpack(p, l, s);
-    const __m512i table = _mm512_broadcast_i32x4(
-        _mm_loadu_si128(reinterpret_cast<const __m128i *>(iq4_levels)));
+    const __m512i table =
+        _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(iq4_levels)));
     for (int i = 0; i < 4; i++)
       l.q[i] = _mm512_shuffle_epi8(table, l.q[i]);
   }
@@ -106,11 +106,10 @@ template <> struct Vnni<BlockKind::Q8_0> {
   static __m128i half(const uint8_t *p) { return _mm_set1_epi16(int16_t(p[0] | p[1] << 8)); }
   static void unpack(const uint8_t *p, Levels &l, Scales<4> &s) {
     for (int i = 0; i < 4; i++, p += 68) {
-      const __m512i low = _mm512_castsi256_si512(
-          _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 2)));
+      const __m512i low =
+          _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 2)));
       l.q[i] = _mm512_xor_si512(
-          _mm512_inserti64x4(
-              low, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 36)), 1),
+          _mm512_inserti64x4(low, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 36)), 1),
           bytes_of(-128));
       s.scale[i] = _mm512_cvtph_ps(_mm256_set_m128i(half(p + 34), half(p)));
     }
@@ -142,8 +141,8 @@ template <> struct Vnni<BlockKind::Q4_K> {
   static void unpack(const uint8_t *p, Levels &l, Scales<1> &s) {
     vnni_scales_of_k(p, s);
     for (int i = 0; i < 4; i++)
-      l.q[i] = _mm512_and_si512(_mm512_srlv_epi64(twice(p + 16 + 32 * i), halves(0, 4)),
-                                bytes_of(15));
+      l.q[i] =
+          _mm512_and_si512(_mm512_srlv_epi64(twice(p + 16 + 32 * i), halves(0, 4)), bytes_of(15));
   }
 };
 
@@ -154,8 +153,8 @@ template <> struct Vnni<BlockKind::Q5_K> {
     vnni_scales_of_k(p, s);
     const __m512i fifth = twice(p + 16);
     for (int i = 0; i < 4; i++) { // rotates bit 2 i, or 2 i + 1, to bit 4
-      const __m512i low = _mm512_and_si512(
-          _mm512_srlv_epi64(twice(p + 48 + 32 * i), halves(0, 4)), bytes_of(15));
+      const __m512i low =
+          _mm512_and_si512(_mm512_srlv_epi64(twice(p + 48 + 32 * i), halves(0, 4)), bytes_of(15));
       l.q[i] = merge(_mm512_rolv_epi64(fifth, halves(4 - 2 * i, 3 - 2 * i)), bytes_of(16), low);
     }
   }
@@ -165,8 +164,7 @@ template <> struct Vnni<BlockKind::Q6_K> {
   static constexpr bool fast = true;
   static constexpr int scales = 1;
   static void unpack(const uint8_t *p, Levels &l, Scales<1> &s) {
-    s.scale[0] =
-        times_signed(p + 208, _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + 192)));
+    s.scale[0] = times_signed(p + 208, _mm_loadu_si128(reinterpret_cast<const __m128i *>(p + 192)));
     for (int h = 0; h < 2; h++) {
       const __m512i low = _mm512_loadu_si512(p + 64 * h), high = twice(p + 128 + 32 * h);
       l.q[2 * h] = merge(_mm512_sllv_epi64(high, halves(4, 2)), bytes_of(48),
@@ -197,12 +195,12 @@ template <> struct Vnni<BlockKind::Q3_K> {
   static void unpack(const uint8_t *p, Levels &l, Scales<1> &s) {
     const uint32_t a = word_at(p + 96), b = word_at(p + 100), c = word_at(p + 104);
     const uint32_t low = 0x0f0f0f0f, two = 0x03030303;
-    s.scale[0] = times_signed(
-        p + 108,
-        _mm_sub_epi8(_mm_set_epi32((b >> 4 & low) | (c >> 6 & two) << 4,
-                                   (a >> 4 & low) | (c >> 4 & two) << 4,
-                                   (b & low) | (c >> 2 & two) << 4, (a & low) | (c & two) << 4),
-                     _mm_set1_epi8(32)));
+    s.scale[0] =
+        times_signed(p + 108, _mm_sub_epi8(_mm_set_epi32((b >> 4 & low) | (c >> 6 & two) << 4,
+                                                         (a >> 4 & low) | (c >> 4 & two) << 4,
+                                                         (b & low) | (c >> 2 & two) << 4,
+                                                         (a & low) | (c & two) << 4),
+                                           _mm_set1_epi8(32)));
     const __m512i third = twice(p);
     for (int i = 0; i < 4; i++) { // rotates bit 2 i, or 2 i + 1, to bit 2
       const __m512i rest = _mm512_and_si512(
@@ -225,14 +223,13 @@ template <> struct Vnni<BlockKind::IQ4_XS> {
     s.scale[0] = times_signed(
         p, _mm_sub_epi8(_mm_shuffle_epi8(_mm_cvtsi64_si128(int64_t(low | high << 4)), first),
                         _mm_set1_epi8(32)));
-    const __m512i table = _mm512_broadcast_i32x4(
-        _mm_loadu_si128(reinterpret_cast<const __m128i *>(iq4_levels)));
+    const __m512i table =
+        _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(iq4_levels)));
     for (int i = 0; i < 4; i++) {
       const __m512i bytes = twice(p + 8 + 32 * i);
       const __m512i each = _mm512_shuffle_i64x2(bytes, bytes, 0x50); // 16 bytes, twice each
       l.q[i] = _mm512_shuffle_epi8(
-          table,
-          _mm512_and_si512(_mm512_srlv_epi64(each, quarters(0, 4)), bytes_of(15)));
+          table, _mm512_and_si512(_mm512_srlv_epi64(each, quarters(0, 4)), bytes_of(15)));
     }
   }
 };
@@ -252,12 +249,11 @@ inline __attribute__((always_inline)) void vnni_unit(const uint8_t *p, const Act
     __m512 all;
     if (N == 1) {
       all = _mm512_mul_ps(s.scale[0], _mm512_load_ps(a.scale));
-      rest[m] =
-          _mm512_fmadd_ps(minima ? s.minimum[0] : s.scale[0], _mm512_load_ps(a.sum), rest[m]);
+      rest[m] = _mm512_fmadd_ps(minima ? s.minimum[0] : s.scale[0], _mm512_load_ps(a.sum), rest[m]);
     }
     for (int i = 0; i < 4; i++) {
-      const __m512 products = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(
-          _mm512_setzero_si512(), l.q[i], _mm512_load_si512(a.q + 64 * i)));
+      const __m512 products = _mm512_cvtepi32_ps(
+          _mm512_dpbusd_epi32(_mm512_setzero_si512(), l.q[i], _mm512_load_si512(a.q + 64 * i)));
       __m512 scale;
       if (N == 1) {
         const __m512i lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);

@@ -36,10 +36,10 @@ constexpr int64_t groups = unit / group;
 struct alignas(64) ActivationUnit {
   int8_t q[unit];
   float scale[groups];
-  float sum[groups];         // scale times the sum of q, of 16 numbers
-  float sum_of_two[8];       // the same of 32 numbers
-  int32_t level[groups];     // the sum of q, of 16 numbers
-  int32_t level_of_two[8];   // of 32 numbers
+  float sum[groups];          // scale times the sum of q, of 16 numbers
+  float sum_of_two[8];        // the same of 32 numbers
+  int32_t level[groups];      // the sum of q, of 16 numbers
+  int32_t level_of_two[8];    // of 32 numbers
   float lane_scale[unit / 4]; // the scale of each four numbers
   float lane_sum[unit / 4];   // scale times the sum of q, of four numbers
 };

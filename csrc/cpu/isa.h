@@ -15,8 +15,6 @@ namespace CONQUER_ISA {
 
 #include "add_rows.inl"
 #include "attention.inl"
-#include "block_kinds.inl"
-#include "block_vnni.inl"
 #include "block_linear.inl"
 #include "cross_entropy.inl"
 #include "decode_attention.inl"

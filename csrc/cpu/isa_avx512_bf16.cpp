@@ -11,11 +11,12 @@
 #if defined(__clang__)
 #pragma clang attribute push(                                                                      \
     __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,"           \
-                          "avx512vnni,avx512vbmi,bmi2"))),                                                         \
+                          "avx512vnni,avx512vbmi,bmi2"))),                                         \
     apply_to = function)
 #else
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx512vbmi,bmi2,"       \
-                   "prefer-vector-width=512")
+#pragma GCC target(                                                                                \
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx512vbmi,bmi2,"      \
+    "prefer-vector-width=512")
 #endif
 
 #define CONQUER_ISA avx512_bf16

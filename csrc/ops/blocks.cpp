@@ -1,9 +1,9 @@
 // blocks.cpp: weights in quantized blocks, and linear layers and embeddings of them.
 //
-// While gradients are off the device's kernel multiplies blocks by activations of 8 bits. While they
-// are recorded, or without a kernel, a tile of rows at a time is unpacked to float32, so that the backward pass
-// differentiates the function that the forward pass computed. A tile is at most 16 MB, whatever the
-// layer.
+// While gradients are off the device's kernel multiplies blocks by activations of 8 bits. While
+// they are recorded, or without a kernel, a tile of rows at a time is unpacked to float32, so that
+// the backward pass differentiates the function that the forward pass computed. A tile is at most
+// 16 MB, whatever the layer.
 #include "blocks.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -107,7 +107,8 @@ BlockSize block_size(int kind) {
 }
 
 const std::vector<BlockPart> *blocks_of(const at::Tensor &t) {
-  const auto *blocks = t.defined() ? dynamic_cast<const Blocks *>(t.unsafeGetTensorImpl()) : nullptr;
+  const auto *blocks =
+      t.defined() ? dynamic_cast<const Blocks *>(t.unsafeGetTensorImpl()) : nullptr;
   return blocks ? &blocks->parts : nullptr;
 }
 
@@ -139,8 +140,7 @@ at::Tensor make_blocks(std::vector<BlockPart> parts) {
 
 at::Tensor unpacked(const std::vector<BlockPart> &parts, int64_t first, int64_t rows,
                     at::ScalarType type) {
-  at::Tensor out =
-      at::empty({rows, parts[0].columns}, parts[0].data.options().dtype(at::kFloat));
+  at::Tensor out = at::empty({rows, parts[0].columns}, parts[0].data.options().dtype(at::kFloat));
   int64_t start = 0; // of the part
   for (const BlockPart &part : parts) {
     const int64_t a = std::max(first, start), b = std::min(first + rows, start + part.rows);

@@ -155,8 +155,9 @@ struct Device {
   // The same with a weight of 2F rows, gate first: silu(gate)·up [...,F].
   at::Tensor (*linear_swiglu)(const at::Tensor &x, const at::Tensor &norm, double eps,
                               const at::Tensor &weight, const at::Tensor &bias);
-  // x [M,D] float32 times the rows of all parts, one after the other: out float32 [M,N], contiguous.
-  // Activations are rounded to 8 bits in blocks of 32. Columns of parts of kind 0 are not written.
+  // x [M,D] float32 times the rows of all parts, one after the other: out float32 [M,N],
+  // contiguous. Activations are rounded to 8 bits in blocks of 32. Columns of parts of kind 0 are
+  // not written.
   void (*block_linear)(const at::Tensor &x, const std::vector<BlockPart> &parts,
                        const at::Tensor &out);
   // The values of rows [first, first + rows) of a part, exactly: out float32 [rows,D].
