@@ -355,9 +355,13 @@ func (f *Folded) Info(name string) (checkpoint.Info, bool) {
 
 // Blocks is false for the weights that the adapter changes.
 func (f *Folded) Blocks(name string) (part torch.BlockPart, ok bool, err error) {
-	_, whole := f.whole[name]
+	_, changed := f.whole[name]
 	_, rows := f.rows[name]
-	if whole || rows || f.stack(name) != nil || f.base(name) != name {
+	changed = changed || rows || f.base(name) != name
+	for at := range f.layers {
+		changed = changed || at.weight == name
+	}
+	if changed {
 		return part, false, nil
 	}
 	return f.Checkpoint.Blocks(name)
