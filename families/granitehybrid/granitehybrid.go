@@ -1,6 +1,7 @@
-// Package granitehybrid is IBM's Granite 4.0 family without experts: Mamba-2 layers with a few
-// attention layers among them, or attention alone, and Granite's multipliers of the embedding, the
-// attention scores, the residual branches and the logits.
+// Package granitehybrid is IBM's Granite 4.0 family: Mamba-2 layers with a few attention layers
+// among them, or attention alone, each followed by a feed-forward layer, beside which there may be
+// a mixture of experts; and Granite's multipliers of the embedding, the attention scores, the
+// residual branches and the logits.
 package granitehybrid
 
 import (
@@ -20,7 +21,7 @@ type Block struct {
 	Mixer         *statespace.Mixer `weight:"mamba"`     // nil in an attention layer
 	Attention     *model.Attention  `weight:"self_attn"` // nil in a state-space layer
 	MLPNorm       *nn.RMSNorm       `weight:"post_attention_layernorm"`
-	MLP           *nn.SwiGLU        `weight:"shared_mlp"`
+	MLP           nn.FeedForward    `weight:""` // with experts an nn.MoE, whose shared layer it is
 	ResidualScale float64           // multiplier of both branches
 }
 
@@ -64,6 +65,24 @@ type settings struct {
 	isAttention           []bool // of each layer
 	inner, expand, chunk  int
 	residual, logitsScale float64
+
+	routing nn.Routing // no experts if it is the zero value
+	experts int        // the width of an expert
+}
+
+// feedForward declares the feed-forward layer of a block.
+func (s settings) feedForward() nn.FeedForward {
+	const shared = "shared_mlp"
+	if s.routing.Experts == 0 {
+		return nn.NewFusedSwiGLU(s.stack.Width, s.inner, shared+".input_linear",
+			shared+".output_linear")
+	}
+	experts := nn.NewExperts(s.routing, s.stack.Width, s.experts, nn.ExpertNames{
+		Up: "input_linear", Down: "output_linear", Stacked: true}, nil)
+	mixture := nn.NewMoE(s.stack.Width, s.routing, experts, nn.MoENames{
+		Router: "block_sparse_moe.router.layer", Experts: "block_sparse_moe", Shared: shared})
+	mixture.Shared = nn.NewFusedSwiGLU(s.stack.Width, s.inner, "input_linear", "output_linear")
+	return mixture
 }
 
 // defaults are the values of GraniteMoeHybridConfig.
@@ -72,6 +91,7 @@ var defaults = model.Config{
 	"num_attention_heads": 32.0, "max_position_embeddings": 2048.0, "rms_norm_eps": 1e-6,
 	"tie_word_embeddings": false, "embedding_multiplier": 1.0, "attention_multiplier": 1.0,
 	"residual_multiplier": 1.0, "logits_scaling": 1.0, "num_local_experts": 8.0,
+	"num_experts_per_tok": 2.0, "intermediate_size": 11008.0,
 	"shared_intermediate_size": 1024.0, "mamba_n_heads": 128.0, "mamba_n_groups": 1.0,
 	"mamba_d_state": 256.0, "mamba_d_head": "auto", "mamba_d_conv": 4.0, "mamba_expand": 2.0,
 	"mamba_chunk_size": 256.0, "mamba_conv_bias": true, "mamba_proj_bias": false,
@@ -98,9 +118,11 @@ func read(config model.Config) (settings, error) {
 		logitsScale: r.Multiplier("logits_scaling"),
 	}
 	s.stack.LogitsScale = 1 / s.logitsScale
-	if n := r.Natural("num_local_experts"); n > 0 {
-		r.Fail(fmt.Errorf("config.json: num_local_experts is %d: Granite's mixtures of experts "+
-			"are not supported, only its dense models, which have 0", n))
+	if r.Natural("num_local_experts") > 0 {
+		s.routing = nn.Routing{Experts: r.IntUpTo("num_local_experts", model.Experts),
+			TopK: r.Int("num_experts_per_tok"), Renormalize: true}
+		s.experts = r.IntUpTo("intermediate_size", model.Widths)
+		r.Fail(s.routing.Check())
 	}
 	width := s.stack.Width
 	heads, bias := r.Int("num_attention_heads"), r.BoolOr("attention_bias", false)
@@ -162,7 +184,7 @@ func attentionLayers(r *model.Reader) []bool {
 }
 
 // New makes a model without weights from a Hugging Face config of model_type "granitemoehybrid"
-// (GraniteMoeHybridForCausalLM) without experts.
+// (GraniteMoeHybridForCausalLM).
 func New(config model.Config) (model.Model, error) {
 	s, err := read(config)
 	if err != nil {
@@ -174,9 +196,7 @@ func New(config model.Config) (model.Model, error) {
 		block := &Block{
 			MixerNorm: nn.NewRMSNorm(s.stack.Width, s.stack.Eps),
 			MLPNorm:   nn.NewRMSNorm(s.stack.Width, s.stack.Eps),
-			MLP: nn.NewFusedSwiGLU(s.stack.Width, s.inner, "input_linear",
-				"output_linear"),
-			ResidualScale: s.residual,
+			MLP:       s.feedForward(), ResidualScale: s.residual,
 		}
 		if attention {
 			if block.Attention, err = model.NewAttention(s.attention); err != nil {

@@ -23,6 +23,7 @@ type HybridGGUF struct {
 	Inner       int    // F
 	ProjBias    string // the name of Mixer.InBias and OutBias in config.json
 	Names       HybridNames
+	Experts     bool // a mixture of experts beside each feed-forward layer
 }
 
 // HybridNames are the Hugging Face names of a hybrid model's tensors, without .weight and .bias.
@@ -31,10 +32,13 @@ type HybridNames struct {
 	// Gate, Up and Down are the feed-forward layers. Gate and Up are the same for a family that
 	// holds them in one tensor, gate first.
 	Gate, Up, Down string
+	// Router, ExpertsIn and ExpertsOut are those of a mixture of experts: stacks of matrices, those
+	// of ExpertsIn with the gate first. They are empty for a family without experts.
+	Router, ExpertsIn, ExpertsOut string
 }
 
-func (n HybridNames) table() checkpoint.Names {
-	return GGUFNames(checkpoint.Names{
+func (n HybridNames) table(experts bool) checkpoint.Names {
+	names := GGUFNames(checkpoint.Names{
 		Blocks: "blk.", Layers: "model.layers.",
 		Whole: map[string]string{
 			"token_embd":  "model.embed_tokens",
@@ -48,19 +52,29 @@ func (n HybridNames) table() checkpoint.Names {
 			"attn_v":      "self_attn.v_proj",
 			"attn_output": "self_attn.o_proj",
 			"ffn_norm":    n.FFNNorm,
-			"ffn_gate":    n.Gate,
-			"ffn_up":      n.Up,
-			"ffn_down":    n.Down,
 		},
 	}, "mamba.")
+	suffix := ""
+	if experts {
+		suffix = "_shexp"
+		names.Block["ffn_gate_inp"], names.Block["ffn_down_exps"] = n.Router, n.ExpertsOut
+		names.Block["ffn_gate_exps"], names.Block["ffn_up_exps"] = n.ExpertsIn, n.ExpertsIn
+	}
+	names.Block["ffn_gate"+suffix], names.Block["ffn_up"+suffix] = n.Gate, n.Up
+	names.Block["ffn_down"+suffix] = n.Down
+	return names
 }
 
-// split gives the GGUF names of the tensor name (in Hugging Face's or GGUF's form) if it is of gate
-// and up in one.
+// split gives the names of gate and up, by either's name in GGUF, if they are one tensor in Hugging
+// Face's form.
 func (n HybridNames) split(foreign string) []string {
-	for _, part := range []string{".ffn_gate.", ".ffn_up."} {
-		if before, after, ok := strings.Cut(foreign, part); ok && n.Gate == n.Up {
-			return []string{before + ".ffn_gate." + after, before + ".ffn_up." + after}
+	for _, kind := range []string{".", "_shexp.", "_exps."} {
+		for _, part := range []string{".ffn_gate", ".ffn_up"} {
+			before, after, ok := strings.Cut(foreign, part+kind)
+			if ok && (n.Gate == n.Up || kind == "_exps.") {
+				return []string{before + ".ffn_gate" + kind + after,
+					before + ".ffn_up" + kind + after}
+			}
 		}
 	}
 	return nil
@@ -120,7 +134,7 @@ func (h HybridGGUF) Model() (*checkpoint.GGUFModel, error) {
 			return nil, err
 		}
 	}
-	names := h.Names.table()
+	names := h.Names.table(h.Experts)
 	g.Tensor = func(name string) (checkpoint.Mapped, bool) {
 		if h.Stack.Tied && name == "lm_head.weight" {
 			return checkpoint.Mapped{}, true
@@ -208,7 +222,8 @@ func HybridFromGGUF(g *checkpoint.GGUFFile, names HybridNames) (h HybridGGUF,
 		layers = 0
 	}
 	kv := g.Ints("attention.head_count_kv", layers)
-	h = HybridGGUF{Names: names, IsAttention: make([]bool, layers)}
+	h = HybridGGUF{Names: names, IsAttention: make([]bool, layers),
+		Experts: names.Router != "" && g.Natural("expert_count") > 0}
 	h.Attention.Heads, h.Attention.KeyHeads = heads, heads
 	attention := -1 // the first such layer
 	for i := range h.IsAttention {
@@ -269,7 +284,7 @@ func HybridFromGGUF(g *checkpoint.GGUFFile, names HybridNames) (h HybridGGUF,
 
 // Tensors maps the names of the file's tensors.
 func (h HybridGGUF) Tensors() checkpoint.TensorMap {
-	names := h.Names.table()
+	names := h.Names.table(h.Experts)
 	return func(name string) (checkpoint.Mapped, bool) {
 		hf, ok := names.HuggingFace(name)
 		m := h.mapped(hf)
