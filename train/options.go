@@ -168,6 +168,9 @@ type Options struct {
 	// ZLoss is the coefficient of the squared log-sum-exp of the logits; 0 means that of the model,
 	// which for Bamba is z_loss_coefficient.
 	ZLoss float64 `json:"z_loss,omitempty"`
+	// RouterLoss is the coefficient of the loss that balances the experts of mixtures; 0 means that
+	// of the model's config: router_aux_loss_coef if output_router_logits is true, else none.
+	RouterLoss float64 `json:"router_aux_loss,omitempty"`
 
 	// LoRA, if not nil, trains adapters instead of the weights. The zero Config has defaults;
 	// [lora.Open] describes an adapter to go on from.
@@ -445,6 +448,15 @@ func (o Options) checkObjective() error {
 	case !(o.ZLoss >= 0 && o.ZLoss < 1):
 		return fmt.Errorf(
 			"--z_loss is %g, expected at least 0 and below 1; 1e-4 is usual", o.ZLoss)
+	case o.RouterLoss != 0 && o.compares():
+		return fmt.Errorf("--router_aux_loss cannot be combined with %s: it is for the objective "+
+			"%s", o.Objective, SFT)
+	case !(o.RouterLoss >= 0 && o.RouterLoss <= 100):
+		return fmt.Errorf("--router_aux_loss is %g, expected 0 to 100; 1e-3 is usual",
+			o.RouterLoss)
+	case o.RouterLoss != 0 && o.Distributed == PP:
+		return fmt.Errorf("--router_aux_loss cannot be combined with --distributed %s: it depends "+
+			"on the layers of all stages", PP)
 	}
 	return nil
 }
@@ -669,7 +681,8 @@ func (o Options) Layout() dataset.Layout {
 // objective returns what the run minimizes.
 func (o Options) objective() network.Objective {
 	return network.Objective{
-		Kind: o.kind(), Smoothing: o.LabelSmoothing, ZLoss: o.ZLoss, Beta: o.Beta, Gamma: o.Gamma,
+		Kind: o.kind(), Smoothing: o.LabelSmoothing, ZLoss: o.ZLoss, RouterLoss: o.RouterLoss,
+		Beta: o.Beta, Gamma: o.Gamma,
 		Imitation: o.SFTWeight, Desirable: o.DesirableWeight, Undesirable: o.UndesirableWeight,
 	}
 }

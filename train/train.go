@@ -137,6 +137,10 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 	if own, ok := m.(interface{ ZLoss() float64 }); ok && o.ZLoss == 0 && !o.compares() {
 		o.ZLoss = own.ZLoss()
 	}
+	o, err := o.balancing(m)
+	if err != nil {
+		return o, err
+	}
 	for _, set := range []*dataset.Dataset{data, validation} {
 		if set == nil {
 			continue

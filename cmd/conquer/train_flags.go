@@ -176,6 +176,9 @@ func (f *trainFlags) declareLoss(flags *pflag.FlagSet) {
 	flags.Float64Var(&f.ZLoss, "z_loss", 0,
 		"`coefficient` of the squared log of the softmax denominator, such as 1e-4; keeps logits "+
 			"from drifting (default: the model's, which for Bamba is z_loss_coefficient)")
+	flags.Float64Var(&f.RouterLoss, "router_aux_loss", 0,
+		"`coefficient` of the loss that balances a mixture's experts, such as 1e-3 (default: "+
+			"router_aux_loss_coef if config.json has output_router_logits, else none)")
 }
 
 func (f *trainFlags) declareLoRA(flags *pflag.FlagSet) {

@@ -162,6 +162,7 @@ type MoE struct {
 	Shared  FeedForward // nil for none
 	Routing Routing
 	Names   MoENames
+	Balance *Balance // records the shares of the experts; nil for none
 }
 
 // MoENames are the names of a mixture's parts in checkpoints.
@@ -238,7 +239,12 @@ func (m *MoE) choose(h torch.Tensor) (weights, experts torch.Tensor) {
 	if m.Bias != nil {
 		bias = m.Bias.Tensor
 	}
-	return m.Routing.choose(m.Router.local(h), bias)
+	logits := m.Router.local(h)
+	weights, experts = m.Routing.choose(logits, bias)
+	if m.Balance != nil && m.Balance.On {
+		m.Balance.add(m, logits, experts)
+	}
+	return weights, experts
 }
 
 // routed sends each row of h [N,D] through its experts.

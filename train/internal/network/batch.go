@@ -19,6 +19,9 @@ type MicroBatch struct {
 	// [N]). The head runs on these rows only.
 	Rows, Labels torch.Tensor
 	Targets      int // N
+	// Counted is 1 for each token of a sample and 0 for padding, float32 [B·L]; no tensor without
+	// padding.
+	Counted torch.Tensor
 	Compared
 }
 
@@ -70,6 +73,9 @@ func NewMicroBatch(b dataset.Batch, device torch.Device, parts int) MicroBatch {
 	}
 	mb.Rows = torch.From(rows, len(rows)).ToDevice(device)
 	mb.Labels = torch.From(labels, len(labels)).ToDevice(device)
+	if counted, padded := countedTokens(b, used); padded {
+		mb.Counted = torch.From(counted, len(counted)).ToDevice(device)
+	}
 	if packed { // a row with one sample needs no mask: padding comes last, where no token attends
 		mb.Seq.Positions, mb.Seq.Limit, mb.Seq.Segments = cut(b.Positions), used, cut(b.Segments)
 	}
@@ -156,6 +162,20 @@ func NewComparedBatch(
 	mb := NewMicroBatch(b, device, parts)
 	mb.Compared = c
 	return mb
+}
+
+// countedTokens is MicroBatch.Counted for rows of the used length; false if there is no padding.
+func countedTokens(b dataset.Batch, used int) (counted []float32, padded bool) {
+	counted = make([]float32, b.Rows*used)
+	for i := range counted {
+		if row, column := i/used, i%used; column < b.Length &&
+			b.Segments[row*b.Length+column] > 0 {
+			counted[i] = 1
+		} else {
+			padded = true
+		}
+	}
+	return counted, padded
 }
 
 // withPrompts returns the labels of b and, in the first text of each pair, those of the prompt.
@@ -260,6 +280,7 @@ func (mb *MicroBatch) tensors() []*torch.Tensor {
 		&mb.Seq.Segments,
 		&mb.Rows,
 		&mb.Labels,
+		&mb.Counted,
 		&mb.Owner,
 		&mb.Lengths,
 		&mb.Reference,

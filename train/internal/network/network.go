@@ -44,8 +44,9 @@ type Network struct {
 	Recompute Recompute
 	Strategy  Strategy
 	Objective Objective
-	Dropout   bool // a forward pass draws random numbers
-	head      int  // unit of the head's weights
+	Dropout   bool        // a forward pass draws random numbers
+	head      int         // unit of the head's weights
+	balance   *nn.Balance // nil without a balancing loss
 	partial   []partial
 }
 
@@ -82,7 +83,7 @@ func (n *Network) dropRows() {
 
 // New cuts m. All parameters are trained, until Lowest is changed.
 func New(m model.Model, o Objective, r Recompute, s Strategy) *Network {
-	return &Network{
+	n := &Network{
 		Model:     m,
 		Blocks:    m.Blocks(),
 		Lowest:    -1,
@@ -91,6 +92,10 @@ func New(m model.Model, o Objective, r Recompute, s Strategy) *Network {
 		Objective: o,
 		head:      units.Head(m),
 	}
+	if o.RouterLoss > 0 {
+		n.balance = balances(m)
+	}
+	return n
 }
 
 // Results collects the numbers of a step's micro-batches while they move from the device to the
@@ -172,6 +177,10 @@ type Pass struct {
 	generators      []torch.Tensor   // of random numbers, before blocks that run again
 	dropped         []*torch.Dropped // per block, what selective recomputation restores
 	Numbers         torch.Tensor     // of objective.loss
+	// With a balancing loss: the shares of each block's mixtures, and the gradient of their sums of
+	// probabilities.
+	shares [][]nn.Share
+	slope  torch.Tensor
 }
 
 // Begin starts a pass. What its blocks share belongs to the innermost scope.
@@ -184,6 +193,7 @@ func (n *Network) Begin(mb MicroBatch) *Pass {
 		Outputs:    make([]torch.Tensor, count+1),
 		generators: make([]torch.Tensor, count),
 		dropped:    make([]*torch.Dropped, count),
+		shares:     make([][]nn.Share, count),
 	}
 	torch.NoGrad(func() { f.shared = n.Model.Begin(mb.Seq) })
 	return f
@@ -192,6 +202,10 @@ func (n *Network) Begin(mb MicroBatch) *Pass {
 // Free frees what the pass still holds.
 func (f *Pass) Free() {
 	f.Numbers.Free()
+	f.slope.Free()
+	for i := range f.shares {
+		f.dropShares(i)
+	}
 	for i := range f.Inputs {
 		f.Inputs[i].Free()
 		f.Outputs[i].Free()
@@ -214,8 +228,10 @@ func (f *Pass) Embed() {
 // Block runs block i on Inputs[i], with gradients if grad is set.
 func (f *Pass) Block(i int, grad bool) (out torch.Tensor) {
 	torch.Span(func() {
-		out = Owned(grad,
-			func() torch.Tensor { return f.n.Blocks[i].Forward(f.Inputs[i], f.shared, nil) })
+		f.record(i, func() {
+			out = Owned(grad,
+				func() torch.Tensor { return f.n.Blocks[i].Forward(f.Inputs[i], f.shared, nil) })
+		})
 	}, "block %d forward", i)
 	return out
 }
@@ -239,6 +255,9 @@ func (f *Pass) Forward(from, to int) {
 		if n.recomputed(
 			i) { // drop the graph; the block ran with gradients so that it runs the same way again
 			f.Outputs[i+1] = detached(f.Outputs[i+1])
+			for j := range f.shares[i] {
+				f.shares[i][j].Probabilities = detached(f.shares[i][j].Probabilities)
+			}
 		}
 		if backward := n.Lowest <= i; !backward ||
 			i < len(n.Blocks)-1 { // the last block runs backward at once
@@ -260,6 +279,9 @@ func (f *Pass) Score(divisor float64, last bool) {
 			loss.Backward()
 		})
 	})
+	if n.balance != nil {
+		f.balanceLoss(divisor)
+	}
 	n.dropRows()
 	n.Strategy.Release(n.head, false)
 	if n.head > 0 { // otherwise the embedding adds to these gradients
@@ -294,7 +316,15 @@ func (f *Pass) Backward(from, to int, last bool) {
 		}
 		torch.Span(func() {
 			f.dropped[i].Restore()
-			torch.Backward([]torch.Tensor{f.Outputs[i+1]}, []torch.Tensor{gradient})
+			outputs, gradients := []torch.Tensor{f.Outputs[i+1]}, []torch.Tensor{gradient}
+			for _, s := range f.shares[i] {
+				if s.Probabilities.RequiresGrad() {
+					outputs = append(outputs, s.Probabilities)
+					gradients = append(gradients, f.slope)
+				}
+			}
+			torch.Backward(outputs, gradients)
+			f.dropShares(i)
 		}, "block %d backward", i)
 		f.Outputs[i+1].Free()
 		n.Strategy.Release(i+1, false)

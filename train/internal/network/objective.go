@@ -14,8 +14,10 @@ type Objective struct {
 	// probability that the answers of a pair are swapped.
 	Smoothing float64
 	ZLoss     float64 // coefficient of the squared log-sum-exp of the logits
-	Beta      float64 // of the kinds that compare answers
-	Gamma     float64 // SimPO's target margin
+	// RouterLoss is the coefficient of the loss that balances the experts of mixtures.
+	RouterLoss float64
+	Beta       float64 // of the kinds that compare answers
+	Gamma      float64 // SimPO's target margin
 	// Imitation is the weight of the mean negative log-likelihood of the preferred answers.
 	Imitation float64
 	// Desirable and Undesirable are the weights of rated answers.
@@ -74,10 +76,15 @@ func (o Objective) Numbers() int {
 		return comparisonNumbers + 2
 	case o.Texts > 0:
 		return comparisonNumbers
-	case o.Smoothing != 0 || o.ZLoss != 0:
-		return 2
 	}
-	return 1
+	n := 1
+	if o.Smoothing != 0 || o.ZLoss != 0 {
+		n++
+	}
+	if o.RouterLoss > 0 {
+		n++
+	}
+	return n
 }
 
 // Report turns the numbers of a step or a validation, summed and divided by the number of items,
@@ -87,8 +94,17 @@ func (o Objective) Report(numbers []float64) (loss float64, list []report.Measur
 	if o.Texts > 0 {
 		return o.reportComparison(numbers)
 	}
-	if len(numbers) > 1 {
-		list = append(list, report.Measure{Name: "objective", Value: numbers[1]})
+	if len(numbers) < o.Numbers() || len(numbers) == 1 { // of a validation
+		return numbers[0], nil
 	}
-	return numbers[0], list
+	objective := numbers[0]
+	if o.Smoothing != 0 || o.ZLoss != 0 {
+		objective = numbers[1]
+	}
+	if o.RouterLoss > 0 {
+		router := numbers[len(numbers)-1]
+		objective += o.RouterLoss * router
+		list = append(list, report.Measure{Name: "router_loss", Value: router})
+	}
+	return numbers[0], append(list, report.Measure{Name: "objective", Value: objective})
 }
