@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"conquer/model"
+	"conquer/text/grammar"
 	"conquer/text/tokenizer"
 	"conquer/torch"
 	"conquer/torch/dist"
@@ -41,6 +42,9 @@ type Options struct {
 	// LogitBias is added to the logits of tokens, by id.
 	LogitBias map[int32]float64
 	Rules     Rules // tokens that may not be chosen
+	// Grammar is what the new text must belong to; nil for any text. A token of EOS is chosen only
+	// where the text may end.
+	Grammar *grammar.Mask
 	// Logprobs asks for Result.Logprobs, with the TopLogprobs most likely tokens in each place.
 	Logprobs    bool
 	TopLogprobs int
@@ -155,6 +159,8 @@ func (o Options) check(tok *tokenizer.Tokenizer, prompts int) error {
 		return fmt.Errorf("frequency_penalty is %v, expected a number", o.FrequencyPenalty)
 	case o.TopLogprobs < 0 || o.TopLogprobs > MaxTopLogprobs:
 		return fmt.Errorf("top_logprobs is %d, expected 0 to %d", o.TopLogprobs, MaxTopLogprobs)
+	case o.Grammar != nil && o.IgnoreEOS:
+		return errors.New("a grammar needs the tokens that end a text, which ignore_eos ignores")
 	case o.Samples != nil && len(o.Samples) != prompts:
 		return fmt.Errorf("samples has %d numbers, expected one for each of %d prompts",
 			len(o.Samples), prompts)
@@ -190,7 +196,7 @@ func (o Options) compiled(device torch.Device) bool {
 // needsHost reports whether tokens must be chosen on the host.
 func (o Options) needsHost() bool {
 	return !o.Rules.none() || o.PresencePenalty != 0 || o.FrequencyPenalty != 0 ||
-		len(o.LogitBias) > 0 || o.Logprobs
+		len(o.LogitBias) > 0 || o.Logprobs || o.Grammar != nil
 }
 
 // ParseCompile returns the Compile of a name; "" is the default.

@@ -146,6 +146,11 @@ func (r *Row) accept(id int32) Finish {
 	eos := !r.options.IgnoreEOS && slices.Contains(r.options.EOS, id)
 	r.ids = append(r.ids, id)
 	r.sampler.made(id)
+	if !eos {
+		if err := r.sampler.follow(id); err != nil {
+			return r.fail(err)
+		}
+	}
 	stopped := r.stream != nil && r.stream.next(id)
 	switch made := len(r.ids) - r.prompt; {
 	case stopped:

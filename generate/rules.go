@@ -21,8 +21,8 @@ type Rules struct {
 	MinNewTokens, MinLength int
 }
 
-var errAllForbidden = errors.New("the rules forbid every token: suppress fewer tokens, or allow " +
-	"longer sequences to repeat")
+var errAllForbidden = errors.New("the rules or the grammar forbid every token: suppress fewer " +
+	"tokens, or allow longer sequences to repeat")
 
 // none reports whether every token is allowed.
 func (r Rules) none() bool {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"unsafe"
 
+	"conquer/text/grammar"
 	"conquer/torch"
 )
 
@@ -63,6 +64,7 @@ type sampler struct {
 	seen    []int32       // distinct tokens so far, for a repetition penalty
 	counts  map[int32]int // new tokens, for the other penalties
 	kept    []candidate
+	state   *grammar.State // of Options.Grammar
 }
 
 // candidate is a token that passed the filters, with its probability.
@@ -73,6 +75,9 @@ type candidate struct {
 
 func newSampler(o Options, sample, vocabulary int, prompt []int32) sampler {
 	s := sampler{options: o, prompt: len(prompt), random: newRandom(o.Seed, sample, prompt)}
+	if o.Grammar != nil {
+		s.state = o.Grammar.Start()
+	}
 	if o.RepetitionPenalty != 0 && o.RepetitionPenalty != 1 {
 		s.known = make([]bool, vocabulary)
 		for _, id := range prompt {
@@ -91,6 +96,49 @@ func (s *sampler) made(id int32) {
 		}
 		s.counts[id]++
 	}
+}
+
+// follow moves the grammar's state behind a new token.
+func (s *sampler) follow(id int32) error {
+	if s.state == nil {
+		return nil
+	}
+	next, err := s.options.Grammar.Next(s.state, id)
+	if err == nil && next == nil {
+		err = errAllForbidden
+	}
+	s.state = next
+	return err
+}
+
+// permit forbids the tokens that the grammar does not allow.
+func (s *sampler) permit(values []float32) error {
+	allowed, err := s.options.Grammar.Allowed(s.state)
+	if err != nil {
+		return err
+	}
+	none := float32(math.Inf(-1))
+	var ends []float32
+	for _, id := range s.options.EOS {
+		if int(id) < len(values) {
+			ends = append(ends, values[id])
+		}
+	}
+	for i := range values {
+		if allowed[i/64]&(1<<(i%64)) == 0 {
+			values[i] = none
+		}
+	}
+	k := 0
+	for _, id := range s.options.EOS {
+		if int(id) < len(values) {
+			if values[id] = none; s.state.Accepts() {
+				values[id] = ends[k]
+			}
+			k++
+		}
+	}
+	return nil
 }
 
 // saw records a token for the repetition penalty.
@@ -133,8 +181,16 @@ func (s *sampler) weigh(values []float32, ids []int32) error {
 	for id, bias := range s.options.LogitBias {
 		values[id] += float32(bias)
 	}
-	if rules := s.options.Rules; !rules.none() {
+	rules := s.options.Rules
+	if s.state != nil {
+		if err := s.permit(values); err != nil {
+			return err
+		}
+	}
+	if !rules.none() {
 		rules.forbid(values, ids, s.prompt, s.options.EOS)
+	}
+	if !rules.none() || s.state != nil {
 		if _, most := argmax(values); math.IsInf(float64(most), -1) {
 			return errAllForbidden
 		}

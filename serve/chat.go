@@ -16,13 +16,8 @@ type chatRequest struct {
 	Messages       []tokenizer.Message `json:"messages"`
 	Logprobs       bool                `json:"logprobs"`
 	TopLogprobs    int                 `json:"top_logprobs"`
-	ResponseFormat *responseFormat     `json:"response_format"`
 	Documents      json.RawMessage     `json:"documents"`
 	TemplateKwargs json.RawMessage     `json:"chat_template_kwargs"`
-}
-
-type responseFormat struct {
-	Type string `json:"type"`
 }
 
 // chatChoice is a choice of an answer, with Message, or of a chunk of a stream, with Delta.
@@ -79,9 +74,6 @@ func (s *Server) chatJob(q *chatRequest) (*job, error) {
 	switch {
 	case len(q.Messages) == 0:
 		return nil, invalid("messages", "messages is empty")
-	case q.ResponseFormat != nil && q.ResponseFormat.Type != "text":
-		return nil, invalid("response_format", "response_format %.40q is not supported: leave it "+
-			"out or use text", q.ResponseFormat.Type)
 	case q.TopLogprobs < 0 || q.TopLogprobs > maxLogprobs:
 		return nil, invalid("top_logprobs", "top_logprobs is %d, expected 0 to %d", q.TopLogprobs,
 			maxLogprobs)

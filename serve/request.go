@@ -33,6 +33,8 @@ type sampling struct {
 	Stop                texts              `json:"stop"`
 	StopTokenIDs        []int32            `json:"stop_token_ids"`
 	IgnoreEOS           bool               `json:"ignore_eos"`
+	ResponseFormat      *responseFormat    `json:"response_format"`
+	StructuredOutputs   *structured        `json:"structured_outputs"`
 	Stream              bool               `json:"stream"`
 	StreamOptions       *streamOptions     `json:"stream_options"`
 	unused
@@ -186,6 +188,10 @@ func (s *Server) configure(q *sampling, otherwise int) (generate.Options, error)
 		o.LogitBias[int32(id)] = bias
 	}
 	o.IgnoreEOS = o.IgnoreEOS || q.IgnoreEOS
+	var err error
+	if o.Grammar, err = s.constraint(q.ResponseFormat, q.StructuredOutputs); err != nil {
+		return o, err
+	}
 	return o, s.stops(q, &o)
 }
 

@@ -57,6 +57,7 @@ type Server struct {
 	options   Options
 	scheduler *scheduler
 	metrics   *metrics
+	grammars  *grammars
 	handler   http.Handler
 	created   int64
 }
@@ -88,7 +89,7 @@ func New(m model.Model, tok *tokenizer.Tokenizer, o Options) (*Server, error) {
 		o.Defaults.EOS = generate.EOS(m, tok)
 	}
 	s := &Server{model: m, tokenizer: tok, options: o, metrics: newMetrics(),
-		created: time.Now().Unix()}
+		grammars: newGrammars(tok, m.Head().Shape[0]), created: time.Now().Unix()}
 	var err error
 	if s.scheduler, err = newScheduler(m, o.Limits, o.Queue, s.metrics); err != nil {
 		return nil, err

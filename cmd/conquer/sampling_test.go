@@ -97,8 +97,9 @@ func TestSampling_PenaltiesAndBiases(t *testing.T) {
 	dir := writeModel(t, 704, true)
 	run := func(more ...string) generateOutput {
 		t.Helper()
-		return decode[generateOutput](t, succeed(t, append([]string{"generate", "--model_path", dir,
-			"--token_ids", "5,6,7", "--max_new_tokens", "6", "--ignore_eos", "--json"}, more...)...))
+		return decode[generateOutput](t, succeed(t, append([]string{"generate", "--model_path",
+			dir, "--token_ids", "5,6,7", "--max_new_tokens", "6", "--ignore_eos", "--json"},
+			more...)...))
 	}
 	plain, biased := run("--logprobs", "2"), run("--logit_bias", "9=1000", "--logprobs", "0")
 	for i, p := range plain.Logprobs {

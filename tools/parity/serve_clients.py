@@ -17,6 +17,7 @@ import time
 import urllib.request
 
 import openai
+import pydantic
 import torch
 import transformers
 
@@ -102,6 +103,17 @@ def endpoints(client, url):
     loop = client.completions.create(model="m", prompt="a a a a a a a a", max_tokens=40,
                                      temperature=0, frequency_penalty=2).choices[0].text
     check("frequency_penalty", len(set(loop.split())) > 3, loop[:60])
+
+    class Person(pydantic.BaseModel):
+        name: str
+        age: int = pydantic.Field(ge=0, le=150)
+        friends: list[str] = pydantic.Field(max_length=2)
+
+    parsed = client.chat.completions.parse(
+        model="m", messages=[{"role": "user", "content": "Describe a person."}], max_tokens=200,
+        temperature=0, response_format=Person)
+    check("a parsed answer", isinstance(parsed.choices[0].message.parsed, Person),
+          parsed.choices[0].message.content)
 
     vectors = [d.embedding for d in client.embeddings.create(model="m", input=["a", "b"]).data]
     check("embeddings", all(abs(sum(x * x for x in v) - 1) < 1e-3 for v in vectors))
