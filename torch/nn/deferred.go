@@ -44,5 +44,5 @@ func (p *Param) Values() (torch.Tensor, error) {
 		return p.Detach(), nil
 	}
 	t := torch.Empty(p.Local(), p.DType(), torch.CPU)
-	return t, p.Deferred(&Param{Tensor: t, Shape: p.Shape, Shard: p.Shard})
+	return t, p.Deferred(&Param{Tensor: t, Shape: p.Shape, Shard: p.Shard, Stack: p.Stack})
 }
