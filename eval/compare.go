@@ -53,7 +53,8 @@ func Compare(before, after *Results) (list []Comparison, err error) {
 				return nil, fmt.Errorf("task %s: the runs have %d and %d documents: evaluate both "+
 					"with the same --limit", name, len(a), len(b))
 			}
-			if err := sameDocuments(name, before.documents[name], after.documents[name]); err != nil {
+			err := sameDocuments(name, before.documents[name], after.documents[name])
+			if err != nil {
 				return nil, err
 			}
 			list = append(list, compareScores(key, a, b))
@@ -75,8 +76,8 @@ func (r *Results) metricsOf(name string) []Value {
 func sameDocuments(task string, a, b []document) error {
 	for i := range min(len(a), len(b)) {
 		if !a[i].equal(b[i]) {
-			return fmt.Errorf("task %s: document %d is another one in the other run: evaluate both "+
-				"on the same data", task, i)
+			return fmt.Errorf("task %s: document %d is another one in the other run: evaluate "+
+				"both on the same data", task, i)
 		}
 	}
 	return nil
@@ -246,7 +247,8 @@ func (s Strategies) Table() (string, error) {
 			for _, name := range s.Names {
 				fmt.Fprintf(&b, "\t%.4f", s.Results[name].Results[task].Values[i].Value)
 				for _, c := range comparisons[name] {
-					if c.Task == task && c.Filter == v.Filter && c.Metric == v.Metric && c.P < 0.05 {
+					same := c.Task == task && c.Filter == v.Filter && c.Metric == v.Metric
+					if same && c.P < 0.05 {
 						b.WriteByte('*')
 					}
 				}

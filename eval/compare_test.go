@@ -16,7 +16,8 @@ func TestMcNemar_IsTheExactBinomialTest(t *testing.T) {
 	for _, c := range []struct {
 		better, worse int
 		p             float64
-	}{{0, 0, 1}, {1, 1, 1}, {5, 0, 0.0625}, {2, 10, 0.03857421875}, {30, 14, 0.022628841205914796}} {
+	}{{0, 0, 1}, {1, 1, 1}, {5, 0, 0.0625}, {2, 10, 0.03857421875},
+		{30, 14, 0.022628841205914796}} {
 		if p := mcNemar(c.better, c.worse); math.Abs(p-c.p) > 1e-9 {
 			t.Errorf("%d better and %d worse: p is %v, want %v", c.better, c.worse, p, c.p)
 		}
@@ -74,7 +75,8 @@ func TestCompare_CountsDocuments(t *testing.T) {
 		b[i].value = number(i >= 4 && i < 34)
 	}
 	c := compareScores(key, a, b)
-	if c.Better != 14 || c.Worse != 4 || c.Before != 0.5 || c.After != 0.75 || c.Difference != 0.25 {
+	if c.Better != 14 || c.Worse != 4 || c.Before != 0.5 || c.After != 0.75 ||
+		c.Difference != 0.25 {
 		t.Errorf("got %+v", c)
 	}
 	if c.P != mcNemar(14, 4) || !(c.Low < 0.25 && c.High > 0.25 && c.Low > 0 && c.High < 0.5) {

@@ -336,11 +336,7 @@ func (f *evalFlags) config(o *opened, lm *eval.LM, took time.Duration) evalConfi
 func (f *evalFlags) write(results any, table func(w io.Writer)) error {
 	var err error
 	if f.output != "" {
-		data, failed := json.MarshalIndent(results, "", "  ")
-		if err = errors.Join(failed, atomicfile.MkdirAll(filepath.Dir(f.output))); err != nil {
-			return err
-		}
-		err = atomicfile.WriteBytes(f.output, append(data, '\n'))
+		err = writeIndented(f.output, results)
 	}
 	if f.json {
 		return errors.Join(err, printJSON(os.Stdout, results))
@@ -348,6 +344,18 @@ func (f *evalFlags) write(results any, table func(w io.Writer)) error {
 	columns := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	table(columns)
 	return errors.Join(err, columns.Flush())
+}
+
+// writeIndented writes a file of indented JSON, and its folder if it is missing.
+func writeIndented(path string, v any) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err == nil {
+		err = atomicfile.MkdirAll(filepath.Dir(path))
+	}
+	if err == nil {
+		err = atomicfile.WriteBytes(path, append(data, '\n'))
+	}
+	return err
 }
 
 // printEvaluation prints a row for each metric, and one for each metric that is compared.

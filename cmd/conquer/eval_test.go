@@ -134,3 +134,38 @@ func TestEval_ComparesRunsAndStrategies(t *testing.T) {
 		}
 	}
 }
+
+func TestProbe_PrintsAndDrawsEveryCell(t *testing.T) {
+	dir, bamba, folder := writeModel(t, 700, true), writeBamba(t), t.TempDir()
+	table := succeed(t, "probe", "--model_path", dir, "--lengths", "100,200", "--depths", "0,100",
+		"--repeats", "1", "--heat_map", filepath.Join(folder, "a.svg"))
+	if lines := strings.Split(strings.TrimSpace(table), "\n"); len(lines) != 3 ||
+		!strings.HasPrefix(lines[2], "100 %") {
+		t.Errorf("the table is\n%s", table)
+	}
+	var out probeOutput
+	text := succeed(t, "probe", "--model_path", bamba, "--tokenizer", "char_tokenizer", "--kind",
+		"needle", "--lengths", "250", "--repeats", "2", "--json", "--chunking",
+		"default-optimized,windowed:1-optimized", "--heat_map", filepath.Join(folder, "b.png"))
+	if err := json.Unmarshal([]byte(text), &out); err != nil || len(out.Results) != 2 ||
+		len(out.Results[1].Cells) != 5 || out.Results[1].Strategy != "windowed:1-optimized" {
+		t.Errorf("%v in %s", err, text)
+	}
+	for _, name := range []string{"a.svg", "b-default-optimized.png",
+		"b-windowed_1-optimized.png"} {
+		if info, err := os.Stat(filepath.Join(folder, name)); err != nil || info.Size() < 500 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, args := range map[string][]string{
+		"--kind": {"--kind", "thread"}, "--depths": {"--depths", "120"},
+		"--lengths":  {"--lengths", "0"},
+		"--heat_map": {"--heat_map", "x.gif"}, "state-space": {"--chunking", "independent"},
+		"longer": {"--lengths", "100000"},
+	} {
+		_, stderr, code := invoke(t, "", append([]string{"probe", "--model_path", dir}, args...)...)
+		if code == 0 || !strings.Contains(stderr, name) {
+			t.Errorf("%s: exit %d, %s", name, code, stderr)
+		}
+	}
+}

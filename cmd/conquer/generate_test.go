@@ -343,7 +343,7 @@ func TestInfo_DescribesModelAndMachine(t *testing.T) {
 }
 
 func TestHelp_ShowsExamples(t *testing.T) {
-	for _, name := range []string{"generate", "chat", "score", "eval", "serve", "data", "info", "export",
+	for _, name := range []string{"generate", "chat", "score", "eval", "probe", "serve", "data", "info", "export",
 		"plan", "completion"} {
 		if help := succeed(t, name, "--help"); !strings.Contains(help, "Examples:\n") ||
 			!strings.Contains(help, "conquer "+name) {

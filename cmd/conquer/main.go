@@ -46,6 +46,7 @@ func commands() []command {
 		chatCommand,
 		scoreCommand,
 		evalCommand,
+		probeCommand,
 		serveCommand,
 		dataCommand,
 		exportCommand,
