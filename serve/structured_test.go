@@ -83,22 +83,23 @@ func TestStructured_AnswersHaveTheirForm(t *testing.T) {
 
 func TestStructured_RefusesWhatItCannotEnforce(t *testing.T) {
 	_, h := serving(t, nil)
-	for fields, says := range map[string]string{
-		`"response_format": {"type": "xml"}`:                                               "json_schema",
-		`"response_format": {"type": "json_schema"}`:                                       "json_schema.schema",
-		`"structured_outputs": {}`:                                                         "needs json",
-		`"structured_outputs": {"regex": "("}`:                                             "regular expression",
-		`"structured_outputs": {"regex": "a", "choice": ["b"]}`:                            "one form",
-		`"structured_outputs": {"json": {"multipleOf": 3, "type": "integer"}}`:             "multipleOf",
-		`"structured_outputs": {"choice": []}`:                                             "no choices",
-		`"structured_outputs": {"choice": ["a"]}, "ignore_eos": true`:                      "ignore_eos",
-		`"structured_outputs": {"grammar": "root ::= x"}`:                                  "grammar",
-		`"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}`: "one form",
+	for _, c := range []struct{ fields, says string }{
+		{`"response_format": {"type": "xml"}`, "json_schema"},
+		{`"response_format": {"type": "json_schema"}`, "json_schema.schema"},
+		{`"structured_outputs": {}`, "needs json"},
+		{`"structured_outputs": {"regex": "("}`, "regular expression"},
+		{`"structured_outputs": {"regex": "a", "choice": ["b"]}`, "one form"},
+		{`"structured_outputs": {"json": {"multipleOf": 3, "type": "integer"}}`, "multipleOf"},
+		{`"structured_outputs": {"choice": []}`, "no choices"},
+		{`"structured_outputs": {"choice": ["a"]}, "ignore_eos": true`, "ignore_eos"},
+		{`"structured_outputs": {"grammar": "root ::= x"}`, "grammar"},
+		{`"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}`,
+			"one form"},
 	} {
-		status, answer := post(t, h.URL+"/v1/completions", `{"prompt": "a", `+fields+`}`)
+		status, answer := post(t, h.URL+"/v1/completions", `{"prompt": "a", `+c.fields+`}`)
 		message, _ := at(t, answer, "error.message").(string)
-		if status != http.StatusBadRequest || !strings.Contains(message, says) {
-			t.Errorf("%s: %d %v", fields, status, answer)
+		if status != http.StatusBadRequest || !strings.Contains(message, c.says) {
+			t.Errorf("%s: %d %v", c.fields, status, answer)
 		}
 	}
 }

@@ -53,7 +53,8 @@ func (s *fields) unused() error {
 var keywordTypes = map[string]string{"properties": "object", "required": "object",
 	"additionalProperties": "object", "items": "array", "minItems": "array", "maxItems": "array",
 	"minLength": "string", "maxLength": "string", "pattern": "string", "minimum": "number",
-	"maximum": "number", "exclusiveMinimum": "number", "exclusiveMaximum": "number"}
+	"maximum": "number", "exclusiveMinimum": "number",
+	"exclusiveMaximum": "number"}
 
 // types returns the types that a value may have.
 func (s *fields) types() ([]string, error) {
@@ -88,8 +89,8 @@ func (s *fields) counts(lower, upper string) (least, most int, err error) {
 		if value, ok := s.take(name); ok {
 			var n float64
 			if json.Unmarshal(value, &n) != nil || n < 0 || n != math.Trunc(n) || n > maxProgram {
-				return 0, 0, fmt.Errorf("%s is %.40s, expected a whole number up to %d", name, value,
-					maxProgram)
+				return 0, 0, fmt.Errorf("%s is %.40s, expected a whole number up to %d", name,
+					value, maxProgram)
 			}
 			*to = int(n)
 		}

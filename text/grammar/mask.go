@@ -90,8 +90,8 @@ const (
 )
 
 // ErrTooComplex says that a grammar has too many possibilities at some place.
-var ErrTooComplex = errors.New("the grammar has too many possibilities at this place of the text: " +
-	"use smaller counts and lengths")
+var ErrTooComplex = errors.New("the grammar has too many possibilities at this place of the " +
+	"text: use smaller counts and lengths")
 
 // State is the set of places in a grammar that a text may have reached.
 type State struct {

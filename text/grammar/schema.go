@@ -270,8 +270,8 @@ func (c *schemaCompiler) text(s *fields) (expr, error) {
 			return nil, errors.New("pattern is not a text")
 		}
 		if least > 0 || most >= 0 {
-			return nil, errors.New("pattern beside minLength or maxLength is not supported: write " +
-				"the length into the pattern")
+			return nil, errors.New("pattern beside minLength or maxLength is not supported: " +
+				"write the length into the pattern")
 		}
 		inner, err := parseRegexp(pattern, plain, true)
 		return quoted(inner), err
