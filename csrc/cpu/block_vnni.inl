@@ -125,14 +125,36 @@ inline __m512 times_signed(const uint8_t *half, __m128i levels) {
                        _mm512_set1_ps(half_at(half)));
 }
 
-// The eight scales and minima of Q4_K and Q5_K, each for two groups.
+// The eight scales and minima of Q4_K and Q5_K, each for two groups: six bits each in twelve bytes,
+// of which the first four hold scales 0 to 3 and the upper two bits of scales 4 to 7, the next four
+// the same of minima, and the last four the lower four bits of scales and minima 4 to 7.
 inline void vnni_scales_of_k(const uint8_t *p, Scales<1> &s) {
-  const uint32_t a = word_at(p + 4), b = word_at(p + 8), c = word_at(p + 12);
-  const __m128i all = _mm_set_epi32((c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030), b & 0x3f3f3f3f,
-                                    (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030), a & 0x3f3f3f3f);
-  const __m128i first = _mm_set_epi8(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-  s.scale[0] = times(p, _mm_shuffle_epi8(all, first));
-  s.minimum[0] = times(p + 2, _mm_shuffle_epi8(all, _mm_add_epi8(first, _mm_set1_epi8(8))));
+  const __m256i raw =
+      _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+  const __m256i first = _mm256_set_epi8(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8,
+                                        15, 15, 14, 14, 13, 13, 12, 12, 7, 7, 6, 6, 5, 5, 4, 4);
+  const __m256i second = _mm256_set_epi8(11, 11, 10, 10, 9, 9, 8, 8, -1, -1, -1, -1, -1, -1, -1, -1,
+                                         7, 7, 6, 6, 5, 5, 4, 4, -1, -1, -1, -1, -1, -1, -1, -1);
+  const int64_t six = 0x3f3f3f3f3f3f3f3f, four = 0x0f0f0f0f0f0f0f0f;
+  const __m256i low = _mm256_and_si256(
+      _mm256_srlv_epi64(_mm256_shuffle_epi8(raw, first), _mm256_set_epi64x(4, 0, 0, 0)),
+      _mm256_set_epi64x(four, six, four, six));
+  const __m256i high = _mm256_srli_epi64(_mm256_shuffle_epi8(raw, second), 2);
+  // low | (high & 48)
+  const __m256i all = _mm256_ternarylogic_epi64(high, _mm256_set1_epi8(48), low, 0xea);
+  const __m512 both = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadu_si32(p)));
+  s.scale[0] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_castsi256_si128(all))),
+                             _mm512_permutexvar_ps(_mm512_setzero_si512(), both));
+  s.minimum[0] =
+      _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_extracti128_si256(all, 1))),
+                    _mm512_permutexvar_ps(_mm512_set1_epi32(1), both));
+}
+
+// A kind whose second 32 levels of each vector lie in the upper halves of bytes may leave them
+// there: they are 16 times too large, and `part` of the scale makes up for it.
+inline __m512 parts_of_scale() {
+  const float part = 1 / 16.f;
+  return _mm512_set_ps(part, part, 1, 1, part, part, 1, 1, part, part, 1, 1, part, part, 1, 1);
 }
 
 template <> struct Vnni<BlockKind::Q4_K> {
@@ -141,8 +163,8 @@ template <> struct Vnni<BlockKind::Q4_K> {
   static void unpack(const uint8_t *p, Levels &l, Scales<1> &s) {
     vnni_scales_of_k(p, s);
     for (int i = 0; i < 4; i++)
-      l.q[i] =
-          _mm512_and_si512(_mm512_srlv_epi64(twice(p + 16 + 32 * i), halves(0, 4)), bytes_of(15));
+      l.q[i] = _mm512_and_si512(twice(p + 16 + 32 * i),
+                                halves(0x0f0f0f0f0f0f0f0f, int64_t(0xf0f0f0f0f0f0f0f0)));
   }
 };
 
@@ -244,26 +266,28 @@ inline __attribute__((always_inline)) void vnni_unit(const uint8_t *p, const Act
   Levels l;
   Scales<N> s;
   Vnni<K>::unpack(p, l, s);
+  const __m512 scale =
+      K == BlockKind::Q4_K ? _mm512_mul_ps(s.scale[0], parts_of_scale()) : s.scale[0];
   for (int m = 0; m < M; m++) {
     const ActivationUnit &a = x[m * stride];
     __m512 all;
     if (N == 1) {
-      all = _mm512_mul_ps(s.scale[0], _mm512_load_ps(a.scale));
+      all = _mm512_mul_ps(scale, _mm512_load_ps(a.scale));
       rest[m] = _mm512_fmadd_ps(minima ? s.minimum[0] : s.scale[0], _mm512_load_ps(a.sum), rest[m]);
     }
     for (int i = 0; i < 4; i++) {
       const __m512 products = _mm512_cvtepi32_ps(
           _mm512_dpbusd_epi32(_mm512_setzero_si512(), l.q[i], _mm512_load_si512(a.q + 64 * i)));
-      __m512 scale;
+      __m512 factor;
       if (N == 1) {
         const __m512i lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-        scale = _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(4 * i)), all);
+        factor = _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(4 * i)), all);
       } else {
-        scale = _mm512_mul_ps(s.scale[i % N], _mm512_load_ps(a.lane_scale + 16 * i));
+        factor = _mm512_mul_ps(s.scale[i % N], _mm512_load_ps(a.lane_scale + 16 * i));
         rest[m] = _mm512_fmadd_ps(minima ? s.minimum[i % N] : s.scale[i % N],
                                   _mm512_load_ps(a.lane_sum + 16 * i), rest[m]);
       }
-      acc[m][i % CHAINS] = _mm512_fmadd_ps(products, scale, acc[m][i % CHAINS]);
+      acc[m][i % CHAINS] = _mm512_fmadd_ps(products, factor, acc[m][i % CHAINS]);
     }
   }
 }
