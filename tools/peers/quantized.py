@@ -12,6 +12,7 @@ second of that prompt, and the largest resident memory. Needs gguf 0.19, numpy a
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -115,7 +116,7 @@ def measured(command):
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     out = process.stdout.read()
-    _, status, usage = __import__("os").wait4(process.pid, 0)
+    _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{command} failed")
     return out, usage.ru_maxrss * 1024, time.perf_counter() - begin
