@@ -169,3 +169,37 @@ func TestProbe_PrintsAndDrawsEveryCell(t *testing.T) {
 		}
 	}
 }
+
+// A task's data set is fetched from a server with the hub's API. Its README says which file is
+// which split; without that the files' names do.
+func TestEval_FetchesDataSets(t *testing.T) {
+	model := writeModel(t, 700, true)
+	for _, named := range []bool{true, false} {
+		dir := t.TempDir()
+		files := map[string]string{"test.jsonl": "{\"sound\": \"bark\", \"label\": 1}\n"}
+		if named {
+			files = map[string]string{
+				"README.md": "---\nconfigs:\n- config_name: pets\n  data_files:\n" +
+					"  - split: test\n    path: odd-*.jsonl\n---\n# Pets\n",
+				"odd-1.jsonl": files["test.jsonl"], "test.jsonl": "{\"sound\": 1}\n",
+			}
+		}
+		for name, text := range files {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		serveHub(t, "datasets", dir)
+		task := filepath.Join(t.TempDir(), "pets.yaml")
+		if err := os.WriteFile(task, []byte("task: pets\ndataset_path: org/tiny@v1\n"+
+			"dataset_name: pets\noutput_type: multiple_choice\ntest_split: test\n"+
+			"doc_to_text: \"{{sound}}:\"\ndoc_to_choice: [cat, dog]\ndoc_to_target: label\n"),
+			0o644); err != nil {
+			t.Fatal(err)
+		}
+		table := succeed(t, "eval", "--model_path", model, "--tasks", task)
+		if !strings.Contains(table, "acc_norm") {
+			t.Errorf("the table is\n%s", table)
+		}
+	}
+}
