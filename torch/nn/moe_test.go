@@ -119,7 +119,11 @@ func TestMoE_IsTheSumOfItsExperts(t *testing.T) {
 			x := torch.Empty([]int{1, rows, width}, torch.Float32, torch.CPU).Normal(0, 1)
 			x.RequireGrad(true)
 			linear := func(l *Linear, component int, in torch.Tensor) torch.Tensor {
-				w, _ := l.component(component)
+				first := 0
+				for _, n := range l.Rows[:component] {
+					first += n
+				}
+				w := l.Weight.Narrow(0, first, l.Rows[component])
 				y := torch.Linear(in, w, torch.Tensor{})
 				if len(l.LoRA) > 0 && l.LoRA[component] != nil {
 					y = y.Add(l.LoRA[component].Forward(in))
