@@ -238,6 +238,8 @@ def main():
                 case = {"keys": keys, "outcome": outcome, "why": why}
                 (folder / "case.json").write_text(json.dumps(case))
             for kind in ("wrapped", "bare", "base", "saved", "pickle", "another head"):
+                if family == "mixtral" and kind in ("saved", "pickle"):
+                    continue  # a state_dict of transformers 5 fuses the experts, which is refused
                 folder = root / "cases" / f"{family} {kind}"
                 write_shape(folder, family, kind, rng)
                 outcome, why = expect(folder, rng)
