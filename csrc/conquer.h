@@ -207,6 +207,10 @@ int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor
  * activations to 8 bits in blocks of 32 (float32 scales) and sums products of integers. While it is
  * on, cq_linear multiplies in float32, and only x gets a gradient. */
 int cq_blocks(const cq_tensor *data, const int *kinds, int n, int64_t columns, cq_tensor *out);
+/* A weight in blocks in the form that a GPU's kernels read, of the dtype of the activations: codes
+ * of 4 bits with a scale and a minimum in float16 for each 32 numbers (Q4_0, Q4_1, Q4_K), of 8 bits
+ * for each 16 (all other kinds). Fails if there are no kernels for the GPU. */
+int cq_blocks_to_gpu(cq_tensor blocks, int device, int dtype, cq_tensor *out);
 /* The bytes of a weight in blocks, 0 for any other tensor. */
 int64_t cq_blocks_bytes(cq_tensor t);
 /* The values of rows [first, first + rows) of a weight in blocks, exactly as ggml defines them,

@@ -13,8 +13,8 @@ type BlockSource interface {
 }
 
 // InBlocks presents source to [Load] so that quantized matrices of linear layers and embeddings
-// stay in their blocks ([torch.Blocks]). Load then takes [torch.Float32] on the CPU, and no
-// [nn.Shard].
+// stay in their blocks ([torch.Blocks]); on a GPU they take the form of its kernels
+// ([torch.Tensor.BlocksOn]). On the CPU, Load then takes [torch.Float32]. It takes no [nn.Shard].
 func InBlocks(source BlockSource) TensorSource { return inBlocks{source} }
 
 type inBlocks struct{ BlockSource }
@@ -43,7 +43,8 @@ func blockable(m Model) map[*nn.Param]bool {
 
 // keep fills the parameters of m that source holds in blocks and returns them. A parameter of
 // several components is one weight of several parts.
-func (source inBlocks) keep(m Model) (kept map[*nn.Param]bool, err error) {
+func (source inBlocks) keep(m Model, dtype torch.DType, device torch.Device,
+) (kept map[*nn.Param]bool, err error) {
 	kept = map[*nn.Param]bool{}
 	components := map[*nn.Param][]nn.Component{}
 	nn.Walk(m, func(c nn.Component) { components[c.Param] = append(components[c.Param], c) })
@@ -51,7 +52,11 @@ func (source inBlocks) keep(m Model) (kept map[*nn.Param]bool, err error) {
 		torch.Scoped(func() {
 			var parts []torch.BlockPart
 			if parts, err = source.parts(components[param]); len(parts) > 0 {
-				param.Tensor = torch.Blocks(param.Shape[1], parts...).Own()
+				weight := torch.Blocks(param.Shape[1], parts...)
+				if device.IsCUDA() {
+					weight = weight.BlocksOn(device, dtype)
+				}
+				param.Tensor = weight.Own()
 				kept[param] = true
 			}
 		})

@@ -112,7 +112,7 @@ func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) 
 	failed := check(m, source)
 	var kept map[*nn.Param]bool
 	if keeps && failed == nil {
-		kept, failed = blocks.keep(m)
+		kept, failed = blocks.keep(m, dtype, device)
 	}
 	nn.Walk(m, func(p nn.Component) {
 		if failed == nil && !kept[p.Param] {

@@ -5,7 +5,7 @@ package torch
 // #cgo nocallback cq_scope_adopt
 // #cgo noescape cq_tensor_describe
 // #cgo nocallback cq_tensor_describe
-// // conquer.h version 3: change the number with conquer.h, since Go's build cache does not see it.
+// // conquer.h version 4: change the number with conquer.h, since Go's build cache does not see it.
 // #include <stdlib.h>
 // #include "conquer.h"
 import "C"

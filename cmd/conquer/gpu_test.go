@@ -425,6 +425,39 @@ func TestGPU_BenchmarksRun(t *testing.T) {
 	}
 }
 
+// Commands compute on quantized weights: results are near those of the converted ones.
+func TestGPU_ComputesOnQuantizedWeights(t *testing.T) {
+	needGPU(t)
+	dir, work := writeModel(t, 704, true), t.TempDir()
+	for _, kind := range []string{"q8_0", "q4_0"} {
+		path := filepath.Join(work, kind+".gguf")
+		succeed(t, "export", "--model_path", dir, "--output_path", path, "--dtype", kind)
+		score := func(model string, more ...string) float64 {
+			return decode[scoreOutput](t, succeed(t, append([]string{"score", "--model_path", model,
+				"--text", strings.Repeat("hello there ", 20), "--device", "cuda", "--json"},
+				more...)...)).NLL
+		}
+		blocks, converted := score(path), score(path, "--dtype", "float32")
+		if off := math.Abs(blocks/converted - 1); !(off < 0.02) {
+			t.Errorf("%s: %g in blocks, %g converted", kind, blocks, converted)
+		}
+		for _, batch := range []string{"1", "3"} {
+			succeed(t, "bench", "inference", "--model_path", path, "--seq_len", "9",
+				"--batch_size", batch, "--max_new_tokens", "5", "--repeat", "1", "--device", "cuda",
+				"--json")
+		}
+		adapter := filepath.Join(work, kind+"-adapter")
+		stderr, code := tune(t, path, adapter, "--lora_rank", "4", "--device", "cuda")
+		if code != 0 || strings.Contains(stderr, "converted") {
+			t.Fatalf("exit %d: %s", code, stderr)
+		}
+		if beside, merged := score(adapter), score(adapter, "--dtype", "float32"); !(math.Abs(
+			beside/merged-1) < 0.02) {
+			t.Errorf("%s with an adapter: %g in blocks, %g converted", kind, beside, merged)
+		}
+	}
+}
+
 func mustGenerate(t testing.TB, m model.Model, prompts [][]int32,
 	o generate.Options) []generate.Result {
 	t.Helper()

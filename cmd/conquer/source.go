@@ -64,8 +64,8 @@ func (f *modelFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.tokenizer, "tokenizer", "",
 		"tokenizer `folder`, file or name if it is not the model's own, or char_tokenizer")
 	flags.StringVar(&f.dtype, "dtype", "",
-		"`dtype` to convert the weights to: float32, bfloat16 or float16 (default: as stored; the "+
-			"CPU computes on quantized weights, for a GPU they become bfloat16)")
+		"`dtype` to convert the weights to: float32, bfloat16 or float16 (default: as stored; "+
+			"quantized weights stay as they are, with activations in bfloat16 on a GPU)")
 	flags.StringVar(&f.device, "device", "", deviceUsage)
 	flags.IntVar(&f.threads, "threads", 0, threadsUsage)
 }
@@ -194,7 +194,7 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	}
 	if dtype == nil {
 		stored := storedDType(o.checkpoint, device)
-		dtype, o.blocks = &stored, f.keepsBlocks(o.checkpoint, stored, device)
+		dtype, o.blocks = &stored, f.keepsBlocks(o.checkpoint, stored)
 	}
 	if o.adapted, err = f.foldAdapter(o); err == nil {
 		err = torch.Run(func() error {
@@ -303,14 +303,11 @@ func attachAdapter(m model.Model, dir string) error {
 
 // keepsBlocks reports whether the quantized weights of a checkpoint stay in their blocks. If they
 // cannot, it says why, and that they become dtype.
-func (f *modelFlags) keepsBlocks(c *checkpoint.Checkpoint, dtype torch.DType,
-	device torch.Device) bool {
+func (f *modelFlags) keepsBlocks(c *checkpoint.Checkpoint, dtype torch.DType) bool {
 	kind, reason := c.Quantized(), f.converts
 	switch {
 	case kind == "":
 		return false
-	case device.IsCUDA():
-		reason = "no GPU kernel computes on such blocks yet"
 	case f.divided || f.world != nil:
 		reason = "several processes share the model"
 	}

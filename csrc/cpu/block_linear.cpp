@@ -3,6 +3,7 @@
 #include "../runtime/memory.h"
 #include "cpu.h"
 
+#include <atomic>
 #include <memory>
 
 namespace conquer::cpu {
@@ -70,6 +71,20 @@ void block_unpack(const ops::BlockPart &part, int64_t first, int64_t rows, const
   parallel_for(rows, rows_per_share(part.columns), [&](int64_t begin, int64_t end) {
     block_kernels().unpack(all.from(begin, end - begin), to + begin * part.columns);
   });
+}
+
+bool block_pack(const ops::BlockPart &part, const ops::BlockPart &packed) {
+  const BlockRows all = rows_of(part);
+  uint32_t *codes = reinterpret_cast<uint32_t *>(packed.data.mutable_data_ptr<int32_t>()),
+           *scales = reinterpret_cast<uint32_t *>(packed.scales.mutable_data_ptr<int32_t>());
+  const int64_t row = packed.scales.size(1);
+  std::atomic<bool> fits{true};
+  parallel_for(part.rows, rows_per_share(part.columns), [&](int64_t begin, int64_t end) {
+    if (!block_kernels().pack(all.from(begin, end - begin), packed.bits, codes + begin * row * 4,
+                              scales + begin * row))
+      fits = false;
+  });
+  return fits;
 }
 
 } // namespace conquer::cpu

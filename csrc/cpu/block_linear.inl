@@ -196,6 +196,42 @@ template <BlockKind K> struct Unpack {
 
 void block_unpack(const BlockRows &w, float *out) { by_kind<Unpack>(w.kind, w, out); }
 
+// ---- a GPU's form
+
+inline uint32_t half_of(float x, bool *fits) {
+  const uint32_t bits = round_f16(x);
+  *fits = *fits && (bits & 0x7c00) != 0x7c00;
+  return bits;
+}
+
+template <BlockKind K> struct Pack {
+  static void run(const BlockRows &w, int bits, uint32_t *codes, uint32_t *scales, bool *fits) {
+    const int numbers = 128 / bits; // of a group there
+    for (int64_t r = 0; r < w.rows; r++)
+      for (int64_t i = 0; i < w.units(); i++) {
+        Unit u;
+        unpack_unit<K>(w, w.data + r * w.row_bytes, i, u);
+        const int64_t n = std::min(unit, w.columns - i * unit);
+        for (int64_t first = 0; first < n; first += numbers, codes += 4, scales++) {
+          const float scale = u.scale[first / group], minimum = u.minimum[first / group];
+          *scales = half_of(scale, fits) |
+                    half_of(Kind<K>::zero ? scale * Kind<K>::zero : minimum, fits) << 16;
+          for (int word = 0; word < 4; word++) {
+            codes[word] = 0;
+            for (int s = 0; s < 32 / bits; s++)
+              codes[word] |= uint32_t(u.q[first + 4 * s + word]) << (s * bits);
+          }
+        }
+      }
+  }
+};
+
+bool block_pack(const BlockRows &w, int bits, uint32_t *codes, uint32_t *scales) {
+  bool fits = true;
+  by_kind<Pack>(w.kind, w, bits, codes, scales, &fits);
+  return fits;
+}
+
 // ---- many rows
 
 #if defined(CONQUER_AVX512_VNNI)
@@ -320,6 +356,7 @@ constexpr BlockKernels block_table() {
   t.quantize = quantize_row;
   t.dot = block_dot;
   t.unpack = block_unpack;
+  t.pack = block_pack;
 #if defined(CONQUER_AVX512_VNNI)
   t.gemm = block_gemm;
 #endif

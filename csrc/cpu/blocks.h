@@ -76,6 +76,9 @@ struct BlockKernels {
                float *scratch);
   // The values of w, exactly: [w.rows, w.columns].
   void (*unpack)(const BlockRows &w, float *out);
+  // The form of ../triton/kernels/blocks.py, with codes of 4 or 8 bits: codes [w.rows, groups, 4]
+  // and scales [w.rows, groups]. Returns false if a scale is not a finite float16.
+  bool (*pack)(const BlockRows &w, int bits, uint32_t *codes, uint32_t *scales);
 };
 
 const BlockKernels &block_kernels();

@@ -65,6 +65,7 @@ at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const
 void block_linear(const at::Tensor &x, const std::vector<ops::BlockPart> &parts,
                   const at::Tensor &out);
 void block_unpack(const ops::BlockPart &part, int64_t first, int64_t rows, const at::Tensor &out);
+bool block_pack(const ops::BlockPart &part, const ops::BlockPart &packed);
 void attention(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
                const at::Tensor &mask, bool causal, double scale, const at::Tensor &out,
                const at::Tensor &lse);

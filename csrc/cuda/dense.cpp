@@ -1,6 +1,6 @@
 // dense.cpp: a transformer's operators on a GPU: launches the kernels of dense.py, attend.py and
 // tail_hopper.py in ../triton/kernels.
-#include "../ops/device.h"
+#include "blocks.h"
 #include "triton.h"
 
 #include <c10/cuda/CUDAGuard.h>
@@ -136,6 +136,9 @@ at::Tensor split_k(const at::Tensor &x, const at::Tensor &weight) {
 
 at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
                   const at::Tensor &bias, const at::Tensor &residual) {
+  if (const auto *parts = ops::blocks_of(weight))
+    return block_gemv(norm.defined() ? normalized(x, norm, eps) : x, *parts, weight.size(0), bias,
+                      residual);
   c10::cuda::CUDAGuard guard(x.device());
   int64_t m = rows_of(x), width = weight.size(0);
   at::Tensor y = empty_rows(x, width);
@@ -157,6 +160,8 @@ at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const
 
 at::Tensor linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps,
                          const at::Tensor &weight, const at::Tensor &bias) {
+  if (const auto *parts = ops::blocks_of(weight))
+    return block_gemv_swiglu(norm.defined() ? normalized(x, norm, eps) : x, parts->at(0), bias);
   c10::cuda::CUDAGuard guard(x.device());
   int64_t m = rows_of(x), width = weight.size(0) / 2;
   at::Tensor y = empty_rows(x, width);
@@ -439,6 +444,7 @@ void add_dense(ops::Device &d) {
   d.linear_swiglu = linear_swiglu;
   d.block_tail = block_tail;
   d.decode_attention = decode_attention;
+  d.block_unpack = block_unpack;
   d.argmax = argmax;
   d.add_rows = add_rows;
   d.multiply = multiply;

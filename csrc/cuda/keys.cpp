@@ -89,6 +89,16 @@ std::string decode_attention_mha(Dtype dtype, int64_t P) {
   return key("decode_attention_mha", dtype,
              {fitting(tuning::decode_attention_mha_BP, P), tuning::decode_attention_mha_BS});
 }
+std::string block_gemv(Dtype dtype, int bits, int64_t rows) {
+  return key("block_gemv", dtype, {bits, block_gemv_rows(rows), tuning::block_gemv_BG});
+}
+std::string block_gemv_swiglu(Dtype dtype, int bits) {
+  return key("block_gemv_swiglu", dtype,
+             {bits, tuning::block_gemv_swiglu_BN, tuning::block_gemv_swiglu_BG});
+}
+std::string block_unpack(Dtype dtype, int bits) {
+  return key("block_unpack", dtype, {bits, tuning::block_unpack_BG});
+}
 std::string argmax(Dtype dtype) {
   return key("argmax", dtype, {tuning::argmax_BLOCK, tuning::argmax_SPLITS});
 }

@@ -28,6 +28,9 @@ template <size_t Count> int64_t fitting(const std::array<int64_t, Count> &sizes,
   return n;
 }
 
+// The rows of a weight in blocks that one program of block_gemv reads.
+inline int64_t block_gemv_rows(int64_t rows) { return tuning::block_gemv_BN[rows < 8192 ? 0 : 1]; }
+
 namespace keys {
 
 // A transformer's operators. D: width of a row. half: half the number of rotated dimensions of a
@@ -51,6 +54,10 @@ std::string tail_gemm(Dtype dtype, bool gated, bool adds, int64_t M);
 // many: there are many cache rows.
 std::string decode_attention(Dtype dtype, bool many, int64_t P);
 std::string decode_attention_mha(Dtype dtype, int64_t P);
+// A weight in blocks: bits of a code, 4 or 8; rows of the weight.
+std::string block_gemv(Dtype dtype, int bits, int64_t rows);
+std::string block_gemv_swiglu(Dtype dtype, int bits);
+std::string block_unpack(Dtype dtype, int bits);
 std::string argmax(Dtype dtype);
 std::string add_rows(Dtype dtype);
 std::string multiply(Dtype dtype);

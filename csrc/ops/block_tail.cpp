@@ -1,6 +1,6 @@
 // block_tail.cpp: cq_block_tail. Devices that have kernels for it fuse the tail of a block over a
 // few tokens; else it is the operators of linear.cpp, one after the other.
-#include "operators.h"
+#include "blocks.h"
 
 namespace conquer::ops {
 
@@ -15,6 +15,9 @@ std::string unfused_reason(const at::Tensor &x, const at::Tensor &mixed, const B
   if (x.scalar_type() != at::kBFloat16 && x.scalar_type() != at::kHalf)
     return c10::str("it takes bfloat16 and float16, not ",
                     x.scalar_type() == at::kFloat ? "float32" : x.dtype().name());
+  for (const at::Tensor *w : {&t.output, &t.gate_up, &t.down, &t.next})
+    if (blocks_of(*w))
+      return "it takes no quantized weights";
   if (records_grad(x, mixed, t.norm, t.output, t.mlp_norm, t.gate_up, t.down, t.next_norm, t.next,
                    t.next_bias))
     return "gradients are recorded";

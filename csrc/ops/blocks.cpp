@@ -17,9 +17,9 @@ namespace {
 
 class Blocks final : public c10::TensorImpl {
 public:
-  explicit Blocks(std::vector<BlockPart> all)
+  Blocks(std::vector<BlockPart> all, at::ScalarType dtype)
       : TensorImpl(c10::DispatchKeySet(c10::DispatchKey::PrivateUse3),
-                   caffe2::TypeMeta::Make<float>(), c10::Device(c10::kCPU)),
+                   c10::scalarTypeToTypeMeta(dtype), all[0].data.device()),
         parts(std::move(all)) {
     int64_t rows = 0;
     for (const BlockPart &part : parts)
@@ -40,20 +40,24 @@ void unpack_into(const BlockPart &part, int64_t first, const at::Tensor &out) {
     registered_device(out).block_unpack(part, first, out.size(0), out);
 }
 
-constexpr int64_t tile_elements = int64_t(1) << 22;
-
-int64_t tile_rows(int64_t columns) { return std::max<int64_t>(16, tile_elements / columns); }
-
-// Calls f(first, tile) for tiles of rows, unpacked to float32.
-template <class F> void for_tiles(const at::Tensor &weight, F &&f) {
-  const std::vector<BlockPart> &parts = *blocks_of(weight);
-  const int64_t rows = weight.size(0), step = tile_rows(weight.size(1));
-  for (int64_t first = 0; first < rows; first += step)
-    f(first, unpacked(parts, first, std::min(step, rows - first), at::kFloat));
+// Numbers of a tile: 16 MB on the CPU, 256 MB on a GPU.
+int64_t tile_rows(const at::Tensor &weight) {
+  const int64_t numbers = int64_t(1) << (weight.is_cuda() ? 27 : 22);
+  return std::max<int64_t>(16, numbers / weight.size(1) / 16 * 16);
 }
 
-// x [M,D] float32 times the weight, by tiles.
+// Calls f(first, tile) for tiles of rows, unpacked to the weight's dtype.
+template <class F> void for_tiles(const at::Tensor &weight, F &&f) {
+  const std::vector<BlockPart> &parts = *blocks_of(weight);
+  const int64_t rows = weight.size(0), step = tile_rows(weight);
+  for (int64_t first = 0; first < rows; first += step)
+    f(first, unpacked(parts, first, std::min(step, rows - first), weight.scalar_type()));
+}
+
+// x [M,D] times the weight, by tiles.
 at::Tensor by_tiles(const at::Tensor &x, const at::Tensor &weight) {
+  if (weight.size(0) <= tile_rows(weight))
+    return gemm(x, unpacked(*blocks_of(weight), 0, weight.size(0), weight.scalar_type()).t());
   at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
   for_tiles(weight, [&](int64_t first, const at::Tensor &tile) {
     y.narrow(1, first, tile.size(0)).copy_(gemm(x, tile.t()));
@@ -135,12 +139,53 @@ at::Tensor make_blocks(std::vector<BlockPart> parts) {
                 "blocks: data must be contiguous uint8 [", part.rows, ",",
                 part.columns / numbers * bytes, "] on the CPU, not ", part.data.sizes());
   }
-  return at::detail::make_tensor<Blocks>(std::move(parts));
+  return at::detail::make_tensor<Blocks>(std::move(parts), at::kFloat);
+}
+
+// Bits of a GPU's codes for a kind.
+static int code_bits(int kind) { return kind == 2 || kind == 3 || kind == 12 ? 4 : 8; }
+
+at::Tensor blocks_to_gpu(const std::vector<BlockPart> &parts, const at::Device &device,
+                         at::ScalarType dtype) {
+  std::vector<BlockPart> moved;
+  for (const BlockPart &part : parts) {
+    BlockPart to = part;
+    if (part.kind == 0) {
+      to.data = part.data.to(device, dtype);
+      moved.push_back(to);
+      continue;
+    }
+    to.bits = code_bits(part.kind);
+    const int64_t groups = part.columns * to.bits / 128;
+    auto words = part.data.options().dtype(at::kInt);
+    to.data = at::empty({part.rows, groups, 4}, words);
+    to.scales = at::empty({part.rows, groups}, words);
+    TORCH_CHECK(registered_device(part.data).block_pack(part, to),
+                "a scale of the quantized weight is too large for float16, in which the GPU keeps "
+                "scales");
+    to.data = to.data.to(device);
+    to.scales = to.scales.to(device);
+    if (!moved.empty() && moved.back().bits == to.bits) { // one part: fewer launches
+      BlockPart &last = moved.back();
+      last.data = at::cat({last.data, to.data});
+      last.scales = at::cat({last.scales, to.scales});
+      last.rows += to.rows;
+    } else {
+      moved.push_back(to);
+    }
+  }
+  const Device &kernels = registered_device(moved[0].data);
+  TORCH_CHECK(kernels.block_unpack &&
+                  kernels.accepts(at::empty({1}, moved[0].data.options().dtype(dtype))),
+              "there are no kernels for quantized weights in ", dtype, " on ", device);
+  return at::detail::make_tensor<Blocks>(std::move(moved), dtype);
 }
 
 at::Tensor unpacked(const std::vector<BlockPart> &parts, int64_t first, int64_t rows,
                     at::ScalarType type) {
-  at::Tensor out = at::empty({rows, parts[0].columns}, parts[0].data.options().dtype(at::kFloat));
+  const bool cuda = parts[0].data.is_cuda();
+  at::Tensor out =
+      at::empty({rows, parts[0].columns}, parts[0].data.options().dtype(cuda ? type : at::kFloat));
   int64_t start = 0; // of the part
   for (const BlockPart &part : parts) {
     const int64_t a = std::max(first, start), b = std::min(first + rows, start + part.rows);
@@ -168,10 +213,12 @@ at::Tensor block_product(const at::Tensor &x, const at::Tensor &weight, bool exa
 }
 
 at::Tensor block_linear(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias) {
-  TORCH_CHECK(x.dim() >= 1 && x.is_cpu() && x.is_floating_point() && x.size(-1) == weight.size(1),
+  TORCH_CHECK(x.dim() >= 1 && x.device() == weight.device() && x.is_floating_point() &&
+                  x.size(-1) == weight.size(1),
               "linear: a weight in blocks ", weight.sizes(),
-              " takes floating-point numbers [..., D] on the CPU, not ", x.sizes());
-  const at::Tensor rows = x.reshape({-1, x.size(-1)}).to(at::kFloat).contiguous();
+              " takes floating-point numbers [..., D] on ", weight.device(), ", not ", x.sizes(),
+              " on ", x.device());
+  const at::Tensor rows = x.reshape({-1, x.size(-1)}).to(weight.scalar_type()).contiguous();
   at::Tensor y = records_grad(x) ? BlockLinear::apply(rows, weight)
                                  : block_product(rows, weight, at::GradMode::is_enabled());
   if (bias.defined())
@@ -190,10 +237,20 @@ at::Tensor block_gemm(const at::Tensor &dy, const at::Tensor &weight) {
 }
 
 at::Tensor block_embedding(const at::Tensor &weight, const at::Tensor &ids) {
-  TORCH_CHECK(ids.is_cpu() && ids.scalar_type() == at::kLong,
-              "embedding: a weight in blocks takes ids int64 on the CPU");
+  TORCH_CHECK(ids.device() == weight.device() && ids.scalar_type() == at::kLong,
+              "embedding: a weight in blocks takes ids int64 on ", weight.device());
   const at::Tensor flat = ids.reshape({-1}).contiguous();
   const std::vector<BlockPart> &parts = *blocks_of(weight);
+  if (weight.is_cuda()) {
+    TORCH_CHECK(parts.size() == 1, "embedding: a weight in blocks on a GPU has one part");
+    BlockPart some = parts[0];
+    some.rows = flat.size(0);
+    some.data = some.data.index_select(0, flat);
+    some.scales = some.scales.index_select(0, flat);
+    auto shape = ids.sizes().vec();
+    shape.push_back(weight.size(1));
+    return unpacked({some}, 0, some.rows, weight.scalar_type()).view(shape);
+  }
   at::Tensor out = at::empty({flat.size(0), weight.size(1)}, flat.options().dtype(at::kFloat));
   const int64_t *id = flat.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < flat.size(0); i++) {
@@ -225,11 +282,20 @@ int cq_blocks(const cq_tensor *data, const int *kinds, int n, int64_t columns, c
   });
 }
 
+int cq_blocks_to_gpu(cq_tensor blocks, int device, int dtype, cq_tensor *out) {
+  return guarded([&] {
+    const auto *parts = ops::blocks_of(tensor_of(blocks));
+    TORCH_CHECK(parts, "blocks: the tensor is not in blocks");
+    const at::Device to(at::kCUDA, static_cast<at::DeviceIndex>(device));
+    return give(out, ops::blocks_to_gpu(*parts, to, at::ScalarType(dtype)));
+  });
+}
+
 int64_t cq_blocks_bytes(cq_tensor t) {
   int64_t bytes = 0;
   if (const auto *parts = ops::blocks_of(tensor_of(t)))
     for (const ops::BlockPart &part : *parts)
-      bytes += part.data.numel();
+      bytes += part.data.nbytes() + (part.scales.defined() ? part.scales.nbytes() : 0);
   return bytes;
 }
 

@@ -289,8 +289,10 @@ int cq_cross_entropy_head(cq_tensor hidden, cq_tensor weight, cq_tensor labels,
                           cq_tensor *out_nll) {
   return guarded([&] {
     RECORD_USER_SCOPE("conquer::cross_entropy_head");
-    const at::Tensor x = tensor_of(hidden), w = tensor_of(weight), target = tensor_of(labels),
-                     by = tensor_of(row_weights);
+    const at::Tensor x = tensor_of(hidden), target = tensor_of(labels), by = tensor_of(row_weights);
+    at::Tensor w = tensor_of(weight);
+    if (const auto *parts = ops::blocks_of(w); parts && w.is_cuda())
+      w = ops::unpacked(*parts, 0, w.size(0), w.scalar_type());
     TORCH_CHECK(x.dim() == 2 && w.dim() == 2 && x.size(1) == w.size(1) && target.dim() == 1 &&
                     target.size(0) == x.size(0) && target.scalar_type() == at::kLong,
                 "cross_entropy_head: hidden must be [N,D], weight [V,D] and labels int64 [N], not ",

@@ -27,6 +27,10 @@ struct BlockPart {
   int kind; // ggml's number; 0 for rows that are not quantized
   int64_t rows, columns;
   at::Tensor data; // uint8 [rows, bytes of a row]; of kind 0 float32 [rows,columns]
+  // On a GPU: 4 or 8 bits of a code, with data and scales as ../triton/kernels/blocks.py has them
+  // (int32 [rows,groups,4] and [rows,groups]), else 0.
+  int bits = 0;
+  at::Tensor scales;
 };
 
 // Some rows of a batch's logits, whose cross-entropy is computed.
@@ -161,7 +165,11 @@ struct Device {
   void (*block_linear)(const at::Tensor &x, const std::vector<BlockPart> &parts,
                        const at::Tensor &out);
   // The values of rows [first, first + rows) of a part, exactly: out float32 [rows,D].
+  // On a GPU out has any dtype that the kernels accept.
   void (*block_unpack)(const BlockPart &part, int64_t first, int64_t rows, const at::Tensor &out);
+  // The CPU's: a part in a GPU's form, of part.bits. Returns false if a scale is not a finite
+  // float16.
+  bool (*block_pack)(const BlockPart &part, const BlockPart &packed);
   // cq_block_tail of tensors that ops::unfused_reason accepts. Returns an empty string, or why this
   // device cannot fuse it. next_out stays undefined if tail.next is.
   std::string (*block_tail)(const at::Tensor &x, const at::Tensor &mixed, const BlockTail &tail,

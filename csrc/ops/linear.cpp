@@ -4,22 +4,31 @@
 // libtorch and oneDNN, made for many, reach a third of memory speed there.
 #include "blocks.h"
 
+#include <algorithm>
+
 namespace conquer::ops {
 
 namespace {
 
 // The kernels for few rows x and weight, if the device has them and no gradient is recorded.
 const Device *kernels_for(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias) {
-  if (x.dim() < 1 || weight.dim() != 2 || x.size(-1) != weight.size(1) || blocks_of(weight))
+  if (x.dim() < 1 || weight.dim() != 2 || x.size(-1) != weight.size(1))
     return nullptr;
+  if (const auto *parts = blocks_of(weight)) // a GPU's kernels take one row
+    if (x.is_cpu() || x.numel() != x.size(-1) ||
+        std::any_of(parts->begin(), parts->end(),
+                    [](auto &part) { return part.bits == 0 || part.rows % 16 != 0; }))
+      return nullptr;
   const Device *device = device_for(x);
   if (!device)
     return nullptr;
   const Limits &limits = device->limits;
   const int64_t rows =
       x.scalar_type() == at::kFloat ? limits.linear_rows_float32 : limits.linear_rows_16bit;
-  const bool fits = x.numel() <= rows * weight.size(1) && device_for(weight) == device &&
-                    weight.is_contiguous() && weight.scalar_type() == x.scalar_type() &&
+  const bool known =
+      blocks_of(weight) ? weight.device() == x.device() : device_for(weight) == device;
+  const bool fits = x.numel() <= rows * weight.size(1) && known && weight.is_contiguous() &&
+                    weight.scalar_type() == x.scalar_type() &&
                     weight.size(1) % limits.width_multiple == 0 && !records_grad(x, weight, bias) &&
                     (!bias.defined() || (bias.is_contiguous() && bias.numel() == weight.size(0) &&
                                          bias.scalar_type() == x.scalar_type()));
@@ -59,8 +68,8 @@ at::Tensor linear_add(const at::Tensor &x, const at::Tensor &weight, const at::T
     const Device *device = kernels_for(x, weight, bias);
     if (device && device->limits.linear_fuses && !records_grad(residual))
       return device->linear(x.contiguous(), {}, 0, weight, bias, residual);
-    if (!bias.defined() &&
-        x.scalar_type() == weight.scalar_type()) { // cuBLAS adds the residual as it stores
+    if (!bias.defined() && x.scalar_type() == weight.scalar_type() &&
+        !blocks_of(weight)) { // cuBLAS adds the residual as it stores
       at::Tensor y = at::addmm(residual.view({-1, residual.size(-1)}), x.reshape({-1, x.size(-1)}),
                                weight.t());
       return y.view(residual.sizes());
@@ -88,7 +97,9 @@ at::Tensor norm_linear_add(const at::Tensor &x, const at::Tensor &norm, double e
 at::Tensor norm_linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps,
                               const at::Tensor &weight, const at::Tensor &bias) {
   const Device *device = norm_kernels_for(x, norm, weight, bias);
-  if (device && weight.size(0) % (2 * device->limits.width_multiple) == 0)
+  const auto *parts = blocks_of(weight);
+  if (device && weight.size(0) % (2 * device->limits.width_multiple) == 0 &&
+      (!parts || parts->size() == 1))
     return device->linear_swiglu(x.contiguous(), norm, eps, weight, bias);
   return swiglu(linear(rms_norm(x, norm, eps), weight, bias));
 }

@@ -251,6 +251,78 @@ void tails(at::ScalarType type) {
   }
 }
 
+// A weight [rows,columns] in random blocks of a kind: ggml's number, the bytes and numbers of a
+// block, where its scales (float16) are, and their size.
+struct Kind {
+  int number;
+  int64_t bytes, numbers;
+  std::vector<int64_t> scales;
+  double size;
+};
+at::Tensor random_blocks(const Kind &kind, int64_t rows, int64_t columns) {
+  at::Tensor data = at::randint(0, 256, {rows, columns / kind.numbers, kind.bytes},
+                                at::TensorOptions().dtype(at::kByte));
+  for (int64_t at : kind.scales)
+    data.narrow(2, at, 2).copy_(((at::rand({rows, columns / kind.numbers, 1}) + 1) * kind.size)
+                                    .to(at::kHalf)
+                                    .view(at::kByte));
+  Arg bytes{data.view({rows, -1}).contiguous()};
+  cq_tensor handle = bytes;
+  return call(1,
+              [&](cq_tensor *out) { return cq_blocks(&handle, &kind.number, 1, columns, out); })[0];
+}
+
+void quantized(at::ScalarType type) {
+  const Kind kinds[] = {{2, 18, 32, {0}, 0.01},       {3, 20, 32, {0, 2}, 0.01},
+                        {8, 34, 32, {0}, 1e-3},       {12, 144, 256, {0, 2}, 2e-4},
+                        {13, 176, 256, {0, 2}, 1e-4}, {14, 210, 256, {208}, 1e-4}};
+  const Kind &kind = kinds[rng() % std::size(kinds)];
+  const int64_t D = 256 * pick({1, 3, 8}), F = pick({16, 176, 4224}), M = pick({1, 1, 3, 40});
+  at::Tensor blocks = random_blocks(kind, 2 * F, D);
+  Arg host{blocks};
+  at::Tensor moved = call(
+      1, [&](cq_tensor *out) { return cq_blocks_to_gpu(host, 0, static_cast<int>(type), out); })[0];
+  auto values = [&](const at::Tensor &blocks) {
+    Arg w{blocks};
+    return exact(call(1, [&](cq_tensor *out) {
+      return cq_blocks_unpack(w, 0, 2 * F, static_cast<int>(at::kFloat), out);
+    })[0]);
+  };
+  const std::string what = c10::str(" kind ", kind.number, " ", M, "x", D, "x", F);
+  at::Tensor weight = values(moved);
+  check("blocks" + what, weight, values(blocks), 1e-3); // the GPU rounds scales to float16
+  std::vector<at::Tensor> in = {random({M, D}, type), random({D}, type), random({M, 2 * F}, type)};
+  compare(
+      "block linear" + what, {in[0]},
+      [=](auto &t) {
+        Arg x{t[0]}, w{moved};
+        return call(1, [&](cq_tensor *out) { return cq_linear(x, w, nullptr, out); });
+      },
+      [=](auto &t) { return std::vector<at::Tensor>{at::linear(t[0], weight)}; }, maybe());
+  compare(
+      "block norm_linear_swiglu" + what, {in[0], in[1]},
+      [=](auto &t) {
+        Arg x{t[0]}, n{t[1]}, w{moved};
+        return call(
+            1, [&](cq_tensor *out) { return cq_norm_linear_swiglu(x, n, 1e-5, w, nullptr, out); });
+      },
+      [=](auto &t) {
+        return std::vector<at::Tensor>{gate(at::linear(normalized(t[0], t[1]), weight))};
+      },
+      false);
+  compare(
+      "block linear_add" + what, {in[0], in[2]},
+      [=](auto &t) {
+        Arg x{t[0]}, r{t[1]}, w{moved};
+        return call(1, [&](cq_tensor *out) { return cq_linear_add(x, w, nullptr, r, out); });
+      },
+      [=](auto &t) { return std::vector<at::Tensor>{t[1] + at::linear(t[0], weight)}; }, false);
+  at::Tensor ids = at::randint(0, 2 * F, {3, 5}, at::kLong);
+  Arg w{moved}, index{ids.to(at::kCUDA)};
+  auto rows = call(1, [&](cq_tensor *out) { return cq_embedding(w, index, out); });
+  check("block embedding" + what, exact(rows[0]), at::embedding(weight, ids), tolerance(type));
+}
+
 void attention(at::ScalarType type) {
   int64_t B = pick({1, 3}), K = pick({1, 2, 8, 32}), H = K * pick({1, 4, 8}),
           P = pick({16, 64, 80, 128}), S = pick({1, 70, 500, 3000});
@@ -379,9 +451,9 @@ int main(int argc, char **argv) {
   struct Family {
     const char *name;
     void (*run)(at::ScalarType);
-  } families[] = {{"norms", norms},         {"ropes", ropes},    {"linears", linears},
-                  {"attention", attention}, {"losses", losses},  {"elementwise", elementwise},
-                  {"tails", tails},         {"choices", choices}};
+  } families[] = {{"norms", norms},         {"ropes", ropes},   {"linears", linears},
+                  {"attention", attention}, {"losses", losses}, {"elementwise", elementwise},
+                  {"quantized", quantized}, {"tails", tails},   {"choices", choices}};
   for (auto &family : families) {
     if (*only && std::strcmp(only, family.name) != 0)
       continue;

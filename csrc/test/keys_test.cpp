@@ -56,6 +56,12 @@ void transformer(Dtype dtype) {
     for (int64_t M : tuning::gemv_swiglu_M)
       add(keys::gemv_swiglu(dtype, M, norm));
   }
+  for (int bits : {4, 8}) {
+    add(keys::block_unpack(dtype, bits));
+    add(keys::block_gemv_swiglu(dtype, bits));
+    for (int64_t rows : {16, 32000})
+      add(keys::block_gemv(dtype, bits, rows));
+  }
   for (auto form :
        {keys::swiglu, keys::split_k_gemm, keys::sum_splits, keys::sum_splits_swiglu, keys::argmax})
     add(form(dtype));

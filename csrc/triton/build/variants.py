@@ -8,10 +8,11 @@ window strategy over chunks of 16 or 32 tokens needs.
 """
 import itertools
 
-from kernels import (attend, dense, rows, ssd_backward, ssd_forward, ssd_hopper, tail_hopper,
-                     tail_rows, tuning)
+from kernels import (attend, blocks, dense, rows, ssd_backward, ssd_forward, ssd_hopper,
+                     tail_hopper, tail_rows, tuning)
 
-MODULES = (ssd_forward, ssd_backward, ssd_hopper, rows, dense, attend, tail_hopper, tail_rows)
+MODULES = (ssd_forward, ssd_backward, ssd_hopper, rows, dense, attend, blocks, tail_hopper,
+           tail_rows)
 DTYPES = ("bf16", "fp16", "fp32")
 BOTH = (False, True)
 
@@ -80,6 +81,11 @@ def transformer(dtype):
             yield "tail_gemm", dict(GATED=gated, ADDS=adds, BM=m, **sizes("tail_gemm", "BN", "BK"))
     yield "split_k_gemm", dict(**sizes("split_k_gemm", "BM", "BN", "BK", dtype=dtype),
                                PRECISION=precision(dtype, "ieee"))
+    for bits in (4, 8):
+        for rows in tuning.values("block_gemv")["BN"]:
+            yield "block_gemv", dict(BITS=bits, BN=rows, **sizes("block_gemv", "BG"))
+        yield "block_gemv_swiglu", dict(BITS=bits, **sizes("block_gemv_swiglu", "BN", "BG"))
+        yield "block_unpack", dict(BITS=bits, **sizes("block_unpack", "BG"))
     yield "argmax", sizes("argmax", "BLOCK", "SPLITS")
     for name in ("sum_splits", "sum_splits_swiglu"):
         yield name, sizes(name, "BLOCK")

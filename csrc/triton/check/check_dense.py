@@ -1,4 +1,5 @@
-"""Checks the kernels of dense.py, attend.py, tail_rows.py and rows.py against float64 references.
+"""Checks the kernels of dense.py, attend.py, tail_rows.py, blocks.py and
+rows.py against float64 references.
 
     TRITON_INTERPRET=1 python check_dense.py [--quick] [seed]
         on the CPU, in float32 (run.sh makes the environment)
@@ -16,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from check import device  # noqa: E402
 from check.device import PDL, host, tensor, unwritten  # noqa: E402
-from kernels import attend, dense, rows, tail_rows  # noqa: E402
+from kernels import attend, blocks, dense, rows, tail_rows  # noqa: E402
 
 LIMITS = {"fp32": 2e-6, "bf16": 1e-2, "fp16": 2e-3}
 bad = 0
@@ -330,6 +331,42 @@ def check_tail_rows(d, limit):
     check("tail_gemm leaves the counters", arrived, np.zeros(64), 0)
 
 
+def quantized(d, N, D, bits):
+    """A random weight [N,D] in blocks: its codes, its scales, and its numbers in float64."""
+    group = 128 // bits
+    q = d.random.integers(0, 1 << bits, (N, D // group, 32 // bits, 4))
+    scale = (d.random.random((N, D // group)) * 0.2 / 2 ** bits).astype(np.float16)
+    least = (d.random.random((N, D // group)) * 0.2).astype(np.float16)
+    numbers = q.reshape(N, D // group, group) * scale.astype(float)[..., None] - least.astype(
+        float)[..., None]
+    shifts = np.arange(0, 32, bits)[None, None, :, None]
+    words = np.sum(q << shifts, axis=2).astype(np.uint32).view(np.int32)
+    pairs = scale.view(np.uint16) + (least.view(np.uint16).astype(np.uint32) << 16)
+    return tensor(words, "i32"), tensor(pairs.view(np.int32), "i32"), numbers.reshape(N, D)
+
+
+def check_blocks(d, limit):
+    N, D, bits = d.choice([5, 40]), d.choice([64, 288, 1024]), d.choice([4, 8])
+    mask, base = {4: (15 << 16, 0x43000000), 8: (255 << 15, 0x43800000)}[bits]
+    x, res, bias = d.normal(1, D), d.normal(1, N), d.normal(2 * N)
+    has_bias, has_res = d.flag(), d.flag()
+    words, pairs, numbers = quantized(d, 2 * N, D, bits)
+    bn, bg = d.choice([2, 4]), d.choice([4, 16])
+    want = host(x) @ numbers.T + (host(bias) if has_bias else 0.0)
+    y = d.unwritten(1, N)
+    blocks.block_gemv[(cdiv(N, bn), )](x, words, pairs, bias, res, y, N, D, int(has_bias),
+                                       int(has_res), mask, base, BITS=bits, BN=bn, BG=bg, PDL=PDL)
+    check(f"block_gemv {N, D, bits}", y, want[:, :N] + (host(res) if has_res else 0.0), limit)
+    y = d.unwritten(1, N)
+    blocks.block_gemv_swiglu[(cdiv(N, bn), )](x, words, pairs, bias, y, N, D, int(has_bias), mask,
+                                              base, BITS=bits, BN=bn, BG=bg, PDL=PDL)
+    check(f"block_gemv_swiglu {N, D, bits}", y, silu(want[:, :N]) * want[:, N:], limit)
+    w = d.unwritten(2 * N, D)
+    blocks.block_unpack[(2 * N, cdiv(D * bits // 128, 8))](words, pairs, w, D, mask, base,
+                                                           BITS=bits, BG=8)
+    check(f"block_unpack {N, D, bits}", w, numbers, limit)
+
+
 def check_embedding_grad(d, limit):
     V, D, n = 11, d.choice([48, 1040]), d.choice([1, 20])
     grad, dy, ids = d.normal(V, D), d.normal(n, D), d.random.integers(0, V, n)
@@ -511,7 +548,7 @@ def launch_adamw(kernel, weights, grads, means, squares, masters, exponents, dec
 
 
 CHECKS = (check_rms_norm, check_rope, check_swiglu, check_cross_entropy, check_decode_attention,
-          check_argmax, check_gemv, check_tail_rows, check_embedding_grad, check_conv,
+          check_argmax, check_gemv, check_tail_rows, check_blocks, check_embedding_grad, check_conv,
           check_gated_norm, check_state_step, check_adamw, check_adamw_8bit)
 
 

@@ -33,10 +33,10 @@ def inverse_rms(squares, m, D, eps, BM: tl.constexpr, BN: tl.constexpr):
 def tail_gemm(x, w, bias, residual, norm, y, scaled, squares, part, arrived, M, N, D, span, splits,
               has_bias, has_norm, eps, GATED: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr,
               BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr):
-    """A GEMM of x [M,D] and a weight for up to BM rows. `splits` programs share a tile of BN columns
-    of y, `span` of the inner dimension each; the last one to arrive adds their sums in order. part
-    [tiles,splits,BN,BM] holds the sums; arrived [tiles] counts the programs and is 0 before and
-    after.
+    """A GEMM of x [M,D] and a weight for up to BM rows. `splits` programs share a tile of BN
+    columns of y, `span` of the inner dimension each; the last one to arrive adds their sums in
+    order. part [tiles,splits,BN,BM] holds the sums; arrived [tiles] counts the programs and is 0
+    before and after.
 
     ADDS: y [M,N] = x · w [N,D]ᵀ + residual. If has_norm is not 0, also scaled = y·norm and squares
     [tiles,BM], the sums of the squares of y over each tile's columns.

@@ -87,6 +87,10 @@ TABLE = [
     ("split_k_gemm", FP32, dict(BK=64)),
     ("sum_splits", ALWAYS, dict(warps=4, stages=1, BLOCK=512)),
     ("sum_splits_swiglu", ALWAYS, dict(warps=4, stages=1, BLOCK=512)),
+    # BN: rows of the weight per program, fewer for weights of few rows. BG: groups per step.
+    ("block_gemv", ALWAYS, dict(warps=2, stages=1, BN=(4, 8), BG=64)),
+    ("block_gemv_swiglu", ALWAYS, dict(warps=1, stages=1, BN=4, BG=32)),
+    ("block_unpack", ALWAYS, dict(warps=4, stages=1, BG=128)),
     ("tail_gemm", ALWAYS, dict(warps=4, stages=4, BM=(16, 32, 64), BN=64, BK=128)),
     # The register limit leaves room for the previous kernel, beside which this one begins.
     ("block_tail", ALWAYS, dict(warps=8, stages=1, registers=96, WIDTH=(4096, 8192), INNER=16384)),
