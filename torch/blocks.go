@@ -33,8 +33,9 @@ func Blocks(columns int, parts ...BlockPart) Tensor {
 
 // BlocksOn moves a weight made by [Blocks] to a GPU, into the form that its kernels read: codes of
 // 4 bits with a scale and a minimum in float16 for each 32 numbers (Q4_0, Q4_1 and Q4_K), or of 8
-// bits for each 16 (all other kinds). dtype is that of the activations. Kernels multiply a single row of
-// activations by codes; for more rows, and with gradients, the weight is unpacked for each call.
+// bits for each 16 (all other kinds). dtype is that of the activations. Kernels multiply a single
+// row of activations by codes; for more rows, and with gradients, the weight is unpacked for each
+// call.
 func (t Tensor) BlocksOn(d Device, dtype DType) Tensor {
 	var out C.cq_tensor
 	check(C.cq_blocks_to_gpu(t.handle(), C.int(d), C.int(dtype), &out), "blocks to", t)

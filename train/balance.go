@@ -1,6 +1,7 @@
 package train
 
 import (
+	"errors"
 	"fmt"
 
 	"conquer/model"
@@ -11,8 +12,8 @@ import (
 func (o Options) balancing(m model.Model) (Options, error) {
 	if mixture := model.Active(m) < model.Parameters(m); !mixture {
 		if o.RouterLoss != 0 {
-			return o, fmt.Errorf("--router_aux_loss is for mixtures of experts, and this model is " +
-				"none: leave it out")
+			return o, errors.New("--router_aux_loss is for mixtures of experts, and this model " +
+				"is none: leave it out")
 		}
 		return o, nil
 	}

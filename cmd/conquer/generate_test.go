@@ -343,8 +343,8 @@ func TestInfo_DescribesModelAndMachine(t *testing.T) {
 }
 
 func TestHelp_ShowsExamples(t *testing.T) {
-	for _, name := range []string{"generate", "chat", "score", "eval", "probe", "serve", "data", "info", "export",
-		"plan", "completion"} {
+	for _, name := range []string{"generate", "chat", "score", "eval", "probe", "serve", "data",
+		"info", "export", "plan", "completion"} {
 		if help := succeed(t, name, "--help"); !strings.Contains(help, "Examples:\n") ||
 			!strings.Contains(help, "conquer "+name) {
 			t.Errorf("%s: %s", name, help)

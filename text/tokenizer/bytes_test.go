@@ -18,7 +18,8 @@ func TestBytes_JoinToTheText(t *testing.T) {
 		if err != nil {
 			continue // some are examples of what is refused
 		}
-		for _, text := range []string{"hello there", "a  b\n\nc", "äöü €", "日本語 😀", `{"a": [1, 2]}`} {
+		for _, text := range []string{"hello there", "a  b\n\nc", "äöü €", "日本語 😀",
+			`{"a": [1, 2]}`} {
 			if tok.Decode(tok.Encode("x "+text, false), true) != "x "+text {
 				continue // the tokenizer changes texts
 			}

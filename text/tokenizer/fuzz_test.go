@@ -144,6 +144,7 @@ func FuzzOpen_FolderFiles(f *testing.F) {
 		`"added_tokens_decoder":{"7":{"content":"<x>","special":true}},"chat_template":"{{ 1 }}"}`),
 		[]byte(`{"pad_token":"<p>","additional_special_tokens":["<a>"]}`), []byte(`{"<y>":9}`),
 		[]byte(`{"eos_token_id":[1,2],"bos_token_id":0,"pad_token_id":null}`))
+	f.Add([]byte(`dn_id`), []byte(`[1]`), []byte(`7`), []byte(`null`))
 	f.Add([]byte(`{"tokenizer_class":"LlamaTokenizerFast","legacy":false,"add_bos_token":true,`+
 		`"chat_template":[{"name":"default","template":"{% if a %}"},{"name":"tool_use",`+
 		`"template":""}]}`), []byte(`{}`), []byte(`{"a":1,"b":1}`), []byte(`{"eos_token_id":-1}`))

@@ -46,8 +46,10 @@ type field struct {
 // parseFields reads a JSON object and keeps the order of its fields.
 func parseFields(data []byte) (fields []field, err error) {
 	d := json.NewDecoder(bytes.NewReader(data))
-	if start, err := d.Token(); err != nil || start != json.Delim('{') {
-		return nil, errors.Join(err, errors.New("expected a JSON object"))
+	if start, err := d.Token(); err != nil {
+		return nil, fmt.Errorf("expected a JSON object: %w", err)
+	} else if start != json.Delim('{') {
+		return nil, fmt.Errorf("expected a JSON object, not %v", start)
 	}
 	fields = []field{}
 	for d.More() {

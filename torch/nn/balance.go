@@ -17,7 +17,7 @@ type Balance struct {
 // [Balance.Take].
 type Share struct {
 	Tokens        torch.Tensor // float32 [E]: how many tokens each expert got
-	Probabilities torch.Tensor // float32 [E], with a graph: sums of the router's softmax over tokens
+	Probabilities torch.Tensor // float32 [E], with a graph: softmax of the router, over all tokens
 	TopK          int          // experts of a token
 	Copies        int          // processes that compute the same share
 }
