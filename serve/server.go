@@ -13,6 +13,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -42,6 +43,9 @@ type Options struct {
 	// APIKeys are the keys of which a request for /v1 or /tokenize must bear one; none are needed
 	// if there are none.
 	APIKeys []string
+	// Local answers only requests that name this machine as localhost or by a loopback address. A
+	// page elsewhere whose name is made to point to this machine then cannot ask.
+	Local bool
 	// Origins are the web origins, such as https://example.org, whose pages may send requests; "*"
 	// means all. A page that this server serves always may.
 	Origins []string
@@ -124,7 +128,29 @@ func (s *Server) routes() (http.Handler, error) {
 	open.HandleFunc("GET /page/{file}", page)
 	open.HandleFunc("GET /health", s.health)
 	open.Handle("GET /metrics", s.metrics.handler())
-	return s.crossOrigin(s.counted(located(open)))
+	handler, err := s.crossOrigin(s.counted(located(open)))
+	if err == nil && s.options.Local {
+		handler = local(handler)
+	}
+	return handler, err
+}
+
+// local refuses requests whose Host is not this machine's.
+func local(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if name, _, err := net.SplitHostPort(host); err == nil {
+			host = name
+		}
+		ip := net.ParseIP(strings.Trim(host, "[]"))
+		if !strings.EqualFold(host, "localhost") && (ip == nil || !ip.IsLoopback()) {
+			fail(w, &problem{status: http.StatusForbidden, kind: invalidRequest,
+				message: fmt.Sprintf("the request names the host %.80q, and this server answers "+
+					"for localhost only", r.Host)})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // located answers in OpenAI's form where a mux has no handler.

@@ -236,6 +236,26 @@ func TestServer_AsksForAKeyAndKnowsOrigins(t *testing.T) {
 	}
 }
 
+func TestServer_LocalAnswersForThisMachineOnly(t *testing.T) {
+	_, h := serving(t, func(o *Options) { o.Local = true })
+	for host, status := range map[string]int{"": 200, "localhost:8000": 200, "LOCALHOST": 200,
+		"127.0.0.1": 200, "[::1]:8000": 200, "example.org": 403, "example.org:8000": 403,
+		"localhost.example.org": 403, "192.0.2.1": 403} {
+		r, _ := http.NewRequest("GET", h.URL+"/v1/models", nil)
+		if host != "" {
+			r.Host = host
+		}
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != status {
+			t.Errorf("host %q: %d, expected %d", host, answer.StatusCode, status)
+		}
+	}
+}
+
 func TestServer_TimeoutAndFullQueueSayWhetherToTryAgain(t *testing.T) {
 	_, h := serving(t, func(o *Options) { o.Timeout = time.Millisecond })
 	r, err := http.Post(h.URL+"/v1/completions", "application/json",

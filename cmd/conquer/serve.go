@@ -208,6 +208,12 @@ func (f *serveFlags) run(ctx context.Context) error {
 	return f.listen(ctx, listener, s)
 }
 
+// isLocal reports whether the address to listen at is this machine's alone.
+func (f *serveFlags) isLocal() bool {
+	ip := net.ParseIP(f.host)
+	return f.host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
 // server makes the server of an open model.
 func (f *serveFlags) server(o *opened, keys []string) (*serve.Server, error) {
 	f.options.Temperature, f.options.TopP, f.options.RepetitionPenalty = 1, 1, 1
@@ -233,7 +239,8 @@ func (f *serveFlags) server(o *opened, keys []string) (*serve.Server, error) {
 	}
 	return serve.New(o.model, o.tokenizer, serve.Options{Model: f.name, Limits: limits,
 		Defaults: f.options, MaxTokens: f.maxTokens, MaxBody: f.maxBody, Queue: f.queue,
-		Timeout: f.timeout, APIKeys: keys, Origins: f.origins})
+		Timeout: f.timeout, APIKeys: keys, Origins: f.origins,
+		Local: f.isLocal() && len(keys) == 0})
 }
 
 // cacheMemory returns the bytes that the caches may take, 0 if that is not known.
