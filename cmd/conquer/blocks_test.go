@@ -55,8 +55,8 @@ func TestBlocks_LoRATrainsBesideThem(t *testing.T) {
 				t.Fatalf("%s %s: exit %d: %s", name, dtype, code, stderr)
 			}
 			for _, in := range []string{"", "float32"} {
-				at := as
-				if at = nil; in != "" {
+				var at []string
+				if in != "" {
 					at = []string{"--dtype", in}
 				}
 				scores[dtype+"/"+in] = decode[scoreOutput](t, succeed(t, append([]string{"score",

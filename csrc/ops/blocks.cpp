@@ -1,9 +1,10 @@
 // blocks.cpp: weights in quantized blocks, and linear layers and embeddings of them.
 //
-// While gradients are off the device's kernel multiplies blocks by activations of 8 bits. While
-// they are recorded, or without a kernel, a tile of rows at a time is unpacked to float32, so that
-// the backward pass differentiates the function that the forward pass computed. A tile is at most
-// 16 MB, whatever the layer.
+// While gradients are off the CPU's kernel multiplies blocks by activations of 8 bits, and a GPU's
+// multiplies a single row by codes (linear.cpp calls it). While gradients are recorded, or without
+// a kernel, a tile of rows at a time is unpacked, so that the backward pass differentiates the
+// function that the forward pass computed. A tile is at most 16 MB on the CPU and 256 MB on a GPU,
+// whatever the layer.
 #include "blocks.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -32,7 +33,7 @@ public:
   const std::vector<BlockPart> parts;
 };
 
-// The values of a part's rows from `first` on: out float32.
+// The values of a part's rows from `first` on: out float32, on a GPU of any dtype.
 void unpack_into(const BlockPart &part, int64_t first, const at::Tensor &out) {
   if (part.kind == 0)
     out.copy_(part.data.narrow(0, first, out.size(0)));
