@@ -28,6 +28,9 @@ func openParquet(name string, data []byte, opts Options, maps *mappings) (file, 
 
 // parquetToLines writes the rows of a Parquet file as JSON lines.
 func parquetToLines(data []byte, opts Options, w io.Writer) error {
+	if err := checkGroups(data); err != nil {
+		return err
+	}
 	props := parquetfile.WithReadProps(parquet.NewReaderProperties(bounded))
 	r, err := parquetfile.NewParquetReader(bytes.NewReader(data), props)
 	if err != nil {

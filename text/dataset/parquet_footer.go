@@ -1,0 +1,80 @@
+package dataset
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/apache/thrift/lib/go/thrift"
+)
+
+// Fields of parquet.thrift.
+const (
+	footerSchema    = 2 // of FileMetaData: the schema's elements
+	elementChildren = 5 // of SchemaElement
+)
+
+// checkGroups refuses a Parquet file with a group of more children than its schema has elements.
+// The Parquet library reserves memory for the children that a group claims. Whatever else is wrong
+// with a footer is left to the library.
+func checkGroups(data []byte) error {
+	const end = 8 // the footer's length and the magic number
+	if len(data) < end {
+		return nil
+	}
+	size := int64(binary.LittleEndian.Uint32(data[len(data)-end:]))
+	if size > int64(len(data)-end) {
+		return nil
+	}
+	buffer := thrift.NewTMemoryBufferLen(0)
+	buffer.Write(data[len(data)-end-int(size) : len(data)-end])
+	ctx, p := context.Background(), thrift.NewTCompactProtocolConf(buffer, nil)
+	var wrong error
+	fieldsOf(ctx, p, func(id int16, kind thrift.TType) error {
+		if id != footerSchema || kind != thrift.LIST {
+			return p.Skip(ctx, kind)
+		}
+		of, elements, err := p.ReadListBegin(ctx)
+		for range elements {
+			if err != nil || of != thrift.STRUCT || wrong != nil {
+				break
+			}
+			err = fieldsOf(ctx, p, func(id int16, kind thrift.TType) error {
+				if id != elementChildren || kind != thrift.I32 {
+					return p.Skip(ctx, kind)
+				}
+				children, err := p.ReadI32(ctx)
+				if int(children) > elements {
+					wrong = fmt.Errorf("a group of its schema has %d children, and the schema has "+
+						"%d elements: the file is damaged", children, elements)
+				}
+				return err
+			})
+		}
+		if wrong != nil {
+			return wrong
+		}
+		return err
+	})
+	return wrong
+}
+
+// fieldsOf calls f for each field of the struct that p is at.
+func fieldsOf(ctx context.Context, p thrift.TProtocol,
+	f func(id int16, kind thrift.TType) error) error {
+	if _, err := p.ReadStructBegin(ctx); err != nil {
+		return err
+	}
+	for {
+		_, kind, id, err := p.ReadFieldBegin(ctx)
+		if err != nil || kind == thrift.STOP {
+			return err
+		}
+		if err := f(id, kind); err != nil {
+			return err
+		}
+		if err := p.ReadFieldEnd(ctx); err != nil {
+			return err
+		}
+	}
+}
