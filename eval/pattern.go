@@ -22,11 +22,11 @@ type pattern struct {
 // patternTime bounds a match: patterns backtrack.
 const patternTime = 5 * time.Second
 
-// classes are Python's classes of characters where .NET, whose syntax regexp2 has, takes others.
+// classes are Python's classes of characters. regexp2 has the syntax of .NET, whose classes differ.
 var classes = map[byte]string{'s': `\s\x1c-\x1f`, 'w': `\p{L}\p{N}_`, 'd': `\p{Nd}`}
 
-// compilePattern compiles a pattern. The syntax of .NET is Python's but for named groups, the end
-// of a text and the characters in some classes.
+// compilePattern compiles a pattern of Python's syntax. That of .NET differs in named groups, the
+// end of a text and the characters of some classes.
 func compilePattern(source string) (*pattern, error) {
 	var b strings.Builder
 	inClass := false
