@@ -157,7 +157,7 @@ func RunSSD(ctx context.Context, o SSDOptions, each func(row SSDRow, total int))
 
 // rates computes the rates of a row from its counts and times.
 func (o SSDOptions) rates(r *SSDRow) {
-	independent := strings.HasPrefix(r.Strategy, statespace.Independent)
+	independent := strings.TrimSuffix(r.Strategy, "-optimized") == statespace.Independent
 	r.Bytes, r.Flops = scanCost(r.Pass, o.Shape, r.Batch, r.Length, r.ChunkSize, o.DType.Size(),
 		independent)
 	if math.IsInf(r.Error, 0) || math.IsNaN(r.Error) {

@@ -70,8 +70,13 @@ func (o SSDOptions) forward(ctx context.Context, r *SSDRow, c statespace.Chunkin
 	r.PeakBytes = peak(o.Device, func() { c.Scan(in[0]) })
 	torch.Scoped(func() {
 		y, _ := c.Scan(in[0])
-		want := o.head(in[0], c, row, head).forward()
-		r.Error = distanceOfSums(column(y, row, head, min(r.Length, checked)), want...)
+		got := column(y, row, head, min(r.Length, checked))
+		if registered(c) {
+			want, _ := o.wide(in[0], row, head).scan(c, torch.Tensor{})
+			r.Error = distance(got, want)
+			return
+		}
+		r.Error = distanceOfSums(got, o.head(in[0], c, row, head).forward()...)
 	})
 	return nil
 }
@@ -144,10 +149,20 @@ func (o SSDOptions) checkGradients(r *SSDRow, c statespace.Chunking, in torch.SS
 	alone := dy.Select(0, row).Narrow(0, 0, length).Select(1, head)
 	alone.Copy(torch.Randn(alone.Shape(), torch.Float32, o.Device))
 	r.PeakBytes = peak(o.Device, func() { o.backwardOnce(c, in, dy) })
+	at := func(leaf torch.Tensor) []float64 { return torch.Values[float64](leaf.Grad())[head:] }
+	if registered(c) {
+		_, want := o.wide(in, row, head).scan(c, alone)
+		for i, got := range [][]float64{column(in.X.Grad(), row, head, length),
+			column(in.DT.Grad(), row, head, length), at(in.A)[:1],
+			column(in.B.Grad(), row, group, length), column(in.C.Grad(), row, group, length),
+			at(in.D)[:1], at(in.DTBias)[:1]} {
+			r.Error = max(r.Error, distance(got, want[i]))
+		}
+		return
+	}
 	scan := o.head(in, c, row, head)
 	scan.dy = torch.Values[float64](alone)
 	want := scan.gradients()
-	at := func(leaf torch.Tensor) []float64 { return torch.Values[float64](leaf.Grad())[head:] }
 	r.Error = max(
 		distanceOfSums(column(in.X.Grad(), row, head, length), want.x...),
 		distanceOfSums(column(in.DT.Grad(), row, head, length), want.dt...),

@@ -126,6 +126,11 @@ type Options struct {
 	Accumulate     int  `json:"accumulate"`      // micro-batches of a step; 0 means 1
 	Pack           bool `json:"pack"`            // several samples per row, apart in attention
 
+	// Chunking is the strategy of state-space layers, as statespace.ParseChunking reads it; ""
+	// means the model's own. ChunkSize is its chunk size in tokens; 0 means the model's own.
+	Chunking  string `json:"chunking,omitempty"`
+	ChunkSize int    `json:"chunk_size,omitempty"`
+
 	Schedule    string  `json:"schedule"` // of optim.Schedules; "" means optim.Cosine
 	Rate        float64 `json:"learning_rate"`
 	MinRate     float64 `json:"min_learning_rate"`
@@ -356,6 +361,9 @@ func (o Options) Check() error {
 		if err := o.LoRA.Check(); err != nil {
 			return err
 		}
+	}
+	if _, _, err := o.chunking(); err != nil {
+		return err
 	}
 	for _, check := range []func() error{o.checkCompile, o.checkObjective, o.checkOptimizer} {
 		if err := check(); err != nil {

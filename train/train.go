@@ -173,6 +173,9 @@ func (o Options) CheckModel(m model.Model) error {
 		return errors.New("--stochastic_rounding is for bfloat16 weights, and the model has " +
 			"none: give --dtype bfloat16")
 	}
+	if err := o.checkChunking(m); err != nil {
+		return err
+	}
 	if o.LoRA == nil || o.LoRA.From != "" { // an adapter of a file has layers of its own
 		return nil
 	}
@@ -249,6 +252,9 @@ func (t *Trainer) prepareNetwork(m model.Model) (err error) {
 		if m, err = untie(m); err != nil {
 			return err
 		}
+	}
+	if err = o.setChunking(m); err != nil {
+		return err
 	}
 	t.device = model.Device(m)
 	if o.TensorSize > 0 || o.Distributed == PP {

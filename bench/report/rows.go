@@ -69,13 +69,14 @@ func longest(rows []bench.SSDRow) []bench.SSDRow {
 }
 
 // inOrder sorts strategies by the number of chunks that they carry state across, then libtorch's
-// operations before kernels.
+// operations before kernels. Registered strategies, also those that this program does not know,
+// come before default.
 func inOrder(names []string) []string {
 	rank := func(name string) int {
 		c, err := statespace.ParseChunking(name)
 		switch {
-		case err != nil:
-			return 1 << 60
+		case err != nil || c.Strategy != statespace.Default && c.Reach() < 0:
+			return 1 << 58
 		case c.Reach() < 0:
 			return 1 << 59
 		}

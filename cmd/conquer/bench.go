@@ -54,8 +54,16 @@ func (f *benchFlags) declare(flags *pflag.FlagSet, kind string) {
 // declareChunking adds the flags that choose strategies.
 func declareChunking(flags *pflag.FlagSet, chunking *[]string, otherwise ...string) {
 	flags.StringSliceVar(chunking, "chunking", otherwise,
-		"chunking `strategies`: default, independent, or windowed:k to carry the state across k "+
-			"chunks; add -optimized for the kernels")
+		"chunking `strategies`: "+strategyNames()+"; add -optimized for the kernels")
+}
+
+// strategyNames says what a flag for strategies takes.
+func strategyNames() string {
+	names := "default, independent, or windowed:k to carry the state across k chunks"
+	if own := statespace.Strategies()[3:]; len(own) > 0 {
+		names += "; registered here: " + strings.Join(own, ", ")
+	}
+	return names
 }
 
 func parseStrategies(names []string) ([]statespace.Chunking, error) {

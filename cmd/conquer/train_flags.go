@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"conquer/lora"
+	"conquer/model/statespace"
 	"conquer/torch/dist"
 	"conquer/torch/optim"
 	"conquer/train"
@@ -29,6 +30,7 @@ type trainFlags struct {
 	output      string
 	report      int
 	recompute   string
+	chunkSize   string
 	lora        loraFlags
 	add         addFlags
 	merge       bool
@@ -101,6 +103,12 @@ func (f *trainFlags) declareData(flags *pflag.FlagSet) {
 			"--pack of a row")
 	flags.BoolVar(&f.Pack, "pack", false,
 		"put several samples into each row; attention and state do not cross samples")
+	flags.StringVar(&f.Chunking, "chunking", "",
+		"chunking `strategy` of state-space layers: "+strategyNames()+"; add -optimized for the "+
+			"kernels (default: default-optimized)")
+	flags.StringVar(&f.chunkSize, "chunk_size", "",
+		"with --chunking: chunk `size` in tokens, a power of two from 16 to 256, or auto "+
+			"(default: the model's)")
 }
 
 func (f *trainFlags) declareSteps(flags *pflag.FlagSet) {
@@ -256,6 +264,12 @@ func (f *trainFlags) check(flags *pflag.FlagSet, place dist.Place) error {
 	}
 	if err := f.readLoRA(flags); err != nil {
 		return err
+	}
+	if f.chunkSize != "" {
+		var err error
+		if f.ChunkSize, err = statespace.ParseChunkSize(f.chunkSize); err != nil {
+			return usagef("--chunk_size: %w", err)
+		}
 	}
 	f.setDefaults(flags, place)
 	if place.Rank == 0 { // another machine may not have the folders

@@ -28,8 +28,9 @@ const Auto = -1
 // Default a prompt may be read in parts of any sizes with the same result; under the other
 // strategies each part begins a new chunk.
 type Chunking struct {
-	Strategy string
-	Window   int // for Windowed only
+	Strategy string // Default, Independent, Windowed, or one of RegisterStrategy
+	Window   int    // for Windowed only
+	Argument string // for a strategy of RegisterStrategy only: what follows its name and a colon
 	// ChunkSize is a power of two from 16 to 256, or Auto, or 0 for the model's own. Under Default
 	// it changes the speed of the reference, not the result.
 	ChunkSize int
@@ -40,7 +41,7 @@ type Chunking struct {
 
 // ParseChunking reads the name of a strategy: default, independent or windowed:k for the reference,
 // and the same with -optimized appended (windowed:2-optimized) for the kernels. windowed:0 equals
-// independent.
+// independent. Strategies of [RegisterStrategy] are read by their names, with what follows a colon.
 func ParseChunking(name string) (Chunking, error) {
 	var c Chunking
 	base, optimized := strings.CutSuffix(name, "-optimized")
@@ -60,8 +61,17 @@ func ParseChunking(name string) (Chunking, error) {
 		}
 		c.Window = k
 	default:
-		return c, fmt.Errorf("unknown chunking %q: choose default, independent or windowed:k, "+
-			"with -optimized appended for the kernels", name)
+		c.Argument = window
+		_, known, err := strategyOf(strategy, window)
+		switch {
+		case !known:
+			return c, fmt.Errorf("unknown chunking %q: choose %s, with -optimized appended for "+
+				"the kernels", name, choices())
+		case err != nil:
+			return c, fmt.Errorf("chunking %q: %w", name, err)
+		case given && window == "":
+			return c, fmt.Errorf("chunking %q: nothing follows the colon", name)
+		}
 	}
 	return c, nil
 }
@@ -96,6 +106,8 @@ func (c Chunking) String() string {
 	name := c.Strategy
 	if name == Windowed {
 		name += ":" + strconv.Itoa(c.Window)
+	} else if c.Argument != "" {
+		name += ":" + c.Argument
 	}
 	if c.Optimized {
 		name += "-optimized"
@@ -103,7 +115,8 @@ func (c Chunking) String() string {
 	return name
 }
 
-// Reach is the number of chunks across which state is carried; negative for all.
+// Reach is the number of chunks across which state is carried; negative for all. A strategy of
+// [RegisterStrategy] may carry state across all of them, too.
 func (c Chunking) Reach() int {
 	switch c.Strategy {
 	case Independent:
@@ -133,6 +146,11 @@ func (c Chunking) Size(headDim, state int) int {
 // and the state after the last token as that token's chunk sees it, [B,H,P,N] float32.
 func (c Chunking) Scan(in torch.SSDInput) (y, final torch.Tensor) {
 	size := c.Size(in.X.Size(3), in.B.Size(3))
+	if s, known, err := strategyOf(c.Strategy, c.Argument); err != nil {
+		panic(&torch.Error{Message: err.Error()})
+	} else if known {
+		return c.scanBy(s, in, size)
+	}
 	if c.Optimized {
 		return torch.SSDScan(in, size, c.Reach())
 	}
