@@ -231,6 +231,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add("steps: 3\nask: [a, '- b']\nlora_targets: [q_proj]\npack: yes\n", "--seed=3")
 	f.Add("timeout: 1h\nlearning-rate: 1e-9\nmodel_path: ~\nvariant: 007\nno_decay: []\n", "")
 	f.Add("data_path: a,b\nvalidation_fraction: 0.5\nkeep: null\n", "--data_path=c")
+	f.Add("a: !!binary 3Q==\n", "--data_path=\xdd") // a name that is not UTF-8
 	f.Fuzz(func(t *testing.T, text, arg string) {
 		list, err := settings.ParseYAML([]byte(text))
 		if err != nil || len(text) > 1<<12 {

@@ -4,6 +4,7 @@ package settings
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -178,6 +179,12 @@ func yamlValue(node *yaml.Node) (*Value, error) {
 		return &Value{Real, strconv.FormatFloat(x, 'g', -1, 64), node.Value}, nil
 	case "!!str", "!!timestamp":
 		return &Value{Kind: Text, Text: node.Value}, nil
+	case "!!binary": // as WriteYAML writes the name of a file that is not UTF-8
+		text, err := base64.StdEncoding.DecodeString(node.Value)
+		if err != nil {
+			return nil, errors.New("a value of the tag !!binary is not in base64")
+		}
+		return &Value{Kind: Text, Text: string(text)}, nil
 	}
 	return nil, fmt.Errorf("the tag %.40s is not supported: leave it out", node.Tag)
 }

@@ -31,6 +31,7 @@ func openArchive(path string, opts Options, maps *mappings) (
 		return nil, chosen, fmt.Errorf("%s: %w", path, err)
 	}
 	defer r.Close()
+	maps.packed += info.Size()
 	return openMembers(path, int(info.Size()), r.Reader, opts, maps)
 }
 

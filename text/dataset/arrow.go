@@ -15,6 +15,7 @@ import (
 	"github.com/apache/arrow-go/v18/arrow"
 	arrays "github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/ipc"
+	"github.com/apache/arrow-go/v18/arrow/memory"
 	flatbuffers "github.com/google/flatbuffers/go"
 
 	"conquer/text/tokenizer"
@@ -28,6 +29,7 @@ type arrowFile struct {
 	name    string
 	opts    Options
 	reader  *ipc.FileReader
+	memory  *boundedMemory
 	bytes   int64   // size of the file
 	columns []int   // columns that belong to a record
 	starts  []int64 // first row of each batch, then the row count; nil if a batch is a document
@@ -39,6 +41,8 @@ type arrowFile struct {
 	number int
 	batch  arrow.RecordBatch
 }
+
+var errNesting = fmt.Errorf("columns are nested more than %d deep", maxNesting)
 
 func openArrow(name string, data []byte, opts Options, maps *mappings) (file, error) {
 	// A stream, the format of Hugging Face's cached data sets, has no index.
@@ -56,11 +60,13 @@ func openArrow(name string, data []byte, opts Options, maps *mappings) (file, er
 	if err := checkFooter(data); err != nil {
 		return nil, err
 	}
-	r, err := openBatches(data)
+	mem := newBounded(unpackLimit(len(data)))
+	r, err := openBatches(data, mem)
 	if err != nil {
 		return nil, err
 	}
-	f := &arrowFile{name: name, opts: opts, reader: r, bytes: int64(len(data)), number: -1}
+	f := &arrowFile{name: name, opts: opts, reader: r, memory: mem, bytes: int64(len(data)),
+		number: -1}
 	fields := r.Schema().Fields()
 	f.columns, err = pickColumns(opts, len(fields), func(i int) string { return fields[i].Name })
 	if err != nil {
@@ -80,14 +86,15 @@ func openArrow(name string, data []byte, opts Options, maps *mappings) (file, er
 		}
 		f.starts = append(f.starts, f.starts[i]+batch.NumRows())
 	}
+	mem.uncount()
 	return f, nil
 }
 
 // openBatches opens an Arrow file in place. The reader that does so panics if the file has
 // dictionaries; such a file is read with another one, which copies each batch.
-func openBatches(data []byte) (r *ipc.FileReader, err error) {
+func openBatches(data []byte, mem memory.Allocator) (r *ipc.FileReader, err error) {
 	inPlace := guarded(func() (err error) {
-		r, err = ipc.NewMappedFileReader(data, ipc.WithAllocator(bounded))
+		r, err = ipc.NewMappedFileReader(data, ipc.WithAllocator(mem))
 		return err
 	})
 	if inPlace == nil {
@@ -96,7 +103,7 @@ func openBatches(data []byte) (r *ipc.FileReader, err error) {
 	if _, panicked := inPlace.(damage); !panicked {
 		return nil, inPlace
 	}
-	return ipc.NewFileReader(bytes.NewReader(data), ipc.WithAllocator(bounded))
+	return ipc.NewFileReader(bytes.NewReader(data), ipc.WithAllocator(mem))
 }
 
 // checkFooter checks the schema in the footer of a file.
@@ -109,15 +116,53 @@ func checkFooter(data []byte) error {
 	if size < 4 || size > len(data)-tail {
 		return errors.New("not an Arrow file, or cut short")
 	}
-	return checkSchema(data[len(data)-tail-size:len(data)-tail], 6)
+	footer := data[len(data)-tail-size : len(data)-tail]
+	if err := checkBatches(footer, len(data)); err != nil {
+		return err
+	}
+	return checkSchema(footer, 6)
 }
+
+// checkBatches refuses a footer whose dictionaries and batches claim more bytes than the file has:
+// several may claim the same ones, each of which costs its size.
+func checkBatches(footer []byte, file int) error {
+	const block = 24 // offset, length of the metadata, length of the body: 8 bytes each
+	root := flatbuffers.Table{Bytes: footer, Pos: flatbuffers.GetUOffsetT(footer)}
+	left := int64(file)
+	for _, slot := range []flatbuffers.VOffsetT{8, 10} { // dictionaries, batches
+		at := flatbuffers.UOffsetT(root.Offset(slot))
+		if at == 0 {
+			continue
+		}
+		start, n := root.Vector(at), root.VectorLen(at)
+		if n > len(footer)/block {
+			return fmt.Errorf("the file is damaged: its footer has a list of %d", n)
+		}
+		for i := range n {
+			pos := start + flatbuffers.UOffsetT(i*block)
+			meta, body := int64(root.GetInt32(pos+8)), root.GetInt64(pos+16)
+			if meta < 1 || meta > left || body < 0 || body > left-meta {
+				return errors.New("the file is damaged: its batches overlap or lie outside")
+			}
+			left -= meta + body
+		}
+	}
+	return nil
+}
+
+// maxNesting is how deep columns may be nested.
+const maxNesting = 64
 
 // checkSchema checks the lengths in the schema at slot of the flatbuffer in data,
 // because the decoder trusts them. It panics if an offset points outside data.
 func checkSchema(data []byte, slot flatbuffers.VOffsetT) error {
-	fields := 0
+	fields, depth := 0, 0
 	var check func(t flatbuffers.Table, lists ...flatbuffers.VOffsetT) error
 	check = func(t flatbuffers.Table, lists ...flatbuffers.VOffsetT) error {
+		if depth++; depth > maxNesting {
+			return errNesting
+		}
+		defer func() { depth-- }()
 		for i, list := range lists {
 			at := flatbuffers.UOffsetT(t.Offset(list))
 			if at == 0 {
@@ -158,11 +203,12 @@ func indexStream(data []byte, to io.Writer) error {
 	if err := checkSchema(schema, 8); err != nil {
 		return err
 	}
-	r, err := ipc.NewReader(bytes.NewReader(data), ipc.WithAllocator(bounded))
+	mem := newBounded(unpackLimit(len(data)))
+	r, err := ipc.NewReader(bytes.NewReader(data), ipc.WithAllocator(mem))
 	if err != nil {
 		return err
 	}
-	w, err := ipc.NewFileWriter(to, ipc.WithSchema(r.Schema()), ipc.WithAllocator(bounded))
+	w, err := ipc.NewFileWriter(to, ipc.WithSchema(r.Schema()), ipc.WithAllocator(mem))
 	if err != nil {
 		return err
 	}
@@ -198,6 +244,7 @@ func (f *arrowFile) scan(take func(at int64) error) error {
 		}
 	}
 	f.indexed = true
+	f.memory.uncount() // batches are unpacked again when they are needed
 	return nil
 }
 
@@ -210,7 +257,7 @@ func (f *arrowFile) spend(bytes int) error {
 	if f.indexed {
 		return nil
 	}
-	if f.unpacked.Add(int64(max(bytes, minRow))) > max(minUnpackLimit, maxUnpackRatio*f.bytes) {
+	if f.unpacked.Add(int64(max(bytes, minRow))) > unpackLimit(int(f.bytes)) {
 		return errUnpacks
 	}
 	return nil

@@ -3,6 +3,7 @@ package dataset
 import (
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/apache/arrow-go/v18/arrow/memory"
 )
@@ -47,27 +48,37 @@ func someNames(names []string) string {
 	return text
 }
 
-// maxBuffer is the largest buffer that a decoder may allocate: a damaged file
-// can ask for any size.
-const maxBuffer = 2 << 30
+// boundedMemory is an allocator that panics above a limit: a damaged file can ask for any size, any
+// number of times.
+type boundedMemory struct {
+	memory.Allocator
+	limit int64        // of a buffer, and of all while they are counted
+	used  atomic.Int64 // by all buffers, while they are counted
+	free  atomic.Bool  // buffers are not counted
+}
 
-// boundedMemory is an allocator that panics above maxBuffer.
-type boundedMemory struct{ memory.Allocator }
+func newBounded(limit int64) *boundedMemory {
+	return &boundedMemory{Allocator: memory.NewGoAllocator(), limit: limit}
+}
 
-var bounded = boundedMemory{memory.NewGoAllocator()}
+// uncount ends the limit of all buffers together. That of each stays.
+func (b *boundedMemory) uncount() { b.free.Store(true) }
 
-func checkBuffer(size int) {
-	if size < 0 || size > maxBuffer {
-		panic(fmt.Sprintf("it asks for a buffer of %d bytes", size))
+func (b *boundedMemory) check(size, more int) {
+	if size < 0 || int64(size) > b.limit || !b.free.Load() && b.used.Add(int64(more)) > b.limit {
+		panic(fmt.Sprintf("it asks for a buffer of %d bytes: its buffers may have %d", size,
+			b.limit))
 	}
 }
 
-func (b boundedMemory) Allocate(size int) []byte {
-	checkBuffer(size)
+// Allocate implements [memory.Allocator].
+func (b *boundedMemory) Allocate(size int) []byte {
+	b.check(size, size)
 	return b.Allocator.Allocate(size)
 }
 
-func (b boundedMemory) Reallocate(size int, old []byte) []byte {
-	checkBuffer(size)
+// Reallocate implements [memory.Allocator].
+func (b *boundedMemory) Reallocate(size int, old []byte) []byte {
+	b.check(size, max(0, size-cap(old)))
 	return b.Allocator.Reallocate(size, old)
 }

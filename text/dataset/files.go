@@ -261,6 +261,9 @@ func extension(name string) string {
 	return filepath.Ext(strings.TrimSuffix(strings.TrimSuffix(name, ".gz"), ".zst"))
 }
 
+// maxWindow is the memory that unpacking a .zst file may take: the limit of the command zstd.
+const maxWindow = 128 << 20
+
 // uncompressed unpacks the data of a .gz or .zst file.
 func uncompressed(name string, data []byte, maps *mappings) ([]byte, error) {
 	var open func(io.Reader) (io.ReadCloser, error)
@@ -269,7 +272,7 @@ func uncompressed(name string, data []byte, maps *mappings) ([]byte, error) {
 		open = func(r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }
 	case ".zst":
 		open = func(r io.Reader) (io.ReadCloser, error) {
-			d, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(maxBuffer))
+			d, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow))
 			if err != nil {
 				return nil, err
 			}

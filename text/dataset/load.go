@@ -385,7 +385,8 @@ func (s *reader) encode(at int64) (e encoded, err error) {
 		return e, err
 	}
 	e.layout, e.continued = r.layout, r.lead != ""
-	if r.layout != Tokens { // reading token ids again is as fast as caching them
+	// Reading token ids again is as fast as caching them, unless many samples share them.
+	if r.layout != Tokens || len(e.samples) > 1 {
 		s.cache.put(s, at, e)
 	}
 	return e, nil
@@ -421,7 +422,7 @@ func (s *reader) locate(at int64, err error) error {
 }
 
 // maxCached is the number of tokens to cache, at 8 bytes each.
-const maxCached = 1 << 24
+var maxCached = 1 << 24 // tests lower it
 
 // cache keeps encoded records, so that a data set that fits is encoded once.
 type cache struct {
@@ -443,7 +444,7 @@ func (c *cache) get(s *reader, at int64) (encoded, bool) {
 }
 
 // put adds a record and evicts others while the cache is too large. Samples are
-// read in random order, so any record is as good to evict as another.
+// read in random order, so any other record is as good to evict as another.
 func (c *cache) put(s *reader, at int64, e encoded) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -458,6 +459,9 @@ func (c *cache) put(s *reader, at int64, e encoded) {
 	for key, other := range c.records {
 		if c.tokens <= maxCached {
 			break
+		}
+		if key == (cacheKey{s, at}) {
+			continue // a record of any size is encoded once for the samples that follow each other
 		}
 		c.tokens -= other.tokens()
 		delete(c.records, key)

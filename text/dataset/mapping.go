@@ -17,7 +17,10 @@ type mappings struct {
 	mu     sync.RWMutex
 	closed bool
 	list   []*mapping.Mapping
-	small  int64   // bytes of the files that were read into memory
+	small  int64 // bytes of the files that were read into memory
+
+	packed, unpacked int64 // bytes of the files, and bytes that were unpacked from them
+
 	bundle *bundle // of the files that are too many, nil if there are none
 }
 
@@ -52,7 +55,9 @@ func (m *mappings) mapFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return m.mapOpen(f)
+	data, err := m.mapOpen(f)
+	m.packed += int64(len(data))
+	return data, err
 }
 
 // minMapped is the size from which a file is mapped rather than read.
@@ -147,16 +152,18 @@ func (m *mappings) newBundle() error {
 // A small archive or Parquet file may claim to hold more than fits on the disk.
 // It is unpacked to at most maxUnpackRatio times its size or minUnpackLimit
 // bytes, whichever is larger.
-const maxUnpackRatio = 200
+var maxUnpackRatio int64 = 200 // tests lower it
 
-var minUnpackLimit int64 = 1 << 30 // tests lower it
+var minUnpackLimit int64 = 256 << 20 // tests lower it
 
 // unpack returns what write writes. Up to minMapped bytes stay in memory. More are in a mapped,
 // unlinked file in TMPDIR, which the system deletes when it is unmapped. packed is the size of the
-// source.
+// source, which may have been unpacked itself: all that is unpacked counts against the files.
 func (m *mappings) unpack(packed int, write func(io.Writer) error) ([]byte, error) {
-	u := &unpacked{left: unpackLimit(packed)}
+	limit := min(unpackLimit(packed), unpackLimit(int(m.packed))-m.unpacked)
+	u := &unpacked{left: limit}
 	err := write(u)
+	m.unpacked += limit - max(0, u.left)
 	if u.file == nil {
 		return u.start, err
 	}

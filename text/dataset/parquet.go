@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"unicode/utf8"
 
+	"github.com/apache/arrow-go/v18/arrow/memory"
 	"github.com/apache/arrow-go/v18/parquet"
 	parquetfile "github.com/apache/arrow-go/v18/parquet/file"
 	"github.com/apache/arrow-go/v18/parquet/schema"
@@ -31,8 +32,9 @@ func parquetToLines(data []byte, opts Options, w io.Writer) error {
 	if err := checkGroups(data); err != nil {
 		return err
 	}
-	props := parquetfile.WithReadProps(parquet.NewReaderProperties(bounded))
-	r, err := parquetfile.NewParquetReader(bytes.NewReader(data), props)
+	props := parquet.NewReaderProperties(memory.NewGoAllocator()) // pages are bounded
+	props.MaxUncompressedPageSize = maxPage
+	r, err := parquetfile.NewParquetReader(bytes.NewReader(data), parquetfile.WithReadProps(props))
 	if err != nil {
 		return err
 	}
@@ -45,8 +47,10 @@ func parquetToLines(data []byte, opts Options, w io.Writer) error {
 		return err
 	}
 	rows := 0
+	budget := newPageBudget(len(data))
 	for g := range r.NumRowGroups() {
-		group := &rowGroup{reader: r.RowGroup(g), schema: r.MetaData().Schema}
+		budget.leaves = maxLeaves
+		group := &rowGroup{reader: r.RowGroup(g), schema: r.MetaData().Schema, budget: budget}
 		var columns []*node
 		for _, i := range picked {
 			c, err := group.column(root.Field(i), 0, 0)
@@ -114,6 +118,7 @@ func rowJSON(columns []*node) ([]byte, error) {
 type rowGroup struct {
 	reader *parquetfile.RowGroupReader
 	schema *schema.Schema
+	budget *pageBudget
 }
 
 // node is a node of a schema: a value, an object, a list or a map, which is a list too.
@@ -205,15 +210,29 @@ func (g *rowGroup) open(c *node, n schema.Node) error {
 	if index < 0 {
 		return fmt.Errorf("the file is damaged: column %q is not in its schema", n.Path())
 	}
-	chunk, err := g.reader.Column(index)
-	if err != nil {
-		return err
-	}
+	l := &leaf{desc: g.schema.Column(index)}
 	meta, err := g.reader.MetaData().ColumnChunk(index)
 	if err != nil {
 		return err
 	}
-	c.leaves = []*leaf{{desc: g.schema.Column(index), chunk: chunk, left: meta.NumValues()}}
+	l.left = meta.NumValues()
+	if err := g.budget.openChunk(meta.TotalCompressedSize()); err != nil {
+		return err
+	}
+	pages, err := g.reader.GetColumnPageReader(index)
+	if err != nil {
+		return err
+	}
+	largest, err := g.budget.check(pages, l.desc)
+	if err != nil {
+		return fmt.Errorf("column %q: %w", n.Path(), err)
+	}
+	// A value may be as long as its page.
+	l.atOnce = min(entriesAtOnce, max(1, deltaArena/max(1, largest)))
+	if l.chunk, err = g.reader.Column(index); err != nil {
+		return err
+	}
+	c.leaves = []*leaf{l}
 	return nil
 }
 
@@ -229,8 +248,12 @@ func (c *node) write(b *bytes.Buffer) error {
 	empty := c.list && first.def < c.filled
 	if first.def < c.def || empty {
 		for _, l := range c.leaves {
-			if _, err := l.peek(); err != nil {
+			e, err := l.peek()
+			if err != nil {
 				return cutShort(err)
+			}
+			if e.def != first.def {
+				return errors.New("the file is damaged: a value is both null and not")
 			}
 			l.take()
 		}
@@ -308,9 +331,10 @@ func cutShort(err error) error {
 
 // leaf reads one column of a row group.
 type leaf struct {
-	desc  *schema.Column
-	chunk parquetfile.ColumnChunkReader
-	left  int64 // entries that were not read yet
+	desc   *schema.Column
+	chunk  parquetfile.ColumnChunkReader
+	left   int64 // entries that were not read yet
+	atOnce int   // entries that read reads
 
 	def, rep []int16 // levels of the entries that were read and not yet taken
 	// Those entries that are not null become JSON one at a time: many may stand for one large value
@@ -359,7 +383,7 @@ func (l *leaf) take() {
 // maxEmptyPages is how many empty pages may follow each other.
 const maxEmptyPages = 1 << 12
 
-// entriesAtOnce is how many entries read reads.
+// entriesAtOnce is how many entries read reads at most.
 const entriesAtOnce = 1024
 
 // read reads more entries, io.EOF after the last.
@@ -376,7 +400,7 @@ func (l *leaf) read() (err error) {
 			return fmt.Errorf("the file is damaged: %d values are missing", l.left)
 		}
 	}
-	l.def, l.rep = make([]int16, entriesAtOnce), make([]int16, entriesAtOnce)
+	l.def, l.rep = make([]int16, l.atOnce), make([]int16, l.atOnce)
 	defer func() {
 		if err != nil {
 			l.def, l.rep = nil, nil
@@ -463,8 +487,8 @@ func (l *leaf) unsupported() error {
 func readEntries[T any](readBatch func(n int64, values []T, def, rep []int16) (int64, int, error),
 	l *leaf, format func(T) (string, error),
 ) (n int64, err error) {
-	values := make([]T, entriesAtOnce)
-	n, l.count, err = readBatch(entriesAtOnce, values, l.def, l.rep)
+	values := make([]T, l.atOnce)
+	n, l.count, err = readBatch(int64(l.atOnce), values, l.def, l.rep)
 	l.value = func(i int) (string, error) { return format(values[i]) }
 	return n, err
 }

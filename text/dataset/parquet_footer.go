@@ -14,9 +14,9 @@ const (
 	elementChildren = 5 // of SchemaElement
 )
 
-// checkGroups refuses a Parquet file with a group of more children than its schema has elements.
-// The Parquet library reserves memory for the children that a group claims. Whatever else is wrong
-// with a footer is left to the library.
+// checkGroups refuses a Parquet file whose schema is nested too deep, or has a group of more children
+// than the schema has elements. The Parquet library reserves memory for the children that a group
+// claims, and calls itself for them. Whatever else is wrong with a footer is left to the library.
 func checkGroups(data []byte) error {
 	const end = 8 // the footer's length and the magic number
 	if len(data) < end {
@@ -35,21 +35,35 @@ func checkGroups(data []byte) error {
 			return p.Skip(ctx, kind)
 		}
 		of, elements, err := p.ReadListBegin(ctx)
+		var open []int32 // children that still follow in the groups around the element
 		for range elements {
 			if err != nil || of != thrift.STRUCT || wrong != nil {
 				break
 			}
-			err = fieldsOf(ctx, p, func(id int16, kind thrift.TType) error {
+			var children int32
+			err = fieldsOf(ctx, p, func(id int16, kind thrift.TType) (err error) {
 				if id != elementChildren || kind != thrift.I32 {
 					return p.Skip(ctx, kind)
 				}
-				children, err := p.ReadI32(ctx)
+				children, err = p.ReadI32(ctx)
 				if int(children) > elements {
 					wrong = fmt.Errorf("a group of its schema has %d children, and the schema has "+
 						"%d elements: the file is damaged", children, elements)
 				}
 				return err
 			})
+			for len(open) > 0 && open[len(open)-1] == 0 {
+				open = open[:len(open)-1]
+			}
+			if len(open) > 0 {
+				open[len(open)-1]--
+			}
+			if children > 0 {
+				open = append(open, children)
+			}
+			if len(open) > maxNesting && wrong == nil {
+				wrong = errNesting
+			}
 		}
 		if wrong != nil {
 			return wrong
