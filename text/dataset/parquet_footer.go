@@ -14,9 +14,9 @@ const (
 	elementChildren = 5 // of SchemaElement
 )
 
-// checkGroups refuses a Parquet file whose schema is nested too deep, or has a group of more children
-// than the schema has elements. The Parquet library reserves memory for the children that a group
-// claims, and calls itself for them. Whatever else is wrong with a footer is left to the library.
+// checkGroups refuses a Parquet file whose schema is nested too deep, or has a group of more
+// children than the schema has elements. The Parquet library reserves memory for the children that
+// a group claims, and calls itself for them. Whatever else is wrong with a footer is left to it.
 func checkGroups(data []byte) error {
 	const end = 8 // the footer's length and the magic number
 	if len(data) < end {
