@@ -59,6 +59,8 @@ type Options struct {
 	Stop []string
 	// EOS lists the tokens that end a row; nil means those of the function [EOS].
 	EOS []int32
+	// Show lists special tokens whose text is part of Result.Text, which leaves out the others.
+	Show []int32
 	// IgnoreEOS continues after the tokens in EOS.
 	IgnoreEOS bool
 	// NoCache recomputes all tokens in each step. The result is the same; it exists to

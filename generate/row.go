@@ -57,6 +57,7 @@ func newRow(m model.Model, tok *tokenizer.Tokenizer, prompt []int32, o Options, 
 		full: room < o.MaxNewTokens, sampler: newSampler(o, sample, vocabulary(m), prompt)}
 	if tok != nil {
 		r.stream = &stream{decoder: tok.Continue(prompt, true), stops: o.Stop}
+		r.stream.decoder.Show(o.Show...)
 	}
 	return r
 }

@@ -2,7 +2,6 @@ package serve
 
 import (
 	"encoding/json"
-	"net/http"
 	"strings"
 	"unicode/utf8"
 
@@ -13,11 +12,16 @@ import (
 // chatRequest is the body of /v1/chat/completions.
 type chatRequest struct {
 	sampling
+	toolFields
 	Messages       []tokenizer.Message `json:"messages"`
 	Logprobs       bool                `json:"logprobs"`
 	TopLogprobs    int                 `json:"top_logprobs"`
 	Documents      json.RawMessage     `json:"documents"`
 	TemplateKwargs json.RawMessage     `json:"chat_template_kwargs"`
+
+	server *Server
+	use    *toolUse
+	prompt string // as the template renders it
 }
 
 // chatChoice is a choice of an answer, with Message, or of a chunk of a stream, with Delta.
@@ -30,14 +34,18 @@ type chatChoice struct {
 }
 
 type chatDelta struct {
-	Role    string  `json:"role,omitempty"`
-	Content *string `json:"content,omitempty"`
+	Role      string     `json:"role,omitempty"`
+	Content   *string    `json:"content,omitempty"`
+	Reasoning string     `json:"reasoning_content,omitempty"`
+	ToolCalls []toolCall `json:"tool_calls,omitempty"`
 }
 
 type chatMessage struct {
-	Role    string  `json:"role"`
-	Content string  `json:"content"`
-	Refusal *string `json:"refusal"`
+	Role      string     `json:"role"`
+	Content   *string    `json:"content"`
+	Reasoning string     `json:"reasoning_content,omitempty"`
+	ToolCalls []toolCall `json:"tool_calls,omitempty"`
+	Refusal   *string    `json:"refusal"`
 }
 
 type chatLogprobs struct {
@@ -51,26 +59,8 @@ type chatLogprob struct {
 	Top     []chatLogprob `json:"top_logprobs,omitempty"`
 }
 
-// chat answers /v1/chat/completions.
-func (s *Server) chat(w http.ResponseWriter, r *http.Request) {
-	var q chatRequest
-	if err := s.decode(w, r, &q); err != nil {
-		fail(w, err)
-		return
-	}
-	j, err := s.chatJob(&q)
-	if err == nil {
-		err = s.start(r, j)
-	}
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	s.reply(w, r, j)
-}
-
-// chatJob checks a request and makes its tasks.
-func (s *Server) chatJob(q *chatRequest) (*job, error) {
+// job checks the request and makes its tasks.
+func (q *chatRequest) job(s *Server) (*job, error) {
 	switch {
 	case len(q.Messages) == 0:
 		return nil, invalid("messages", "messages is empty")
@@ -79,37 +69,29 @@ func (s *Server) chatJob(q *chatRequest) (*job, error) {
 			maxLogprobs)
 	case q.TopLogprobs > 0 && !q.Logprobs:
 		return nil, invalid("top_logprobs", "top_logprobs needs logprobs true")
-	case s.tokenizer.ChatTemplate() == "":
+	case s.tokenizer.ToolTemplate() == "":
 		return nil, invalid("messages", "the model has no chat template: use /v1/completions")
 	}
-	o, err := s.configure(&q.sampling, s.options.Limits.Length)
-	if err != nil {
-		return nil, err
-	}
-	o.Logprobs, o.TopLogprobs = q.Logprobs, q.TopLogprobs
-	n, err := q.count(maxChoices)
-	if err != nil {
+	var err error
+	if q.use, err = s.toolUse(&q.toolFields); err != nil {
 		return nil, err
 	}
 	ids, err := s.conversation(q)
 	if err != nil {
 		return nil, err
 	}
+	o, err := s.configure(&q.sampling, s.options.Limits.Length)
+	if err != nil {
+		return nil, err
+	}
+	o.Logprobs, o.TopLogprobs = q.Logprobs, q.TopLogprobs
+	if err := s.constrain(q, &o); err != nil {
+		return nil, err
+	}
+	q.server = s
 	j := &job{sampling: &q.sampling, object: "chat.completion", chunk: "chat.completion.chunk",
-		id: newID("chatcmpl-")}
-	j.choice = func(c *choice, piece string, done bool) any {
-		return s.chatChoice(q, c, piece, done)
-	}
-	j.opened = func(c *choice) any {
-		return chatChoice{Index: c.index,
-			Delta: &chatDelta{Role: "assistant", Content: new(string)}}
-	}
-	j.closed = func(c *choice) any { // clients take a chunk with content as unfinished
-		end := s.chatChoice(q, c, "", true)
-		end.Delta.Content = nil
-		return end
-	}
-	return j, s.addChoices(j, [][]int32{ids}, n, o, nil)
+		id: newID("chatcmpl-"), form: q}
+	return j, s.addChoices(j, [][]int32{ids}, o, nil)
 }
 
 // conversation returns the tokens of the messages, up to the start of the assistant's turn.
@@ -118,12 +100,13 @@ func (s *Server) conversation(q *chatRequest) ([]int32, error) {
 	if err := inputs.Check(); err != nil {
 		return nil, invalid("chat_template_kwargs", "%v", err)
 	}
-	text, err := s.tokenizer.Render(tokenizer.Conversation{Messages: q.Messages,
-		ChatInputs: inputs}, true)
+	var err error
+	q.prompt, err = s.tokenizer.Render(tokenizer.Conversation{Messages: q.Messages,
+		ChatInputs: inputs.Over(q.use.inputs())}, true)
 	if err != nil {
 		return nil, invalid("messages", "%v", err)
 	}
-	return s.tokenizer.Encode(text, false), nil
+	return s.tokenizer.Encode(q.prompt, false), nil
 }
 
 // given returns nil for a field that is null.
@@ -134,27 +117,84 @@ func given(field json.RawMessage) json.RawMessage {
 	return field
 }
 
-// chatChoice describes a choice: whole, or a chunk of a stream.
-func (s *Server) chatChoice(q *chatRequest, c *choice, piece string, done bool) chatChoice {
-	out := chatChoice{Index: c.index}
-	if done {
-		out.FinishReason = c.finishReason()
-	}
-	if q.Stream {
-		out.Delta = &chatDelta{Content: &piece}
-	} else {
-		out.Message = &chatMessage{Role: "assistant", Content: piece}
-	}
-	if q.Logprobs {
-		out.Logprobs = &chatLogprobs{Content: []chatLogprob{}}
-		for _, token := range c.newLogprobs() {
-			entry := s.chatLogprob(token)
-			entry.Top = []chatLogprob{}
-			for _, t := range token.Top {
-				entry.Top = append(entry.Top, s.chatLogprob(t))
-			}
-			out.Logprobs.Content = append(out.Logprobs.Content, entry)
+// whole implements form.
+func (q *chatRequest) whole(c *choice, text string) any {
+	message := &chatMessage{Role: "assistant"}
+	var content strings.Builder
+	parser := q.use.parser(q.prompt)
+	for _, d := range append(parser.Next(text), parser.End()...) {
+		content.WriteString(d.Content)
+		message.Reasoning += d.Reasoning
+		if d.Call == nil {
+			continue
 		}
+		if d.Call.Index == len(message.ToolCalls) {
+			message.ToolCalls = append(message.ToolCalls, newToolCall(d.Call))
+		}
+		message.ToolCalls[d.Call.Index].Function.Arguments += d.Call.Arguments
+	}
+	for i := range message.ToolCalls {
+		message.ToolCalls[i].Index = nil // only pieces of a stream have it
+	}
+	if text := content.String(); text != "" || len(message.ToolCalls) == 0 {
+		message.Content = &text
+	}
+	return chatChoice{Index: c.index, Message: message, Logprobs: q.logprobs(c),
+		FinishReason: q.finishReason(c, len(message.ToolCalls) > 0)}
+}
+
+// finishReason is OpenAI's word for the reason why a choice ended.
+func (q *chatRequest) finishReason(c *choice, called bool) *string {
+	reason := c.finishReason()
+	if called && *reason == "stop" {
+		*reason = "tool_calls"
+	}
+	return reason
+}
+
+// chunks implements form. Clients take a chunk with content as unfinished, so the last one has
+// none.
+func (q *chatRequest) chunks(c *choice, piece string, first, done bool) (list []any) {
+	if first {
+		c.parser = q.use.parser(q.prompt)
+		return []any{chatChoice{Index: c.index,
+			Delta: &chatDelta{Role: "assistant", Content: new(string)}}}
+	}
+	deltas := c.parser.Next(piece)
+	if done {
+		deltas = append(deltas, c.parser.End()...)
+	}
+	for _, d := range deltas {
+		out := &chatDelta{Reasoning: d.Reasoning}
+		switch {
+		case d.Call != nil:
+			c.called = true
+			out.ToolCalls = []toolCall{newToolCall(d.Call)}
+		case d.Content != "":
+			out.Content = &d.Content
+		}
+		list = append(list, chatChoice{Index: c.index, Delta: out, Logprobs: q.logprobs(c)})
+	}
+	if done {
+		list = append(list, chatChoice{Index: c.index, Delta: &chatDelta{},
+			Logprobs: q.logprobs(c), FinishReason: q.finishReason(c, c.called)})
+	}
+	return list
+}
+
+// logprobs returns the log-probabilities that were not written so far.
+func (q *chatRequest) logprobs(c *choice) *chatLogprobs {
+	if !q.Logprobs {
+		return nil
+	}
+	out := &chatLogprobs{Content: []chatLogprob{}}
+	for _, token := range c.newLogprobs() {
+		entry := q.server.chatLogprob(token)
+		entry.Top = []chatLogprob{}
+		for _, t := range token.Top {
+			entry.Top = append(entry.Top, q.server.chatLogprob(t))
+		}
+		out.Content = append(out.Content, entry)
 	}
 	return out
 }

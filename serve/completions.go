@@ -1,11 +1,6 @@
 package serve
 
-import (
-	"fmt"
-	"net/http"
-
-	"conquer/generate"
-)
+import "conquer/generate"
 
 // completionRequest is the body of /v1/completions.
 type completionRequest struct {
@@ -15,6 +10,8 @@ type completionRequest struct {
 	Logprobs *int    `json:"logprobs"`
 	BestOf   *int    `json:"best_of"`
 	Suffix   *string `json:"suffix"`
+
+	server *Server
 }
 
 // maxLogprobs is the most alternatives of a token that a request may ask for.
@@ -37,26 +34,8 @@ type completionLogprobs struct {
 	TextOffset    []int                `json:"text_offset"`
 }
 
-// completions answers /v1/completions.
-func (s *Server) completions(w http.ResponseWriter, r *http.Request) {
-	var q completionRequest
-	if err := s.decode(w, r, &q); err != nil {
-		fail(w, err)
-		return
-	}
-	j, err := s.completionJob(&q)
-	if err == nil {
-		err = s.start(r, j)
-	}
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	s.reply(w, r, j)
-}
-
-// completionJob checks a request and makes its tasks.
-func (s *Server) completionJob(q *completionRequest) (*job, error) {
+// job checks the request and makes its tasks.
+func (q *completionRequest) job(s *Server) (*job, error) {
 	switch {
 	case q.BestOf != nil && *q.BestOf != 1:
 		return nil, invalid("best_of", "best_of is not supported: ask for n choices, with "+
@@ -76,24 +55,18 @@ func (s *Server) completionJob(q *completionRequest) (*job, error) {
 	if q.Logprobs != nil {
 		o.Logprobs, o.TopLogprobs = true, *q.Logprobs
 	}
-	n, err := q.count(maxChoices)
-	if err != nil {
-		return nil, err
-	}
 	ids, err := s.promptIDs(q.Prompt)
 	if err != nil {
 		return nil, err
 	}
-	j := &job{sampling: &q.sampling, object: "text_completion", id: newID("cmpl-")}
-	j.chunk = "text_completion"
-	j.choice = func(c *choice, piece string, done bool) any {
-		return s.completionChoice(q, c, piece, done)
-	}
+	q.server = s
+	j := &job{sampling: &q.sampling, object: "text_completion", chunk: "text_completion",
+		id: newID("cmpl-"), form: q}
 	onlyRead := o.MaxNewTokens == 0 && q.Echo
 	if onlyRead {
 		o.MaxNewTokens = 1
 	}
-	err = s.addChoices(j, ids, n, o, func(t *task) {
+	err = s.addChoices(j, ids, o, func(t *task) {
 		t.scored, t.top = q.Echo && q.Logprobs != nil, o.TopLogprobs
 		if onlyRead {
 			t.row = nil
@@ -118,13 +91,25 @@ func (s *Server) promptIDs(p prompts) ([][]int32, error) {
 	return ids, nil
 }
 
-// completionChoice describes a choice: whole, or a chunk of a stream.
-func (s *Server) completionChoice(q *completionRequest, c *choice, piece string,
-	done bool) completionChoice {
-	out := completionChoice{Index: c.index, Text: piece}
-	first := c.begin()
+// whole implements form.
+func (q *completionRequest) whole(c *choice, text string) any {
+	return q.choice(c, text, true, true)
+}
+
+// chunks implements form.
+func (q *completionRequest) chunks(c *choice, piece string, first, done bool) []any {
+	if first && !q.Echo {
+		return nil
+	}
+	return []any{q.choice(c, piece, first, done)}
+}
+
+// choice describes a choice, or a chunk of one.
+func (q *completionRequest) choice(c *choice, text string, first, done bool) completionChoice {
+	s := q.server
+	out := completionChoice{Index: c.index, Text: text}
 	if q.Echo && first {
-		out.Text = s.tokenizer.Decode(c.task.prompt, true) + piece
+		out.Text = s.tokenizer.Decode(c.task.prompt, true) + text
 	}
 	if done {
 		out.FinishReason = c.finishReason()
@@ -188,33 +173,4 @@ func finite(logprob float64) float64 {
 		return least
 	}
 	return logprob
-}
-
-// addChoices makes n tasks for each prompt.
-func (s *Server) addChoices(j *job, prompts [][]int32, n int, o generate.Options,
-	change func(*task)) error {
-	if len(prompts)*n > maxChoices {
-		return invalid("n", "%d prompts with %d choices each are more than %d choices",
-			len(prompts), n, maxChoices)
-	}
-	repeats := generate.Repeats(prompts)
-	for i, prompt := range prompts {
-		for k := range n {
-			t := &task{prompt: prompt, answer: newAnswer()}
-			var err error
-			t.row, err = generate.NewRow(s.model, s.tokenizer, prompt, o, repeats[i]*n+k,
-				s.options.Limits.Length, t.answer.write)
-			if err != nil {
-				if len(prompts) > 1 {
-					err = fmt.Errorf("prompt %d: %w", i+1, err)
-				}
-				return invalid("", "%v", err)
-			}
-			if change != nil {
-				change(t)
-			}
-			j.choices = append(j.choices, &choice{index: len(j.choices), task: t})
-		}
-	}
-	return nil
 }

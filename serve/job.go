@@ -4,40 +4,102 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
 	"conquer/generate"
+	"conquer/text/toolcall"
 )
+
+// request is the body of a request for text.
+type request interface {
+	job(s *Server) (*job, error) // checks the request and makes its tasks
+}
+
+// form writes choices as the clients of an endpoint expect them.
+type form interface {
+	// whole describes a choice that has ended, with its text.
+	whole(c *choice, text string) any
+	// chunks describes new text of a choice in chunks of a stream. The first call comes before any
+	// text, the last one when the choice has ended.
+	chunks(c *choice, piece string, first, done bool) []any
+}
 
 // job is a request for text: its choices, and how they are written.
 type job struct {
 	*sampling
+	form
 	id            string
 	object, chunk string // the objects' names in an answer and in a stream
 	choices       []*choice
-	// choice describes a choice with its new text, as a whole or in a chunk of a stream. done says
-	// that the choice has ended.
-	choice func(c *choice, piece string, done bool) any
-	opened func(c *choice) any // describes a choice before its first text in a stream, or nil
-	closed func(c *choice) any // describes its end in a chunk without text; nil: choice does
 }
 
 // choice is one continuation of a prompt.
 type choice struct {
 	index  int
 	task   *task
-	begun  bool
-	told   int // new tokens whose log-probabilities were written
-	offset int // characters before the next of them
+	told   int              // new tokens whose log-probabilities were written
+	offset int              // characters before the next of them
+	parser *toolcall.Parser // of a streamed chat
+	called bool             // a call of a tool was written
 }
 
-// begin reports whether nothing has been written so far.
-func (c *choice) begin() bool {
-	first := !c.begun
-	c.begun = true
-	return first
+// text answers requests for text.
+func (s *Server) text(newRequest func() request) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		q := newRequest()
+		err := s.decode(w, r, q)
+		var j *job
+		if err == nil {
+			j, err = q.job(s)
+		}
+		if err == nil {
+			err = s.start(r, j)
+		}
+		switch {
+		case err != nil:
+			fail(w, err)
+		case j.Stream:
+			s.stream(w, r, j)
+		default:
+			s.reply(w, r, j)
+		}
+	}
+}
+
+// addChoices makes the tasks of each prompt, one for each of its choices.
+func (s *Server) addChoices(j *job, prompts [][]int32, o generate.Options,
+	change func(*task)) error {
+	n, err := j.count(maxChoices)
+	if err != nil {
+		return err
+	}
+	if len(prompts)*n > maxChoices {
+		return invalid("n", "%d prompts with %d choices each are more than %d choices",
+			len(prompts), n, maxChoices)
+	}
+	repeats := generate.Repeats(prompts)
+	for i, prompt := range prompts {
+		for k := range n {
+			t := &task{prompt: prompt, answer: newAnswer()}
+			var err error
+			t.row, err = generate.NewRow(s.model, s.tokenizer, prompt, o, repeats[i]*n+k,
+				s.options.Limits.Length, t.answer.write)
+			if err != nil {
+				if len(prompts) > 1 {
+					err = fmt.Errorf("prompt %d: %w", i+1, err)
+				}
+				return invalid("", "%v", err)
+			}
+			if change != nil {
+				change(t)
+			}
+			j.choices = append(j.choices, &choice{index: len(j.choices), task: t})
+		}
+	}
+	return nil
 }
 
 // newLogprobs returns the log-probabilities that were not written so far.
@@ -84,10 +146,6 @@ func (s *Server) start(r *http.Request, j *job) error {
 
 // reply writes the answer of a job that was started.
 func (s *Server) reply(w http.ResponseWriter, r *http.Request, j *job) {
-	if j.Stream {
-		s.stream(w, r, j)
-		return
-	}
 	list := make([]any, len(j.choices))
 	for i, c := range j.choices {
 		text, err := c.task.answer.whole(r.Context())
@@ -95,7 +153,7 @@ func (s *Server) reply(w http.ResponseWriter, r *http.Request, j *job) {
 			fail(w, err)
 			return
 		}
-		list[i] = j.choice(c, text, true)
+		list[i] = j.whole(c, text)
 	}
 	writeJSON(w, http.StatusOK, map[string]any{"id": j.id, "object": j.object,
 		"created": time.Now().Unix(), "model": s.options.Model, "choices": list,
@@ -139,10 +197,13 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, j *job) {
 		}
 		events.send(chunk)
 	}
-	if j.opened != nil {
-		for _, c := range j.choices {
-			send([]any{j.opened(c)}, nil)
+	write := func(c *choice, piece string, first, done bool) {
+		for _, chunk := range j.chunks(c, piece, first, done) {
+			send([]any{chunk}, nil)
 		}
+	}
+	for _, c := range j.choices {
+		write(c, "", true, false)
 	}
 	type news struct {
 		choice *choice
@@ -176,14 +237,9 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, j *job) {
 			events.send(map[string]any{"error": problemOf(n.err)})
 			return
 		}
-		if !n.done || j.closed == nil || n.piece != "" {
-			send([]any{j.choice(n.choice, n.piece, n.done && j.closed == nil)}, nil)
-		}
+		write(n.choice, n.piece, false, n.done)
 		if n.done {
 			open--
-			if j.closed != nil {
-				send([]any{j.closed(n.choice)}, nil)
-			}
 		}
 	}
 	if j.StreamOptions != nil && j.StreamOptions.IncludeUsage {

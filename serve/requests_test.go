@@ -249,7 +249,9 @@ func FuzzRequests_NeverCrash(f *testing.F) {
 		`{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "seed": -1}`,
 		`{"input": ["a", ""], "encoding_format": "base64"}`, `{"prompt": [[]]}`, `{"prompt": null}`,
 		`{"prompt": "a", "logit_bias": {"1": 1e300}, "top_k": -2, "max_tokens": 1e9}`, `null`, `[]`,
-		`{"prompt":"a","echo":true,"max_tokens":0}`} {
+		`{"prompt":"a","echo":true,"max_tokens":0}`,
+		`{"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function",` +
+			`"function": {"name": "f"}}], "tool_choice": "required"}`} {
 		f.Add([]byte(body))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
@@ -275,13 +277,13 @@ func FuzzRequests_NeverCrash(f *testing.F) {
 		if err := decodeBody(body, &completion); err != nil {
 			check(nil, err)
 		} else {
-			check(s.completionJob(&completion))
+			check(completion.job(s))
 		}
 		var chat chatRequest
 		if err := decodeBody(body, &chat); err != nil {
 			check(nil, err)
 		} else {
-			check(s.chatJob(&chat))
+			check(chat.job(s))
 		}
 		var embedding embeddingRequest
 		if err := decodeBody(body, &embedding); err != nil {

@@ -62,6 +62,7 @@ type Server struct {
 	scheduler *scheduler
 	metrics   *metrics
 	grammars  *grammars
+	format    func() *chatFormat
 	handler   http.Handler
 	created   int64
 }
@@ -93,7 +94,8 @@ func New(m model.Model, tok *tokenizer.Tokenizer, o Options) (*Server, error) {
 		o.Defaults.EOS = generate.EOS(m, tok)
 	}
 	s := &Server{model: m, tokenizer: tok, options: o, metrics: newMetrics(),
-		grammars: newGrammars(tok, m.Head().Shape[0]), created: time.Now().Unix()}
+		grammars: newGrammars(tok, m.Head().Shape[0], nil), created: time.Now().Unix(),
+		format: newChatFormat(tok, m.Head().Shape[0])}
 	var err error
 	if s.scheduler, err = newScheduler(m, o.Limits, o.Queue, s.metrics); err != nil {
 		return nil, err
@@ -115,8 +117,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.S
 // routes makes the handler of all paths.
 func (s *Server) routes() (http.Handler, error) {
 	open, guarded := http.NewServeMux(), http.NewServeMux()
-	guarded.HandleFunc("POST /v1/chat/completions", s.timed(s.chat))
-	guarded.HandleFunc("POST /v1/completions", s.timed(s.completions))
+	guarded.HandleFunc("POST /v1/chat/completions",
+		s.timed(s.text(func() request { return new(chatRequest) })))
+	guarded.HandleFunc("POST /v1/completions",
+		s.timed(s.text(func() request { return new(completionRequest) })))
 	guarded.HandleFunc("POST /v1/embeddings", s.timed(s.embeddings))
 	guarded.HandleFunc("GET /v1/models", s.models)
 	guarded.HandleFunc("GET /v1/models/{id...}", s.oneModel)

@@ -14,13 +14,21 @@ import (
 
 	"conquer/generate"
 	"conquer/model"
+	"conquer/text/tokenizer"
 )
 
 // serving starts a server with a small random model.
 func serving(t testing.TB, change func(*Options)) (*Server, *httptest.Server) {
 	t.Helper()
+	return servingWith(t, smollm(t), 300, change)
+}
+
+// servingWith is serving with a tokenizer and a length of requests.
+func servingWith(t testing.TB, tok *tokenizer.Tokenizer, length int, change func(*Options)) (
+	*Server, *httptest.Server) {
+	t.Helper()
 	m := tiny(t, "llama", model.Config{"vocab_size": 704.0})
-	l, err := Fit(m, 0, Limits{Sequences: 4, Length: 300, Piece: 32})
+	l, err := Fit(m, 0, Limits{Sequences: 4, Length: length, Piece: 32})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +36,7 @@ func serving(t testing.TB, change func(*Options)) (*Server, *httptest.Server) {
 	if change != nil {
 		change(&o)
 	}
-	s, err := New(m, smollm(t), o)
+	s, err := New(m, tok, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,8 +164,8 @@ func TestServer_AnswersMistakesInOpenAIsForm(t *testing.T) {
 		{"completions", `prompt=a`, 400, nil, "not a JSON object"},
 		{"completions", `{"prompt": "` + strings.Repeat("a", 5000) + `"}`, 413, nil, "4000 bytes"},
 		{"chat/completions", `{"messages": []}`, 400, "messages", "empty"},
-		{"chat/completions", `{"messages": [{"role": "user", "content": "a"}], "tools": []}`,
-			400, "tools", "tools"},
+		{"chat/completions", `{"messages": [{"role": "user", "content": "a"}], "audio": {}}`,
+			400, "audio", "audio"},
 		{"chat/completions", `{"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}`,
 			400, "top_logprobs", "logprobs true"},
 		{"embeddings", `{"input": "a", "encoding_format": "int8"}`, 400, "encoding_format",

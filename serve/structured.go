@@ -92,12 +92,17 @@ type grammars struct {
 // maxGrammars is the most grammars that are kept.
 const maxGrammars = 32
 
-func newGrammars(t *tokenizer.Tokenizer, size int) *grammars {
+// newGrammars makes a store for grammars over a vocabulary of a size. Answers show the special
+// tokens in shown, so that grammars may use them.
+func newGrammars(t *tokenizer.Tokenizer, size int, shown []int32) *grammars {
 	g := &grammars{tokenizer: t, size: size, kept: map[[sha256.Size]byte]*grammar.Mask{}}
 	g.vocabulary = sync.OnceValue(func() *grammar.Vocabulary {
 		g.bytes = make([][]byte, size)
 		for id := range g.bytes {
 			g.bytes[id] = t.Bytes(int32(id))
+		}
+		for _, id := range shown {
+			g.bytes[id] = []byte(t.Token(id))
 		}
 		return grammar.NewVocabulary(size, g.of)
 	})

@@ -107,7 +107,7 @@ func TestStructured_RefusesWhatItCannotEnforce(t *testing.T) {
 // The cost of a token's mask: of a schema that was not used before, and later.
 func BenchmarkStructured_Mask(b *testing.B) {
 	tok := smollm(b)
-	g := newGrammars(tok, 704)
+	g := newGrammars(tok, 704, nil)
 	text := tok.Encode(`{"name": "hello there", "age": 42, "tags": ["a", "b"]}`, false)
 	for _, first := range []bool{true, false} {
 		b.Run(map[bool]string{true: "first", false: "later"}[first], func(b *testing.B) {

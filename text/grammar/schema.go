@@ -32,6 +32,7 @@ func JSONObject() (*Grammar, error) { return JSONSchema([]byte(`{"type": "object
 
 type schemaCompiler struct {
 	root  json.RawMessage
+	name  string // sets the names of this schema's rules apart from those of others
 	rules map[string]expr
 	depth int
 }
@@ -93,7 +94,7 @@ func enclosed(open string, part expr, least, most int, closing string) expr {
 
 // reference returns the rule of a part of the schema, such as #/$defs/item.
 func (c *schemaCompiler) reference(pointer string) (expr, error) {
-	name := "ref " + pointer
+	name := c.name + "ref " + pointer
 	if _, known := c.rules[name]; known {
 		return rule{name}, nil
 	}

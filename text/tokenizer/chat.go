@@ -27,7 +27,7 @@ func (c *chatTemplate) now() time.Time {
 // SetClock fixes the time that a chat template prints with strftime_now, so that a data set is
 // rendered alike in every process and when a run is resumed. The zero time means the time of each
 // call. It must not be called while another goroutine uses t.
-func (t *Tokenizer) SetClock(now time.Time) { t.template.clock = now }
+func (t *Tokenizer) SetClock(now time.Time) { t.template.clock, t.tools.clock = now, now }
 
 // ChatTemplate returns the Jinja source that Chat renders, or "".
 func (t *Tokenizer) ChatTemplate() string { return t.template.source }

@@ -81,8 +81,9 @@ func (c ChatInputs) Over(defaults ChatInputs) ChatInputs {
 }
 
 // Render renders a conversation with the tokenizer's chat template, as transformers'
-// apply_chat_template does. With addGenerationPrompt the text ends where the assistant's answer
-// begins. Encode the result without addSpecial: a template writes its special tokens itself.
+// apply_chat_template does: with tools, that is the template "tool_use" if there is one. With
+// addGenerationPrompt the text ends where the assistant's answer begins. Encode the result without
+// addSpecial: a template writes its special tokens itself.
 //
 // A message's list of parts is given to the template as one text, and arguments of tool calls as
 // they were given. If the template cannot use that, it gets the list, or the arguments as objects.
@@ -99,7 +100,7 @@ func (t *Tokenizer) Render(c Conversation, addGenerationPrompt bool) (string, er
 	if err != nil {
 		return "", err
 	}
-	template, err := t.template.compile()
+	template, err := t.templateFor(c).compile()
 	if err != nil {
 		return "", err
 	}
@@ -112,7 +113,7 @@ func (t *Tokenizer) Render(c Conversation, addGenerationPrompt bool) (string, er
 
 // Trace renders like Render and finds which ranges of the text stem from which message.
 func (t *Tokenizer) Trace(c Conversation, addGenerationPrompt bool) (jinja.Trace, error) {
-	template, err := t.template.compile()
+	template, err := t.templateFor(c).compile()
 	if err != nil {
 		return jinja.Trace{}, err
 	}

@@ -128,3 +128,17 @@ func TestRender_GivesToolsDocumentsAndKwargs(t *testing.T) {
 		}
 	}
 }
+
+// A conversation with tools takes the template that is named for it, as in transformers.
+func TestRender_ToolsHaveTheirOwnTemplate(t *testing.T) {
+	tok := withTemplate(t, "")
+	tok.setTemplates(map[string]string{"default": "plain", "tool_use": "{{ tools[0].name }}"})
+	c := Conversation{Messages: []Message{{Role: "user", Content: "a"}}}
+	if text, err := tok.Render(c, true); text != "plain" || err != nil {
+		t.Errorf("%q, %v", text, err)
+	}
+	c.Tools = json.RawMessage(`[{"name": "f"}]`)
+	if text, err := tok.Render(c, true); text != "f" || err != nil {
+		t.Errorf("%q, %v", text, err)
+	}
+}

@@ -1,5 +1,7 @@
 package tokenizer
 
+import "slices"
+
 // pieceKind says how an id is decoded.
 type pieceKind uint8
 
@@ -48,6 +50,7 @@ func (t *Tokenizer) Decode(ids []int32, skipSpecial bool) string {
 type Decoder struct {
 	t           *Tokenizer
 	skipSpecial bool
+	shown       []int32            // special tokens that are not skipped
 	push        func(token string) // passes a token through the stages into text
 	ends        []func()           // ends the stages, first to last
 	text        []byte             // not returned yet
@@ -84,6 +87,9 @@ func (t *Tokenizer) Continue(prompt []int32, skipSpecial bool) *Decoder {
 	return d
 }
 
+// Show makes the decoder return the text of some special tokens although it skips the others.
+func (d *Decoder) Show(ids ...int32) { d.shown = append(d.shown, ids...) }
+
 // Next adds an id and returns the text that is now complete, often "".
 func (d *Decoder) Next(id int32) string {
 	d.add(id)
@@ -102,7 +108,8 @@ func (d *Decoder) add(id int32) {
 	if id < 0 || int(id) >= len(d.t.decodeKind) {
 		return
 	}
-	if k := d.t.decodeKind[id]; k == unusedPiece || k == specialPiece && d.skipSpecial {
+	if k := d.t.decodeKind[id]; k == unusedPiece || k == specialPiece && d.skipSpecial &&
+		!slices.Contains(d.shown, id) {
 		return
 	}
 	d.push(d.t.decodeText[id])

@@ -13,8 +13,12 @@ import (
 	"conquer/text/jinja"
 )
 
-// defaultTemplate is the name of the template that Chat renders.
-const defaultTemplate = "default"
+// defaultTemplate is the name of the template that Chat renders, toolTemplate that of the one that
+// Render prefers for conversations with tools.
+const (
+	defaultTemplate = "default"
+	toolTemplate    = "tool_use"
+)
 
 // templateFolder holds the named templates of a folder, one NAME.jinja each.
 const templateFolder = "additional_chat_templates"
@@ -25,6 +29,23 @@ func (t *Tokenizer) setTemplates(templates map[string]string) {
 	t.named = maps.Clone(templates)
 	delete(t.named, defaultTemplate)
 	t.template.others = t.templateNames()
+	t.tools.source = t.named[toolTemplate]
+}
+
+// templateFor returns the template of a conversation.
+func (t *Tokenizer) templateFor(c Conversation) *chatTemplate {
+	if c.Tools != nil && t.tools.source != "" {
+		return &t.tools
+	}
+	return &t.template
+}
+
+// ToolTemplate returns the Jinja source that Render uses for a conversation with tools, or "".
+func (t *Tokenizer) ToolTemplate() string {
+	if t.tools.source != "" {
+		return t.tools.source
+	}
+	return t.template.source
 }
 
 // ChatTemplates returns the Jinja sources of the chat templates by name. The one

@@ -43,6 +43,7 @@ type Tokenizer struct {
 	bos, pad, unk int32 // -1 if there is none
 	eos           []int32
 	template      chatTemplate
+	tools         chatTemplate      // for conversations with tools, if the source is not ""
 	named         map[string]string // templates besides the default
 	names         map[string]string // special tokens by role ("eos_token"), for templates
 	added         []addedToken      // with their ids

@@ -1,5 +1,5 @@
 """Checks `conquer serve` with OpenAI's official clients, Python's here and Go's in openai/, and its
-log-probabilities and greedy texts with transformers'.
+log-probabilities and greedy texts with transformers'. The model gets a chat template with tools.
 
 usage: serve_clients.py MODEL [--conquer BINARY]   (MODEL: a Hugging Face folder or a .gguf file)
 """
@@ -13,6 +13,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 
@@ -24,6 +25,17 @@ import transformers
 from harness import ROOT, check, failures
 
 KEY = "secret"
+# ChatML with tools, whose calls are JSON within tags.
+TEMPLATE = r"""{%- if tools %}<|im_start|>system
+You may call these functions:
+{% for t in tools %}{{ t.function | tojson }}
+{% endfor %}Call one with <tool_call>, an object of name and arguments, </tool_call>.<|im_end|>
+{% endif %}{%- for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content or '' }}{%- for c in m.tool_calls or [] %}{{ '\n' if not loop.first }}<tool_call>
+{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
+</tool_call>{%- endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
 
 
@@ -130,6 +142,42 @@ def endpoints(client, url):
             lambda: openai.OpenAI(base_url=url + "/v1", api_key="x").models.list())
 
 
+class Weather(pydantic.BaseModel):
+    """The weather in a city."""
+    city: str
+    days: int = pydantic.Field(ge=1, le=9)
+
+
+def tools(client):
+    """Calls of tools: forced, chosen freely, streamed, and the turn after them."""
+    messages = [{"role": "user", "content": "What will the weather be in Oslo tomorrow?"}]
+    tool = openai.pydantic_function_tool(Weather)
+    ask = dict(model="m", messages=messages, tools=[tool], max_tokens=200, temperature=0)
+    named = {"type": "function", "function": {"name": "Weather"}}
+    answer = client.chat.completions.parse(**ask, tool_choice=named).choices[0]
+    call = answer.message.tool_calls[0]
+    check("a forced call", answer.finish_reason == "tool_calls" and answer.message.content is None
+          and isinstance(call.function.parsed_arguments, Weather), call.function.arguments)
+    with client.chat.completions.stream(**ask, tool_choice=named) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_completion().choices[0]
+    same = final.message.tool_calls[0]
+    check("a streamed call", same.function.arguments == call.function.arguments
+          and len(same.id) == 9 and final.finish_reason == "tool_calls"
+          and kinds.count("tool_calls.function.arguments.done") == 1
+          and kinds.count("tool_calls.function.arguments.delta") > 3)
+    free = client.chat.completions.create(**ask).choices[0]
+    check("a call of the model's choice", bool(free.message.tool_calls) !=
+          bool(free.message.content), free.message.to_json()[:200])
+    messages += [answer.message.model_dump(exclude_none=True, exclude={"parsed"}),
+                 {"role": "tool", "tool_call_id": call.id, "content": "rain, 4 degrees"}]
+    after = client.chat.completions.create(**{**ask, "tool_choice": "none"}).choices[0]
+    check("the turn after a call", bool(after.message.content), after.message.content[:80])
+    refused("a tool that is not there", openai.BadRequestError, "does not have",
+            lambda: client.chat.completions.create(**ask, tool_choice={
+                "type": "function", "function": {"name": "other"}}))
+
+
 def cancellation(client, url):
     """A client that breaks off frees its place, whatever it waits for."""
     stream = client.chat.completions.create(model="m", messages=QUESTION, max_tokens=1500,
@@ -195,6 +243,14 @@ def numbers(client, path):
         check("greedy text", choice.text == tokenizer.decode(greedy))
 
 
+def with_tools(binary, model, folder):
+    """A copy of the model whose chat template shows tools."""
+    subprocess.run([binary, "export", "--model_path", model, "--output_path", folder, "--dtype",
+                    "float32"], check=True)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return str(folder)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -202,14 +258,17 @@ def main():
     parser.add_argument("--conquer", default=str(ROOT / "build" / "bin" / "conquer"))
     options = parser.parse_args()
     go = ROOT / "tools" / "parity" / "openai"
-    with serving(options.conquer, options.model) as url:
-        client = openai.OpenAI(base_url=url + "/v1", api_key=KEY)
-        endpoints(client, url)
-        cancellation(client, url)
-        asyncio.run(company(url))
-        numbers(client, options.model)
-        done = subprocess.run(["go", "run", ".", url, "m", KEY], cwd=go)
-        check("the Go client's checks", done.returncode == 0)
+    with tempfile.TemporaryDirectory() as work:
+        model = with_tools(options.conquer, options.model, pathlib.Path(work) / "model")
+        with serving(options.conquer, model) as url:
+            client = openai.OpenAI(base_url=url + "/v1", api_key=KEY)
+            endpoints(client, url)
+            tools(client)
+            cancellation(client, url)
+            asyncio.run(company(url))
+            numbers(client, options.model)
+            done = subprocess.run(["go", "run", ".", url, "m", KEY], cwd=go)
+            check("the Go client's checks", done.returncode == 0)
     sys.exit(f"{len(failures)} comparisons failed" if failures else None)
 
 

@@ -35,6 +35,7 @@ func main() {
 	models(ctx, client, model)
 	plain := chat(ctx, client, model)
 	streamed(ctx, client, model, plain)
+	call(ctx, client, model)
 	completion(ctx, client, model)
 	embedding(ctx, client, model)
 	mistakes(ctx, client, url, model)
@@ -103,6 +104,40 @@ func streamed(ctx context.Context, client openai.Client, model, plain string) {
 		stream.Err())
 	stream.Close()
 	cancel()
+}
+
+// call asks for a call of a tool, whole and streamed.
+func call(ctx context.Context, client openai.Client, model string) {
+	q := question(model)
+	q.MaxTokens = openai.Int(200)
+	q.Tools = []openai.ChatCompletionToolUnionParam{openai.ChatCompletionFunctionTool(
+		openai.FunctionDefinitionParam{Name: "sky", Parameters: openai.FunctionParameters{
+			"type": "object", "required": []string{"color"}, "properties": map[string]any{
+				"color": map[string]any{"enum": []string{"red", "blue"}}}}})}
+	q.ToolChoice = openai.ChatCompletionToolChoiceOptionUnionParam{
+		OfAuto: openai.String("required")}
+	q.ParallelToolCalls = openai.Bool(false)
+	answer, err := client.Chat.Completions.New(ctx, q)
+	if err != nil || len(answer.Choices[0].Message.ToolCalls) != 1 {
+		check("a call of a tool", false, err)
+		return
+	}
+	want := answer.Choices[0].Message.ToolCalls[0]
+	check("a call of a tool", want.Type == "function" && want.Function.Name == "sky" &&
+		strings.Contains(want.Function.Arguments, "color"), want.Function.Arguments)
+	stream := client.Chat.Completions.NewStreaming(ctx, q)
+	var all openai.ChatCompletionAccumulator
+	finished := 0
+	for stream.Next() {
+		all.AddChunk(stream.Current())
+		if _, ok := all.JustFinishedToolCall(); ok {
+			finished++
+		}
+	}
+	check("a streamed call", stream.Err() == nil && finished == 1 && len(all.Choices) == 1 &&
+		len(all.Choices[0].Message.ToolCalls) == 1 && all.Choices[0].FinishReason == "tool_calls" &&
+		all.Choices[0].Message.ToolCalls[0].Function.Arguments == want.Function.Arguments,
+		stream.Err())
 }
 
 func completion(ctx context.Context, client openai.Client, model string) {
