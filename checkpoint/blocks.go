@@ -30,6 +30,17 @@ func (c *Checkpoint) Blocks(name string) (part torch.BlockPart, ok bool, err err
 	return part, true, nil
 }
 
+// Converts says why the quantized weights of a Hugging Face folder cannot stay as they are; "" if
+// they can.
+func (c *Checkpoint) Converts() string {
+	for _, s := range c.tensors {
+		if s.packed != nil {
+			return "no kernel computes on weights of this kind"
+		}
+	}
+	return ""
+}
+
 // inBlocks reports whether [Checkpoint.Blocks] has the tensor.
 func (s *stored) inBlocks() bool {
 	kind, ok := quant.ByName(s.dtype)
@@ -37,13 +48,13 @@ func (s *stored) inBlocks() bool {
 		s.transform == nil && s.parts == nil && s.strides == nil
 }
 
-// Quantized returns the kind of block that holds most bytes of a GGUF file, such as "Q4_K"; "" if
-// less than half of its bytes are quantized.
+// Quantized returns the kind that holds most bytes of the files, such as "Q4_K" or "GPTQ 4-bit"; ""
+// if less than half of them are quantized.
 func (c *Checkpoint) Quantized() string {
 	sizes, quantized, all, best := map[string]int{}, 0, 0, ""
 	for _, name := range c.names {
 		s := c.tensors[name]
-		if all += s.bytes; !s.inBlocks() {
+		if all += s.bytes; !s.inBlocks() && s.packed == nil {
 			continue
 		}
 		quantized += s.bytes

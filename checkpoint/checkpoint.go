@@ -96,6 +96,7 @@ type contents struct {
 	config, generation []byte                   // JSON, or nil
 	metadata           map[string]any           // of a GGUF file
 	native             map[string]*nativeTensor // of a native checkpoint
+	unread             string                   // see Unread
 }
 
 // mapping is a weight file that is mapped into memory. Tensors that view it keep it mapped.
@@ -132,6 +133,7 @@ type stored struct {
 	joined   int       // the dimension, 0 or 1, along which the parts lie side by side
 
 	transform *Transform // to Hugging Face's form; the shape is already converted
+	packed    *packed    // of a matrix that a library quantized, else nil
 }
 
 // safetensorsTorch maps safetensors' and ggml's names of plain types to libtorch's dtypes.
@@ -157,7 +159,9 @@ func Open(path string) (*Checkpoint, error) {
 	}
 	format, found, err := read(o, path)
 	if err == nil && (format == SafeTensors || format == PyTorch) {
-		err = found.conform(path)
+		if err = found.unpack(path); err == nil {
+			err = found.conform(path)
+		}
 	}
 	c := assemble(path, format, found, o)
 	if err != nil {
@@ -249,7 +253,7 @@ func (s *stored) torchDType() torch.DType {
 	if d, ok := safetensorsTorch[s.dtype]; ok {
 		return d
 	}
-	if quant.Unpacks(s.dtype) {
+	if s.packed != nil || quant.Unpacks(s.dtype) {
 		return torch.Float32
 	}
 	return Unsupported
@@ -332,7 +336,9 @@ func (s *stored) unsupported() error {
 }
 
 // whole reports whether the tensor's bytes lie in one file, in order.
-func (s *stored) whole() bool { return s.headRows == 0 && s.parts == nil && s.strides == nil }
+func (s *stored) whole() bool {
+	return s.headRows == 0 && s.parts == nil && s.strides == nil && s.packed == nil
+}
 
 // mixed reports whether the tensor's parts have different types, as those of a quantized file may.
 func (s *stored) mixed() bool {
@@ -365,8 +371,15 @@ func (s *stored) data() []byte {
 	return all
 }
 
+// quantNames are package quant's names of the dtypes to which it decodes.
+var quantNames = map[torch.DType]string{torch.Float32: "F32", torch.BFloat16: "BF16",
+	torch.Float16: "F16"}
+
 // decode fills dst with s as dtype, rows in Hugging Face's order.
 func (s *stored) decode(dst []byte, dtype torch.DType) error {
+	if s.packed != nil {
+		return s.unpackTo(dst, quantNames[dtype])
+	}
 	if s.mixed() {
 		size, matrices := len(dst)/len(s.parts), 1
 		if s.joined == 1 {
@@ -404,9 +417,8 @@ func (s *stored) decode(dst []byte, dtype torch.DType) error {
 		}
 		return nil
 	}
-	name := map[torch.DType]string{torch.Float32: "F32", torch.BFloat16: "BF16",
-		torch.Float16: "F16"}[dtype]
-	if err := quant.UnpackRows(dst, name, s.data(), s.dtype, rows, columns, source); err != nil {
+	err := quant.UnpackRows(dst, quantNames[dtype], s.data(), s.dtype, rows, columns, source)
+	if err != nil {
 		return fmt.Errorf("%s: tensor %.120q: %w", s.file.path, s.name, err)
 	}
 	return nil
@@ -457,6 +469,9 @@ func (c *Checkpoint) Release(name string) {
 		return
 	}
 	parts := s.parts
+	if s.packed != nil {
+		parts = s.packed.parts
+	}
 	if parts == nil {
 		parts = []*stored{s}
 	}

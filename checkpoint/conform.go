@@ -146,7 +146,8 @@ func (s *stored) equals(other *stored) (same bool, err error) {
 	if !slices.Equal(s.shape, other.shape) {
 		return false, nil
 	}
-	if s.dtype == other.dtype && s.headRows == 0 && other.headRows == 0 {
+	if s.dtype == other.dtype && s.headRows == 0 && other.headRows == 0 && s.packed == nil &&
+		other.packed == nil {
 		if s.file == other.file && s.whole() && other.whole() && s.offset == other.offset {
 			return true, nil
 		}

@@ -18,7 +18,16 @@ func TestModel_QuantizedWeightsAreRefusedByMethod(t *testing.T) {
 		want   string
 	}{
 		{"quantization_config", q("gptq"), "", "quantized by gptq"},
+		{"quantization_config", q("gptq"), "", "hold no tensors of such weights"},
+		{"quantization_config", map[string]any{"quant_method": "gptq", "bits": 5.0}, "", "5 bits"},
+		{"quantization_config", map[string]any{"quant_method": "gptq",
+			"checkpoint_format": "marlin"}, "", `"marlin"`},
+		{"quantization_config", q("gptq"), "model.layers.0.self_attn.q_proj.qweight",
+			"scales"},
 		{"quantization_config", q("awq"), "", "quantized by awq"},
+		{"quantization_config", map[string]any{"quant_method": "awq", "version": "gemv"}, "",
+			`"gemv"`},
+		{"quantization_config", q("awq"), "model.layers.0.self_attn.q_proj.qweight", "group_size"},
 		{"quantization_config", q("fp8"), "", "quantized by fp8"},
 		{"quantization_config", q("compressed-tensors"), "", "quantized by compressed-tensors"},
 		{"quantization_config", q("mxfp4"), "", "quantized by mxfp4"},

@@ -53,7 +53,7 @@ func Declare(source *checkpoint.Checkpoint) (Model, error) {
 	if config == nil {
 		return nil, fmt.Errorf("%s: %s", source.Path, configless(source.Names()))
 	}
-	err := checkQuantized(config)
+	err := checkQuantized(config, source.Unread())
 	if err == nil {
 		err = checkLayers(config, source.Names())
 	}

@@ -10,8 +10,9 @@ import (
 // notRead ends the errors about quantized weights.
 const notRead = "which is not read: use the model's original weights, or a GGUF file of it"
 
-// checkQuantized refuses the config of a model whose weights are quantized by another library.
-func checkQuantized(config Config) error {
+// checkQuantized refuses the config of a model whose weights are quantized in a way that package
+// checkpoint does not read. why says more about it, or is empty.
+func checkQuantized(config Config, why string) error {
 	for _, key := range []string{"quantization_config", "compression_config", "quantization"} {
 		q, ok := config[key].(map[string]any)
 		if !ok || len(q) == 0 {
@@ -31,6 +32,10 @@ func checkQuantized(config Config) error {
 			method = "MLX"
 		default:
 			method = "a method that it does not name"
+		}
+		if why != "" {
+			return fmt.Errorf("config.json: the weights are quantized by %.60s (%q), and %s: use "+
+				"the model's original weights, or a GGUF file of it", method, key, why)
 		}
 		return fmt.Errorf("config.json: the weights are quantized by %.60s (%q), %s", method, key,
 			notRead)

@@ -109,6 +109,14 @@ func share(n, step int, f func(begin, end int)) {
 	group.Wait()
 }
 
+// Floats views bytes that are aligned to 4 as float32.
+func Floats(b []byte) []float32 { return float32s(b) }
+
+// Bytes views numbers as bytes.
+func Bytes(f []float32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(f))), 4*len(f))
+}
+
 // float32s views bytes that are aligned to 4.
 func float32s(b []byte) []float32 {
 	return unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/4)

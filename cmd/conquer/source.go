@@ -310,6 +310,8 @@ func (f *modelFlags) keepsBlocks(c *checkpoint.Checkpoint, dtype torch.DType) bo
 		return false
 	case f.divided || f.world != nil:
 		reason = "several processes share the model"
+	case reason == "":
+		reason = c.Converts()
 	}
 	if reason != "" {
 		f.announceConversion(c, dtype, reason)

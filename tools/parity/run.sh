@@ -21,6 +21,7 @@ compare tools/parity/chat_templates.py
 compare tools/parity/data_sets.py
 compare tools/parity/checkpoint_files.py "$model"
 compare tools/parity/generate_greedy.py --conquer "$conquer"
+compare tools/parity/quantized_folders.py --conquer "$conquer" --model ""
 compare tools/parity/export_formats.py --conquer "$conquer"
 compare tools/parity/train_losses.py --conquer "$conquer"
 compare tools/parity/train_objectives.py --conquer "$conquer"
