@@ -83,9 +83,15 @@ func openHostile(t testing.TB, path string, args []string) (r hostileRun) {
 	if args == nil {
 		args = []string{"--prompt", "hello there"}
 	}
-	made, stdout, stderr := program(append([]string{"info", "--model_path", path, "--tensors",
+	return runHostile(t, append([]string{"info", "--model_path", path, "--tensors",
 		nextCommand, "generate", "--model_path", path, "--device", "cpu", "--max_new_tokens", "1"},
 		args...)...)
+}
+
+// runHostile runs commands, and kills them after hostileClock.
+func runHostile(t testing.TB, args ...string) (r hostileRun) {
+	t.Helper()
+	made, stdout, stderr := program(args...)
 	ctx, cancel := context.WithTimeout(context.Background(), hostileClock)
 	defer cancel()
 	c := exec.CommandContext(ctx, made.Path, made.Args[1:]...)
@@ -155,23 +161,30 @@ func TestHostile_ModelsAreRefusedOrBounded(t *testing.T) {
 			rows = append(rows, fmt.Sprintf("%-48s %9.1f %9.2f %9.1f", m.name, float64(size)/1e6,
 				r.seconds-usual.seconds, float64(r.peak-usual.peak)/1e6))
 			mutex.Unlock()
-			if r.peak > usual.peak+size+hostileBytes {
-				t.Errorf("it took %d MB, %d MB for the small model; the files have %d MB",
-					r.peak>>20, usual.peak>>20, size>>20)
-			}
-			if r.code < 0 || r.seconds > hostileSeconds {
-				t.Errorf("it took %.1f seconds of processor time (exit %d)", r.seconds, r.code)
-			}
-			if r.code > 1 || r.peak == 0 || strings.Contains(r.stderr, "goroutine ") {
-				t.Errorf("exit %d\n%.4000s", r.code, r.stderr)
-			}
-			if (m.want == "") != (r.code == 0) || !strings.Contains(r.stderr, m.want) {
-				t.Errorf("exit %d, expected %q in\n%.4000s", r.code, m.want, r.stderr)
-			}
-			if len(r.stderr) > 4000 {
-				t.Errorf("the message has %d bytes: %.200s", len(r.stderr), r.stderr)
-			}
+			r.check(t, usual, size, m.want)
 		})
+	}
+}
+
+// check compares what a hostile file of the given size took with what a usual one takes. want is
+// part of the refusal, or "" if the file is not refused.
+func (r hostileRun) check(t testing.TB, usual hostileRun, size int, want string) {
+	t.Helper()
+	if r.peak > usual.peak+size+hostileBytes {
+		t.Errorf("it took %d MB, %d MB for a usual file; the files have %d MB", r.peak>>20,
+			usual.peak>>20, size>>20)
+	}
+	if r.code < 0 || r.seconds > hostileSeconds {
+		t.Errorf("it took %.1f seconds of processor time (exit %d)", r.seconds, r.code)
+	}
+	if r.code > 1 || r.peak == 0 || strings.Contains(r.stderr, "goroutine ") {
+		t.Errorf("exit %d\n%.4000s", r.code, r.stderr)
+	}
+	if (want == "") != (r.code == 0) || !strings.Contains(r.stderr, want) {
+		t.Errorf("exit %d, expected %q in\n%.4000s", r.code, want, r.stderr)
+	}
+	if len(r.stderr) > 4000 {
+		t.Errorf("the message has %d bytes: %.200s", len(r.stderr), r.stderr)
 	}
 }
 

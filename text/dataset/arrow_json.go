@@ -15,7 +15,7 @@ import (
 // writeArrow writes value i of an array as JSON.
 func writeArrow(b *bytes.Buffer, array arrow.Array, i int) error {
 	if b.Len() > maxRecord {
-		return errTooLong()
+		return errTooLong(maxRecord)
 	}
 	if array.IsNull(i) {
 		b.WriteString("null")

@@ -64,7 +64,7 @@ func (t *table) row(at int) (fields []string, end int, err error) {
 					break
 				}
 				if len(field)+i > maxRecord {
-					return nil, at, errTooLong()
+					return nil, at, errTooLong(maxRecord)
 				}
 				field = append(field, t.data[at:at+i]...)
 				at += i + 1

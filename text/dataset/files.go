@@ -153,6 +153,7 @@ func openFile(name string, data []byte, opts Options, maps *mappings) (f file, e
 			err = fmt.Errorf("%s: %w", name, err)
 		}
 	}()
+	opts.longest = longestRecord(maps.packed)
 	if data, err = uncompressed(name, data, maps); err != nil {
 		return nil, err
 	}

@@ -60,8 +60,8 @@ func (l *lines) line(at int) []byte {
 
 func (l *lines) record(at int64) (record, error) {
 	line := l.line(int(at))
-	if len(line) > maxRecord {
-		return record{}, errTooLong()
+	if most := l.opts.most(); len(line) > most {
+		return record{}, errTooLong(most)
 	}
 	if l.opts.SkipBad && !utf8.Valid(line) {
 		return record{}, errNotUTF8
@@ -111,8 +111,8 @@ func (a *array) scan(take func(at int64) error) error {
 		if err := d.Decode(&raw); err != nil {
 			return fail(at, jsonProblem(err))
 		}
-		if len(raw) > maxRecord {
-			return fail(at, errTooLong())
+		if most := a.opts.most(); len(raw) > most {
+			return fail(at, errTooLong(most))
 		}
 		if err := take(at); err != nil {
 			return err

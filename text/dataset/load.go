@@ -45,6 +45,7 @@ type Options struct {
 
 	prompts *promptCache // set by Load
 	all     bool         // every column is read, whatever its name; set by Rows
+	longest int          // bytes of a record, or 0 for maxRecord; set by openFile
 }
 
 // Load finds the samples in path and encodes them with tok. path is one of
@@ -176,8 +177,11 @@ func encodeFiles(path string, files []file, chosen Chosen, tok *tokenizer.Tokeni
 	return d, nil
 }
 
-// indexBatch is how many records are encoded in parallel.
-const indexBatch = 256
+// Records are encoded in parallel: at most indexBatch, of about indexBytes and one more.
+const (
+	indexBatch = 256
+	indexBytes = 32 << 20
+)
 
 // index adds the samples of s, the last source, to d.
 func (d *Dataset) index(s *reader, progress func(bytes int64) error) error {
@@ -211,7 +215,8 @@ func (d *Dataset) index(s *reader, progress func(bytes int64) error) error {
 	err := guarded(func() error {
 		return s.scan(func(at int64) error {
 			reached = at
-			if positions = append(positions, at); len(positions) < cap(positions) {
+			positions = append(positions, at)
+			if len(positions) < cap(positions) && s.offset(at)-s.offset(positions[0]) < indexBytes {
 				return nil
 			}
 			return flush()
@@ -326,9 +331,12 @@ type omitted struct {
 	reasoning int // answers without their reasoning
 }
 
-func (e encoded) tokens() (n int) {
+// cost is what caching a record counts, in tokens. A record and a sample take as much as some beside
+// their own.
+func (e encoded) cost() int {
+	n := 32
 	for _, s := range e.samples {
-		n += len(s.IDs)
+		n += len(s.IDs) + 12
 	}
 	return n
 }
@@ -380,6 +388,12 @@ func (s *reader) encode(at int64) (e encoded, err error) {
 	r, err := s.record(at)
 	if err != nil {
 		return e, err
+	}
+	if most := longestRecord(s.maps.packed); r.size() > most {
+		return e, errTooLong(most)
+	}
+	if most := longestFor(s.maps.packed); 4*len(r.ids) > most {
+		return e, errTooLong(most)
 	}
 	if e, err = r.encode(s.tok, s.opts); err != nil {
 		return e, err
@@ -455,7 +469,7 @@ func (c *cache) put(s *reader, at int64, e encoded) {
 		return
 	}
 	c.records[cacheKey{s, at}] = e
-	c.tokens += e.tokens()
+	c.tokens += e.cost()
 	for key, other := range c.records {
 		if c.tokens <= maxCached {
 			break
@@ -463,7 +477,7 @@ func (c *cache) put(s *reader, at int64, e encoded) {
 		if key == (cacheKey{s, at}) {
 			continue // a record of any size is encoded once for the samples that follow each other
 		}
-		c.tokens -= other.tokens()
+		c.tokens -= other.cost()
 		delete(c.records, key)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strconv"
 	"unicode/utf8"
@@ -33,7 +34,8 @@ func parquetToLines(data []byte, opts Options, w io.Writer) error {
 		return err
 	}
 	props := parquet.NewReaderProperties(memory.NewGoAllocator()) // pages are bounded
-	props.MaxUncompressedPageSize = maxPage
+	// A page may hold a thousand long texts, far more than the library expects.
+	props.MaxCompressedPageSize, props.MaxUncompressedPageSize = math.MaxInt32, math.MaxInt32
 	r, err := parquetfile.NewParquetReader(bytes.NewReader(data), parquetfile.WithReadProps(props))
 	if err != nil {
 		return err
@@ -49,7 +51,7 @@ func parquetToLines(data []byte, opts Options, w io.Writer) error {
 	rows := 0
 	budget := newPageBudget(len(data))
 	for g := range r.NumRowGroups() {
-		budget.leaves = maxLeaves
+		budget.openGroup()
 		group := &rowGroup{reader: r.RowGroup(g), schema: r.MetaData().Schema, budget: budget}
 		var columns []*node
 		for _, i := range picked {
@@ -60,7 +62,7 @@ func parquetToLines(data []byte, opts Options, w io.Writer) error {
 			columns = append(columns, c)
 		}
 		for {
-			line, err := rowJSON(columns)
+			line, err := rowJSON(columns, opts.most())
 			if err == io.EOF {
 				break
 			}
@@ -80,8 +82,8 @@ func parquetToLines(data []byte, opts Options, w io.Writer) error {
 	return nil
 }
 
-// rowJSON returns the next row of a row group as a line, io.EOF after the last.
-func rowJSON(columns []*node) ([]byte, error) {
+// rowJSON returns the next row of a row group as a line of about most bytes, io.EOF after the last.
+func rowJSON(columns []*node, most int) ([]byte, error) {
 	var b bytes.Buffer
 	b.WriteByte('{')
 	ended := 0
@@ -95,7 +97,7 @@ func rowJSON(columns []*node) ([]byte, error) {
 		}
 		writeString(&b, c.name)
 		b.WriteByte(':')
-		if err := c.write(&b); err != nil {
+		if err := c.write(&b, most); err != nil {
 			return nil, fmt.Errorf("column %q: %w", c.name, err)
 		}
 		for _, l := range c.leaves {
@@ -223,12 +225,11 @@ func (g *rowGroup) open(c *node, n schema.Node) error {
 	if err != nil {
 		return err
 	}
-	largest, err := g.budget.check(pages, l.desc)
+	longest, err := g.budget.check(pages, l.desc)
 	if err != nil {
 		return fmt.Errorf("column %q: %w", n.Path(), err)
 	}
-	// A value may be as long as its page.
-	l.atOnce = min(entriesAtOnce, max(1, deltaArena/max(1, largest)))
+	l.atOnce = min(entriesAtOnce, max(1, maxValues/max(1, longest)))
 	if l.chunk, err = g.reader.Column(index); err != nil {
 		return err
 	}
@@ -236,10 +237,10 @@ func (g *rowGroup) open(c *node, n schema.Node) error {
 	return nil
 }
 
-// write writes the value of the node in the next row as JSON.
-func (c *node) write(b *bytes.Buffer) error {
-	if b.Len() > maxRecord {
-		return errTooLong()
+// write writes the value of the node in the next row as JSON. b has at most most bytes before it.
+func (c *node) write(b *bytes.Buffer, most int) error {
+	if b.Len() > most {
+		return errTooLong(most)
 	}
 	first, err := c.leaves[0].peek()
 	if err != nil {
@@ -275,7 +276,7 @@ func (c *node) write(b *bytes.Buffer) error {
 		}
 		b.WriteByte(open)
 		for {
-			if err := write(b); err != nil {
+			if err := write(b, most); err != nil {
 				return err
 			}
 			next, err := c.leaves[0].peek()
@@ -296,7 +297,7 @@ func (c *node) write(b *bytes.Buffer) error {
 			}
 			writeString(b, inner.name)
 			b.WriteByte(':')
-			if err := inner.write(b); err != nil {
+			if err := inner.write(b, most); err != nil {
 				return err
 			}
 		}
@@ -309,16 +310,16 @@ func (c *node) write(b *bytes.Buffer) error {
 }
 
 // writeEntry writes a key and a value of a map as a member of an object. The key is text.
-func (c *node) writeEntry(b *bytes.Buffer) error {
+func (c *node) writeEntry(b *bytes.Buffer, most int) error {
 	start := b.Len()
-	if err := c.inner[0].write(b); err != nil {
+	if err := c.inner[0].write(b, most); err != nil {
 		return err
 	}
 	if b.Bytes()[start] != '"' {
 		return errMapKey
 	}
 	b.WriteByte(':')
-	return c.inner[1].write(b)
+	return c.inner[1].write(b, most)
 }
 
 // cutShort makes the end of a column inside a row an error.

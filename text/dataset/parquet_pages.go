@@ -17,28 +17,36 @@ import (
 // The Parquet library reserves memory for the values that a page claims, and unpacks pages of some
 // codecs whatever size they reach. The limits here are far above what writers make.
 const (
-	maxPage       = 256 << 20 // bytes of a page: one value may be as long as a record
-	maxDictionary = 1 << 22   // values of a dictionary
-	maxDelta      = 1 << 22   // values of a page of differences
-	maxDeltaBlock = 1 << 16   // values of a block of differences
-	maxLeaves     = 1 << 10   // columns of numbers or text below the columns that are read
-	pageCost      = 256       // bytes that a page counts beside its own
-	dictionaryRef = 24        // bytes that a value of a dictionary takes beside its own
+	maxDictionary = 1 << 22 // values of a dictionary
+	maxDelta      = 1 << 22 // values of a page of differences
+	maxDeltaBlock = 1 << 16 // values of a block of differences
+	maxLeaves     = 1 << 10 // columns of numbers or text below the columns that are read
+	pageCost      = 256     // bytes that a page counts beside its own
+	dictionaryRef = 24      // bytes that a value of a dictionary takes beside its own
 )
 
-// deltaArena is the bytes for values made of differences that are unpacked at a time.
-var deltaArena = 32 << 20 // tests lower it
+// maxValues is the bytes of the values that are read at a time.
+var maxValues = 32 << 20 // tests lower it
 
 // pageBudget bounds what reading the pages of a file costs. Several chunks may claim the same
 // bytes, and a few bytes may stand for many values.
 type pageBudget struct {
 	chunks int64 // bytes of column chunks that may still be opened: they do not overlap
 	pages  int64 // unpacked bytes and values that their pages may still have
+
+	file   int   // bytes of the file
 	leaves int   // columns of a row group that may still be opened
+	memory int64 // bytes that a page and a dictionary of each of these columns may still take
 }
 
 func newPageBudget(file int) *pageBudget {
-	return &pageBudget{chunks: int64(file), pages: unpackLimit(file)}
+	return &pageBudget{chunks: int64(file), pages: unpackLimit(file), file: file}
+}
+
+// openGroup begins a row group, of which a page of each column is in memory.
+func (b *pageBudget) openGroup() {
+	const few, ratio = 32 << 20, 16
+	b.leaves, b.memory = maxLeaves, max(few, int64(b.file)*ratio)
 }
 
 // openChunk counts a column chunk of the given size.
@@ -54,11 +62,13 @@ func (b *pageBudget) openChunk(size int64) error {
 }
 
 // check reads all pages of a column chunk once. It refuses those that would take the library much
-// memory or time, and returns the size of the largest page.
+// memory or time, and returns how long a value of few bytes may be: one of a dictionary, or one that
+// is stored as the difference from the value before.
 func (b *pageBudget) check(pages parquetfile.PageReader, column *schema.Column) (
-	largest int, err error,
+	longest int, err error,
 ) {
 	defer pages.Close()
+	page, dictionary := 0, 0 // bytes of the largest ones
 	for pages.Next() {
 		size := 0
 		switch p := pages.Page().(type) {
@@ -69,18 +79,44 @@ func (b *pageBudget) check(pages parquetfile.PageReader, column *schema.Column) 
 				return 0, fmt.Errorf("a dictionary of %d values in %d bytes, expected at most "+
 					"%d values", values, len(p.Data()), maxDictionary)
 			}
+			dictionary = max(dictionary, size)
+			if column.PhysicalType() == parquet.Types.ByteArray {
+				longest = max(longest, longestText(p.Data()))
+			}
 		case parquetfile.DataPage:
 			size = len(p.Data()) + int(p.NumValues())
 			if err := checkDifferences(p, column); err != nil {
 				return 0, err
 			}
-			largest = max(largest, len(p.Data()))
+			page = max(page, len(p.Data()))
+			if parquet.Encoding(p.Encoding()) == parquet.Encodings.DeltaByteArray {
+				longest = max(longest, len(p.Data()))
+			}
 		}
 		if b.pages -= int64(size + pageCost); b.pages < 0 {
 			return 0, errUnpacks
 		}
 	}
-	return largest, pages.Err()
+	if err := pages.Err(); err != nil {
+		return 0, err
+	}
+	if b.memory -= int64(page + dictionary); b.memory < 0 {
+		return 0, fmt.Errorf("pages of %d bytes and dictionaries of %d are too large for a file of "+
+			"%d bytes", page, dictionary, b.file)
+	}
+	return longest, nil
+}
+
+// longestText returns the length of the longest text in a dictionary.
+func longestText(data []byte) (longest int) {
+	for len(data) >= 4 {
+		n := int(binary.LittleEndian.Uint32(data))
+		if data = data[4:]; n > len(data) {
+			break
+		}
+		longest, data = max(longest, n), data[n:]
+	}
+	return longest
 }
 
 // checkDifferences refuses a page whose values are stored as differences if it claims more of them

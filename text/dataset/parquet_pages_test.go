@@ -57,7 +57,7 @@ func differences(t *testing.T, encoding parquet.Encoding, version parquet.DataPa
 }
 
 func TestParquet_ReadsValuesStoredAsDifferences(t *testing.T) {
-	lower(t, &deltaArena, 1000) // some values at a time
+	lower(t, &maxValues, 1000) // some values at a time
 	random := rand.New(rand.NewPCG(1, 2))
 	texts := make([]string, 2000)
 	for i := range texts {
@@ -150,6 +150,7 @@ func TestSkipDifferences_RefusesWhatNoWriterMakes(t *testing.T) {
 func TestPageBudget_CountsPagesAndChunks(t *testing.T) {
 	data := parquetBytes(t, schemaOf(column("text", arrow.BinaryTypes.String)), `[{"text":"abc"}]`)
 	b := newPageBudget(len(data))
+	b.openGroup()
 	b.leaves = 2
 	if err := b.openChunk(int64(len(data)) - 1); err != nil {
 		t.Error(err)
@@ -158,6 +159,12 @@ func TestPageBudget_CountsPagesAndChunks(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if err := b.openChunk(0); err == nil || !strings.Contains(err.Error(), "columns") {
+		t.Errorf("got %v", err)
+	}
+	text := `[{"text":"` + strings.Repeat("x", 33<<20) + `"}]`
+	long := parquetBytes(t, schemaOf(column("text", arrow.BinaryTypes.String)), text)
+	if err := parquetToLines(long, Options{}, new(bytes.Buffer)); err == nil ||
+		!strings.Contains(err.Error(), "too large for a file") {
 		t.Errorf("got %v", err)
 	}
 	lower(t, &minUnpackLimit, 100) // a page counts more
@@ -186,5 +193,16 @@ func TestCodecs_MakeNoMoreThanAPageSays(t *testing.T) {
 		if got, err := compress.Decode(codec, room, packed); err == nil {
 			t.Errorf("%v: %d bytes in 100", kind, len(got))
 		}
+	}
+}
+
+// pyarrow writes a thousand values into a page, whatever their size.
+func TestParquet_ReadsPagesOfLongTexts(t *testing.T) {
+	text := strings.Repeat("long text ", 3_500_000)
+	data := differences(t, parquet.Encodings.Plain, parquet.DataPageV1, []string{text, text},
+		compress.Codecs.Uncompressed)
+	var out bytes.Buffer
+	if err := parquetToLines(data, Options{}, &out); err != nil || out.Len() < 2*len(text) {
+		t.Errorf("%d bytes, %v", out.Len(), err)
 	}
 }

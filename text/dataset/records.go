@@ -56,11 +56,42 @@ const knownLayouts = "known are instruction (instruction, input, output), " +
 	"completion, label); other names are given with " +
 	"--columns, such as instruction=question"
 
-// maxRecord is the most bytes of a record. Reading one takes several times as much memory.
-var maxRecord = 256 << 20 // tests lower it
+// maxRecord is the most bytes of a record. Encoding one takes up to 50 times as much memory.
+var maxRecord = 64 << 20 // tests lower it
 
-func errTooLong() error {
-	return fmt.Errorf("the record has more than %d bytes: divide it", maxRecord)
+func errTooLong(most int) error {
+	return fmt.Errorf("the record has more than %d bytes: divide it", most)
+}
+
+// longestRecord is the most bytes of a record's text in files of the given size.
+func longestRecord(packed int64) int { return min(maxRecord, longestFor(packed)) }
+
+// longestFor is the most bytes of one thing in files of the given size: a few bytes may unpack to
+// one long record.
+func longestFor(packed int64) int {
+	const few, ratio = 4 << 20, 16
+	return max(few, int(packed)*ratio)
+}
+
+// most returns the most bytes of a record.
+func (o Options) most() int {
+	if o.longest > 0 {
+		return o.longest
+	}
+	return maxRecord
+}
+
+// size returns the bytes of the text of a record.
+func (r *record) size() int {
+	n := len(r.text) + len(r.input) + len(r.prompt) + len(r.completion) + len(r.inputs.Tools) +
+		len(r.inputs.Documents) + len(r.inputs.Kwargs)
+	for _, list := range [][]tokenizer.Message{r.messages, r.pair.prompt, r.pair.chosen,
+		r.pair.rejected} {
+		for _, m := range list {
+			n += len(m.Role) + len(m.Content) + len(m.Fields)
+		}
+	}
+	return n
 }
 
 // record is one entry of a data file, not yet encoded.

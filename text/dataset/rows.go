@@ -50,7 +50,7 @@ func Rows(path string, each func(row json.RawMessage, where string) error) (err 
 		case err != nil:
 			return fmt.Errorf("%s: %w", f.where(at), err)
 		case len(raw) > maxRecord:
-			return fmt.Errorf("%s: %w", f.where(at), errTooLong())
+			return fmt.Errorf("%s: %w", f.where(at), errTooLong(maxRecord))
 		case !json.Valid(raw) || bytes.TrimSpace(raw)[0] != '{':
 			_, err := readFields(raw, nil)
 			return fmt.Errorf("%s: %w", f.where(at), err)

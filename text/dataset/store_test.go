@@ -206,7 +206,7 @@ func TestLoad_CacheIsNotUsedIfAnythingDiffers(t *testing.T) {
 func TestStore_KeyCoversEveryOption(t *testing.T) {
 	inKey := []string{"MaxLength", "Layout", "Inputs", "Columns", "SkipBad", "Validation",
 		"LastAnswer"}
-	others := []string{"Cache", "Notice", "Progress", "prompts", "all"}
+	others := []string{"Cache", "Notice", "Progress", "prompts", "all", "longest"}
 	for f := range reflect.TypeFor[Options]().Fields() {
 		if !slices.Contains(inKey, f.Name) && !slices.Contains(others, f.Name) {
 			t.Errorf("Options.%s is not in the key of newStore: add it there and to "+

@@ -104,6 +104,9 @@ func (m *bpe) setUnits() {
 	}
 }
 
+// maxScratch is the longest word, in characters, whose scratch memory is kept for other words.
+const maxScratch = 1 << 20
+
 // scratch is the working memory of one Encode call. Its cache of short words has
 // no pointers, so a call allocates only its result.
 type scratch struct {

@@ -81,7 +81,11 @@ func (t *Tokenizer) Encode(s string, addSpecial bool) []int32 {
 // itself, and how many ids precede it in out.
 func (t *Tokenizer) encodeParts(out []int32, s string, tell func(p part, before int)) []int32 {
 	e := t.scratch.Get().(*scratch)
-	defer t.scratch.Put(e)
+	defer func() {
+		if cap(e.ids) <= maxScratch { // that of a very long word is not kept
+			t.scratch.Put(e)
+		}
+	}()
 	t.rawAdded.split(s, func(piece string, id int32, start, end int) {
 		if tell != nil {
 			tell(part{start, end, id >= 0}, len(out))
