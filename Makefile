@@ -31,8 +31,8 @@ LINK     := -X main.version=$(VERSION) -extldflags=-Wl,-z,relro,-z,now
 TESTPATH := $(BUILD)/lib/conquer:$(BUILD)/lib/conquer/torch/lib
 
 .PHONY: help build binary quick test fuzz kills race reproduce sanitize check-binary \
-	check-licenses check-csrc check-kernels test-gpu bench bench-shared bench-gpu demo experiment \
-	parity lint format install env clean csrc kernels gotch libtorch
+	check-licenses check-csrc check-kernels test-gpu bench bench-shared bench-gpu bench-serve demo \
+	experiment parity lint format install env clean csrc kernels gotch libtorch
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
@@ -150,6 +150,9 @@ bench-shared: build ## decoding and training beside busy processes (MODEL: a mod
 
 bench-gpu: build ## conquer beside transformers on a GPU (PYTHON: with torch, transformers, peft)
 	@tools/bench-gpu.sh $(BUILD)/bin/conquer $(PYTHON)
+
+bench-serve: build ## a server with 256 requests on a GPU, random weights
+	@tools/bench-serve.sh $(BUILD)/bin/conquer
 
 install: build ## one binary and its libraries under PREFIX (~/.local)
 	@cmake -DBUILD=$(BUILD) -DPREFIX=$(DESTDIR)$(PREFIX) -DLIBTORCH=$(LIBTORCH) -DGO=$(GO) \

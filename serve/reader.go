@@ -59,10 +59,15 @@ func (r *reader) forget() {
 // done reports whether the whole prompt has been read.
 func (r *reader) done() bool { return len(r.ids) == len(r.task.prompt) }
 
+// ahead returns the number of tokens that the next call of read takes.
+func (r *reader) ahead() int {
+	return min(len(r.task.prompt), (len(r.ids)/r.piece+1)*r.piece) - len(r.ids)
+}
+
 // read reads the next piece of the prompt.
 func (r *reader) read() {
 	t, start := r.task, len(r.ids)
-	end := min(len(t.prompt), (start/r.piece+1)*r.piece)
+	end := start + r.ahead()
 	ids := t.prompt[start:end]
 	r.cache.Length = start
 	input := torch.From(ids, 1, len(ids)).To(torch.Int64).ToDevice(model.Device(r.model))

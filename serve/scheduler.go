@@ -17,9 +17,9 @@ var (
 	errStopping  = errors.New("the server is stopping")
 )
 
-// scheduler runs all requests on one model. In each round it reads a piece of one prompt, then
-// decodes one token for every request whose prompt has been read. Requests join and leave between
-// rounds. One goroutine runs the model.
+// scheduler runs all requests on one model. In each round it reads a piece of prompts, then decodes
+// one token for every request whose prompt has been read. Requests join and leave between rounds.
+// One goroutine runs the model.
 type scheduler struct {
 	model   model.Model
 	reader  *reader
@@ -121,7 +121,7 @@ func (s *scheduler) run() {
 		}
 		s.next()
 		if s.reader.task != nil || len(s.active) > 0 {
-			s.read()
+			s.readPiece()
 			s.decode()
 			continue
 		}
@@ -179,6 +179,19 @@ func guarded(f func()) error {
 		torch.NoGrad(f)
 		return nil
 	})
+}
+
+// readPiece reads up to as many tokens of prompts as a piece has: a piece of one prompt, or several
+// short prompts.
+func (s *scheduler) readPiece() {
+	for left := s.reader.piece; s.reader.task != nil; s.next() {
+		n := s.reader.ahead()
+		if n > left && left < s.reader.piece {
+			return
+		}
+		left -= n
+		s.read()
+	}
 }
 
 // read reads a piece of the current prompt. After the last one it chooses the first token, and the

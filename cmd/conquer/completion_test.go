@@ -25,7 +25,7 @@ func completions(t *testing.T, words ...string) []string {
 func TestCompletion_OffersWhatFitsTheLine(t *testing.T) {
 	for line, want := range map[string]string{
 		"tra":                                    "train",
-		"bench s":                                "ssd",
+		"bench ss":                               "ssd",
 		"help bench acc":                         "accuracy",
 		"bench ssd --chunk":                      "--chunking --chunk_size",
 		"train --learning-r":                     "--learning-rate",
@@ -134,7 +134,7 @@ COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
 _conquer
 printf '%s\n' "${COMPREPLY[@]}"`
 	for line, want := range map[string]string{
-		"conquer bench s":                "ssd",
+		"conquer bench ss":               "ssd",
 		"conquer train --objective = d":  "dpo",
 		"conquer train --data_path my":   "my data.jsonl",
 		"conquer train --data_path = my": "my data.jsonl",
@@ -148,7 +148,7 @@ printf '%s\n' "${COMPREPLY[@]}"`
 		return
 	}
 	for line, want := range map[string]string{
-		"conquer bench s":               "ssd\tTime the state-space scan",
+		"conquer bench ss":              "ssd\tTime the state-space scan",
 		"conquer train --objective=d":   "--objective=dpo",
 		"conquer train --data_path my":  "my data.jsonl",
 		"conquer train --data_path=my":  "--data_path=my data.jsonl",

@@ -15,9 +15,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"conquer/model"
 	"conquer/serve"
-	"conquer/train/plan"
 )
 
 var serveCommand = command{
@@ -43,12 +41,10 @@ const apiKeyVariable = "CONQUER_API_KEY"
 type serveFlags struct {
 	modelFlags
 	samplingFlags
+	cacheFlags
 	host        string
 	port        int
 	name        string
-	limits      serve.Limits
-	memory      float64
-	prefixes    float64
 	queue       int
 	maxBody     int64
 	maxTokens   int
@@ -92,20 +88,7 @@ func (f *serveFlags) declare(flags *pflag.FlagSet) {
 		"web `origin` whose pages may send requests, such as https://example.org, or * for all; "+
 			"may be repeated")
 	group(flags, "Network")
-	flags.IntVar(&f.limits.Sequences, "max_sequences", 0,
-		"`number` of requests decoded together (default: 16 on the CPU, 64 on a GPU, fewer if "+
-			"memory is short)")
-	flags.IntVar(&f.limits.Length, "max_length", 0,
-		"most `tokens` of a request, prompt and answer together (default: the model's context, "+
-			"less if memory is short)")
-	flags.IntVar(&f.limits.Piece, "prefill_chunk", 0,
-		"`tokens` of a prompt that are read between two decoding steps (default: 256 on the CPU, "+
-			"1024 on a GPU); also the unit in which beginnings of prompts are kept")
-	flags.Float64Var(&f.memory, "cache_memory", 0,
-		"`gigabytes` for keys, values and states (default: half of the free memory, on a GPU "+
-			"nine tenths)")
-	flags.Float64Var(&f.prefixes, "prefix_memory", -1,
-		"`gigabytes` of them that keep the beginnings of earlier prompts; 0: none; -1: a quarter")
+	f.cacheFlags.declare(flags, -1)
 	flags.IntVar(&f.maxTokens, "max_tokens", 0,
 		"most new `tokens` of a request (default: --max_length)")
 	flags.IntVar(&f.queue, "max_queue", 1024, "most prompts that wait; more are refused")
@@ -119,12 +102,13 @@ func (f *serveFlags) declare(flags *pflag.FlagSet) {
 
 // check reads the flags.
 func (f *serveFlags) check() error {
+	if err := f.cacheFlags.check(); err != nil {
+		return err
+	}
 	for _, limit := range []struct {
 		name  string
 		value float64
 	}{
-		{"max_sequences", float64(f.limits.Sequences)}, {"max_length", float64(f.limits.Length)},
-		{"prefill_chunk", float64(f.limits.Piece)}, {"cache_memory", f.memory},
 		{"max_tokens", float64(f.maxTokens)}, {"timeout", float64(f.timeout)},
 		{"stop_timeout", float64(f.stopTimeout)},
 	} {
@@ -222,14 +206,7 @@ func (f *serveFlags) server(o *opened, keys []string) (*serve.Server, error) {
 		return nil, err
 	}
 	f.printIgnored("serve")
-	memory := f.cacheMemory(o.model)
-	switch {
-	case f.prefixes == 0:
-		f.limits.Prefixes = -1
-	case f.prefixes > 0:
-		f.limits.Prefixes = int64(f.prefixes * 1e9)
-	}
-	limits, err := serve.Fit(o.model, memory, f.limits)
+	limits, err := f.fit(o.model)
 	if err != nil {
 		return nil, err
 	}
@@ -241,22 +218,6 @@ func (f *serveFlags) server(o *opened, keys []string) (*serve.Server, error) {
 		Defaults: f.options, MaxTokens: f.maxTokens, MaxBody: f.maxBody, Queue: f.queue,
 		Timeout: f.timeout, APIKeys: keys, Origins: f.origins,
 		Local: f.isLocal() && len(keys) == 0})
-}
-
-// cacheMemory returns the bytes that the caches may take, 0 if that is not known.
-func (f *serveFlags) cacheMemory(m model.Model) int64 {
-	if f.memory > 0 {
-		return int64(f.memory * 1e9)
-	}
-	if device := model.Device(m); device.IsCUDA() {
-		return device.Info().Free / 10 * 9
-	}
-	host := plan.ReadHostMemory()
-	free := host.Available
-	if host.Limit >= 0 && (free < 0 || host.Limit < free) {
-		free = host.Limit
-	}
-	return max(0, free) / 2
 }
 
 // listen answers requests until ctx ends. Then it refuses new ones and gives the others time to

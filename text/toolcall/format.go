@@ -16,8 +16,8 @@ import (
 
 // Format is how a model writes its reasoning and its calls.
 type Format struct {
-	// Before is what precedes the first call, Between what separates two, and After what follows the
-	// last one. Single says that an answer has one call at most.
+	// Before is what precedes the first call, Between what separates two, and After what follows
+	// the last one. Single says that an answer has one call at most.
 	Before, Between, After string
 	Single                 bool
 	// Arguments is the member of a call's JSON object that holds the arguments, beside "name". If
@@ -113,7 +113,8 @@ func (f *Format) render(t *tokenizer.Tokenizer, prompt bool, answer *tokenizer.M
 	for _, name := range []string{probeName, probeOther} {
 		tools = append(tools, fmt.Sprintf(`{"type": "function", "function": {"name": %q, `+
 			`"description": "", "parameters": {"type": "object", "properties": {%q: `+
-			`{"type": "string", "description": ""}}, "required": [%q]}}}`, name, probeKey, probeKey))
+			`{"type": "string", "description": ""}}, "required": [%q]}}}`, name, probeKey,
+			probeKey))
 	}
 	c := tokenizer.Conversation{Messages: []tokenizer.Message{{Role: "user",
 		Content: probeQuestion}},

@@ -37,8 +37,8 @@ var templates = map[string]string{
 	"names": turns("", "", "[TOOL_CALLS]{{ c.function.name }}[ARGS]"+
 		"{{ c.function.arguments | tojson }}", "", ""),
 	"sections": turns("", "<|calls|>", "<|call|>function<|sep|>{{ c.function.name }}"+
-		"{{ '\\n```json\\n' }}{{ c.function.arguments | tojson }}{{ '\\n```' }}<|end|>", "{{ '\\n' }}",
-		"<|all|>"),
+		"{{ '\\n```json\\n' }}{{ c.function.arguments | tojson }}{{ '\\n```' }}<|end|>",
+		"{{ '\\n' }}", "<|all|>"),
 	"told": turns("Answer with <|tool_call|> and a list of calls.", "", "", "", ""),
 	"told tags": strings.ReplaceAll(turns("Answer within <tool_call> and </tool_call>.",
 		"", "", "", ""), "tools", "xml_tools"),
