@@ -7,7 +7,8 @@ import (
 
 // Results that are read can be written as a table.
 func FuzzResults(f *testing.F) {
-	for _, kind := range []string{SSD, Chunks, Accuracy, GPTScore} {
+	for _, kind := range []string{SSD, Chunks, Accuracy, GPTScore, Consistency,
+		Speed} {
 		f.Add([]byte(`{"kind":"` + kind + `","rows":[{"length":1,"median_ms":2.5,"id":3,` +
 			`"strategy":"default","nll":1e300},{}],"machine":{"cpu":"x"},"command":"c"}`))
 	}

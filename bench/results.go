@@ -30,6 +30,9 @@ const (
 	Chunks   = "chunks"
 	Accuracy = "accuracy"
 	GPTScore = "gptscore"
+
+	Consistency = "consistency"
+	Speed       = "speed" // of tools/peers: this program beside others
 )
 
 // Results are the results of one benchmark.
@@ -44,7 +47,10 @@ type Results struct {
 	// none, and in files of versions before they were recorded.
 	Weights string `json:"weights,omitempty"`
 	Inputs  string `json:"inputs,omitempty"`
-	// []SSDRow, []ChunksRow, []AccuracyRow or []GPTScoreRow, by Kind
+	// Program is the name and version of another program that was measured; "" is conquer. Rows
+	// that have a strategy then show the program in its place.
+	Program string `json:"program,omitempty"`
+	// []SSDRow, []ChunksRow, []AccuracyRow, []GPTScoreRow, []ConsistencyRow or []SpeedRow, by Kind
 	Rows any `json:"rows"`
 }
 
@@ -182,6 +188,17 @@ type GPTScoreRow struct {
 	HarmonicMean float64 `json:"harmonic_mean"`
 }
 
+// SpeedRow is one program's time or rate for one task, as tools/peers writes it.
+type SpeedRow struct {
+	// Program is conquer, or the name and version of another, perhaps with a comma and how it ran.
+	Program string  `json:"program"`
+	Task    string  `json:"task"`
+	Device  string  `json:"device"`
+	DType   string  `json:"dtype,omitempty"`
+	Value   float64 `json:"value"`
+	Unit    string  `json:"unit"` // ms, tokens/s, GB
+}
+
 // Save writes <dir>/<kind>.json and the same rows as <dir>/<kind>.csv. It creates dir if it
 // is missing. Each write is atomic.
 func (r *Results) Save(dir string) error {
@@ -230,6 +247,12 @@ func cell(v any) string {
 			return ""
 		}
 		return cell(*v)
+	case []ConsistencyPoint:
+		var parts []string
+		for _, p := range v {
+			parts = append(parts, fmt.Sprintf("%d %.3g", p.Position, p.KL))
+		}
+		return strings.Join(parts, "; ")
 	case []Operation:
 		var parts []string
 		for _, o := range v {
@@ -274,10 +297,14 @@ func parseResults(path string, data []byte) (r *Results, err error) {
 		r.Rows, err = rowsOf[AccuracyRow](rows)
 	case GPTScore:
 		r.Rows, err = rowsOf[GPTScoreRow](rows)
+	case Consistency:
+		r.Rows, err = rowsOf[ConsistencyRow](rows)
+	case Speed:
+		r.Rows, err = rowsOf[SpeedRow](rows)
 	default:
 		return nil, fmt.Errorf(
-			"%s: not the results of a benchmark: kind is %q, expected %s, %s, %s or %s",
-			path, r.Kind, SSD, Chunks, Accuracy, GPTScore)
+			"%s: not the results of a benchmark: kind is %q, expected %s, %s, %s, %s, %s or %s",
+			path, r.Kind, SSD, Chunks, Accuracy, GPTScore, Consistency, Speed)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: rows: %w", path, err)

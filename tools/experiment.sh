@@ -72,6 +72,12 @@ step $results/ssd.json "Time the scan alone, with the model's shape" \
   --heads 12 --head_dim 32 --state 64 --chunk_size 16,64 --length 256,1024,4096 --repeats 5 \
   --output_path $results
 
+step $results/consistency.json "Compare ways to run the model with float64, over 4,096 characters" \
+  table $results/consistency.txt "$conquer" bench consistency --model_path $model \
+  --text_file $out/corpus/heldout/text/template/exec.go.txt --length 4096 \
+  --dtype float32,bfloat16 --chunking $kernels \
+  --output_path $results
+
 printf '\n== Draw the report (after %d s)\n' $SECONDS
 "$conquer" bench report --results_path $results --output_path $out/report.html
 printf '\nDone after %d s. Open %s in a browser; the plots are in %s.\n' \

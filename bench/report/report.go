@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 
 	"conquer/bench"
@@ -23,9 +24,11 @@ type Report struct {
 	Notes []string
 }
 
-// Write makes the page output from the files ssd.json, chunks.json, accuracy.json and
-// gptscore.json in the folder results. Any of them may be missing. If a file is malformed, the
-// page is made from the others, and Write returns both a report and an error.
+// Write makes the page output from the files ssd.json, chunks.json, accuracy.json, gptscore.json,
+// consistency.json and speed.json in the folder results. Any of them may be missing. Results of
+// other programs are in files named KIND_PROGRAM.json, such as ssd_mamba.json, which tools/peers
+// writes; they are shown beside those of KIND.json. If a file is malformed, the page is made from
+// the others, and Write returns both a report and an error.
 func Write(results, output string) (*Report, error) {
 	p, notes, err := compose(results)
 	if p == nil {
@@ -61,10 +64,23 @@ func compose(results string) (_ *page, notes []string, _ error) {
 		{bench.GPTScore, "GPTScore", gptScore},
 		{bench.Chunks, "Latency, throughput and memory", chunks},
 		{bench.SSD, "The scan alone", ssd},
+		{bench.Consistency, "Consistency", consistency},
+		{bench.Speed, "Other programs", speed},
 	} {
 		path := filepath.Join(results, kind.name+".json")
 		r, err := bench.Read(path)
+		peers, failed := readPeers(results, kind.name)
+		for _, err := range failed {
+			broken = append(broken, err)
+			p.Problems = append(p.Problems, err.Error())
+		}
+		if errors.Is(err, fs.ErrNotExist) && len(peers) > 0 {
+			r, peers, err = peers[0], peers[1:], nil
+			asProgram(r)
+		}
 		switch {
+		case errors.Is(err, fs.ErrNotExist) && kind.name == bench.Speed:
+			continue // other programs need not be there
 		case errors.Is(err, fs.ErrNotExist):
 			note := fmt.Sprintf("%s is missing: `conquer bench %s` makes it", path, kind.name)
 			notes = append(notes, note)
@@ -81,10 +97,22 @@ func compose(results string) (_ *page, notes []string, _ error) {
 			continue
 		}
 		read++
+		own := *r
+		for _, peer := range peers {
+			asProgram(peer)
+			r.Rows = reflect.AppendSlice(reflect.ValueOf(r.Rows),
+				reflect.ValueOf(peer.Rows)).Interface()
+		}
 		s := kind.section(p, r, style)
 		s.ID, s.Title = kind.name, kind.title
 		p.Sections = append(p.Sections, s)
-		p.Made = append(p.Made, madeBy(kind.title, r))
+		for _, r := range append([]*bench.Results{&own}, peers...) {
+			title := kind.title
+			if r.Program != "" {
+				title += ": " + r.Program
+			}
+			p.Made = append(p.Made, madeBy(title, r))
+		}
 	}
 	if read == 0 {
 		if len(broken) > 0 {
@@ -98,6 +126,45 @@ func compose(results string) (_ *page, notes []string, _ error) {
 		"(independent). " +
 		"Solid: conquer's kernels. Dashed or pale: the same computation in libtorch's operations."
 	return p, notes, errors.Join(broken...)
+}
+
+// readPeers reads the results of other programs, KIND_*.json, in the order of their names.
+func readPeers(results, kind string) (list []*bench.Results, failed []error) {
+	paths, _ := filepath.Glob(filepath.Join(results, kind+"_*.json")) // the pattern is valid
+	for _, path := range paths {
+		r, err := bench.Read(path)
+		switch {
+		case err == nil && r.Kind != kind:
+			err = fmt.Errorf("%s: holds the results of bench %s, expected bench %s", path, r.Kind,
+				kind)
+		case err == nil && r.Program == "" && kind != bench.Speed:
+			err = fmt.Errorf("%s: has no program: the results of another program name it", path)
+		}
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		list = append(list, r)
+	}
+	return list, failed
+}
+
+// asProgram shows the program in place of the strategy of rows that have one.
+func asProgram(r *bench.Results) {
+	switch rows := r.Rows.(type) {
+	case []bench.SSDRow:
+		for i := range rows {
+			rows[i].Strategy = r.Program
+		}
+	case []bench.ChunksRow:
+		for i := range rows {
+			rows[i].Strategy = r.Program
+		}
+	case []bench.ConsistencyRow:
+		for i := range rows {
+			rows[i].Program = r.Program
+		}
+	}
 }
 
 // write writes the plots, then the page.

@@ -166,6 +166,9 @@ func all(t testing.TB) (dir string, accuracy []bench.AccuracyRow) {
 	save(t, dir, bench.Chunks, chunksRows(r))
 	save(t, dir, bench.Accuracy, accuracy)
 	save(t, dir, bench.GPTScore, gptScoreRows(r))
+	save(t, dir, bench.Consistency, []bench.ConsistencyRow{
+		consistencyRow("conquer", bench.Whole, 0, 1e-6),
+		consistencyRow("conquer", bench.Pieces, 7, 4e-6)})
 	return dir, accuracy
 }
 
@@ -177,7 +180,7 @@ func TestWrite_PageIsCompleteAndSelfContained(t *testing.T) {
 		t.Fatalf("%v, notes %q", err, report.Notes)
 	}
 	page := parse(t, out)
-	for _, id := range []string{"accuracy", "gptscore", "chunks", "ssd", "made"} {
+	for _, id := range []string{"accuracy", "gptscore", "chunks", "ssd", "consistency", "made"} {
 		if !slices.Contains(page.ids, id) {
 			t.Errorf("there is no section %s", id)
 		}
@@ -303,7 +306,7 @@ func TestWrite_NamesMissingAndBrokenFiles(t *testing.T) {
 	}
 	save(t, dir, bench.GPTScore, gptScoreRows(rand.New(rand.NewPCG(1, 2))))
 	report, err := Write(dir, out)
-	if err != nil || len(report.Notes) != 3 {
+	if err != nil || len(report.Notes) != 4 {
 		t.Fatalf("%v, notes %q", err, report.Notes)
 	}
 	if page := parse(t, out); !strings.Contains(page.text, "ssd.json is missing") ||

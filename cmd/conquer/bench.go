@@ -25,6 +25,7 @@ var benchCommand = command{
 conquer bench chunks --variant small --prompts examples/prompts/prompts.json
 conquer bench accuracy --model_path my-bamba --prompts examples/prompts/prompts.json
 conquer bench gptscore --model_path smollm2-135m results/accuracy_*.tsv
+conquer bench consistency --model_path my-bamba --text_file book.txt
 conquer bench inference --model_path smollm2-135m --seq_len 512 --max_new_tokens 64
 conquer bench report`,
 	subcommands: []command{
@@ -32,6 +33,7 @@ conquer bench report`,
 		benchChunksCommand,
 		benchAccuracyCommand,
 		benchGPTScoreCommand,
+		benchConsistencyCommand,
 		benchInferenceCommand,
 		benchServeCommand,
 		benchTrainCommand,

@@ -24,7 +24,7 @@ func TestBenchReport_ShowsAllResults(t *testing.T) {
 	succeed(t, append([]string{"bench", "accuracy", "--chunking",
 		"default-optimized,independent-optimized,windowed:1-optimized"}, subject...)...)
 	stdout, stderr, code := invoke(t, "", reportArgs...)
-	if code != 0 || strings.Count(stderr, "\n") != 3 ||
+	if code != 0 || strings.Count(stderr, "\n") != 4 ||
 		!strings.Contains(stderr, "conquer bench ssd") || !strings.Contains(stdout, "1 plots") {
 		t.Errorf("with one file of results: exit %d\n%s%s", code, stdout, stderr)
 	}
@@ -38,6 +38,8 @@ func TestBenchReport_ShowsAllResults(t *testing.T) {
 	succeed(t, "bench", "ssd", "--length", "20,40", "--heads", "2", "--head_dim", "16", "--state",
 		"16", "--chunk_size", "16,32", "--repeats", "1", "--device", "cpu", "--chunking",
 		"default,default-optimized", "--output_path", results)
+	succeed(t, "bench", "consistency", "--model_path", bamba, "--length", "40", "--pieces", "7",
+		"--chunk_size", "16", "--device", "cpu", "--output_path", results)
 	printed := decode[reportOutput](t, succeed(t, append(reportArgs, "--json")...))
 	if printed.Page != out || len(printed.Plots) < 20 || len(printed.Missing) != 0 {
 		t.Errorf("printed %+v", printed)
@@ -53,7 +55,8 @@ func TestBenchReport_ShowsAllResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := string(data)
-	for _, kind := range []string{bench.Accuracy, bench.GPTScore, bench.Chunks, bench.SSD} {
+	for _, kind := range []string{bench.Accuracy, bench.GPTScore, bench.Chunks, bench.SSD,
+		bench.Consistency} {
 		r, err := bench.Read(filepath.Join(results, kind+".json"))
 		if err != nil {
 			t.Fatal(err)

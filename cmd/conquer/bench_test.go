@@ -382,3 +382,55 @@ func TestBenchInference_ReportsFusedLayers(t *testing.T) {
 		}
 	}
 }
+
+func TestBenchConsistency_ComparesStoredAndRandomWeights(t *testing.T) {
+	dir := t.TempDir()
+	text := filepath.Join(dir, "text.txt")
+	os.WriteFile(text, []byte(strings.Repeat("the sea is calm and the lamp is lit ", 9)), 0o666)
+	reference := filepath.Join(dir, "reference")
+	args := []string{"bench", "consistency", "--model_path", writeBamba(t), "--tokenizer",
+		"char_tokenizer", "--text_file", text, "--length", "90", "--pieces", "1,40", "--chunk_size",
+		"16", "--device", "cpu", "--output_path", dir}
+	table := succeed(t, append(args, "--reference_path", reference, "--decode", "20")...)
+	rows := readRows[bench.ConsistencyRow](t, dir, bench.Consistency)
+	ways := map[string]int{}
+	for _, r := range rows {
+		ways[r.Way]++
+		same := strings.HasPrefix(r.Strategy, "default") && (r.State == "" || r.State == "float32")
+		if r.Failed != "" || r.Length != 90 || same && !(r.LogitMax < 1e-4*r.LogitScale) {
+			t.Errorf("%+v", r)
+		}
+	}
+	if ways["pieces"] != 2*3 || ways["decode"] != 3 || ways["padded"] != 1 ||
+		ways["packed"] != 1 || strings.Count(table, "\n") != len(rows)+2 {
+		t.Errorf("the ways %v, and the table\n%s", ways, table)
+	}
+	stored, err := checkpoint.Open(reference)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stored.Close()
+	if names := stored.Names(); len(names) != 2 {
+		t.Errorf("the reference holds %v", names)
+	}
+	stdout, stderr, code := invoke(t, "", "bench", "consistency", "--architecture", "llama",
+		"--variant", "micro", "--length", "12", "--dtype", "float32,bfloat16", "--device", "cpu",
+		"--output_path", dir, "--json")
+	if code != 0 || strings.Count(stderr, "random (no --model_path)") != 2 ||
+		len(decode[bench.Results](t, stdout).Rows.([]any)) != 2*9 {
+		t.Errorf("exit %d\n%s%s", code, stdout, stderr)
+	}
+	for want, wrong := range map[string][]string{
+		"give --model_path": {"--length", "9"}, "--length is 1": {"--variant", "tiny", "--length",
+			"1"},
+		"decode is 12":  {"--variant", "tiny", "--length", "12", "--decode", "12"},
+		"unknown dtype": {"--variant", "tiny", "--state_dtype", "int8"},
+		"a piece is 0":  {"--variant", "tiny", "--pieces", "0", "--length", "12"},
+	} {
+		_, stderr, code := invoke(t, "", append([]string{"bench", "consistency", "--device", "cpu",
+			"--output_path", dir}, wrong...)...)
+		if code != 2 || !strings.Contains(stderr, want) {
+			t.Errorf("%v: exit %d, %s", wrong, code, stderr)
+		}
+	}
+}

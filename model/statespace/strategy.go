@@ -21,8 +21,9 @@ type Strategy interface {
 	Starts(c Chunks) torch.Tensor
 }
 
-// Chunks is what a [Strategy] decides from: K chunks of a batch of B sequences, each with H heads of
-// P dimensions and N state elements. Across all chunks, as the model was trained, the states follow
+// Chunks is what a [Strategy] decides from: K chunks of a batch of B sequences, each with H heads
+// of P dimensions and N state elements. Across all chunks, as the model was trained, the states
+// follow
 //
 //	start_0 = Initial,  start_{k+1} = Decay_k·start_k + States_k
 //
@@ -161,8 +162,8 @@ func (c Chunking) scanBy(s Strategy, in torch.SSDInput, size int) (y, final torc
 type part struct {
 	in                  torch.SSDInput
 	batch, chunks, size int
-	// same [B,chunks,size], bool, marks the tokens of the same sample as the token before; no tensor
-	// without packing.
+	// same [B,chunks,size], bool, marks the tokens of the same sample as the token before; no
+	// tensor without packing.
 	same torch.Tensor
 }
 

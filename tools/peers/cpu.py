@@ -1,13 +1,14 @@
 """Speed on the CPU beside transformers: SmolLM2-135M with the same weights, dtype and threads.
 
 usage: cpu.py CONQUER BENCHMARK [--rounds N] [--dtype float32 --dtype bfloat16] [--json FILE]
+              [--results FOLDER]
 
 CONQUER is the program, BENCHMARK the compiled tests of package generate. Each round measures both
 sides in turn, so that a machine whose speed drifts affects both. The table has medians and, in
 brackets, minimum and maximum. Both sides are warm. Prefill is a prompt of 512 tokens up to the
 first new token, decode the mean over 64 new tokens after it; each is the best of three. A training
 step is forward pass, backward pass and AdamW on 2 rows of 256 tokens with a loss on every token; it
-is the median of six.
+is the median of six. --results writes FOLDER/speed_cpu.json for `conquer bench report`.
 """
 import argparse
 import json
@@ -19,7 +20,9 @@ import tempfile
 import time
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, __version__
+
+from results import save
 
 PROMPT, NEW, ROWS, LENGTH, STEPS = 512, 64, 2, 256, 8
 
@@ -92,6 +95,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", action="append")
     parser.add_argument("--json")
+    parser.add_argument("--results")
     args = parser.parse_args()
     threads = os.cpu_count()
     torch.set_num_threads(threads)
@@ -128,6 +132,13 @@ def main():
                 flush=True)
     if args.json:
         json.dump(report, open(args.json, "w"), indent=1)
+    if args.results:
+        programs = {"conquer": "conquer", "transformers": f"transformers {__version__}"}
+        save(args.results, "speed_cpu", "speed", [
+            dict(program=name, task=task.split()[0], dtype=task.split()[1], device="cpu",
+                 unit="tokens/s", value=statistics.median(figures[side]))
+            for task, figures in report.items() for side, name in programs.items()
+        ])
 
 
 main()

@@ -1,6 +1,6 @@
 """Times conquer and transformers on one GPU, in one run: the table of docs/performance.md.
 
-    gpu.py BINARY [work ...]
+    gpu.py BINARY [work ...] [--results FOLDER]
 
 work: decode7b decode7b-b8 decode7b-b32 decode7b-16k decode8b bamba9b train1b lora7b train7b
 trainbamba1b (default: all; work that does not fit the card says so).
@@ -10,7 +10,7 @@ tokens, then 128 new ones (64 after 32 prompts, or after one of 16,000); millise
 of the steps alone. transformers runs as installed (eager), and Llama also with a static cache and
 torch.compile, as its documentation recommends; --no_compile leaves that out, which compiles for a
 minute. Training: AdamW on 4 x 2,048 tokens (train7b: 2), conquer with float32 master weights and,
-if marked stochastic, without.
+if marked stochastic, without. --results writes FOLDER/speed_gpu.json for `conquer bench report`.
 """
 import argparse
 import gc
@@ -19,6 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+from results import save
 
 LLAMA7B = dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
                num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=16384)
@@ -165,6 +167,7 @@ def main():
     parser.add_argument("work", nargs="*")
     parser.add_argument("--no_compile", action="store_true")
     parser.add_argument("--no_peers", action="store_true")
+    parser.add_argument("--results")
     o = parser.parse_args()
     static = {} if o.no_compile else dict(cache_implementation="static")
     llama7b = lambda: llama(LLAMA7B)
@@ -211,6 +214,14 @@ def main():
             print(work, "failed:", repr(e)[:200], flush=True)
             free()
     print(json.dumps(rows))
+    if o.results:
+        units = dict(token_ms="ms per token", prefill_ms="ms to the first token", step_ms=
+                     "ms per step", tok_per_s="tokens/s", peak_gb="GB")
+        save(o.results, "speed_gpu", "speed", [
+            dict(program=f"{row['who']}, {row['how']}", task=row["work"], dtype="bfloat16",
+                 device="cuda", unit=unit, value=row[key])
+            for key, unit in units.items() for row in rows if row.get(key)
+        ], device="cuda")
 
 
 if __name__ == "__main__":

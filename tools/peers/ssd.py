@@ -3,14 +3,16 @@ PyTorch path for Bamba, on a GPU mamba_ssm's Triton kernels.
 
 usage: ssd.py CONQUER [--device cpu|cuda] [--mamba FOLDER] [--pass P ...] [--batch N] [--length N
 ...]
-              [--heads N] [--dtype T] [--rounds N] [--repeats N] [--threads N]
+              [--heads N] [--dtype T] [--rounds N] [--repeats N] [--threads N] [--results FOLDER]
 
 CONQUER is the program; FOLDER holds the package mamba_ssm. Each round measures both sides in turn.
 The table has the medians of the rounds' medians and the ratio of peer to conquer. `forward` and
 `backward` are the scan alone. `layer` (CPU) is a layer's forward pass without its two projections:
 convolution, scan and gated norm; conquer times the three separately, and they are added. `step`
 (GPU) is the scan over one token. On a GPU both sides replay forward and step from a CUDA graph,
-over three sets of inputs in turn, so that neither finds them in the cache.
+over three sets of inputs in turn, so that neither finds them in the cache. --results writes the
+peer's times to FOLDER/ssd_PEER.json, which `conquer bench report` draws beside those of `conquer
+bench ssd --output_path FOLDER` with the same shapes.
 """
 import argparse
 import json
@@ -21,6 +23,8 @@ import tempfile
 import time
 
 import torch
+
+from results import save
 
 P, N, G, CHUNK = 64, 128, 1, 256
 SETS = 3
@@ -156,6 +160,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--results")
     args = parser.parse_args()
     gpu = args.device == "cuda"
     if gpu and not args.mamba:
@@ -172,6 +177,7 @@ def main():
     name, peer = ("mamba_ssm", mamba_peer) if gpu else ("transformers", transformers_peer)
     print(torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
           f"H {args.heads} P {P} N {N} G {G} {args.dtype}")
+    written = []
     for length in args.length or ([1024, 4096, 16384] if gpu else [512, 2048]):
         rounds = [(conquer(args, length), peer(args, length)) for _ in range(args.rounds)]
         for key in (p for p in rounds[0][1] if p in args.passes):
@@ -180,6 +186,18 @@ def main():
                 f"B {args.batch}  L {length:6}  {key:8}  conquer {ours:10.4f} ms"
                 f"  {name} {theirs:10.4f} ms  ratio {theirs / ours:6.2f}",
                 flush=True)
+            if key == "layer":
+                continue
+            theirs = [r[1][key] for r in rounds]
+            quarters = statistics.quantiles(theirs * (1 + (len(theirs) < 2)), method="inclusive")
+            written.append(dict(device="cuda:0" if gpu else "cpu", batch=args.batch, length=length
+                                if key != "step" else 1, heads=args.heads, head_dim=P, state=N,
+                                groups=G, chunk_size=0, dtype=args.dtype, repeats=args.rounds,
+                                median_ms=quarters[1], low_ms=quarters[0],
+                                high_ms=quarters[2], **{"pass": key}))
+    if args.results:
+        version = __import__(name).__version__
+        save(args.results, "ssd_" + name, "ssd", written, f"{name} {version}", args.device)
 
 
 if __name__ == "__main__":
