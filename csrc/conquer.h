@@ -362,14 +362,27 @@ int cq_ssd_scan(const cq_scan *arguments, cq_tensor *y, cq_tensor *final_state);
 
 /* One token of the same recurrence, without gradients: state [B,H,P,N] is updated in place
  * (float32, bfloat16 or float16); x and z [B,H,P], dt [B,H], B and C [B,G,N]. If a_log is not 0, a
- * holds log(-A), as models store it. y has x's shape and dtype. */
+ * holds log(-A), as models store it. y has x's shape and dtype.
+ *
+ * With a ring of the last T inputs, the state is written at every T-th token only: ring_x [B,H,T,P]
+ * and ring_b [B,G,T,N] in x's dtype, ring_dt [B,H,T] float32, and held int32 [B], which counts the
+ * tokens since each sequence's ring was empty. The token becomes entry held mod T. The caller adds
+ * 1 to held after all layers of a token. */
 typedef struct {
   cq_tensor x, dt, a, b, c;
   cq_tensor d, z, dt_bias; /* each may be NULL */
   int a_log, dt_softplus;
   double dt_min, dt_max;
+  cq_tensor ring_x, ring_b, ring_dt, held; /* NULL: no ring */
 } cq_step;
 int cq_ssd_step(cq_tensor state, const cq_step *arguments, cq_tensor *y);
+/* T, for a layer of x's dtype and device whose state is like `state` [B,H,P,N]: 0 if its state is
+ * better written at each token. */
+int cq_ssd_ring_length(cq_tensor state, int dtype, int64_t groups, int64_t *length);
+/* Folds the inputs that a ring holds into the state; a_log [H] holds log(-A). The caller sets held
+ * to 0 after all layers. */
+int cq_ssd_fold(cq_tensor state, cq_tensor a_log, cq_tensor ring_x, cq_tensor ring_b,
+                cq_tensor ring_dt, cq_tensor held);
 
 /* Causal depthwise convolution, with gradients: y[t] = bias + sum_k weight[:,k]*x[t-(W-1)+k], then
  * SiLU if silu is not 0. x [B,L,D]; weight [D,W] with W from 2 to 4; bias [D] or NULL;

@@ -29,7 +29,7 @@ func (c *Cache) Branch(m Model, rows []int, capacity int) *Cache {
 			into := to.Layers[i].tensors()
 			for j, t := range c.Layers[i].tensors() {
 				switch {
-				case !t.Defined():
+				case !t.Defined() || !into[j].Defined():
 				case j < 2:
 					into[j].Narrow(2, 0, c.Length).Copy(
 						t.Narrow(2, 0, c.Length).IndexSelect(0, index))

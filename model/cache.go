@@ -14,6 +14,9 @@ type Cache struct {
 	// graph then serves every position, and sequences of different lengths need no padding. The
 	// columns before it must be filled.
 	Position torch.Tensor
+	// Held (int32 [B] on the device) counts the tokens that the layers' rings took since they were
+	// empty; undefined if the layers have no rings. See [torch.SSDRing].
+	Held torch.Tensor
 	// Fused reports whether a block of a single-token pass ended in the GPU's fused kernel (see
 	// nn.BlockTail), and UnfusedReason why the first block without it ran unfused.
 	Fused         bool
@@ -24,7 +27,10 @@ type Cache struct {
 type LayerCache struct {
 	Keys, Values torch.Tensor // [B,K,S,P]
 	Conv         torch.Tensor // [B, width, channels]: the last inputs of a causal convolution
-	State        torch.Tensor // [B,H,P,N], float32: a state-space layer's state
+	State        torch.Tensor // [B,H,P,N]: a state-space layer's state
+	// Ring holds the last inputs of a state-space layer that its state lacks, if it has one. Held
+	// is the cache's.
+	Ring torch.SSDRing
 }
 
 // Layer returns the cache of block i, nil for a nil cache.
@@ -48,6 +54,9 @@ func (c *Cache) Rows(first, count int) *Cache {
 			}
 		}
 	}
+	if c.Held.Defined() {
+		part.Held = c.Held.Narrow(0, first, count)
+	}
 	return part
 }
 
@@ -68,12 +77,21 @@ func (c *Cache) CopyColumns(row, column int, from *Cache, fromRow, fromColumn, l
 	}
 }
 
-// CopyStates copies the states of a row of from, a cache of the same model, to a row of c.
+// CopyStates copies the states of a row of from, a cache of the same model, to a row of c. If from
+// has rings of inputs, c must have them too.
 func (c *Cache) CopyStates(row int, from *Cache, fromRow int) {
+	if c.Held.Defined() {
+		torch.Scoped(func() {
+			held := c.Held.Narrow(0, row, 1)
+			if held.Zero(); from.Held.Defined() {
+				held.Copy(from.Held.Narrow(0, fromRow, 1))
+			}
+		})
+	}
 	for i := range c.Layers {
 		to, of := c.Layers[i].tensors()[2:], from.Layers[i].tensors()[2:]
 		for j, t := range to {
-			if t.Defined() {
+			if t.Defined() && of[j].Defined() {
 				torch.Scoped(func() { t.Narrow(0, row, 1).Copy(of[j].Narrow(0, fromRow, 1)) })
 			}
 		}
@@ -82,7 +100,19 @@ func (c *Cache) CopyStates(row int, from *Cache, fromRow int) {
 
 // tensors lists the fields, keys and values first.
 func (l *LayerCache) tensors() []*torch.Tensor {
-	return []*torch.Tensor{&l.Keys, &l.Values, &l.Conv, &l.State}
+	return []*torch.Tensor{&l.Keys, &l.Values, &l.Conv, &l.State, &l.Ring.X, &l.Ring.B, &l.Ring.DT}
+}
+
+// advance counts the tokens of a pass that has ended.
+func (c *Cache) advance(tokens int) {
+	c.Length += tokens
+	switch {
+	case !c.Held.Defined():
+	case tokens == 1:
+		c.Held.AddTo(torch.Ones([]int{1}, torch.Int32, c.Held.Device()))
+	default:
+		c.Held.Zero() // every layer folded its ring
+	}
 }
 
 // Own detaches the tensors from their scope. Free frees them.
@@ -94,6 +124,9 @@ func (c *Cache) Own() *Cache {
 			}
 		}
 	}
+	if c.Held.Defined() {
+		c.Held = c.Held.Own()
+	}
 	return c
 }
 
@@ -104,6 +137,7 @@ func (c *Cache) Free() {
 			t.Free()
 		}
 	}
+	c.Held.Free()
 	c.Layers = nil
 }
 

@@ -49,6 +49,9 @@ type Block interface {
 // cache, if there is one.
 func Hidden(m Model, seq Sequence) torch.Tensor {
 	pass := m.Begin(seq)
+	if pass.Begins && seq.Cache.Held.Defined() {
+		seq.Cache.Held.Zero()
+	}
 	x := m.Embed(seq.IDs)
 	blocks := m.Blocks()
 	for i, block := range blocks {
@@ -60,7 +63,7 @@ func Hidden(m Model, seq Sequence) torch.Tensor {
 		x = torch.Scoped1(func() torch.Tensor { return block.Forward(x, pass, layer) })
 	}
 	if seq.Cache != nil {
-		seq.Cache.Length += seq.IDs.Size(1)
+		seq.Cache.advance(seq.IDs.Size(1))
 	}
 	return m.Norm(x)
 }

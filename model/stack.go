@@ -158,6 +158,9 @@ func (s *Stack) NewCache(batch, capacity int, dtype torch.DType, device torch.De
 	cache := &Cache{Capacity: capacity}
 	for _, block := range s.Layers {
 		cache.Layers = append(cache.Layers, block.NewCache(batch, capacity, dtype, device))
+		if cache.Layers[len(cache.Layers)-1].Ring.X.Defined() && !cache.Held.Defined() {
+			cache.Held = torch.Zeros([]int{batch}, torch.Int32, device).Own()
+		}
 	}
 	return cache
 }

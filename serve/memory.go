@@ -86,10 +86,14 @@ func Fit(m model.Model, memory int64, want Limits) (Limits, error) {
 // measure sets PerToken and PerSequence.
 func (l *Limits) measure(m model.Model) error {
 	var bytes [2]int64
+	rows := int64(1)
+	if model.Device(m).IsCUDA() { // where several sequences may have rings of inputs
+		rows = int64(min(l.Sequences, 4))
+	}
 	err := torch.Run(func() error {
 		for i := range bytes {
-			cache := m.NewCache(1, i+1, model.DType(m), model.Device(m))
-			bytes[i] = cache.Bytes()
+			cache := m.NewCache(int(rows), i+1, model.DType(m), model.Device(m))
+			bytes[i] = (cache.Bytes() + rows - 1) / rows
 			cache.Free()
 		}
 		return nil

@@ -26,6 +26,7 @@ type SSDInput struct {
 	DTMin, DTMax float64
 	// InitialState is [B,H,P,N], or no tensor for zeros.
 	InitialState Tensor
+	Ring         SSDRing // of SSDStep, or none
 	// Segments (int32 [B,L], or no tensor) numbers the samples packed into a row. The state is
 	// reset to zero where the number changes; the initial state belongs to the first sample.
 	Segments Tensor
@@ -59,9 +60,47 @@ func SSDScan(in SSDInput, chunkSize, window int) (y, final Tensor) {
 	return Tensor{libtch.Ctensor(cy)}, Tensor{libtch.Ctensor(cfinal)}
 }
 
+// SSDRing holds a layer's last inputs, up to T tokens, which its state does not hold yet (the idea of
+// ReplaySSM). The state is then read at each token and written at every T-th only, when the ring is
+// full. Before anything else reads the state, [SSDFold] must bring it up to date.
+type SSDRing struct {
+	X  Tensor // [B,H,T,P], of the model's dtype
+	B  Tensor // [B,G,T,N], of the model's dtype
+	DT Tensor // [B,H,T], float32: the time steps after softplus and clamp
+	// Held (int32 [B]) counts the tokens since each sequence's ring was empty; the ring holds Held
+	// mod T of them. All layers of a model share it: it changes between tokens.
+	Held Tensor
+}
+
+// NewSSDRing makes an empty ring without Held for a layer whose activations are of dtype and whose
+// state is like state [B,H,P,N], with B and C of groups groups. It returns no tensors where writing
+// the state at each token is faster, or no kernel takes the shape: on the CPU, for few sequences,
+// and for other dtypes than bfloat16.
+func NewSSDRing(state Tensor, dtype DType, groups int) SSDRing {
+	var length C.int64_t
+	check(C.cq_ssd_ring_length(state.handle(), C.int(dtype), C.int64_t(groups), &length),
+		"ssd ring", state)
+	if length == 0 {
+		return SSDRing{}
+	}
+	batch, heads, t, device := state.Size(0), state.Size(1), int(length), state.Device()
+	return SSDRing{
+		X:  Zeros([]int{batch, heads, t, state.Size(2)}, dtype, device),
+		B:  Zeros([]int{batch, groups, t, state.Size(3)}, dtype, device),
+		DT: Zeros([]int{batch, heads, t}, Float32, device),
+	}
+}
+
+// SSDFold adds the inputs that a ring holds to the state [B,H,P,N]. aLog [H] is log(-A). The caller
+// sets the ring's Held to 0 after the last layer.
+func SSDFold(state, aLog Tensor, ring SSDRing) {
+	check(C.cq_ssd_fold(state.handle(), aLog.handle(), ring.X.handle(), ring.B.handle(),
+		ring.DT.handle(), ring.Held.handle()), "ssd fold", state, ring.X, ring.B)
+}
+
 // SSDStep runs the recurrence for one token without gradients and returns y [B,H,P]. The fields of
 // in have no dimension L; InitialState and Segments are ignored. state [B,H,P,N] is updated in
-// place.
+// place; with a ring, the token enters the ring, and the caller adds 1 to Held after the last layer.
 func SSDStep(state Tensor, in SSDInput) Tensor {
 	a, log := in.A, in.ALog.Defined()
 	if log {
@@ -80,6 +119,10 @@ func SSDStep(state Tensor, in SSDInput) Tensor {
 		dt_softplus: C.int(flag(in.Softplus)),
 		dt_min:      C.double(in.DTMin),
 		dt_max:      C.double(in.DTMax),
+		ring_x:      in.Ring.X.handle(),
+		ring_b:      in.Ring.B.handle(),
+		ring_dt:     in.Ring.DT.handle(),
+		held:        in.Ring.Held.handle(),
 	}
 	var y C.cq_tensor
 	check(C.cq_ssd_step(state.handle(), &step, &y), "ssd step", state, in.X, in.DT, a, in.B, in.C)

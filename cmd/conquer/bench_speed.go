@@ -118,6 +118,8 @@ func setupBenchInference(flags *pflag.FlagSet) func(context.Context, []string) e
 
 func (f *inferenceFlags) declare(flags *pflag.FlagSet) {
 	f.speedFlags.declare(flags)
+	f.declareStates(flags)
+	group(flags, "Model")
 	f.declareProcesses(flags)
 	group(flags, "Several processes")
 	flags.IntVar(&f.Batch, "batch_size", 2, "prompts per batch")

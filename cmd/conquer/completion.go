@@ -305,6 +305,7 @@ func (c command) flagValues(f *pflag.Flag, given []string) []string {
 // fixedValues lists the values of flags that accept the same ones in every command.
 var fixedValues = map[string][]string{
 	"dtype":             {"float32", "bfloat16", "float16"},
+	"state_dtype":       {"float32", "bfloat16"},
 	"device":            {"cpu", "cuda"},
 	"tokenizer":         {"char_tokenizer"},
 	"compile":           {"graph", "none"},

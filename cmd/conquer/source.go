@@ -27,6 +27,7 @@ import (
 // modelFlags are the flags of commands that run a model.
 type modelFlags struct {
 	path, tokenizer, dtype, device, adapter string
+	stateDType                              string // of --state_dtype
 	threads                                 int
 	expected
 	// the adapter is trained further, so it is not merged
@@ -74,6 +75,7 @@ func (f *modelFlags) declare(flags *pflag.FlagSet) {
 func (f *modelFlags) declareAdapter(flags *pflag.FlagSet) {
 	flags.StringVar(&f.adapter, "adapter_path", "",
 		"`folder` of a LoRA adapter in PEFT's format, to merge into the model")
+	f.declareStates(flags)
 }
 
 // opened is an open model with its tokenizer.
@@ -284,6 +286,9 @@ func (f *modelFlags) load(o *opened, dtype torch.DType, device torch.Device) (mo
 		if err == nil && beside && f.adapter != "" && !f.further {
 			err = attachAdapter(m, f.adapter)
 		}
+	}
+	if err == nil {
+		err = f.setStates(m)
 	}
 	if err != nil {
 		model.Free(m)

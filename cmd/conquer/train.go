@@ -414,6 +414,9 @@ func (f *modelFlags) newModel(architecture, variant string, dtype torch.DType, s
 		model.Initialize(m, dtype, device)
 		return nil
 	})
+	if err == nil {
+		err = f.setStates(m)
+	}
 	if err != nil {
 		model.Free(m)
 		return nil, err

@@ -68,6 +68,9 @@ std::string adamw_8bit(Dtype dtype, bool master);
 // of 16 elements. rows: rows of the state per program, one of tuning::state_step_BP.
 std::string state_step(Dtype dtype, Dtype state, Dtype params, bool z, bool softplus, bool log_a,
                        int64_t rows, int64_t P, int64_t N);
+// The state update that replays the last inputs of a layer, in bfloat16.
+std::string replay_inputs(Dtype params, int64_t N);
+std::string replay_state(Dtype state, bool z, int64_t N);
 std::string conv(Dtype dtype, bool silu, int64_t width, bool initial, bool segments,
                  bool unaligned);
 std::string conv_grad_pre(Dtype dtype, bool silu, int64_t width, bool initial, bool segments,

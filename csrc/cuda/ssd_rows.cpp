@@ -57,6 +57,59 @@ void step(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_, co
     state.copy_(h);
 }
 
+// The fewest sequences for which reading the state without writing it is faster, although it takes
+// two kernels.
+constexpr int64_t replay_rows = 4;
+
+bool replays(const at::Tensor &state, at::ScalarType type, int64_t groups) {
+  return type == at::kBFloat16 && state.is_contiguous() &&
+         (state.scalar_type() == at::kFloat || state.scalar_type() == type) &&
+         state.size(2) % tuning::replay_state_BP == 0 &&
+         state.size(1) / groups % tuning::replay_inputs_HEADS == 0 && available() &&
+         has(keys::replay_state(dtype_name(state), true, state.size(3)));
+}
+
+int64_t ring_length(const at::Tensor &state, at::ScalarType type, int64_t groups) {
+  c10::cuda::CUDAGuard guard(state.device());
+  return state.size(0) >= replay_rows && replays(state, type, groups) ? tuning::replay_state_T : 0;
+}
+
+void replay(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_,
+            const ScanOptions &o, const Ring &ring, at::Tensor &y) {
+  c10::cuda::CUDAGuard guard(state.device());
+  auto type = in.x.scalar_type();
+  int64_t batch = state.size(0), heads = state.size(1), p = state.size(2), n = state.size(3),
+          per_group = heads / in.b.size(1);
+  TORCH_CHECK(o.a_log && o.dt_softplus && ring.length() == tuning::replay_state_T &&
+                  replays(state, type, in.b.size(1)),
+              "a ring of ", ring.length(), " inputs does not fit the kernels of this layer");
+  at::Tensor x = plain(in.x, type), dt = plain(in.dt, type), a = plain(in.a, type),
+             b = plain(in.b, type), c = plain(in.c, type), z = plain(z_, type);
+  auto params = in.d.defined() && in.dt_bias.defined() && in.d.scalar_type() == type &&
+                        in.dt_bias.scalar_type() == type
+                    ? type
+                    : at::kFloat;
+  auto or_zeros = [&](const at::Tensor &t) {
+    return t.defined() ? plain(t, params) : at::zeros({heads}, x.options().dtype(params));
+  };
+  at::Tensor d = or_zeros(in.d), bias = or_zeros(in.dt_bias);
+  at::Tensor weight = at::empty_like(ring.dt), scale = at::empty_like(ring.dt),
+             across = at::empty({batch, heads}, ring.dt.options());
+  y = at::empty_like(x);
+  Arguments inputs;
+  inputs << ptr(x) << ptr(dt) << ptr(a) << ptr(b) << ptr(c) << ptr(d) << ptr(bias) << ptr(ring.x)
+         << ptr(ring.b) << ptr(ring.dt) << ptr(ring.held) << ptr(weight) << ptr(scale)
+         << ptr(across) << heads << per_group << p << n << static_cast<float>(o.dt_min)
+         << static_cast<float>(o.dt_max);
+  launch(keys::replay_inputs(dtype_name(params), n),
+         grid(batch, heads / tuning::replay_inputs_HEADS), inputs);
+  Arguments args;
+  args << ptr(state) << ptr(c) << ptr(z) << ptr(ring.x) << ptr(ring.b) << ptr(ring.held)
+       << ptr(weight) << ptr(scale) << ptr(across) << ptr(y) << heads << per_group << p << n;
+  launch(keys::replay_state(dtype_name(state), z.defined(), n),
+         grid(batch * heads, p / tuning::replay_state_BP), args);
+}
+
 struct ConvArguments {
   at::Tensor x, weight, bias, initial, seg;
   int64_t batch, length, dim, width;
@@ -197,6 +250,8 @@ void norm_grad(const GatedNormInput &in, const at::Tensor &dy_, GatedNormGradien
 
 void add_state_space(Device &d) {
   d.ssd_step = step;
+  d.ssd_replay = replay;
+  d.ssd_ring_length = ring_length;
   d.causal_conv1d = conv;
   d.causal_conv1d_grad = conv_grad;
   d.conv1d_step = conv_step;

@@ -78,6 +78,13 @@ struct ScanOptions {
   bool a_log = false; // of ssd_step: a holds log(-A)
 };
 
+// The last T inputs of a layer, which its state does not hold yet (see cq_step).
+struct Ring {
+  at::Tensor x, b, dt; // [B,H,T,P], [B,G,T,N], float32 [B,H,T]
+  at::Tensor held;     // int32 [B]
+  int64_t length() const { return dt.size(2); }
+};
+
 struct ScanInput {
   at::Tensor x, dt, a, b, c;
   at::Tensor d, dt_bias, initial; // optional
@@ -215,6 +222,11 @@ struct Device {
   // state [B,H,P,N] is updated in place.
   void (*ssd_step)(const at::Tensor &state, const ScanInput &in, const at::Tensor &z,
                    const ScanOptions &options, at::Tensor &y);
+  // As ssd_step with a ring. Both may be null: the operators' own code then does it.
+  void (*ssd_replay)(const at::Tensor &state, const ScanInput &in, const at::Tensor &z,
+                     const ScanOptions &options, const Ring &ring, at::Tensor &y);
+  // The T of a ring for a state [B,H,P,N] of a layer of this dtype, 0 for none.
+  int64_t (*ssd_ring_length)(const at::Tensor &state, at::ScalarType type, int64_t groups);
   at::Tensor (*causal_conv1d)(const ConvInput &in);
   void (*causal_conv1d_grad)(const ConvInput &in, const at::Tensor &dy, ConvGradients &gradients);
   // state [B,W-1,D] is updated in place; in.x is [B,D].

@@ -1,5 +1,5 @@
 // ssd_step.cpp: cq_ssd_step.
-#include "operators.h"
+#include "ssd_replay.h"
 
 using namespace conquer;
 
@@ -27,7 +27,15 @@ int cq_ssd_step(cq_tensor state_, const cq_step *arguments, cq_tensor *y_out) {
     ops::check_shape("z", z, x.sizes(), x);
     ops::check_shape("the state", state, {x.size(0), x.size(1), x.size(2), in.b.size(2)}, x);
     ops::check_dtype("the state", state);
-    ops::registered_device(x).ssd_step(state, in, z, options, y);
+    const ops::Device &device = ops::registered_device(x);
+    ops::Ring ring{tensor_of(t.ring_x), tensor_of(t.ring_b), tensor_of(t.ring_dt),
+                   tensor_of(t.held)};
+    if (ring.held.defined()) {
+      ops::check_ring(ring, state, x, in.b.size(1));
+      (device.ssd_replay ? device.ssd_replay : ops::replay)(state, in, z, options, ring, y);
+    } else {
+      device.ssd_step(state, in, z, options, y);
+    }
     return give(y_out, y);
   });
 }

@@ -168,6 +168,15 @@ void around_scan(Dtype dtype, bool full) {
                     add(keys::state_step(dtype, state, params, z, softplus, log_a, rows, P, N));
 }
 
+void replay(bool full) {
+  for (int64_t N : full ? std::vector<int64_t>{64, 128} : std::vector<int64_t>{128})
+    for (Dtype dtype : {"bf16", "fp32"}) {
+      add(keys::replay_inputs(dtype, N));
+      for (bool z : flags)
+        add(keys::replay_state(dtype, z, N));
+    }
+}
+
 std::set<std::string> read_keys(const char *path) {
   std::set<std::string> keys;
   std::ifstream file(path);
@@ -200,6 +209,7 @@ int main(int argc, char **argv) {
     scan(dtype, full);
     around_scan(dtype, full);
   }
+  replay(full);
   std::set<std::string> compiled = read_keys(argv[1]);
   int failures = report(formed, compiled, "is asked for and was not compiled");
   failures += report(compiled, formed, "was compiled and is never asked for");

@@ -285,6 +285,58 @@ static void step(int64_t batch, int64_t heads, int64_t p, int64_t n, int64_t gro
   cq_scope_close();
 }
 
+// Many tokens with a ring of inputs, for sequences whose rings fill at different times. The ring
+// holds NaN where nothing was written. Then the ring is folded.
+static void replay(int64_t batch, int64_t heads, int64_t p, int64_t n, int64_t groups,
+                   at::ScalarType type, at::ScalarType state_type) {
+  Leaf a_log((torch::rand({heads}, at::kDouble) * 15 + 1).log(), type), d(random({heads}), type),
+      bias(torch::rand({heads}, at::kDouble) - 4, type),
+      state(random({batch, heads, p, n}), state_type);
+  Tensor h = state.real.detach().clone(), want = state.exact.detach().clone();
+  int64_t length = 0;
+  require(cq_ssd_ring_length(&h, static_cast<int>(type), groups, &length));
+  if (length == 0)
+    length = 4; // no kernel: libtorch's operators
+  auto options = at::TensorOptions().device(device);
+  Tensor ring_x = at::full({batch, heads, length, p}, NAN, options.dtype(type)),
+         ring_b = at::full({batch, groups, length, n}, NAN, options.dtype(type)),
+         ring_dt = at::full({batch, heads, length}, NAN, options.dtype(at::kFloat)),
+         held = at::zeros({batch}, options.dtype(at::kInt));
+  auto loose = type == at::kFloat && state_type == at::kFloat ? at::kFloat : at::kBFloat16;
+  int64_t repeat = heads / groups, tokens = 2 * length + 3;
+  for (int64_t t = 0; t < tokens; t++) {
+    Leaf x(random({batch, heads, p}), type), dt(random({batch, heads}), type),
+        b(random({batch, groups, n}), type), c(random({batch, groups, n}), type), z;
+    if (t % 5)
+      z = Leaf(random({batch, heads, p}), type);
+    if (t == 3) { // sequence 1 begins anew
+      held.select(0, 1).zero_();
+      h.select(0, 1).fill_(0.5);
+      want.select(0, 1).fill_(0.5);
+    }
+    cq_scope_open();
+    cq_tensor y;
+    const cq_step in = {x.handle(), dt.handle(), a_log.handle(), b.handle(),    c.handle(),
+                        d.handle(), z.handle(),  bias.handle(),  1,             1,
+                        0.001,      0.1,         &ring_x,        &ring_b,       &ring_dt,
+                        &held};
+    require(cq_ssd_step(&h, &in, &y));
+    held.add_(1);
+    Tensor step = at::clamp(at::softplus(dt.exact + bias.exact), 0.001, 0.1),
+           bh = b.exact.repeat_interleave(repeat, 1), ch = c.exact.repeat_interleave(repeat, 1);
+    want = want * (step * -a_log.exact.exp()).exp().view({batch, heads, 1, 1}) +
+           (x.exact * step.unsqueeze(-1)).unsqueeze(-1) * bh.unsqueeze(2);
+    want = want.detach();
+    Tensor out = (want * ch.unsqueeze(2)).sum(-1) + x.exact * d.exact.unsqueeze(-1);
+    if (z.exact.defined())
+      out = out * at::silu(z.exact);
+    check("replay", "replay y", *static_cast<Tensor *>(y), out, loose);
+    cq_scope_close();
+  }
+  require(cq_ssd_fold(&h, a_log.handle(), &ring_x, &ring_b, &ring_dt, &held));
+  check("replay", "replay state", h, want, loose);
+}
+
 static void conv(int64_t batch, int64_t length, int64_t dim, int64_t width, bool has_bias,
                  bool silu, bool has_initial, bool has_seq, at::ScalarType type) {
   Leaf x(random({batch, length, dim}), type), w(random({dim, width}, 0.5), type), bias, initial;
@@ -444,6 +496,9 @@ int main(int argc, char **argv) {
     for (auto state : {type, at::kFloat}) {
       step(1, 4, 64, 128, 1, type, state);
       step(3, 6, 64, 128, 3, type, state);
+      replay(2, 4, 16, 32, 2, type, state);
+      replay(5, 8, 64, 128, 1, type, state); // has kernels in bfloat16
+      replay(4, 8, 128, 128, 2, type, state);
     }
     if (usual) {
       conv(1, 1, 64, 4, true, true, false, false, type);

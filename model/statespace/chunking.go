@@ -37,6 +37,16 @@ type Chunking struct {
 	// Optimized selects the project's kernels instead of the reference [SSD]. The results are the
 	// same.
 	Optimized bool
+	// StateDType is the dtype of the states in caches made from now on: torch.Float32 (also if it is
+	// 0) or torch.BFloat16, with which the state of a long text drifts but is read in half the time.
+	StateDType torch.DType
+}
+
+func (c *Chunking) stateDType() torch.DType {
+	if c.StateDType == 0 {
+		return torch.Float32
+	}
+	return c.StateDType
 }
 
 // ParseChunking reads the name of a strategy: default, independent or windowed:k for the reference,
@@ -94,6 +104,11 @@ func validChunk(size int) bool { return size >= 16 && size <= 256 && size&(size-
 func (c Chunking) Check() error {
 	if _, err := ParseChunking(c.String()); err != nil {
 		return err
+	}
+	switch c.StateDType {
+	case 0, torch.Float32, torch.BFloat16:
+	default:
+		return fmt.Errorf("state dtype %s: expected float32 or bfloat16", c.StateDType)
 	}
 	if c.ChunkSize != 0 && c.ChunkSize != Auto && !validChunk(c.ChunkSize) {
 		return fmt.Errorf("chunk size %d: expected a power of two from 16 to 256", c.ChunkSize)

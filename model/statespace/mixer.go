@@ -93,6 +93,13 @@ func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 			state.Zero()
 		}
 	}
+	var ring torch.SSDRing
+	if layer != nil && layer.Ring.X.Defined() {
+		ring = layer.Ring
+		if ring.Held = pass.Cache.Held; length > 1 && !pass.Begins {
+			torch.SSDFold(state, m.ALog.Tensor, ring)
+		}
+	}
 	// Padding is zeroed twice: the taps of the first tokens must read zeros there, and the
 	// convolution's bias must not reach the state.
 	xBC = withoutPadding(xBC, pass)
@@ -114,6 +121,7 @@ func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 	if layer != nil && length == 1 {
 		in.X, in.DT, in.B, in.C, in.ALog = in.X.Squeeze(1), in.DT.Squeeze(1), in.B.Squeeze(1),
 			in.C.Squeeze(1), m.ALog.Tensor
+		in.Ring = ring
 		switch {
 		case m.Norm == nil:
 			in.Z = gate.Reshape(batch, heads, headDim)
@@ -149,12 +157,17 @@ func withoutPadding(x torch.Tensor, pass *model.Pass) torch.Tensor {
 
 // NewCache makes the layer's empty convolution and state-space states.
 func (m *Mixer) NewCache(batch int, dtype torch.DType, device torch.Device) model.LayerCache {
-	heads, headDim, _, states := m.Sizes()
+	heads, headDim, groups, states := m.Sizes()
 	conv := []int{batch, m.config.Taps - 1, m.Conv.Weight.Local()[0]}
-	return model.LayerCache{
-		Conv:  torch.Zeros(conv, dtype, device).Own(),
-		State: torch.Zeros([]int{batch, heads, headDim, states}, torch.Float32, device).Own(),
+	cache := model.LayerCache{
+		Conv: torch.Zeros(conv, dtype, device).Own(),
+		State: torch.Zeros([]int{batch, heads, headDim, states}, m.chunking.stateDType(),
+			device).Own(),
 	}
+	if ring := torch.NewSSDRing(cache.State, dtype, groups); ring.X.Defined() {
+		cache.Ring = torch.SSDRing{X: ring.X.Own(), B: ring.B.Own(), DT: ring.DT.Own()}
+	}
+	return cache
 }
 
 // Divide shares the groups of heads, or the heads of a single group, whose B and C every process

@@ -56,6 +56,9 @@ func (m *Model) SetChunking(c Chunking) error {
 	if c.ChunkSize == 0 {
 		c.ChunkSize = m.chunk
 	}
+	if c.StateDType == 0 {
+		c.StateDType = m.chunking.StateDType
+	}
 	*m.chunking = c
 	return nil
 }

@@ -8,10 +8,10 @@ window strategy over chunks of 16 or 32 tokens needs.
 """
 import itertools
 
-from kernels import (attend, blocks, dense, rows, ssd_backward, ssd_forward, ssd_hopper,
+from kernels import (attend, blocks, dense, replay, rows, ssd_backward, ssd_forward, ssd_hopper,
                      tail_hopper, tail_rows, tuning)
 
-MODULES = (ssd_forward, ssd_backward, ssd_hopper, rows, dense, attend, blocks, tail_hopper,
+MODULES = (ssd_forward, ssd_backward, ssd_hopper, rows, replay, dense, attend, blocks, tail_hopper,
            tail_rows)
 DTYPES = ("bf16", "fp16", "fp32")
 BOTH = (False, True)
@@ -160,6 +160,18 @@ def state_step(dtype, full):
             yield f"{dtype}-{state}-{params}", e
 
 
+def replay_step(full):
+    """(kernel, dtypes, constants) of the state update that replays the last inputs, for bfloat16
+    data: dtypes of the data, the state and the parameters."""
+    for n in (64, 128) if full else (128,):
+        for params in ("bf16", "fp32"):
+            yield "replay_inputs", f"bf16-fp32-{params}", dict(
+                **sizes("replay_inputs", "T", "HEADS", "BP"), BN=n)
+        for state, z in itertools.product(("fp32", "bf16"), BOTH):
+            yield "replay_state", f"bf16-{state}-bf16", dict(HAS_Z=z,
+                                                           **sizes("replay_state", "T", "BP"), BN=n)
+
+
 def variants(full):
     """(kernel, dtype, constants) of every variant."""
     result = []
@@ -168,6 +180,7 @@ def variants(full):
             result += [(name, dtype, constants) for name, constants in part]
         result += [("state_step", dtypes, constants)
                    for dtypes, constants in state_step(dtype, full)]
+    result += replay_step(full)
     for e in each(REVERSE=BOTH, HAS_INITIAL=BOTH):
         result.append(
             ("state_passing", "fp32", dict(**e, LAST=True, **sizes("state_passing", "BLOCK"))))

@@ -37,6 +37,10 @@ TABLE = [
     ("state_step", {
         "BP": 4
     }, dict(warps=1)),
+    # T: inputs in the ring, HEADS: heads per program, BP: rows of P per program. The register limit
+    # leaves room for four programs on an SM.
+    ("replay_inputs", ALWAYS, dict(warps=1, stages=1, T=16, HEADS=4, BP=64)),
+    ("replay_state", ALWAYS, dict(warps=4, stages=1, registers=128, T=16, BP=64)),
     ("conv", ALWAYS, dict(warps=4, stages=1, T=32, BD=128)),
     ("conv_grad_pre", ALWAYS, dict(warps=4, stages=1, T=32, BD=128)),
     ("conv_grad_x", ALWAYS, dict(warps=4, stages=1, T=32, BD=128)),
