@@ -1,6 +1,6 @@
 // ssd_rows.cpp: the operators around the scan on a GPU: launches the kernels of
 // ../triton/kernels/rows.py.
-#include "../ops/device.h"
+#include "../ops/ssd_replay.h"
 #include "triton.h"
 
 #include <c10/cuda/CUDAGuard.h>
@@ -80,9 +80,9 @@ void replay(const at::Tensor &state, const ScanInput &in, const at::Tensor &z_,
   auto type = in.x.scalar_type();
   int64_t batch = state.size(0), heads = state.size(1), p = state.size(2), n = state.size(3),
           per_group = heads / in.b.size(1);
-  TORCH_CHECK(o.a_log && o.dt_softplus && ring.length() == tuning::replay_state_T &&
-                  replays(state, type, in.b.size(1)),
-              "a ring of ", ring.length(), " inputs does not fit the kernels of this layer");
+  if (!o.a_log || !o.dt_softplus || ring.length() != tuning::replay_state_T ||
+      !replays(state, type, in.b.size(1)))
+    return ops::replay(state, in, z_, o, ring, y);
   at::Tensor x = plain(in.x, type), dt = plain(in.dt, type), a = plain(in.a, type),
              b = plain(in.b, type), c = plain(in.c, type), z = plain(z_, type);
   auto params = in.d.defined() && in.dt_bias.defined() && in.d.scalar_type() == type &&

@@ -222,10 +222,10 @@ struct Device {
   // state [B,H,P,N] is updated in place.
   void (*ssd_step)(const at::Tensor &state, const ScanInput &in, const at::Tensor &z,
                    const ScanOptions &options, at::Tensor &y);
-  // As ssd_step with a ring. Both may be null: the operators' own code then does it.
+  // As ssd_step with a ring, or null: ops::replay then does it.
   void (*ssd_replay)(const at::Tensor &state, const ScanInput &in, const at::Tensor &z,
                      const ScanOptions &options, const Ring &ring, at::Tensor &y);
-  // The T of a ring for a state [B,H,P,N] of a layer of this dtype, 0 for none.
+  // The T of a ring for a state [B,H,P,N] of a layer of this dtype, 0 for none. May be null.
   int64_t (*ssd_ring_length)(const at::Tensor &state, at::ScalarType type, int64_t groups);
   at::Tensor (*causal_conv1d)(const ConvInput &in);
   void (*causal_conv1d_grad)(const ConvInput &in, const at::Tensor &dy, ConvGradients &gradients);

@@ -32,7 +32,7 @@ def replay_inputs(x, dt, a_log, b_, c_, d, bias, ring_x, ring_b, ring_dt, held, 
                   ring_scale, across, H, per_group, P, N, dt_min, dt_max, T: tl.constexpr,
                   HEADS: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, PDL: tl.constexpr):
     """Appends x [B,H,P], B [B,G,N] and dt [B,H] to ring_x [B,H,T,P], ring_b [B,G,T,N] and ring_dt
-    [B,H,T] at each sequence's entry held [B]. ring_weight [B,H,T] = w_j, ring_scale [B,H,T] =
+    [B,H,T] at each sequence's entry held [B] mod T. ring_weight [B,H,T] = w_j, ring_scale [B,H,T] =
     w_j·(B_j·C), with D added for the newest token, across [B,H] = e^{A·Σ dt}. BP: rows of P that
     are copied at a time."""
     b = tl.program_id(0)
@@ -46,7 +46,7 @@ def replay_inputs(x, dt, a_log, b_, c_, d, bias, ring_x, ring_b, ring_dt, held, 
         # the kernels before this one have ended.
         gdc_wait()
         gdc_launch_dependents()
-    k = tl.load(held + b)
+    k = tl.load(held + b) & (T - 1)
     g = b * (H // per_group) + first // per_group
     row = b * H + h
     newest = j == k
@@ -100,7 +100,7 @@ def replay_state(state, c_, z, ring_x, ring_b, held, ring_weight, ring_scale, ac
     s = gl.load(state + (row * P + p[:, None]) * N + n[None, :])
     if PDL:
         gdc_wait()
-    k = gl.load(held + gl.program_id(0) // H)
+    k = gl.load(held + gl.program_id(0) // H) & (T - 1)
     decay = gl.load(across + row)
     j = gl.arange(0, T, gl.SliceLayout(1, RING))
     scale = gl.load(ring_scale + row * T + j)
