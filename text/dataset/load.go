@@ -331,8 +331,8 @@ type omitted struct {
 	reasoning int // answers without their reasoning
 }
 
-// cost is what caching a record counts, in tokens. A record and a sample take as much as some beside
-// their own.
+// cost is what caching a record counts, in tokens. A record and a sample take as much as some
+// beside their own.
 func (e encoded) cost() int {
 	n := 32
 	for _, s := range e.samples {

@@ -62,8 +62,8 @@ func (b *pageBudget) openChunk(size int64) error {
 }
 
 // check reads all pages of a column chunk once. It refuses those that would take the library much
-// memory or time, and returns how long a value of few bytes may be: one of a dictionary, or one that
-// is stored as the difference from the value before.
+// memory or time, and returns how long a value of few bytes may be: one of a dictionary, or one
+// that is stored as the difference from the value before.
 func (b *pageBudget) check(pages parquetfile.PageReader, column *schema.Column) (
 	longest int, err error,
 ) {
