@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"conquer/model"
 	"conquer/torch/optim"
 	"conquer/train/internal/state"
 )
@@ -12,16 +13,59 @@ import (
 const mayDiffer = "; only the number of steps or epochs, the validation data, and flags that do " +
 	"not change what is learned, may differ"
 
+// CheckResume returns an error if the run that o describes cannot continue from its latest
+// checkpoint because its settings differ. New compares the data and the model, too. A program that
+// calls CheckResume before it reads the data reports a difference at once.
+func (o Options) CheckResume(m model.Model) error {
+	if !o.Resume || o.CheckpointPath == "" {
+		return nil
+	}
+	dir, then, err := state.Folder{Path: o.CheckpointPath}.Latest()
+	if err != nil || dir == "" {
+		return err
+	}
+	if o, err = o.fitModel(m); err != nil {
+		return err
+	}
+	was, err := planned(then)
+	if err != nil {
+		return err
+	}
+	o.Steps = was.Steps
+	if o.WarmupSteps < 0 {
+		o.WarmupSteps = was.WarmupSteps
+	}
+	now, err := o.identity(then.Print)
+	if err == nil {
+		err = state.Compare(then.Identity, now)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w%s", dir, err, mayDiffer)
+	}
+	return nil
+}
+
+// steps are the settings that depend on the number of steps.
+type steps struct {
+	Steps       int `json:"steps"`
+	WarmupSteps int `json:"warmup_steps"`
+}
+
+// planned returns the steps that the run of a checkpoint had.
+func planned(then state.State) (was steps, err error) {
+	if err = json.Unmarshal(then.Settings, &was); err != nil {
+		err = fmt.Errorf("settings that cannot be read: %w", err)
+	}
+	return was, err
+}
+
 // compare returns an error unless this run can continue from the state of a checkpoint. A run may
 // have more steps than before, or fewer, and other validation data.
 func (t *Trainer) compare(then state.State) error {
 	o := &t.options
-	var was struct {
-		Steps       int `json:"steps"`
-		WarmupSteps int `json:"warmup_steps"`
-	}
-	if err := json.Unmarshal(then.Settings, &was); err != nil {
-		return fmt.Errorf("settings that cannot be read: %w", err)
+	was, err := planned(then)
+	if err != nil {
+		return err
 	}
 	if t.warmup { // the default depends on the number of steps
 		o.WarmupSteps = was.WarmupSteps

@@ -8,6 +8,12 @@ import (
 	"conquer/torch/optim"
 )
 
+// DivergedError is the error of a run that stopped because its loss, its gradients or its weights
+// are not finite. The same run would end so again.
+type DivergedError struct{ problem string }
+
+func (e DivergedError) Error() string { return e.problem }
+
 // countSkipped counts the last steps in a row that were skipped. All processes have the same loss
 // and norm, so all of them count the same.
 func (t *Trainer) countSkipped(s Step) {
@@ -47,9 +53,9 @@ func (t *Trainer) diverged() error {
 		what = fmt.Sprintf("a loss of %v", t.loss)
 	}
 	if t.optimizer.Steps() == 0 {
-		return fmt.Errorf("%s, and none was taken before: the data or the "+
-			"model's weights are at fault, not the learning rate: test the model with conquer "+
-			"generate, and try --dtype float32", t.skippedSteps(what))
+		return DivergedError{t.skippedSteps(what) + ", and none was taken before: the data or the " +
+			"model's weights are at fault, not the learning rate: test the model with conquer " +
+			"generate, and try --dtype float32"}
 	}
 	return t.advise("%s", t.skippedSteps(what))
 }
@@ -118,6 +124,6 @@ func (t *Trainer) advise(format string, args ...any) error {
 	if t.options.WarmupSteps == 0 {
 		remedy += " or with --warmup_steps"
 	}
-	return fmt.Errorf("the run has diverged: %s; %s: start again with %s",
-		fmt.Sprintf(format, args...), kept, remedy)
+	return DivergedError{fmt.Sprintf("the run has diverged: %s; %s: start again with %s",
+		fmt.Sprintf(format, args...), kept, remedy)}
 }

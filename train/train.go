@@ -115,8 +115,8 @@ func New(m model.Model, data, validation *dataset.Dataset, o Options) (*Trainer,
 	return t, err
 }
 
-// fit completes the options and returns an error if they do not fit the model or the data.
-func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options, error) {
+// fitModel completes the options and returns an error if they do not fit the model.
+func (o Options) fitModel(m model.Model) (Options, error) {
 	if err := o.Check(); err != nil {
 		return o, err
 	}
@@ -124,22 +124,27 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 		return o, fmt.Errorf("--sequence_length %d is beyond the model's %d", o.SequenceLength,
 			m.MaxLength())
 	}
-	if o.AskSteps > 0 && o.Ask == nil {
-		return o, fmt.Errorf("--ask_steps %d needs --ask", o.AskSteps)
-	}
 	if err := o.CheckModel(m); err != nil {
 		return o, err
-	}
-	if validation == nil && (o.EarlyStop > 0 || o.KeepBest) {
-		return o, errors.New("--early_stop and --keep_best need validation data: give " +
-			"--validation_path or --validation_fraction")
 	}
 	if own, ok := m.(interface{ ZLoss() float64 }); ok && o.ZLoss == 0 && !o.compares() {
 		o.ZLoss = own.ZLoss()
 	}
-	o, err := o.balancing(m)
+	return o.balancing(m)
+}
+
+// fit completes the options and returns an error if they do not fit the model or the data.
+func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options, error) {
+	o, err := o.fitModel(m)
 	if err != nil {
 		return o, err
+	}
+	if o.AskSteps > 0 && o.Ask == nil {
+		return o, fmt.Errorf("--ask_steps %d needs --ask", o.AskSteps)
+	}
+	if validation == nil && (o.EarlyStop > 0 || o.KeepBest) {
+		return o, errors.New("--early_stop and --keep_best need validation data: give " +
+			"--validation_path or --validation_fraction")
 	}
 	for _, set := range []*dataset.Dataset{data, validation} {
 		if set == nil {
@@ -237,6 +242,11 @@ func (t *Trainer) openBatches() (err error) {
 	}
 	if t.warmup = o.WarmupSteps < 0; t.warmup {
 		o.WarmupSteps = o.Steps / 20
+	}
+	if o.WarmupSteps > o.Steps {
+		t.remember(fmt.Sprintf("the warm-up has %d steps, and the run %d: the learning rate ends at "+
+			"%.3g and does not reach %.3g", o.WarmupSteps, o.Steps,
+			o.schedule().Rate(o.Steps-1), o.Rate))
 	}
 	if o.ValidateSteps == 0 {
 		o.ValidateSteps = max(1, o.Steps/10)

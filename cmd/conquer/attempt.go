@@ -19,6 +19,7 @@ type attempt struct {
 	stderr   []bytes.Buffer // of ranks above 0; rank 0's is printed
 	ends     chan processEnd
 	begun    bool       // a process has taken steps
+	diverged bool       // a process has reported that the run has diverged
 	failed   processEnd // the first failure
 	err      error      // the error to return, nil while no process failed
 	same     int        // number of processes that reported the first failure
@@ -27,20 +28,22 @@ type attempt struct {
 
 // processEnd describes how a process ended.
 type processEnd struct {
-	rank   int
-	err    error
-	begun  bool
-	report string // the error that the process reported, or empty
+	rank     int
+	err      error
+	begun    bool
+	diverged bool
+	report   string // the error that the process reported, or empty
 }
 
 // sameFailureTime is how long the launcher waits for the other processes to report the same
 // failure.
 const sameFailureTime = 500 * time.Millisecond
 
-// runOnce runs this command in n processes. It reports whether a process took steps. The first
-// failure ends the other processes, and its error is returned. number counts the attempts from 0;
+// runOnce runs this command in n processes. It reports whether the run may go on if it is started
+// again: a process took steps, and the run has not diverged. The first failure ends the other
+// processes, and its error is returned. number counts the attempts from 0;
 // later attempts resume.
-func runOnce(ctx context.Context, n, port, number int) (begun bool, err error) {
+func runOnce(ctx context.Context, n, port, number int) (again bool, err error) {
 	a := &attempt{stderr: make([]bytes.Buffer, n), ends: make(chan processEnd, n)}
 	a.oomKills, _ = cgroup.OOMKills()
 	for rank := range n {
@@ -73,7 +76,7 @@ func runOnce(ctx context.Context, n, port, number int) (begun bool, err error) {
 	case a.same == n: // a mistake in the command line
 		a.err = reportedError(a.failed.report, a.children[a.failed.rank].ProcessState)
 	}
-	return a.begun, a.err
+	return a.begun && !a.diverged, a.err
 }
 
 // start starts the process of a rank.
@@ -122,7 +125,8 @@ func wait(c *exec.Cmd, rank int, reports *os.File) processEnd {
 	n, _ := reports.Read(text)
 	reports.Close()
 	why, begun := strings.CutPrefix(string(text[:n]), begunMark)
-	return processEnd{rank, err, begun, why}
+	why, diverged := strings.CutPrefix(why, divergedMark)
+	return processEnd{rank, err, begun, diverged, why}
 }
 
 // note records how a process ended. It returns true for the first failure that a process reported,
@@ -130,6 +134,7 @@ func wait(c *exec.Cmd, rank int, reports *os.File) processEnd {
 // process failed without a report.
 func (a *attempt) note(ctx context.Context, e processEnd) (reported bool) {
 	a.begun = a.begun || e.begun
+	a.diverged = a.diverged || e.diverged
 	if a.err != nil && e.report != "" && e.report == a.failed.report {
 		a.same++
 	}

@@ -124,13 +124,14 @@ func (f *benchFlags) finish(r *bench.Results, rows int, runErr error,
 		return runErr
 	}
 	if f.json {
-		return cmp.Or(printJSON(os.Stdout, r), saved)
+		return cmp.Or(printJSON(stdout, r), saved)
 	}
-	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	table := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	print(table)
 	table.Flush()
 	if saved == nil {
-		fmt.Printf("wrote %s and .csv%s\n", filepath.Join(f.output, r.Kind+".json"), origin(r))
+		fmt.Fprintf(stdout, "wrote %s and .csv%s\n",
+			filepath.Join(f.output, r.Kind+".json"), origin(r))
 	}
 	return saved
 }

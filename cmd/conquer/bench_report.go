@@ -47,7 +47,7 @@ func setupBenchReport(flags *pflag.FlagSet) func(context.Context, []string) erro
 			return err
 		}
 		if *asJSON {
-			if failed := printJSON(os.Stdout,
+			if failed := printJSON(stdout,
 				reportOutput{r.Page, r.Plots, append([]string{}, r.Notes...)}); failed != nil {
 				return failed
 			}
@@ -56,7 +56,7 @@ func setupBenchReport(flags *pflag.FlagSet) func(context.Context, []string) erro
 		for _, remark := range r.Notes {
 			note("%s\n", remark)
 		}
-		fmt.Printf("wrote %s and %d plots in %s\n", r.Page, len(r.Plots)/2,
+		fmt.Fprintf(stdout, "wrote %s and %d plots in %s\n", r.Page, len(r.Plots)/2,
 			filepath.Join(filepath.Dir(r.Page), "plots"))
 		return err
 	}

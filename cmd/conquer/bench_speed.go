@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/pflag"
 
@@ -198,10 +197,10 @@ func (f *inferenceFlags) run(ctx context.Context) error {
 	var unwritten error
 	f.Done = func(r bench.InferenceRow) {
 		if f.json {
-			unwritten = cmp.Or(unwritten, printJSON(os.Stdout, r))
+			unwritten = cmp.Or(unwritten, printJSON(stdout, r))
 			return
 		}
-		printInference(os.Stdout, r)
+		printInference(stdout, r)
 	}
 	return f.profiled(func() error {
 		_, err := bench.Inference(ctx, m, f.InferenceOptions)
@@ -301,7 +300,7 @@ func (f *benchTrainFlags) run(ctx context.Context) error {
 		}
 		row.Weights = f.weights()
 		if f.json {
-			return printJSON(os.Stdout, row)
+			return printJSON(stdout, row)
 		}
 		printTrain(row)
 		return nil
@@ -316,14 +315,16 @@ func printTrain(row bench.TrainRow) {
 	if row.Recorded {
 		how += ", recorded"
 	}
-	fmt.Printf("%s of %s weights, batch %d × %d tokens, %s on %s%s\n", thousands(row.Trained),
-		thousands(row.Parameters), row.Batch, row.Length, row.DType, row.Device, how)
-	fmt.Printf("  weights      %s\n", row.Weights)
+	fmt.Fprintf(stdout, "%s of %s weights, batch %d × %d tokens, %s on %s%s\n",
+		thousands(row.Trained), thousands(row.Parameters), row.Batch, row.Length, row.DType, row.Device, how)
+	fmt.Fprintf(stdout, "  weights      %s\n", row.Weights)
 	spread := ""
 	if row.Steps > 1 {
 		spread = fmt.Sprintf("%.2f to %.2f; ", row.LowMS, row.HighMS)
 	}
-	fmt.Printf("  step         %10.2f ms (%sthe first %.0f)\n", row.StepMS, spread, row.FirstStepMS)
-	fmt.Printf("  speed        %10.1f tok/s, %.1f TFLOP/s\n", row.TokensPerS, row.TFlopPerS)
-	fmt.Printf("  peak memory  %10s\n", formatBytes(row.PeakBytes))
+	fmt.Fprintf(stdout, "  step         %10.2f ms (%sthe first %.0f)\n", row.StepMS, spread,
+		row.FirstStepMS)
+	fmt.Fprintf(stdout, "  speed        %10.1f tok/s, %.1f TFLOP/s\n", row.TokensPerS,
+		row.TFlopPerS)
+	fmt.Fprintf(stdout, "  peak memory  %10s\n", formatBytes(row.PeakBytes))
 }

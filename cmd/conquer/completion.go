@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
@@ -43,7 +42,7 @@ conquer completion fish > ~/.config/fish/completions/conquer.fish`,
 				if !ok {
 					return usagef("unknown shell %q: expected bash, fish or zsh", args[0])
 				}
-				_, err := io.WriteString(os.Stdout, script)
+				_, err := io.WriteString(stdout, script)
 				return err
 			}
 		},

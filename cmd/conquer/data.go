@@ -271,9 +271,9 @@ func (f *dataFlags) run(ctx context.Context) error {
 		}
 	}
 	if f.json {
-		return printJSON(os.Stdout, info)
+		return printJSON(stdout, info)
 	}
-	out := bufio.NewWriter(os.Stdout)
+	out := bufio.NewWriter(stdout)
 	info.print(out)
 	return out.Flush()
 }

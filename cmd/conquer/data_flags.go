@@ -139,14 +139,14 @@ func printLoaded(what, path string, d *dataset.Dataset) {
 	if d.Cached {
 		from = " (from --data_cache)"
 	}
-	fmt.Printf("%s %s: %s%s\n", what, path, d.Report, from)
+	fmt.Fprintf(stdout, "%s %s: %s%s\n", what, path, d.Report, from)
 	printFiles("from", d.Chosen.Files)
 	if len(d.Bad) > 0 {
 		text := "  skipped " + strings.Join(d.Bad, "\n  skipped ")
 		if more := d.Report.Bad - len(d.Bad); more > 0 {
 			text += fmt.Sprintf("\n  skipped %d more", more)
 		}
-		fmt.Fprintln(&visibleWriter{out: os.Stdout}, text)
+		fmt.Fprintln(&visibleWriter{out: stdout}, text)
 	}
 }
 

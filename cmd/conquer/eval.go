@@ -339,9 +339,9 @@ func (f *evalFlags) write(results any, table func(w io.Writer)) error {
 		err = writeIndented(f.output, results)
 	}
 	if f.json {
-		return errors.Join(err, printJSON(os.Stdout, results))
+		return errors.Join(err, printJSON(stdout, results))
 	}
-	columns := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	columns := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	table(columns)
 	return errors.Join(err, columns.Flush())
 }

@@ -105,16 +105,16 @@ func (f *infoFlags) run(ctx context.Context, args []string) error {
 		return usagef("unexpected %q", args[len(args)-1])
 	}
 	if f.device {
-		return showMachine(os.Stdout, f.json)
+		return showMachine(stdout, f.json)
 	}
 	info, err := describe(ctx, f.path, f.tensors)
 	if err != nil {
 		return err
 	}
 	if f.json {
-		return printJSON(os.Stdout, info)
+		return printJSON(stdout, info)
 	}
-	out := bufio.NewWriter(&visibleWriter{out: os.Stdout})
+	out := bufio.NewWriter(&visibleWriter{out: stdout})
 	defer out.Flush()
 	info.print(out)
 	return nil

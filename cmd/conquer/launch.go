@@ -77,7 +77,8 @@ func (f *worldFlags) declare(flags *pflag.FlagSet, o *train.Options) {
 	flags.StringVar(&o.ReduceDType, "reduce_dtype", "float32",
 		"`dtype` in which gradients are summed: float32, or same for the weights' dtype")
 	flags.IntVar(&f.restarts, "max_restarts", 0,
-		"with --nproc: how often to restart from the last checkpoint when a process fails")
+		"with --nproc: how often to restart from the last checkpoint when a process fails; a run "+
+			"that has diverged is not restarted")
 }
 
 // join makes this process a rank of the run that its environment describes. It returns nil for a
@@ -128,8 +129,8 @@ func (f *processFlags) launch(ctx context.Context, restarts int) error {
 	}
 	defer store.Close()
 	for attempt := 0; ; attempt++ {
-		begun, err := runOnce(ctx, f.processes, store.Port(), attempt)
-		if err == nil || ctx.Err() != nil || !begun || attempt >= restarts {
+		again, err := runOnce(ctx, f.processes, store.Port(), attempt)
+		if err == nil || ctx.Err() != nil || !again || attempt >= restarts {
 			return err
 		}
 		note("conquer train: %v\nrestarting from the last checkpoint (restart "+
@@ -145,8 +146,12 @@ const reportVariable = "CONQUER_REPORT"
 const reportSize = 4096
 
 // begunMark precedes a report if the process has taken steps. Only such a run is restarted: an
-// earlier failure would repeat.
-const begunMark = "begun\n"
+// earlier failure would repeat. divergedMark follows it if the run has diverged, which would repeat
+// too.
+const (
+	begunMark    = "begun\n"
+	divergedMark = "diverged\n"
+)
 
 // launcher is the pipe to this process's launcher, or nil.
 var launcher = sync.OnceValue(func() *os.File {

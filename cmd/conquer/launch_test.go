@@ -213,6 +213,40 @@ func TestLaunch_DoesNotRestartRunWithoutSteps(t *testing.T) {
 	}
 }
 
+// A run that has diverged would diverge again.
+func TestLaunch_DoesNotRestartRunThatDiverged(t *testing.T) {
+	skipProcesses(t)
+	out := filepath.Join(t.TempDir(), "out")
+	c, _, stderr := program(smallRun(t, out, "--nproc", "2", "--steps", "40", "--checkpoint_steps",
+		"1", "--learning_rate", "1e30", "--warmup_steps", "0", "--max_skipped_steps", "3",
+		"--max_restarts", "2")...)
+	c.Run()
+	said := stderr.String()
+	if code := c.ProcessState.ExitCode(); code != 1 || !strings.Contains(said, "diverged") ||
+		strings.Contains(said, "restarting") || strings.Contains(said, divergedMark) {
+		t.Errorf("exit code %d\n%s", code, said)
+	}
+}
+
+// Settings that a run cannot be resumed with are refused before the data is read.
+func TestTrain_ComparesSettingsBeforeData(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "out")
+	bad := filepath.Join(t.TempDir(), "bad.jsonl")
+	put(t, bad, "{")
+	expect := func(want string, code int, more ...string) {
+		t.Helper()
+		_, stderr, got := invoke(t, "", smallRun(t, out, more...)...)
+		if got != code || !strings.Contains(stderr, want) {
+			t.Errorf("%v: exit %d, expected %q\n%s", more, got, want, stderr)
+		}
+	}
+	expect("", 0, "--steps", "2", "--checkpoint_steps", "1", "--warmup_steps", "5")
+	expect("learning_rate", 1, "--resume", "--steps", "3", "--data_path", bad,
+		"--learning_rate", "0.02", "--warmup_steps", "5")
+	expect("bad.jsonl", 1, "--resume", "--steps", "3", "--data_path", bad, "--warmup_steps",
+		"5")
+}
+
 func TestTrain_PipelineMergesAdapter(t *testing.T) {
 	skipProcesses(t)
 	out := filepath.Join(t.TempDir(), "out")

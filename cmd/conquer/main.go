@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	_ "conquer/families"
 	"conquer/model/hub"
 	"conquer/torch"
+	"conquer/train"
 )
 
 // version is set by the linker.
@@ -71,7 +73,21 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
-func run(args []string, stdout, stderr io.Writer) int {
+// run runs the program and returns its exit code, which is 1 if not all could be printed.
+func run(args []string, to, stderr io.Writer) int {
+	out := &printer{to: to}
+	stdout.err = nil
+	code := dispatch(args, out, stderr)
+	err := cmp.Or(out.err, stdout.err)
+	// The result of training is in files.
+	if code == 0 && err != nil && args[0] != trainCommand.name {
+		io.WriteString(stderr, message(fmt.Sprintf("conquer %s: %v\n", args[0], err)))
+		return 1
+	}
+	return code
+}
+
+func dispatch(args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
 		overview(stderr)
 		return 2
@@ -158,7 +174,11 @@ func (c command) exitCode(err error, stderr io.Writer) int {
 	default:
 		err = withRemedy(err)
 	}
-	if !reportToLauncher(err.Error()) {
+	mark := ""
+	if _, diverged := errors.AsType[train.DivergedError](err); diverged {
+		mark = divergedMark
+	}
+	if !reportToLauncher(mark + err.Error()) {
 		io.WriteString(stderr, message(fmt.Sprintf("conquer %s: %v\n", c.name, err)))
 	}
 	return code

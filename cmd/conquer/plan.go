@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -152,7 +151,7 @@ func (f *planFlags) run(ctx context.Context) error {
 		report.Active = active
 	}
 	if f.json {
-		return printJSON(os.Stdout, report)
+		return printJSON(stdout, report)
 	}
 	report.print()
 	return nil
@@ -194,9 +193,9 @@ func (r planReport) print() {
 	if r.Active > 0 {
 		parameters += fmt.Sprintf(" (%s active for a token)", thousands(r.Active))
 	}
-	fmt.Printf("%s, %s, on %s; memory in GB per GPU, time in seconds per step, "+
+	fmt.Fprintf(stdout, "%s, %s, on %s; memory in GB per GPU, time in seconds per step, "+
 		"tokens per second of all GPUs\n\n", r.Model, parameters, gpus)
-	r.printTable(os.Stdout)
+	r.printTable(stdout)
 	r.printRefused()
 	var full []string
 	for _, p := range r.Plans {
@@ -206,9 +205,10 @@ func (r planReport) print() {
 	}
 	r.printHost()
 	if len(full) > 0 {
-		fmt.Printf("\ndoes not fit %g GB: %s\n", r.Machine.Memory, strings.Join(full, ", "))
-		fmt.Println("to save memory: --recompute selective or block, a smaller --batch_size with " +
-			"--accumulate, --lora_rank, or more GPUs with fsdp")
+		fmt.Fprintf(stdout, "\ndoes not fit %g GB: %s\n", r.Machine.Memory,
+			strings.Join(full, ", "))
+		fmt.Fprintln(stdout, "to save memory: --recompute selective or block, a smaller "+
+			"--batch_size with --accumulate, --lora_rank, or more GPUs with fsdp")
 	}
 }
 
@@ -217,7 +217,7 @@ func (r planReport) printHost() {
 	for _, p := range r.Plans {
 		processes := min(r.Machine.GPUs, r.Machine.PerHost)
 		if _, err := plan.ReadHostMemory().Check(processes, p.Host, p.Host); err != nil {
-			fmt.Printf("\non this machine, %s: %v\n", p.Strategy, err)
+			fmt.Fprintf(stdout, "\non this machine, %s: %v\n", p.Strategy, err)
 		}
 	}
 }
@@ -262,6 +262,6 @@ func (r planReport) printRefused() {
 		refused[p.Refused] = append(refused[p.Refused], p.Strategy)
 	}
 	for _, reason := range reasons {
-		fmt.Printf("\nnot %s: %s\n", strings.Join(refused[reason], ", "), reason)
+		fmt.Fprintf(stdout, "\nnot %s: %s\n", strings.Join(refused[reason], ", "), reason)
 	}
 }

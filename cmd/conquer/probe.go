@@ -175,9 +175,9 @@ func (f *probeFlags) write(out probeOutput) (err error) {
 		}
 	}
 	if f.json {
-		return errors.Join(err, printJSON(os.Stdout, out))
+		return errors.Join(err, printJSON(stdout, out))
 	}
-	columns := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	columns := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	for _, r := range out.Results {
 		f.print(columns, r)
 	}

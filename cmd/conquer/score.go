@@ -161,7 +161,7 @@ func (f *scoreFlags) run(ctx context.Context, ids []int32) error {
 		return err
 	}
 	if f.json {
-		return printJSON(os.Stdout, scoreOutput{
+		return printJSON(stdout, scoreOutput{
 			Tokens:     len(s.TokenNLL),
 			NLL:        s.NLL,
 			Perplexity: s.Perplexity,
@@ -170,7 +170,7 @@ func (f *scoreFlags) run(ctx context.Context, ids []int32) error {
 			Stride:     windows.Stride,
 		})
 	}
-	if _, err := fmt.Printf("perplexity %.4f, %.5f nats per token over %s\n", s.Perplexity,
+	if _, err := fmt.Fprintf(stdout, "perplexity %.4f, %.5f nats per token over %s\n", s.Perplexity,
 		s.NLL, dataset.Count(len(s.TokenNLL), "predicted token")); err != nil {
 		return err
 	}

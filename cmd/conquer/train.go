@@ -93,7 +93,7 @@ func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 			if place.Rank > 0 {
 				return nil
 			}
-			return printConfig(os.Stdout, flags, f.absent())
+			return printConfig(stdout, flags, f.absent())
 		}
 		if launching {
 			return f.launch(ctx, f.restarts)
@@ -137,6 +137,9 @@ func (f *trainFlags) run(ctx context.Context) error {
 		return err
 	}
 	if err := f.CheckModel(o.model); err != nil { // reading the data may take long
+		return err
+	}
+	if err := f.CheckResume(o.model); err != nil {
 		return err
 	}
 	data, validation, err := f.load(ctx, o.tokenizer)
@@ -222,14 +225,14 @@ func (f *trainFlags) limitLength(context int, first bool) {
 
 // announce prints how much is trained and where the run starts.
 func (f *trainFlags) announce(t *train.Trainer) {
-	fmt.Printf("tuning %s of %s weights for %s\n", thousands(t.Trained()),
+	fmt.Fprintf(stdout, "tuning %s of %s weights for %s\n", thousands(t.Trained()),
 		thousands(model.Parameters(t.Model())), dataset.Count(t.Steps(), "step"))
 	switch {
 	case !f.Resume:
 	case t.Done() > 0:
-		fmt.Printf("resuming after step %d\n", t.Done())
+		fmt.Fprintf(stdout, "resuming after step %d\n", t.Done())
 	default:
-		fmt.Println("no checkpoint yet: starting at step 1")
+		fmt.Fprintln(stdout, "no checkpoint yet: starting at step 1")
 	}
 }
 
@@ -437,7 +440,7 @@ func (f *trainFlags) load(ctx context.Context, tok *tokenizer.Tokenizer) (data,
 	if err != nil {
 		return nil, nil, err
 	}
-	printShares(&visibleWriter{out: os.Stdout}, f.data, data.Shares())
+	printShares(&visibleWriter{out: stdout}, f.data, data.Shares())
 	if len(f.validation) > 0 {
 		if sets, err = f.loadAll(ctx, f.validation, "validation", tok); err == nil {
 			validation = new(dataset.Dataset)
@@ -501,7 +504,7 @@ func printFiles(how string, names []string) {
 	if more := len(names) - 4; more > 0 {
 		list += fmt.Sprintf(" and %d more", more)
 	}
-	fmt.Printf("  %s: %s\n", how, list)
+	fmt.Fprintf(stdout, "  %s: %s\n", how, list)
 }
 
 // answer prints the model's answers to --ask as they are generated.
@@ -549,9 +552,9 @@ func (f *trainFlags) finish(t *train.Trainer, o *opened) error {
 	if err := report.PlotLoss(filepath.Join(f.output, report.MetricsFile), picture); err != nil {
 		return err
 	}
-	fmt.Printf("peak memory %.2f GB\nwrote %s (losses in %s)\ntry:\n", float64(t.PeakMemory())/1e9,
-		f.output, picture)
-	fmt.Printf("  %s\n", f.trial(o.tokenizer))
+	fmt.Fprintf(stdout, "peak memory %.2f GB\nwrote %s (losses in %s)\ntry:\n",
+		float64(t.PeakMemory())/1e9, f.output, picture)
+	fmt.Fprintf(stdout, "  %s\n", f.trial(o.tokenizer))
 	if f.LoRA == nil || f.merge {
 		return nil
 	}

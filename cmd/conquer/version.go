@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"runtime"
 	"runtime/debug"
 
@@ -19,12 +18,12 @@ var versionCommand = command{
 			if len(args) > 0 {
 				return usagef("unexpected %q", args[0])
 			}
-			fmt.Fprintf(os.Stdout, "conquer %s (%s, %s/%s)\n", version, runtime.Version(),
+			fmt.Fprintf(stdout, "conquer %s (%s, %s/%s)\n", version, runtime.Version(),
 				runtime.GOOS, runtime.GOARCH)
 			if info, ok := debug.ReadBuildInfo(); ok {
 				for _, dep := range info.Deps {
 					if dep.Path == "github.com/sugarme/gotch" {
-						fmt.Fprintf(os.Stdout, "gotch %s, libtorch 2.11.0\n", dep.Version)
+						fmt.Fprintf(stdout, "gotch %s, libtorch 2.11.0\n", dep.Version)
 					}
 				}
 			}

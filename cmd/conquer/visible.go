@@ -73,9 +73,9 @@ func (w *visibleWriter) Write(p []byte) (int, error) {
 // they are.
 func textOutput() io.Writer {
 	if isTerminal(os.Stdout) {
-		return &visibleWriter{out: os.Stdout}
+		return &visibleWriter{out: stdout}
 	}
-	return os.Stdout
+	return stdout
 }
 
 // messageSize is the maximum size of a message, which may hold names and values of a file.

@@ -101,8 +101,8 @@ func (b *pageBudget) check(pages parquetfile.PageReader, column *schema.Column) 
 		return 0, err
 	}
 	if b.memory -= int64(page + dictionary); b.memory < 0 {
-		return 0, fmt.Errorf("pages of %d bytes and dictionaries of %d are too large for a file of "+
-			"%d bytes", page, dictionary, b.file)
+		return 0, fmt.Errorf("pages of %d bytes and dictionaries of %d are too large for a file "+
+			"of %d bytes", page, dictionary, b.file)
 	}
 	return longest, nil
 }
