@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ type ConsistencyOptions struct {
 	IDs     []int32 // the text's tokens, two or more
 	Pieces  []int   // sizes of the pieces that a text is read in
 	Decoded int     // tokens at the end of the text that are read one by one; 0: all but the first
+	Batches []int   // numbers of rows, all with the text, that are decoded together
 	Before  int     // tokens of padding and of packed samples before the text
 	// For models with state-space layers: the dtypes of cached states, the chunk sizes and the
 	// strategies to compare. Chunk sizes of strategies are not used.
@@ -36,6 +38,7 @@ type ConsistencyRow struct {
 	Program   string `json:"program"` // conquer, or the name and version of a peer
 	Way       string `json:"way"`     // whole, cache, pieces, decode, padded, packed
 	Piece     int    `json:"piece,omitempty"`
+	Batch     int    `json:"batch,omitempty"` // of decode: rows, all with the text
 	Strategy  string `json:"strategy,omitempty"` // of chunking; "" without state-space layers
 	ChunkSize int    `json:"chunk_size,omitempty"`
 	Device    string `json:"device"`
@@ -90,8 +93,8 @@ func (o ConsistencyOptions) Check() error {
 			return fmt.Errorf("a piece is %d tokens, expected 1 or more", piece)
 		}
 	}
-	if !ok {
-		return generate.CheckIDs(o.Model, o.IDs)
+	if err := checkPositive("batch_size", o.Batches...); err != nil || !ok {
+		return cmp.Or(err, generate.CheckIDs(o.Model, o.IDs))
 	}
 	for _, c := range o.Strategies {
 		if err := c.Check(); err != nil {

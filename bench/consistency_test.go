@@ -71,7 +71,7 @@ func TestConsistency_EveryWayAgreesWithFloat64(t *testing.T) {
 		for _, kind := range [][2]string{{"bamba", "tiny"}, {"mamba2", "tiny"},
 			{"llama", "micro"}} {
 			o := ConsistencyOptions{Model: randomModel(t, kind[0], kind[1], dtype),
-				IDs: randomIDs(150), Pieces: []int{1, 7, 64, 149}, Before: 9,
+				IDs: randomIDs(150), Pieces: []int{1, 7, 64, 149}, Before: 9, Batches: []int{1, 3},
 				States: []torch.DType{torch.Float32, torch.BFloat16}, Chunks: []int{16, 128},
 				Strategies: strategies(t, "independent-optimized", "windowed:9")}
 			rows := consistency(t, o)

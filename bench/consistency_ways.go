@@ -23,17 +23,18 @@ const (
 type consistencyWay struct {
 	name     string
 	piece    int
-	state    torch.DType
+	batch    int // rows, each with the text
 	chunking statespace.Chunking
 	chunked  bool
 }
 
 // ways lists the ways to run the model.
 func (o ConsistencyOptions) ways() (list []consistencyWay) {
-	base := consistencyWay{state: torch.Float32}
+	base := consistencyWay{batch: 1}
 	chunked, ok := o.Model.(statespace.Chunked)
 	if base.chunked = ok; ok {
 		base.chunking = chunked.Chunking()
+		base.chunking.StateDType = torch.Float32
 	}
 	add := func(name string, change func(*consistencyWay)) {
 		w := base
@@ -50,7 +51,14 @@ func (o ConsistencyOptions) ways() (list []consistencyWay) {
 	for _, piece := range o.Pieces {
 		add(Pieces, func(w *consistencyWay) { w.piece = piece })
 	}
-	add(Decode, nil)
+	decode := func(state torch.DType) {
+		for _, batch := range o.Batches {
+			add(Decode, func(w *consistencyWay) {
+				w.batch, w.chunking.StateDType = batch, state
+			})
+		}
+	}
+	decode(base.chunking.StateDType)
 	add(Padded, nil)
 	add(Packed, nil)
 	if !ok {
@@ -61,9 +69,11 @@ func (o ConsistencyOptions) ways() (list []consistencyWay) {
 			continue
 		}
 		for _, piece := range o.Pieces {
-			add(Pieces, func(w *consistencyWay) { w.state, w.piece = dtype, piece })
+			add(Pieces, func(w *consistencyWay) {
+				w.chunking.StateDType, w.piece = dtype, piece
+			})
 		}
-		add(Decode, func(w *consistencyWay) { w.state = dtype })
+		decode(dtype)
 	}
 	for _, size := range o.Chunks {
 		for _, optimized := range []bool{false, true} {
@@ -73,7 +83,7 @@ func (o ConsistencyOptions) ways() (list []consistencyWay) {
 		}
 	}
 	for _, c := range o.Strategies {
-		c.ChunkSize = base.chunking.ChunkSize
+		c.ChunkSize, c.StateDType = base.chunking.ChunkSize, torch.Float32
 		add(Whole, func(w *consistencyWay) { w.chunking = c })
 	}
 	return list
@@ -87,8 +97,11 @@ func (o ConsistencyOptions) row(w consistencyWay) ConsistencyRow {
 	if w.chunked {
 		r.Strategy, r.ChunkSize = w.chunking.String(), w.chunking.ChunkSize
 		if w.name == Pieces || w.name == Decode {
-			r.State = w.state.String()
+			r.State = w.chunking.StateDType.String()
 		}
+	}
+	if w.name == Decode {
+		r.Batch = w.batch
 	}
 	return r
 }
@@ -126,15 +139,8 @@ func (o ConsistencyOptions) run(ctx context.Context, w consistencyWay) (torch.Te
 		}
 		sizes = append([]int{length - single}, slices.Repeat([]int{1}, single)...)
 	}
-	cache := m.NewCache(1, length, model.DType(m), model.Device(m))
+	cache := m.NewCache(w.batch, length, model.DType(m), model.Device(m))
 	defer cache.Free()
-	for i := range cache.Layers {
-		if layer := &cache.Layers[i]; layer.State.Defined() && w.state != torch.Float32 {
-			old := layer.State
-			layer.State = old.To(w.state).Own()
-			old.Free()
-		}
-	}
 	var parts []torch.Tensor
 	start := 0
 	for _, size := range sizes {
@@ -142,8 +148,9 @@ func (o ConsistencyOptions) run(ctx context.Context, w consistencyWay) (torch.Te
 			return torch.Tensor{}, err
 		}
 		parts = append(parts, torch.Scoped1(func() torch.Tensor {
-			return model.Hidden(m, model.Sequence{IDs: all.Narrow(1, start, size),
-				Cache: cache}).Squeeze(0)
+			ids := all.Narrow(1, start, size).Expand(w.batch, size).Contiguous()
+			hidden := model.Hidden(m, model.Sequence{IDs: ids, Cache: cache})
+			return hidden.Select(0, w.batch-1)
 		}))
 		start += size
 	}

@@ -102,7 +102,7 @@ func ofStrategies(rows []bench.ConsistencyRow) []bench.ConsistencyRow {
 // ofStates returns the rows that were decoded with states of several dtypes, if there are any.
 func ofStates(rows []bench.ConsistencyRow) []bench.ConsistencyRow {
 	list := where(rows, func(r bench.ConsistencyRow) bool {
-		return r.Program == "conquer" && r.Way == bench.Decode && r.State != ""
+		return r.Program == "conquer" && r.Way == bench.Decode && r.State != "" && r.Batch <= 1
 	})
 	if len(list) < 2 {
 		return nil
@@ -115,6 +115,9 @@ func consistencyName(r bench.ConsistencyRow) string {
 	name := r.Way
 	if r.Piece > 0 {
 		name += fmt.Sprintf(" of %d", r.Piece)
+	}
+	if r.Batch > 1 {
+		name += fmt.Sprintf(", %d rows", r.Batch)
 	}
 	if r.Program != "conquer" {
 		name = r.Program + ", " + name

@@ -12,8 +12,9 @@ import (
 
 func consistencyRow(program, way string, piece int, logit float64) bench.ConsistencyRow {
 	r := bench.ConsistencyRow{Program: program, Way: way, Piece: piece,
-		Strategy: "default-optimized", ChunkSize: 64, Device: "cpu", DType: "float32", Length: 64, KLMean: logit * logit,
-		KLMax: 4 * logit * logit, KLMaxAt: 17, LogitMax: logit, LogitMaxAt: 33, LogitScale: 2,
+		Strategy: "default-optimized", ChunkSize: 64, Device: "cpu", DType: "float32", Length: 64,
+		KLMean: logit * logit,
+		KLMax:  4 * logit * logit, KLMaxAt: 17, LogitMax: logit, LogitMaxAt: 33, LogitScale: 2,
 		FirstDiffering: -1}
 	for p := 1; p < 64; p *= 2 {
 		r.Curve = append(r.Curve, bench.ConsistencyPoint{Position: p, KL: 1e-12, Logit: logit})

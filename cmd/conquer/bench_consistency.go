@@ -38,7 +38,7 @@ type consistencyFlags struct {
 	results                  benchFlags
 	file, reference          string
 	length, decoded, padding int
-	pieces                   []int
+	pieces, batches          []int
 	sizes, states            []string
 	dtypes, devices          []string
 	options                  bench.ConsistencyOptions
@@ -75,6 +75,8 @@ func (f *consistencyFlags) declare(flags *pflag.FlagSet) {
 		"`sizes` in tokens of the pieces that the text is read in")
 	flags.IntVar(&f.decoded, "decode", 0,
 		"read the last `tokens` one by one, after the others in one pass; 0: all but the first")
+	flags.IntSliceVar(&f.batches, "batch_size", []int{1, 8},
+		"`numbers` of rows, all with the text, that are decoded together")
 	flags.IntVar(&f.padding, "padding", 37, "`tokens` of padding and of packed samples before "+
 		"the text")
 	group(flags, "Ways to read the text")
@@ -82,8 +84,8 @@ func (f *consistencyFlags) declare(flags *pflag.FlagSet) {
 		"windowed:1-optimized", "independent-optimized")
 	flags.StringSliceVar(&f.sizes, "chunk_size", []string{"16", "64", "256"},
 		"chunk `sizes` in tokens: powers of two from 16 to 256, or auto")
-	flags.StringSliceVar(&f.states, "state_dtype", []string{"float32", "bfloat16", "float16"},
-		"`dtypes` of cached states: float32, bfloat16, float16")
+	flags.StringSliceVar(&f.states, "state_dtype", []string{"float32", "bfloat16"},
+		"`dtypes` of cached states: float32, bfloat16")
 	group(flags, "State-space layers")
 	f.results.declare(flags, bench.Consistency)
 	flags.StringVar(&f.reference, "reference_path", "",
@@ -108,7 +110,7 @@ func (f *consistencyFlags) check(args []string) error {
 		return usagef("--layers is %d, expected 0 (all) or more", f.layers)
 	}
 	o := &f.options
-	o.Pieces, o.Decoded, o.Before = f.pieces, f.decoded, f.padding
+	o.Pieces, o.Decoded, o.Before, o.Batches = f.pieces, f.decoded, f.padding, f.batches
 	var err error
 	if o.Strategies, err = parseStrategies(f.chunking); err != nil {
 		return err
@@ -122,9 +124,8 @@ func (f *consistencyFlags) check(args []string) error {
 	}
 	for _, text := range f.states {
 		dtype, err := parseDType(text)
-		if err != nil || dtype == nil {
-			return usagef("--state_dtype: unknown dtype %q: choose float32, bfloat16 or float16",
-				text)
+		if err != nil || dtype == nil || *dtype == torch.Float16 {
+			return usagef("--state_dtype: unknown dtype %q: choose float32 or bfloat16", text)
 		}
 		o.States = append(o.States, *dtype)
 	}
@@ -228,8 +229,8 @@ func (f *consistencyFlags) tokens(o *opened, text string) (ids []int32, err erro
 }
 
 func printConsistency(w io.Writer, rows []bench.ConsistencyRow) {
-	fmt.Fprintln(w, "way\tpiece\tstrategy\tchunk\tdevice\tdtype\tstate\tmean KL\tlargest KL\tat\t"+
-		"largest logit difference\tat\tgreedy tokens that differ\tfirst at\tits lead\t")
+	fmt.Fprintln(w, "way\tpiece\trows\tstrategy\tchunk\tdevice\tdtype\tstate\tmean KL\t"+
+		"largest KL\tat\tlargest logit difference\tat\tgreedy tokens that differ\tfirst at\tits lead\t")
 	number := func(n int) string {
 		if n == 0 {
 			return ""
@@ -237,8 +238,8 @@ func printConsistency(w io.Writer, rows []bench.ConsistencyRow) {
 		return fmt.Sprint(n)
 	}
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t", r.Way, number(r.Piece), r.Strategy,
-			number(r.ChunkSize), r.Device, r.DType, r.State)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t", r.Way, number(r.Piece),
+			number(r.Batch), r.Strategy, number(r.ChunkSize), r.Device, r.DType, r.State)
 		if r.Failed != "" {
 			fmt.Fprintf(w, "%s\t\n", r.Failed)
 			continue

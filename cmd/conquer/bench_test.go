@@ -401,7 +401,7 @@ func TestBenchConsistency_ComparesStoredAndRandomWeights(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	if ways["pieces"] != 2*3 || ways["decode"] != 3 || ways["padded"] != 1 ||
+	if ways["pieces"] != 2*2 || ways["decode"] != 4 || ways["padded"] != 1 ||
 		ways["packed"] != 1 || strings.Count(table, "\n") != len(rows)+2 {
 		t.Errorf("the ways %v, and the table\n%s", ways, table)
 	}
@@ -417,7 +417,7 @@ func TestBenchConsistency_ComparesStoredAndRandomWeights(t *testing.T) {
 		"--variant", "micro", "--length", "12", "--dtype", "float32,bfloat16", "--device", "cpu",
 		"--output_path", dir, "--json")
 	if code != 0 || strings.Count(stderr, "random (no --model_path)") != 2 ||
-		len(decode[bench.Results](t, stdout).Rows.([]any)) != 2*9 {
+		len(decode[bench.Results](t, stdout).Rows.([]any)) != 2*10 {
 		t.Errorf("exit %d\n%s%s", code, stdout, stderr)
 	}
 	for want, wrong := range map[string][]string{

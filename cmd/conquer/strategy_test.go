@@ -75,6 +75,8 @@ func TestRegisteredStrategy_WorksEverywhere(t *testing.T) {
 			t.Errorf("%s %s: error %g %s", row.Pass, row.Strategy, row.Error, row.Failed)
 		}
 	}
+	succeed(t, "bench", "consistency", "--model_path", model, "--length", "40", "--pieces", "7",
+		"--chunk_size", "16", "--chunking", "fade:0.5", "--device", "cpu", "--output_path", results)
 	page := filepath.Join(t.TempDir(), "report.html")
 	succeed(t, "bench", "report", "--results_path", results, "--output_path", page)
 	if text, err := os.ReadFile(page); err != nil || strings.Count(string(text), "fade:0.5") < 8 {
