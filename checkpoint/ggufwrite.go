@@ -1,7 +1,6 @@
 package checkpoint
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -16,20 +15,11 @@ import (
 	"conquer/torch"
 )
 
-// ggufFileTypes are the values of general.file_type by the type of most of the tensors.
-var ggufFileTypes = map[string]uint32{"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
-
-// GGUFTypes lists the quantized types in which a GGUF file's matrices can be written; see
-// [Options.Encoding].
-var GGUFTypes = []string{"Q8_0", "Q4_0"}
-
 // SaveGGUF writes source, a model of a registered family, atomically as one GGUF file at path, or
 // where the symbolic link path leads. It makes the file's folder if that does not exist.
 // options.Metadata holds its tokenizer. Matrices have the type that options.Encoding or
-// options.DType names, or keep their own. Vectors are float32, which llama.cpp requires. With a
-// quantized type, matrices whose rows are not multiples of 32 are float16, and with Q4_0 the
-// embedding and the head are Q8_0, which costs little size and improves the output. One tensor is
-// in memory at a time.
+// options.DType names, or keep their own. Vectors are float32, which llama.cpp requires. One tensor
+// is in memory at a time.
 func SaveGGUF(path string, source Source, options Options) error {
 	w, err := planGGUF(path, source, options)
 	if err != nil {
@@ -51,6 +41,7 @@ type ggufWriter struct {
 	keys     []string
 	metadata map[string]any
 	tensors  []ggufEntry
+	options  Options
 }
 
 type ggufEntry struct {
@@ -107,13 +98,12 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 	if err != nil {
 		return nil, err
 	}
-	w := &ggufWriter{metadata: map[string]any{}}
+	w := &ggufWriter{metadata: map[string]any{}, options: options}
 	for _, name := range slices.Sorted(maps.Keys(m.Tensors)) {
 		values := m.Tensors[name]
 		w.tensors = append(w.tensors, ggufEntry{name: name, kind: "F32", values: values,
 			shape: []int{len(values)}, size: 4 * len(values)})
 	}
-	sizes := map[string]int{}
 	byName := map[string]record{}
 	for _, r := range shards[0] {
 		byName[r.name] = r
@@ -163,33 +153,21 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 		e.shape = slices.Clone(e.shape)
 		e.shape[rows] /= len(names)
 		for e.part, e.name = range names {
-			if err := e.choose(options); err != nil {
-				return nil, err
-			}
-			if len(e.shape) > 1 {
-				sizes[e.kind] += e.size
-			}
 			w.tensors = append(w.tensors, e)
 		}
 		for _, e.mapped = range mapped.Also {
 			e.name = e.mapped.Name
-			if err := e.choose(options); err != nil {
-				return nil, err
-			}
-			sizes[e.kind] += e.size
 			w.tensors = append(w.tensors, e)
 		}
 	}
-	most := "F32"
-	for kind, size := range sizes {
-		if size > sizes[most] {
-			most = kind
-		}
+	fileType, err := w.choose(m, options)
+	if err != nil {
+		return nil, err
 	}
 	w.set("general.architecture", m.Architecture)
 	w.set("general.type", "model")
 	w.set("general.name", strings.TrimSuffix(filepath.Base(path), ".gguf"))
-	w.set("general.file_type", ggufFileTypes[most])
+	w.set("general.file_type", fileType)
 	w.set("general.quantization_version", uint32(2))
 	for _, key := range m.keys {
 		w.set(m.Architecture+"."+key, m.values[key])
@@ -198,33 +176,6 @@ func planGGUF(path string, source Source, options Options) (*ggufWriter, error) 
 		w.set(key, options.Metadata[key])
 	}
 	return w, nil
-}
-
-// choose sets the type in which the entry is written, and the dtype in which it is read.
-func (e *ggufEntry) choose(options Options) error {
-	e.kind = e.from.dtype
-	columns := e.shape[len(e.shape)-1]
-	switch {
-	case len(e.shape) == 1 || e.mapped.Float32:
-		e.kind = "F32"
-	case options.Encoding != "" && columns%32 != 0:
-		e.kind = "F16"
-	case options.Encoding == "Q4_0" && (e.name == "token_embd.weight" || e.name == "output.weight"):
-		e.kind = "Q8_0"
-	case options.Encoding != "":
-		e.kind = options.Encoding
-	}
-	t, ok := quant.ByName(e.kind)
-	if _, known := ggufFileTypes[e.kind]; !ok || !known {
-		return fmt.Errorf("tensor %.120q: %s cannot be written to GGUF: choose a dtype",
-			e.from.name, e.kind)
-	}
-	e.from.dtype = e.kind
-	if quant.Packs(e.kind) {
-		e.from.dtype = "F32"
-	}
-	e.size = numel(e.shape) / t.Block * t.Bytes
-	return nil
 }
 
 const ggufAlign = 32
@@ -239,12 +190,7 @@ func (w *ggufWriter) write(out io.Writer, source Source) error {
 	}
 	zeros := make([]byte, ggufAlign)
 	for _, e := range w.tensors {
-		torch.Scoped(func() {
-			var data []byte
-			if data, err = e.data(source); err == nil {
-				_, err = out.Write(data)
-			}
-		})
+		torch.Scoped(func() { err = w.writeTensor(out, e, source) })
 		if err != nil {
 			return err
 		}
@@ -255,16 +201,14 @@ func (w *ggufWriter) write(out io.Writer, source Source) error {
 	return nil
 }
 
-// data returns the entry's bytes, which are valid while the scope is open.
-func (e *ggufEntry) data(source Source) ([]byte, error) {
+// writeTensor writes the entry's bytes.
+func (w *ggufWriter) writeTensor(out io.Writer, e ggufEntry, source Source) error {
 	if e.values != nil {
-		var b bytes.Buffer
-		err := binary.Write(&b, binary.LittleEndian, e.values)
-		return b.Bytes(), err
+		return binary.Write(out, binary.LittleEndian, e.values)
 	}
 	t, err := e.read(source)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if e.mapped.Heads > 0 {
 		t = permuteHeads(t, e.mapped.Heads)
@@ -280,9 +224,10 @@ func (e *ggufEntry) data(source Source) ([]byte, error) {
 	}
 	t = t.Contiguous()
 	if quant.Packs(e.kind) {
-		return quant.Pack(e.kind, torch.Values[float32](t))
+		return w.pack(out, e, torch.Values[float32](t))
 	}
-	return t.Data(), nil
+	_, err = out.Write(t.Data())
+	return err
 }
 
 // read returns the entry's values, of a stack joined.
@@ -301,81 +246,4 @@ func (e *ggufEntry) read(source Source) (torch.Tensor, error) {
 		all[i] = t
 	}
 	return torch.Cat(0, all...), nil
-}
-
-// header returns everything before the data.
-func (w *ggufWriter) header() ([]byte, error) {
-	b := &ggufBuffer{}
-	b.WriteString("GGUF")
-	b.put(uint32(3))
-	b.put(uint64(len(w.tensors)))
-	b.put(uint64(len(w.keys)))
-	for _, key := range w.keys {
-		b.text(key)
-		if err := b.value(w.metadata[key]); err != nil {
-			return nil, fmt.Errorf("metadata %s: %w", key, err)
-		}
-	}
-	offset := 0
-	for _, e := range w.tensors {
-		b.text(e.name)
-		b.put(uint32(len(e.shape)))
-		for _, n := range slices.Backward(e.shape) {
-			b.put(uint64(n))
-		}
-		kind, _ := quant.ByName(e.kind)
-		b.put(uint32(kind.Number))
-		b.put(uint64(offset))
-		offset += (e.size + ggufAlign - 1) / ggufAlign * ggufAlign
-	}
-	b.Write(make([]byte, (ggufAlign-b.Len()%ggufAlign)%ggufAlign))
-	return b.Bytes(), nil
-}
-
-type ggufBuffer struct{ bytes.Buffer }
-
-// cannot fail: the value has a fixed size
-func (b *ggufBuffer) put(v any) { binary.Write(b, binary.LittleEndian, v) }
-
-func (b *ggufBuffer) text(s string) {
-	b.put(uint64(len(s)))
-	b.WriteString(s)
-}
-
-func (b *ggufBuffer) value(v any) error {
-	switch v := v.(type) {
-	case uint32:
-		b.put(uint32(ggufUint32))
-		b.put(v)
-	case float32:
-		b.put(uint32(ggufFloat32))
-		b.put(v)
-	case bool:
-		b.put(uint32(ggufBool))
-		b.put(v)
-	case string:
-		b.put(uint32(ggufString))
-		b.text(v)
-	case []string:
-		b.put([]uint32{ggufArray, ggufString})
-		b.put(uint64(len(v)))
-		for _, s := range v {
-			b.text(s)
-		}
-	case []int32:
-		b.put([]uint32{ggufArray, ggufInt32})
-		b.put(uint64(len(v)))
-		b.put(v)
-	case []uint32:
-		b.put([]uint32{ggufArray, ggufUint32})
-		b.put(uint64(len(v)))
-		b.put(v)
-	case []float32:
-		b.put([]uint32{ggufArray, ggufFloat32})
-		b.put(uint64(len(v)))
-		b.put(v)
-	default:
-		return fmt.Errorf("a %T has no type in GGUF here", v)
-	}
-	return nil
 }

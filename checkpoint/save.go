@@ -30,8 +30,15 @@ type Options struct {
 	// Config and GenerationConfig are the JSON of config.json and generation_config.json; nil
 	// writes none. The config's torch_dtype (or dtype) is set to that of the written tensors.
 	Config, GenerationConfig []byte
-	// Encoding, if not empty, is the type of [GGUFTypes] in which [SaveGGUF] writes matrices.
+	// Encoding, if not empty, is the name of the mix of [quant.Mixes] in which [SaveGGUF] writes
+	// matrices.
 	Encoding string
+	// Importance, if not nil, has the mean square of each column's input for matrices by their GGUF
+	// names; of a stack of experts, those of one after another. It weighs the errors of quantized
+	// numbers.
+	Importance map[string][]float32
+	// Packed, if not nil, is called when SaveGGUF has quantized more numbers. An error ends it.
+	Packed func(numbers int) error
 	// Metadata is further metadata for [SaveGGUF]: the tokenizer. Values are uint32, float32, bool,
 	// string or slices of string, int32, uint32 and float32.
 	Metadata map[string]any

@@ -2,8 +2,9 @@
 //
 // A kind is a type of ggml, such as Q4_K. Its blocks hold 32 or 256 numbers of a row as levels of a
 // few bits with shared scales, and minima in some kinds. [UnpackRows] decodes rows bit for bit as
-// ggml and the gguf Python package do, and [Pack] encodes them. csrc/cpu/block_kinds.inl unpacks
-// the same kinds for kernels that compute on blocks.
+// ggml and the gguf Python package do, and [Pack] encodes them. [Mix] chooses the kinds of a
+// model's matrices. csrc/cpu/block_kinds.inl unpacks the same kinds for kernels that compute on
+// blocks.
 package quant
 
 // Kind is one of ggml's types: blocks of Block numbers in Bytes bytes.

@@ -6,7 +6,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -16,6 +15,7 @@ import (
 	"conquer/internal/progress"
 	"conquer/lora"
 	"conquer/model"
+	"conquer/quant"
 	"conquer/text/tokenizer"
 	"conquer/torch"
 )
@@ -27,8 +27,8 @@ var exportCommand = command{
 conquer export --model_path smollm2-135m --output_path smollm2-hf --dtype bfloat16
 # files of at most 2 GB
 conquer export --model_path my-model --output_path my-model-hf --shard_size 2GB
-# a GGUF file for llama.cpp, in 8 bits
-conquer export --model_path my-model --output_path my-model.gguf --dtype q8_0
+# a GGUF file for llama.cpp, in 4 to 6 bits
+conquer export --model_path my-model --output_path my-model.gguf --dtype q4_k_m
 # Meta's layout for two processes
 conquer export --model_path my-model --output_path my-model-meta --format meta --shards 2
 # merge an adapter
@@ -47,7 +47,7 @@ type exportFlags struct {
 	unmerge, overwrite               bool
 
 	format   checkpoint.Format
-	encoding string       // GGUF block format, or empty
+	encoding string       // one of quant.Mixes, or empty
 	dtype    *torch.DType // nil: as stored
 	bytes    int          // maximum size of a file
 }
@@ -79,8 +79,8 @@ func (f *exportFlags) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&f.formatName, "format", "",
 		"output `format`: "+formatList()+" (default: gguf for a name that ends in .gguf, else hf)")
 	flags.StringVar(&f.dtypeName, "dtype", "",
-		"`dtype` of the written weights: float32, bfloat16 or float16; for gguf also q8_0 or q4_0 "+
-			"(default: as stored; quantized weights become float32)")
+		"`dtype` of the written weights: float32, bfloat16 or float16; for gguf also "+mixNames()+
+			" (default: as stored; quantized weights become float32)")
 	flags.StringVar(&f.shard, "shard_size", "5GB",
 		"maximum file `size`, such as 500MB or 5GB (format hf)")
 	flags.IntVar(&f.parts, "shards", 1,
@@ -132,21 +132,30 @@ func (f *exportFlags) check(args []string) error {
 	return nil
 }
 
-// checkDType reads --dtype. A block format of GGUF is made from float32.
+// checkDType reads --dtype. Quantized weights are made from float32.
 func (f *exportFlags) checkDType() (err error) {
-	block := slices.Contains(checkpoint.GGUFTypes, strings.ToUpper(f.dtypeName))
+	mix, quantized := quant.MixByName(f.dtypeName)
 	name := f.dtypeName
-	if f.format.File && block {
-		f.encoding, name = strings.ToUpper(name), "float32"
+	if f.format.File && quantized {
+		f.encoding, name = mix.Name, "float32"
 	}
 	f.dtype, err = parseDType(name)
 	switch {
 	case err != nil && f.format.File:
-		return usagef("%w, %s", err, strings.ToLower(strings.Join(checkpoint.GGUFTypes, ", ")))
-	case err != nil && block:
+		return usagef("%w, %s", err, mixNames())
+	case err != nil && quantized:
 		return usagef("--dtype %s is for --format gguf", name)
 	}
 	return err
+}
+
+// mixNames lists the values of --dtype that quantize.
+func mixNames() string {
+	var names []string
+	for _, m := range quant.Mixes {
+		names = append(names, strings.ToLower(m.Name))
+	}
+	return strings.Join(names, ", ")
 }
 
 func (f *exportFlags) run(ctx context.Context) error {
@@ -178,6 +187,7 @@ func (f *exportFlags) run(ctx context.Context) error {
 		}
 	}
 	source := newCountedSource(ctx, from, f.dtype, f.parts, filepath.Base(f.output))
+	source.packs = f.encoding != ""
 	options := checkpoint.Options{
 		DType:            f.dtype,
 		ShardBytes:       f.bytes,
@@ -196,7 +206,7 @@ func (f *exportFlags) run(ctx context.Context) error {
 	}
 	switch {
 	case f.format.File:
-		options.Encoding = f.encoding
+		options.Encoding, options.Packed = f.encoding, source.packed
 		if options.Metadata, err = ggufTokenizer(o, m.Head().Shape[0]); err != nil {
 			return err
 		}
@@ -289,6 +299,8 @@ type countedSource struct {
 	ctx  context.Context
 	bar  *progress.Bar
 	last string // name of the last tensor read
+	// packs says that the bar counts what is quantized, which takes longer than reading.
+	packs bool
 }
 
 // weights is a source to export: a checkpoint, with or without an adapter.
@@ -310,6 +322,12 @@ func newCountedSource(ctx context.Context, source weights, dtype *torch.DType, p
 		bar: progress.New(os.Stderr, "writing "+name, progress.Bytes, 0,
 			int64(total*passes)),
 	}
+}
+
+// packed reports that numbers were quantized.
+func (s *countedSource) packed(numbers int) error {
+	s.bar.Add(int64(numbers) * 4)
+	return s.ctx.Err()
 }
 
 // tensorBytes is the size of a tensor when it is written as dtype.
@@ -335,7 +353,7 @@ func (s *countedSource) TensorAs(name string, dtype torch.DType) (t torch.Tensor
 		s.Release(s.last)
 	}
 	s.last = name
-	if t, err = s.weights.TensorAs(name, dtype); err == nil {
+	if t, err = s.weights.TensorAs(name, dtype); err == nil && !(s.packs && t.Rank() > 1) {
 		s.bar.Add(int64(t.Bytes()))
 	}
 	return t, err

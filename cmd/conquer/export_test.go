@@ -1,6 +1,8 @@
 package main
 
 import (
+	"conquer/quant"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,6 +47,23 @@ func TestExport_RoundTripKeepsModelAndTokenizer(t *testing.T) {
 	}
 }
 
+func TestExport_EveryMixIsReadBack(t *testing.T) {
+	dir, work := writeModel(t, 704, true), t.TempDir()
+	score := func(path string) float64 {
+		return decode[scoreOutput](t, succeed(t, "score", "--model_path", path, "--text",
+			strings.Repeat("hello there ", 20), "--device", "cpu", "--json")).NLL
+	}
+	original := score(dir)
+	for _, mix := range quant.Mixes {
+		path := filepath.Join(work, mix.Name+".gguf")
+		succeed(t, "export", "--model_path", dir, "--output_path", path, "--dtype",
+			strings.ToLower(mix.Name))
+		if off := math.Abs(score(path)/original - 1); off > 0.1 {
+			t.Errorf("%s: off by %.1f %%", mix.Name, 100*off)
+		}
+	}
+}
+
 func TestExport_GGUFWithoutTokenizerTakesIDs(t *testing.T) {
 	dir, out := writeModel(t, 50, false), filepath.Join(t.TempDir(), "m.gguf")
 	_, stderr, code := invoke(t, "", "export", "--model_path", dir, "--output_path", out,
@@ -81,7 +100,7 @@ func TestExport_BadInputGetsReasonAndExitCode(t *testing.T) {
 		{[]string{"--model_path", dir, "--output_path", work + "/x", "--dtype", "q4_0"}, 2,
 			"is for --format gguf"},
 		{[]string{"--model_path", dir, "--output_path", work + "/x", "--format", "gguf", "--dtype",
-			"q9"}, 2, "float16, q8_0, q4_0"},
+			"q9"}, 2, "float16, q2_k, q3_k_s"},
 		{[]string{"--model_path", dir, "--output_path", there, "--format", "gguf"}, 1,
 			"--overwrite"},
 		{[]string{"--model_path", dir, "--output_path", work, "--format", "gguf"}, 1, "model.gguf"},
