@@ -1,51 +1,101 @@
 package checkpoint
 
 import (
+	"slices"
+
 	"conquer/quant"
 	"conquer/torch"
 )
 
-// Blocks returns a matrix of a GGUF file in the blocks in which it is stored: a view of the mapped
-// file, or a copy if its rows lie in another order there (see [Mapped]). It is false for a tensor
-// that is not quantized, or that has another form in the file.
-func (c *Checkpoint) Blocks(name string) (part torch.BlockPart, ok bool, err error) {
+// Blocks returns a matrix, or a stack of matrices below each other, in the blocks in which it is
+// stored: parts of it below each other, which are views of the mapped file, or copies if their rows
+// lie in another order there (see [Mapped]), or if GPTQ or AWQ quantized it, whose tensors it
+// arranges in blocks of rows. There are none for a tensor that is not quantized, or that has another
+// form in the file. [Checkpoint.Converted] tells of quantized matrices that have none.
+func (c *Checkpoint) Blocks(name string) (parts []torch.BlockPart, err error) {
 	s, err := c.find(name)
 	if err != nil {
-		return part, false, err
+		return nil, err
 	}
-	if !s.inBlocks() {
-		return part, false, nil
+	switch {
+	case s.packed != nil:
+		part, why, err := s.packedBlocks()
+		c.Release(name)
+		if why != "" {
+			c.converted, c.why = c.converted+1, why
+		}
+		if why != "" || err != nil {
+			return nil, err
+		}
+		return []torch.BlockPart{part}, nil
+	case !s.inBlocks():
+		return nil, nil
+	case s.parts == nil:
+		return []torch.BlockPart{s.rowBlocks(c, 0, s.matrixRows())}, nil
 	}
-	kind, _ := quant.ByName(s.dtype)
-	rows := s.shape[0]
-	shape := []int{rows, s.bytes / max(rows, 1)}
-	part.Kind = kind.Number
-	if s.headRows == 0 {
-		part.Data = s.file.Tensor(s.offset, torch.Uint8, shape)
-		return part, true, nil
+	// Matrix i of the whole is matrix i of each part, one below the other.
+	matrices := s.shape[0]
+	for i := range matrices {
+		for _, p := range s.parts {
+			n := p.matrixRows() / matrices
+			parts = append(parts, p.rowBlocks(c, i*n, n))
+		}
 	}
-	part.Data = torch.Empty(shape, torch.Uint8, torch.CPU)
-	copyRows(part.Data.Data(), s.data(), rows, unpermute(s.headRows))
-	c.Release(name)
-	return part, true, nil
+	return parts, nil
 }
 
-// Converts says why the quantized weights of a Hugging Face folder cannot stay as they are; "" if
-// they can.
-func (c *Checkpoint) Converts() string {
+// matrixRows is the number of rows of a matrix, or of all matrices of a stack.
+func (s *stored) matrixRows() int {
+	rows := 1
+	for _, n := range s.shape[:len(s.shape)-1] {
+		rows *= n
+	}
+	return rows
+}
+
+// rowBlocks returns n rows of a whole tensor in blocks, from first on.
+func (s *stored) rowBlocks(c *Checkpoint, first, n int) torch.BlockPart {
+	kind, _ := quant.ByName(s.dtype)
+	size := s.bytes / max(s.matrixRows(), 1)
+	shape := []int{n, size}
+	if s.headRows == 0 {
+		return torch.BlockPart{Kind: kind.Number,
+			Data: s.file.Tensor(s.offset+first*size, torch.Uint8, shape)}
+	}
+	part := torch.BlockPart{Kind: kind.Number, Data: torch.Empty(shape, torch.Uint8, torch.CPU)}
+	copyRows(part.Data.Data(), s.data(), n, unpermute(s.headRows))
+	c.Release(s.name)
+	return part
+}
+
+// Converted returns the number of quantized matrices that [Checkpoint.Blocks] could not give in
+// blocks, and why not.
+func (c *Checkpoint) Converted() (n int, why string) { return c.converted, c.why }
+
+// GPUConverts says why a GPU cannot compute on the quantized weights of a Hugging Face folder; "" if
+// it can.
+func (c *Checkpoint) GPUConverts() string {
 	for _, s := range c.tensors {
-		if s.packed != nil {
-			return "no kernel computes on weights of this kind"
+		switch {
+		case s.packed == nil:
+		case s.packed.weight8 != nil:
+			return "no kernel of a GPU computes on FP8 weights"
+		case s.packed.ordered:
+			return "no kernel of a GPU computes on weights with act-order (g_idx)"
 		}
 	}
 	return ""
 }
 
-// inBlocks reports whether [Checkpoint.Blocks] has the tensor.
+// inBlocks reports whether [Checkpoint.Blocks] has the tensor's blocks as they lie in the file.
 func (s *stored) inBlocks() bool {
+	if s.parts != nil { // two halves of each matrix of a stack
+		return s.joined == 1 && len(s.shape) == 3 && s.transform == nil && s.headRows == 0 &&
+			!slices.ContainsFunc(s.parts, func(p *stored) bool { return !p.inBlocks() })
+	}
 	kind, ok := quant.ByName(s.dtype)
-	return ok && !kind.Plain() && quant.Unpacks(s.dtype) && len(s.shape) == 2 &&
-		s.transform == nil && s.parts == nil && s.strides == nil
+	return ok && !kind.Plain() && quant.Unpacks(s.dtype) && s.transform == nil &&
+		s.strides == nil && (len(s.shape) == 2 || len(s.shape) == 3 && s.headRows == 0)
 }
 
 // Quantized returns the kind that holds most bytes of the files, such as "Q4_K" or "GPTQ 4-bit"; ""

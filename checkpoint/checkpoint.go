@@ -85,6 +85,9 @@ type Checkpoint struct {
 	files   []*mapping
 	names   []string
 	tensors map[string]*stored
+
+	converted int // see Converted
+	why       string
 }
 
 var _ Source = (*Checkpoint)(nil)

@@ -8,13 +8,16 @@ import (
 	"strings"
 
 	"conquer/quant"
+	"conquer/torch"
 )
 
 // packed is a matrix that a library quantized before it saved it in Hugging Face's layout: several
 // tensors of the files, which make one weight.
 type packed struct {
-	parts []*stored // the weight first
-	open  func() (numbers, error)
+	parts   []*stored // the weight first
+	open    func() (numbers, error)
+	weight8 *stored // of 8-bit floats, else nil
+	ordered bool    // there is an index of the columns' groups
 }
 
 // numbers are a quantized matrix.
@@ -183,9 +186,13 @@ func (p *packer) make(module, kind string, rows, columns int, open func() (numbe
 	}
 	parts = slices.DeleteFunc(parts, func(s *stored) bool { return s == nil })
 	s := &stored{record: record{name: name, dtype: kind, shape: []int{rows, columns}},
-		file: parts[0].file, packed: &packed{parts, open}}
+		file: parts[0].file, packed: &packed{parts: parts, open: open}}
 	for _, part := range parts {
 		s.bytes += part.bytes
+		s.packed.ordered = s.packed.ordered || strings.HasSuffix(part.name, ".g_idx")
+	}
+	if parts[0].dtype == "F8_E4M3" {
+		s.packed.weight8 = parts[0]
 	}
 	p.made = append(p.made, s)
 	return nil
@@ -219,6 +226,34 @@ func (s *stored) unpackTo(dst []byte, dtype string) error {
 	values := make([]float32, s.shape[0]*s.shape[1])
 	n.Values(values)
 	return quant.UnpackRows(dst, dtype, quant.Bytes(values), "F32", s.shape[0], s.shape[1], nil)
+}
+
+// packedBlocks returns a quantized matrix in blocks, or why it has none.
+func (s *stored) packedBlocks() (part torch.BlockPart, why string, err error) {
+	n, err := s.packed.open()
+	if err != nil {
+		return part, "", fmt.Errorf("%s: tensor %.120q: %w", s.file.path, s.packed.parts[0].name,
+			err)
+	}
+	if f, ok := n.(*quant.Float8); ok {
+		across := (f.Columns + f.TileColumns - 1) / f.TileColumns
+		w := s.packed.weight8
+		return torch.BlockPart{Kind: torch.Float8Rows,
+			Data:     w.file.Tensor(w.offset, torch.Uint8, w.shape),
+			Scales:   torch.From(f.Scales, len(f.Scales)/across, across),
+			TileRows: f.TileRows, TileColumns: f.TileColumns}, "", nil
+	}
+	b, why := n.(*quant.Codes).Blocks()
+	if why != "" {
+		return part, why, nil
+	}
+	part.Kind = b.Kind.Number
+	part.Data = torch.Empty([]int{s.shape[0], b.RowBytes()}, torch.Uint8, torch.CPU)
+	b.Write(part.Data.Data())
+	if b.Order != nil {
+		part.Order = torch.From(b.Order, len(b.Order))
+	}
+	return part, "", nil
 }
 
 // Unread says why the quantized weights of a Hugging Face folder are not read, although their

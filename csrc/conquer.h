@@ -197,20 +197,32 @@ int cq_sdpa(cq_tensor q, cq_tensor k, cq_tensor v, cq_tensor mask, double dropou
 int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 
-/* A weight that stays in quantized blocks, of n parts below each other: part i has the kind
- * kinds[i], ggml's number of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS or MXFP4,
- * and the bytes data[i], uint8 [rows, bytes of a row] on the CPU, which are not copied; kind 0 is
- * float32 [rows,D]. The result
+/* Rows of a weight in quantized blocks. kind is ggml's number of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K
+ * to Q6_K, IQ4_NL, IQ4_XS or MXFP4; 256 to 259 for codes of 4 bits in blocks of 32 and 128 and codes
+ * of 8 bits in the same (csrc/cpu/blocks.h); 260 for numbers of 8 bits with four of exponent; or 0.
+ * data is uint8 [rows, bytes of a row] on the CPU, which is not copied; float32 [rows,D] of kind 0.
+ * Of kind 260, scales is float32, one for each tile of the rows. order, int64 [D] or NULL, says that
+ * column i of data is column order[i] of the weight. */
+typedef struct {
+  int kind;
+  cq_tensor data, scales, order;
+  int64_t tile_rows, tile_columns;
+} cq_block_part;
+/* A weight that stays in blocks, of n parts below each other. The result
  * is a tensor [N,D] with D = columns, float32 by its dtype, which stands for a weight in cq_linear
  * and the operators that contain it, cq_embedding, cq_cross_entropy_head and their references; any
  * other operation fails. While gradient recording is off (cq_set_grad_enabled), cq_linear rounds
- * activations to 8 bits in blocks of 32 (float32 scales) and sums products of integers. While it is
- * on, cq_linear multiplies in float32, and only x gets a gradient. */
-int cq_blocks(const cq_tensor *data, const int *kinds, int n, int64_t columns, cq_tensor *out);
+ * activations to 8 bits in blocks of 32 (float32 scales) and sums products of integers; with kind
+ * 260 it does not round them. While it is on, cq_linear multiplies in float32, and only x gets a
+ * gradient. */
+int cq_block_weight(const cq_block_part *parts, int n, int64_t columns, cq_tensor *out);
 /* A weight in blocks in the form that a GPU's kernels read, of the dtype of the activations: codes
  * of 4 bits with a scale and a minimum in float16 for each 32 numbers (Q4_0, Q4_1, Q4_K), of 8 bits
- * for each 16 (all other kinds). Fails if there are no kernels for the GPU. */
+ * for each 16 (all other kinds). Fails if there are no kernels for the GPU, and for kind 260 and
+ * parts with an order. */
 int cq_blocks_to_gpu(cq_tensor blocks, int device, int dtype, cq_tensor *out);
+/* Rows [first, first + rows) of a weight in blocks, which share its memory. */
+int cq_blocks_rows(cq_tensor blocks, int64_t first, int64_t rows, cq_tensor *out);
 /* The bytes of a weight in blocks, 0 for any other tensor. */
 int64_t cq_blocks_bytes(cq_tensor t);
 /* The values of rows [first, first + rows) of a weight in blocks, exactly as ggml defines them,

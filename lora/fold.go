@@ -353,8 +353,8 @@ func (f *Folded) Info(name string) (checkpoint.Info, bool) {
 	return info, ok
 }
 
-// Blocks is false for the weights that the adapter changes.
-func (f *Folded) Blocks(name string) (part torch.BlockPart, ok bool, err error) {
+// Blocks has none of the weights that the adapter changes.
+func (f *Folded) Blocks(name string) ([]torch.BlockPart, error) {
 	_, changed := f.whole[name]
 	_, rows := f.rows[name]
 	changed = changed || rows || f.base(name) != name
@@ -362,7 +362,7 @@ func (f *Folded) Blocks(name string) (part torch.BlockPart, ok bool, err error) 
 		changed = changed || at.weight == name
 	}
 	if changed {
-		return part, false, nil
+		return nil, nil
 	}
 	return f.Checkpoint.Blocks(name)
 }

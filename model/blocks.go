@@ -8,8 +8,9 @@ import (
 // BlockSource is a source that holds quantized matrices, such as a checkpoint.
 type BlockSource interface {
 	TensorSource
-	// Blocks returns a matrix in its blocks; false if it is not quantized.
-	Blocks(name string) (part torch.BlockPart, ok bool, err error)
+	// Blocks returns a matrix in its blocks, as parts below each other; none if it is not
+	// quantized.
+	Blocks(name string) ([]torch.BlockPart, error)
 }
 
 // InBlocks presents source to [Load] so that quantized matrices of linear layers and embeddings
@@ -19,7 +20,7 @@ func InBlocks(source BlockSource) TensorSource { return inBlocks{source} }
 
 type inBlocks struct{ BlockSource }
 
-// HasExperts reports whether m has layers of experts, which cannot use weights in blocks.
+// HasExperts reports whether m has layers of experts, which use weights in blocks on the CPU alone.
 func HasExperts(m Model) (found bool) {
 	nn.Linears(m, func(_ []string, l *nn.Linear) { found = found || l.Experts > 0 })
 	return found
@@ -31,9 +32,7 @@ func blockable(m Model) map[*nn.Param]bool {
 	nn.Layers(m, func(_ string, layer any) {
 		switch l := layer.(type) {
 		case *nn.Linear:
-			if l.Experts == 0 {
-				params[l.Weight] = true
-			}
+			params[l.Weight] = true
 		case *nn.Embedding:
 			params[l.Weight] = true
 		}
@@ -69,26 +68,27 @@ func (source inBlocks) keep(m Model, dtype torch.DType, device torch.Device,
 
 // parts returns the components of a parameter in blocks, or none if no component is quantized. A
 // component that is not quantized becomes float32 beside others that are.
-func (source inBlocks) parts(components []nn.Component) ([]torch.BlockPart, error) {
-	parts, quantized := make([]torch.BlockPart, len(components)), false
+func (source inBlocks) parts(components []nn.Component) (parts []torch.BlockPart, err error) {
+	own, quantized := make([][]torch.BlockPart, len(components)), false
 	for i, c := range components {
-		part, ok, err := source.Blocks(c.Name)
-		if err != nil {
+		if own[i], err = source.Blocks(c.Name); err != nil {
 			return nil, err
 		}
-		parts[i], quantized = part, quantized || ok
+		quantized = quantized || len(own[i]) > 0
 	}
 	if !quantized {
 		return nil, nil
 	}
 	for i, c := range components {
-		if !parts[i].Data.Defined() {
+		if len(own[i]) == 0 {
 			t, err := source.TensorAs(c.Name, torch.Float32)
 			if err != nil {
 				return nil, err
 			}
-			parts[i] = torch.BlockPart{Kind: torch.FloatRows, Data: t}
+			t = t.View(c.Rows, c.Param.Shape[1])
+			own[i] = []torch.BlockPart{{Kind: torch.FloatRows, Data: t}}
 		}
+		parts = append(parts, own[i]...)
 	}
 	return parts, nil
 }

@@ -49,10 +49,10 @@ func (g grown) TensorAs(name string, dtype torch.DType) (torch.Tensor, error) {
 	return torch.Cat(0, t, mean.Expand(g.rows-n, t.Size(1))), nil
 }
 
-// Blocks is false for the tensors that get more rows.
-func (g grown) Blocks(name string) (part torch.BlockPart, ok bool, err error) {
+// Blocks has none of the tensors that get more rows.
+func (g grown) Blocks(name string) ([]torch.BlockPart, error) {
 	if slices.Contains(g.names, name) {
-		return part, false, nil
+		return nil, nil
 	}
 	return g.BlockSource.Blocks(name)
 }

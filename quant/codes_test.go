@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -39,6 +40,9 @@ func TestGPTQ_UnpacksEveryWidthAndGroup(t *testing.T) {
 		width := []int{2, 3, 4, 8}[r.IntN(4)]
 		rows, columns := 32*(1+r.IntN(4)), 32*(1+r.IntN(5))
 		size := 1 + r.IntN(columns)
+		if r.IntN(2) == 0 {
+			size = 32 * (1 + r.IntN(columns/32))
+		}
 		groups := (columns + size - 1) / size
 		q := GPTQ{Rows: rows, Columns: columns, Groups: groups, Bits: width, GroupSize: size,
 			Scales: randomScales(r, rows*groups), Less: r.IntN(2) == 0}
@@ -89,6 +93,7 @@ func TestGPTQ_UnpacksEveryWidthAndGroup(t *testing.T) {
 		}
 		got := make([]float32, rows*columns)
 		c.Values(got)
+		sameInBlocks(t, c, got)
 		for i, x := range got {
 			row, g := i/columns, group[i%columns]
 			want := q.Scales[g*rows+row] * float32(int(code[i])-int(zero[row*groups+g]))
@@ -184,5 +189,52 @@ func TestExponents_ArePowersOfTwo(t *testing.T) {
 	Exponents(got, []byte{127, 120, 0, 254})
 	if want := []float32{1, 1.0 / 128, 0x1p-127, 0x1p127}; !slices.Equal(got, want) {
 		t.Errorf("%v, expected %v", got, want)
+	}
+}
+
+// sameInBlocks compares the values of codes in blocks, if their groups permit them, with values.
+func sameInBlocks(t *testing.T, c *Codes, values []float32) {
+	t.Helper()
+	b, why := c.Blocks()
+	if why != "" {
+		return
+	}
+	data := make([]byte, c.Rows*b.RowBytes())
+	b.Write(data)
+	row := make([]float32, c.Columns)
+	for r := range c.Rows {
+		Unpack(row, b.Kind.Name, data[r*b.RowBytes():(r+1)*b.RowBytes()])
+		for i, x := range row {
+			column := i
+			if b.Order != nil {
+				column = int(b.Order[i])
+			}
+			if want := values[r*c.Columns+column]; x != want {
+				t.Fatalf("%s: number (%d, %d) is %g, expected %g", b.Kind.Name, r, column, x, want)
+			}
+		}
+	}
+}
+
+func TestCodes_SomeHaveNoBlocks(t *testing.T) {
+	make := func(size int, scale float32) *Codes {
+		q := GPTQ{Rows: 32, Columns: 96, Groups: 96 / size, Bits: 4, GroupSize: size,
+			Scales: slices.Repeat([]float32{scale}, 32*96/size),
+			Weight: make([]byte, 32*96/2), Zeros: make([]byte, 16*96/size)}
+		c, err := q.Codes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for _, c := range []struct {
+		codes *Codes
+		want  string
+	}{{make(32, 1), ""}, {make(96, 0x1p-20), ""}, {make(16, 1), "multiples of 32"},
+		{make(32, 1+0x1p-16), "significant bits"}} {
+		if _, why := c.codes.Blocks(); (why == "") != (c.want == "") ||
+			!strings.Contains(why, c.want) {
+			t.Errorf("%q, expected %q", why, c.want)
+		}
 	}
 }

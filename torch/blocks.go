@@ -3,31 +3,49 @@ package torch
 // #include "conquer.h"
 import "C"
 
-import "github.com/sugarme/gotch/libtch"
+import (
+	"unsafe"
 
-// BlockPart is rows of a weight in quantized blocks as GGUF files store them.
+	"github.com/sugarme/gotch/libtch"
+)
+
+// BlockPart is rows of a weight in quantized blocks.
 type BlockPart struct {
-	Kind int    // ggml's number of the kind of block, or FloatRows
+	// ggml's number of the kind of block, that of a kind of package quant's codes, FloatRows or
+	// Float8Rows
+	Kind int
 	Data Tensor // uint8 [rows, bytes of a row] on the CPU; float32 [rows,D] of FloatRows
+	// Of Float8Rows: float32, a scale for each tile of TileRows × TileColumns numbers.
+	Scales                Tensor
+	TileRows, TileColumns int
+	// Column i of Data is column Order[i] of the weight: int64 [D], or no tensor.
+	Order Tensor
 }
 
-// FloatRows is the kind of a [BlockPart] that is not quantized.
-const FloatRows = 0
+const (
+	// FloatRows is the kind of a [BlockPart] that is not quantized.
+	FloatRows = 0
+	// Float8Rows is the kind of a [BlockPart] of numbers of 8 bits with four of exponent.
+	Float8Rows = 260
+)
 
 // Blocks makes a weight [N,D] of parts that lie below each other, with D = columns. The weight
 // stays in its blocks and keeps the parts' memory, such as pages of a mapped file. It says that its
 // dtype is [Float32] and stands for a weight in [Linear] and the operations that contain one,
 // [Embedding] and [HeadCrossEntropy]; [Tensor.UnpackRows] gives its values, and all other
-// operations fail. In [NoGrad], activations are rounded to 8 bits in blocks of 32. Else the
-// arithmetic is float32, and the weight itself gets no gradient.
+// operations fail. In [NoGrad], activations are rounded to 8 bits in blocks of 32, but not for
+// Float8Rows. Else the arithmetic is float32, and the weight itself gets no gradient.
 func Blocks(columns int, parts ...BlockPart) Tensor {
-	data, kinds := make([]Tensor, len(parts)), make([]C.int, len(parts))
+	list, inputs := make([]C.cq_block_part, len(parts)), []Tensor{}
 	for i, p := range parts {
-		data[i], kinds[i] = p.Data, C.int(p.Kind)
+		list[i] = C.cq_block_part{kind: C.int(p.Kind), data: p.Data.handle(),
+			scales: p.Scales.handle(), order: p.Order.handle(), tile_rows: C.int64_t(p.TileRows),
+			tile_columns: C.int64_t(p.TileColumns)}
+		inputs = append(inputs, p.Data)
 	}
 	var out C.cq_tensor
-	check(C.cq_blocks(handles(data), &kinds[0], C.int(len(parts)), C.int64_t(columns), &out),
-		"blocks", data...)
+	check(C.cq_block_weight(unsafe.SliceData(list), C.int(len(parts)), C.int64_t(columns), &out),
+		"blocks", inputs...)
 	return Tensor{libtch.Ctensor(out)}
 }
 
@@ -47,6 +65,17 @@ func (t Tensor) BlockBytes() int { return int(C.cq_blocks_bytes(t.handle())) }
 
 // InBlocks reports whether t was made by [Blocks].
 func (t Tensor) InBlocks() bool { return t.Defined() && t.BlockBytes() > 0 }
+
+// WeightRows returns n rows of a weight from first on: a view, which stays in blocks if t was made by
+// [Blocks].
+func (t Tensor) WeightRows(first, n int) Tensor {
+	if !t.InBlocks() {
+		return t.Narrow(0, first, n)
+	}
+	var out C.cq_tensor
+	check(C.cq_blocks_rows(t.handle(), C.int64_t(first), C.int64_t(n), &out), "rows", t)
+	return Tensor{libtch.Ctensor(out)}
+}
 
 // UnpackRows returns n rows from first on of a weight in blocks, as dtype.
 func (t Tensor) UnpackRows(first, n int, dtype DType) Tensor {

@@ -20,7 +20,7 @@ func blockKinds() (kinds []quant.Kind) {
 			kinds = append(kinds, k)
 		}
 	}
-	return kinds
+	return append(kinds, quant.CodeKinds()...)
 }
 
 // halfs are the byte offsets of float16 scales in a block.
@@ -38,8 +38,11 @@ func randomBlocks(r *rand.Rand, k quant.Kind, rows, columns int) (data []byte, v
 		for _, offset := range halfs[k.Name] {
 			data[at+offset+1] = 0x18 | byte(r.Uint32())&0x83 // an exponent of -9 or -8
 		}
-		if k.Name == "MXFP4" {
+		switch {
+		case k.Name == "MXFP4":
 			data[at] = byte(118 + r.IntN(6))
+		case k.Number >= 256: // a float32 whose lowest byte is a zero point
+			data[at+3], data[at+2] = 0x3b|data[at+3]&0x80, data[at+2]&0x7f
 		}
 	}
 	values = make([]float32, rows*columns)
@@ -136,7 +139,7 @@ func near(t *testing.T, what string, got []float32, want, size []float64) {
 func TestBlocks_KernelsOfEveryInstructionSet(t *testing.T) {
 	for _, set := range []string{"portable", "avx2", "avx512", ""} {
 		t.Run("set="+set, func(t *testing.T) {
-			cmd := exec.Command(os.Args[0], "-test.run", "^TestBlocks_(Products|Values)")
+			cmd := exec.Command(os.Args[0], "-test.run", "^TestBlocks_(Products|Values|Columns)")
 			cmd.Env = append(os.Environ(), "CONQUER_CPU="+set)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Errorf("%v\n%s", err, out)
@@ -283,12 +286,143 @@ func rms(x torch.Tensor) float64 {
 	return math.Sqrt(torch.Item[float64](x.Mul(x).Sum()) / float64(x.Numel()))
 }
 
+// float8Part makes rows of any bits but NaN in tiles of down × across, and their values.
+func float8Part(r *rand.Rand, rows, d, down, across int) (torch.BlockPart, []float32) {
+	f := quant.Float8{Rows: rows, Columns: d, TileRows: down, TileColumns: across,
+		Data: make([]byte, rows*d)}
+	for i := range f.Data {
+		if f.Data[i] = byte(r.Uint32()); f.Data[i]&0x7f == 0x7f {
+			f.Data[i] = 9
+		}
+	}
+	n, m := (rows+down-1)/down, (d+across-1)/across
+	for range n * m {
+		f.Scales = append(f.Scales, 0.01*r.Float32())
+	}
+	values := make([]float32, rows*d)
+	f.Values(values)
+	return torch.BlockPart{Kind: torch.Float8Rows,
+		Data:   torch.FromBytes(f.Data, torch.Uint8, []int{rows, d}),
+		Scales: torch.From(f.Scales, n, m), TileRows: down, TileColumns: across}, values
+}
+
+func TestBlocks_ProductsOf8BitFloats(t *testing.T) {
+	r := rand.New(rand.NewPCG(rand.Uint64(), 5))
+	inTorch(t, func() {
+		for _, size := range [][4]int{{40, 300, 128, 128}, {17, 256, 1, 256}, {9, 77, 9, 77},
+			{130, 384, 128, 32}, {5, 24, 2, 8}} {
+			n, d := size[0], size[1]
+			part, values := float8Part(r, n, d, size[2], size[3])
+			w := torch.Blocks(d, part)
+			if got := torch.Values[float32](w.UnpackRows(1, n-1,
+				torch.Float32)); !slices.Equal(got, values[d:]) {
+				t.Errorf("%v: the values differ", size)
+			}
+			for _, rows := range []int{1, 2, 3, 5, 8, 11} {
+				x := normal(r, rows*d)
+				want, all := products(wide(x), wide(values), d)
+				y := torch.Linear(torch.From(x, rows, d), w, torch.Tensor{})
+				near(t, fmt.Sprint(size, rows), torch.Values[float32](y), want, all)
+				y = torch.Linear(torch.From(x, rows, d), w.WeightRows(2, n-2), torch.Tensor{})
+				want, all = products(wide(x), wide(values[2*d:]), d)
+				near(t, fmt.Sprint(size, rows), torch.Values[float32](y), want, all)
+			}
+		}
+	})
+}
+
+// Parts whose columns lie in another order stand for the weight in its own order.
+func TestBlocks_ColumnsInAnotherOrder(t *testing.T) {
+	r := rand.New(rand.NewPCG(rand.Uint64(), 6))
+	const d = 256
+	inTorch(t, func() {
+		k := quant.CodeKinds()[0]
+		var parts []torch.BlockPart
+		var all []float32
+		orders := [][]int64{permutation(r, d), permutation(r, d), nil}
+		for i, which := range []int{0, 0, 1, 2, 0} {
+			data, values := randomBlocks(r, k, 7+i, d)
+			p := part(k, data, 7+i)
+			own := slices.Clone(values)
+			if order := orders[which]; order != nil {
+				p.Order = torch.From(order, d)
+				for j := range own {
+					own[j/d*d+int(order[j%d])] = values[j]
+				}
+			}
+			parts, all = append(parts, p), append(all, own...)
+		}
+		n := len(all) / d
+		w := torch.Blocks(d, parts...)
+		if got := torch.Values[float32](w.UnpackRows(0, n, torch.Float32)); !slices.Equal(got,
+			all) {
+			t.Error("the values differ")
+		}
+		row := torch.Embedding(w, torch.From([]int64{8}, 1))
+		if got := torch.Values[float32](row); !slices.Equal(got, all[8*d:9*d]) {
+			t.Error("a row of an embedding differs")
+		}
+		for _, rows := range []int{1, 4, 12} {
+			x := make([]float32, rows*d) // that rounds to itself in any order
+			for i := range x {
+				x[i] = float32(127 * (r.IntN(3) - 1))
+			}
+			want, size := products(wide(x), wide(all), d)
+			for _, f := range []func(func()){torch.NoGrad, torch.WithGrad} {
+				f(func() {
+					y := torch.Linear(torch.From(x, rows, d), w, torch.Tensor{})
+					near(t, fmt.Sprint(rows), torch.Values[float32](y), want, size)
+				})
+			}
+		}
+	})
+}
+
+func permutation(r *rand.Rand, n int) []int64 {
+	order := make([]int64, n)
+	for i, j := range r.Perm(n) {
+		order[i] = int64(j)
+	}
+	return order
+}
+
+// The rows of each group are multiplied by rows of the blocks.
+func TestBlocks_GroupedLinear(t *testing.T) {
+	r := rand.New(rand.NewPCG(rand.Uint64(), 7))
+	const d, experts = 512, 11
+	inTorch(t, func() {
+		w, values := mixed(r, d) // 88 rows: experts of 8, whose borders are not those of parts
+		groups, order, _ := torch.Group(torch.From([]int64{3, 4, 4, 10, 5, 3, 0, 4}, 8), experts)
+		x := torch.From(activations(r, 8*d), 8, d).IndexSelect(0, order)
+		for _, f := range []func(func()){torch.NoGrad, torch.WithGrad} {
+			f(func() {
+				got, want := torch.GroupedLinear(x, w, groups), torch.GroupedLinear(x, values,
+					groups)
+				if off := rms(got.Sub(want)) / rms(want); off > 0.01 {
+					t.Errorf("off by %g", off)
+				}
+			})
+		}
+	})
+}
+
 func TestBlocks_BadPartsAndOperationsFail(t *testing.T) {
 	for name, f := range map[string]func(){ // 12 is Q4_K
 		"kind":    func() { torch.Blocks(256, torch.BlockPart{Kind: 99, Data: bytesOf(1, 144)}) },
 		"size":    func() { torch.Blocks(256, torch.BlockPart{Kind: 12, Data: bytesOf(1, 143)}) },
 		"columns": func() { torch.Blocks(128, torch.BlockPart{Kind: 12, Data: bytesOf(1, 72)}) },
-		"none":    func() { torch.Blocks(256, torch.BlockPart{Kind: 12, Data: bytesOf(0, 144)}) },
+		"order": func() {
+			torch.Blocks(256, torch.BlockPart{Kind: 12, Data: bytesOf(1, 144),
+				Order: torch.From(make([]int64, 256), 256)})
+		},
+		"scales": func() {
+			torch.Blocks(8, torch.BlockPart{Kind: torch.Float8Rows, Data: bytesOf(1, 8),
+				Scales: torch.From([]float32{1}, 1, 1), TileRows: 1, TileColumns: 4})
+		},
+		"no scales": func() {
+			torch.Blocks(8, torch.BlockPart{Kind: torch.Float8Rows, Data: bytesOf(1, 8)})
+		},
+		"none": func() { torch.Blocks(256, torch.BlockPart{Kind: 12, Data: bytesOf(0, 144)}) },
 		"width": func() {
 			w := torch.Blocks(256, torch.BlockPart{Kind: 12, Data: bytesOf(1, 144)})
 			torch.Linear(torch.Zeros([]int{1, 255}, torch.Float32, torch.CPU), w, torch.Tensor{})

@@ -72,7 +72,7 @@ func GroupedLinear(x, weight Tensor, groups Groups) Tensor {
 		return groupedOnDevice(x, weight, groups)
 	}
 	rows := weight.Size(0) / groups.Count
-	part := func(e int) Tensor { return weight.Narrow(0, e*rows, rows) }
+	part := func(e int) Tensor { return weight.WeightRows(e*rows, rows) }
 	if GradEnabled() && weight.RequiresGrad() {
 		// The gradients of views that are split off together are joined once.
 		parts := weight.Split(0, slices.Repeat([]int{rows}, groups.Count)...)

@@ -145,7 +145,7 @@ func (f *subjectFlags) openLayers(ctx context.Context, layersGiven bool) (o *ope
 		if o.checkpoint != nil {
 			stored = storedDType(o.checkpoint, device)
 			f.converts = "this benchmark measures floating-point weights"
-			f.keepsBlocks(o.checkpoint, stored)
+			f.keepsBlocks(o.checkpoint, stored, device)
 		} else if device.IsCUDA() {
 			stored = torch.BFloat16
 		}

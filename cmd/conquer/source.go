@@ -196,7 +196,7 @@ func (f *modelFlags) open(ctx context.Context) (*opened, error) {
 	}
 	if dtype == nil {
 		stored := storedDType(o.checkpoint, device)
-		dtype, o.blocks = &stored, f.keepsBlocks(o.checkpoint, stored)
+		dtype, o.blocks = &stored, f.keepsBlocks(o.checkpoint, stored, device)
 	}
 	if o.adapted, err = f.foldAdapter(o); err == nil {
 		err = torch.Run(func() error {
@@ -270,9 +270,9 @@ func (f *modelFlags) load(o *opened, dtype torch.DType, device torch.Device) (mo
 		return nil, err
 	}
 	beside := o.blocks
-	if o.blocks && model.HasExperts(m) {
+	if o.blocks && device.IsCUDA() && model.HasExperts(m) {
 		o.blocks = false
-		f.announceConversion(o.checkpoint, dtype, "no kernel computes on blocks of experts yet")
+		f.announceConversion(o.checkpoint, dtype, "no kernel of a GPU computes on blocks of experts")
 	}
 	switch {
 	case f.divided:
@@ -294,6 +294,10 @@ func (f *modelFlags) load(o *opened, dtype torch.DType, device torch.Device) (mo
 		model.Free(m)
 		return nil, err
 	}
+	if n, why := o.checkpoint.Converted(); n > 0 {
+		note("conquer: %d of the quantized weights of %s become %v, because %s\n", n,
+			o.checkpoint.Path, dtype, why)
+	}
 	return m, nil
 }
 
@@ -308,15 +312,16 @@ func attachAdapter(m model.Model, dir string) error {
 
 // keepsBlocks reports whether the quantized weights of a checkpoint stay in their blocks. If they
 // cannot, it says why, and that they become dtype.
-func (f *modelFlags) keepsBlocks(c *checkpoint.Checkpoint, dtype torch.DType) bool {
+func (f *modelFlags) keepsBlocks(c *checkpoint.Checkpoint, dtype torch.DType,
+	device torch.Device) bool {
 	kind, reason := c.Quantized(), f.converts
 	switch {
 	case kind == "":
 		return false
 	case f.divided || f.world != nil:
 		reason = "several processes share the model"
-	case reason == "":
-		reason = c.Converts()
+	case reason == "" && device.IsCUDA():
+		reason = c.GPUConverts()
 	}
 	if reason != "" {
 		f.announceConversion(c, dtype, reason)

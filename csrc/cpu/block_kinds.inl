@@ -280,6 +280,44 @@ template <> struct Kind<BlockKind::IQ4_XS> {
   }
 };
 
+// ---- integer codes
+
+// The scale and the zero point in the first 4 bytes of a block of codes.
+inline float code_scale(const uint8_t *p) {
+  const uint32_t bits = word_at(p) & 0xffffff00;
+  float scale;
+  memcpy(&scale, &bits, 4);
+  return scale;
+}
+
+// Blocks of 128 hold the codes of 64 columns in 32 bytes: the first 32 in the lower halves.
+template <int BLOCK, int BITS> struct CodesOf {
+  static constexpr int block = BLOCK, bytes = 4 + BLOCK * BITS / 8, zero = 0, share = 32;
+  static void unpack(const uint8_t *p, int n, Unit &u) {
+    for (int b = 0; b < n; b++, p += bytes) {
+      const float scale = code_scale(p), minimum = scale * p[0];
+      for (int i = 0; i < BLOCK / 32; i++)
+        set_scale(u, b * (BLOCK / 32) + i, scale, minimum);
+      uint8_t *q = u.q + BLOCK * b;
+      if (BITS == 8) {
+        memcpy(q, p + 4, BLOCK);
+      } else if (BLOCK == 32) {
+        low_high(p + 4, q);
+      } else {
+        for (int j = 0; j < BLOCK / 64; j++)
+          for (int i = 0; i < 32; i++) {
+            q[64 * j + i] = p[4 + 32 * j + i] & 15;
+            q[64 * j + 32 + i] = p[4 + 32 * j + i] >> 4;
+          }
+      }
+    }
+  }
+};
+template <> struct Kind<BlockKind::Codes4x32> : CodesOf<32, 4> {};
+template <> struct Kind<BlockKind::Codes4x128> : CodesOf<128, 4> {};
+template <> struct Kind<BlockKind::Codes8x32> : CodesOf<32, 8> {};
+template <> struct Kind<BlockKind::Codes8x128> : CodesOf<128, 8> {};
+
 // Unpacks unit i of a row.
 template <BlockKind K>
 inline __attribute__((always_inline)) void unpack_unit(const BlockRows &w, const uint8_t *row,
@@ -288,7 +326,7 @@ inline __attribute__((always_inline)) void unpack_unit(const BlockRows &w, const
   const int n = std::min<int64_t>(per_unit, w.columns / Kind<K>::block - i * per_unit);
   Kind<K>::unpack(row + i * per_unit * Kind<K>::bytes, n, u);
   if (per_unit > 1 && n < per_unit)
-    clear_from(u, n);
+    clear_from(u, n * Kind<K>::block / 32);
 }
 
 // Calls F<kind>::run(arguments...).
@@ -311,6 +349,12 @@ inline void by_kind(BlockKind kind, const A &...arguments) {
     CONQUER_KIND(IQ4_NL)
     CONQUER_KIND(IQ4_XS)
     CONQUER_KIND(MXFP4)
+    CONQUER_KIND(Codes4x32)
+    CONQUER_KIND(Codes4x128)
+    CONQUER_KIND(Codes8x32)
+    CONQUER_KIND(Codes8x128)
 #undef CONQUER_KIND
+  case BlockKind::Float8:
+    return;
   }
 }

@@ -3,6 +3,7 @@
 #include "../runtime/memory.h"
 #include "cpu.h"
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 
@@ -13,6 +14,18 @@ namespace {
 BlockRows rows_of(const ops::BlockPart &part) {
   return {BlockKind(part.kind), part.data.const_data_ptr<uint8_t>(), part.data.size(1), part.rows,
           part.columns};
+}
+
+bool is_float8(const ops::BlockPart &part) { return BlockKind(part.kind) == BlockKind::Float8; }
+
+Float8Rows float8_of(const ops::BlockPart &part, int64_t first, int64_t rows) {
+  return {part.data.const_data_ptr<uint8_t>() + first * part.columns,
+          data_of<float>(part.scales),
+          part.first + first,
+          rows,
+          part.columns,
+          part.tile_rows,
+          part.tile_columns};
 }
 
 // Rows of activations up to which the weight is unpacked for each row anew.
@@ -33,12 +46,14 @@ void block_linear(const at::Tensor &x, const std::vector<ops::BlockPart> &parts,
                   const at::Tensor &out) {
   const BlockKernels &k = block_kernels();
   const int64_t n = x.size(0), depth = x.size(1), units = (depth + unit - 1) / unit;
-  auto rounded = scratch_of<ActivationUnit>(n * units);
   const float *from = data_of<float>(x);
-  parallel_for(n, rows_per_share(depth), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++)
-      k.quantize(from + i * depth, depth, rounded.get() + i * units);
-  });
+  const bool rounds = !std::all_of(parts.begin(), parts.end(), is_float8);
+  auto rounded = scratch_of<ActivationUnit>(rounds ? n * units : 1);
+  if (rounds)
+    parallel_for(n, rows_per_share(depth), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++)
+        k.quantize(from + i * depth, depth, rounded.get() + i * units);
+    });
 
   float *to = mutable_data_of<float>(out);
   const int64_t stride = out.size(1);
@@ -54,7 +69,9 @@ void block_linear(const at::Tensor &x, const std::vector<ops::BlockPart> &parts,
     for (const ops::BlockPart &part : parts) {
       const int64_t a = std::max(begin, first) - first,
                     b = part.kind == 0 ? 0 : std::min(end, first + part.rows) - first;
-      if (a < b && tiles)
+      if (a < b && is_float8(part))
+        k.float8_dot(float8_of(part, a, b - a), from, n, to + first + a, stride);
+      else if (a < b && tiles)
         for (int64_t r = a; r < b; r += block_tile)
           k.gemm(rows_of(part).from(r, std::min(block_tile, b - r)), rounded.get(), n,
                  to + first + r, stride, tile.get());
@@ -66,6 +83,14 @@ void block_linear(const at::Tensor &x, const std::vector<ops::BlockPart> &parts,
 }
 
 void block_unpack(const ops::BlockPart &part, int64_t first, int64_t rows, const at::Tensor &out) {
+  if (is_float8(part)) {
+    float *to = mutable_data_of<float>(out);
+    parallel_for(rows, rows_per_share(part.columns), [&](int64_t begin, int64_t end) {
+      block_kernels().float8_unpack(float8_of(part, first + begin, end - begin),
+                                    to + begin * part.columns);
+    });
+    return;
+  }
   const BlockRows all = rows_of(part).from(first, rows);
   float *to = mutable_data_of<float>(out);
   parallel_for(rows, rows_per_share(part.columns), [&](int64_t begin, int64_t end) {

@@ -10,6 +10,8 @@
 
 #include "block_vnni.inl"
 
+#include "float8.inl"
+
 // acc plus, in each lane, the sum of four products of unsigned bytes of a and signed bytes of b.
 inline VecI dot_bytes(VecI acc, VecI a, VecI b) {
 #if defined(CONQUER_AVX512_VNNI)
@@ -357,6 +359,8 @@ constexpr BlockKernels block_table() {
   t.dot = block_dot;
   t.unpack = block_unpack;
   t.pack = block_pack;
+  t.float8_dot = float8_dot;
+  t.float8_unpack = float8_unpack;
 #if defined(CONQUER_AVX512_VNNI)
   t.gemm = block_gemm;
 #endif

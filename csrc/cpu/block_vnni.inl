@@ -116,6 +116,63 @@ template <> struct Vnni<BlockKind::Q8_0> {
   }
 };
 
+// The scales, and the scales times the zero points with the opposite sign, of blocks of codes whose
+// first words are in `word`.
+inline void scales_of_codes(__m512i word, __m512 &scale, __m512 &minimum) {
+  scale = _mm512_castsi512_ps(_mm512_andnot_si512(_mm512_set1_epi32(255), word));
+  const __m512 zero = _mm512_cvtepi32_ps(_mm512_and_si512(word, _mm512_set1_epi32(255)));
+  minimum = _mm512_mul_ps(scale, _mm512_sub_ps(_mm512_setzero_ps(), zero));
+}
+inline __m512i pair_of_words(const uint8_t *a, const uint8_t *b) {
+  return _mm512_inserti64x4(_mm512_set1_epi32(int32_t(word_at(a))),
+                            _mm256_set1_epi32(int32_t(word_at(b))), 1);
+}
+
+template <> struct Vnni<BlockKind::Codes4x32> {
+  static constexpr bool fast = true;
+  static constexpr int scales = 4;
+  static void unpack(const uint8_t *p, Levels &l, Scales<4> &s) {
+    using P = Pair<20, 4>;
+    for (int i = 0; i < 4; i++, p += 40) {
+      l.q[i] = P::levels(P::load(p));
+      scales_of_codes(pair_of_words(p, p + 20), s.scale[i], s.minimum[i]);
+    }
+  }
+};
+template <> struct Vnni<BlockKind::Codes8x32> {
+  static constexpr bool fast = true;
+  static constexpr int scales = 4;
+  static void unpack(const uint8_t *p, Levels &l, Scales<4> &s) {
+    for (int i = 0; i < 4; i++, p += 72) {
+      const __m512i low =
+          _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 4)));
+      l.q[i] = _mm512_inserti64x4(
+          low, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 40)), 1);
+      scales_of_codes(pair_of_words(p, p + 36), s.scale[i], s.minimum[i]);
+    }
+  }
+};
+template <int BITS> struct Codes128 {
+  static constexpr bool fast = true;
+  static constexpr int scales = 4;
+  static void unpack(const uint8_t *p, Levels &l, Scales<4> &s) {
+    for (int b = 0; b < 2; b++, p += 4 + 16 * BITS) {
+      __m512 scale, minimum;
+      scales_of_codes(_mm512_set1_epi32(int32_t(word_at(p))), scale, minimum);
+      for (int i = 0; i < 2; i++) {
+        l.q[2 * b + i] = BITS == 8 ? _mm512_loadu_si512(p + 4 + 64 * i)
+                                   : _mm512_and_si512(_mm512_srlv_epi64(twice(p + 4 + 32 * i),
+                                                                        halves(0, 4)),
+                                                      bytes_of(15));
+        s.scale[2 * b + i] = scale;
+        s.minimum[2 * b + i] = minimum;
+      }
+    }
+  }
+};
+template <> struct Vnni<BlockKind::Codes4x128> : Codes128<4> {};
+template <> struct Vnni<BlockKind::Codes8x128> : Codes128<8> {};
+
 inline __m512 times(const uint8_t *half, __m128i levels) {
   return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(levels)),
                        _mm512_set1_ps(half_at(half)));

@@ -7,7 +7,10 @@
 
 namespace conquer {
 
-// The kinds of blocks, by their numbers in GGUF files.
+// The kinds of blocks: those of GGUF files by their numbers there, and those of integer codes, which
+// GPTQ and AWQ give. 32 or 128 codes of 4 or 8 bits c share a scale and a zero point z and stand for
+// scale * (c - z). A block begins with 4 bytes: a float32 scale, whose lowest 8 bits are 0 and hold
+// z. Float8 is no kind of block: its numbers have 8 bits each (E4M3), and its scales lie apart.
 enum class BlockKind : int {
   Q4_0 = 2,
   Q4_1 = 3,
@@ -22,6 +25,11 @@ enum class BlockKind : int {
   IQ4_NL = 20,
   IQ4_XS = 23,
   MXFP4 = 39,
+  Codes4x32 = 256,
+  Codes4x128 = 257,
+  Codes8x32 = 258,
+  Codes8x128 = 259,
+  Float8 = 260,
 };
 
 // A unit is 256 numbers of a row: one block of 256, or eight blocks of 32. The last unit of a row
@@ -57,6 +65,17 @@ struct BlockRows {
   }
 };
 
+// Rows of a weight of 8-bit floats. Tiles of them share a scale; row 0 is row `first` of the weight.
+struct Float8Rows {
+  const uint8_t *data;
+  const float *scales; // [ceil(rows of the weight / tile_rows), ceil(columns / tile_columns)]
+  int64_t first, rows, columns, tile_rows, tile_columns;
+
+  const float *scales_of(int64_t row) const {
+    return scales + (first + row) / tile_rows * ((columns + tile_columns - 1) / tile_columns);
+  }
+};
+
 // Rows of the weight that `gemm` unpacks together, and the floats of its scratch memory.
 constexpr int64_t block_tile = 32;
 inline int64_t block_tile_floats(int64_t units) {
@@ -79,6 +98,10 @@ struct BlockKernels {
   // The form of ../triton/kernels/blocks.py, with codes of 4 or 8 bits: codes [w.rows, groups, 4]
   // and scales [w.rows, groups]. Returns false if a scale is not a finite float16.
   bool (*pack)(const BlockRows &w, int bits, uint32_t *codes, uint32_t *scales);
+  // y[m * y_stride + r] = <row r of w, x[m]> for the n rows of x [n, w.columns], in float32.
+  void (*float8_dot)(const Float8Rows &w, const float *x, int64_t n, float *y, int64_t y_stride);
+  // The values of w, exactly: [w.rows, w.columns].
+  void (*float8_unpack)(const Float8Rows &w, float *out);
 };
 
 const BlockKernels &block_kernels();

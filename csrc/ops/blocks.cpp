@@ -9,6 +9,8 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -33,12 +35,19 @@ public:
   const std::vector<BlockPart> parts;
 };
 
+constexpr int float8 = 260; // BlockKind::Float8
+
 // The values of a part's rows from `first` on: out float32, on a GPU of any dtype.
 void unpack_into(const BlockPart &part, int64_t first, const at::Tensor &out) {
-  if (part.kind == 0)
+  if (part.kind == 0) {
     out.copy_(part.data.narrow(0, first, out.size(0)));
-  else
+  } else if (part.order.defined()) {
+    at::Tensor reordered = at::empty(out.sizes(), out.options());
+    registered_device(out).block_unpack(part, first, out.size(0), reordered);
+    out.index_copy_(1, part.order, reordered);
+  } else {
     registered_device(out).block_unpack(part, first, out.size(0), out);
+  }
 }
 
 // Numbers of a tile: 16 MB on the CPU, 256 MB on a GPU.
@@ -107,6 +116,16 @@ BlockSize block_size(int kind) {
     return {136, 256};
   case 39:
     return {17, 32};
+  case 256:
+    return {20, 32};
+  case 257:
+    return {68, 128};
+  case 258:
+    return {36, 32};
+  case 259:
+    return {132, 128};
+  case float8:
+    return {1, 1};
   }
   return {0, 0};
 }
@@ -119,8 +138,20 @@ const std::vector<BlockPart> *blocks_of(const at::Tensor &t) {
 
 at::Tensor make_blocks(std::vector<BlockPart> parts) {
   TORCH_CHECK(!parts.empty(), "blocks: no parts");
-  for (const BlockPart &part : parts) {
+  for (size_t i = 0; i < parts.size(); i++) {
+    BlockPart &part = parts[i];
     const auto [bytes, numbers] = block_size(part.kind);
+    if (part.order.defined()) {
+      TORCH_CHECK(part.order.is_cpu() && part.order.scalar_type() == at::kLong &&
+                      part.order.is_contiguous() && part.order.sizes() == at::IntArrayRef{part.columns},
+                  "blocks: the order of columns must be contiguous int64 [", part.columns,
+                  "] on the CPU, not ", part.order.sizes());
+      const at::Tensor sorted = std::get<0>(part.order.sort());
+      TORCH_CHECK(part.kind != 0 && sorted.equal(at::arange(part.columns, sorted.options())),
+                  "blocks: the order of columns must hold each column once");
+      if (i > 0 && parts[i - 1].order.defined() && parts[i - 1].order.equal(part.order))
+        part.order = parts[i - 1].order; // one order of several parts is applied once
+    }
     if (part.kind == 0) {
       TORCH_CHECK(part.data.dim() == 2 && part.data.scalar_type() == at::kFloat &&
                       part.data.is_cpu() && part.data.is_contiguous() && part.rows > 0 &&
@@ -139,17 +170,29 @@ at::Tensor make_blocks(std::vector<BlockPart> parts) {
                     part.data.size(1) == part.columns / numbers * bytes,
                 "blocks: data must be contiguous uint8 [", part.rows, ",",
                 part.columns / numbers * bytes, "] on the CPU, not ", part.data.sizes());
+    if (part.kind == float8)
+      TORCH_CHECK(part.tile_rows > 0 && part.tile_columns > 0 && part.scales.defined() &&
+                      part.scales.is_cpu() && part.scales.scalar_type() == at::kFloat &&
+                      part.scales.is_contiguous() && part.scales.dim() == 2 &&
+                      part.scales.size(0) == (part.rows + part.tile_rows - 1) / part.tile_rows &&
+                      part.scales.size(1) ==
+                          (part.columns + part.tile_columns - 1) / part.tile_columns,
+                  "blocks: scales must be contiguous float32 on the CPU, one for each tile");
   }
   return at::detail::make_tensor<Blocks>(std::move(parts), at::kFloat);
 }
 
 // Bits of a GPU's codes for a kind.
-static int code_bits(int kind) { return kind == 2 || kind == 3 || kind == 12 ? 4 : 8; }
+static int code_bits(int kind) {
+  return kind == 2 || kind == 3 || kind == 12 || kind == 256 || kind == 257 ? 4 : 8;
+}
 
 at::Tensor blocks_to_gpu(const std::vector<BlockPart> &parts, const at::Device &device,
                          at::ScalarType dtype) {
   std::vector<BlockPart> moved;
   for (const BlockPart &part : parts) {
+    TORCH_CHECK(part.kind != float8 && !part.order.defined(),
+                "there are no kernels for FP8 weights, or for columns in another order, on ", device);
     BlockPart to = part;
     if (part.kind == 0) {
       to.data = part.data.to(device, dtype);
@@ -182,6 +225,26 @@ at::Tensor blocks_to_gpu(const std::vector<BlockPart> &parts, const at::Device &
   return at::detail::make_tensor<Blocks>(std::move(moved), dtype);
 }
 
+at::Tensor blocks_rows(const std::vector<BlockPart> &parts, int64_t first, int64_t rows,
+                       at::ScalarType type) {
+  std::vector<BlockPart> some;
+  int64_t start = 0; // of the part
+  for (const BlockPart &part : parts) {
+    const int64_t a = std::max(first, start), b = std::min(first + rows, start + part.rows);
+    if (a < b) {
+      BlockPart &to = some.emplace_back(part);
+      to.rows = b - a;
+      to.data = part.data.narrow(0, a - start, b - a);
+      if (part.bits > 0)
+        to.scales = part.scales.narrow(0, a - start, b - a);
+      else
+        to.first += a - start;
+    }
+    start += part.rows;
+  }
+  return at::detail::make_tensor<Blocks>(std::move(some), type);
+}
+
 at::Tensor unpacked(const std::vector<BlockPart> &parts, int64_t first, int64_t rows,
                     at::ScalarType type) {
   const bool cuda = parts[0].data.is_cuda();
@@ -197,13 +260,51 @@ at::Tensor unpacked(const std::vector<BlockPart> &parts, int64_t first, int64_t 
   return out.to(type);
 }
 
+// The parts of the CPU's kernel, those of one order of columns at a time.
+static void block_product_into(const Device &device, const at::Tensor &x,
+                               const std::vector<BlockPart> &parts, const at::Tensor &y) {
+  auto ordered = [](const BlockPart &p) { return p.order.defined(); };
+  if (std::none_of(parts.begin(), parts.end(), ordered)) {
+    device.block_linear(x, parts, y);
+    return;
+  }
+  int64_t first = 0;
+  at::Tensor order, reordered;
+  for (size_t i = 0; i < parts.size();) {
+    std::vector<BlockPart> some;
+    int64_t rows = 0;
+    const at::Tensor wanted = parts[i].order;
+    for (; i < parts.size() && parts[i].order.is_same(wanted); i++) {
+      some.push_back(parts[i]);
+      rows += parts[i].rows;
+    }
+    if (!wanted.defined())
+      reordered = x;
+    else if (!order.is_same(wanted))
+      reordered = x.index_select(1, wanted);
+    order = wanted;
+    if (rows == y.size(1)) {
+      device.block_linear(reordered, some, y);
+      return;
+    }
+    at::Tensor part = at::empty({x.size(0), rows}, y.options());
+    device.block_linear(reordered, some, part);
+    y.narrow(1, first, rows).copy_(part);
+    first += rows;
+  }
+}
+
 at::Tensor block_product(const at::Tensor &x, const at::Tensor &weight, bool exact) {
   const Device *device = device_for(x);
-  if (exact || !device || !device->block_linear || x.size(0) > device->limits.block_rows)
+  const std::vector<BlockPart> &parts = *blocks_of(weight);
+  // Numbers of 8 bits are widened for each row of x, so for many rows this is done once.
+  const bool widens =
+      x.size(0) > 8 && std::any_of(parts.begin(), parts.end(),
+                                   [](const BlockPart &p) { return p.kind == float8; });
+  if (exact || !device || !device->block_linear || x.size(0) > device->limits.block_rows || widens)
     return by_tiles(x, weight);
-  std::vector<BlockPart> parts = *blocks_of(weight);
   at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
-  device->block_linear(x, parts, y);
+  block_product_into(*device, x, parts, y);
   int64_t first = 0;
   for (const BlockPart &part : parts) { // the kernel leaves out what is not quantized
     if (part.kind == 0)
@@ -272,14 +373,19 @@ at::Tensor block_embedding(const at::Tensor &weight, const at::Tensor &ids) {
 
 using namespace conquer;
 
-int cq_blocks(const cq_tensor *data, const int *kinds, int n, int64_t columns, cq_tensor *out) {
+int cq_block_weight(const cq_block_part *parts, int n, int64_t columns, cq_tensor *out) {
   return guarded([&] {
-    std::vector<ops::BlockPart> parts;
+    std::vector<ops::BlockPart> all;
     for (int i = 0; i < n; i++) {
-      const at::Tensor bytes = tensor_of(data[i]);
-      parts.push_back({kinds[i], bytes.size(0), columns, bytes});
+      const at::Tensor bytes = tensor_of(parts[i].data);
+      ops::BlockPart part{parts[i].kind, bytes.size(0), columns, bytes};
+      part.tile_rows = parts[i].tile_rows;
+      part.tile_columns = parts[i].tile_columns;
+      part.scales = tensor_of(parts[i].scales);
+      part.order = tensor_of(parts[i].order);
+      all.push_back(std::move(part));
     }
-    return give(out, ops::make_blocks(std::move(parts)));
+    return give(out, ops::make_blocks(std::move(all)));
   });
 }
 
@@ -289,6 +395,17 @@ int cq_blocks_to_gpu(cq_tensor blocks, int device, int dtype, cq_tensor *out) {
     TORCH_CHECK(parts, "blocks: the tensor is not in blocks");
     const at::Device to(at::kCUDA, static_cast<at::DeviceIndex>(device));
     return give(out, ops::blocks_to_gpu(*parts, to, at::ScalarType(dtype)));
+  });
+}
+
+int cq_blocks_rows(cq_tensor blocks, int64_t first, int64_t rows, cq_tensor *out) {
+  return guarded([&] {
+    const at::Tensor t = tensor_of(blocks);
+    const auto *parts = ops::blocks_of(t);
+    TORCH_CHECK(parts, "rows: the tensor is not in blocks");
+    TORCH_CHECK(first >= 0 && rows > 0 && first <= t.size(0) && rows <= t.size(0) - first,
+                "rows: ", first, " to ", first + rows, " of ", t.size(0));
+    return give(out, ops::blocks_rows(*parts, first, rows, t.scalar_type()));
   });
 }
 

@@ -1,7 +1,7 @@
 // blocks.h: weights that stay in quantized blocks.
 //
 // A weight in blocks is a tensor [N,D] that calls itself float32 on the CPU and has no elements:
-// its parts hold the bytes of a GGUF file, as a rule the pages of the file itself. On a GPU it has
+// its parts hold blocks, as a rule the pages of a GGUF file itself. On a GPU it has
 // the dtype of the activations, and its parts hold codes and scales. Parts of
 // different kinds lie below each other, as those of a fused q, k and v. The operators below take
 // it in place of a weight; every other operation of libtorch fails.
@@ -27,7 +27,11 @@ at::Tensor make_blocks(std::vector<BlockPart> parts);
 at::Tensor blocks_to_gpu(const std::vector<BlockPart> &parts, const at::Device &device,
                          at::ScalarType dtype);
 
-// Rows [first, first + rows) of a weight in blocks, in float32, bfloat16 or float16.
+// Rows [first, first + rows) of a weight in blocks, which stay in blocks.
+at::Tensor blocks_rows(const std::vector<BlockPart> &parts, int64_t first, int64_t rows,
+                       at::ScalarType type);
+
+// The values of the same rows, in float32, bfloat16 or float16.
 at::Tensor unpacked(const std::vector<BlockPart> &parts, int64_t first, int64_t rows,
                     at::ScalarType type);
 

@@ -22,15 +22,20 @@ struct BlockTail {
   double eps, mlp_eps, next_eps;
 };
 
-// Some rows of a weight that stay in the blocks in which a GGUF file stores them; see ops/blocks.h.
+// Some rows of a weight that stay in the blocks in which a file stores them; see ops/blocks.h.
 struct BlockPart {
-  int kind; // ggml's number; 0 for rows that are not quantized
+  int kind; // as in cpu/blocks.h; 0 for rows that are not quantized
   int64_t rows, columns;
   at::Tensor data; // uint8 [rows, bytes of a row]; of kind 0 float32 [rows,columns]
+  // Of Float8: the size of the tiles that share a scale, which are float32 in `scales`, and the
+  // place of the first row among the rows of the tiles.
+  int64_t tile_rows = 0, tile_columns = 0, first = 0;
+  // Column i of data is column order[i] of the weight: int64 [columns], undefined for none.
+  at::Tensor order = {};
   // On a GPU: 4 or 8 bits of a code, with data and scales as ../triton/kernels/blocks.py has them
   // (int32 [rows,groups,4] and [rows,groups]), else 0.
   int bits = 0;
-  at::Tensor scales;
+  at::Tensor scales = {};
 };
 
 // Some rows of a batch's logits, whose cross-entropy is computed.

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from harness import check, conquer, options, run
 
 LIMIT = 2e-5  # of a negative log-likelihood, with float32 weights
-ROUNDED = 0.05  # with activations of 8 bits, on these models of few and random weights
+ROUNDED = 0.03  # the mean difference with activations of 8 bits, on these random models
 
 
 def model(seed):
@@ -127,7 +127,8 @@ def compare(kind, folder, net, values, rounding, ids):
     for dtype, limit in (["--dtype", "float32"], LIMIT), ([], ROUNDED):
         got = conquer("score", "--model_path", folder, "--token_ids", ",".join(map(str, ids)),
                       "--device", "cpu", "--json", *dtype)[0]["token_nll"]
-        off = np.abs(np.array(got) - want).max()
+        off = np.abs(np.array(got) - want)
+        off = off.max() if dtype else off.mean()
         check(f"{kind}: score {' '.join(dtype)}", off < limit, f"off by {off:.1e}")
 
 

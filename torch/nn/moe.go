@@ -219,8 +219,8 @@ func (m *MoE) decode(norm *RMSNorm, x torch.Tensor) torch.Tensor {
 		inner := e.Out.Weight.Shape[1]
 		var all []torch.Tensor
 		for _, i := range torch.Values[int64](experts) {
-			in := e.In.Weight.Narrow(0, int(i)*2*inner, 2*inner)
-			out := e.Out.Weight.Narrow(0, int(i)*width, width)
+			in := e.In.Weight.WeightRows(int(i)*2*inner, 2*inner)
+			out := e.Out.Weight.WeightRows(int(i)*width, width)
 			h := torch.NormLinearSwiGLU(x, norm.Weight.Tensor, norm.Eps, in, torch.Tensor{})
 			all = append(all, torch.Linear(h, out, torch.Tensor{}).View(1, width))
 		}
