@@ -198,11 +198,11 @@ int cq_linear(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 int cq_linear_reference(cq_tensor x, cq_tensor weight, cq_tensor bias, cq_tensor *out);
 
 /* Rows of a weight in quantized blocks. kind is ggml's number of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K
- * to Q6_K, IQ4_NL, IQ4_XS or MXFP4; 256 to 259 for codes of 4 bits in blocks of 32 and 128 and codes
- * of 8 bits in the same (csrc/cpu/blocks.h); 260 for numbers of 8 bits with four of exponent; or 0.
- * data is uint8 [rows, bytes of a row] on the CPU, which is not copied; float32 [rows,D] of kind 0.
- * Of kind 260, scales is float32, one for each tile of the rows. order, int64 [D] or NULL, says that
- * column i of data is column order[i] of the weight. */
+ * to Q6_K, IQ4_NL, IQ4_XS or MXFP4; 256 to 259 for codes of 4 bits in blocks of 32 and 128 and
+ * codes of 8 bits in the same (csrc/cpu/blocks.h); 260 for numbers of 8 bits with four of exponent;
+ * or 0. data is uint8 [rows, bytes of a row] on the CPU, which is not copied; float32 [rows,D] of
+ * kind 0. Of kind 260, scales is float32, one for each tile of the rows. order, int64 [D] or NULL,
+ * says that column i of data is column order[i] of the weight. */
 typedef struct {
   int kind;
   cq_tensor data, scales, order;

@@ -66,8 +66,8 @@ func (t Tensor) BlockBytes() int { return int(C.cq_blocks_bytes(t.handle())) }
 // InBlocks reports whether t was made by [Blocks].
 func (t Tensor) InBlocks() bool { return t.Defined() && t.BlockBytes() > 0 }
 
-// WeightRows returns n rows of a weight from first on: a view, which stays in blocks if t was made by
-// [Blocks].
+// WeightRows returns n rows of a weight from first on: a view, which stays in blocks if t was made
+// by [Blocks].
 func (t Tensor) WeightRows(first, n int) Tensor {
 	if !t.InBlocks() {
 		return t.Narrow(0, first, n)

@@ -146,8 +146,8 @@ template <> struct Vnni<BlockKind::Codes8x32> {
     for (int i = 0; i < 4; i++, p += 72) {
       const __m512i low =
           _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 4)));
-      l.q[i] = _mm512_inserti64x4(
-          low, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 40)), 1);
+      l.q[i] =
+          _mm512_inserti64x4(low, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 40)), 1);
       scales_of_codes(pair_of_words(p, p + 36), s.scale[i], s.minimum[i]);
     }
   }
@@ -160,10 +160,10 @@ template <int BITS> struct Codes128 {
       __m512 scale, minimum;
       scales_of_codes(_mm512_set1_epi32(int32_t(word_at(p))), scale, minimum);
       for (int i = 0; i < 2; i++) {
-        l.q[2 * b + i] = BITS == 8 ? _mm512_loadu_si512(p + 4 + 64 * i)
-                                   : _mm512_and_si512(_mm512_srlv_epi64(twice(p + 4 + 32 * i),
-                                                                        halves(0, 4)),
-                                                      bytes_of(15));
+        l.q[2 * b + i] =
+            BITS == 8 ? _mm512_loadu_si512(p + 4 + 64 * i)
+                      : _mm512_and_si512(_mm512_srlv_epi64(twice(p + 4 + 32 * i), halves(0, 4)),
+                                         bytes_of(15));
         s.scale[2 * b + i] = scale;
         s.minimum[2 * b + i] = minimum;
       }

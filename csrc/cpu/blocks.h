@@ -7,10 +7,11 @@
 
 namespace conquer {
 
-// The kinds of blocks: those of GGUF files by their numbers there, and those of integer codes, which
-// GPTQ and AWQ give. 32 or 128 codes of 4 or 8 bits c share a scale and a zero point z and stand for
-// scale * (c - z). A block begins with 4 bytes: a float32 scale, whose lowest 8 bits are 0 and hold
-// z. Float8 is no kind of block: its numbers have 8 bits each (E4M3), and its scales lie apart.
+// The kinds of blocks: those of GGUF files by their numbers there, and those of integer codes,
+// which GPTQ and AWQ give. 32 or 128 codes of 4 or 8 bits c share a scale and a zero point z and
+// stand for scale * (c - z). A block begins with 4 bytes: a float32 scale, whose lowest 8 bits are
+// 0 and hold z. Float8 is no kind of block: its numbers have 8 bits each (E4M3), and its scales lie
+// apart.
 enum class BlockKind : int {
   Q4_0 = 2,
   Q4_1 = 3,
@@ -65,7 +66,8 @@ struct BlockRows {
   }
 };
 
-// Rows of a weight of 8-bit floats. Tiles of them share a scale; row 0 is row `first` of the weight.
+// Rows of a weight of 8-bit floats. Tiles of them share a scale; row 0 is row `first` of the
+// weight.
 struct Float8Rows {
   const uint8_t *data;
   const float *scales; // [ceil(rows of the weight / tile_rows), ceil(columns / tile_columns)]

@@ -20,11 +20,10 @@ inline Vec float8_load(const uint8_t *p) {
 #elif defined(CONQUER_AVX2)
   const __m128i v = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
   const __m128i number = _mm_and_si128(v, _mm_set1_epi16(0x7f));
-  const __m128i nan = _mm_and_si128(_mm_cmpeq_epi16(number, _mm_set1_epi16(0x7f)),
-                                    _mm_set1_epi16(0x7e00));
+  const __m128i nan =
+      _mm_and_si128(_mm_cmpeq_epi16(number, _mm_set1_epi16(0x7f)), _mm_set1_epi16(0x7e00));
   const __m128i sign = _mm_and_si128(_mm_slli_epi16(v, 8), _mm_set1_epi16(-32768));
-  return (Vec)_mm256_cvtph_ps(
-      _mm_or_si128(_mm_or_si128(sign, nan), _mm_slli_epi16(number, 7)));
+  return (Vec)_mm256_cvtph_ps(_mm_or_si128(_mm_or_si128(sign, nan), _mm_slli_epi16(number, 7)));
 #else
   Vec v;
   for (int i = 0; i < W; i++)
@@ -35,8 +34,7 @@ inline Vec float8_load(const uint8_t *p) {
 
 // The products of one row with M rows of x.
 template <int M>
-inline void float8_row(const Float8Rows &w, int64_t r, const float *x, float *y,
-                       int64_t y_stride) {
+inline void float8_row(const Float8Rows &w, int64_t r, const float *x, float *y, int64_t y_stride) {
   const uint8_t *row = w.data + r * w.columns;
   const float *scales = w.scales_of(r);
   Vec acc[M] = {};

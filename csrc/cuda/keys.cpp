@@ -118,9 +118,8 @@ std::string state_step(Dtype dtype, Dtype state, Dtype params, bool z, bool soft
              {z, softplus, log_a, rows, power_of_two(N), mask});
 }
 std::string replay_inputs(Dtype params, int64_t N) {
-  return key(
-      "replay_inputs", std::string("bf16-fp32-") + params,
-      {tuning::replay_inputs_T, tuning::replay_inputs_HEADS, tuning::replay_inputs_BP, N});
+  return key("replay_inputs", std::string("bf16-fp32-") + params,
+             {tuning::replay_inputs_T, tuning::replay_inputs_HEADS, tuning::replay_inputs_BP, N});
 }
 std::string replay_state(Dtype state, bool z, int64_t N) {
   return key("replay_state", std::string("bf16-") + state + "-bf16",

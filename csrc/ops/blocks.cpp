@@ -143,7 +143,8 @@ at::Tensor make_blocks(std::vector<BlockPart> parts) {
     const auto [bytes, numbers] = block_size(part.kind);
     if (part.order.defined()) {
       TORCH_CHECK(part.order.is_cpu() && part.order.scalar_type() == at::kLong &&
-                      part.order.is_contiguous() && part.order.sizes() == at::IntArrayRef{part.columns},
+                      part.order.is_contiguous() &&
+                      part.order.sizes() == at::IntArrayRef{part.columns},
                   "blocks: the order of columns must be contiguous int64 [", part.columns,
                   "] on the CPU, not ", part.order.sizes());
       const at::Tensor sorted = std::get<0>(part.order.sort());
@@ -192,7 +193,8 @@ at::Tensor blocks_to_gpu(const std::vector<BlockPart> &parts, const at::Device &
   std::vector<BlockPart> moved;
   for (const BlockPart &part : parts) {
     TORCH_CHECK(part.kind != float8 && !part.order.defined(),
-                "there are no kernels for FP8 weights, or for columns in another order, on ", device);
+                "there are no kernels for FP8 weights, or for columns in another order, on ",
+                device);
     BlockPart to = part;
     if (part.kind == 0) {
       to.data = part.data.to(device, dtype);
@@ -299,8 +301,8 @@ at::Tensor block_product(const at::Tensor &x, const at::Tensor &weight, bool exa
   const std::vector<BlockPart> &parts = *blocks_of(weight);
   // Numbers of 8 bits are widened for each row of x, so for many rows this is done once.
   const bool widens =
-      x.size(0) > 8 && std::any_of(parts.begin(), parts.end(),
-                                   [](const BlockPart &p) { return p.kind == float8; });
+      x.size(0) > 8 &&
+      std::any_of(parts.begin(), parts.end(), [](const BlockPart &p) { return p.kind == float8; });
   if (exact || !device || !device->block_linear || x.size(0) > device->limits.block_rows || widens)
     return by_tiles(x, weight);
   at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());

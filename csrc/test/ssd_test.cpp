@@ -316,10 +316,10 @@ static void replay(int64_t batch, int64_t heads, int64_t p, int64_t n, int64_t g
     }
     cq_scope_open();
     cq_tensor y;
-    const cq_step in = {x.handle(), dt.handle(), a_log.handle(), b.handle(),    c.handle(),
-                        d.handle(), z.handle(),  bias.handle(),  1,             1,
-                        0.001,      0.1,         &ring_x,        &ring_b,       &ring_dt,
-                        &held};
+    const cq_step in = {x.handle(), dt.handle(), a_log.handle(), b.handle(),
+                        c.handle(), d.handle(),  z.handle(),     bias.handle(),
+                        1,          1,           0.001,          0.1,
+                        &ring_x,    &ring_b,     &ring_dt,       &held};
     require(cq_ssd_step(&h, &in, &y));
     held.add_(1);
     Tensor step = at::clamp(at::softplus(dt.exact + bias.exact), 0.001, 0.1),
