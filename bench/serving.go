@@ -152,7 +152,8 @@ func ask(ctx context.Context, client *http.Client, url string, prompts [][]int32
 	var all sync.WaitGroup
 	for i, prompt := range prompts {
 		all.Go(func() {
-			if answers[i], failed[i] = askOne(ctx, client, url, prompt, newTokens); failed[i] != nil {
+			answers[i], failed[i] = askOne(ctx, client, url, prompt, newTokens)
+			if failed[i] != nil {
 				cancel()
 			}
 		})

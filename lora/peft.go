@@ -272,9 +272,12 @@ func load(m model.Model, dir string, replaced bool) error {
 			return err
 		}
 		defer c.Close()
-		if err := attachAll(m, c, &config, replaced); err != nil {
-			Remove(m)
+		adapters, err := readAll(m, c, &config, replaced)
+		if err != nil {
 			return fmt.Errorf("%s: %w", c.Path, err)
+		}
+		for l, a := range adapters {
+			l.attach(a)
 		}
 		return nil
 	})
@@ -360,8 +363,17 @@ func restore(c *checkpoint.Checkpoint, t Tensor, shape []int) error {
 	return nil
 }
 
-func attachAll(m model.Model, c *checkpoint.Checkpoint, config *adapterConfig,
-	replaced bool) error {
+// readAll reads the adapters in a file, by the layers of m that they belong to.
+func readAll(m model.Model, c *checkpoint.Checkpoint, config *adapterConfig, replaced bool) (
+	_ map[Layer]*nn.LoRA, err error) {
+	adapters := map[Layer]*nn.LoRA{}
+	defer func() {
+		if err != nil {
+			for _, a := range adapters {
+				a.Free()
+			}
+		}
+	}()
 	byName := map[string]Layer{}
 	for _, l := range Layers(m) {
 		byName[l.Name] = l
@@ -370,49 +382,49 @@ func attachAll(m model.Model, c *checkpoint.Checkpoint, config *adapterConfig,
 	for _, name := range c.Names() {
 		layer, part, err := config.split(name)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if part > partM {
 			if !replaced {
-				return fmt.Errorf("tensor %q replaces weights of the base model (modules_to_save, "+
-					"trainable_token_indices or save_embedding_layers): make the model from the "+
-					"result of Fold or Replace", name)
+				return nil, fmt.Errorf("tensor %q replaces weights of the base model "+
+					"(modules_to_save, trainable_token_indices or save_embedding_layers): make "+
+					"the model from the result of Fold or Replace", name)
 			}
 			continue
 		}
 		l, known := byName[layer]
 		if !known {
-			return fmt.Errorf("tensor %q belongs to no linear layer of this model's blocks: %s",
-				name, otherBase)
+			return nil, fmt.Errorf("tensor %q belongs to no linear layer of this model's blocks: "+
+				"%s", name, otherBase)
 		}
-		a := l.adapter()
+		a := adapters[l]
 		if a == nil {
 			a = l.newAdapter(config.Config)
-			l.attach(a)
+			adapters[l] = a
 		}
 		param := [...]*nn.Param{a.A, a.B, a.M}[part]
 		rank, _ := config.of(layer)
 		if info, _ := c.Info(name); !slices.Equal(info.Shape, param.Shape) {
-			return shapeError(name, info.Shape, param.Shape, rank)
+			return nil, shapeError(name, info.Shape, param.Shape, rank)
 		}
 		t, err := c.TensorAs(name, torch.Float32)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		param.Tensor = t.ToDevice(l.Linear.Weight.Device()).Own()
 		found++
 	}
 	if found == 0 {
-		return errEmpty
+		return nil, errEmpty
 	}
-	for _, a := range Adapters(m) {
+	for _, a := range adapters {
 		for _, t := range Tensors(a) {
 			if !t.Param.Defined() {
-				return missingError(t.Name)
+				return nil, missingError(t.Name)
 			}
 		}
 	}
-	return nil
+	return adapters, nil
 }
 
 // otherBase is the likely reason for an adapter that does not fit a model.

@@ -27,10 +27,7 @@ func (s *Server) embeddings(w http.ResponseWriter, r *http.Request) {
 	}
 	tasks, err := s.embeddingTasks(&q)
 	if err == nil {
-		for _, t := range tasks {
-			t.ctx = r.Context()
-		}
-		err = s.scheduler.submit(tasks...)
+		err = s.submit(r, q.Model, tasks)
 	}
 	if err != nil {
 		fail(w, err)
@@ -50,7 +47,7 @@ func (s *Server) embeddings(w http.ResponseWriter, r *http.Request) {
 		count += len(t.prompt)
 		data[i] = map[string]any{"object": "embedding", "index": i, "embedding": vector}
 	}
-	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "model": s.options.Model,
+	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "model": s.named(q.Model),
 		"data": data, "usage": map[string]int{"prompt_tokens": count, "total_tokens": count}})
 }
 

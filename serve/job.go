@@ -134,14 +134,13 @@ type usageDetails struct {
 // newID returns an identifier that no other answer has.
 func newID(prefix string) string { return prefix + strings.ToLower(rand.Text()) }
 
-// start puts the tasks of a job into the queue. They end when the client leaves.
+// start puts the tasks of a job into the queue.
 func (s *Server) start(r *http.Request, j *job) error {
 	tasks := make([]*task, len(j.choices))
 	for i, c := range j.choices {
-		c.task.ctx = r.Context()
 		tasks[i] = c.task
 	}
-	return s.scheduler.submit(tasks...)
+	return s.submit(r, j.Model, tasks)
 }
 
 // reply writes the answer of a job that was started.
@@ -156,7 +155,7 @@ func (s *Server) reply(w http.ResponseWriter, r *http.Request, j *job) {
 		list[i] = j.whole(c, text)
 	}
 	writeJSON(w, http.StatusOK, map[string]any{"id": j.id, "object": j.object,
-		"created": time.Now().Unix(), "model": s.options.Model, "choices": list,
+		"created": time.Now().Unix(), "model": s.named(j.Model), "choices": list,
 		"usage": j.usage()})
 }
 
@@ -191,7 +190,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, j *job) {
 	created := time.Now().Unix()
 	send := func(choices []any, more map[string]any) {
 		chunk := map[string]any{"id": j.id, "object": j.chunk, "created": created,
-			"model": s.options.Model, "choices": choices}
+			"model": s.named(j.Model), "choices": choices}
 		for name, value := range more {
 			chunk[name] = value
 		}

@@ -63,7 +63,8 @@ func (m *metrics) handler() http.Handler {
 }
 
 var countedPaths = []string{"/", "/v1/chat/completions", "/v1/completions", "/v1/embeddings",
-	"/v1/models", "/tokenize", "/health", "/metrics"}
+	"/v1/models", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/tokenize", "/health",
+	"/metrics"}
 
 // counted counts requests.
 func (s *Server) counted(next http.Handler) http.Handler {

@@ -8,27 +8,39 @@ type modelObject struct {
 	Object      string `json:"object"`
 	Created     int64  `json:"created"`
 	OwnedBy     string `json:"owned_by"`
+	Parent      string `json:"parent,omitempty"` // of an adapter
+	Root        string `json:"root,omitempty"`   // its folder
 	MaxModelLen int    `json:"max_model_len"`
 }
 
-func (s *Server) modelObject() modelObject {
-	return modelObject{ID: s.options.Model, Object: "model", Created: s.created, OwnedBy: "conquer",
-		MaxModelLen: s.options.Limits.Length}
+// modelObjects describes the model and its adapters.
+func (s *Server) modelObjects() []modelObject {
+	base := modelObject{ID: s.options.Model, Object: "model", Created: s.created,
+		OwnedBy: "conquer", MaxModelLen: s.options.Limits.Length}
+	list := []modelObject{base}
+	for _, a := range s.adapters.list() {
+		one := base
+		one.ID, one.Parent, one.Root = a.Name, base.ID, a.Path
+		list = append(list, one)
+	}
+	return list
 }
 
 // models answers /v1/models.
 func (s *Server) models(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusOK, map[string]any{"object": "list",
-		"data": []modelObject{s.modelObject()}})
+	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "data": s.modelObjects()})
 }
 
 // oneModel answers /v1/models/ID.
 func (s *Server) oneModel(w http.ResponseWriter, r *http.Request) {
-	if err := s.checkModel(r.PathValue("id")); err != nil {
-		fail(w, err)
-		return
+	id := r.PathValue("id")
+	for _, m := range s.modelObjects() {
+		if m.ID == id {
+			writeJSON(w, http.StatusOK, m)
+			return
+		}
 	}
-	writeJSON(w, http.StatusOK, s.modelObject())
+	fail(w, s.noModel(id))
 }
 
 // tokenizeRequest is the body of /tokenize.

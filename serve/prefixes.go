@@ -22,7 +22,7 @@ type prefixes struct {
 	metrics *metrics
 }
 
-// prefixKey is the hash of all tokens up to the end of a piece.
+// prefixKey is the hash of an adapter's number and all tokens up to the end of a piece.
 type prefixKey [sha256.Size]byte
 
 // prefix is a piece with all that is before it in a prompt.
@@ -43,10 +43,11 @@ func (p *prefixes) free() {
 	}
 }
 
-// keys returns the keys of the whole pieces of ids.
-func (p *prefixes) keys(ids []int32) []prefixKey {
+// keys returns the keys of the whole pieces of ids, as an adapter reads them; 0: none.
+func (p *prefixes) keys(adapter int, ids []int32) []prefixKey {
 	var keys []prefixKey
 	hash := sha256.New()
+	binary.Write(hash, binary.LittleEndian, int64(adapter))
 	for end := p.piece; end <= len(ids); end += p.piece {
 		data, _ := binary.Append(nil, binary.LittleEndian, ids[end-p.piece:end])
 		hash.Write(data)
@@ -57,9 +58,9 @@ func (p *prefixes) keys(ids []int32) []prefixKey {
 
 // load copies the longest known beginning of ids into a cache of one row and returns its length. At
 // least one token is left to read.
-func (p *prefixes) load(ids []int32, into *model.Cache) int {
+func (p *prefixes) load(adapter int, ids []int32, into *model.Cache) int {
 	var found []*list.Element
-	for _, key := range p.keys(ids[:len(ids)-1]) {
+	for _, key := range p.keys(adapter, ids[:len(ids)-1]) {
 		e := p.pieces[key]
 		if e == nil {
 			break
@@ -81,11 +82,11 @@ func (p *prefixes) load(ids []int32, into *model.Cache) int {
 
 // store keeps the last piece of ids, which a cache of one row holds. It does nothing if ids do not
 // end with a whole piece, or if the piece is known.
-func (p *prefixes) store(ids []int32, from *model.Cache) {
+func (p *prefixes) store(adapter int, ids []int32, from *model.Cache) {
 	if len(ids)%p.piece != 0 || p.most == 0 {
 		return
 	}
-	keys := p.keys(ids)
+	keys := p.keys(adapter, ids)
 	key := keys[len(keys)-1]
 	if p.pieces[key] != nil {
 		return

@@ -16,6 +16,8 @@ type reader struct {
 	cache *model.Cache
 	piece int     // tokens in a piece
 	ids   []int32 // the tokens in the cache
+	// The number of the adapter that read them, 0 for none.
+	adapter int
 	// The logits [1,V] after ids, float32 on the CPU; no tensor within a prompt.
 	last     torch.Tensor
 	task     *task // whose prompt is read; nil if none
@@ -38,13 +40,15 @@ func (r *reader) free() {
 // it is the prompt that was read last, nothing is left to read.
 func (r *reader) begin(t *task) {
 	defer func() { r.task = t }()
-	if r.last.Defined() && t.keepsReading() && slices.Equal(r.ids, t.prompt) {
+	if r.last.Defined() && t.keepsReading() && r.adapter == t.number() &&
+		slices.Equal(r.ids, t.prompt) {
 		t.reused = len(r.ids)
 		return
 	}
 	r.forget()
+	r.adapter = t.number()
 	if t.keepsReading() {
-		t.reused = r.prefixes.load(t.prompt, r.cache)
+		t.reused = r.prefixes.load(r.adapter, t.prompt, r.cache)
 		r.ids = append(r.ids, t.prompt[:t.reused]...)
 	}
 }
@@ -84,7 +88,7 @@ func (r *reader) read() {
 		r.last = logits.To(torch.Float32).ToDevice(torch.CPU).Contiguous().Own()
 	}
 	r.ids = append(r.ids, ids...)
-	r.prefixes.store(r.ids, r.cache)
+	r.prefixes.store(r.adapter, r.ids, r.cache)
 }
 
 // score adds the log-probabilities of the tokens after those whose states [L,D] are given. It takes

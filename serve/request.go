@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -134,12 +135,24 @@ func (q *sampling) count(most int) (int, error) {
 
 // checkModel refuses the name of another model.
 func (s *Server) checkModel(name string) error {
-	if name == "" || name == s.options.Model {
+	if name == "" || name == s.options.Model || s.adapters.has(name) {
 		return nil
 	}
+	return s.noModel(name)
+}
+
+func (s *Server) noModel(name string) error {
 	return &problem{status: http.StatusNotFound, kind: invalidRequest, param: "model",
 		code: "model_not_found", message: fmt.Sprintf("the model %.80q does not exist: this "+
 			"server has %q", name, s.options.Model)}
+}
+
+// named is the name that an answer gives the model of a request.
+func (s *Server) named(model string) string {
+	if model == "" {
+		return s.options.Model
+	}
+	return model
 }
 
 // checkRead refuses a prompt that cannot be read.
@@ -177,13 +190,14 @@ func (s *Server) configure(q *sampling, otherwise int) (generate.Options, error)
 	if q.Seed != nil {
 		o.Seed = uint64(*q.Seed)
 	}
+	if len(q.LogitBias) > 0 {
+		o.LogitBias = map[int32]float64{}
+		maps.Copy(o.LogitBias, s.options.Defaults.LogitBias)
+	}
 	for name, bias := range q.LogitBias {
 		id, err := strconv.ParseInt(name, 10, 32)
 		if err != nil {
 			return o, invalid("logit_bias", "logit_bias names %.40q, expected a token id", name)
-		}
-		if o.LogitBias == nil {
-			o.LogitBias = map[int32]float64{}
 		}
 		o.LogitBias[int32(id)] = bias
 	}

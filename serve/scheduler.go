@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"conquer/lora"
 	"conquer/model"
 	"conquer/torch"
 )
@@ -26,10 +27,13 @@ type scheduler struct {
 	slots   *slots
 	active  []*task // those that are decoded, by row of slots
 	metrics *metrics
+	used    []*lora.Adapter // those that the next pass takes
 
 	mutex    sync.Mutex
-	queue    []*task // in order of arrival
-	most     int     // length of the queue
+	calls    []func() // to run between two rounds
+	ended    bool     // nothing runs calls any more
+	queue    []*task  // in order of arrival
+	most     int      // length of the queue
 	stopping bool
 	wake     chan struct{} // capacity 1
 	stop     chan struct{} // closed: cancel what is left
@@ -110,6 +114,11 @@ func (s *scheduler) run() {
 	defer close(s.stopped)
 	defer func() {
 		s.cancelAll(errStopping)
+		s.mutex.Lock()
+		s.ended = true
+		s.mutex.Unlock()
+		s.runCalls()
+		s.use()
 		s.reader.free()
 		s.slots.free()
 	}()
@@ -119,6 +128,7 @@ func (s *scheduler) run() {
 			return
 		default:
 		}
+		s.runCalls()
 		s.next()
 		if s.reader.task != nil || len(s.active) > 0 {
 			s.readPiece()
@@ -204,6 +214,7 @@ func (s *scheduler) read() {
 	ended := false
 	err := guarded(func() {
 		if !s.reader.done() {
+			s.use(t.adapterOf())
 			before := len(s.reader.ids)
 			s.reader.read()
 			s.metrics.promptTokens.Add(float64(len(s.reader.ids) - before))
@@ -241,12 +252,14 @@ func (s *scheduler) decode() {
 		return
 	}
 	ids, columns := make([]int64, len(s.active)), make([]int64, len(s.active))
+	adapters := make([]*lora.Adapter, len(s.active))
 	for i, t := range s.active {
+		adapters[i] = t.adapterOf()
 		ids[i], columns[i] = int64(t.row.Last()), int64(t.row.Len()-1)
 	}
 	began := time.Now()
 	err := guarded(func() {
-		s.slots.decode(ids, columns, func(i int, logits torch.Tensor, best int64) {
+		take := func(i int, logits torch.Tensor, best int64) {
 			row := s.active[i].row
 			if row.Greedy() {
 				row.Accept(int32(best))
@@ -256,7 +269,11 @@ func (s *scheduler) decode() {
 				row.Choose(logits.To(torch.Float32).ToDevice(torch.CPU).Clone())
 			})
 			s.active[i].publish()
-		})
+		}
+		s.slots.decode(ids, columns, func(first, count int) (adapted bool) {
+			s.use(adapters[first : first+count]...)
+			return s.used != nil
+		}, take)
 	})
 	if err != nil { // the states of all rows are lost
 		for i := len(s.active) - 1; i >= 0; i-- {
@@ -300,6 +317,7 @@ func (s *scheduler) end(t *task, err error) {
 			err = t.row.Result().Err
 		}
 	}
+	t.end()
 	t.answer.finish(err)
 }
 

@@ -27,6 +27,10 @@ import (
 type Options struct {
 	// Model is the name that requests give and answers repeat; "" means "model".
 	Model string
+	// Adapters can be named instead of the model. They are read by New.
+	Adapters []Adapter
+	// LoadAdapters lets clients load and unload adapters from folders of this machine.
+	LoadAdapters bool
 	// Limits come from [Fit]; the zero value means those for unlimited memory.
 	Limits Limits
 	// Defaults are the settings of sampling that a request may replace. EOS nil means those of
@@ -63,6 +67,7 @@ type Server struct {
 	metrics   *metrics
 	grammars  *grammars
 	format    func() *chatFormat
+	adapters  *adapters
 	handler   http.Handler
 	created   int64
 }
@@ -100,7 +105,14 @@ func New(m model.Model, tok *tokenizer.Tokenizer, o Options) (*Server, error) {
 	if s.scheduler, err = newScheduler(m, o.Limits, o.Queue, s.metrics); err != nil {
 		return nil, err
 	}
-	if s.handler, err = s.routes(); err != nil {
+	s.adapters = newAdapters(s.scheduler)
+	s.handler, err = s.routes()
+	for _, a := range o.Adapters {
+		if err == nil {
+			err = s.adapters.load(context.Background(), a, o.Model)
+		}
+	}
+	if err != nil {
 		s.Shutdown(context.Background())
 		return nil, err
 	}
@@ -109,7 +121,11 @@ func New(m model.Model, tok *tokenizer.Tokenizer, o Options) (*Server, error) {
 
 // Shutdown refuses new requests, waits for the others until ctx ends, then cancels those that are
 // left, and frees the caches.
-func (s *Server) Shutdown(ctx context.Context) error { return s.scheduler.shutdown(ctx) }
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.scheduler.shutdown(ctx)
+	s.adapters.free()
+	return err
+}
 
 // ServeHTTP implements [http.Handler].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
@@ -125,6 +141,10 @@ func (s *Server) routes() (http.Handler, error) {
 	guarded.HandleFunc("GET /v1/models", s.models)
 	guarded.HandleFunc("GET /v1/models/{id...}", s.oneModel)
 	guarded.HandleFunc("POST /tokenize", s.tokenize)
+	if s.options.LoadAdapters {
+		guarded.HandleFunc("POST /v1/load_lora_adapter", s.loadAdapter)
+		guarded.HandleFunc("POST /v1/unload_lora_adapter", s.unloadAdapter)
+	}
 	for _, path := range []string{"/v1/", "/tokenize"} {
 		open.Handle(path, s.authorized(located(guarded)))
 	}

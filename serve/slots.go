@@ -36,15 +36,17 @@ func (s *slots) copyRow(row int, from *model.Cache, fromRow, length int) {
 	s.cache.CopyStates(row, from, fromRow)
 }
 
-// decode reads the newest token of each used row, at its column, and calls take for each row with
-// the logits [V] of the next token, in the model's dtype, and their argmax, which is -1 if they are
-// not numbers.
-func (s *slots) decode(ids, columns []int64, take func(row int, logits torch.Tensor, best int64)) {
+// decode reads the newest token of each used row, at its column. Before a pass over some rows it
+// calls begin, which sets the adapters and reports whether there are any. After it, it calls take
+// for each row, with the logits [V] of the next token, in the model's dtype, and their argmax,
+// which is -1 if they are not numbers.
+func (s *slots) decode(ids, columns []int64, begin func(first, count int) (adapted bool),
+	take func(row int, logits torch.Tensor, best int64)) {
 	for first := 0; first < len(ids); {
 		used, padded := s.pass(len(ids) - first)
 		step := s.step(first, padded)
 		torch.Scoped(func() {
-			step.run(ids[first:first+used], columns[first:first+used])
+			step.run(ids[first:first+used], columns[first:first+used], begin(first, used))
 			for i, best := range torch.Values[int64](step.best)[:used] {
 				take(first+i, step.logits.Select(0, i), best)
 			}
@@ -81,6 +83,7 @@ type step struct {
 	cache        *model.Cache // views of the rows
 	ids          torch.Tensor // int64 [B,1]: the newest tokens
 	logits, best torch.Tensor // [B,V], and int64 [B]: their argmax
+	forward      func()
 	capture      *torch.Capture
 }
 
@@ -94,22 +97,28 @@ func newStep(m model.Model, cache *model.Cache, first, count int) *step {
 		s.best = torch.Zeros([]int{count}, torch.Int64, device).Own()
 		s.logits = torch.Zeros([]int{count, m.Head().Shape[0]}, model.DType(m), device).Own()
 	})
-	s.capture = torch.NewCapture(device, func() {
+	s.forward = func() {
 		logits := model.LastLogits(m, model.Sequence{IDs: s.ids, Cache: s.cache})
 		s.logits.Copy(logits)
 		s.best.Copy(torch.Choose(logits, torch.Tensor{}, torch.Tensor{}, torch.Sampling{}))
-	})
+	}
+	s.capture = torch.NewCapture(device, s.forward)
 	return s
 }
 
-// run reads a token for each of the first rows. The others read token 0 at column 0.
-func (s *step) run(ids, columns []int64) {
+// run reads a token for each of the first rows. The others read token 0 at column 0. A recorded
+// step has no adapters: those with adapters are launched operation by operation.
+func (s *step) run(ids, columns []int64, adapted bool) {
 	count := s.ids.Size(0)
 	device := s.ids.Device()
 	padding := make([]int64, count-len(ids))
 	s.ids.Copy(torch.From(append(append([]int64{}, ids...), padding...), count, 1).ToDevice(device))
 	s.cache.Position.Copy(torch.From(append(append([]int64{}, columns...), padding...),
 		count).ToDevice(device))
+	if adapted {
+		torch.Scoped(s.forward)
+		return
+	}
 	s.capture.Run()
 }
 

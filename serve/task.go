@@ -23,6 +23,9 @@ type task struct {
 	pool   *pool                   // nil unless an embedding is wanted
 	reused int                     // tokens of the prompt that were not read again
 
+	adapter *adapter // nil: the model as it is
+	ended   func()   // ends the use of the adapter, or nil
+
 	queued time.Time
 	answer *answer
 }

@@ -1,8 +1,8 @@
 #!/bin/sh
-# bench-serve.sh CONQUER [ARGUMENT...]: a server that gets 256 requests at once, with prompts of 128
-# to 4,096 tokens (338,560 in all) and 128 new tokens each, on this machine's GPU. Weights are random
-# and of the size of Llama-3.2-1B, then of Bamba-9B. It needs neither Python nor a network. Arguments
-# are passed on to `conquer bench serve`, such as --json.
+# bench-serve.sh CONQUER [ARGUMENT...]: a server that gets 256 requests at once, with prompts of
+# 128 to 4,096 tokens (338,560 in all) and 128 new tokens each, on this machine's GPU. Weights are
+# random and of the size of Llama-3.2-1B, then of Bamba-9B. It needs neither Python nor a network.
+# Arguments are passed on to `conquer bench serve`, such as --json.
 #
 # On a machine without a GPU, with small models:
 #   SIZES="llama micro" LIMITS="16:256" REQUESTS="--requests 24 --prompt_lengths 32,64,128" \

@@ -28,6 +28,8 @@ curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/jso
 # for other machines: a key and TLS
 CONQUER_API_KEY=secret conquer serve --model_path my-model --host 0.0.0.0 --port 8443 \
   --tls_cert server.pem --tls_key server.key
+# three models in one: the base model and two adapters
+conquer serve --model_path my-model --adapter polite=adapters/polite --adapter terse=adapters/terse
 # 32 requests at once, each of at most 4,096 tokens
 conquer serve --model_path my-model --max_sequences 32 --max_length 4096`,
 	config: true,
@@ -42,6 +44,8 @@ type serveFlags struct {
 	modelFlags
 	samplingFlags
 	cacheFlags
+	adapters    []string // NAME=PATH
+	loadAdapter bool
 	host        string
 	port        int
 	name        string
@@ -72,6 +76,11 @@ func setupServe(flags *pflag.FlagSet) func(context.Context, []string) error {
 func (f *serveFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
 	f.declareAdapter(flags)
+	flags.StringArrayVar(&f.adapters, "adapter", nil,
+		"`name=folder` of a LoRA adapter in PEFT's format that requests can name as their model; "+
+			"may be repeated")
+	flags.BoolVar(&f.loadAdapter, "allow_adapter_loading", false,
+		"let clients load adapters from any folder of this machine: /v1/load_lora_adapter")
 	f.declareExpected(flags)
 	flags.StringVar(&f.name, "served_model_name", "",
 		"`name` of the model in requests and answers (default: the last part of --model_path)")
@@ -123,6 +132,9 @@ func (f *serveFlags) check() error {
 		return usagef("--max_queue is %d, expected 1 or more", f.queue)
 	case f.maxBody < 1:
 		return usagef("--max_body is %d, expected 1 or more", f.maxBody)
+	case f.adapter != "" && (len(f.adapters) > 0 || f.loadAdapter):
+		return usagef("--adapter_path merges an adapter into the model, which then takes no "+
+			"others: give it as --adapter NAME=%s", f.adapter)
 	case (f.cert == "") != (f.key == ""):
 		return usagef("--tls_cert and --tls_key belong together: give both")
 	}
@@ -214,7 +226,16 @@ func (f *serveFlags) server(o *opened, keys []string) (*serve.Server, error) {
 	if f.name == "" {
 		f.name = filepath.Base(f.path)
 	}
+	var adapters []serve.Adapter
+	for _, pair := range f.adapters {
+		name, path, _ := strings.Cut(pair, "=")
+		if path == "" {
+			return nil, usagef("--adapter is %q, expected NAME=FOLDER", pair)
+		}
+		adapters = append(adapters, serve.Adapter{Name: name, Path: path})
+	}
 	return serve.New(o.model, o.tokenizer, serve.Options{Model: f.name, Limits: limits,
+		Adapters: adapters, LoadAdapters: f.loadAdapter,
 		Defaults: f.options, MaxTokens: f.maxTokens, MaxBody: f.maxBody, Queue: f.queue,
 		Timeout: f.timeout, APIKeys: keys, Origins: f.origins,
 		Local: f.isLocal() && len(keys) == 0})

@@ -33,4 +33,5 @@ compare tools/parity/family_models.py
 compare tools/parity/config_keys.py
 compare tools/parity/eval_tasks.py --conquer "$conquer"
 compare tools/parity/serve_clients.py "$model" --conquer "$conquer"
+compare tools/parity/lm_eval_serve.py --conquer "$conquer"
 exit $status

@@ -119,4 +119,6 @@ func (t BlockTail) unfusedReason(x, mixed torch.Tensor, next *InputProjection) s
 func scaled(scale float64) bool { return scale != 0 && scale != 1 }
 
 // plain reports whether the layer is its weight and bias alone, all of them in this process.
-func (l *Linear) plain() bool { return len(l.LoRA) == 0 && l.Weight.Shard == nil }
+func (l *Linear) plain() bool {
+	return !l.hasAdapters() && l.Weight.Shard == nil
+}

@@ -17,6 +17,12 @@ type LoRA struct {
 	A0, B0 torch.Tensor
 }
 
+// MixedRows are the adapters of the components of a layer for some rows of a batch.
+type MixedRows struct {
+	First, Count int
+	LoRA         []*LoRA
+}
+
 // Params lists the adapter's parameters.
 func (a *LoRA) Params() []*Param {
 	if a.M == nil {

@@ -68,6 +68,9 @@ type Linear struct {
 	Bias   *Param `weight:"bias"`   // [sum of Rows], or nil
 	Rows   []int
 	LoRA   []*LoRA // one for each component, nil for one without; empty without adapters
+	// Mixed, if not empty, is used instead of LoRA: the adapters of ranges of x's first dimension.
+	// Other rows have none. It is for passes without gradients.
+	Mixed []MixedRows
 	// Experts, if not 0, is the number of experts of a mixture, equally many components of each. A
 	// token passes through TopK of them.
 	Experts, TopK int
@@ -99,6 +102,9 @@ func (l *Linear) Forward(x torch.Tensor) torch.Tensor {
 
 // local is Forward of this process's shard.
 func (l *Linear) local(x torch.Tensor) torch.Tensor {
+	if len(l.Mixed) > 0 {
+		return l.mixed(x)
+	}
 	if len(l.LoRA) == 0 {
 		return torch.Linear(x, l.Weight.Tensor, l.bias())
 	}
@@ -120,6 +126,31 @@ func (l *Linear) local(x torch.Tensor) torch.Tensor {
 		return torch.Cat(-1, parts...)
 	})
 }
+
+// mixed is local with other adapters for each range of rows. A row's result does not depend on the
+// other ranges.
+func (l *Linear) mixed(x torch.Tensor) torch.Tensor {
+	return torch.Scoped1(func() torch.Tensor {
+		y := torch.Linear(x, l.Weight.Tensor, l.bias())
+		for _, r := range l.Mixed {
+			in := x.Narrow(0, r.First, r.Count)
+			parts := y.Narrow(0, r.First, r.Count).Split(-1, l.localRows()...)
+			for i, adapter := range r.LoRA {
+				switch {
+				case adapter == nil:
+				case adapter.M != nil:
+					weight, bias := l.component(i)
+					parts[i].Copy(adapter.rescale(in, parts[i], weight, bias))
+				default:
+					parts[i].AddTo(adapter.Forward(in))
+				}
+			}
+		}
+		return y
+	})
+}
+
+func (l *Linear) hasAdapters() bool { return len(l.LoRA) > 0 || len(l.Mixed) > 0 }
 
 // drops reports whether an adapter applies dropout in this pass.
 func (l *Linear) drops() bool {
@@ -192,7 +223,7 @@ func (l *Linear) ForwardNormed(n *RMSNorm, x torch.Tensor) torch.Tensor {
 		return l.Forward(n.Forward(x))
 	}
 	x = l.Weight.spread(x)
-	if len(l.LoRA) > 0 {
+	if l.hasAdapters() {
 		return l.local(n.Forward(x))
 	}
 	return torch.NormLinear(x, n.Weight.Tensor, n.Eps, l.Weight.Tensor, l.bias())
@@ -288,7 +319,7 @@ func (m *SwiGLU) ForwardAdd(n *RMSNorm, x torch.Tensor) torch.Tensor {
 // inner is silu(gate(n(x))) · up(n(x)): [..., F].
 func (m *SwiGLU) inner(n *RMSNorm, x torch.Tensor) torch.Tensor {
 	w := m.GateUp.Weight
-	if len(m.GateUp.LoRA) > 0 || w.tokens() {
+	if m.GateUp.hasAdapters() || w.tokens() {
 		return torch.SwiGLU(m.GateUp.ForwardNormed(n, x))
 	}
 	return torch.NormLinearSwiGLU(w.spread(x), n.Weight.Tensor, n.Eps, w.Tensor, m.GateUp.bias())
