@@ -31,6 +31,10 @@ type LayerCache struct {
 	// Ring holds the last inputs of a state-space layer that its state lacks, if it has one. Held
 	// is the cache's.
 	Ring torch.SSDRing
+	// After, if not nil, receives the states of the convolution and the state-space layer after the
+	// pass, without gradients, and Conv and State, with which the pass begins, are left as they
+	// are. It is for training: a pass with gradients may not change what it began with.
+	After *LayerCache
 }
 
 // Layer returns the cache of block i, nil for a nil cache.

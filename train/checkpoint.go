@@ -107,6 +107,7 @@ func (t *Trainer) optimizerState() *checkpoint.Tensors {
 		list.Add(p.Name, p.Tensor)
 	}
 	list.Add(generatorName, torch.RNGState(t.device))
+	t.eachCarried(func(name string, state torch.Tensor) { list.Add(name, state) })
 	return list
 }
 
@@ -228,6 +229,11 @@ func (t *Trainer) restoreHF(dir string, s state.State) (err error) {
 		return err
 	}
 	torch.SetRNGState(t.device, generator.Clone())
+	if err := t.restoreCarried(func(name string, _ int) (torch.Tensor, error) {
+		return c.Tensor(name)
+	}); err != nil {
+		return fmt.Errorf("%s: %w", c.Path, err)
+	}
 	return t.batches.Restore(s.Data)
 }
 

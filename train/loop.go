@@ -238,8 +238,9 @@ func (t *Trainer) update(
 	var batches []network.MakeBatch
 	for i, b := range list {
 		if counts[i] > 0 {
-			batches = append(batches,
-				func() network.MicroBatch { return t.microBatch(b, t.reference[t.data], whole) })
+			batches = append(batches, func() network.MicroBatch {
+				return t.microBatch(b, t.carries[i], t.reference[t.data], whole)
+			})
 		}
 	}
 	scale := 1.0
@@ -262,6 +263,9 @@ func (t *Trainer) update(
 		!optim.Finite(step.Loss); !step.Skipped &&
 		len(batches) > 0 {
 		ready.Apply(step.Rate, scale*optim.Factor(step.Norm, o.Clip))
+	}
+	if step.Skipped {
+		t.forget()
 	}
 }
 
@@ -287,9 +291,14 @@ func (t *Trainer) evaluate(ctx context.Context, data *dataset.Dataset) ([]float6
 		}
 		whole.Baseline = d.mean(o)
 	}
+	carries, err := t.newCarries(1)
+	if err != nil {
+		return numbers, err
+	}
+	defer freeCarries(carries)
 	if err := t.eachBatch(ctx, data, func(b dataset.Batch) error {
 		torch.Scoped(func() {
-			mb := t.microBatch(b, t.reference[data], whole)
+			mb := t.microBatch(b, carries[0], t.reference[data], whole)
 			t.strategy.infer(t.net, mb, func(hidden torch.Tensor) { // on the process with the head
 				for i, v := range t.net.Evaluate(hidden, mb) {
 					numbers[i] += v

@@ -56,6 +56,7 @@ func (t *Trainer) nativeTensors() map[string]checkpoint.NativeTensor {
 		for rank := range t.options.processes() {
 			tensors[fmt.Sprint(generatorPrefix, rank)] = checkpoint.TensorType(torch.Uint8, shape)
 		}
+		t.carriedTypes(tensors)
 	})
 	return tensors
 }
@@ -105,6 +106,9 @@ func (t *Trainer) nativeData() (list []checkpoint.Fragment) {
 		torch.Scoped(func() {
 			generator := torch.RNGState(t.device)
 			add(t.generator(), span{}, generator, 0, generator.Numel())
+			t.eachCarried(func(name string, state torch.Tensor) {
+				add(name, span{}, state, 0, state.Numel())
+			})
 		})
 	})
 	return list
@@ -281,6 +285,11 @@ func (t *Trainer) restoreNative(dir string, s state.State) error {
 	t.strategy.updated()
 	if err := t.restoreGenerator(c, s.Step); err != nil {
 		return err
+	}
+	if err := t.restoreCarried(func(name string, n int) (torch.Tensor, error) {
+		return c.Range(name, 0, n)
+	}); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
 	}
 	return t.batches.Restore(s.Data)
 }

@@ -77,7 +77,8 @@ func TestObjective_SmoothingAndZLossMatchFormulas(t *testing.T) {
 			net := network.New(m, network.Objective{Smoothing: smoothing, ZLoss: z}, RecomputeNone,
 				&local{})
 			got := torch.Values[float64](
-				net.Gradients(network.NewMicroBatch(b, torch.CPU, 1), float64(network.Targets(b)),
+				net.Gradients(network.NewMicroBatch(b, torch.CPU, 1, nil),
+					float64(network.Targets(b)),
 					true),
 			)
 			for i, number := range []torch.Tensor{plain, objective} {

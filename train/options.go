@@ -126,6 +126,10 @@ type Options struct {
 	Accumulate     int  `json:"accumulate"`      // micro-batches of a step; 0 means 1
 	Pack           bool `json:"pack"`            // several samples per row, apart in attention
 
+	// CarryState lets the states of state-space layers go on from each row of a text to the next,
+	// without gradients across that border: truncated back-propagation through time. The data must
+	// be loaded with MaxLength RowLength.
+	CarryState bool `json:"carry_state,omitempty"`
 	// Chunking is the strategy of state-space layers, as statespace.ParseChunking reads it; ""
 	// means the model's own. ChunkSize is its chunk size in tokens; 0 means the model's own.
 	Chunking  string `json:"chunking,omitempty"`
@@ -365,7 +369,8 @@ func (o Options) Check() error {
 	if _, _, err := o.chunking(); err != nil {
 		return err
 	}
-	for _, check := range []func() error{o.checkCompile, o.checkObjective, o.checkOptimizer} {
+	for _, check := range []func() error{o.checkCompile, o.checkObjective, o.checkOptimizer,
+		o.checkCarry} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -698,7 +703,7 @@ func (o Options) objective() network.Objective {
 // layout completes the layout of batches: b says how one use of a data set differs from the others.
 // A pair is one row.
 func (o Options) layout(b dataset.BatchOptions) dataset.BatchOptions {
-	b.Rows, b.Length = o.BatchSize, o.SequenceLength
+	b.Rows, b.Length, b.Streams = o.BatchSize, o.RowLength(), o.CarryState
 	b.Rank, b.World = o.rowGroup()
 	if texts := o.kind().Texts; texts > 0 {
 		b.Length, b.Pack = texts*o.SequenceLength, o.Pack
@@ -745,7 +750,7 @@ func (o Options) records(m model.Model, device torch.Device) bool {
 	switch {
 	case o.Compile == CompileGraph:
 		return true
-	case o.LoRA != nil && len(o.LoRA.Tokens) > 0:
+	case o.CarryState || o.LoRA != nil && len(o.LoRA.Tokens) > 0:
 		return false
 	case dependsOnLength(m):
 		return false

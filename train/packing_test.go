@@ -69,12 +69,12 @@ func TestPacking_LossEqualsSeparateSamples(t *testing.T) {
 					return err
 				}
 				torch.Scoped(func() {
-					alone += evaluate(net, network.NewMicroBatch(one, torch.CPU, 1))[0]
+					alone += evaluate(net, network.NewMicroBatch(one, torch.CPU, 1, nil))[0]
 				})
 				labels += one.Targets
 			}
 			torch.Scoped(func() {
-				mb := network.NewMicroBatch(packed, torch.CPU, 1)
+				mb := network.NewMicroBatch(packed, torch.CPU, 1, nil)
 				together := evaluate(net, mb)[0]
 				if mb.Targets != labels || math.Abs(together-alone) > 2e-5*alone {
 					t.Errorf("seed %d, %s: packed, %d labels lose %v; alone, %d lose %v",

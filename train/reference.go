@@ -198,7 +198,7 @@ func (t *Trainer) logProbabilities(data *dataset.Dataset, what string) (network.
 // head. text is 1 for the second text of a sample.
 func (t *Trainer) likelihoods(b dataset.Batch, use func(sample uint32, text int, p float64)) {
 	torch.Scoped(func() {
-		mb := t.microBatch(b, nil, network.Whole{})
+		mb := t.microBatch(b, nil, nil, network.Whole{})
 		t.strategy.infer(t.net, mb, func(hidden torch.Tensor) {
 			for i, p := range t.net.Likelihoods(hidden, mb) {
 				use(mb.Sources[i%mb.Samples], i/mb.Samples, p)
@@ -230,14 +230,15 @@ func (d *divergence) mean(o Options) float64 {
 	return max(0, sums[0]/max(1, sums[1]))
 }
 
-// microBatch makes the tensors of a batch. known has the reference of the data set, nil if it is
+// microBatch makes the tensors of a batch. carry has the states that its rows go on with, nil if
+// they begin anew, known has the reference of the data set, nil if it is
 // not needed, and whole the numbers of the step.
 func (t *Trainer) microBatch(
-	b dataset.Batch, known network.Reference, whole network.Whole,
+	b dataset.Batch, carry *network.Carry, known network.Reference, whole network.Whole,
 ) network.MicroBatch {
 	o := t.options
 	if o.compares() {
 		return network.NewComparedBatch(b, t.device, o.tensorSize(), o.kind(), known, whole, o.Pack)
 	}
-	return network.NewMicroBatch(b, t.device, o.tensorSize())
+	return network.NewMicroBatch(b, t.device, o.tensorSize(), carry)
 }

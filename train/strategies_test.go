@@ -76,6 +76,14 @@ var worldCases = []worldCase{
 		s.Distributed, s.Architecture, s.Recompute = FSDP, "bamba", RecomputeSelective
 	}},
 
+	{"ddp bamba carried", 2, func(s *runSpec) {
+		s.Distributed, s.Architecture, s.Options.CarryState = DDP, "bamba", true
+	}},
+	{"fsdp bamba carried, packed", 2, func(s *runSpec) {
+		s.Distributed, s.Architecture, s.Recompute = FSDP, "bamba", RecomputeBlock
+		s.Options.CarryState, s.Options.Pack = true, true
+	}},
+
 	{"hsdp llama", 4, func(s *runSpec) { s.Distributed, s.ShardSize = HSDP, 2 }},
 	{"hsdp bamba untied", 4, func(s *runSpec) {
 		s.Distributed, s.ShardSize, s.Architecture, s.Tied = HSDP, 2, "bamba", false

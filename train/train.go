@@ -16,6 +16,7 @@
 package train
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -79,10 +80,11 @@ type Trainer struct {
 	validLoss float64  // of the last validation
 	writing   *writing // native checkpoint that is being written, or nil
 	best      state.Best
-	over      bool     // the weights are those of the best validation
-	notes     []string // for Run's listeners
-	warmup    bool     // the number of warm-up steps is the default
-	ends      []byte   // generation_config.json that ends generation at the data's turn ends
+	over      bool             // the weights are those of the best validation
+	notes     []string         // for Run's listeners
+	warmup    bool             // the number of warm-up steps is the default
+	ends      []byte           // generation_config.json that ends generation at the data's turn ends
+	carries   []*network.Carry // of each micro-batch of a step; nil without CarryState
 	print     state.Fingerprint
 	weights   string // hash of the initial weights, if other processes must have the same
 }
@@ -178,7 +180,7 @@ func (o Options) CheckModel(m model.Model) error {
 		return errors.New("--stochastic_rounding is for bfloat16 weights, and the model has " +
 			"none: give --dtype bfloat16")
 	}
-	if err := o.checkChunking(m); err != nil {
+	if err := cmp.Or(o.checkChunking(m), o.checkCarried(m)); err != nil {
 		return err
 	}
 	if o.LoRA == nil || o.LoRA.From != "" { // an adapter of a file has layers of its own
@@ -205,6 +207,7 @@ func (t *Trainer) prepare(m model.Model) (err error) {
 	for _, part := range []func() error{
 		func() error { return t.prepareNetwork(m) },
 		t.prepareOptimizer,
+		func() (err error) { t.carries, err = t.newCarries(o.Accumulate); return err },
 		t.checkSameRun,
 		t.findReferences,
 		t.resume,
@@ -553,6 +556,7 @@ func (t *Trainer) Close() {
 		t.writing = nil
 	}
 	t.freeOptimizer()
+	freeCarries(t.carries)
 	if t.strategy != nil {
 		t.strategy.free()
 	}

@@ -238,7 +238,7 @@ func TestNetwork_GradientsEqualWholeModel(t *testing.T) {
 					b := batchOf(t, data, 6, pack)
 					net := network.New(m, network.Objective{}, recompute, &local{})
 					got := torch.Values[float64](
-						net.Gradients(network.NewMicroBatch(b, torch.CPU, 1),
+						net.Gradients(network.NewMicroBatch(b, torch.CPU, 1, nil),
 							float64(network.Targets(b)), true),
 					)
 					if want := torch.Item[float64](loss.Detach()); len(got) != 1 ||
@@ -310,7 +310,7 @@ func TestNetwork_SelectiveRecomputeSavesMemoryOnly(t *testing.T) {
 							return err
 						}
 						before, _ := torch.CPU.Memory()
-						f := tr.net.Begin(network.NewMicroBatch(b, torch.CPU, 1))
+						f := tr.net.Begin(network.NewMicroBatch(b, torch.CPU, 1, nil))
 						defer f.Free()
 						f.Embed()
 						f.Forward(0, len(tr.net.Blocks))

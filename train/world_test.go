@@ -191,6 +191,10 @@ func (s runSpec) data() (data, validation *dataset.Dataset) {
 	case strings.HasPrefix(s.Architecture, "planned "):
 		return samples(2000, 1), nil
 	}
+	if s.Options.CarryState {
+		size := s.options().RowLength()
+		return text(1, size, 150, 80, 7, 300, 12, 99, 41), text(2, size, 100, 30)
+	}
 	return samples(60, 1), samples(7, 2)
 }
 

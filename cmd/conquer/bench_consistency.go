@@ -230,7 +230,8 @@ func (f *consistencyFlags) tokens(o *opened, text string) (ids []int32, err erro
 
 func printConsistency(w io.Writer, rows []bench.ConsistencyRow) {
 	fmt.Fprintln(w, "way\tpiece\trows\tstrategy\tchunk\tdevice\tdtype\tstate\tmean KL\t"+
-		"largest KL\tat\tlargest logit difference\tat\tgreedy tokens that differ\tfirst at\tits lead\t")
+		"largest KL\tat\tlargest logit difference\tat\tgreedy tokens that differ\t"+
+		"first at\tits lead\t")
 	number := func(n int) string {
 		if n == 0 {
 			return ""

@@ -112,3 +112,22 @@ func TestRegisteredStrategy_WorksEverywhere(t *testing.T) {
 		}
 	}
 }
+
+// A text file that is longer than a row goes on from row to row.
+func TestTrain_CarriesStates(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "text.txt")
+	os.WriteFile(data, []byte(strings.Repeat("the sea is calm and the lamp is lit ", 20)), 0o666)
+	losses := func(flags ...string) string {
+		_, stderr, code := invoke(t, "", append([]string{"train", "--architecture", "bamba",
+			"--variant", "bytes", "--tokenizer", "char_tokenizer", "--data_path", data,
+			"--sequence_length", "64", "--batch_size", "1", "--steps", "4", "--report_steps", "1",
+			"--device", "cpu", "--output_path", filepath.Join(t.TempDir(), "out")}, flags...)...)
+		if code != 0 {
+			t.Fatalf("%v: exit %d\n%s", flags, code, stderr)
+		}
+		return strings.Join(regexp.MustCompile(`loss [0-9.]+`).FindAllString(stderr, -1), ", ")
+	}
+	if carried := losses("--carry_state"); carried == losses() {
+		t.Errorf("the same losses with and without --carry_state: %s", carried)
+	}
+}

@@ -484,7 +484,7 @@ func (f *trainFlags) loadAll(ctx context.Context, paths []string, what string,
 func (f *trainFlags) dataOptions(ctx context.Context, path string,
 	validation bool) dataset.Options {
 	bar := progress.Tasks(os.Stderr, progress.Bytes)
-	o := dataset.Options{MaxLength: f.SequenceLength, Inputs: f.inputs, LastAnswer: f.lastAnswer,
+	o := dataset.Options{MaxLength: f.RowLength(), Inputs: f.inputs, LastAnswer: f.lastAnswer,
 		Layout: f.Layout(), Validation: validation, Progress: func(done, total int64) error {
 			if f.World == nil || f.World.Rank == 0 {
 				bar("reading "+path, done, total)

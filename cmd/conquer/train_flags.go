@@ -103,6 +103,9 @@ func (f *trainFlags) declareData(flags *pflag.FlagSet) {
 			"--pack of a row")
 	flags.BoolVar(&f.Pack, "pack", false,
 		"put several samples into each row; attention and state do not cross samples")
+	flags.BoolVar(&f.CarryState, "carry_state", false,
+		"let the states of state-space layers go on from each row of a text to the next, without "+
+			"gradients across the border; texts are kept in order")
 	flags.StringVar(&f.Chunking, "chunking", "",
 		"chunking `strategy` of state-space layers: "+strategyNames()+"; add -optimized for the "+
 			"kernels (default: default-optimized)")

@@ -86,9 +86,10 @@ func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 	batch, length := gate.Size(0), gate.Size(1)
 
 	var before, state torch.Tensor // the cache's [B,W-1,HP+2GN] and [B,H,P,N]
+	carried := layer != nil && layer.After != nil
 	if layer != nil {
 		before, state = layer.Conv, layer.State
-		if pass.Begins {
+		if pass.Begins && !carried {
 			before.Zero()
 			state.Zero()
 		}
@@ -103,7 +104,11 @@ func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 	// Padding is zeroed twice: the taps of the first tokens must read zeros there, and the
 	// convolution's bias must not reach the state.
 	xBC = withoutPadding(xBC, pass)
-	if layer != nil && length == 1 {
+	if carried {
+		var last torch.Tensor
+		xBC, last = m.Conv.Carry(xBC, before, pass.Segments)
+		layer.After.Conv = last.Own()
+	} else if layer != nil && length == 1 {
 		xBC = m.Conv.Step(xBC.Squeeze(1), before).Unsqueeze(1)
 	} else {
 		xBC = m.Conv.Forward(xBC, before, pass.Segments)
@@ -118,7 +123,7 @@ func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 		DTMax:        m.config.DTMax,
 		InitialState: state, Segments: pass.Segments,
 	}
-	if layer != nil && length == 1 {
+	if layer != nil && length == 1 && !carried {
 		in.X, in.DT, in.B, in.C, in.ALog = in.X.Squeeze(1), in.DT.Squeeze(1), in.B.Squeeze(1),
 			in.C.Squeeze(1), m.ALog.Tensor
 		in.Ring = ring
@@ -138,7 +143,10 @@ func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 	}
 	in.A = m.ALog.To(torch.Float32).Exp().Neg()
 	y, final := m.chunking.Scan(in)
-	if layer != nil {
+	switch {
+	case carried:
+		layer.After.State = final.Detach().Own()
+	case layer != nil:
 		state.Copy(final.Detach())
 	}
 	y = y.Reshape(batch, length, inner)

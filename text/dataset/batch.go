@@ -24,6 +24,9 @@ type Batch struct {
 	Sources [][]uint32
 	// Ratings are those of the samples in Sources.
 	Ratings [][]Rating
+	// Continues says, for each row, that it goes on with the text of the same row of the batch
+	// before it in BatchOptions.Streams.
+	Continues []bool
 
 	Samples int // samples in the batch
 	Tokens  int // tokens that are not padding
@@ -39,6 +42,10 @@ type BatchOptions struct {
 	Length int // tokens of a row
 	// Pack puts several samples in a row if they fit. Otherwise a row holds one.
 	Pack bool
+	// Streams keeps texts together that are longer than a row: row r of each pass of a step goes on
+	// where row r of that pass stopped in the step before. Texts are shuffled as wholes. A sample
+	// that another one continues must fill its row. Mixtures cannot be read so.
+	Streams bool
 	// Pad is the id of padding. It has no effect on the loss.
 	Pad int32
 	// Seed decides the order, which differs in each epoch. InOrder keeps the order
@@ -114,6 +121,11 @@ func NewBatcher(d *Dataset, opts BatchOptions) (*Batcher, error) {
 		if len(s.Labels) != len(s.IDs) || len(s.IDs) == 0 {
 			return nil, fmt.Errorf("sample %d has %d tokens and %d labels", i, len(s.IDs),
 				len(s.Labels))
+		}
+	}
+	if opts.Streams {
+		if err := d.checkStreams(opts.Length); err != nil {
+			return nil, err
 		}
 	}
 	b := &Batcher{data: d, opts: opts}
@@ -243,6 +255,7 @@ func (b *Batcher) batch(s State) (Batch, error) {
 		IDs: slices.Repeat([]int32{b.opts.Pad}, n*length), Labels: ignored(n * length),
 		Positions: make([]int32, n*length), Segments: make([]int32, n*length),
 		Epoch: s.Epoch, Sources: make([][]uint32, n), Ratings: make([][]Rating, n),
+		Continues: make([]bool, n),
 	}
 	first := s.Index + b.opts.Rank*n
 	used := min(n, max(0, rows.rows()-first))
@@ -250,6 +263,8 @@ func (b *Batcher) batch(s State) (Batch, error) {
 	var wg sync.WaitGroup
 	for r := range used {
 		out.Sources[r] = rows.row(first + r)
+		out.Continues[r] = b.opts.Streams && len(out.Sources[r]) > 0 &&
+			b.data.continues(int(out.Sources[r][0]))
 		wg.Go(func() { failed[r] = b.fillRow(&out, r) })
 	}
 	wg.Wait()

@@ -46,8 +46,19 @@ type ref struct {
 	source uint32 // index in Dataset.sources
 	index  uint32 // index of the sample among those of the record
 
-	length, targets int32
+	size, targets int32 // size is the number of tokens, negative if the sample continues a text
 }
+
+func newRef(at int64, source, index uint32, length int, targets int32, continues bool) ref {
+	r := ref{at: at, source: source, index: index, size: int32(length), targets: targets}
+	if continues {
+		r.size = -r.size
+	}
+	return r
+}
+
+// length is the number of tokens.
+func (r ref) length() int { return int(max(r.size, -r.size)) }
 
 // Len returns the number of samples.
 func (d *Dataset) Len() int { return max(len(d.Samples), len(d.refs)) }
@@ -81,7 +92,15 @@ func (d *Dataset) Length(i int) int {
 	if d.refs == nil {
 		return len(d.Samples[i].IDs)
 	}
-	return int(d.refs[i].length)
+	return d.refs[i].length()
+}
+
+// continues reports whether sample i goes on with the text of sample i-1.
+func (d *Dataset) continues(i int) bool {
+	if d.refs == nil {
+		return d.Samples[i].Continues
+	}
+	return d.refs[i].size < 0
 }
 
 // At returns sample i. The caller must not change it.

@@ -155,7 +155,7 @@ func splitText(ids []int32, maxLength int) (samples []Sample) {
 	}
 	for start := 0; ; start += max(maxLength-1, 1) {
 		chunk := ids[start:min(start+maxLength, len(ids))]
-		samples = append(samples, Sample{IDs: chunk, Labels: chunk})
+		samples = append(samples, Sample{IDs: chunk, Labels: chunk, Continues: start > 0})
 		if start+maxLength >= len(ids) {
 			return samples
 		}

@@ -268,10 +268,8 @@ func (d *Dataset) addRecord(at int64, e encoded) {
 		if !report.add(sample) {
 			continue
 		}
-		d.refs = append(d.refs, ref{
-			at: at, source: uint32(len(d.sources) - 1), index: uint32(i),
-			length: int32(len(sample.IDs)), targets: int32(sample.targets()),
-		})
+		d.refs = append(d.refs, newRef(at, uint32(len(d.sources)-1), uint32(i), len(sample.IDs),
+			int32(sample.targets()), sample.Continues))
 		if id := slices.Max(sample.IDs); id > d.largest {
 			d.largest, d.largestIn = id, d.refs[len(d.refs)-1]
 		}
@@ -410,7 +408,7 @@ func (s *reader) encode(at int64) (e encoded, err error) {
 func (s *reader) sample(r ref) (Sample, error) {
 	e, err := s.read(r.at)
 	if err == nil {
-		if int(r.index) < len(e.samples) && len(e.samples[r.index].IDs) == int(r.length) {
+		if int(r.index) < len(e.samples) && len(e.samples[r.index].IDs) == r.length() {
 			return e.samples[r.index], nil
 		}
 		err = s.locate(r.at, errors.New("the file changed while it was in use"))

@@ -23,15 +23,19 @@ func (b *Batcher) plan(epoch int) *plan {
 			return p
 		}
 	}
-	order := inOrder(b.data.Len())
-	if !b.opts.InOrder {
-		order = b.data.order(b.opts.Seed, epoch)
-	}
-	p := &plan{epoch: epoch, samples: order}
-	if b.opts.Pack {
-		p.samples, p.starts = pack(order, b.data.Length, b.opts.Length)
+	p := &plan{epoch: epoch}
+	if b.opts.Streams {
+		p.samples, p.starts = b.streams(epoch)
 	} else {
-		p.starts = inOrder(len(order) + 1)
+		p.samples = inOrder(b.data.Len())
+		if !b.opts.InOrder {
+			p.samples = b.data.order(b.opts.Seed, epoch)
+		}
+		if b.opts.Pack {
+			p.samples, p.starts = pack(p.samples, b.data.Length, b.opts.Length)
+		} else {
+			p.starts = inOrder(len(p.samples) + 1)
+		}
 	}
 	b.plans[1], b.plans[0] = b.plans[0], p
 	return p

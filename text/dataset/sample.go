@@ -20,6 +20,9 @@ type Sample struct {
 	Labels []int32
 	Second int // start of the second text of a pair; 0 for a sample of one text
 	Rating Rating
+	// Continues says that the sample goes on with the text of the sample before it in the data set,
+	// whose last token is its first.
+	Continues bool
 }
 
 // Rating says what is known of an answer, beside its text.

@@ -81,7 +81,7 @@ func (d *Dataset) subset(keep func(i int) bool) *Dataset {
 		p.Report.Samples++
 		p.Report.Pairs += min(1, d.Report.Pairs) // a file's samples are all pairs, or none is
 		p.Report.Rated += min(1, d.Report.Rated)
-		p.Report.Tokens += int(d.refs[i].length)
+		p.Report.Tokens += d.refs[i].length()
 		p.Report.Targets += int(d.refs[i].targets)
 	}
 	_, p.Report.Records = p.records()

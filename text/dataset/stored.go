@@ -15,11 +15,14 @@ import (
 //
 //	mark, key, samples, description, size of the description (8 bytes), CRC-32C of all before (4)
 //
-// The description is JSON. A sample is six numbers of 32 bits (see storedSample), the ranges of
-// its tokens that have loss, two numbers each, and its tokens in 16 or 32 bits, filled up to a
+// The description is JSON. A sample is six numbers of 32 bits (see storedSample.parse), the
+// ranges of its tokens that have loss, two numbers each, and its tokens in 16 or 32 bits, filled up to a
 // multiple of four bytes. All numbers are little-endian.
 
 const storedMark = "conquer1"
+
+// storedContinues stands in place of the rating of a sample that continues a text.
+const storedContinues = 2
 
 // Sizes in bytes.
 const (
@@ -103,9 +106,13 @@ func (w *storedWriter) add(record uint32, s Sample) {
 		ranges = append(ranges, uint32(from), uint32(i))
 		i--
 	}
+	rating := uint32(int32(s.Rating))
+	if s.Continues {
+		rating = storedContinues
+	}
 	b := w.buffer[:0]
 	for _, v := range []uint32{record, uint32(len(s.IDs)), uint32(s.Second), uint32(s.targets()),
-		uint32(len(ranges) / 2), uint32(int32(s.Rating))} {
+		uint32(len(ranges) / 2), rating} {
 		b = binary.LittleEndian.AppendUint32(b, v)
 	}
 	for _, v := range ranges {
@@ -179,8 +186,8 @@ func openStored(name string, data []byte, key [sha256.Size]byte) (s *stored, ref
 		if !ok {
 			return nil, nil, errStored
 		}
-		refs = append(refs, ref{at: int64(at), index: one.record, length: int32(one.length),
-			targets: int32(one.targets)})
+		refs = append(refs, newRef(int64(at), 0, one.record, int(one.length), int32(one.targets),
+			one.continues))
 		at += one.size
 	}
 	if at != end {
@@ -193,6 +200,7 @@ func openStored(name string, data []byte, key [sha256.Size]byte) (s *stored, ref
 type storedSample struct {
 	record, length, second, targets, ranges uint32
 	rating                                  Rating
+	continues                               bool
 
 	size           int // bytes of the sample
 	rangesAt, idAt int // offsets of the ranges and of the tokens
@@ -205,13 +213,18 @@ func (s *stored) parse(at int) (one storedSample, ok bool) {
 	}
 	number := func(i int) uint32 { return binary.LittleEndian.Uint32(s.data[at+4*i:]) }
 	one = storedSample{record: number(0), length: number(1), second: number(2), targets: number(3),
-		ranges: number(4), rating: Rating(number(5))}
+		ranges: number(4)}
+	value := number(5)
+	if one.continues = value == storedContinues; one.continues {
+		value = uint32(Unrated)
+	}
+	one.rating = Rating(value)
 	one.rangesAt = at + sampleHead
 	one.idAt = one.rangesAt + 8*int(one.ranges)
 	one.size = (one.idAt - at + s.Width*int(one.length) + 3) &^ 3
 	return one, one.length > 0 && one.length <= 1<<30 && one.second < one.length &&
 		one.targets > 0 && one.targets <= one.length && one.ranges <= one.length &&
-		uint32(int32(one.rating)) == number(5) && one.rating >= -1 && one.rating <= 1 &&
+		uint32(int32(one.rating)) == value && one.rating >= -1 && one.rating <= 1 &&
 		one.size <= len(s.data)-at
 }
 
@@ -232,7 +245,7 @@ func (s *stored) read(at int) (sample Sample, err error) {
 		return sample, errStored
 	}
 	sample = Sample{IDs: make([]int32, one.length), Labels: ignored(int(one.length)),
-		Second: int(one.second), Rating: one.rating}
+		Second: int(one.second), Rating: one.rating, Continues: one.continues}
 	for i := range sample.IDs {
 		if s.Width == 2 {
 			sample.IDs[i] = int32(binary.LittleEndian.Uint16(s.data[one.idAt+2*i:]))

@@ -46,6 +46,12 @@ func (c *Conv1D) Forward(x, state, segments torch.Tensor) torch.Tensor {
 	return y
 }
 
+// Carry is Forward that leaves state as it is and returns the last inputs, without a gradient.
+func (c *Conv1D) Carry(x, state, segments torch.Tensor) (y, last torch.Tensor) {
+	weight, bias := c.weights()
+	return torch.CausalConv1D(x, weight, bias, state, segments, true)
+}
+
 // Step filters one token, x [B,D], and updates state [B,W-1,D].
 func (c *Conv1D) Step(x, state torch.Tensor) torch.Tensor {
 	weight, bias := c.weights()

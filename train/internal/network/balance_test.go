@@ -48,7 +48,7 @@ func TestBalance_GradientsAreThoseOfOneGraph(t *testing.T) {
 		for _, p := range nn.Params(m) {
 			p.RequireGrad(true)
 		}
-		mb := NewMicroBatch(b, torch.CPU, 1)
+		mb := NewMicroBatch(b, torch.CPU, 1, nil)
 		balance := balances(m)
 		balance.On, balance.Counted = true, mb.Counted
 		hidden := model.Hidden(m, mb.Seq)

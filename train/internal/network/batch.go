@@ -22,6 +22,7 @@ type MicroBatch struct {
 	// Counted is 1 for each token of a sample and 0 for padding, float32 [B·L]; no tensor without
 	// padding.
 	Counted torch.Tensor
+	Carry   *Carry // the states that its rows begin with, nil for none
 	Compared
 }
 
@@ -48,8 +49,15 @@ type Reference []float64
 // NewMicroBatch makes the tensors of b on device. A label stands at its own token, as in Hugging
 // Face; the position before it predicts it. The number of tokens is a multiple of `parts`, over
 // which processes divide them.
-func NewMicroBatch(b dataset.Batch, device torch.Device, parts int) MicroBatch {
+//
+// With carry the last token of a full row is predicted, but not an input: the row that continues it
+// begins with that token.
+func NewMicroBatch(b dataset.Batch, device torch.Device, parts int, carry *Carry) MicroBatch {
 	used, packed := usedLength(b, device, parts)
+	if carry != nil {
+		used = min(used, b.Length-1)
+		carry.Begin(b.Continues)
+	}
 	cut := func(values []int32) torch.Tensor {
 		list := make([]int64, b.Rows*used)
 		for r := range b.Rows {
@@ -61,13 +69,14 @@ func NewMicroBatch(b dataset.Batch, device torch.Device, parts int) MicroBatch {
 	}
 	var rows, labels []int64
 	for r := range b.Rows {
-		for i := 1; i < min(used, b.Length); i++ {
+		for i := 1; i < min(used+1, b.Length); i++ { // the last label may be beyond the inputs
 			if label := b.Labels[r*b.Length+i]; label != dataset.IgnoreLabel {
 				rows, labels = append(rows, int64(r*used+i-1)), append(labels, int64(label))
 			}
 		}
 	}
-	mb := MicroBatch{Seq: model.Sequence{IDs: cut(b.IDs)}, Targets: len(rows)}
+	mb := MicroBatch{Seq: model.Sequence{IDs: cut(b.IDs)}, Targets: len(rows),
+		Carry: carry}
 	if len(rows) == 0 { // other processes have labels, and this one runs the same passes
 		rows, labels = []int64{0}, []int64{int64(dataset.IgnoreLabel)}
 	}
@@ -159,7 +168,7 @@ func NewComparedBatch(
 	if b = prompts; k.Texts == 2 && !pack {
 		b = splitPairs(b)
 	}
-	mb := NewMicroBatch(b, device, parts)
+	mb := NewMicroBatch(b, device, parts, nil)
 	mb.Compared = c
 	return mb
 }

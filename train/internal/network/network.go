@@ -230,7 +230,9 @@ func (f *Pass) Block(i int, grad bool) (out torch.Tensor) {
 	torch.Span(func() {
 		f.record(i, func() {
 			out = Owned(grad,
-				func() torch.Tensor { return f.n.Blocks[i].Forward(f.Inputs[i], f.shared, nil) })
+				func() torch.Tensor {
+					return f.n.Blocks[i].Forward(f.Inputs[i], f.shared, f.Batch.Carry.layer(i))
+				})
 		})
 	}, "block %d forward", i)
 	return out
@@ -358,7 +360,9 @@ func (n *Network) Infer(mb MicroBatch, head func(hidden torch.Tensor)) {
 			defer func() { x.Free() }()
 			for i, block := range n.Blocks {
 				n.Strategy.Gather(i+1, n.next(i))
-				next := Owned(false, func() torch.Tensor { return block.Forward(x, shared, nil) })
+				next := Owned(false, func() torch.Tensor {
+					return block.Forward(x, shared, mb.Carry.layer(i))
+				})
 				x.Free()
 				x = next
 				n.Strategy.Release(i+1, false)
