@@ -247,8 +247,8 @@ func (t *Trainer) openBatches() (err error) {
 		o.WarmupSteps = o.Steps / 20
 	}
 	if o.WarmupSteps > o.Steps {
-		t.remember(fmt.Sprintf("the warm-up has %d steps, and the run %d: the learning rate ends at "+
-			"%.3g and does not reach %.3g", o.WarmupSteps, o.Steps,
+		t.remember(fmt.Sprintf("the warm-up has %d steps, and the run %d: the learning rate ends "+
+			"at %.3g and does not reach %.3g", o.WarmupSteps, o.Steps,
 			o.schedule().Rate(o.Steps-1), o.Rate))
 	}
 	if o.ValidateSteps == 0 {

@@ -316,7 +316,8 @@ func printTrain(row bench.TrainRow) {
 		how += ", recorded"
 	}
 	fmt.Fprintf(stdout, "%s of %s weights, batch %d × %d tokens, %s on %s%s\n",
-		thousands(row.Trained), thousands(row.Parameters), row.Batch, row.Length, row.DType, row.Device, how)
+		thousands(row.Trained), thousands(row.Parameters), row.Batch, row.Length, row.DType,
+		row.Device, how)
 	fmt.Fprintf(stdout, "  weights      %s\n", row.Weights)
 	spread := ""
 	if row.Steps > 1 {

@@ -250,14 +250,14 @@ func (f *arrowFile) scan(take func(at int64) error) error {
 
 // minRow is what a row counts at least. Columns of one repeated value hold any number of rows in a
 // few bytes.
-const minRow = 1024
+const minRow = 256
 
-// spend counts the bytes of a row, as unpacking a Parquet file does.
+// spend counts bytes of a row, as unpacking a Parquet file does.
 func (f *arrowFile) spend(bytes int) error {
 	if f.indexed {
 		return nil
 	}
-	if f.unpacked.Add(int64(max(bytes, minRow))) > unpackLimit(int(f.bytes)) {
+	if f.unpacked.Add(int64(bytes)) > unpackLimit(int(f.bytes)) {
 		return errUnpacks
 	}
 	return nil
@@ -310,18 +310,24 @@ func (f *arrowFile) record(at int64) (r record, err error) {
 			}
 			continue
 		}
-		var value bytes.Buffer
+		value := limited{most: f.opts.most()}
 		if err := writeArrow(&value, column, row); err != nil {
 			return r, fmt.Errorf("column %q: %w", name, err)
 		}
-		if size += value.Len(); value.String() == "null" {
+		if size += value.Len(); size > value.most {
+			return r, errTooLong(value.most)
+		}
+		if value.String() == "null" {
 			continue
+		}
+		if err := f.spend(value.Len()); err != nil { // before the JSON is read
+			return r, err
 		}
 		if fields[name], err = tokenizer.DropNulls(value.Bytes()); err != nil {
 			return r, err
 		}
 	}
-	if err := f.spend(size + 4*len(r.ids)); err != nil {
+	if err := f.spend(max(4*len(r.ids), minRow-size)); err != nil {
 		return r, err
 	}
 	f.opts.Columns.rename(fields)

@@ -12,10 +12,16 @@ import (
 	_ "github.com/apache/arrow-go/v18/arrow/extensions" // arrow.json
 )
 
+// limited is JSON of at most about most bytes.
+type limited struct {
+	bytes.Buffer
+	most int
+}
+
 // writeArrow writes value i of an array as JSON.
-func writeArrow(b *bytes.Buffer, array arrow.Array, i int) error {
-	if b.Len() > maxRecord {
-		return errTooLong(maxRecord)
+func writeArrow(b *limited, array arrow.Array, i int) error {
+	if b.Len() > b.most {
+		return errTooLong(b.most)
 	}
 	if array.IsNull(i) {
 		b.WriteString("null")
@@ -25,7 +31,7 @@ func writeArrow(b *bytes.Buffer, array arrow.Array, i int) error {
 		if !utf8.ValidString(s) {
 			return errBinary
 		}
-		writeString(b, s)
+		writeString(&b.Buffer, s)
 		return nil
 	}
 	signed := func(v int64) error { b.WriteString(strconv.FormatInt(v, 10)); return nil }
@@ -93,11 +99,11 @@ func writeArrow(b *bytes.Buffer, array arrow.Array, i int) error {
 		if a.ExtensionType().ExtensionName() != "arrow.json" {
 			return writeArrow(b, a.Storage(), i)
 		}
-		var stored bytes.Buffer
+		stored := limited{most: b.most}
 		if err := writeArrow(&stored, a.Storage(), i); err != nil {
 			return err
 		}
-		return writeEmbedded(b, []byte(textOf(stored.Bytes())))
+		return writeEmbedded(&b.Buffer, []byte(textOf(stored.Bytes())))
 	}
 	return fmt.Errorf("its type is %s, expected text, numbers, booleans, times, lists or structs",
 		array.DataType())
@@ -105,7 +111,7 @@ func writeArrow(b *bytes.Buffer, array arrow.Array, i int) error {
 
 // writeArrowList writes a list of any kind: list, large_list, fixed_size_list,
 // list_view or large_list_view.
-func writeArrowList(b *bytes.Buffer, list arrays.ListLike, i int) error {
+func writeArrowList(b *limited, list arrays.ListLike, i int) error {
 	from, to := list.ValueOffsets(i)
 	values := list.ListValues()
 	if from < 0 || from > to || to > int64(values.Len()) {
@@ -126,7 +132,7 @@ func writeArrowList(b *bytes.Buffer, list arrays.ListLike, i int) error {
 }
 
 // writeArrowMap writes a map as an object. Its keys are text.
-func writeArrowMap(b *bytes.Buffer, m *arrays.Map, i int) error {
+func writeArrowMap(b *limited, m *arrays.Map, i int) error {
 	from, to := m.ValueOffsets(i)
 	keys, items := m.Keys(), m.Items()
 	if from < 0 || from > to || to > int64(min(keys.Len(), items.Len())) {
@@ -154,14 +160,14 @@ func writeArrowMap(b *bytes.Buffer, m *arrays.Map, i int) error {
 	return nil
 }
 
-func writeArrowStruct(b *bytes.Buffer, s *arrays.Struct, i int) error {
+func writeArrowStruct(b *limited, s *arrays.Struct, i int) error {
 	fields := s.DataType().(*arrow.StructType).Fields()
 	b.WriteByte('{')
 	for k, f := range fields {
 		if k > 0 {
 			b.WriteByte(',')
 		}
-		writeString(b, f.Name)
+		writeString(&b.Buffer, f.Name)
 		b.WriteByte(':')
 		if err := writeArrow(b, s.Field(k), i); err != nil {
 			return err

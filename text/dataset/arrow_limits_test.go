@@ -121,3 +121,24 @@ func TestDataset_ReadsALongRecordOnce(t *testing.T) {
 		}
 	}
 }
+
+// Rows may claim the same values. What they claim counts before it is read as JSON.
+func TestArrow_CountsValuesThatRowsShare(t *testing.T) {
+	data := arrowBytes(t, false, schemaOf(column("text", arrow.BinaryTypes.String)),
+		`[{"text":"`+strings.Repeat("x", 5<<20)+`"},{"text":"b"}]`)
+	if err := guarded(func() error {
+		f, err := openArrow("a.arrow", data, Options{longest: 4 << 20}, new(mappings))
+		if err == nil {
+			_, err = f.record(0)
+		}
+		return err
+	}); err == nil || !strings.Contains(err.Error(), "more than 4194304 bytes") {
+		t.Errorf("got %v", err)
+	}
+	lower(t, &minUnpackLimit, 3<<20)
+	lower(t, &maxUnpackRatio, 0)
+	f := &arrowFile{bytes: 1000}
+	if f.spend(2<<20) != nil || f.spend(2<<20) != errUnpacks {
+		t.Error("4 MiB of 3 are not refused, or 2 are")
+	}
+}

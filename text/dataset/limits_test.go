@@ -178,7 +178,7 @@ func TestLoad_BoundsTheRowsOfAnArrowFile(t *testing.T) {
 	}
 	w.Close()
 	_, err = Load(writeTestFile(t, "a.arrow", b.String()), chars(t, ""), Options{})
-	if err == nil || !strings.Contains(err.Error(), "unpacks to more than 200 times its size") {
+	if err == nil || !strings.Contains(err.Error(), "unpacks to more than 100 times its size") {
 		t.Error(err)
 	}
 }

@@ -152,9 +152,9 @@ func (m *mappings) newBundle() error {
 // A small archive or Parquet file may claim to hold more than fits on the disk.
 // It is unpacked to at most maxUnpackRatio times its size or minUnpackLimit
 // bytes, whichever is larger.
-var maxUnpackRatio int64 = 200 // tests lower it
+var maxUnpackRatio int64 = 100 // tests lower it
 
-var minUnpackLimit int64 = 256 << 20 // tests lower it
+var minUnpackLimit int64 = 64 << 20 // tests lower it
 
 // unpack returns what write writes. Up to minMapped bytes stay in memory. More are in a mapped,
 // unlinked file in TMPDIR, which the system deletes when it is unmapped. packed is the size of the

@@ -69,18 +69,18 @@ func (f *arrowFile) row(at int64) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	var b bytes.Buffer
+	b := limited{most: f.opts.most()}
 	b.WriteByte('{')
 	for k, i := range f.columns {
 		if k > 0 {
 			b.WriteByte(',')
 		}
-		writeString(&b, batch.ColumnName(i))
+		writeString(&b.Buffer, batch.ColumnName(i))
 		b.WriteByte(':')
 		if err := writeArrow(&b, batch.Column(i), int(at-f.starts[number])); err != nil {
 			return nil, fmt.Errorf("column %q: %w", batch.ColumnName(i), err)
 		}
 	}
 	b.WriteByte('}')
-	return b.Bytes(), f.spend(b.Len())
+	return b.Bytes(), f.spend(max(b.Len(), minRow))
 }
