@@ -36,7 +36,7 @@ ops::Device table() {
   d.block_linear = block_linear;
   d.block_unpack = block_unpack;
   d.block_pack = block_pack;
-  d.limits.block_rows = block_kernels().gemm ? any : 16;
+  d.limits.block_rows_float32 = d.limits.block_rows_16bit = block_kernels().gemm ? any : 16;
   d.attention = attention;
   d.attention_grad = attention_grad;
   d.decode_attention = decode_attention;

@@ -64,6 +64,23 @@ at::Tensor block_gemv_swiglu(const at::Tensor &x, const ops::BlockPart &part,
   return y;
 }
 
+at::Tensor block_gemm(const at::Tensor &x, const ops::BlockPart &part) {
+  c10::cuda::CUDAGuard guard(x.device());
+  const int64_t m = x.numel() / x.size(-1), groups = part.columns * part.bits / 128,
+                bg = tuning::block_gemm_BG, tiles = ceil_div(part.rows, tuning::block_gemm_BN),
+                wanted = std::max<int64_t>(1, tuning::block_gemm_RESIDENT * sm_count() / tiles),
+                span = ceil_div(ceil_div(groups, wanted), bg) * bg, splits = ceil_div(groups, span);
+  // The kernel multiplies the numbers of one place in their words at a time.
+  at::Tensor in = x.view({m, groups, 32 / part.bits, 4}).transpose(1, 2).contiguous(),
+             sums = at::empty({splits, m, part.rows}, x.options().dtype(at::kFloat));
+  Arguments args;
+  args << ptr(in) << ptr(part.data) << ptr(part.scales) << ptr(sums) << m << part.rows
+       << part.columns << span;
+  add_places(args, part.bits);
+  launch(keys::block_gemm(dtype_name(x), part.bits, m), grid(tiles, splits), args);
+  return sums;
+}
+
 void block_unpack(const ops::BlockPart &part, int64_t first, int64_t rows, const at::Tensor &out) {
   c10::cuda::CUDAGuard guard(out.device());
   at::Tensor codes = part.data.narrow(0, first, rows), scales = part.scales.narrow(0, first, rows);

@@ -134,11 +134,57 @@ at::Tensor split_k(const at::Tensor &x, const at::Tensor &weight) {
   return part;
 }
 
+// Adds the sums of split_k or block_gemm, and bias and residual if they are defined, to y.
+void add_splits(const at::Tensor &part, const at::Tensor &bias, const at::Tensor &residual,
+                const at::Tensor &y) {
+  int64_t m = part.size(1), width = part.size(2);
+  Arguments args;
+  args << ptr(part) << ptr(bias) << ptr(residual) << ptr(y) << m << width << part.size(0)
+       << int64_t(bias.defined()) << int64_t(residual.defined());
+  launch(keys::sum_splits(dtype_name(y)), grid(m, ceil_div(width, tuning::sum_splits_BLOCK)), args);
+}
+
+// Several rows times the parts of a weight in blocks.
+at::Tensor block_rows(const at::Tensor &x, const std::vector<ops::BlockPart> &parts, int64_t width,
+                      const at::Tensor &bias, const at::Tensor &residual) {
+  at::Tensor y = empty_rows(x, width);
+  if (parts.size() == 1) {
+    add_splits(block_gemm(x, parts[0]), bias, residual, y);
+    return y;
+  }
+  int64_t first = 0;
+  for (const ops::BlockPart &part : parts) {
+    at::Tensor some = empty_rows(x, part.rows);
+    add_splits(block_gemm(x, part),
+               bias.defined() ? bias.view({-1}).narrow(0, first, part.rows).contiguous() : bias, {},
+               some);
+    y.narrow(-1, first, part.rows).copy_(some);
+    first += part.rows;
+  }
+  return residual.defined() ? y.add_(residual) : y;
+}
+
+// ops::Device::block_linear.
+void block_linear(const at::Tensor &x, const std::vector<ops::BlockPart> &parts,
+                  const at::Tensor &y) {
+  c10::cuda::CUDAGuard guard(x.device());
+  int64_t first = 0;
+  for (const ops::BlockPart &part : parts) {
+    if (part.bits != 0)
+      y.narrow(1, first, part.rows)
+          .copy_(x.size(0) == 1 ? block_gemv(x, {part}, part.rows, {}, {})
+                                : block_gemm(x, part).sum(0));
+    first += part.rows;
+  }
+}
+
 at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const at::Tensor &weight,
                   const at::Tensor &bias, const at::Tensor &residual) {
-  if (const auto *parts = ops::blocks_of(weight))
-    return block_gemv(norm.defined() ? normalized(x, norm, eps) : x, *parts, weight.size(0), bias,
-                      residual);
+  if (const auto *parts = ops::blocks_of(weight)) {
+    const at::Tensor in = norm.defined() ? normalized(x, norm, eps) : x;
+    return rows_of(x) == 1 ? block_gemv(in, *parts, weight.size(0), bias, residual)
+                           : block_rows(in, *parts, weight.size(0), bias, residual);
+  }
   c10::cuda::CUDAGuard guard(x.device());
   int64_t m = rows_of(x), width = weight.size(0);
   at::Tensor y = empty_rows(x, width);
@@ -151,29 +197,28 @@ at::Tensor linear(const at::Tensor &x, const at::Tensor &norm, double eps, const
            args);
     return y;
   }
-  at::Tensor part = split_k(norm.defined() ? normalized(x, norm, eps) : x, weight);
-  args << ptr(part) << ptr(bias) << ptr(residual) << ptr(y) << m << width << part.size(0)
-       << int64_t(bias.defined()) << int64_t(residual.defined());
-  launch(keys::sum_splits(dtype_name(x)), grid(m, ceil_div(width, tuning::sum_splits_BLOCK)), args);
+  add_splits(split_k(norm.defined() ? normalized(x, norm, eps) : x, weight), bias, residual, y);
   return y;
 }
 
 at::Tensor linear_swiglu(const at::Tensor &x, const at::Tensor &norm, double eps,
                          const at::Tensor &weight, const at::Tensor &bias) {
-  if (const auto *parts = ops::blocks_of(weight))
-    return block_gemv_swiglu(norm.defined() ? normalized(x, norm, eps) : x, parts->at(0), bias);
   c10::cuda::CUDAGuard guard(x.device());
+  const auto *parts = ops::blocks_of(weight);
   int64_t m = rows_of(x), width = weight.size(0) / 2;
+  if (parts && m == 1)
+    return block_gemv_swiglu(norm.defined() ? normalized(x, norm, eps) : x, parts->at(0), bias);
   at::Tensor y = empty_rows(x, width);
   Arguments args;
-  if (m <= 2) {
+  if (!parts && m <= 2) {
     args << ptr(x) << ptr(norm) << ptr(weight) << ptr(bias) << ptr(y) << width << x.size(-1)
          << static_cast<float>(eps) << int64_t(bias.defined());
     launch(keys::gemv_swiglu(dtype_name(x), m, norm.defined()),
            grid(ceil_div(width, tuning::gemv_swiglu_BN(m))), args);
     return y;
   }
-  at::Tensor part = split_k(norm.defined() ? normalized(x, norm, eps) : x, weight);
+  const at::Tensor in = norm.defined() ? normalized(x, norm, eps) : x,
+                   part = parts ? block_gemm(in, parts->at(0)) : split_k(in, weight);
   args << ptr(part) << ptr(bias) << ptr(y) << m << width << part.size(0) << int64_t(bias.defined());
   launch(keys::sum_splits_swiglu(dtype_name(x)),
          grid(m, ceil_div(width, tuning::sum_splits_swiglu_BLOCK)), args);
@@ -431,6 +476,9 @@ void add_dense(ops::Device &d) {
   d.limits.rotary_angles = tuning::rope_qkv_BH.back();
   d.limits.decode_head_width = tuning::decode_attention_BP.back();
   d.limits.decode_group = tuning::decode_attention_G;
+  d.block_linear = block_linear;
+  d.limits.block_rows_float32 = 1;
+  d.limits.block_rows_16bit = tuning::block_gemm_BM.back();
   d.limits.linear_rows_float32 = d.limits.linear_rows_16bit = tuning::split_k_gemm_BM;
   d.limits.linear_fuses = true;
   d.rms_norm = rms_norm;

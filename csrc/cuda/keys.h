@@ -57,6 +57,7 @@ std::string decode_attention_mha(Dtype dtype, int64_t P);
 // A weight in blocks: bits of a code, 4 or 8; rows of the weight.
 std::string block_gemv(Dtype dtype, int bits, int64_t rows);
 std::string block_gemv_swiglu(Dtype dtype, int bits);
+std::string block_gemm(Dtype dtype, int bits, int64_t M); // not in float32
 std::string block_unpack(Dtype dtype, int bits);
 std::string argmax(Dtype dtype);
 std::string add_rows(Dtype dtype);

@@ -303,7 +303,9 @@ at::Tensor block_product(const at::Tensor &x, const at::Tensor &weight, bool exa
   const bool widens =
       x.size(0) > 8 &&
       std::any_of(parts.begin(), parts.end(), [](const BlockPart &p) { return p.kind == float8; });
-  if (exact || !device || !device->block_linear || x.size(0) > device->limits.block_rows || widens)
+  if (exact || widens || !device || !device->block_linear ||
+      x.size(0) > (x.scalar_type() == at::kFloat ? device->limits.block_rows_float32
+                                                 : device->limits.block_rows_16bit))
     return by_tiles(x, weight);
   at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
   block_product_into(*device, x, parts, y);

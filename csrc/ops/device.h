@@ -131,7 +131,8 @@ struct Limits {
   int64_t decode_group;        // most query heads for each key head in decode_attention
   int64_t linear_rows_float32; // most rows of linear, by the dtype of its input
   int64_t linear_rows_16bit;
-  int64_t block_rows;     // most rows of block_linear
+  int64_t block_rows_float32; // most rows of block_linear, by the dtype of its input
+  int64_t block_rows_16bit;
   bool linear_fuses;      // linear takes a norm and a residual, and linear_swiglu is there
   bool float16_gradients; // kernels have backward passes in float16
   bool loss_penalties;    // cross_entropy takes row scales, label smoothing and z-loss
@@ -173,7 +174,7 @@ struct Device {
                               const at::Tensor &weight, const at::Tensor &bias);
   // x [M,D] float32 times the rows of all parts, one after the other: out float32 [M,N],
   // contiguous. Activations are rounded to 8 bits in blocks of 32. Columns of parts of kind 0 are
-  // not written.
+  // not written. On a GPU x and out have the dtype of the activations, which are not rounded.
   void (*block_linear)(const at::Tensor &x, const std::vector<BlockPart> &parts,
                        const at::Tensor &out);
   // The values of rows [first, first + rows) of a part, exactly: out float32 [rows,D].

@@ -14,8 +14,8 @@ namespace {
 const Device *kernels_for(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &bias) {
   if (x.dim() < 1 || weight.dim() != 2 || x.size(-1) != weight.size(1))
     return nullptr;
-  if (const auto *parts = blocks_of(weight)) // a GPU's kernels take one row
-    if (x.is_cpu() || x.numel() != x.size(-1) ||
+  if (const auto *parts = blocks_of(weight)) // in float32 a GPU's kernels take one row
+    if (x.is_cpu() || (x.scalar_type() == at::kFloat && x.numel() != x.size(-1)) ||
         std::any_of(parts->begin(), parts->end(),
                     [](auto &part) { return part.bits == 0 || part.rows % 16 != 0; }))
       return nullptr;

@@ -267,9 +267,8 @@ at::Tensor random_blocks(const Kind &kind, int64_t rows, int64_t columns) {
                                     .to(at::kHalf)
                                     .view(at::kByte));
   Arg bytes{data.view({rows, -1}).contiguous()};
-  cq_tensor handle = bytes;
-  return call(1,
-              [&](cq_tensor *out) { return cq_blocks(&handle, &kind.number, 1, columns, out); })[0];
+  const cq_block_part part = {kind.number, bytes, nullptr, nullptr, 0, 0};
+  return call(1, [&](cq_tensor *out) { return cq_block_weight(&part, 1, columns, out); })[0];
 }
 
 void quantized(at::ScalarType type) {
@@ -277,7 +276,7 @@ void quantized(at::ScalarType type) {
                         {8, 34, 32, {0}, 1e-3},       {12, 144, 256, {0, 2}, 2e-4},
                         {13, 176, 256, {0, 2}, 1e-4}, {14, 210, 256, {208}, 1e-4}};
   const Kind &kind = kinds[rng() % std::size(kinds)];
-  const int64_t D = 256 * pick({1, 3, 8}), F = pick({16, 176, 4224}), M = pick({1, 1, 3, 40});
+  const int64_t D = 256 * pick({1, 3, 8}), F = pick({16, 176, 4224}), M = pick({1, 1, 3, 16, 40, 64});
   at::Tensor blocks = random_blocks(kind, 2 * F, D);
   Arg host{blocks};
   at::Tensor moved = call(

@@ -57,6 +57,8 @@ void transformer(Dtype dtype) {
       add(keys::gemv_swiglu(dtype, M, norm));
   }
   for (int bits : {4, 8}) {
+    for (int64_t M = 2; M <= 64 && !fp32; M++)
+      add(keys::block_gemm(dtype, bits, M));
     add(keys::block_unpack(dtype, bits));
     add(keys::block_gemv_swiglu(dtype, bits));
     for (int64_t rows : {16, 32000})

@@ -1,6 +1,6 @@
 """Writes a GGUF file of a Llama of a given shape with random quantized weights; needs numpy.
 
-    random_gguf.py OUT.gguf [--shape 7b|1.5b|tiny] [--kind q4_k|q6_k|q8_0|q4_0|q4_k_m]
+    random_gguf.py OUT.gguf [--shape 8b|7b|1.5b|tiny] [--kind q4_k|q6_k|q8_0|q4_0|q4_k_m]
 
 q4_k_m has the mix of llama.cpp's Q4_K_M: half of the v and down projections, and the head, in Q6_K.
 The weights have the size of initial weights, so activations stay finite.
@@ -11,6 +11,7 @@ import struct
 import numpy as np
 
 SHAPES = {  # layers, width, feed-forward, heads, key heads, vocabulary
+    "8b": (32, 4096, 14336, 32, 8, 128256),
     "7b": (32, 4096, 11008, 32, 32, 32000),
     "1.5b": (28, 1536, 8960, 12, 2, 151936),
     "tiny": (2, 512, 1024, 8, 4, 1024),

@@ -85,6 +85,8 @@ def transformer(dtype):
         for rows in tuning.values("block_gemv")["BN"]:
             yield "block_gemv", dict(BITS=bits, BN=rows, **sizes("block_gemv", "BG"))
         yield "block_gemv_swiglu", dict(BITS=bits, **sizes("block_gemv_swiglu", "BN", "BG"))
+        for m in tuning.values("block_gemm")["BM"] if not fp32 else ():
+            yield "block_gemm", dict(BITS=bits, BM=m, **sizes("block_gemm", "BN", "BG"))
         yield "block_unpack", dict(BITS=bits, **sizes("block_unpack", "BG"))
     yield "argmax", sizes("argmax", "BLOCK", "SPLITS")
     for name in ("sum_splits", "sum_splits_swiglu"):

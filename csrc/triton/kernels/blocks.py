@@ -156,3 +156,34 @@ def block_unpack(codes, scales, w, D, mask, base, BITS: tl.constexpr, BG: tl.con
         v = v * scale[:, None] - least[:, None]
         tl.store(w + row * D + g[:, None] * GROUP + s * 4 + four, v.to(w.dtype.element_ty),
                  mask=inside[:, None])
+
+
+@arguments("x: *data; codes scales: *i32; part: *fp32; M N span: i32; D: i32/16; mask base: i32")
+@triton.jit
+def block_gemm(x, codes, scales, part, M, N, D, span, mask, base, BITS: tl.constexpr,
+               BM: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr, PDL: tl.constexpr):
+    """part [splits,M,N] = the sums over `span` groups each of x · wᵀ, for up to BM rows. x [M,D] is
+    ordered as [M, code of a word, word of a row]. The numbers of the weight are rounded to the
+    dtype of x."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    split = tl.program_id(1)
+    m = tl.arange(0, BM)
+    j = tl.arange(0, BG * 4)
+    groups = D // (128 // BITS)
+    first = split * span
+    last = tl.minimum(first + span, groups)
+    row = n.to(tl.int64)[None, :]
+    real = (n < N)[None, :]
+    wait(PDL)
+    acc = tl.zeros((BM, BN), tl.float32)
+    for at in range(first, last, BG):
+        inside = (at * 4 + j < last * 4)[:, None]
+        words = tl.load(codes + (row * groups + at) * 4 + j[:, None], mask=real & inside, other=0)
+        pairs = tl.load(scales + row * groups + at + j[:, None] // 4, mask=real & inside, other=0)
+        scale, least = scales_of(pairs)
+        for s in tl.static_range(32 // BITS):
+            v = tl.load(x + m[:, None] * D + s * (groups * 4) + at * 4 + j[None, :],
+                        mask=(m < M)[:, None] & (at * 4 + j < last * 4)[None, :], other=0.0)
+            w = (code(words, s, mask, base, BITS) - code_base(s, BITS)) * scale - least
+            acc = tl.dot(v, w.to(x.dtype.element_ty), acc)
+    tl.store(part + (split * M + m[:, None]) * N + n[None, :], acc, mask=real & (m < M)[:, None])

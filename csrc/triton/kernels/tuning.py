@@ -94,6 +94,8 @@ TABLE = [
     # BN: rows of the weight per program, fewer for weights of few rows. BG: groups per step.
     ("block_gemv", ALWAYS, dict(warps=2, stages=1, BN=(4, 8), BG=64)),
     ("block_gemv_swiglu", ALWAYS, dict(warps=1, stages=1, BN=4, BG=32)),
+    # RESIDENT: programs that an SM is given at once.
+    ("block_gemm", ALWAYS, dict(warps=4, stages=2, BM=(16, 64), BN=64, BG=16, RESIDENT=4)),
     ("block_unpack", ALWAYS, dict(warps=4, stages=1, BG=128)),
     ("tail_gemm", ALWAYS, dict(warps=4, stages=4, BM=(16, 32, 64), BN=64, BK=128)),
     # The register limit leaves room for the previous kernel, beside which this one begins.
