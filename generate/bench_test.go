@@ -4,8 +4,10 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 
+	"conquer/bamba"
 	"conquer/generate"
 	_ "conquer/llama"
 	"conquer/model"
@@ -49,5 +51,41 @@ func BenchmarkGenerate(b *testing.B) {
 			b.ReportMetric(prefill, "prefill_tok/s")
 			b.ReportMetric(decode, "decode_tok/s")
 		})
+	}
+}
+
+// BenchmarkSession_SecondTurn reports the time to the first new token of a chat of 4,096 tokens
+// with a hybrid model, and of its second turn, which adds 20 tokens after an answer of 64.
+func BenchmarkSession_SecondTurn(b *testing.B) {
+	config, err := model.Variant("bamba", "small")
+	if err != nil {
+		b.Fatal(err)
+	}
+	config["max_position_embeddings"] = 8192.0
+	m, err := bamba.New(config)
+	if err != nil {
+		b.Fatal(err)
+	}
+	initialized(b, m)
+	text := make([]int32, 4096)
+	for i := range text {
+		text[i] = rand.Int32N(int32(m.Head().Shape[0]))
+	}
+	o := generate.Options{MaxNewTokens: 64, IgnoreEOS: true}
+	for b.Loop() {
+		s := generate.NewSession(m, nil)
+		r, first, err := s.Generate(context.Background(), text, o, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, second, err := s.Generate(context.Background(),
+			slices.Concat(text, r.Tokens, text[:20]), o, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.Close()
+		b.ReportMetric(first.Prefill.Seconds()*1e3, "first_ms")
+		b.ReportMetric(second.Prefill.Seconds()*1e3, "second_ms")
+		b.ReportMetric(float64(second.PromptTokens-second.Reused), "second_tokens")
 	}
 }

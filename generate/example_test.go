@@ -56,7 +56,7 @@ func ExampleScore() {
 	// Output: 4 tokens predicted, perplexity 31.7
 }
 
-// A session reads only the new tokens of each turn.
+// A session keeps whole pieces of what it read. Shorter texts, as here, are read again.
 func ExampleSession() {
 	m, err := model.Open("../llama/testdata/llama", torch.Float32, torch.CPU)
 	if err != nil {
@@ -78,5 +78,5 @@ func ExampleSession() {
 	}
 	// Output:
 	// [23 75 2 74 40] after reading 3 tokens
-	// [23 65 20 66 7] after reading 3 tokens
+	// [23 65 20 66 7] after reading 10 tokens
 }
