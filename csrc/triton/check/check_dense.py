@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from check import device  # noqa: E402
 from check.device import PDL, host, tensor, unwritten  # noqa: E402
-from kernels import attend, blocks, dense, rows, tail_rows  # noqa: E402
+from kernels import attend, blocks, dense, replay, rows, tail_rows  # noqa: E402
 
 LIMITS = {"fp32": 2e-6, "bf16": 1e-2, "fp16": 2e-3}
 bad = 0
@@ -361,6 +361,16 @@ def check_blocks(d, limit):
     blocks.block_gemv_swiglu[(cdiv(N, bn), )](x, words, pairs, bias, y, N, D, int(has_bias), mask,
                                               base, BITS=bits, BN=bn, BG=bg, PDL=PDL)
     check(f"block_gemv_swiglu {N, D, bits}", y, silu(want[:, :N]) * want[:, N:], limit)
+    M, order = d.choice([2, 5, 16]), host(x).reshape(1, -1, 32 // bits, 4)
+    many = np.concatenate([order * (m + 1) for m in range(M)]).swapaxes(1, 2)
+    span = d.choice([4, 16])
+    splits = cdiv(D * bits // 128, span)
+    part = unwritten(splits, M, 2 * N)
+    blocks.block_gemm[(cdiv(2 * N, 8), splits)](tensor(many, d.dtype), words, pairs, part, M, 2 * N,
+                                                D, span, mask, base, BITS=bits, BM=16, BN=8, BG=4,
+                                                PDL=PDL)
+    rows = np.arange(1, M + 1)[:, None] * (host(x) @ numbers.T)
+    check(f"block_gemm {M, N, D, bits}", host(part).sum(0), rows, limit)
     w = d.unwritten(2 * N, D)
     blocks.block_unpack[(2 * N, cdiv(D * bits // 128, 8))](words, pairs, w, D, mask, base,
                                                            BITS=bits, BG=8)
@@ -456,6 +466,37 @@ def check_state_step(d, limit):
     check("state_step state", state, want_state, 1e-5)
 
 
+def check_replay_inputs(d, limit):
+    """The weights of a ring's entries, for sequences whose rings hold different numbers of them."""
+    B, H, G, P, N, T = 2, 8, d.choice([1, 2]), 32, 16, 16
+    x, dt, b, c = d.normal(B, H, P), d.normal(B, H), d.normal(B, G, N), d.normal(B, G, N)
+    log, skip, bias = d.normal(H), d.normal(H), d.normal(H)
+    ring_x, ring_b = d.normal(B, H, T, P), d.normal(B, G, T, N)
+    ring_dt = tensor(d.random.random((B, H, T)))
+    held = np.array([d.random.integers(0, 3 * T), T - 1])
+    v = np.clip(np.logaddexp(host(dt) + host(bias), 0.0), 0.01, 0.5)
+    rate = -np.exp(host(log))
+    want_x, want_b, want_dt = np.array(host(ring_x)), np.array(host(ring_b)), np.array(host(ring_dt))
+    want = np.zeros((3, B, H, T))
+    for i, k in enumerate(held % T):
+        want_x[i, :, k], want_b[i, :, k], want_dt[i, :, k] = host(x)[i], host(b)[i], v[i]
+        times = want_dt[i, :, :k + 1]
+        after = times.sum(1, keepdims=True) - np.cumsum(times, 1)
+        want[0, i, :, :k + 1] = times * np.exp(rate[:, None] * after)
+        met = np.repeat(want_b[i, :, :k + 1] @ host(c)[i][:, :, None], H // G, axis=0)[..., 0]
+        want[1, i, :, :k + 1] = want[0, i, :, :k + 1] * met
+        want[1, i, :, k] += host(skip)
+        want[2, i, :, 0] = np.exp(rate * times.sum(1))
+    weight, scale, across = unwritten(B, H, T), unwritten(B, H, T), unwritten(B, H)
+    replay.replay_inputs[(B, H // 4)](x, dt, log, b, c, skip, bias, ring_x, ring_b, ring_dt,
+                                      tensor(held, "i32"), weight, scale, across, H, H // G, P, N,
+                                      0.01, 0.5, T=T, HEADS=4, BP=16, BN=N, PDL=PDL)
+    for name, got, wanted in (("x", ring_x, want_x), ("B", ring_b, want_b), ("dt", ring_dt, want_dt),
+                              ("weight", weight, want[0]), ("scale", scale, want[1]),
+                              ("across", across, want[2, :, :, 0])):
+        check(f"replay_inputs {name} {G, list(held)}", got, wanted, limit)
+
+
 def check_adamw(d, limit):
     """Three steps against AdamW in float64; stochastic rounding against its mean over elements."""
     lengths, span, rate, beta1, beta2, decays = [16, 304, 80], 128, 0.05, 0.9, 0.95, [0.0, 0.1, 0.1]
@@ -549,7 +590,8 @@ def launch_adamw(kernel, weights, grads, means, squares, masters, exponents, dec
 
 CHECKS = (check_rms_norm, check_rope, check_swiglu, check_cross_entropy, check_decode_attention,
           check_argmax, check_gemv, check_tail_rows, check_blocks, check_embedding_grad, check_conv,
-          check_gated_norm, check_state_step, check_adamw, check_adamw_8bit)
+          check_gated_norm, check_state_step,
+          check_replay_inputs, check_adamw, check_adamw_8bit)
 
 
 def main(arguments, quick=False):
