@@ -60,9 +60,9 @@ func SSDScan(in SSDInput, chunkSize, window int) (y, final Tensor) {
 	return Tensor{libtch.Ctensor(cy)}, Tensor{libtch.Ctensor(cfinal)}
 }
 
-// SSDRing holds a layer's last inputs, up to T tokens, which its state does not hold yet (the idea of
-// ReplaySSM). The state is then read at each token and written at every T-th only, when the ring is
-// full. Before anything else reads the state, [SSDFold] must bring it up to date.
+// SSDRing holds a layer's last inputs, up to T tokens, which its state does not hold yet (the idea
+// of ReplaySSM). The state is then read at each token and written at every T-th only, when the ring
+// is full. Before anything else reads the state, [SSDFold] must bring it up to date.
 type SSDRing struct {
 	X  Tensor // [B,H,T,P], of the model's dtype
 	B  Tensor // [B,G,T,N], of the model's dtype
