@@ -12,8 +12,8 @@ import (
 // that are not quantized.
 var ggufFileTypes = map[string]uint32{"F32": 0, "F16": 1, "BF16": 32}
 
-// choose sets the kind in which each entry is written, and the dtype in which it is read. It returns
-// general.file_type.
+// choose sets the kind in which each entry is written, and the dtype in which it is read. It
+// returns general.file_type.
 func (w *ggufWriter) choose(m *GGUFModel, options Options) (fileType uint32, err error) {
 	mix, quantized := quant.MixByName(options.Encoding)
 	if options.Encoding != "" && !quantized {
@@ -95,7 +95,10 @@ func (w *ggufWriter) pack(out io.Writer, e ggufEntry, values []float32) error {
 		return nil
 	}
 	columns := e.shape[len(e.shape)-1]
-	importance := w.options.Importance[e.name]
+	var importance []float32
+	if inputs, ok := w.options.Importance[e.name]; ok {
+		importance = inputs.Means()
+	}
 	matrix := len(values)
 	if len(e.shape) == 3 {
 		matrix /= e.shape[0]

@@ -33,10 +33,9 @@ type Options struct {
 	// Encoding, if not empty, is the name of the mix of [quant.Mixes] in which [SaveGGUF] writes
 	// matrices.
 	Encoding string
-	// Importance, if not nil, has the mean square of each column's input for matrices by their GGUF
-	// names; of a stack of experts, those of one after another. It weighs the errors of quantized
-	// numbers.
-	Importance map[string][]float32
+	// Importance, by GGUF's names, weighs the errors of quantized numbers; nil weighs all columns
+	// alike.
+	Importance Importance
 	// Packed, if not nil, is called when SaveGGUF has quantized more numbers. An error ends it.
 	Packed func(numbers int) error
 	// Metadata is further metadata for [SaveGGUF]: the tokenizer. Values are uint32, float32, bool,

@@ -103,8 +103,8 @@ func (b *affineBlocks) refit(x, w []float64) {
 	}
 }
 
-// scaledBlocks encodes 256 numbers in parts with a scale each: x ≈ d·s·q, where s is an integer of a
-// part from low to high.
+// scaledBlocks encodes 256 numbers in parts with a scale each: x ≈ d·s·q, where s is an integer of
+// a part from low to high.
 type scaledBlocks struct {
 	levels    *ladder
 	low, high float64

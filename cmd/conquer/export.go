@@ -29,6 +29,9 @@ conquer export --model_path smollm2-135m --output_path smollm2-hf --dtype bfloat
 conquer export --model_path my-model --output_path my-model-hf --shard_size 2GB
 # a GGUF file for llama.cpp, in 4 to 6 bits
 conquer export --model_path my-model --output_path my-model.gguf --dtype q4_k_m
+# the same, closest to the model on texts like these
+conquer export --model_path my-model --output_path my-model.gguf --dtype q4_k_m \
+  --importance_data texts.jsonl
 # Meta's layout for two processes
 conquer export --model_path my-model --output_path my-model-meta --format meta --shards 2
 # merge an adapter
@@ -45,6 +48,7 @@ type exportFlags struct {
 	formatName, dtypeName, shard     string
 	parts                            int
 	unmerge, overwrite               bool
+	importance                       importanceFlags
 
 	format   checkpoint.Format
 	encoding string       // one of quant.Mixes, or empty
@@ -88,6 +92,8 @@ func (f *exportFlags) declare(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.overwrite, "overwrite", false,
 		"replace an existing file; or "+overwriteUsage)
 	group(flags, "Output")
+	f.importance.declare(flags)
+	group(flags, "Quantization")
 }
 
 // check reads the flags and refuses an output that exists or that is also an input.
@@ -116,6 +122,9 @@ func (f *exportFlags) check(args []string) error {
 	}
 	err := f.checkDType()
 	if err != nil {
+		return err
+	}
+	if err := f.importance.check(f.encoding, f.overwrite); err != nil {
 		return err
 	}
 	if f.bytes, err = parseSize(f.shard); err != nil {
@@ -186,6 +195,10 @@ func (f *exportFlags) run(ctx context.Context) error {
 			return err
 		}
 	}
+	importance, err := f.importance.find(ctx, m, from, config, o)
+	if err != nil {
+		return err
+	}
 	source := newCountedSource(ctx, from, f.dtype, f.parts, filepath.Base(f.output))
 	source.packs = f.encoding != ""
 	options := checkpoint.Options{
@@ -207,6 +220,7 @@ func (f *exportFlags) run(ctx context.Context) error {
 	switch {
 	case f.format.File:
 		options.Encoding, options.Packed = f.encoding, source.packed
+		options.Importance = importance
 		if options.Metadata, err = ggufTokenizer(o, m.Head().Shape[0]); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"conquer/quant"
 	"math"
 	"os"
@@ -60,6 +61,47 @@ func TestExport_EveryMixIsReadBack(t *testing.T) {
 			strings.ToLower(mix.Name))
 		if off := math.Abs(score(path)/original - 1); off > 0.1 {
 			t.Errorf("%s: off by %.1f %%", mix.Name, 100*off)
+		}
+	}
+}
+
+// An importance matrix changes what is written, is written itself, and gives the same when it is
+// read.
+func TestExport_ImportanceComesFromDataOrAFile(t *testing.T) {
+	dir, work := writeModel(t, 704, true), t.TempDir()
+	text, matrix := filepath.Join(work, "text.txt"), filepath.Join(work, "imatrix.gguf")
+	os.WriteFile(text, []byte(strings.Repeat("hello there, how are you? ", 40)), 0o644)
+	read := func(name string, more ...string) []byte {
+		path := filepath.Join(work, name, "m.gguf")
+		succeed(t, append([]string{"export", "--model_path", dir, "--output_path", path, "--dtype",
+			"q4_0"}, more...)...)
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	plain := read("plain")
+	first := read("first", "--importance_data", text, "--importance", matrix)
+	again := read("again", "--importance", matrix)
+	if bytes.Equal(plain, first) || !bytes.Equal(first, again) {
+		t.Errorf("plain %d bytes, with data %d, with a file %d", len(plain), len(first), len(again))
+	}
+	for _, test := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"--importance_data", text, "--importance", matrix}, 1, "--overwrite"},
+		{[]string{"--importance", text}, 1, "llama-imatrix"},
+		{[]string{"--importance", matrix, "--dtype", "bfloat16"}, 2, "q4_k_m"},
+		{[]string{"--importance_data", work + "/none"}, 1, "there is no file"},
+		{[]string{"--importance_data", text, "--importance_tokens", "0"}, 2, "at least 1"},
+	} {
+		_, stderr, code := invoke(t, "", append([]string{"export", "--model_path", dir,
+			"--output_path", work + "/x.gguf", "--dtype", "q4_0"}, test.args...)...)
+		if code != test.code || !strings.Contains(stderr, test.want) {
+			t.Errorf("%v: exit %d: %s", test.args, code, stderr)
 		}
 	}
 }

@@ -108,6 +108,8 @@ func (t BlockTail) unfusedReason(x, mixed torch.Tensor, next *InputProjection) s
 		switch {
 		case l.Weight.Shard != nil:
 			return "the weights are divided over processes"
+		case l.Observe != nil:
+			return "its inputs are observed"
 		case !l.plain():
 			return "an adapter is not merged into the weights"
 		}
@@ -120,5 +122,5 @@ func scaled(scale float64) bool { return scale != 0 && scale != 1 }
 
 // plain reports whether the layer is its weight and bias alone, all of them in this process.
 func (l *Linear) plain() bool {
-	return !l.hasAdapters() && l.Weight.Shard == nil
+	return !l.hasAdapters() && l.Weight.Shard == nil && l.Observe == nil
 }

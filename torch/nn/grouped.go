@@ -5,6 +5,9 @@ import "conquer/torch"
 // grouped is local of a layer of experts: x [N,D], whose rows belong to experts, gives [N,R], with
 // R the local rows of one expert.
 func (l *Linear) grouped(x torch.Tensor, groups torch.Groups) torch.Tensor {
+	if l.Observe != nil {
+		l.Observe(x, groups)
+	}
 	y := torch.GroupedLinear(x, l.Weight.Tensor, groups)
 	if len(l.LoRA) == 0 {
 		return y

@@ -74,6 +74,9 @@ type Linear struct {
 	// Experts, if not 0, is the number of experts of a mixture, equally many components of each. A
 	// token passes through TopK of them.
 	Experts, TopK int
+	// Observe, if not nil, is called with the inputs [..., D] of every pass, after the
+	// normalization. Those of experts are [N, D], in groups. It sees no gradient.
+	Observe func(x torch.Tensor, groups torch.Groups)
 }
 
 // Share is the part of the layer's weight that a token is multiplied by: TopK/Experts, or 1.
@@ -102,6 +105,9 @@ func (l *Linear) Forward(x torch.Tensor) torch.Tensor {
 
 // local is Forward of this process's shard.
 func (l *Linear) local(x torch.Tensor) torch.Tensor {
+	if l.Observe != nil {
+		l.Observe(x, torch.Groups{})
+	}
 	if len(l.Mixed) > 0 {
 		return l.mixed(x)
 	}
@@ -223,7 +229,7 @@ func (l *Linear) ForwardNormed(n *RMSNorm, x torch.Tensor) torch.Tensor {
 		return l.Forward(n.Forward(x))
 	}
 	x = l.Weight.spread(x)
-	if l.hasAdapters() {
+	if l.hasAdapters() || l.Observe != nil {
 		return l.local(n.Forward(x))
 	}
 	return torch.NormLinear(x, n.Weight.Tensor, n.Eps, l.Weight.Tensor, l.bias())
@@ -319,7 +325,7 @@ func (m *SwiGLU) ForwardAdd(n *RMSNorm, x torch.Tensor) torch.Tensor {
 // inner is silu(gate(n(x))) · up(n(x)): [..., F].
 func (m *SwiGLU) inner(n *RMSNorm, x torch.Tensor) torch.Tensor {
 	w := m.GateUp.Weight
-	if m.GateUp.hasAdapters() || w.tokens() {
+	if m.GateUp.hasAdapters() || m.GateUp.Observe != nil || w.tokens() {
 		return torch.SwiGLU(m.GateUp.ForwardNormed(n, x))
 	}
 	return torch.NormLinearSwiGLU(w.spread(x), n.Weight.Tensor, n.Eps, w.Tensor, m.GateUp.bias())
