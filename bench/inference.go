@@ -23,6 +23,9 @@ type InferenceOptions struct {
 	Weights                  string // for the rows
 	// Group is the processes that the model is divided over, or nil. They do not record steps.
 	Group *dist.Group
+	// PrefillPiece is the most tokens of a pass over a prompt, 0 for the whole prompt. Runs without
+	// a cache cannot read in pieces.
+	PrefillPiece int
 	// Done receives each row when it is measured. It may be nil.
 	Done func(InferenceRow)
 }
@@ -37,6 +40,7 @@ type InferenceRow struct {
 	Batch        int     `json:"batch"`
 	Length       int     `json:"length"` // tokens of each prompt
 	NewTokens    int     `json:"new_tokens"`
+	PrefillPiece int     `json:"prefill_piece,omitempty"` // tokens of a pass over a prompt
 	Repeats      int     `json:"repeats"`
 	Processes    int     `json:"processes,omitempty"` // that the model is divided over
 	FirstTokenMS float64 `json:"first_token_ms"`      // call to first new token
@@ -71,6 +75,9 @@ func (o InferenceOptions) Check(device torch.Device) error {
 	case !o.records(device) && !(o.Eager && (o.Cache || o.NoCache)):
 		return fmt.Errorf("nothing to measure: steps can only be recorded on a GPU, " +
 			"in one process and with a cache")
+	case o.PrefillPiece < 0 || o.PrefillPiece > 0 && o.Eager && o.NoCache:
+		return fmt.Errorf("prefill_pieces is %d: a prompt is read in pieces of 1 token or more, "+
+			"and with a cache only", o.PrefillPiece)
 	case o.NewTokens < least:
 		return fmt.Errorf("max_new_tokens is %d, expected at least %d to time one step",
 			o.NewTokens, least)
@@ -116,6 +123,7 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 		Compile: string(compile), UseCache: cache, Weights: o.Weights, Device: device.String(),
 		DType: model.DType(m).String(), Batch: o.Batch,
 		Length: o.Length, NewTokens: o.NewTokens, Repeats: o.Repeats,
+		PrefillPiece: o.PrefillPiece,
 	}
 	if o.Group != nil {
 		row.Processes = o.Group.Size
@@ -131,7 +139,7 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 	device.ResetPeak()
 	for repeat := range o.Repeats + 1 {
 		options := generate.Options{MaxNewTokens: o.NewTokens, IgnoreEOS: true, NoCache: !cache,
-			Compile: compile, Group: o.Group}
+			Compile: compile, Group: o.Group, PrefillPiece: o.PrefillPiece}
 		began := time.Now()
 		results, stats, err := generate.Generate(ctx, m, nil, prompts, options, nil)
 		for _, r := range results {
@@ -157,9 +165,7 @@ func inferenceRow(ctx context.Context, m model.Model, o InferenceOptions, cache 
 	row.FirstTokenMS, row.SingleMS, row.TotalMS = median(first), median(single), median(total)
 	row.PerTokenMS = row.TotalMS / float64(o.NewTokens)
 	row.TokensPerS = 1e3 * float64(o.Batch*o.NewTokens) / row.TotalMS
-	if device.IsCUDA() {
-		row.PeakBytes = device.Info().Peak
-	}
+	_, row.PeakBytes = device.Memory()
 	return row, nil
 }
 

@@ -168,11 +168,26 @@ func (g *generation) cached(cache *model.Cache, kept int) torch.Tensor {
 			ids = append(ids, r.ids...)
 		}
 		input := torch.From(ids, len(g.rows), width).Narrow(1, kept, width-kept)
-		return model.LastLogits(g.model, model.Sequence{IDs: input.To(torch.Int64).ToDevice(device),
-			Cache: cache})
+		return g.prefill(input.To(torch.Int64).ToDevice(device), cache)
 	}
 	input := torch.From(g.next, len(g.rows), 1).To(torch.Int64).ToDevice(device)
 	return model.LastLogits(g.model, model.Sequence{IDs: input, Cache: cache})
+}
+
+// prefill reads input [B,L] in pieces and returns the logits after its last token.
+func (g *generation) prefill(input torch.Tensor, cache *model.Cache) torch.Tensor {
+	length, piece := input.Size(1), g.options.PrefillPiece
+	if piece == 0 {
+		piece = length
+	}
+	start := 0
+	for ; length-start > piece; start += piece {
+		torch.Scoped(func() {
+			model.Hidden(g.model, model.Sequence{IDs: input.Narrow(1, start, piece), Cache: cache})
+		})
+	}
+	return model.LastLogits(g.model, model.Sequence{IDs: input.Narrow(1, start, length-start),
+		Cache: cache})
 }
 
 // whole computes the next logits from all tokens. Rows are padded on the right,

@@ -66,6 +66,9 @@ type Options struct {
 	// NoCache recomputes all tokens in each step. The result is the same; it exists to
 	// check the cache.
 	NoCache bool
+	// PrefillPiece reads prompts in passes of at most this many tokens, so that the memory of a
+	// pass does not grow with the prompt; 0 reads a prompt in one pass. It needs the cache.
+	PrefillPiece int
 	// Compile says how steps are launched; "" means CompileGraph on a GPU and
 	// CompileNone on the CPU. It changes the speed and the rounding of logits.
 	Compile Compile
@@ -146,6 +149,9 @@ func (o Options) check(tok *tokenizer.Tokenizer, prompts int) error {
 		return fmt.Errorf("max_new_tokens is %d, expected at least 1", o.MaxNewTokens)
 	case o.Temperature < 0 || math.IsNaN(o.Temperature) || math.IsInf(o.Temperature, 0):
 		return fmt.Errorf("temperature is %v, expected 0 or more", o.Temperature)
+	case o.PrefillPiece < 0 || o.PrefillPiece > 0 && o.NoCache:
+		return fmt.Errorf("prefill_pieces is %d, expected 1 token or more, with a cache",
+			o.PrefillPiece)
 	case o.TopK < 0:
 		return fmt.Errorf("top_k is %d, expected 0 (all) or more", o.TopK)
 	case !(o.TopP >= 0 && o.TopP <= 1):

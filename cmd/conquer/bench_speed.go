@@ -25,6 +25,9 @@ var benchInferenceCommand = command{
 # random weights of a named size, on a GPU
 conquer bench inference --architecture llama --variant 7b --dtype bfloat16 --seq_len 1024 \
   --max_new_tokens 256 --batch_size 1 --json
+# a long prompt in pieces
+conquer bench inference --architecture bamba --variant 9b --dtype bfloat16 --seq_len 1000000 \
+  --max_new_tokens 16 --batch_size 1 --prefill_pieces 4096 --skip_nokvcache_runs --json
 # divided over two GPUs
 conquer bench inference --nproc 2 --architecture llama --variant 13b --dtype bfloat16 \
   --skip_nokvcache_runs`,
@@ -124,6 +127,9 @@ func (f *inferenceFlags) declare(flags *pflag.FlagSet) {
 	flags.IntVar(&f.Batch, "batch_size", 2, "prompts per batch")
 	flags.IntVar(&f.Length, "seq_len", 512, "`tokens` of a prompt")
 	flags.IntVar(&f.NewTokens, "max_new_tokens", 256, "new `tokens` per prompt")
+	flags.IntVar(&f.PrefillPiece, "prefill_pieces", 0,
+		"read prompts in passes of this many `tokens`, so that the memory of a pass does not grow "+
+			"with the prompt; needs --skip_nokvcache_runs (default: in one pass)")
 	flags.IntVar(&f.Repeats, "repeat", 3, "timed calls, after one warm-up call")
 	flags.BoolVar(&f.noEager, "skip_eager_runs", false,
 		"skip runs launched operation by operation")
@@ -143,6 +149,10 @@ func (f *inferenceFlags) check(args []string) error {
 		return usagef("unexpected %q", args[0])
 	case recordedOnly || f.noCacheRuns && f.noUncachedRuns:
 		return usagef("nothing left to measure: recorded steps need a cache and a single process")
+	case f.PrefillPiece < 0 || f.PrefillPiece > 0 && !f.noUncachedRuns:
+		return usagef("--prefill_pieces is %d: expected 1 token or more, and "+
+			"--skip_nokvcache_runs, because runs without a cache read all tokens at once",
+			f.PrefillPiece)
 	case f.Batch < 1 || f.Length < 1 || f.NewTokens < 2 || f.Repeats < 1:
 		return usagef("--batch_size, --seq_len and --repeat must be at least 1, " +
 			"--max_new_tokens at least 2")

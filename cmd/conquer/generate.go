@@ -150,6 +150,9 @@ func (f *generateFlags) declare(flags *pflag.FlagSet) {
 	group(flags, "Several processes")
 	flags.BoolVar(&f.useCache, "use_cache", true,
 		"cache keys, values and states; =false recomputes all tokens at each step")
+	flags.IntVar(&f.options.PrefillPiece, "prefill_pieces", 0,
+		"read prompts in passes of this many `tokens`, so that the memory of a pass does not grow "+
+			"with the prompt (default: in one pass)")
 	f.declareCompile(flags)
 	f.declareProfile(flags)
 	group(flags, "Speed and memory")
