@@ -88,3 +88,27 @@ func TestBenchTrain_TimesSteps(t *testing.T) {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
+
+// A prompt in pieces takes less memory than one that is read at once.
+func TestBenchInference_ReadsPromptsInPieces(t *testing.T) {
+	measure := func(flags ...string) (row bench.InferenceRow) {
+		stdout, stderr, code := invoke(t, "", append([]string{"bench", "inference",
+			"--architecture", "bamba", "--variant", "bytes", "--device", "cpu", "--batch_size", "1",
+			"--seq_len", "2000", "--max_new_tokens", "2", "--repeat", "1",
+			"--skip_nokvcache_runs", "--json"}, flags...)...)
+		if code != 0 {
+			t.Fatalf("exit %d: %s", code, stderr)
+		}
+		return decode[bench.InferenceRow](t, stdout)
+	}
+	whole, pieces := measure(), measure("--prefill_pieces", "128")
+	if pieces.PrefillPiece != 128 || !(0 < pieces.PeakBytes) ||
+		pieces.PeakBytes > whole.PeakBytes*3/4 {
+		t.Errorf("at once %+v, in pieces %+v", whole, pieces)
+	}
+	_, stderr, code := invoke(t, "", "bench", "inference", "--architecture", "bamba", "--variant",
+		"bytes", "--device", "cpu", "--prefill_pieces", "128")
+	if code != 2 || !strings.Contains(stderr, "--skip_nokvcache_runs") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+}
