@@ -19,7 +19,7 @@ func (f *trainFlags) checkMemory(m model.Model, dtype torch.DType, device torch.
 		place = f.World.Place
 		host.Available = host.Total // other processes may have begun to load the model
 	}
-	p, ok := f.predict(m, dtype, place)
+	p, ok := f.predict(m, dtype, device, place)
 	if !ok {
 		return nil
 	}
@@ -41,8 +41,8 @@ func (f *trainFlags) checkMemory(m model.Model, dtype torch.DType, device torch.
 
 // predict plans the run of the flags. ok is false for a run that cannot be planned: train.New then
 // says why.
-func (f *trainFlags) predict(m model.Model, dtype torch.DType, place dist.Place) (plan.Plan,
-	bool) {
+func (f *trainFlags) predict(m model.Model, dtype torch.DType, device torch.Device,
+	place dist.Place) (plan.Plan, bool) {
 	strategy := train.StrategyName(f.Distributed)
 	switch { // a plan has one name for strategies that are the same on a machine
 	case strategy == "" || place.Size == 1 && !f.OffloadOptimizer:
@@ -58,6 +58,7 @@ func (f *trainFlags) predict(m model.Model, dtype torch.DType, place dist.Place)
 		Accumulate: f.Accumulate, DType: dtype, Recompute: f.Recompute, LoRA: f.LoRA,
 		HeadOnly: f.HeadOnly, TensorSize: f.TensorSize, Optimizer: f.Optimizer,
 		Moments: f.Moments, Stochastic: f.Stochastic, OffloadOptimizer: f.OffloadOptimizer,
+		CPU: !device.IsCUDA(),
 	}, machine)
 	if err != nil {
 		return plan.Plan{}, false

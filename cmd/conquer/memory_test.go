@@ -39,7 +39,7 @@ func TestCheckMemory_RefusesAModelThatMemoryCannotHold(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, ok := f.predict(m, torch.Float32, dist.Alone); !ok {
+			if _, ok := f.predict(m, torch.Float32, torch.CPU, dist.Alone); !ok {
 				t.Fatalf("%s %v: the run is not planned", variant, more)
 			}
 			err = f.checkMemory(m, torch.Float32, torch.CPU)

@@ -91,8 +91,12 @@ func openArrow(name string, data []byte, opts Options, maps *mappings) (file, er
 }
 
 // openBatches opens an Arrow file in place. The reader that does so panics if the file has
-// dictionaries; such a file is read with another one, which copies each batch.
+// dictionaries, and swaps the bytes of big-endian numbers where they are, each time that it reads
+// them; such files are read with another one, which copies each batch.
 func openBatches(data []byte, mem memory.Allocator) (r *ipc.FileReader, err error) {
+	if isBigEndian(data) {
+		return ipc.NewFileReader(bytes.NewReader(data), ipc.WithAllocator(mem))
+	}
 	inPlace := guarded(func() (err error) {
 		r, err = ipc.NewMappedFileReader(data, ipc.WithAllocator(mem))
 		return err
@@ -106,9 +110,24 @@ func openBatches(data []byte, mem memory.Allocator) (r *ipc.FileReader, err erro
 	return ipc.NewFileReader(bytes.NewReader(data), ipc.WithAllocator(mem))
 }
 
+// isBigEndian reports whether the schema in a file's footer, which was checked, says so.
+func isBigEndian(data []byte) bool {
+	size := int(binary.LittleEndian.Uint32(data[len(data)-tail:]))
+	footer := data[len(data)-tail-size : len(data)-tail]
+	root := flatbuffers.Table{Bytes: footer, Pos: flatbuffers.GetUOffsetT(footer)}
+	at := flatbuffers.UOffsetT(root.Offset(6))
+	if at == 0 {
+		return false
+	}
+	schema := flatbuffers.Table{Bytes: footer, Pos: root.Indirect(root.Pos + at)}
+	return schema.GetInt16Slot(4, 0) != 0
+}
+
+// tail is what ends a file: the length of the footer, "ARROW1".
+const tail = 4 + 6
+
 // checkFooter checks the schema in the footer of a file.
 func checkFooter(data []byte) error {
-	const tail = 4 + 6 // length of the footer, "ARROW1"
 	if len(data) < tail {
 		return errors.New("not an Arrow file")
 	}

@@ -1,11 +1,13 @@
 package dataset
 
 import (
+	"bytes"
 	"encoding/binary"
 	"strings"
 	"testing"
 
 	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/endian"
 	flatbuffers "github.com/google/flatbuffers/go"
 )
 
@@ -140,5 +142,32 @@ func TestArrow_CountsValuesThatRowsShare(t *testing.T) {
 	f := &arrowFile{bytes: 1000}
 	if f.spend(2<<20) != nil || f.spend(2<<20) != errUnpacks {
 		t.Error("4 MiB of 3 are not refused, or 2 are")
+	}
+}
+
+// Big-endian numbers are swapped once, however often they are read.
+func TestArrow_ReadsBigEndianFilesAgain(t *testing.T) {
+	schema := schemaOf(column("tokens", arrow.ListOf(arrow.PrimitiveTypes.Int32))).
+		WithEndianness(endian.BigEndian)
+	data := arrowBytes(t, false, schema, `[{"tokens":[65,66]},{"tokens":[67]}]`)
+	swap := map[string]string{"\x41\x00\x00\x00\x42\x00\x00\x00\x43\x00\x00\x00": "" +
+		"\x00\x00\x00\x41\x00\x00\x00\x42\x00\x00\x00\x43",
+		"\x00\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00": "" +
+			"\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x03"}
+	for little, big := range swap {
+		if bytes.Count(data, []byte(little)) != 1 {
+			t.Fatalf("%x is not once in the file", little)
+		}
+		data = bytes.Replace(data, []byte(little), []byte(big), 1)
+	}
+	d, err := Load(writeTestFile(t, "a.arrow", string(data)), chars(t, ""), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for range 3 {
+		if s, err := d.At(0); err != nil || len(s.IDs) < 2 || s.IDs[0] != 65 || s.IDs[1] != 66 {
+			t.Errorf("got %v, %v", s.IDs, err)
+		}
 	}
 }

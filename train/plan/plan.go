@@ -42,8 +42,9 @@ func (m Machine) check() error {
 		"memory_gb": m.Memory, "tflops": m.Rate, "memory_gb_s": m.Transfer,
 		"link_gb_s": m.Link, "network_gb_s": m.Network, "host_gb_s": m.Host,
 	} {
-		if !(rate > 0) {
-			return fmt.Errorf("%s is %v, expected a positive number", name, rate)
+		const least, most = 1e-6, 1e12 // beyond them, times are not finite
+		if !(rate >= least && rate <= most) {
+			return fmt.Errorf("%s is %v, expected a number from %g to %g", name, rate, least, most)
 		}
 	}
 	return nil
@@ -92,6 +93,9 @@ type Options struct {
 	Stochastic     bool
 	// OffloadOptimizer is supported by fsdp and hsdp only.
 	OffloadOptimizer bool
+	// CPU says that the run has no GPU: a layer of 16-bit weights then keeps its input in float32
+	// for each adapter.
+	CPU bool
 }
 
 // run returns the options of a training run with o.

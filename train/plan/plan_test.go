@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"encoding/json"
 	"math"
 	"slices"
 	"strings"
@@ -189,5 +190,53 @@ func TestPredict_RefusesDivisionsWhoseCopiesDiverge(t *testing.T) {
 	i := slices.IndexFunc(plans, func(p Plan) bool { return p.Strategy == train.TP })
 	if i < 0 || !strings.Contains(plans[i].Refused, "8-bit moments") {
 		t.Errorf("planned %+v", plans)
+	}
+}
+
+// Times and memory of any possible machine can be written as JSON.
+func TestPredict_IsFiniteForEveryMachine(t *testing.T) {
+	m := plannedModel(t, "llama", false)
+	options := Options{BatchSize: 1 << 20, SequenceLength: 512, Accumulate: 1 << 20,
+		DType: torch.BFloat16}
+	for _, rate := range []float64{1e-6, 1e12} {
+		machine := Machine{GPUs: 8, PerHost: 8, Memory: rate, Rate: rate, Transfer: rate,
+			Link: rate, Network: rate, Host: rate}
+		plans, err := Predict(m, options, machine)
+		if err == nil {
+			_, err = json.Marshal(plans)
+		}
+		if err != nil {
+			t.Errorf("rates of %g: %v", rate, err)
+		}
+	}
+	for _, rate := range []float64{0, -1, 1e-320, 1e308, math.Inf(1), math.NaN()} {
+		machine := Machine{GPUs: 1, PerHost: 1, Memory: rate, Rate: 1, Transfer: 1, Link: 1,
+			Network: 1, Host: 1}
+		if _, err := Predict(m, options, machine); err == nil {
+			t.Errorf("a memory of %g GB is accepted", rate)
+		}
+	}
+}
+
+// On the CPU, each adapter of 16-bit weights keeps its layer's input in float32.
+func TestPredict_CountsInputsOfAdaptersOnTheCPU(t *testing.T) {
+	m := plannedModel(t, "llama", false)
+	machine := Machine{GPUs: 1, PerHost: 1, Memory: 1, Rate: 1, Transfer: 1, Link: 1, Network: 1,
+		Host: 1}
+	kept := func(dtype torch.DType, cpu bool) float64 {
+		o := Options{BatchSize: 2, SequenceLength: 64, DType: dtype, CPU: cpu,
+			LoRA: &lora.Config{Rank: 4, Targets: []string{"q_proj", "v_proj"}}}
+		plans, err := Predict(m, o, machine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return plans[0].Activations
+	}
+	inputs := 4 * 2 * 64 * 2 * float64(len(m.Blocks())*m.Head().Shape[1])
+	if more := kept(torch.BFloat16, true) - kept(torch.BFloat16, false); math.Abs(more-inputs) > 1 {
+		t.Errorf("the CPU keeps %g bytes more, expected %g", more, inputs)
+	}
+	if kept(torch.Float32, true) != kept(torch.Float32, false) {
+		t.Error("weights in float32 need no copies")
 	}
 }

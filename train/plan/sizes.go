@@ -6,6 +6,7 @@ import (
 
 	"conquer/lora"
 	"conquer/model"
+	"conquer/torch"
 	"conquer/torch/nn"
 	"conquer/train"
 	"conquer/train/internal/units"
@@ -90,6 +91,14 @@ func measure(m model.Model, o Options, low, high int) sizes {
 			for _, l := range lora.Layers(m) {
 				if inside[l.Linear] && o.LoRA.Adapts(l) {
 					s.activation += float64(l.Linear.Rows[l.Index]) / float64(s.blocks)
+				}
+			}
+		}
+		if copies := o.CPU && o.DType != torch.Float32; copies {
+			for _, l := range lora.Layers(m) {
+				if inside[l.Linear] && o.LoRA.Adapts(l) {
+					in := float64(l.Linear.Weight.Local()[1])
+					s.activation += in * 4 / float64(o.DType.Size()) / float64(s.blocks)
 				}
 			}
 		}
