@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -144,7 +145,11 @@ func (c command) run(args []string, stdout, stderr io.Writer) int {
 			return 2
 		}
 	}
-	ctx, release := untilStopped()
+	patience := 10 * time.Second
+	if c.name == trainCommand.name || c.name == serveCommand.name { // what is begun is finished
+		patience = 0
+	}
+	ctx, release := untilStopped(patience)
 	defer release()
 	return c.exitCode(run(ctx, flags.Args()), stderr)
 }

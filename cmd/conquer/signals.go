@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
 // stopSignals are the signals that ask the program to finish: what a terminal sends for Ctrl-C and
@@ -25,9 +26,10 @@ var stopSignals = func() []os.Signal {
 }()
 
 // untilStopped returns a context that the first of the signals cancels. The second ends the program
-// at once. Under a launcher it has no effect, because a launcher may repeat the terminal's signal.
-// release ends the handling of signals.
-func untilStopped() (ctx context.Context, release func()) {
+// at once, and so does patience after the first, unless it is 0: a program that waits for the other
+// end of a pipe does not see the context. Under a launcher neither has an effect, because a launcher
+// may repeat the terminal's signal. release ends the handling of signals.
+func untilStopped(patience time.Duration) (ctx context.Context, release func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	first, second := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	released := make(chan struct{})
@@ -43,13 +45,18 @@ func untilStopped() (ctx context.Context, release func()) {
 			return
 		}
 		signal.Stop(first)
-		if signal.Ignored(syscall.SIGQUIT) {
-			return
+		if !signal.Ignored(syscall.SIGQUIT) { // by default Go prints the stacks of all goroutines
+			signal.Notify(second, syscall.SIGQUIT)
 		}
-		signal.Notify(second, syscall.SIGQUIT) // by default Go prints the stacks of all goroutines
+		var over <-chan time.Time
+		if patience > 0 {
+			over = time.After(patience)
+		}
 		select {
 		case <-released:
 		case <-second:
+			os.Exit(130)
+		case <-over:
 			os.Exit(130)
 		}
 	}()

@@ -115,3 +115,21 @@ func TestGenerate_EndsWhileItWaitsForAPipe(t *testing.T) {
 		}
 	}
 }
+
+// A program that waits for the other end of a pipe ends soon after the first signal.
+func TestRun_EndsWhileItWaitsForAPipe(t *testing.T) {
+	skipProcesses(t)
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o666); err != nil {
+		t.Skip(err)
+	}
+	p, _, stderr := program("data", "--data_path", pipe, "--tokenizer", "char_tokenizer")
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Second) // it waits by now, or will before the signal's patience ends
+	p.Process.Signal(syscall.SIGTERM)
+	if code := ends(t, "a pipe without a writer", p); code != 130 {
+		t.Errorf("exit code %d\n%s", code, stderr)
+	}
+}
