@@ -259,14 +259,14 @@ func (s *scheduler) decode() {
 	}
 	began := time.Now()
 	err := guarded(func() {
-		take := func(i int, logits torch.Tensor, best int64) {
+		take := func(i int, logits func() torch.Tensor, best int64) {
 			row := s.active[i].row
 			if row.Greedy() {
 				row.Accept(int32(best))
 				return
 			}
 			torch.Scoped(func() {
-				row.Choose(logits.To(torch.Float32).ToDevice(torch.CPU).Clone())
+				row.Choose(logits().To(torch.Float32).ToDevice(torch.CPU).Clone())
 			})
 			s.active[i].publish()
 		}

@@ -38,17 +38,17 @@ func (s *slots) copyRow(row int, from *model.Cache, fromRow, length int) {
 
 // decode reads the newest token of each used row, at its column. Before a pass over some rows it
 // calls begin, which sets the adapters and reports whether there are any. After it, it calls take
-// for each row, with the logits [V] of the next token, in the model's dtype, and their argmax,
-// which is -1 if they are not numbers.
+// for each row, with a function for the logits [V] of the next token, in the model's dtype, and
+// their argmax, which is -1 if they are not numbers.
 func (s *slots) decode(ids, columns []int64, begin func(first, count int) (adapted bool),
-	take func(row int, logits torch.Tensor, best int64)) {
+	take func(row int, logits func() torch.Tensor, best int64)) {
 	for first := 0; first < len(ids); {
 		used, padded := s.pass(len(ids) - first)
 		step := s.step(first, padded)
 		torch.Scoped(func() {
 			step.run(ids[first:first+used], columns[first:first+used], begin(first, used))
 			for i, best := range torch.Values[int64](step.best)[:used] {
-				take(first+i, step.logits.Select(0, i), best)
+				take(first+i, func() torch.Tensor { return step.logits.Select(0, i) }, best)
 			}
 		})
 		first += used
