@@ -208,6 +208,12 @@ typedef struct {
   cq_tensor data, scales, order;
   int64_t tile_rows, tile_columns;
 } cq_block_part;
+/* Row i of x [N,D] times the weight of its group: weight [count*R,D], of which group g has the rows
+ * from g*R on, and index int64 [N], ascending, give [N,R], with gradients. *out is NULL if the
+ * device has no kernels for these tensors: on the CPU, in float32, for widths that are no multiples
+ * of 16, for weights in blocks. */
+int cq_grouped_linear(cq_tensor x, cq_tensor weight, cq_tensor index, int64_t count,
+                      cq_tensor *out);
 /* A weight that stays in blocks, of n parts below each other. The result
  * is a tensor [N,D] with D = columns, float32 by its dtype, which stands for a weight in cq_linear
  * and the operators that contain it, cq_embedding, cq_cross_entropy_head and their references; any

@@ -1,5 +1,8 @@
 package torch
 
+// #include "conquer.h"
+import "C"
+
 import (
 	"slices"
 
@@ -18,9 +21,9 @@ type Groups struct {
 // Sizes returns the number of rows of each group; nil if only the device knows it.
 func (g Groups) Sizes() []int { return g.sizes }
 
-// gathered is the number of rows up to which a GPU computes a grouped layer without telling the
-// host the sizes of the groups. Above it, the host waits for them once and launches one GEMM for
-// each group.
+// gathered is the number of rows up to which a GPU without a kernel for it computes a grouped layer
+// without telling the host the sizes of the groups. Above it, the host waits for them and launches
+// one GEMM for each group.
 const gathered = 256
 
 // Group sorts rows by their group. index (int64 [N]) holds the group, from 0 to count-1, of each
@@ -36,9 +39,6 @@ func Group(index Tensor, count int) (groups Groups, order, place Tensor) {
 	}
 	order = index.argsort()
 	groups.Index = index.IndexSelect(0, order)
-	if index.Numel() > gathered && !recording.Load() {
-		groups.sort(Values[int64](groups.Index))
-	}
 	return groups, order, order.argsort()
 }
 
@@ -64,12 +64,21 @@ func (g *Groups) sort(index []int64) (sorted, order, place []int64) {
 }
 
 // GroupedLinear multiplies the rows of each group by a weight of their own: x [N,D], whose rows
-// belong to groups, and weight [E·R,D], of which group e has the rows from e·R on, give [N,R]. On
-// the CPU, and on a GPU with many rows, it is one GEMM for each group that has rows, and weights of
-// other groups are not read.
+// belong to groups, and weight [E·R,D], of which group e has the rows from e·R on, give [N,R]. On a
+// GPU a kernel does it for 16-bit dtypes and up to 512 groups. Otherwise it is one GEMM for each
+// group that has rows. Weights of groups without rows are not read.
 func GroupedLinear(x, weight Tensor, groups Groups) Tensor {
 	if groups.sizes == nil {
-		return groupedOnDevice(x, weight, groups)
+		var y C.cq_tensor
+		check(C.cq_grouped_linear(x.handle(), weight.handle(), groups.Index.handle(),
+			C.int64_t(groups.Count), &y), "grouped linear", x, weight, groups.Index)
+		if y != nil {
+			return Tensor{libtch.Ctensor(y)}
+		}
+		if x.Size(0) <= gathered || recording.Load() {
+			return groupedOnDevice(x, weight, groups)
+		}
+		groups.sort(Values[int64](groups.Index))
 	}
 	rows := weight.Size(0) / groups.Count
 	part := func(e int) Tensor { return weight.WeightRows(e*rows, rows) }

@@ -12,12 +12,14 @@ void add_nccl(CudaServices &);
 namespace cuda {
 
 void add_dense(ops::Device &);       // dense.cpp
+void add_grouped(ops::Device &);     // grouped.cpp
 void add_scan(ops::Device &);        // ssd_triton.cpp
 void add_state_space(ops::Device &); // ssd_rows.cpp
 
 static const bool registered = [] {
   static ops::Device device{};
   add_dense(device);
+  add_grouped(device);
   add_scan(device);
   add_state_space(device);
   ops::register_device(at::kCUDA, &device);

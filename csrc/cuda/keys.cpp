@@ -104,6 +104,19 @@ std::string block_gemm(Dtype dtype, int bits, int64_t M) {
 std::string block_unpack(Dtype dtype, int bits) {
   return key("block_unpack", dtype, {bits, tuning::block_unpack_BG});
 }
+std::string grouped_gemv(Dtype dtype) {
+  return key("grouped_gemv", dtype, {tuning::grouped_gemv_BN, tuning::grouped_gemv_BK});
+}
+std::string grouped_gemm(Dtype dtype, bool across, int64_t rows) {
+  return key("grouped_gemm", dtype,
+             {across, rows, tuning::grouped_gemm_BN(rows), tuning::grouped_gemm_BK(rows),
+              tuning::grouped_gemm_BE});
+}
+std::string grouped_grad_weight(Dtype dtype) {
+  return key("grouped_grad_weight", dtype,
+             {tuning::grouped_grad_weight_BM, tuning::grouped_grad_weight_BN,
+              tuning::grouped_grad_weight_BK});
+}
 std::string argmax(Dtype dtype) {
   return key("argmax", dtype, {tuning::argmax_BLOCK, tuning::argmax_SPLITS});
 }

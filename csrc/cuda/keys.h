@@ -59,6 +59,11 @@ std::string block_gemv(Dtype dtype, int bits, int64_t rows);
 std::string block_gemv_swiglu(Dtype dtype, int bits);
 std::string block_gemm(Dtype dtype, int bits, int64_t M); // not in float32
 std::string block_unpack(Dtype dtype, int bits);
+// Layers whose rows have weights of their groups, not in float32. rows: rows per program, one of
+// tuning::grouped_gemm_BM.
+std::string grouped_gemv(Dtype dtype);
+std::string grouped_gemm(Dtype dtype, bool across, int64_t rows);
+std::string grouped_grad_weight(Dtype dtype);
 std::string argmax(Dtype dtype);
 std::string add_rows(Dtype dtype);
 std::string multiply(Dtype dtype);

@@ -131,6 +131,7 @@ struct Limits {
   int64_t decode_group;        // most query heads for each key head in decode_attention
   int64_t linear_rows_float32; // most rows of linear, by the dtype of its input
   int64_t linear_rows_16bit;
+  int64_t groups;             // most groups of grouped_linear
   int64_t block_rows_float32; // most rows of block_linear, by the dtype of its input
   int64_t block_rows_16bit;
   bool linear_fuses;      // linear takes a norm and a residual, and linear_swiglu is there
@@ -177,6 +178,14 @@ struct Device {
   // not written. On a GPU x and out have the dtype of the activations, which are not rounded.
   void (*block_linear)(const at::Tensor &x, const std::vector<BlockPart> &parts,
                        const at::Tensor &out);
+  // Row i of x [N,D] times the weight of its group index[i] (int64, ascending): weight
+  // [count·R,D] gives [N,R]. across: x is [N,R], the weight is not transposed, and the result is
+  // [N,D]. Null if there are no kernels.
+  at::Tensor (*grouped_linear)(const at::Tensor &x, const at::Tensor &weight,
+                               const at::Tensor &index, int64_t count, bool across);
+  // The gradient of the weight [count·R,D] for x [N,D] and dy [N,R].
+  at::Tensor (*grouped_grad_weight)(const at::Tensor &x, const at::Tensor &dy,
+                                    const at::Tensor &index, int64_t count);
   // The values of rows [first, first + rows) of a part, exactly: out float32 [rows,D].
   // On a GPU out has any dtype that the kernels accept.
   void (*block_unpack)(const BlockPart &part, int64_t first, int64_t rows, const at::Tensor &out);

@@ -322,6 +322,24 @@ void quantized(at::ScalarType type) {
   check("block embedding" + what, exact(rows[0]), at::embedding(weight, ids), tolerance(type));
 }
 
+void grouped(at::ScalarType type) {
+  const int64_t E = pick({1, 5, 64}), N = pick({1, 16, 17, 300, 2500}), R = 16 * pick({1, 5, 20}),
+                D = 16 * pick({1, 9, 40});
+  at::Tensor index = std::get<0>((at::rand({N}).pow(pick({1, 4})) * E).to(at::kLong).sort());
+  const std::string what = c10::str(" ", N, " rows of ", E, " groups, ", D, " to ", R);
+  compare(
+      "grouped linear" + what, {random({N, D}, type), random({E * R, D}, type)},
+      [=](auto &t) {
+        Arg x{t[0]}, w{t[1]}, i{index.to(at::kCUDA)};
+        return call(1, [&](cq_tensor *out) { return cq_grouped_linear(x, w, i, E, out); });
+      },
+      [=](auto &t) {
+        at::Tensor each = t[1].view({E, R, D}).index_select(0, index);
+        return std::vector<at::Tensor>{at::bmm(each, t[0].unsqueeze(2)).squeeze(2)};
+      },
+      type != at::kHalf && maybe());
+}
+
 void attention(at::ScalarType type) {
   int64_t B = pick({1, 3}), K = pick({1, 2, 8, 32}), H = K * pick({1, 4, 8}),
           P = pick({16, 64, 80, 128}), S = pick({1, 70, 500, 3000});
@@ -452,7 +470,7 @@ int main(int argc, char **argv) {
     void (*run)(at::ScalarType);
   } families[] = {{"norms", norms},         {"ropes", ropes},   {"linears", linears},
                   {"attention", attention}, {"losses", losses}, {"elementwise", elementwise},
-                  {"quantized", quantized}, {"tails", tails},   {"choices", choices}};
+                  {"quantized", quantized}, {"grouped", grouped}, {"tails", tails},   {"choices", choices}};
   for (auto &family : families) {
     if (*only && std::strcmp(only, family.name) != 0)
       continue;

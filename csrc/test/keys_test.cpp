@@ -56,6 +56,15 @@ void transformer(Dtype dtype) {
     for (int64_t M : tuning::gemv_swiglu_M)
       add(keys::gemv_swiglu(dtype, M, norm));
   }
+  if (!fp32) {
+    add(keys::grouped_gemv(dtype));
+    for (int64_t rows : tuning::grouped_gemm_BM)
+      for (bool across : flags)
+        if (trains || !across)
+          add(keys::grouped_gemm(dtype, across, rows));
+    if (trains)
+      add(keys::grouped_grad_weight(dtype));
+  }
   for (int bits : {4, 8}) {
     for (int64_t M = 2; M <= 64 && !fp32; M++)
       add(keys::block_gemm(dtype, bits, M));

@@ -8,11 +8,11 @@ window strategy over chunks of 16 or 32 tokens needs.
 """
 import itertools
 
-from kernels import (attend, blocks, dense, replay, rows, ssd_backward, ssd_forward, ssd_hopper,
-                     tail_hopper, tail_rows, tuning)
+from kernels import (attend, blocks, dense, grouped, replay, rows, ssd_backward, ssd_forward,
+                     ssd_hopper, tail_hopper, tail_rows, tuning)
 
-MODULES = (ssd_forward, ssd_backward, ssd_hopper, rows, replay, dense, attend, blocks, tail_hopper,
-           tail_rows)
+MODULES = (ssd_forward, ssd_backward, ssd_hopper, rows, replay, dense, attend, blocks, grouped,
+           tail_hopper, tail_rows)
 DTYPES = ("bf16", "fp16", "fp32")
 BOTH = (False, True)
 
@@ -88,6 +88,13 @@ def transformer(dtype):
         for m in tuning.values("block_gemm")["BM"] if not fp32 else ():
             yield "block_gemm", dict(BITS=bits, BM=m, **sizes("block_gemm", "BN", "BG"))
         yield "block_unpack", dict(BITS=bits, **sizes("block_unpack", "BG"))
+    if not fp32:
+        yield "grouped_gemv", sizes("grouped_gemv", "BN", "BK")
+        for across, m in itertools.product(grads, tuning.values("grouped_gemm")["BM"]):
+            yield "grouped_gemm", dict(ACROSS=across, BM=m,
+                                       **sizes("grouped_gemm", "BN", "BK", "BE", BM=m))
+    if dtype == "bf16":
+        yield "grouped_grad_weight", sizes("grouped_grad_weight", "BM", "BN", "BK")
     yield "argmax", sizes("argmax", "BLOCK", "SPLITS")
     for name in ("sum_splits", "sum_splits_swiglu"):
         yield name, sizes(name, "BLOCK")

@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from check import device  # noqa: E402
 from check.device import PDL, host, tensor, unwritten  # noqa: E402
-from kernels import attend, blocks, dense, replay, rows, tail_rows  # noqa: E402
+from kernels import attend, blocks, dense, grouped, replay, rows, tail_rows  # noqa: E402
 
 LIMITS = {"fp32": 2e-6, "bf16": 1e-2, "fp16": 2e-3}
 bad = 0
@@ -377,6 +377,30 @@ def check_blocks(d, limit):
     check(f"block_unpack {N, D, bits}", w, numbers, limit)
 
 
+def check_grouped(d, limit):
+    E, N, R, D = d.choice([1, 3]), d.choice([1, 7, 40]), d.choice([16, 48]), d.choice([16, 80])
+    index = np.sort(d.random.integers(0, E, N))
+    x, w, dy = d.normal(N, D), d.normal(E, R, D), d.normal(N, R)
+    begins = tensor(np.searchsorted(index, np.arange(E + 1)), "i32")
+    want = np.einsum("nrd,nd->nr", host(w)[index], host(x))
+    want_x = np.einsum("nrd,nr->nd", host(w)[index], host(dy))
+    want_w = np.einsum("ne,nr,nd->erd", np.eye(E)[index], host(dy), host(x))
+    y, dx, dw = d.unwritten(N, R), d.unwritten(N, D), d.unwritten(E, R, D)
+    grouped.grouped_gemv[(cdiv(R, 4), N)](x, w, tensor(index, "i64"), y, R, D, BN=4, BK=32, PDL=PDL)
+    check(f"grouped_gemv {E, N, R, D}", y, want, limit)
+    tiles = cdiv(N, 16) + E
+    shape = dict(BM=16, BN=32, BK=16, BE=4)
+    for across, source, to, inner, width, wanted in ((False, x, y, D, R, want),
+                                                     (True, dy, dx, R, D, want_x)):
+        columns = cdiv(width, 32)
+        grouped.grouped_gemm[(tiles * columns, )](source, w, to, begins, E, tiles, columns, width,
+                                                  inner, ACROSS=across, **shape)
+        check(f"grouped_gemm {E, N, R, D, across}", to, wanted, limit)
+    grouped.grouped_grad_weight[(cdiv(R, 16) * cdiv(D, 32), E)](x, dy, dw, begins, R, D, BM=16,
+                                                                BN=32, BK=16)
+    check(f"grouped_grad_weight {E, N, R, D}", dw, want_w, limit)
+
+
 def check_embedding_grad(d, limit):
     V, D, n = 11, d.choice([48, 1040]), d.choice([1, 20])
     grad, dy, ids = d.normal(V, D), d.normal(n, D), d.random.integers(0, V, n)
@@ -589,7 +613,7 @@ def launch_adamw(kernel, weights, grads, means, squares, masters, exponents, dec
 
 
 CHECKS = (check_rms_norm, check_rope, check_swiglu, check_cross_entropy, check_decode_attention,
-          check_argmax, check_gemv, check_tail_rows, check_blocks, check_embedding_grad, check_conv,
+          check_argmax, check_gemv, check_tail_rows, check_blocks, check_grouped, check_embedding_grad, check_conv,
           check_gated_norm, check_state_step,
           check_replay_inputs, check_adamw, check_adamw_8bit)
 

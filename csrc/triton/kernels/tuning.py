@@ -97,6 +97,13 @@ TABLE = [
     # RESIDENT: programs that an SM is given at once.
     ("block_gemm", ALWAYS, dict(warps=4, stages=2, BM=(16, 64), BN=64, BG=16, RESIDENT=4)),
     ("block_unpack", ALWAYS, dict(warps=4, stages=1, BG=128)),
+    # BM: rows per program, for few and for many rows of a group. BE: the most groups.
+    ("grouped_gemv", ALWAYS, dict(warps=2, stages=1, BN=4, BK=512)),
+    ("grouped_gemm", ALWAYS, dict(warps=8, stages=4, BM=(16, 128), BN=256, BK=64, BE=512)),
+    ("grouped_gemm", {
+        "BM": 16
+    }, dict(warps=4, BN=64, BK=128)),
+    ("grouped_grad_weight", ALWAYS, dict(warps=8, stages=3, BM=128, BN=256, BK=64)),
     ("tail_gemm", ALWAYS, dict(warps=4, stages=4, BM=(16, 32, 64), BN=64, BK=128)),
     # The register limit leaves room for the previous kernel, beside which this one begins.
     ("block_tail", ALWAYS, dict(warps=8, stages=1, registers=96, WIDTH=(4096, 8192), INNER=16384)),
