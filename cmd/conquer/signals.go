@@ -27,8 +27,8 @@ var stopSignals = func() []os.Signal {
 
 // untilStopped returns a context that the first of the signals cancels. The second ends the program
 // at once, and so does patience after the first, unless it is 0: a program that waits for the other
-// end of a pipe does not see the context. Under a launcher neither has an effect, because a launcher
-// may repeat the terminal's signal. release ends the handling of signals.
+// end of a pipe does not see the context. Under a launcher neither has an effect, because a
+// launcher may repeat the terminal's signal. release ends the handling of signals.
 func untilStopped(patience time.Duration) (ctx context.Context, release func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	first, second := make(chan os.Signal, 1), make(chan os.Signal, 1)
