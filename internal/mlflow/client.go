@@ -17,11 +17,11 @@ import (
 	"unicode/utf8"
 )
 
-// The largest answer of a server that is read, in bytes, and how long one request may take.
-const (
-	maxAnswer   = 1 << 20
-	requestTime = 10 * time.Second
-)
+// maxAnswer is the largest answer of a server that is read, in bytes.
+const maxAnswer = 1 << 20
+
+// requestTime is how long one request may take.
+var requestTime = 10 * time.Second // tests raise it
 
 // client makes requests.
 type client struct {

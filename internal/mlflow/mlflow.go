@@ -38,14 +38,16 @@ const (
 
 // Limits of what waits for a server, and of the server's requests.
 const (
-	maxPending  = 100_000 // metrics that wait
-	maxMetrics  = 1000    // of a request
-	maxParams   = 100     // of a request
-	maxKey      = 250     // bytes of a name
-	maxValue    = 500     // bytes of a parameter
-	maxBackOff  = time.Minute
-	closingTime = 10 * time.Second
+	maxPending = 100_000 // metrics that wait
+	maxMetrics = 1000    // of a request
+	maxParams  = 100     // of a request
+	maxKey     = 250     // bytes of a name
+	maxValue   = 500     // bytes of a parameter
+	maxBackOff = time.Minute
 )
+
+// closingTime is how long Close waits for the server.
+var closingTime = 10 * time.Second // tests raise it
 
 // interval is how long metrics wait for others to be sent with, and the shortest pause after a
 // failure.
