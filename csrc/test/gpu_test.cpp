@@ -323,6 +323,8 @@ void quantized(at::ScalarType type) {
 }
 
 void grouped(at::ScalarType type) {
+  if (type == at::kFloat) // there are no kernels
+    return;
   const int64_t E = pick({1, 5, 64}), N = pick({1, 16, 17, 300, 2500}), R = 16 * pick({1, 5, 20}),
                 D = 16 * pick({1, 9, 40});
   at::Tensor index = std::get<0>((at::rand({N}).pow(pick({1, 4})) * E).to(at::kLong).sort());
