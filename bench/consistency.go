@@ -38,7 +38,7 @@ type ConsistencyRow struct {
 	Program   string `json:"program"` // conquer, or the name and version of a peer
 	Way       string `json:"way"`     // whole, cache, pieces, decode, padded, packed
 	Piece     int    `json:"piece,omitempty"`
-	Batch     int    `json:"batch,omitempty"` // of decode: rows, all with the text
+	Batch     int    `json:"batch,omitempty"`    // of decode: rows, all with the text
 	Strategy  string `json:"strategy,omitempty"` // of chunking; "" without state-space layers
 	ChunkSize int    `json:"chunk_size,omitempty"`
 	Device    string `json:"device"`

@@ -100,7 +100,8 @@ func SSDFold(state, aLog Tensor, ring SSDRing) {
 
 // SSDStep runs the recurrence for one token without gradients and returns y [B,H,P]. The fields of
 // in have no dimension L; InitialState and Segments are ignored. state [B,H,P,N] is updated in
-// place; with a ring, the token enters the ring, and the caller adds 1 to Held after the last layer.
+// place; with a ring, the token enters the ring, and the caller adds 1 to Held after the last
+// layer.
 func SSDStep(state Tensor, in SSDInput) Tensor {
 	a, log := in.A, in.ALog.Defined()
 	if log {

@@ -97,9 +97,9 @@ std::string block_gemv_swiglu(Dtype dtype, int bits) {
              {bits, tuning::block_gemv_swiglu_BN, tuning::block_gemv_swiglu_BG});
 }
 std::string block_gemm(Dtype dtype, int bits, int64_t M) {
-  return key("block_gemm", dtype,
-             {bits, fitting(tuning::block_gemm_BM, M), tuning::block_gemm_BN,
-              tuning::block_gemm_BG});
+  return key(
+      "block_gemm", dtype,
+      {bits, fitting(tuning::block_gemm_BM, M), tuning::block_gemm_BN, tuning::block_gemm_BG});
 }
 std::string block_unpack(Dtype dtype, int bits) {
   return key("block_unpack", dtype, {bits, tuning::block_unpack_BG});

@@ -48,8 +48,8 @@ void check_ring(const Ring &r, const at::Tensor &state, const at::Tensor &x, int
               "a ring has int32 counts, float32 time steps, and x and B in ", x.scalar_type());
 }
 
-void replay(const at::Tensor &state, const ScanInput &in, const at::Tensor &z,
-            const ScanOptions &o, const Ring &ring, at::Tensor &y) {
+void replay(const at::Tensor &state, const ScanInput &in, const at::Tensor &z, const ScanOptions &o,
+            const Ring &ring, at::Tensor &y) {
   int64_t heads = state.size(1), length = ring.length();
   at::Tensor a = o.a_log ? -in.a.to(at::kFloat).exp() : in.a.to(at::kFloat),
              x = in.x.to(at::kFloat), dt = in.dt.to(at::kFloat);

@@ -276,7 +276,8 @@ void quantized(at::ScalarType type) {
                         {8, 34, 32, {0}, 1e-3},       {12, 144, 256, {0, 2}, 2e-4},
                         {13, 176, 256, {0, 2}, 1e-4}, {14, 210, 256, {208}, 1e-4}};
   const Kind &kind = kinds[rng() % std::size(kinds)];
-  const int64_t D = 256 * pick({1, 3, 8}), F = pick({16, 176, 4224}), M = pick({1, 1, 3, 16, 40, 64});
+  const int64_t D = 256 * pick({1, 3, 8}), F = pick({16, 176, 4224}),
+                M = pick({1, 1, 3, 16, 40, 64});
   at::Tensor blocks = random_blocks(kind, 2 * F, D);
   Arg host{blocks};
   at::Tensor moved = call(
@@ -470,9 +471,10 @@ int main(int argc, char **argv) {
   struct Family {
     const char *name;
     void (*run)(at::ScalarType);
-  } families[] = {{"norms", norms},         {"ropes", ropes},   {"linears", linears},
-                  {"attention", attention}, {"losses", losses}, {"elementwise", elementwise},
-                  {"quantized", quantized}, {"grouped", grouped}, {"tails", tails},   {"choices", choices}};
+  } families[] = {{"norms", norms},         {"ropes", ropes},     {"linears", linears},
+                  {"attention", attention}, {"losses", losses},   {"elementwise", elementwise},
+                  {"quantized", quantized}, {"grouped", grouped}, {"tails", tails},
+                  {"choices", choices}};
   for (auto &family : families) {
     if (*only && std::strcmp(only, family.name) != 0)
       continue;

@@ -37,8 +37,9 @@ type Chunking struct {
 	// Optimized selects the project's kernels instead of the reference [SSD]. The results are the
 	// same.
 	Optimized bool
-	// StateDType is the dtype of the states in caches made from now on: torch.Float32 (also if it is
-	// 0) or torch.BFloat16, with which the state of a long text drifts but is read in half the time.
+	// StateDType is the dtype of the states in caches made from now on: torch.Float32 (also if it
+	// is 0) or torch.BFloat16, with which the state of a long text drifts but is read in half the
+	// time.
 	StateDType torch.DType
 }
 

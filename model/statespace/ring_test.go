@@ -62,7 +62,8 @@ func TestRing_LogitsAreThoseOfAWrittenState(t *testing.T) {
 				got := torch.Values[float32](model.LastLogits(m, seq).Contiguous().View(-1))
 				for i := range want {
 					if d := got[i] - want[i]; !(d < 1e-4 && d > -1e-4) {
-						t.Fatalf("step %d: logit %d is %g, without a ring %g", step, i, got[i], want[i])
+						t.Fatalf("step %d: logit %d is %g, without a ring %g", step, i, got[i],
+							want[i])
 					}
 				}
 				step++

@@ -500,7 +500,7 @@ def check_replay_inputs(d, limit):
     held = np.array([d.random.integers(0, 3 * T), T - 1])
     v = np.clip(np.logaddexp(host(dt) + host(bias), 0.0), 0.01, 0.5)
     rate = -np.exp(host(log))
-    want_x, want_b, want_dt = np.array(host(ring_x)), np.array(host(ring_b)), np.array(host(ring_dt))
+    want_x, want_b, want_dt = (np.array(host(t)) for t in (ring_x, ring_b, ring_dt))
     want = np.zeros((3, B, H, T))
     for i, k in enumerate(held % T):
         want_x[i, :, k], want_b[i, :, k], want_dt[i, :, k] = host(x)[i], host(b)[i], v[i]
@@ -515,8 +515,8 @@ def check_replay_inputs(d, limit):
     replay.replay_inputs[(B, H // 4)](x, dt, log, b, c, skip, bias, ring_x, ring_b, ring_dt,
                                       tensor(held, "i32"), weight, scale, across, H, H // G, P, N,
                                       0.01, 0.5, T=T, HEADS=4, BP=16, BN=N, PDL=PDL)
-    for name, got, wanted in (("x", ring_x, want_x), ("B", ring_b, want_b), ("dt", ring_dt, want_dt),
-                              ("weight", weight, want[0]), ("scale", scale, want[1]),
+    for name, got, wanted in (("x", ring_x, want_x), ("B", ring_b, want_b),
+                              ("dt", ring_dt, want_dt), ("weight", weight, want[0]), ("scale", scale, want[1]),
                               ("across", across, want[2, :, :, 0])):
         check(f"replay_inputs {name} {G, list(held)}", got, wanted, limit)
 
@@ -613,8 +613,8 @@ def launch_adamw(kernel, weights, grads, means, squares, masters, exponents, dec
 
 
 CHECKS = (check_rms_norm, check_rope, check_swiglu, check_cross_entropy, check_decode_attention,
-          check_argmax, check_gemv, check_tail_rows, check_blocks, check_grouped, check_embedding_grad, check_conv,
-          check_gated_norm, check_state_step,
+          check_argmax, check_gemv, check_tail_rows, check_blocks, check_grouped,
+          check_embedding_grad, check_conv, check_gated_norm, check_state_step,
           check_replay_inputs, check_adamw, check_adamw_8bit)
 
 

@@ -25,8 +25,8 @@ from .rows import softplus
 
 
 @arguments("x dt a_log b_ c_ ring_x ring_b: *data; d bias: *params; "
-           "ring_dt ring_weight ring_scale across: *fp32; held: *i32; H per_group: i32; P N: i32/16; "
-           "dt_min dt_max: fp32")
+           "ring_dt ring_weight ring_scale across: *fp32; held: *i32; H per_group: i32; "
+           "P N: i32/16; dt_min dt_max: fp32")
 @triton.jit
 def replay_inputs(x, dt, a_log, b_, c_, d, bias, ring_x, ring_b, ring_dt, held, ring_weight,
                   ring_scale, across, H, per_group, P, N, dt_min, dt_max, T: tl.constexpr,
