@@ -30,6 +30,9 @@ func (b *Block) InputProjection() nn.InputProjection {
 	return nn.InputProjection{Norm: b.MixerNorm, Linear: b.Attention.QKV}
 }
 
+// SplitsSequence marks the block for [model.Split].
+func (b *Block) SplitsSequence() {}
+
 // Forward computes h = x + mixer(norm(x)), y = h + mlp(norm(h)): [B,L,D] to [B,L,D].
 func (b *Block) Forward(x torch.Tensor, pass *model.Pass, layer *model.LayerCache) torch.Tensor {
 	projected := pass.InputProjection(b.InputProjection(), x)

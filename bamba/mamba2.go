@@ -18,6 +18,9 @@ func (b *Mamba2Block) InputProjection() nn.InputProjection {
 	return nn.InputProjection{Norm: b.Norm, Linear: b.Mixer.In}
 }
 
+// SplitsSequence marks the block for [model.Split].
+func (b *Mamba2Block) SplitsSequence() {}
+
 // Forward computes x + mixer(norm(x)): [B,L,D] to [B,L,D], of x's dtype. If the config asks for
 // residual_in_fp32, that is float32, whatever the weights are.
 func (b *Mamba2Block) Forward(x torch.Tensor, pass *model.Pass,

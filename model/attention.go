@@ -99,6 +99,9 @@ func (a *Attention) Forward(qkv torch.Tensor, pass *Pass, layer *LayerCache) tor
 	} else {
 		q, k, v = torch.RotaryQKV(qkv, heads, keyHeads, cos, sin)
 	}
+	if pass.Split != nil {
+		k, v = pass.Split.columns(k), pass.Split.columns(v)
+	}
 	y := torch.Attention(q, k, v, view.Mask, view.Causal, a.config.Scale)
 	return y.Transpose(1, 2).Reshape(batch, length, heads*headDim)
 }

@@ -19,6 +19,9 @@ type Sequence struct {
 	// attends to its own segment only. No tensor: each row is one sample.
 	Segments torch.Tensor
 	Cache    *Cache
+	// Split, if not nil, says that IDs are one part of each sequence, and that other processes have
+	// the others. There are then no Positions, Segments and Cache.
+	Split *Split
 }
 
 // Pass is what the blocks share during one pass.
@@ -33,6 +36,7 @@ type Pass struct {
 	Columns torch.Tensor // int64 [1 or B,L]: the cache columns of its tokens
 	// Begins says that the cache was empty. Layers that keep a state clear it.
 	Begins bool
+	Split  *Split // as in Sequence
 
 	views map[int]*View
 	// [1,L,P/2]: cosines and sines of the angle 0, for layers without rotary embedding
@@ -96,7 +100,11 @@ func (p *Pass) BlockTail(tail nn.BlockTail, x, mixed torch.Tensor) torch.Tensor 
 // NewPass prepares a pass over seq: positions, the rotary table's rows, and the masks.
 func NewPass(seq Sequence, o PassOptions) *Pass {
 	length, device := seq.IDs.Size(1), seq.IDs.Device()
-	pass := &Pass{Cache: seq.Cache, Segments: seq.Segments, views: map[int]*View{}}
+	pass := &Pass{Cache: seq.Cache, Segments: seq.Segments, views: map[int]*View{},
+		Split: seq.Split}
+	if seq.Split != nil {
+		pass.Start = seq.Split.Rank * length
+	}
 	if pass.Segments.Defined() {
 		pass.Segments = pass.Segments.To(torch.Int32)
 	}

@@ -311,7 +311,8 @@ func (t *Trainer) evaluate(ctx context.Context, data *dataset.Dataset) ([]float6
 		return numbers, err
 	}
 	sums := o.sums(append(numbers, count)...)
-	numbers, count = sums[:len(numbers)], sums[len(numbers)]
+	// The parts of a row have numbers of their own, and each has counted the whole row.
+	numbers, count = sums[:len(numbers)], sums[len(numbers)]/float64(o.contextSize())
 	for i := range numbers {
 		numbers[i] /= max(1, count)
 	}

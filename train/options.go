@@ -1,6 +1,7 @@
 package train
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -239,6 +240,9 @@ type Options struct {
 	// TensorSize is the number of processes that divide each layer, with TP, DDP and FSDP. 0 means
 	// none, with TP those of a host. The group shares a BatchSize.
 	TensorSize int `json:"-"`
+	// ContextSize is the number of consecutive processes that each row is cut over, with ddp and
+	// fsdp; 0 means 1. They count as one process to BatchSize.
+	ContextSize int `json:"-"`
 	// KeepGathered keeps a block's gathered weights from its forward to its backward pass, with
 	// fsdp and hsdp.
 	KeepGathered bool `json:"-"`
@@ -524,7 +528,8 @@ func (o Options) CheckPlace(place dist.Place) error {
 	if place.Size > 1 || o.Distributed != "" && o.Distributed != None {
 		o.World = &dist.World{Place: place}
 	}
-	return o.complete().checkDistributed()
+	o = o.complete()
+	return cmp.Or(o.checkDistributed(), o.checkContext())
 }
 
 func (o Options) checkDistributed() error {
@@ -652,7 +657,7 @@ func (o Options) sameRows() int {
 	if o.Distributed == PP {
 		return o.processes()
 	}
-	return o.tensorSize()
+	return o.tensorSize() * o.contextSize()
 }
 
 // rowGroup says which rows of a step this process takes: part index of count.

@@ -240,5 +240,8 @@ func (t *Trainer) microBatch(
 	if o.compares() {
 		return network.NewComparedBatch(b, t.device, o.tensorSize(), o.kind(), known, whole, o.Pack)
 	}
+	if t.split != nil {
+		return network.NewSplitBatch(b, t.device, t.split)
+	}
 	return network.NewMicroBatch(b, t.device, o.tensorSize(), carry)
 }

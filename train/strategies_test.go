@@ -84,6 +84,22 @@ var worldCases = []worldCase{
 		s.Options.CarryState, s.Options.Pack = true, true
 	}},
 
+	{"cp ddp llama", 2, func(s *runSpec) { s.Distributed, s.ContextSize = DDP, 2 }},
+	{"cp ddp bamba", 3, func(s *runSpec) {
+		s.Distributed, s.ContextSize, s.Architecture = DDP, 3, "bamba"
+	}},
+	{"cp fsdp bamba", 2, func(s *runSpec) {
+		s.Distributed, s.ContextSize, s.Architecture, s.Tied = FSDP, 2, "bamba", false
+	}},
+	{"cp fsdp bamba, recomputed, two groups", 4, func(s *runSpec) {
+		s.Distributed, s.ContextSize, s.Architecture = FSDP, 2, "deep bamba"
+		s.Recompute = RecomputeBlock
+	}},
+	{"cp fsdp bamba LoRA, selective", 2, func(s *runSpec) {
+		s.Distributed, s.ContextSize, s.Architecture = FSDP, 2, "bamba"
+		s.Options.LoRA, s.Recompute = adapterConfig(), RecomputeSelective
+	}},
+
 	{"hsdp llama", 4, func(s *runSpec) { s.Distributed, s.ShardSize = HSDP, 2 }},
 	{"hsdp bamba untied", 4, func(s *runSpec) {
 		s.Distributed, s.ShardSize, s.Architecture, s.Tied = HSDP, 2, "bamba", false
@@ -169,7 +185,7 @@ func TestStrategy_EqualsOneProcess(t *testing.T) {
 		s, got := specs[c.world][0], results[c.world][0]
 		specs[c.world], results[c.world] = specs[c.world][1:], results[c.world][1:]
 		t.Run(c.name, func(t *testing.T) {
-			parts := c.world / max(1, s.TensorSize)
+			parts := c.world / max(1, s.TensorSize) / max(1, s.ContextSize)
 			if StrategyName(s.Distributed) == PP {
 				parts = 1
 			}

@@ -85,6 +85,7 @@ type Trainer struct {
 	warmup    bool             // the number of warm-up steps is the default
 	ends      []byte           // generation_config.json that ends generation at the data's turn ends
 	carries   []*network.Carry // of each micro-batch of a step; nil without CarryState
+	split     *model.Split     // of each row over processes, nil if they are whole
 	print     state.Fingerprint
 	weights   string // hash of the initial weights, if other processes must have the same
 }
@@ -169,7 +170,7 @@ func (o Options) fit(m model.Model, data, validation *dataset.Dataset) (Options,
 			}
 		}
 	}
-	return o, o.checkDistributed()
+	return o, cmp.Or(o.checkDistributed(), o.checkContext())
 }
 
 // CheckModel returns an error for the first option that does not fit the weights of m. New calls it
@@ -180,7 +181,7 @@ func (o Options) CheckModel(m model.Model) error {
 		return errors.New("--stochastic_rounding is for bfloat16 weights, and the model has " +
 			"none: give --dtype bfloat16")
 	}
-	if err := cmp.Or(o.checkChunking(m), o.checkCarried(m)); err != nil {
+	if err := cmp.Or(o.checkChunking(m), o.checkCarried(m), o.checkSplits(m)); err != nil {
 		return err
 	}
 	if o.LoRA == nil || o.LoRA.From != "" { // an adapter of a file has layers of its own
@@ -206,6 +207,7 @@ func (t *Trainer) prepare(m model.Model) (err error) {
 	torch.ManualSeed(o.Seed)
 	for _, part := range []func() error{
 		func() error { return t.prepareNetwork(m) },
+		t.splitRows,
 		t.prepareOptimizer,
 		func() (err error) { t.carries, err = t.newCarries(o.Accumulate); return err },
 		t.checkSameRun,

@@ -42,6 +42,7 @@ type runSpec struct {
 	Distributed         string
 	ShardSize           int
 	TensorSize          int
+	ContextSize         int
 	Keep                bool // gathered weights
 	Offload             bool
 	Checkpoints         string // folder
@@ -74,6 +75,7 @@ func (s runSpec) options() Options {
 	o := s.Options
 	o.Distributed, o.ShardSize, o.TensorSize = s.Distributed, s.ShardSize, s.TensorSize
 	o.KeepGathered, o.Recompute = s.Keep, s.Recompute
+	o.ContextSize = s.ContextSize
 	o.OffloadOptimizer, o.ValidateSteps = s.Offload, 8
 	o.CheckpointPath, o.CheckpointSteps, o.Resume = s.Checkpoints, s.Every, s.Resume
 	o.KeepBest = s.KeepBest
@@ -418,7 +420,7 @@ func alone(t testing.TB, s runSpec, n int) result {
 	t.Helper()
 	s.Offload, s.Files = false, ""
 	s.Distributed, s.TensorSize, s.Checkpoints, s.Every, s.Resume = None, 0, "", 0, false
-	s.KeepBest = false
+	s.KeepBest, s.ContextSize = false, 0
 	s.Options.BatchSize *= n
 	r, err := s.run(nil)
 	if err != nil {

@@ -68,6 +68,9 @@ func (f *worldFlags) declare(flags *pflag.FlagSet, o *train.Options) {
 	flags.IntVar(&o.TensorSize, "tp_size", 0,
 		"tp, ddp and fsdp: number of processes that divide each layer (default: with tp the "+
 			"processes of one machine, else 1)")
+	flags.IntVar(&o.ContextSize, "cp_size", 0,
+		"ddp and fsdp: number of processes that each row is cut over, for long sequences "+
+			"(default 1)")
 	flags.BoolVar(&o.KeepGathered, "keep_gathered", false,
 		"fsdp and hsdp: keep gathered weights from the forward to the backward pass; faster, more "+
 			"memory")

@@ -104,7 +104,9 @@ func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 	// Padding is zeroed twice: the taps of the first tokens must read zeros there, and the
 	// convolution's bias must not reach the state.
 	xBC = withoutPadding(xBC, pass)
-	if carried {
+	if pass.Split != nil {
+		xBC, _ = m.Conv.Carry(xBC, tailOf(pass.Split, xBC, m.config.Taps), torch.Tensor{})
+	} else if carried {
 		var last torch.Tensor
 		xBC, last = m.Conv.Carry(xBC, before, pass.Segments)
 		layer.After.Conv = last.Own()
@@ -142,7 +144,12 @@ func (m *Mixer) Forward(projected torch.Tensor, pass *model.Pass,
 		return m.Norm.Forward(y, gate), nil
 	}
 	in.A = m.ALog.To(torch.Float32).Exp().Neg()
-	y, final := m.chunking.Scan(in)
+	var y, final torch.Tensor
+	if pass.Split != nil {
+		y = m.chunking.scanSplit(pass.Split, in)
+	} else {
+		y, final = m.chunking.Scan(in)
+	}
 	switch {
 	case carried:
 		layer.After.State = final.Detach().Own()

@@ -91,6 +91,40 @@ func NewMicroBatch(b dataset.Batch, device torch.Device, parts int, carry *Carry
 	return mb
 }
 
+// NewSplitBatch makes the tensors of this process's part of b, whose rows are one sample each.
+func NewSplitBatch(b dataset.Batch, device torch.Device, split *model.Split) MicroBatch {
+	used, _ := usedLength(b, device, 1)
+	part := max((used+split.Size-1)/split.Size, leastPart)
+	first := split.Rank * part
+	ids := make([]int64, b.Rows*part)
+	var rows, labels []int64
+	for r := range b.Rows {
+		for i := range part {
+			if first+i < b.Length {
+				ids[r*part+i] = int64(b.IDs[r*b.Length+first+i])
+			}
+			if first+i+1 >= b.Length { // the label after the row's last token
+				continue
+			}
+			if label := b.Labels[r*b.Length+first+i+1]; label != dataset.IgnoreLabel {
+				rows, labels = append(rows, int64(r*part+i)), append(labels, int64(label))
+			}
+		}
+	}
+	mb := MicroBatch{Targets: len(rows), Seq: model.Sequence{
+		IDs: torch.From(ids, b.Rows, part).ToDevice(device), Split: split}}
+	if len(rows) == 0 { // other parts have labels, and this one runs the same passes
+		rows, labels = []int64{0}, []int64{int64(dataset.IgnoreLabel)}
+	}
+	mb.Rows = torch.From(rows, len(rows)).ToDevice(device)
+	mb.Labels = torch.From(labels, len(labels)).ToDevice(device)
+	return mb
+}
+
+// leastPart is the fewest tokens of a part of a row: a convolution's taps before the next part's
+// first token come from one part.
+const leastPart = 4
+
 // usedLength is the length that b is cut to, and whether a row has several samples.
 func usedLength(b dataset.Batch, device torch.Device, parts int) (used int, packed bool) {
 	for i, segment := range b.Segments {
