@@ -82,7 +82,7 @@ const answer = async () => {
   const mine = conversation; // "New chat" begins another
   const draw = drawer(target);
   const began = performance.now();
-  let [text, first, usage, wrong] = ["", 0, null, ""];
+  let [thought, text, first, usage, wrong] = ["", "", 0, null, ""];
   try {
     const reply = await fetch("v1/chat/completions", { method: "POST", headers: headers(),
       body: request(), signal: running.signal });
@@ -90,12 +90,14 @@ const answer = async () => {
     for await (const event of events(reply)) {
       if (event.error) throw new Error(event.error.message);
       usage = event.usage ?? usage;
-      const piece = event.choices[0]?.delta.content;
-      if (!piece) continue;
+      const delta = event.choices[0]?.delta ?? {};
+      if (!delta.content && !delta.reasoning_content) continue;
       first ||= performance.now();
-      text += piece;
-      draw(text);
-      $("status").textContent = "answering …";
+      thought += delta.reasoning_content ?? "";
+      text += delta.content ?? "";
+      const quoted = thought && thought.replace(/^/gm, "> ") + "\n\n";
+      draw(quoted + text);
+      $("status").textContent = text ? "answering …" : "thinking …";
     }
   } catch (error) {
     wrong = error.name === "AbortError" ? "" : error.message;
@@ -104,7 +106,7 @@ const answer = async () => {
   $("send").textContent = "Send";
   if (conversation !== mine) return;
   if (wrong !== "") show("wrong", wrong);
-  if (text === "") target.remove();
+  if (text === "" && thought === "") target.remove();
   if (text !== "") conversation.push({ role: "assistant", content: text });
   else question.value = conversation.pop().content; // ask again
   const seconds = (performance.now() - first) / 1000;
