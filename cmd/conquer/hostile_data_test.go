@@ -134,7 +134,7 @@ var hostileDataFiles = []hostileData{
 		return z.Close()
 	}, unpacksMore},
 	{"parquet: one text in each row", "a.parquet", inParquet(func() arrow.RecordBatch {
-		return oneText(strings.Repeat("x", 1<<16), 5000)
+		return oneText(strings.Repeat("x", 1<<16), 1100)
 	}, true), unpacksMore},
 	{"parquet: a long page", "a.parquet", inParquet(func() arrow.RecordBatch {
 		return oneText(strings.Repeat("x", 3<<20), 20)
@@ -143,10 +143,10 @@ var hostileDataFiles = []hostileData{
 		return wide(1100, 1)
 	}, false), "consist of more than 1024 columns"},
 	{"parquet: columns of nothing", "a.parquet", inParquet(func() arrow.RecordBatch {
-		return wide(1000, 300_000)
+		return wide(1000, 70_000)
 	}, false), unpacksMore},
 	{"arrow: a batch", "a.arrow", inArrow(func() arrow.RecordBatch {
-		return oneText(strings.Repeat("x", 1<<20), 300)
+		return oneText(strings.Repeat("x", 1<<20), 70)
 	}), "its buffers may have"},
 	{"arrow: rows of nothing", "a.arrow", inArrow(func() arrow.RecordBatch {
 		return oneText("", 300_000)
