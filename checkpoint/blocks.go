@@ -87,6 +87,37 @@ func (c *Checkpoint) GPUConverts() string {
 	return ""
 }
 
+// OnGPU counts the weights that stay quantized on a GPU, and the bytes that they take there: codes of
+// 4 bits with a scale and a minimum of 16 bits for each 32 numbers, or codes of 8 bits with both for
+// each 16.
+func (c *Checkpoint) OnGPU() (numbers, bytes int) {
+	if c.GPUConverts() != "" {
+		return 0, 0
+	}
+	for _, s := range c.tensors {
+		parts := s.parts
+		if parts == nil {
+			parts = []*stored{s}
+		}
+		for _, p := range parts {
+			if p.packed == nil && !p.inBlocks() {
+				continue
+			}
+			n := 1
+			for _, size := range p.shape {
+				n *= size
+			}
+			bits := 10
+			switch p.dtype {
+			case "Q4_0", "Q4_1", "Q4_K", "GPTQ 2-bit", "GPTQ 3-bit", "GPTQ 4-bit", "AWQ 4-bit":
+				bits = 5
+			}
+			numbers, bytes = numbers+n, bytes+n*bits/8
+		}
+	}
+	return numbers, bytes
+}
+
 // inBlocks reports whether [Checkpoint.Blocks] has the tensor's blocks as they lie in the file.
 func (s *stored) inBlocks() bool {
 	if s.parts != nil { // two halves of each matrix of a stack

@@ -311,8 +311,12 @@ typedef struct {
 int cq_decode_attention(const cq_decode *arguments, cq_tensor *out);
 int cq_decode_attention_reference(const cq_decode *arguments, cq_tensor *out);
 /* cache[b,:,positions[b,l],:] = fresh[b,:,l,:] in place. cache is [B,K,S,P], fresh [B,K,L,P] and
- * positions int64 [B or 1, L]. */
+ * positions int64 [B or 1, L]. A cache may also be in 8 bits, on the CPU, here and in
+ * cq_rope_qkv_cache and cq_decode_attention: uint8 [B,K,S,P/32*34], in which 32 numbers of a head
+ * are a float16 scale and 32 levels, as in a block of Q8_0. */
 int cq_cache_write(cq_tensor cache, cq_tensor fresh, cq_tensor positions);
+/* The values of a cache in 8 bits, as dtype: [B,K,S,P]. */
+int cq_cache_unpack(cq_tensor cache, int dtype, cq_tensor *out);
 int cq_cache_write_reference(cq_tensor cache, cq_tensor fresh, cq_tensor positions);
 
 /* The language model head and its loss, some rows at a time: hidden [N,D], weight [V,D], labels

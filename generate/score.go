@@ -104,7 +104,7 @@ func ScoreWindows(ctx context.Context, m model.Model, ids []int32, w Windows) (S
 // window scores ids[first:], each token given those before it in ids.
 func (s *Scores) window(ctx context.Context, m model.Model, ids []int32, first int) error {
 	var cache *model.Cache
-	if len(ids)-1 > scoreChunk {
+	if len(ids)-1 > scoreChunk || model.CacheForm(m) != model.CacheAsModel {
 		cache = m.NewCache(1, len(ids)-1, model.DType(m), model.Device(m))
 		defer cache.Free()
 	}

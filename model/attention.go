@@ -48,7 +48,8 @@ type Attention struct {
 	KNorm  *nn.RMSNorm `weight:"k_norm"`
 	Output *nn.Linear  `weight:"o_proj"`
 
-	config AttentionConfig
+	config   AttentionConfig
+	eightBit bool // new caches hold keys and values in 8 bits
 }
 
 // NewAttention declares a layer, without weights.
@@ -96,6 +97,9 @@ func (a *Attention) Forward(qkv torch.Tensor, pass *Pass, layer *LayerCache) tor
 		end := pass.Start + length
 		q = torch.RotaryQKVCache(qkv, heads, cos, sin, pass.Columns, layer.Keys, layer.Values)
 		k, v = layer.Keys.Narrow(2, 0, end), layer.Values.Narrow(2, 0, end)
+		if k.DType() == torch.Uint8 {
+			k, v = torch.UnpackCache(k, q.DType()), torch.UnpackCache(v, q.DType())
+		}
 	} else {
 		q, k, v = torch.RotaryQKV(qkv, heads, keyHeads, cos, sin)
 	}
@@ -131,6 +135,9 @@ func (a *Attention) NewCache(batch, capacity int, dtype torch.DType,
 	device torch.Device) LayerCache {
 	_, keyHeads, headDim := a.Sizes()
 	shape := []int{batch, keyHeads, capacity, headDim}
+	if a.eightBit {
+		shape[3], dtype = headDim/32*34, torch.Uint8
+	}
 	return LayerCache{Keys: torch.Zeros(shape, dtype, device).Own(),
 		Values: torch.Zeros(shape, dtype, device).Own()}
 }

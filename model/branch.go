@@ -8,7 +8,7 @@ import "conquer/torch"
 func (c *Cache) Branch(m Model, rows []int, capacity int) *Cache {
 	device, dtype := Device(m), DType(m)
 	for i := range c.Layers {
-		if keys := c.Layers[i].Keys; keys.Defined() {
+		if keys := c.Layers[i].Keys; keys.Defined() && keys.DType() != torch.Uint8 {
 			dtype = keys.DType()
 		}
 	}

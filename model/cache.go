@@ -1,6 +1,11 @@
 package model
 
-import "conquer/torch"
+import (
+	"fmt"
+
+	"conquer/torch"
+	"conquer/torch/nn"
+)
 
 // Cache is what a model remembers of the tokens it has seen. All sequences of a batch fill the same
 // columns; a shorter one is padded on the left and begins at its column of Starts.
@@ -25,7 +30,7 @@ type Cache struct {
 
 // LayerCache is one block's part of a Cache; a block uses the fields that it needs.
 type LayerCache struct {
-	Keys, Values torch.Tensor // [B,K,S,P]
+	Keys, Values torch.Tensor // [B,K,S,P]; of [CacheQ8] uint8 [B,K,S,P/32·34]
 	Conv         torch.Tensor // [B, width, channels]: the last inputs of a causal convolution
 	State        torch.Tensor // [B,H,P,N]: a state-space layer's state
 	// Ring holds the last inputs of a state-space layer that its state lacks, if it has one. Held
@@ -35,6 +40,56 @@ type LayerCache struct {
 	// pass, without gradients, and Conv and State, with which the pass begins, are left as they
 	// are. It is for training: a pass with gradients may not change what it began with.
 	After *LayerCache
+}
+
+// The forms in which caches hold keys and values.
+const (
+	CacheAsModel = ""     // in the model's dtype
+	CacheQ8      = "q8_0" // in blocks of 32 numbers of 8 bits with a float16 scale
+)
+
+// SetCache makes the caches that m makes from now on hold keys and values in a form, on the CPU.
+func SetCache(m Model, form string) error {
+	if form != CacheAsModel && form != CacheQ8 {
+		return fmt.Errorf("a cache of %q: expected q8_0, or none for the model's dtype", form)
+	}
+	var layers []*Attention
+	narrow := 0
+	nn.Layers(m, func(_ string, layer any) {
+		if a, ok := layer.(*Attention); ok {
+			layers = append(layers, a)
+			if a.config.HeadDim%32 != 0 {
+				narrow = a.config.HeadDim
+			}
+		}
+	})
+	switch {
+	case form == CacheAsModel:
+	case len(layers) == 0:
+		return fmt.Errorf("a model of the architecture %s has no keys and values", m.Architecture())
+	case narrow > 0:
+		return fmt.Errorf("heads of %d dimensions cannot be kept in blocks of 32", narrow)
+	case DType(m) == torch.Float64:
+		return fmt.Errorf("a model in float64 keeps its keys and values in float64")
+	case Device(m).IsCUDA():
+		return fmt.Errorf("a GPU has no kernels for keys and values in 8 bits: use --device cpu, or " +
+			"leave the flag out")
+	}
+	for _, a := range layers {
+		a.eightBit = form == CacheQ8
+	}
+	return nil
+}
+
+// CacheForm is the form in which m's new caches hold keys and values; see [SetCache].
+func CacheForm(m Model) string {
+	form := CacheAsModel
+	nn.Layers(m, func(_ string, layer any) {
+		if a, ok := layer.(*Attention); ok && a.eightBit {
+			form = CacheQ8
+		}
+	})
+	return form
 }
 
 // Layer returns the cache of block i, nil for a nil cache.

@@ -123,14 +123,27 @@ func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) 
 }
 
 // Defer is [Load] for a model of which this process will hold only a part: each weight is read when
-// it is moved to its place ([nn.Param.Move]). Until then source must stay open.
+// it is moved to its place ([nn.Param.Move]). Until then source must stay open. Weights of
+// [InBlocks] are not deferred: each process holds all of them.
 func Defer(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
-	if err := check(m, source); err != nil {
+	blocks, keeps := source.(inBlocks)
+	if keeps {
+		source = blocks.BlockSource
+	}
+	err := check(m, source)
+	var kept map[*nn.Param]bool
+	if keeps && err == nil {
+		kept, err = blocks.keep(m, dtype, device)
+	}
+	if err != nil {
 		return err
 	}
 	components := map[*nn.Param][]nn.Component{}
 	nn.Walk(m, func(c nn.Component) { components[c.Param] = append(components[c.Param], c) })
 	for param, list := range components {
+		if kept[param] {
+			continue
+		}
 		param.Defer(dtype, device, func(into *nn.Param) (err error) {
 			for _, p := range list {
 				torch.Scoped(func() {

@@ -145,6 +145,15 @@ func RotaryQKVCache(qkv Tensor, heads int, cos, sin, columns, keys, values Tenso
 	return Tensor{libtch.Ctensor(out)}
 }
 
+// UnpackCache returns the values, as dtype, of a cache of keys or values in 8 bits: [B,K,S,P] of
+// uint8 [B,K,S,P/32·34], in which 32 numbers of a head are a float16 scale and 32 levels, as in a
+// block of Q8_0. [RotaryQKVCache] and [DecodeAttention] take such caches on the CPU.
+func UnpackCache(cache Tensor, dtype DType) Tensor {
+	var out C.cq_tensor
+	check(C.cq_cache_unpack(cache.handle(), C.int(dtype), &out), "unpack cache", cache)
+	return Tensor{libtch.Ctensor(out)}
+}
+
 // SwiGLU is silu(gate) · up of gateUp [..., 2F], gate first: [..., F] (Shazeer, arXiv 2002.05202).
 func SwiGLU(gateUp Tensor) Tensor {
 	var out C.cq_tensor
@@ -171,7 +180,8 @@ func DecodeAttention(
 	qkv Tensor, heads int, cos, sin, keys, values, starts, lengths Tensor, scale float64,
 ) Tensor {
 	if scale == 0 {
-		scale = 1 / math.Sqrt(float64(keys.Size(-1)))
+		width := qkv.Size(-1) / (heads + 2*keys.Size(1)) // keys may be in 8 bits
+		scale = 1 / math.Sqrt(float64(width))
 	}
 	decode := C.cq_decode{
 		qkv: qkv.handle(), heads: C.int64_t(heads), cos: cos.handle(), sin: sin.handle(),

@@ -456,3 +456,71 @@ func TestBlockTail_ReportsUnfusedReason(t *testing.T) {
 		})
 	}
 }
+
+// A cache in 8 bits holds levels of the keys and values of a cache of floats, and attention to it is
+// that to its values.
+func TestCache_In8Bits(t *testing.T) {
+	inTorch(t, func() {
+		const batch, heads, keyHeads, width, capacity = 3, 4, 2, 64, 200
+		const all = (heads + 2*keyHeads) * width
+		r := rand.New(rand.NewPCG(rand.Uint64(), 9))
+		table := func(length int) (cos, sin torch.Tensor) {
+			angle := torch.From(normal(r, length*width/2), 1, length, width/2)
+			return angle.Cos(), angle.Sin()
+		}
+		qkv := func(length int) torch.Tensor {
+			return torch.From(normal(r, batch*length*all), batch, length, all)
+		}
+		empty := func(width int, dtype torch.DType) torch.Tensor {
+			return torch.Zeros([]int{batch, keyHeads, capacity, width}, dtype, torch.CPU)
+		}
+		keys, values := empty(width/32*34, torch.Uint8), empty(width/32*34, torch.Uint8)
+		exactKeys, exactValues := empty(width, torch.Float32), empty(width, torch.Float32)
+		const first = 170
+		columns := make([]int64, first)
+		for i := range columns {
+			columns[i] = int64(i)
+		}
+		at := torch.From(columns, 1, first)
+		x := qkv(first)
+		cos, sin := table(first)
+		q := torch.RotaryQKVCache(x, heads, cos, sin, at, keys, values)
+		want := torch.RotaryQKVCache(x, heads, cos, sin, at, exactKeys, exactValues)
+		if !slices.Equal(torch.Values[float32](q), torch.Values[float32](want)) {
+			t.Error("the queries differ")
+		}
+		for i, pair := range [][2]torch.Tensor{{keys, exactKeys}, {values, exactValues}} {
+			got := torch.Values[float32](torch.UnpackCache(pair[0], torch.Float32))
+			for block := 0; block < len(got); block += 32 {
+				exact := torch.Values[float32](pair[1])[block : block+32]
+				most := float32(0)
+				for _, v := range exact {
+					most = max(most, float32(math.Abs(float64(v))))
+				}
+				for k, v := range exact {
+					if off := math.Abs(float64(got[block+k] - v)); off > 0.51*float64(most)/127+float64(most)/2000 {
+						t.Fatalf("cache %d, number %d: %g became %g", i, block+k, v, got[block+k])
+					}
+				}
+			}
+		}
+		x = qkv(1)
+		cos, sin = table(1)
+		lengths := torch.From([]int64{first + 1, 7, 130}, batch)
+		y := torch.DecodeAttention(x, heads, cos, sin, keys, values, torch.Tensor{}, lengths, 0)
+		q, _, _ = torch.RotaryQKV(x, heads, keyHeads, cos, sin)
+		wide := []torch.Tensor{torch.UnpackCache(keys, torch.Float32),
+			torch.UnpackCache(values, torch.Float32)}
+		for b, n := range torch.Values[int64](lengths) {
+			one := func(c torch.Tensor) torch.Tensor {
+				return c.Narrow(0, b, 1).Narrow(2, 0, int(n))
+			}
+			want := torch.Attention(q.Narrow(0, b, 1), one(wide[0]), one(wide[1]), torch.Tensor{},
+				false, 0)
+			got := y.Narrow(0, b, 1).Reshape(-1).Sub(want.Reshape(-1))
+			if off := torch.Item[float64](got.Abs().Max()); off > 1e-5 {
+				t.Errorf("sequence %d: off by %g", b, off)
+			}
+		}
+	})
+}

@@ -20,6 +20,8 @@ import (
 //	release(u)       frees the gathered parameters of u
 //	reduce(u)        starts to sum and scatter the gradients of u, after those of the previous unit
 //
+// Frozen weights in quantized blocks belong to no flat parameter: every process holds them whole.
+//
 // With hsdp, the gradients of a shard are then summed over the processes that hold the same shard
 // in other groups.
 type sharded struct {
@@ -105,6 +107,9 @@ func groupByKind(params []*nn.Param) (groups [][]*nn.Param) {
 	}
 	index := map[kind]int{}
 	for _, p := range params {
+		if p.InBlocks() {
+			continue
+		}
 		k := kind{p.DType(), p.RequiresGrad(), p.Shard.Replicated()}
 		i, ok := index[k]
 		if !ok {

@@ -72,6 +72,7 @@ func setupChat(flags *pflag.FlagSet) func(context.Context, []string) error {
 func (f *chatFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
 	f.declareAdapter(flags)
+	f.declareCache(flags)
 	f.declareExpected(flags)
 	group(flags, "Model")
 	flags.StringVar(&f.system, "system", "", "the system message (`instructions`)")

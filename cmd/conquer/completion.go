@@ -305,6 +305,7 @@ func (c command) flagValues(f *pflag.Flag, given []string) []string {
 var fixedValues = map[string][]string{
 	"dtype":             {"float32", "bfloat16", "float16"},
 	"state_dtype":       {"float32", "bfloat16"},
+	"cache_dtype":       {"q8_0"},
 	"device":            {"cpu", "cuda"},
 	"tokenizer":         {"char_tokenizer"},
 	"compile":           {"graph", "none"},

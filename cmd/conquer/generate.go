@@ -120,6 +120,7 @@ func setupGenerate(flags *pflag.FlagSet) func(context.Context, []string) error {
 func (f *generateFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
 	f.declareAdapter(flags)
+	f.declareCache(flags)
 	f.declareExpected(flags)
 	group(flags, "Model")
 	flags.StringArrayVar(&f.prompts, "prompt", nil, "the `text` to continue; may be repeated")

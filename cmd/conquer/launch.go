@@ -95,6 +95,7 @@ func (f *trainFlags) join() (*dist.World, error) {
 		return nil, nil
 	}
 	f.divided = f.TensorSize > 0 || f.Distributed != train.DDP
+	f.sharded = f.TensorSize == 0 && (f.Distributed == train.FSDP || f.Distributed == train.HSDP)
 	f.onHost = f.TensorSize > 0 || f.Distributed == train.TP ||
 		f.Distributed == train.PP // random weights are sharded before they go to the device
 	f.World, err = f.processFlags.join(place, &f.modelFlags)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"conquer/checkpoint"
 	"conquer/model"
 	"conquer/train"
 	"conquer/train/plan"
@@ -47,6 +48,7 @@ type planFlags struct {
 	lora                        loraFlags
 	path, architecture, variant string
 	dtype, recompute            string
+	converts                    bool // --dtype is given
 	json                        bool
 }
 
@@ -99,7 +101,8 @@ func (f *planFlags) declareRun(flags *pflag.FlagSet) {
 	flags.IntVar(&f.TensorSize, "tp_size", 0,
 		"number of GPUs that divide the layers under tp (default: the GPUs of a host)")
 	flags.StringVar(&f.dtype, "dtype", "bfloat16",
-		"`dtype` of the weights: float32, bfloat16 or float16")
+		"`dtype` of the weights: float32, bfloat16 or float16; with --lora_rank, quantized weights "+
+			"stay as they are if it is not given")
 	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
 	f.lora.declareSizes(flags)
 	flags.StringVar(&f.Optimizer, "optimizer", "adamw", "adamw, lion or muon")
@@ -125,14 +128,14 @@ func (f *planFlags) check(flags *pflag.FlagSet, args []string) error {
 	if dtype == nil {
 		return usagef("--dtype is empty: use float32, bfloat16 or float16")
 	}
-	f.DType = *dtype
+	f.DType, f.converts = *dtype, flags.Changed("dtype")
 	f.Recompute = train.Recompute(f.recompute)
 	f.LoRA, err = f.lora.read(flags)
 	return err
 }
 
 func (f *planFlags) run(ctx context.Context) error {
-	m, name, err := shape(ctx, f.path, f.architecture, f.variant)
+	m, name, err := f.shape(ctx)
 	if err != nil {
 		return err
 	}
@@ -158,7 +161,8 @@ func (f *planFlags) run(ctx context.Context) error {
 }
 
 // shape makes the model that the flags name, without weights.
-func shape(ctx context.Context, path, architecture, variant string) (model.Model, string, error) {
+func (f *planFlags) shape(ctx context.Context) (model.Model, string, error) {
+	path, architecture, variant := f.path, f.architecture, f.variant
 	var config model.Config
 	name := path
 	switch {
@@ -178,10 +182,30 @@ func shape(ctx context.Context, path, architecture, variant string) (model.Model
 		}
 		defer c.Close()
 		m, err := model.Declare(c)
+		if err == nil && f.LoRA != nil && c.Quantized() != "" {
+			f.planQuantized(m, c)
+		}
 		return m, name, err
 	}
 	m, err := model.New(config)
 	return m, name, err
+}
+
+// planQuantized plans with quantized weights as train takes them: as they are unless --dtype is
+// given.
+func (f *planFlags) planQuantized(m model.Model, c *checkpoint.Checkpoint) {
+	reason := c.GPUConverts()
+	if model.HasExperts(m) {
+		reason = "no kernel of a GPU computes on blocks of experts"
+	}
+	switch numbers, bytes := c.OnGPU(); {
+	case f.converts:
+	case reason != "":
+		note("conquer: the %s weights of %s are counted in %v, because %s\n", c.Quantized(), c.Path,
+			f.DType, reason)
+	default:
+		f.Quantized = plan.Quantized{Numbers: float64(numbers), Bytes: float64(bytes)}
+	}
 }
 
 func (r planReport) print() {

@@ -61,6 +61,7 @@ func setupScore(flags *pflag.FlagSet) func(context.Context, []string) error {
 func (f *scoreFlags) declare(flags *pflag.FlagSet) {
 	f.modelFlags.declare(flags)
 	f.declareAdapter(flags)
+	f.declareCache(flags)
 	f.declareExpected(flags)
 	group(flags, "Model")
 	flags.StringVar(&f.file, "text_file", "", "text `file` to score, or - for standard input")

@@ -81,6 +81,7 @@ func (f *serveFlags) declare(flags *pflag.FlagSet) {
 			"may be repeated")
 	flags.BoolVar(&f.loadAdapter, "allow_adapter_loading", false,
 		"let clients load adapters from any folder of this machine: /v1/load_lora_adapter")
+	f.declareCache(flags)
 	f.declareExpected(flags)
 	flags.StringVar(&f.name, "served_model_name", "",
 		"`name` of the model in requests and answers (default: the last part of --model_path)")

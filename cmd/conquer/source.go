@@ -28,6 +28,7 @@ import (
 type modelFlags struct {
 	path, tokenizer, dtype, device, adapter string
 	stateDType                              string // of --state_dtype
+	cacheDType                              string // of --cache_dtype
 	threads                                 int
 	expected
 	// the adapter is trained further, so it is not merged
@@ -36,6 +37,7 @@ type modelFlags struct {
 	extend func(o *opened) error
 	// reading the weights is deferred until a rank takes its shard
 	divided bool
+	sharded bool // only weights that are not quantized are deferred: of fsdp and hsdp
 	onHost  bool // make random weights on the host
 	// why the command cannot compute on quantized weights as they are, or ""
 	converts string
@@ -318,8 +320,8 @@ func (f *modelFlags) keepsBlocks(c *checkpoint.Checkpoint, dtype torch.DType,
 	switch {
 	case kind == "":
 		return false
-	case f.divided || f.world != nil:
-		reason = "several processes share the model"
+	case f.divided && !f.sharded || f.world != nil:
+		reason = "several processes divide the layers of the model"
 	case reason == "" && device.IsCUDA():
 		reason = c.GPUConverts()
 	}

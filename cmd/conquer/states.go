@@ -17,8 +17,21 @@ func (f *modelFlags) declareStates(flags *pflag.FlagSet) {
 			"bfloat16, whose states take half the memory and less time, and are less exact")
 }
 
-// setStates gives the state-space layers of a model the dtype of the flag.
+// declareCache adds the flag of commands that keep keys and values.
+func (f *modelFlags) declareCache(flags *pflag.FlagSet) {
+	flags.StringVar(&f.cacheDType, "cache_dtype", "",
+		"`form` in which keys and values are kept: q8_0, 8 bits in blocks of 32 with a scale, on the "+
+			"CPU (default: the dtype of the activations)")
+}
+
+// setStates gives the layers of a model the forms of keys, values and states that the flags name.
 func (f *modelFlags) setStates(m model.Model) error {
+	if f.cacheDType != "" && f.cacheDType != model.CacheQ8 {
+		return usagef("--cache_dtype %q: expected q8_0", f.cacheDType)
+	}
+	if err := model.SetCache(m, f.cacheDType); err != nil {
+		return fmt.Errorf("--cache_dtype: %w", err)
+	}
 	if f.stateDType == "" {
 		return nil
 	}

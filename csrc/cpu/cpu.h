@@ -77,6 +77,11 @@ at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const 
                             const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
                             const at::Tensor &starts, double scale);
 void cache_write(const at::Tensor &cache, const at::Tensor &fresh, const at::Tensor &positions);
+void cache_write_q8(const at::Tensor &cache, const at::Tensor &fresh, const at::Tensor &positions);
+void cache_unpack(const at::Tensor &cache, const at::Tensor &out);
+// n positions of a head of a cache in Q8_0, of P numbers each.
+BlockRows cache_rows(const at::Tensor &cache, int64_t b, int64_t k, int64_t first, int64_t n,
+                     int64_t P);
 void add_rows(const at::Tensor &grad, const at::Tensor &ids, const at::Tensor &dy);
 void adamw(const ops::OptimizerStep &step);
 void lion(const ops::OptimizerStep &step);

@@ -40,15 +40,25 @@ at::Tensor attend(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
     kernels<T>().widen(data_of<T>(q), B * H * P, query);
     for (int64_t i = 0; i < B * H * P; i++)
       query[i] *= float(scale);
-    const T *keys = data_of<T>(k), *values = data_of<T>(v);
+    const bool q8 = k.scalar_type() == at::kByte;
+    const T *keys = q8 ? nullptr : data_of<T>(k), *values = q8 ? nullptr : data_of<T>(v);
     const int64_t grain = std::max<int64_t>(1, one_thread / (piece * G * P));
     parallel_for(pieces, grain, [&](int64_t first, int64_t past) {
       int64_t h = std::upper_bound(before.begin(), before.end(), first) - before.begin() - 1;
+      std::vector<float> wide(q8 ? 2 * piece * P : 0); // keys and values of a piece
       for (int64_t i = first; i < past; i++) {
         while (before[h + 1] <= i)
           h++;
         const int64_t b = h / K, s = begin[b] + (i - before[h]) * piece,
                       n = std::min(piece, length[b] - s);
+        if (q8) {
+          float *to = wide.data() + n * P;
+          block_kernels().unpack(cache_rows(k, b, h % K, s, n, P), wide.data());
+          block_kernels().unpack(cache_rows(v, b, h % K, s, n, P), to);
+          kernels<float>().attend(query + h * G * P, G, wide.data(), to, P, P, n, P, tops + i * G,
+                                  masses + i * G, sums + i * G * P);
+          continue;
+        }
         kernels<T>().attend(
             query + h * G * P, G, keys + b * k.stride(0) + h % K * k.stride(1) + s * k.stride(2),
             values + b * v.stride(0) + h % K * v.stride(1) + s * v.stride(2), k.stride(2),
@@ -88,9 +98,19 @@ at::Tensor attend(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
 at::Tensor decode_attention(const at::Tensor &qkv, const at::Tensor &cos, const at::Tensor &sin,
                             const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
                             const at::Tensor &starts, double scale) {
-  const int64_t B = k.size(0), K = k.size(1), P = k.size(3), H = qkv.size(2) / P - 2 * K;
+  const bool q8 = k.scalar_type() == at::kByte;
+  const int64_t B = k.size(0), K = k.size(1), P = q8 ? k.size(3) / 34 * 32 : k.size(3),
+                H = qkv.size(2) / P - 2 * K;
   at::Tensor q = at::empty({B, H, 1, P}, qkv.options());
-  rope_qkv(qkv, cos, sin, (lengths - 1).view({B, 1}), q, k, v);
+  const at::Tensor columns = (lengths - 1).view({B, 1});
+  if (q8) {
+    at::Tensor fresh_k = at::empty({B, K, 1, P}, qkv.options()), fresh_v = at::empty_like(fresh_k);
+    rope_qkv(qkv, cos, sin, {}, q, fresh_k, fresh_v);
+    cache_write_q8(k, fresh_k, columns);
+    cache_write_q8(v, fresh_v, columns);
+  } else {
+    rope_qkv(qkv, cos, sin, columns, q, k, v);
+  }
   return attend(q, k, v, lengths, starts, scale).view({B, 1, H * P});
 }
 

@@ -41,6 +41,8 @@ ops::Device table() {
   d.attention_grad = attention_grad;
   d.decode_attention = decode_attention;
   d.cache_write = cache_write;
+  d.cache_write_q8 = cache_write_q8;
+  d.cache_unpack = cache_unpack;
   d.add_rows = add_rows;
   d.adamw = adamw;
   d.lion = lion;

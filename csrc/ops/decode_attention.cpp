@@ -16,16 +16,22 @@ at::Tensor decode_attention_reference(const at::Tensor &q, const at::Tensor &k, 
                                           /*enable_gqa=*/q.size(1) != k.size(1));
 }
 
+// P of a cache [B,K,S,P], or of one in 8 bits [B,K,S,P/32*34].
+int64_t width_of(const at::Tensor &cache) {
+  return cache.scalar_type() == at::kByte ? cache.size(3) / 34 * 32 : cache.size(3);
+}
+
 void check(const at::Tensor &qkv, int64_t heads, const at::Tensor &cos, const at::Tensor &sin,
            const at::Tensor &k, const at::Tensor &v, const at::Tensor &lengths,
            const at::Tensor &starts) {
   TORCH_CHECK(qkv.dim() == 3 && qkv.size(1) == 1 && k.dim() == 4 && k.sizes() == v.sizes() &&
                   k.size(0) == qkv.size(0) && heads % k.size(1) == 0 &&
-                  qkv.size(2) == (heads + 2 * k.size(1)) * k.size(3),
+                  k.scalar_type() == v.scalar_type() &&
+                  qkv.size(2) == (heads + 2 * k.size(1)) * width_of(k),
               "decode_attention: qkv must be [B,1,(H+2K)P] and the caches [B,K,S,P] with K "
               "dividing H, not ",
               qkv.sizes(), " with ", heads, " heads, ", k.sizes(), " and ", v.sizes());
-  const int64_t B = qkv.size(0), P = k.size(3);
+  const int64_t B = qkv.size(0), P = width_of(k);
   TORCH_CHECK(lengths.scalar_type() == at::kLong && lengths.numel() == B &&
                   (!starts.defined() || (starts.scalar_type() == at::kLong && starts.numel() == B)),
               "decode_attention: lengths and starts must be int64 [", B, "]");
@@ -43,12 +49,14 @@ const Device *kernels_for(const at::Tensor &qkv, int64_t heads, const at::Tensor
   if (!device)
     return nullptr;
   const Limits &limits = device->limits;
-  const bool fits =
-      device_for(k) == device && device_for(v) == device && k.scalar_type() == qkv.scalar_type() &&
-      v.scalar_type() == qkv.scalar_type() && k.strides() == v.strides() && k.stride(3) == 1 &&
-      k.size(3) % limits.width_multiple == 0 && k.size(3) <= limits.decode_head_width &&
-      cos.size(2) % limits.width_multiple == 0 && heads / k.size(1) <= limits.decode_group &&
-      !records_grad(qkv, k, v);
+  const bool q8 = k.scalar_type() == at::kByte && device->cache_unpack && k.is_cpu(),
+             same = q8 || (device_for(k) == device && device_for(v) == device &&
+                           k.scalar_type() == qkv.scalar_type());
+  const int64_t width = width_of(k);
+  const bool fits = same && k.strides() == v.strides() && k.stride(3) == 1 &&
+                    width % limits.width_multiple == 0 && width <= limits.decode_head_width &&
+                    cos.size(2) % limits.width_multiple == 0 &&
+                    heads / k.size(1) <= limits.decode_group && !records_grad(qkv, k, v);
   return fits ? device : nullptr;
 }
 
@@ -76,9 +84,17 @@ int cq_decode_attention(const cq_decode *in, cq_tensor *out) {
     if (cq_rope_qkv_cache(in->qkv, in->heads, in->cos, in->sin, &column, in->k_cache, in->v_cache,
                           &q))
       return 1;
+    at::Tensor keys = k, values = v;
+    if (k.scalar_type() == at::kByte)
+      for (at::Tensor *t : {&keys, &values}) {
+        cq_tensor wide;
+        if (cq_cache_unpack(t, int(qkv.scalar_type()), &wide))
+          return 1;
+        *t = tensor_of(wide);
+      }
     const at::Tensor y =
-        ops::decode_attention_reference(tensor_of(q), k, v, lengths, starts, in->scale);
-    return give(out, y.reshape({B, 1, in->heads * k.size(3)}));
+        ops::decode_attention_reference(tensor_of(q), keys, values, lengths, starts, in->scale);
+    return give(out, y.reshape({B, 1, in->heads * ops::width_of(k)}));
   });
 }
 

@@ -214,6 +214,11 @@ struct Device {
   // As cq_cache_write; cache and fresh are contiguous in P.
   void (*cache_write)(const at::Tensor &cache, const at::Tensor &fresh,
                       const at::Tensor &positions);
+  // The same for a cache in Q8_0: uint8 [B,K,S,P/32*34], rows contiguous; fresh is [B,K,L,P].
+  void (*cache_write_q8)(const at::Tensor &cache, const at::Tensor &fresh,
+                         const at::Tensor &positions);
+  // The values of such a cache: out float32 [B,K,S,P].
+  void (*cache_unpack)(const at::Tensor &cache, const at::Tensor &out);
   // int64 [B]: the index of the largest of logits [B,V], the first among equals, or -1 if one is
   // NaN.
   at::Tensor (*argmax)(const at::Tensor &logits);

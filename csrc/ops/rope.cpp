@@ -128,10 +128,12 @@ int cq_rope_qkv_cache(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin
     RECORD_USER_SCOPE("conquer::rope_qkv_cache");
     const at::Tensor x = tensor_of(qkv), c = tensor_of(cos), s = tensor_of(sin),
                      where = tensor_of(columns), k = tensor_of(k_cache), v = tensor_of(v_cache);
-    TORCH_CHECK(k.dim() == 4 && k.sizes() == v.sizes() && k.scalar_type() == x.scalar_type(),
+    const bool q8 = k.scalar_type() == at::kByte; // in blocks of 32
+    TORCH_CHECK(k.dim() == 4 && k.sizes() == v.sizes() && k.scalar_type() == v.scalar_type() &&
+                    (k.scalar_type() == x.scalar_type() || (q8 && k.size(3) % 34 == 0)),
                 "rope: the caches must be [B,K,S,P] of ", x.scalar_type(), ", not ", k.sizes(),
                 " and ", v.sizes());
-    const int64_t K = k.size(1), P = k.size(3);
+    const int64_t K = k.size(1), P = q8 ? k.size(3) / 34 * 32 : k.size(3);
     TORCH_CHECK(x.dim() == 3 && x.size(2) == (heads + 2 * K) * P && x.size(0) == k.size(0),
                 "rope: qkv ", x.sizes(), " does not hold ", heads,
                 " heads and keys and values for caches of ", k.sizes());
@@ -141,7 +143,7 @@ int cq_rope_qkv_cache(cq_tensor qkv, int64_t heads, cq_tensor cos, cq_tensor sin
                     (where.size(0) == B || where.size(0) == 1) && where.size(1) == L,
                 "rope: columns must be int64 [", B, " or 1, ", L, "], not ", where.sizes());
     const ops::Device *device = ops::kernels_for(x, P, c);
-    if (device && ops::device_for(k) == device && ops::device_for(v) == device &&
+    if (!q8 && device && ops::device_for(k) == device && ops::device_for(v) == device &&
         k.stride(3) == 1 && k.strides() == v.strides() && !ops::records_grad(x)) {
       at::Tensor q = ops::empty_queries(x, heads, P);
       device->rope_qkv(x.contiguous(), c.contiguous(), s.contiguous(), where.contiguous(), q, k, v);

@@ -11,6 +11,7 @@ import (
 
 // Stages returns the plan of each GPU of a machine as a stage of a pipeline.
 func Stages(m model.Model, o Options, machine Machine) ([]Plan, error) {
+	o.Quantized = Quantized{} // the stages convert
 	n, width := machine.GPUs, m.Head().Shape[1]
 	first, err := units.Stages(units.Of(m), m.Head().Shape[0]*width, n)
 	if err != nil {

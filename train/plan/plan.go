@@ -96,6 +96,15 @@ type Options struct {
 	// CPU says that the run has no GPU: a layer of 16-bit weights then keeps its input in float32
 	// for each adapter.
 	CPU bool
+	// Quantized are the frozen weights that stay quantized beside an adapter. Every GPU holds all
+	// of them, except under tp and pp, which convert them to DType.
+	Quantized Quantized
+}
+
+// Quantized counts quantized weights.
+type Quantized struct {
+	Numbers float64 // how many weights they are
+	Bytes   float64 // their size on a GPU
 }
 
 // run returns the options of a training run with o.
@@ -238,13 +247,21 @@ func (p *prediction) sharded() bool {
 	return p.Strategy == train.FSDP || p.Strategy == train.HSDP
 }
 
+// quantized are the weights that the GPU holds quantized.
+func (p *prediction) quantized() Quantized {
+	if p.o.LoRA == nil || p.s.divided {
+		return Quantized{}
+	}
+	return p.o.Quantized
+}
+
 // share is the fraction of the weights that is trained.
 func (p *prediction) share() float64 { return math.Min(1, p.s.trained/p.s.all) }
 
 // state predicts what is held between two steps.
 func (p *prediction) state() {
 	n, random := p.s.trained, p.o.stochastic()
-	p.Weights = p.s.all * p.weight / p.shards
+	p.Weights = (p.s.all-p.quantized().Numbers)*p.weight/p.shards + p.quantized().Bytes
 	if p.o.LoRA != nil {
 		p.Weights += (n - p.s.saved) * p.trained / p.shards
 	}
@@ -333,6 +350,9 @@ func (p *prediction) memory() {
 	p.Activations = w.flight * p.s.inFlight
 	headGradient, blockGradient := p.s.head*p.weight, p.s.block*p.trained*p.share()
 	early := math.Max(w.logits, math.Max(w.unrecorded, w.again+w.backward+blockGradient))
+	if q := p.quantized(); q.Numbers > 0 { // of which one at a time is unpacked
+		early += math.Min(p.s.largest*p.weight, unpacked)
+	}
 	late := p.Gradients + math.Min(w.block, p.Activations+w.again) + w.backward
 	fullest := math.Max(p.Activations+headGradient+early, late)
 	if p.Strategy == train.DDP { // a bucket fills while the next block's gradients exist
@@ -363,12 +383,13 @@ func (p *prediction) memory() {
 // sent.
 func (p *prediction) shardedBuffers(w working) float64 {
 	share, backward := p.share(), w.again+w.backward
-	block, head := p.s.block*p.weight, p.s.after*p.weight
+	plain := 1 - p.quantized().Numbers/p.s.all // the part of the weights that is gathered
+	block, head := p.s.block*p.weight*plain, p.s.after*p.weight*plain
 	blockGradient, blockSent := p.s.block*share*p.trained, p.s.block*share*4
 	headGradient, headSent := p.s.head*p.weight, p.s.head*4
 	waiting := 0.0 // for the embedding's gradient
 	if p.s.after == 0 {
-		head, waiting, headSent = p.s.embedding*p.weight, headGradient, 0
+		head, waiting, headSent = p.s.embedding*p.weight*plain, headGradient, 0
 	}
 	// Activations of a block, and of the block that runs backward.
 	one, passing := w.block, 0.0
@@ -391,8 +412,15 @@ func (p *prediction) shardedBuffers(w working) float64 {
 	if p.s.trained == p.s.all { // finally the embedding's gradient
 		moments = append(moments, p.s.embedding*(p.weight+4)-p.Activations)
 	}
-	return slices.Max(moments)
+	most := slices.Max(moments)
+	if plain < 1 {
+		most += math.Min(p.s.largest*p.weight, unpacked)
+	}
+	return most
 }
+
+// unpacked is the most that a GPU unpacks of a quantized weight at a time.
+const unpacked = 256 << 20
 
 // time predicts the seconds of a step.
 func (p *prediction) time() {

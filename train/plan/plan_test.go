@@ -240,3 +240,41 @@ func TestPredict_CountsInputsOfAdaptersOnTheCPU(t *testing.T) {
 		t.Error("weights in float32 need no copies")
 	}
 }
+
+// Frozen weights that stay quantized are held whole by each process of ddp and fsdp, in their own
+// size; under tp they are converted.
+func TestPredict_QuantizedWeightsKeepTheirSize(t *testing.T) {
+	m := plannedModel(t, "llama", false)
+	adapter := &lora.Config{Rank: 8, Alpha: 8}
+	o := Options{BatchSize: 2, SequenceLength: 128, DType: torch.BFloat16, LoRA: adapter}
+	machine := Machine{GPUs: 2, PerHost: 2, Memory: 80, Rate: 600, Transfer: 3000, Link: 300,
+		Network: 40, Host: 20}
+	plain, err := Predict(m, o, machine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const head = 2000 * 256
+	all := float64(model.Parameters(m))
+	o.Quantized = Quantized{Numbers: all - head, Bytes: (all - head) * 5 / 8}
+	quantized, err := Predict(m, o, machine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, q := range quantized {
+		saved := plain[i].Weights - q.Weights
+		want := 0.0 // tp and pp convert
+		switch q.Strategy {
+		case train.DDP:
+			want = (all - head) * (2 - 5.0/8)
+		case train.FSDP:
+			want = (all - head) * (1 - 5.0/8)
+		}
+		if math.Abs(saved-want) > 1 {
+			t.Errorf("%s saves %g bytes of weights, expected %g", q.Strategy, saved, want)
+		}
+		if q.Strategy == train.DDP && q.Peak >= plain[i].Peak {
+			t.Errorf("%s needs %g bytes, and %g with converted weights", q.Strategy, q.Peak,
+				plain[i].Peak)
+		}
+	}
+}
