@@ -100,6 +100,8 @@ func (f *planFlags) declareRun(flags *pflag.FlagSet) {
 	flags.IntVar(&f.Accumulate, "accumulate", 1, "forward passes per optimizer step")
 	flags.IntVar(&f.TensorSize, "tp_size", 0,
 		"number of GPUs that divide the layers under tp (default: the GPUs of a host)")
+	flags.IntVar(&f.ContextSize, "cp_size", 0,
+		"number of GPUs that each row is cut over, with ddp and fsdp (default 1)")
 	flags.StringVar(&f.dtype, "dtype", "bfloat16",
 		"`dtype` of the weights: float32, bfloat16 or float16; with --lora_rank, quantized weights "+
 			"stay as they are if it is not given")

@@ -88,9 +88,11 @@ type Options struct {
 	LoRA           *lora.Config // nil trains all weights
 	HeadOnly       bool
 	TensorSize     int // GPUs that divide each layer, with tp; 0 for those of a host
-	Optimizer      string
-	Moments        string
-	Stochastic     bool
+	// ContextSize is the number of GPUs that each row is cut over; 0 means 1.
+	ContextSize int
+	Optimizer   string
+	Moments     string
+	Stochastic  bool
 	// OffloadOptimizer is supported by fsdp and hsdp only.
 	OffloadOptimizer bool
 	// CPU says that the run has no GPU: a layer of 16-bit weights then keeps its input in float32
@@ -127,7 +129,9 @@ func (o Options) run() train.Options {
 func (o Options) micro() int { return max(1, o.Accumulate) }
 
 // tokens is the number of tokens of a micro-batch.
-func (o Options) tokens() float64 { return float64(o.BatchSize * o.SequenceLength) }
+func (o Options) tokens() float64 {
+	return float64(o.BatchSize*o.SequenceLength) / float64(max(1, o.ContextSize))
+}
 
 // hidden is the size in bytes of the hidden states of a micro-batch, [B,L,D].
 func (o Options) hidden(
@@ -163,8 +167,15 @@ func Predict(m model.Model, o Options, machine Machine) ([]Plan, error) {
 	if err := machine.check(); err != nil {
 		return nil, err
 	}
+	if o.ContextSize < 0 || o.ContextSize > 1 && o.TensorSize > 1 {
+		return nil, fmt.Errorf("rows cut over %d GPUs: expected 1 or more, and no layers divided "+
+			"over GPUs", o.ContextSize)
+	}
 	s := measure(m, o, 0, len(m.Blocks()))
 	var plans []Plan
+	if o.ContextSize > 1 {
+		return s.contextPlans(m, o, machine)
+	}
 	for _, strategy := range dataParallel(o, machine) {
 		plans = append(plans, s.plan(strategy, o, machine))
 	}
@@ -308,6 +319,7 @@ type working struct {
 func (p *prediction) working() (w working) {
 	tokens, active := p.o.tokens(), float64(p.s.active)
 	w.block = tokens * p.s.activation * p.weight
+	w.block += (p.s.joined + p.s.mask) / math.Max(1, active)
 	w.flight = w.block * active
 	switch p.o.Recompute {
 	case train.RecomputeBlock:
@@ -442,7 +454,8 @@ func (p *prediction) time() {
 		again := tokens * p.s.cheap * p.weight
 		p.Compute += micro * 3 * again * float64(p.s.active) / (machine.Transfer * 1e9)
 	}
-	p.Communication = p.communication()
+	p.Communication = p.communication() +
+		micro*2*p.s.joined/(machine.Link*1e9) // gathered, and the gradients scattered
 	p.Step = math.Max(p.Compute, p.Communication)
 	if o.OffloadOptimizer { // gradients move to the host and weights back, without overlap
 		p.Step += ((micro*4+p.weight+12)*n + 2*p.moments) / p.shards / (machine.Host * 1e9)

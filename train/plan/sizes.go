@@ -14,6 +14,8 @@ import (
 
 // sizes counts the elements of a model, of a pipeline stage, or of one process's shard of either.
 type sizes struct {
+	joined         float64 // bytes that attention layers gather from the parts of a row
+	mask           float64 // bytes of their mask
 	all, trained   float64 // weights
 	block          float64 // weights of the largest block
 	largest        float64 // weight of a block
