@@ -153,14 +153,17 @@ func printSSD(w io.Writer, m bench.Machine, rows []bench.SSDRow) {
 		m.Ceilings.BF16GFlopPerS)
 	fmt.Fprintln(w, "pass\tstrategy\tB\tL\tchunk\tms\tquartiles\tGB/s\tof read\tGFLOP/s\tof "+
 		"rate\tpeak\terror\t× default\t")
+	var failed []string // reasons, which are too long for a column
 	for _, r := range rows {
 		chunk, ratio := "", ""
 		if r.ChunkSize > 0 {
 			chunk = fmt.Sprint(r.ChunkSize)
 		}
 		if r.Failed != "" {
-			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t\n", r.Pass, r.Strategy, r.Batch, r.Length,
-				chunk, r.Failed)
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\tfailed\t\n", r.Pass, r.Strategy, r.Batch, r.Length,
+				chunk)
+			failed = append(failed, fmt.Sprintf("%s, %s, B %d, L %d: %s", r.Pass, r.Strategy,
+				r.Batch, r.Length, r.Failed))
 			continue
 		}
 		base := plain[shape{r.Pass, r.Batch, r.Length, r.ChunkSize}]
@@ -171,5 +174,8 @@ func printSSD(w io.Writer, m bench.Machine, rows []bench.SSDRow) {
 			"%%\t%s\t%.1e\t%s\t\n", r.Pass, r.Strategy, r.Batch, r.Length, chunk,
 			formatMS(r.MedianMS), formatQuartiles(r.Times()), r.GBPerS,
 			100*r.OfBandwidth, r.GFlopPerS, 100*r.OfRate, formatBytes(r.PeakBytes), r.Error, ratio)
+	}
+	for _, reason := range failed {
+		fmt.Fprintf(w, "\n%s\n", reason)
 	}
 }

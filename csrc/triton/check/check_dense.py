@@ -516,7 +516,8 @@ def check_replay_inputs(d, limit):
                                       tensor(held, "i32"), weight, scale, across, H, H // G, P, N,
                                       0.01, 0.5, T=T, HEADS=4, BP=16, BN=N, PDL=PDL)
     for name, got, wanted in (("x", ring_x, want_x), ("B", ring_b, want_b),
-                              ("dt", ring_dt, want_dt), ("weight", weight, want[0]), ("scale", scale, want[1]),
+                              ("dt", ring_dt, want_dt), ("weight", weight, want[0]),
+                              ("scale", scale, want[1]),
                               ("across", across, want[2, :, :, 0])):
         check(f"replay_inputs {name} {G, list(held)}", got, wanted, limit)
 
