@@ -31,8 +31,9 @@ const (
 	Accuracy = "accuracy"
 	GPTScore = "gptscore"
 
-	Consistency = "consistency"
-	Speed       = "speed" // of tools/peers: this program beside others
+	Consistency  = "consistency"
+	Quantization = "quantization"
+	Speed        = "speed" // of tools/peers: this program beside others
 )
 
 // Results are the results of one benchmark.
@@ -50,7 +51,8 @@ type Results struct {
 	// Program is the name and version of another program that was measured; "" is conquer. Rows
 	// that have a strategy then show the program in its place.
 	Program string `json:"program,omitempty"`
-	// []SSDRow, []ChunksRow, []AccuracyRow, []GPTScoreRow, []ConsistencyRow or []SpeedRow, by Kind
+	// []SSDRow, []ChunksRow, []AccuracyRow, []GPTScoreRow, []ConsistencyRow, []QuantizationRow
+	// or []SpeedRow, by Kind
 	Rows any `json:"rows"`
 }
 
@@ -299,12 +301,15 @@ func parseResults(path string, data []byte) (r *Results, err error) {
 		r.Rows, err = rowsOf[GPTScoreRow](rows)
 	case Consistency:
 		r.Rows, err = rowsOf[ConsistencyRow](rows)
+	case Quantization:
+		r.Rows, err = rowsOf[QuantizationRow](rows)
 	case Speed:
 		r.Rows, err = rowsOf[SpeedRow](rows)
 	default:
 		return nil, fmt.Errorf(
-			"%s: not the results of a benchmark: kind is %q, expected %s, %s, %s, %s, %s or %s",
-			path, r.Kind, SSD, Chunks, Accuracy, GPTScore, Consistency, Speed)
+			"%s: not the results of a benchmark: kind is %q, expected %s, %s, %s, %s, %s, %s "+
+				"or %s", path, r.Kind, SSD, Chunks, Accuracy, GPTScore, Consistency, Quantization,
+			Speed)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: rows: %w", path, err)

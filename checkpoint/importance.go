@@ -14,8 +14,8 @@ import (
 	"conquer/quant"
 )
 
-// Importance has for tensors by name what their columns are multiplied by. Names are Hugging Face's,
-// or GGUF's after [Importance.GGUF] and in files.
+// Importance has for tensors by name what their columns are multiplied by. Names are Hugging
+// Face's, or GGUF's after [Importance.GGUF] and in files.
 type Importance map[string]Inputs
 
 // Inputs are the inputs of a tensor's matrices: of the experts of a stack, or of one matrix.
@@ -37,8 +37,8 @@ func (m Importance) Add(name string, matrix, matrices int, squares []float32, to
 	in.Counts[matrix] += float32(tokens)
 }
 
-// Means gives the mean square of each column's input, of one matrix after another. Those of a matrix
-// that no token passed through are 1.
+// Means gives the mean square of each column's input, of one matrix after another. Those of a
+// matrix that no token passed through are 1.
 func (in Inputs) Means() []float32 {
 	means := make([]float32, len(in.Squares))
 	columns := len(in.Squares) / max(len(in.Counts), 1)

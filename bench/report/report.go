@@ -25,7 +25,7 @@ type Report struct {
 }
 
 // Write makes the page output from the files ssd.json, chunks.json, accuracy.json, gptscore.json,
-// consistency.json and speed.json in the folder results. Any of them may be missing. Results of
+// consistency.json, quantization.json and speed.json in the folder results. Any of them may be missing. Results of
 // other programs are in files named KIND_PROGRAM.json, such as ssd_mamba.json, which tools/peers
 // writes; they are shown beside those of KIND.json. If a file is malformed, the page is made from
 // the others, and Write returns both a report and an error.
@@ -65,6 +65,7 @@ func compose(results string) (_ *page, notes []string, _ error) {
 		{bench.Chunks, "Latency, throughput and memory", chunks},
 		{bench.SSD, "The scan alone", ssd},
 		{bench.Consistency, "Consistency", consistency},
+		{bench.Quantization, "Quantized weights", quantization},
 		{bench.Speed, "Other programs", speed},
 	} {
 		path := filepath.Join(results, kind.name+".json")
@@ -79,8 +80,9 @@ func compose(results string) (_ *page, notes []string, _ error) {
 			asProgram(r)
 		}
 		switch {
-		case errors.Is(err, fs.ErrNotExist) && kind.name == bench.Speed:
-			continue // other programs need not be there
+		case errors.Is(err, fs.ErrNotExist) && (kind.name == bench.Speed ||
+			kind.name == bench.Quantization):
+			continue // other programs and quantized models need not be there
 		case errors.Is(err, fs.ErrNotExist):
 			note := fmt.Sprintf("%s is missing: `conquer bench %s` makes it", path, kind.name)
 			notes = append(notes, note)

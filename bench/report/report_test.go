@@ -169,6 +169,11 @@ func all(t testing.TB) (dir string, accuracy []bench.AccuracyRow) {
 	save(t, dir, bench.Consistency, []bench.ConsistencyRow{
 		consistencyRow("conquer", bench.Whole, 0, 1e-6),
 		consistencyRow("conquer", bench.Pieces, 7, 4e-6)})
+	save(t, dir, bench.Quantization, []bench.QuantizationRow{
+		{Kind: "original", Bytes: 100, BitsPerWeight: 16, Perplexity: 12},
+		{Kind: "Q4_K_M", Bytes: 30, BitsPerWeight: 4.8, Perplexity: 12.3, KL: 0.05, KLError: 0.002},
+		{Kind: "Q4_K_M", Bytes: 30, BitsPerWeight: 4.8, Perplexity: 12.2, KL: 0.03,
+			Importance: true}})
 	return dir, accuracy
 }
 
@@ -180,7 +185,8 @@ func TestWrite_PageIsCompleteAndSelfContained(t *testing.T) {
 		t.Fatalf("%v, notes %q", err, report.Notes)
 	}
 	page := parse(t, out)
-	for _, id := range []string{"accuracy", "gptscore", "chunks", "ssd", "consistency", "made"} {
+	for _, id := range []string{"accuracy", "gptscore", "chunks", "ssd", "consistency",
+		"quantization", "made"} {
 		if !slices.Contains(page.ids, id) {
 			t.Errorf("there is no section %s", id)
 		}

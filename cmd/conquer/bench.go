@@ -26,6 +26,7 @@ conquer bench chunks --variant small --prompts examples/prompts/prompts.json
 conquer bench accuracy --model_path my-bamba --prompts examples/prompts/prompts.json
 conquer bench gptscore --model_path smollm2-135m results/accuracy_*.tsv
 conquer bench consistency --model_path my-bamba --text_file book.txt
+conquer bench quantization --model_path smollm2-135m --text_file book.txt
 conquer bench inference --model_path smollm2-135m --seq_len 512 --max_new_tokens 64
 conquer bench report`,
 	subcommands: []command{
@@ -34,6 +35,7 @@ conquer bench report`,
 		benchAccuracyCommand,
 		benchGPTScoreCommand,
 		benchConsistencyCommand,
+		benchQuantizationCommand,
 		benchInferenceCommand,
 		benchServeCommand,
 		benchTrainCommand,

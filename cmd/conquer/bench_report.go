@@ -30,7 +30,7 @@ type reportOutput struct {
 func setupBenchReport(flags *pflag.FlagSet) func(context.Context, []string) error {
 	results := flags.String("results_path", "results",
 		"`folder` with benchmark results: ssd.json, chunks.json, accuracy.json, gptscore.json, "+
-			"consistency.json and those of other programs, each optional")
+			"consistency.json, quantization.json and those of other programs, each optional")
 	output := flags.String("output_path", "report.html",
 		"HTML `page` to write; plots go to the folder plots beside it")
 	asJSON := flags.Bool("json", false, "print a JSON object with page, plots and missing")

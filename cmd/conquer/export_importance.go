@@ -29,8 +29,8 @@ func (f *importanceFlags) declare(flags *pflag.FlagSet) {
 	flags.IntVar(&f.tokens, "importance_tokens", 1<<15,
 		"`number` of tokens of --importance_data that are read")
 	flags.StringVar(&f.file, "importance", "",
-		"importance matrix in GGUF, as llama-imatrix writes it: the `file` that is read, or written "+
-			"with --importance_data")
+		"importance matrix in GGUF, as llama-imatrix writes it: the `file` that is read, or "+
+			"written with --importance_data")
 }
 
 // check refuses flags that would do nothing. encoding is the mix of the output.

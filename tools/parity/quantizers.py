@@ -3,13 +3,14 @@
     python tools/parity/quantizers.py CONQUER SMOLLM2.gguf [KIND ...]
 
 Two models are quantized to each kind (default: q4_k_m), by `conquer export` and by llama.cpp's
-llama_model_quantize, without importance data and with the importance matrix that conquer collects:
-SmolLM2-135M, whose rows of 576 get other kinds than Q4_K, and the same function with a width of
-768: some channels of the residual stream and some heads are there twice, each with its share, and
-channels are permuted. llama.cpp computes the Kullback-Leibler divergence of each file's predictions
-from those of the model in float32, on WINDOWS windows of 512 tokens of prose and code. The script
-fails if a matrix has another kind than in llama.cpp's file, or if the divergence of a q4_k_m file is
-larger than that of llama.cpp's. Needs gguf 0.19, llama-cpp-python 0.3.36, numpy and Go's sources.
+llama_model_quantize, without importance data and with the importance matrix that conquer
+collects: SmolLM2-135M, whose rows of 576 get other kinds than Q4_K, and the same function with a
+width of 768: some channels of the residual stream and some heads are there twice, each with its
+share, and channels are permuted. llama.cpp computes the Kullback-Leibler divergence of each
+file's predictions from those of the model in float32, on WINDOWS windows of 512 tokens of prose
+and code. The script fails if a matrix has another kind than in llama.cpp's file, or if the
+divergence of a q4_k_m file is larger than that of llama.cpp's. Needs gguf 0.19, llama-cpp-python
+0.3.36, numpy and Go's sources.
 """
 
 import ctypes
