@@ -10,8 +10,8 @@ import (
 // Blocks returns a matrix, or a stack of matrices below each other, in the blocks in which it is
 // stored: parts of it below each other, which are views of the mapped file, or copies if their rows
 // lie in another order there (see [Mapped]), or if GPTQ or AWQ quantized it, whose tensors it
-// arranges in blocks of rows. There are none for a tensor that is not quantized, or that has another
-// form in the file. [Checkpoint.Converted] tells of quantized matrices that have none.
+// arranges in blocks of rows. There are none for a tensor that is not quantized, or that has
+// another form in the file. [Checkpoint.Converted] tells of quantized matrices that have none.
 func (c *Checkpoint) Blocks(name string) (parts []torch.BlockPart, err error) {
 	s, err := c.find(name)
 	if err != nil {
@@ -72,8 +72,8 @@ func (s *stored) rowBlocks(c *Checkpoint, first, n int) torch.BlockPart {
 // blocks, and why not.
 func (c *Checkpoint) Converted() (n int, why string) { return c.converted, c.why }
 
-// GPUConverts says why a GPU cannot compute on the quantized weights of a Hugging Face folder; "" if
-// it can.
+// GPUConverts says why a GPU cannot compute on the quantized weights of a Hugging Face folder; ""
+// if it can.
 func (c *Checkpoint) GPUConverts() string {
 	for _, s := range c.tensors {
 		switch {
@@ -87,9 +87,9 @@ func (c *Checkpoint) GPUConverts() string {
 	return ""
 }
 
-// OnGPU counts the weights that stay quantized on a GPU, and the bytes that they take there: codes of
-// 4 bits with a scale and a minimum of 16 bits for each 32 numbers, or codes of 8 bits with both for
-// each 16.
+// OnGPU counts the weights that stay quantized on a GPU, and the bytes that they take there: codes
+// of 4 bits with a scale and a minimum of 16 bits for each 32 numbers, or codes of 8 bits with both
+// for each 16.
 func (c *Checkpoint) OnGPU() (numbers, bytes int) {
 	if c.GPUConverts() != "" {
 		return 0, 0

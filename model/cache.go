@@ -72,8 +72,8 @@ func SetCache(m Model, form string) error {
 	case DType(m) == torch.Float64:
 		return fmt.Errorf("a model in float64 keeps its keys and values in float64")
 	case Device(m).IsCUDA():
-		return fmt.Errorf("a GPU has no kernels for keys and values in 8 bits: use --device cpu, or " +
-			"leave the flag out")
+		return fmt.Errorf("a GPU has no kernels for keys and values in 8 bits: use --device cpu, " +
+			"or leave the flag out")
 	}
 	for _, a := range layers {
 		a.eightBit = form == CacheQ8

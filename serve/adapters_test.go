@@ -201,12 +201,12 @@ func TestAdapters_OverHTTP(t *testing.T) {
 	if again := ask("tiny"); again != base {
 		t.Errorf("%q, before %q", again, base)
 	}
-	if status, _ := post(t, h.URL+"/v1/completions", `{"model": "second", "prompt": "a"}`); status !=
-		404 {
+	status, _ := post(t, h.URL+"/v1/completions", `{"model": "second", "prompt": "a"}`)
+	if status != 404 {
 		t.Errorf("an adapter that is gone: %d", status)
 	}
 	_, closed := serving(t, nil)
-	status, _ := post(t, closed.URL+"/v1/load_lora_adapter", load("x", first))
+	status, _ = post(t, closed.URL+"/v1/load_lora_adapter", load("x", first))
 	if status != 404 {
 		t.Errorf("loading that is not allowed: %d", status)
 	}

@@ -457,8 +457,8 @@ func TestBlockTail_ReportsUnfusedReason(t *testing.T) {
 	}
 }
 
-// A cache in 8 bits holds levels of the keys and values of a cache of floats, and attention to it is
-// that to its values.
+// A cache in 8 bits holds levels of the keys and values of a cache of floats, and attention to it
+// is that to its values.
 func TestCache_In8Bits(t *testing.T) {
 	inTorch(t, func() {
 		const batch, heads, keyHeads, width, capacity = 3, 4, 2, 64, 200
@@ -498,7 +498,8 @@ func TestCache_In8Bits(t *testing.T) {
 					most = max(most, float32(math.Abs(float64(v))))
 				}
 				for k, v := range exact {
-					if off := math.Abs(float64(got[block+k] - v)); off > 0.51*float64(most)/127+float64(most)/2000 {
+					limit := 0.51*float64(most)/127 + float64(most)/2000
+					if math.Abs(float64(got[block+k]-v)) > limit {
 						t.Fatalf("cache %d, number %d: %g became %g", i, block+k, v, got[block+k])
 					}
 				}

@@ -54,8 +54,8 @@ func (t *Trainer) diverged() error {
 	}
 	if t.optimizer.Steps() == 0 {
 		return DivergedError{t.skippedSteps(what) + ", and none was taken before: the data or " +
-			"the model's weights are at fault, not the learning rate: test the model with conquer " +
-			"generate, and try --dtype float32"}
+			"the model's weights are at fault, not the learning rate: test the model with " +
+			"conquer generate, and try --dtype float32"}
 	}
 	return t.advise("%s", t.skippedSteps(what))
 }

@@ -83,7 +83,7 @@ type Trainer struct {
 	over      bool             // the weights are those of the best validation
 	notes     []string         // for Run's listeners
 	warmup    bool             // the number of warm-up steps is the default
-	ends      []byte           // generation_config.json that ends generation at the data's turn ends
+	ends      []byte           // generation_config.json that ends texts at the data's turn ends
 	carries   []*network.Carry // of each micro-batch of a step; nil without CarryState
 	split     *model.Split     // of each row over processes, nil if they are whole
 	print     state.Fingerprint

@@ -25,10 +25,10 @@ type Report struct {
 }
 
 // Write makes the page output from the files ssd.json, chunks.json, accuracy.json, gptscore.json,
-// consistency.json, quantization.json and speed.json in the folder results. Any of them may be missing. Results of
-// other programs are in files named KIND_PROGRAM.json, such as ssd_mamba.json, which tools/peers
-// writes; they are shown beside those of KIND.json. If a file is malformed, the page is made from
-// the others, and Write returns both a report and an error.
+// consistency.json, quantization.json and speed.json in the folder results. Any of them may be
+// missing. Results of other programs are in files named KIND_PROGRAM.json, such as ssd_mamba.json,
+// which tools/peers writes; they are shown beside those of KIND.json. If a file is malformed, the
+// page is made from the others, and Write returns both a report and an error.
 func Write(results, output string) (*Report, error) {
 	p, notes, err := compose(results)
 	if p == nil {

@@ -103,8 +103,8 @@ func (f *planFlags) declareRun(flags *pflag.FlagSet) {
 	flags.IntVar(&f.ContextSize, "cp_size", 0,
 		"number of GPUs that each row is cut over, with ddp and fsdp (default 1)")
 	flags.StringVar(&f.dtype, "dtype", "bfloat16",
-		"`dtype` of the weights: float32, bfloat16 or float16; with --lora_rank, quantized weights "+
-			"stay as they are if it is not given")
+		"`dtype` of the weights: float32, bfloat16 or float16; with --lora_rank, quantized "+
+			"weights stay as they are if it is not given")
 	flags.StringVar(&f.recompute, "recompute", "none", recomputeUsage)
 	f.lora.declareSizes(flags)
 	flags.StringVar(&f.Optimizer, "optimizer", "adamw", "adamw, lion or muon")

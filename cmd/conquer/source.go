@@ -274,7 +274,8 @@ func (f *modelFlags) load(o *opened, dtype torch.DType, device torch.Device) (mo
 	beside := o.blocks
 	if o.blocks && device.IsCUDA() && model.HasExperts(m) {
 		o.blocks = false
-		f.announceConversion(o.checkpoint, dtype, "no kernel of a GPU computes on blocks of experts")
+		f.announceConversion(o.checkpoint, dtype,
+			"no kernel of a GPU computes on blocks of experts")
 	}
 	switch {
 	case f.divided:

@@ -20,8 +20,8 @@ func (f *modelFlags) declareStates(flags *pflag.FlagSet) {
 // declareCache adds the flag of commands that keep keys and values.
 func (f *modelFlags) declareCache(flags *pflag.FlagSet) {
 	flags.StringVar(&f.cacheDType, "cache_dtype", "",
-		"`form` in which keys and values are kept: q8_0, 8 bits in blocks of 32 with a scale, on the "+
-			"CPU (default: the dtype of the activations)")
+		"`form` in which keys and values are kept: q8_0, 8 bits in blocks of 32 with a scale, on "+
+			"the CPU (default: the dtype of the activations)")
 }
 
 // setStates gives the layers of a model the forms of keys, values and states that the flags name.

@@ -15,8 +15,8 @@ import (
 //
 //	mark, key, samples, description, size of the description (8 bytes), CRC-32C of all before (4)
 //
-// The description is JSON. A sample is six numbers of 32 bits (see storedSample.parse), the
-// ranges of its tokens that have loss, two numbers each, and its tokens in 16 or 32 bits, filled up to a
+// The description is JSON. A sample is six numbers of 32 bits (see storedSample.parse), the ranges
+// of its tokens that have loss, two numbers each, and its tokens in 16 or 32 bits, filled up to a
 // multiple of four bytes. All numbers are little-endian.
 
 const storedMark = "conquer1"

@@ -3,13 +3,13 @@
 
     python tools/parity/quantized_folders.py --conquer build/bin/conquer [--seeds 2] --model ""
 
-Small random Llamas are stored in each format, with random codes, scales and zero points. The weights
-that `conquer export` writes must be those of the peers' own dequantization, bit for bit: FP8 as
-transformers loads it, compressed-tensors as its package decompresses it, AWQ as autoawq unpacks it,
-and GPTQ as its format defines it, because gptqmodel does not install without a GPU. The negative
-log-likelihoods of `conquer score` are compared with those of transformers on the dequantized
-weights: with --dtype float32, and on the weights as they are stored. Needs torch, transformers,
-safetensors, accelerate, compressed-tensors 0.20 and autoawq 0.2.9.
+Small random Llamas are stored in each format, with random codes, scales and zero points. The
+weights that `conquer export` writes must be those of the peers' own dequantization, bit for bit:
+FP8 as transformers loads it, compressed-tensors as its package decompresses it, AWQ as autoawq
+unpacks it, and GPTQ as its format defines it, because gptqmodel does not install without a GPU. The
+negative log-likelihoods of `conquer score` are compared with those of transformers on the
+dequantized weights: with --dtype float32, and on the weights as they are stored. Needs torch,
+transformers, safetensors, accelerate, compressed-tensors 0.20 and autoawq 0.2.9.
 """
 import importlib.util
 import json
@@ -75,7 +75,8 @@ def awq(rng, rows, columns, size):
     peer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(peer)
     any_word = lambda *shape: torch.tensor(rng.integers(-2**31, 2**31, shape).astype(np.int32))
-    stored = {"qweight": any_word(columns, rows // 8), "qzeros": any_word(columns // size, rows // 8),
+    stored = {"qweight": any_word(columns, rows // 8),
+              "qzeros": any_word(columns // size, rows // 8),
               "scales": torch.tensor(rng.uniform(0.5, 1.5, (columns // size, rows)) * 0.01).half()}
     return stored, peer.dequantize_gemm(stored["qweight"], stored["qzeros"], stored["scales"], 4,
                                         size).T
