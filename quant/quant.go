@@ -63,10 +63,13 @@ var byName, byNumber = func() (map[string]Kind, map[int]Kind) {
 	for _, k := range Kinds {
 		names[k.Name], numbers[k.Number] = k, k
 	}
+	for _, k := range codeKinds { // which no file has
+		names[k.Name] = k
+	}
 	return names, numbers
 }()
 
-// ByName finds a kind by its name, such as "Q4_K".
+// ByName finds a kind by its name, such as "Q4_K"; also one of [CodeKinds].
 func ByName(name string) (Kind, bool) { k, ok := byName[name]; return k, ok }
 
 // ByNumber finds a kind by its number in GGUF files.
