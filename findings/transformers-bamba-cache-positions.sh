@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# transformers 5.24.0 with torch 2.11.0, without the kernels of mamba_ssm. A text that is read in two
-# calls, the second with the cache of the first and without position_ids: Llama's positions continue
-# after those of the cache, Bamba's begin at 0 again. So Bamba's attention layers rotate the second
+# transformers 5.24.0 with torch 2.11.0, without the kernels of mamba_ssm. A text is read in two
+# calls, the second with the cache of the first and without position_ids. Llama's positions continue
+# after those of the cache. Bamba's begin at 0 again, so its attention layers rotate the second
 # piece's keys and queries by wrong angles, and the logits differ from those of one call, silently.
 # With position_ids the two calls agree.
-# Seen: the last token's logits differ by 0.35 of the largest for Bamba, and by 1e-7 with position_ids.
-# Without them they are equal to those with the positions 0 to 3. Llama's do not differ.
+# Seen: the last token's logits differ by 0.35 of the largest for Bamba, and by 1e-7 with
+# position_ids. Without them they are equal to those with the positions 0 to 3. Llama's do not
+# differ.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
