@@ -297,6 +297,9 @@ func (f *benchTrainFlags) check(args []string) error {
 }
 
 func (f *benchTrainFlags) run(ctx context.Context) error {
+	if f.adapter.Rank == 0 {
+		f.converts = convertsTraining
+	}
 	m, done, err := f.model(ctx, f.options.SequenceLength)
 	if err != nil {
 		return err

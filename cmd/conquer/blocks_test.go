@@ -92,4 +92,13 @@ func TestBlocks_ConversionsAreAnnounced(t *testing.T) {
 			t.Errorf("%s: exit %d: %s", name, code, stderr)
 		}
 	}
+	for _, rank := range []string{"0", "2"} {
+		_, stderr, code := invoke(t, "", "bench", "train", "--model_path", path, "--device", "cpu",
+			"--steps", "1", "--batch_size", "1", "--sequence_length", "9", "--lora_rank", rank,
+			"--json")
+		if converted := strings.Contains(stderr, "training changes them"); code != 0 ||
+			converted != (rank == "0") {
+			t.Errorf("bench train, rank %s: exit %d: %s", rank, code, stderr)
+		}
+	}
 }

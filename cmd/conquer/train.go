@@ -67,6 +67,9 @@ conquer train --architecture bamba --variant bytes --tokenizer char_tokenizer --
 	setup:  setupTrain,
 }
 
+// convertsTraining is why quantized weights are converted for training all weights.
+const convertsTraining = "training changes them (--lora_rank trains an adapter beside them)"
+
 func setupTrain(flags *pflag.FlagSet) func(context.Context, []string) error {
 	var f trainFlags
 	f.declare(flags)
@@ -113,7 +116,7 @@ func (f *trainFlags) run(ctx context.Context) error {
 	f.fits = f.checkMemory
 	switch {
 	case f.LoRA == nil:
-		f.converts = "training changes them (--lora_rank trains an adapter beside them)"
+		f.converts = convertsTraining
 	case f.HeadOnly || len(f.LoRA.Save) > 0 || len(f.lora.tokens) > 0 || len(f.add.added) > 0:
 		f.converts = "training changes some of them"
 	case f.LoRA.Init == lora.InitPiSSA:
