@@ -105,15 +105,7 @@ type TensorSource interface {
 // the mapped file. Others are converted, and fused ones joined, one at a time; those of [InBlocks]
 // stay in their blocks. This process keeps its shard of a divided weight.
 func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
-	blocks, keeps := source.(inBlocks)
-	if keeps {
-		source = blocks.BlockSource
-	}
-	failed := check(m, source)
-	var kept map[*nn.Param]bool
-	if keeps && failed == nil {
-		kept, failed = blocks.keep(m, dtype, device)
-	}
+	source, kept, failed := begin(m, source, dtype, device)
 	nn.Walk(m, func(p nn.Component) {
 		if failed == nil && !kept[p.Param] {
 			torch.Scoped(func() { failed = loadComponent(p, source, dtype, device) })
@@ -122,19 +114,26 @@ func Load(m Model, source TensorSource, dtype torch.DType, device torch.Device) 
 	return failed
 }
 
+// begin checks that source has m's weights, and reads those that stay in their blocks. It returns
+// what the others are read from.
+func begin(m Model, source TensorSource, dtype torch.DType, device torch.Device) (TensorSource,
+	map[*nn.Param]bool, error) {
+	blocks, keeps := source.(inBlocks)
+	if !keeps {
+		return source, nil, check(m, source)
+	}
+	if err := check(m, blocks.BlockSource); err != nil {
+		return nil, nil, err
+	}
+	kept, err := blocks.keep(m, dtype, device)
+	return blocks.BlockSource, kept, err
+}
+
 // Defer is [Load] for a model of which this process will hold only a part: each weight is read when
 // it is moved to its place ([nn.Param.Move]). Until then source must stay open. Weights of
 // [InBlocks] are not deferred: each process holds all of them.
 func Defer(m Model, source TensorSource, dtype torch.DType, device torch.Device) error {
-	blocks, keeps := source.(inBlocks)
-	if keeps {
-		source = blocks.BlockSource
-	}
-	err := check(m, source)
-	var kept map[*nn.Param]bool
-	if keeps && err == nil {
-		kept, err = blocks.keep(m, dtype, device)
-	}
+	source, kept, err := begin(m, source, dtype, device)
 	if err != nil {
 		return err
 	}
