@@ -55,9 +55,8 @@ type ConsistencyRow struct {
 	LogitMax   float64 `json:"logit_max"`
 	LogitMaxAt int     `json:"logit_max_at"`
 	LogitScale float64 `json:"logit_scale"`
-	// FirstDiffering is the first position whose likeliest token is another one, -1 if there is
-	// none; Margin is by how much the reference's likeliest token leads there, in logits. Differing
-	// counts such positions.
+	// FirstDiffering is the first position with another argmax, -1 if there is none; Margin is by
+	// how much the reference's argmax leads there, in logits. Differing counts such positions.
 	FirstDiffering int     `json:"first_differing"`
 	Margin         float64 `json:"margin,omitempty"`
 	Differing      int     `json:"differing"`
