@@ -73,6 +73,11 @@ func TestRing_LogitsAreThoseOfAWrittenState(t *testing.T) {
 		for range 6 {
 			read(plain, ringed, 1)
 		}
+		for i, l := range ringed.Layers {
+			if l.Ring.DT.Defined() && torch.Item[float32](l.Ring.DT.Neg().Max()) >= 0 {
+				t.Errorf("layer %d has an entry that no token filled", i)
+			}
+		}
 		read(plain, ringed, 3) // folds two inputs
 		for range 3 {
 			read(plain, ringed, 1)
